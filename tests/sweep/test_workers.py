@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -80,22 +81,17 @@ def test_what_an_interrupt_has_turned_into_another_error_is_no_failure_of_the_ru
 
 
 @pytest.fixture
-def played(monkeypatch) -> list[ThreadPoolExecutor]:
-    """Has workers be threads, of which run 2 ends the one that does it. Gives the workers that have been begun."""
-    begun: list[ThreadPoolExecutor] = []
-
-    def new_worker() -> ThreadPoolExecutor:
-        begun.append(ThreadPoolExecutor(1))
-        return begun[-1]
+def played(monkeypatch) -> Mock:
+    """Has workers be threads, of which run 2 ends the one that does it. Gives what begins a worker."""
 
     def attempt(run: Run, verbose: bool) -> Result:
         if run.seed == 2:
             raise BrokenProcessPool
         return Result(run, DONE, str(verbose))
 
-    monkeypatch.setattr(workers, "new_worker", new_worker)
     monkeypatch.setattr(workers, "attempt", attempt)
-    return begun
+    monkeypatch.setattr(workers, "new_worker", begin := Mock(side_effect=lambda: ThreadPoolExecutor(1)))
+    return begin
 
 
 def test_workers_share_threads_and_runs_and_one_that_dies_fails_its_run_alone(runs, played, monkeypatch, caplog):
@@ -103,7 +99,7 @@ def test_workers_share_threads_and_runs_and_one_that_dies_fails_its_run_alone(ru
     with caplog.at_level("INFO"):
         results = {result.run.seed: result for result in run_in_workers(runs, 2, verbose=True)}
         assert [results[seed].status for seed in range(8)] == [DONE] * 2 + [FAILED] + [DONE] * 5
-        assert len(played) == 2 + 1
+        assert played.call_count == 2 + 1
         [alone] = run_in_workers(runs[:1], 8)
         monkeypatch.delenv("OMP_NUM_THREADS")
         monkeypatch.setattr(workers, "cores", lambda: 1)
@@ -128,33 +124,24 @@ def test_a_worker_keeps_to_what_it_has_opened_and_takes_then_what_fewest_have_an
     assert next_run([*waiting, run("a", -1)], None, []) == run("a", -1)  # all images, which take longest
 
 
-@pytest.fixture
-def says(monkeypatch, tmp_path) -> Callable[..., Result]:
-    """What has become of a run in a process of its own that does these lines of a shell."""
-    python = tmp_path / "python"
-    monkeypatch.setattr(workers.sys, "executable", str(python))
+def test_a_run_in_its_own_process_is_what_its_command_says(runs, capsys, monkeypatch):
+    monkeypatch.setattr(workers.subprocess, "run", process := Mock())
 
-    def run_it(run: Run, *lines: str) -> Result:
-        python.write_text("\n".join(["#!/bin/sh", 'echo "$@"', *lines]))
-        python.chmod(0o755)
+    def says(run: Run, printed: str, code: int = 0) -> Result:
+        process.return_value = Mock(stdout=printed, returncode=code)
         return attempt(replace(run, separate=True), True)
 
-    return run_it
-
-
-def test_a_run_in_its_own_process_is_what_its_command_says(runs, says, capsys):
     first, second, third, fourth = runs[:4]
     attempt(first)
-    assert says(first, "echo well").status == DONE
-    words = capsys.readouterr().err.split()
-    assert words[:4] == ["-m", "trainers.hegraph", "--features", first.source]
-    assert words[-3:] == ["--output-dir", str(first.folder), "well"]
-    assert says(second, "echo error: no such bank", "exit 2").message == "no such bank"
-    assert says(third, "echo killed", "exit 9").message == "RuntimeError: killed"
-    assert "--features" in json.loads((third.folder / "error.json").read_text())["traceback"]
-    assert "left no record" in says(fourth, "echo well").message
+    assert says(first, "well\n").status == DONE
+    assert capsys.readouterr().err == "well\n"
+    assert process.call_args[0][0] == [sys.executable, "-m", "trainers.hegraph", *first.arguments()]
+    assert says(second, "loading\nerror: no such bank\n", 2).message == "no such bank"
+    assert says(third, "loading\nkilled\n", 9).message == "RuntimeError: killed"
+    assert "loading" in json.loads((third.folder / "error.json").read_text())["traceback"]
+    assert "left no record" in says(fourth, "well\n").message
     with lock_folder(fourth.folder):
-        assert says(fourth, "exit 2").status == LOCKED
+        assert says(fourth, "", 2).status == LOCKED
 
 
 def test_a_sweep_that_is_ended_kills_its_workers_and_what_is_started_as_one_has_its_threads_and_hears_no_signal(
