@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-import warnings
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -112,9 +111,7 @@ def new_images(classifier: HeGraphClassifier, dataset: Dataset) -> tuple[list[An
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code, as of `report`."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="PIL")  # what Pillow thinks of an image that it can read
-        return report(lambda: train_more(parse_arguments(arguments)))
+    return report(lambda: train_more(parse_arguments(arguments)))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ import argparse
 import json
 import logging
 import sys
-import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -142,9 +141,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         args = parse_arguments(arguments)
         return int(args.run(args) > 0)
 
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="PIL")  # what Pillow thinks of an image that it can read
-        return report(run)
+    return report(run)
 
 
 if __name__ == "__main__":

@@ -229,17 +229,15 @@ def _checked(config: ModelConfig, found: dict[str, Tensor]) -> dict[str, Tensor]
             raise ValueError(f"{name} holds NaN or infinite values")
         if name in WHOLE and len(tensor) and not (0 <= tensor.min() and tensor.max() < sizes["K"]):
             raise ValueError(f"{name} must lie in 0 ... {sizes['K'] - 1}")
-        if name == "labels" and not len(tensor):
-            raise ValueError("labels are there, but none of an image")
         checked[name] = tensor
+    if checked.keys() & {"keys", "labels"} and not (sizes["N"] and "labels" in checked):
+        raise ValueError("keys and labels of a cache must be there together, of an image or more")
     return checked
 
 
 def _model(config: ModelConfig, tensors: dict[str, Tensor]) -> SavedModel:
     """The model of a folder; raises an exception if a tensor is missing, or image ids are of other images."""
     of_classifier = {name: tensors[name] for name in CLASSIFIER if name in tensors}
-    if "keys" in tensors:
-        of_classifier["labels"] = tensors["labels"]
     taught = _below(LABELLED, tensors)
     return SavedModel(
         **{name: getattr(config, name) for name in Described.model_fields},

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -85,9 +84,7 @@ def chosen_format(args: argparse.Namespace) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code, 1 if an image could not be read, else as of `report`."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="PIL")  # what Pillow thinks of an image that it can read
-        return report(lambda: int(predict(parse_arguments(arguments)) > 0))
+    return report(lambda: int(predict(parse_arguments(arguments)) > 0))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from difflib import get_close_matches
@@ -125,7 +126,8 @@ class _OneLine(logging.Formatter):
 
 
 def show_messages() -> None:
-    """Shows this package's log messages and the warnings of other packages on stderr, each in one line.
+    """Shows this package's log messages and the warnings of other packages on stderr, each in one line; none of
+    Pillow's, of images that it can read.
 
     Handlers that the calling program has set stay. A standard error that was closed before the program began is
     replaced, since progress bars and warnings write to it.
@@ -135,6 +137,7 @@ def show_messages() -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_OneLine())
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    warnings.filterwarnings("ignore", module="PIL")
     logging.raiseExceptions = False  # a stderr that cannot be written is no reason for a traceback
     logging.getLogger(PACKAGE).setLevel(logging.INFO)
 
