@@ -5,9 +5,11 @@ The tests that use it write a method's loss down once more, from its equation, a
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import scipy.special
 import torch
 
 from trainers.hegraph.features.bank import FeatureBank
@@ -41,12 +43,12 @@ def bank_of(
     """A bank of one view of each image, from unit-norm rows; `norms` are those of the text before it was normalised."""
 
     def images(split: tuple[Array, Sequence[int]] | None) -> tuple:
-        return (None, None) if split is None else (tensor(split[0]), torch.tensor(split[1]))
+        return (None, None) if split is None else (tensor(split[0]), torch.as_tensor(split[1]))
 
     (val_features, val_labels), (test_features, test_labels) = images(val), images(test)
     return FeatureBank(
         train_features=tensor(train)[None],
-        train_labels=torch.tensor(labels),
+        train_labels=torch.as_tensor(labels),
         text_positive=tensor(text),
         text_negative=tensor(text),
         classnames=[f"class {k}" for k in range(len(text))],
@@ -69,9 +71,12 @@ def random_unit(rows: int, width: int, seed: int) -> Array:
     return unit(np.random.default_rng(seed).standard_normal((rows, width)))
 
 
-def softmax(logits: Array) -> Array:
-    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return powers / powers.sum(axis=1, keepdims=True)
+LABELS = [0, 1, 2, 0, 1]  # of five training images
+IMAGES, TEXT = random_unit(5, 4, seed=1), random_unit(3, 4, seed=2)  # features are 4 wide
+PROBES = random_unit(6, 4, seed=3)  # images to classify
+
+
+softmax = functools.partial(scipy.special.softmax, axis=1)
 
 
 def cross_entropy(logits: Array, labels: Sequence[int]) -> float:

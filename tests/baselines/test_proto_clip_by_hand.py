@@ -7,16 +7,10 @@ import math
 import numpy as np
 import pytest
 import torch
-from by_hand import AXES, Array, adam, bank_of, cross_entropy, random_unit, softmax, tensor, unit
+from by_hand import AXES, IMAGES, LABELS, PROBES, TEXT, Array, adam, bank_of, cross_entropy, softmax, tensor, unit
 from yacs.config import CfgNode
 
 from trainers.hegraph.baselines import proto_clip
-
-LABELS = [0, 1, 2, 0, 1]  # of five training images
-IMAGES = random_unit(5, 4, seed=1)
-TEXT = random_unit(3, 4, seed=2)
-PROBES = random_unit(6, 4, seed=3)  # images to classify
-
 
 PROTO = {
     "RATIO": 0.0,  # the adapter adds nothing, so that only the two memories are left to train
@@ -29,10 +23,13 @@ PROTO = {
 }
 
 
+def prototypes(images: Array) -> Array:
+    return unit([sum(unit(image) for image, label in zip(images, LABELS) if label == k) for k in range(3)])
+
+
 def probabilities(features: Array, images: Array, text: Array, alpha: float, beta: float) -> Array:
-    means = unit([sum(unit(image) for image, label in zip(images, LABELS) if label == k) for k in range(3)])
     by_image, by_text = (
-        softmax(-beta * ((features[:, None] - prototypes[None]) ** 2).sum(axis=2)) for prototypes in (means, unit(text))
+        softmax(-beta * ((features[:, None] - of[None]) ** 2).sum(axis=2)) for of in (prototypes(images), unit(text))
     )
     return alpha * by_image + (1 - alpha) * by_text
 
@@ -41,8 +38,7 @@ def loss_of_memories(images: Array, text: Array, alpha: float, beta: float) -> f
     """The negative log of the class's probability, and the alignment of the prototypes in both directions."""
     p = probabilities(IMAGES, images, text, alpha, beta)
     classify = -np.log(p[np.arange(5), LABELS]).mean()
-    means = unit([sum(unit(image) for image, label in zip(images, LABELS) if label == k) for k in range(3)])
-    pairs = means @ unit(text).T / 0.5
+    pairs = prototypes(images) @ unit(text).T / 0.5
     return classify + cross_entropy(pairs, range(3)) + cross_entropy(pairs.T, range(3))
 
 
@@ -86,7 +82,7 @@ def search_options(**changed: object) -> CfgNode:
     return CfgNode({"SEARCH": True, "ALPHA": 0.52, "BETA": 9.3, "ALPHA_WITHOUT_VAL": [[1, 0.1], [2, 0.4]], **changed})
 
 
-def test_the_search_asks_its_candidates_by_their_distance_from_the_start():
+def test_the_search_lists_its_candidates_by_their_distance_from_the_start_and_takes_what_is_best_on_val():
     # |alpha - 0.52| + |beta - 9.3| / 20, over alphas 0, 0.1 ... 1 and betas 0.1, 0.2 ... 0.9, 1, 2 ... 20
     bank = bank_of(AXES, [0, 1], AXES, val=(AXES, [0, 1]), test=(AXES, [1, 0]))
     chosen, entry = proto_clip.search(bank, search_options(), lambda features: (torch.zeros(2, 2), torch.zeros(2, 2)))
@@ -98,11 +94,6 @@ def test_the_search_asks_its_candidates_by_their_distance_from_the_start():
     assert {alpha for alpha, _ in values} == {0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1, 0.52}
     assert chosen == (0.52, 9.3)  # all are equally good
     assert {accuracy for _, accuracy in entry["candidates"]} == {50.0}
-
-
-def test_the_search_takes_what_is_best_on_val():
-    bank = bank_of(AXES, [0, 1], AXES, val=(AXES, [0, 1]), test=(AXES, [1, 0]))
-
     # The images are right and weak, the text is wrong and strong. For both val images the difference of the two
     # probabilities is alpha tanh(0.1 beta) - (1 - alpha) tanh(0.3 beta). At beta 9.3 it is above 0 from alpha 0.576 on,
     # at beta 9 from 0.581, at 10 from 0.567 and at 11 from 0.555: the nearest candidate is (0.6, 9).
@@ -120,16 +111,14 @@ def test_without_a_search_alpha_is_that_of_the_shots(search):
 
 def test_val_is_looked_at_every_so_many_epochs_and_the_numbers_are_chosen_before_and_after(fit):
     bank = bank_of(IMAGES, LABELS, TEXT, val=(PROBES, [0, 1, 2, 0, 1, 2]))
-    fitted = fit(
-        "ProtoCLIP", bank, **PROTO | {"EPOCHS": 7, "ASK_EVERY": 3, "EPOCHS_WITHOUT_VAL": [[1, 1]], "ALPHA": 0.5}
-    )
+    asked = {"EPOCHS": 7, "ASK_EVERY": 3, "EPOCHS_WITHOUT_VAL": [[1, 1]], "ALPHA": 0.5}
+    fitted = fit("ProtoCLIP", bank, **PROTO, **asked)
     assert (fitted.epochs, fitted.steps) == (7, 7)
     assert list(fitted.selected) == ["ALPHA, BETA in training", "EPOCH", "ALPHA, BETA at last"]
     assert [epoch for epoch, _ in fitted.selected["EPOCH"]["candidates"]] == [3, 6]
     # The loss holds the numbers chosen before training, the prediction those chosen after it
     before, after = (fitted.selected[f"ALPHA, BETA {when}"]["value"] for when in ("in training", "at last"))
-    epochs = fitted.selected["EPOCH"]["value"]
-    rates = [0.02] * epochs
+    rates = [0.02] * fitted.selected["EPOCH"]["value"]
     trained = adam(lambda *memories: loss_of_memories(*memories, *before), [IMAGES, TEXT], rates, 0.4, True, eps=0.05)
     expected = np.log(probabilities(PROBES, *trained, *after))
     np.testing.assert_allclose(fitted.logits(tensor(PROBES)).numpy(), expected, rtol=0, atol=1e-3)

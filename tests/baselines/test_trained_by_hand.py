@@ -6,20 +6,10 @@ import math
 
 import pytest
 import torch
-from by_hand import AXES, bank_of
 
-from trainers.hegraph.baselines.trained import BestEpoch, batches, train
+from trainers.hegraph.baselines.trained import BestEpoch, train
 from trainers.hegraph.training.batches import Batch
 from trainers.hegraph.utils.errors import UserError
-
-
-def test_batches_hold_every_image_with_its_label():
-    bank = bank_of(AXES + AXES, [0, 1, 0, 1], AXES)
-    found = list(batches(bank, 3, seed=1).epoch(0))
-    assert [len(batch.labels) for batch in found] == [3, 1]
-    for batch in found:
-        assert torch.equal(batch.features.argmax(dim=1), batch.labels)
-    assert len(list(batches(bank, 1, seed=1).epoch(0))) == 4
 
 
 class TwoBatches:
@@ -50,8 +40,7 @@ def test_every_step_goes_down_its_own_gradient_at_the_rate_of_the_schedule():
     assert (data.epochs, done) == ([0, 1], [1, 2])
     assert w.item() == pytest.approx(1 - 2.5)
     assert v.item() == pytest.approx(1 - 1.375)
-    assert not w.requires_grad
-    assert not v.requires_grad
+    assert not w.requires_grad and not v.requires_grad
 
 
 def test_a_loss_that_becomes_infinite_ends_the_training_with_the_epoch_and_the_largest_rate():

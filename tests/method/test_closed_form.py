@@ -79,18 +79,20 @@ def test_the_messages_are_whitened_differences_to_the_mean(text, keys, monkeypat
     guess, counts = TextGuess(text, means_of(keys)).left_out, LABELS.bincount().double()
     nodes = torch.stack([(counts[k] * means_of(keys)[k] + kappa * guess[k]) / (counts[k] + kappa) for k in range(K)])
     residuals = keys.double() - nodes[LABELS]
-    sigma = sum(torch.outer(row, row) for row in residuals) / len(keys)
-    r = rho * WIDTH / len(keys)
+    sigma, r = residuals.t() @ residuals / len(keys), rho * WIDTH / len(keys)
     inverse = ((sigma / (sigma.trace() / WIDTH) + r * torch.eye(WIDTH).double()) / (1 + r)).inverse()
+
+    def length(rows: Tensor) -> Tensor:
+        return (rows @ inverse * rows).sum(dim=-1).sqrt()
+
     mean = keys.double().mean(0)
-    scale = torch.stack([(row @ inverse @ row).sqrt() for row in keys.double() - mean]).mean()
-    for k, difference in enumerate(nodes - mean):
-        expected = inverse @ difference / ((difference @ inverse @ difference).sqrt() * scale)
-        assert_close(found.to_text.weights[k].double(), expected, rtol=1e-5, atol=1e-6)
-        assert_close(found.to_text.bias[k].double(), -(expected @ mean), rtol=1e-5, atol=1e-6)
-        whitened = (keys[0].double() - mean) @ found.to_text.whitening / scale  # distances, by the inverse alone
-        expected = ((keys[0].double() - nodes[k]) @ inverse @ (keys[0].double() - nodes[k])).sqrt() / scale
-        assert_close((whitened - found.to_text.nodes[k]).norm(), expected, rtol=1e-4, atol=1e-5)
+    scale = length(keys - mean).mean()
+    expected = (nodes - mean) @ inverse / (length(nodes - mean)[:, None] * scale)
+    assert_close(found.to_text.weights.double(), expected, rtol=1e-5, atol=1e-6)
+    assert_close(found.to_text.bias.double(), -(expected @ mean), rtol=1e-5, atol=1e-6)
+    whitened = (keys[0].double() - mean) @ found.to_text.whitening / scale  # distances, by the inverse alone
+    expected = length(keys[0] - nodes) / scale
+    assert_close((whitened - found.to_text.nodes).norm(dim=1), expected, rtol=1e-4, atol=1e-5)
     monkeypatch.setattr(closed_form, "ROWS", 4)  # blocks change nothing
     in_blocks = ClosedForm(keys, LABELS, text, kappa, rho)
     assert_close(in_blocks.to_text.weights, found.to_text.weights)

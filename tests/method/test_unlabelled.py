@@ -1,4 +1,4 @@
-"""Unlabelled images: the rounds worked out by loops, what they fold into, and where they must do no harm."""
+"""Unlabelled images: the rounds worked out by hand, what they fold into, and where they must do no harm."""
 
 from __future__ import annotations
 
@@ -58,65 +58,50 @@ def given_shares(monkeypatch, offsets: float, prior: float) -> None:
     monkeypatch.setattr(ClassShares, "of", lambda *_: ClassShares(0.9, 0.5, offsets, prior))
 
 
-def by_loops(
+def by_hand(
     classifier: FoldedClassifier, graph: Graph, images: Tensor, rounds: int, lam: float, mu: float
 ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    """The module's equations in float64, an image and a class at a time: q `[M, K]`, and what is added to the logits
-    of images outside the graph, `[B, d]` to `[B, K]`."""
-    f, keys, labels = images.double(), graph.keys.double(), graph.labels.tolist()
-    n, s_c = len(keys), [labels.count(c) for c in range(K)]
-    zeros = torch.zeros(WIDTH).double()
-    sums = [sum((keys[k] for k in range(n) if labels[k] == c), zeros) for c in range(K)]
-    a = (classifier.logits(images).double() / T).log_softmax(dim=1)
+    """The module's equations in float64, with explicit inverses and every difference of an image and a class formed:
+    q `[M, K]`, and what is added to the logits of images outside the graph, `[B, d]` to `[B, K]`."""
+    f, keys, hard = images.double(), graph.keys.double(), F.one_hot(graph.labels, K).double()
+    n, a = len(keys), (classifier.logits(images).double() / T).log_softmax(dim=1)
     q, o = a.exp(), torch.zeros(K).double()
     omega = 0.4 * M**2 / (M**2 + (6 * K) ** 2) * (1.0 if n else min(1.0, 2 * 0.9))
 
-    def nodes(count: int) -> tuple:
-        """The class nodes, the metric and so on, when the first so many unlabelled images are heard."""
-        soft = [sum((q[i, c] for i in range(count)), zeros[0]) for c in range(K)]
-        soft_sums = [sum((q[i, c] * f[i] for i in range(count)), zeros) for c in range(K)]
+    def nodes(q: Tensor, f: Tensor) -> tuple:
+        """The class nodes, the metric and so on, with unlabelled images."""
+        soft, every, edges = q.sum(dim=0), torch.cat([keys, f]), torch.cat([hard, q])
         if n:
-            p = TextGuess(graph.text, torch.stack([sums[c] / s_c[c] for c in range(K)])).left_out
+            p = TextGuess(graph.text, hard.t() @ keys / hard.sum(dim=0)[:, None]).left_out
         else:
-            trust = [soft[c] / (soft[c] + 2) for c in range(K)]
-            means = [soft_sums[c] / soft[c] for c in range(K)]
-            middle = sum(trust[c] * means[c] for c in range(K)) / sum(trust)
-            drawn = [middle + trust[c] * (means[c] - middle) for c in range(K)]
-            p = TextGuess(graph.text, torch.stack(drawn)).left_out
-        counts = [s_c[c] + soft[c] + 2 for c in range(K)]
-        u = [(sums[c] + soft_sums[c] + 2 * p[c]) / counts[c] for c in range(K)]
-        sigma = torch.zeros(WIDTH, WIDTH).double()
-        for i in range(count):
-            sigma += sum(q[i, c] * torch.outer(f[i] - u[c], f[i] - u[c]) for c in range(K))
-        for k in range(n):
-            sigma += torch.outer(keys[k] - u[labels[k]], keys[k] - u[labels[k]])
-        sigma, r = sigma / (n + count), 0.3 * WIDTH / (n + count)
+            trust, means = (soft / (soft + 2))[:, None], q.t() @ f / soft[:, None]
+            middle = (trust * means).sum(dim=0) / trust.sum()
+            p = TextGuess(graph.text, middle + trust * (means - middle)).left_out
+        counts = edges.sum(dim=0) + 2
+        u = (edges.t() @ every + 2 * p) / counts[:, None]
+        apart = every[:, None] - u  # [N + M, K, d]
+        sigma, r = torch.einsum("ic,icd,ice->de", edges, apart, apart) / len(every), 0.3 * WIDTH / len(every)
         metric = (sigma / (sigma.trace() / WIDTH) + r * torch.eye(WIDTH).double()) / (1 + r)
-        inverse, m = metric.inverse(), sum(u) / K
+        inverse, m = metric.inverse(), u.mean(dim=0)
+        s = ((every - m) @ inverse * (every - m)).sum(dim=1).mean().sqrt()
+        lengths = ((u - m) @ inverse * (u - m)).sum(dim=1, keepdim=True).sqrt()
+        return soft, counts, u, m, s, inverse, (u - m) @ inverse / (lengths * s)
 
-        def dot(x: Tensor, y: Tensor) -> Tensor:
-            return x @ inverse @ y
-
-        s = (sum(dot(x - m, x - m) for x in [*keys, *f[:count]]) / (n + count)).sqrt()
-        x = torch.stack([inverse @ (u[c] - m) / (dot(u[c] - m, u[c] - m).sqrt() * s) for c in range(K)])
-        return soft, counts, u, m, s, dot, x
+    of_labelled = nodes(q[:0], f[:0]) if n else ()
 
     def held(rows: Tensor) -> Tensor:
         """`HELD h` of images."""
         return 0.3 * (rows - of_labelled[3]) @ of_labelled[-1].t() if n else torch.zeros(len(rows), K)
 
-    of_labelled = nodes(0) if n else ()
     for _ in range(rounds):
-        soft, counts, u, m, s, dot, x = nodes(M)
-        o = o - torch.stack([((soft[c] + 3) / (M / K + 3)).log() for c in range(K)])
-        moved = a - omega * TAU / T * held(f)
-        for i in range(M):
-            for c in range(K):
-                without = (counts[c] * (u[c] - m) - q[i, c] * (f[i] - m)) / (counts[c] - q[i, c])
-                g = dot(f[i] - m, without) / (dot(without, without).sqrt() * s)
-                prior = ((soft[c] - q[i, c] + 3) / (M / K + 3)).log()
-                moved[i, c] += omega * TAU * g / T + lam * o[c] + (1 - lam) * mu / 2 * prior
-        q = moved.softmax(dim=1)
+        soft, counts, u, m, s, inverse, x = nodes(q, f)
+        o = o - ((soft + 3) / (M / K + 3)).log()
+        sent = q[:, :, None] * (f - m)[:, None]
+        without = (counts[:, None] * (u - m) - sent) / (counts - q)[:, :, None]
+        g = torch.einsum("id,de,ice->ic", f - m, inverse, without)
+        g = g / (torch.einsum("icd,de,ice->ic", without, inverse, without).sqrt() * s)
+        prior = ((soft - q + 3) / (M / K + 3)).log()
+        q = (a + omega * TAU / T * (g - held(f)) + lam * o + (1 - lam) * mu / 2 * prior).softmax(dim=1)
     return q, lambda rows: omega * TAU * ((rows - m) @ x.t() - held(rows)) + T * lam * o
 
 
@@ -130,7 +115,7 @@ def test_the_rounds_are_the_equations(rounds, labelled, lam, mu, tiny, monkeypat
     monkeypatch.setattr(unlabelled, "ROWS", 3)  # three blocks
     given_shares(monkeypatch, lam, mu)
     heard = graph.hear(classifier, images, TAU, T)
-    q, added = by_loops(classifier, graph, images, rounds, lam, mu)
+    q, added = by_hand(classifier, graph, images, rounds, lam, mu)
     assert_close((heard.logits / T).softmax(dim=1).double(), q, rtol=1e-4, atol=1e-6)
     outside = F.normalize(images[:4] + images[3:], dim=-1)
     expected = classifier.logits(outside) + added(outside.double())
@@ -153,20 +138,6 @@ def test_copies_of_an_image_count_once(tiny):
     once, copied = (graph.hear(classifier, rows, TAU, T) for rows in (images, images[[3, 0, 1, 2, 3, 4, 5, 6]]))
     assert torch.equal(copied.classifier.weights, once.classifier.weights)
     assert torch.equal(copied.logits, once.logits[[3, 0, 1, 2, 3, 4, 5, 6]])
-
-
-def test_an_image_does_not_hear_what_it_sent(unit_features):
-    """Of an image that is sure of its class, and alone in it, the class node says what it would without the image."""
-    nodes, whitening = unit_features(K, WIDTH, seed=5).double(), torch.eye(WIDTH).double()
-    image, counts = unit_features(1, WIDTH, seed=6), torch.tensor([3.0, 3.0, 3.0]).double()
-    own = torch.tensor([[1.0, 0.0, 0.0]])
-    with_it = nodes.clone()
-    with_it[0] = (2 * nodes[0] + image[0].double()) / 3
-    metric = unlabelled._Metric(whitening, torch.zeros(WIDTH).double(), torch.tensor(2.0).double(), with_it, counts)
-    expected = image.double() @ F.normalize(nodes, dim=1).t() / 2
-    assert_close(metric.to_images(image, own).double(), expected, rtol=1e-5, atol=1e-6)
-    confirmed = image.double() @ F.normalize(with_it, dim=1).t() / 2
-    assert (confirmed - expected)[0, 0] > 0.05
 
 
 # Class shares
@@ -219,18 +190,6 @@ def test_sure_predictions_of_few_classes_are_uneven(sure):
     """Classes that nobody is predicted as are taken to look like the others; there is nothing to draw them from."""
     assert relative_evenness((sure * torch.eye(10)[FEW]).softmax(dim=1)) == -1
     assert relative_evenness((sure * torch.eye(10)[EQUAL]).softmax(dim=1)) == pytest.approx(1, abs=0.1)
-
-
-def test_sums_of_two_sets_of_images_add_up(tiny):
-    _, graph, _ = tiny
-    whole, *parts = (
-        ClassSums.of(graph.keys[rows], LABELS[rows], K) for rows in (slice(0, 4), slice(0, 1), slice(1, 4))
-    )
-    for name, total in vars(parts[0] + parts[1]).items():
-        assert_close(getattr(whole, name), total)
-    assert whole.counts.tolist() == [2, 1, 1]
-    assert_close(whole.moment, graph.keys.double().t() @ graph.keys.double())
-    assert_close(whole.sums[0], graph.keys[:2].double().sum(dim=0))
 
 
 def test_evenness_is_the_share_of_the_classes_that_equal_shares_would_have():
