@@ -11,6 +11,7 @@ import os
 import random
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import torch.nn.functional as F
 import yaml
 from PIL import Image
 from safetensors import safe_open
-from tensor_files import save_tensors
+from safetensors.torch import load_file, save_file
 
 from trainers.hegraph.__main__ import main
 from trainers.hegraph.datasets.loading import load_own_images
@@ -51,18 +52,15 @@ def change_bytes(content: bytes, rng: random.Random) -> bytes:
     """Cuts, flips, zeroes or repeats a part."""
     start = rng.randrange(max(len(content), 1))
     end = min(len(content), start + rng.choice((1, 8, 100)))
-    middle = (
-        bytes(byte ^ (1 << rng.randrange(8)) for byte in content[start:end]),
-        bytes(end - start),
-        content[start:end] * rng.choice((2, 50)),
-        rng.randbytes(end - start),
-    )
-    changed = [content[:start] + part + content[end:] for part in middle]
+    part = content[start:end]
+    flipped = bytes(byte ^ (1 << rng.randrange(8)) for byte in part)
+    parts = (flipped, bytes(len(part)), part * 2, part * 50, rng.randbytes(len(part)))
+    changed = [content[:start] + new + content[end:] for new in parts]
     return rng.choice([content[:start], content[start:], b"", *changed])
 
 
 def change_value(value: Any, rng: random.Random) -> Any:
-    """Replaces, removes or swaps something at a random place of nested dicts and lists."""
+    """Replaces, removes or adds something at up to three random places of nested dicts and lists."""
     value = copy.deepcopy(value)
     for _ in range(rng.choice((1, 1, 3))):
         place, key = value, None
@@ -72,14 +70,11 @@ def change_value(value: Any, rng: random.Random) -> Any:
         new = copy.deepcopy(rng.choice(ODD))  # a later change may go into it
         if key is None:
             return new
-        how = rng.choice(("replace", "replace", "remove", "swap", "add"))
+        how = rng.choice(("replace", "replace", "remove", "add"))
         if how == "replace":
             holder[key] = new
         elif how == "remove":
             del holder[key]
-        elif how == "swap":
-            other = rng.choice(list(holder) if isinstance(holder, dict) else range(len(holder)))
-            holder[key], holder[other] = holder[other], holder[key]
         elif isinstance(holder, dict):
             holder[str(rng.choice(ODD))] = new
         else:
@@ -93,30 +88,30 @@ def change_tensor(tensor: torch.Tensor, rng: random.Random) -> torch.Tensor:
     if len(some):
         numbers = (0, -1, 1e30, float("nan"), float("inf"), 99) if some.is_floating_point() else (-1, 99, 2**31 - 1)
         some[rng.randrange(len(some))] = torch.tensor(rng.choice(numbers))
-    types = (torch.complex64, torch.float64, torch.int8, torch.bool)
     changed = [some.view(tensor.shape), torch.zeros_like(tensor), torch.ones_like(tensor), some, torch.tensor(1.0)]
-    changed += [tensor[None], *map(tensor.to, types)]
+    changed += [tensor[None], *map(tensor.to, (torch.float64, torch.int8, torch.bool))]
     if tensor.dim():
         changed += [tensor[:0], tensor[:-1], tensor.flip(0), tensor.transpose(0, -1)]
     return rng.choice(changed)
 
 
-def change_tensors(tensors: dict[str, torch.Tensor], metadata: dict, rng: random.Random) -> tuple[dict, dict]:
-    name, other = rng.choice(list(tensors)), rng.choice(list(tensors))
-    how = rng.choice(("tensor", "tensor", "tensor", "remove", "swap", "metadata", "metadata"))
+def change_tensors(path: Path, rng: random.Random) -> None:
+    """Changes or removes a tensor of a `.safetensors` file, or changes an entry of its metadata."""
+    with safe_open(path, framework="pt") as file:
+        metadata = dict(file.metadata() or {})
+    tensors = load_file(path)
+    name, how = rng.choice(list(tensors)), rng.choice(("tensor", "tensor", "tensor", "remove", "metadata", "metadata"))
     if how == "tensor":
         tensors[name] = change_tensor(tensors[name], rng)
     elif how == "remove":
         del tensors[name]
-    elif how == "swap":
-        tensors[name], tensors[other] = tensors[other], tensors[name]
     elif metadata:
         key = rng.choice(list(metadata))
         try:
             metadata[key] = json.dumps(change_value(json.loads(metadata[key]), rng))
         except ValueError:
             metadata[key] = rng.choice(("", "NaN", "[", "1e999", "-1", "word"))
-    return {name: tensor.contiguous().clone() for name, tensor in tensors.items()}, metadata
+    save_file({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, path, metadata)
 
 
 def change_file(path: Path, rng: random.Random) -> None:
@@ -130,10 +125,7 @@ def change_file(path: Path, rng: random.Random) -> None:
         lines[number] = json.dumps(change_value(json.loads(lines[number]), rng))
         path.write_text("\n".join(lines) + "\n")
     elif kind == ".safetensors":
-        with safe_open(path, framework="pt") as file:
-            tensors, metadata = {n: file.get_tensor(n) for n in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
-        tensors, metadata = change_tensors(tensors, metadata, rng)
-        save_tensors(tensors, path, metadata)
+        change_tensors(path, rng)
     elif kind == ".pt":
         value = torch.load(path, weights_only=True)
         torch.save(change_tensor(value, rng) if isinstance(value, torch.Tensor) else change_value(value, rng), path)
@@ -247,20 +239,20 @@ READERS: dict[str, tuple[str, Callable[[Path], int]]] = {
     "table of images": ("labels.csv", function(lambda folder: load_own_images(str(folder / "labels.csv")))),
     "kept features": ("part.safetensors", function(read_kept)),
     "pickle": ("coop.pkl", function(lambda folder: read_coop_pickle(folder / "coop.pkl", "data"))),
-    **{
-        f"image, {suffix}": (f"a.{suffix}", function(lambda folder, suffix=suffix: read_image(folder, suffix)))
-        for suffix in IMAGES
-    },
+    **{f"image, {suffix}": (f"a.{suffix}", function(partial(read_image, suffix=suffix))) for suffix in IMAGES},
 }
 
 
 @pytest.mark.parametrize("kind", READERS)
-def test_a_file_that_was_changed_gives_a_result_or_one_line(kind, made, tmp_path, capfd, caplog, recwarn, request):
+def test_a_file_that_was_changed_gives_a_result_or_one_line_and_before_it_is_read_without_a_complaint(
+    kind, made, tmp_path, capfd, caplog, request
+):
     name, read = READERS[kind]
-    for number in range(int(CHANGES or (6 if request.config.getoption("--runslow") else 1))):
+    for number in range(int(CHANGES or (6 if request.config.getoption("--runslow") else 1)) + 1):
         folder = tmp_path / str(number)
         shutil.copytree(made, folder)
-        change_file(folder / name, random.Random(f"{kind} {number}"))
+        if number:
+            change_file(folder / name, random.Random(f"{kind} {number}"))
         capfd.readouterr()
         caplog.clear()
         code = read(folder)
@@ -270,15 +262,8 @@ def test_a_file_that_was_changed_gives_a_result_or_one_line(kind, made, tmp_path
         assert code in (0, 2) or (code == 1 and gives_nan), (number, code, error)
         assert "Traceback" not in error
         if code == 2:
+            assert number or kind == "pickle", error  # such a pickle is no split of CoOp's
             last = error.splitlines()[-1]
-            assert last.startswith("error: ")
-            assert len(last) < 300
-            assert ".tmp" not in last
+            assert last.startswith("error: ") and len(last) < 300 and ".tmp" not in last
             assert sum(line.startswith("error: ") for line in error.splitlines()) == 1
         shutil.rmtree(folder)
-
-
-@pytest.mark.parametrize("kind", sorted(READERS.keys() - {"pickle"}))  # such a pickle is no split of CoOp's
-def test_a_file_that_was_not_changed_is_read_without_a_complaint(kind, made, tmp_path, capfd):
-    shutil.copytree(made, tmp_path / "copy")
-    assert READERS[kind][1](tmp_path / "copy") == 0, capfd.readouterr().err

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
+import re
 from pathlib import Path
 
 import pytest
+import test_scripts
 import torch
 import yaml
 from safetensors.torch import load_file
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
-SCRIPTS = ROOT / "scripts" / "hegraph"
 SMALL = {"SEEDS": "1", "SHOTS": "2", "METHODS": "TipAdapter HeGraphAdapter"}
 
 
@@ -26,18 +24,8 @@ def output(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def bash(output):
-    """Function of script, arguments and environment: what it printed; runs of one module share their output folder."""
-
-    def run(script: str, *arguments: str, code: int = 0, **environment: str) -> str:
-        kept = {k: v for k, v in os.environ.items() if k not in ("VIRTUAL_ENV", "CONDA_PREFIX", "DATA")}
-        variables = {**kept, "PYTHON": sys.executable, "OUTPUT": str(output), **SMALL, **environment}
-        ran = subprocess.run(
-            ["bash", str(SCRIPTS / script), *arguments], env=variables, capture_output=True, text=True, timeout=900
-        )
-        assert ran.returncode == code, ran.stderr
-        return ran.stdout if code == 0 else ran.stderr
-
-    return run
+    """As `bash` of test_scripts, at the small size; runs of one module share their output folder."""
+    return lambda script, *words, **how: test_scripts.bash(script, *words, **{"OUTPUT": str(output), **SMALL, **how})
 
 
 def table(printed: str) -> dict[str, dict[str, float]]:
@@ -47,10 +35,15 @@ def table(printed: str) -> dict[str, dict[str, float]]:
     return {name: dict(zip(heads, map(float, numbers))) for name, *numbers in rows}
 
 
-def record_of(output: Path, trainer: str, **wanted: object) -> dict:
-    """A record below the output folder with these values; where there are several, all have the same scores."""
+def records_of(output: Path, trainer: str, **wanted: object) -> list[dict]:
+    """The records below the output folder with these values."""
     records = [json.loads(path.read_text()) for path in sorted(output.rglob("result.json"))]
-    found = [record for record in records if {**record, **wanted} == record and record["trainer"] == trainer]
+    return [record for record in records if {**record, **wanted} == record and record["trainer"] == trainer]
+
+
+def record_of(output: Path, trainer: str, **wanted: object) -> dict:
+    """The record with these values; where there are several, all have the same scores."""
+    found = records_of(output, trainer, **wanted)
     assert len({record["accuracy"] for record in found}) == 1
     return found[0]
 
@@ -61,9 +54,8 @@ def two_digits(**numbers: float) -> dict[str, float]:
 
 def test_compare_puts_the_records_of_all_methods_side_by_side(bash, output):
     printed = table(bash("compare.sh", "digits", "mini", "2"))
-    full, tip = (
-        record_of(output, name, shots=2, dataset="Digits", targets={}) for name in ("HeGraphAdapter", "TipAdapter")
-    )
+    wanted = {"shots": 2, "dataset": "Digits", "targets": {}}
+    full, tip = (record_of(output, name, **wanted) for name in ("HeGraphAdapter", "TipAdapter"))
     assert full["accuracy"] > tip["accuracy"] > tip["accuracy_zero_shot"]
     assert printed == {
         "zero-shot": two_digits(Digits=full["accuracy_zero_shot"]),
@@ -82,8 +74,7 @@ def test_few_shot_prints_the_table_and_draws_the_curves(bash, output):
 def test_domain_generalization_tests_the_four_domains_and_their_mean(bash, output):
     printed = table(bash("domain_generalization.sh", "digits", "mini"))
     domains = ("DigitsInverted", "DigitsRotated", "DigitsNoisy", "DigitsBlurred")
-    records = [json.loads(path.read_text()) for path in output.rglob("result.json")]
-    [record] = [record for record in records if record["trainer"] == "TipAdapter" and record["targets"]]
+    [record] = [record for record in records_of(output, "TipAdapter") if record["targets"]]
     for name, key in (("TipAdapter", "accuracy"), ("zero-shot", "accuracy_zero_shot")):
         by_domain = {domain: record["targets"][domain][key] for domain in domains}
         mean = {"mean of targets": sum(by_domain.values()) / 4}
@@ -122,15 +113,9 @@ def test_the_second_ablation_has_a_row_for_each_case_of_the_graphs_grid(bash, ou
     cases = list(yaml.safe_load((ROOT / "configs" / "sweeps" / "graph.yaml").read_text())["cases"])
     assert list(printed) == ["zero-shot", *cases]
     folders = [output / "tiny" / "HeGraphAdapter" / f"vit_b32_2shots_{case}_graph" / "seed1" for case in cases]
-    records = [json.loads((folder / "result.json").read_text()) for folder in folders]
+    records = [record_of(folder, "HeGraphAdapter") for folder in folders]
     assert [printed[case] for case in cases] == [{"2": float(f"{record['accuracy']:.2f}")} for record in records]
     assert len({record["run_id"] for record in records}) == len(cases)
-
-
-def test_an_unknown_part_of_the_ablation_is_named(bash):
-    assert "unknown part 'graf' in PARTS (known: table2 graph)" in bash(
-        "ablation.sh", "digits", "mini", code=2, PARTS="graf"
-    )
 
 
 def test_sensitivity_trains_for_every_weight_and_the_weight_of_the_test_changes_no_training(bash, output):
@@ -156,27 +141,16 @@ def test_backbones_complexity_and_tsne_use_what_has_been_run(bash, output):
 
 def test_unlabelled_images_have_a_row_for_each_protocol(bash, tmp_path):
     printed = bash("unlabelled.sh", "digits", "mini", OUTPUT=str(tmp_path), SHOTS="1", METHODS="HeGraphAdapter")
-    rows = [[cell.strip(" *") for cell in line.strip("|").split("|")] for line in printed.splitlines() if "|" in line]
-    ours = {protocol: float(number) for protocol, method, number in rows[2:] if method == "HeGraphAdapter"}
+    rows = re.findall(r"^\| *(\w[\w ]*?) *\| *HeGraphAdapter *\| *\**([\d.]+)", printed, re.MULTILINE)
+    ours = {protocol: float(number) for protocol, number in rows}
     assert list(ours) == ["inductive", "transductive", "with unlabelled images"]
     assert min(ours["transductive"], ours["with unlabelled images"]) > ours["inductive"] + 2
 
 
-@pytest.mark.parametrize(
-    ("environment", "words"),
-    [
-        ({"METHODS": "TipAdapter Tip"}, "unknown method 'Tip'"),
-        ({"SEEDS": "one"}, "got 'one'"),
-    ],
-)
-def test_a_wrong_loop_is_one_line_before_anything_runs(bash, environment, words):
-    error = bash("compare.sh", "digits", "mini", "2", code=2, **environment)
-    assert words in error
-    assert error.count("\n") == 1
-
-
-@pytest.mark.parametrize("script", ["compare.sh", "few_shot.sh", "ablation.sh", "sensitivity.sh", "backbones.sh",
-                                    "complexity.sh", "tsne.sh", "domain_generalization.sh", "cross_dataset.sh",
-                                    "base_to_new.sh"])  # fmt: skip
-def test_without_arguments_the_usage_is_printed(bash, script):
-    assert bash(script, code=2).startswith(f"usage: bash scripts/hegraph/{script} DATASET")
+def test_a_wrong_loop_is_one_line_before_anything_runs(bash):
+    for variables, words in (({"METHODS": "TipAdapter Tip"}, "unknown method 'Tip'"), ({"SEEDS": "one"}, "got 'one'")):
+        assert words in bash("compare.sh", "digits", "mini", "2", code=2, **variables)
+    said = bash("ablation.sh", "digits", "mini", code=2, PARTS="graf")
+    assert "unknown part 'graf' in PARTS (known: table2 graph)" in said
+    for name in sorted({*test_scripts.OF_A_DATA_SET} - {"main", "features", "reproduce", "unlabelled"}):
+        assert bash(f"{name}.sh", code=2).startswith(f"usage: bash scripts/hegraph/{name}.sh DATASET")
