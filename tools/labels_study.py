@@ -26,7 +26,13 @@ from torch import Tensor
 
 from trainers.hegraph.datasets.splits import select_few_shot
 from trainers.hegraph.features.bank import FeatureBank, load_bank
-from trainers.hegraph.labels.issues import find_label_issues, free_options, left_out_logits, suspicions
+from trainers.hegraph.labels.issues import (
+    find_label_issues,
+    free_options,
+    left_out_logits,
+    left_out_offsets,
+    suspicions,
+)
 from trainers.hegraph.labels.suggest import choose, typicality
 from trainers.hegraph.method.cache import FoldedClassifier
 from trainers.hegraph.method.closed_form import OMEGA_NEW, ClosedForm, class_offsets
@@ -76,7 +82,9 @@ class Pool:
         if len(seen) < 2:
             return 1.0
         options = free_options(int(labels.bincount().max()))
-        return fit_temperature(left_out_logits(features, places, self.text[seen], self.scale, options), places)
+        logits = left_out_logits(features, places, self.text[seen], self.scale, options)
+        logits += left_out_offsets(self.scale * features.double() @ self.text[seen].double().t(), places)
+        return fit_temperature(logits, places)
 
 
 # Wrong labels

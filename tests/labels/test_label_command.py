@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import math
 from pathlib import Path
 
 import pytest
@@ -55,15 +54,13 @@ def test_labels_of_a_bank_are_those_that_the_classifier_doubts(tiny_bank, tmp_pa
     )
     out = tmp_path / "rows.csv"
     assert main(["check", "--features", str(tiny_bank), "--above", "-1000", "--out", str(out)]) == 1
-    rows = list(csv.DictReader(out.open(encoding="utf-8")))
-    found = [(row["path"], row["label"], row["suggested"], float(row["score"])) for row in rows]
-    assert found == [
-        (f"{tiny_bank}#train/{i.index}", i.label, i.suggested, pytest.approx(i.score, abs=1e-4)) for i in expected
-    ]
+    head, *rows = csv.reader(out.open(encoding="utf-8"))
+    assert head == ["path", "label", "suggested", "score"]
+    wanted = [[f"{tiny_bank}#train/{i.index}", i.label, i.suggested, round(i.score, 4)] for i in expected]
+    assert [[*row[:3], float(row[3])] for row in rows] == wanted
     assert main(["check", "--features", str(tiny_bank), "--above", "-1000", "--format", "jsonl"]) == 1
     first = json.loads(capsys.readouterr().out.splitlines()[0])
-    assert list(first) == ["path", "label", "suggested", "score"]
-    assert math.isclose(first["score"], expected[0].score, abs_tol=1e-4)
+    assert list(first.items()) == list(zip(head, wanted[0]))
 
 
 def test_suggestions_are_rows_of_predictions_with_the_image_to_label_first(finished_digits_once, digits, capsys):
@@ -87,15 +84,13 @@ def test_suggestions_are_rows_of_predictions_with_the_image_to_label_first(finis
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["check", "--root", "nowhere"], "nowhere"),
-        (["suggest", "nowhere", "image.png", "other.png"], "nowhere"),
-        (["suggest", "nowhere", ".", "-n", "0"], "whole number"),
+        ("check --root nowhere", "nowhere"),
+        ("suggest nowhere a.png b.png", "nowhere"),
+        ("suggest a . -n 0", "whole"),
     ],
 )
-def test_a_mistake_is_one_line(arguments, words, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    assert main(arguments) == 2
+def test_a_mistake_is_one_line(arguments, words, capsys):
+    assert main(arguments.split()) == 2
     out, error = capsys.readouterr()
-    assert out == ""
-    assert error.startswith("error: ") and error.count("\n") == 1
-    assert words in error
+    assert (out, error.count("\n")) == ("", 1)
+    assert error.startswith("error: ") and words in error

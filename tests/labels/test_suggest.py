@@ -22,9 +22,6 @@ def test_a_class_without_labels_gets_a_typical_image_and_the_others_their_least_
     assert choose(edges, typical.clone(), counts, 2) == [2, 1]
     assert choose(edges, typical.clone(), counts, 9) == [2, 1, 3, 4, 0]
     assert counts.tolist() == [1.0, 1.0, 0.0]
-
-
-def test_of_one_class_the_least_sure_image_is_the_first():
     assert choose(torch.ones(3, 1), torch.tensor([[0.0], [2.0], [1.0]]), torch.zeros(1), 3)[0] == 1
 
 

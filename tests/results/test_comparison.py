@@ -1,11 +1,23 @@
-"""Methods side by side: which run is in which cell, and what no cell may mix."""
+"""Methods side by side: which run is in which cell, what no cell may mix; settings, cases, and what runs tell more."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import pytest
 
 from trainers.hegraph.baselines import METHODS
-from trainers.hegraph.results.comparison import base_to_new, compare
+from trainers.hegraph.results.comparison import (
+    base_to_new,
+    calibration_table,
+    compare,
+    complexity,
+    name_cases,
+    read_cases,
+    shortest_names,
+    split_sweeps,
+)
+from trainers.hegraph.results.figures import reliability_diagrams
 from trainers.hegraph.utils.errors import UserError
 
 BASE = {"DATASET.SUBSAMPLE_CLASSES": "base"}
@@ -112,13 +124,6 @@ def test_by_data_set_has_a_mean_column_where_all_are_there(run, cells):
     assert compare(sets[:1], "dataset").columns == {"Toy": "Toy"}
 
 
-def test_by_backbone_groups_rows_by_what_else_there_is(run, cells):
-    table = compare([run(1, 80.0), run(1, 60.0, shots=16), run(1, 70.0, backbone="RN50/openai", shots=16)], "backbone")
-    assert table.heads == ("shots", "method") and "by backbone, Toy; " in table.caption
-    assert cells(table)["16", "HeGraphAdapter"] == {"RN50/openai": "70.00", "mini/mini": "60.00"}
-    assert cells(table)["4", "HeGraphAdapter"] == {"RN50/openai": "", "mini/mini": "80.00"}
-
-
 def test_protocols_are_kept_apart(run, cells):
     protocol = "transductive"
     runs = [run(1, 80.0), run(1, 90.0, protocol=protocol), run(2, 80.0, protocol=None)]
@@ -182,27 +187,21 @@ def test_of_a_target_only_those_who_have_a_rule_have_a_row_and_other_images_are_
         compare([run(1, targets={"A": target(60.0)}), run(2, targets={"A": target(60.0, num_test=10)})], "target")
 
 
-def test_a_model_of_another_data_set_counts_as_its_text_classifier_in_other_domains_and_as_the_method_elsewhere(run):
+def test_a_model_of_another_data_set_counts_as_its_text_classifier_in_other_domains_and_as_the_method_elsewhere(
+    run, shown
+):
     """Tests with --eval-only, whose records have a "rule"."""
-
-    def elsewhere(rule: str, **changes) -> dict:
-        told = {"dataset": "Zoo", "rule": rule, "num_classes": 3, "trained_on": "Toy", "num_test": 9}
-        return run(1, 60.0, **told | {"accuracy_text": 60.0, "accuracy_zero_shot": 40.0} | changes)
-
-    def rows(*records: dict) -> list[list[str]]:
-        return compare(records, "dataset").shown(str)
-
-    assert rows(run(1, 80.0), elsewhere("same classes"), run(1, 70.0, **TIP), elsewhere("same classes", **TIP)) == [
-        ["zero-shot", "50.00", "40.00", "45.00"],
-        ["TipAdapter", "70.00", "60.00", "65.00"],
-        ["HeGraphAdapter(T)", "79.00", "60.00", "69.50"],
-        ["HeGraphAdapter", "80.00", "", ""],
-    ]
-    assert rows(run(1, 80.0), elsewhere("other classes"))[1:] == [
-        ["HeGraphAdapter(T)", "79.00", "", ""],
-        ["HeGraphAdapter", "80.00", "60.00", "70.00"],
-    ]
-    assert "; Zoo with models trained on Toy (same classes)" in compare([elsewhere("same classes")], "dataset").caption
+    zoo = {"dataset": "Zoo", "trained_on": "Toy", "num_classes": 3, "num_test": 9, "accuracy_zero_shot": 40.0}
+    same, other = (run(1, 60.0, accuracy_text=60.0, rule=f"{rule} classes", **zoo) for rule in ("same", "other"))
+    assert shown([run(1, 80.0), same, run(1, 70.0, **TIP), same | TIP], "dataset") == {
+        ("zero-shot",): ["50.00", "40.00", "45.00"],
+        ("TipAdapter",): ["70.00", "60.00", "65.00"],
+        ("HeGraphAdapter(T)",): ["79.00", "60.00", "69.50"],
+        ("HeGraphAdapter",): ["80.00", "", ""],
+    }
+    rows = shown([run(1, 80.0), other], "dataset")
+    assert rows["HeGraphAdapter(T)",] == ["79.00", "", ""] and rows["HeGraphAdapter",] == ["80.00", "60.00", "70.00"]
+    assert "; Zoo with models trained on Toy (same classes)" in compare([same], "dataset").caption
 
 
 # Base to new
@@ -232,3 +231,198 @@ def test_over_data_sets_h_is_of_the_mean_accuracies_and_of_0_it_is_0(run, cells)
     rows = cells(base_to_new(runs))
     assert [*rows["mean of 2", "HeGraphAdapter(T)"].values()] == ["69.00", "50.00", f"{2 * 69 * 50 / 119:.2f}"]
     assert [*rows["Toy", "TipAdapter"].values()] == ["0.00"] * 3
+
+
+# Settings
+
+
+ALPHA, BETA = "TRAINER.X.ALPHA", "TRAINER.X.BETA"
+
+
+def test_the_shortest_name_is_the_end_of_one_key_only():
+    keys = {"OPTIM.LR", "X.LR", "X.VISUAL_LR", "X.ALPHA"}
+    assert shortest_names(sorted(keys), keys) == {
+        "OPTIM.LR": "OPTIM.LR", "X.LR": "X.LR", "X.VISUAL_LR": "VISUAL_LR", "X.ALPHA": "ALPHA",
+    }  # fmt: skip
+
+
+def test_a_sweep_of_one_key_has_its_values_as_columns_in_the_order_of_numbers(run, cells):
+    sweep = [run(seed, 80 + a, {ALPHA: a}) for a in (10.0, 0.0, 2.0) for seed in (1, 2)]
+    table = compare(sweep, "setting")
+    assert [*table.columns] == ["ALPHA=0", "ALPHA=2", "ALPHA=10"]
+    assert cells(table)["HeGraphAdapter",]["ALPHA=10"] == "90.00 ± 0.00"
+    assert "where not named" not in table.caption
+    assert [*compare(sweep[:2], "setting").columns.values()] == ["one setting"]
+
+
+def test_sweeps_around_one_point_are_named_by_what_is_unusual(run):
+    runs = [run(1), run(1, config={ALPHA: 0.5}), run(1, config={BETA: 2.0}), run(1, config={BETA: "auto"})]
+    table = compare(runs, "setting")
+    assert [*table.columns] == ["ALPHA=0.1, BETA=1", "ALPHA=0.5", "BETA=2", "BETA=auto"]
+    assert "where not named, ALPHA=0.1, BETA=1" in table.caption
+
+
+def test_a_key_that_only_some_runs_have_is_a_difference(run):
+    assert compare([run(1), run(1, config={"NEW": True})], "setting").columns.keys() == {"NEW=True", "NEW=None"}
+
+
+def test_methods_that_are_not_swept_are_left_out_and_it_is_said(run, cells, caplog):
+    table = compare([run(1), run(1, config={ALPHA: 0.5}), run(1, trainer="APE", variant="")], "setting")
+    assert ("APE",) not in cells(table)
+    assert "1 of 3 runs" in caplog.text
+
+
+def test_the_runs_of_a_sweep_stand_apart_and_those_of_its_middle_count_once_and_for_both(run):
+    middle, again = run(1), run(1, adapter_from="trained/seed1")
+    low, high, other = run(1, config={ALPHA: 0.0}), run(1, config={ALPHA: 0.5}), run(1, config={BETA: 2.0})
+    tip = run(1, trainer="TipAdapter", variant="")
+    plain, sweeps = split_sweeps([again, low, middle, run(2), high, other, tip])
+    assert plain == [middle, run(2), tip]
+    assert sweeps == [[low, middle, run(2), high, other]]
+
+
+# Cases
+
+
+@pytest.fixture
+def grid(tmp_path) -> Path:
+    lines = (
+        f"set: {{{BETA}: 1.0}}",
+        "cases:",
+        "  plain: {}",
+        f"  1: {{{ALPHA}: 0}}",
+        f"  both: {{{ALPHA}: 0, {BETA}: 2.0}}",
+    )
+    (tmp_path / "grid.yaml").write_text("\n".join(lines))
+    return tmp_path / "grid.yaml"
+
+
+def test_rows_are_cases_in_the_order_of_their_file_and_a_run_is_of_the_case_that_says_most(run, cells, grid):
+    runs = [
+        run(1, 83.0, {ALPHA: 0.0, BETA: 2.0}), run(1, 82.0, {ALPHA: 0.0}), run(1, 81.0), run(2, 83.0),
+        run(1, 70.0, {ALPHA: 0.0}, shots=16),
+    ]  # fmt: skip
+    table = compare(runs, intervals=False, cases=read_cases(grid))
+    assert [labels[-1] for labels in table.labels] == ["zero-shot", "plain", "1", "both"]
+    shown = cells(table)
+    assert shown["plain",]["4"] == "82.00"
+    assert shown["1",] == {"4": "82.00", "16": "70.00"}
+    assert shown["both",]["4"] == "83.00"
+
+
+def test_runs_of_no_case_are_left_out_and_counted(run, grid, caplog):
+    found = name_cases([run(1), run(1, config={BETA: 3.0})], read_cases(grid))
+    assert [record["case"] for record in found] == ["plain"]
+    assert "1 of 2 runs are of no case and are left out" in caplog.text
+    with pytest.raises(UserError, match="no run belongs to one of the cases plain, 1, both"):
+        name_cases([run(1, config={BETA: 3.0})], read_cases(grid))
+
+
+@pytest.mark.parametrize("text", ["", "cases: {a: 1}", "cases: {}", "cases: {a: {}}\nset: [1]"])
+def test_a_file_without_cases_is_refused(tmp_path, text):
+    (tmp_path / "grid.yaml").write_text(text)
+    with pytest.raises(UserError, match=r"grid\.yaml names no cases"):
+        read_cases(tmp_path / "grid.yaml")
+
+
+# What training takes
+
+
+@pytest.fixture
+def timed(run):
+    """Function of a seed, seconds of training and other keys: the record of a run with its times."""
+
+    def make(seed: int = 1, seconds: float = 6.0, epochs: int = 3, **changes) -> dict:
+        measured = {"seconds": {"training": seconds}, "epochs": epochs, "num_parameters": 1000, "peak_memory_mb": 500.0}
+        return run(seed, **measured | {"device": "cpu", "threads": 2} | changes)
+
+    return make
+
+
+def test_seconds_per_epoch_are_means_over_seeds_and_a_tested_adapter_took_no_training(timed, cells):
+    table = complexity([timed(1, 6.0), timed(2, 9.0), timed(3, 0.0, 0, adapter_from="x")])
+    assert cells(table) == {
+        ("HeGraphAdapter",): {
+            "epochs": "3", "seconds per epoch": "2.500", "seconds in all": "7.50", "trained parameters": "1000",
+            "peak memory (MB)": "500",
+        }
+    }  # fmt: skip
+    assert table.caption == "What training takes, means over seeds, cpu, 2 threads, Toy, mini/mini, 4 shots"
+    assert not any("best" in text for row in table.shown("best {}".format) for text in row)
+
+
+@pytest.mark.parametrize(
+    ("changes", "shown"),
+    [
+        ({"trainer": "TipAdapter", "epochs": 0}, ("", "", "6.00")),
+        ({"trainer": "LinearProbe", "selected_on": "val"}, ("3", "", "6.00")),
+    ],
+)
+def test_a_method_without_epochs_and_one_that_chose_on_val_have_no_seconds_per_epoch(timed, cells, changes, shown):
+    [row] = cells(complexity([timed(variant="", **changes)])).values()
+    assert tuple(row.values())[:3] == shown
+
+
+def test_a_number_that_not_all_runs_of_a_row_have_is_not_shown(timed, cells):
+    [row] = cells(complexity([timed(1), timed(2, peak_memory_mb=None)])).values()
+    assert (row["peak memory (MB)"], row["epochs"]) == ("", "3")
+
+
+def test_times_of_different_machines_and_records_without_times_are_refused(timed, run):
+    with pytest.raises(UserError, match="different machines"):
+        complexity([timed(1), timed(2, threads=8)])
+    with pytest.raises(UserError, match="collect"):
+        complexity([run()])
+
+
+# Calibration
+
+
+@pytest.fixture
+def calibrated(run, calibration):
+    """Function of a seed, the ECE before and after, a temperature and other keys: the record of a run."""
+    return lambda seed=1, before=9.0, after=2.0, temperature=0.7, **changes: run(
+        seed, calibration=calibration(before, after, temperature), **changes
+    )
+
+
+def test_scores_are_means_over_seeds_and_zero_shot_clip_stands_beside(calibrated, run, cells):
+    untold = calibrated(3)
+    untold["calibration"]["zero_shot"] = None
+    records = [calibrated(1, 9.0, 2.0, 0.7), calibrated(2, 7.0, 3.0, 0.9), run(2), untold]
+    table = cells(calibration_table(records))
+    assert table["HeGraphAdapter",] == {
+        "accuracy": "80.00", "macro F1": "79.00", "NLL": "0.500", "NLL at T": "0.400", "Brier": "0.300",
+        "Brier at T": "0.250", "ECE": "8.00", "ECE at T": "2.50", "T": "0.80", "kept": "",
+    }  # fmt: skip
+    assert table["zero-shot",]["ECE"] == "5.00" and table["zero-shot",]["accuracy"] == "50.00"
+    assert table["zero-shot",]["ECE at T"] == table["zero-shot",]["T"] == ""
+    own = calibrated(1, 5.0, 1.5, 0.8, trainer="ZeroShot", variant="")
+    row = cells(calibration_table([records[0], own]))["zero-shot",]
+    assert (row["ECE"], row["ECE at T"], row["T"]) == ("5.00", "1.50", "0.80")
+    with pytest.raises(UserError, match="no record holds calibration"):
+        calibration_table(records[2:])
+    own["calibration"]["zero_shot"]["accuracy"] = 51.0
+    with pytest.raises(UserError, match=r"zero-shot, accuracy: the runs disagree about .* \(50.00 and 51.00\)"):
+        calibration_table([records[0], own | {"trainer": "TaskRes"}])
+
+
+def test_a_diagram_puts_the_bins_of_all_runs_together_and_leaves_out_those_of_few_images(calibrated):
+    other = calibrated(2)
+    bins = other["calibration"]["after"]["bins"]
+    bins["count"][8], bins["accuracy"][8] = 10, 90.0
+    for part in ("before", "after"):
+        other["calibration"][part]["bins"]["count"][3] = 0
+    [axis] = reliability_diagrams([calibrated(1), other]).axes
+    assert axis.get_title() == "HeGraphAdapter"
+    _, before, after = (line.get_xydata().tolist() for line in axis.get_lines())
+    assert before == [[60.0, 50.0], [90.0, 100.0]]
+    assert after == [[60.0, (30 * 50.0 + 10 * 90.0) / 40], [90.0, 100.0]]
+
+
+def test_what_thresholds_keep_is_averaged_over_seeds_if_all_tell_it(calibrated, cells):
+    records = [calibrated(seed, rejection={"keep": 0.95, "kept": kept}) for seed, kept in ((1, 94.0), (2, 97.0))]
+    assert cells(calibration_table(records))["HeGraphAdapter",]["kept"] == "95.50"
+    assert cells(calibration_table([*records, calibrated(3)]))["HeGraphAdapter",]["kept"] == ""
+    records = [calibrated(1, after=2.0), calibrated(1, after=4.0, dataset="Other")]
+    assert cells(calibration_table(records))["mean of 2", "HeGraphAdapter"]["ECE at T"] == "3.00"

@@ -1,6 +1,10 @@
-"""What the figures show: read from matplotlib's objects, and from the files."""
+"""What the figures show, read from matplotlib's objects, and their page: one file, and nothing that is loaded."""
 
 from __future__ import annotations
+
+import html
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,7 +12,8 @@ import torch
 import torch.nn.functional as F
 
 from tools.readme_plot import summary_curve
-from trainers.hegraph.results.figures import confusion, curves, drawn, mean_distance, tsne
+from trainers.hegraph.results.figures import confusion, curves, drawn, mean_distance, tsne, write_report
+from trainers.hegraph.results.records import PREDICTIONS, TEXT_NODES, write_beside, write_record
 from trainers.hegraph.results.scores import read_quotes
 from trainers.hegraph.utils.errors import UserError
 
@@ -75,16 +80,18 @@ def test_a_confusion_matrix_is_in_percent_of_the_true_class():
 
 
 def test_readmes_plot_has_few_lines_in_colour_the_others_in_grey_and_no_background(run):
-    runs = [run(1, 80.0), run(1, 70.0, dataset="Zoo"), run(1, 90.0, dataset="Zoo", shots=16)]
+    runs = [run(1, 80.0), run(1, 70.0, dataset="Zoo"), run(1, 60.0, dataset="Zoo", shots=64)]
     runs += [run(1, 40.0, dataset=name, trainer="GDA", variant="") for name in ("Toy", "Zoo")]
-    runs += [run(1, 98.0, shots=16), run(1, 60.0, dataset="Zoo", shots=64)]
     figure = summary_curve(runs, ["HeGraphAdapter", "zero-shot"], True)
     [axis] = figure.axes
-    legend = [text.get_text() for text in axis.get_legend().get_texts()]
-    assert legend == ["HeGraphAdapter", "zero-shot", "other methods"]
-    ours = next(line for line in axis.get_lines() if line.get_label() == "HeGraphAdapter")
-    assert (list(ours.get_xdata()), list(ours.get_ydata())) == ([4, 16], [75.0, 94.0])  # 64 shots: of one data set
-    assert len({line.get_color() for line in axis.get_lines() if line.get_label().startswith(("_", "other"))}) == 1
+    lines = {line.get_label(): line for line in axis.get_lines()}
+    assert [text.get_text() for text in axis.get_legend().get_texts()] == [
+        "HeGraphAdapter",
+        "zero-shot",
+        "other methods",
+    ]
+    assert lines["HeGraphAdapter"].get_xydata().tolist() == [[4, 75.0]]  # 64 shots: of one data set
+    assert len({line.get_color() for name, line in lines.items() if name.startswith(("_", "other"))}) == 1
     assert (axis.xaxis.label.get_color(), figure.patch.get_alpha()) == ("#E6EDF3", 0)
 
 
@@ -92,3 +99,83 @@ def test_names_are_shown_letter_by_letter(run):
     names = ["$x$", "$\\frac{$", "a $ b", "50% & _^{}\\"]  # matplotlib would refuse some of these as mathematics
     drawn(confusion(np.eye(len(names), dtype=int), names), "svg")
     drawn(curves([run(1, dataset=names[1]), run(1, dataset=names[1], trainer=names[1], variant="")]), "svg")
+
+
+# The page
+
+
+def read(file: Path) -> tuple[list[tuple[str, dict]], str]:
+    """The tags of a page with their attributes, and what it says."""
+    source = file.read_text(encoding="utf-8")
+    tags = [(tag, dict(re.findall(r'(\w+)="([^"]*)"', rest))) for tag, rest in re.findall(r"<(\w+)([^>]*)>", source)]
+    return tags, html.unescape(re.sub(r"<[^>]*>", "", source))
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory, run, calibration) -> Path:
+    """The page of runs of several kinds, which confuse two classes more often the later they stand here."""
+    tmp_path = tmp_path_factory.mktemp("page")
+    told = {
+        "seconds": {"training": 1.0}, "epochs": 2, "device": "cpu", "threads": 2, "finished_at": "2026-01-01",
+        "calibration": calibration(temperature=0.625), "num_test": 27,
+    }  # fmt: skip
+    there = {"accuracy": 60.0, "accuracy_zero_shot": 40.0, "num_test": 9, "num_classes": 3, "rule": "same classes"}
+    base = {"config": {"DATASET.SUBSAMPLE_CLASSES": "base"}, "targets": {"Toy:new": there | {"rule": "other classes"}}}
+    runs = {
+        "four": run(**told),
+        "sixteen": run(1, 90.0, shots=16, **told),
+        "sixteen, earlier": run(2, 91.0, shots=16, **told | {"finished_at": "2025-01-01"}),
+        "swept": run(1, 70.0, {"TRAINER.X.ALPHA": 2}, **told),
+        "elsewhere": run(targets={"Toy2": there}, **told),
+        "base": run(shots=16, **base, **told | {"num_test": 13, "finished_at": "2027-01-01"}),
+    }
+    names, nodes = ["<cat>", "dog", "a class with a rather long name"], torch.randn(2, 3, 8)
+    for wrong, (name, record) in enumerate(runs.items(), 1):
+        folder = tmp_path / "<runs> & more" / name
+        predicted = torch.tensor([1] * wrong + [0] * (9 - wrong) + [1] * 9 + [2] * 9)
+        write_record(folder, record)
+        write_beside(folder / PREDICTIONS, names, predicted=predicted, labels=torch.arange(3).repeat_interleave(9))
+        write_beside(folder / TEXT_NODES, names, before=nodes[0], after=nodes[1].clone())
+    write_report([tmp_path / "<runs> & more"], tmp_path / "out" / "report.html")
+    return tmp_path / "out" / "report.html"
+
+
+def test_it_is_one_file_that_loads_nothing_and_runs_no_script(report):
+    tags, text = read(report)
+    for tag, attributes in tags:
+        assert tag not in ("script", "link", "iframe", "object", "embed", "base")
+        assert not [name for name in attributes if name.startswith("on")]
+        for name in ("src", "href", "srcset", "data", "poster", "action"):
+            assert attributes.get(name, "data:").startswith("data:"), (tag, attributes)
+    assert "url(" not in text and "@import" not in text  # the style is part of it
+    assert str(report.parents[1]) not in report.read_text(encoding="utf-8")
+
+
+def test_it_shows_tables_of_each_kind_of_runs_apart_and_figures_with_a_text_in_their_place(report):
+    tags, text = read(report)
+    assert [tag for tag, _ in tags].count("table") == 6
+    images = [attributes for tag, attributes in tags if tag == "img"]
+    assert [len(image["alt"]) > 20 for image in images] == [True] * 4  # curves, reliability, nodes, confusions
+    for words in (
+        "<runs> & more", "Accuracy on test (%) by shots", "by setting", "targets with same classes",
+        "base and new classes", "What training takes", "0.62", "ALPHA=2", "90.50 ± 6.35",
+        "cpu, 2 threads", "Toy (13 test images); Toy (27 test images)",
+        # of the last run of the most shots on all classes
+        "text nodes before and after, Toy, mini/mini, 16 shots, seed 1;",
+        "Confusion matrix on test, Toy, mini/mini, 16 shots, seed 1.",
+        "<cat> and dog: 2 (<cat> as dog 2, dog as <cat> 0)",
+    ):  # fmt: skip
+        assert words in text
+    assert "Not shown" not in text and "strong" in dict(tags) and "strong>" not in text
+
+
+def test_whatever_a_record_says_is_text_and_no_markup_and_what_cannot_be_shown_says_why(run, tmp_path):
+    evil = '"><script>alert(1)</script>'
+    changes = {"dataset": evil, "backbone": f"b{evil}", "versions": {"torch": evil}, "git_commit": evil}
+    for seed, more in ((1, {}), (2, {"trainer": f"M{evil}", "variant": ""}), (3, {"versions": {"torch": evil + "2"}})):
+        write_record(tmp_path / "runs" / str(seed), run(seed, **changes | more))
+    write_report([tmp_path / "runs"], tmp_path / "report.html")
+    tags, text = read(tmp_path / "report.html")
+    assert "script" not in dict(tags)
+    assert f"Not shown: {evil}, b{evil}" in text
+    assert f"torch {evil}2" in text and f"M{evil}" in text

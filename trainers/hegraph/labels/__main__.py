@@ -8,19 +8,23 @@ import logging
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import torch
 
 from ..backbones.identity import AUTO, PRECISIONS
 from ..config_files import load_cfg
+from ..experiments.tasks import open_task
+from ..models.images import ImageModel
 from ..predict.__main__ import chosen_format, whole
 from ..predict.files import FORMATS, Row, check_inputs, csv_line, image_paths, utf8
+from ..predict.prediction import Options, default_batch_size, open_model, open_output, rows_of, write_rows
 from ..utils.commands import Parser, command
+from ..utils.devices import choose_device
 from ..utils.errors import printable, report
 from ..utils.files import check_output
 from ..utils.option import NODE
-
-if TYPE_CHECKING:
-    from .issues import LabelIssue
+from .issues import LabelIssue, find_label_issues
+from .suggest import suggest
 
 logger = logging.getLogger(__name__)
 
@@ -55,9 +59,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     check.add_argument("--config-file", default="vit_b32", help="names the backbone (%(default)s)")
     check.add_argument("--dataset-config-file", default="folder", help="YAML of the data set (%(default)s)")
     check.add_argument("opts", nargs="*", metavar="KEY VALUE", help="configuration keys")
-    check.add_argument(
-        "--above", type=float, default=2.0, metavar="SCORE", help="show labels of a higher score (%(default)s)"
-    )
+    check.add_argument("--above", type=float, default=2.0, metavar="SCORE", help="show higher scores (%(default)s)")
     check.set_defaults(run=check_command)
     for each in (first, check):
         each.add_argument("--format", choices=tuple(FORMATS), help="by default the ending of --out, else table")
@@ -70,24 +72,14 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 def suggest_command(args: argparse.Namespace) -> int:
     """Writes the images to label next; returns how many images could not be read."""
     check_inputs(args.inputs)
-    import torch  # takes seconds
-
-    from ..models.images import ImageModel
-    from ..predict.prediction import Options, default_batch_size, open_model, rows_of, write_rows
-    from ..utils.devices import choose_device
-    from .suggest import suggest
-
     options = Options(args.top, chosen_format(args), args.out)
     saved = open_model(args.model, options, args.inputs)
     device = choose_device(args.device, "--device")
     model = ImageModel.load(saved, device, args.backbone, args.pretrained, args.precision)
     paths, unreadable, features = [], [], [torch.zeros(0, saved.classifier.width)]
     for batch, problems, found in model.encode(image_paths(args.inputs), default_batch_size(model.backbone.input_size)):
-        for path, problem in zip(map(str, batch), problems):
-            if problem:
-                unreadable.append(Row(path, error=problem))
-            else:
-                paths.append(path)
+        paths += [str(path) for path, problem in zip(batch, problems) if not problem]
+        unreadable += [Row(str(path), error=problem) for path, problem in zip(batch, problems) if problem]
         features.append(found.cpu())
     pool = torch.cat(features)
     order = suggest(saved, pool, args.number) if len(pool) else []
@@ -99,11 +91,6 @@ def check_command(args: argparse.Namespace) -> int:
     """Writes the images whose labels seem wrong; returns how many there are."""
     if args.out is not None:
         check_output(args.out, [path for path in (args.features, args.root) if path])
-    from ..experiments.tasks import open_task  # torch takes seconds to import
-    from ..predict.prediction import open_output
-    from ..utils.devices import choose_device
-    from .issues import find_label_issues
-
     files = "" if args.features else args.dataset_config_file, args.config_file
     opts = [*args.opts, "DATASET.NUM_SHOTS", "-1", f"{NODE}.PREC", args.precision]
     cfg = load_cfg(*files, {"DATASET.ROOT": args.root or ""}, opts)
@@ -125,13 +112,11 @@ def issue_lines(issues: Sequence[LabelIssue], paths: Sequence[str], form: str) -
         yield csv_line(*COLUMNS)
     for issue in issues:
         path, label, suggested = map(utf8, (paths[issue.index], issue.label, issue.suggested))
-        if form == "jsonl":
-            values = path, label, suggested, round(issue.score, 4)
-            yield json.dumps(dict(zip(COLUMNS, values)), ensure_ascii=False) + "\n"
-        elif form == "csv":
-            yield csv_line(path, label, suggested, f"{issue.score:.4f}")
-        else:
+        row = dict(zip(COLUMNS, (path, label, suggested, round(issue.score, 4))))
+        if form == "table":
             yield printable(f"{path}  {issue.score:6.2f}  {label} -> {suggested}") + "\n"
+        else:
+            yield csv_line(*row.values()) if form == "csv" else json.dumps(row, ensure_ascii=False) + "\n"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

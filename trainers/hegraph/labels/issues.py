@@ -95,8 +95,7 @@ def find_label_issues(
     if len(labels.unique()) < 2:
         raise UserError("labels can be checked where images of at least two classes are there")
     options = free_options(int(labels.bincount().max()))
-    logits = left_out_logits(features, labels, text, logit_scale, options, offsets=False)
-    return issues_of(logits, labels, classes)
+    return issues_of(left_out_logits(features, labels, text, logit_scale, options), labels, classes)
 
 
 def issues_of(logits: Tensor, labels: Tensor, classes: Sequence[Any]) -> list[LabelIssue]:
@@ -120,10 +119,8 @@ def free_options(shots: int) -> FreeOptions:
 
 
 @torch.no_grad()
-def left_out_logits(
-    features: Tensor, labels: Tensor, text: Tensor, logit_scale: float, options: FreeOptions, offsets: bool = True
-) -> Tensor:
-    """Logits `[N, K]` of each image by the variant "free" that was fitted to all others; float64.
+def left_out_logits(features: Tensor, labels: Tensor, text: Tensor, logit_scale: float, options: FreeOptions) -> Tensor:
+    """Logits `[N, K]` of each image by the variant "free" without class offsets, fitted to all others; float64.
 
     Args:
         features: Unit-norm, shape `[N, d]`; of at least two classes.
@@ -131,13 +128,10 @@ def left_out_logits(
         text: Unit-norm text features, shape `[K, d]`.
         logit_scale: CLIP's `tau`.
         options: Constants of the closed form.
-        offsets: Whether the class offsets are added.
     """
     features, text = features.double(), text.double()
-    zero_shot = logit_scale * features @ text.t()
     messages = _Messages(features, labels, text, options).left_out()
-    logits = zero_shot + options.omega * logit_scale * messages
-    return logits + left_out_offsets(zero_shot, labels) if offsets else logits
+    return logit_scale * features @ text.t() + options.omega * logit_scale * messages
 
 
 def left_out_offsets(logits: Tensor, labels: Tensor) -> Tensor:
@@ -265,10 +259,9 @@ class _WithoutOne:
         eigenvalues, vectors = torch.linalg.eigh(deviations.t() @ deviations)
         self.eigenvalues = eigenvalues.clamp_min(0)
         self.nodes, self.images = (nodes - mean) @ vectors, (whole.features - mean) @ vectors
-        self.guess = (guess - mean) @ vectors
         self.residuals = (whole.sums - self.counts.unsqueeze(1) * nodes) @ vectors
-        unit = torch.zeros_like(matrix.t())  # row c: L (e_c - 1/P) + 1/P of the c-th class that has images
-        unit += (matrix - matrix.mean(dim=1, keepdim=True)).t() + 1 / len(whole.present)
+        # Row c: L (e_c - 1/P) + 1/P of the c-th class that has images
+        unit = (matrix - matrix.mean(dim=1, keepdim=True)).t().contiguous() + 1 / len(whole.present)
         self.shifts = unit * kappa / (self.counts + kappa)  # h, before its own class is set to 0
         self.own_shift = unit[torch.arange(len(unit)), whole.present] * kappa
 

@@ -21,7 +21,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..method.closed_form import SMALLEST
+from ..method.closed_form import SMALLEST, whitening_of
 from ..method.unlabelled import ClassSums, hear_unlabelled, second_moment
 from ..models.saved import SavedModel
 
@@ -49,11 +49,8 @@ def typicality(edges: Tensor, features: Tensor, labelled: ClassSums) -> Tensor:
     both = labelled + ClassSums.soft(features, edges, second_moment(features))
     nodes, total = both.sums / both.counts.clamp_min(SMALLEST).unsqueeze(1), both.counts.sum()
     covariance = (both.moment - both.sums.t() @ nodes) / total
-    ridge = (RIDGE * covariance.trace() / total).clamp_min(SMALLEST)
-    values, vectors = torch.linalg.eigh(covariance + ridge * torch.eye(len(covariance), dtype=covariance.dtype))
-    whitening = (vectors / values.clamp_min(ridge).sqrt()).float()
-    images, nodes = features @ whitening, nodes.float() @ whitening
-    squares = torch.cdist(images, nodes).square()
+    whitening = whitening_of(covariance, RIDGE * len(covariance) / total, SMALLEST).float()
+    squares = torch.cdist(features @ whitening, nodes.float() @ whitening).square()
     return edges.clamp_min(SMALLEST).log() - squares / squares.mean().clamp_min(SMALLEST)
 
 

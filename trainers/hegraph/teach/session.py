@@ -223,7 +223,7 @@ class Session:
             return view
         features, labels, text, names = lessons.features[0], lessons.labels, lessons.positive, lessons.names
         options, scale = free_options(int(lessons.counts.max())), self.origin.logit_scale
-        logits = left_out_logits(features, labels, text, scale, options, offsets=False)
+        logits = left_out_logits(features, labels, text, scale, options)
         offsets = left_out_offsets(scale * (features @ text.t()).double(), labels)
         left_out = (logits + offsets).argmax(dim=1)
         pairs = Counter((names[a], names[b]) for a, b in zip(labels.tolist(), left_out.tolist()) if a != b)
