@@ -81,5 +81,5 @@ def test_a_model_that_has_heard_images_suggests_as_well(few):
 
 @pytest.mark.parametrize("number", [0, 1.5])
 def test_a_number_of_images_that_is_none(few, number):
-    with pytest.raises(UserError, match="whole number"):
+    with pytest.raises(UserError, match="n: Input"):
         few[0].suggest(few[1], number)
