@@ -158,10 +158,20 @@ class TipAdapter(CacheMethod):
     order = ("BETA", "ALPHA")
 
     def start(self, bank: FeatureBank, options: Options) -> Cache:
-        return cache_beside_text(bank, F.normalize(bank.cache_keys(), dim=-1))
+        # Training takes the keys at the norm that they have
+        is_trained, keys, labels = "LR" in self.defaults, bank.cache_keys(), bank.train_labels
+        keys = keys.clone().requires_grad_() if is_trained else F.normalize(keys, dim=-1)
+
+        def cache(features: Tensor, beta: float) -> Tensor:
+            return cache_logits(affinities(features @ keys.t(), beta), labels, len(bank.text_positive))
+
+        def folded() -> FoldedClassifier:
+            return replace(cosine_classifier(bank.text_positive, bank.logit_scale), keys=keys, labels=labels)
+
+        return Cache(zero_shot(bank), cache, [keys] if is_trained else [], folded)
 
 
-class TipAdapterF(CacheMethod):
+class TipAdapterF(TipAdapter):
     """Tip-Adapter-F: trains the cached image features of Tip-Adapter, whose docstring has its distance as well."""
 
     defaults: ClassVar[Defaults] = {
@@ -179,23 +189,6 @@ class TipAdapterF(CacheMethod):
         "EPS": 1e-4,  # AdamW's, added to the root of its second moment
         **SEARCH,
     }  # fmt: skip
-    order = ("BETA", "ALPHA")
-
-    def start(self, bank: FeatureBank, options: Options) -> Cache:
-        keys = bank.cache_keys().clone().requires_grad_()
-        return cache_beside_text(bank, keys, [keys])
-
-
-def cache_beside_text(bank: FeatureBank, keys: Tensor, parameters: Sequence[Tensor] = ()) -> Cache:
-    """Zero-shot CLIP and a cache with keys of shape `[N, d]`, which are taken at the norm that they have."""
-
-    def cache(features: Tensor, beta: float) -> Tensor:
-        return cache_logits(affinities(features @ keys.t(), beta), bank.train_labels, len(bank.text_positive))
-
-    def folded() -> FoldedClassifier:
-        return replace(cosine_classifier(bank.text_positive, bank.logit_scale), keys=keys, labels=bank.train_labels)
-
-    return Cache(zero_shot(bank), cache, parameters, folded)
 
 
 def zero_shot(bank: FeatureBank) -> Callable[[Tensor], Tensor]:

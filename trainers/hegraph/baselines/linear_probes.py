@@ -163,8 +163,7 @@ class LPPlusPlus(Method):
         if not loss.isfinite():
             raise UserError(f"the loss is {loss.item()}; lower MOMENTUM ({options.MOMENTUM})")
         selected = {"STEP": best.restore()} if best.candidates else {}
-        number = sum(parameter.numel() for parameter in weights)
-        classifier = FoldedClassifier(weight + alpha[:, None] * text, bias)
+        number, classifier = sum(w.numel() for w in weights), FoldedClassifier(weight + alpha[:, None] * text, bias)
         return FittedMethod(logits, number, options.STEPS, options.STEPS, selected, classifier=classifier)
 
 

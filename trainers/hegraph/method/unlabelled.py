@@ -189,7 +189,7 @@ def hear_unlabelled(
     guess, held = None, (torch.zeros_like(labelled.sums), torch.zeros_like(labelled.counts))
     if has_labels:
         guess = _guess_of_labelled(labelled, text)
-        weights, bias = _Metric.of(labelled, guess).folded()
+        weights, bias = _Metric(labelled, guess).folded()
         held = HELD * weights, HELD * bias
         for images, score in zip(features.split(ROWS), scores.split(ROWS)):
             score.sub_((images @ held[0].float().t() + held[1].float()).mul_(strength / temperature))
@@ -200,7 +200,7 @@ def hear_unlabelled(
         if number:
             edges.exp_()
         soft = ClassSums.soft(features, edges, moment)
-        metric = _Metric.of(labelled + soft, _guess_of_soft(soft, text) if guess is None else guess)
+        metric = _Metric(labelled + soft, _guess_of_soft(soft, text) if guess is None else guess)
         offsets = offsets - ((soft.counts + PRIOR) / equal).log()
         for images, score, own in zip(*(tensor.split(ROWS) for tensor in (features, scores, edges))):
             moved = metric.to_images(images, own).mul_(strength / temperature).add_(score)
@@ -285,21 +285,15 @@ def _guess_of_soft(soft: ClassSums, text: Tensor) -> Tensor:
     return TextGuess(text, centre + trust * (means - centre)).left_out
 
 
-@dataclass(frozen=True)
 class _Metric:
-    """`A^-1/2` `[d, d]`, `m` `[d]`, `s`, and of the classes `v_c` `[K, d]` and `N_c` `[K]`."""
+    """Step 1, and the metric of step 2, of labelled and unlabelled images; `guess` is `p_c`, shape `[K, d]`.
 
-    whitening: Tensor
-    mean: Tensor
-    scale: Tensor
-    nodes: Tensor
-    counts: Tensor
+    Attributes: `A^-1/2` `[d, d]`, `m` `[d]`, `s`, and of the classes `v_c` `[K, d]` and `N_c` `[K]`.
+    """
 
-    @classmethod
-    def of(cls, images: ClassSums, guess: Tensor) -> _Metric:
-        """Step 1, and the metric of step 2, of labelled and unlabelled images; `guess` is `p_c`, shape `[K, d]`."""
-        counts, total, width = images.counts + KAPPA, images.counts.sum(), len(images.moment)
-        nodes = (images.sums + KAPPA * guess) / counts.unsqueeze(1)
+    def __init__(self, images: ClassSums, guess: Tensor) -> None:
+        self.counts, total, width = images.counts + KAPPA, images.counts.sum(), len(images.moment)
+        nodes = (images.sums + KAPPA * guess) / self.counts.unsqueeze(1)
         # The sum of (f - u_c)(f - u_c)^T over all edges, without a pass over the images
         cross, own = images.sums.t() @ nodes, (nodes * images.counts.unsqueeze(1)).t() @ nodes
         ridge = RHO * width / total
@@ -309,7 +303,8 @@ class _Metric:
         to_mean = torch.outer(images.sums.sum(dim=0), mean)
         around_mean = images.moment / total - (to_mean + to_mean.t()) / total + torch.outer(mean, mean)
         scale = ((whitening @ around_mean) * whitening).sum().clamp_min(0).sqrt()  # tr(A^-1/2 . A^-1/2)
-        return cls(whitening, mean, scale.clamp_min(LEAST_SCALE), (nodes - mean) @ whitening, counts)
+        self.whitening, self.mean, self.scale = whitening, mean, scale.clamp_min(LEAST_SCALE)
+        self.nodes = (nodes - mean) @ whitening
 
     def folded(self) -> tuple[Tensor, Tensor]:
         """Weights `[K, d]` and a bias `[K]` that give an image `f` its messages, `(f - m) . x_c`."""

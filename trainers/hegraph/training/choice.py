@@ -25,10 +25,8 @@ def score(logits: Tensor, labels: Tensor) -> dict[str, float]:
     from sklearn.metrics import f1_score  # takes a second to import, and a finished run is not scored again
 
     predicted, true = logits.argmax(dim=1).cpu().numpy(), labels.cpu().numpy()
-    return {
-        "accuracy": accuracy(logits, labels),
-        "macro_f1": 100.0 * float(f1_score(true, predicted, average="macro", labels=np.unique(true))),
-    }
+    f1 = float(f1_score(true, predicted, average="macro", labels=np.unique(true)))
+    return {"accuracy": accuracy(logits, labels), "macro_f1": 100.0 * f1}
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> float:

@@ -80,10 +80,7 @@ class Checkpoints:
         except UserError as error:
             raise UserError(f"{error}; delete it to start anew") from error
         if state["run_id"] != self.run_id:
-            raise UserError(
-                f"the checkpoint {path} belongs to a run with other settings or data; delete it to start anew, or "
-                "choose another --output-dir"
-            )
+            raise UserError(f"{path} belongs to a run with other settings or data; delete it or change --output-dir")
         return state
 
     def load(self, model: HeGraphModel, optimizer: AdamW) -> tuple[int, float] | None:
@@ -104,13 +101,8 @@ class Checkpoints:
 
     def save(self, model: HeGraphModel, optimizer: AdamW, epoch: int, seconds: float) -> None:
         """Writes all that training needs to go on after `epoch` epochs and `seconds` of work, atomically."""
-        state = {
-            "run_id": self.run_id,
-            "epoch": epoch,
-            "seconds": seconds,
-            "model": model.state_dict(),
-            "moments": optimizer.state_dict()["state"],
-        }
+        state: dict[str, Any] = {"run_id": self.run_id, "epoch": epoch, "seconds": seconds}
+        state |= {"model": model.state_dict(), "moments": optimizer.state_dict()["state"]}
         content = io.BytesIO()  # torch.save itself raises RuntimeError on a full disk, whatever the cause
         torch.save(state | {"checksum": _checksum(state)}, content)
         with atomic_path(self.folder / CHECKPOINT) as temporary:
@@ -144,10 +136,11 @@ class TrainingSummary:
     seconds: float = 0.0
 
 
+@dataclass(eq=False)
 class AdapterTraining:
     """A training under way: its optimizer, its schedule and its checkpoints. The host runs the epochs.
 
-    Args:
+    Attributes:
         model: The adapter, whose parameters are trained in place.
         data: Training batches.
         options: How it is trained.
@@ -155,15 +148,14 @@ class AdapterTraining:
         keep: Called with the model and the number of epochs after every `options.checkpoint_epochs` epochs.
     """
 
-    def __init__(
-        self,
-        model: HeGraphModel,
-        data: TrainingData,
-        options: TrainingOptions,
-        checkpoints: Checkpoints | None = None,
-        keep: Callable[[HeGraphModel, int], None] | None = None,
-    ) -> None:
-        self.model, self.data, self.options, self.checkpoints, self.keep = model, data, options, checkpoints, keep
+    model: HeGraphModel
+    data: TrainingData
+    options: TrainingOptions
+    checkpoints: Checkpoints | None = None
+    keep: Callable[[HeGraphModel, int], None] | None = None
+
+    def __post_init__(self) -> None:
+        model, options = self.model, self.options
         rate = options.learning_rate
         if options.lr_width:  # a unit vector turns by about `rate * sqrt(d)`: AdamW moves each entry by about the rate
             rate = rate * math.sqrt(options.lr_width / model.x_positive.shape[1])
@@ -178,9 +170,9 @@ class AdapterTraining:
         groups = model.parameter_groups(self.peak_rate, options.weight_lr_mult, options.visual_lr)
         self.optimizer = AdamW(groups, weight_decay=options.weight_decay, fused=True)
         self.peak_rates = [group["lr"] for group in self.optimizer.param_groups]
-        self.epochs = max(options.epochs, math.ceil(options.min_steps / data.steps_per_epoch))
+        self.epochs = max(options.epochs, math.ceil(options.min_steps / self.data.steps_per_epoch))
         self.epoch, self.seconds_before = 0, 0.0
-        self.noise = epoch_generator(data.seed, self.epoch, NOISE_STREAM)
+        self.noise = epoch_generator(self.data.seed, self.epoch, NOISE_STREAM)
         self.started = self.last_saved = time.monotonic()
 
     def resume(self) -> None:
@@ -224,9 +216,8 @@ class AdapterTraining:
         """Counts the epoch, and saves what is due. Raises UserError if the loss of its last step is not finite."""
         self.epoch += 1
         if not loss.isfinite():
-            raise UserError(
-                f"the loss is {loss.item()} in epoch {self.epoch}; lower OPTIM.LR ({self.options.learning_rate})"
-            )
+            rate = self.options.learning_rate
+            raise UserError(f"the loss is {loss.item()} in epoch {self.epoch}; lower OPTIM.LR ({rate})")
         every = self.options.checkpoint_epochs
         if every and self.epoch % every == 0 and self.keep is not None:
             self.keep(self.model, self.epoch)
