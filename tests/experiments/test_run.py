@@ -161,17 +161,6 @@ def test_a_copy_inside_coop_knows_the_commit_that_it_was_made_of(tmp_path, monke
     assert folder_module.git_commit.__wrapped__() == "0123abc"
 
 
-# Output that cannot be written
-
-
-def test_a_disk_that_is_full_is_one_clear_error_and_leaves_nothing_half_written(run, tmp_path, disk_full_after):
-    with disk_full_after(4500):
-        said = run("TRAIN.CHECKPOINT_FREQ", "1", code=2)
-    assert "cannot write" in said and "run/model-epoch1" in said
-    assert not [name for name in os.listdir(tmp_path / "run") if name == "model-epoch1" or name.startswith(".")]
-    run("TRAIN.CHECKPOINT_FREQ", "1")
-
-
 # Interruption
 
 

@@ -145,8 +145,7 @@ class RunFolder:
             if self.model is None:
                 checkpoints, resume = self.checkpoints, self.task.cfg.run.resume
                 if resume and not checkpoints.path_to_resume.exists():
-                    why = f"no {CHECKPOINT}, which a run leaves when it is interrupted"
-                    raise UserError(f"there is nothing to resume in {resume}: {why}")
+                    raise UserError(f"there is nothing to resume in {resume}: no interrupted run left a {CHECKPOINT}")
                 checkpoints.read()  # one that would be refused is refused now
                 (self.path / ERROR).unlink(missing_ok=True)
                 write_json(self.path / SPLIT, self.task.split)

@@ -314,7 +314,7 @@ def evaluate(trained: TrainedMethod, target: Task, device: str | torch.device, r
         logits = text = fitted.transfer(other)
     if logits is not None and not logits.isfinite().all():
         raise UserError(f"{trained.method} predicts NaN or infinite logits")
-    text = text if fitted.text_classifier is not None else None
+    text = None if fitted.text_classifier is None else text
     labels = None if labels is None else labels.to(device)
     return Tested(target.name, target.classnames, logits, text, zero_shot, labels, rule)
 
@@ -378,9 +378,7 @@ def test_loaded(model: SavedModel, trained: TrainedMethod, target: Task, device:
     target.check_backbone(model)
     tested = evaluate(trained, target, device)
     if tested.logits is None:
-        raise UserError(
-            f"{model.method} has no rule for classes that it was not trained on; test it on its own classes"
-        )
+        raise UserError(f"{model.method} has no rule for other classes than its own; test it on those")
     return tested
 
 
@@ -395,9 +393,13 @@ def check_configuration(model: SavedModel, cfg: Config) -> None:
     if cfg.run.trainer != model.method:
         raise UserError(f"the model is of {model.method}; give --trainer {model.method}, not {cfg.run.trainer}")
     here = REMOVED | json.loads(json.dumps(run_config(cfg)))  # rows may be tuples here, and are lists in the folder
-    before = model.trained_on.config
-    there, prefix = before | _chosen_on_val(model, cfg), f"TRAINER.{model.method.upper()}."
-    ours = model.method == "HeGraphAdapter"
+    before, ours, prefix = model.trained_on.config, model.method == "HeGraphAdapter", f"TRAINER.{model.method.upper()}."
+    there = dict(before)
+    if ours and model.trained_on.selected:  # on val
+        said = [model.trained_on.selected.get(name) for name in ("keys", "value")]
+        keys, values = check(tuple[list[str], list], tuple(said), "the model does not say what was chosen on val")
+        with_chosen = run_config(with_values(cfg, dict(zip(keys, values))))
+        there |= {key: with_chosen.get(key) for key in keys}
     for key, value in before.items():
         kept = key in KEPT or key in REMOVED if ours else key.startswith(prefix)
         if kept and here.get(key) not in (there[key], value) and not is_filled(cfg, key):
@@ -405,16 +407,6 @@ def check_configuration(model: SavedModel, cfg: Config) -> None:
                 f"the model was trained by another recipe, and keeps it: {key} {there[key]}, not {here.get(key)}; to "
                 f"test it as it is, end the command with {key} '{there[key]}'"
             )
-
-
-def _chosen_on_val(model: SavedModel, cfg: Config) -> dict[str, object]:
-    """The keys that `--select val` chose for a model, with the chosen values as a configuration holds them."""
-    if model.method != "HeGraphAdapter" or not model.trained_on.selected:
-        return {}
-    said = [model.trained_on.selected.get(name) for name in ("keys", "value")]
-    keys, values = check(tuple[list[str], list], tuple(said), "the model does not say what was chosen on val")
-    with_chosen = run_config(with_values(cfg, dict(zip(keys, values))))
-    return {key: with_chosen.get(key) for key in keys}
 
 
 def test_model(cfg: Config, bank_file: Path | None, folder: Path, epoch: int | None, device: str) -> dict:

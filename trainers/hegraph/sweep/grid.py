@@ -153,7 +153,15 @@ class Grid(Part):
         """The runs in the order in which one process does them: those of one data set together. UserError if a name is
         not known, a bank is missing, a key is the grid's own, or a folder lies outside `output` or is that of two runs.
         """
-        self._check_names()
+        for key in (*self.vary, *self.set, *itertools.chain(*self.cases.values())):
+            if key in OF_THE_GRID:
+                raise UserError(
+                    f"{key} is set by the grid itself; give --shots, --seeds, --methods, --root or --output, or their "
+                    "names in the grid's file"
+                )
+        for method in self.methods:
+            if method not in (*OTHERS, OURS, ALL):
+                raise unknown("method", method, (*OTHERS, OURS, ALL))
         found = [run for source in self.datasets for run in self._runs_of(source)]
         if not found:
             raise UserError("the grid has no run: every method needs images, and there are only feature banks")
@@ -168,6 +176,8 @@ class Grid(Part):
 
     def _runs_of(self, source: str) -> Iterator[Run]:
         is_bank = source.endswith(SUFFIX)
+        if is_bank:
+            check_regular(Path(source))
         root = self.root or ("" if is_bank else load_cfg(source).data.root) or "data"
         methods = list(ALL_METHODS if ALL in self.methods else self.methods)
         for method in [method for method in methods if is_bank and needs_backbone(method)]:
@@ -191,20 +201,6 @@ class Grid(Part):
         if self.suffix is None:
             return case + "".join(f"_{name}={value}" for name, value in names.items()).replace("/", "-")
         return case + re.sub(r"\{(\w+)\}", lambda braces: names.get(braces[1], braces[0]), self.suffix)
-
-    def _check_names(self) -> None:
-        for key in (*self.vary, *self.set, *itertools.chain(*self.cases.values())):
-            if key in OF_THE_GRID:
-                raise UserError(
-                    f"{key} is set by the grid itself; give --shots, --seeds, --methods, --root or --output, or their "
-                    "names in the grid's file"
-                )
-        for method in self.methods:
-            if method not in (*OTHERS, OURS, ALL):
-                raise unknown("method", method, (*OTHERS, OURS, ALL))
-        for source in self.datasets:
-            if source.endswith(SUFFIX):
-                check_regular(Path(source))
 
 
 def read_grid(path: Path | None, given: Mapping[str, Any]) -> Grid:
