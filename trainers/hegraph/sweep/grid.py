@@ -156,12 +156,10 @@ class Grid(Part):
         for key in (*self.vary, *self.set, *itertools.chain(*self.cases.values())):
             if key in OF_THE_GRID:
                 raise UserError(
-                    f"{key} is set by the grid itself; give --shots, --seeds, --methods, --root or --output, or their "
-                    "names in the grid's file"
+                    f"{key} is set by the grid itself; give --shots, --seeds, --methods, --root or --output"
                 )
-        for method in self.methods:
-            if method not in (*OTHERS, OURS, ALL):
-                raise unknown("method", method, (*OTHERS, OURS, ALL))
+        for method in {*self.methods} - {*OTHERS, OURS, ALL}:
+            raise unknown("method", method, (*OTHERS, OURS, ALL))
         found = [run for source in self.datasets for run in self._runs_of(source)]
         if not found:
             raise UserError("the grid has no run: every method needs images, and there are only feature banks")
