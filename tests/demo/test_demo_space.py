@@ -1,13 +1,14 @@
-"""A Space: a folder that has all it needs, and that overwrites nothing."""
+"""A Space: a folder that has all it needs, and that overwrites nothing; the script, which trains the digits first."""
 
 from __future__ import annotations
 
-import ast
+import os
 import re
 import runpy
 import shutil
 import subprocess
 import sys
+import urllib.request
 from importlib.metadata import packages_distributions, version
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -15,7 +16,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import yaml
 from browser import serving
-from test_architecture import outside_imports
+from test_architecture import IMPORTS
 
 from trainers.hegraph.demo.__main__ import main
 from trainers.hegraph.demo.space import OF_TOKENIZERS, REQUIREMENTS, write_space
@@ -72,12 +73,12 @@ def test_the_page_imports_nothing_that_the_requirements_do_not_bring(model_folde
         "from trainers.hegraph.demo.__main__ import require_gradio; require_gradio();"
         "from trainers.hegraph.models.images import ImageModel; from trainers.hegraph.demo.page import build_page;"
         f"folder = Path({str(model_folder)!r}); build_page(ImageModel.load(folder), folder, Path(tempfile.mkdtemp()));"
-        "print(*(module.__file__ for name, module in sys.modules.items() if name.startswith('trainers.hegraph')))"
+        "print(*(name for name in sys.modules if name.startswith('trainers.hegraph')))"
     )
     ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True)
-    files = [Path(file) for file in ran.stdout.split()]
-    assert len(files) > 20
-    imported = set().union(*(outside_imports(ast.parse(file.read_text(encoding="utf-8"))) for file in files))
+    modules = ran.stdout.split()
+    assert len(modules) > 20
+    imported = set().union(*(IMPORTS[module] for module in modules))
     known = {re.split("[>=]", line)[0] for line in REQUIREMENTS}
     of_packages = packages_distributions()
     needed = {name for package in imported for name in of_packages.get(package, [])} - {"gradio", *OF_TOKENIZERS}
@@ -117,3 +118,29 @@ def test_a_space_overwrites_nothing_and_has_no_backbone_from_files_of_this_machi
             write_space(images, model_folder, tmp_path / "space")
     assert (tmp_path / "folder" / "README.md").read_text() == (tmp_path / "weights.pt").read_text() == "mine"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "link", "weights.pt"]
+
+
+# The script
+
+SCRIPT = ["bash", "scripts/hegraph/demo.sh"]
+
+
+@pytest.mark.slow
+def test_the_script_shows_a_model_and_leaves_no_uploads(model_folder, tmp_path):
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with serving([*SCRIPT, str(model_folder.parent)], PYTHON=sys.executable, TMPDIR=str(tmp_path)) as address:
+        assert "HeGraphAdapter on Digits" in opener.open(f"{address}/", timeout=30).read().decode()
+        assert list(tmp_path.glob("hegraph-demo-*"))
+    assert not list(tmp_path.glob("hegraph-demo-*"))
+
+
+@pytest.mark.slow
+def test_the_script_without_a_model_trains_the_digits_or_takes_those_that_are_there(tmp_path):
+    run = tmp_path / "digits" / "HeGraphAdapter" / "mini_16shots" / "seed1"
+    variables = os.environ | {"PYTHON": sys.executable, "OUTPUT": str(tmp_path)}
+    written = []
+    for name in ("first", "second"):
+        subprocess.run([*SCRIPT, "--space", str(tmp_path / name)], cwd=ROOT, env=variables, check=True, timeout=240)
+        assert (tmp_path / name / "model" / "thumbnails" / "00159.jpg").is_file()
+        written.append((run / "result.json").stat().st_mtime_ns)
+    assert written[0] == written[1]

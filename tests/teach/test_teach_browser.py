@@ -53,13 +53,14 @@ def counts(folder: Path) -> dict[str, int]:
     return {each.name: len(list(each.iterdir())) for each in sorted((folder / "train").iterdir())}
 
 
-def add_class(page: Browser, name: str) -> None:
+def add_class(page: Browser, name: str, *files: Path) -> None:
+    """Makes a class, and chooses images for it."""
     page.find("#classes input[name=name]")[0].send_keys(name, page.keys.ENTER)
-
-
-def add_images(page: Browser, name: str, files: list[Path]) -> None:
-    [chooser] = page.driver.find_elements("css selector", f"{card(page, name)} input[type=file]")
-    chooser.send_keys("\n".join(map(str, files)))
+    page.wait(lambda: page.find(card(page, name)))
+    if files:
+        [chooser] = page.driver.find_elements("css selector", f"{card(page, name)} input[type=file]")
+        chooser.send_keys("\n".join(map(str, files)))
+        page.wait(lambda: len(page.find(f"{card(page, name)} .thumb")) == len(files))
 
 
 def guesses(page: Browser) -> list[str]:
@@ -83,16 +84,10 @@ def click(page: Browser, selector: str, text: str) -> None:
 def test_classes_are_made_checked_labelled_and_taken_along(window, folder, tmp_path):
     page = window
     for name in ("zero", "one"):
-        add_class(page, name)
-        page.wait(lambda name=name: page.find(card(page, name)))
-        add_images(page, name, scans(tmp_path / name, name, 0, 3))
-        page.wait(lambda name=name: len(page.find(f"{card(page, name)} .thumb")) == 3)
+        add_class(page, name, *scans(tmp_path / name, name, 0, 3))
     assert counts(folder) == {"one": 3, "zero": 3}
-    add_class(page, "two")
-    page.wait(lambda: page.find(card(page, "two")))
     [wrong] = scans(tmp_path / "wrong", "zero", 5, 1)
-    add_images(page, "two", [*scans(tmp_path / "two", "two", 0, 3), wrong])
-    page.wait(lambda: len(page.find(f"{card(page, 'two')} .thumb")) == 4)
+    add_class(page, "two", *scans(tmp_path / "two", "two", 0, 3), wrong)
 
     page.tab("Check")
     click(page, f'#check [data-image="train/two/{wrong.name}"]', "Move to zero")
@@ -131,7 +126,6 @@ def test_two_tabs_see_each_others_changes_and_undo_them(window, folder):
     try:
         window.open("#classes form")
         add_class(window, "six")
-        window.wait(lambda: window.find(card(window, "six")))
     finally:
         window.driver.close()
         window.driver.switch_to.window(first)

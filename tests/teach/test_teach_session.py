@@ -232,8 +232,6 @@ def test_files_that_came_are_added_and_no_other_file_of_this_machine(teacher):
 
 
 def test_a_drawing_becomes_an_image_and_what_is_tried_is_explained(teacher):
-    from trainers.hegraph.teach.page import Taught
-
     canvas, data = Image.new("L", (SIDE, SIDE)), io.BytesIO()
     canvas.paste(255, (130, 40, 160, 240))
     canvas.save(data, "PNG")
@@ -242,9 +240,8 @@ def test_a_drawing_becomes_an_image_and_what_is_tried_is_explained(teacher):
     session, model = teacher.session, last(teacher.session).model
     [drawn] = [each for each in session.view.contents.classes["two"] if each.name.startswith("drawing-")]
     shutil.copy(session.project.folder / drawn.path, teacher.uploads)
-    taught = Taught(session, teacher.uploads)
     feature = session.features[drawn.digest]
-    for found in (taught(drawing), taught({"path": str(teacher.uploads / drawn.name)})):
+    for found in (teacher(drawing), teacher({"path": str(teacher.uploads / drawn.name)})):
         html, adapted, zero_shot, pictures = found
         assert adapted == pytest.approx(dict(zip(model.classnames, model.probabilities(feature[None])[0].tolist())))
         assert f"The images say <b>{next(iter(adapted))}</b>; the names of the classes alone say" in html

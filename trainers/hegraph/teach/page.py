@@ -42,8 +42,10 @@ SECONDS = 2  # between two looks at what other tabs have done
 ZIP = wrapped('<label class="drop">Open a project.zip<input type="file" data-do="zip" accept=".zip"></label>')
 
 
-class Taught(Answers):
-    """What the model says of an image that is tried, and why."""
+class Teacher(Answers):
+    """What the page says of an image that is tried, and the handlers of the boards: what they return is shown, the
+    boards and the number of the view.
+    """
 
     def __init__(self, session: Session, uploads: Path) -> None:
         self.session, self.uploads = session, uploads
@@ -61,13 +63,6 @@ class Taught(Answers):
         both = f"say <b>{escape(taught)}</b>, too" if names == taught else f"say <b>{escape(names)}</b>"
         why = f"<h2>Why</h2><p>The images say <b>{escape(taught)}</b>; the names of the classes alone {both}.</p>"
         return wrapped(none_of_these(found) + why), found.adapted, found.zero_shot, pictures or None
-
-
-class Teacher:
-    """The handlers of the page. What they return is shown: the boards, and the number of the view."""
-
-    def __init__(self, session: Session, uploads: Path) -> None:
-        self.session, self.uploads = session, uploads
 
     def act(self, drawing: Any, event: gr.EventData) -> Iterator[tuple]:
         """Does what was asked for on a board."""
@@ -90,7 +85,7 @@ class Teacher:
         contents = view.contents
         macros = TEMPLATE.make_module({
             "view": view, "contents": contents, "said": said, "problem": problem,
-            "draws": session.name == MINI_NAME, "stopped": session.stopping.is_set(),
+            "draws": self.drawn, "stopped": session.stopping.is_set(),
             "twice": {digest: names for digest, names in contents.classes_of().items() if len(names) > 1},
             "pictures": {picture.digest: picture for picture in contents.pictures()},
             "thumbnail": lambda picture: quote(str(session.thumbnail(picture))),
@@ -188,21 +183,21 @@ def png_of(drawing: Any) -> bytes:
 
 def build_page(session: Session, uploads: Path) -> gr.Blocks:
     """The page of a session; `uploads` is where Gradio puts what comes."""
-    teacher = Teacher(session, uploads)
+    teacher, board = Teacher(session, uploads), partial(html, js_on_load=BOARD_JS)
     with Page(title=f"Teach {session.project.folder.name}", analytics_enabled=False) as page:
         html(wrapped(f"<h1>{escape(session.project.folder.name)}</h1>"))
-        shown = [_board("status")]
+        shown = [board("", elem_id="status")]
         drawing: Any = gr.State()
         for name in BOARDS[1:]:
             with gr.Tab(name.title()):
-                if name == "classes" and session.name == MINI_NAME:
+                if name == "classes" and teacher.drawn:
                     with gr.Accordion("Draw an image", open=False, elem_id="draw"):
                         drawing = canvas("sketch")
-                shown.append(_board(name))
+                shown.append(board("", elem_id=name))
         with gr.Tab("Try"):
-            answer_part(page, Taught(session, uploads), "Taught", "Nearest training images")
+            answer_part(page, teacher, "Taught", "Nearest training images")
         with gr.Tab("Take along"):
-            zipped = _board("zip", ZIP)
+            zipped = board(ZIP, elem_id="zip")
             said, file = html(""), gr.File(label="File to take along", interactive=False, elem_id="file", visible=True)
             for name, text in TAKEN.items():
                 taken = gr.Button(text, elem_id=f"take-{name.replace('.', '-')}")
@@ -215,7 +210,3 @@ def build_page(session: Session, uploads: Path) -> gr.Blocks:
         page.load(teacher.shown, None, outputs, **quiet)
         gr.Timer(SECONDS).tick(teacher.look, seen, outputs, concurrency_limit=LISTED, **quiet)
     return page
-
-
-def _board(name: str, value: str = "") -> gr.HTML:
-    return html(value, js_on_load=BOARD_JS, elem_id=name)
