@@ -75,7 +75,7 @@ def test_a_model_that_has_heard_images_suggests_as_well(few):
     heard = HeGraphClassifier(variant="free", text_features=classifier.model_.text_positive, logit_scale=20.0)
     heard.fit(pool[:8], np.arange(8) % 4).adapt(pool)
     assert len(heard.suggest(pool, 3)) == 3
-    heard._fitted = None  # as of a loaded one
+    heard._fitted = heard.model_  # as of a loaded one
     assert len(heard.suggest(pool, 3)) == 3
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
@@ -36,13 +35,6 @@ def mini_model(saved_model: Callable[..., SavedModel], mini: Backbone, unit_feat
         transfer_rule="none",
         class_nodes=None,
     )
-
-
-def write_digits(folder: Path, number: int) -> list[Path]:
-    paths = [folder / f"{row}.png" for row in range(number)]
-    for row, path in enumerate(paths):
-        open_digit(f"digits/{row:04d}").save(path)
-    return paths
 
 
 def test_a_backbone_of_other_features_is_refused_and_the_difference_is_named(mini_model, mini, unit_features):
@@ -79,7 +71,9 @@ def test_weights_are_those_of_the_model_for_its_own_backbone_alone(mini_model, m
 
 
 def test_features_are_those_of_the_backbones_own_transform_whatever_the_batches(tmp_path, mini_model, mini):
-    paths = write_digits(tmp_path, 7)
+    paths = [tmp_path / f"{row}.png" for row in range(7)]
+    for row, path in enumerate(paths):
+        open_digit(f"digits/{row:04d}").save(path)
     expected = mini.encode_images(torch.stack([mini.preprocess(Image.open(path).convert("RGB")) for path in paths]))
     model = ImageModel(mini_model, mini)
     assert torch.equal(model.features(paths), expected)
@@ -87,9 +81,5 @@ def test_features_are_those_of_the_backbones_own_transform_whatever_the_batches(
     assert torch.equal(model.features([Image.open(path) for path in paths]), expected)
     assert (model.features([]).shape, model.probabilities([]).shape) == ((0, 64), (0, 3))
     assert torch.equal(model.probabilities(paths), mini_model.probabilities(expected))
-
-
-def test_an_unreadable_image_is_named(tmp_path, mini_model, mini):
-    [path] = write_digits(tmp_path, 1)
     with pytest.raises(UserError, match=f"cannot read {tmp_path / 'none.png'}: No such file"):
-        ImageModel(mini_model, mini).features([path, tmp_path / "none.png"])
+        model.features([*paths, tmp_path / "none.png"])

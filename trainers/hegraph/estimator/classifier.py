@@ -73,8 +73,8 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
     """
 
     model_: SavedModel
+    _fitted: SavedModel  # what was trained or loaded, before it heard unlabelled images
     _image_model: ImageModel | None = None  # the model with its backbone, once that is loaded
-    _fitted: SavedModel | None = None  # what was trained, before it heard unlabelled images; None of a loaded model
     _heard: Tensor | None = None  # features of the unlabelled images, `[M, d]`, which a later training hears again
 
     def __init__(
@@ -270,7 +270,7 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
         """
         check_is_fitted(self, "model_")
         n = check(Size, n, "n", convert=True)
-        return suggest(self._fitted or self.model_, self._encoded(X).cpu(), n)
+        return suggest(self._fitted, self._encoded(X).cpu(), n)
 
     def label_issues(self, X: Any, y: Any) -> list[LabelIssue]:
         """What the closed form (`variant="free"`) says of the label of each image without that image, as one
@@ -312,7 +312,7 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
             name: A model folder, the output folder of a run, or "USER/NAME" on the Hugging Face Hub.
             revision: Branch, tag or commit, of a model on the Hub.
             token: For a private model on the Hub; None takes the one that `hf auth login` has kept.
-            device, precision: As of the class; the precision need not be that of the training.
+            device, precision: As of the class; a precision of None is "auto", whatever that of the training was.
             backbone, pretrained: Of images; None takes the backbone that the model names. Its features must be the
                 same ones.
         """
@@ -324,13 +324,13 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
             backbone,
             pretrained,
             device=device,
-            precision=precision,
+            precision=precision or AUTO,
             options=recipe_of(model),
             variant=model.trained_on.config.get(KEYS["variant"]),  # also of one that has no images yet
             logit_scale=model.logit_scale,
             random_state=model.trained_on.seed,
         )
-        found.model_ = model
+        found.model_ = found._fitted = model
         found.classes_ = np.array(model.classnames if model.labels is None else model.labels)
         found.n_features_in_ = model.classifier.width
         return found
@@ -367,15 +367,13 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
             return unit_rows(X[:, 0]) if X.shape[1] == 1 else unit_rows(unit_rows(X).mean(dim=1).numpy())
         if self._image_model is None:
             named = (self.backbone, self.pretrained) if self.backbone else ("", "")
-            as_trained = AUTO if self._fitted is None else self.model_.backbone.precision  # AUTO: it was loaded
-            self._image_model = ImageModel.load(self.model_, self._device(), *named, self.precision or as_trained)
+            precision = self.precision or self.model_.backbone.precision
+            self._image_model = ImageModel.load(self.model_, self._device(), *named, precision)
         return self._image_model.features(images, BATCH)
 
     def _logits(self, X: Any) -> Tensor:
-        """Logits on the CPU, shape `[n, K]`.
-
-        They are summed in float64, so that those of an image do not depend on the other images of `X`: float32 rounds
-        in another way for another number of rows.
+        """Logits on the CPU, shape `[n, K]`, summed in float64, so that those of an image do not depend on the other
+        images of `X`: float32 rounds in another way for another number of rows.
         """
         check_is_fitted(self, "model_")
         features = self._encoded(X).to(self._device(), torch.float64)
@@ -392,13 +390,13 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
     def _taught(self) -> Lessons:
         """What was taught. NotFittedError, or UserError as of `lessons_of`."""
         check_is_fitted(self, "model_")
-        return lessons_of(self._fitted or self.model_)
+        return lessons_of(self._fitted)
 
     def _teach(self, what: Added | Lessons, pool: Sequence[Any] = (), anew: bool = False) -> HeGraphClassifier:
         """Trains on what is added to what was taught before, or on lessons that are left of it. All that teaches goes
         this way. `pool` are unlabelled images to hear, each entry as `X` of the class.
         """
-        before = None if anew or not hasattr(self, "model_") else self._fitted or self.model_
+        before = None if anew or not hasattr(self, "model_") else self._fitted
         loaded = None if before is None or self._image_model is None else self._image_model.backbone
         model, backbone = Teacher(self.get_params(deep=False), before, self._device(), loaded).teach(what)
         assert model.lessons is not None
@@ -415,4 +413,4 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
         if pool:
             self._heard = torch.cat([self._encoded(U).cpu() for U in pool])
         if self._heard is not None:
-            self.model_, _ = hear(self._fitted or self.model_, self._heard, self._device())
+            self.model_, _ = hear(self._fitted, self._heard, self._device())
