@@ -7,12 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
 from safetensors import safe_open
 from torch.optim import AdamW
 
-from trainers.hegraph.method.graph import build_graph
-from trainers.hegraph.method.model import HeGraphModel
+from benchmarks.tasks import random_bank
+from trainers.hegraph.method.model import HeGraphModel, build_model
 from trainers.hegraph.method.options import ModelOptions
 from trainers.hegraph.training import loop
 from trainers.hegraph.training.loop import Checkpoints
@@ -21,9 +20,7 @@ from trainers.hegraph.utils.errors import UserError
 
 def make_model(width: int = 8, shuffle: bool = True) -> HeGraphModel:
     """An adapter of three classes with parameters that are fixed but not trivial."""
-    generator = torch.Generator().manual_seed(0)
-    nodes = [F.normalize(torch.randn(3, width, generator=generator), dim=-1) for _ in range(3)]
-    model = HeGraphModel(build_graph(*nodes), nodes[2], torch.arange(3), 100.0, ModelOptions())
+    model, generator = build_model(random_bank(3, width, shots=1), ModelOptions()), torch.Generator().manual_seed(0)
     for parameter in model.parameters() if shuffle else ():
         parameter.data.copy_(torch.randn(parameter.shape, generator=generator))
     return model

@@ -93,8 +93,7 @@ def test_the_rate_is_a_cosine_from_the_peak_after_the_warm_up(epoch, warmup_epoc
 def test_every_parameter_group_follows_the_schedule_from_its_own_peak(setup, monkeypatch, meant_for, scale, factor):
     """Where OPTIM.LR is meant for wider features, the rates of the text relations are larger by the root; where it is
     meant for a larger logit scale, they are larger by the quotient."""
-    seen = []
-    step = AdamW.step
+    seen, step = [], AdamW.step
     monkeypatch.setattr(
         AdamW, "step", lambda self: (seen.append([group["lr"] for group in self.param_groups]), step(self))[1]
     )
@@ -142,12 +141,6 @@ def test_at_one_shot_weak_text_is_left_at_a_larger_rate_and_the_log_says_so(capl
 
 
 # Training and its checkpoints
-
-
-def test_the_schedule_is_as_long_as_the_epochs_that_the_least_steps_raise(setup):
-    raised, result = setup.fit(f"{NODE}.MIN_STEPS", 39, name="a")
-    assert (result.epochs, result.steps) == (10, 40)
-    assert same(raised, setup.fit("OPTIM.MAX_EPOCH", 10, name="b")[0])
 
 
 def test_training_changes_every_parameter_and_nothing_else_and_is_the_same_twice(setup):

@@ -70,10 +70,8 @@ def test_a_step_tells_the_model_where_its_images_lie_in_the_cache_only_to_leave_
     training = AdapterTraining(model, data_of(), options_of(leave_one_out=leave_one_out))
     training.step(Batch(IMAGES[:2], torch.tensor([0, 1]), positions, products))
     [(features, own, given, noise)] = model.asked
-    assert features is not None and torch.equal(features, IMAGES[:2])
+    assert torch.equal(features, IMAGES[:2]) and given is products and noise == "noise"
     assert own is (positions if leave_one_out else None)
-    assert given is products
-    assert noise == "noise"
 
 
 def test_without_a_gradient_adamw_only_shrinks_each_parameter_by_its_rate_times_the_decay():
@@ -98,9 +96,7 @@ def test_the_epochs_are_those_asked_for_or_enough_for_the_least_steps(least, epo
 
 
 def test_training_to_the_end_takes_every_step_of_every_epoch_in_training_mode():
-    model = FixedModel([[1.0, 0.0]], None)
-    model.eval()
-    modes = []
+    model, modes = FixedModel([[1.0, 0.0]], None).eval(), []
     model.register_forward_pre_hook(lambda module, _: modes.append(module.training))
 
     summary = train_to_end(AdapterTraining(model, data_of(batch_size=1), options_of(epochs=2)))
