@@ -31,19 +31,6 @@ from trainers.hegraph.sweep.workers import DONE, FAILED, LOCKED, Result, attempt
 from trainers.hegraph.utils.errors import UserError, noted_interrupts
 
 
-def test_a_sweep_leaves_what_single_commands_leave_byte_for_byte(tiny_bank, tmp_path, left_by):
-    methods = ("TaskRes", "HeGraphAdapter")
-    for method in methods:
-        folder = tmp_path / "alone" / "tiny" / method / "vit_b32_2shots" / "seed1"
-        alone = ["--features", tiny_bank, "--trainer", method, "--shots", 2, "--seed", 1, "--config-file", "vit_b32"]
-        assert main([str(word) for word in [*alone, "--output-dir", folder]]) == 0
-    swept = ["sweep", "--datasets", str(tiny_bank), "--configs", "vit_b32", "--shots", "2", "--seeds", "1"]
-    assert main([*swept, "--methods", *methods, "--output", str(tmp_path / "swept")]) == 0
-    expected = left_by(tmp_path / "alone")
-    assert len([path for path in expected if path.endswith("result.json")]) == 2
-    assert left_by(tmp_path / "swept") == expected
-
-
 def test_a_run_is_quiet_and_an_error_of_the_program_is_a_failure_but_where_a_record_is_there(runs, monkeypatch):
     log = logging.getLogger("trainers.hegraph")
     before, levels = log.level, []
@@ -239,12 +226,16 @@ def at_work(tmp_path) -> Callable[[], list[Path]]:
 
 
 @pytest.mark.slow
-def test_real_workers_leave_what_one_process_leaves(tiny_bank, tmp_path, left_by, monkeypatch):
-    swept = ["sweep", "--datasets", str(tiny_bank), "--configs", "vit_b32", "--shots", "2", "--seeds", "1", "2"]
-    assert main([*swept, "--output", str(tmp_path / "here")]) == 0
+def test_real_workers_leave_what_single_commands_leave_byte_for_byte(tiny_bank, tmp_path, left_by, monkeypatch):
+    methods = ("TaskRes", "HeGraphAdapter")
+    for method in methods:
+        alone = ["--features", tiny_bank, "--trainer", method, "--shots", 2, "--seed", 1, "--config-file", "vit_b32"]
+        folder = tmp_path / "alone" / "tiny" / method / "vit_b32_2shots" / "seed1"
+        assert main([str(word) for word in [*alone, "--output-dir", folder]]) == 0
+    swept = ["sweep", "--datasets", str(tiny_bank), "--configs", "vit_b32", "--shots", "2", "--seeds", "1"]
     monkeypatch.setenv("OMP_NUM_THREADS", str(2 * torch.get_num_threads()))
-    assert main([*swept, "--output", str(tmp_path / "there"), "--workers", "2"]) == 0
-    assert left_by(tmp_path / "there") == left_by(tmp_path / "here") != {}
+    assert main([*swept, "--methods", *methods, "--output", str(tmp_path / "swept"), "--workers", "2"]) == 0
+    assert left_by(tmp_path / "swept") == left_by(tmp_path / "alone") != {}
 
 
 @pytest.mark.slow

@@ -155,9 +155,7 @@ class Grid(Part):
         """
         for key in (*self.vary, *self.set, *itertools.chain(*self.cases.values())):
             if key in OF_THE_GRID:
-                raise UserError(
-                    f"{key} is set by the grid itself; give --shots, --seeds, --methods, --root or --output"
-                )
+                raise UserError(f"{key} is the grid's own; give --shots, --seeds, --methods, --root or --output")
         for method in {*self.methods} - {*OTHERS, OURS, ALL}:
             raise unknown("method", method, (*OTHERS, OURS, ALL))
         found = [run for source in self.datasets for run in self._runs_of(source)]
