@@ -11,7 +11,6 @@ from safetensors.numpy import load_file
 from trainers.hegraph import HeGraphClassifier, load_bank, load_dataset
 
 NODE = "TRAINER.HEGRAPHADAPTER."
-QUICK = {"OPTIM.MAX_EPOCH": 2, f"{NODE}MIN_STEPS": 0}
 
 
 @pytest.mark.parametrize("options", [{}, {f"{NODE}VARIANT": "T", f"{NODE}LEARN_METAPATH": True, "OPTIM.MAX_EPOCH": 3}])

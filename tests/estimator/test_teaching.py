@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pickle
 
 import numpy as np
 import pytest
@@ -96,46 +95,26 @@ def test_labels_names_and_text_of_classes_that_come_later(data, taught):
     assert numbers.partial_fit(X[:2], [5, 2]).classes_.tolist() == [0, 1, 2, 5]
 
 
-def test_a_class_of_a_name_alone_is_reached_as_other_classes_are(data, taught):
+@pytest.mark.parametrize(("variant", "omega"), [("free", 0.3), ("T", 0.15), ("full", OMEGA_NEW)])
+def test_a_class_of_a_name_alone_is_reached_as_other_classes_are(variant, omega, data, taught, quick):
     X, y = taught
-    three = y != "cow"
-    text = np.delete(data.text, 2, axis=0)
-    before = HeGraphClassifier(variant="T", options={"OPTIM.MAX_EPOCH": 2}, text_features=text).fit(X[three], y[three])
-    seen = [0, 1, 3]
-    after = pickle.loads(pickle.dumps(before)).add_class("cow", text_features=data.text[2]).model_
-    assert after.named_only == ("cow",) and after.images == (9, 7, 0, 3)
-    X_t, text = torch.from_numpy(data.X), torch.from_numpy(data.text)
-    features = after.transfer.class_features(text, -text)
-    expected = (
-        100 * X_t @ F.normalize(features, dim=1)[2] + 0.15 * 100 * after.transfer.messages.logits(X_t, text[2:3])[:, 0]
-    )
-    torch.testing.assert_close(after.classifier.logits(X_t)[:, 2], expected, rtol=1e-4, atol=1e-3)
-    assert after.classifier.weights.shape == (4, 16)
-    assert after.labelled.counts.tolist() == [9, 7, 0, 3] and after.class_nodes is None
-    begun = free(np.delete(data.text, 2, axis=0)).fit(X[three], y[three])
-    alone = begun.model_.classifier.weights
-    torch.testing.assert_close(
-        begun.add_class("cow", text_features=data.text[2]).model_.classifier.weights[seen], alone, rtol=0, atol=1e-5
-    )
-
-
-def test_in_the_cache_a_class_without_images_has_as_many_as_others_have_on_average(data, taught, quick):
-    X, y = taught
-    classifier = quick(text_features=data.text[:3]).fit(X[:21], y[:21])  # 9, 7 and 5 images
-    classifier.add_class("dog", text_features=data.text[3])
-    folded = classifier.model_.classifier
-    assert folded.labels.tolist() == [0] * 9 + [1] * 7 + [2] * 5 + [3]
-    assert folded.key_weights.tolist() == [1.0] * 21 + [7.0]
-    key = folded.keys[-1]
-    assert key.norm() == pytest.approx(1, abs=1e-5)
-    means = torch.stack([torch.from_numpy(X[y == label]).mean(dim=0) for label in LABELS[:3]])
-    guessed = TextGuess(torch.from_numpy(data.text[:3]), means).of(torch.from_numpy(data.text[3:]))[0]
-    torch.testing.assert_close(key.double(), guessed / guessed.norm(), rtol=0, atol=1e-5)
-    transfer, text = classifier.model_.transfer, torch.from_numpy(data.text)
-    unit = F.normalize(transfer.class_features(text, -text), dim=1)
-    of_text = F.normalize(text @ transfer.messages.matrix + transfer.messages.offset, dim=1)
-    expected = 100 * unit[3] + OMEGA_NEW * 100 * (of_text @ transfer.messages.whitening)[3]
-    torch.testing.assert_close(folded.weights[3], expected, rtol=1e-4, atol=1e-4)
+    classifier = quick(variant=variant, text_features=data.text[:3]).fit(X[:21], y[:21])  # 9, 7 and 5 images
+    before = classifier.model_.classifier
+    model = classifier.add_class("dog", text_features=data.text[3]).model_
+    assert (model.named_only, model.images, model.class_nodes) == (("dog",), (9, 7, 5, 0), None)
+    assert model.labelled.counts.tolist() == [9, 7, 5, 0]
+    X_t, text, folded = torch.from_numpy(data.X), torch.from_numpy(data.text), model.classifier
+    unit = F.normalize(model.transfer.class_features(text, -text), dim=1)
+    expected = 100 * X_t @ unit[3] + omega * 100 * model.transfer.messages.logits(X_t, text[3:])[:, 0]
+    torch.testing.assert_close(folded.parts(X_t).text[:, 3], expected, rtol=1e-4, atol=1e-3)
+    if variant == "free":  # the others are trained again
+        torch.testing.assert_close(folded.weights[:3], before.weights, rtol=0, atol=1e-5)
+    if variant == "full":  # in the cache, the class has as many images as the others have on average
+        assert folded.labels.tolist() == [*before.labels.tolist(), 3]
+        assert folded.key_weights.tolist() == [1.0] * 21 + [7.0]
+        means = torch.stack([torch.from_numpy(X[y == label]).mean(dim=0) for label in LABELS[:3]])
+        guessed = TextGuess(text[:3], means).of(text[3:])[0]
+        torch.testing.assert_close(folded.keys[-1].double(), guessed / guessed.norm(), rtol=0, atol=1e-5)
 
 
 def test_fewer_than_two_classes_with_images_are_told_by_text(data, taught):

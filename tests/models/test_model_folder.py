@@ -246,7 +246,6 @@ def test_no_entry_may_be_missing_or_of_another_type(folder):
         ("extra", 1, "extra"),
         ("classnames", ["ant", "bee"], "3 class_ids for 2 classnames"),
         ("class_ids", ["n1", "n2", "n1"], "class_ids must be different"),
-        ("labels", [1, 1, 2], "labels must be different"),
         ("images", [1, 1], "2 images for 3 classnames"),
         ("temperature", 0, "temperature"),
         ("prompts.negative", [["no ant"]], "prompts must have"),

@@ -104,18 +104,16 @@ def check_backbone(model: SavedModel, backbone: Backbone) -> None:
     if backbone.width != width:
         raise UserError(f"{backbone.name} gives features of width {backbone.width}, but the model takes {width}")
     here, there = backbone.fingerprint, model.backbone.fingerprint
-    if not there:
-        if backbone.name != title:
-            said = "the bank that the model was trained from says %r; you say that its features are those of %s"
-            logger.warning(said, title, backbone.name)
-        return
+    others = [key for key in sorted({*here, *there} - {"precision"}) if here.get(key) != there.get(key)]
+    if there and others:
+        raise UserError(
+            f"the model was trained on features of {title}, and the backbone {backbone.name} here has another "
+            f"{others[0]}; give the model's own backbone"
+        )
+    if not there and backbone.name != title:
+        said = "the bank that the model was trained from says %r; you say that its features are those of %s"
+        logger.warning(said, title, backbone.name)
     model.backbone.compare_precision(backbone.precision)
-    for key in sorted({*here, *there} - {"precision"}):
-        if here.get(key) != there.get(key):
-            raise UserError(
-                f"the model was trained on features of {title}, and the backbone {backbone.name} here has another "
-                f"{key}; give the model's own backbone"
-            )
 
 
 def backbone_files(model: SavedModel, backbone: str = "", pretrained: str = "") -> list[Path]:
