@@ -1,27 +1,36 @@
-"""The ONNX file says what torch says: for the head with all that a classifier may have, and for whole backbones."""
+"""The ONNX file says what torch says, for all that a classifier may have and whole backbones; what `export` prints."""
 
 from __future__ import annotations
 
 import json
+import re
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 onnx = pytest.importorskip("onnx", reason="the extra `onnx` is not installed: pip install onnx onnxruntime")
 onnxruntime = pytest.importorskip("onnxruntime", reason="the extra `onnx` is not installed")
 
+from trainers.hegraph.__main__ import main  # noqa: E402
 from trainers.hegraph.backbones.clip import Backbone  # noqa: E402
+from trainers.hegraph.backbones.identity import MINI_WEIGHTS  # noqa: E402
 from trainers.hegraph.backbones.loading import create_model  # noqa: E402
 from trainers.hegraph.datasets.digits import load_digits_dataset  # noqa: E402
 from trainers.hegraph.export import onnx_file  # noqa: E402
 from trainers.hegraph.export.onnx_file import TOLERANCE, describe_preprocessing, write_onnx  # noqa: E402
+from trainers.hegraph.method.cache import FoldedClassifier  # noqa: E402
+from trainers.hegraph.models.folder import load_model, save_model  # noqa: E402
 from trainers.hegraph.models.images import ImageModel  # noqa: E402
-from trainers.hegraph.models.saved import Preprocessing  # noqa: E402
+from trainers.hegraph.models.saved import Backbone as BackboneConfig  # noqa: E402
+from trainers.hegraph.models.saved import Preprocessing, SavedModel  # noqa: E402
 from trainers.hegraph.training.confidence import KnownScores  # noqa: E402
 from trainers.hegraph.utils.errors import UserError  # noqa: E402
 
+EARLIER = Path(__file__).parents[1] / "models" / "earlier" / "model"
 WIDTH = 24
 PARTS = {
     "the text head alone": {"cache": False},
@@ -30,6 +39,24 @@ PARTS = {
     "a cache with weights and a bias": {"key_weights": torch.linspace(0, 2, 23), "bias": torch.linspace(-5, 5, 10)},
     "an empty cache": {"keys": torch.zeros(0, WIDTH), "labels": torch.zeros(0, dtype=torch.long)},
 }
+
+
+def unit(*shape: int, seed: int) -> Tensor:
+    return F.normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed)), dim=-1)
+
+
+def random_model(width: int, cache: bool = True, **parts: Tensor) -> SavedModel:
+    """A model of 10 classes with random class weights, and with a cache of unequal numbers of images for each class
+    unless `cache=False`; `parts` are of the classifier.
+    """
+    if cache:
+        labels = torch.tensor([label for label in range(10) for _ in range(1 + label % 4)]).flip(0)
+        parts = {"keys": unit(len(labels), width, seed=1), "labels": labels, "alpha": 2.0, "beta": 5.5, **parts}
+    others = ("preprocessing", "prompts", "known", "transfer", "class_nodes", "labelled")
+    changes = dict.fromkeys(others) | dict.fromkeys(("classnames", "class_ids"), tuple("abcdefghij"))
+    changes |= {"classifier": FoldedClassifier(100 * unit(10, width, seed=2), **parts), "temperature": 1.3}
+    changes |= {"text_positive": unit(10, width, seed=2), "backbone": BackboneConfig(title="random")}
+    return load_model(EARLIER).model_copy(update={"transfer_rule": "none", **changes})
 
 
 def answer(path: Path, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -44,11 +71,11 @@ def metadata_of(path: Path) -> dict:
 
 
 @pytest.mark.parametrize("parts", PARTS.values(), ids=PARTS)
-def test_the_head_gives_the_logits_and_probabilities_of_the_classifier(parts, random_model, unit_features, tmp_path):
+def test_the_head_gives_the_logits_and_probabilities_of_the_classifier(parts, tmp_path):
     model, file = random_model(WIDTH, **parts), tmp_path / "head.onnx"
     write_onnx(model, None, file)
     for batch in (1, 50):
-        features = unit_features(batch, WIDTH, seed=3)
+        features = unit(batch, WIDTH, seed=3)
         logits, probabilities = answer(file, features)
         expected = model.classifier.logits(features)
         assert (logits - expected).abs().max() <= TOLERANCE * expected.abs().max()
@@ -58,14 +85,12 @@ def test_the_head_gives_the_logits_and_probabilities_of_the_classifier(parts, ra
     assert about["known"] is about["preprocessing"] is None and about["inputs"] == {"features": ["batch", WIDTH]}
 
 
-def test_the_head_in_half_precision_stores_floats_of_two_bytes_and_takes_and_gives_floats_of_four(
-    random_model, unit_features, tmp_path
-):
+def test_the_head_in_half_precision_stores_floats_of_two_bytes_and_takes_and_gives_floats_of_four(tmp_path):
     model, file = random_model(WIDTH), tmp_path / "head.onnx"
     differences = write_onnx(model, None, file, half=True)
     weights = {tensor.name: tensor.data_type for tensor in onnx.load(file).graph.initializer if len(tensor.dims) == 2}
     assert set(weights.values()) == {onnx.TensorProto.FLOAT16}
-    features = unit_features(5, WIDTH, seed=3)
+    features = unit(5, WIDTH, seed=3)
     logits, _ = answer(file, features)
     assert logits.dtype == torch.float32
     expected = model.classifier.logits(features)
@@ -75,7 +100,7 @@ def test_the_head_in_half_precision_stores_floats_of_two_bytes_and_takes_and_giv
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["RN50", "ViT-B-16"])
-def test_a_whole_backbone_gives_the_logits_of_torch(name, random_model, tmp_path):
+def test_a_whole_backbone_gives_the_logits_of_torch(name, tmp_path):
     torch.manual_seed(0)
     network, preprocess, tokenizer = create_model(name)
     network = network.eval().requires_grad_(False)
@@ -137,7 +162,7 @@ def test_the_transform_in_words_becomes_plain_values(transform, resize, interpol
 # What fails leaves nothing
 
 
-def test_a_file_that_is_not_what_torch_says_is_not_written(random_model, tmp_path, monkeypatch):
+def test_a_file_that_is_not_what_torch_says_is_not_written(tmp_path, monkeypatch):
     file, model = tmp_path / "head.onnx", random_model(WIDTH)
     file.write_bytes(b"the older file")
     with pytest.raises(UserError, match="differ from torch's by nan"):
@@ -154,3 +179,51 @@ def test_a_file_that_is_not_what_torch_says_is_not_written(random_model, tmp_pat
             write_onnx(model, None, file)
     assert file.read_bytes() == b"the older file" and list(tmp_path.iterdir()) == [file]
     assert torch.backends.mha.get_fastpath_enabled()
+
+
+# The command
+
+
+def export(*arguments: object) -> int:
+    return main(["export", *map(str, arguments)])
+
+
+def inputs_of(file: Path) -> list[str]:
+    return [entry.name for entry in onnx.load(file).graph.input]
+
+
+def test_it_says_what_it_wrote_and_how_far_it_is_from_torch(finished_digits_once, tmp_path, capsys):
+    file = tmp_path / "new" / "folder" / "model.onnx"
+    assert export(finished_digits_once, "--onnx", file) == 0
+    said = capsys.readouterr().out
+    assert said.startswith(f"{file}: {file.stat().st_size / 1e6:.2f} MB; ")
+    found = re.search(r"largest difference from torch: logits (\S+) of the largest, probabilities (\S+)\n$", said)
+    assert max(map(float, found.groups())) <= 1e-4
+    assert list(file.parent.iterdir()) == [file] and inputs_of(file) == ["pixel_values"]
+    assert export(finished_digits_once / "model", "--onnx", file, "--part", "head", "--fp16") == 0  # replaces it
+    assert inputs_of(file) == ["features"]
+
+
+def test_a_model_from_a_bank_needs_a_backbone_for_its_images(tmp_path, capsys):
+    model, file = tmp_path / "of_bank", tmp_path / "full.onnx"
+    save_model(random_model(64), model)
+    assert export(model, "--onnx", file) == 2
+    assert "from a feature bank (" in capsys.readouterr().err and not file.exists()
+    assert export(model, "--onnx", file, "--backbone", "hegraph-mini") == 0
+    assert inputs_of(file) == ["pixel_values"]
+
+
+def test_neither_the_model_nor_its_weights_are_written_over(finished_digits, tmp_path, capsys):
+    weights = tmp_path / "weights.safetensors"
+    weights.write_bytes(MINI_WEIGHTS.read_bytes())
+    for file in (finished_digits / "model" / "config.json", weights):
+        assert export(finished_digits, "--pretrained", weights, "--onnx", file) == 2
+        assert "is read by this command" in capsys.readouterr().err
+
+
+def test_a_missing_package_and_flags_that_make_no_sense_are_one_line(finished_digits_once, capsys, monkeypatch):
+    assert export(finished_digits_once, "--onnx", "x", "--part", "head", "--backbone", "RN50") == 2
+    assert "--part head takes features" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    assert export(finished_digits_once, "--onnx", "x") == 2
+    assert "export needs the package onnxruntime: pip install 'onnx" in capsys.readouterr().err
