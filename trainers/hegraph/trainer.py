@@ -23,7 +23,6 @@ import random
 import sys
 import time
 import types
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -115,7 +114,7 @@ class FeatureTrainer(TrainerX):
         self.folder = RunFolder(ImageTask(self.dataset, self.settings, self.seed, self.device.type), "dassl")
         self.saved: SavedModel | None = None
         # What is handed out is known when training or testing starts; val images are not used
-        self.train_loader_x: EpochBatches | None = None
+        self.train_loader_x: list[Batch] | None = None
         self.val_loader = None
 
     def build_model(self) -> None:
@@ -217,7 +216,6 @@ class HeGraphAdapter(FeatureTrainer):
             self.training = AdapterTraining(self.model, data, settings.training, self.checkpoints, keep)
             self.training.resume()
             self.max_epoch = self.training.epochs
-            self.train_loader_x = EpochBatches(self.training)
             self._optims["hegraph"] = self.training.optimizer  # Dassl reads the rate that it prints from there
         TrainerX.train(self)
 
@@ -227,6 +225,7 @@ class HeGraphAdapter(FeatureTrainer):
 
     def before_epoch(self) -> None:
         self.training.begin_epoch()
+        self.train_loader_x = list(self.training.data.epoch(self.training.epoch))  # features alone, which are small
 
     def get_current_lr(self, names: str | list[str] | None = None) -> float:
         """The rate that Dassl prints: that of the biases."""
@@ -250,19 +249,6 @@ class HeGraphAdapter(FeatureTrainer):
 for _name in METHODS:
     if not load_method(_name).trainer_of_coop:  # Dassl keeps CoOp's own trainer of that name
         TRAINER_REGISTRY.register()(type(_name, (FeatureTrainer,), {}))
-
-
-class EpochBatches:
-    """The batches of the epoch that is under way, in the form of a loader of Dassl's."""
-
-    def __init__(self, training: AdapterTraining) -> None:
-        self.training = training
-
-    def __len__(self) -> int:
-        return self.training.data.steps_per_epoch
-
-    def __iter__(self) -> Iterator[Batch]:
-        return self.training.data.epoch(self.training.epoch)
 
 
 def dataset_of(manager: DataManager, cfg: Config, stored: Dataset) -> Dataset:
