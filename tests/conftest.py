@@ -39,28 +39,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason="slow: run with --runslow"))
 
 
-@contextmanager
-def heard(number: signal.Signals) -> Iterator[None]:
-    """Has this process, and those it starts, end on a signal that is ignored, as a shell or nohup may have asked."""
-    before = signal.getsignal(number)
-    if before == signal.SIG_IGN:
-        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-    yield
-    signal.signal(number, before)
-
-
 @pytest.fixture(scope="session", autouse=True)
 def hears_ctrl_c() -> Iterator[None]:
     """Tests of Ctrl-C hold in a suite that was begun with `&` as well, for which a shell has SIGINT ignored."""
-    with heard(signal.SIGINT):
-        yield
-
-
-@pytest.fixture
-def hears_hangup() -> Iterator[None]:
-    """The same of SIGHUP, which nohup has ignored. For single tests: the suite itself shall go on."""
-    with heard(signal.SIGHUP):
-        yield
+    before = signal.getsignal(signal.SIGINT)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import venv
 import zipfile
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -19,57 +18,44 @@ from trainers.hegraph.experiments.folder import git_commit
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
+ABOUT = f"hegraph_adapter-{__version__}.dist-info"
 QUICK = ("--shots", "1", "--seed", "1", "OPTIM.MAX_EPOCH", "2", "TRAINER.HEGRAPHADAPTER.MIN_STEPS", "0")
 ENVIRONMENT = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV", "CONDA_PREFIX")}
 
 
-def start(*command: object, cwd: Path) -> subprocess.CompletedProcess:
-    """Runs a command with no trace of this checkout in its environment."""
+def start(*command: object, cwd: Path) -> str:
+    """What a command prints that has no trace of this checkout in its environment; its mistake where it fails."""
     environment = ENVIRONMENT | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
     words = [str(word) for word in command]
-    return subprocess.run(words, cwd=cwd, env=environment, capture_output=True, text=True, timeout=900)
+    ran = subprocess.run(words, cwd=cwd, env=environment, capture_output=True, text=True, timeout=900)
+    if re.search("(No matching distribution found for|Could not find a version .*) hatchling", ran.stderr):
+        pytest.skip("the package registry cannot be reached, and building the wheel fetches hatchling from it")
+    assert ran.returncode == 0, ran.stderr
+    return ran.stdout
 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> Path:
     """The wheel, built as `pip install .` builds it; skips where the build backend cannot be fetched."""
+    pytest.importorskip("pip", reason="this interpreter has no pip, which builds the wheel")
     folder = tmp_path_factory.mktemp("wheel")
     pip = (sys.executable, "-m", "pip", "wheel", "--no-deps", "--retries", "1")
-    built = start(*pip, "--wheel-dir", folder, ROOT, cwd=folder)
-    if "No module named pip" in built.stderr:
-        pytest.skip("this interpreter has no pip, which builds the wheel")
-    if re.search("(No matching distribution found for|Could not find a version .*) hatchling", built.stderr):
-        pytest.skip("the package registry cannot be reached, and building the wheel fetches hatchling from it")
-    assert built.returncode == 0, built.stderr
+    start(*pip, "--wheel-dir", folder, ROOT, cwd=folder)
     [file] = folder.glob("*.whl")
     return file
 
 
-@dataclass(frozen=True)
-class Installed:
-    """A fresh environment with the wheel in it, and an empty folder to work in."""
-
-    environment: Path
-    folder: Path
-
-    def run(self, program: str, *arguments: object) -> subprocess.CompletedProcess:
-        return start(self.environment / "bin" / program, *arguments, cwd=self.folder)
-
-
 @pytest.fixture(scope="module")
-def installed(wheel, tmp_path_factory) -> Installed:
-    """The wheel in a virtual environment of its own, which sees the packages of this interpreter as well."""
-    folder = tmp_path_factory.mktemp("installed")
-    environment = folder / "environment"
+def installed(wheel, tmp_path_factory) -> Path:
+    """The programs of a virtual environment with the wheel, which sees the packages of this interpreter as well."""
+    environment = tmp_path_factory.mktemp("installed") / "environment"
     venv.create(environment, with_pip=True)
     [site_packages] = environment.glob("lib/python*/site-packages")
     at_hand = [path for path in sys.path if path.endswith("-packages")]
     (site_packages / "at_hand.pth").write_text("".join(f"{path}\n" for path in at_hand))
     alone = ("--no-deps", "--no-index", "--ignore-installed")
-    pip = start(environment / "bin" / "python", "-m", "pip", "install", *alone, wheel, cwd=folder)
-    assert pip.returncode == 0, pip.stderr
-    (folder / "work").mkdir()
-    return Installed(environment, folder / "work")
+    start(environment / "bin" / "python", "-m", "pip", "install", *alone, wheel, cwd=environment)
+    return environment / "bin"
 
 
 def tracked(folder: Path) -> dict[str, bytes]:
@@ -78,23 +64,16 @@ def tracked(folder: Path) -> dict[str, bytes]:
     return {file.relative_to(folder).as_posix(): file.read_bytes() for file in files}
 
 
-def test_the_wheel_holds_the_package_and_its_configurations_and_nothing_else(wheel):
+def test_the_wheel_holds_the_package_and_its_configurations_with_version_licence_and_commit_and_nothing_else(wheel):
     package = {f"hegraph/{name}": content for name, content in tracked(ROOT / "trainers" / "hegraph").items()}
     configurations = {f"hegraph/configs/{name}": content for name, content in tracked(ROOT / "configs").items()}
     with zipfile.ZipFile(wheel) as archive:
-        found = {name: archive.read(name) for name in archive.namelist() if ".dist-info/" not in name}
-    found.pop("hegraph/.hegraph-installed")
-    assert found == package | configurations
-
-
-def test_the_wheel_names_its_version_its_licence_and_its_commit(wheel):
-    with zipfile.ZipFile(wheel) as archive:
-        description = f"hegraph_adapter-{__version__}.dist-info"
-        metadata = archive.read(f"{description}/METADATA").decode()
-        assert f"\nVersion: {__version__}\n" in metadata
-        assert "\nLicense-Expression: MIT\n" in metadata
-        assert archive.read(f"{description}/licenses/LICENSE") == (ROOT / "LICENSE").read_bytes()
-        assert archive.read("hegraph/.hegraph-installed").decode().strip() == (git_commit() or "unknown")
+        found = {name: archive.read(name) for name in archive.namelist()}
+    assert found.pop("hegraph/.hegraph-installed").decode().strip() == (git_commit() or "unknown")
+    assert {name: found[name] for name in found if ".dist-info/" not in name} == package | configurations
+    assert found[f"{ABOUT}/licenses/LICENSE"] == (ROOT / "LICENSE").read_bytes()
+    metadata = found[f"{ABOUT}/METADATA"].decode()
+    assert f"\nVersion: {__version__}\n" in metadata and "\nLicense-Expression: MIT\n" in metadata
 
 
 def requirements(text: str) -> set[str]:
@@ -104,7 +83,7 @@ def requirements(text: str) -> set[str]:
 
 def test_requirements_txt_is_what_the_wheel_requires_with_what_the_tests_of_the_core_need(wheel):
     with zipfile.ZipFile(wheel) as archive:
-        metadata = archive.read(f"hegraph_adapter-{__version__}.dist-info/METADATA").decode()
+        metadata = archive.read(f"{ABOUT}/METADATA").decode()
     required = "\n".join(re.findall(r"^Requires-Dist: ([^;\n]+)$", metadata, re.MULTILINE))
     extras = set(re.findall(r"^Requires-Dist: (\S+); extra == '(?:pyg|dev)'$", metadata, re.MULTILINE))
     listed = requirements((ROOT / "requirements.txt").read_text())
@@ -114,37 +93,30 @@ def test_requirements_txt_is_what_the_wheel_requires_with_what_the_tests_of_the_
     assert of_the_tests <= extras
 
 
-def test_the_installed_package_is_hegraph_and_trainers_is_unknown(installed):
+def test_the_installed_package_is_hegraph_and_trainers_is_unknown(installed, tmp_path):
     program = (
         "import importlib.util, json, sys, hegraph\n"
         "found = [hegraph.__file__, hegraph.__version__, importlib.util.find_spec('trainers') is None]\n"
         "print(json.dumps([*found, 'torch' in sys.modules, hegraph.UserError.__module__]))"
     )
-    ran = installed.run("python", "-c", program)
-    assert ran.returncode == 0, ran.stderr
-    file, version, trainers_unknown, torch_imported, module = json.loads(ran.stdout)
-    assert Path(file).is_relative_to(installed.environment)
-    assert (version, trainers_unknown, torch_imported, module) == (__version__, True, False, "hegraph.utils.errors")
+    file, *found = json.loads(start(installed / "python", "-c", program, cwd=tmp_path))
+    assert Path(file).is_relative_to(installed.parent)
+    assert found == [__version__, True, False, "hegraph.utils.errors"]
 
 
-def test_the_digits_run_from_the_wheel_and_give_the_adapter_of_the_checkout(installed):
-    features = "TRAINER.HEGRAPHADAPTER.FEATURES.DIR"
-    names = ("--config-file", "mini", "--dataset-config-file", "digits")
-    ran = installed.run("hegraph", *names, "--output-dir", "OUT", *QUICK, features, "features")
-    assert ran.returncode == 0, ran.stderr
-    assert ran.stdout.startswith("Digits, 1 shots, seed 1: zero-shot 78.09, ")
-    record = json.loads((installed.folder / "OUT" / "result.json").read_text())
+def test_the_digits_run_from_the_wheel_and_give_the_adapter_of_the_checkout(installed, tmp_path):
+    names = ("--config-file", "mini", "--dataset-config-file", "digits", *QUICK)
+    features = ("TRAINER.HEGRAPHADAPTER.FEATURES.DIR", tmp_path / "features")
+    printed = start(installed / "hegraph", "--output-dir", "OUT", *names, *features, cwd=tmp_path)
+    assert printed.startswith("Digits, 1 shots, seed 1: zero-shot 78.09, ")
+    record = json.loads((tmp_path / "OUT" / "result.json").read_text())
     assert (record["dataset"], record["shots"], record["seed"]) == ("Digits", 1, 1)
     assert record["git_commit"] == (git_commit() or "unknown")
 
-    checkout = installed.folder / "of the checkout"
-    module = (sys.executable, "-m", "trainers.hegraph", "--output-dir", checkout, *names, *QUICK, features, checkout)
-    other = start(*module, cwd=ROOT)
-    assert other.returncode == 0, other.stderr
-    adapters = [folder / "adapter.safetensors" for folder in (installed.folder / "OUT", checkout)]
+    other, features = tmp_path / "of the checkout", (features[0], tmp_path / "its features")
+    start(sys.executable, "-m", "trainers.hegraph", "--output-dir", other, *names, *features, cwd=ROOT)
+    adapters = [folder / "adapter.safetensors" for folder in (tmp_path / "OUT", other)]
     assert adapters[0].read_bytes() == adapters[1].read_bytes()
-    assert json.loads((checkout / "result.json").read_text())["accuracy"] == record["accuracy"]
-
-    table = installed.run("hegraph", "results", "compare", "OUT", "--format", "text")
-    assert table.returncode == 0, table.stderr
-    assert table.stdout.startswith("Digits, hegraph-mini/hegraph-mini, 1 shots")
+    assert json.loads((other / "result.json").read_text())["accuracy"] == record["accuracy"]
+    table = start(installed / "hegraph", "results", "compare", "OUT", "--format", "text", cwd=tmp_path)
+    assert table.startswith("Digits, hegraph-mini/hegraph-mini, 1 shots")

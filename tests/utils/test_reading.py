@@ -9,7 +9,6 @@ import pytest
 import torch
 import yaml
 from pydantic import BaseModel
-from safetensors.torch import save_file
 
 from trainers.hegraph.utils.errors import UserError
 from trainers.hegraph.utils.reading import (
@@ -141,12 +140,6 @@ def test_yaml_may_have_aliases_merges_and_50_levels_and_text_the_mark_of_windows
     read_yaml(tmp_path / "f.yaml", "a grid")
     (tmp_path / "f").write_bytes(b"\xef\xbb\xbf\xc3\xa9")
     assert read_text(tmp_path / "f") == "é"
-
-
-def test_tensors_are_read_with_their_metadata(tmp_path):
-    save_file({"a": torch.arange(3.0), "b": torch.tensor(2)}, tmp_path / "f", {"k": "v"})
-    tensors, metadata = read_tensors(tmp_path / "f", "a model")
-    assert tensors["a"].tolist() == [0, 1, 2] and tensors["b"].item() == 2 and metadata == {"k": "v"}
 
 
 @pytest.mark.parametrize(
