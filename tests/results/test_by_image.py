@@ -137,12 +137,14 @@ def test_a_model_that_was_trained_elsewhere_is_not_paired_and_a_run_counts_once(
 # Confusions
 
 
-def test_confusions_are_true_by_predicted_and_a_class_may_be_missing(tmp_path):
+def test_confusions_are_true_by_predicted_and_the_hardest_pairs_count_both_directions(tmp_path):
     predicted, labels = torch.tensor([0, 1, 1, 0, 0]), torch.tensor([0, 0, 1, 1, 1])
     write_beside(tmp_path / PREDICTIONS, ["a", "b", "c"], predicted=predicted, labels=labels)
     matrix, names = confusion_matrix(tmp_path)
-    assert matrix.tolist() == [[1, 1, 0], [2, 1, 0], [0, 0, 0]]
-    assert names == ["a", "b", "c"]
+    assert (matrix.tolist(), names) == ([[1, 1, 0], [2, 1, 0], [0, 0, 0]], ["a", "b", "c"])
+    pairs = ["a and c: 6 (a as c 0, c as a 6)", "a and b: 4 (a as b 1, b as a 3)"]
+    assert hardest_pairs(np.array([[9, 1, 0], [3, 9, 0], [6, 0, 9]]), names) == pairs  # b and c were never confused
+    assert len(hardest_pairs(np.ones((9, 9), dtype=int), list("abcdefghi"))) == 10
 
 
 @pytest.mark.parametrize(
@@ -155,29 +157,14 @@ def test_predictions_that_do_not_fit_their_classes_are_refused(tmp_path, predict
         confusion_matrix(tmp_path)
 
 
-def test_the_hardest_pairs_count_both_directions_and_leave_out_what_is_never_confused():
-    matrix = np.array([[9, 1, 0], [3, 9, 0], [6, 0, 9]])
-    pairs = ["a and c: 6 (a as c 0, c as a 6)", "a and b: 4 (a as b 1, b as a 3)"]
-    assert hardest_pairs(matrix, ["a", "b", "c"]) == pairs
-    assert len(hardest_pairs(np.ones((9, 9), dtype=int), list("abcdefghi"))) == 10
-
-
 # Images of no known class
 
 
 def toy_bank(features: list[list[float]], labels: list[int]) -> FeatureBank:
-    return FeatureBank(
-        train_features=torch.eye(3).unsqueeze(0),
-        train_labels=torch.arange(3),
-        text_positive=torch.eye(3),
-        text_negative=-torch.eye(3),
-        classnames=["ant", "bee", "cow"],
-        dataset="Toy",
-        backbone="none",
-        logit_scale=10.0,
-        test_features=torch.tensor(features),
-        test_labels=torch.tensor(labels),
-    )
+    same = {"classnames": ["ant", "bee", "cow"], "dataset": "Toy", "backbone": "none", "logit_scale": 10.0}
+    train = {"train_features": torch.eye(3).unsqueeze(0), "train_labels": torch.arange(3)}
+    text = {"text_positive": torch.eye(3), "text_negative": -torch.eye(3)}
+    return FeatureBank(**same, **train, **text, test_features=torch.tensor(features), test_labels=torch.tensor(labels))
 
 
 @pytest.fixture
@@ -193,9 +180,8 @@ def two_classes(tiny_bank, tmp_path):
 
 
 def test_images_of_the_models_classes_are_known_and_the_others_are_not(two_classes):
-    bank = toy_bank(
-        [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.6, 0.0, 0.8], [0.0, 0.0, 1.0], [-0.6, -0.8, 0.0]], [0, 1, 2, 2, 2]
-    )
+    features = [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.6, 0.0, 0.8], [0.0, 0.0, 1.0], [-0.6, -0.8, 0.0]]
+    bank = toy_bank(features, [0, 1, 2, 2, 2])
     found = score_images(two_classes, bank, bank)
     assert found["energy"]["auroc"] == found["probability"]["auroc"] == found[ZERO_SHOT]["auroc"] == 100
     assert found["energy"]["fpr95"] == 0

@@ -11,7 +11,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tools.readme_plot import summary_curve
 from trainers.hegraph.results.figures import confusion, curves, drawn, mean_distance, tsne, write_report
 from trainers.hegraph.results.records import PREDICTIONS, TEXT_NODES, write_beside, write_record
 from trainers.hegraph.results.scores import read_quotes
@@ -77,22 +76,6 @@ def test_a_confusion_matrix_is_in_percent_of_the_true_class():
     assert (axis.get_xlabel(), axis.get_ylabel()) == ("predicted class", "true class")
     assert {text.get_text(): text.get_color() for text in axis.texts} == {"1": "black", "3": "white"}
     assert "%" in bar.get_ylabel()
-
-
-def test_readmes_plot_has_few_lines_in_colour_the_others_in_grey_and_no_background(run):
-    runs = [run(1, 80.0), run(1, 70.0, dataset="Zoo"), run(1, 60.0, dataset="Zoo", shots=64)]
-    runs += [run(1, 40.0, dataset=name, trainer="GDA", variant="") for name in ("Toy", "Zoo")]
-    figure = summary_curve(runs, ["HeGraphAdapter", "zero-shot"], True)
-    [axis] = figure.axes
-    lines = {line.get_label(): line for line in axis.get_lines()}
-    assert [text.get_text() for text in axis.get_legend().get_texts()] == [
-        "HeGraphAdapter",
-        "zero-shot",
-        "other methods",
-    ]
-    assert lines["HeGraphAdapter"].get_xydata().tolist() == [[4, 75.0]]  # 64 shots: of one data set
-    assert len({line.get_color() for name, line in lines.items() if name.startswith(("_", "other"))}) == 1
-    assert (axis.xaxis.label.get_color(), figure.patch.get_alpha()) == ("#E6EDF3", 0)
 
 
 def test_names_are_shown_letter_by_letter(run):

@@ -60,9 +60,7 @@ def test_markdown():
     ]
     assert markdown(table()).splitlines()[2:] == lines
     assert markdown(table(intervals=False)).splitlines()[4] == "| A_b | one | 81.00 | **50.00** |"
-    assert markdown(table(decimals={"x": 1, "z": 0})).splitlines()[4:6] == [
-        "| A_b | one | 81.0 | 50 |", "| A_b | two | 90.0 |  |",
-    ]  # fmt: skip
+    assert markdown(table(decimals={"x": 1, "z": 0})).splitlines()[4] == "| A_b | one | 81.0 | 50 |"
 
 
 def test_latex_escapes_and_rules_off_groups():
@@ -90,9 +88,9 @@ def test_latex_escapes_and_rules_off_groups():
 def test_csv_has_numbers_as_they_are_with_interval_and_seeds():
     header, one, two, quoted, _ = csv.reader(io.StringIO(as_csv(table())))
     assert header == ["data set", "method", "x|y", "x|y ±", "x|y n", "z", "z ±", "z n"]
-    assert one[:3] == ["A_b", "one", "81.0"]
-    assert float(one[3]) == pytest.approx(12.7062, rel=1e-5)  # t of 1 degree of freedom, deviation sqrt(2), n 2
-    assert one[4:] == ["2", "50.0", "", ""]
+    interval = float(one.pop(3))
+    assert interval == pytest.approx(12.7062, rel=1e-5)  # t of 1 degree of freedom, deviation sqrt(2), n 2
+    assert one == ["A_b", "one", "81.0", "2", "50.0", "", ""]
     assert two[2:] == ["90.0", "", "1", "", "", ""]
     assert quoted[2:5] == ["99.0", "", ""]
     header, *_ = csv.reader(io.StringIO(as_csv(table(intervals=False))))
@@ -119,10 +117,7 @@ def test_plain_text_is_laid_out_to_the_letter(run):
     assert last.startswith("mean of 2, mini/mini, 4 shots, accuracy on test (%)\n")
     assert last.splitlines()[-1].split() == ["HeGraphAdapter", "70.00", "-", "70.00"]
     shown = as_text(compare([run(1, 80 + a, {"TRAINER.X.ALPHA": a}) for a in (0.0, 0.5)], "setting"))
-    assert [block.splitlines()[0] for block in shown.split("\n\n")] == [
-        "Toy, mini/mini, 4 shots, ALPHA=0, accuracy on 123 test images (%)",
-        "Toy, mini/mini, 4 shots, ALPHA=0.5, accuracy on 123 test images (%)",
-    ]
+    assert shown.split("\n\n")[1].startswith("Toy, mini/mini, 4 shots, ALPHA=0.5, accuracy on 123 test images (%)\n")
 
 
 # The paper's numbers: typed as its text has them
