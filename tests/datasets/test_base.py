@@ -12,7 +12,7 @@ import pytest
 from PIL import Image, ImageFilter
 from sklearn.datasets import load_digits
 
-from trainers.hegraph.datasets import Dataset, Item, Selection, load_dataset
+from trainers.hegraph.datasets import Dataset, Item, load_dataset
 from trainers.hegraph.datasets.base import check_classes, class_names, files_among, some
 from trainers.hegraph.utils.errors import UserError
 
@@ -38,30 +38,14 @@ def on_disk(dataset: Dataset, tmp_path: Path) -> Dataset:
     return replace(dataset, root=tmp_path)
 
 
-def test_a_selection_takes_its_positions_and_leaves_test_whole_and_val_where_it_is_test_as_coop_does(dataset):
-    task = dataset.select(Selection(train=[5, 0], val=[3]))
-    assert task.splits == {"train": [dataset.train[5], dataset.train[0]], "val": [dataset.val[3]], "test": dataset.test}
-    imagenet = replace(dataset, val=list(dataset.test))
-    assert (imagenet.val_is_test, dataset.val_is_test, replace(dataset, val=[], test=[]).val_is_test) == (True, 0, 0)
-    assert imagenet.select(Selection(train=[0], val=[3])).val == dataset.test
-    rest = dataset.without({"train/0.jpg", "test/5.jpg"})
-    assert (rest.train, rest.val, rest.test) == (dataset.train[1:], dataset.val, dataset.test[:5])
-
-
-def test_base_classes_are_the_first_half_of_the_labels_with_the_middle_one_and_new_the_rest(dataset):
-    base, new = dataset.subsample("base"), dataset.subsample("new")
-    assert (list(base.classnames), list(new.classnames)) == (["ant", "bee", "cow"], ["dog", "elk"])
+def test_halves_of_the_classes_are_counted_by_the_labels_of_training_images_as_coop_does(dataset):
     assert dataset.subsample("all") is dataset
-    for split in ("train", "val", "test"):
-        expected = [(2, 2, "cow"), (3, 1, "bee"), (4, 0, "ant"), (5, 2, "cow")]
-        assert base.splits[split] == [Item(f"{split}/{number}.jpg", label, name) for number, label, name in expected]
-        assert new.splits[split] == [Item(f"{split}/0.jpg", 1, "elk"), Item(f"{split}/1.jpg", 0, "dog")]
-    # CoOp counts the labels of the few-shot training set: without label 0, the base classes are 1 and 2
     task = replace(dataset, train=[item for item in dataset.train if item.label != 0], class_ids=tuple("ABCDE"))
     base = task.subsample("base")
     assert (list(base.classnames), list(base.ids)) == (["bee", "cow"], ["B", "C"])
-    assert [item.label for item in base.test] == [1, 0, 1]
+    assert base.test == [Item("test/2.jpg", 1, "cow"), Item("test/3.jpg", 0, "bee"), Item("test/5.jpg", 1, "cow")]
     assert [item.label for item in replace(dataset, train=[]).subsample("new").test] == [1, 0]
+    assert not replace(dataset, val=[], test=[]).val_is_test
 
 
 def test_missing_images_are_counted_once_and_some_are_named(on_disk):

@@ -34,57 +34,52 @@ def test_folders_of_the_three_splits_become_items_in_sorted_order_under_any_name
     refused(make(tmp_path, "Training/ant/2.jpg"), "the folders Training and train both mean train")
 
 
-@pytest.mark.parametrize(
-    ("names", "warned"),
-    [
+def test_class_names_may_be_anything_and_are_sorted_and_a_warning_says_that_all_are_numbers(tmp_path, caplog):
+    for names, warned in (
         (["1", "02", "9", "10", "B", "b"], False),  # numbers by value, before all others
         (["7", "-1", "1.5", "m²", "²", "①"], False),  # what looks like a number and is none is a name
         (["a {} b", unicodedata.normalize("NFC", "käse"), "red panda", "雲"], False),
         (["0", "1", "2", "10"], True),
         (["-1", "0.0"], True),
-    ],
-)
-def test_class_names_may_be_anything_and_are_sorted_and_a_warning_says_that_all_are_numbers(
-    names, warned, tmp_path, caplog
-):
-    files = [f"train/{unicodedata.normalize(form, name)}/1.jpg" for form in ("NFD", "NFC") for name in names[::-1]]
-    dataset = load(make(tmp_path, *files))  # a name is the same in both forms of Unicode
-    assert list(dataset.classnames) == names
-    dataset.check_files()
-    assert ["all class names are numbers" in message for message in caplog.messages] == [True] * warned
+    ):
+        files = [f"train/{unicodedata.normalize(form, name)}/1.jpg" for form in ("NFD", "NFC") for name in names[::-1]]
+        dataset = load(make(tmp_path / names[0], *files))  # a name is the same in both forms of Unicode
+        assert list(dataset.classnames) == names
+        dataset.check_files()
+        assert ["all class names are numbers" in message for message in caplog.messages] == [True] * warned
+        caplog.clear()
 
 
 # --- what is left out, and what is an error
 
 
-@pytest.mark.parametrize(
-    ("files", "said"),
-    [
-        (["train/ant/._1.JPG", "train/.cache/1.jpg"], []),
-        (["train/ant/old/3.jpg", "test/ant/x/4.jpg", "train/2.jpg"], ["3 files and folders hold no image"]),
-        (["train/ant/Thumbs.db", "holdout/ant/2.jpg"], ["1 files and", "the folders holdout are not read; read are"]),
-        (["labels.csv"], ["1 CSV files are not read, since there are class folders; to use one, give it: --root "]),
-    ],
-)
-def test_what_is_not_read_is_counted_and_named(files, said, tmp_path, caplog):
-    assert counts(load(make(tmp_path, "train/ant/1.JPG", *files))) == [1, 0, 0]
-    assert len(caplog.messages) == len(said)
-    for message, expected in zip(caplog.messages, said):
-        assert message.startswith(f"{tmp_path}: {expected}")
+def test_what_is_not_read_is_counted_and_named(tmp_path, caplog):
+    for number, (files, said) in enumerate(
+        (
+            (["train/ant/._1.JPG", "train/.cache/1.jpg"], []),
+            (["train/ant/old/3.jpg", "test/ant/x/4.jpg", "train/2.jpg"], ["3 files and folders hold no image"]),
+            (["train/ant/Thumbs.db", "holdout/ant/2.jpg"], ["1 files and", "the folders holdout are not read; read a"]),
+            (["labels.csv"], ["1 CSV files are not read, since there are class folders; to use one, give it: --root"]),
+        )
+    ):
+        root = make(tmp_path / str(number), "train/ant/1.JPG", *files)
+        assert counts(load(root)) == [1, 0, 0]
+        assert [m[: len(f"{root}: {e}")] for m, e in zip(caplog.messages, said)] == [f"{root}: {e}" for e in said]
+        assert len(caplog.messages) == len(said)
+        caplog.clear()
 
 
 def test_a_root_of_another_layout_or_that_cannot_be_read_is_an_error_that_says_what_it_holds(tmp_path):
     os.mkfifo(tmp_path / "pipe.csv")
-    for number, (files, words) in enumerate(
-        [
-            (["train/1.jpg"], "holds train, and neither class folders in a folder train nor one CSV file; expected R"),
-            (["train/ant/readme.txt"], "has no training image; expected ROOT"),
-            (["train/ant/1.jpg", "val/Ant/1.jpg", "val/wasp/1.jpg"], "2 classes of val or test have no .* Ant, wasp$"),
-            (["a.csv", "b.csv"], "holds a.csv, b.csv, and neither"),
-        ]
-    ):
-        refused(make(tmp_path / str(number), *files), f"^{tmp_path}/{number} {words}|^{tmp_path}/{number}: {words}")
+    make(tmp_path / "untrained", "train/ant/1.jpg", "val/Ant/1.jpg", "val/wasp/1.jpg")
     for root, words in (
+        (
+            make(tmp_path / "a", "train/1.jpg"),
+            "/a holds train, and neither class folders in a folder train nor one CSV",
+        ),
+        (make(tmp_path / "b", "a.csv", "b.csv"), "/b holds a.csv, b.csv, and neither"),
+        (make(tmp_path / "c", "train/ant/readme.txt"), "/c has no training image; expected ROOT"),
+        (tmp_path / "untrained", "/untrained: 2 classes of val or test have no training image: Ant, wasp$"),
         (tmp_path / "absent", "cannot list the folder .*/absent: No such file or directory"),
         (tmp_path / "pipe.csv", r"cannot read .*pipe\.csv: it is no regular file"),
         (write(tmp_path / "labels.txt", "path,label\na.jpg,ant\n"), r"cannot list .*labels\.txt: Not a directory"),
@@ -97,21 +92,19 @@ def test_a_root_of_another_layout_or_that_cannot_be_read_is_an_error_that_says_w
 # --- tables
 
 
-@pytest.mark.parametrize(
-    "name, beside, root",
-    [("LABELS.CSV", "x.txt", ""), ("labels.csv", "._labels.csv", ""), ("My Labels.CSV", "other.csv", "My Labels.CSV")],
-)
-def test_a_table_is_found_as_the_only_one_or_by_its_name_and_becomes_items_in_its_order(name, beside, root, tmp_path):
+def test_a_table_is_found_as_the_only_one_or_by_its_name_and_becomes_items_in_its_order(tmp_path):
     text = "path,label,split\nb.jpg,bee,train\nsub/a.jpg,ant,Training\nc.jpg,ant,dev\nd.jpg,bee,EVAL\n"
-    write(make(tmp_path, "b.jpg", "sub/a.jpg", "c.jpg", "d.jpg", beside) / name, text)
-    dataset = load(tmp_path / root)
-    assert rows_of(dataset) == {
-        "train": [("b.jpg", 1, "bee"), ("sub/a.jpg", 0, "ant")],
-        "val": [("c.jpg", 0, "ant")],
-        "test": [("d.jpg", 1, "bee")],
-    }
-    assert dataset.root == tmp_path
-    dataset.check_files()
+    root = write(make(tmp_path, "b.jpg", "sub/a.jpg", "c.jpg", "d.jpg", "._x.csv") / "My Labels.CSV", text).parent
+    for given in (root, root / "My Labels.CSV"):
+        dataset = load(given)
+        assert rows_of(dataset) == {
+            "train": [("b.jpg", 1, "bee"), ("sub/a.jpg", 0, "ant")],
+            "val": [("c.jpg", 0, "ant")],
+            "test": [("d.jpg", 1, "bee")],
+        }
+        assert dataset.root == root
+        dataset.check_files()
+        make(root, "other.csv")
 
 
 def test_a_table_is_read_however_a_program_left_it_with_any_labels_and_images_anywhere(tmp_path):
@@ -135,9 +128,8 @@ def test_a_table_is_read_however_a_program_left_it_with_any_labels_and_images_an
 COLUMNS = r"must have the columns path,label\[,split\], each once and with commas between them, in its first line; got "
 
 
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
+def test_a_table_that_cannot_be_right_is_an_error_that_says_where(tmp_path):
+    for text, words in (
         ("", f"{COLUMNS}nothing"),
         ("path;label\na.jpg;ant\n", f"{COLUMNS}path;label"),
         ("path,label\n", "has no training image"),
@@ -145,12 +137,10 @@ COLUMNS = r"must have the columns path,label\[,split\], each once and with comma
         ("path,label\na.jpg,panda, red\n", "line 2: more values than columns"),
         ("path,label,split\na.jpg,ant,holdout\n", "line 2: split must be train, val or test, got 'holdout'"),
         ('path,label\na.jpg,"ant\nb.jpg,bee\n', r"labels\.csv is damaged or not a table in UTF-8"),
-        ("path,label,split\na.jpg,ant,train\n{root}/x/../a.jpg,ant,test\n", r"a\.jpg is listed more than once"),
-    ],
-)
-def test_a_table_that_cannot_be_right_is_an_error_that_says_where(text, words, tmp_path):
-    write(tmp_path / "labels.csv", text.replace("{root}", str(tmp_path)))
-    assert str(tmp_path) in refused(tmp_path, words)
+        (f"path,label,split\na.jpg,ant,train\n{tmp_path}/x/../a.jpg,ant,test\n", r"a\.jpg is listed more than once"),
+    ):
+        write(tmp_path / "labels.csv", text)
+        assert str(tmp_path) in refused(tmp_path, words)
 
 
 # --- Hugging Face's metadata.csv
@@ -171,21 +161,16 @@ def test_a_metadata_file_in_each_split_names_its_images(tmp_path, caplog):
     refused(tmp_path, r"Train/1\.jpg is listed more than once")
 
 
-@pytest.mark.parametrize(
-    ("rows", "expected"),
-    [
+def test_the_split_of_a_file_name_is_that_of_the_column_or_its_first_folder_below_the_table(tmp_path):
+    for rows, expected in (
         ("./train/1.jpg,bee,\n./test/2.jpg,bee,", ["train/1.jpg", "", "test/2.jpg"]),
         ("train/1.jpg,bee,test\nDEV//4.jpg,bee,\n3.jpg,bee,train", ["3.jpg", "DEV/4.jpg", "train/1.jpg"]),
         ("1.jpg,bee,\nmore/2.jpg,ant,", ["1.jpg more/2.jpg", "", ""]),  # none has a split: all are train
-        ("train/1.jpg,bee,\nholdout/3.jpg,bee,", "holdout/3.jpg"),
-    ],
-)
-def test_the_split_of_a_file_name_is_that_of_the_column_or_its_first_folder_below_the_table(rows, expected, tmp_path):
-    write(tmp_path / "metadata.csv", f"File_Name,label,split\n{rows}\n")
-    if isinstance(expected, str):
-        refused(tmp_path, rf"metadata\.csv: {expected} has no split, .* move it to a folder train")
-    else:
+    ):
+        write(tmp_path / "metadata.csv", f"File_Name,label,split\n{rows}\n")
         assert [" ".join(item.path for item in items) for items in load(tmp_path).splits.values()] == expected
+    write(tmp_path / "metadata.csv", "file_name,label\ntrain/1.jpg,bee\nholdout/3.jpg,bee\n")
+    refused(tmp_path, r"metadata\.csv: holdout/3\.jpg has no split, .* move it to a folder train")
 
 
 # --- the whole way

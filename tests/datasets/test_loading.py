@@ -1,4 +1,4 @@
-"""The data sets below the data root: real split files, and parity with the real CoOp on the golden tree.
+"""The data sets below the data root: their list, real split files, and parity with the real CoOp on the golden tree.
 
 golden_fewshot.json holds what the real CoOp and Dassl select on the tree that the make_data.py beside it makes; its
 README.md says how that was run.
@@ -15,10 +15,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 
-from trainers.hegraph.datasets import Dataset, load_dataset, load_few_shot
-from trainers.hegraph.datasets.loading import load_test_images, read_stored
-from trainers.hegraph.datasets.registry import stored_datasets
+from trainers.hegraph.datasets import Dataset, layouts, load_dataset, load_few_shot
+from trainers.hegraph.datasets.digits import DOMAINS, HALVES
+from trainers.hegraph.datasets.loading import LOADERS, read_stored
+from trainers.hegraph.datasets.registry import ENTRIES, canonical_name, find_entry, stored_datasets
+from trainers.hegraph.prompts.sentences import DESCRIPTIONS
 from trainers.hegraph.utils.errors import UserError
 
 STORED = stored_datasets()
@@ -28,6 +31,11 @@ CHECK = "python -m trainers.hegraph datasets check"
 REAL = {
     "Caltech101": "caltech101", "DescribableTextures": "dtd", "EuroSAT": "eurosat", "OxfordFlowers": "oxford_flowers",
     "OxfordPets": "oxford_pets", "StanfordCars": "stanford_cars", "UCF101": "ucf101",
+}  # fmt: skip
+
+# Train, val, test, classes; as published with CoOp, of those that have no real split file here
+SIZES = {
+    "Food101": (50500, 20200, 30300, 101), "SUN397": (15880, 3970, 19850, 397), "FGVCAircraft": (3334, 3333, 3333, 100)
 }  # fmt: skip
 
 # Golden name -> ours
@@ -44,6 +52,46 @@ VARIANTS = {
     "ImageNetA": ("imagenet-adversarial/imagenet-a", (0, 2, 3, 5, 8, 9), 4, "adversarial_{image}.jpg"),
     "ImageNetR": ("imagenet-rendition/imagenet-r", (0, 1, 2, 4, 6, 7, 9), 4, "rendition_{image}.jpg"),
 }
+
+
+# --- the list of all data sets
+
+OURS = {"Digits", "ImageFolder", "DigitsLow", "DigitsHigh"}
+
+
+def test_there_is_one_configuration_file_per_data_set_and_its_name_and_that_of_the_data_set_mean_the_same():
+    assert set(ENTRIES) == {*STORED, *OURS, *DOMAINS, *HALVES} and len(STORED) == 15  # CoOp's
+    files = (Path(__file__).parents[2] / "configs" / "datasets").glob("*.yaml")
+    names = {path.stem: yaml.safe_load(path.read_text())["DATASET"]["NAME"] for path in files}
+    assert sorted(names.values()) == sorted([*STORED, *OURS])
+    for given, name in {
+        **names, "Oxford-Pets": "OxfordPets", "pets": "OxfordPets", "cars": "StanfordCars", "fgvc": "FGVCAircraft",
+        "Flowers102": "OxfordFlowers", "DTD": "DescribableTextures", "imagenet_v2": "ImageNetV2",
+    }.items():  # fmt: skip
+        assert canonical_name(given) == canonical_name(name.upper()) == find_entry(given).name == name
+    assert (canonical_name("OxfordPet"), find_entry("OxfordPet"), find_entry("")) == ("OxfordPet", None, None)
+    with pytest.raises(UserError, match="unknown data set 'OxfordPet'; did you mean 'OxfordPets'"):
+        load_dataset("OxfordPet")
+
+
+def test_an_entry_is_complete_and_its_names_are_no_others():
+    for entry in ENTRIES.values():
+        assert len(entry.templates) == len(entry.negative_templates) > 0
+        assert all(template.count("{}") == 1 for template in (*entry.templates, *entry.negative_templates))
+        assert not entry.descriptions or (DESCRIPTIONS / f"{entry.descriptions}.json").is_file()
+        assert not entry.train_on or find_entry(entry.train_on).train_on == ""
+        assert (entry.loader in LOADERS) == (entry.name not in STORED)
+    for entry in STORED.values():
+        assert entry.descriptions and entry.sources and hasattr(layouts, f"read_{entry.layout}")
+        assert entry.split_file in ("", f"split_zhou_{entry.name}.json")
+        assert entry.publishes_split == bool(entry.split_file)
+        assert bool(entry.train_on) == (entry.sizes.train == 0)
+        assert bool(entry.class_ids) == entry.name.startswith("ImageNet")
+    assert {name: STORED[name].sizes for name in SIZES} == SIZES
+    assert [name for name, entry in ENTRIES.items() if not entry.describe_by_default] == ["Digits"]
+    assert {ENTRIES[name].train_on for name in DOMAINS} == {"Digits"}
+    names = [name.lower().replace("_", "") for entry in ENTRIES.values() for name in (entry.name, *entry.aliases)]
+    assert len(set(names)) == len(names)
 
 
 @pytest.mark.parametrize("name", REAL)
@@ -109,7 +157,7 @@ def assert_is_coops(dataset: Dataset, expected: dict) -> None:
 
 
 @pytest.mark.parametrize("name", GOLDEN)
-def test_tasks_and_halves_of_the_classes_are_those_of_the_real_coop_item_for_item(name, golden, new_root):
+def test_tasks_halves_of_the_classes_and_drawn_splits_are_those_of_the_real_coop_item_for_item(name, golden, new_root):
     tasks = [
         (scenario, "all", shots, seed, expected)
         for scenario in (("presplit", "fresh_sorted") if name in SPLIT_SETS else ("fresh_sorted",))
@@ -126,24 +174,9 @@ def test_tasks_and_halves_of_the_classes_are_those_of_the_real_coop_item_for_ite
         root = new_root(name, scenario)
         for _ in range(2):  # the second time, also a fresh data set has the split file of the first
             assert_is_coops(load_few_shot(GOLDEN[name], root, int(shots), int(seed), which), expected)
-
-
-@pytest.mark.parametrize("name", SPLIT_SETS)
-def test_the_split_file_that_a_seed_leaves_is_that_of_the_real_coop_and_other_seeds_use_it(name, golden, new_root):
-    entry = STORED[GOLDEN[name]]
-    for seed, expected in golden["splits"]["fresh_sorted"][name].items():
-        root = new_root(name, "fresh_sorted")
-        first = load_few_shot(entry.name, root, 4, int(seed))
-        assert json.loads((Path(root) / entry.folder / entry.split_file).read_text()) == expected
-    other = load_few_shot(entry.name, root, 4, 7)
-    assert other.test == first.test
-    rng = random.Random(7)  # CoOp reads the other seed's file, and then draws
-    for split in ("train", "val"):
-        by_label: dict[int, list] = {}
-        for path, label, called in expected[split]:
-            by_label.setdefault(label, []).append([f"{entry.folder}/{entry.images}/{path}", label, called])
-        assert rows(other, split) == [row for items in by_label.values() for row in rng.sample(items, 4)]
-    assert load_few_shot(entry.name, root, 4, int(seed)).splits == first.splits
+        if scenario == "fresh_sorted" and (split_file := STORED[GOLDEN[name]].split_file):
+            listed = json.loads((Path(root) / STORED[GOLDEN[name]].folder / split_file).read_text())
+            assert listed == golden["splits"]["fresh_sorted"][name][seed]
 
 
 def test_a_split_that_is_drawn_is_warned_of_and_where_it_cannot_be_kept_nothing_half_written_is_left(
@@ -195,17 +228,3 @@ def test_a_data_set_that_is_not_there_is_an_error_that_says_where_it_was_expecte
     with pytest.raises(UserError, match=r"^DescribableTextures: there is no train image; see"):
         load_few_shot("DescribableTextures", str(tmp_path), 1, 1)
     assert [path.name for path in (tmp_path / "dtd").iterdir()] == ["images"]
-
-
-TRAIN = [["ant/1.jpg", 0, "ant"], ["ant/2.jpg", 0, "ant"], ["bee/1.jpg", 1, "bee"]]
-
-
-def test_test_images_come_without_the_others_and_must_be_there(tmp_path):
-    (tmp_path / "dtd" / "images").mkdir(parents=True)
-    split = {"train": TRAIN, "val": [], "test": [["c.jpg", 1, "bee"], ["d.jpg", 0, "ant"]]}
-    (tmp_path / "dtd" / "split_zhou_DescribableTextures.json").write_text(json.dumps(split))
-    (tmp_path / "dtd" / "images" / "c.jpg").touch()
-    dataset = load_test_images("dtd", str(tmp_path), 1, "new")
-    assert (dataset.train, dataset.val, dataset.test) == ([], [], [("dtd/images/c.jpg", 0, "bee")])
-    with pytest.raises(UserError, match=r"1 of 2 images are missing below .*: dtd/images/d\.jpg"):
-        load_test_images("dtd", str(tmp_path), 1)
