@@ -84,7 +84,6 @@ def test_an_entry_is_complete_and_its_names_are_no_others():
     for entry in STORED.values():
         assert entry.descriptions and entry.sources and hasattr(layouts, f"read_{entry.layout}")
         assert entry.split_file in ("", f"split_zhou_{entry.name}.json")
-        assert entry.publishes_split == bool(entry.split_file)
         assert bool(entry.train_on) == (entry.sizes.train == 0)
         assert bool(entry.class_ids) == entry.name.startswith("ImageNet")
     assert {name: STORED[name].sizes for name in SIZES} == SIZES

@@ -172,4 +172,3 @@ def test_what_opening_would_wait_for_and_what_is_not_there_is_told(tmp_path):
         (tmp_path / "gone", "No such file or directory"),
     ):
         assert problem_of(source) == said
-    assert reason(MemoryError()) == "is too large for the memory"

@@ -92,7 +92,8 @@ def check_dataset(name: str, root: str) -> State:
         return (False, [f"missing: {len(absent)} of {len(paths)} images, {folder / absent[0]}", *remedy])
     sizes = Sizes(len(pools["train"]), len(pools["val"]), len(pools["test"]), len(names))
     lines = [str(sizes)] if sizes == entry.sizes else [str(sizes), f"published are {entry.sizes}"]
-    if entry.publishes_split and (drawn or not split_file.is_file()):
+    published = any(entry.split_file in source.targets for source in entry.sources)
+    if published and (drawn or not split_file.is_file()):
         how = f"was drawn here with seed {drawn.seed}; delete it for another" if drawn else "is missing: runs draw one"
         lines += [f"{split_file} {how}, which is not the split of published numbers", *remedy]
     return (True, lines)
@@ -126,13 +127,12 @@ def _lines_of_counts(dataset: Dataset) -> list[str]:
     names = dataset.classnames
     sizes = Sizes(len(dataset.train), len(dataset.val), len(dataset.test), len(names))
     lines = [str(sizes), f"classes: {some(names, MAX_CLASSES)}"]
-    for split, items in dataset.splits.items():
-        numbers = Counter(item.classname for item in items)
-        each = [numbers[name] for name in names]
+    numbers = {split: Counter(item.classname for item in items) for split, items in dataset.splits.items()}
+    for split in SPLITS:
+        each = [numbers[split][name] for name in names]
         lines.append(f"{split}, images per class: {min(each)} to {max(each)}")
-    numbers = Counter(item.classname for item in dataset.train)
     for shots in SHOTS:
-        if small := [name for name in names if numbers[name] < shots]:
+        if small := [name for name in names if numbers["train"][name] < shots]:
             few = f"{len(small)} of {len(names)} classes have fewer training images"
             lines.append(f"--shots {shots}: {few}, and are taken whole: {some(small, MAX_CLASSES)}")
     return lines

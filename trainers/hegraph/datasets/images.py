@@ -19,9 +19,7 @@ MAX_BYTES = 20 * 2**20  # of an image that somebody sends to a page
 MAX_PIXELS = 50_000_000  # of one; the largest photos of phones have about so many
 MAX_RATIO = 1000  # of the sides of an image; a backbone takes the short one to some hundred pixels
 T = Image.Transpose
-TURNS = (
-    T.FLIP_LEFT_RIGHT, T.ROTATE_180, T.FLIP_TOP_BOTTOM, T.TRANSPOSE, T.ROTATE_270, T.TRANSVERSE, T.ROTATE_90,
-)  # fmt: skip
+TURNS = (T.FLIP_LEFT_RIGHT, T.ROTATE_180, T.FLIP_TOP_BOTTOM, T.TRANSPOSE, T.ROTATE_270, T.TRANSVERSE, T.ROTATE_90)
 ORIENTATIONS = dict(enumerate(TURNS, start=2))  # of EXIF
 
 
@@ -45,9 +43,10 @@ def open_image(source: Path | str | bytes, as_stored: bool = False) -> Image.Ima
 
     On damaged bytes, Pillow raises whatever they lead to; `reason` puts it into one line.
     """
-    if not isinstance(source, bytes):
-        check_file(source)
-    elif not source:
+    status = None if isinstance(source, bytes) else os.stat(source)
+    if status and not stat.S_ISREG(status.st_mode):  # opening a pipe would wait
+        raise ValueError("is a folder" if stat.S_ISDIR(status.st_mode) else "is no regular file")
+    if source == b"" or (status and not status.st_size):
         raise ValueError("is empty (0 bytes)")
     with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as file:
         check_sides(file)
@@ -89,15 +88,6 @@ def to_rgb(file: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")  # which would copy it
 
 
-def check_file(path: Path | str) -> None:
-    """Raises ValueError or OSError unless there is a file with content, which opening does not wait for."""
-    status = os.stat(path)
-    if not stat.S_ISREG(status.st_mode):
-        raise ValueError("is a folder" if stat.S_ISDIR(status.st_mode) else "is no regular file")
-    if not status.st_size:
-        raise ValueError("is empty (0 bytes)")
-
-
 def check_sides(image: Image.Image) -> None:
     """Raises ValueError for a strip, which would take gigabytes once its short side is the backbone's, and for an image
     without pixels."""
@@ -109,9 +99,7 @@ def reason(error: Exception) -> str:
     """Why an image cannot be read, in one line, from what opening it has raised."""
     if isinstance(error, UnidentifiedImageError):
         return f"is no image, or of a format that is not read ({', '.join(FORMATS)} are)"
-    if isinstance(error, MemoryError):
-        return "is too large for the memory"
-    return getattr(error, "strerror", None) or first_line(error)
+    return first_line(error)
 
 
 def _upright(file: Image.Image) -> Image.Image:

@@ -26,11 +26,9 @@ WORDNET_ID, CLASSNAMES = re.compile(r"n\d{8}"), "classnames.txt"
 # last file is that of ILSVRC's development kit; it lists numbers of its own, which the kit's meta.mat translates. All
 # others list WordNet ids or name the images.
 GROUND_TRUTH = (
-    "LOC_val_solution.csv",
-    "val.txt",
-    "imagenet_2012_validation_synset_labels.txt",
+    "LOC_val_solution.csv", "val.txt", "imagenet_2012_validation_synset_labels.txt",
     "ILSVRC2012_validation_ground_truth.txt",
-)
+)  # fmt: skip
 GROUND_TRUTH_FOLDERS = (".", "images", "images/val", "data", "devkit/data", "ILSVRC2012_devkit_t12/data")
 
 
@@ -130,18 +128,15 @@ def read_pets(folder: Path, rng: random.Random, images: str) -> Pools:
 
 def read_cars(folder: Path, rng: random.Random, images: str) -> Pools:
     """Matlab annotations. The year, which is last in the official class name, is put first."""
-    names = [str(name[0]) for name in read_mat(folder / "devkit" / "cars_meta.mat", "class_names")[0]]
+    official = [str(name[0]).rpartition(" ") for name in read_mat(folder / "devkit/cars_meta.mat", "class_names")[0]]
+    names = [f"{year} {model}" for model, _, year in official]
 
-    def items(place: str, file: Path) -> list[Item]:
-        found = []
-        for row in read_mat(file, "annotations")[0]:
-            label = int(row["class"][0, 0]) - 1
-            model, _, year = names[label].rpartition(" ")
-            found.append(Item(f"{place}/{row['fname'][0]}", label, f"{year} {model}"))
-        return found
+    def items(place: str, file: str) -> list[Item]:
+        rows = [(row["fname"][0], int(row["class"][0, 0]) - 1) for row in read_mat(folder / file, "annotations")[0]]
+        return [Item(f"{place}/{image}", label, names[label]) for image, label in rows]
 
-    train, val = split_trainval(items("cars_train", folder / "devkit" / "cars_train_annos.mat"), rng)
-    return {"train": train, "val": val, "test": items("cars_test", folder / "cars_test_annos_withlabels.mat")}
+    train, val = split_trainval(items("cars_train", "devkit/cars_train_annos.mat"), rng)
+    return {"train": train, "val": val, "test": items("cars_test", "cars_test_annos_withlabels.mat")}
 
 
 def read_flowers(folder: Path, rng: random.Random, images: str) -> Pools:
@@ -243,11 +238,8 @@ def class_ids(folder: Path, place: str) -> list[str]:
 
 def _in_folders(folder: Path, place: str) -> list[tuple[str, str]]:
     """Path and WordNet id of the images in class folders."""
-    return [
-        (f"{place}/{each}/{file}", each)
-        for each in folders_in(folder / place)
-        for file in listing(folder / place / each)
-    ]
+    top = folder / place
+    return [(f"{place}/{name}/{file}", name) for name in folders_in(top) for file in listing(top / name)]
 
 
 def _validation(folder: Path, place: str, wordnet_ids: list[str]) -> list[tuple[str, str]]:

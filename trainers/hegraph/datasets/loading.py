@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import csv
 import logging
-import os
 import random
 import re
 import shlex
@@ -97,7 +96,7 @@ def load_unlabelled(source: Path) -> Dataset:
     """
     if source.is_dir():
         base = source
-        found = (Path(folder) / name for folder, _, names in os.walk(source) for name in names if is_image(name))
+        found = (path for path in base.rglob("*") if is_image(path.name) and not path.is_dir())
         paths = sorted(path.relative_to(base).as_posix() for path in found)
     else:
         base = source.parent

@@ -40,7 +40,7 @@ from ..utils.reading import check_regular, parse_json, read_text, reading
 from .folder import OwnImages, Row, class_name, files_of_splits
 from .images import IMAGE_SUFFIXES, open_image
 from .layouts import CLASSNAMES
-from .splits import SPLIT_NAMES, SPLITS
+from .splits import SPLIT_NAMES
 
 logger = logging.getLogger(__name__)
 
@@ -258,9 +258,7 @@ def _parquet_files(path: Path) -> dict[str, list[str]]:
 
 
 def _load_tables(root: str, files: dict[str, list[str]]) -> dict[str, Any]:
-    """Split -> its table, with images as they are stored. Of several names that mean one split, the split's own is
-    taken, or else the first.
-    """
+    """Split -> its table, with images as they are stored. Of several names that mean one split, the last is taken."""
     try:
         import datasets
     except ImportError as error:
@@ -274,10 +272,7 @@ def _load_tables(root: str, files: dict[str, list[str]]) -> dict[str, Any]:
             loaded = datasets.load_dataset("parquet", data_files=files)
         else:
             loaded = datasets.load_dataset(name, configuration or None)
-        taken: dict[str, str] = {}
-        for given in sorted(map(str, loaded), key=lambda given: given not in SPLITS):
-            if split := SPLIT_NAMES.get(given.lower()):
-                taken.setdefault(split, given)
+        taken = {SPLIT_NAMES[given.lower()]: given for given in map(str, loaded) if given.lower() in SPLIT_NAMES}
         tables = {split: loaded[given].select_columns([IMAGE, LABEL]) for split, given in taken.items()}
         encoded = datasets.Image(decode=False)
         tables = {split: table.cast_column(IMAGE, encoded) for split, table in tables.items()}

@@ -99,16 +99,9 @@ class Entry:
             check_pools(pools, "it")
         return pools
 
-    @property
-    def publishes_split(self) -> bool:
-        """Whether `datasets download` fetches the split file, so that a split that is drawn here is another one."""
-        return any(self.split_file in source.targets for source in self.sources)
-
 
 def _read_entries() -> list[Entry]:
-    content = yaml.load(
-        Path(__file__).with_name("entries.yaml").read_bytes(), getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    )
+    content = yaml.safe_load(Path(__file__).with_name("entries.yaml").read_bytes())
     rows = [{"name": name, **row} for name, row in content["entries"].items()]
     return TypeAdapter(list[Entry]).validate_python(rows, context=content["hosts"])
 

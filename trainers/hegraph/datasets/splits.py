@@ -33,6 +33,7 @@ from ..utils.schema import Count, Finite, OpenPart, check
 logger = logging.getLogger(__name__)
 
 MAX_VAL_SHOTS = 4
+DRAWN = ".drawn"  # the ending of the file beside a split file that was drawn here
 SPLITS = ("train", "val", "test")
 # A folder, a file, a column or a split that other programs name otherwise; as Hugging Face's `datasets` knows them
 SPLIT_NAMES = {
@@ -146,7 +147,7 @@ def check_pools(pools: Pools, where: str) -> None:
 
 def read_drawn(split_file: Path) -> Drawn | None:
     """How this program drew a split file; None if it did not, or the file has been changed or replaced since."""
-    path = _drawn_path(split_file)
+    path = Path(f"{split_file}{DRAWN}")
     if not path.is_file():
         return None
     with reading(path, "how a split was drawn; delete it, and the split file too to have it drawn anew"):
@@ -158,11 +159,7 @@ def read_drawn(split_file: Path) -> Drawn | None:
 def write_drawn(split_file: Path, prefix: str, pools: Pools, seed: int, state: tuple) -> None:
     """Writes a split that was drawn, with paths without their `prefix`, and then how it was drawn."""
     write_json(split_file, {s: [[path.removeprefix(prefix), *of] for path, *of in pools[s]] for s in SPLITS})
-    write_json(_drawn_path(split_file), {"seed": seed, "sha256": hash_file(split_file), "state": state})
-
-
-def _drawn_path(split_file: Path) -> Path:
-    return split_file.with_name(split_file.name + ".drawn")
+    write_json(Path(f"{split_file}{DRAWN}"), {"seed": seed, "sha256": hash_file(split_file), "state": state})
 
 
 # --- CoOp's pickles
