@@ -78,9 +78,11 @@ def test_a_change_of_model_is_said_and_recorded_and_what_the_user_wrote_stays_an
     (tmp_path / "out.json").write_text(json.dumps({"lake": OWN}))
     endpoint.replies = [but(forest=[good_sentence("forest", 5000)]), fails(401)]
     assert "will be of" not in describe()[1]
+    endpoint.replies = [but(forest=[good_sentence("forest", 5000)])]  # which is there already
     code, said = describe("--model", "other")
     assert code == 0
-    assert endpoint.batches == [NAMES[0:2], NAMES[2:4], NAMES[1:3], NAMES[3:5]]
+    assert endpoint.batches == [NAMES[0:2], NAMES[2:4], NAMES[1:3], NAMES[3:5], ["forest"]]
+    assert "was refused: but for names, the same sentence as one of 'forest'" in endpoint.prompts[-1]
     assert "of 'm' are the sentences of 2 classes; the others will be of 'other'" in said
     expected = {name: ["other"] for name in NAMES[:5]} | {"river": ["m"], "forest": ["m", "other"]}
     assert table(tmp_path, "out.models.json") == expected
