@@ -66,8 +66,6 @@ def test_a_file_has_another_version_when_its_content_or_time_of_change_differs(o
     assert on_disk.file_version(path)[0] == 4
     assert on_disk.file_sizes() != sizes
     assert dataset.file_version(path) is dataset.file_sizes() is None
-    assert on_disk.files("test") == [on_disk.root / f"test/{number}.jpg" for number in range(6)]
-    assert dataset.files("test") == []
     file.unlink()
     with pytest.raises(UserError, match=r"cannot read the image train/0\.jpg of Farm: No such file"):
         on_disk.file_version(path)

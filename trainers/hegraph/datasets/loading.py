@@ -4,8 +4,7 @@ A split is read from CoOp's split file. Where that is missing, the split is draw
 CoOp does. A file beside it (`.drawn`) keeps the seed and the state of the random generator after drawing, so that a
 later run with this seed selects what the first run did.
 
-The classes of the user's own images are in sorted order, where their form has none of its own; names that are numbers
-come first, by value. Their numbers of images may differ.
+The classes of the user's own images are in the order of their form, or else sorted, with numbers first, by value.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""The list of all data sets: what is known of each, and how one is found by its name.
-
-The list is `entries.yaml`, whose head explains the fields.
-"""
+"""The list of all data sets, `entries.yaml`, whose head explains the fields; and how one is found by its name."""
 
 from __future__ import annotations
 
