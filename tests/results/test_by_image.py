@@ -221,7 +221,8 @@ def test_the_table_has_a_row_for_each_score_and_the_mean_over_seeds_and_data_set
         model, features = load_model(out), load_bank(tiny_bank)
         energy = (model.classifier.logits(features.test_features) / model.temperature).logsumexp(dim=1)
         found.append(separation(energy[features.test_labels < 3], energy[features.test_labels >= 3]))
-    capsys.readouterr()
+    assert main(["rejection", str(tmp_path / "runs"), "--features", banks[0]]) == 2
+    assert "--features 'Other' (known: Tiny)" in capsys.readouterr().err
     assert main(["rejection", str(tmp_path / "runs"), "--features", *banks]) == 0
     lines = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines()[4:]]
     assert {line[0] for line in lines if line[3] == "zero-shot"} == {"Tiny", "Other", "mean of 2"}

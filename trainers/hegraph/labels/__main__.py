@@ -29,15 +29,10 @@ from .suggest import suggest
 logger = logging.getLogger(__name__)
 
 COLUMNS = ("path", "label", "suggested", "score")
-CHECK = """\
-Each image is judged by a model that has not seen it. Rows are the images whose label seems wrong, the most suspicious
-first, with the class that each seems to be. The score is about the log of how many times likelier that class is: 2 is 7
-times. The exit code is 1 if there are any.
+CHECK = """Each image is judged by a model that has not seen it. Rows are the images whose label seems wrong, with the
+class that each seems to be, and about the log of how many times likelier that is. The exit code is 1 if there are any.
 """
-SUGGEST = """\
-Rows are as those of predict, the image to label first in the first one. The exit code is 1 if an image could not be
-read.
-"""
+SUGGEST = "Rows are those of predict, the image to label first at the top. The exit code is 1 if one cannot be read."
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:

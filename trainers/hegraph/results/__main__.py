@@ -16,8 +16,7 @@ from .scores import OURS, QUOTED, read_quotes
 from .table import FORMATS, Table
 
 DESCRIPTION = """Prints and writes the tables, figures and pages that are made from records. A SOURCE is an output
-folder or a file written by `collect`, a RUN the output folder of one run. Figures are written as STEM.png and STEM.svg.
---quote shows the paper's numbers beside ours."""
+folder or a file of `collect`, a RUN the output folder of one run. Figures are written as STEM.png and STEM.svg."""
 
 OF_A_RUN = (RECORD, PREDICTIONS, TEXT_NODES, "config.json", SPLIT)  # names of files that no other file replaces
 

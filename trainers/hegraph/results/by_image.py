@@ -194,8 +194,7 @@ def rejection_table(folders: Sequence[Path], banks: Sequence[Path], others: str 
     for folder, run in runs.items():
         bank = opened.get(run["dataset"])
         if bank is None:
-            known = ", ".join(sorted(opened))
-            raise UserError(f"{folder} is a run on {run['dataset']!r}, and --features are banks of {known}")
+            raise unknown("data set of --features", run["dataset"], opened)
         for name, found in score_images(load_model(folder), bank, other or bank).items():
             rows += [score(run, method(run), column, found.get(column)) | {SCORE: name} for column in COLUMNS]
     keys, against = [*PLACE, SCORE], other.dataset if other else "the classes that were held back"

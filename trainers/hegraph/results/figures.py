@@ -304,11 +304,11 @@ def _of_last_run(runs: dict[Path, dict]) -> Iterator[Piece]:
     """Text nodes and confusions of one run: the full run on all classes with the most shots and, of several, the last
     one, since the best one would be chosen on test.
     """
-    full = {f: r for f, r in runs.items() if method(r) in (OURS, PAPER) and not on_base_classes(r)}
-    order = {folder: (record["shots"], record.get("finished_at") or "") for folder, record in full.items()}
+    full = [folder for folder, r in runs.items() if method(r) in (OURS, PAPER) and not on_base_classes(r)]
     if not full:
         return
-    record = full[folder := max(full, key=order.__getitem__)]
+    folder = max(full, key=lambda folder: (runs[folder]["shots"], runs[folder].get("finished_at") or ""))
+    record = runs[folder]
     name = f"{record['dataset']}, {record['backbone']}, {record['shots']} shots, seed {record['seed']}"
     if (folder / TEXT_NODES).exists():
         caption = f"Positive text nodes before and after, {name}; t-SNE of both together."

@@ -40,8 +40,6 @@ KEEP = 0.95  # the share of images of known classes whose threshold a record tel
 # The keys whose values differ between two runs of one experiment, even on one machine
 MEASURED = ("seconds", "peak_memory_mb", "finished_at")
 
-Seconds = Annotated[float, Field(ge=0, le=1e12, allow_inf_nan=False)]  # sums of them are finite
-
 
 class _Target(OpenPart):
     """What a record says about a test on another data set."""
@@ -117,7 +115,7 @@ class _Record(_Target):
     adapter_from: str | None = None
     epochs: Count | None = None
     num_parameters: Count | None = None
-    seconds: dict[str, Seconds] | None = None
+    seconds: dict[str, Annotated[float, Field(ge=0, le=1e12)]] | None = None  # sums of them are finite
     peak_memory_mb: NotNegative | None = None
     threads: Count | None = None
     device: str | None = None
