@@ -54,18 +54,16 @@ def test_class_names_may_be_anything_and_are_sorted_and_a_warning_says_that_all_
 
 
 def test_what_is_not_read_is_counted_and_named(tmp_path, caplog):
-    for number, (files, said) in enumerate(
-        (
-            (["train/ant/._1.JPG", "train/.cache/1.jpg"], []),
-            (["train/ant/old/3.jpg", "test/ant/x/4.jpg", "train/2.jpg"], ["3 files and folders hold no image"]),
-            (["train/ant/Thumbs.db", "holdout/ant/2.jpg"], ["1 files and", "the folders holdout are not read; read a"]),
-            (["labels.csv"], ["1 CSV files are not read, since there are class folders; to use one, give it: --root"]),
-        )
+    for name, files, said in (
+        ("hidden", ["train/ant/._1.JPG", "train/.cache/1.jpg"], ""),
+        ("deep", ["train/ant/old/3.jpg", "test/ant/x/4.jpg", "train/2.jpg"], "3 files and folders hold no image"),
+        ("other", ["train/ant/Thumbs.db"], "1 files and folders hold no image"),
+        ("more", ["holdout/ant/2.jpg"], "the folders holdout are not read; read are train"),
+        ("csv", ["labels.csv"], "1 CSV files are not read, since there are class folders; to use one, give it: --root"),
     ):
-        root = make(tmp_path / str(number), "train/ant/1.JPG", *files)
+        root = make(tmp_path / name, "train/ant/1.JPG", *files)
         assert counts(load(root)) == [1, 0, 0]
-        assert [m[: len(f"{root}: {e}")] for m, e in zip(caplog.messages, said)] == [f"{root}: {e}" for e in said]
-        assert len(caplog.messages) == len(said)
+        assert [message.startswith(f"{root}: {said}") for message in caplog.messages] == [True] * bool(said)
         caplog.clear()
 
 

@@ -73,22 +73,20 @@ def test_shards_in_folders_of_splits_become_items_with_names_of_shard_and_member
 
 
 def test_the_split_of_a_shard_begins_its_name_or_none_has_one_and_it_is_not_guessed(tmp_path):
-    for number, (names, expected) in enumerate(
-        (
-            (["Train-000.tar", "VAL-000.tar", "Test-000.tar"], [2, 2, 2]),
-            (["TRAINING/0.tar", "dev/0.tar", "evaluation/0.tar"], [2, 2, 2]),
-            (["shard-000.tar", "data/shard-001.tar"], [4, 0, 0]),
-            (["train-0.tar", "holdout-0.tar"], []),
-            (["imagenet-train-0.tar", "imagenet-val-0.tar"], []),
-        )
+    for first, others, expected in (
+        ("Train-000.tar", ["VAL-000.tar", "Test-000.tar"], [2, 2, 2]),
+        ("TRAINING/0.tar", ["dev/0.tar", "evaluation/0.tar"], [2, 2, 2]),
+        ("shard-000.tar", ["data/shard-001.tar"], [4, 0, 0]),
+        ("train-0.tar", ["holdout-0.tar"], []),
+        ("imagenet-train-0.tar", ["imagenet-val-0.tar"], []),
     ):
-        root = tmp_path / str(number)
-        for name in names:
+        root = tmp_path / f"of {first[:-4]}"
+        for name in (first, *others):
             write_tar(root / name, samples(0, "red", "blue"))
         if expected:
             assert counts(load(root)) == expected
         else:
-            refused(root, f": {names[1]} must begin with its split, one of train, training, val, ")
+            refused(root, f": {others[0]} must begin with its split, one of train, training, val, ")
 
 
 # --- labels

@@ -19,7 +19,6 @@ import posixpath
 import random
 from collections import Counter, defaultdict
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, NamedTuple
 
@@ -54,8 +53,7 @@ class Item(NamedTuple):
 Pools = dict[str, list[Item]]  # split, one of `SPLITS` -> all its items
 
 
-@dataclass(frozen=True)
-class Selection:
+class Selection(NamedTuple):
     """The positions in the pools of train and val that the protocol selects, in the order in which it draws them."""
 
     train: list[int]
