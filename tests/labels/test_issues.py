@@ -42,11 +42,9 @@ def test_the_wrong_labels_come_first_and_the_right_classes_are_suggested(wrong):
     features, labels, _, text = wrong
     found = find_label_issues(features, labels, text, SCALE, NAMES)
     assert sorted(issue.index for issue in found) == list(range(32))
-    scores = [issue.score for issue in found]
-    assert scores == sorted(scores, reverse=True)
-    assert {(i.index, i.label, i.suggested) for i in found if i.score > 0} == {
-        (3, "cat", "ant"), (12, "ant", "bee"), (30, "bee", "dog"),
-    }  # fmt: skip
+    assert found == sorted(found, key=lambda issue: -issue.score)
+    doubted = {(issue.index, issue.label, issue.suggested) for issue in found if issue.score > 0}
+    assert doubted == {(3, "cat", "ant"), (12, "ant", "bee"), (30, "bee", "dog")}
     assert isinstance(found[0], LabelIssue)
     with pytest.raises(UserError, match="two classes"):
         find_label_issues(features, 0 * labels, text, SCALE, NAMES)
@@ -113,14 +111,8 @@ def left_out(features: Tensor, labels: Tensor, text: Tensor, options: FreeOption
     return left_out_logits(features, labels, text, SCALE, options) + left_out_offsets(zero_shot, labels)
 
 
-@pytest.mark.parametrize(
-    ("counts", "width"),
-    [
-        ([3, 2, 5, 4, 2], 8),
-        ([16, 9, 12], 24),
-        ([2] * 12, 6),  # more classes than features
-    ],
-)
+# Also of more classes than features
+@pytest.mark.parametrize(("counts", "width"), [([3, 2, 5, 4, 2], 8), ([16, 9, 12], 24), ([2] * 12, 6)])
 def test_an_image_is_judged_as_by_a_fit_to_all_others(counts, width):
     features, labels, text = images_of(counts, width, seed=len(counts))
     found = left_out(features, labels, text, free_options(max(counts)))
