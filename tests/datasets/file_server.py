@@ -40,10 +40,6 @@ class Handler(BaseHTTPRequestHandler):
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the client went away, as some tests want
             (answers.pop(0) if len(answers) > 1 else answers[0])(self)
 
-    def fall_silent(self) -> None:
-        """Sends nothing more until the test is over, or for longer than any client should wait."""
-        self.server.released.wait(20)
-
     def log_message(self, *arguments):
         pass
 
@@ -92,9 +88,14 @@ def serve(body: bytes, *, stop_at: int | None = None, stall: bool = False, **hea
         handler.wfile.write(body[start : len(body) if stop_at is None else max(start, stop_at)])
         if stall:
             handler.wfile.flush()
-            handler.fall_silent()
+            fall_silent(handler)
 
     return answer
+
+
+def fall_silent(handler: Handler) -> None:
+    """Sends nothing more until the test is over, or for longer than any client should wait."""
+    handler.server.released.wait(20)
 
 
 def status(code: int) -> Answer:

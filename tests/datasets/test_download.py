@@ -22,6 +22,7 @@ from file_server import (
     UNPACKED,
     Server,
     archive,
+    fall_silent,
     names_in,
     one_file,
     pack,
@@ -133,7 +134,7 @@ def test_a_full_disk_is_an_error_and_the_next_call_goes_on(server, tmp_path, dis
 
 def test_when_all_mirrors_fail_one_error_says_why_for_each_and_what_to_do_by_hand(server, tmp_path, caplog):
     busy, gone = server.url("/busy", status(503)), server.url("/gone", status(410))
-    silent, nobody = server.url("/silent", lambda handler: handler.fall_silent()), "http://127.0.0.1:9/f.bin"
+    silent, nobody = server.url("/silent", fall_silent), "http://127.0.0.1:9/f.bin"
     with pytest.raises(UserError) as error:
         fetch(one_file(busy, gone, silent, nobody), tmp_path)
     for said in (

@@ -37,9 +37,8 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     fetch = commands.add_parser("download", help="fetch what is missing")
     fetch.add_argument("datasets", nargs="+", metavar="DATASET")
     for subparser in (check, fetch):
-        subparser.add_argument(
-            "--root", required=True, metavar="DATA", help="folder that holds the data sets; of folder, your images"
-        )
+        add = subparser.add_argument
+        add("--root", required=True, metavar="DATA", help="folder that holds the data sets; of folder, your images")
     return parser.parse_args(arguments)
 
 

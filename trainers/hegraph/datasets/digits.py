@@ -27,10 +27,6 @@ NOISE = 60  # standard deviation in grey levels of 255
 BLUR = 0.8  # radius in pixels, of which the image has 8x8
 
 
-def _rotate(image: Image.Image, row: int) -> Image.Image:
-    return image.rotate(ROTATION if row % 2 else -ROTATION, Image.Resampling.BILINEAR)
-
-
 def _add_noise(image: Image.Image, row: int) -> Image.Image:
     noise = np.random.default_rng(row).normal(0, NOISE, (image.height, image.width))
     return Image.fromarray(np.clip(np.asarray(image) + noise, 0, 255).round().astype(np.uint8))
@@ -39,7 +35,7 @@ def _add_noise(image: Image.Image, row: int) -> Image.Image:
 # Other domains with the same classes, which have test images only: name -> function of a scan and its row
 DOMAINS: dict[str, Callable[[Image.Image, int], Image.Image]] = {
     "DigitsInverted": lambda image, row: ImageOps.invert(image),
-    "DigitsRotated": _rotate,
+    "DigitsRotated": lambda image, row: image.rotate(ROTATION if row % 2 else -ROTATION, Image.Resampling.BILINEAR),
     "DigitsNoisy": _add_noise,
     "DigitsBlurred": lambda image, row: image.filter(ImageFilter.GaussianBlur(BLUR)),
 }

@@ -170,10 +170,8 @@ def _read_table(path: Path, folder: str = "", default: str = "") -> list[Row]:
         rows = [row._replace(split=row.split or SPLIT_NAMES.get(top, "")) for row, top in zip(rows, tops)]
         lacking = next((row.path for row in rows if not row.split), "")
         if lacking and any(row.split for row in rows):
-            raise UserError(
-                f"{path}: {lacking} has no split, and other images have one; move it to a folder train, val or test, "
-                "or add a column split"
-            )
+            said = "has no split, and other images have one; move it to a folder train, or add a column split"
+            raise UserError(f"{path}: {lacking} {said}")
     return [Row(row.split or default or "train", os.path.join(folder, row.path), row.label) for row in rows]
 
 
