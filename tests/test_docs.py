@@ -1,4 +1,4 @@
-"""The pages for readers: their commands run, their links lead somewhere, their files and keys exist.
+"""The pages for readers: their commands run, links lead somewhere, files and keys exist, tables are those of records.
 
 A block of commands in a page is run by a test, or its first line says what it needs ("# needs ..."). `RUN_BY` names the
 test of each block that another file tests; the quick blocks, those of `RUN_HERE`, are run in this file.
@@ -17,6 +17,7 @@ import pytest
 from test_architecture import ORDER
 
 import trainers.hegraph
+from tools import tables
 from tools.options_page import filled
 from trainers.hegraph.baselines import OTHERS
 from trainers.hegraph.config import default_values
@@ -226,3 +227,27 @@ def test_the_tables_of_the_page_of_the_configuration_are_those_of_the_declaratio
     assert filled(page) == page, "python -m tools.options_page writes them"
     for key in KEYS:
         assert len(re.findall(rf"^\| `{re.escape(key.removeprefix(f'{NODE}.'))}` \|", page, re.MULTILINE)) == 1, key
+
+
+# Tables that are made from records
+
+
+TABLES = [(page, *found) for page in tables.PAGES for found in tables.BLOCK.findall(text_of(page))]
+
+
+@pytest.mark.parametrize(("page", "name", "files", "text"), TABLES, ids=[f"{p.stem}-{name}" for p, name, *_ in TABLES])
+def test_a_table_is_made_from_the_records(page, name, files, text):
+    assert text == tables.made(name, files), "run python -m tools.tables"
+
+
+def test_every_table_is_shown_once_between_two_markers_and_the_python_of_the_readme_says_what_one_shows():
+    names = [name for _, name, _, _ in TABLES]
+    assert sorted(names) == sorted(tables.MADE_BY)
+    texts = "".join(map(text_of, tables.PAGES))
+    opening, closing = re.findall(r"<!-- (\w+): ", texts), re.findall(r"<!-- /(\w+) -->", texts)
+    assert opening == closing
+    assert [name for name in opening if name in names] == names
+    [numbers] = re.findall(r"# (\S+) (\S+), as in the table above", text_of(README))
+    for name, number in zip(("zero-shot", "HeGraphAdapter"), numbers):
+        [row] = re.findall(rf"^  {name}  .*$", text_of(README), re.MULTILINE)
+        assert row.split()[3] == number  # of seed 1, behind name, mean and deviation

@@ -1,7 +1,7 @@
 """Fills the tables of README.md and of docs/ from the committed records, and draws README's plot.
 
 A table that is made from records stands between `<!-- name: files -->` and `<!-- /name -->`; `MADE_BY` says how. After
-a change of `results/*.jsonl`, run `python -m tools.tables`; `tests/test_readme.py` fails where it was forgotten.
+a change of `results/*.jsonl`, run `python -m tools.tables`; `tests/test_docs.py` fails where it was forgotten.
 """
 
 from __future__ import annotations

@@ -97,22 +97,21 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def obstacles_to_dassl(args: argparse.Namespace) -> list[str]:
     """What keeps Dassl from running this, as far as the flags tell; imports Dassl if nothing does."""
-    obstacles = []
-    if not in_coop():
-        obstacles.append(f"{CHECKOUT} is no CoOp checkout (scripts/hegraph/install.sh puts this package into one)")
-    if args.features is not None:
-        obstacles.append("--features needs no images, and so no Dassl")
-    if args.keep_thumbnails:
-        obstacles.append("--keep-thumbnails is not done through Dassl")
-    if args.eval_only and os.environ.get("WORLD_SIZE", "1") != "1":
-        obstacles.append("--eval-only inside Dassl runs in one process; start it with python instead of torchrun")
-    if args.trainer in TRANSDUCTIVE_METHODS:
-        obstacles.append(f"{args.trainer} predicts all test images together, which Dassl does not")
-    if args.trainer in OTHERS and load_method(args.trainer).trainer_of_coop:
-        obstacles.append(f"Dassl knows CoOp's own trainer of that name (python train.py --trainer {args.trainer})")
-    if importlib.util.find_spec("dassl") is None:
-        obstacles.append("Dassl is not installed and not on PYTHONPATH")
-    elif not obstacles:
+    name, several = args.trainer, os.environ.get("WORLD_SIZE", "1") != "1"
+    of_coop = name in OTHERS and load_method(name).trainer_of_coop
+    checks = {
+        f"{CHECKOUT} is no CoOp checkout (scripts/hegraph/install.sh puts this package into one)": not in_coop(),
+        "--features needs no images, and so no Dassl": args.features is not None,
+        "--keep-thumbnails is not done through Dassl": args.keep_thumbnails,
+        "--eval-only inside Dassl runs in one process; start it with python instead of torchrun": (
+            args.eval_only and several
+        ),
+        f"{name} predicts all test images together, which Dassl does not": name in TRANSDUCTIVE_METHODS,
+        f"Dassl knows CoOp's own trainer of that name (python train.py --trainer {name})": of_coop,
+        "Dassl is not installed and not on PYTHONPATH": importlib.util.find_spec("dassl") is None,
+    }
+    obstacles = [obstacle for obstacle, holds in checks.items() if holds]
+    if not obstacles:
         try:
             importlib.import_module(f"{__package__}.trainer")
         except ImportError as error:

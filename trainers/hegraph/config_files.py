@@ -116,10 +116,8 @@ def flatten(tree: Mapping, prefix: str = "") -> Values:
 
 def _merge_file(values: Values, path: Path) -> None:
     tree = read_yaml(path, "a configuration")
-    if not isinstance(tree, (dict, type(None))):
-        raise UserError(f"{path} must hold KEY: VALUE lines, got {shown(tree)}")
     try:
-        _merge(values, flatten(tree or {}).items())
+        _merge(values, flatten(check(dict, {} if tree is None else tree, "KEY: VALUE lines")).items())
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
 

@@ -60,6 +60,7 @@ from .utils import processes
 from .utils.commands import command
 from .utils.errors import UserError, show_messages
 from .utils.files import absolute
+from .utils.option import NODE
 
 # Dassl imports `wilds` for data sets that this package never loads, and mutes the logging of the whole process
 _level = logging.root.manager.disable
@@ -274,17 +275,15 @@ def dataset_of(manager: DataManager, cfg: Config, stored: Dataset) -> Dataset:
 
 def obstacles_in(cfg: Config) -> list[str]:
     """What a configuration asks for that Dassl or CoOp cannot do, and the package alone can."""
-    obstacles: list[str] = []
-    name = cfg.data.name
-    if name not in DATASET_REGISTRY.registered_names() or name not in stored_datasets():
-        obstacles.append(f"{name or 'no data set'} is none of CoOp's")
-    if cfg.data.target_domains or cfg.data.target_datasets:
-        obstacles.append("DATASET.TARGET_DOMAINS and DATASET.TARGET_DATASETS are not tested through Dassl")
-    if cfg.data.unlabelled:
-        obstacles.append("DATASET.UNLABELLED names images that Dassl does not load")
-    if cfg.run.select_on != "last_step":
-        obstacles.append("TRAINER.HEGRAPHADAPTER.SELECT_ON val trains more than once, which Dassl does not")
-    return obstacles
+    data, of_coop = cfg.data, {*DATASET_REGISTRY.registered_names()} & stored_datasets().keys()
+    targets = "DATASET.TARGET_DOMAINS and DATASET.TARGET_DATASETS are not tested through Dassl"
+    checks = {
+        f"{data.name or 'no data set'} is none of CoOp's": data.name not in of_coop,
+        targets: data.target_domains or data.target_datasets,
+        "DATASET.UNLABELLED names images that Dassl does not load": data.unlabelled,
+        f"{NODE}.SELECT_ON val trains more than once, which Dassl does not": cfg.run.select_on != "last_step",
+    }
+    return [obstacle for obstacle, holds in checks.items() if holds]
 
 
 def extend_cfg(cfg: CfgNode) -> None:

@@ -37,14 +37,11 @@ def in_batches(
     waiting: deque[tuple[list[Given], list[Future[list[Result]]]]] = deque()
     pool = ThreadPoolExecutor(threads)
 
-    def do_all(chunk: list[Given]) -> list[Result]:
-        return [work(item) for item in chunk]
-
     try:
         while True:
             while len(waiting) <= AHEAD and (batch := list(islice(remaining, batch_size))):
                 chunks = [batch[start : start + CHUNK] for start in range(0, len(batch), CHUNK)]
-                waiting.append((batch, [pool.submit(do_all, chunk) for chunk in chunks]))
+                waiting.append((batch, [pool.submit(list, map(work, chunk)) for chunk in chunks]))
             if not waiting:
                 return
             batch, done = waiting.popleft()
