@@ -47,27 +47,15 @@ AXES = torch.eye(3)
 NODE = "TRAINER.HEGRAPHADAPTER"
 
 
-def bank_of(names: tuple[str, ...], features: Tensor, labels: tuple[int, ...], dataset: str) -> FeatureBank:
-    """Test images of classes whose text features are the first axes."""
-    return FeatureBank(
-        train_features=torch.zeros(1, 0, 3),
-        train_labels=torch.zeros(0, dtype=torch.long),
-        text_positive=AXES[: len(names)],
-        text_negative=-AXES[: len(names)],
-        classnames=list(names),
-        dataset=dataset,
-        backbone="m/w",
-        logit_scale=10.0,
-        test_features=features,
-        test_labels=torch.tensor(labels),
-    )
-
-
 class Images(Task):
-    """Test images, by default three on the axes; says in `encoded` what was asked for."""
+    """Test images, by default three on the axes, of classes whose text features are the first axes. It says in
+    `encoded` what was asked for.
+    """
 
     def __init__(self, ids="abc", name="Elsewhere", features=AXES, labels=(0, 1, 2)) -> None:
-        super().__init__(bank_of(tuple(ids), features, labels, name), load_cfg(), 1)
+        train, text = (torch.zeros(1, 0, 3), torch.zeros(0, dtype=torch.long)), AXES[: len(ids)]
+        bank = FeatureBank(*train, text, -text, list(ids), name, backbone="m/w", logit_scale=10.0)
+        super().__init__(replace(bank, test_features=features, test_labels=torch.tensor(labels)), load_cfg(), 1)
         self.encoded: list[str] = []
 
     def test_features(self):
