@@ -181,7 +181,7 @@ def test_in_another_domain_the_adapter_leaves_its_cache_and_another_method_keeps
 def test_other_classes_go_by_the_rule_that_the_model_was_saved_with():
     target = Images("xy", labels=(0, 1, 1))
     found = say(model_of("ZeroShot", transfer_rule="zero-shot"), target)
-    assert torch.equal(found.logits, 10 * AXES[:, :2])
+    assert torch.equal(found.logits, 10 * AXES[:, :2]) and torch.equal(found.zero_shot, found.logits)
     assert (found.rule, found.text_logits) == ("other classes", None)
     base = TransferableAdapter(ModelOptions(variant="base"), {})  # it leaves the text features as they are
     found = say(model_of(transfer_rule="adapter", transfer=base), target)
