@@ -54,6 +54,8 @@ def test_the_difference_is_the_mean_over_images_and_seeds_then_over_data_sets():
     assert difference(ours, correct(pets=("1010", "0100"), cars=("10", "10"))).mean == pytest.approx(25)
     assert difference(ours, correct(cars=("11", "10"), pets=("1010", "0100"))).mean == pytest.approx(12.5)
     assert difference(ours, ours) == Difference(0.0, 0.0, 0.0)
+    with pytest.raises(UserError, match="at least two"):
+        difference(correct(cars=("1",)), correct(cars=("1",)))
 
 
 def test_an_interval_holds_what_resampling_the_images_may_give():

@@ -117,7 +117,10 @@ def read_runs(folders: Sequence[Path]) -> pd.DataFrame:
 
 
 def difference(ours: pd.DataFrame, theirs: pd.DataFrame) -> Difference | None:
-    """The difference of two methods at one number of shots; None where they were not run on the same data and seeds."""
+    """The difference of two methods at one number of shots; None where they were not run on the same data and seeds.
+
+    Raises UserError for a data set of one test image.
+    """
     from scipy.stats import bootstrap  # takes half a second to import
 
     both = ours.merge(theirs, on=[*TEST, "seed"], suffixes=("", "_theirs"))
@@ -127,6 +130,8 @@ def difference(ours: pd.DataFrame, theirs: pd.DataFrame) -> Difference | None:
     for _, found in both.groupby(list(TEST)):
         rows = [a.astype(float) - b for a, b in zip(found["correct"], found["correct_theirs"])]
         by_image.append(100 * np.mean(rows, axis=0))
+    if min(map(len, by_image), default=0) < 2:
+        raise UserError("an interval over test images needs at least two of each data set")
 
     def mean_of_means(*samples: np.ndarray, axis: int = -1) -> np.ndarray:
         return np.mean([sample.mean(axis=axis) for sample in samples], axis=0)
