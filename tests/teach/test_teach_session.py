@@ -27,6 +27,7 @@ from trainers.hegraph.teach import session as module
 from trainers.hegraph.teach.project import Project
 from trainers.hegraph.teach.session import Session, View, write_sample
 from trainers.hegraph.utils.errors import UserError
+from trainers.hegraph.utils.files import write_tensors
 
 NAMES = ("zero", "one", "two", "six")
 
@@ -105,6 +106,7 @@ def test_names_alone_make_a_model_of_two_classes_and_images_of_two_classes_are_j
     assert last(session).model.classnames == ("zero", "{one}")
     assert (session.view.judged, session.view.doubts) == (0, [])
     for name, colour in (("zero", "red"), ("{one}", "blue")):
+        assert last(session).judged == 0
         Image.new("RGB", (8, 8), colour).save(tmp_path / "train" / name / "a.png")
     (tmp_path / "train/zero/notes.png").write_text("no image")
     session.project.add_class("two")
@@ -120,6 +122,9 @@ def test_features_are_kept_on_disk_and_only_those_of_this_backbone_are_taken(ses
     assert last(again).guesses == before.guesses
     file = session.project.folder / ".hegraph" / "features.safetensors"
     monkeypatch.setattr(module, "hash_json", lambda value: "another")
+    assert Session(session.project, mini, "hegraph-mini").features == {}
+    odd = {"long": torch.ones(mini.width + 1), "nan": torch.full((mini.width,), torch.nan)}
+    write_tensors(file, odd, {"backbone": "another"})
     assert Session(session.project, mini, "hegraph-mini").features == {}
     file.write_bytes(b"damaged")
     assert Session(session.project, mini, "hegraph-mini").features == {}
