@@ -108,6 +108,7 @@ def test_names_are_those_of_the_sorted_labels_or_refused(given, message):
         ([0, -1, 1, -1], {-1: "none", 0: "cat", 1: "dog"}, []),
         ([0.0, -1.0, 1.0], ["cat", "dog"], []),
         ([-1, -1], ["cat", "dog"], [0, 1]),
+        ([0, -1], ["cat"], [1]),
         ([-1, -1], None, []),
     ],
 )
@@ -148,7 +149,8 @@ def test_a_backbone_encodes_the_class_names_and_its_model_takes_pictures_too(dig
     assert by_parameter.model_.logit_scale == backbone.logit_scale
     others = backbone.encode_images(torch.stack([backbone.preprocess(p) for p in digits.others]))
     np.testing.assert_array_equal(by_parameter.predict(digits.others), by_parameter.predict(others))
-    model = quick(backbone="hegraph-mini", text_features=X[:10]).fit(X, digits.labels).model_
+    own_text = quick(backbone="hegraph-mini", text_features=X[:10]).fit(X, digits.labels)
+    model = own_text.partial_fit(X[:1], digits.labels[:1]).model_
     assert (model.prompts, model.backbone.model) == (None, "hegraph-mini")  # the text features are none of our prompts
 
 
@@ -213,3 +215,4 @@ def test_the_shots_are_those_of_the_largest_class(data, quick):
     model = quick(classnames=dict(enumerate("abcde"))).fit(data.X[rows], data.y[rows]).model_
     assert (model.trained_on.shots, model.trained_on.num_train, model.classnames) == (4, 9, tuple("abcd"))
     assert model.trained_on.config["OPTIM.LR"] == 0.00015  # the row of BY_SHOTS
+    assert quick().fit(data.X[rows[[0, 1]]], [0, 1]).model_.trained_on.shots == 1

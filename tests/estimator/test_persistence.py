@@ -62,6 +62,7 @@ def test_a_run_of_the_command_line_is_loaded_and_taught_more(finished_run_once):
     loaded.add_class("fox", rows[:2], text_features=rows[3])
     assert loaded.classes_.tolist() == [*model.classnames, "fox"] and loaded.model_.images[-1] == 2
     assert loaded.model_.trained_on.config["OPTIM.MAX_EPOCH"] == model.trained_on.config["OPTIM.MAX_EPOCH"]
+    assert "OPTIM.LR" in model.trained_on.config and "OPTIM.LR" not in loaded.options  # it goes by the shots
     with pytest.raises(UserError, match="revision 'v1' is of a model on the Hub"):
         load(finished_run_once, revision="v1")
 

@@ -125,6 +125,7 @@ def test_fewer_than_two_classes_with_images_are_told_by_text(data, taught):
     np.testing.assert_allclose(classifier.model_.classifier.weights, 100 * data.text[:2], rtol=1e-5)
     classifier.partial_fit(X[9:16], y[9:16])
     assert_same(classifier, free(data.text[:2]).fit(X[:16], y[:16]))
+    assert classifier.model_.method == "HeGraphAdapter"
     assert classifier.forget(X[:16], y[:16]).model_.images == (0, 0)
 
 

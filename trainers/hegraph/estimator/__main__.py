@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -19,8 +18,6 @@ from ..utils.errors import UserError, printable, report, say
 
 if TYPE_CHECKING:
     from .classifier import HeGraphClassifier
-
-logger = logging.getLogger(__name__)
 
 EPILOG = """\
 DIR holds train/<class>/*.jpg or what else --root of a training takes; its test images are not looked at. Classes that
@@ -72,7 +69,7 @@ def train_more(args: argparse.Namespace) -> int:
 
 
 def new_images(classifier: HeGraphClassifier, dataset: Dataset) -> tuple[list[Any], list[Any], dict[Any, str]]:
-    """The training images of a data set that a loaded classifier was not taught, their labels, and the names of these.
+    """The training images of a data set that a loaded classifier was not taught, their labels, and the names of all.
 
     A class has the label of the model's class of its name or, if it is new, its name, or the next number.
 
@@ -93,20 +90,17 @@ def new_images(classifier: HeGraphClassifier, dataset: Dataset) -> tuple[list[An
     found = [dataset.root / item.path if files else dataset.open(item.path) for item in dataset.train]  # type: ignore[operator]
     of_rows = lessons.classes[lessons.labels.numpy()].tolist()
     taught = {number: label for number, label in zip(lessons.ids.tolist(), of_rows) if number}
-    images, y, names = [], [], {}
+    images, y = [], []
     for item, image, number in zip(dataset.train, found, image_ids(found).tolist()):
         label = labels[item.classname]
         if number not in taught:
             images.append(image)
             y.append(label)
-            names[label] = item.classname
         if taught.setdefault(number, label) != label:
             raise UserError(f"{item.path} was taught before as {taught[number]!r}; take it out of one class")
     if not images:
         raise UserError(f"the model was taught all {len(found)} images before")
-    if len(images) < len(found):
-        logger.info("%d of %d images were taught before, and are left out", len(found) - len(images), len(found))
-    return images, y, names
+    return images, y, {label: name for name, label in labels.items()}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

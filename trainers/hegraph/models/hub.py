@@ -25,10 +25,7 @@ def find_model(name: str, revision: str | None, token: str | None) -> Path:
     """The model folder that a user means: one here, the output folder of a run, or else "USER/NAME" on the Hub.
 
     Of a model on the Hub, what the cache lacks is downloaded; where the Hub cannot be reached, the cache has to do.
-    Arguments are as of `HeGraphClassifier.from_pretrained`.
-
-    Raises:
-        UserError: If there is no such model, or the Hub cannot be reached.
+    Arguments are as of `HeGraphClassifier.from_pretrained`. UserError if there is no such model to be had.
     """
     if Path(name).exists() or not HUB_NAME.fullmatch(name):
         if revision is not None:
