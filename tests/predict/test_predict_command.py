@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -33,89 +34,84 @@ def run(finished_digits_once: Path) -> Path:
     return finished_digits_once
 
 
-def json_rows(text: str) -> list[dict]:
-    return [json.loads(line) for line in text.splitlines()]
+@pytest.fixture
+def rows(capsys) -> Callable[..., list[dict]]:
+    """Function of the arguments and the exit code: what the command says of each image."""
+
+    def predict(*arguments: object, code: int = 0) -> list[dict]:
+        assert main([*map(str, arguments), "--format", "jsonl"]) == code
+        return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+    return predict
 
 
-def refused(capsys: pytest.CaptureFixture, *arguments: object) -> str:
-    """The one line that a mistake gives."""
-    assert main([str(argument) for argument in arguments]) == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.startswith("error: ") and err.count("\n") == 1
-    return err
+@pytest.fixture
+def refused(capsys) -> Callable[..., str]:
+    """Function of the arguments: the one line that a mistake gives."""
+
+    def predict(*arguments: object) -> str:
+        assert main([*map(str, arguments)]) == 2
+        out, err = capsys.readouterr()
+        assert (out, err[:7], err.count("\n")) == ("", "error: ", 1)
+        return err
+
+    return predict
 
 
 # What is predicted
 
 
-def test_rows_hold_the_calibrated_probabilities_in_falling_order(run, images, tmp_path, capsys):
+def test_rows_hold_the_calibrated_probabilities_in_falling_order(run, images, tmp_path, rows):
     model = load_model(run).model_copy(update={"temperature": 3.0})
     save_model(model, tmp_path / "calibrated")
-    path = images / "a.png"
-    features = ImageModel.load(run).features([path])
-    expected = (model.classifier.logits(features)[0] / 3.0).softmax(dim=0)
-    assert main([str(tmp_path / "calibrated"), str(path), "--format", "jsonl", "--top", "3"]) == 0
-    [row] = json_rows(capsys.readouterr().out)
-    values, labels = expected.sort(descending=True)
+    features = ImageModel.load(run).features([images / "a.png"])
+    values, labels = (model.classifier.logits(features)[0] / 3.0).softmax(dim=0).sort(descending=True)
+    [row] = rows(tmp_path / "calibrated", images / "a.png", "--top", 3)
     assert [entry["class"] for entry in row["top"]] == [model.classnames[label] for label in labels[:3]]
     assert [entry["probability"] for entry in row["top"]] == pytest.approx(values[:3].tolist(), rel=1e-4)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 64])
-def test_the_order_is_that_of_the_inputs_whatever_the_batches(run, images, capsys, caplog, batch_size):
+def test_the_order_is_that_of_the_inputs_whatever_the_batches(run, images, rows, caplog, batch_size):
     (images / "bad.png").write_text("no image")
     (images / "empty").mkdir()
     given = [images / "g.png", images / "missing.png", images / "empty", images, images / "a.png"]
-    flags = ["--format", "jsonl", "--top", "1", "--batch-size", str(batch_size)]
-    assert main([str(run), *map(str, given), *flags]) == 1
-    rows = json_rows(capsys.readouterr().out)
-    walked = ["a.png", "b c.png", "bad.png", "d/e.png", "f.png", "g.png"]
-    expected = [images / name for name in ("g.png", "missing.png", *walked, "a.png")]
-    assert [row["path"] for row in rows] == list(map(str, expected))
-    assert rows[0]["top"] == rows[7]["top"] and rows[2]["top"] == rows[8]["top"]
-    assert [bool(row["error"]) for row in rows] == [position in (1, 4) for position in range(9)]
+    found = rows(run, *given, "--top", 1, "--batch-size", batch_size, code=1)
+    names = ["g.png", "missing.png", "a.png", "b c.png", "bad.png", "d/e.png", "f.png", "g.png", "a.png"]
+    assert [row["path"] for row in found] == [str(images / name) for name in names]
+    assert found[0]["top"] == found[7]["top"] and found[2]["top"] == found[8]["top"]
+    assert [bool(row["error"]) for row in found] == [name in ("missing.png", "bad.png") for name in names]
     assert f"2 of 9 could not be read; the first is {images / 'missing.png'}" in caplog.text
 
 
-def test_a_bank_gives_the_predictions_of_the_run(finished_run_once, tiny_bank, tmp_path, capsys, caplog):
+def test_a_bank_gives_the_predictions_of_the_run(finished_run_once, tiny_bank, tmp_path, rows, refused, caplog):
     caplog.set_level("INFO", "trainers.hegraph")
-    run = finished_run_once
-    assert main([str(run), "--features", str(tiny_bank), "--format", "jsonl"]) == 0
-    rows = json_rows(capsys.readouterr().out)
-    assert rows[17]["path"] == f"{tiny_bank}#test/17"
-    names = load_model(run).classnames
+    run, of_bank = finished_run_once, ("--features", tiny_bank)
+    found, names = rows(run, *of_bank), load_model(run).classnames
+    assert found[17]["path"] == f"{tiny_bank}#test/17"
     kept = load_file(run / "predictions.safetensors")["predicted"].tolist()
-    assert [row["top"][0]["class"] for row in rows] == [names[label] for label in kept]
+    assert [row["top"][0]["class"] for row in found] == [names[label] for label in kept]
     assert f"accuracy {read_json(run / 'result.json')['accuracy']:.2f} %" in caplog.text
-    out = tmp_path / "rows.csv"
-    assert main([str(run), "--features", str(tiny_bank), "--split", "train", "--top", "1", "--out", str(out)]) == 0
-    assert len(out.read_text().splitlines()) == 1 + 30
-    assert "is read by this command" in refused(capsys, run, "--features", tiny_bank, "--out", tiny_bank)
-    replace(load_bank(tiny_bank), val_features=None, val_labels=None).save(tmp_path / "no val.safetensors")
-    assert "has no val" in refused(capsys, run, "--features", tmp_path / "no val.safetensors", "--split", "val")
+    assert len(rows(run, *of_bank, "--split", "train", "--top", 1)) == 30
+    assert "is read by this command" in refused(run, *of_bank, "--out", tiny_bank)
+    replace(load_bank(tiny_bank), val_features=None, val_labels=None).save(tiny_bank)
+    assert "has no val" in refused(run, *of_bank, "--split", "val")
 
 
-def test_images_that_inform_each_other(finished_digits_once, finished_run_once, tiny_bank, images, capsys):
-    def rows(*arguments: object) -> list[dict]:
-        assert main([*map(str, arguments), "--format", "jsonl"]) == 0
-        return json_rows(capsys.readouterr().out)
-
-    bank, model = load_bank(tiny_bank), load_model(finished_run_once)
-    _, heard = hear(model, bank.test_features, "cpu")
-    for row, probabilities in zip(
-        rows(finished_run_once, "--features", tiny_bank, "--together"), model.calibrate(heard.logits), strict=True
-    ):
-        found = {entry["class"]: entry["probability"] for entry in row["top"]}
-        assert found == pytest.approx(dict(zip(model.classnames, probabilities.tolist())), abs=1e-4)
-    together, alone = rows(finished_digits_once, images, "--together"), rows(finished_digits_once, images)
+def test_images_that_inform_each_other(finished_digits_once, finished_run_once, tiny_bank, images, rows, refused):
+    model, of_digits = load_model(finished_run_once), (finished_digits_once, images, "--together")
+    _, heard = hear(model, load_bank(tiny_bank).test_features, "cpu")
+    found = rows(finished_run_once, "--features", tiny_bank, "--together")
+    for row, probabilities in zip(found, model.calibrate(heard.logits), strict=True):
+        said = {entry["class"]: entry["probability"] for entry in row["top"]}
+        assert said == pytest.approx(dict(zip(model.classnames, probabilities.tolist())), abs=1e-4)
+    together, alone = rows(*of_digits), rows(finished_digits_once, images)
     assert [row["path"] for row in together] == [row["path"] for row in alone] and together != alone
-    in_parts = rows(finished_digits_once, images, "--together", "--batch-size", 2)
+    in_parts = rows(*of_digits, "--batch-size", 2)
     assert [row["top"][0]["class"] for row in in_parts] == [row["top"][0]["class"] for row in together]
-    assert "leave it out with --together" in refused(capsys, finished_digits_once, images, "--together", "--keep", 0.9)
-    empty = images / "empty"
-    empty.mkdir()
-    assert "there is nothing to classify" in refused(capsys, finished_digits_once, empty, "--together")
+    assert "leave it out with --together" in refused(*of_digits, "--keep", 0.9)
+    (images / "empty").mkdir()
+    assert "there is nothing to classify" in refused(finished_digits_once, images / "empty", "--together")
 
 
 def test_as_many_images_are_encoded_at_once_as_fit_whatever_their_size():
@@ -143,15 +139,12 @@ def test_images_that_score_below_the_threshold_are_marked(run, images, tmp_path,
     paths = [images / name for name in ("a.png", "b c.png", "d/e.png", "f.png", "g.png", "grey.png")]
     expected = [not known for known in model.model.is_known(model.logits(model.features(paths)), 0.5).tolist()]
     assert 0 < sum(expected) < 6  # the share is low, so that some are marked
-    target = tmp_path / "sorted"
-    flags = ["--keep", "0.5", "--format", "csv", "--top", "1", "--sort-into", str(target)]
+    flags = ["--keep", "0.5", "--format", "csv", "--top", "1", "--sort-into", str(tmp_path / "sorted")]
     assert main([str(run), str(images), *flags]) == 0
-    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    rows = csv.DictReader(io.StringIO(capsys.readouterr().out))
     assert [row["none_of_these"] == "true" for row in rows] == expected
-    sorted_out = {path.name for path in (target / "none of these").iterdir()}
-    assert sorted_out == {path.name for path, none in zip(paths, expected) if none}
-    assert main([str(run), str(images)]) == 0
-    assert "none of these" not in capsys.readouterr().out
+    marked = {path.name for path, none in zip(paths, expected) if none}
+    assert {path.name for path in (tmp_path / "sorted" / "none of these").iterdir()} == marked
 
 
 # How it is written
@@ -162,38 +155,36 @@ def test_the_ending_of_the_file_chooses_the_format_and_all_say_the_same(run, ima
     assert [main([str(run), str(images), "--top", "1", "--out", str(tmp_path / name)]) for name in names] == [0, 0, 0]
     assert capsys.readouterr().out == ""
     table, lines, text = ((tmp_path / name).read_text() for name in names)
-    expected = [(row["path"], row["top"][0]["class"]) for row in json_rows(lines)]
+    expected = [(row["path"], row["top"][0]["class"]) for row in map(json.loads, lines.splitlines())]
     assert [(row["path"], row["class"]) for row in csv.DictReader(table.splitlines())] == expected
     assert [tuple(part.strip() for part in line.split("  ")[:2]) for line in text.splitlines()] == expected
 
 
-def test_lists_in_a_file_and_on_standard_input(run, images, tmp_path, capsys, monkeypatch):
+def test_lists_in_a_file_and_on_standard_input(run, images, tmp_path, rows, refused, monkeypatch):
     (tmp_path / "null.txt").write_bytes(os.fsencode(images) + b"/a.png\0")
     names = b"\0".join(os.fsencode(path) for path in sorted(images.rglob("*.png")))
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(names)))
-    assert main([str(run), "-", "--top", "1", str(tmp_path / "null.txt"), "-0", "--format", "jsonl"]) == 0
-    assert len(capsys.readouterr().out.splitlines()) == 6
+    assert len(rows(run, "-", "--top", 1, tmp_path / "null.txt", "-0")) == 6
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO()))
-    assert "there is nothing to classify" in refused(capsys, run, "-", "--format", "csv")
+    assert "there is nothing to classify" in refused(run, "-", "--format", "csv")
 
 
-def test_images_are_sorted_into_folders_of_their_classes_and_those_are_not_read_again(run, images, capsys):
-    for _ in range(2):
-        assert main([str(run), str(images), "--sort-into", str(images / "sorted"), "--format", "jsonl"]) == 0
-    rows = json_rows(capsys.readouterr().out)
-    assert len(rows) == 10
-    copies = {images / "sorted" / row["top"][0]["class"] / Path(row["path"]).name: row["path"] for row in rows}
+def test_images_are_sorted_into_folders_of_their_classes_and_those_are_not_read_again(run, images, rows):
+    into = ("--sort-into", images / "sorted")
+    found = rows(run, images, *into)
+    assert rows(run, images, *into) == found and len(found) == 5
+    copies = {images / "sorted" / row["top"][0]["class"] / Path(row["path"]).name: row["path"] for row in found}
     assert [copy.read_bytes() for copy in copies] == [Path(path).read_bytes() for path in copies.values()]
     assert {path for path in (images / "sorted").rglob("*") if path.is_file()} == set(copies)
 
 
-def test_no_input_and_no_file_of_the_model_is_written_over(finished_digits, images, tmp_path, capsys):
+def test_no_input_and_no_file_of_the_model_is_written_over(finished_digits, images, tmp_path, refused):
     listed = tmp_path / "list.txt"
     listed.write_text(f"{images}/a.png\n")
     of_model = [finished_digits / "model" / name for name in (CONFIG, "README.md", "thumbnails/00000.jpg")]
     for out in (images / "f.png", listed, finished_digits / "result.json", *of_model):
         before = out.read_bytes()
-        assert str(out) in refused(capsys, finished_digits, images, listed, "--out", out)
+        assert str(out) in refused(finished_digits, images, listed, "--out", out)
         assert out.read_bytes() == before
 
 
@@ -220,6 +211,6 @@ def test_a_standard_output_that_goes_away_is_no_traceback(run, images, shell, co
         (["RUN", "--features", "BANK"], "'none', 16 wide"),
     ],
 )
-def test_a_mistake_is_one_line(run, images, tiny_bank, capsys, arguments, expected):
+def test_a_mistake_is_one_line(run, images, tiny_bank, refused, arguments, expected):
     places = {"RUN": run, "IMAGES": images, "BANK": tiny_bank}
-    assert expected in refused(capsys, *(places.get(argument, argument) for argument in arguments))
+    assert expected in refused(*(places.get(argument, argument) for argument in arguments))
