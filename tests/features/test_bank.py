@@ -28,6 +28,7 @@ from trainers.hegraph.utils.files import hash_file
 ENCODER = Encoder(model="ViT-B-32", pretrained="openai", precision="amp", fingerprint={"model": "a", "weights": "é"})
 TENSORS = ("train_features", "train_labels", "val_features", "val_labels", "test_features", "test_labels")
 TEXT = ("text_positive", "text_negative")
+NO_TEST = {"test_features": torch.zeros(0, 4), "test_labels": torch.zeros(0, dtype=torch.int64)}
 TRAIN, VAL = [7, 0, 3, 29], [2, 11]  # rows of the tiny bank
 
 
@@ -110,7 +111,8 @@ def said(key: str, value: str):
         (lambda _, metadata: metadata.pop("logit_scale"), "logit_scale"),
         (put("train_features", unit(1, 6, 7)), "train_features must be F16 or BF16 or F32 or F64 of shape [1, 6, 4]"),
         (put("test_features", torch.zeros(5, 4, dtype=torch.int64)), "got I64 of shape [5, 4]"),
-        (put("text_negative", unit(4, 4)), "text_negative must be"),
+        (put("text_negative", torch.ones(3)), "text_negative must be"),
+        (lambda tensors, _: tensors.update(NO_TEST), "test_features must be"),
         (put("text_norms", torch.ones(3, 1)), "text_norms must be"),
         (put("train_labels", torch.zeros(6)), "train_labels must be I64 of shape [6]"),
         (at("train_features", (0, 2, 1), float("nan")), "rows of train_features must be finite and of unit norm"),

@@ -131,6 +131,7 @@ def test_a_task_holds_what_was_selected_and_is_read_the_second_time(digits, enco
     assert encoded == []
     test_image = backbone.preprocess(digits.read(digits.test[7].path)).unsqueeze(0)
     torch.testing.assert_close(bank.test_features[7], backbone.encode_images(test_image)[0], rtol=0, atol=1e-5)
+    assert encode(1, 1, train=[]).train_features.shape == (1, 0, backbone.width)
     for val in ([], digits.test):  # nothing may be chosen on test images
         assert encode(1, 1, val=val).val_features is None
     encode(2, 2)  # whose test features are the same
