@@ -40,16 +40,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..method.closed_form import (
-    CONSTANT,
-    OFFSET_STEPS,
-    PRIOR,
-    RIDGES,
-    SMALLEST,
-    TEMPERATURES,
-    kernel_eigenvectors,
-    nll_at_temperatures,
-)
+from ..method.closed_form import BLOCK, CONSTANT, RIDGES, SMALLEST, kernel_eigenvectors
 from ..method.options import FreeOptions
 from ..training.confidence import fit_temperature
 from ..utils.errors import UserError
@@ -57,7 +48,6 @@ from ..utils.option import options_of
 
 SLOPE_ERROR = 1e-6  # of the interpolation between slopes, about
 MOST_SLOPES = 6
-BLOCK = 2**24  # entries of a block's largest matrix
 
 
 @dataclass(frozen=True)
@@ -132,30 +122,6 @@ def left_out_logits(features: Tensor, labels: Tensor, text: Tensor, logit_scale:
     features, text = features.double(), text.double()
     messages = _Messages(features, labels, text, options).left_out()
     return logit_scale * features @ text.t() + options.omega * logit_scale * messages
-
-
-def left_out_offsets(logits: Tensor, labels: Tensor) -> Tensor:
-    """`class_offsets` of all images but one, for each of them, shape `[N, K]`; logits `[N, K]` are zero-shot CLIP's.
-
-    The masses of all classes under the offsets of J images at once are two matrix products, as in Sinkhorn's algorithm.
-    """
-    counts = torch.bincount(labels, minlength=logits.shape[1]).to(logits.dtype)
-    own = torch.stack([F.cross_entropy(logits * factor, labels, reduction="none") for factor in TEMPERATURES])
-    best = (nll_at_temperatures(logits, labels).unsqueeze(1) - own).argmin(dim=0)
-    offsets = torch.empty_like(logits)
-    for number in best.unique().tolist():
-        factor = TEMPERATURES[number]
-        scaled = (factor * (logits - logits.amax(dim=1, keepdim=True))).exp()
-        for rows in (best == number).nonzero()[:, 0].split(max(1, BLOCK // len(logits))):
-            own_counts = counts - F.one_hot(labels[rows], len(counts))
-            found = torch.zeros_like(logits[rows])  # times the factor
-            for _ in range(OFFSET_STEPS):
-                weights = found.exp()
-                mass = weights * ((1 / (weights @ scaled.t())) @ scaled)
-                mass -= F.normalize(weights * scaled[rows], p=1, dim=1)
-                found += ((own_counts + PRIOR) / (mass + PRIOR)).log()
-            offsets[rows] = (found - found.mean(dim=1, keepdim=True)) / factor
-    return offsets
 
 
 class _Smoother:

@@ -50,6 +50,7 @@ RIDGES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)  # strengths, times
 CONSTANT = 10.0  # times the mean diagonal of the text kernel, added to all its entries: it gives an intercept
 TEMPERATURES = (0.06, 0.09, 0.125, 0.18, 0.25, 0.35, 0.5, 0.7, 1.0)  # `1 / T`: logits are multiplied by them
 OFFSET_STEPS = 20  # stops early: at one shot a class may still be off by a half of its share
+BLOCK = 2**24  # entries of the largest matrix where images are left out one by one
 PRIOR = 4.0  # makes the steps to the class offsets smaller, and so the offsets
 OMEGA_NEW = 0.05  # weight in the logits of the messages to classes without images
 SMALLEST = 1e-9  # what is divided by is at least this
@@ -263,6 +264,30 @@ def class_offsets(logits: Tensor, labels: Tensor) -> Tensor:
         mass = ((logits + offsets) * factor).softmax(dim=1).sum(dim=0)
         offsets = offsets + ((counts + PRIOR) / (mass + PRIOR)).log() / factor
     return offsets - offsets.mean()
+
+
+def left_out_offsets(logits: Tensor, labels: Tensor) -> Tensor:
+    """`class_offsets` of all images but one, for each of them, shape `[N, K]`; logits `[N, K]` are zero-shot CLIP's.
+
+    The masses of all classes under the offsets of J images at once are two matrix products, as in Sinkhorn's algorithm.
+    """
+    counts = torch.bincount(labels, minlength=logits.shape[1]).to(logits.dtype)
+    own = torch.stack([F.cross_entropy(logits * factor, labels, reduction="none") for factor in TEMPERATURES])
+    best = (nll_at_temperatures(logits, labels).unsqueeze(1) - own).argmin(dim=0)
+    offsets = torch.empty_like(logits)
+    for number in best.unique().tolist():
+        factor = TEMPERATURES[number]
+        scaled = (factor * (logits - logits.amax(dim=1, keepdim=True))).exp()
+        for rows in (best == number).nonzero()[:, 0].split(max(1, BLOCK // len(logits))):
+            own_counts = counts - F.one_hot(labels[rows], len(counts))
+            found = torch.zeros_like(logits[rows])  # times the factor
+            for _ in range(OFFSET_STEPS):
+                weights = found.exp()
+                mass = weights * ((1 / (weights @ scaled.t())) @ scaled)
+                mass -= F.normalize(weights * scaled[rows], p=1, dim=1)
+                found += ((own_counts + PRIOR) / (mass + PRIOR)).log()
+            offsets[rows] = (found - found.mean(dim=1, keepdim=True)) / factor
+    return offsets
 
 
 def nll_at_temperatures(logits: Tensor, labels: Tensor) -> Tensor:

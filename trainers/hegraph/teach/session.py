@@ -29,8 +29,9 @@ from ..datasets.digits import load_digits_dataset
 from ..datasets.images import open_image, reason
 from ..estimator.training import Origin, learn, make_configuration
 from ..features.extract import encode_prompts
-from ..labels.issues import LabelIssue, free_options, issues_of, left_out_logits, left_out_offsets
+from ..labels.issues import LabelIssue, free_options, issues_of, left_out_logits
 from ..labels.suggest import suggest
+from ..method.closed_form import left_out_offsets
 from ..models.lessons import Lessons
 from ..models.saved import Backbone as BackboneConfig
 from ..models.saved import Preprocessing, SavedModel

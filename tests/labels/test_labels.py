@@ -1,0 +1,291 @@
+"""Labels that seem wrong, what to label next, and the command `label`; leaving one out is held to a fit without it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from trainers.hegraph import HeGraphClassifier, LabelIssue, UserError
+from trainers.hegraph.datasets.digits import load_digits_dataset
+from trainers.hegraph.features.bank import load_bank
+from trainers.hegraph.labels.__main__ import main
+from trainers.hegraph.labels.issues import find_label_issues, free_options, left_out_logits, suspicions
+from trainers.hegraph.labels.suggest import choose, suggest, typicality
+from trainers.hegraph.method.cache import FoldedClassifier
+from trainers.hegraph.method.closed_form import ClosedForm, class_offsets, left_out_offsets
+from trainers.hegraph.method.options import FreeOptions
+from trainers.hegraph.method.unlabelled import ClassSums
+from trainers.hegraph.models.images import ImageModel
+from trainers.hegraph.training.confidence import fit_temperature
+
+SCALE = 30.0
+NAMES = ("ant", "bee", "cat", "dog")
+VIEWS = ("TRAINER.HEGRAPHADAPTER.FEATURES.VIEWS", "1")
+
+
+def images_of(counts: list[int], width: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Unit features of images around class centres, their labels, and text off the centres; float64."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    labels = torch.tensor([c for c, count in enumerate(counts) for _ in range(count)])
+    labels = labels[torch.randperm(len(labels), generator=generator)]
+    centres, common = normal(len(counts), width), 3 * normal(width)
+    features = F.normalize(centres[labels] + normal(len(labels), width) + common, dim=1)
+    text = F.normalize(0.5 * centres + centres @ normal(width, width) / width**0.5 + 1.5 * common, dim=1)
+    return features, labels, text
+
+
+# Labels that seem wrong
+
+
+@pytest.fixture(scope="module")
+def wrong():
+    """Features of 8 images of each of 4 classes, labels of which three are wrong, the right ones, and text."""
+    features, right, text = images_of([8] * 4, 48, seed=5)
+    labels = right.clone()
+    labels[[3, 12, 30]] = (right[[3, 12, 30]] + torch.tensor([1, 2, 3])) % 4
+    return features.float(), labels, right, text.float()
+
+
+def test_the_wrong_labels_come_first_and_the_right_classes_are_suggested(wrong):
+    features, labels, right, text = wrong
+    found = find_label_issues(features, labels, text, SCALE, NAMES)
+    assert sorted(issue.index for issue in found) == list(range(32))
+    assert found == sorted(found, key=lambda issue: -issue.score)
+    doubted = {(issue.index, issue.label, issue.suggested) for issue in found if issue.score > 0}
+    assert doubted == {(row, NAMES[labels[row]], NAMES[right[row]]) for row in (3, 12, 30)}
+    assert isinstance(found[0], LabelIssue)
+    with pytest.raises(UserError, match="two classes"):
+        find_label_issues(features, 0 * labels, text, SCALE, NAMES)
+
+
+def test_scores_compare_the_calibrated_probabilities_of_the_other_classes_with_that_of_the_label(wrong):
+    features, labels, _, text = wrong
+    logits = left_out_logits(features, labels, text, SCALE, free_options(10))
+    probabilities = (logits / fit_temperature(logits, labels)).softmax(dim=1)
+    for issue in find_label_issues(features, labels, text, SCALE, range(4))[::7]:
+        of_image = probabilities[issue.index]
+        others = [of_image[c].item() for c in range(4) if c != issue.label]
+        expected = math.log(math.hypot(*others) / of_image[issue.label].item())
+        assert issue.score == pytest.approx(expected, rel=1e-4)
+        assert of_image[issue.suggested].item() == max(others)
+
+
+def test_the_best_other_class_counts_most():
+    logits = torch.tensor([[0.25, 0.25, 0.5], [0.6, 0.0, 0.4], [0.1, 0.45, 0.45]]).log()
+    values, others = suspicions(logits, torch.tensor([2, 2, 0]))
+    assert values.exp().tolist() == pytest.approx([0.125**0.5 / 0.5, 1.5, 0.45 * 2**0.5 / 0.1])
+    assert others[:2].tolist() == [0, 0]
+
+
+def test_the_classifier_speaks_of_its_own_labels(wrong):
+    features, labels, right, text = wrong
+    X, names = features.numpy(), [NAMES[c] for c in labels.tolist()]
+    classifier = HeGraphClassifier(variant="free", text_features=text, logit_scale=SCALE)
+    classifier.fit(X, [NAMES[c] for c in right.tolist()])
+    assert classifier.label_issues(X, names) == find_label_issues(features, labels, text, SCALE, NAMES)
+    with pytest.raises(UserError, match="elk"):
+        classifier.label_issues(X, ["elk", *names[1:]])
+    with pytest.raises(ValueError, match="inconsistent"):
+        classifier.label_issues(X, names[1:])
+
+
+# Leaving one out
+
+
+def fit_to(features: Tensor, labels: Tensor, text: Tensor, shots: int) -> FoldedClassifier:
+    options = free_options(shots)
+    zero_shot = FoldedClassifier(SCALE * text, class_offsets(SCALE * features @ text.t(), labels))
+    messages = ClosedForm(features, labels, text, options.kappa, options.rho).to_text
+    return zero_shot.plus(options.omega * SCALE * messages.weights, options.omega * SCALE * messages.bias)
+
+
+def left_out(features: Tensor, labels: Tensor, text: Tensor, options: FreeOptions) -> Tensor:
+    zero_shot = SCALE * features @ text.t()
+    return left_out_logits(features, labels, text, SCALE, options) + left_out_offsets(zero_shot, labels)
+
+
+# Also of more classes than features
+@pytest.mark.parametrize(("counts", "width"), [([3, 2, 5, 4, 2], 8), ([16, 9, 12], 24), ([2] * 12, 6)])
+def test_an_image_is_judged_as_by_a_fit_to_all_others(counts, width):
+    features, labels, text = images_of(counts, width, seed=len(counts))
+    found = left_out(features, labels, text, free_options(max(counts)))
+    for j in range(len(labels)):
+        others = torch.arange(len(labels)) != j
+        expected = fit_to(features[others], labels[others], text, max(counts)).logits(features[j : j + 1])[0]
+        torch.testing.assert_close(found[j] - found[j].mean(), expected - expected.mean(), atol=1e-5, rtol=1e-5)
+
+
+def test_an_image_alone_in_its_class_leaves_what_text_says_of_it():
+    features, labels, text = images_of([1, 4, 3, 5, 4, 4], 10, seed=2)
+    alone, others, options = labels == 0, labels != 0, free_options(5)
+    found = left_out(features, labels, text, options)[alone].softmax(dim=1)
+    closed = ClosedForm(features[others], labels[others] - 1, text[1:], options.kappa, options.rho)
+    rest, own = closed.to_text, closed.for_new_classes().logits(features[alone].float(), text[:1].float())
+    messages = torch.cat([own, features[alone].float() @ rest.weights.t() + rest.bias], dim=1)
+    zero_shot = SCALE * features @ text.t()
+    expected = zero_shot[alone] + class_offsets(zero_shot[others], labels[others]) + options.omega * SCALE * messages
+    # Without its class, the ridge regression has another centre: 1 of 6 classes
+    assert (found - expected.softmax(dim=1)).abs().max() < 0.02
+
+
+def test_a_class_without_images_is_one_that_text_alone_describes():
+    features, labels, text = images_of([4, 5, 0, 6, 3], 10, seed=4)
+    found = left_out(features, labels, text, free_options(6))
+    assert found.isfinite().all() and found.shape == (18, 5)
+    kept = torch.tensor([0, 1, 3, 4])
+    alone = left_out(features, torch.searchsorted(kept, labels), text[kept], free_options(6))
+    assert torch.equal(found[:, kept].argmax(dim=1), alone.argmax(dim=1))
+
+
+def test_images_that_are_all_alike_have_finite_logits():
+    features, labels = torch.full((6, 4), 0.5, dtype=torch.float64), torch.tensor([0, 0, 0, 1, 1, 1])
+    assert left_out(features, labels, torch.eye(4, dtype=torch.float64)[:2], free_options(3)).isfinite().all()
+
+
+@pytest.mark.parametrize(("shots", "constants"), [(1, (4.0, 0.3, 0.15)), (2, (2.0, 0.3, 0.15)), (9, (2.0, 0.3, 0.3))])
+def test_the_constants_are_those_of_the_variant_free(shots, constants):
+    options = free_options(shots)
+    assert (options.kappa, options.rho, options.omega) == constants
+
+
+# What to label next
+
+
+def test_a_class_without_labels_gets_a_typical_image_and_the_others_their_least_sure_ones():
+    edges = torch.tensor([[0.9, 0.1, 0.0], [0.5, 0.4, 0.1], [0.3, 0.7, 0.0], [0.2, 0.8, 0.0], [0.4, 0.3, 0.3]])
+    typical = torch.tensor([[4.0, 0, 0], [3.0, 1, 0], [1.0, 2, 5], [0.0, 3, 4], [0.0, 0, 3]])
+    counts = torch.tensor([1.0, 1.0, 0.0])
+    # Class 2 has no label: image 2. All have one then; class 0 comes first: images 0, 1 and 4 are predicted as it, with
+    # margins of 0.8, 0.1 and 0.1: image 1. Class 1: image 3. Class 2 is predicted of none: the least sure, image 4.
+    assert choose(edges, typical.clone(), counts, 2) == [2, 1]
+    assert choose(edges, typical.clone(), counts, 9) == [2, 1, 3, 4, 0]
+    assert counts.tolist() == [1.0, 1.0, 0.0]
+    assert choose(torch.ones(3, 1), torch.tensor([[0.0], [2.0], [1.0]]), torch.zeros(1), 3)[0] == 1
+
+
+def test_typical_images_are_near_the_node_of_their_class_in_the_metric_within_classes():
+    features, labels, _ = images_of([6] * 3, 5, seed=1)
+    known, unknown = features[::3], features[torch.arange(18) % 3 != 0]
+    labelled = ClassSums.of(known.float(), labels[::3], 3)
+    edges = torch.rand(12, 3, generator=torch.Generator().manual_seed(1)).softmax(dim=1)
+    found = typicality(edges, unknown.float(), labelled)
+    everything = torch.cat([known, unknown])
+    weights = torch.cat([F.one_hot(labels[::3], 3), edges.double()])
+    nodes = (weights.t() @ everything) / weights.sum(dim=0)[:, None]
+    deviations = everything[:, None] - nodes
+    covariance = torch.einsum("ic,ica,icb->ab", weights, deviations, deviations) / 18
+    inverse = torch.linalg.inv(covariance + 0.3 * covariance.trace() / 18 * torch.eye(5, dtype=torch.float64))
+    away = unknown[:, None] - nodes
+    squares = torch.einsum("ica,ab,icb->ic", away, inverse, away)
+    torch.testing.assert_close(found.double(), edges.double().log() - squares / squares.mean(), atol=1e-3, rtol=1e-3)
+
+
+@pytest.fixture(scope="module")
+def few():
+    """A classifier that has seen two images of each of 4 classes but the last; 40 images without labels, and theirs."""
+    features, labels, text = images_of([12, 12, 12, 11], 48, seed=3)
+    seen = torch.cat([(labels == c).nonzero()[: 1 if c == 3 else 2, 0] for c in range(4)])
+    rest = np.setdiff1d(np.arange(47), seen)
+    classifier = HeGraphClassifier(variant="free", text_features=text, logit_scale=20.0)
+    return classifier.fit(features[seen], labels[seen]), features[rest].numpy(), labels[rest].numpy()
+
+
+def test_the_classifier_suggests_images_of_the_class_that_is_short(few):
+    classifier, pool, truth = few
+    found = classifier.suggest(pool, 5)
+    assert truth[found[0]] == 3 and set(truth[found]) == {0, 1, 2, 3}
+    everything = classifier.suggest(pool, 100)
+    assert everything[:5] == found and sorted(everything) == list(range(40))
+    for number in (0, 1.5):
+        with pytest.raises(UserError, match="n: Input"):
+            classifier.suggest(pool, number)
+
+
+def test_a_model_that_has_heard_images_suggests_as_well(few):
+    classifier, pool, _ = few
+    heard = HeGraphClassifier(variant="free", text_features=classifier.model_.text_positive, logit_scale=20.0)
+    heard.fit(pool[:8], np.arange(8) % 4).adapt(pool)
+    assert len(heard.suggest(pool, 3)) == 3
+    heard._fitted = heard.model_  # as of a loaded one
+    assert len(heard.suggest(pool, 3)) == 3
+
+
+# The command
+
+
+@pytest.fixture
+def digits(tmp_path, monkeypatch) -> Path:
+    """train/ has 4 scans of each of 4 digits, a five of which lies among the zeros; unlabelled/ has 8 more scans."""
+    monkeypatch.chdir(tmp_path)
+    data = load_digits_dataset()
+    for label in (0, 1, 4, 5):
+        for number, item in enumerate([item for item in data.train if item.label == label][:6]):
+            classname = data.classnames[0 if (label, number) == (5, 0) else label]
+            folder = "unlabelled" if number >= 4 else f"train/{classname}"
+            (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+            data.open(item.path).save(tmp_path / folder / f"{label}-{number}.png")
+    return tmp_path
+
+
+def test_a_scan_in_the_wrong_folder_is_found(digits, capsys):
+    arguments = ["check", "--root", str(digits), "--config-file", "mini", *VIEWS]
+    assert main(arguments) == 1
+    [line] = capsys.readouterr().out.splitlines()
+    path, score, said = line.split(maxsplit=2)
+    wrong = digits / "train" / "zero" / "5-0.png"
+    assert (path, said) == (str(wrong), "zero -> five") and float(score) > 2
+    wrong.rename(digits / "train" / "five" / "5-0.png")
+    assert main([*arguments, "--format", "csv"]) == 0
+    assert capsys.readouterr().out == "path,label,suggested,score\n"
+
+
+def test_labels_of_a_bank_are_those_that_the_classifier_doubts(tiny_bank, tmp_path, capsys):
+    bank = load_bank(tiny_bank)
+    expected = find_label_issues(
+        bank.cache_keys(), bank.train_labels, bank.text_positive, bank.logit_scale, bank.classnames
+    )
+    out = tmp_path / "rows.csv"
+    assert main(["check", "--features", str(tiny_bank), "--above", "-1000", "--out", str(out)]) == 1
+    head, *rows = csv.reader(out.open(encoding="utf-8"))
+    assert head == ["path", "label", "suggested", "score"]
+    wanted = [[f"{tiny_bank}#train/{i.index}", i.label, i.suggested, round(i.score, 4)] for i in expected]
+    assert [[*row[:3], float(row[3])] for row in rows] == wanted
+    assert main(["check", "--features", str(tiny_bank), "--above", "-1000", "--format", "jsonl"]) == 1
+    first = json.loads(capsys.readouterr().out.splitlines()[0])
+    assert list(first.items()) == list(zip(head, wanted[0]))
+
+
+def test_suggestions_are_rows_of_predictions_with_the_image_to_label_first(finished_digits_once, digits, capsys):
+    folder = digits / "unlabelled"
+    (folder / "broken.png").write_bytes(b"no image")
+    model = ImageModel.load(finished_digits_once)
+    paths = sorted(str(path) for path in folder.iterdir() if path.name != "broken.png")
+    features = model.features(paths)
+    chosen = suggest(model.model, features, 3)
+    assert main(["suggest", str(finished_digits_once), str(folder), "-n", "3", "--top", "2", "--format", "jsonl"]) == 1
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["path"] for row in rows] == [*(paths[place] for place in chosen), str(folder / "broken.png")]
+    values, best = model.model.probabilities(features[chosen]).max(dim=1)
+    for row, value, label in zip(rows, values.tolist(), best.tolist()):
+        assert row["top"][0] == {"class": model.model.classnames[label], "probability": pytest.approx(value, rel=1e-4)}
+        assert len(row["top"]) == 2
+    assert rows[3]["error"]
+
+
+def test_a_mistake_is_one_line(capsys):
+    for words in (["check", "--root", "nowhere"], ["suggest", "nowhere", "."]):
+        assert main(words) == 2
+        out, error = capsys.readouterr()
+        assert (out, error.count("\n"), error[:7]) == ("", 1, "error: ") and "nowhere" in error
