@@ -145,7 +145,7 @@ def means_of_classes(images: Tensor, labels: Tensor, num_classes: int) -> Tensor
     """The mean of each class's images `[M, d]`, shape `[K, d]`; the mean of all images for a class without images."""
     counts = labels.bincount(minlength=num_classes)[:, None]
     sums = images.new_zeros(num_classes, images.shape[1]).index_add(0, labels, images)
-    return torch.where(counts > 0, sums / counts.clamp_min(1), images.mean(dim=0))
+    return torch.where(counts > 0, sums / counts, images.mean(dim=0))
 
 
 def gaussian_classifier(images: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
