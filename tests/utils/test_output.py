@@ -13,9 +13,18 @@ from unittest.mock import Mock
 
 import pytest
 
-from trainers.hegraph.utils import commands
-from trainers.hegraph.utils.commands import Parser, command
-from trainers.hegraph.utils.errors import INTERRUPTED, MAX_MESSAGE, UserError, report, say, show_messages, unknown
+from trainers.hegraph.utils import errors
+from trainers.hegraph.utils.errors import (
+    INTERRUPTED,
+    MAX_MESSAGE,
+    Parser,
+    UserError,
+    command,
+    report,
+    say,
+    show_messages,
+    unknown,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -132,5 +141,5 @@ def test_unknown_names_what_came_what_is_near_and_all_that_is_known():
 def test_a_command_is_named_as_the_user_of_this_copy_of_the_package_calls_it(monkeypatch):
     assert command() == "python -m trainers.hegraph"
     assert command("--shots 1") == "python -m trainers.hegraph --shots 1"
-    monkeypatch.setattr(commands, "PACKAGE", "hegraph")
+    monkeypatch.setattr(errors, "PACKAGE", "hegraph")
     assert (command(), command("datasets check")) == ("hegraph", "hegraph datasets check")

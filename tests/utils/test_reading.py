@@ -12,6 +12,8 @@ from pydantic import BaseModel
 
 from trainers.hegraph.utils.errors import UserError
 from trainers.hegraph.utils.reading import (
+    Part,
+    check,
     parse_json,
     read_json,
     read_tensors,
@@ -20,7 +22,6 @@ from trainers.hegraph.utils.reading import (
     read_yaml,
     reading,
 )
-from trainers.hegraph.utils.schema import Part, check
 
 READERS = {
     "json": read_json,

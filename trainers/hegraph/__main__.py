@@ -20,8 +20,7 @@ from yacs.config import CfgNode
 from .baselines import OTHERS, TRANSDUCTIVE_METHODS, load_method, method_options
 from .config import OPTIONS, Config
 from .config_files import load_cfg
-from .utils.commands import Parser, command
-from .utils.errors import UserError, first_line, report, say, unknown
+from .utils.errors import Parser, UserError, command, first_line, report, say, unknown
 from .utils.option import NODE
 
 # Sub-command -> the module of this package whose `main` does it, and what it is for. To add one is to add a row

@@ -18,8 +18,7 @@ from .method.options import UNTRAINED, FreeOptions, ModelOptions
 from .training.options import TrainingOptions
 from .utils.errors import UserError, shown, unknown
 from .utils.option import LARGEST_FLOAT, NODE, OPEN, Option, options_of
-from .utils.reading import parse_json, read_yaml
-from .utils.schema import check
+from .utils.reading import check, parse_json, read_yaml
 
 Values = dict[str, Any]  # key -> value
 SELECTABLE = {declared.key for part in (ModelOptions, FreeOptions, TrainingOptions) for declared in options_of(part)}

@@ -57,8 +57,7 @@ from .results.records import read_record
 from .training.batches import Batch
 from .training.loop import AdapterTraining
 from .utils import processes
-from .utils.commands import command
-from .utils.errors import UserError, show_messages
+from .utils.errors import UserError, command, show_messages
 from .utils.files import absolute
 from .utils.option import NODE
 

@@ -25,7 +25,7 @@ from torchvision import transforms as T
 from torchvision.transforms.functional import hflip, resized_crop
 
 from ..utils.errors import UserError
-from ..utils.schema import check
+from ..utils.reading import check
 
 CONTEXT_LENGTH = 77  # tokens that OpenAI's CLIP reads of a sentence
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}  # of the model's matrices, and so of its images

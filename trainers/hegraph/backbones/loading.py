@@ -26,8 +26,7 @@ from torchvision import transforms as T
 
 from ..utils.devices import choose_device
 from ..utils.errors import UserError, first_line, unknown
-from ..utils.reading import read_tensors, read_torch, reading
-from ..utils.schema import check
+from ..utils.reading import check, read_tensors, read_torch, reading
 from . import identity
 from .clip import Backbone, Tokenizer
 from .precision import to_bfloat16

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from ..utils.commands import Parser, command
-from ..utils.errors import report, say
+from ..utils.errors import Parser, command, report, say
 from . import METHODS, needs_backbone
 
 OURS = "HeGraphAdapter"

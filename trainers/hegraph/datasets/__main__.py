@@ -13,8 +13,7 @@ import shlex
 import sys
 from collections import Counter
 
-from ..utils.commands import Parser, command
-from ..utils.errors import UserError, printable, report, say, unknown
+from ..utils.errors import Parser, UserError, command, printable, report, say, unknown
 from ..utils.files import absolute
 from .base import Dataset, check_classes, some
 from .download import download

@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..utils.errors import UserError, first_line
-from ..utils.reading import read_json, read_text, reading
-from ..utils.schema import Name, check
+from ..utils.reading import Name, check, read_json, read_text, reading
 from .splits import SPLITS, Item, Pools, read_coop_pickle
 
 TRAIN_FRACTION, VAL_FRACTION = 0.5, 0.2  # of each class, where there is no official split

@@ -19,11 +19,9 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from ..utils.commands import command
-from ..utils.errors import UserError, first_line, unknown
+from ..utils.errors import UserError, command, first_line, unknown
 from ..utils.files import absolute
-from ..utils.reading import reading
-from ..utils.schema import check
+from ..utils.reading import check, reading
 from .base import Dataset, class_names, some
 from .digits import load_digits_dataset
 from .folder import class_name, read_files

@@ -26,8 +26,7 @@ from pydantic import Field
 
 from ..utils.errors import UserError, unknown
 from ..utils.files import hash_file, write_json
-from ..utils.reading import read_json, reading
-from ..utils.schema import Count, Finite, OpenPart, check
+from ..utils.reading import Count, Finite, OpenPart, check, read_json, reading
 
 logger = logging.getLogger(__name__)
 

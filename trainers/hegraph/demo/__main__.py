@@ -19,8 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..backbones.identity import AUTO, PRECISIONS
 from ..datasets.images import MAX_BYTES
-from ..utils.commands import Parser, command
-from ..utils.errors import UserError, first_line, report, say
+from ..utils.errors import Parser, UserError, command, first_line, report, say
 
 if TYPE_CHECKING:
     from gradio import Blocks

@@ -21,11 +21,9 @@ from urllib.parse import urlsplit
 from pydantic import HttpUrl, TypeAdapter
 
 from ..features.tip import read_classnames
-from ..utils.commands import Parser, command
-from ..utils.errors import UserError, report, say
+from ..utils.errors import Parser, UserError, command, report, say
 from ..utils.files import check_output
-from ..utils.reading import read_json
-from ..utils.schema import check
+from ..utils.reading import check, read_json
 from .collect import Collection, Texts, collect
 
 ENDPOINT, MODEL = "https://api.openai.com/v1", "gpt-4o-mini"  # the defaults

@@ -24,8 +24,7 @@ from ..backbones.clip import CONTEXT_LENGTH, count_tokens
 from ..prompts.sentences import normalise_name
 from ..utils.errors import UserError, shortened
 from ..utils.files import write_json
-from ..utils.reading import read_json
-from ..utils.schema import OpenPart, Part, check
+from ..utils.reading import OpenPart, Part, check, read_json
 
 LEAST_WORDS, MOST_WORDS = 8, 35
 OPENING_WORDS = 4

@@ -13,8 +13,7 @@ from ..backbones.identity import AUTO, PRECISIONS
 from ..datasets import Dataset
 from ..datasets.loading import load_own_images
 from ..results.records import RECORD
-from ..utils.commands import Parser, command
-from ..utils.errors import UserError, printable, report, say
+from ..utils.errors import Parser, UserError, command, printable, report, say
 
 if TYPE_CHECKING:
     from .classifier import HeGraphClassifier

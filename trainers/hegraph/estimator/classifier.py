@@ -29,7 +29,7 @@ from ..models.lessons import Lessons
 from ..models.saved import SavedModel, hear
 from ..utils.devices import choose_device
 from ..utils.errors import UserError
-from ..utils.schema import Size, check
+from ..utils.reading import Size, check
 from .inputs import Names, as_array, checked_features, class_names, image_list, labelled, unit_rows, with_labels
 from .teaching import KEYS, Added, Teacher, image_ids, lessons_of
 from .training import recipe_of

@@ -23,7 +23,7 @@ from sklearn.utils.validation import check_array, column_or_1d, validate_data
 from torch import Tensor
 
 from ..utils.errors import UserError, first_line
-from ..utils.schema import check
+from ..utils.reading import check
 
 Source = str | os.PathLike | Image.Image  # an image that has still to be encoded
 Names = Mapping[Any, str] | Sequence[str]  # of classes: by their labels, or in the order of their sorted labels

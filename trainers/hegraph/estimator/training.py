@@ -34,7 +34,7 @@ from ..models.saved import Preprocessing, Prompts, SavedModel
 from ..training.memory import refuse_beyond_memory, training_bytes
 from ..utils.errors import UserError, first_line
 from ..utils.option import NODE
-from ..utils.schema import Positive, check
+from ..utils.reading import Positive, check
 
 logger = logging.getLogger(__name__)
 

@@ -50,7 +50,7 @@ from ..utils import processes
 from ..utils.devices import available_device, wait_for
 from ..utils.errors import UserError
 from ..utils.files import hash_content
-from ..utils.schema import check
+from ..utils.reading import check
 from .fitting import Keep, calibrated, classify_in_batches, fit, fitted_adapter, reach_other_classes, set_random_seed
 from .folder import RunFolder, find_model, make_model, run_config
 from .tasks import POOL, TOGETHER, ImageTask, Task, Tested, match_classes, open_task, refuse_tested

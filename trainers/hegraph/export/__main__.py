@@ -9,8 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from ..utils.commands import Parser, command
-from ..utils.errors import UserError, report, say
+from ..utils.errors import Parser, UserError, command, report, say
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:

@@ -10,8 +10,7 @@ from typing import Any
 
 from ..backbones.identity import PRECISIONS
 from ..config_files import load_cfg
-from ..utils.commands import Parser, command
-from ..utils.errors import UserError, report, say
+from ..utils.errors import Parser, UserError, command, report, say
 from ..utils.files import atomic_path
 from ..utils.option import NODE
 from .bank import BankFile, load_bank

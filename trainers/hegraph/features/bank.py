@@ -28,8 +28,7 @@ from torch import Tensor
 from ..datasets.splits import SPLITS, Selection, subsample_labels
 from ..utils.errors import UserError
 from ..utils.files import hash_content, hash_file, write_tensors
-from ..utils.reading import reading
-from ..utils.schema import Name, OpenPart, Part, Positive, check
+from ..utils.reading import Name, OpenPart, Part, Positive, check, reading
 
 logger = logging.getLogger(__name__)
 

@@ -22,8 +22,7 @@ from torch import Tensor
 
 from ..datasets.layouts import listing
 from ..utils.errors import UserError
-from ..utils.reading import parse_json, read_text, read_torch, reading
-from ..utils.schema import Name
+from ..utils.reading import Name, parse_json, read_text, read_torch, reading
 from .bank import NORM_TOLERANCE, FeatureBank
 
 

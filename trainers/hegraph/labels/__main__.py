@@ -18,9 +18,8 @@ from ..models.images import ImageModel
 from ..predict.__main__ import chosen_format, whole
 from ..predict.files import FORMATS, Row, check_inputs, csv_line, image_paths, utf8
 from ..predict.prediction import Options, default_batch_size, open_model, open_output, rows_of, write_rows
-from ..utils.commands import Parser, command
 from ..utils.devices import choose_device
-from ..utils.errors import printable, report
+from ..utils.errors import Parser, command, printable, report
 from ..utils.files import check_output
 from ..utils.option import NODE
 from .issues import LabelIssue, find_label_issues

@@ -28,8 +28,7 @@ from ..method.unlabelled import ClassSums
 from ..utils.errors import UserError
 from ..utils.files import hash_content, write_json, write_tensors, writing_folder
 from ..utils.option import option_of
-from ..utils.reading import read_json, read_tensors, reading
-from ..utils.schema import Finite, Part, Size
+from ..utils.reading import Finite, Part, Size, read_json, read_tensors, reading
 from .card import model_card
 from .lessons import Lessons
 from .saved import Described, SavedModel

@@ -19,7 +19,7 @@ from ..method.unlabelled import ClassSums, Heard, hear_unlabelled
 from ..training.confidence import KnownScores, known_score
 from ..training.memory import refuse_beyond_memory
 from ..utils.errors import UserError
-from ..utils.schema import Count, Finite, Name, Part, Percent, Positive, Share, Size, check
+from ..utils.reading import Count, Finite, Name, Part, Percent, Positive, Share, Size, check
 from .lessons import Lessons
 
 if TYPE_CHECKING:

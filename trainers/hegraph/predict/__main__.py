@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..backbones.identity import AUTO, PRECISIONS
-from ..utils.commands import Parser, command
-from ..utils.errors import UserError, report
+from ..utils.errors import Parser, UserError, command, report
 from .files import FORMATS, check_inputs
 
 KEEP = 'mark images as "none of these" that score lower than this share of images of known classes, as 0.95'

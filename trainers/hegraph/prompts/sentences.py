@@ -11,10 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..datasets.registry import DEFAULT_NEGATIVE_TEMPLATES, DEFAULT_TEMPLATES, ENTRIES, find_entry
-from ..utils.commands import command
-from ..utils.errors import UserError
-from ..utils.reading import read_json
-from ..utils.schema import Name, check
+from ..utils.errors import UserError, command
+from ..utils.reading import Name, check, read_json
 
 DESCRIPTIONS = Path(__file__).parent / "descriptions"
 

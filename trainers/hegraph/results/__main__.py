@@ -7,8 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ..utils.commands import Parser, command
-from ..utils.errors import UserError, report, say
+from ..utils.errors import Parser, UserError, command, report, say
 from ..utils.files import check_output
 from .comparison import BY, base_to_new, calibration_table, compare, complexity, read_cases, warn_of_the_rest
 from .records import PREDICTIONS, RECORD, SPLIT, TEXT_NODES, collect, find_records

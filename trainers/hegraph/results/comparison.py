@@ -17,8 +17,7 @@ import pandas as pd
 from pydantic import Field
 
 from ..utils.errors import UserError
-from ..utils.reading import read_yaml
-from ..utils.schema import OpenPart, check
+from ..utils.reading import OpenPart, check, read_yaml
 from .records import KEEP
 from .scores import CASE, MEAN, PLACE, SOURCE, ZERO_SHOT, accuracies, cells, method, place, score, with_quotes
 from .table import Table, add_mean_places, add_means

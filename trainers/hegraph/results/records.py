@@ -16,8 +16,20 @@ from pydantic import Field
 
 from ..utils.errors import UserError, one_line
 from ..utils.files import atomic_path, write_json, write_tensors
-from ..utils.reading import parse_json, read_json, read_tensors, read_text, reading
-from ..utils.schema import Count, Name, NotNegative, OpenPart, Percent, Positive, check
+from ..utils.reading import (
+    Count,
+    Name,
+    NotNegative,
+    OpenPart,
+    Percent,
+    Positive,
+    check,
+    parse_json,
+    read_json,
+    read_tensors,
+    read_text,
+    reading,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -22,8 +22,7 @@ from typing import Any
 from ..config import pairs_of
 from ..experiments.folder import is_locked
 from ..results.records import find_runs
-from ..utils.commands import Parser, command
-from ..utils.errors import UserError, report, say
+from ..utils.errors import Parser, UserError, command, report, say
 from .cluster import connected
 from .grid import Grid, Run, read_grid
 from .workers import FAILED, LOCKED, Result, attempt, has_failed, is_done, run_in_workers

@@ -19,11 +19,9 @@ from ..config import Config
 from ..config_files import load_cfg, with_values
 from ..experiments.folder import PRECISION
 from ..features.bank import SUFFIX
-from ..utils.commands import command
 from ..utils.devices import available_device
-from ..utils.errors import UserError, unknown
-from ..utils.reading import check_regular, read_yaml
-from ..utils.schema import Count, Part, check
+from ..utils.errors import UserError, command, unknown
+from ..utils.reading import Count, Part, check, check_regular, read_yaml
 
 logger = logging.getLogger(__name__)
 

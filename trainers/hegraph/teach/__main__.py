@@ -12,11 +12,9 @@ from pathlib import Path
 
 from ..backbones.identity import MINI_NAME
 from ..demo.__main__ import add_page_flags, check_address, require_gradio, serve
-from ..utils.commands import Parser, command
-from ..utils.errors import report
+from ..utils.errors import Parser, command, report
 from ..utils.files import write_json
-from ..utils.reading import read_json
-from ..utils.schema import Part, check
+from ..utils.reading import Part, check, read_json
 from .project import MOST_BYTES, OWN, Project
 
 SAMPLE = Path("output/teach-digits")

@@ -22,8 +22,7 @@ from pydantic import Field
 from ..predict.files import with_suffix
 from ..utils.errors import UserError, first_line, shortened
 from ..utils.files import absolute, write_json
-from ..utils.reading import read_json
-from ..utils.schema import Part, check
+from ..utils.reading import Part, check, read_json
 
 OWN = ".hegraph"
 NEW, REMOVED, JOURNAL = f"{OWN}/new", f"{OWN}/removed", f"{OWN}/journal.json"

@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from ..utils.schema import Finite, Part, Size
+from ..utils.reading import Finite, Part, Size
 
 BINS = 15  # of the expected calibration error
 # The fitted log T has a normal prior of mean 0 and this deviation. It counts where there are few images: without it,

@@ -1,10 +1,12 @@
 """What a command says: results on standard output; a mistake of the user's in one line on stderr, with exit code 2.
 
+A command line is `report(lambda: work(parse_arguments(arguments)))`, and its arguments are parsed by a `Parser`.
 Standard output may be closed by its reader, full, or a terminal that has not every character.
 """
 
 from __future__ import annotations
 
+import argparse
 import logging
 import os
 import signal
@@ -15,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from difflib import get_close_matches
 from types import FrameType
+from typing import Any, NoReturn
 
 import yaml
 from pydantic import ValidationError
@@ -140,6 +143,25 @@ def show_messages() -> None:
     warnings.filterwarnings("ignore", module="PIL")
     logging.raiseExceptions = False  # a stderr that cannot be written is no reason for a traceback
     logging.getLogger(PACKAGE).setLevel(logging.INFO)
+
+
+def command(arguments: str = "") -> str:
+    """How the user calls a command line: "python -m trainers.hegraph ARGUMENTS", or "hegraph ARGUMENTS"."""
+    program = PACKAGE if PACKAGE == "hegraph" else f"python -m {PACKAGE}"
+    return f"{program} {arguments}".rstrip()
+
+
+class Parser(argparse.ArgumentParser):
+    """Parses a command line, and shows its description as it is. A mistake in it is a `UserError`."""
+
+    def __init__(self, formatter_class: Any = argparse.RawDescriptionHelpFormatter, **about: Any) -> None:
+        super().__init__(formatter_class=formatter_class, **about)
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (usage: {self.prog} --help)")
+
+    def print_help(self, file: Any = None) -> None:
+        say(self.format_help())
 
 
 def report(command: Callable[[], int | None]) -> int:

@@ -17,7 +17,7 @@ import torch
 import torch.distributed
 
 from .errors import UserError, first_line
-from .schema import check
+from .reading import check
 
 T = TypeVar("T")
 TIMEOUT = datetime.timedelta(days=1)  # the longest time that a process waits for a slower one

@@ -1,7 +1,8 @@
 """Reading files that may hold anything: JSON, YAML, text, tensors. Nothing in a file is ever executed.
 
 Every reader of the package goes through `reading`, the door for files of strangers. A file that cannot be used is told
-in one line, which names the file and says what the library said that reads such files.
+in one line, which names the file and says what the library said that reads such files. What a file must hold is
+declared with pydantic beside the code that reads it, as a `Part`; `check` compares a value with it.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import yaml
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from safetensors import safe_open
 
 from .errors import UserError, first_line
@@ -28,6 +30,17 @@ if TYPE_CHECKING:
 LARGEST_INT = 2**63  # what a tensor, a database and most other languages hold
 MAX_LENGTH, MAX_DEPTH, MAX_VALUES = 200_000, 50, 100_000  # of a configuration; PyYAML needs seconds for this length
 MAX_JSON = 2**28  # bytes, a hundred times what the split file of a large data set has
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Percent = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
+Share = Annotated[float, Field(gt=0, lt=1)]
+Name = Annotated[str, Field(min_length=1)]
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+Size = Annotated[int, Field(ge=1, lt=2**31)]
+
+Shape = TypeVar("Shape")
 
 
 @contextmanager
@@ -172,6 +185,29 @@ def _check_tensors(content: Any, place: str = "its tensor") -> None:
         if odd or content.layout != torch.strided:
             came = f"{content.dtype}, {content.layout}, {content.device}"
             raise ValueError(f"{place} must be dense and hold real numbers, got {came}")
+
+
+class Part(BaseModel):
+    """A part of a file: no key may be missing, none may be unknown, and no value is converted."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class OpenPart(BaseModel):
+    """A part of a file that may hold further keys, which are not read."""
+
+    model_config = ConfigDict(extra="ignore", strict=True, frozen=True)
+
+
+def check(shape: type[Shape], value: Any, where: str, convert: bool = False) -> Shape:
+    """A value that was read, in its declared form. Nothing is converted, unless the form says so. UserError, with
+    `where`, for a value of another form. `convert` is for arguments in Python: NumPy's numbers are numbers as well.
+    """
+    try:
+        says_itself = isinstance(shape, type(BaseModel))  # on Python 3.10 isinstance(list[int], type) is true
+        return TypeAdapter(shape).validate_python(value, strict=None if says_itself or convert else True)
+    except ValidationError as error:
+        raise UserError(f"{where}: {first_line(error)}") from error
 
 
 def _number(digits: str) -> float:
