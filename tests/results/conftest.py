@@ -17,7 +17,8 @@ def run() -> Callable[..., dict]:
             "dataset": "Toy", "trainer": "HeGraphAdapter", "variant": "full", "backbone": "mini/mini", "shots": 4,
             "seed": seed, "accuracy": accuracy, "accuracy_text": accuracy - 1, "accuracy_zero_shot": 50.0,
             "macro_f1": 79.0, "num_test": 123, "selected_on": "last_step", "selected": {}, "run_id": f"{seed}",
-            "config": config, "versions": {"torch": "2.13", "numpy": "2.4"}, "targets": {},
+            "config": config, "versions": {"torch": "2.13", "numpy": "2.4"}, "targets": {}, "device": "cpu",
+            "threads": 2, "seconds": {"training": 6.0}, "epochs": 3, "num_parameters": 1000, "peak_memory_mb": 500.0,
         } | changes  # fmt: skip
         if changes.get("variant") == "":  # another method has no text classifier
             record["accuracy_text"] = None
@@ -27,8 +28,10 @@ def run() -> Callable[..., dict]:
 
 
 @pytest.fixture(scope="session")
-def calibration() -> Callable[..., dict]:
-    """Function of the ECE before and after and a temperature: what a record says of probabilities, with three bins."""
+def calibrated(run) -> Callable[..., dict]:
+    """Function of a seed, the ECE before and after, a temperature and other keys: the record of a run that tells its
+    probabilities, with three bins.
+    """
 
     def scores(ece: float, **changes: float) -> dict:
         bins = {key: [0.0] * 15 for key in ("confidence", "accuracy")} | {"count": [0] * 15}
@@ -36,16 +39,8 @@ def calibration() -> Callable[..., dict]:
             bins["count"][where], bins["confidence"][where], bins["accuracy"][where] = number, sure, right
         return {"accuracy": 80.0, "macro_f1": 79.0, "nll": 0.5, "brier": 0.3, "ece": ece, "bins": bins} | changes
 
-    return lambda before=9.0, after=2.0, temperature=0.7: {
-        "temperature": temperature, "zero_shot": scores(5.0, accuracy=50.0),
-        "before": scores(before), "after": scores(after, nll=0.4, brier=0.25),
-    }  # fmt: skip
+    def make(seed: int = 1, before: float = 9.0, after: float = 2.0, temperature: float = 0.7, **changes) -> dict:
+        told = {"temperature": temperature, "zero_shot": scores(5.0, accuracy=50.0), "before": scores(before)}
+        return run(seed, calibration=told | {"after": scores(after, nll=0.4, brier=0.25)}, **changes)
 
-
-@pytest.fixture(scope="session")
-def cells() -> Callable[..., dict]:
-    """Function of a table: {labels: {head of a column: text}}, as a reader sees it without bold."""
-    return lambda table: {
-        labels: dict(zip(table.columns.values(), shown[len(labels) :]))
-        for labels, shown in zip(table.labels, table.shown(str))
-    }
+    return make

@@ -16,6 +16,7 @@ from trainers.hegraph.results.comparison import (
     split_sweeps,
 )
 from trainers.hegraph.results.figures import reliability_diagrams
+from trainers.hegraph.results.table import Table
 from trainers.hegraph.utils.errors import UserError
 
 BASE = {"DATASET.SUBSAMPLE_CLASSES": "base"}
@@ -28,15 +29,18 @@ def target(accuracy: float | None, zero_shot: float = 40.0, rule: str = "same cl
     return told | changes
 
 
-@pytest.fixture
-def shown(cells):
-    """Function of the arguments of `compare`: the rows, (labels) -> the numbers, as a reader sees them."""
-    return lambda *args, **options: {
-        labels: [*row.values()] for labels, row in cells(compare(*args, **options)).items()
-    }
+def cells(table: Table) -> dict[tuple, dict[str, str]]:
+    """The rows of a table, (labels) -> {head of a column: text}, as a reader sees them without bold."""
+    heads = list(table.columns.values())
+    return {labels: dict(zip(heads, row[len(labels) :])) for labels, row in zip(table.labels, table.shown(str))}
 
 
-def test_rows_are_methods_in_order_and_columns_are_shots(run, shown):
+def shown(*args, **options) -> dict[tuple, list[str]]:
+    """The rows of `compare`, (labels) -> the numbers."""
+    return {labels: [*row.values()] for labels, row in cells(compare(*args, **options)).items()}
+
+
+def test_rows_are_methods_in_order_and_columns_are_shots(run):
     runs = [
         run(1, 80.0), run(2, 84.0), run(1, 1.0, shots=-1), run(1, 60.0, variant="T-N"), run(1, 70.0, **TIP),
         run(1, 65.0, trainer="Another", variant=""), run(1, shots=16, accuracy_text=None),
@@ -59,7 +63,7 @@ def test_rows_are_methods_in_order_and_columns_are_shots(run, shown):
     assert compare(runs[:2], intervals=False).caption.endswith("; mean over n = 2 seeds")
 
 
-def test_means_over_data_sets_are_of_means_over_seeds_and_none_with_a_missing_cell(run, shown):
+def test_means_over_data_sets_are_of_means_over_seeds_and_none_with_a_missing_cell(run):
     runs = [
         run(1, 60.0, shots=16), run(1, 20.0), run(2, 30.0), run(1, 80.0, shots=16, dataset="Zoo"),
         run(1, 50.0, dataset="Zoo"), run(1, 9.0, **TIP), run(1, 70.0, shots=2), run(1, 70.0, shots=2, **TIP),
@@ -77,26 +81,26 @@ def test_means_over_data_sets_are_of_means_over_seeds_and_none_with_a_missing_ce
     }
 
 
-def test_a_mean_over_data_sets_is_taken_seed_by_seed_if_all_have_the_same(run, shown):
+def test_a_mean_over_data_sets_is_taken_seed_by_seed_if_all_have_the_same(run):
     runs = [run(1, 60.0), run(2, 70.0), run(1, 80.0, dataset="Zoo"), run(2, 94.0, dataset="Zoo")]
     # seeds: (60 + 80) / 2 = 70 and (70 + 94) / 2 = 82; t of 1 degree of freedom 12.706 * sqrt(72) / sqrt(2)
     assert shown(runs)["mean of 2", "HeGraphAdapter"] == ["76.00 ± 76.24"]
     assert shown(runs[:3])["mean of 2", "HeGraphAdapter"] == ["72.50"]
 
 
-def test_a_data_set_that_no_method_has_at_some_shots_leaves_the_mean_there_to_the_others(run, shown):
+def test_a_data_set_that_no_method_has_at_some_shots_leaves_the_mean_there_to_the_others(run):
     runs = [run(1, value, dataset=name) for name, value in (("A", 60.0), ("B", 70.0), ("C", 80.0))]
     runs += [run(1, value, dataset=name, shots=16) for name, value in (("A", 90.0), ("B", 92.0))]
     assert shown(runs)["mean of 3", "HeGraphAdapter"] == ["70.00", ""]
     assert shown(runs)["mean of 2", "HeGraphAdapter"] == ["", "91.00"]
 
 
-def test_the_other_methods_stand_in_the_order_of_their_registry_and_zero_shot_is_one_row(run, shown):
+def test_the_other_methods_stand_in_the_order_of_their_registry_and_zero_shot_is_one_row(run):
     runs = [run(1, 50.0, trainer=name, variant="") for name in sorted(METHODS)]
     assert [labels[-1] for labels in shown(runs)] == ["zero-shot", *list(METHODS)[1:]]
 
 
-def test_recipes_and_starts_that_are_methods_of_their_own(run, shown):
+def test_recipes_and_starts_that_are_methods_of_their_own(run):
     keys = {"TEXT_W": True, "WEIGHT_INIT": "xavier", "NOISE": 0.0, "CLOSED_FORM.OMEGA": 0.0}
     paper = {f"TRAINER.HEGRAPHADAPTER.{key}": value for key, value in keys.items()}
     rows = shown([run(1, 70.0, paper), run(1, 80.0, paper | {"TRAINER.HEGRAPHADAPTER.NOISE": 0.1})])
@@ -108,14 +112,14 @@ def test_recipes_and_starts_that_are_methods_of_their_own(run, shown):
     assert rows["HeGraphAdapter(zero-shot)",] == ["70.00"] and rows["zero-shot",] == ["50.00"]
 
 
-def test_runs_of_the_text_variant_stand_for_it_unless_full_runs_are_more(run, shown):
+def test_runs_of_the_text_variant_stand_for_it_unless_full_runs_are_more(run):
     full = [run(seed, 80.0 + seed) for seed in (1, 2)]
     text = [run(seed, 70.0, variant="T") for seed in (1, 2)]
     assert shown(full + text, intervals=False)["HeGraphAdapter(T)",] == ["70.00"]
     assert shown(full + text[:1], intervals=False)["HeGraphAdapter(T)",] == ["80.50"]
 
 
-def test_by_data_set_has_a_mean_column_where_all_are_there(run, cells):
+def test_by_data_set_has_a_mean_column_where_all_are_there(run):
     sets = [run(1, 80.0), run(1, 60.0, dataset="mean"), run(1, 70.0, variant="T-P")]
     rows = cells(compare(sets, "dataset"))
     assert rows["HeGraphAdapter",] == {"Toy": "80.00", "mean": "60.00", "mean of 2": "70.00"}
@@ -123,7 +127,7 @@ def test_by_data_set_has_a_mean_column_where_all_are_there(run, cells):
     assert compare(sets[:1], "dataset").columns == {"Toy": "Toy"}
 
 
-def test_protocols_are_kept_apart(run, cells):
+def test_protocols_are_kept_apart(run):
     protocol = "transductive"
     runs = [run(1, 80.0), run(1, 90.0, protocol=protocol), run(2, 80.0, protocol=None)]
     table = compare(runs)
@@ -156,7 +160,7 @@ def test_a_cell_does_not_mix(run, other, words):
         compare([run(1, test_set="a"), run(**{"seed": 2} | other)])
 
 
-def test_what_an_older_record_does_not_tell_and_what_another_method_has_is_no_mixture(run, shown):
+def test_what_an_older_record_does_not_tell_and_what_another_method_has_is_no_mixture(run):
     assert shown([run(1, test_set="a"), run(2)])["HeGraphAdapter",] == ["80.00 ± 0.00"]
     assert ("TipAdapter",) in shown([run(1), run(1, versions={"torch": "2.4"}, **TIP)])
 
@@ -164,7 +168,7 @@ def test_what_an_older_record_does_not_tell_and_what_another_method_has_is_no_mi
 # Targets
 
 
-def test_by_target_shows_source_targets_and_their_mean(run, cells):
+def test_by_target_shows_source_targets_and_their_mean(run):
     tip = {"A": target(60.0), "B": target(20.0, 30.0)}
     table = compare([run(1, 80.0, targets=tip, **TIP), run(2, 99.0, trainer="Other", variant="")], "target")
     assert "targets with same classes" in table.caption
@@ -174,7 +178,7 @@ def test_by_target_shows_source_targets_and_their_mean(run, cells):
     }
 
 
-def test_of_a_target_only_those_who_have_a_rule_have_a_row_and_other_images_are_not_mixed(run, shown):
+def test_of_a_target_only_those_who_have_a_rule_have_a_row_and_other_images_are_not_mixed(run):
     full = {"A": target(60.0), "B": target(50.0)}
     assert shown([run(targets=full)], "target")["HeGraphAdapter(T)",] == ["79.00", "60.00", "50.00", "55.00"]
     runs = [run(trainer="APE", variant="", targets={"A": target(None, rule="other classes")})]
@@ -183,9 +187,7 @@ def test_of_a_target_only_those_who_have_a_rule_have_a_row_and_other_images_are_
         compare([run(1, targets={"A": target(60.0)}), run(2, targets={"A": target(60.0, num_test=10)})], "target")
 
 
-def test_a_model_of_another_data_set_counts_as_its_text_classifier_in_other_domains_and_as_the_method_elsewhere(
-    run, shown
-):
+def test_a_model_of_another_data_set_counts_as_its_text_classifier_in_other_domains_and_as_the_method_elsewhere(run):
     """Tests with --eval-only, whose records have a "rule"."""
     zoo = {"dataset": "Zoo", "trained_on": "Toy", "num_classes": 3, "num_test": 9, "accuracy_zero_shot": 40.0}
     same, other = (run(1, 60.0, accuracy_text=60.0, rule=f"{rule} classes", **zoo) for rule in ("same", "other"))
@@ -203,7 +205,7 @@ def test_a_model_of_another_data_set_counts_as_its_text_classifier_in_other_doma
 # Base to new
 
 
-def test_base_to_new_has_the_harmonic_mean_of_each_seed_of_runs_on_base_classes(run, cells):
+def test_base_to_new_has_the_harmonic_mean_of_each_seed_of_runs_on_base_classes(run):
     runs = [
         run(1, 80.0, BASE, targets={"Toy:new": target(40.0, rule="other classes")}),
         run(2, 60.0, BASE, targets={"Toy:new": target(60.0, rule="other classes")}),
@@ -218,7 +220,7 @@ def test_base_to_new_has_the_harmonic_mean_of_each_seed_of_runs_on_base_classes(
         base_to_new([runs[2], run(2, 80.0, BASE)])
 
 
-def test_over_data_sets_h_is_of_the_mean_accuracies_and_of_0_it_is_0(run, cells):
+def test_over_data_sets_h_is_of_the_mean_accuracies_and_of_0_it_is_0(run):
     runs = [
         run(1, 80.0, BASE, targets={"Toy:new": target(40.0)}),
         run(1, 60.0, BASE, dataset="Zoo", targets={"Zoo:new": target(60.0)}),
@@ -240,7 +242,7 @@ def test_the_shortest_name_is_the_end_of_one_key_only():
 
 
 def test_a_sweep_of_one_key_has_its_values_as_columns_in_the_order_of_numbers_and_other_methods_are_left_out(
-    run, cells, caplog
+    run, caplog
 ):
     sweep = [run(seed, 80 + a, {ALPHA: a}) for a in (10.0, 0.0, 2.0) for seed in (1, 2)]
     table = compare([*sweep, run(1, trainer="APE", variant="")], "setting")
@@ -270,9 +272,7 @@ def test_the_runs_of_a_sweep_stand_apart_and_those_of_its_middle_count_once_and_
 # Cases
 
 
-def test_rows_are_cases_in_the_order_of_their_file_and_a_run_is_of_the_case_that_says_most(
-    run, cells, tmp_path, caplog
-):
+def test_rows_are_cases_in_the_order_of_their_file_and_a_run_is_of_the_case_that_says_most(run, tmp_path, caplog):
     grid = tmp_path / "grid.yaml"
     grid.write_text(
         f"{{set: {{{BETA}: 1.0}}, cases: {{plain: {{}}, 1: {{{ALPHA}: 0}}, both: {{{ALPHA}: 0, {BETA}: 2.0}}}}}}"
@@ -300,19 +300,9 @@ def test_a_file_without_cases_is_refused(tmp_path, text):
 # What training takes
 
 
-@pytest.fixture
-def timed(run):
-    """Function of a seed, seconds of training and other keys: the record of a run with its times."""
-
-    def make(seed: int = 1, seconds: float = 6.0, epochs: int = 3, **changes) -> dict:
-        measured = {"seconds": {"training": seconds}, "epochs": epochs, "num_parameters": 1000, "peak_memory_mb": 500.0}
-        return run(seed, **measured | {"device": "cpu", "threads": 2} | changes)
-
-    return make
-
-
-def test_seconds_per_epoch_are_means_over_seeds_and_a_tested_adapter_took_no_training(timed, cells):
-    table = complexity([timed(1, 6.0), timed(2, 9.0), timed(3, 0.0, 0, adapter_from="x")])
+def test_seconds_per_epoch_are_means_over_seeds_and_a_tested_adapter_took_no_training(run):
+    tested = run(3, seconds={"training": 0.0}, epochs=0, adapter_from="x")
+    table = complexity([run(1), run(2, seconds={"training": 9.0}), tested])
     assert cells(table) == {
         ("HeGraphAdapter",): {
             "epochs": "3", "seconds per epoch": "2.500", "seconds in all": "7.50", "trained parameters": "1000",
@@ -321,36 +311,27 @@ def test_seconds_per_epoch_are_means_over_seeds_and_a_tested_adapter_took_no_tra
     }  # fmt: skip
     assert table.caption == "What training takes, means over seeds, cpu, 2 threads, Toy, mini/mini, 4 shots"
     assert not any("best" in text for row in table.shown("best {}".format) for text in row)
-    [row] = cells(complexity([timed(1), timed(2, peak_memory_mb=None)])).values()
+    [row] = cells(complexity([run(1), run(2, peak_memory_mb=None)])).values()
     assert (row["peak memory (MB)"], row["epochs"]) == ("", "3")  # of a number that not all have is no mean
 
 
-def test_a_method_without_epochs_and_one_that_chose_on_val_have_no_seconds_per_epoch(timed, cells):
-    tip = timed(trainer="TipAdapter", variant="", epochs=0)
-    rows = cells(complexity([tip, timed(trainer="LinearProbe", variant="", selected_on="val")]))
+def test_a_method_without_epochs_and_one_that_chose_on_val_have_no_seconds_per_epoch(run):
+    rows = cells(complexity([run(epochs=0, **TIP), run(trainer="LinearProbe", variant="", selected_on="val")]))
     assert [*rows["TipAdapter",].values()][:3] == ["", "", "6.00"]
     assert [*rows["LinearProbe",].values()][:3] == ["3", "", "6.00"]
 
 
-def test_times_of_different_machines_and_records_without_times_are_refused(timed, run):
+def test_times_of_different_machines_and_records_without_times_are_refused(run):
     with pytest.raises(UserError, match="different machines"):
-        complexity([timed(1), timed(2, threads=8)])
+        complexity([run(1), run(2, threads=8)])
     with pytest.raises(UserError, match="collect"):
-        complexity([run()])
+        complexity([run(seconds={})])
 
 
 # Calibration
 
 
-@pytest.fixture
-def calibrated(run, calibration):
-    """Function of a seed, the ECE before and after, a temperature and other keys: the record of a run."""
-    return lambda seed=1, before=9.0, after=2.0, temperature=0.7, **changes: run(
-        seed, calibration=calibration(before, after, temperature), **changes
-    )
-
-
-def test_scores_are_means_over_seeds_and_zero_shot_clip_stands_beside(calibrated, run, cells):
+def test_scores_are_means_over_seeds_and_zero_shot_clip_stands_beside(calibrated, run):
     untold = calibrated(3)
     untold["calibration"]["zero_shot"] = None
     records = [calibrated(1, 9.0, 2.0, 0.7), calibrated(2, 7.0, 3.0, 0.9), run(2), untold]
@@ -384,7 +365,7 @@ def test_a_diagram_puts_the_bins_of_all_runs_together_and_leaves_out_those_of_fe
     assert after == [[60.0, (30 * 50.0 + 10 * 90.0) / 40], [90.0, 100.0]]
 
 
-def test_what_thresholds_keep_is_averaged_over_seeds_if_all_tell_it(calibrated, cells):
+def test_what_thresholds_keep_is_averaged_over_seeds_if_all_tell_it(calibrated):
     records = [calibrated(seed, rejection={"keep": 0.95, "kept": kept}) for seed, kept in ((1, 94.0), (2, 97.0))]
     assert cells(calibration_table(records))["HeGraphAdapter",]["kept"] == "95.50"
     assert cells(calibration_table([*records, calibrated(3)]))["HeGraphAdapter",]["kept"] == ""

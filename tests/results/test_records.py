@@ -1,16 +1,21 @@
-"""Records: which count as complete, where they are found, what is kept when they are collected; the files beside."""
+"""Records: which count as complete, what is kept when they are collected, the files beside; and the command line."""
 
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
+from trainers.hegraph.results.__main__ import main
+from trainers.hegraph.results.comparison import base_to_new, compare, complexity
 from trainers.hegraph.results.figures import mean_distance, read_text_nodes
 from trainers.hegraph.results.records import (
     MEASURED,
+    PREDICTIONS,
     TEXT_NODES,
     collect,
     find_records,
@@ -19,6 +24,8 @@ from trainers.hegraph.results.records import (
     write_beside,
     write_record,
 )
+from trainers.hegraph.results.scores import read_quotes
+from trainers.hegraph.results.table import FORMATS
 from trainers.hegraph.utils.errors import UserError
 
 
@@ -70,20 +77,18 @@ def test_records_are_found_at_any_depth_once_and_damaged_ones_left_out(tmp_path,
 def test_collected_records_hold_what_was_chosen_but_neither_candidates_nor_what_was_measured(tmp_path, run):
     of_a_method = {"ALPHA": {"value": 2.0, "candidates": [[1.0, 50.0], [2.0, 60.0]]}, "BETA": {"value": 1.0}}
     ours = {"keys": ["A"], "value": [1], "candidates": [[[1], 50.0]]}
-    measured = {"seconds": {"training": 1.0}, "peak_memory_mb": 1.0, "finished_at": "now"}
-    collect([run(1, selected=of_a_method, **measured), run(2, selected=ours)], tmp_path / "all.jsonl")
+    collect([run(1, selected=of_a_method, finished_at="now"), run(2, selected=ours)], tmp_path / "all.jsonl")
     one, two = (json.loads(line) for line in (tmp_path / "all.jsonl").read_text().splitlines())
     assert one["selected"] == {"ALPHA": {"value": 2.0}, "BETA": {"value": 1.0}}
     assert two["selected"] == {"keys": ["A"], "value": [1]}
-    assert set(measured) == set(MEASURED) and set(one) == set(run(1))
+    assert set(MEASURED) == {"seconds", "peak_memory_mb", "finished_at"} and set(one) == set(run(1)) - set(MEASURED)
 
 
-@pytest.mark.parametrize("end", ["\n", "\r\n"])
-def test_only_the_end_of_a_line_ends_a_collected_record(tmp_path, run, end):
-    records = [run(1, dataset="a\u2028b\u0085c"), run(2)]
-    text = "".join(f"{json.dumps(record, ensure_ascii=False)}{end}" for record in records)
-    (tmp_path / "all.jsonl").write_bytes(text.encode())
-    assert [record["dataset"] for record in find_records([tmp_path / "all.jsonl"])] == ["a\u2028b\u0085c", "Toy"]
+def test_only_the_end_of_a_line_ends_a_collected_record(tmp_path, run):
+    for end in ("\n", "\r\n"):
+        lines = (json.dumps(run(1, dataset=name), ensure_ascii=False) + end for name in ("a\u2028b\u0085c", "Toy"))
+        (tmp_path / "all.jsonl").write_bytes("".join(lines).encode())
+        assert [record["dataset"] for record in find_records([tmp_path / "all.jsonl"])] == ["a\u2028b\u0085c", "Toy"]
 
 
 # The files beside a record
@@ -99,19 +104,109 @@ def test_text_nodes_are_read_back_with_unit_norm_and_their_distance_is_over_pair
     assert classnames == ["a", "b", "\u00e7"]
 
 
-@pytest.mark.parametrize(
-    ("after", "names"),
-    [(torch.ones(3, 2), ["a"]), (torch.ones(3, 4), list("abc")), (torch.full((3, 2), torch.nan), list("abc"))],
-)
-def test_nodes_that_fit_neither_each_other_nor_their_classes_are_refused(tmp_path, after, names):
-    save_file({"before": torch.ones(3, 2), "after": after}, tmp_path / TEXT_NODES, {"classnames": json.dumps(names)})
-    with pytest.raises(UserError, match=r"text_nodes\.safetensors"):
-        read_text_nodes(tmp_path)
-
-
-def test_files_that_are_missing_or_damaged_are_named(tmp_path):
+def test_nodes_that_are_missing_damaged_or_fit_neither_each_other_nor_their_classes_are_refused(tmp_path):
     with pytest.raises(UserError, match="cannot read .*text_nodes"):
         read_text_nodes(tmp_path)
     (tmp_path / TEXT_NODES).write_bytes(b"no tensors")
     with pytest.raises(UserError, match="is damaged or not text nodes"):
         read_text_nodes(tmp_path)
+    ones = torch.ones(3, 2)
+    for after, names in ((2 * ones, ["a"]), (torch.ones(3, 4), list("abc")), (ones * torch.nan, list("abc"))):
+        save_file({"before": ones, "after": after}, tmp_path / TEXT_NODES, {"classnames": json.dumps(names)})
+        with pytest.raises(UserError, match=r"text_nodes\.safetensors"):
+            read_text_nodes(tmp_path)
+
+
+# The command line
+
+
+@pytest.fixture
+def folder(run, tmp_path) -> Path:
+    for seed, accuracy in ((1, 80.0), (2, 84.0)):
+        there = run(seed, accuracy, dataset="dtd", backbone="RN50/openai", shots=16)
+        write_record(tmp_path / "runs" / f"seed{seed}", there)
+    return tmp_path / "runs"
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_compare_prints_the_table_in_every_format(folder, capsys, kind):
+    assert main(["compare", str(folder), "--format", kind]) == 0
+    assert capsys.readouterr().out == FORMATS[kind](compare(find_records([folder])))
+
+
+def test_flags_reach_the_tables(folder, run, tmp_path, capsys):
+    (tmp_path / "grid.yaml").write_text("cases: {plain: {}}")
+    new = {"accuracy": 40.0, "accuracy_zero_shot": 40.0, "num_test": 9, "num_classes": 3, "rule": "other classes"}
+    base = [run(1, 80.0, {"DATASET.SUBSAMPLE_CLASSES": "base"}, targets={"Toy:new": new})]
+    collect(base, tmp_path / "base.jsonl")
+    flags = ["--by", "dataset", "--no-interval", "--quote", "2", "--cases", str(tmp_path / "grid.yaml")]
+    runs, quotes = find_records([folder]), read_quotes("2")
+    for arguments, table in (
+        (["compare", str(folder), *flags], compare(runs, "dataset", quotes, False, {"plain": {}})),
+        (["base-to-new", str(tmp_path / "base.jsonl")], base_to_new(base)),
+        (["complexity", str(folder)], complexity(runs)),
+    ):
+        assert main(arguments) == 0
+        out = capsys.readouterr().out
+        assert out == FORMATS["markdown"](table)
+        assert ("| HeGraphAdapter (quoted) | 69.15 |" in out) == ("--quote" in arguments)
+
+
+def test_calibration_prints_the_table_and_draws_if_asked(calibrated, tmp_path, capsys):
+    write_record(tmp_path / "run", calibrated())
+    stem = tmp_path / "new" / "v1.5 figure"
+    assert main(["calibration", str(tmp_path / "run"), "--out", str(stem)]) == 0
+    out = capsys.readouterr().out
+    assert "| HeGraphAdapter | 80.00 | 79.00 |" in out and out.endswith(f"wrote {stem}.svg\n")
+    assert Image.open(f"{stem}.png").format == "PNG" and b"<svg" in Path(f"{stem}.svg").read_bytes()
+
+
+def test_figures_of_one_run_are_written_and_what_they_say_in_numbers_is_printed(tmp_path, capsys):
+    write_beside(tmp_path / TEXT_NODES, ["a", "b", "c"], before=torch.eye(3), after=torch.ones(3, 3))
+    predicted, labels = torch.tensor([1, 1, 1]), torch.tensor([0, 0, 1])
+    write_beside(tmp_path / PREDICTIONS, ["a", "b"], predicted=predicted, labels=labels)
+    for command, first in (
+        ("tsne", "mean inter-class distance: before 1.4142, after 0.0000"),
+        ("confusion", "a and b: 2 (a as b 2, b as a 0)"),
+    ):
+        stem = tmp_path / "figures" / command
+        assert main([command, str(tmp_path), "--out", str(stem)]) == 0
+        assert capsys.readouterr().out.splitlines() == [first, f"wrote {stem}.png", f"wrote {stem}.svg"]
+
+
+def test_report_and_collect_write_their_file(folder, tmp_path, capsys):
+    assert main(["report", str(folder), "--out", str(tmp_path / "page.html")]) == 0
+    assert capsys.readouterr().out == f"wrote {tmp_path / 'page.html'}\n"
+    assert "82.00" in (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert main(["collect", str(folder), "--out", str(tmp_path / "all.jsonl")]) == 0
+    assert [json.loads(line)["seed"] for line in (tmp_path / "all.jsonl").read_text().splitlines()] == [1, 2]
+
+
+def test_runs_without_test_images_are_left_out_and_it_is_said(folder, run, caplog, capsys):
+    write_record(folder / "seed3", run(3) | {"accuracy": None})
+    assert main(["compare", str(folder)]) == 0
+    assert "1 of 3 runs are without test images" in caplog.text
+    assert "n = 2 seeds" in capsys.readouterr().out
+    assert main(["compare", str(folder / "seed3")]) == 2
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("compare {}/nowhere", "no complete record below"),
+        ("compare {}/runs --by target", "targets"),
+        ("paired {}/runs/seed1/result.json", "Not a directory"),
+        ("paired {}/empty", "no run with test images"),
+        ("rejection {}/empty --features {}/bank", "no finished run below"),
+        ("curves {}/runs --out {}/runs/seed1/result.json/x", "cannot write"),
+        ("report {}/runs --out {}/runs/seed1/result.json", "is read by this command"),
+    ],
+)
+def test_a_mistake_is_one_line_and_writes_nothing(folder, tmp_path, capsys, command, words):
+    (tmp_path / "empty").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    assert main(command.replace("{}", str(tmp_path)).split()) == 2
+    out, error = capsys.readouterr()
+    assert (out, error.count("\n")) == ("", 1)
+    assert error.startswith("error: ") and words in error
+    assert sorted(tmp_path.rglob("*")) == before
