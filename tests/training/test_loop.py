@@ -1,23 +1,31 @@
-"""The training loop: learning rates, length, resuming, and what stops it."""
+"""Training: steps worked out by hand, learning rates, length, resuming, and what stops it.
+
+What training resumes from and leaves: everything that does not fit is refused by name.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
 import math
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
+from torch import nn
 from torch.optim import AdamW
 
 from benchmarks.tasks import random_bank, start_training
 from trainers.hegraph.config_files import load_cfg
 from trainers.hegraph.features.bank import FeatureBank, load_bank
+from trainers.hegraph.method.cache import Logits
 from trainers.hegraph.method.model import HeGraphModel, build_model
+from trainers.hegraph.method.options import ModelOptions
 from trainers.hegraph.training import loop as module
-from trainers.hegraph.training.batches import BankBatches, products_with_cache
+from trainers.hegraph.training.batches import BankBatches, Batch, products_with_cache
 from trainers.hegraph.training.loop import (
     AdapterTraining,
     Checkpoints,
@@ -26,6 +34,7 @@ from trainers.hegraph.training.loop import (
     text_share,
     train_to_end,
 )
+from trainers.hegraph.training.options import TrainingOptions
 from trainers.hegraph.utils.errors import UserError
 
 EPOCHS = 5
@@ -198,3 +207,175 @@ def test_checkpoints_and_models_on_the_way_are_as_frequent_as_asked(setup, monke
     (setup.folder / "out" / "checkpoint.pt").unlink()
     setup.fit()  # long epochs are saved without being asked
     assert setup.state()["epoch"] == EPOCHS - 1
+
+
+# A step and the length, with numbers worked out by hand
+
+IMAGES = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]])
+LABELS = torch.tensor([0, 0, 1])
+TEXT = torch.tensor([[0.8, 0.6], [0.6, 0.8]])
+
+
+def options_of(**changed: object) -> TrainingOptions:
+    return TrainingOptions(
+        **{"learning_rate": 0.0, "lr_width": 0, "lr_tau": 0, "visual_lr": 0.0, "weight_decay": 0.0, **changed}
+    )
+
+
+DATA = BankBatches(IMAGES[None], LABELS, batch_size=3, seed=1)
+
+
+class FixedModel(nn.Module):
+    """Says the same logits whatever it is asked, and remembers what it was asked.
+
+    Its parameters count in the loss, so that a step can move them, but have no gradient.
+    """
+
+    logit_scale = 4.0
+
+    def __init__(self, text: list[list[float]], visual: list[list[float]] | None) -> None:
+        super().__init__()
+        self.x_positive = TEXT
+        self.kept = nn.ParameterDict({name: nn.Parameter(torch.full((2,), 4.0)) for name in ("w", "b", "v")})
+        self.text, self.visual = torch.tensor(text), None if visual is None else torch.tensor(visual)
+        self.asked: list[tuple] = []
+
+    def parameter_groups(self, lr: float, weight_lr_mult: float, visual_lr: float) -> list[dict]:
+        rates = {"w": lr * weight_lr_mult, "b": lr, "v": visual_lr}
+        return [{"params": [self.kept[name]], "lr": rate} for name, rate in rates.items()]
+
+    def with_noise(self, *arguments: object) -> str:
+        return "noise"
+
+    def forward(self, *arguments: object) -> Logits:
+        self.asked.append(arguments)
+        nothing = 0 * sum(parameter.sum() for parameter in self.parameters())
+        return Logits(self.text + nothing, None if self.visual is None else self.visual + nothing)
+
+
+def test_a_steps_loss_is_the_texts_and_lambda_times_that_of_the_scaled_visual_logits():
+    # Of the text: (log(1 + e^-1) + log 2) / 2 = 0.503204. The visual logits (0, 0.5) and (0, 0.5), times 4, are (0, 2):
+    # (log(1 + e^2) + log(1 + e^-2)) / 2 = 1.126928
+    model = FixedModel([[1.0, 0.0], [0.0, 0.0]], [[0.0, 0.5], [0.0, 0.5]])
+    training = AdapterTraining(model, DATA, options_of(visual_weight=3.0, visual_scale=4.0))
+    loss = training.step(Batch(IMAGES[:2], torch.tensor([0, 1]), torch.tensor([0, 1])))
+    assert loss.item() == pytest.approx(0.503204 + 3 * 1.126928, abs=1e-5) and not loss.requires_grad
+
+
+@pytest.mark.parametrize("leave_one_out", [True, False])
+def test_a_step_tells_the_model_where_its_images_lie_in_the_cache_only_to_leave_them_out(leave_one_out):
+    model = FixedModel([[1.0, 0.0], [0.0, 0.0]], None)
+    positions, products = torch.tensor([2, 0]), torch.ones(2, 3)
+    training = AdapterTraining(model, DATA, options_of(leave_one_out=leave_one_out))
+    training.step(Batch(IMAGES[:2], torch.tensor([0, 1]), positions, products))
+    [(features, own, given, noise)] = model.asked
+    assert torch.equal(features, IMAGES[:2]) and given is products and noise == "noise"
+    assert own is (positions if leave_one_out else None)
+
+
+def test_without_a_gradient_adamw_only_shrinks_each_parameter_by_its_rate_times_the_decay():
+    # Rates 0.5 * 0.1 (matrices), 0.5 (biases) and 0.2 (visual), decay 0.4: a step keeps 0.98, 0.8 and 0.92
+    model = FixedModel([[1.0, 0.0], [0.0, 0.0]], None)
+    rates = {"learning_rate": 0.5, "weight_lr_mult": 0.1, "visual_lr": 0.2, "weight_decay": 0.4}
+    training = AdapterTraining(model, DATA, options_of(**rates))
+    batch = Batch(IMAGES[:2], torch.tensor([0, 1]), torch.tensor([0, 1]))
+    for step in (1, 2):
+        training.step(batch)
+        found = [parameter[0].item() for parameter in model.kept.values()]
+        expected = dict(zip("bvw", (4 * 0.8**step, 4 * 0.92**step, 4 * 0.98**step)))
+        assert dict(zip(model.kept, found)) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(("least", "epochs"), [(0, 4), (12, 4), (13, 5), (16, 6)])
+def test_the_epochs_are_those_asked_for_or_enough_for_the_least_steps_all_in_training_mode(least, epochs):
+    model, modes = FixedModel([[1.0, 0.0]], None).eval(), []
+    model.register_forward_pre_hook(lambda module, _: modes.append(module.training))
+    data = BankBatches(IMAGES[None], LABELS, batch_size=1, seed=1)  # three steps in an epoch
+    summary = train_to_end(AdapterTraining(model, data, options_of(epochs=4, min_steps=least)))
+    assert (summary.epochs, summary.steps, modes) == (epochs, 3 * epochs, [True] * 3 * epochs)
+
+
+# Checkpoints
+
+
+def adapter(width: int = 8, steps: int = 1) -> tuple[HeGraphModel, AdamW]:
+    """An adapter of three classes and its optimizer after so many steps."""
+    model = build_model(random_bank(3, width, shots=1), ModelOptions())
+    optimizer = AdamW(model.parameter_groups(0.1, 0.5, 0.02), fused=True)
+    for _ in range(steps):
+        model(model.cache_keys).text.square().sum().backward()
+        optimizer.step()
+    return model, optimizer
+
+
+@pytest.fixture
+def kept(tmp_path) -> Checkpoints:
+    """The checkpoints of a run that has saved one after seven epochs."""
+    kept = Checkpoints(tmp_path / "run", tmp_path / "run", "this run")
+    kept.save(*adapter(), epoch=7, seconds=1.5)
+    return kept
+
+
+def test_a_checkpoint_says_its_epoch_and_time_and_is_removed_at_the_end(kept):
+    assert kept.load(*adapter(steps=0)) == (7, 1.5)
+    kept.remove()
+    assert kept.load(*adapter()) is None and kept.read() is None
+
+
+def changed(change, checksum: bool = True):
+    """Function that changes what a file holds, which has the right checksum afterwards."""
+
+    def damage(path: Path) -> None:
+        state = torch.load(path, weights_only=True)
+        change(state)
+        torch.save(state | ({"checksum": module._checksum(state)} if checksum else {}), path)
+
+    return damage
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda path: os.truncate(path, 2000), "is damaged"),
+        (lambda path: torch.save({}, path), "is damaged"),
+        (changed(lambda state: state["moments"][0]["exp_avg"].add_(1e-3), checksum=False), "is damaged .*has changed"),
+        (changed(lambda state: state.update(model=adapter(width=4)[0].state_dict())), "are others"),
+        (changed(lambda state: state["moments"][0].update(exp_avg=torch.zeros(2))), "are others"),
+        (changed(lambda state: state["moments"][0].update(exp_avg=torch.zeros(8, 8).double())), "are others"),
+        (changed(lambda state: state["moments"].update({99: state["moments"][0]})), "are others"),
+    ],
+)
+def test_a_damaged_checkpoint_is_refused_and_it_and_the_model_stay_as_they_are(kept, damage, said):
+    damage(kept.path_to_resume)
+    content, (model, optimizer) = kept.path_to_resume.read_bytes(), adapter(steps=0)
+    before = [parameter.clone() for parameter in model.parameters()]
+    with pytest.raises(UserError, match=rf"checkpoint\.pt {said}.*; delete it to start anew"):
+        kept.load(model, optimizer)
+    assert kept.path_to_resume.read_bytes() == content
+    assert all(map(torch.equal, before, model.parameters()))
+
+
+def test_a_checkpoint_of_another_run_is_refused_and_kept(kept, tmp_path):
+    content = kept.path_to_resume.read_bytes()
+    with pytest.raises(UserError, match="belongs to a run with other settings or data"):
+        Checkpoints(tmp_path, kept.folder, "another run").read()
+    assert kept.path_to_resume.read_bytes() == content
+
+
+def test_pickled_code_in_a_checkpoint_is_refused_and_not_executed(kept, tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return Path.touch, (tmp_path / "executed",)
+
+    torch.save({"run_id": "this run", "model": Evil()}, kept.path_to_resume)
+    with pytest.raises(UserError, match="is damaged"):
+        kept.read()
+    assert not (tmp_path / "executed").exists()
+
+
+def test_an_adapter_holds_trained_parameters_what_they_fit_and_nothing_of_the_features(tmp_path):
+    Checkpoints(tmp_path, tmp_path, "a run", ["cat", "dog", "bée"], "a hash").save_adapter(adapter()[0])
+    with safe_open(tmp_path / "adapter.safetensors", "pt") as file:
+        assert set(file.keys()) == {name for name, _ in adapter()[0].named_parameters()}
+        about = json.loads(file.metadata()["adapter"])
+    assert about == {"variant": "full", "split_hash": "a hash", "classnames": ["cat", "dog", "bée"]}
