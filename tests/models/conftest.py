@@ -22,16 +22,10 @@ def saved_model(unit_features: Callable[..., Tensor]) -> Callable[..., SavedMode
     """Function of changed fields: a model of 3 classes and 6 cached images, 8 wide, with every tensor that there is."""
 
     def make(**changes: object) -> SavedModel:
+        cache = unit_features(IMAGES, WIDTH, seed=1), torch.arange(IMAGES) % CLASSES, torch.linspace(0.5, 1.5, IMAGES)
+        weights, bias, eye = 20 * unit_features(CLASSES, WIDTH), torch.tensor([0.1, 0.0, -0.1]), torch.eye(WIDTH)
         fields = {
-            "classifier": FoldedClassifier(
-                weights=20 * unit_features(CLASSES, WIDTH),
-                bias=torch.tensor([0.1, 0.0, -0.1]),
-                keys=unit_features(IMAGES, WIDTH, seed=1),
-                labels=torch.arange(IMAGES) % CLASSES,
-                key_weights=torch.linspace(0.5, 1.5, IMAGES),
-                alpha=2.0,
-                beta=5.5,
-            ),
+            "classifier": FoldedClassifier(weights, bias, *cache, alpha=2.0, beta=5.5),
             "text_positive": unit_features(CLASSES, WIDTH, seed=2),
             "classnames": ("ant", "bee", "crane"),
             "class_ids": ("n1", "n2", "n3"),
@@ -44,32 +38,18 @@ def saved_model(unit_features: Callable[..., Tensor]) -> Callable[..., SavedMode
             "prompts": Prompts(positive=[[["an ant"], ["a bee"], ["a crane"]]], negative=[["no ant"], ["no bee"], []]),
             "transfer": TransferableAdapter(
                 ModelOptions(closed_form=ClosedFormOptions(omega=0.1)),
-                {f"weight.{name}": torch.eye(WIDTH) for name in ("positive", "negative", "visual")}
+                {f"weight.{name}": eye for name in ("positive", "negative", "visual")}
                 | {"metapath.ALPHA_PP": torch.tensor(0.25)},
-                NewClassMessages(
-                    matrix=torch.eye(WIDTH),
-                    offset=torch.linspace(0, 1, WIDTH),
-                    whitening=2 * torch.eye(WIDTH),
-                    mean=torch.full((WIDTH,), 0.1),
-                ),
+                NewClassMessages(eye, torch.linspace(0, 1, WIDTH), 2 * eye, torch.full((WIDTH,), 0.1)),
             ),
             "transfer_rule": "adapter",
             "class_nodes": unit_features(CLASSES, WIDTH, seed=5),
             "trained_on": TrainedOn(
-                dataset="Tiny",
-                shots=2,
-                seed=1,
-                num_train=IMAGES,
-                split_hash="0" * 64,
-                selected_on="last_step",
-                selected={},
-                config={"OPTIM.LR": 0.001},
-                host="alone",
-                git_commit=None,
-                versions={"torch": "2.4"},
+                dataset="Tiny", shots=2, seed=1, num_train=IMAGES, split_hash="0" * 64, selected_on="last_step",
+                selected={}, config={"OPTIM.LR": 0.001}, host="alone", git_commit=None, versions={"torch": "2.4"},
             ),
             "scores": Scores(accuracy=90.0, accuracy_text=80.0, accuracy_zero_shot=70.0, macro_f1=89.0, num_test=10),
-        }
+        }  # fmt: skip
         return SavedModel(**fields | changes)
 
     return make

@@ -1,0 +1,192 @@
+"""Trained models: what their card says of them, models of an earlier version, and images on a model's own backbone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+from safetensors.torch import load_file
+from torch.testing import assert_close
+
+from trainers.hegraph.backbones import loading
+from trainers.hegraph.backbones.clip import Backbone as ClipBackbone
+from trainers.hegraph.backbones.loading import load_backbone
+from trainers.hegraph.datasets.digits import open_digit
+from trainers.hegraph.experiments.run import KEPT
+from trainers.hegraph.method.cache import FoldedClassifier
+from trainers.hegraph.models.card import card_header, model_card
+from trainers.hegraph.models.folder import load_model
+from trainers.hegraph.models.images import ImageModel
+from trainers.hegraph.models.saved import NOT_TESTED, Backbone, SavedModel
+from trainers.hegraph.results.records import read_record
+from trainers.hegraph.utils.errors import UserError
+
+# A model of commit b7cbcb1, digits, mini, 1 shot, seed 1, whose recipe had no `W` in text. Beside it, features of six
+# test images and of the text of two other classes, and what that version predicted for them
+EARLIER = Path(__file__).parent / "earlier"
+
+
+def header_of(card: str) -> dict:
+    return yaml.safe_load(card.split("---\n")[1])
+
+
+def test_the_card_tells_where_a_model_comes_from_and_how_good_it_is(saved_model):
+    scores = saved_model().scores
+    card = model_card(saved_model(scores=scores.model_copy(update={"ece": 2.5, "ece_zero_shot": 11.25})))
+    for line in (
+        "# HeGraphAdapter on Tiny",
+        "An adapter of the frozen CLIP m/w to 3 classes. It was trained on 2 images of each class (6 in",
+        "all, seed 1).",
+        "| zero-shot CLIP | 70.00 | 11.25 |",
+        "| HeGraphAdapter(T), the text classifier alone | 80.00 |  |",
+        "| HeGraphAdapter | 90.00 | 2.50 |",
+        "hegraph predict MODEL_FOLDER IMAGE",
+        "- crane",
+    ):
+        assert f"\n{line}\n" in card
+    assert "divided by the temperature 1.500" in card and "NAME" not in card
+    header = header_of(card)
+    assert (header["license"], header["library_name"], header["datasets"]) == ("mit", "hegraph", ["Tiny"])
+    assert header["pipeline_tag"] == "image-classification" and "hegraph" in header["tags"]
+    [result] = header["model-index"][0]["results"]
+    assert result["dataset"] == {"type": "Tiny", "name": "Tiny", "split": "test"}
+    assert [(metric["type"], metric["name"], metric["value"]) for metric in result["metrics"]] == [
+        ("accuracy", "Accuracy", 0.9),
+        ("f1", "Macro F1", 0.89),
+        ("accuracy", "Accuracy of the text classifier alone", 0.8),
+        ("ece", "Expected calibration error", 0.025),
+    ]
+
+
+def test_what_is_not_known_is_left_out_and_a_long_list_of_classes_is_counted(saved_model):
+    scores = saved_model().scores.model_copy(update={"accuracy_text": None})
+    card = model_card(saved_model(method="TipAdapter", scores=scores))
+    assert "| TipAdapter | 90.00 |  |\n" in card and "(T)" not in card
+    [result] = header_of(card)["model-index"][0]["results"]
+    assert [metric["name"] for metric in result["metrics"]] == ["Accuracy", "Macro F1"]
+    names = tuple(f"class {number}" for number in range(52))
+    bank = Backbone(title="ViT-B-32/openai")
+    card = model_card(saved_model(scores=NOT_TESTED, classnames=names, class_ids=names, prompts=None, backbone=bank))
+    assert "no score is known" in card and "model-index" not in header_of(card)
+    assert "\n- class 49\n- and 2 more, in `config.json`\n" in card and "class 50" not in card
+    assert "hegraph predict MODEL_FOLDER IMAGE --backbone NAME --pretrained TAG\n" in card
+    assert 'from_pretrained("MODEL_FOLDER", backbone="NAME", pretrained="TAG")' in card
+
+
+def test_names_are_neither_html_nor_markdown(saved_model):
+    evil = "<img src=x onerror=alert(1)> [a](javascript:b) ![c](d)\n# `e`|*f*_g_"
+    trained = saved_model().trained_on.model_copy(update={"dataset": f"{evil}\n---\nlicense: other"})
+    names = {"classnames": (evil, "- list", "c"), "method": evil, "trained_on": trained}
+    card = model_card(saved_model(backbone=Backbone(title=evil), **names))
+    shown = r"&lt;img src\=x onerror\=alert(1)&gt; \[a\](javascript\:b) \!\[c\](d) \# \`e\`\|\*f\*\_g\_"
+    assert f"\n- {shown}\n- \\- list\n" in card
+    assert f"the frozen CLIP {shown} to" in card and f"\n# {shown} on {shown}" in card and f"| {shown} |" in card
+    assert "<img" not in card and "\n# `" not in card
+    header = header_of(card)
+    assert header["license"] == "mit"
+    assert header["datasets"] == ["img src x onerror alert(1) a (javascript b) c (d) e f _g_ --- license other"]
+
+
+def test_the_backbone_is_named_as_the_hub_names_it_or_not_at_all(saved_model):
+    named = {("ViT-B-32-quickgelu", "openai"): "timm/vit_base_patch32_clip_224.openai"}
+    named |= {("RN50-quickgelu", "auto"): "timm/resnet50_clip.openai", ("hf-hub:org/birds", ""): "org/birds"}
+    unnamed = (("hf-hub:<b>/birds", ""), ("hegraph-mini", "auto"), ("local-dir:birds", ""), ("ViT-B-32", __file__))
+    for (name, pretrained), expected in (named | dict.fromkeys((*unnamed, ("", "")))).items():
+        backbone = Backbone(title="any", model=name, pretrained=pretrained)
+        assert card_header(saved_model(backbone=backbone)).to_dict().get("base_model") == expected
+
+
+def test_a_run_leaves_the_scores_of_its_record(finished_run_once):
+    record, model = read_record(finished_run_once), load_model(finished_run_once)
+    assert (model.scores.accuracy, model.scores.accuracy_text) == (record["accuracy"], record["accuracy_text"])
+    assert model.scores.ece == record["calibration"]["after"]["ece"]
+    assert model.scores.ece_zero_shot == record["calibration"]["zero_shot"]["ece"]
+
+
+# A model of an earlier version
+
+
+def test_a_model_folder_of_an_earlier_version_predicts_what_it_predicted():
+    model, expected = load_model(EARLIER / "model"), load_file(EARLIER / "expected.safetensors")
+    features, new = expected["features"], expected["new_text"]
+    found = model.probabilities(features)
+    assert_close(found, expected["probabilities"], rtol=1e-5, atol=1e-6)
+    assert [model.classnames[k] for k in found.argmax(dim=1)] == ["eight", "five", "four", "nine", "zero", "eight"]
+    assert_close(model.transfer.logits(features, new[:2], new[2:], model.logit_scale), expected["new_logits"])
+
+
+def test_eval_only_says_that_another_recipe_trained_it_and_tests_it_by_its_own(run, digits_features):
+    words = ("--dataset-config-file", "digits", "--config-file", "mini", "--eval-only", "--model-dir", str(EARLIER))
+    keys = ("TRAINER.HEGRAPHADAPTER.FEATURES.DIR", str(digits_features))
+    assert "trained by another recipe" in run(*words, bank=None, quick=keys, code=2)
+    model = load_model(EARLIER / "model")
+    if load_backbone("hegraph-mini").fingerprint["preprocess"] != model.preprocessing.transform:
+        pytest.skip("this open_clip prepares images by other steps than the one of the folder, which is refused")
+    own = [word for key, value in model.trained_on.config.items() if key in KEPT for word in (key, str(value))]
+    record, _ = run(*words, *own, bank=None, quick=keys)
+    assert record["accuracy"] == model.scores.accuracy
+
+
+# Images
+
+
+@pytest.fixture(scope="module")
+def mini() -> ClipBackbone:
+    return load_backbone("hegraph-mini")
+
+
+@pytest.fixture
+def mini_model(finished_digits_once: Path) -> SavedModel:
+    """A model of ten classes on mini's features."""
+    return load_model(finished_digits_once)
+
+
+def test_a_backbone_of_other_features_is_refused_and_the_difference_is_named(mini_model, mini, unit_features):
+    fingerprint = mini.fingerprint | {"preprocess": "else"}
+    other = mini_model.backbone.model_copy(update={"fingerprint": fingerprint})
+    for changes, message in (
+        ({"backbone": other}, f"the backbone {mini.name} here has another preprocess; give"),
+        ({"classifier": FoldedClassifier(unit_features(3, 32))}, "features of width 64, but the model takes 32"),
+    ):
+        with pytest.raises(UserError, match=message):
+            ImageModel(mini_model.model_copy(update=changes), mini)
+
+
+def test_a_model_of_a_bank_needs_its_backbone_to_be_named(mini_model, mini, caplog):
+    of_bank = mini_model.model_copy(update={"backbone": Backbone(title="RN50/openai")})
+    with pytest.raises(UserError, match=r'from a feature bank \(RN50/openai\).*--backbone NAME.*backbone="NAME"'):
+        ImageModel.load(of_bank)
+    ImageModel.load(of_bank, backbone="hegraph-mini")
+    assert "from says 'RN50/openai'; you say that its features are those of hegraph-mini" in caplog.text
+    caplog.clear()
+    ImageModel(mini_model.model_copy(update={"backbone": Backbone(title=mini.name)}), mini)
+    assert caplog.text == ""
+
+
+def test_weights_are_those_of_the_model_for_its_own_backbone_alone(mini_model, monkeypatch):
+    named = Backbone(title="RN50/openai", model="RN50", pretrained="openai")
+    of_rn50, loaded = mini_model.model_copy(update={"backbone": named}), []
+    monkeypatch.setattr(loading, "load_backbone", lambda *words: loaded.append(words) or 1 / 0)
+    for words in ((), ("RN50",), ("RN101", "yfcc15m"), ("RN101",)):
+        with pytest.raises(ZeroDivisionError):
+            ImageModel.load(of_rn50, "cpu", *words)
+    own = ("RN50", "openai", "cpu", "auto")
+    assert loaded == [own, own, ("RN101", "yfcc15m", "cpu", "auto"), ("RN101", "", "cpu", "auto")]
+
+
+def test_features_are_those_of_the_backbones_own_transform_whatever_the_batches(tmp_path, mini_model, mini):
+    paths = [tmp_path / f"{row}.png" for row in range(7)]
+    for row, path in enumerate(paths):
+        open_digit(f"digits/{row:04d}").save(path)
+    expected = mini.encode_images(torch.stack([mini.preprocess(Image.open(path).convert("RGB")) for path in paths]))
+    model = ImageModel(mini_model, mini)
+    assert torch.equal(model.features(paths), expected)
+    assert torch.allclose(model.features(map(str, paths), batch_size=2), expected, atol=1e-6)
+    assert torch.equal(model.features([Image.open(path) for path in paths]), expected)
+    assert (model.features([]).shape, model.probabilities([]).shape) == ((0, 64), (0, 10))
+    assert torch.equal(model.probabilities(paths), mini_model.probabilities(expected))
+    with pytest.raises(UserError, match=f"cannot read {tmp_path / 'none.png'}: No such file"):
+        model.features([*paths, tmp_path / "none.png"])
