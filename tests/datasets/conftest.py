@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator
 
 import pytest
-from file_server import Server
+from dataset_files import Server
 
 from trainers.hegraph.datasets import download
 
@@ -17,9 +17,6 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     for name, value in (("TIMEOUTS", (0.4, 0.4)), ("RETRIES", 2), ("PAUSE", 0.01)):
         monkeypatch.setattr(download, name, value)
     with Server() as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
+        threading.Thread(target=server.serve_forever, args=[0.01]).start()
         yield server
-        server.released.set()
         server.shutdown()
-        thread.join()

@@ -3,42 +3,61 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
+import io
 import logging
+import random
 import re
 import sys
 import tarfile
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import requests
-from file_server import (
-    BODY,
-    FILES,
-    HALF,
-    OTHER,
-    PAGE,
-    UNPACK,
-    UNPACKED,
-    Server,
-    archive,
-    fall_silent,
-    names_in,
-    one_file,
-    pack,
-    serve,
-    status,
-    sum_of,
-    tar_with,
-)  # fmt: skip
+from dataset_files import Server, fall_silent, serve, status, tar_with
 
 from trainers.hegraph.datasets import download as module
 from trainers.hegraph.datasets.__main__ import main
-from trainers.hegraph.datasets.download import CHUNK, download, fetch
+from trainers.hegraph.datasets.download import CHUNK, LOCK, download, fetch
 from trainers.hegraph.datasets.registry import ENTRIES, Source, stored_datasets
 from trainers.hegraph.utils.errors import UserError
 
 DATE = "Wed, 21 Oct 2015 07:28:00 GMT"
+BODY, OTHER = random.Random(0).randbytes(300_000), random.Random(1).randbytes(350_000)
+HALF = len(BODY) // 2
+PAGE = b"  \n<!DOCTYPE html><html><title>Quota exceeded</title></html>"
+FILES = {"set/images/a/1.jpg": b"1", "set/images/b/2.jpg": BODY, "set/labels.txt": b"l", "set/other.txt": b"o"}
+UNPACK = {"images": "images", "labels.txt": "names.txt"}
+UNPACKED = {"images", "images/a", "images/a/1.jpg", "images/b", "images/b/2.jpg", "names.txt"}
+
+
+def one_file(*urls: str, file: str = "f.bin", **known: object) -> Source:
+    return Source(file, urls, **known)
+
+
+def archive(*urls: str, file: str = "x.archive", unpack: dict[str, str] = UNPACK, **known: object) -> Source:
+    return Source(file, urls, unpack=unpack, **known)
+
+
+def sum_of(body: bytes, algorithm: str = "sha256") -> str:
+    return f"{algorithm}:{hashlib.new(algorithm, body).hexdigest()}"
+
+
+def names_in(folder: Path) -> set[str]:
+    """What is below a folder, without the file of the lock."""
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.name != LOCK}
+
+
+def pack(kind: str, files: dict[str, bytes]) -> bytes:
+    """A zip, tar or tar.gz with these files."""
+    if kind != "zip":
+        return tar_with(*files.items(), mode="w:gz" if kind == "tar.gz" else "w")
+    with zipfile.ZipFile(buffer := io.BytesIO(), "w", zipfile.ZIP_DEFLATED) as packed:
+        for name, content in files.items():
+            packed.writestr(name, content)
+    return buffer.getvalue()
 
 
 def arrived(folder: Path, body: bytes = BODY) -> bool:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from own_images import make, write
+from dataset_files import make, write
 from scipy.io import savemat
 
 from trainers.hegraph.datasets import Dataset, Item, load_dataset, load_few_shot

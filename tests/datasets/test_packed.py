@@ -10,13 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from file_server import serve, status
-from own_images import counts, load, picture, refused, rows_of, write, write_tar
+from dataset_files import counts, load, picture, refused, rows_of, serve, status, tar_with, write
 
 from trainers.hegraph.utils.errors import UserError
 
 COLOURS = {"red": (200, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 200)}
 RED = picture(*COLOURS["red"])
+
+
+def write_tar(path: Path, members: list[tuple[str, bytes]] | dict[str, bytes], mode: str = "w") -> Path:
+    return write(path, tar_with(*(members.items() if isinstance(members, dict) else members), mode=mode))
 
 
 def samples(first: int, *names: str, label: str = "cls") -> dict[str, bytes]:
@@ -36,11 +39,6 @@ def shards(tmp_path) -> Path:
     write_tar(folder / "train" / "001.tar", samples(2, "blue", "red", label="json"))
     write_tar(folder / "test" / "000.tar", samples(0, "blue"))
     return folder
-
-
-@pytest.fixture
-def braces() -> None:
-    pytest.importorskip("braceexpand", reason="the package braceexpand is not installed")
 
 
 # --- below a folder
@@ -203,7 +201,8 @@ def test_no_other_address_is_given_to_a_program_and_what_is_not_there_is_refused
     assert not (tmp_path / "ran").exists()
 
 
-def test_braces_stand_for_shards_and_need_their_package_and_an_end(braces, shards, tmp_path, monkeypatch):
+def test_braces_stand_for_shards_and_need_their_package_and_an_end(shards, tmp_path, monkeypatch):
+    pytest.importorskip("braceexpand", reason="the package braceexpand is not installed")
     assert counts(load(f"{shards}/train/{{000..001}}.tar")) == [4, 0, 0]
     dataset = load(f"train={shards}/train/000.tar;training={shards}/test/000.tar;val={shards}/train/001.tar")
     assert (counts(dataset), len(dataset.paths())) == ([3, 2, 0], 5)  # shards of one name in one split are told apart

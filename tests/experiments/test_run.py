@@ -1,4 +1,4 @@
-"""Runs: what they write, repeat and refuse, in which order, two processes of one run, and banks of real features."""
+"""Runs: what they write, repeat and refuse, and in which order; unlabelled images; two processes; real features."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import os
 import random
 import subprocess
 import sys
-import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,34 +22,24 @@ from safetensors.torch import load_file
 from trainers.hegraph.__main__ import summary
 from trainers.hegraph.baselines import method_options
 from trainers.hegraph.config_files import load_cfg
-from trainers.hegraph.datasets import select_few_shot
+from trainers.hegraph.datasets import load_dataset, select_few_shot
 from trainers.hegraph.datasets.digits import open_digit
 from trainers.hegraph.experiments import folder as folder_module
 from trainers.hegraph.experiments import run as run_module
 from trainers.hegraph.experiments.folder import RunFolder, find_model
 from trainers.hegraph.experiments.tasks import BankTask
 from trainers.hegraph.features.bank import BankFile, load_bank
-from trainers.hegraph.models.folder import read_thumbnail
+from trainers.hegraph.method.cache import FoldedClassifier
+from trainers.hegraph.method.unlabelled import ClassSums, hear_unlabelled
+from trainers.hegraph.models.folder import load_model, read_thumbnail
 from trainers.hegraph.results.records import MEASURED, read_record
 from trainers.hegraph.utils import processes
 from trainers.hegraph.utils.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 NODE = "TRAINER.HEGRAPHADAPTER"
+DIGITS = ("--dataset-config-file", "digits", "--config-file", "mini", "--shots", "1")
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-
-
-@pytest.fixture
-def same(tmp_path) -> Callable[[str, str], bool]:
-    """Whether two runs have left the same record, but for what was measured, and the same adapter."""
-
-    def compare(*names: str) -> bool:
-        one, other = (read_record(tmp_path / name) for name in names)
-        adapters = [(tmp_path / name / "adapter.safetensors").read_bytes() for name in names]
-        differing = {key for key in one.keys() | other.keys() if one.get(key) != other.get(key)}
-        return differing <= set(MEASURED) and adapters[0] == adapters[1]
-
-    return compare
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -135,31 +125,8 @@ def test_a_copy_inside_coop_knows_the_commit_that_it_was_made_of(tmp_path, monke
 # Interruption
 
 
-def start(bank: Path, out: Path, *opts: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "trainers.hegraph", "--features", str(bank), "--shots", "4", "--seed", "1"]
-    command += ["--output-dir", str(out), f"{NODE}.MIN_STEPS", "0", "OPTIM.MAX_EPOCH", "200", *opts]
-    return subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-
-
-@pytest.mark.slow
-def test_a_run_killed_in_mid_training_resumes_and_ends_with_the_same_result(same, tiny_bank, tmp_path):
-    process = start(tiny_bank, tmp_path / "out", "TRAIN.CHECKPOINT_FREQ", "1")
-    while not (tmp_path / "out" / "checkpoint.pt").exists():
-        assert process.poll() is None, process.communicate()[1]
-        time.sleep(0.002)
-    process.kill()
-    process.communicate()
-    assert not (tmp_path / "out" / "result.json").exists()
-    for out in ("out", "uninterrupted"):  # both in processes: rounding depends on the threads
-        process = start(tiny_bank, tmp_path / out)
-        _, error = process.communicate(timeout=900)
-        assert process.returncode == 0, error
-        assert ("resuming from" in error) == (out == "out")
-    assert same("out", "uninterrupted")
-
-
 def test_an_interrupted_run_of_other_settings_is_refused_and_the_same_goes_on(
-    run, same, finished_run, tmp_path, stopped_at_checkpoint
+    run, finished_run, tmp_path, stopped_at_checkpoint
 ):
     with stopped_at_checkpoint():
         run("TRAIN.CHECKPOINT_FREQ", "1", code=130)
@@ -172,7 +139,11 @@ def test_an_interrupted_run_of_other_settings_is_refused_and_the_same_goes_on(
     run("--resume", str(out), name="elsewhere")
     assert files(out) == before
     run()
-    assert same("run", "finished_run") and same("elsewhere", "finished_run")
+    expected, adapter = read_record(finished_run), files(finished_run)["adapter.safetensors"]
+    for folder in (out, tmp_path / "elsewhere"):
+        record = read_record(folder)
+        assert {key for key in record.keys() | expected.keys() if record.get(key) != expected.get(key)} <= set(MEASURED)
+        assert files(folder)["adapter.safetensors"] == adapter
     assert not (out / "checkpoint.pt").exists()
     found = [find_model(out, epoch).name for epoch in (None, 3, 1)]
     assert found == ["model", "model", "model-epoch1"]
@@ -185,8 +156,7 @@ def test_an_interrupted_run_of_other_settings_is_refused_and_the_same_goes_on(
 
 def test_a_run_on_images_writes_paths_into_its_split_and_keeps_thumbnails_in_their_order(run, digits_features):
     digits = {"bank": None, "quick": ("OPTIM.MAX_EPOCH", "3", f"{NODE}.FEATURES.DIR", str(digits_features))}
-    images = ("--dataset-config-file", "digits", "--config-file", "mini", "--shots", "1")
-    record, out = run(*images, **digits)
+    record, out = run(*DIGITS, **digits)
     assert record["num_test"] == 899
     assert record["backbone"].startswith("hegraph-mini")
     split = json.loads((out / "split.json").read_text())
@@ -194,12 +164,12 @@ def test_a_run_on_images_writes_paths_into_its_split_and_keeps_thumbnails_in_the
     assert all(path.startswith("digits/") and name == NAMES[label] for path, label, name in split["train"])
     folder = out / "model"
     assert not (folder / "thumbnails").exists()
-    run(*images, "--keep-thumbnails", **digits)  # a finished run gets them
+    run(*DIGITS, "--keep-thumbnails", **digits)  # a finished run gets them
     assert read_thumbnail(folder, 10) is None
     for position, (path, *_) in enumerate(split["train"]):
         difference = ImageChops.difference(read_thumbnail(folder, position), open_digit(path))
         assert max(high for _, high in difference.getextrema()) < 80  # JPEG of 8x8 pixels
-    said = run(*images, "INPUT.SIZE", "(16, 16)", name="none", code=2, **digits)  # which contradicts the backbone
+    said = run(*DIGITS, "INPUT.SIZE", "(16, 16)", name="none", code=2, **digits)  # which contradicts the backbone
     assert "INPUT.SIZE" in said and "leave the key out" in said
     assert not (out.parent / "none").exists()
 
@@ -211,9 +181,9 @@ def test_a_run_on_images_writes_paths_into_its_split_and_keeps_thumbnails_in_the
 def cfg(tmp_path):
     """Function of more keys and values: the configuration of a run of zero-shot CLIP."""
 
-    def make(*opts: object, name: str = "ZeroShot"):
-        common = ["OUTPUT_DIR", str(tmp_path / "out"), "DATASET.NUM_SHOTS", 2, "SEED", 3, "TRAINER.NAME", name]
-        return load_cfg(method=method_options(name), opts=[*common, *opts])
+    def make(*opts: object):
+        common = ["OUTPUT_DIR", str(tmp_path / "out"), "DATASET.NUM_SHOTS", 2, "SEED", 3, "TRAINER.NAME", "ZeroShot"]
+        return load_cfg(method=method_options("ZeroShot"), opts=[*common, *opts])
 
     return make
 
@@ -299,6 +269,142 @@ def test_thumbnails_need_training_images(cfg, tiny_bank, tmp_path):
     for where in ({"bank_file": tiny_bank}, {"model_dir": tmp_path}):
         with pytest.raises(UserError, match="--keep-thumbnails needs training images"):
             run_module.run(cfg(), **where, keep_thumbnails=True)
+
+
+# Runs that hear unlabelled images
+
+
+@pytest.fixture
+def pool_of(tiny_bank) -> Callable[[Path], tuple[torch.Tensor, ClassSums]]:
+    """The features of the images of the tiny bank that a run has not drawn, and what those say that it has."""
+
+    def split(out: Path) -> tuple[torch.Tensor, ClassSums]:
+        bank = load_bank(tiny_bank)
+        drawn = [row for row, *_ in json.loads((out / "split.json").read_text())["train"]]
+        undrawn = [row for row in range(len(bank.train_labels)) if row not in drawn]
+        keys = bank.cache_keys()
+        return torch.cat([keys[undrawn], bank.val_features]), ClassSums.of(keys[drawn], bank.train_labels[drawn], 5)
+
+    return split
+
+
+def test_a_pool_is_what_was_not_drawn_and_val_and_the_model_has_heard_it(run, finished_run_once, tiny_bank, pool_of):
+    plain = read_record(finished_run_once)
+    record, out = run("--unlabelled", "pool")
+    bank, before, model = load_bank(tiny_bank), load_model(finished_run_once), load_model(out)
+    pool, labelled = pool_of(out)
+    heard = hear_unlabelled(before.classifier, labelled, bank.text_positive, pool, bank.logit_scale, before.temperature)
+    torch.testing.assert_close(model.classifier.weights, heard.classifier.weights, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(model.classifier.bias, heard.classifier.bias, rtol=1e-4, atol=1e-4)
+    for key, classifier in (("accuracy", heard.classifier), ("accuracy_text", heard.classifier.text_only())):
+        right = classifier.logits(bank.test_features).argmax(dim=1) == bank.test_labels
+        assert record[key] == pytest.approx(100 * right.double().mean().item())
+    assert record["protocol"] == "with unlabelled images" and "protocol" not in plain
+    assert record["unlabelled"]["images"] == "pool" and record["unlabelled"]["num_images"] == len(pool) == 20 + 15
+    assert record["unlabelled"]["shares"]["offsets"] == round(heard.shares.offsets, 4)
+    assert model.temperature == before.temperature and model.known is None
+    assert (before.unlabelled, model.unlabelled) == (0, 35)
+    assert record["run_id"] != plain["run_id"] and "DATASET.UNLABELLED" not in plain["config"]
+
+
+def test_the_test_images_together_leave_no_model(run, finished_run_once, tiny_bank, pool_of):
+    record, out = run("--unlabelled", "test")
+    bank, before, (_, labelled) = load_bank(tiny_bank), load_model(finished_run_once), pool_of(out)
+    text, features, scale = bank.text_positive, bank.test_features, bank.logit_scale
+    heard = hear_unlabelled(before.classifier, labelled, text, features, scale, before.temperature)
+    predicted = load_file(out / "predictions.safetensors")["predicted"]
+    assert predicted.tolist() == heard.logits.argmax(dim=1).tolist()
+    assert record["protocol"] == "transductive" and record["unlabelled"]["num_images"] == 40
+    assert not (out / "model").exists()
+
+
+@pytest.mark.parametrize("what", ["pool", "test"])
+def test_a_trained_model_hears_them_in_a_test_of_it_but_not_twice(run, finished_run_once, what):
+    trained, heard = run("--unlabelled", what, name="trained")
+    tested, folder = run("--eval-only", "--model-dir", str(finished_run_once), "--unlabelled", what, name="tested")
+    assert tested["accuracy"] == pytest.approx(trained["accuracy"], abs=2.6)  # cache keys were rounded; 40 images
+    assert {**tested["unlabelled"], "shares": None} == {**trained["unlabelled"], "shares": None}
+    assert tested["protocol"] == trained["protocol"] and not (folder / "model").exists()
+    if what == "pool":
+        again = run("--eval-only", "--model-dir", str(heard), "--unlabelled", what, name="again", code=2)
+        assert "heard unlabelled images before" in again
+
+
+def test_zero_shot_has_seen_no_label_and_no_temperature(run, tiny_bank, pool_of):
+    _, out = run("--trainer", "ZeroShot", "--unlabelled", "pool", quick=())
+    bank, model, (pool, _) = load_bank(tiny_bank), load_model(out / "model"), pool_of(out)
+    none = ClassSums.of(pool[:0], bank.train_labels[:0], 5)
+    start = FoldedClassifier(bank.logit_scale * bank.text_positive)
+    heard = hear_unlabelled(start, none, bank.text_positive, pool, bank.logit_scale, 1.0)
+    torch.testing.assert_close(model.classifier.weights, heard.classifier.weights)
+
+
+def test_images_of_another_bank(run, tiny_bank, tmp_path, unit_features):
+    bank, other = load_bank(tiny_bank), tmp_path / "other.safetensors"
+    made = replace(
+        bank.without_test(), train_features=unit_features(2, 20, 16, seed=8), train_labels=torch.arange(5).repeat(4),
+        val_features=None, val_labels=None,
+    )  # fmt: skip
+    made.save(other)
+    record, _ = run("--unlabelled", str(other))
+    assert record["unlabelled"]["num_images"] == 20 and record["unlabelled"]["images"] == str(other)
+    found = made.train_features.clone()
+    found[:, 3] = bank.test_features[7]
+    wide = ("text_positive", "text_negative", "train_features")
+    narrow = {name: unit_features(*getattr(made, name).shape[:-1], 8) for name in wide}
+    for name, changes, said in (
+        ("test", {"train_features": found}, "1 of 20 unlabelled images are test images as well, such as row 3"),
+        ("backbone", {"backbone": "RN50"}, "'RN50'"),
+        ("width", narrow, "width 16, got [20, 8]"),
+    ):
+        replace(made, **changes).save(other)
+        assert said in run("--unlabelled", str(other), name=name, code=2)
+
+
+@pytest.mark.parametrize("name", ["TransCLIP", "StatA"])
+def test_a_transductive_method_starts_from_the_trained_adapter(run, name):
+    words = ("--trainer", name, "--unlabelled", "test")
+    record, out = run(*words)
+    again, _ = run(*words, name="zero", quick=(f"TRAINER.{name.upper()}.BASE", "ZeroShot"))
+    assert record["protocol"] == again["protocol"] == "transductive"
+    assert record["num_parameters"] > again["num_parameters"] == 0
+    assert record["config"]["OPTIM.MAX_EPOCH"] == 3 and "OPTIM.MAX_EPOCH" not in again["config"]
+    assert not (out / "model").exists() and record["accuracy"] >= 80
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--trainer", "StatA"), "StatA predicts all test images together: give --unlabelled test"),
+        (("--trainer", "StatA", "--unlabelled", "test", "TRAINER.STATA.BASE", "GDA"), "'GDA'"),
+        (("--unlabelled", "test", "--target-datasets", "Tiny:new"), "leave out the targets"),
+        (("--unlabelled", "nowhere"), "nowhere has to be encoded"),
+    ],
+)
+def test_what_cannot_be_heard_is_refused_in_one_line(run, flags, words):
+    assert words in run(*flags, quick=(), code=2)
+
+
+def test_a_pool_of_images_is_encoded_and_a_folder_is_one(run, digits_features, tmp_path):
+    keys = ("TRAINER.HEGRAPHADAPTER.FEATURES.DIR", str(digits_features))
+    pool, _ = run(*DIGITS, "--unlabelled", "pool", bank=None, quick=keys)
+    plain, _ = run(*DIGITS, name="plain", bank=None, quick=keys)
+    assert pool["accuracy"] > plain["accuracy"] + 1
+    assert pool["unlabelled"]["num_images"] == 898 - 10
+    digits, folder = load_dataset("digits"), tmp_path / "images"
+    (folder / "below").mkdir(parents=True)
+    for number, item in enumerate(digits.train[:5]):
+        digits.read(item.path).save(folder / "below" / f"{number}.png")
+    own, _ = run(*DIGITS, "--unlabelled", str(folder), name="own", bank=None, quick=keys)
+    assert own["unlabelled"]["num_images"] == 5
+    table = tmp_path / "images.csv"
+    table.write_text("path\nimages/below/3.png\nimages/below/4.png\n")
+    listed, _ = run(*DIGITS, "--unlabelled", str(table), name="listed", bank=None, quick=keys)
+    assert listed["unlabelled"]["num_images"] == 2
+    (folder / "below" / "3.png").write_bytes(b"no image")
+    assert "below/3.png" in run(*DIGITS, "--unlabelled", str(table), name="b", bank=None, quick=keys, code=2)
+    skipped, _ = run(*DIGITS, "--unlabelled", str(table), "--skip-unreadable", name="skipped", bank=None, quick=keys)
+    assert skipped["unlabelled"]["num_images"] == 1
 
 
 # Two processes of `torchrun`: both encode, and the first alone trains, tests and writes

@@ -40,7 +40,7 @@ def test_a_run_is_quiet_and_an_error_of_the_program_is_a_failure_but_where_a_rec
         log.setLevel(logging.DEBUG)
         raise ZeroDivisionError("of all things")
 
-    done = attempt(runs[0])
+    done = attempt(runs[0], False)
     assert done.status == DONE and 0 < done.seconds < 100
     monkeypatch.setattr(workers, "run_one", broken)
     failed = [attempt(run, verbose) for run, verbose in zip(runs, (False, True))]
@@ -60,8 +60,8 @@ def test_what_an_interrupt_has_turned_into_another_error_is_no_failure_of_the_ru
 
     monkeypatch.setattr(workers, "run_one", run)
     with noted_interrupts(), pytest.raises(KeyboardInterrupt):
-        attempt(runs[0])
-    assert attempt(runs[0]).status == FAILED
+        attempt(runs[0], False)
+    assert attempt(runs[0], False).status == FAILED
 
 
 # Workers
@@ -87,10 +87,10 @@ def test_workers_share_threads_and_runs_and_one_that_dies_fails_its_run_alone(ru
         results = {result.run.seed: result for result in run_in_workers(runs, 2, verbose=True)}
         assert [results[seed].status for seed in range(8)] == [DONE] * 2 + [FAILED] + [DONE] * 5
         assert played.call_count == 2 + 1
-        [alone] = run_in_workers(runs[:1], 8)
+        [alone] = run_in_workers(runs[:1], 8, False)
         monkeypatch.delenv("OMP_NUM_THREADS")
         monkeypatch.setattr(workers, "cores", lambda: 1)
-        assert len(list(run_in_workers(runs[3:5], 2))) == 2
+        assert len(list(run_in_workers(runs[3:5], 2, False))) == 2
     assert (results[0].message, alone.message) == ("True", "False")
     assert results[2].message.startswith("RuntimeError: its worker process was ended")
     assert json.loads((runs[2].folder / "error.json").read_text())["message"] == results[2].message
@@ -119,7 +119,7 @@ def test_a_run_in_its_own_process_is_what_its_command_says(runs, capsys, monkeyp
         return attempt(replace(run, separate=True), True)
 
     first, second, third, fourth = runs[:4]
-    attempt(first)
+    attempt(first, False)
     assert says(first, "well\n").status == DONE
     assert capsys.readouterr().err == "well\n"
     assert process.call_args[0][0] == [sys.executable, "-m", "trainers.hegraph", *first.arguments()]
@@ -148,7 +148,7 @@ def test_a_sweep_that_is_ended_kills_its_workers_and_what_is_started_as_one_has_
     monkeypatch.setattr(ThreadPoolExecutor, "submit", submit)
     monkeypatch.setattr(workers, "wait", Mock(side_effect=KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        list(run_in_workers(runs[:2], 2))
+        list(run_in_workers(runs[:2], 2, False))
     assert process.mock_calls == [call.killpg(4711, signal.SIGKILL), call.kill(), call.join()]
     assert [threads for threads, _ in seen] == ["3", "3"]
     assert all(blocked >= {signal.SIGINT, signal.SIGTERM, signal.SIGHUP} for _, blocked in seen)

@@ -52,7 +52,7 @@ class Result:
     seconds: float = 0.0
 
 
-def attempt(run: Run, verbose: bool = False, cfg: Config | None = None) -> Result:
+def attempt(run: Run, verbose: bool, cfg: Config | None = None) -> Result:
     """Does a run. What it raises is written into its folder, and does not end the sweep.
 
     With `verbose` its messages are shown, and not its warnings alone; `cfg` is needed where its files are not here.
@@ -75,7 +75,7 @@ def attempt(run: Run, verbose: bool = False, cfg: Config | None = None) -> Resul
     return Result(run, status, message, time.monotonic() - started)
 
 
-def run_separately(run: Run, verbose: bool = False) -> dict:
+def run_separately(run: Run, verbose: bool) -> dict:
     """Has a process of its own do a run, by the run's command line, and returns the record.
 
     Raises:
@@ -150,7 +150,7 @@ def at_level(level: int) -> Iterator[None]:
         log.setLevel(before)
 
 
-def run_in_workers(runs: Sequence[Run], workers: int, verbose: bool = False) -> Iterator[Result]:
+def run_in_workers(runs: Sequence[Run], workers: int, verbose: bool) -> Iterator[Result]:
     """Does the runs in so many worker processes, each of which keeps to one data set as long as it has runs.
 
     Each worker is a pool of one process: one that dies takes its run along, which counts as failed, and no other.

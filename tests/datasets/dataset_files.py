@@ -1,64 +1,47 @@
-"""A HTTP server that stalls, breaks off, lies and changes its mind, and the archives that it serves."""
+"""Folders, tables and archives of images as a user has them, and a HTTP server that stalls, breaks off and lies."""
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import io
-import random
 import re
 import tarfile
-import threading
-import zipfile
+import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from trainers.hegraph.datasets.download import LOCK
-from trainers.hegraph.datasets.registry import Source
+import pytest
+from PIL import Image
 
-BODY = random.Random(0).randbytes(300_000)
-OTHER = random.Random(1).randbytes(350_000)
-HALF = len(BODY) // 2
-PAGE = b"  \n<!DOCTYPE html><html><title>Quota exceeded</title></html>"
-FILES = {"set/images/a/1.jpg": b"1", "set/images/b/2.jpg": BODY, "set/labels.txt": b"l", "set/other.txt": b"o"}
-UNPACK = {"images": "images", "labels.txt": "names.txt"}
-UNPACKED = {"images", "images/a", "images/a/1.jpg", "images/b", "images/b/2.jpg", "names.txt"}
+from trainers.hegraph.datasets import Dataset, load_dataset
+from trainers.hegraph.utils.errors import UserError
+
+# --- the server
 
 Answer = Callable[["Handler"], None]
 
 
 class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
     server: Server
 
     def do_GET(self):
         path = self.path.partition("?")[0]
         self.server.asked.append((path, self.headers.get("Range")))
         answers = self.server.answers.get(path, [status(404)])
-        self.close_connection = True
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the client went away, as some tests want
-            (answers.pop(0) if len(answers) > 1 else answers[0])(self)
-
-    def log_message(self, *arguments):
-        pass
+        (answers.pop(0) if len(answers) > 1 else answers[0])(self)
 
     def begin(self, code: int, **headers: object) -> None:
         self.send_response(code)
         for name, value in headers.items():
             self.send_header(name.replace("_", "-"), str(value))
-        self.send_header("Connection", "close")
         self.end_headers()
 
 
 class Server(ThreadingHTTPServer):
-    daemon_threads = True
-
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
         self.answers: dict[str, list[Answer]] = {}
         self.asked: list[tuple[str, str | None]] = []
-        self.released = threading.Event()  # ends every silence when the test is over
 
     def url(self, path: str, *answers: Answer) -> str:
         """An address that gives these answers one after the other, the last for ever."""
@@ -87,47 +70,34 @@ def serve(body: bytes, *, stop_at: int | None = None, stall: bool = False, **hea
         handler.begin(206 if start else 200, **{name: value for name, value in sent.items() if value is not None})
         handler.wfile.write(body[start : len(body) if stop_at is None else max(start, stop_at)])
         if stall:
-            handler.wfile.flush()
             fall_silent(handler)
 
     return answer
 
 
 def fall_silent(handler: Handler) -> None:
-    """Sends nothing more until the test is over, or for longer than any client should wait."""
-    handler.server.released.wait(20)
+    """Sends nothing more for longer than a client should wait."""
+    time.sleep(3)
 
 
 def status(code: int) -> Answer:
     return lambda handler: handler.begin(code, Content_Length=0)
 
 
-def one_file(*urls: str, file: str = "f.bin", **known: object) -> Source:
-    return Source(file, urls, **known)
+# --- folders and archives
 
 
-def archive(*urls: str, file: str = "x.archive", unpack: dict[str, str] = UNPACK, **known: object) -> Source:
-    return Source(file, urls, unpack=unpack, **known)
+def make(root: Path, *files: str) -> Path:
+    """A folder with empty files."""
+    for file in files:
+        write(root / file, "")
+    return root
 
 
-def sum_of(body: bytes, algorithm: str = "sha256") -> str:
-    return f"{algorithm}:{hashlib.new(algorithm, body).hexdigest()}"
-
-
-def names_in(folder: Path) -> set[str]:
-    """What is below a folder, without the file of the lock."""
-    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.name != LOCK}
-
-
-def pack(kind: str, files: dict[str, bytes]) -> bytes:
-    """A zip, tar or tar.gz with these files."""
-    if kind != "zip":
-        return tar_with(*files.items(), mode="w:gz" if kind == "tar.gz" else "w")
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as packed:
-        for name, content in files.items():
-            packed.writestr(name, content)
-    return buffer.getvalue()
+def write(path: Path, content: str | bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
 
 
 def tar_with(*members: tuple, mode: str = "w") -> bytes:
@@ -140,3 +110,33 @@ def tar_with(*members: tuple, mode: str = "w") -> bytes:
             entry.type, entry.size, entry.linkname = kind, len(content), link
             packed.addfile(entry, io.BytesIO(content))
     return buffer.getvalue()
+
+
+def picture(red: int, green: int = 60, blue: int = 60) -> bytes:
+    """A PNG of one colour."""
+    content = io.BytesIO()
+    Image.new("RGB", (12, 12), (red, green, blue)).save(content, "PNG")
+    return content.getvalue()
+
+
+# --- the user's own images
+
+
+def load(root: object) -> Dataset:
+    return load_dataset("ImageFolder", str(root))
+
+
+def refused(root: object, words: str) -> str:
+    """What is said of images that cannot be loaded, which has these words."""
+    with pytest.raises(UserError, match=words) as caught:
+        load(root)
+    return str(caught.value)
+
+
+def counts(dataset: Dataset) -> list[int]:
+    """The numbers of training, val and test images."""
+    return [len(items) for items in dataset.splits.values()]
+
+
+def rows_of(dataset: Dataset) -> dict[str, list[tuple]]:
+    return {split: [tuple(item) for item in items] for split, items in dataset.splits.items()}
