@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from benchmarks.tasks import unit_features
 from trainers.hegraph.method import cache as module
 from trainers.hegraph.method.cache import (
     FoldedClassifier,
@@ -21,18 +22,10 @@ K, B = 5, 6
 OWN = torch.tensor([5, 0, 10, 4, 1, 6])
 
 
-@pytest.fixture(params=[1, 3, 100], ids=lambda rows: f"chunks of {rows}")
-def chunk_rows(request, monkeypatch) -> None:
-    size = request.param
-    monkeypatch.setattr(
-        module, "chunks", lambda m, _: [slice(i, min(i + size, len(m))) for i in range(0, len(m), size)]
-    )
-
-
 # --- plain functions
 
 
-def test_text_logits_are_scaled_cosines_and_the_cache_sums_the_affinities_of_each_classs_images(unit_features):
+def test_text_logits_are_scaled_cosines_and_the_cache_sums_the_affinities_of_each_classs_images():
     queries, keys = unit_features(B, 8, seed=1), 3 * unit_features(len(LABELS), 8, seed=2)
     cosines = queries @ (keys / 3).t()
     assert_close(text_logits(queries, keys, 100.0), 100 * cosines, rtol=0, atol=1e-4)
@@ -43,6 +36,7 @@ def test_text_logits_are_scaled_cosines_and_the_cache_sums_the_affinities_of_eac
 # --- keys that training moves
 
 
+@pytest.mark.parametrize("chunk", [1, 20, 10**6])  # every row alone, a few, all
 @pytest.mark.parametrize(
     ("own", "known", "beta", "width", "dtype", "tolerance"),
     [
@@ -53,8 +47,9 @@ def test_text_logits_are_scaled_cosines_and_the_cache_sums_the_affinities_of_eac
     ],
 )
 def test_logits_and_gradient_equal_those_of_every_key_formed(
-    unit_features, chunk_rows, own, known, beta, width, dtype, tolerance
+    monkeypatch, chunk, own, known, beta, width, dtype, tolerance
 ):
+    monkeypatch.setitem(module.CHUNK, "cpu", chunk)
     features, keys, shift, factors = (
         unit_features(rows, columns, seed=i).to(dtype)
         for i, (rows, columns) in enumerate([(B, width), (len(LABELS), width), (K, width), (B, K)])
@@ -98,7 +93,7 @@ def test_chunks_are_as_large_as_they_may_be_and_hold_every_row_once(monkeypatch,
 # --- the folded classifier
 
 
-def test_a_folded_classifier_by_hand(unit_features):
+def test_a_folded_classifier_by_hand():
     weights, keys, queries = unit_features(3, 8, seed=1), unit_features(4, 8, seed=2), unit_features(5, 8, seed=3)
     labels, values, bias = torch.tensor([2, 0, 2, 1]), torch.tensor([1.0, 2.0, 0.5, 1.0]), torch.tensor([0.1, 0.2, 0.3])
     folded = FoldedClassifier(weights, bias, keys, labels, values, alpha=3.0, beta=2.0)

@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.testing import assert_close
 
+from benchmarks.tasks import unit_features
 from trainers.hegraph.method import closed_form
-from trainers.hegraph.method.closed_form import RIDGES, ClosedForm, TextGuess, class_offsets
+from trainers.hegraph.method.closed_form import ClosedForm, TextGuess, class_offsets
 
 K, WIDTH = 7, 6
 LABELS = torch.tensor([0, 0, 1, 2, 2, 2, 3, 4, 4, 5, 6, 6, 1])
 
 
-@pytest.fixture
-def text(unit_features) -> Tensor:
-    return unit_features(K, WIDTH, seed=3)
+TEXT = unit_features(K, WIDTH, seed=3)
 
 
-@pytest.fixture
-def keys(unit_features, text) -> Tensor:
+def keys_near(text: Tensor, noise: float = 0.2) -> Tensor:
     """Images that lie near a linear map of their text, so that the ridge regression has something to find."""
     turn = torch.linalg.qr(unit_features(WIDTH, WIDTH, seed=4))[0]
-    return F.normalize(text[LABELS] + text[LABELS] @ turn + 0.2 * unit_features(len(LABELS), WIDTH, seed=5), dim=-1)
+    moved = text[LABELS] + text[LABELS] @ turn
+    return F.normalize(moved + noise * unit_features(len(LABELS), WIDTH, seed=5), dim=-1)
+
+
+KEYS = keys_near(TEXT)
 
 
 def means_of(keys: Tensor) -> Tensor:
@@ -39,8 +43,12 @@ def ridge(texts: Tensor, rest: Tensor, constant: Tensor, strength: Tensor, new: 
     return torch.cat([new, constant.sqrt().expand(len(new), 1)], dim=1) @ weights
 
 
-def test_the_guess_of_a_class_is_that_of_a_regression_without_it(text, keys):
-    means = means_of(keys)
+@pytest.mark.parametrize(
+    ("seed", "noise", "strength"), [(3, 0.02, 0.01), (3, 0.2, 0.03), (3, 0.6, 0.1), (31, 0.2, 0.3), (8, 1.0, 1.0)]
+)
+def test_the_guess_of_a_class_is_that_of_a_regression_without_it(seed, noise, strength):
+    text = unit_features(K, WIDTH, seed=seed)
+    means = means_of(keys_near(text, noise))
     texts, images = text.double() - text.double().mean(0), means - means.mean(0)
     slope = (texts * images).sum() / texts.square().sum()
     assert slope > 0
@@ -54,9 +62,9 @@ def test_the_guess_of_a_class_is_that_of_a_regression_without_it(text, keys):
         strength = factor * mean_eigenvalue
         return torch.cat([ridge(texts[k], rest[k], constant, strength, texts[~k]) for k in kept])
 
-    errors = {factor: (rest - left_out(factor)).square().sum() for factor in RIDGES}
+    errors = {factor: (rest - left_out(factor)).square().sum() for factor in (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100)}
     best = min(errors, key=errors.__getitem__)
-    assert errors[best] < rest.square().sum()
+    assert best == strength and errors[best] < rest.square().sum()
     guess = TextGuess(text, means)
     assert_close(guess.left_out, means.mean(0) + slope * texts + left_out(best))
     new = F.normalize(text[:2] + text[2:4], dim=-1)
@@ -65,41 +73,41 @@ def test_the_guess_of_a_class_is_that_of_a_regression_without_it(text, keys):
     assert_close(guess.of(new), means.mean(0) + slope * shifted + predicted)
 
 
-def test_where_no_regression_is_better_than_none_the_guess_is_a_multiple_of_the_text(text, unit_features):
-    guess = TextGuess(text, unit_features(K, WIDTH, seed=9))  # means that have nothing to do with the text
+def test_where_no_regression_is_better_than_none_the_guess_is_a_multiple_of_the_text():
+    guess = TextGuess(TEXT, unit_features(K, WIDTH, seed=9))  # means that have nothing to do with the text
     assert guess.dual is None and guess.slope >= 0
-    assert_close(guess.left_out, guess.of(text))
-    opposite = TextGuess(text, -text)
+    assert_close(guess.left_out, guess.of(TEXT))
+    opposite = TextGuess(TEXT, -TEXT)
     assert opposite.slope == 0  # never below
 
 
-def test_the_messages_are_whitened_differences_to_the_mean(text, keys, monkeypatch):
+def test_the_messages_are_whitened_differences_to_the_mean(monkeypatch):
     kappa, rho = 3.0, 0.5
-    found = ClosedForm(keys, LABELS, text, kappa, rho)
-    guess, counts = TextGuess(text, means_of(keys)).left_out, LABELS.bincount().double()
-    nodes = torch.stack([(counts[k] * means_of(keys)[k] + kappa * guess[k]) / (counts[k] + kappa) for k in range(K)])
-    residuals = keys.double() - nodes[LABELS]
-    sigma, r = residuals.t() @ residuals / len(keys), rho * WIDTH / len(keys)
+    found = ClosedForm(KEYS, LABELS, TEXT, kappa, rho)
+    guess, counts = TextGuess(TEXT, means_of(KEYS)).left_out, LABELS.bincount().double()
+    nodes = torch.stack([(counts[k] * means_of(KEYS)[k] + kappa * guess[k]) / (counts[k] + kappa) for k in range(K)])
+    residuals = KEYS.double() - nodes[LABELS]
+    sigma, r = residuals.t() @ residuals / len(KEYS), rho * WIDTH / len(KEYS)
     inverse = ((sigma / (sigma.trace() / WIDTH) + r * torch.eye(WIDTH).double()) / (1 + r)).inverse()
 
     def length(rows: Tensor) -> Tensor:
         return (rows @ inverse * rows).sum(dim=-1).sqrt()
 
-    mean = keys.double().mean(0)
-    scale = length(keys - mean).mean()
+    mean = KEYS.double().mean(0)
+    scale = length(KEYS - mean).mean()
     expected = (nodes - mean) @ inverse / (length(nodes - mean)[:, None] * scale)
     assert_close(found.to_text.weights.double(), expected, rtol=1e-5, atol=1e-6)
     assert_close(found.to_text.bias.double(), -(expected @ mean), rtol=1e-5, atol=1e-6)
-    whitened = (keys[0].double() - mean) @ found.to_text.whitening / scale  # distances, by the inverse alone
-    expected = length(keys[0] - nodes) / scale
+    whitened = (KEYS[0].double() - mean) @ found.to_text.whitening / scale  # distances, by the inverse alone
+    expected = length(KEYS[0] - nodes) / scale
     assert_close((whitened - found.to_text.nodes).norm(dim=1), expected, rtol=1e-4, atol=1e-5)
     monkeypatch.setattr(closed_form, "ROWS", 4)  # blocks change nothing
-    in_blocks = ClosedForm(keys, LABELS, text, kappa, rho)
+    in_blocks = ClosedForm(KEYS, LABELS, TEXT, kappa, rho)
     assert_close(in_blocks.to_text.weights, found.to_text.weights)
     assert_close(in_blocks.noise, found.noise)
 
 
-def test_offsets_move_the_mean_probabilities_to_the_shares_where_no_prior_slows_them(unit_features, monkeypatch):
+def test_offsets_move_the_mean_probabilities_to_the_shares_where_no_prior_slows_them(monkeypatch):
     logits = 10 * unit_features(len(LABELS), K, seed=6)
     monkeypatch.setattr(closed_form, "PRIOR", 1e-6)
     offsets = class_offsets(logits, LABELS)
@@ -115,17 +123,24 @@ def test_offsets_move_the_mean_probabilities_to_the_shares_where_no_prior_slows_
     assert_close(class_offsets(logits, LABELS), torch.zeros(K), rtol=0, atol=1e-4)
 
 
-def test_the_noise_of_an_image_is_its_deviation_from_a_class_node_made_without_it(text, keys):
+@pytest.mark.parametrize("factor", [0.06, 0.09, 0.125, 0.18, 0.25, 0.35, 0.5, 0.7, 1.0])
+def test_classes_whose_masses_are_their_counts_at_the_best_factor_need_no_offsets(factor):
+    # Times the factor, the logits are (log 3, 0) for four images, of which three are of class 0: masses 3 and 1
+    logits = torch.tensor([math.log(3) / factor, 0.0]).expand(4, 2)
+    assert_close(class_offsets(logits, torch.tensor([0, 0, 0, 1])), torch.zeros(2), rtol=0, atol=1e-4)
+
+
+def test_the_noise_of_an_image_is_its_deviation_from_a_class_node_made_without_it():
     kappa = 3.0
-    found = ClosedForm(keys, LABELS, text, kappa=kappa, rho=0.3)
+    found = ClosedForm(KEYS, LABELS, TEXT, kappa=kappa, rho=0.3)
     for j, label in enumerate(LABELS.tolist()):
-        others = [i for i in range(len(keys)) if LABELS[i] == label and i != j]
-        total = keys[others].double().sum(dim=0) + kappa * found.guess.left_out[label]
+        others = [i for i in range(len(KEYS)) if LABELS[i] == label and i != j]
+        total = KEYS[others].double().sum(dim=0) + kappa * found.guess.left_out[label]
         node = total / (len(others) + kappa)
-        assert_close(found.noise[j].double(), keys[j].double() - node, rtol=1e-5, atol=1e-6)
+        assert_close(found.noise[j].double(), KEYS[j].double() - node, rtol=1e-5, atol=1e-6)
 
 
-def test_with_more_classes_than_features_the_guess_is_the_same_as_with_all_eigenvectors(unit_features, monkeypatch):
+def test_with_more_classes_than_features_the_guess_is_the_same_as_with_all_eigenvectors(monkeypatch):
     many = 3 * WIDTH
     text = unit_features(many, WIDTH, seed=11)
     means = text @ unit_features(WIDTH, WIDTH, seed=12) + 0.1 * unit_features(many, WIDTH, seed=13)
@@ -142,8 +157,8 @@ def test_with_more_classes_than_features_the_guess_is_the_same_as_with_all_eigen
     assert_close(few.of(new), every.of(new))
 
 
-def test_a_new_class_receives_what_a_class_with_its_text_and_no_image_would(text, keys, unit_features):
-    found = ClosedForm(keys, LABELS, text, kappa=4.0, rho=0.3)
+def test_a_new_class_receives_what_a_class_with_its_text_and_no_image_would():
+    found = ClosedForm(KEYS, LABELS, TEXT, kappa=4.0, rho=0.3)
     new, queries = unit_features(3, WIDTH, seed=21), unit_features(5, WIDTH, seed=22)
     logits, of_text = found.for_new_classes().logits(queries, new), found.to_text
     for k, guess in enumerate(found.guess.of(new)):

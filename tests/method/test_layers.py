@@ -1,4 +1,7 @@
-"""Message passing and its gradients against the equations, written out here in double precision."""
+"""The graph and message passing: numbers worked out by hand, and the equations written out in double precision.
+
+Transfer to classes that were not trained on: W goes along, class-wise biases and visual nodes stay behind.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,90 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.testing import assert_close
 
-from trainers.hegraph.method.graph import HeteroGraph, build_graph
+from benchmarks.tasks import unit_features
+from trainers.hegraph.method import graph as module
+from trainers.hegraph.method.graph import HeteroGraph, build_graph, class_prototypes
 from trainers.hegraph.method.layers import Adapted, HeteroMessagePassing
-from trainers.hegraph.method.options import ModelOptions
-from trainers.hegraph.method.relations import RELATIONS
+from trainers.hegraph.method.model import HeGraphModel, TransferableAdapter
+from trainers.hegraph.method.options import ClosedFormOptions, ModelOptions
+from trainers.hegraph.method.relations import NODE_TYPES, RELATIONS, RelationType
+from trainers.hegraph.utils.errors import UserError
+
+# In the plane; a cosine is that of the difference of two angles. Rows are targets, columns sources
+NODES = torch.tensor([[[1.0, 0.0], [0.0, 1.0]], [[0.6, 0.8], [-0.8, 0.6]], [[0.8, 0.6], [0.6, 0.8]]])
+EDGES = {
+    ("positive", "to", "positive"): [[0.0, 0.0], [0.0, 0.0]],
+    ("visual", "to", "positive"): [[0.8, 0.6], [0.6, 0.8]],
+    ("negative", "to", "positive"): [[-0.6, -0.8], [0.8, -0.6]],
+    ("positive", "to", "negative"): [[-0.6, 0.8], [-0.8, -0.6]],
+    ("visual", "to", "negative"): [[-0.96, 1.0], [-0.28, -0.0]],
+    ("visual", "to", "visual"): [[0.0, 0.96], [0.96, 0.0]],
+}
+
+
+def test_two_classes_by_hand_whatever_the_norm_of_their_features():
+    features = (3 * NODES).requires_grad_()
+    before = features.detach().clone()
+    graph = build_graph(*features)
+    assert (graph.num_classes, graph.width) == (2, 2)
+    assert features.equal(before)  # the inputs are left alone
+    assert {relation.edge_type for relation in RELATIONS} == set(EDGES)
+    for relation in RELATIONS:
+        assert_close(graph.edge_weights(relation), torch.tensor(EDGES[relation.edge_type]), msg=relation.name)
+    for found, expected in zip((graph.x_dict[name] for name in NODE_TYPES), NODES):
+        assert_close(found, expected)
+        assert not found.requires_grad
+
+
+def test_nodes_of_different_shapes_are_an_error_that_lists_them():
+    with pytest.raises(ValueError, match=r"got \[\(3, 4\), \(2, 4\), \(3, 4\)\]"):
+        build_graph(unit_features(3, 4), unit_features(2, 4), unit_features(3, 4))
+
+
+@pytest.mark.parametrize("size", [1, 4])
+def test_degrees_are_sums_of_absolute_weights_and_the_self_loop_in_blocks_as_well(monkeypatch, size):
+    monkeypatch.setattr(module, "ROWS", size)
+    graph = HeteroGraph({"positive": unit_features(6, 4, seed=1), "visual": unit_features(6, 4, seed=2)})
+    relation = RelationType("visual", "positive", diagonal=-1.0)
+    weight = graph.edge_weights(relation)
+    assert_close(graph.edge_weights(relation, slice(2, 5)), weight[2:5])
+    target, source = graph.degrees(relation)
+    assert_close(target, weight.abs().sum(dim=1, keepdim=True) + 1)
+    assert_close(source, weight.abs().sum(dim=0).unsqueeze(1) + 1)
+
+
+def test_class_prototypes_of_unequal_unsorted_classes_and_of_a_single_image():
+    features = torch.tensor([[0.0, 1.0], [1.0, 0.0], [0.6, 0.8], [1.0, 0.0], [0.0, 1.0], [0.8, 0.6]])
+    labels = torch.tensor([2, 0, 1, 2, 0, 0])
+    # Class 0: (1,0), (0,1), (.8,.6), sum (1.8, 1.6); class 1: one image; class 2: (0,1), (1,0)
+    expected = torch.tensor([[1.8, 1.6], [0.6, 0.8], [1.0, 1.0]])
+    assert_close(class_prototypes(features, labels, ["a", "b", "c"]), expected / expected.norm(dim=1, keepdim=True))
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [(["cat", "dog", "ant", "eel"], "2 of 4 have none: cat, eel$"), (list("abcdefghijklmno"), r"a, d, .*, l, \.\.\.$")],
+)
+def test_classes_without_an_image_are_named_ten_at_most(names, said):
+    with pytest.raises(UserError, match=said):
+        class_prototypes(torch.eye(2), torch.tensor([1, 2]), names)
+
+
+def test_hetero_data_is_valid_and_its_edges_rebuild_the_matrices():
+    pytest.importorskip("torch_geometric", reason="torch_geometric is an extra")
+    data = build_graph(*NODES).to_hetero_data()
+    assert data.validate() and set(data.edge_types) == set(EDGES)
+    for node_type, x in zip(NODE_TYPES, NODES):
+        assert_close(data[node_type].x, x)
+    for (source, _, target), matrix in EDGES.items():
+        edges, rebuilt = data[source, "to", target], torch.zeros(2, 2)
+        # An edge of weight zero is an edge still; none goes from a node to itself
+        assert edges.edge_index.shape == (2, 2 if source == target else 4)
+        rebuilt.index_put_(tuple(edges.edge_index.flip(0)), edges.edge_weight, accumulate=True)
+        assert_close(rebuilt, torch.tensor(matrix))
+
+
+# --- layers
 
 P, N, V = "positive", "negative", "visual"
 METAPATH = {"BETA_PN": 0.7, "BETA_VN": -0.4, "ALPHA_PP": 0.3, "ALPHA_VP": 0.9, "ALPHA_NP": 0.6, "ALPHA_NP_TEST": 0.25}
@@ -22,19 +105,20 @@ EVERYTHING = {row.name for row in RELATIONS}
 TO_NEGATIVE = {"positive_to_negative", "visual_to_negative"}
 
 
-def make_graph(unit_features, num_classes: int) -> HeteroGraph:
+def make_graph(num_classes: int = 5) -> HeteroGraph:
     return build_graph(*(unit_features(num_classes, WIDTH, seed=seed).double() for seed in range(3)))
 
 
-def make_layer(graph: HeteroGraph, seed: int = 5, without: tuple = (), **options) -> HeteroMessagePassing:
-    """A layer in the graph's precision whose weights and biases are all random and non-zero."""
-    metapath = METAPATH | dict.fromkeys(without, 0.0)
-    layer = HeteroMessagePassing(graph, ModelOptions(metapath=metapath, **options)).to(graph.x_dict[P].dtype)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in layer.named_parameters():
-            if not name.startswith("metapath."):
-                parameter.copy_(torch.randn(parameter.shape, generator=generator) / 2)
+GRAPH = make_graph()
+
+
+def make_layer(graph: HeteroGraph = GRAPH, without: tuple = (), **options) -> HeteroMessagePassing:
+    """A layer in double precision whose weights and biases are all random and non-zero."""
+    layer = HeteroMessagePassing(graph, ModelOptions(metapath=METAPATH | dict.fromkeys(without, 0.0), **options))
+    generator = torch.Generator().manual_seed(5)
+    for name, parameter in layer.double().named_parameters():
+        if not name.startswith("metapath."):
+            parameter.data = torch.randn(parameter.shape, generator=generator).double() / 2
     return layer
 
 
@@ -83,8 +167,8 @@ def gradients(adapted: Adapted, layer: HeteroMessagePassing) -> dict[str, Tensor
 
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
 @pytest.mark.parametrize("num_classes", [WIDTH, WIDTH + 1])  # with a dense matrix and without
-def test_the_layer_and_its_gradients_are_the_methods_in_training_and_in_evaluation(unit_features, num_classes, bias):
-    graph = make_graph(unit_features, num_classes)
+def test_the_layer_and_its_gradients_are_the_methods_in_training_and_in_evaluation(num_classes, bias):
+    graph = make_graph(num_classes)
     layer = make_layer(graph, bias=bias)
     for mode, alpha_np in ((True, 0.6), (False, 0.25)):
         ours, expected = layer.train(mode)(), method(graph, layer, alpha_np)
@@ -111,17 +195,16 @@ def test_the_layer_and_its_gradients_are_the_methods_in_training_and_in_evaluati
     ],
 )
 def test_a_relation_of_weight_zero_owns_no_parameter_and_every_parameter_gets_a_gradient(
-    unit_features, without, variant, weights, biases
+    without, variant, weights, biases
 ):
-    graph = make_graph(unit_features, 5)
-    layer = make_layer(graph, without=without, variant=variant, learn_metapath=True)
+    layer = make_layer(without=without, variant=variant, learn_metapath=True)
     assert (set(layer.weight), set(layer.bias), set(layer.metapath)) == (weights, biases, biases - {"visual_to_visual"})
     assert set(layer.state_dict()) == {name for name, _ in layer.named_parameters()}
     assert [r for r in RELATIONS if r in layer.relations] == list(layer.relations)
     adapted = layer()
     assert (adapted.visual_bias is not None) == (variant == "full")
     if weights == {V}:
-        assert adapted.positive.equal(graph.x_dict[P])
+        assert adapted.positive.equal(GRAPH.x_dict[P])
     else:  # text and visual steps share no parameter
         adapted.positive.square().sum().backward()
         untouched = {name for name, parameter in layer.named_parameters() if parameter.grad is None}
@@ -133,9 +216,9 @@ def test_a_relation_of_weight_zero_owns_no_parameter_and_every_parameter_gets_a_
 
 
 @pytest.mark.parametrize("weight_init", ["identity", "xavier", "zero"])
-def test_how_parameters_start(unit_features, weight_init):
+def test_how_parameters_start(weight_init):
     torch.manual_seed(0)
-    layer = HeteroMessagePassing(make_graph(unit_features, 5), ModelOptions(weight_init=weight_init))
+    layer = HeteroMessagePassing(GRAPH, ModelOptions(weight_init=weight_init))
     assert all(bias.eq(0).all() for bias in layer.bias.values())
     for weight in layer.weight.values():
         if weight_init == "xavier":  # Glorot and Bengio's uniform bound, sqrt(6 / (fan_in + fan_out))
@@ -145,11 +228,10 @@ def test_how_parameters_start(unit_features, weight_init):
             assert weight.equal(torch.eye(WIDTH) if weight_init == "identity" else torch.zeros(WIDTH, WIDTH))
 
 
-def test_learned_metapath_weights_start_at_the_given_values_and_hold_in_evaluation(unit_features):
-    graph = make_graph(unit_features, 5)
-    layer = make_layer(graph, learn_metapath=True)
+def test_learned_metapath_weights_start_at_the_given_values_and_hold_in_evaluation():
+    layer = make_layer(learn_metapath=True)
     assert layer.metapath["visual_to_negative"].item() == pytest.approx(-0.4)
-    assert_close(layer().positive, make_layer(graph)().positive, rtol=0, atol=1e-6)  # made from float32
+    assert_close(layer().positive, make_layer()().positive, rtol=0, atol=1e-6)  # made from float32
     before = layer.eval()().positive
     with torch.no_grad():
         layer.metapath["negative_to_positive"].fill_(0.8)
@@ -157,11 +239,80 @@ def test_learned_metapath_weights_start_at_the_given_values_and_hold_in_evaluati
     assert not torch.allclose(layer().positive, before)
 
 
-def test_without_w_each_message_is_the_tanh_of_its_bias_and_weighs_the_same_at_test_time(unit_features):
-    graph = make_graph(unit_features, 5)
-    layer = make_layer(graph, text_weights=False)
+def test_without_w_each_message_is_the_tanh_of_its_bias_and_weighs_the_same_at_test_time():
+    layer = make_layer(text_weights=False)
     assert set(layer.weight) == {V} and set(layer.bias) == EVERYTHING - TO_NEGATIVE  # negative nodes tell nothing
     sent = {"visual": 0.9, "positive": 0.3, "negative": 0.6}
-    expected = graph.x_dict[P] + sum(a * torch.tanh(layer.bias[f"{s}_to_positive"]) for s, a in sent.items())
+    expected = GRAPH.x_dict[P] + sum(a * torch.tanh(layer.bias[f"{s}_to_positive"]) for s, a in sent.items())
     for mode in (True, False):
         assert_close(layer.train(mode)().positive, expected)
+
+
+# Transfer to new classes
+
+
+NEW = unit_features(7, WIDTH, seed=20), unit_features(7, WIDTH, seed=21)  # their positive and negative text
+
+
+def moved_adapter(**values) -> HeGraphModel:
+    """An adapter of five classes whose every parameter has moved from where it started."""
+    nodes = [unit_features(5, WIDTH, seed=seed) for seed in range(3)]
+    keys, labels = unit_features(10, WIDTH, seed=9), torch.arange(5).repeat(2)
+    model = HeGraphModel(build_graph(*nodes), keys, labels, 100.0, ModelOptions(**values))
+    generator = torch.Generator().manual_seed(4)
+    for parameter in model.parameters():
+        parameter.data += 0.3 * torch.randn(parameter.shape, generator=generator)
+    return model
+
+
+def by_hand(positive, negative, weight_n, weight_p, beta_pn, alpha_pp, alpha_np):
+    """Eq. 1-4 with two kinds of nodes and no bias."""
+
+    def send(target, source, values, weight, diagonal):
+        return message(edges(target, source, diagonal), target, values, weight, torch.zeros_like(target))
+
+    updated = negative + beta_pn * send(negative, positive, positive, weight_n, -1.0)
+    moved = positive + alpha_pp * send(positive, positive, positive, weight_p, 0.0)
+    return moved + alpha_np * send(positive, negative, updated, weight_p, -1.0)
+
+
+@pytest.mark.parametrize(
+    ("variant", "paths"),
+    [
+        ("full", ("BETA_PN", "ALPHA_PP", "ALPHA_NP_TEST")),
+        ("T-N", ("BETA_PN", None, "ALPHA_NP_TEST")),
+        ("T-P", (None, "ALPHA_PP", None)),
+    ],
+)
+def test_the_target_graph_has_text_nodes_only_and_no_bias(variant, paths):
+    model = moved_adapter(variant=variant)
+    w_p, metapath = model.layers.weight["positive"], model.options.metapath
+    w_n = model.layers.weight["negative"] if variant != "T-P" else w_p
+    expected = by_hand(*NEW, w_n, w_p, *(metapath[key] if key else 0.0 for key in paths))
+    found = TransferableAdapter.of(model).class_features(*NEW)
+    assert not found.requires_grad
+    assert_close(found, expected.detach(), atol=1e-6, rtol=1e-5)
+    with torch.no_grad():
+        for bias in model.layers.bias.values():
+            bias += 1.0
+    assert torch.equal(TransferableAdapter.of(model).class_features(*NEW), found)
+
+
+def test_learned_weights_of_the_meta_paths_go_along():
+    model = moved_adapter(learn_metapath=True)
+    before = TransferableAdapter.of(model).class_features(*NEW)
+    with torch.no_grad():
+        model.layers.metapath["positive_to_positive"] += 0.5
+    assert not torch.allclose(TransferableAdapter.of(model).class_features(*NEW), before)
+
+
+@pytest.mark.parametrize("values", [{"text_weights": False}, {"text_weights": True}, {"variant": "free"}])
+def test_new_classes_receive_messages_in_closed_form_at_their_own_weight(values):
+    model = moved_adapter(closed_form=ClosedFormOptions(kappa=3.0, omega=0.2), **values)
+    adapter, queries = TransferableAdapter.of(model), unit_features(6, WIDTH, seed=30)
+    text = 50.0 * queries @ F.normalize(adapter.class_features(*NEW), dim=-1).t()
+    messages = model.closed_form.for_new_classes().logits(queries, NEW[0])
+    found = adapter.logits(queries, *NEW, 50.0)
+    assert_close(found, text + 0.05 * 50.0 * messages, rtol=1e-4, atol=1e-4)
+    if values != {"text_weights": True}:  # biases stay behind, and there is no W
+        assert adapter.class_features(*NEW).equal(NEW[0])

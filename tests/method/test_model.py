@@ -1,6 +1,8 @@
-"""HeGraphAdapter: its variants, its two classifiers and what they share."""
+"""HeGraphAdapter: its variants, its two classifiers and what they share, and its recipes."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,41 +10,40 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.testing import assert_close
 
+from benchmarks.tasks import unit_features
+from trainers.hegraph.config_files import load_cfg
+from trainers.hegraph.experiments.fitting import new_model
+from trainers.hegraph.experiments.run import KEPT
+from trainers.hegraph.experiments.tasks import BankTask
 from trainers.hegraph.features.bank import load_bank
-from trainers.hegraph.method.cache import adapter_loss
+from trainers.hegraph.method.cache import Logits, adapter_loss
 from trainers.hegraph.method.closed_form import ClosedForm, class_offsets
 from trainers.hegraph.method.graph import build_graph, class_prototypes
 from trainers.hegraph.method.model import HeGraphModel, build_model, shuffled
 from trainers.hegraph.method.options import ClosedFormOptions
+from trainers.hegraph.method.relations import RELATIONS
+from trainers.hegraph.training.loop import AdapterTraining, train_to_end
+
+NODE = "TRAINER.HEGRAPHADAPTER"
+FILES = sorted((Path(__file__).parents[2] / "configs" / "trainers" / "HeGraphAdapter").glob("*.yaml"))
+OURS, PAPERS = ([file for file in FILES if file.stem.endswith("_paper") == papers] for papers in (False, True))
 
 LABELS = torch.tensor([3, 0, 2, 1, 0, 2, 2, 3, 1, 0, 2])  # unequal classes in no order
 K, WIDTH, N = 4, 8, len(LABELS)
 CLOSED = ClosedFormOptions(kappa=3.0, rho=0.3, omega=0.2)
 
 
-@pytest.fixture
-def keys(unit_features) -> Tensor:
-    return unit_features(N, WIDTH, seed=1)
+KEYS, QUERIES = unit_features(N, WIDTH, seed=1), unit_features(7, WIDTH, seed=4)
+TEXT, NEGATIVE = unit_features(K, WIDTH, seed=2), unit_features(K, WIDTH, seed=3)
 
 
 @pytest.fixture
-def text(unit_features) -> tuple[Tensor, Tensor]:
-    """Positive and negative text features."""
-    return unit_features(K, WIDTH, seed=2), unit_features(K, WIDTH, seed=3)
-
-
-@pytest.fixture
-def queries(unit_features) -> Tensor:
-    return unit_features(7, WIDTH, seed=4)
-
-
-@pytest.fixture
-def build(keys, text, model_options):
+def build(model_options):
     """Builds a model of a variant; its parameters start as configured, or random with `seed`."""
 
-    def make(variant: str = "full", seed: int | None = None, **changes) -> HeGraphModel:
-        graph = build_graph(*text, class_prototypes(keys, LABELS, list("abcd")))
-        model = HeGraphModel(graph, keys, LABELS, 100.0, model_options(variant=variant, **changes))
+    def make(variant: str = "full", seed: int | None = None, negative: Tensor = NEGATIVE, **changes) -> HeGraphModel:
+        graph = build_graph(TEXT, negative, class_prototypes(KEYS, LABELS, list("abcd")))
+        model = HeGraphModel(graph, KEYS, LABELS, 100.0, model_options(variant=variant, **changes))
         if seed is not None:
             generator = torch.Generator().manual_seed(seed)
             for parameter in model.parameters():
@@ -70,29 +71,29 @@ def train(model: HeGraphModel, steps: int = 10) -> HeGraphModel:
 
 
 @pytest.mark.parametrize("omega", [0.0, 0.2])
-def test_the_variant_free_is_zero_shot_with_class_offsets_and_the_messages(build, keys, text, queries, omega):
+def test_the_variant_free_is_zero_shot_with_class_offsets_and_the_messages(build, omega):
     model = build("free", closed_form=ClosedFormOptions(kappa=3.0, omega=omega))
-    offsets = class_offsets(100.0 * keys @ text[0].t(), LABELS)
+    offsets = class_offsets(100.0 * KEYS @ TEXT.t(), LABELS)
     assert offsets.abs().max() > 1
-    messages = ClosedForm(keys, LABELS, text[0], kappa=3.0, rho=0.3).to_text
-    expected = 100 * queries @ text[0].t() + offsets + omega * 100 * (queries @ messages.weights.t() + messages.bias)
-    assert_close(model.fold().logits(queries), expected, rtol=1e-4, atol=1e-3)
+    messages = ClosedForm(KEYS, LABELS, TEXT, kappa=3.0, rho=0.3).to_text
+    expected = 100 * QUERIES @ TEXT.t() + offsets + omega * 100 * (QUERIES @ messages.weights.t() + messages.bias)
+    assert_close(model.fold().logits(QUERIES), expected, rtol=1e-4, atol=1e-3)
     assert model.fold().keys is None and not list(model.parameters())
 
 
 @pytest.mark.parametrize("variant", ["T-N", "full"])
-def test_the_messages_in_closed_form_are_added_when_the_adapter_folds(build, queries, keys, variant):
+def test_the_messages_in_closed_form_are_added_when_the_adapter_folds(build, variant):
     plain, closed = (
         train(build(variant, text_weights=False, closed_form=options)).fold()
         for options in (ClosedFormOptions(omega=0.0), CLOSED)
     )
-    messages = ClosedForm(keys, LABELS, build(variant).x_positive, kappa=3.0, rho=0.3).to_text
-    expected = 0.2 * 100 * (queries - messages.mean.float()) @ messages.weights.t()
-    gained = closed.parts(queries).text - plain.parts(queries).text
+    messages = ClosedForm(KEYS, LABELS, build(variant).x_positive, kappa=3.0, rho=0.3).to_text
+    expected = 0.2 * 100 * (QUERIES - messages.mean.float()) @ messages.weights.t()
+    gained = closed.parts(QUERIES).text - plain.parts(QUERIES).text
     # Text that hears of negative nodes alone receives no message from images
     assert_close(gained, torch.zeros_like(gained) if variant == "T-N" else expected, rtol=1e-3, atol=1e-3)
     if variant == "full":
-        assert closed.parts(queries).visual.equal(plain.parts(queries).visual)
+        assert closed.parts(QUERIES).visual.equal(plain.parts(QUERIES).visual)
 
 
 def test_shuffled_messages_reach_another_class(build):
@@ -107,17 +108,17 @@ def test_shuffled_messages_reach_another_class(build):
     assert to_visual.guess.texts.allclose(plain.guess.texts[others])
 
 
-def test_noise_is_the_deviation_of_one_image_with_either_sign(build, queries):
+def test_noise_is_the_deviation_of_one_image_with_either_sign(build):
     model = build("full", closed_form=CLOSED, noise=0.5)
-    noisy = model.with_noise(queries, torch.Generator().manual_seed(0))
+    noisy = model.with_noise(QUERIES, torch.Generator().manual_seed(0))
     rows = model.closed_form.noise
-    candidates = F.normalize(queries[:, None] + 0.5 * torch.cat([rows, -rows]), dim=-1)
+    candidates = F.normalize(QUERIES[:, None] + 0.5 * torch.cat([rows, -rows]), dim=-1)
     distances = (candidates - noisy[:, None]).norm(dim=-1)
     assert distances.min(dim=1).values.max() < 1e-5
     assert len(set(distances.argmin(dim=1).tolist())) > 1
-    assert noisy.equal(model.with_noise(queries, torch.Generator().manual_seed(0)))
-    assert build("full", closed_form=CLOSED).with_noise(queries, torch.Generator()).equal(queries)
-    plain, moved = model(queries), model(queries, noisy=queries.flip(0))  # the text classifier alone sees it
+    assert noisy.equal(model.with_noise(QUERIES, torch.Generator().manual_seed(0)))
+    assert build("full", closed_form=CLOSED).with_noise(QUERIES, torch.Generator()).equal(QUERIES)
+    plain, moved = model(QUERIES), model(QUERIES, noisy=QUERIES.flip(0))  # the text classifier alone sees it
     assert moved.visual.equal(plain.visual)
     assert moved.text.equal(plain.text.flip(0))
 
@@ -125,63 +126,55 @@ def test_noise_is_the_deviation_of_one_image_with_either_sign(build, queries):
 # --- variants
 
 
-def test_base_is_zero_shot_without_parameters(build, queries, text):
+def test_base_is_zero_shot_without_parameters(build):
     model = build("base")
     assert list(model.parameters()) == [] and model.parameter_groups(0.1, 0.1, 0.1) == []
-    assert_close(model(queries).text, 100 * queries @ text[0].t(), rtol=0, atol=1e-4)
-    assert model(queries).visual is None
+    assert_close(model(QUERIES).text, 100 * QUERIES @ TEXT.t(), rtol=0, atol=1e-4)
+    assert model(QUERIES).visual is None
 
 
-def test_t_has_the_text_logits_of_the_full_variant_trained_with_the_same_batches(build, queries):
-    alone, full = (train(build(variant)).fold().parts(queries) for variant in ("T", "full"))
+def test_t_has_the_text_logits_of_the_full_variant_trained_with_the_same_batches(build):
+    alone, full = (train(build(variant)).fold().parts(QUERIES) for variant in ("T", "full"))
     assert alone.text.equal(full.text)  # the two classifiers share no parameter
     assert alone.visual is None and full.visual is not None
-    assert not torch.allclose(alone.text, build("base")(queries).text, atol=1e-2)
+    assert not torch.allclose(alone.text, build("base")(QUERIES).text, atol=1e-2)
 
 
-def test_t_p_does_not_see_the_negative_text_and_t_n_sends_nothing_else_to_positive_nodes(build, text, queries):
-    before = {variant: build(variant, seed=1).fold().parts(queries).text for variant in ("T-P", "T-N")}
-    heavier = {key: build("T-N", seed=1, **{key: 9.0}) for key in ("ALPHA_PP", "ALPHA_VP", "BETA_VN")}
-    same = {key: model.fold().parts(queries).text.equal(before["T-N"]) for key, model in heavier.items()}
+def test_t_p_does_not_see_the_negative_text_and_t_n_sends_nothing_else_to_positive_nodes(build):
+    def text_of(variant: str, **changes) -> Tensor:
+        return build(variant, seed=1, **changes).fold().parts(QUERIES).text
+
+    before, other = text_of("T-N"), NEGATIVE.flip(0)
+    same = {key: text_of("T-N", **{key: 9.0}).equal(before) for key in ("ALPHA_PP", "ALPHA_VP", "BETA_VN")}
     assert same == {"ALPHA_PP": True, "ALPHA_VP": True, "BETA_VN": False}
-    text[1].copy_(text[1].flip(0))
-    assert build("T-P", seed=1).fold().parts(queries).text.equal(before["T-P"])
-    assert not build("T-N", seed=1).fold().parts(queries).text.allclose(before["T-N"])
+    assert text_of("T-P", negative=other).equal(text_of("T-P"))
+    assert not text_of("T-N", negative=other).allclose(before)
 
 
 # --- prediction
 
 
 @pytest.mark.parametrize("variant", ["base", "T-P", "full"])
-def test_folding_equals_forward_in_evaluation_mode_and_passes_messages_once(build, queries, monkeypatch, variant):
-    model = build(variant, seed=1, alpha_c=8.0, beta_c=3.0)
+def test_folding_equals_forward_in_evaluation_mode_and_passes_messages_once(build, monkeypatch, variant):
+    model = build(variant, seed=1, alpha_c=8.0, beta_c=3.0, ALPHA_NP=5.0, ALPHA_NP_TEST=0.1)
     adapt, calls = model.adapt, []
     monkeypatch.setattr(model, "adapt", lambda: calls.append(None) or adapt())
     folded = model.train().fold()
-    predicted = folded.parts(queries)
-    assert len(calls) == 1 and not predicted.text.requires_grad
-    expected = model.eval()(queries)
+    predicted = folded.parts(QUERIES)
+    assert len(calls) == 1 and model.training and not predicted.text.requires_grad
+    expected = model.eval()(QUERIES)
     assert_close(predicted.text, expected.text)
     assert (predicted.visual is not None) == (variant == "full")
     if variant == "full":
         assert_close(predicted.visual, expected.visual)
-        assert_close(folded.logits(queries), predicted.text + 8 * predicted.visual)
-
-
-@pytest.mark.parametrize("training", [True, False])
-def test_folding_uses_the_test_weight_and_leaves_the_mode_as_it_was(build, queries, training):
-    model = build("T", seed=1, ALPHA_NP=5.0, ALPHA_NP_TEST=0.1).train(training)
-    predicted = model.fold().parts(queries)
-    assert model.training == model.layers.training == training
-    assert_close(predicted.text, build("T", seed=1, ALPHA_NP=0.1, ALPHA_NP_TEST=0.1).fold().parts(queries).text)
-    assert not torch.allclose(model.train()(queries).text, predicted.text)
+        assert_close(folded.logits(QUERIES), predicted.text + 8 * predicted.visual)
 
 
 # --- parameters
 
 
 @pytest.mark.parametrize("variant", ["T-N", "full"])
-def test_parameter_groups_hold_every_parameter_once_at_its_rate_and_training_moves_all(build, keys, text, variant):
+def test_parameter_groups_hold_every_parameter_once_at_its_rate_and_training_moves_all(build, variant):
     model = build(variant, seed=1, learn_metapath=True)
     groups = model.parameter_groups(0.1, 0.5, 0.3)
     rates = {id(p): group["lr"] for group in groups for p in group["params"]}
@@ -192,10 +185,10 @@ def test_parameter_groups_hold_every_parameter_once_at_its_rate_and_training_mov
         assert rates[id(parameter)] == pytest.approx(expected), name
     assert set(model.state_dict()) == {name for name, _ in model.named_parameters()}
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    features = [x.clone() for x in (keys, *text)]
+    features = [x.clone() for x in (KEYS, TEXT, NEGATIVE)]
     train(model, steps=1)
     assert [name for name, parameter in model.named_parameters() if parameter.equal(before[name])] == []
-    assert all(x.equal(y) for x, y in zip(features, (keys, *text)))  # training leaves the features alone
+    assert all(x.equal(y) for x, y in zip(features, (KEYS, TEXT, NEGATIVE)))  # training leaves the features alone
 
 
 @pytest.mark.parametrize("shuffle", ["none", "negative"])
@@ -210,3 +203,49 @@ def test_a_model_is_built_of_the_features_of_a_task(tiny_bank, model_options, sh
     )
     expected = HeGraphModel(graph, bank.cache_keys(), bank.train_labels, bank.logit_scale, model_options())
     assert all(x.equal(y) for x, y in zip(model.adapt(), expected.adapt()))
+
+
+# --- the recipes of the configuration files
+
+
+def test_every_file_of_ours_has_all_six_relations_with_a_w_from_zero():
+    for file in OURS:
+        options = load_cfg("", str(file)).model
+        found = options.variant, options.text_weights, options.bias, options.weight_init
+        assert found == ("full", True, True, "zero"), file.stem
+        assert {f"{NODE}.{key}" for key in options.metapath} <= set(KEPT)  # by a trained model
+        assert all(options.metapath[relation.weight_key] for relation in RELATIONS if relation.weight_key)
+        assert options.metapath["ALPHA_NP_TEST"] == options.metapath["ALPHA_NP"] == 0.2
+
+
+def test_every_file_of_the_papers_has_its_recipe_and_nothing_of_ours():
+    for file in PAPERS:
+        cfg = load_cfg("", str(file), {"DATASET.NUM_SHOTS": 1})
+        options, training = cfg.model, cfg.training
+        found = options.text_weights, options.weight_init, options.noise, options.closed_form.omega
+        assert found == (True, "xavier", 0.0, 0.0), file.stem
+        assert (options.metapath["ALPHA_NP"], options.metapath["ALPHA_NP_TEST"]) == (0.2, 0.1)
+        assert (options.alpha_c, options.beta_c, training.leave_one_out) == (1.0, 5.5, False)
+        found = training.learning_rate, training.weight_lr_mult, training.epochs, training.min_steps
+        assert found == (0.001, 1.0, 30, 0)
+        found = training.lr_width, training.lr_tau, training.weak_text_lr_mult, training.visual_weight
+        assert found == (0, 0.0, 1.0, 0.1)
+
+
+def test_every_w_moves_and_leaving_out_any_relation_changes_the_logits(tiny_bank):
+    def trained(*pairs: object) -> tuple[HeGraphModel, Logits]:
+        """What the default recipe leaves of two images for each class, and its logits of the test images."""
+        cfg = load_cfg("", "vit_b32", {"DATASET.NUM_SHOTS": 2, f"{NODE}.MIN_STEPS": 30}, list(pairs))
+        task = BankTask(tiny_bank, cfg, 1)
+        bank = task.bank()
+        model = new_model(bank, cfg, 1)
+        train_to_end(AdapterTraining(model, task.batches(bank), cfg.training))
+        return model, model.fold().parts(bank.test_features)
+
+    model, whole = trained()
+    assert set(model.layers.weight) == {"positive", "negative", "visual"}
+    assert all(weight.any() for weight in model.layers.weight.values())
+    for relation in RELATIONS:
+        left_out = (f"{NODE}.{relation.weight_key}", 0.0) if relation.weight_key else (f"{NODE}.VISUAL_LR", 0.0)
+        of_text, of_cache = ((a - b).abs().max() for a, b in zip(whole, trained(*left_out)[1]))
+        assert (of_text if relation.weight_key else of_cache) > 1e-5, relation.name

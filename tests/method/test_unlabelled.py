@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.testing import assert_close
 
+from benchmarks.tasks import unit_features
 from trainers.hegraph.method import unlabelled
 from trainers.hegraph.method.cache import FoldedClassifier
 from trainers.hegraph.method.closed_form import TextGuess
@@ -42,12 +43,11 @@ K, M, WIDTH, TAU, T = 3, 7, 5, 20.0, 1.7
 LABELS = torch.tensor([0, 0, 1, 2])  # N = 4
 
 
-@pytest.fixture
-def tiny(unit_features) -> tuple[FoldedClassifier, Graph, Tensor]:
-    """A classifier with a bias, what it was trained on, and M images."""
-    text = unit_features(K, WIDTH, seed=1)
-    graph = Graph(F.normalize(text[LABELS] + unit_features(4, WIDTH, seed=2), dim=-1), LABELS, text)
-    return FoldedClassifier(TAU / 4 * text, torch.tensor([0.3, 0.0, -0.2])), graph, unit_features(M, WIDTH, seed=3)
+# A classifier with a bias, what it was trained on, and M images
+TEXT = unit_features(K, WIDTH, seed=1)
+CLASSIFIER = FoldedClassifier(TAU / 4 * TEXT, torch.tensor([0.3, 0.0, -0.2]))
+GRAPH = Graph(F.normalize(TEXT[LABELS] + unit_features(4, WIDTH, seed=2), dim=-1), LABELS, TEXT)
+IMAGES = unit_features(M, WIDTH, seed=3)
 
 
 def unlabelled_graph(text: Tensor) -> Graph:
@@ -58,13 +58,11 @@ def given_shares(monkeypatch, offsets: float, prior: float) -> None:
     monkeypatch.setattr(ClassShares, "of", lambda *_: ClassShares(0.9, 0.5, offsets, prior))
 
 
-def by_hand(
-    classifier: FoldedClassifier, graph: Graph, images: Tensor, rounds: int, lam: float, mu: float
-) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+def by_hand(graph: Graph, rounds: int, lam: float, mu: float) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     """The module's equations in float64, with explicit inverses and every difference of an image and a class formed:
     q `[M, K]`, and what is added to the logits of images outside the graph, `[B, d]` to `[B, K]`."""
-    f, keys, hard = images.double(), graph.keys.double(), F.one_hot(graph.labels, K).double()
-    n, a = len(keys), (classifier.logits(images).double() / T).log_softmax(dim=1)
+    f, keys, hard = IMAGES.double(), graph.keys.double(), F.one_hot(graph.labels, K).double()
+    n, a = len(keys), (CLASSIFIER.logits(IMAGES).double() / T).log_softmax(dim=1)
     q, o = a.exp(), torch.zeros(K).double()
     omega = 0.4 * M**2 / (M**2 + (6 * K) ** 2) * (1.0 if n else min(1.0, 2 * 0.9))
 
@@ -108,36 +106,33 @@ def by_hand(
 @pytest.mark.parametrize("rounds", [1, 2])
 @pytest.mark.parametrize("labelled", [True, False])
 @pytest.mark.parametrize(("lam", "mu"), [(0.3, 0.6), (1.0, 0.0)])
-def test_the_rounds_are_the_equations(rounds, labelled, lam, mu, tiny, monkeypatch):
-    classifier, graph, images = tiny
-    graph = graph if labelled else unlabelled_graph(graph.text)
+def test_the_rounds_are_the_equations(rounds, labelled, lam, mu, monkeypatch):
+    graph = GRAPH if labelled else unlabelled_graph(TEXT)
     monkeypatch.setattr(unlabelled, "ROUNDS", rounds)
     monkeypatch.setattr(unlabelled, "ROWS", 3)  # three blocks
     given_shares(monkeypatch, lam, mu)
-    heard = graph.hear(classifier, images, TAU, T)
-    q, added = by_hand(classifier, graph, images, rounds, lam, mu)
+    heard = graph.hear(CLASSIFIER, IMAGES, TAU, T)
+    q, added = by_hand(graph, rounds, lam, mu)
     assert_close((heard.logits / T).softmax(dim=1).double(), q, rtol=1e-4, atol=1e-6)
-    outside = F.normalize(images[:4] + images[3:], dim=-1)
-    expected = classifier.logits(outside) + added(outside.double())
+    outside = F.normalize(IMAGES[:4] + IMAGES[3:], dim=-1)
+    expected = CLASSIFIER.logits(outside) + added(outside.double())
     assert_close(heard.classifier.logits(outside).double(), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_a_classifier_without_a_bias_gets_one_and_the_cache_stays(tiny, monkeypatch):
-    classifier, graph, images = tiny
+def test_a_classifier_without_a_bias_gets_one_and_the_cache_stays(monkeypatch):
     given_shares(monkeypatch, 1.0, 0.0)
-    plain = graph.hear(replace(classifier, bias=torch.zeros(K)), images, TAU, T).classifier
-    none = graph.hear(replace(classifier, bias=None), images, TAU, T).classifier
-    assert_close(none.logits(images), plain.logits(images))
-    cached = replace(classifier, keys=graph.keys, labels=graph.labels, alpha=0.0, beta=5.5)
-    found = graph.hear(cached, images, TAU, T).classifier
-    assert found.keys is graph.keys and (found.alpha, found.beta) == (0.0, 5.5)
+    cache = {"keys": GRAPH.keys, "labels": GRAPH.labels, "alpha": 0.0, "beta": 5.5}
+    plain, none = (replace(CLASSIFIER, bias=bias, **cache) for bias in (torch.zeros(K), None))
+    plain, none = (GRAPH.hear(classifier, IMAGES, TAU, T).classifier for classifier in (plain, none))
+    assert_close(none.logits(IMAGES), plain.logits(IMAGES))
+    assert none.keys is GRAPH.keys and (none.alpha, none.beta) == (0.0, 5.5)
 
 
-def test_copies_of_an_image_count_once(tiny):
-    classifier, graph, images = tiny
-    once, copied = (graph.hear(classifier, rows, TAU, T) for rows in (images, images[[3, 0, 1, 2, 3, 4, 5, 6]]))
+def test_copies_of_an_image_count_once():
+    copies = [3, 0, 1, 2, 3, 4, 5, 6]
+    once, copied = (GRAPH.hear(CLASSIFIER, rows, TAU, T) for rows in (IMAGES, IMAGES[copies]))
     assert torch.equal(copied.classifier.weights, once.classifier.weights)
-    assert torch.equal(copied.logits, once.logits[[3, 0, 1, 2, 3, 4, 5, 6]])
+    assert torch.equal(copied.logits, once.logits[copies])
 
 
 # Class shares
