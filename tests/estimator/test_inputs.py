@@ -1,7 +1,9 @@
-"""What may be handed to the classifier, what it makes of it, and what it refuses."""
+"""What may be handed to the classifier, what it makes of it and refuses; scikit-learn's checks, seeds, and pickles."""
 
 from __future__ import annotations
 
+import pickle
+import random
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from trainers.hegraph import HeGraphClassifier, UserError, load_backbone
 from trainers.hegraph.estimator.inputs import class_names, image_list, unit_rows, with_labels
@@ -19,6 +22,7 @@ from trainers.hegraph.training import memory
 
 PICTURE = Image.new("RGB", (8, 8))
 NODE = "TRAINER.HEGRAPHADAPTER."
+QUICK = {"OPTIM.MAX_EPOCH": 2, f"{NODE}MIN_STEPS": 0}
 
 
 def test_paths_and_pictures_are_told_from_features():
@@ -216,3 +220,41 @@ def test_the_shots_are_those_of_the_largest_class(data, quick):
     assert (model.trained_on.shots, model.trained_on.num_train, model.classnames) == (4, 9, tuple("abcd"))
     assert model.trained_on.config["OPTIM.LR"] == 0.00015  # the row of BY_SHOTS
     assert quick().fit(data.X[rows[[0, 1]]], [0, 1]).model_.trained_on.shots == 1
+
+
+# What scikit-learn asks for
+
+
+@parametrize_with_checks([HeGraphClassifier(options=QUICK)])
+def test_the_checks_of_scikit_learn_pass(estimator, check):
+    check(estimator)
+
+
+def test_training_leaves_the_global_generators_alone(data, quick):
+    def state() -> tuple:
+        return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+
+    before = state()
+    quick().fit(data.X, data.y)
+    assert state() == before
+
+
+def test_a_number_is_the_seed_and_a_generator_draws_one(data, quick):
+    def weights(random_state: object) -> torch.Tensor:
+        # one image of a batch at a time, so that the order matters
+        options = QUICK | {"DATALOADER.TRAIN_X.BATCH_SIZE": 1}
+        classifier = quick(random_state=random_state, options=options).fit(data.X[:12], data.y[:12])
+        return classifier.model_.classifier.weights
+
+    assert torch.equal(weights(5), weights(np.int64(5)))
+    assert not torch.equal(weights(5), weights(6))
+    generator = np.random.RandomState(0)
+    first, second = weights(generator), weights(generator)
+    assert torch.equal(weights(np.random.RandomState(0)), first) and not torch.equal(first, second)
+
+
+def test_it_is_pickled_without_its_backbone(digits, digit_classifier):
+    packed = pickle.dumps(digit_classifier)
+    assert len(packed) < 1_000_000
+    again = pickle.loads(packed)
+    np.testing.assert_array_equal(again.predict(digits.others), digit_classifier.predict(digits.others))
