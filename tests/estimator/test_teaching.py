@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import pickle
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,7 +22,6 @@ from trainers.hegraph.__main__ import main
 from trainers.hegraph.method.cache import FoldedClassifier
 from trainers.hegraph.method.closed_form import OMEGA_NEW, TextGuess
 from trainers.hegraph.method.unlabelled import ClassSums, hear_unlabelled
-from trainers.hegraph.models.folder import load_model
 from trainers.hegraph.predict.prediction import Options, open_model
 from trainers.hegraph.training import memory
 
@@ -363,12 +363,12 @@ def test_a_start_without_any_label(data, quick):
 # The command `train-more`
 
 
-@pytest.fixture
-def model(digits, tmp_path) -> Path:
-    """A folder of a model that was taught the digits 0 and 1."""
+def teach(digits: SimpleNamespace, folder: Path, *labels: str | int) -> Path:
+    """The folder of a model that was taught the digits 0 and 1, each under a label."""
     classifier = HeGraphClassifier(config="mini", dataset_config="digits", variant="free")
-    classifier.fit(digits.pictures[:6], ["zero"] * 3 + ["one"] * 3).save_pretrained(tmp_path / "model")
-    return tmp_path / "model"
+    y, names = np.repeat(labels, 3), dict(zip(labels, ("zero", "one")))
+    classifier.fit(digits.pictures[:6], y, classnames=names).save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture
@@ -381,32 +381,27 @@ def root(digits, tmp_path) -> Path:
     return tmp_path / "images"
 
 
-def test_images_and_classes_of_a_folder_join_the_model(model, root, digits, tmp_path, capsys):
+@pytest.mark.parametrize("labels", [("zero", "one", "two"), (0, 1, 2)], ids=str)
+def test_images_and_classes_of_a_folder_join_the_model(labels, root, digits, tmp_path, capsys):
+    model, more = teach(digits, tmp_path / "model", *labels[:2]), tmp_path / "more"
     before = {path.name: path.read_bytes() for path in model.iterdir()}
-    assert main(["train-more", str(model), "--root", str(root), "--out", str(tmp_path / "more")]) == 0
-    said = capsys.readouterr().out
-    assert "two: 3 more images, 3 in all\nzero: 1 more images, 4 in all\n4 images added, 3 classes" in said
-    found = load_model(tmp_path / "more")
-    assert (found.classnames, found.images) == (("one", "two", "zero"), (3, 3, 4))
+    assert main(["train-more", str(model), "--root", str(root), "--out", str(more)]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert sorted(said[:-1]) == ["two: 3 more images, 3 in all", "zero: 1 more images, 4 in all"]
+    assert said[-1].startswith("4 images added, 3 classes")
     assert {path.name: path.read_bytes() for path in model.iterdir()} == before
-    classifier = HeGraphClassifier.from_pretrained(tmp_path / "more")
-    assert classifier.predict(digits.pictures[6:9]).tolist() == ["two"] * 3
-    assert main(["train-more", str(tmp_path / "more"), "--root", str(root), "--in-place"]) == 2
+    found = HeGraphClassifier.from_pretrained(more)
+    assert dict(zip(found.model_.classnames, found.model_.images)) == {"zero": 4, "one": 3, "two": 3}
+    assert found.classes_.tolist() == sorted(labels)
+    assert found.predict(digits.pictures[6:9]).tolist() == [labels[2]] * 3
+    assert main(["train-more", str(more), "--root", str(root), "--in-place"]) == 2
     assert "was taught all 6 images before" in capsys.readouterr().err
+    assert main(["train-more", str(model), "--root", str(root), "--in-place"]) == 0
+    assert (model / "config.json").read_bytes() == (more / "config.json").read_bytes()
 
 
-def test_in_place_and_labels_that_are_numbers(root, digits, tmp_path):
-    classifier = HeGraphClassifier(config="mini", dataset_config="digits", variant="free")
-    classifier.fit(digits.pictures[:6], [0] * 3 + [1] * 3, classnames=["zero", "one"]).save_pretrained(
-        tmp_path / "model"
-    )
-    assert main(["train-more", str(tmp_path / "model"), "--root", str(root), "--in-place"]) == 0
-    loaded = HeGraphClassifier.from_pretrained(tmp_path / "model")
-    assert loaded.classes_.tolist() == [0, 1, 2] and loaded.predict(digits.pictures[6:9]).tolist() == [2] * 3
-    assert loaded.model_.classnames == ("zero", "one", "two") and loaded.model_.images == (4, 3, 3)
-
-
-def test_what_cannot_be_is_one_line_and_the_model_stays(model, root, finished_digits, digits, tmp_path, capsys):
+def test_what_cannot_be_is_one_line_and_the_model_stays(root, finished_digits, digits, tmp_path, capsys):
+    model = teach(digits, tmp_path / "model", "zero", "one")
     before = {path.name: path.read_bytes() for path in model.iterdir()}
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "a.tex").write_text("years of work")
