@@ -1,4 +1,4 @@
-"""A headless Chromium that keeps what it asked the network for and what went wrong in its scripts."""
+"""The pages of commands: served, asked as a program does, and shown in a headless Chromium."""
 
 from __future__ import annotations
 
@@ -7,22 +7,28 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlsplit
 
 import pytest
+import requests
 
 T = TypeVar("T")
+HTTP = requests.Session()
+HTTP.trust_env = False  # no proxy
 
 PHONE = (360, 740)  # CSS pixels
 ARGUMENTS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
     *("--disable-background-networking", "--disable-component-update", "--window-size=1280,900"),
 )
+SENT = ("Network.requestWillBeSent", "Network.webSocketCreated")
 # Gradio asks for the progress of an upload, and says so in the console if the upload has ended before, or a page that
 # is left had asked for something
 OF_GRADIO = ("/gradio_api/upload_progress", " Response", "AbortError", "errored out")
@@ -50,23 +56,21 @@ def serving(words: Sequence[str], cwd: Path = Path(__file__).parents[1], **envir
 
 
 @contextmanager
-def browsing(words: Sequence[str], profile: Path) -> Iterator[Browser]:
-    """Chromium on the page of a command; `profile` is an empty folder."""
-    with serving(words) as address:
+def browsing(profile: Path, *arguments: str) -> Iterator[Browser]:
+    """Chromium on the page of a command of ours; `profile` is an empty folder. In the end no script has failed, and no
+    request has left the machine.
+    """
+    with serving([sys.executable, "-m", "trainers.hegraph", *arguments]) as address:
         browser = Browser(profile, address)
         try:
             yield browser
+            browser.check_logs()
         finally:
             browser.driver.quit()
 
 
 class Browser:
-    """Chromium on one page.
-
-    Args:
-        profile: An empty folder.
-        address: Of the page.
-    """
+    """Chromium on the page at an address; `profile` is an empty folder."""
 
     def __init__(self, profile: Path, address: str) -> None:
         webdriver = pytest.importorskip("selenium.webdriver", reason="selenium, which drives the browser, is not there")
@@ -82,8 +86,6 @@ class Browser:
         self.actions = lambda: webdriver.ActionChains(self.driver, duration=10)
         self.keys = webdriver.Keys
         self.address = address
-        self.requested: set[str] = set()
-        self.errors: list[str] = []
 
     def open(self, *selectors: str) -> None:
         """Opens the page anew, and waits until it can be used: elements of these CSS selectors are displayed."""
@@ -103,13 +105,8 @@ class Browser:
 
     def find(self, selector: str) -> list:
         """The elements of a CSS selector that are displayed."""
-
-        def displayed() -> list:
-            return [
-                element for element in self.driver.find_elements("css selector", selector) if element.is_displayed()
-            ]
-
-        return self.settled(displayed)
+        elements = partial(self.driver.find_elements, "css selector", selector)
+        return self.settled(lambda: [element for element in elements() if element.is_displayed()])
 
     def wait(self, condition: Callable[[], object], seconds: float = 60) -> None:
         """Waits until a condition holds, and fails with the page's answer if it does not."""
@@ -170,19 +167,12 @@ class Browser:
         finally:
             self.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
-    def read_logs(self) -> None:
-        """Adds what the browser has logged to `requested` and `errors`."""
-        for entry in self.driver.get_log("performance"):
-            message = json.loads(entry["message"])["message"]
-            if message["method"] in ("Network.requestWillBeSent", "Network.webSocketCreated"):
-                parameters = message["params"]
-                self.requested.add(parameters.get("request", parameters)["url"])
-        for entry in self.driver.get_log("browser"):
-            if entry["level"] == "SEVERE" and not any(part in entry["message"] for part in OF_GRADIO):
-                self.errors.append(entry["message"])
-
-    def hosts(self) -> set[str]:
-        """The hosts that the network was asked for; pages and data of the browser itself have none."""
-        self.read_logs()
-        inside = ("data", "blob", "chrome", "about", "chrome-extension")
-        return {urlsplit(url).netloc for url in self.requested if urlsplit(url).scheme not in inside}
+    def check_logs(self) -> None:
+        """What the browser has logged is no failure of a script, and no request to another host."""
+        messages = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
+        sent = [each["params"] for each in messages if each["method"] in SENT]
+        urls = [urlsplit(each.get("request", each)["url"]) for each in sent]
+        inside = ("data", "blob", "chrome", "about", "chrome-extension")  # pages and data of the browser itself
+        assert {url.netloc for url in urls if url.scheme not in inside} == {urlsplit(self.address).netloc}
+        errors = [entry["message"] for entry in self.driver.get_log("browser") if entry["level"] == "SEVERE"]
+        assert [error for error in errors if not any(part in error for part in OF_GRADIO)] == []

@@ -6,7 +6,6 @@ The project is the sample of the digits with one label changed. The pictures hav
 from __future__ import annotations
 
 import io
-import sys
 import tempfile
 from pathlib import Path
 
@@ -26,8 +25,8 @@ def main() -> None:
         write_sample(folder)
         wrong = sorted((folder / "train" / "six").iterdir())[0]
         wrong.rename(folder / "train" / "four" / wrong.name)
-        words = [sys.executable, "-m", "trainers.hegraph.teach", str(folder), "--backbone", "hegraph-mini"]
-        with browsing(words, Path(temporary, "profile")) as browser:
+        profile = Path(temporary, "profile")
+        with browsing(profile, "teach", str(folder), "--backbone", "hegraph-mini") as browser:
             browser.driver.set_window_size(*SIZE)
             browser.open("#classes form", "#accuracy")
             browser.wait(lambda: "have still to be encoded" not in browser.text("body"))

@@ -1,8 +1,7 @@
-"""What the tests of the page share: a model of the digits with thumbnails, and the page as a user starts it."""
+"""What the tests of the page share: a model of the digits with thumbnails, and pictures of digits."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -34,9 +33,3 @@ def written() -> Callable[..., Image.Image]:
         return image
 
     return draw
-
-
-@pytest.fixture(scope="session")
-def demo_words() -> list[str]:
-    """The words that begin the command."""
-    return [sys.executable, "-m", "trainers.hegraph.demo"]

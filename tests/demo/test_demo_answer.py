@@ -86,9 +86,8 @@ def test_classes_of_one_name_are_told_apart_by_their_ids(digits, features):
 
 def test_the_page_warns_where_few_images_of_known_classes_score_as_low(digits, features):
     found = answer(digits.model, features[:1])
-    energy = (
-        (digits.model.classifier.logits(features[:1])[0].double() / digits.model.temperature).exp().sum().log().item()
-    )
+    logits = digits.model.classifier.logits(features[:1])[0].double()
+    energy = (logits / digits.model.temperature).exp().sum().log().item()
     below = sum(quantile < energy for quantile in digits.model.known.quantiles)  # of 101, one for each percent
     assert 100 * found.share_below == pytest.approx(below - 0.5, abs=0.5001)
     assert answer(changed(digits.model, known=None), features[:1]).share_below is None
@@ -101,9 +100,8 @@ def test_the_page_warns_where_few_images_of_known_classes_score_as_low(digits, f
 def test_the_reasons_are_the_two_opinions_the_logits_and_what_the_model_sees_as_text(digits, features):
     evil = '<img src=x onerror="alert(1)">&amp;'
     first, second = Evidence(evil, 3.25, 1.5), Evidence("b", 1.0, 2.125)
-    agreed = replace(
-        answer(digits.model, features[:1]), winner=first, runner_up=second, text_choice=evil, cache_choice=evil
-    )
+    found = answer(digits.model, features[:1])
+    agreed = replace(found, winner=first, runner_up=second, text_choice=evil, cache_choice=evil)
     assert f"both say <b>{evil}</b>" in unescape(reasons(agreed)) and "<img" not in reasons(agreed)
     page = reasons(replace(agreed, text_choice="nine", cache_choice="two"), seen=Image.new("RGB", (8, 8)))
     assert "alone says <b>nine</b>" in page

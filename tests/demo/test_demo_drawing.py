@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from trainers.hegraph.datasets.digits import CLASSNAMES, open_digit
-from trainers.hegraph.demo.drawing import PNG, SIDE, ink_of_canvas, is_of_digits, scan_of_ink, scan_of_picture
+from trainers.hegraph.demo.drawing import PNG, SIDE, as_png, ink_of_canvas, is_of_digits, scan_of_ink, scan_of_picture
 from trainers.hegraph.utils.errors import UserError
 
 
@@ -53,10 +53,8 @@ def test_only_a_model_of_the_digits_is_drawn_for(digits):
     assert not is_of_digits(digits.model.model_copy(update={"classnames": ("cat", *digits.model.classnames[1:])}))
 
 
-def url(image, file_format="PNG"):
-    buffer = io.BytesIO()
-    image.save(buffer, format=file_format)
-    return PNG + base64.b64encode(buffer.getvalue()).decode()
+def url(image: Image.Image) -> str:
+    return PNG + base64.b64encode(as_png(image)).decode()
 
 
 def test_the_ink_of_the_canvas_is_how_bright_it_is_and_what_no_canvas_sends_is_refused():
@@ -64,10 +62,12 @@ def test_the_ink_of_the_canvas_is_how_bright_it_is_and_what_no_canvas_sends_is_r
     image.paste("white", (10, 20, 30, 40))
     ink = ink_of_canvas(url(image))
     assert (ink.shape, ink.sum(), ink[20:40, 10:30].min()) == ((SIDE, SIDE), 400, 1)
+    gif = io.BytesIO()
+    image.save(gif, "GIF")
     blank, large = Image.new("L", (SIDE, SIDE)), Image.new("1", (60_000, 10_000), 1)
     for value in (
         None, 7, "http://127.0.0.1/image.png", PNG, PNG + "A" * 300_000, url(blank), url(image)[:60], url(large),
-        url(image, "GIF"), url(Image.new("L", (8, 8), 255)),
+        PNG + base64.b64encode(gif.getvalue()).decode(), url(Image.new("L", (8, 8), 255)),
     ):  # fmt: skip
         with pytest.raises(UserError, match="the drawing came damaged"):
             ink_of_canvas(value)

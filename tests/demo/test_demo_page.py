@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import sys
-import urllib.error
-import urllib.request
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from browser import HTTP
 from PIL import Image
 
 from trainers.hegraph.datasets.digits import CLASSNAMES, open_digit
@@ -60,10 +58,7 @@ def test_an_upload_is_opened_only_if_it_lies_in_its_folder_and_is_a_file(page, u
 def test_what_is_no_image_or_too_large_is_one_clear_line(answers, uploads):
     (uploads / "notes.png").write_bytes(b"no <image>")
     Image.new("1", (10_000, 5_001)).save(uploads / "huge.png")
-    for name, said in (
-        ("notes", "This file is no image"),
-        ("huge", "more than 50 million pixels; take a smaller one."),
-    ):
+    for name, said in (("notes", "This file is no image"), ("huge", "50 million pixels; take a smaller one.")):
         html, *rest = answers({"path": str(uploads / f"{name}.png")})
         assert 'role="alert"' in html and said in html and rest == [None] * 3
 
@@ -124,27 +119,15 @@ def test_a_folder_without_a_model_and_no_gradio_are_one_clear_line(page, tmp_pat
 
 # The page over HTTP
 
-OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-
-
-def get(url: str) -> tuple[int, str]:
-    """Status and body."""
-    try:
-        with OPENER.open(url, timeout=30) as answer:
-            return answer.status, answer.read().decode()
-    except urllib.error.HTTPError as error:
-        return error.code, error.read().decode()
-
 
 def asked(address: str, kind: str, value: object, session: str) -> str:
     """What the page answers to a value of a component as a program, and no browser, would send it."""
-    config = json.loads(get(f"{address}/config")[1])
+    config = HTTP.get(f"{address}/config", timeout=30).json()
     [part] = [each["id"] for each in config["components"] if kind in (each["type"], each["props"].get("elem_id"))]
     [number] = [each["id"] for each in config["dependencies"] if each["inputs"] == [part]]
-    sent = json.dumps({"data": [value], "fn_index": number, "session_hash": session}).encode()
-    request = urllib.request.Request(f"{address}/gradio_api/queue/join", sent, {"Content-Type": "application/json"})
-    with OPENER.open(request, timeout=30):
-        return get(f"{address}/gradio_api/queue/data?session_hash={session}")[1]
+    sent = {"data": [value], "fn_index": number, "session_hash": session}
+    HTTP.post(f"{address}/gradio_api/queue/join", json=sent, timeout=30).raise_for_status()
+    return HTTP.get(f"{address}/gradio_api/queue/data?session_hash={session}", timeout=30).text
 
 
 def test_the_page_is_served_without_statistics_and_with_limits_and_no_file_of_this_machine_is(
@@ -156,12 +139,12 @@ def test_the_page_is_served_without_statistics_and_with_limits_and_no_file_of_th
     address, uploads = f"http://127.0.0.1:{port}", tmp_path / "uploads"
 
     def visit() -> None:  # while the page is served
-        config = get(f"{address}/config")[1].replace(" ", "")
+        config = HTTP.get(f"{address}/config", timeout=30).text.replace(" ", "")
         assert '"analytics_enabled":false' in config
         assert f'"max_file_size":{20 * 2**20}' in config
         assert all(name in config for name in CLASSNAMES)
         for file in (model_folder / "config.json", model_folder / "thumbnails" / "00000.jpg", Path("/etc/hostname")):
-            assert get(f"{address}/gradio_api/file={file}")[0] in (403, 404)
+            assert HTTP.get(f"{address}/gradio_api/file={file}", timeout=30).status_code in (403, 404)
         open_digit("digits/0900").save(tmp_path / "image.png")
         meta = {"meta": {"_type": "gradio.FileData"}}
         paths = [str(tmp_path / "image.png"), "/dev/stdin", None]

@@ -8,14 +8,13 @@ import runpy
 import shutil
 import subprocess
 import sys
-import urllib.request
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
 import yaml
-from browser import serving
+from browser import HTTP, serving
 
 from trainers.hegraph.demo.__main__ import main
 from trainers.hegraph.demo.space import REQUIREMENTS, write_space
@@ -63,12 +62,8 @@ def test_the_requirements_are_those_of_the_package_but_what_a_page_never_imports
     lines = (space / "requirements.txt").read_text().split()
     assert lines == list(REQUIREMENTS)
     declared = (ROOT / "pyproject.toml").read_text().partition("\ndependencies = [")[2].partition("]")[0]
-    others = set(re.findall(r'"(.+?)"', declared)) - {*lines}
-    assert {re.split("[>=]", other)[0] for other in others} == {
-        *UNUSED,
-        "pandas",
-        "scipy",
-    }  # other packages bring these
+    others = {re.split("[>=]", other)[0] for other in {*re.findall(r'"(.+?)"', declared)} - {*lines}}
+    assert others == {*UNUSED, "pandas", "scipy"}, "other packages bring the last two"
 
 
 @pytest.mark.slow
@@ -112,9 +107,8 @@ SCRIPT = ["bash", "scripts/hegraph/demo.sh"]
 
 @pytest.mark.slow
 def test_the_script_shows_a_model_and_leaves_no_uploads(model_folder, tmp_path):
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with serving([*SCRIPT, str(model_folder.parent)], PYTHON=sys.executable, TMPDIR=str(tmp_path)) as address:
-        assert "HeGraphAdapter on Digits" in opener.open(f"{address}/", timeout=30).read().decode()
+        assert "HeGraphAdapter on Digits" in HTTP.get(address, timeout=30).text
         assert list(tmp_path.glob("hegraph-demo-*"))
     assert not list(tmp_path.glob("hegraph-demo-*"))
 

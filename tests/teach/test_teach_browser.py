@@ -3,29 +3,27 @@
 from __future__ import annotations
 
 import io
-import sys
-import urllib.request
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from browser import Browser, browsing
+from browser import HTTP, Browser, browsing
 
 from trainers.hegraph.datasets.digits import load_digits_dataset
 
 pytestmark = pytest.mark.slow
-WORDS = [sys.executable, "-m", "trainers.hegraph.teach"]
 
 
 def scans(folder: Path, name: str, start: int, count: int) -> list[Path]:
     """Files of some scans of a class of the digits."""
     dataset = load_digits_dataset()
     items = [item for item in dataset.train if item.classname == name][start : start + count]
+    files = {folder / f"{item.path[-4:]}.png": item.path for item in items}
     folder.mkdir(exist_ok=True)
-    for item in items:
-        dataset.open(item.path).save(folder / f"{item.path[-4:]}.png")
-    return [folder / f"{item.path[-4:]}.png" for item in items]
+    for file, path in files.items():
+        dataset.open(path).save(file)
+    return [*files]
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +37,8 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def window(folder, tmp_path_factory) -> Iterator[Browser]:
-    profile = tmp_path_factory.mktemp("profile")
-    with browsing([*WORDS, str(folder), "--backbone", "hegraph-mini"], profile) as browser:
+    words = ("teach", str(folder), "--backbone", "hegraph-mini")
+    with browsing(tmp_path_factory.mktemp("profile"), *words) as browser:
         browser.open("#classes form")
         yield browser
 
@@ -108,8 +106,7 @@ def test_classes_are_made_checked_labelled_and_taken_along(window, folder, tmp_p
     page.find("#take-model-zip")[0].click()
     page.wait(lambda: page.find("#file a"))
     address = page.find("#file a")[0].get_attribute("href")
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with zipfile.ZipFile(io.BytesIO(opener.open(address).read())) as file:
+    with zipfile.ZipFile(io.BytesIO(HTTP.get(address, timeout=30).content)) as file:
         assert "model/config.json" in file.namelist()
 
     before, [new] = counts(folder)["two"], scans(tmp_path / "new", "two", 20, 1)
@@ -152,8 +149,3 @@ def test_a_drawing_becomes_an_image_and_is_tried(window, folder):
 
 def test_nothing_is_wider_than_a_phone_and_every_control_has_a_name(window):
     window.check_on_a_phone("Classes", "Check", "Label", "Try", "Take along")
-
-
-def test_no_script_failed_and_no_request_left_the_machine(window):
-    assert window.hosts() == {window.address.removeprefix("http://")}
-    assert window.errors == []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import shutil
@@ -16,6 +15,7 @@ import pytest
 from PIL import Image
 
 from trainers.hegraph.datasets import images as images_module
+from trainers.hegraph.demo.drawing import as_png
 from trainers.hegraph.teach import journal
 from trainers.hegraph.teach import project as module
 from trainers.hegraph.teach.project import Picture, Project, file_name, new_name
@@ -23,9 +23,7 @@ from trainers.hegraph.utils.errors import UserError
 
 
 def png(colour: str, size: tuple[int, int] = (4, 4)) -> bytes:
-    data = io.BytesIO()
-    Image.new("RGB", size, colour).save(data, "PNG")
-    return data.getvalue()
+    return as_png(Image.new("RGB", size, colour))
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
@@ -157,12 +155,11 @@ def test_a_confirmed_label_is_confirmed_until_the_image_is_moved(project):
 
 def test_files_become_images_of_a_class_and_what_is_none_is_told(project, monkeypatch):
     monkeypatch.setattr(images_module, "MAX_BYTES", 10_000)
-    huge = io.BytesIO()
-    Image.new("1", (20_000, 15_000)).save(huge, "PNG")
+    huge = as_png(Image.new("1", (20_000, 15_000)))
     others = {
         "b.png": (png("lime"), "there already"), "large.png": (bytes(10_001), "MB"), "cut.png": (png("gold")[:40], ""),
         "notes.png": (b"no image", "no image"), "image.txt": (png("gray"), "ending of its name"),
-        "huge.png": (huge.getvalue()[:9_000], "million pixels"), "again.png": (png("gold"), "there already"),
+        "huge.png": (huge[:9_000], "million pixels"), "again.png": (png("gold"), "there already"),
     }  # fmt: skip
     sent = {"../../x/a.png": png("gold"), "C:\\b?.png": png("teal")}
     added, problems = project.add("cat", [*sent.items(), *((name, data) for name, (data, _) in others.items())])

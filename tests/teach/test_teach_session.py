@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 import json
 import shutil
 from collections import Counter
@@ -17,7 +16,7 @@ from PIL import Image
 from trainers.hegraph.backbones.loading import load_backbone
 from trainers.hegraph.datasets.digits import load_digits_dataset
 from trainers.hegraph.datasets.images import open_image
-from trainers.hegraph.demo.drawing import PNG, SIDE
+from trainers.hegraph.demo.drawing import PNG, SIDE, as_png
 from trainers.hegraph.estimator.training import learn
 from trainers.hegraph.labels.suggest import suggest
 from trainers.hegraph.models.folder import load_model
@@ -25,7 +24,7 @@ from trainers.hegraph.models.images import ImageModel
 from trainers.hegraph.teach import __main__ as command
 from trainers.hegraph.teach import session as module
 from trainers.hegraph.teach.project import Project
-from trainers.hegraph.teach.session import Session, View, write_sample
+from trainers.hegraph.teach.session import Session, View
 from trainers.hegraph.utils.errors import UserError
 from trainers.hegraph.utils.files import write_tensors
 
@@ -43,15 +42,10 @@ def session(mini, tmp_path) -> Session:
     dataset = load_digits_dataset()
     for name in NAMES:
         for number, item in enumerate([item for item in dataset.train if item.classname == name][:6]):
-            place = f"train/{name}" if number < 3 else "unlabelled"
-            path = (
-                tmp_path
-                / "project"
-                / ("train/one" if (name, number) == ("zero", 3) else place)
-                / f"{name}-{number}.png"
-            )
-            path.parent.mkdir(parents=True, exist_ok=True)
-            dataset.open(item.path).save(path)
+            folder = tmp_path / "project" / (f"train/{name}" if number < 3 else "unlabelled")
+            folder.mkdir(parents=True, exist_ok=True)
+            dataset.open(item.path).save(folder / f"{name}-{number}.png")
+    shutil.move(folder / "zero-3.png", tmp_path / "project/train/one")
     return Session(Project(tmp_path / "project"), mini, "hegraph-mini")
 
 
@@ -128,6 +122,10 @@ def test_features_are_kept_on_disk_and_only_those_of_this_backbone_are_taken(ses
     assert Session(session.project, mini, "hegraph-mini").features == {}
     file.write_bytes(b"damaged")
     assert Session(session.project, mini, "hegraph-mini").features == {}
+    shutil.move(again.thumbnails, file.with_name("elsewhere"))
+    again.thumbnails.symlink_to(file.with_name("elsewhere"))
+    with pytest.raises(UserError, match="leads out of the folder"):
+        Session(session.project, mini, "hegraph-mini")
 
 
 def test_encoding_can_be_stopped_and_goes_on_and_what_is_labelled_comes_first(session, monkeypatch):
@@ -140,13 +138,6 @@ def test_encoding_can_be_stopped_and_goes_on_and_what_is_labelled_comes_first(se
     assert last(session).waiting == 16
     session.stopping.clear()
     assert [view.waiting for view in session.update()] == [16, 12, 8, 4, 0]
-
-
-def test_a_new_sample_has_three_scans_of_each_class_and_more_without_a_label(tmp_path):
-    write_sample(tmp_path / "sample")
-    contents = Project(tmp_path / "sample").read()
-    assert {name: len(pictures) for name, pictures in contents.classes.items()} == dict.fromkeys(contents.classes, 3)
-    assert (len(contents.classes), len(contents.unlabelled)) == (10, 150)
 
 
 # The handlers of the page
@@ -237,10 +228,9 @@ def test_files_that_came_are_added_and_no_other_file_of_this_machine(teacher):
 
 
 def test_a_drawing_becomes_an_image_and_what_is_tried_is_explained(teacher):
-    canvas, data = Image.new("L", (SIDE, SIDE)), io.BytesIO()
+    canvas = Image.new("L", (SIDE, SIDE))
     canvas.paste(255, (130, 40, 160, 240))
-    canvas.save(data, "PNG")
-    drawing = PNG + base64.b64encode(data.getvalue()).decode()
+    drawing = PNG + base64.b64encode(as_png(canvas)).decode()
     assert teacher.do({"do": "draw", "place": "two"}, drawing) == ("1 image added", "")
     session, model = teacher.session, last(teacher.session).model
     [drawn] = [each for each in session.view.contents.classes["two"] if each.name.startswith("drawing-")]
@@ -254,6 +244,8 @@ def test_a_drawing_becomes_an_image_and_what_is_tried_is_explained(teacher):
         assert pictures[0] == (str(session.thumbnail(drawn)), "two: cosine 1.00")
         cosines = [float(caption.rpartition(" ")[2]) for _, caption in pictures]
         assert cosines == sorted(cosines, reverse=True) and len(cosines) == 5
+    Image.new("RGB", (20, 10)).save(teacher.uploads / "photo.png")
+    assert teacher({"path": str(teacher.uploads / "photo.png")})[1], "an upload is taken as it is, not as a scan"
 
 
 def test_what_is_taken_along_opens_again(teacher, tmp_path):
@@ -323,10 +315,14 @@ def test_the_command_serves_a_folder_or_the_sample_and_keeps_what_encodes_it(tmp
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(command, "check_address", lambda host, port: None)
     monkeypatch.setattr(command, "serve", lambda page, *given, **options: served.append((page.args[0], given, options)))
+    sample = tmp_path / "output/teach-digits"
     for arguments in (["mine", "--backbone", "hegraph-mini", "--port", "7861"], ["mine"], [], []):
+        assert sample.exists() == (len(served) > 2), "the sample is written where no FOLDER is given"
         assert command.main(arguments) == 0
-    folders = [session.project.folder for session, _, _ in served]
-    assert folders == [tmp_path / "mine"] * 2 + [tmp_path / "output/teach-digits"] * 2
+    assert [session.project.folder for session, _, _ in served] == [tmp_path / "mine"] * 2 + [sample] * 2
+    contents = Project(sample).read()
+    assert [len(pictures) for pictures in contents.classes.values()] == [3] * 10
+    assert len(contents.unlabelled) == 150
     assert {session.name for session, _, _ in served} == {"hegraph-mini"}
     _, (host, port, css), options = served[0]
     assert (host, port, ".card" in css) == ("127.0.0.1", 7861, True)

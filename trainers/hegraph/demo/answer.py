@@ -6,7 +6,6 @@ Shapes: K classes, N cached images, d feature width.
 from __future__ import annotations
 
 import base64
-import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,20 +17,22 @@ from torch import Tensor
 
 from ..method.cache import affinities
 from ..models.saved import SavedModel
+from .drawing import PNG, as_png
 
 LISTED = 5  # classes, and neighbours
 UNUSUAL = 0.05  # an image that scores lower than all but this share of the known ones is perhaps of no class
 
 
 def template(path: Path) -> jinja2.Template:
-    """A file of macros that make HTML, and escape all that they are given."""
+    """A file of macros that make HTML, and escape all that they are given; they know `UNUSUAL`."""
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    environment.globals["UNUSUAL"] = UNUSUAL
     return environment.from_string(path.read_text(encoding="utf-8"))
 
 
-TEMPLATE = template(Path(__file__).parent / "answer.html")
+MACROS: Any = template(Path(__file__).parent / "answer.html").module
 
 
 class Evidence(NamedTuple):
@@ -112,21 +113,8 @@ def _neighbours(model: SavedModel, feature: Tensor, label: int) -> tuple[tuple[i
 
 def reasons(found: Answer, seen: Image.Image | None = None) -> str:
     """Why the model says so, as HTML; `seen` is what the model was given, if that differs from what the user gave."""
-    url = ""
-    if seen is not None:
-        buffer = io.BytesIO()
-        seen.save(buffer, format="PNG")
-        url = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
-    return _rendered("reasons", found=found, seen=url)
-
-
-def none_of_these(found: Answer) -> str:
-    """A warning where few images of known classes score as low, as HTML."""
-    return _rendered("unusual", found=found)
-
-
-def _rendered(macro: str, **shown: Any) -> str:
-    return str(getattr(TEMPLATE.make_module({"UNUSUAL": UNUSUAL, **shown}), macro)())
+    url = "" if seen is None else PNG + base64.b64encode(as_png(seen)).decode("ascii")
+    return str(MACROS.reasons(found, url))
 
 
 def wrapped(html: str) -> str:

@@ -23,7 +23,7 @@ INKED = 314  # dots of a scan that are inked, on average over the training image
 BLUR = 1.0  # in dots; strokes are blurred before they become wider or thinner
 LEAST_CONTRAST = 24  # grey levels of 255 between ink and paper
 SIDE = 280  # pixels of the canvas that one draws on
-PNG = "data:image/png;base64,"
+PNG = "data:image/png;base64,"  # begins the URL of a picture that is in the URL itself
 
 
 def is_of_digits(model: SavedModel) -> bool:
@@ -56,6 +56,13 @@ def scan_of_ink(ink: np.ndarray) -> Image.Image:
     dots = blurred >= max(np.sort(blurred, axis=None)[-INKED], 1)
     blocks = dots.reshape(DOTS // BLOCK, BLOCK, DOTS // BLOCK, BLOCK).sum(axis=(1, 3))
     return Image.fromarray(np.round(blocks * (255 / MAX_INK)).astype(np.uint8)).convert("RGB")
+
+
+def as_png(image: Image.Image) -> bytes:
+    """A picture as a PNG file."""
+    data = io.BytesIO()
+    image.save(data, format="PNG")
+    return data.getvalue()
 
 
 def ink_of_canvas(value: Any) -> np.ndarray:

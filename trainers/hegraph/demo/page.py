@@ -55,6 +55,8 @@ class Answers:
     can be `drawn`, digits can; `scanned`, an upload becomes a scan of one.
     """
 
+    scanned = False
+
     def __init__(self, images: ImageModel, folder: Path, uploads: Path) -> None:
         self.images, self.folder, self.uploads = images, folder, uploads
         self.drawn = self.scanned = is_of_digits(images.model)

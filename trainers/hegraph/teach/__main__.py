@@ -43,12 +43,13 @@ def teach(args: argparse.Namespace) -> None:
     from .page import build_page
     from .session import Session, write_sample
 
-    sample = args.folder is None
-    if sample and not SAMPLE.exists():
-        write_sample(SAMPLE)
-    project = Project(SAMPLE if sample else args.folder)
+    if args.folder is None:
+        args.folder, args.backbone = SAMPLE, args.backbone or MINI_NAME
+        if not SAMPLE.exists():
+            write_sample(SAMPLE)
+    project = Project(args.folder)
     said = project.at(f"{OWN}/encoder.json")
-    encoder = find_encoder(said, args.backbone or (MINI_NAME if sample else ""), args.pretrained)
+    encoder = find_encoder(said, args.backbone, args.pretrained)
     device = choose_device(args.device, "--device")
     backbone = load_backbone(encoder.backbone, encoder.pretrained, device, args.precision)
     write_json(said, encoder.model_dump())

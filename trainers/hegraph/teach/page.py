@@ -6,7 +6,6 @@ so this file is imported where the page is made.
 
 from __future__ import annotations
 
-import io
 import json
 import shutil
 import tempfile
@@ -22,8 +21,8 @@ import gradio as gr
 from PIL import Image
 
 from ..backbones.identity import MINI_NAME
-from ..demo.answer import UNUSUAL, answer, none_of_these, template, wrapped
-from ..demo.drawing import ink_of_canvas, scan_of_ink
+from ..demo.answer import MACROS, answer, template, wrapped
+from ..demo.drawing import as_png, ink_of_canvas, scan_of_ink
 from ..demo.page import Answers, Page, answer_part, canvas, complaint, html, uploaded_file
 from ..export.onnx_file import require_packages, write_onnx
 from ..models.folder import save_model
@@ -48,8 +47,7 @@ class Teacher(Answers):
     """
 
     def __init__(self, session: Session, uploads: Path) -> None:
-        self.session, self.uploads = session, uploads
-        self.drawn, self.scanned = session.name == MINI_NAME, False
+        self.session, self.uploads, self.drawn = session, uploads, session.name == MINI_NAME
 
     def explain(self, picture: Image.Image) -> tuple:
         session, model = self.session, self.session.model()
@@ -62,7 +60,7 @@ class Teacher(Answers):
         names, taught = next(iter(found.zero_shot)), found.winner.name
         both = f"say <b>{escape(taught)}</b>, too" if names == taught else f"say <b>{escape(names)}</b>"
         why = f"<h2>Why</h2><p>The images say <b>{escape(taught)}</b>; the names of the classes alone {both}.</p>"
-        return wrapped(none_of_these(found) + why), found.adapted, found.zero_shot, pictures or None
+        return wrapped(f"{MACROS.unusual(found)}{why}"), found.adapted, found.zero_shot, pictures or None
 
     def act(self, drawing: Any, event: gr.EventData) -> Iterator[tuple]:
         """Does what was asked for on a board."""
@@ -89,7 +87,7 @@ class Teacher(Answers):
             "twice": {digest: names for digest, names in contents.classes_of().items() if len(names) > 1},
             "pictures": {picture.digest: picture for picture in contents.pictures()},
             "thumbnail": lambda picture: quote(str(session.thumbnail(picture))),
-            "UNUSUAL": UNUSUAL, "UNLABELLED": UNLABELLED, "NONE_OF_THESE": NONE_OF_THESE,
+            "UNLABELLED": UNLABELLED, "NONE_OF_THESE": NONE_OF_THESE,
         })  # fmt: skip
         return (*(str(getattr(macros, name)()) for name in BOARDS), view.number)
 
@@ -116,7 +114,10 @@ class Teacher(Answers):
             case "settle":
                 project.settle(picture.digest, to)
             case "draw":
-                return self.added([project.add(place, [(f"drawing-{uuid4().hex[:8]}.png", png_of(drawing))])])
+                if not drawing:
+                    raise UserError("nothing is drawn")
+                scan = as_png(scan_of_ink(ink_of_canvas(drawing)))
+                return self.added([project.add(place, [(f"drawing-{uuid4().hex[:8]}.png", scan)])])
             case "add" | "zip":
                 return self.sent(place, data)
             case "undo":
@@ -170,15 +171,6 @@ class Teacher(Answers):
         except UserError as error:
             return complaint(error), None
         return "", str(path)
-
-
-def png_of(drawing: Any) -> bytes:
-    """The scan of what is on the canvas, as a file."""
-    if not drawing:
-        raise UserError("nothing is drawn")
-    data = io.BytesIO()
-    scan_of_ink(ink_of_canvas(drawing)).save(data, "PNG")
-    return data.getvalue()
 
 
 def build_page(session: Session, uploads: Path) -> gr.Blocks:

@@ -89,6 +89,7 @@ class Session:
     """A project with its backbone, which was loaded by `name` and `pretrained`. Several tabs may use it at once.
 
     Attributes:
+        thumbnails: The folder of the small pictures.
         stopping: Set, it ends the encoding in all tabs, after the batch that is being encoded.
         view: The last view.
     """
@@ -97,7 +98,7 @@ class Session:
         self.project, self.backbone, self.name = project, backbone, name
         config = BackboneConfig.of(backbone, name, pretrained)
         self.origin = Origin(config, Preprocessing.of(backbone), backbone.logit_scale, prompted=True)
-        self.thumbnails = project.folder / OWN / "thumbnails"
+        self.thumbnails = project.at(f"{OWN}/thumbnails/any").parent  # UserError if that is a link
         self._text: dict[str, tuple[Tensor, Tensor]] = {}
         self._unreadable: dict[str, str] = {}
         self.stopping, self._lock = threading.Event(), threading.RLock()
