@@ -1,5 +1,5 @@
-"""The methods in closed form, the cache methods and the linear probe, against numbers worked out by hand and against
-scikit-learn.
+"""The methods in closed form, the cache methods, the linear probe and the transductive methods, against numbers worked
+out by hand, their equations in float64, and scikit-learn.
 """
 
 from __future__ import annotations
@@ -7,20 +7,25 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
 from by_hand import AXES, SLANTED, bank_of, close, tensor
-from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.kernel_ridge import KernelRidge
 from sklearn.linear_model import LogisticRegression
+from torch import Tensor
 from yacs.config import CfgNode
 
-from trainers.hegraph.baselines import caches, linear_probes
+from benchmarks.tasks import unit_features
+from trainers.hegraph.baselines import caches, linear_probes, load_method
+from trainers.hegraph.baselines.base import FittedMethod
 from trainers.hegraph.baselines.caches import Cache, search
 from trainers.hegraph.baselines.closed_form import gaussian_classifier, text_guided_classifier
+from trainers.hegraph.baselines.transductive import Neighbours
 from trainers.hegraph.features.bank import FeatureBank
+from trainers.hegraph.method.cache import FoldedClassifier
 
 QUERY = torch.tensor([[0.6, 0.8]])
 
@@ -51,22 +56,6 @@ def test_gda_by_hand(plane, fit):
     weight, bias = gaussian_classifier(tensor([[0.8, 0.6], [0.8, -0.6], [0.0, 1.0]]), torch.tensor([0, 0, 1]), 3)
     close(weight, [[1.6 / 0.36, 0.0], [0.0, 2 / 1.08], [3.2 / 3 / 0.36, 2 / 3 / 1.08]])
     close(bias, [-0.8 * 0.8 / 0.36, -1 / 1.08, -1.6 * 1.6 / 9 / 0.36 - 1 / 9 / 1.08])
-
-
-def test_gdas_gaussians_are_scikit_learns_discriminant_analysis_with_the_same_shrinkage(make_bank):
-    bank = make_bank(shots=(4, 4, 4, 4), width=12, views=2)
-    images, labels = bank.train_features.flatten(0, 1), bank.train_labels.repeat(2)
-    count, width = images.shape
-    # (M - 1) Sigma + tr(Sigma) I has the shape of (1 - s) Sigma + s tr(Sigma) / d I where s / (1 - s) = d / (M - 1)
-    shrinkage = width / (count - 1 + width)
-    model = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=shrinkage, priors=[0.25] * 4)
-    model.fit(images.double().numpy(), labels.numpy())
-    weight, bias = gaussian_classifier(images, labels, 4)
-    scale = width * (1 - shrinkage) / count
-    expected = scale * torch.tensor(model.decision_function(bank.test_features.double().numpy())).float()
-    found = F.linear(bank.test_features, weight, bias)
-    # scikit-learn's scores hold the prior as well, which all classes have alike
-    torch.testing.assert_close(found - found[:, :1], expected - expected[:, :1], rtol=1e-3, atol=1e-3)
 
 
 def test_timo_by_hand(plane, fit):
@@ -153,7 +142,7 @@ def one_val_image() -> FeatureBank:
     return bank_of(AXES, [0, 1], AXES, val=([[0.0, 1.0]], [1]), test=([[0.0, 1.0]], [0]))
 
 
-def nothing(features: torch.Tensor, *numbers: float) -> torch.Tensor:
+def nothing(features: Tensor, *numbers: float) -> Tensor:
     assert not torch.is_grad_enabled()
     return torch.zeros(len(features), 2)
 
@@ -289,3 +278,92 @@ def test_the_linear_probe_halves_the_decades_around_the_best_power_of_ten(best, 
     assert c == entry["value"] == pytest.approx(10**found)
     distances = [round(abs(math.log10(value)), 4) for value, _ in entry["candidates"]]
     assert distances == sorted(distances)  # listed by the distance from the option C, which is 10^0
+
+
+# TransCLIP, ZLaP and StatA
+
+
+M, K, WIDTH, TAU = 12, 3, 6, 8.0
+IMAGES, TEXT = unit_features(M, WIDTH, seed=1).double(), unit_features(K, WIDTH, seed=2).double()
+
+
+def corrected(name: str, text: Tensor = TEXT, weights: Tensor = TEXT, **options: object) -> Tensor:
+    """Probabilities of a method, shape `[M, K]`, on those of class weights, by default zero-shot CLIP's."""
+    method, bank = load_method(name), SimpleNamespace(text_positive=text)
+    classifier = FoldedClassifier(TAU * weights)
+    base = FittedMethod(classifier.logits, classifier=classifier)
+    fitted = method.fit(bank, SimpleNamespace(**{**method.defaults, **options}), 1, base=base)
+    assert method.needs_base and fitted.together and fitted.classifier is None
+    return fitted.logits(IMAGES).softmax(dim=1)
+
+
+def nearest(count: int) -> Tensor:
+    """`W`: row i has the cosines of the `count` nearest others, not negative."""
+    found = (IMAGES @ IMAGES.t()).fill_diagonal_(-2).topk(count)
+    return torch.zeros(M, M).double().scatter(1, found.indices, found.values.clamp_min(0))
+
+
+def by_hand(anchored: bool, determinant: bool = False) -> Tensor:
+    """TransCLIP, or StatA if `anchored`, with every difference of an image and a class formed, `[M, K, d]`."""
+
+    def squares(q: Tensor, mu: Tensor) -> Tensor:
+        return q[:, :, None] * (IMAGES[:, None] - mu) ** 2
+
+    predicted = q = (TAU * IMAGES @ TEXT.t()).softmax(dim=1)
+    edges, mu = nearest(3), TEXT
+    if anchored:
+        var = first = (squares(q, mu).sum(dim=(0, 1)) / M).repeat(K, 1)
+    else:
+        kept = q >= q.sort(dim=0, descending=True).values[7]  # the eight surest of each class
+        mu, var = F.normalize((q * kept).t() @ IMAGES, dim=1), torch.full((K, WIDTH), 1 / WIDTH).double()
+    for outer in range(11):
+        likelihood = -((IMAGES[:, None] - mu) ** 2 / var).sum(dim=2) / 2
+        likelihood -= var.log().sum(dim=1) / 2 if determinant else 0
+        for _ in range(5):
+            q = (predicted.log() + likelihood / 50 + (edges + edges.t()) @ q / 6).softmax(dim=1)
+        if outer == 10:
+            break
+        count = q.argmax(dim=1).bincount(minlength=K)[:, None]
+        trust = count / (count + 1) if anchored else torch.ones(K, 1)
+        mu = F.normalize(trust * F.normalize(q.t() @ IMAGES, dim=1) + (1 - trust) * TEXT, dim=1)
+        around = squares(q, mu).sum(dim=0)
+        if anchored:
+            var = trust * around / q.sum(dim=0)[:, None] + (1 - trust) * (first + (TEXT - mu) ** 2)
+        else:
+            var = (around.sum(dim=0) / M).repeat(K, 1)
+    return q
+
+
+def test_trans_clip_is_its_equations():
+    torch.testing.assert_close(corrected("TransCLIP"), by_hand(anchored=False))
+
+
+@pytest.mark.parametrize("determinant", [True, False])
+def test_stat_a_is_its_equations(determinant):
+    found = corrected("StatA", DETERMINANT=determinant)
+    torch.testing.assert_close(found, by_hand(anchored=True, determinant=determinant))
+
+
+@pytest.mark.parametrize("classes", [1, 3])
+def test_zlap_is_the_solution_of_its_system(classes):
+    """An image has edges to 3 others and, of K = 3 classes, to all, or to the nearest one."""
+    count = 4 if classes == 3 else 1
+    edges = torch.zeros(K + M, K + M).double()
+    edges[K:, K:] = nearest(count - 1)
+    for i, cosines in enumerate(IMAGES @ TEXT.t()):
+        for c in cosines.topk(classes).indices:
+            edges[K + i, c] = cosines[c].clamp_min(0) ** 5
+    both = edges + edges.t()
+    root = both.sum(dim=1).clamp_min(1e-12).rsqrt()
+    system = torch.eye(K + M).double() - 0.3 * root[:, None] * both * root
+    scores = torch.linalg.solve(system, torch.eye(K + M).double()[:, :K])[K:].clamp_min(1e-12)
+    found = corrected("ZLaP", text=TEXT.flip(0), NEIGHBOURS=count)
+    torch.testing.assert_close(found, scores / scores.sum(dim=1, keepdim=True), rtol=1e-6, atol=1e-9)
+
+
+def test_an_image_has_no_edge_to_itself_and_edges_count_both_ways():
+    found = Neighbours.among(IMAGES, 3)
+    edges = nearest(3)
+    labels = torch.eye(M).double()
+    torch.testing.assert_close(found.both_ways(labels), edges + edges.t())
+    assert Neighbours.among(IMAGES[:2], 3).to.tolist() == [[1], [0]]

@@ -107,27 +107,18 @@ def test_the_messages_are_whitened_differences_to_the_mean(monkeypatch):
     assert_close(in_blocks.noise, found.noise)
 
 
-def test_offsets_move_the_mean_probabilities_to_the_shares_where_no_prior_slows_them(monkeypatch):
-    logits = 10 * unit_features(len(LABELS), K, seed=6)
-    monkeypatch.setattr(closed_form, "PRIOR", 1e-6)
-    offsets = class_offsets(logits, LABELS)
-    assert abs(offsets.mean()) < 1e-6
-    shares, factors = LABELS.bincount().float(), (0.06, 0.09, 0.125, 0.18, 0.25, 0.35, 0.5)
-
-    def off(moved: Tensor) -> float:
-        """Distance of the masses from the shares at the best factor: which one was taken is not told."""
-        return min(((moved * t).softmax(dim=1).sum(dim=0) - shares).abs().max() for t in factors)
-
-    assert off(logits + offsets) < 0.05 and off(logits) > 0.3
-    monkeypatch.setattr(closed_form, "PRIOR", 1e9)
-    assert_close(class_offsets(logits, LABELS), torch.zeros(K), rtol=0, atol=1e-4)
-
-
 @pytest.mark.parametrize("factor", [0.06, 0.09, 0.125, 0.18, 0.25, 0.35, 0.5, 0.7, 1.0])
-def test_classes_whose_masses_are_their_counts_at_the_best_factor_need_no_offsets(factor):
-    # Times the factor, the logits are (log 3, 0) for four images, of which three are of class 0: masses 3 and 1
-    logits = torch.tensor([math.log(3) / factor, 0.0]).expand(4, 2)
-    assert_close(class_offsets(logits, torch.tensor([0, 0, 0, 1])), torch.zeros(2), rtol=0, atol=1e-4)
+def test_offsets_move_the_masses_of_the_classes_towards_their_counts_at_the_best_factor(monkeypatch, factor):
+    # Times the factor, the logits are (log 6, 0, 0) for four images, of which three are of class 0 and one of class 1:
+    # the NLL is least there. The masses are 3, 0.5 and 0.5, the counts 3, 1 and 0, and the prior is 4
+    logits, labels = torch.tensor([math.log(6) / factor, 0.0, 0.0]).expand(4, 3), torch.tensor([0, 0, 0, 1])
+    steps = [torch.tensor([7 / 7, 5 / 4.5, 4 / 4.5]).log() / factor]
+    for _ in range(19):
+        mass = 4 * ((logits[0] + steps[-1]) * factor).softmax(dim=0)
+        steps.append(steps[-1] + (torch.tensor([7.0, 5.0, 4.0]) / (mass + 4)).log() / factor)
+    assert_close(class_offsets(logits, labels), steps[-1] - steps[-1].mean(), rtol=1e-4, atol=1e-4)
+    monkeypatch.setattr(closed_form, "OFFSET_STEPS", 1)
+    assert_close(class_offsets(logits, labels), steps[0] - steps[0].mean(), rtol=1e-4, atol=1e-4)
 
 
 def test_the_noise_of_an_image_is_its_deviation_from_a_class_node_made_without_it():
