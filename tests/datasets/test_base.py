@@ -137,7 +137,6 @@ ORIENTATION = 0x0112
 PIXELS = np.array([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [128, 128, 128]]], dtype=np.uint8)
 PHOTO = Image.fromarray(PIXELS).resize((24, 16), Image.Resampling.NEAREST)
 GREY = np.array(PHOTO.convert("L"))
-EXACT = {"a.jpg": {"quality": 100, "subsampling": 0}, "a.webp": {"lossless": True}}
 
 
 def opened(tmp_path: Path, image: Image.Image | np.ndarray | bytes, name: str, **options: object) -> np.ndarray:
@@ -145,7 +144,7 @@ def opened(tmp_path: Path, image: Image.Image | np.ndarray | bytes, name: str, *
         (tmp_path / name).write_bytes(image)
     else:
         image = image if isinstance(image, Image.Image) else Image.fromarray(image)
-        image.save(tmp_path / name, **EXACT.get(name, {}), **options)
+        image.save(tmp_path / name, **options)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         result = open_image(tmp_path / name)
@@ -157,14 +156,12 @@ def opened(tmp_path: Path, image: Image.Image | np.ndarray | bytes, name: str, *
 
 
 def test_colours_palettes_grey_black_and_white_and_print_colours_become_screen_colours(tmp_path):
-    for name, most in (("a.png", 0), ("a.bmp", 0), ("a.ppm", 0), ("a.tif", 0), ("a.jpg", 3), ("a.webp", 3)):
-        assert np.abs(opened(tmp_path, PHOTO, name) - np.asarray(PHOTO)).max() <= most
     palette = PHOTO.convert("P", palette=Image.Palette.ADAPTIVE, colors=4)
     for name in ("a.png", "a.gif"):
         assert np.abs(opened(tmp_path, palette, name) - np.asarray(PHOTO)).max() <= 1
     assert (opened(tmp_path, PHOTO.convert("L"), "a.png") == GREY[..., None]).all()
     assert opened(tmp_path, Image.new("1", (3, 2), 1), "b.png").min() == 255
-    assert np.abs(opened(tmp_path, PHOTO.convert("CMYK"), "a.jpg") - np.asarray(PHOTO))[4, 4].max() <= 12
+    assert np.abs(opened(tmp_path, PHOTO.convert("CMYK"), "a.jpg", quality=100) - np.asarray(PHOTO))[4, 4].max() <= 12
 
 
 def test_16_bits_and_floats_become_0_to_255_and_keep_their_scale_and_what_is_no_number_is_black(tmp_path):
@@ -210,16 +207,10 @@ def photo(orientation: int) -> Image.Image:
     return Image.open(file)
 
 
-def test_every_orientation_turns_the_image_as_pillow_does_and_odd_ones_and_damaged_exif_do_not_matter(
-    tmp_path, monkeypatch
-):
+def test_every_orientation_turns_the_image_as_pillow_does_and_odd_ones_and_damaged_exif_do_not_matter(monkeypatch):
     for orientation in range(1, 9):
         image = photo(orientation)
         assert to_rgb(image).tobytes() == ImageOps.exif_transpose(image).convert("RGB").tobytes()
-    (exif := Image.Exif())[ORIENTATION] = 6
-    for name in ("a.png", "a.webp", "a.tif"):  # what a camera stores
-        turned = opened(tmp_path, PHOTO.transpose(Image.Transpose.ROTATE_90), name, exif=exif)
-        assert np.abs(turned - np.asarray(PHOTO)).max() <= 3
     image = photo(1)
     for odd in (0, 9, "word", [6]):
         monkeypatch.setattr(image, "getexif", lambda odd=odd: {ORIENTATION: odd})

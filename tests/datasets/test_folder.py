@@ -282,16 +282,11 @@ COUNTS = [
 ]
 
 
-@pytest.fixture
-def own(tmp_path) -> Path:
-    """Class folders, of which no two images are alike."""
+def test_all_images_are_read_and_every_bad_one_is_named_and_every_copy_that_training_would_refuse(tmp_path, capsys):
+    own = tmp_path / "own images"
     paths = [f"{s}/{name}/{n}.png" for s, of in SIZES.items() for name, count in of.items() for n in range(count)]
-    for number, path in enumerate(paths):
-        write(tmp_path / "own images" / path, picture(number))
-    return tmp_path / "own images"
-
-
-def test_all_images_are_read_and_every_bad_one_is_named_and_every_copy_that_training_would_refuse(own, capsys):
+    for number, path in enumerate(paths):  # no two are alike
+        write(own / path, picture(number))
     train = f"train: python -m trainers.hegraph --dataset-config-file folder --root '{own}' --shots 16"
     assert check_own_images(str(own)) == (True, [*COUNTS, f"{train} --config-file vit_b16 --output-dir OUT"])
     write(own / "train/ant/0.png", (own / "train/ant/1.png").read_bytes())  # in one split, nothing is tested on it

@@ -62,7 +62,6 @@ GOLDEN = {
     "caltech101": "Caltech101", "oxford_pets": "OxfordPets", "eurosat": "EuroSAT", "dtd": "DescribableTextures",
     "imagenet": "ImageNet",
 }  # fmt: skip
-SPLIT_SETS = [name for name in GOLDEN if name != "imagenet"]  # those that have a split file
 
 # The four variants, whose items the real CoOp's loaders gave on the golden tree as written here
 VARIANTS = {
@@ -75,14 +74,12 @@ VARIANTS = {
 
 # --- the list of all data sets
 
-OURS = {"Digits", "ImageFolder", "DigitsLow", "DigitsHigh"}
-
 
 def test_there_is_one_configuration_file_per_data_set_and_its_name_and_that_of_the_data_set_mean_the_same():
-    assert set(ENTRIES) == {*STORED, *OURS, *DOMAINS, *HALVES} and len(STORED) == 15  # CoOp's
+    assert set(ENTRIES) == {*STORED, "Digits", "ImageFolder", *DOMAINS, *HALVES} and len(STORED) == 15  # CoOp's
     files = (Path(__file__).parents[2] / "configs" / "datasets").glob("*.yaml")
     names = {path.stem: yaml.safe_load(path.read_text())["DATASET"]["NAME"] for path in files}
-    assert sorted(names.values()) == sorted([*STORED, *OURS])
+    assert sorted(names.values()) == sorted([*STORED, "Digits", "ImageFolder", *HALVES])
     for given, name in {
         **names, "Oxford-Pets": "OxfordPets", "pets": "OxfordPets", "cars": "StanfordCars", "fgvc": "FGVCAircraft",
         "Flowers102": "OxfordFlowers", "DTD": "DescribableTextures", "imagenet_v2": "ImageNetV2",
@@ -178,7 +175,7 @@ def assert_is_coops(dataset: Dataset, expected: dict) -> None:
 def test_tasks_halves_of_the_classes_and_drawn_splits_are_those_of_the_real_coop_item_for_item(name, golden, new_root):
     tasks = [
         (scenario, "all", shots, seed, expected)
-        for scenario in (("presplit", "fresh_sorted") if name in SPLIT_SETS else ("fresh_sorted",))
+        for scenario in (("presplit", "fresh_sorted") if name != "imagenet" else ("fresh_sorted",))
         for shots, by_seed in golden["fewshot"][scenario][name].items()
         for seed, expected in by_seed.items()
     ] + [
@@ -187,7 +184,7 @@ def test_tasks_halves_of_the_classes_and_drawn_splits_are_those_of_the_real_coop
         for shots, by_seed in by_shots.items()
         for seed, expected in by_seed.items()
     ]
-    assert len(tasks) == (18 if name in SPLIT_SETS else 12)
+    assert len(tasks) == (18 if name != "imagenet" else 12)
     for scenario, which, shots, seed, expected in tasks:
         root = new_root(name, scenario)
         for _ in range(2):  # the second time, also a fresh data set has the split file of the first

@@ -20,16 +20,6 @@ from trainers.hegraph.baselines.base import FittedMethod
 from trainers.hegraph.config_files import load_cfg
 from trainers.hegraph.experiments import run as run_module
 from trainers.hegraph.experiments.folder import run_config
-from trainers.hegraph.experiments.run import (
-    TrainedMethod,
-    check_configuration,
-    encode_targets,
-    evaluate,
-    find_rule,
-    score_targets,
-    test_loaded,
-    test_model,
-)
 from trainers.hegraph.experiments.tasks import Task, ids_of_names, load_image_task, match_classes
 from trainers.hegraph.features.bank import FeatureBank, load_bank
 from trainers.hegraph.method.cache import FoldedClassifier
@@ -41,26 +31,15 @@ from trainers.hegraph.results.records import OTHER_CLASSES, SAME_CLASSES
 from trainers.hegraph.utils import processes
 from trainers.hegraph.utils.errors import UserError
 
-test_loaded.__test__ = test_model.__test__ = False  # of the package, and no tests
-
 AXES = torch.eye(3)
 NODE = "TRAINER.HEGRAPHADAPTER"
 
 
-class Images(Task):
-    """Test images, by default three on the axes, of classes whose text features are the first axes. It says in
-    `encoded` what was asked for.
-    """
-
-    def __init__(self, ids="abc", name="Elsewhere", features=AXES, labels=(0, 1, 2)) -> None:
-        train, text = (torch.zeros(1, 0, 3), torch.zeros(0, dtype=torch.long)), AXES[: len(ids)]
-        bank = FeatureBank(*train, text, -text, list(ids), name, backbone="m/w", logit_scale=10.0)
-        super().__init__(replace(bank, test_features=features, test_labels=torch.tensor(labels)), load_cfg(), 1)
-        self.encoded: list[str] = []
-
-    def test_features(self):
-        self.encoded.append(self.name)
-        return super().test_features()
+def images(ids="abc", name="Elsewhere", features=AXES, labels=(0, 1, 2)) -> Task:
+    """Test images, by default three on the axes, of classes whose text features are the first axes."""
+    train, text = (torch.zeros(1, 0, 3), torch.zeros(0, dtype=torch.long)), AXES[: len(ids)]
+    bank = FeatureBank(*train, text, -text, list(ids), name, backbone="m/w", logit_scale=10.0)
+    return Task(replace(bank, test_features=features, test_labels=torch.tensor(labels)), load_cfg(), 1)
 
 
 def source(rule: str, target: Task) -> SimpleNamespace:
@@ -68,9 +47,11 @@ def source(rule: str, target: Task) -> SimpleNamespace:
     return SimpleNamespace(targets=[(target.name, target, rule)])
 
 
-def trained(logits=None, transfer=None, method: str = "Spy") -> TrainedMethod:
+def trained(logits=None, transfer=None, method: str = "Spy") -> run_module.TrainedMethod:
     """A method on the classes a, b, c, of which zero-shot CLIP knows the axes."""
-    return TrainedMethod(method, FittedMethod(logits, transfer=transfer), "Source", ("a", "b", "c"), AXES, 10.0)
+    return run_module.TrainedMethod(
+        method, FittedMethod(logits, transfer=transfer), "Source", ("a", "b", "c"), AXES, 10.0
+    )
 
 
 # Further data sets at the end of a run
@@ -83,9 +64,9 @@ def test_a_domain_with_its_classes_in_another_order_is_scored_by_its_own_labels(
     swapped = trained(lambda images: images[:, [2, 1, 0]])  # turns a into c and c into a: the last two are right
     about = {"num_test": 4, "num_classes": 2, "rule": SAME_CLASSES}
     for labels, accuracy, of_clip in (((0, 1, 0, 0), 50, 50), ((0, 1, 1, 1), 0, 100)):
-        task = source(SAME_CLASSES, Images("ca", "D", features, labels))
+        task = source(SAME_CLASSES, images("ca", "D", features, labels))
         expected = {"accuracy": accuracy, "accuracy_zero_shot": of_clip, **about}
-        assert score_targets(swapped, task, "cpu") == {"D": expected}
+        assert run_module.score_targets(swapped, task, "cpu") == {"D": expected}
 
 
 def test_other_classes_are_scored_by_the_rule_of_the_method_even_where_it_knows_them():
@@ -97,24 +78,24 @@ def test_other_classes_are_scored_by_the_rule_of_the_method_even_where_it_knows_
 
     # Zero-shot: x, y, and the third image is equally far from both: the first class is taken. Labels: x, y, y.
     for ids in ("xy", "ab"):
-        task = source(OTHER_CLASSES, Images(ids, "O", labels=(0, 1, 1)))
-        scores = score_targets(trained(transfer=always_y), task, "cpu")["O"]
+        task = source(OTHER_CLASSES, images(ids, "O", labels=(0, 1, 1)))
+        scores = run_module.score_targets(trained(transfer=always_y), task, "cpu")["O"]
         assert scores["accuracy"] == scores["accuracy_zero_shot"] == pytest.approx(200 / 3)
         assert (scores["num_test"], scores["num_classes"], scores["rule"]) == (3, 2, "other classes")
         assert torch.equal(seen[-1].text_positive, AXES[:2])
-        assert score_targets(trained(), task, "cpu")["O"]["accuracy"] is None
+        assert run_module.score_targets(trained(), task, "cpu")["O"]["accuracy"] is None
 
 
 def test_targets_are_encoded_as_they_will_be_scored_in_batches():
     sizes = []
-    target = Images(features=AXES.repeat(500, 1), labels=(0, 1, 2) * 500)
-    evaluate(trained(lambda images: sizes.append(len(images)) or images), target, "cpu")
+    target = images(features=AXES.repeat(500, 1), labels=(0, 1, 2) * 500)
+    run_module.evaluate(trained(lambda images: sizes.append(len(images)) or images), target, "cpu")
     assert sizes == [1024, 476]
-    target.encoded.clear()
-    encode_targets(source(OTHER_CLASSES, target))
-    assert not target.encoded  # the whole bank is asked for, with its text
-    encode_targets(source(SAME_CLASSES, target))
-    assert target.encoded == [target.name]
+    target.test_features = asked = Mock(wraps=target.test_features)
+    run_module.encode_targets(source(OTHER_CLASSES, target))
+    assert not asked.called  # the whole bank is asked for, with its text
+    run_module.encode_targets(source(SAME_CLASSES, target))
+    assert asked.called
 
 
 # A saved model
@@ -144,7 +125,7 @@ def model_of(method: str = "HeGraphAdapter", **changed: object) -> SavedModel:
 
 
 def say(model: SavedModel, target: Task, device: str = "cpu"):
-    return test_loaded(model, TrainedMethod.loaded(model, device), target, device)
+    return run_module.test_loaded(model, run_module.TrainedMethod.loaded(model, device), target, device)
 
 
 def test_the_rule_follows_from_the_classes_and_the_data_set():
@@ -155,11 +136,11 @@ def test_the_rule_follows_from_the_classes_and_the_data_set():
         ("ca", "Elsewhere", "same classes", [2, 0]),
         ("abcd", "Source", "other classes", []),
     ):
-        assert find_rule(trained(), SimpleNamespace(class_ids=tuple(ids), name=name)) == (rule, columns)
+        assert run_module.find_rule(trained(), SimpleNamespace(class_ids=tuple(ids), name=name)) == (rule, columns)
 
 
 def test_on_its_own_data_set_a_model_is_tested_whole():
-    found = say(model_of(), Images(name="Source"))
+    found = say(model_of(), images(name="Source"))
     assert torch.equal(found.logits, 10 * AXES + torch.tensor([0.0, 300.0, 0.0]))  # the cache adds 100 * 3 for b
     assert torch.equal(found.text_logits, 10 * AXES)
     assert torch.equal(found.zero_shot, 10 * AXES[:, [1, 2, 0]])
@@ -168,18 +149,18 @@ def test_on_its_own_data_set_a_model_is_tested_whole():
 
 
 def test_in_another_domain_the_adapter_leaves_its_cache_and_another_method_keeps_it_and_the_columns_are_the_targets():
-    found = say(model_of(), Images("ca", labels=(0, 1, 1)))
+    found = say(model_of(), images("ca", labels=(0, 1, 1)))
     assert torch.equal(found.logits, torch.tensor([[0.0, 10.0], [0.0, 0.0], [10.0, 0.0]]))
     assert torch.equal(found.text_logits, found.logits)
     assert torch.equal(found.zero_shot, 10 * torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]]))  # c and a, the model's
     assert found.rule == "same classes"
-    found = say(model_of("TipAdapter"), Images("ba", labels=(0, 1, 1)))
+    found = say(model_of("TipAdapter"), images("ba", labels=(0, 1, 1)))
     assert torch.equal(found.logits, torch.tensor([[300.0, 10.0], [310.0, 0.0], [300.0, 0.0]]))
     assert found.text_logits is None  # only HeGraphAdapter has a text classifier of its own
 
 
 def test_other_classes_go_by_the_rule_that_the_model_was_saved_with():
-    target = Images("xy", labels=(0, 1, 1))
+    target = images("xy", labels=(0, 1, 1))
     found = say(model_of("ZeroShot", transfer_rule="zero-shot"), target)
     assert torch.equal(found.logits, 10 * AXES[:, :2]) and torch.equal(found.zero_shot, found.logits)
     assert (found.rule, found.text_logits) == ("other classes", None)
@@ -198,21 +179,21 @@ def test_a_model_is_tested_on_the_device_that_is_asked_for(ids, monkeypatch):
     monkeypatch.setattr(torch.Tensor, "isfinite", lambda tensor: torch.ones(1).bool())
     messages = NewClassMessages(torch.eye(3), torch.zeros(3), torch.eye(3), torch.zeros(3))
     adapter = TransferableAdapter(ModelOptions(variant="free"), {}, messages)
-    found = say(model_of(transfer_rule="adapter", transfer=adapter), Images(ids, labels=(0, 1, 1)), "meta")
+    found = say(model_of(transfer_rule="adapter", transfer=adapter), images(ids, labels=(0, 1, 1)), "meta")
     assert {tensor.device.type for tensor in (found.logits, found.zero_shot, found.labels)} == {"meta"}
 
 
 def test_features_of_another_width_or_backbone_logits_that_are_not_finite_and_one_class_are_refused():
     with pytest.raises(UserError, match="'other' features, but the bank holds those of 'm/w'"):
-        say(model_of(backbone=Backbone(title="other")), Images())
+        say(model_of(backbone=Backbone(title="other")), images())
     diverged = partial(trained, lambda images: images / 0)
     for method, target, said in (
-        (trained(), Images(features=torch.eye(2), labels=(0, 1)), "width 3, got 2"),
-        (diverged(), Images(), "Spy predicts NaN or infinite logits"),
-        (trained(), Images("a", labels=(0, 0, 0)), "two classes"),
+        (trained(), images(features=torch.eye(2), labels=(0, 1)), "width 3, got 2"),
+        (diverged(), images(), "Spy predicts NaN or infinite logits"),
+        (trained(), images("a", labels=(0, 0, 0)), "two classes"),
     ):
         with pytest.raises(UserError, match=said):
-            evaluate(method, target, "cpu")
+            run_module.evaluate(method, target, "cpu")
 
 
 # What a configuration may say of a model
@@ -241,19 +222,19 @@ def test_a_model_of_another_recipe_is_refused_and_the_pair_that_tests_it_is_name
     model = model_of(trained_on=ORIGIN.model_copy(update={"config": config}))
     cfg = load_cfg(opts=[f"{NODE}.{word}" if n % 2 == 0 else word for n, word in enumerate(asked)])
     with pytest.raises(UserError, match=re.escape(said.format(NODE))) if said else nullcontext():
-        check_configuration(model, cfg)
+        run_module.check_configuration(model, cfg)
 
 
 def test_another_method_keeps_all_its_options():
     method = ("TipAdapter", {"BETA": 5.5})
     cfg = load_cfg(method=method, opts=["TRAINER.NAME", "TipAdapter", "TRAINER.TIPADAPTER.BETA", 1.0])
-    check_configuration(model_of("TipAdapter"), load_cfg(method=method, opts=["TRAINER.NAME", "TipAdapter"]))
+    run_module.check_configuration(model_of("TipAdapter"), load_cfg(method=method, opts=["TRAINER.NAME", "TipAdapter"]))
     for given, said in (
         (cfg, r"TRAINER\.TIPADAPTER\.BETA 5\.5, not 1\.0"),
         (load_cfg(), "give --trainer TipAdapter, not"),
     ):
         with pytest.raises(UserError, match=said):
-            check_configuration(model_of("TipAdapter"), given)
+            run_module.check_configuration(model_of("TipAdapter"), given)
 
 
 def test_the_test_images_of_a_data_set_are_loaded_alone():
@@ -279,7 +260,7 @@ def test_a_test_on_its_own_data_repeats_the_record_of_the_run_and_is_not_done_tw
     record = json.loads((finished_run_once / "result.json").read_text())
     monkeypatch.setattr(run_module, "time", Mock(**{"monotonic.side_effect": [3.0, 8.0]}))
     configured = asking(tmp_path / "again")
-    found = test_model(configured, tiny_bank, finished_run_once, None, "cpu")
+    found = run_module.test_model(configured, tiny_bank, finished_run_once, None, "cpu")
     same = ("accuracy", "accuracy_text", "macro_f1", "num_test", "test_set", "shots", "seed", "num_train", "split_hash")
     same += ("selected_on", "selected", "host")
     assert {key: found[key] for key in same} == {key: record[key] for key in same}
@@ -293,20 +274,20 @@ def test_a_test_on_its_own_data_repeats_the_record_of_the_run_and_is_not_done_tw
     other = Path(shutil.copytree(finished_run_once / "model", tmp_path / "other"))
     (other / "config.json").write_text((other / "config.json").read_text() + " ")
     with pytest.raises(UserError, match="again holds the result of a run with other settings"):
-        test_model(configured, tiny_bank, other, None, "cpu")
+        run_module.test_model(configured, tiny_bank, other, None, "cpu")
     load_bank(tiny_bank).without_test().save(no_test := tmp_path / "no_test.safetensors")
     for bank, name, said in (
         (tiny_bank, "Digits", r"holds 'Tiny' but DATASET\.NAME is 'Digits'"),
         (no_test, "", r"no_test\.safetensors has no test images"),
     ):
         with pytest.raises(UserError, match=said):
-            test_model(asking(tmp_path / "x", "DATASET.NAME", name), bank, finished_run_once, None, "cpu")
+            run_module.test_model(asking(tmp_path / "x", "DATASET.NAME", name), bank, finished_run_once, None, "cpu")
 
 
 def test_of_several_processes_all_encode_and_the_first_tests(finished_run_once, tiny_bank, tmp_path, monkeypatch):
-    monkeypatch.setattr(run_module, "test_loaded", asked := Mock(wraps=test_loaded))
+    monkeypatch.setattr(run_module, "test_loaded", asked := Mock(wraps=run_module.test_loaded))
     monkeypatch.setattr(processes, "rank", lambda: 1)
-    assert test_model(asking(tmp_path / "there"), tiny_bank, finished_run_once, None, "cpu") == {}
+    assert run_module.test_model(asking(tmp_path / "there"), tiny_bank, finished_run_once, None, "cpu") == {}
     assert asked.call_count == 1
     assert not (tmp_path / "there").exists()
 

@@ -18,16 +18,6 @@ from torch import Tensor
 from trainers.hegraph.baselines.base import FittedMethod
 from trainers.hegraph.config_files import load_cfg
 from trainers.hegraph.experiments import fitting
-from trainers.hegraph.experiments.fitting import (
-    assign_folds,
-    find_temperature,
-    fit_method,
-    new_model,
-    train_adapter,
-    tune_on_val,
-    without_classes,
-    without_images,
-)
 from trainers.hegraph.experiments.run import check_configuration
 from trainers.hegraph.experiments.tasks import BankTask
 from trainers.hegraph.features.bank import FeatureBank, load_bank
@@ -53,7 +43,7 @@ def test_a_method_is_given_everything_but_test_and_a_backbone_if_it_needs_one_an
 
     def fit(seed: int, backbone: object) -> FittedMethod:
         monkeypatch.setattr(fitting, "time", Mock(**{"monotonic.side_effect": [100.0, 110.0]}))
-        return fit_method(SimpleNamespace(cfg=cfg, seed=seed, backbone=backbone), bank)
+        return fitting.fit_method(SimpleNamespace(cfg=cfg, seed=seed, backbone=backbone), bank)
 
     fitted = fit(7, "a backbone")
     seen, options, *rest = method.fit.call_args[0]
@@ -79,7 +69,7 @@ def test_without_val_images_or_candidates_nothing_is_trained(tiny_bank):
                               ([], bank, r"--select val needs TRAINER\.HEGRAPHADAPTER\.SELECT")):  # fmt: skip
         task = BankTask(tiny_bank, load_cfg(opts=[f"{NODE}.SELECT", str(rows)]), 1)
         with pytest.raises(UserError, match=said):
-            tune_on_val(task, given, None)
+            fitting.tune_on_val(task, given, None)
 
 
 @pytest.mark.parametrize(
@@ -92,44 +82,44 @@ def test_without_val_images_or_candidates_nothing_is_trained(tiny_bank):
 def test_candidates_share_a_training_are_what_they_are_alone_and_the_first_of_the_best_is_kept(
     tiny_bank, monkeypatch, rows, trainings
 ):
-    built, trained, saved = [], [], []
-    build, train = fitting.new_model, fitting.train_to_end
-    monkeypatch.setattr(fitting, "new_model", lambda *words: built.append((words, build(*words))) or built[-1][1])
+    trained, saved, train = [], [], fitting.train_to_end
     monkeypatch.setattr(fitting, "train_to_end", lambda training: trained.append(train(training)) or trained[-1])
     task = BankTask(tiny_bank, load_cfg(opts=[*SHORT, f"{NODE}.SELECT", str(rows)]), 1)
     bank = task.bank()
-    chosen = tune_on_val(task, bank, SimpleNamespace(save_adapter=saved.append))
-    monkeypatch.undo()
+    chosen = fitting.tune_on_val(task, bank, SimpleNamespace(save_adapter=saved.append))
     assert len(trained) == trainings
     assert chosen.seconds == pytest.approx(sum(summary.seconds for summary in trained))
-    values, on_val = list(itertools.product(*(values for _, values in rows))), []
-    for (_, changed, _), one in built:
-        logits = train_adapter(BankTask(tiny_bank, changed, 1), bank).logits(bank.val_features)
-        on_val.append(round(100 * (logits.argmax(dim=1) == bank.val_labels).double().mean().item(), 4))
-        assert one.options == changed.model
-        assert torch.equal(one.fold().logits(bank.val_features), logits)
+    keys, values = [key for key, _ in rows], list(itertools.product(*(values for _, values in rows)))
+    configs = [load_cfg(opts=[*SHORT, *(word for pair in zip(keys, given) for word in pair)]) for given in values]
+    alone = [fitting.train_adapter(BankTask(tiny_bank, cfg, 1), bank).logits(bank.val_features) for cfg in configs]
+    on_val = [round(100 * (found.argmax(1) == bank.val_labels).double().mean().item(), 4) for found in alone]
     best = on_val.index(max(on_val))
     assert on_val.count(max(on_val)) > 1  # so that the order shows
     assert chosen.selected == {
-        "keys": [key for key, _ in rows],
+        "keys": keys,
         "value": list(values[best]),
         "candidates": [[list(given), found] for given, found in zip(values, on_val)],
         "num_val": len(bank.val_labels),
     }
-    assert saved == [built[best][1]]
+    [model] = saved
+    assert model.options == configs[best].model
+    assert torch.equal(chosen.logits(bank.val_features), alone[best])
+    assert torch.equal(model.fold().logits(bank.val_features), alone[best])
 
 
 def test_a_fitted_adapter_is_its_model_and_tells_its_size(tiny_bank):
     cfg = load_cfg(opts=[*SHORT, f"{NODE}.VARIANT", "free"])
     task = BankTask(tiny_bank, cfg, 1)
     bank = task.bank()
-    fitted, model = train_adapter(task, bank), new_model(bank, cfg, 1)
+    fitted, model = fitting.train_adapter(task, bank), fitting.new_model(bank, cfg, 1)
     assert (fitted.num_parameters, fitted.steps, fitted.variant, fitted.text_nodes) == (0, 0, "free", None)
     assert torch.equal(fitted.logits(bank.test_features), model.fold().logits(bank.test_features))
     assert torch.equal(fitted.class_nodes, model.closed_form.to_text.nodes)
-    trained = train_adapter(BankTask(tiny_bank, load_cfg(opts=[*SHORT, OMEGA, 0.0]), 1), bank)
+    trained = fitting.train_adapter(BankTask(tiny_bank, load_cfg(opts=[*SHORT, OMEGA, 0.0]), 1), bank)
     assert trained.class_nodes is None  # no messages in closed form
-    assert trained.num_parameters == sum(p.numel() for p in new_model(bank, load_cfg(opts=SHORT), 1).parameters())
+    assert trained.num_parameters == sum(
+        p.numel() for p in fitting.new_model(bank, load_cfg(opts=SHORT), 1).parameters()
+    )
     before, after = trained.text_nodes
     assert torch.equal(before, bank.text_positive)
     assert torch.allclose(after.norm(dim=1), torch.ones(5))
@@ -137,9 +127,8 @@ def test_a_fitted_adapter_is_its_model_and_tells_its_size(tiny_bank):
 
 def test_a_model_begins_with_the_same_weights_whatever_was_drawn_before(tiny_bank):
     cfg, bank = load_cfg(opts=[*SHORT, f"{NODE}.WEIGHT_INIT", "xavier"]), load_bank(tiny_bank)
-    one, other = new_model(bank, cfg, 1).layers.state_dict(), new_model(bank, cfg, 1).layers.state_dict()
+    one, other, third = (fitting.new_model(bank, cfg, seed).layers.state_dict() for seed in (1, 1, 2))
     assert all(torch.equal(value, other[name]) for name, value in one.items())
-    third = new_model(bank, cfg, 2).layers.state_dict()
     assert not all(torch.equal(value, third[name]) for name, value in one.items())
 
 
@@ -210,7 +199,7 @@ def confidence(logits: list[Tensor], temperature: float) -> float:
 
 
 def test_every_image_is_held_out_once_and_is_then_in_no_view_of_the_rest(bank):
-    parts = list(without_images(bank, seed=1))
+    parts = list(fitting.without_images(bank, seed=1))
     assert len(parts) == 4
     assert torch.equal(sum(held.int() for _, held in parts), torch.ones(30).int())
     for rest, held in parts:
@@ -219,24 +208,24 @@ def test_every_image_is_held_out_once_and_is_then_in_no_view_of_the_rest(bank):
 
 
 def test_images_are_dealt_to_at_most_four_folds_and_the_only_one_of_a_class_to_none(one_shot):
-    folds = assign_folds(torch.tensor([0, 1, 1, 2, 2, 2]), seed=1)
+    folds = fitting.assign_folds(torch.tensor([0, 1, 1, 2, 2, 2]), seed=1)
     assert folds.tolist()[0] == -1
     assert sorted(folds.tolist()[1:3]) == [0, 1]
     assert sorted(folds.tolist()[3:]) == [0, 1, 2]
-    assert sorted(assign_folds(torch.zeros(9).long(), seed=1).tolist()) == [0, 0, 0, 1, 1, 2, 2, 3, 3]
-    assert assign_folds(torch.zeros(9).long(), seed=1).tolist() != assign_folds(torch.zeros(9).long(), seed=2).tolist()
-    assert list(without_images(one_shot, seed=1)) == []
+    one, two = (fitting.assign_folds(torch.zeros(9).long(), seed).tolist() for seed in (1, 2))
+    assert sorted(one) == [0, 0, 0, 1, 1, 2, 2, 3, 3] and one != two
+    assert list(fitting.without_images(one_shot, seed=1)) == []
 
 
 def test_held_out_classes_are_unknown_to_the_rest_and_three_are_too_few_for_it(bank):
-    parts = list(without_classes(bank, seed=1))
+    parts = list(fitting.without_classes(bank, seed=1))
     names = [set(rest.classnames) for rest, _ in parts]
     assert [len(known) for known in names] == [3, 2] and names[0] | names[1] == set(bank.classnames)
     for (rest, held), known in zip(parts, names):
         assert [bank.classnames[label] in known for label in bank.train_labels.tolist()] == (~held).tolist()
         assert torch.equal(rest.train_features, bank.train_features[:, ~held])
     few, enough = bank.of_classes(torch.tensor([0, 2, 4])), bank.of_classes(torch.arange(4))
-    assert (len(list(without_classes(enough, seed=1))), list(without_classes(few, seed=1))) == (2, [])
+    assert (len(list(fitting.without_classes(enough, seed=1))), list(fitting.without_classes(few, seed=1))) == (2, [])
 
 
 # What follows
@@ -245,7 +234,7 @@ def test_held_out_classes_are_unknown_to_the_rest_and_three_are_too_few_for_it(b
 def test_val_images_are_what_the_temperature_is_fitted_on_where_there_are_some(tiny_bank):
     bank = load_bank(tiny_bank).without_test()
     logits = nearest_mean(bank)(bank.val_features)
-    found = find_temperature(bank, nearest_mean(bank), None, trains=True, seed=1)  # nothing is fitted again
+    found = fitting.find_temperature(bank, nearest_mean(bank), None, trains=True, seed=1)  # nothing is fitted again
     assert (found.fitted_on, found.num_images) == ("val", 15)
     assert found.temperature == fit_temperature(logits, bank.val_labels)
     assert found.known.quantiles == pytest.approx(quantiles(energy(logits, found.temperature)), rel=1e-5)
@@ -255,9 +244,9 @@ def test_val_images_are_what_the_temperature_is_fitted_on_where_there_are_some(t
 @pytest.mark.parametrize(("trains", "fits", "images"), [(True, 1, 10), (False, 4, 30)])
 def test_a_method_that_trains_is_fitted_again_once_and_another_for_every_fold(bank, trains, fits, images):
     seen: list[FeatureBank] = []
-    found = find_temperature(bank, None, lambda rest: seen.append(rest) or nearest_mean(rest), trains, seed=1)
+    found = fitting.find_temperature(bank, None, lambda rest: seen.append(rest) or nearest_mean(rest), trains, seed=1)
     assert (found.fitted_on, found.num_images, len(seen)) == ("held-out images", images, fits)
-    parts = list(without_images(bank, 1))[:fits]
+    parts = list(fitting.without_images(bank, 1))[:fits]
     logits = torch.cat([nearest_mean(rest)(bank.cache_keys()[held]) for rest, held in parts])
     labels = torch.cat([bank.train_labels[held] for _, held in parts])
     assert found.temperature == fit_temperature(logits, labels)
@@ -266,9 +255,9 @@ def test_a_method_that_trains_is_fitted_again_once_and_another_for_every_fold(ba
 
 
 def test_at_one_shot_the_method_is_as_sure_as_zero_shot_clip_of_classes_that_are_held_out(one_shot):
-    found = find_temperature(one_shot, None, nearest_mean, trains=False, seed=3)
+    found = fitting.find_temperature(one_shot, None, nearest_mean, trains=False, seed=3)
     assert (found.fitted_on, found.num_images) == ("held-out classes", 5)
-    parts, keys = list(without_classes(one_shot, 3)), one_shot.cache_keys()
+    parts, keys = list(fitting.without_classes(one_shot, 3)), one_shot.cache_keys()
     ours = [nearest_mean(rest)(keys[held]) for rest, held in parts]
     clips = [100.0 * keys[held] @ rest.text_positive.t() for rest, held in parts]
     own = 100.0 * keys @ one_shot.text_positive.t()
@@ -278,7 +267,7 @@ def test_at_one_shot_the_method_is_as_sure_as_zero_shot_clip_of_classes_that_are
     gains = [energy(part, found.temperature) - energy(clip, honest) for part, clip in zip(ours, clips)]
     assert found.known.quantiles == pytest.approx(quantiles(energy(own, honest) + torch.cat(gains).mean()), rel=1e-4)
     assert (found.known.fitted_on, found.known.num_images) == ("held-out classes", 5)
-    nothing = find_temperature(one_shot.of_classes(torch.arange(3)), None, nearest_mean, True, 1)
+    nothing = fitting.find_temperature(one_shot.of_classes(torch.arange(3)), None, nearest_mean, True, 1)
     assert (nothing.temperature, nothing.fitted_on, nothing.known) == (1.0, "nothing", None)
 
 

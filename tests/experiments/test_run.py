@@ -26,7 +26,6 @@ from trainers.hegraph.datasets import load_dataset, select_few_shot
 from trainers.hegraph.datasets.digits import open_digit
 from trainers.hegraph.experiments import folder as folder_module
 from trainers.hegraph.experiments import run as run_module
-from trainers.hegraph.experiments.folder import RunFolder, find_model
 from trainers.hegraph.experiments.tasks import BankTask
 from trainers.hegraph.features.bank import BankFile, load_bank
 from trainers.hegraph.method.cache import FoldedClassifier
@@ -39,7 +38,6 @@ from trainers.hegraph.utils.errors import UserError
 ROOT = Path(__file__).parents[2]
 NODE = "TRAINER.HEGRAPHADAPTER"
 DIGITS = ("--dataset-config-file", "digits", "--config-file", "mini", "--shots", "1")
-NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -92,13 +90,6 @@ def test_a_run_leaves_its_model_its_split_and_a_record_of_all_that_it_says(run, 
     assert summary(found) == f"Tiny, 2 shots, seed 1: {said}"
 
 
-def test_a_variant_without_training_takes_no_step_and_warns_of_few_images(run, caplog):
-    found, _ = run(f"{NODE}.VARIANT", "base", "DATASET.NUM_SHOTS", "7")
-    assert (found["variant"], found["num_parameters"], found["steps"], found["num_train"]) == ("base", 0, 0, 30)
-    assert found["accuracy"] == found["accuracy_text"] == found["accuracy_zero_shot"]
-    assert "5 of 5 classes have fewer than 7 training images (fewest: 6)" in caplog.text
-
-
 # Bad input
 
 
@@ -145,10 +136,10 @@ def test_an_interrupted_run_of_other_settings_is_refused_and_the_same_goes_on(
         assert {key for key in record.keys() | expected.keys() if record.get(key) != expected.get(key)} <= set(MEASURED)
         assert files(folder)["adapter.safetensors"] == adapter
     assert not (out / "checkpoint.pt").exists()
-    found = [find_model(out, epoch).name for epoch in (None, 3, 1)]
+    found = [folder_module.find_model(out, epoch).name for epoch in (None, 3, 1)]
     assert found == ["model", "model", "model-epoch1"]
     with pytest.raises(UserError, match="no model of epoch 4"):
-        find_model(out, 4)
+        folder_module.find_model(out, 4)
 
 
 # From images
@@ -161,7 +152,8 @@ def test_a_run_on_images_writes_paths_into_its_split_and_keeps_thumbnails_in_the
     assert record["backbone"].startswith("hegraph-mini")
     split = json.loads((out / "split.json").read_text())
     assert len(split["train"]) == len(split["val"]) == 10
-    assert all(path.startswith("digits/") and name == NAMES[label] for path, label, name in split["train"])
+    names = load_dataset("digits").classnames
+    assert all(path.startswith("digits/") and name == names[label] for path, label, name in split["train"])
     folder = out / "model"
     assert not (folder / "thumbnails").exists()
     run(*DIGITS, "--keep-thumbnails", **digits)  # a finished run gets them
@@ -208,14 +200,12 @@ def test_a_run_prepares_encodes_and_leaves_its_record_and_is_not_done_again(cfg,
     record = run_module.run(cfg(), tiny_bank)
     assert done == ["prepare", "bank", "score_targets"]
     assert record == json.loads((tmp_path / "out" / "result.json").read_text())
-    assert (record["trainer"], record["seed"], record["shots"], record["num_train"]) == ("ZeroShot", 3, 2, 10)
     assert record["accuracy"] == record["accuracy_zero_shot"]
     assert (record["host"], record["targets"], record["seconds"]["features"]) == ("alone", {"X": {}}, 5)
-    assert (tmp_path / "out" / "model" / "config.json").exists()
     assert run_module.run(cfg(), tiny_bank) == record
     assert done == ["prepare", "bank", "score_targets"]
     # Nor where another process has left the record since it was looked for
-    assert RunFolder(BankTask(tiny_bank, cfg(), 3)).do(lambda: pytest.fail("done again")) == record
+    assert folder_module.RunFolder(BankTask(tiny_bank, cfg(), 3)).do(lambda: pytest.fail("done again")) == record
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -454,8 +444,6 @@ def test_an_unseeded_run_with_targets_has_the_result_of_a_single_process_and_so_
 
 # Banks of real CLIP features
 
-
-CONFIG = Path(__file__).parents[2] / "configs" / "trainers" / "HeGraphAdapter" / "vit_b32.yaml"
 
 # Zero-shot accuracy by independent code, from the README beside the banks
 ZERO_SHOT = {"caltech55": 97.04, "imagenet283": 74.32, "oxford_pets": 74.73, "stanford_cars": 58.96, "ucf101": 61.49}

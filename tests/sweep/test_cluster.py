@@ -11,6 +11,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -78,12 +79,10 @@ class Played:
         return [{"Alive": True, "Resources": {"CPU": 2.0}}, {"Alive": False, "Resources": {"CPU": 50.0}}]
 
 
-@pytest.fixture(autouse=True)
-def temporary_files_are_here(tmp_path, monkeypatch) -> None:
+def test_runs_are_done_a_bounded_number_at_a_time_and_leave_what_this_process_leaves(
+    runs, tmp_path, left_by, monkeypatch
+):
     monkeypatch.setattr(module.tempfile, "tempdir", str(tmp_path))
-
-
-def test_runs_are_done_a_bounded_number_at_a_time_and_leave_what_this_process_leaves(runs, tmp_path, left_by):
     played = Played()
     cluster = Cluster(played, 1.0)
     assert cluster.runs_at_a_time() == 2
@@ -199,29 +198,23 @@ def test_as_many_runs_fit_a_machine_as_they_take_and_where_none_does_the_sweep_w
 # What is asked for
 
 
-@pytest.fixture
-def grid(tiny_bank, tmp_path) -> list[str]:
-    output = str(tmp_path / "out")
-    return ["sweep", "--datasets", str(tiny_bank), "--configs", "vit_b32", "--shots", "1", "--output", output]
-
-
-def test_without_ray_one_line_says_how_to_install_it(grid, capsys, monkeypatch):
+def test_without_ray_one_line_says_how_to_install_it(long_grid, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    assert main([*grid, "--ray"]) == 2
+    assert main([*long_grid, "--ray"]) == 2
     assert "pip install 'hegraph-adapter[ray]'\n" in capsys.readouterr().err
 
 
-def test_wrong_words_for_a_cluster_are_refused_and_a_port_at_which_nobody_answers(grid, capsys):
+def test_wrong_words_for_a_cluster_are_refused_and_a_port_at_which_nobody_answers(long_grid, capsys):
     for cpus, gpus in ((0, 0), (1.5, 0), (1, float("nan")), (1, -1), (1, 2.5)):
         with pytest.raises(UserError, match="--cpus-per-run must be above 0"), connected("local", cpus, gpus):
             pass
-    assert main([*grid, "--ray", "auto", "--workers", "2"]) == 2
+    assert main([*long_grid, "--ray", "auto", "--workers", "2"]) == 2
     assert "--workers are of this machine" in capsys.readouterr().err
     pytest.importorskip("ray", reason="Ray is not installed")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         nobody = f"127.0.0.1:{taken.getsockname()[1]}"
     for address in (nobody, "ray://head:port"):
-        assert main([*grid, "--ray", address]) == 2
+        assert main([*long_grid, "--ray", address]) == 2
         assert capsys.readouterr().err.startswith(f"error: no Ray cluster answers at {address} (")
 
 
@@ -278,10 +271,7 @@ def nodes() -> Iterator:
 def test_a_real_cluster_does_again_what_is_lost_and_goes_on_after_its_driver_was_killed(
     nodes, long_grid, tmp_path, start, hold, wait_for, left_undone
 ):
-    def at_work() -> Iterator[Path]:
-        return nodes.temporary.glob(f"hegraph-run-*/run/{HOLDER}")
-
-    words = [*long_grid, "--ray", nodes.address]
+    words, at_work = [*long_grid, "--ray", nodes.address], partial(nodes.temporary.glob, f"hegraph-run-*/run/{HOLDER}")
     first = start(*words)
     killed, _ = hold(at_work, first)
     os.kill(killed, signal.SIGKILL)  # as the system does when memory runs out

@@ -9,12 +9,11 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
+from functools import partial
 from unittest.mock import Mock, call
 
 import pytest
@@ -219,12 +218,6 @@ def test_a_line_of_progress_counts_and_says_how_long_it_will_take(runs, caplog, 
 # Real processes, kills and signals
 
 
-@pytest.fixture
-def at_work(tmp_path) -> Callable[[], list[Path]]:
-    """The notes of who is in the middle of a run."""
-    return lambda: list((tmp_path / "out").rglob(HOLDER))
-
-
 @pytest.mark.slow
 def test_real_workers_leave_what_single_commands_leave_byte_for_byte(tiny_bank, tmp_path, left_by, monkeypatch):
     methods = ("TaskRes", "HeGraphAdapter")
@@ -245,11 +238,11 @@ def test_real_workers_leave_what_single_commands_leave_byte_for_byte(tiny_bank, 
     ids=["docker stop", "Ctrl-C"],
 )
 def test_a_sweep_that_is_ended_fails_no_run_and_the_same_command_goes_on(
-    long_grid, tmp_path, start, hold, wait_for, at_work, left_undone, flags, send, number, capsys
+    long_grid, tmp_path, start, hold, wait_for, left_undone, flags, send, number, capsys
 ):
     sweep = start(*long_grid, *flags)
     wait_for(lambda: left_undone() < 4, sweep)
-    held, _ = hold(at_work, sweep)
+    held, _ = hold(partial((tmp_path / "out").rglob, HOLDER), sweep)
     send(sweep.pid, number)
     with suppress(ProcessLookupError):  # it has been killed
         os.kill(held, signal.SIGCONT)
@@ -265,14 +258,14 @@ def test_a_sweep_that_is_ended_fails_no_run_and_the_same_command_goes_on(
 
 @pytest.mark.slow
 def test_a_killed_worker_fails_its_run_alone_and_a_killed_sweep_ends_its_workers_silently(
-    long_grid, tmp_path, start, hold, wait_for, at_work, left_undone
+    long_grid, tmp_path, start, hold, wait_for, left_undone
 ):
     sweep = start(*long_grid, "--workers", "2")
-    pid, folder = hold(at_work, sweep)
+    pid, folder = hold(partial((tmp_path / "out").rglob, HOLDER), sweep)
     os.kill(pid, signal.SIGKILL)
     wait_for((folder / "error.json").exists, sweep)
     assert "worker process was ended" in json.loads((folder / "error.json").read_text())["message"]
-    held, _ = hold(at_work, sweep)
+    held, _ = hold(partial((tmp_path / "out").rglob, HOLDER), sweep)
     sweep.kill()
     os.kill(held, signal.SIGCONT)
     _, error = sweep.communicate(timeout=240)  # the workers hold stderr until they end
