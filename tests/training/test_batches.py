@@ -28,11 +28,9 @@ from trainers.hegraph.utils.errors import UserError
 VIEWS, IMAGES = 3, 10
 
 
-@pytest.fixture
-def bank() -> BankBatches:
-    """Feature (v, n) of image n in view v, so that a batch shows where its rows come from."""
-    view, image = torch.meshgrid(torch.arange(VIEWS), torch.arange(IMAGES), indexing="ij")
-    return BankBatches(torch.stack([view, image], dim=-1).float(), torch.arange(IMAGES) % 4, batch_size=4, seed=1)
+# Feature (v, n) of image n in view v, so that a batch shows where its rows come from
+GRID = torch.stack(torch.meshgrid(torch.arange(VIEWS), torch.arange(IMAGES), indexing="ij"), dim=-1).float()
+BANK = BankBatches(GRID, torch.arange(IMAGES) % 4, batch_size=4, seed=1)
 
 
 def rows(batches) -> torch.Tensor:
@@ -44,8 +42,8 @@ def order(batches) -> list[int]:
 
 
 @pytest.mark.parametrize(("batch_size", "steps"), [(1, 10), (4, 3), (5, 2), (256, 1)])
-def test_every_image_comes_once_per_epoch_with_its_features_and_label(bank, batch_size, steps):
-    bank = replace(bank, batch_size=batch_size)
+def test_every_image_comes_once_per_epoch_with_its_features_and_label(batch_size, steps):
+    bank = replace(BANK, batch_size=batch_size)
     batches = list(bank.epoch(1))
     assert sorted(order(batches)) == list(range(IMAGES))
     assert len(batches) == bank.steps_per_epoch == steps
@@ -56,18 +54,18 @@ def test_every_image_comes_once_per_epoch_with_its_features_and_label(bank, batc
         assert batch.products is None
 
 
-def test_an_image_shows_different_views_in_different_epochs(bank):
+def test_an_image_shows_different_views_in_different_epochs():
     for image in range(IMAGES):
-        seen = {int(row[0]) for epoch in range(20) for row in rows(bank.epoch(epoch)) if row[1] == image}
+        seen = {int(row[0]) for epoch in range(20) for row in rows(BANK.epoch(epoch)) if row[1] == image}
         assert seen == {0, 1, 2}
-    assert len(rows(bank.epoch(0))[:, 0].unique()) > 1  # and views vary within an epoch
+    assert len(rows(BANK.epoch(0))[:, 0].unique()) > 1  # and views vary within an epoch
 
 
-def test_epochs_and_seeds_differ_and_the_same_ones_give_the_same_batches(bank):
+def test_epochs_and_seeds_differ_and_the_same_ones_give_the_same_batches():
     state = torch.get_rng_state()
-    assert rows(bank.epoch(5)).equal(rows(bank.epoch(5)))
+    assert rows(BANK.epoch(5)).equal(rows(BANK.epoch(5)))
     assert torch.get_rng_state().equal(state)  # the global generator is left alone
-    orders = {tuple(order(b.epoch(e))) for b in (bank, replace(bank, seed=2), replace(bank, seed=0)) for e in range(4)}
+    orders = {tuple(order(b.epoch(e))) for b in (BANK, replace(BANK, seed=2), replace(BANK, seed=0)) for e in range(4)}
     assert len(orders) == 12
 
 
@@ -87,9 +85,9 @@ def test_online_features_are_the_encoded_view_of_their_image():
 # Products with the cache
 
 
-def test_a_batch_has_the_products_of_its_rows_with_every_key(bank, unit_features):
+def test_a_batch_has_the_products_of_its_rows_with_every_key(unit_features):
     features, keys = unit_features(VIEWS, IMAGES, 4), unit_features(IMAGES, 4, seed=1)
-    kept = replace(bank, features=features, products=products_with_cache(features, keys))
+    kept = replace(BANK, features=features, products=products_with_cache(features, keys))
     for batch in kept.epoch(2):
         torch.testing.assert_close(batch.products, batch.features @ keys.t())
 

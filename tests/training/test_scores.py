@@ -13,7 +13,6 @@ from torch.testing import assert_close
 from trainers.hegraph.features.bank import load_bank
 from trainers.hegraph.training.choice import choose, has_val, score, val_accuracy, val_images
 from trainers.hegraph.training.confidence import (
-    LOG_DEVIATION,
     LOG_RANGE,
     KnownScores,
     confidence_scores,
@@ -50,22 +49,15 @@ def test_val_is_the_val_split_and_never_test_and_none_without_images(tiny_bank):
             val_images(replace(bank, **{missing: None}))
 
 
-def one_hot(*predicted: int, num_classes: int = 4) -> torch.Tensor:
-    return torch.eye(num_classes)[list(predicted)]
-
-
-def test_macro_f1_weighs_classes_alike_and_images_not():
-    # class 0: precision 1, recall 3/4 -> F1 6/7; class 1: precision 1/2, recall 1 -> F1 2/3
-    scores = score(one_hot(0, 0, 0, 1, 1), torch.tensor([0, 0, 0, 0, 1]))
-    assert scores["accuracy"] == 80.0
-    assert scores["macro_f1"] == pytest.approx(100 * (6 / 7 + 2 / 3) / 2)
-
-
-def test_macro_f1_is_over_the_classes_that_occur_in_the_labels():
-    # class 3 is predicted once and never true: it costs class 0 recall and is no class of the mean
-    scores = score(one_hot(0, 3, 1, 1), torch.tensor([0, 0, 1, 1]))
+def test_macro_f1_weighs_classes_alike_and_images_not_and_is_over_the_classes_that_occur_in_the_labels():
+    one_hot = torch.eye(4)
+    # Class 0: precision 1, recall 3/4 -> F1 6/7; class 1: precision 1/2, recall 1 -> F1 2/3
+    scores = score(one_hot[[0, 0, 0, 1, 1]], torch.tensor([0, 0, 0, 0, 1]))
+    assert scores == {"accuracy": 80.0, "macro_f1": pytest.approx(100 * (6 / 7 + 2 / 3) / 2)}
+    # Class 3 is predicted once and never true: it costs class 0 recall and is no class of the mean
+    scores = score(one_hot[[0, 3, 1, 1]], torch.tensor([0, 0, 1, 1]))
     assert scores["macro_f1"] == pytest.approx(100 * (2 / 3 + 1) / 2)
-    assert score(one_hot(2, 1), torch.tensor([2, 1])) == {"accuracy": 100.0, "macro_f1": 100.0}
+    assert score(one_hot[[2, 1]], torch.tensor([2, 1])) == {"accuracy": 100.0, "macro_f1": 100.0}
 
 
 # Probabilities
@@ -75,39 +67,22 @@ def log_of(*probabilities: list[float]) -> torch.Tensor:
     return torch.tensor(probabilities, dtype=torch.float64).log()
 
 
-def repeated(logits: torch.Tensor, right: int, wrong: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The same two logits for many images, of which some belong to class 0 and the others to class 1."""
-    return logits.expand(right + wrong, 2), torch.tensor([0] * right + [1] * wrong)
-
-
-def test_the_temperature_makes_the_confidence_the_accuracy():
-    # logits 3 and 0, three of four right: sigmoid(3 / T) = 3/4 where T = 3 / log 3; the weight on 1 counts little
-    logits, labels = repeated(torch.tensor([3.0, 0.0]), 3000, 1000)
+def test_the_temperature_makes_the_confidence_the_accuracy_but_few_images_that_are_all_right_do_not_make_it_zero():
+    # Logits 3 and 0, three of four right: sigmoid(3 / T) = 3/4 where T = 3 / log 3; the weight on 1 counts little
+    logits, labels = torch.tensor([3.0, 0.0]).expand(4000, 2), torch.tensor([0] * 3000 + [1] * 1000)
     assert fit_temperature(logits, labels) == pytest.approx(3 / math.log(3), rel=1e-2)
-
-
-def test_few_images_that_are_all_right_do_not_make_the_temperature_zero():
-    # ten images with a gap of 2: 10 log(1 + exp(-2 / T)) + (log T)^2 / (2 * 0.25), its minimum by a fine search
-    logits, labels = repeated(torch.tensor([2.0, 0.0]), 10, 0)
+    # Ten images with a gap of 2: 10 log(1 + exp(-2 / T)) + (log T)^2 / (2 * 0.25), its minimum by a fine search
     grid = np.linspace(-3, 3, 60001)
-    losses = 10 * np.log1p(np.exp(-2 * np.exp(-grid))) + grid**2 / (2 * LOG_DEVIATION**2)
-    assert fit_temperature(logits, labels) == pytest.approx(math.exp(grid[losses.argmin()]), rel=1e-3)
-    assert 0.3 < fit_temperature(logits, labels) < 1
+    losses = 10 * np.log1p(np.exp(-2 * np.exp(-grid))) + grid**2 / (2 * 0.5**2)
+    found = fit_temperature(torch.tensor([2.0, 0.0]).expand(10, 2), torch.zeros(10, dtype=torch.long))
+    assert found == pytest.approx(math.exp(grid[losses.argmin()]), rel=1e-3) and 0.3 < found < 1
 
 
-def test_the_confidence_is_the_mean_of_the_highest_probabilities_over_groups():
-    groups = [log_of([0.6, 0.4]), log_of([0.5, 0.3, 0.2], [0.1, 0.1, 0.8])]
-    assert mean_confidence(groups, 1.0) == pytest.approx((0.6 + 0.5 + 0.8) / 3)
-
-
-def test_a_wanted_confidence_is_met():
+def test_a_wanted_confidence_the_mean_of_the_highest_probabilities_is_met_or_gives_the_nearest_temperature():
     groups = [log_of([0.9, 0.1]), log_of([0.7, 0.2, 0.1], [0.1, 0.1, 0.8])]
+    assert mean_confidence(groups, 1.0) == pytest.approx((0.9 + 0.7 + 0.8) / 3)
     assert mean_confidence(groups, match_confidence(groups, 0.6)) == pytest.approx(0.6)
-    # sigmoid(log(9) / T) = 3/4 where T = 2
-    assert match_confidence([log_of([0.9, 0.1])], 0.75) == pytest.approx(2.0)
-
-
-def test_a_confidence_that_cannot_be_met_gives_the_nearest_temperature():
+    assert match_confidence([log_of([0.9, 0.1])], 0.75) == pytest.approx(2.0)  # sigmoid(log(9) / 2) = 3/4
     assert match_confidence([torch.zeros(2, 4)], 0.9) == pytest.approx(math.exp(LOG_RANGE[0]))
     assert match_confidence([log_of([0.99999999, 0.00000001])], 0.5) == pytest.approx(math.exp(LOG_RANGE[1]))
 
@@ -124,6 +99,8 @@ def test_the_scores_are_those_worked_by_hand():
     assert scores["bins"]["count"] == [0] * 7 + [1, 2, 0, 0, 1] + [0] * 3
     assert scores["bins"]["confidence"][7:12] == [50, 60, 0, 0, 80]
     assert scores["bins"]["accuracy"][7:12] == [0, 100, 0, 0, 100]
+    on_borders = reliability(np.array([1 / 15, 1.0]), np.array([True, False]))  # belong to the lower bin
+    assert on_borders["count"] == [1] + [0] * 13 + [1]
 
 
 def test_scores_at_a_temperature_are_those_of_the_divided_logits_in_batches_as_well(monkeypatch):
@@ -138,32 +115,18 @@ def test_scores_at_a_temperature_are_those_of_the_divided_logits_in_batches_as_w
     assert confidence_scores(log_of([0.9, 0.1]), torch.tensor([0]))["brier"] == pytest.approx(0.02)
 
 
-def test_a_confidence_on_the_border_of_two_bins_belongs_to_the_lower_one():
-    bins = reliability(np.array([1 / 15, 1.0]), np.array([True, False]))
-    assert bins["count"] == [1] + [0] * 13 + [1]
-
-
 def test_the_probability_is_the_highest_and_the_energy_the_log_of_the_sum():
     logits = torch.tensor([[0.0, math.log(3)], [math.log(6), math.log(2)]])
     assert_close(known_score(logits, 1.0, "probability"), torch.tensor([0.75, 0.75]))
     assert_close(known_score(logits, 1.0, "energy"), torch.tensor([math.log(4), math.log(8)]))
-    doubled = 2 * logits
-    assert_close(known_score(doubled, 2.0, "energy"), torch.tensor([math.log(4), math.log(8)]))
+    assert_close(known_score(2 * logits, 2.0, "energy"), torch.tensor([math.log(4), math.log(8)]))
 
 
-def test_the_threshold_keeps_the_share_of_known_images_that_was_asked_for():
-    scores = torch.arange(1001).flip(0) / 10  # 100 down to 0
-    known = KnownScores.of(scores, "val")
+def test_the_threshold_keeps_the_share_of_known_images_that_was_asked_for_and_tells_what_lies_below():
+    known = KnownScores.of(torch.arange(1001).flip(0) / 10, "val")  # 100 down to 0
     assert (len(known.quantiles), known.num_images, known.fitted_on) == (101, 1001, "val")
     assert known.quantiles[0] == 0.0 and known.quantiles[-1] == 100.0
-    assert known.threshold(0.95) == pytest.approx(5.0)
-    assert known.threshold(0.5) == pytest.approx(50.0)
-    assert known.threshold(0.905) == pytest.approx(9.5)
-    assert (scores >= known.threshold(0.95)).double().mean().item() == pytest.approx(0.95, abs=0.001)
-
-
-def test_the_share_of_known_images_below_a_score_is_what_its_threshold_would_lose():
-    known = KnownScores.of(torch.arange(1001) / 10, "val")  # 0 to 100
-    assert known.share_below(5.0) == pytest.approx(0.05)
-    assert known.share_below(9.5) == pytest.approx(0.095)
+    for share, score_at in ((0.95, 5.0), (0.5, 50.0), (0.905, 9.5)):
+        assert known.threshold(share) == pytest.approx(score_at)
+        assert known.share_below(score_at) == pytest.approx(1 - share)
     assert [known.share_below(score) for score in (-1.0, 101.0)] == [0.0, 1.0]
