@@ -39,7 +39,7 @@ RUN_BY = {
     "pip install .": "tests/test_package.py::test_the_digits_run_from_the_wheel_and_give_the_adapter_of_the_checkout",
     "python -m benchmarks": "tests/test_benchmarks.py::test_a_benchmark_runs_and_writes_its_figures",
     "python -m trainers.hegraph --config-file mini --dataset-config-file digits --shots 4 --seed 1 --output-dir output/"
-    "digits_onnx": "tests/export/test_export_page.py::test_the_lines_give_class_and_probability_of_the_package",
+    "digits_onnx": "tests/export/test_onnx_file.py::test_the_lines_give_class_and_probability_of_the_package",
     "bash scripts/hegraph/unlabelled.sh": "tests/test_loops.py::test_unlabelled_images_have_a_row_for_each_protocol",
     "bash scripts/hegraph/few_shot.sh": "tests/test_loops.py::test_few_shot_prints_the_table_and_draws_the_curves",
 }

@@ -1,9 +1,10 @@
-"""Encoding images and sentences: the same whatever the batches and however often it is killed, kept on disk, never
-read when stale or damaged."""
+"""Images are read to the bit as their transform makes them; images and sentences are encoded, the same whatever the
+batches and however often it is killed; `features extract` makes the bank of a whole data set."""
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import logging
 import math
@@ -11,19 +12,24 @@ import random
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from itertools import chain
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from PIL import Image
+from safetensors.torch import load_file, save_file
 
+from trainers.hegraph.__main__ import main as train
 from trainers.hegraph.backbones.clip import Backbone
 from trainers.hegraph.config_files import load_cfg
-from trainers.hegraph.datasets import Dataset, load_dataset, select_few_shot
+from trainers.hegraph.datasets import Dataset, Item, load_dataset, select_few_shot
+from trainers.hegraph.datasets.digits import open_digit
+from trainers.hegraph.datasets.images import to_rgb
 from trainers.hegraph.features import extract
-from trainers.hegraph.features.bank import FeatureBank
+from trainers.hegraph.features import images as reading
+from trainers.hegraph.features.__main__ import main
+from trainers.hegraph.features.bank import FeatureBank, load_bank
 from trainers.hegraph.features.extract import (
     encode_images,
     encode_prompts,
@@ -31,9 +37,11 @@ from trainers.hegraph.features.extract import (
     is_whole,
     training_augmentation,
 )
-from trainers.hegraph.features.images import ImageViews
+from trainers.hegraph.features.images import ImageViews, Reader
 from trainers.hegraph.features.options import EncodingOptions
+from trainers.hegraph.models.images import ImageModel
 from trainers.hegraph.utils.errors import UserError
+from trainers.hegraph.utils.reading import read_json
 
 NODE = "TRAINER.HEGRAPHADAPTER"
 VIEWS = 3
@@ -93,6 +101,71 @@ def encoded(monkeypatch) -> Calls:
 @pytest.fixture
 def images(digits, backbone) -> ImageViews:
     return ImageViews(digits, digits.train[:4], training_augmentation(backbone, make_options()), views=VIEWS, seed=1)
+
+
+# Reading
+
+
+def read(images: ImageViews, *positions: int) -> list[torch.Tensor]:
+    return list(torch.cat(list(images.batches(positions, 5))))
+
+
+def test_pixels_are_those_of_the_transform_to_the_bit_however_it_ends(tmp_path, backbone):
+    paths = []
+    for width, height in ((8, 8), (40, 24), (24, 40), (32, 32), (33, 32)):
+        paths.append(tmp_path / f"{width}x{height}.png")
+        open_digit("digits/0003").resize((width, height)).save(paths[-1])
+    unusual = type(backbone.preprocess)([*backbone.preprocess.transforms, lambda pixels: pixels + 1])
+    for transform in (backbone.preprocess, unusual):
+        [(_, pixels, _)] = Reader(transform).batches(paths, len(paths))
+        assert torch.equal(pixels, torch.stack([transform(to_rgb(Image.open(path))) for path in paths]))
+
+
+@pytest.mark.parametrize("transforms", [("random_resized_crop", "random_flip"), ("random_flip",), ()])
+def test_a_view_is_what_torchvision_draws_with_its_seed(images, backbone, transforms):
+    transform = backbone.training_transform(transforms, (0.08, 1.0), "bilinear")
+    found = read(replace(images, transform=transform), *range(12))
+    for position, pixels in enumerate(found):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(1_000_003 + position)
+            assert torch.equal(pixels, transform(images.dataset.read(images.items[position % 4].path)))
+
+
+def test_a_view_is_the_same_whenever_it_is_read_and_unlike_others(images):
+    state = torch.get_rng_state()
+    first = read(images, *range(12))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert len(images) == VIEWS * 4 == len(first)
+    assert all(map(torch.equal, first, read(images, *reversed(range(12)))[::-1]))
+    assert torch.equal(*read(replace(images, views=9), 7), first[7])  # more views keep the first ones
+    assert not torch.equal(first[0], first[4]) and not torch.equal(first[4], first[8])
+    assert not torch.equal(first[0], *read(replace(images, seed=2), 0))
+
+
+@pytest.mark.parametrize("content", [None, b"<html>404</html>", b""])
+def test_an_unreadable_image_is_named_in_one_line(backbone, tmp_path, content):
+    items = [Item(f"{i}.png", 0, "red") for i in range(2)]
+    Image.new("RGB", (40, 40), "red").save(tmp_path / "0.png")
+    if content is not None:
+        (tmp_path / "1.png").write_bytes(content)
+    reds = Dataset("Reds", ["red"], items, [], items, lambda path: Image.open(tmp_path / path))
+    with pytest.raises(UserError, match=r"^cannot read the image 1\.png of Reds: .*$"):
+        read(ImageViews(reds, items, backbone.preprocess), 0, 1)
+
+
+def test_whatever_pillow_raises_is_a_problem_of_one_line(backbone, monkeypatch):
+    def broken(image: Image.Image) -> Image.Image:
+        raise SyntaxError("broken PNG\nmore")
+
+    monkeypatch.setattr(reading, "to_rgb", broken)
+    [(_, pixels, problems)] = Reader(backbone.preprocess).batches([Image.new("L", (9, 9))], 1)
+    assert len(pixels) == 0 and problems == ["broken PNG"]
+
+
+@pytest.mark.parametrize(("there", "asked", "expected"), [(1, 0, 1), (8, 0, 8), (64, 0, 16), (2, 3, 3)])
+def test_every_core_reads_or_as_many_as_are_asked_for(backbone, monkeypatch, there, asked, expected):
+    monkeypatch.setattr(reading, "cores", lambda: there)
+    assert Reader(backbone.preprocess, asked).threads == expected
 
 
 # Encoding
@@ -240,7 +313,9 @@ def test_a_text_node_is_the_mean_of_its_groups_each_averaged_first_and_its_norm_
     templates, negative = ["a photo of a {}.", "the digit {}."], ["no {}.", "anything but {}."]
     keys = {"SOURCE": "both", "DESCRIPTIONS": str(tmp_path / "cupl.json")}
     keys |= {"TEMPLATES": templates, "NEGATIVE_TEMPLATES": negative}
-    options = make_options(*chain.from_iterable((f"{NODE}.PROMPTS.{key}", value) for key, value in keys.items()))
+    options = make_options(
+        *itertools.chain.from_iterable((f"{NODE}.PROMPTS.{key}", value) for key, value in keys.items())
+    )
     text = encode_prompts(backbone, "Digits", ["one", "two"], options, tmp_path / "parts")
 
     def mean(sentences: list[str], normalize: bool = True) -> torch.Tensor:
@@ -255,3 +330,68 @@ def test_a_text_node_is_the_mean_of_its_groups_each_averaged_first_and_its_norm_
         norm = (sum(mean(group, normalize=False) for group in groups) / 2).norm()
         torch.testing.assert_close(text["norms"][k], norm, rtol=1e-5, atol=0)
         assert abs(norm - 1) > 0.1  # or the test would show nothing
+
+
+# The command
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Three classes of images of one colour each: of each four for training, two for validation, three for testing."""
+    shades = itertools.count(100, 5)
+    counts = {"train": 4, "val": 2, "test": 3}
+    for (split, count), name in itertools.product(counts.items(), ("red", "green", "blue")):
+        folder = tmp_path / "pictures" / split / name
+        folder.mkdir(parents=True)
+        for number in range(count):
+            Image.new("RGB", (20, 20), (next(shades), 60, 60)).save(folder / f"{number}.png")
+    return tmp_path / "pictures"
+
+
+@pytest.fixture
+def make_bank(tmp_path, pictures):
+    def command(*opts: str) -> int:
+        arguments = ["extract", "--out", str(tmp_path / "bank.safetensors"), "--root", str(pictures)]
+        arguments += ["--dataset-config-file", "folder", "--config-file", "mini"]
+        return main([*arguments, f"{NODE}.FEATURES.DIR", str(tmp_path / "features"), *opts])
+
+    return command
+
+
+def test_the_bank_holds_all_images_and_a_model_that_is_trained_from_it_classifies_images(
+    make_bank, tmp_path, capsys, pictures
+):
+    assert make_bank(f"{NODE}.FEATURES.VIEWS", "2") == 0
+    assert "12 train, 6 val, 9 test images, 3 classes" in capsys.readouterr().out
+    bank = load_bank(tmp_path / "bank.safetensors")
+    assert bank.train_features.shape[:2] == (2, 12)
+    assert bank.train_labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    assert list(bank.classnames) == ["blue", "green", "red"]
+    assert (bank.dataset, bank.backbone) == ("ImageFolder", "hegraph-mini/hegraph-mini")
+    flags = ["--shots", "2", "--seed", "1", "--config-file", "mini", "OPTIM.MAX_EPOCH", "2", f"{NODE}.MIN_STEPS", "0"]
+    assert train(["--features", str(tmp_path / "bank.safetensors"), "--output-dir", str(tmp_path / "out"), *flags]) == 0
+    assert read_json(tmp_path / "out" / "result.json")["num_train"] == 6
+    model = ImageModel.load(tmp_path / "out")
+    assert model.model.backbone.fingerprint == model.backbone.fingerprint == bank.encoder.fingerprint
+    predicted = load_file(tmp_path / "out" / "predictions.safetensors")["predicted"]
+    files = sorted((pictures / "test").rglob("*.png"))
+    assert torch.equal(model.probabilities(files).argmax(dim=1), predicted)
+
+
+def test_its_features_are_kept_and_no_bank_is_written_over_and_they_are_those_of_a_run_of_all_images(
+    make_bank, tmp_path, pictures, caplog, capsys
+):
+    assert make_bank() == 0
+    first = (tmp_path / "bank.safetensors").read_bytes()
+    assert make_bank() == 2
+    assert "bank.safetensors exists; choose another --out" in capsys.readouterr().err
+    assert (tmp_path / "bank.safetensors").read_bytes() == first
+    (tmp_path / "bank.safetensors").unlink()
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        assert make_bank() == 0
+        arguments = ["--root", str(pictures), "--dataset-config-file", "folder", "--config-file", "mini"]
+        arguments += ["--shots", "-1", "--output-dir", str(tmp_path / "out"), "--no-train", "--seed", "1"]
+        assert train([*arguments, f"{NODE}.FEATURES.DIR", str(tmp_path / "features")]) == 0
+    assert "encoded" not in caplog.text
+    assert (tmp_path / "bank.safetensors").read_bytes() == first

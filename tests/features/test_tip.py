@@ -84,6 +84,11 @@ def test_square_matrices_that_lie_the_other_way_are_refused_or_turned(folder):
     bank = import_tip(folder, [f"class {k}" for k in range(size)])
     for features in (bank.train_features[0], bank.text_positive, bank.text_negative):
         torch.testing.assert_close(features, square)
+    some = square.t() / 2
+    some[0] /= some[0].norm()  # that one vector has unit norm says nothing
+    torch.save(some, folder / "keys_2shots.pt")
+    found = import_tip(folder, [f"class {k}" for k in range(size)]).train_features[0]
+    torch.testing.assert_close(found, unit(some.t()))
     torch.save(square, folder / "keys_2shots.pt")
     with pytest.raises(UserError, match=r"keys_2shots\.pt must be \[d, n\].* transpose it"):
         import_tip(folder, [f"class {k}" for k in range(size)])

@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from trainers.hegraph.datasets.digits import open_digit
 from trainers.hegraph.features.bank import load_bank
 from trainers.hegraph.models.folder import CONFIG, load_model, save_model
 from trainers.hegraph.models.images import ImageModel
@@ -32,6 +33,16 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture
 def run(finished_digits_once: Path) -> Path:
     return finished_digits_once
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """A folder of five digits, one of them in a folder of its own."""
+    for row, name in enumerate(("a.png", "b c.png", "d/e.png", "f.png", "g.png")):
+        path = tmp_path / "images" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        open_digit(f"digits/{row:04d}").save(path)
+    return tmp_path / "images"
 
 
 @pytest.fixture

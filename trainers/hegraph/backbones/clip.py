@@ -228,6 +228,4 @@ def count_tokens(sentence: str) -> int:
     return len(_openai_tokenizer().encode(sentence)) + 2
 
 
-@cache
-def _openai_tokenizer() -> SimpleTokenizer:
-    return SimpleTokenizer()
+_openai_tokenizer = cache(SimpleTokenizer)  # which is made once

@@ -35,7 +35,6 @@ logger = logging.getLogger(__name__)
 
 Built = tuple[Any, T.Compose, Tokenizer]  # a model, its test transform and its tokenizer
 PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")  # what open_clip's tags say of the test transform
-SETTINGS_NAMES = ("tokenizer_config.json",)
 VOCABULARY_NAMES = ("tokenizer.json", "spiece.model")  # a tokenizer has one of them
 TOKENIZER_KEYS = ("clean", "language", "strip_sep_token")  # of `tokenizer_kwargs`: the others may ask for code
 WHAT = "weights of a model"
@@ -216,8 +215,8 @@ def _tokenizer_files(source: Source, repository: str) -> str:
         if not any((Path(place) / filename).is_file() for filename in VOCABULARY_NAMES):
             raise UserError(f"{what} is missing: put {files} into {place}")
         return place
-    settings, vocabulary = (identity.cached_file(repository, names) for names in (SETTINGS_NAMES, VOCABULARY_NAMES))
-    if settings and vocabulary:
+    vocabulary = identity.cached_file(repository, VOCABULARY_NAMES)
+    if vocabulary and identity.cached_file(repository, ["tokenizer_config.json"]):
         return str(vocabulary.parent)  # given the folder and not the name, transformers asks the hub for nothing more
     use = f"put them with {identity.CONFIG_NAME} and the weights into a folder here: {identity.USE_FOLDER}"
     identity.require_hub(repository, what, files, use)

@@ -181,40 +181,28 @@ def utf8(text: str) -> str:
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
-class ClassFolders:
-    """Folders of classes below one folder. Nothing in them is overwritten, and no copy is half there."""
+def copy_into(folder: Path, path: str) -> str:
+    """Copies an image into a folder, whole or not at all. Returns why it cannot be read; "" if its copy is there.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.last_suffix: dict[Path, int] = {}  # of a path, which thousands of images may share
-
-    def copy(self, path: str, name: str) -> str:
-        """Copies an image into the folder of the class `name`. Returns why it cannot be read; "" if its copy is there.
-
-        A file name that is taken gets a suffix, as in `photo-1.jpg`; by the same image, it is left as it is.
-        """
-        try:
-            content = Path(path).read_bytes()
-        except OSError as error:
-            return f"cannot be copied: {first_line(error)}"
-        wanted = self.folder / folder_name(name) / os.path.basename(path)
-        number = self.last_suffix.get(wanted, 0)
-        while os.path.lexists(target := with_suffix(wanted, number)):
-            if target.is_file() and target.read_bytes() == content:
-                return ""
-            number += 1
-        self.last_suffix[wanted] = number
-        with atomic_path(target) as temporary:
-            temporary.write_bytes(content)
-            shutil.copystat(path, temporary)
-        return ""
+    A file name that is taken gets a number, as in `photo-1.jpg`; by the same image, it is left as it is.
+    """
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        return f"cannot be copied: {first_line(error)}"
+    number, target = 0, folder / os.path.basename(path)
+    stem, ending = target.stem, target.suffix
+    while os.path.lexists(target):
+        if target.is_file() and target.stat().st_size == len(content) and target.read_bytes() == content:
+            return ""
+        number += 1
+        target = folder / f"{stem}-{number}{ending}"
+    with atomic_path(target) as temporary:
+        temporary.write_bytes(content)
+        shutil.copystat(path, temporary)
+    return ""
 
 
 def folder_name(classname: str) -> str:
     """A class name as the name of a folder: what is not allowed becomes `%2F` and so on."""
     return FORBIDDEN.sub(lambda found: "".join(f"%{byte:02X}" for byte in found[0].encode()), classname)
-
-
-def with_suffix(path: Path, number: int) -> Path:
-    """`photo.jpg` with a number before its ending, `photo-1.jpg`; with 0, the path itself."""
-    return path.with_name(f"{path.stem}-{number}{path.suffix}") if number else path

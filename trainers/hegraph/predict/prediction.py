@@ -29,7 +29,7 @@ from ..models.saved import SavedModel, hear
 from ..utils.devices import choose_device
 from ..utils.errors import UserError, say
 from ..utils.files import atomic_path, check_output
-from .files import FORMATS, NONE_OF_THESE, ClassFolders, Row, image_paths
+from .files import FORMATS, NONE_OF_THESE, Row, copy_into, folder_name, image_paths
 
 logger = logging.getLogger(__name__)
 
@@ -64,10 +64,9 @@ def predict_images(args: Namespace, options: Options) -> int:
         check_output(options.out, backbone_files(saved, args.backbone, args.pretrained))
     device = choose_device(args.device, "--device")
     model = ImageModel.load(saved, device, args.backbone, args.pretrained, args.precision)
-    folders = None if args.sort_into is None else ClassFolders(args.sort_into)
     batch_size = args.batch_size or default_batch_size(model.backbone.input_size)
     paths = image_paths(args.inputs, args.null, args.sort_into)
-    return write_rows(image_rows(model, paths, options, batch_size, folders), options)
+    return write_rows(image_rows(model, paths, options, batch_size, args.sort_into), options)
 
 
 def predict_bank(args: Namespace, options: Options) -> int:
@@ -89,10 +88,7 @@ def predict_bank(args: Namespace, options: Options) -> int:
     if args.split == "train":
         features = mean_over_views(features)
     parts = [slice(start, start + BANK_BATCH) for start in range(0, len(features), BANK_BATCH)]
-    if options.together:
-        logits = hear_together(model, features, "cpu")
-    else:
-        logits = torch.cat([model.classifier.logits(features[part]) for part in parts])
+    logits = hear_together(model, features, "cpu") if options.together else model.classifier.logits(features)
     paths = [f"{args.features}#{args.split}/{row}" for row in range(len(features))]
     failed = write_rows(chain.from_iterable(rows_of(model, paths[p], logits[p], options) for p in parts), options)
     if tuple(bank.classnames) == model.classnames:
@@ -115,11 +111,12 @@ def open_model(folder: str, options: Options, reads: Sequence[Path | str]) -> Sa
 
 
 def image_rows(
-    model: ImageModel, paths: Iterable[str], options: Options, batch_size: int, folders: ClassFolders | None = None
+    model: ImageModel, paths: Iterable[str], options: Options, batch_size: int, sort_into: Path | None = None
 ) -> Iterator[Row]:
     """The rows of images, of which `batch_size` are encoded at once, in the order of their paths.
 
-    The images are copied into `folders`. UserError if one is the file that is to be written, or cannot be copied.
+    The images are copied into folders of their classes below `sort_into`. UserError if one is the file that is to be
+    written, or a copy cannot be written.
     """
     encoded = model.encode(paths, batch_size)
     if options.together and (batches := list(encoded)):
@@ -134,9 +131,9 @@ def image_rows(
             row = Row(str(image), error=problem) if problem else next(predicted)
             if options.out is not None:
                 check_output(options.out, [row.path])
-            if folders is not None and not row.error:
+            if sort_into is not None and not row.error:
                 place = NONE_OF_THESE if row.known is False else row.top[0][0]
-                if problem := folders.copy(row.path, place):
+                if problem := copy_into(sort_into / folder_name(place), row.path):
                     row = Row(row.path, error=problem)
             yield row
 

@@ -1,0 +1,210 @@
+"""What predict reads and writes: paths, rows that are valid whatever their names hold, and copies of images."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from trainers.hegraph.predict.files import (
+    Row,
+    check_inputs,
+    copy_into,
+    csv_lines,
+    folder_name,
+    image_paths,
+    json_lines,
+    read_list,
+    table_lines,
+)
+from trainers.hegraph.utils.errors import UserError
+
+TOP = [("ant", 0.9), ("bee", 0.0999999), ("cow", 1.23456789e-12)]
+NASTY = ["a b.png", 'quo"te.png', "com,ma.png", "new\nline.png", "return\r.png", "größe.png", "\udcff.png", "=1+1.png"]
+
+
+# Paths
+
+
+def touch(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+
+
+def walked(folder: Path, leave_out: Path | None = None) -> list[str]:
+    """The paths of a folder, below it."""
+    return [os.path.relpath(path, folder) for path in image_paths([str(folder)], leave_out=leave_out)]
+
+
+def test_a_folder_gives_its_images_in_sorted_order_with_those_of_its_folders(tmp_path, caplog):
+    names = ["B.png", "a/1.jpeg", "a/2.JPG", "album.jpg/x.png", "b.png", "c/d/3.webp", f"e/{'d/' * 200}x.png"]
+    touch(tmp_path, *reversed(names), ".x.png", ".git/x.png")
+    assert walked(tmp_path) == names and caplog.messages == []
+    touch(tmp_path, "a.txt", "a/b.heic", ".hidden")
+    assert walked(tmp_path) == names and caplog.messages[0].startswith(f"{tmp_path}: 2 files are left out")
+    assert walked(tmp_path, leave_out=tmp_path / "a") == [name for name in names if not name.startswith("a/")]
+
+
+def test_links_are_followed_and_never_round_in_circles_and_a_folder_that_cannot_be_listed_is_a_path(
+    tmp_path, monkeypatch
+):
+    touch(tmp_path / "elsewhere", "x.png")
+    touch(tmp_path / "images", "a.png", "closed/b.png")
+    links = {"link": tmp_path / "elsewhere", "up": tmp_path / "images", "loop": "loop", "loop.png": "loop.png"}
+    for name, target in (links | {"gone.png": "nowhere"}).items():
+        (tmp_path / "images" / name).symlink_to(target)
+    listdir = os.listdir
+
+    def refuse_one(path: str) -> list[str]:
+        if path.endswith("closed"):
+            raise PermissionError
+        return listdir(path)
+
+    monkeypatch.setattr(os, "listdir", refuse_one)
+    assert walked(tmp_path / "images") == ["a.png", "closed", "gone.png", "link/x.png", "loop.png"]
+
+
+def test_several_inputs_come_in_order(tmp_path):
+    touch(tmp_path, "z.png", "folder/a.png", "empty/readme.md")
+    (tmp_path / "list.TXT").write_text("one.png\ntwo.png\n")
+    given = [str(tmp_path / name) for name in ("z.png", "list.TXT", "folder", "empty", "missing.png")]
+    check_inputs(given)
+    expected = [given[0], "one.png", "two.png", str(tmp_path / "folder" / "a.png"), given[4]]
+    assert list(image_paths(given)) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "null", "expected"),
+    [
+        (b"a.png\r\nb c.png", False, ["a.png", "b c.png"]),
+        (b"\xef\xbb\xbfa.png\n\n  b.png \n", False, ["a.png", "  b.png "]),
+        ("größe.png\n".encode() + b"a\xff\r.png\n", False, ["größe.png", "a\udcff\r.png"]),
+        (b"a\nb.png\0c\r\0", True, ["a\nb.png", "c\r"]),
+        (b"", False, []),
+    ],
+)
+def test_a_list_gives_its_paths(text, null, expected):
+    assert list(read_list(io.BytesIO(text), null)) == expected
+
+
+def test_a_list_that_never_ends_is_an_error():
+    with pytest.raises(UserError, match="is it a list of paths"):
+        list(read_list(SimpleNamespace(read=lambda size: b"a" * size), null=True))
+
+
+def test_a_list_comes_from_standard_input_as_it_arrives(monkeypatch):
+    reader, writer = os.pipe()
+    with os.fdopen(reader, "rb") as file, os.fdopen(writer, "wb", buffering=0) as other_end:
+        monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=file))
+        other_end.write(b"first.png\nsecond.p")
+        found = image_paths(["-"])
+        assert next(found) == "first.png"  # and does not wait for more
+        other_end.write(b"ng\n")
+        assert next(found) == "second.png"
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ([], "nothing to classify: give images"),
+        (["-", "-"], "given twice"),
+        (["missing.png"], "cannot read missing.png"),
+        (["nu\0l"], "cannot read nu"),
+    ],
+)
+def test_an_input_that_gives_nothing_is_an_error(monkeypatch, given, expected):
+    check_inputs(["-"])
+    with pytest.raises(UserError, match=expected):
+        check_inputs(given)
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(UserError, match="closed"):
+        check_inputs(["-"])
+
+
+# Rows
+
+
+def test_every_format_marks_an_image_of_none_of_these_and_an_error():
+    rows = [Row("a", TOP[:2], known=True), Row("b", TOP[:2], known=False), Row("c", error="why"), Row("d", TOP[:1])]
+    assert list(table_lines(rows, True)) == [
+        "a  ant  90.00 %  (bee 10.00 %)\n",
+        "b  none of these    (ant 90.00 %, bee 10.00 %)\n",
+        "c  error:  why\n",
+        "d  ant  90.00 %\n",
+    ]
+    header, *lines = csv_lines(rows[:3], True)
+    assert header == "path,class,probability,rank,error,none_of_these\n"
+    assert lines[:2] == ["a,ant,0.9,1,,false\n", "a,bee,0.0999999,2,,false\n"]
+    assert lines[2:] == ["b,ant,0.9,1,,true\n", "b,bee,0.0999999,2,,true\n", "c,,,,why,\n"]
+    assert list(csv_lines(rows[2:3], False)) == ["path,class,probability,rank,error\n", "c,,,,why\n"]
+    marks = [json.loads(line)["none_of_these"] for line in json_lines(rows[:3], True)]
+    assert marks == [False, True, None]
+    assert "none_of_these" not in next(json_lines(rows[1:], False))
+
+
+@pytest.mark.parametrize("path", NASTY)
+def test_a_name_of_any_characters_is_kept_in_every_format(path):
+    shown = path.replace("\udcff", r"\xff")
+    [line] = table_lines([Row(path, [("\x1b[2J\n", 1.0)])], False)
+    assert line.count("\n") == 1 and "\r" not in line and line.encode() and r"\x1b[2J\n" in line
+
+    both = [Row(path, TOP), Row(path, error='no "image",\nreally')]
+    text = "".join(csv_lines(both, False))
+    *rows, failed = csv.DictReader(io.StringIO(text.encode().decode(), newline=""))
+    found = [(row["path"], row["class"], row["rank"]) for row in rows]
+    assert found == [(shown, "ant", "1"), (shown, "bee", "2"), (shown, "cow", "3")]
+    assert [float(row["probability"]) for row in rows] == pytest.approx([value for _, value in TOP], rel=1e-5)
+    assert failed == {"path": shown, "class": "", "probability": "", "rank": "", "error": 'no "image",\nreally'}
+
+    first, second = map(json.loads, json_lines(both, False))
+    assert (first["path"], first["error"]) == (shown, None)
+    assert [entry["class"] for entry in first["top"]] == ["ant", "bee", "cow"]
+    assert first["top"][2]["probability"] == pytest.approx(1.23456789e-12, rel=1e-5)
+    assert second == {"path": shown, "top": [], "error": 'no "image",\nreally'}
+
+
+# Copies
+
+
+def files_below(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_nothing_is_overwritten_and_nothing_is_copied_twice_and_a_copy_has_the_time_of_the_image(tmp_path):
+    images = [tmp_path / str(number) / "x y.png" for number in range(3)]
+    touch(tmp_path, "0/x y.png", "1/x y.png", "2/x y.png", "ant/x y.png")
+    for number, image in enumerate(images):
+        image.write_bytes(bytes([number]))
+        os.utime(image, (1000, 1000))
+    (tmp_path / "ant" / "x y.png").write_bytes(b"mine")
+    (tmp_path / "ant" / "x y-2.png").write_bytes(b"?")
+    for _ in range(2):
+        assert [copy_into(tmp_path / "ant", str(image)) for image in (*images, images[2])] == [""] * 4
+        expected = {"x y.png": b"mine", "x y-1.png": b"\0", "x y-2.png": b"?", "x y-3.png": b"\1", "x y-4.png": b"\2"}
+        assert files_below(tmp_path / "ant") == expected
+    assert (tmp_path / "ant" / "x y-1.png").stat().st_mtime == 1000
+
+
+def test_a_class_name_becomes_a_name_that_every_file_system_takes(tmp_path):
+    names = {"größe": "größe", "and/or": "and%2For", "..": "%2E%2E", ".hidden": "%2Ehidden", "ends.": "ends%2E"}
+    names |= {"ends ": "ends%20", " starts": "%20starts", "100%": "100%25", "a\nb\0c": "a%0Ab%00c"}
+    names |= {'a:b*c?"<>|\\': "a%3Ab%2Ac%3F%22%3C%3E%7C%5C"}
+    assert {name: folder_name(name) for name in names} == names
+
+
+def test_an_image_that_has_gone_is_no_end_and_what_cannot_be_written_is_one_line_and_leaves_no_half(
+    tmp_path, disk_full_after
+):
+    image = tmp_path / "x.png"
+    assert copy_into(tmp_path / "ant", str(image)) == "cannot be copied: No such file or directory"
+    image.write_bytes(bytes(1000))
+    with pytest.raises(UserError, match=r"cannot write .*ant/x.png: File too large"), disk_full_after(100):
+        copy_into(tmp_path / "ant", str(image))
+    assert files_below(tmp_path / "ant") == {}
