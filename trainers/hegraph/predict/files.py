@@ -190,13 +190,11 @@ def copy_into(folder: Path, path: str) -> str:
         content = Path(path).read_bytes()
     except OSError as error:
         return f"cannot be copied: {first_line(error)}"
-    number, target = 0, folder / os.path.basename(path)
-    stem, ending = target.stem, target.suffix
-    while os.path.lexists(target):
+    number, wanted = 0, folder / os.path.basename(path)
+    while os.path.lexists(target := with_suffix(wanted, number)):
         if target.is_file() and target.stat().st_size == len(content) and target.read_bytes() == content:
             return ""
         number += 1
-        target = folder / f"{stem}-{number}{ending}"
     with atomic_path(target) as temporary:
         temporary.write_bytes(content)
         shutil.copystat(path, temporary)
@@ -206,3 +204,8 @@ def copy_into(folder: Path, path: str) -> str:
 def folder_name(classname: str) -> str:
     """A class name as the name of a folder: what is not allowed becomes `%2F` and so on."""
     return FORBIDDEN.sub(lambda found: "".join(f"%{byte:02X}" for byte in found[0].encode()), classname)
+
+
+def with_suffix(path: Path, number: int) -> Path:
+    """`photo.jpg` with a number before its ending, `photo-1.jpg`; with 0, the path itself."""
+    return path.with_name(f"{path.stem}-{number}{path.suffix}") if number else path
