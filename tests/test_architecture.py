@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import ast
-import subprocess
-import sys
-from collections.abc import Collection
 from graphlib import CycleError, TopologicalSorter
 from importlib.util import resolve_name
 from pathlib import Path
@@ -26,11 +23,6 @@ ONLY = {
     "openai": "describe.__main__",
     "gradio": ("demo.", "teach."),
 }
-# module -> what it does not import, since a start or a finished run need not wait for it
-LATE = {
-    "experiments.run": {"open_clip", "torchvision"},  # a run from a bank needs no backbone
-    "backbones": {"open_clip", "torchvision", "torch"},
-}
 WATCHED = ("torch.load", "torch.jit.load", "yaml.load", "eval")  # what could run code from a file
 LONGEST_FUNCTION = 60  # lines, docstring included
 
@@ -48,7 +40,7 @@ def read_sources() -> dict[str, tuple[str, ast.Module]]:
 SOURCES = read_sources()
 
 
-def imports(folder: str, tree: ast.Module, modules: Collection[str]) -> set[str]:
+def imports(folder: str, tree: ast.Module) -> set[str]:
     """What a source imports, wherever in it: modules of the package, and other packages."""
     found = set()
     for node in ast.walk(tree):
@@ -59,11 +51,11 @@ def imports(folder: str, tree: ast.Module, modules: Collection[str]) -> set[str]
             found |= {f"{base}.{alias.name}" for alias in node.names}
     ours = {name for name in found if name.startswith(PACKAGE)}
     # `from .folder import name`: `name` is a module of the folder, or something its __init__ holds
-    homes = {name if name in modules else name.rpartition(".")[0] for name in ours}
+    homes = {name if name in SOURCES else name.rpartition(".")[0] for name in ours}
     return homes | {name.split(".")[0] for name in found - ours}
 
 
-IMPORTS = {module: imports(*source, SOURCES) for module, source in SOURCES.items()}
+IMPORTS = {module: imports(*source) for module, source in SOURCES.items()}
 
 
 def inside(module: str) -> str:
@@ -73,20 +65,6 @@ def inside(module: str) -> str:
 
 def room(module: str) -> str:
     return inside(module).split(".")[0]
-
-
-def test_the_reader_finds_every_form_of_import():
-    modules = [f"{PACKAGE}.{name}" for name in ("utils.errors", "features", "features.bank")]
-    errors, features, bank = modules
-    for line, expected in {
-        "from ..utils.errors import UserError": {errors},
-        "from . import bank, FeatureBank": {bank, features},
-        "from .bank import FeatureBank": {bank},
-        "import trainers.hegraph.utils.errors": {errors},
-        "def late():\n    from trainers.hegraph.utils import errors": {errors},
-        "import torch.nn\nfrom pathlib import Path": {"torch", "pathlib"},
-    }.items():
-        assert imports(features, ast.parse(line), modules) == expected, line
 
 
 def test_a_module_imports_only_what_stands_above_it_and_a_folder_has_no_cycle():
@@ -142,10 +120,3 @@ def test_nothing_that_users_get_needs_our_shared_folder():
     files = [path for place in ("trainers", "scripts", "configs") for path in (ROOT / place).rglob("*")]
     files = [path for path in files if path.suffix in {".py", ".sh", ".yaml", ".json"}] + [ROOT / "README.md"]
     assert [str(path) for path in files if "../shared" in path.read_text(encoding="utf-8")] == []
-
-
-def test_what_can_do_without_open_clip_does_not_wait_for_its_import():
-    for module, absent in LATE.items():
-        asked = f"import sys, {PACKAGE}.{module}; print(sorted({absent} & set(sys.modules)))"
-        done = subprocess.run([sys.executable, "-c", asked], cwd=ROOT, capture_output=True, text=True, check=True)
-        assert done.stdout.split() == ["[]"], module

@@ -5,11 +5,10 @@ from __future__ import annotations
 import importlib
 import json
 import math
-import os
 
 import pytest
 
-from benchmarks import peers, startup, train_step
+from benchmarks import train_step
 from benchmarks.__main__ import NAMES, main
 from benchmarks.graph_step import rebuilt
 from benchmarks.report import Report
@@ -97,26 +96,3 @@ def test_the_pyg_step_and_the_rebuilt_graph_compute_what_ours_do():
     gradients = {name: parameter.grad for name, parameter in ours.model.named_parameters()}
     for name, parameter in theirs.model.named_parameters():
         assert (gradients[name] - parameter.grad).abs().max() < 1e-4 * parameter.grad.abs().max(), name
-
-
-def test_a_finished_run_that_is_run_again_is_no_measurement(tmp_path, monkeypatch):
-    times = iter(range(10))
-
-    def run_it(*_: str) -> tuple[float, str]:
-        (tmp_path / "result.json").write_text("{}")
-        os.utime(tmp_path / "result.json", (next(times),) * 2)
-        return 1.0, ""
-
-    monkeypatch.setattr(startup, "process", run_it)
-    again = startup.finished_run(tmp_path)
-    with pytest.raises(RuntimeError, match="run again"):
-        again()
-
-
-def test_peers_are_started_with_a_configuration_that_exists(monkeypatch):
-    started = []
-    monkeypatch.setattr(peers, "process", lambda *arguments: started.append(arguments) or (1.0, ""))
-    assert peers.run_once("TipAdapterF", peers.ROOT / "bank", 16, 2) == 1.0
-    arguments = dict(zip(started[0][1::2], started[0][2::2]))
-    assert (arguments["--trainer"], arguments["--shots"], arguments["--seed"]) == ("TipAdapterF", "16", "2")
-    assert (peers.ROOT / arguments["--config-file"]).is_file()

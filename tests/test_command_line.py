@@ -1,17 +1,21 @@
-"""The command line: sub-commands, what answers without torch, and mistakes, which are one line and exit code 2."""
+"""The public API, as a contract, and the command line; what both import, and mistakes, which are one line."""
 
 from __future__ import annotations
 
+import inspect
 import os
 import runpy
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import FunctionType
 
 import huggingface_hub
 import pytest
+import torch
 
+import trainers.hegraph as hegraph
 from trainers.hegraph.__main__ import SUBCOMMANDS, main
 from trainers.hegraph.features.bank import load_bank
 from trainers.hegraph.utils.option import NODE
@@ -20,6 +24,28 @@ ROOT = Path(__file__).parents[1]
 LONG = "x" * 300
 SLOW = ["torch", "torchvision", "open_clip", "sklearn", "matplotlib"]
 SLOW += [] if int(huggingface_hub.__version__.split(".")[0]) < 1 else ["requests"]  # which its old versions import
+
+# Name -> what it is. A name is added here when it is added to the package, and none is taken away without notice.
+CONTRACT = {
+    "Backbone": type,
+    "FeatureBank": type,
+    "HeGraphClassifier": type,
+    "HeGraphModel": type,
+    "HeteroGraph": type,
+    "LabelIssue": type,
+    "ModelOptions": type,
+    "UserError": type,
+    "build_graph": FunctionType,
+    "load_backbone": FunctionType,
+    "load_bank": FunctionType,
+    "load_cfg": FunctionType,
+    "load_dataset": FunctionType,
+    "load_few_shot": FunctionType,
+    "run": FunctionType,
+}
+
+
+# Imports, and what answers without them
 
 
 def python(program: str, *arguments: str) -> list[str]:
@@ -66,7 +92,60 @@ def test_a_run_from_a_bank_imports_nothing_before_its_first_step_that_it_does_no
     assert python(program, *arguments) == ["imported"]
 
 
-# What is right
+@pytest.mark.parametrize(
+    ("line", "absent"),
+    [
+        ("import trainers.hegraph as h; h.__version__, dir(h)", {"trainers.hegraph.utils", "torch", "numpy", "yacs"}),
+        ("from trainers.hegraph import UserError, load_cfg; load_cfg('digits', 'mini')", {"torch"}),
+        ("import trainers.hegraph.experiments.run", {"open_clip", "torchvision"}),  # a bank needs no backbone
+        ("import trainers.hegraph.backbones", {"open_clip", "torchvision", "torch"}),
+    ],
+)
+def test_an_import_does_not_wait_for_those_that_it_can_do_without(line, absent):
+    assert python(f"import sys\n{line}\nprint('imported', *({absent} & set(sys.modules)))") == ["imported"]
+
+
+# The API
+
+
+def test_a_name_is_what_the_contract_says_and_its_docstring_and_that_of_the_package_explain_it():
+    assert set(hegraph.__all__) == {*CONTRACT, "__version__"}
+    assert set(hegraph.__all__) <= set(dir(hegraph))
+    assert [part.isdecimal() for part in hegraph.__version__.split(".")] == [True] * 3
+    for name, kind in CONTRACT.items():
+        value = getattr(hegraph, name)
+        assert isinstance(value, kind) and inspect.getdoc(value) and value.__name__ == name, name
+        [line] = [line for line in hegraph.__doc__.splitlines() if line.startswith(f"    {name} ")]
+        assert len(line.split()) >= 4
+    assert issubclass(hegraph.HeGraphModel, torch.nn.Module) and issubclass(hegraph.UserError, ValueError)
+    with pytest.raises(AttributeError, match=r"module 'trainers\.hegraph' has no attribute 'load_banks'"):
+        _ = hegraph.load_banks
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: hegraph.load_cfg("digits", "mini", opts="SEED 1"), r"options, a list \[KEY, VALUE, .*got 'SEED 1'"),
+        (lambda: hegraph.load_cfg("digits", "mini", ["SEED", 1]), r"flags, a dict .*got \['SEED', 1\]"),
+        (lambda: hegraph.load_cfg(3), "unknown data set configuration '3'"),
+        (lambda: hegraph.run({}), "cfg: .*got {}"),
+        (lambda: hegraph.load_bank(None), "path: .*got None"),
+        (lambda: hegraph.load_dataset(3), "name: .*got 3"),
+        (lambda: hegraph.load_dataset("Caltech101", 3), "root: .*got 3"),
+        (lambda: hegraph.load_few_shot("Digits", "", shots=1.5, seed=1), "shots: .*got 1.5"),
+        (lambda: hegraph.load_few_shot("Digits", "", shots=1, seed="x"), "seed: .*got 'x'"),
+        (lambda: hegraph.load_backbone(3), "name: .*got 3"),
+        (lambda: hegraph.load_backbone("hegraph-mini", device="abacus"), "device must be .*got 'abacus'"),
+        (lambda: hegraph.load_backbone("hegraph-mini").encode_images([1]), r"images: .*got \[1\]"),
+        (lambda: hegraph.build_graph(*torch.full((3, 2, 4), torch.nan)), "must be finite"),
+    ],
+)
+def test_an_argument_of_another_type_is_an_error_that_names_it(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+# The command line
 
 
 @pytest.mark.parametrize("name", ["", *SUBCOMMANDS])

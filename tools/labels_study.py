@@ -30,12 +30,11 @@ from trainers.hegraph.labels.issues import (
     find_label_issues,
     free_options,
     left_out_logits,
-    left_out_offsets,
     suspicions,
 )
 from trainers.hegraph.labels.suggest import choose, typicality
 from trainers.hegraph.method.cache import FoldedClassifier
-from trainers.hegraph.method.closed_form import OMEGA_NEW, ClosedForm, class_offsets
+from trainers.hegraph.method.closed_form import OMEGA_NEW, ClosedForm, class_offsets, left_out_offsets
 from trainers.hegraph.method.unlabelled import ClassSums, hear_unlabelled
 from trainers.hegraph.training.confidence import fit_temperature
 

@@ -1,7 +1,8 @@
-"""Files are written whole or not at all."""
+"""Files are written whole or not at all; the readers take any file, and say in one line what is wrong with it."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import math
 import os
@@ -9,6 +10,8 @@ import stat
 
 import pytest
 import torch
+import yaml
+from pydantic import BaseModel
 
 from trainers.hegraph.utils.errors import UserError
 from trainers.hegraph.utils.files import (
@@ -24,7 +27,17 @@ from trainers.hegraph.utils.files import (
     write_tensors,
     writing_folder,
 )
-from trainers.hegraph.utils.reading import read_json
+from trainers.hegraph.utils.reading import (
+    Part,
+    check,
+    parse_json,
+    read_json,
+    read_tensors,
+    read_text,
+    read_torch,
+    read_yaml,
+    reading,
+)
 
 
 def test_what_is_written_appears_as_a_whole_and_folders_are_made(tmp_path):
@@ -142,3 +155,152 @@ def test_the_home_folder_of_nobody_is_a_users_mistake():
     with pytest.raises(UserError, match="~nosuchuser/data begins with the home folder"):
         absolute("~nosuchuser/data")
     assert absolute("~").is_absolute() and "~" not in str(absolute("~"))
+
+
+# Reading
+
+
+READERS = {
+    "json": read_json,
+    "text": read_text,
+    "yaml": lambda path: read_yaml(path, "a grid"),
+    "tensors": lambda path: read_tensors(path, "a model"),
+    "torch": lambda path: read_torch(path, "a checkpoint"),
+}
+
+
+class Words(BaseModel):
+    words: list[str]
+
+
+@pytest.mark.parametrize(
+    ("read", "said"),
+    [
+        (lambda path: path.read_text("utf-8"), "'utf-8' codec can't decode byte 0x80 in position 0"),
+        (lambda path: {}["classnames"], "it lacks 'classnames'"),
+        (lambda path: Words.model_validate({"words": [1, 2]}), "words.0: Input should be a valid string, got 1 (and 1"),
+        (lambda path: Words.model_validate({}), "words: Field required"),
+        (lambda path: yaml.safe_load("a: 1\nb: ["), "line 2: expected the node content"),
+        (lambda path: int("x\ny"), "invalid literal for int()"),
+    ],
+)
+def test_whatever_a_library_raises_in_reading_is_one_line_with_the_file_and_its_words(tmp_path, read, said):
+    file = tmp_path / "f"
+    file.write_bytes(b"\x80 no such thing")
+    with pytest.raises(UserError) as caught, reading(file, "a feature bank"):
+        read(file)
+    assert str(caught.value).startswith(f"{file} is damaged or not a feature bank: ")
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_json_that_would_not_fit_into_memory_is_not_read(tmp_path):
+    with (tmp_path / "f.json").open("wb") as file:
+        file.truncate(2**28 + 1)  # which takes no space
+    with pytest.raises(UserError, match="has 268,435,457 bytes"):
+        read_json(tmp_path / "f.json")
+
+
+def test_reading_leaves_a_users_mistake_and_a_system_error_what_they_are(tmp_path):
+    (tmp_path / "f").touch()
+    with pytest.raises(UserError, match="^of its own$"), reading(tmp_path / "f", "a bank"):
+        raise UserError("of its own")
+    with pytest.raises(UserError, match="cannot read .*f: Input/output error"), reading(tmp_path / "f", "a bank"):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "reason"),
+    [
+        ("f", os.mkfifo, "it is no regular file"),
+        ("f", os.mkdir, "Is a directory"),
+        ("f", lambda path: None, "No such file"),
+        ("f\0", lambda path: None, "null byte"),
+    ],
+    ids=["pipe", "folder", "nothing", "NUL"],
+)
+def test_what_is_no_file_is_named_and_never_opened(tmp_path, name, make, reason):
+    make(tmp_path / name)
+    with pytest.raises(UserError, match=f"cannot read .*{reason}"), reading(tmp_path / name, "a bank"):
+        pytest.fail("it would be opened")
+
+
+@pytest.mark.parametrize("kind", READERS)
+def test_every_reader_refuses_closed_files_and_what_is_none_of_its_files(tmp_path, monkeypatch, kind):
+    (tmp_path / "f").write_bytes(b"{\xff")
+    with pytest.raises(UserError, match="f is damaged or not "):
+        READERS[kind](tmp_path / "f")
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.R_OK)  # these tests may be run by root
+    with pytest.raises(UserError, match="cannot read .*f: Permission denied"):
+        READERS[kind](tmp_path / "f")
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ('{"a": NaN}', "NaN"),
+        ("[1e999]", "1e999"),
+        (f"[1{'0' * 40}]", "it holds 10000000000000000000..., which is out of range"),
+        (f"[{-(2**63) - 1}]", "out of range"),
+        (f"[{2**64}]", "out of range"),
+        ('{"a": 1, "a": 2}', "it holds the key 'a' twice"),
+        ("[" * 100_000, "recursion"),
+        ('["\\udc80"]', "surrogates not allowed"),
+    ],
+)
+def test_json_that_no_computation_can_use_is_refused(text, reason):
+    with pytest.raises(ValueError, match=reason):
+        parse_json(text)
+    assert parse_json(f"[{-(2**63)}, {2**64 - 1}, 1.5]") == [-(2**63), 2**64 - 1, 1.5]
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("a: 1\na: 2\n", "it holds the key 'a' twice"),
+        ("{a: " * 60 + "1" + "}" * 60, "nested too deeply"),
+        ("a: &x\n  b: *x\n", "without end"),
+        ("".join(f"x{n}: &x{n} [{', '.join([f'*x{n - 1}'] * 9) if n else 1}]\n" for n in range(9)), "without end"),
+        ("a: !!python/object/apply:os.system [ls]\n", "could not determine a constructor"),
+        (f"[{'1,' * 200_000}]", "it has 400002 characters"),
+    ],
+)
+def test_yaml_that_is_no_configuration_is_refused(tmp_path, text, reason):
+    (tmp_path / "f.yaml").write_text(text)
+    with pytest.raises(UserError, match=r"f\.yaml is damaged or not a grid") as caught:
+        read_yaml(tmp_path / "f.yaml", "a grid")
+    assert reason in str(caught.value)
+
+
+def test_yaml_may_have_aliases_merges_and_50_levels_and_text_the_mark_of_windows(tmp_path):
+    (tmp_path / "f.yaml").write_text("a: &x {b: 1, c: 2}\nd:\n  <<: *x\n  b: 3\ne: *x\n")
+    assert read_yaml(tmp_path / "f.yaml", "a grid")["d"] == {"b": 3, "c": 2}
+    (tmp_path / "f.yaml").write_text("[" * 50 + "1" + "]" * 50)
+    read_yaml(tmp_path / "f.yaml", "a grid")
+    (tmp_path / "f").write_bytes(b"\xef\xbb\xbf\xc3\xa9")
+    assert read_text(tmp_path / "f") == "é"
+
+
+@pytest.mark.parametrize(
+    ("tensor", "reason"),
+    [
+        (torch.eye(2).to_sparse(), "sparse_coo"),
+        (torch.empty(2, device="meta"), "meta"),
+        (torch.zeros(2, dtype=torch.complex128), "complex128"),
+        (torch.zeros(2).to(torch.float8_e4m3fn), "float8"),
+    ],
+)
+def test_tensors_that_cannot_be_computed_with_are_refused_wherever_they_are(tmp_path, tensor, reason):
+    torch.save({"state": [{"deep": (tensor,)}]}, tmp_path / "f.pt")
+    with pytest.raises(UserError, match=f"f.pt is damaged or not a checkpoint: deep .*{reason}"):
+        read_torch(tmp_path / "f.pt", "a checkpoint")
+
+
+def test_a_schema_converts_nothing_and_names_what_is_wrong():
+    class Point(Part):
+        x: float
+        y: int
+
+    assert check(Point, {"x": 1, "y": 2}, "f") == Point(x=1.0, y=2) and check(list[int], [1], "f") == [1]
+    for shape, value in ((Point, {"x": "1", "y": 2}), (Point, {"x": 1, "y": 2, "z": 3}), (list[int], ["1"])):
+        with pytest.raises(UserError, match="^f: (x|z|0): "):
+            check(shape, value, "f")

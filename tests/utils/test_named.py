@@ -1,8 +1,10 @@
-"""What a user names: a device, a configuration file that ships, an option's value."""
+"""What a user names (a device, a configuration file that ships, an option's value), and threads that work ahead."""
 
 from __future__ import annotations
 
 import math
+import os
+from itertools import count
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -14,6 +16,7 @@ from trainers.hegraph.utils import option
 from trainers.hegraph.utils.devices import available_device, choose_device, wait_for
 from trainers.hegraph.utils.errors import UserError
 from trainers.hegraph.utils.option import Option, values_up_to
+from trainers.hegraph.utils.threads import AHEAD, cores, in_batches
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -69,6 +72,17 @@ def test_a_row_of_another_form_is_shown_with_the_form_that_it_should_have(row):
     assert str(caught.value) == f"EPOCHS must have rows [shots, number], got {[[1, 2], row]!r}"
 
 
+def test_the_smallest_value_is_allowed_and_the_one_that_it_must_be_above_is_not():
+    for declared, right, wrong, said in (
+        (Option("EPOCHS", 2, "", least=2), (2, 3), 1, "at least 2"),
+        (Option("LR", 0.5, "", above=0.25), (0.5, 1.0), 0.25, "above 0.25"),
+    ):
+        for value in right:
+            declared.check(value)
+        with pytest.raises(UserError, match=f"^{declared.key} must be {said}, got {wrong}$"):
+            declared.check(wrong)
+
+
 def test_the_kinds_of_values_are_told_apart():
     values = ([1, 2], (1, 0.5), [0.5, 1], [1], [], "ab", ["a"])
     kinds = [
@@ -85,3 +99,38 @@ def test_the_kinds_of_values_are_told_apart():
 def test_the_rows_that_the_shots_reach_come_in_order():
     for shots, values in ((0, []), (1, ["one"]), (3, ["one", "two"]), (math.inf, ["one", "two", "eight"])):
         assert values_up_to([[8, "eight"], [1, "one"], [2, "two"]], shots) == values
+
+
+# Threads
+
+
+def test_the_cores_are_those_that_this_process_may_use_where_the_system_says_so(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 2, 3}, raising=False)
+    assert cores() == 3
+    monkeypatch.delattr(os, "sched_getaffinity")
+    for counted, found in ((6, 6), (None, 1)):
+        monkeypatch.setattr(os, "cpu_count", lambda counted=counted: counted)
+        assert cores() == found
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_batches_and_results_are_in_order_and_the_last_batch_may_be_smaller(threads):
+    batches = list(in_batches(lambda number: number * number, range(45), 20, threads))
+    assert [batch for batch, _ in batches] == [list(range(20)), list(range(20, 40)), list(range(40, 45))]
+    assert [result for _, results in batches for result in results] == [number**2 for number in range(45)]
+
+
+def test_items_are_taken_only_as_they_are_needed():
+    numbers = count()
+    batches = in_batches(str, numbers, 4, 2)
+    for number in range(1, 6):
+        next(batches)
+        assert next(numbers) <= 4 * (number + AHEAD) + number
+    batches.close()
+
+
+def test_what_the_work_raises_is_raised_with_its_batch():
+    batches = in_batches(lambda number: 1 // (5 - number), range(8), 4, 2)
+    assert next(batches)[0] == [0, 1, 2, 3]
+    with pytest.raises(ZeroDivisionError):
+        next(batches)

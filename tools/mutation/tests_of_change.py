@@ -15,7 +15,7 @@ from pathlib import Path
 PACKAGE = "trainers/hegraph/"
 # A file of the package that is no room -> its tests; the tests of a room are the folder of its name below tests/
 OF_FILES = {
-    "__init__.py": "tests/test_api.py",
+    "__init__.py": "tests/test_command_line.py",
     "__main__.py": "tests/test_command_line.py",
     "config.py": "tests/test_config.py",
     "config_files.py": "tests/test_config.py",

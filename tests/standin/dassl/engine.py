@@ -10,7 +10,7 @@ import torch
 from yacs.config import CfgNode
 
 from dassl.data import DataManager
-from dassl.utils import Registry, mkdir_if_missing
+from dassl.utils import Registry
 
 TRAINER_REGISTRY = Registry("trainer")
 
@@ -36,7 +36,7 @@ class TrainerX:
 
     def build_data_loader(self) -> None:
         self.dm = DataManager(self.cfg)
-        for name in ("train_loader_x", "train_loader_u", "val_loader", "test_loader", "num_classes", "lab2cname"):
+        for name in ("train_loader_x", "val_loader", "test_loader", "num_classes", "lab2cname"):
             setattr(self, name, getattr(self.dm, name))
 
     def register_model(self, name: str, model=None, optim=None, sched=None) -> None:
@@ -58,7 +58,7 @@ class TrainerX:
     def before_train(self) -> None:
         self.start_epoch = self.resume_model_if_exist(self.cfg.RESUME or self.cfg.OUTPUT_DIR)
         file = Path(self.output_dir) / "tensorboard" / "scalars.jsonl"
-        mkdir_if_missing(file.parent)
+        file.parent.mkdir(parents=True, exist_ok=True)
         self._writer = file.open("a")
 
     def run_epoch(self) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import sys
 import time
@@ -18,24 +17,11 @@ def set_random_seed(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def collect_env_info() -> str:
-    return f"torch {torch.__version__}"
-
-
-def mkdir_if_missing(folder: str) -> None:
-    os.makedirs(folder, exist_ok=True)
-
-
-def listdir_nohidden(path: str) -> list[str]:
-    """Names in a folder, in the order of the file system."""
-    return [name for name in os.listdir(path) if not name.startswith(".")]
-
-
 class Logger:
     """Writes to stdout and to a file, and closes both in the end."""
 
     def __init__(self, path: Path) -> None:
-        mkdir_if_missing(path.parent)
+        path.parent.mkdir(parents=True, exist_ok=True)
         self.console, self.file = sys.stdout, path.open("w")
 
     def __del__(self) -> None:

@@ -4,7 +4,6 @@ import os
 import pickle
 
 from dassl.data.datasets import DATASET_REGISTRY, DatasetBase
-from dassl.utils import listdir_nohidden
 
 from .oxford_pets import datum, select_few_shot, subsample_classes
 
@@ -13,6 +12,7 @@ from .oxford_pets import datum, select_few_shot, subsample_classes
 class ImageNet(DatasetBase):
     def __init__(self, cfg):
         folder = os.path.join(os.path.abspath(os.path.expanduser(cfg.DATASET.ROOT)), "imagenet")
+        os.makedirs(os.path.join(folder, "split_fewshot"), exist_ok=True)
         listed = os.path.join(folder, "preprocessed.pkl")
         if os.path.exists(listed):
             with open(listed, "rb") as file:
@@ -35,5 +35,5 @@ class ImageNet(DatasetBase):
         return [
             datum(os.path.join(folder, wordnet_id, name), label, names[wordnet_id])
             for label, wordnet_id in enumerate(sorted(os.listdir(folder)))
-            for name in listdir_nohidden(os.path.join(folder, wordnet_id))
+            for name in os.listdir(os.path.join(folder, wordnet_id))
         ]

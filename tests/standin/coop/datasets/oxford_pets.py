@@ -1,4 +1,4 @@
-"""OxfordPets, and what all of CoOp's loaders share: split files, few-shot pickles, halves of the classes."""
+"""What all of CoOp's loaders share: split files, few-shot pickles, halves of the classes."""
 
 import json
 import math
@@ -6,8 +6,7 @@ import os
 import pickle
 import random
 
-from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum
-from dassl.utils import listdir_nohidden, mkdir_if_missing
+from dassl.data.datasets import DatasetBase, Datum
 
 
 def datum(path, label, classname):
@@ -30,9 +29,9 @@ def save_split(splits, path, images):
 def read_and_split_data(images):
     """Half of each class is train, a fifth val, the rest test."""
     train, val, test = [], [], []
-    for label, classname in enumerate(sorted(listdir_nohidden(images))):
+    for label, classname in enumerate(sorted(os.listdir(images))):
         folder = os.path.join(images, classname)
-        names = listdir_nohidden(folder)
+        names = os.listdir(folder)
         random.shuffle(names)
         items = [datum(os.path.join(folder, name), label, classname) for name in names]
         end_train, end_val = round(len(items) * 0.5), round(len(items) * 0.5) + round(len(items) * 0.2)
@@ -43,7 +42,6 @@ def read_and_split_data(images):
 def select_few_shot(cfg, folder, splits):
     """Draws, or reads what was drawn; a pickle wins over everything."""
     path = os.path.join(folder, "split_fewshot", f"shot_{cfg.DATASET.NUM_SHOTS}-seed_{cfg.SEED}.pkl")
-    mkdir_if_missing(os.path.dirname(path))
     shots = cfg.DATASET.NUM_SHOTS
     if shots < 1:
         return splits
@@ -70,7 +68,7 @@ def load(cfg, folder, images, split_file):
     """Train, val and test of a data set with a split file, which is written if it is missing."""
     folder = os.path.join(os.path.abspath(os.path.expanduser(cfg.DATASET.ROOT)), folder)
     path, images = os.path.join(folder, split_file), os.path.join(folder, images)
-    mkdir_if_missing(os.path.join(folder, "split_fewshot"))
+    os.makedirs(os.path.join(folder, "split_fewshot"), exist_ok=True)
     if os.path.exists(path):
         train, val, test = read_split(path, images)
     else:
@@ -78,9 +76,3 @@ def load(cfg, folder, images, split_file):
         save_split((train, val, test), path, images)
     drawn = select_few_shot(cfg, folder, {"train": train, "val": val})
     return subsample_classes(cfg.DATASET.SUBSAMPLE_CLASSES, drawn["train"], drawn["val"], test)
-
-
-@DATASET_REGISTRY.register()
-class OxfordPets(DatasetBase):
-    def __init__(self, cfg):
-        super().__init__(*load(cfg, "oxford_pets", "images", "split_zhou_OxfordPets.json"))

@@ -19,7 +19,6 @@ class DataManager:
         self.num_classes, self.lab2cname = self.dataset.num_classes, self.dataset.lab2cname
         train, test = cfg.DATALOADER.TRAIN_X.BATCH_SIZE, cfg.DATALOADER.TEST.BATCH_SIZE
         self.train_loader_x = DataLoader(self.dataset.train_x, train, shuffle=True, collate_fn=batch)
-        self.train_loader_u = None
         self.val_loader = DataLoader(self.dataset.val, test, collate_fn=batch) if self.dataset.val else None
         self.test_loader = DataLoader(self.dataset.test, test, collate_fn=batch)
 

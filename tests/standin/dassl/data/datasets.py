@@ -21,11 +21,11 @@ DATASET_REGISTRY = Registry("data set")
 class Datum:
     """One labelled image, which exists."""
 
-    def __init__(self, impath: str = "", label: int = 0, domain: int = 0, classname: str = "") -> None:
+    def __init__(self, impath: str = "", label: int = 0, classname: str = "") -> None:
         if not os.path.isfile(impath):
             warnings.warn(f'No file found at "{impath}"', stacklevel=2)
             raise AssertionError
-        self._impath, self._label, self._domain, self._classname = impath, label, domain, classname
+        self._impath, self._label, self._classname = impath, label, classname
 
     impath = property(operator.attrgetter("_impath"))
     label = property(operator.attrgetter("_label"))
