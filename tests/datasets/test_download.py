@@ -295,9 +295,7 @@ def test_an_archive_put_there_by_hand_is_used_unless_it_is_not_the_right_one(ser
     assert server.asked == []
 
 
-def test_a_disk_that_fills_up_while_unpacking_leaves_no_target_and_the_next_call_needs_no_server(
-    server, tmp_path, disk_full_after
-):
+def test_a_full_disk_while_unpacking_leaves_no_target(server, tmp_path, disk_full_after):
     (tmp_path / "images").mkdir()  # an empty one does not count as unpacked
     source = served(server, pack("zip", {**FILES, "set/images/big.jpg": bytes(1_000_000)}))
     with disk_full_after(500_000), pytest.raises(OSError, match="File too large"):

@@ -194,9 +194,7 @@ def test_tasks_halves_of_the_classes_and_drawn_splits_are_those_of_the_real_coop
             assert listed == golden["splits"]["fresh_sorted"][name][seed]
 
 
-def test_a_split_that_is_drawn_is_warned_of_and_where_it_cannot_be_kept_nothing_half_written_is_left(
-    golden, new_root, caplog, disk_full_after
-):
+def test_a_split_that_is_drawn_is_warned_of_and_kept_whole_or_not(golden, new_root, caplog, disk_full_after):
     root = new_root("dtd", "fresh_sorted")
     before = sorted((Path(root) / "dtd").iterdir())
     with disk_full_after(1000):

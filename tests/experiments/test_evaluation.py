@@ -255,9 +255,7 @@ def asking(out: Path, *opts: object):
     return load_cfg(opts=[*common, *opts])
 
 
-def test_a_test_on_its_own_data_repeats_the_record_of_the_run_and_is_not_done_twice(
-    finished_run_once, tiny_bank, tmp_path, monkeypatch
-):
+def test_a_test_on_its_own_data_repeats_the_record_of_the_run(finished_run_once, tiny_bank, tmp_path, monkeypatch):
     record = json.loads((finished_run_once / "result.json").read_text())
     monkeypatch.setattr(run_module, "time", Mock(**{"monotonic.side_effect": [3.0, 8.0]}))
     configured = asking(tmp_path / "again")

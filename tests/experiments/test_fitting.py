@@ -79,9 +79,7 @@ def test_without_val_images_or_candidates_nothing_is_trained(tiny_bank):
         ([[f"{NODE}.CLOSED_FORM.RHO", [0.1, 0.3]], [f"{NODE}.CLOSED_FORM.KAPPA", [2.0, 4.0]]], 2),  # KAPPA is in NOISE
     ],
 )
-def test_candidates_share_a_training_are_what_they_are_alone_and_the_first_of_the_best_is_kept(
-    tiny_bank, monkeypatch, rows, trainings
-):
+def test_candidates_share_a_training_and_are_what_they_are_alone(tiny_bank, monkeypatch, rows, trainings):
     trained, saved, train = [], [], fitting.train_to_end
     monkeypatch.setattr(fitting, "train_to_end", lambda training: trained.append(train(training)) or trained[-1])
     task = BankTask(tiny_bank, load_cfg(opts=[*SHORT, f"{NODE}.SELECT", str(rows)]), 1)
@@ -306,9 +304,7 @@ def test_calibration_changes_no_prediction_and_without_it_there_is_no_threshold(
     assert plain["rejection"] is load_model(out).known is None
 
 
-def test_test_images_have_no_part_in_the_temperature_which_a_run_without_them_has_too(
-    run, finished_run_once, tiny_bank, tmp_path
-):
+def test_test_images_have_no_part_in_the_temperature(run, finished_run_once, tiny_bank, tmp_path):
     record = read_record(finished_run_once)
     # Not by `load_bank` and `save`, since normalising once more may change a last bit of the other features
     with safe_open(tiny_bank, framework="pt") as file:

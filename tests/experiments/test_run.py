@@ -116,9 +116,7 @@ def test_a_copy_inside_coop_knows_the_commit_that_it_was_made_of(tmp_path, monke
 # Interruption
 
 
-def test_an_interrupted_run_of_other_settings_is_refused_and_the_same_goes_on(
-    run, finished_run, tmp_path, stopped_at_checkpoint
-):
+def test_an_interrupted_run_goes_on_unless_its_settings_differ(run, finished_run, tmp_path, stopped_at_checkpoint):
     with stopped_at_checkpoint():
         run("TRAIN.CHECKPOINT_FREQ", "1", code=130)
     out = tmp_path / "run"
@@ -209,9 +207,7 @@ def test_a_run_prepares_encodes_and_leaves_its_record_and_is_not_done_again(cfg,
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_without_training_all_processes_encode_and_the_first_writes_the_split(
-    cfg, done, tiny_bank, tmp_path, monkeypatch, rank
-):
+def test_without_training_all_encode_and_one_writes_the_split(cfg, done, tiny_bank, tmp_path, monkeypatch, rank):
     monkeypatch.setattr(processes, "rank", lambda: rank)
     assert run_module.run(cfg(), tiny_bank, train=False) == {}
     assert done == ["prepare", "bank"]
@@ -235,9 +231,7 @@ def test_the_first_process_encodes_the_targets_with_the_others_and_goes_on_alone
     ("seed", "wanted", "there", "seen"),
     [(0, True, False, (0, "cpu")), (7, True, True, (7, "cuda")), (-1, False, True, (2**31 - 1, "cpu"))],
 )
-def test_a_negative_seed_is_drawn_by_the_first_process_and_a_gpu_used_where_it_is_wanted_and_there(
-    cfg, monkeypatch, seed, wanted, there, seen
-):
+def test_a_negative_seed_is_drawn_and_a_gpu_used_where_it_is_there(cfg, monkeypatch, seed, wanted, there, seen):
     def opening(cfg, path, seed, device):
         assert torch.equal(torch.rand(1), torch.rand(1, generator=torch.Generator().manual_seed(seed)))
         assert (seed, device) == seen

@@ -79,9 +79,7 @@ class Played:
         return [{"Alive": True, "Resources": {"CPU": 2.0}}, {"Alive": False, "Resources": {"CPU": 50.0}}]
 
 
-def test_runs_are_done_a_bounded_number_at_a_time_and_leave_what_this_process_leaves(
-    runs, tmp_path, left_by, monkeypatch
-):
+def test_runs_leave_what_this_process_leaves_few_at_a_time(runs, tmp_path, left_by, monkeypatch):
     monkeypatch.setattr(module.tempfile, "tempdir", str(tmp_path))
     played = Played()
     cluster = Cluster(played, 1.0)
@@ -117,9 +115,7 @@ def test_a_worker_with_another_package_ends_the_sweep_in_one_line(runs):
     assert not any(run.folder.exists() for run in runs)
 
 
-def test_a_run_that_is_lost_whose_worker_has_no_space_or_that_fills_the_disk_here_has_failed(
-    runs, disk_full_after, monkeypatch
-):
+def test_a_run_that_is_lost_or_finds_a_full_disk_has_failed(runs, disk_full_after, monkeypatch):
     unpack = module.unpack
 
     def answer(run: Run, *job: object) -> tuple:
@@ -166,9 +162,7 @@ def test_a_bank_that_has_gone_fails_its_runs_and_no_others_and_a_failure_has_the
     assert failure["command"] == damaged.command()
 
 
-def test_an_interrupted_run_goes_on_from_its_checkpoint_which_is_gone_when_it_is_finished(
-    runs, tmp_path, stopped_at_checkpoint, caplog
-):
+def test_an_interrupted_run_goes_on_from_its_checkpoint(runs, tmp_path, stopped_at_checkpoint, caplog):
     keys = (("TRAIN.CHECKPOINT_FREQ", 3), ("OPTIM.MAX_EPOCH", 6), ("TRAINER.HEGRAPHADAPTER.MIN_STEPS", 0))
     run = Run(tmp_path / "out", runs[0].source, "vit_b32", "HeGraphAdapter", 1, 1, keys)
     with stopped_at_checkpoint(), pytest.raises(KeyboardInterrupt):
@@ -183,9 +177,7 @@ def test_an_interrupted_run_goes_on_from_its_checkpoint_which_is_gone_when_it_is
 
 
 @pytest.mark.parametrize(("cpus", "gpus", "count"), [(3, 0, 2), (0.5, 0, 16), (1, 0.25, 4), (9, 0, 0)])
-def test_as_many_runs_fit_a_machine_as_they_take_and_where_none_does_the_sweep_waits_and_says_so(
-    runs, caplog, monkeypatch, cpus, gpus, count
-):
+def test_as_many_runs_are_away_as_fit_the_machines(runs, caplog, monkeypatch, cpus, gpus, count):
     played = Played()
     monkeypatch.setattr(played, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 8.0, "GPU": 1.0}}])
     cluster = Cluster(played, cpus, gpus)
@@ -268,9 +260,7 @@ def nodes() -> Iterator:
 
 
 @pytest.mark.slow
-def test_a_real_cluster_does_again_what_is_lost_and_goes_on_after_its_driver_was_killed(
-    nodes, long_grid, tmp_path, start, hold, wait_for, left_undone
-):
+def test_a_real_cluster_does_again_what_is_lost(nodes, long_grid, tmp_path, start, hold, wait_for, left_undone):
     words, at_work = [*long_grid, "--ray", nodes.address], partial(nodes.temporary.glob, f"hegraph-run-*/run/{HOLDER}")
     first = start(*words)
     killed, _ = hold(at_work, first)

@@ -181,9 +181,7 @@ def records(tiny: Path) -> list[str]:
     return sorted(str(path.parent.relative_to(tiny)) for path in tiny.rglob("result.json"))
 
 
-def test_finished_runs_are_not_done_again_and_those_of_other_data_refused_before_anything_runs(
-    sweep, tiny_bank, tiny, caplog
-):
+def test_finished_runs_are_kept_and_those_of_other_data_refused(sweep, tiny_bank, tiny, caplog):
     assert sweep(seeds="1")[0] == 0
     before = {path: path.stat().st_mtime_ns for path in tiny.rglob("*") if path.is_file()}
     code, out, _ = sweep()
@@ -219,9 +217,7 @@ def test_a_dry_run_lists_what_would_be_run_and_how_long_by_the_records_of_the_me
     ]
 
 
-def test_a_failed_run_leaves_why_and_is_skipped_until_it_is_to_be_tried_again_or_its_configuration_is_another(
-    sweep, tiny, caplog
-):
+def test_a_failed_run_leaves_why_and_is_skipped_until_it_is_asked_for(sweep, tiny, caplog):
     grid = ("--methods", "HeGraphAdapter", "--vary", "OPTIM.LR", "1e30", "0.001", f"{NODE}.TEXT_W", "True")
     failing = partial(sweep, *grid, seeds="1")  # at the first rate training diverges
     bad = tiny / "HeGraphAdapter" / "vit_b32_1shots_LR=1e30" / "seed1"

@@ -130,9 +130,7 @@ def test_a_run_in_its_own_process_is_what_its_command_says(runs, capsys, monkeyp
         assert says(fourth, "", 2).status == LOCKED
 
 
-def test_a_sweep_that_is_ended_kills_its_workers_and_what_is_started_as_one_has_its_threads_and_hears_no_signal(
-    runs, played, monkeypatch
-):
+def test_an_ended_sweep_kills_its_workers_which_hear_no_signal(runs, played, monkeypatch):
     seen, process = [], Mock(pid=4711)
     children = iter([["another"], ["another", process]])
     monkeypatch.setattr(workers.multiprocessing, "active_children", lambda: next(children))
@@ -173,9 +171,7 @@ def test_a_folder_is_locked_for_one_and_is_as_before_when_it_is_left(tmp_path):
     assert not is_locked(folder)
 
 
-def test_a_file_system_without_locks_is_warned_of_and_a_folder_that_cannot_be_written_refused(
-    tmp_path, monkeypatch, caplog
-):
+def test_a_file_system_without_locks_is_warned_of(tmp_path, monkeypatch, caplog):
     said = [OSError(code, os.strerror(code)) for code in (errno.ENOLCK, errno.EACCES)]
     monkeypatch.setattr(folder_module.FileLock, "acquire", Mock(side_effect=said))
     with lock_folder(tmp_path / "run"):
@@ -237,9 +233,7 @@ def test_real_workers_leave_what_single_commands_leave_byte_for_byte(tiny_bank, 
     [([], os.kill, signal.SIGTERM), (["--workers", "2", "--separate"], os.killpg, signal.SIGINT)],
     ids=["docker stop", "Ctrl-C"],
 )
-def test_a_sweep_that_is_ended_fails_no_run_and_the_same_command_goes_on(
-    long_grid, tmp_path, start, hold, wait_for, left_undone, flags, send, number, capsys
-):
+def test_an_ended_sweep_goes_on(long_grid, tmp_path, start, hold, wait_for, left_undone, flags, send, number, capsys):
     sweep = start(*long_grid, *flags)
     wait_for(lambda: left_undone() < 4, sweep)
     held, _ = hold(partial((tmp_path / "out").rglob, HOLDER), sweep)
@@ -257,9 +251,7 @@ def test_a_sweep_that_is_ended_fails_no_run_and_the_same_command_goes_on(
 
 
 @pytest.mark.slow
-def test_a_killed_worker_fails_its_run_alone_and_a_killed_sweep_ends_its_workers_silently(
-    long_grid, tmp_path, start, hold, wait_for, left_undone
-):
+def test_a_killed_worker_fails_its_run_alone(long_grid, tmp_path, start, hold, wait_for, left_undone):
     sweep = start(*long_grid, "--workers", "2")
     pid, folder = hold(partial((tmp_path / "out").rglob, HOLDER), sweep)
     os.kill(pid, signal.SIGKILL)
