@@ -82,7 +82,7 @@ class Played:
 def test_runs_leave_what_this_process_leaves_few_at_a_time(runs, tmp_path, left_by, monkeypatch):
     monkeypatch.setattr(module.tempfile, "tempdir", str(tmp_path))
     played = Played()
-    cluster = Cluster(played, 1.0)
+    cluster = Cluster(played, 1, 0, False)
     assert cluster.runs_at_a_time() == 2
     results = []
     for result in cluster.results(runs):
@@ -107,7 +107,7 @@ def test_a_worker_with_another_package_ends_the_sweep_in_one_line(runs):
 
     with pytest.raises(UserError, match=r"has version .*, and the driver version 0\.1; install"):
         do_run(runs[0], runs[0].configuration(), None, None, ".", "version 0.1", False)
-    cluster = Cluster(Played(answer), 1.0)
+    cluster = Cluster(Played(answer), 1, 0, False)
     with pytest.raises(UserError, match="a worker cannot do runs: No module named 'hegraph'"):
         list(cluster.results(runs))
     cluster.ray = None  # nothing more can be asked of it
@@ -128,7 +128,7 @@ def test_a_run_that_is_lost_or_finds_a_full_disk_has_failed(runs, disk_full_afte
             unpack(left, folder)
 
     monkeypatch.setattr(module, "unpack", full_for_one)
-    results = {result.run.seed: result for result in Cluster(Played(answer), 1).results(runs[:4])}
+    results = {result.run.seed: result for result in Cluster(Played(answer), 1, 0, False).results(runs[:4])}
     assert [results[n].status for n in range(4)] == [FAILED, FAILED, FAILED, DONE]
     for run, said in zip(runs, ("No space left", "(Lost)", "File too large")):
         assert said in json.loads((run.folder / "error.json").read_text())["message"] == results[run.seed].message
@@ -141,7 +141,7 @@ def test_a_folder_that_is_locked_or_finished_or_of_another_run_is_left_to_its_ow
         run_alone(run.configuration(), run.bank)
     before = (other.folder / "result.json").read_bytes()
     with lock_folder(runs[0].folder):
-        results = list(Cluster(Played(), 1.0).results(runs[:3]))
+        results = list(Cluster(Played(), 1, 0, False).results(runs[:3]))
     assert [result.status for result in results] == [LOCKED, DONE, FAILED]
     assert results[1].message == "done by another process"
     assert str(other.folder) in results[2].message
@@ -153,7 +153,7 @@ def test_a_bank_that_has_gone_fails_its_runs_and_no_others_and_a_failure_has_the
     other, gone = tmp_path / "other.safetensors", tmp_path / "gone.safetensors"
     other.write_bytes(b"no bank")
     damaged, lost = (Run(tmp_path / path.stem, str(path), "vit_b32", "ZeroShot", 1, 1) for path in (other, gone))
-    results = {result.run: result for result in Cluster(Played(), 1.0).results([damaged, lost, runs[0]])}
+    results = {result.run: result for result in Cluster(Played(), 1, 0, False).results([damaged, lost, runs[0]])}
     assert [results[run].status for run in (damaged, lost, runs[0])] == [FAILED, FAILED, DONE]
     assert str(gone) in results[lost].message
     failure = json.loads((damaged.folder / "error.json").read_text())
@@ -170,7 +170,7 @@ def test_an_interrupted_run_goes_on_from_its_checkpoint(runs, tmp_path, stopped_
     assert (run.folder / CHECKPOINT).exists()
     (run.folder / "error.json").write_text("{}")
     with caplog.at_level("INFO"):
-        [result] = Cluster(Played(), 1.0, verbose=True).results([run])
+        [result] = Cluster(Played(), 1, 0, True).results([run])
     assert result.status == DONE
     assert "after epoch 3 of 6" in caplog.text
     assert {CHECKPOINT, "error.json"}.isdisjoint(path.name for path in run.folder.iterdir())
@@ -180,7 +180,7 @@ def test_an_interrupted_run_goes_on_from_its_checkpoint(runs, tmp_path, stopped_
 def test_as_many_runs_are_away_as_fit_the_machines(runs, caplog, monkeypatch, cpus, gpus, count):
     played = Played()
     monkeypatch.setattr(played, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 8.0, "GPU": 1.0}}])
-    cluster = Cluster(played, cpus, gpus)
+    cluster = Cluster(played, cpus, gpus, False)
     assert cluster.runs_at_a_time() == count
     if not count:
         assert [result.status for result in cluster.results(runs[:1])] == [DONE]
@@ -198,7 +198,7 @@ def test_without_ray_one_line_says_how_to_install_it(long_grid, capsys, monkeypa
 
 def test_wrong_words_for_a_cluster_are_refused_and_a_port_at_which_nobody_answers(long_grid, capsys):
     for cpus, gpus in ((0, 0), (1.5, 0), (1, float("nan")), (1, -1), (1, 2.5)):
-        with pytest.raises(UserError, match="--cpus-per-run must be above 0"), connected("local", cpus, gpus):
+        with pytest.raises(UserError, match="--cpus-per-run must be above 0"), connected("local", cpus, gpus, False):
             pass
     assert main([*long_grid, "--ray", "auto", "--workers", "2"]) == 2
     assert "--workers are of this machine" in capsys.readouterr().err
@@ -222,12 +222,12 @@ def test_a_cluster_is_entered_with_the_threads_of_a_run_and_left_and_ctrl_c_stay
     ray.init, ray.shutdown, ray.cluster_resources = init, lambda: left.append(1), lambda: {"CPU": 2.0}
     monkeypatch.setitem(sys.modules, "ray", ray)
     for cpus, threads in ((2.0, "2"), (0.5, "1")):
-        with connected("local", cpus, 0.0) as found:
+        with connected("local", cpus, 0, False) as found:
             assert found.ray is ray
             assert (asked["address"], asked["include_dashboard"]) == ("local", False)
             assert asked["runtime_env"] == {"env_vars": {"OMP_NUM_THREADS": threads}}
             assert signal.getsignal(signal.SIGTERM) == before
-    with pytest.raises(UserError, match="a run takes 3 CPUs .* none of the 1 machines"), connected("auto", 3, 0):
+    with pytest.raises(UserError, match="a run takes 3 CPUs .* none of the 1 machines"), connected("auto", 3, 0, False):
         pass
     assert len(left) == 3
 

@@ -48,7 +48,7 @@ LOOK = 10.0  # seconds between two looks at the machines of the cluster
 
 
 @contextmanager
-def connected(address: str, cpus: float, gpus: float, verbose: bool = False) -> Iterator[Cluster]:
+def connected(address: str, cpus: float, gpus: float, verbose: bool) -> Iterator[Cluster]:
     """Gives a cluster with a machine that can do runs, each of which takes so many CPUs, which are its threads too, and
     GPUs. Both may be fractions. The cluster is left when the block ends.
 
@@ -101,7 +101,7 @@ def connected(address: str, cpus: float, gpus: float, verbose: bool = False) -> 
 class Cluster:
     """Sends runs to a cluster, a bounded number at a time. The module `ray` is that of `connected`."""
 
-    def __init__(self, ray: Any, cpus: float, gpus: float = 0.0, verbose: bool = False) -> None:
+    def __init__(self, ray: Any, cpus: float, gpus: float, verbose: bool) -> None:
         self.ray, self.cpus, self.gpus = ray, cpus, gpus
         self.away: dict[Any, tuple[Run, ExitStack]] = {}  # Ray's reference -> the run, and the lock of its folder
         self._last_bank: tuple[Path | None, Any] = None, None
