@@ -16,8 +16,11 @@ from PIL import Image
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from trainers.hegraph import HeGraphClassifier, UserError, load_backbone
+from trainers.hegraph.config_files import load_cfg
 from trainers.hegraph.estimator.inputs import class_names, image_list, unit_rows, with_labels
+from trainers.hegraph.estimator.training import Origin, task_of
 from trainers.hegraph.method.cache import text_logits
+from trainers.hegraph.models.lessons import Lessons
 from trainers.hegraph.training import memory
 
 PICTURE = Image.new("RGB", (8, 8))
@@ -54,6 +57,15 @@ def test_features_may_be_of_any_type_and_norm(data, quick):
     for X, y in ((tensor.double(), torch.from_numpy(data.y)), (table, pd.Series(data.y))):
         np.testing.assert_allclose(quick().fit(X, y).decision_function(X), expected, atol=2e-3)
     assert quick().fit(tensor.bfloat16(), data.y).score(data.X, data.y) > 0.9
+
+
+def test_without_text_the_nodes_of_a_class_are_its_mean_and_the_negative_of_that(data):
+    X, y = torch.from_numpy(data.X), torch.from_numpy(data.y)
+    lessons = Lessons(np.arange(4), tuple("abcd"), X[None], y, torch.zeros_like(y))
+    bank = task_of(lessons, Origin.of_task(None, None, False), load_cfg()).bank()
+    means = F.normalize(torch.stack([X[y == label].mean(dim=0) for label in range(4)]), dim=-1)
+    torch.testing.assert_close(bank.text_positive, means)
+    torch.testing.assert_close(bank.text_negative, -means)
 
 
 def test_what_a_training_would_take_is_said_before_it_begins(quick, monkeypatch):

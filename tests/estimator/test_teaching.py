@@ -305,6 +305,13 @@ def test_fit_hears_unlabelled_images_and_those_with_the_label_minus_one(own, par
     assert with_minus_one.classes_.tolist() == [-1, 0, 1, 2] and with_minus_one.model_.unlabelled == 0
 
 
+def test_unlabelled_features_of_another_width_are_refused_before_the_training(parts, quick):
+    classifier = quick()
+    with pytest.raises(ValueError, match="5 features.*16"):
+        classifier.fit(*parts[:2], unlabelled=np.ones((3, 5)))
+    assert not hasattr(classifier, "model_")
+
+
 def test_the_folder_keeps_what_hearing_needs_and_says_what_was_heard(own, fitted, parts, tmp_path):
     X, U = parts[0], parts[2]
     fitted.save_pretrained(tmp_path / "model")

@@ -6,6 +6,7 @@ Only the formats of `FORMATS` are read, whatever a file is called: Pillow hands 
 from __future__ import annotations
 
 import io
+import math
 import os
 import stat
 from pathlib import Path
@@ -38,8 +39,10 @@ def is_image(name: str) -> bool:
     return name.lower().endswith(tuple(IMAGE_SUFFIXES))
 
 
-def open_image(source: Path | str | bytes, as_stored: bool = False) -> Image.Image:
+def open_image(source: Path | str | bytes, as_stored: bool = False, most: float = math.inf) -> Image.Image:
     """Opens a file, or the bytes of one, as RGB; `as_stored` as Dassl does it, without what `to_rgb` does.
+
+    One of more than `most` pixels is refused before any is decoded.
 
     On damaged bytes, Pillow raises whatever they lead to; `reason` puts it into one line.
     """
@@ -49,26 +52,20 @@ def open_image(source: Path | str | bytes, as_stored: bool = False) -> Image.Ima
     if source == b"" or (status and not status.st_size):
         raise ValueError("is empty (0 bytes)")
     with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as file:
+        if file.width * file.height > most:
+            raise ValueError(f"has more than {most / 10**6:.0f} million pixels; take a smaller one")
         check_sides(file)
         return file.convert("RGB") if as_stored else to_rgb(file)
 
 
 def open_sent(source: Path | bytes) -> Image.Image:
-    """Opens an image that somebody has sent to a page; UserError, as the end of a sentence, if it is too large or none.
-
-    The pixels are counted before any is decoded.
-    """
+    """Opens an image that was sent to a page; UserError, as the end of a sentence, for one too large or none."""
     if (len(source) if isinstance(source, bytes) else source.stat().st_size) > MAX_BYTES:
         raise UserError(f"has more than {MAX_BYTES >> 20} MB; take a smaller one")
     try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as file:
-            if file.width * file.height <= MAX_PIXELS:
-                return to_rgb(file)
-    except Image.DecompressionBombError:
-        pass
+        return open_image(source, most=MAX_PIXELS)
     except Exception as error:  # on damaged bytes, Pillow raises whatever they lead to
         raise UserError(reason(error)) from error
-    raise UserError(f"has more than {MAX_PIXELS // 10**6} million pixels; take a smaller one")
 
 
 def open_below(base: Path, path: str, as_stored: bool = False) -> Image.Image:

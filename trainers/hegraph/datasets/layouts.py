@@ -248,7 +248,16 @@ def _validation(folder: Path, place: str, wordnet_ids: list[str]) -> list[tuple[
     if folders_in(folder / place):
         return _in_folders(folder, place)
     files = [name for name in listing(folder / place) if name.lower().endswith((".jpeg", ".jpg", ".png"))]
-    return [(f"{place}/{file}", label) for file, label in zip(files, _ground_truth(folder, files, wordnet_ids))]
+    candidates = [folder / where / name for name in GROUND_TRUTH for where in GROUND_TRUTH_FOLDERS]
+    path = next((path for path in candidates if path.is_file()), None)
+    if path is None:
+        raise UserError(f"no file labels the images of {folder / place}; put one of {', '.join(GROUND_TRUTH)} there")
+    labels = _read_labels(path, files)
+    if all(label.isdigit() for label in labels):
+        # Caffe counts the sorted ids from 0; the development kit has an order of its own
+        by_number = dict(enumerate(wordnet_ids)) if path.name == "val.txt" else _numbers_of_kit(path)
+        labels = [by_number[int(label)] for label in labels]
+    return [(f"{place}/{file}", label) for file, label in zip(files, labels)]
 
 
 def _items(found: list[tuple[str, str]], names: dict[str, str], ids: list[str]) -> list[Item]:
@@ -256,20 +265,6 @@ def _items(found: list[tuple[str, str]], names: dict[str, str], ids: list[str]) 
     labels = {wordnet_id: label for label, wordnet_id in enumerate(ids)}
     items = [Item(path, labels[wordnet_id], names[wordnet_id]) for path, wordnet_id in found]
     return sorted(items, key=lambda item: item.label)
-
-
-def _ground_truth(folder: Path, files: list[str], wordnet_ids: list[str]) -> list[str]:
-    """The WordNet id of every image of a flat validation folder; `files` are their sorted names."""
-    candidates = [folder / where / name for name in GROUND_TRUTH for where in GROUND_TRUTH_FOLDERS]
-    path = next((path for path in candidates if path.is_file()), None)
-    if path is None:
-        raise UserError(f"no file labels the images of {folder}/images/val; put one of {', '.join(GROUND_TRUTH)} there")
-    labels = _read_labels(path, files)
-    if not all(label.isdigit() for label in labels):
-        return labels
-    # Caffe counts the sorted ids from 0; the development kit has an order of its own
-    by_number = dict(enumerate(wordnet_ids)) if path.name == "val.txt" else _numbers_of_kit(path)
-    return [by_number[int(label)] for label in labels]
 
 
 def _read_labels(path: Path, files: list[str]) -> list[str]:

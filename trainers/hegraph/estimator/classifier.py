@@ -6,6 +6,7 @@ Shapes: n images, V views of each, K classes, d feature width.
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence, Sized
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ from .training import recipe_of
 BATCH = 256  # images that the backbone encodes at once
 
 
+@dataclass(eq=False, repr=False)
 class HeGraphClassifier(ClassifierMixin, BaseEstimator):
     """Adapts a frozen CLIP to classes of which a few images are at hand. docs/python.md tells more.
 
@@ -72,45 +74,28 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
         model_: What was trained, and has heard unlabelled images, as a `SavedModel`.
     """
 
-    model_: SavedModel
-    _fitted: SavedModel  # what was trained or loaded, before it heard unlabelled images
-    _image_model: ImageModel | None = None  # the model with its backbone, once that is loaded
-    _heard: Tensor | None = None  # features of the unlabelled images, `[M, d]`, which a later training hears again
+    backbone: str | None = None
+    pretrained: str = "auto"
+    _: KW_ONLY
+    device: str | None = None
+    precision: str | None = None
+    config: str | Path | None = None
+    dataset_config: str | Path | None = None
+    options: Mapping[str, Any] | Sequence[Any] | None = None
+    variant: str | None = None
+    alpha_c: float | None = None
+    beta_c: float | None = None
+    classnames: Names | None = None
+    text_features: Any = None
+    negative_text_features: Any = None
+    logit_scale: float | None = None
+    random_state: int | np.random.RandomState | None = 1
 
-    def __init__(
-        self,
-        backbone: str | None = None,
-        pretrained: str = "auto",
-        *,
-        device: str | None = None,
-        precision: str | None = None,
-        config: str | Path | None = None,
-        dataset_config: str | Path | None = None,
-        options: Mapping[str, Any] | Sequence[Any] | None = None,
-        variant: str | None = None,
-        alpha_c: float | None = None,
-        beta_c: float | None = None,
-        classnames: Names | None = None,
-        text_features: Any = None,
-        negative_text_features: Any = None,
-        logit_scale: float | None = None,
-        random_state: int | np.random.RandomState | None = 1,
-    ) -> None:
-        self.backbone = backbone
-        self.pretrained = pretrained
-        self.device = device
-        self.precision = precision
-        self.config = config
-        self.dataset_config = dataset_config
-        self.options = options
-        self.variant = variant
-        self.alpha_c = alpha_c
-        self.beta_c = beta_c
-        self.classnames = classnames
-        self.text_features = text_features
-        self.negative_text_features = negative_text_features
-        self.logit_scale = logit_scale
-        self.random_state = random_state
+    model_: SavedModel = field(init=False)
+    _fitted: SavedModel = field(init=False)  # what was trained or loaded, before it heard unlabelled images
+    # The model with its backbone, once that is loaded; features `[M, d]` of unlabelled images, to be heard again
+    _image_model: ImageModel | None = field(init=False, default=None)
+    _heard: Tensor | None = field(init=False, default=None)
 
     def fit(
         self,
@@ -135,6 +120,8 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
         given = self.classnames if classnames is None else classnames
         X, y, rest = with_labels(*labelled(self, X, y), given)
         pool = rest if unlabelled is None else [unlabelled, *rest]
+        if pool and not isinstance(X, list) and image_list(pool[0]) is None:
+            checked_features(self, pool[0])  # of another width than X, they are refused before a training
         classes = np.unique(y)
         if not len(y):
             assert given is not None  # else -1 is a class

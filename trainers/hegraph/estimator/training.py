@@ -28,7 +28,7 @@ from ..features.extract import class_prompts
 from ..method.closed_form import OMEGA_NEW, TextGuess
 from ..method.graph import class_prototypes
 from ..method.unlabelled import ClassSums
-from ..models.lessons import Lessons
+from ..models.lessons import Lessons, spread
 from ..models.saved import Backbone as BackboneConfig
 from ..models.saved import Preprocessing, Prompts, SavedModel
 from ..training.memory import refuse_beyond_memory, training_bytes
@@ -148,7 +148,7 @@ def learn(lessons: Lessons, origin: Origin, cfg: Config, device: str) -> SavedMo
         if fitted.classifier is None or not fitted.classifier.weights.isfinite().all():
             raise UserError("the trained adapter holds NaN or infinite values; lower OPTIM.LR")
         fitted = calibrated(fitted, task, bank)
-        lessons = lessons.with_state(fitted.state, seen)
+        lessons = replace(lessons, state=spread(fitted.state, seen.nonzero().flatten(), len(names)))
     else:
         bank = replace(bank, train_features=bank.train_features[:1, :0], train_labels=bank.train_labels[:0])
         fitted = load_method("ZeroShot").fit(bank, None, task.seed)
@@ -193,15 +193,14 @@ def task_of(lessons: Lessons, origin: Origin, cfg: Config) -> Task:
     """Lessons as the task of a feature bank. Text nodes that are not given are made of the images: a positive node is
     the mean of its class, a negative node the negative of the positive one.
     """
-    positive, negative, labels, names = lessons.positive, lessons.negative, lessons.labels, lessons.names
-    if positive is None or negative is None:
+    positive, labels, names = lessons.positive, lessons.labels, lessons.names
+    if positive is None:
         positive = class_prototypes(F.normalize(lessons.features.mean(dim=0), dim=-1), labels, names)
-        negative = -positive
     bank = FeatureBank(
         train_features=lessons.features,
         train_labels=labels,
         text_positive=positive,
-        text_negative=negative,
+        text_negative=-positive if lessons.negative is None else lessons.negative,
         classnames=list(names),
         dataset=cfg.data.name or NO_NAME,
         backbone=origin.backbone.title,

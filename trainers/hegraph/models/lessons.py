@@ -109,7 +109,7 @@ class Lessons:
             torch.cat([self.ids, more.ids]),
             nodes(self.positive, more.positive),
             nodes(self.negative, more.negative),
-            _spread(self.state, old, len(classes)),
+            spread(self.state, old, len(classes)),
         )
 
     def of_classes(self, kept: Tensor) -> Lessons:
@@ -131,10 +131,6 @@ class Lessons:
         """All but some images; `gone` is booleans of shape `[N]`."""
         return replace(self, features=self.features[:, ~gone], labels=self.labels[~gone], ids=self.ids[~gone])
 
-    def with_state(self, state: Mapping[str, Tensor], seen: Tensor) -> Lessons:
-        """These lessons with the parameters of a training on the classes `seen`, booleans of shape `[K]`."""
-        return replace(self, state=_spread(state, seen.nonzero().flatten(), len(self.names)))
-
     def find(self, labels: Sequence[Any], wanted: Tensor) -> Tensor:
         """Which images are meant, booleans of shape `[N]`: of each label, the image of the id that is `wanted`, `[n]`,
         or the one that is most similar to the features that are, `[n, d]`.
@@ -153,7 +149,7 @@ class Lessons:
         return found
 
 
-def _spread(state: Mapping[str, Tensor], places: Tensor, num_classes: int) -> dict[str, Tensor]:
+def spread(state: Mapping[str, Tensor], places: Tensor, num_classes: int) -> dict[str, Tensor]:
     """Parameters whose rows of classes go to other places, among so many classes."""
     of_class = {name: _placed(rows, places, num_classes) for name, rows in state.items() if name.startswith(BY_CLASS)}
     return {**state, **of_class}
