@@ -37,7 +37,7 @@ from trainers.hegraph.utils.errors import UserError  # noqa: E402
 EARLIER = Path(__file__).parents[1] / "models" / "earlier" / "model"
 WIDTH = 24
 PAGE = Path(__file__).parents[2] / "docs" / "onnx.md"
-ROTATE_90 = 6  # an EXIF orientation
+[LINES] = re.findall("^```python\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
 PARTS = {
     "the text head alone": {"cache": False},
     "a bias": {"cache": False, "bias": torch.linspace(-5, 5, 10)},
@@ -72,6 +72,13 @@ def answer(path: Path, values: Tensor) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(logits), torch.from_numpy(probabilities)
 
 
+def assert_answers(file: Path, values: Tensor, expected: Tensor) -> None:
+    """The file gives these logits, and the probabilities of a `random_model`."""
+    logits, probabilities = answer(file, values)
+    assert (logits - expected).abs().max() <= TOLERANCE * expected.abs().max()
+    torch.testing.assert_close(probabilities, (expected / 1.3).softmax(dim=1), atol=1e-4, rtol=0)
+
+
 def metadata_of(path: Path) -> dict:
     return {entry.key: json.loads(entry.value) for entry in onnx.load(path).metadata_props}
 
@@ -81,11 +88,7 @@ def test_the_head_gives_the_logits_and_probabilities_of_the_classifier(parts, tm
     model, file = random_model(WIDTH, **parts), tmp_path / "head.onnx"
     write_onnx(model, None, file)
     for batch in (1, 50):
-        features = unit(batch, WIDTH, seed=3)
-        logits, probabilities = answer(file, features)
-        expected = model.classifier.logits(features)
-        assert (logits - expected).abs().max() <= TOLERANCE * expected.abs().max()
-        torch.testing.assert_close(probabilities, (expected / 1.3).softmax(dim=1), atol=1e-4, rtol=0)
+        assert_answers(file, features := unit(batch, WIDTH, seed=3), model.classifier.logits(features))
     assert list(tmp_path.iterdir()) == [file]
     about = metadata_of(file)
     assert about["known"] is about["preprocessing"] is None and about["inputs"] == {"features": ["batch", WIDTH]}
@@ -96,8 +99,7 @@ def test_the_head_in_half_precision_stores_floats_of_two_bytes_and_takes_and_giv
     differences = write_onnx(model, None, file, half=True)
     weights = {tensor.name: tensor.data_type for tensor in onnx.load(file).graph.initializer if len(tensor.dims) == 2}
     assert set(weights.values()) == {onnx.TensorProto.FLOAT16}
-    features = unit(5, WIDTH, seed=3)
-    logits, _ = answer(file, features)
+    logits, _ = answer(file, features := unit(5, WIDTH, seed=3))
     assert logits.dtype == torch.float32
     expected = model.classifier.logits(features)
     assert 0 < (logits - expected).abs().max() / expected.abs().max() < 1e-3
@@ -114,10 +116,7 @@ def test_a_whole_backbone_gives_the_logits_of_torch(name, tmp_path):
     model, file = random_model(backbone.width), tmp_path / "full.onnx"
     write_onnx(model, backbone, file)
     pixels = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(7))
-    logits, probabilities = answer(file, pixels)
-    expected = model.classifier.logits(backbone.encode_images(pixels))
-    assert (logits - expected).abs().max() <= TOLERANCE * expected.abs().max()
-    torch.testing.assert_close(probabilities, (expected / 1.3).softmax(dim=1), atol=1e-4, rtol=0)
+    assert_answers(file, pixels, model.classifier.logits(backbone.encode_images(pixels)))
 
 
 def test_every_digit_gets_the_class_of_torch_and_the_metadata_says_all_that_inference_needs(
@@ -238,12 +237,6 @@ def test_a_missing_package_and_flags_that_make_no_sense_are_one_line(finished_di
 # The lines of docs/onnx.md
 
 
-def lines() -> str:
-    """The page's only block of Python."""
-    [text] = re.findall("^```python\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
-    return text
-
-
 @pytest.fixture(scope="module")
 def exported(finished_digits_once: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the model as the page's lines read it."""
@@ -273,7 +266,7 @@ def see_through() -> Image.Image:
 def on_its_side() -> Image.Image:
     """A digit that its EXIF orientation turns upright."""
     picture = digit(64, 64).convert("RGB").transpose(Image.Transpose.ROTATE_90)
-    picture.getexif()[ExifTags.Base.Orientation] = ROTATE_90
+    picture.getexif()[ExifTags.Base.Orientation] = 6  # turn it by 90 degrees
     return picture
 
 
@@ -294,7 +287,7 @@ def test_the_lines_give_class_and_probability_of_the_package(
     file, image = exported / "image.png", make()
     image.save(file, format=kind, exif=image.getexif())
     monkeypatch.chdir(exported)
-    exec(compile(lines(), str(PAGE), "exec"), {})
+    exec(compile(LINES, str(PAGE), "exec"), {})
     said, *marked = capsys.readouterr().out.splitlines()
     name, probability = said.split()
     images = ImageModel.load(finished_digits_once)
@@ -309,6 +302,6 @@ def test_the_lines_give_class_and_probability_of_the_package(
 def test_the_lines_run_where_there_is_neither_torch_nor_this_package(exported):
     digit().save(exported / "image.png")
     without = "import sys\nsys.modules |= dict.fromkeys(['torch', 'torchvision', 'trainers', 'hegraph'])\n"
-    program = [sys.executable, "-c", without + lines()]
+    program = [sys.executable, "-c", without + LINES]
     ran = subprocess.run(program, cwd=exported, capture_output=True, text=True, timeout=60)
     assert ran.returncode == 0 and len(ran.stdout.split()) == 2, ran.stderr

@@ -142,15 +142,10 @@ def test_a_view_is_the_same_whenever_it_is_read_and_unlike_others(images):
     assert not torch.equal(first[0], *read(replace(images, seed=2), 0))
 
 
-@pytest.mark.parametrize("content", [None, b"<html>404</html>", b""])
-def test_an_unreadable_image_is_named_in_one_line(backbone, tmp_path, content):
-    items = [Item(f"{i}.png", 0, "red") for i in range(2)]
-    Image.new("RGB", (40, 40), "red").save(tmp_path / "0.png")
-    if content is not None:
-        (tmp_path / "1.png").write_bytes(content)
-    reds = Dataset("Reds", ["red"], items, [], items, lambda path: Image.open(tmp_path / path))
-    with pytest.raises(UserError, match=r"^cannot read the image 1\.png of Reds: .*$"):
-        read(ImageViews(reds, items, backbone.preprocess), 0, 1)
+def test_an_unreadable_image_is_named_in_one_line(images, tmp_path):
+    items = [images.items[0], Item(str(tmp_path / "1.png"), 0, "zero")]
+    with pytest.raises(UserError, match=r"^cannot read the image .*1\.png of Digits: .*$"):
+        read(replace(images, items=items), 0, 1)
 
 
 def test_whatever_pillow_raises_is_a_problem_of_one_line(backbone, monkeypatch):
