@@ -274,15 +274,8 @@ def test_lp_plus_plus_goes_back_to_the_best_step(fit):
 # Proto-CLIP
 
 
-PROTO = {
-    "RATIO": 0.0,  # the adapter adds nothing, so that only the two memories are left to train
-    "TEMPERATURE": 0.5,
-    "BETA": 3.0,
-    "LR": 0.02,
-    "WEIGHT_DECAY": 0.4,
-    "EPS": 0.05,
-    "BATCH_SIZE": 256,
-}
+# The adapter adds nothing (RATIO), so that only the two memories are left to train
+PROTO = {"RATIO": 0.0, "TEMPERATURE": 0.5, "BETA": 3.0, "LR": 0.02, "WEIGHT_DECAY": 0.4, "EPS": 0.05, "BATCH_SIZE": 256}
 
 
 def prototypes(images: Tensor) -> Tensor:
@@ -333,8 +326,7 @@ def test_the_adapter_adds_the_normalised_output_of_its_layers_to_the_feature():
     model = proto_clip.Prototypes(bank_of(AXES, [0, 1], AXES), CfgNode({"RATIO": 0.25, "REDUCTION": 1}), 1)
     for layer in (model.layers[0], model.layers[2]):
         torch.nn.init.eye_(layer.weight)
-    found = model.adapt(tensor([[0.8, 0.6]]))
-    close(found, [[0.943349, 0.331813]])
+    close(model.adapt(tensor([[0.8, 0.6]])), [[0.943349, 0.331813]])
     narrow = proto_clip.Prototypes(bank_of(IMAGES, LABELS, TEXT), CfgNode({"RATIO": 0.25, "REDUCTION": 3}), 1)
     assert [tuple(p.shape) for p in narrow.layers.parameters()] == [(1, 4), (1,), (1,), (4, 1), (4,), (4,)]
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import AdamW
 
 from benchmarks.tasks import random_bank, start_training
@@ -217,28 +217,22 @@ TEXT = torch.tensor([[0.8, 0.6], [0.6, 0.8]])
 
 
 def options_of(**changed: object) -> TrainingOptions:
-    return TrainingOptions(
-        **{"learning_rate": 0.0, "lr_width": 0, "lr_tau": 0, "visual_lr": 0.0, "weight_decay": 0.0, **changed}
-    )
-
-
-DATA = BankBatches(IMAGES[None], LABELS, batch_size=3, seed=1)
+    return TrainingOptions(**{"learning_rate": 0.5, "lr_width": 0, "lr_tau": 0, **changed})
 
 
 class FixedModel(nn.Module):
-    """Says the same logits whatever it is asked, and remembers what it was asked.
+    """Says the same logits whatever it is asked, and remembers what it was asked, and in which mode.
 
     Its parameters count in the loss, so that a step can move them, but have no gradient.
     """
 
-    logit_scale = 4.0
+    logit_scale, x_positive = 4.0, TEXT
 
-    def __init__(self, text: list[list[float]], visual: list[list[float]] | None) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.x_positive = TEXT
         self.kept = nn.ParameterDict({name: nn.Parameter(torch.full((2,), 4.0)) for name in ("w", "b", "v")})
-        self.text, self.visual = torch.tensor(text), None if visual is None else torch.tensor(visual)
         self.asked: list[tuple] = []
+        self.modes: list[bool] = []
 
     def parameter_groups(self, lr: float, weight_lr_mult: float, visual_lr: float) -> list[dict]:
         rates = {"w": lr * weight_lr_mult, "b": lr, "v": visual_lr}
@@ -247,52 +241,43 @@ class FixedModel(nn.Module):
     def with_noise(self, *arguments: object) -> str:
         return "noise"
 
-    def forward(self, *arguments: object) -> Logits:
-        self.asked.append(arguments)
-        nothing = 0 * sum(parameter.sum() for parameter in self.parameters())
-        return Logits(self.text + nothing, None if self.visual is None else self.visual + nothing)
-
-
-def test_a_steps_loss_is_the_texts_and_lambda_times_that_of_the_scaled_visual_logits():
-    # Of the text: (log(1 + e^-1) + log 2) / 2 = 0.503204. The visual logits (0, 0.5) and (0, 0.5), times 4, are (0, 2):
-    # (log(1 + e^2) + log(1 + e^-2)) / 2 = 1.126928
-    model = FixedModel([[1.0, 0.0], [0.0, 0.0]], [[0.0, 0.5], [0.0, 0.5]])
-    training = AdapterTraining(model, DATA, options_of(visual_weight=3.0, visual_scale=4.0))
-    loss = training.step(Batch(IMAGES[:2], torch.tensor([0, 1]), torch.tensor([0, 1])))
-    assert loss.item() == pytest.approx(0.503204 + 3 * 1.126928, abs=1e-5) and not loss.requires_grad
+    def forward(self, features: Tensor, *others: object) -> Logits:
+        self.asked.append((features, *others))
+        self.modes.append(self.training)
+        nothing, rows = 0 * sum(parameter.sum() for parameter in self.parameters()), slice(len(features))
+        text, visual = torch.tensor([[1.0, 0.0], [0.0, 0.0]]), torch.tensor([[0.0, 0.5], [0.0, 0.5]])
+        return Logits(text[rows] + nothing, visual[rows] + nothing)
 
 
 @pytest.mark.parametrize("leave_one_out", [True, False])
-def test_a_step_tells_the_model_where_its_images_lie_in_the_cache_only_to_leave_them_out(leave_one_out):
-    model = FixedModel([[1.0, 0.0], [0.0, 0.0]], None)
-    positions, products = torch.tensor([2, 0]), torch.ones(2, 3)
-    training = AdapterTraining(model, DATA, options_of(leave_one_out=leave_one_out))
-    training.step(Batch(IMAGES[:2], torch.tensor([0, 1]), positions, products))
-    [(features, own, given, noise)] = model.asked
-    assert torch.equal(features, IMAGES[:2]) and given is products and noise == "noise"
-    assert own is (positions if leave_one_out else None)
-
-
-def test_without_a_gradient_adamw_only_shrinks_each_parameter_by_its_rate_times_the_decay():
-    # Rates 0.5 * 0.1 (matrices), 0.5 (biases) and 0.2 (visual), decay 0.4: a step keeps 0.98, 0.8 and 0.92
-    model = FixedModel([[1.0, 0.0], [0.0, 0.0]], None)
-    rates = {"learning_rate": 0.5, "weight_lr_mult": 0.1, "visual_lr": 0.2, "weight_decay": 0.4}
-    training = AdapterTraining(model, DATA, options_of(**rates))
-    batch = Batch(IMAGES[:2], torch.tensor([0, 1]), torch.tensor([0, 1]))
+def test_a_step_by_hand(leave_one_out):
+    model, positions, products = FixedModel(), torch.tensor([2, 0]), torch.ones(2, 3)
+    rates = {"weight_lr_mult": 0.1, "visual_lr": 0.2, "weight_decay": 0.4}
+    options = options_of(visual_weight=3.0, visual_scale=4.0, leave_one_out=leave_one_out, **rates)
+    training = AdapterTraining(model, BankBatches(IMAGES[None], LABELS, batch_size=3, seed=1), options)
     for step in (1, 2):
-        training.step(batch)
-        found = [parameter[0].item() for parameter in model.kept.values()]
-        expected = dict(zip("bvw", (4 * 0.8**step, 4 * 0.92**step, 4 * 0.98**step)))
-        assert dict(zip(model.kept, found)) == pytest.approx(expected, rel=1e-5)
+        loss = training.step(Batch(IMAGES[:2], torch.tensor([0, 1]), positions, products))
+        # Of the text: (log(1 + e^-1) + log 2) / 2 = 0.503204. The visual logits (0, 0.5) and (0, 0.5), times 4, are (0,
+        # 2): (log(1 + e^2) + log(1 + e^-2)) / 2 = 1.126928
+        assert loss.item() == pytest.approx(0.503204 + 3 * 1.126928, abs=1e-5) and not loss.requires_grad
+        # The model is told where its images lie in the cache only to leave them out
+        features, own, given, noise = model.asked[-1]
+        assert torch.equal(features, IMAGES[:2]) and given is products and noise == "noise"
+        assert own is (positions if leave_one_out else None)
+        # Without a gradient AdamW only shrinks each parameter by its rate times the decay: matrices at the rate 0.5 *
+        # 0.1, biases at 0.5 and the visual part at 0.2, so that a step keeps 0.98, 0.8 and 0.92
+        found = {name: parameter[0].item() for name, parameter in model.kept.items()}
+        assert found == pytest.approx({"b": 4 * 0.8**step, "v": 4 * 0.92**step, "w": 4 * 0.98**step}, rel=1e-5)
 
 
 @pytest.mark.parametrize(("least", "epochs"), [(0, 4), (12, 4), (13, 5), (16, 6)])
 def test_the_epochs_are_those_asked_for_or_enough_for_the_least_steps_all_in_training_mode(least, epochs):
-    model, modes = FixedModel([[1.0, 0.0]], None).eval(), []
-    model.register_forward_pre_hook(lambda module, _: modes.append(module.training))
-    data = BankBatches(IMAGES[None], LABELS, batch_size=1, seed=1)  # three steps in an epoch
+    model, data = (
+        FixedModel().eval(),
+        BankBatches(IMAGES[None], LABELS, batch_size=1, seed=1),
+    )  # three steps in an epoch
     summary = train_to_end(AdapterTraining(model, data, options_of(epochs=4, min_steps=least)))
-    assert (summary.epochs, summary.steps, modes) == (epochs, 3 * epochs, [True] * 3 * epochs)
+    assert (summary.epochs, summary.steps, model.modes) == (epochs, 3 * epochs, [True] * 3 * epochs)
 
 
 # Checkpoints
