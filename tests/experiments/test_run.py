@@ -9,7 +9,6 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,7 +26,7 @@ from trainers.hegraph.datasets.digits import open_digit
 from trainers.hegraph.experiments import folder as folder_module
 from trainers.hegraph.experiments import run as run_module
 from trainers.hegraph.experiments.tasks import BankTask
-from trainers.hegraph.features.bank import BankFile, load_bank
+from trainers.hegraph.features.bank import BankFile, FeatureBank, load_bank
 from trainers.hegraph.method.cache import FoldedClassifier
 from trainers.hegraph.method.unlabelled import ClassSums, hear_unlabelled
 from trainers.hegraph.models.folder import load_model, read_thumbnail
@@ -258,25 +257,19 @@ def test_thumbnails_need_training_images(cfg, tiny_bank, tmp_path):
 # Runs that hear unlabelled images
 
 
-@pytest.fixture
-def pool_of(tiny_bank) -> Callable[[Path], tuple[torch.Tensor, ClassSums]]:
+def pool_of(bank: FeatureBank, out: Path) -> tuple[torch.Tensor, ClassSums]:
     """The features of the images of the tiny bank that a run has not drawn, and what those say that it has."""
-
-    def split(out: Path) -> tuple[torch.Tensor, ClassSums]:
-        bank = load_bank(tiny_bank)
-        drawn = [row for row, *_ in json.loads((out / "split.json").read_text())["train"]]
-        undrawn = [row for row in range(len(bank.train_labels)) if row not in drawn]
-        keys = bank.cache_keys()
-        return torch.cat([keys[undrawn], bank.val_features]), ClassSums.of(keys[drawn], bank.train_labels[drawn], 5)
-
-    return split
+    drawn = [row for row, *_ in json.loads((out / "split.json").read_text())["train"]]
+    undrawn = [row for row in range(len(bank.train_labels)) if row not in drawn]
+    keys = bank.cache_keys()
+    return torch.cat([keys[undrawn], bank.val_features]), ClassSums.of(keys[drawn], bank.train_labels[drawn], 5)
 
 
-def test_a_pool_is_what_was_not_drawn_and_val_and_the_model_has_heard_it(run, finished_run_once, tiny_bank, pool_of):
+def test_a_pool_is_what_was_not_drawn_and_val_and_the_model_has_heard_it(run, finished_run_once, tiny_bank):
     plain = read_record(finished_run_once)
     record, out = run("--unlabelled", "pool")
     bank, before, model = load_bank(tiny_bank), load_model(finished_run_once), load_model(out)
-    pool, labelled = pool_of(out)
+    pool, labelled = pool_of(bank, out)
     heard = hear_unlabelled(before.classifier, labelled, bank.text_positive, pool, bank.logit_scale, before.temperature)
     torch.testing.assert_close(model.classifier.weights, heard.classifier.weights, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(model.classifier.bias, heard.classifier.bias, rtol=1e-4, atol=1e-4)
@@ -291,9 +284,10 @@ def test_a_pool_is_what_was_not_drawn_and_val_and_the_model_has_heard_it(run, fi
     assert record["run_id"] != plain["run_id"] and "DATASET.UNLABELLED" not in plain["config"]
 
 
-def test_the_test_images_together_leave_no_model(run, finished_run_once, tiny_bank, pool_of):
+def test_the_test_images_together_leave_no_model(run, finished_run_once, tiny_bank):
     record, out = run("--unlabelled", "test")
-    bank, before, (_, labelled) = load_bank(tiny_bank), load_model(finished_run_once), pool_of(out)
+    bank, before = load_bank(tiny_bank), load_model(finished_run_once)
+    _, labelled = pool_of(bank, out)
     text, features, scale = bank.text_positive, bank.test_features, bank.logit_scale
     heard = hear_unlabelled(before.classifier, labelled, text, features, scale, before.temperature)
     predicted = load_file(out / "predictions.safetensors")["predicted"]
@@ -314,9 +308,10 @@ def test_a_trained_model_hears_them_in_a_test_of_it_but_not_twice(run, finished_
         assert "heard unlabelled images before" in again
 
 
-def test_zero_shot_has_seen_no_label_and_no_temperature(run, tiny_bank, pool_of):
+def test_zero_shot_has_seen_no_label_and_no_temperature(run, tiny_bank):
     _, out = run("--trainer", "ZeroShot", "--unlabelled", "pool", quick=())
-    bank, model, (pool, _) = load_bank(tiny_bank), load_model(out / "model"), pool_of(out)
+    bank, model = load_bank(tiny_bank), load_model(out / "model")
+    pool, _ = pool_of(bank, out)
     none = ClassSums.of(pool[:0], bank.train_labels[:0], 5)
     start = FoldedClassifier(bank.logit_scale * bank.text_positive)
     heard = hear_unlabelled(start, none, bank.text_positive, pool, bank.logit_scale, 1.0)
