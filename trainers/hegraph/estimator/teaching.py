@@ -59,10 +59,6 @@ class Added(NamedTuple):
     positive: Any = None
     negative: Any = None
 
-    @property
-    def has_text(self) -> bool:
-        return self.positive is not None or self.negative is not None
-
 
 def lessons_of(model: SavedModel) -> Lessons:
     """What a model was taught; UserError if it does not know, or its labels do not tell its classes apart."""
@@ -114,7 +110,10 @@ class Teacher:
 
     def join(self, added: Added, cfg: Config) -> tuple[Lessons, Origin]:
         """All lessons, and where they come from."""
-        known, given = {} if self.known is None else self.known.by_label, added.has_text
+        known = {} if self.known is None else self.known.by_label
+        given = added.positive is not None or added.negative is not None
+        if given and isinstance(added.X, list):
+            raise UserError("text features go with image features; of images, the backbone encodes the prompts")
         labels = added.classes.tolist()
         fresh = torch.tensor([given or known.get(label) != name for label, name in zip(labels, added.names)])
         more, task = self.encode(added, bool(fresh.any()), cfg)
@@ -139,8 +138,6 @@ class Teacher:
         """
         X, names, known, is_images = added.X, added.names, self.known, isinstance(added.X, list)
         labels = torch.tensor(np.searchsorted(added.classes, added.y).tolist(), dtype=torch.long)
-        if is_images and added.has_text:
-            raise UserError("text features go with image features; of images, the backbone encodes the prompts")
         if is_images and not cfg.backbone.name:
             raise UserError('images need a backbone: give backbone="ViT-B-32-quickgelu" or another, or config')
         has_nodes = known is None or known.positive is not None
