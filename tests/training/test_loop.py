@@ -58,8 +58,8 @@ class Setup:
         data = BankBatches(features, self.bank.train_labels, cfg.data.batch_size, seed=1, products=kept)
         torch.manual_seed(0)
         model = build_model(self.bank, cfg.model)
-        checkpoints = Checkpoints(self.folder / name, Path(cfg.run.resume or self.folder / name), "a run")
-        training = AdapterTraining(model, data, cfg.training, checkpoints, keep)
+        checkpoints = Checkpoints(self.folder / name, Path(cfg.run.resume or self.folder / name), "a run", keep=keep)
+        training = AdapterTraining(model, data, cfg.training, checkpoints)
         training.resume()
         return model, train_to_end(training)
 

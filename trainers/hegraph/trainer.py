@@ -209,11 +209,11 @@ class HeGraphAdapter(FeatureTrainer):
         task, settings = self.folder.task, self.settings
         self.model = new_model(self.bank, settings, self.seed)
         self.register_model("hegraph", self.model)
-        self.checkpoints = self.folder.checkpoints
+        self.checkpoints = keep_epochs(self.folder, self.bank)
         self.max_epoch = 0
         if self.model.layers is not None:
-            keep, data = keep_epochs(self.folder, self.bank), task.batches(self.bank)
-            self.training = AdapterTraining(self.model, data, settings.training, self.checkpoints, keep)
+            data = task.batches(self.bank)
+            self.training = AdapterTraining(self.model, data, settings.training, self.checkpoints)
             self.training.resume()
             self.max_epoch = self.training.epochs
             self._optims["hegraph"] = self.training.optimizer  # Dassl reads the rate that it prints from there

@@ -13,9 +13,7 @@ OURS = "HeGraphAdapter"
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
     parser = Parser(prog=command("baselines"), description=__doc__)
-    parser.add_argument(
-        "--from-bank", action="store_true", help="only those that run on a feature bank, without the backbone"
-    )
+    parser.add_argument("--from-bank", action="store_true", help="only those that run on a feature bank")
 
     def list_methods() -> None:
         args = parser.parse_args(arguments)

@@ -80,9 +80,7 @@ class CacheMethod(Method):
         values, selected = search(bank, options, start, cache, self.order)
         number = sum(parameter.numel() for parameter in cache.parameters)
         folded = None if cache.folded is None else replace(cache.folded(), alpha=values[0], beta=values[1])
-        return FittedMethod(
-            lambda features: cache.logits(features, *values), number, epochs, steps, selected, classifier=folded
-        )
+        return FittedMethod(lambda x: cache.logits(x, *values), number, epochs, steps, selected, classifier=folded)
 
 
 @torch.no_grad()

@@ -259,18 +259,15 @@ class GraphAdapter(TrainedClassifier):
         means = sums / bank.train_labels.bincount(minlength=num_classes).clamp_min(1)[:, None]
         images = means * text.norm(dim=-1).mean()
         of_groups = [slice(group, None, groups) for group in range(groups)]
-        gathered = [
-            torch.stack([gather(text, nodes[own]) for own in of_groups]) for nodes in (text, images)
-        ]  # [groups, K, d]
+        # Of text and images, for each group
+        gathered = [torch.stack([gather(text, nodes[own]) for own in of_groups]) for nodes in (text, images)]
         generator = torch.Generator().manual_seed(seed)
         start = (2 * torch.rand(2, width, width, generator=generator) - 1) / width**0.5
         weights = start.to(text.device).requires_grad_()
         biases = text.new_zeros(2, num_classes, width).requires_grad_()
 
         def class_features() -> Tensor:
-            of_text, of_images = (
-                (nodes @ weight + bias).tanh() for nodes, weight, bias in zip(gathered, weights, biases)
-            )
+            of_text, of_images = ((nodes @ w + b).tanh() for nodes, w, b in zip(gathered, weights, biases))
             graph = (options.ALPHA * of_text + (1 - options.ALPHA) * of_images).mean(dim=0)
             return options.BETA * text + (1 - options.BETA) * graph
 

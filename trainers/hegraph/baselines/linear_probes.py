@@ -97,8 +97,8 @@ def logistic_regression(bank: FeatureBank, c: float, iterations: int) -> tuple[T
 
     def loss() -> Tensor:
         optimizer.zero_grad()
-        value = F.cross_entropy(F.linear(features, weight, bias), labels)
-        value = value + weight.square().sum() / (2 * c * len(labels))
+        fit = F.cross_entropy(F.linear(features, weight, bias), labels)
+        value = fit + weight.square().sum() / (2 * c * len(labels))
         value.backward()
         return value
 
@@ -139,7 +139,7 @@ class LPPlusPlus(Method):
         check_numbers("BLOCK", [options.BLOCK], 1, whole=True)
         check_numbers("STEPS", [options.STEPS], options.BLOCK, whole=True)
         features, labels, text = bank.cache_keys(), bank.train_labels, bank.text_positive
-        weights = weight, bias, alpha = first_weights(bank, options.ALPHA_SCALE)
+        weights = weight, bias, alpha = [w.requires_grad_() for w in first_weights(bank, options.ALPHA_SCALE)]
         largest = torch.linalg.eigvalsh(features.t() @ features)[-1].item()
         alpha_rate = len(features) / (4 * (features @ text.t()).square().sum(dim=0).max().item())
         optimizer = torch.optim.SGD([weight, bias], lr=4 * len(features) / largest, momentum=options.MOMENTUM)
@@ -148,8 +148,6 @@ class LPPlusPlus(Method):
         def logits(features: Tensor) -> Tensor:
             return F.linear(features, weight, bias) + alpha * (features @ text.t())
 
-        for parameter in weights:
-            parameter.requires_grad_()
         for step in range(1, options.STEPS + 1):
             loss = F.cross_entropy(logits(features), labels)
             weight.grad, bias.grad, gradient = torch.autograd.grad(loss, weights)

@@ -21,8 +21,6 @@ from .base import FittedMethod, Method, Options, check_numbers, cosine_classifie
 if TYPE_CHECKING:
     from ..backbones.clip import Backbone
 
-Schedule = Callable[[int, float], float]  # the step, counted from 0, and the peak rate -> the rate of that step
-
 
 @dataclass(frozen=True)
 class Trainable:
@@ -78,16 +76,14 @@ class TrainedClassifier(Method):
             return learning_rate(epoch, epochs, peak, options.WARMUP_EPOCHS, options.WARMUP_LR)
 
         steps = train(optimizer, loss, data, epochs, by_epoch)
-        learned, of_others = model.class_features(), model.transfer
+        learned, others = model.class_features(), model.transfer
 
         def logits(features: Tensor) -> Tensor:
             return model.logits(features, learned, bank.logit_scale)
 
         number = sum(parameter.numel() for parameter in model.parameters)
         folded = None if self.not_saved else cosine_classifier(learned, bank.logit_scale)
-        transfer = of_others and (
-            lambda other: model.logits(other.features_to_classify, of_others(other), other.logit_scale)
-        )
+        transfer = others and (lambda bank: model.logits(bank.features_to_classify, others(bank), bank.logit_scale))
         return FittedMethod(logits, number, epochs, steps, transfer=transfer, classifier=folded)
 
 
@@ -115,12 +111,13 @@ def train(
     loss_of: Callable[[Batch], Tensor],
     data: TrainingData,
     epochs: int,
-    schedule: Schedule,
+    schedule: Callable[[int, float], float],
     after_epoch: Callable[[int], None] = lambda epochs: None,
 ) -> int:
     """Minimises a loss. Leaves the parameters as the last step makes them, with nothing left to train.
 
-    The rates of the optimizer's groups are the peaks of the schedule; `after_epoch` hears how many epochs are done.
+    The `schedule` gives the rate of a step, counted from 0, from its number and the peak, which is the optimizer's rate
+    of the group; `after_epoch` hears how many epochs are done.
     Returns the number of steps. Raises UserError if there are no epochs, or the loss becomes infinite or NaN.
     """
     check_numbers("EPOCHS", [epochs], 1, whole=True)

@@ -59,7 +59,6 @@ from .tasks import Task
 logger = logging.getLogger(__name__)
 
 AGAIN = 1 / 3  # of the steps, where a training goes on from an earlier one
-Keep = Callable[[HeGraphModel, int], None]  # writes the model as it is after so many epochs
 Classify = Callable[[Tensor], Tensor]  # unit-norm image features [B, d] -> logits [B, K]
 Fit = Callable[[FeatureBank], Classify]
 
@@ -67,13 +66,13 @@ MOST_FOLDS = 4
 BATCH = 1024  # images that a method classifies at once
 
 
-def fit(task: Task, bank: FeatureBank, checkpoints: Checkpoints, keep: Keep) -> FittedMethod:
-    """Fits the method that `TRAINER.NAME` names; the last two are HeGraphAdapter's, see `train_adapter`."""
+def fit(task: Task, bank: FeatureBank, checkpoints: Checkpoints) -> FittedMethod:
+    """Fits the method that `TRAINER.NAME` names; checkpoints are HeGraphAdapter's, see `train_adapter`."""
     if task.cfg.run.trainer in OTHERS:
         return fit_method(task, bank)
     if task.cfg.run.select_on == "val":
         return tune_on_val(task, bank, checkpoints)
-    return train_adapter(task, bank, checkpoints, keep)
+    return train_adapter(task, bank, checkpoints)
 
 
 def fit_method(task: Task, bank: FeatureBank) -> FittedMethod:
@@ -81,9 +80,7 @@ def fit_method(task: Task, bank: FeatureBank) -> FittedMethod:
     method = load_method(task.cfg.run.trainer)
     backbone = task.backbone if method.needs_backbone else None
     if method.needs_backbone and backbone is None:
-        raise UserError(
-            f"{method.name} learns prompts through the backbone's text tower; give images instead of --features"
-        )
+        raise UserError(f"{method.name} learns prompts through the text tower; give images instead of --features")
     started, base = time.monotonic(), {}
     if method.needs_base:  # whose predictions a transductive method corrects
         name = task.cfg.method.BASE
@@ -98,15 +95,10 @@ def fit_method(task: Task, bank: FeatureBank) -> FittedMethod:
 
 
 def train_adapter(
-    task: Task,
-    bank: FeatureBank,
-    checkpoints: Checkpoints | None = None,
-    keep: Keep | None = None,
-    start: Mapping[str, Tensor] | None = None,
+    task: Task, bank: FeatureBank, checkpoints: Checkpoints | None = None, start: Mapping[str, Tensor] | None = None
 ) -> FittedMethod:
-    """Builds and trains an adapter, keeps its state and what is left in `checkpoints`, and calls `keep` when
-    TRAIN.CHECKPOINT_FREQ asks for the model; None keeps nothing. From the parameters `start` of an earlier training of
-    this variant on similar images it goes on for fewer steps.
+    """Builds and trains an adapter, and keeps its state and what is left in `checkpoints`; None keeps nothing. From the
+    parameters `start` of an earlier training of this variant on similar images it goes on for fewer steps.
 
     Raises:
         UserError: If a class has no training image, the loss is not finite, or the checkpoint is another run's.
@@ -116,7 +108,7 @@ def train_adapter(
         model.layers.load_state_dict(start)
         epochs, steps = (math.ceil(AGAIN * count) for count in (cfg.training.epochs, cfg.training.min_steps))
         cfg = replace(cfg, training=replace(cfg.training, epochs=epochs, min_steps=steps))
-    return fitted_adapter(model, _train(model, task.batches(bank), cfg, checkpoints, keep))
+    return fitted_adapter(model, _train(model, task.batches(bank), cfg, checkpoints))
 
 
 def new_model(bank: FeatureBank, cfg: Config, seed: int) -> HeGraphModel:
@@ -137,16 +129,12 @@ def set_random_seed(seed: int) -> None:
 
 
 def _train(
-    model: HeGraphModel,
-    data: TrainingData,
-    cfg: Config,
-    checkpoints: Checkpoints | None = None,
-    keep: Keep | None = None,
+    model: HeGraphModel, data: TrainingData, cfg: Config, checkpoints: Checkpoints | None = None
 ) -> TrainingSummary:
     """Trains a model in place, from its checkpoint on if there is one, unless its variant has nothing to train."""
     if model.layers is None:
         return TrainingSummary()
-    training = AdapterTraining(model, data, cfg.training, checkpoints, keep)
+    training = AdapterTraining(model, data, cfg.training, checkpoints)
     training.resume()
     summary = train_to_end(training)
     if checkpoints is not None:
@@ -164,9 +152,7 @@ def tune_on_val(task: Task, bank: FeatureBank, checkpoints: Checkpoints) -> Fitt
     """
     cfg = task.cfg
     if not has_val(bank):
-        raise UserError(
-            f"{bank.dataset} has no val images besides test, so nothing can be chosen on them; leave out --select val"
-        )
+        raise UserError(f"{bank.dataset} has no val images, so nothing can be chosen on them; leave out --select val")
     if not cfg.run.select:
         raise UserError("--select val needs TRAINER.HEGRAPHADAPTER.SELECT, rows [KEY, [VALUE, ...]]; it is empty")
     keys = [key for key, _ in cfg.run.select]
@@ -219,9 +205,7 @@ def fitted_adapter(
 
 def reach_other_classes(adapter: TransferableAdapter, logit_scale: float) -> Callable[[FeatureBank], Tensor]:
     """What maps a bank of other classes to the logits of its test images, as `FittedMethod.transfer`."""
-    return lambda other: adapter.logits(
-        other.features_to_classify, other.text_positive, other.text_negative, logit_scale
-    )
+    return lambda bank: adapter.logits(bank.features_to_classify, bank.text_positive, bank.text_negative, logit_scale)
 
 
 # The temperature

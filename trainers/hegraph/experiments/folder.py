@@ -167,14 +167,14 @@ class RunFolder:
         fitted: FittedMethod,
         tested: Tested,
         device: str | torch.device,
-        features_seconds: float,
+        seconds: float,
         bank: FeatureBank | None = None,
         **more: Any,
     ) -> dict:
         """Writes what a run leaves, the record last, removes its checkpoint and returns the record. A run that has
         trained gives the bank that the method was fitted to; the other arguments are those of `make_record`.
         """
-        record = make_record(self, fitted, tested, device, features_seconds, **more)
+        record = make_record(self, fitted, tested, device, seconds, **more)
         if bank is not None:
             if (model := make_model(self, bank, fitted, record)) is not None:
                 save_model(model, self.model_folder)
@@ -210,14 +210,11 @@ def find_model(folder: Path, epoch: int | None = None) -> Path:
 
 
 def make_record(
-    folder: RunFolder,
-    fitted: FittedMethod,
-    tested: Tested,
-    device: str | torch.device,
-    features_seconds: float,
-    **more: object,
+    folder: RunFolder, fitted: FittedMethod, tested: Tested, device: str | torch.device, seconds: float, **more: object
 ) -> dict:
-    """Scores what was tested, once, and tells where the scores come from; `more` are the caller's keys, which win."""
+    """Scores what was tested, once, and tells where the scores come from; `more` are the caller's keys, which win.
+    Getting the features took `seconds`.
+    """
     started, cfg, labels = time.monotonic(), folder.task.cfg, tested.labels
     counts = None if labels is None else torch.bincount(labels, minlength=len(tested.classnames)).tolist()
     scores = scores_on_test(tested, fitted.calibration)
@@ -242,7 +239,7 @@ def make_record(
         "threads": torch.get_num_threads(),
         "device": "cpu" if torch.device(device).type == "cpu" else torch.cuda.get_device_name(device),
         "seconds": {
-            "features": round(features_seconds, 3),
+            "features": round(seconds, 3),
             "training": round(fitted.seconds, 3),
             "calibration": round(fitted.calibration.seconds, 3),
             "test": round(time.monotonic() - started, 3),

@@ -46,18 +46,20 @@ from ..models.saved import SavedModel, check_hearing
 from ..results.records import OTHER_CLASSES, SAME_CLASSES, TRANSDUCTIVE, WITH_UNLABELLED
 from ..training.choice import accuracy
 from ..training.confidence import Calibration
+from ..training.loop import Checkpoints
 from ..utils import processes
 from ..utils.devices import available_device, wait_for
 from ..utils.errors import UserError
 from ..utils.files import hash_content
 from ..utils.reading import check
-from .fitting import Keep, calibrated, classify_in_batches, fit, fitted_adapter, reach_other_classes, set_random_seed
+from .fitting import calibrated, classify_in_batches, fit, fitted_adapter, reach_other_classes, set_random_seed
 from .folder import RunFolder, find_model, make_model, run_config
 from .tasks import POOL, TOGETHER, ImageTask, Task, Tested, match_classes, open_task, refuse_tested
 
 logger = logging.getLogger(__name__)
 
 # Keys that shaped a model of HeGraphAdapter, and that a test cannot change any more
+Show = Callable[[Tested], None]
 KEPT = tuple(key for key, option in OPTIONS.items() if option.shapes_model)
 
 
@@ -140,20 +142,15 @@ def train_and_test(folder: RunFolder, device: str, train: bool) -> dict:
         encode_targets(task)
         processes.stop()  # the others end here: what is read from now on must not wait for them
     bank = bank.to(device)
-    fitted = fit(task, bank, folder.checkpoints, keep_epochs(folder, bank))
+    fitted = fit(task, bank, keep_epochs(folder, bank))
     return test_and_finish(folder, bank, fitted, seconds)
 
 
 def test_and_finish(
-    folder: RunFolder,
-    bank: FeatureBank,
-    fitted: FittedMethod,
-    features_seconds: float,
-    show: Callable[[Tested], None] | None = None,
+    folder: RunFolder, bank: FeatureBank, fitted: FittedMethod, seconds: float, show: Show | None = None
 ) -> dict:
     """Finds the temperature of a method that has just been fitted to a bank, which lies on the device, tests it, and
-    writes what the run leaves. `show` is given what it says about the test images; getting the features took
-    `features_seconds`.
+    writes what the run leaves. `show` is given what it says about the test images; getting the features took `seconds`.
     """
     task, device, name = folder.task, bank.train_features.device, folder.task.cfg.run.trainer
     fitted = calibrated(fitted, task, bank)
@@ -166,18 +163,18 @@ def test_and_finish(
         show(tested)
     targets = score_targets(trained, task, device)
     about = {"backbone": bank.backbone, "num_train": len(bank.train_labels), "targets": targets}
-    return folder.finish(trained.fitted, tested, device, features_seconds, bank, **about)
+    return folder.finish(trained.fitted, tested, device, seconds, bank, **about)
 
 
-def keep_epochs(folder: RunFolder, bank: FeatureBank) -> Keep:
-    """What writes the model of an epoch into the folder of a run, whose task's features are `bank`."""
+def keep_epochs(folder: RunFolder, bank: FeatureBank) -> Checkpoints:
+    """The checkpoints of a run, whose task's features are `bank`, which keep the models of epochs in its folder."""
 
     def keep(model: HeGraphModel, epoch: int) -> None:
         saved = make_model(folder, bank, fitted_adapter(model))
         assert saved is not None  # HeGraphAdapter always folds
         save_model(saved, folder.path / f"model-epoch{epoch}")
 
-    return keep
+    return replace(folder.checkpoints, keep=keep)
 
 
 # What is tested
@@ -433,11 +430,7 @@ def test_model(cfg: Config, bank_file: Path | None, folder: Path, epoch: int | N
 
 
 def test_and_write(
-    folder: RunFolder,
-    model: SavedModel,
-    trained: TrainedMethod,
-    device: str,
-    show: Callable[[Tested], None] | None = None,
+    folder: RunFolder, model: SavedModel, trained: TrainedMethod, device: str, show: Show | None = None
 ) -> dict:
     """Tests a model that was read from its folder, as `trained`, and writes and returns the record; `show` as of
     `test_and_finish`.

@@ -226,9 +226,7 @@ class BankTask(Task):
         """The test images of a half of the bank's classes; there is nothing else to test on."""
         halves = [f"{self.name}:{which}" for which in ("base", "new")]
         if same_classes or name not in halves:
-            raise UserError(
-                f"a feature bank has no other data sets, such as {name!r}: --target-datasets may be {', '.join(halves)}"
-            )
+            raise UserError(f"a feature bank has no data set {name!r}: --target-datasets may be {', '.join(halves)}")
         task = bank_to_test(self.file, name.rpartition(":")[2], self.cfg, self.seed)
         check_classes(len(task.class_ids), name)
         return task

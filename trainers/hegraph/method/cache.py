@@ -189,9 +189,8 @@ class FoldedClassifier:
         """Logits of the two classifiers, before they are added, for unit-norm image features `[B, d]`."""
         text = features @ self.weights.t()
         text = text if self.bias is None else text + self.bias
-        if self.keys is None:
-            return Logits(text, None)
-        return Logits(text, torch.cat([self._visual(batch) for batch in features.split(batch_size)]))
+        visual = None if self.keys is None else torch.cat([*map(self._visual, features.split(batch_size))])
+        return Logits(text, visual)
 
     def _visual(self, features: Tensor) -> Tensor:
         """`z_v` of a batch, in chunks of the cache."""

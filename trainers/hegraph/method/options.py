@@ -84,15 +84,10 @@ class ModelOptions:
         "identity", f"{NODE}.WEIGHT_INIT", "what `W` starts at", configured="zero", choices=INITS, symbol="left open"
     )
     text_weights: bool = _kept(
-        True,
-        f"{NODE}.TEXT_W",
-        "whether messages to text nodes have a `W`; without one a message is the bias of its class and relation",
-        symbol="`True`",
+        True, f"{NODE}.TEXT_W", "whether messages to text nodes have a `W`; else they are biases alone", symbol="`True`"
     )
     bias: bool = _kept(True, f"{NODE}.BIAS", "a trainable bias for each class and relation", symbol="left open")
-    beta_c: float = _kept(
-        1.0, f"{NODE}.BETA_C", "sharpness of the cache affinities", least=0, symbol="β of Tip-Adapter, Eq. 8"
-    )
+    beta_c: float = _kept(1.0, f"{NODE}.BETA_C", "sharpness of the cache affinities", least=0, symbol="β, Eq. 8")
     alpha_c: float = _kept(
         8.0, f"{NODE}.ALPHA_C", "weight of the visual logits in predictions", filled=True, symbol="alpha of Tip-Adapter"
     )
@@ -105,10 +100,7 @@ class ModelOptions:
         least=0,
     )
     shuffle: str = _kept(
-        "none",
-        f"{NODE}.SHUFFLE",
-        "a control of the ablation: the messages of this relation, or the negative text nodes, go to wrong classes",
-        choices=SHUFFLES,
+        "none", f"{NODE}.SHUFFLE", "an ablation: these messages, or nodes, go to wrong classes", choices=SHUFFLES
     )
 
     @property

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-EdgeType = tuple[str, str, str]  # (source, relation, target), as in PyG
-
 NODE_TYPES = ("positive", "negative", "visual")
 REFINED = "positive"  # the nodes that classify, once they have received their messages
 
@@ -41,7 +39,8 @@ class RelationType:
     self_term: bool = True
 
     @property
-    def edge_type(self) -> EdgeType:
+    def edge_type(self) -> tuple[str, str, str]:
+        """As in PyG."""
         return (self.source, "to", self.target)
 
     @property

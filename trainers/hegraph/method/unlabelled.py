@@ -162,19 +162,14 @@ class Heard:
 
 @torch.no_grad()
 def hear_unlabelled(
-    classifier: FoldedClassifier,
-    labelled: ClassSums,
-    text: Tensor,
-    features: Tensor,
-    logit_scale: float,
-    temperature: float,
+    classifier: FoldedClassifier, labelled: ClassSums, text: Tensor, features: Tensor, scale: float, temperature: float
 ) -> Heard:
     """Lets any classifier hear unlabelled images.
 
     Args:
         labelled: Of the images that the classifier was trained on; of none for zero-shot CLIP's.
         text, features: Of unit norm, shape `[K, d]` of the classes and `[M, d]` of the unlabelled images, M at least 1.
-        logit_scale: CLIP's `tau`.
+        scale: CLIP's `tau`.
         temperature: What the classifier's logits are divided by to become calibrated, `T`.
     """
     features, place = distinct(features)
@@ -185,7 +180,7 @@ def hear_unlabelled(
     shares = ClassShares.of(edges, has_labels)
     omega = OMEGA * count**2 / (count**2 + (HALF_AT * num_classes) ** 2)
     omega *= 1.0 if has_labels else min(1.0, 2 * shares.evenness)
-    strength = omega * logit_scale
+    strength = omega * scale
     guess, held = None, (torch.zeros_like(labelled.sums), torch.zeros_like(labelled.counts))
     if has_labels:
         guess = _guess_of_labelled(labelled, text)

@@ -9,7 +9,9 @@ from pathlib import Path
 
 from ..utils.errors import Parser, UserError, command, report, say
 from ..utils.files import check_output
+from .by_image import confusion_matrix, hardest_pairs, paired_table, rejection_table
 from .comparison import BY, base_to_new, calibration_table, compare, complexity, read_cases, warn_of_the_rest
+from .figures import confusion, curves, mean_distance, read_text_nodes, reliability_diagrams, save, tsne, write_report
 from .records import PREDICTIONS, RECORD, SPLIT, TEXT_NODES, collect, find_records
 from .scores import OURS, QUOTED, read_quotes
 from .table import FORMATS, Table
@@ -56,10 +58,10 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     table = add_table("rejection", "how well scores tell images of no known class, on banks", rejection_command)
     table.add_argument("--features", type=Path, nargs="+", required=True, metavar="BANK", help="of the runs")
     table.add_argument("--unknown", default="new", metavar="new|BANK", help="of classes a run left out, or of a bank")
-    paired = add("paired", "differences of accuracy on the same images, with bootstrap intervals", paired_command)
-    paired.add_argument("--of", default=OURS, metavar="METHOD", help="who is compared (%(default)s)")
-    curves = add("curves", "accuracy by shots, as figures", curves_command, "STEM")
-    curves.add_argument("--quote", action="store_true", help="the paper's numbers beside ours")
+    table = add("paired", "differences of accuracy on the same images, with bootstrap intervals", paired_command)
+    table.add_argument("--of", default=OURS, metavar="METHOD", help="who is compared (%(default)s)")
+    figures = add("curves", "accuracy by shots, as figures", curves_command, "STEM")
+    figures.add_argument("--quote", action="store_true", help="the paper's numbers beside ours")
     add("tsne", "text nodes of a run before and after, as figures", tsne_command, "STEM", "RUN")
     add("confusion", "confusion matrix of a run, as figures, and its hardest pairs", confusion_command, "STEM", "RUN")
     add("report", "tables, curves, t-SNE and confusion matrix in one HTML page", report_command, "FILE.html")
@@ -91,36 +93,26 @@ def complexity_command(args: argparse.Namespace) -> Table:
 
 
 def calibration_command(args: argparse.Namespace) -> str:
-    from .figures import reliability_diagrams, save
-
     records = scored(args.sources)
     table = FORMATS[args.format](calibration_table(records))
     return table + (save(reliability_diagrams(records), args.out) if args.out else "")
 
 
 def rejection_command(args: argparse.Namespace) -> Table:
-    from .by_image import rejection_table
-
     return rejection_table(args.sources, args.features, args.unknown)
 
 
 def paired_command(args: argparse.Namespace) -> str:
-    from .by_image import paired_table
-
     return paired_table(args.sources, args.of)
 
 
 def curves_command(args: argparse.Namespace) -> str:
-    from .figures import curves, save
-
     quotes = read_quotes("2", "fig2")
     quotes = quotes[quotes["method"] == OURS]
     return save(curves(scored(args.sources), quotes if args.quote else None), args.out)
 
 
 def tsne_command(args: argparse.Namespace) -> str:
-    from .figures import mean_distance, read_text_nodes, save, tsne
-
     nodes = read_text_nodes(args.sources[0])
     written = save(tsne(*nodes), args.out)
     before, after = map(mean_distance, nodes[:2])
@@ -128,17 +120,12 @@ def tsne_command(args: argparse.Namespace) -> str:
 
 
 def confusion_command(args: argparse.Namespace) -> str:
-    from .by_image import confusion_matrix, hardest_pairs
-    from .figures import confusion, save
-
     found = confusion_matrix(args.sources[0])
     written = save(confusion(*found), args.out)
     return "".join(f"{pair}\n" for pair in hardest_pairs(*found)) + written
 
 
 def report_command(args: argparse.Namespace) -> str:
-    from .figures import write_report
-
     write_report(args.sources, args.out)
     return f"wrote {args.out}\n"
 

@@ -31,9 +31,7 @@ CAPTION = "Accuracy on test (%)"
 BASE = "DATASET.SUBSAMPLE_CLASSES"  # the key that is "base" for a run on the first half of the classes
 
 # Columns, each with the decimals that it shows
-COSTS = {
-    "epochs": 0, "seconds per epoch": 3, "seconds in all": 2, "trained parameters": 0, "peak memory (MB)": 0,
-}  # fmt: skip
+COSTS = {"epochs": 0, "seconds per epoch": 3, "seconds in all": 2, "trained parameters": 0, "peak memory (MB)": 0}
 HONESTY = {
     "accuracy": 2, "macro F1": 2, "NLL": 3, "NLL at T": 3, "Brier": 3, "Brier at T": 3, "ECE": 2, "ECE at T": 2, "T": 2,
     "kept": 2,

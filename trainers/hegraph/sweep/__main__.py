@@ -39,9 +39,7 @@ POLL = 1.0  # seconds between two looks at a run that another process does
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Reads the flags; what follows the values of a flag and looks like a configuration key begins the pairs."""
     parser = Parser(
-        prog=command("sweep"),
-        usage=f"{command('sweep')} [GRID.yaml] [FLAG ...] [KEY VALUE ...]",
-        description=__doc__,
+        prog=command("sweep"), usage=f"{command('sweep')} [GRID.yaml] [FLAG ...] [KEY VALUE ...]", description=__doc__
     )
     add = parser.add_argument
     add("words", nargs="*", metavar="GRID.yaml | KEY VALUE", help="a file of the grid; keys that all runs have")
@@ -57,12 +55,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add("--output", help="where the folders DATASET/METHOD/CONFIG_Nshots/seedN go (default output)")
     add("--suffix", help="put behind the folder of shots; {NAME} is the value of the varied key that ends in NAME")
     add("--workers", type=int, default=0, help="worker processes (default: none, all in this process)")
-    add(
-        "--separate",
-        action="store_true",
-        default=None,
-        help="each run in a process of its own, as its command line would do it",
-    )
+    add("--separate", action="store_true", default=None, help="each run in a process of its own, by its command line")
     add("--ray", nargs="?", const="local", metavar="ADDRESS", help="do the runs on Ray: auto, HOST:PORT, local")
     add("--cpus-per-run", type=float, default=1.0, metavar="N", help="with --ray: CPUs of a run (default 1)")
     add("--gpus-per-run", type=float, default=0.0, metavar="N", help="with --ray: GPUs of a run (default 0), or 0.5")

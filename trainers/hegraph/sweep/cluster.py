@@ -212,9 +212,7 @@ def do_run(
         What has become of the run, and the files that it has left, as a zip file.
     """
     if package_state() != package:
-        raise UserError(
-            f"{socket.gethostname()} has {package_state()}, and the driver {package}; install the same on all machines"
-        )
+        raise UserError(f"{socket.gethostname()} has {package_state()}, and the driver {package}; install one version")
     show_messages()
     with suppress(OSError):
         os.chdir(cwd)

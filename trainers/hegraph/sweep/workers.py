@@ -195,8 +195,7 @@ def next_run(waiting: Sequence[Run], loaded: tuple[str, str] | None, held: Seque
     """
     others = Counter(held)
     return min(
-        waiting,
-        key=lambda run: (run.loads != loaded, others[run.loads], -run.shots if run.shots > 0 else -math.inf),
+        waiting, key=lambda run: (run.loads != loaded, others[run.loads], -run.shots if run.shots > 0 else -math.inf)
     )
 
 

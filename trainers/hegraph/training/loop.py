@@ -54,6 +54,7 @@ class Checkpoints:
         resume_from: The folder whose checkpoint training goes on from; mostly the same.
         run_id: Hash of everything that shapes the run. The checkpoint of another run is refused.
         classnames, split_hash: The K class names and the hash of the selected images, kept with an adapter.
+        keep: Called with the model and the number of epochs after every `checkpoint_epochs` epochs.
     """
 
     folder: Path
@@ -61,6 +62,7 @@ class Checkpoints:
     run_id: str
     classnames: Sequence[str] = ()
     split_hash: str = ""
+    keep: Callable[[HeGraphModel, int], None] | None = None
 
     @property
     def path_to_resume(self) -> Path:
@@ -145,14 +147,12 @@ class AdapterTraining:
         data: Training batches.
         options: How it is trained.
         checkpoints: Where its state is kept; None keeps none.
-        keep: Called with the model and the number of epochs after every `options.checkpoint_epochs` epochs.
     """
 
     model: HeGraphModel
     data: TrainingData
     options: TrainingOptions
     checkpoints: Checkpoints | None = None
-    keep: Callable[[HeGraphModel, int], None] | None = None
 
     def __post_init__(self) -> None:
         model, options = self.model, self.options
@@ -172,7 +172,6 @@ class AdapterTraining:
         self.peak_rates = [group["lr"] for group in self.optimizer.param_groups]
         self.epochs = max(options.epochs, math.ceil(options.min_steps / self.data.steps_per_epoch))
         self.epoch, self.seconds_before = 0, 0.0
-        self.noise = epoch_generator(self.data.seed, self.epoch, NOISE_STREAM)
         self.started = self.last_saved = time.monotonic()
 
     def resume(self) -> None:
@@ -218,12 +217,12 @@ class AdapterTraining:
         if not loss.isfinite():
             rate = self.options.learning_rate
             raise UserError(f"the loss is {loss.item()} in epoch {self.epoch}; lower OPTIM.LR ({rate})")
-        every = self.options.checkpoint_epochs
-        if every and self.epoch % every == 0 and self.keep is not None:
-            self.keep(self.model, self.epoch)
         if self.checkpoints is None:
             return
+        every = self.options.checkpoint_epochs
         due = self.epoch % every == 0 if every else time.monotonic() - self.last_saved > CHECKPOINT_SECONDS
+        if every and due and self.checkpoints.keep is not None:
+            self.checkpoints.keep(self.model, self.epoch)
         if due and self.epoch < self.epochs:
             self.checkpoints.save(self.model, self.optimizer, self.epoch, self.summary.seconds)
             self.last_saved = time.monotonic()

@@ -63,9 +63,7 @@ def refuse_beyond_memory(takes: int, what: str, device: str) -> None:
     """Raises UserError if `what`, which takes so many bytes, would take more than is free."""
     free = free_bytes(device)
     if free is not None and takes > free:
-        raise UserError(
-            f"{what} would take about {takes / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free; give fewer"
-        )
+        raise UserError(f"{what} would take {takes / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free; give fewer")
 
 
 def log_large(parts: dict[str, int], free: int | None) -> None:
