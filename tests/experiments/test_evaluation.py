@@ -322,5 +322,5 @@ def test_the_other_half_of_a_banks_classes_scores_as_a_test_of_the_model_there_a
     assert (name, scores["rule"], scores["num_classes"], scores["num_test"]) == ("Tiny:new", "other classes", 2, 16)
     assert again.items() >= scores.items()
     for flag, name in (("--target-domains", "Tiny:new"), ("--target-datasets", "Other:new")):
-        assert f"has no other data sets, such as '{name}'" in run(flag, name, name="none", code=2)
+        assert f"has no data set '{name}'" in run(flag, name, name="none", code=2)
     assert not (out.parent / "none").exists()

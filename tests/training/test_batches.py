@@ -139,7 +139,7 @@ def test_messages_count_where_there_are_any_and_so_does_the_end_where_it_takes_m
 def test_free_memory_is_some_or_none_where_the_system_does_not_say_and_more_is_refused(monkeypatch, tmp_path):
     assert 2**20 < free_bytes() < 2**50
     refuse_beyond_memory(2**20, "this", "cpu")
-    with pytest.raises(UserError, match="this would take about 9007199.3 GB of memory, and .* are free"):
+    with pytest.raises(UserError, match="this would take 9007199.3 GB of memory, .* are free"):
         refuse_beyond_memory(2**53, "this", "cpu")
     monkeypatch.setattr(memory, "Path", lambda _: tmp_path / "no such file")
     assert free_bytes() is None
