@@ -172,6 +172,7 @@ class AdapterTraining:
         self.peak_rates = [group["lr"] for group in self.optimizer.param_groups]
         self.epochs = max(options.epochs, math.ceil(options.min_steps / self.data.steps_per_epoch))
         self.epoch, self.seconds_before = 0, 0.0
+        self.noise = epoch_generator(self.data.seed, self.epoch, NOISE_STREAM)
         self.started = self.last_saved = time.monotonic()
 
     def resume(self) -> None:
