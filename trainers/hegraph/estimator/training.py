@@ -152,7 +152,7 @@ def learn(lessons: Lessons, origin: Origin, cfg: Config, device: str) -> SavedMo
     else:
         bank = replace(bank, train_features=bank.train_features[:1, :0], train_labels=bank.train_labels[:0])
         fitted = load_method("ZeroShot").fit(bank, None, task.seed)
-    model = make_model(RunFolder(task), bank, fitted)
+    model = make_model(RunFolder(task), bank, fitted, None)
     assert model is not None  # both methods fold
     prompts = None
     if origin.prompted:

@@ -42,14 +42,7 @@ from ..method.cache import text_logits
 from ..method.model import HeGraphModel, TransferableAdapter, build_model
 from ..training.batches import TrainingData
 from ..training.choice import has_val, val_accuracy, val_images
-from ..training.confidence import (
-    Calibration,
-    KnownScores,
-    fit_temperature,
-    known_score,
-    match_confidence,
-    mean_confidence,
-)
+from ..training.confidence import Calibration, as_sure_as, calibration_on
 from ..training.loop import AdapterTraining, Checkpoints, TrainingSummary, train_to_end
 from ..training.memory import free_bytes, log_large, training_bytes
 from ..utils.devices import wait_for
@@ -128,9 +121,7 @@ def set_random_seed(seed: int) -> None:
     torch.manual_seed(seed)  # of GPUs, too
 
 
-def _train(
-    model: HeGraphModel, data: TrainingData, cfg: Config, checkpoints: Checkpoints | None = None
-) -> TrainingSummary:
+def _train(model: HeGraphModel, data: TrainingData, cfg: Config, checkpoints: Checkpoints | None) -> TrainingSummary:
     """Trains a model in place, from its checkpoint on if there is one, unless its variant has nothing to train."""
     if model.layers is None:
         return TrainingSummary()
@@ -164,7 +155,7 @@ def tune_on_val(task: Task, bank: FeatureBank, checkpoints: Checkpoints) -> Fitt
         if seen in known:
             model.layers = known[seen][0].layers
         else:
-            known[seen] = model, _train(model, data, candidate)
+            known[seen] = model, _train(model, data, candidate, None)
         on_val = val_accuracy(model.fold().logits, bank)
         table.append([list(values), round(on_val, 4)])
         logger.info("%s: %.2f on val", ", ".join(f"{k} {v}" for k, v in zip(keys, values)), on_val)
@@ -282,34 +273,14 @@ def find_temperature(bank: FeatureBank, classify: Classify, fit: Fit, trains: bo
     """
     if has_val(bank):
         features, labels = val_images(bank)
-        return _calibration(classify_in_batches(classify, features), labels, "val")
+        return calibration_on(classify_in_batches(classify, features), labels, "val")
     keys, most = bank.cache_keys(), 1 if trains else None
     if parts := list(itertools.islice(without_images(bank, seed), most)):
         logits = torch.cat([classify_in_batches(fit(rest), keys[held]) for rest, held in parts])
-        return _calibration(logits, torch.cat([bank.train_labels[held] for _, held in parts]), "held-out images")
+        return calibration_on(logits, torch.cat([bank.train_labels[held] for _, held in parts]), "held-out images")
     if parts := list(itertools.islice(without_classes(bank, seed), most)):
         ours = [classify_in_batches(fit(rest), keys[held]) for rest, held in parts]
         clips = [text_logits(keys[held], rest.text_positive, rest.logit_scale) for rest, held in parts]
-        return _as_zero_shot(bank, ours, clips)
+        own = text_logits(keys, bank.text_positive, bank.logit_scale)
+        return as_sure_as(clips, ours, own, bank.train_labels)
     return Calibration()
-
-
-def _calibration(logits: Tensor, labels: Tensor, fitted_on: str) -> Calibration:
-    """From logits `[n, K]` of images that the method was not fitted to."""
-    temperature = fit_temperature(logits, labels)
-    known = KnownScores.of(known_score(logits, temperature), fitted_on)
-    return Calibration(temperature, fitted_on, len(labels), known=known)
-
-
-def _as_zero_shot(bank: FeatureBank, ours: list[Tensor], clips: list[Tensor]) -> Calibration:
-    """From logits of images of held-out classes, `ours` and those of zero-shot CLIP: the method is as sure as zero-shot
-    CLIP of them, and scores known images as zero-shot CLIP scores the training images, plus the mean difference of the
-    two on those others.
-    """
-    fitted_on = "held-out classes"
-    own = text_logits(bank.cache_keys(), bank.text_positive, bank.logit_scale)
-    honest = fit_temperature(own, bank.train_labels)
-    temperature = match_confidence(ours, mean_confidence(clips, honest))
-    gains = [known_score(z, temperature) - known_score(clip, honest) for z, clip in zip(ours, clips)]
-    known = KnownScores.of(known_score(own, honest) + torch.cat(gains).mean(), fitted_on)
-    return Calibration(temperature, fitted_on, sum(map(len, ours)), known=known)

@@ -268,11 +268,8 @@ def scores_on_test(tested: Tested, found: Calibration) -> dict:
     scores = score(logits, labels)
     of_clip = score(zero_shot, labels) | confidence_scores(zero_shot, labels)
     del of_clip["bins"]
-    about |= {
-        "before": scores | confidence_scores(logits, labels),
-        "after": scores | confidence_scores(logits, labels, found.temperature),
-        "zero_shot": of_clip,
-    }
+    before, after = (scores | confidence_scores(logits, labels, at) for at in (1.0, found.temperature))
+    about |= {"before": before, "after": after, "zero_shot": of_clip}
     of_text = None if text is None else accuracy(text, labels)
     return scores | {"accuracy_text": of_text, "accuracy_zero_shot": of_clip["accuracy"], "calibration": about}
 
@@ -294,9 +291,7 @@ def rejection_on_test(logits: Tensor | None, found: Calibration) -> dict | None:
     return about | {"keep": KEEP, "threshold": threshold, "kept": kept}
 
 
-def make_model(
-    folder: RunFolder, bank: FeatureBank, fitted: FittedMethod, record: dict | None = None
-) -> SavedModel | None:
+def make_model(folder: RunFolder, bank: FeatureBank, fitted: FittedMethod, record: dict | None) -> SavedModel | None:
     """What is saved of a method that was fitted to a bank; None if it does not fold into class weights and a cache.
 
     `record` is the run's, for its scores; None for a model that was not tested.

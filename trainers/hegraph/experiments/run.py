@@ -170,7 +170,7 @@ def keep_epochs(folder: RunFolder, bank: FeatureBank) -> Checkpoints:
     """The checkpoints of a run, whose task's features are `bank`, which keep the models of epochs in its folder."""
 
     def keep(model: HeGraphModel, epoch: int) -> None:
-        saved = make_model(folder, bank, fitted_adapter(model))
+        saved = make_model(folder, bank, fitted_adapter(model), None)
         assert saved is not None  # HeGraphAdapter always folds
         save_model(saved, folder.path / f"model-epoch{epoch}")
 

@@ -93,15 +93,9 @@ class ModelOptions:
     )
     closed_form: ClosedFormOptions = field(default_factory=ClosedFormOptions)
     noise: float = _kept(
-        0.0,
-        f"{NODE}.NOISE",
-        "within-class noise: training moves a query of the text classifier by another image's deviation, times this",
-        configured=1.0,
-        least=0,
+        0.0, f"{NODE}.NOISE", "training moves a query by another image's deviation, times this", configured=1.0, least=0
     )
-    shuffle: str = _kept(
-        "none", f"{NODE}.SHUFFLE", "an ablation: these messages, or nodes, go to wrong classes", choices=SHUFFLES
-    )
+    shuffle: str = _kept("none", f"{NODE}.SHUFFLE", "these messages or nodes go to wrong classes", choices=SHUFFLES)
 
     @property
     def has_closed_form(self) -> bool:

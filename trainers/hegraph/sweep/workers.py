@@ -194,9 +194,7 @@ def next_run(waiting: Sequence[Run], loaded: tuple[str, str] | None, held: Seque
     these it is one with the most shots: a long run that is begun last leaves the other workers idle.
     """
     others = Counter(held)
-    return min(
-        waiting, key=lambda run: (run.loads != loaded, others[run.loads], -run.shots if run.shots > 0 else -math.inf)
-    )
+    return min(waiting, key=lambda r: (r.loads != loaded, others[r.loads], -r.shots if r.shots > 0 else -math.inf))
 
 
 def new_worker() -> ProcessPoolExecutor:

@@ -128,6 +128,25 @@ def mean_confidence(logits: Sequence[Tensor], temperature: float) -> float:
     return torch.cat(highest).mean().item()
 
 
+def calibration_on(logits: Tensor, labels: Tensor, fitted_on: str) -> Calibration:
+    """From logits `[n, K]` of images that the method was not fitted to."""
+    temperature = fit_temperature(logits, labels)
+    known = KnownScores.of(known_score(logits, temperature), fitted_on)
+    return Calibration(temperature, fitted_on, len(labels), known=known)
+
+
+def as_sure_as(clips: Sequence[Tensor], ours: Sequence[Tensor], own: Tensor, labels: Tensor) -> Calibration:
+    """From logits of images of held-out classes, `ours` and `clips`, those of zero-shot CLIP, which gives the training
+    images `own`, `[N, K]`: the method is as sure as zero-shot CLIP of the held-out ones, and scores known images as
+    zero-shot CLIP scores the training images, plus the mean difference of the two on the held-out ones.
+    """
+    honest, fitted_on = fit_temperature(own, labels), "held-out classes"
+    temperature = match_confidence(ours, mean_confidence(clips, honest))
+    gains = [known_score(z, temperature) - known_score(clip, honest) for z, clip in zip(ours, clips)]
+    known = KnownScores.of(known_score(own, honest) + torch.cat(gains).mean(), fitted_on)
+    return Calibration(temperature, fitted_on, sum(map(len, ours)), known=known)
+
+
 def known_score(logits: Tensor, temperature: float, score: str = DEFAULT) -> Tensor:
     """The score of images, "probability" or "energy", from their logits `[B, K]` alone; shape `[B]`."""
     scaled = logits / temperature

@@ -15,10 +15,7 @@ class TrainingOptions:
         0.001, "OPTIM.LR", "learning rate of the biases, meant for features of width `LR_WIDTH`", filled=True, least=0
     )
     lr_width: int = option(
-        512,
-        f"{NODE}.LR_WIDTH",
-        "width that `OPTIM.LR` is meant for: at d times √(`LR_WIDTH` / d); 0: any",
-        least=0,
+        512, f"{NODE}.LR_WIDTH", "width that `OPTIM.LR` is meant for: at d times √(`LR_WIDTH` / d); 0: any", least=0
     )
     lr_tau: float = option(
         0.0, f"{NODE}.LR_TAU", "the same of the logit scale: at τ times `LR_TAU` / τ; 0: any", configured=100.0, least=0
@@ -42,9 +39,7 @@ class TrainingOptions:
     min_steps: int = option(0, f"{NODE}.MIN_STEPS", "least steps; small sets get more epochs", filled=True, least=0)
     warmup_epochs: int = option(1, "OPTIM.WARMUP_EPOCH", "epochs of the warm-up before the cosine; 0 or below: none")
     warmup_lr: float = option(1e-5, "OPTIM.WARMUP_CONS_LR", "learning rate of the warm-up", least=0)
-    leave_one_out: bool = option(
-        True, f"{NODE}.LEAVE_ONE_OUT", "in training, an image does not match its own cached feature", symbol="left open"
-    )
+    leave_one_out: bool = option(True, f"{NODE}.LEAVE_ONE_OUT", "no training image matches itself", symbol="left open")
     visual_weight: float = option(1.0, f"{NODE}.LAMBDA", "weight of the visual loss", least=0, symbol="λ, Eq. 9")
     visual_scale: float = option(
         100.0, f"{NODE}.LOSS_SCALE", "factor on the visual logits inside the visual loss", least=0, symbol="left open"
