@@ -7,11 +7,18 @@ import io
 
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from trainers.hegraph.datasets.digits import CLASSNAMES, open_digit
 from trainers.hegraph.demo.drawing import PNG, SIDE, as_png, ink_of_canvas, is_of_digits, scan_of_ink, scan_of_picture
 from trainers.hegraph.utils.errors import UserError
+
+
+def written(digit: int, size: int = 300, corner: tuple[int, int] = (100, 20), pen: int = 4) -> Image.Image:
+    """A picture of a digit, white ink on black."""
+    image, font = Image.new("L", (400, 400)), ImageFont.load_default(size)
+    ImageDraw.Draw(image).text(corner, str(digit), fill=255, font=font, stroke_width=pen)
+    return image
 
 
 def as_ink(image):
@@ -22,7 +29,7 @@ def named(digits, images):
     return [CLASSNAMES[label] for label in digits.model.probabilities(digits.features(images)).argmax(dim=1)]
 
 
-def test_a_drawn_digit_is_classified_right_however_large_and_thick_it_is_and_dark_on_bright(digits, written):
+def test_a_drawn_digit_is_classified_right_however_large_and_thick_it_is_and_dark_on_bright(digits):
     for size, corner, pen in ((300, (100, 20), 0), (300, (100, 20), 8), (150, (20, 150), 0), (150, (20, 150), 4)):
         bright = [written(digit, size, corner, pen) for digit in range(10)]
         drawn = named(digits, [scan_of_ink(as_ink(image)) for image in bright])
@@ -31,7 +38,7 @@ def test_a_drawn_digit_is_classified_right_however_large_and_thick_it_is_and_dar
         assert named(digits, [scan_of_picture(image) for image in dark]) == drawn
 
 
-def test_a_scan_has_the_ink_and_the_size_of_those_of_the_data_set(written):
+def test_a_scan_has_the_ink_and_the_size_of_those_of_the_data_set():
     for pen in (0, 30):
         scan = scan_of_ink(as_ink(written(3, pen=pen)))
         assert (scan.mode, scan.size) == ("RGB", (8, 8))

@@ -63,8 +63,8 @@ def test_what_is_no_image_or_too_large_is_one_clear_line(answers, uploads):
         assert 'role="alert"' in html and said in html and rest == [None] * 3
 
 
-def test_a_photo_is_answered_with_the_likeliest_classes_the_reasons_and_the_nearest_pictures(answers, uploads, written):
-    written(0).save(uploads / "0.jpg")
+def test_a_photo_is_answered_with_the_likeliest_classes_the_reasons_and_the_nearest_pictures(answers, uploads):
+    open_digit("digits/0902").resize((200, 200)).save(uploads / "0.jpg")
     html, adapted, zero_shot, pictures = answers({"path": str(uploads / "0.jpg")})
     assert next(iter(adapted)) == "zero"
     assert len(adapted) == len(zero_shot) == 5
