@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import argparse
 import logging
-import math
 import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,7 @@ from urllib.parse import urlsplit
 from pydantic import HttpUrl, TypeAdapter
 
 from ..features.tip import read_classnames
-from ..utils.errors import Parser, UserError, command, report, say
+from ..utils.errors import Parser, UserError, command, number, report, say
 from ..utils.files import check_output
 from ..utils.reading import check, read_json
 from .collect import Collection, Texts, collect
@@ -86,20 +84,6 @@ def describe(args: argparse.Namespace) -> int:
     for name, problem in failed.items():
         logger.warning("failed, and tried again by the same command: %s: %s", name, problem)
     return int(bool(failed))
-
-
-def number(kind: Callable[[str], float], least: float, most: float = math.inf) -> Callable[[str], float]:
-    """What turns a word of the command line into a number from `least` to `most`."""
-
-    def parse(text: str) -> float:
-        value = kind(text)
-        if not least <= value <= most:
-            allowed = f"at least {least}" if most == math.inf else f"from {least} to {most}"
-            raise argparse.ArgumentTypeError(f"must be {allowed}, got {text}")
-        return value
-
-    parse.__name__ = kind.__name__  # argparse says it of a word that is no number
-    return parse
 
 
 class ChatClient:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..backbones.identity import AUTO, PRECISIONS
-from ..utils.errors import Parser, UserError, command, report
+from ..utils.errors import Parser, UserError, command, number, report
 from .files import FORMATS, check_inputs
 
 KEEP = 'mark images as "none of these" that score lower than this share of images of known classes, as 0.95'
@@ -17,12 +17,7 @@ A folder is searched with all its folders, in sorted order. Lists are relative t
 The exit code is 1 if an image could not be read: its row says why, and the others go on.
 """
 
-
-def whole(text: str) -> int:
-    """A flag that is a number from 1 on."""
-    if not text.isdecimal() or not 1 <= int(text) < 2**31:
-        raise argparse.ArgumentTypeError(f"must be a whole number from 1 to 2**31 - 1, got {text!r:.80}")
-    return int(text)
+whole = number(int, 1, 2**31 - 1)  # what turns a word into a number from 1 on
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import os
 import signal
 import sys
@@ -149,6 +150,20 @@ def command(arguments: str = "") -> str:
     """How the user calls a command line: "python -m trainers.hegraph ARGUMENTS", or "hegraph ARGUMENTS"."""
     program = PACKAGE if PACKAGE == "hegraph" else f"python -m {PACKAGE}"
     return f"{program} {arguments}".rstrip()
+
+
+def number(kind: Callable[[str], float], least: float, most: float = math.inf) -> Callable[[str], float]:
+    """What turns a word of the command line into a number from `least` to `most`."""
+
+    def parse(text: str) -> float:
+        value = kind(text)
+        if not least <= value <= most:
+            allowed = f"at least {least}" if most == math.inf else f"from {least} to {most}"
+            raise argparse.ArgumentTypeError(f"must be {allowed}, got {text!r:.80}")
+        return value
+
+    parse.__name__ = kind.__name__  # argparse says it of a word that is no number
+    return parse
 
 
 class Parser(argparse.ArgumentParser):
