@@ -171,13 +171,11 @@ def test_the_ending_of_the_file_chooses_the_format_and_all_say_the_same(run, ima
     assert [tuple(part.strip() for part in line.split("  ")[:2]) for line in text.splitlines()] == expected
 
 
-def test_lists_in_a_file_and_on_standard_input(run, images, tmp_path, rows, refused, monkeypatch):
+def test_lists_in_a_file_and_on_standard_input(run, images, tmp_path, rows, monkeypatch):
     (tmp_path / "null.txt").write_bytes(os.fsencode(images) + b"/a.png\0")
     names = b"\0".join(os.fsencode(path) for path in sorted(images.rglob("*.png")))
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(names)))
     assert len(rows(run, "-", "--top", 1, tmp_path / "null.txt", "-0")) == 6
-    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO()))
-    assert "there is nothing to classify" in refused(run, "-", "--format", "csv")
 
 
 def test_images_are_sorted_into_folders_of_their_classes_and_those_are_not_read_again(run, images, rows):

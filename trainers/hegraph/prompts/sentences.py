@@ -10,7 +10,7 @@ import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..datasets.registry import DEFAULT_NEGATIVE_TEMPLATES, DEFAULT_TEMPLATES, ENTRIES, find_entry
+from ..datasets.registry import ENTRIES, Entry, find_entry
 from ..utils.errors import UserError, command
 from ..utils.reading import Name, check, read_json
 
@@ -41,9 +41,7 @@ def positive_prompts(
     """
     groups = []
     if source in ("templates", "both"):
-        entry = find_entry(dataset)
-        own = entry.templates if entry else DEFAULT_TEMPLATES
-        groups.append(fill_templates(templates or own, classnames))
+        groups.append(fill_templates(templates or entry_of(dataset).templates, classnames))
     if source in ("descriptions", "both"):
         groups.append(read_descriptions(description_file(dataset, descriptions), classnames))
     return groups
@@ -51,8 +49,7 @@ def positive_prompts(
 
 def negative_prompts(dataset: str, classnames: Sequence[str], templates: Sequence[str] = ()) -> PromptGroup:
     """The negative sentences of every class, as K lists; arguments and errors as of `positive_prompts`."""
-    entry = find_entry(dataset)
-    return fill_templates(templates or (entry.negative_templates if entry else DEFAULT_NEGATIVE_TEMPLATES), classnames)
+    return fill_templates(templates or entry_of(dataset).negative_templates, classnames)
 
 
 def resolve_source(dataset: str, source: str, descriptions: str = "") -> str:
@@ -61,9 +58,8 @@ def resolve_source(dataset: str, source: str, descriptions: str = "") -> str:
     """
     if source != "auto":
         return source
-    entry = find_entry(dataset)
-    use_shipped = entry is not None and bool(entry.descriptions) and entry.describe_by_default
-    return "both" if descriptions or use_shipped else "templates"
+    entry = entry_of(dataset)
+    return "both" if descriptions or (entry.descriptions and entry.describe_by_default) else "templates"
 
 
 def description_file(dataset: str, descriptions: str = "") -> Path:
@@ -72,14 +68,19 @@ def description_file(dataset: str, descriptions: str = "") -> Path:
     """
     if descriptions:
         return Path(descriptions)
-    entry = find_entry(dataset)
-    if entry is None or not entry.descriptions:
+    entry = entry_of(dataset)
+    if not entry.descriptions:
         known = sorted(entry.name for entry in ENTRIES.values() if entry.descriptions)
         raise UserError(
             f"no descriptions ship for the data set {dataset!r} (known: {', '.join(known)}); set "
             f"PROMPTS.DESCRIPTIONS FILE.json (made by {command('describe')}), or PROMPTS.SOURCE templates"
         )
     return DESCRIPTIONS / f"{entry.descriptions}.json"
+
+
+def entry_of(dataset: str) -> Entry:
+    """The entry of a data set; of one that is not known, such as the user's, with what an entry has by default."""
+    return find_entry(dataset) or Entry(name=dataset)
 
 
 def fill_templates(templates: Sequence[str], classnames: Sequence[str]) -> PromptGroup:
