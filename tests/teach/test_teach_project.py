@@ -155,7 +155,7 @@ def test_a_confirmed_label_is_confirmed_until_the_image_is_moved(project):
 
 def test_files_become_images_of_a_class_and_what_is_none_is_told(project, monkeypatch):
     monkeypatch.setattr(images_module, "MAX_BYTES", 10_000)
-    huge = as_png(Image.new("1", (20_000, 15_000)))
+    huge = as_png(Image.new("1", (10_000, 8_000)))
     others = {
         "b.png": (png("lime"), "there already"), "large.png": (bytes(10_001), "MB"), "cut.png": (png("gold")[:40], ""),
         "notes.png": (b"no image", "no image"), "image.txt": (png("gray"), "ending of its name"),
