@@ -1,10 +1,13 @@
-"""The benchmarks run, print their tables and write their figures. No time is judged here."""
+"""The benchmarks run, print their tables and write their figures, and no time is judged here. A mutation run knows the
+tests of every source, and leaves out what no test can notice.
+"""
 
 from __future__ import annotations
 
 import importlib
 import json
 import math
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +17,7 @@ from benchmarks.graph_step import rebuilt
 from benchmarks.report import Report
 from benchmarks.tasks import layer_of_the_paper, random_bank, start_training
 from benchmarks.timing import in_turn, process, ratio
+from tools.mutation.tests_of_change import belonging_tests
 from trainers.hegraph.method.graph import build_graph, class_prototypes
 
 # Each is a difference of two times, which may fall below 0 where little is run
@@ -96,3 +100,40 @@ def test_the_pyg_step_and_the_rebuilt_graph_compute_what_ours_do():
     gradients = {name: parameter.grad for name, parameter in ours.model.named_parameters()}
     for name, parameter in theirs.model.named_parameters():
         assert (gradients[name] - parameter.grad).abs().max() < 1e-4 * parameter.grad.abs().max(), name
+
+
+# The mutation run
+
+
+ROOT = Path(__file__).parents[1]
+SOURCE = '''"""Words."""
+RATES: Defaults = {"LR": 1e-3}
+WIDTH = 4
+
+
+def double(x: int | None = 3) -> int | None:
+    logger.info("twice %d", 2 + 2)
+    if x > 1:
+        raise ValueError(f"got {1 + 1}")
+    y: int | None = 5
+    return 2 * x
+'''
+
+
+def test_the_tests_of_a_change_are_those_of_its_room_and_every_source_has_some():
+    sources = [path.relative_to(ROOT).as_posix() for path in (ROOT / "trainers" / "hegraph").rglob("*.py")]
+    assert sources and all(belonging_tests([source]) for source in sources)
+    assert belonging_tests(["trainers/hegraph/training/choice.py"]) == ["tests/training"]
+    assert belonging_tests(["trainers/hegraph/config.py", "README.md"]) == ["tests/test_config.py"]
+    assert belonging_tests([]) == []
+
+
+def test_a_mutant_of_words_annotations_and_tables_is_left_out():
+    pytest.importorskip("cosmic_ray", reason="cosmic-ray is not installed: pip install -e '.[mutation]'")
+    from tools.mutation.sample import has_behaviour
+
+    table, annotations, log, words = ("1e-3",), ("| None = 3", "| None:"), ("+ 2)",), ("+ 1}",)
+    for place in (*table, *annotations, *log, *words, "4", "3) ->", "> 1", "5", "* x"):
+        [(number, line)] = [(n, line) for n, line in enumerate(SOURCE.splitlines(), start=1) if place in line]
+        left_out = place in table + annotations + log + words
+        assert has_behaviour((number, line.index(place)), SOURCE) != left_out, place

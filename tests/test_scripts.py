@@ -113,17 +113,9 @@ def test_the_main_job_ends_with_the_table(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("words", "named"),
-    [
-        (("digits", "mini", "1", "TRAINER.HEGRAPHADAPTER.VARIANT", "ful"), ("'ful'", "'full'")),
-        (("digit", "mini", "4"), ("'digit'", "'digits'")),
-        (("digits", "minni", "4"), ("'minni'", "'mini'")),
-    ],
-)
-def test_a_wrong_word_is_one_line_with_the_nearest_one_and_leaves_nothing(tmp_path, words, named):
-    error = bash("main.sh", *words, code=2, OUTPUT=str(tmp_path))
-    assert all(name in error for name in named)
+def test_a_wrong_word_is_one_line_with_the_nearest_one_and_leaves_nothing(tmp_path):
+    said = bash("main.sh", "digit", "mini", "4", code=2, OUTPUT=str(tmp_path))
+    assert "'digit'" in said and "'digits'" in said
     assert not list(tmp_path.iterdir())
 
 

@@ -10,12 +10,13 @@ import logging
 import math
 import os
 import pickle
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from standin.hosts import KINDS, NODE, SPLIT_FILE, Host, contents, copy_coop, install, open_host, write_split
+from standin.hosts import KINDS, NODE, SPLIT_FILE, Host, contents, copy_coop, install, write_split
 
 from trainers.hegraph import __main__ as command_line
 from trainers.hegraph.__main__ import configure, parse_arguments
@@ -33,8 +34,13 @@ SKIPPED = "holds the complete result of this run: skipped"
 
 @pytest.fixture(scope="module", params=KINDS)
 def host(request, tmp_path_factory) -> Iterator[Host]:
-    with open_host(request.param, tmp_path_factory.mktemp(request.param)) as opened:
-        yield opened
+    """A host, in whose environment is nothing of ours."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("PYTHONPATH", "WORLD_SIZE"):
+            patch.delenv(name, raising=False)
+        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        yield Host(request.param, tmp_path_factory.mktemp(request.param))
 
 
 @pytest.fixture(scope="module")
@@ -313,12 +319,9 @@ def edited(host) -> Path:
     """The checkout with the two lines of the README in train.py."""
     folder = install(copy_coop(host.kind, host.folder / "edited"))
     train = folder / "train.py"
-    lines = train.read_text().splitlines()
-    subsample = next(n for n, line in enumerate(lines) if "cfg.DATASET.SUBSAMPLE_CLASSES" in line)
-    lines.insert(subsample + 1, "    trainers.hegraph.trainer.extend_cfg(cfg)")
-    first = next(n for n, line in enumerate(lines) if line.startswith("import "))
-    lines.insert(first, "import trainers.hegraph.trainer")
-    train.write_text("\n".join(lines) + "\n")
+    ours = r"\1\n    trainers.hegraph.trainer.extend_cfg(cfg)"
+    text = re.sub(r"(.*cfg\.DATASET\.SUBSAMPLE_CLASSES.*)", ours, train.read_text(), count=1)
+    train.write_text(re.sub("^import ", "import trainers.hegraph.trainer\nimport ", text, count=1, flags=re.MULTILINE))
     return folder
 
 

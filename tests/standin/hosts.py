@@ -12,8 +12,7 @@ import os
 import shutil
 import socket
 import subprocess
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -223,15 +222,3 @@ def as_torchrun_sets(processes: int) -> list[dict[str, str]]:
         free.bind(("127.0.0.1", 0))
         of_all = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(processes)}
     return [of_all | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
-
-
-@contextmanager
-def open_host(kind: str, folder: Path) -> Iterator[Host]:
-    """A host, in whose environment is nothing of ours."""
-    find(kind)
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("PYTHONPATH", "WORLD_SIZE"):
-            patch.delenv(name, raising=False)
-        patch.setenv("OMP_NUM_THREADS", "1")
-        patch.setenv("HF_HUB_OFFLINE", "1")
-        yield Host(kind, folder)
