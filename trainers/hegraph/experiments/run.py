@@ -343,10 +343,7 @@ def find_rule(trained: TrainedMethod, target: Task) -> tuple[str, list[int]]:
 def encode_targets(task: Task) -> None:
     """Encodes what `score_targets` will test on and is not on disk, with the other processes of `torchrun`."""
     for _, target, rule in task.targets:
-        if rule == SAME_CLASSES:
-            target.test_features()
-        else:
-            target.test_bank()
+        _ = target.test_features() if rule == SAME_CLASSES else target.test_bank()
 
 
 def score_targets(trained: TrainedMethod, task: Task, device: str | torch.device) -> dict[str, dict]:

@@ -103,11 +103,10 @@ def record_failure(run: Run, error: Exception, cfg: Config | None = None) -> str
     message = first_line(error) if isinstance(error, UserError) else f"{type(error).__name__}: {first_line(error)}"
     try:
         if read_record(run.folder) is None:
-            cfg = cfg or run.configuration()
             failure = {
                 "message": message,
                 "traceback": "".join(traceback.format_exception(error)),
-                "configuration": run_config(cfg),
+                "configuration": run_config(cfg or run.configuration()),
                 "command": run.command(),
             }
             write_json(run.folder / ERROR, failure)
