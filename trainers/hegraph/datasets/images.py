@@ -53,7 +53,7 @@ def open_image(source: Path | str | bytes, as_stored: bool = False, most: float 
         raise ValueError("is empty (0 bytes)")
     with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as file:
         if file.width * file.height > most:
-            raise ValueError(f"has more than {most / 10**6:.0f} million pixels; take a smaller one")
+            raise Image.DecompressionBombError(f"{file.width} x {file.height} pixels are too many")
         check_sides(file)
         return file.convert("RGB") if as_stored else to_rgb(file)
 
@@ -64,6 +64,8 @@ def open_sent(source: Path | bytes) -> Image.Image:
         raise UserError(f"has more than {MAX_BYTES >> 20} MB; take a smaller one")
     try:
         return open_image(source, most=MAX_PIXELS)
+    except Image.DecompressionBombError as error:  # Pillow's own limit is higher
+        raise UserError(f"has more than {MAX_PIXELS // 10**6} million pixels; take a smaller one") from error
     except Exception as error:  # on damaged bytes, Pillow raises whatever they lead to
         raise UserError(reason(error)) from error
 
