@@ -58,8 +58,8 @@ from .tasks import POOL, TOGETHER, ImageTask, Task, Tested, match_classes, open_
 
 logger = logging.getLogger(__name__)
 
+Show = Callable[[Tested], None]  # what the host does with what was tested, before the record is written
 # Keys that shaped a model of HeGraphAdapter, and that a test cannot change any more
-Show = Callable[[Tested], None]
 KEPT = tuple(key for key, option in OPTIONS.items() if option.shapes_model)
 
 

@@ -84,18 +84,32 @@ class ModelOptions:
         "identity", f"{NODE}.WEIGHT_INIT", "what `W` starts at", configured="zero", choices=INITS, symbol="left open"
     )
     text_weights: bool = _kept(
-        True, f"{NODE}.TEXT_W", "whether messages to text nodes have a `W`; else they are biases alone", symbol="`True`"
+        True,
+        f"{NODE}.TEXT_W",
+        "whether messages to text nodes have a `W`; without one a message is the bias of its class and relation",
+        symbol="`True`",
     )
     bias: bool = _kept(True, f"{NODE}.BIAS", "a trainable bias for each class and relation", symbol="left open")
-    beta_c: float = _kept(1.0, f"{NODE}.BETA_C", "sharpness of the cache affinities", least=0, symbol="β, Eq. 8")
+    beta_c: float = _kept(
+        1.0, f"{NODE}.BETA_C", "sharpness of the cache affinities", least=0, symbol="β of Tip-Adapter, Eq. 8"
+    )
     alpha_c: float = _kept(
         8.0, f"{NODE}.ALPHA_C", "weight of the visual logits in predictions", filled=True, symbol="alpha of Tip-Adapter"
     )
     closed_form: ClosedFormOptions = field(default_factory=ClosedFormOptions)
     noise: float = _kept(
-        0.0, f"{NODE}.NOISE", "training moves a query by another image's deviation, times this", configured=1.0, least=0
+        0.0,
+        f"{NODE}.NOISE",
+        "within-class noise: training moves a query of the text classifier by another image's deviation, times this",
+        configured=1.0,
+        least=0,
     )
-    shuffle: str = _kept("none", f"{NODE}.SHUFFLE", "these messages or nodes go to wrong classes", choices=SHUFFLES)
+    shuffle: str = _kept(
+        "none",
+        f"{NODE}.SHUFFLE",
+        "a control of the ablation: the messages of this relation, or the negative text nodes, go to wrong classes",
+        choices=SHUFFLES,
+    )
 
     @property
     def has_closed_form(self) -> bool:

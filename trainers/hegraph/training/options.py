@@ -15,10 +15,17 @@ class TrainingOptions:
         0.001, "OPTIM.LR", "learning rate of the biases, meant for features of width `LR_WIDTH`", filled=True, least=0
     )
     lr_width: int = option(
-        512, f"{NODE}.LR_WIDTH", "width that `OPTIM.LR` is meant for: at d times √(`LR_WIDTH` / d); 0: any", least=0
+        512,
+        f"{NODE}.LR_WIDTH",
+        "feature width that `OPTIM.LR` is meant for; at width d it is times the root of `LR_WIDTH` / d; 0: any width",
+        least=0,
     )
     lr_tau: float = option(
-        0.0, f"{NODE}.LR_TAU", "the same of the logit scale: at τ times `LR_TAU` / τ; 0: any", configured=100.0, least=0
+        0.0,
+        f"{NODE}.LR_TAU",
+        "logit scale that `OPTIM.LR` is meant for; at scale τ it is times `LR_TAU` / τ; 0: any scale",
+        configured=100.0,
+        least=0,
     )
     weak_text_lr_mult: float = option(
         1.0,
@@ -33,13 +40,21 @@ class TrainingOptions:
     weight_lr_mult: float = option(
         0.1, f"{NODE}.WEIGHT_LR_MULT", "learning rate of the matrices `W`, as a multiple of the biases'", least=0
     )
-    visual_lr: float = option(0.02, f"{NODE}.VISUAL_LR", "learning rate of the visual relation", filled=True, least=0)
+    visual_lr: float = option(
+        0.02, f"{NODE}.VISUAL_LR", "learning rate of all that belongs to the visual relation", filled=True, least=0
+    )
     weight_decay: float = option(0.01, "OPTIM.WEIGHT_DECAY", "of AdamW", least=0)
     epochs: int = option(15, "OPTIM.MAX_EPOCH", "passes over the training images", configured=15, filled=True, least=1)
-    min_steps: int = option(0, f"{NODE}.MIN_STEPS", "least steps; small sets get more epochs", filled=True, least=0)
-    warmup_epochs: int = option(1, "OPTIM.WARMUP_EPOCH", "epochs of the warm-up before the cosine; 0 or below: none")
+    min_steps: int = option(
+        0, f"{NODE}.MIN_STEPS", "the least number of steps; small sets get more epochs for it", filled=True, least=0
+    )
+    warmup_epochs: int = option(
+        1, "OPTIM.WARMUP_EPOCH", "epochs at the rate of the warm-up, before the cosine begins; 0 or below: none"
+    )
     warmup_lr: float = option(1e-5, "OPTIM.WARMUP_CONS_LR", "learning rate of the warm-up", least=0)
-    leave_one_out: bool = option(True, f"{NODE}.LEAVE_ONE_OUT", "no training image matches itself", symbol="left open")
+    leave_one_out: bool = option(
+        True, f"{NODE}.LEAVE_ONE_OUT", "in training, an image does not match its own cached feature", symbol="left open"
+    )
     visual_weight: float = option(1.0, f"{NODE}.LAMBDA", "weight of the visual loss", least=0, symbol="λ, Eq. 9")
     visual_scale: float = option(
         100.0, f"{NODE}.LOSS_SCALE", "factor on the visual logits inside the visual loss", least=0, symbol="left open"
