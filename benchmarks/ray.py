@@ -35,7 +35,7 @@ def run(timed: int = 200, many: int = 1000) -> Report:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         random_bank(5, 16, shots=4, test=40).save(folder / "bank.safetensors")
-        here, _ = follow(map(attempt, runs(folder, "here", timed)), timed)
+        here, _ = follow((attempt(run, False) for run in runs(folder, "here", timed)), timed)
         started = time.perf_counter()
         ray.init(
             address="local",
@@ -45,7 +45,7 @@ def run(timed: int = 200, many: int = 1000) -> Report:
             runtime_env={"env_vars": {THREADS: str(torch.get_num_threads())}},
         )
         try:
-            with closing(Cluster(ray, 1)) as dispatch:
+            with closing(Cluster(ray, cpus=1, gpus=0, verbose=False)) as dispatch:
                 next(iter(dispatch.results(runs(folder, "first", 1))))
                 start = time.perf_counter() - started
                 there, _ = follow(dispatch.results(runs(folder, "there", timed)), timed)
