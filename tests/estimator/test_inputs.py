@@ -263,6 +263,7 @@ def test_a_number_is_the_seed_and_a_generator_draws_one(data, quick):
     generator = np.random.RandomState(0)
     first, second = weights(generator), weights(generator)
     assert torch.equal(weights(np.random.RandomState(0)), first) and not torch.equal(first, second)
+    assert torch.equal(weights(int(np.random.RandomState(0).randint(2**31 - 1))), first)
 
 
 def test_it_is_pickled_without_its_backbone(digits, digit_classifier):

@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
+from sklearn.manifold import TSNE
 
 from trainers.hegraph.results.comparison import compare, complexity
 from trainers.hegraph.results.figures import confusion, curves, drawn, mean_distance, tsne, write_report
@@ -263,8 +264,12 @@ def test_text_nodes_are_two_panels_of_one_scale_with_names_and_distances_and_one
     assert right.get_title() == f"after: mean inter-class distance {mean_distance(after):.3f}"
     assert left.get_xlim() == right.get_xlim() == left.get_ylim()
     assert [text.get_text() for text in left.texts] == list("abcde")
-    x, y = right.collections[0].get_offsets().T
-    assert len(x) == 5 and list(x) != list(y)
+    both = torch.cat([before, after]).numpy()
+    points = TSNE(perplexity=3, init="pca", random_state=0, method="exact").fit_transform(both)
+    shown = [axis.collections[0].get_offsets().tolist() for axis in figure.axes]
+    assert shown == [points[:5].tolist(), points[5:].tolist()]
+    room = 0.1 * (points.max() - points.min())
+    assert left.get_xlim() == pytest.approx((points.min() - room, points.max() + room))
     assert drawn(figure, "svg") == drawn(tsne(before, after, list("abcde")), "svg")
     with pytest.raises(UserError, match="one class"):
         tsne(torch.ones(1, 8), torch.ones(1, 8), ["a"])
@@ -359,4 +364,4 @@ def test_whatever_a_record_says_is_text_and_no_markup_and_what_cannot_be_shown_s
     tags, text = read(tmp_path / "report.html")
     assert "script" not in dict(tags)
     assert f"Not shown: {evil}, b{evil}" in text
-    assert f"torch {evil}2" in text and f"M{evil}" in text
+    assert f"torch {evil}2" in text and f"M{evil}" in text and f"commits {evil}" in " ".join(text.split())

@@ -253,7 +253,9 @@ def test_what_is_taken_along_opens_again(teacher, tmp_path):
     shutil.unpack_archive(teacher.take("model.zip")[1], tmp_path)
     features = torch.stack([*session.features.values()])
     expected = session.view.model.probabilities(features)
-    torch.testing.assert_close(load_model(tmp_path / "model").probabilities(features), expected)
+    taken = load_model(tmp_path / "model")
+    torch.testing.assert_close(taken.probabilities(features), expected)
+    assert taken.prompts is not None, "from which a class can be added to it"
     project.move(session.view.contents.unlabelled[0], "")
     project.add_class("empty")
     _, path = teacher.take("project.zip")
