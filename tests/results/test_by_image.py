@@ -228,6 +228,9 @@ def test_the_table_has_a_row_for_each_score_and_the_mean_over_seeds_and_data_set
         assert ours["Tiny", "energy"][column].startswith(f"{(one + two) / 2:.2f}")
         assert ours["mean of 2", "energy"][column] == f"{((one + two) / 2 + other) / 2:.2f}"
     assert len(ours["Tiny", "energy"]) == 4 > len([cell for cell in ours["Tiny", "probability"] if cell])
+    against = ["--unknown", banks[1]]
+    assert main(["rejection", str(tmp_path / "runs" / "0-1"), "--features", banks[0], *against]) == 0
+    assert "known classes against Other, in %" in capsys.readouterr().out
 
 
 def test_distance_and_angle_are_taken_in_the_whitened_space():

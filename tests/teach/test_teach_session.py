@@ -256,6 +256,7 @@ def test_what_is_taken_along_opens_again(teacher, tmp_path):
     taken = load_model(tmp_path / "model")
     torch.testing.assert_close(taken.probabilities(features), expected)
     assert taken.prompts is not None, "from which a class can be added to it"
+    assert taken.trained_on.seed == 1
     project.move(session.view.contents.unlabelled[0], "")
     project.add_class("empty")
     _, path = teacher.take("project.zip")
