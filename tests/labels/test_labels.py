@@ -68,6 +68,7 @@ def test_the_wrong_labels_come_first_and_the_right_classes_are_suggested(wrong):
     assert isinstance(found[0], LabelIssue)
     with pytest.raises(UserError, match="two classes"):
         find_label_issues(features, 0 * labels, text, SCALE, NAMES)
+    assert {issue.label for issue in find_label_issues(features, labels % 2, text[:2], SCALE, NAMES)} == {"ant", "bee"}
 
 
 def test_scores_compare_the_calibrated_probabilities_of_the_other_classes_with_that_of_the_label(wrong):
