@@ -181,7 +181,7 @@ def test_without_network_a_model_of_the_cache_or_a_folder_is_taken(no_hub, model
         model.push_to_hub("shapes")
     with pytest.raises(UserError, match="cannot upload to http://127.0.0.1:9"):
         model.push_to_hub("user/shapes", token=TOKEN)
-    with pytest.raises(UserError, match=r"^user/shapes is no folder here.* had from http://127.0.0.1:9: .*refused"):
+    with pytest.raises(UserError, match=r"^user/shapes is no folder here.* had from http://127.0.0.1:9: \w"):
         load("user/shapes")
     model.save_pretrained(no_hub / "models--user--shapes" / "snapshots" / "0123")
     (no_hub / "models--user--shapes" / "refs").mkdir()
