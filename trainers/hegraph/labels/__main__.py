@@ -8,22 +8,18 @@ import logging
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from ..backbones.identity import AUTO, PRECISIONS
 from ..config_files import load_cfg
-from ..experiments.tasks import open_task
-from ..models.images import ImageModel
 from ..predict.__main__ import chosen_format, whole
 from ..predict.files import FORMATS, Row, check_inputs, csv_line, image_paths, utf8
-from ..predict.prediction import Options, default_batch_size, open_model, open_output, rows_of, write_rows
-from ..utils.devices import choose_device
 from ..utils.errors import Parser, command, printable, report
 from ..utils.files import check_output
 from ..utils.option import NODE
-from .issues import LabelIssue, find_label_issues
-from .suggest import suggest
+
+if TYPE_CHECKING:
+    from .issues import LabelIssue
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +62,13 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 def suggest_command(args: argparse.Namespace) -> int:
     """Writes the images to label next; returns how many images could not be read."""
     check_inputs(args.inputs)
+    import torch  # takes seconds
+
+    from ..models.images import ImageModel
+    from ..predict.prediction import Options, default_batch_size, open_model, rows_of, write_rows
+    from ..utils.devices import choose_device
+    from .suggest import suggest
+
     options = Options(args.top, chosen_format(args), args.out)
     saved = open_model(args.model, options, args.inputs)
     device = choose_device(args.device, "--device")
@@ -85,6 +88,11 @@ def check_command(args: argparse.Namespace) -> int:
     """Writes the images whose labels seem wrong; returns how many there are."""
     if args.out is not None:
         check_output(args.out, [path for path in (args.features, args.root) if path])
+    from ..experiments.tasks import open_task  # torch takes seconds to import
+    from ..predict.prediction import open_output
+    from ..utils.devices import choose_device
+    from .issues import find_label_issues
+
     files = "" if args.features else args.dataset_config_file, args.config_file
     opts = [*args.opts, "DATASET.NUM_SHOTS", "-1", f"{NODE}.PREC", args.precision]
     cfg = load_cfg(*files, {"DATASET.ROOT": args.root or ""}, opts)

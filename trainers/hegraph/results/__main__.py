@@ -9,9 +9,7 @@ from pathlib import Path
 
 from ..utils.errors import Parser, UserError, command, report, say
 from ..utils.files import check_output
-from .by_image import confusion_matrix, hardest_pairs, paired_table, rejection_table
 from .comparison import BY, base_to_new, calibration_table, compare, complexity, read_cases, warn_of_the_rest
-from .figures import confusion, curves, mean_distance, read_text_nodes, reliability_diagrams, save, tsne, write_report
 from .records import PREDICTIONS, RECORD, SPLIT, TEXT_NODES, collect, find_records
 from .scores import OURS, QUOTED, read_quotes
 from .table import FORMATS, Table
@@ -95,24 +93,36 @@ def complexity_command(args: argparse.Namespace) -> Table:
 def calibration_command(args: argparse.Namespace) -> str:
     records = scored(args.sources)
     table = FORMATS[args.format](calibration_table(records))
-    return table + (save(reliability_diagrams(records), args.out) if args.out else "")
+    if not args.out:
+        return table
+    from .figures import reliability_diagrams, save  # matplotlib and torch take seconds, here and below
+
+    return table + save(reliability_diagrams(records), args.out)
 
 
 def rejection_command(args: argparse.Namespace) -> Table:
+    from .by_image import rejection_table
+
     return rejection_table(args.sources, args.features, args.unknown)
 
 
 def paired_command(args: argparse.Namespace) -> str:
+    from .by_image import paired_table
+
     return paired_table(args.sources, args.of)
 
 
 def curves_command(args: argparse.Namespace) -> str:
+    from .figures import curves, save
+
     quotes = read_quotes("2", "fig2")
     quotes = quotes[quotes["method"] == OURS]
     return save(curves(scored(args.sources), quotes if args.quote else None), args.out)
 
 
 def tsne_command(args: argparse.Namespace) -> str:
+    from .figures import mean_distance, read_text_nodes, save, tsne
+
     nodes = read_text_nodes(args.sources[0])
     written = save(tsne(*nodes), args.out)
     before, after = map(mean_distance, nodes[:2])
@@ -120,12 +130,17 @@ def tsne_command(args: argparse.Namespace) -> str:
 
 
 def confusion_command(args: argparse.Namespace) -> str:
+    from .by_image import confusion_matrix, hardest_pairs
+    from .figures import confusion, save
+
     found = confusion_matrix(args.sources[0])
     written = save(confusion(*found), args.out)
     return "".join(f"{pair}\n" for pair in hardest_pairs(*found)) + written
 
 
 def report_command(args: argparse.Namespace) -> str:
+    from .figures import write_report
+
     write_report(args.sources, args.out)
     return f"wrote {args.out}\n"
 
