@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pickle
+import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ from tiny import SENTENCES, TINY, save_weights
 from torch import nn
 
 from trainers.hegraph.__main__ import main
-from trainers.hegraph.backbones import identity
+from trainers.hegraph.backbones import identity, precision
 from trainers.hegraph.backbones.clip import Backbone, encode_in_parts
 from trainers.hegraph.backbones.identity import backbone_identity, multiplies_bfloat16, resolve_precision
 from trainers.hegraph.backbones.loading import create_model, load_backbone
@@ -111,8 +113,9 @@ def test_fp16_converts_the_weights_and_amp_the_operations(tmp_path, precision, d
 
 
 @pytest.mark.parametrize("name", [TINY, "tiny-vit"])  # with QuickGELU, and with GELU
-def test_a_vit_in_bf16_keeps_its_sums_and_normalisations_in_fp32(tmp_path, name):
+def test_a_vit_in_bf16_keeps_its_sums_and_normalisations_in_fp32(tmp_path, name, caplog):
     exact, fast = pair(name, tmp_path)
+    assert not caplog.records  # the packed layers pass their check
     assert_nearly_equal(exact, fast, 0.9999)
     sums: list[torch.dtype] = []
     for blocks in (fast.model.visual.transformer.resblocks, fast.model.transformer.resblocks):
@@ -124,6 +127,44 @@ def test_a_vit_in_bf16_keeps_its_sums_and_normalisations_in_fp32(tmp_path, name)
     if CAN_PACK:
         kinds = [type(module) for module in fast.model.modules()]
         assert (kinds.count(PackedLinear), kinds.count(PackedBlock), kinds.count(PackedPatches)) == (2 * 4 + 1, 2, 1)
+
+
+def operators(linear) -> SimpleNamespace:
+    return SimpleNamespace(_reorder_linear_weight=lambda weight: weight, _linear_pointwise=linear)
+
+
+def other_signature(x, weight, bias): ...
+
+
+def other_result(x, weight, bias, *_):
+    return F.linear(x, weight, bias).flip(-1)
+
+
+def not_a_number(x, weight, bias, *_):
+    return F.linear(x, weight, bias) * float("nan")
+
+
+@pytest.mark.parametrize(
+    ("broken", "reason"),
+    [
+        (SimpleNamespace(), "no attribute '_reorder_linear_weight'"),
+        (operators(other_signature), "takes 3 positional arguments"),
+        (operators(other_result), "cosine -?0[.][0-9]+ with float32, expected 0.9995 or more"),
+        (operators(not_a_number), "cosine nan"),
+    ],
+    ids=["no such operator", "other signature", "other result", "NaN"],
+)
+def test_broken_packed_operators_fall_back_to_plain_layers(tmp_path, monkeypatch, caplog, broken, reason):
+    monkeypatch.setattr(precision, "CAN_PACK", False)
+    exact, plain = pair(TINY, tmp_path)
+    monkeypatch.setattr(precision, "CAN_PACK", True)
+    monkeypatch.setattr(torch.ops, "mkldnn", broken)
+    fallback = load_backbone(TINY, str(tmp_path / "weights.safetensors"), precision="bf16")
+    assert_nearly_equal(exact, fallback, 0.9999)
+    images = torch.randn(3, 3, *exact.input_size, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(fallback.encode_images(images), plain.encode_images(images))
+    [record] = caplog.records
+    assert re.search(rf"bfloat16 operators of torch .* failed a check \(.*{reason}.*\)", record.getMessage())
 
 
 def test_a_resnet_in_bf16_has_its_batch_norms_folded_into_its_convolutions(tmp_path):

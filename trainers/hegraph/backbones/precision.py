@@ -8,6 +8,8 @@ Shapes: B images, T tokens of one, D width.
 
 from __future__ import annotations
 
+import logging
+from copy import deepcopy
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -20,8 +22,13 @@ from open_clip.transformer import QuickGELU, ResidualAttentionBlock, Transformer
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from ..utils.errors import first_line
+
+logger = logging.getLogger(__name__)
+
 # A torch with oneDNN, as for x86, on a CPU on which that has matrices in bfloat16
-CAN_PACK = hasattr(torch.ops.mkldnn, "_linear_pointwise") and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+CAN_PACK = hasattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported") and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+LEAST_COSINE = 0.9995  # of features of packed and of plain layers
 QUICK = 1.702  # QuickGELU(x) = x sigmoid(1.702 x)
 
 
@@ -38,15 +45,47 @@ def to_bfloat16(model: Any) -> None:
             convert_matrices(tower)
             tower.to(memory_format=torch.channels_last)
         elif is_plain(tower):
-            if tower is model.visual and CAN_PACK and scale.device.type == "cpu":
+            if tower is model.visual and CAN_PACK and scale.device.type == "cpu" and packs_correctly(tower):
                 pack(tower)
-            convert_matrices(tower)
-            keep_sums_exact(tower)
+            convert_plain(tower)
         else:
             tower.to(torch.bfloat16)
     if isinstance(model, CLIP) and is_plain(model) and model.text_pool_type == "argmax" and model.attn_mask is not None:
         model.encode_text = partial(encode_short, model)
     model.logit_scale.data = scale
+
+
+def packs_correctly(tower: Any) -> bool:
+    """Check that this torch packs a plain image tower as expected, and log a warning if it does not.
+
+    oneDNN's operators are private to torch, and a new version may rename or change them. The check encodes two images
+    of noise with a copy of the tower's first and last block, in float32 and packed.
+    """
+    transformer, blocks = tower.transformer, tower.transformer.resblocks
+    transformer.resblocks = nn.ModuleList(dict.fromkeys([blocks[0], blocks[-1]]))
+    sample = deepcopy(tower)
+    transformer.resblocks = blocks
+    images = torch.randn(2, 3, *tower.image_size, generator=torch.Generator().manual_seed(0))
+    expected = sample(images)
+    try:
+        pack(sample)
+        convert_plain(sample)
+        cosine = F.cosine_similarity(sample(images.to(torch.bfloat16)).float(), expected).min().item()
+        problem = "" if cosine >= LEAST_COSINE else f"cosine {cosine:.4f} with float32, expected {LEAST_COSINE} or more"
+    except Exception as error:  # depends on what changed in torch
+        problem = first_line(error)
+    if problem:
+        slower = "images are encoded without packed matrices, about 1.6 times slower"
+        logger.warning(
+            "oneDNN's bfloat16 operators of torch %s failed a check (%s): %s", torch.__version__, problem, slower
+        )
+    return not problem
+
+
+def convert_plain(tower: Any) -> None:
+    """Convert a plain tower, packed or not, in place."""
+    convert_matrices(tower)
+    keep_sums_exact(tower)
 
 
 def convert_matrices(tower: Any) -> None:
