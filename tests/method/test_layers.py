@@ -35,7 +35,7 @@ EDGES = {
 }
 
 
-def test_two_classes_by_hand_whatever_the_norm_of_their_features():
+def test_edge_weights_of_two_classes_by_hand():
     features = (3 * NODES).requires_grad_()
     before = features.detach().clone()
     graph = build_graph(*features)
@@ -49,14 +49,14 @@ def test_two_classes_by_hand_whatever_the_norm_of_their_features():
         assert not found.requires_grad
 
 
-def test_nodes_of_different_shapes_are_an_error_that_lists_them():
+def test_nodes_of_different_shapes_are_refused():
     with pytest.raises(ValueError, match=r"got \[\(3, 4\), \(2, 4\), \(3, 4\)\]"):
         build_graph(unit_features(3, 4), unit_features(2, 4), unit_features(3, 4))
 
 
 @pytest.mark.parametrize("size", [1, 4])
-def test_degrees_are_sums_of_absolute_weights_and_the_self_loop_in_blocks_as_well(monkeypatch, size):
-    monkeypatch.setattr(module, "ROWS", size)
+def test_degrees_are_sums_of_absolute_weights(monkeypatch, size):
+    monkeypatch.setattr(module, "EDGE_ROWS", size)
     graph = HeteroGraph({"positive": unit_features(6, 4, seed=1), "visual": unit_features(6, 4, seed=2)})
     relation = RelationType("visual", "positive", diagonal=-1.0)
     weight = graph.edge_weights(relation)
@@ -66,7 +66,7 @@ def test_degrees_are_sums_of_absolute_weights_and_the_self_loop_in_blocks_as_wel
     assert_close(source, weight.abs().sum(dim=0).unsqueeze(1) + 1)
 
 
-def test_class_prototypes_of_unequal_unsorted_classes_and_of_a_single_image():
+def test_class_prototypes_of_unequal_unsorted_classes():
     features = torch.tensor([[0.0, 1.0], [1.0, 0.0], [0.6, 0.8], [1.0, 0.0], [0.0, 1.0], [0.8, 0.6]])
     labels = torch.tensor([2, 0, 1, 2, 0, 0])
     # Class 0: (1,0), (0,1), (.8,.6), sum (1.8, 1.6); class 1: one image; class 2: (0,1), (1,0)
@@ -78,12 +78,12 @@ def test_class_prototypes_of_unequal_unsorted_classes_and_of_a_single_image():
     ("names", "said"),
     [(["cat", "dog", "ant", "eel"], "2 of 4 have none: cat, eel$"), (list("abcdefghijklmno"), r"a, d, .*, l, \.\.\.$")],
 )
-def test_classes_without_an_image_are_named_ten_at_most(names, said):
+def test_classes_without_an_image_are_named(names, said):
     with pytest.raises(UserError, match=said):
         class_prototypes(torch.eye(2), torch.tensor([1, 2]), names)
 
 
-def test_hetero_data_is_valid_and_its_edges_rebuild_the_matrices():
+def test_hetero_data_edges_rebuild_the_matrices():
     pytest.importorskip("torch_geometric", reason="torch_geometric is an extra")
     data = build_graph(*NODES).to_hetero_data()
     assert data.validate() and set(data.edge_types) == set(EDGES)
@@ -168,7 +168,7 @@ def gradients(adapted: Adapted, layer: HeteroMessagePassing) -> dict[str, Tensor
 
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
 @pytest.mark.parametrize("num_classes", [WIDTH, WIDTH + 1])  # with a dense matrix and without
-def test_the_layer_and_its_gradients_are_the_methods_in_training_and_in_evaluation(num_classes, bias):
+def test_layer_and_gradients_equal_the_equations(num_classes, bias):
     graph = make_graph(num_classes)
     layer = make_layer(graph, bias=bias)
     for mode, alpha_np in ((True, 0.6), (False, 0.25)):
@@ -196,9 +196,7 @@ def test_the_layer_and_its_gradients_are_the_methods_in_training_and_in_evaluati
         (("ALPHA_PP", "ALPHA_VP", "ALPHA_NP"), "full", {V}, {"visual_to_visual"}),
     ],
 )
-def test_a_relation_of_weight_zero_owns_no_parameter_and_every_parameter_gets_a_gradient(
-    without, variant, weights, biases
-):
+def test_relations_of_weight_zero_have_no_parameters(without, variant, weights, biases):
     layer = make_layer(without=without, variant=variant, learn_metapath=True)
     assert (set(layer.weight), set(layer.bias), set(layer.metapath)) == (weights, biases, biases - {"visual_to_visual"})
     assert set(layer.state_dict()) == {name for name, _ in layer.named_parameters()}
@@ -218,7 +216,7 @@ def test_a_relation_of_weight_zero_owns_no_parameter_and_every_parameter_gets_a_
 
 
 @pytest.mark.parametrize("weight_init", ["identity", "xavier", "zero"])
-def test_how_parameters_start(weight_init):
+def test_initial_parameters(weight_init):
     torch.manual_seed(0)
     layer = HeteroMessagePassing(GRAPH, ModelOptions(weight_init=weight_init))
     assert all(bias.eq(0).all() for bias in layer.bias.values())
@@ -230,7 +228,7 @@ def test_how_parameters_start(weight_init):
             assert weight.equal(torch.eye(WIDTH) if weight_init == "identity" else torch.zeros(WIDTH, WIDTH))
 
 
-def test_learned_metapath_weights_start_at_the_given_values_and_hold_in_evaluation():
+def test_learned_metapath_weights_hold_in_evaluation():
     layer = make_layer(learn_metapath=True)
     assert layer.metapath["visual_to_negative"].item() == pytest.approx(-0.4)
     assert_close(layer().positive, make_layer()().positive, rtol=0, atol=1e-6)  # made from float32
@@ -241,7 +239,7 @@ def test_learned_metapath_weights_start_at_the_given_values_and_hold_in_evaluati
     assert not torch.allclose(layer().positive, before)
 
 
-def test_without_w_each_message_is_the_tanh_of_its_bias_and_weighs_the_same_at_test_time():
+def test_messages_without_w_are_tanh_of_the_bias():
     layer = make_layer(text_weights=False)
     assert set(layer.weight) == {V} and set(layer.bias) == EVERYTHING - TO_NEGATIVE  # negative nodes tell nothing
     sent = {"visual": 0.9, "positive": 0.3, "negative": 0.6}
@@ -271,7 +269,7 @@ def moved_adapter(**values) -> HeGraphModel:
     ("variant", "paths"),
     [("full", ("BETA_PN", "ALPHA_PP", "ALPHA_NP")), ("T-N", ("BETA_PN", "ALPHA_NP")), ("T-P", ["ALPHA_PP"])],
 )
-def test_the_target_graph_has_text_nodes_only_and_no_bias(variant, paths):
+def test_transfer_uses_text_nodes_without_bias(variant, paths):
     model, in_testing = moved_adapter(variant=variant, metapath=METAPATH), METAPATH | {"ALPHA_NP": 0.25}
     expected = method(dict(zip((P, N), NEW)), model.layers, {}, {key: in_testing[key] for key in paths}).positive
     found = TransferableAdapter.of(model).class_features(*NEW)
@@ -283,7 +281,7 @@ def test_the_target_graph_has_text_nodes_only_and_no_bias(variant, paths):
     assert torch.equal(TransferableAdapter.of(model).class_features(*NEW), found)
 
 
-def test_learned_weights_of_the_meta_paths_go_along():
+def test_transfer_keeps_learned_metapath_weights():
     model = moved_adapter(learn_metapath=True)
     before = TransferableAdapter.of(model).class_features(*NEW)
     with torch.no_grad():
@@ -292,7 +290,7 @@ def test_learned_weights_of_the_meta_paths_go_along():
 
 
 @pytest.mark.parametrize("values", [{"text_weights": False}, {"text_weights": True}, {"variant": "free"}])
-def test_new_classes_receive_messages_in_closed_form_at_their_own_weight(values):
+def test_transfer_adds_the_closed_form_head(values):
     model = moved_adapter(closed_form=ClosedFormOptions(kappa=3.0, omega=0.2), **values)
     adapter, queries = TransferableAdapter.of(model), unit_features(6, WIDTH, seed=30)
     text = 50.0 * queries @ F.normalize(adapter.class_features(*NEW), dim=-1).t()

@@ -1,7 +1,8 @@
-"""The heterogeneous graph: nodes, the edges of each relation, and products with them. No parameters.
+"""Heterogeneous graph of class nodes, and aggregation over the edges of a relation (HeGraphAdapter, section 3.1.1).
 
-HeGraphAdapter, section 3.1.1; `relations.py` lists the relations. The edge weights come from the initial, frozen CLIP
-features and carry no gradient, so a graph is built once per run.
+Each class has a positive text node, a negative text node and a visual node. `relations.py` lists the relations between
+them. Edge weights are cosines of frozen CLIP features and carry no gradient, so a run builds the graph once. Nothing
+here has trainable parameters.
 
 Shapes: K classes, d feature width, N images, R rows of a block.
 """
@@ -22,12 +23,12 @@ from .relations import NODE_TYPES, RELATIONS, RelationType
 if TYPE_CHECKING:  # training does not need torch_geometric, which takes seconds to import
     from torch_geometric.data import HeteroData
 
-ROWS = 512  # rows of a matrix of edges that are in memory at once
+EDGE_ROWS = 512  # rows of the [K, K] edge matrix in memory at once
 
 
 @dataclass(frozen=True)
 class HeteroGraph:
-    """Nodes and weighted edges.
+    """Class nodes of three types, and the edge weights between them.
 
     Attributes:
         x_dict: Node type -> unit-norm node features, shape `[K, d]`.
@@ -44,26 +45,29 @@ class HeteroGraph:
         return self.x_dict["positive"].shape[1]
 
     def edge_weights(self, relation: RelationType, rows: slice = slice(None)) -> Tensor:
-        """Rows of the matrix `r` of a relation, which has a row per target and a column per source node; `[R, K]`."""
+        """Edge weights `r_ij` of a relation, with target nodes in rows and source nodes in columns, shape `[R, K]`."""
         weights = self.x_dict[relation.target][rows] @ self.x_dict[relation.source].t()
         weights.diagonal(offset=rows.start or 0).mul_(relation.diagonal)
         return weights
 
     def degrees(self, relation: RelationType) -> tuple[Tensor, Tensor]:
-        """Degrees of a graph convolution with a self loop, counted in absolute weights: `deg_i + 1 = sum_j |r_ij| + 1`
-        of every target node and `deg_j + 1 = sum_i |r_ij| + 1` of every source node, each `[K, 1]`.
+        """Degrees in absolute edge weights, with a self loop: `deg_i + 1 = sum_j |r_ij| + 1` of the target nodes and
+        `deg_j + 1 = sum_i |r_ij| + 1` of the source nodes, each of shape `[K, 1]`.
         """
         target, source = self.x_dict[relation.target].new_ones(2, self.num_classes)
-        for start in range(0, self.num_classes, ROWS):
-            rows = slice(start, start + ROWS)
+        for start in range(0, self.num_classes, EDGE_ROWS):
+            rows = slice(start, start + EDGE_ROWS)
             magnitude = self.edge_weights(relation, rows).abs_()  # [R, K]
             target[rows] += magnitude.sum(dim=1)
             source += magnitude.sum(dim=0)
         return target.unsqueeze(1), source.unsqueeze(1)
 
     def to_hetero_data(self) -> HeteroData:
-        """The graph for PyG. Every edge type has `edge_index [2, E]` (row 0 source, row 1 target), `edge_weight [E]`,
-        and no edge that the method has not, those from a node to itself."""
+        """Convert the graph to PyG's `HeteroData`, without edges from a node to itself.
+
+        Each edge type has `edge_index` `[2, E]` (row 0: source, row 1: target) and `edge_weight` `[E]`. Needs
+        torch_geometric.
+        """
         from torch_geometric.data import HeteroData
 
         data = HeteroData()
@@ -81,20 +85,19 @@ class HeteroGraph:
 
 
 class Aggregation(nn.Module):
-    """Aggregates what the nodes of one relation send to each target node, before `W`, shape `[K, d]`.
+    """Neighbourhood aggregation of one relation, before the weight matrix is applied (the sum of Eq. 1).
 
         h_i = x_i / (deg_i + 1) + sum_j A_ij x_j,   A_ij = r_ij / sqrt((deg_i + 1)(deg_j + 1))
 
-    The self term, where the relation has one, is that of the graph's nodes. Up to K = d, `A` is one dense matrix.
-    Above, it is never formed: off its diagonal it is the product of the normalised nodes, `D_t^-1/2 T S^T D_s^-1/2`,
-    and its diagonal is put right afterwards. So a product with `[K, d]` costs at most `min(K, 2d) K d` multiply-adds,
-    and memory `min(K, 2d) K`.
+    The self term `x_i` uses the initial target nodes. Up to K = d, `A` is one dense matrix. Above, `A` is factored:
+    off the diagonal it is the product of the normalised nodes, `D_t^-1/2 T S^T D_s^-1/2`, and `forward` corrects the
+    diagonal. A product with `[K, d]` thus costs at most `min(K, 2d) K d` multiply-adds and memory `min(K, 2d) K`.
     """
 
-    own: Tensor | None
-    left: Tensor  # the dense matrix, or a factor of it, [K, d]
-    right: Tensor | None  # the other factor, [d, K]
-    diagonal: Tensor  # [K, 1]
+    self_term: Tensor | None  # x_i / (deg_i + 1), [K, d]
+    left: Tensor  # A, [K, K], or its left factor, [K, d]
+    right: Tensor | None  # its right factor, [d, K]
+    diagonal: Tensor  # correction of the diagonal, [K, 1]
 
     def __init__(self, graph: HeteroGraph, relation: RelationType) -> None:
         super().__init__()
@@ -104,22 +107,25 @@ class Aggregation(nn.Module):
         if graph.num_classes <= graph.width:
             left = graph.edge_weights(relation) / (target_degree * source_degree.t()).sqrt()
         else:
-            cosine = (target * source).sum(dim=1, keepdim=True)  # of each class's own two nodes
+            cosine = (target * source).sum(dim=1, keepdim=True)  # of the two nodes of each class
             left, right = target / target_degree.sqrt(), (source / source_degree.sqrt()).t()
             diagonal = (relation.diagonal - 1) * cosine / (target_degree * source_degree).sqrt()
-        own = 1 / target_degree * target if relation.self_term else None
-        for name, buffer in {"own": own, "left": left, "right": right, "diagonal": diagonal}.items():
+        self_term = 1 / target_degree * target if relation.self_term else None
+        for name, buffer in {"self_term": self_term, "left": left, "right": right, "diagonal": diagonal}.items():
             self.register_buffer(name, buffer, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """`h` from source nodes `[K, d]`."""
+        """Aggregate source nodes `x` `[K, d]`; returns `h`, shape `[K, d]`."""
         h = self.left @ x if self.right is None else torch.addmm(self.diagonal * x, self.left, self.right @ x)
-        return h if self.own is None else h.add_(self.own)
+        return h if self.self_term is None else h.add_(self.self_term)
 
 
 def build_graph(positive: Tensor, negative: Tensor, visual: Tensor) -> HeteroGraph:
-    """Connects the three kinds of class nodes, each `[K, d]` features of any norm, by cosine similarity; ValueError if
-    their shapes differ or one is not finite."""
+    """Build the graph from three node matrices of shape `[K, d]` and any norm.
+
+    Raises:
+        ValueError: If the shapes differ or a value is not finite.
+    """
     nodes = positive, negative, visual
     if not all(x.isfinite().all() for x in nodes):
         raise ValueError("positive, negative and visual nodes must be finite numbers")
@@ -130,8 +136,16 @@ def build_graph(positive: Tensor, negative: Tensor, visual: Tensor) -> HeteroGra
 
 
 def class_prototypes(features: Tensor, labels: Tensor, classnames: Sequence[str]) -> Tensor:
-    """Visual class prototypes: the mean feature of each class, re-normalised, `[K, d]`, of images `[N, d]` with labels
-    `[N]`. Raises UserError if a class has no image; the message names it."""
+    """Visual class prototypes: the normalised mean feature of each class, shape `[K, d]`.
+
+    Args:
+        features: Image features, shape `[N, d]`.
+        labels: Class of each image, shape `[N]`.
+        classnames: Names of the K classes.
+
+    Raises:
+        UserError: If a class has no image; the message names the class.
+    """
     count = torch.bincount(labels, minlength=len(classnames))
     if empty := [name for name, number in zip(classnames, count.tolist()) if number == 0]:
         raise UserError(

@@ -1,23 +1,27 @@
-"""Message passing along the relations of the graph. Eq. 1-6 of HeGraphAdapter.
+"""Message passing along the relations of the graph (Eq. 1-6 of HeGraphAdapter).
 
-A message is `m_i = tanh( h_i W + b_i )` with `h_i = x_i / (deg_i + 1) + sum_j A_ij x_j`. There is one `W` for each type
-of node that receives, and one `b` for each relation. Where the source nodes are frozen, `h` is worked out once.
-Relations that stand beside each other in the table and share a `W` are a stack, which takes one product.
+The message of a relation, from source nodes `X_s` to target nodes `X_t`, each `[K, d]`, is
 
-`benchmarks/pyg_layer.py` has the same over edges, one relation at a time, and the tests hold the two equal.
+    M = tanh(H W + B),   H = D_t^-1 X_t + A X_s
 
-Shapes: K classes, d feature width, m relations of a stack.
+with the normalised edge weights `A` and degrees `D_t` (`graph.py`), a weight matrix `W` for each target type and a bias
+`B` for each relation. Three groups of relations pass messages in turn: to negative text nodes, to positive text nodes,
+and to visual nodes. Each message is added to its target nodes with the meta-path weight of the relation.
+
+`H` is constant where the source nodes are frozen CLIP features. Relations with constant `H` and a common `W` share one
+matrix product.
+
+Shapes: K classes, d feature width, m relations of a group.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import groupby
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from .graph import Aggregation, HeteroGraph
 from .options import ModelOptions
@@ -27,11 +31,11 @@ WEIGHT_INITS: dict[str, Any] = {"identity": nn.init.eye_, "xavier": nn.init.xavi
 
 
 class Adapted(NamedTuple):
-    """What message passing changes.
+    """Nodes after message passing.
 
     Attributes:
         positive: Updated positive text nodes `X_p'`, shape `[K, d]`.
-        visual_bias: What moves the cached images of each class, `B`, shape `[K, d]`; None without a cache.
+        visual_bias: Shift of the cache keys of each class (Eq. 6), shape `[K, d]`; None without a cache.
     """
 
     positive: Tensor
@@ -39,15 +43,15 @@ class Adapted(NamedTuple):
 
 
 class HeteroMessagePassing(nn.Module):
-    """Passes messages along the relations in use: to negative text, positive text, then visual nodes.
+    """Update the text nodes of a graph by messages, and compute the shift of the cache keys.
 
-    Without `text_weights`, a message to a text node is `tanh(b)`.
+    With `text_weights=False`, messages to text nodes have no `W` and are `tanh(B)`.
 
     Attributes:
-        weight: `W` of each type of node that receives, shape `[d, d]`.
-        bias: `b` of each relation, by its name, shape `[K, d]`.
-        metapath: Weight of each relation that updates nodes, by its name: a number, or a parameter if it is learned.
-        live: What aggregates anew in every step, by the name of the relation, where source nodes are not frozen.
+        weight: `W` of each target type, shape `[d, d]`.
+        bias: `B` of each relation, by its name, shape `[K, d]`.
+        metapath: Meta-path weight of each relation that updates nodes, by its name: a float, or a learned parameter.
+        aggregation: Module that gives `H` of each group of relations with a `W`, by the name of the first relation.
     """
 
     x_positive: Tensor
@@ -59,9 +63,9 @@ class HeteroMessagePassing(nn.Module):
         self.register_buffer("x_positive", graph.x_dict["positive"], persistent=False)
         self.register_buffer("x_negative", graph.x_dict["negative"], persistent=False)
 
-        receivers = {r.target for r in self.relations if options.text_weights or not r.weight_key}
+        targets = {r.target for r in self.relations if options.text_weights or not r.weight_key}
         d = graph.width
-        self.weight = nn.ParameterDict({t: nn.Parameter(torch.empty(d, d)) for t in NODE_TYPES if t in receivers})
+        self.weight = nn.ParameterDict({t: nn.Parameter(torch.empty(d, d)) for t in NODE_TYPES if t in targets})
         for weight in self.weight.values():
             WEIGHT_INITS[options.weight_init](weight)
         biased = self.relations if options.bias else ()
@@ -73,66 +77,57 @@ class HeteroMessagePassing(nn.Module):
         if options.learn_metapath:
             learned = {name: nn.Parameter(torch.tensor(float(weight))) for name, weight in self.metapath.items()}
             self.metapath = nn.ParameterDict(learned)
-        elif options.text_weights:  # a bias alone is no message to weigh less
+        elif options.text_weights:  # without `W`, the test weights are not used
             self.metapath_at_test = {r.name: weights[r.key_at_test] for r in weighted if r.key_at_test in weights}
 
-        self.stacks = [tuple(stack) for _, stack in groupby(self.relations, lambda r: (r.target, r.frozen))]
-        self.live = nn.ModuleDict()
-        for number, stack in enumerate(self.stacks):
-            if stack[0].target in self.weight:
-                h = [Aggregation(graph, relation) for relation in stack]
-                if stack[0].frozen:
-                    fixed = torch.cat([of(graph.x_dict[relation.source]) for of, relation in zip(h, stack)])
-                    self.register_buffer(f"fixed_{number}", fixed, persistent=False)  # [m K, d]
-                else:
-                    self.live[stack[0].name] = h[0]
+        self.groups = [tuple(group) for _, group in groupby(self.relations, lambda r: (r.target, r.frozen))]
+        self.aggregation = nn.ModuleDict()
+        for group in self.groups:
+            if group[0].target in self.weight:
+                h = [Aggregation(graph, relation) for relation in group]
+                frozen = group[0].frozen
+                self.aggregation[group[0].name] = ConstantAggregation(graph, group, h) if frozen else h[0]
 
     def forward(self) -> Adapted:
-        """Passes all messages, starting from the nodes of the graph."""
+        """Pass all messages, starting from the nodes of the graph."""
         x, visual_bias = {"positive": self.x_positive, "negative": self.x_negative}, None
-        for number, stack in enumerate(self.stacks):
-            for relation, message in zip(stack, self._messages(number, stack, x)):
+        for group in self.groups:
+            for relation, message in zip(group, self.messages(group, x)):
                 if not relation.weight_key:  # Eq. 5
                     visual_bias = message
                     continue
                 weight, nodes = self.metapath[relation.name], x[relation.target]
                 if not self.training:
                     weight = self.metapath_at_test.get(relation.name, weight)
-                learned = isinstance(weight, Tensor)  # else the sum of Eq. 2 or 4 takes one pass over memory
+                learned = isinstance(weight, Tensor)  # a float is added in one pass over memory (Eq. 2 and 4)
                 x[relation.target] = nodes + weight * message if learned else nodes.add(message, alpha=weight)
         return Adapted(x["positive"], visual_bias)
 
-    def _messages(self, number: int, stack: Sequence[RelationType], x: Mapping[str, Tensor]) -> Sequence[Tensor]:
-        """The messages of a stack (Eq. 1, 3 and 5), each `[K, d]`."""
-        biases, relation = [self.bias[r.name] for r in stack if r.name in self.bias], stack[0]
+    def messages(self, group: tuple[RelationType, ...], x: Mapping[str, Tensor]) -> list[Tensor]:
+        """Messages `tanh(H W + B)` of a group of relations (Eq. 1, 3 and 5), each `[K, d]`."""
+        relation, biases = group[0], [self.bias[r.name] for r in group if r.name in self.bias]
         if relation.target not in self.weight:
             return [torch.tanh(bias) for bias in biases]
-        h = getattr(self, f"fixed_{number}") if relation.frozen else self.live[relation.name](x[relation.source])
-        return _Messages.apply(h, self.weight[relation.target], len(stack), *biases)
+        h = self.aggregation[relation.name](x.get(relation.source))
+        products = (h @ self.weight[relation.target]).chunk(len(group))
+        return [torch.tanh(p + b) for p, b in zip(products, biases)] if biases else [torch.tanh(p) for p in products]
+
+    def extra_repr(self) -> str:
+        """List the relations with their meta-path weights."""
+        weights = {name: f", weight {float(weight):.4g}" for name, weight in self.metapath.items()}
+        return "\n".join(f"{r.source} -> {r.target}{weights.get(r.name, '')}" for r in self.relations)
 
 
-class _Messages(torch.autograd.Function):
-    """`tanh(h W + b)` of a stack, one `b` for each of its `m` relations or none; in place, which saves passes over
-    memory."""
+class ConstantAggregation(nn.Module):
+    """`H` of a group of relations with frozen source nodes, stacked to `[m K, d]`."""
 
-    @staticmethod
-    def forward(ctx: Any, h: Tensor, weight: Tensor, m: int, *biases: Tensor) -> tuple[Tensor, ...]:
-        stacked = h @ weight  # [m K, d]
-        messages = stacked.chunk(m)
-        for message, bias in zip(messages, biases):
-            message.add_(bias)
-        stacked.tanh_()
-        ctx.save_for_backward(h, weight, stacked)
-        ctx.biased = bool(biases)
-        return messages
+    h: Tensor
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        h, weight, stacked = ctx.saved_tensors
-        grad = torch.empty_like(stacked)  # of h W, and so of the biases
-        of_biases = grad.chunk(len(grads))
-        for given, message, out in zip(grads, stacked.chunk(len(grads)), of_biases):
-            torch.ops.aten.tanh_backward.grad_input(given, message, grad_input=out)
-        of_h = grad @ weight.t() if ctx.needs_input_grad[0] else None
-        return of_h, h.t() @ grad, None, *(of_biases if ctx.biased else ())
+    def __init__(self, graph: HeteroGraph, group: tuple[RelationType, ...], aggregations: list[Aggregation]) -> None:
+        super().__init__()
+        h = [of(graph.x_dict[relation.source]) for of, relation in zip(aggregations, group)]
+        self.register_buffer("h", torch.cat(h), persistent=False)
+
+    def forward(self, _: Tensor | None) -> Tensor:
+        """Return `H`, which no node changes."""
+        return self.h

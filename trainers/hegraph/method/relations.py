@@ -1,7 +1,7 @@
-"""The relations of the graph, one row each, in the order in which messages are passed (Eq. 1-6 of HeGraphAdapter).
+"""Table of the six relations of the graph, in the order in which messages are passed (Eq. 1-6 of HeGraphAdapter).
 
-This table alone lists them: the graph weighs the edges by it (`graph.py`), message passing walks it (`layers.py`), and
-the keys of the meta-path weights come from it (`options.py`).
+The graph takes its edge weights from this table (`graph.py`), message passing follows its order (`layers.py`), and the
+configuration keys of the meta-path weights are its `weight_key` column (`options.py`).
 """
 
 from __future__ import annotations
@@ -9,24 +9,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 NODE_TYPES = ("positive", "negative", "visual")
-REFINED = "positive"  # the nodes that classify, once they have received their messages
+REFINED = "positive"  # the node type whose updated nodes are the text classifier
 
 
 @dataclass(frozen=True)
 class RelationType:
-    """One kind of edge, from every node of one type to every node of another.
+    """Edges from every node of one type to every node of another type.
 
     Attributes:
         source, target: Node types.
-        diagonal: Factor on the edge from a class's own node. Off the diagonal an edge weighs the cosine of its two
-            nodes. A negative prompt says the opposite of its class, so the relations that touch a negative node carry
-            the dissimilarity, -1. Within one node type there is no such edge, 0: the self term stands for it.
-        weight_key: Configuration key of its meta-path weight. "" marks messages that update no node: they move
-            the cached images of their class (Eq. 6).
-        weight: Default of that weight: the paper's for ImageNet (Table 3). It prints none to negative nodes.
-        weight_at_test: Default at test time, which has a key of its own (`weight_key`_TEST). The paper's is 0.1.
-        frozen: Whether the source nodes are those of the graph. Else they have received their own messages before.
-        self_term: Whether a message holds the target's own term `x_i W / (deg_i + 1)`.
+        diagonal: Factor on the edge between the two nodes of one class. All other edges weigh the cosine of their
+            nodes. A negative prompt contradicts its class, so relations with negative nodes use the dissimilarity, -1.
+            Within one node type the self term replaces this edge, 0.
+        weight_key: Configuration key of the meta-path weight. "" marks a relation that updates no node and moves the
+            cache keys of its class (Eq. 6).
+        weight: Default meta-path weight, the paper's for ImageNet (Table 3). The paper gives none for negative nodes.
+        weight_at_test: Default meta-path weight at test time, with the key `weight_key`_TEST. The paper's is 0.1.
+        frozen: Whether the source nodes are the initial CLIP features. Otherwise they are updated nodes.
+        self_term: Whether a message contains the target's own term `x_i W / (deg_i + 1)`.
     """
 
     source: str
@@ -40,17 +40,17 @@ class RelationType:
 
     @property
     def edge_type(self) -> tuple[str, str, str]:
-        """As in PyG."""
+        """Edge type in PyG's notation, `(source, "to", target)`."""
         return (self.source, "to", self.target)
 
     @property
     def name(self) -> str:
-        """Such as "negative_to_positive", which can name a parameter."""
+        """Name for parameters and state dicts, such as "negative_to_positive"."""
         return "_".join(self.edge_type)
 
     @property
     def key_at_test(self) -> str:
-        """Configuration key of the weight at test time."""
+        """Configuration key of the meta-path weight at test time."""
         return self.weight_key if self.weight_at_test is None else f"{self.weight_key}_TEST"
 
 
