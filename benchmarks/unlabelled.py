@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from trainers.hegraph.method.cache import FoldedClassifier
 from trainers.hegraph.method.unlabelled import ClassSums
-from trainers.hegraph.method.unlabelled import hear_unlabelled
+from trainers.hegraph.method.unlabelled import adapt_to_unlabelled
 
 images, num_classes, width = {images}, {num_classes}, {width}
 generator = torch.Generator().manual_seed(1)
@@ -33,7 +33,7 @@ known = torch.arange(num_classes).repeat(4)
 labelled = ClassSums.of(near(known), known, num_classes)
 features = near(torch.randint(num_classes, (images,), generator=generator))
 began = time.monotonic()
-heard = hear_unlabelled(FoldedClassifier(60 * centres), labelled, centres, features, 100.0, 1.0)
+heard = adapt_to_unlabelled(FoldedClassifier(60 * centres), labelled, centres, features, 100.0, 1.0)
 seconds = time.monotonic() - began
 assert heard.logits.isfinite().all()
 print(json.dumps([seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024]))

@@ -35,7 +35,7 @@ from trainers.hegraph.labels.issues import (
 from trainers.hegraph.labels.suggest import choose, typicality
 from trainers.hegraph.method.cache import FoldedClassifier
 from trainers.hegraph.method.closed_form import OMEGA_NEW, ClosedForm, class_offsets, left_out_offsets
-from trainers.hegraph.method.unlabelled import ClassSums, hear_unlabelled
+from trainers.hegraph.method.unlabelled import ClassSums, adapt_to_unlabelled
 from trainers.hegraph.training.confidence import fit_temperature
 
 SHOTS = (4, 8, 16)
@@ -187,7 +187,7 @@ def ours(pool: Pool, labelled: Tensor, others: Tensor, number: int, _: torch.Gen
     known, labels = pool.keys[labelled], pool.labels[labelled]
     sums, temperature = ClassSums.of(known, labels, pool.num_classes), pool.temperature(known, labels)
     features = pool.keys[others]
-    heard = hear_unlabelled(pool.free(known, labels), sums, pool.text, features, pool.scale, temperature)
+    heard = adapt_to_unlabelled(pool.free(known, labels), sums, pool.text, features, pool.scale, temperature)
     edges = (heard.logits / temperature).softmax(dim=1)
     return others[choose(edges, typicality(edges, features, sums), sums.counts, number)]
 

@@ -24,16 +24,16 @@ from torch import Tensor
 from trainers.hegraph.features.bank import FeatureBank, load_bank
 from trainers.hegraph.method import unlabelled
 from trainers.hegraph.method.cache import FoldedClassifier
-from trainers.hegraph.method.unlabelled import ClassShares, ClassSums, hear_unlabelled
+from trainers.hegraph.method.unlabelled import ClassPrior, ClassSums, adapt_to_unlabelled
 from trainers.hegraph.models.folder import load_model
 
 BATCH = 64
 WHOLE = "whole test set"
-NO_SHARES = mock.patch.object(ClassShares, "of", lambda *_: ClassShares(1.0, 1.0, 0.0, 0.0))
+NO_CLASS_PRIOR = mock.patch.object(ClassPrior, "of", lambda *_: ClassPrior(1.0, 1.0, 0.0, 0.0))
 PARTS = {
     "all": nullcontext(),
-    "nodes alone": NO_SHARES,
-    "class shares alone": mock.patch.object(unlabelled, "OMEGA", 0.0),
+    "nodes alone": NO_CLASS_PRIOR,
+    "class prior alone": mock.patch.object(unlabelled, "OMEGA", 0.0),
 }
 
 
@@ -74,7 +74,7 @@ def study(bank: FeatureBank, classifier: FoldedClassifier, labelled: ClassSums, 
                 for together in sets:
                     features, labels = bank.test_features[together], bank.test_labels[together]
                     text, scale = bank.text_positive, bank.logit_scale
-                    heard = hear_unlabelled(classifier, labelled, text, features, scale, temperature)
+                    heard = adapt_to_unlabelled(classifier, labelled, text, features, scale, temperature)
                     for place, logits in enumerate((classifier.logits(features), heard.logits)):
                         right[place] += (logits.argmax(dim=1) == labels).sum()
             count = sum(map(len, sets))

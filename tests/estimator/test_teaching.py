@@ -20,8 +20,8 @@ from sklearn.exceptions import NotFittedError
 from trainers.hegraph import HeGraphClassifier, UserError
 from trainers.hegraph.__main__ import main
 from trainers.hegraph.method.cache import FoldedClassifier
-from trainers.hegraph.method.closed_form import OMEGA_NEW, TextGuess
-from trainers.hegraph.method.unlabelled import ClassSums, hear_unlabelled
+from trainers.hegraph.method.closed_form import OMEGA_NEW, TextPrior
+from trainers.hegraph.method.unlabelled import ClassSums, adapt_to_unlabelled
 from trainers.hegraph.predict.prediction import Options, open_model
 from trainers.hegraph.training import memory
 
@@ -123,7 +123,7 @@ def test_a_class_of_a_name_alone_is_reached_as_other_classes_are(variant, omega,
         assert folded.labels.tolist() == [*before.labels.tolist(), 3]
         assert folded.key_weights.tolist() == [1.0] * 21 + [7.0]
         means = torch.stack([torch.from_numpy(X[y == label]).mean(dim=0) for label in LABELS[:3]])
-        guessed = TextGuess(text[:3], means).of(text[3:])[0]
+        guessed = TextPrior(text[:3], means).predict(text[3:])[0]
         torch.testing.assert_close(folded.keys[-1].double(), guessed / guessed.norm(), rtol=0, atol=1e-5)
 
 
@@ -282,7 +282,7 @@ def test_adapt_lets_the_trained_classifier_hear_the_images(own, fitted, parts, d
     model, text = fitted.model_, torch.from_numpy(data.text)
     sums = ClassSums.of(torch.from_numpy(X), torch.from_numpy(y), 4)
     pool = torch.from_numpy(U)
-    expected = hear_unlabelled(model.classifier, sums, text, pool, model.logit_scale, model.temperature)
+    expected = adapt_to_unlabelled(model.classifier, sums, text, pool, model.logit_scale, model.temperature)
     assert own.adapt(U) is own
     torch.testing.assert_close(own.model_.classifier.weights, expected.classifier.weights)
     torch.testing.assert_close(own.model_.classifier.bias, expected.classifier.bias)
@@ -357,7 +357,7 @@ def test_a_start_without_any_label(data, quick):
     none, text = np.full(len(data.X), -1), torch.from_numpy(data.text)
     fitted = quick(text_features=data.text).fit(data.X, none, classnames=LABELS)
     nothing = ClassSums.of(torch.zeros(0, 16), torch.zeros(0, dtype=torch.long), 4)
-    heard = hear_unlabelled(FoldedClassifier(100 * text), nothing, text, torch.from_numpy(data.X), 100.0, 1.0)
+    heard = adapt_to_unlabelled(FoldedClassifier(100 * text), nothing, text, torch.from_numpy(data.X), 100.0, 1.0)
     torch.testing.assert_close(fitted.model_.classifier.weights, heard.classifier.weights, rtol=1e-4, atol=1e-3)
     assert fitted.classes_.tolist() == [0, 1, 2, 3] and fitted.model_.method == "ZeroShot"
     by_label = quick(text_features=data.text).fit(data.X, none, classnames={7: "a", 3: "b", 5: "c", 9: "d"})

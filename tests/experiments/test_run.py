@@ -28,7 +28,7 @@ from trainers.hegraph.experiments import run as run_module
 from trainers.hegraph.experiments.tasks import BankTask
 from trainers.hegraph.features.bank import BankFile, FeatureBank, load_bank
 from trainers.hegraph.method.cache import FoldedClassifier
-from trainers.hegraph.method.unlabelled import ClassSums, hear_unlabelled
+from trainers.hegraph.method.unlabelled import ClassSums, adapt_to_unlabelled
 from trainers.hegraph.models.folder import load_model, read_thumbnail
 from trainers.hegraph.results.records import MEASURED, read_record
 from trainers.hegraph.utils import processes
@@ -270,7 +270,9 @@ def test_a_pool_is_what_was_not_drawn_and_val_and_the_model_has_heard_it(run, fi
     record, out = run("--unlabelled", "pool")
     bank, before, model = load_bank(tiny_bank), load_model(finished_run_once), load_model(out)
     pool, labelled = pool_of(bank, out)
-    heard = hear_unlabelled(before.classifier, labelled, bank.text_positive, pool, bank.logit_scale, before.temperature)
+    heard = adapt_to_unlabelled(
+        before.classifier, labelled, bank.text_positive, pool, bank.logit_scale, before.temperature
+    )
     torch.testing.assert_close(model.classifier.weights, heard.classifier.weights, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(model.classifier.bias, heard.classifier.bias, rtol=1e-4, atol=1e-4)
     for key, classifier in (("accuracy", heard.classifier), ("accuracy_text", heard.classifier.text_only())):
@@ -278,7 +280,7 @@ def test_a_pool_is_what_was_not_drawn_and_val_and_the_model_has_heard_it(run, fi
         assert record[key] == pytest.approx(100 * right.double().mean().item())
     assert record["protocol"] == "with unlabelled images" and "protocol" not in plain
     assert record["unlabelled"]["images"] == "pool" and record["unlabelled"]["num_images"] == len(pool) == 20 + 15
-    assert record["unlabelled"]["shares"]["offsets"] == round(heard.shares.offsets, 4)
+    assert record["unlabelled"]["class_prior"]["offset_weight"] == round(heard.class_prior.offset_weight, 4)
     assert model.temperature == before.temperature and model.known is None
     assert (before.unlabelled, model.unlabelled) == (0, 35)
     assert record["run_id"] != plain["run_id"] and "DATASET.UNLABELLED" not in plain["config"]
@@ -289,7 +291,7 @@ def test_the_test_images_together_leave_no_model(run, finished_run_once, tiny_ba
     bank, before = load_bank(tiny_bank), load_model(finished_run_once)
     _, labelled = pool_of(bank, out)
     text, features, scale = bank.text_positive, bank.test_features, bank.logit_scale
-    heard = hear_unlabelled(before.classifier, labelled, text, features, scale, before.temperature)
+    heard = adapt_to_unlabelled(before.classifier, labelled, text, features, scale, before.temperature)
     predicted = load_file(out / "predictions.safetensors")["predicted"]
     assert predicted.tolist() == heard.logits.argmax(dim=1).tolist()
     assert record["protocol"] == "transductive" and record["unlabelled"]["num_images"] == 40
@@ -301,7 +303,7 @@ def test_a_trained_model_hears_them_in_a_test_of_it_but_not_twice(run, finished_
     trained, heard = run("--unlabelled", what, name="trained")
     tested, folder = run("--eval-only", "--model-dir", str(finished_run_once), "--unlabelled", what, name="tested")
     assert tested["accuracy"] == pytest.approx(trained["accuracy"], abs=2.6)  # cache keys were rounded; 40 images
-    assert {**tested["unlabelled"], "shares": None} == {**trained["unlabelled"], "shares": None}
+    assert {**tested["unlabelled"], "class_prior": None} == {**trained["unlabelled"], "class_prior": None}
     assert tested["protocol"] == trained["protocol"] and not (folder / "model").exists()
     if what == "pool":
         again = run("--eval-only", "--model-dir", str(heard), "--unlabelled", what, name="again", code=2)
@@ -314,7 +316,7 @@ def test_zero_shot_has_seen_no_label_and_no_temperature(run, tiny_bank):
     pool, _ = pool_of(bank, out)
     none = ClassSums.of(pool[:0], bank.train_labels[:0], 5)
     start = FoldedClassifier(bank.logit_scale * bank.text_positive)
-    heard = hear_unlabelled(start, none, bank.text_positive, pool, bank.logit_scale, 1.0)
+    heard = adapt_to_unlabelled(start, none, bank.text_positive, pool, bank.logit_scale, 1.0)
     torch.testing.assert_close(model.classifier.weights, heard.classifier.weights)
 
 

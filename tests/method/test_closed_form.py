@@ -12,7 +12,7 @@ from torch.testing import assert_close
 
 from benchmarks.tasks import unit_features
 from trainers.hegraph.method import closed_form
-from trainers.hegraph.method.closed_form import ClosedForm, TextGuess, class_offsets
+from trainers.hegraph.method.closed_form import ClosedForm, TextPrior, class_offsets
 
 K, WIDTH = 7, 6
 LABELS = torch.tensor([0, 0, 1, 2, 2, 2, 3, 4, 4, 5, 6, 6, 1])
@@ -46,7 +46,7 @@ def ridge(texts: Tensor, rest: Tensor, constant: Tensor, strength: Tensor, new: 
 @pytest.mark.parametrize(
     ("seed", "noise", "strength"), [(3, 0.02, 0.01), (3, 0.2, 0.03), (3, 0.6, 0.1), (31, 0.2, 0.3), (8, 1.0, 1.0)]
 )
-def test_the_guess_of_a_class_is_that_of_a_regression_without_it(seed, noise, strength):
+def test_text_prior_is_leave_one_class_out_ridge_regression(seed, noise, strength):
     text = unit_features(K, WIDTH, seed=seed)
     means = means_of(keys_near(text, noise))
     texts, images = text.double() - text.double().mean(0), means - means.mean(0)
@@ -65,27 +65,27 @@ def test_the_guess_of_a_class_is_that_of_a_regression_without_it(seed, noise, st
     errors = {factor: (rest - left_out(factor)).square().sum() for factor in (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100)}
     best = min(errors, key=errors.__getitem__)
     assert best == strength and errors[best] < rest.square().sum()
-    guess = TextGuess(text, means)
-    assert_close(guess.left_out, means.mean(0) + slope * texts + left_out(best))
+    prior = TextPrior(text, means)
+    assert_close(prior.left_out, means.mean(0) + slope * texts + left_out(best))
     new = F.normalize(text[:2] + text[2:4], dim=-1)
     shifted = new.double() - text.double().mean(0)
     predicted = ridge(texts, rest, constant, best * mean_eigenvalue, shifted)
-    assert_close(guess.of(new), means.mean(0) + slope * shifted + predicted)
+    assert_close(prior.predict(new), means.mean(0) + slope * shifted + predicted)
 
 
-def test_where_no_regression_is_better_than_none_the_guess_is_a_multiple_of_the_text():
-    guess = TextGuess(TEXT, unit_features(K, WIDTH, seed=9))  # means that have nothing to do with the text
-    assert guess.dual is None and guess.slope >= 0
-    assert_close(guess.left_out, guess.of(TEXT))
-    opposite = TextGuess(TEXT, -TEXT)
+def test_text_prior_without_regression_is_a_multiple_of_text():
+    prior = TextPrior(TEXT, unit_features(K, WIDTH, seed=9))  # means that have nothing to do with the text
+    assert prior.dual is None and prior.slope >= 0
+    assert_close(prior.left_out, prior.predict(TEXT))
+    opposite = TextPrior(TEXT, -TEXT)
     assert opposite.slope == 0  # never below
 
 
-def test_the_messages_are_whitened_differences_to_the_mean(monkeypatch):
+def test_messages_are_whitened_differences_to_the_mean(monkeypatch):
     kappa, rho = 3.0, 0.5
     found = ClosedForm(KEYS, LABELS, TEXT, kappa, rho)
-    guess, counts = TextGuess(TEXT, means_of(KEYS)).left_out, LABELS.bincount().double()
-    nodes = torch.stack([(counts[k] * means_of(KEYS)[k] + kappa * guess[k]) / (counts[k] + kappa) for k in range(K)])
+    prior, counts = TextPrior(TEXT, means_of(KEYS)).left_out, LABELS.bincount().double()
+    nodes = torch.stack([(counts[k] * means_of(KEYS)[k] + kappa * prior[k]) / (counts[k] + kappa) for k in range(K)])
     residuals = KEYS.double() - nodes[LABELS]
     sigma, r = residuals.t() @ residuals / len(KEYS), rho * WIDTH / len(KEYS)
     inverse = ((sigma / (sigma.trace() / WIDTH) + r * torch.eye(WIDTH).double()) / (1 + r)).inverse()
@@ -101,14 +101,14 @@ def test_the_messages_are_whitened_differences_to_the_mean(monkeypatch):
     whitened = (KEYS[0].double() - mean) @ found.to_text.whitening / scale  # distances, by the inverse alone
     expected = length(KEYS[0] - nodes) / scale
     assert_close((whitened - found.to_text.nodes).norm(dim=1), expected, rtol=1e-4, atol=1e-5)
-    monkeypatch.setattr(closed_form, "ROWS", 4)  # blocks change nothing
+    monkeypatch.setattr(closed_form, "CHUNK_ROWS", 4)  # blocks change nothing
     in_blocks = ClosedForm(KEYS, LABELS, TEXT, kappa, rho)
     assert_close(in_blocks.to_text.weights, found.to_text.weights)
     assert_close(in_blocks.noise, found.noise)
 
 
 @pytest.mark.parametrize("factor", [0.06, 0.09, 0.125, 0.18, 0.25, 0.35, 0.5, 0.7, 1.0])
-def test_offsets_move_the_masses_of_the_classes_towards_their_counts_at_the_best_factor(monkeypatch, factor):
+def test_class_offsets_move_masses_towards_counts(monkeypatch, factor):
     # Times the factor, the logits are (log 6, 0, 0) for four images, of which three are of class 0 and one of class 1:
     # the NLL is least there. The masses are 3, 0.5 and 0.5, the counts 3, 1 and 0, and the prior is 4
     logits, labels = torch.tensor([math.log(6) / factor, 0.0, 0.0]).expand(4, 3), torch.tensor([0, 0, 0, 1])
@@ -121,38 +121,38 @@ def test_offsets_move_the_masses_of_the_classes_towards_their_counts_at_the_best
     assert_close(class_offsets(logits, labels), steps[0] - steps[0].mean(), rtol=1e-4, atol=1e-4)
 
 
-def test_the_noise_of_an_image_is_its_deviation_from_a_class_node_made_without_it():
+def test_noise_is_the_deviation_from_the_leave_one_out_mean():
     kappa = 3.0
     found = ClosedForm(KEYS, LABELS, TEXT, kappa=kappa, rho=0.3)
     for j, label in enumerate(LABELS.tolist()):
         others = [i for i in range(len(KEYS)) if LABELS[i] == label and i != j]
-        total = KEYS[others].double().sum(dim=0) + kappa * found.guess.left_out[label]
+        total = KEYS[others].double().sum(dim=0) + kappa * found.prior.left_out[label]
         node = total / (len(others) + kappa)
         assert_close(found.noise[j].double(), KEYS[j].double() - node, rtol=1e-5, atol=1e-6)
 
 
-def test_with_more_classes_than_features_the_guess_is_the_same_as_with_all_eigenvectors(monkeypatch):
+def test_text_prior_of_many_classes_equals_full_decomposition(monkeypatch):
     many = 3 * WIDTH
     text = unit_features(many, WIDTH, seed=11)
     means = text @ unit_features(WIDTH, WIDTH, seed=12) + 0.1 * unit_features(many, WIDTH, seed=13)
-    few = TextGuess(text, means)
+    few = TextPrior(text, means)
 
     def all_eigenvectors(texts: Tensor, constant: Tensor) -> tuple[Tensor, Tensor]:
         eigenvalues, vectors = torch.linalg.eigh(texts @ texts.t() + constant)
         return eigenvalues.clamp_min(0), vectors
 
     monkeypatch.setattr(closed_form, "kernel_eigenvectors", all_eigenvectors)
-    every, new = TextGuess(text, means), unit_features(4, WIDTH, seed=14)
+    every, new = TextPrior(text, means), unit_features(4, WIDTH, seed=14)
     assert few.dual is not None
     assert_close(few.left_out, every.left_out)
-    assert_close(few.of(new), every.of(new))
+    assert_close(few.predict(new), every.predict(new))
 
 
-def test_a_new_class_receives_what_a_class_with_its_text_and_no_image_would():
+def test_new_classes_take_the_text_prior_as_mean():
     found = ClosedForm(KEYS, LABELS, TEXT, kappa=4.0, rho=0.3)
     new, queries = unit_features(3, WIDTH, seed=21), unit_features(5, WIDTH, seed=22)
     logits, of_text = found.for_new_classes().logits(queries, new), found.to_text
-    for k, guess in enumerate(found.guess.of(new)):
-        direction = (guess - of_text.mean) @ of_text.whitening
+    for k, prior in enumerate(found.prior.predict(new)):
+        direction = (prior - of_text.mean) @ of_text.whitening
         message = direction / direction.norm() @ of_text.whitening / of_text.scale
         assert_close(logits[:, k].double(), (queries.double() - of_text.mean) @ message, rtol=1e-4, atol=1e-5)

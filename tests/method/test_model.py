@@ -23,8 +23,8 @@ from trainers.hegraph.method.cache import (
     adapter_loss,
     cache_affinities,
     cache_logits,
-    moved_keys,
     shifted_cache_logits,
+    shifted_keys,
     text_logits,
 )
 from trainers.hegraph.method.closed_form import ClosedForm, class_offsets
@@ -83,7 +83,7 @@ def train(model: HeGraphModel, steps: int = 10) -> HeGraphModel:
 
 
 @pytest.mark.parametrize("omega", [0.0, 0.2])
-def test_the_variant_free_is_zero_shot_with_class_offsets_and_the_messages(build, omega):
+def test_training_free_adds_offsets_and_head_to_zero_shot(build, omega):
     model = build("free", closed_form=ClosedFormOptions(kappa=3.0, omega=omega))
     offsets = class_offsets(100.0 * KEYS @ TEXT.t(), LABELS)
     assert offsets.abs().max() > 1
@@ -94,7 +94,7 @@ def test_the_variant_free_is_zero_shot_with_class_offsets_and_the_messages(build
 
 
 @pytest.mark.parametrize("variant", ["T-N", "full"])
-def test_the_messages_in_closed_form_are_added_when_the_adapter_folds(build, variant):
+def test_folding_adds_the_closed_form_head(build, variant):
     plain, closed = (
         train(build(variant, text_weights=False, closed_form=options)).fold()
         for options in (ClosedFormOptions(omega=0.0), CLOSED)
@@ -108,7 +108,7 @@ def test_the_messages_in_closed_form_are_added_when_the_adapter_folds(build, var
         assert closed.parts(QUERIES).visual.equal(plain.parts(QUERIES).visual)
 
 
-def test_shuffled_messages_reach_another_class(build):
+def test_shuffle_gives_messages_to_another_class(build):
     plain, to_text, to_visual = (
         build("T", closed_form=CLOSED, shuffle=shuffle).closed_form
         for shuffle in ("none", "visual_to_text", "text_to_visual")
@@ -117,10 +117,10 @@ def test_shuffled_messages_reach_another_class(build):
     assert sorted(others.tolist()) == list(range(K)) and not others.eq(torch.arange(K)).any()
     assert to_text.to_text.weights.equal(plain.to_text.weights[others])
     assert to_text.to_text.bias.equal(plain.to_text.bias[others])
-    assert to_visual.guess.texts.allclose(plain.guess.texts[others])
+    assert to_visual.prior.texts.allclose(plain.prior.texts[others])
 
 
-def test_noise_is_the_deviation_of_one_image_with_either_sign(build):
+def test_noise_is_the_deviation_of_one_image(build):
     model = build("full", closed_form=CLOSED, noise=0.5)
     noisy = model.with_noise(QUERIES, torch.Generator().manual_seed(0))
     rows = model.closed_form.noise
@@ -145,14 +145,14 @@ def test_base_is_zero_shot_without_parameters(build):
     assert model(QUERIES).visual is None
 
 
-def test_t_has_the_text_logits_of_the_full_variant_trained_with_the_same_batches(build):
+def test_t_equals_the_text_classifier_of_full(build):
     alone, full = (train(build(variant)).fold().parts(QUERIES) for variant in ("T", "full"))
     assert alone.text.equal(full.text)  # the two classifiers share no parameter
     assert alone.visual is None and full.visual is not None
     assert not torch.allclose(alone.text, build("base")(QUERIES).text, atol=1e-2)
 
 
-def test_t_p_does_not_see_the_negative_text_and_t_n_sends_nothing_else_to_positive_nodes(build):
+def test_t_p_and_t_n_read_their_sources_only(build):
     def text_of(variant: str, **changes) -> Tensor:
         return build(variant, seed=1, **changes).fold().parts(QUERIES).text
 
@@ -167,7 +167,7 @@ def test_t_p_does_not_see_the_negative_text_and_t_n_sends_nothing_else_to_positi
 
 
 @pytest.mark.parametrize("variant", ["base", "T-P", "full"])
-def test_folding_equals_forward_in_evaluation_mode_and_passes_messages_once(build, monkeypatch, variant):
+def test_folding_equals_forward_in_evaluation_mode(build, monkeypatch, variant):
     model = build(variant, seed=1, alpha_c=8.0, beta_c=3.0, ALPHA_NP=5.0, ALPHA_NP_TEST=0.1)
     adapt, calls = model.adapt, []
     monkeypatch.setattr(model, "adapt", lambda: calls.append(None) or adapt())
@@ -186,7 +186,7 @@ def test_folding_equals_forward_in_evaluation_mode_and_passes_messages_once(buil
 
 
 @pytest.mark.parametrize("variant", ["T-N", "full"])
-def test_parameter_groups_hold_every_parameter_once_at_its_rate_and_training_moves_all(build, variant):
+def test_parameter_groups_hold_each_parameter_once(build, variant):
     model = build(variant, seed=1, learn_metapath=True)
     groups = model.parameter_groups(0.1, 0.5, 0.3)
     rates = {id(p): group["lr"] for group in groups for p in group["params"]}
@@ -204,7 +204,7 @@ def test_parameter_groups_hold_every_parameter_once_at_its_rate_and_training_mov
 
 
 @pytest.mark.parametrize("shuffle", ["none", "negative"])
-def test_a_model_is_built_of_the_features_of_a_task(tiny_bank, model_options, shuffle):
+def test_build_model_uses_the_features_of_the_task(tiny_bank, model_options, shuffle):
     bank = load_bank(tiny_bank)
     model = build_model(bank, model_options(shuffle=shuffle))
     assert model.cache_keys.equal(bank.cache_keys()) and model.cache_labels.equal(bank.train_labels)
@@ -220,7 +220,7 @@ def test_a_model_is_built_of_the_features_of_a_task(tiny_bank, model_options, sh
 # --- the recipes of the configuration files
 
 
-def test_every_file_of_ours_has_all_six_relations_with_a_w_from_zero():
+def test_default_configurations_use_all_relations_with_w():
     for file in OURS:
         options = load_cfg("", str(file)).model
         found = options.variant, options.text_weights, options.bias, options.weight_init
@@ -230,7 +230,7 @@ def test_every_file_of_ours_has_all_six_relations_with_a_w_from_zero():
         assert options.metapath["ALPHA_NP_TEST"] == options.metapath["ALPHA_NP"] == 0.2
 
 
-def test_every_file_of_the_papers_has_its_recipe_and_nothing_of_ours():
+def test_paper_configurations_have_the_papers_recipe():
     for file in PAPERS:
         cfg = load_cfg("", str(file), {"DATASET.NUM_SHOTS": 1})
         options, training = cfg.model, cfg.training
@@ -244,7 +244,7 @@ def test_every_file_of_the_papers_has_its_recipe_and_nothing_of_ours():
         assert found == (0, 0.0, 1.0, 0.1)
 
 
-def test_every_w_moves_and_leaving_out_any_relation_changes_the_logits(tiny_bank):
+def test_each_relation_changes_the_logits(tiny_bank):
     def trained(*pairs: object) -> tuple[HeGraphModel, Logits]:
         """What the default recipe leaves of two images for each class, and its logits of the test images."""
         cfg = load_cfg("", "vit_b32", {"DATASET.NUM_SHOTS": 2, f"{NODE}.MIN_STEPS": 30}, list(pairs))
@@ -266,7 +266,7 @@ def test_every_w_moves_and_leaving_out_any_relation_changes_the_logits(tiny_bank
 # --- the two classifiers: plain functions
 
 
-def test_text_logits_are_scaled_cosines_and_the_cache_sums_the_affinities_of_each_classs_images():
+def test_text_and_cache_logits_by_hand():
     queries, keys = unit_features(B, 8, seed=1), 3 * unit_features(len(LABELS), 8, seed=2)
     cosines = queries @ (keys / 3).t()
     assert_close(text_logits(queries, keys, 100.0), 100 * cosines, rtol=0, atol=1e-4)
@@ -287,9 +287,7 @@ def test_text_logits_are_scaled_cosines_and_the_cache_sums_the_affinities_of_eac
         (None, False, 0.0, 8, torch.float32, 1e-5),
     ],
 )
-def test_logits_and_gradient_equal_those_of_every_key_formed(
-    monkeypatch, chunk, own, known, beta, width, dtype, tolerance
-):
+def test_shifted_cache_logits_equal_the_plain_functions(monkeypatch, chunk, own, known, beta, width, dtype, tolerance):
     monkeypatch.setitem(module.CHUNK, "cpu", chunk)
     features, keys, shift, factors = (
         unit_features(rows, columns, seed=i).to(dtype)
@@ -308,12 +306,12 @@ def test_logits_and_gradient_equal_those_of_every_key_formed(
     scale = max(1.0, theirs.abs().max().item())
     assert_close(ours / scale, theirs / scale, rtol=tolerance, atol=tolerance)
     assert again.equal(ours)
-    assert_close(moved_keys(keys, shift, LABELS), keys + shift[LABELS])
+    assert_close(shifted_keys(keys, shift, LABELS), keys + shift[LABELS])
     folded = FoldedClassifier(torch.zeros(CLASSES, width).to(dtype), None, keys, LABELS, beta=beta)
     assert_close(folded.parts(features).visual, cache_logits(cache_affinities(features, keys, beta), LABELS, CLASSES))
 
 
-def test_a_key_that_its_shift_cancels_gives_finite_logits_and_gradient():
+def test_a_cancelled_key_gives_finite_logits_and_gradient():
     keys = torch.eye(2)
     shift = torch.tensor([[-1.0, 0.0], [0.5, 0.0]], requires_grad=True)
     logits = shifted_cache_logits(keys, keys, shift, torch.tensor([0, 1]), 1.0)
@@ -322,7 +320,7 @@ def test_a_key_that_its_shift_cancels_gives_finite_logits_and_gradient():
 
 
 @pytest.mark.parametrize(("rows", "width", "sizes"), [(10, 4, [4, 4, 2]), (8, 4, [4, 4]), (3, 100, [1, 1, 1])])
-def test_chunks_are_as_large_as_they_may_be_and_hold_every_row_once(monkeypatch, rows, width, sizes):
+def test_chunks_hold_each_row_once(monkeypatch, rows, width, sizes):
     monkeypatch.setitem(module.CHUNK, "cpu", 16)
     matrix = torch.arange(rows).unsqueeze(1)
     parts = [matrix[part] for part in module.chunks(matrix, width)]
@@ -334,7 +332,7 @@ def test_chunks_are_as_large_as_they_may_be_and_hold_every_row_once(monkeypatch,
 # --- the folded classifier
 
 
-def test_a_folded_classifier_by_hand():
+def test_folded_classifier_by_hand():
     weights, keys, queries = unit_features(3, 8, seed=1), unit_features(4, 8, seed=2), unit_features(5, 8, seed=3)
     labels, values, bias = torch.tensor([2, 0, 2, 1]), torch.tensor([1.0, 2.0, 0.5, 1.0]), torch.tensor([0.1, 0.2, 0.3])
     folded = FoldedClassifier(weights, bias, keys, labels, values, alpha=3.0, beta=2.0)

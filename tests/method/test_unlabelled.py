@@ -1,4 +1,4 @@
-"""Unlabelled images: the rounds worked out by hand, what they fold into, and where they must do no harm."""
+"""Adaptation to unlabelled images: rounds by hand, folding, the class prior, and odd pools."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from torch.testing import assert_close
 from benchmarks.tasks import unit_features
 from trainers.hegraph.method import unlabelled
 from trainers.hegraph.method.cache import FoldedClassifier
-from trainers.hegraph.method.closed_form import TextGuess
+from trainers.hegraph.method.closed_form import TextPrior
 from trainers.hegraph.method.unlabelled import (
-    ClassShares,
+    ClassPrior,
     ClassSums,
-    Heard,
-    evenness,
-    hear_unlabelled,
-    relative_evenness,
+    UnlabelledAdaptation,
+    adapt_to_unlabelled,
+    class_balance,
+    relative_balance,
 )
 
 
@@ -34,16 +34,18 @@ class Graph(NamedTuple):
     labels: Tensor
     text: Tensor
 
-    def hear(self, classifier: FoldedClassifier, images: Tensor, scale: float, temperature: float) -> Heard:
+    def adapt(
+        self, classifier: FoldedClassifier, images: Tensor, scale: float, temperature: float
+    ) -> UnlabelledAdaptation:
         sums = ClassSums.of(self.keys, self.labels, len(self.text))
-        return hear_unlabelled(classifier, sums, self.text, images, scale, temperature)
+        return adapt_to_unlabelled(classifier, sums, self.text, images, scale, temperature)
 
 
 K, M, WIDTH, TAU, T = 3, 7, 5, 20.0, 1.7
 LABELS = torch.tensor([0, 0, 1, 2])  # N = 4
 
 
-# A classifier with a bias, what it was trained on, and M images
+# A classifier with a bias, its labelled images, and M unlabelled images
 TEXT = unit_features(K, WIDTH, seed=1)
 CLASSIFIER = FoldedClassifier(TAU / 4 * TEXT, torch.tensor([0.3, 0.0, -0.2]))
 GRAPH = Graph(F.normalize(TEXT[LABELS] + unit_features(4, WIDTH, seed=2), dim=-1), LABELS, TEXT)
@@ -54,27 +56,29 @@ def unlabelled_graph(text: Tensor) -> Graph:
     return Graph(text[:0], torch.zeros(0, dtype=torch.long), text)
 
 
-def given_shares(monkeypatch, offsets: float, prior: float) -> None:
-    monkeypatch.setattr(ClassShares, "of", lambda *_: ClassShares(0.9, 0.5, offsets, prior))
+def set_class_prior(monkeypatch, offsets: float, prior: float) -> None:
+    monkeypatch.setattr(ClassPrior, "of", lambda *_: ClassPrior(0.9, 0.5, offsets, prior))
 
 
 def by_hand(graph: Graph, rounds: int, lam: float, mu: float) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    """The module's equations in float64, with explicit inverses and every difference of an image and a class formed:
-    q `[M, K]`, and what is added to the logits of images outside the graph, `[B, d]` to `[B, K]`."""
+    """The equations of the module in float64, with explicit inverses.
+
+    Returns `q` `[M, K]`, and a function from features `[B, d]` of other images to the change of their logits, `[B, K]`.
+    """
     f, keys, hard = IMAGES.double(), graph.keys.double(), F.one_hot(graph.labels, K).double()
     n, a = len(keys), (CLASSIFIER.logits(IMAGES).double() / T).log_softmax(dim=1)
     q, o = a.exp(), torch.zeros(K).double()
     omega = 0.4 * M**2 / (M**2 + (6 * K) ** 2) * (1.0 if n else min(1.0, 2 * 0.9))
 
     def nodes(q: Tensor, f: Tensor) -> tuple:
-        """The class nodes, the metric and so on, with unlabelled images."""
+        """Class means, covariance and discriminants with unlabelled images."""
         soft, every, edges = q.sum(dim=0), torch.cat([keys, f]), torch.cat([hard, q])
         if n:
-            p = TextGuess(graph.text, hard.t() @ keys / hard.sum(dim=0)[:, None]).left_out
+            p = TextPrior(graph.text, hard.t() @ keys / hard.sum(dim=0)[:, None]).left_out
         else:
             trust, means = (soft / (soft + 2))[:, None], q.t() @ f / soft[:, None]
             middle = (trust * means).sum(dim=0) / trust.sum()
-            p = TextGuess(graph.text, middle + trust * (means - middle)).left_out
+            p = TextPrior(graph.text, middle + trust * (means - middle)).left_out
         counts = edges.sum(dim=0) + 2
         u = (edges.t() @ every + 2 * p) / counts[:, None]
         apart = every[:, None] - u  # [N + M, K, d]
@@ -87,8 +91,8 @@ def by_hand(graph: Graph, rounds: int, lam: float, mu: float) -> tuple[Tensor, C
 
     of_labelled = nodes(q[:0], f[:0]) if n else ()
 
-    def held(rows: Tensor) -> Tensor:
-        """`HELD h` of images."""
+    def discount(rows: Tensor) -> Tensor:
+        """`delta h` of images."""
         return 0.3 * (rows - of_labelled[3]) @ of_labelled[-1].t() if n else torch.zeros(len(rows), K)
 
     for _ in range(rounds):
@@ -99,50 +103,50 @@ def by_hand(graph: Graph, rounds: int, lam: float, mu: float) -> tuple[Tensor, C
         g = torch.einsum("id,de,ice->ic", f - m, inverse, without)
         g = g / (torch.einsum("icd,de,ice->ic", without, inverse, without).sqrt() * s)
         prior = ((soft - q + 3) / (M / K + 3)).log()
-        q = (a + omega * TAU / T * (g - held(f)) + lam * o + (1 - lam) * mu / 2 * prior).softmax(dim=1)
-    return q, lambda rows: omega * TAU * ((rows - m) @ x.t() - held(rows)) + T * lam * o
+        q = (a + omega * TAU / T * (g - discount(f)) + lam * o + (1 - lam) * mu / 2 * prior).softmax(dim=1)
+    return q, lambda rows: omega * TAU * ((rows - m) @ x.t() - discount(rows)) + T * lam * o
 
 
 @pytest.mark.parametrize("rounds", [1, 2])
 @pytest.mark.parametrize("labelled", [True, False])
 @pytest.mark.parametrize(("lam", "mu"), [(0.3, 0.6), (1.0, 0.0)])
-def test_the_rounds_are_the_equations(rounds, labelled, lam, mu, monkeypatch):
+def test_rounds_equal_the_equations(rounds, labelled, lam, mu, monkeypatch):
     graph = GRAPH if labelled else unlabelled_graph(TEXT)
     monkeypatch.setattr(unlabelled, "ROUNDS", rounds)
-    monkeypatch.setattr(unlabelled, "ROWS", 3)  # three blocks
-    given_shares(monkeypatch, lam, mu)
-    heard = graph.hear(CLASSIFIER, IMAGES, TAU, T)
+    monkeypatch.setattr(unlabelled, "CHUNK_ROWS", 3)  # three blocks
+    set_class_prior(monkeypatch, lam, mu)
+    adapted = graph.adapt(CLASSIFIER, IMAGES, TAU, T)
     q, added = by_hand(graph, rounds, lam, mu)
-    assert_close((heard.logits / T).softmax(dim=1).double(), q, rtol=1e-4, atol=1e-6)
+    assert_close((adapted.logits / T).softmax(dim=1).double(), q, rtol=1e-4, atol=1e-6)
     outside = F.normalize(IMAGES[:4] + IMAGES[3:], dim=-1)
     expected = CLASSIFIER.logits(outside) + added(outside.double())
-    assert_close(heard.classifier.logits(outside).double(), expected, rtol=1e-4, atol=1e-5)
+    assert_close(adapted.classifier.logits(outside).double(), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_a_classifier_without_a_bias_gets_one_and_the_cache_stays(monkeypatch):
-    given_shares(monkeypatch, 1.0, 0.0)
+def test_adaptation_adds_a_bias_and_keeps_the_cache(monkeypatch):
+    set_class_prior(monkeypatch, 1.0, 0.0)
     cache = {"keys": GRAPH.keys, "labels": GRAPH.labels, "alpha": 0.0, "beta": 5.5}
     plain, none = (replace(CLASSIFIER, bias=bias, **cache) for bias in (torch.zeros(K), None))
-    plain, none = (GRAPH.hear(classifier, IMAGES, TAU, T).classifier for classifier in (plain, none))
+    plain, none = (GRAPH.adapt(classifier, IMAGES, TAU, T).classifier for classifier in (plain, none))
     assert_close(none.logits(IMAGES), plain.logits(IMAGES))
     assert none.keys is GRAPH.keys and (none.alpha, none.beta) == (0.0, 5.5)
 
 
 def test_copies_of_an_image_count_once():
     copies = [3, 0, 1, 2, 3, 4, 5, 6]
-    once, copied = (GRAPH.hear(CLASSIFIER, rows, TAU, T) for rows in (IMAGES, IMAGES[copies]))
+    once, copied = (GRAPH.adapt(CLASSIFIER, rows, TAU, T) for rows in (IMAGES, IMAGES[copies]))
     assert torch.equal(copied.classifier.weights, once.classifier.weights)
     assert torch.equal(copied.logits, once.logits[copies])
 
 
-# Class shares
+# Class class_prior
 
 
-SCALE = 8.0  # of the text classifier: its predictions are right and not quite sure
+SCALE = 8.0  # logit scale of the text classifier: correct predictions of moderate confidence
 
 
 def clouds(labels: Tensor, spread: float = 0.03) -> tuple[Graph, FoldedClassifier, Tensor]:
-    """Ten classes whose text lies near their images, two labelled images of each, and images of the given classes."""
+    """Ten classes with text near their images, two labelled images each, and images with the labels `labels`."""
     generator = torch.Generator().manual_seed(4)
 
     def near(points: Tensor) -> Tensor:
@@ -156,48 +160,50 @@ def clouds(labels: Tensor, spread: float = 0.03) -> tuple[Graph, FoldedClassifie
 EQUAL, FEW = torch.arange(10).repeat(20), torch.arange(2).repeat(100)
 
 
-def heard_from(images: Tensor, labelled: bool = True) -> Heard:
+def adapt_clouds(images: Tensor, labelled: bool = True) -> UnlabelledAdaptation:
     graph, classifier, _ = clouds(EQUAL)
-    return (graph if labelled else unlabelled_graph(graph.text)).hear(classifier, images, SCALE, 1.0)
+    return (graph if labelled else unlabelled_graph(graph.text)).adapt(classifier, images, SCALE, 1.0)
 
 
 @pytest.mark.parametrize("labelled", [True, False])
-def test_offsets_where_classes_are_equal_and_a_prior_where_few_occur(labelled):
-    equal = heard_from(clouds(EQUAL, spread=0.15)[2], labelled).shares
-    assert equal.offsets == 1 and equal.evenness > 0.98 and equal.scale > 0.8
-    assert equal.prior == 0
-    few = heard_from(clouds(FEW, spread=0.15)[2], labelled).shares
-    assert few.offsets == 0 and few.evenness < 0.4 and few.scale < 0
-    assert few.prior == (pytest.approx(200 / (200 + 6 * 10)) if labelled else 0)  # all of it, by images per class
+def test_class_prior_of_equal_and_of_few_classes(labelled):
+    equal = adapt_clouds(clouds(EQUAL, spread=0.15)[2], labelled).class_prior
+    assert equal.offset_weight == 1 and equal.balance > 0.98 and equal.relative_balance > 0.8
+    assert equal.prior_weight == 0
+    few = adapt_clouds(clouds(FEW, spread=0.15)[2], labelled).class_prior
+    assert few.offset_weight == 0 and few.balance < 0.4 and few.relative_balance < 0
+    assert few.prior_weight == (
+        pytest.approx(200 / (200 + 6 * 10)) if labelled else 0
+    )  # full weight, by images per class
 
 
-def test_predictions_that_tell_nothing_give_no_offsets():
-    """They are as even as can be, and would be so whatever the truth is."""
+def test_uniform_predictions_give_no_offsets():
+    """Uncertain predictions are balanced whatever the class proportions are."""
     probabilities = torch.full((200, 10), 0.1)
-    assert evenness(probabilities.mean(dim=0)) == pytest.approx(1)
-    assert relative_evenness(probabilities) == pytest.approx(0, abs=1e-3)
-    shares = ClassShares.of(probabilities, labelled=True)
-    assert (shares.offsets, shares.prior) == (0, pytest.approx(0.5 * 200 / 260, rel=0.01))
+    assert class_balance(probabilities.mean(dim=0)) == pytest.approx(1)
+    assert relative_balance(probabilities) == pytest.approx(0, abs=1e-3)
+    class_prior = ClassPrior.of(probabilities, labelled=True)
+    assert (class_prior.offset_weight, class_prior.prior_weight) == (0, pytest.approx(0.5 * 200 / 260, rel=0.01))
 
 
 @pytest.mark.parametrize("sure", [30.0, 60.0])
-def test_sure_predictions_of_few_classes_are_uneven(sure):
-    """Classes that nobody is predicted as are taken to look like the others; there is nothing to draw them from."""
-    assert relative_evenness((sure * torch.eye(10)[FEW]).softmax(dim=1)) == -1
-    assert relative_evenness((sure * torch.eye(10)[EQUAL]).softmax(dim=1)) == pytest.approx(1, abs=0.1)
+def test_confident_predictions_of_few_classes_are_imbalanced(sure):
+    """Classes without predicted images are resampled from all images."""
+    assert relative_balance((sure * torch.eye(10)[FEW]).softmax(dim=1)) == -1
+    assert relative_balance((sure * torch.eye(10)[EQUAL]).softmax(dim=1)) == pytest.approx(1, abs=0.1)
 
 
-def test_evenness_is_the_share_of_the_classes_that_equal_shares_would_have():
-    assert evenness(torch.tensor([0.5, 0.5, 0, 0])) == pytest.approx(0.5)
-    assert evenness(torch.tensor([0.5, 0.25, 0.25, 0])) == pytest.approx(math.exp(1.5 * math.log(2)) / 4)
+def test_class_balance_by_hand():
+    assert class_balance(torch.tensor([0.5, 0.5, 0, 0])) == pytest.approx(0.5)
+    assert class_balance(torch.tensor([0.5, 0.25, 0.25, 0])) == pytest.approx(math.exp(1.5 * math.log(2)) / 4)
 
 
-def test_of_many_images_some_are_drawn(monkeypatch):
+def test_relative_balance_samples_many_images(monkeypatch):
     probabilities = (10 * torch.eye(10)[EQUAL]).softmax(dim=1)
-    whole = relative_evenness(probabilities)
-    monkeypatch.setattr(unlabelled, "MOST_IMAGES", 100)
-    some = relative_evenness(probabilities)
-    assert some != whole and some > 0.8 and whole > 0.8
+    whole = relative_balance(probabilities)
+    monkeypatch.setattr(unlabelled, "MAX_RESAMPLED", 100)
+    sampled = relative_balance(probabilities)
+    assert sampled != whole and sampled > 0.8 and whole > 0.8
 
 
 ODD = {
@@ -210,13 +216,13 @@ ODD = {
 
 @pytest.mark.parametrize("labelled", [True, False])
 @pytest.mark.parametrize("images", ODD.values(), ids=ODD.keys())
-def test_odd_pools_do_no_harm(images, labelled):
+def test_odd_pools_do_not_lower_accuracy(images, labelled):
     _, classifier, tested = clouds(EQUAL)
     state = torch.get_rng_state()
-    heard = heard_from(images, labelled)
-    assert torch.equal(torch.get_rng_state(), state)  # draws nothing from what others draw from
-    assert heard.logits.equal(heard_from(images, labelled).logits) and heard.logits.shape == (len(images), 10)
-    for found in (heard.logits, heard.classifier.weights, heard.classifier.bias):
-        assert found.isfinite().all()
-    right = [(c.logits(tested).argmax(dim=1) == EQUAL).double().mean() for c in (classifier, heard.classifier)]
+    adapted = adapt_clouds(images, labelled)
+    assert torch.equal(torch.get_rng_state(), state)  # the global generator is unchanged
+    assert adapted.logits.equal(adapt_clouds(images, labelled).logits) and adapted.logits.shape == (len(images), 10)
+    for tensor in (adapted.logits, adapted.classifier.weights, adapted.classifier.bias):
+        assert tensor.isfinite().all()
+    right = [(c.logits(tested).argmax(dim=1) == EQUAL).double().mean() for c in (classifier, adapted.classifier)]
     assert right[1] >= right[0] - 0.005

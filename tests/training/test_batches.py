@@ -111,9 +111,16 @@ def test_the_estimate_counts_what_a_model_holds(width, model_options):
     buffers = {buffer.data_ptr(): 4 * buffer.numel() for name, buffer in model.named_buffers() if "labels" not in name}
     cached = 4 * model.cache_keys.numel()
     assert parts["keys"] == 2 * cached
-    kept, guess = model.closed_form.to_text, model.closed_form.guess
-    tensors = [kept.weights, kept.whitening, kept.nodes, model.closed_form.noise, guess.left_out, guess.texts]
-    dual = guess.left_out if guess.dual is None else guess.dual  # there is none where text says nothing of images
+    messages, prior = model.closed_form.to_text, model.closed_form.prior
+    tensors = [
+        messages.weights,
+        messages.whitening,
+        messages.nodes,
+        model.closed_form.noise,
+        prior.left_out,
+        prior.texts,
+    ]
+    dual = prior.left_out if prior.dual is None else prior.dual  # None where text does not predict class means
     assert parts["messages"] == sum(tensor.numel() * tensor.element_size() for tensor in [*tensors, dual])
     # Some of the ten features per class are there while the graph is built
     assert 0.5 * parts["graph"] < sum(buffers.values()) - cached <= parts["graph"]

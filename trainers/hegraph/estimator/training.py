@@ -25,7 +25,7 @@ from ..experiments.folder import RunFolder, make_model
 from ..experiments.tasks import ImageTask, Task, ids_of_names
 from ..features.bank import FeatureBank
 from ..features.extract import class_prompts
-from ..method.closed_form import OMEGA_NEW, TextGuess
+from ..method.closed_form import OMEGA_NEW, TextPrior
 from ..method.graph import class_prototypes
 from ..method.unlabelled import ClassSums
 from ..models.lessons import Lessons, spread
@@ -234,7 +234,7 @@ def with_named_classes(model: SavedModel, lessons: Lessons, seen: Tensor) -> Sav
     changed = replace(trained, weights=weights, bias=bias)
     if trained.keys is not None and trained.labels is not None:
         means = sums.sums[seen] / sums.counts[seen, None]
-        guessed = F.normalize(TextGuess(positive[seen], means).of(positive[~seen]), dim=-1).float()
+        guessed = F.normalize(TextPrior(positive[seen], means).predict(positive[~seen]), dim=-1).float()
         known, named = seen.nonzero().flatten(), (~seen).nonzero().flatten()
         share = torch.full((len(named),), len(trained.keys) / len(known))
         changed = replace(

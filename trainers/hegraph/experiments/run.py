@@ -40,7 +40,7 @@ from ..features.bank import FeatureBank, row_hashes
 from ..method.cache import text_logits
 from ..method.model import HeGraphModel, TransferableAdapter
 from ..method.options import ModelOptions
-from ..method.unlabelled import ClassSums, hear_unlabelled
+from ..method.unlabelled import ClassSums, adapt_to_unlabelled
 from ..models.folder import CONFIG, THUMBNAILS, load_model, save_model, write_thumbnails
 from ..models.saved import SavedModel, check_hearing
 from ..results.records import OTHER_CLASSES, SAME_CLASSES, TRANSDUCTIVE, WITH_UNLABELLED
@@ -257,12 +257,17 @@ def hear(trained: TrainedMethod, labelled: ClassSums | None, features: Tensor, w
     # Images with labels, as those of val, would tell zero-shot CLIP its temperature
     temperature = 1.0 if name == "ZeroShot" else fitted.calibration.temperature
     text, scale = trained.text_positive, trained.logit_scale
-    heard = hear_unlabelled(fitted.classifier, labelled, text, features, scale, temperature)
+    heard = adapt_to_unlabelled(fitted.classifier, labelled, text, features, scale, temperature)
     wait_for(features.device)
     seconds = time.monotonic() - started
     logger.info("%d unlabelled images were heard in %.2f s", len(features), seconds)
-    shares = {name: round(value, 4) for name, value in asdict(heard.shares).items()}
-    images = {"images": what, "num_images": len(features), "hash": hash_content(features.cpu()), "shares": shares}
+    class_prior = {name: round(value, 4) for name, value in asdict(heard.class_prior).items()}
+    images = {
+        "images": what,
+        "num_images": len(features),
+        "hash": hash_content(features.cpu()),
+        "class_prior": class_prior,
+    }
     together, classifier = what == TOGETHER, heard.classifier
     fitted = replace(
         fitted,

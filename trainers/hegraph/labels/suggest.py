@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from ..method.closed_form import SMALLEST, whitening_of
-from ..method.unlabelled import ClassSums, hear_unlabelled, second_moment
+from ..method.unlabelled import ClassSums, adapt_to_unlabelled, second_moment
 from ..models.saved import SavedModel
 
 RIDGE = 0.3  # strength of the covariance's ridge, times d / images
@@ -39,7 +39,7 @@ def suggest(model: SavedModel, features: Tensor, number: int) -> list[int]:
     text, labelled, temperature = model.text_positive, model.labelled, model.temperature
     if labelled is None:
         labelled = ClassSums.of(features[:0], torch.zeros(0, dtype=torch.long), len(text))
-    heard = hear_unlabelled(model.classifier, labelled, text, features, model.logit_scale, temperature)
+    heard = adapt_to_unlabelled(model.classifier, labelled, text, features, model.logit_scale, temperature)
     edges = (heard.logits / temperature).softmax(dim=1)
     return choose(edges, typicality(edges, features, labelled), labelled.counts, number)
 

@@ -1,14 +1,13 @@
-"""The two classifiers (Eq. 7 and 8), their loss (Eq. 9), and the classifier that a fitted method leaves.
+"""Text classifier and cache classifier (Eq. 7 and 8), their loss (Eq. 9), and the folded classifier for prediction.
 
-The plain functions come first. `shifted_cache_logits` is Eq. 8 while training moves the keys: the key of image k is
-`F_k + s_c`, where `s_c`, the shift, is one vector per class. So
+The plain functions come first. `shifted_cache_logits` is Eq. 8 during training, which shifts the cache keys: the key of
+image k is `F_k + s_c`, with one vector `s_c` per class. So
 
     cos(f, F_k + s_c) = (f . F_k + f . s_c) / |F_k + s_c|
 
-where nothing in `f . F_k` is trained. Of the two products of `[B, d]` with `[N, d]` that a step of the plain functions
-takes, one is left, and none where `f . F_k` is known before training. The rest is elementwise, and is done in chunks of
-the cache that stay in the processor's own. Rows are gathered by `index_select`, which on a CPU takes a third to a sixth
-of the time of `[...]`.
+where `f . F_k` is constant. The plain functions need two products of `[B, d]` with `[N, d]` in each step. This one
+needs one product, or none if `f . F_k` is precomputed. The remaining work is elementwise, in chunks that fit into the
+processor's cache. Rows are gathered by `index_select`, which on a CPU takes a sixth to a third of the time of `[...]`.
 
 Shapes: B queries, K classes, N cached images, d feature width.
 """
@@ -24,47 +23,57 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# Entries of a chunk. On a CPU, 2 MB of float32 stay in a core's cache; a GPU is fast with large kernels
+# Entries of a chunk: 2 MB of float32 fit into the cache of a CPU core, and a GPU is fast with large kernels
 CHUNK = {"cpu": 2**19, "cuda": 2**26}
-BATCH = 1024  # images that prediction compares with the cache at once
-EPS = 1e-12  # least norm that is divided by, as in F.normalize
-NO_MATCH = -1e4  # an exponent whose exponential is 0, and which times 0 is 0
+BATCH = 1024  # images compared with the cache at once in prediction
+EPS = 1e-12  # least norm in a denominator, as in F.normalize
+NO_MATCH = -1e4  # exponent with exponential 0; finite, so that 0 times it is 0
 
 
 class Logits(NamedTuple):
-    """Logits of the two classifiers, each `[B, K]`; `visual` is None without a cache classifier."""
+    """Logits of the text classifier and of the cache classifier, each `[B, K]`; `visual` is None without a cache."""
 
     text: Tensor
     visual: Tensor | None
 
 
 def text_logits(features: Tensor, class_features: Tensor, logit_scale: float) -> Tensor:
-    """Cosine classifier `tau * cos(f, x_k)` (Eq. 7): logits `[B, K]` of unit-norm image features `[B, d]`, for text
-    features `[K, d]` of any norm. CLIP's `tau` is 100 for OpenAI's weights."""
+    """Logits `tau cos(f, x_k)` of the text classifier (Eq. 7), shape `[B, K]`.
+
+    Args:
+        features: Unit-norm image features, shape `[B, d]`.
+        class_features: Text features of any norm, shape `[K, d]`.
+        logit_scale: CLIP's `tau`, 100 for OpenAI's weights.
+    """
     return logit_scale * features @ F.normalize(class_features, dim=-1).t()
 
 
 def cache_affinities(features: Tensor, keys: Tensor, beta: float) -> Tensor:
-    """Affinity of each query `[B, d]` of unit norm to each cached image `[N, d]` of any norm, shape `[B, N]` (Eq. 8):
-    `exp(-beta (1 - cos(f, F_k)))`, in `(0, 1]`."""
+    """Affinities `exp(-beta (1 - cos(f, F_k)))`, in `(0, 1]`, of queries and cached images (Eq. 8), shape `[B, N]`.
+
+    Args:
+        features: Unit-norm queries, shape `[B, d]`.
+        keys: Features of the cached images, of any norm, shape `[N, d]`.
+        beta: Sharpness.
+    """
     return affinities(features @ F.normalize(keys, dim=-1).t(), beta)
 
 
 def affinities(cosines: Tensor, beta: float) -> Tensor:
-    """`exp(-beta (1 - cos))` of each entry; or of `f . F_k` in place of `cos`, for keys of another norm."""
+    """Affinities `exp(-beta (1 - cos))`, elementwise; for keys of another norm, `f . F_k` takes the place of `cos`."""
     return (-beta * (1 - cosines)).exp()
 
 
 def cache_logits(affinities: Tensor, labels: Tensor, num_classes: int) -> Tensor:
-    """Sum of the affinities `[B, N]` over the cached images of each class (Eq. 8): logits `[B, K]`."""
+    """Logits of the cache classifier, shape `[B, K]`: sums of the affinities `[B, N]` by class (Eq. 8)."""
     logits = affinities.new_zeros(affinities.shape[0], num_classes)
     return logits.index_add(1, labels, affinities)
 
 
 def adapter_loss(logits: Logits, labels: Tensor, visual_weight: float, visual_scale: float) -> Tensor:
-    """Cross-entropy of the text classifier plus `lambda`, the visual weight, times that of the cache (Eq. 9).
+    """Cross-entropy of the text classifier plus `visual_weight` times that of the cache classifier (Eq. 9).
 
-    The visual logits are sums of affinities, which CLIP's `tau` does not scale; they have a scale of their own.
+    The cache logits are sums of affinities. CLIP's `tau` does not scale them; `visual_scale` does.
     """
     loss = F.cross_entropy(logits.text, labels)
     if logits.visual is None or visual_weight == 0:
@@ -81,35 +90,35 @@ def shifted_cache_logits(
     own: Tensor | None = None,
     products: Tensor | None = None,
 ) -> Tensor:
-    """Sum over the images of each class of `exp(-beta (1 - cos(f, F_k + s_c)))`; differentiable in `shift` alone.
+    """Logits of the cache classifier for shifted keys `F_k + s_c`, shape `[B, K]`; differentiable in `shift` alone.
 
     Args:
         features: Unit-norm image features, shape `[B, d]`.
         keys, labels: Cached image features, shape `[N, d]`, and their classes.
-        shift: What moves the keys of each class, shape `[K, d]`.
+        shift: Shift `s_c` of the keys of each class, shape `[K, d]`.
         beta: Sharpness.
-        own: Positions of the queries in the cache, shape `[B]`, where they are cached images themselves: a query then
-            does not match its own key.
-        products: `features @ keys.t()`, shape `[B, N]`, where it is known already.
+        own: Positions in the cache of queries that are cached images themselves, shape `[B]`. A query does not match
+            its own key.
+        products: Precomputed `features @ keys.t()`, shape `[B, N]`.
     """
     return _ShiftedCache.apply(shift, features, keys, labels, beta, own, products).t()
 
 
-def moved_keys(keys: Tensor, shift: Tensor, labels: Tensor) -> Tensor:
-    """The keys `F_k + s_c`, shape `[N, d]`."""
+def shifted_keys(keys: Tensor, shift: Tensor, labels: Tensor) -> Tensor:
+    """Shifted cache keys `F_k + s_c`, shape `[N, d]`."""
     return shift.index_select(0, labels).add_(keys)
 
 
 class _ShiftedCache(torch.autograd.Function):
-    """The forward and backward pass of `shifted_cache_logits`, with cached images and classes in rows.
+    """Forward and backward pass of `shifted_cache_logits`, with cached images and classes in rows.
 
-    The exponent of an affinity is `e = scale * (f . F_k + f . s_c) - beta` with `scale = beta / |F_k + s_c|`; only
-    exponents and norms are kept for the backward pass.
+    The exponent of an affinity is `e = scale * (f . F_k + f . s_c) - beta` with `scale = beta / |F_k + s_c|`. The
+    backward pass needs exponents and norms alone.
     """
 
     @staticmethod
-    def forward(ctx: Any, *given: Any) -> Tensor:
-        shift, features, keys, labels, beta, own, products = given
+    def forward(ctx: Any, *args: Any) -> Tensor:
+        shift, features, keys, labels, beta, own, products = args
         moved = shift @ features.t()  # f . s_c, [K, B]
         exponents, norms = keys.new_empty(len(keys), len(features)), keys.new_empty(len(keys), 1)
         logits = torch.zeros_like(moved)
@@ -119,9 +128,9 @@ class _ShiftedCache(torch.autograd.Function):
             chunk, label = exponents[rows], labels[rows]
             if products is None:
                 torch.mm(keys[rows], features.t(), out=chunk)
-            norms[rows] = moved_keys(keys[rows], shift, label).norm(dim=1, keepdim=True).clamp_min_(EPS)
+            norms[rows] = shifted_keys(keys[rows], shift, label).norm(dim=1, keepdim=True).clamp_min_(EPS)
             chunk.add_(moved.index_select(0, label)).mul_(beta / norms[rows]).sub_(beta)
-            if own is not None:  # in all chunks; what is set too early is set again in its turn
+            if own is not None:  # in all chunks; later chunks overwrite their exponents and set this again
                 exponents.scatter_(0, own.unsqueeze(0), NO_MATCH)
             logits.index_add_(0, label, chunk.exp())
         ctx.save_for_backward(shift, features, keys, labels, exponents, norms)
@@ -132,21 +141,21 @@ class _ShiftedCache(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         shift, features, keys, labels, exponents, norms = ctx.saved_tensors
-        beta, grad = ctx.beta, grad.contiguous()  # it comes transposed, which makes gathering and adding rows slow
+        beta, grad = ctx.beta, grad.contiguous()  # the transposed gradient would be slow to gather from
         grad_moved, grad_shift = torch.zeros_like(grad), torch.zeros_like(shift)
         for rows in chunks(keys, max(exponents.shape[1], keys.shape[1])):
             chunk, label, norm = exponents[rows], labels[rows], norms[rows]
             grad_chunk = chunk.exp().mul_(grad.index_select(0, label))  # of the exponents
             # d e / d |F_k + s_c| = -(e + beta) / |F_k + s_c|
             grad_norm = -((grad_chunk * chunk).sum(1, keepdim=True) + beta * grad_chunk.sum(1, keepdim=True)) / norm
-            grad_shift.index_add_(0, label, moved_keys(keys[rows], shift, label).mul_(grad_norm / norm))
+            grad_shift.index_add_(0, label, shifted_keys(keys[rows], shift, label).mul_(grad_norm / norm))
             grad_moved.index_add_(0, label, grad_chunk.mul_(beta / norm))
         grad_shift.addmm_(grad_moved, features)
         return grad_shift, None, None, None, None, None, None
 
 
 def chunks(matrix: Tensor, width: int) -> Iterator[slice]:
-    """Slices of the rows of a matrix, each of about `CHUNK / width` rows; `width` may be 0, as of no queries."""
+    """Split the rows of a matrix into slices of about `CHUNK / width` rows; `width` may be 0."""
     size = max(1, CHUNK[matrix.device.type] // max(1, width))
     for start in range(0, len(matrix), size):
         yield slice(start, min(start + size, len(matrix)))
@@ -154,18 +163,18 @@ def chunks(matrix: Tensor, width: int) -> Iterator[slice]:
 
 @dataclass(frozen=True)
 class FoldedClassifier:
-    """Class weights and, maybe, a cache (Eq. 7 and 8 of HeGraphAdapter; the cache is Tip-Adapter's).
+    """Linear classifier, optionally with a Tip-Adapter cache (Eq. 7 and 8 of HeGraphAdapter).
 
         z_t = f W^T + b
         z_v = sum over the cached images k of each class of v_k exp(-beta (1 - f . F_k))
         z   = z_t + alpha z_v
 
     Attributes:
-        weights: `W`, which holds CLIP's `tau`: for HeGraphAdapter `tau X_p' / |X_p'|`, shape `[K, d]`.
-        bias: `b`, shape `[K]`; None is zero.
-        keys, labels: Cached image features `F`, shape `[N, d]`, and their classes; None without a cache classifier.
-        key_weights: `v`, shape `[N]`; None is one for all.
-        alpha, beta: Weight of the cache, and sharpness of the affinities.
+        weights: `W`, scaled by CLIP's `tau`, shape `[K, d]`; for HeGraphAdapter `tau X_p' / |X_p'|`.
+        bias: `b`, shape `[K]`; None means zero.
+        keys, labels: Cached image features `F`, shape `[N, d]`, and their classes; None without a cache.
+        key_weights: `v`, shape `[N]`; None means 1 for all.
+        alpha, beta: Weight of the cache logits, and sharpness of the affinities.
     """
 
     weights: Tensor
@@ -186,14 +195,14 @@ class FoldedClassifier:
 
     @torch.no_grad()
     def parts(self, features: Tensor, batch_size: int = BATCH) -> Logits:
-        """Logits of the two classifiers, before they are added, for unit-norm image features `[B, d]`."""
+        """Logits of text classifier and cache for unit-norm image features `[B, d]`, before they are added."""
         text = features @ self.weights.t()
         text = text if self.bias is None else text + self.bias
         visual = None if self.keys is None else torch.cat([*map(self._visual, features.split(batch_size))])
         return Logits(text, visual)
 
     def _visual(self, features: Tensor) -> Tensor:
-        """`z_v` of a batch, in chunks of the cache."""
+        """Cache logits `z_v` of a batch, shape `[B, K]`, computed in chunks of the cache."""
         assert self.keys is not None and self.labels is not None
         logits = features.new_zeros(self.num_classes, len(features))
         for rows in chunks(self.keys, len(features)):
@@ -204,24 +213,24 @@ class FoldedClassifier:
         return logits.t()
 
     def logits(self, features: Tensor, batch_size: int = BATCH) -> Tensor:
-        """The prediction `z`, shape `[B, K]`, for unit-norm image features `[B, d]`."""
+        """Logits `z`, shape `[B, K]`, of unit-norm image features `[B, d]`."""
         return self.combine(self.parts(features, batch_size))
 
     def combine(self, parts: Logits) -> Tensor:
-        """`z_t + alpha z_v`, shape `[B, K]`; `z_t` alone without a cache classifier."""
+        """Sum `z_t + alpha z_v`, shape `[B, K]`; `z_t` alone without a cache."""
         return parts.text if parts.visual is None else parts.text + self.alpha * parts.visual
 
     def plus(self, weights: Tensor, bias: Tensor) -> FoldedClassifier:
-        """The classifier whose logits gain `f . w_c + b_c`."""
+        """Classifier with `f . w_c + b_c` added to its logits; weights `[K, d]` and bias `[K]`."""
         bias = bias if self.bias is None else self.bias + bias
         return replace(self, weights=self.weights + weights, bias=bias)
 
     def text_only(self) -> FoldedClassifier:
-        """The classifier without its cache, which is used in other domains."""
+        """Classifier without the cache, used on other data sets."""
         return replace(self, keys=None, labels=None, key_weights=None)
 
     def to(self, device: str | torch.device, dtype: torch.dtype | None = None) -> FoldedClassifier:
-        """The classifier with all its tensors on a device and, if a type is given, its floats of that type."""
+        """Classifier with its tensors moved to a device and, if `dtype` is given, its floats converted."""
         moved: dict[str, Any] = {}
         for name, value in vars(self).items():
             if isinstance(value, Tensor):

@@ -1,9 +1,9 @@
-"""The model: graph -> message passing -> two classifiers. It takes features, never images.
+"""HeGraphAdapter: graph, message passing, text classifier and cache classifier on frozen CLIP features.
 
-Once it is trained, the graph is no longer needed: it folds into `[K, d]` class weights and `[N, d]` keys. What it can
-say of classes that it was not trained on is a `TransferableAdapter`.
+"HeGraphAdapter: Tuning Multi-Modal Vision-Language Models with Heterogeneous Graph Adapter", arXiv:2410.07854.
 
-"HeGraphAdapter: Tuning Multi-Modal Vision-Language Models with Heterogeneous Graph Adapter".
+A trained model folds into `[K, d]` class weights and `[N, d]` cache keys (`FoldedClassifier`), without the graph.
+`TransferableAdapter` is the part of a model that applies to unseen classes.
 
 Shapes: B queries, K classes, N cached images, d feature width.
 """
@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..features.bank import FeatureBank
-from .cache import FoldedClassifier, Logits, moved_keys, shifted_cache_logits, text_logits
+from .cache import FoldedClassifier, Logits, shifted_cache_logits, shifted_keys, text_logits
 from .closed_form import OMEGA_NEW, ClosedForm, NewClassMessages, class_offsets
 from .graph import HeteroGraph, build_graph, class_prototypes
 from .layers import Adapted, HeteroMessagePassing
@@ -26,13 +26,13 @@ from .relations import RELATIONS
 
 
 class HeGraphModel(nn.Module):
-    """Adapts the classifiers of a frozen CLIP by message passing on a heterogeneous graph.
+    """Text and cache classifiers of a frozen CLIP, adapted by message passing on a heterogeneous graph.
 
     Attributes:
-        cache_keys, cache_labels: Unit-norm features of the fine-tuning images, shape `[N, d]`, and their labels.
+        cache_keys, cache_labels: Unit-norm features of the training images, shape `[N, d]`, and their labels, `[N]`.
         logit_scale: CLIP's `tau`.
         layers: Message passing; None for a variant without training.
-        closed_form: Of the images and the text; None where neither its messages nor its noise is asked for.
+        closed_form: Closed-form head; None if the options use neither its logits nor its noise.
     """
 
     cache_keys: Tensor
@@ -44,7 +44,7 @@ class HeGraphModel(nn.Module):
     ) -> None:
         super().__init__()
         self.num_classes, self.logit_scale, self.options = graph.num_classes, logit_scale, options
-        # Not part of a checkpoint: they come from the features
+        # Not in the state dict, since they are computed from the features
         self.register_buffer("cache_keys", cache_keys, persistent=False)
         self.register_buffer("cache_labels", cache_labels, persistent=False)
         self.register_buffer("x_positive", graph.x_dict["positive"], persistent=False)
@@ -52,20 +52,21 @@ class HeGraphModel(nn.Module):
         self.closed_form: ClosedForm | None = None
         if options.needs_closed_form:
             text, constants = graph.x_dict["positive"], options.closed_form
-            others = shuffled(len(text)).to(text.device)
-            sent = text[others] if options.shuffle == "text_to_visual" else text
-            receivers = others if options.shuffle == "visual_to_text" else None
-            self.closed_form = ClosedForm(cache_keys, cache_labels, sent, constants.kappa, constants.rho, receivers)
+            wrong_classes = shuffled(len(text)).to(text.device)
+            prior_text = text[wrong_classes] if options.shuffle == "text_to_visual" else text
+            permutation = wrong_classes if options.shuffle == "visual_to_text" else None
+            kappa, rho = constants.kappa, constants.rho
+            self.closed_form = ClosedForm(cache_keys, cache_labels, prior_text, kappa, rho, permutation)
 
     def forward(
         self, features: Tensor, own: Tensor | None = None, products: Tensor | None = None, noisy: Tensor | None = None
     ) -> Logits:
-        """Logits of the two classifiers as training sees them, without the messages in closed form.
+        """Logits of both classifiers for training, without the closed-form head.
 
         Args:
             features: Unit-norm image features, shape `[B, d]`.
-            own, products: As of `shifted_cache_logits`.
-            noisy: What the text classifier sees in place of `features`, shape `[B, d]`, from `with_noise`.
+            own, products: See `shifted_cache_logits`.
+            noisy: Input of the text classifier in place of `features`, shape `[B, d]`; see `with_noise`.
         """
         adapted, keys, labels, beta = self.adapt(), self.cache_keys, self.cache_labels, self.options.beta_c
         text = text_logits(features if noisy is None else noisy, adapted.positive, self.logit_scale)
@@ -74,12 +75,12 @@ class HeGraphModel(nn.Module):
         return Logits(text, shifted_cache_logits(features, keys, adapted.visual_bias, labels, beta, own, products))
 
     def adapt(self) -> Adapted:
-        """Passes messages. The result holds for every query until a parameter changes."""
+        """Pass messages. The result is the same for every query until a parameter changes."""
         return Adapted(self.x_positive, None) if self.layers is None else self.layers()
 
     @torch.no_grad()
     def adapt_to_test(self) -> Adapted:
-        """`adapt` in evaluation mode."""
+        """Pass messages in evaluation mode, with the meta-path weights of test time."""
         training = self.training
         self.eval()
         adapted = self.adapt()
@@ -88,7 +89,7 @@ class HeGraphModel(nn.Module):
 
     @torch.no_grad()
     def fold(self, adapted: Adapted | None = None) -> FoldedClassifier:
-        """Keeps what prediction needs of the nodes from `adapt_to_test`; None passes the messages here."""
+        """Fold the model into a classifier. `adapted` is the result of `adapt_to_test`; None computes it."""
         options = self.options
         if options.variant == "free":
             offsets = class_offsets(self.logit_scale * self.cache_keys @ self.x_positive.t(), self.cache_labels)
@@ -101,28 +102,29 @@ class HeGraphModel(nn.Module):
             folded = folded.plus(strength * messages.weights, strength * messages.bias)
         if adapted is None or adapted.visual_bias is None:
             return folded
-        keys = F.normalize(moved_keys(self.cache_keys, adapted.visual_bias, self.cache_labels), dim=-1)
+        keys = F.normalize(shifted_keys(self.cache_keys, adapted.visual_bias, self.cache_labels), dim=-1)
         return replace(folded, keys=keys, labels=self.cache_labels, alpha=options.alpha_c, beta=options.beta_c)
 
     def with_noise(self, features: Tensor, generator: torch.Generator) -> Tensor:
-        """Features `[B, d]`, each moved by the deviation of a random cached image, with a random sign, from its class.
+        """Add within-class noise to unit-norm features `[B, d]`.
 
             f~ = norm(f + nu q r_j),  q = +-1
 
-        The loss of the text classifier is taken at `f~`; `closed_form.py` has `r_j`.
+        `r_j` is the deviation of a random cached image from its class mean (`closed_form.py`). The loss of the text
+        classifier is evaluated at `f~`.
         """
         if self.closed_form is None or self.options.noise == 0:
             return features
         noise = self.closed_form.noise
-        drawn = torch.randint(len(noise), (len(features),), generator=generator).to(features.device)
+        images = torch.randint(len(noise), (len(features),), generator=generator).to(features.device)
         signs = 2 * torch.randint(2, (len(features), 1), generator=generator).to(features.device) - 1
-        return F.normalize(features + self.options.noise * signs * noise.index_select(0, drawn), dim=-1)
+        return F.normalize(features + self.options.noise * signs * noise.index_select(0, images), dim=-1)
 
     def parameter_groups(self, lr: float, weight_lr_mult: float, visual_lr: float) -> list[dict]:
-        """The trainable parameters with their learning rates, for an optimizer.
+        """Parameter groups for an optimizer.
 
-        Biases and meta-path weights learn at `lr`, matrices at `lr * weight_lr_mult`, and `W` and bias of the visual
-        relation at `visual_lr`.
+        Biases and meta-path weights have the learning rate `lr`, weight matrices `lr * weight_lr_mult`, and the weight
+        matrix and bias of the visual relation `visual_lr`.
         """
         rates = {"weights": lr * weight_lr_mult, "biases": lr, "visual": visual_lr}
         groups: dict[str, list[nn.Parameter]] = {role: [] for role in rates}
@@ -134,7 +136,7 @@ class HeGraphModel(nn.Module):
 
 
 def build_model(bank: FeatureBank, options: ModelOptions) -> HeGraphModel:
-    """The untrained adapter of a few-shot task, on the device of its features; UserError if a class has no image."""
+    """Build the untrained model of a few-shot task on the device of its features; UserError if a class has no image."""
     keys, negative = bank.cache_keys(), bank.text_negative
     if options.shuffle == "negative":
         negative = negative[shuffled(len(negative)).to(negative.device)]
@@ -143,25 +145,24 @@ def build_model(bank: FeatureBank, options: ModelOptions) -> HeGraphModel:
 
 
 def shuffled(num_classes: int) -> Tensor:
-    """Another class for every class, shape `[K]`; always the same ones."""
+    """Fixed permutation of the classes without a fixed point, shape `[K]`."""
     order = torch.randperm(num_classes, generator=torch.Generator().manual_seed(0))
-    others = torch.empty_like(order)
-    others[order] = order.roll(1)
-    return others
+    permutation = torch.empty_like(order)
+    permutation[order] = order.roll(1)
+    return permutation
 
 
 @dataclass(frozen=True)
 class TransferableAdapter:
-    """What a trained adapter can carry to classes that it was not trained on (CoCoOp's protocol).
+    """The part of a trained model that applies to unseen classes (CoCoOp's protocol, base to new).
 
-    A bias and a visual node belong to a class that was seen in training. So in the graph of the new classes, positive
-    and negative text nodes alone exchange messages, with the trained `W`. In closed form the relation from text to
-    visual nodes says what the visual node of a new class should be, and the relation back passes it on.
+    Biases and visual nodes belong to the classes of the training. In the graph of new classes, positive and negative
+    text nodes exchange messages through the trained `W`. The closed-form head takes the text prior as class means.
 
     Attributes:
-        parameters: The matrices `W` between text nodes, each `[d, d]`, and their learned meta-path weights, by the
-            names of the layer's state.
-        messages: In closed form; None where the model has none.
+        parameters: Weight matrices between text nodes, each `[d, d]`, and learned meta-path weights, by their names in
+            the state dict.
+        messages: Closed-form head for new classes; None if the model has none.
     """
 
     options: ModelOptions
@@ -170,40 +171,40 @@ class TransferableAdapter:
 
     @classmethod
     def of(cls, model: HeGraphModel) -> TransferableAdapter:
-        """What a trained model can carry to other classes."""
+        """Extract the transferable part of a trained model."""
         closed = model.closed_form if model.options.has_closed_form else None
         empty = cls(model.options, {}, None if closed is None else closed.for_new_classes())
         state = {} if model.layers is None else model.layers.state_dict()
         return replace(empty, parameters={name: state[name] for name in empty.missing_parameters()})
 
     def to(self, device: str | torch.device) -> TransferableAdapter:
-        """The adapter with all its tensors on a device."""
+        """Adapter with its tensors moved to a device."""
         parameters = {name: tensor.to(device) for name, tensor in self.parameters.items()}
         return replace(self, parameters=parameters, messages=self.messages and self.messages.to(device))
 
     @torch.no_grad()
     def class_features(self, positive: Tensor, negative: Tensor) -> Tensor:
-        """Refined text features `X_p'` of new classes, `[K, d]`, from their text nodes, each `[K, d]`."""
+        """Updated text features `X_p'` of new classes, shape `[K, d]`, from their text nodes, each `[K, d]`."""
         if (layers := self._layers(positive, negative)) is None:
             return positive
         layers.to(positive.device).load_state_dict({name: self.parameters[name] for name in layers.state_dict()})
         return layers.eval()().positive
 
     def missing_parameters(self) -> list[str]:
-        """Names of parameters that the options need and that are not there."""
+        """Names of parameters that the options need and `parameters` lacks."""
         layers = self._layers(torch.ones(1, 1), torch.ones(1, 1))  # the names depend on no size
         return [] if layers is None else sorted(layers.state_dict().keys() - self.parameters.keys())
 
     @torch.no_grad()
     def logits(self, features: Tensor, positive: Tensor, negative: Tensor, logit_scale: float) -> Tensor:
-        """Logits `[B, K]` of unit-norm image features `[B, d]` for new classes with text nodes `[K, d]`."""
+        """Logits `[B, K]` of unit-norm image features `[B, d]` for new classes with text nodes `[K, d]` each."""
         logits = text_logits(features, self.class_features(positive, negative), logit_scale)
         if self.messages is None:
             return logits
         return logits + OMEGA_NEW * logit_scale * self.messages.logits(features, positive)
 
     def _layers(self, positive: Tensor, negative: Tensor) -> HeteroMessagePassing | None:
-        """Message passing among text nodes, not trained yet; None without a `W`, since then there are no messages."""
+        """Untrained message passing between text nodes; None without `W`, when there are no messages."""
         if self.options.variant in UNTRAINED or not self.options.text_weights:
             return None
         unseen = {r.weight_key: 0.0 for r in RELATIONS if r.source == "visual" and r.weight_key}

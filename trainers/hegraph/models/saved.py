@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..method.cache import FoldedClassifier
 from ..method.model import TransferableAdapter
-from ..method.unlabelled import ClassSums, Heard, hear_unlabelled
+from ..method.unlabelled import ClassSums, UnlabelledAdaptation, adapt_to_unlabelled
 from ..training.confidence import KnownScores, known_score
 from ..training.memory import refuse_beyond_memory
 from ..utils.errors import UserError
@@ -242,7 +242,7 @@ class SavedModel(Described):
         return self.known.share_below(known_score(logits[None], self.temperature, self.known.score).item())
 
 
-def hear(model: SavedModel, features: Tensor, device: str) -> tuple[SavedModel, Heard]:
+def hear(model: SavedModel, features: Tensor, device: str) -> tuple[SavedModel, UnlabelledAdaptation]:
     """A model whose classifier has heard unlabelled images, on the CPU, and what was heard (`method/unlabelled.py`).
 
     What was measured of the model as it was, scores of test images and of known ones, does not hold any more and goes.
@@ -256,7 +256,7 @@ def hear(model: SavedModel, features: Tensor, device: str) -> tuple[SavedModel, 
     Raises:
         UserError: As `check_hearing`.
     """
-    heard = hear_unlabelled(
+    heard = adapt_to_unlabelled(
         model.classifier.to(device),
         check_hearing(model.labelled, features, model.classifier.width, device),
         model.text_positive.to(device),

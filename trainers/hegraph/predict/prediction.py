@@ -141,10 +141,10 @@ def image_rows(
 def hear_together(model: SavedModel, features: Tensor, device: str) -> Tensor:
     """Logits `[B, K]` of images that inform each other, from their features `[B, d]`; UserError as of `hear`."""
     _, heard = hear(model, features, device)
-    shares = heard.shares
+    class_prior = heard.class_prior
     logger.info(
         "%d images inform each other (class offsets weigh %.2f, the prior %.2f): what is said of one depends on all",
-        len(features), shares.offsets, shares.prior,
+        len(features), class_prior.offset_weight, class_prior.prior_weight,
     )  # fmt: skip
     return heard.logits.cpu()
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from ..method.closed_form import ROWS
+from ..method.closed_form import CHUNK_ROWS
 from ..utils.errors import UserError
 from .batches import products_bytes
 
@@ -43,7 +43,7 @@ def training_bytes(
     }
     if messages:
         parts["messages"] = (cached + 2 * nodes) * FLOAT + (width**2 + 3 * nodes) * DOUBLE
-        block = min(num_images, ROWS) * width
+        block = min(num_images, CHUNK_ROWS) * width
         parts["at the end"] = max((3 * block + 3 * nodes + 5 * width**2) * DOUBLE - parts["step"], 0)
     return parts
 
