@@ -193,16 +193,16 @@ def test_rows_that_do_not_fit_are_refused_with_the_task(rows):
 
 LIMITS = [
     *((values, {}) for values in ([], "12", [1.0, "two"], [0.0])),
-    ([1.0], {"count": 2}),
-    ([1.0, 2.0], {"whole": True}),
-    ([0], {"least": 1}),
-    ([1.1], {"most": 1}),
+    ([1.0], {"length": 2}),
+    ([1.0, 2.0], {"integer": True}),
+    ([0], {"minimum": 1}),
+    ([1.1], {"maximum": 1}),
 ]
 
 
 @pytest.mark.parametrize(("values", "limits"), LIMITS, ids=str)
 def test_numbers_of_another_form_or_out_of_range_are_refused_in_one_line(values, limits):
-    check_numbers("X", (1,), 1, 1, count=1, whole=True)
+    check_numbers("X", (1,), 1, 1, length=1, integer=True)
     check_numbers("X", [3, 0.5])
     with pytest.raises(UserError, match=r"^X must be .*numbers from .* to .*, got [^\n]*$"):
         check_numbers("X", values, **limits)

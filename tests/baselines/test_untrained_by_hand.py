@@ -205,7 +205,7 @@ def test_tip_adapter_predicts_with_what_val_chose(fit):
 
 def test_apes_logits_are_those_of_a_loop_over_the_images_on_the_kept_channels(make_bank, fit):
     bank = make_bank(shots=(1, 3, 2), width=12)
-    kept = caches.refine(bank, CfgNode(dict(caches.APE.defaults)), True)
+    kept = caches.select_channels(bank, CfgNode(dict(caches.APE.defaults)), True)
     f, keys, text = (
         F.normalize(x[:, kept], dim=-1) for x in (bank.test_features, bank.cache_keys(), bank.text_positive)
     )
@@ -228,13 +228,14 @@ def test_ape_keeps_the_channels_of_least_similarity_between_classes_and_most_var
     similarity = torch.stack(products).mean(dim=0)
     criterion = -0.7 * similarity + 0.3 * bank.text_positive.var(dim=0)
     expected = criterion.argsort(descending=True)[: round(12 * 500 / 1024)]
-    assert caches.refine(bank, CfgNode(dict(caches.APE.defaults)), images).tolist() == expected.tolist()
+    assert caches.select_channels(bank, CfgNode(dict(caches.APE.defaults)), images).tolist() == expected.tolist()
 
 
 @pytest.mark.parametrize(("share", "kept"), [(0.01, 1), (0.6, 2), (0.7, 3), (1.0, 4)])
 def test_ape_keeps_the_nearest_number_of_channels_and_at_least_one(share, kept):
     bank = bank_of([[1.0, 0.0, 0.0, 0.0], [0.0, 0.0, -1.0, 0.0]], [0, 1], [[0.5] * 4, [0.5, -0.5, 0.5, -0.5]])
-    assert len(caches.refine(bank, CfgNode({"CHANNELS": [["", share]], "WEIGHTS": [["", [1, 0]]]}), True)) == kept
+    options = CfgNode({"CHANNELS": [["", share]], "WEIGHTS": [["", [1, 0]]]})
+    assert len(caches.select_channels(bank, options, True)) == kept
 
 
 # Linear probe
@@ -362,8 +363,8 @@ def test_zlap_is_the_solution_of_its_system(classes):
 
 
 def test_an_image_has_no_edge_to_itself_and_edges_count_both_ways():
-    found = Neighbours.among(IMAGES, 3)
+    found = Neighbours.nearest(IMAGES, 3)
     edges = nearest(3)
     labels = torch.eye(M).double()
-    torch.testing.assert_close(found.both_ways(labels), edges + edges.t())
-    assert Neighbours.among(IMAGES[:2], 3).to.tolist() == [[1], [0]]
+    torch.testing.assert_close(found.propagate(labels), edges + edges.t())
+    assert Neighbours.nearest(IMAGES[:2], 3).indices.tolist() == [[1], [0]]

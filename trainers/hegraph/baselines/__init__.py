@@ -1,6 +1,6 @@
-"""The methods that HeGraphAdapter is compared with: one class each, all with the contract of `base.py`.
+"""Registry of the methods that HeGraphAdapter is compared with, each a subclass of `base.Method`.
 
-This file is their registry. It imports no method, so that the shell scripts get the names at once.
+Methods are imported on demand, so that shell scripts list the names without importing torch.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .base import Method
 
-# Name of the class, which is what `--trainer` says -> its file. Tables list them in this order.
+# Class name, the value of `--trainer` -> module. Tables list the methods in this order.
 METHODS: dict[str, str] = {
     "ZeroShot": "class_features",
     "LinearProbe": "linear_probes",
@@ -31,21 +31,21 @@ METHODS: dict[str, str] = {
     "APE": "caches",
     "APET": "caches",
 }
-# Methods that predict all test images together. They run with `--unlabelled test` alone, and "all" does not name them
+# Transductive methods. They need `--unlabelled test`, and "all" does not include them
 TRANSDUCTIVE_METHODS: dict[str, str] = {"TransCLIP": "transductive", "ZLaP": "transductive", "StatA": "transductive"}
 OTHERS = METHODS | TRANSDUCTIVE_METHODS
 
 
 def load_method(name: str) -> Method:
-    """Imports a method by its name, a key of `OTHERS`."""
+    """Import and create a method by its name, a key of `OTHERS`."""
     return getattr(importlib.import_module(f".{OTHERS[name]}", __package__), name)()
 
 
 def method_options(name: str) -> tuple[str, dict[str, Any]] | None:
-    """Name and default options of a method, as `load_cfg` takes them; None for HeGraphAdapter, which has its own."""
+    """Return the name and the default options of a method for `load_cfg`; None for HeGraphAdapter."""
     return (name, dict(load_method(name).defaults)) if name in OTHERS else None
 
 
 def needs_backbone(name: str) -> bool:
-    """Whether a method needs the backbone itself, and so runs on images only."""
+    """Whether a method needs the CLIP backbone, so that it runs on images but not on a feature bank."""
     return name in OTHERS and load_method(name).needs_backbone

@@ -1,4 +1,4 @@
-"""Prints the names of all methods, one a line, HeGraphAdapter's last: what `--trainer` may say."""
+"""Print the names of all methods, the values of `--trainer`, one per line."""
 
 from __future__ import annotations
 
@@ -7,18 +7,16 @@ import sys
 from ..utils.errors import Parser, command, report, say
 from . import METHODS, needs_backbone
 
-OURS = "HeGraphAdapter"
-
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the command line; returns the exit code."""
+    """Run the command line and return the exit code."""
     parser = Parser(prog=command("baselines"), description=__doc__)
-    parser.add_argument("--from-bank", action="store_true", help="only those that run on a feature bank")
+    parser.add_argument("--from-bank", action="store_true", help="list only methods that run on a feature bank")
 
     def list_methods() -> None:
         args = parser.parse_args(arguments)
         names = [name for name in METHODS if not (args.from_bank and needs_backbone(name))]
-        say("".join(f"{name}\n" for name in [*names, OURS]))
+        say("".join(f"{name}\n" for name in [*names, "HeGraphAdapter"]))
 
     return report(list_methods)
 

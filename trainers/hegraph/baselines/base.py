@@ -1,13 +1,17 @@
-"""What a method is: the contract that every method HeGraphAdapter is compared with keeps.
+"""Base class of the methods that HeGraphAdapter is compared with.
 
-A method is a class whose name is what `--trainer` says; `METHODS` in `__init__.py` has a row for it. Its docstring, or
-its file's, has the paper, the equation and the distance from the original. Methods that train class features derive
-from `TrainedClassifier` (`trained.py`), those that add a cache to the text from `CacheMethod` (`caches.py`).
+Each subclass of `Method` implements one published method. Its class name is the value of `--trainer`, and a registry in
+`__init__.py` lists it. The docstring of the class, or of its module, cites the paper, states the equation and lists the
+differences from the original. Methods that train class features derive from `TrainedClassifier` (`trained.py`), methods
+that add a cache to the text logits from `CacheMethod` (`caches.py`).
 
-Two distances are not repeated there. Originals that train by epochs augment the images anew in each, and those in Dassl
-(CoOp, CLIP-Adapter, TaskRes, GraphAdapter) leave out the last batch if it is not full; here each epoch draws one of the
-bank's views of every image, and every batch is a step. Those of GDA, TIMO, ProKeR, Proto-CLIP and the cache methods
-choose on the whole val split (on ImageNet: on test); here it is the few-shot one.
+Two differences hold for all methods and are not repeated:
+
+- Originals that train by epochs augment the images in every epoch, and those built on Dassl (CoOp, CLIP-Adapter,
+  TaskRes, GraphAdapter) drop the last incomplete batch. Here an epoch samples one of the bank's views of every image,
+  and no batch is dropped.
+- The originals of GDA, TIMO, ProKeR, Proto-CLIP and the cache methods tune hyperparameters on the whole val split (on
+  ImageNet: on test). Here they use the few-shot val split.
 
 Shapes: N training images, V augmented views of each, K classes, d feature width, B images of a batch.
 """
@@ -33,30 +37,40 @@ from ..utils.option import values_up_to
 if TYPE_CHECKING:  # open_clip takes seconds to import, and most methods do not need it
     from ..backbones.clip import Backbone
 
-Defaults = Mapping[str, Any]  # option -> a bool, a number, a string or a list of such
-Options = Any  # of a run: a frozen dataclass with a field for each key of `defaults`
-SMALLEST = 1e-12  # the least value of an option that must be above 0
+Defaults = Mapping[str, Any]  # option name -> a bool, a number, a string or a list of these
+Options = Any  # options of a run: a frozen dataclass with one field for each key of `Method.defaults`
+EPSILON = 1e-12  # smallest value of an option that must be positive; lower bound of divisors and logarithms
 
 
 @dataclass(frozen=True)
 class FittedMethod:
-    """A method after it has been fitted to a few-shot task; `transferable` to `class_nodes` are HeGraphAdapter's alone.
+    """Classifier that `Method.fit` returns, with the values that a run records about its training.
+
+    Only HeGraphAdapter sets the attributes from `transferable` to `class_nodes`.
 
     Attributes:
-        logits: Maps unit-norm image features `[B, d]` to logits `[B, K]`.
+        logits: Function from unit-norm image features `[B, d]` to logits `[B, K]`.
         num_parameters: Number of trained parameters.
-        epochs, steps: How long it was trained; 0 for a method that trains nothing.
-        selected: What was chosen on val: name -> {"value": ..., "candidates": [[value, accuracy in percent], ...]}.
-        transfer: Maps a bank of other classes to the logits of its test images; None if there is no rule for them.
-        classifier: The same as class weights and a cache, which a run saves; None if `Method.not_saved` says why not.
-        transfer_rule: How a saved model reaches other classes: "zero-shot" as CLIP does, "adapter" by `transferable`,
-            or "none".
-        text_classifier: The classifier without its cache, which has learned the style of the training images.
+        epochs, steps: Number of training epochs and steps; 0 for a training-free method.
+        selected: Hyperparameters selected on val, name -> {"value": ..., "candidates": [[value, accuracy in percent],
+            ...]}.
+        transfer: Function from a bank with other classes to the logits of its test images; None if the method has no
+            rule for unseen classes.
+        classifier: `logits` as class weights and a cache, which a run saves; None if `Method.not_saved` gives a reason.
+        transfer_rule: Rule by which a saved model classifies unseen classes: "zero-shot" as CLIP does, "adapter" by
+            `transferable`, or "none".
+        transferable: Adapter weights that apply to any classes.
+        text_classifier: `classifier` without its cache, for other domains: the cache fits the style of the training
+            images.
+        variant: Variant of HeGraphAdapter.
         text_nodes: Positive text nodes before and after message passing, each `[K, d]` of unit norm.
-        state: Trained parameters, by name.
-        class_nodes: Visual nodes in the whitened space, shape `[K, d]`; None without closed form.
-        together: Whether `logits` takes all test images at once, and says of one what depends on the others.
-        heard: The keys with which a record tells of the images without labels that the method has heard.
+        state: Trained parameters by name.
+        class_nodes: Visual class nodes in the whitened space, shape `[K, d]`; None without the closed-form head.
+        seconds: Time of fitting.
+        calibration: Temperature of the logits.
+        together: Whether the method is transductive: `logits` takes all test images at once, and each prediction
+            depends on all of them.
+        heard: Record entries about the unlabelled images that the method was adapted to.
     """
 
     logits: Callable[[Tensor], Tensor]
@@ -80,14 +94,16 @@ class FittedMethod:
 
 
 class Method(ABC):
-    """A way to classify images after seeing a few of each class.
+    """Few-shot classification method.
 
     Attributes:
-        defaults: The options with their values, which become keys below `TRAINER.<NAME IN CAPITALS>`.
-        needs_backbone: Whether `fit` needs the frozen CLIP itself, so that the method does not run on a feature bank.
-        needs_base: Whether it corrects the predictions of another method, `BASE`; see `transductive.py`.
-        trainer_of_coop: Whether CoOp has a trainer of this name, which Dassl keeps; ours runs without Dassl only.
-        not_saved: Why a run leaves no model folder; "" if it leaves one, because `fit` returns a `classifier`.
+        defaults: Options and their default values, which become keys below `TRAINER.<NAME IN CAPITALS>`.
+        needs_backbone: Whether `fit` needs the frozen CLIP model, so that the method cannot run on a feature bank.
+        needs_base: Whether the method corrects the predictions of another method, its option `BASE`; see
+            `transductive.py`.
+        trainer_of_coop: Whether CoOp registers a trainer of this name in Dassl, so that this one runs without Dassl
+            only.
+        not_saved: Reason why a run saves no model folder; "" if it saves one, from `FittedMethod.classifier`.
     """
 
     defaults: ClassVar[Defaults]
@@ -98,35 +114,46 @@ class Method(ABC):
 
     @property
     def name(self) -> str:
-        """What `--trainer` says: the name of the class."""
+        """Value of `--trainer`: the name of the class."""
         return type(self).__name__
 
     @abstractmethod
     def fit(self, bank: FeatureBank, options: Options, seed: int, backbone: Backbone | None = None) -> FittedMethod:
-        """Fits the method to a few-shot task.
+        """Fit the method to a few-shot task.
 
-        The bank holds training images, val images if there are any, and text features, never test images, and is not
-        changed. The options are the keys of `defaults` with the values of this run; `seed` decides everything that is
-        drawn at random; the backbone is given if `needs_backbone`. Raises UserError if an option is out of range, or
-        the training diverges.
+        Args:
+            bank: Training images, val images if the task has any, and text features, but no test images. It is not
+                modified.
+            options: Values of the keys of `defaults` in this run.
+            seed: Seed of every random choice.
+            backbone: The frozen CLIP model, if `needs_backbone`.
+
+        Raises:
+            UserError: If an option is out of range, or the training diverges.
         """
 
 
 def cosine_classifier(class_features: Tensor, logit_scale: float) -> FoldedClassifier:
-    """`tau * cos(f, x_k)` as class weights, from `x_k` of any norm, shape `[K, d]`."""
+    """Return the classifier `tau * cos(f, x_k)` for class features `x_k` of any norm, shape `[K, d]`."""
     return FoldedClassifier(logit_scale * F.normalize(class_features, dim=-1))
 
 
-def by_dataset(others: Any, **named: Any) -> list[list]:
-    """The rows `[data set, value]` of an option: one for each named data set, and "" for all others."""
-    return [["", others], *([name, value] for name, value in named.items())]
+def by_dataset(default: Any, **values: Any) -> list[list]:
+    """Return the rows `[data set, value]` of an option; the row of the data set "" holds the default."""
+    return [["", default], *([name, value] for name, value in values.items())]
 
 
 def value_for_task(options: Options, key: str, bank: FeatureBank) -> Any:
-    """The value of an option for a task: of rows, that of the row that fits; UserError if none does.
+    """Return the value of an option for a task.
 
-    Rows are `[data set, value]`, where "" is any data set without a row of its own, or `[from this many shots, value]`,
-    of which the last one counts that the class with the most training images reaches. Values are numbers, or lists.
+    The option is a number, or a list of rows of one of two kinds. The value in a row is a number or a list of numbers.
+
+    - `[data set, value]`: the row of the task's data set applies, else the row of the data set "".
+    - `[shots, value]`: of the rows with at most as many shots as the task, the one with the most shots applies. The
+      shots of a task are the training images of its largest class.
+
+    Raises:
+        UserError: If no row applies, or a row has another form.
     """
     rows = getattr(options, key)
     if not isinstance(rows, (list, tuple)):
@@ -134,26 +161,35 @@ def value_for_task(options: Options, key: str, bank: FeatureBank) -> Any:
     shots = int(bank.train_labels.bincount().max())
     try:
         if all(isinstance(first, str) for first, _ in rows):
-            named = {canonical_name(name): value for name, value in rows}
-            found = named.get(canonical_name(bank.dataset), named.get(""))
+            values = {canonical_name(name): value for name, value in rows}
+            value = values.get(canonical_name(bank.dataset), values.get(""))
         else:
-            found = values_up_to(rows, shots)[-1]
+            value = values_up_to(rows, shots)[-1]
     except (IndexError, TypeError, ValueError):
-        found = None
-    if not all(isinstance(value, (int, float)) for value in (found if isinstance(found, (list, tuple)) else [found])):
+        value = None
+    if not all(isinstance(number, (int, float)) for number in (value if isinstance(value, (list, tuple)) else [value])):
         raise UserError(
             f"{key} must have rows [data set, number] or [from this many shots, number], one of them for "
             f"{bank.dataset!r} or {shots} shots, got {rows}"
         )
-    return found
+    return value
 
 
 def check_numbers(
-    name: str, values: Any, least: float = SMALLEST, most: float = math.inf, count: int = 0, whole: bool = False
+    name: str,
+    values: Any,
+    minimum: float = EPSILON,
+    maximum: float = math.inf,
+    length: int | None = None,
+    integer: bool = False,
 ) -> None:
-    """Raises UserError if an option is no list of numbers in a range, by default above 0, or not of `count` of them."""
-    kind = int if whole else (int, float)
-    listed = isinstance(values, (list, tuple)) and len(values) == (count or max(len(values), 1))
-    if not (listed and all(isinstance(value, kind) and least <= value <= most for value in values)):
-        number = f"{count or 'one or more'} {'whole ' if whole else ''}numbers"
-        raise UserError(f"{name} must be {number} from {least} to {most}, got {values}")
+    """Check that an option is a list of numbers in a range, by default one or more positive numbers.
+
+    Raises:
+        UserError: If `values` is no list, has another length, or holds a value of another type or out of range.
+    """
+    types = int if integer else (int, float)
+    is_list = isinstance(values, (list, tuple)) and len(values) == (length or max(len(values), 1))
+    if not (is_list and all(isinstance(value, types) and minimum <= value <= maximum for value in values)):
+        number = f"{length or 'one or more'} {'whole ' if integer else ''}numbers"
+        raise UserError(f"{name} must be {number} from {minimum} to {maximum}, got {values}")

@@ -1,6 +1,7 @@
-"""Methods that add a cache of the training images to the text's logits: Tip-Adapter and APE, each also trained.
+"""Methods that add a cache of the training images to the text logits: Tip-Adapter, APE and their trained forms.
 
-The key `F_i` of image i is the mean of the unit-norm features of its views, scaled to norm 1; the value is its label.
+The cache maps keys to labels. The key `F_i` of training image i is the mean of the unit-norm features of its views,
+normalised to unit norm.
 """
 
 from __future__ import annotations
@@ -22,53 +23,59 @@ from ..method.cache import FoldedClassifier, affinities, cache_affinities, cache
 from ..training.batches import Batch
 from ..training.choice import accuracy, choose, has_val, val_images
 from .base import Defaults, FittedMethod, Method, Options, by_dataset, check_numbers, cosine_classifier, value_for_task
-from .trained import batches, train
+from .trained import batches, count_parameters, train
 
-LOWEST = {"ALPHA": 0.1, "BETA": 0.1, "GAMMA": 0.0}  # where the grids of Tip-Adapter's and APE's authors begin
+GRID_START = {"ALPHA": 0.1, "BETA": 0.1, "GAMMA": 0.0}  # smallest values of the authors' search grids
 
 Values = tuple[float, ...]  # alpha, beta and, in APE, gamma
 
 
 @dataclass(frozen=True)
 class Cache:
-    """The two parts of a prediction, and what is trained of them.
+    """Text logits, cache logits and their trainable parameters.
 
     Attributes:
-        text: Maps image features `[B, d]` to the text's logits `[B, K]`.
-        cache: Maps image features and all numbers but alpha to the cache's logits `[B, K]`, which alpha weighs.
-        folded: Gives the classifier, whose alpha and beta are still open; None if the method has another form.
+        text: Function from image features `[B, d]` to text logits `[B, K]`.
+        cache: Function from image features, beta and, in APE, gamma to cache logits `[B, K]`.
+        parameters: Parameters to train; none for a training-free method.
+        fold: Function that returns the same classifier without alpha and beta; None if it cannot be saved.
     """
 
     text: Callable[[Tensor], Tensor]
     cache: Callable[..., Tensor]
     parameters: Sequence[Tensor] = ()
-    folded: Callable[[], FoldedClassifier] | None = None
+    fold: Callable[[], FoldedClassifier] | None = None
 
-    def logits(self, features: Tensor, alpha: float, *others: float) -> Tensor:
-        """`text + alpha * cache`, shape `[B, K]`."""
-        return self.text(features) + alpha * self.cache(features, *others)
+    def logits(self, features: Tensor, alpha: float, *cache_values: float) -> Tensor:
+        """Return `text + alpha * cache`, shape `[B, K]`."""
+        return self.text(features) + alpha * self.cache(features, *cache_values)
 
 
 class CacheMethod(Method):
-    """A method that adds a cache to the text's logits. Parameters are trained with cross-entropy, AdamW and a cosine by
-    step, at the values of the numbers `searched` where the search starts; `order` is that of SEARCH_SCALE and
-    SEARCH_STEP, as the authors have it.
+    """Base class of methods that add a cache to the text logits.
+
+    Parameters are trained with cross-entropy, AdamW and a cosine schedule by step, at the default alpha and beta. Then
+    the hyperparameters are searched on val.
+
+    Attributes:
+        hyperparameters: Names of the options to search.
+        grid_order: The same names in the order of the values of SEARCH_SCALE and SEARCH_STEP, which is the authors'.
     """
 
-    searched: ClassVar[Sequence[str]] = ("ALPHA", "BETA")
-    order: ClassVar[Sequence[str]] = ("ALPHA", "BETA")
+    hyperparameters: ClassVar[Sequence[str]] = ("ALPHA", "BETA")
+    grid_order: ClassVar[Sequence[str]] = ("ALPHA", "BETA")
 
     @abstractmethod
-    def start(self, bank: FeatureBank, options: Options) -> Cache:
-        """The cache as it is before the first step; arguments as of `fit`."""
+    def build(self, bank: FeatureBank, options: Options) -> Cache:
+        """Return the untrained cache; arguments as in `fit`."""
 
     def fit(self, bank: FeatureBank, options: Options, seed: int, backbone: object = None) -> FittedMethod:
-        start = {name: value_for_task(options, name, bank) for name in self.searched}
-        cache, epochs, steps = self.start(bank, options), 0, 0
+        initial = {name: value_for_task(options, name, bank) for name in self.hyperparameters}
+        cache, epochs, steps = self.build(bank, options), 0, 0
         if cache.parameters:
 
             def loss(batch: Batch) -> Tensor:
-                return F.cross_entropy(cache.logits(batch.features, *start.values()), batch.labels)
+                return F.cross_entropy(cache.logits(batch.features, *initial.values()), batch.labels)
 
             def cosine(step: int, peak: float) -> float:
                 return 0.5 * peak * (1 + math.cos(math.pi * step / (epochs * data.steps_per_epoch)))
@@ -77,56 +84,62 @@ class CacheMethod(Method):
             optimizer = torch.optim.AdamW(cache.parameters, rate, eps=eps, weight_decay=options.WEIGHT_DECAY)
             data = batches(bank, options.BATCH_SIZE, seed)
             steps = train(optimizer, loss, data, epochs, cosine)
-        values, selected = search(bank, options, start, cache, self.order)
-        number = sum(parameter.numel() for parameter in cache.parameters)
-        folded = None if cache.folded is None else replace(cache.folded(), alpha=values[0], beta=values[1])
-        return FittedMethod(lambda x: cache.logits(x, *values), number, epochs, steps, selected, classifier=folded)
+        values, selected = search(bank, options, initial, cache, self.grid_order)
+        classifier = None if cache.fold is None else replace(cache.fold(), alpha=values[0], beta=values[1])
+        num_parameters = count_parameters(cache.parameters)
+        return FittedMethod(
+            lambda x: cache.logits(x, *values), num_parameters, epochs, steps, selected, classifier=classifier
+        )
 
 
 @torch.no_grad()
 def search(
-    bank: FeatureBank, options: Options, start: dict[str, float], cache: Cache, order: Sequence[str]
+    bank: FeatureBank, options: Options, initial: dict[str, float], cache: Cache, grid_order: Sequence[str]
 ) -> tuple[Values, dict]:
-    """Chooses the numbers of a cache method on val; without val images or SEARCH, those of `start` stay.
+    """Select the hyperparameters of a cache method on val.
 
-    Candidates are a grid, which ends a step before SEARCH_SCALE and holds SEARCH_STEP values, both in the given order,
-    and the start's beta (and gamma) with all alphas. Returns the numbers, alpha first, and `FittedMethod.selected`.
+    The candidates are a grid, and all alphas of the grid with the initial beta (and gamma). An axis of the grid has
+    SEARCH_STEP values and ends one step below SEARCH_SCALE.
+
+    Returns:
+        The selected values, alpha first, and an entry of `FittedMethod.selected`. Without val images, or with SEARCH
+        off: the initial values, and {}.
     """
-    values = tuple(start.values())
+    values = tuple(initial.values())
     if not (options.SEARCH and has_val(bank)):
         return values, {}
     scale = value_for_task(options, "SEARCH_SCALE", bank)
-    check_numbers("a value of SEARCH_SCALE", scale, count=len(order))
-    check_numbers("SEARCH_STEP", options.SEARCH_STEP, 1, count=len(order), whole=True)
-    ends, counts = dict(zip(order, scale)), dict(zip(order, options.SEARCH_STEP))
+    check_numbers("a value of SEARCH_SCALE", scale, length=len(grid_order))
+    check_numbers("SEARCH_STEP", options.SEARCH_STEP, 1, length=len(grid_order), integer=True)
+    ends, counts = dict(zip(grid_order, scale)), dict(zip(grid_order, options.SEARCH_STEP))
     alphas, *axes = (
-        [round(LOWEST[name] + i * (ends[name] - LOWEST[name]) / counts[name], 4) for i in range(counts[name])]
-        for name in start
+        [round(GRID_START[name] + i * (ends[name] - GRID_START[name]) / counts[name], 4) for i in range(counts[name])]
+        for name in initial
     )
     features, labels = val_images(bank)
     text, accuracies = cache.text(features), {}
-    for rest in [values[1:], *itertools.product(*axes)]:
-        of_images = cache.cache(features, *rest)
-        for alpha in [values[0], *alphas] if rest == values[1:] else alphas:
-            accuracies[(alpha, *rest)] = accuracy(text + alpha * of_images, labels)
+    for cache_values in [values[1:], *itertools.product(*axes)]:
+        logits = cache.cache(features, *cache_values)
+        for alpha in [values[0], *alphas] if cache_values == values[1:] else alphas:
+            accuracies[(alpha, *cache_values)] = accuracy(text + alpha * logits, labels)
 
     def distance(candidate: Values) -> float:
-        return sum(abs(c - s) / ends[name] for c, s, name in zip(candidate, values, start))
+        return sum(abs(c - v) / ends[name] for c, v, name in zip(candidate, values, initial))
 
     best, entry = choose(accuracies, distance)
-    return best, {", ".join(start): entry}
+    return best, {", ".join(initial): entry}
 
 
-# The options of the search, those of both methods
+# Search options of Tip-Adapter and Tip-Adapter-F
 SEARCH: Defaults = {
-    "SEARCH": True,  # choose ALPHA and BETA on val, if there are val images
-    # Where the grid ends: [largest BETA, largest ALPHA]; for all others theirs for ImageNet, OxfordPets and UCF101
+    "SEARCH": True,  # select ALPHA and BETA on val, if there are val images
+    # End of the grid, [BETA, ALPHA]; by default the authors' for ImageNet, OxfordPets and UCF101
     "SEARCH_SCALE": by_dataset(
         [7.0, 3.0], Caltech101=[12.0, 5.0], DescribableTextures=[13.0, 13.0], EuroSAT=[12.0, 10.0],
         FGVCAircraft=[30.0, 30.0], Food101=[10.0, 10.0], OxfordFlowers=[50.0, 50.0], StanfordCars=[20.0, 10.0],
         SUN397=[12.0, 10.0],
     ),
-    "SEARCH_STEP": [20, 20],  # how many values of BETA and of ALPHA the grid holds
+    "SEARCH_STEP": [20, 20],  # number of values of [BETA, ALPHA] in the grid
 }  # fmt: skip
 
 
@@ -138,64 +151,64 @@ class TipAdapter(CacheMethod):
 
         z = tau * cos(f, t_k) + alpha * sum over the training images i of class k of exp(-beta * (1 - f . F_i))
 
-    Tip-Adapter-F trains the keys with cross-entropy; they are not normalised again, so `f . F_i` is no cosine after the
-    first step. The start values are the paper's, in Tip-Adapter-F the released code's for each data set; alpha and beta
-    are then searched on val, over that code's range.
+    Tip-Adapter-F trains the keys with cross-entropy and does not normalise them again, so `f . F_i` is no cosine after
+    the first step. Initial values are the paper's for Tip-Adapter, and the released code's by data set for
+    Tip-Adapter-F. Alpha and beta are then searched on val, over the range of that code.
 
-    Distance from the original: the few-shot val split is too small to tell 200 values of beta apart, so the grid is 20
-    by 20 where theirs is 200 by 20. The start values are a candidate as well, and of equally good candidates the
-    nearest to them is taken, where theirs is the smallest. In Tip-Adapter-F the authors keep the epoch that is best on
-    test, and report the better on test of before and after the search; here the last epoch counts, after the search.
+    Differences from the original: the few-shot val split is too small to distinguish 200 values of beta, so the grid is
+    20 by 20 instead of 200 by 20. The initial values are a candidate too, and of equally good candidates the nearest to
+    them wins, not the smallest. For Tip-Adapter-F, the authors select the epoch on test and report the better test
+    accuracy of before and after the search; here the last epoch counts, after the search.
     """
 
     defaults: ClassVar[Defaults] = {
-        "ALPHA": 1.0,  # weight of the cache logits; a search starts here
-        "BETA": 5.5,  # sharpness of the affinities; a search starts here
+        "ALPHA": 1.0,  # weight of the cache logits, before the search
+        "BETA": 5.5,  # sharpness of the affinities, before the search
         **SEARCH,
     }
-    order = ("BETA", "ALPHA")
+    grid_order = ("BETA", "ALPHA")
 
-    def start(self, bank: FeatureBank, options: Options) -> Cache:
-        # Training takes the keys at the norm that they have
+    def build(self, bank: FeatureBank, options: Options) -> Cache:
+        # Training starts at the keys as they are: normalising them again would change them by rounding
         is_trained, keys, labels = "LR" in self.defaults, bank.cache_keys(), bank.train_labels
         keys = keys.clone().requires_grad_() if is_trained else F.normalize(keys, dim=-1)
 
         def cache(features: Tensor, beta: float) -> Tensor:
             return cache_logits(affinities(features @ keys.t(), beta), labels, len(bank.text_positive))
 
-        def folded() -> FoldedClassifier:
+        def fold() -> FoldedClassifier:
             return replace(cosine_classifier(bank.text_positive, bank.logit_scale), keys=keys, labels=labels)
 
-        return Cache(zero_shot(bank), cache, [keys] if is_trained else [], folded)
+        return Cache(zero_shot(bank), cache, [keys] if is_trained else [], fold)
 
 
 class TipAdapterF(TipAdapter):
-    """Tip-Adapter-F: trains the cached image features of Tip-Adapter, whose docstring has its distance as well."""
+    """Tip-Adapter-F: trains the keys of Tip-Adapter; see `TipAdapter` for the equation and the differences."""
 
     defaults: ClassVar[Defaults] = {
-        # Weight of the cache logits in training; a search starts here. For all others the authors' for ImageNet,
-        # Food101, OxfordPets and SUN397
+        # Weight of the cache logits in training, before the search; by default the authors' for ImageNet, Food101,
+        # OxfordPets and SUN397
         "ALPHA": by_dataset(
             1.17, Caltech101=3.0, DescribableTextures=2.0, EuroSAT=2.0, FGVCAircraft=5.0, OxfordFlowers=10.0,
             StanfordCars=3.0, UCF101=3.0,
         ),
-        "BETA": 1.0,  # sharpness of the affinities in training; a search starts here
-        "LR": 1e-3,  # AdamW's learning rate
+        "BETA": 1.0,  # sharpness of the affinities in training, before the search
+        "LR": 1e-3,  # learning rate of AdamW
         "EPOCHS": by_dataset(20, EuroSAT=100),
         "BATCH_SIZE": 256,  # images per step
-        "WEIGHT_DECAY": 0.01,  # AdamW's, relative to the learning rate
-        "EPS": 1e-4,  # AdamW's, added to the root of its second moment
+        "WEIGHT_DECAY": 0.01,  # weight decay of AdamW
+        "EPS": 1e-4,  # eps of AdamW
         **SEARCH,
     }  # fmt: skip
 
 
 def zero_shot(bank: FeatureBank) -> Callable[[Tensor], Tensor]:
-    """Zero-shot CLIP, as `Cache.text`."""
+    """Return the function from image features `[B, d]` to zero-shot logits `[B, K]`."""
     return partial(text_logits, class_features=bank.text_positive, logit_scale=bank.logit_scale)
 
 
 class APE(CacheMethod):
-    """APE: adds the similarities to the training images, in the channels that tell classes apart.
+    """APE: adds the similarities to the training images on the channels that discriminate between classes.
 
     Zhu, Zhang, He, Zhou, Wang, Zhao, Gao: Not All Features Matter: Enhancing Few-shot CLIP with Adaptive Prior
     Refinement. ICCV 2023.
@@ -207,125 +220,125 @@ class APE(CacheMethod):
         z = tau * f . (t_k + r_k) + alpha * sum over the training images i of class k of
                                             w_i * exp(-beta * (1 - f . (F_i + r_k)))                             (APE-T)
 
-    A prime marks a feature of which only some channels are kept, those with the largest `-w_1 * S + w_2 * V`. S is the
-    mean product, in the channel, of two features of different classes, text or images; V is the variance of the text
-    over classes. In APE-T the channels are chosen by the text alone. Each class has one residual `r_k`, which is 0 on
-    the other channels, and each image a weight `w_i`; they start at 0 and 1 and are trained with cross-entropy, and the
-    moved features are not normalised again. Everything that has rows by data set below is as in the released code.
+    A prime marks a feature on selected channels, those with the largest `-w_1 * S + w_2 * V`. S is the mean product, in
+    the channel, of two features of different classes, text or images; V is the variance of the text features over the
+    classes. APE-T selects the channels by the text alone. It trains one residual `r_k` per class, which is 0 on the
+    other channels, and one weight `w_i` per image, starting at 0 and 1, with cross-entropy. The shifted features are
+    not normalised again. All values by data set below are the released code's.
 
-    Distance from the original: as Tip-Adapter's, with a grid of 20 by 20 by 5 where theirs is 20 by 200 by 20 (on
-    ImageNet by 5). The authors' numbers of channels are for the 1024 channels of RN50; at other widths the same share
-    is kept. Classes may have unequal numbers of images. The released file of APE-T does not run as it is: it reads a
-    key that no configuration has, takes APE's number of channels where the residual has another, and APE's channels if
-    they are stored. Its authors keep the epoch that is best on val, here the last one counts; they train in half
-    precision, here it is single.
+    Differences from the original: as for Tip-Adapter, with a grid of 20 by 20 by 5 instead of 20 by 200 by 20 (on
+    ImageNet by 5). The authors' numbers of channels are for the 1024 channels of RN50; other widths use the same share.
+    Classes may have unequal numbers of images. The released file of APE-T does not run as it is: it reads a key that no
+    configuration has, takes APE's number of channels where the residual has another, and reuses APE's channels if they
+    are stored. Its authors select the epoch on val and train in half precision; here the last epoch counts, in single
+    precision.
     """
 
-    # Rows by data set are the authors'. For all others they are theirs for ImageNet, but in ALPHA and SEARCH_SCALE
+    # Values by data set are the authors'. Defaults are theirs for ImageNet, except those of ALPHA and SEARCH_SCALE
     defaults: ClassVar[Defaults] = {
-        # Weight of the cache logits; a search starts here
+        # Weight of the cache logits, before the search
         "ALPHA": by_dataset(
             1.0, DescribableTextures=3.0, FGVCAircraft=5.0, Food101=0.8, ImageNet=2.0, OxfordFlowers=3.0,
             OxfordPets=2.0, UCF101=2.0,
         ),
-        "BETA": 1.0,  # sharpness of the affinities; a search starts here
-        "GAMMA": 0.1,  # weight of the KL divergence; a search starts here
-        # Share of the channels that is kept
+        "BETA": 1.0,  # sharpness of the affinities, before the search
+        "GAMMA": 0.1,  # weight of the KL divergence, before the search
+        # Share of the channels to select
         "CHANNELS": by_dataset(
             500 / 1024, Caltech101=800 / 1024, DescribableTextures=400 / 1024, EuroSAT=700 / 1024,
             FGVCAircraft=800 / 1024, Food101=700 / 1024, OxfordFlowers=700 / 1024, OxfordPets=800 / 1024,
             SUN397=800 / 1024, UCF101=700 / 1024,
         ),
-        # [w_1, w_2]: of the similarity and of the variance
+        # Weights [w_1, w_2] of the similarity and the variance
         "WEIGHTS": by_dataset(
             [0.7, 0.3], Caltech101=[0.5, 0.5], DescribableTextures=[0.5, 0.5], EuroSAT=[0.9, 0.1],
             FGVCAircraft=[0.1, 0.9], Food101=[0.3, 0.7], OxfordFlowers=[0.4, 0.6], StanfordCars=[0.6, 0.4],
             UCF101=[0.3, 0.7],
         ),
-        "SEARCH": True,  # choose ALPHA, BETA and GAMMA on val, if there are val images
-        # Where the grid ends: [largest ALPHA, largest BETA, largest GAMMA]
+        "SEARCH": True,  # select ALPHA, BETA and GAMMA on val, if there are val images
+        # End of the grid, [ALPHA, BETA, GAMMA]
         "SEARCH_SCALE": by_dataset(
             [7.0, 7.0, 1.0], EuroSAT=[5.0, 30.0, 1.5], FGVCAircraft=[10.0, 20.0, 1.0], ImageNet=[7.0, 7.0, 0.5],
             StanfordCars=[7.0, 10.0, 1.0], SUN397=[7.0, 10.0, 1.0], UCF101=[7.0, 10.0, 1.5],
         ),
-        "SEARCH_STEP": [20, 20, 5],  # how many values of ALPHA, BETA and GAMMA the grid holds
+        "SEARCH_STEP": [20, 20, 5],  # number of values of [ALPHA, BETA, GAMMA] in the grid
     }  # fmt: skip
-    not_saved: ClassVar[str] = "it normalises an image anew on some of its channels to compare it with the cache"
-    searched = order = ("ALPHA", "BETA", "GAMMA")
+    not_saved: ClassVar[str] = "it compares images with the cache on selected channels, normalised again"
+    hyperparameters = grid_order = ("ALPHA", "BETA", "GAMMA")
 
-    def start(self, bank: FeatureBank, options: Options) -> Cache:
-        kept, labels = refine(bank, options, images=True), bank.train_labels
-        keys, text = F.normalize(bank.cache_keys()[:, kept], dim=-1), bank.text_positive[:, kept]
+    def build(self, bank: FeatureBank, options: Options) -> Cache:
+        channels, labels = select_channels(bank, options, use_images=True), bank.train_labels
+        keys, text = F.normalize(bank.cache_keys()[:, channels], dim=-1), bank.text_positive[:, channels]
         log_p = text_logits(keys, text, 1.0).log_softmax(dim=1).gather(1, labels[:, None])[:, 0]
         divergence = -log_p / math.log(2)  # KL_i, shape [N]
 
         def cache(features: Tensor, beta: float, gamma: float) -> Tensor:
-            of_images = cache_affinities(F.normalize(features[:, kept], dim=-1), keys, beta)
-            return cache_logits(of_images * (gamma * divergence).exp(), labels, len(text))
+            similarities = cache_affinities(F.normalize(features[:, channels], dim=-1), keys, beta)
+            return cache_logits(similarities * (gamma * divergence).exp(), labels, len(text))
 
         return Cache(zero_shot(bank), cache)
 
 
 class APET(CacheMethod):
-    """APE-T: trains a residual for each class and a weight for each image of APE's cache; see `APE`."""
+    """APE-T: trains a residual per class and a weight per image of APE's cache; see `APE` for the equation."""
 
     defaults: ClassVar[Defaults] = {
-        "ALPHA": APE.defaults["ALPHA"],  # weight of the cache logits in training; a search starts here
-        "BETA": 1.0,  # sharpness of the affinities in training; a search starts here
-        # Share of the channels that is kept
+        "ALPHA": APE.defaults["ALPHA"],  # weight of the cache logits in training, before the search
+        "BETA": 1.0,  # sharpness of the affinities in training, before the search
+        # Share of the channels to select
         "CHANNELS": by_dataset(
             800 / 1024, Caltech101=900 / 1024, DescribableTextures=700 / 1024, EuroSAT=900 / 1024,
             FGVCAircraft=900 / 1024, Food101=900 / 1024, ImageNet=500 / 1024,
         ),
-        "WEIGHTS": by_dataset([0.2, 0.8]),  # [w_1, w_2] of APE: of the similarity and of the variance
-        "LR": by_dataset(1e-3, Food101=1e-4, ImageNet=1e-4, OxfordPets=1e-4, SUN397=1e-4),  # AdamW's
+        "WEIGHTS": by_dataset([0.2, 0.8]),  # weights [w_1, w_2] of the similarity and the variance
+        "LR": by_dataset(1e-3, Food101=1e-4, ImageNet=1e-4, OxfordPets=1e-4, SUN397=1e-4),  # learning rate of AdamW
         "EPOCHS": by_dataset(30, DescribableTextures=20, EuroSAT=200, ImageNet=20, OxfordFlowers=60),
-        "EPS": by_dataset(1e-3, OxfordPets=2e-3, StanfordCars=5e-3, UCF101=2e-3),  # AdamW's
+        "EPS": by_dataset(1e-3, OxfordPets=2e-3, StanfordCars=5e-3, UCF101=2e-3),  # eps of AdamW
         "BATCH_SIZE": 256,  # images per step
-        "WEIGHT_DECAY": 0.1,  # AdamW's, relative to the learning rate
-        "SEARCH": True,  # choose ALPHA and BETA on val, if there are val images
-        # Where the grid ends: [largest ALPHA, largest BETA]
+        "WEIGHT_DECAY": 0.1,  # weight decay of AdamW
+        "SEARCH": True,  # select ALPHA and BETA on val, if there are val images
+        # End of the grid, [ALPHA, BETA]
         "SEARCH_SCALE": [[name, scale[:2]] for name, scale in APE.defaults["SEARCH_SCALE"]],
-        "SEARCH_STEP": [20, 20],  # how many values of ALPHA and BETA the grid holds
+        "SEARCH_STEP": [20, 20],  # number of values of [ALPHA, BETA] in the grid
     }  # fmt: skip
 
-    def start(self, bank: FeatureBank, options: Options) -> Cache:
-        kept, keys = refine(bank, options, images=False), bank.cache_keys()
+    def build(self, bank: FeatureBank, options: Options) -> Cache:
+        channels, keys = select_channels(bank, options, use_images=False), bank.cache_keys()
         labels, text = bank.train_labels, bank.text_positive
-        residual = text.new_zeros(len(text), len(kept)).requires_grad_()
+        residual = text.new_zeros(len(text), len(channels)).requires_grad_()
         weights = text.new_ones(len(labels)).requires_grad_()
 
-        def residuals() -> Tensor:  # with a 0 in every other channel, shape [K, d]
-            return torch.zeros_like(text).index_copy(1, kept, residual)
+        def residuals() -> Tensor:  # r_k, 0 on the other channels, shape [K, d]
+            return torch.zeros_like(text).index_copy(1, channels, residual)
 
-        def text_of(features: Tensor) -> Tensor:
+        def text_part(features: Tensor) -> Tensor:
             return bank.logit_scale * features @ (text + residuals()).t()
 
-        def cache_of(features: Tensor, beta: float) -> Tensor:
-            of_images = affinities(features @ (keys + residuals()[labels]).t(), beta)
-            return cache_logits(of_images * weights, labels, len(text))
+        def cache_part(features: Tensor, beta: float) -> Tensor:
+            similarities = affinities(features @ (keys + residuals()[labels]).t(), beta)
+            return cache_logits(similarities * weights, labels, len(text))
 
-        def folded() -> FoldedClassifier:
-            moved = bank.logit_scale * (text + residuals())
-            return FoldedClassifier(moved, keys=keys + residuals()[labels], labels=labels, key_weights=weights)
+        def fold() -> FoldedClassifier:
+            shifted = bank.logit_scale * (text + residuals())
+            return FoldedClassifier(shifted, keys=keys + residuals()[labels], labels=labels, key_weights=weights)
 
-        return Cache(text_of, cache_of, [residual, weights], folded)
+        return Cache(text_part, cache_part, [residual, weights], fold)
 
 
-def refine(bank: FeatureBank, options: Options, images: bool) -> Tensor:
-    """The positions of the channels to keep by CHANNELS and WEIGHTS, the best first.
+def select_channels(bank: FeatureBank, options: Options, use_images: bool) -> Tensor:
+    """Return the indices of the channels that APE selects by CHANNELS and WEIGHTS, best first.
 
-    The similarity is taken over the text features and, with `images`, the training images.
+    The similarity is over the text features and, if `use_images`, the training images.
     """
     share, weights = (value_for_task(options, key, bank) for key in ("CHANNELS", "WEIGHTS"))
-    check_numbers("a value of CHANNELS", [share], most=1)
-    check_numbers("a value of WEIGHTS", weights, -math.inf, count=2)
+    check_numbers("a value of CHANNELS", [share], maximum=1)
+    check_numbers("a value of WEIGHTS", weights, -math.inf, length=2)
     text = bank.text_positive
     sums, counts = text.clone(), torch.ones_like(text[:, 0])
-    if images:
+    if use_images:
         sums = sums.index_add(0, bank.train_labels, bank.cache_keys())
         counts = counts + bank.train_labels.bincount(minlength=len(text))
-    # The sum over all pairs less that over pairs within a class is the sum over pairs of different classes
+    # Sum over pairs of different classes = sum over all pairs - sum over pairs within a class
     pairs = counts.sum() ** 2 - counts.square().sum()
     similarity = (sums.sum(dim=0).square() - sums.square().sum(dim=0)) / pairs
     criterion = -weights[0] * similarity + weights[1] * text.var(dim=0)

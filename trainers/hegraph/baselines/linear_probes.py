@@ -1,10 +1,10 @@
-"""Linear classifiers of the image features, an image being the mean of its views: the linear probe, and LP++."""
+"""Linear classifiers of the image features, averaged over the views of an image: the linear probe and LP++."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import ClassVar
 
 import torch
@@ -16,13 +16,13 @@ from ..method.cache import FoldedClassifier
 from ..training.choice import choose, has_val, val_accuracy
 from ..utils.errors import UserError
 from .base import Defaults, FittedMethod, Method, Options, check_numbers
-from .trained import BestEpoch
+from .trained import BestEpoch, count_parameters
 
 TOLERANCE = 1e-4  # scikit-learn's `tol`: L-BFGS stops once no entry of the mean loss's gradient is larger
 
 
 class LinearProbe(Method):
-    """Logistic regression on the image features.
+    """Linear probe: logistic regression on the image features.
 
     Radford, Kim, Hallacy, Ramesh, Goh, Agarwal, Sastry, Askell, Mishkin, Clark, Krueger, Sutskever: Learning
     Transferable Visual Models From Natural Language Supervision. ICML 2021. The few-shot protocol is that of `lpclip`
@@ -30,23 +30,23 @@ class LinearProbe(Method):
 
         z = W f + b        minimise C * (sum of the cross-entropies) + |W|^2 / 2
 
-    As in CoOp's `lpclip`: L-BFGS starts from 0, runs at most 1,000 iterations, and has scikit-learn's tolerance. Where
-    C is large neither has converged by then, and accuracy differs by up to 2.5 points. C is chosen on val: first the
-    best of seven powers of ten, then 8 steps of a binary search around it.
+    As in CoOp's `lpclip`, L-BFGS starts from 0, runs at most 1,000 iterations, and has scikit-learn's tolerance. With a
+    large C neither implementation converges within them, and accuracies differ by up to 2.5 points. C is selected on
+    val: first the best of seven powers of ten, then by 8 steps of a binary search around it.
 
-    Distance from the original: its features keep the norm that the image tower gives them, so the same C regularises
-    more here; the range of C is wide enough for both. Of several C that are equally good on val, it takes the largest
-    in the first round and the smallest in the binary search, and returns the C at which the search ends; here it is the
-    C nearest to the option `C` among all that were tried. Without val images C stays: 100 is about what val chose on
-    three banks.
+    Differences from the original: its features have the norm of the image encoder's output, so that the same C
+    regularises more here; the range of C is wide enough for both. Of equally good C it selects the largest in the first
+    round and the smallest in the binary search, and returns the C at which the search ends. Here the best of all
+    candidates is selected, of equally good ones the nearest to the option `C`. Without val images C is 100, about the
+    value that val selected on three banks.
     """
 
     defaults: ClassVar[Defaults] = {
-        "C": 100.0,  # inverse strength of the penalty; a search takes the C nearest to it of those equally good
-        "SEARCH": True,  # choose C on val, if there are val images
-        "CANDIDATES": [1e6, 1e4, 1e2, 1.0, 1e-2, 1e-4, 1e-6],  # C in the first round
+        "C": 100.0,  # inverse penalty; of equally good candidates, the search selects the nearest to it
+        "SEARCH": True,  # select C on val, if there are val images
+        "CANDIDATES": [1e6, 1e4, 1e2, 1.0, 1e-2, 1e-4, 1e-6],  # values of C in the first round
         "STEPS": 8,  # steps of the binary search
-        "MAX_ITERATIONS": 1000,  # of L-BFGS
+        "MAX_ITERATIONS": 1000,  # maximum number of iterations of L-BFGS
     }
 
     def fit(self, bank: FeatureBank, options: Options, seed: int, backbone: object = None) -> FittedMethod:
@@ -57,16 +57,17 @@ class LinearProbe(Method):
         if options.SEARCH and has_val(bank):
             c, selected["C"] = search(options, lambda c: val_accuracy(lambda x: F.linear(x, *probe(c)[:2]), bank))
         weight, bias, steps = probe(c)
-        number, classifier = weight.numel() + bias.numel(), FoldedClassifier(weight, bias)
-        return FittedMethod(lambda x: F.linear(x, weight, bias), number, steps, steps, selected, classifier=classifier)
+        logits, classifier = partial(F.linear, weight=weight, bias=bias), FoldedClassifier(weight, bias)
+        return FittedMethod(logits, count_parameters([weight, bias]), steps, steps, selected, classifier=classifier)
 
 
-def search(options: Options, accuracy_of: Callable[[float], float]) -> tuple[float, dict]:
-    """Chooses C among powers of ten, then by halving the interval around the best one, on a logarithmic scale.
+def search(options: Options, val_accuracy_of: Callable[[float], float]) -> tuple[float, dict]:
+    """Select C among CANDIDATES, then by a binary search on a logarithmic scale around the best one.
 
-    Returns C, and its entry of `FittedMethod.selected`.
+    Returns:
+        C, and its entry of `FittedMethod.selected`.
     """
-    accuracies = {c: accuracy_of(c) for c in options.CANDIDATES}
+    accuracies = {c: val_accuracy_of(c) for c in options.CANDIDATES}
 
     def distance(c: float) -> float:
         return abs(math.log10(c / options.C))
@@ -75,7 +76,7 @@ def search(options: Options, accuracy_of: Callable[[float], float]) -> tuple[flo
     low, high = math.log10(peak) - 1, math.log10(peak) + 1
     for _ in range(options.STEPS):
         left, right = 10**low, 10**high
-        accuracies |= {c: accuracy_of(c) for c in (left, right) if c not in accuracies}
+        accuracies |= {c: val_accuracy_of(c) for c in (left, right) if c not in accuracies}
         if accuracies[left] < accuracies[right]:
             low = (low + high) / 2
         else:
@@ -84,9 +85,10 @@ def search(options: Options, accuracy_of: Callable[[float], float]) -> tuple[flo
 
 
 def logistic_regression(bank: FeatureBank, c: float, iterations: int) -> tuple[Tensor, Tensor, int]:
-    """Fits a multinomial logistic regression to the training images by L-BFGS; the bias has no penalty.
+    """Fit a multinomial logistic regression to the training images by L-BFGS, without a penalty on the bias.
 
-    Returns weights `[K, d]`, bias `[K]` and the number of iterations.
+    Returns:
+        Weights `[K, d]`, biases `[K]` and the number of iterations.
     """
     features, labels = bank.cache_keys(), bank.train_labels
     weight = torch.zeros_like(bank.text_positive).requires_grad_()
@@ -97,8 +99,8 @@ def logistic_regression(bank: FeatureBank, c: float, iterations: int) -> tuple[T
 
     def loss() -> Tensor:
         optimizer.zero_grad()
-        fit = F.cross_entropy(F.linear(features, weight, bias), labels)
-        value = fit + weight.square().sum() / (2 * c * len(labels))
+        cross_entropy = F.cross_entropy(F.linear(features, weight, bias), labels)
+        value = cross_entropy + weight.square().sum() / (2 * c * len(labels))
         value.backward()
         return value
 
@@ -107,39 +109,39 @@ def logistic_regression(bank: FeatureBank, c: float, iterations: int) -> tuple[T
 
 
 class LPPlusPlus(Method):
-    """LP++: trains a linear classifier of the image features, and how much each class's text feature counts in it.
+    """LP++: trains a linear classifier of the image features, and a weight for the text feature of each class.
 
     Huang, Shakeri, Dolz, Boudiaf, Bahig, Ben Ayed: LP++: A Surprisingly Strong Linear Probe for Few-Shot CLIP. CVPR
     2024.
 
         z_k = f . w_k + b_k + alpha_k * f . t_k
 
-    It is trained with cross-entropy on all images at once, in blocks: ten steps on w and b, then one on the multipliers
-    alpha. The data give the learning rates. Let F be the features of the N images and t the unit-norm text features.
-    Then w starts at the sum of each class's features and has the rate 4 N / (largest eigenvalue of F'F); alpha starts
-    at 250 times the mean over classes of the mean f . t_k of the class's images and has the rate
-    N / (4 max_k sum_i (F_i . t_k)^2). As in the released code: momentum on w and b, none on alpha, and of 300 steps the
-    last that is best on val.
+    Training minimises the cross-entropy over all images at once, in blocks: ten steps on w and b, then one on the
+    weights alpha. The data determine the learning rates. Let F be the features of the N images and t the unit-norm text
+    features. Then w starts at the sum of each class's features and has the rate 4 N / (largest eigenvalue of F'F);
+    alpha starts at 250 times the mean over classes of the mean f . t_k of the class's images and has the rate
+    N / (4 max_k sum_i (F_i . t_k)^2). As in the released code, w and b have momentum and alpha has none, and val
+    selects one of 300 steps, the last of equally good ones.
 
-    Distance from the original: that code never clears the gradient of alpha, so its step runs along the sum of all past
-    gradients; here it is the gradient at the step, as in the paper. It draws as many val images of a class as there are
-    shots (on ImageNet: other training images), here there are at most 4; without val images the last step counts. Here
-    b starts at 0, in the original at random. A class without images starts at w = 0.
+    Differences from the original: its code never clears the gradient of alpha, so that alpha steps along the sum of all
+    past gradients; here it steps along the current gradient, as in the paper. It samples as many val images per class
+    as there are shots (on ImageNet: other training images); here there are at most 4, and without val images the last
+    step counts. Here b starts at 0, in the original at random. A class without images starts at w = 0.
     """
 
     defaults: ClassVar[Defaults] = {
         "STEPS": 300,  # steps on w and b
         "BLOCK": 10,  # steps on w and b before each step on alpha
-        "MOMENTUM": 0.9,  # of w and b
-        "ALPHA_SCALE": 250.0,  # alpha at the start, relative to the mean cosine of an image and its class
-        "SELECT": True,  # keep the step that is best on val, if there are val images
+        "MOMENTUM": 0.9,  # momentum of w and b
+        "ALPHA_SCALE": 250.0,  # initial alpha, relative to the mean cosine of an image and its class
+        "SELECT": True,  # select the best step on val, if there are val images
     }
 
     def fit(self, bank: FeatureBank, options: Options, seed: int, backbone: object = None) -> FittedMethod:
-        check_numbers("BLOCK", [options.BLOCK], 1, whole=True)
-        check_numbers("STEPS", [options.STEPS], options.BLOCK, whole=True)
+        check_numbers("BLOCK", [options.BLOCK], 1, integer=True)
+        check_numbers("STEPS", [options.STEPS], options.BLOCK, integer=True)
         features, labels, text = bank.cache_keys(), bank.train_labels, bank.text_positive
-        weights = weight, bias, alpha = [w.requires_grad_() for w in first_weights(bank, options.ALPHA_SCALE)]
+        weights = weight, bias, alpha = [w.requires_grad_() for w in initial_weights(bank, options.ALPHA_SCALE)]
         largest = torch.linalg.eigvalsh(features.t() @ features)[-1].item()
         alpha_rate = len(features) / (4 * (features @ text.t()).square().sum(dim=0).max().item())
         optimizer = torch.optim.SGD([weight, bias], lr=4 * len(features) / largest, momentum=options.MOMENTUM)
@@ -161,15 +163,15 @@ class LPPlusPlus(Method):
         if not loss.isfinite():
             raise UserError(f"the loss is {loss.item()}; lower MOMENTUM ({options.MOMENTUM})")
         selected = {"STEP": best.restore()} if best.candidates else {}
-        number, classifier = sum(w.numel() for w in weights), FoldedClassifier(weight + alpha[:, None] * text, bias)
-        return FittedMethod(logits, number, options.STEPS, options.STEPS, selected, classifier=classifier)
+        num_parameters, classifier = count_parameters(weights), FoldedClassifier(weight + alpha[:, None] * text, bias)
+        return FittedMethod(logits, num_parameters, options.STEPS, options.STEPS, selected, classifier=classifier)
 
 
-def first_weights(bank: FeatureBank, alpha_scale: float) -> tuple[Tensor, Tensor, Tensor]:
-    """What LP++ starts at: w `[K, d]`, b `[K]` and alpha `[K]`."""
+def initial_weights(bank: FeatureBank, alpha_scale: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the initial w `[K, d]`, b `[K]` and alpha `[K]` of LP++."""
     features, labels, text = bank.cache_keys(), bank.train_labels, bank.text_positive
     weight = torch.zeros_like(text).index_add(0, labels, features)
-    cosine = (features * text[labels]).sum(dim=1)
+    cosines = (features * text[labels]).sum(dim=1)
     counts = labels.bincount(minlength=len(text))
-    of_class = cosine.new_zeros(len(text)).index_add(0, labels, cosine)[counts > 0] / counts[counts > 0]
-    return weight, text.new_zeros(len(text)), text.new_full((len(text),), alpha_scale * of_class.mean().item())
+    means = cosines.new_zeros(len(text)).index_add(0, labels, cosines)[counts > 0] / counts[counts > 0]
+    return weight, text.new_zeros(len(text)), text.new_full((len(text),), alpha_scale * means.mean().item())

@@ -1,4 +1,4 @@
-"""What trained methods share: the class features they train, the training loop, the best epoch on val."""
+"""Shared parts of trained methods: the base class for trained class features, the training loop, selection on val."""
 
 from __future__ import annotations
 
@@ -24,13 +24,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Trainable:
-    """What a `TrainedClassifier` trains.
+    """Cosine classifier with trainable parameters, on which its functions depend.
 
     Attributes:
-        class_features: Gives `x_k`, of any norm, shape `[K, d]`, from the parameters as they are.
-        query: Maps image features `[B, d]` to what is compared with the class features.
-        penalty: What the loss has beside the cross-entropy.
-        transfer: Maps a bank of other classes to their `x_k`, if the method has a rule for them.
+        parameters: Parameters to train.
+        class_features: Function that returns the class features `x_k`, of any norm, shape `[K, d]`.
+        query: Function from image features `[B, d]` to the features to compare with the class features.
+        penalty: Function that returns the term to add to the cross-entropy.
+        transfer: Function from a bank with other classes to their `x_k`; None if the method has no rule for them.
     """
 
     parameters: list[Tensor]
@@ -40,27 +41,27 @@ class Trainable:
     transfer: Callable[[FeatureBank], Tensor] | None = None
 
     def logits(self, features: Tensor, class_features: Tensor, logit_scale: float) -> Tensor:
-        """`tau * cos(query(f), x_k)`, shape `[B, K]`."""
+        """Return `tau * cos(query(f), x_k)`, shape `[B, K]`."""
         return text_logits(self.query(features), class_features, logit_scale)
 
 
 class TrainedClassifier(Method):
-    """A method that predicts `tau * cos(f, x_k)` and trains `x_k` with cross-entropy, as CoOp is trained.
+    """Base class of methods that predict `tau * cos(f, x_k)` and train `x_k` with cross-entropy, as CoOp does.
 
-    The schedule is Dassl's cosine by epoch after WARMUP_EPOCHS epochs at WARMUP_LR, the optimizer SGD if the method has
-    an option MOMENTUM, else Adam. The parameters after the last epoch count.
+    The schedule is Dassl's cosine by epoch after WARMUP_EPOCHS epochs at WARMUP_LR. The optimizer is SGD for a method
+    with an option MOMENTUM, else Adam. The last epoch counts.
     """
 
     @abstractmethod
-    def start(self, bank: FeatureBank, options: Options, seed: int, backbone: Backbone | None) -> Trainable:
-        """What is trained, as it is before the first step; arguments as of `fit`."""
+    def build(self, bank: FeatureBank, options: Options, seed: int, backbone: Backbone | None) -> Trainable:
+        """Return the untrained classifier; arguments as in `fit`."""
 
     def fit(self, bank: FeatureBank, options: Options, seed: int, backbone: Backbone | None = None) -> FittedMethod:
         rate, epochs = value_for_task(options, "LR", bank), value_for_task(options, "EPOCHS", bank)
-        model = self.start(bank, options, seed, backbone)
+        model = self.build(bank, options, seed, backbone)
 
         def loss(batch: Batch) -> Tensor:
-            penalty = model.penalty()  # first: the order decides how gradients round
+            penalty = model.penalty()  # before the logits: gradients are summed in this order, which affects rounding
             logits = model.logits(batch.features, model.class_features(), bank.logit_scale)
             return F.cross_entropy(logits, batch.labels) + penalty
 
@@ -71,70 +72,90 @@ class TrainedClassifier(Method):
             optimizer = torch.optim.Adam(model.parameters, rate, weight_decay=options.WEIGHT_DECAY)
         data = batches(bank, options.BATCH_SIZE, seed)
 
-        def by_epoch(step: int, peak: float) -> float:
+        def schedule(step: int, peak: float) -> float:
             epoch = step // data.steps_per_epoch
             return learning_rate(epoch, epochs, peak, options.WARMUP_EPOCHS, options.WARMUP_LR)
 
-        steps = train(optimizer, loss, data, epochs, by_epoch)
-        learned, others = model.class_features(), model.transfer
+        steps = train(optimizer, loss, data, epochs, schedule)
+        class_features, transferred = model.class_features(), model.transfer
 
         def logits(features: Tensor) -> Tensor:
-            return model.logits(features, learned, bank.logit_scale)
+            return model.logits(features, class_features, bank.logit_scale)
 
-        number = sum(parameter.numel() for parameter in model.parameters)
-        folded = None if self.not_saved else cosine_classifier(learned, bank.logit_scale)
-        transfer = others and (lambda bank: model.logits(bank.features_to_classify, others(bank), bank.logit_scale))
-        return FittedMethod(logits, number, epochs, steps, transfer=transfer, classifier=folded)
+        transfer = transferred and (
+            lambda other: model.logits(other.features_to_classify, transferred(other), other.logit_scale)
+        )
+        return FittedMethod(
+            logits,
+            count_parameters(model.parameters),
+            epochs,
+            steps,
+            transfer=transfer,
+            classifier=None if self.not_saved else cosine_classifier(class_features, bank.logit_scale),
+        )
+
+
+def count_parameters(parameters: Iterable[Tensor]) -> int:
+    """Return the number of entries of all parameters."""
+    return sum(parameter.numel() for parameter in parameters)
 
 
 def bottleneck(width: int, options: Options, seed: int) -> tuple[nn.Linear, nn.Linear]:
-    """Two layers without a bias, from a width to the width over REDUCTION and back, drawn on the CPU.
+    """Create two linear layers without bias, from `width` to `width // REDUCTION` and back, initialised on the CPU.
 
-    Raises UserError if REDUCTION or RATIO, the share of what they give in the adapted feature, is out of range.
+    Raises:
+        UserError: If REDUCTION is out of range, or RATIO, the share of the layers' output in the adapted feature.
     """
-    check_numbers("REDUCTION", [options.REDUCTION], 1, width, whole=True)
+    check_numbers("REDUCTION", [options.REDUCTION], 1, width, integer=True)
     check_numbers("RATIO", [options.RATIO], 0, 1)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        narrow = width // options.REDUCTION
-        return nn.Linear(width, narrow, bias=False), nn.Linear(narrow, width, bias=False)
+        hidden = width // options.REDUCTION
+        return nn.Linear(width, hidden, bias=False), nn.Linear(hidden, width, bias=False)
 
 
 def batches(bank: FeatureBank, batch_size: int, seed: int) -> BankBatches:
-    """Batches of a bank's training images; every epoch draws one view of each image, in a new order."""
+    """Return batches of a bank's training images; each epoch samples one view of every image, in a new order."""
     check_numbers("BATCH_SIZE", [batch_size], 1)
     return BankBatches(bank.train_features, bank.train_labels, batch_size, seed)
 
 
 def train(
     optimizer: torch.optim.Optimizer,
-    loss_of: Callable[[Batch], Tensor],
+    loss_fn: Callable[[Batch], Tensor],
     data: TrainingData,
     epochs: int,
     schedule: Callable[[int, float], float],
-    after_epoch: Callable[[int], None] = lambda epochs: None,
+    on_epoch: Callable[[int], None] = lambda epoch: None,
 ) -> int:
-    """Minimises a loss. Leaves the parameters as the last step makes them, with nothing left to train.
+    """Minimise a loss by gradient descent; afterwards no parameter requires a gradient.
 
-    The `schedule` gives the rate of a step, counted from 0, from its number and the peak, which is the optimizer's rate
-    of the group; `after_epoch` hears how many epochs are done.
-    Returns the number of steps. Raises UserError if there are no epochs, or the loss becomes infinite or NaN.
+    Args:
+        schedule: Function from the number of a step, counted from 0, and the peak learning rate, which is that of the
+            optimizer's parameter group, to the learning rate of the step.
+        on_epoch: Function that is called after every epoch with its number, counted from 1.
+
+    Returns:
+        The number of steps.
+
+    Raises:
+        UserError: If `epochs` is below 1, or the loss becomes infinite or NaN.
     """
-    check_numbers("EPOCHS", [epochs], 1, whole=True)
+    check_numbers("EPOCHS", [epochs], 1, integer=True)
     peaks = [group["lr"] for group in optimizer.param_groups]
     step = 0
     for epoch in range(epochs):
         for batch in data.epoch(epoch):
             for group, peak in zip(optimizer.param_groups, peaks):
                 group["lr"] = schedule(step, peak)
-            loss = loss_of(batch)
+            loss = loss_fn(batch)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
             step += 1
         if not loss.isfinite():
             raise UserError(f"the loss is {loss.item()} in epoch {epoch + 1}; lower LR ({max(peaks)})")
-        after_epoch(epoch + 1)
+        on_epoch(epoch + 1)
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             parameter.requires_grad_(False)
@@ -142,24 +163,25 @@ def train(
 
 
 class BestEpoch:
-    """Remembers the parameters at the epoch that is best on val, of equally good epochs at the last.
+    """Keeps a copy of the parameters at the epoch with the best accuracy on val, the last of equally good ones.
 
-    `candidates` are `[epochs, accuracy in percent]` of every look at val.
+    Attributes:
+        candidates: `[epoch, accuracy in percent]` of every recorded epoch.
     """
 
     def __init__(self, parameters: Iterable[Tensor]) -> None:
         self.parameters = list(parameters)
         self.candidates: list[list] = []
-        self.epochs, self.best = 0, self.parameters
+        self.epoch, self.best = 0, self.parameters
 
-    def record(self, epochs: int, accuracy: float) -> None:
-        """Takes note of the accuracy after so many epochs."""
-        self.candidates.append([epochs, round(accuracy, 4)])
+    def record(self, epoch: int, accuracy: float) -> None:
+        """Record the accuracy on val after an epoch."""
+        self.candidates.append([epoch, round(accuracy, 4)])
         if self.candidates[-1][1] >= max(row[1] for row in self.candidates):
-            self.epochs, self.best = epochs, [p.detach().clone() for p in self.parameters]
+            self.epoch, self.best = epoch, [p.detach().clone() for p in self.parameters]
 
     def restore(self) -> dict:
-        """Sets the parameters back to the best epoch, and returns the entry of `FittedMethod.selected`."""
+        """Reset the parameters to the best epoch and return the entry of `FittedMethod.selected`."""
         for parameter, best in zip(self.parameters, self.best):
             parameter.copy_(best)
-        return {"value": self.epochs, "candidates": self.candidates}
+        return {"value": self.epoch, "candidates": self.candidates}

@@ -1,30 +1,33 @@
-"""Methods that predict all test images together: TransCLIP, ZLaP and StatA.
+"""Transductive methods, which predict all test images jointly: TransCLIP, ZLaP and StatA.
 
 Zanella, Gérin, Ben Ayed: Boosting Vision-Language Models with Transduction. NeurIPS 2024. Stojnić, Kalantidis, Tolias:
 Label Propagation for Zero-shot Classification with Vision-Language Models. CVPR 2024. Zanella, Fuchs, De Vleeschouwer,
 Ben Ayed: Realistic Test-Time Adaptation of Vision-Language Models. CVPR 2025.
 
-Each starts from the predictions `y_i = softmax(z_i)` of another method, `BASE`, and lets the M test images correct each
-other. They run with `--unlabelled test` alone, and their records stay apart from those of single images.
+Each starts from the predictions `y_i = softmax(z_i)` of another method, its option `BASE`, and corrects them by the
+features of all M test images. They need `--unlabelled test`, and their records are separate from those of inductive
+methods.
 
-TransCLIP: every class is a Gaussian, with one diagonal covariance for all; each image is drawn to its three nearest
-ones, and to `y_i`. Five times this, and then the Gaussians from `q`, ten times:
+TransCLIP models every class as a Gaussian, with one diagonal covariance for all classes. The assignment `q_i` of an
+image depends on the likelihoods `p_i`, on the assignments of its three nearest images, and on `y_i`. The assignments
+are updated five times, then the Gaussians once, and all of this ten times:
 
     q_i = softmax( log y_i + log p_i / 50 + (sum_j w_ij q_j + sum_j w_ji q_j) / 6 )
 
-StatA is the same with a covariance for each class, and with each Gaussian drawn to the text's: a class that n images
-are predicted as counts with `n / (n + ANCHOR)` of their mean and covariance.
+StatA is TransCLIP with one covariance per class, and averages each Gaussian with that of the text. If n images are
+predicted as a class, their mean and covariance have the weight `n / (n + ANCHOR)`.
 
-ZLaP: images are nodes with edges to the nearest images, and to the nearest of the class nodes `x_c`, the class weights
-of BASE, which zero-shot are the text features. Labels spread from these:
+ZLaP builds a graph with edges from every image to the nearest images, and to the nearest of the class nodes `x_c`. The
+class nodes are the class weights of BASE; for zero-shot CLIP these are the text features. Labels spread from the class
+nodes:
 
     scores = (I - ALPHA S)^-1 e_c,   S = D^-1/2 (W + W^T) D^-1/2,   edges to classes: cos(f_i, x_c)^GAMMA
 
-Distance from the original: in TransCLIP, labelled images enter through the predictions of BASE alone, and not through
-the Gaussians as well, with a weight that is chosen on val. ZLaP's system is solved by summing its series, and not by
-conjugate gradients; its "proxy" class nodes are not here. StatA leaves out the Gaussians' determinants unless
-`DETERMINANT` is set, since it is better on our banks without them; and it divides the first covariance by the number of
-images once, where the released code does so once for every 2,500 images.
+Differences from the original: in TransCLIP, labelled images enter through the predictions of BASE only, and not also
+through the Gaussians with a weight that is selected on val. ZLaP's system is solved by summing its series instead of by
+conjugate gradients; its "proxy" class nodes are not implemented. StatA omits the determinants of the Gaussians unless
+`DETERMINANT` is set, because its accuracy on our banks is higher without them; and it divides the first covariance by
+the number of images once, where the released code does so once for every 2,500 images.
 
 Shapes: M test images, K classes, d feature width.
 """
@@ -40,20 +43,24 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..features.bank import FeatureBank
-from .base import SMALLEST, Defaults, FittedMethod, Method, Options
+from .base import EPSILON, Defaults, FittedMethod, Method, Options
 
-ROWS = 2048  # images that are compared with all others at once
-NEIGHBOURS, INNER, OUTER = 3, 5, 10  # of TransCLIP and StatA: edges of an image, rounds of `q`, rounds of the Gaussians
-LIKELIHOOD = 1 / 50  # weight of the Gaussians beside the predictions
-CONFIDENT = 8  # images with the surest predictions that the first mean of a class is made of
-SERIES = 25  # terms of ZLaP's series; ALPHA to this power is left out
+CHUNK_ROWS = 2048  # number of images to compare with all others at a time
+NEIGHBOURS = 3  # edges of an image in TransCLIP and StatA
+ASSIGNMENT_UPDATES, GAUSSIAN_UPDATES = 5, 10  # of TransCLIP and StatA
+LIKELIHOOD = 1 / 50  # weight of the Gaussians' likelihoods
+CONFIDENT = 8  # number of most confident images in the initial mean of a class
+SERIES = 25  # number of terms of ZLaP's series; the remainder is of the order of ALPHA to this power
 
 
 class TransductiveMethod(Method):
-    """Corrects what `BASE`, "HeGraphAdapter" with the options of the run or "ZeroShot", says of all test images."""
+    """Base class of methods that correct the predictions of `BASE` on all test images jointly.
+
+    `BASE` is "HeGraphAdapter", with the options of the run, or "ZeroShot".
+    """
 
     needs_base: ClassVar[bool] = True
-    not_saved: ClassVar[str] = "what it says of an image depends on the other test images"
+    not_saved: ClassVar[str] = "its prediction of an image depends on the other test images"
 
     def fit(
         self, bank: FeatureBank, options: Options, seed: int, backbone: object = None, base: FittedMethod | None = None
@@ -63,146 +70,155 @@ class TransductiveMethod(Method):
         weights = text if base.classifier is None else F.normalize(base.classifier.weights, dim=1)
 
         def logits(features: Tensor) -> Tensor:
-            return self.together(features, base.logits(features), text, weights, options)
+            return self.correct(features, base.logits(features), text, weights, options)
 
         return FittedMethod(logits, num_parameters=base.num_parameters, together=True)
 
     @abstractmethod
-    def together(self, features: Tensor, logits: Tensor, text: Tensor, weights: Tensor, options: Options) -> Tensor:
-        """Corrected logits `[M, K]` from the features of all test images, `[M, d]`, and what the base says of them.
+    def correct(self, features: Tensor, logits: Tensor, text: Tensor, weights: Tensor, options: Options) -> Tensor:
+        """Return corrected logits, shape `[M, K]`.
 
-        `weights` are the base's class weights or, if it has none, the text, like that of unit norm and shape `[K, d]`.
+        Args:
+            features: Unit-norm features of all test images, shape `[M, d]`.
+            logits: Logits of the base method, shape `[M, K]`.
+            text: Unit-norm text features, shape `[K, d]`.
+            weights: Unit-norm class weights of the base method, or `text` if it has none, shape `[K, d]`.
         """
 
 
 @dataclass(frozen=True)
 class Neighbours:
-    """Edges from every image to those with the largest cosines: their positions and cosines, not negative, `[M, k]`."""
+    """Edges from every image to its nearest images.
 
-    to: Tensor
+    Attributes:
+        indices: Indices of the nearest images, shape `[M, k]`.
+        weights: Cosines with them, or 0 for negative ones, shape `[M, k]`.
+    """
+
+    indices: Tensor
     weights: Tensor
 
     @classmethod
-    def among(cls, features: Tensor, count: int) -> Neighbours:
-        """The `count` nearest others of each image, or all others if there are fewer."""
+    def nearest(cls, features: Tensor, count: int) -> Neighbours:
+        """Connect each image, of features `[M, d]`, with its `count` nearest images, or all if there are fewer."""
         count = min(count, len(features) - 1)
-        places, weights = [], []
-        for start, rows in zip(range(0, len(features), ROWS), features.split(ROWS)):
+        indices, weights = [], []
+        for start, rows in zip(range(0, len(features), CHUNK_ROWS), features.split(CHUNK_ROWS)):
             cosines = rows @ features.t()
-            own = torch.arange(len(rows), device=features.device)
-            cosines[own, own + start] = -2.0  # below every cosine
-            found = cosines.topk(count, dim=1)
-            places.append(found.indices)
-            weights.append(found.values.clamp_min(0))
-        return cls(torch.cat(places), torch.cat(weights))
+            positions = torch.arange(len(rows), device=features.device)
+            cosines[positions, positions + start] = -2.0  # no edge to itself: lower than any cosine
+            top = cosines.topk(count, dim=1)
+            indices.append(top.indices)
+            weights.append(top.values.clamp_min(0))
+        return cls(torch.cat(indices), torch.cat(weights))
 
-    def both_ways(self, labels: Tensor) -> Tensor:
-        """`sum_j w_ij q_j + sum_j w_ji q_j` for rows `[M, K]`."""
+    def propagate(self, labels: Tensor) -> Tensor:
+        """Return `sum_j w_ij q_j + sum_j w_ji q_j` for labels `q` of shape `[M, K]`."""
         total = torch.zeros_like(labels)
-        for to, weight in zip(self.to.t(), self.weights.t().unsqueeze(2)):
-            total += weight * labels[to]
-            total.index_add_(0, to, weight * labels)
+        for indices, weight in zip(self.indices.t(), self.weights.t().unsqueeze(2)):
+            total += weight * labels[indices]
+            total.index_add_(0, indices, weight * labels)
         return total
 
 
 class TransCLIP(TransductiveMethod):
-    """Gaussians with one diagonal covariance, and a Laplacian of three neighbours."""
+    """TransCLIP: Gaussian classes with one diagonal covariance, and a graph of three nearest neighbours."""
 
-    defaults: ClassVar[Defaults] = {"BASE": "HeGraphAdapter"}  # the method whose predictions are corrected
+    defaults: ClassVar[Defaults] = {"BASE": "HeGraphAdapter"}  # method whose predictions to correct
 
-    def together(self, features: Tensor, logits: Tensor, text: Tensor, weights: Tensor, options: Options) -> Tensor:
-        start, neighbours = logits.log_softmax(dim=1), Neighbours.among(features, NEIGHBOURS)
-        labels = start.exp()
-        surest = labels.topk(min(CONFIDENT, len(labels)), dim=0)  # [8, K]
-        means = F.normalize(torch.einsum("nk,nkd->kd", surest.values, features[surest.indices]), dim=1)
+    def correct(self, features: Tensor, logits: Tensor, text: Tensor, weights: Tensor, options: Options) -> Tensor:
+        initial, neighbours = logits.log_softmax(dim=1), Neighbours.nearest(features, NEIGHBOURS)
+        labels = initial.exp()
+        confident = labels.topk(min(CONFIDENT, len(labels)), dim=0)  # [8, K]
+        means = F.normalize(torch.einsum("nk,nkd->kd", confident.values, features[confident.indices]), dim=1)
         variance = torch.full_like(features[0], 1 / features.shape[1])
-        for _ in range(OUTER):
-            labels = _spread(start, _log_gaussian(features, means, variance), labels, neighbours).exp()
+        for _ in range(GAUSSIAN_UPDATES):
+            labels = _assign(initial, _log_gaussian(features, means, variance), labels, neighbours).exp()
             means = F.normalize(labels.t() @ features, dim=1)
             variance = _shared_variance(features, labels, means)
-        return _spread(start, _log_gaussian(features, means, variance), labels, neighbours)
+        return _assign(initial, _log_gaussian(features, means, variance), labels, neighbours)
 
 
 class StatA(TransductiveMethod):
-    """Gaussians with a diagonal covariance each, anchored at the text, and a Laplacian of three neighbours."""
+    """StatA: TransCLIP with one diagonal covariance per class, and Gaussians anchored at the text features."""
 
     defaults: ClassVar[Defaults] = {
-        "BASE": "HeGraphAdapter",  # the method whose predictions are corrected
-        "ANCHOR": 1.0,  # images that the text's Gaussian counts as
-        "DETERMINANT": False,  # whether the likelihoods hold the determinants of the covariances
+        "BASE": "HeGraphAdapter",  # method whose predictions to correct
+        "ANCHOR": 1.0,  # number of images that the Gaussian of the text counts as
+        "DETERMINANT": False,  # include the determinants of the covariances in the likelihoods
     }
 
-    def together(self, features: Tensor, logits: Tensor, text: Tensor, weights: Tensor, options: Options) -> Tensor:
-        start, neighbours = logits.log_softmax(dim=1), Neighbours.among(features, NEIGHBOURS)
-        labels, means = start.exp(), text
-        first = _shared_variance(features, labels, means)
-        variances = first.expand_as(means)
+    def correct(self, features: Tensor, logits: Tensor, text: Tensor, weights: Tensor, options: Options) -> Tensor:
+        initial, neighbours = logits.log_softmax(dim=1), Neighbours.nearest(features, NEIGHBOURS)
+        labels, means = initial.exp(), text
+        first_variance = _shared_variance(features, labels, means)
+        variances = first_variance.expand_as(means)
 
-        def spread(labels: Tensor) -> Tensor:  # with the means and the variances of the moment
+        def assign(labels: Tensor) -> Tensor:  # with the current means and variances
             likelihood = _log_gaussian(features, means, variances)
             if options.DETERMINANT:
                 likelihood = likelihood - variances.log().sum(dim=-1) / 2
-            return _spread(start, likelihood, labels, neighbours)
+            return _assign(initial, likelihood, labels, neighbours)
 
-        for _ in range(OUTER):
-            labels = spread(labels).exp()
+        for _ in range(GAUSSIAN_UPDATES):
+            labels = assign(labels).exp()
             predicted = labels.argmax(dim=1).bincount(minlength=labels.shape[1]).to(labels.dtype)[:, None]
-            trust = predicted / (predicted + options.ANCHOR + SMALLEST)
-            counts = labels.sum(dim=0)[:, None].clamp_min(SMALLEST)
-            own = labels.t() @ features / counts
-            means = F.normalize(trust * F.normalize(own, dim=1) + (1 - trust) * text, dim=1)
-            around = (labels.t() @ features.square()) / counts - 2 * own * means + means.square()
-            anchored = first + (text - means).square()
-            variances = (trust * around + (1 - trust) * anchored).clamp_min(SMALLEST)
-        return spread(labels)
+            trust = predicted / (predicted + options.ANCHOR + EPSILON)
+            counts = labels.sum(dim=0)[:, None].clamp_min(EPSILON)
+            image_means = labels.t() @ features / counts
+            means = F.normalize(trust * F.normalize(image_means, dim=1) + (1 - trust) * text, dim=1)
+            image_variances = (labels.t() @ features.square()) / counts - 2 * image_means * means + means.square()
+            text_variances = first_variance + (text - means).square()
+            variances = (trust * image_variances + (1 - trust) * text_variances).clamp_min(EPSILON)
+        return assign(labels)
 
 
 class ZLaP(TransductiveMethod):
-    """Label propagation from the class nodes over a graph of nearest neighbours."""
+    """ZLaP: label propagation from class nodes over a graph of nearest neighbours."""
 
     defaults: ClassVar[Defaults] = {
-        "BASE": "HeGraphAdapter",  # the method whose class weights are the class nodes
-        "NEIGHBOURS": 5,  # edges of an image to images, itself among them, and to classes
-        "GAMMA": 5.0,  # power of the edges to classes
-        "ALPHA": 0.3,  # how far labels spread, less than 1
+        "BASE": "HeGraphAdapter",  # method whose class weights are the class nodes
+        "NEIGHBOURS": 5,  # edges of an image to images, counting itself, and to classes
+        "GAMMA": 5.0,  # exponent of the edges to classes
+        "ALPHA": 0.3,  # strength of the propagation, below 1
     }
 
-    def together(self, features: Tensor, logits: Tensor, text: Tensor, weights: Tensor, options: Options) -> Tensor:
+    def correct(self, features: Tensor, logits: Tensor, text: Tensor, weights: Tensor, options: Options) -> Tensor:
         num_images, num_classes = logits.shape
-        to_images = Neighbours.among(features, options.NEIGHBOURS - 1)
-        found = (features @ weights.t()).clamp_min(0).topk(min(options.NEIGHBOURS, num_classes), dim=1)
-        to_classes = torch.zeros_like(logits).scatter_(1, found.indices, found.values.pow(options.GAMMA))
-        degree_class = to_classes.sum(dim=0)
+        neighbours = Neighbours.nearest(features, options.NEIGHBOURS - 1)
+        nearest = (features @ weights.t()).clamp_min(0).topk(min(options.NEIGHBOURS, num_classes), dim=1)
+        class_edges = torch.zeros_like(logits).scatter_(1, nearest.indices, nearest.values.pow(options.GAMMA))
+        class_degrees = class_edges.sum(dim=0)
         ones = torch.ones(num_images, 1, dtype=features.dtype, device=features.device)
-        degree_image = to_classes.sum(dim=1) + to_images.both_ways(ones)[:, 0]
-        root_class, root_image = (d.clamp_min(SMALLEST).rsqrt().unsqueeze(1) for d in (degree_class, degree_image))
-        edges = root_image * to_classes * root_class.t()
+        image_degrees = class_edges.sum(dim=1) + neighbours.propagate(ones)[:, 0]
+        class_root, image_root = (d.clamp_min(EPSILON).rsqrt().unsqueeze(1) for d in (class_degrees, image_degrees))
+        edges = image_root * class_edges * class_root.t()
         classes, images = torch.eye(num_classes).to(features), torch.zeros_like(logits)
         for _ in range(SERIES):  # x <- e + ALPHA S x
-            spread = options.ALPHA * (edges @ classes + root_image * to_images.both_ways(root_image * images))
+            propagated = options.ALPHA * (edges @ classes + image_root * neighbours.propagate(image_root * images))
             classes = torch.eye(num_classes).to(features) + options.ALPHA * (edges.t() @ images)
-            images = spread
-        return images.clamp_min(SMALLEST).log()
+            images = propagated
+        return images.clamp_min(EPSILON).log()
 
 
-def _spread(start: Tensor, likelihood: Tensor, labels: Tensor, neighbours: Neighbours) -> Tensor:
-    """The logarithm of `q` after its rounds, `[M, K]`."""
-    fixed = start + LIKELIHOOD * likelihood
-    for _ in range(INNER):
-        logarithm = (fixed + neighbours.both_ways(labels) / (2 * NEIGHBOURS)).log_softmax(dim=1)
-        labels = logarithm.exp()
-    return logarithm
+def _assign(initial: Tensor, likelihood: Tensor, labels: Tensor, neighbours: Neighbours) -> Tensor:
+    """Return `log q` after the updates of the assignments, from `log y`, `log p` and the current `q`, all `[M, K]`."""
+    fixed = initial + LIKELIHOOD * likelihood
+    for _ in range(ASSIGNMENT_UPDATES):
+        log_labels = (fixed + neighbours.propagate(labels) / (2 * NEIGHBOURS)).log_softmax(dim=1)
+        labels = log_labels.exp()
+    return log_labels
 
 
 def _shared_variance(features: Tensor, labels: Tensor, means: Tensor) -> Tensor:
-    """The diagonal covariance of all classes around their means, `[d]`."""
-    inner = (labels.t() @ features * means).sum(dim=0) / len(features)
-    spread = (labels.sum(dim=0)[:, None] * means.square()).sum(dim=0) / len(features)
-    return (features.square().mean(dim=0) - 2 * inner + spread).clamp_min(SMALLEST)
+    """Return the diagonal covariance of all classes around their means, shape `[d]`."""
+    products = (labels.t() @ features * means).sum(dim=0) / len(features)
+    squares = (labels.sum(dim=0)[:, None] * means.square()).sum(dim=0) / len(features)
+    return (features.square().mean(dim=0) - 2 * products + squares).clamp_min(EPSILON)
 
 
 def _log_gaussian(features: Tensor, means: Tensor, variances: Tensor) -> Tensor:
-    """`-((f - mu) / sigma)^2 / 2`, summed over the width, shape `[M, K]`; variances are `[d]` or `[K, d]`."""
+    """Return `-((f - mu) / sigma)^2 / 2` summed over the width, shape `[M, K]`, for variances `[d]` or `[K, d]`."""
     inverse = 1 / variances
     distance = features.square() @ inverse.expand_as(means).t() - 2 * features @ (means * inverse).t()
     return -(distance + (means.square() * inverse).sum(dim=1)) / 2
