@@ -44,12 +44,16 @@ OF_MINI = {"model": "hegraph-mini", "weights": "68bc1a9fda48b1b2589263b5cd232893
         ("local-dir:/birds", "auto", "must be a folder with open_clip_config"),
         ("RN50", "openai", "'openai' were trained with QuickGELU: use 'RN50-quickgelu', not 'RN50'"),
         ("ViT-B-32-quickgelu", "laion2b_s34b_b79k", "without QuickGELU: use 'ViT-B-32', not 'ViT-B-32-quickgelu'"),
-        ("roberta-ViT-B-32", "laion2b_s12b_b32k", "is not on this machine"),  # has QuickGELU under its only name
+        ("roberta-ViT-B-32", "laion2b_s12b_b32k", "which cannot be reached"),  # has QuickGELU under its only name
     ],
 )
 def test_what_is_unknown_or_does_not_fit_is_refused_with_what_does(no_hub, name, pretrained, message):
     with pytest.raises(UserError, match=message):
         load_backbone(name, pretrained)
+
+
+def test_repr_of_a_backbone_is_one_line(mini):
+    assert repr(mini) == "Backbone(name='hegraph-mini/hegraph-mini', precision='fp32')"
 
 
 # --- files

@@ -20,7 +20,7 @@ from torchvision import transforms as T
 
 from trainers.hegraph.backbones import identity, loading
 from trainers.hegraph.backbones.loading import Source, create_model, find_source, load_backbone
-from trainers.hegraph.utils.errors import UserError
+from trainers.hegraph.utils.errors import UserError, one_line
 
 
 def test_a_siglip_in_a_folder_takes_everything_from_the_model(siglip):
@@ -113,7 +113,7 @@ def test_a_tokenizer_is_read_from_the_cache_or_said_to_be_missing(no_hub, transf
     source, repository = Source(name, name, name, None), f"timm/{name}"
     settings = cache_file(no_hub, repository, "tokenizer_config.json")
     settings.touch()
-    with pytest.raises(UserError, match=rf"tokenizer of {name} is not on this machine.* tokenizer\.json and"):
+    with pytest.raises(UserError, match=rf"tokenizer of {name} needs tokenizer\.json and"):
         loading._tokenizer(source)
     (settings.parent / "tokenizer.json").touch()
     assert loading._tokenizer(source).context_length == 64
@@ -129,9 +129,9 @@ def test_a_tokenizer_is_read_from_the_cache_or_said_to_be_missing(no_hub, transf
 @pytest.mark.parametrize(
     ("name", "pretrained", "message"),
     [
-        ("RN50-quickgelu", "openai", r"model\.bin from \S+/timm/resnet50_clip\.openai elsewhere .* place of the tag"),
-        ("ViTamin-S", "datacomp1b", r"pytorch_model\.bin from http.*/jienengchen/ViTamin-S elsewhere"),
-        ("hf-hub:org/birds", "", r"open_clip_config\.json and open_clip_model\.safetensors from .*local-dir:"),
+        ("RN50-quickgelu", "openai", r"needs open_clip_model\.safetensors from \S+/timm/resnet50_clip\.openai, which"),
+        ("ViTamin-S", "datacomp1b", r"pytorch_model\.bin from http.*/jienengchen/ViTamin-S, which cannot be reached"),
+        ("hf-hub:org/birds", "", r"open_clip_config\.json and open_clip_model\.safetensors from .*local-dir:FOLDER;"),
         ("hf-hub:a/b/c", "", r"'a/b/c' is no repository"),
     ],
 )
@@ -149,6 +149,31 @@ def test_what_cannot_be_downloaded_names_the_files_and_where_to_put_them_at_once
     with pytest.raises(UserError, match=message):
         load_backbone(name, pretrained)
     assert asked == [("http://127.0.0.1:9", 5)] * ("is no repository" not in message)  # seconds: once, and no longer
+
+
+def test_offline_message_shows_address_option_and_embedded_model(no_hub, monkeypatch):
+    def head(url: str, timeout: float) -> None:
+        raise OSError
+
+    hub, checked = "https://huggingface.co", 0
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub)
+    monkeypatch.setattr(identity, "get_session", lambda: SimpleNamespace(head=head))
+    whole = [
+        "ViT-B-16-quickgelu/openai",
+        "ViT-B-32-quickgelu/openai",
+        "RN50-quickgelu/openai",
+        "RN101-quickgelu/openai",
+    ]
+    for name, tag in open_clip.list_pretrained():
+        with pytest.raises(UserError) as caught:
+            loading.find_source(name, tag)
+        message, repository = one_line(str(caught.value)), open_clip.get_pretrained_cfg(name, tag).get("hf_hub", "")
+        if "QuickGELU" not in message:
+            assert f" from {hub}/{repository.rpartition('/')[0]}, " in message
+            assert message.endswith("(or --pretrained) to its path; hegraph-mini needs no download")
+            assert f"{name}/{tag}" not in whole or " ... " not in message
+            checked += 1
+    assert checked > 100
 
 
 def test_cached_weights_of_a_tag_need_no_hub(no_hub):

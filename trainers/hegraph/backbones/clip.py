@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, cached_property, partial
 from threading import Lock
 from typing import Any
@@ -55,12 +55,12 @@ class Backbone:
     """
 
     name: str
-    model: Any  # open_clip's model classes have no type in common that says what they can do
-    tokenizer: Tokenizer
-    preprocess: T.Compose
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    fingerprint: dict[str, str]
+    model: Any = field(repr=False)  # open_clip's model classes have no type in common that says what they can do
+    tokenizer: Tokenizer = field(repr=False)
+    preprocess: T.Compose = field(repr=False)
+    mean: tuple[float, ...] = field(repr=False)
+    std: tuple[float, ...] = field(repr=False)
+    fingerprint: dict[str, str] = field(repr=False)
     precision: str = "fp32"
 
     @property

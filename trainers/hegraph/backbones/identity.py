@@ -37,7 +37,9 @@ WEIGHTS_NAMES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 WEIGHTS_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 TOKENIZER_NAMES = ("tokenizer.json", "tokenizer_config.json", "spiece.model")
 TIMEOUT = 5  # seconds that the hub has to answer
-USE_FOLDER = f"MODEL.BACKBONE.NAME {FOLDER}FOLDER"  # how the user names a folder, for messages
+# Phrases of messages, for commands that take keys and for those that take flags
+USE_FOLDER = f"set MODEL.BACKBONE.NAME (or --backbone) to {FOLDER}FOLDER"
+USE_WEIGHTS = "set MODEL.BACKBONE.PRETRAINED (or --pretrained) to its path"
 
 
 class Bundle(NamedTuple):
@@ -129,7 +131,7 @@ def find_bundle(name: str) -> Bundle:
     """
     place = name.partition(":")[2]
     if name.startswith(HUB):
-        needed, use = f"{CONFIG_NAME} and {WEIGHTS_NAMES[0]}", f"put them into a folder here: {USE_FOLDER}"
+        needed, use = f"{CONFIG_NAME} and {WEIGHTS_NAMES[0]}", f"put them into a folder, {USE_FOLDER}"
         config, weights = (fetch_file(place, names, name, needed, use) for names in ((CONFIG_NAME,), WEIGHTS_NAMES))
         return Bundle(place, config, weights)
     folder = Path(place)
@@ -167,17 +169,20 @@ def fetch_file(repository: str, filenames: Sequence[str], what: str, needed: str
 
 
 def require_hub(repository: str, what: str, needed: str, use: str) -> None:
-    """Asks once whether the hub answers within `TIMEOUT`; huggingface_hub itself would try for a minute.
+    """Check once that the hub answers within `TIMEOUT`; huggingface_hub itself would try for a minute.
 
-    UserError if it does not: `what` is wanted, the files `needed` have to be downloaded by hand, and the user is then
-    to `use` them.
+    Raises:
+        UserError: If it does not. The message says that `what` needs the files `needed`, and how to `use` them after a
+            download on another machine.
     """
-    hub = constants.ENDPOINT
     try:
-        get_session().head(hub, timeout=TIMEOUT)
+        get_session().head(constants.ENDPOINT, timeout=TIMEOUT)
     except Exception as error:  # of requests or httpx: it depends on the version
-        by_hand = f"download {needed} from {hub}/{repository} elsewhere and {use}"
-        raise UserError(f"{what} is not on this machine, and {hub} cannot be reached: {by_hand}") from error
+        page = f"{constants.ENDPOINT}/{repository}"  # at the start, since long messages lose their middle
+        raise UserError(
+            f"{what} needs {needed} from {page}, which cannot be reached: download elsewhere, {use}; {MINI_NAME} needs "
+            "no download"
+        ) from error
 
 
 def describe_transform(transform: object) -> str:

@@ -120,9 +120,9 @@ def find_source(name: str, pretrained: str | None) -> Source:
         raise unknown(f"weights of {name}: neither a file nor a tag:", pretrained, tags)
     repository, _, filename = known["hf_hub"].rpartition("/")
     filenames = (re.sub(r"\.\w+$", ".safetensors", filename), filename) if filename else identity.WEIGHTS_NAMES
-    what, use = f"{name} with the weights {pretrained!r}", "give its path in place of the tag"
-    file = identity.fetch_file(repository, filenames, what, " or ".join(filenames), use)
-    return Source(name, f"{name}/{pretrained}", name, file, pretrained)
+    title, needed = f"{name}/{pretrained}", filename or filenames[0]
+    file = identity.fetch_file(repository, filenames, title, needed, identity.USE_WEIGHTS)
+    return Source(name, title, name, file, pretrained)
 
 
 def hub_repository(name: str, pretrained: str) -> str | None:
@@ -218,7 +218,7 @@ def _tokenizer_files(source: Source, repository: str) -> str:
     vocabulary = identity.cached_file(repository, VOCABULARY_NAMES)
     if vocabulary and identity.cached_file(repository, ["tokenizer_config.json"]):
         return str(vocabulary.parent)  # given the folder and not the name, transformers asks the hub for nothing more
-    use = f"put them with {identity.CONFIG_NAME} and the weights into a folder here: {identity.USE_FOLDER}"
+    use = f"put them beside {identity.CONFIG_NAME} and the weights, {identity.USE_FOLDER}"
     identity.require_hub(repository, what, files, use)
     return repository
 
