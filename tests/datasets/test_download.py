@@ -135,6 +135,30 @@ def test_a_file_that_is_or_may_be_another_one_by_now_is_fetched_anew(server, tmp
     assert arrived(tmp_path, OTHER)
 
 
+@pytest.mark.parametrize("version", [b"\xff\xfe", "\u7248\u672c".encode(), b'"1"\r\nX: y', b" \n"])
+def test_part_with_unusable_version_is_fetched_anew(server, tmp_path, version):
+    source, part = broken_off(server, tmp_path)
+    part.with_name(f"{part.name}.version").write_bytes(version)
+    server.answers["/f"] = [serve(OTHER, ETag='"2"')]
+    fetch(source, tmp_path)
+    assert arrived(tmp_path, OTHER)
+
+
+def test_version_with_other_characters_is_not_written_into_a_header(server, tmp_path):
+    source, _ = broken_off(server, tmp_path, ETag='"\xe9"')
+    server.answers["/f"] = [serve(BODY)]
+    fetch(source, tmp_path)
+    assert arrived(tmp_path) and server.asked == [("/f", None)]
+
+
+def test_part_that_is_a_folder_is_named(server, tmp_path):
+    source, part = broken_off(server, tmp_path)
+    part.unlink()
+    part.mkdir()
+    with pytest.raises(UserError, match=f"^cannot write {part}: Is a directory"):
+        download("Set", [source], tmp_path)
+
+
 def test_the_part_of_one_mirror_is_not_continued_from_another(server, tmp_path):
     first = server.url("/first", serve(BODY, stop_at=HALF))
     second = server.url("/second", serve(OTHER[: len(BODY)]))  # of the same length, with the same ETag
@@ -157,9 +181,9 @@ def test_when_all_mirrors_fail_one_error_says_why_for_each_and_what_to_do_by_han
     with pytest.raises(UserError) as error:
         fetch(one_file(busy, gone, silent, nobody), tmp_path)
     for said in (
-        rf"{busy}: .*too many 503 error responses.*; {gone}: 410 Client Error: Gone",
+        rf"{busy}: too many 503 error responses; {gone}: 410 Client Error: Gone; ",
         rf"{silent}: .*timed out.*; {nobody}: .*Connection refused",
-        rf"open {busy}, save it as {tmp_path / 'f.bin'} and run the same command again",
+        rf"get it by hand, save it as {tmp_path / 'f.bin'} and run the same command again",
     ):
         assert re.search(said, str(error.value))
     assert [path for path, _ in server.asked] == ["/busy"] * 3 + ["/gone"] + ["/silent"] * 3
@@ -169,6 +193,14 @@ def test_when_all_mirrors_fail_one_error_says_why_for_each_and_what_to_do_by_han
     server.answers["/busy"] = [status(429), status(408), serve(packed, Content_Encoding="x-gzip")]
     fetch(one_file(gone, busy), tmp_path)
     assert arrived(tmp_path, packed)
+
+
+def test_shown_line_holds_the_status_of_a_failed_download(server, tmp_path, monkeypatch, capsys):
+    names = one_file(server.url("/" + "n" * 60, status(500)), file="names.txt")
+    monkeypatch.setitem(ENTRIES, "ImageNet", replace(ENTRIES["ImageNet"], sources=(names,)))
+    assert main(["download", "imagenet", "--root", str(tmp_path)]) == 2
+    [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert "too many 500 error responses" in line
 
 
 # --- whole data sets
@@ -258,9 +290,20 @@ def test_an_archive_is_unpacked_into_its_targets_and_removed(server, tmp_path, k
     fetch(source, tmp_path / "kept")  # a target that exists is left alone, and the missing one is added
     assert names_in(tmp_path / "kept") == {"images", "images/mine.jpg", "names.txt"}
     server.asked.clear()
-    (tmp_path / "kept" / "f.bin").symlink_to(tmp_path / "nowhere")  # such as a disk that is not there just now
-    download("Set", [source, one_file("http://127.0.0.1:9/f")], tmp_path / "kept")
-    assert server.asked == [] and (tmp_path / "kept" / "f.bin").is_symlink()
+    download("Set", [source], tmp_path / "kept")
+    assert server.asked == []
+
+
+def test_target_that_links_to_nothing_is_named_and_stays(server, tmp_path):
+    link = tmp_path / "images"
+    link.symlink_to(tmp_path / "unmounted" / "images")
+    source = served(server, pack("zip", FILES))
+    with pytest.raises(UserError, match=rf"{link} is a link to {tmp_path}/unmounted/images, which does not exist; "):
+        download("Set", [source], tmp_path)
+    assert link.is_symlink() and server.asked == []
+    rich = archive(server.url("/rich", serve(pack("zip", FILES))), file="rich", unpack={**UNPACK, "other.txt": "o"})
+    fetch(replace(source, unpack={"labels.txt": "names.txt"}, otherwise=(rich,), urls=()), tmp_path)
+    assert link.is_symlink() and names_in(tmp_path) == {"images", "names.txt", "o"}
 
 
 def test_the_member_nearest_to_the_root_is_taken_however_many_folders_wrap_it(server, tmp_path):
@@ -310,6 +353,34 @@ def test_a_full_disk_while_unpacking_leaves_no_target(server, tmp_path, disk_ful
     assert server.asked == []
 
 
+@pytest.mark.parametrize(
+    "remains",
+    [
+        ["images/1.jpg", "names.txt", "x.archive", ".x.archive.unpacking/outer/set/other.txt"],
+        ["images/1.jpg", "names.txt", ".x.archive.unpacking/outer/set/other.txt"],
+        ["images/1.jpg", "x.archive", ".x.archive.unpacking/outer/set/labels.txt"],
+        ["x.archive", "x.archive.0123456789abcdef.part.version"],
+        ["images/1.jpg", "names.txt", "x.archive.0123456789abcdef.part.version"],
+        ["x.archive.0123456789abcdef.part", "x.archive.0123456789abcdef.part.version"],
+    ],
+)
+def test_download_removes_remains_of_killed_ones(server, tmp_path, remains):
+    for name in remains:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(pack("zip", FILES) if name == "x.archive" else b"1")
+    fetch(served(server, pack("zip", FILES)), tmp_path)
+    whole = {"images/1.jpg", "images", "names.txt"} if "images/1.jpg" in remains else UNPACKED
+    assert names_in(tmp_path) == whole
+
+
+def test_archive_beside_its_targets_stays_unless_it_was_unpacked(server, tmp_path):
+    for name in ("images/1.jpg", "names.txt", "x.archive"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"mine")
+    fetch(served(server, pack("zip", FILES)), tmp_path)
+    assert names_in(tmp_path) == {"images", "images/1.jpg", "names.txt", "x.archive"}
+
+
 def test_an_archive_without_what_is_needed_is_removed_and_another_one_has_its_turn(server, tmp_path):
     url = server.url("/x", serve(pack("zip", {"set/pictures/1.jpg": b"1"})))
     rich = {**UNPACK, "other.txt": "other.txt", "absent.txt": "absent.txt"}  # it brings what else is missing
@@ -333,6 +404,10 @@ GZ, A, SYM, LNK = pack("tar.gz", FILES), ("images/a", b"a"), tarfile.SYMTYPE, ta
         tar_with(A, ("images/../../../escaped", b"x")),
         tar_with(A, ("images/inside", b"", SYM, "a")),
         tar_with(A, ("images/hard", b"", LNK, "../escaped")),
+        tar_with(A, ("images/a/1.jpg", b"a")),
+        pack("zip", {"images/a": b"a", "images/a/1.jpg": b"a"}),
+        pack("zip", {"images/a/1.jpg": b"a", "images/a": b"a"}),
+        pack("zip", {f"images/{'a' * 300}": b"a"}),
     ],
 )
 def test_an_archive_that_is_damaged_or_not_safe_is_removed_and_the_next_mirror_has_its_turn(server, tmp_path, body):

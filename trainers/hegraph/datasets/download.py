@@ -2,7 +2,8 @@
 
 A file that is still coming is `x.zip.HASH.part`, where the hash stands for its address, with the version that the
 server has of it in `.part.version`. The next call goes on with it, if the server still has that version. An archive is
-unpacked beside its targets, which are renamed into place once it is whole. What is in place is never touched.
+unpacked beside its targets, which are renamed into place once it is whole. What is in place is never touched. A
+download that was killed leaves files, which the next one that succeeds removes.
 
 Nothing in an archive is trusted: Python's modules keep its members inside the folder in which it is unpacked, and an
 archive with symbolic links is refused.
@@ -10,10 +11,12 @@ archive with symbolic links is refused.
 
 from __future__ import annotations
 
+import errno
 import gzip
 import hashlib
 import logging
 import os
+import re
 import shutil
 import sys
 import tarfile
@@ -39,6 +42,8 @@ BUSY = (408, 429, 500, 502, 503, 504)  # answers after which it is tried again
 CHUNK = 1 << 16  # bytes; a transfer that stalls within a chunk loses that chunk
 DRIVE = "https://drive.google.com/"  # whose large files need more than one request
 LOCK = ".download.lock"
+# Errors of the disk for which the names in an archive are to blame: it is unpacked into an empty folder
+OF_MEMBERS = (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG)
 
 
 class Broken(Exception):
@@ -57,7 +62,7 @@ def download(name: str, sources: Sequence[Source], folder: Path) -> None:
                 except UserError as error:
                     failures.append((source, error))
     except OSError as error:
-        raise cannot_write(folder, error) from error
+        raise cannot_write(Path(os.fsdecode(error.filename2 or error.filename or folder)), error) from error
     # The archive of a later source may have brought what failed before
     if errors := [str(error) for source, error in failures if missing_of(source.targets, folder)]:
         raise UserError(f"{name} is not complete: {'; '.join(errors)}")
@@ -66,10 +71,13 @@ def download(name: str, sources: Sequence[Source], folder: Path) -> None:
 def fetch(source: Source, folder: Path) -> None:
     """Fetches one file unless its targets are in place. An archive is unpacked, then removed.
 
-    Raises UserError if no mirror gives it, or an archive that the user has put there is of no use, and OSError if the
-    disk is full or cannot be written.
+    Raises UserError if no mirror gives it, an archive that the user has put there is of no use, or a target is a link
+    to nothing; and OSError if the disk is full or cannot be written.
     """
     alternatives = [source, *source.otherwise]
+    if dangling := [folder / target for target in source.targets if _is_dangling(folder / target)]:
+        place = os.readlink(dangling[0])
+        raise UserError(f"{dangling[0]} is a link to {place}, which does not exist; restore it or delete the link")
     at_hand = next((a for a in alternatives if a.unpack and (folder / a.file).is_file()), None)
     if not missing_of(source.targets, folder):
         logger.info("%s: in place", folder / source.targets[0])
@@ -82,8 +90,18 @@ def fetch(source: Source, folder: Path) -> None:
             raise UserError(f"{path} is of no use: {error}; delete it and run the same command again") from error
     else:
         _fetch_from_any(alternatives, folder)
-        for left in [left for each in alternatives for left in folder.glob(f"{each.file}.*.part*")]:
-            left.unlink()
+    for path in [folder / alternative.file for alternative in alternatives]:
+        _remove_remains(path)
+
+
+def _remove_remains(path: Path) -> None:
+    """Remove what killed downloads of `path` left, once its targets are in place."""
+    for part in path.parent.glob(f"{path.name}.*.part*"):
+        if not part.is_dir():
+            part.unlink()
+    if (temporary := _unpacking(path)).is_dir():  # killed after the last target was in place
+        path.unlink(missing_ok=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _fetch_from_any(alternatives: Sequence[Source], folder: Path) -> None:
@@ -103,15 +121,20 @@ def _fetch_from_any(alternatives: Sequence[Source], folder: Path) -> None:
             logger.warning("%s", reasons[-1])
             path.unlink(missing_ok=True)
     raise UserError(
-        f"cannot fetch {wanted.file} ({'; '.join(reasons)}); get it by hand: open {wanted.urls[0]}, save it "
-        f"as {folder / wanted.file} and run the same command again"
+        f"cannot fetch {wanted.file} ({'; '.join(reasons)}); get it by hand, save it as {folder / wanted.file} and run "
+        "the same command again"
     )
 
 
 def missing_of(targets: Sequence[str], folder: Path) -> list[str]:
-    """Those of `targets` that are not in `folder`. An empty folder counts as missing, since it has nothing to lose."""
+    """Targets that are not in `folder`, empty folders (which have nothing to lose) and links to nothing."""
     paths = {target: folder / target for target in targets}
-    return [t for t, path in paths.items() if not os.path.lexists(path) or (path.is_dir() and not any(path.iterdir()))]
+    return [t for t, path in paths.items() if not path.exists() or (path.is_dir() and not any(path.iterdir()))]
+
+
+def _is_dangling(path: Path) -> bool:
+    """Whether a path is a link to nothing, such as a disk that is not mounted."""
+    return path.is_symlink() and not path.exists()
 
 
 # --- one file
@@ -169,14 +192,22 @@ def _from_server(url: str, part: Path, note: Path) -> None:
             except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
                 here = part.stat().st_size if part.is_file() else 0
                 if isinstance(error, requests.RequestException) or here <= reached:
-                    raise Broken(first_line(error)) from error
+                    raise Broken(_reason(error)) from error
                 reached = here
+
+
+def _reason(error: Exception) -> str:
+    """The cause of a failed request in a few words, without the address, which the message names anyway."""
+    cause = error.args[0] if error.args else error
+    text = first_line(getattr(cause, "reason", None) or error)  # urllib3's MaxRetryError has a reason
+    return re.sub(r"^(<[^>]*>|\w+\([^)]*\)): | for url: .*$", "", text)
 
 
 def _request(session: requests.Session, url: str, part: Path, note: Path) -> None:
     """Asks for a file: for its rest alone, if there is a part of the version that the server still has."""
-    version = note.read_text() if note.is_file() and part.is_file() else ""
-    begin = part.stat().st_size if version else 0
+    version = note.read_bytes().decode("ascii", "replace").strip() if note.is_file() and part.is_file() else ""
+    usable = version.isascii() and version.isprintable()  # no header takes anything else
+    begin = part.stat().st_size if version and usable else 0
     headers = {"Accept-Encoding": "identity"}  # positions count the bytes of the file, not of a compressed stream
     if begin:
         headers |= {"Range": f"bytes={begin}-", "If-Range": version}
@@ -189,7 +220,8 @@ def _request(session: requests.Session, url: str, part: Path, note: Path) -> Non
         total = None if coming is None else begin + coming
         if not begin:
             tag = response.headers.get("ETag", "")  # a weak one, W/"...", does not tell that all bytes are the same
-            note.write_text(tag if tag.startswith('"') else response.headers.get("Last-Modified", ""))
+            version = tag if tag.startswith('"') else response.headers.get("Last-Modified", "")
+            note.write_text(version, encoding="utf-8")
         bar = tqdm(desc=part.stem, total=total, initial=begin, unit="B", unit_scale=True, disable=None)
         with part.open("ab" if begin else "wb") as file, bar:
             for chunk in response.raw.stream(CHUNK, decode_content=False):  # some call the gzip of a file an encoding
@@ -220,7 +252,7 @@ def _unpack(archive: Path, source: Source, required: Sequence[str]) -> None:
     Raises `Broken` if it is damaged or not safe, or does not hold the targets that are `required`.
     """
     logger.info("unpacking %s", archive)
-    folder, temporary = archive.parent, archive.with_name(f".{archive.name}.unpacking")
+    folder, temporary = archive.parent, _unpacking(archive)
     shutil.rmtree(temporary, ignore_errors=True)
     content = temporary / "outer"
     try:
@@ -230,16 +262,22 @@ def _unpack(archive: Path, source: Source, required: Sequence[str]) -> None:
             if packed is None:
                 raise Broken(f"{archive.name} holds no {source.inner}")
             _extract(packed, content)
-        found = {to: _find(end, content) for end, to in source.unpack.items() if missing_of([to], folder)}
+        wanted = [to for to in missing_of(source.targets, folder) if not _is_dangling(folder / to)]
+        found = {to: _find(end, content) for end, to in source.unpack.items() if to in wanted}
         if absent := [target for target in required if found.get(target, folder) is None]:
             raise Broken(f"{archive.name} holds no {absent[0]}")
         for target, path in found.items():
             if path is not None:
                 (folder / target).parent.mkdir(parents=True, exist_ok=True)
                 os.rename(path, folder / target)
+        archive.unlink()  # before `temporary`, which shows that this archive was being unpacked
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    archive.unlink()
+
+
+def _unpacking(archive: Path) -> Path:
+    """The folder in which an archive is unpacked."""
+    return archive.with_name(f".{archive.name}.unpacking")
 
 
 def _extract(archive: Path, into: Path) -> None:
@@ -257,9 +295,12 @@ def _extract(archive: Path, into: Path) -> None:
             while packed.fileobj is not None and packed.fileobj.read(1 << 20):
                 pass  # gzip compares its checksum at the end
     except Exception as error:  # the modules raise many kinds
+        place = ""
         if isinstance(error, OSError) and not isinstance(error, gzip.BadGzipFile):
-            raise
-        raise Broken(f"the archive is damaged or not safe: {first_line(error)}") from error
+            if error.errno not in OF_MEMBERS or error.filename is None:
+                raise
+            place = f"{os.path.relpath(error.filename, into)}: "
+        raise Broken(f"the archive is damaged or not safe: {place}{first_line(error)}") from error
 
 
 def _without_links(member: tarfile.TarInfo, into: str) -> tarfile.TarInfo:
