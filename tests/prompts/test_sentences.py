@@ -1,4 +1,4 @@
-"""Prompts: templates, descriptions, both, and negative ones; and every rule for the descriptions that ship."""
+"""Prompts from templates and descriptions, and the rules for the packaged descriptions."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ PETS = ["Abyssinian", "american_bulldog"]
 
 @pytest.fixture
 def descriptions(tmp_path):
-    """Writes a description file and returns its path."""
+    """Function that writes a description file and returns its path."""
 
-    def write(table) -> str:
+    def write(table) -> Path:
         path = tmp_path / "descriptions.json"
         path.write_text(json.dumps(table), encoding="utf-8")
-        return str(path)
+        return path
 
     return write
 
@@ -56,31 +56,40 @@ def descriptions(tmp_path):
         *((name, "a photo of a cat.") for name in PLAIN),
     ],
 )
-def test_each_data_set_of_coop_has_its_template(dataset, sentence):
+def test_templates_of_data_sets_are_coops(dataset, sentence):
     assert positive_prompts(dataset, ["cat"]) == [[[sentence]]]
 
 
-def test_templates_are_filled_in_label_order_with_underscores_as_spaces_and_the_users_go_first():
+def test_unknown_data_set_has_the_default_template():
     assert positive_prompts("MyBirds", ["wren"]) == [[["a photo of a wren."]]]
-    (group,) = positive_prompts("OxfordPets", PETS)
-    assert group == [["a photo of a Abyssinian, a type of pet."], ["a photo of a american bulldog, a type of pet."]]
-    (group,) = positive_prompts("OxfordPets", PETS, templates=["my {}", "your {}!"])
-    assert group == [["my Abyssinian", "your Abyssinian!"], ["my american bulldog", "your american bulldog!"]]
+
+
+@pytest.mark.parametrize(
+    ("templates", "expected"),
+    [
+        ([], [["a photo of a Abyssinian, a type of pet."], ["a photo of a american bulldog, a type of pet."]]),
+        (["my {}", "a {}!"], [["my Abyssinian", "a Abyssinian!"], ["my american bulldog", "a american bulldog!"]]),
+    ],
+    ids=["default", "user"],
+)
+def test_templates_are_filled_in_label_order(templates, expected):
+    assert positive_prompts("OxfordPets", PETS, templates=templates) == [expected]
 
 
 @pytest.mark.parametrize("template", ["a photo.", "a {} and a {}."])
-def test_a_template_without_exactly_one_placeholder_is_refused_by_its_words(template):
-    with pytest.raises(UserError, match=r"exactly one \{\}") as caught:
+def test_template_needs_exactly_one_placeholder(template):
+    with pytest.raises(UserError, match=r"exactly one \{\}.*" + re.escape(repr(template))):
         fill_templates(["a {}.", template], ["cat"])
-    assert repr(template) in str(caught.value)
 
 
-def test_both_gives_the_templates_as_one_group_and_the_descriptions_as_another(descriptions):
+@pytest.mark.parametrize(("source", "first"), [("both", 0), ("descriptions", 1)])
+def test_templates_and_descriptions_are_separate_groups(descriptions, source, first):
     file = descriptions({"Abyssinian": ["slender", "ticked"], "american_bulldog": ["stocky"]})
-    templates, described = positive_prompts("StanfordCars", PETS, "both", descriptions=file)
-    assert templates == [["a photo of a Abyssinian."], ["a photo of a american bulldog."]]
-    assert described == [["slender", "ticked"], ["stocky"]]
-    assert positive_prompts("StanfordCars", PETS, "descriptions", descriptions=file) == [described]
+    groups = [
+        [["a photo of a Abyssinian."], ["a photo of a american bulldog."]],
+        [["slender", "ticked"], ["stocky"]],
+    ]
+    assert positive_prompts("StanfordCars", PETS, source, descriptions=str(file)) == groups[first:]
 
 
 @pytest.mark.parametrize(
@@ -88,32 +97,37 @@ def test_both_gives_the_templates_as_one_group_and_the_descriptions_as_another(d
     [
         ("american_bulldog", "American-Bulldog"),
         (" american  bulldog ", "american_bulldog"),
-        ("cafe\u0301", "caf\u00e9"),  # an accent is the same however it is spelled
+        ("cafe\u0301", "caf\u00e9"),  # combining accent and precomposed character
     ],
 )
-def test_description_keys_match_whatever_case_underscores_hyphens_spaces_and_accents(descriptions, key, classname):
-    assert read_descriptions(Path(descriptions({key: ["x"]})), [classname]) == [["x"]]
-
-
-def test_a_class_without_a_description_is_named_and_so_is_a_file_of_another_structure(descriptions):
-    file = descriptions({"Abyssinian": ["slender"], "american_bulldog": []})
-    with pytest.raises(UserError, match=r"no description for 2 of 3 classes: american_bulldog, pug$"):
-        positive_prompts("OxfordPets", [*PETS, "pug"], "descriptions", descriptions=file)
-    with pytest.raises(UserError, match=r"descriptions\.json must hold \{class name: \[sentence, ...\]\}"):
-        read_descriptions(Path(descriptions({"cat": [1]})), ["cat"])
-
-
-def test_a_data_set_without_descriptions_is_an_error_that_names_the_keys_and_those_that_have():
-    with pytest.raises(UserError, match=r"PROMPTS\.DESCRIPTIONS.*PROMPTS\.SOURCE templates") as caught:
-        positive_prompts("Birds", PETS, "both")
-    assert "no descriptions ship for the data set 'Birds' (known: Caltech101, " in str(caught.value)
-
-
-# What "auto" means
+def test_description_keys_match_normalised_class_names(descriptions, key, classname):
+    assert read_descriptions(descriptions({key: ["x"]}), [classname]) == [["x"]]
 
 
 @pytest.mark.parametrize(
-    ("dataset", "descriptions", "meant"),
+    ("table", "message"),
+    [
+        (
+            {"Abyssinian": ["slender"], "american_bulldog": []},
+            r"no description for 2 of 3 classes: american_bulldog, pug$",
+        ),
+        ({"cat": [1]}, r"descriptions\.json must hold \{class name: \[sentence, ...\]\}"),
+    ],
+    ids=["missing class", "structure"],
+)
+def test_incomplete_or_malformed_descriptions_are_refused(descriptions, table, message):
+    with pytest.raises(UserError, match=message):
+        read_descriptions(descriptions(table), [*PETS, "pug"])
+
+
+def test_data_set_without_descriptions_is_refused():
+    message = r"'Birds' \(available for: Caltech101, .*PROMPTS\.DESCRIPTIONS.*PROMPTS\.SOURCE templates"
+    with pytest.raises(UserError, match=message):
+        positive_prompts("Birds", PETS, "both")
+
+
+@pytest.mark.parametrize(
+    ("dataset", "descriptions", "source"),
     [
         ("OxfordPets", "", "both"),
         ("Digits", "", "templates"),
@@ -121,44 +135,48 @@ def test_a_data_set_without_descriptions_is_an_error_that_names_the_keys_and_tho
         ("MyBirds", "x.json", "both"),
     ],
 )
-def test_auto_takes_descriptions_where_there_are_some(dataset, descriptions, meant):
-    assert resolve_source(dataset, "auto", descriptions) == meant
+def test_auto_source_uses_available_descriptions(dataset, descriptions, source):
+    assert resolve_source(dataset, "auto", descriptions) == source
     assert resolve_source(dataset, "descriptions", descriptions) == "descriptions"
 
 
-# Negative prompts
-
-
 @pytest.mark.parametrize("dataset", [*ENTRIES, "MyBirds"])
-def test_the_negative_prompts_differ_from_the_positive_ones_by_a_negation(dataset):
-    ((positive,),) = positive_prompts(dataset, ["cat"])
-    (negative,) = negative_prompts(dataset, ["cat"])
-    assert len(negative) == len(positive)
-    assert not set(negative) & set(positive)
-    for said, denied in zip(positive, negative):
-        # Without its "no" or "not", a negative prompt is the positive one up to the article
-        affirmed = re.sub(r"\bnot? ", "", denied)
-        assert affirmed != denied
-        assert affirmed == re.sub(r"\ba (?=cat|handwritten)", "", said)
+def test_negative_prompts_negate_the_positive_ones(dataset):
+    ((positives,),) = positive_prompts(dataset, ["cat"])
+    (negatives,) = negative_prompts(dataset, ["cat"])
+    assert len(negatives) == len(positives)
+    assert not set(negatives) & set(positives)
+    for positive, negative in zip(positives, negatives):
+        # Without "no" or "not", a negative prompt is the positive one except for the article
+        without_negation = re.sub(r"\bnot? ", "", negative)
+        assert without_negation != negative
+        assert without_negation == re.sub(r"\ba (?=cat|handwritten)", "", positive)
 
 
-def test_negative_templates_are_the_papers_or_the_users():
-    assert negative_prompts("ImageNet", ["great_dane"]) == [["a photo of no great dane."]]  # section 3.1.1, after CLIPN
-    assert negative_prompts("OxfordPets", ["pug", "cat"], ["not a {}"]) == [["not a pug"], ["not a cat"]]
+@pytest.mark.parametrize(
+    ("dataset", "classnames", "templates", "expected"),
+    [
+        ("ImageNet", ["great_dane"], [], [["a photo of no great dane."]]),  # section 3.1.1 of the paper
+        ("OxfordPets", ["pug", "cat"], ["not a {}"], [["not a pug"], ["not a cat"]]),
+    ],
+    ids=["paper", "user"],
+)
+def test_negative_templates(dataset, classnames, templates, expected):
+    assert negative_prompts(dataset, classnames, templates) == expected
 
 
-# The descriptions that ship
+# Packaged descriptions
 
 NODE = "TRAINER.HEGRAPHADAPTER"
 ALIASES = "aliases"
 FILES = sorted(path.stem for path in DESCRIPTIONS.glob("*.json") if path.stem != ALIASES)
-LEAST = {"imagenet": 3, "digits": 10}  # sentences of each class; 5 elsewhere
+MIN_SENTENCES = {"imagenet": 3, "digits": 10}  # per class; 5 for other files
 NUM_CLASSES = {
     "caltech101": 100, "digits": 10, "dtd": 47, "eurosat": 10, "fgvc_aircraft": 100, "food101": 101, "imagenet": 998,
     "oxford_flowers": 102, "oxford_pets": 37, "stanford_cars": 196, "sun397": 397, "ucf101": 101,
 }  # fmt: skip
-SHIPPED = {name: entry.descriptions for name, entry in ENTRIES.items() if entry.descriptions}
-NAMED_OTHERWISE = {"fgvc_aircraft": "fgvc"}  # in the shared folder
+DESCRIBED = {name: entry.descriptions for name, entry in ENTRIES.items() if entry.descriptions}
+SHARED_NAMES = {"fgvc_aircraft": "fgvc"}  # file names in the shared folder that differ
 
 
 def read(name: str) -> dict[str, list[str]]:
@@ -170,41 +188,41 @@ def aliases() -> dict[str, dict[str, list[str]]]:
     return read(ALIASES)
 
 
-def classnames_of(file: str, shared: Path) -> list[str]:
-    """Class names in label order, from outside this repository."""
+def reference_classnames(file: str, shared: Path) -> list[str]:
+    """Class names in label order, from a source outside this repository."""
     if file == "digits":
         return list(CLASSNAMES)
-    path = shared / "data" / "classnames" / f"{NAMED_OTHERWISE.get(file, file)}.json"
+    path = shared / "data" / "classnames" / f"{SHARED_NAMES.get(file, file)}.json"
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def test_there_is_a_file_for_every_data_set_and_no_other():
-    assert FILES == sorted(set(SHIPPED.values())) == sorted(NUM_CLASSES)
-    assert set(SHIPPED) == {*stored_datasets(), "Digits"}
+def test_each_data_set_has_a_description_file():
+    assert FILES == sorted(set(DESCRIBED.values())) == sorted(NUM_CLASSES)
+    assert set(DESCRIBED) == {*stored_datasets(), "Digits"}
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_every_class_has_good_sentences(file, aliases):
-    table, others = read(file), aliases.get(file, {})
+def test_each_class_has_enough_valid_sentences(file, aliases):
+    table, file_aliases = read(file), aliases.get(file, {})
     assert len(table) == NUM_CLASSES[file]
-    assert min(map(len, table.values())) >= LEAST.get(file, 5)
-    assert name_problems(list(table), others) == []
-    checker = Checker(sum(map(len, table.values())), others)
+    assert min(map(len, table.values())) >= MIN_SENTENCES.get(file, 5)
+    assert name_problems(list(table), file_aliases) == []
+    checker = Checker(sum(map(len, table.values())), file_aliases)
     assert [problem for name, sentences in table.items() for problem in checker.sift(name, sentences)[1]] == []
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_the_classes_are_those_of_the_data_set_by_their_exact_names_in_label_order(file, shared):
-    assert list(read(file)) == list(dict.fromkeys(classnames_of(file, shared)))
+def test_described_classes_are_in_label_order(file, shared):
+    assert list(read(file)) == list(dict.fromkeys(reference_classnames(file, shared)))
 
 
-def test_no_sentence_occurs_twice_anywhere():
+def test_no_sentence_occurs_twice():
     counts = Counter(normalise_name(s) for file in FILES for sentences in read(file).values() for s in sentences)
     assert sum(counts.values()) > 9000
     assert [sentence for sentence, count in counts.items() if count > 1] == []
 
 
-def test_the_shipped_descriptions_are_part_of_what_a_result_is_of(tmp_path, monkeypatch, capsys):
+def test_changed_descriptions_invalidate_a_finished_run(tmp_path, monkeypatch, capsys):
     command = ["--dataset-config-file", "digits", "--config-file", "mini", "--shots", "1", "--seed", "1"]
     command += ["--output-dir", str(tmp_path / "out"), f"{NODE}.PROMPTS.SOURCE", "descriptions"]
     command += [f"{NODE}.VARIANT", "base", f"{NODE}.FEATURES.VIEWS", "1", f"{NODE}.FEATURES.DIR", str(tmp_path / "f")]

@@ -1,1 +1,1 @@
-"""Sentences about the classes: that one is in the picture, that it is not, and what it looks like."""
+"""Prompts for CLIP's text encoder: positive and negative templates, and class descriptions."""

@@ -1,7 +1,7 @@
-"""Sentences about the classes: that one is in the picture, that it is not, and what it looks like.
+"""Positive, negative and descriptive prompts for each class, as strings; `features` encodes them.
 
-Prompts are strings; `features` encodes them. The negative template "a photo of no {}." is that of
-HeGraphAdapter, section 3.1.1, after CLIPN (Wang et al., ICCV 2023). Those of a data set mirror its positive ones.
+The negative template "a photo of no {}." is from HeGraphAdapter, section 3.1.1, after CLIPN (Wang et al., ICCV 2023).
+Negative templates of a data set mirror its positive ones.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ..utils.reading import Name, check, read_json
 
 DESCRIPTIONS = Path(__file__).parent / "descriptions"
 
-# For each class, in label order, the sentences whose features are averaged
+# Prompts of each class, in label order; the features of a class's prompts are averaged
 PromptGroup = list[list[str]]
 
 
@@ -27,65 +27,76 @@ def positive_prompts(
     templates: Sequence[str] = (),
     descriptions: str = "",
 ) -> list[PromptGroup]:
-    """The positive sentences of every class, in label order.
+    """Return the positive prompts of every class, in label order.
 
-    `dataset` is `DATASET.NAME`, which selects `templates` and the file of `descriptions` where none are given; `source`
-    is "templates", "descriptions" or "both".
+    Args:
+        dataset: Name of the data set, which selects the default `templates` and `descriptions`.
+        source: "templates", "descriptions" or "both".
+        templates: Templates with one `{}` for the class name.
+        descriptions: Path of a description file.
 
     Returns:
-        One group per source, each of K lists of sentences. Each group is averaged first and a node is the mean of its
+        One group per source, each of K lists of prompts. The features of each group are averaged first, then the
         groups, so that many descriptions do not outweigh few templates.
 
     Raises:
-        UserError: On a template without exactly one `{}`, a class without a description, or a data set without any.
+        UserError: If a template does not have exactly one `{}`, or the data set or a class has no description.
     """
     groups = []
     if source in ("templates", "both"):
-        groups.append(fill_templates(templates or entry_of(dataset).templates, classnames))
+        groups.append(fill_templates(templates or dataset_entry(dataset).templates, classnames))
     if source in ("descriptions", "both"):
         groups.append(read_descriptions(description_file(dataset, descriptions), classnames))
     return groups
 
 
 def negative_prompts(dataset: str, classnames: Sequence[str], templates: Sequence[str] = ()) -> PromptGroup:
-    """The negative sentences of every class, as K lists; arguments and errors as of `positive_prompts`."""
-    return fill_templates(templates or entry_of(dataset).negative_templates, classnames)
+    """Return the negative prompts of every class, as K lists; arguments and errors as in `positive_prompts`."""
+    return fill_templates(templates or dataset_entry(dataset).negative_templates, classnames)
 
 
 def resolve_source(dataset: str, source: str, descriptions: str = "") -> str:
-    """The source that a value of `PROMPTS.SOURCE` means for a data set: "auto" is "both" where the user gives
-    descriptions, or where some ship that the data set's entry uses by default, and else "templates".
+    """Return the source of prompts for a data set: `source`, or the meaning of "auto".
+
+    "auto" is "both" if the user gives a description file, or if the data set's entry uses its packaged one by default.
+    Otherwise it is "templates".
     """
     if source != "auto":
         return source
-    entry = entry_of(dataset)
+    entry = dataset_entry(dataset)
     return "both" if descriptions or (entry.descriptions and entry.describe_by_default) else "templates"
 
 
 def description_file(dataset: str, descriptions: str = "") -> Path:
-    """The file of the descriptions of a data set: `PROMPTS.DESCRIPTIONS`, if there is one, else the one that
-    ships. Raises UserError if none does.
+    """Return the path of the descriptions of a data set: `descriptions` if given, else the packaged file.
+
+    Raises:
+        UserError: If neither exists.
     """
     if descriptions:
         return Path(descriptions)
-    entry = entry_of(dataset)
+    entry = dataset_entry(dataset)
     if not entry.descriptions:
         known = sorted(entry.name for entry in ENTRIES.values() if entry.descriptions)
         raise UserError(
-            f"no descriptions ship for the data set {dataset!r} (known: {', '.join(known)}); set "
-            f"PROMPTS.DESCRIPTIONS FILE.json (made by {command('describe')}), or PROMPTS.SOURCE templates"
+            f"no descriptions for the data set {dataset!r} (available for: {', '.join(known)}); set "
+            f"PROMPTS.DESCRIPTIONS FILE.json (written by {command('describe')}), or PROMPTS.SOURCE templates"
         )
     return DESCRIPTIONS / f"{entry.descriptions}.json"
 
 
-def entry_of(dataset: str) -> Entry:
-    """The entry of a data set; of one that is not known, such as the user's, with what an entry has by default."""
+def dataset_entry(dataset: str) -> Entry:
+    """Return the registry entry of a data set; for an unknown name, such as a user's, an entry with defaults."""
     return find_entry(dataset) or Entry(name=dataset)
 
 
 def fill_templates(templates: Sequence[str], classnames: Sequence[str]) -> PromptGroup:
-    """Puts every class name into every template, each of which holds one `{}`. An `_` in a name becomes a space, as in
-    CoOp.
+    """Insert every class name into every template.
+
+    As in CoOp, an `_` in a class name becomes a space.
+
+    Raises:
+        UserError: If a template does not have exactly one `{}`.
     """
     for template in templates:
         if template.count("{}") != 1:
@@ -94,8 +105,12 @@ def fill_templates(templates: Sequence[str], classnames: Sequence[str]) -> Promp
 
 
 def read_descriptions(path: Path, classnames: Sequence[str]) -> PromptGroup:
-    """Reads a description file in CuPL's format, `{class name: [sentence, ...]}`; a key belongs to the class with the
-    same `normalise_name`. UserError if the file has another structure, and names classes without a sentence.
+    """Read a description file in CuPL's format, `{class name: [sentence, ...]}`.
+
+    Keys and class names match if their `normalise_name` is equal.
+
+    Raises:
+        UserError: If the file has another structure, or a class has no sentence.
     """
     table = check(dict[str, list[Name]], read_json(path), f"{path} must hold {{class name: [sentence, ...]}}")
     by_name = {normalise_name(name): sentences for name, sentences in table.items()}
@@ -109,6 +124,6 @@ def read_descriptions(path: Path, classnames: Sequence[str]) -> PromptGroup:
 
 
 def normalise_name(name: str) -> str:
-    """A class name as it is compared: in lower case, with one space for every run of spaces, `_` and `-`."""
-    text = unicodedata.normalize("NFC", name)  # file names of macOS have accents as characters of their own
+    """Normalise a class name for comparison: lower case, with a single space for each run of spaces, `_` and `-`."""
+    text = unicodedata.normalize("NFC", name)  # macOS file names store accents as separate characters
     return " ".join(text.lower().replace("_", " ").replace("-", " ").split())
