@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import trainers.hegraph as hegraph
-from trainers.hegraph.__main__ import SUBCOMMANDS, main
+from trainers.hegraph.__main__ import SUBCOMMANDS, main, parse_arguments
 from trainers.hegraph.features.bank import load_bank
 from trainers.hegraph.utils.option import NODE
 
@@ -24,6 +24,11 @@ LONG = "x" * 300
 SLOW = ["torch", "torchvision", "open_clip", "sklearn", "matplotlib"]
 SLOW += [] if int(huggingface_hub.__version__.split(".")[0]) < 1 else ["requests"]  # which its old versions import
 
+OPTION_OF_FLAG = {
+    "--target-domains": "DATASET.TARGET_DOMAINS",
+    "--target-datasets": "DATASET.TARGET_DATASETS",
+    "--transforms": "INPUT.TRANSFORMS",
+}
 # Name -> what it is. A name is added here when it is added to the package, and none is taken away without notice.
 CONTRACT = {
     "Backbone": type,
@@ -156,6 +161,13 @@ def test_the_help_of_a_sub_command_is_that_of_its_module_and_the_first_lists_the
     assert out.startswith(f"usage: python -m trainers.hegraph {name or '[FLAG ...] [KEY VALUE ...]'}")
     for other, (_, summary) in SUBCOMMANDS.items():
         assert (f"  {other:12}{summary}\n" in out) == (name == "")
+
+
+@pytest.mark.parametrize("flag", ["--target-domains", "--target-datasets", "--transforms"])
+@pytest.mark.parametrize("keys", [["SEED", "2"], ["USE_CUDA", "False", "SEED", "2"], ["OPTIM.LR", "1", "SEED", "2"]])
+def test_key_right_after_a_list_ends_the_list(flag, keys):
+    args = parse_arguments([flag, "A", "B", *keys])
+    assert (getattr(args, OPTION_OF_FLAG[flag]), args.opts) == (["A", "B"], keys)
 
 
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import importlib
 import importlib.util
-import itertools
 import logging
 import os
 import sys
@@ -18,7 +17,7 @@ from pathlib import Path
 from yacs.config import CfgNode
 
 from .baselines import OTHERS, TRANSDUCTIVE_METHODS, load_method, method_options
-from .config import OPTIONS, Config
+from .config import OPTIONS, Config, split_at_key
 from .config_files import load_cfg
 from .utils.errors import Parser, UserError, command, first_line, report, say, unknown
 from .utils.option import NODE
@@ -86,11 +85,10 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="configuration keys, as in CoOp")
     args = parser.parse_args(arguments)
     for key in ("INPUT.TRANSFORMS", "DATASET.TARGET_DOMAINS", "DATASET.TARGET_DATASETS"):
-        words = getattr(args, key)
-        if words is not None:  # argparse also gives such a flag the KEY VALUE pairs that follow it
-            names = list(itertools.takewhile(lambda word: "." not in word, words))
-            args.opts[:0] = words[len(names) :]
-            setattr(args, key, names)
+        if (words := getattr(args, key)) is not None:
+            values, pairs = split_at_key(words)
+            args.opts[:0] = pairs
+            setattr(args, key, values)
     return args
 
 

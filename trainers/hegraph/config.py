@@ -9,6 +9,7 @@ but `MODEL.BACKBONE.PRETRAINED` names weights here and is a yes or no there. The
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, fields, is_dataclass, make_dataclass, replace
@@ -233,6 +234,8 @@ PARTS = {
 }
 HOLDERS = (*PARTS.values(), DasslOptions, FreeOptions)
 OPTIONS = {declared.key: declared for holder in HOLDERS for declared in options_of(holder)}
+# Pattern of a configuration key: one of our names without a dot, or names in capitals with dots between them
+A_KEY = re.compile("|".join([*(key for key in OPTIONS if "." not in key), r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)+"]))
 FILLABLE = tuple(key for key, declared in OPTIONS.items() if declared.filled)
 OF_THE_BACKBONE = tuple(declared.key for declared in options_of(BackboneOptions) if declared.key.startswith("INPUT."))
 
@@ -305,6 +308,16 @@ def pairs_of(words: Sequence) -> list[tuple[Any, Any]]:
     if len(words) % 2:
         raise UserError(f"options come as KEY VALUE pairs, but {' '.join(map(str, words))!r} has no value at its end")
     return list(zip(words[0::2], words[1::2]))
+
+
+def split_at_key(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Separate the values of a flag from the KEY VALUE pairs behind them, which argparse assigns to the flag as well.
+
+    Returns:
+        The words before the first configuration key, and the rest.
+    """
+    at = next((n for n, word in enumerate(words) if A_KEY.fullmatch(word)), len(words))
+    return list(words[:at]), list(words[at:])
 
 
 def is_filled(cfg: Config, key: str) -> bool:
