@@ -15,8 +15,9 @@ from trainers.hegraph.__main__ import configure, main
 from trainers.hegraph.__main__ import parse_arguments as parse_single
 from trainers.hegraph.baselines import METHODS
 from trainers.hegraph.features.bank import load_bank
-from trainers.hegraph.sweep.__main__ import grid_of, parse_arguments
+from trainers.hegraph.sweep.__main__ import parse_arguments
 from trainers.hegraph.sweep.grid import Grid, read_grid
+from trainers.hegraph.sweep.plan import grid_of
 from trainers.hegraph.utils.errors import UserError
 
 NODE = "TRAINER.HEGRAPHADAPTER"
@@ -136,6 +137,7 @@ def test_cases_are_runs_with_keys_of_their_own_and_their_names_in_the_folders():
         ((*DIGITS, "--vary", "OPTIM.LR"), "vary.OPTIM.LR"),
         ((*DIGITS, "--vary", "OPTIM.LR", "0.1", "0.2", "--suffix", ""), "two runs of the grid have the folder"),
         ((*DIGITS, "--vary", "OPTIM.LR", "/../../../..", "--suffix", "{LR}"), "lead out"),
+        ((*DIGITS, "--case", "é" * 150), "may have 255 bytes, got 313: 'mini_16shots_"),
         (("--datasets", "no.safetensors", "--configs", "mini"), "no.safetensors: No such file"),
         (("--workers", "-1", *DIGITS), "--workers"),
     ],

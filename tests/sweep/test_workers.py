@@ -5,15 +5,21 @@ from __future__ import annotations
 import errno
 import json
 import logging
+import multiprocessing
 import os
 import signal
 import socket
 import sys
+import threading
+import time
+import weakref
+from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from unittest.mock import Mock, call
 
 import pytest
@@ -22,12 +28,23 @@ import torch
 from trainers.hegraph.__main__ import main
 from trainers.hegraph.experiments import folder as folder_module
 from trainers.hegraph.experiments.folder import HOLDER, LOCK, Locked, is_locked, lock_folder
-from trainers.hegraph.sweep import __main__ as command
-from trainers.hegraph.sweep import workers
-from trainers.hegraph.sweep.__main__ import Sweep, do_runs, in_words
-from trainers.hegraph.sweep.grid import Run
-from trainers.hegraph.sweep.workers import DONE, FAILED, LOCKED, Result, attempt, next_run, run_in_workers
+from trainers.hegraph.sweep import plan, workers
+from trainers.hegraph.sweep.grid import FEATURES_DIR, Run
+from trainers.hegraph.sweep.plan import Sweep, do_runs, in_words
+from trainers.hegraph.sweep.workers import (
+    DONE,
+    FAILED,
+    LOCKED,
+    Result,
+    attempt,
+    kill_workers,
+    new_worker,
+    next_run,
+    run_here,
+    run_in_workers,
+)
 from trainers.hegraph.utils.errors import UserError, noted_interrupts
+from trainers.hegraph.utils.files import atomic_path, writing_folder
 
 
 def test_a_run_is_quiet_and_an_error_of_the_program_is_a_failure_but_where_a_record_is_there(runs, monkeypatch):
@@ -63,7 +80,43 @@ def test_what_an_interrupt_has_turned_into_another_error_is_no_failure_of_the_ru
     assert attempt(runs[0], False).status == FAILED
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_interrupt_lost_in_a_callback_ends_the_sweep(runs):
+    sweep = Sweep(runs[:3])
+
+    def interrupt_in_callback(given: list[Run]) -> Generator[Result]:
+        for result in run_here(given, verbose=False):
+            target = threading.Thread()
+            callback = weakref.ref(target, lambda _: signal.raise_signal(signal.SIGINT))
+            del target  # Python drops the KeyboardInterrupt that the callback raises
+            yield result if callback() is None else None
+
+    with noted_interrupts(), pytest.raises(KeyboardInterrupt):
+        do_runs(sweep, interrupt_in_callback)
+    assert len(sweep.results) == 1
+
+
 # Workers
+
+
+def write_for_ever(folder: Path, shared: Path) -> None:
+    with atomic_path(folder / "file"), writing_folder(shared / "folder") as temporary:
+        (temporary / "begun").touch()
+        time.sleep(600)
+
+
+@pytest.mark.slow
+def test_killed_workers_leave_no_temporary_files(runs, tmp_path, wait_for):
+    worker, features, before = new_worker(), tmp_path / "features", multiprocessing.active_children()
+    worker.submit(write_for_ever, runs[0].folder, features)
+    [process] = set(multiprocessing.active_children()) - set(before)
+    try:
+        wait_for(lambda: [*features.rglob("begun")])
+        assert len([*tmp_path.rglob("*.tmp")]) == 2
+        (features / ".0123456701234567.tmp").touch()  # of another process
+    finally:
+        kill_workers([process], [replace(runs[0], keys=((FEATURES_DIR, str(features)),))])
+    assert [path.name for path in tmp_path.rglob("*.tmp")] == [".0123456701234567.tmp"]
 
 
 @pytest.fixture
@@ -182,15 +235,15 @@ def test_a_file_system_without_locks_is_warned_of(tmp_path, monkeypatch, caplog)
 
 
 def test_a_run_that_another_process_is_at_comes_last_and_one_that_is_locked_meanwhile_again(runs, monkeypatch):
-    monkeypatch.setattr(command, "POLL", 0)
+    monkeypatch.setattr(plan, "POLL", 0)
     answers = {runs[0]: [LOCKED, DONE], runs[1]: [DONE], runs[2]: [FAILED]}
     begun, locked = [], {runs[2].folder}
-    monkeypatch.setattr(command, "is_locked", lambda folder: folder in locked)
-    monkeypatch.setattr(command.time, "sleep", lambda seconds: locked.clear())
+    monkeypatch.setattr(plan, "is_locked", lambda folder: folder in locked)
+    monkeypatch.setattr(plan.time, "sleep", lambda seconds: locked.clear())
 
-    def start(left: list[Run]) -> list[Result]:
+    def start(left: list[Run]) -> Generator[Result]:
         begun.append([run.seed for run in left])
-        return [Result(run, answers[run].pop(0), "") for run in left]
+        return (Result(run, answers[run].pop(0), "") for run in left)
 
     do_runs(sweep := Sweep(runs[:3]), start)
     assert begun == [[0, 1], [2, 0]]
@@ -198,7 +251,7 @@ def test_a_run_that_another_process_is_at_comes_last_and_one_that_is_locked_mean
 
 
 def test_a_line_of_progress_counts_and_says_how_long_it_will_take(runs, caplog, monkeypatch):
-    monkeypatch.setattr(command, "time", Mock(**{"monotonic.side_effect": [120.0, 160.0]}))
+    monkeypatch.setattr(plan, "time", Mock(**{"monotonic.side_effect": [120.0, 160.0]}))
     with caplog.at_level("INFO"):
         sweep = Sweep(runs[:4], started=100.0)
         sweep.count(Result(runs[0], DONE, "91.00", 2.0))
@@ -227,11 +280,22 @@ def test_real_workers_leave_what_single_commands_leave_byte_for_byte(tiny_bank, 
     assert left_by(tmp_path / "swept") == left_by(tmp_path / "alone") != {}
 
 
+def send_twice(group: int, number: int) -> None:
+    os.killpg(group, number)
+    time.sleep(0.05)
+    with suppress(ProcessLookupError):
+        os.killpg(group, number)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "send", "number"),
-    [([], os.kill, signal.SIGTERM), (["--workers", "2", "--separate"], os.killpg, signal.SIGINT)],
-    ids=["docker stop", "Ctrl-C"],
+    [
+        ([], os.kill, signal.SIGTERM),
+        (["--workers", "2", "--separate"], os.killpg, signal.SIGINT),
+        (["--workers", "2"], send_twice, signal.SIGINT),
+    ],
+    ids=["docker stop", "Ctrl-C", "Ctrl-C twice"],
 )
 def test_an_ended_sweep_goes_on(long_grid, tmp_path, start, hold, wait_for, left_undone, flags, send, number, capsys):
     sweep = start(*long_grid, *flags)
@@ -243,7 +307,7 @@ def test_an_ended_sweep_goes_on(long_grid, tmp_path, start, hold, wait_for, left
     out, error = sweep.communicate(timeout=240)  # its workers have let go of stderr too
     assert (sweep.returncode, out) == (130, ""), error
     assert "Traceback" not in error
-    assert not list(tmp_path.rglob("error.json"))
+    assert not [*tmp_path.rglob("error.json"), *tmp_path.rglob("*.tmp")]
     assert left_undone()
     assert (main(long_grid), left_undone()) == (0, 0)
     assert not list(tmp_path.rglob(LOCK))

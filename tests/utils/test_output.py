@@ -8,11 +8,15 @@ import logging
 import signal
 import subprocess
 import sys
+import threading
+import weakref
 from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
+import torch
 
+from trainers.hegraph.training.batches import BankBatches
 from trainers.hegraph.utils import errors
 from trainers.hegraph.utils.errors import (
     INTERRUPTED,
@@ -20,11 +24,13 @@ from trainers.hegraph.utils.errors import (
     Parser,
     UserError,
     command,
+    deferred_interrupts,
     report,
     say,
     show_messages,
     unknown,
 )
+from trainers.hegraph.utils.threads import in_batches
 
 ROOT = Path(__file__).parents[2]
 
@@ -74,6 +80,48 @@ def test_an_interrupt_is_no_traceback_whatever_follows_it_and_the_signals_are_gi
         assert report(lambda: signal.raise_signal(signal.SIGTERM)) == 0
     finally:
         signal.signal(signal.SIGTERM, before[1])
+
+
+def interrupt_in_a_callback() -> None:
+    target = threading.Thread()
+    callback = weakref.ref(target, lambda _: signal.raise_signal(signal.SIGINT))
+    del target  # Python drops the KeyboardInterrupt of a callback
+    assert callback() is None
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize(
+    "steps",
+    [
+        lambda: BankBatches(torch.zeros(1, 4, 2), torch.zeros(4), batch_size=2, seed=1).epoch(0),
+        lambda: in_batches(str, range(4), 2, threads=1),
+    ],
+    ids=["batches of a bank", "batches of images"],
+)
+def test_interrupt_lost_in_a_callback_ends_before_the_next_step(steps, capsys):
+    done = []
+
+    def work() -> None:
+        for step in steps():
+            done.append(step)
+            interrupt_in_a_callback()
+
+    assert (report(work), len(done)) == (130, 1)
+
+
+def test_second_interrupt_does_not_cut_a_clean_up_short(capsys):
+    cleaned = []
+
+    def work() -> None:
+        try:
+            signal.raise_signal(signal.SIGINT)
+        finally:
+            with deferred_interrupts():
+                signal.raise_signal(signal.SIGINT)
+                cleaned.append(True)
+
+    assert (report(work), cleaned) == (130, [True])
+    assert report(lambda: signal.raise_signal(signal.SIGINT)) == 130
 
 
 @pytest.mark.slow

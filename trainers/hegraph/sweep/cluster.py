@@ -17,7 +17,7 @@ import socket
 import tempfile
 import zipfile
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
 from functools import cache
@@ -124,7 +124,7 @@ class Cluster:
             logger.warning("no machine of the Ray cluster has %g CPUs and %g GPUs for a run", self.cpus, self.gpus)
         return count
 
-    def results(self, runs: Sequence[Run]) -> Iterator[Result]:
+    def results(self, runs: Sequence[Run]) -> Generator[Result]:
         """Does the runs; gives what has become of each as it comes.
 
         Raises:

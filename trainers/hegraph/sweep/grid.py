@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
 import re
 import shlex
 from collections.abc import Iterator, Mapping
@@ -20,7 +21,7 @@ from ..config_files import load_cfg, with_values
 from ..experiments.folder import PRECISION
 from ..features.bank import SUFFIX
 from ..utils.devices import available_device
-from ..utils.errors import UserError, command, unknown
+from ..utils.errors import UserError, command, shortened, unknown
 from ..utils.reading import Count, Part, check, check_regular, read_yaml
 
 logger = logging.getLogger(__name__)
@@ -29,6 +30,7 @@ OURS = "HeGraphAdapter"
 ALL_METHODS = (*METHODS, OURS)
 ALL = "all"  # in place of methods: every one
 OF_THE_GRID = ("OUTPUT_DIR", "SEED", "DATASET.NUM_SHOTS", "TRAINER.NAME", "DATASET.ROOT", "RESUME")
+LONGEST_NAME = 255  # bytes of a file name, on every common file system
 FEATURES_DIR = "TRAINER.HEGRAPHADAPTER.FEATURES.DIR"
 
 
@@ -185,6 +187,12 @@ class Grid(Part):
             below = f"{name_of(source)}/{method}/{name_of(config)}_{shots}shots{self._ending(case, names)}/seed{seed}"
             if ".." in PurePath(below).parts or "\0" in below:
                 raise UserError(f"--suffix, cases and names of files may not lead out of {self.output}: {below!r}")
+            for name in PurePath(below).parts:
+                if (length := len(os.fsencode(name))) > LONGEST_NAME:
+                    raise UserError(
+                        f"the name of a folder may have {LONGEST_NAME} bytes, got {length}: {shortened(name, 60)!r}; "
+                        "give a shorter case or value, or --suffix"
+                    )
             label = ", ".join(filter(None, (case, *(f"{name}={value}" for name, value in names.items()))))
             keys = (*pairs.items(), *self.cases[case].items(), *values)
             yield Run(Path(self.output) / below, source, config, method, shots, seed, keys, root, label, self.separate)

@@ -18,10 +18,12 @@ import threading
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
+from pathlib import Path
 
 from ..config import Config
 from ..experiments.folder import ERROR, Locked, RunFolder, is_locked, run_config
@@ -29,11 +31,19 @@ from ..experiments.run import run as run_one
 from ..experiments.tasks import open_task
 from ..results.records import read_record
 from ..utils.devices import available_device
-from ..utils.errors import ENDINGS, PACKAGE, UserError, first_line, show_messages, was_interrupted
-from ..utils.files import hash_json, write_json
+from ..utils.errors import (
+    ENDINGS,
+    PACKAGE,
+    UserError,
+    deferred_interrupts,
+    first_line,
+    show_messages,
+    was_interrupted,
+)
+from ..utils.files import hash_json, remove_temporaries, write_json
 from ..utils.reading import read_json
 from ..utils.threads import cores
-from .grid import Run
+from .grid import FEATURES_DIR, Run
 
 logger = logging.getLogger(__name__)
 
@@ -149,7 +159,13 @@ def at_level(level: int) -> Iterator[None]:
         log.setLevel(before)
 
 
-def run_in_workers(runs: Sequence[Run], workers: int, verbose: bool) -> Iterator[Result]:
+def run_here(runs: Sequence[Run], verbose: bool) -> Generator[Result]:
+    """Do the runs in this process, one after the other."""
+    for run in runs:
+        yield attempt(run, verbose)
+
+
+def run_in_workers(runs: Sequence[Run], workers: int, verbose: bool) -> Generator[Result]:
     """Does the runs in so many worker processes, each of which keeps to one data set as long as it has runs.
 
     Each worker is a pool of one process: one that dies takes its run along, which counts as failed, and no other.
@@ -181,11 +197,21 @@ def run_in_workers(runs: Sequence[Run], workers: int, verbose: bool) -> Iterator
                 idle.append(worker)
                 yield result
     finally:
-        for process in set(multiprocessing.active_children()) - set(others):
-            with suppress(OSError):  # it has not come to `os.setsid` yet
-                os.killpg(process.pid or 0, signal.SIGKILL)
-            process.kill()
-            process.join()
+        with deferred_interrupts():
+            kill_workers(set(multiprocessing.active_children()) - set(others), [run for run, _ in at_work.values()])
+
+
+def kill_workers(processes: Iterable[BaseProcess], runs: Sequence[Run]) -> None:
+    """Kill worker processes, and remove the temporary files that they leave where their runs write."""
+    folders = {Path(folder) for run in runs for folder in (run.folder, dict(run.keys).get(FEATURES_DIR, run.folder))}
+    for process in processes:
+        session = process.pid or 0
+        with suppress(OSError):  # it has not come to `os.setsid` yet
+            os.killpg(session, signal.SIGKILL)
+        process.kill()
+        process.join()
+        for folder in folders:
+            remove_temporaries(folder, session)
 
 
 def next_run(waiting: Sequence[Run], loaded: tuple[str, str] | None, held: Sequence[tuple[str, str]]) -> Run:

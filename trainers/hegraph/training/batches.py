@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from ..utils.errors import stop_if_interrupted
+
 if TYPE_CHECKING:  # open_clip takes seconds to import
     from ..backbones.clip import Backbone
     from ..features.images import ImageViews
@@ -80,6 +82,7 @@ class BankBatches(TrainingData):
         features = self.features.flatten(0, 1)
         products = None if self.products is None else self.products.flatten(0, 1)
         for positions in order.split(self.batch_size):
+            stop_if_interrupted()
             drawn = rows[positions]
             # index_select gathers rows in a third of the time that [...] takes on a CPU
             matched = None if products is None else products.index_select(0, drawn)

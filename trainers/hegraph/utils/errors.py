@@ -31,6 +31,7 @@ INTERRUPTED = "interrupted; the same command goes on from a checkpoint, if there
 # What `timeout`, scancel and `docker stop` send, and a terminal that closes; Windows has no SIGHUP
 ENDINGS = tuple(signal.Signals[name] for name in ("SIGTERM", "SIGHUP") if name in signal.Signals.__members__)
 _noted: list[int] = []  # the signals that came in the block of `noted_interrupts`
+_deferring: list[bool] = []  # one entry for each block of `deferred_interrupts` that is entered
 
 
 class UserError(ValueError):
@@ -103,7 +104,8 @@ def noted_interrupts() -> Iterator[None]:
 
     def note(number: int, frame: FrameType | None) -> None:
         _noted.append(number)
-        raise KeyboardInterrupt
+        if not _deferring:
+            raise KeyboardInterrupt
 
     usual = (signal.SIG_DFL, signal.default_int_handler)
     may_set = threading.current_thread() is threading.main_thread()
@@ -117,9 +119,27 @@ def noted_interrupts() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+@contextmanager
+def deferred_interrupts() -> Iterator[None]:
+    """Note signals in the block, such as a second Ctrl-C, without raising, so that they do not cut a clean-up short."""
+    _deferring.append(True)
+    try:
+        yield
+    finally:
+        _deferring.pop()
+
+
 def was_interrupted() -> bool:
     """Whether a signal has come, which a module that was being imported may have turned into any exception."""
     return bool(_noted)
+
+
+def stop_if_interrupted() -> None:
+    """Raise KeyboardInterrupt if a signal has come. Loops call this between steps and runs, because Python drops an
+    exception that is raised in a callback, such as the one of a weak reference.
+    """
+    if was_interrupted():
+        raise KeyboardInterrupt
 
 
 class _OneLine(logging.Formatter):

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -93,7 +94,20 @@ def _beside(path: Path) -> Path:
     """A new name in the folder of a path; the folder is made if it is not there."""
     with _explained(path, path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    return path.parent / f".{uuid4().hex[:16]}.tmp"
+    return path.parent / f".{_session():08x}{uuid4().hex[:8]}.tmp"
+
+
+def _session() -> int:
+    """A number that this process shares with the processes of its session alone."""
+    return os.getpid() if sys.platform == "win32" else os.getsid(0)
+
+
+def remove_temporaries(folder: Path, session: int) -> None:
+    """Remove the temporary files and folders that the killed processes of a session have left below a folder."""
+    for path in [*folder.rglob(f".{session:08x}*.tmp")]:
+        shutil.rmtree(path, ignore_errors=True)
+        with suppress(OSError):
+            path.unlink()
 
 
 @contextmanager

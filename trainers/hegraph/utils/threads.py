@@ -9,6 +9,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import TypeVar
 
+from .errors import stop_if_interrupted
+
 Given = TypeVar("Given")
 Result = TypeVar("Result")
 
@@ -44,6 +46,7 @@ def in_batches(
                 waiting.append((batch, [pool.submit(list, map(work, chunk)) for chunk in chunks]))
             if not waiting:
                 return
+            stop_if_interrupted()
             batch, done = waiting.popleft()
             yield batch, [result for each in done for result in each.result()]
     finally:
