@@ -286,6 +286,29 @@ def test_splits_that_are_not_read_are_left_out_with_one_warning(hf, monkeypatch,
     refused("hf:me/pictures#small", "hf:me/pictures#small has no training image")
 
 
+def test_no_script_of_a_data_set_is_run(hf, monkeypatch, tmp_path):
+    """datasets 3 has the argument, and takes a variable of the environment for it; later versions run no script."""
+    told = []
+
+    def load_dataset(path: str, name: str | None = None, data_files: Any = None, trust_remote_code: Any = None) -> Any:
+        told.append(trust_remote_code)
+        return hf.DatasetDict({"train": table(hf, [1, 0])})
+
+    table(hf, [1, 0]).to_parquet(tmp_path / "train.parquet")
+    monkeypatch.setattr(hf, "load_dataset", load_dataset)
+    for root in ("hf:me/pictures", tmp_path):
+        assert counts(load(root)) == [2, 0, 0]
+    assert told == [False, False]
+
+
+def test_a_folder_with_a_script_is_refused_unread(hf, monkeypatch, tmp_path):
+    script = f'import pathlib\nimport datasets\npathlib.Path("{tmp_path}/ran").touch()\n'
+    write(tmp_path / "pictures" / "pictures.py", f"{script}class Pictures(datasets.GeneratorBasedBuilder): ...\n")
+    monkeypatch.setattr(hf.config, "HF_DATASETS_TRUST_REMOTE_CODE", True, raising=False)
+    refused(f"hf:{tmp_path}/pictures", "cannot load .* with the package datasets")
+    assert not (tmp_path / "ran").exists()
+
+
 def test_rows_without_labels_or_images_are_named_and_a_row_may_name_a_file(hf, tmp_path):
     for labels, words in (
         (["a", "  "], "train/1 has no label"),

@@ -20,6 +20,7 @@ A split may have any of its names in `SPLIT_NAMES`, in upper or lower case.
 
 from __future__ import annotations
 
+import inspect
 import logging
 import math
 import os
@@ -267,11 +268,14 @@ def _load_tables(root: str, files: dict[str, list[str]]) -> dict[str, Any]:
         check_regular(Path(file))  # the package would wait for a pipe
     name, _, configuration = root.removeprefix(PREFIX).partition("#")
     datasets.disable_progress_bars()
+    # datasets 3 would run the script of a data set if the user agrees, or if a variable of the environment says so
+    scripts = "trust_remote_code" in inspect.signature(datasets.load_dataset).parameters
+    safe = {"trust_remote_code": False} if scripts else {}
     try:
         if files:
-            loaded = datasets.load_dataset("parquet", data_files=files)
+            loaded = datasets.load_dataset("parquet", data_files=files, **safe)
         else:
-            loaded = datasets.load_dataset(name, configuration or None)
+            loaded = datasets.load_dataset(name, configuration or None, **safe)
         taken = {SPLIT_NAMES[given.lower()]: given for given in map(str, loaded) if given.lower() in SPLIT_NAMES}
         tables = {split: loaded[given].select_columns([IMAGE, LABEL]) for split, given in taken.items()}
         encoded = datasets.Image(decode=False)
