@@ -152,7 +152,7 @@ def test_whatever_pillow_raises_is_a_problem_of_one_line(backbone, monkeypatch):
     def broken(image: Image.Image) -> Image.Image:
         raise SyntaxError("broken PNG\nmore")
 
-    monkeypatch.setattr(reading, "to_rgb", broken)
+    monkeypatch.setattr(reading, "open_any", broken)
     [(_, pixels, problems)] = Reader(backbone.preprocess).batches([Image.new("L", (9, 9))], 1)
     assert len(pixels) == 0 and problems == ["broken PNG"]
 

@@ -5,6 +5,7 @@ Shapes: B images, S sentences, d feature width (the model's own), H x W the mode
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
@@ -19,13 +20,13 @@ import torch.nn.functional as F
 from open_clip import SimpleTokenizer
 from open_clip.transform import CenterCropOrPad, ResizeKeepRatio
 from PIL import Image
-from pydantic import InstanceOf
 from torch import Tensor, nn
 from torchvision import transforms as T
 from torchvision.transforms.functional import hflip, resized_crop
 
-from ..utils.errors import UserError
-from ..utils.reading import check
+from ..datasets.images import ImageOrPath, open_any, reason
+from ..utils.errors import UserError, shown
+from ..utils.threads import MAX_THREADS, cores, in_batches
 
 CONTEXT_LENGTH = 77  # tokens that OpenAI's CLIP reads of a sentence
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}  # of the model's matrices, and so of its images
@@ -39,6 +40,23 @@ _ONE_BATCH = Lock()  # of all threads that encode
 _DRAWING = Lock()  # of all threads that draw from torch's global generator, as torchvision does
 
 
+class Preprocess(T.Compose):
+    """The test transform of a model, from a path or an image of any mode to `[3, H, W]`.
+
+    The image is first made RGB and upright, with white for transparent parts, as everywhere in this package. UserError
+    if it cannot be read.
+    """
+
+    def __call__(self, image: ImageOrPath) -> Tensor:
+        if not isinstance(image, (Image.Image, os.PathLike, str)):
+            raise UserError(f"image: expected a path or a PIL image, got {shown(image)}")
+        try:
+            pixels = open_any(image)
+        except Exception as error:  # on damaged bytes, Pillow raises whatever they lead to
+            raise UserError(f"cannot read {image}: {reason(error)}") from error
+        return super().__call__(pixels)
+
+
 @dataclass(frozen=True)
 class Backbone:
     """A frozen CLIP with its tokenizer and image transforms.
@@ -47,7 +65,7 @@ class Backbone:
         name: The model and its weights, for records.
         model: An open_clip model on its device, in evaluation mode; no parameter requires a gradient.
         tokenizer: Takes S sentences, returns their tokens `[S, context length]`.
-        preprocess: The model's own test transform, from an image to `[3, H, W]`.
+        preprocess: The model's own test transform, from a path or a PIL image to `[3, H, W]`.
         mean, std: Mean and standard deviation of the normalisation, per channel.
         fingerprint: Plain values that change whenever the features would: `identity.backbone_identity` and the test
             transform.
@@ -57,7 +75,7 @@ class Backbone:
     name: str
     model: Any = field(repr=False)  # open_clip's model classes have no type in common that says what they can do
     tokenizer: Tokenizer = field(repr=False)
-    preprocess: T.Compose = field(repr=False)
+    preprocess: Preprocess = field(repr=False)
     mean: tuple[float, ...] = field(repr=False)
     std: tuple[float, ...] = field(repr=False)
     fingerprint: dict[str, str] = field(repr=False)
@@ -84,14 +102,40 @@ class Backbone:
         """Feature width `d`, measured on a feature: open_clip's model classes have no common name for it."""
         return self.encode_text([""]).shape[1]
 
-    def encode_images(self, images: Tensor) -> Tensor:
-        """Images `[B, 3, H, W]`, as `preprocess` makes them, to unit-norm float32 features `[B, d]` on the CPU."""
-        check(InstanceOf[Tensor], images, "images")
+    def encode_images(self, images: Tensor | Sequence[ImageOrPath], batch_size: int = 64) -> Tensor:
+        """Encode images, in the manner of `HeGraphClassifier` and of the command line.
 
-        def encode(part: Tensor) -> Tensor:
-            return self.model.encode_image(part.to(self.device, DTYPES.get(self.precision)))
+        Args:
+            images: B paths or PIL images, which may have any size, mode and EXIF orientation; or a tensor
+                `[B, 3, H, W]` that `preprocess` made.
+            batch_size: Number of paths or PIL images that are encoded at once.
 
-        return self._features(encode, [images], AT_ONCE)
+        Returns:
+            Unit-norm float32 features `[B, d]` on the CPU.
+
+        Raises:
+            UserError: If `images` is something else, or if an image cannot be read; the message names it.
+
+        >>> from PIL import Image
+        >>> from hegraph import load_backbone
+        >>> backbone = load_backbone("hegraph-mini")
+        >>> backbone.encode_images([Image.new("L", (40, 30)), Image.new("RGBA", (8, 8))]).shape
+        torch.Size([2, 64])
+        """
+        if isinstance(images, Tensor):
+            return self._features(
+                lambda part: self.model.encode_image(part.to(self.device, DTYPES.get(self.precision))),
+                [images],
+                AT_ONCE,
+            )
+        known = (Image.Image, os.PathLike, str)
+        if not isinstance(images, (list, tuple)) or not all(isinstance(image, known) for image in images):
+            raise UserError(
+                f"images: expected a list of paths or of PIL images, or a tensor [B, 3, H, W], got {shown(images)}"
+            )
+        batches = in_batches(self.preprocess, images, batch_size, min(cores(), MAX_THREADS))
+        encoded = (self.encode_images(torch.stack(pixels)) for _, pixels in batches)
+        return torch.cat([torch.zeros(0, self.width), *encoded])
 
     def encode_text(self, sentences: Sequence[str], batch_size: int = 256, normalize: bool = True) -> Tensor:
         """Sentences to unit-norm float32 features `[S, d]` on the CPU; `batch_size` sentences at a time.

@@ -28,7 +28,7 @@ from ..utils.devices import choose_device
 from ..utils.errors import UserError, first_line, unknown
 from ..utils.reading import check, read_tensors, read_torch, reading
 from . import identity
-from .clip import Backbone, Tokenizer
+from .clip import Backbone, Preprocess, Tokenizer
 from .precision import to_bfloat16
 
 logger = logging.getLogger(__name__)
@@ -82,7 +82,7 @@ def load_backbone(name: str, pretrained: str = "", device: str = "cpu", precisio
         name=source.title,
         model=model,
         tokenizer=tokenizer,
-        preprocess=preprocess,
+        preprocess=Preprocess(preprocess.transforms),
         mean=tuple(normalize.mean),
         std=tuple(normalize.std),
         fingerprint={**known_by, "preprocess": identity.describe_transform(preprocess)},

@@ -1,6 +1,9 @@
 """The one place where images are opened, and why one cannot be read, in one line.
 
-Only the formats of `FORMATS` are read, whatever a file is called: Pillow hands some others to programs outside.
+Only the formats of `FORMATS` are read, whatever a file is called: Pillow hands some others to programs outside. HEIC,
+the format of iPhones, is read by the package pillow-heif, which is imported when the first such file comes.
+
+An opened image holds pixels and a colour profile. Its other metadata is dropped, so nothing turns it a second time.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ import math
 import os
 import stat
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError, features
@@ -23,11 +27,14 @@ T = Image.Transpose
 TURNS = (T.FLIP_LEFT_RIGHT, T.ROTATE_180, T.FLIP_TOP_BOTTOM, T.TRANSPOSE, T.ROTATE_270, T.TRANSVERSE, T.ROTATE_90)
 ORIENTATIONS = dict(enumerate(TURNS, start=2))  # of EXIF
 
+ImageOrPath: TypeAlias = "Image.Image | os.PathLike[str] | str"
 
 FORMATS = ["JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM"]
 IMAGE_SUFFIXES = [
     ".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm",
+    ".heic", ".heif",
 ]  # fmt: skip
+HEIF_BRANDS = (b"hei", b"hev", b"mif1", b"msf1")  # beginnings of the major brand of a HEIC file
 for _format, _suffix, _feature in (("AVIF", ".avif", "avif"), ("JPEG2000", ".jp2", "jpg_2000")):
     if _feature in {*features.modules, *features.codecs} and features.check(_feature):  # this Pillow opens it
         FORMATS.append(_format)
@@ -39,7 +46,7 @@ def is_image(name: str) -> bool:
     return name.lower().endswith(tuple(IMAGE_SUFFIXES))
 
 
-def open_image(source: Path | str | bytes, as_stored: bool = False, most: float = math.inf) -> Image.Image:
+def open_image(source: os.PathLike[str] | str | bytes, as_stored: bool = False, most: float = math.inf) -> Image.Image:
     """Opens a file, or the bytes of one, as RGB; `as_stored` as Dassl does it, without what `to_rgb` does.
 
     One of more than `most` pixels is refused before any is decoded.
@@ -51,11 +58,37 @@ def open_image(source: Path | str | bytes, as_stored: bool = False, most: float 
         raise ValueError("is a folder" if stat.S_ISDIR(status.st_mode) else "is no regular file")
     if source == b"" or (status and not status.st_size):
         raise ValueError("is empty (0 bytes)")
-    with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as file:
+    with _identify(source) as file:
         if file.width * file.height > most:
             raise Image.DecompressionBombError(f"{file.width} x {file.height} pixels are too many")
         check_sides(file)
-        return file.convert("RGB") if as_stored else to_rgb(file)
+        return _pixels_alone(file.convert("RGB")) if as_stored else to_rgb(file)
+
+
+def open_any(image: ImageOrPath) -> Image.Image:
+    """Open an image of PIL's by `to_rgb`, or a file by `open_image`."""
+    return to_rgb(image) if isinstance(image, Image.Image) else open_image(image)
+
+
+def _identify(source: os.PathLike[str] | str | bytes) -> Image.Image:
+    """An image whose pixels are not decoded yet. ValueError for a HEIC file where pillow-heif is not installed."""
+
+    def start() -> Any:
+        return io.BytesIO(source) if isinstance(source, bytes) else source
+
+    try:
+        return Image.open(start(), formats=FORMATS)
+    except UnidentifiedImageError:
+        with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
+            head = file.read(12)
+        if head[4:8] != b"ftyp" or not head[8:].startswith(HEIF_BRANDS):
+            raise
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError as error:
+        raise ValueError("is a HEIC image: `pip install pillow-heif`, or convert it to JPEG") from error
+    register_heif_opener()
+    return Image.open(start(), formats=["HEIF"])
 
 
 def open_sent(source: Path | bytes) -> Image.Image:
@@ -76,7 +109,9 @@ def open_below(base: Path, path: str, as_stored: bool = False) -> Image.Image:
 
 
 def to_rgb(file: Image.Image) -> Image.Image:
-    """An image of any mode as RGB, upright (by its EXIF orientation) and with white for transparent parts."""
+    """An image of any mode as RGB, upright (by its EXIF orientation) and with white for transparent parts. The result
+    has neither an orientation nor transparency, so a second call changes nothing.
+    """
     check_sides(file)
     image = _upright(file)
     if image.mode.startswith(("I", "F")):  # Pillow would clip values of more than 8 bits at 255
@@ -84,7 +119,13 @@ def to_rgb(file: Image.Image) -> Image.Image:
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image if image.mode == "RGB" else image.convert("RGB")  # which would copy it
+    return _pixels_alone(image if image.mode == "RGB" else image.convert("RGB"))  # which would copy it
+
+
+def _pixels_alone(image: Image.Image) -> Image.Image:
+    """A new image without its metadata, except the colour profile, which programs need to show it."""
+    image.info = {key: value for key, value in image.info.items() if key == "icc_profile"}
+    return image
 
 
 def check_sides(image: Image.Image) -> None:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..config import Config
 from ..datasets import Dataset, Item
-from ..datasets.images import open_image, reason, to_rgb
+from ..datasets.images import open_any, reason
 from ..experiments.tasks import ImageTask
 from ..models.lessons import Lessons
 from ..models.saved import SavedModel
@@ -215,7 +215,7 @@ class Teacher:
 
 def open_with_id(image: Path | Image.Image) -> tuple[Image.Image, int]:
     """The pixels of an image, and a hash of 64 bits of them, by which it is known again."""
-    pixels = to_rgb(image) if isinstance(image, Image.Image) else open_image(image)
+    pixels = open_any(image)
     digest = hashlib.sha256(f"{pixels.size}".encode() + pixels.tobytes()).digest()
     return pixels, int.from_bytes(digest[:8], "little", signed=True)
 

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from ..datasets import Dataset, Item
-from ..datasets.images import open_image, reason, to_rgb
+from ..datasets.images import ImageOrPath, open_any, reason
 from ..utils.errors import UserError
 from ..utils.threads import MAX_THREADS, cores, in_batches
 
@@ -32,7 +30,7 @@ class View(NamedTuple):
     seed: int
 
 
-ImageLike: TypeAlias = "Image.Image | Path | str | View"  # an image, or what is opened
+ImageLike: TypeAlias = "ImageOrPath | View"
 
 
 class Reader:
@@ -76,7 +74,7 @@ class Reader:
                 pixels = image.dataset.read(image.path)
                 steps = draw_steps(steps, pixels, image.seed)
             else:
-                pixels = to_rgb(image) if isinstance(image, Image.Image) else open_image(image)
+                pixels = open_any(image)
             for step in steps:
                 pixels = step(pixels)
             return pixels

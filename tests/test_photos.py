@@ -1,0 +1,247 @@
+"""Photos as phones and cameras write them: every way into the package reads the same pixels."""
+
+from __future__ import annotations
+
+import doctest
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from trainers.hegraph import HeGraphClassifier, UserError, load_backbone, load_few_shot
+from trainers.hegraph.backbones.clip import Backbone
+from trainers.hegraph.datasets.images import TURNS, is_image, open_image, to_rgb
+from trainers.hegraph.models.images import ImageModel
+from trainers.hegraph.predict.__main__ import main as predict
+
+BLOCKS = np.random.default_rng(3).integers(0, 256, (3, 4, 3), dtype=np.uint8)
+UPRIGHT = Image.fromarray(BLOCKS.repeat(16, 0).repeat(16, 1))  # of 64 x 48 pixels, without any symmetry
+ORIENTATION = 0x0112
+XMP = '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+INVERSE = {Image.Transpose.ROTATE_90: Image.Transpose.ROTATE_270, Image.Transpose.ROTATE_270: Image.Transpose.ROTATE_90}
+
+
+def exif(orientation: int) -> Image.Exif:
+    (tags := Image.Exif())[ORIENTATION] = orientation
+    return tags
+
+
+def stored(orientation: int, image: Image.Image = UPRIGHT) -> Image.Image:
+    """The pixels that a camera stores for an upright image."""
+    turn = None if orientation == 1 else TURNS[orientation - 2]
+    return image if turn is None else image.transpose(INVERSE.get(turn, turn))
+
+
+def faded(mode: str) -> Image.Image:
+    """An image with black below its transparent part, which a plain conversion to RGB would show."""
+    image = UPRIGHT.convert("RGBA")
+    image.paste((0, 0, 0, 0), (0, 0, 32, 48))
+    return image.convert(mode)
+
+
+def palette() -> tuple[Image.Image, int]:
+    image = UPRIGHT.quantize(16)
+    return image, image.getpixel((0, 0))
+
+
+def mpo(path: Path) -> None:
+    """Two frames in one file, as phones keep a photo beside its depth or its second lens."""
+    frame = stored(6)
+    frame.save(path, "MPO", save_all=True, append_images=[frame.rotate(180)], exif=exif(6), quality=95)
+
+
+SIXTEEN = np.asarray(UPRIGHT.convert("L")).astype(np.uint16) * 257
+PHOTOS: dict[str, Callable[[Path], object]] = {
+    **{f"{n}.jpg": lambda path, n=n: stored(n).save(path, exif=exif(n), quality=95) for n in range(1, 9)},
+    "progressive.jpg": lambda path: stored(8).save(path, exif=exif(8), progressive=True, quality=95),
+    "mpo.jpg": mpo,
+    "cmyk.jpg": lambda path: UPRIGHT.convert("CMYK").save(path, quality=95),
+    "grey.jpg": lambda path: stored(3).convert("L").save(path, exif=exif(3), quality=95),
+    "exif.png": lambda path: stored(5).save(path, exif=exif(5)),
+    "exif.webp": lambda path: stored(7).save(path, exif=exif(7).tobytes(), lossless=True),
+    "exif.tif": lambda path: stored(6).save(path, exif=exif(6)),
+    "xmp.webp": lambda path: stored(6).save(path, xmp=XMP.encode(), lossless=True),
+    "rgba.png": lambda path: faded("RGBA").save(path),
+    "la.png": lambda path: faded("LA").save(path),
+    "p.png": lambda path: palette()[0].save(path, transparency=palette()[1]),
+    "p.gif": lambda path: palette()[0].save(path, transparency=palette()[1]),
+    "16.png": lambda path: Image.fromarray(SIXTEEN).save(path),
+    "1.png": lambda path: UPRIGHT.convert("1").save(path),
+}
+
+
+@pytest.fixture(scope="module")
+def backbone() -> Backbone:
+    return load_backbone("hegraph-mini")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory, backbone) -> Path:
+    """The folder of a model of two classes that is trained without a step."""
+    images = [UPRIGHT, UPRIGHT.rotate(90), UPRIGHT.convert("L"), UPRIGHT.rotate(180)]
+    folder = tmp_path_factory.mktemp("model")
+    HeGraphClassifier(config="mini", variant="free").fit(images, ["a", "b", "a", "b"]).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def classifier(model) -> HeGraphClassifier:
+    return HeGraphClassifier.from_pretrained(model)
+
+
+@pytest.fixture(scope="module")
+def predictor(model) -> ImageModel:
+    return ImageModel.load(model)
+
+
+@pytest.fixture
+def photo(request, tmp_path) -> Path:
+    """A photo as a data set of one's own has it."""
+    path = tmp_path / "train" / "a" / request.param
+    path.parent.mkdir(parents=True)
+    PHOTOS[request.param](path)
+    return path
+
+
+every_photo = pytest.mark.parametrize("photo", PHOTOS, indirect=True)
+
+
+def close(found: torch.Tensor, expected: torch.Tensor) -> bool:
+    return torch.allclose(torch.as_tensor(found).float(), torch.as_tensor(expected).float(), rtol=0, atol=1e-5)
+
+
+@pytest.fixture
+def images_of(photo) -> list:
+    """The photo as a path and as every kind of image that somebody may have at hand."""
+    opened = load_few_shot("ImageFolder", str(photo.parents[2]), shots=1, seed=1).open(f"train/a/{photo.name}")
+    return [photo, str(photo), Image.open(photo), open_image(photo), opened]
+
+
+@every_photo
+def test_features_of_a_photo_are_equal_everywhere(photo, images_of, backbone, predictor):
+    expected = backbone.encode_images(torch.stack([backbone.preprocess(to_rgb(Image.open(photo)))]))
+    for image in images_of:
+        assert close(backbone.encode_images([image]), expected)
+        assert close(backbone.encode_images(backbone.preprocess(image)[None]), expected)
+        assert close(predictor.features([image]), expected)
+
+
+@every_photo
+def test_probabilities_of_a_photo_are_equal_everywhere(photo, images_of, classifier, model, capsys):
+    assert predict([str(model), str(photo), "--format", "jsonl"]) == 0
+    [row] = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    told = {each["class"]: each["probability"] for each in row["top"]}
+    for image in images_of:
+        assert classifier.predict_proba([image])[0].tolist() == pytest.approx([told["a"], told["b"]], abs=1e-4)
+
+
+@every_photo
+def test_the_demo_shows_the_probabilities_of_predict(photo, classifier, predictor, model):
+    page = pytest.importorskip("trainers.hegraph.demo.page", reason="gradio is not installed, which shows the page")
+    shown = page.Answers(predictor, model, photo.parent)({"path": str(photo)})[1]
+    assert [shown["a"], shown["b"]] == pytest.approx(classifier.predict_proba([photo])[0].tolist(), abs=1e-5)
+
+
+@every_photo
+def test_an_opened_photo_is_upright_and_stays_so(photo):
+    once = open_image(photo)
+    assert (once.mode, once.size) == ("RGB", UPRIGHT.size)
+    assert to_rgb(once).tobytes() == once.tobytes()
+    assert ORIENTATION not in once.getexif() and "transparency" not in once.info
+    if "exif" in photo.name or "xmp" in photo.name:  # without loss
+        assert once.tobytes() == UPRIGHT.tobytes()
+
+
+def test_an_image_as_stored_is_not_turned_afterwards(tmp_path):
+    stored(6).save(tmp_path / "turned.jpg", exif=exif(6))
+    UPRIGHT.save(tmp_path / "clear.png", transparency=UPRIGHT.getpixel((0, 0)))
+    for name in ("turned.jpg", "clear.png"):
+        as_dassl = Image.open(tmp_path / name).convert("RGB")
+        assert to_rgb(open_image(tmp_path / name, as_stored=True)).tobytes() == as_dassl.tobytes()
+
+
+def test_a_colour_profile_is_kept(tmp_path):
+    UPRIGHT.save(tmp_path / "a.png", icc_profile=b"a profile", dpi=(72, 72))
+    assert open_image(tmp_path / "a.png").info == {"icc_profile": b"a profile"}
+
+
+# --- encode_images
+
+
+def test_many_images_are_encoded_in_batches_and_in_order(backbone):
+    images = [UPRIGHT.rotate(turn) for turn in range(0, 350, 50)]
+    expected = torch.cat([backbone.encode_images([image]) for image in images])
+    assert expected.shape == (7, backbone.width) and expected.dtype == torch.float32
+    assert close(backbone.encode_images(images, batch_size=3), expected)
+    assert backbone.encode_images([]).shape == (0, backbone.width)
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        ("a.jpg", "images: expected a list of paths or of PIL images, .*, got 'a.jpg'"),
+        ([1], r"images: .*, got \[1\]"),
+        (UPRIGHT, "images: expected a list"),
+        (["/none.jpg"], "cannot read /none.jpg: No such file or directory"),
+    ],
+)
+def test_encoding_something_else_is_one_clear_line(backbone, images, message):
+    with pytest.raises(UserError, match=message):
+        backbone.encode_images(images)
+
+
+def test_preprocess_refuses_what_is_no_image(backbone, tmp_path):
+    (tmp_path / "a.jpg").write_bytes(b"no image")
+    for image, message in ((tmp_path / "a.jpg", "cannot read .*a.jpg: is no image"), (3, "expected a path .* got 3")):
+        with pytest.raises(UserError, match=message):
+            backbone.preprocess(image)
+
+
+def test_the_example_of_encode_images_runs():
+    example = (Backbone.encode_images.__doc__ or "").replace("from hegraph", "from trainers.hegraph")
+    test = doctest.DocTestParser().get_doctest(example, {}, "encode_images", None, None)
+    assert test.examples and doctest.DocTestRunner().run(test).failed == 0
+
+
+# --- HEIC
+
+
+@pytest.fixture
+def heic(tmp_path) -> Path:
+    heif = pytest.importorskip("pillow_heif", reason="pillow-heif is not installed, which reads HEIC images")
+    path = tmp_path / "IMG_1.HEIC"
+    heif.register_heif_opener()
+    stored(6).save(path, "HEIF", exif=exif(6).tobytes(), quality=95)
+    Image.OPEN.pop("HEIF")  # as in a program that has met no HEIC file yet
+    Image.ID.remove("HEIF")
+    return path
+
+
+def test_heic_images_are_read_upright(heic, backbone):
+    assert is_image(heic.name)
+    for source in (heic, str(heic), heic.read_bytes()):
+        image = open_image(source)
+        assert image.size == UPRIGHT.size
+        assert np.abs(np.asarray(image).astype(int) - np.asarray(UPRIGHT)).mean() < 12
+    heic.rename(heic.with_suffix(".jpg"))  # as some programs send it
+    assert close(backbone.encode_images([heic.with_suffix(".jpg")]), backbone.encode_images([image]))
+
+
+def test_without_pillow_heif_a_line_names_it(heic, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    Image.new("RGB", (8, 8)).save(heic.with_name("a.jpg"))
+    assert open_image(heic.with_name("a.jpg")).size == (8, 8)
+    for source in (heic, heic.read_bytes()):
+        with pytest.raises(ValueError, match="is a HEIC image: `pip install pillow-heif`, or convert it to JPEG"):
+            open_image(source)
+
+
+def test_a_damaged_heic_image_is_one_line(heic, tmp_path, backbone):
+    (tmp_path / "cut.heic").write_bytes(heic.read_bytes()[:200])
+    with pytest.raises(UserError, match="cannot read .*cut.heic: [^\n]+$"):
+        backbone.encode_images([tmp_path / "cut.heic"])
