@@ -1,4 +1,4 @@
-"""Banks of a few images, and training in double precision, for tests that write a method's equations down once more."""
+"""Tiny feature banks and training in float64, for tests that implement the equations of a method a second time."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from trainers.hegraph.features.bank import FeatureBank
 
 AXES = [[1.0, 0.0], [0.0, 1.0]]
 SLANTED = [[0.6, 0.8], [0.8, 0.6]]
-LABELS = torch.tensor([0, 1, 2, 0, 1])  # of five training images
-IMAGES, TEXT = unit_features(5, 4, seed=1).double(), unit_features(3, 4, seed=2).double()  # features are 4 wide
-PROBES = unit_features(6, 4, seed=3).double()  # images to classify
+LABELS = torch.tensor([0, 1, 2, 0, 1])
+IMAGES, TEXT = unit_features(5, 4, seed=1).double(), unit_features(3, 4, seed=2).double()  # [N, d] and [K, d]
+QUERIES = unit_features(6, 4, seed=3).double()  # images to classify
 
 unit = partial(F.normalize, dim=-1)
 
@@ -25,8 +25,8 @@ def tensor(rows: Sequence | Tensor) -> Tensor:
     return torch.as_tensor(rows, dtype=torch.float32)
 
 
-def close(found: Tensor, expected: Sequence | Tensor, atol: float = 2e-4) -> None:
-    torch.testing.assert_close(found, tensor(expected), rtol=0, atol=atol)
+def assert_close(actual: Tensor, expected: Sequence | Tensor, atol: float = 2e-4) -> None:
+    torch.testing.assert_close(actual, tensor(expected), rtol=0, atol=atol)
 
 
 def bank_of(
@@ -39,7 +39,7 @@ def bank_of(
     dataset: str = "Tiny",
     norms: Sequence[float] | None = None,
 ) -> FeatureBank:
-    """A bank of one view of each image, from unit-norm rows; `norms` are those of the text before it was normalised."""
+    """Bank with one view per image, from unit-norm rows; `norms` are the norms of the text features."""
     (val_features, val_labels), (test_features, test_labels) = (
         (None, None) if split is None else (tensor(split[0]), torch.as_tensor(split[1])) for split in (val, test)
     )
@@ -60,15 +60,19 @@ def bank_of(
     )
 
 
-def trained(
-    optimizer: type[torch.optim.Optimizer], loss: Callable[..., Tensor], start: list, rates: list, **options: float
+def minimise(
+    optimizer_class: type[torch.optim.Optimizer],
+    loss: Callable[..., Tensor],
+    initial: list,
+    rates: list,
+    **options: float,
 ) -> list[Tensor]:
-    """The parameters of `loss(*parameters)` after a step at each of the rates."""
-    parameters = [parameter.detach().double().clone().requires_grad_() for parameter in start]
-    steps = optimizer(parameters, **options)
+    """Parameters of `loss(*parameters)` after one step of an optimizer, in float64, at each learning rate."""
+    parameters = [parameter.detach().double().clone().requires_grad_() for parameter in initial]
+    optimizer = optimizer_class(parameters, **options)
     for rate in rates:
-        steps.param_groups[0]["lr"] = rate
-        steps.zero_grad()
+        optimizer.param_groups[0]["lr"] = rate
+        optimizer.zero_grad()
         loss(*parameters).backward()
-        steps.step()
+        optimizer.step()
     return [parameter.detach() for parameter in parameters]

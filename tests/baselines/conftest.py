@@ -1,4 +1,4 @@
-"""What the tests of the methods need: banks of any shape, and fitting with a few options changed."""
+"""Fixtures for tests of methods: banks of any shape, and methods fitted with changed options."""
 
 from __future__ import annotations
 
@@ -34,8 +34,9 @@ def mini() -> Backbone:
 
 @pytest.fixture(scope="session")
 def make_bank(unit_features) -> Callable[..., FeatureBank]:
-    """Function of the shots of every class, width, views and val images per class; 20 test images per class. Images
-    scatter around the centre of their class, the text features lie further off.
+    """Function that makes a bank from the shots of each class, width, number of views and val images per class.
+
+    Images scatter around the centre of their class, text features further away. Each class has 20 test images.
     """
 
     def make(shots: Sequence[int] = (4, 4, 4, 4, 4), width: int = 64, views: int = 2, val: int = 3) -> FeatureBank:
@@ -55,21 +56,21 @@ def make_bank(unit_features) -> Callable[..., FeatureBank]:
         bank = bank_of(
             train, labels, near(centres, 2.0), images([val] * len(shots)) if val else None, test, scale=100.0
         )
-        views_of_images = torch.stack([near(train, 0.1) for _ in range(views)])
-        return replace(bank, train_features=views_of_images, classnames=NAMES[: len(shots)])
+        train_views = torch.stack([near(train, 0.1) for _ in range(views)])
+        return replace(bank, train_features=train_views, classnames=NAMES[: len(shots)])
 
     return make
 
 
 QUICK = {
-    "ProtoCLIP": {"EPOCHS": 100, "ASK_EVERY": 20, "LR": 1e-3},  # of the method: 2,000 epochs
-    "CoOp": {"EPOCHS": [[1, 10], [8, 40]]},  # of the method: up to 200 epochs
+    "ProtoCLIP": {"EPOCHS": 100, "ASK_EVERY": 20, "LR": 1e-3},  # default: 2,000 epochs
+    "CoOp": {"EPOCHS": [[1, 10], [8, 40]]},  # default: up to 200 epochs
 }
 
 
 @pytest.fixture(scope="session")
 def fit(request) -> Callable[..., FittedMethod]:
-    """Function of a method's name, a bank, a seed and options that differ from the defaults."""
+    """Function that fits a method by its name to a bank, with a seed and changed options."""
 
     def run(name: str, bank: FeatureBank, seed: int = 1, **changed: object) -> FittedMethod:
         method = load_method(name)
@@ -83,5 +84,5 @@ def fit(request) -> Callable[..., FittedMethod]:
 
 @pytest.fixture(scope="session")
 def fit_once(fit, make_bank) -> Callable[[str], FittedMethod]:
-    """Function of a method's name: the method fitted to `make_bank()` with seed 1."""
+    """Function that fits a method by its name to `make_bank()` with seed 1, once per session."""
     return functools.cache(lambda name: fit(name, make_bank()))

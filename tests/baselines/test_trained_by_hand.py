@@ -1,19 +1,18 @@
-"""The trained methods after a few steps, against their equations in double precision, and numbers worked out by hand.
+"""Trained methods after a few steps, compared with their equations in float64 and with numbers worked out by hand.
 
-The losses are written down once more from the papers' equations. An image is only one view, and a batch holds all
-images, so that nothing is drawn at random.
+The losses are implemented a second time from the equations of the papers. Images have one view, and a batch holds all
+images, so that nothing is random.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
-from by_hand import AXES, IMAGES, LABELS, PROBES, TEXT, bank_of, close, tensor, trained, unit
+from by_hand import AXES, IMAGES, LABELS, QUERIES, TEXT, assert_close, bank_of, minimise, tensor, unit
 from torch import Tensor
 from torch.optim import SGD, Adam, AdamW
 from yacs.config import CfgNode
@@ -26,13 +25,12 @@ from trainers.hegraph.baselines.trained import BestEpoch, train
 from trainers.hegraph.training.batches import Batch
 from trainers.hegraph.utils.errors import UserError
 
-NORMS = [1.5, 0.5, 2.0]  # of the text features as the text tower gives them
+NORMS = [1.5, 0.5, 2.0]  # of the text features before normalisation
 LONG_TEXT = TEXT * torch.tensor(NORMS)[:, None]
 TAU = 10.0
-# A cosine over three steps from a peak of 0.02: 0.02 * (1 + cos(0)) / 2, * (1 + cos(pi / 3)) / 2, * (1 + cos(2 pi / 3))
-# / 2
+# Cosine over three steps from a peak of 0.02: 0.02 * (1 + cos(x)) / 2 for x = 0, pi / 3 and 2 pi / 3
 COSINE = [0.02, 0.015, 0.005]
-# One epoch of warm-up at 0.004, then a cosine that is as long as all four epochs: (1 + cos(pi / 4)) / 2 = 0.853553
+# One epoch of warm-up at 0.004, then a cosine over all four epochs: (1 + cos(pi / 4)) / 2 = 0.853553
 WARM = [0.004, 0.02, 0.02 * 0.853553, 0.02 * 0.5]
 WARM_UP = {"BATCH_SIZE": 256, "WARMUP_EPOCHS": 1, "WARMUP_LR": 0.004}
 
@@ -42,64 +40,76 @@ def bank(**changed: object):
 
 
 def loss_of(logits: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """The cross-entropy of the training images, as a function of the parameters."""
+    """Cross-entropy of the training images as a function of the parameters."""
     return lambda *parameters: F.cross_entropy(logits(IMAGES, *parameters), LABELS)
 
 
 def logits_of(fitted: FittedMethod, steps: int, epochs: int = 0) -> Tensor:
-    """The logits of the probes, also those of the folded classifier; a step is an epoch where none are given."""
+    """Logits of the queries, equal to those of the saved classifier; one step is one epoch by default."""
     assert (fitted.epochs, fitted.steps) == (epochs or steps, steps)
-    logits = fitted.logits(tensor(PROBES))
+    logits = fitted.logits(tensor(QUERIES))
     if fitted.classifier is not None:
-        close(fitted.classifier.logits(tensor(PROBES)), logits)
+        assert_close(fitted.classifier.logits(tensor(QUERIES)), logits)
     assert not logits.requires_grad
     return logits
 
 
 def cache(features: Tensor, keys: Tensor, labels: Tensor, weights: float | Tensor = 1.0) -> Tensor:
-    """`exp(-2 (1 - f . F_i))`, which is no cosine where the keys are not normalised, summed over images of a class."""
+    """Sum of `exp(-2 (1 - f . F_i))` over the images of each class, for keys `F_i` of any norm."""
     return ((-2 * (1 - features @ keys.t())).exp() * weights) @ F.one_hot(labels, 3).double()
 
 
-# The loop and the best epoch
+# The training loop and the best epoch
 
 
-def test_every_step_goes_down_its_own_gradient_at_the_rate_of_the_schedule_until_the_loss_is_infinite():
-    # The loss is 2 w + 4 v in the first batch of an epoch and 2 w - v in the second. The rate is the peak divided by
-    # the number of the step, so over four steps w falls by 2 * 0.3 * (1 + 1/2 + 1/3 + 1/4) = 1.25, and v by 0.6 * (4 -
-    # 1/2 + 4/3 - 1/4) = 2.75.
-    w, v = (torch.tensor(1.0, requires_grad=True) for _ in range(2))
-    done, asked = [], []
+class Descent:
+    """Training of w by a loss of 2 w, and of v by 4 v in the first batch of an epoch and -v in the second.
 
-    def epoch(number: int):
-        asked.append(number)
+    The learning rate is the peak, 0.3 for w and 0.6 for v, divided by the number of the step. The loss is infinite from
+    epoch `diverges_in` on.
+    """
+
+    def __init__(self, diverges_in: float = math.inf) -> None:
+        self.w, self.v = (torch.tensor(1.0, requires_grad=True) for _ in range(2))
+        self.epochs, self.finished_epochs, self.diverges_in = [], [], diverges_in
+
+    def epoch(self, number: int):
+        self.epochs.append(number)
         for label in (0, 1):
             yield Batch(torch.zeros(1, 2), torch.tensor([label]), torch.tensor([0]))
 
-    def loss(batch: Batch) -> Tensor:
-        return 2 * w + (4 * v if batch.labels[0] == 0 else -v) + (math.inf if len(asked) > 3 else 0)
+    def loss(self, batch: Batch) -> Tensor:
+        penalty = math.inf if len(self.epochs) >= self.diverges_in else 0
+        return 2 * self.w + (4 * self.v if batch.labels[0] == 0 else -self.v) + penalty
 
-    def run(epochs: int) -> int:
-        optimizer = SGD([{"params": [w], "lr": 0.3}, {"params": [v], "lr": 0.6}])
-        data = SimpleNamespace(epoch=epoch)
-        return train(optimizer, loss, data, epochs, lambda step, peak: peak / (step + 1), done.append)
+    def run(self, epochs: int) -> int:
+        optimizer = SGD([{"params": [self.w], "lr": 0.3}, {"params": [self.v], "lr": 0.6}])
+        return train(
+            optimizer, self.loss, self, epochs, lambda step, peak: peak / (step + 1), self.finished_epochs.append
+        )
 
-    assert (run(2), asked, done) == (4, [0, 1], [1, 2])
-    assert (w.item(), v.item()) == (pytest.approx(1 - 1.25), pytest.approx(1 - 2.75))
-    assert not w.requires_grad and not v.requires_grad
-    for parameter in (w, v):
-        parameter.requires_grad_()
+
+def test_train_descends_at_scheduled_rates():
+    # Over four steps w falls by 2 * 0.3 * (1 + 1/2 + 1/3 + 1/4) = 1.25, and v by 0.6 * (4 - 1/2 + 4/3 - 1/4) = 2.75
+    descent = Descent()
+    assert (descent.run(2), descent.epochs, descent.finished_epochs) == (4, [0, 1], [1, 2])
+    assert (descent.w.item(), descent.v.item()) == (pytest.approx(1 - 1.25), pytest.approx(1 - 2.75))
+    assert not descent.w.requires_grad and not descent.v.requires_grad
+
+
+def test_train_stops_at_an_infinite_loss():
+    descent = Descent(diverges_in=2)
     with pytest.raises(UserError, match=r"^the loss is -?inf in epoch 2; lower LR \(0\.6\)$"):
-        run(5)
-    assert done == [1, 2, 1]
+        descent.run(5)
+    assert descent.finished_epochs == [1]
 
 
-def test_of_epochs_that_are_equally_good_the_last_is_restored():
+def test_last_of_equally_good_epochs_is_restored():
     parameter = torch.zeros(2)
     best = BestEpoch([parameter])
-    for epochs, accuracy, value in [(10, 50.0, 1.0), (20, 75.00001, 2.0), (30, 75.0, 3.0), (40, 60.0, 4.0)]:
+    for epoch, accuracy, value in [(10, 50.0, 1.0), (20, 75.00001, 2.0), (30, 75.0, 3.0), (40, 60.0, 4.0)]:
         parameter.fill_(value)
-        best.record(epochs, accuracy)
+        best.record(epoch, accuracy)
     assert best.restore() == {"value": 30, "candidates": [[10, 50.0], [20, 75.0], [30, 75.0], [40, 60.0]]}
     assert parameter.tolist() == [3.0, 3.0]
 
@@ -107,18 +117,18 @@ def test_of_epochs_that_are_equally_good_the_last_is_restored():
 # Steps of each method
 
 
-def test_taskres_decays_its_residual_by_adding_it_to_the_gradient_and_warms_up(fit):
+def test_taskres_trains_a_residual_with_adam(fit):
     def logits(features, residual):
         return TAU * features @ unit(LONG_TEXT + 0.5 * residual).t()
 
-    [residual] = trained(Adam, loss_of(logits), [torch.zeros(3, 4)], WARM, weight_decay=0.3)
+    [residual] = minimise(Adam, loss_of(logits), [torch.zeros(3, 4)], WARM, weight_decay=0.3)
     options = {"ALPHA": [["", 0.5]], "LR": [["", 0.02]], "EPOCHS": [[1, 4]], "WEIGHT_DECAY": 0.3}
     fitted = fit("TaskRes", bank(norms=NORMS), **options, **WARM_UP)
-    close(logits_of(fitted, 4), logits(PROBES, residual))
+    assert_close(logits_of(fitted, 4), logits(QUERIES, residual))
 
 
-def test_tip_adapter_f_trains_keys_that_are_not_normalised_again_with_adamw_and_a_cosine_over_all_steps(fit):
-    # Four images that are all alike, in batches of 2: the two steps of an epoch do not depend on the order
+def test_tip_adapter_f_trains_keys_with_adamw(fit):
+    # Four equal images in batches of 2, so that the order of the images has no effect
     image, labels = unit_features(1, 4, seed=5).double(), torch.zeros(4, dtype=torch.long)
     images = image.repeat(4, 1)
 
@@ -129,51 +139,52 @@ def test_tip_adapter_f_trains_keys_that_are_not_normalised_again_with_adamw_and_
         return F.cross_entropy(logits(image, keys), labels[:1])
 
     rates = [0.02 * (1 + math.cos(math.pi * step / 4)) / 2 for step in range(4)]
-    [keys] = trained(AdamW, loss, [images], rates, weight_decay=0.4, eps=0.05)
+    [keys] = minimise(AdamW, loss, [images], rates, weight_decay=0.4, eps=0.05)
     rows = {"ALPHA": [["", 3.0]], "EPOCHS": [["", 2]]}
     options = {"BETA": 2.0, "LR": 0.02, "WEIGHT_DECAY": 0.4, "EPS": 0.05, "BATCH_SIZE": 2, "SEARCH": False}
     fitted = fit("TipAdapterF", bank_of(images, labels, TEXT, scale=TAU), **rows, **options)
-    close(logits_of(fitted, 4, epochs=2), logits(PROBES, keys))
-    close(fitted.classifier.keys, keys, atol=1e-5)
+    assert_close(logits_of(fitted, 4, epochs=2), logits(QUERIES, keys))
+    assert_close(fitted.classifier.keys, keys, atol=1e-5)
 
 
-def test_ape_t_moves_text_and_images_by_one_residual_on_its_channels_and_weighs_the_images(fit):
-    # Of four channels, the half that scores best: w_1 = 0 and w_2 = 1 score the variance of the text alone
-    kept = TEXT.var(dim=0).topk(2).indices
+def test_ape_t_trains_residuals_and_image_weights(fit):
+    # Half of the four channels; w_1 = 0 and w_2 = 1 select them by the variance of the text alone
+    channels = TEXT.var(dim=0).topk(2).indices
 
     def logits(features, residual, weights):
-        whole = torch.zeros(3, 4).double().index_copy(1, kept, residual)
-        return TAU * features @ (TEXT + whole).t() + 3 * cache(features, IMAGES + whole[LABELS], LABELS, weights)
+        residuals = torch.zeros(3, 4).double().index_copy(1, channels, residual)
+        keys = IMAGES + residuals[LABELS]
+        return TAU * features @ (TEXT + residuals).t() + 3 * cache(features, keys, LABELS, weights)
 
-    start = [torch.zeros(3, 2), torch.ones(5)]
-    parameters = trained(AdamW, loss_of(logits), start, COSINE, weight_decay=0.4, eps=0.05)
+    initial = [torch.zeros(3, 2), torch.ones(5)]
+    parameters = minimise(AdamW, loss_of(logits), initial, COSINE, weight_decay=0.4, eps=0.05)
     rows = {"ALPHA": [["", 3.0]], "LR": [["", 0.02]], "EPOCHS": [["", 3]], "EPS": [["", 0.05]]}
-    channels = {"CHANNELS": [["", 0.5]], "WEIGHTS": [["", [0.0, 1.0]]]}
-    fitted = fit("APET", bank(), **rows, **channels, BETA=2.0, BATCH_SIZE=256, WEIGHT_DECAY=0.4, SEARCH=False)
-    close(logits_of(fitted, 3), logits(PROBES, *parameters))
+    rows |= {"CHANNELS": [["", 0.5]], "WEIGHTS": [["", [0.0, 1.0]]]}
+    fitted = fit("APET", bank(), **rows, BETA=2.0, BATCH_SIZE=256, WEIGHT_DECAY=0.4, SEARCH=False)
+    assert_close(logits_of(fitted, 3), logits(QUERIES, *parameters))
 
 
-def test_clip_adapter_steps_with_momentum_decay_and_warm_up(fit):
+def test_clip_adapter_trains_a_bottleneck_with_sgd(fit):
     with torch.random.fork_rng():
-        torch.manual_seed(1)  # torch's own start of a linear layer
-        start = [torch.nn.Linear(4, 2, bias=False).weight, torch.nn.Linear(2, 4, bias=False).weight]
+        torch.manual_seed(1)  # torch's initialisation of a linear layer
+        initial = [torch.nn.Linear(4, 2, bias=False).weight, torch.nn.Linear(2, 4, bias=False).weight]
 
     def logits(features, down, up, text=TEXT):
         adapted = ((features @ down.t()).relu() @ up.t()).relu()
         return TAU * unit(0.3 * adapted + 0.7 * features) @ text.t()
 
-    parameters = trained(SGD, loss_of(logits), start, WARM, momentum=0.8, weight_decay=0.3)
+    parameters = minimise(SGD, loss_of(logits), initial, WARM, momentum=0.8, weight_decay=0.3)
     options = {"RATIO": 0.3, "REDUCTION": 2, "LR": 0.02, "EPOCHS": [[1, 4]], "MOMENTUM": 0.8, "WEIGHT_DECAY": 0.3}
     fitted = fit("CLIPAdapter", bank(), seed=1, **options, **WARM_UP)
-    close(logits_of(fitted, 4), logits(PROBES, *parameters))
+    assert_close(logits_of(fitted, 4), logits(QUERIES, *parameters))
     other = unit_features(2, 4, seed=8).double()
-    found = fitted.transfer(bank_of(IMAGES, LABELS, other, test=(PROBES, [0] * 6), scale=TAU))
-    close(found, logits(PROBES, *parameters, text=other))
+    transferred = fitted.transfer(bank_of(IMAGES, LABELS, other, test=(QUERIES, [0] * 6), scale=TAU))
+    assert_close(transferred, logits(QUERIES, *parameters, text=other))
 
 
-def test_clap_steps_with_momentum_and_a_penalty_on_what_it_moved(fit):
-    own = (TAU * IMAGES @ TEXT.t()).softmax(dim=1)[range(5), LABELS]
-    multipliers = torch.stack([own[LABELS == k].mean() for k in range(3)])
+def test_clap_trains_prototypes_with_a_penalty(fit):
+    confidences = (TAU * IMAGES @ TEXT.t()).softmax(dim=1)[range(5), LABELS]
+    multipliers = torch.stack([confidences[LABELS == k].mean() for k in range(3)])
 
     def logits(features, prototypes):
         return TAU * features @ unit(prototypes).t()
@@ -182,99 +193,99 @@ def test_clap_steps_with_momentum_and_a_penalty_on_what_it_moved(fit):
         penalty = (multipliers * (prototypes - LONG_TEXT).square().sum(dim=1)).mean()
         return loss_of(logits)(prototypes) + penalty
 
-    [prototypes] = trained(SGD, loss, [LONG_TEXT], WARM, momentum=0.8, weight_decay=0.3)
+    [prototypes] = minimise(SGD, loss, [LONG_TEXT], WARM, momentum=0.8, weight_decay=0.3)
     options = {"LR": 0.02, "EPOCHS": 4, "MOMENTUM": 0.8, "WEIGHT_DECAY": 0.3}
     fitted = fit("CLAP", bank(norms=NORMS), **options, **WARM_UP)
-    close(logits_of(fitted, 4), logits(PROBES, prototypes))
+    assert_close(logits_of(fitted, 4), logits(QUERIES, prototypes))
 
 
-def test_claps_multipliers_are_the_mean_probabilities_that_zero_shot_clip_gives_a_classs_own_images():
-    # Texts (1, 0), (0, 1), (-1, 0) at the scale 1. Of (1, 0) class 0 has e / (e + 1 + 1/e) = .665241, of (.6, .8) it
-    # has e^.6 / (e^.6 + e^.8 + e^-.6) = .396417: .530829 on average. Of (0, 1) class 1 has e / (e + 2) = .576117. Class
-    # 2 has no images, and so the mean of the two.
+def test_clap_multipliers_are_mean_zero_shot_probabilities():
+    # Text features (1, 0), (0, 1), (-1, 0), scale 1. Class 0 has e / (e + 1 + 1/e) = .665241 for the image (1, 0) and
+    # e^.6 / (e^.6 + e^.8 + e^-.6) = .396417 for (.6, .8), on average .530829. Class 1 has e / (e + 2) = .576117 for
+    # (0, 1). Class 2 has no images and gets the mean of the two.
     text = [[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]]
-    found = zero_shot_confidence(bank_of([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]], [0, 1, 0], text, scale=1.0))
-    close(found, [0.530829, 0.576117, 0.553473], atol=1e-5)
+    multipliers = zero_shot_confidence(bank_of([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]], [0, 1, 0], text, scale=1.0))
+    assert_close(multipliers, [0.530829, 0.576117, 0.553473], atol=1e-5)
 
 
 def graph_logits(features: Tensor, weights: Tensor, biases: Tensor, groups: int) -> Tensor:
-    """GraphAdapter's equation with alpha 0.2 and beta 0.4, class by class and group by group."""
+    """GraphAdapter's equation with alpha 0.2 and beta 0.4, by loops over classes and groups."""
     means = torch.stack([IMAGES[LABELS == k].mean(dim=0) for k in range(3)])
-    means = means * sum(NORMS) / 3  # as long as the text features are on average
-    learned = []
+    means = means * sum(NORMS) / 3  # scaled by the mean norm of the text features
+    class_features = []
     for k, text in enumerate(LONG_TEXT):
-        by_group = []
+        graph_features = []
         for group in range(groups):
-            found = []
+            outputs = []
             for nodes, weight, bias in zip((LONG_TEXT, means), weights, biases):
                 graph = torch.cat([text[None], nodes[group::groups]])
                 adjacency = (unit(graph) @ unit(graph).t()).relu() + torch.eye(len(graph))
                 root = adjacency.sum(dim=1).rsqrt()
-                found.append((root[0] * adjacency[0] * root @ graph @ weight + bias[k]).tanh())
-            by_group.append(0.2 * found[0] + 0.8 * found[1])
-        learned.append(0.4 * text + 0.6 * torch.stack(by_group).mean(dim=0))
-    return TAU * features @ unit(torch.stack(learned)).t()
+                outputs.append((root[0] * adjacency[0] * root @ graph @ weight + bias[k]).tanh())
+            graph_features.append(0.2 * outputs[0] + 0.8 * outputs[1])
+        class_features.append(0.4 * text + 0.6 * torch.stack(graph_features).mean(dim=0))
+    return TAU * features @ unit(torch.stack(class_features)).t()
 
 
-@pytest.mark.parametrize("groups", [1, 2, 9])  # no more than there are classes, 3
-def test_graph_adapter_trains_two_convolutions_over_groups_of_classes(fit, groups):
+@pytest.mark.parametrize("groups", [1, 2, 9])  # at most 3, the number of classes
+def test_graph_adapter_trains_two_graph_convolutions(fit, groups):
     def logits(features, *parameters):
         return graph_logits(features, *parameters, min(groups, 3))
 
-    start = torch.rand(2, 4, 4, generator=torch.Generator().manual_seed(7)) - 0.5  # within 1 / sqrt(d), and d is 4
-    parameters = trained(Adam, loss_of(logits), [start, torch.zeros(2, 3, 4)], WARM, weight_decay=0.3)
+    initial = torch.rand(2, 4, 4, generator=torch.Generator().manual_seed(7)) - 0.5  # within 1 / sqrt(d), d = 4
+    parameters = minimise(Adam, loss_of(logits), [initial, torch.zeros(2, 3, 4)], WARM, weight_decay=0.3)
     options = {"ALPHA": 0.2, "BETA": 0.4, "GROUPS": groups, "LR": 0.02, "EPOCHS": 4, "WEIGHT_DECAY": 0.3}
     fitted = fit("GraphAdapter", bank(norms=NORMS), seed=7, **options, **WARM_UP)
-    close(logits_of(fitted, 4), logits(PROBES, *parameters))
+    assert_close(logits_of(fitted, 4), logits(QUERIES, *parameters))
 
 
-def momentum_by_hand(steps: int, block: int, images: Tensor = PROBES) -> Tensor:
-    """LP++'s logits of images, by default the probes, after so many steps with a momentum of 0.6."""
+def lp_plus_plus_by_hand(steps: int, block: int, images: Tensor = QUERIES) -> Tensor:
+    """LP++'s logits of images after a number of steps with a momentum of 0.6."""
 
     def logits(features, weight, bias, alpha):
         return features @ weight.t() + bias + alpha * (features @ TEXT.t())
 
     classes = [IMAGES[LABELS == k] for k in range(3)]
-    weight, bias = torch.stack([own.sum(dim=0) for own in classes]), torch.zeros(3).double()
-    alpha = 2.0 * torch.stack([(own @ text).mean() for own, text in zip(classes, TEXT)]).mean().repeat(3)
+    weight, bias = torch.stack([members.sum(dim=0) for members in classes]), torch.zeros(3).double()
+    alpha = 2.0 * torch.stack([(members @ text).mean() for members, text in zip(classes, TEXT)]).mean().repeat(3)
     weight_rate = 4 * 5 / torch.linalg.matrix_norm(IMAGES, 2) ** 2
     alpha_rate = 5 / (4 * (IMAGES @ TEXT.t()).square().sum(dim=0).max())
-    speeds = [torch.zeros_like(weight), torch.zeros_like(bias)]
+    velocities = [torch.zeros_like(weight), torch.zeros_like(bias)]
     for step in range(1, steps + 1):
         parameters = [parameter.requires_grad_() for parameter in (weight, bias, alpha)]
-        *of_classes, of_alpha = torch.autograd.grad(loss_of(logits)(*parameters), parameters)
-        speeds = [0.6 * speed + gradient for speed, gradient in zip(speeds, of_classes)]
-        weight, bias = weight.detach() - weight_rate * speeds[0], bias.detach() - weight_rate * speeds[1]
-        alpha = alpha.detach() - (alpha_rate * of_alpha if step % block == 0 else 0)
+        *gradients, alpha_gradient = torch.autograd.grad(loss_of(logits)(*parameters), parameters)
+        velocities = [0.6 * velocity + gradient for velocity, gradient in zip(velocities, gradients)]
+        weight, bias = weight.detach() - weight_rate * velocities[0], bias.detach() - weight_rate * velocities[1]
+        alpha = alpha.detach() - (alpha_rate * alpha_gradient if step % block == 0 else 0)
     return logits(images, weight, bias, alpha)
 
 
 LP = {"MOMENTUM": 0.6, "ALPHA_SCALE": 2.0}
 
 
-def test_lp_plus_plus_keeps_its_momentum_over_the_blocks_and_steps_alpha_without_one(fit):
-    fitted = fit("LPPlusPlus", bank(val=(PROBES, [0, 1, 2, 0, 1, 2])), STEPS=6, BLOCK=3, SELECT=False, **LP)
+def test_lp_plus_plus_steps_in_blocks_with_momentum(fit):
+    fitted = fit("LPPlusPlus", bank(val=(QUERIES, [0, 1, 2, 0, 1, 2])), STEPS=6, BLOCK=3, SELECT=False, **LP)
     assert fitted.selected == {}
-    close(logits_of(fitted, 6), momentum_by_hand(6, 3), atol=1e-3)
+    assert_close(logits_of(fitted, 6), lp_plus_plus_by_hand(6, 3), atol=1e-3)
 
 
-def test_lp_plus_plus_goes_back_to_the_best_step(fit):
-    # Forty val images are labelled as the second of six steps sees them; the last step sees some of them differently
+def test_lp_plus_plus_restores_the_best_step(fit):
+    # The labels of forty val images are the predictions of the second of six steps; later steps predict others
     images = unit_features(40, 4, seed=9)
-    seen = torch.stack([momentum_by_hand(step, 2, images.double()).argmax(dim=1) for step in range(1, 7)])
-    right = [100 * share for share in (seen == seen[1]).double().mean(dim=1).tolist()]
-    best = max(step for step in range(1, 7) if right[step - 1] == 100)
+    predicted = torch.stack([lp_plus_plus_by_hand(step, 2, images.double()).argmax(dim=1) for step in range(1, 7)])
+    accuracies = [100 * share for share in (predicted == predicted[1]).double().mean(dim=1).tolist()]
+    best = max(step for step in range(1, 7) if accuracies[step - 1] == 100)
     assert best < 6
-    fitted = fit("LPPlusPlus", bank(val=(images, seen[1])), STEPS=6, BLOCK=2, **LP)
+    fitted = fit("LPPlusPlus", bank(val=(images, predicted[1])), STEPS=6, BLOCK=2, **LP)
     assert fitted.selected["STEP"]["value"] == best
-    assert [accuracy for _, accuracy in fitted.selected["STEP"]["candidates"]] == pytest.approx(right, abs=1e-3)
-    close(logits_of(fitted, 6), momentum_by_hand(best, 2), atol=1e-3)
+    assert [accuracy for _, accuracy in fitted.selected["STEP"]["candidates"]] == pytest.approx(accuracies, abs=1e-3)
+    assert_close(logits_of(fitted, 6), lp_plus_plus_by_hand(best, 2), atol=1e-3)
 
 
 # Proto-CLIP
 
 
-# The adapter adds nothing (RATIO), so that only the two memories are left to train
+# RATIO 0 disables the adapter, so that only the two memories are trained
 PROTO = {"RATIO": 0.0, "TEMPERATURE": 0.5, "BETA": 3.0, "LR": 0.02, "WEIGHT_DECAY": 0.4, "EPS": 0.05, "BATCH_SIZE": 256}
 
 
@@ -283,92 +294,104 @@ def prototypes(images: Tensor) -> Tensor:
 
 
 def probabilities(features: Tensor, images: Tensor, text: Tensor, alpha: float, beta: float) -> Tensor:
-    by_image, by_text = (
-        (-beta * (features[:, None] - of).square().sum(dim=2)).softmax(dim=1) for of in (prototypes(images), unit(text))
+    image_p, text_p = (
+        (-beta * (features[:, None] - centres).square().sum(dim=2)).softmax(dim=1)
+        for centres in (prototypes(images), unit(text))
     )
-    return alpha * by_image + (1 - alpha) * by_text
+    return alpha * image_p + (1 - alpha) * text_p
 
 
 def trained_memories(steps: int, alpha: float, beta: float) -> list[Tensor]:
-    """By the negative log of the class's probability, and the alignment of the prototypes in both directions."""
+    """Image and text memory, trained by the negative log-likelihood and the contrastive loss in both directions."""
 
     def loss(images, text):
-        pairs, own = prototypes(images) @ unit(text).t() / 0.5, torch.arange(3)
-        classify = F.nll_loss(probabilities(IMAGES, images, text, alpha, beta).log(), LABELS)
-        return classify + F.cross_entropy(pairs, own) + F.cross_entropy(pairs.t(), own)
+        similarities, classes = prototypes(images) @ unit(text).t() / 0.5, torch.arange(3)
+        likelihood = F.nll_loss(probabilities(IMAGES, images, text, alpha, beta).log(), LABELS)
+        return likelihood + F.cross_entropy(similarities, classes) + F.cross_entropy(similarities.t(), classes)
 
-    return trained(AdamW, loss, [IMAGES, TEXT], [0.02] * steps, weight_decay=0.4, eps=0.05)
+    return minimise(AdamW, loss, [IMAGES, TEXT], [0.02] * steps, weight_decay=0.4, eps=0.05)
 
 
-def test_proto_clip_trains_both_memories_on_the_posterior_and_the_alignment_at_a_constant_rate(fit):
+def test_proto_clip_trains_both_memories(fit):
     shots = {"ALPHA_WITHOUT_VAL": [[1, 0.9], [2, 0.3]], "EPOCHS_WITHOUT_VAL": [[1, 9], [2, 3]]}
     fitted = fit("ProtoCLIP", bank_of(IMAGES, LABELS, TEXT), **PROTO, **shots, EPOCHS=9)
     assert fitted.selected == {}
-    close(logits_of(fitted, 3), probabilities(PROBES, *trained_memories(3, 0.3, 3.0), 0.3, 3.0).log())
+    assert_close(logits_of(fitted, 3), probabilities(QUERIES, *trained_memories(3, 0.3, 3.0), 0.3, 3.0).log())
 
 
-def test_rows_of_norm_1_have_the_gradient_that_differences_show():
+def test_unit_normalises_rows_with_the_correct_gradient():
     rows = torch.randn(4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(4), requires_grad=True)
     assert torch.autograd.gradcheck(proto_clip.unit, rows)
     torch.testing.assert_close(proto_clip.unit(rows), F.normalize(rows, dim=-1))
 
 
-def test_a_probability_of_zero_has_a_finite_log():
+def test_zero_probability_has_a_finite_log():
     query, images = tensor([[1.0, 0.0]]), tensor(AXES)
-    found = proto_clip.mixture(query @ images.t(), query @ images.t(), 0.5, 500.0)
-    assert found.tolist() == [[0.0, pytest.approx(math.log(torch.finfo(torch.float32).tiny))]]
+    log_p = proto_clip.mixture(query @ images.t(), query @ images.t(), 0.5, 500.0)
+    assert log_p.tolist() == [[0.0, pytest.approx(math.log(torch.finfo(torch.float32).tiny))]]
 
 
-def test_the_adapter_adds_the_normalised_output_of_its_layers_to_the_feature():
-    # Both matrices are the identity. (0.8, 0.6) less its mean 0.7 is (0.1, -0.1), over its deviation 0.1: (1, -1),
-    # which the second normalisation keeps. Over the root of the width it is (0.7071, -0.7071). A quarter of it and
-    # three quarters of the feature: (0.776777, 0.273223), of norm 0.823425.
+def test_adapter_adds_its_output_to_the_feature():
+    # Both matrices are the identity. (0.8, 0.6) minus its mean 0.7 is (0.1, -0.1), over its deviation 0.1: (1, -1),
+    # which the second normalisation leaves unchanged. Over the root of the width it is (0.7071, -0.7071). A quarter of
+    # it and three quarters of the feature: (0.776777, 0.273223), of norm 0.823425.
     model = proto_clip.Prototypes(bank_of(AXES, [0, 1], AXES), CfgNode({"RATIO": 0.25, "REDUCTION": 1}), 1)
     for layer in (model.layers[0], model.layers[2]):
         torch.nn.init.eye_(layer.weight)
-    close(model.adapt(tensor([[0.8, 0.6]])), [[0.943349, 0.331813]])
-    narrow = proto_clip.Prototypes(bank_of(IMAGES, LABELS, TEXT), CfgNode({"RATIO": 0.25, "REDUCTION": 3}), 1)
-    assert [tuple(p.shape) for p in narrow.layers.parameters()] == [(1, 4), (1,), (1,), (4, 1), (4,), (4,)]
+    assert_close(model.adapt(tensor([[0.8, 0.6]])), [[0.943349, 0.331813]])
+
+
+def test_adapter_has_a_bottleneck():
+    model = proto_clip.Prototypes(bank_of(IMAGES, LABELS, TEXT), CfgNode({"RATIO": 0.25, "REDUCTION": 3}), 1)
+    assert [tuple(p.shape) for p in model.layers.parameters()] == [(1, 4), (1,), (1,), (4, 1), (4,), (4,)]
 
 
 def search_options(**changed: object) -> CfgNode:
     return CfgNode({"SEARCH": True, "ALPHA": 0.52, "BETA": 9.3, "ALPHA_WITHOUT_VAL": [[1, 0.1], [2, 0.4]], **changed})
 
 
-def test_the_search_lists_its_candidates_by_their_distance_from_the_start_and_takes_what_is_best_on_val():
-    # |alpha - 0.52| + |beta - 9.3| / 20, over alphas 0, 0.1 ... 1 and betas 0.1, 0.2 ... 0.9, 1, 2 ... 20
+def search_on_val(image_cosines: Tensor, text_cosines: Tensor) -> tuple:
+    """Alpha, beta and the entry of `selected`, for two val images with these cosines; test labels are swapped."""
     bank = bank_of(AXES, [0, 1], AXES, val=(AXES, [0, 1]), test=(AXES, [1, 0]))
-    chosen, entry = proto_clip.search(bank, search_options(), lambda features: (torch.zeros(2, 2), torch.zeros(2, 2)))
+    return proto_clip.search(bank, search_options(), lambda features: (image_cosines, text_cosines))
+
+
+def test_proto_clip_search_orders_candidates_by_distance():
+    # |alpha - 0.52| + |beta - 9.3| / 20, over alphas 0, 0.1 ... 1 and betas 0.1, 0.2 ... 0.9, 1, 2 ... 20
+    selected, entry = search_on_val(torch.zeros(2, 2), torch.zeros(2, 2))
     values = [value for value, _ in entry["candidates"]]
     assert len(values) == 11 * 29 + 1
-    # At 0, 0.02 + 0.015, 0.02 + 0.035, 0.02 + 0.065 and 0.08 + 0.015
+    # Distances 0, 0.02 + 0.015, 0.02 + 0.035, 0.02 + 0.065 and 0.08 + 0.015
     assert values[:5] == [(0.52, 9.3), (0.5, 9.0), (0.5, 10.0), (0.5, 8.0), (0.6, 9.0)]
     assert {beta for _, beta in values} == {i / 10 for i in range(1, 10)} | {float(i) for i in range(1, 21)} | {9.3}
     assert {alpha for alpha, _ in values} == {0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1, 0.52}
-    assert chosen == (0.52, 9.3)  # all are equally good
+    assert selected == (0.52, 9.3)  # all are equally good
     assert {accuracy for _, accuracy in entry["candidates"]} == {50.0}
-    # The images are right and weak, the text is wrong and strong. For both val images the difference of the two
-    # probabilities is alpha tanh(0.1 beta) - (1 - alpha) tanh(0.3 beta). At beta 9.3 it is above 0 from alpha 0.576 on,
-    # at beta 9 from 0.581, at 10 from 0.567 and at 11 from 0.555: the nearest candidate is (0.6, 9).
-    weak, strong = tensor([[0.1, 0.0], [0.0, 0.1]]), tensor([[0.0, 0.3], [0.3, 0.0]])
-    chosen, entry = proto_clip.search(bank, search_options(), lambda features: (weak, strong))
-    assert chosen == entry["value"] == (0.6, 9.0)
+
+
+def test_proto_clip_search_selects_the_best_on_val():
+    # The images favour the true class weakly, the text the other class strongly. For both val images the difference of
+    # the two probabilities is alpha tanh(0.1 beta) - (1 - alpha) tanh(0.3 beta). It is positive from alpha 0.576 on at
+    # beta 9.3, from 0.581 at 9, from 0.567 at 10 and from 0.555 at 11: the nearest candidate is (0.6, 9).
+    selected, entry = search_on_val(tensor([[0.1, 0.0], [0.0, 0.1]]), tensor([[0.0, 0.3], [0.3, 0.0]]))
+    assert selected == entry["value"] == (0.6, 9.0)
 
 
 @pytest.mark.parametrize("search", [True, False])
-def test_without_a_search_alpha_is_that_of_the_shots(search):
+def test_proto_clip_alpha_without_search_is_by_shots(search):
     val = None if search else (AXES, [0, 1])
     bank = bank_of([*AXES, AXES[0]], [0, 1, 0], AXES, val=val)
-    assert proto_clip.search(bank, search_options(SEARCH=search), lambda *_: pytest.fail("asked")) == ((0.4, 9.3), {})
+    values = proto_clip.search(bank, search_options(SEARCH=search), lambda *_: pytest.fail("searched"))
+    assert values == ((0.4, 9.3), {})
 
 
-def test_val_is_looked_at_every_so_many_epochs_and_the_numbers_are_chosen_before_and_after(fit):
-    bank = bank_of(IMAGES, LABELS, TEXT, val=(PROBES, [0, 1, 2, 0, 1, 2]))
-    asked = {"EPOCHS": 7, "ASK_EVERY": 3, "EPOCHS_WITHOUT_VAL": [[1, 1]], "ALPHA": 0.5}
-    fitted = fit("ProtoCLIP", bank, **PROTO, **asked)
+def test_proto_clip_selects_before_during_and_after_training(fit):
+    bank = bank_of(IMAGES, LABELS, TEXT, val=(QUERIES, [0, 1, 2, 0, 1, 2]))
+    options = {"EPOCHS": 7, "ASK_EVERY": 3, "EPOCHS_WITHOUT_VAL": [[1, 1]], "ALPHA": 0.5}
+    fitted = fit("ProtoCLIP", bank, **PROTO, **options)
     assert list(fitted.selected) == ["ALPHA, BETA in training", "EPOCH", "ALPHA, BETA at last"]
     assert [epoch for epoch, _ in fitted.selected["EPOCH"]["candidates"]] == [3, 6]
-    # The loss holds the numbers chosen before training, the prediction those chosen after it
+    # The loss uses the values selected before training, the prediction the values selected after it
     before, after = (fitted.selected[f"ALPHA, BETA {when}"]["value"] for when in ("in training", "at last"))
     memories = trained_memories(fitted.selected["EPOCH"]["value"], *before)
-    close(logits_of(fitted, 7), probabilities(PROBES, *memories, *after).log(), atol=1e-3)
+    assert_close(logits_of(fitted, 7), probabilities(QUERIES, *memories, *after).log(), atol=1e-3)

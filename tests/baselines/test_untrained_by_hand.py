@@ -1,5 +1,5 @@
-"""The methods in closed form, the cache methods, the linear probe and the transductive methods, against numbers worked
-out by hand, their equations in float64, and scikit-learn.
+"""Closed-form, cache, linear and transductive methods, compared with hand-worked numbers, equations in float64, and
+scikit-learn.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
-from by_hand import AXES, SLANTED, bank_of, close, tensor
+from by_hand import AXES, SLANTED, assert_close, bank_of, tensor
 from sklearn.kernel_ridge import KernelRidge
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
@@ -36,63 +36,62 @@ def plane() -> FeatureBank:
     return bank_of([[0.8, 0.6], [0.8, -0.6], [0.6, 0.8], [-0.6, 0.8]], [0, 0, 1, 1], AXES, scale=100.0)
 
 
-def test_zero_shot_is_the_cosine_times_the_scale(fit):
+def test_zero_shot_is_a_scaled_cosine(fit):
     fitted = fit("ZeroShot", bank_of(AXES, [0, 1], SLANTED, scale=50.0))
-    close(fitted.logits(tensor([[1.0, 0.0]])), [[30.0, 40.0]])
-    other = bank_of(AXES, [0, 1], AXES, test=(SLANTED, [0, 1]), scale=10.0)  # other classes, and another scale
-    close(fitted.transfer(other), [[6.0, 8.0], [8.0, 6.0]])
+    assert_close(fitted.logits(tensor([[1.0, 0.0]])), [[30.0, 40.0]])
+    other = bank_of(AXES, [0, 1], AXES, test=(SLANTED, [0, 1]), scale=10.0)  # with other classes and another scale
+    assert_close(fitted.transfer(other), [[6.0, 8.0], [8.0, 6.0]])
 
 
 # GDA and TIMO
 
 
 def test_gda_by_hand(plane, fit):
-    """Deviations (0, .6), (0, -.6), (.6, 0), (-.6, 0): scatter .72 I, trace over M - 1 = 3 .48, so P = 2 / 1.2 I."""
+    # Deviations (0, .6), (0, -.6), (.6, 0), (-.6, 0): scatter .72 I, trace over M - 1 = 3 .48, so P = 2 / 1.2 I.
     # m_1 = (.8, 0): w_1 = (4/3, 0), b_1 = -.8 * 4/3 / 2
     expected = torch.tensor([[60 + 0.5 * (0.6 * 4 / 3 - 1.6 / 3), 80 + 0.5 * (0.8 * 4 / 3 - 1.6 / 3)]])
     torch.testing.assert_close(fit("GDA", plane, ALPHA=0.5).logits(QUERY), expected)
-    # Class 1 has one image, and a class without images the mean of all as its mean, (1.6, 1) / 3. The scatter is
-    # (0, .72) on the diagonal, the trace over M - 1 = 2 is .36, so P = 2 / (.36, 1.08)
+
+
+def test_gaussian_classifier_with_a_class_without_images():
+    # Class 1 has one image. Class 2 has none and gets the mean of all images, (1.6, 1) / 3. The scatter is (0, .72) on
+    # the diagonal, the trace over M - 1 = 2 is .36, so P = 2 / (.36, 1.08)
     weight, bias = gaussian_classifier(tensor([[0.8, 0.6], [0.8, -0.6], [0.0, 1.0]]), torch.tensor([0, 0, 1]), 3)
-    close(weight, [[1.6 / 0.36, 0.0], [0.0, 2 / 1.08], [3.2 / 3 / 0.36, 2 / 3 / 1.08]])
-    close(bias, [-0.8 * 0.8 / 0.36, -1 / 1.08, -1.6 * 1.6 / 9 / 0.36 - 1 / 9 / 1.08])
+    assert_close(weight, [[1.6 / 0.36, 0.0], [0.0, 2 / 1.08], [3.2 / 3 / 0.36, 2 / 3 / 1.08]])
+    assert_close(bias, [-0.8 * 0.8 / 0.36, -1 / 1.08, -1.6 * 1.6 / 9 / 0.36 - 1 / 9 / 1.08])
 
 
 def test_timo_by_hand(plane, fit):
-    """Each text feature is an image of cosine 1 to its class mean: m_1 = (2.6 / 3, 0).
-
-    The scatter is (2 * .72 + 4/75) / 2 = .746667 on the diagonal, the trace over M - 1 = 5 is .298667, P = 1.913265 I.
-    """
+    # Each text feature counts as an image with cosine 1 to its class mean: m_1 = (2.6 / 3, 0). The scatter is
+    # (2 * .72 + 4/75) / 2 = .746667 on the diagonal, the trace over M - 1 = 5 is .298667, P = 1.913265 I.
     w, b = 1.913265 * 2.6 / 3, -1.913265 * (2.6 / 3) ** 2 / 2
     expected = torch.tensor([[60 + 0.6 * w + b, 80 + 0.8 * w + b]])
     torch.testing.assert_close(fit("TIMO", plane).logits(QUERY), expected)
 
 
 @pytest.mark.parametrize("times", [1, 2])
-def test_timos_gaussians_have_the_text_scaled_by_its_cosine_among_their_images(make_bank, times):
+def test_timo_counts_scaled_text_features_as_images(make_bank, times):
     bank = make_bank(shots=(1, 3, 2), width=12)
     rows, labels = [], []
     for k in range(3):
-        own = bank.train_labels == k
-        mean = F.normalize(bank.cache_keys()[own].mean(dim=0), dim=0)
-        text = bank.text_positive[k]
-        rows += [(text @ mean) * text] * times + list(bank.train_features[:, own].flatten(0, 1))
-        labels += [k] * (times + 2 * int(own.sum()))
+        members, text = bank.train_labels == k, bank.text_positive[k]
+        mean = F.normalize(bank.cache_keys()[members].mean(dim=0), dim=0)
+        rows += [(text @ mean) * text] * times + list(bank.train_features[:, members].flatten(0, 1))
+        labels += [k] * (times + 2 * int(members.sum()))
     expected = gaussian_classifier(torch.stack(rows), torch.tensor(labels), 3)
-    for found, wanted in zip(text_guided_classifier(bank, times), expected):
-        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(text_guided_classifier(bank, times), expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(("name", "first"), [("GDA", 1e-4), ("TIMO", 1e-4), ("TIMOS", (1, 1e-4))])
-def test_of_equally_good_candidates_the_first_is_taken(plane, fit, name, first):
-    bank = replace(plane, val_features=torch.eye(2), val_labels=torch.arange(2))  # which any candidate gets right
+def test_first_of_equally_good_candidates_is_selected(plane, fit, name, first):
+    bank = replace(plane, val_features=torch.eye(2), val_labels=torch.arange(2))  # easy for all candidates
     [entry] = fit(name, bank).selected.values()
     assert {percent for _, percent in entry["candidates"]} == {100.0}
     assert entry["value"] == first
 
 
-def test_timo_s_predicts_with_what_val_chose(plane, fit):
-    # The text has the labels the wrong way round, the images the right way: the less the text weighs, the better
+def test_timo_s_predicts_with_the_selected_values(plane, fit):
+    # The text features are swapped, the images are not: a smaller weight of the text is better
     bank = replace(plane, text_positive=tensor(AXES[::-1]), val_features=tensor(AXES), val_labels=torch.arange(2))
     fitted = fit("TIMOS", bank, BETAS=[2, 1], CANDIDATES=[100.0, 0.01])
     [entry] = fitted.selected.values()
@@ -105,32 +104,33 @@ def test_timo_s_predicts_with_what_val_chose(plane, fit):
 # ProKeR
 
 
-def test_proker_is_lambda_times_scikit_learns_kernel_ridge_of_the_residuals(make_bank, fit):
+def test_proker_is_scikit_learns_kernel_ridge(make_bank, fit):
     bank = make_bank(shots=(1, 3, 2), width=12)
     keys, text, images = (x.double() for x in (bank.cache_keys(), bank.text_positive, bank.test_features))
     residuals = F.one_hot(bank.train_labels, 3) - keys @ text.t()
-    # With beta 2; of rows of norm 1, twice 1 - cos is the square of their distance
+    # Beta is 2, and 2 (1 - cos) is the squared distance of unit-norm rows
     ridge = KernelRidge(kernel="rbf", gamma=2.0 / 2, alpha=0.3).fit(keys.numpy(), residuals.numpy())
     expected = bank.logit_scale * (images @ text.t() + 0.3 * torch.tensor(ridge.predict(images.numpy())))
-    rows = {"BETA": [[1, 1.0], [2, 2.0], [4, 9.0]], "LAMBDA": [[1, 0.5], [3, 0.3]]}  # those of the shots, 3
-    close(fit("ProKeR", bank, **rows, SEARCH=False).logits(bank.test_features), expected, atol=1e-3)
+    rows = {"BETA": [[1, 1.0], [2, 2.0], [4, 9.0]], "LAMBDA": [[1, 0.5], [3, 0.3]]}  # values for 3 shots
+    assert_close(fit("ProKeR", bank, **rows, SEARCH=False).logits(bank.test_features), expected, atol=1e-3)
 
 
-def test_a_candidate_counts_by_text_and_kernel_together_and_of_equals_the_smallest_is_taken(fit):
-    # One image of class 0, which the text takes for class 1: cosines (0.6, 0.8). Y - T = (0.4, -0.8). The val image is
-    # the same, so the kernel is 1 and the correction is (0.4, -0.8) * lambda / (1 + lambda): with 0.4 it is 2/7 of
-    # that, (0.714, 0.571); with 0.1 an eleventh, (0.636, 0.727): only lambda 0.4 is right, whatever beta is.
+def test_proker_selects_the_smallest_of_equals(fit):
+    # One image of class 0, which the text assigns to class 1: cosines (0.6, 0.8), Y - T = (0.4, -0.8). The val image is
+    # the same, so the kernel is 1 and the correction is (0.4, -0.8) * lambda / (1 + lambda). With lambda 0.4 this is
+    # 2/7 of (0.4, -0.8) and the sum (0.714, 0.571), which is correct for any beta; with 0.1 it is 1/11 and the sum
+    # (0.636, 0.727), which is wrong.
     bank = bank_of(AXES[:1], [0], SLANTED, val=(AXES[:1], [0]), test=(AXES[:1], [1]))
-    ranges = [["", [5.0, 6.0, 7.0, 8.0]], ["Tiny", [1.0, 3.0, 0.1, 0.4]]]  # the grid is that of the data set
+    ranges = [["", [5.0, 6.0, 7.0, 8.0]], ["Tiny", [1.0, 3.0, 0.1, 0.4]]]
     fitted = fit("ProKeR", bank, SEARCH_RANGE=ranges, SEARCH_STEP=[3, 2])
-    table = fitted.selected["BETA, LAMBDA"]["candidates"]  # both ends of the range, and even steps between them
+    table = fitted.selected["BETA, LAMBDA"]["candidates"]  # even steps, with both ends
     assert [value for value, _ in table] == [(1.0, 0.1), (1.0, 0.4), (2.0, 0.1), (2.0, 0.4), (3.0, 0.1), (3.0, 0.4)]
     assert [accuracy for _, accuracy in table] == [0.0, 100.0] * 3
     assert fitted.selected["BETA, LAMBDA"]["value"] == (1.0, 0.4)
-    close(fitted.logits(tensor(AXES[:1])), [[10 * (0.6 + 0.8 / 7), 10 * (0.8 - 1.6 / 7)]])
+    assert_close(fitted.logits(tensor(AXES[:1])), [[10 * (0.6 + 0.8 / 7), 10 * (0.8 - 1.6 / 7)]])
 
 
-# Caches and their search, on features whose cosines can be read off
+# Caches and their search
 
 
 def options(scale: list[float], step: list[int]) -> CfgNode:
@@ -138,51 +138,52 @@ def options(scale: list[float], step: list[int]) -> CfgNode:
 
 
 def one_val_image() -> FeatureBank:
-    """Two classes and one val image; the test images, which no search may see, have the other label."""
+    """Two classes, a val image of class 1, and the same test image of class 0, which no search may read."""
     return bank_of(AXES, [0, 1], AXES, val=([[0.0, 1.0]], [1]), test=([[0.0, 1.0]], [0]))
 
 
-def nothing(features: Tensor, *numbers: float) -> Tensor:
+def zeros(features: Tensor, *values: float) -> Tensor:
     assert not torch.is_grad_enabled()
     return torch.zeros(len(features), 2)
 
 
-def candidates(scale, step, start, order=("ALPHA", "BETA", "GAMMA")) -> list[tuple]:
-    best, selected = search(one_val_image(), options(scale, step), start, Cache(nothing, nothing), order)
+def candidates(scale, step, initial, order=("ALPHA", "BETA", "GAMMA")) -> list[tuple]:
+    """Candidates of a search in which all are equally good, so that the initial values are selected."""
+    best, selected = search(one_val_image(), options(scale, step), initial, Cache(zeros, zeros), order)
     [(names, entry)] = selected.items()
-    assert names == ", ".join(start)
-    assert best == entry["value"] == tuple(start.values())  # of equals, the start
+    assert names == ", ".join(initial)
+    assert best == entry["value"] == tuple(initial.values())
     return [value for value, _ in entry["candidates"]]
 
 
-def test_the_grid_starts_at_a_tenth_stops_a_step_before_its_end_and_is_listed_by_distance_from_the_start():
-    # BETA ends at 2.1 in two steps of (2.1 - 0.1) / 2 = 1, ALPHA at 1.1 in four of (1.1 - 0.1) / 4 = 0.25.
-    # The distance from (1, 5) is |alpha - 1| / 1.1 + |beta - 5| / 2.1; at the start's beta, all alphas are tried.
-    found = candidates([2.1, 1.1], [2, 4], {"ALPHA": 1.0, "BETA": 5.0}, ("BETA", "ALPHA"))
-    assert found[:5] == [(1.0, 5.0), (0.85, 5.0), (0.6, 5.0), (0.35, 5.0), (0.1, 5.0)]
-    assert found[5:8] == [(0.85, 1.1), (0.6, 1.1), (0.35, 1.1)]  # 0.136, 0.364 and 0.591, and 1.857
-    assert found[8:10] == [(0.85, 0.1), (0.1, 1.1)]  # 0.136 + 2.333 and 0.818 + 1.857
-    assert found[10:] == [(0.6, 0.1), (0.35, 0.1), (0.1, 0.1)]  # 0.364, 0.591 and 0.818, and 2.333
+def test_grid_is_ordered_by_distance_from_initial_values():
+    # BETA has two steps of (2.1 - 0.1) / 2 = 1, ALPHA four of (1.1 - 0.1) / 4 = 0.25, both from 0.1 and without the end.
+    # The distance from (1, 5) is |alpha - 1| / 1.1 + |beta - 5| / 2.1. The initial beta has all alphas.
+    values = candidates([2.1, 1.1], [2, 4], {"ALPHA": 1.0, "BETA": 5.0}, ("BETA", "ALPHA"))
+    assert values[:5] == [(1.0, 5.0), (0.85, 5.0), (0.6, 5.0), (0.35, 5.0), (0.1, 5.0)]
+    assert values[5:8] == [(0.85, 1.1), (0.6, 1.1), (0.35, 1.1)]  # 0.136, 0.364 and 0.591, plus 1.857
+    assert values[8:10] == [(0.85, 0.1), (0.1, 1.1)]  # 0.136 + 2.333 and 0.818 + 1.857
+    assert values[10:] == [(0.6, 0.1), (0.35, 0.1), (0.1, 0.1)]  # 0.364, 0.591 and 0.818, plus 2.333
 
 
-def test_gamma_starts_at_zero_and_values_have_four_digits():
-    found = candidates([0.3, 0.5, 0.4], [1, 2, 3], {"ALPHA": 1.0, "BETA": 1.0, "GAMMA": 0.1})
+def test_gamma_grid_starts_at_zero():
+    values = candidates([0.3, 0.5, 0.4], [1, 2, 3], {"ALPHA": 1.0, "BETA": 1.0, "GAMMA": 0.1})
     grid = {(0.1, beta, gamma) for beta in (0.1, 0.3) for gamma in (0.0, 0.1333, 0.2667)}
-    assert set(found) == {(1.0, 1.0, 0.1), (0.1, 1.0, 0.1), *grid}
+    assert set(values) == {(1.0, 1.0, 0.1), (0.1, 1.0, 0.1), *grid}
 
 
-def test_a_candidate_is_right_where_alpha_times_the_cache_outweighs_the_text():
-    # The text says class 0 by 1, the cache says class 1 by beta: right where alpha * beta > 1, with alpha in 0.1, 0.6,
-    # 1.1 and beta in 0.1, 1.1, 2.1 or the start's 0.8. The start (0.5, 0.8) is wrong. Of the three that are right,
-    # (1.1, 1.1) is 0.6 / 1.6 + 0.3 / 3.1 = 0.472 from the start, (0.6, 2.1) is 0.1 / 1.6 + 1.3 / 3.1 = 0.482, and (1.1,
-    # 2.1) is further.
+def test_search_selects_the_best_on_val():
+    # The text logits are (1, 0), the cache logits (0, beta): class 1 wins if alpha * beta > 1, for alpha in 0.1, 0.6,
+    # 1.1 and beta in 0.1, 1.1, 2.1 or the initial 0.8. The initial values (0.5, 0.8) are wrong. Three candidates are
+    # correct: (1.1, 1.1) at the distance 0.6 / 1.6 + 0.3 / 3.1 = 0.472 from the initial values, (0.6, 2.1) at
+    # 0.1 / 1.6 + 1.3 / 3.1 = 0.482, and (1.1, 2.1), which is further away.
     def text(features):
         assert torch.equal(features, torch.tensor([[0.0, 1.0]]))
         return torch.tensor([[1.0, 0.0]])
 
     cache = Cache(text, lambda features, beta: torch.tensor([[0.0, beta]]))
-    start = {"ALPHA": 0.5, "BETA": 0.8}
-    best, selected = search(one_val_image(), options([1.6, 3.1], [3, 3]), start, cache, ("ALPHA", "BETA"))
+    initial = {"ALPHA": 0.5, "BETA": 0.8}
+    best, selected = search(one_val_image(), options([1.6, 3.1], [3, 3]), initial, cache, ("ALPHA", "BETA"))
     table = dict(selected["ALPHA, BETA"]["candidates"])
     assert {value for value, accuracy in table.items() if accuracy == 100} == {(0.6, 2.1), (1.1, 1.1), (1.1, 2.1)}
     assert set(table.values()) == {0, 100}
@@ -190,24 +191,24 @@ def test_a_candidate_is_right_where_alpha_times_the_cache_outweighs_the_text():
     assert best == selected["ALPHA, BETA"]["value"] == (1.1, 1.1)
 
 
-def test_tip_adapter_predicts_with_what_val_chose(fit):
-    # The text votes by 2 for the wrong class of the val image, the cache by alpha * (1 - e^-beta) for the right one.
-    # ALPHA is 0.1 or 5.1 and BETA 0.1 or 7.1: only 5.1 with 5.5 (the start's) and with 7.1 is right; 5.5 is nearer.
+def test_tip_adapter_predicts_with_the_selected_values(fit):
+    # The text logits favour the wrong class of the val image by 2, the cache the true class by alpha * (1 - e^-beta).
+    # ALPHA is 0.1 or 5.1 and BETA 0.1 or 7.1: 5.1 is correct with 5.5 (the initial value) and with 7.1; 5.5 is nearer.
     bank = bank_of(AXES, [0, 1], SLANTED, val=([[1.0, 0.0]], [0]), test=([[1.0, 0.0]], [1]))
     scale = {"SEARCH_SCALE": [["", [14.1, 10.1]]], "SEARCH_STEP": [2, 2]}
     fitted = fit("TipAdapter", bank, ALPHA=1.0, BETA=5.5, **scale)
     assert fitted.selected["ALPHA, BETA"]["value"] == (5.1, 5.5)
     assert (fitted.classifier.alpha, fitted.classifier.beta) == (5.1, 5.5)
-    close(fitted.logits(tensor([[1.0, 0.0]])), [[6 + 5.1, 8 + 5.1 * math.exp(-5.5)]])
+    assert_close(fitted.logits(tensor([[1.0, 0.0]])), [[6 + 5.1, 8 + 5.1 * math.exp(-5.5)]])
     unsearched = fit("TipAdapter", bank, ALPHA=1.0, BETA=5.5, SEARCH=False, **scale)
     assert (unsearched.classifier.alpha, unsearched.selected) == (1.0, {})
 
 
-def test_apes_logits_are_those_of_a_loop_over_the_images_on_the_kept_channels(make_bank, fit):
+def test_ape_is_a_loop_over_cached_images(make_bank, fit):
     bank = make_bank(shots=(1, 3, 2), width=12)
-    kept = caches.select_channels(bank, CfgNode(dict(caches.APE.defaults)), True)
+    channels = caches.select_channels(bank, CfgNode(dict(caches.APE.defaults)), True)
     f, keys, text = (
-        F.normalize(x[:, kept], dim=-1) for x in (bank.test_features, bank.cache_keys(), bank.text_positive)
+        F.normalize(x[:, channels], dim=-1) for x in (bank.test_features, bank.cache_keys(), bank.text_positive)
     )
     expected = bank.logit_scale * bank.test_features @ bank.text_positive.t()
     for key, label in zip(keys, bank.train_labels):
@@ -217,32 +218,32 @@ def test_apes_logits_are_those_of_a_loop_over_the_images_on_the_kept_channels(ma
     torch.testing.assert_close(fitted.logits(bank.test_features), expected, rtol=1e-4, atol=1e-3)
 
 
-@pytest.mark.parametrize("images", [True, False])
-def test_ape_keeps_the_channels_of_least_similarity_between_classes_and_most_variance(make_bank, images):
+@pytest.mark.parametrize("use_images", [True, False])
+def test_ape_selects_discriminative_channels(make_bank, use_images):
     bank = make_bank(shots=(1, 3, 2), width=12)
     groups = [[text] for text in bank.text_positive]
-    if images:
+    if use_images:
         for key, label in zip(bank.cache_keys(), bank.train_labels):
             groups[label].append(key)
     products = [a * b for one, other in itertools.permutations(groups, 2) for a in one for b in other]
     similarity = torch.stack(products).mean(dim=0)
     criterion = -0.7 * similarity + 0.3 * bank.text_positive.var(dim=0)
     expected = criterion.argsort(descending=True)[: round(12 * 500 / 1024)]
-    assert caches.select_channels(bank, CfgNode(dict(caches.APE.defaults)), images).tolist() == expected.tolist()
+    assert caches.select_channels(bank, CfgNode(dict(caches.APE.defaults)), use_images).tolist() == expected.tolist()
 
 
-@pytest.mark.parametrize(("share", "kept"), [(0.01, 1), (0.6, 2), (0.7, 3), (1.0, 4)])
-def test_ape_keeps_the_nearest_number_of_channels_and_at_least_one(share, kept):
+@pytest.mark.parametrize(("share", "expected"), [(0.01, 1), (0.6, 2), (0.7, 3), (1.0, 4)])
+def test_ape_rounds_the_number_of_channels(share, expected):
     bank = bank_of([[1.0, 0.0, 0.0, 0.0], [0.0, 0.0, -1.0, 0.0]], [0, 1], [[0.5] * 4, [0.5, -0.5, 0.5, -0.5]])
     options = CfgNode({"CHANNELS": [["", share]], "WEIGHTS": [["", [1, 0]]]})
-    assert len(caches.select_channels(bank, options, True)) == kept
+    assert len(caches.select_channels(bank, options, True)) == expected
 
 
 # Linear probe
 
 
 @pytest.mark.parametrize("c", [0.1, 10.0])
-def test_the_linear_probe_without_val_is_scikit_learns_at_its_c(make_bank, fit, c):
+def test_linear_probe_is_scikit_learns_logistic_regression(make_bank, fit, c):
     bank = make_bank(shots=(3, 5, 4, 4), val=0)
     fitted = fit("LinearProbe", bank, C=c)
     assert fitted.epochs == fitted.steps > 0
@@ -252,33 +253,30 @@ def test_the_linear_probe_without_val_is_scikit_learns_at_its_c(make_bank, fit, 
         torch.testing.assert_close(logits(bank.test_features).softmax(dim=1), expected, rtol=0, atol=5e-3)
 
 
-def probe_options(**changed: object) -> CfgNode:
-    return CfgNode({"C": 1.0, "CANDIDATES": [100.0, 1.0, 0.01], "STEPS": 2, **changed})
-
-
 @pytest.mark.parametrize(
-    ("best", "steps", "asked", "found"),
+    ("best", "steps", "evaluated", "selected"),
     [
-        # Of 2, 0 and -2 in powers of ten, 2 is nearest to 1.3, so the ends are 1 and 3, which are 0.3 and 1.7 off: the
-        # right end moves to 2. The ends 1 and 2 are 0.3 and 0.7 off: it moves to 1.5, which is 0.2 off: the left end
-        # moves to 1.25, which is not asked.
+        # Of the powers 2, 0 and -2, 2 is nearest to 1.3, so the interval is 1 to 3. Its ends have the distances 0.3 and
+        # 1.7: the right end moves to 2. The ends 1 and 2 have 0.3 and 0.7: the right end moves to 1.5, with 0.2. The
+        # left end moves to 1.25, which is not evaluated.
         (1.3, 3, [2, 0, -2, 1, 3, 1.5], 1.5),
-        # The ends 1 and 3 are 1.6 and 0.4 off, then 2 and 3 are 0.6 and 0.4 off, then 2.5 and 3: 0.1 and 0.4
+        # The ends 1 and 3 have the distances 1.6 and 0.4, 2 and 3 have 0.6 and 0.4, 2.5 and 3 have 0.1 and 0.4
         (2.6, 4, [2, 0, -2, 1, 3, 2.5, 2.75], 2.5),
     ],
 )
-def test_the_linear_probe_halves_the_decades_around_the_best_power_of_ten(best, steps, asked, found):
-    tried = []
+def test_linear_probe_searches_around_the_best_decade(best, steps, evaluated, selected):
+    powers = []
 
     def accuracy(c: float) -> float:
-        tried.append(round(math.log10(c), 4))
+        powers.append(round(math.log10(c), 4))
         return 100 - abs(math.log10(c) - best)
 
-    c, entry = linear_probes.search(probe_options(STEPS=steps), accuracy)
-    assert tried == asked
-    assert c == entry["value"] == pytest.approx(10**found)
+    options = CfgNode({"C": 1.0, "CANDIDATES": [100.0, 1.0, 0.01], "STEPS": steps})
+    c, entry = linear_probes.search(options, accuracy)
+    assert powers == evaluated
+    assert c == entry["value"] == pytest.approx(10**selected)
     distances = [round(abs(math.log10(value)), 4) for value, _ in entry["candidates"]]
-    assert distances == sorted(distances)  # listed by the distance from the option C, which is 10^0
+    assert distances == sorted(distances)  # from the option C, 10^0
 
 
 # TransCLIP, ZLaP and StatA
@@ -289,7 +287,7 @@ IMAGES, TEXT = unit_features(M, WIDTH, seed=1).double(), unit_features(K, WIDTH,
 
 
 def corrected(name: str, text: Tensor = TEXT, weights: Tensor = TEXT, **options: object) -> Tensor:
-    """Probabilities of a method, shape `[M, K]`, on those of class weights, by default zero-shot CLIP's."""
+    """Probabilities of a method, shape `[M, K]`, based on a classifier with the class weights."""
     method, bank = load_method(name), SimpleNamespace(text_positive=text)
     classifier = FoldedClassifier(TAU * weights)
     base = FittedMethod(classifier.logits, classifier=classifier)
@@ -299,13 +297,13 @@ def corrected(name: str, text: Tensor = TEXT, weights: Tensor = TEXT, **options:
 
 
 def nearest(count: int) -> Tensor:
-    """`W`: row i has the cosines of the `count` nearest others, not negative."""
-    found = (IMAGES @ IMAGES.t()).fill_diagonal_(-2).topk(count)
-    return torch.zeros(M, M).double().scatter(1, found.indices, found.values.clamp_min(0))
+    """`W`: row i has the cosines of image i with its `count` nearest other images, or 0 for negative ones."""
+    top = (IMAGES @ IMAGES.t()).fill_diagonal_(-2).topk(count)
+    return torch.zeros(M, M).double().scatter(1, top.indices, top.values.clamp_min(0))
 
 
-def by_hand(anchored: bool, determinant: bool = False) -> Tensor:
-    """TransCLIP, or StatA if `anchored`, with every difference of an image and a class formed, `[M, K, d]`."""
+def gaussians_by_hand(anchored: bool, determinant: bool = False) -> Tensor:
+    """TransCLIP, or StatA if `anchored`, by all differences of images and class means, `[M, K, d]`."""
 
     def squares(q: Tensor, mu: Tensor) -> Tensor:
         return q[:, :, None] * (IMAGES[:, None] - mu) ** 2
@@ -313,10 +311,10 @@ def by_hand(anchored: bool, determinant: bool = False) -> Tensor:
     predicted = q = (TAU * IMAGES @ TEXT.t()).softmax(dim=1)
     edges, mu = nearest(3), TEXT
     if anchored:
-        var = first = (squares(q, mu).sum(dim=(0, 1)) / M).repeat(K, 1)
+        var = initial_var = (squares(q, mu).sum(dim=(0, 1)) / M).repeat(K, 1)
     else:
-        kept = q >= q.sort(dim=0, descending=True).values[7]  # the eight surest of each class
-        mu, var = F.normalize((q * kept).t() @ IMAGES, dim=1), torch.full((K, WIDTH), 1 / WIDTH).double()
+        confident = q >= q.sort(dim=0, descending=True).values[7]  # the eight most confident images of each class
+        mu, var = F.normalize((q * confident).t() @ IMAGES, dim=1), torch.full((K, WIDTH), 1 / WIDTH).double()
     for outer in range(11):
         likelihood = -((IMAGES[:, None] - mu) ** 2 / var).sum(dim=2) / 2
         likelihood -= var.log().sum(dim=1) / 2 if determinant else 0
@@ -327,28 +325,27 @@ def by_hand(anchored: bool, determinant: bool = False) -> Tensor:
         count = q.argmax(dim=1).bincount(minlength=K)[:, None]
         trust = count / (count + 1) if anchored else torch.ones(K, 1)
         mu = F.normalize(trust * F.normalize(q.t() @ IMAGES, dim=1) + (1 - trust) * TEXT, dim=1)
-        around = squares(q, mu).sum(dim=0)
+        scatter = squares(q, mu).sum(dim=0)
         if anchored:
-            var = trust * around / q.sum(dim=0)[:, None] + (1 - trust) * (first + (TEXT - mu) ** 2)
+            var = trust * scatter / q.sum(dim=0)[:, None] + (1 - trust) * (initial_var + (TEXT - mu) ** 2)
         else:
-            var = (around.sum(dim=0) / M).repeat(K, 1)
+            var = (scatter.sum(dim=0) / M).repeat(K, 1)
     return q
 
 
-def test_trans_clip_is_its_equations():
-    torch.testing.assert_close(corrected("TransCLIP"), by_hand(anchored=False))
+def test_transclip_matches_its_equations():
+    torch.testing.assert_close(corrected("TransCLIP"), gaussians_by_hand(anchored=False))
 
 
 @pytest.mark.parametrize("determinant", [True, False])
-def test_stat_a_is_its_equations(determinant):
-    found = corrected("StatA", DETERMINANT=determinant)
-    torch.testing.assert_close(found, by_hand(anchored=True, determinant=determinant))
+def test_stata_matches_its_equations(determinant):
+    expected = gaussians_by_hand(anchored=True, determinant=determinant)
+    torch.testing.assert_close(corrected("StatA", DETERMINANT=determinant), expected)
 
 
-@pytest.mark.parametrize("classes", [1, 3])
-def test_zlap_is_the_solution_of_its_system(classes):
-    """An image has edges to 3 others and, of K = 3 classes, to all, or to the nearest one."""
-    count = 4 if classes == 3 else 1
+@pytest.mark.parametrize(("count", "classes"), [(1, 1), (4, 3)])
+def test_zlap_solves_its_linear_system(count, classes):
+    # An image has edges to itself, to `count - 1` other images, and to `classes` of 3 classes
     edges = torch.zeros(K + M, K + M).double()
     edges[K:, K:] = nearest(count - 1)
     for i, cosines in enumerate(IMAGES @ TEXT.t()):
@@ -358,13 +355,14 @@ def test_zlap_is_the_solution_of_its_system(classes):
     root = both.sum(dim=1).clamp_min(1e-12).rsqrt()
     system = torch.eye(K + M).double() - 0.3 * root[:, None] * both * root
     scores = torch.linalg.solve(system, torch.eye(K + M).double()[:, :K])[K:].clamp_min(1e-12)
-    found = corrected("ZLaP", text=TEXT.flip(0), NEIGHBOURS=count)
-    torch.testing.assert_close(found, scores / scores.sum(dim=1, keepdim=True), rtol=1e-6, atol=1e-9)
+    probabilities = corrected("ZLaP", text=TEXT.flip(0), NEIGHBOURS=count)
+    torch.testing.assert_close(probabilities, scores / scores.sum(dim=1, keepdim=True), rtol=1e-6, atol=1e-9)
 
 
-def test_an_image_has_no_edge_to_itself_and_edges_count_both_ways():
-    found = Neighbours.nearest(IMAGES, 3)
-    edges = nearest(3)
-    labels = torch.eye(M).double()
-    torch.testing.assert_close(found.propagate(labels), edges + edges.t())
+def test_neighbours_propagate_labels_in_both_directions():
+    edges, labels = nearest(3), torch.eye(M).double()
+    torch.testing.assert_close(Neighbours.nearest(IMAGES, 3).propagate(labels), edges + edges.t())
+
+
+def test_images_are_not_their_own_neighbours():
     assert Neighbours.nearest(IMAGES[:2], 3).indices.tolist() == [[1], [0]]
