@@ -157,7 +157,7 @@ def candidates(scale, step, initial, order=("ALPHA", "BETA", "GAMMA")) -> list[t
 
 
 def test_grid_is_ordered_by_distance_from_initial_values():
-    # BETA has two steps of (2.1 - 0.1) / 2 = 1, ALPHA four of (1.1 - 0.1) / 4 = 0.25, both from 0.1 and without the end.
+    # BETA has two steps of (2.1 - 0.1) / 2 = 1, ALPHA four of (1.1 - 0.1) / 4 = 0.25, both without the end.
     # The distance from (1, 5) is |alpha - 1| / 1.1 + |beta - 5| / 2.1. The initial beta has all alphas.
     values = candidates([2.1, 1.1], [2, 4], {"ALPHA": 1.0, "BETA": 5.0}, ("BETA", "ALPHA"))
     assert values[:5] == [(1.0, 5.0), (0.85, 5.0), (0.6, 5.0), (0.35, 5.0), (0.1, 5.0)]
