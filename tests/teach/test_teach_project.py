@@ -281,19 +281,16 @@ def test_a_full_disk_or_a_removed_folder_is_one_line_and_nothing_is_lost(project
 
 
 def test_no_link_and_no_journal_of_a_stranger_leads_out_of_the_folder(project, tmp_path):
-    outside, own = tmp_path / "outside", project.folder / ".hegraph/journal.json"
+    outside = tmp_path / "outside"
     write(outside, {"mine.png": b"mine"})
     (project.folder / "link").symlink_to(outside)
     for source, target in (
         ("../outside/mine.png", "../../outside/taken.png"), ("../outside/mine.png", str(outside / "taken.png")),
         ("nul\0/mine.png", "nul\0/taken.png"), ("link/mine.png", "link/taken.png"),
     ):  # fmt: skip
-        for value in ({"changes": [{"what": "x", "moves": [(source, target)]}]}, {"begun": [(target, source)]}):
-            write(project.folder, {".hegraph/journal.json": json.dumps(value).encode()})
-            refused("out of the folder", project.undo)
-    for text in ("{damaged", "[]", '{"begun": [["a"]]}'):
-        own.write_text(text)
-        assert counts(project) == {"cat": 2, "dog": 1}
+        value = {"changes": [{"what": "x", "moves": [(source, target)]}]}
+        write(project.folder, {".hegraph/journal.json": json.dumps(value).encode()})
+        refused("out of the folder", project.undo)
     for name in ("train", "unlabelled", ".hegraph"):
         shutil.rmtree(project.folder / name)
         (project.folder / name).symlink_to(outside)
@@ -302,6 +299,107 @@ def test_no_link_and_no_journal_of_a_stranger_leads_out_of_the_folder(project, t
             refused("out of the folder", project.add_class, "elk")
     refused("out of the folder", project.read)
     assert sorted(path.name for path in outside.iterdir()) == ["mine.png"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{damaged", "[]", '{"begun": [["a"]]}', '{"begun": [["../x", "train/cat/0.png"]]}',
+        '{"begun": [["/etc/x", "train/cat/0.png"]]}', '{"begun": [["train/cat/0.png", "../outside.png"]]}',
+    ],
+)  # fmt: skip
+def test_unusable_journal_is_set_aside_with_warning(project, caplog, text):
+    own = project.folder / ".hegraph/journal.json"
+    write(project.folder, {".hegraph/journal.json": text.encode()})
+    assert counts(project) == {"cat": 2, "dog": 1}
+    assert "journal.json" in caplog.text and "cannot be undone" in caplog.text
+    assert [path.read_text() for path in project.folder.glob(".hegraph/removed/*/journal.json")] == [text]
+    project.add_class("elk")
+    assert undone(project)
+    assert own.is_file() and len(caplog.records) == 1
+
+
+@pytest.mark.parametrize("place", ["unlabelled", "none of these"])
+def test_pool_is_not_renamed_or_deleted_as_class(project, place):
+    project.add(place, [("v.png", png("pink"))])
+    before = files_of(project.folder)
+    for act, *given in ((project.rename_class, "cow"), (project.delete_class,)):
+        refused(f"'{place}' is not a class", act, place, *given)
+    assert files_of(project.folder) == before
+    assert "cow" not in counts(project)
+
+
+def test_new_folder_is_made_when_it_is_read(tmp_path):
+    project = Project(tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+    assert counts(project) == {}
+    (tmp_path / "file").write_text("")
+    refused("is a file", Project(tmp_path / "file").read)
+
+
+# Class folders directly in the folder
+
+
+FLAT = {"cat/a.png": png("red"), "cat/b.png": png("lime"), "dog/a.png": png("blue"), "unlabelled/u.png": png("gold")}
+
+
+@pytest.fixture
+def flat(tmp_path) -> Project:
+    """A folder whose class folders are directly in it."""
+    write(tmp_path / "flat", FLAT)
+    return Project(tmp_path / "flat")
+
+
+def test_class_folders_directly_in_the_folder_are_changed_in_place(flat):
+    assert counts(flat) == {"cat": 2, "dog": 1}
+    flat.add_class("elk")
+    flat.rename_class("dog", "wolf")
+    flat.add("elk", [("e.png", png("teal"))])
+    flat.move(picture(flat, "unlabelled/u.png"), "cat")
+    flat.move(picture(flat, "cat/a.png"), "none of these")
+    expected = {"cat/b.png", "cat/u.png", "elk/e.png", "wolf/a.png", "none of these/a.png"}
+    assert files_of(flat.folder).keys() == expected
+    for _ in range(4):
+        flat.undo()
+    assert undone(flat, FLAT)
+
+
+def test_flat_layout_lasts_while_classes_are_emptied_and_deleted(flat):
+    for each in flat.read().classes["cat"]:
+        flat.move(each, "")
+    flat.delete_class("dog")
+    assert counts(flat) == {"cat": 0}
+    flat.delete_class("cat")
+    flat.add_class("elk")
+    assert counts(flat) == {"elk": 0}
+    while flat.read().undo:
+        flat.undo()
+    assert counts(flat) == {"cat": 2, "dog": 1}
+    assert files_of(flat.folder) == FLAT
+
+
+def test_folders_of_splits_and_other_files_are_left_out_of_flat_layout(flat):
+    others = ("train/loose.png", "test/a.png", "notes/readme.txt", "deep/er/a.png", "b.png")
+    write(flat.folder, dict.fromkeys(others, b"x"))
+    contents = flat.read()
+    assert counts(flat) == {"cat": 2, "dog": 1}
+    assert sorted(contents.left_out) == ["b.png", "deep", "notes", "test", "train"]
+    refused("would be a split", flat.add_class, "Test")
+    write(flat.folder, {"train/fox/a.png": png("teal")})
+    assert counts(flat) == {"fox": 1}, "train with class folders wins"
+
+
+def test_zip_of_flat_layout_opens_as_train_and_class(flat, tmp_path):
+    flat.write_zip(tmp_path / "flat.zip")
+    other = Project(tmp_path / "other")
+    assert other.add_zip(tmp_path / "flat.zip") == (4, [])
+    inside = {path if path.startswith("unlabelled") else f"train/{path}": data for path, data in FLAT.items()}
+    assert files_of(other.folder) == inside
+    assert flat.add_zip(tmp_path / "flat.zip")[0] == 0
+    with zipfile.ZipFile(tmp_path / "more.zip", "w") as file:
+        file.writestr("train/fox/a.png", png("teal"))
+    assert flat.add_zip(tmp_path / "more.zip") == (1, [])
+    assert files_of(flat.folder).keys() == FLAT.keys() | {"fox/a.png"}
 
 
 @pytest.mark.parametrize("around", ["", "my project/"])

@@ -9,6 +9,7 @@ Links are not followed, so that nothing outside FOLDER is read or written.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -23,6 +24,8 @@ from ..predict.files import with_suffix
 from ..utils.errors import UserError, first_line, shortened
 from ..utils.files import absolute, write_json
 from ..utils.reading import Part, check, read_json
+
+logger = logging.getLogger(__name__)
 
 OWN = ".hegraph"
 NEW, REMOVED, JOURNAL = f"{OWN}/new", f"{OWN}/removed", f"{OWN}/journal.json"
@@ -47,7 +50,7 @@ class Journal(Part):
 
 
 class JournaledFolder:
-    """A folder, which is made if it is not there; OSError if it cannot be. All paths are below it, with `/`.
+    """A folder, which is made when it is first read or changed. All paths are below it, with `/`.
 
     Every method raises UserError, and has then changed nothing, if the folder cannot be read or written, is not there
     any more, or a file is not where it should be.
@@ -56,13 +59,18 @@ class JournaledFolder:
     def __init__(self, folder: Path) -> None:
         self.folder = Path(os.path.realpath(absolute(folder)))
         self._lock = FileLock(self.folder / OWN / "lock")
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self._is_new = not os.path.lexists(self.folder)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Alone with the folder, in which no change is half made; may be entered again."""
         try:
+            if self._is_new:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                self._is_new = False
             if not self.folder.is_dir():
+                if self.folder.exists():
+                    raise UserError(f"{self.folder} is a file, not a folder; choose another")
                 raise UserError(f"the folder {self.folder} is not there any more; put it back, or choose another")
             self.at(f"{OWN}/lock").parent.mkdir(exist_ok=True)
             with self._lock.acquire(timeout=PATIENCE):
@@ -96,10 +104,27 @@ class JournaledFolder:
         return last.what
 
     def journal(self) -> Journal:
-        """What we have written; an empty one if it is not there, or is none of ours."""
-        with suppress(UserError):
-            return check(Journal, read_json(self.at(JOURNAL)), JOURNAL)
-        return Journal()
+        """The journal, empty if it is not there. One that this program cannot have written is moved to `REMOVED` with a
+        warning.
+        """
+        path = self.at(JOURNAL)
+        if not os.path.lexists(path):
+            return Journal()
+        try:
+            if path.is_symlink():
+                raise UserError(f"{path} is a link")
+            journal = check(Journal, read_json(path), str(path))
+            for move in journal.begun:
+                for relative in move:
+                    self.at(relative)
+        except UserError as error:
+            target = self.at(removed(JOURNAL)[1])
+            target.parent.mkdir(parents=True)
+            os.rename(path, target)
+            said = "%s cannot be used and is now %s; changes made before cannot be undone (%s)"
+            logger.warning(said, path, target, first_line(error))
+            return Journal()
+        return journal
 
     def at(self, relative: str) -> Path:
         """The whole path of something; UserError if it leads out of the folder, as a link may."""

@@ -1,6 +1,7 @@
 """The folder that `teach` works on: classes, images, images without a label. No model and no page.
 
 FOLDER/train/<class>/*.jpg      labelled images, as `--root FOLDER` reads them
+FOLDER/<class>/*.jpg            labelled images where no folder lies in FOLDER/train; they stay where they are
 FOLDER/unlabelled/...           images that wait for a label
 FOLDER/none of these/           images that somebody has said to be of no class
 FOLDER/.hegraph/                what can be undone, and what was removed; no other command reads it
@@ -13,17 +14,18 @@ import re
 import shutil
 import unicodedata
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import IO, NamedTuple
 
 from ..datasets.folder import class_name
 from ..datasets.images import MAX_BYTES, is_image, open_sent
+from ..datasets.splits import SPLIT_NAMES
 from ..predict.files import FORBIDDEN, MAX_NAME, NONE_OF_THESE, folder_name
-from ..utils.errors import UserError, printable, shortened
+from ..utils.errors import UserError, first_line, printable, shortened
 from ..utils.files import atomic_path, hash_file
 from ..utils.reading import reading
 from .journal import OWN, JournaledFolder, Move, removed
@@ -48,11 +50,24 @@ class Picture(NamedTuple):
         return PurePosixPath(self.path).name
 
 
+class Staged(NamedTuple):
+    """A file that is to be added: where it lies, its class or other place, its name ("" for a class alone), the SHA-256
+    of its bytes, and why it is no image, as the end of a sentence.
+    """
+
+    path: str
+    place: str
+    name: str
+    digest: str
+    problem: str
+
+
 @dataclass(frozen=True)
 class Contents:
     """What a project holds.
 
     Attributes:
+        base: The folder of the class folders: "train", or "" if they lie directly in the project's folder.
         folders: The folder of every class, by its name in Unicode's form NFC, and of `LOOSE`.
         images: The images in each of them.
         kept: SHA-256 of the images whose label somebody has confirmed.
@@ -60,6 +75,7 @@ class Contents:
         undo: What the last change was, which can be undone; "" if there is none.
     """
 
+    base: str
     folders: dict[str, str]
     images: dict[str, list[Picture]]
     kept: frozenset[str]
@@ -93,6 +109,24 @@ class Contents:
             raise UserError(f"there is no class {shortened(place, 80)!r} any more")
         return self.folders[place]
 
+    def class_folder(self, name: str) -> str:
+        """The folder of a class; UserError if there is none, or `name` is one of `LOOSE`."""
+        if name in LOOSE:
+            raise UserError(f"{name!r} is not a class; it cannot be renamed or deleted")
+        return self.folder(name)
+
+    def new_class(self, name: str, renamed: str = "") -> tuple[str, str]:
+        """The name of a new class, or of the class `renamed`, as `new_name` gives it, and its folder."""
+        name = new_name(name, self.folders.keys() - {renamed})
+        if not self.base and name.lower() in SPLIT_NAMES:
+            raise UserError(f"{name!r} is no name for a class here, since its folder would be a split")
+        return name, below(self.base, name)
+
+    def readable(self, unreadable: Container[str]) -> Contents:
+        """The same without the images of some SHA-256."""
+        images = {place: [p for p in pictures if p.digest not in unreadable] for place, pictures in self.images.items()}
+        return replace(self, images=images)
+
 
 class Project(JournaledFolder):
     """A folder of images that is taught from; errors are those of `JournaledFolder`, also after changes of others."""
@@ -107,11 +141,12 @@ class Project(JournaledFolder):
         """What the folder holds, which no other program changes meanwhile."""
         with self.locked():
             left_out: list[str] = []
-            folders = self._class_folders(left_out) | {place: place for place in LOOSE}
+            base = self._base()
+            folders = self._class_folders(base, left_out) | {place: place for place in LOOSE}
             images = {place: self._pictures(folders[place], left_out, place in LOOSE) for place in folders}
             kept = frozenset(PurePosixPath(path).name for path in self._names(KEPT, left_out)[0])
             changes = self.journal().changes
-            yield Contents(folders, images, kept, left_out, changes[-1].what if changes else "")
+            yield Contents(base, folders, images, kept, left_out, changes[-1].what if changes else "")
 
     def data(self, picture: Picture) -> bytes:
         """The bytes of an image."""
@@ -120,35 +155,38 @@ class Project(JournaledFolder):
             return path.read_bytes()
 
     def write_zip(self, path: Path) -> None:
-        """Writes all images, in the folders of their classes, into a zip file, which `add_zip` adds."""
+        """Writes all images into a zip file, those of a class below train/<class>, which `add_zip` adds."""
         contents = self.read()
+        above = "" if contents.base else f"{TRAIN}/"
         with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w") as file:
             for name in contents.classes:
-                file.writestr(f"{contents.folders[name]}/", b"")
-            for picture in contents.pictures():
-                file.writestr(zipfile.ZipInfo(picture.path), self.data(picture))
+                file.writestr(f"{above}{contents.folders[name]}/", b"")
+            for picture, place in contents.pictures().items():
+                inside = picture.path if place in LOOSE else f"{above}{picture.path}"
+                file.writestr(zipfile.ZipInfo(inside), self.data(picture))
 
     # Changes
 
     def add_class(self, name: str) -> str:
         """Adds a class without images; returns its name, as `new_name` gives it."""
         with self.opened() as contents:
-            name = new_name(name, contents.folders)
-            self.change(f"the class {name} added", [(self.new_folder(), f"{TRAIN}/{name}")])
+            name, target = contents.new_class(name)
+            self.change(f"the class {name} added", [(self.new_folder(), target)])
         return name
 
     def rename_class(self, old: str, new: str) -> str:
         """Gives a class another name, which is returned."""
         with self.opened() as contents:
-            new = new_name(new, contents.folders.keys() - {old})
-            if (source := contents.folder(old)) != f"{TRAIN}/{new}":
-                self.change(f"{old} renamed to {new}", [(source, f"{TRAIN}/{new}")])
+            source = contents.class_folder(old)
+            new, target = contents.new_class(new, old)
+            if source != target:
+                self.change(f"{old} renamed to {new}", [(source, target)])
         return new
 
     def delete_class(self, name: str) -> None:
         """Removes a class with its images."""
         with self.opened() as contents:
-            self.change(f"the class {name} deleted", [removed(contents.folder(name))])
+            self.change(f"the class {name} deleted", [removed(contents.class_folder(name))])
 
     def move(self, picture: Picture, place: str) -> None:
         """Moves an image to a class or to one of `LOOSE`; "" removes it. Its label is not confirmed any more."""
@@ -182,15 +220,15 @@ class Project(JournaledFolder):
         """Adds files, each a name and its bytes, as images of a class or of one of `LOOSE`; returns how many, and why
         others were not added, such as one that is there already.
         """
-        with self.opened() as contents:
-            contents.folder(place)
-            return self._add(contents, ((place, name, data) for name, data in files), f"added to {place}")
+        self.read().folder(place)
+        with self._staged((place, name, data) for name, data in files) as staged:
+            return self._add(staged, f"added to {place}")
 
     def add_zip(self, path: Path) -> tuple[int, list[str]]:
         """Adds the classes and images of a zip file; returns what `add` does. UserError, and nothing is added, if it is
         damaged or no project, would take too much space, or a name in it leads out of the folder.
         """
-        with reading(path, "a project's zip file"), zipfile.ZipFile(path) as file, self.opened() as contents:
+        with reading(path, "a project's zip file"), zipfile.ZipFile(path) as file:
             members = file.infolist()
             if len(members) > MOST_FILES or sum(member.file_size for member in members) > MOST_BYTES:
                 raise UserError(f"the zip file holds more than {MOST_FILES} files or {MOST_BYTES >> 30} GB")
@@ -202,50 +240,87 @@ class Project(JournaledFolder):
             if not found:
                 raise ValueError(f"it holds no folder {TRAIN}/<class> or {UNLABELLED}")
             files = ((place, "" if m.is_dir() else m.filename, start_of(file.open(m))) for m, place in found)
-            return self._add(contents, files, "added from a zip file")
+            with self._staged(files) as staged:
+                return self._add(staged, "added from a zip file")
 
-    def _add(self, contents: Contents, files: Iterable[tuple[str, str, bytes]], what: str) -> tuple[int, list[str]]:
-        """Adds files, each a place, a name and its bytes, and the classes that are not there; without a name, only the
-        class.
+    @contextmanager
+    def _staged(self, files: Iterable[tuple[str, str, bytes]]) -> Iterator[list[Staged]]:
+        """Checks files, each a place, a name and its bytes, and writes the images into a new folder, which is removed
+        when the block ends. The project is not locked meanwhile, since hundreds of photos take minutes.
         """
-        folders, taken, problems, count = dict(contents.folders), set[str](), list[str](), 0
-        there = {(place, picture.digest) for picture, place in contents.pictures().items()}
-        new, moves = self.new_folder(), list[Move]()
+        self.read()
+        new = self.new_folder()
         try:
-            for place, sent, data in files:
-                if place not in folders:
-                    folders[place] = f"{TRAIN}/{new_name(place, folders)}"
-                    moves.append((f"{new}/{len(moves)}", folders[place]))
-                    self.at(moves[-1][0]).mkdir()
-                if not sent:
-                    continue
-                name, key = file_name(sent), (place, hashlib.sha256(data).hexdigest())
-                if problem := "is there already" if key in there else problem_of(name, data):
-                    problems.append(f"{name} {problem}")
-                    continue
-                moves.append((f"{new}/{len(moves)}", self.free(folders[place], name, taken)))
-                self.at(moves[-1][0]).write_bytes(data)
-                there.add(key)
-                count += 1
-            self.change(f"{count} image{'' if count == 1 else 's'} {what}", moves)
+            yield [self._stage(f"{new}/{number}", *each) for number, each in enumerate(files)]
+        except OSError as error:
+            raise UserError(f"cannot change {self.folder}: {first_line(error)}") from error
         finally:
             shutil.rmtree(self.folder / new, ignore_errors=True)
+
+    def _stage(self, path: str, place: str, sent: str, data: bytes) -> Staged:
+        name = file_name(sent) if sent else ""
+        problem = problem_of(name, data) if sent else ""
+        if sent and not problem:
+            self.at(path).write_bytes(data)
+        return Staged(path, place, name, hashlib.sha256(data).hexdigest(), problem)
+
+    def _add(self, staged: list[Staged], what: str) -> tuple[int, list[str]]:
+        """Adds staged files, and the classes that are not there; without a name, only the class."""
+        taken, problems, moves, count = set[str](), list[str](), list[Move](), 0
+        with self.opened() as contents:
+            there = {(place, picture.digest) for picture, place in contents.pictures().items()}
+            for each in staged:
+                if each.place not in contents.folders:
+                    folder = contents.new_class(each.place)[1]
+                    contents = replace(contents, folders=contents.folders | {each.place: folder})
+                    moves.append((f"{each.path}-class", folder))
+                    self.at(moves[-1][0]).mkdir()
+                if not each.name:
+                    continue
+                if problem := each.problem or ("is there already" if (each.place, each.digest) in there else ""):
+                    problems.append(f"{each.name} {problem}")
+                    continue
+                moves.append((each.path, self.free(contents.folders[each.place], each.name, taken)))
+                there.add((each.place, each.digest))
+                count += 1
+            self.change(f"{count} image{'' if count == 1 else 's'} {what}", moves)
         return count, problems
 
     # What is there
 
-    def _class_folders(self, left_out: list[str]) -> dict[str, str]:
+    def _base(self) -> str:
+        """The folder of the class folders, as in `Contents`. They lie directly in the project's folder if none lies in
+        train and one that could be a class does.
+        """
+        if self._names(TRAIN, [])[0]:
+            return TRAIN
+        return "" if any(self._may_be_class(path) for path in self._names("", [])[0]) else TRAIN
+
+    def _may_be_class(self, path: str) -> bool:
+        """Whether a folder in the project's folder holds an image or nothing, and is not reserved for other images."""
+        if path in LOOSE or path.lower() in SPLIT_NAMES:
+            return False
+        others: list[str] = []
+        folders, images = self._names(path, others)
+        return bool(images) or not (folders or others)
+
+    def _class_folders(self, base: str, left_out: list[str]) -> dict[str, str]:
         """The folder of every class, by the name of the class; UserError if two classes have one name."""
-        paths, files = self._names(TRAIN, left_out)
+        paths, files = self._names(base, left_out)
         left_out += files
-        keys, folders = {name_key(f"{TRAIN}/{place}"): place for place in LOOSE}, dict[str, str]()
+        if not base:
+            paths = [path for path in paths if path not in LOOSE]
+            left_out += [path for path in paths if not self._may_be_class(path)]
+            paths = [path for path in paths if self._may_be_class(path)]
+        keys, folders = {name_key(place): place for place in LOOSE}, dict[str, str]()
         for path in paths:
-            key, name = name_key(path), PurePosixPath(path).name
+            name = PurePosixPath(path).name
+            key = name_key(name)
             if key in keys:
                 said = f"{keys[key]!a} and {name!a} are one class by their names"
                 said = f"{name!a} is no name for a class" if keys[key] in LOOSE else said
-                raise UserError(f"{self.folder / TRAIN}: {said}; rename one, or move the images of one to the other")
-            keys[key], folders[class_name(name, TRAIN)] = name, path
+                raise UserError(f"{self.folder / base}: {said}; rename one, or move the images of one to the other")
+            keys[key], folders[class_name(name, base)] = name, path
         return folders
 
     def _pictures(self, place: str, left_out: list[str], deeper: bool) -> list[Picture]:
@@ -268,13 +343,13 @@ class Project(JournaledFolder):
         """The paths of the folders and of the images in a folder, sorted, without hidden ones. A folder that is not
         there is empty, and what is neither is added to `left_out`.
         """
-        folder, folders, images = self.at(place), list[str](), list[str]()
+        folder, folders, images = self.at(place) if place else self.folder, list[str](), list[str]()
         if folder.is_symlink() or not folder.exists():
             left_out += [place] * folder.is_symlink()
             return folders, images
         for path in sorted(folder.iterdir()):
             name = printable(path.name)
-            inside, odd = f"{place}/{name}", path.is_symlink() or name != path.name  # not UTF-8
+            inside, odd = below(place, name), path.is_symlink() or name != path.name  # not UTF-8
             if name.startswith("."):
                 continue
             if path.is_dir() and not odd:
@@ -290,6 +365,11 @@ class Project(JournaledFolder):
 def _digest(path: Path, version: tuple[int, ...]) -> str:
     """SHA-256 of a file, which is read anew where its version is another one."""
     return hash_file(path)
+
+
+def below(folder: str, name: str) -> str:
+    """The path of something in a folder of the project; "" is the project's folder itself."""
+    return f"{folder}/{name}" if folder else name
 
 
 def new_name(name: str, others: Iterable[str]) -> str:
