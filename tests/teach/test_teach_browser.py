@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import io
+import re
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from browser import HTTP, Browser, browsing
+from PIL import Image
 
 from trainers.hegraph.datasets.digits import load_digits_dataset
+from trainers.hegraph.utils.reading import read_tensors
 
 pytestmark = pytest.mark.slow
 
@@ -28,8 +31,9 @@ def scans(folder: Path, name: str, start: int, count: int) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """A folder with images that have no label yet."""
+    """A folder with images that have no label yet, and a class of the digits, so that digits can be drawn."""
     folder = tmp_path_factory.mktemp("project")
+    (folder / "train/three").mkdir(parents=True)
     for name in ("zero", "one", "two"):
         scans(folder / "unlabelled", name, 10, 6)
     return folder
@@ -48,17 +52,18 @@ def card(page: Browser, name: str) -> str:
 
 
 def counts(folder: Path) -> dict[str, int]:
-    return {each.name: len(list(each.iterdir())) for each in sorted((folder / "train").iterdir())}
+    found = {each.name: len(list(each.iterdir())) for each in sorted((folder / "train").iterdir())}
+    return {name: count for name, count in found.items() if count}
 
 
-def add_class(page: Browser, name: str, *files: Path) -> None:
+def add_class(page: Browser, name: str, *files: Path, shown: int = 0) -> None:
     """Makes a class, and chooses images for it."""
     page.find("#classes input[name=name]")[0].send_keys(name, page.keys.ENTER)
     page.wait(lambda: page.find(card(page, name)))
     if files:
         [chooser] = page.driver.find_elements("css selector", f"{card(page, name)} input[type=file]")
         chooser.send_keys("\n".join(map(str, files)))
-        page.wait(lambda: len(page.find(f"{card(page, name)} .thumb")) == len(files))
+        page.wait(lambda: len(page.find(f"{card(page, name)} .thumb")) == (shown or len(files)))
 
 
 def guesses(page: Browser) -> list[str]:
@@ -145,6 +150,34 @@ def test_a_drawing_becomes_an_image_and_is_tried(window, folder):
     window.wait(lambda: window.winner() == "one")
     window.wait(lambda: len(window.find("#nearest img")) == 5)
     assert "The images say one" in window.text("#answer")
+
+
+def test_thirty_uploads_are_one_change(window, folder, tmp_path):
+    before = counts(folder)
+    window.tab("Classes")
+    add_class(window, "seven", *scans(tmp_path / "seven", "seven", 0, 30), shown=16)
+    window.wait(lambda: "30 images added." in window.text("#status"))
+    assert counts(folder) == before | {"seven": 30}
+    click(window, "#status", "Undo: 30 images added to seven")
+    window.wait(lambda: counts(folder) == before)
+    click(window, "#status", "Undo: the class seven added")
+    window.wait(lambda: not window.find(card(window, "seven")))
+
+
+def test_closed_tab_keeps_encoded_features(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("many")
+    (folder / "unlabelled").mkdir()
+    for number in range(3000):
+        Image.new("RGB", (40, 40), (number % 256, number // 256, 0)).save(folder / f"unlabelled/{number}.png")
+    words = ("teach", str(folder), "--backbone", "hegraph-mini")
+    with browsing(tmp_path_factory.mktemp("profile"), *words) as browser:
+        browser.open("#classes form")
+        browser.wait(lambda: "still to be encoded" in browser.text("#status"))
+        browser.wait(lambda: "3000 images have" not in browser.text("#status"))
+        left = int(re.search(r"(\d+) images have", browser.text("#status"))[1])
+        browser.driver.get("about:blank")
+        browser.wait(lambda: len(read_tensors(folder / ".hegraph/features.safetensors", "features")[0]) >= 3000 - left)
+    assert 0 < left < 3000
 
 
 def test_nothing_is_wider_than_a_phone_and_every_control_has_a_name(window):

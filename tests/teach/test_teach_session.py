@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -18,15 +19,18 @@ from trainers.hegraph.datasets.digits import load_digits_dataset
 from trainers.hegraph.datasets.images import open_image
 from trainers.hegraph.demo.drawing import PNG, SIDE, as_png
 from trainers.hegraph.estimator.training import learn
+from trainers.hegraph.labels.__main__ import parse_arguments
+from trainers.hegraph.labels.issues import find_label_issues
 from trainers.hegraph.labels.suggest import suggest
 from trainers.hegraph.models.folder import load_model
 from trainers.hegraph.models.images import ImageModel
 from trainers.hegraph.teach import __main__ as command
 from trainers.hegraph.teach import session as module
 from trainers.hegraph.teach.project import Project
-from trainers.hegraph.teach.session import Session, View
+from trainers.hegraph.teach.session import Session, View, write_sample
 from trainers.hegraph.utils.errors import UserError
 from trainers.hegraph.utils.files import write_tensors
+from trainers.hegraph.utils.reading import read_tensors
 
 NAMES = ("zero", "one", "two", "six")
 
@@ -77,7 +81,7 @@ def test_images_are_judged_by_a_model_without_them_and_a_wrong_label_is_the_most
     pictures = [(picture, name) for name in sorted(NAMES) for picture in view.contents.classes[name]]
     lessons, taken = view.model.lessons, []
     for place, (picture, name) in enumerate(pictures):
-        cfg = session._configuration(int(lessons.counts.max()))
+        cfg = session._configuration(NAMES, int(lessons.counts.max()))
         other = learn(lessons.without(torch.arange(len(pictures)) == place), session.origin, cfg, "cpu")
         feature = session.features[picture.digest][None]
         taken.append((name, other.classnames[int(other.classifier.logits(feature).argmax())]))
@@ -90,6 +94,19 @@ def test_images_are_judged_by_a_model_without_them_and_a_wrong_label_is_the_most
     assert picture not in [other for other, _ in last(session).doubts]
     session.project.move(picture, "zero")
     assert last(session).right > view.right
+
+
+def test_check_lists_the_labels_that_label_check_lists(mini, tmp_path):
+    write_sample(tmp_path / "sample")
+    session = Session(Project(tmp_path / "sample"), mini, "hegraph-mini")
+    view = last(session)
+    lessons = view.model.lessons
+    bank = lessons.keys(), lessons.labels, lessons.positive, session.origin.logit_scale, list(lessons.names)
+    scores = [issue.score for issue in find_label_issues(*bank)]
+    above = parse_arguments(["check", "--root", "DIR"]).above
+    expected = [score for score in scores if score > above]
+    assert 0 < len(expected) < sum(score > 0 for score in scores)
+    assert [issue.score for _, issue in view.doubts] == pytest.approx(expected)
 
 
 def test_names_alone_make_a_model_of_two_classes_and_images_of_two_classes_are_judged(mini, tmp_path):
@@ -117,15 +134,89 @@ def test_features_are_kept_on_disk_and_only_those_of_this_backbone_are_taken(ses
     file = session.project.folder / ".hegraph" / "features.safetensors"
     monkeypatch.setattr(module, "hash_json", lambda value: "another")
     assert Session(session.project, mini, "hegraph-mini").features == {}
-    odd = {"long": torch.ones(mini.width + 1), "nan": torch.full((mini.width,), torch.nan)}
-    write_tensors(file, odd, {"backbone": "another"})
-    assert Session(session.project, mini, "hegraph-mini").features == {}
-    file.write_bytes(b"damaged")
-    assert Session(session.project, mini, "hegraph-mini").features == {}
     shutil.move(again.thumbnails, file.with_name("elsewhere"))
     again.thumbnails.symlink_to(file.with_name("elsewhere"))
     with pytest.raises(UserError, match="leads out of the folder"):
         Session(session.project, mini, "hegraph-mini")
+
+
+WIDTH = 64  # of hegraph-mini
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        (torch.zeros(WIDTH), "norm 1, got 0"), (torch.full((WIDTH,), torch.nan), "norm 1, got nan"),
+        (torch.eye(WIDTH)[0].double(), "got float64"), (torch.eye(WIDTH)[0].int(), "got int32"),
+        (torch.eye(WIDTH + 1)[0], r"got float32 \[65\]"), (torch.ones(WIDTH), "norm 1, got 8"), (None, "damaged"),
+    ],
+)  # fmt: skip
+def test_unusable_features_are_encoded_again_with_warning(session, mini, caplog, row, said):
+    before, file = last(session), session.project.folder / ".hegraph/features.safetensors"
+    if row is None:
+        file.write_bytes(b"damaged")
+    else:
+        rows, metadata = read_tensors(file, "features")
+        write_tensors(file, rows | {min(rows): row}, metadata)
+    again = Session(session.project, mini, "hegraph-mini")
+    [record] = caplog.records
+    assert re.search(f"features.safetensors.*{said}.*are encoded again", record.message)
+    assert last(again).guesses == before.guesses
+    caplog.clear()
+    assert Session(session.project, mini, "hegraph-mini").features.keys() == again.features.keys()
+    assert not caplog.records
+
+
+def test_features_are_on_disk_when_a_tab_closes(session, mini, monkeypatch):
+    monkeypatch.setattr(module, "BATCH", 4)
+
+    def on_disk() -> int:
+        return len(Session(session.project, mini, "hegraph-mini").features)
+
+    views = session.update()
+    for _ in range(3):
+        next(views)
+    assert on_disk() > 0, "the first batch is written at once"
+    views.close()
+    assert on_disk() == len(session.features) == 12
+    monkeypatch.setattr(module, "SECONDS", 0)
+    views = session.update()
+    assert [next(views).waiting, next(views).waiting] == [12, 8]
+    assert on_disk() == 20, "written while images are encoded"
+    session._encode(session._missing(session.view.contents.unlabelled)[:4])
+    session.save()
+    assert on_disk() == 24
+
+
+def test_full_disk_while_encoding_is_reported_in_the_end(session, mini, disk_full_after):
+    with disk_full_after(100), pytest.raises(UserError, match="cannot"):
+        last(session)
+    assert session.view.waiting == 0
+    last(session)
+    assert len(Session(session.project, mini, "hegraph-mini").features) == len(session.features) == 24
+
+
+def test_mini_takes_only_digits_for_digits(mini, tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / "train" / name).mkdir(parents=True)
+    session = Session(Project(tmp_path), mini, "hegraph-mini")
+    assert last(session).model.prompts.positive[0][0][0] == 'a photo of the number: "one".'
+    assert session.view.model.trained_on.dataset == "Digits"
+    session.project.add_class("bird")
+    assert last(session).model.prompts.positive[0][0][0] == "a photo of a bird."
+    assert session.view.model.trained_on.dataset == "images"
+    session.project.delete_class("bird")
+    assert last(session).model.prompts.positive[0][0][0] == 'a photo of the number: "one".'
+
+
+def test_damaged_files_are_not_counted_as_images(session):
+    folder = session.project.folder
+    (folder / "train/one/cut.png").write_bytes((folder / "train/one/one-0.png").read_bytes()[:60])
+    (folder / "unlabelled/cut.png").write_bytes(b"no image")
+    view = last(session)
+    assert len(view.contents.classes["one"]) == 4
+    assert len(view.contents.unlabelled) == 11
+    assert sorted(problem.split()[0] for problem in view.problems) == ["train/one/cut.png", "unlabelled/cut.png"]
 
 
 def test_encoding_can_be_stopped_and_goes_on_and_what_is_labelled_comes_first(session, monkeypatch):
@@ -187,10 +278,10 @@ def test_each_button_does_what_it_says(teacher):
     picture = teacher.session.view.contents.classes["one"][0]
     image = {"image": picture.path, "digest": picture.digest}
     for data, said in (
-        ({"do": "add-class", "name": "cat"}, "the class cat is new; drop images on it"),
-        ({"do": "rename", "place": "cat", "name": "dog"}, "cat is called dog now"),
+        ({"do": "add-class", "name": "cat"}, "Class cat added; drop images on it"),
+        ({"do": "rename", "place": "cat", "name": "dog"}, "Class cat is called dog now"),
         ({"do": "move", "to": "dog", **image}, ""), ({"do": "delete", "place": "dog"}, ""),
-        ({"do": "undo"}, "taken back: the class dog deleted"),
+        ({"do": "undo"}, "Taken back: the class dog deleted"),
     ):  # fmt: skip
         assert teacher.do(data) == (said, "")
     assert counts(teacher) == before | {"one": 3, "dog": 1}
@@ -215,16 +306,44 @@ def test_files_that_came_are_added_and_no_other_file_of_this_machine(teacher):
     files = [folder / f"{name}.png" for name in ("train/one/one-0", "unlabelled/two-4", "unlabelled/two-5")]
     said, problem = teacher.do({"do": "add", "place": "one", "files": sent(teacher, *files), "failed": '["d.png"]'})
     assert said == "2 images added"
-    assert problem == "d.png did not arrive, or is too large; one-0.png is there already"
+    assert problem == "Not added: d.png did not arrive, or is too large; one-0.png is there already"
     assert not any(teacher.uploads.iterdir())
     assert (counts(teacher)["one"], len(last(teacher.session).guesses)) == (6, 9), "what is labelled is not asked again"
-    for names in ('[{"path": "/etc/hostname", "name": "x.png"}]', "[7]", "{", "null"):
+    for names in ('[{"path": "/etc/hostname", "name": "x.png"}]', "[7]", "{", "null", "[" * 10_000):
         with pytest.raises(UserError, match="send them again"):
             teacher.do({"do": "add", "place": "two", "files": names, "failed": "[]"})
     shown = list(teacher.shown(lambda: teacher.do({"do": "add", "place": "two", "files": "{"})))
-    assert "The files came damaged" in shown[-1][0]
+    assert "Error: the files came damaged" in shown[-1][0]
     shutil.rmtree(folder)
     assert "not there any more" in list(teacher.shown())[-1][0]
+
+
+def test_refused_uploads_are_named_as_sent(teacher, tmp_path):
+    (tmp_path / "Notes.zip").write_text("no zip file")
+    shutil.make_archive(str(tmp_path / "good"), "zip", teacher.session.project.folder, "train")
+    files = sent(teacher, tmp_path / "Notes.zip", tmp_path / "good.zip")
+    said, problem = teacher.do({"do": "zip", "files": files, "failed": "[]"})
+    assert problem.startswith("Not added: Notes.zip is damaged or not a project's zip file")
+    assert "six-0.png is there already" in problem
+    assert str(teacher.uploads) not in problem
+    teacher.session.view = View(0, teacher.session.view.contents)
+    teacher.do({"do": "add-class", "name": "cat"})
+    events = {"do": "rename", "place": "cat", "name": "Mouse"}, {"do": "rename", "place": "unlabelled", "name": "Mouse"}
+    said, problem = (list(teacher.act(None, SimpleNamespace(_data=data)))[-1][0] for data in events)
+    assert "Class cat is called Mouse now." in said
+    assert "Error: &#39;unlabelled&#39; is not a class" in problem
+    deep: list = []
+    for _ in range(2_000):
+        deep = [deep]
+    assert "does nothing" in list(teacher.act(None, SimpleNamespace(_data={"do": deep})))[-1][0]
+
+
+def test_damaged_file_has_no_broken_thumbnail(teacher):
+    (teacher.session.project.folder / "train/one/cut.png").write_bytes(b"no image")
+    first, *_, end = (each[1] for each in teacher.shown())
+    assert "<span" in first and 'file="' not in first
+    assert "cut.png of one" not in end
+    assert "cut.png is no image" in end
 
 
 def test_a_drawing_becomes_an_image_and_what_is_tried_is_explained(teacher):
@@ -266,7 +385,7 @@ def test_what_is_taken_along_opens_again(teacher, tmp_path):
     project.delete_class("six")
     said, problem = teacher.do({"do": "zip", "files": sent(teacher, Path(path)), "failed": '["b.zip"]'})
     assert said == "3 images added", "those that were not there any more"
-    assert problem.startswith("b.zip did not arrive, or is too large; one-0.png is there already; ")
+    assert problem.startswith("Not added: b.zip did not arrive, or is too large; one-0.png is there already; ")
     session.view = View(0, session.view.contents)
     assert "There is no model yet" in teacher.take("model.zip")[0]
 
@@ -310,6 +429,29 @@ def test_what_encodes_images_is_what_was_said_last(tmp_path, capsys):
     assert (command.parse_arguments([]).host, command.parse_arguments([]).folder) == ("127.0.0.1", None)
     assert command.main([str(tmp_path), "--port", "0"]) == 2
     assert capsys.readouterr().err.startswith("error: cannot listen")
+
+
+def test_no_folder_is_left_without_a_backbone(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("gradio", reason="gradio is not installed, which shows the page")
+    monkeypatch.setattr(command, "check_address", lambda host, port: None)
+    assert command.main([str(tmp_path / "nothere"), "--backbone", "no-backbone"]) == 2
+    assert "no-backbone" in capsys.readouterr().err
+    assert not (tmp_path / "nothere").exists()
+
+
+def test_ended_program_keeps_encoded_features(session, monkeypatch):
+    pytest.importorskip("gradio", reason="gradio is not installed, which shows the page")
+    sessions: list[Session] = []
+
+    def serve(page, *given, **options):
+        sessions.append(page.args[0])
+        sessions[0]._encode(session._missing(session.view.contents.unlabelled))
+
+    monkeypatch.setattr(command, "check_address", lambda host, port: None)
+    monkeypatch.setattr(command, "serve", serve)
+    assert command.main([str(session.project.folder), "--backbone", "hegraph-mini"]) == 0
+    on_disk, _ = read_tensors(session.project.folder / ".hegraph/features.safetensors", "features")
+    assert on_disk.keys() == sessions[0].features.keys() and len(on_disk) == 11
 
 
 def test_the_command_serves_a_folder_or_the_sample_and_keeps_what_encodes_it(tmp_path, monkeypatch):

@@ -17,6 +17,7 @@ from ..predict.files import FORMATS, Row, check_inputs, csv_line, image_paths, u
 from ..utils.errors import Parser, command, printable, report
 from ..utils.files import check_output
 from ..utils.option import NODE
+from . import SUSPICIOUS
 
 if TYPE_CHECKING:
     from .issues import LabelIssue
@@ -49,7 +50,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     check.add_argument("--config-file", default="vit_b32", help="names the backbone (%(default)s)")
     check.add_argument("--dataset-config-file", default="folder", help="YAML of the data set (%(default)s)")
     check.add_argument("opts", nargs="*", metavar="KEY VALUE", help="configuration keys")
-    check.add_argument("--above", type=float, default=2.0, metavar="SCORE", help="show higher scores (%(default)s)")
+    check.add_argument("--above", type=float, default=SUSPICIOUS, metavar="SCORE", help="least score (%(default)s)")
     check.set_defaults(run=check_command)
     for each in (first, check):
         each.add_argument("--format", choices=tuple(FORMATS), help="by default the ending of --out, else table")

@@ -6,6 +6,7 @@ Example: FOLDER --backbone ViT-B-16-quickgelu --pretrained openai
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,8 @@ from ..utils.errors import Parser, command, report
 from ..utils.files import write_json
 from ..utils.reading import Part, check, read_json
 from .project import MOST_BYTES, OWN, Project
+
+logger = logging.getLogger(__name__)
 
 SAMPLE = Path("output/teach-digits")
 
@@ -52,11 +55,16 @@ def teach(args: argparse.Namespace) -> None:
     encoder = find_encoder(said, args.backbone, args.pretrained)
     device = choose_device(args.device, "--device")
     backbone = load_backbone(encoder.backbone, encoder.pretrained, device, args.precision)
-    write_json(said, encoder.model_dump())
     session = Session(project, backbone, encoder.backbone, encoder.pretrained)
+    write_json(said, encoder.model_dump())
+    if not session.view.contents.base:
+        logger.info("%s: the class folders are directly in it, and their images stay there", project.folder)
     css = (Path(__file__).parent / "board.css").read_text(encoding="utf-8")
     page = partial(build_page, session)
-    serve(page, args.host, args.port, css, max_file_size=MOST_BYTES, allowed_paths=[str(session.thumbnails)])
+    try:
+        serve(page, args.host, args.port, css, max_file_size=MOST_BYTES, allowed_paths=[str(session.thumbnails)])
+    finally:
+        session.save()
 
 
 def find_encoder(path: Path, backbone: str, pretrained: str) -> Encoder:

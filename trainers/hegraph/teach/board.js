@@ -1,6 +1,5 @@
 // Buttons, forms and dropped files of a board. Gradio runs this with `element`, `trigger` and `upload`; what was done is
 // sent as the event "act", with what the button and the elements around it say (board.py).
-const BATCH = 20; // files that are sent at once, so that what has arrived is shown
 const about = node => ({...node.closest("[data-place]")?.dataset, ...node.closest("[data-digest]")?.dataset, ...node.dataset});
 const send = data => trigger("act", data);
 function pick(button) {
@@ -25,13 +24,15 @@ function pick(button) {
     dialog.showModal();
 }
 async function sendFiles(files, to) {
-    for (let start = 0; start < files.length; start += BATCH) {
-        const sent = [], failed = [];
-        for (const file of files.slice(start, start + BATCH)) {
-            try { sent.push({path: (await upload(file)).path, name: file.name}); } catch { failed.push(file.name); }
-        }
-        send({...to, files: JSON.stringify(sent), failed: JSON.stringify(failed), left: files.length - start - BATCH});
+    const sent = [], failed = [], note = document.createElement("p"); // one request, so that one Undo takes it back
+    note.className = "hg hg-sending";
+    document.body.append(note);
+    for (const [number, file] of files.entries()) {
+        note.textContent = `Sending ${number + 1} of ${files.length} files`;
+        try { sent.push({path: (await upload(file)).path, name: file.name}); } catch { failed.push(file.name); }
     }
+    note.remove();
+    if (files.length) send({...to, files: JSON.stringify(sent), failed: JSON.stringify(failed)});
 }
 async function filesOf(entries) { // of folders as well
     const found = [];

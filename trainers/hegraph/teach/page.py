@@ -6,7 +6,6 @@ so this file is imported where the page is made.
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +19,6 @@ from uuid import uuid4
 import gradio as gr
 from PIL import Image
 
-from ..backbones.identity import MINI_NAME
 from ..demo.answer import MACROS, answer, template, wrapped
 from ..demo.drawing import as_png, ink_of_canvas, scan_of_ink
 from ..demo.page import Answers, Page, answer_part, canvas, complaint, html, uploaded_file
@@ -29,6 +27,7 @@ from ..models.folder import save_model
 from ..models.images import ImageModel
 from ..predict.files import NONE_OF_THESE
 from ..utils.errors import UserError, one_line
+from ..utils.reading import OpenPart, check, parse_json
 from .project import UNLABELLED, Picture, start_of
 from .session import LISTED, Session
 
@@ -41,13 +40,20 @@ SECONDS = 2  # between two looks at what other tabs have done
 ZIP = wrapped('<label class="drop">Open a project.zip<input type="file" data-do="zip" accept=".zip"></label>')
 
 
+class Upload(OpenPart):
+    """A file that was uploaded: where Gradio has put it, and its name on the user's machine."""
+
+    path: str
+    name: str
+
+
 class Teacher(Answers):
     """What the page says of an image that is tried, and the handlers of the boards: what they return is shown, the
     boards and the number of the view.
     """
 
     def __init__(self, session: Session, uploads: Path) -> None:
-        self.session, self.uploads, self.drawn = session, uploads, session.name == MINI_NAME
+        self.session, self.uploads, self.drawn = session, uploads, session.of_digits(session.view.contents.classes)
 
     def explain(self, picture: Image.Image) -> tuple:
         session, model = self.session, self.session.model()
@@ -56,7 +62,8 @@ class Teacher(Answers):
         labelled = {p: name for name, pictures in session.view.contents.classes.items() for p in pictures}
         cosines = {p: float(session.features[p.digest] @ feature[0]) for p in labelled if p.digest in session.features}
         nearest = sorted(cosines, key=lambda p: -cosines[p])[:NEAREST]
-        pictures = [(str(session.thumbnail(p)), f"{labelled[p]}: cosine {cosines[p]:.2f}") for p in nearest]
+        shown = [(session.thumbnail(p), f"{labelled[p]}: cosine {cosines[p]:.2f}") for p in nearest]
+        pictures = [(str(path), caption) for path, caption in shown if path]
         names, taught = next(iter(found.zero_shot)), found.winner.name
         both = f"say <b>{escape(taught)}</b>, too" if names == taught else f"say <b>{escape(names)}</b>"
         why = f"<h2>Why</h2><p>The images say <b>{escape(taught)}</b>; the names of the classes alone {both}.</p>"
@@ -65,7 +72,8 @@ class Teacher(Answers):
     def act(self, drawing: Any, event: gr.EventData) -> Iterator[tuple]:
         """Does what was asked for on a board."""
         data = event._data if isinstance(event._data, dict) else {}
-        yield from self.shown(lambda: self.do({key: str(value) for key, value in data.items()}, drawing))
+        texts = {key: value for key, value in data.items() if isinstance(value, str)}
+        yield from self.shown(lambda: self.do(texts, drawing))
 
     def shown(self, work: Callable[[], tuple[str, str]] = lambda: ("", "")) -> Iterator[tuple]:
         """The boards after some work, which returns what was done and what is wrong, and while images are encoded."""
@@ -75,7 +83,7 @@ class Teacher(Answers):
             for _ in self.session.update():
                 yield self.boards(said, problem)
         except UserError as error:
-            yield self.boards(said, one_line(str(error)))
+            yield self.boards(said, one_line(f"Error: {error}"))
 
     def boards(self, said: str = "", problem: str = "") -> tuple:
         """`BOARDS` as HTML: the last view, what was done, and what is wrong; and the number of the view."""
@@ -86,7 +94,7 @@ class Teacher(Answers):
             "draws": self.drawn, "stopped": session.stopping.is_set(),
             "twice": {digest: names for digest, names in contents.classes_of().items() if len(names) > 1},
             "pictures": {picture.digest: picture for picture in contents.pictures()},
-            "thumbnail": lambda picture: quote(str(session.thumbnail(picture))),
+            "thumbnail": lambda picture: quote(str(session.thumbnail(picture) or "")),
             "UNLABELLED": UNLABELLED, "NONE_OF_THESE": NONE_OF_THESE,
         })  # fmt: skip
         return (*(str(getattr(macros, name)()) for name in BOARDS), view.number)
@@ -102,9 +110,9 @@ class Teacher(Answers):
         place, to, name = (data.get(key, "") for key in ("place", "to", "name"))
         match data.get("do"):
             case "add-class":
-                return f"the class {project.add_class(name)} is new; drop images on it", ""
+                return f"Class {project.add_class(name)} added; drop images on it", ""
             case "rename":
-                return f"{place} is called {project.rename_class(place, name)} now", ""
+                return f"Class {place} is called {project.rename_class(place, name)} now", ""
             case "delete":
                 project.delete_class(place)
             case "move":
@@ -121,36 +129,46 @@ class Teacher(Answers):
             case "add" | "zip":
                 return self.sent(place, data)
             case "undo":
-                return f"taken back: {project.undo()}", ""
+                return f"Taken back: {project.undo()}", ""
             case "stop":
                 session.stopping.set()
             case "go-on":
                 session.stopping.clear()
             case _:
-                return "", "this button does nothing"
+                return "", "This button does nothing"
         return "", ""
 
     def sent(self, place: str, data: dict[str, str]) -> tuple[str, str]:
         """Adds images or zip files that were uploaded, and says which have not arrived."""
         try:
-            files = {uploaded_file(each, self.uploads): str(each["name"]) for each in json.loads(data["files"])}
-            lost = [f"{name} did not arrive, or is too large" for name in json.loads(data["failed"])]
-        except (TypeError, ValueError, LookupError) as error:
+            uploads = check(list[Upload], parse_json(data["files"]), "files")
+            files = {uploaded_file({"path": each.path}, self.uploads): each.name for each in uploads}
+            failed = check(list[str], parse_json(data["failed"]), "failed")
+        except (ValueError, LookupError) as error:
             raise UserError("the files came damaged; send them again") from error
+        lost = [f"{name} did not arrive, or is too large" for name in failed]
         try:
             if data["do"] == "zip":
-                return self.added([self.session.project.add_zip(path) for path in files], lost)
+                return self.added([self.add_zip(path, name) for path, name in files.items()], lost)
             images = ((name, start_of(path.open("rb"))) for path, name in files.items())
             return self.added([self.session.project.add(place, images)], lost)
         finally:
             for path in files:
                 path.unlink(missing_ok=True)
 
+    def add_zip(self, path: Path, name: str) -> tuple[int, list[str]]:
+        """Adds a zip file that was uploaded; returns how many images, and why others were not added."""
+        try:
+            return self.session.project.add_zip(path)
+        except UserError as error:
+            return 0, [str(error).replace(str(path), name)]
+
     def added(self, found: list[tuple[int, list[str]]], lost: Sequence[str] = ()) -> tuple[str, str]:
         """What is said of images that were added, by what the project returned, and of those that were `lost`."""
         self.session.stopping.clear()
         count, problems = sum(each for each, _ in found), [*lost, *(said for _, others in found for said in others)]
-        return f"{count} image{'' if count == 1 else 's'} added" if count else "", one_line("; ".join(problems))
+        problem = one_line(f"Not added: {'; '.join(problems)}") if problems else ""
+        return f"{count} image{'' if count == 1 else 's'} added" if count else "", problem
 
     # Take along
 
@@ -169,7 +187,7 @@ class Teacher(Answers):
                 require_packages()
                 write_onnx(model, ImageModel.load(model, "cpu", precision="fp32").backbone, path)
         except UserError as error:
-            return complaint(error), None
+            return complaint(UserError(str(error).replace(str(path), name))), None
         return "", str(path)
 
 

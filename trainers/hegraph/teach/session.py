@@ -8,8 +8,10 @@ Shapes: N labelled images, M without a label, K classes, d feature width.
 
 from __future__ import annotations
 
+import logging
 import tempfile
 import threading
+import time
 from collections import Counter
 from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -25,23 +27,28 @@ from torch import Tensor
 from ..backbones.clip import Backbone
 from ..backbones.identity import MINI_NAME
 from ..config import Config
-from ..datasets.digits import load_digits_dataset
+from ..datasets.digits import CLASSNAMES, load_digits_dataset
 from ..datasets.images import open_image, reason
-from ..estimator.training import Origin, learn, make_configuration
+from ..estimator.training import NO_NAME, Origin, learn, make_configuration
+from ..features.bank import NORM_TOLERANCE
 from ..features.extract import encode_prompts
+from ..labels import SUSPICIOUS
 from ..labels.issues import LabelIssue, free_options, issues_of, left_out_logits
 from ..labels.suggest import suggest
 from ..method.closed_form import left_out_offsets
 from ..models.lessons import Lessons
 from ..models.saved import Backbone as BackboneConfig
 from ..models.saved import Preprocessing, SavedModel
-from ..utils.errors import UserError
+from ..utils.errors import UserError, first_line
 from ..utils.files import atomic_path, hash_json, write_tensors, writing_folder
 from ..utils.reading import read_tensors
 from ..utils.threads import cores
 from .project import OWN, TRAIN, UNLABELLED, Contents, Picture, Project
 
+logger = logging.getLogger(__name__)
+
 BATCH = 16  # images that are encoded before the page is told
+SECONDS = 2.0  # between two writes of the features, while images are encoded
 SIDE = 96  # pixels of a thumbnail
 LISTED = 24  # images that are worth labelling, and such whose label seems wrong
 VARIANT = "TRAINER.HEGRAPHADAPTER.VARIANT"
@@ -63,7 +70,7 @@ class View:
 
     Attributes:
         number: Grows with every view.
-        contents: What the folder holds.
+        contents: What the folder holds, without the images that cannot be read.
         waiting: How many images had still to be encoded.
         problems: Images that cannot be read, and why.
         model: None where there are fewer than two classes.
@@ -99,12 +106,14 @@ class Session:
         config = BackboneConfig.of(backbone, name, pretrained)
         self.origin = Origin(config, Preprocessing.of(backbone), backbone.logit_scale, prompted=True)
         self.thumbnails = project.at(f"{OWN}/thumbnails/any").parent  # UserError if that is a link
-        self._text: dict[str, tuple[Tensor, Tensor]] = {}
+        self._text: dict[tuple[str, str], tuple[Tensor, Tensor]] = {}  # by data set and class
         self._unreadable: dict[str, str] = {}
         self.stopping, self._lock = threading.Event(), threading.RLock()
         self._file = project.folder / OWN / "features.safetensors"
         self._key = hash_json(backbone.fingerprint)
         self.features = self._read_features()
+        self._written, self._written_at = len(self.features), 0.0  # rows on disk, and when they were written
+        self._writing = threading.RLock()
         self._seen: object = None
         self.view = View(0, project.read())
 
@@ -112,24 +121,39 @@ class Session:
 
     def update(self) -> Iterator[View]:
         """Views until all is done: of what the folder holds with the images that are encoded so far, and after each
-        batch of those that are left, the labelled ones first. UserError if the folder cannot be read.
+        batch of those that are left, the labelled ones first. UserError if the folder cannot be read, or the features
+        cannot be written in the end. What is encoded is on disk `SECONDS` later, and when the generator is closed.
         """
-        encoded = ends = False
-        while not ends:
-            with self._lock:
-                contents = self.project.read()
-                labelled = [picture for pictures in contents.classes.values() for picture in pictures]
-                missing = self._missing(labelled + contents.unlabelled)
-                ends = not missing or self.stopping.is_set()
-                if (seen := (contents, not self._missing(labelled), ends)) != self._seen:
-                    self.view, self._seen = self._look(contents), seen
-                self.view = replace(self.view, waiting=len(missing), number=self.view.number + 1)
-                if not ends:
-                    self._encode(missing[:BATCH])
-                    encoded = True
-                elif encoded:
-                    write_tensors(self._file, self.features, {"backbone": self._key})
-            yield self.view
+        ends = False
+        try:
+            while not ends:
+                with self._lock:
+                    contents = self.project.read()
+                    labelled = [picture for pictures in contents.classes.values() for picture in pictures]
+                    missing = self._missing(labelled + contents.unlabelled)
+                    ends = not missing or self.stopping.is_set()
+                    if (seen := (contents, not self._missing(labelled), ends)) != self._seen:
+                        self.view, self._seen = self._look(contents), seen
+                    self.view = replace(self.view, waiting=len(missing), number=self.view.number + 1)
+                    if not ends:
+                        self._encode(missing[:BATCH])
+                if ends:
+                    self.save()
+                elif time.monotonic() - self._written_at >= SECONDS:
+                    with suppress(UserError):  # on a full disk the images are still encoded
+                        self.save()
+                yield self.view
+        finally:
+            with suppress(UserError):
+                self.save()
+
+    def save(self) -> None:
+        """Writes the features to disk if there are new ones; UserError if that fails."""
+        with self._writing:
+            features = dict(self.features)  # another tab may add some meanwhile
+            if len(features) != self._written:
+                write_tensors(self._file, features, {"backbone": self._key})
+                self._written, self._written_at = len(features), time.monotonic()
 
     def model(self) -> SavedModel:
         """The last model; UserError if there is none."""
@@ -137,12 +161,12 @@ class Session:
             raise UserError("there is no model yet: add two classes")
         return self.view.model
 
-    def thumbnail(self, picture: Picture) -> Path:
-        """The file of a small picture of an image, which is made if it is not there."""
+    def thumbnail(self, picture: Picture) -> Path | None:
+        """The file of a small picture of an image, which is made if it is not there; None if it cannot be made."""
         path = self.thumbnails / f"{picture.digest}.png"
         if not path.is_file():
             self._pixels(picture)
-        return path
+        return path if path.is_file() else None
 
     def _missing(self, pictures: list[Picture]) -> list[Picture]:
         """One picture for each image that has still to be encoded."""
@@ -171,13 +195,25 @@ class Session:
             return reason(error)
 
     def _read_features(self) -> dict[str, Tensor]:
-        """The features that an earlier session has kept, by SHA-256; none if they are of another backbone."""
-        with suppress(UserError):
+        """The features that an earlier session has written, by SHA-256; none if they are of another backbone, or if the
+        file cannot be used, which is logged.
+        """
+        if self._file.is_symlink() or not self._file.exists():
+            return {}
+        try:
             features, about = read_tensors(self._file, "features of images")
-            if about.get("backbone") == self._key:
-                width = (self.backbone.width,)
-                return {name: row for name, row in features.items() if row.shape == width and row.isfinite().all()}
-        return {}
+            if about.get("backbone") != self._key:
+                return {}
+            for row in features.values():
+                if row.dtype != torch.float32 or row.shape != (self.backbone.width,):
+                    came = f"{row.dtype} {list(row.shape)}".removeprefix("torch.")
+                    raise UserError(f"{self._file}: expected float32 rows [{self.backbone.width}], got {came}")
+                if not abs(row.norm() - 1) <= NORM_TOLERANCE:  # also where it is NaN
+                    raise UserError(f"{self._file}: expected rows of norm 1, got {row.norm():.3g}")
+            return features
+        except UserError as error:
+            logger.warning("%s; the images are encoded again", first_line(error))
+            return {}
 
     # The model
 
@@ -191,31 +227,37 @@ class Session:
             if picture.digest in self.features
         }
         problems = [self._unreadable[p.digest] for p in contents.pictures() if p.digest in self._unreadable]
+        contents = contents.readable(self._unreadable)
         view = View(self.view.number, contents, problems=problems)
         if len(names) < 2:
             return view
         lessons = self._lessons(names, pictures)
-        model = learn(lessons, self.origin, self._configuration(int(lessons.counts.max())), "cpu")
+        model = learn(lessons, self.origin, self._configuration(names, int(lessons.counts.max())), "cpu")
         view = replace(view, model=model, guesses=self._guesses(model, contents))
         return self._judged(view, lessons, list(pictures.values()))
 
     def _lessons(self, names: list[str], images: Collection[tuple[str, int]]) -> Lessons:
         """What is taught: the classes, and images as SHA-256 and class."""
-        new = [name for name in names if name not in self._text]
+        cfg = self._configuration(names, 1)
+        dataset = cfg.data.name or NO_NAME
+        new = [name for name in names if (dataset, name) not in self._text]
         if new:
             with tempfile.TemporaryDirectory() as folder:
-                cfg = self._configuration(1)
-                text = encode_prompts(self.backbone, cfg.data.name or "images", new, cfg.encoding, Path(folder))
-            self._text |= dict(zip(new, zip(text["positive"], text["negative"])))
-        positive, negative = (torch.stack(nodes) for nodes in zip(*(self._text[name] for name in names)))
+                text = encode_prompts(self.backbone, dataset, new, cfg.encoding, Path(folder))
+            self._text |= zip([(dataset, name) for name in new], zip(text["positive"], text["negative"]))
+        positive, negative = (torch.stack(nodes) for nodes in zip(*(self._text[dataset, name] for name in names)))
         rows = [self.features[digest] for digest, _ in images]
         features = torch.stack(rows) if rows else positive[:0]
         labels = torch.tensor([label for _, label in images], dtype=torch.long)
         ids = torch.zeros_like(labels)
         return Lessons(np.array(names), tuple(names), features[None], labels, ids, positive, negative)
 
-    def _configuration(self, shots: int) -> Config:
-        files = ("digits", "mini") if self.name == MINI_NAME else ("", "")
+    def of_digits(self, names: Collection[str]) -> bool:
+        """Whether classes of these names are the embedded digits, as the embedded backbone knows them."""
+        return self.name == MINI_NAME and bool(names) and set(names) <= set(CLASSNAMES)
+
+    def _configuration(self, names: Collection[str], shots: int) -> Config:
+        files = ("digits" if self.of_digits(names) else "", "mini" if self.name == MINI_NAME else "")
         named = {"DATASET.NUM_SHOTS": max(shots, 1), VARIANT: "free"}
         return make_configuration(files, named, None, 1, "")
 
@@ -229,13 +271,14 @@ class Session:
         offsets = left_out_offsets(scale * (features @ text.t()).double(), labels)
         left_out = (logits + offsets).argmax(dim=1)
         pairs = Counter((names[a], names[b]) for a, b in zip(labels.tolist(), left_out.tolist()) if a != b)
-        issues = [(pictures[issue.index], issue) for issue in issues_of(logits, labels, names) if issue.score > 0]
+        issues = [issue for issue in issues_of(logits, labels, names) if issue.score > SUSPICIOUS]
+        doubts = [(pictures[issue.index], issue) for issue in issues]
         return replace(
             view,
             right=int((left_out == labels).sum()),
             judged=len(labels),
             confused=[(*pair, count) for pair, count in pairs.most_common(LISTED)],
-            doubts=[(p, issue) for p, issue in issues if p.digest not in view.contents.kept][:LISTED],
+            doubts=[(p, issue) for p, issue in doubts if p.digest not in view.contents.kept][:LISTED],
         )
 
     def _guesses(self, model: SavedModel, contents: Contents) -> list[Guess]:
