@@ -53,15 +53,11 @@ def descriptions(tmp_path):
         ("EuroSAT", "a centered satellite photo of cat."),
         ("Food101", "a photo of cat, a type of food."),
         ("UCF101", "a photo of a person doing cat."),
-        *((name, "a photo of a cat.") for name in PLAIN),
+        *((name, "a photo of a cat.") for name in (*PLAIN, "MyBirds")),
     ],
 )
 def test_templates_of_data_sets_are_coops(dataset, sentence):
     assert positive_prompts(dataset, ["cat"]) == [[[sentence]]]
-
-
-def test_unknown_data_set_has_the_default_template():
-    assert positive_prompts("MyBirds", ["wren"]) == [[["a photo of a wren."]]]
 
 
 @pytest.mark.parametrize(
@@ -85,10 +81,7 @@ def test_template_needs_exactly_one_placeholder(template):
 @pytest.mark.parametrize(("source", "first"), [("both", 0), ("descriptions", 1)])
 def test_templates_and_descriptions_are_separate_groups(descriptions, source, first):
     file = descriptions({"Abyssinian": ["slender", "ticked"], "american_bulldog": ["stocky"]})
-    groups = [
-        [["a photo of a Abyssinian."], ["a photo of a american bulldog."]],
-        [["slender", "ticked"], ["stocky"]],
-    ]
+    groups = [[["a photo of a Abyssinian."], ["a photo of a american bulldog."]], [["slender", "ticked"], ["stocky"]]]
     assert positive_prompts("StanfordCars", PETS, source, descriptions=str(file)) == groups[first:]
 
 
@@ -104,20 +97,15 @@ def test_description_keys_match_normalised_class_names(descriptions, key, classn
     assert read_descriptions(descriptions({key: ["x"]}), [classname]) == [["x"]]
 
 
-@pytest.mark.parametrize(
-    ("table", "message"),
-    [
-        (
-            {"Abyssinian": ["slender"], "american_bulldog": []},
-            r"no description for 2 of 3 classes: american_bulldog, pug$",
-        ),
-        ({"cat": [1]}, r"descriptions\.json must hold \{class name: \[sentence, ...\]\}"),
-    ],
-    ids=["missing class", "structure"],
-)
-def test_incomplete_or_malformed_descriptions_are_refused(descriptions, table, message):
-    with pytest.raises(UserError, match=message):
-        read_descriptions(descriptions(table), [*PETS, "pug"])
+def test_classes_without_description_are_listed(descriptions):
+    file = descriptions({"Abyssinian": ["slender"], "american_bulldog": []})
+    with pytest.raises(UserError, match=r"no description for 2 of 3 classes: american_bulldog, pug$"):
+        read_descriptions(file, [*PETS, "pug"])
+
+
+def test_description_file_of_another_structure_is_refused(descriptions):
+    with pytest.raises(UserError, match=r"descriptions\.json must hold \{class name: \[sentence, ...\]\}"):
+        read_descriptions(descriptions({"cat": [1]}), ["cat"])
 
 
 def test_data_set_without_descriptions_is_refused():
@@ -153,16 +141,12 @@ def test_negative_prompts_negate_the_positive_ones(dataset):
         assert without_negation == re.sub(r"\ba (?=cat|handwritten)", "", positive)
 
 
-@pytest.mark.parametrize(
-    ("dataset", "classnames", "templates", "expected"),
-    [
-        ("ImageNet", ["great_dane"], [], [["a photo of no great dane."]]),  # section 3.1.1 of the paper
-        ("OxfordPets", ["pug", "cat"], ["not a {}"], [["not a pug"], ["not a cat"]]),
-    ],
-    ids=["paper", "user"],
-)
-def test_negative_templates(dataset, classnames, templates, expected):
-    assert negative_prompts(dataset, classnames, templates) == expected
+def test_negative_template_is_the_papers():
+    assert negative_prompts("ImageNet", ["great_dane"]) == [["a photo of no great dane."]]  # section 3.1.1
+
+
+def test_negative_templates_of_the_user_are_filled():
+    assert negative_prompts("OxfordPets", ["pug", "cat"], ["not a {}"]) == [["not a pug"], ["not a cat"]]
 
 
 # Packaged descriptions

@@ -176,12 +176,7 @@ def value_for_task(options: Options, key: str, bank: FeatureBank) -> Any:
 
 
 def check_numbers(
-    name: str,
-    values: Any,
-    minimum: float = EPSILON,
-    maximum: float = math.inf,
-    length: int | None = None,
-    integer: bool = False,
+    name: str, values: Any, minimum: float = EPSILON, maximum: float = math.inf, length: int = 0, integer: bool = False
 ) -> None:
     """Check that an option is a list of numbers in a range, by default one or more positive numbers.
 

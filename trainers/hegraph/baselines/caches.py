@@ -86,10 +86,8 @@ class CacheMethod(Method):
             steps = train(optimizer, loss, data, epochs, cosine)
         values, selected = search(bank, options, initial, cache, self.grid_order)
         classifier = None if cache.fold is None else replace(cache.fold(), alpha=values[0], beta=values[1])
-        num_parameters = count_parameters(cache.parameters)
-        return FittedMethod(
-            lambda x: cache.logits(x, *values), num_parameters, epochs, steps, selected, classifier=classifier
-        )
+        number = count_parameters(cache.parameters)
+        return FittedMethod(lambda x: cache.logits(x, *values), number, epochs, steps, selected, classifier=classifier)
 
 
 @torch.no_grad()
@@ -98,8 +96,8 @@ def search(
 ) -> tuple[Values, dict]:
     """Select the hyperparameters of a cache method on val.
 
-    The candidates are a grid, and all alphas of the grid with the initial beta (and gamma). An axis of the grid has
-    SEARCH_STEP values and ends one step below SEARCH_SCALE.
+    The candidates are the initial values, a grid, and all alphas of the grid with the initial beta (and gamma). An axis
+    of the grid has SEARCH_STEP values and ends one step below SEARCH_SCALE.
 
     Returns:
         The selected values, alpha first, and an entry of `FittedMethod.selected`. Without val images, or with SEARCH

@@ -114,23 +114,18 @@ class TIMOS(Method):
 
 
 def best_on_val(
-    bank: FeatureBank,
-    options: Options,
-    name: str,
-    default: T,
-    candidates: list[T],
-    fold: Callable[[T], FoldedClassifier],
+    bank: FeatureBank, options: Options, key: str, value: T, candidates: list[T], fold: Callable[[T], FoldedClassifier]
 ) -> FittedMethod:
-    """Return the classifier of the candidate with the best accuracy on val; without val images, of the default.
+    """Return the classifier of the candidate with the best accuracy on val; without a search, of `value`.
 
     Args:
-        name: Key of `FittedMethod.selected`.
+        key: Key of `FittedMethod.selected`.
         fold: Function from a candidate to its classifier.
     """
     check_numbers("CANDIDATES", options.CANDIDATES, 0)
-    value, selected = default, {}
+    selected = {}
     if options.SEARCH and has_val(bank):
-        value, selected[name] = choose({values: val_accuracy(fold(values).logits, bank) for values in candidates})
+        value, selected[key] = choose({value: val_accuracy(fold(value).logits, bank) for value in candidates})
     classifier = fold(value)
     return FittedMethod(classifier.logits, selected=selected, classifier=classifier)
 

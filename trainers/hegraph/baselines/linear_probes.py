@@ -163,8 +163,8 @@ class LPPlusPlus(Method):
         if not loss.isfinite():
             raise UserError(f"the loss is {loss.item()}; lower MOMENTUM ({options.MOMENTUM})")
         selected = {"STEP": best.restore()} if best.candidates else {}
-        num_parameters, classifier = count_parameters(weights), FoldedClassifier(weight + alpha[:, None] * text, bias)
-        return FittedMethod(logits, num_parameters, options.STEPS, options.STEPS, selected, classifier=classifier)
+        number, classifier = count_parameters(weights), FoldedClassifier(weight + alpha[:, None] * text, bias)
+        return FittedMethod(logits, number, options.STEPS, options.STEPS, selected, classifier=classifier)
 
 
 def initial_weights(bank: FeatureBank, alpha_scale: float) -> tuple[Tensor, Tensor, Tensor]:

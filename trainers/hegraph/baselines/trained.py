@@ -77,22 +77,15 @@ class TrainedClassifier(Method):
             return learning_rate(epoch, epochs, peak, options.WARMUP_EPOCHS, options.WARMUP_LR)
 
         steps = train(optimizer, loss, data, epochs, schedule)
-        class_features, transferred = model.class_features(), model.transfer
+        class_features, rule = model.class_features(), model.transfer
 
         def logits(features: Tensor) -> Tensor:
             return model.logits(features, class_features, bank.logit_scale)
 
-        transfer = transferred and (
-            lambda other: model.logits(other.features_to_classify, transferred(other), other.logit_scale)
-        )
-        return FittedMethod(
-            logits,
-            count_parameters(model.parameters),
-            epochs,
-            steps,
-            transfer=transfer,
-            classifier=None if self.not_saved else cosine_classifier(class_features, bank.logit_scale),
-        )
+        transfer = rule and (lambda bank: model.logits(bank.features_to_classify, rule(bank), bank.logit_scale))
+        classifier = None if self.not_saved else cosine_classifier(class_features, bank.logit_scale)
+        number = count_parameters(model.parameters)
+        return FittedMethod(logits, number, epochs, steps, transfer=transfer, classifier=classifier)
 
 
 def count_parameters(parameters: Iterable[Tensor]) -> int:
