@@ -19,7 +19,9 @@ from trainers.hegraph.__main__ import main
 from trainers.hegraph.datasets import load_few_shot
 from trainers.hegraph.datasets.__main__ import check_dataset, check_own_images
 from trainers.hegraph.datasets.images import FORMATS
+from trainers.hegraph.datasets.loading import load_unlabelled
 from trainers.hegraph.datasets.registry import ENTRIES, Sizes, stored_datasets
+from trainers.hegraph.utils.errors import UserError
 
 # --- class folders
 
@@ -127,15 +129,17 @@ def test_a_table_is_read_however_a_program_left_it_with_any_labels_and_images_an
         assert load(tmp_path / name).classnames == [name]
 
 
-COLUMNS = r"must have the columns path,label\[,split\], each once and with commas between them, in its first line; got "
+COLUMNS = (
+    r"must have the columns path,label\[,split\] in its first line, each once, with commas, semicolons or tabs .* got "
+)
 
 
 def test_a_table_that_cannot_be_right_is_an_error_that_says_where(tmp_path):
     for text, words in (
         ("", f"{COLUMNS}nothing"),
-        ("path;label\na.jpg;ant\n", f"{COLUMNS}path;label"),
+        ("path|label\na.jpg|ant\n", rf"{COLUMNS}path\|label"),
         ("path,label\n", "has no training image"),
-        ("path,label\na.jpg,ant\n,ant\n", "line 3: path and label must not be empty"),
+        ("path,label\na.jpg,ant\n,ant\n", "line 3: path must not be empty"),
         ("path,label\na.jpg,panda, red\n", "line 2: more values than columns"),
         ("path,label,split\na.jpg,ant,holdout\n", "line 2: split must be train, val or test, got 'holdout'"),
         ('path,label\na.jpg,"ant\nb.jpg,bee\n', r"labels\.csv is damaged or not a table in UTF-8"),
@@ -143,6 +147,54 @@ def test_a_table_that_cannot_be_right_is_an_error_that_says_where(tmp_path):
     ):
         write(tmp_path / "labels.csv", text)
         assert str(tmp_path) in refused(tmp_path, words)
+
+
+@pytest.mark.parametrize("delimiter", [";", "\t", "; "])
+def test_other_delimiters_are_found_by_the_first_line(tmp_path, delimiter):
+    lines = ["path,label,split", 'cat,1.jpg,"a ""cat""",train', "b.jpg,dog,test", "c.jpg,dog,train"]
+    text = "\r\n".join(delimiter.join(line.rsplit(",", 2)) for line in lines)
+    write(tmp_path / "labels.csv", f"\ufeff{text}\r\n")
+    assert rows_of(load(tmp_path)) == {
+        "train": [("cat,1.jpg", 0, 'a "cat"'), ("c.jpg", 1, "dog")],
+        "val": [],
+        "test": [("b.jpg", 1, "dog")],
+    }
+
+
+def test_windows_paths_are_read_unless_a_file_has_such_a_name(tmp_path):
+    make(tmp_path, "cat/1.jpg", "a\\b.jpg")
+    write(tmp_path / "labels.csv", "path,label\ncat\\1.jpg,cat\na\\b.jpg,dog\n.\\cat\\..\\cat\\2.jpg,dog\n")
+    assert [item.path for item in load(tmp_path).train] == ["cat/1.jpg", "a\\b.jpg", "cat/2.jpg"]
+    write(tmp_path / "train" / "metadata.csv", "file_name;label\nsub\\3.jpg;cat\n")
+    assert [item.path for item in load(tmp_path).train] == ["train/sub/3.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("text", "paths"),
+    [
+        ("path\na.jpg\nsub/b.jpg\n", ["a.jpg", "sub/b.jpg"]),
+        ("Label;PATH\ncat;a.jpg\n;sub\\b.jpg\n", ["a.jpg", "sub/b.jpg"]),
+        ("file_name\ta\na.jpg\n", ["a.jpg"]),
+    ],
+)
+def test_a_table_of_unlabelled_images_is_read_alike(tmp_path, text, paths):
+    make(tmp_path, "a.jpg", "sub/b.jpg")
+    assert [item.path for item in load_unlabelled(write(tmp_path / "u.csv", text)).test] == paths
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("label,path\ncat\n", r"u\.csv, line 2: path must not be empty"),
+        ("path\na.jpg\n ,\n", r"u\.csv, line 3: "),
+        ("image,label\na.jpg,cat\n", r"u\.csv must have the columns path in its first line, .* got image,label"),
+        ("", "got nothing"),
+        ("path\n", "holds no image"),
+    ],
+)
+def test_a_table_of_unlabelled_images_without_paths_is_refused(tmp_path, text, message):
+    with pytest.raises(UserError, match=message):
+        load_unlabelled(write(tmp_path / "u.csv", text))
 
 
 # --- Hugging Face's metadata.csv
@@ -255,6 +307,29 @@ def test_every_data_set_is_looked_at_where_none_is_named_and_the_exit_code_says_
     assert list(states.items()) == [(name, "ready" if name == "Food101" else "not ready") for name in stored_datasets()]
 
 
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        (["train/ant/1.png", "train/bee/1.png"], "2 train, 0 val and 0 test images of 2 classes"),
+        ([f"{name}/{n}.png" for name in ("ant", "bee") for n in range(4)], "4 train, 2 val and 2 test images of"),
+        (["ant/1.png"], "holds images in one folder alone, ant"),
+        (["a.csv"], "is damaged or not a table in UTF-8"),
+    ],
+)
+def test_check_recognises_a_folder_of_own_images(tmp_path, capsys, files, said):
+    for number, file in enumerate(files):
+        write(tmp_path / file, picture(number))
+    main(["datasets", "check", "--root", str(tmp_path)])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("ImageFolder ") and said in lines[0]
+
+
+@pytest.mark.parametrize("files", [[], ["notes.txt"], ["dtd/images/ant/1.png", "ant/1.png"]])
+def test_check_lists_all_data_sets_of_another_folder(tmp_path, capsys, files):
+    assert main(["datasets", "check", "--root", str(make(tmp_path / "data", *files))]) == 1
+    assert len([line for line in capsys.readouterr().out.splitlines() if line[0] != " "]) == len(stored_datasets())
+
+
 def test_a_mistake_is_an_error_before_anything_is_looked_at(tmp_path, capsys):
     for arguments, said in (
         (["check", "dtd", "flowers17"], "'flowers17'; did you mean 'OxfordFlowers'?"),
@@ -322,6 +397,6 @@ def test_all_images_are_read_and_every_bad_one_is_named_and_every_copy_that_trai
 
 def test_one_class_and_a_layout_that_training_refuses_are_not_ready_and_why_is_said(tmp_path):
     make(tmp_path, "train/ant/1.png")
-    for root, said in (("", "at least two classes"), ("train", "holds ant, and neither class folders in")):
+    for root, said in (("", "at least two classes"), ("train", "holds images in one folder alone, ant")):
         ready, [line] = check_own_images(str(tmp_path / root))
         assert not ready and said in line

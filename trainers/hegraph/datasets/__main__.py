@@ -1,8 +1,8 @@
 """Says whether data sets are whole, or downloads them.
 
 DATASET is a name such as Caltech101, the name of its file in configs/datasets, such as dtd, or a common short name,
-such as pets. Case, `_` and `-` are ignored. `check folder` reads your own images, which --root then names as for
-training.
+such as pets. Case, `_` and `-` are ignored. `check --root DIR` and `check folder --root DIR` read your own
+images in DIR.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ import random
 import shlex
 import sys
 from collections import Counter
+from contextlib import suppress
 
 from ..utils.errors import Parser, UserError, command, printable, report, say, unknown
 from ..utils.files import absolute
 from .base import Dataset, check_classes, some
 from .download import download
-from .loading import OWN, load_own_images, read_stored
+from .loading import OWN, NoOwnImages, load_own_images, read_stored
 from .registry import Sizes, canonical_name, stored_datasets
 from .splits import SPLITS, read_drawn
 
@@ -32,7 +33,8 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = Parser(prog=command("datasets"), description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     check = commands.add_parser("check", help="say what is ready and what is missing")
-    check.add_argument("datasets", nargs="*", metavar="DATASET", help="default: all fifteen; folder: your own images")
+    whose = "default: your own images where DATA is their folder, else all fifteen; folder: your own images"
+    check.add_argument("datasets", nargs="*", metavar="DATASET", help=whose)
     fetch = commands.add_parser("download", help="fetch what is missing")
     fetch.add_argument("datasets", nargs="+", metavar="DATASET")
     for subparser in (check, fetch):
@@ -53,17 +55,27 @@ def run(args: argparse.Namespace) -> int:
         raise unknown("data set", strange, (*known, OWN))
     if OWN in names and (args.command == "download" or len(names) > 1):
         raise UserError(f"{OWN} is your own images: they are not downloaded, and are checked without other data sets")
+    if not args.datasets and not any((absolute(args.root) / entry.folder).is_dir() for entry in known.values()):
+        with suppress(NoOwnImages):
+            return show(OWN, check_own_images(args.root))
     if args.command == "download":
         for name in names:
             download(name, known[name].sources, absolute(args.root) / known[name].folder)
-    all_ready = True
-    for name in names:
-        ready, lines = check_own_images(args.root) if name == OWN else check_dataset(name, args.root)
-        first, *more = map(printable, lines)
-        say(f"{name:20} {'ready' if ready else 'not ready':10} {first}\n")
-        say("".join(f"{'':31} {line}\n" for line in more))
-        all_ready = all_ready and ready
-    return int(not all_ready)
+    if OWN in names:
+        try:
+            return show(OWN, check_own_images(args.root))
+        except NoOwnImages as error:
+            return show(OWN, (False, [str(error)]))
+    return max([show(name, check_dataset(name, args.root)) for name in names])
+
+
+def show(name: str, state: State) -> int:
+    """Prints the state of a data set; returns 0 if it can be used, and else 1."""
+    ready, lines = state
+    first, *more = map(printable, lines)
+    say(f"{name:20} {'ready' if ready else 'not ready':10} {first}\n")
+    say("".join(f"{'':31} {line}\n" for line in more))
+    return int(not ready)
 
 
 # --- data sets below the data root
@@ -101,10 +113,15 @@ def check_dataset(name: str, root: str) -> State:
 
 
 def check_own_images(root: str) -> State:
-    """Finds out whether own images are whole. Every image is decoded, by all cores, and nothing is written."""
+    """Finds out whether own images are whole. Every image is decoded, by all cores, and nothing is written.
+
+    Raises NoOwnImages if `root` holds none.
+    """
     try:
         dataset = load_own_images(root)
         check_classes(len(dataset.classnames))
+    except NoOwnImages:
+        raise
     except UserError as error:
         return (False, [str(error)])
     problems = dataset.unreadable_images()

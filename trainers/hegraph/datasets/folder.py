@@ -1,9 +1,12 @@
 """The user's own images in files: a folder of class folders, a CSV file, or Hugging Face's `metadata.csv`.
 
 ROOT/train/<class>/*.jpg         and, if there are any, ROOT/val/<class>/ and ROOT/test/<class>/
+ROOT/<class>/*.jpg               each class is split at random, as CoOp splits a data set without a split
 ROOT/labels.csv, or ROOT itself  with the columns path,label[,split] and paths relative to the file
 ROOT/train/metadata.csv          with the columns file_name,label, and the same for val and test
 ROOT/metadata.csv                with the columns file_name,label[,split]; without a split, a path says it
+
+The columns of a table are separated by commas, semicolons or tabs. Its paths may have the `\\` of Windows.
 
 What all forms of own images share is here as well: their rows, and the names of splits and classes.
 """
@@ -13,11 +16,13 @@ from __future__ import annotations
 import csv
 import logging
 import os
+import random
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,14 +32,18 @@ from ..utils.errors import UserError
 from ..utils.files import absolute
 from ..utils.reading import read_text, reading
 from .images import is_image, open_below
-from .layouts import folders_in, listing
-from .splits import SPLIT_NAMES
+from .layouts import folders_in, listing, split_classes
+from .splits import SPLIT_NAMES, SPLITS
 
 logger = logging.getLogger(__name__)
 
 METADATA = "metadata.csv"
-TABLE = "a table in UTF-8 with commas between its columns"
-COLUMNS = "the columns path,label[,split], each once and with commas between them, in its first line"
+TABLE = "a table in UTF-8 with commas, semicolons or tabs between its columns"
+DELIMITERS = ",;\t"
+NO_CLASSES = ("unlabelled", "none of these")  # folders of `teach`, which lie beside those of the classes
+OUTPUTS = ("result.json", "config.json")  # a folder that holds one is the output of a run, or a model
+SPLIT_SEED = 1  # of the split of class folders, whatever the seed of the run
+LEAST_IMAGES = 4  # of a class, for one image or more in each of three splits
 
 
 class Row(NamedTuple):
@@ -111,12 +120,13 @@ def read_files(root: str) -> OwnImages | None:
     elif base / METADATA in tables and "file_name" in read_text(base / METADATA).partition("\n")[0].lower():
         rows = _read_table(base / METADATA)
     elif any(split == "train" and folders_in(base / name) for name, split in folders.items()):
-        rows = _read_class_folders(base, folders)
+        places = [(f"{top}/{name}", split, name) for top, split in folders.items() for name in listing(base / top)]
+        rows = _rows_of_folders(base, places, "train/<class>", [])
         _check_folders(base, folders)
         if tables:
             said = "%s: %d CSV files are not read, since there are class folders; to use one, give it: --root %s"
             logger.warning(said, base, len(tables), tables[0])
-    elif len(tables) == 1:
+    elif len(tables) == 1 and (not path.is_dir() or _lists_images(tables[0]) or not class_folders(base)):
         rows = _read_table(tables[0])
     else:
         return None
@@ -124,6 +134,62 @@ def read_files(root: str) -> OwnImages | None:
     if twice := next((file for file, number in numbers.items() if number > 1), ""):
         raise UserError(f"{base}: {twice} is listed more than once; an image has one label and one split")
     return OwnImages(rows, partial(open_below, base), base)
+
+
+def class_folders(base: Path) -> list[str]:
+    """List the folders in a folder that hold images of a class each, in sorted order.
+
+    Hidden folders, those of `NO_CLASSES`, and outputs of this program are no classes. UserError if a folder beside
+    them has the name of a split.
+    """
+    classes, splits = [], []
+    for name in folders_in(base):
+        files = listing(base / name)
+        if name.lower() in SPLIT_NAMES:
+            splits.append(name)
+        elif name.lower() not in NO_CLASSES and not {*OUTPUTS} & {*files} and any(map(is_image, files)):
+            classes.append(name)
+    if classes and splits:
+        raise UserError(
+            f"{base} holds the folder of a split, {splits[0]}, and class folders beside it, such as {classes[0]}; "
+            f"expected {base}/train/<class>/*.jpg, or class folders alone; if {splits[0]} is a class, rename it"
+        )
+    return classes
+
+
+def read_class_folders(root: str, split: bool = True) -> OwnImages | None:
+    """Read class folders that lie directly in a folder; None without any.
+
+    Each class is split into 50 % train, 20 % val and 30 % test by CoOp's protocol. The split depends on the names of
+    folders and files alone. Without `split`, all images are train.
+
+    Raises:
+        UserError: If there are fewer than two classes to split, or a class has fewer images than `LEAST_IMAGES`; and as
+            of `class_folders`.
+    """
+    base = absolute(root)
+    classes = class_folders(base) if os.path.isdir(base) else []
+    if not classes:
+        return None
+    others = [name for name in listing(base) if name not in classes]
+    rows = _rows_of_folders(base, [(name, "train", name) for name in classes], "<class>", others)
+    return OwnImages(_split(base, classes, rows) if split else rows, partial(open_below, base), base)
+
+
+def _split(base: Path, classes: Sequence[str], rows: Sequence[Row]) -> list[Row]:
+    """Split the images of class folders, each class alone; errors are those of `read_class_folders`."""
+    if len(classes) < 2:
+        raise UserError(f"{base} holds images in one folder alone, {classes[0]}; expected two class folders or more")
+    paths = {name: [row.path for row in of_class] for name, of_class in groupby(rows, lambda row: row.label)}
+    if small := [name for name in classes if len(paths[name]) < LEAST_IMAGES]:
+        raise UserError(
+            f"{base}: {len(small)} of {len(classes)} classes have fewer than {LEAST_IMAGES} images, too few to be split"
+            f", such as {small[0]}; add images, or move all class folders into {base / 'train'}, which is not split"
+        )
+    pools = split_classes(((label, name, paths[name]) for label, name in enumerate(classes)), random.Random(SPLIT_SEED))
+    said = "%s has no folder train: each class is split at random into 50 %% train, 20 %% val, 30 %% test images (%s)"
+    logger.warning(said, base, ", ".join(f"{len(pools[name])} {name}" for name in SPLITS))
+    return [Row(name, item.path, item.classname) for name in SPLITS for item in pools[name]]
 
 
 def _check_folders(base: Path, read: dict[str, str]) -> None:
@@ -135,36 +201,84 @@ def _check_folders(base: Path, read: dict[str, str]) -> None:
         logger.warning("%s: the folders %s are not read; read are %s", base, ", ".join(others), ", ".join(read))
 
 
-def _read_class_folders(base: Path, folders: dict[str, str]) -> list[Row]:
+def _rows_of_folders(base: Path, places: Iterable[tuple[str, str, str]], form: str, others: Sequence[str]) -> list[Row]:
+    """The images of class folders, given as path, split and class, with a warning of what is not read, as `others`."""
     rows: list[Row] = []
-    left_out: list[str] = []
-    for place, split, name in [(f"{top}/{n}", split, n) for top, split in folders.items() for n in listing(base / top)]:
+    left_out = [*others]
+    for place, split, name in places:
         files = listing(base / place) if (base / place).is_dir() else []
         images = [file for file in files if is_image(file)]  # by its name alone: there may be millions
         rows += [Row(split, f"{place}/{file}", name) for file in images]
         left_out += [f"{place}/{file}" for file in files if not is_image(file)] if images else [place]
     if left_out:
-        said = "%s: %d files and folders hold no image at train/<class>/IMAGE and are not read, such as %s"
-        logger.warning(said, base, len(left_out), left_out[0])
+        said = "%s: %d files and folders hold no image at %s/IMAGE and are not read, such as %s"
+        logger.warning(said, base, len(left_out), form, left_out[0])
     return rows
 
 
 # --- tables
 
 
+def read_table(path: Path, *needed: str) -> tuple[str, list[dict[str, str]]]:
+    """Read a CSV file that lists images.
+
+    Args:
+        path: The file.
+        needed: Columns that it must have, beside `path` or Hugging Face's `file_name`.
+
+    Returns:
+        The name of the column of paths; and for each row its values by column, and under "where" its place in messages.
+        Paths have `/` between their parts.
+
+    Raises:
+        UserError: If a column is missing or there twice, a row has more values than columns, or a needed value is
+            empty.
+    """
+    with reading(path, TABLE), path.open(encoding="utf-8-sig", newline="") as file:
+        delimiter = max(DELIMITERS, key=file.readline().count)
+        file.seek(0)
+        table = csv.DictReader(file, skipinitialspace=True, strict=True, delimiter=delimiter)
+        table.fieldnames = columns = [column.strip().lower() for column in table.fieldnames or ()]
+        place = "path" if "path" in columns else "file_name"
+        if not {place, *needed} <= {*columns} or len({*columns}) < len(columns):
+            must = ",".join(("path", *needed)) + ("[,split]" if needed else "")
+            raise UserError(
+                f"{path} must have the columns {must} in its first line, each once, with commas, semicolons or tabs "
+                f"between them; got {','.join(columns) or 'nothing'}"
+            )
+        rows = []
+        for row in table:
+            where = f"{path}, line {table.line_num}"
+            if None in row:
+                raise UserError(f"{where}: more values than columns; put a value that holds a comma into quotes")
+            values = {column: (value or "").strip() for column, value in row.items()}
+            if empty := [column for column in (place, *needed) if not values[column]]:
+                raise UserError(f"{where}: {' and '.join(empty)} must not be empty")
+            rows.append({**values, place: _posix(path.parent, values[place]), "where": where})
+        return place, rows
+
+
+def _lists_images(path: Path) -> bool:
+    """Whether the first line of a CSV file has the columns of a table of images."""
+    columns = set(re.split(rf"[{DELIMITERS}]", re.sub(r'[\s"]', "", read_text(path, TABLE).partition("\n")[0].lower())))
+    return "label" in columns and bool(columns & {"path", "file_name"})
+
+
+def _posix(base: Path, path: str) -> str:
+    """A path with `/`. A `\\` in it is taken for one of Windows, unless there is a file of this very name."""
+    if "\\" in path and not os.path.exists(base / path):
+        path = path.replace("\\", "/")
+    return Path(os.path.normpath(path)).as_posix()
+
+
 def _read_table(path: Path, folder: str = "", default: str = "") -> list[Row]:
-    """The rows of a CSV file, whose images are relative to `folder`; Hugging Face's has `file_name` for `path`.
+    """The rows of a CSV file, whose images are relative to `folder`.
 
     A row that names no split is of the `default` one, or of that of the first folder of a `file_name`, or train. If
     some have one and others do not, that is an error: an image must not become a training image by a guess.
     """
-    with reading(path, TABLE), path.open(encoding="utf-8-sig", newline="") as file:
-        table = csv.DictReader(file, skipinitialspace=True, strict=True)
-        table.fieldnames = columns = [column.strip().lower() for column in table.fieldnames or ()]
-        place = "path" if "path" in columns else "file_name"
-        if not {place, "label"} <= {*columns} or len({*columns}) < len(columns):
-            raise UserError(f"{path} must have {COLUMNS}; got {','.join(columns) or 'nothing'}")
-        rows = [_read_row(row, place, f"{path}, line {table.line_num}") for row in table]
+    place, table = read_table(path, "label")
+    rows = [_read_row(row, place) for row in table]
     if place == "file_name" and not default:
         tops = [os.path.dirname(row.path).partition("/")[0].lower() for row in rows]
         rows = [row._replace(split=row.split or SPLIT_NAMES.get(top, "")) for row, top in zip(rows, tops)]
@@ -175,13 +289,9 @@ def _read_table(path: Path, folder: str = "", default: str = "") -> list[Row]:
     return [Row(row.split or default or "train", os.path.join(folder, row.path), row.label) for row in rows]
 
 
-def _read_row(row: dict[Any, Any], place: str, where: str) -> Row:
-    """A row of a table, whose split is "" if it names none; `where` names it in messages."""
-    if None in row:
-        raise UserError(f"{where}: more values than columns; put a value that holds a comma into quotes")
-    image, label, split = ((row.get(key) or "").strip() for key in (place, "label", "split"))
-    if not image or not label:
-        raise UserError(f"{where}: path and label must not be empty")
+def _read_row(row: dict[str, str], place: str) -> Row:
+    """A row of a table, whose split is "" if it names none."""
+    split = row.get("split", "")
     if split and split.lower() not in SPLIT_NAMES:
-        raise UserError(f"{where}: split must be train, val or test, got {split!r}")
-    return Row(SPLIT_NAMES.get(split.lower(), ""), Path(os.path.normpath(image)).as_posix(), label)
+        raise UserError(f"{row['where']}: split must be train, val or test, got {split!r}")
+    return Row(SPLIT_NAMES.get(split.lower(), ""), row[place], row["label"])

@@ -9,7 +9,6 @@ The classes of the user's own images are in the order of their form, or else sor
 
 from __future__ import annotations
 
-import csv
 import logging
 import random
 import re
@@ -21,10 +20,10 @@ from pathlib import Path
 
 from ..utils.errors import UserError, command, first_line, unknown
 from ..utils.files import absolute
-from ..utils.reading import check, reading
+from ..utils.reading import check
 from .base import Dataset, class_names, some
 from .digits import load_digits_dataset
-from .folder import class_name, read_files
+from .folder import class_name, read_class_folders, read_files, read_table
 from .images import is_image, open_below
 from .layouts import class_ids, listing
 from .packed import read_hugging_face, read_shards
@@ -34,7 +33,14 @@ from .splits import SPLITS, Item, Pools, read_coop_pickle, read_drawn, read_spli
 logger = logging.getLogger(__name__)
 
 OWN = "ImageFolder"  # the name of the user's own images
-LAYOUT = "expected ROOT/train/<class>/*.jpg (and val, test), or a CSV file with the columns path,label[,split]"
+LAYOUT = (
+    "expected ROOT/train/<class>/*.jpg (and val, test), ROOT/<class>/*.jpg, or a CSV file with the columns "
+    "path,label[,split]"
+)
+
+
+class NoOwnImages(UserError):
+    """A folder holds images in none of the forms of docs/data.md."""
 
 
 def load_dataset(name: str, root: str = "", seed: int = 1, rng: random.Random | None = None) -> Dataset:
@@ -97,8 +103,8 @@ def load_unlabelled(source: Path) -> Dataset:
         paths = sorted(path.relative_to(base).as_posix() for path in found)
     else:
         base = source.parent
-        with reading(source, "a CSV file with a column path"), source.open(encoding="utf-8-sig", newline="") as file:
-            paths = [row["path"] for row in csv.DictReader(file)]
+        place, rows = read_table(source)
+        paths = [row[place] for row in rows]
     if not paths:
         raise UserError(f"{source} holds no image")
     items = [Item(path, 0, "") for path in paths]
@@ -118,15 +124,24 @@ def check_trainable(dataset: Dataset) -> None:
 # --- the user's own images
 
 
-def load_own_images(root: str, name: str = OWN) -> Dataset:
-    """Reads the data set that `--root` names, in one of the forms of docs/data.md. No image is opened."""
+def load_own_images(root: str, name: str = OWN, split_folders: bool = True) -> Dataset:
+    """Reads the data set that `--root` names, in one of the forms of docs/data.md. No image is opened.
+
+    Class folders directly below `root` are split into train, val and test, unless `split_folders` is false.
+    """
     if not root:
         raise UserError(f"{OWN} needs --root, your folder or CSV file; {LAYOUT}")
-    images = read_files(root) or read_hugging_face(root) or read_shards(root)  # None, where it is of another form
+    # Each is None where the images are of another form
+    images = read_files(root) or read_hugging_face(root) or read_shards(root) or read_class_folders(root, split_folders)
     if images is None:
         base = absolute(root)
-        held = some(listing(base)) or "nothing"
-        raise UserError(f"{base} holds {held}, and neither class folders in a folder train nor one CSV file; {LAYOUT}")
+        try:
+            held = some(listing(base)) or "nothing"
+        except UserError as error:
+            raise NoOwnImages(str(error)) from error
+        raise NoOwnImages(
+            f"{base} holds {held}, and neither class folders in a folder train nor one CSV file; {LAYOUT}"
+        )
     where = images.root or root
     rows: dict[str, list[tuple[str, str]]] = {split: [] for split in SPLITS}
     for split, path, label in images.rows:

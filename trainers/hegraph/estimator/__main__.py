@@ -44,7 +44,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def train_more(args: argparse.Namespace) -> int:
     """Does what the command line says, and prints what each class has gained."""
-    dataset = load_own_images(args.root)
+    dataset = load_own_images(args.root, split_folders=False)
     from ..models.folder import check_place, find_model_folder  # torch takes seconds to import
     from .classifier import HeGraphClassifier
 

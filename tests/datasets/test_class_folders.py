@@ -1,0 +1,98 @@
+"""Class folders directly below the root: CoOp's split of them, and folders beside them that are no classes."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+from dataset_files import counts, load, make, picture, refused, rows_of, write
+
+from trainers.hegraph import load_few_shot
+from trainers.hegraph.__main__ import main
+from trainers.hegraph.datasets.loading import load_own_images
+
+
+def animals(root: Path, **numbers: int) -> Path:
+    """A folder with this number of images in the folder of each class, no two alike."""
+    shades = iter(range(250))
+    for name, number in (numbers or {"ant": 10, "bee": 5, "cow": 4}).items():
+        for image in range(number):
+            write(root / name / f"{image}.png", picture(next(shades), len(name)))
+    return root
+
+
+def test_each_class_is_split_as_coop_splits_it(tmp_path, caplog):
+    dataset = load(animals(tmp_path))
+    expected: dict[str, list[tuple]] = {"train": [], "val": [], "test": []}
+    rng = random.Random(1)  # CoOp's OxfordPets.read_and_split_data, by its own words
+    for label, (name, number) in enumerate((("ant", 10), ("bee", 5), ("cow", 4))):
+        images = [f"{name}/{image}.png" for image in range(number)]
+        rng.shuffle(images)
+        n_train, n_val = round(number * 0.5), round(number * 0.2)
+        splits = images[:n_train], images[n_train : n_train + n_val], images[n_train + n_val :]
+        for split, paths in zip(expected, splits):
+            expected[split] += [(path, label, name) for path in paths]
+    assert rows_of(dataset) == expected
+    assert counts(dataset) == [9, 4, 6]
+    [said] = caplog.messages
+    assert said.endswith("is split at random into 50 % train, 20 % val, 30 % test images (9 train, 4 val, 6 test)")
+
+
+def test_the_split_is_the_same_for_every_seed(tmp_path):
+    root = str(animals(tmp_path / "a"))
+    tests = [load_few_shot("ImageFolder", root, shots=2, seed=seed).test for seed in (1, 2, 3)]
+    assert tests[0] == tests[1] == tests[2]
+    assert rows_of(load(animals(tmp_path / "b"))) == rows_of(load(root))
+
+
+def test_folders_beside_are_no_classes(tmp_path, caplog):
+    root = animals(tmp_path)
+    before = rows_of(load(root))
+    caplog.clear()
+    make(root, ".hegraph/kept/1.png", "unlabelled/1.png", "none of these/2.png", "deep/more/3.png", "empty/a.txt")
+    make(root, "out/result.json", "out/curve.png", "model/config.json", "model/0.png", "rows.csv", "loose.png")
+    make(root, "ant/Thumbs.db", "ant/old/4.png")
+    assert rows_of(load(root)) == before
+    assert caplog.messages[0].startswith(f"{root}: 10 files and folders hold no image at <class>/IMAGE")
+
+
+@pytest.mark.parametrize("table", ["path,label\nant/0.png,ant\n", "Label;file_name;split\nbee;ant/0.png;train\n"])
+def test_a_table_of_images_goes_before_class_folders(tmp_path, table):
+    write(animals(tmp_path) / "labels.csv", table)
+    assert counts(load(tmp_path)) == [1, 0, 0]
+
+
+def test_folders_of_splits_go_before_class_folders(tmp_path):
+    make(animals(tmp_path), "train/ant/1.png", "train/bee/1.png", "test/bee/2.png")
+    assert counts(load(tmp_path)) == [2, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (["test/1.png"], "holds the folder of a split, test, and class folders beside it, such as ant; .* rename it"),
+        (["train/1.png", "Test/1.png"], "holds the folder of a split, (train|Test), and .*/train/<class>/"),
+        (["val/ant/1.png"], "holds the folder of a split, val"),
+        (["dog/1.png", "dog/2.png", "dog/3.png"], "1 of 4 classes have fewer than 4 images, .* such as dog; .*/train"),
+    ],
+)
+def test_folders_that_cannot_be_split_are_refused(tmp_path, files, message):
+    refused(make(animals(tmp_path), *files), message)
+
+
+def test_one_class_folder_is_refused(tmp_path):
+    refused(animals(tmp_path, photos=9), "images in one folder alone, photos; expected two class folders or more")
+
+
+def test_more_images_are_not_split(tmp_path):
+    dataset = load_own_images(str(animals(tmp_path, ant=2)), split_folders=False)
+    assert (counts(dataset), dataset.classnames) == ([2, 0, 0], ["ant"])
+
+
+def test_a_run_trains_on_class_folders(tmp_path, capsys, caplog):
+    root, out = animals(tmp_path / "own"), tmp_path / "out"
+    flags = ["--dataset-config-file", "folder", "--root", str(root), "--config-file", "mini", "--trainer", "ZeroShot"]
+    assert main([*flags, "--shots", "2", "--output-dir", str(out)]) == 0
+    assert "is split at random into 50 % train, 20 % val, 30 % test images (9 train, 4 val, 6 test)" in caplog.text
+    assert (out / "result.json").is_file()
