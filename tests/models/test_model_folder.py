@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 from collections.abc import Callable
 from dataclasses import fields, replace
@@ -35,6 +36,7 @@ from trainers.hegraph.utils.errors import UserError
 from trainers.hegraph.utils.reading import read_json
 
 KNOWN = KnownScores(quantiles=[0.1 * step for step in range(101)], fitted_on="val", num_images=12)
+from trainers.hegraph.utils import files
 
 
 @pytest.fixture
@@ -152,6 +154,54 @@ def test_something_else_than_a_model_is_neither_read_nor_overwritten(tmp_path, s
     (tmp_path / "file").write_text("mine")
     for place in (tmp_path / "file", tmp_path):
         assert "holds no config.json" in refused(place)
+CHANGES = ("os.mkdir", "os.rename", "os.chmod", "os.remove", "os.rmdir", "shutil.rmtree", "ctypes.dlsym")
+
+
+def save_until(step: int, model: SavedModel, folder: Path) -> None:
+    """Saves a model, and kills this process before the change on disk with this number."""
+    steps = count(1)
+
+    def kill(event: str, arguments: tuple[Any, ...]) -> None:
+        writes = event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+        if (writes or event in CHANGES) and next(steps) == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(kill)
+    save_model(model, folder)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.parametrize("can_exchange", [True, False])
+def test_a_killed_save_leaves_a_whole_model(folder, saved_model, monkeypatch, can_exchange):
+    if not can_exchange:
+        monkeypatch.setattr(files, "_exchange", lambda one, other: False)
+    fork, new, found = multiprocessing.get_context("fork"), saved_model(method="TipAdapter"), []
+    for step in count(1):
+        process = fork.Process(target=save_until, args=(step, new, folder))
+        process.start()
+        process.join()
+        found.append(load_model(folder).method)
+        assert (folder / CONFIG).is_file() or not can_exchange
+        if process.exitcode == 0:
+            break
+        assert process.exitcode == -signal.SIGKILL
+        save_model(saved_model(), folder)  # which removes what the killed process left
+        assert os.listdir(folder.parent) == ["model"] and load_model(folder).method == "HeGraphAdapter"
+    old = found.count("HeGraphAdapter")
+    assert old > 5 and found == ["HeGraphAdapter"] * old + ["TipAdapter"] * (step - old) and step - old > 5
+
+
+def test_a_failed_save_keeps_the_model_of_a_killed_one(folder, saved_model, disk_full_after):
+    left = files._beside(folder)
+    left.mkdir()
+    os.replace(folder, left / "old")  # as a killed process leaves it where folders cannot be exchanged
+    assert load_model(folder).method == load_model(folder.parent).method == "HeGraphAdapter"
+    with pytest.raises(UserError, match=r"cannot write .*model"), disk_full_after(100):
+        save_model(saved_model(), folder)
+    assert os.listdir(folder.parent) == ["model"] and load_model(folder).method == "HeGraphAdapter"
+
+
         with pytest.raises(UserError, match="is no model folder"):
             save_model(saved_model(), place)
     assert (tmp_path / "file").read_text() == "mine"

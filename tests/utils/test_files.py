@@ -13,6 +13,7 @@ import torch
 import yaml
 from pydantic import BaseModel
 
+from trainers.hegraph.utils import files
 from trainers.hegraph.utils.errors import UserError
 from trainers.hegraph.utils.files import (
     absolute,
@@ -75,6 +76,7 @@ def test_a_folder_that_cannot_be_put_in_place_leaves_the_older_one(tmp_path, mon
             raise OSError("the disk is gone")
         replace(source, target)
 
+    monkeypatch.setattr(files, "_exchange", lambda one, other: False)
     monkeypatch.setattr(os, "replace", fail_at_last)
     with pytest.raises(UserError, match="cannot write .*model: the disk"), writing_folder(tmp_path / "model"):
         pass
@@ -136,6 +138,26 @@ def test_the_hash_of_content_tells_types_shapes_keys_and_values_apart():
     contents += [{"a": "1"}, {"a": {"b": ones}}]
     assert len({hash_content(content) for content in contents}) == len(contents)
     assert hash_content({"a": ones.t()}) == hash_content({"a": torch.ones(3, 2)})
+
+
+@pytest.mark.parametrize(
+    "contents",
+    [
+        ([1, [2]], [1, 2], [[1], 2], [[1, 2]], [[1], [2]], [[[1]], 2]),
+        ([], [[]], [{}], [[], []], [[[]]]),
+        ({"a": {"b": 1}}, {"a": {}, "b": 1}, {"a": 1, "b": 1}, {"a": [{"b": 1}]}),
+    ],
+)
+def test_hash_content_tells_nesting_apart(contents):
+    assert len({hash_content(content) for content in contents}) == len(contents)
+    assert hash_content([1, (2, "a")]) == hash_content((1, [2, "a"]))
+
+
+def test_hash_content_of_flat_values_is_stable():
+    # the bytes of key, type, shape and values, as model folders and banks of earlier versions have them
+    content = b"'a':torch.int64[2]" + (3).to_bytes(8, "little") + (5).to_bytes(8, "little") + b"'b':'x';"
+    assert hash_content({"a": torch.tensor([3, 5]), "b": "x"}) == hashlib.sha256(content).hexdigest()
+    assert hash_content([1, "x", None]) == hashlib.sha256(b"1;'x';None;").hexdigest()
 
 
 def test_an_output_that_the_command_reads_or_that_is_no_file_is_refused(tmp_path):

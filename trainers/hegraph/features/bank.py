@@ -220,7 +220,8 @@ class BankFile:
         if self.path.stat().st_size <= HASHED_WHOLE:
             return self.digest
         taken = take()
-        return hash_content([sorted(self._file.metadata().items()), *(getattr(taken, name) for name in FORMS)])
+        metadata = [word for pair in sorted(self._file.metadata().items()) for word in pair]
+        return hash_content([*metadata, *(getattr(taken, name) for name in FORMS)])
 
     def _check_forms(self, names: set[str]) -> None:
         """Raises ValueError for a tensor that is missing, or of another type or shape than `FORMS` says."""

@@ -26,7 +26,7 @@ from ..method.model import TransferableAdapter
 from ..method.options import ModelOptions, metapath_defaults
 from ..method.unlabelled import ClassSums
 from ..utils.errors import UserError
-from ..utils.files import hash_content, write_json, write_tensors, writing_folder
+from ..utils.files import hash_content, whole_folder, write_json, write_tensors, writing_folder
 from ..utils.option import option_of
 from ..utils.reading import Finite, Part, Size, read_json, read_tensors, reading
 from .card import model_card
@@ -285,7 +285,7 @@ def find_model_folder(folder: Path) -> Path:
     Raises:
         UserError: If there is none.
     """
-    for candidate in (folder, folder / "model"):
+    for candidate in map(whole_folder, (folder, folder / "model")):
         if (candidate / CONFIG).is_file():
             return candidate
     what = f"holds no {CONFIG}" if folder.exists() else "is not there"

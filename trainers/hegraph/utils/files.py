@@ -1,11 +1,13 @@
 """Writing files, and hashes of their contents. How files are read is in `reading.py`.
 
-A file is written whole or not at all: first under a temporary name in the folder of the target, then renamed. A process
-that is killed meanwhile may leave a file of a name such as `.x1y2z3.tmp`, which nothing reads.
+Each file or folder is written whole or not at all: first under a temporary name beside the target, then renamed. A
+process that is killed may leave its temporary file or folder, such as `.0123456789abcdef01234567.tmp`. The next process that
+writes the same folder removes the folders that were left.
 """
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
 import os
@@ -23,6 +25,9 @@ from .errors import UserError, first_line
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+OLD = "old"  # the replaced folder, within the temporary folder of `writing_folder`
+RENAME_EXCHANGE = 2  # flag of Linux's renameat2
 
 _canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode
 
@@ -70,31 +75,67 @@ def atomic_path(path: Path) -> Iterator[Path]:
 def writing_folder(folder: Path) -> Iterator[Path]:
     """Gives a temporary folder that becomes `folder` when the block ends without an exception.
 
-    A folder that is there already is replaced: for an instant there is none, but never half of one.
+    A folder that exists is replaced. If the process is killed, `whole_folder(folder)` is the old folder or the new one.
 
     Raises:
         UserError: If the folder cannot be written, as of `atomic_path`.
     """
     temporary = _beside(folder)
-    new, old = temporary / "new", temporary / "old"
+    new, old = temporary / "new", temporary / OLD
     try:
         with _explained(folder, new):
+            for left in _temporaries(folder):
+                _remove(left, folder)
             new.mkdir(parents=True)
             yield new
-            if folder.exists():
-                os.replace(folder, old)
-            os.replace(new, folder)
+            exists = folder.exists()
+            if not (exists and _exchange(new, folder)):
+                if exists:
+                    os.replace(folder, old)
+                os.replace(new, folder)
     finally:
-        if old.exists() and not folder.exists():
-            os.replace(old, folder)
-        shutil.rmtree(temporary, ignore_errors=True)
+        _remove(temporary, folder)
+
+
+def whole_folder(folder: Path) -> Path:
+    """The folder; or the old one, if a process was killed after it had moved that away and before the new one came."""
+    if folder.exists():
+        return folder
+    return next((old for left in _temporaries(folder) if (old := left / OLD).is_dir()), folder)
+
+
+def _remove(temporary: Path, folder: Path) -> None:
+    """Removes a temporary folder of `writing_folder`. If `folder` is missing, the old one goes back into its place."""
+    if (temporary / OLD).exists() and not folder.exists():
+        os.replace(temporary / OLD, folder)
+    shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchanges two folders in one step; False if the system or the file system cannot."""
+    if sys.platform != "linux":
+        return False
+    with suppress(AttributeError):  # an old C library
+        here, paths = -100, (os.fsencode(one), os.fsencode(other))  # AT_FDCWD: relative to the working directory
+        return ctypes.CDLL(None).renameat2(here, paths[0], here, paths[1], RENAME_EXCHANGE) == 0
+    return False
+
+
+def _name_hash(path: Path) -> str:
+    """The part of a temporary name that tells of which path it is. The path's own name may be too long for that."""
+    return hashlib.sha256(os.fsencode(path.name)).hexdigest()[:8]
+
+
+def _temporaries(folder: Path) -> list[Path]:
+    """The temporary folders of a folder, of this process and of others."""
+    return [path for path in folder.parent.glob(f".????????{_name_hash(folder)}*.tmp") if path.is_dir()]
 
 
 def _beside(path: Path) -> Path:
-    """A new name in the folder of a path; the folder is made if it is not there."""
+    """A new temporary name in the folder of a path; the folder is made if it is missing."""
     with _explained(path, path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    return path.parent / f".{_session():08x}{uuid4().hex[:8]}.tmp"
+    return path.parent / f".{_session():08x}{_name_hash(path)}{uuid4().hex[:8]}.tmp"
 
 
 def _session() -> int:
@@ -105,6 +146,8 @@ def _session() -> int:
 def remove_temporaries(folder: Path, session: int) -> None:
     """Remove the temporary files and folders that the killed processes of a session have left below a folder."""
     for path in [*folder.rglob(f".{session:08x}*.tmp")]:
+        if (path / OLD).exists():  # the folder that it belongs to is missing: `whole_folder`
+            continue
         shutil.rmtree(path, ignore_errors=True)
         with suppress(OSError):
             path.unlink()
@@ -193,22 +236,27 @@ def file_version(path: Path) -> tuple[Path, int, int]:
 
 
 def hash_content(value: Any) -> str:
-    """SHA-256 over plain values and tensors, nested in dicts, lists and tuples, as 64 hex digits."""
+    """SHA-256 over plain values and tensors, nested in dicts, lists and tuples, as 64 hex digits.
+
+    A list and a tuple with equal entries have the same hash.
+    """
     digest = hashlib.sha256()
-    for part in _parts(value):
+    for part in _parts(value, outermost=True):
         digest.update(part)
     return digest.hexdigest()
 
 
-def _parts(value: Any) -> Iterator[Any]:
-    """The bytes that tell nested values apart."""
+def _parts(value: Any, outermost: bool = False) -> Iterator[Any]:
+    """The bytes that tell nested values apart. Each container but the outermost one begins with its length."""
     import torch  # which the files of data sets do not need
 
     if isinstance(value, dict):
+        yield b"" if outermost else f"{{{len(value)}:".encode()
         for key, entry in value.items():
             yield f"{key!r}:".encode()
             yield from _parts(entry)
     elif isinstance(value, (list, tuple)):
+        yield b"" if outermost else f"[{len(value)}:".encode()
         for entry in value:
             yield from _parts(entry)
     elif isinstance(value, torch.Tensor):
