@@ -6,6 +6,9 @@ An epoch has every image once, and depends on its number and the seed alone.
 from __future__ import annotations
 
 import logging
+import re
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -148,9 +151,56 @@ def test_free_memory_is_some_or_none_where_the_system_does_not_say_and_more_is_r
     refuse_beyond_memory(2**20, "this", "cpu")
     with pytest.raises(UserError, match="this would take 9007199.3 GB of memory, .* are free"):
         refuse_beyond_memory(2**53, "this", "cpu")
-    monkeypatch.setattr(memory, "Path", lambda _: tmp_path / "no such file")
+    monkeypatch.setattr(memory, "ROOT", tmp_path)
     assert free_bytes() is None
     refuse_beyond_memory(2**53, "this", "cpu")
+
+
+V1 = {
+    "memory.limit_in_bytes": "3000",
+    "memory.usage_in_bytes": "1500",
+    "memory.stat": "active_file 7\ntotal_active_file 100\ntotal_inactive_file 200\n",
+}
+V2 = {"memory.max": "3000", "memory.current": "1500", "memory.stat": "anon 9\nactive_file 100\ninactive_file 200\n"}
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "free"),
+    [
+        ("0::/a/b", {}, 10240),
+        ("0::/a/b", {"a/b": V2}, 1800),
+        ("0::/a/b", {"a": V2, "a/b": V2 | {"memory.max": "max"}}, 1800),
+        ("0::/a/b", {"": V2}, 1800),  # a container that sees its own group as the root
+        ("0::/a/b", {"a/b": V2 | {"memory.max": "1000"}}, 0),
+        ("0::/a/b", {"a/b": V2 | {"memory.max": "99999"}}, 10240),
+        ("9:cpu:/\n4:cpuset,memory:/a/b\n0::/", {"memory/a/b": V1}, 1800),
+        ("9:cpu:/\n4:memory:/a/b\n0::/", {"memory": V1}, 1800),
+        ("4:memory:/a", {"memory/a": V1 | {"memory.limit_in_bytes": f"{2**63 - 4096}"}}, 10240),
+    ],
+)
+def test_free_memory_knows_limits_of_control_groups(monkeypatch, tmp_path, groups, files, free):
+    root = {"proc/meminfo": "MemTotal: 99 kB\nMemAvailable: 10 kB\nHugePages_Total: 0\n", "proc/self/cgroup": groups}
+    root |= {f"sys/fs/cgroup/{group}/{name}": text for group, of in files.items() for name, text in of.items()}
+    for name, text in root.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(memory, "ROOT", tmp_path)
+    assert free_bytes() == free
+
+
+@pytest.mark.slow
+def test_many_classes_under_an_address_limit_are_refused():
+    code = (
+        "import resource, numpy as np\n"
+        "from trainers.hegraph import HeGraphClassifier, UserError\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (8 * 10**9, -1))\n"
+        "try:\n    HeGraphClassifier().fit(np.eye(20_000, 8) + 1, np.arange(20_000))\n"
+        "except UserError as error:\n    print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    said = r"training on 20000 images of 20000 classes would take \S+ GB of memory, [4-7]\.\d GB are free; .*\n"
+    assert re.fullmatch(said, done.stdout)
 
 
 @pytest.mark.parametrize(("free", "said"), [(4_000_000_000, False), (3_999_999_999, True), (None, False)])

@@ -8,7 +8,10 @@ Shapes: K classes, N cached images (K times the shots), d feature width, V views
 from __future__ import annotations
 
 import logging
-from pathlib import Path
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path, PurePosixPath
 
 import torch
 
@@ -18,6 +21,7 @@ from .batches import products_bytes
 
 logger = logging.getLogger(__name__)
 
+ROOT = Path("/")
 FLOAT, DOUBLE = 4, 8  # bytes
 SHARE = 0.5  # an estimate above this share of the free memory is logged
 
@@ -49,14 +53,57 @@ def training_bytes(
 
 
 def free_bytes(device: str = "cpu") -> int | None:
-    """Memory of "cpu", "cuda" or "cuda:N" that is free without swapping; None where the system does not say."""
+    """Free memory in bytes of "cpu", "cuda" or "cuda:N", without swapping; None if the system does not report it.
+
+    On the CPU this process may take no more than the machine has, its control groups allow (containers, batch systems)
+    and its address space may grow (`ulimit -v`).
+    """
     if device != "cpu":
         return torch.cuda.mem_get_info(device)[0]
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration):  # no Linux
-        return None
+    free = [*_free_of_machine(), *_free_of_groups(), *_free_of_address_space()]
+    return max(min(free), 0) if free else None
+
+
+def _free_of_machine() -> Iterator[int]:
+    with suppress(OSError, KeyError):  # not on Linux
+        yield 1024 * _numbers(ROOT / "proc/meminfo")["MemAvailable:"]
+
+
+def _free_of_groups() -> Iterator[int]:
+    """Of each control group of this process, version 1 and 2. The page cache of files counts as free.
+
+    A container may see its own group as the root, whatever path /proc/self/cgroup has: every folder above is read, too.
+    """
+    table = ROOT / "proc/self/cgroup"
+    for line in table.read_text().splitlines() if table.exists() else ():  # it is there on Linux alone
+        _, controllers, path = line.split(":", 2)
+        if not controllers:
+            base, most, now, total = "sys/fs/cgroup", "memory.max", "memory.current", ""
+        elif "memory" in controllers.split(","):
+            base, most, now, total = "sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_"
+        else:
+            continue
+        for place in (group := PurePosixPath(path.lstrip("/")), *group.parents):
+            folder = ROOT / base / place
+            with suppress(OSError, ValueError):  # there is no such group, or its limit is "max"
+                limit, used = (int((folder / name).read_text()) for name in (most, now))
+                files = _numbers(folder / "memory.stat")
+                yield limit - used + sum(files.get(f"{total}{kind}_file", 0) for kind in ("active", "inactive"))
+
+
+def _free_of_address_space() -> Iterator[int]:
+    with suppress(ImportError, OSError, ValueError):  # `resource` is not on Windows, /proc on Linux alone
+        import resource
+
+        limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+        if limit != resource.RLIM_INFINITY:
+            pages = int((ROOT / "proc/self/statm").read_text().split()[0])
+            yield limit - pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def _numbers(path: Path) -> dict[str, int]:
+    """The first two words of each line of a file of the kernel."""
+    return {name: int(number) for name, number, *_ in map(str.split, path.read_text().splitlines())}
 
 
 def refuse_beyond_memory(takes: int, what: str, device: str) -> None:
