@@ -163,6 +163,19 @@ def test_three_files_are_uploaded_and_downloaded_by_name_and_revision(model, dat
     assert TOKEN not in repr(loaded.get_params())
 
 
+def test_the_uploaded_card_names_the_backbone(model, tmp_path, monkeypatch):
+    cards, make_api = [], MagicMock()
+    upload = make_api.return_value.upload_folder
+    upload.side_effect = lambda folder_path, **_: cards.append((folder_path / "README.md").read_text())
+    monkeypatch.setattr(hub, "HfApi", make_api)
+    named = model.model_.backbone.model_copy(update={"model": "RN50-quickgelu", "pretrained": "openai"})
+    model.model_ = model.model_.model_copy(update={"backbone": named})
+    model.push_to_hub("user/shapes", token=TOKEN)
+    assert "\nbase_model: timm/resnet50_clip.openai\n" in cards[0]
+    model.save_pretrained(tmp_path / "model")  # open_clip, which knows the name, takes a second to import
+    assert "base_model" not in (tmp_path / "model" / "README.md").read_text()
+
+
 def test_what_the_hub_refuses_is_said_without_the_token(model, monkeypatch):
     refused = [(PermissionError(f"401: bad token {TOKEN}\nRequest 7"), r"bad token \*\*\*$")]
     for kind in (RepositoryNotFoundError, RevisionNotFoundError):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,8 +19,9 @@ from trainers.hegraph.backbones.clip import Backbone as ClipBackbone
 from trainers.hegraph.backbones.loading import load_backbone
 from trainers.hegraph.datasets.digits import open_digit
 from trainers.hegraph.experiments.run import KEPT
+from trainers.hegraph.features.bank import Encoder, load_bank
 from trainers.hegraph.method.cache import FoldedClassifier
-from trainers.hegraph.models.card import card_header, model_card
+from trainers.hegraph.models.card import base_model_of, model_card
 from trainers.hegraph.models.folder import load_model
 from trainers.hegraph.models.images import ImageModel
 from trainers.hegraph.models.saved import NOT_TESTED, Backbone, SavedModel
@@ -90,13 +94,24 @@ def test_names_are_neither_html_nor_markdown(saved_model):
     assert header["datasets"] == ["img src x onerror alert(1) a (javascript b) c (d) e f _g_ --- license other"]
 
 
-def test_the_backbone_is_named_as_the_hub_names_it_or_not_at_all(saved_model):
+def test_the_backbone_is_named_as_the_hub_names_it_or_not_at_all():
     named = {("ViT-B-32-quickgelu", "openai"): "timm/vit_base_patch32_clip_224.openai"}
     named |= {("RN50-quickgelu", "auto"): "timm/resnet50_clip.openai", ("hf-hub:org/birds", ""): "org/birds"}
     unnamed = (("hf-hub:<b>/birds", ""), ("hegraph-mini", "auto"), ("local-dir:birds", ""), ("ViT-B-32", __file__))
     for (name, pretrained), expected in (named | dict.fromkeys((*unnamed, ("", "")))).items():
         backbone = Backbone(title="any", model=name, pretrained=pretrained)
-        assert card_header(saved_model(backbone=backbone)).to_dict().get("base_model") == expected
+        assert base_model_of(backbone) == expected
+
+
+@pytest.mark.slow
+def test_a_run_from_a_bank_imports_no_open_clip(tiny_bank, tmp_path):
+    encoder = Encoder(model="ViT-B-32", pretrained="openai", precision="fp32", fingerprint={"model": "ViT-B-32"})
+    replace(load_bank(tiny_bank), encoder=encoder).save(tiny_bank)
+    code = "import sys; from trainers.hegraph.__main__ import main; print(main(), 'open_clip' in sys.modules)"
+    words = ["--features", tiny_bank, "--shots", "2", "--output-dir", tmp_path / "run", "OPTIM.MAX_EPOCH", "1"]
+    done = subprocess.run([sys.executable, "-c", code, *map(str, words)], capture_output=True, text=True)
+    assert done.stdout.endswith("\n0 False\n"), done.stderr
+    assert load_model(tmp_path / "run").backbone.model == "ViT-B-32"
 
 
 def test_a_run_leaves_the_scores_of_its_record(finished_run_once):

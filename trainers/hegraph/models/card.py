@@ -22,13 +22,13 @@ LISTED_CLASSES = 50  # a card names so many classes and counts the others
 MARKUP = re.compile(r"^[-+]|[\\`*_{}\[\]#|~!:@=$^]")  # what Markdown may take for its own
 
 
-def model_card(model: SavedModel) -> str:
-    """The card of a model, as Markdown with a YAML header."""
+def model_card(model: SavedModel, base_model: str | None = None) -> str:
+    """The card of a model, as Markdown with a YAML header. `base_model` is the Hub's name of the backbone, if known."""
     scores, method = model.scores, escaped(model.method)
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, keep_trailing_newline=True)
     environment.filters["escaped"] = escaped
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
-        header=card_header(model).to_yaml(),
+        header=card_header(model, base_model).to_yaml(),
         model=model,
         listed=LISTED_CLASSES,
         rows=[
@@ -39,8 +39,8 @@ def model_card(model: SavedModel) -> str:
     )
 
 
-def card_header(model: SavedModel) -> ModelCardData:
-    """What the Hub reads."""
+def card_header(model: SavedModel, base_model: str | None = None) -> ModelCardData:
+    """The metadata that the Hub reads."""
     dataset, scores = plain(model.trained_on.dataset), model.scores
     measured = (
         ("accuracy", "Accuracy", scores.accuracy),
@@ -68,7 +68,7 @@ def card_header(model: SavedModel) -> ModelCardData:
         tags=TAGS,
         datasets=[dataset],
         metrics=["accuracy", "f1"],
-        base_model=_base_model(model.backbone),
+        base_model=base_model,
         model_name=f"{plain(model.method)} on {dataset}",
         eval_results=results or None,
     )
@@ -84,11 +84,14 @@ def plain(text: str) -> str:
     return " ".join(re.sub(r"[^\w .,()+/-]", " ", text).split()) or "unnamed"
 
 
-def _base_model(backbone: Backbone) -> str | None:
-    """The Hub's name of the backbone; None where the Hub has none, as for mini or weights in a file."""
+def base_model_of(backbone: Backbone) -> str | None:
+    """The Hub's name of the backbone; None where the Hub has none, as for mini or weights in a file.
+
+    It imports open_clip, which takes a second. A run from a feature bank needs no open_clip otherwise.
+    """
     if not backbone.model:
         return None
-    from ..backbones.loading import hub_repository  # imports open_clip
+    from ..backbones.loading import hub_repository
 
     found = hub_repository(backbone.model, resolve_pretrained(backbone.model, backbone.pretrained))
     return found if found and re.fullmatch(r"[\w.-]+/[\w.-]+", found) else None

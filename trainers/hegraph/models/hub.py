@@ -14,6 +14,7 @@ from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.utils import RepositoryNotFoundError, RevisionNotFoundError
 
 from ..utils.errors import UserError, first_line
+from .card import base_model_of, model_card
 from .folder import CARD, CONFIG, TENSORS, find_model_folder, save_model
 from .saved import SavedModel
 
@@ -53,6 +54,7 @@ def push_model(
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model"
         save_model(model, path)
+        (path / CARD).write_text(model_card(model, base_model_of(model.backbone)), encoding="utf-8")
         try:
             api = HfApi(token=token)
             api.create_repo(repository, private=private, exist_ok=True)
