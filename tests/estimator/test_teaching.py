@@ -166,6 +166,40 @@ def test_unlabelled_images_are_heard_again(data, taught):
     assert heard.model_.unlabelled == 60 and heard.predict(data.X[data.y == 3]).tolist().count("dog") > 20
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda model, data, X, y: model.partial_fit(X[20:22], y[20:22]),
+        lambda model, data, X, y: model.add_class("eel", X[22:], text_features=-data.text[0]),
+        lambda model, data, X, y: model.remove_class("cow"),
+        lambda model, data, X, y: model.forget(X[:2], y[:2]),
+    ],
+    ids=["partial_fit", "add_class", "remove_class", "forget"],
+)
+def test_loaded_models_stay_adapted_to_unlabelled_images(change, data, taught, tmp_path):
+    X, y = taught
+    model = free(data.text).fit(X, y, unlabelled=data.X[60:])
+    model.save_pretrained(tmp_path / "model")
+    loaded = HeGraphClassifier.from_pretrained(tmp_path / "model")
+    for classifier in (model, loaded):
+        change(classifier, data, X, y)
+        assert classifier.model_.unlabelled == 60
+    np.testing.assert_allclose(loaded.predict_proba(data.X), model.predict_proba(data.X), atol=1e-6)
+    loaded.save_pretrained(tmp_path / "model")
+    assert "heard 60 images" in (tmp_path / "model" / "README.md").read_text()
+    assert loaded.fit(X, y, text_features=data.text).model_.unlabelled == 0  # which begins anew
+
+
+def test_an_adapted_model_without_its_images_is_not_changed(data, taught):
+    X, y = taught
+    model = free(data.text).fit(X, y, unlabelled=data.X[60:])
+    model.model_ = model._fitted = model.model_.model_copy(update={"unlabelled_features": None})  # an older folder
+    before = model.predict_proba(X)
+    with pytest.raises(UserError, match="adapted to 60 unlabelled images.*train it again: fit with unlabelled="):
+        model.partial_fit(X, y)
+    np.testing.assert_array_equal(model.predict_proba(X), before)
+
+
 def test_images_are_taught_and_taken_back_by_their_pixels(digits, files, tmp_path, digit_classifier):
     classifier = HeGraphClassifier(**digit_classifier.get_params() | {"variant": "free"})
     pictures, labels = digits.pictures, [digits.classnames[label] for label in digits.labels]
@@ -405,6 +439,15 @@ def test_images_and_classes_of_a_folder_join_the_model(labels, root, digits, tmp
     assert "was taught all 6 images before" in capsys.readouterr().err
     assert main(["train-more", str(model), "--root", str(root), "--in-place"]) == 0
     assert (model / "config.json").read_bytes() == (more / "config.json").read_bytes()
+
+
+def test_train_more_adapts_again_to_unlabelled_images(root, digits, tmp_path, capsys):
+    model = teach(digits, tmp_path / "model", "zero", "one")
+    adapted = HeGraphClassifier.from_pretrained(model).adapt(digits.others)
+    adapted.save_pretrained(model)
+    assert main(["train-more", str(model), "--root", str(root), "--in-place"]) == 0
+    assert "adapted to the same 20 unlabelled images again\n" in capsys.readouterr().out
+    assert HeGraphClassifier.from_pretrained(model).model_.unlabelled == 20
 
 
 def test_what_cannot_be_is_one_line_and_the_model_stays(root, finished_digits, digits, tmp_path, capsys):

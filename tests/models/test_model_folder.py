@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import signal
+import sys
 from collections.abc import Callable
 from dataclasses import fields, replace
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -32,11 +36,11 @@ from trainers.hegraph.models.folder import (
 )
 from trainers.hegraph.models.saved import Described, SavedModel
 from trainers.hegraph.training.confidence import KnownScores
+from trainers.hegraph.utils import files
 from trainers.hegraph.utils.errors import UserError
 from trainers.hegraph.utils.reading import read_json
 
 KNOWN = KnownScores(quantiles=[0.1 * step for step in range(101)], fitted_on="val", num_images=12)
-from trainers.hegraph.utils import files
 
 
 @pytest.fixture
@@ -150,10 +154,6 @@ def test_a_model_folder_is_replaced_whole_or_left_as_it_is(folder, saved_model, 
     assert sorted(os.listdir(folder)) == sorted([CONFIG, TENSORS, CARD])
 
 
-def test_something_else_than_a_model_is_neither_read_nor_overwritten(tmp_path, saved_model):
-    (tmp_path / "file").write_text("mine")
-    for place in (tmp_path / "file", tmp_path):
-        assert "holds no config.json" in refused(place)
 CHANGES = ("os.mkdir", "os.rename", "os.chmod", "os.remove", "os.rmdir", "shutil.rmtree", "ctypes.dlsym")
 
 
@@ -202,6 +202,10 @@ def test_a_failed_save_keeps_the_model_of_a_killed_one(folder, saved_model, disk
     assert os.listdir(folder.parent) == ["model"] and load_model(folder).method == "HeGraphAdapter"
 
 
+def test_something_else_than_a_model_is_neither_read_nor_overwritten(tmp_path, saved_model):
+    (tmp_path / "file").write_text("mine")
+    for place in (tmp_path / "file", tmp_path):
+        assert "holds no config.json" in refused(place)
         with pytest.raises(UserError, match="is no model folder"):
             save_model(saved_model(), place)
     assert (tmp_path / "file").read_text() == "mine"
@@ -327,6 +331,7 @@ def test_a_value_out_of_range_is_named(folder, keys, value, expected):
         ({"labels": torch.zeros(6)}, "labels must be [6] of whole numbers"),
         ({"labels": torch.tensor([0, 1, 2, 0, 1, 3])}, "0 ... 2"),
         ({"labels": torch.tensor([0, 1, 2, 0, 1, -1])}, "0 ... 2"),
+        ({"unlabelled.features": torch.zeros(2, 8)}, "2 rows of unlabelled.features for 0 unlabelled images"),
         ({"bias": torch.full((3,), 1e300, dtype=torch.float64)}, "bias holds NaN"),
     ],
 )

@@ -71,6 +71,7 @@ class FittedMethod:
         together: Whether the method is transductive: `logits` takes all test images at once, and each prediction
             depends on all of them.
         heard: Record entries about the unlabelled images that the method was adapted to.
+        unlabelled: Unit-norm features `[M, d]` of these images; None if `classifier` is not adapted to any.
     """
 
     logits: Callable[[Tensor], Tensor]
@@ -91,6 +92,7 @@ class FittedMethod:
     calibration: Calibration = field(default_factory=Calibration)
     together: bool = False
     heard: dict = field(default_factory=dict)
+    unlabelled: Tensor | None = None
 
 
 class Method(ABC):

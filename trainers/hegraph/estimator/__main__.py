@@ -63,6 +63,8 @@ def train_more(args: argparse.Namespace) -> int:
     for label, name, count in zip(classifier.classes_.tolist(), model.classnames, model.images or ()):
         if gained[label]:
             say(printable(f"{name}: {gained[label]} more images, {count} in all") + "\n")
+    if model.unlabelled:
+        say(f"the new model is adapted to the same {model.unlabelled} unlabelled images again\n")
     say(f"{len(y)} images added, {len(model.classnames)} classes -> {out}\n")
     return 0
 

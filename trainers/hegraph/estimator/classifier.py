@@ -93,9 +93,7 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
 
     model_: SavedModel = field(init=False)
     _fitted: SavedModel = field(init=False)  # what was trained or loaded, before it heard unlabelled images
-    # The model with its backbone, once that is loaded; features `[M, d]` of unlabelled images, to be heard again
-    _image_model: ImageModel | None = field(init=False, default=None)
-    _heard: Tensor | None = field(init=False, default=None)
+    _image_model: ImageModel | None = field(init=False, default=None)  # the model with its backbone, once it is loaded
 
     def fit(
         self,
@@ -384,20 +382,30 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
         this way. `pool` are unlabelled images to hear, each entry as `X` of the class.
         """
         before = None if anew or not hasattr(self, "model_") else self._fitted
+        heard = None if before is None else self._heard_before()
         loaded = None if before is None or self._image_model is None else self._image_model.backbone
         model, backbone = Teacher(self.get_params(deep=False), before, self._device(), loaded).teach(what)
         assert model.lessons is not None
         self.classes_, self.n_features_in_ = model.lessons.classes, model.classifier.width
         self.model_ = self._fitted = model
-        if before is None:
-            self._heard = None
         self._image_model = None if backbone is None else ImageModel(model, backbone)
-        self._hear(pool)
+        if pool or heard is not None:
+            self._hear(pool, heard)
         return self
 
-    def _hear(self, pool: Sequence[Any]) -> None:
-        """Adapts what was trained to unlabelled images; without any, to those that it has heard before."""
-        if pool:
-            self._heard = torch.cat([self._encoded(U).cpu() for U in pool])
-        if self._heard is not None:
-            self.model_, _ = hear(self._fitted, self._heard, self._device())
+    def _heard_before(self) -> Tensor | None:
+        """Features of the unlabelled images that the classifier is adapted to; UserError if the model lacks them."""
+        model = self.model_
+        if model.unlabelled and model.unlabelled_features is None:
+            raise UserError(
+                f"the model is adapted to {model.unlabelled} unlabelled images, and its folder, of an earlier version, "
+                "does not keep their features, so that a change would lose the adaptation; train it again: fit with "
+                "unlabelled=, or a run with --unlabelled"
+            )
+        return model.unlabelled_features
+
+    def _hear(self, pool: Sequence[Any], heard: Tensor | None = None) -> None:
+        """Adapts the trained model to unlabelled images: those of the pool or, without any, those of `heard`."""
+        features = torch.cat([self._encoded(U).cpu() for U in pool]) if pool else heard
+        assert features is not None
+        self.model_, _ = hear(self._fitted, features, self._device())

@@ -322,7 +322,8 @@ def make_model(folder: RunFolder, bank: FeatureBank, fitted: FittedMethod, recor
         labelled=None if fitted.heard else task.labelled(bank),
         lessons=Lessons.of(bank, fitted.state) if trainer == "HeGraphAdapter" else None,
         images=None if trainer == "ZeroShot" else tuple(counts),
-        unlabelled=fitted.heard.get("unlabelled", {}).get("num_images", 0),
+        unlabelled=0 if fitted.unlabelled is None else len(fitted.unlabelled),
+        unlabelled_features=None if fitted.unlabelled is None else fitted.unlabelled.cpu(),
         trained_on=TrainedOn(**about),
         scores=NOT_TESTED if record is None else _scores_of(record),
     )

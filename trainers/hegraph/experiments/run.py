@@ -278,6 +278,7 @@ def hear(trained: TrainedMethod, labelled: ClassSums | None, features: Tensor, w
         seconds=fitted.seconds + seconds,
         calibration=replace(fitted.calibration, known=None),  # known images score otherwise now
         heard={"protocol": TRANSDUCTIVE if together else WITH_UNLABELLED, "unlabelled": images},
+        unlabelled=None if together else features,
     )
     return replace(trained, fitted=fitted)
 

@@ -39,7 +39,9 @@ CONFIG, TENSORS, CARD, THUMBNAILS = "config.json", "model.safetensors", "README.
 TRANSFER, MESSAGES = "transfer.", "transfer.messages."  # prefixes of what reaches other classes
 LABELLED, STATE = "labelled.", "labelled.state."  # prefixes of what was taught, and of the parameters of `Lessons`
 CLASSIFIER = ("weights", "bias", "keys", "labels", "key_weights")  # tensors of `FoldedClassifier`
-# Shape of a tensor -> its names, and of a trained parameter: K classes, N cached images, T taught ones, d the width
+UNLABELLED = "unlabelled.features"
+# Shape of a tensor -> its names, and of a trained parameter: K classes, N cached images, T taught ones, M unlabelled
+# ones, d the width
 SHAPES = {
     "K": ("bias", "labelled.counts"),
     "Kd": ("weights", "text_positive", "class_nodes", "labelled.sums", "labelled.positive", "labelled.negative"),
@@ -47,6 +49,7 @@ SHAPES = {
     "Nd": ("keys",),
     "T": ("labelled.labels",),
     "Td": ("labelled.features",),
+    "Md": (UNLABELLED,),
     "d": ("transfer.messages.offset", "transfer.messages.mean"),
     "dd": ("labelled.moment", "transfer.messages.matrix", "transfer.messages.whitening"),
 }
@@ -165,6 +168,8 @@ def _tensors(model: SavedModel) -> dict[str, Tensor]:
         found |= {f"{LABELLED}features": lessons.keys(), f"{LABELLED}labels": lessons.labels}
         found |= {f"{LABELLED}{name}": getattr(lessons, name) for name in ("positive", "negative")}
         found |= {f"{STATE}{name}": tensor for name, tensor in lessons.state.items()}
+        if model.unlabelled_features is not None:
+            found[UNLABELLED] = model.unlabelled_features
     kinds = {**dict.fromkeys(WHOLE, torch.int32), "class_nodes": torch.float16}
     if model.method == "HeGraphAdapter":
         kinds["keys"] = torch.float16
@@ -212,7 +217,7 @@ def _checked(config: ModelConfig, found: dict[str, Tensor]) -> dict[str, Tensor]
         ValueError: If a tensor is unknown, or of another shape, another type or infinite values.
     """
     sizes, checked = {"K": len(config.classnames), "d": config.width}, {}
-    for letter, name in (("N", "keys"), ("T", "labelled.features")):
+    for letter, name in (("N", "keys"), ("T", "labelled.features"), ("M", UNLABELLED)):
         sizes[letter] = len(found[name]) if name in found else 0
     shape_of = {name: shape for shape, names in SHAPES.items() for name in names}
     for name, tensor in found.items():
@@ -229,6 +234,8 @@ def _checked(config: ModelConfig, found: dict[str, Tensor]) -> dict[str, Tensor]
         if name in WHOLE and len(tensor) and not (0 <= tensor.min() and tensor.max() < sizes["K"]):
             raise ValueError(f"{name} must lie in 0 ... {sizes['K'] - 1}")
         checked[name] = tensor
+    if UNLABELLED in found and sizes["M"] != config.unlabelled:
+        raise ValueError(f"{sizes['M']} rows of {UNLABELLED} for {config.unlabelled} unlabelled images")
     if checked.keys() & {"keys", "labels"} and not (sizes["N"] and "labels" in checked):
         raise ValueError("keys and labels of a cache must be there together, of an image or more")
     return checked
@@ -247,6 +254,7 @@ def _model(config: ModelConfig, tensors: dict[str, Tensor]) -> SavedModel:
         class_nodes=tensors.get("class_nodes"),
         labelled=ClassSums(*(taught[of.name].double() for of in fields(ClassSums))) if "counts" in taught else None,
         lessons=_lessons(config, taught) if "features" in taught else None,
+        unlabelled_features=tensors.get(UNLABELLED),
     )
 
 

@@ -193,6 +193,8 @@ class SavedModel(Described):
             earlier version.
         lessons: What HeGraphAdapter was taught, so that it can be taught more; None for another method, and for a
             model of an earlier version.
+        unlabelled_features: Unit-norm features `[M, d]` of the unlabelled images that the classifier is adapted to,
+            and is adapted to again after more training. A folder stores them if it stores `lessons`.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
@@ -204,6 +206,7 @@ class SavedModel(Described):
     class_nodes: InstanceOf[Tensor] | None = None
     labelled: InstanceOf[ClassSums] | None = None
     lessons: InstanceOf[Lessons] | None = None
+    unlabelled_features: InstanceOf[Tensor] | None = None
 
     def probabilities(self, features: Tensor, batch_size: int = 1024) -> Tensor:
         """Calibrated probabilities of unit-norm image features `[B, d]`, shape `[B, K]`."""
@@ -267,6 +270,7 @@ def hear(model: SavedModel, features: Tensor, device: str) -> tuple[SavedModel, 
     changed = {
         "classifier": heard.classifier.to("cpu"),
         "unlabelled": len(features),
+        "unlabelled_features": features.cpu(),
         "known": None,
         "labelled": None,
         "scores": NOT_TESTED,
