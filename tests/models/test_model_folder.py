@@ -196,6 +196,7 @@ def test_a_failed_save_keeps_the_model_of_a_killed_one(folder, saved_model, disk
     left = files._beside(folder)
     left.mkdir()
     os.replace(folder, left / "old")  # as a killed process leaves it where folders cannot be exchanged
+    files.remove_temporaries(folder.parent, files._session())
     assert load_model(folder).method == load_model(folder.parent).method == "HeGraphAdapter"
     with pytest.raises(UserError, match=r"cannot write .*model"), disk_full_after(100):
         save_model(saved_model(), folder)

@@ -1,8 +1,8 @@
 """Writing files, and hashes of their contents. How files are read is in `reading.py`.
 
 Each file or folder is written whole or not at all: first under a temporary name beside the target, then renamed. A
-process that is killed may leave its temporary file or folder, such as `.0123456789abcdef01234567.tmp`. The next process that
-writes the same folder removes the folders that were left.
+process that is killed may leave its temporary file or folder, whose name begins with a dot and ends with `.tmp`. The
+next process that writes the same folder removes the folders that were left.
 """
 
 from __future__ import annotations
