@@ -309,9 +309,9 @@ class Project(JournaledFolder):
         paths, files = self._names(base, left_out)
         left_out += files
         if not base:
-            paths = [path for path in paths if path not in LOOSE]
-            left_out += [path for path in paths if not self._may_be_class(path)]
-            paths = [path for path in paths if self._may_be_class(path)]
+            others = [path for path in paths if not self._may_be_class(path)]
+            left_out += [path for path in others if path not in LOOSE]
+            paths = [path for path in paths if path not in others]
         keys, folders = {name_key(place): place for place in LOOSE}, dict[str, str]()
         for path in paths:
             name = PurePosixPath(path).name
