@@ -379,12 +379,14 @@ def test_flat_layout_lasts_while_classes_are_emptied_and_deleted(flat):
 
 
 def test_folders_of_splits_and_other_files_are_left_out_of_flat_layout(flat):
-    others = ("train/loose.png", "test/a.png", "notes/readme.txt", "deep/er/a.png", "b.png")
+    others = ("train/x.txt", "test/cat/a.png", "notes/x.txt", "deep/er/a.png", "b.png", "run/config.json", "run/a.png")
     write(flat.folder, dict.fromkeys(others, b"x"))
     contents = flat.read()
     assert counts(flat) == {"cat": 2, "dog": 1}
-    assert sorted(contents.left_out) == ["b.png", "deep", "notes", "test", "train"]
+    assert sorted(contents.left_out) == ["b.png", "deep", "notes", "run", "test", "train"]
     refused("would be a split", flat.add_class, "Test")
+    write(flat.folder, {"train/train.png": png("teal")})
+    refused("has the name of a split", flat.read)
     write(flat.folder, {"train/fox/a.png": png("teal")})
     assert counts(flat) == {"fox": 1}, "train with class folders wins"
 

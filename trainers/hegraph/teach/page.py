@@ -57,7 +57,7 @@ class Teacher(Answers):
 
     def explain(self, picture: Image.Image) -> tuple:
         session, model = self.session, self.session.model()
-        feature = session.backbone.encode_images(session.backbone.preprocess(picture)[None])
+        feature = session.backbone.encode_images([picture])
         found = answer(model, feature)
         labelled = {p: name for name, pictures in session.view.contents.classes.items() for p in pictures}
         cosines = {p: float(session.features[p.digest] @ feature[0]) for p in labelled if p.digest in session.features}

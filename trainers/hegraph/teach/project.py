@@ -21,17 +21,17 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import IO, NamedTuple
 
-from ..datasets.folder import class_name
+from ..datasets.folder import NO_CLASSES, OUTPUTS, class_name
 from ..datasets.images import MAX_BYTES, is_image, open_sent
 from ..datasets.splits import SPLIT_NAMES
-from ..predict.files import FORBIDDEN, MAX_NAME, NONE_OF_THESE, folder_name
+from ..predict.files import FORBIDDEN, MAX_NAME, folder_name
 from ..utils.errors import UserError, first_line, printable, shortened
 from ..utils.files import atomic_path, hash_file
 from ..utils.reading import reading
 from .journal import OWN, JournaledFolder, Move, removed
 
-TRAIN, UNLABELLED, KEPT = "train", "unlabelled", f"{OWN}/kept"
-LOOSE = (UNLABELLED, NONE_OF_THESE)  # places of images that are no classes
+TRAIN, KEPT = "train", f"{OWN}/kept"
+LOOSE = UNLABELLED, _ = NO_CLASSES  # places of images that are no classes
 MOST_DIGESTS = 200_000  # of files that are not read again
 MOST_FILES, MOST_BYTES = 50_000, 8 * 2**30  # of a zip file
 # The project may lie in one more folder, as macOS packs it, beside a folder of its own
@@ -297,11 +297,13 @@ class Project(JournaledFolder):
         return "" if any(self._may_be_class(path) for path in self._names("", [])[0]) else TRAIN
 
     def _may_be_class(self, path: str) -> bool:
-        """Whether a folder in the project's folder holds an image or nothing, and is not reserved for other images."""
-        if path in LOOSE or path.lower() in SPLIT_NAMES:
-            return False
+        """Whether a folder in the project's folder holds an image or nothing, and is neither one of `LOOSE`, nor of a
+        split, nor the output of a run.
+        """
         others: list[str] = []
         folders, images = self._names(path, others)
+        if path in LOOSE or path.lower() in SPLIT_NAMES or {f"{path}/{name}" for name in OUTPUTS} & {*others}:
+            return False
         return bool(images) or not (folders or others)
 
     def _class_folders(self, base: str, left_out: list[str]) -> dict[str, str]:
@@ -310,6 +312,9 @@ class Project(JournaledFolder):
         left_out += files
         if not base:
             others = [path for path in paths if not self._may_be_class(path)]
+            if splits := [path for path in others if path.lower() in SPLIT_NAMES and self._names(path, [])[1]]:
+                said = f"{splits[0]!r} lies beside class folders and has the name of a split; rename it if it is a class"
+                raise UserError(f"{self.folder}: {said}")
             left_out += [path for path in others if path not in LOOSE]
             paths = [path for path in paths if path not in others]
         keys, folders = {name_key(place): place for place in LOOSE}, dict[str, str]()
