@@ -313,7 +313,7 @@ class Project(JournaledFolder):
         if not base:
             others = [path for path in paths if not self._may_be_class(path)]
             if splits := [path for path in others if path.lower() in SPLIT_NAMES and self._names(path, [])[1]]:
-                said = f"{splits[0]!r} lies beside class folders and has the name of a split; rename it if it is a class"
+                said = f"{splits[0]!r} has the name of a split and lies beside class folders; rename it if it is one"
                 raise UserError(f"{self.folder}: {said}")
             left_out += [path for path in others if path not in LOOSE]
             paths = [path for path in paths if path not in others]
