@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from dataset_files import counts, load, make, picture, refused, rows_of, write
 
-from trainers.hegraph import load_few_shot
+from trainers.hegraph import UserError, load_few_shot
 from trainers.hegraph.__main__ import main
 from trainers.hegraph.datasets.loading import load_own_images
 
@@ -96,3 +96,11 @@ def test_a_run_trains_on_class_folders(tmp_path, capsys, caplog):
     assert main([*flags, "--shots", "2", "--output-dir", str(out)]) == 0
     assert "is split at random into 50 % train, 20 % val, 30 % test images (9 train, 4 val, 6 test)" in caplog.text
     assert (out / "result.json").is_file()
+
+
+def test_a_copy_in_another_split_is_refused_with_its_remedy(tmp_path):
+    paths = load(animals(tmp_path)).paths()
+    for path in paths[1:]:
+        (tmp_path / path).write_bytes((tmp_path / paths[0]).read_bytes())
+    with pytest.raises(UserError, match="9 of 9 train .*; keep one copy of each, in train or in test"):
+        load(tmp_path).refuse_copies()

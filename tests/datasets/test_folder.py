@@ -386,10 +386,10 @@ def test_all_images_are_read_and_every_bad_one_is_named_and_every_copy_that_trai
         "  train/cow/pipe.png: is no regular file",
         "  test/ant/0.png: is empty (0 bytes)",
         f"  test/cow/1.png: is no image, or of a format that is not read ({', '.join(FORMATS)} are)",
-        "2 of 18 train images are test images as well; take them out of train or out of test:",
+        "2 of 18 train images are test images as well; keep one copy of each, in train or in test:",
         f"  {own}/train/bee/0.png",
         f"  {own}/train/bee/1.png",
-        "1 of 1 val images are test images as well; take them out of val or out of test:",
+        "1 of 1 val images are test images as well; keep one copy of each, in val or in test:",
         f"  {own}/val/bee/0.png",
         f"mend this, and look again: python -m trainers.hegraph datasets check folder --root '{own}'",
     ]

@@ -129,7 +129,7 @@ def check_own_images(root: str) -> State:
     found += [f"  {path}: {problem}" for path, problem in problems.items()]
     for split, files in dataset.without(problems).copies_in_test().items():  # which a run refuses
         number = f"{len(files)} of {len(dataset.splits[split])} {split} images"
-        found.append(f"{number} are test images as well; take them out of {split} or out of test:")
+        found.append(f"{number} are test images as well; keep one copy of each, in {split} or in test:")
         found += [f"  {file}" for file in files]
     flags = f"--dataset-config-file folder --root {shlex.quote(root)} --shots {max(SHOTS)}"
     train = command(f"{flags} --config-file vit_b16 --output-dir OUT")

@@ -137,7 +137,7 @@ class Dataset:
         for split, found in self.copies_in_test().items():
             raise UserError(
                 f"{len(found)} of {len(self.splits[split])} {split} images are test images as well, such as {found[0]}"
-                f", so the test would say nothing about new images; take them out of {split} or out of test"
+                f", so the test would say nothing about new images; keep one copy of each, in {split} or in test"
             )
 
     def read(self, path: str) -> Image.Image:

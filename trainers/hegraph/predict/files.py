@@ -20,6 +20,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+from ..datasets.folder import NONE_OF_THESE
 from ..datasets.images import is_image
 from ..utils.errors import UserError, first_line, printable
 from ..utils.files import atomic_path
@@ -30,7 +31,6 @@ logger = logging.getLogger(__name__)
 STDIN = "-"
 LIST_SUFFIX = ".txt"
 BLOCK = LONGEST_PATH = 1 << 16  # bytes that are read of a list at once, and that a path may have at most
-NONE_OF_THESE = "none of these"
 # What some file system does not allow, and "%" itself, so that two classes never share a folder
 FORBIDDEN = re.compile(r'[\x00-\x1f\x7f/\\:*?"<>|%]|^\.|[. ]$|^ ')
 MAX_NAME = 200  # bytes of a folder's name
