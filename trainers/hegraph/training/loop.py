@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import InstanceOf
 from torch import Tensor
 from torch.optim import AdamW
 from tqdm import tqdm
@@ -31,7 +32,7 @@ from ..method.closed_form import TEMPERATURES, nll_at_temperatures
 from ..method.model import HeGraphModel
 from ..utils.errors import UserError
 from ..utils.files import atomic_path, hash_content, write_tensors
-from ..utils.reading import read_torch, reading
+from ..utils.reading import Count, NotNegative, Part, read_torch, reading
 from .batches import Batch, TrainingData, epoch_generator
 from .options import TrainingOptions
 
@@ -43,6 +44,17 @@ CHECKPOINT_SECONDS = 10.0
 WEAK = 0.65  # text that tells a smaller share than this of what there is to know about the classes is weak
 BATCH = 1024  # images that are classified at once, so that many classes take little memory
 NOISE_STREAM = 1  # the order and the views of an epoch are drawn from stream 0
+
+
+class CheckpointState(Part):
+    """The content of a checkpoint file: the trained parameters by name, AdamW's moments by position."""
+
+    run_id: str
+    epoch: Count
+    seconds: NotNegative
+    model: dict[str, InstanceOf[Tensor]]
+    moments: dict[int, dict[str, InstanceOf[Tensor]]]
+    checksum: str
 
 
 @dataclass(frozen=True)
@@ -69,19 +81,20 @@ class Checkpoints:
         """The checkpoint that training goes on from, if it is there."""
         return self.resume_from / CHECKPOINT
 
-    def read(self) -> dict[str, Any] | None:
+    def read(self) -> CheckpointState | None:
         """What the checkpoint holds; None if there is none. Raises UserError if it is damaged or another run's."""
         path = self.path_to_resume
         if not path.exists():
             return None
         try:
-            state = read_torch(path, "a checkpoint")
+            content = read_torch(path, "a checkpoint")
             with reading(path, "a checkpoint"):
-                if state["checksum"] != _checksum(state):
+                state = CheckpointState.model_validate(content)
+                if state.checksum != _checksum(content):
                     raise ValueError("its content has changed since it was written")
         except UserError as error:
             raise UserError(f"{error}; delete it to start anew") from error
-        if state["run_id"] != self.run_id:
+        if state.run_id != self.run_id:
             raise UserError(f"{path} belongs to a run with other settings or data; delete it or change --output-dir")
         return state
 
@@ -94,12 +107,12 @@ class Checkpoints:
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         wanted = {n: {"step": torch.tensor(0.0), "exp_avg": p, "exp_avg_sq": p} for n, p in enumerate(parameters)}
         # Torch itself takes moments of any shape, and reads beyond their end in the next step
-        fit = all(_forms(moments) == _forms(wanted.get(n, {})) for n, moments in state["moments"].items())
-        if not fit or _forms(state["model"]) != _forms(model.state_dict()):
+        fit = all(_forms(moments) == _forms(wanted.get(n, {})) for n, moments in state.moments.items())
+        if not fit or _forms(state.model) != _forms(model.state_dict()):
             raise UserError(f"the tensors of {self.path_to_resume} are others than here; delete it to start anew")
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(optimizer.state_dict() | {"state": state["moments"]})
-        return state["epoch"], state["seconds"]
+        model.load_state_dict(state.model)
+        optimizer.load_state_dict(optimizer.state_dict() | {"state": state.moments})
+        return state.epoch, state.seconds
 
     def save(self, model: HeGraphModel, optimizer: AdamW, epoch: int, seconds: float) -> None:
         """Writes all that training needs to go on after `epoch` epochs and `seconds` of work, atomically."""
