@@ -311,6 +311,17 @@ def test_the_import_of_dassl_leaves_its_mark_neither_on_logging_nor_on_modules(h
     assert host.prints(program) == "0 False True"
 
 
+def test_stub_of_wilds_stays_in_place(host):
+    program = (
+        "import sys, types\n"
+        "sys.modules['wilds'] = stub = types.ModuleType('wilds')\n"
+        "stub.get_dataset = None\n"
+        "import trainers.hegraph.trainer\n"
+        "print(sys.modules['wilds'] is stub)\n"
+    )
+    assert host.prints(program) == "True"
+
+
 # CoOp's own train.py
 
 

@@ -63,7 +63,7 @@ from .utils.option import NODE
 
 # Dassl imports `wilds` for data sets that this package never loads, and mutes the logging of the whole process
 _level = logging.root.manager.disable
-_lacks_wilds = importlib.util.find_spec("wilds") is None
+_lacks_wilds = "wilds" not in sys.modules and importlib.util.find_spec("wilds") is None
 if _lacks_wilds:
     sys.modules["wilds"] = types.ModuleType("wilds")
     sys.modules["wilds"].__dict__["get_dataset"] = None
