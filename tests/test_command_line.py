@@ -216,6 +216,7 @@ def refused(tmp_path, capsys, monkeypatch):
         ("--load-epoch 1", "--load-epoch goes with --eval-only"),
         ("--eval-only --model-dir x --load-epoch 1 --trainer GDA", "--load-epoch goes with --eval-only"),
         ("--eval-only", "--eval-only and --model-dir go together"),
+        ("--no-train --eval-only --model-dir x", "--no-train encodes the images of a training"),
         ("--trainer GDA --select val", "--select chooses HeGraphAdapter's values"),
         ("--trainer CLIPAdapter --eval-only --model-dir x", "CLIPAdapter leaves no model"),
         *((f"{command} --no-such-flag", " --help)\n") for command in ("", *SUBCOMMANDS)),
@@ -275,8 +276,18 @@ def test_variables_that_torchrun_does_not_set_so_are_no_traceback(refused, tiny_
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    said = refused("--features", str(tiny_bank))
+    said = refused("--features", str(tiny_bank), "--no-train")
     assert "cannot join the processes of torchrun: " in said and words in said
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["--features b", "--features b --eval-only --model-dir m", "features import-tip d --classnames c --out b"]
+    + [name for name in SUBCOMMANDS if name != "features"],
+)
+def test_several_processes_are_refused_where_they_share_nothing(refused, monkeypatch, line):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "expected one process, but torchrun started 2; start this with python" in refused(*line.split())
 
 
 def test_one_class_is_neither_learned_nor_tested(tiny_bank, finished_run, refused, tmp_path):

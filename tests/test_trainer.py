@@ -95,14 +95,22 @@ def test_an_unseeded_run_selects_other_images_and_can_be_repeated_from_its_recor
     assert unseeded.result["split.json"] != plain["dassl"].result["split.json"]
 
 
-def test_several_processes_share_the_encoding_and_the_first_trains_but_they_do_not_test_a_model(host, plain):
-    images = host.images_again("shared")
-    together = host.run("dassl", "together", f"{NODE}.FEATURES.DIR", host.folder / "f2", images=images, processes=2)
-    assert together.codes == [0, 0]
-    assert together.result == plain["dassl"].result
-    assert len(list((together.folder / "tensorboard").iterdir())) == 1
-    ran = host.run("dassl", "eval-two", flags=("--eval-only", "--model-dir", together.folder), processes=2)
-    assert (ran.codes, ran.err.count("--eval-only inside Dassl runs in one process")) == ([2, 2], 2)
+def test_several_processes_encode_without_dassl(host, plain):
+    features = (f"{NODE}.FEATURES.DIR", host.folder / "shared")
+    shared = host.run("auto", "shared", *features, flags=("--no-train",), processes=2)
+    assert shared.codes == [0, 0], shared.err
+    assert shared.err.count("several processes of torchrun share the encoding without Dassl alone") == 2
+    before = contents(host.folder / "shared")
+    assert host.run("dassl", "after-shared", *features).result == plain["dassl"].result
+    assert contents(host.folder / "shared") == before
+
+
+def test_several_processes_do_not_train_or_test(host, plain, edited):
+    evaluating = ("--eval-only", "--model-dir", plain["dassl"].folder)
+    for name, flags, code in (("dassl", (), 2), ("auto", (), 2), ("dassl", evaluating, 2), ("train.py", (), 1)):
+        checkout = edited if name == "train.py" else None
+        ran = host.run(name, "plain-dassl", flags=flags, checkout=checkout, processes=2)  # which is finished
+        assert (ran.codes, ran.err.count("expected one process, but torchrun started 2")) == ([code] * 2, 2)
 
 
 # Which images

@@ -274,6 +274,7 @@ def test_option_ranges_are_checked(fit, name, key, accepted, refused, message):
 def test_method_is_saved_or_gives_a_reason(fit_once, name):
     fitted, is_saved = fit_once(name), name not in NOT_SAVED
     assert fitted.transfer_rule == ("zero-shot" if name == "ZeroShot" else "none")
+    assert load_method(name).transfers == (fitted.transfer is not None)
     assert (fitted.classifier is not None) == is_saved
     assert bool(load_method(name).not_saved) != is_saved
 

@@ -16,6 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from trainers.hegraph.__main__ import summary
 from trainers.hegraph.baselines.base import FittedMethod
 from trainers.hegraph.config_files import load_cfg
 from trainers.hegraph.experiments import run as run_module
@@ -28,7 +29,6 @@ from trainers.hegraph.method.model import TransferableAdapter
 from trainers.hegraph.method.options import ModelOptions
 from trainers.hegraph.models.saved import NOT_TESTED, Backbone, SavedModel, TrainedOn
 from trainers.hegraph.results.records import OTHER_CLASSES, SAME_CLASSES
-from trainers.hegraph.utils import processes
 from trainers.hegraph.utils.errors import UserError
 
 AXES = torch.eye(3)
@@ -83,7 +83,6 @@ def test_other_classes_are_scored_by_the_rule_of_the_method_even_where_it_knows_
         assert scores["accuracy"] == scores["accuracy_zero_shot"] == pytest.approx(200 / 3)
         assert (scores["num_test"], scores["num_classes"], scores["rule"]) == (3, 2, "other classes")
         assert torch.equal(seen[-1].text_positive, AXES[:2])
-        assert run_module.score_targets(trained(), task, "cpu")["O"]["accuracy"] is None
 
 
 def test_targets_are_encoded_as_they_will_be_scored_in_batches():
@@ -283,14 +282,6 @@ def test_a_test_on_its_own_data_repeats_the_record_of_the_run(finished_run_once,
             run_module.test_model(asking(tmp_path / "x", "DATASET.NAME", name), bank, finished_run_once, None, "cpu")
 
 
-def test_of_several_processes_all_encode_and_the_first_tests(finished_run_once, tiny_bank, tmp_path, monkeypatch):
-    monkeypatch.setattr(run_module, "test_loaded", asked := Mock(wraps=run_module.test_loaded))
-    monkeypatch.setattr(processes, "rank", lambda: 1)
-    assert run_module.test_model(asking(tmp_path / "there"), tiny_bank, finished_run_once, None, "cpu") == {}
-    assert asked.call_count == 1
-    assert not (tmp_path / "there").exists()
-
-
 def test_a_test_elsewhere_says_the_rule_and_has_no_temperature(run, finished_run_once, tiny_bank, tmp_path):
     bank, other = load_bank(tiny_bank), tmp_path / "other.safetensors"
     replace(bank, dataset="Other", classnames=["elk", "ant", "bee", "cow", "dog"]).save(other)
@@ -298,6 +289,26 @@ def test_a_test_elsewhere_says_the_rule_and_has_no_temperature(run, finished_run
     about = {"dataset": "Other", "rule": "same classes", "num_classes": 5, "trained_on": "Tiny"}
     assert found.items() >= about.items()
     assert (found["calibration"]["fitted_on"], found["calibration"]["temperature"]) == ("nothing", 1.0)
+
+
+@pytest.mark.parametrize("how", [("--load-epoch", "2"), (f"{NODE}.CALIBRATE", "off")])
+def test_record_tells_that_no_temperature_was_fitted(run, tmp_path, how):
+    run("TRAIN.CHECKPOINT_FREQ", "2", *([] if "--load-epoch" in how else how), name="trained")
+    record, _ = run("--eval-only", "--model-dir", str(tmp_path / "trained"), *how, name="tested")
+    assert (record["calibration"]["fitted_on"], record["calibration"]["temperature"]) == ("nothing", 1.0)
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["elk", "ant", "bee", "cow", "dog"], "Tiny (same classes as the model's), 2 shots"),
+        (["vole", "wasp", "yak", "zebra", "ape"], "Tiny (other classes than the model's), 2 shots"),
+    ],
+)
+def test_result_line_names_the_rule(run, finished_run_once, tiny_bank, tmp_path, names, said):
+    replace(load_bank(tiny_bank), classnames=names).save(other := tmp_path / "other.safetensors")
+    record, _ = run("--eval-only", "--model-dir", str(finished_run_once), bank=other)
+    assert summary(record).startswith(said)
 
 
 # Through the command line

@@ -56,20 +56,9 @@ def test_a_method_is_given_everything_but_test_and_a_backbone_if_it_needs_one_an
     method.needs_backbone = True
     fit(7, "a backbone")
     assert method.fit.call_args[0][3] == "a backbone"
-    with pytest.raises(UserError, match="Spy learns prompts .* give images instead of --features"):
-        fit(7, None)
 
 
 # Choosing on val
-
-
-def test_without_val_images_or_candidates_nothing_is_trained(tiny_bank):
-    bank = load_bank(tiny_bank)
-    for rows, given, said in (([[BETA, [1.0]]], replace(bank, val_features=None, val_labels=None), "Tiny has no val"),
-                              ([], bank, r"--select val needs TRAINER\.HEGRAPHADAPTER\.SELECT")):  # fmt: skip
-        task = BankTask(tiny_bank, load_cfg(opts=[f"{NODE}.SELECT", str(rows)]), 1)
-        with pytest.raises(UserError, match=said):
-            fitting.tune_on_val(task, given, None)
 
 
 @pytest.mark.parametrize(

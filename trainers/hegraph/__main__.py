@@ -19,7 +19,7 @@ from yacs.config import CfgNode
 from .baselines import OTHERS, TRANSDUCTIVE_METHODS, load_method, method_options
 from .config import OPTIONS, Config, split_at_key
 from .config_files import load_cfg
-from .utils.errors import Parser, UserError, command, first_line, report, say, unknown
+from .utils.errors import Parser, UserError, command, first_line, refuse_several_processes, report, say, unknown
 from .utils.option import NODE
 
 # Sub-command -> the module of this package whose `main` does it, and what it is for. To add one is to add a row
@@ -42,6 +42,7 @@ TRAINERS = ("HeGraphAdapter", *OTHERS)
 CHECKOUT = Path(__file__).parents[2]  # not resolved: with `install.sh --link`, this is CoOp's
 
 SELECT_ON = f"{NODE}.SELECT_ON"
+RULES = {"same classes": "as the model's", "other classes": "than the model's"}  # ends of the record's "rule"
 
 logger = logging.getLogger(__package__)  # __name__ is "__main__" here
 
@@ -100,9 +101,7 @@ def obstacles_to_dassl(args: argparse.Namespace) -> list[str]:
         f"{CHECKOUT} is no CoOp checkout (scripts/hegraph/install.sh puts this package into one)": not in_coop(),
         "--features needs no images, and so no Dassl": args.features is not None,
         "--keep-thumbnails is not done through Dassl": args.keep_thumbnails,
-        "--eval-only inside Dassl runs in one process; start it with python instead of torchrun": (
-            args.eval_only and several
-        ),
+        "several processes of torchrun share the encoding without Dassl alone": several,
         f"{name} predicts all test images together, which Dassl does not": name in TRANSDUCTIVE_METHODS,
         f"Dassl knows CoOp's own trainer of that name (python train.py --trainer {name})": of_coop,
         "Dassl is not installed and not on PYTHONPATH": importlib.util.find_spec("dassl") is None,
@@ -152,6 +151,10 @@ def check_flags(args: argparse.Namespace) -> None:
         raise unknown("trainer", args.trainer, TRAINERS)
     if args.eval_only != bool(args.model_dir):
         raise UserError("--eval-only and --model-dir go together")
+    if args.no_train and args.eval_only:
+        raise UserError("--no-train encodes the images of a training, and --eval-only tests a model: give one of them")
+    if not args.no_train:
+        refuse_several_processes()
     if args.load_epoch is not None and (not args.eval_only or args.trainer in OTHERS):
         raise UserError("--load-epoch goes with --eval-only and --model-dir of HeGraphAdapter")
     if args.trainer in OTHERS and getattr(args, SELECT_ON):
@@ -183,7 +186,8 @@ def run_command(args: argparse.Namespace) -> None:
 
 def summary(record: dict) -> str:
     """The result of a run in one line."""
-    task = f"{record['dataset']}, {record['shots']} shots, seed {record['seed']}"
+    rule = f" ({record['rule']} {RULES[record['rule']]})" if "rule" in record else ""
+    task = f"{record['dataset']}{rule}, {record['shots']} shots, seed {record['seed']}"
     if record["accuracy"] is None:
         return f"{task}: trained; no test images, nothing scored"
     method = f"{record['trainer']} ({record['variant']})" if record["variant"] else record["trainer"]
@@ -206,7 +210,7 @@ def main(arguments: list[str] | None = None) -> int:
             raise UserError(f"no record can hold a name that is not UTF-8: {first_line(error)}") from error
         run_command(parse_arguments(arguments))
 
-    return report(train_and_test)
+    return report(train_and_test, several_processes=True)  # which --no-train allows
 
 
 if __name__ == "__main__":

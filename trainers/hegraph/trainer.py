@@ -39,6 +39,7 @@ from .datasets.images import open_below
 from .datasets.loading import read_coop_selection
 from .datasets.registry import stored_datasets
 from .datasets.splits import path_from
+from .experiments.checks import check_training
 from .experiments.fitting import fit_method, fitted_adapter, new_model, set_random_seed
 from .experiments.folder import RunFolder, find_model
 from .experiments.run import (
@@ -56,8 +57,7 @@ from .models.saved import SavedModel
 from .results.records import read_record
 from .training.batches import Batch
 from .training.loop import AdapterTraining
-from .utils import processes
-from .utils.errors import UserError, command, show_messages
+from .utils.errors import UserError, command, refuse_several_processes, show_messages
 from .utils.files import absolute
 from .utils.option import NODE
 
@@ -96,6 +96,7 @@ class FeatureTrainer(TrainerX):
 
     def check_cfg(self, cfg: CfgNode) -> None:
         show_messages()  # CoOp's train.py shows none
+        refuse_several_processes()
         if obstacles := obstacles_in(from_dassl(cfg)):
             raise UserError(f"{'; '.join(obstacles)}; {command()}, with the same flags, does it without Dassl")
 
@@ -132,8 +133,6 @@ class FeatureTrainer(TrainerX):
         goes on with the generator that drew it. Returns what ours reads.
         """
         data = self.settings.data
-        if processes.rank():
-            processes.wait()  # the first process writes files
         rng = random.Random(self.seed)
         dataset = load_dataset(data.name, data.root, self.seed, rng)
         # CoOp takes what it selected before as it finds it, even test images, and runs what its pickle holds
@@ -148,15 +147,13 @@ class FeatureTrainer(TrainerX):
             raise UserError(f"{dataset.name}: CoOp's loader cannot read {dataset.root} ({error!r})") from error
         finally:
             os.listdir = listdir
-        if not processes.rank():
-            processes.wait()
         return dataset
 
     def train(self) -> None:
         """Trains, tests and writes the record, unless the run is finished."""
         if self.folder.finished() is None:
             check_trainable(self.stored)
-            self.folder.task.check_trained_classes()
+            check_training(self.folder.task)
             self.folder.task.prepare()
             self.folder.do(self.fit_and_test)
 
@@ -316,10 +313,8 @@ def configure_coop(root: Path, *layers: Any) -> tuple[Config, CfgNode]:
 
 
 def run_in_coop(args: argparse.Namespace, cfg: CfgNode) -> dict:
-    """Runs CoOp's own `train.py`, unedited, with its flags and the tree of `configure_coop`; returns the record, or {}.
-    Of several processes that `torchrun` started, all encode, and the first trains.
-    """
-    if args.no_train or processes.rank():
+    """Runs CoOp's own `train.py`, unedited, with its flags and the tree of `configure_coop`; gives the record or {}."""
+    if args.no_train:
         build_trainer(cfg).encode()
         return {}
     coop = importlib.import_module("train")

@@ -106,6 +106,7 @@ class Method(ABC):
         trainer_of_coop: Whether CoOp registers a trainer of this name in Dassl, so that this one runs without Dassl
             only.
         not_saved: Reason why a run saves no model folder; "" if it saves one, from `FittedMethod.classifier`.
+        transfers: Whether `fit` returns a `transfer`, so that the method can be tested on other classes.
     """
 
     defaults: ClassVar[Defaults]
@@ -113,6 +114,7 @@ class Method(ABC):
     needs_base: ClassVar[bool] = False
     trainer_of_coop: ClassVar[bool] = False
     not_saved: ClassVar[str] = ""
+    transfers: ClassVar[bool] = False
 
     @property
     def name(self) -> str:

@@ -49,6 +49,7 @@ class ZeroShot(Method):
     """
 
     defaults: ClassVar[Defaults] = {}
+    transfers: ClassVar[bool] = True
 
     def fit(self, bank: FeatureBank, options: Options, seed: int, backbone: object = None) -> FittedMethod:
         def logits(features: Tensor, bank: FeatureBank = bank) -> Tensor:
@@ -155,6 +156,7 @@ class CLIPAdapter(TrainedClassifier):
         **COOP_TRAINING,
     }
     not_saved: ClassVar[str] = "its adapter changes the feature of the image to classify"
+    transfers: ClassVar[bool] = True
 
     def build(self, bank: FeatureBank, options: Options, seed: int, backbone: object) -> Trainable:
         ratio, text = options.RATIO, bank.text_positive
@@ -188,6 +190,7 @@ class CoOp(TrainedClassifier):
     }
     needs_backbone: ClassVar[bool] = True  # every step runs the text encoder
     trainer_of_coop: ClassVar[bool] = True
+    transfers: ClassVar[bool] = True
 
     def build(self, bank: FeatureBank, options: Options, seed: int, backbone: Backbone | None) -> Trainable:
         if backbone is None:

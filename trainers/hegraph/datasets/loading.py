@@ -78,8 +78,10 @@ def load_few_shot(name: str, root: str, shots: int, seed: int, subsample: str = 
 
 
 def load_test_images(name: str, root: str, seed: int, subsample: str = "all") -> Dataset:
-    """Loads the test images of a data set, without its others; as `load_few_shot`."""
+    """Load the test images of a data set, without its others; as `load_few_shot`. UserError if there is none."""
     dataset = replace(load_dataset(name, root, seed).subsample(subsample), train=[], val=[])
+    if not dataset.test:
+        raise UserError(f"{name} has no test images, so no model can be tested on it")
     dataset.check_files()
     return dataset
 

@@ -46,7 +46,6 @@ from ..training.confidence import Calibration, as_sure_as, calibration_on
 from ..training.loop import AdapterTraining, Checkpoints, TrainingSummary, train_to_end
 from ..training.memory import free_bytes, log_large, training_bytes
 from ..utils.devices import wait_for
-from ..utils.errors import UserError, unknown
 from .tasks import Task
 
 logger = logging.getLogger(__name__)
@@ -69,18 +68,13 @@ def fit(task: Task, bank: FeatureBank, checkpoints: Checkpoints) -> FittedMethod
 
 
 def fit_method(task: Task, bank: FeatureBank) -> FittedMethod:
-    """Fits another method than HeGraphAdapter; raises UserError if it needs the backbone, and the task has none."""
+    """Fits another method than HeGraphAdapter."""
     method = load_method(task.cfg.run.trainer)
     backbone = task.backbone if method.needs_backbone else None
-    if method.needs_backbone and backbone is None:
-        raise UserError(f"{method.name} learns prompts through the text tower; give images instead of --features")
     started, base = time.monotonic(), {}
     if method.needs_base:  # whose predictions a transductive method corrects
-        name = task.cfg.method.BASE
-        if name not in ("HeGraphAdapter", "ZeroShot"):
-            raise unknown("BASE", name, ("HeGraphAdapter", "ZeroShot"))
-        zero_shot = name == "ZeroShot"
-        base["base"] = load_method(name).fit(bank, None, task.seed) if zero_shot else train_adapter(task, bank)
+        zero_shot = task.cfg.method.BASE == "ZeroShot"
+        base["base"] = load_method("ZeroShot").fit(bank, None, task.seed) if zero_shot else train_adapter(task, bank)
     set_random_seed(task.seed)
     fitted = method.fit(bank.without_test(), task.cfg.method, task.seed, backbone, **base)
     wait_for(bank.train_features.device)
@@ -136,16 +130,9 @@ def _train(model: HeGraphModel, data: TrainingData, cfg: Config, checkpoints: Ch
 def tune_on_val(task: Task, bank: FeatureBank, checkpoints: Checkpoints) -> FittedMethod:
     """Trains every candidate of SELECT, and returns and keeps the one that is best on val, of equals the first, with
     the seconds of the whole search. Candidates whose training would see the same options share it, as those of ALPHA_C
-    do, which weighs predictions.
-
-    Raises:
-        UserError: If the task has no val images of its own, or as `candidates`.
+    do, which weighs predictions. The bank has val images, and SELECT has rows (`checks.check_training`).
     """
     cfg = task.cfg
-    if not has_val(bank):
-        raise UserError(f"{bank.dataset} has no val images, so nothing can be chosen on them; leave out --select val")
-    if not cfg.run.select:
-        raise UserError("--select val needs TRAINER.HEGRAPHADAPTER.SELECT, rows [KEY, [VALUE, ...]]; it is empty")
     keys = [key for key, _ in cfg.run.select]
     data, table, best_on_val = task.batches(bank), [], -1.0
     known: dict[str, tuple[HeGraphModel, TrainingSummary]] = {}

@@ -35,15 +35,16 @@ from ..baselines import OTHERS, TRANSDUCTIVE_METHODS, load_method
 from ..baselines.base import FittedMethod
 from ..config import OPTIONS, REMOVED, Config
 from ..features.bank import FeatureBank
-from ..models.folder import CONFIG, TENSORS, find_model_folder, save_model
+from ..models.folder import CONFIG, TENSORS, check_place, find_model_folder, model_files, save_model
 from ..models.lessons import Lessons
 from ..models.saved import NOT_TESTED, SavedModel, Scores, TrainedOn
-from ..results.records import KEEP, PREDICTIONS, SPLIT, TEXT_NODES, read_record, write_beside, write_record
+from ..prompts.sentences import description_file
+from ..results.records import KEEP, PREDICTIONS, RECORD, SPLIT, TEXT_NODES, read_record, write_beside, write_record
 from ..training.choice import accuracy, score
 from ..training.confidence import Calibration, confidence_scores, known_score
-from ..training.loop import CHECKPOINT, Checkpoints
+from ..training.loop import ADAPTER, CHECKPOINT, Checkpoints
 from ..utils.errors import UserError
-from ..utils.files import cannot_write, hash_file, hash_json, write_json
+from ..utils.files import cannot_write, check_output, hash_file, hash_json, write_json
 from ..utils.option import NODE
 from ..utils.reading import read_json, reading
 from .tasks import TOGETHER, Task, Tested
@@ -137,11 +138,13 @@ class RunFolder:
 
         Raises:
             Locked: If another process is at work in the folder.
-            UserError: If the folder holds another run's checkpoint, or RESUME names a folder that holds none.
+            UserError: If the folder holds another run's checkpoint, RESUME names a folder that holds none, or as
+                `check_outputs`.
         """
         with lock_folder(self.path):
             if (record := self.finished()) is not None:
                 return record
+            self.check_outputs()
             if self.model is None:
                 checkpoints, resume = self.checkpoints, self.task.cfg.run.resume
                 if resume and not checkpoints.path_to_resume.exists():
@@ -150,6 +153,24 @@ class RunFolder:
                 (self.path / ERROR).unlink(missing_ok=True)
                 write_json(self.path / SPLIT, self.task.split)
             return work()
+
+    def check_outputs(self) -> None:
+        """Raise UserError if a file that the run writes or replaces is one that it reads, or is no file."""
+        cfg, prompts = self.task.cfg, self.task.cfg.encoding
+        reads: list[Path | str] = [*self.task.reads, cfg.data.root, cfg.data.unlabelled, cfg.backbone.pretrained]
+        if prompts.descriptions:
+            reads.append(description_file(self.task.name, prompts.descriptions))
+        written = [self.path / name for name in (RECORD, PREDICTIONS)]
+        if self.model is not None:
+            reads += model_files(self.model)
+        else:
+            models = [self.model_folder, *self.path.glob("model-epoch*")]
+            for folder in models:
+                check_place(folder)
+            written += [self.path / name for name in (SPLIT, ADAPTER, TEXT_NODES, CHECKPOINT)]
+            written += [file for folder in models for file in folder.glob("*") if file.is_file()]
+        for file in written:
+            check_output(file, reads)
 
     @property
     def model_folder(self) -> Path:

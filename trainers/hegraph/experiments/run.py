@@ -26,12 +26,13 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from pydantic import InstanceOf
 from torch import Tensor
 
+from ..baselines import OTHERS, TRANSDUCTIVE_METHODS, load_method
 from ..baselines.base import FittedMethod
 from ..config import OPTIONS, REMOVED, Config, is_filled
 from ..config_files import with_values
@@ -52,6 +53,7 @@ from ..utils.devices import available_device, wait_for
 from ..utils.errors import UserError
 from ..utils.files import hash_content
 from ..utils.reading import check
+from .checks import check_training, check_unlabelled
 from .fitting import calibrated, classify_in_batches, fit, fitted_adapter, reach_other_classes, set_random_seed
 from .folder import RunFolder, find_model, make_model, run_config
 from .tasks import POOL, TOGETHER, ImageTask, Task, Tested, match_classes, open_task, refuse_tested
@@ -84,8 +86,8 @@ def run(
 
     Returns:
         The record, or {} if nothing was tested. A run whose folder holds its record is not computed again, and CLIP is
-        not even loaded for it. Of several processes that `torchrun` started, all encode and the first goes on. The runs
-        of a process share the bank and the backbone that were opened last.
+        not even loaded for it. The runs of a process share the bank and the backbone that were opened last. With
+        `train=False`, the processes of `torchrun` share the encoding; everything else is done by one process.
 
     Raises:
         Locked: If another process is at work in the output folder.
@@ -93,15 +95,23 @@ def run(
     """
     check(InstanceOf[Config], cfg, "cfg")
     bank_file, model_dir = (None if path is None else Path(path) for path in (bank_file, model_dir))  # may be text
+    if model_dir is not None and not train:
+        raise UserError("train=False encodes the images of a training, and model_dir names a model to test: give one")
+    if processes.world_size() > 1 and train:
+        raise UserError("expected one process, but this one is in a group; only train=False shares its work")
     device = available_device(cfg.run.use_cuda)
     seed = cfg.run.seed if cfg.run.seed >= 0 else draw_seed()
     set_random_seed(seed)
     if keep_thumbnails and (bank_file is not None or model_dir is not None):
         raise UserError("--keep-thumbnails needs training images; leave it out with --features and --eval-only")
+    if keep_thumbnails and not leaves_model(cfg):
+        raise UserError(f"--keep-thumbnails puts them beside a model, and this run of {cfg.run.trainer} leaves none")
     if model_dir is not None:
         return test_model(cfg, bank_file, model_dir, load_epoch, device)
     folder = RunFolder(open_task(cfg, bank_file, seed, device))
-    record = train_in(folder, device, train)
+    if not train:
+        return encode_only(folder)
+    record = train_in(folder, device)
     task, model = folder.task, folder.model_folder
     wanted = keep_thumbnails and (model / CONFIG).is_file() and not (model / THUMBNAILS).is_dir()
     if wanted and isinstance(task, ImageTask):
@@ -114,50 +124,65 @@ def draw_seed() -> int:
     return processes.of_first(lambda: random.SystemRandom().randrange(2**31))
 
 
-def train_in(folder: RunFolder, device: str, train: bool) -> dict:
-    """The record of the training run of a folder, whose work is done unless it is finished; arguments as of `run`."""
-    task = folder.task
+def leaves_model(cfg: Config) -> bool:
+    """Whether a training run leaves a model folder."""
+    saved = cfg.run.trainer not in OTHERS or not load_method(cfg.run.trainer).not_saved
+    return saved and cfg.data.unlabelled != TOGETHER
+
+
+def encode_only(folder: RunFolder) -> dict:
+    """Encode the images of a run, in all processes of `torchrun`; return the record if the run is finished, else {}."""
     if (record := folder.finished()) is not None:
         return record
-    if train:
-        task.check_trained_classes()
-        _ = task.targets
-    task.prepare()
-    if processes.rank() == 0:
-        return folder.do(lambda: train_and_test(folder, device, train))
-    task.bank()  # the first process has the folder; this one helps it to encode
-    if train:
-        encode_targets(task)
-    return {}
+    folder.task.prepare()
+
+    def encode() -> dict:
+        folder.task.bank()
+        return {}
+
+    return encode() if processes.rank() else folder.do(encode)  # the first process has the folder
 
 
-def train_and_test(folder: RunFolder, device: str, train: bool) -> dict:
-    """Encodes and, if asked for, trains, tests and writes the record, in a folder that is this process's own."""
+def train_in(folder: RunFolder, device: str) -> dict:
+    """The record of the training run of a folder, whose work is done unless it is finished; arguments as of `run`."""
+    if (record := folder.finished()) is not None:
+        return record
+    check_training(folder.task)
+    folder.task.prepare()
+    return folder.do(lambda: train_and_test(folder, device))
+
+
+def train_and_test(folder: RunFolder, device: str) -> dict:
+    """Encodes, trains, tests and writes the record, in a folder that is this process's own."""
     task, started = folder.task, time.monotonic()
     bank = task.bank()
     seconds = time.monotonic() - started
-    if not train:
-        return {}
-    if processes.world_size() > 1:
-        encode_targets(task)
-        processes.stop()  # the others end here: what is read from now on must not wait for them
+    encode_targets(task)  # and the unlabelled images: an unreadable one is found before the training
+    unlabelled = None
+    if task.cfg.data.unlabelled:
+        unlabelled = read_unlabelled(task, task, task.labelled(bank), bank.backbone, device)
     bank = bank.to(device)
     fitted = fit(task, bank, keep_epochs(folder, bank))
-    return test_and_finish(folder, bank, fitted, seconds)
+    return test_and_finish(folder, bank, fitted, seconds, unlabelled)
 
 
 def test_and_finish(
-    folder: RunFolder, bank: FeatureBank, fitted: FittedMethod, seconds: float, show: Show | None = None
+    folder: RunFolder,
+    bank: FeatureBank,
+    fitted: FittedMethod,
+    seconds: float,
+    unlabelled: UnlabelledImages | None = None,
+    show: Show | None = None,
 ) -> dict:
-    """Finds the temperature of a method that has just been fitted to a bank, which lies on the device, tests it, and
-    writes what the run leaves. `show` is given what it says about the test images; getting the features took `seconds`.
+    """Finds the temperature of a method that has just been fitted to a bank, which lies on the device, adapts it to
+    unlabelled images, tests it, and writes what the run leaves. `show` is given what it says about the test images;
+    getting the features took `seconds`.
     """
     task, device, name = folder.task, bank.train_features.device, folder.task.cfg.run.trainer
     fitted = calibrated(fitted, task, bank)
     trained = TrainedMethod(name, fitted, bank.dataset, task.class_ids, bank.text_positive, bank.logit_scale)
-    if what := task.cfg.data.unlabelled:
-        features = unlabelled_features(task, task, bank.backbone).to(bank.train_features)
-        trained = hear(trained, task.labelled(bank), features, what)
+    if unlabelled is not None:
+        trained = hear(trained, unlabelled, device)
     tested = evaluate(trained, Task(bank, task.cfg, task.seed, class_ids=task.class_ids), device)
     if show is not None:
         show(tested)
@@ -200,13 +225,15 @@ class TrainedMethod:
         if model.transfer_rule == "zero-shot":
             adapter = TransferableAdapter(ModelOptions(variant="base"), {})  # which leaves text features as they are
         transfer = None if adapter is None else reach_other_classes(adapter.to(device), model.logit_scale)
+        # No fit gives exactly 1: it stands for a model whose temperature was not fitted
+        fitted_on = "nothing" if model.temperature == 1 else "model"
         fitted = FittedMethod(
             classifier.logits,
             transfer=transfer,
             classifier=classifier,
             text_classifier=classifier.text_only() if model.method == "HeGraphAdapter" else None,
             variant=model.variant,
-            calibration=Calibration(model.temperature, "model", known=model.known),
+            calibration=Calibration(model.temperature, fitted_on, known=model.known),
         )
         text = model.text_positive.to(device)
         return cls(model.method, fitted, model.trained_on.dataset, model.class_ids, text, model.logit_scale)
@@ -215,44 +242,53 @@ class TrainedMethod:
 # Images without labels
 
 
-def unlabelled_features(task: Task, source: Task, backbone: str) -> Tensor:
-    """Unit-norm features `[M, d]` of the unlabelled images that the configuration of a task names; `source` is the task
-    whose images that were not drawn are the pool, and `backbone` made the features that the method takes.
+class UnlabelledImages(NamedTuple):
+    """Unlabelled images that a method can adapt to.
+
+    Attributes:
+        what: DATASET.UNLABELLED.
+        features: Of unit norm, shape `[M, d]`.
+        labelled: Sums of the images that the method was fitted to; None for a method that predicts all test images
+            together.
+    """
+
+    what: str
+    features: Tensor
+    labelled: ClassSums | None
+
+
+def read_unlabelled(
+    task: Task, source: Task, labelled: ClassSums | None, backbone: str, device: str
+) -> UnlabelledImages:
+    """Encode or read the unlabelled images that the configuration of a task names. `source` is the task whose images
+    that were not drawn are the pool, and `backbone` made the features that the method takes.
 
     Raises:
-        UserError: If the images cannot be had, are of another backbone, or are test images in a pool.
+        UserError: If the images cannot be had, are of another backbone, or are test images in a pool; or as
+            `check_hearing`.
     """
     what = task.cfg.data.unlabelled
-    tested, _ = task.test_features()
-    if what == TOGETHER:
-        if tested is None:
-            raise UserError(f"{task.name} has no test images; give --unlabelled {POOL}")
-        return tested
     found = (source if what == POOL else task).unlabelled(what)
     if found.backbone not in ("", backbone):
         raise UserError(f"{what} holds features of {found.backbone!r}, but the method's are of {backbone!r}")
     features = found.features()
-    if not len(features):
-        raise UserError(f"{task.name} has no unlabelled images: all its training images are drawn; give other ones")
-    known = set() if tested is None else set(row_hashes(tested))
-    refuse_tested([f"row {n}" for n, row in enumerate(row_hashes(features)) if row in known], len(features))
-    return features
+    if what != TOGETHER and (tested := task.test_features()[0]) is not None:
+        known = set(row_hashes(tested))
+        refuse_tested([f"row {n}" for n, row in enumerate(row_hashes(features)) if row in known], len(features))
+    if task.cfg.run.trainer in TRANSDUCTIVE_METHODS:
+        return UnlabelledImages(what, features, None)
+    width = features.shape[1] if labelled is None else labelled.sums.shape[1]
+    return UnlabelledImages(what, features, check_hearing(labelled, features, width, device))
 
 
-def hear(trained: TrainedMethod, labelled: ClassSums | None, features: Tensor, what: str) -> TrainedMethod:
-    """A method, with its temperature, that has heard unlabelled images of features `[M, d]`, on the device that
-    computes; DATASET.UNLABELLED says `what` they are. `labelled` tells of the images that it was fitted to.
-
-    Raises:
-        UserError: If the method has no classifier, or as `check_hearing`.
-    """
-    fitted, name = trained.fitted, trained.method
-    if fitted.together:
+def hear(trained: TrainedMethod, unlabelled: UnlabelledImages, device: str | torch.device) -> TrainedMethod:
+    """A method, with its temperature, that has adapted to unlabelled images on a device."""
+    fitted, name, what = trained.fitted, trained.method, unlabelled.what
+    if unlabelled.labelled is None:
         heard_of: dict[str, Any] = {"protocol": TRANSDUCTIVE, "unlabelled": {"images": what}}
         return replace(trained, fitted=replace(fitted, heard=heard_of))
-    if fitted.classifier is None:
-        raise UserError(f"{name} has no class weights that could hear unlabelled images; leave out --unlabelled")
-    labelled = check_hearing(labelled, features, fitted.classifier.width, str(features.device))
+    assert fitted.classifier is not None  # `check_method`
+    features, labelled = unlabelled.features.to(device), unlabelled.labelled.to(device)
     started = time.monotonic()
     # Images with labels, as those of val, would tell zero-shot CLIP its temperature
     temperature = 1.0 if name == "ZeroShot" else fitted.calibration.temperature
@@ -347,19 +383,20 @@ def find_rule(trained: TrainedMethod, target: Task) -> tuple[str, list[int]]:
 
 
 def encode_targets(task: Task) -> None:
-    """Encodes what `score_targets` will test on and is not on disk, with the other processes of `torchrun`."""
+    """Encodes what `score_targets` will test on and is not on disk."""
     for _, target, rule in task.targets:
         _ = target.test_features() if rule == SAME_CLASSES else target.test_bank()
 
 
 def score_targets(trained: TrainedMethod, task: Task, device: str | torch.device) -> dict[str, dict]:
-    """Tests on the further data sets of a task, for its record; no accuracy where the method has no rule."""
+    """Tests on the further data sets of a task, for its record."""
     scores = {}
     for name, target, rule in task.targets:
         tested = evaluate(trained, target, device, rule)
-        assert tested.labels is not None and tested.zero_shot is not None  # a target has test images
+        # A target has test images, and the method a rule for it (`check_training`)
+        assert tested.labels is not None and tested.zero_shot is not None and tested.logits is not None
         scores[name] = {
-            "accuracy": None if tested.logits is None else accuracy(tested.logits, tested.labels),
+            "accuracy": accuracy(tested.logits, tested.labels),
             "accuracy_zero_shot": accuracy(tested.zero_shot, tested.labels),
             "num_test": len(tested.labels),
             "num_classes": tested.zero_shot.shape[1],
@@ -376,10 +413,9 @@ def test_loaded(model: SavedModel, trained: TrainedMethod, target: Task, device:
     the features are another backbone's, or the model has no rule for these classes.
     """
     target.check_backbone(model)
-    tested = evaluate(trained, target, device)
-    if tested.logits is None:
+    if trained.fitted.transfer is None and find_rule(trained, target)[0] == OTHER_CLASSES:
         raise UserError(f"{model.method} has no rule for other classes than its own; test it on those")
-    return tested
+    return evaluate(trained, target, device)
 
 
 def check_configuration(model: SavedModel, cfg: Config) -> None:
@@ -421,14 +457,16 @@ def test_model(cfg: Config, bank_file: Path | None, folder: Path, epoch: int | N
     if (record := run_folder.finished()) is not None:
         return record
     trained = TrainedMethod.loaded(model, device)
-    if processes.rank():  # the first process has the folder; this one helps it to encode
-        test_loaded(model, trained, target, device)
-        return {}
     if what := cfg.data.unlabelled:
+        if find_rule(trained, target)[0] == OTHER_CLASSES:
+            raise UserError(
+                f"--unlabelled adapts a model to its own classes, but {target.name} has others; leave it out"
+            )
         as_trained = with_values(cfg, {"DATASET.NUM_SHOTS": model.trained_on.shots})
         source = open_task(as_trained, bank_file, model.trained_on.seed, device) if what == POOL else target
-        features = unlabelled_features(target, source, model.backbone.title).to(device)
-        trained = hear(trained, model.labelled, features, what)
+        check_unlabelled(source, what)
+        unlabelled = read_unlabelled(target, source, model.labelled, model.backbone.title, device)
+        trained = hear(trained, unlabelled, device)
     return run_folder.do(lambda: test_and_write(run_folder, model, trained, device))
 
 

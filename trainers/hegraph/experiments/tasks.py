@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 POOL, TOGETHER = "pool", "test"  # what DATASET.UNLABELLED says of images of the task's own data set
+NO_POOL = "{} has no images left for --unlabelled pool: all are drawn or for testing; give fewer --shots, or a path"
 Split = dict[str, list[list]]  # "train" and "val", each rows of [path or bank row, label, class name]
 
 
@@ -90,6 +91,7 @@ class Task:
         split: The images that the few-shot protocol selected; {} where no run keeps them.
         identity: Plain values that change whenever the data would, apart from the split.
         class_ids: What tells its K classes apart across data sets, in label order.
+        reads: Files that the features come from.
         name, classnames: Of the data set, and of its classes.
         backbone: The frozen CLIP that encodes the images; None where it is not at hand.
     """
@@ -100,6 +102,7 @@ class Task:
     split: Split = field(default_factory=dict)
     identity: dict = field(default_factory=dict)
     class_ids: Sequence[str] = ()
+    reads: Sequence[Path] = ()
     name: str = field(init=False)
     classnames: Sequence[str] = field(init=False)
     backbone: Any = field(default=None, init=False)
@@ -111,6 +114,16 @@ class Task:
     def check_trained_classes(self) -> None:
         """Raises UserError if the training images are of fewer than two classes, so that there is nothing to learn."""
         check_classes(len({label for _, label, _ in self.split["train"]}))
+
+    @property
+    def has_test(self) -> bool:
+        """Whether there are test images."""
+        return self.features.test_labels is not None and len(self.features.test_labels) > 0
+
+    @property
+    def has_val(self) -> bool:
+        """Whether there are validation images that are no test images."""
+        return bool(self.split["val"])
 
     def prepare(self) -> None:
         """Does what may fail before anything is written."""
@@ -125,7 +138,7 @@ class Task:
 
     def test_features(self) -> tuple[Tensor | None, Tensor | None]:
         """Features `[M, d]` and labels `[M]` of the test images; None where there are none."""
-        return self.features.test_features, self.features.test_labels
+        return (self.features.test_features, self.features.test_labels) if self.has_test else (None, None)
 
     def batches(self, bank: FeatureBank) -> TrainingData:
         """The training batches of a bank, with the products that every step of the configured variant needs."""
@@ -152,9 +165,14 @@ class Task:
         model.backbone.compare_precision("fp32" if encoder is None else encoder.precision)
 
     def unlabelled(self, what: str) -> Unlabelled:
-        """The images without labels that DATASET.UNLABELLED names: a feature bank; "pool", the training images of the
-        task's classes that were not drawn, and the validation images; or a folder or CSV file. UserError without any.
+        """The images without labels that DATASET.UNLABELLED names: "test", the test images; a feature bank; "pool", the
+        training images of the task's classes that were not drawn, and the validation images; or a folder or CSV file.
+        UserError without any.
         """
+        if what == TOGETHER:
+            if not self.has_test:
+                raise UserError(f"{self.name} has no test images; give --unlabelled {POOL}, or a path")
+            return Unlabelled(lambda: None, lambda: cast(Tensor, self.test_features()[0]))
         if what.endswith(SUFFIX):
             file = BankFile(Path(what))
             rows = {split: range(len(labels)) for split, labels in file.labels.items()}
@@ -186,7 +204,7 @@ class BankTask(Task):
         if cfg.data.features == "online":
             raise UserError("FEATURES.MODE online encodes images, and --features has none; use FEATURES.MODE bank")
         self.file = file = shared_bank(path, cfg)
-        self.cfg, self.seed, self.name = cfg, seed, file.dataset
+        self.cfg, self.seed, self.name, self.reads = cfg, seed, file.dataset, (path,)
         labels = {name: file.labels[name].tolist() if name in file.labels else [] for name in ("train", "val")}
         self.selection = select_few_shot(labels["train"], labels["val"], cfg.data.shots, random.Random(seed))
         # Where all classes are asked for, one without images stays here and is an error later
@@ -210,6 +228,10 @@ class BankTask(Task):
         """The rows that the protocol selected, and the test images."""
         return draw_bank(self.file, self.selection).subsample(self.cfg.data.classes)
 
+    @property
+    def has_test(self) -> bool:
+        return "test" in self.file.labels
+
     def prepare(self) -> None:
         """Reads the rows; raises UserError if they cannot be read, or one of train or val is a test image as well."""
         refuse_test_rows(self.features)
@@ -219,7 +241,9 @@ class BankTask(Task):
             return super().unlabelled(what)
         here = {name: torch.isin(labels, torch.tensor(self.kept)) for name, labels in self.file.labels.items()}
         here["train"][self.selection.train] = False
-        rows = {name: of_classes.nonzero().flatten().tolist() for name, of_classes in here.items()}
+        rows = {name: of_classes.nonzero().flatten().tolist() for name, of_classes in here.items() if name != "test"}
+        if not any(rows.values()):
+            raise UserError(NO_POOL.format(self.name))
         return Unlabelled(lambda: self.file.digest, lambda: _features_of(self.file, rows))
 
     def target(self, name: str, same_classes: bool) -> Task:
@@ -254,7 +278,7 @@ def bank_to_test(file: BankFile, which: str, cfg: Config, seed: int) -> Task:
     if which != "all":
         half = subsample_labels(set(file.labels["train"].tolist()), which)
         bank = bank.of_classes(torch.tensor(half, dtype=torch.long))
-    return Task(bank, cfg, seed, identity=bank_identity(file, lambda: bank))
+    return Task(bank, cfg, seed, identity=bank_identity(file, lambda: bank), reads=(file.path,))
 
 
 def bank_identity(file: BankFile, take: Callable[[], FeatureBank]) -> dict:
@@ -328,7 +352,17 @@ class ImageTask(Task):
     def bank(self) -> FeatureBank:
         return extract.encode_task(self.dataset, self.backbone, self.cfg.encoding, self.seed, self._folder)
 
-    def test_features(self) -> tuple[Tensor, Tensor]:
+    @property
+    def has_test(self) -> bool:
+        return bool(self.dataset.test)
+
+    @property
+    def has_val(self) -> bool:
+        return bool(self.dataset.val) and not self.dataset.val_is_test
+
+    def test_features(self) -> tuple[Tensor | None, Tensor | None]:
+        if not self.has_test:
+            return None, None
         return extract.encode_test(self.dataset, self.backbone, self.cfg.encoding, self._folder)
 
     def text_features(self) -> tuple[Tensor, Tensor]:
@@ -342,11 +376,13 @@ class ImageTask(Task):
         return extract.encode_task(dataset, self.backbone, self.cfg.encoding, self.seed, self._folder)
 
     def unlabelled(self, what: str) -> Unlabelled:
-        if what.endswith(SUFFIX):
+        if what == TOGETHER or what.endswith(SUFFIX):
             return super().unlabelled(what)
         if what == POOL:
             data, used = self.cfg.data, {item.path for item in (*self.dataset.train, *self.dataset.test)}
             images = load_pool(self.name, data.root, self.seed, data.classes, used)
+            if not images.test:
+                raise UserError(NO_POOL.format(self.name))
         else:
             images = load_unlabelled(Path(what))
         # Splits that others have made are what they are, even where an image is in two of them
@@ -359,6 +395,8 @@ class ImageTask(Task):
             refuse_tested(files_among(pool, tested), len(pool))
         if self.cfg.data.skip_unreadable and (left_out := [*images.unreadable_images()]):
             logger.warning("%d of %d images are left out, such as %s", len(left_out), len(images.test), left_out[0])
+            if len(left_out) == len(images.test):
+                raise UserError(f"none of {len(left_out)} unlabelled images can be read, such as {left_out[0]}")
             images = images.without(left_out)
         views = ImageViews(images, images.test, self.backbone.preprocess)
         return extract.encode_images(self.backbone, views, self.cfg.encoding, self._folder, "unlabelled")[0]

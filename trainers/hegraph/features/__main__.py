@@ -10,7 +10,7 @@ from typing import Any
 
 from ..backbones.identity import PRECISIONS
 from ..config_files import load_cfg
-from ..utils.errors import Parser, UserError, command, report, say
+from ..utils.errors import Parser, UserError, command, refuse_several_processes, report, say
 from ..utils.files import atomic_path
 from ..utils.option import NODE
 from .bank import BankFile, load_bank
@@ -83,7 +83,14 @@ def import_tip_command(args: argparse.Namespace) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit code, as of `report`."""
-    return report(lambda: (args := parse_arguments(arguments)).run(args))
+
+    def run() -> None:
+        args = parse_arguments(arguments)
+        if args.run is not extract_command:
+            refuse_several_processes()
+        args.run(args)
+
+    return report(run, several_processes=True)
 
 
 if __name__ == "__main__":

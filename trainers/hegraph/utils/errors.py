@@ -199,8 +199,19 @@ class Parser(argparse.ArgumentParser):
         say(self.format_help())
 
 
-def report(command: Callable[[], int | None]) -> int:
+def refuse_several_processes() -> None:
+    """Raise UserError in a process of `torchrun` that is one of several."""
+    if (count := os.environ.get("WORLD_SIZE", "1")) != "1":
+        raise UserError(
+            f"expected one process, but torchrun started {count:.9}; start this with python: only `features extract` "
+            "and --no-train share their work"
+        )
+
+
+def report(command: Callable[[], int | None], several_processes: bool = False) -> int:
     """Runs a command line, shows what it logs, and turns what it returns or raises into an exit code.
+
+    Several processes of `torchrun` are refused, unless the command lets `several_processes` share its work.
 
     Returns:
         What the command returns (None is 0); 0 if whoever read its output has seen enough; 2, after one line, if it
@@ -210,6 +221,8 @@ def report(command: Callable[[], int | None]) -> int:
     show_messages()
     with noted_interrupts():
         try:
+            if not several_processes:
+                refuse_several_processes()
             return command() or 0
         except BrokenPipeError:
             _write_no_more()

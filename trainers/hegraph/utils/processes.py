@@ -1,8 +1,9 @@
-"""Sharing the encoding of images between processes that `torchrun` starts.
+"""Share the encoding of images between processes that `torchrun` starts.
 
     torchrun --nproc_per_node 4 -m trainers.hegraph ... --no-train
 
-With a single process, `joined`, `stop` and `wait` do nothing, `rank` is 0 and `world_size` is 1.
+Everything but `--no-train` and `features extract` refuses more than one process (`refuse_several_processes`). With a
+single process, `joined` and `wait` do nothing, `rank` is 0 and `world_size` is 1.
 """
 
 from __future__ import annotations
@@ -42,13 +43,8 @@ def joined() -> Iterator[None]:
     try:
         yield
     finally:
-        stop()
-
-
-def stop() -> None:
-    """Leaves the group before the block of `joined` ends."""
-    if _in_group():
-        torch.distributed.destroy_process_group()
+        if _in_group():
+            torch.distributed.destroy_process_group()
 
 
 def rank() -> int:
@@ -62,18 +58,28 @@ def world_size() -> int:
 
 
 def wait() -> None:
-    """Blocks until every process of the group has called it."""
+    """Block until every process of the group has called it. UserError if one has ended instead."""
     if _in_group():
-        torch.distributed.barrier()
+        with _all_alive():
+            torch.distributed.barrier()
 
 
 def of_first(ask: Callable[[], T]) -> T:
-    """What `ask` returns in the first process, which alone calls it; the others are sent it."""
+    """What `ask` returns in the first process, which alone calls it; the others are sent it. UserError as `wait`."""
     if not _in_group():
         return ask()
     answer = [ask() if rank() == 0 else None]
-    torch.distributed.broadcast_object_list(answer)
+    with _all_alive():
+        torch.distributed.broadcast_object_list(answer)
     return cast(T, answer[0])
+
+
+@contextmanager
+def _all_alive() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:  # gloo's, when a connection is closed
+        raise UserError("another process of torchrun has ended, and its message says why; mend that first") from error
 
 
 def _in_group() -> bool:

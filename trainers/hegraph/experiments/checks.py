@@ -1,0 +1,61 @@
+"""Checks before a run encodes or trains anything: it can do all that its configuration asks."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from ..baselines import OTHERS, load_method
+from ..config import Config
+from ..utils.errors import UserError, unknown
+from .tasks import POOL, TOGETHER, BankTask, Task
+
+logger = logging.getLogger(__name__)
+
+BASES = ("HeGraphAdapter", "ZeroShot")  # methods that a transductive method may start from
+
+
+def check_training(task: Task) -> None:
+    """Check the training run of a task. No image is encoded for that.
+
+    Raises:
+        UserError: If there are too few classes, the method cannot do what is asked, there are no val images to choose
+            on, or a target or the unlabelled images cannot be had.
+    """
+    cfg = task.cfg
+    task.check_trained_classes()
+    check_method(cfg, isinstance(task, BankTask))
+    if cfg.run.select_on == "val":
+        if not task.has_val:
+            raise UserError(f"{task.name} has no val images, so nothing can be chosen on them; leave out --select val")
+        if not cfg.run.select:
+            raise UserError("--select val needs TRAINER.HEGRAPHADAPTER.SELECT, rows [KEY, [VALUE, ...]]; it is empty")
+    _ = task.targets
+    if cfg.data.unlabelled:
+        check_unlabelled(task, cfg.data.unlabelled)
+
+
+def check_method(cfg: Config, from_bank: bool) -> None:
+    """Raise UserError if the method of a training run cannot do what is asked; the task may be `from_bank`."""
+    if cfg.run.trainer not in OTHERS:
+        return
+    method = load_method(cfg.run.trainer)
+    if method.needs_backbone and from_bank:
+        raise UserError(f"{method.name} learns prompts through the text tower; give images instead of --features")
+    if method.needs_base:
+        if cfg.method.BASE not in BASES:
+            raise unknown("BASE", cfg.method.BASE, BASES)
+    elif cfg.data.unlabelled and method.not_saved:
+        raise UserError(f"{method.name} has no class weights to adapt to unlabelled images; leave out --unlabelled")
+    if cfg.data.target_datasets and not method.transfers:
+        raise UserError(f"{method.name} has no rule for other classes than its own; leave out --target-datasets")
+
+
+def check_unlabelled(task: Task, what: str) -> None:
+    """Raise UserError if the unlabelled images that DATASET.UNLABELLED names are not there; none is opened. A warning
+    where `what` is a keyword and the name of a file as well.
+    """
+    if what in (POOL, TOGETHER) and Path(what).exists():
+        meaning = "the images that were not drawn" if what == POOL else "the test images"
+        logger.warning("--unlabelled %s means %s of %s; for the path, write ./%s", what, meaning, task.name, what)
+    task.unlabelled(what)
