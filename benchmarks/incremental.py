@@ -1,7 +1,7 @@
 """What is taught in two parts against one fit on all: accuracy on the test images of feature banks, and seconds.
 
 Half of the images of every class come first, then the others; or all images of half of the classes, then those of the
-others. Eight images of each class, drawn by three seeds. "free" takes no training step, so that its two results are to
+others. Eight images of each class, drawn by three seeds. "training_free" takes no training step, so that its two results are to
 be the same; "full" goes on from its parameters. The temperature is left out. The banks are those of
 $HEGRAPH_SHARED/banks.
 """
@@ -45,7 +45,7 @@ def run(
     )
     folder = Path(os.environ["HEGRAPH_SHARED"]) / "banks" if names else None
     banks = {name: load_bank(folder / f"{name}.safetensors") for name in names} if folder else {"random": _random()}
-    for variant in ("free", "full"):
+    for variant in ("training_free", "full"):
         gaps = {"images": [], "classes": []}
         for name, bank in banks.items():
             found = [_compare(bank, shots, seed, {**options}, variant) for seed in seeds]

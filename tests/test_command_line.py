@@ -230,7 +230,7 @@ def test_words_that_are_none_and_flags_that_do_not_go_together(refused, line, sa
     ("key", "value"),
     [
         ("OPTIM.MAX_EPOCH", "9" * 5000),
-        (f"{NODE}.FREE.OMEGA", "[[1, 0x1" + "0" * 4000 + "]]"),
+        (f"{NODE}.TRAINING_FREE.OMEGA", "[[1, 0x1" + "0" * 4000 + "]]"),
         ("INPUT.SIZE", "[" * 50_000),
         (f"{NODE}.PROMPTS.TEMPLATES", "['\\ud800 {}']"),
         (f"{NODE}.BY_DATASET", "[['x', ['OPTIM.LR', {1, 2}]]]"),

@@ -53,7 +53,7 @@ def test_every_option_follows_its_key_and_no_other_does():
     }
     by_type = {bool: False, str: "other", tuple: ("a",), list: ["a"]}
     usual = load_cfg()
-    apart = {o.key for holder in (config.DasslOptions, config.FreeOptions) for o in config.options_of(holder)}
+    apart = {o.key for holder in (config.DasslOptions, config.TrainingFreeOptions) for o in config.options_of(holder)}
     for key, option in OPTIONS.items():
         if key in apart or key == "TRAINER.NAME":
             continue
@@ -84,10 +84,10 @@ def changed_fields(usual, cfg) -> list:
 
 
 def test_the_variant_free_has_constants_of_its_own_that_follow_the_shots():
-    rows = [f"{NODE}.FREE.KAPPA", [[1, 5.0], [4, 6.0]], f"{NODE}.FREE.OMEGA", [[1, 0.5]], f"{NODE}.FREE.RHO", 0.7]
+    rows = [f"{NODE}.TRAINING_FREE.KAPPA", [[1, 5.0], [4, 6.0]], f"{NODE}.TRAINING_FREE.OMEGA", [[1, 0.5]], f"{NODE}.TRAINING_FREE.RHO", 0.7]
     for shots, kappa in ((1, 5.0), (3, 5.0), (4, 6.0), (-1, 6.0)):
         given = [*rows, "DATASET.NUM_SHOTS", shots]
-        free = load_cfg(opts=[*given, f"{NODE}.VARIANT", "free"]).model.closed_form
+        free = load_cfg(opts=[*given, f"{NODE}.VARIANT", "training_free"]).model.closed_form
         assert (free.kappa, free.omega, free.rho) == (kappa, 0.5, 0.7)
         assert load_cfg(opts=given).model.closed_form.rho == 0.3
 
@@ -200,8 +200,8 @@ def test_text_from_the_command_line_becomes_a_value_of_the_keys_type():
         (f"{NODE}.VARIANT", "fulll", "did you mean 'full'"),
         (f"{NODE}.PROMPTS.TEMPLATES", "[1]", "strings"),
         (f"{NODE}.CLOSED_FORM.KAPPA", "0", "above 0"),
-        (f"{NODE}.FREE.KAPPA", "[[2, 1.0]]", "from 1 shot"),
-        (f"{NODE}.FREE.OMEGA", "[[1, 0.0]]", "[1, 0.0]"),
+        (f"{NODE}.TRAINING_FREE.KAPPA", "[[2, 1.0]]", "from 1 shot"),
+        (f"{NODE}.TRAINING_FREE.OMEGA", "[[1, 0.0]]", "[1, 0.0]"),
         (f"{NODE}.SELECT", "[['OPTIM.LR', []]]", "[KEY, [VALUE, ...]]"),
         (f"{NODE}.BY_DATASET", "[[1, ['OPTIM.LR', 1]]]", "data set"),
         (f"{NODE}.BY_DATASET", "[['*', ['OPTIM.WEIGHT_DECAY', 0.1]]]", "OPTIM.WEIGHT_DECAY"),
@@ -237,7 +237,7 @@ def test_the_smallest_allowed_values_and_every_choice_are_allowed_and_an_odd_num
 def test_a_variant_that_has_nothing_to_train_is_an_error(opts, variant):
     given = [f"{NODE}.{opts[0]}", *opts[1:], f"{NODE}.VARIANT"]
     assert f"VARIANT {variant} has nothing to train" in refused(*given, variant)
-    for other in ("base", "free"):  # they train nothing anyway
+    for other in ("base", "training_free"):  # they train nothing anyway
         load_cfg(opts=[*given, other])
 
 
@@ -245,7 +245,7 @@ def test_a_key_that_changes_neither_the_adapter_nor_its_training_is_not_selected
     val = [f"{NODE}.SELECT_ON", "val", f"{NODE}.SELECT"]
     for key, values in (("OUTPUT_DIR", ["a", "b"]), ("DATALOADER.TRAIN_X.BATCH_SIZE", [8, 16])):
         assert key in refused(*val, str([["OPTIM.LR", [1.0]], [key, values]]))
-    load_cfg(opts=[*val, str([[f"{NODE}.VARIANT", ["full", "free"]], [f"{NODE}.FREE.RHO", [0.1, 0.3]]])])
+    load_cfg(opts=[*val, str([[f"{NODE}.VARIANT", ["full", "training_free"]], [f"{NODE}.TRAINING_FREE.RHO", [0.1, 0.3]]])])
     load_cfg(opts=[*val, str([["OPTIM.MAX_EPOCH", [5, 15]], [f"{NODE}.NOISE", [0.0, 1.0]]])])
 
 

@@ -62,7 +62,7 @@ class Pool:
         return (means @ means.t()).fill_diagonal_(-2).topk(NEAREST, dim=1).indices
 
     def free(self, features: Tensor, labels: Tensor) -> FoldedClassifier:
-        """The variant "free"; classes without images have their text and its message, as in `partial_fit`."""
+        """The variant "training_free"; classes without images have their text and its message, as in `partial_fit`."""
         seen, places = labels.unique(return_inverse=True)
         if len(seen) < 2:
             return FoldedClassifier(self.scale * self.text)
@@ -103,7 +103,7 @@ def changed(pool: Pool, labels: Tensor, kind: str, seed: int) -> Tensor:
 
 
 def out_of_fold(pool: Pool, features: Tensor, labels: Tensor, seed: int) -> Tensor:
-    """Calibrated probabilities `[N, K]` by the variant "free", of folds that deal the images of each class."""
+    """Calibrated probabilities `[N, K]` by the variant "training_free", of folds that deal the images of each class."""
     dealer = random.Random(seed)
     folds = torch.zeros_like(labels)
     for c in labels.unique().tolist():

@@ -177,7 +177,7 @@ def test_paths_and_pictures_give_the_same_whatever_the_names_of_the_files(digits
     expected = digit_classifier.predict_proba(digits.others)
     np.testing.assert_allclose(expected.sum(axis=1), 1)
     np.testing.assert_array_equal(digit_classifier.predict_proba(pd.Series([str(file) for file in files])), expected)
-    parameters = digit_classifier.get_params() | {"variant": "free"}
+    parameters = digit_classifier.get_params() | {"variant": "training_free"}
     labels = [k % 3 for k in range(20)]
     by_path, by_picture = (HeGraphClassifier(**parameters).fit(X, labels) for X in (files, digits.others))
     assert torch.equal(by_path.model_.classifier.weights, by_picture.model_.classifier.weights)

@@ -36,7 +36,7 @@ def taught(data) -> tuple[np.ndarray, np.ndarray]:
 
 
 def free(text: np.ndarray | None = None) -> HeGraphClassifier:
-    return HeGraphClassifier(variant="free", text_features=text)
+    return HeGraphClassifier(variant="training_free", text_features=text)
 
 
 def assert_same(one: HeGraphClassifier, other: HeGraphClassifier) -> None:
@@ -91,7 +91,7 @@ def test_any_order_of_changes_ends_where_one_fit_would(seed, has_text, data, tau
 
 def test_labels_names_and_text_of_classes_that_come_later(data, taught):
     X, y = taught
-    classifier = HeGraphClassifier(variant="free", classnames={"dog": "hound"})
+    classifier = HeGraphClassifier(variant="training_free", classnames={"dog": "hound"})
     classifier.partial_fit(X[y == "dog"], y[y == "dog"], classes=LABELS, text_features=data.text[3:])
     assert classifier.predict(X).tolist() == ["dog"] * 24 and classifier.model_.classnames == ("hound",)
     classifier.partial_fit(X[y == "ant"], y[y == "ant"], ["emmet"], data.text[:1], data.negative[:1])
@@ -105,7 +105,7 @@ def test_labels_names_and_text_of_classes_that_come_later(data, taught):
     assert numbers.partial_fit(X[:2], [5, 2]).classes_.tolist() == [0, 1, 2, 5]
 
 
-@pytest.mark.parametrize(("variant", "omega"), [("free", 0.3), ("T", 0.15), ("full", OMEGA_NEW)])
+@pytest.mark.parametrize(("variant", "omega"), [("training_free", 0.3), ("T", 0.15), ("full", OMEGA_NEW)])
 def test_a_class_of_a_name_alone_is_reached_as_other_classes_are(variant, omega, data, taught, quick):
     X, y = taught
     classifier = quick(variant=variant, text_features=data.text[:3]).fit(X[:21], y[:21])  # 9, 7 and 5 images
@@ -117,7 +117,7 @@ def test_a_class_of_a_name_alone_is_reached_as_other_classes_are(variant, omega,
     unit = F.normalize(model.transfer.class_features(text, -text), dim=1)
     expected = 100 * X_t @ unit[3] + omega * 100 * model.transfer.messages.logits(X_t, text[3:])[:, 0]
     torch.testing.assert_close(folded.parts(X_t).text[:, 3], expected, rtol=1e-4, atol=1e-3)
-    if variant == "free":  # the others are trained again
+    if variant == "training_free":  # the others are trained again
         torch.testing.assert_close(folded.weights[:3], before.weights, rtol=0, atol=1e-5)
     if variant == "full":  # in the cache, the class has as many images as the others have on average
         assert folded.labels.tolist() == [*before.labels.tolist(), 3]
@@ -201,7 +201,7 @@ def test_an_adapted_model_without_its_images_is_not_changed(data, taught):
 
 
 def test_images_are_taught_and_taken_back_by_their_pixels(digits, files, tmp_path, digit_classifier):
-    classifier = HeGraphClassifier(**digit_classifier.get_params() | {"variant": "free"})
+    classifier = HeGraphClassifier(**digit_classifier.get_params() | {"variant": "training_free"})
     pictures, labels = digits.pictures, [digits.classnames[label] for label in digits.labels]
     classifier.partial_fit(pictures[:9], labels[:9])
     classifier.add_class("three", pictures[9:12]).add_class("x", name="nine").partial_fit(files[:2], ["zero", "x"])
@@ -406,7 +406,7 @@ def test_a_start_without_any_label(data, quick):
 
 def teach(digits: SimpleNamespace, folder: Path, *labels: str | int) -> Path:
     """The folder of a model that was taught the digits 0 and 1, each under a label."""
-    classifier = HeGraphClassifier(config="mini", dataset_config="digits", variant="free")
+    classifier = HeGraphClassifier(config="mini", dataset_config="digits", variant="training_free")
     y, names = np.repeat(labels, 3), dict(zip(labels, ("zero", "one")))
     classifier.fit(digits.pictures[:6], y, classnames=names).save_pretrained(folder)
     return folder

@@ -177,7 +177,7 @@ def test_a_model_is_tested_on_the_device_that_is_asked_for(ids, monkeypatch):
     # "meta" is a device that every machine has; its tensors have shapes and no values
     monkeypatch.setattr(torch.Tensor, "isfinite", lambda tensor: torch.ones(1).bool())
     messages = NewClassMessages(torch.eye(3), torch.zeros(3), torch.eye(3), torch.zeros(3))
-    adapter = TransferableAdapter(ModelOptions(variant="free"), {}, messages)
+    adapter = TransferableAdapter(ModelOptions(variant="training_free"), {}, messages)
     found = say(model_of(transfer_rule="adapter", transfer=adapter), images(ids, labels=(0, 1, 1)), "meta")
     assert {tensor.device.type for tensor in (found.logits, found.zero_shot, found.labels)} == {"meta"}
 
@@ -208,8 +208,8 @@ def test_classes_are_matched_by_id_and_one_that_is_not_known_is_named():
 @pytest.mark.parametrize(
     ("trained", "asked", "said"),
     [
-        ({"FREE.KAPPA": [[1, 9.0]]}, [], "end the command with {}.FREE.KAPPA '[[1, 9.0]]'"),
-        ({"FREE.KAPPA": [[1, 9.0]]}, ["FREE.KAPPA", "((1, 9.0),)"], ""),  # a model folder holds lists
+        ({"TRAINING_FREE.KAPPA": [[1, 9.0]]}, [], "end the command with {}.TRAINING_FREE.KAPPA '[[1, 9.0]]'"),
+        ({"TRAINING_FREE.KAPPA": [[1, 9.0]]}, ["TRAINING_FREE.KAPPA", "((1, 9.0),)"], ""),  # a model folder holds lists
         ({"SHUFFLE": "negative", "BIAS": False}, [], "{}.BIAS False, not True"),
         ({"ALPHA_NP": 0.75}, [], "{}.ALPHA_NP 0.75, not "),
         ({"ALPHA_C": 2.0}, [], ""),  # it follows from the shots, which may be others here

@@ -95,11 +95,11 @@ def test_candidates_share_a_training_and_are_what_they_are_alone(tiny_bank, monk
 
 
 def test_a_fitted_adapter_is_its_model_and_tells_its_size(tiny_bank):
-    cfg = load_cfg(opts=[*SHORT, f"{NODE}.VARIANT", "free"])
+    cfg = load_cfg(opts=[*SHORT, f"{NODE}.VARIANT", "training_free"])
     task = BankTask(tiny_bank, cfg, 1)
     bank = task.bank()
     fitted, model = fitting.train_adapter(task, bank), fitting.new_model(bank, cfg, 1)
-    assert (fitted.num_parameters, fitted.steps, fitted.variant, fitted.text_nodes) == (0, 0, "free", None)
+    assert (fitted.num_parameters, fitted.steps, fitted.variant, fitted.text_nodes) == (0, 0, "training_free", None)
     assert torch.equal(fitted.logits(bank.test_features), model.fold().logits(bank.test_features))
     assert torch.equal(fitted.class_nodes, model.closed_form.to_text.nodes)
     trained = fitting.train_adapter(BankTask(tiny_bank, load_cfg(opts=[*SHORT, OMEGA, 0.0]), 1), bank)

@@ -82,7 +82,7 @@ def test_a_run_leaves_its_model_its_split_and_a_record_of_all_that_it_says(run, 
     assert split["train"] == [[row, labels[row], bank.classnames[labels[row]]] for row in rows]
     # What earlier versions had as keys is part of it still, so that their runs are recognised
     gone = {"ACTIVATION": "tanh", "WEIGHT_PER": "target", "GAMMA": 1.0}
-    gone |= {"CLOSED_FORM.OMEGA_NEW": 0.05, "FREE.PRIOR": 4.0}
+    gone |= {"CLOSED_FORM.OMEGA_NEW": 0.05, "TRAINING_FREE.PRIOR": 4.0}
     config = found["config"] | {f"{NODE}.{key}": value for key, value in gone.items()}
     data = {"bank": BankFile(tiny_bank).digest}
     assert found["run_id"] == sha256_of({"config": config, "seed": 1, "data": data, "split": split})

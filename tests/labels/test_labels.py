@@ -21,7 +21,7 @@ from trainers.hegraph.labels.issues import find_label_issues, free_options, left
 from trainers.hegraph.labels.suggest import choose, suggest, typicality
 from trainers.hegraph.method.cache import FoldedClassifier
 from trainers.hegraph.method.closed_form import ClosedForm, class_offsets, left_out_offsets
-from trainers.hegraph.method.options import FreeOptions
+from trainers.hegraph.method.options import TrainingFreeOptions
 from trainers.hegraph.method.unlabelled import ClassSums
 from trainers.hegraph.models.images import ImageModel
 from trainers.hegraph.training.confidence import fit_temperature
@@ -93,7 +93,7 @@ def test_the_best_other_class_counts_most():
 def test_the_classifier_speaks_of_its_own_labels(wrong):
     features, labels, right, text = wrong
     X, names = features.numpy(), [NAMES[c] for c in labels.tolist()]
-    classifier = HeGraphClassifier(variant="free", text_features=text, logit_scale=SCALE)
+    classifier = HeGraphClassifier(variant="training_free", text_features=text, logit_scale=SCALE)
     classifier.fit(X, [NAMES[c] for c in right.tolist()])
     assert classifier.label_issues(X, names) == find_label_issues(features, labels, text, SCALE, NAMES)
     with pytest.raises(UserError, match="elk"):
@@ -112,7 +112,7 @@ def fit_to(features: Tensor, labels: Tensor, text: Tensor, shots: int) -> Folded
     return zero_shot.plus(options.omega * SCALE * messages.weights, options.omega * SCALE * messages.bias)
 
 
-def left_out(features: Tensor, labels: Tensor, text: Tensor, options: FreeOptions) -> Tensor:
+def left_out(features: Tensor, labels: Tensor, text: Tensor, options: TrainingFreeOptions) -> Tensor:
     zero_shot = SCALE * features @ text.t()
     return left_out_logits(features, labels, text, SCALE, options) + left_out_offsets(zero_shot, labels)
 
@@ -199,7 +199,7 @@ def few():
     features, labels, text = images_of([12, 12, 12, 11], 48, seed=3)
     seen = torch.cat([(labels == c).nonzero()[: 1 if c == 3 else 2, 0] for c in range(4)])
     rest = np.setdiff1d(np.arange(47), seen)
-    classifier = HeGraphClassifier(variant="free", text_features=text, logit_scale=20.0)
+    classifier = HeGraphClassifier(variant="training_free", text_features=text, logit_scale=20.0)
     return classifier.fit(features[seen], labels[seen]), features[rest].numpy(), labels[rest].numpy()
 
 
@@ -216,7 +216,7 @@ def test_the_classifier_suggests_images_of_the_class_that_is_short(few):
 
 def test_a_model_that_has_heard_images_suggests_as_well(few):
     classifier, pool, _ = few
-    heard = HeGraphClassifier(variant="free", text_features=classifier.model_.text_positive, logit_scale=20.0)
+    heard = HeGraphClassifier(variant="training_free", text_features=classifier.model_.text_positive, logit_scale=20.0)
     heard.fit(pool[:8], np.arange(8) % 4).adapt(pool)
     assert len(heard.suggest(pool, 3)) == 3
     heard._fitted = heard.model_  # as of a loaded one

@@ -289,7 +289,7 @@ def test_transfer_keeps_learned_metapath_weights():
     assert not torch.allclose(TransferableAdapter.of(model).class_features(*NEW), before)
 
 
-@pytest.mark.parametrize("values", [{"text_weights": False}, {"text_weights": True}, {"variant": "free"}])
+@pytest.mark.parametrize("values", [{"text_weights": False}, {"text_weights": True}, {"variant": "training_free"}])
 def test_transfer_adds_the_closed_form_head(values):
     model = moved_adapter(closed_form=ClosedFormOptions(kappa=3.0, omega=0.2), **values)
     adapter, queries = TransferableAdapter.of(model), unit_features(6, WIDTH, seed=30)

@@ -84,7 +84,7 @@ def train(model: HeGraphModel, steps: int = 10) -> HeGraphModel:
 
 @pytest.mark.parametrize("omega", [0.0, 0.2])
 def test_training_free_adds_offsets_and_head_to_zero_shot(build, omega):
-    model = build("free", closed_form=ClosedFormOptions(kappa=3.0, omega=omega))
+    model = build("training_free", closed_form=ClosedFormOptions(kappa=3.0, omega=omega))
     offsets = class_offsets(100.0 * KEYS @ TEXT.t(), LABELS)
     assert offsets.abs().max() > 1
     messages = ClosedForm(KEYS, LABELS, TEXT, kappa=3.0, rho=0.3).to_text

@@ -20,7 +20,7 @@ from yacs.config import CfgNode
 
 from .backbones.identity import PRECISIONS
 from .features.options import EncodingOptions
-from .method.options import ClosedFormOptions, FreeOptions, ModelOptions
+from .method.options import ClosedFormOptions, TrainingFreeOptions, ModelOptions
 from .training.options import TrainingOptions
 from .utils.errors import UserError
 from .utils.option import NODE, is_list, is_list_of_pairs, is_strings, option, option_of, options_of, values_up_to
@@ -51,7 +51,7 @@ REMOVED: dict[str, object] = {
     f"{NODE}.WEIGHT_PER": "target",
     f"{NODE}.GAMMA": 1.0,
     f"{NODE}.CLOSED_FORM.OMEGA_NEW": 0.05,
-    f"{NODE}.FREE.PRIOR": 4.0,
+    f"{NODE}.TRAINING_FREE.PRIOR": 4.0,
 }
 
 
@@ -232,7 +232,7 @@ PARTS = {
     "model": ModelOptions,
     "training": TrainingOptions,
 }
-HOLDERS = (*PARTS.values(), DasslOptions, FreeOptions)
+HOLDERS = (*PARTS.values(), DasslOptions, TrainingFreeOptions)
 OPTIONS = {declared.key: declared for holder in HOLDERS for declared in options_of(holder)}
 # Pattern of a configuration key: one of our names without a dot, or names in capitals with dots between them
 A_KEY = re.compile("|".join([*(key for key in OPTIONS if "." not in key), r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)+"]))
@@ -260,8 +260,8 @@ class Config:
     def of(cls, values: Mapping[str, Any]) -> Config:
         """The options of checked values, as they apply to their number of shots."""
         parts = {name: _filled(holder, values) for name, holder in PARTS.items()}
-        if parts["model"].variant == "free":
-            free = _filled(FreeOptions, values)
+        if parts["model"].variant == "training_free":
+            free = _filled(TrainingFreeOptions, values)
             closed = ClosedFormOptions(free.kappa, free.rho, free.omega)
             parts["model"] = replace(parts["model"], closed_form=closed)
         return cls(**parts, values=values)

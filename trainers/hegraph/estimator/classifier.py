@@ -141,7 +141,7 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
     ) -> HeGraphClassifier:
         """Adds images to those that the classifier was taught, and trains on all. The classes of `y` may be new.
 
-        With `variant="free"` the result is that of one `fit` on all images. The other variants train for fewer steps,
+        With `variant="training_free"` the result is that of one `fit` on all images. The other variants train for fewer steps,
         from the parameters that they had. The text nodes of new classes come from where those of `fit` come from.
 
         Args:
@@ -258,7 +258,7 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
         return suggest(self._fitted, self._encoded(X).cpu(), n)
 
     def label_issues(self, X: Any, y: Any) -> list[LabelIssue]:
-        """What the closed form (`variant="free"`) says of the label of each image without that image, as one
+        """What the closed form (`variant="training_free"`) says of the label of each image without that image, as one
         `LabelIssue(index, label, suggested, score)` for each, the most suspicious first.
 
         A score above 0 says that another class is likelier. The model takes no part but by its classes and text, so the

@@ -1,6 +1,6 @@
 """Which labels of a training set seem wrong.
 
-Each image is scored by what the variant "free" says of it without that image, exactly, at a temperature that is fitted
+Each image is scored by what the variant "training_free" says of it without that image, exactly, at a temperature that is fitted
 on the same images:
 
     score = log( |(p_c) of the classes c that are not y|_2 / p_y )
@@ -41,7 +41,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..method.closed_form import BLOCK, CONSTANT, RIDGES, SMALLEST, kernel_eigenvectors
-from ..method.options import FreeOptions
+from ..method.options import TrainingFreeOptions
 from ..training.confidence import fit_temperature
 from ..utils.errors import UserError
 from ..utils.option import options_of
@@ -103,14 +103,14 @@ def suspicions(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     return (2 * others).logsumexp(dim=1) / 2 - own, others.argmax(dim=1)
 
 
-def free_options(shots: int) -> FreeOptions:
-    """The default constants of the variant "free" at so many images of a class."""
-    return FreeOptions(*(declared.at_shots(declared.default, max(shots, 1)) for declared in options_of(FreeOptions)))
+def free_options(shots: int) -> TrainingFreeOptions:
+    """The default constants of the variant "training_free" at so many images of a class."""
+    return TrainingFreeOptions(*(declared.at_shots(declared.default, max(shots, 1)) for declared in options_of(TrainingFreeOptions)))
 
 
 @torch.no_grad()
-def left_out_logits(features: Tensor, labels: Tensor, text: Tensor, logit_scale: float, options: FreeOptions) -> Tensor:
-    """Logits `[N, K]` of each image by the variant "free" without class offsets, fitted to all others; float64.
+def left_out_logits(features: Tensor, labels: Tensor, text: Tensor, logit_scale: float, options: TrainingFreeOptions) -> Tensor:
+    """Logits `[N, K]` of each image by the variant "training_free" without class offsets, fitted to all others; float64.
 
     Args:
         features: Unit-norm, shape `[N, d]`; of at least two classes.
@@ -148,7 +148,7 @@ class _Smoother:
 class _Messages:
     """The messages `(f - m) . x_c` of a labelled set, and what they are without each of its images."""
 
-    def __init__(self, features: Tensor, labels: Tensor, text: Tensor, options: FreeOptions) -> None:
+    def __init__(self, features: Tensor, labels: Tensor, text: Tensor, options: TrainingFreeOptions) -> None:
         self.features, self.labels, self.kappa, self.rho = features, labels, options.kappa, options.rho
         self.counts = torch.bincount(labels, minlength=len(text)).double()
         self.sums = features.new_zeros(text.shape).index_add_(0, labels, features)

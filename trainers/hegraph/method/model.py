@@ -91,7 +91,7 @@ class HeGraphModel(nn.Module):
     def fold(self, adapted: Adapted | None = None) -> FoldedClassifier:
         """Fold the model into a classifier. `adapted` is the result of `adapt_to_test`; None computes it."""
         options = self.options
-        if options.variant == "free":
+        if options.variant == "training_free":
             offsets = class_offsets(self.logit_scale * self.cache_keys @ self.x_positive.t(), self.cache_labels)
             folded = FoldedClassifier(self.logit_scale * self.x_positive, offsets)
         else:

@@ -9,17 +9,17 @@ from functools import partial
 from ..utils.option import NODE, POSITIVE_BY_SHOTS, ROWS, Option, option
 from .relations import REFINED, RELATIONS, RelationType
 
-VARIANTS = ("base", "free", "T-N", "T-P", "T", "full")
+VARIANTS = ("base", "training_free", "T-N", "T-P", "T", "full")
 INITS = ("identity", "xavier", "zero")
 
 # Controls of the ablation: the messages of one relation go to wrong classes
 SHUFFLES = ("none", "text_to_visual", "visual_to_text", "negative")
 
-UNTRAINED = ("base", "free")  # variants without trainable parameters
+UNTRAINED = ("base", "training_free")  # variants without trainable parameters
 
 _model_option = partial(option, shapes_model=True)  # a trained model stores it, and a test cannot change it
 _by_shots = partial(_model_option, rows=POSITIVE_BY_SHOTS, by_shots=True, above=0)
-CLOSED, FREE = f"{NODE}.CLOSED_FORM", f"{NODE}.FREE"
+CLOSED, FREE = f"{NODE}.CLOSED_FORM", f"{NODE}.TRAINING_FREE"
 KAPPA, OMEGA = "weight of the text prior of a class mean, in images", "weight of the closed-form logits"
 RHO = "shrinkage of the covariance, times feature width over number of images"
 
@@ -34,7 +34,7 @@ class ClosedFormOptions:
 
 
 @dataclass(frozen=True)
-class FreeOptions:
+class TrainingFreeOptions:
     """Constants of the closed-form head in the training-free variant, as rows `[from this many shots, value]`."""
 
     kappa: float = _by_shots(4.0, f"{FREE}.KAPPA", f"{KAPPA}; {ROWS}", configured=[[1, 4.0], [2, 2.0]])
@@ -71,7 +71,7 @@ class ModelOptions:
         f"{NODE}.VARIANT",
         "`full`: text classifier and cache; `T`: text classifier without the cache; `T-N`: positive text nodes receive "
         "messages from negative text nodes only; `T-P`: from positive text and visual nodes only; `base`: zero-shot "
-        "CLIP; `free`: closed-form head without training (not in the paper)",
+        "CLIP; `training_free`: closed-form head without training (not in the paper)",
         choices=VARIANTS,
         symbol="Table 2",
     )
@@ -114,7 +114,7 @@ class ModelOptions:
     @property
     def has_closed_form(self) -> bool:
         """Whether predictions use the closed-form head."""
-        return self.variant in ("free", "T-P", "T", "full") and self.closed_form.omega > 0
+        return self.variant in ("training_free", "T-P", "T", "full") and self.closed_form.omega > 0
 
     @property
     def needs_closed_form(self) -> bool:

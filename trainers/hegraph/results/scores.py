@@ -35,7 +35,7 @@ ON_ZERO_SHOT = f"{OURS}(zero-shot)"  # our unlabelled nodes on zero-shot CLIP, w
 
 # Rows stand in this order: the other methods as in their registry, a method that neither tuple names, our variants
 BASELINES = tuple(ZERO_SHOT if name == "ZeroShot" else name for name in OTHERS)
-VARIANTS = (ON_ZERO_SHOT, f"{OURS}(base)", f"{OURS}(free)", f"{OURS}(T-N)", f"{OURS}(T-P)", PAPER, TEXT, OURS)
+VARIANTS = (ON_ZERO_SHOT, f"{OURS}(base)", f"{OURS}(training-free)", f"{OURS}(T-N)", f"{OURS}(T-P)", PAPER, TEXT, OURS)
 
 # The keys of a record that tell experiments of one method apart, each with the head of its column in a table
 PROTOCOL = "protocol"

@@ -1,6 +1,6 @@
 """What a model makes of a project: features of its images, a model after every change, and what that says of them.
 
-The model is the variant "free", which is worked out anew from the features in a fraction of a second. So no change has
+The model is the variant "training_free", which is worked out anew from the features in a fraction of a second. So no change has
 to be followed: the model is always that of what the folder holds.
 
 Shapes: N labelled images, M without a label, K classes, d feature width.
@@ -258,7 +258,7 @@ class Session:
 
     def _configuration(self, names: Collection[str], shots: int) -> Config:
         files = ("digits" if self.of_digits(names) else "", "mini" if self.name == MINI_NAME else "")
-        named = {"DATASET.NUM_SHOTS": max(shots, 1), VARIANT: "free"}
+        named = {"DATASET.NUM_SHOTS": max(shots, 1), VARIANT: "training_free"}
         return make_configuration(files, named, None, 1, "")
 
     def _judged(self, view: View, lessons: Lessons, pictures: list[Picture]) -> View:
