@@ -51,7 +51,7 @@ RUN_BY = {
 # How a block starts that is run here -> the exit code that its last command ends with
 RUN_HERE = {
     "python -m trainers.hegraph.results compare --no-interval results/real_text.jsonl": 0,
-    "python -m trainers.hegraph.results compare --no-interval results/stand_in_text.jsonl": 0,
+    "python -m trainers.hegraph.results compare --no-interval results/surrogate_text.jsonl": 0,
     "python -m trainers.hegraph.results compare --no-interval results/digits.jsonl": 0,
     "python -m trainers.hegraph.results compare --no-interval --cases configs/sweeps/graph.yaml results/graph.j": 0,
     "python -m trainers.hegraph.results compare --no-interval --cases configs/sweeps/graph.yaml results/graph_s": 0,

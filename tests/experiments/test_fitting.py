@@ -277,8 +277,8 @@ def test_the_model_folder_has_the_temperature_and_the_threshold_and_the_record_t
     found = record["rejection"]
     threshold = np.interp(0.05, np.linspace(0, 1, 101), model.known.quantiles)
     kept = 100 * (energy(logits, model.temperature) >= threshold).double().mean().item()
-    assert (found["threshold"], found["kept"]) == (pytest.approx(threshold), pytest.approx(kept))
-    assert (found["score"], found["keep"], found["fitted_on"]) == ("energy", 0.95, "held-out images")
+    assert (found["threshold"], found["accepted"]) == (pytest.approx(threshold), pytest.approx(kept))
+    assert (found["score"], found["rate"], found["fitted_on"]) == ("energy", 0.95, "held-out images")
     assert found["num_images"] == model.known.num_images
 
 
@@ -305,6 +305,6 @@ def test_test_images_have_no_part_in_the_temperature(run, finished_run_once, tin
     without, out = run(bank=tmp_path / "none.safetensors", name="none")
     assert other["accuracy"] != record["accuracy"]
     assert load_model(out).temperature == record["calibration"]["temperature"] == other["calibration"]["temperature"]
-    assert without["calibration"]["before"] is without["calibration"]["after"] is without["rejection"]["kept"] is None
+    assert without["calibration"]["before"] is without["calibration"]["after"] is without["rejection"]["accepted"] is None
     assert (without["accuracy"], without["num_test"], without["test_set"]) == (None, 0, None)
     assert (out / "adapter.safetensors").exists() and not (out / "predictions.safetensors").exists()

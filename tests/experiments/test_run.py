@@ -269,7 +269,7 @@ def test_a_pool_is_what_was_not_drawn_and_val_and_the_model_has_heard_it(run, fi
     for key, classifier in (("accuracy", heard.classifier), ("accuracy_text", heard.classifier.text_only())):
         right = classifier.logits(bank.test_features).argmax(dim=1) == bank.test_labels
         assert record[key] == pytest.approx(100 * right.double().mean().item())
-    assert record["protocol"] == "with unlabelled images" and "protocol" not in plain
+    assert record["protocol"] == "semi-supervised" and "protocol" not in plain
     assert record["unlabelled"]["images"] == "pool" and record["unlabelled"]["num_images"] == len(pool) == 20 + 15
     assert record["unlabelled"]["class_prior"]["offset_weight"] == round(heard.class_prior.offset_weight, 4)
     assert model.temperature == before.temperature and model.known is None

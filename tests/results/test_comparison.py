@@ -331,7 +331,7 @@ def test_scores_are_means_over_seeds_and_zero_shot_clip_stands_beside(calibrated
     table = cells(calibration_table(records))
     assert table["HeGraphAdapter",] == {
         "accuracy": "80.00", "macro F1": "79.00", "NLL": "0.500", "NLL at T": "0.400", "Brier": "0.300",
-        "Brier at T": "0.250", "ECE": "8.00", "ECE at T": "2.50", "T": "0.80", "kept": "",
+        "Brier at T": "0.250", "ECE": "8.00", "ECE at T": "2.50", "T": "0.80", "accepted": "",
     }  # fmt: skip
     assert table["zero-shot",]["ECE"] == "5.00" and table["zero-shot",]["accuracy"] == "50.00"
     assert table["zero-shot",]["ECE at T"] == table["zero-shot",]["T"] == ""
@@ -359,8 +359,8 @@ def test_a_diagram_puts_the_bins_of_all_runs_together_and_leaves_out_those_of_fe
 
 
 def test_what_thresholds_keep_is_averaged_over_seeds_if_all_tell_it(calibrated):
-    records = [calibrated(seed, rejection={"keep": 0.95, "kept": kept}) for seed, kept in ((1, 94.0), (2, 97.0))]
-    assert cells(calibration_table(records))["HeGraphAdapter",]["kept"] == "95.50"
-    assert cells(calibration_table([*records, calibrated(3)]))["HeGraphAdapter",]["kept"] == ""
+    records = [calibrated(seed, rejection={"rate": 0.95, "accepted": accepted}) for seed, accepted in ((1, 94.0), (2, 97.0))]
+    assert cells(calibration_table(records))["HeGraphAdapter",]["accepted"] == "95.50"
+    assert cells(calibration_table([*records, calibrated(3)]))["HeGraphAdapter",]["accepted"] == ""
     records = [calibrated(1, after=2.0), calibrated(1, after=4.0, dataset="Other")]
     assert cells(calibration_table(records))["mean of 2", "HeGraphAdapter"]["ECE at T"] == "3.00"

@@ -42,7 +42,7 @@ def test_a_written_record_is_read_back_and_no_file_is_none_without_a_warning(tmp
     [
         ({"accuracy": 101.0}, "accuracy"),
         ({"targets": {"Zoo": {"accuracy": "high"}}}, "targets.Zoo.accuracy"),
-        ({"rejection": {"kept": float("nan")}}, "NaN"),
+        ({"rejection": {"accepted": float("nan")}}, "NaN"),
         (None, "Field required"),
     ],
 )

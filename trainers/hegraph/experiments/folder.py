@@ -298,18 +298,18 @@ def scores_on_test(tested: Tested, found: Calibration) -> dict:
 def rejection_on_test(logits: Tensor | None, found: Calibration) -> dict | None:
     """The threshold below which an image counts as none of the classes, see `training/confidence.py`.
 
-    "kept" is the percentage of test images that reach it, None without test images. None where nothing tells how known
+    "accepted" is the percentage of test images that reach it, None without test images. None where nothing tells how known
     images score.
     """
     known = found.known
     if known is None:
         return None
-    threshold, kept = known.threshold(KEEP), None
+    threshold, accepted = known.threshold(KEEP), None
     if logits is not None:
         scores = known_score(logits, found.temperature, known.score)
-        kept = 100 * (scores >= threshold).double().mean().item()
+        accepted = 100 * (scores >= threshold).double().mean().item()
     about = {"score": known.score, "fitted_on": known.fitted_on, "num_images": known.num_images}
-    return about | {"keep": KEEP, "threshold": threshold, "kept": kept}
+    return about | {"rate": KEEP, "threshold": threshold, "accepted": accepted}
 
 
 def make_model(folder: RunFolder, bank: FeatureBank, fitted: FittedMethod, record: dict | None) -> SavedModel | None:

@@ -44,7 +44,7 @@ from ..method.options import ModelOptions
 from ..method.unlabelled import ClassSums, adapt_to_unlabelled
 from ..models.folder import CONFIG, THUMBNAILS, load_model, save_model, write_thumbnails
 from ..models.saved import SavedModel, check_hearing
-from ..results.records import OTHER_CLASSES, SAME_CLASSES, TRANSDUCTIVE, WITH_UNLABELLED
+from ..results.records import OTHER_CLASSES, SAME_CLASSES, TRANSDUCTIVE, SEMI_SUPERVISED
 from ..training.choice import accuracy
 from ..training.confidence import Calibration
 from ..training.loop import Checkpoints
@@ -313,7 +313,7 @@ def hear(trained: TrainedMethod, unlabelled: UnlabelledImages, device: str | tor
         together=together,
         seconds=fitted.seconds + seconds,
         calibration=replace(fitted.calibration, known=None),  # known images score otherwise now
-        heard={"protocol": TRANSDUCTIVE if together else WITH_UNLABELLED, "unlabelled": images},
+        heard={"protocol": TRANSDUCTIVE if together else SEMI_SUPERVISED, "unlabelled": images},
         unlabelled=None if together else features,
     )
     return replace(trained, fitted=fitted)

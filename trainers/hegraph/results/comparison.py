@@ -34,7 +34,7 @@ BASE = "DATASET.SUBSAMPLE_CLASSES"  # the key that is "base" for a run on the fi
 COSTS = {"epochs": 0, "seconds per epoch": 3, "seconds in all": 2, "trained parameters": 0, "peak memory (MB)": 0}
 HONESTY = {
     "accuracy": 2, "macro F1": 2, "NLL": 3, "NLL at T": 3, "Brier": 3, "Brier at T": 3, "ECE": 2, "ECE at T": 2, "T": 2,
-    "kept": 2,
+    "accepted": 2,
 }  # fmt: skip
 SCORES = {"accuracy": "accuracy", "macro F1": "macro_f1", "NLL": "nll", "Brier": "brier", "ECE": "ece"}  # in a record
 
@@ -202,7 +202,7 @@ def has_calibration(record: dict) -> bool:
 def _honesty(record: dict) -> list[dict]:
     """The numbers that a run tells about its method, and about zero-shot CLIP without a temperature."""
     found, name = record["calibration"], method(record)
-    values = {(name, "T"): found["temperature"], (name, "kept"): (record.get("rejection") or {}).get("kept")}
+    values = {(name, "T"): found["temperature"], (name, "accepted"): (record.get("rejection") or {}).get("accepted")}
     for column, key in SCORES.items():
         values |= {(name, column): found["before"][key], (ZERO_SHOT, column): found["zero_shot"][key]}
         values[name, f"{column} at T"] = found["after"][key]

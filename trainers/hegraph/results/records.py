@@ -45,7 +45,7 @@ TEXT_NODES = "text_nodes.safetensors"
 SAME_CLASSES, OTHER_CLASSES = "same classes", "other classes"
 
 # The "protocol" of a run whose method has heard images without labels; other records have none
-WITH_UNLABELLED, TRANSDUCTIVE = "with unlabelled images", "transductive"
+SEMI_SUPERVISED, TRANSDUCTIVE = "semi-supervised", "transductive"
 
 KEEP = 0.95  # the share of images of known classes whose threshold a record tells
 
@@ -95,7 +95,7 @@ class _Calibration(OpenPart):
 class _Rejection(OpenPart):
     """What the threshold for `KEEP` of the known images keeps of the test images."""
 
-    kept: Percent | None = None
+    accepted: Percent | None = None
 
 
 class _Record(_Target):
@@ -115,7 +115,7 @@ class _Record(_Target):
     selected_on: str
     selected: dict[str, Any]
     run_id: str
-    protocol: Literal["with unlabelled images", "transductive"] | None = None
+    protocol: Literal["semi-supervised", "transductive"] | None = None
     test_set: str | None = None
     calibration: _Calibration | None = None
     rejection: _Rejection | None = None

@@ -71,7 +71,7 @@ def method(record: dict) -> str:
         on_zero_shot = config.get(f"TRAINER.{name.upper()}.BASE") == "ZeroShot"  # a transductive method
         return f"{name}(zero-shot)" if on_zero_shot else name
     if record["variant"] != "full":
-        return f"{OURS}({record['variant']})"
+        return f"{OURS}({record['variant'].replace('_', '-')})"
     return PAPER if all(config.get(f"TRAINER.HEGRAPHADAPTER.{k}") == v for k, v in OF_THE_PAPER.items()) else OURS
 
 
