@@ -1,8 +1,8 @@
 """What is taught in two parts against one fit on all: accuracy on the test images of feature banks, and seconds.
 
 Half of the images of every class come first, then the others; or all images of half of the classes, then those of the
-others. Eight images of each class, drawn by three seeds. "training_free" takes no training step, so that its two results are to
-be the same; "full" goes on from its parameters. The temperature is left out. The banks are those of
+others. Eight images of each class, sampled with three seeds. The two results of "training_free" are equal; "full" goes
+on from its parameters. The temperature is left out. The banks are those of
 $HEGRAPH_SHARED/banks.
 """
 

@@ -23,7 +23,9 @@ from trainers.hegraph.method.graph import build_graph, class_prototypes
 # Each is a difference of two times, which may fall below 0 where little is run
 DIFFERENCES = {"Ray's cost per run, ms", "seconds to the first step, beyond import torch"}
 DIFFERENCES |= {
-    f"{variant}, halves of the {part}, points" for variant in ("training_free", "full") for part in ("images", "classes")
+    f"{variant}, halves of the {part}, points"
+    for variant in ("training_free", "full")
+    for part in ("images", "classes")
 }
 
 

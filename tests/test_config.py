@@ -84,7 +84,14 @@ def changed_fields(usual, cfg) -> list:
 
 
 def test_the_variant_free_has_constants_of_its_own_that_follow_the_shots():
-    rows = [f"{NODE}.TRAINING_FREE.KAPPA", [[1, 5.0], [4, 6.0]], f"{NODE}.TRAINING_FREE.OMEGA", [[1, 0.5]], f"{NODE}.TRAINING_FREE.RHO", 0.7]
+    rows = [
+        f"{NODE}.TRAINING_FREE.KAPPA",
+        [[1, 5.0], [4, 6.0]],
+        f"{NODE}.TRAINING_FREE.OMEGA",
+        [[1, 0.5]],
+        f"{NODE}.TRAINING_FREE.RHO",
+        0.7,
+    ]
     for shots, kappa in ((1, 5.0), (3, 5.0), (4, 6.0), (-1, 6.0)):
         given = [*rows, "DATASET.NUM_SHOTS", shots]
         free = load_cfg(opts=[*given, f"{NODE}.VARIANT", "training_free"]).model.closed_form
@@ -245,7 +252,9 @@ def test_a_key_that_changes_neither_the_adapter_nor_its_training_is_not_selected
     val = [f"{NODE}.SELECT_ON", "val", f"{NODE}.SELECT"]
     for key, values in (("OUTPUT_DIR", ["a", "b"]), ("DATALOADER.TRAIN_X.BATCH_SIZE", [8, 16])):
         assert key in refused(*val, str([["OPTIM.LR", [1.0]], [key, values]]))
-    load_cfg(opts=[*val, str([[f"{NODE}.VARIANT", ["full", "training_free"]], [f"{NODE}.TRAINING_FREE.RHO", [0.1, 0.3]]])])
+    load_cfg(
+        opts=[*val, str([[f"{NODE}.VARIANT", ["full", "training_free"]], [f"{NODE}.TRAINING_FREE.RHO", [0.1, 0.3]]])]
+    )
     load_cfg(opts=[*val, str([["OPTIM.MAX_EPOCH", [5, 15]], [f"{NODE}.NOISE", [0.0, 1.0]]])])
 
 

@@ -11,19 +11,19 @@ from pathlib import Path
 
 from trainers.hegraph.config import BY_SHOTS, FILLED_BY_SHOTS, HOLDERS
 from trainers.hegraph.method.options import ClosedFormOptions
-from trainers.hegraph.utils.option import NODE, Option, options_of
+from trainers.hegraph.utils.option import Option, options_of
 
 PAGE = Path(__file__).parents[1] / "docs" / "configuration.md"
 TABLE = re.compile(r"(<!-- options: ([\w ]+) -->\n).*?(<!-- /options -->)", re.DOTALL)
 
 
 def filled(page: str) -> str:
-    """A page whose tables are those of the declarations."""
+    """Fill the tables of a page from the declarations."""
     return TABLE.sub(lambda found: f"{found[1]}{table(found[2].split())}{found[3]}", page)
 
 
 def table(names: list[str]) -> str:
-    """The table of some dataclasses of options, or that of the values by shots."""
+    """Table of the options of some dataclasses, or of the values by shots."""
     if names == ["BY_SHOTS"]:
         return values_by_shots()
     inner = {option.key for option in options_of(ClosedFormOptions)} if "ClosedFormOptions" not in names else set()
@@ -37,24 +37,24 @@ def table(names: list[str]) -> str:
 
 
 def cells(option: Option) -> list[str]:
-    """The row of an option."""
+    """Row of the table for one option."""
     default = "see below" if option.default == BY_SHOTS else f"`{option.default if option.default != '' else repr('')}`"
-    return [f"`{option.key.removeprefix(f'{NODE}.')}`", default, allowed(option), option.meaning, option.symbol]
+    return [f"`{option.key}`", default, allowed(option), option.meaning, option.symbol]
 
 
 def allowed(option: Option) -> str:
-    """What the page says of allowed values."""
+    """Allowed values of an option, as the page shows them."""
     bounds = {"from": option.least, "above": option.above}
-    said = option.allowed or ", ".join(f"`{choice}`" for choice in option.choices)
-    said = said or next((f"{word} {bound:g}" for word, bound in bounds.items() if bound is not None), "")
-    if not said and isinstance(option.default, float):
-        said = "a number"
-    return f"{said}; -1: by shots or data set" if option.filled else said
+    text = option.allowed or ", ".join(f"`{choice}`" for choice in option.choices)
+    text = text or next((f"{word} {bound:g}" for word, bound in bounds.items() if bound is not None), "")
+    if not text and isinstance(option.default, float):
+        text = "a number"
+    return f"{text}; -1: by shots or data set" if option.filled else text
 
 
 def values_by_shots() -> str:
-    """The table of what `BY_SHOTS` fills."""
-    keys = [f"`{key.removeprefix(f'{NODE}.')}`" for key in FILLED_BY_SHOTS]
+    """Table of the values that `BY_SHOTS` fills in."""
+    keys = [f"`{key}`" for key in FILLED_BY_SHOTS]
     lines = [f"| from this many shots | {' | '.join(keys)} |", "|---" * (len(keys) + 1) + "|"]
     lines += [f"| {shots} | {' | '.join(f'{value:g}' for value in pairs[1::2])} |" for shots, pairs in BY_SHOTS]
     return "\n".join(lines) + "\n"

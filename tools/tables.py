@@ -108,7 +108,14 @@ MADE_BY: dict[str, Callable[[list[Path]], str]] = {
 }
 
 
-HIGHLIGHTED = ("HeGraphAdapter", "HeGraphAdapter(paper)", "HeGraphAdapter(training-free)", "APET", "TaskRes", "TipAdapterF")
+HIGHLIGHTED = (
+    "HeGraphAdapter",
+    "HeGraphAdapter(paper)",
+    "HeGraphAdapter(training-free)",
+    "APET",
+    "TaskRes",
+    "TipAdapterF",
+)
 
 # Other markers in the pages, such as those of the options, are not of records
 BLOCK = re.compile(rf"<!-- ({'|'.join(MADE_BY)}): ([^>]*?) -->\n(.*?)<!-- /\1 -->", re.DOTALL)

@@ -305,6 +305,8 @@ def test_test_images_have_no_part_in_the_temperature(run, finished_run_once, tin
     without, out = run(bank=tmp_path / "none.safetensors", name="none")
     assert other["accuracy"] != record["accuracy"]
     assert load_model(out).temperature == record["calibration"]["temperature"] == other["calibration"]["temperature"]
-    assert without["calibration"]["before"] is without["calibration"]["after"] is without["rejection"]["accepted"] is None
+    assert (
+        without["calibration"]["before"] is without["calibration"]["after"] is without["rejection"]["accepted"] is None
+    )
     assert (without["accuracy"], without["num_test"], without["test_set"]) == (None, 0, None)
     assert (out / "adapter.safetensors").exists() and not (out / "predictions.safetensors").exists()

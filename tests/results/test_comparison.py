@@ -359,7 +359,9 @@ def test_a_diagram_puts_the_bins_of_all_runs_together_and_leaves_out_those_of_fe
 
 
 def test_what_thresholds_keep_is_averaged_over_seeds_if_all_tell_it(calibrated):
-    records = [calibrated(seed, rejection={"rate": 0.95, "accepted": accepted}) for seed, accepted in ((1, 94.0), (2, 97.0))]
+    records = [
+        calibrated(seed, rejection={"rate": 0.95, "accepted": accepted}) for seed, accepted in ((1, 94.0), (2, 97.0))
+    ]
     assert cells(calibration_table(records))["HeGraphAdapter",]["accepted"] == "95.50"
     assert cells(calibration_table([*records, calibrated(3)]))["HeGraphAdapter",]["accepted"] == ""
     records = [calibrated(1, after=2.0), calibrated(1, after=4.0, dataset="Other")]

@@ -45,7 +45,7 @@ def test_val_is_the_val_split_and_never_test_and_none_without_images(tiny_bank):
     assert not has_val(replace(bank, val_features=bank.val_features[:0], val_labels=bank.val_labels[:0]))
     assert not has_val(replace(bank, val_features=None))
     for missing in ("val_features", "val_labels"):
-        with pytest.raises(ValueError, match="no val images"):
+        with pytest.raises(ValueError, match="no validation images"):
             val_images(replace(bank, **{missing: None}))
 
 

@@ -20,7 +20,7 @@ from yacs.config import CfgNode
 
 from .backbones.identity import PRECISIONS
 from .features.options import EncodingOptions
-from .method.options import ClosedFormOptions, TrainingFreeOptions, ModelOptions
+from .method.options import ClosedFormOptions, ModelOptions, TrainingFreeOptions
 from .training.options import TrainingOptions
 from .utils.errors import UserError
 from .utils.option import NODE, is_list, is_list_of_pairs, is_strings, option, option_of, options_of, values_up_to

@@ -14,14 +14,16 @@ from typing import Any
 from yacs.config import CfgNode
 
 from .config import FILLABLE, OF_THE_BACKBONE, OPTIONS, REMOVED, Config, default_values, matching_rows, pairs_of
-from .method.options import UNTRAINED, TrainingFreeOptions, ModelOptions
+from .method.options import UNTRAINED, ModelOptions, TrainingFreeOptions
 from .training.options import TrainingOptions
 from .utils.errors import UserError, shown, unknown
 from .utils.option import LARGEST_FLOAT, NODE, OPEN, Option, options_of
 from .utils.reading import check, parse_json, read_yaml
 
 Values = dict[str, Any]  # key -> value
-SELECTABLE = {declared.key for part in (ModelOptions, TrainingFreeOptions, TrainingOptions) for declared in options_of(part)}
+SELECTABLE = {
+    declared.key for part in (ModelOptions, TrainingFreeOptions, TrainingOptions) for declared in options_of(part)
+}
 
 DATA_SET, METHOD = "data set", "method"  # what a configuration file is about
 # Not resolved: with `install.sh --link` the package is a link, and the folder is that of the CoOp checkout

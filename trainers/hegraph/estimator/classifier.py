@@ -141,8 +141,8 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
     ) -> HeGraphClassifier:
         """Adds images to those that the classifier was taught, and trains on all. The classes of `y` may be new.
 
-        With `variant="training_free"` the result is that of one `fit` on all images. The other variants train for fewer steps,
-        from the parameters that they had. The text nodes of new classes come from where those of `fit` come from.
+        With `variant="training_free"` the result is that of one `fit` on all images. The other variants train for fewer
+        steps, from the parameters that they had. Text of new classes is encoded as in `fit`.
 
         Args:
             X, y: As for `fit`.

@@ -42,7 +42,7 @@ from ..method.cache import text_logits
 from ..method.model import HeGraphModel, TransferableAdapter, build_model
 from ..training.batches import TrainingData
 from ..training.choice import has_val, val_accuracy, val_images
-from ..training.confidence import Calibration, as_sure_as, calibration_on
+from ..training.confidence import Calibration, calibration_by_zero_shot, calibration_on
 from ..training.loop import AdapterTraining, Checkpoints, TrainingSummary, train_to_end
 from ..training.memory import free_bytes, log_large, training_bytes
 from ..utils.devices import wait_for
@@ -266,8 +266,8 @@ def find_temperature(bank: FeatureBank, classify: Classify, fit: Fit, trains: bo
         logits = torch.cat([classify_in_batches(fit(rest), keys[held]) for rest, held in parts])
         return calibration_on(logits, torch.cat([bank.train_labels[held] for _, held in parts]), "held-out images")
     if parts := list(itertools.islice(without_classes(bank, seed), most)):
-        ours = [classify_in_batches(fit(rest), keys[held]) for rest, held in parts]
-        clips = [text_logits(keys[held], rest.text_positive, rest.logit_scale) for rest, held in parts]
-        own = text_logits(keys, bank.text_positive, bank.logit_scale)
-        return as_sure_as(clips, ours, own, bank.train_labels)
+        held_out = [classify_in_batches(fit(rest), keys[held]) for rest, held in parts]
+        held_out_clip = [text_logits(keys[held], rest.text_positive, rest.logit_scale) for rest, held in parts]
+        train_clip = text_logits(keys, bank.text_positive, bank.logit_scale)
+        return calibration_by_zero_shot(held_out, held_out_clip, train_clip, bank.train_labels)
     return Calibration()

@@ -298,8 +298,8 @@ def scores_on_test(tested: Tested, found: Calibration) -> dict:
 def rejection_on_test(logits: Tensor | None, found: Calibration) -> dict | None:
     """The threshold below which an image counts as none of the classes, see `training/confidence.py`.
 
-    "accepted" is the percentage of test images that reach it, None without test images. None where nothing tells how known
-    images score.
+    "accepted" is the percentage of test images that reach it, None without test images. None without scores of known
+    images.
     """
     known = found.known
     if known is None:

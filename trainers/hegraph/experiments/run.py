@@ -44,7 +44,7 @@ from ..method.options import ModelOptions
 from ..method.unlabelled import ClassSums, adapt_to_unlabelled
 from ..models.folder import CONFIG, THUMBNAILS, load_model, save_model, write_thumbnails
 from ..models.saved import SavedModel, check_hearing
-from ..results.records import OTHER_CLASSES, SAME_CLASSES, TRANSDUCTIVE, SEMI_SUPERVISED
+from ..results.records import OTHER_CLASSES, SAME_CLASSES, SEMI_SUPERVISED, TRANSDUCTIVE
 from ..training.choice import accuracy
 from ..training.confidence import Calibration
 from ..training.loop import Checkpoints

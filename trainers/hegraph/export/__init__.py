@@ -1,1 +1,1 @@
-"""A trained model becomes an ONNX file, which runs without torch and without this package."""
+"""Export of trained models to ONNX files, which run without torch and without this package."""

@@ -1,4 +1,4 @@
-"""Writes a trained model as an ONNX file, checks it against torch, and says how far the two differ.
+"""Export a trained model to an ONNX file, and compare its predictions with torch.
 
 Example: OUTPUT_DIR/model --onnx model.onnx
 """
@@ -15,20 +15,30 @@ from ..utils.errors import Parser, UserError, command, report, say
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = Parser(prog=command("export"), description=__doc__)
     add = parser.add_argument
-    add("model", type=Path, metavar="MODEL", help="a model folder, or the output folder of a run")
-    add("--onnx", type=Path, required=True, metavar="FILE", help="the file to write; an older one is replaced")
-    add("--part", choices=("full", "head"), default="full", help="full: from pixels on; head: from features on")
-    add("--fp16", action="store_true", help="store weights as float16: half the size, and the difference is stated")
-    add("--backbone", default="", metavar="NAME", help="what encodes images, where the model folder does not say it")
-    add("--pretrained", default="", metavar="WEIGHTS", help="its weights: a tag of open_clip or a file")
+    add("model", type=Path, metavar="MODEL", help="model folder, or output folder of a run")
+    add("--onnx", type=Path, required=True, metavar="FILE", help="file to write; an existing file is replaced")
+    add(
+        "--part",
+        choices=("full", "head"),
+        default="full",
+        help="full: input is pixels; head: input is features (default: full)",
+    )
+    add("--fp16", action="store_true", help="store weights as float16, which halves the file size")
+    add(
+        "--backbone",
+        default="",
+        metavar="NAME",
+        help="image encoder, an open_clip model name (default: the one of the model)",
+    )
+    add("--pretrained", default="", metavar="WEIGHTS", help="weights of the encoder, an open_clip tag or a file")
     return parser.parse_args(arguments)
 
 
 def export(args: argparse.Namespace) -> None:
-    """Runs the command. Raises UserError if a flag is wrong, the model cannot be had, or no file can be made of it."""
+    """Run the command; UserError for contradicting flags, an unusable model, or a model without a form in ONNX."""
     if args.part == "head" and (args.backbone or args.pretrained):
-        raise UserError("--backbone and --pretrained encode images, and --part head takes features; leave one out")
-    from ..models.folder import load_model, model_files  # what is imported here takes seconds
+        raise UserError("--part head takes features, so --backbone and --pretrained have no effect; leave them out")
+    from ..models.folder import load_model, model_files  # slow imports
     from ..models.images import ImageModel, backbone_files
     from ..models.saved import Preprocessing
     from ..utils.files import check_output

@@ -1,8 +1,7 @@
-"""A trained model as an ONNX file: traced, described, and put in place only if it gives what torch gives.
+"""Export of a model to ONNX: trace, add metadata, compare with torch, and write the file if the logits agree.
 
-The graph is traced by torch's TorchScript exporter (`dynamo=False`), which gives all our models in every torch from 2.4
-to 2.13. In torch 2.4 the newer exporter ignores names, opset and dynamic axes; in later ones it takes longer, and it
-always needs the package onnxscript.
+torch's TorchScript exporter (`dynamo=False`) traces the graph. It exports all models of this package with torch 2.4 to
+2.13. The newer exporter ignores names, opset and dynamic axes in torch 2.4, is slower, and needs onnxscript.
 
 Shapes: B images, K classes, N cached images, d feature width, H x W the input resolution of the backbone.
 """
@@ -35,15 +34,15 @@ if TYPE_CHECKING:
 OPSET = 17
 LOGITS, PROBABILITIES = "logits", "probabilities"
 TOLERANCE = 1e-4  # largest difference of the logits from torch's, relative to the largest logit
-TOLERANCE_HALF = 1e-2  # the same where weights are stored as float16
-NEAR, IMAGES = 8, 3  # samples: features near so many weights, and near so many keys; images
+TOLERANCE_HALF = 1e-2  # the same for weights stored as float16
+SAMPLE_ROWS, SAMPLE_IMAGES = 8, 3  # sampled features near class weights and near keys; sampled images
 
 
 class Head(nn.Module):
-    """A folded classifier and the temperature that its logits are divided by, behind an image tower, if there is one.
+    """Folded classifier with its temperature, optionally behind an image tower.
 
-    It computes what `FoldedClassifier.logits` computes, with the cache in one piece: a batch needs `B * N` floats. The
-    tower is that of an open_clip model in float32.
+    The result equals `FoldedClassifier.logits`. The cache is computed at once, so that a batch needs `B * N` floats.
+    `tower` is an open_clip model in float32.
     """
 
     weights: Tensor
@@ -64,27 +63,33 @@ class Head(nn.Module):
         self.register_buffer("key_weights", None if keys is None else classifier.key_weights)
 
     def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """Unit-norm features `[B, d]`, or with a tower normalised images `[B, 3, H, W]`, to logits and probabilities,
-        each `[B, K]`.
+        """Logits and probabilities, each `[B, K]`.
+
+        `inputs` are unit-norm features `[B, d]` or, with a tower, normalised images `[B, 3, H, W]`.
         """
         features = inputs if self.tower is None else F.normalize(self.tower.encode_image(inputs), dim=-1)
         logits = features @ self.weights
         if self.bias is not None:
             logits = logits + self.bias
         if self.keys is not None:
-            of_images = affinities(features @ self.keys, self.beta)  # [B, N]
+            weighted = affinities(features @ self.keys, self.beta)  # [B, N]
             if self.key_weights is not None:
-                of_images = of_images * self.key_weights
-            sums = torch.zeros_like(logits).scatter_add(1, self.labels.expand_as(of_images), of_images)
+                weighted = weighted * self.key_weights
+            sums = torch.zeros_like(logits).scatter_add(1, self.labels.expand_as(weighted), weighted)
             logits = logits + self.alpha * sums
         return logits, (logits / self.temperature).softmax(dim=1)
 
 
 def trace(head: Head, inputs: Tensor, name: str) -> ModelProto:
-    """The ONNX graph of a head, whose batch is of any size; `inputs`, called `name`, are two rows or more.
+    """Trace a head into an ONNX graph with a dynamic batch size.
+
+    Args:
+        head: The module.
+        inputs: Example batch of two rows or more.
+        name: Name of the input.
 
     Raises:
-        UserError: If an operation of the tower has no form in ONNX, or its weights are too large for a file.
+        UserError: If an operation of the tower has no form in ONNX, or the weights are too large for a file.
     """
     import onnx
 
@@ -93,7 +98,7 @@ def trace(head: Head, inputs: Tensor, name: str) -> ModelProto:
     torch.backends.mha.set_fastpath_enabled(False)  # ONNX has no fused attention
     try:
         with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")  # they are for developers
+            warnings.simplefilter("ignore")  # warnings of the tracer for developers
             torch.onnx.export(
                 head.eval(),
                 (inputs,),
@@ -104,7 +109,7 @@ def trace(head: Head, inputs: Tensor, name: str) -> ModelProto:
                 output_names=[LOGITS, PROBABILITIES],
                 dynamic_axes={name: batch, LOGITS: batch, PROBABILITIES: batch},
             )
-    except (RuntimeError, TypeError, ValueError) as error:  # the exporter's own errors are RuntimeErrors
+    except (RuntimeError, TypeError, ValueError) as error:  # errors of the exporter are RuntimeErrors
         raise UserError(f"the model has no form in ONNX: {first_line(error)}; --part head may have one") from error
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
@@ -112,10 +117,10 @@ def trace(head: Head, inputs: Tensor, name: str) -> ModelProto:
 
 
 def halve(graph: ModelProto) -> None:
-    """Stores the weights of a graph as float16, each behind a cast to float32, in which the graph still computes.
+    """Store the weights of a graph as float16, each followed by a cast to float32.
 
-    It does not compute in float16: what onnxruntime's own converter makes of a ViT in that way crashes the optimiser of
-    onnxruntime 1.32 on a CPU, and logits reach 100, where neighbours in float16 are 0.06 apart.
+    The graph still computes in float32. A ViT converted to float16 crashes the optimiser of onnxruntime 1.32 on a CPU,
+    and float16 has a resolution of 0.06 at logits of 100.
     """
     from onnx import TensorProto, helper, numpy_helper
 
@@ -123,7 +128,7 @@ def halve(graph: ModelProto) -> None:
     for weight in graph.graph.initializer:
         if weight.data_type == TensorProto.FLOAT:
             name, stored = weight.name, f"{weight.name}.float16"
-            with np.errstate(over="ignore"):  # what becomes infinite is found when the file is compared with torch
+            with np.errstate(over="ignore"):  # `compare` finds infinite values
                 weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight).astype(np.float16), stored))
             casts.append(helper.make_node("Cast", [stored], [name], name=f"{name}.cast", to=TensorProto.FLOAT))
     nodes = [*casts, *graph.graph.node]
@@ -132,7 +137,7 @@ def halve(graph: ModelProto) -> None:
 
 
 def require_packages() -> None:
-    """Raises UserError if the packages that write and run ONNX files are not installed."""
+    """Raise UserError if onnx or onnxruntime is not installed."""
     try:
         import onnx  # noqa: F401
         import onnxruntime  # noqa: F401
@@ -142,19 +147,20 @@ def require_packages() -> None:
 
 
 def write_onnx(model: SavedModel, backbone: Backbone | None, path: Path, half: bool = False) -> tuple[float, float]:
-    """Writes a model as an ONNX file, whole or not at all; an older file in its place is replaced.
+    """Write a model as an ONNX file; an existing file is replaced.
 
     Args:
-        backbone: Its backbone, on the CPU and in float32, for pixels to probabilities; None for the head alone,
-            features to probabilities.
-        half: Whether weights are stored as float16. The file computes in float32 in any case.
+        model: The model.
+        backbone: Its backbone on the CPU in float32, for input of pixels; None for input of features.
+        path: File to write.
+        half: Whether to store weights as float16. The file computes in float32 in any case.
 
     Returns:
-        The largest differences from torch's logits, relative to the largest, and from its probabilities.
+        Largest difference of the logits from torch, relative to the largest logit, and of the probabilities.
 
     Raises:
         UserError: If the file cannot be written, the model has no form in ONNX or is too large for a file, or the
-            file's logits differ from torch's by more than the tolerance.
+            logits differ from torch by more than the tolerance.
     """
     name, inputs = sample_inputs(model, backbone)
     head = Head(model.classifier, model.temperature, None if backbone is None else backbone.model)
@@ -169,7 +175,7 @@ def write_onnx(model: SavedModel, backbone: Backbone | None, path: Path, half: b
 
 
 def describe_model(model: SavedModel, input_name: str, shape: Sequence[int]) -> dict[str, Any]:
-    """What an ONNX file with this input says about itself, in plain values."""
+    """Metadata of an ONNX file, as plain values."""
     outputs = ["batch", model.classifier.num_classes]
     return {
         "inputs": {input_name: ["batch", *shape]},
@@ -188,12 +194,12 @@ def describe_model(model: SavedModel, input_name: str, shape: Sequence[int]) -> 
 
 
 def describe_preprocessing(preprocessing: Preprocessing) -> dict[str, Any]:
-    """The test transform in plain values: the fields of `Preprocessing`, and
+    """Preprocessing of test images as plain values.
 
-    - `resize`: "shortest" (the shorter edge becomes `H`, which equals `W`, and the longer one is rounded down),
-      "squash" (both edges become `size`), or "other" (only `transform` says what);
-    - `interpolation`: a name of Pillow's in lower case; None for "other";
-    - `crop`: "center".
+    Returns:
+        The fields of `Preprocessing`, and "resize": "shortest" (the shorter edge becomes `H`, which equals `W`, and the
+        longer edge is rounded down), "squash" (both edges become `size`) or "other" (see `transform`); "interpolation":
+        Pillow's name in lower case, None for "other"; "crop": "center".
     """
     transform = preprocessing.transform
     resize = re.search(r"\bResize\(size=(\(?)\d+.*?interpolation=(\w+)", transform)
@@ -206,14 +212,17 @@ def describe_preprocessing(preprocessing: Preprocessing) -> dict[str, Any]:
 
 
 def sample_inputs(model: SavedModel, backbone: Backbone | None) -> tuple[str, Tensor]:
-    """What the input is called, and a batch of it: with a backbone images of noise, `[B, 3, H, W]`; else unit-norm
-    features near some class weights and, where there is a cache, near some keys, `[B, d]`.
+    """Name and an example batch of the input.
+
+    With a backbone the batch is noise images `[B, 3, H, W]`, else unit-norm features `[B, d]` near class weights and
+    cache keys.
     """
     generator = torch.Generator().manual_seed(0)
     if backbone is not None:
-        return "pixel_values", torch.randn(IMAGES, 3, *backbone.input_size, generator=generator)
-    rows = [rows for rows in (model.classifier.weights, model.classifier.keys) if rows is not None and len(rows)]
-    centres = torch.cat([F.normalize(found[torch.arange(NEAR) % len(found)], dim=1) for found in rows])
+        return "pixel_values", torch.randn(SAMPLE_IMAGES, 3, *backbone.input_size, generator=generator)
+    matrices = (model.classifier.weights, model.classifier.keys)
+    rows = [matrix for matrix in matrices if matrix is not None and len(matrix)]
+    centres = torch.cat([F.normalize(matrix[torch.arange(SAMPLE_ROWS) % len(matrix)], dim=1) for matrix in rows])
     noise = torch.randn(centres.shape, generator=generator)
     return "features", F.normalize(centres + 0.5 * F.normalize(noise, dim=1), dim=1)
 
@@ -221,11 +230,20 @@ def sample_inputs(model: SavedModel, backbone: Backbone | None) -> tuple[str, Te
 def compare(
     path: Path, model: SavedModel, backbone: Backbone | None, inputs: Tensor, tolerance: float
 ) -> tuple[float, float]:
-    """Checks an ONNX file and compares it with torch on a batch of inputs, and on a batch of one.
+    """Check an ONNX file, and compare it with torch on a batch of inputs and on a batch of one.
 
-    `inputs` are features `[B, d]`, or pixels `[B, 3, H, W]` that the backbone encodes. Returns the largest differences
-    as `write_onnx` does. UserError if the file is not valid, the logits differ by more than `tolerance` of the largest,
-    or they are not finite.
+    Args:
+        path: The ONNX file.
+        model: The model.
+        backbone: Its backbone, for pixels; None for features.
+        inputs: Features `[B, d]`, or pixels `[B, 3, H, W]`.
+        tolerance: Largest difference of the logits, relative to the largest logit.
+
+    Returns:
+        As `write_onnx`.
+
+    Raises:
+        UserError: If the file is not valid, or its logits differ by more than the tolerance or are not finite.
     """
     import onnx
     import onnxruntime
@@ -235,16 +253,16 @@ def compare(
         onnx.checker.check_model(str(path), full_check=True)
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
         name = session.get_inputs()[0].name
-        found = [session.run(None, {name: batch.numpy()}) for batch in batches]
-    except Exception as error:  # the exceptions of the two packages have no base class but this in common
-        raise UserError(f"onnxruntime refuses the file, which is not written: {first_line(error)}") from error
-    logits, probabilities = (torch.cat([torch.from_numpy(part) for part in parts]) for parts in zip(*found))
+        outputs = [session.run(None, {name: batch.numpy()}) for batch in batches]
+    except Exception as error:  # the two packages have no common base class of exceptions
+        raise UserError(f"onnxruntime cannot run the file, which is not written: {first_line(error)}") from error
+    logits, probabilities = (torch.cat([torch.from_numpy(part) for part in parts]) for parts in zip(*outputs))
     features = torch.cat([rows if backbone is None else backbone.encode_images(rows) for rows in batches])
     expected = model.classifier.logits(features)
     difference = float((logits - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
-    if not difference <= tolerance:  # written so that NaN is refused
+    if not difference <= tolerance:  # also true for NaN
         raise UserError(
-            f"the logits of the ONNX file would differ from torch's by {difference:.1e} of their scale, more than the "
-            f"{tolerance:g} that are allowed; the file is not written"
+            f"the logits of the ONNX file differ from torch by {difference:.1e} of their scale, more than "
+            f"{tolerance:g}; the file is not written"
         )
     return difference, float((probabilities - model.probabilities(features)).abs().max())

@@ -1,7 +1,7 @@
 """Which labels of a training set seem wrong.
 
-Each image is scored by what the variant "training_free" says of it without that image, exactly, at a temperature that is fitted
-on the same images:
+Each image is scored by the training-free variant fitted without that image (exact leave-one-out), at a temperature
+that is fitted on the same images:
 
     score = log( |(p_c) of the classes c that are not y|_2 / p_y )
 
@@ -105,12 +105,16 @@ def suspicions(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 def free_options(shots: int) -> TrainingFreeOptions:
     """The default constants of the variant "training_free" at so many images of a class."""
-    return TrainingFreeOptions(*(declared.at_shots(declared.default, max(shots, 1)) for declared in options_of(TrainingFreeOptions)))
+    return TrainingFreeOptions(
+        *(declared.at_shots(declared.default, max(shots, 1)) for declared in options_of(TrainingFreeOptions))
+    )
 
 
 @torch.no_grad()
-def left_out_logits(features: Tensor, labels: Tensor, text: Tensor, logit_scale: float, options: TrainingFreeOptions) -> Tensor:
-    """Logits `[N, K]` of each image by the variant "training_free" without class offsets, fitted to all others; float64.
+def left_out_logits(
+    features: Tensor, labels: Tensor, text: Tensor, logit_scale: float, options: TrainingFreeOptions
+) -> Tensor:
+    """Logits `[N, K]` of each image by the training-free variant, fitted to all others, without class offsets; float64.
 
     Args:
         features: Unit-norm, shape `[N, d]`; of at least two classes.

@@ -1,7 +1,7 @@
 """What a model makes of a project: features of its images, a model after every change, and what that says of them.
 
-The model is the variant "training_free", which is worked out anew from the features in a fraction of a second. So no change has
-to be followed: the model is always that of what the folder holds.
+The model is the training-free variant, which is fitted to the features again after each change, in a fraction of a
+second.
 
 Shapes: N labelled images, M without a label, K classes, d feature width.
 """

@@ -1,4 +1,4 @@
-"""Training batches: from a bank of features, or from images encoded anew in every epoch.
+"""Training batches from a feature bank, or from images that are encoded in each epoch.
 
 Shapes: B batch, N training images, V views, d feature width.
 """
@@ -20,18 +20,18 @@ if TYPE_CHECKING:  # open_clip takes seconds to import
     from ..backbones.clip import Backbone
     from ..features.images import ImageViews
 
-STREAM = 2**55  # between the seeds of two streams; those of one stream are far closer
-PRODUCTS_BYTES = 2**28  # most bytes of kept products: 256 MB is 16 shots of 101 classes in ten views
+STREAM = 2**55  # distance between the seeds of two streams, far larger than the seeds within one
+PRODUCTS_BYTES = 2**28  # limit of precomputed products: 256 MB is 16 shots of 101 classes in ten views
 
 
 class Batch(NamedTuple):
-    """The training images of one step.
+    """Training images of one step.
 
     Attributes:
-        features: Shape `[B, d]`.
-        labels: Shape `[B]`.
+        features: Unit-norm features, shape `[B, d]`.
+        labels: Classes, shape `[B]`.
         positions: Positions of the images in the cache, shape `[B]`.
-        products: Products of the features with the cached ones, shape `[B, N]`; None where they are not kept.
+        products: Products of the features with the cache keys, shape `[B, N]`; None if they are not precomputed.
     """
 
     features: Tensor
@@ -41,7 +41,7 @@ class Batch(NamedTuple):
 
 
 class TrainingData(ABC):
-    """A source of batches. The batches of an epoch depend on its number alone, so training can resume at any epoch."""
+    """Source of batches, which depend on the epoch alone, so that training can resume at any epoch."""
 
     labels: Tensor
     batch_size: int
@@ -53,17 +53,17 @@ class TrainingData(ABC):
 
     @abstractmethod
     def epoch(self, number: int) -> Iterator[Batch]:
-        """The batches of an epoch, counted from 0; every image is in one of them."""
+        """Batches of an epoch, counted from 0, with each image once."""
 
 
 @dataclass(frozen=True)
 class BankBatches(TrainingData):
-    """Batches from a bank: each epoch draws one view of every image, in a new order.
+    """Batches from a feature bank. Each epoch samples one view of each image, in a new order.
 
     Attributes:
-        features: Shape `[V, N, d]`.
-        batch_size: The last batch of an epoch may be smaller; no image is dropped.
-        products: From `products_with_cache`, for a method that needs them in every step; None where they are not kept.
+        features: Features of all views, shape `[V, N, d]`.
+        batch_size: Number of images of a batch. The last batch of an epoch may be smaller.
+        products: Result of `products_with_cache`; None if products are not precomputed.
     """
 
     features: Tensor
@@ -77,21 +77,21 @@ class BankBatches(TrainingData):
         generator = epoch_generator(self.seed, number)
         order = torch.randperm(num_images, generator=generator)
         views = torch.randint(num_views, (num_images,), generator=generator)
-        rows = views * num_images + torch.arange(num_images)  # of the drawn views, in `[V N, d]`
+        rows = views * num_images + torch.arange(num_images)  # of the sampled views, in `[V N, d]`
         order, rows = order.to(self.features.device), rows.to(self.features.device)
         features = self.features.flatten(0, 1)
         products = None if self.products is None else self.products.flatten(0, 1)
         for positions in order.split(self.batch_size):
             stop_if_interrupted()
-            drawn = rows[positions]
-            # index_select gathers rows in a third of the time that [...] takes on a CPU
-            matched = None if products is None else products.index_select(0, drawn)
-            yield Batch(features.index_select(0, drawn), self.labels[positions], positions, matched)
+            batch_rows = rows[positions]
+            # on a CPU, index_select takes a third of the time of [...]
+            batch_products = None if products is None else products.index_select(0, batch_rows)
+            yield Batch(features.index_select(0, batch_rows), self.labels[positions], positions, batch_products)
 
 
 @dataclass(frozen=True)
 class OnlineBatches(TrainingData):
-    """Batches of training images that are encoded with new augmentation in every epoch, as in the paper."""
+    """Batches of training images that are augmented and encoded in each epoch, as in the paper."""
 
     images: ImageViews
     backbone: Backbone
@@ -103,25 +103,27 @@ class OnlineBatches(TrainingData):
         # A view is seeded by its position, so epoch n takes the n-th view of each image
         images = replace(self.images, views=number + 1, seed=self.seed)
         order = torch.randperm(len(self.labels), generator=epoch_generator(self.seed, number))
-        read = images.batches((number * len(self.labels) + order).tolist(), self.batch_size)
-        for positions, pixels in zip(order.split(self.batch_size), read):
+        pixel_batches = images.batches((number * len(self.labels) + order).tolist(), self.batch_size)
+        for positions, pixels in zip(order.split(self.batch_size), pixel_batches):
             positions = positions.to(self.labels.device)
             features = self.backbone.encode_images(pixels).to(self.labels.device)
             yield Batch(features, self.labels[positions], positions)
 
 
 def products_with_cache(features: Tensor, keys: Tensor) -> Tensor | None:
-    """The product of every training query `[V, N, d]` with every cached feature `[N, d]`, so that no step computes it:
-    `[V, N, N]`, or None if that is beyond `PRODUCTS_BYTES`."""
+    """Products of all training queries `[V, N, d]` with all cache keys `[N, d]`, shape `[V, N, N]`.
+
+    Training steps then need no product with the cache. None if the result would exceed `PRODUCTS_BYTES`.
+    """
     return features @ keys.t() if products_bytes(len(features), len(keys)) else None
 
 
 def products_bytes(views: int, num_images: int) -> int:
-    """Bytes of the products that `products_with_cache` keeps; 0 if it keeps none."""
+    """Bytes of the result of `products_with_cache`; 0 if that is None."""
     size = 4 * views * num_images**2
     return size if size <= PRODUCTS_BYTES else 0
 
 
 def epoch_generator(seed: int, epoch: int, stream: int = 0) -> torch.Generator:
-    """A generator of its own for every seed, epoch and stream, so that resuming needs no stored state."""
+    """Random generator of one seed, epoch and stream, so that a resumed training needs no stored state."""
     return torch.Generator().manual_seed(seed * 1_000_003 + epoch + stream * STREAM)

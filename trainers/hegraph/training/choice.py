@@ -1,4 +1,4 @@
-"""Scores of logits against labels, in percent, and the choice among candidates by their accuracy on val.
+"""Accuracy and macro F1 in percent, and the choice of a candidate by its validation accuracy.
 
 Shapes: B images of a batch, K classes, d feature width.
 """
@@ -18,9 +18,12 @@ T = TypeVar("T")
 
 
 def score(logits: Tensor, labels: Tensor) -> dict[str, float]:
-    """ "accuracy" and "macro_f1" in percent, as Dassl's evaluator computes them, of logits `[M, K]`.
+    """Accuracy and macro F1 of logits `[M, K]` in percent, as computed by Dassl's evaluator.
 
-    Macro F1 is over the classes that occur in `labels`.
+    Macro F1 is the mean over the classes that occur in `labels`.
+
+    Returns:
+        The keys "accuracy" and "macro_f1".
     """
     from sklearn.metrics import f1_score  # takes a second to import, and a finished run is not scored again
 
@@ -30,16 +33,19 @@ def score(logits: Tensor, labels: Tensor) -> dict[str, float]:
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> float:
-    """Accuracy alone, in percent: a search needs it often, and F1 is slow. Logits and labels may be on two devices."""
+    """Accuracy of logits `[M, K]` in percent. Logits and labels `[M]` may be on different devices."""
     return 100.0 * int((logits.argmax(dim=1) == labels.to(logits.device)).sum()) / len(labels)
 
 
 def choose(accuracies: Mapping[T, float], distance: Callable[[T], float] | None = None) -> tuple[T, dict]:
-    """The candidate with the best accuracy on val; of equals, which are often several, the one at the least `distance`,
-    or the first.
+    """Choose the candidate with the best validation accuracy.
 
-    `accuracies` are those of all candidates in percent. Returns the candidate, and for the record {"value": the
-    candidate, "candidates": [[candidate, accuracy], ...]}.
+    Args:
+        accuracies: Validation accuracy of each candidate, in percent.
+        distance: Breaks ties: the candidate of least distance wins. None: the first one.
+
+    Returns:
+        The candidate, and an entry for the record: {"value": candidate, "candidates": [[candidate, accuracy], ...]}.
     """
     candidates = list(accuracies) if distance is None else sorted(accuracies, key=distance)
     best = max(candidates, key=accuracies.__getitem__)
@@ -47,19 +53,19 @@ def choose(accuracies: Mapping[T, float], distance: Callable[[T], float] | None 
 
 
 def has_val(bank: FeatureBank) -> bool:
-    """Whether the task has val images to choose on. A val split without images counts as none."""
+    """Whether a task has validation images."""
     return bank.val_features is not None and len(bank.val_features) > 0
 
 
 def val_images(bank: FeatureBank) -> tuple[Tensor, Tensor]:
-    """The val features `[L, d]` and labels `[L]`; ValueError if the task has none: ask `has_val` first."""
+    """Validation features `[L, d]` and labels `[L]`; ValueError if there are none (see `has_val`)."""
     if bank.val_features is None or bank.val_labels is None:
-        raise ValueError("this task has no val images; ask has_val first")
+        raise ValueError("this task has no validation images; call has_val first")
     return bank.val_features, bank.val_labels
 
 
 @torch.no_grad()
 def val_accuracy(logits: Callable[[Tensor], Tensor], bank: FeatureBank) -> float:
-    """The accuracy of a classifier, from unit-norm image features to logits, on the task's val split, in percent."""
+    """Validation accuracy in percent of a classifier that maps unit-norm features `[L, d]` to logits `[L, K]`."""
     features, labels = val_images(bank)
     return accuracy(logits(features), labels)

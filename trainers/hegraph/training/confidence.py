@@ -1,10 +1,10 @@
-"""How sure a classifier is: the temperature of its probabilities, how honest they are, and the score of a known image.
+"""Calibration by temperature scaling, calibration errors, and scores for open-set rejection.
 
-Guo, Pleiss, Sun, Weinberger: On Calibration of Modern Neural Networks. ICML 2017. Probabilities are
-`softmax(logits / T)`. One temperature `T` for all classes never changes which class is the likeliest.
+Temperature scaling (Guo, Pleiss, Sun, Weinberger: On Calibration of Modern Neural Networks. ICML 2017) uses the
+probabilities `softmax(logits / T)`. The temperature `T` never changes the predicted class.
 
-An image of no known class is told by its score, which is higher for images of known classes, and by a threshold that
-keeps a share of the known ones. Both are chosen without any unknown image.
+Open-set rejection marks an image as unknown if its score is below a threshold that a given rate of images of known
+classes reaches. Score and threshold are chosen without unknown images. The scores are
 
 - "probability": the highest calibrated probability (Hendrycks and Gimpel: A Baseline for Detecting Misclassified and
   Out-of-Distribution Examples. ICLR 2017).
@@ -29,23 +29,27 @@ from torch import Tensor
 from ..utils.reading import Finite, Part, Size
 
 BINS = 15  # of the expected calibration error
-# The fitted log T has a normal prior of mean 0 and this deviation. It counts where there are few images: without it,
-# ten that are all classified well would make T 0.
+# Standard deviation of the normal prior of log T, with mean 0. Without a prior, ten correctly classified images would
+# make T zero.
 LOG_DEVIATION = 0.5
-LOG_RANGE = (-3.0, 3.0)  # log T lies in this range
+LOG_RANGE = (-3.0, 3.0)  # range of log T
 DEFAULT: Literal["energy"] = "energy"  # docs/confidence.md says how it was chosen
-SHARES = 101  # quantiles that are kept of the scores of known images: 0 %, 1 % ... 100 %
-STEPS = np.linspace(0, 1, SHARES)
-BATCH = 8192  # images that are scored at once, so that ImageNet's test images take little memory
+NUM_QUANTILES = 101  # stored quantiles of the scores of known images: 0 %, 1 % ... 100 %
+QUANTILES = np.linspace(0, 1, NUM_QUANTILES)
+BATCH = 8192  # images scored at once, which limits the memory for large test sets
 
 
 class KnownScores(Part):
-    """How the run's own images score, none of which the classifier had seen: what thresholds are taken from.
+    """Distribution of the score over images of known classes that the classifier was not fitted to.
 
-    `quantiles` are those of the score, at `SHARES` equal steps from the lowest to the highest.
+    Attributes:
+        quantiles: `NUM_QUANTILES` quantiles of the score, from the minimum to the maximum.
+        fitted_on: Source of the images, as of `Calibration`.
+        num_images: Number of images.
+        score: Name of the score.
     """
 
-    quantiles: Annotated[tuple[Finite, ...], Field(strict=False, min_length=SHARES, max_length=SHARES)]
+    quantiles: Annotated[tuple[Finite, ...], Field(strict=False, min_length=NUM_QUANTILES, max_length=NUM_QUANTILES)]
     fitted_on: str
     num_images: Size
     score: Literal["probability", "energy"] = DEFAULT
@@ -53,33 +57,34 @@ class KnownScores(Part):
     @model_validator(mode="after")
     def quantiles_ascend(self) -> KnownScores:
         if any(after < before for before, after in zip(self.quantiles, self.quantiles[1:])):
-            raise ValueError("quantiles must not fall")
+            raise ValueError("quantiles must be in ascending order")
         return self
 
     @classmethod
     def of(cls, scores: Tensor, fitted_on: str) -> KnownScores:
-        """What is kept of the scores `[n]` of known images."""
-        quantiles = np.quantile(scores.detach().double().cpu().numpy(), STEPS)
+        """Distribution of the scores `[n]` of known images."""
+        quantiles = np.quantile(scores.detach().double().cpu().numpy(), QUANTILES)
         return cls(quantiles=tuple(quantiles.tolist()), fitted_on=fitted_on, num_images=len(scores))
 
-    def threshold(self, keep: float) -> float:
-        """The score that a share `keep` of the known images reach; between two quantiles it is interpolated."""
-        return float(np.interp(1 - keep, STEPS, self.quantiles))
+    def threshold(self, rate: float) -> float:
+        """Score that the fraction `rate` of the known images reaches, interpolated between quantiles."""
+        return float(np.interp(1 - rate, QUANTILES, self.quantiles))
 
     def share_below(self, score: float) -> float:
-        """The share of the known images that score lower, from 0 to 1: between two quantiles it is interpolated."""
-        return float(np.interp(score, self.quantiles, STEPS))
+        """Fraction of the known images with a lower score, from 0 to 1, interpolated between quantiles."""
+        return float(np.interp(score, self.quantiles, QUANTILES))
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """The temperature of a fitted method, and what it was fitted on.
+    """Temperature of a fitted method, and the images that it was fitted on.
 
     Attributes:
         temperature: `T`.
-        fitted_on: "val", "held-out images", "held-out classes", "model" (it came with a trained model) or "nothing".
-        seconds: How long that took, with the training for it.
-        known: How these images score, for thresholds that tell images of no known class; None if there were none.
+        fitted_on: "val", "held-out images", "held-out classes", "model" (stored in a trained model) or "nothing".
+        num_images: Number of images.
+        seconds: Time of the fit, including trainings for it.
+        known: Scores of these images, for open-set rejection; None without images.
     """
 
     temperature: float = 1.0
@@ -90,13 +95,15 @@ class Calibration:
 
 
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:
-    """The temperature of the lowest cross-entropy, with a little weight on 1 (`LOG_DEVIATION`).
+    """Fit the temperature by cross-entropy, with a normal prior of log T.
 
         T = argmin_T  sum_i -log softmax(z_i / T)[y_i] + (log T)^2 / (2 LOG_DEVIATION^2)
 
-    The logits `[n, K]` are of images that the classifier was not fitted to.
+    Args:
+        logits: Logits `[n, K]` of images that the classifier was not fitted to.
+        labels: Their classes, shape `[n]`.
     """
-    from scipy.optimize import minimize_scalar  # takes a while to import, and a finished run needs no temperature
+    from scipy.optimize import minimize_scalar  # slow to import, and a finished run needs no temperature
 
     logits, labels = logits.detach().double().cpu(), labels.cpu()
 
@@ -108,7 +115,7 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
 
 
 def match_confidence(logits: Sequence[Tensor], confidence: float) -> float:
-    """The temperature at which `mean_confidence` is `confidence`; if none in `LOG_RANGE` is, the nearest end of it."""
+    """Temperature at which `mean_confidence` equals `confidence`, clipped to `LOG_RANGE`."""
     from scipy.optimize import brentq
 
     def excess(log_temperature: float) -> float:
@@ -123,55 +130,70 @@ def match_confidence(logits: Sequence[Tensor], confidence: float) -> float:
 
 
 def mean_confidence(logits: Sequence[Tensor], temperature: float) -> float:
-    """The mean of the highest probability over groups of images, each with logits `[n, K]` and a K of its own."""
+    """Mean confidence over groups of images, each with logits `[n, K]` of its own number of classes."""
     highest = [(part.detach().double() / temperature).softmax(dim=1).amax(dim=1) for part in logits]
     return torch.cat(highest).mean().item()
 
 
 def calibration_on(logits: Tensor, labels: Tensor, fitted_on: str) -> Calibration:
-    """From logits `[n, K]` of images that the method was not fitted to."""
+    """Calibration on logits `[n, K]` of images that the method was not fitted to."""
     temperature = fit_temperature(logits, labels)
     known = KnownScores.of(known_score(logits, temperature), fitted_on)
     return Calibration(temperature, fitted_on, len(labels), known=known)
 
 
-def as_sure_as(clips: Sequence[Tensor], ours: Sequence[Tensor], own: Tensor, labels: Tensor) -> Calibration:
-    """From logits of images of held-out classes, `ours` and `clips`, those of zero-shot CLIP, which gives the training
-    images `own`, `[N, K]`: the method is as sure as zero-shot CLIP of the held-out ones, and scores known images as
-    zero-shot CLIP scores the training images, plus the mean difference of the two on the held-out ones.
+def calibration_by_zero_shot(
+    held_out: Sequence[Tensor], held_out_clip: Sequence[Tensor], train_clip: Tensor, labels: Tensor
+) -> Calibration:
+    """Calibration on held-out classes, where the method matches the mean confidence of zero-shot CLIP.
+
+    Zero-shot CLIP is calibrated on the training images. Scores of known images are those of zero-shot CLIP on the
+    training images, plus the mean difference between the method and zero-shot CLIP on the held-out classes.
+
+    Args:
+        held_out: Logits of the method for images of held-out classes, one `[n, K]` for each group of classes.
+        held_out_clip: Logits of zero-shot CLIP for the same images.
+        train_clip: Logits of zero-shot CLIP for the training images, shape `[N, K]`.
+        labels: Classes of the training images, shape `[N]`.
     """
-    honest, fitted_on = fit_temperature(own, labels), "held-out classes"
-    temperature = match_confidence(ours, mean_confidence(clips, honest))
-    gains = [known_score(z, temperature) - known_score(clip, honest) for z, clip in zip(ours, clips)]
-    known = KnownScores.of(known_score(own, honest) + torch.cat(gains).mean(), fitted_on)
-    return Calibration(temperature, fitted_on, sum(map(len, ours)), known=known)
+    clip_temperature, fitted_on = fit_temperature(train_clip, labels), "held-out classes"
+    temperature = match_confidence(held_out, mean_confidence(held_out_clip, clip_temperature))
+    pairs = zip(held_out, held_out_clip)
+    gains = [known_score(logits, temperature) - known_score(clip, clip_temperature) for logits, clip in pairs]
+    known = KnownScores.of(known_score(train_clip, clip_temperature) + torch.cat(gains).mean(), fitted_on)
+    return Calibration(temperature, fitted_on, sum(map(len, held_out)), known=known)
 
 
 def known_score(logits: Tensor, temperature: float, score: str = DEFAULT) -> Tensor:
-    """The score of images, "probability" or "energy", from their logits `[B, K]` alone; shape `[B]`."""
+    """Open-set score of images, "probability" or "energy", from their logits `[B, K]`; shape `[B]`."""
     scaled = logits / temperature
     return scaled.logsumexp(dim=1) if score == "energy" else scaled.softmax(dim=1).amax(dim=1)
 
 
 def confidence_scores(logits: Tensor, labels: Tensor, temperature: float = 1.0) -> dict:
-    """Scores of the probabilities that logits `[M, K]` give at a temperature, by scikit-learn.
+    """Calibration scores of the probabilities `softmax(logits / temperature)`, computed by scikit-learn.
+
+    Args:
+        logits: Logits, shape `[M, K]`.
+        labels: Classes, shape `[M]`.
+        temperature: `T`.
 
     Returns:
-        "nll", the mean negative log-likelihood in nats; "brier", the mean over images of the squared distance between
-        probabilities and truth, from 0 to 2; "ece", the expected calibration error over `BINS` equal bins in percent;
-        and "bins": for each bin the "count" of its images, their mean "confidence" and their "accuracy" in percent,
-        which are 0 for a bin without images. Bins are rounded for the record; the scores are not.
+        "nll", the mean negative log-likelihood in nats; "brier", the mean squared distance between probabilities and
+        one-hot labels, from 0 to 2; "ece", the expected calibration error over `BINS` equal bins in percent; "bins",
+        with the "count" of images of each bin, and their mean "confidence" and "accuracy" in percent (0 for an empty
+        bin). Values of bins are rounded.
     """
     from sklearn.metrics import brier_score_loss, log_loss  # takes a second to import
 
     classes = np.arange(logits.shape[1])
     nll = brier = 0.0
     confidence, correct = [], []
-    for some, true in zip(logits.split(BATCH), labels.cpu().split(BATCH)):
-        probabilities = (some.detach().double() / temperature).softmax(dim=1).cpu()
-        given = true.numpy(), probabilities.numpy()
-        nll += len(true) * float(log_loss(*given, labels=classes))
-        brier += len(true) * float(brier_score_loss(*given, labels=classes, scale_by_half=False))
+    for batch, true in zip(logits.split(BATCH), labels.cpu().split(BATCH)):
+        probabilities = (batch.detach().double() / temperature).softmax(dim=1).cpu()
+        pair = true.numpy(), probabilities.numpy()
+        nll += len(true) * float(log_loss(*pair, labels=classes))
+        brier += len(true) * float(brier_score_loss(*pair, labels=classes, scale_by_half=False))
         highest = probabilities.max(dim=1)
         confidence.append(highest.values.numpy())
         correct.append((highest.indices == true).numpy())
@@ -183,12 +205,15 @@ def confidence_scores(logits: Tensor, labels: Tensor, temperature: float = 1.0) 
 
 
 def reliability(confidence: np.ndarray, correct: np.ndarray) -> dict[str, list]:
-    """How often predictions of each confidence are right, as "bins" of `confidence_scores`, from the highest
-    probability of every image and whether its class is the right one, each `[M]`. A confidence on the border of two
-    bins belongs to the lower one."""
+    """Bins of a reliability diagram, as in `confidence_scores`.
+
+    Args:
+        confidence: Confidence of each image, shape `[M]`. A value between two bins belongs to the lower one.
+        correct: Whether each prediction is correct, shape `[M]`.
+    """
     from sklearn.calibration import calibration_curve
 
-    accuracy, mean = calibration_curve(correct, confidence, n_bins=BINS)  # of the bins that hold an image
+    accuracy, mean = calibration_curve(correct, confidence, n_bins=BINS)  # of bins with images
     inner_edges = np.linspace(0, 1, BINS + 1)[1:-1]
     count = np.bincount(np.searchsorted(inner_edges, confidence), minlength=BINS)
     table = np.zeros((2, BINS))
