@@ -85,7 +85,7 @@ def model(tmp_path_factory, backbone) -> Path:
     """The folder of a model of two classes that is trained without a step."""
     images = [UPRIGHT, UPRIGHT.rotate(90), UPRIGHT.convert("L"), UPRIGHT.rotate(180)]
     folder = tmp_path_factory.mktemp("model")
-    HeGraphClassifier(config="mini", variant="free").fit(images, ["a", "b", "a", "b"]).save_pretrained(folder)
+    HeGraphClassifier(config="mini", variant="training_free").fit(images, ["a", "b", "a", "b"]).save_pretrained(folder)
     return folder
 
 
