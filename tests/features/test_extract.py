@@ -18,6 +18,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from trainers.hegraph.__main__ import main as train
@@ -36,6 +37,7 @@ from trainers.hegraph.features.extract import (
     encode_task,
     is_whole,
     training_augmentation,
+    write_part,
 )
 from trainers.hegraph.features.images import ImageViews, Reader
 from trainers.hegraph.features.options import EncodingOptions
@@ -206,10 +208,14 @@ def test_a_task_holds_what_was_selected_and_is_read_the_second_time(digits, enco
     assert [len(list(tmp_path.glob(f"{part}-*"))) for part in ("train", "test", "text")] == [2, 1, 1]
 
 
-def test_nan_features_are_refused(images, backbone, tmp_path, monkeypatch):
-    monkeypatch.setattr(Backbone, "encode_images", lambda self, batch: torch.full((len(batch), 4), torch.nan))
-    with pytest.raises(UserError, match="gives NaN features for train images of Digits"):
+@pytest.mark.parametrize("value", [torch.nan, 0.0])
+def test_nan_and_zero_features_are_refused(images, backbone, tmp_path, monkeypatch, value):
+    for name in ("encode_images", "encode_text"):
+        monkeypatch.setattr(Backbone, name, lambda self, batch, **more: torch.full((len(batch), 4), value))
+    with pytest.raises(UserError, match="gives NaN or zero features for train images of Digits"):
         encode_images(backbone, images, make_options(), tmp_path, "train")
+    with pytest.raises(UserError, match="gives NaN or zero features for the prompts of Digits"):
+        encode_prompts(backbone, "Digits", ["zero", "one"], make_options(), tmp_path)
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
@@ -233,10 +239,26 @@ def test_another_input_gets_another_file(images, backbone, tmp_path):
 
 
 def test_features_that_an_earlier_version_kept_are_whole(tmp_path):
-    features = torch.arange(6.0).view(1, 2, 3)
+    features = F.normalize(torch.arange(6.0).view(1, 2, 3), dim=-1)
     checksum = hashlib.sha256(b"'features':torch.float32[1, 2, 3]" + features.numpy().tobytes()).hexdigest()
     save_file({"features": features}, tmp_path / "part", {"fingerprint": "key", "checksum": checksum})
     assert is_whole(tmp_path / "part", "key") and not is_whole(tmp_path / "part", "other")
+
+
+@pytest.mark.parametrize("part", ["test", "text"])
+@pytest.mark.parametrize(
+    "change", [torch.Tensor.double, torch.Tensor.half, torch.zeros_like, lambda t: t / 0, lambda t: -9 * t]
+)
+def test_unusable_kept_features_are_encoded_again(digits, backbone, encode, encoded, tmp_path, caplog, part, change):
+    expected = encode(1, 1)
+    [path] = tmp_path.glob(f"{part}-*")
+    key = safe_open(path, "pt").metadata()["fingerprint"]
+    write_part(path, {name: change(tensor) for name, tensor in load_file(path).items()}, key)
+    encoded.clear()
+    found = encode(1, 1)
+    assert torch.equal(found.test_features, expected.test_features)
+    assert torch.equal(found.text_positive, expected.text_positive)
+    assert encoded and f"{path} cannot be used" in caplog.text
 
 
 def test_a_part_that_has_changed_is_encoded_anew_said_so_and_replaced(images, backbone, tmp_path, caplog, rewrite):

@@ -267,7 +267,7 @@ class BankFile:
         """Features, or some rows of them, as float32 with rows of exactly unit norm; "train_features" with views."""
         tensor = self._read(name, rows).float()
         norms = tensor.norm(dim=-1)
-        wrong = ~((norms - 1).abs() <= NORM_TOLERANCE)  # also where it is NaN
+        wrong = ~has_unit_norm(norms)
         if wrong.any():
             *view, row = first = wrong.nonzero()[0].tolist()
             place = [*view, row if rows is None else rows[row]]
@@ -277,6 +277,11 @@ class BankFile:
             )
         tensor = F.normalize(tensor, dim=-1)
         return tensor.unsqueeze(0) if name == "train_features" and tensor.dim() == 2 else tensor
+
+
+def has_unit_norm(norms: Tensor) -> Tensor:
+    """Where the norms of feature rows are close enough to 1, element by element; not where they are NaN."""
+    return (norms - 1).abs() <= NORM_TOLERANCE
 
 
 def load_bank(path: Path) -> FeatureBank:

@@ -32,7 +32,7 @@ from ..utils import processes
 from ..utils.errors import UserError
 from ..utils.files import hash_content, hash_json, hash_rows, write_tensors
 from ..utils.reading import read_tensors
-from .bank import FeatureBank
+from .bank import FeatureBank, has_unit_norm
 from .images import ImageViews
 from .options import EncodingOptions
 
@@ -44,6 +44,7 @@ logger = logging.getLogger(__name__)
 CODE_VERSION = 1  # part of every key: raise it when the same input would give other features
 CHUNK_BATCHES = 16
 FEATURES = "features"  # the name of the tensor in a part of images
+NORMS = "norms"  # the name of the tensor in a part of text that holds no features
 WHAT = "encoded features"
 CHUNKS = ".chunks"  # ending of the folder of the chunks of a part, until its file is written
 
@@ -86,7 +87,7 @@ def encode_task(dataset: Dataset, backbone: Backbone, options: EncodingOptions, 
         dataset=dataset.name,
         backbone=backbone.name,
         logit_scale=backbone.logit_scale,
-        text_norms=text["norms"],
+        text_norms=text[NORMS],
     )
 
 
@@ -103,7 +104,7 @@ def encode_images(backbone: Backbone, images: ImageViews, options: EncodingOptio
     "train", "val" or "test".
 
     Raises:
-        UserError: On an unreadable image, NaN features, or a folder that cannot be written.
+        UserError: On an unreadable image, NaN or zero features, or a folder that cannot be written.
     """
     files = ([*item, *(images.dataset.file_version(item.path) or ())] for item in images.items)
     beside: dict[str, Any] = {
@@ -132,8 +133,10 @@ def _encode(backbone: Backbone, images: ImageViews, options: EncodingOptions, pa
     with bar, _unless_finished(path, key):
         for chunk in mine:
             features = torch.cat([backbone.encode_images(batch) for batch in islice(batches, CHUNK_BATCHES)])
-            if features.isnan().any():
-                raise UserError(f"{backbone.name} gives NaN features for {name} images of {images.dataset.name}")
+            if not is_usable({FEATURES: features}):
+                raise UserError(
+                    f"{backbone.name} gives NaN or zero features for {name} images of {images.dataset.name}"
+                )
             write_part(_file(path, chunk), {FEATURES: features}, key)
             bar.update(len(features))
     logger.info("encoded %d %s images", sum(map(len, mine)), name)
@@ -198,7 +201,7 @@ def encode_prompts(
         text tower's output for the positive sentences of a class or, where they are in groups, of the groups' means.
 
     Raises:
-        UserError: On a class without a sentence, or a folder that cannot be written.
+        UserError: On a class without a sentence, NaN or zero features, or a folder that cannot be written.
     """
     positive, negative = class_prompts(dataset, classnames, options)
     key = hash_json({"positive": positive, "negative": negative, "code": CODE_VERSION} | backbone.fingerprint)
@@ -210,8 +213,10 @@ def encode_prompts(
         text = {
             "positive": F.normalize(torch.stack([unit for unit, _ in groups]).mean(dim=0), dim=-1),
             "negative": _encode_group(backbone, negative)[0],
-            "norms": torch.stack([mean for _, mean in groups]).mean(dim=0).norm(dim=-1),
+            NORMS: torch.stack([mean for _, mean in groups]).mean(dim=0).norm(dim=-1),
         }
+        if not is_usable(text):
+            raise UserError(f"{backbone.name} gives NaN or zero features for the prompts of {dataset}")
         write_part(path, text, key)
 
     return kept_part(folder, "text", key, encode)
@@ -251,13 +256,23 @@ def write_part(path: Path, tensors: Tensors, key: str) -> None:
     write_tensors(path, tensors, {"fingerprint": key, "checksum": _checksum(tensors)})
 
 
+def is_usable(tensors: Tensors) -> bool:
+    """Whether the tensors of a part are float32, with rows of unit norm and, under "norms", positive finite numbers."""
+    if any(tensor.dtype != torch.float32 for tensor in tensors.values()):
+        return False
+    rows = [has_unit_norm(tensor.norm(dim=-1)).all() for name, tensor in tensors.items() if name != NORMS]
+    norms = tensors.get(NORMS, torch.ones(1))
+    return all(rows) and bool(((norms > 0) & norms.isfinite()).all())
+
+
 def is_whole(path: Path, key: str) -> bool:
     """Whether a file holds undamaged features, made from what `key` stands for. If it does not, that is said."""
     if not path.exists():
         return False
     with suppress(UserError):
         tensors, metadata = read_tensors(path, WHAT)
-        if (metadata.get("fingerprint"), metadata.get("checksum")) == (key, _checksum(tensors)):
+        saved = metadata.get("fingerprint"), metadata.get("checksum")
+        if saved == (key, _checksum(tensors)) and is_usable(tensors):
             return True
     logger.warning("%s cannot be used, since it is damaged or of another version: encoding anew", path)
     return False
