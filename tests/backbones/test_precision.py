@@ -231,6 +231,31 @@ NODE = "TRAINER.HEGRAPHADAPTER"
 BASE = (f"{NODE}.VARIANT", "base")
 
 
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([], "fp32"),
+        (["--precision", "bf16"], "bf16"),
+        ([f"{NODE}.PREC", "bf16"], "bf16"),
+        (["--precision", "fp32", f"{NODE}.PREC", "bf16"], "bf16"),
+        (["--precision", "bf16", f"{NODE}.PREC", "fp32"], "fp32"),
+    ],
+)
+def test_keys_win_over_flags_and_flags_over_files(tmp_path, words, expected):
+    for number in (0, 1, 10, 11):  # zero, one, zero, one
+        path = tmp_path / "images" / "train" / str(number % 10) / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        open_digit(f"digits/{number:04d}").save(path)
+    (tmp_path / "method.yaml").write_text(
+        "MODEL: {BACKBONE: {NAME: hegraph-mini}}\nTRAINER: {HEGRAPHADAPTER: {PREC: fp32}}"
+    )
+    files = ["--dataset-config-file", "folder", "--root", str(tmp_path / "images"), "--config-file"]
+    keys = [f"{NODE}.FEATURES.DIR", str(tmp_path / "features")]
+    bank = tmp_path / "bank.safetensors"
+    assert features.main(["extract", "--out", str(bank), *files, str(tmp_path / "method.yaml"), *words, *keys]) == 0
+    assert BankFile(bank).encoder.precision == expected
+
+
 def test_the_record_the_model_and_the_bank_name_the_precision_and_each_has_features_of_its_own(tmp_path, caplog):
     keys = [*BASE, f"{NODE}.FEATURES.VIEWS", "1", f"{NODE}.FEATURES.DIR", str(tmp_path / "features")]
     for name in ("bf16", "fp32"):
@@ -270,3 +295,14 @@ def test_the_classifier_of_scikit_learn_takes_a_precision_and_keeps_that_of_its_
     assert (again.decision_function(images) == fitted.decision_function(images)).all() and not caplog.records
     pickle.loads(pickle.dumps(fitted.set_params(precision="fp32"))).predict(images)
     assert "trained on features in bf16, and these are in fp32" in caplog.text
+
+
+@pytest.mark.parametrize("as_list", [False, True])
+def test_options_win_over_the_precision_parameter(caplog, as_list):
+    images = [open_digit(f"digits/{number:04d}") for number in (0, 1, 10, 11)]
+    options = dict([BASE, (f"{NODE}.PREC", "bf16")])
+    given = [part for pair in options.items() for part in pair] if as_list else options
+    fitted = HeGraphClassifier("hegraph-mini", precision="fp32", options=given).fit(images, [0, 1, 0, 1])
+    assert fitted.model_.backbone.precision == "bf16"
+    pickle.loads(pickle.dumps(fitted)).predict(images)
+    assert not caplog.records

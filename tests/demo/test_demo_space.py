@@ -38,7 +38,7 @@ def space(model_folder, tmp_path_factory) -> Path:
         (folder / "model" / name).unlink()
         (folder / "model" / name).symlink_to(folder / "secret")
     (folder / "my-space").mkdir()
-    flags = ["--space", str(folder / "my-space"), "--backbone", "hegraph-mini"]
+    flags = ["--space", str(folder / "my-space"), "--backbone", "hegraph-mini", "--precision", "fp32"]
     assert main([str(folder / "model"), *flags]) == 0
     return folder / "my-space"
 
@@ -80,7 +80,7 @@ def test_the_app_listens_for_the_space_and_names_its_model_and_the_backbone_that
     monkeypatch.setitem(sys.modules, "hegraph", ModuleType("hegraph"))
     with pytest.raises(SystemExit):
         runpy.run_path(str(space / "app.py"), run_name="__main__")
-    assert words == [str(space / "model"), "--host", "0.0.0.0", "--backbone", "hegraph-mini"]
+    assert words == [str(space / "model"), "--host", "0.0.0.0", "--backbone", "hegraph-mini", "--precision", "fp32"]
 
 
 def test_a_space_overwrites_nothing_and_has_no_backbone_from_files_of_this_machine(digits, model_folder, tmp_path):

@@ -450,6 +450,14 @@ def test_train_more_adapts_again_to_unlabelled_images(root, digits, tmp_path, ca
     assert HeGraphClassifier.from_pretrained(model).model_.unlabelled == 20
 
 
+@pytest.mark.parametrize(("words", "warned"), [([], False), (["--precision", "fp32"], True)])
+def test_train_more_keeps_the_precision_of_the_training(root, digits, tmp_path, caplog, words, warned):
+    classifier = HeGraphClassifier("hegraph-mini", precision="bf16", variant="training_free")
+    classifier.fit(digits.pictures[:6], np.repeat(["zero", "one"], 3)).save_pretrained(tmp_path / "model")
+    assert main(["train-more", str(tmp_path / "model"), "--root", str(root), "--in-place", *words]) == 0
+    assert ("trained on features in bf16, and these are in fp32" in caplog.text) == warned
+
+
 def test_what_cannot_be_is_one_line_and_the_model_stays(root, finished_digits, digits, tmp_path, capsys):
     model = teach(digits, tmp_path / "model", "zero", "one")
     before = {path.name: path.read_bytes() for path in model.iterdir()}

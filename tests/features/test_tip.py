@@ -107,6 +107,21 @@ def test_the_text_may_be_encoded_and_the_data_set_named(folder, command, backbon
     torch.testing.assert_close(bank.text_norms, text["norms"])
 
 
+def test_text_is_encoded_in_the_given_precision(folder, backbone, tmp_path):
+    torch.save(draw(backbone.width, K * SHOTS, seed=0), folder / "keys_2shots.pt")
+    for name in ("val_f", "test_f"):
+        torch.save(draw(TEST, backbone.width, seed=1), folder / f"{name}.pt")
+    (tmp_path / "names.json").write_text(json.dumps(NAMES))
+    out = tmp_path / "bank.safetensors"
+    key = ["TRAINER.HEGRAPHADAPTER.PREC", "bf16"]
+    flags = ["--out", str(out), "--classnames", str(tmp_path / "names.json"), "--config-file", "mini"]
+    assert main(["import-tip", str(folder), *key, *flags, "--dataset-config-file", "digits"]) == 0
+    found = load_bank(out).text_positive
+    exact = encode_prompts(backbone, "Digits", NAMES, load_cfg().encoding, tmp_path)["positive"]
+    assert not torch.equal(found, exact)
+    torch.testing.assert_close(found, exact, atol=0.01, rtol=0)
+
+
 @pytest.mark.parametrize("name", ["keys_2shots.pt", "text_negative.pt"])
 def test_a_malicious_pickle_is_refused_and_not_executed(folder, command, tmp_path, name):
     class Evil:

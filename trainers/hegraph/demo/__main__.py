@@ -66,7 +66,7 @@ def demo(args: argparse.Namespace) -> None:
     if args.space is None:
         serve(partial(build_page, images, folder), args.host, args.port)
     else:
-        write_space(images, folder, args.space, args.backbone, args.pretrained)
+        write_space(images, folder, args.space, args.backbone, args.pretrained, args.precision)
         say(f"{args.space}: a Space; upload it with: hf upload USER/NAME {args.space} --repo-type space\n")
 
 

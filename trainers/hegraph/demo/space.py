@@ -12,6 +12,7 @@ from pathlib import Path
 
 import yaml
 
+from ..backbones.identity import AUTO
 from ..models.folder import CARD, CONFIG, TENSORS, THUMBNAILS, own_file, thumbnail_name
 from ..models.images import ImageModel, backbone_files
 from ..utils.errors import UserError
@@ -40,9 +41,11 @@ if __name__ == "__main__":
 '''
 
 
-def write_space(images: ImageModel, folder: Path, target: Path, backbone: str = "", pretrained: str = "") -> None:
-    """Writes the Space, whole or not at all, and over nothing; the backbone is given where the model does not name it.
-    UserError if the backbone's weights are files of this machine.
+def write_space(
+    images: ImageModel, folder: Path, target: Path, backbone: str = "", pretrained: str = "", precision: str = AUTO
+) -> None:
+    """Writes the Space, whole or not at all, and over nothing; the backbone is given where the model does not name it,
+    and its precision where the Space should not choose. UserError if the backbone's weights are files of this machine.
     """
     model = images.model
     if target.is_symlink() or (target.exists() and (not target.is_dir() or any(target.iterdir()))):
@@ -52,7 +55,7 @@ def write_space(images: ImageModel, folder: Path, target: Path, backbone: str = 
             f"the backbone's weights are files of this machine ({files[0]}), which a Space does not have; put them on "
             "the Hub, and give --backbone hf-hub:USER/NAME"
         )
-    given = {"--backbone": backbone, "--pretrained": pretrained}
+    given = {"--backbone": backbone, "--pretrained": pretrained, "--precision": precision.replace(AUTO, "")}
     flags = "".join(f", {flag!r}, {value!r}" for flag, value in given.items() if value)
     more = OF_TOKENIZERS if type(images.backbone.tokenizer).__name__ == "HFTokenizer" else ()
     header = {

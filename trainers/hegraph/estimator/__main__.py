@@ -54,8 +54,9 @@ def train_more(args: argparse.Namespace) -> int:
     out = folder if args.in_place else args.out
     check_place(out)
     classifier = HeGraphClassifier.from_pretrained(
-        folder, device=args.device, precision=args.precision, backbone=args.backbone, pretrained=args.pretrained
+        folder, device=args.device, backbone=args.backbone, pretrained=args.pretrained
     )
+    classifier.precision = args.precision or classifier.model_.backbone.precision
     images, y, names = new_images(classifier, dataset)
     classifier.partial_fit(images, y, names)
     classifier.save_pretrained(out)

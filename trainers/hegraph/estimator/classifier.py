@@ -352,7 +352,8 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
             return unit_rows(X[:, 0]) if X.shape[1] == 1 else unit_rows(unit_rows(X).mean(dim=1).numpy())
         if self._image_model is None:
             named = (self.backbone, self.pretrained) if self.backbone else ("", "")
-            precision = self.precision or self.model_.backbone.precision
+            own = None if KEYS["precision"] in (self.options or ()) else self.precision  # `options` wins
+            precision = own or self.model_.backbone.precision
             self._image_model = ImageModel.load(self.model_, self._device(), *named, precision)
         return self._image_model.features(images, BATCH)
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..backbones.identity import PRECISIONS
+from ..backbones.identity import AUTO, PRECISIONS
 from ..config_files import load_cfg
 from ..utils.errors import Parser, UserError, command, refuse_several_processes, report, say
 from ..utils.files import atomic_path
@@ -71,7 +71,8 @@ def import_tip_command(args: argparse.Namespace) -> None:
         from ..backbones.loading import load_backbone  # open_clip takes seconds to import
         from .extract import encode_prompts
 
-        backbone = load_backbone(cfg.backbone.name, cfg.backbone.pretrained)
+        precision = "fp32" if cfg.backbone.precision == AUTO else cfg.backbone.precision
+        backbone = load_backbone(cfg.backbone.name, cfg.backbone.pretrained, precision=precision)
         text = encode_prompts(backbone, cfg.data.name, classnames, cfg.encoding, args.out.parent)
         encoded = {"text": text, "backbone": backbone.name, "logit_scale": backbone.logit_scale}
     bank = import_tip(args.folder, classnames, shots=args.shots, dataset=cfg.data.name, **encoded)
