@@ -31,7 +31,7 @@ from trainers.hegraph.training.loop import (
     Checkpoints,
     TrainingSummary,
     learning_rate,
-    text_share,
+    text_score,
     train_to_end,
 )
 from trainers.hegraph.training.options import TrainingOptions
@@ -50,7 +50,9 @@ class Setup:
     bank: FeatureBank
     folder: Path
 
-    def fit(self, *opts, name: str = "out", products: bool = False, keep=None) -> tuple[HeGraphModel, TrainingSummary]:
+    def fit(
+        self, *opts, name: str = "out", products: bool = False, on_epoch=None
+    ) -> tuple[HeGraphModel, TrainingSummary]:
         pairs = ["OPTIM.MAX_EPOCH", EPOCHS, f"{NODE}.MIN_STEPS", 0, "DATALOADER.TRAIN_X.BATCH_SIZE", 8]
         cfg = load_cfg(opts=[*pairs, *opts])
         features = self.bank.train_features
@@ -58,7 +60,8 @@ class Setup:
         data = BankBatches(features, self.bank.train_labels, cfg.data.batch_size, seed=1, products=kept)
         torch.manual_seed(0)
         model = build_model(self.bank, cfg.model)
-        checkpoints = Checkpoints(self.folder / name, Path(cfg.run.resume or self.folder / name), "a run", keep=keep)
+        resume_from = Path(cfg.run.resume or self.folder / name)
+        checkpoints = Checkpoints(self.folder / name, resume_from, "a run", on_epoch=on_epoch)
         training = AdapterTraining(model, data, cfg.training, checkpoints)
         training.resume()
         return model, train_to_end(training)
@@ -120,12 +123,12 @@ def test_the_share_of_the_classes_that_text_tells_is_worked_out_by_hand(monkeypa
     monkeypatch.setattr(module, "BATCH", 2)
     axes, labels = torch.eye(3), torch.arange(3)
     # Logits (2, 0, 0) for the right class: NLL log(1 + 2 e^-2) = 0.239545, and log 3 = 1.098612
-    assert text_share(axes, labels, axes, 2.0) == pytest.approx(1 - 0.239545 / 1.098612, abs=1e-6)
-    assert text_share(axes, labels, axes, 100.0) == pytest.approx(1.0)
-    assert text_share(axes, labels, torch.ones(3, 3), 2.0) == pytest.approx(0.0, abs=1e-6)
+    assert text_score(axes, labels, axes, 2.0) == pytest.approx(1 - 0.239545 / 1.098612, abs=1e-6)
+    assert text_score(axes, labels, axes, 100.0) == pytest.approx(1.0)
+    assert text_score(axes, labels, torch.ones(3, 3), 2.0) == pytest.approx(0.0, abs=1e-6)
     # Wrong text is judged at the factor that suits it best, 0.06: logits (0, 0.12, 0) with the first class right
     nll = math.log(2 + math.exp(0.12))
-    assert text_share(axes, labels, axes.roll(1, 0), 2.0) == pytest.approx(1 - nll / math.log(3), abs=1e-6)
+    assert text_score(axes, labels, axes.roll(1, 0), 2.0) == pytest.approx(1 - nll / math.log(3), abs=1e-6)
 
 
 def bank_of(strong: bool, shots: int) -> FeatureBank:
@@ -146,7 +149,7 @@ def test_at_one_shot_weak_text_is_left_at_a_larger_rate_and_the_log_says_so(capl
     plain = peak_rate(KEY, [[1, 1.0]])
     with caplog.at_level(logging.INFO):
         assert peak_rate(*opts) == pytest.approx(factor * plain)
-    assert ("text is weak" in caplog.text) == (factor > 1)
+    assert ("weak text" in caplog.text) == (factor > 1)
 
 
 # Training and its checkpoints
@@ -198,9 +201,9 @@ def test_checkpoints_and_models_on_the_way_are_as_frequent_as_asked(setup, monke
     def keep(model: HeGraphModel, epoch: int) -> None:
         kept[epoch] = {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
-    setup.fit(keep=keep)
+    setup.fit(on_epoch=keep)
     assert not (setup.folder / "out").exists() and kept == {}  # a short run leaves none
-    setup.fit("TRAIN.CHECKPOINT_FREQ", 2, keep=keep)
+    setup.fit("TRAIN.CHECKPOINT_FREQ", 2, on_epoch=keep)
     assert sorted(kept) == [2, 4] and setup.state()["epoch"] == 4
     assert all(torch.equal(kept[4][name], tensor) for name, tensor in setup.state()["model"].items())
     monkeypatch.setattr(module, "CHECKPOINT_SECONDS", 0.0)
@@ -328,17 +331,17 @@ def changed(change, checksum: bool = True):
         (changed(lambda state: state.update(seconds="few")), "is damaged .*seconds: "),
         (changed(lambda state: state.pop("moments")), "is damaged .*moments: "),
         (changed(lambda state: state.update(model=[])), "is damaged .*model: "),
-        (changed(lambda state: state.update(model=adapter(width=4)[0].state_dict())), "are others"),
-        (changed(lambda state: state["moments"][0].update(exp_avg=torch.zeros(2))), "are others"),
-        (changed(lambda state: state["moments"][0].update(exp_avg=torch.zeros(8, 8).double())), "are others"),
-        (changed(lambda state: state["moments"].update({99: state["moments"][0]})), "are others"),
+        (changed(lambda state: state.update(model=adapter(width=4)[0].state_dict())), "do not fit"),
+        (changed(lambda state: state["moments"][0].update(exp_avg=torch.zeros(2))), "do not fit"),
+        (changed(lambda state: state["moments"][0].update(exp_avg=torch.zeros(8, 8).double())), "do not fit"),
+        (changed(lambda state: state["moments"].update({99: state["moments"][0]})), "do not fit"),
     ],
 )
 def test_a_damaged_checkpoint_is_refused_and_it_and_the_model_stay_as_they_are(kept, damage, said):
     damage(kept.path_to_resume)
     content, (model, optimizer) = kept.path_to_resume.read_bytes(), adapter(steps=0)
     before = [parameter.clone() for parameter in model.parameters()]
-    with pytest.raises(UserError, match=rf"checkpoint\.pt {said}.*; delete it to start anew"):
+    with pytest.raises(UserError, match=rf"checkpoint\.pt {said}.*; delete it to train from the start"):
         kept.load(model, optimizer)
     assert kept.path_to_resume.read_bytes() == content
     assert all(map(torch.equal, before, model.parameters()))

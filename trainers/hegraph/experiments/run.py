@@ -194,12 +194,12 @@ def test_and_finish(
 def keep_epochs(folder: RunFolder, bank: FeatureBank) -> Checkpoints:
     """The checkpoints of a run, whose task's features are `bank`, which keep the models of epochs in its folder."""
 
-    def keep(model: HeGraphModel, epoch: int) -> None:
+    def save_epoch(model: HeGraphModel, epoch: int) -> None:
         saved = make_model(folder, bank, fitted_adapter(model), None)
         assert saved is not None  # HeGraphAdapter always folds
         save_model(saved, folder.path / f"model-epoch{epoch}")
 
-    return replace(folder.checkpoints, keep=keep)
+    return replace(folder.checkpoints, on_epoch=save_epoch)
 
 
 # What is tested

@@ -1,12 +1,12 @@
-"""The training of an adapter: AdamW, one warm-up epoch, cosine, checkpoints. It never sees test features.
+"""Training of an adapter with AdamW, one epoch of warm-up, a cosine schedule and checkpoints.
 
-`AdapterTraining` is what both hosts share. `train_to_end` is the loop of a run without Dassl, which has a loop of its
-own. The files that it leaves hold tensors and plain values only, and reading one runs nothing.
+`AdapterTraining` is shared by both hosts. `train_to_end` is the training loop without Dassl, which has its own loop.
+Test features are never used. Checkpoints hold tensors and plain values, and reading one executes no code.
 
-Good text is soon spoilt by single images, so the rate of training is small at one shot. Weak text has to be left, which
-takes a larger one: on validation images of tasks whose text was mixed with that of wrong classes, three times the rate
-gained 8 points at one shot, where the same on good text lost half a point (`docs/trials.md`). Whether text is weak is
-told from the training images alone, by `text_share`.
+The learning rate is small at one shot, because single images degrade good text features. Weak text needs a larger rate:
+on validation images of tasks whose text was mixed with the text of wrong classes, three times the rate gained 8 points
+at one shot, and lost half a point on good text (`docs/trials.md`). `text_score` measures the quality of the text on the
+training images.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ logger = logging.getLogger(__name__)
 CHECKPOINT = "checkpoint.pt"
 ADAPTER = "adapter.safetensors"
 CHECKPOINT_SECONDS = 10.0
-WEAK = 0.65  # text that tells a smaller share than this of what there is to know about the classes is weak
-BATCH = 1024  # images that are classified at once, so that many classes take little memory
-NOISE_STREAM = 1  # the order and the views of an epoch are drawn from stream 0
+WEAK_TEXT = 0.65  # text with a `text_score` below this is weak
+BATCH = 1024  # images classified at once, which limits the memory for many classes
+NOISE_STREAM = 1  # stream 0 gives the order and the views of an epoch
 
 
 class CheckpointState(Part):
@@ -59,14 +59,14 @@ class CheckpointState(Part):
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """Where the state of one training is kept.
+    """Checkpoint files of one training.
 
     Attributes:
-        folder: The output folder of the run.
-        resume_from: The folder whose checkpoint training goes on from; mostly the same.
-        run_id: Hash of everything that shapes the run. The checkpoint of another run is refused.
-        classnames, split_hash: The K class names and the hash of the selected images, kept with an adapter.
-        keep: Called with the model and the number of epochs after every `checkpoint_epochs` epochs.
+        folder: Output folder of the run.
+        resume_from: Folder of the checkpoint to resume from, usually the same.
+        run_id: Hash of configuration and data. The checkpoint of another run is refused.
+        classnames, split_hash: Class names and hash of the sampled images, stored with the adapter.
+        on_epoch: Callback with the model and the number of epochs, after each `checkpoint_epochs` epochs.
     """
 
     folder: Path
@@ -74,15 +74,15 @@ class Checkpoints:
     run_id: str
     classnames: Sequence[str] = ()
     split_hash: str = ""
-    keep: Callable[[HeGraphModel, int], None] | None = None
+    on_epoch: Callable[[HeGraphModel, int], None] | None = None
 
     @property
     def path_to_resume(self) -> Path:
-        """The checkpoint that training goes on from, if it is there."""
+        """Path of the checkpoint to resume from; the file may be missing."""
         return self.resume_from / CHECKPOINT
 
     def read(self) -> CheckpointState | None:
-        """What the checkpoint holds; None if there is none. Raises UserError if it is damaged or another run's."""
+        """Read the checkpoint; None without one. UserError if it is damaged or belongs to another run."""
         path = self.path_to_resume
         if not path.exists():
             return None
@@ -93,58 +93,65 @@ class Checkpoints:
                 if state.checksum != _checksum(content):
                     raise ValueError("its content has changed since it was written")
         except UserError as error:
-            raise UserError(f"{error}; delete it to start anew") from error
+            raise UserError(f"{error}; delete it to train from the start") from error
         if state.run_id != self.run_id:
             raise UserError(f"{path} belongs to a run with other settings or data; delete it or change --output-dir")
         return state
 
     def load(self, model: HeGraphModel, optimizer: AdamW) -> tuple[int, float] | None:
-        """Loads model and optimizer in place. Returns the epochs that are done and the seconds that they took; None if
-        there is no checkpoint. Raises UserError as `read`, and if another version wrote it, whose tensors are others.
+        """Load model and optimizer in place.
+
+        Returns:
+            Number of finished epochs and their time in seconds; None without a checkpoint.
+
+        Raises:
+            UserError: As `read`, or if the tensors do not fit the model, as those of another version.
         """
         if (state := self.read()) is None:
             return None
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        wanted = {n: {"step": torch.tensor(0.0), "exp_avg": p, "exp_avg_sq": p} for n, p in enumerate(parameters)}
-        # Torch itself takes moments of any shape, and reads beyond their end in the next step
-        fit = all(_forms(moments) == _forms(wanted.get(n, {})) for n, moments in state.moments.items())
-        if not fit or _forms(state.model) != _forms(model.state_dict()):
-            raise UserError(f"the tensors of {self.path_to_resume} are others than here; delete it to start anew")
+        expected = {n: {"step": torch.tensor(0.0), "exp_avg": p, "exp_avg_sq": p} for n, p in enumerate(parameters)}
+        # torch accepts moments of any shape, and reads beyond their end in the next step
+        fits = all(_shapes(moments) == _shapes(expected.get(n, {})) for n, moments in state.moments.items())
+        if not fits or _shapes(state.model) != _shapes(model.state_dict()):
+            path = self.path_to_resume
+            raise UserError(f"the tensors of {path} do not fit this model; delete it to train from the start")
         model.load_state_dict(state.model)
         optimizer.load_state_dict(optimizer.state_dict() | {"state": state.moments})
         return state.epoch, state.seconds
 
     def save(self, model: HeGraphModel, optimizer: AdamW, epoch: int, seconds: float) -> None:
-        """Writes all that training needs to go on after `epoch` epochs and `seconds` of work, atomically."""
+        """Write the state after `epoch` epochs and `seconds` of training, atomically."""
         state: dict[str, Any] = {"run_id": self.run_id, "epoch": epoch, "seconds": seconds}
         state |= {"model": model.state_dict(), "moments": optimizer.state_dict()["state"]}
-        content = io.BytesIO()  # torch.save itself raises RuntimeError on a full disk, whatever the cause
+        content = io.BytesIO()  # torch.save would raise RuntimeError on a full disk
         torch.save(state | {"checksum": _checksum(state)}, content)
         with atomic_path(self.folder / CHECKPOINT) as temporary:
             temporary.write_bytes(content.getvalue())
 
     def save_adapter(self, model: HeGraphModel) -> None:
-        """Writes the trained parameters, to look at. What predicts is the model folder beside them."""
-        about = {"variant": model.options.variant, "split_hash": self.split_hash, "classnames": list(self.classnames)}
-        write_tensors(self.folder / ADAPTER, model.state_dict(), {"adapter": json.dumps(about, ensure_ascii=False)})
+        """Write the trained parameters, for inspection. Predictions use the model folder."""
+        names = list(self.classnames)
+        metadata = {"variant": model.options.variant, "split_hash": self.split_hash, "classnames": names}
+        write_tensors(self.folder / ADAPTER, model.state_dict(), {"adapter": json.dumps(metadata, ensure_ascii=False)})
 
     def remove(self) -> None:
-        """Removes the checkpoint of a training that has ended."""
+        """Remove the checkpoint of a finished training."""
         (self.folder / CHECKPOINT).unlink(missing_ok=True)
 
 
 def _checksum(state: Mapping[str, Any]) -> str:
-    """The hash of all of a checkpoint but its own."""
+    """Hash of a checkpoint without the checksum itself."""
     return hash_content({key: value for key, value in state.items() if key != "checksum"})
 
 
-def _forms(tensors: Mapping[str, Tensor]) -> dict[str, tuple]:
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple]:
     return {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
 
 
 @dataclass(frozen=True)
 class TrainingSummary:
-    """How long a training took, over all sittings of a resumed run; `seconds` are wall time."""
+    """Epochs, steps and wall time in seconds of a training, including the parts before it was resumed."""
 
     epochs: int = 0
     steps: int = 0
@@ -153,13 +160,13 @@ class TrainingSummary:
 
 @dataclass(eq=False)
 class AdapterTraining:
-    """A training under way: its optimizer, its schedule and its checkpoints. The host runs the epochs.
+    """State of a training: optimizer, schedule and checkpoints. The host runs the epochs.
 
     Attributes:
-        model: The adapter, whose parameters are trained in place.
+        model: Adapter, trained in place.
         data: Training batches.
-        options: How it is trained.
-        checkpoints: Where its state is kept; None keeps none.
+        options: Options of the training.
+        checkpoints: Checkpoint files; None writes no checkpoints.
     """
 
     model: HeGraphModel
@@ -170,15 +177,15 @@ class AdapterTraining:
     def __post_init__(self) -> None:
         model, options = self.model, self.options
         rate = options.learning_rate
-        if options.lr_width:  # a unit vector turns by about `rate * sqrt(d)`: AdamW moves each entry by about the rate
+        if options.lr_width:  # AdamW moves each entry by about the rate, and a unit vector by about `rate * sqrt(d)`
             rate = rate * math.sqrt(options.lr_width / model.x_positive.shape[1])
-        if options.lr_tau:  # logits move `tau` times as much as the class features
+        if options.lr_tau:  # logits change `tau` times as much as class features
             rate = rate * options.lr_tau / model.logit_scale
         if (factor := options.weak_text_lr_mult) != 1:
-            share = text_share(model.cache_keys, model.cache_labels, model.x_positive, model.logit_scale)
-            if share < WEAK:
+            text = text_score(model.cache_keys, model.cache_labels, model.x_positive, model.logit_scale)
+            if text < WEAK_TEXT:
                 rate = rate * factor
-                logger.info("text is weak (it tells %.2f of the classes): OPTIM.LR x %g", share, factor)
+                logger.info("weak text (McFadden's R^2 %.2f below %g): OPTIM.LR times %g", text, WEAK_TEXT, factor)
         self.peak_rate = rate
         groups = model.parameter_groups(self.peak_rate, options.weight_lr_mult, options.visual_lr)
         self.optimizer = AdamW(groups, weight_decay=options.weight_decay, fused=True)
@@ -189,32 +196,32 @@ class AdapterTraining:
         self.started = self.last_saved = time.monotonic()
 
     def resume(self) -> None:
-        """Goes on from the checkpoint, if there is one. Raises UserError as `Checkpoints.load`."""
-        if self.checkpoints is not None and (found := self.checkpoints.load(self.model, self.optimizer)) is not None:
-            self.epoch, self.seconds_before = found
+        """Resume from the checkpoint, if there is one. Errors as of `Checkpoints.load`."""
+        if self.checkpoints is not None and (state := self.checkpoints.load(self.model, self.optimizer)) is not None:
+            self.epoch, self.seconds_before = state
             path = self.checkpoints.path_to_resume
             logger.info("resuming from %s after epoch %d of %d", path, self.epoch, self.epochs)
         self.started = self.last_saved = time.monotonic()
 
     @property
     def summary(self) -> TrainingSummary:
-        """How long the training has taken so far."""
+        """Epochs, steps and time so far."""
         seconds = self.seconds_before + time.monotonic() - self.started
         return TrainingSummary(self.epoch, self.epoch * self.data.steps_per_epoch, seconds)
 
     @property
     def learning_rate(self) -> float:
-        """The learning rate of the biases in this epoch."""
+        """Learning rate of the biases in this epoch."""
         return self._rate(self.peak_rate)
 
     def begin_epoch(self) -> None:
-        """Sets the learning rates of the epoch, and seeds its noise."""
+        """Set the learning rates of the epoch, and seed its noise."""
         self.noise = epoch_generator(self.data.seed, self.epoch, NOISE_STREAM)
         for group, peak in zip(self.optimizer.param_groups, self.peak_rates):
             group["lr"] = self._rate(peak)
 
     def step(self, batch: Batch) -> Tensor:
-        """Takes one optimizer step; returns the loss, which has not been read from the device."""
+        """Take one optimizer step; returns the loss as a tensor on the device."""
         options = self.options
         own = batch.positions if options.leave_one_out else None
         noisy = self.model.with_noise(batch.features, self.noise)
@@ -226,7 +233,7 @@ class AdapterTraining:
         return loss.detach()
 
     def end_epoch(self, loss: Tensor) -> None:
-        """Counts the epoch, and saves what is due. Raises UserError if the loss of its last step is not finite."""
+        """Count the epoch and write a checkpoint if one is due. UserError if the last loss is not finite."""
         self.epoch += 1
         if not loss.isfinite():
             rate = self.options.learning_rate
@@ -235,8 +242,8 @@ class AdapterTraining:
             return
         every = self.options.checkpoint_epochs
         due = self.epoch % every == 0 if every else time.monotonic() - self.last_saved > CHECKPOINT_SECONDS
-        if every and due and self.checkpoints.keep is not None:
-            self.checkpoints.keep(self.model, self.epoch)
+        if every and due and self.checkpoints.on_epoch is not None:
+            self.checkpoints.on_epoch(self.model, self.epoch)
         if due and self.epoch < self.epochs:
             self.checkpoints.save(self.model, self.optimizer, self.epoch, self.summary.seconds)
             self.last_saved = time.monotonic()
@@ -247,7 +254,7 @@ class AdapterTraining:
 
 
 def train_to_end(training: AdapterTraining) -> TrainingSummary:
-    """Trains an adapter in place, to the last epoch. Raises UserError if the loss is not finite."""
+    """Train an adapter in place to the last epoch. UserError if a loss is not finite."""
     training.model.train()
     with tqdm(total=training.epochs, initial=training.epoch, desc="training", unit="epoch", disable=None) as progress:
         while training.epoch < training.epochs:
@@ -262,10 +269,10 @@ def train_to_end(training: AdapterTraining) -> TrainingSummary:
 
 
 def learning_rate(epoch: int, epochs: int, peak: float, warmup_epochs: int, warmup_rate: float) -> float:
-    """The rate of one epoch, counted from 0, under Dassl's cosine schedule with a constant warm-up.
+    """Learning rate of an epoch, counted from 0, in Dassl's cosine schedule with constant warm-up.
 
-    The cosine starts after the warm-up but is as long as the whole training, so it does not reach zero. With 0 warm-up
-    epochs or less there is none.
+    The cosine starts after the warm-up and has the length of the whole training, so that it does not reach zero.
+    `warmup_epochs` of 0 or less means no warm-up.
     """
     warmup_epochs = max(warmup_epochs, 0)
     if epoch < warmup_epochs:
@@ -274,16 +281,22 @@ def learning_rate(epoch: int, epochs: int, peak: float, warmup_epochs: int, warm
 
 
 @torch.no_grad()
-def text_share(features: Tensor, labels: Tensor, text: Tensor, logit_scale: float) -> float:
-    """The share of what there is to know about the classes of images that zero-shot CLIP knows: McFadden's R^2.
+def text_score(features: Tensor, labels: Tensor, text: Tensor, logit_scale: float) -> float:
+    """McFadden's R^2 of zero-shot CLIP, which measures how well text predicts the classes of images.
 
         R^2 = 1 - NLL / log K
 
-    McFadden, "Conditional logit analysis of qualitative choice behavior", 1974. The NLL is the mean over the images
-    `[N, d]`, at the one of `TEMPERATURES` that suits them best; text is that of at least two classes, `[K, d]`. It is 1
-    where CLIP is sure and right, 0 where it knows nothing, and below that where it is sure and wrong.
+    McFadden, "Conditional logit analysis of qualitative choice behavior", 1974. The NLL is the mean over the images at
+    the best of `TEMPERATURES`. The result is 1 for confident correct predictions, 0 for uniform ones, and negative for
+    confident wrong ones.
+
+    Args:
+        features: Unit-norm image features, shape `[N, d]`.
+        labels: Classes of the images, shape `[N]`.
+        text: Unit-norm text features of at least two classes, shape `[K, d]`.
+        logit_scale: CLIP's `tau`.
     """
     sums = torch.zeros(len(TEMPERATURES), device=features.device)
-    for some, true in zip(features.split(BATCH), labels.split(BATCH)):
-        sums += nll_at_temperatures(text_logits(some, text, logit_scale), true)
+    for batch, true in zip(features.split(BATCH), labels.split(BATCH)):
+        sums += nll_at_temperatures(text_logits(batch, text, logit_scale), true)
     return 1 - sums.min().item() / (len(features) * math.log(len(text)))

@@ -1,6 +1,6 @@
-"""An estimate of the memory that a training takes.
+"""Estimate of the memory of a training, and of the free memory.
 
-`docs/benchmarks.md` has the formula, and how it compares with measurements.
+`docs/benchmarks.md` has the formula and compares it with measurements.
 
 Shapes: K classes, N cached images (K times the shots), d feature width, V views, B batch.
 """
@@ -23,21 +23,24 @@ logger = logging.getLogger(__name__)
 
 ROOT = Path("/")
 FLOAT, DOUBLE = 4, 8  # bytes
-SHARE = 0.5  # an estimate above this share of the free memory is logged
+WARNING_RATIO = 0.5  # an estimate above this fraction of the free memory is logged
 
 
 def training_bytes(
     num_classes: int, num_images: int, width: int, views: int, batch: int, messages: bool = True
 ) -> dict[str, int]:
-    """Bytes that a training of the full variant takes, by what takes them, without the features and the process.
+    """Memory in bytes of a training of the full variant, by purpose, without features and process.
 
-    `messages` says whether there are messages in closed form. Those to text nodes are worked out after the last step,
-    in double precision; "at the end" is how much more that takes than a step.
+    `messages` adds the closed-form head. Its discriminants are computed after the last step in double precision; "at
+    the end" is the memory that this needs beyond a step.
     """
-    nodes, cached = num_classes * width, num_images * width  # one feature or parameter per class; one feature per image
+    nodes, cached = (
+        num_classes * width,
+        num_images * width,
+    )  # entries of one feature per class, and of one feature per image
     products = products_bytes(views, num_images)
     parts = {
-        "keys": 2 * cached * FLOAT,  # the keys, and the mean over views that they are made from
+        "keys": 2 * cached * FLOAT,  # cache keys, and the mean over views
         "graph": (10 * nodes + min(num_classes, 2 * width) * num_classes) * FLOAT,
         "parameters": 4 * (3 * width**2 + 6 * nodes) * FLOAT,  # with gradients and AdamW's two moments
         "step": (num_images * batch * (2 if products else 1) + 24 * nodes) * FLOAT,
@@ -107,15 +110,15 @@ def _numbers(path: Path) -> dict[str, int]:
 
 
 def refuse_beyond_memory(takes: int, what: str, device: str) -> None:
-    """Raises UserError if `what`, which takes so many bytes, would take more than is free."""
+    """Raise UserError if `what`, which needs `takes` bytes, exceeds the free memory."""
     free = free_bytes(device)
     if free is not None and takes > free:
         raise UserError(f"{what} would take {takes / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free; give fewer")
 
 
 def log_large(parts: dict[str, int], free: int | None) -> None:
-    """Logs the estimate in one line if it is more than `SHARE` of the free memory."""
+    """Log the estimate in one line if it exceeds `WARNING_RATIO` of the free memory."""
     total = sum(parts.values())
-    if free is not None and total > SHARE * free:
+    if free is not None and total > WARNING_RATIO * free:
         largest = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in parts.items() if size)
         logger.warning("training will take about %.2f GB (%s) of %.2f GB free", total / 1e9, largest, free / 1e9)
