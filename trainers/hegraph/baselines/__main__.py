@@ -1,11 +1,17 @@
-"""Print the names of all methods, the values of `--trainer`, one per line."""
+"""Print the names of all methods, the values of `--trainer`, one per line.
+
+Methods that predict all test images together come last but one; they also need `--unlabelled test`.
+"""
 
 from __future__ import annotations
 
+import logging
 import sys
 
 from ..utils.errors import Parser, command, report, say
-from . import METHODS, needs_backbone
+from . import OTHERS, TRANSDUCTIVE_METHODS, needs_backbone
+
+logger = logging.getLogger(__package__)  # __name__ is "__main__" here
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -15,8 +21,9 @@ def main(arguments: list[str] | None = None) -> int:
 
     def list_methods() -> None:
         args = parser.parse_args(arguments)
-        names = [name for name in METHODS if not (args.from_bank and needs_backbone(name))]
+        names = [name for name in OTHERS if not (args.from_bank and needs_backbone(name))]
         say("".join(f"{name}\n" for name in [*names, "HeGraphAdapter"]))
+        logger.info("these need --unlabelled test: %s", ", ".join(TRANSDUCTIVE_METHODS))
 
     return report(list_methods)
 
