@@ -11,8 +11,11 @@ import pytest
 from yacs.config import CfgNode
 
 from trainers.hegraph import config
+from trainers.hegraph.backbones.identity import DEFAULT_BACKBONE
 from trainers.hegraph.config import BY_SHOTS, FILLABLE, OPTIONS, REMOVED, default_values, extend_cfg, is_filled
 from trainers.hegraph.config_files import flatten, from_dassl, load_cfg, with_values
+from trainers.hegraph.labels.__main__ import parse_arguments as parse_labels
+from trainers.hegraph.teach.__main__ import find_encoder
 from trainers.hegraph.utils.errors import UserError
 from trainers.hegraph.utils.option import NODE, OPEN
 
@@ -350,3 +353,17 @@ def test_the_paper_files_have_the_papers_epochs_and_rates_and_our_backbone_and_i
             assert (found.epochs, found.learning_rate, found.visual_weight) == (epochs, rate, 0.1)
     ours, paper = load_cfg("", name.removesuffix("_paper")), load_cfg("", name)
     assert (ours.backbone, ours.encoding, ours.data) == (paper.backbone, paper.encoding, paper.data)
+
+
+def test_mini_means_the_embedded_backbone_in_flags_keys_and_files():
+    for words in (["MODEL.BACKBONE.NAME", "mini"], ["MODEL.BACKBONE.NAME", "hegraph-mini"]):
+        assert load_cfg("digits", "", opts=words).backbone.name == "hegraph-mini"
+    assert load_cfg("digits", "", {"MODEL.BACKBONE.NAME": "mini"}).backbone.name == "hegraph-mini"
+    assert load_cfg("digits", "mini").backbone.name == "hegraph-mini"
+
+
+def test_default_backbone_is_the_one_of_its_configuration_file():
+    backbone = load_cfg("folder", DEFAULT_BACKBONE.config).backbone
+    assert (backbone.name, backbone.pretrained) == (DEFAULT_BACKBONE.model, DEFAULT_BACKBONE.weights)
+    assert parse_labels(["check", "--root", "x"]).config_file == DEFAULT_BACKBONE.config
+    assert find_encoder(Path("none"), "", "") == (DEFAULT_BACKBONE.model, DEFAULT_BACKBONE.weights)

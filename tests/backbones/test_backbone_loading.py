@@ -37,7 +37,8 @@ OF_MINI = {"model": "hegraph-mini", "weights": "68bc1a9fda48b1b2589263b5cd232893
     [
         ("", "auto", r"MODEL\.BACKBONE\.NAME is empty"),
         ("hegraph_mini", "", r"unknown backbone 'hegraph_mini'; did you mean 'hegraph-mini'\?"),
-        ("RN50", "", r"MODEL\.BACKBONE\.PRETRAINED is empty; 'RN50' needs"),
+        ("RN-50", "", r"unknown backbone 'RN-50'; did you mean 'RN50'\?"),
+        ("RN50", "", "'openai' were trained with QuickGELU: use 'RN50-quickgelu', not 'RN50'"),
         ("RN50", "yfcc15n", r"'yfcc15n'.* did you mean 'yfcc15m'\?.*cc12m"),
         ("ViT-B-16-SigLIP", "auto", "neither a file nor a tag: 'openai'"),
         ("hf-hub:org/birds", "openai", r"hf-hub:org/birds brings its weights along: set MODEL\.BACKBONE"),
@@ -50,6 +51,11 @@ OF_MINI = {"model": "hegraph-mini", "weights": "68bc1a9fda48b1b2589263b5cd232893
 def test_what_is_unknown_or_does_not_fit_is_refused_with_what_does(no_hub, name, pretrained, message):
     with pytest.raises(UserError, match=message):
         load_backbone(name, pretrained)
+
+
+def test_mini_is_short_for_the_embedded_backbone(mini):
+    short = load_backbone("mini")
+    assert (short.name, short.fingerprint) == (mini.name, mini.fingerprint)
 
 
 def test_repr_of_a_backbone_is_one_line(mini):

@@ -418,11 +418,12 @@ def test_the_page_is_built_and_shows_only_what_has_changed(teacher):
 
 def test_what_encodes_images_is_what_was_said_last(tmp_path, capsys):
     file = tmp_path / "encoder.json"
-    assert command.find_encoder(file, "", "") == command.Encoder(backbone="ViT-B-16-quickgelu", pretrained="openai")
-    assert command.find_encoder(file, "hegraph-mini", "").pretrained == ""
+    assert command.find_encoder(file, "", "") == ("ViT-B-16-quickgelu", "openai")
+    assert command.find_encoder(file, "hegraph-mini", "") == command.find_encoder(file, "mini", "")
+    assert command.find_encoder(file, "mini", "") == ("hegraph-mini", "")
     file.write_text('{"backbone": "RN50", "pretrained": "openai"}')
-    assert command.find_encoder(file, "", "").pretrained == "openai"
-    assert command.find_encoder(file, "", "yfcc15m") == command.Encoder(backbone="RN50", pretrained="yfcc15m")
+    assert command.find_encoder(file, "", "") == ("RN50", "openai")
+    assert command.find_encoder(file, "", "yfcc15m") == ("RN50", "yfcc15m")
     file.write_text('{"backbone": 3}')
     with pytest.raises(UserError, match=r"encoder\.json"):
         command.find_encoder(file, "", "")

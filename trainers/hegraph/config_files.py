@@ -13,6 +13,7 @@ from typing import Any
 
 from yacs.config import CfgNode
 
+from .backbones.identity import canonical_name
 from .config import FILLABLE, OF_THE_BACKBONE, OPTIONS, REMOVED, Config, default_values, matching_rows, pairs_of
 from .method.options import UNTRAINED, ModelOptions, TrainingFreeOptions
 from .training.options import TrainingOptions
@@ -25,6 +26,7 @@ SELECTABLE = {
     declared.key for part in (ModelOptions, TrainingFreeOptions, TrainingOptions) for declared in options_of(part)
 }
 
+BACKBONE_NAME = "MODEL.BACKBONE.NAME"
 DATA_SET, METHOD = "data set", "method"  # what a configuration file is about
 # Not resolved: with `install.sh --link` the package is a link, and the folder is that of the CoOp checkout
 _PACKAGE = Path(__file__).parent
@@ -133,7 +135,8 @@ def _merge(values: Values, pairs: Iterable[tuple[object, object]]) -> None:
         elif key not in values:
             raise unknown("configuration key", key, values)
         else:
-            values[key] = _coerce(key, value, values[key])
+            coerced = _coerce(key, value, values[key])
+            values[key] = canonical_name(str(coerced)) if key == BACKBONE_NAME else coerced
 
 
 def _coerce(key: str, value: object, default: object) -> object:

@@ -2,7 +2,7 @@
 where its files are: on this machine, or on the Hugging Face hub.
 
 A run keeps the identity of its backbone, so that a finished run is recognised before CLIP is loaded. This file
-therefore imports neither open_clip nor torchvision, which take seconds to import.
+therefore imports neither open_clip nor torchvision, which take seconds to import, and huggingface_hub where it is used.
 """
 
 from __future__ import annotations
@@ -14,14 +14,11 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
-from huggingface_hub.utils import get_session
-
 from ..utils.errors import UserError, first_line, unknown
 from ..utils.files import file_version, hash_file
-from ..utils.reading import reading
 
 MINI_NAME = "hegraph-mini"
+MINI_ALIAS = "mini"  # as its configuration file is called
 MINI_CONFIG = Path(__file__).parent / "mini" / f"{MINI_NAME}.json"
 MINI_WEIGHTS = MINI_CONFIG.with_suffix(".safetensors")
 
@@ -42,6 +39,17 @@ USE_FOLDER = f"set MODEL.BACKBONE.NAME (or --backbone) to {FOLDER}FOLDER"
 USE_WEIGHTS = "set MODEL.BACKBONE.PRETRAINED (or --pretrained) to its path"
 
 
+class Named(NamedTuple):
+    """A backbone as users name it: the model and its weights."""
+
+    model: str
+    weights: str
+    config: str  # name of the configuration file that ships
+
+
+DEFAULT_BACKBONE = Named("ViT-B-16-quickgelu", "openai", "vit_b16")  # of every command and page
+
+
 class Bundle(NamedTuple):
     """The files of a model that brings its configuration and its weights along, and the name of its repository or
     folder, for records. Tokenizer files are those of a folder, and none of a repository of the hub.
@@ -51,6 +59,11 @@ class Bundle(NamedTuple):
     config: Path
     weights: Path
     tokenizer: tuple[Path, ...] = ()
+
+
+def canonical_name(name: str) -> str:
+    """The name under which a backbone is loaded and recorded: "mini" is short for `MINI_NAME`."""
+    return MINI_NAME if name == MINI_ALIAS else name
 
 
 def backbone_identity(name: str, pretrained: str, precision: str, device: str) -> dict[str, str]:
@@ -100,18 +113,16 @@ def multiplies_bfloat16(device: str) -> bool:
 def resolve_pretrained(name: str, pretrained: str) -> str:
     """The weights that `pretrained` stands for: "auto" and "" become a tag or a file; "" is left for a bundle.
 
-    UserError if no model is named, or one without weights, or a bundle with some.
+    UserError if no model is named, or a bundle with weights.
     """
     if not name:
         raise UserError("MODEL.BACKBONE.NAME is empty; give --config-file configs/trainers/HeGraphAdapter/NAME.yaml")
-    if pretrained == AUTO:
+    if pretrained in ("", AUTO):
         pretrained = "" if name == MINI_NAME or is_bundle(name) else "openai"
     if is_bundle(name) and pretrained:
         raise UserError(f"{name} brings its weights along: set MODEL.BACKBONE.PRETRAINED to '', not {pretrained!r}")
     if name == MINI_NAME and not pretrained:
         return str(MINI_WEIGHTS)
-    if not pretrained and not is_bundle(name):
-        raise UserError(f"MODEL.BACKBONE.PRETRAINED is empty; {name!r} needs an open_clip tag or a weights file")
     return pretrained
 
 
@@ -145,6 +156,8 @@ def find_bundle(name: str) -> Bundle:
 
 def cached_file(repository: str, filenames: Sequence[str]) -> Path | None:
     """The first of the files that the cache holds of "ORGANISATION/NAME", or None; UserError for another name."""
+    from huggingface_hub import constants, try_to_load_from_cache
+
     try:
         paths = [try_to_load_from_cache(repository, filename) for filename in filenames]
     except ValueError as error:
@@ -157,6 +170,8 @@ def fetch_file(repository: str, filenames: Sequence[str], what: str, needed: str
 
     `filenames` are of the same content, the preferred one first; the rest, and what is raised, as of `require_hub`.
     """
+    from huggingface_hub import hf_hub_download
+
     if path := cached_file(repository, filenames):
         return path
     require_hub(repository, what, needed, use)
@@ -175,6 +190,9 @@ def require_hub(repository: str, what: str, needed: str, use: str) -> None:
         UserError: If it does not. The message says that `what` needs the files `needed`, and how to `use` them after a
             download on another machine.
     """
+    from huggingface_hub import constants
+    from huggingface_hub.utils import get_session
+
     try:
         get_session().head(constants.ENDPOINT, timeout=TIMEOUT)
     except Exception as error:  # of requests or httpx: it depends on the version
@@ -191,6 +209,8 @@ def describe_transform(transform: object) -> str:
 
 
 def _hash(file: Path) -> str:
+    from ..utils.reading import reading
+
     with reading(file, "a file of a model"):
         return _hash_version(*file_version(file))
 

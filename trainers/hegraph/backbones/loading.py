@@ -58,10 +58,10 @@ def load_backbone(name: str, pretrained: str = "", device: str = "cpu", precisio
     """Loads a frozen CLIP.
 
     Args:
-        name: An open_clip model name, "hf-hub:ORGANISATION/NAME", "local-dir:FOLDER", or "hegraph-mini".
+        name: An open_clip model name, "hf-hub:ORGANISATION/NAME", "local-dir:FOLDER", or "mini".
         pretrained: A weights file (`.safetensors`, a PyTorch state dict, or one of OpenAI's TorchScript archives) or,
-            if there is no such file, an open_clip weights tag. "auto" takes the weights that come with the model, or
-            else "openai". "hf-hub:" and "local-dir:" bring their weights along and take "" or "auto"; so does mini.
+            if there is no such file, an open_clip weights tag. "" and "auto" take the weights that come with the model,
+            as with "hf-hub:", "local-dir:" and mini, or else "openai".
         device: Where it runs.
         precision: One of `identity.PRECISIONS`; "auto" takes "bf16" where the device multiplies that faster.
 
@@ -70,7 +70,8 @@ def load_backbone(name: str, pretrained: str = "", device: str = "cpu", precisio
             weights that cannot be had, are damaged or of another model.
     """
     device = choose_device(device, "device")
-    source = find_source(check(str, name, "name"), check(str, pretrained, "pretrained"))
+    name = identity.canonical_name(check(str, name, "name"))
+    source = find_source(name, check(str, pretrained, "pretrained"))
     known_by = identity.backbone_identity(name, pretrained, precision, device)
     precision = identity.resolve_precision(precision, name, device)
     model, preprocess, tokenizer = build(source, "fp16" if precision == "fp16" else "fp32")

@@ -53,7 +53,7 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
     UserError, which is a ValueError that names the argument, for anything else that is wrong.
 
     Args:
-        backbone: An open_clip model, "hf-hub:ORGANISATION/NAME", "local-dir:FOLDER" or "hegraph-mini", which `fit`
+        backbone: An open_clip model, "hf-hub:ORGANISATION/NAME", "local-dir:FOLDER" or "mini", which `fit`
             loads. None takes that of the configuration, and only where something has to be encoded.
         pretrained: Its weights: an open_clip tag or a file; "auto" takes those that come with the model, or OpenAI's.
         device: "cpu", "cuda" or "cuda:N"; None takes a GPU if there is one.

@@ -19,6 +19,7 @@ from PIL import Image
 from sklearn.utils import check_random_state
 from torch import Tensor
 
+from ..backbones.identity import DEFAULT_BACKBONE
 from ..config import Config
 from ..datasets import Dataset, Item
 from ..datasets.images import open_any, reason
@@ -139,7 +140,7 @@ class Teacher:
         X, names, known, is_images = added.X, added.names, self.known, isinstance(added.X, list)
         labels = torch.tensor(np.searchsorted(added.classes, added.y).tolist(), dtype=torch.long)
         if is_images and not cfg.backbone.name:
-            raise UserError('images need a backbone: give backbone="ViT-B-32-quickgelu" or another, or config')
+            raise UserError(f"images need a backbone: give backbone={DEFAULT_BACKBONE.model!r} or another, or config")
         has_nodes = known is None or known.positive is not None
         lacks = is_images or (added.positive is None and fresh and has_nodes)
         ids, opened, task = torch.zeros_like(labels), dict[str, int](), None

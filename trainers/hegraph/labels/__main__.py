@@ -10,8 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..backbones.identity import AUTO, PRECISIONS
-from ..config_files import load_cfg
+from ..backbones.identity import AUTO, DEFAULT_BACKBONE, PRECISIONS
 from ..predict.__main__ import chosen_format, whole
 from ..predict.files import FORMATS, Row, check_inputs, csv_line, image_paths, utf8
 from ..utils.errors import Parser, command, printable, report
@@ -34,7 +33,7 @@ SUGGEST = "Rows are those of predict, the image to label first at the top. The e
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Reads the command line."""
     parser = Parser(prog=command("label"), description="Says what to label next, and which labels seem wrong.")
-    commands = parser.add_subparsers(dest="command", required=True)
+    commands = parser.add_subparsers()
     first = commands.add_parser("suggest", help="choose the images to label next", epilog=SUGGEST)
     first.add_argument("model", metavar="MODEL", help="a model folder, or the output folder of a run")
     first.add_argument("inputs", nargs="+", metavar="INPUT", help="images, folders, .txt files of paths, or -")
@@ -47,7 +46,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     what = check.add_mutually_exclusive_group(required=True)
     what.add_argument("--root", metavar="DIR", help="your images: a folder of class folders, or a CSV file")
     what.add_argument("--features", type=Path, metavar="BANK", help="a feature bank in place of images")
-    check.add_argument("--config-file", default="vit_b32", help="names the backbone (%(default)s)")
+    check.add_argument("--config-file", default=DEFAULT_BACKBONE.config, help="names the backbone (%(default)s)")
     check.add_argument("--dataset-config-file", default="folder", help="YAML of the data set (%(default)s)")
     check.add_argument("opts", nargs="*", metavar="KEY VALUE", help="configuration keys")
     check.add_argument("--above", type=float, default=SUSPICIOUS, metavar="SCORE", help="least score (%(default)s)")
@@ -89,6 +88,7 @@ def check_command(args: argparse.Namespace) -> int:
     """Writes the images whose labels seem wrong; returns how many there are."""
     if args.out is not None:
         check_output(args.out, [path for path in (args.features, args.root) if path])
+    from ..config_files import load_cfg
     from ..experiments.tasks import open_task  # torch takes seconds to import
     from ..predict.prediction import open_output
     from ..utils.devices import choose_device

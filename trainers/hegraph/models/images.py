@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..backbones.identity import AUTO, FOLDER
+from ..backbones.identity import AUTO, FOLDER, canonical_name
 from ..features.images import ImageLike, Reader
 from ..utils.errors import UserError
 from .folder import load_model
@@ -53,7 +53,7 @@ class ImageModel:
             UserError: If the folder is damaged, or the backbone is not named, cannot be had or is another.
         """
         model = model if isinstance(model, SavedModel) else load_model(model)
-        named, name = model.backbone, backbone or model.backbone.model
+        named, name = model.backbone, canonical_name(backbone) or model.backbone.model
         if not name:  # none is guessed: other weights would give other classes
             raise UserError(
                 f"the model was trained from a feature bank ({named.title}) that does not say how its images were "
@@ -118,6 +118,6 @@ def check_backbone(model: SavedModel, backbone: Backbone) -> None:
 
 def backbone_files(model: SavedModel, backbone: str = "", pretrained: str = "") -> list[Path]:
     """The files of this machine that a backbone is loaded from; arguments as of `ImageModel.load`."""
-    name, weights = backbone or model.backbone.model, pretrained or model.backbone.pretrained
+    name, weights = canonical_name(backbone) or model.backbone.model, pretrained or model.backbone.pretrained
     of_folder = Path(name.removeprefix(FOLDER)).glob("*") if name.startswith(FOLDER) else ()
     return [Path(weights), *of_folder] if weights else [*of_folder]

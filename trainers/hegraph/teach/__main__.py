@@ -1,6 +1,6 @@
 """Shows a page in the browser to teach a model: classes, images, what to label next, labels that look wrong.
 
-Example: FOLDER --backbone ViT-B-16-quickgelu --pretrained openai
+Example: FOLDER --backbone ViT-B-16-quickgelu
 """
 
 from __future__ import annotations
@@ -10,30 +10,22 @@ import logging
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
-from ..backbones.identity import MINI_NAME
+from ..backbones.identity import DEFAULT_BACKBONE, MINI_NAME, canonical_name
 from ..demo.__main__ import add_page_flags, check_address, require_gradio, serve
 from ..utils.errors import Parser, command, report
 from ..utils.files import write_json
-from ..utils.reading import Part, check, read_json
-from .project import MOST_BYTES, OWN, Project
 
 logger = logging.getLogger(__name__)
 
 SAMPLE = Path("output/teach-digits")
 
 
-class Encoder(Part):
-    """What the images of a project are encoded by, where nothing else is said."""
-
-    backbone: str = "ViT-B-16-quickgelu"
-    pretrained: str = "openai"
-
-
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = Parser(prog=command("teach"), description=__doc__)
     parser.add_argument("folder", type=Path, nargs="?", metavar="FOLDER", help=f"by default {SAMPLE}, with the digits")
-    add_page_flags(parser, "what encodes images; by default that of the last time, or CLIP's ViT-B/16")
+    add_page_flags(parser, f"what encodes images; by default that of the last time, or {DEFAULT_BACKBONE.model}")
     return parser.parse_args(arguments)
 
 
@@ -44,6 +36,7 @@ def teach(args: argparse.Namespace) -> None:
     from ..backbones.loading import load_backbone  # these take seconds
     from ..utils.devices import choose_device
     from .page import build_page
+    from .project import MOST_BYTES, OWN, Project
     from .session import Session, write_sample
 
     if args.folder is None:
@@ -52,11 +45,11 @@ def teach(args: argparse.Namespace) -> None:
             write_sample(SAMPLE)
     project = Project(args.folder)
     said = project.at(f"{OWN}/encoder.json")
-    encoder = find_encoder(said, args.backbone, args.pretrained)
+    model, weights = find_encoder(said, args.backbone, args.pretrained)
     device = choose_device(args.device, "--device")
-    backbone = load_backbone(encoder.backbone, encoder.pretrained, device, args.precision)
-    session = Session(project, backbone, encoder.backbone, encoder.pretrained)
-    write_json(said, encoder.model_dump())
+    backbone = load_backbone(model, weights, device, args.precision)
+    session = Session(project, backbone, model, weights)
+    write_json(said, {"backbone": model, "pretrained": weights})
     if not session.view.contents.base:
         logger.info("%s: the class folders are directly in it, and their images stay there", project.folder)
     css = (Path(__file__).parent / "board.css").read_text(encoding="utf-8")
@@ -67,12 +60,17 @@ def teach(args: argparse.Namespace) -> None:
         session.save()
 
 
-def find_encoder(path: Path, backbone: str, pretrained: str) -> Encoder:
-    """What encodes the images: what is said now, or was said the last time, which is in a file."""
+def find_encoder(path: Path, backbone: str, pretrained: str) -> tuple[str, str]:
+    """The image encoder, as name and weights: the one given now, the one that a file names, or the default."""
+    from ..utils.reading import check, read_json
+
     if backbone:
-        return Encoder(backbone=backbone, pretrained=pretrained)
-    said = check(Encoder, read_json(path), str(path)) if path.is_file() and not path.is_symlink() else Encoder()
-    return said.model_copy(update={"pretrained": pretrained or said.pretrained})
+        return canonical_name(backbone), pretrained
+    said = {}
+    if path.is_file() and not path.is_symlink():
+        said = check(dict[Literal["backbone", "pretrained"], str], read_json(path), str(path))
+    name = said.get("backbone", DEFAULT_BACKBONE.model)
+    return canonical_name(name), pretrained or said.get("pretrained", DEFAULT_BACKBONE.weights)
 
 
 def main(arguments: list[str] | None = None) -> int:
