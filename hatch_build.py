@@ -17,7 +17,7 @@ MARK = ".hegraph-installed"  # copies that scripts/hegraph/install.sh makes have
 
 
 class WheelHook(BuildHookInterface):
-    """Adds the configurations, and the file that `experiments/folder.py` reads the commit from."""
+    """Adds the configurations, and the file that `utils/commit.py` reads the commit from."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Called by hatchling before it builds; `version` is the kind of wheel, "standard" or "editable"."""

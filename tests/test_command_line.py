@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
 import runpy
 import subprocess
 import sys
@@ -15,8 +16,9 @@ import pytest
 import torch
 
 import trainers.hegraph as hegraph
-from trainers.hegraph.__main__ import SUBCOMMANDS, main, parse_arguments
+from trainers.hegraph.__main__ import SUBCOMMANDS, main, next_commands, parse_arguments
 from trainers.hegraph.features.bank import load_bank
+from trainers.hegraph.models.folder import find_model_folder
 from trainers.hegraph.utils.option import NODE
 
 ROOT = Path(__file__).parents[1]
@@ -24,6 +26,7 @@ LONG = "x" * 300
 SLOW = ["torch", "torchvision", "open_clip", "sklearn", "matplotlib"]
 SLOW += [] if int(huggingface_hub.__version__.split(".")[0]) < 1 else ["requests"]  # which its old versions import
 
+LARGE = [*SLOW, "requests", "numpy", "pandas", "scipy", "PIL", "huggingface_hub", "pydantic", "yaml", "gradio"]
 OPTION_OF_FLAG = {
     "--target-domains": "DATASET.TARGET_DOMAINS",
     "--target-datasets": "DATASET.TARGET_DATASETS",
@@ -161,6 +164,50 @@ def test_the_help_of_a_sub_command_is_that_of_its_module_and_the_first_lists_the
     assert out.startswith(f"usage: python -m trainers.hegraph {name or '[FLAG ...] [KEY VALUE ...]'}")
     for other, (_, summary) in SUBCOMMANDS.items():
         assert (f"  {other:12}{summary}\n" in out) == (name == "")
+
+
+def test_version_names_the_commit_where_it_is_known(capsys, monkeypatch):
+    for commit, printed in (("0123abc", " (0123abc)"), ("unknown", ""), (None, "")):
+        monkeypatch.setattr("trainers.hegraph.utils.commit.git_commit", lambda commit=commit: commit)
+        assert main(["--version"]) == 0
+        assert capsys.readouterr().out == f"HeGraphAdapter {hegraph.__version__}{printed}\n"
+
+
+def test_training_ends_with_the_commands_that_use_the_model(tiny_bank, tmp_path, monkeypatch, capsys, caplog):
+    monkeypatch.chdir(tmp_path)
+    with caplog.at_level("INFO"):
+        assert main(["--features", str(tiny_bank), "--shots", "1", "--trainer", "ZeroShot", "--output-dir", "a b"]) == 0
+    assert capsys.readouterr().out.count("\n") == 1
+    assert caplog.messages[-2:] == [
+        "classify images: python -m trainers.hegraph predict 'a b' IMAGES",
+        "try the model in the browser: python -m trainers.hegraph demo 'a b'",
+    ]
+    assert find_model_folder(Path("a b"))
+    assert next_commands(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["datasets", "features", "label", "results"])
+def test_missing_command_lists_the_choices(name, refused, capsys):
+    with pytest.raises(SystemExit):
+        main([name, "--help"])
+    [choices] = re.findall(r"\{(.*?)\}", capsys.readouterr().out.split("\n\n")[0])
+    assert f"a command is missing: {choices.replace(',', ', ')} (usage: " in refused(name)
+
+
+def test_help_imports_no_large_package():
+    lines = [*SUBCOMMANDS, "datasets check", "features extract", "label check", "results compare"]
+    program = (
+        "import sys\n"
+        "from trainers.hegraph.__main__ import main\n"
+        "found = []\n"
+        "for line in ['', *sys.argv[1:]]:\n"
+        "    try:\n"
+        "        main([*line.split(), '--help'])\n"
+        "    except SystemExit:\n"
+        f"        found += [f'{{line}}:{{name}}' for name in {LARGE} if name in sys.modules]\n"
+        "print('large', *found)\n"
+    )
+    assert python(program, *lines) == ["large"]
 
 
 @pytest.mark.parametrize("flag", ["--target-domains", "--target-datasets", "--transforms"])

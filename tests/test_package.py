@@ -15,7 +15,7 @@ import pytest
 from standin.hosts import contents
 
 from trainers.hegraph import __version__
-from trainers.hegraph.experiments.folder import git_commit
+from trainers.hegraph.utils.commit import git_commit
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]

@@ -11,14 +11,16 @@ import sys
 from copy import deepcopy
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from unittest.mock import Mock
 
+import huggingface_hub
 import open_clip
 import pytest
 from PIL import Image
 from tiny import AUGMENTATION, HALF_MEAN, TINY_CONFIG, assert_same_features, cache_file, kinds, save_weights
 from torchvision import transforms as T
 
-from trainers.hegraph.backbones import identity, loading
+from trainers.hegraph.backbones import loading
 from trainers.hegraph.backbones.loading import Source, create_model, find_source, load_backbone
 from trainers.hegraph.utils.errors import UserError, one_line
 
@@ -144,8 +146,9 @@ def test_what_cannot_be_downloaded_names_the_files_and_where_to_put_them_at_once
         asked.append((url, timeout))
         raise OSError
 
-    monkeypatch.setattr(identity, "get_session", lambda: SimpleNamespace(head=head))
-    monkeypatch.setattr(identity, "hf_hub_download", lambda *_: pytest.fail("huggingface_hub tries for a minute"))
+    monkeypatch.setattr(huggingface_hub.utils, "get_session", lambda: SimpleNamespace(head=head))
+    a_minute = Mock(side_effect=AssertionError("huggingface_hub itself tries for a minute"))
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", a_minute)
     with pytest.raises(UserError, match=message):
         load_backbone(name, pretrained)
     assert asked == [("http://127.0.0.1:9", 5)] * ("is no repository" not in message)  # seconds: once, and no longer
@@ -157,7 +160,7 @@ def test_offline_message_shows_address_option_and_embedded_model(no_hub, monkeyp
 
     hub, checked = "https://huggingface.co", 0
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub)
-    monkeypatch.setattr(identity, "get_session", lambda: SimpleNamespace(head=head))
+    monkeypatch.setattr(huggingface_hub.utils, "get_session", lambda: SimpleNamespace(head=head))
     whole = [
         "ViT-B-16-quickgelu/openai",
         "ViT-B-32-quickgelu/openai",
@@ -193,7 +196,7 @@ def test_cached_weights_of_a_tag_need_no_hub(no_hub):
 
 
 def test_a_hub_name_is_downloaded_by_the_first_name_that_the_repository_has(bundle, no_hub, tiny_model, monkeypatch):
-    monkeypatch.setattr(identity, "get_session", lambda: SimpleNamespace(head=lambda url, timeout: None))
+    monkeypatch.setattr(huggingface_hub.utils, "get_session", lambda: SimpleNamespace(head=lambda url, timeout: None))
     asked: list[str] = []
 
     def download(repository: str, filename: str) -> str:
@@ -202,7 +205,7 @@ def test_a_hub_name_is_downloaded_by_the_first_name_that_the_repository_has(bund
             raise FileNotFoundError(f"404: {filename}\nhelp")
         return str(bundle / filename)
 
-    monkeypatch.setattr(identity, "hf_hub_download", download)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     remote, local = load_backbone("hf-hub:org/birds"), load_backbone(f"local-dir:{bundle}")
     names = ("open_clip_config.json", "open_clip_model.safetensors", "open_clip_pytorch_model.bin")
     assert asked[:3] == [f"org/birds {name}" for name in names]

@@ -33,7 +33,7 @@ from trainers.hegraph.method.cache import FoldedClassifier
 from trainers.hegraph.method.unlabelled import ClassSums, adapt_to_unlabelled
 from trainers.hegraph.models.folder import load_model, read_thumbnail
 from trainers.hegraph.results.records import MEASURED, read_record
-from trainers.hegraph.utils import processes
+from trainers.hegraph.utils import commit, processes
 from trainers.hegraph.utils.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -110,8 +110,8 @@ def test_what_cannot_be_done_is_refused(run, tmp_path, monkeypatch, words, said)
 
 def test_a_copy_inside_coop_knows_the_commit_that_it_was_made_of(tmp_path, monkeypatch):
     (tmp_path / "installed").write_text("0123abc\n")
-    monkeypatch.setattr(folder_module, "INSTALLED", tmp_path / "installed")
-    assert folder_module.git_commit.__wrapped__() == "0123abc"
+    monkeypatch.setattr(commit, "INSTALLED", tmp_path / "installed")
+    assert commit.git_commit.__wrapped__() == "0123abc"
 
 
 # Interruption

@@ -11,16 +11,19 @@ import importlib
 import importlib.util
 import logging
 import os
+import shlex
 import sys
 from pathlib import Path
-
-from yacs.config import CfgNode
+from typing import TYPE_CHECKING
 
 from .baselines import OTHERS, TRANSDUCTIVE_METHODS, load_method, method_options
-from .config import OPTIONS, Config, split_at_key
-from .config_files import load_cfg
 from .utils.errors import Parser, UserError, command, first_line, refuse_several_processes, report, say, unknown
 from .utils.option import NODE
+
+if TYPE_CHECKING:
+    from yacs.config import CfgNode
+
+    from .config import Config
 
 # Sub-command -> the module of this package whose `main` does it, and what it is for. To add one is to add a row
 SUBCOMMANDS = {
@@ -66,7 +69,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--config-file", default="", help="YAML of the method: a path, or a name that ships such as mini")
     add("--dataset-config-file", default="", help="YAML of the data set: a path, or a name that ships such as digits")
     add("--trainer", default="HeGraphAdapter", help=f"the method: {', '.join(TRAINERS)}")
-    add("--backbone", dest="MODEL.BACKBONE.NAME", help="an open_clip model")
+    add("--backbone", dest="MODEL.BACKBONE.NAME", help="an open_clip model, or mini")
     add("--transforms", dest="INPUT.TRANSFORMS", nargs="+", help="of training images")
     add("--resume", dest="RESUME", metavar="DIR", help="go on with the interrupted run of this folder")
     add("--eval-only", action="store_true", help="do not train; test the model in --model-dir")
@@ -83,8 +86,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     )  # fmt: skip
     add("--target-domains", dest="DATASET.TARGET_DOMAINS", nargs="+", help="also test on these, of the same classes")
     add("--target-datasets", dest="DATASET.TARGET_DATASETS", nargs="+", help="also test on these: NAME[:base or :new]")
+    add("--version", action="store_true", help="print the version and the commit")
     add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="configuration keys, as in CoOp")
     args = parser.parse_args(arguments)
+    from .config import split_at_key  # --help needs no configuration
+
     for key in ("INPUT.TRANSFORMS", "DATASET.TARGET_DOMAINS", "DATASET.TARGET_DATASETS"):
         if (words := getattr(args, key)) is not None:
             values, pairs = split_at_key(words)
@@ -124,6 +130,9 @@ def configure(args: argparse.Namespace) -> tuple[Config, CfgNode | None]:
     """Builds the configuration, and with it that of Dassl; None in its place if the run goes without. UserError if
     something in the configuration is wrong, or Dassl is asked for and cannot run.
     """
+    from .config import OPTIONS
+    from .config_files import load_cfg
+
     flags = {key: value for key, value in vars(args).items() if key in OPTIONS and value not in (None, "")}
     flags["TRAINER.NAME"] = args.trainer
     files = args.dataset_config_file, args.config_file, flags, args.opts, method_options(args.trainer)
@@ -182,6 +191,30 @@ def run_command(args: argparse.Namespace) -> None:
             record = run_in_coop(args, of_dassl)
         if record:
             say(f"{summary(record)} -> {cfg.run.output_dir}\n")
+            for line in next_commands(Path(cfg.run.output_dir)):
+                logger.info("%s", line)
+
+
+def next_commands(output: Path) -> list[str]:
+    """The commands that use the model in an output folder, each with its purpose; none where there is no model."""
+    from .models.folder import CONFIG
+
+    if not (output / "model" / CONFIG).is_file():
+        return []
+    folder = shlex.quote(str(output))
+    return [
+        f"classify images: {command(f'predict {folder} IMAGES')}",
+        f"try the model in the browser: {command(f'demo {folder}')}",
+    ]
+
+
+def version() -> str:
+    """The version of the package and, where it is known, the commit."""
+    from . import __version__
+    from .utils.commit import git_commit
+
+    commit = git_commit()
+    return f"HeGraphAdapter {__version__}" + (f" ({commit})" if commit not in (None, "unknown") else "")
 
 
 def summary(record: dict) -> str:
@@ -208,7 +241,11 @@ def main(arguments: list[str] | None = None) -> int:
             "".join(arguments).encode()
         except UnicodeEncodeError as error:
             raise UserError(f"no record can hold a name that is not UTF-8: {first_line(error)}") from error
-        run_command(parse_arguments(arguments))
+        args = parse_arguments(arguments)
+        if args.version:
+            say(f"{version()}\n")
+        else:
+            run_command(args)
 
     return report(train_and_test, several_processes=True)  # which --no-train allows
 

@@ -13,14 +13,13 @@ import shlex
 import sys
 from collections import Counter
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 from ..utils.errors import Parser, UserError, command, printable, report, say, unknown
 from ..utils.files import absolute
-from .base import Dataset, check_classes, some
-from .download import download
-from .loading import OWN, NoOwnImages, load_own_images, read_stored
-from .registry import Sizes, canonical_name, stored_datasets
-from .splits import SPLITS, read_drawn
+
+if TYPE_CHECKING:
+    from .base import Dataset
 
 SHOTS = (1, 2, 4, 8, 16)  # that are common
 MAX_CLASSES = 10  # a line names at most so many classes
@@ -31,7 +30,7 @@ State = tuple[bool, list[str]]  # whether a data set can be used; what there is,
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = Parser(prog=command("datasets"), description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
+    commands = parser.add_subparsers()
     check = commands.add_parser("check", help="say what is ready and what is missing")
     whose = "default: your own images where DATA is their folder, else all fifteen; folder: your own images"
     check.add_argument("datasets", nargs="*", metavar="DATASET", help=whose)
@@ -49,6 +48,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
+    from .loading import OWN, NoOwnImages  # what reads images takes long to import, here and below
+    from .registry import canonical_name, stored_datasets
+
     known = stored_datasets()
     names = [canonical_name(name) for name in args.datasets] or list(known)
     if strange := next((name for name in names if name not in (*known, OWN)), ""):
@@ -59,6 +61,8 @@ def run(args: argparse.Namespace) -> int:
         with suppress(NoOwnImages):
             return show(OWN, check_own_images(args.root))
     if args.command == "download":
+        from .download import download
+
         for name in names:
             download(name, known[name].sources, absolute(args.root) / known[name].folder)
     if OWN in names:
@@ -83,6 +87,10 @@ def show(name: str, state: State) -> int:
 
 def check_dataset(name: str, root: str) -> State:
     """Finds out whether a data set, one of `stored_datasets`, is whole. No image is opened and nothing is written."""
+    from .loading import read_stored
+    from .registry import Sizes, stored_datasets
+    from .splits import SPLITS, read_drawn
+
     entry = stored_datasets()[name]
     folder = absolute(root) / entry.folder
     split_file = folder / entry.split_file  # the folder itself where the split is official
@@ -117,6 +125,10 @@ def check_own_images(root: str) -> State:
 
     Raises NoOwnImages if `root` holds none.
     """
+    from ..backbones.identity import DEFAULT_BACKBONE
+    from .base import check_classes
+    from .loading import NoOwnImages, load_own_images
+
     try:
         dataset = load_own_images(root)
         check_classes(len(dataset.classnames))
@@ -132,13 +144,17 @@ def check_own_images(root: str) -> State:
         found.append(f"{number} are test images as well; keep one copy of each, in {split} or in test:")
         found += [f"  {file}" for file in files]
     flags = f"--dataset-config-file folder --root {shlex.quote(root)} --shots {max(SHOTS)}"
-    train = command(f"{flags} --config-file vit_b16 --output-dir OUT")
+    train = command(f"{flags} --config-file {DEFAULT_BACKBONE.config} --output-dir OUT")
     last = f"mend this, and look again: {dataset.check_command}" if found else f"train: {train}"
     return (not found, [*_lines_of_counts(dataset), *found, last])
 
 
 def _lines_of_counts(dataset: Dataset) -> list[str]:
     """What there is; and for each common number of shots, the classes that have fewer training images."""
+    from .base import some
+    from .registry import Sizes
+    from .splits import SPLITS
+
     names = dataset.classnames
     sizes = Sizes(len(dataset.train), len(dataset.val), len(dataset.test), len(names))
     lines = [str(sizes), f"classes: {some(names, MAX_CLASSES)}"]

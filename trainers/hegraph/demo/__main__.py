@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..backbones.identity import AUTO, PRECISIONS
-from ..datasets.images import MAX_BYTES
 from ..utils.errors import Parser, UserError, command, first_line, report, say
 
 if TYPE_CHECKING:
@@ -103,6 +102,7 @@ def serve(build: Callable[[Path], Blocks], host: str, port: int, css: str = "", 
     """
     import gradio as gr
 
+    from ..datasets.images import MAX_BYTES
     from .page import CSS
 
     with tempfile.TemporaryDirectory(prefix="hegraph-demo-") as uploads:

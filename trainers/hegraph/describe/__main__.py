@@ -16,13 +16,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from pydantic import HttpUrl, TypeAdapter
-
-from ..features.tip import read_classnames
 from ..utils.errors import Parser, UserError, command, number, report, say
 from ..utils.files import check_output
-from ..utils.reading import check, read_json
-from .collect import Collection, Texts, collect
 
 ENDPOINT, MODEL = "https://api.openai.com/v1", "gpt-4o-mini"  # the defaults
 OPENAI, OPENAI_KEY = "openai.com", "OPENAI_API_KEY"  # the only service that gets this key without being asked to
@@ -58,6 +53,10 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 
 def describe(args: argparse.Namespace) -> int:
     """Runs the command; returns 1 if classes failed, else 0."""
+    from ..features.tip import read_classnames  # torch and open_clip take seconds to import
+    from ..utils.reading import check, read_json
+    from .collect import Collection, Texts, collect
+
     context = " ".join(args.context.split())
     if not context:
         raise UserError('--context is empty; say what the pictures are, such as "satellite photos of land use"')
@@ -159,6 +158,8 @@ def read_key(endpoint: str, variable: str | None = None) -> str:
         UserError: If the endpoint is no plain URL, there is no key, it has characters that cannot be sent, or no
             variable is named for an endpoint that is not OpenAI's. The message never holds the key.
     """
+    from pydantic import HttpUrl, TypeAdapter
+
     plain = False
     with suppress(ValueError):
         url = TypeAdapter(HttpUrl).validate_python(endpoint)

@@ -10,12 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..backbones.identity import AUTO, PRECISIONS
-from ..datasets import Dataset
-from ..datasets.loading import load_own_images
-from ..results.records import RECORD
 from ..utils.errors import Parser, UserError, command, printable, report, say
 
 if TYPE_CHECKING:
+    from ..datasets import Dataset
     from .classifier import HeGraphClassifier
 
 EPILOG = """\
@@ -44,8 +42,11 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def train_more(args: argparse.Namespace) -> int:
     """Does what the command line says, and prints what each class has gained."""
+    from ..datasets.loading import load_own_images
+
     dataset = load_own_images(args.root, split_folders=False)
     from ..models.folder import check_place, find_model_folder  # torch takes seconds to import
+    from ..results.records import RECORD
     from .classifier import HeGraphClassifier
 
     folder = find_model_folder(Path(args.model))

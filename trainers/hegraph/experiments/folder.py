@@ -15,7 +15,6 @@ import logging
 import os
 import platform
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -43,6 +42,7 @@ from ..results.records import KEEP, PREDICTIONS, RECORD, SPLIT, TEXT_NODES, read
 from ..training.choice import accuracy, score
 from ..training.confidence import Calibration, confidence_scores, known_score
 from ..training.loop import ADAPTER, CHECKPOINT, Checkpoints
+from ..utils.commit import git_commit
 from ..utils.errors import UserError
 from ..utils.files import cannot_write, check_output, hash_file, hash_json, write_json
 from ..utils.option import NODE
@@ -54,7 +54,6 @@ logger = logging.getLogger(__name__)
 ERROR = "error.json"  # of a failed run of a sweep
 PRECISION = f"{NODE}.PREC"
 OF_ALL_METHODS = (*(f"{NODE}.{name}" for name in ("FEATURES.", "PROMPTS.", "CALIBRATE")), PRECISION)
-INSTALLED = Path(__file__).parents[1] / ".hegraph-installed"
 LOCK, HOLDER = ".lock", ".lock-holder.json"
 PATIENCE = 0.2  # seconds that one who comes waits, since another may be about to leave
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)  # the file system knows no locks
@@ -385,23 +384,6 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:  # no run needs PyTorch Geometric, only the reference layer does
             found[package] = "none"
     return found
-
-
-@cache
-def git_commit() -> str | None:
-    """The commit of this package, with "-dirty" if tracked files differ; None if it is not known. A copy that
-    `install.sh` put into a CoOp checkout keeps its commit in a file, since git would name CoOp's.
-    """
-    if INSTALLED.is_file():
-        return INSTALLED.read_text(encoding="utf-8").strip()
-    try:
-        described = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
-            cwd=Path(__file__).parent, capture_output=True, text=True, check=True,
-        )  # fmt: skip
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return described.stdout.strip()
 
 
 def peak_memory_mb() -> float | None:

@@ -9,18 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from ..backbones.identity import AUTO, PRECISIONS
-from ..config_files import load_cfg
 from ..utils.errors import Parser, UserError, command, refuse_several_processes, report, say
 from ..utils.files import atomic_path
 from ..utils.option import NODE
-from .bank import BankFile, load_bank
-from .tip import import_tip, read_classnames
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Reads the command line; UserError if the bank is there already."""
     parser = Parser(prog=command("features"))
-    commands = parser.add_subparsers(dest="command", required=True)
+    commands = parser.add_subparsers()
     tip = commands.add_parser("import-tip", help="turn a Tip-Adapter cache folder into a feature bank")
     tip.add_argument("folder", type=Path, metavar="DIR")
     tip.add_argument("--classnames", type=Path, required=True, help="names in label order: JSON list or one a line")
@@ -47,9 +44,11 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def extract_command(args: argparse.Namespace) -> None:
     """Encodes all images of a data set, and writes them as a feature bank; processes of `torchrun` share the work."""
-    from ..experiments.tasks import load_image_task
+    from ..config_files import load_cfg
+    from ..experiments.tasks import load_image_task  # torch takes seconds to import, here and below
     from ..utils import processes
     from ..utils.devices import available_device
+    from .bank import BankFile
 
     flags = {"DATASET.NUM_SHOTS": -1} | ({"DATASET.ROOT": args.root} if args.root else {})
     flags |= {f"{NODE}.PREC": args.precision} if args.precision else {}
@@ -64,6 +63,10 @@ def extract_command(args: argparse.Namespace) -> None:
 
 def import_tip_command(args: argparse.Namespace) -> None:
     """Turns a Tip-Adapter cache folder into a feature bank; UserError as `import_tip`, or if it makes none."""
+    from ..config_files import load_cfg
+    from .bank import load_bank
+    from .tip import import_tip, read_classnames
+
     cfg = load_cfg(args.dataset_config_file, args.config_file, opts=args.opts)
     classnames = read_classnames(args.classnames)
     encoded: dict[str, Any] = {}

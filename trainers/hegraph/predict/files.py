@@ -20,11 +20,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from ..datasets.folder import NONE_OF_THESE
-from ..datasets.images import is_image
 from ..utils.errors import UserError, first_line, printable
 from ..utils.files import atomic_path
-from ..utils.reading import reading
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +57,8 @@ def image_paths(given: Sequence[str], null: bool = False, leave_out: Path | None
         elif os.path.isdir(each):
             yield from _walk(each, leave_out)
         elif each.lower().endswith(LIST_SUFFIX):
+            from ..utils.reading import reading
+
             with reading(Path(each), "a list of paths"), open(each, "rb") as file:
                 yield from read_list(file, null)
         else:
@@ -71,6 +70,8 @@ def _walk(folder: str, leave_out: Path | None) -> Iterator[str]:
 
     Hidden files and folders are left out. Links are followed, and no folder is walked into twice.
     """
+    from ..datasets.images import is_image
+
     others, waiting = 0, [folder]  # the last is next
     seen = set() if leave_out is None else {os.path.realpath(leave_out)}
     while waiting:
@@ -131,6 +132,8 @@ def table_lines(rows: Iterable[Row], asked: bool) -> Iterator[str]:
         shown = [(name, f"{100 * value:.2f} %") for name, value in row.top]
         first, *others = [("error:", row.error)] if row.error else shown
         if row.known is False:
+            from ..datasets.folder import NONE_OF_THESE
+
             first, others = (NONE_OF_THESE, ""), shown
         after = f"  ({', '.join(map(' '.join, others))})" if others else ""
         yield printable(utf8(f"{row.path}  {'  '.join(first)}{after}")) + "\n"

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ..datasets.folder import NONE_OF_THESE
 from ..features.bank import BankFile, mean_over_views
 from ..models.folder import load_model, model_files
 from ..models.images import ImageModel, backbone_files
@@ -29,7 +30,7 @@ from ..models.saved import SavedModel, hear
 from ..utils.devices import choose_device
 from ..utils.errors import UserError, say
 from ..utils.files import atomic_path, check_output
-from .files import FORMATS, NONE_OF_THESE, Row, copy_into, folder_name, image_paths
+from .files import FORMATS, Row, copy_into, folder_name, image_paths
 
 logger = logging.getLogger(__name__)
 

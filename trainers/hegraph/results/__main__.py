@@ -6,18 +6,19 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..utils.errors import Parser, UserError, command, report, say
 from ..utils.files import check_output
-from .comparison import BY, base_to_new, calibration_table, compare, complexity, read_cases, warn_of_the_rest
-from .records import PREDICTIONS, RECORD, SPLIT, TEXT_NODES, collect, find_records
-from .scores import OURS, QUOTED, read_quotes
-from .table import FORMATS, Table
+from .scores import BY, OURS, QUOTED, read_quotes
+
+if TYPE_CHECKING:
+    from .table import Table
 
 DESCRIPTION = """Prints and writes the tables, figures and pages that are made from records. A SOURCE is an output
 folder or a file of `collect`, a RUN the output folder of one run. Figures are written as STEM.png and STEM.svg."""
 
-OF_A_RUN = (RECORD, PREDICTIONS, TEXT_NODES, "config.json", SPLIT)  # names of files that no other file replaces
+PRINTED = ("markdown", "latex", "csv", "text")  # `table.FORMATS`, which the parser needs without pandas
 
 Run = Callable[[argparse.Namespace], "str | Table"]
 
@@ -25,7 +26,7 @@ Run = Callable[[argparse.Namespace], "str | Table"]
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """The arguments, with the function that carries them out, and returns the text or table to print, as `run`."""
     parser = Parser(prog=command("results"), description=DESCRIPTION)
-    commands = parser.add_subparsers(dest="command", required=True)
+    commands = parser.add_subparsers()
 
     def add(name: str, summary: str, run: Run, out: str = "", source: str = "SOURCE") -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=summary)
@@ -38,7 +39,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
     def add_table(name: str, summary: str, run: Run) -> argparse.ArgumentParser:
         added = add(name, summary, run)
-        formats = [one for one in FORMATS if one != "text" or name == "compare"]  # accuracies alone are shown as text
+        formats = [one for one in PRINTED if one != "text" or name == "compare"]  # accuracies alone are shown as text
         added.add_argument("--format", choices=formats, default="markdown", help="how it is printed (%(default)s)")
         if name in ("compare", "complexity"):
             added.add_argument("--quote", choices=QUOTED, help="the paper's numbers of this table beside ours")
@@ -49,7 +50,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     table.add_argument("--by", choices=BY, default="shots", help="what the columns are (%(default)s)")
     table.add_argument("--cases", type=Path, metavar="GRID.yaml", help="rows are the cases of a sweep, from its file")
     table.add_argument("--no-interval", action="store_true", help="means alone")
-    add_table("base-to-new", "base classes, new ones, harmonic mean", lambda args: base_to_new(scored(args.sources)))
+    add_table("base-to-new", "base classes, new ones, harmonic mean", base_to_new_command)
     add_table("complexity", "epochs, time, parameters and memory", complexity_command)
     table = add_table("calibration", "NLL, Brier score and ECE before and after the temperature", calibration_command)
     table.add_argument("--out", type=Path, metavar="STEM", help="draw reliability diagrams, too")
@@ -68,6 +69,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def scored(sources: Sequence[Path]) -> list[dict]:
     """The records of runs that had test images, of which one has to be there; a warning says how many are left out."""
+    from .comparison import warn_of_the_rest  # pandas takes long to import, here and below
+    from .records import find_records
+
     records = find_records(sources)
     found = [record for record in records if record["accuracy"] is not None]
     warn_of_the_rest(records, found, "without test images")
@@ -77,20 +81,35 @@ def scored(sources: Sequence[Path]) -> list[dict]:
 
 
 def collect_command(args: argparse.Namespace) -> str:
+    from .records import collect, find_records
+
     collect(find_records(args.sources), args.out)
     return ""
 
 
 def compare_command(args: argparse.Namespace) -> Table:
+    from .comparison import compare, read_cases
+
     quotes, cases = args.quote and read_quotes(args.quote), args.cases and read_cases(args.cases)
     return compare(scored(args.sources), args.by, quotes, not args.no_interval, cases)
 
 
+def base_to_new_command(args: argparse.Namespace) -> Table:
+    from .comparison import base_to_new
+
+    return base_to_new(scored(args.sources))
+
+
 def complexity_command(args: argparse.Namespace) -> Table:
+    from .comparison import complexity
+
     return complexity(scored(args.sources), args.quote and read_quotes(args.quote))
 
 
 def calibration_command(args: argparse.Namespace) -> str:
+    from .comparison import calibration_table
+    from .table import FORMATS
+
     records = scored(args.sources)
     table = FORMATS[args.format](calibration_table(records))
     if not args.out:
@@ -150,8 +169,12 @@ def main(arguments: list[str] | None = None) -> int:
 
     def run() -> None:
         args = parse_arguments(arguments)
+        from .records import PREDICTIONS, RECORD, SPLIT, TEXT_NODES
+        from .table import FORMATS
+
+        of_a_run = (RECORD, PREDICTIONS, TEXT_NODES, "config.json", SPLIT)  # names of files that no other file replaces
         if args.command in ("collect", "report"):
-            check_output(args.out, [*args.sources, *([args.out] if args.out.name in OF_A_RUN else [])])
+            check_output(args.out, [*args.sources, *([args.out] if args.out.name in of_a_run else [])])
         elif args.out:
             for suffix in ("png", "svg"):
                 check_output(Path(f"{args.out}.{suffix}"), args.sources)

@@ -24,7 +24,6 @@ from .table import Table, add_mean_places, add_means
 
 logger = logging.getLogger(__name__)
 
-BY = (*PLACE, "target", "setting")
 KEYS = list(PLACE)
 ALL_IMAGES = -1  # the number of shots of a run that takes all training images
 CAPTION = "Accuracy on test (%)"
@@ -48,7 +47,7 @@ def compare(
     intervals: bool = True,
     cases: Cases | None = None,
 ) -> Table:
-    """Accuracy on test of every method, by one of `BY`.
+    """Accuracy on test of every method, by one of `scores.BY`.
 
     By "target", there is a column for the data set of training and one for each further data set that the runs tested
     their models on; by "setting", one for each combination of the configuration keys in which runs of one method

@@ -14,14 +14,14 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from ..baselines import OTHERS
 from ..utils.errors import UserError, shortened
 from ..utils.files import hash_json
-from .records import SAME_CLASSES
+
+if TYPE_CHECKING:  # it takes as long to import as all that the parser of a command needs
+    import pandas as pd
 
 OURS = "HeGraphAdapter"
 TEXT = f"{OURS}(T)"  # our text classifier without the cache
@@ -40,6 +40,7 @@ VARIANTS = (ON_ZERO_SHOT, f"{OURS}(base)", f"{OURS}(training-free)", f"{OURS}(T-
 # The keys of a record that tell experiments of one method apart, each with the head of its column in a table
 PROTOCOL = "protocol"
 PLACE = {"dataset": "data set", "backbone": "backbone", "shots": "shots", PROTOCOL: "protocol"}
+BY = (*PLACE, "target", "setting")  # what the columns of a comparison can be
 INDUCTIVE = "inductive"  # the protocol of records that name none
 
 # The keys of a record in which tests and runs of one cell are alike. Every method is tested alike, so zero-shot CLIP is
@@ -107,6 +108,8 @@ def accuracies(record: dict, column: object, test: dict | None = None) -> list[d
     On other classes it has no second classifier either, but its text nodes are not those of the training, so it counts
     as the method.
     """
+    from .records import SAME_CLASSES
+
     scores, name = test or record, method(record)
     found = [(name, "accuracy", True), (ZERO_SHOT, "accuracy_zero_shot", True)]
     if name == OURS and scores.get("rule") == SAME_CLASSES:
@@ -132,6 +135,8 @@ def cells(rows: Iterable[dict], keys: Sequence[str], tolerance: float = 0.005) -
     A cell is the values of `keys`, a method and a column. Its runs may differ by `tolerance` about zero-shot CLIP: half
     of what is printed. Raises UserError if it would mix runs that must not be averaged.
     """
+    import pandas as pd
+
     found: dict[tuple, list[dict]] = {}
     for row in sorted(rows, key=lambda row: [row[key] for key in keys if key in PLACE]):
         found.setdefault(tuple(row[key] for key in (*keys, "method", "column")), []).append(row)
@@ -200,6 +205,8 @@ def read_quotes(*tables: str) -> pd.DataFrame:
     The other columns are "table", "method", "shots", "setting" ("", or in a sweep "KEY=VALUE" with a key of ours),
     "metric" ("accuracy", or a column of `comparison.COSTS`) and "value".
     """
+    import pandas as pd
+
     quotes = pd.read_csv(FILE, dtype={"table": str}, keep_default_na=False)
     quotes["dataset"] = quotes["dataset"].map(paper_name)
     quotes["backbone"] = quotes["backbone"].map(_plain).str.replace("resnet", "rn")
@@ -212,9 +219,11 @@ def with_quotes(
     """A table's cells, and below them the paper's numbers of the same data set, backbone, shots and setting.
 
     Numbers from `read_quotes` are quoted at the places of the cells only, whose keys are `keys`. The `columns` are by
-    one of `comparison.BY`, or by "metric". The paper's average stands beside a mean over the same data sets. That of
+    one of `BY`, or by "metric". The paper's average stands beside a mean over the same data sets. That of
     its Table 1 is over the source and its targets, so it is not the mean over our targets.
     """
+    import pandas as pd
+
     if quotes is None:
         return frame
     ours = set(frame["column" if by == "dataset" else "dataset"])

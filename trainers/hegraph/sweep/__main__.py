@@ -10,7 +10,6 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from ..config import split_at_key
 from ..utils.errors import Parser, command, report
 
 LISTS = ("datasets", "configs", "methods", "shots", "seeds")
@@ -44,6 +43,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add("--folders", action="store_true", help="list the output folders of the grid, without seeds, and run nothing")
     add("--verbose", action="store_true", help="show the messages of the runs, and not their warnings alone")
     args = parser.parse_intermixed_args(arguments)
+    from ..config import split_at_key  # --help needs no configuration
+
     for flag in LISTS:
         if (words := getattr(args, flag)) is not None:
             values, pairs = split_at_key(words)

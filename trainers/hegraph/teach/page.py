@@ -19,13 +19,13 @@ from uuid import uuid4
 import gradio as gr
 from PIL import Image
 
+from ..datasets.folder import NONE_OF_THESE
 from ..demo.answer import MACROS, answer, template, wrapped
 from ..demo.drawing import as_png, ink_of_canvas, scan_of_ink
 from ..demo.page import Answers, Page, answer_part, canvas, complaint, html, uploaded_file
 from ..export.onnx_file import require_packages, write_onnx
 from ..models.folder import save_model
 from ..models.images import ImageModel
-from ..predict.files import NONE_OF_THESE
 from ..utils.errors import UserError, one_line
 from ..utils.reading import OpenPart, check, parse_json
 from .project import UNLABELLED, Picture, start_of

@@ -18,10 +18,10 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from difflib import get_close_matches
 from types import FrameType
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
-import yaml
-from pydantic import ValidationError
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 PACKAGE = __name__.rpartition(".utils.")[0]  # "trainers.hegraph" in a checkout, "hegraph" once installed
 MAX_LIST_LENGTH = 180  # characters
@@ -66,6 +66,9 @@ def printable(text: str) -> str:
 
 def first_line(error: BaseException) -> str:
     """What a library said when it raised an exception, in one line. Every message that quotes a library asks this."""
+    import yaml  # both take long to import
+    from pydantic import ValidationError
+
     if isinstance(error, ValidationError):
         return _first_problem(error)
     if isinstance(error, OSError) and error.strerror:
@@ -191,6 +194,18 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, formatter_class: Any = argparse.RawDescriptionHelpFormatter, **about: Any) -> None:
         super().__init__(formatter_class=formatter_class, **about)
+        self.commands: Any = None  # argparse's action that holds the parsers of the commands
+
+    def add_subparsers(self, **about: Any) -> Any:
+        """Add commands, of which the user has to give one: `command` of the parsed arguments."""
+        self.commands = super().add_subparsers(dest="command", **about)
+        return self.commands
+
+    def parse_args(self, *given: Any) -> Any:  # type: ignore[override]
+        parsed = super().parse_args(*given)
+        if self.commands is not None and parsed.command is None:
+            self.error(f"a command is missing: {', '.join(self.commands.choices)}")
+        return parsed
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (usage: {self.prog} --help)")
