@@ -1,1 +1,1 @@
-"""What every room may use: errors for the user, files, processes of `torchrun`, devices, commands, options."""
+"""Utilities of all packages: errors, files, processes of `torchrun`, devices, command lines, options."""

@@ -1,4 +1,4 @@
-"""Where torch computes, as a user names it."""
+"""Choice of the torch device."""
 
 from __future__ import annotations
 
@@ -12,26 +12,28 @@ KINDS = re.compile(r"cpu|cuda(:\d+)?")
 
 
 def available_device(use_cuda: bool = True) -> str:
-    """The device "cuda" where a GPU is wanted (USE_CUDA) and torch finds one, else "cpu"."""
+    """Device "cuda" if `use_cuda` is set and torch finds a GPU, else "cpu"."""
     return "cuda" if use_cuda and torch.cuda.is_available() else "cpu"
 
 
-def choose_device(given: str | None, called: str) -> str:
-    """The device that a user names, "cpu", "cuda" or "cuda:N"; with None or "" a GPU if there is one. UserError, with
-    what the user calls the choice, if it is another kind of device, or torch cannot compute there.
+def choose_device(name: str | None, option: str) -> str:
+    """Device with the name "cpu", "cuda" or "cuda:N"; None or "" chooses a GPU if there is one.
+
+    Raises:
+        UserError: For another name, or a device on which torch cannot compute; the message names the `option`.
     """
-    if not given:
+    if not name:
         return available_device()
-    if not KINDS.fullmatch(str(given)):
-        raise UserError(f"{called} must be cpu, cuda or cuda:N, got {given!r}")
+    if not KINDS.fullmatch(str(name)):
+        raise UserError(f"{option} must be cpu, cuda or cuda:N, got {name!r}")
     try:
-        torch.zeros(1, device=given).item()
+        torch.zeros(1, device=name).item()
     except (RuntimeError, AssertionError) as error:  # AssertionError: torch was built without CUDA
-        raise UserError(f"cannot compute on {called} {given}: {first_line(error)}; leave it out, or use cpu") from error
-    return given
+        raise UserError(f"cannot compute on {option} {name}: {first_line(error)}; leave it out, or use cpu") from error
+    return name
 
 
 def wait_for(device: torch.device) -> None:
-    """Waits until a GPU has done what it was asked for, which it does meanwhile: else a time would leave that out."""
+    """Wait until a GPU has finished its queued work, so that measured times include it."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -1,9 +1,9 @@
-"""An option is declared once: as a field of the dataclass that the code reads it from.
+"""Declaration of options as fields of dataclasses.
 
-    weight_decay: float = option(0.01, "OPTIM.WEIGHT_DECAY", "of AdamW", least=0)
+    weight_decay: float = option(0.01, "OPTIM.WEIGHT_DECAY", "weight decay of AdamW", least=0)
 
-Of these fields `config.py` makes the configuration keys with their types, defaults and checks; what tells runs apart;
-what a trained model keeps; and the tables of docs/configuration.md.
+From these fields `config.py` derives the configuration keys with types, defaults and checks, the identity of a run, the
+options stored in a model, and the tables of docs/configuration.md.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ from typing import Any
 
 from .errors import UserError, shown, unknown
 
-NODE = "TRAINER.HEGRAPHADAPTER"  # keys of HeGraphAdapter's own stand below it; Dassl and CoOp know the others
-# The default of a key that is filled by data set or by shots. "Open" is a value, so that what anybody set stays, also
-# in a configuration that Dassl has merged and frozen
+NODE = "TRAINER.HEGRAPHADAPTER"  # prefix of the keys of HeGraphAdapter; Dassl and CoOp have the other keys
+# Default of a key that BY_SHOTS or BY_DATASET fills. It is a value, so that explicit settings remain recognisable in a
+# configuration that Dassl has merged and frozen
 OPEN = -1
-LARGEST_FLOAT = 3.4e38  # of 32 bits
+LARGEST_FLOAT = 3.4e38  # float32
 LARGEST_INT = 2**31
 ROWS = "rows `[from this many shots, value]`"
 
 
 def is_list(value: Any) -> bool:
-    """Whether a value is a list that is not empty."""
+    """Whether a value is a non-empty list."""
     return isinstance(value, (list, tuple)) and len(value) > 0
 
 
 def is_list_of_pairs(value: Any) -> bool:
-    """Whether a value is a list `[KEY, VALUE, KEY, VALUE, ...]` that is not empty."""
+    """Whether a value is a non-empty list `[KEY, VALUE, KEY, VALUE, ...]`."""
     return is_list(value) and len(value) % 2 == 0
 
 
@@ -40,17 +40,17 @@ def is_positive(value: Any) -> bool:
 
 
 def is_strings(value: Any) -> bool:
-    """Whether all entries of a list are text."""
+    """Whether all entries of a list are strings."""
     return all(isinstance(entry, str) for entry in value)
 
 
 def is_fraction_range(value: Any) -> bool:
-    """Whether a list holds two fractions above 0, the second not below the first."""
+    """Whether a list is a range of fractions `[low, high]` with 0 < low <= high <= 1."""
     return len(value) == 2 and all(map(is_positive, value)) and value[0] <= value[1] <= 1
 
 
 def values_up_to(rows: Sequence[Sequence], shots: float) -> list:
-    """The values of the rows `[from this many shots, value]` that `shots` reaches, the row of most shots last."""
+    """Values of the rows `[from this many shots, value]` up to `shots`, in ascending order of shots."""
     return [value for least, value in sorted(rows, key=lambda row: row[0]) if least <= shots]
 
 
@@ -62,21 +62,21 @@ class Option:
     """One key of the configuration.
 
     Attributes:
-        key: Its name, such as "OPTIM.WEIGHT_DECAY".
-        default: Its default, whose type is that of all values.
-        meaning: For the page, and so with its Markdown.
-        choices: All values that are allowed; () for any. Of a list, what its entries may be.
-        least, above: The smallest value that is allowed, or the value that it must be above.
-        form: What a list must look like, where `allows` refuses it.
-        allows: Whether a value is allowed, beside the above.
-        allowed: What the page says of allowed values, where it is not `choices`, `least` or `above`.
-        symbol: What the option is in the paper.
-        filled: Whether BY_SHOTS and BY_DATASET fill the key where it is `OPEN`.
-        rows: Of a list of rows `[first, second]`: the type of the first, what a row looks like, and whether a second is
-            allowed.
-        by_shots: Whether the key holds rows `[from this many shots, value]`, and the field the value at the shots.
-        shapes_model: Whether a trained model keeps the value, so that a test cannot change it.
-        shapes_run: Whether another value makes another run. Where things are and how they are shown does not.
+        key: Name, such as "OPTIM.WEIGHT_DECAY".
+        default: Default value, which also sets the type.
+        meaning: Description in Markdown for docs/configuration.md.
+        choices: Allowed values, or allowed entries of a list; () for any.
+        least, above: Inclusive and exclusive lower bound.
+        form: Description of the values that `allows` accepts, for error messages.
+        allows: Further check of a value.
+        allowed: Description of allowed values for docs/configuration.md, if they do not follow from the bounds.
+        symbol: Symbol or equation in the paper.
+        filled: Whether BY_SHOTS and BY_DATASET fill the key if its value is `OPEN`.
+        rows: For a list of rows `[first, second]`: type of the first entry, description of a row, and check of the
+            second entry.
+        by_shots: Whether the value of the key is rows `[from this many shots, value]`, while the field has one value.
+        shapes_model: Whether a trained model stores the value, so that a test cannot change it.
+        shapes_run: Whether another value makes a different run. Paths and display options do not.
     """
 
     key: str
@@ -96,15 +96,15 @@ class Option:
     shapes_run: bool = True
 
     def check(self, value: Any) -> None:
-        """Raises UserError with the key and what is allowed, if a value of the right type is not."""
+        """Raise UserError if a value of the right type is not allowed."""
         for entry in value if isinstance(self.default, (list, tuple)) and self.choices else [value]:
             if self.choices and entry not in self.choices:
                 raise unknown(f"value of {self.key}", str(entry), map(str, self.choices))
-        if needed := self._needed(value):
-            raise UserError(f"{self.key} must {needed}, got {shown(value)}")
+        if requirement := self._violated(value):
+            raise UserError(f"{self.key} must {requirement}, got {shown(value)}")
 
-    def _needed(self, value: Any) -> str:
-        """What a value of the right type must be or have, and is not or has not; "" for one that is allowed."""
+    def _violated(self, value: Any) -> str:
+        """First requirement that a value of the right type violates, as the end of "must ..."; "" if it is allowed."""
         if self.rows is not None:
             first, form, is_second = self.rows
             if not all(is_list(r) and len(r) == 2 and isinstance(r[0], first) and is_second(r[1]) for r in value):
@@ -124,30 +124,35 @@ class Option:
         return ""
 
     def at_shots(self, value: Any, shots: float) -> Any:
-        """What the field holds for the key's value: of rows, the value that holds at so many shots per class."""
+        """Value of the field for the value of the key; rows give the value at this number of shots per class."""
         return values_up_to(value, shots)[-1] if self.by_shots else value
 
 
-def option(default: Any, key: str, meaning: str, *, configured: Any = MISSING, **about: Any) -> Any:
-    """A field of a dataclass that is an option; `about` are the other attributes of `Option`.
+def option(default: Any, key: str, meaning: str, *, configured: Any = MISSING, **attributes: Any) -> Any:
+    """Declare a dataclass field as an option.
 
-    `configured` is the default of the key, where the recipe is another than the dataclass has; a `filled` key is OPEN.
+    Args:
+        default: Default of the field in Python.
+        key: Configuration key.
+        meaning: Description of the key.
+        configured: Default of the key, if it differs from `default`; `OPEN` for a `filled` key.
+        attributes: Further attributes of `Option`.
     """
     if configured is MISSING:
-        configured = type(default)(OPEN) if about.get("filled") else default
-    declared = Option(key, configured, meaning, **about)
+        configured = type(default)(OPEN) if attributes.get("filled") else default
+    declared = Option(key, configured, meaning, **attributes)
     if isinstance(default, list):
         return field(default_factory=default.copy, metadata={"option": declared})
     return field(default=default, metadata={"option": declared})
 
 
 def option_of(of_field: Field) -> Option | None:
-    """The declaration of a field; None for a field that is no option."""
+    """Option that a field declares; None for other fields."""
     return of_field.metadata.get("option")
 
 
 def options_of(holder: type) -> Iterator[Option]:
-    """All options of a dataclass, also of the dataclasses in it, and those of a field that holds several by name."""
+    """Iterate over the options of a dataclass, including nested dataclasses and fields with several options."""
     for of_field in fields(holder):
         if (declared := option_of(of_field)) is not None:
             yield declared

@@ -1,4 +1,4 @@
-"""Work that threads do ahead of its use: in order, in batches, and in constant memory."""
+"""Parallel map over batches in threads, in order and with bounded memory."""
 
 from __future__ import annotations
 
@@ -11,37 +11,37 @@ from typing import TypeVar
 
 from .errors import stop_if_interrupted
 
-Given = TypeVar("Given")
+Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-AHEAD = 2  # batches
-CHUNK = 8  # items that a thread does before it reports: handing over takes as long as reading a very small image
+BATCHES_AHEAD = 2  # batches computed before they are used
+CHUNK = 8  # items of one task of a thread, because handing over takes as long as reading a very small image
 MAX_THREADS = 16
 
 
 def cores() -> int:
-    """How many cores this process may use."""
+    """Number of CPU cores available to this process."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def in_batches(
-    work: Callable[[Given], Result], items: Iterable[Given], batch_size: int, threads: int
-) -> Iterator[tuple[list[Given], list[Result]]]:
-    """Batches of items in order, each with what `work` returns for its items.
+    work: Callable[[Item], Result], items: Iterable[Item], batch_size: int, threads: int
+) -> Iterator[tuple[list[Item], list[Result]]]:
+    """Iterate over batches of items in order, each with the results of `work`.
 
     Args:
-        work: Is called by several threads at once. What it raises, is raised here.
-        items: Taken as they are needed: no more than `AHEAD` batches are done before they are taken.
-        batch_size: Of every batch but the last, which may be smaller.
-        threads: How many there are.
+        work: Function of one item, called by several threads at once. Its exceptions are raised here.
+        items: Items, read as needed: at most `BATCHES_AHEAD` batches are computed in advance.
+        batch_size: Items of a batch; the last batch may be smaller.
+        threads: Number of threads.
     """
     remaining = iter(items)
-    waiting: deque[tuple[list[Given], list[Future[list[Result]]]]] = deque()
+    waiting: deque[tuple[list[Item], list[Future[list[Result]]]]] = deque()
     pool = ThreadPoolExecutor(threads)
 
     try:
         while True:
-            while len(waiting) <= AHEAD and (batch := list(islice(remaining, batch_size))):
+            while len(waiting) <= BATCHES_AHEAD and (batch := list(islice(remaining, batch_size))):
                 chunks = [batch[start : start + CHUNK] for start in range(0, len(batch), CHUNK)]
                 waiting.append((batch, [pool.submit(list, map(work, chunk)) for chunk in chunks]))
             if not waiting:
