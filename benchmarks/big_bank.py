@@ -53,12 +53,12 @@ def run(
 
 def write_bank(large: Path, images: int, num_classes: int, width: int, tested: int) -> None:
     """Writes a sparse bank of `images` training images; of their features those that the protocol draws with seed 1."""
-    from trainers.hegraph.datasets.splits import select_few_shot
+    from trainers.hegraph.datasets.splits import sample_few_shot
 
     from .tasks import random_bank, unit_features
 
     labels = torch.arange(images) % num_classes
-    rows = select_few_shot(labels.tolist(), [], SHOTS, random.Random(1)).train
+    rows = sample_few_shot(labels.tolist(), [], SHOTS, random.Random(1)).train
     bank = random_bank(num_classes, width, shots=1, test=tested)
     tensors = {
         "train_labels": labels,

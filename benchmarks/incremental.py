@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from trainers.hegraph import FeatureBank, HeGraphClassifier, load_bank
-from trainers.hegraph.datasets import select_few_shot
+from trainers.hegraph.datasets import sample_few_shot
 from trainers.hegraph.training.choice import accuracy
 
 from .report import Report
@@ -66,7 +66,7 @@ def _random() -> FeatureBank:
 
 def _compare(bank: FeatureBank, shots: int, seed: int, options: dict, variant: str) -> dict[str, tuple[float, float]]:
     """Accuracy in percent and seconds of one fit, and of the second part in either way."""
-    picked = select_few_shot(bank.train_labels.tolist(), [], shots, random.Random(seed)).train
+    picked = sample_few_shot(bank.train_labels.tolist(), [], shots, random.Random(seed)).train
     X, y = bank.cache_keys()[picked].numpy(), bank.train_labels[picked].numpy()
     text = bank.text_positive.numpy(), bank.text_negative.numpy()
     rank = np.array([np.flatnonzero(np.flatnonzero(y == label) == row)[0] for row, label in enumerate(y)])

@@ -20,7 +20,7 @@ from trainers.hegraph.backbones.clip import Backbone
 from trainers.hegraph.backbones.identity import MINI_CONFIG, MINI_NAME, MINI_WEIGHTS
 from trainers.hegraph.backbones.loading import create_model, load_backbone
 from trainers.hegraph.datasets.digits import open_digit
-from trainers.hegraph.features.images import Reader
+from trainers.hegraph.features.images import ImageReader
 from trainers.hegraph.method.cache import FoldedClassifier
 from trainers.hegraph.models.folder import save_model
 from trainers.hegraph.models.images import ImageModel
@@ -84,7 +84,7 @@ def throughput(report: Report, backbone: Backbone, folder: Path, batch: int, rep
     """Adds the rates of the command and of the encoder alone."""
     model = ImageModel(random_model(backbone, backbone.width), backbone)
     paths = list(image_paths([str(folder)]))
-    pixels = [pixels for _, pixels, _ in Reader(backbone.preprocess).batches(paths, batch)]
+    pixels = [pixels for _, pixels, _ in ImageReader(backbone.preprocess).batches(paths, batch)]
     options = Options(5, "csv", folder.parent / "rows.csv")
 
     def predict() -> None:

@@ -25,10 +25,10 @@ from safetensors.torch import load_file, save_file
 
 from trainers.hegraph.__main__ import main
 from trainers.hegraph.datasets.loading import load_own_images
-from trainers.hegraph.datasets.splits import read_coop_pickle, read_drawn, read_split_file
+from trainers.hegraph.datasets.splits import read_coop_pickle, read_random_split, read_split_file
 from trainers.hegraph.describe.collect import Collection
-from trainers.hegraph.features.extract import is_whole, write_part
-from trainers.hegraph.features.images import Reader
+from trainers.hegraph.features.extract import is_valid, write_features
+from trainers.hegraph.features.images import ImageReader
 from trainers.hegraph.prompts.sentences import read_descriptions
 from trainers.hegraph.results.records import collect as collect_records
 from trainers.hegraph.results.records import find_records
@@ -175,7 +175,7 @@ def made(tmp_path_factory, finished_run_once, tiny_bank_file, stopped_at_checkpo
     exif[0x0112], exif[0x010E] = 6, "words"
     for suffix in IMAGES:
         image.save(folder / f"a.{suffix}", **({} if suffix == "gif" else {"exif": exif}))
-    write_part(folder / "part.safetensors", {"features": unit_features(1, 4, 6)}, "key")
+    write_features(folder / "part.safetensors", {"features": unit_features(1, 4, 6)}, "key")
     return folder
 
 
@@ -190,7 +190,7 @@ def function(call: Callable[[Path], object]) -> Callable[[Path], int]:
 
 def read_kept(folder: Path) -> None:
     """Reads kept features as an encoding does: those that are not whole are made anew."""
-    if is_whole(folder / "part.safetensors", "key"):
+    if is_valid(folder / "part.safetensors", "key"):
         read_tensors(folder / "part.safetensors", "encoded features")
 
 
@@ -198,7 +198,7 @@ def read_image(folder: Path, suffix: str) -> None:
     from torchvision import transforms as T
 
     steps = T.Compose([T.Resize(8), T.CenterCrop(8), T.ToTensor(), T.Normalize([0.5] * 3, [0.5] * 3)])
-    Reader(steps).read(folder / f"a.{suffix}")
+    ImageReader(steps).read(folder / f"a.{suffix}")
 
 
 IMAGES = ("png", "jpg", "gif", "tif", "webp")
@@ -230,7 +230,7 @@ READERS: dict[str, tuple[str, Callable[[Path], int]]] = {
     "class names": ("names.json", command(f"{TIP}.json")),
     "lines of class names": ("names.txt", command(f"{TIP}.txt")),
     "split file": ("split.json", function(lambda folder: read_split_file(folder / "split.json", ""))),
-    "drawn split": ("split.json.drawn", function(lambda folder: read_drawn(folder / "split.json"))),
+    "drawn split": ("split.json.drawn", function(lambda folder: read_random_split(folder / "split.json"))),
     "descriptions": ("described.json", function(lambda folder: read_descriptions(folder / "described.json", NAMES))),
     "unfinished descriptions": (
         "out.json.partial",

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trainers.hegraph.datasets.splits import select_few_shot
+from trainers.hegraph.datasets.splits import sample_few_shot
 from trainers.hegraph.features.bank import FeatureBank, load_bank
 from trainers.hegraph.labels.issues import (
     find_label_issues,
@@ -122,7 +122,7 @@ def wrong(pool: Pool, shots: int, seed: int, kind: str) -> Iterator[dict]:
     from cleanlab.rank import get_label_quality_scores
     from sklearn.metrics import roc_auc_score
 
-    drawn = torch.tensor(select_few_shot(pool.labels.tolist(), [], shots, random.Random(seed)).train)
+    drawn = torch.tensor(sample_few_shot(pool.labels.tolist(), [], shots, random.Random(seed)).train)
     features, truth = pool.keys[drawn], pool.labels[drawn]
     labels = changed(pool, truth, kind, seed)
     is_wrong = labels != truth

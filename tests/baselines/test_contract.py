@@ -18,8 +18,8 @@ from yacs.config import CfgNode
 from trainers.hegraph.baselines import METHODS, OTHERS, load_method, method_options
 from trainers.hegraph.baselines.__main__ import main
 from trainers.hegraph.baselines.base import check_numbers, value_for_task
-from trainers.hegraph.datasets import select_few_shot
-from trainers.hegraph.features.bank import BankFile, draw_bank
+from trainers.hegraph.datasets import sample_few_shot
+from trainers.hegraph.features.bank import BankFile, sample_bank
 from trainers.hegraph.models.folder import load_model
 from trainers.hegraph.training.choice import accuracy
 from trainers.hegraph.utils.errors import UserError
@@ -333,7 +333,7 @@ def test_accuracy_matches_the_authors_code(shared, bank, name):
     labels = {split: file.labels[split].tolist() if split in file.labels else [] for split in ("train", "val")}
     accuracies = []
     for seed in (1, 2, 3):
-        task = draw_bank(file, select_few_shot(labels["train"], labels["val"], 4, random.Random(seed)))
+        task = sample_bank(file, sample_few_shot(labels["train"], labels["val"], 4, random.Random(seed)))
         fitted = method.fit(task.without_test(), CfgNode(dict(method.defaults)), seed)
         accuracies.append(accuracy(fitted.logits(task.test_features), task.test_labels))
     expected, tolerance = OFFICIAL[bank, name]

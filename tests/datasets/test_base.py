@@ -16,7 +16,7 @@ from PIL import Image, ImageFilter, ImageOps
 from sklearn.datasets import load_digits
 
 from trainers.hegraph.datasets import Dataset, Item, load_dataset
-from trainers.hegraph.datasets.base import check_classes, class_names, files_among, some
+from trainers.hegraph.datasets.base import abbreviate, check_classes, class_names, find_copies
 from trainers.hegraph.datasets.images import IMAGE_SUFFIXES, MAX_RATIO, is_image, open_image, reason, to_rgb
 from trainers.hegraph.utils.errors import UserError
 
@@ -57,7 +57,8 @@ def test_missing_images_are_counted_once_and_some_are_named(on_disk):
     with pytest.raises(UserError, match=r"1 of 12 images are missing below .*: test/0\.jpg; list all: look DIR"):
         replace(on_disk, val=on_disk.test, check_command="look DIR").check_files()
     assert str(on_disk.unreadable("val/3.jpg", "is empty")) == "cannot read the image val/3.jpg of Farm: is empty"
-    assert (some("abcd"), some("abc"), some("ab", 1), some("")) == ("a, b, c, ...", "a, b, c", "a, ...", "")
+    assert [abbreviate(names) for names in ("abcd", "abc", "")] == ["a, b, c, ...", "a, b, c", ""]
+    assert abbreviate("ab", 1) == "a, ..."
 
 
 def test_a_file_has_another_version_when_its_content_or_time_of_change_differs(on_disk, dataset):
@@ -78,8 +79,8 @@ def test_files_are_alike_in_every_byte_or_not_at_all(tmp_path):
     for name, content in {"a": b"xa", "b": b"xb", "c": b"x", "d": b"ya", "e": b"", "twin": b"xa"}.items():
         (tmp_path / name).write_bytes(content)
     others = [tmp_path / name for name in "bcd"]
-    assert files_among([tmp_path / "a", tmp_path / "e"], others) == []
-    assert files_among([tmp_path / "a", tmp_path / "e"], [*others, tmp_path / "twin"]) == [tmp_path / "a"]
+    assert find_copies([tmp_path / "a", tmp_path / "e"], others) == []
+    assert find_copies([tmp_path / "a", tmp_path / "e"], [*others, tmp_path / "twin"]) == [tmp_path / "a"]
 
 
 def test_labels_and_names_that_do_not_agree_are_an_error_that_names_the_image():

@@ -18,7 +18,7 @@ from dataset_files import make, write
 from scipy.io import savemat
 
 from trainers.hegraph.datasets import Dataset, Item, load_dataset, load_few_shot
-from trainers.hegraph.datasets.layouts import listing, split_classes
+from trainers.hegraph.datasets.layouts import list_names, split_classes
 from trainers.hegraph.utils.errors import UserError
 
 # Images in a mixed order, of three classes: 8, 5 and 10 of them
@@ -128,10 +128,10 @@ def test_a_class_of_three_images_is_too_small_to_be_split():
 def test_a_folder_cannot_be_listed_where_it_is_none_or_holds_a_name_that_is_not_utf8(tmp_path):
     for name in ("absent", "a\0b"):
         with pytest.raises(UserError, match=f"cannot list the folder {tmp_path}/{name}: "):
-            listing(tmp_path / name)
+            list_names(tmp_path / name)
     write(tmp_path / "caf\udce9.jpg", "")
     with pytest.raises(UserError, match=r"holds 'caf.*udce9\.jpg', a name that is not UTF-8"):
-        listing(tmp_path)
+        list_names(tmp_path)
 
 
 def test_a_damaged_list_is_one_line_of_error_that_names_the_command_which_checks(tmp_path):

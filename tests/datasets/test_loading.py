@@ -28,18 +28,18 @@ from dataset_files import make, write
 
 from trainers.hegraph.datasets import (
     Dataset,
+    FewShotSample,
     Item,
-    Selection,
     layouts,
     load_dataset,
     load_few_shot,
-    select_few_shot,
+    sample_few_shot,
     subsample_labels,
 )
 from trainers.hegraph.datasets.digits import DOMAINS, HALVES
 from trainers.hegraph.datasets.loading import LOADERS, read_stored
 from trainers.hegraph.datasets.registry import ENTRIES, canonical_name, find_entry, stored_datasets
-from trainers.hegraph.datasets.splits import read_coop_pickle, read_drawn, read_split_file, write_drawn
+from trainers.hegraph.datasets.splits import read_coop_pickle, read_random_split, read_split_file, write_random_split
 from trainers.hegraph.prompts.sentences import DESCRIPTIONS
 from trainers.hegraph.utils.errors import UserError
 
@@ -247,9 +247,9 @@ def test_a_data_set_that_is_not_there_is_an_error_that_says_where_it_was_expecte
 # --- the protocol
 
 
-def select(train: list[int], val: list[int], shots: int, seed: int) -> Selection:
+def select(train: list[int], val: list[int], shots: int, seed: int) -> FewShotSample:
     """What a run with a seed selects from a split that is there."""
-    return select_few_shot(train, val, shots, random.Random(seed))
+    return sample_few_shot(train, val, shots, random.Random(seed))
 
 
 def test_classes_are_drawn_in_order_of_first_appearance_all_of_train_before_val_and_of_val_at_most_four():
@@ -258,7 +258,7 @@ def test_classes_are_drawn_in_order_of_first_appearance_all_of_train_before_val_
     expected_train = rng.sample([0, 2, 5], 2) + rng.sample([1, 4], 2) + rng.sample([3, 6, 7], 2)
     expected_val = rng.sample([0, 1], 2) + rng.sample([2, 4], 2) + rng.sample([3, 5], 2)
     state = random.getstate()
-    assert select(train, val, shots=2, seed=5) == Selection(expected_train, expected_val)
+    assert select(train, val, shots=2, seed=5) == FewShotSample(expected_train, expected_val)
     assert random.getstate() == state  # the global generator is not touched
     assert [(len(s.train), len(s.val)) for s in (select([0] * 9, [0] * 9, n, 1) for n in (4, 8))] == [(4, 4), (8, 4)]
 
@@ -272,7 +272,7 @@ def test_a_class_with_fewer_items_is_taken_whole_in_split_order_without_a_draw_a
 
 def test_minus_one_shot_selects_all_in_split_order_without_a_draw(caplog):
     rng = random.Random(1)
-    assert select_few_shot([1, 0, 1], [0, 1], -1, rng) == Selection([0, 1, 2], [0, 1])
+    assert sample_few_shot([1, 0, 1], [0, 1], -1, rng) == FewShotSample([0, 1, 2], [0, 1])
     assert (rng.getstate(), caplog.messages) == (random.Random(1).getstate(), [])
     with pytest.raises(UserError, match="-1 for all, got 0$"):
         select([0, 1], [], 0, seed=1)
@@ -315,18 +315,18 @@ def test_how_a_split_was_drawn_is_known_until_the_file_changes(tmp_path):
     path, rng = tmp_path / "split.json", random.Random(5)
     rng.random()
     rng.gauss(0, 1)  # keeps a second number for the next time
-    assert read_drawn(path) is None
-    write_drawn(path, "", {"train": [Item("a.jpg", 0, "ant")], "val": [], "test": []}, 5, rng.getstate())
-    drawn = read_drawn(path)
+    assert read_random_split(path) is None
+    write_random_split(path, "", {"train": [Item("a.jpg", 0, "ant")], "val": [], "test": []}, 5, rng.getstate())
+    drawn = read_random_split(path)
     assert (drawn.seed, drawn.state) == (5, rng.getstate())
     kept = tmp_path / "split.json.drawn"
     content = json.loads(kept.read_text())
     kept.write_text(json.dumps(content | {"state": [3, [1, 2], None]}))
     with pytest.raises(UserError, match=r"split\.json\.drawn is damaged .*; delete it, and the split file too"):
-        read_drawn(path)
+        read_random_split(path)
     kept.write_text(json.dumps(content))
     path.write_text(path.read_text() + " ")
-    assert read_drawn(path) is None
+    assert read_random_split(path) is None
 
 
 # --- pickles

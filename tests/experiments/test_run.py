@@ -23,7 +23,7 @@ from standin.hosts import as_torchrun_sets
 from trainers.hegraph.__main__ import summary
 from trainers.hegraph.baselines import method_options
 from trainers.hegraph.config_files import load_cfg
-from trainers.hegraph.datasets import load_dataset, select_few_shot
+from trainers.hegraph.datasets import load_dataset, sample_few_shot
 from trainers.hegraph.datasets.digits import open_digit
 from trainers.hegraph.experiments import folder as folder_module
 from trainers.hegraph.experiments import run as run_module
@@ -78,7 +78,7 @@ def test_a_run_leaves_its_model_its_split_and_a_record_of_all_that_it_says(run, 
     split = json.loads((out / "split.json").read_text())
     assert (found["config_hash"], found["split_hash"]) == (sha256_of(found["config"]), sha256_of(split))
     labels = bank.train_labels.tolist()
-    rows = select_few_shot(labels, bank.val_labels.tolist(), 2, random.Random(1)).train
+    rows = sample_few_shot(labels, bank.val_labels.tolist(), 2, random.Random(1)).train
     assert split["train"] == [[row, labels[row], bank.classnames[labels[row]]] for row in rows]
     # What earlier versions had as keys is part of it still, so that their runs are recognised
     gone = {"ACTIVATION": "tanh", "WEIGHT_PER": "target", "GAMMA": 1.0}

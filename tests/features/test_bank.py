@@ -11,15 +11,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from trainers.hegraph.datasets import Selection
+from trainers.hegraph.datasets import FewShotSample
 from trainers.hegraph.features import bank as bank_module
 from trainers.hegraph.features.bank import (
     BankFile,
     Encoder,
     FeatureBank,
-    draw_bank,
     load_bank,
     refuse_test_rows,
+    sample_bank,
     text_with_norm,
 )
 from trainers.hegraph.utils.errors import UserError
@@ -177,12 +177,12 @@ def test_to_moves_every_tensor():
     assert {getattr(moved, name).device.type for name in (*TENSORS, "text_positive", "text_norms")} == {"meta"}
 
 
-# Drawn from a file
+# RandomSplit from a file
 
 
 def test_what_is_drawn_from_the_file_are_rows_of_the_whole_bank(tiny_bank):
     """Of the tiny bank, whose training images have two views; of a bank with one, see `test_every_type_is_read`."""
-    drawn, whole = draw_bank(BankFile(tiny_bank), Selection(TRAIN, VAL)), load_bank(tiny_bank)
+    drawn, whole = sample_bank(BankFile(tiny_bank), FewShotSample(TRAIN, VAL)), load_bank(tiny_bank)
     rows = {"train_features": whole.train_features[:, TRAIN], "train_labels": whole.train_labels[TRAIN]}
     rows |= {"val_features": whole.val_features[VAL], "val_labels": whole.val_labels[VAL]}
     assert_same(drawn, replace(whole, **rows))
@@ -191,10 +191,10 @@ def test_what_is_drawn_from_the_file_are_rows_of_the_whole_bank(tiny_bank):
 def test_only_rows_that_are_drawn_are_checked_and_one_is_named_by_its_place_in_the_file(tiny_bank, rewrite):
     nan = float("nan")
     rewrite(tiny_bank, at("train_features", (0, 4, 1), nan))  # not drawn
-    assert draw_bank(BankFile(tiny_bank), Selection(TRAIN, VAL)).train_features.isfinite().all()
+    assert sample_bank(BankFile(tiny_bank), FewShotSample(TRAIN, VAL)).train_features.isfinite().all()
     rewrite(tiny_bank, at("train_features", (1, 29, 6), nan))
     with pytest.raises(UserError, match=r"train_features must be finite .* row \[1, 29\] is nan"):
-        draw_bank(BankFile(tiny_bank), Selection(TRAIN, VAL))
+        sample_bank(BankFile(tiny_bank), FewShotSample(TRAIN, VAL))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -214,7 +214,7 @@ def test_every_type_is_read_whole_and_by_rows(saved, rewrite, dtype):
 def test_of_a_large_file_a_run_hashes_what_it_takes(tiny_bank, rewrite, monkeypatch):
     def digest_of(row: int) -> str:
         file = BankFile(tiny_bank)
-        return file.digest_of(lambda: draw_bank(file, Selection([row, 4], [1])))
+        return file.digest_of(lambda: sample_bank(file, FewShotSample([row, 4], [1])))
 
     assert digest_of(0) == digest_of(1) == hash_file(tiny_bank)
     monkeypatch.setattr(bank_module, "HASHED_WHOLE", 100)

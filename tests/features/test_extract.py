@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from trainers.hegraph.__main__ import main as train
 from trainers.hegraph.backbones.clip import Backbone
 from trainers.hegraph.config_files import load_cfg
-from trainers.hegraph.datasets import Dataset, Item, load_dataset, select_few_shot
+from trainers.hegraph.datasets import Dataset, Item, load_dataset, sample_few_shot
 from trainers.hegraph.datasets.digits import open_digit
 from trainers.hegraph.datasets.images import to_rgb
 from trainers.hegraph.features import extract
@@ -35,11 +35,11 @@ from trainers.hegraph.features.extract import (
     encode_images,
     encode_prompts,
     encode_task,
-    is_whole,
+    is_valid,
     training_augmentation,
-    write_part,
+    write_features,
 )
-from trainers.hegraph.features.images import ImageViews, Reader
+from trainers.hegraph.features.images import ImageReader, ImageViews
 from trainers.hegraph.features.options import EncodingOptions
 from trainers.hegraph.models.images import ImageModel
 from trainers.hegraph.utils.errors import UserError
@@ -62,7 +62,7 @@ def digits() -> Dataset:
 
 def selected(dataset: Dataset, shots: int, seed: int) -> Dataset:
     labels = [[item.label for item in items] for items in (dataset.train, dataset.val)]
-    return dataset.select(select_few_shot(*labels, shots, random.Random(seed)))
+    return dataset.select(sample_few_shot(*labels, shots, random.Random(seed)))
 
 
 @pytest.fixture
@@ -119,7 +119,7 @@ def test_pixels_are_those_of_the_transform_to_the_bit_however_it_ends(tmp_path, 
         open_digit("digits/0003").resize((width, height)).save(paths[-1])
     unusual = type(backbone.preprocess)([*backbone.preprocess.transforms, lambda pixels: pixels + 1])
     for transform in (backbone.preprocess, unusual):
-        [(_, pixels, _)] = Reader(transform).batches(paths, len(paths))
+        [(_, pixels, _)] = ImageReader(transform).batches(paths, len(paths))
         assert torch.equal(pixels, torch.stack([transform(to_rgb(Image.open(path))) for path in paths]))
 
 
@@ -155,14 +155,14 @@ def test_whatever_pillow_raises_is_a_problem_of_one_line(backbone, monkeypatch):
         raise SyntaxError("broken PNG\nmore")
 
     monkeypatch.setattr(reading, "open_any", broken)
-    [(_, pixels, problems)] = Reader(backbone.preprocess).batches([Image.new("L", (9, 9))], 1)
+    [(_, pixels, problems)] = ImageReader(backbone.preprocess).batches([Image.new("L", (9, 9))], 1)
     assert len(pixels) == 0 and problems == ["broken PNG"]
 
 
 @pytest.mark.parametrize(("there", "asked", "expected"), [(1, 0, 1), (8, 0, 8), (64, 0, 16), (2, 3, 3)])
 def test_every_core_reads_or_as_many_as_are_asked_for(backbone, monkeypatch, there, asked, expected):
     monkeypatch.setattr(reading, "cores", lambda: there)
-    assert Reader(backbone.preprocess, asked).threads == expected
+    assert ImageReader(backbone.preprocess, asked).threads == expected
 
 
 # Encoding
@@ -242,7 +242,7 @@ def test_features_that_an_earlier_version_kept_are_whole(tmp_path):
     features = F.normalize(torch.arange(6.0).view(1, 2, 3), dim=-1)
     checksum = hashlib.sha256(b"'features':torch.float32[1, 2, 3]" + features.numpy().tobytes()).hexdigest()
     save_file({"features": features}, tmp_path / "part", {"fingerprint": "key", "checksum": checksum})
-    assert is_whole(tmp_path / "part", "key") and not is_whole(tmp_path / "part", "other")
+    assert is_valid(tmp_path / "part", "key") and not is_valid(tmp_path / "part", "other")
 
 
 @pytest.mark.parametrize("part", ["test", "text"])
@@ -253,7 +253,7 @@ def test_unusable_kept_features_are_encoded_again(digits, backbone, encode, enco
     expected = encode(1, 1)
     [path] = tmp_path.glob(f"{part}-*")
     key = safe_open(path, "pt").metadata()["fingerprint"]
-    write_part(path, {name: change(tensor) for name, tensor in load_file(path).items()}, key)
+    write_features(path, {name: change(tensor) for name, tensor in load_file(path).items()}, key)
     encoded.clear()
     found = encode(1, 1)
     assert torch.equal(found.test_features, expected.test_features)

@@ -36,7 +36,7 @@ from .baselines.base import FittedMethod
 from .config import Config
 from .datasets import Dataset, Item, check_trainable, load_dataset
 from .datasets.images import open_below
-from .datasets.loading import read_coop_selection
+from .datasets.loading import read_coop_sample
 from .datasets.registry import stored_datasets
 from .datasets.splits import path_from
 from .experiments.checks import check_training
@@ -136,7 +136,7 @@ class FeatureTrainer(TrainerX):
         rng = random.Random(self.seed)
         dataset = load_dataset(data.name, data.root, self.seed, rng)
         # CoOp takes what it selected before as it finds it, even test images, and runs what its pickle holds
-        read_coop_selection(dataset, data.shots, self.seed)
+        read_coop_sample(dataset, data.shots, self.seed)
         random.setstate(rng.getstate())
         listdir = os.listdir
         os.listdir = lambda *folder: sorted(listdir(*folder))  # type: ignore[assignment]  # CoOp's ImageNet keeps its order

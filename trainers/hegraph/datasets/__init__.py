@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .base import Dataset
     from .loading import check_trainable, load_dataset, load_few_shot, load_test_images
-    from .splits import Item, Selection, select_few_shot, subsample_labels
+    from .splits import FewShotSample, Item, sample_few_shot, subsample_labels
 
 __all__ = [
-    "Dataset", "Item", "Selection", "check_trainable", "load_dataset", "load_few_shot", "load_test_images",
-    "select_few_shot", "subsample_labels",
+    "Dataset", "FewShotSample", "Item", "check_trainable", "load_dataset", "load_few_shot", "load_test_images",
+    "sample_few_shot", "subsample_labels",
 ]  # fmt: skip
-_MODULES = {"Dataset": "base"} | dict.fromkeys(("Item", "Selection", "select_few_shot", "subsample_labels"), "splits")
+_MODULES = {"Dataset": "base"} | dict.fromkeys(
+    ("Item", "FewShotSample", "sample_few_shot", "subsample_labels"), "splits"
+)
 
 
 def __getattr__(name: str) -> Any:

@@ -89,7 +89,7 @@ def check_dataset(name: str, root: str) -> State:
     """Finds out whether a data set, one of `stored_datasets`, is whole. No image is opened and nothing is written."""
     from .loading import read_stored
     from .registry import Sizes, stored_datasets
-    from .splits import SPLITS, read_drawn
+    from .splits import SPLITS, read_random_split
 
     entry = stored_datasets()[name]
     folder = absolute(root) / entry.folder
@@ -101,7 +101,7 @@ def check_dataset(name: str, root: str) -> State:
         if not (folder / entry.images).is_dir():
             return (False, [f"missing: the images, expected in {folder / entry.images}", *remedy])
         pools, names = read_stored(entry, folder, seed=1, rng=random.Random(1), write=False)
-        drawn = read_drawn(split_file) if split_file.is_file() else None
+        drawn = read_random_split(split_file) if split_file.is_file() else None
     except UserError as error:
         return (False, [f"missing or damaged: {error}", *remedy])
     paths = {item.path for split in SPLITS for item in pools[split]}
@@ -151,13 +151,13 @@ def check_own_images(root: str) -> State:
 
 def _lines_of_counts(dataset: Dataset) -> list[str]:
     """What there is; and for each common number of shots, the classes that have fewer training images."""
-    from .base import some
+    from .base import abbreviate
     from .registry import Sizes
     from .splits import SPLITS
 
     names = dataset.classnames
     sizes = Sizes(len(dataset.train), len(dataset.val), len(dataset.test), len(names))
-    lines = [str(sizes), f"classes: {some(names, MAX_CLASSES)}"]
+    lines = [str(sizes), f"classes: {abbreviate(names, MAX_CLASSES)}"]
     numbers = {split: Counter(item.classname for item in items) for split, items in dataset.splits.items()}
     for split in SPLITS:
         each = [numbers[split][name] for name in names]
@@ -165,7 +165,7 @@ def _lines_of_counts(dataset: Dataset) -> list[str]:
     for shots in SHOTS:
         if small := [name for name in names if numbers["train"][name] < shots]:
             few = f"{len(small)} of {len(names)} classes have fewer training images"
-            lines.append(f"--shots {shots}: {few}, and are taken whole: {some(small, MAX_CLASSES)}")
+            lines.append(f"--shots {shots}: {few}, and are taken whole: {abbreviate(small, MAX_CLASSES)}")
     return lines
 
 

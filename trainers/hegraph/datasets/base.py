@@ -16,7 +16,7 @@ from ..utils.errors import UserError, first_line
 from ..utils.files import hash_file, hash_rows
 from ..utils.threads import MAX_THREADS, cores
 from .images import reason
-from .splits import Item, Selection, subsample_labels
+from .splits import FewShotSample, Item, subsample_labels
 
 MAX_NAMED = 3  # a message names at most so many images or classes
 
@@ -62,7 +62,7 @@ class Dataset:
         """Whether the validation images are the test images, as those of ImageNet are in CoOp."""
         return bool(self.val) and self.val == self.test
 
-    def select(self, selection: Selection) -> Dataset:
+    def select(self, selection: FewShotSample) -> Dataset:
         """The few-shot task of a selection. Test is kept whole, and so is val where it is the same images."""
         val = self.val if self.val_is_test else [self.val[i] for i in selection.val]
         return replace(self, train=[self.train[i] for i in selection.train], val=val)
@@ -120,7 +120,7 @@ class Dataset:
         missing = [path for path in paths if not (self.root / path).is_file()]
         if missing:
             counted = f"{len(missing)} of {len(paths)} images are missing below {self.root}"
-            raise UserError(f"{self.name}: {counted}: {some(missing)}{self._how_to_list()}")
+            raise UserError(f"{self.name}: {counted}: {abbreviate(missing)}{self._how_to_list()}")
 
     def files(self, split: str) -> list[Path]:
         """The files of the images of a split; [] if they are no files of their own."""
@@ -129,7 +129,7 @@ class Dataset:
     def copies_in_test(self) -> dict[str, list[Path]]:
         """Of "train" and "val", the files that are test files as well; a split without any is left out."""
         test = self.files("test")
-        found = {split: files_among(self.files(split), test) for split in ("train", "val")}
+        found = {split: find_copies(self.files(split), test) for split in ("train", "val")}
         return {split: files for split, files in found.items() if files}
 
     def refuse_copies(self) -> None:
@@ -170,7 +170,7 @@ class Dataset:
         return f"; list all: {self.check_command}" if self.check_command else ""
 
 
-def files_among(files: list[Path], others: list[Path]) -> list[Path]:
+def find_copies(files: list[Path], others: list[Path]) -> list[Path]:
     """The files whose content is that of another one. Only those of equal size are read."""
     for tell in (os.path.getsize, hash_file):
         told, told_of_others = ({path: tell(path) for path in paths} for paths in (files, others))
@@ -180,7 +180,7 @@ def files_among(files: list[Path], others: list[Path]) -> list[Path]:
     return files
 
 
-def some(names: Sequence[str], most: int = MAX_NAMED) -> str:
+def abbreviate(names: Sequence[str], most: int = MAX_NAMED) -> str:
     """The first of many names, for a message."""
     return ", ".join([*names[:most], *(["..."] if len(names) > most else [])])
 

@@ -32,7 +32,7 @@ from ..utils.errors import UserError
 from ..utils.files import absolute
 from ..utils.reading import read_text, reading
 from .images import is_image, open_below
-from .layouts import folders_in, listing, split_classes
+from .layouts import list_folders, list_names, split_classes
 from .splits import SPLIT_NAMES, SPLITS
 
 logger = logging.getLogger(__name__)
@@ -41,8 +41,8 @@ METADATA = "metadata.csv"
 TABLE = "a table in UTF-8 with commas, semicolons or tabs between its columns"
 DELIMITERS = ",;\t"
 NONE_OF_THESE = "none of these"  # the folder, and in tables the name, of images of no class
-NO_CLASSES = ("unlabelled", NONE_OF_THESE)  # folders of `teach`, which lie beside those of the classes
-OUTPUTS = ("result.json", "config.json")  # a folder that holds one is the output of a run, or a model
+NON_CLASS_FOLDERS = ("unlabelled", NONE_OF_THESE)  # folders of `teach`, which lie beside those of the classes
+OUTPUT_FILES = ("result.json", "config.json")  # a folder that holds one is the output of a run, or a model
 SPLIT_SEED = 1  # of the split of class folders, whatever the seed of the run
 LEAST_IMAGES = 4  # of a class, for one image or more in each of three splits
 
@@ -80,8 +80,8 @@ def files_of_splits(root: Path, suffix: str) -> list[tuple[str, str]]:
     "test" further on: its images must not become training images by a guess.
     """
     splits: dict[str, list[str]] = {}  # path -> the splits that the words of its name stand for, "" for other words
-    for folder in ("", *folders_in(root)):
-        files = [os.path.join(folder, name) for name in listing(root / folder) if name.endswith(suffix)]
+    for folder in ("", *list_folders(root)):
+        files = [os.path.join(folder, name) for name in list_names(root / folder) if name.endswith(suffix)]
         if folder.lower() in SPLIT_NAMES:
             splits |= {file: [SPLIT_NAMES[folder.lower()]] for file in files}
         elif folder in ("", "data"):
@@ -110,7 +110,7 @@ def read_files(root: str) -> OwnImages | None:
     path = absolute(root)
     if not os.path.exists(path):  # URLs may be too long for `path.exists`
         return None
-    names = listing(path) if path.is_dir() else [path.name]
+    names = list_names(path) if path.is_dir() else [path.name]
     base = path if path.is_dir() else path.parent
     tables = [base / name for name in names if name.lower().endswith(".csv") and not (base / name).is_dir()]
     of_splits = [name for name in names if name.lower() in SPLIT_NAMES and (base / name).is_dir()]
@@ -120,8 +120,8 @@ def read_files(root: str) -> OwnImages | None:
         _check_folders(base, described)
     elif base / METADATA in tables and "file_name" in read_text(base / METADATA).partition("\n")[0].lower():
         rows = _read_table(base / METADATA)
-    elif any(split == "train" and folders_in(base / name) for name, split in folders.items()):
-        places = [(f"{top}/{name}", split, name) for top, split in folders.items() for name in listing(base / top)]
+    elif any(split == "train" and list_folders(base / name) for name, split in folders.items()):
+        places = [(f"{top}/{name}", split, name) for top, split in folders.items() for name in list_names(base / top)]
         rows = _rows_of_folders(base, places, "train/<class>", [])
         _check_folders(base, folders)
         if tables:
@@ -140,15 +140,15 @@ def read_files(root: str) -> OwnImages | None:
 def class_folders(base: Path) -> list[str]:
     """List the folders in a folder that hold images of a class each, in sorted order.
 
-    Hidden folders, those of `NO_CLASSES`, and outputs of this program are no classes. UserError if a folder beside
-    them has the name of a split.
+    Hidden folders, `NON_CLASS_FOLDERS` and outputs of this program are no classes. UserError if a folder beside them
+    has the name of a split.
     """
     classes, splits = [], []
-    for name in folders_in(base):
-        files = listing(base / name)
+    for name in list_folders(base):
+        files = list_names(base / name)
         if name.lower() in SPLIT_NAMES:
             splits.append(name)
-        elif name.lower() not in NO_CLASSES and not {*OUTPUTS} & {*files} and any(map(is_image, files)):
+        elif name.lower() not in NON_CLASS_FOLDERS and not {*OUTPUT_FILES} & {*files} and any(map(is_image, files)):
             classes.append(name)
     if classes and splits:
         raise UserError(
@@ -172,7 +172,7 @@ def read_class_folders(root: str, split: bool = True) -> OwnImages | None:
     classes = class_folders(base) if os.path.isdir(base) else []
     if not classes:
         return None
-    others = [name for name in listing(base) if name not in classes]
+    others = [name for name in list_names(base) if name not in classes]
     rows = _rows_of_folders(base, [(name, "train", name) for name in classes], "<class>", others)
     return OwnImages(_split(base, classes, rows) if split else rows, partial(open_below, base), base)
 
@@ -198,7 +198,7 @@ def _check_folders(base: Path, read: dict[str, str]) -> None:
     splits = list(read.values())
     if double := [name for name, split in read.items() if splits.count(split) > 1]:
         raise UserError(f"{base}: the folders {' and '.join(double)} both mean {read[double[0]]}; keep one of them")
-    if others := [name for name in folders_in(base) if name not in read]:
+    if others := [name for name in list_folders(base) if name not in read]:
         logger.warning("%s: the folders %s are not read; read are %s", base, ", ".join(others), ", ".join(read))
 
 
@@ -207,7 +207,7 @@ def _rows_of_folders(base: Path, places: Iterable[tuple[str, str, str]], form: s
     rows: list[Row] = []
     left_out = [*others]
     for place, split, name in places:
-        files = listing(base / place) if (base / place).is_dir() else []
+        files = list_names(base / place) if (base / place).is_dir() else []
         images = [file for file in files if is_image(file)]  # by its name alone: there may be millions
         rows += [Row(split, f"{place}/{file}", name) for file in images]
         left_out += [f"{place}/{file}" for file in files if not is_image(file)] if images else [place]

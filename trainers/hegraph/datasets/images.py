@@ -91,7 +91,7 @@ def _identify(source: os.PathLike[str] | str | bytes) -> Image.Image:
     return Image.open(start(), formats=["HEIF"])
 
 
-def open_sent(source: Path | bytes) -> Image.Image:
+def open_upload(source: Path | bytes) -> Image.Image:
     """Opens an image that was sent to a page; UserError, as the end of a sentence, for one too large or none."""
     if (len(source) if isinstance(source, bytes) else source.stat().st_size) > MAX_BYTES:
         raise UserError(f"has more than {MAX_BYTES >> 20} MB; take a smaller one")

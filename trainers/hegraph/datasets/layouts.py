@@ -31,7 +31,7 @@ GROUND_TRUTH = (
 GROUND_TRUTH_FOLDERS = (".", "images", "images/val", "data", "devkit/data", "ILSVRC2012_devkit_t12/data")
 
 
-def listing(folder: Path) -> list[str]:
+def list_names(folder: Path) -> list[str]:
     """The names in a folder, sorted, without hidden ones; UserError if one is not UTF-8, which no record could hold."""
     try:
         names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
@@ -42,9 +42,9 @@ def listing(folder: Path) -> list[str]:
     return names
 
 
-def folders_in(folder: Path) -> list[str]:
-    """The names of the folders in a folder; as `listing`."""
-    return [name for name in listing(folder) if (folder / name).is_dir()]
+def list_folders(folder: Path) -> list[str]:
+    """The names of the folders in a folder; as `list_names`."""
+    return [name for name in list_names(folder) if (folder / name).is_dir()]
 
 
 def read_lines(path: Path) -> list[str]:
@@ -108,8 +108,8 @@ def read_class_folders(
     folder: Path, rng: random.Random, images: str, ignored: Collection[str] = (), names: Mapping[str, str] | None = None
 ) -> Pools:
     """One folder per class, but for those `ignored`; `names` of classes that are not called as their folders."""
-    folders = [name for name in folders_in(folder / images) if name not in ignored]
-    paths = [[f"{images}/{name}/{file}" for file in listing(folder / images / name)] for name in folders]
+    folders = [name for name in list_folders(folder / images) if name not in ignored]
+    paths = [[f"{images}/{name}/{file}" for file in list_names(folder / images / name)] for name in folders]
     called = [(names or {}).get(name, name) for name in folders]
     return split_classes(zip(range(len(folders)), called, paths), rng)
 
@@ -232,22 +232,22 @@ def class_names_by_id(folder: Path) -> dict[str, str]:
 
 def class_ids(folder: Path, place: str) -> list[str]:
     """The WordNet ids of the classes in label order: of `classnames.txt`, or of the class folders in another place."""
-    return list(class_names_by_id(folder)) if place == CLASSNAMES else folders_in(folder / place)
+    return list(class_names_by_id(folder)) if place == CLASSNAMES else list_folders(folder / place)
 
 
 def _in_folders(folder: Path, place: str) -> list[tuple[str, str]]:
     """Path and WordNet id of the images in class folders."""
     top = folder / place
-    return [(f"{place}/{name}/{file}", name) for name in folders_in(top) for file in listing(top / name)]
+    return [(f"{place}/{name}/{file}", name) for name in list_folders(top) for file in list_names(top / name)]
 
 
 def _validation(folder: Path, place: str, wordnet_ids: list[str]) -> list[tuple[str, str]]:
     """Path and WordNet id of the validation images, which are in class folders, or in a flat folder with a file that
     labels them. `wordnet_ids` are the sorted ids of all classes, also of those without an image.
     """
-    if folders_in(folder / place):
+    if list_folders(folder / place):
         return _in_folders(folder, place)
-    files = [name for name in listing(folder / place) if name.lower().endswith((".jpeg", ".jpg", ".png"))]
+    files = [name for name in list_names(folder / place) if name.lower().endswith((".jpeg", ".jpg", ".png"))]
     candidates = [folder / where / name for name in GROUND_TRUTH for where in GROUND_TRUTH_FOLDERS]
     path = next((path for path in candidates if path.is_file()), None)
     if path is None:

@@ -21,14 +21,23 @@ from pathlib import Path
 from ..utils.errors import UserError, command, first_line, unknown
 from ..utils.files import absolute
 from ..utils.reading import check
-from .base import Dataset, class_names, some
+from .base import Dataset, abbreviate, class_names
 from .digits import load_digits_dataset
 from .folder import class_name, read_class_folders, read_files, read_table
 from .images import is_image, open_below
-from .layouts import class_ids, listing
+from .layouts import class_ids, list_names
 from .packed import read_hugging_face, read_shards
 from .registry import ENTRIES, Entry, find_entry
-from .splits import SPLITS, Item, Pools, read_coop_pickle, read_drawn, read_split_file, select_few_shot, write_drawn
+from .splits import (
+    SPLITS,
+    Item,
+    Pools,
+    read_coop_pickle,
+    read_random_split,
+    read_split_file,
+    sample_few_shot,
+    write_random_split,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -67,11 +76,11 @@ def load_few_shot(name: str, root: str, shots: int, seed: int, subsample: str = 
     rng = random.Random(seed)
     dataset = load_dataset(name, root, seed, rng)
     check_trainable(dataset)
-    if drawn := read_coop_selection(dataset, shots, seed):
+    if drawn := read_coop_sample(dataset, shots, seed):
         dataset = dataset.with_splits(drawn)
     else:
         train_labels, val_labels = ([item.label for item in items] for items in (dataset.train, dataset.val))
-        dataset = dataset.select(select_few_shot(train_labels, val_labels, shots, rng))
+        dataset = dataset.select(sample_few_shot(train_labels, val_labels, shots, rng))
     dataset = dataset.subsample(subsample)
     dataset.check_files()
     return dataset
@@ -138,7 +147,7 @@ def load_own_images(root: str, name: str = OWN, split_folders: bool = True) -> D
     if images is None:
         base = absolute(root)
         try:
-            held = some(listing(base)) or "nothing"
+            held = abbreviate(list_names(base)) or "nothing"
         except UserError as error:
             raise NoOwnImages(str(error)) from error
         raise NoOwnImages(
@@ -155,14 +164,16 @@ def load_own_images(root: str, name: str = OWN, split_folders: bool = True) -> D
     if not trained:
         raise UserError(f"{where} has no training image; {LAYOUT}")
     if untrained := sorted({called for split in ("val", "test") for _, called in rows[split]} - trained):
-        raise UserError(f"{where}: {len(untrained)} classes of val or test have no training image: {some(untrained)}")
+        raise UserError(
+            f"{where}: {len(untrained)} classes of val or test have no training image: {abbreviate(untrained)}"
+        )
     ordered = dict.fromkeys(class_name(each, root) for each in images.classnames)
     names = [called for called in ordered if called in trained]
     if len(names) < len(trained):
         names = sorted(trained, key=_class_order)
     if all(re.fullmatch(r"[-+]?\d+([.,]\d+)?", called) for called in names):
         said = '%s: all class names are numbers (%s), so prompts read "a photo of a %s."; give them names in words'
-        logger.warning(said, where, some(names), names[0])
+        logger.warning(said, where, abbreviate(names), names[0])
     labels = {called: label for label, called in enumerate(names)}
     train, val, test = ([Item(path, labels[called], called) for path, called in rows[split]] for split in SPLITS)
     check = command(f"datasets check folder --root {shlex.quote(root)}")
@@ -211,7 +222,7 @@ def read_stored(
     prefix = f"{entry.images}/" if entry.images else ""  # of paths, which the split file leaves out
     listed = split_file.is_file()
     if listed:
-        drawn = read_drawn(split_file)
+        drawn = read_random_split(split_file)
         if drawn is not None and drawn.seed == seed:
             rng.setstate(drawn.state)
         pools = read_split_file(split_file, prefix)
@@ -227,7 +238,7 @@ def read_stored(
     names = class_names(*(pools[split] for split in splits))
     if entry.split_file and not listed and write:
         try:
-            write_drawn(split_file, prefix, pools, seed, rng.getstate())
+            write_random_split(split_file, prefix, pools, seed, rng.getstate())
             look = command(f"datasets check {entry.name} --root {folder.parent}")
             said = "%s was missing: drawn with seed %d and written, as CoOp does. It is not the published split: %s"
             logger.warning(said, split_file, seed, look)
@@ -236,7 +247,7 @@ def read_stored(
     return pools, names
 
 
-def read_coop_selection(dataset: Dataset, shots: int, seed: int) -> Pools | None:
+def read_coop_sample(dataset: Dataset, shots: int, seed: int) -> Pools | None:
     """The few-shot task that CoOp selected in this data root for these shots and this seed; None if it did not.
 
     CoOp keeps its selection as a pickle in the folder of the data set and takes it in every later run, so it is taken

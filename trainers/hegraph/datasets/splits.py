@@ -52,22 +52,22 @@ class Item(NamedTuple):
 Pools = dict[str, list[Item]]  # split, one of `SPLITS` -> all its items
 
 
-class Selection(NamedTuple):
+class FewShotSample(NamedTuple):
     """The positions in the pools of train and val that the protocol selects, in the order in which it draws them."""
 
     train: list[int]
     val: list[int]
 
 
-def select_few_shot(
+def sample_few_shot(
     train_labels: Sequence[int], val_labels: Sequence[int], shots: int, rng: random.Random
-) -> Selection:
+) -> FewShotSample:
     """Draws the few-shot training and validation sets from the labels of all items, in split order.
 
     -1 shots select everything. `rng` is `random.Random(seed)`, from which the split may have been drawn before.
     """
     if shots == -1:
-        return Selection(list(range(len(train_labels))), list(range(len(val_labels))))
+        return FewShotSample(list(range(len(train_labels))), list(range(len(val_labels))))
     if shots < 1:
         raise UserError(f"shots must be at least 1, or -1 for all, got {shots}")
     counts = Counter(train_labels)
@@ -75,7 +75,7 @@ def select_few_shot(
         said = "%d of %d classes have fewer than %d training images (fewest: %d); these are taken whole"
         logger.warning(said, len(small), len(counts), shots, min(counts.values()))
     train = _sample_per_class(train_labels, shots, rng)
-    return Selection(train, _sample_per_class(val_labels, min(shots, MAX_VAL_SHOTS), rng))
+    return FewShotSample(train, _sample_per_class(val_labels, min(shots, MAX_VAL_SHOTS), rng))
 
 
 def _sample_per_class(labels: Sequence[int], shots: int, rng: random.Random) -> list[int]:
@@ -114,7 +114,7 @@ class _SplitFile(OpenPart):
     test: list[_Row]
 
 
-class Drawn(OpenPart):
+class RandomSplit(OpenPart):
     """How a split file was drawn here: the seed, the SHA-256 of the file, the generator's state afterwards."""
 
     seed: int
@@ -142,18 +142,18 @@ def check_pools(pools: Pools, where: str) -> None:
                 raise UserError(f"{where} lists {path} {twice}; an image has one split and one label")
 
 
-def read_drawn(split_file: Path) -> Drawn | None:
+def read_random_split(split_file: Path) -> RandomSplit | None:
     """How this program drew a split file; None if it did not, or the file has been changed or replaced since."""
     path = Path(f"{split_file}{DRAWN}")
     if not path.is_file():
         return None
     with reading(path, "how a split was drawn; delete it, and the split file too to have it drawn anew"):
-        drawn = Drawn.model_validate_json(path.read_bytes())  # in which lists are tuples
+        drawn = RandomSplit.model_validate_json(path.read_bytes())  # in which lists are tuples
         random.Random().setstate(drawn.state)
     return drawn if drawn.sha256 == hash_file(split_file) else None
 
 
-def write_drawn(split_file: Path, prefix: str, pools: Pools, seed: int, state: tuple) -> None:
+def write_random_split(split_file: Path, prefix: str, pools: Pools, seed: int, state: tuple) -> None:
     """Writes a split that was drawn, with paths without their `prefix`, and then how it was drawn."""
     write_json(split_file, {s: [[path.removeprefix(prefix), *of] for path, *of in pools[s]] for s in SPLITS})
     write_json(Path(f"{split_file}{DRAWN}"), {"seed": seed, "sha256": hash_file(split_file), "state": state})

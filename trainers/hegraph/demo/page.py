@@ -13,7 +13,7 @@ import gradio as gr
 from PIL import Image
 
 from ..datasets.digits import CLASSNAMES, load_digits_dataset
-from ..datasets.images import open_sent
+from ..datasets.images import open_upload
 from ..models.folder import read_thumbnail
 from ..models.images import ImageModel
 from ..utils.errors import UserError, first_line, one_line
@@ -82,7 +82,7 @@ class Answers:
     def _open(self, uploaded: Any) -> Image.Image:
         path = uploaded_file(uploaded, self.uploads)
         try:
-            picture = open_sent(path)
+            picture = open_upload(path)
         except UserError as error:
             raise UserError(f"this file {error}") from error
         return scan_of_picture(picture) if self.scanned else picture

@@ -21,11 +21,11 @@ from torch import Tensor
 from ..backbones.identity import backbone_identity
 from ..baselines import TRANSDUCTIVE_METHODS
 from ..config import Config
-from ..datasets import Dataset, Selection, load_few_shot, load_test_images, select_few_shot, subsample_labels
-from ..datasets.base import check_classes, files_among
+from ..datasets import Dataset, FewShotSample, load_few_shot, load_test_images, sample_few_shot, subsample_labels
+from ..datasets.base import check_classes, find_copies
 from ..datasets.loading import OWN, load_pool, load_unlabelled
 from ..features import extract
-from ..features.bank import SUFFIX, BankFile, Encoder, FeatureBank, draw_bank, mean_over_views, refuse_test_rows
+from ..features.bank import SUFFIX, BankFile, Encoder, FeatureBank, mean_over_views, refuse_test_rows, sample_bank
 from ..features.images import ImageViews
 from ..method.unlabelled import ClassSums
 from ..models.saved import Backbone as BackboneConfig
@@ -206,7 +206,7 @@ class BankTask(Task):
         self.file = file = shared_bank(path, cfg)
         self.cfg, self.seed, self.name, self.reads = cfg, seed, file.dataset, (path,)
         labels = {name: file.labels[name].tolist() if name in file.labels else [] for name in ("train", "val")}
-        self.selection = select_few_shot(labels["train"], labels["val"], cfg.data.shots, random.Random(seed))
+        self.selection = sample_few_shot(labels["train"], labels["val"], cfg.data.shots, random.Random(seed))
         # Where all classes are asked for, one without images stays here and is an error later
         of_all = cfg.data.classes == "all"
         drawn = range(len(file.classnames)) if of_all else {labels["train"][row] for row in self.selection.train}
@@ -226,7 +226,7 @@ class BankTask(Task):
     @cached_property
     def features(self) -> FeatureBank:  # type: ignore[override]
         """The rows that the protocol selected, and the test images."""
-        return draw_bank(self.file, self.selection).subsample(self.cfg.data.classes)
+        return sample_bank(self.file, self.selection).subsample(self.cfg.data.classes)
 
     @property
     def has_test(self) -> bool:
@@ -274,7 +274,7 @@ def bank_to_test(file: BankFile, which: str, cfg: Config, seed: int) -> Task:
     """The test images of a bank, of "all" classes or of the half "base" or "new"; raises UserError if it has none."""
     if "test" not in file.labels:
         raise UserError(f"{file.path} has no test images, so no model can be tested on it")
-    bank = draw_bank(file, Selection([], []))
+    bank = sample_bank(file, FewShotSample([], []))
     if which != "all":
         half = subsample_labels(set(file.labels["train"].tolist()), which)
         bank = bank.of_classes(torch.tensor(half, dtype=torch.long))
@@ -392,7 +392,7 @@ class ImageTask(Task):
     def _encoded(self, images: Dataset, check: bool) -> Tensor:
         """Features of unlabelled images, and if asked for a check that none of their files is one of a test image."""
         if check and (pool := images.files("test")) and (tested := self.dataset.files("test")):
-            refuse_tested(files_among(pool, tested), len(pool))
+            refuse_tested(find_copies(pool, tested), len(pool))
         if self.cfg.data.skip_unreadable and (left_out := [*images.unreadable_images()]):
             logger.warning("%d of %d images are left out, such as %s", len(left_out), len(images.test), left_out[0])
             if len(left_out) == len(images.test):

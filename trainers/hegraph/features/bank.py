@@ -25,7 +25,7 @@ from pydantic import BeforeValidator, Json
 from safetensors import safe_open
 from torch import Tensor
 
-from ..datasets.splits import SPLITS, Selection, subsample_labels
+from ..datasets.splits import SPLITS, FewShotSample, subsample_labels
 from ..utils.errors import UserError
 from ..utils.files import hash_content, hash_file, write_tensors
 from ..utils.reading import Name, OpenPart, Part, Positive, check, reading
@@ -286,10 +286,10 @@ def has_unit_norm(norms: Tensor) -> Tensor:
 
 def load_bank(path: Path) -> FeatureBank:
     """Reads and checks a whole feature bank; errors as of `BankFile` and its `features`."""
-    return draw_bank(BankFile(check(Path, path, "path", convert=True)))
+    return sample_bank(BankFile(check(Path, path, "path", convert=True)))
 
 
-def draw_bank(file: BankFile, selection: Selection | None = None) -> FeatureBank:
+def sample_bank(file: BankFile, selection: FewShotSample | None = None) -> FeatureBank:
     """The few-shot task that the protocol selected from a bank: its rows of train and val, and the whole of test; None
     takes all. Only those rows are read. Errors as `BankFile.features`.
     """

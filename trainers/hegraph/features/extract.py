@@ -116,13 +116,13 @@ def encode_images(backbone: Backbone, images: ImageViews, options: EncodingOptio
         **backbone.fingerprint,
     }
     key = hash_rows(files, beside, "images")
-    return kept_part(folder, name, key, lambda path: _encode(backbone, images, options, path, key, name))[FEATURES]
+    return load_or_encode(folder, name, key, lambda path: _encode(backbone, images, options, path, key, name))[FEATURES]
 
 
 def _encode(backbone: Backbone, images: ImageViews, options: EncodingOptions, path: Path, key: str, name: str) -> None:
     """Encodes the chunks that no earlier run has, with all processes of `torchrun`, and joins them at `path`."""
     chunks = cut(len(images), options.batch_size)
-    missing = processes.of_first(lambda: [chunk for chunk in chunks if not is_whole(_file(path, chunk), key)])
+    missing = processes.of_first(lambda: [chunk for chunk in chunks if not is_valid(_file(path, chunk), key)])
     done = len(images) - sum(map(len, missing))
     mine = missing[processes.rank() :: processes.world_size()]
     if done:
@@ -137,14 +137,14 @@ def _encode(backbone: Backbone, images: ImageViews, options: EncodingOptions, pa
                 raise UserError(
                     f"{backbone.name} gives NaN or zero features for {name} images of {images.dataset.name}"
                 )
-            write_part(_file(path, chunk), {FEATURES: features}, key)
+            write_features(_file(path, chunk), {FEATURES: features}, key)
             bar.update(len(features))
     logger.info("encoded %d %s images", sum(map(len, mine)), name)
     processes.wait()
     if processes.rank() == 0:
         with _unless_finished(path, key):
             features = torch.cat([read_tensors(_file(path, chunk), WHAT)[0][FEATURES] for chunk in chunks])
-            write_part(path, {FEATURES: features.unflatten(0, (images.views, -1))}, key)
+            write_features(path, {FEATURES: features.unflatten(0, (images.views, -1))}, key)
 
 
 def cut(num_images: int, batch_size: int) -> list[range]:
@@ -168,7 +168,7 @@ def _unless_finished(path: Path, key: str) -> Iterator[None]:
     try:
         yield
     except UserError:
-        if not is_whole(path, key):
+        if not is_valid(path, key):
             raise
 
 
@@ -217,9 +217,9 @@ def encode_prompts(
         }
         if not is_usable(text):
             raise UserError(f"{backbone.name} gives NaN or zero features for the prompts of {dataset}")
-        write_part(path, text, key)
+        write_features(path, text, key)
 
-    return kept_part(folder, "text", key, encode)
+    return load_or_encode(folder, "text", key, encode)
 
 
 def _encode_group(backbone: Backbone, group: PromptGroup) -> tuple[Tensor, Tensor]:
@@ -236,14 +236,14 @@ def _encode_group(backbone: Backbone, group: PromptGroup) -> tuple[Tensor, Tenso
 # Features that are kept
 
 
-def kept_part(folder: Path, name: str, key: str, make: Callable[[Path], None]) -> Tensors:
+def load_or_encode(folder: Path, name: str, key: str, make: Callable[[Path], None]) -> Tensors:
     """The tensors of a part, which is made if it is not there. A damaged file is replaced, and that is said.
 
     All processes of `torchrun` call this together. Two runs that do not know of each other may make the same part: each
     renames a whole file into place. `make` writes the file, in the first process, with the help of the others.
     """
     path = folder / f"{name}-{key[:16]}.safetensors"
-    if not processes.of_first(lambda: is_whole(path, key)):
+    if not processes.of_first(lambda: is_valid(path, key)):
         make(path)
         if processes.rank() == 0:
             shutil.rmtree(path.with_suffix(CHUNKS), ignore_errors=True)
@@ -251,7 +251,7 @@ def kept_part(folder: Path, name: str, key: str, make: Callable[[Path], None]) -
     return read_tensors(path, WHAT)[0]
 
 
-def write_part(path: Path, tensors: Tensors, key: str) -> None:
+def write_features(path: Path, tensors: Tensors, key: str) -> None:
     """Writes features with the key of what they were made from and a checksum of them, atomically."""
     write_tensors(path, tensors, {"fingerprint": key, "checksum": _checksum(tensors)})
 
@@ -265,7 +265,7 @@ def is_usable(tensors: Tensors) -> bool:
     return all(rows) and bool(((norms > 0) & norms.isfinite()).all())
 
 
-def is_whole(path: Path, key: str) -> bool:
+def is_valid(path: Path, key: str) -> bool:
     """Whether a file holds undamaged features, made from what `key` stands for. If it does not, that is said."""
     if not path.exists():
         return False

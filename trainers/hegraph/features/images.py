@@ -33,7 +33,7 @@ class View(NamedTuple):
 ImageLike: TypeAlias = "ImageOrPath | View"
 
 
-class Reader:
+class ImageReader:
     """Reads images by a transform.
 
     Threads, one for each core where the number is 0, decode images and resize them to bytes. What is left, to floats
@@ -112,7 +112,7 @@ class ImageViews:
             View(self.dataset, self.items[position % len(self.items)].path, self.seed * 1_000_003 + position)
             for position in positions
         )
-        for _, pixels, problems in Reader(self.transform, threads).batches(views, batch_size):
+        for _, pixels, problems in ImageReader(self.transform, threads).batches(views, batch_size):
             if problem := next(filter(None, problems), ""):
                 raise UserError(problem)
             yield pixels

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from pydantic import TypeAdapter
 from torch import Tensor
 
-from ..datasets.layouts import listing
+from ..datasets.layouts import list_names
 from ..utils.errors import UserError
 from ..utils.reading import Name, parse_json, read_text, read_torch, reading
 from .bank import NORM_TOLERANCE, FeatureBank
@@ -45,7 +45,7 @@ def import_tip(
             has to fit is seen when the bank is saved and loaded.
     """
     if shots is None:
-        found = [name for name in listing(folder) if re.fullmatch(r"keys_[0-9]{1,9}shots\.pt", name)]
+        found = [name for name in list_names(folder) if re.fullmatch(r"keys_[0-9]{1,9}shots\.pt", name)]
         if len(found) != 1:
             names = ", ".join(found) or "none"
             raise UserError(f"{folder} must hold one keys_<S>shots.pt (found: {names}); choose with --shots S")

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..backbones.identity import AUTO, FOLDER, canonical_name
-from ..features.images import ImageLike, Reader
+from ..features.images import ImageLike, ImageReader
 from ..utils.errors import UserError
 from .folder import load_model
 from .saved import SavedModel
@@ -89,7 +89,7 @@ class ImageModel:
         features `[number that could be read, d]`.
         """
         none = torch.zeros(0, self.model.classifier.width)
-        for batch, pixels, problems in Reader(self.backbone.preprocess).batches(images, batch_size):
+        for batch, pixels, problems in ImageReader(self.backbone.preprocess).batches(images, batch_size):
             yield batch, problems, self.backbone.encode_images(pixels) if len(pixels) else none
 
 

@@ -21,8 +21,8 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import IO, NamedTuple
 
-from ..datasets.folder import NO_CLASSES, OUTPUTS, class_name
-from ..datasets.images import MAX_BYTES, is_image, open_sent
+from ..datasets.folder import NON_CLASS_FOLDERS, OUTPUT_FILES, class_name
+from ..datasets.images import MAX_BYTES, is_image, open_upload
 from ..datasets.splits import SPLIT_NAMES
 from ..predict.files import FORBIDDEN, MAX_NAME, folder_name
 from ..utils.errors import UserError, first_line, printable, shortened
@@ -31,7 +31,7 @@ from ..utils.reading import reading
 from .journal import OWN, JournaledFolder, Move, removed
 
 TRAIN, KEPT = "train", f"{OWN}/kept"
-LOOSE = UNLABELLED, _ = NO_CLASSES  # places of images that are no classes
+LOOSE = UNLABELLED, _ = NON_CLASS_FOLDERS  # places of images that are no classes
 MOST_DIGESTS = 200_000  # of files that are not read again
 MOST_FILES, MOST_BYTES = 50_000, 8 * 2**30  # of a zip file
 # The project may lie in one more folder, as macOS packs it, beside a folder of its own
@@ -302,7 +302,7 @@ class Project(JournaledFolder):
         """
         others: list[str] = []
         folders, images = self._names(path, others)
-        if path in LOOSE or path.lower() in SPLIT_NAMES or {f"{path}/{name}" for name in OUTPUTS} & {*others}:
+        if path in LOOSE or path.lower() in SPLIT_NAMES or {f"{path}/{name}" for name in OUTPUT_FILES} & {*others}:
             return False
         return bool(images) or not (folders or others)
 
@@ -417,7 +417,7 @@ def start_of(file: IO[bytes]) -> bytes:
 def problem_of(name: str, data: bytes) -> str:
     """Why a file is no image of a project, as the end of a sentence; "" if it is one."""
     try:
-        open_sent(data)
+        open_upload(data)
     except UserError as error:
         return str(error)
     return "" if is_image(name) else "is no image, by the ending of its name"
