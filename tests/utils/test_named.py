@@ -16,7 +16,7 @@ from trainers.hegraph.utils import option
 from trainers.hegraph.utils.devices import available_device, choose_device, wait_for
 from trainers.hegraph.utils.errors import UserError
 from trainers.hegraph.utils.option import Option, values_up_to
-from trainers.hegraph.utils.threads import AHEAD, cores, in_batches
+from trainers.hegraph.utils.threads import BATCHES_AHEAD, cores, in_batches
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -125,7 +125,7 @@ def test_items_are_taken_only_as_they_are_needed():
     batches = in_batches(str, numbers, 4, 2)
     for number in range(1, 6):
         next(batches)
-        assert next(numbers) <= 4 * (number + AHEAD) + number
+        assert next(numbers) <= 4 * (number + BATCHES_AHEAD) + number
     batches.close()
 
 
