@@ -145,6 +145,8 @@ def test_a_drawing_becomes_an_image_and_is_tried(window, folder):
     window.draw([[(0.5, 0.1), (0.5, 0.9)]], "sketch")
     click(window, card(window, "one"), "Add the drawing")
     window.wait(lambda: counts(folder)["one"] == before + 1)
+    window.wait(lambda: "1 image added." in window.text("#status"))
+    window.wait(lambda: "still to be encoded" not in window.text("#status"))  # the page is not laid out anew after that
     window.tab("Try")
     window.draw([[(0.5, 0.1), (0.5, 0.9)]])
     window.wait(lambda: window.winner() == "one")
