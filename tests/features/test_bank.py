@@ -211,6 +211,13 @@ def test_every_type_is_read_whole_and_by_rows(saved, rewrite, dtype):
     assert file.digest == hash_file(saved)
 
 
+def test_a_bank_that_changed_after_opening_is_refused(saved):
+    file = BankFile(saved)
+    saved.write_bytes(saved.read_bytes() + b" ")
+    with pytest.raises(UserError, match="has changed since it was opened; start again"):
+        file.features("train")
+
+
 def test_of_a_large_file_a_run_hashes_what_it_takes(tiny_bank, rewrite, monkeypatch):
     def digest_of(row: int) -> str:
         file = BankFile(tiny_bank)

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -27,7 +28,7 @@ from torch import Tensor
 
 from ..datasets.splits import SPLITS, FewShotSample, subsample_labels
 from ..utils.errors import UserError
-from ..utils.files import hash_content, hash_file, write_tensors
+from ..utils.files import file_version, hash_content, hash_file, write_tensors
 from ..utils.reading import Name, OpenPart, Part, Positive, check, reading
 
 logger = logging.getLogger(__name__)
@@ -45,6 +46,7 @@ BESIDE_IMAGES = (
 # How far a norm may be from 1: features that were kept in float16 are within it, means of unit vectors are not
 NORM_TOLERANCE = 0.02
 FLOATS = ("F16", "BF16", "F32", "F64")
+DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64, "I64": torch.int64}
 # The mean norm of 1,606 text features of OpenAI's ViT-B/32; their standard deviation is 0.7
 OPENAI_VIT_B32_NORM = 9.9
 OPENAI_VIT_B32 = re.compile(r"ViT-B[-/]32(-quickgelu)?/openai", re.IGNORECASE)  # how such backbones are called in banks
@@ -191,6 +193,7 @@ class BankFile:
                 raise ValueError(f"class names repeat: {', '.join(twice[:5])}")
             names = set(self._file.keys())
             self._check_forms(names)
+            self._version, self._places = file_version(path), _places_in(path, names)
             self.labels = {split: self._labels(split) for split in SPLITS if f"{split}_labels" in names}
             self.text_positive, self.text_negative = self._unit("text_positive"), self._unit("text_negative")
             self.text_norms = self._read("text_norms").float() if "text_norms" in names else None
@@ -253,15 +256,26 @@ class BankFile:
         return labels
 
     def _read(self, name: str, rows: Sequence[int] | None = None) -> Tensor:
-        """A tensor, or some rows of one of shape `[..., n, d]`, in any order, in memory of torch's own: the last bit of
-        a matrix product can depend on its alignment.
+        """A tensor, or some rows of one of shape `[..., n, d]`, in any order.
+
+        The rows are read, and not mapped into memory: the system maps 16 pages around each one, so that a few rows of
+        a large bank would take gigabytes. UserError if the file was changed since it was opened.
         """
-        stored = self._file.get_slice(name)
-        if rows is None:
-            return stored[:].clone()
-        views = (slice(None),) * (len(stored.get_shape()) - 2)
-        slices = [slice(row, row + 1) for row in rows] or [slice(0)]
-        return torch.cat([stored[(*views, rows)] for rows in slices], dim=-2)
+        begin, shape, dtype = self._places[name]
+        size, places = math.prod(shape) * dtype.itemsize, [0]
+        if rows is not None:
+            *views, count, width = shape
+            shape, size = [*views, len(rows), width], width * dtype.itemsize
+            places = [(view * count + row) * size for view in range(math.prod(views)) for row in rows]
+        found = torch.empty(shape, dtype=dtype)
+        blocks = found.flatten().view(torch.uint8).reshape(len(places), size).numpy()
+        with reading(self.path, WHAT), self.path.open("rb") as file:
+            if file_version(self.path) != self._version:
+                raise UserError(f"{self.path} has changed since it was opened; start again")
+            for place, block in zip(places, blocks):
+                file.seek(begin + place)
+                file.readinto(block)
+        return found
 
     def _unit(self, name: str, rows: Sequence[int] | None = None) -> Tensor:
         """Features, or some rows of them, as float32 with rows of exactly unit norm; "train_features" with views."""
@@ -275,13 +289,23 @@ class BankFile:
                 f"{self.path}: the rows of {name} must be finite and of unit norm, but that of row {place} is "
                 f"{norms[tuple(first)]:.3g}; divide each row by its norm"
             )
-        tensor = F.normalize(tensor, dim=-1)
+        F.normalize(tensor, dim=-1, out=tensor)  # of a large bank, a copy would take as much memory again
         return tensor.unsqueeze(0) if name == "train_features" and tensor.dim() == 2 else tensor
 
 
 def has_unit_norm(norms: Tensor) -> Tensor:
     """Where the norms of feature rows are close enough to 1, element by element; not where they are NaN."""
     return (norms - 1).abs() <= NORM_TOLERANCE
+
+
+def _places_in(path: Path, names: Collection[str]) -> dict[str, tuple[int, list[int], torch.dtype]]:
+    """Where each tensor of a safetensors file that was checked begins, in bytes; its shape; its type."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+    begin = 8 + length
+    known = [(name, header[name]) for name in names if header[name]["dtype"] in DTYPES]
+    return {name: (begin + e["data_offsets"][0], e["shape"], DTYPES[e["dtype"]]) for name, e in known}
 
 
 def load_bank(path: Path) -> FeatureBank:
