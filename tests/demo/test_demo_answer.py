@@ -116,12 +116,19 @@ def test_the_title_and_the_summary_tell_what_the_model_is(digits):
     assert title(model) == "HeGraphAdapter on Digits"
     score = model.scores
     assert summary(model) == (
-        "HeGraphAdapter adapts the frozen CLIP hegraph-mini/hegraph-mini to 10 classes of Digits, with 4 training "
+        "HeGraphAdapter adapts the frozen CLIP hegraph-mini/hegraph-mini to 10 classes of Digits, trained on 4 "
         f"images of each class. Accuracy on 899 test images: {score.accuracy:.2f} %, zero-shot CLIP 78.09 %."
     )
     bare = changed(model, scores=score.model_copy(update={"accuracy": None}))
-    for shots, said in ((-1, "with all training images."), (1, "with 1 training image of each class.")):
-        assert summary(changed(bare, trained_on=model.trained_on.model_copy(update={"shots": shots}))).endswith(said)
+    for shots, images, said in (
+        (-1, None, "trained on all images of each class."),
+        (1, None, "trained on 1 image of each class."),
+        (16, (16,) * 10, "trained on 16 images of each class."),
+        (16, (*range(8, 16), 16, 16), "trained on 16 shots (8 to 16 images per class)."),
+        (16, (8,) * 10, "trained on 16 shots (8 images per class)."),
+    ):
+        trained_on = model.trained_on.model_copy(update={"shots": shots})
+        assert summary(changed(bare, trained_on=trained_on, images=images)).endswith(said)
 
 
 def test_thumbnails_are_read_in_the_order_in_which_they_were_written_last(tmp_path):

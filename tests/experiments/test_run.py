@@ -91,6 +91,22 @@ def test_a_run_leaves_its_model_its_split_and_a_record_of_all_that_it_says(run, 
     assert summary(found) == f"Tiny, 2 shots, seed 1: {said}"
 
 
+def test_record_and_model_tell_the_images_of_small_classes(run, tiny_bank):
+    bank = load_bank(tiny_bank)
+    rows = torch.cat([(bank.train_labels == label).nonzero()[: 3 if label else 1, 0] for label in range(5)])
+    train = {"train_features": bank.train_features[:, rows], "train_labels": bank.train_labels[rows]}
+    replace(bank, **train).save(tiny_bank)
+    record, out = run("--shots", "2")
+    assert (record["shots"], record["num_train"], record["images_per_class"]) == (2, 9, [1, 2])
+    assert summary(record).startswith("Tiny, 2 shots (1 to 2 images per class), seed 1: ")
+    assert load_model(out).sample == "2 shots (1 to 2 images per class)"
+    assert "trained on\n2 shots (1 to 2 images per class), 9 images in all, with seed 1." in (
+        (out / "model" / "README.md").read_text()
+    )
+    tested, _ = run("--eval-only", "--model-dir", str(out), name="tested")
+    assert tested["images_per_class"] == [1, 2]
+
+
 # Bad input
 
 

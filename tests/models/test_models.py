@@ -42,8 +42,7 @@ def test_the_card_tells_where_a_model_comes_from_and_how_good_it_is(saved_model)
     card = model_card(saved_model(scores=scores.model_copy(update={"ece": 2.5, "ece_zero_shot": 11.25})))
     for line in (
         "# HeGraphAdapter on Tiny",
-        "An adapter of the frozen CLIP m/w to 3 classes. It was trained on 2 images of each class (6 in",
-        "all, seed 1).",
+        "2 images of each class, 6 images in all, with seed 1.",
         "| zero-shot CLIP | 70.00 | 11.25 |",
         "| HeGraphAdapter(T), the text classifier alone | 80.00 |  |",
         "| HeGraphAdapter | 90.00 | 2.50 |",

@@ -112,6 +112,16 @@ def test_equal_as_shown_are_both_the_best():
     assert [row[1] for row in rows] == ["**80.00**", "**80.00**", "79.90"]
 
 
+@pytest.mark.parametrize("text", [markdown, latex, as_text])
+def test_tables_note_classes_with_fewer_images_than_shots(run, text):
+    records = [run(1, 80.0, images_per_class=[4, 4]), run(2, 80.0, images_per_class=[3, 4]), run(3, 80.0)]
+    full = run(1, 90.0, shots=8, images_per_class=[8, 8])
+    shown = text(compare([*records, full, run(2, 90.0, shots=8, images_per_class=[7, 8])]))
+    notes = re.findall(r"\d shots: as few as \d in a class", shown)
+    assert notes == ["4 shots: as few as 3 in a class", "8 shots: as few as 7 in a class"]
+    assert "as few as" not in text(compare([run(1, 80.0), full]))
+
+
 def test_plain_text_is_laid_out_to_the_letter(run):
     tip = run(2, 61.0, trainer="TipAdapter", variant="")
     assert as_text(compare([run(2, 84.0), run(1, 80.0), run(3, 85.0), tip])) == (

@@ -220,7 +220,10 @@ def version() -> str:
 def summary(record: dict) -> str:
     """The result of a run in one line."""
     rule = f" ({record['rule']} {RULES[record['rule']]})" if "rule" in record else ""
-    task = f"{record['dataset']}{rule}, {record['shots']} shots, seed {record['seed']}"
+    from .datasets.splits import images_per_class
+
+    shots = f"{record['shots']} shots{images_per_class(record['shots'], record.get('images_per_class'))}"
+    task = f"{record['dataset']}{rule}, {shots}, seed {record['seed']}"
     if record["accuracy"] is None:
         return f"{task}: trained; no test images, nothing scored"
     method = f"{record['trainer']} ({record['variant']})" if record["variant"] else record["trainer"]

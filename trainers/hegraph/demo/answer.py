@@ -130,11 +130,9 @@ def title(model: SavedModel) -> str:
 def summary(model: SavedModel) -> str:
     """What a model is, and how good, as plain text."""
     trained, scores = model.trained_on, model.scores
-    shots = {-1: "all training images", 1: "1 training image of each class"}
-    images = shots.get(trained.shots, f"{trained.shots} training images of each class")
     said = (
         f"{model.method} adapts the frozen CLIP {model.backbone.title} to {len(model.classnames)} classes of "
-        f"{trained.dataset}, with {images}."
+        f"{trained.dataset}, trained on {model.sample}."
     )
     if scores.accuracy is None:
         return said

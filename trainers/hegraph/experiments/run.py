@@ -187,7 +187,9 @@ def test_and_finish(
     if show is not None:
         show(tested)
     targets = score_targets(trained, task, device)
-    about = {"backbone": bank.backbone, "num_train": len(bank.train_labels), "targets": targets}
+    counts = bank.train_labels.bincount(minlength=len(bank.classnames)).tolist()
+    about = {"backbone": bank.backbone, "num_train": sum(counts), "images_per_class": [min(counts), max(counts)]}
+    about["targets"] = targets
     return folder.finish(trained.fitted, tested, device, seconds, bank, **about)
 
 
@@ -486,6 +488,7 @@ def test_and_write(
         fitted = replace(fitted, calibration=Calibration())
     of_model = ("shots", "num_train", "split_hash", "selected_on", "selected")
     about: dict[str, Any] = {key: getattr(origin, key) for key in of_model}
+    about["images_per_class"] = [min(model.images), max(model.images)] if model.images else None
     if tested.rule:
         about |= {"rule": tested.rule, "num_classes": len(tested.classnames), "trained_on": origin.dataset}
     seconds = time.monotonic() - started

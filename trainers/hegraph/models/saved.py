@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import ConfigDict, Field, InstanceOf, model_validator
 from torch import Tensor
 
+from ..datasets.splits import images_per_class
 from ..method.cache import FoldedClassifier
 from ..method.model import TransferableAdapter
 from ..method.unlabelled import ClassSums, UnlabelledAdaptation, adapt_to_unlabelled
@@ -177,6 +178,14 @@ class Described(Part):
         """Names of the classes that have no image beside classes that have some: they are known by their text alone."""
         images = self.images or ()
         return tuple(name for name, count in zip(self.classnames, images) if not count) if any(images) else ()
+
+    @property
+    def sample(self) -> str:
+        """The labelled images in words."""
+        shots = self.trained_on.shots
+        if found := images_per_class(shots, self.images):
+            return f"{shots} shots{found}"
+        return {-1: "all images", 1: "1 image"}.get(shots, f"{shots} images") + " of each class"
 
 
 class SavedModel(Described):

@@ -28,6 +28,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from ..datasets.splits import images_per_class
 from ..utils.errors import UserError
 from ..utils.files import atomic_path
 from . import comparison
@@ -309,7 +310,7 @@ def _of_last_run(runs: dict[Path, dict]) -> Iterator[Piece]:
         return
     folder = max(full, key=lambda folder: (runs[folder]["shots"], runs[folder].get("finished_at") or ""))
     record = runs[folder]
-    name = f"{record['dataset']}, {record['backbone']}, {record['shots']} shots, seed {record['seed']}"
+    name = f"{record['dataset']}, {record['backbone']}, {_sample(record, ' shots')}, seed {record['seed']}"
     if (folder / TEXT_NODES).exists():
         caption = f"Positive text nodes before and after, {name}; t-SNE of both together."
         alt = "Two panels of points, one per class: text nodes before and after"
@@ -329,7 +330,7 @@ def _facts(records: Sequence[dict]) -> dict[str, str]:
         "methods": {method(record) for record in records},
         "data sets": {f"{record['dataset']} ({record['num_test']} test images)" for record in records},
         "backbones": {record["backbone"] for record in records},
-        "training images per class": {record["shots"] for record in records},
+        "training images per class": {_sample(record) for record in records},
         "seeds": {record["seed"] for record in records},
         "chosen on": {record["selected_on"].replace("_", " ") for record in records},
         "versions": {", ".join(f"{name} {number}" for name, number in of.items()) or "unknown" for of in versions},
@@ -337,6 +338,11 @@ def _facts(records: Sequence[dict]) -> dict[str, str]:
         "machines": {comparison.machine(record) for record in records},
     }
     return {name: "; ".join(map(str, sorted(values))) for name, values in facts.items()}
+
+
+def _sample(record: dict, unit: str = "") -> str:
+    """The number of training images per class of a record, in words."""
+    return f"{record['shots']}{unit}{images_per_class(record['shots'], record.get('images_per_class'))}"
 
 
 def _shown(make: Callable[[], Table | Figure], **about: str) -> Piece:

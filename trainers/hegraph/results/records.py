@@ -106,6 +106,7 @@ class _Record(_Target):
     variant: str
     backbone: str
     shots: Annotated[int, Field(ge=-1, lt=2**63)]
+    images_per_class: Annotated[list[Count], Field(min_length=2, max_length=2)] | None = None
     seed: Count
     accuracy: Percent | None
     accuracy_text: Percent | None

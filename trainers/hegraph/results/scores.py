@@ -10,6 +10,7 @@ The paper's own numbers, typed from its tables into `paper.csv` beside this file
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -97,6 +98,8 @@ def score(record: dict, name: str, column: object, value: Any, test: dict | None
     T trains. A cell takes one kind only, the own ones, or the others if more.
     """
     row = {"method": name, "column": column, "seed": record["seed"], "value": value, "own": own, "quoted": False}
+    fewest = min(record.get("images_per_class") or [math.inf])
+    row["fewest"] = fewest if fewest < record["shots"] else None  # images of a class, where that is below the shots
     told = {key: (test or record).get(key) for key in OF_TEST} | {key: record.get(key) for key in OF_RUN}
     return place(record) | row | told
 

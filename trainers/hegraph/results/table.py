@@ -108,6 +108,8 @@ class Table:
         self.bold, self.intervals = decimals is None, intervals and decimals is None
         shared = in_words((key, frame[key].iloc[0]) for key in keys if key not in varying)
         self.caption = ", ".join([caption, *shared, *(["(quoted): from the paper"] if values["quoted"].any() else [])])
+        self.notes = _notes(frame)
+        self.caption = "; ".join([self.caption, *self.notes])
         if decimals is None:
             self.caption += f"; {_over_seeds(values.groupby(['row', 'column'])['seed'].count(), intervals)}"
 
@@ -144,6 +146,13 @@ def in_words(place: Iterable[tuple[str, Any]]) -> list[str]:
     """What a caption says of keys of a place and their values; that a protocol is inductive goes without saying."""
     told = (one for one in place if one != (PROTOCOL, INDUCTIVE))
     return [f"{value} shots" if key == "shots" else str(value) for key, value in told]
+
+
+def _notes(frame: pd.DataFrame) -> list[str]:
+    """Notes about classes that have fewer training images than the number of shots."""
+    short = frame[frame["fewest"].notna()] if "fewest" in frame else frame[:0]
+    found = grouped(short, ["shots"]) if len(short) else []
+    return [f"{shots} shots: as few as {rows['fewest'].min()} in a class" for (shots,), rows in found]
 
 
 def _over_seeds(counts: pd.Series, intervals: bool) -> str:
@@ -212,7 +221,7 @@ def as_text(table: Table) -> str:
             words = in_words([*zip(table.keys, place), (table.by, head)])
             if len(cells := there[there["column"] == column]):
                 blocks.append(_block(", ".join(words), cells, table))
-    return "\n".join(blocks)
+    return "\n".join([*blocks, *(f"{note}\n" for note in table.notes)])
 
 
 FORMATS: dict[str, Callable[[Table], str]] = {"markdown": markdown, "latex": latex, "csv": as_csv, "text": as_text}
