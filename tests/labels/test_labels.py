@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trainers.hegraph import HeGraphClassifier, LabelIssue, UserError
+from trainers.hegraph.backbones.clip import Backbone
 from trainers.hegraph.datasets.digits import load_digits_dataset
 from trainers.hegraph.features.bank import load_bank
 from trainers.hegraph.labels.__main__ import main
@@ -28,7 +29,6 @@ from trainers.hegraph.training.confidence import fit_temperature
 
 SCALE = 30.0
 NAMES = ("ant", "bee", "cat", "dog")
-VIEWS = ("TRAINER.HEGRAPHADAPTER.FEATURES.VIEWS", "1")
 
 
 def images_of(counts: list[int], width: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -241,15 +241,30 @@ def digits(tmp_path, monkeypatch) -> Path:
 
 
 def test_a_scan_in_the_wrong_folder_is_found(digits, capsys):
-    arguments = ["check", "--root", str(digits), "--config-file", "mini", *VIEWS]
+    arguments = ["check", "--root", str(digits), "--config-file", "mini"]
     assert main(arguments) == 1
-    [line] = capsys.readouterr().out.splitlines()
-    path, score, said = line.split(maxsplit=2)
+    head, line = capsys.readouterr().out.splitlines()
     wrong = digits / "train" / "zero" / "5-0.png"
-    assert (path, said) == (str(wrong), "zero -> five") and float(score) > 2
+    path, label, suggested, score = line.split()
+    assert (path, label, suggested) == (str(wrong), "zero", "five") and float(score) > 2
+    assert [head.index(name) for name in head.split()] == [line.rindex(cell) for cell in line.split()]
     wrong.rename(digits / "train" / "five" / "5-0.png")
     assert main([*arguments, "--format", "csv"]) == 0
     assert capsys.readouterr().out == "path,label,suggested,score\n"
+
+
+def test_each_training_image_is_encoded_once_in_the_given_precision(digits, monkeypatch):
+    encoded, encode = [], Backbone.encode_images
+
+    def counted(backbone, *arguments):
+        encoded.append((backbone.precision, len(arguments[0])))
+        return encode(backbone, *arguments)
+
+    monkeypatch.setattr(Backbone, "encode_images", counted)
+    arguments = ["check", "--root", str(digits), "--config-file", "mini"]
+    assert main([*arguments, "TRAINER.HEGRAPHADAPTER.PREC", "bf16"]) == 1
+    assert main([*arguments, "--precision", "fp32"]) == 1
+    assert encoded == [("bf16", 16), ("fp32", 16)]
 
 
 def test_labels_of_a_bank_are_those_that_the_classifier_doubts(tiny_bank, tmp_path, capsys):

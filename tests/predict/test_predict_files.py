@@ -22,6 +22,7 @@ from trainers.hegraph.predict.files import (
     json_lines,
     read_list,
     table_lines,
+    unique_names,
 )
 from trainers.hegraph.utils.errors import UserError
 
@@ -133,37 +134,39 @@ def test_an_input_that_gives_nothing_is_an_error(monkeypatch, given, expected):
 
 def test_every_format_marks_an_image_of_none_of_these_and_an_error():
     rows = [Row("a", TOP[:2], known=True), Row("b", TOP[:2], known=False), Row("c", error="why"), Row("d", TOP[:1])]
-    assert list(table_lines(rows, True)) == [
-        "a  ant  90.00 %  (bee 10.00 %)\n",
-        "b  none of these    (ant 90.00 %, bee 10.00 %)\n",
-        "c  error:  why\n",
-        "d  ant  90.00 %\n",
+    assert list(table_lines([rows[:2], rows[2:]], True)) == [
+        "path  class          probability  next classes\n",
+        "a     ant            90.00 %      bee 10.00 %\n",
+        "b     none of these               ant 90.00 %, bee 10.00 %\n",
+        "c     error:                      why\n",
+        "d     ant            90.00 %\n",
     ]
-    header, *lines = csv_lines(rows[:3], True)
+    assert list(table_lines([], True)) == []
+    header, *lines = csv_lines([rows[:3]], True)
     assert header == "path,class,probability,rank,error,none_of_these\n"
     assert lines[:2] == ["a,ant,0.9,1,,false\n", "a,bee,0.0999999,2,,false\n"]
     assert lines[2:] == ["b,ant,0.9,1,,true\n", "b,bee,0.0999999,2,,true\n", "c,,,,why,\n"]
-    assert list(csv_lines(rows[2:3], False)) == ["path,class,probability,rank,error\n", "c,,,,why\n"]
-    marks = [json.loads(line)["none_of_these"] for line in json_lines(rows[:3], True)]
+    assert list(csv_lines([rows[2:3]], False)) == ["path,class,probability,rank,error\n", "c,,,,why\n"]
+    marks = [json.loads(line)["none_of_these"] for line in json_lines([rows[:3]], True)]
     assert marks == [False, True, None]
-    assert "none_of_these" not in next(json_lines(rows[1:], False))
+    assert "none_of_these" not in next(json_lines([rows[1:]], False))
 
 
 @pytest.mark.parametrize("path", NASTY)
 def test_a_name_of_any_characters_is_kept_in_every_format(path):
     shown = path.replace("\udcff", r"\xff")
-    [line] = table_lines([Row(path, [("\x1b[2J\n", 1.0)])], False)
+    _, line = table_lines([[Row(path, [("\x1b[2J\n", 1.0)])]], False)
     assert line.count("\n") == 1 and "\r" not in line and line.encode() and r"\x1b[2J\n" in line
 
     both = [Row(path, TOP), Row(path, error='no "image",\nreally')]
-    text = "".join(csv_lines(both, False))
+    text = "".join(csv_lines([both], False))
     *rows, failed = csv.DictReader(io.StringIO(text.encode().decode(), newline=""))
     found = [(row["path"], row["class"], row["rank"]) for row in rows]
     assert found == [(shown, "ant", "1"), (shown, "bee", "2"), (shown, "cow", "3")]
     assert [float(row["probability"]) for row in rows] == pytest.approx([value for _, value in TOP], rel=1e-5)
     assert failed == {"path": shown, "class": "", "probability": "", "rank": "", "error": 'no "image",\nreally'}
 
-    first, second = map(json.loads, json_lines(both, False))
+    first, second = map(json.loads, json_lines([both], False))
     assert (first["path"], first["error"]) == (shown, None)
     assert [entry["class"] for entry in first["top"]] == ["ant", "bee", "cow"]
     assert first["top"][2]["probability"] == pytest.approx(1.23456789e-12, rel=1e-5)
@@ -197,6 +200,46 @@ def test_a_class_name_becomes_a_name_that_every_file_system_takes(tmp_path):
     names |= {"ends ": "ends%20", " starts": "%20starts", "100%": "100%25", "a\nb\0c": "a%0Ab%00c"}
     names |= {'a:b*c?"<>|\\': "a%3Ab%2Ac%3F%22%3C%3E%7C%5C"}
     assert {name: folder_name(name) for name in names} == names
+
+
+def test_a_long_class_name_is_shortened_to_a_unique_folder(tmp_path):
+    names = ["ü" * 150, "ü" * 150 + "a", "ü" * 149 + "/", "x" * 201, "x" * 2000, "/" * 255]
+    folders = [folder_name(name) for name in names]
+    assert len(set(folders)) == len(names) and max(len(folder.encode()) for folder in folders) <= 200
+    assert folder_name("x" * 200) == "x" * 200 and folder_name("x" * 201).startswith("x" * 180)
+    touch(tmp_path, "a.png")
+    for folder in folders:
+        assert copy_into(tmp_path / folder, str(tmp_path / "a.png")) == ""
+
+
+@pytest.mark.parametrize(
+    ("names", "ids", "expected"),
+    [
+        (["a", "b"], ["1", "2"], ["a", "b"]),
+        (["a", "a"], ["1", "2"], ["a (1)", "a (2)"]),
+        (["a", "a", "a (1)"], ["1", "2", "3"], ["a (1) (0)", "a (2)", "a (1)"]),
+        (["a", "a"], ["1", "1"], ["a (1)", "a (1) (1)"]),
+        (["a", "a", "a (1)", "a (1)", "a (1) (1)"], list("11111"), None),
+        (["none of these", "a"], ["1", "2"], ["none of these (1)", "a"]),
+    ],
+)
+def test_every_class_has_a_unique_name(names, ids, expected):
+    found = unique_names(names, ids, ["none of these"])
+    assert len({*found, "none of these"}) == len(names) + 1
+    assert expected in (None, found)
+
+
+def test_an_image_that_vanishes_while_it_is_copied_is_copied(tmp_path, monkeypatch):
+    image, write = tmp_path / "x.png", Path.write_bytes
+    image.write_bytes(b"pixels")
+
+    def remove_first(path, content):
+        image.unlink()
+        return write(path, content)
+
+    monkeypatch.setattr(Path, "write_bytes", remove_first)
+    assert copy_into(tmp_path / "ant", str(image)) == ""
+    assert files_below(tmp_path / "ant") == {"x.png": b"pixels"}
 
 
 def test_an_image_that_has_gone_is_no_end_and_what_cannot_be_written_is_one_line_and_leaves_no_half(

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..backbones.identity import AUTO, PRECISIONS
 from ..utils.errors import Parser, UserError, command, first_line, report, say
+from ..utils.files import OutputFolder
 
 if TYPE_CHECKING:
     from gradio import Blocks
@@ -32,7 +33,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = Parser(prog=command("demo"), description=__doc__)
     add = parser.add_argument
     add("model", type=Path, metavar="MODEL", help="the model folder, or the output folder of a run")
-    add("--space", type=Path, metavar="DIR", help="write a folder that can be pushed as a Space; show nothing")
+    add("--space", type=OutputFolder(), metavar="DIR", help="write a folder to push as a Space; show nothing")
     add_page_flags(parser, "of a model that was trained from a bank: what encodes images")
     return parser.parse_args(arguments)
 

@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ..utils.errors import Parser, UserError, command, number, report, say
-from ..utils.files import check_output
+from ..utils.files import OutputFile
 
 ENDPOINT, MODEL = "https://api.openai.com/v1", "gpt-4o-mini"  # the defaults
 OPENAI, OPENAI_KEY = "openai.com", "OPENAI_API_KEY"  # the only service that gets this key without being asked to
@@ -34,7 +34,13 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--classes", type=Path, required=True, metavar="FILE", help="class names: JSON list or one a line")
     add("--context", required=True, help='what the pictures are, such as "satellite photos of land use"')
-    add("--out", type=Path, required=True, metavar="FILE.json", help="the description file to write, or to go on with")
+    add(
+        "--out",
+        type=OutputFile(),
+        required=True,
+        metavar="FILE.json",
+        help="the description file to write or to continue",
+    )
     add("--model", default=MODEL, help="as the endpoint names it (%(default)s)")
     add("--endpoint", default=ENDPOINT, metavar="URL", help="any OpenAI-compatible one (%(default)s)")
     add("--key-env", metavar="NAME", help=f"environment variable of the key ({OPENAI_KEY}, for OpenAI alone)")
@@ -60,7 +66,6 @@ def describe(args: argparse.Namespace) -> int:
     context = " ".join(args.context.split())
     if not context:
         raise UserError('--context is empty; say what the pictures are, such as "satellite photos of land use"')
-    check_output(args.out, [args.classes, args.aliases])
     names, aliases = read_classnames(args.classes), {}
     if args.aliases:
         aliases = check(Texts, read_json(args.aliases), f"{args.aliases} must hold {{class name: [alias, ...]}}")

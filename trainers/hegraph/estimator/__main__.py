@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..backbones.identity import AUTO, PRECISIONS
 from ..utils.errors import Parser, UserError, command, printable, report, say
+from ..utils.files import OutputFolder
 
 if TYPE_CHECKING:
     from ..datasets import Dataset
@@ -31,7 +32,9 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("model", metavar="MODEL", help="a model folder, or the output folder of a run")
     add("--root", required=True, metavar="DIR", help="your images: a folder of class folders, or a CSV file")
     where = parser.add_mutually_exclusive_group(required=True)
-    where.add_argument("--out", type=Path, metavar="FOLDER", help="where the new model goes; an older one is replaced")
+    where.add_argument(
+        "--out", type=OutputFolder(), metavar="FOLDER", help="the new model folder; an older one is replaced"
+    )
     where.add_argument("--in-place", action="store_true", help="the new model takes the place of MODEL")
     add("--device", help='such as "cpu" or "cuda"; by default a GPU if there is one')
     add("--backbone", metavar="NAME", help="of a model that was trained from a bank: what encodes images")
@@ -54,6 +57,9 @@ def train_more(args: argparse.Namespace) -> int:
         raise UserError(f"{folder} is what the record beside it tells of, and stays; give --out FOLDER")
     out = folder if args.in_place else args.out
     check_place(out)
+    if not args.in_place:
+        images = [dataset.root / item.path for item in dataset.train] if dataset.root else []
+        OutputFolder().check(out, [folder, *images])
     classifier = HeGraphClassifier.from_pretrained(
         folder, device=args.device, backbone=args.backbone, pretrained=args.pretrained
     )

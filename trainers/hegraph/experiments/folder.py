@@ -44,7 +44,7 @@ from ..training.confidence import Calibration, confidence_scores, known_score
 from ..training.loop import ADAPTER, CHECKPOINT, Checkpoints
 from ..utils.commit import git_commit
 from ..utils.errors import UserError
-from ..utils.files import cannot_write, check_output, hash_file, hash_json, write_json
+from ..utils.files import cannot_write, check_not_read, hash_file, hash_json, write_json
 from ..utils.option import NODE
 from ..utils.reading import read_json, reading
 from .tasks import TOGETHER, Task, Tested
@@ -168,8 +168,9 @@ class RunFolder:
                 check_place(folder)
             written += [self.path / name for name in (SPLIT, ADAPTER, TEXT_NODES, CHECKPOINT)]
             written += [file for folder in models for file in folder.glob("*") if file.is_file()]
+        files = [read for read in reads if os.path.isfile(read)]
         for file in written:
-            check_output(file, reads)
+            check_not_read(file, files)
 
     @property
     def model_folder(self) -> Path:

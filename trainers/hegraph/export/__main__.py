@@ -10,13 +10,14 @@ import sys
 from pathlib import Path
 
 from ..utils.errors import Parser, UserError, command, report, say
+from ..utils.files import OutputFile, check_output
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = Parser(prog=command("export"), description=__doc__)
     add = parser.add_argument
     add("model", type=Path, metavar="MODEL", help="model folder, or output folder of a run")
-    add("--onnx", type=Path, required=True, metavar="FILE", help="file to write; an existing file is replaced")
+    add("--onnx", type=OutputFile(".onnx"), required=True, metavar="FILE", help="file to write, over an existing one")
     add(
         "--part",
         choices=("full", "head"),
@@ -38,15 +39,14 @@ def export(args: argparse.Namespace) -> None:
     """Run the command; UserError for contradicting flags, an unusable model, or a model without a form in ONNX."""
     if args.part == "head" and (args.backbone or args.pretrained):
         raise UserError("--part head takes features, so --backbone and --pretrained have no effect; leave them out")
-    from ..models.folder import load_model, model_files  # slow imports
+    from ..models.folder import load_model  # slow imports
     from ..models.images import ImageModel, backbone_files
     from ..models.saved import Preprocessing
-    from ..utils.files import check_output
     from .onnx_file import require_packages, write_onnx
 
     require_packages()
     model, backbone = load_model(args.model), None
-    check_output(args.onnx, [*model_files(args.model), *backbone_files(model, args.backbone, args.pretrained)])
+    check_output(args.onnx, backbone_files(model, args.backbone, args.pretrained))
     if args.part == "full":
         backbone = ImageModel.load(model, "cpu", args.backbone, args.pretrained, "fp32").backbone
         model = model.model_copy(update={"preprocessing": Preprocessing.of(backbone)})

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..backbones.identity import AUTO, PRECISIONS
 from ..utils.errors import Parser, UserError, command, refuse_several_processes, report, say
-from ..utils.files import atomic_path
+from ..utils.files import OutputFile, atomic_path
 from ..utils.option import NODE
 
 
@@ -34,7 +34,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     extract.add_argument("--precision", choices=PRECISIONS, help="what the backbone computes in (PREC)")
     extract.set_defaults(run=extract_command)
     for each in (tip, extract):
-        each.add_argument("--out", type=Path, required=True, metavar="BANK", help="the .safetensors file to write")
+        each.add_argument("--out", type=OutputFile(), required=True, metavar="BANK", help="the new .safetensors file")
         each.add_argument("opts", nargs="*", metavar="KEY VALUE", help="configuration keys")
     args = parser.parse_args(arguments)
     if args.out.exists():

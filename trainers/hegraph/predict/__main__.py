@@ -9,7 +9,8 @@ from pathlib import Path
 
 from ..backbones.identity import AUTO, PRECISIONS
 from ..utils.errors import Parser, UserError, command, number, report
-from .files import FORMATS, check_inputs
+from ..utils.files import OutputFile
+from .files import FORMATS, REPLACED, check_inputs
 
 KEEP = 'mark images as "none of these" that score lower than this share of images of known classes, as 0.95'
 EPILOG = """\
@@ -31,7 +32,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--split", choices=("train", "val", "test"), default="test", help="which features of the bank (%(default)s)")
     add("--top", type=whole, default=5, metavar="N", help="how many classes a row has (%(default)s)")
     add("--format", choices=tuple(FORMATS), help="by default the ending of --out, else table")
-    add("--out", type=Path, metavar="FILE", help="write the rows here, whole or not at all")
+    add("--out", type=OutputFile(*REPLACED), metavar="FILE", help="write the rows here, whole or not at all")
     add("--keep", type=float, metavar="SHARE", help=KEEP)
     add("--together", action="store_true", help="these images inform each other: what is said of one depends on all")
     add("--sort-into", type=Path, metavar="DIR", help="copy each image into the folder of its class below DIR")

@@ -14,20 +14,23 @@ import json
 import logging
 import os
 import re
-import shutil
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from ..utils.errors import UserError, first_line, printable
-from ..utils.files import atomic_path
+from ..utils.files import atomic_path, check_not_read, hash_json
 
 logger = logging.getLogger(__name__)
 
 STDIN = "-"
 LIST_SUFFIX = ".txt"
 BLOCK = LONGEST_PATH = 1 << 16  # bytes that are read of a list at once, and that a path may have at most
+REPLACED = (".csv", ".jsonl", ".txt")  # endings of older rows; no file of a folder of images that is read has them
 # What some file system does not allow, and "%" itself, so that two classes never share a folder
 FORBIDDEN = re.compile(r'[\x00-\x1f\x7f/\\:*?"<>|%]|^\.|[. ]$|^ ')
 MAX_NAME = 200  # bytes of a folder's name
@@ -46,11 +49,20 @@ def check_inputs(given: Sequence[str]) -> None:
         raise UserError(f"cannot read {given[0]}: it is not there")
 
 
-def image_paths(given: Sequence[str], null: bool = False, leave_out: Path | None = None) -> Iterator[str]:
+def image_paths(
+    given: Sequence[str], null: bool = False, leave_out: Path | None = None, out: Path | None = None
+) -> Iterator[str]:
     """The paths of the images that the command line names: images, folders, `.txt` files that list paths, and "-" for
     such a list on standard input. With `null` the paths of lists end with a NUL character; the folder `leave_out` is
-    not walked into. UserError if a list cannot be read.
+    not walked into. UserError if a list cannot be read, or an image is the file `out`, which is to be written.
     """
+    for path in _image_paths(given, null, leave_out):
+        if out is not None:
+            check_not_read(out, path)
+        yield path
+
+
+def _image_paths(given: Sequence[str], null: bool, leave_out: Path | None) -> Iterator[str]:
     for each in given:
         if each == STDIN:
             yield from read_list(sys.stdin.buffer, null)
@@ -123,29 +135,44 @@ class Row(NamedTuple):
     known: bool | None = None
 
 
-def table_lines(rows: Iterable[Row], asked: bool) -> Iterator[str]:
-    """One line for each image: path, class, probability, and in brackets the classes after it.
-
-    For an image of none of the classes, "none of these" stands in place of the class, and all classes in brackets.
+def aligned(head: Sequence[str], batches: Iterable[Sequence[Sequence[str]]]) -> Iterator[str]:
+    """Lines of a table for people, whose rows come in batches: a header, which an empty table lacks, and columns as
+    wide as their widest cell so far.
     """
-    for row in rows:
+    widths, waiting = [0] * len(head), [head]
+    for rows in filter(None, batches):
+        lines = [list(map(printable, cells)) for cells in (*waiting, *rows)]
+        widths = [max(width, *map(len, column)) for width, column in zip(widths, zip(*lines))]
+        yield from ("  ".join(map(str.ljust, cells, widths)).rstrip() + "\n" for cells in lines)
+        waiting = []
+
+
+def table_lines(batches: Iterable[Sequence[Row]], asked: bool) -> Iterator[str]:
+    """A table: path, class, probability, and the classes after it.
+
+    For an image of none of the classes, "none of these" stands in place of the class, and all classes after it.
+    """
+
+    def cells(row: Row) -> Sequence[str]:
         shown = [(name, f"{100 * value:.2f} %") for name, value in row.top]
-        first, *others = [("error:", row.error)] if row.error else shown
         if row.known is False:
             from ..datasets.folder import NONE_OF_THESE
 
             first, others = (NONE_OF_THESE, ""), shown
-        after = f"  ({', '.join(map(' '.join, others))})" if others else ""
-        yield printable(utf8(f"{row.path}  {'  '.join(first)}{after}")) + "\n"
+        else:
+            first, *others = shown or [("error:", "")]
+        return [*map(utf8, (row.path, *first, row.error or ", ".join(map(" ".join, others))))]
+
+    return aligned(("path", "class", "probability", "next classes"), (list(map(cells, rows)) for rows in batches))
 
 
-def csv_lines(rows: Iterable[Row], asked: bool) -> Iterator[str]:
+def csv_lines(batches: Iterable[Sequence[Row]], asked: bool) -> Iterator[str]:
     """`path,class,probability,rank,error`: a line for each of the top classes; one with the error where there is none.
 
     Where rows were `asked` for `known`, there is one more column, `none_of_these`, which is "true" or "false".
     """
     columns = 6 if asked else 5
-    for number, row in enumerate(rows):
+    for number, row in enumerate(chain.from_iterable(batches)):
         if number == 0:
             yield csv_line(*("path", "class", "probability", "rank", "error", "none_of_these")[:columns])
         if row.error:
@@ -155,12 +182,12 @@ def csv_lines(rows: Iterable[Row], asked: bool) -> Iterator[str]:
             yield csv_line(*(row.path, name, f"{value:{DIGITS}}", rank, "", none)[:columns])
 
 
-def json_lines(rows: Iterable[Row], asked: bool) -> Iterator[str]:
+def json_lines(batches: Iterable[Sequence[Row]], asked: bool) -> Iterator[str]:
     """`{"path", "top": [{"class", "probability"}], "error"}`; `error` is null where there is none.
 
     Where rows were `asked` for `known`, there is one more key, `none_of_these`: true, false or, with an error, null.
     """
-    for row in rows:
+    for row in chain.from_iterable(batches):
         top = [{"class": name, "probability": float(f"{value:{DIGITS}}")} for name, value in row.top]
         value: dict[str, object] = {"path": utf8(row.path), "top": top, "error": utf8(row.error) or None}
         if asked:
@@ -187,26 +214,50 @@ def utf8(text: str) -> str:
 def copy_into(folder: Path, path: str) -> str:
     """Copies an image into a folder, whole or not at all. Returns why it cannot be read; "" if its copy is there.
 
-    A file name that is taken gets a number, as in `photo-1.jpg`; by the same image, it is left as it is.
+    A file name that is taken gets a number, as in `photo-1.jpg`; by the same image, it is left as it is. The image is
+    opened once, since another program may remove it.
     """
     try:
-        content = Path(path).read_bytes()
+        with open(path, "rb") as file:
+            content, status = file.read(), os.fstat(file.fileno())
     except OSError as error:
         return f"cannot be copied: {first_line(error)}"
     number, wanted = 0, folder / os.path.basename(path)
     while os.path.lexists(target := with_suffix(wanted, number)):
-        if target.is_file() and target.stat().st_size == len(content) and target.read_bytes() == content:
-            return ""
+        with suppress(OSError):
+            if target.is_file() and target.stat().st_size == len(content) and target.read_bytes() == content:
+                return ""
         number += 1
     with atomic_path(target) as temporary:
         temporary.write_bytes(content)
-        shutil.copystat(path, temporary)
+        os.utime(temporary, ns=(status.st_atime_ns, status.st_mtime_ns))
     return ""
 
 
+def unique_names(names: Sequence[str], ids: Sequence[str], taken: Iterable[str] = ()) -> list[str]:
+    """Names of K classes, no two of which are equal. A name that is not unique, or taken by something else, gets the id
+    of its class, as in "crane (n02012849)", and the position as well if another class has that name.
+    """
+    counts, seen = Counter([*names, *taken]), {*names, *taken}
+    unique = list(names)
+    for position, name in enumerate(names):
+        if counts[name] > 1:
+            unique[position] = f"{name} ({ids[position]})"
+            while unique[position] in seen:
+                unique[position] += f" ({position})"
+            seen.add(unique[position])
+    return unique
+
+
 def folder_name(classname: str) -> str:
-    """A class name as the name of a folder: what is not allowed becomes `%2F` and so on."""
-    return FORBIDDEN.sub(lambda found: "".join(f"%{byte:02X}" for byte in found[0].encode()), classname)
+    """A class name as the name of a folder: what is not allowed becomes `%2F` and so on, and the end of a long name
+    becomes a hash of the whole.
+    """
+    name = FORBIDDEN.sub(lambda found: "".join(f"%{byte:02X}" for byte in found[0].encode()), classname)
+    if len(name.encode()) <= MAX_NAME:
+        return name
+    end = f"~{hash_json(classname)[:16]}"
+    return name.encode()[: MAX_NAME - len(end)].decode(errors="ignore") + end
 
 
 def with_suffix(path: Path, number: int) -> Path:

@@ -11,10 +11,8 @@ import math
 import sys
 import time
 from argparse import Namespace
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,13 +22,13 @@ from tqdm import tqdm
 
 from ..datasets.folder import NONE_OF_THESE
 from ..features.bank import BankFile, mean_over_views
-from ..models.folder import load_model, model_files
+from ..models.folder import load_model
 from ..models.images import ImageModel, backbone_files
 from ..models.saved import SavedModel, hear
 from ..utils.devices import choose_device
 from ..utils.errors import UserError, say
 from ..utils.files import atomic_path, check_output
-from .files import FORMATS, Row, copy_into, folder_name, image_paths
+from .files import FORMATS, Row, copy_into, folder_name, image_paths, unique_names
 
 logger = logging.getLogger(__name__)
 
@@ -60,13 +58,11 @@ def predict_images(args: Namespace, options: Options) -> int:
 
     UserError if the model is damaged, its backbone cannot be had, or something cannot be written.
     """
-    saved = open_model(args.model, options, args.inputs)
-    if options.out is not None:
-        check_output(options.out, backbone_files(saved, args.backbone, args.pretrained))
+    saved = open_model(args, options)
     device = choose_device(args.device, "--device")
     model = ImageModel.load(saved, device, args.backbone, args.pretrained, args.precision)
     batch_size = args.batch_size or default_batch_size(model.backbone.input_size)
-    paths = image_paths(args.inputs, args.null, args.sort_into)
+    paths = image_paths(args.inputs, args.null, args.sort_into, options.out)
     return write_rows(image_rows(model, paths, options, batch_size, args.sort_into), options)
 
 
@@ -75,7 +71,7 @@ def predict_bank(args: Namespace, options: Options) -> int:
 
     UserError if the bank lacks the split, or its features are not those that the model was trained on.
     """
-    model, bank = open_model(args.model, options, [args.features]), BankFile(args.features)
+    model, bank = open_model(args, options), BankFile(args.features)
     if args.split not in bank.labels:
         raise UserError(f"{args.features} has no {args.split} images; choose another --split")
     width = bank.text_positive.shape[1]
@@ -91,21 +87,21 @@ def predict_bank(args: Namespace, options: Options) -> int:
     parts = [slice(start, start + BANK_BATCH) for start in range(0, len(features), BANK_BATCH)]
     logits = hear_together(model, features, "cpu") if options.together else model.classifier.logits(features)
     paths = [f"{args.features}#{args.split}/{row}" for row in range(len(features))]
-    failed = write_rows(chain.from_iterable(rows_of(model, paths[p], logits[p], options) for p in parts), options)
+    failed = write_rows((list(rows_of(model, paths[part], logits[part], options)) for part in parts), options)
     if tuple(bank.classnames) == model.classnames:
         right = logits.argmax(dim=1) == bank.labels[args.split]
         logger.info("accuracy %.2f %%", 100 * right.double().mean().item())
     return failed
 
 
-def open_model(folder: str, options: Options, reads: Sequence[Path | str]) -> SavedModel:
-    """The model, if it can mark images as asked, and `--out` is no file of it and none of `reads`; else UserError."""
-    model = load_model(folder)
+def open_model(args: Namespace, options: Options) -> SavedModel:
+    """The model, if it can mark images as asked, and `--out` is no file of its backbone; else UserError."""
+    model = load_model(args.model)
     if named := model.named_only:
         said = "%d of %d classes have a name but no images, and are known by their text alone: %s"
         logger.warning(said, len(named), len(model.classnames), ", ".join(named[:5]))
     if options.out is not None:
-        check_output(options.out, [*model_files(Path(folder)), *reads])
+        check_output(options.out, backbone_files(model, args.backbone, args.pretrained))
     if options.keep is not None:
         model.is_known(torch.zeros(0, len(model.classnames)), options.keep)
     return model
@@ -113,11 +109,10 @@ def open_model(folder: str, options: Options, reads: Sequence[Path | str]) -> Sa
 
 def image_rows(
     model: ImageModel, paths: Iterable[str], options: Options, batch_size: int, sort_into: Path | None = None
-) -> Iterator[Row]:
-    """The rows of images, of which `batch_size` are encoded at once, in the order of their paths.
+) -> Iterator[list[Row]]:
+    """The rows of images in batches, which are encoded at once, in the order of their paths.
 
-    The images are copied into folders of their classes below `sort_into`. UserError if one is the file that is to be
-    written, or a copy cannot be written.
+    The images are copied into folders of their classes below `sort_into`. UserError if a copy cannot be written.
     """
     encoded = model.encode(paths, batch_size)
     if options.together and (batches := list(encoded)):
@@ -128,15 +123,15 @@ def image_rows(
         logits = heard[number] if options.together else model.logits(features_of_batch)
         readable = [str(image) for image, problem in zip(images, problems) if not problem]
         predicted = rows_of(model.model, readable, logits, options)
+        rows = []
         for image, problem in zip(images, problems):
             row = Row(str(image), error=problem) if problem else next(predicted)
-            if options.out is not None:
-                check_output(options.out, [row.path])
             if sort_into is not None and not row.error:
                 place = NONE_OF_THESE if row.known is False else row.top[0][0]
                 if problem := copy_into(sort_into / folder_name(place), row.path):
                     row = Row(row.path, error=problem)
-            yield row
+            rows.append(row)
+        yield rows
 
 
 def hear_together(model: SavedModel, features: Tensor, device: str) -> Tensor:
@@ -152,9 +147,7 @@ def hear_together(model: SavedModel, features: Tensor, device: str) -> Tensor:
 
 def rows_of(model: SavedModel, paths: Sequence[str], logits: Tensor, options: Options) -> Iterator[Row]:
     """The rows of images from their logits `[B, K]`."""
-    counts = Counter(model.classnames)  # classes of one name are told apart by their ids, as in "crane (n02012849)"
-    ids = zip(model.classnames, model.class_ids)
-    names = [f"{name} ({class_id})" if counts[name] > 1 else name for name, class_id in ids]
+    names = unique_names(model.classnames, model.class_ids, () if options.keep is None else [NONE_OF_THESE])
     probabilities = model.calibrate(logits)
     known = [None] * len(logits) if options.keep is None else model.is_known(logits, options.keep).tolist()
     finite = probabilities.isfinite().all(dim=1).tolist()
@@ -167,18 +160,22 @@ def rows_of(model: SavedModel, paths: Sequence[str], logits: Tensor, options: Op
             yield Row(path, error="the model gives NaN for it")
 
 
-def write_rows(rows: Iterable[Row], options: Options) -> int:
-    """Writes rows, with a progress bar and the rate on stderr. Returns how many have an error; UserError for no row."""
-    written, errors, started = 0, [], time.monotonic()
+def write_rows(batches: Iterable[Sequence[Row]], options: Options) -> int:
+    """Writes rows as their batches come, with a progress bar and the rate on stderr. Returns how many have an error;
+    UserError for no row.
+    """
+    written, started = 0, time.monotonic()
+    errors: list[str] = []
     shows_rows = options.out is None and sys.stdout is not None and sys.stdout.isatty()
 
-    def counted() -> Iterator[Row]:
+    def counted() -> Iterator[Sequence[Row]]:
         nonlocal written
-        for row in tqdm(rows, desc="predicting", unit="img", disable=shows_rows or None):  # None: by stderr
-            written += 1
-            if row.error:
-                errors.append(row.path)
-            yield row
+        with tqdm(desc="predicting", unit="img", disable=shows_rows or None) as bar:  # None: by stderr
+            for rows in batches:
+                written += len(rows)
+                errors.extend(row.path for row in rows if row.error)
+                yield rows
+                bar.update(len(rows))
 
     with open_output(options.out) as write:
         for line in FORMATS[options.format](counted(), options.keep is not None):

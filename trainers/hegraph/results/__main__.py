@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..utils.errors import Parser, UserError, command, report, say
-from ..utils.files import check_output
+from ..utils.files import OutputFile
 from .scores import BY, OURS, QUOTED, read_quotes
 
 if TYPE_CHECKING:
@@ -19,6 +19,8 @@ DESCRIPTION = """Prints and writes the tables, figures and pages that are made f
 folder or a file of `collect`, a RUN the output folder of one run. Figures are written as STEM.png and STEM.svg."""
 
 PRINTED = ("markdown", "latex", "csv", "text")  # `table.FORMATS`, which the parser needs without pandas
+STEM = OutputFile(".png", ".svg", added=(".png", ".svg"))  # of a figure
+OUTPUTS = {"FILE": OutputFile(".jsonl"), "STEM": STEM, "FILE.html": OutputFile(".html")}  # metavar -> type of --out
 
 Run = Callable[[argparse.Namespace], "str | Table"]
 
@@ -34,7 +36,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         told = "output folder of one run" if source == "RUN" else "output folder or .jsonl file"
         added.add_argument("sources", type=Path, nargs=1 if source == "RUN" else "+", metavar=source, help=told)
         if out:
-            added.add_argument("--out", type=Path, required=True, metavar=out)
+            added.add_argument("--out", type=OUTPUTS[out], required=True, metavar=out)
         return added
 
     def add_table(name: str, summary: str, run: Run) -> argparse.ArgumentParser:
@@ -53,7 +55,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add_table("base-to-new", "base classes, new ones, harmonic mean", base_to_new_command)
     add_table("complexity", "epochs, time, parameters and memory", complexity_command)
     table = add_table("calibration", "NLL, Brier score and ECE before and after the temperature", calibration_command)
-    table.add_argument("--out", type=Path, metavar="STEM", help="draw reliability diagrams, too")
+    table.add_argument("--out", type=STEM, metavar="STEM", help="draw reliability diagrams, too")
     table = add_table("rejection", "how well scores tell images of no known class, on banks", rejection_command)
     table.add_argument("--features", type=Path, nargs="+", required=True, metavar="BANK", help="of the runs")
     table.add_argument("--unknown", default="new", metavar="new|BANK", help="of classes a run left out, or of a bank")
@@ -169,15 +171,8 @@ def main(arguments: list[str] | None = None) -> int:
 
     def run() -> None:
         args = parse_arguments(arguments)
-        from .records import PREDICTIONS, RECORD, SPLIT, TEXT_NODES
         from .table import FORMATS
 
-        of_a_run = (RECORD, PREDICTIONS, TEXT_NODES, "config.json", SPLIT)  # names of files that no other file replaces
-        if args.command in ("collect", "report"):
-            check_output(args.out, [*args.sources, *([args.out] if args.out.name in of_a_run else [])])
-        elif args.out:
-            for suffix in ("png", "svg"):
-                check_output(Path(f"{args.out}.{suffix}"), args.sources)
         done = args.run(args)
         say(done if isinstance(done, str) else FORMATS[args.format](done))
 

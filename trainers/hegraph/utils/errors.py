@@ -207,6 +207,20 @@ class Parser(argparse.ArgumentParser):
             self.error(f"a command is missing: {', '.join(self.commands.choices)}")
         return parsed
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        return self._checked(super().parse_known_args(args, namespace))
+
+    def parse_known_intermixed_args(self, args: Any = None, namespace: Any = None) -> Any:
+        return self._checked(super().parse_known_intermixed_args(args, namespace))
+
+    def _checked(self, parsed: tuple[argparse.Namespace, list[str]]) -> tuple[argparse.Namespace, list[str]]:
+        """What was parsed; UserError if an output, whose type has a method `check`, is read as another argument."""
+        values = vars(parsed[0])
+        for action in self._actions:
+            if values.get(action.dest) is not None and (check := getattr(action.type, "check", None)):
+                check(values[action.dest], {name: value for name, value in values.items() if name != action.dest})
+        return parsed
+
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (usage: {self.prog} --help)")
 

@@ -13,8 +13,9 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -40,15 +41,109 @@ def absolute(path: str | Path) -> Path:
         raise UserError(f"{path} begins with the home folder of a user that is not known here; write it out") from error
 
 
-def check_output(path: Path, reads: Iterable[Path | str | None] = ()) -> None:
-    """Raises UserError, before the work begins, if a file that is to be written is a folder, a pipe or a device, or one
-    of those that the command reads. An older file may be there.
+class OutputFile:
+    """The type of an argument that names a file to write. `Parser` checks it against all other arguments.
+
+    Args:
+        replaces: Endings of earlier outputs, which are replaced even in a folder that the command reads.
+        added: Endings that the command adds to the name; by default it adds none.
     """
-    if path.exists() and not path.is_file():
+
+    def __init__(self, *replaces: str, added: Sequence[str] = ("",)) -> None:
+        self.replaces, self.added = replaces, added
+
+    def __call__(self, text: str) -> Path:
+        return Path(text)
+
+    def check(self, path: Path, reads: Any) -> None:
+        """Raises UserError as `check_output`; `reads` are the values of the other arguments."""
+        for ending in self.added:
+            check_output(Path(f"{path}{ending}"), reads, self.replaces)
+
+
+class OutputFolder(OutputFile):
+    """The type of an argument that names a folder to write, whole."""
+
+    def check(self, path: Path, reads: Any) -> None:
+        """Raises UserError if the folder would lie in a model or project, or holds one of the paths in `reads`."""
+        _check_place(path)
+        whole = path.resolve()
+        if whole.exists() and any(whole in (read, *read.parents) for read in map(Path.resolve, _named(reads))):
+            raise UserError(f"{path} is or holds what this command reads, and is not replaced; choose another folder")
+
+
+def check_output(path: Path, reads: Any = (), replaces: tuple[str, ...] = ()) -> None:
+    """Check that a file may be written, before the work begins. An older file may be there.
+
+    Args:
+        path: The file to write.
+        reads: Strings and paths, nested in dicts and lists. Existing files among them are protected, and all files of
+            existing folders, under any name that leads to them.
+        replaces: Endings of files in these folders that are not protected.
+
+    Raises:
+        UserError: If the path is a folder, a pipe or a device, is protected, or lies in a model folder or in the
+            `.hegraph` folder of a teach project.
+    """
+    check_not_read(path, reads, replaces)
+    _check_place(path)
+    if (path.parent / "result.json").is_file():  # the output folder of a run
+        check_not_read(path, path.parent, replaces)
+
+
+def check_not_read(path: Path, reads: Any, replaces: tuple[str, ...] = ()) -> None:
+    """Raises UserError if a file to write is protected, or is no file; arguments as of `check_output`."""
+    if not path.exists():
+        return
+    if not path.is_file():
         raise UserError(f"{path} is no file but a folder, a pipe or a device; choose another name")
-    for read in reads:
-        if read is not None and path.exists() and os.path.exists(read) and os.path.samefile(path, read):
+    for read in _named(reads):
+        files = _files_below(read, path.stat().st_ino, replaces) if os.path.isdir(read) else [read]
+        if any(map(partial(_is_same, path), files)):
             raise UserError(f"{path} is read by this command, and is not overwritten; choose another name")
+
+
+def _is_same(path: Path, other: Path | str) -> bool:
+    """Whether two names lead to one file; one that vanishes meanwhile is none."""
+    try:
+        return os.path.samefile(path, other)
+    except (OSError, ValueError):  # ValueError: a NUL character
+        return False
+
+
+def _check_place(path: Path) -> None:
+    """Raises UserError if a path lies in a folder whose files belong together."""
+    for parent in {*path.absolute().parents, *path.resolve().parents}:
+        if parent.name == ".hegraph" or all((parent / name).is_file() for name in ("config.json", "model.safetensors")):
+            raise UserError(f"{path} lies in {parent}, the folder of a model or project; choose another folder")
+
+
+def _named(value: Any) -> Iterator[Path]:
+    """The existing files and folders that nested dicts and lists name."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, (str, Path)):
+        if os.path.exists(path := os.path.expanduser(value)):
+            yield Path(path)
+    elif isinstance(value, Iterable):
+        for entry in value:
+            yield from _named(entry)
+
+
+def _files_below(folder: Path, inode: int, replaces: tuple[str, ...]) -> Iterator[str | Path]:
+    """The files below a folder, links followed, that may have an inode number and have none of some endings."""
+    waiting, seen = [str(folder)], set()
+    while waiting:
+        path = waiting.pop()
+        if (real := os.path.realpath(path)) in seen:
+            continue
+        seen.add(real)
+        with suppress(OSError), os.scandir(path) as entries:  # a folder that cannot be listed is not read either
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and os.path.isdir(entry.path)):
+                    waiting.append(entry.path)
+                elif (entry.is_symlink() or entry.inode() == inode) and not entry.name.lower().endswith(replaces):
+                    yield entry.path
 
 
 @contextmanager
