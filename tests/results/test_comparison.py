@@ -345,17 +345,46 @@ def test_scores_are_means_over_seeds_and_zero_shot_clip_stands_beside(calibrated
         calibration_table([records[0], own | {"trainer": "TaskRes"}])
 
 
-def test_a_diagram_puts_the_bins_of_all_runs_together_and_leaves_out_those_of_few_images(calibrated):
+def test_a_diagram_joins_the_bins_of_all_runs(calibrated):
     other = calibrated(2)
     bins = other["calibration"]["after"]["bins"]
     bins["count"][8], bins["accuracy"][8] = 10, 90.0
-    for part in ("before", "after"):
-        other["calibration"][part]["bins"]["count"][3] = 0
     [axis] = reliability_diagrams([calibrated(1), other]).axes
     assert axis.get_title() == "HeGraphAdapter"
     _, before, after = (line.get_xydata().tolist() for line in axis.get_lines())
-    assert before == [[60.0, 50.0], [90.0, 100.0]]
-    assert after == [[60.0, (30 * 50.0 + 10 * 90.0) / 40], [90.0, 100.0]]
+    assert before == [[10.0, 0.0], [60.0, 50.0], [90.0, 100.0]]
+    assert after == [[10.0, 0.0], [60.0, (30 * 50.0 + 10 * 90.0) / 40], [90.0, 100.0]]
+
+
+def with_counts(record: dict, counts: dict[int, int]) -> dict:
+    """A record whose images lie in bins of their own: the bin of each confidence, in percent -> how many."""
+    for part in ("before", "after"):
+        bins = record["calibration"][part]["bins"]
+        bins["count"] = [counts.get(number, 0) for number in range(15)]
+        bins["confidence"] = [float(number) for number in range(15)]
+        bins["accuracy"] = [2.0 * number for number in range(15)]
+    return record
+
+
+@pytest.mark.parametrize(
+    ("counts", "dots"),
+    [
+        ({14: 30, 5: 6, 3: 4}, [[(5 * 6 + 3 * 4) / 10, 2 * (5 * 6 + 3 * 4) / 10], [14, 28]]),
+        ({14: 4, 12: 6, 2: 9}, [[(14 * 4 + 12 * 6 + 2 * 9) / 19, 2 * (14 * 4 + 12 * 6 + 2 * 9) / 19]]),
+        ({14: 6, 1: 4}, [[(14 * 6 + 4) / 10, 2 * (14 * 6 + 4) / 10]]),
+    ],
+)
+def test_bins_of_few_images_are_joined(calibrated, counts, dots):
+    [axis] = reliability_diagrams([with_counts(calibrated(1), counts)]).axes
+    _, before, after = (line.get_xydata().tolist() for line in axis.get_lines())
+    assert before == after == [pytest.approx(dot) for dot in dots]
+    assert not axis.texts
+
+
+def test_a_diagram_of_few_images_says_so(calibrated):
+    [axis] = reliability_diagrams([with_counts(calibrated(1), {14: 9})]).axes
+    assert {text.get_text() for text in axis.texts} == {"9 test images:\ntoo few to draw"}
+    assert len(axis.get_lines()) == 1
 
 
 def test_what_thresholds_keep_is_averaged_over_seeds_if_all_tell_it(calibrated):

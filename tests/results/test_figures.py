@@ -6,6 +6,7 @@ import csv
 import html
 import io
 import re
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,12 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 from sklearn.manifold import TSNE
 
+from trainers.hegraph.results.__main__ import main
 from trainers.hegraph.results.comparison import compare, complexity
 from trainers.hegraph.results.figures import confusion, curves, drawn, mean_distance, tsne, write_report
 from trainers.hegraph.results.records import PREDICTIONS, TEXT_NODES, write_beside, write_record
@@ -273,7 +278,9 @@ def test_text_nodes_are_two_panels_of_one_scale_with_names_and_distances_and_one
     assert left.get_title() == f"before: mean inter-class distance {mean_distance(before):.3f}"
     assert right.get_title() == f"after: mean inter-class distance {mean_distance(after):.3f}"
     assert left.get_xlim() == right.get_xlim() == left.get_ylim()
-    assert [text.get_text() for text in left.texts] == list("abcde")
+    assert sorted(text.get_text() for text in left.texts) == list("abcde")
+    for text in left.texts:
+        assert tuple(text.xy) == tuple(left.collections[0].get_offsets()["abcde".index(text.get_text())])
     both = torch.cat([before, after]).numpy()
     points = TSNE(perplexity=3, init="pca", random_state=0, method="exact").fit_transform(both)
     shown = [axis.collections[0].get_offsets().tolist() for axis in figure.axes]
@@ -283,6 +290,45 @@ def test_text_nodes_are_two_panels_of_one_scale_with_names_and_distances_and_one
     assert drawn(figure, "svg") == drawn(tsne(before, after, list("abcde")), "svg")
     with pytest.raises(UserError, match="one class"):
         tsne(torch.ones(1, 8), torch.ones(1, 8), ["a"])
+
+
+def overlaps(figure: Figure) -> list[tuple[str, str]]:
+    """The pairs of names that cover one another."""
+    FigureCanvasAgg(figure).draw()
+    boxes = [(text.get_text(), Text.get_window_extent(text)) for axis in figure.axes for text in axis.texts]
+    return [(a, b) for (a, box), (b, other) in combinations(boxes, 2) if box.overlaps(other)]
+
+
+def test_names_of_text_nodes_do_not_overlap(unit_features):
+    names = [f"a class called {number}" for number in range(40)]
+    nodes = unit_features(40, 8, seed=1)
+    figure = tsne(nodes, F.normalize(nodes + 0.01, dim=1), names)
+    assert [len(axis.texts) for axis in figure.axes] == [40, 40] and overlaps(figure) == []
+
+
+@pytest.mark.parametrize("nodes", [torch.zeros(3, 8), torch.ones(3, 8)])
+def test_text_nodes_that_are_equal_are_refused(nodes, run, tmp_path, capsys):
+    write_record(tmp_path / "run", run())
+    write_beside(tmp_path / "run" / TEXT_NODES, ["a", "b", "c"], before=nodes, after=nodes.clone())
+    assert main(["tsne", str(tmp_path / "run"), "--out", str(tmp_path / "stem")]) == 2
+    assert "all nodes are equal" in capsys.readouterr().err
+    assert main(["report", str(tmp_path / "run"), "--out", str(tmp_path / "report.html")]) == 0
+    assert "Not shown: t-SNE shows distances between text nodes, and all" in (tmp_path / "report.html").read_text()
+
+
+def test_curves_of_many_methods_name_most_beside_grey_lines(run):
+    others = {f"Other{number}": 60.0 + number / 10 for number in range(12)}
+    runs = [run(1, 90.0, shots=shots) for shots in (1, 2)]
+    runs += [run(1, a + s, shots=s, trainer=name, variant="") for name, a in others.items() for s in (1, 2)]
+    figure = curves(runs)
+    [axis] = figure.axes
+    legend = ["zero-shot", "Other9", "Other10", "Other11", "HeGraphAdapter(T)", "HeGraphAdapter"]
+    assert sorted(text.get_text() for text in figure.legends[0].get_texts()) == sorted(legend)
+    assert [text.get_text() for text in axis.texts] == [f"Other{number}" for number in range(9)]
+    assert [text.xy[1] for text in axis.texts] == pytest.approx([62 + number / 10 for number in range(9)])
+    assert overlaps(figure) == []
+    grey = [line for line in axis.lines if line.get_color() == "0.75"]
+    assert sorted(line.get_ydata()[-1] for line in grey) == pytest.approx([62 + number / 10 for number in range(9)])
 
 
 def test_a_confusion_matrix_is_in_percent_of_the_true_class():

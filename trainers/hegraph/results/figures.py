@@ -26,16 +26,17 @@ import torch.nn.functional as F
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from sklearn.isotonic import isotonic_regression
 from torch import Tensor
 
 from ..datasets.splits import images_per_class
-from ..utils.errors import UserError
+from ..utils.errors import UserError, shortened
 from ..utils.files import atomic_path
 from . import comparison
 from .by_image import confusion_matrix, hardest_pairs
 from .comparison import compare, has_calibration, on_base_classes, split_sweeps
 from .records import PREDICTIONS, TEXT_NODES, find_records, find_runs, read_beside
-from .scores import BASELINES, MEAN_OF, OURS, PAPER, PLACE, VARIANTS, grouped, method, method_order, place
+from .scores import BASELINES, MEAN_OF, OURS, PAPER, PLACE, VARIANTS, ZERO_SHOT, grouped, method, method_order, place
 from .table import Table
 
 # Okabe and Ito's palette, which is safe for the colour-blind, without its yellow, which is too light on white
@@ -44,9 +45,12 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "*", "h", "d", "8",
 LOOKS = {"color": COLOURS, "marker": MARKERS, "linestyle": ("-", "--", "-.", ":")}
 STYLED = (*reversed(VARIANTS), *BASELINES)  # a method's position here gives its looks
 
+MOST_LINES = 8  # with more methods, most are grey
+BEST = 3  # other methods that are in colour then
 MOST_NAMES = 40  # with more classes, their names would cover one another
+MOST_LETTERS = 30  # of a name beside a panel
 MOST_NUMBERS = 20  # with more classes, the counts would
-FEWEST = 10  # images of a bin of a reliability diagram that is drawn: the accuracy of fewer is chance
+FEWEST = 10  # images of a dot of a reliability diagram: the accuracy of fewer is chance
 
 RC: Any = {
     "svg.hashsalt": "hegraph", "svg.fonttype": "path", "font.size": 9, "axes.grid": True, "grid.alpha": 0.3,
@@ -87,17 +91,25 @@ def curves(records: Sequence[dict], quotes: pd.DataFrame | None = None) -> Figur
     """Accuracy on test by shots: the mean over data sets, if there are several, then a panel for each.
 
     Bars are 95% intervals of the mean over seeds. The mean over data sets has only points that every data set has. The
-    paper's numbers are drawn in grey. Errors are those of `cells_by_shots`.
+    paper's numbers are drawn in grey. With more than `MOST_LINES` methods, HeGraphAdapter, zero-shot CLIP and the
+    `BEST` others at the most shots are in colour, and the rest are grey lines with their names beside them. Errors are
+    those of `cells_by_shots`.
     """
     cells = cells_by_shots(records, quotes)
     names = sorted({record["dataset"] for record in records})
     several = len(names) > 1
     names = [f"{MEAN_OF}{len(names)}", *names] if several else names
-    figure, axes = panels(len(names)) if several else panels(1, width=5.6, height=3.6)
-    for axis, name in zip(axes, names):
-        _draw_lines(axis, cells[cells["dataset"] == name])
-        axis.set_title(name)
+    coloured = _coloured(cells[cells["dataset"] == names[0]])
+    crowded = not coloured.issuperset(cells["method"])
+    width, height = (4.6, 3.4) if crowded else (3.4, 2.8)
+    figure, axes = panels(len(names), width, height) if several else panels(1, width=max(5.6, width), height=3.6)
     label_axes(axes, sorted({record["shots"] for record in records}))
+    for axis, name in zip(axes, names):
+        of_panel = cells[cells["dataset"] == name]
+        is_coloured = of_panel["quoted"] | of_panel["method"].isin(coloured)
+        _draw_lines(axis, of_panel[is_coloured])
+        _draw_grey(axis, of_panel[~is_coloured])
+        axis.set_title(name)
     entries = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels())}
     in_a_row = max(1, int(figure.get_figwidth() // 2.1))
     figure.set_figheight(figure.get_figheight() + 0.2 * math.ceil(len(entries) / in_a_row))
@@ -116,6 +128,44 @@ def cells_by_shots(records: Sequence[dict], quotes: pd.DataFrame | None = None) 
     if several := [head for head in table.heads if head not in ("data set", "method")]:
         raise UserError(f"curves are of one {several[0]}; name runs of one")
     return table.cells.sort_values("column", kind="stable")
+
+
+def _coloured(cells: pd.DataFrame) -> set[str]:
+    """The methods of a panel to draw in colour, as `curves` says."""
+    last = cells[~cells["quoted"]].groupby("method")["mean"].last()  # at the most shots
+    if len(last) <= MOST_LINES:
+        return {*last.index}
+    ours = {ZERO_SHOT, *VARIANTS} & {*last.index}
+    return ours | {*last.drop(list(ours)).nlargest(BEST).index}
+
+
+def _draw_grey(axis: Axes, cells: pd.DataFrame) -> None:
+    """Draws thin grey lines without bars, and the name of each at its right end."""
+    ends = {}
+    for (name,), line in grouped(cells, ["method"]):
+        axis.plot(line["column"].astype(float), line["mean"], color="0.75", linewidth=0.8, label="_grey", zorder=1)
+        ends[name] = line["column"].astype(float).iloc[-1], line["mean"].iloc[-1]
+    if ends:
+        _name_beside(axis, list(ends), np.array(list(ends.values())), size=6)
+
+
+def _name_beside(axis: Axes, names: Sequence[str], points: np.ndarray, size: float, left: bool = False) -> None:
+    """Writes the names of points `[N, 2]` beside the panel, in the order of their heights and none over another, each
+    with a thin line to its point.
+    """
+    order = points[:, 1].argsort(kind="stable")
+    low, high = axis.get_ylim()
+    inches = axis.get_figure().get_figheight() * axis.get_position().height  # type: ignore[union-attr]
+    gap = 1.25 * size / 72 / inches  # of the height of the panel
+    steps = gap * np.arange(len(order))
+    wanted = (points[order, 1] - low) / (high - low) - steps
+    heights = isotonic_regression(wanted, y_min=0, y_max=max(1 - steps[-1], 0)) + steps  # the nearest with such gaps
+    for row, height in zip(order, heights):
+        axis.annotate(
+            names[row], points[row], (-0.02 if left else 1.02, height), xycoords="data", textcoords="axes fraction",
+            fontsize=size, color="0.35", va="center", ha="right" if left else "left",
+            arrowprops={"arrowstyle": "-", "color": "0.75", "linewidth": 0.4, "shrinkA": 0, "shrinkB": 2},
+        )  # fmt: skip
 
 
 def _draw_lines(axis: Axes, cells: pd.DataFrame) -> None:
@@ -160,18 +210,30 @@ def reliability_diagrams(records: Sequence[dict]) -> Figure:
         _draw_bins(axis, [part["after"]["bins"] for part in found], "calibrated", COLOURS[2], "-")
         axis.set(title=name, xlabel="confidence (%)", ylabel="accuracy (%)")
         axis.set(xlim=(0, 100), ylim=(0, 100), aspect="equal")
-    axes[0].legend(loc="upper left", frameon=False, fontsize=7)
+    if axes[0].get_legend_handles_labels()[0]:
+        axes[0].legend(loc="upper left", frameon=False, fontsize=7)
     return figure
 
 
 def _draw_bins(axis: Axes, parts: Sequence[dict], label: str, colour: str, dashes: str) -> None:
-    """Draws the bins of several runs as one: larger dots for bins of more images."""
+    """Draws the bins of several runs as one: larger dots for more images. Neighbouring bins are joined until each dot
+    stands for `FEWEST` images, from the most confident bin down; the last images join the dot above them.
+    """
     counts, sure, right = (np.array([bins[key] for bins in parts]) for key in ("count", "confidence", "accuracy"))
-    total = counts.sum(axis=0)
-    filled = total >= FEWEST
-    x, y = ((counts * of_run).sum(axis=0)[filled] / total[filled] for of_run in (sure, right))  # each (runs, bins)
-    axis.plot(x, y, color=colour, linestyle=dashes, linewidth=1.2, label=label)
-    axis.scatter(x, y, s=4 + 60 * total[filled] / total.sum(), color=colour, zorder=3)
+    sums = [(counts * of_run).sum(axis=0) for of_run in (np.ones_like(sure), sure, right)]  # each (runs, bins)
+    dots = [np.zeros(3)]
+    for of_bin in np.transpose(sums)[::-1]:
+        if dots[-1][0] >= FEWEST:
+            dots.append(np.zeros(3))
+        dots[-1] += of_bin
+    if len(dots) > 1 and dots[-1][0] < FEWEST:
+        dots[-2:] = [dots[-2] + dots[-1]]
+    total, x, y = np.array(dots[::-1]).T
+    if total.sum() < FEWEST:
+        axis.text(50, 50, f"{total.sum():.0f} test images:\ntoo few to draw", ha="center", va="center", fontsize=7)
+        return
+    axis.plot(x / total, y / total, color=colour, linestyle=dashes, linewidth=1.2, label=label)
+    axis.scatter(x / total, y / total, s=4 + 60 * total / total.sum(), color=colour, zorder=3)
 
 
 # One run
@@ -200,7 +262,8 @@ def mean_distance(nodes: Tensor) -> float:
 def tsne(before: Tensor, after: Tensor, classnames: Sequence[str]) -> Figure:
     """Text nodes `[K, d]` before and after message passing, by one t-SNE of both with a fixed seed.
 
-    The titles of the two panels tell the mean distance between classes. Raises UserError if there is one class only.
+    The titles of the two panels tell the mean distance between classes. Raises UserError if all nodes are equal, as of
+    one class or of text features that are zero.
     """
     from sklearn.manifold import TSNE
 
@@ -208,19 +271,25 @@ def tsne(before: Tensor, after: Tensor, classnames: Sequence[str]) -> Figure:
     if k < 2:
         raise UserError("t-SNE shows distances between classes, and there is one class")
     both = torch.cat([before, after]).numpy()
+    if np.ptp(both, axis=0).max() == 0:
+        raise UserError("t-SNE shows distances between text nodes, and all nodes are equal; check the text features")
     perplexity = min(30.0, (len(both) - 1) / 3)  # scikit-learn's default, less for few points
     # The exact method: the approximation is faster for thousands of points only, and its threads wait for one another
     points = TSNE(perplexity=perplexity, init="pca", random_state=0, method="exact").fit_transform(both)  # (2K, 2)
     margin = 0.1 * np.ptp(points)  # room for names
     limits = points.min() - margin, points.max() + margin
-    figure, axes = panels(2, width=4.2, height=4.2)
+    shown = [shortened(name, MOST_LETTERS) for name in classnames] if k <= MOST_NAMES else []
+    longest = max(map(len, shown), default=0)
+    figure, axes = panels(2, width=4.2 + 0.11 * longest, height=4.2)  # a letter is 0.055 inches wide
     for axis, name, xy, nodes in zip(axes, ("before", "after"), (points[:k], points[k:]), (before, after)):
         axis.scatter(xy[:, 0], xy[:, 1], s=18, color=COLOURS[2], edgecolor="black", linewidth=0.5)
-        for classname, point in zip(classnames, xy) if k <= MOST_NAMES else ():
-            axis.annotate(classname, point, textcoords="offset points", xytext=(4, 3), fontsize=7)
-        axis.set(xlabel="first t-SNE coordinate (no unit)", ylabel="second t-SNE coordinate (no unit)")
+        axis.set(xlabel="t-SNE coordinates (no unit)", xticks=[], yticks=[])
         title = f"{name}: mean inter-class distance {mean_distance(nodes):.3f}"
         axis.set(title=title, xlim=limits, ylim=limits, aspect="equal")
+        if k <= MOST_NAMES:
+            is_left = xy[:, 0] < np.median(xy[:, 0])
+            for left, rows in ((True, is_left.nonzero()[0]), (False, (~is_left).nonzero()[0])):
+                _name_beside(axis, [shown[row] for row in rows], xy[rows], size=7, left=left)
     return figure
 
 
@@ -296,7 +365,7 @@ def _of_records(records: Sequence[dict]) -> Iterator[Piece]:
         yield _shown(lambda: comparison.complexity(plain))
     if any(map(has_calibration, plain)):
         alt = "Accuracy by confidence, a panel per method; the calibration errors are in the table above"
-        caption = "Reliability diagrams over all test images; the diagonal is perfect, large dots are many images."
+        caption = f"Reliability diagrams; the diagonal is perfect. A dot stands for {FEWEST} test images or more."
         yield _shown(lambda: comparison.calibration_table(plain))
         yield _shown(lambda: reliability_diagrams(plain), alt=alt, caption=caption)
 
