@@ -197,7 +197,10 @@ def test_encoding_something_else_is_one_clear_line(backbone, images, message):
 
 def test_preprocess_refuses_what_is_no_image(backbone, tmp_path):
     (tmp_path / "a.jpg").write_bytes(b"no image")
-    for image, message in ((tmp_path / "a.jpg", "cannot read .*a.jpg: is no image"), (3, "expected a path .* got 3")):
+    for image, message in (
+        (tmp_path / "a.jpg", "cannot read .*a.jpg: is not an image"),
+        (3, "expected a path .* got 3"),
+    ):
         with pytest.raises(UserError, match=message):
             backbone.preprocess(image)
 

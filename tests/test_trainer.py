@@ -158,7 +158,7 @@ def test_a_selection_of_coops_that_holds_a_test_image_or_code_is_refused_in_eith
     def errors(name: str) -> list[str]:
         return [host.run(kind, f"{name}-{kind}", *BASE, images=images).error for kind in ("dassl", "alone")]
 
-    said = f"{file} was drawn from another split; delete it to draw anew ({drawn} is"
+    said = f"{file} was sampled from another split; delete it to sample again ({drawn} is"
     assert all(said in error for error in errors("mixed"))
     file.write_bytes(pickle.dumps({"train": Runs(tmp_path / "ran"), "val": []}))
     assert all("nothing in it was run" in error for error in errors("code"))

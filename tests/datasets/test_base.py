@@ -86,14 +86,14 @@ def test_files_are_alike_in_every_byte_or_not_at_all(tmp_path):
 def test_labels_and_names_that_do_not_agree_are_an_error_that_names_the_image():
     good, odd = [Item("1", 0, "ant"), Item("2", 1, "bee")], Item("3", 2, "cow")
     for pools, words in (
-        ([[*good, Item("3", 0, "wasp")]], "^3 has label 0 for 'wasp', which stands for ant"),
+        ([[*good, Item("3", 0, "wasp")]], "^3 has label 0 for 'wasp', which is ant in training images"),
         ([[good[0], odd]], "no item has label 1"),
-        ([good, [good[0], odd]], "^3 has label 2 for 'cow', which stands for no class"),
+        ([good, [good[0], odd]], "^3 has label 2 for 'cow', which is no class"),
     ):
         with pytest.raises(UserError, match=words):
             class_names(*pools)
     check_classes(2)
-    with pytest.raises(UserError, match="^Farm: there must be at least two classes to tell apart, got 1"):
+    with pytest.raises(UserError, match="^Farm: expected at least two classes, got 1"):
         check_classes(1, "Farm")
 
 
@@ -247,7 +247,7 @@ def test_every_documented_format_is_opened_and_no_other_whatever_the_file_is_cal
         path = tmp_path / "photo.jpg"
         Image.new("RGB", (8, 8)).save(path, format=kind)
         for source in (path, path.read_bytes()):
-            assert problem_of(source).startswith("is no image, or of a format that is not read (JPEG, PNG, ")
+            assert problem_of(source).startswith("is not an image in a supported format (JPEG, PNG, ")
     page = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
     for suffix in IMAGE_SUFFIXES:
         assert f"`{suffix}`" in page and is_image(f"A{suffix.upper()}")
@@ -281,7 +281,7 @@ def test_what_opening_would_wait_for_and_what_is_not_there_is_told(tmp_path):
     (tmp_path / "empty").touch()
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     for source, said in (
-        (tmp_path / "pipe", "is no regular file"),
+        (tmp_path / "pipe", "is not a regular file"),
         (tmp_path, "is a folder"),
         (tmp_path / "empty", "is empty (0 bytes)"),
         (b"", "is empty (0 bytes)"),

@@ -36,7 +36,9 @@ def test_each_class_is_split_as_coop_splits_it(tmp_path, caplog):
     assert rows_of(dataset) == expected
     assert counts(dataset) == [9, 4, 6]
     [said] = caplog.messages
-    assert said.endswith("is split at random into 50 % train, 20 % val, 30 % test images (9 train, 4 val, 6 test)")
+    assert said.endswith(
+        "split each class at random into 50 % train, 20 % val, 30 % test images (9 train, 4 val, 6 test)"
+    )
 
 
 def test_the_split_is_the_same_for_every_seed(tmp_path):
@@ -54,7 +56,7 @@ def test_folders_beside_are_no_classes(tmp_path, caplog):
     make(root, "out/result.json", "out/curve.png", "model/config.json", "model/0.png", "rows.csv", "loose.png")
     make(root, "ant/Thumbs.db", "ant/old/4.png")
     assert rows_of(load(root)) == before
-    assert caplog.messages[0].startswith(f"{root}: 10 files and folders hold no image at <class>/IMAGE")
+    assert caplog.messages[0].startswith(f"{root}: skipped 10 files and folders that are not <class>/IMAGE")
 
 
 @pytest.mark.parametrize("table", ["path,label\nant/0.png,ant\n", "Label;file_name;split\nbee;ant/0.png;train\n"])
@@ -71,9 +73,9 @@ def test_folders_of_splits_go_before_class_folders(tmp_path):
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        (["test/1.png"], "holds the folder of a split, test, and class folders beside it, such as ant; .* rename it"),
-        (["train/1.png", "Test/1.png"], "holds the folder of a split, (train|Test), and .*/train/<class>/"),
-        (["val/ant/1.png"], "holds the folder of a split, val"),
+        (["test/1.png"], "contains the folder of a split, test, next to class folders such as ant; .* rename it"),
+        (["train/1.png", "Test/1.png"], "contains the folder of a split, (train|Test), next .*/train/<class>/"),
+        (["val/ant/1.png"], "contains the folder of a split, val"),
         (["dog/1.png", "dog/2.png", "dog/3.png"], "1 of 4 classes have fewer than 4 images, .* such as dog; .*/train"),
     ],
 )
@@ -82,7 +84,7 @@ def test_folders_that_cannot_be_split_are_refused(tmp_path, files, message):
 
 
 def test_one_class_folder_is_refused(tmp_path):
-    refused(animals(tmp_path, photos=9), "images in one folder alone, photos; expected two class folders or more")
+    refused(animals(tmp_path, photos=9), "images in only one folder, photos; expected at least two class folders")
 
 
 def test_more_images_are_not_split(tmp_path):
@@ -94,7 +96,9 @@ def test_a_run_trains_on_class_folders(tmp_path, capsys, caplog):
     root, out = animals(tmp_path / "own"), tmp_path / "out"
     flags = ["--dataset-config-file", "folder", "--root", str(root), "--config-file", "mini", "--trainer", "ZeroShot"]
     assert main([*flags, "--shots", "2", "--output-dir", str(out)]) == 0
-    assert "is split at random into 50 % train, 20 % val, 30 % test images (9 train, 4 val, 6 test)" in caplog.text
+    assert (
+        "split each class at random into 50 % train, 20 % val, 30 % test images (9 train, 4 val, 6 test)" in caplog.text
+    )
     assert (out / "result.json").is_file()
 
 
@@ -102,5 +106,5 @@ def test_a_copy_in_another_split_is_refused_with_its_remedy(tmp_path):
     paths = load(animals(tmp_path)).paths()
     for path in paths[1:]:
         (tmp_path / path).write_bytes((tmp_path / paths[0]).read_bytes())
-    with pytest.raises(UserError, match="9 of 9 train .*; keep one copy of each, in train or in test"):
+    with pytest.raises(UserError, match="9 of 9 train .*: keep one copy of each, in train or in test"):
         load(tmp_path).refuse_copies()

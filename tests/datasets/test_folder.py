@@ -62,10 +62,14 @@ def test_class_names_may_be_anything_and_are_sorted_and_a_warning_says_that_all_
 def test_what_is_not_read_is_counted_and_named(tmp_path, caplog):
     for name, files, said in (
         ("hidden", ["train/ant/._1.JPG", "train/.cache/1.jpg"], ""),
-        ("deep", ["train/ant/old/3.jpg", "test/ant/x/4.jpg", "train/2.jpg"], "3 files and folders hold no image"),
-        ("other", ["train/ant/Thumbs.db"], "1 files and folders hold no image"),
-        ("more", ["holdout/ant/2.jpg"], "the folders holdout are not read; read are train"),
-        ("csv", ["labels.csv"], "1 CSV files are not read, since there are class folders; to use one, give it: --root"),
+        (
+            "deep",
+            ["train/ant/old/3.jpg", "test/ant/x/4.jpg", "train/2.jpg"],
+            "skipped 3 files and folders that are not train/<class>/IMAGE, such as ",
+        ),
+        ("other", ["train/ant/Thumbs.db"], "skipped 1 files and folders that are not train/<class>/IMAGE, such as "),
+        ("more", ["holdout/ant/2.jpg"], "read the folders train, skipped holdout"),
+        ("csv", ["labels.csv"], "skipped 1 CSV files next to class folders; to read a CSV file: --root"),
     ):
         root = make(tmp_path / name, "train/ant/1.JPG", *files)
         assert counts(load(root)) == [1, 0, 0]
@@ -79,9 +83,9 @@ def test_a_root_of_another_layout_or_that_cannot_be_read_is_an_error_that_says_w
     for root, words in (
         (
             make(tmp_path / "a", "train/1.jpg"),
-            "/a holds train, and neither class folders in a folder train nor one CSV",
+            "/a contains train, and neither class folders in a folder train nor one CSV",
         ),
-        (make(tmp_path / "b", "a.csv", "b.csv"), "/b holds a.csv, b.csv, and neither"),
+        (make(tmp_path / "b", "a.csv", "b.csv"), "/b contains a.csv, b.csv, and neither"),
         (make(tmp_path / "c", "train/ant/readme.txt"), "/c has no training image; expected ROOT"),
         (tmp_path / "untrained", "/untrained: 2 classes of val or test have no training image: Ant, wasp$"),
         (tmp_path / "absent", "cannot list the folder .*/absent: No such file or directory"),
@@ -129,9 +133,7 @@ def test_a_table_is_read_however_a_program_left_it_with_any_labels_and_images_an
         assert load(tmp_path / name).classnames == [name]
 
 
-COLUMNS = (
-    r"must have the columns path,label\[,split\] in its first line, each once, with commas, semicolons or tabs .* got "
-)
+COLUMNS = r"expected the columns path,label\[,split\] in the first line, each once, separated by commas, .* got "
 
 
 def test_a_table_that_cannot_be_right_is_an_error_that_says_where(tmp_path):
@@ -141,8 +143,8 @@ def test_a_table_that_cannot_be_right_is_an_error_that_says_where(tmp_path):
         ("path,label\n", "has no training image"),
         ("path,label\na.jpg,ant\n,ant\n", "line 3: path must not be empty"),
         ("path,label\na.jpg,panda, red\n", "line 2: more values than columns"),
-        ("path,label,split\na.jpg,ant,holdout\n", "line 2: split must be train, val or test, got 'holdout'"),
-        ('path,label\na.jpg,"ant\nb.jpg,bee\n', r"labels\.csv is damaged or not a table in UTF-8"),
+        ("path,label,split\na.jpg,ant,holdout\n", "line 2: expected train, val or test as split, got 'holdout'"),
+        ('path,label\na.jpg,"ant\nb.jpg,bee\n', r"labels\.csv is damaged or not a UTF-8 table"),
         (f"path,label,split\na.jpg,ant,train\n{tmp_path}/x/../a.jpg,ant,test\n", r"a\.jpg is listed more than once"),
     ):
         write(tmp_path / "labels.csv", text)
@@ -187,9 +189,9 @@ def test_a_table_of_unlabelled_images_is_read_alike(tmp_path, text, paths):
     [
         ("label,path\ncat\n", r"u\.csv, line 2: path must not be empty"),
         ("path\na.jpg\n ,\n", r"u\.csv, line 3: "),
-        ("image,label\na.jpg,cat\n", r"u\.csv must have the columns path in its first line, .* got image,label"),
+        ("image,label\na.jpg,cat\n", r"u\.csv: expected the columns path in the first line, .* got image,label"),
         ("", "got nothing"),
-        ("path\n", "holds no image"),
+        ("path\n", "contains no image"),
     ],
 )
 def test_a_table_of_unlabelled_images_without_paths_is_refused(tmp_path, text, message):
@@ -210,7 +212,7 @@ def test_a_metadata_file_in_each_split_names_its_images(tmp_path, caplog):
         "test": [],
     }
     [said] = caplog.messages
-    assert said.startswith(f"{tmp_path}: the folders test are not read; read are Train, validation")
+    assert said.startswith(f"{tmp_path}: read the folders Train, validation, skipped test")
     write(tmp_path / "test" / "metadata.csv", "label,file_name\nant,../Train/1.jpg\n")
     refused(tmp_path, r"Train/1\.jpg is listed more than once")
 
@@ -312,8 +314,8 @@ def test_every_data_set_is_looked_at_where_none_is_named_and_the_exit_code_says_
     [
         (["train/ant/1.png", "train/bee/1.png"], "2 train, 0 val and 0 test images of 2 classes"),
         ([f"{name}/{n}.png" for name in ("ant", "bee") for n in range(4)], "4 train, 2 val and 2 test images of"),
-        (["ant/1.png"], "holds images in one folder alone, ant"),
-        (["a.csv"], "is damaged or not a table in UTF-8"),
+        (["ant/1.png"], "has images in only one folder, ant"),
+        (["a.csv"], "is damaged or not a UTF-8 table"),
     ],
 )
 def test_check_recognises_a_folder_of_own_images(tmp_path, capsys, files, said):
@@ -383,9 +385,9 @@ def test_all_images_are_read_and_every_bad_one_is_named_and_every_copy_that_trai
     assert rest == [
         "  train/cow/0.png: is empty (0 bytes)",
         r"  train/cow/a\nb  c.png: is empty (0 bytes)",
-        "  train/cow/pipe.png: is no regular file",
+        "  train/cow/pipe.png: is not a regular file",
         "  test/ant/0.png: is empty (0 bytes)",
-        f"  test/cow/1.png: is no image, or of a format that is not read ({', '.join(FORMATS)} are)",
+        f"  test/cow/1.png: is not an image in a supported format ({', '.join(FORMATS)})",
         "2 of 18 train images are test images as well; keep one copy of each, in train or in test:",
         f"  {own}/train/bee/0.png",
         f"  {own}/train/bee/1.png",
@@ -397,6 +399,6 @@ def test_all_images_are_read_and_every_bad_one_is_named_and_every_copy_that_trai
 
 def test_one_class_and_a_layout_that_training_refuses_are_not_ready_and_why_is_said(tmp_path):
     make(tmp_path, "train/ant/1.png")
-    for root, said in (("", "at least two classes"), ("train", "holds images in one folder alone, ant")):
+    for root, said in (("", "at least two classes"), ("train", "has images in only one folder, ant")):
         ready, [line] = check_own_images(str(tmp_path / root))
         assert not ready and said in line

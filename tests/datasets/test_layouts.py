@@ -121,7 +121,7 @@ def test_without_a_split_file_images_labels_and_names_are_those_that_coop_draws_
 
 
 def test_a_class_of_three_images_is_too_small_to_be_split():
-    with pytest.raises(UserError, match="class 'ant' has 3 images, too few to be split into train, val and test"):
+    with pytest.raises(UserError, match="class 'ant' has 3 images, too few to split into train, val and test"):
         split_classes([(0, "ant", list("abc"))], random.Random(1))
 
 
@@ -130,14 +130,14 @@ def test_a_folder_cannot_be_listed_where_it_is_none_or_holds_a_name_that_is_not_
         with pytest.raises(UserError, match=f"cannot list the folder {tmp_path}/{name}: "):
             list_names(tmp_path / name)
     write(tmp_path / "caf\udce9.jpg", "")
-    with pytest.raises(UserError, match=r"holds 'caf.*udce9\.jpg', a name that is not UTF-8"):
+    with pytest.raises(UserError, match=r"contains 'caf.*udce9\.jpg', a name that is not UTF-8"):
         list_names(tmp_path)
 
 
 def test_a_damaged_list_is_one_line_of_error_that_names_the_command_which_checks(tmp_path):
     for tree, file, content, words in (
         (stanford_cars, "devkit/cars_meta.mat", b"", r"/cars_meta\.mat is damaged or not a Matlab file"),
-        (fgvc_aircraft, "variants.txt", b"707-320\n", "no split can be made of .*: it lacks 'Model B200'"),
+        (fgvc_aircraft, "variants.txt", b"707-320\n", "cannot split the images of .*: it lacks 'Model B200'"),
     ):
         name = tree.__name__
         tree(tmp_path)
@@ -234,7 +234,7 @@ def test_a_flat_folder_without_labels_or_with_those_of_other_images_is_an_error(
     meta.rename(flat / "devkit" / "meta.mat")
     assert [item.label for item in load(flat).test] == [label for _, label in EXPECTED_TEST]
     (flat / "devkit" / "meta.mat").unlink()
-    refused(flat, r"put the kit's data/meta\.mat beside it")
+    refused(flat, r"put the kit's data/meta\.mat next to it")
     for lines, words in (
         ([f"{stem}.JPEG 0" for stem in STEMS[1:]], "does not label the 8 images"),
         ([f"{stem}.JPEG {y + 1}" for stem, y in zip(STEMS, VAL_LABELS)], "it lacks 4"),
@@ -257,7 +257,7 @@ def test_classes_without_validation_images_do_not_shift_labels_and_those_without
     make(train_only, *(f"images/val/{IDS[y]}/{stem}.JPEG" for stem, y in zip(STEMS, VAL_LABELS) if y))
     assert [tuple(item)[1:] for item in load(train_only).test[::2]] == list(enumerate(NAMES))[1:]
     shutil.rmtree(train_only / "images" / "train" / IDS[3])
-    refused(train_only, f"no split can be made of what is in .*: it lacks '{IDS[3]}'")
+    refused(train_only, f"cannot split the images of .*: it lacks '{IDS[3]}'")
     for line in ("0: 'tench, Tinca tinca',", "n01440764", "n1440764 tench"):
         write(train_only / "classnames.txt", line)
-        refused(train_only, rf"must hold lines such as 'n01440764 tench', got ['\"]{line}")
+        refused(train_only, rf"expected lines such as 'n01440764 tench', got ['\"]{line}")

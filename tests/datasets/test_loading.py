@@ -200,14 +200,14 @@ def test_a_split_that_is_drawn_is_warned_of_and_kept_whole_or_not(golden, new_ro
     with disk_full_after(1000):
         dataset = load_few_shot("DescribableTextures", root, 4, 1)
     assert_is_coops(dataset, golden["fewshot"]["fresh_sorted"]["dtd"]["4"]["1"])
-    assert "every seed will draw a split, and a test set, of its own" in " ".join(caplog.messages)
+    assert "each seed will have its own random split and test set" in " ".join(caplog.messages)
     assert sorted((Path(root) / "dtd").iterdir()) == before
     caplog.clear()
     for _ in range(2):  # the second time, the file is there
         load_dataset("DescribableTextures", root, seed=7)
     (message,) = caplog.messages
-    assert "split_zhou_DescribableTextures.json was missing: drawn with seed 7 and written" in message
-    assert message.endswith(f"It is not the published split: {CHECK} DescribableTextures --root {root}")
+    assert "split_zhou_DescribableTextures.json was missing: wrote a random split with seed 7" in message
+    assert message.endswith(f"not the published split: {CHECK} DescribableTextures --root {root}")
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -267,7 +267,9 @@ def test_a_class_with_fewer_items_is_taken_whole_in_split_order_without_a_draw_a
     rng = random.Random(3)
     expected = [0, 4, *rng.sample([1, 2, 3, 5], 3), *rng.sample([6, 7, 8], 3)]  # 3 of 3 are drawn, as in CoOp
     assert select([1, 0, 0, 0, 1, 0, 2, 2, 2], [], shots=3, seed=3).train == expected
-    assert caplog.messages == ["1 of 3 classes have fewer than 3 training images (fewest: 2); these are taken whole"]
+    assert caplog.messages == [
+        "1 of 3 classes have fewer than 3 training images (minimum: 2) and contribute all of them"
+    ]
 
 
 def test_minus_one_shot_selects_all_in_split_order_without_a_draw(caplog):
@@ -293,7 +295,7 @@ def test_base_is_the_first_half_of_the_labels_with_the_middle_one_and_new_the_re
 
 def test_a_split_file_of_another_structure_or_with_an_image_in_two_places_is_an_error_that_names_it(tmp_path):
     good = '["a/1.jpg", 0, "ant"], ["b/1.jpg", 1, "bee"]'
-    form = "is not a split file: it must hold train, val and test"
+    form = "is not a split file: expected train, val and test"
     for train, test, words in (
         ("0", "", form),
         ('["a", 0]', "", form),
@@ -322,7 +324,7 @@ def test_how_a_split_was_drawn_is_known_until_the_file_changes(tmp_path):
     kept = tmp_path / "split.json.drawn"
     content = json.loads(kept.read_text())
     kept.write_text(json.dumps(content | {"state": [3, [1, 2], None]}))
-    with pytest.raises(UserError, match=r"split\.json\.drawn is damaged .*; delete it, and the split file too"):
+    with pytest.raises(UserError, match=r"split\.json\.drawn is damaged .*; delete it, and also the split file"):
         read_random_split(path)
     kept.write_text(json.dumps(content))
     path.write_text(path.read_text() + " ")
@@ -407,13 +409,13 @@ def _text(text: str) -> bytes:
 def test_other_content_and_a_damaged_pickle_are_refused_in_one_line(tmp_path):
     for content, words in (
         ({"train": [OrderedDict()]}, "collections.OrderedDict"),
-        ({"train": [Datum("/dtd/a.jpg", "0", "ant")]}, "has no path, label and name"),
-        ({"train": [Datum("/dtdx/a.jpg", 0, "ant")]}, "/dtdx/a.jpg, which is not in a folder dtd"),
-        ({"train": [datum("../dtd/a.jpg", 0, "ant")]}, "../dtd/a.jpg, which is not in a folder dtd"),
+        ({"train": [Datum("/dtd/a.jpg", "0", "ant")]}, "lacks path, label or name"),
+        ({"train": [Datum("/dtdx/a.jpg", 0, "ant")]}, "/dtdx/a.jpg is not in a folder dtd"),
+        ({"train": [datum("../dtd/a.jpg", 0, "ant")]}, "../dtd/a.jpg is not in a folder dtd"),
         ({"train": [*CONTENT["train"], datum("ant/1.jpg", 1, "bee")]}, ""),
-        ([1, 2], "it holds no training images"),
-        ({"train": [Subclass("/dtd/a.jpg", 0, "ant")]}, f"it holds {MODULE}.Subclass"),
-        (dump(CONTENT).replace(MODULE.encode(), b"x" * len(MODULE)), f"it holds {'x' * len(MODULE)}.Datum"),
+        ([1, 2], "it contains no training images"),
+        ({"train": [Subclass("/dtd/a.jpg", 0, "ant")]}, f"it contains {MODULE}.Subclass"),
+        (dump(CONTENT).replace(MODULE.encode(), b"x" * len(MODULE)), f"it contains {'x' * len(MODULE)}.Datum"),
         (b"\x80\x04" + _text(MODULE) + _text("Datum.__init__.__globals__") + b"\x93.", "Datum.__init__"),
         (dump(CONTENT)[:-20], ""),
         (b"\x80\x04\x8e\xff\xff\xff\xff\xff\xff\xff\x7f", ""),  # a text of 2**63 bytes
@@ -452,7 +454,7 @@ def test_what_coop_selected_before_wins_over_the_draw_of_these_shots_and_seed_an
         expected = READ | {"test": drawn[task].test} if task == (1, 1) else drawn[task].splits
         assert load(root, *task).splits == expected
     assert drawn[1, 1].train != READ["train"]
-    assert caplog.messages.count(f"{path}: CoOp's own few-shot selection is used") == 1
+    assert caplog.messages.count(f"{path}: using CoOp's few-shot sample") == 1
 
 
 def test_a_pickle_of_another_split_is_an_error_that_names_it(root):
@@ -466,4 +468,4 @@ def test_a_pickle_of_another_split_is_an_error_that_names_it(root):
         path = write(root / "dtd" / "split_fewshot" / PKL, dump(content))
         with pytest.raises(UserError) as error:
             load(root)
-        assert f"{path} was drawn from another split; delete it" in str(error.value) and words in str(error.value)
+        assert f"{path} was sampled from another split; delete it" in str(error.value) and words in str(error.value)

@@ -65,7 +65,7 @@ def test_shards_in_folders_of_splits_become_items_with_names_of_shard_and_member
     assert (counts(again), again.file_version(path)[0]) == ([4, 0, 1], len(RED) + 4)
     assert again.file_sizes() != dataset.file_sizes()
     [said] = caplog.messages
-    assert said.startswith(f"{shards}: the .tar files in holdout are left out; ")
+    assert said.startswith(f"{shards}: skipped the .tar files in holdout; ")
     write(shards / "train" / "red" / "1.png", RED)  # class folders go before the archive that they came from
     assert [item.path for item in load(shards).train] == ["train/red/1.png"]
 
@@ -99,9 +99,9 @@ def test_labels_that_are_numbers_are_positions_in_the_list_of_names_and_others_a
     assert [tuple(item)[1:] for item in dataset.train] == [(1, "yak"), (0, "zebra"), (1, "yak")]
     for label in ("3", "-1", "zebras"):
         write_tar(tmp_path / "train" / "0.tar", {"1.png": RED, "1.cls": label.encode()})
-        refused(tmp_path, rf"label b'{label}' in .*0\.tar: 1\.cls, of 3 names in classnames\.txt")
+        refused(tmp_path, rf"label b'{label}' in .*0\.tar: 1\.cls, with 3 names in classnames\.txt")
     write(tmp_path / "classnames.txt", "zebra\ncrane\n crane \n")
-    refused(tmp_path, r"classnames\.txt has the name 'crane' twice")
+    refused(tmp_path, r"classnames\.txt repeats the name 'crane'")
 
 
 X = ("1.png", b"x")
@@ -121,7 +121,7 @@ def test_a_sample_is_one_image_and_one_label_or_it_is_named(tmp_path):
         ([X, ("1.jpg", b"x"), ("1.cls", b"red")], f"{path}: the sample 1 has 2 images"),
         ([X, ("1.cls", b"red"), ("1.json", b'{"label": "blue"}')], "has 1 images and the labels blue, red"),
         ([X, ("1.json", b"[1]")], rf"cannot read the label b'\[1\]' in {path}: 1\.json"),
-        ([X, ("1.json", b'{"label": [3]}')], r"1\.json: the label must be a text or a number, got \[3\]"),
+        ([X, ("1.json", b'{"label": [3]}')], r"1\.json: expected text or a number as label, got \[3\]"),
     ):
         write_tar(path, members)
         refused(tmp_path, words)
@@ -142,8 +142,8 @@ def test_a_shard_that_is_compressed_or_damaged_or_cut_off_or_has_a_hole_is_refus
     for damaged, said in (
         (compressed, "header"),
         (content[: second.offset_data + 5], "unexpected end of data"),
-        (content[:end], "it is cut off: no end of archive is at byte"),
-        (content[: second.offset] + bytes(block) + content[second.offset + block :], "it is cut off"),
+        (content[:end], "it is truncated: expected the end of the archive at byte"),
+        (content[: second.offset] + bytes(block) + content[second.offset + block :], "it is truncated"),
         (huge.tobuf(tarfile.GNU_FORMAT) + bytes(4096), "unexpected end of data|MemoryError"),
     ):
         path.write_bytes(damaged)
@@ -161,7 +161,7 @@ def test_pipes_names_that_are_not_utf8_and_a_shard_in_two_splits_are_refused(sha
     refused(shards, r"odd\.tar is damaged .*udce9'")
     odd.unlink()
     (shards / "test" / "001.tar").symlink_to(shards / "train" / "000.tar")
-    refused(shards, r"the shard .*000\.tar is in test and in train; a shard has one split")
+    refused(shards, r"the shard .*000\.tar is in test and in train; expected one split")
 
 
 # --- paths and addresses
@@ -179,12 +179,12 @@ def test_addresses_are_fetched_once(server, shards, tmp_path, monkeypatch):
     assert again.open(again.test[0].path).getpixel((0, 0)) == COLOURS["blue"]
     assert len(server.asked) == 1
     gone = server.url("/gone.tar", status(404))
-    refused(gone, f"cannot fetch the shard {gone}: 404 Client Error")
+    refused(gone, f"cannot download the shard {gone}: 404 Client Error")
     monkeypatch.setenv("WDS_CACHE", str(shards / "train" / "000.tar"))
     refused(gone, r"cannot write .*000\.tar")
 
 
-SAFE = "a shard is a path, or an address that begins with http:// or https://"
+SAFE = "expected paths of shards, or addresses that begin with http:// or https://"
 
 
 def test_no_other_address_is_given_to_a_program_and_what_is_not_there_is_refused(tmp_path):
@@ -193,7 +193,7 @@ def test_no_other_address_is_given_to_a_program_and_what_is_not_there_is_refused
         (f"a.tar::pipe:touch {tmp_path}/ran #.tar", SAFE),
         ("file:///x.tar", SAFE),
         ("PIPE:x.tar", SAFE),
-        ("train=a.tar;holdout=b.tar", "'holdout=b.tar', which is not SPLIT=URLS; give train=URLS;.* valid, dev"),
+        ("train=a.tar;holdout=b.tar", "'holdout=b.tar', which is not SPLIT=URLS; expected train=URLS;.* valid, dev"),
         ("/nowhere/a;b=1.tar", "cannot read /nowhere/.*: No such file"),
         ("::".join(["/nowhere/0.tar"] * 500), "cannot read /nowhere/.*: No such file"),
     ):
@@ -210,7 +210,7 @@ def test_braces_stand_for_shards_and_need_their_package_and_an_end(shards, tmp_p
     assert not (tmp_path / "ran").exists()
     refused("/nowhere/{0..3.tar", "braces need .* Unbalanced")
     for many in ("{000..100000}", "{9..-99999999..3}", "{{0..9999}-{0..9999}}", "{1,2,3}" * 11):
-        refused(f"/nowhere/{many}.tar", "stand for more than 100000 shards")
+        refused(f"/nowhere/{many}.tar", "expected at most 100000 shards")
     monkeypatch.setitem(sys.modules, "braceexpand", None)
     refused("http://example.org/train-{000..009}.tar", "braces need `pip install braceexpand`")
 
@@ -281,7 +281,7 @@ def test_splits_that_are_not_read_are_left_out_with_one_warning(hf, monkeypatch,
     monkeypatch.setattr(hf, "load_dataset", lambda *names: {("me/pictures", "small"): loaded}[names])
     assert counts(load("hf:me/pictures#small")) == [3, 2, 0]
     [message] = caplog.messages
-    assert message.startswith("hf:me/pictures#small: left out are the splits exam; read are Train, Dev, ")
+    assert message.startswith("hf:me/pictures#small: read the splits Train, Dev, skipped exam; ")
     del loaded["Train"], loaded["Dev"]
     refused("hf:me/pictures#small", "hf:me/pictures#small has no training image")
 
@@ -312,7 +312,7 @@ def test_a_folder_with_a_script_is_refused_unread(hf, monkeypatch, tmp_path):
 def test_rows_without_labels_or_images_are_named_and_a_row_may_name_a_file(hf, tmp_path):
     for labels, words in (
         (["a", "  "], "train/1 has no label"),
-        ([[3], [4]], r"train/0: the label must be a text or a number, got \[3\]"),
+        ([[3], [4]], r"train/0: expected text or a number as label, got \[3\]"),
     ):
         write_columns(tmp_path / "train.parquet", [stored(0), stored(1)], labels)
         refused(tmp_path, f"{tmp_path}: {words}")
@@ -324,7 +324,7 @@ def test_rows_without_labels_or_images_are_named_and_a_row_may_name_a_file(hf, t
     assert [tuple(item)[1:] for item in dataset.train] == [(1, "b"), (0, "a"), (2, "c"), (3, "d")]
     assert dataset.open("train/1").getpixel((0, 0)) == (7, 60, 60)
     assert dataset.file_version("train/1")[0] == len(picture(7))
-    with pytest.raises(UserError, match="cannot read the image train/0 of ImageFolder: is no regular file"):
+    with pytest.raises(UserError, match="cannot read the image train/0 of ImageFolder: is not a regular file"):
         dataset.read("train/0")
     for row in (2, 3):
         for ask in (dataset.read, dataset.file_version):

@@ -11,14 +11,14 @@ import pytest
 import torch
 from PIL import Image
 
-from trainers.hegraph.datasets.digits import ROWS, open_digit
+from trainers.hegraph.datasets.digits import SPLIT_ROWS, open_digit
 from trainers.hegraph.demo.answer import Evidence, answer, reasons, summary, title
 from trainers.hegraph.models.folder import MAX_BYTES, read_thumbnail, write_thumbnails
 
 
 @pytest.fixture(scope="module")
 def features(digits):
-    return digits.features([open_digit(f"digits/{row:04d}") for row in ROWS["test"][:20]])
+    return digits.features([open_digit(f"digits/{row:04d}") for row in SPLIT_ROWS["test"][:20]])
 
 
 def changed(model, **values: object):

@@ -58,7 +58,7 @@ def test_an_upload_is_opened_only_if_it_lies_in_its_folder_and_is_a_file(page, u
 def test_what_is_no_image_or_too_large_is_one_clear_line(answers, uploads):
     (uploads / "notes.png").write_bytes(b"no <image>")
     Image.new("1", (10_000, 5_001)).save(uploads / "huge.png")
-    for name, said in (("notes", "This file is no image"), ("huge", "50 million pixels; take a smaller one.")):
+    for name, said in (("notes", "This file is not an image"), ("huge", "50 million pixels; take a smaller one.")):
         html, *rest = answers({"path": str(uploads / f"{name}.png")})
         assert 'role="alert"' in html and said in html and rest == [None] * 3
 

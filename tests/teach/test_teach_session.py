@@ -123,7 +123,7 @@ def test_names_alone_make_a_model_of_two_classes_and_images_of_two_classes_are_j
     session.project.add_class("two")
     assert (last(session).judged, len(session.view.model.classnames)) == (2, 3)
     [problem] = session.view.problems
-    assert problem.startswith("train/zero/notes.png is no image")
+    assert problem.startswith("train/zero/notes.png is not an image")
 
 
 def test_features_are_kept_on_disk_and_only_those_of_this_backbone_are_taken(session, mini, monkeypatch):
@@ -343,7 +343,7 @@ def test_damaged_file_has_no_broken_thumbnail(teacher):
     first, *_, end = (each[1] for each in teacher.shown())
     assert "<span" in first and 'file="' not in first
     assert "cut.png of one" not in end
-    assert "cut.png is no image" in end
+    assert "cut.png is not an image" in end
 
 
 def test_a_drawing_becomes_an_image_and_what_is_tried_is_explained(teacher):

@@ -1,9 +1,9 @@
-"""What a data set is: its class names in label order, three lists of items, and a function that opens an item."""
+"""The class `Dataset`: class names, items of three splits, and access to the images."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,22 +18,23 @@ from ..utils.threads import MAX_THREADS, cores
 from .images import reason
 from .splits import FewShotSample, Item, subsample_labels
 
-MAX_NAMED = 3  # a message names at most so many images or classes
+MAX_NAMED = 3  # images or classes that a message lists
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A labelled image data set: its full splits, or those of a few-shot task.
+    """A labelled image data set, with its full splits or the splits of a few-shot task.
 
     Attributes:
+        name: Name of the data set.
         classnames: The K class names in label order.
-        train, val, test: Its items; val and test may be empty.
-        open: Takes the path of an item and returns the image.
-        root: The folder that the paths of the items are relative to; None if they are not files.
-        class_ids: The K ids, in label order, by which a class is recognised in another data set; () if class names do.
-        version: Takes the path of an item that is no file of its own, as in a tar shard; returns its size in bytes, and
-            a number that changes with its source. None if items are files, or nothing is known of them.
-        check_command: The command that lists every image that cannot be read; "" if there is none.
+        train, val, test: Items of the splits; val and test may be empty.
+        open: Function from the path of an item to its image.
+        root: Folder that the paths are relative to; None if items are not files.
+        class_ids: K ids in label order that identify classes across data sets; () if class names do.
+        version: Function from the path of an item inside a larger file, such as a tar shard, to its size in bytes and a
+            number that changes with the larger file; None for other items.
+        check_command: Command that lists all unreadable images; "" if there is none.
     """
 
     name: str
@@ -49,53 +50,55 @@ class Dataset:
 
     @property
     def ids(self) -> Sequence[str]:
-        """The class ids, or the class names where there are none."""
+        """Class ids, or class names if there are no ids."""
         return self.class_ids or self.classnames
 
     @property
     def splits(self) -> dict[str, list[Item]]:
-        """Split, one of `SPLITS` -> its items."""
+        """Items by split, one of `SPLITS`."""
         return {"train": self.train, "val": self.val, "test": self.test}
 
     @property
     def val_is_test(self) -> bool:
-        """Whether the validation images are the test images, as those of ImageNet are in CoOp."""
+        """Whether the validation images are the test images, as for ImageNet in CoOp."""
         return bool(self.val) and self.val == self.test
 
-    def select(self, selection: FewShotSample) -> Dataset:
-        """The few-shot task of a selection. Test is kept whole, and so is val where it is the same images."""
-        val = self.val if self.val_is_test else [self.val[i] for i in selection.val]
-        return replace(self, train=[self.train[i] for i in selection.train], val=val)
+    def select(self, sample: FewShotSample) -> Dataset:
+        """Return the few-shot task of a sample, with all test images; val that equals test stays complete, too."""
+        val = self.val if self.val_is_test else [self.val[i] for i in sample.val]
+        return replace(self, train=[self.train[i] for i in sample.train], val=val)
 
     def subsample(self, which: str) -> Dataset:
-        """The data set of all its classes, or of a half of them with new labels (see `splits.subsample_labels`)."""
+        """Return the data set with all classes, or a half of them with new labels (see `splits.subsample_labels`)."""
         if which == "all":
             return self
-        kept = subsample_labels({item.label for item in self.train or self.test}, which)
-        relabelled = {label: new for new, label in enumerate(kept)}
-        splits = {
-            split: [item._replace(label=relabelled[item.label]) for item in items if item.label in relabelled]
+        labels = subsample_labels({item.label for item in self.train or self.test}, which)
+        new = {label: position for position, label in enumerate(labels)}
+        splits: dict[str, Any] = {
+            split: [item._replace(label=new[item.label]) for item in items if item.label in new]
             for split, items in self.splits.items()
         }
-        names, ids = ([all_of[label] for label in kept] for all_of in (self.classnames, self.ids))
-        return replace(self.with_splits(splits), classnames=names, class_ids=ids)
-
-    def with_splits(self, splits: Mapping[str, Any]) -> Dataset:
-        """The data set with other items in some of its splits."""
-        return replace(self, **splits)
+        names, ids = ([values[label] for label in labels] for values in (self.classnames, self.ids))
+        return replace(self, classnames=names, class_ids=ids, **splits)
 
     def without(self, paths: Collection[str]) -> Dataset:
-        """The data set without the items that have one of these paths."""
-        left = {split: [item for item in items if item.path not in paths] for split, items in self.splits.items()}
-        return self.with_splits(left)
+        """Return the data set without the items at `paths`."""
+        splits: dict[str, Any] = {
+            split: [item for item in items if item.path not in paths] for split, items in self.splits.items()
+        }
+        return replace(self, **splits)
 
     def paths(self) -> list[str]:
-        """The paths of all items, each once."""
+        """Return the distinct paths of all items."""
         return list(dict.fromkeys(item.path for items in self.splits.values() for item in items))
 
     def file_version(self, path: str) -> tuple[int, int] | None:
-        """What tells versions of an item apart: its size in bytes, and the time of the last change in ns or what
-        `version` says. None if the item is no file."""
+        """Return the size in bytes and the modification time in ns of an item, or the result of `version`; None for an
+        item that is not a file.
+
+        Raises:
+            UserError: If the file cannot be accessed.
+        """
         try:
             if self.version is not None:
                 return self.version(path)
@@ -107,53 +110,52 @@ class Dataset:
         return status.st_size, status.st_mtime_ns
 
     def file_sizes(self) -> str | None:
-        """Hash of the sizes in bytes of all images, which is the same for a copy of them. None if they have none."""
+        """Hash the sizes in bytes of all images, which a copy of the data set shares; None if items are not files."""
         if self.root is None and self.version is None:
             return None
         return hash_rows([path, (self.file_version(path) or (0,))[0]] for path in self.paths())
 
     def check_files(self) -> None:
-        """Raises UserError if files of items are missing. The message counts them and names some."""
+        """Raise UserError, with the number and examples, if files of items are missing."""
         if self.root is None:
             return
         paths = self.paths()
         missing = [path for path in paths if not (self.root / path).is_file()]
         if missing:
-            counted = f"{len(missing)} of {len(paths)} images are missing below {self.root}"
-            raise UserError(f"{self.name}: {counted}: {abbreviate(missing)}{self._how_to_list()}")
+            problem = f"{len(missing)} of {len(paths)} images are missing below {self.root}"
+            raise UserError(f"{self.name}: {problem}: {abbreviate(missing)}{self._hint()}")
 
     def files(self, split: str) -> list[Path]:
-        """The files of the images of a split; [] if they are no files of their own."""
+        """Return the image files of a split; [] if items are not files."""
         return [] if self.root is None else [self.root / item.path for item in self.splits[split]]
 
     def copies_in_test(self) -> dict[str, list[Path]]:
-        """Of "train" and "val", the files that are test files as well; a split without any is left out."""
+        """Return the files of "train" and "val" that are copies of test files, by split (only nonempty)."""
         test = self.files("test")
-        found = {split: find_copies(self.files(split), test) for split in ("train", "val")}
-        return {split: files for split, files in found.items() if files}
+        return {split: copies for split in ("train", "val") if (copies := find_copies(self.files(split), test))}
 
     def refuse_copies(self) -> None:
-        """Raises UserError if selected training or validation files are test files as well, byte for byte."""
-        for split, found in self.copies_in_test().items():
+        """Raise UserError if training or validation files are copies of test files, byte for byte."""
+        for split, copies in self.copies_in_test().items():
             raise UserError(
-                f"{len(found)} of {len(self.splits[split])} {split} images are test images as well, such as {found[0]}"
-                f", so the test would say nothing about new images; keep one copy of each, in {split} or in test"
+                f"{len(copies)} of {len(self.splits[split])} {split} images are test images as well, such as "
+                f"{copies[0]}; test images must be new to the model: keep one copy of each, in {split} or in test"
             )
 
     def read(self, path: str) -> Image.Image:
-        """The image of an item, as RGB; UserError, which names the file and how all such are found, if it has none."""
+        """Open the image of an item as RGB; UserError if it cannot be read."""
         try:
             return self.open(path).convert("RGB")
         except Exception as error:  # on damaged bytes, Pillow raises whatever they lead to
             raise self.unreadable(path, reason(error)) from error
 
     def unreadable_images(self) -> dict[str, str]:
-        """The path of every image that cannot be read -> why. All are decoded, by all cores."""
+        """Decode all images in parallel, and return the path and the problem of each unreadable one."""
 
         def problem_of(path: str) -> str:
             try:
                 self.open(path)
-            except Exception as error:  # on damaged bytes, Pillow raises whatever they lead to
+            except Exception as error:  # Pillow raises exceptions of many types on damaged bytes
                 return reason(error)
             return ""
 
@@ -163,44 +165,45 @@ class Dataset:
         return {path: problem for path, problem in zip(paths, problems) if problem}
 
     def unreadable(self, path: str, why: str) -> UserError:
-        """The error for an image that cannot be read; it says why, and how all such images are found."""
-        return UserError(f"cannot read the image {path} of {self.name}: {why}{self._how_to_list()}")
+        """Return the error for an unreadable image, with the command that lists all of them."""
+        return UserError(f"cannot read the image {path} of {self.name}: {why}{self._hint()}")
 
-    def _how_to_list(self) -> str:
+    def _hint(self) -> str:
         return f"; list all: {self.check_command}" if self.check_command else ""
 
 
-def find_copies(files: list[Path], others: list[Path]) -> list[Path]:
-    """The files whose content is that of another one. Only those of equal size are read."""
-    for tell in (os.path.getsize, hash_file):
-        told, told_of_others = ({path: tell(path) for path in paths} for paths in (files, others))
-        both = set(told.values()) & set(told_of_others.values())
-        files = [path for path in files if told[path] in both]
-        others = [path for path in others if told_of_others[path] in both]
+def find_copies(files: list[Path], other_files: list[Path]) -> list[Path]:
+    """Return the files with the same content as one of `other_files`. Contents are read only if sizes are equal."""
+    for key in (os.path.getsize, hash_file):
+        keys, other_keys = ({path: key(path) for path in paths} for paths in (files, other_files))
+        common = {*keys.values()} & {*other_keys.values()}
+        files = [path for path in files if keys[path] in common]
+        other_files = [path for path in other_files if other_keys[path] in common]
     return files
 
 
-def abbreviate(names: Sequence[str], most: int = MAX_NAMED) -> str:
-    """The first of many names, for a message."""
-    return ", ".join([*names[:most], *(["..."] if len(names) > most else [])])
+def abbreviate(names: Sequence[str], limit: int = MAX_NAMED) -> str:
+    """Join up to `limit` names for a message."""
+    return ", ".join([*names[:limit], *(["..."] if len(names) > limit else [])])
 
 
 def check_classes(count: int, target: str = "") -> None:
-    """Raises UserError if there are fewer than two classes, here or in a target: an image could be of no other one."""
+    """Raise UserError if a data set, or the `target` data set, has fewer than two classes."""
     if count < 2:
-        raise UserError(f"{target and f'{target}: '}there must be at least two classes to tell apart, got {count}")
+        raise UserError(f"{target and f'{target}: '}expected at least two classes, got {count}")
 
 
-def class_names(items: Sequence[Item], *others: Sequence[Item]) -> list[str]:
-    """The class names in label order, as items state them; `others`, such as val and test, must agree with them.
+def class_names(items: Sequence[Item], *other_splits: Sequence[Item]) -> list[str]:
+    """Return the class names of training items in label order.
 
-    Raises UserError if a label has two names, or only one of `others` has it, or the labels have a gap.
+    Raises:
+        UserError: If labels have a gap, a label has two names, or only `other_splits`, such as val, have a label.
     """
     names = {item.label: item.classname for item in reversed(items)}
     if absent := {*range(len(names))} - {*names}:
         raise UserError(f"labels must run from 0 without a gap, but no item has label {min(absent)}")
-    for path, label, name in (item for each in (items, *others) for item in each):
+    for path, label, name in (item for split in (items, *other_splits) for item in split):
         if names.get(label) != name:
-            known = names.get(label, "no class")
-            raise UserError(f"{path} has label {label} for {name!r}, which stands for {known} in training images")
+            expected = names.get(label, "no class")
+            raise UserError(f"{path} has label {label} for {name!r}, which is {expected} in training images")
     return [names[label] for label in range(len(names))]

@@ -1,8 +1,8 @@
-"""The embedded data set: scikit-learn's handwritten digits, 1,797 real scans of 8x8 pixels.
+"""The embedded data set: scikit-learn's handwritten digits, 1,797 scans of 8x8 pixels.
 
-They are the test part of the UCI "Optical Recognition of Handwritten Digits" set (Alpaydin and Kaynak, 1998), written
-by 13 people. The split is by position in the file, so nothing is drawn at random and few writers are in two splits:
-rows 0-697 are train, 698-897 val, and 898-1796 test. The test half is that of scikit-learn's own digits example.
+The scans are the test part of the UCI data set "Optical Recognition of Handwritten Digits" (Alpaydin and Kaynak, 1998),
+written by 13 people. Splits are ranges of rows, so few writers are in two splits: rows 0-697 are train, 698-897 val,
+and 898-1796 test. The test split equals the test half of scikit-learn's digits example.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from .base import Dataset
 from .splits import Item
 
 CLASSNAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-ROWS = {"train": range(0, 698), "val": range(698, 898), "test": range(898, 1797)}
-MAX_INK = 16  # a pixel is the number of inked dots in a block of 4x4
+SPLIT_ROWS = {"train": range(0, 698), "val": range(698, 898), "test": range(898, 1797)}
+MAX_INK = 16  # largest pixel value: the number of ink dots in a block of 4x4
 
-ROTATION = 25  # degrees, clockwise in even rows and counter-clockwise in odd ones
+ROTATION = 25  # degrees, clockwise in even rows, counter-clockwise in odd rows
 NOISE = 60  # standard deviation in grey levels of 255
-BLUR = 0.8  # radius in pixels, of which the image has 8x8
+BLUR = 0.8  # radius in pixels of the 8x8 image
 
 
 def _add_noise(image: Image.Image, row: int) -> Image.Image:
@@ -32,23 +32,23 @@ def _add_noise(image: Image.Image, row: int) -> Image.Image:
     return Image.fromarray(np.clip(np.asarray(image) + noise, 0, 255).round().astype(np.uint8))
 
 
-# Other domains with the same classes, which have test images only: name -> function of a scan and its row
+# Other domains with the same classes and only test images: name -> function of a scan and its row
 DOMAINS: dict[str, Callable[[Image.Image, int], Image.Image]] = {
     "DigitsInverted": lambda image, row: ImageOps.invert(image),
     "DigitsRotated": lambda image, row: image.rotate(ROTATION if row % 2 else -ROTATION, Image.Resampling.BILINEAR),
     "DigitsNoisy": _add_noise,
     "DigitsBlurred": lambda image, row: image.filter(ImageFilter.GaussianBlur(BLUR)),
 }
-# Data sets of one half of the classes: name -> the half, as `Dataset.subsample` names it
+# Data sets of one half of the classes: name -> argument of `Dataset.subsample`
 HALVES = {"DigitsLow": "base", "DigitsHigh": "new"}
 
 
 def load_digits_dataset(root: str = "", name: str = "Digits") -> Dataset:
-    """The digits, or one of their `DOMAINS` or `HALVES`. `root` is not used: the images come with scikit-learn."""
+    """Load the digits, or one of their `DOMAINS` or `HALVES`. `root` is unused: scikit-learn contains the images."""
     _, labels = _arrays()
     splits = {
         split: [Item(f"digits/{row:04d}", int(labels[row]), CLASSNAMES[labels[row]]) for row in rows]
-        for split, rows in ROWS.items()
+        for split, rows in SPLIT_ROWS.items()
     }
     if name in DOMAINS:
         splits["train"] = splits["val"] = []
@@ -58,7 +58,7 @@ def load_digits_dataset(root: str = "", name: str = "Digits") -> Dataset:
 
 
 def open_digit(path: str, change: Callable[[Image.Image, int], Image.Image] | None = None) -> Image.Image:
-    """The scan `digits/<row>` as an RGB image of 8x8 pixels, white ink on black, changed as in `DOMAINS`."""
+    """Open the scan `digits/<row>` as an RGB image of 8x8 pixels, white on black, changed as in `DOMAINS`."""
     images, _ = _arrays()
     row = int(path.rpartition("/")[2])
     image = Image.fromarray(np.round(images[row] * (255 / MAX_INK)).astype(np.uint8))
@@ -67,11 +67,11 @@ def open_digit(path: str, change: Callable[[Image.Image, int], Image.Image] | No
 
 @cache
 def _arrays() -> tuple[np.ndarray, np.ndarray]:
-    """Images `[1797, 8, 8]` of inked dots from 0 to `MAX_INK`, and labels `[1797]`, as `load_digits` of scikit-learn.
+    """Return images `[1797, 8, 8]`, from 0 to `MAX_INK`, and labels `[1797]`, as scikit-learn's `load_digits`.
 
-    They are read from its file, since importing sklearn.datasets takes as long as torch.
+    The file is read directly, since importing sklearn.datasets takes as long as importing torch.
     """
     sklearn = importlib.util.find_spec("sklearn")
-    assert sklearn is not None and sklearn.origin is not None  # it is in requirements.txt
+    assert sklearn is not None and sklearn.origin is not None  # a required package
     table = np.loadtxt(Path(sklearn.origin).parent / "datasets" / "data" / "digits.csv.gz", delimiter=",")
     return table[:, :-1].reshape(-1, 8, 8), table[:, -1].astype(np.int64)

@@ -1,9 +1,9 @@
-"""The one place where images are opened, and why one cannot be read, in one line.
+"""Open images safely, and explain in one line why an image cannot be read.
 
-Only the formats of `FORMATS` are read, whatever a file is called: Pillow hands some others to programs outside. HEIC,
-the format of iPhones, is read by the package pillow-heif, which is imported when the first such file comes.
+Only `FORMATS` are read, independent of file names: Pillow passes other formats to external programs. The package
+pillow-heif, imported for the first HEIC file, reads this format of iPhones.
 
-An opened image holds pixels and a colour profile. Its other metadata is dropped, so nothing turns it a second time.
+An opened image has pixels and a colour profile. Other metadata is removed, so that no program rotates it again.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from PIL import ExifTags, Image, UnidentifiedImageError, features
 
 from ..utils.errors import UserError, first_line
 
-MAX_BYTES = 20 * 2**20  # of an image that somebody sends to a page
-MAX_PIXELS = 50_000_000  # of one; the largest photos of phones have about so many
-MAX_RATIO = 1000  # of the sides of an image; a backbone takes the short one to some hundred pixels
+MAX_BYTES = 20 * 2**20  # of an uploaded image
+MAX_PIXELS = 50_000_000  # of an uploaded image: the size of the largest photos of phones
+MAX_RATIO = 1000  # of the sides of an image, since a backbone resizes the short side to hundreds of pixels
 T = Image.Transpose
 TURNS = (T.FLIP_LEFT_RIGHT, T.ROTATE_180, T.FLIP_TOP_BOTTOM, T.TRANSPOSE, T.ROTATE_270, T.TRANSVERSE, T.ROTATE_90)
-ORIENTATIONS = dict(enumerate(TURNS, start=2))  # of EXIF
+ORIENTATIONS = dict(enumerate(TURNS, start=2))  # EXIF orientation -> operation that makes the image upright
 
 ImageOrPath: TypeAlias = "Image.Image | os.PathLike[str] | str"
 
@@ -34,44 +34,50 @@ IMAGE_SUFFIXES = [
     ".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm",
     ".heic", ".heif",
 ]  # fmt: skip
-HEIF_BRANDS = (b"hei", b"hev", b"mif1", b"msf1")  # beginnings of the major brand of a HEIC file
+HEIF_BRANDS = (b"hei", b"hev", b"mif1", b"msf1")  # prefixes of the major brand of a HEIC file
 for _format, _suffix, _feature in (("AVIF", ".avif", "avif"), ("JPEG2000", ".jp2", "jpg_2000")):
-    if _feature in {*features.modules, *features.codecs} and features.check(_feature):  # this Pillow opens it
+    if _feature in {*features.modules, *features.codecs} and features.check(_feature):  # this build of Pillow opens it
         FORMATS.append(_format)
         IMAGE_SUFFIXES.append(_suffix)
 
 
 def is_image(name: str) -> bool:
-    """Whether a file has the ending of an image."""
+    """Whether a file name has the suffix of an image."""
     return name.lower().endswith(tuple(IMAGE_SUFFIXES))
 
 
-def open_image(source: os.PathLike[str] | str | bytes, as_stored: bool = False, most: float = math.inf) -> Image.Image:
-    """Opens a file, or the bytes of one, as RGB; `as_stored` as Dassl does it, without what `to_rgb` does.
+def open_image(
+    source: os.PathLike[str] | str | bytes, as_stored: bool = False, max_pixels: float = math.inf
+) -> Image.Image:
+    """Open an image as RGB.
 
-    One of more than `most` pixels is refused before any is decoded.
+    Args:
+        source: File, or the bytes of a file.
+        as_stored: Convert as Dassl does, without rotation and without the other steps of `to_rgb`.
+        max_pixels: Number of pixels from which on an image is refused before decoding.
 
-    On damaged bytes, Pillow raises whatever they lead to; `reason` puts it into one line.
+    Raises:
+        Exception: Of many types, on damaged bytes; `reason` converts it to one line.
     """
     status = None if isinstance(source, bytes) else os.stat(source)
-    if status and not stat.S_ISREG(status.st_mode):  # opening a pipe would wait
-        raise ValueError("is a folder" if stat.S_ISDIR(status.st_mode) else "is no regular file")
+    if status and not stat.S_ISREG(status.st_mode):  # opening a pipe would block
+        raise ValueError("is a folder" if stat.S_ISDIR(status.st_mode) else "is not a regular file")
     if source == b"" or (status and not status.st_size):
         raise ValueError("is empty (0 bytes)")
     with _identify(source) as file:
-        if file.width * file.height > most:
+        if file.width * file.height > max_pixels:
             raise Image.DecompressionBombError(f"{file.width} x {file.height} pixels are too many")
         check_sides(file)
-        return _pixels_alone(file.convert("RGB")) if as_stored else to_rgb(file)
+        return _strip_metadata(file.convert("RGB")) if as_stored else to_rgb(file)
 
 
 def open_any(image: ImageOrPath) -> Image.Image:
-    """Open an image of PIL's by `to_rgb`, or a file by `open_image`."""
+    """Convert a PIL image by `to_rgb`, or open a file by `open_image`."""
     return to_rgb(image) if isinstance(image, Image.Image) else open_image(image)
 
 
 def _identify(source: os.PathLike[str] | str | bytes) -> Image.Image:
-    """An image whose pixels are not decoded yet. ValueError for a HEIC file where pillow-heif is not installed."""
+    """Open an image without decoding its pixels; ValueError for a HEIC file without pillow-heif."""
 
     def start() -> Any:
         return io.BytesIO(source) if isinstance(source, bytes) else source
@@ -92,68 +98,68 @@ def _identify(source: os.PathLike[str] | str | bytes) -> Image.Image:
 
 
 def open_upload(source: Path | bytes) -> Image.Image:
-    """Opens an image that was sent to a page; UserError, as the end of a sentence, for one too large or none."""
+    """Open an uploaded image; UserError, worded as the end of a sentence, if it is too large or not an image."""
     if (len(source) if isinstance(source, bytes) else source.stat().st_size) > MAX_BYTES:
         raise UserError(f"has more than {MAX_BYTES >> 20} MB; take a smaller one")
     try:
-        return open_image(source, most=MAX_PIXELS)
+        return open_image(source, max_pixels=MAX_PIXELS)
     except Image.DecompressionBombError as error:  # Pillow's own limit is higher
         raise UserError(f"has more than {MAX_PIXELS // 10**6} million pixels; take a smaller one") from error
-    except Exception as error:  # on damaged bytes, Pillow raises whatever they lead to
+    except Exception as error:  # Pillow raises exceptions of many types on damaged bytes
         raise UserError(reason(error)) from error
 
 
 def open_below(base: Path, path: str, as_stored: bool = False) -> Image.Image:
-    """Opens a file below a folder; as `open_image`."""
+    """Open the image at a path relative to a folder, by `open_image`."""
     return open_image(base / path, as_stored)
 
 
 def to_rgb(file: Image.Image) -> Image.Image:
-    """An image of any mode as RGB, upright (by its EXIF orientation) and with white for transparent parts. The result
-    has neither an orientation nor transparency, so a second call changes nothing.
+    """Convert an image of any mode to RGB, upright by its EXIF orientation, with white in transparent parts.
+
+    A second call changes nothing.
     """
     check_sides(file)
     image = _upright(file)
-    if image.mode.startswith(("I", "F")):  # Pillow would clip values of more than 8 bits at 255
+    if image.mode.startswith(("I", "F")):  # Pillow would clip values above 255
         image = _to_8_bits(image)
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return _pixels_alone(image if image.mode == "RGB" else image.convert("RGB"))  # which would copy it
+    return _strip_metadata(image if image.mode == "RGB" else image.convert("RGB"))  # `convert` copies
 
 
-def _pixels_alone(image: Image.Image) -> Image.Image:
-    """A new image without its metadata, except the colour profile, which programs need to show it."""
+def _strip_metadata(image: Image.Image) -> Image.Image:
+    """Remove metadata from an image, in place, except the colour profile, which displays need."""
     image.info = {key: value for key, value in image.info.items() if key == "icc_profile"}
     return image
 
 
 def check_sides(image: Image.Image) -> None:
-    """Raises ValueError for a strip, which would take gigabytes once its short side is the backbone's, and for an image
-    without pixels."""
+    """Raise ValueError for an image without pixels or with sides above `MAX_RATIO`, which resizing would make huge."""
     if max(image.size) > MAX_RATIO * min(image.size) or 0 in image.size:
         raise ValueError(f"its sides differ too much ({image.width} x {image.height} pixels)")
 
 
 def reason(error: Exception) -> str:
-    """Why an image cannot be read, in one line, from what opening it has raised."""
+    """Explain in one line why an image cannot be read, from the exception of opening it."""
     if isinstance(error, UnidentifiedImageError):
-        return f"is no image, or of a format that is not read ({', '.join(FORMATS)} are)"
+        return f"is not an image in a supported format ({', '.join(FORMATS)})"
     return first_line(error)
 
 
 def _upright(file: Image.Image) -> Image.Image:
-    """The image as its EXIF orientation turns it; unlike Pillow's `exif_transpose`, also where other tags are odd."""
-    file.load()  # a TIFF then turns itself
+    """Rotate an image by its EXIF orientation; unlike Pillow's `exif_transpose`, ignore invalid tags."""
+    file.load()  # rotates a TIFF
     try:
         turn = ORIENTATIONS.get(file.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # on odd tags, Pillow raises whatever they lead to
+    except Exception:  # Pillow raises exceptions of many types on invalid tags
         turn = None
     return file.copy() if turn is None else file.transpose(turn)
 
 
 def _to_8_bits(image: Image.Image) -> Image.Image:
-    """Scales grey values of 16 bits, or floats from 0 to 1, to 0-255. NaN and infinite values become 0."""
+    """Scale 16-bit grey values, or floats from 0 to 1, to 0 ... 255. NaN and infinite values become 0."""
     values = np.nan_to_num(np.asarray(image).astype(np.float64), nan=0, posinf=0, neginf=0)
     if image.mode == "F" and values.max() <= 1:
         values *= 255

@@ -1,10 +1,10 @@
-"""Loading a data set by its name, and the few-shot task that a seed, or CoOp itself before, selects from it.
+"""Load data sets by name, and few-shot tasks sampled with a seed or stored by CoOp.
 
-A split is read from CoOp's split file. Where that is missing, the split is drawn from the seed and written there, as
-CoOp does. A file beside it (`.drawn`) keeps the seed and the state of the random generator after drawing, so that a
-later run with this seed selects what the first run did.
+Splits are read from CoOp's split file. If it is missing, a random split is generated from the seed and written, as by
+CoOp. A second file (`.drawn`) records the seed and the state of the random generator afterwards, so later runs with
+this seed sample the same few-shot task as the first.
 
-The classes of the user's own images are in the order of their form, or else sorted, with numbers first, by value.
+Classes of own images keep the order of their source, or are sorted with numbers first, by value.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from collections.abc import Callable, Collection
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from ..utils.errors import UserError, command, first_line, unknown
 from ..utils.files import absolute
@@ -41,7 +42,7 @@ from .splits import (
 
 logger = logging.getLogger(__name__)
 
-OWN = "ImageFolder"  # the name of the user's own images
+OWN = "ImageFolder"  # DATASET.NAME of own images
 LAYOUT = (
     "expected ROOT/train/<class>/*.jpg (and val, test), ROOT/<class>/*.jpg, or a CSV file with the columns "
     "path,label[,split]"
@@ -49,12 +50,17 @@ LAYOUT = (
 
 
 class NoOwnImages(UserError):
-    """A folder holds images in none of the forms of docs/data.md."""
+    """A folder contains no images in a form of docs/data.md."""
 
 
 def load_dataset(name: str, root: str = "", seed: int = 1, rng: random.Random | None = None) -> Dataset:
-    """Loads a data set with its full splits. No image is opened. A missing split is drawn from `rng`, which was made
-    from `seed` and goes on after that; None makes one.
+    """Load a data set with its full splits, without opening an image.
+
+    Args:
+        name: Name or alias of the data set.
+        root: Folder of the data sets, or of own images.
+        seed: Seed of a random split, if no split file exists.
+        rng: Generator with this seed, which is advanced by splitting (default: a new one).
     """
     entry = find_entry(check(str, name, "name"))
     check(Path, root, "root", convert=True)
@@ -66,9 +72,13 @@ def load_dataset(name: str, root: str = "", seed: int = 1, rng: random.Random | 
 
 
 def load_few_shot(name: str, root: str, shots: int, seed: int, subsample: str = "all") -> Dataset:
-    """Loads the few-shot task that CoOp's protocol selects. All image files exist then; none was opened.
+    """Load the few-shot task of CoOp's protocol, and check that all image files exist, without opening one.
 
-    `shots` are training images per class, -1 for all; `subsample` is "all", "base" or "new" classes.
+    Args:
+        name, root: As for `load_dataset`.
+        shots: Number of training images per class, or -1 for all.
+        seed: Seed of the protocol.
+        subsample: "all", "base" or "new" classes.
     """
     shots, seed = check(int, shots, "shots", convert=True), check(int, seed, "seed", convert=True)
     if seed < 0:
@@ -76,8 +86,9 @@ def load_few_shot(name: str, root: str, shots: int, seed: int, subsample: str = 
     rng = random.Random(seed)
     dataset = load_dataset(name, root, seed, rng)
     check_trainable(dataset)
-    if drawn := read_coop_sample(dataset, shots, seed):
-        dataset = dataset.with_splits(drawn)
+    sample: dict[str, Any] | None = read_coop_sample(dataset, shots, seed)
+    if sample:
+        dataset = replace(dataset, **sample)
     else:
         train_labels, val_labels = ([item.label for item in items] for items in (dataset.train, dataset.val))
         dataset = dataset.select(sample_few_shot(train_labels, val_labels, shots, rng))
@@ -87,7 +98,7 @@ def load_few_shot(name: str, root: str, shots: int, seed: int, subsample: str = 
 
 
 def load_test_images(name: str, root: str, seed: int, subsample: str = "all") -> Dataset:
-    """Load the test images of a data set, without its others; as `load_few_shot`. UserError if there is none."""
+    """Load the test images of a data set; arguments as for `load_few_shot`, UserError if there are none."""
     dataset = replace(load_dataset(name, root, seed).subsample(subsample), train=[], val=[])
     if not dataset.test:
         raise UserError(f"{name} has no test images, so no model can be tested on it")
@@ -96,28 +107,34 @@ def load_test_images(name: str, root: str, seed: int, subsample: str = "all") ->
 
 
 def load_pool(name: str, root: str, seed: int, subsample: str, used: Collection[str]) -> Dataset:
-    """The training and validation images of a data set as test images, without those whose paths are `used`; otherwise
-    as `load_few_shot`. Where the validation images are the test images, as ImageNet's, they are not taken.
+    """Load the pool of unlabelled images as test images: train and val without the paths in `used`.
+
+    A val split that equals test, as for ImageNet, is left out. Arguments as for `load_few_shot`.
     """
-    whole = load_dataset(name, root, seed).subsample(subsample)
-    items = [*whole.train, *([] if whole.val_is_test else whole.val)]
-    return replace(whole, train=[], val=[], test=[item for item in items if item.path not in used])
+    dataset = load_dataset(name, root, seed).subsample(subsample)
+    items = [*dataset.train, *([] if dataset.val_is_test else dataset.val)]
+    return replace(dataset, train=[], val=[], test=[item for item in items if item.path not in used])
 
 
 def load_unlabelled(source: Path) -> Dataset:
-    """Images without labels as the test images of a data set without classes; UserError if there is none. None is
-    opened. `source` is a folder, which is walked into, or a CSV file with the column `path`, relative to its folder.
+    """Load unlabelled images as the test images of a data set without classes; no image is opened.
+
+    Args:
+        source: Folder, searched with its subfolders, or CSV file with the column `path`, relative to its folder.
+
+    Raises:
+        UserError: If there is no image, or an image is missing.
     """
     if source.is_dir():
         base = source
-        found = (path for path in base.rglob("*") if is_image(path.name) and not path.is_dir())
-        paths = sorted(path.relative_to(base).as_posix() for path in found)
+        files = (path for path in base.rglob("*") if is_image(path.name) and not path.is_dir())
+        paths = sorted(path.relative_to(base).as_posix() for path in files)
     else:
         base = source.parent
-        place, rows = read_table(source)
-        paths = [row[place] for row in rows]
+        column, rows = read_table(source)
+        paths = [row[column] for row in rows]
     if not paths:
-        raise UserError(f"{source} holds no image")
+        raise UserError(f"{source} contains no image")
     items = [Item(path, 0, "") for path in paths]
     dataset = Dataset(str(source), [], [], [], items, partial(open_below, base), absolute(base))
     dataset.check_files()
@@ -125,7 +142,7 @@ def load_unlabelled(source: Path) -> Dataset:
 
 
 def check_trainable(dataset: Dataset) -> None:
-    """Raises UserError if a data set has only test images. The message says what to train on instead."""
+    """Raise UserError, with the data set to train on instead, if a data set has only test images."""
     if not dataset.train:
         name, entry = dataset.name, find_entry(dataset.name)
         source = entry.train_on if entry and entry.train_on else "another data set"
@@ -136,69 +153,67 @@ def check_trainable(dataset: Dataset) -> None:
 
 
 def load_own_images(root: str, name: str = OWN, split_folders: bool = True) -> Dataset:
-    """Reads the data set that `--root` names, in one of the forms of docs/data.md. No image is opened.
+    """Load the own images at `root`, in one of the forms of docs/data.md, without opening an image.
 
-    Class folders directly below `root` are split into train, val and test, unless `split_folders` is false.
+    Class folders directly below `root` are split into train, val and test if `split_folders`.
     """
     if not root:
         raise UserError(f"{OWN} needs --root, your folder or CSV file; {LAYOUT}")
-    # Each is None where the images are of another form
+    # Each function returns None for images in another form
     images = read_files(root) or read_hugging_face(root) or read_shards(root) or read_class_folders(root, split_folders)
     if images is None:
         base = absolute(root)
         try:
-            held = abbreviate(list_names(base)) or "nothing"
+            content = abbreviate(list_names(base)) or "nothing"
         except UserError as error:
             raise NoOwnImages(str(error)) from error
         raise NoOwnImages(
-            f"{base} holds {held}, and neither class folders in a folder train nor one CSV file; {LAYOUT}"
+            f"{base} contains {content}, and neither class folders in a folder train nor one CSV file; {LAYOUT}"
         )
     where = images.root or root
     rows: dict[str, list[tuple[str, str]]] = {split: [] for split in SPLITS}
     for split, path, label in images.rows:
-        called = class_name(label, f"{where}: {path}")
-        if not called:
-            raise UserError(f"{where}: {path} has no label; give it one, or leave it out")
-        rows[split].append((path, called))
-    trained = {called for _, called in rows["train"]}
-    if not trained:
+        name_of_class = class_name(label, f"{where}: {path}")
+        if not name_of_class:
+            raise UserError(f"{where}: {path} has no label; label it or remove it")
+        rows[split].append((path, name_of_class))
+    classes = {split: {name_of_class for _, name_of_class in rows[split]} for split in SPLITS}
+    if not classes["train"]:
         raise UserError(f"{where} has no training image; {LAYOUT}")
-    if untrained := sorted({called for split in ("val", "test") for _, called in rows[split]} - trained):
-        raise UserError(
-            f"{where}: {len(untrained)} classes of val or test have no training image: {abbreviate(untrained)}"
-        )
+    if unseen := sorted((classes["val"] | classes["test"]) - classes["train"]):
+        raise UserError(f"{where}: {len(unseen)} classes of val or test have no training image: {abbreviate(unseen)}")
     ordered = dict.fromkeys(class_name(each, root) for each in images.classnames)
-    names = [called for called in ordered if called in trained]
-    if len(names) < len(trained):
-        names = sorted(trained, key=_class_order)
-    if all(re.fullmatch(r"[-+]?\d+([.,]\d+)?", called) for called in names):
-        said = '%s: all class names are numbers (%s), so prompts read "a photo of a %s."; give them names in words'
-        logger.warning(said, where, abbreviate(names), names[0])
-    labels = {called: label for label, called in enumerate(names)}
-    train, val, test = ([Item(path, labels[called], called) for path, called in rows[split]] for split in SPLITS)
+    names = [name_of_class for name_of_class in ordered if name_of_class in classes["train"]]
+    if len(names) < len(classes["train"]):
+        names = sorted(classes["train"], key=_class_order)
+    if all(re.fullmatch(r"[-+]?\d+([.,]\d+)?", name_of_class) for name_of_class in names):
+        warning = '%s: all class names are numbers (%s), so prompts read "a photo of a %s."; name the classes in words'
+        logger.warning(warning, where, abbreviate(names), names[0])
+    labels = {name_of_class: label for label, name_of_class in enumerate(names)}
+    train, val, test = ([Item(path, labels[each], each) for path, each in rows[split]] for split in SPLITS)
     check = command(f"datasets check folder --root {shlex.quote(root)}")
     return Dataset(name, names, train, val, test, images.open, images.root, (), images.version, check)
 
 
 def _class_order(name: str) -> tuple[int, int, str]:
-    """Sorts numbers by value before all other names. Python does not convert a number of many thousand digits."""
+    """Sort key: numbers by value, then other names. Python does not convert numbers of thousands of digits."""
     return (0, int(name), name) if name.isdecimal() and len(name) <= 1000 else (1, 0, name)
 
 
-# The data sets that need no folder below the data root: what loads them, given `DATASET.ROOT` and their name
+# Data sets without a folder in the data root: name in `entries.yaml` -> function of `DATASET.ROOT` and the name
 LOADERS: dict[str, Callable[[str, str], Dataset]] = {"digits": load_digits_dataset, "own": load_own_images}
 
 
-# --- data sets that have a folder below the data root
+# --- data sets with a folder in the data root
 
 
 def _load_stored(entry: Entry, root: str, seed: int, rng: random.Random) -> Dataset:
-    """A data set below the folder of all data sets. A missing split is drawn from `rng`, which was made from `seed`."""
+    """Load a data set from its folder in the data root; arguments as for `load_dataset`."""
     name, base = entry.name, absolute(root)
     folder = base / entry.folder
     hint = "see " + command(f"datasets check {name} --root {root or '.'}")
     if not folder.is_dir():
-        raise UserError(f"{name} is not in {folder}; set --root to the folder that holds {entry.folder}/, or {hint}")
+        raise UserError(f"{name} is not in {folder}; set --root to the folder with {entry.folder}/, or {hint}")
     try:
         pools, names = read_stored(entry, folder, seed, rng)
         ids = class_ids(folder, entry.class_ids) if entry.class_ids else ()
@@ -213,45 +228,50 @@ def _load_stored(entry: Entry, root: str, seed: int, rng: random.Random) -> Data
 def read_stored(
     entry: Entry, folder: Path, seed: int, rng: random.Random, write: bool = True
 ) -> tuple[Pools, list[str]]:
-    """The full splits of a data set, with paths relative to its folder, and its class names in label order.
+    """Read the full splits of a data set, and its class names in label order.
 
-    A missing split is drawn from `rng`, which was made from `seed`, and written if `write`. If the split file was drawn
-    with this seed, `rng` is set to its state after that.
+    A missing split is generated from `rng`, which was seeded with `seed`, and written if `write`. If the split file was
+    generated with this seed, `rng` is set to the state that it had afterwards.
+
+    Returns:
+        Items by split, with paths relative to `folder`; and class names.
     """
-    split_file = folder / entry.split_file  # the folder itself where the split is official
-    prefix = f"{entry.images}/" if entry.images else ""  # of paths, which the split file leaves out
-    listed = split_file.is_file()
-    if listed:
-        drawn = read_random_split(split_file)
-        if drawn is not None and drawn.seed == seed:
-            rng.setstate(drawn.state)
+    split_file = folder / entry.split_file  # the folder itself if the split is official
+    prefix = f"{entry.images}/" if entry.images else ""  # of paths, which the split file omits
+    exists = split_file.is_file()
+    if exists:
+        record = read_random_split(split_file)
+        if record is not None and record.seed == seed:
+            rng.setstate(record.state)
         pools = read_split_file(split_file, prefix)
     else:
         try:
             pools = entry.read(folder, rng)
-        except (LookupError, TypeError, ValueError) as error:  # what a list of another structure leads to
+        except (LookupError, TypeError, ValueError) as error:  # raised for lists of another structure
             missing = f"{split_file} is missing, and " if entry.split_file else ""
-            raise UserError(f"{missing}no split can be made of what is in {folder}: {first_line(error)}") from error
+            raise UserError(f"{missing}cannot split the images of {folder}: {first_line(error)}") from error
     splits = ("test",) if entry.train_on else SPLITS
     if empty := next((split for split in splits if split != "val" and not pools[split]), ""):
         raise UserError(f"there is no {empty} image")
     names = class_names(*(pools[split] for split in splits))
-    if entry.split_file and not listed and write:
+    if entry.split_file and not exists and write:
         try:
             write_random_split(split_file, prefix, pools, seed, rng.getstate())
-            look = command(f"datasets check {entry.name} --root {folder.parent}")
-            said = "%s was missing: drawn with seed %d and written, as CoOp does. It is not the published split: %s"
-            logger.warning(said, split_file, seed, look)
+            hint = command(f"datasets check {entry.name} --root {folder.parent}")
+            warning = "%s was missing: wrote a random split with seed %d, as CoOp does, not the published split: %s"
+            logger.warning(warning, split_file, seed, hint)
         except UserError as error:
-            logger.warning("%s; every seed will draw a split, and a test set, of its own", error)
+            logger.warning("%s; each seed will have its own random split and test set", error)
     return pools, names
 
 
 def read_coop_sample(dataset: Dataset, shots: int, seed: int) -> Pools | None:
-    """The few-shot task that CoOp selected in this data root for these shots and this seed; None if it did not.
+    """Read the few-shot sample that CoOp stored in this data root for these shots and this seed; None without one.
 
-    CoOp keeps its selection as a pickle in the folder of the data set and takes it in every later run, so it is taken
-    here as well. One that was drawn from another split than the one that is here is an error.
+    CoOp stores samples as pickles in the folder of the data set, and uses them in all later runs.
+
+    Raises:
+        UserError: If the sample is of another split than the current one.
     """
     entry = find_entry(dataset.name)
     if entry is None or not entry.folder or dataset.root is None:
@@ -259,13 +279,13 @@ def read_coop_sample(dataset: Dataset, shots: int, seed: int) -> Pools | None:
     path = dataset.root / entry.folder / "split_fewshot" / f"shot_{shots}-seed_{seed}.pkl"
     if not path.is_file():
         return None
-    logger.info("%s: CoOp's own few-shot selection is used", path)
-    drawn = read_coop_pickle(path, entry.folder)
-    known, test = set(enumerate(dataset.classnames)), {item.path for item in dataset.test}
-    why = "" if "val" in drawn or dataset.val_is_test else "it has no val"
-    for item in (item for items in drawn.values() for item in items):
-        if item[1:] not in known or item.path in test:
-            why = f"{item.path} is {'a test image' if item.path in test else repr(item.classname)}"
-    if why:
-        raise UserError(f"{path} was drawn from another split; delete it to draw anew ({why})")
-    return drawn
+    logger.info("%s: using CoOp's few-shot sample", path)
+    sample = read_coop_pickle(path, entry.folder)
+    classes, test = set(enumerate(dataset.classnames)), {item.path for item in dataset.test}
+    problem = "" if "val" in sample or dataset.val_is_test else "it has no val"
+    for item in (item for items in sample.values() for item in items):
+        if item[1:] not in classes or item.path in test:
+            problem = f"{item.path} is {'a test image' if item.path in test else repr(item.classname)}"
+    if problem:
+        raise UserError(f"{path} was sampled from another split; delete it to sample again ({problem})")
+    return sample

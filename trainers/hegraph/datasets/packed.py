@@ -1,21 +1,21 @@
-"""The user's own images in WebDataset's tar shards, in Parquet files and in data sets of Hugging Face.
+"""Own images in WebDataset's tar shards, in Parquet files and in Hugging Face's data sets.
 
-    ROOT/train/*.tar or ROOT/train-*.tar      and, if there are any, the same with val and test
-    ROOT/*.tar                                whose names have no split: all are train
+    ROOT/train/*.tar or ROOT/train-*.tar      and optionally the same with val and test
+    ROOT/*.tar                                without splits in the names: all shards are train
     train=URLS;val=URLS;test=URLS, or URLS    paths or addresses, such as https://HOST/train-{000..009}.tar
 
-A sample is the files of a shard whose names are equal up to the first dot: an image, and its label in `.cls`, or in
-`.json` under "label". A label is a class name, or a position in the list `classnames.txt` beside the shards. Shards
-that are not on this machine are fetched once, by HTTP alone: the package webdataset would hand other addresses to
-programs. An image is read at its place in the shard.
+A sample consists of the files of a shard with the same name up to the first dot: an image, and its label in `.cls`, or
+in `.json` under "label". A label is a class name or a position in the list `classnames.txt` next to the shards. Remote
+shards are downloaded once, only by HTTP, since the package webdataset would pass other addresses to programs. Images
+are read from their positions in the shard.
 
-    hf:NAME, or hf:NAME#CONFIGURATION         a data set of the hub, or a folder that `datasets.load_dataset` takes
-    ROOT/*.parquet, ROOT/data/*.parquet       files whose names begin with their split, or have none: all are train
+    hf:NAME, or hf:NAME#CONFIGURATION         a data set of the Hub, or a folder for `datasets.load_dataset`
+    ROOT/*.parquet, ROOT/data/*.parquet       files with names that begin with the split, or all train
     FILE.parquet                              one file, which is train
 
-A table has the columns `image` and `label`. With HF_HUB_OFFLINE=1 nothing is fetched.
+A table has the columns `image` and `label`. With HF_HUB_OFFLINE=1 nothing is downloaded.
 
-A split may have any of its names in `SPLIT_NAMES`, in upper or lower case.
+All names of splits in `SPLIT_NAMES` are accepted, in upper or lower case.
 """
 
 from __future__ import annotations
@@ -45,17 +45,24 @@ from .splits import SPLIT_NAMES
 
 logger = logging.getLogger(__name__)
 
-MOST_SHARDS = 100_000  # that braces may stand for
+MAX_SHARDS = 100_000  # in an expression with braces
 LABELS = ("cls", "cls.txt", "json")
 PREFIX = "hf:"
 IMAGE, LABEL = "image", "label"
 
 
-Shard = tuple[str, str, Path]  # of a tar file: its split, what paths of its images begin with, and where it is
+Shard = tuple[str, str, Path]  # split, prefix of the paths of its images, tar file
 
 
 class Member(NamedTuple):
-    """Where an image lies: the tar file, its first byte there, how many it has, and the file's time in ns."""
+    """Location of an image in a tar file.
+
+    Attributes:
+        shard: The tar file.
+        start: Position of the first byte.
+        size: Number of bytes.
+        changed: Modification time of the tar file in ns.
+    """
 
     shard: Path
     start: int
@@ -64,7 +71,7 @@ class Member(NamedTuple):
 
 
 def read_shards(root: str) -> OwnImages | None:
-    """The images of tar shards; None if `root` names none."""
+    """Read own images from tar shards; None if `root` has none."""
     folder = absolute(root)
     if local := os.path.isdir(folder):
         shards = [(split, path, folder / path) for split, path in files_of_splits(folder, ".tar")]
@@ -75,129 +82,132 @@ def read_shards(root: str) -> OwnImages | None:
     split_of: dict[str, str] = {}
     for split, _, file in shards:
         if (first := split_of.setdefault(os.path.realpath(file), split)) != split:
-            raise UserError(f"the shard {file} is in {first} and in {split}; a shard has one split: leave one out")
+            raise UserError(f"the shard {file} is in {first} and in {split}; expected one split for each shard")
     names = _read_classnames((folder if local else shards[0][2].parent) / CLASSNAMES)
     rows: list[Row] = []
     members: dict[str, Member] = {}
-    for split, place, file in shards:
+    for split, prefix, file in shards:
         for name, member, label in _samples(file, names):
-            rows.append(Row(split, f"{place}/{name}", label))
-            members[f"{place}/{name}"] = member
+            rows.append(Row(split, f"{prefix}/{name}", label))
+            members[f"{prefix}/{name}"] = member
 
-    def opened(path: str) -> Image.Image:
+    def open_member(path: str) -> Image.Image:
         member = members[path]
         with member.shard.open("rb") as file:
             file.seek(member.start)
             return open_image(file.read(member.size))
 
-    return OwnImages(rows, opened, version=lambda path: (members[path].size, members[path].changed), classnames=names)
+    # The version of an image is its size and the time of its shard
+    return OwnImages(rows, open_member, version=lambda path: members[path][2:], classnames=names)
 
 
-# --- which shards
+# --- lists of shards
 
 
 def _named_shards(root: str) -> list[Shard]:
-    """The shards of "train=URLS;val=URLS", or of URLS, which are train. Those at addresses are fetched."""
+    """Parse "train=URLS;val=URLS", or URLS for train, and download remote shards."""
     urls_of: dict[str, list[str]] = defaultdict(list)
     for part in filter(None, map(str.strip, root.split(";"))) if re.match(r"\w+\s*=", root) else [f"train={root}"]:
         name, _, urls = part.partition("=")
         split = SPLIT_NAMES.get(name.strip().lower())
         if not split or not urls.strip():
             raise UserError(
-                f"--root has {shortened(part, 80)!r}, which is not SPLIT=URLS; give train=URLS;val=URLS;test=URLS, "
+                f"--root has {shortened(part, 80)!r}, which is not SPLIT=URLS; expected train=URLS;val=URLS;test=URLS, "
                 f"without other ; and with a SPLIT of {', '.join(SPLIT_NAMES)}"
             )
-        urls_of[split] += _expanded(urls.strip())
+        urls_of[split] += _expand_braces(urls.strip())
     shards = []
     for split, expanded in urls_of.items():
-        short = [re.split(r"[/\s]", url)[-1] for url in expanded]
-        numbers = Counter(short)
-        for url, name in zip(expanded, short):
-            shards.append((split, f"{split}/{name if numbers[name] == 1 else url}", _fetched(url)))
+        names = [re.split(r"[/\s]", url)[-1] for url in expanded]
+        counts = Counter(names)
+        for url, name in zip(expanded, names):
+            shards.append((split, f"{split}/{name if counts[name] == 1 else url}", _local_file(url)))
     return shards
 
 
-def _expanded(urls: str) -> list[str]:
-    """The paths and addresses that a text stands for, which may hold `::` and braces, as webdataset takes them. Unlike
-    there, variables of the environment are not put in: a text of a stranger's could send them anywhere.
+def _expand_braces(urls: str) -> list[str]:
+    """Expand `::` and braces to paths and addresses, as webdataset does.
+
+    Unlike there, environment variables are not inserted, since untrusted text could send their values anywhere.
     """
     shown, expanded = f"--root has {shortened(urls, 80)!r}", urls.split("::")
     if "{" in urls:
         try:
             from braceexpand import braceexpand
 
-            ranges = re.findall(r"\{(-?\d+)\.\.(-?\d+)", urls)  # inner ones would all be in memory at once
-            many = math.prod(abs(int(last) - int(first)) + 1 for first, last in ranges) > MOST_SHARDS
+            ranges = re.findall(r"\{(-?\d+)\.\.(-?\d+)", urls)  # inner ranges would be expanded in memory
+            many = math.prod(abs(int(last) - int(first)) + 1 for first, last in ranges) > MAX_SHARDS
             names = (name for url in expanded for name in braceexpand(url))
-            expanded = [] if many else list(islice(names, MOST_SHARDS + 1))
-            if many or len(expanded) > MOST_SHARDS:
-                raise ValueError(f"they stand for more than {MOST_SHARDS} shards")
+            expanded = [] if many else list(islice(names, MAX_SHARDS + 1))
+            if many or len(expanded) > MAX_SHARDS:
+                raise ValueError(f"expected at most {MAX_SHARDS} shards")
         except (ImportError, ValueError, RecursionError) as error:
             raise UserError(f"{shown}; braces need `pip install braceexpand` and a range: {error}") from error
     if any(re.match(r"(?!https?://)[A-Za-z][\w+.-]+:", url) for url in expanded):
-        raise UserError(f"{shown}; a shard is a path, or an address that begins with http:// or https://")
+        raise UserError(f"{shown}; expected paths of shards, or addresses that begin with http:// or https://")
     return expanded
 
 
-def _fetched(url: str) -> Path:
-    """The file of a shard, which is fetched if it is not on this machine."""
+def _local_file(url: str) -> Path:
+    """Return the file of a shard, after a download to the cache if it is remote."""
     if "://" not in url:
         return absolute(url)
-    from .download import Broken, fetch_file  # imports requests, which most tasks need not wait for
+    from .download import Broken, fetch_file  # imports requests, which few tasks need
 
     cache = Path(os.environ.get("WDS_CACHE") or Path.home() / ".cache" / "hegraph" / "shards")
     path = cache / f"{hash_json(url)[:16]}.tar"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_suffix(".lock")):  # several runs may begin at once
+        with FileLock(path.with_suffix(".lock")):  # several runs may start together
             if not path.is_file():
-                logger.info("fetching %s to %s", url, path)
+                logger.info("downloading %s to %s", url, path)
                 fetch_file(url, path)
     except Broken as error:
-        raise UserError(f"cannot fetch the shard {url}: {error}") from error
+        raise UserError(f"cannot download the shard {url}: {error}") from error
     except OSError as error:
         raise cannot_write(path, error) from error
     return path
 
 
-# --- what a shard holds
+# --- samples of a shard
 
 
 def _samples(shard: Path, names: Sequence[str]) -> list[tuple[str, Member, str]]:
-    """The samples of a shard: the name of the image there, where it lies, and its class, "" if it has none."""
-    images: dict[str, list[tuple[str, Member]]] = defaultdict(list)  # of each sample
+    """List the samples of a shard: name and location of the image, and its class, "" without a label."""
+    images: dict[str, list[tuple[str, Member]]] = defaultdict(list)  # by sample
     labels: dict[str, set[str]] = defaultdict(set)
     whole = reading(shard, "a whole tar file that is not compressed")
     with whole, shard.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
         status = shard.stat()
         for entry in tar:
-            entry.name.encode()  # no record could hold a name that is not UTF-8
+            entry.name.encode()  # fails for names that are not UTF-8, which records cannot contain
             folder, _, last = entry.name.rpartition("/")
-            stem, _, extension = last.partition(".")  # as webdataset cuts it
+            stem, _, extension = last.partition(".")  # as in webdataset
             key = f"{folder}/{stem}"
             if entry.isfile() and f".{extension.lower()}" in IMAGE_SUFFIXES:
                 member = Member(shard, entry.offset_data, entry.size, status.st_mtime_ns)
                 images[key].append((entry.name, member))
             elif entry.isfile() and extension in LABELS:
                 content = tar.extractfile(entry)
-                assert content is not None  # it is a file
+                assert content is not None  # for a file
                 labels[key].add(_class_of(content.read(), extension, names, f"{shard}: {entry.name}"))
-        file.seek(tar.offset)  # where a block of zeros has to follow the last member; further ones may be missing
+        file.seek(tar.offset)  # one block of zeros must follow the last member
         end = file.read(2 * tarfile.BLOCKSIZE)
         if len(end) < tarfile.BLOCKSIZE or any(end):
-            raise ValueError(f"it is cut off: no end of archive is at byte {tar.offset}")
+            raise ValueError(f"it is truncated: expected the end of the archive at byte {tar.offset}")
     for key in {**images, **labels}:
-        found = sorted(labels[key] - {""})
-        if len(images[key]) != 1 or len(found) > 1:
+        names_of_sample = sorted(labels[key] - {""})
+        if len(images[key]) != 1 or len(names_of_sample) > 1:
             raise UserError(
                 f"{shard}: the sample {key.lstrip('/')} has {len(images[key])} images and the labels "
-                f'{", ".join(found) or "none"}; it needs one image, and one label in .cls, or in .json under "label"'
+                f"{', '.join(names_of_sample) or 'none'}; expected one image, and one label in .cls, or in .json under "
+                '"label"'
             )
     return [(*images[key][0], "".join(labels[key])) for key in images]
 
 
 def _class_of(content: bytes, extension: str, names: Sequence[str], where: str) -> str:
-    """The class that a member holds as a name or as a position in `names`; "" where it has no label."""
+    """Parse a label, a class name or a position in `names`, to a class name; "" without a label."""
     try:
         text = content.decode("utf-8-sig").strip()
         label = class_name(parse_json(text).get("label") if extension == "json" else text, where)
@@ -205,18 +215,18 @@ def _class_of(content: bytes, extension: str, names: Sequence[str], where: str) 
             return label
         return names[int(label) if label.isdecimal() else names.index(label)]
     except (ValueError, IndexError, AttributeError) as error:  # AttributeError: a list or a number
-        among = f", of {len(names)} names in {CLASSNAMES}" if names else ""
-        raise UserError(f"cannot read the label {content!r:.60} in {where}{among}: {first_line(error)}") from error
+        known = f", with {len(names)} names in {CLASSNAMES}" if names else ""
+        raise UserError(f"cannot read the label {content!r:.60} in {where}{known}: {first_line(error)}") from error
 
 
 def _read_classnames(path: Path) -> list[str]:
-    """The names in a list of class names, [] without one; raises UserError if one is there twice."""
+    """Read a list of class names, [] without a file; UserError if a name repeats."""
     if not os.path.lexists(path):
         return []
     lines = read_text(path, "a list of class names in UTF-8").splitlines()
     names = [name for line in lines if (name := class_name(line, str(path)))]
     if twice := next((name for name in names if names.count(name) > 1), ""):
-        raise UserError(f"{path} has the name {twice!r} twice; two classes need two names, such as {twice + ' 2'!r}")
+        raise UserError(f"{path} repeats the name {twice!r}; rename one class, for example {twice + ' 2'!r}")
     return names
 
 
@@ -224,7 +234,7 @@ def _read_classnames(path: Path) -> list[str]:
 
 
 def read_hugging_face(root: str) -> OwnImages | None:
-    """The images of a Hugging Face data set; None if `root` names none."""
+    """Read own images from a Hugging Face data set or Parquet files; None if `root` has none."""
     files = {} if root.startswith(PREFIX) else _parquet_files(absolute(root))
     if not files and not root.startswith(PREFIX):
         return None
@@ -240,15 +250,15 @@ def read_hugging_face(root: str) -> OwnImages | None:
             rows.append(Row(split, f"{split}/{number}", label))
 
     def version(path: str) -> tuple[int, int]:
-        stored = _stored(tables, path)
+        stored = _stored_image(tables, path)
         size = len(stored) if isinstance(stored, bytes) else os.path.getsize(stored)
         return size, int(tables[path.partition("/")[0]]._fingerprint, 16)
 
-    return OwnImages(rows, lambda path: open_image(_stored(tables, path)), version=version, classnames=classnames)
+    return OwnImages(rows, lambda path: open_image(_stored_image(tables, path)), version=version, classnames=classnames)
 
 
 def _parquet_files(path: Path) -> dict[str, list[str]]:
-    """Split -> the Parquet files of a folder, or the one file."""
+    """List the Parquet files of a folder, or one file, by split."""
     files: dict[str, list[str]] = defaultdict(list)
     if os.path.isdir(path):  # URLs may be too long for `path.is_dir`
         for split, name in files_of_splits(path, ".parquet"):
@@ -259,16 +269,16 @@ def _parquet_files(path: Path) -> dict[str, list[str]]:
 
 
 def _load_tables(root: str, files: dict[str, list[str]]) -> dict[str, Any]:
-    """Split -> its table, with images as they are stored. Of several names that mean one split, the last is taken."""
+    """Load tables by split, without decoding images. If several names mean one split, the last table is used."""
     try:
         import datasets
     except ImportError as error:
         raise UserError(f"{root} needs the package datasets: pip install 'datasets>=3'") from error
-    for file in [file for found in files.values() for file in found]:
-        check_regular(Path(file))  # the package would wait for a pipe
+    for file in [file for of_split in files.values() for file in of_split]:
+        check_regular(Path(file))  # the package would block on a pipe
     name, _, configuration = root.removeprefix(PREFIX).partition("#")
     datasets.disable_progress_bars()
-    # datasets 3 would run the script of a data set if the user agrees, or if a variable of the environment says so
+    # datasets 3 would run the script of a data set after a prompt, or if an environment variable allows it
     scripts = "trust_remote_code" in inspect.signature(datasets.load_dataset).parameters
     safe = {"trust_remote_code": False} if scripts else {}
     try:
@@ -276,24 +286,24 @@ def _load_tables(root: str, files: dict[str, list[str]]) -> dict[str, Any]:
             loaded = datasets.load_dataset("parquet", data_files=files, **safe)
         else:
             loaded = datasets.load_dataset(name, configuration or None, **safe)
-        taken = {SPLIT_NAMES[given.lower()]: given for given in map(str, loaded) if given.lower() in SPLIT_NAMES}
-        tables = {split: loaded[given].select_columns([IMAGE, LABEL]) for split, given in taken.items()}
+        names = {SPLIT_NAMES[each.lower()]: each for each in map(str, loaded) if each.lower() in SPLIT_NAMES}
         encoded = datasets.Image(decode=False)
-        tables = {split: table.cast_column(IMAGE, encoded) for split, table in tables.items()}
-    except Exception as error:  # the package raises errors of many kinds for what is missing, damaged or offline
-        said = f"cannot load {root} with the package datasets as columns {IMAGE} and {LABEL}: {first_line(error)}"
-        raise UserError(said) from error
-    if left_out := ", ".join(given for given in map(str, loaded) if given not in taken.values()):
-        said = "%s: left out are the splits %s; read are %s, since known are one train, val and test, called one of %s"
-        logger.warning(said, root, left_out, ", ".join(taken.values()) or "none", ", ".join(SPLIT_NAMES))
+        columns = {split: loaded[each].select_columns([IMAGE, LABEL]) for split, each in names.items()}
+        tables = {split: table.cast_column(IMAGE, encoded) for split, table in columns.items()}
+    except Exception as error:  # the package raises exceptions of many types
+        problem = f"cannot load {root} with the package datasets as columns {IMAGE} and {LABEL}"
+        raise UserError(f"{problem}: {first_line(error)}") from error
+    if skipped := ", ".join(each for each in map(str, loaded) if each not in names.values()):
+        warning = "%s: read the splits %s, skipped %s; expected one train, val and test each, named %s"
+        logger.warning(warning, root, ", ".join(names.values()) or "none", skipped, ", ".join(SPLIT_NAMES))
     return tables
 
 
-def _stored(tables: dict[str, Any], path: str) -> bytes | str:
-    """The image of a row as it is stored: its bytes, or the path of its file; UserError if it has neither."""
+def _stored_image(tables: dict[str, Any], path: str) -> bytes | str:
+    """Return the encoded bytes of an image, or the path of its file; UserError if the row has neither."""
     split, _, row = path.partition("/")
     stored = tables[split][int(row)][IMAGE] or {}
-    for found in (stored.get("bytes"), stored.get("path")):
-        if found is not None:
-            return found
-    raise UserError(f"row {row} of {split} has no image in the column {IMAGE}; give it one, or leave the row out")
+    for image in (stored.get("bytes"), stored.get("path")):
+        if image is not None:
+            return image
+    raise UserError(f"row {row} of {split} has no image in the column {IMAGE}; add one or remove the row")

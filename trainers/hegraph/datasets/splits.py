@@ -1,12 +1,12 @@
-"""CoOp's few-shot protocol, and the files that hold its splits and selections.
+"""CoOp's few-shot protocol, split files, and CoOp's pickles of few-shot samples.
 
-The classes are visited in order of first appearance, first all of train and then all of val. For each, `random.sample`
-draws `shots` items of train, or `min(shots, 4)` of val, from Python's generator seeded as Dassl's `set_random_seed`
-does. A class that has fewer items is taken whole, in split order, and nothing is drawn for it. With the same split
-file, shots and seed, the selection is CoOp's, item for item. For CoCoOp's base-to-new protocol, the classes are cut
-into two halves by label, after the few-shot selection.
+The protocol visits the classes in order of first appearance, first in train, then in val. `random.sample` chooses
+`shots` items of each class of train, and `min(shots, 4)` of val, with Python's generator, seeded as by Dassl's
+`set_random_seed`. All items of a smaller class are taken, in split order, without a call of the generator. With the
+same split file, shots and seed, the sample equals CoOp's, item for item. For CoCoOp's base-to-new protocol, the classes
+are split into two halves by label after sampling.
 
-CoOp keeps selections as pickles. They are read without running any code that they hold.
+Pickles are read without running any code in them.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from ..utils.reading import Count, Finite, OpenPart, check, read_json, reading
 logger = logging.getLogger(__name__)
 
 MAX_VAL_SHOTS = 4
-DRAWN = ".drawn"  # the ending of the file beside a split file that was drawn here
+RECORD_SUFFIX = ".drawn"  # of the file that records how a split file was generated
 SPLITS = ("train", "val", "test")
-# A folder, a file, a column or a split that other programs name otherwise; as Hugging Face's `datasets` knows them
+# Accepted names of splits, as in Hugging Face's `datasets` -> our name
 SPLIT_NAMES = {
     "train": "train", "training": "train",
     "val": "val", "validation": "val", "valid": "val", "dev": "val",
@@ -42,18 +42,18 @@ SPLIT_NAMES = {
 
 
 class Item(NamedTuple):
-    """One labelled image: its path relative to the data root, its label, its class name."""
+    """A labelled image, with its path relative to the data root."""
 
     path: str
     label: int
     classname: str
 
 
-Pools = dict[str, list[Item]]  # split, one of `SPLITS` -> all its items
+Pools = dict[str, list[Item]]  # split, one of `SPLITS` -> all items of the split
 
 
 class FewShotSample(NamedTuple):
-    """The positions in the pools of train and val that the protocol selects, in the order in which it draws them."""
+    """Positions of the sampled items in train and val, in sampling order."""
 
     train: list[int]
     val: list[int]
@@ -73,9 +73,13 @@ def images_per_class(shots: int, counts: Sequence[int] | None) -> str:
 def sample_few_shot(
     train_labels: Sequence[int], val_labels: Sequence[int], shots: int, rng: random.Random
 ) -> FewShotSample:
-    """Draws the few-shot training and validation sets from the labels of all items, in split order.
+    """Sample few-shot training and validation sets by CoOp's protocol.
 
-    -1 shots select everything. `rng` is `random.Random(seed)`, from which the split may have been drawn before.
+    Args:
+        train_labels: Labels of all training items, in split order.
+        val_labels: Labels of all validation items, in split order.
+        shots: Number of training items per class, or -1 for all items.
+        rng: `random.Random(seed)`, perhaps after generating a split.
     """
     if shots == -1:
         return FewShotSample(list(range(len(train_labels))), list(range(len(val_labels))))
@@ -83,26 +87,24 @@ def sample_few_shot(
         raise UserError(f"shots must be at least 1, or -1 for all, got {shots}")
     counts = Counter(train_labels)
     if small := [label for label, count in counts.items() if count < shots]:
-        said = "%d of %d classes have fewer than %d training images (fewest: %d); these are taken whole"
-        logger.warning(said, len(small), len(counts), shots, min(counts.values()))
+        warning = "%d of %d classes have fewer than %d training images (minimum: %d) and contribute all of them"
+        logger.warning(warning, len(small), len(counts), shots, min(counts.values()))
     train = _sample_per_class(train_labels, shots, rng)
     return FewShotSample(train, _sample_per_class(val_labels, min(shots, MAX_VAL_SHOTS), rng))
 
 
 def _sample_per_class(labels: Sequence[int], shots: int, rng: random.Random) -> list[int]:
-    by_class: defaultdict[int, list[int]] = defaultdict(list)  # keeps the order of first appearance
+    by_class: defaultdict[int, list[int]] = defaultdict(list)  # in order of first appearance
     for index, label in enumerate(labels):
         by_class[label].append(index)
-    selected = []
-    for indices in by_class.values():
-        selected += rng.sample(indices, shots) if len(indices) >= shots else indices
-    return selected
+    samples = (rng.sample(rows, shots) if len(rows) >= shots else rows for rows in by_class.values())
+    return [row for sample in samples for row in sample]
 
 
 def subsample_labels(labels: Collection[int], which: str) -> list[int]:
-    """The sorted labels of "all" classes, of "base", the first `ceil(n / 2)` of n, or of "new", the rest.
+    """Return the sorted labels of "all" n classes, of the first `ceil(n / 2)` ("base") or of the others ("new").
 
-    The position in the list is a class's new label.
+    The new label of a class is its position in the list.
     """
     ordered = sorted(set(labels))
     middle = math.ceil(len(ordered) / 2)
@@ -116,7 +118,7 @@ def subsample_labels(labels: Collection[int], which: str) -> list[int]:
 
 # --- split files: {"train"|"val"|"test": [[path, label, class name], ...]}
 
-_Row = Annotated[tuple[str, Count, str], Field(strict=False)]  # a list in JSON; its entries are not converted
+_Row = Annotated[tuple[str, Count, str], Field(strict=False)]  # a list in JSON, with entries of these types
 
 
 class _SplitFile(OpenPart):
@@ -126,7 +128,13 @@ class _SplitFile(OpenPart):
 
 
 class RandomSplit(OpenPart):
-    """How a split file was drawn here: the seed, the SHA-256 of the file, the generator's state afterwards."""
+    """Record of how this program generated a split file.
+
+    Attributes:
+        seed: Seed of the generator.
+        sha256: Hash of the split file.
+        state: State of the generator after splitting.
+    """
 
     seed: int
     sha256: str
@@ -134,8 +142,8 @@ class RandomSplit(OpenPart):
 
 
 def read_split_file(path: Path, prefix: str) -> Pools:
-    """The pools of a file `split_zhou_*.json`; `prefix` goes before the paths that it lists."""
-    form = "it must hold train, val and test, each a list of [path, label, class name]"
+    """Read a split file `split_zhou_*.json`, and prepend `prefix` to its paths."""
+    form = "expected train, val and test, each a list of [path, label, class name]"
     splits = check(_SplitFile, read_json(path), f"{path} is not a split file: {form}")
     pools = {split: [Item(prefix + image, *of) for image, *of in getattr(splits, split)] for split in SPLITS}
     check_pools(pools, str(path))
@@ -143,7 +151,7 @@ def read_split_file(path: Path, prefix: str) -> Pools:
 
 
 def check_pools(pools: Pools, where: str) -> None:
-    """Raises UserError, which begins with `where`, if an image is listed in two splits, or with two labels."""
+    """Raise UserError, with the prefix `where`, if an image is listed in two splits or with two labels."""
     seen: dict[str, tuple[str, int]] = {}
     for split, items in pools.items():
         for path, label, _ in items:
@@ -154,48 +162,48 @@ def check_pools(pools: Pools, where: str) -> None:
 
 
 def read_random_split(split_file: Path) -> RandomSplit | None:
-    """How this program drew a split file; None if it did not, or the file has been changed or replaced since."""
-    path = Path(f"{split_file}{DRAWN}")
+    """Read how this program generated a split file; None for a file from elsewhere or one that has changed since."""
+    path = Path(f"{split_file}{RECORD_SUFFIX}")
     if not path.is_file():
         return None
-    with reading(path, "how a split was drawn; delete it, and the split file too to have it drawn anew"):
-        drawn = RandomSplit.model_validate_json(path.read_bytes())  # in which lists are tuples
-        random.Random().setstate(drawn.state)
-    return drawn if drawn.sha256 == hash_file(split_file) else None
+    with reading(path, "a record of a random split; delete it, and also the split file to split again"):
+        record = RandomSplit.model_validate_json(path.read_bytes())  # converts JSON lists to tuples
+        random.Random().setstate(record.state)
+    return record if record.sha256 == hash_file(split_file) else None
 
 
 def write_random_split(split_file: Path, prefix: str, pools: Pools, seed: int, state: tuple) -> None:
-    """Writes a split that was drawn, with paths without their `prefix`, and then how it was drawn."""
+    """Write a generated split, with paths without `prefix`, then a record of how it was generated."""
     write_json(split_file, {s: [[path.removeprefix(prefix), *of] for path, *of in pools[s]] for s in SPLITS})
-    write_json(Path(f"{split_file}{DRAWN}"), {"seed": seed, "sha256": hash_file(split_file), "state": state})
+    write_json(Path(f"{split_file}{RECORD_SUFFIX}"), {"seed": seed, "sha256": hash_file(split_file), "state": state})
 
 
 # --- CoOp's pickles
 
 
 class _Datum:
-    """Takes the place of `dassl.data.datasets.base_dataset.Datum`, whose attributes it gets; it runs nothing."""
+    """Class without code in place of `dassl.data.datasets.base_dataset.Datum`, with the same attributes."""
 
 
 class _DatumUnpickler(pickle.Unpickler):
-    """Accepts `Datum` and the plain types of Python, and refuses everything else."""
+    """Unpickler of `Datum` and Python's plain types only."""
 
     def find_class(self, module: str, name: str) -> type:
         if name == "Datum" and module in ("dassl.data.datasets.base_dataset", "dassl.data.datasets"):
             return _Datum
-        raise pickle.UnpicklingError(f"it holds {module}.{name}; nothing in it was run")
+        raise pickle.UnpicklingError(f"it contains {module}.{name}; nothing in it was run")
 
 
 def read_coop_pickle(path: Path, folder: str) -> Pools:
-    """The items of CoOp's `split_fewshot/shot_<shots>-seed_<seed>.pkl`, or of ImageNet's `preprocessed.pkl`.
+    """Read the items of CoOp's `split_fewshot/shot_<shots>-seed_<seed>.pkl` or ImageNet's `preprocessed.pkl`.
 
-    Its absolute paths, perhaps of another machine, are cut so that they begin with the `folder` of the data set below
-    the data root. It may lack "val" and "test".
+    Absolute paths, perhaps of another machine, are cut to begin with `folder`, the data set's folder in the data root.
+    "val" and "test" are optional.
     """
-    with reading(path, "a pickle of CoOp's items, which is made anew if you delete it"):
+    with reading(path, "a pickle of CoOp's items; delete it, and CoOp writes it again"):
         content = _DatumUnpickler(io.BytesIO(path.read_bytes())).load()
         if not isinstance(content, dict) or not content.get("train"):
-            raise ValueError("it holds no training images")
+            raise ValueError("it contains no training images")
         pools = {split: [_item(datum, folder) for datum in content[split]] for split in SPLITS if split in content}
     check_pools(pools, str(path))
     return pools
@@ -204,14 +212,14 @@ def read_coop_pickle(path: Path, folder: str) -> Pools:
 def _item(datum: Any, folder: str) -> Item:
     path, label, name = datum._impath, datum._label, datum._classname
     if not (isinstance(path, str) and isinstance(label, int) and isinstance(name, str)):
-        raise ValueError("a Datum in it has no path, label and name")
+        raise ValueError("a Datum in it lacks path, label or name")
     return Item(path_from(folder, path), label, name)
 
 
 def path_from(folder: str, path: str) -> str:
-    """The part of a path, perhaps of another machine, that begins with the folder of its data set; else ValueError."""
+    """Cut a path, perhaps of another machine, to begin with `folder`; ValueError if it is not in such a folder."""
     parts = PurePosixPath(path.replace("\\", "/")).parts
     if folder not in parts or ".." in parts:
-        raise ValueError(f"it names {path}, which is not in a folder {folder}")
+        raise ValueError(f"the path {path} is not in a folder {folder}")
     last = len(parts) - 1 - parts[::-1].index(folder)
     return "/".join(parts[last:])
