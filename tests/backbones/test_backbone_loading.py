@@ -21,7 +21,7 @@ from torchvision import transforms as T
 from tools.mini import __main__ as mini_training
 from trainers.hegraph.backbones import loading
 from trainers.hegraph.backbones.clip import Backbone
-from trainers.hegraph.backbones.identity import MINI_WEIGHTS, backbone_identity
+from trainers.hegraph.backbones.identity import MINI_WEIGHTS, backbone_identity, describe_transform
 from trainers.hegraph.backbones.loading import Source, load_backbone
 from trainers.hegraph.utils.errors import UserError
 from trainers.hegraph.utils.files import hash_file
@@ -30,6 +30,14 @@ from trainers.hegraph.utils.files import hash_file
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit", "ignore::torch.jit.TracerWarning")
 MARKS = {"input_resolution": 32, "context_length": 77, "vocab_size": 49408}  # of OpenAI's archives
 OF_MINI = {"model": "hegraph-mini", "weights": "68bc1a9fda48b1b2589263b5cd232893ea5ab966b275314b6ac490cd82b80c0b"}
+PREPROCESS_OF_MINI = """\
+Compose(
+    Resize(size=32, interpolation=bicubic, max_size=None, antialias=True)
+    CenterCrop(size=(32, 32))
+    MaybeConvertMode()
+    MaybeToTensor()
+    Normalize(mean=(0.48145466, 0.4578275, 0.40821073), std=(0.26862954, 0.26130258, 0.27577711))
+)"""
 
 
 @pytest.mark.parametrize(
@@ -226,6 +234,11 @@ def test_minis_identity_is_the_hash_of_its_weights_however_they_are_named(pretra
     assert backbone_identity("hegraph-mini", pretrained, "auto", "cpu") == OF_MINI
     assert identity_of(load_backbone("hegraph-mini", pretrained)) == OF_MINI
     assert backbone_identity("hegraph-mini", pretrained, "amp", "cuda:1") == {**OF_MINI, "precision": "amp"}
+
+
+def test_text_of_the_test_transform_is_stable(mini):
+    """Keys of cached features and model folders contain it."""
+    assert describe_transform(mini.preprocess) == mini.fingerprint["preprocess"] == PREPROCESS_OF_MINI
 
 
 def test_a_weights_file_is_known_by_its_content_and_goes_before_a_tag_of_its_name(tiny_model, tmp_path, monkeypatch):

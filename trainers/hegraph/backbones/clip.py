@@ -56,6 +56,9 @@ class Preprocess(T.Compose):
             raise UserError(f"cannot read {image}: {reason(error)}") from error
         return super().__call__(pixels)
 
+    def __repr__(self) -> str:
+        return repr(T.Compose(self.transforms))  # keys of cached features and model folders contain this text
+
 
 @dataclass(frozen=True)
 class Backbone:
