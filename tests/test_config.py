@@ -12,7 +12,7 @@ from yacs.config import CfgNode
 
 from trainers.hegraph import config
 from trainers.hegraph.backbones.identity import DEFAULT_BACKBONE
-from trainers.hegraph.config import BY_SHOTS, FILLABLE, OPTIONS, REMOVED, default_values, extend_cfg, is_filled
+from trainers.hegraph.config import BY_SHOTS, FILLABLE, OPTIONS, default_values, extend_cfg, is_filled
 from trainers.hegraph.config_files import flatten, from_dassl, load_cfg, with_values
 from trainers.hegraph.labels.__main__ import parse_arguments as parse_labels
 from trainers.hegraph.teach.__main__ import find_encoder
@@ -259,13 +259,6 @@ def test_a_key_that_changes_neither_the_adapter_nor_its_training_is_not_selected
         opts=[*val, str([[f"{NODE}.VARIANT", ["full", "training_free"]], [f"{NODE}.TRAINING_FREE.RHO", [0.1, 0.3]]])]
     )
     load_cfg(opts=[*val, str([["OPTIM.MAX_EPOCH", [5, 15]], [f"{NODE}.NOISE", [0.0, 1.0]]])])
-
-
-def test_a_key_of_an_earlier_version_may_say_what_the_code_does_now_and_nothing_else(yaml):
-    for key, value in REMOVED.items():
-        assert load_cfg(opts=[key, value]) == load_cfg()
-    assert load_cfg(yaml("TRAINER: {HEGRAPHADAPTER: {GAMMA: 1}}")) == load_cfg()
-    assert "'relu'" in refused(f"{NODE}.ACTIVATION", "relu")
 
 
 # Files

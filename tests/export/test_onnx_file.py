@@ -27,14 +27,13 @@ from trainers.hegraph.datasets.digits import load_digits_dataset, open_digit  # 
 from trainers.hegraph.export import onnx_file  # noqa: E402
 from trainers.hegraph.export.onnx_file import TOLERANCE, describe_preprocessing, write_onnx  # noqa: E402
 from trainers.hegraph.method.cache import FoldedClassifier  # noqa: E402
-from trainers.hegraph.models.folder import load_model, save_model  # noqa: E402
+from trainers.hegraph.models.folder import save_model  # noqa: E402
 from trainers.hegraph.models.images import ImageModel  # noqa: E402
+from trainers.hegraph.models.saved import NOT_TESTED, Preprocessing, SavedModel, TrainedOn  # noqa: E402
 from trainers.hegraph.models.saved import Backbone as BackboneConfig  # noqa: E402
-from trainers.hegraph.models.saved import Preprocessing, SavedModel  # noqa: E402
 from trainers.hegraph.training.confidence import KnownScores  # noqa: E402
 from trainers.hegraph.utils.errors import UserError  # noqa: E402
 
-EARLIER = Path(__file__).parents[1] / "models" / "earlier" / "model"
 WIDTH = 24
 PAGE = Path(__file__).parents[2] / "docs" / "onnx.md"
 [LINES] = re.findall("^```python\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
@@ -58,11 +57,18 @@ def random_model(width: int, cache: bool = True, **parts: Tensor) -> SavedModel:
     if cache:
         labels = torch.tensor([label for label in range(10) for _ in range(1 + label % 4)]).flip(0)
         parts = {"keys": unit(len(labels), width, seed=1), "labels": labels, "alpha": 2.0, "beta": 5.5, **parts}
-    others = ("preprocessing", "prompts", "known", "transfer", "class_nodes", "labelled")
-    changes = dict.fromkeys(others) | dict.fromkeys(("classnames", "class_ids"), tuple("abcdefghij"))
-    changes |= {"classifier": FoldedClassifier(100 * unit(10, width, seed=2), **parts), "temperature": 1.3}
-    changes |= {"text_positive": unit(10, width, seed=2), "backbone": BackboneConfig(title="random")}
-    return load_model(EARLIER).model_copy(update={"transfer_rule": "none", **changes})
+    trained_on = TrainedOn(
+        dataset="Letters", shots=1, seed=1, num_train=10, split_hash="0" * 64, selected_on="last_step", selected={},
+        config={}, host="alone", git_commit=None, versions={},
+    )  # fmt: skip
+    return SavedModel(
+        classifier=FoldedClassifier(100 * unit(10, width, seed=2), **parts),
+        text_positive=unit(10, width, seed=2),
+        classnames=tuple("abcdefghij"), class_ids=tuple("abcdefghij"),
+        method="HeGraphAdapter", variant="full", logit_scale=100.0, temperature=1.3,
+        backbone=BackboneConfig(title="random"), preprocessing=None, prompts=None,
+        transfer=None, transfer_rule="none", trained_on=trained_on, scores=NOT_TESTED,
+    )  # fmt: skip
 
 
 def answer(path: Path, values: Tensor) -> tuple[Tensor, Tensor]:

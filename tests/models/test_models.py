@@ -1,4 +1,4 @@
-"""Trained models: what their card says of them, models of an earlier version, and images on a model's own backbone."""
+"""Trained models: what their card says of them, and images on a model's own backbone."""
 
 from __future__ import annotations
 
@@ -11,14 +11,11 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from safetensors.torch import load_file
-from torch.testing import assert_close
 
 from trainers.hegraph.backbones import loading
 from trainers.hegraph.backbones.clip import Backbone as ClipBackbone
 from trainers.hegraph.backbones.loading import load_backbone
 from trainers.hegraph.datasets.digits import open_digit
-from trainers.hegraph.experiments.run import KEPT
 from trainers.hegraph.features.bank import Encoder, load_bank
 from trainers.hegraph.method.cache import FoldedClassifier
 from trainers.hegraph.models.card import base_model_of, model_card
@@ -27,10 +24,6 @@ from trainers.hegraph.models.images import ImageModel
 from trainers.hegraph.models.saved import NOT_TESTED, Backbone, SavedModel
 from trainers.hegraph.results.records import read_record
 from trainers.hegraph.utils.errors import UserError
-
-# A model of commit b7cbcb1, digits, mini, 1 shot, seed 1, whose recipe had no `W` in text. Beside it, features of six
-# test images and of the text of two other classes, and what that version predicted for them
-EARLIER = Path(__file__).parent / "earlier"
 
 
 def header_of(card: str) -> dict:
@@ -118,30 +111,6 @@ def test_a_run_leaves_the_scores_of_its_record(finished_run_once):
     assert (model.scores.accuracy, model.scores.accuracy_text) == (record["accuracy"], record["accuracy_text"])
     assert model.scores.ece == record["calibration"]["after"]["ece"]
     assert model.scores.ece_zero_shot == record["calibration"]["zero_shot"]["ece"]
-
-
-# A model of an earlier version
-
-
-def test_a_model_folder_of_an_earlier_version_predicts_what_it_predicted():
-    model, expected = load_model(EARLIER / "model"), load_file(EARLIER / "expected.safetensors")
-    features, new = expected["features"], expected["new_text"]
-    found = model.probabilities(features)
-    assert_close(found, expected["probabilities"], rtol=1e-5, atol=1e-6)
-    assert [model.classnames[k] for k in found.argmax(dim=1)] == ["eight", "five", "four", "nine", "zero", "eight"]
-    assert_close(model.transfer.logits(features, new[:2], new[2:], model.logit_scale), expected["new_logits"])
-
-
-def test_eval_only_says_that_another_recipe_trained_it_and_tests_it_by_its_own(run, digits_features):
-    words = ("--dataset-config-file", "digits", "--config-file", "mini", "--eval-only", "--model-dir", str(EARLIER))
-    keys = ("TRAINER.HEGRAPHADAPTER.FEATURES.DIR", str(digits_features))
-    assert "trained by another recipe" in run(*words, bank=None, quick=keys, code=2)
-    model = load_model(EARLIER / "model")
-    if load_backbone("hegraph-mini").fingerprint["preprocess"] != model.preprocessing.transform:
-        pytest.skip("this open_clip prepares images by other steps than the one of the folder, which is refused")
-    own = [word for key, value in model.trained_on.config.items() if key in KEPT for word in (key, str(value))]
-    record, _ = run(*words, *own, bank=None, quick=keys)
-    assert record["accuracy"] == model.scores.accuracy
 
 
 # Images

@@ -45,14 +45,6 @@ BY_SHOTS = [
         (16, 0.0012, 200, 0.01, 1.0, 2.0, 0.15),
     )
 ]
-# Keys of earlier versions, each with the only value that it may still be set to: what the code does now
-REMOVED: dict[str, object] = {
-    f"{NODE}.ACTIVATION": "tanh",
-    f"{NODE}.WEIGHT_PER": "target",
-    f"{NODE}.GAMMA": 1.0,
-    f"{NODE}.CLOSED_FORM.OMEGA_NEW": 0.05,
-    f"{NODE}.TRAINING_FREE.PRIOR": 4.0,
-}
 
 
 # Kinds of options that there are several of

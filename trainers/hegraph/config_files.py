@@ -14,7 +14,7 @@ from typing import Any
 from yacs.config import CfgNode
 
 from .backbones.identity import canonical_name
-from .config import FILLABLE, OF_THE_BACKBONE, OPTIONS, REMOVED, Config, default_values, matching_rows, pairs_of
+from .config import FILLABLE, OF_THE_BACKBONE, OPTIONS, Config, default_values, matching_rows, pairs_of
 from .method.options import UNTRAINED, ModelOptions, TrainingFreeOptions
 from .training.options import TrainingOptions
 from .utils.errors import UserError, shown, unknown
@@ -129,14 +129,10 @@ def _merge(values: Values, pairs: Iterable[tuple[object, object]]) -> None:
     """Sets keys, each of which has to be there, and keeps its type."""
     for name, value in pairs:
         key = str(name)
-        if key in REMOVED:
-            if _coerce(key, value, REMOVED[key]) != REMOVED[key]:
-                raise UserError(f"{key} can no longer be set: it is {REMOVED[key]}, got {shown(value)}; leave it out")
-        elif key not in values:
+        if key not in values:
             raise unknown("configuration key", key, values)
-        else:
-            coerced = _coerce(key, value, values[key])
-            values[key] = canonical_name(str(coerced)) if key == BACKBONE_NAME else coerced
+        coerced = _coerce(key, value, values[key])
+        values[key] = canonical_name(str(coerced)) if key == BACKBONE_NAME else coerced
 
 
 def _coerce(key: str, value: object, default: object) -> object:

@@ -32,7 +32,7 @@ from torch import Tensor
 from ..backbones.identity import AUTO
 from ..baselines import OTHERS, TRANSDUCTIVE_METHODS, load_method
 from ..baselines.base import FittedMethod
-from ..config import OPTIONS, REMOVED, Config
+from ..config import OPTIONS, Config
 from ..features.bank import FeatureBank
 from ..models.folder import CONFIG, TENSORS, check_place, find_model_folder, model_files, save_model
 from ..models.lessons import Lessons
@@ -114,8 +114,6 @@ class RunFolder:
         if self.model is not None:
             with reading(self.model / CONFIG, "a model"):
                 return hash_json(about | {"model": hash_json([hash_file(self.model / n) for n in (CONFIG, TENSORS)])})
-        if self.task.cfg.run.trainer == "HeGraphAdapter":
-            about["config"] = REMOVED | self.config  # so that earlier runs are recognised
         what = self.task.cfg.data.unlabelled
         if what not in ("", TOGETHER):  # test images are part of the task's own identity
             about["unlabelled"] = self.task.unlabelled(what).identity()

@@ -34,7 +34,7 @@ from torch import Tensor
 
 from ..baselines import OTHERS, TRANSDUCTIVE_METHODS, load_method
 from ..baselines.base import FittedMethod
-from ..config import OPTIONS, REMOVED, Config, is_filled
+from ..config import OPTIONS, Config, is_filled
 from ..config_files import with_values
 from ..datasets.base import check_classes
 from ..features.bank import FeatureBank, row_hashes
@@ -430,7 +430,7 @@ def check_configuration(model: SavedModel, cfg: Config) -> None:
     """
     if cfg.run.trainer != model.method:
         raise UserError(f"the model is of {model.method}; give --trainer {model.method}, not {cfg.run.trainer}")
-    here = REMOVED | json.loads(json.dumps(run_config(cfg)))  # rows may be tuples here, and are lists in the folder
+    here = json.loads(json.dumps(run_config(cfg)))  # rows may be tuples here, and are lists in the folder
     before, ours, prefix = model.trained_on.config, model.method == "HeGraphAdapter", f"TRAINER.{model.method.upper()}."
     there = dict(before)
     if ours and model.trained_on.selected:  # on val
@@ -439,7 +439,7 @@ def check_configuration(model: SavedModel, cfg: Config) -> None:
         with_chosen = run_config(with_values(cfg, dict(zip(keys, values))))
         there |= {key: with_chosen.get(key) for key in keys}
     for key, value in before.items():
-        kept = key in KEPT or key in REMOVED if ours else key.startswith(prefix)
+        kept = key in KEPT if ours else key.startswith(prefix)
         if kept and here.get(key) not in (there[key], value) and not is_filled(cfg, key):
             raise UserError(
                 f"the model was trained by another recipe, and keeps it: {key} {there[key]}, not {here.get(key)}; to "

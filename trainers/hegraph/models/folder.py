@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -59,10 +59,6 @@ WHOLE = ("labels", "labelled.labels")  # tensors of whole numbers
 KEPT = (".json", ".safetensors", ".md", ".jpg", ".pt")
 MAX_SIDE = 64  # pixels of a thumbnail
 MAX_BYTES = 32_768  # of its file; JPEGs of this size have about 3,000
-# Options of earlier versions, each with what this version does
-REMOVED = {"activation": "tanh", "weight_per": "target", "gamma": 1.0, "omega_new": 0.05, "prior": 4.0}
-# Fields that folders of earlier versions lack
-SINCE = ("known", "tensors", "ece", "ece_zero_shot", "unlabelled", "images", "image_ids")
 
 
 class Fusion(Part):
@@ -78,27 +74,18 @@ class AdapterTransfer(Part):
     rule: Literal["adapter"]
     options: ModelOptions
 
-    @field_validator("options", mode="before")
-    @classmethod
-    def without_removed(cls, found: Any) -> Any:
-        """The options without those of earlier versions that are what this version does; others are unknown keys."""
-        if not isinstance(found, dict):
-            return found
-        kept = {name: value for name, value in found.items() if name not in REMOVED or value != REMOVED[name]}
-        return {name: cls.without_removed(value) for name, value in kept.items()}
-
     @field_validator("options")
     @classmethod
     def allowed(cls, found: ModelOptions) -> ModelOptions:
-        """Every value is one that its key may have. A relation that was added since has the weight 0."""
+        """Check every value against its option, and the names of the meta-path weights."""
         for holder in (found, found.closed_form):
             for of_field in fields(holder):
                 if (declared := option_of(of_field)) is not None:
                     declared.check(getattr(holder, of_field.name))
         known = metapath_defaults()
-        if unknown := found.metapath.keys() - known.keys():
-            raise ValueError(f"metapath must have the keys {', '.join(known)}, got {', '.join(sorted(unknown))}")
-        return replace(found, metapath=known | dict(found.metapath))
+        if found.metapath.keys() != known.keys():
+            raise ValueError(f"metapath must have the keys {', '.join(known)}, got {', '.join(sorted(found.metapath))}")
+        return found
 
 
 class OtherTransfer(Part):
@@ -109,17 +96,14 @@ class OtherTransfer(Part):
 
 
 class ModelConfig(Described):
-    """All of `config.json`: what the model says of itself, and how its tensors, of this width and hash, are to be read.
-
-    Folders of earlier versions have no hash.
-    """
+    """Schema of `config.json`: metadata of the model, and the width, the hash and the meaning of its tensors."""
 
     format: Literal["hegraph-model"] = "hegraph-model"
     version: Literal[1] = 1
     width: Size
     fusion: Fusion
     transfer: AdapterTransfer | OtherTransfer = Field(discriminator="rule")
-    tensors: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
+    tensors: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 def save_model(model: SavedModel, folder: Path) -> None:
@@ -191,21 +175,16 @@ def load_model(folder: Path | str) -> SavedModel:
             raise ValueError(f"{missing}: Field required")
     found, _ = read_tensors(path / TENSORS, "a model")
     with reading(path / TENSORS, f"the tensors of the {CONFIG} beside it"):
-        if config.tensors not in (None, hash_content(dict(sorted(found.items())))):
+        if config.tensors != hash_content(dict(sorted(found.items()))):
             raise ValueError(f"its hash is not the one in {CONFIG}")
-        model = _model(config, _checked(config, found))
-    if config.tensors is None:
-        logger.warning("%s is of an earlier version, and does not say which tensors belong to it", path / CONFIG)
-    return model
+        return _model(config, _checked(config, found))
 
 
 def _missing(whole: dict[str, Any], found: dict[str, Any], above: str = "") -> Iterator[str]:
     """The fields that a file lacks, though those who make a model may leave them out."""
     for name, value in whole.items():
         if name not in found:
-            # A relation that was added since has no key; one that is left out by default changes nothing
-            if name not in SINCE and metapath_defaults().get(name) != 0:
-                yield f"{above}{name}"
+            yield f"{above}{name}"
         elif isinstance(value, dict):
             yield from _missing(value, found[name], f"{above}{name}.")
 
