@@ -84,10 +84,10 @@ def test_a_file_arrives_whole_and_what_is_not_the_expected_one_is_removed(server
     empty, page = server.url("/empty", serve(b"")), server.url("/page", serve(PAGE))
     fetch(one_file(wrong, empty, page, right, **known), tmp_path)
     assert arrived(tmp_path)
-    words = r"its (sha256|md5) sum is|it has 350,000 bytes where 300,000 are expected"
+    words = r"expected the (sha256|md5) checksum|expected 300,000 bytes, got 350,000"
     refused(one_file(wrong, file="g.bin", **known), tmp_path, words)
-    refused(one_file(empty, file="g.bin"), tmp_path, "it has 0 bytes")
-    refused(one_file(page, file="g.bin"), tmp_path, "it sent a web page instead of the file")
+    refused(one_file(empty, file="g.bin"), tmp_path, "expected more than 0 bytes, got 0")
+    refused(one_file(page, file="g.bin"), tmp_path, "expected a file, got a web page")
     assert arrived(tmp_path)
 
 
@@ -105,7 +105,7 @@ def broken_off(server: Server, folder: Path, **how: object) -> tuple[Source, Pat
     """The source of a transfer that broke off half-way in an earlier call, and the part that it left."""
     source = one_file(server.url("/f", serve(BODY, stop_at=HALF, **how)))
     folder.mkdir(exist_ok=True)
-    refused(source, folder, "/f: .*; get it by hand")
+    refused(source, folder, "/f: .*; save it as .* by hand")
     [part] = folder.glob("*.part")
     assert part.stat().st_size >= HALF - CHUNK and BODY.startswith(part.read_bytes())
     server.asked.clear()
@@ -183,7 +183,7 @@ def test_when_all_mirrors_fail_one_error_says_why_for_each_and_what_to_do_by_han
     for said in (
         rf"{busy}: too many 503 error responses; {gone}: 410 Client Error: Gone; ",
         rf"{silent}: .*timed out.*; {nobody}: .*Connection refused",
-        rf"get it by hand, save it as {tmp_path / 'f.bin'} and run the same command again",
+        rf"save it as {tmp_path / 'f.bin'} by hand and run the same command again",
     ):
         assert re.search(said, str(error.value))
     assert [path for path, _ in server.asked] == ["/busy"] * 3 + ["/gone"] + ["/silent"] * 3
@@ -209,7 +209,7 @@ def test_shown_line_holds_the_status_of_a_failed_download(server, tmp_path, monk
 def test_what_can_be_fetched_is_there_even_if_something_else_cannot(server, tmp_path):
     split = Source("split.json", (server.url("/split", status(404)),))
     images = archive(server.url("/images", serve(pack("tar.gz", FILES))), unpack={"images": "images"})
-    with pytest.raises(UserError, match=r"^OxfordPets is not complete: cannot fetch split\.json \(.*404 Client Error"):
+    with pytest.raises(UserError, match=r"^OxfordPets is not complete: cannot download split\.json \(.*404 Client Error"):
         download("OxfordPets", (split, images), tmp_path)
     assert (tmp_path / "images").is_dir()
     server.answers["/images"] = [status(404)]
@@ -226,7 +226,7 @@ def test_what_is_still_missing_after_a_download_is_told_with_exit_code_1(server,
     monkeypatch.setitem(ENTRIES, "ImageNet", replace(ENTRIES["ImageNet"], sources=(names,)))
     assert main(["download", "imagenet", "--root", str(tmp_path)]) == 1
     assert (tmp_path / "imagenet" / "classnames.txt").exists()
-    assert re.match(r"ImageNet +not ready +missing: the images", capsys.readouterr().out)
+    assert re.match(r"ImageNet +not ready +missing images: ", capsys.readouterr().out)
 
 
 def test_the_sources_of_a_data_set_bring_its_images_and_its_split():
@@ -311,7 +311,7 @@ def test_the_member_nearest_to_the_root_is_taken_however_many_folders_wrap_it(se
     fetch(served(server, pack("zip", files), unpack={"images": "deep/x"}), tmp_path)
     assert names_in(tmp_path / "deep/x") == {"1.jpg", "images", "images/2.jpg"}
     two = served(server, pack("zip", {"a/images/1.jpg": b"1", "b/images/1.jpg": b"2"}), unpack={"images": "y"})
-    refused(two, tmp_path, "holds two images: a/images and b/images")
+    refused(two, tmp_path, "contains two images: a/images and b/images")
 
 
 def test_an_archive_within_an_archive_is_unpacked(server, tmp_path):
@@ -320,7 +320,7 @@ def test_an_archive_within_an_archive_is_unpacked(server, tmp_path):
     url = server.url("/x", serve(outer))
     fetch(archive(url, unpack={"101": "images"}, inner="101.tar.gz"), tmp_path)
     assert names_in(tmp_path) == {"images", "images/a", "images/a/1.jpg"}
-    refused(archive(url, unpack={"101": "more"}, inner="102.tar.gz"), tmp_path, r"holds no 102\.tar\.gz")
+    refused(archive(url, unpack={"101": "more"}, inner="102.tar.gz"), tmp_path, r"does not contain 102\.tar\.gz")
     plain = pack("tar", {"names/a.txt": b"a", "names/b.zip": pack("zip", {"names/c.txt": b"c"})})
     fetch(served(server, plain, unpack={"names": "names"}), tmp_path)  # which is no zip, though it ends with one
     assert names_in(tmp_path / "names") == {"a.txt", "b.zip"}
@@ -330,7 +330,7 @@ def test_an_archive_put_there_by_hand_is_used_unless_it_is_not_the_right_one(ser
     body = pack("zip", FILES)
     source = served(server, body, checksum=sum_of(body))
     (tmp_path / "x.archive").write_bytes(BODY)
-    refused(source, tmp_path, r"x\.archive is of no use: its sha256 sum is .* delete it and run")
+    refused(source, tmp_path, r"x\.archive is unusable: expected the sha256 checksum .* delete it and run")
     assert names_in(tmp_path) == {"x.archive"}
     (tmp_path / "x.archive").write_bytes(body)
     fetch(source, tmp_path)
@@ -385,7 +385,7 @@ def test_an_archive_without_what_is_needed_is_removed_and_another_one_has_its_tu
     url = server.url("/x", serve(pack("zip", {"set/pictures/1.jpg": b"1"})))
     rich = {**UNPACK, "other.txt": "other.txt", "absent.txt": "absent.txt"}  # it brings what else is missing
     other = archive(server.url("/other", serve(pack("tar", FILES))), file="other.tar", unpack=rich)
-    refused(archive(url), tmp_path, r"x\.archive holds no images")
+    refused(archive(url), tmp_path, r"x\.archive does not contain images")
     assert names_in(tmp_path) == set()
     fetch(archive(url, otherwise=(other,)), tmp_path)
     assert names_in(tmp_path) == {*UNPACKED, "other.txt"}
@@ -416,7 +416,7 @@ def test_an_archive_that_is_damaged_or_not_safe_is_removed_and_the_next_mirror_h
     odd = dict.fromkeys(("/escaped", "C:/escaped", "images\\..\\..\\escaped", "../../../escaped"), b"x")
     bad, whole = server.url("/bad", serve(body)), server.url("/whole", serve(pack("zip", {**FILES, **odd})))
     source = archive(bad, unpack={"images": "images"})
-    refused(source, folder, "the archive is damaged or not safe")
+    refused(source, folder, "the archive is damaged or unsafe")
     assert names_in(tmp_path) == {"root", "root/set"}
     fetch(replace(source, urls=(bad, whole)), folder)  # whatever a member is called, it stays inside
     assert names_in(tmp_path / "root") == {"set"} | {f"set/{name}" for name in UNPACKED - {"names.txt"}}
@@ -425,5 +425,5 @@ def test_an_archive_that_is_damaged_or_not_safe_is_removed_and_the_next_mirror_h
 
 def test_a_python_that_cannot_unpack_a_tar_safely_does_not(server, tmp_path, monkeypatch):
     monkeypatch.delattr(tarfile, "data_filter")
-    refused(served(server, pack("tar.gz", FILES)), tmp_path, "cannot unpack it safely; take 3.10.12")
+    refused(served(server, pack("tar.gz", FILES)), tmp_path, "cannot unpack it safely; use 3.10.12")
     assert names_in(tmp_path) == {"x.archive"}

@@ -247,9 +247,9 @@ def test_a_run_refuses_a_copy_of_a_test_image_whatever_its_class(tmp_path, capsy
 
 
 NAMES = ("ant", "bee", "cow")
-REMEDY = "get it: python -m trainers.hegraph datasets download {name} --root {root}"
+REMEDY = "to download it: python -m trainers.hegraph datasets download {name} --root {root}"
 COUNTED = "6 train, 3 val and 6 test images of 3 classes"
-PUBLISHED = "published are 50500 train, 20200 val and 30300 test images of 101 classes"
+PUBLISHED = "published sizes: 50500 train, 20200 val and 30300 test images of 101 classes"
 SPLIT = "split_zhou_Food101.json"
 
 
@@ -269,7 +269,7 @@ def food(tmp_path) -> Path:
 
 def test_of_a_data_set_that_is_absent_the_place_and_the_way_to_get_it_are_said(tmp_path):
     ready, (missing, download, by_hand) = check_dataset("ImageNet", str(tmp_path))
-    assert (ready, missing) == (False, f"missing: the images, expected in {tmp_path}/imagenet/images")
+    assert (ready, missing) == (False, f"missing images: expected in {tmp_path}/imagenet/images")
     assert download == REMEDY.format(name="ImageNet", root=tmp_path)
     assert by_hand.startswith("by hand: ImageNet's images need a licence: register at https://image-net.org")
 
@@ -280,17 +280,17 @@ def test_a_data_set_is_ready_and_counted_and_whether_its_split_is_the_published_
     def check() -> tuple[bool, list[str]]:
         return check_dataset("Food101", str(food))
 
-    lacking = f"{food}/food-101/{SPLIT} is missing: runs draw one, which is not the split of published numbers"
+    lacking = f"{food}/food-101/{SPLIT} is missing: runs generate a random split, not the split of published results"
     assert check() == (True, [COUNTED, PUBLISHED, lacking, remedy])
     assert os.listdir(food / "food-101") == ["images"]  # looking draws no split
     load_few_shot("Food101", str(food), 1, 3)
-    drawn = f"{food}/food-101/{SPLIT} was drawn here with seed 3; delete it for another, which is not the split of"
-    assert check() == (True, [COUNTED, PUBLISHED, f"{drawn} published numbers", remedy])
+    generated = f"{food}/food-101/{SPLIT} is a random split with seed 3, not the split of published results"
+    assert check() == (True, [COUNTED, PUBLISHED, generated, remedy])
     write_split_file(food)  # the published one comes
     assert check() == (True, [COUNTED, PUBLISHED])
     for name in ("cow", "bee"):
         (food / "food-101" / "images" / name / "4.jpg").unlink()
-    assert check() == (False, [f"missing: 2 of 15 images, {food}/food-101/images/bee/4.jpg", remedy])
+    assert check() == (False, [f"missing images: 2 of 15, such as {food}/food-101/images/bee/4.jpg", remedy])
     write(food / "food-101" / SPLIT, '{"train": [], "val": [], "test": []}')
     assert check() == (False, ["missing or damaged: there is no train image", remedy])
     (food / "food-101" / SPLIT).unlink()
@@ -350,12 +350,12 @@ SIZES = {"train": {"ant": 9, "bee": 3, "cow": 4}, "val": {"bee": 1}, "test": {"a
 COUNTS = [
     "16 train, 1 val and 6 test images of 3 classes",
     "classes: ant, bee, cow",
-    "train, images per class: 3 to 9",
-    "val, images per class: 0 to 1",
-    "test, images per class: 2 to 2",
-    "--shots 4: 1 of 3 classes have fewer training images, and are taken whole: bee",
-    "--shots 8: 2 of 3 classes have fewer training images, and are taken whole: bee, cow",
-    "--shots 16: 3 of 3 classes have fewer training images, and are taken whole: ant, bee, cow",
+    "train images per class: 3 to 9",
+    "val images per class: 0 to 1",
+    "test images per class: 2 to 2",
+    "--shots 4: 1 of 3 classes have fewer training images and contribute all of them: bee",
+    "--shots 8: 2 of 3 classes have fewer training images and contribute all of them: bee, cow",
+    "--shots 16: 3 of 3 classes have fewer training images and contribute all of them: ant, bee, cow",
 ]
 
 
@@ -393,7 +393,7 @@ def test_all_images_are_read_and_every_bad_one_is_named_and_every_copy_that_trai
         f"  {own}/train/bee/1.png",
         "1 of 1 val images are test images as well; keep one copy of each, in val or in test:",
         f"  {own}/val/bee/0.png",
-        f"mend this, and look again: python -m trainers.hegraph datasets check folder --root '{own}'",
+        f"after correcting this, check again: python -m trainers.hegraph datasets check folder --root '{own}'",
     ]
 
 

@@ -1,12 +1,11 @@
-"""Fetches the files of a data set from several mirrors, and unpacks archives into CoOp's layout.
+"""Download the files of a data set from several mirrors, and unpack archives into CoOp's layout.
 
-A file that is still coming is `x.zip.HASH.part`, where the hash stands for its address, with the version that the
-server has of it in `.part.version`. The next call goes on with it, if the server still has that version. An archive is
-unpacked beside its targets, which are renamed into place once it is whole. What is in place is never touched. A
-download that was killed leaves files, which the next one that succeeds removes.
+A partial file has the name `x.zip.HASH.part`, with a hash of its address. `.part.version` records the version of the
+file on the server; the next call continues the download if the server still has this version. An archive is unpacked
+into a temporary folder, and complete targets are renamed into place. Existing targets are never changed. The next
+successful download removes files of a killed one.
 
-Nothing in an archive is trusted: Python's modules keep its members inside the folder in which it is unpacked, and an
-archive with symbolic links is refused.
+Archives are untrusted: Python's modules keep members inside the folder, and archives with symbolic links are refused.
 """
 
 from __future__ import annotations
@@ -37,25 +36,25 @@ from .registry import Source
 logger = logging.getLogger(__name__)
 
 TIMEOUTS = (10.0, 30.0)  # seconds to wait for a connection, and for the next byte
-RETRIES, PAUSE = 4, 1.0  # how often a request is tried again, and seconds before that; each pause is twice as long
-BUSY = (408, 429, 500, 502, 503, 504)  # answers after which it is tried again
-CHUNK = 1 << 16  # bytes; a transfer that stalls within a chunk loses that chunk
-DRIVE = "https://drive.google.com/"  # whose large files need more than one request
+RETRIES, PAUSE = 4, 1.0  # number of retries, and seconds before the first retry; each pause doubles
+BUSY = (408, 429, 500, 502, 503, 504)  # status codes that are retried
+CHUNK = 1 << 16  # bytes; an interrupted transfer loses at most one chunk
+DRIVE = "https://drive.google.com/"  # large files there need several requests
 LOCK = ".download.lock"
-# Errors of the disk for which the names in an archive are to blame: it is unpacked into an empty folder
+# Errors of the file system that names in an archive cause, since the archive is unpacked into an empty folder
 OF_MEMBERS = (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG)
 
 
 class Broken(Exception):
-    """A mirror, or what came from it, is of no use. The message is a reason in one line."""
+    """A mirror or a downloaded file is unusable. The message is a reason in one line."""
 
 
 def download(name: str, sources: Sequence[Source], folder: Path) -> None:
-    """Fetches what is missing of a data set. UserError if a file cannot be fetched (the others are all the same)."""
+    """Download the missing files of a data set; UserError, after all other files, if a file cannot be downloaded."""
     failures = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / LOCK):  # two at once would mix their bytes in one file: the second waits
+        with FileLock(folder / LOCK):  # two processes would write to the same partial file
             for source in sources:
                 try:
                     fetch(source, folder)
@@ -63,54 +62,55 @@ def download(name: str, sources: Sequence[Source], folder: Path) -> None:
                     failures.append((source, error))
     except OSError as error:
         raise cannot_write(Path(os.fsdecode(error.filename2 or error.filename or folder)), error) from error
-    # The archive of a later source may have brought what failed before
+    # The archive of a later source may contain the targets of a failed source
     if errors := [str(error) for source, error in failures if missing_of(source.targets, folder)]:
         raise UserError(f"{name} is not complete: {'; '.join(errors)}")
 
 
 def fetch(source: Source, folder: Path) -> None:
-    """Fetches one file unless its targets are in place. An archive is unpacked, then removed.
+    """Download one file unless its targets exist. An archive is unpacked, then removed.
 
-    Raises UserError if no mirror gives it, an archive that the user has put there is of no use, or a target is a link
-    to nothing; and OSError if the disk is full or cannot be written.
+    Raises:
+        UserError: If no mirror has the file, an archive in the folder is unusable, or a target is a dangling link.
+        OSError: If the disk is full or not writable.
     """
     alternatives = [source, *source.otherwise]
     if dangling := [folder / target for target in source.targets if _is_dangling(folder / target)]:
         place = os.readlink(dangling[0])
         raise UserError(f"{dangling[0]} is a link to {place}, which does not exist; restore it or delete the link")
-    at_hand = next((a for a in alternatives if a.unpack and (folder / a.file).is_file()), None)
+    local = next((a for a in alternatives if a.unpack and (folder / a.file).is_file()), None)
     if not missing_of(source.targets, folder):
-        logger.info("%s: in place", folder / source.targets[0])
-    elif at_hand:  # put there by hand, or left by an interruption while it was unpacked
-        path = folder / at_hand.file
+        logger.info("%s exists", folder / source.targets[0])
+    elif local:  # saved by the user, or left by an interruption during unpacking
+        path = folder / local.file
         try:
-            check_file(path, at_hand.size, at_hand.checksum)
-            _unpack(path, at_hand, source.targets)
+            check_file(path, local.size, local.checksum)
+            _unpack(path, local, source.targets)
         except Broken as error:
-            raise UserError(f"{path} is of no use: {error}; delete it and run the same command again") from error
+            raise UserError(f"{path} is unusable: {error}; delete it and run the same command again") from error
     else:
         _fetch_from_any(alternatives, folder)
     for path in [folder / alternative.file for alternative in alternatives]:
-        _remove_remains(path)
+        _remove_leftovers(path)
 
 
-def _remove_remains(path: Path) -> None:
-    """Remove what killed downloads of `path` left, once its targets are in place."""
+def _remove_leftovers(path: Path) -> None:
+    """Remove files of killed downloads of `path`, whose targets are in place."""
     for part in path.parent.glob(f"{path.name}.*.part*"):
         if not part.is_dir():
             part.unlink()
-    if (temporary := _unpacking(path)).is_dir():  # killed after the last target was in place
+    if (temporary := _unpacking(path)).is_dir():  # killed after the last target was moved into place
         path.unlink(missing_ok=True)
         shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _fetch_from_any(alternatives: Sequence[Source], folder: Path) -> None:
-    """Fetches and unpacks the first of the alternatives that a mirror gives."""
+    """Download and unpack the first alternative that a mirror has."""
     wanted = alternatives[0]
     reasons = []
     for source, url in [(alternative, url) for alternative in alternatives for url in alternative.urls]:
         path = folder / source.file
-        logger.info("%s: from %s", path, url)
+        logger.info("downloading %s from %s", path, url)
         try:
             fetch_file(url, path, source.size, source.checksum)
             if source.unpack:
@@ -121,19 +121,19 @@ def _fetch_from_any(alternatives: Sequence[Source], folder: Path) -> None:
             logger.warning("%s", reasons[-1])
             path.unlink(missing_ok=True)
     raise UserError(
-        f"cannot fetch {wanted.file} ({'; '.join(reasons)}); get it by hand, save it as {folder / wanted.file} and run "
+        f"cannot download {wanted.file} ({'; '.join(reasons)}); save it as {folder / wanted.file} by hand and run "
         "the same command again"
     )
 
 
 def missing_of(targets: Sequence[str], folder: Path) -> list[str]:
-    """Targets that are not in `folder`, empty folders (which have nothing to lose) and links to nothing."""
+    """List the targets that are missing in `folder`, empty folders, or dangling links."""
     paths = {target: folder / target for target in targets}
     return [t for t, path in paths.items() if not path.exists() or (path.is_dir() and not any(path.iterdir()))]
 
 
 def _is_dangling(path: Path) -> bool:
-    """Whether a path is a link to nothing, such as a disk that is not mounted."""
+    """Whether a path is a link to a missing file, such as one on an unmounted disk."""
     return path.is_symlink() and not path.exists()
 
 
@@ -141,10 +141,17 @@ def _is_dangling(path: Path) -> bool:
 
 
 def fetch_file(url: str, path: Path, size: int | None = None, checksum: str = "") -> None:
-    """Makes `path`, whole and checked, of what is at an address. The next call goes on with what has come.
+    """Download a file to `path`, complete and checked. After an interruption, the next call continues.
 
-    Raises `Broken` if the mirror does not give the file, or not of this size in bytes or checksum, such as "md5:...",
-    and OSError if it cannot be written.
+    Args:
+        url: Address of the file.
+        path: Target.
+        size: Expected size in bytes; None if unknown.
+        checksum: Expected checksum, such as "md5:..."; "" if unknown.
+
+    Raises:
+        Broken: If the mirror does not have the file, or has a file of another size or checksum.
+        OSError: If `path` cannot be written.
     """
     part = path.with_name(f"{path.name}.{hash_json(url)[:16]}.part")
     note = part.with_name(f"{part.name}.version")
@@ -163,24 +170,24 @@ def fetch_file(url: str, path: Path, size: int | None = None, checksum: str = ""
 
 
 def check_file(path: Path, size: int | None, checksum: str) -> None:
-    """Raises `Broken` unless size and checksum of a file are those that are known, and it is no web page."""
-    found = path.stat().st_size
-    if found == 0 or size not in (None, found):
-        raise Broken(f"it has {found:,} bytes" + (f" where {size:,} are expected" if size else ""))
+    """Raise `Broken` if a file is empty or a web page, or differs from the known size or checksum."""
+    actual_size = path.stat().st_size
+    if actual_size == 0 or size not in (None, actual_size):
+        raise Broken(f"expected {f'{size:,}' if size else 'more than 0'} bytes, got {actual_size:,}")
     algorithm, _, expected = checksum.partition(":")
     digest = hashlib.new(algorithm or "md5")
     with path.open("rb") as file:
         if file.read(64).lstrip().lower().startswith((b"<!doctype html", b"<html")):
-            raise Broken("it sent a web page instead of the file (about a quota, a login or an error)")
+            raise Broken("expected a file, got a web page (about a quota, a login or an error)")
         file.seek(0)
         while expected and (block := file.read(1 << 20)):
             digest.update(block)
     if expected and digest.hexdigest() != expected:
-        raise Broken(f"its {algorithm} sum is {digest.hexdigest()} where {expected} is expected")
+        raise Broken(f"expected the {algorithm} checksum {expected}, got {digest.hexdigest()}")
 
 
 def _from_server(url: str, part: Path, note: Path) -> None:
-    """Makes the part of a file whole, by as many requests as it takes while each of them brings something."""
+    """Complete a partial file, by further requests while each one makes progress."""
     retries = urllib3.Retry(RETRIES, status_forcelist=BUSY, backoff_factor=PAUSE, respect_retry_after_header=False)
     reached = -1
     with requests.Session() as session:
@@ -197,47 +204,47 @@ def _from_server(url: str, part: Path, note: Path) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """The cause of a failed request in a few words, without the address, which the message names anyway."""
+    """Describe the cause of a failed request, without the address, which is part of the message."""
     cause = error.args[0] if error.args else error
     text = first_line(getattr(cause, "reason", None) or error)  # urllib3's MaxRetryError has a reason
     return re.sub(r"^(<[^>]*>|\w+\([^)]*\)): | for url: .*$", "", text)
 
 
 def _request(session: requests.Session, url: str, part: Path, note: Path) -> None:
-    """Asks for a file: for its rest alone, if there is a part of the version that the server still has."""
+    """Request a file, or the rest of it if the partial file has the version on the server."""
     version = note.read_bytes().decode("ascii", "replace").strip() if note.is_file() and part.is_file() else ""
-    usable = version.isascii() and version.isprintable()  # no header takes anything else
+    usable = version.isascii() and version.isprintable()  # as required in a header
     begin = part.stat().st_size if version and usable else 0
-    headers = {"Accept-Encoding": "identity"}  # positions count the bytes of the file, not of a compressed stream
+    headers = {"Accept-Encoding": "identity"}  # ranges count bytes of the file, not of a compressed stream
     if begin:
         headers |= {"Range": f"bytes={begin}-", "If-Range": version}
     with session.get(url, headers=headers, stream=True, timeout=TIMEOUTS) as response:
-        if response.status_code == 416:  # all of it is here, or `check_file` tells that it is another file
+        if response.status_code == 416:  # the file is complete, or `check_file` fails
             return
         response.raise_for_status()
         begin = begin if response.status_code == 206 else 0
         coming = response.raw.length_remaining
         total = None if coming is None else begin + coming
         if not begin:
-            tag = response.headers.get("ETag", "")  # a weak one, W/"...", does not tell that all bytes are the same
+            tag = response.headers.get("ETag", "")  # a weak tag, W/"...", does not imply equal bytes
             version = tag if tag.startswith('"') else response.headers.get("Last-Modified", "")
             note.write_text(version, encoding="utf-8")
         bar = tqdm(desc=part.stem, total=total, initial=begin, unit="B", unit_scale=True, disable=None)
         with part.open("ab" if begin else "wb") as file, bar:
-            for chunk in response.raw.stream(CHUNK, decode_content=False):  # some call the gzip of a file an encoding
+            for chunk in response.raw.stream(CHUNK, decode_content=False):  # some servers declare a .gz file as encoded
                 bar.update(file.write(chunk))
-    if total is not None and part.stat().st_size < total:  # urllib3 before 2.0 does not tell
-        raise urllib3.exceptions.HTTPError(f"it broke off after {part.stat().st_size:,} of {total:,} bytes")
+    if total is not None and part.stat().st_size < total:  # urllib3 before 2.0 does not raise
+        raise urllib3.exceptions.HTTPError(f"connection closed after {part.stat().st_size:,} of {total:,} bytes")
 
 
 def _from_drive(url: str, part: Path) -> None:
-    """Makes the part of a file of Google Drive whole, by gdown, whose own parts have names that begin like it."""
+    """Complete a partial file from Google Drive by gdown, whose own partial files have the same prefix."""
     import gdown  # slow to import
 
     quiet = not sys.stderr.isatty()
     try:
         gdown.download(url, str(part), quiet, resume=True, retries=RETRIES, timeout=TIMEOUTS)
-    except Exception as error:  # gdown raises many kinds, such as KeyError for a missing header
+    except Exception as error:  # gdown raises exceptions of many types, such as KeyError for a missing header
         if isinstance(error, OSError) and not isinstance(error, requests.RequestException):
             raise
         raise Broken(f"gdown: {' '.join(str(error).split())}") from error
@@ -247,9 +254,10 @@ def _from_drive(url: str, part: Path) -> None:
 
 
 def _unpack(archive: Path, source: Source, required: Sequence[str]) -> None:
-    """Unpacks an archive, moves the missing targets of a source into place beside it, and removes the archive.
+    """Unpack an archive, move the missing targets of a source next to it, and remove the archive.
 
-    Raises `Broken` if it is damaged or not safe, or does not hold the targets that are `required`.
+    Raises:
+        Broken: If the archive is damaged or unsafe, or lacks one of the `required` targets.
     """
     logger.info("unpacking %s", archive)
     folder, temporary = archive.parent, _unpacking(archive)
@@ -260,60 +268,60 @@ def _unpack(archive: Path, source: Source, required: Sequence[str]) -> None:
         if source.inner:
             packed, content = _find(source.inner, content), temporary / "inner"
             if packed is None:
-                raise Broken(f"{archive.name} holds no {source.inner}")
+                raise Broken(f"{archive.name} does not contain {source.inner}")
             _extract(packed, content)
         wanted = [to for to in missing_of(source.targets, folder) if not _is_dangling(folder / to)]
-        found = {to: _find(end, content) for end, to in source.unpack.items() if to in wanted}
-        if absent := [target for target in required if found.get(target, folder) is None]:
-            raise Broken(f"{archive.name} holds no {absent[0]}")
-        for target, path in found.items():
+        members = {to: _find(end, content) for end, to in source.unpack.items() if to in wanted}
+        if absent := [target for target in required if members.get(target, folder) is None]:
+            raise Broken(f"{archive.name} does not contain {absent[0]}")
+        for target, path in members.items():
             if path is not None:
                 (folder / target).parent.mkdir(parents=True, exist_ok=True)
                 os.rename(path, folder / target)
-        archive.unlink()  # before `temporary`, which shows that this archive was being unpacked
+        archive.unlink()  # before `temporary`, which marks an archive that was being unpacked
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _unpacking(archive: Path) -> Path:
-    """The folder in which an archive is unpacked."""
+    """Return the temporary folder in which an archive is unpacked."""
     return archive.with_name(f".{archive.name}.unpacking")
 
 
 def _extract(archive: Path, into: Path) -> None:
-    """Unpacks a whole archive into a new folder; raises `Broken` if it cannot be read or is not safe."""
+    """Unpack an archive into a new folder; `Broken` if it is damaged or unsafe."""
     if not hasattr(tarfile, "data_filter"):
-        raise UserError(f"{archive}: this Python cannot unpack it safely; take 3.10.12, 3.11.4 or later")
+        raise UserError(f"{archive}: this Python cannot unpack it safely; use 3.10.12, 3.11.4 or later")
     into.mkdir(parents=True)
     try:
-        if zipfile.is_zipfile(archive) and not tarfile.is_tarfile(archive):  # whose last member may be a zip file
+        if zipfile.is_zipfile(archive) and not tarfile.is_tarfile(archive):  # a tar may end with a zip file
             with zipfile.ZipFile(archive) as zipped:
-                zipped.extractall(into)  # keeps every member inside, and makes no links
+                zipped.extractall(into)  # keeps members inside, and creates no links
             return
-        with tarfile.open(archive, "r:*") as packed:  # finds the compression itself, as the name may be wrong
+        with tarfile.open(archive, "r:*") as packed:  # detects the compression, since the name may be wrong
             packed.extractall(into, filter=_without_links)
             while packed.fileobj is not None and packed.fileobj.read(1 << 20):
-                pass  # gzip compares its checksum at the end
-    except Exception as error:  # the modules raise many kinds
+                pass  # gzip verifies its checksum at the end
+    except Exception as error:  # the modules raise exceptions of many types
         place = ""
         if isinstance(error, OSError) and not isinstance(error, gzip.BadGzipFile):
             if error.errno not in OF_MEMBERS or error.filename is None:
                 raise
             place = f"{os.path.relpath(error.filename, into)}: "
-        raise Broken(f"the archive is damaged or not safe: {place}{first_line(error)}") from error
+        raise Broken(f"the archive is damaged or unsafe: {place}{first_line(error)}") from error
 
 
 def _without_links(member: tarfile.TarInfo, into: str) -> tarfile.TarInfo:
-    """Python's rules for data (PEP 706: no devices, nothing outside), and no symbolic links either."""
+    """Apply Python's filter for data (PEP 706: no devices, nothing outside), and refuse symbolic links."""
     if member.issym():
         raise ValueError(f"{member.name!a} is a symbolic link")
     return tarfile.data_filter(member, into)
 
 
 def _find(end: str, content: Path) -> Path | None:
-    """The file or folder nearest to the root whose path ends with `end`; None if there is none, `Broken` if two are."""
-    found = [path for path in content.rglob(end) if "__MACOSX" not in path.relative_to(content).parts]
-    found.sort(key=lambda path: (len(path.parts), path))
-    if len(found) > 1 and len(found[0].parts) == len(found[1].parts):
-        raise Broken(f"it holds two {end}: {found[0].relative_to(content)} and {found[1].relative_to(content)}")
-    return found[0] if found else None
+    """Find the file or folder nearest to the root whose path ends with `end`; None without one, `Broken` for two."""
+    paths = [path for path in content.rglob(end) if "__MACOSX" not in path.relative_to(content).parts]
+    paths.sort(key=lambda path: (len(path.parts), path))
+    if len(paths) > 1 and len(paths[0].parts) == len(paths[1].parts):
+        raise Broken(f"it contains two {end}: {paths[0].relative_to(content)} and {paths[1].relative_to(content)}")
+    return paths[0] if paths else None

@@ -1,4 +1,4 @@
-"""The list of all data sets, `entries.yaml`, whose head explains the fields; and how one is found by its name."""
+"""Registry of data sets, read from `entries.yaml`. The comment at the top of that file explains the fields."""
 
 from __future__ import annotations
 
@@ -13,14 +13,13 @@ from pydantic import BeforeValidator, ConfigDict, TypeAdapter, ValidationInfo
 from . import layouts
 from .splits import Pools, check_pools
 
-# What a data set without templates of its own gets. The negative one is HeGraphAdapter's (section 3.1.1), which takes
-# it from CLIPN (Wang et al., ICCV 2023).
+# Default templates. The negative template is HeGraphAdapter's (section 3.1.1), from CLIPN (Wang et al., ICCV 2023).
 DEFAULT_TEMPLATES = ("a photo of a {}.",)
 DEFAULT_NEGATIVE_TEMPLATES = ("a photo of no {}.",)
 
 
 class Sizes(NamedTuple):
-    """Numbers of images of the three splits, and of classes."""
+    """Numbers of images in the three splits, and of classes."""
 
     train: int
     val: int
@@ -44,9 +43,9 @@ def _with_targets(members: Any) -> Any:
 
 @dataclass(frozen=True)
 class Source:
-    """One file to fetch; the head of `entries.yaml` explains the fields.
+    """A file to download. The comment at the top of `entries.yaml` explains the attributes.
 
-    `unpack` gives the end of a member's path in the archive -> its target in the data set's folder.
+    `unpack` maps the end of a member's path in the archive to its target in the folder of the data set.
     """
 
     file: str
@@ -59,14 +58,14 @@ class Source:
 
     @property
     def targets(self) -> tuple[str, ...]:
-        """What is in place once this source is fetched, relative to the data set's folder."""
+        """Files and folders that this source provides, relative to the folder of the data set."""
         return tuple(self.unpack.values()) or (self.file,)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """A row of `entries.yaml`. One with a `folder` lies below the data root in CoOp's layout, and has been `stored`;
-    any other has a `loader`, a row of `loading.LOADERS`.
+    """A data set of `entries.yaml`: stored in a `folder` of the data root in CoOp's layout, or read by a `loader` of
+    `loading.LOADERS`.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -90,7 +89,7 @@ class Entry:
     class_ids: str = ""
 
     def read(self, folder: Path, rng: random.Random) -> Pools:
-        """The full splits, with paths relative to the folder; a split that is not official is drawn from `rng`."""
+        """Read the full splits, with paths relative to the folder; `rng` generates splits that are not official."""
         pools: Pools = getattr(layouts, f"read_{self.layout}")(folder, rng, self.images, **self.options)
         if self.split_file:
             check_pools(pools, "it")
@@ -103,25 +102,25 @@ def _read_entries() -> list[Entry]:
     return TypeAdapter(list[Entry]).validate_python(rows, context=content["hosts"])
 
 
-ENTRIES = {entry.name: entry for entry in _read_entries()}  # in the order in which `datasets check` looks at them
+ENTRIES = {entry.name: entry for entry in _read_entries()}  # in the order of `datasets check`
 
 
 def find_entry(name: str) -> Entry | None:
-    """The entry that a `DATASET.NAME` or an alias stands for, in any spelling; None if there is none."""
+    """Find the entry for a `DATASET.NAME` or alias in any spelling; None for an unknown name."""
     return ENTRIES.get(canonical_name(name))
 
 
 def stored_datasets() -> dict[str, Entry]:
-    """CoOp's name -> entry, of the data sets that have a folder of their own below the data root."""
+    """Return the data sets with a folder in the data root, by CoOp's name."""
     return {name: entry for name, entry in ENTRIES.items() if entry.folder}
 
 
 def canonical_name(name: str) -> str:
-    """The exact name that a name or alias in any spelling stands for; the name as it came if none does."""
+    """Return the exact name for a name or alias in any spelling; an unknown name is returned unchanged."""
     plain = _plain(name)
     return next((e.name for e in ENTRIES.values() if plain in map(_plain, (e.name, *e.aliases))), name)
 
 
 def _plain(name: str) -> str:
-    """A name as it is compared: in lower case, without `_` and `-`."""
+    """Normalise a name for comparison: lower case, without `_` and `-`."""
     return name.lower().replace("_", "").replace("-", "")
