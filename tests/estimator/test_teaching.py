@@ -265,7 +265,7 @@ def test_the_folder_keeps_what_was_taught_and_damage_is_told(data, taught, tmp_p
     fitted.add_class("emu", text_features=data.negative[0]).save_pretrained(tmp_path)
     card = (tmp_path / "README.md").read_text()
     assert card.count("no image: known by its text alone") == 1 and "- emu (no image" in card
-    open_model(str(tmp_path), Options(1, "table"), [])
+    open_model(SimpleNamespace(model=str(tmp_path), backbone="", pretrained=""), Options(1, "table"))
     assert "1 of 5 classes have a name but no images, and are known by their text alone: emu" in caplog.text
     tensors = load((tmp_path / "model.safetensors").read_bytes())  # not mapped, since the file is written over
     config = json.loads((tmp_path / "config.json").read_text())
