@@ -28,7 +28,7 @@ from trainers.hegraph.backbones.precision import (
 from trainers.hegraph.config_files import load_cfg
 from trainers.hegraph.datasets.digits import open_digit
 from trainers.hegraph.estimator.classifier import HeGraphClassifier
-from trainers.hegraph.experiments.folder import precision_of, run_config
+from trainers.hegraph.experiments.run_folder import precision_of, run_config
 from trainers.hegraph.features import __main__ as features
 from trainers.hegraph.features.bank import BankFile
 from trainers.hegraph.models.folder import load_model

@@ -20,7 +20,7 @@ from trainers.hegraph.__main__ import summary
 from trainers.hegraph.baselines.base import FittedMethod
 from trainers.hegraph.config_files import load_cfg
 from trainers.hegraph.experiments import run as run_module
-from trainers.hegraph.experiments.folder import run_config
+from trainers.hegraph.experiments.run_folder import run_config
 from trainers.hegraph.experiments.tasks import Task, ids_of_names, load_image_task, match_classes
 from trainers.hegraph.features.bank import FeatureBank, load_bank
 from trainers.hegraph.method.cache import FoldedClassifier
@@ -28,7 +28,7 @@ from trainers.hegraph.method.closed_form import NewClassMessages
 from trainers.hegraph.method.model import TransferableAdapter
 from trainers.hegraph.method.options import ModelOptions
 from trainers.hegraph.models.saved import NOT_TESTED, Backbone, SavedModel, TrainedOn
-from trainers.hegraph.results.records import OTHER_CLASSES, SAME_CLASSES
+from trainers.hegraph.results.records import OTHER_CLASSES, SAME_CLASSES, TargetRecord
 from trainers.hegraph.utils.errors import UserError
 
 AXES = torch.eye(3)
@@ -65,7 +65,7 @@ def test_a_domain_with_its_classes_in_another_order_is_scored_by_its_own_labels(
     about = {"num_test": 4, "num_classes": 2, "rule": SAME_CLASSES}
     for labels, accuracy, of_clip in (((0, 1, 0, 0), 50, 50), ((0, 1, 1, 1), 0, 100)):
         task = source(SAME_CLASSES, images("ca", "D", features, labels))
-        expected = {"accuracy": accuracy, "accuracy_zero_shot": of_clip, **about}
+        expected = TargetRecord(accuracy=accuracy, accuracy_zero_shot=of_clip, **about)
         assert run_module.score_targets(swapped, task, "cpu") == {"D": expected}
 
 
@@ -80,8 +80,8 @@ def test_other_classes_are_scored_by_the_rule_of_the_method_even_where_it_knows_
     for ids in ("xy", "ab"):
         task = source(OTHER_CLASSES, images(ids, "O", labels=(0, 1, 1)))
         scores = run_module.score_targets(trained(transfer=always_y), task, "cpu")["O"]
-        assert scores["accuracy"] == scores["accuracy_zero_shot"] == pytest.approx(200 / 3)
-        assert (scores["num_test"], scores["num_classes"], scores["rule"]) == (3, 2, "other classes")
+        assert scores.accuracy == scores.accuracy_zero_shot == pytest.approx(200 / 3)
+        assert (scores.num_test, scores.num_classes, scores.rule) == (3, 2, "other classes")
         assert torch.equal(seen[-1].text_positive, AXES[:2])
 
 

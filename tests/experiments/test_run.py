@@ -25,14 +25,14 @@ from trainers.hegraph.baselines import method_options
 from trainers.hegraph.config_files import load_cfg
 from trainers.hegraph.datasets import load_dataset, sample_few_shot
 from trainers.hegraph.datasets.digits import open_digit
-from trainers.hegraph.experiments import folder as folder_module
 from trainers.hegraph.experiments import run as run_module
+from trainers.hegraph.experiments.run_folder import RunFolder, find_model_of_epoch
 from trainers.hegraph.experiments.tasks import BankTask
 from trainers.hegraph.features.bank import BankFile, FeatureBank, load_bank
 from trainers.hegraph.method.cache import FoldedClassifier
 from trainers.hegraph.method.unlabelled import ClassSums, adapt_to_unlabelled
 from trainers.hegraph.models.folder import load_model, read_thumbnail
-from trainers.hegraph.results.records import MEASURED, read_record
+from trainers.hegraph.results.records import MEASURED, RunRecord, read_record
 from trainers.hegraph.utils import commit, processes
 from trainers.hegraph.utils.errors import UserError
 
@@ -65,6 +65,8 @@ def test_a_run_leaves_its_model_its_split_and_a_record_of_all_that_it_says(run, 
         "host": "alone", "threads": torch.get_num_threads(), "device": "cpu",
     }  # fmt: skip
     assert {key: found[key] for key in expected} == expected
+    only_elsewhere = {"rule", "num_classes", "trained_on", "protocol", "unlabelled"}
+    assert found.keys() == RunRecord.model_fields.keys() - only_elsewhere
     predicted = load_file(out / "predictions.safetensors")
     assert torch.equal(predicted["labels"].long(), bank.test_labels)
     assert found["accuracy"] == 100 * (predicted["predicted"] == predicted["labels"]).sum().item() / 40
@@ -147,10 +149,10 @@ def test_an_interrupted_run_goes_on_unless_its_settings_differ(run, finished_run
         assert {key for key in record.keys() | expected.keys() if record.get(key) != expected.get(key)} <= set(MEASURED)
         assert files(folder)["adapter.safetensors"] == adapter
     assert not (out / "checkpoint.pt").exists()
-    found = [folder_module.find_model(out, epoch).name for epoch in (None, 3, 1)]
+    found = [find_model_of_epoch(out, epoch).name for epoch in (None, 3, 1)]
     assert found == ["model", "model", "model-epoch1"]
     with pytest.raises(UserError, match="no model of epoch 4"):
-        folder_module.find_model(out, 4)
+        find_model_of_epoch(out, 4)
 
 
 # From images
@@ -215,7 +217,7 @@ def test_a_run_prepares_encodes_and_leaves_its_record_and_is_not_done_again(cfg,
     assert run_module.run(cfg(), tiny_bank) == record
     assert done == ["prepare", "bank", "encode_targets", "score_targets"]
     # Nor where another process has left the record since it was looked for
-    assert folder_module.RunFolder(BankTask(tiny_bank, cfg(), 3)).do(lambda: pytest.fail("done again")) == record
+    assert RunFolder(BankTask(tiny_bank, cfg(), 3)).do(lambda: pytest.fail("done again")) == record
 
 
 @pytest.mark.parametrize("rank", [0, 1])

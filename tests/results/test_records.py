@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from trainers.hegraph.results.records import (
     MEASURED,
     PREDICTIONS,
     TEXT_NODES,
+    RunRecord,
     collect,
     find_records,
     find_runs,
@@ -27,6 +29,13 @@ from trainers.hegraph.results.records import (
 from trainers.hegraph.results.scores import read_quotes
 from trainers.hegraph.results.table import FORMATS
 from trainers.hegraph.utils.errors import UserError
+
+
+def test_protocol_page_lists_every_key_of_a_record():
+    page = Path(__file__).parents[2] / "docs" / "protocol.md"
+    _, table = page.read_text().split("## The record of a run")
+    keys = [key for row in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE) for key in re.findall("`(.*?)`", row)]
+    assert sorted(keys) == sorted(RunRecord.model_fields)
 
 
 def test_a_written_record_is_read_back_and_no_file_is_none_without_a_warning(tmp_path, run, caplog):

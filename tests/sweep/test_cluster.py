@@ -18,7 +18,7 @@ from types import SimpleNamespace
 import pytest
 
 from trainers.hegraph.__main__ import main
-from trainers.hegraph.experiments.folder import HOLDER, LOCK, is_locked, lock_folder
+from trainers.hegraph.experiments.lock import HOLDER, LOCK, is_locked, lock_folder
 from trainers.hegraph.experiments.run import run as run_alone
 from trainers.hegraph.results.records import read_record
 from trainers.hegraph.sweep import cluster as module

@@ -26,8 +26,8 @@ import pytest
 import torch
 
 from trainers.hegraph.__main__ import main
-from trainers.hegraph.experiments import folder as folder_module
-from trainers.hegraph.experiments.folder import HOLDER, LOCK, Locked, is_locked, lock_folder
+from trainers.hegraph.experiments import lock
+from trainers.hegraph.experiments.lock import HOLDER, LOCK, Locked, is_locked, lock_folder
 from trainers.hegraph.sweep import plan, workers
 from trainers.hegraph.sweep.grid import FEATURES_DIR, Run
 from trainers.hegraph.sweep.plan import Sweep, do_runs, in_words
@@ -226,7 +226,7 @@ def test_a_folder_is_locked_for_one_and_is_as_before_when_it_is_left(tmp_path):
 
 def test_a_file_system_without_locks_is_warned_of(tmp_path, monkeypatch, caplog):
     said = [OSError(code, os.strerror(code)) for code in (errno.ENOLCK, errno.EACCES)]
-    monkeypatch.setattr(folder_module.FileLock, "acquire", Mock(side_effect=said))
+    monkeypatch.setattr(lock.FileLock, "acquire", Mock(side_effect=said))
     with lock_folder(tmp_path / "run"):
         assert not (tmp_path / "run" / HOLDER).exists()
     assert "cannot be locked" in caplog.text and not (tmp_path / "run").exists()

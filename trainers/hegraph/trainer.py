@@ -41,7 +41,6 @@ from .datasets.registry import stored_datasets
 from .datasets.splits import path_from
 from .experiments.checks import check_training
 from .experiments.fitting import fit_method, fitted_adapter, new_model, set_random_seed
-from .experiments.folder import RunFolder, find_model
 from .experiments.run import (
     TrainedMethod,
     check_configuration,
@@ -50,6 +49,7 @@ from .experiments.run import (
     test_and_finish,
     test_and_write,
 )
+from .experiments.run_folder import RunFolder, find_model_of_epoch
 from .experiments.tasks import ImageTask, Tested
 from .features.bank import FeatureBank
 from .models.folder import load_model
@@ -170,7 +170,7 @@ class FeatureTrainer(TrainerX):
 
     def load_model(self, directory: str, epoch: int | None = None) -> None:
         """Loads the model of a finished run, to test it on the images that were selected here."""
-        path = find_model(Path(directory), epoch)
+        path = find_model_of_epoch(Path(directory), epoch)
         self.saved = load_model(path)
         check_configuration(self.saved, self.settings)
         tested = replace(self.dataset, train=[], val=[])  # the training images have no part in it

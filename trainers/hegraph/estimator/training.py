@@ -21,7 +21,8 @@ from ..baselines import load_method
 from ..config import OPTIONS, Config, default_values, is_filled
 from ..config_files import load_cfg
 from ..experiments.fitting import calibrated, train_adapter
-from ..experiments.folder import RunFolder, make_model
+from ..experiments.record import make_model
+from ..experiments.run_folder import RunFolder
 from ..experiments.tasks import ImageTask, Task, ids_of_names
 from ..features.bank import FeatureBank
 from ..features.extract import class_prompts

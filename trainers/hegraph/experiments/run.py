@@ -44,7 +44,7 @@ from ..method.options import ModelOptions
 from ..method.unlabelled import ClassSums, adapt_to_unlabelled
 from ..models.folder import CONFIG, THUMBNAILS, load_model, save_model, write_thumbnails
 from ..models.saved import SavedModel, check_hearing
-from ..results.records import OTHER_CLASSES, SAME_CLASSES, SEMI_SUPERVISED, TRANSDUCTIVE
+from ..results.records import OTHER_CLASSES, SAME_CLASSES, SEMI_SUPERVISED, TRANSDUCTIVE, TargetRecord
 from ..training.choice import accuracy
 from ..training.confidence import Calibration
 from ..training.loop import Checkpoints
@@ -55,7 +55,8 @@ from ..utils.files import hash_content
 from ..utils.reading import check
 from .checks import check_training, check_unlabelled
 from .fitting import calibrated, classify_in_batches, fit, fitted_adapter, reach_other_classes, set_random_seed
-from .folder import RunFolder, find_model, make_model, run_config
+from .record import Training, make_model, write_outputs
+from .run_folder import RunFolder, find_model_of_epoch, run_config
 from .tasks import POOL, TOGETHER, ImageTask, Task, Tested, match_classes, open_task, refuse_tested
 
 logger = logging.getLogger(__name__)
@@ -187,10 +188,8 @@ def test_and_finish(
     if show is not None:
         show(tested)
     targets = score_targets(trained, task, device)
-    counts = bank.train_labels.bincount(minlength=len(bank.classnames)).tolist()
-    about = {"backbone": bank.backbone, "num_train": sum(counts), "images_per_class": [min(counts), max(counts)]}
-    about["targets"] = targets
-    return folder.finish(trained.fitted, tested, device, seconds, bank, **about)
+    training = Training.of_run(folder, bank, fitted)
+    return write_outputs(folder, trained.fitted, tested, training, device, seconds, targets, bank)
 
 
 def keep_epochs(folder: RunFolder, bank: FeatureBank) -> Checkpoints:
@@ -390,20 +389,20 @@ def encode_targets(task: Task) -> None:
         _ = target.test_features() if rule == SAME_CLASSES else target.test_bank()
 
 
-def score_targets(trained: TrainedMethod, task: Task, device: str | torch.device) -> dict[str, dict]:
-    """Tests on the further data sets of a task, for its record."""
+def score_targets(trained: TrainedMethod, task: Task, device: str | torch.device) -> dict[str, TargetRecord]:
+    """Test a method on the further data sets of a task."""
     scores = {}
     for name, target, rule in task.targets:
         tested = evaluate(trained, target, device, rule)
-        # A target has test images, and the method a rule for it (`check_training`)
+        # `check_training` refuses a target without test images, or one that the method cannot classify
         assert tested.labels is not None and tested.zero_shot is not None and tested.logits is not None
-        scores[name] = {
-            "accuracy": accuracy(tested.logits, tested.labels),
-            "accuracy_zero_shot": accuracy(tested.zero_shot, tested.labels),
-            "num_test": len(tested.labels),
-            "num_classes": tested.zero_shot.shape[1],
-            "rule": rule,
-        }
+        scores[name] = TargetRecord(
+            accuracy=accuracy(tested.logits, tested.labels),
+            accuracy_zero_shot=accuracy(tested.zero_shot, tested.labels),
+            num_test=len(tested.labels),
+            num_classes=tested.zero_shot.shape[1],
+            rule=rule,
+        )
     return scores
 
 
@@ -448,10 +447,12 @@ def check_configuration(model: SavedModel, cfg: Config) -> None:
 
 
 def test_model(cfg: Config, bank_file: Path | None, folder: Path, epoch: int | None, device: str) -> dict:
-    """Tests the model of `find_model` on the test images of a bank or of DATASET.NAME, and writes and returns the
-    record. Raises UserError if model or data cannot be had, or do not fit each other.
+    """Test the model of `find_model_of_epoch` on a bank or on DATASET.NAME; write and return the record.
+
+    Raises:
+        UserError: If model or data cannot be read, or do not fit each other.
     """
-    path = find_model(folder, epoch)
+    path = find_model_of_epoch(folder, epoch)
     model = load_model(path)
     check_configuration(model, cfg)
     target = open_task(cfg, bank_file, model.trained_on.seed, device, only_test=True)
@@ -482,14 +483,9 @@ def test_and_write(
     tested = test_loaded(model, trained, folder.task, device)
     if show is not None:
         show(tested)
-    fitted, origin = trained.fitted, model.trained_on
+    fitted = trained.fitted
     # The temperature is that of the whole model on its classes
     if tested.rule == OTHER_CLASSES or (tested.rule and model.method == "HeGraphAdapter"):
         fitted = replace(fitted, calibration=Calibration())
-    of_model = ("shots", "num_train", "split_hash", "selected_on", "selected")
-    about: dict[str, Any] = {key: getattr(origin, key) for key in of_model}
-    about["images_per_class"] = [min(model.images), max(model.images)] if model.images else None
-    if tested.rule:
-        about |= {"rule": tested.rule, "num_classes": len(tested.classnames), "trained_on": origin.dataset}
     seconds = time.monotonic() - started
-    return folder.finish(fitted, tested, device, seconds, backbone=model.backbone.title, **about)
+    return write_outputs(folder, fitted, tested, Training.of_model(model), device, seconds)

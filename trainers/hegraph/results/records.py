@@ -53,8 +53,8 @@ KEEP = 0.95  # the share of images of known classes whose threshold a record tel
 MEASURED = ("seconds", "peak_memory_mb", "finished_at")
 
 
-class _Target(OpenPart):
-    """What a record says about a test on another data set."""
+class TargetRecord(OpenPart):
+    """Scores of a test on another data set, in percent. `rule` is `SAME_CLASSES` or `OTHER_CLASSES`."""
 
     accuracy: Percent | None = None
     accuracy_zero_shot: Percent | None = None
@@ -64,74 +64,103 @@ class _Target(OpenPart):
     trained_on: str | None = None
 
 
-class _Bins(OpenPart):
-    """The bins of a reliability diagram, `training.confidence.BINS` of them."""
+class BinsRecord(OpenPart):
+    """Bins of a reliability diagram, `training.confidence.BINS` of them."""
 
     count: Annotated[list[Count], Field(min_length=15, max_length=15)]
     confidence: Annotated[list[Percent], Field(min_length=15, max_length=15)]
     accuracy: Annotated[list[Percent], Field(min_length=15, max_length=15)]
 
 
-class _Honesty(OpenPart):
-    """What `training.choice.score` and `confidence_scores` say of probabilities; zero-shot CLIP's have no bins."""
+class ProbabilitiesRecord(OpenPart):
+    """Scores of probabilities on the test images: `training.choice.score` and `confidence_scores`."""
 
     accuracy: Percent
     macro_f1: Percent
     nll: NotNegative
     brier: NotNegative
     ece: Percent
-    bins: _Bins | None = None
+    bins: BinsRecord | None = None
 
 
-class _Calibration(OpenPart):
-    """The temperature, and the probabilities before and after it and those of zero-shot CLIP; None without a test."""
+class CalibrationRecord(OpenPart):
+    """Temperature, and scores of the probabilities before and after scaling; None without test images.
+
+    Attributes:
+        temperature, fitted_on, num_images: As of `training.confidence.Calibration`.
+        before, after: Scores of the method without and with the temperature.
+        zero_shot: Scores of zero-shot CLIP without a temperature, without bins.
+    """
 
     temperature: Positive
-    before: _Honesty | None
-    after: _Honesty | None
-    zero_shot: _Honesty | None
+    fitted_on: str | None = None
+    num_images: Count | None = None
+    before: ProbabilitiesRecord | None
+    after: ProbabilitiesRecord | None
+    zero_shot: ProbabilitiesRecord | None
 
 
-class _Rejection(OpenPart):
-    """What the threshold for `KEEP` of the known images keeps of the test images."""
+class RejectionRecord(OpenPart):
+    """Open-set threshold that the share `rate` of images of known classes reaches.
 
+    Attributes:
+        score, fitted_on, num_images: As of `training.confidence.KnownScores`.
+        accepted: Percentage of the test images that reach the threshold; None without test images.
+    """
+
+    score: str | None = None
+    fitted_on: str | None = None
+    num_images: Count | None = None
+    rate: float | None = None
+    threshold: float | None = None
     accepted: Percent | None = None
 
 
-class _Record(_Target):
-    """The keys of a record that are read, of which those without a default must be there."""
+class RunRecord(TargetRecord):
+    """Schema of `result.json`; docs/protocol.md describes every key.
+
+    A run writes all keys, apart from `rule`, `num_classes` and `trained_on`, which a test on another data set adds, and
+    `protocol` and `unlabelled`, which adaptation to unlabelled images adds. Keys with a default may be absent from
+    records of earlier versions.
+    """
 
     dataset: str
     trainer: Name
     variant: str
     backbone: str
+    precision: str | None = None
     shots: Annotated[int, Field(ge=-1, lt=2**63)]
     images_per_class: Annotated[list[Count], Field(min_length=2, max_length=2)] | None = None
     seed: Count
     accuracy: Percent | None
+    macro_f1: Percent | None
     accuracy_text: Percent | None
     accuracy_zero_shot: Percent | None
-    macro_f1: Percent | None
     num_test: Count
+    num_train: Count | None = None
+    test_set: str | None = None
     selected_on: str
     selected: dict[str, Any]
-    run_id: str
+    calibration: CalibrationRecord | None = None
+    rejection: RejectionRecord | None = None
+    targets: dict[str, TargetRecord] | None = None
     protocol: Literal["semi-supervised", "transductive"] | None = None
-    test_set: str | None = None
-    calibration: _Calibration | None = None
-    rejection: _Rejection | None = None
-    targets: dict[str, _Target] | None = None
-    config: dict[str, Any] | None = None
-    config_hash: str | None = None
-    versions: dict[str, str] | None = None
-    git_commit: str | None = None
+    unlabelled: dict[str, Any] | None = None
     adapter_from: str | None = None
     epochs: Count | None = None
+    steps: Count | None = None
     num_parameters: Count | None = None
-    seconds: dict[str, Annotated[float, Field(ge=0, le=1e12)]] | None = None  # sums of them are finite
-    peak_memory_mb: NotNegative | None = None
+    config: dict[str, Any] | None = None
+    config_hash: str | None = None
+    split_hash: str | None = None
+    run_id: str
+    host: str | None = None
+    versions: dict[str, str] | None = None
+    git_commit: str | None = None
     threads: Count | None = None
     device: str | None = None
+    seconds: dict[str, Annotated[float, Field(ge=0, le=1e12)]] | None = None  # their sums are finite
+    peak_memory_mb: NotNegative | None = None
     finished_at: str | None = None
 
 
@@ -171,7 +200,7 @@ def read_record(folder: Path) -> dict | None:
         return None
     try:
         record = read_json(path)
-        check(_Record, record, f"{path} is damaged")
+        check(RunRecord, record, f"{path} is damaged")
     except UserError as error:
         logger.warning("%s; the run counts as not done", one_line(str(error)))
         return None
@@ -199,7 +228,7 @@ def _read_lines(path: Path) -> list[dict]:
     for number, line in enumerate(read_text(path, "a file of records").removesuffix("\n").split("\n"), 1):
         with reading(path, f"a file of records (line {number})"):
             records.append(parse_json(line))
-            check(_Record, records[-1], f"{path}, line {number} is no record")
+            check(RunRecord, records[-1], f"{path}, line {number} is no record")
     return records
 
 

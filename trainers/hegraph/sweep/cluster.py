@@ -28,7 +28,8 @@ import numpy as np
 
 from ..config import Config
 from ..config_files import with_values
-from ..experiments.folder import ERROR, Locked, lock_folder
+from ..experiments.lock import Locked, lock_folder
+from ..experiments.run_folder import ERROR
 from ..results.records import RECORD
 from ..training.loop import CHECKPOINT
 from ..utils.errors import PACKAGE, UserError, first_line, show_messages

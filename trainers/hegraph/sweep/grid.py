@@ -18,7 +18,7 @@ from ..backbones.identity import resolve_precision
 from ..baselines import METHODS, OTHERS, method_options, needs_backbone
 from ..config import Config
 from ..config_files import load_cfg, with_values
-from ..experiments.folder import PRECISION
+from ..experiments.run_folder import PRECISION
 from ..features.bank import SUFFIX
 from ..utils.devices import available_device
 from ..utils.errors import UserError, command, shortened, unknown

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from ..config import A_KEY, pairs_of
-from ..experiments.folder import is_locked
+from ..experiments.lock import is_locked
 from ..results.records import find_runs
 from ..utils.errors import UserError, say, stop_if_interrupted
 from .cluster import connected

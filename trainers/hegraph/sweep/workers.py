@@ -26,8 +26,9 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from ..config import Config
-from ..experiments.folder import ERROR, Locked, RunFolder, is_locked, run_config
+from ..experiments.lock import Locked, is_locked
 from ..experiments.run import run as run_one
+from ..experiments.run_folder import ERROR, RunFolder, run_config
 from ..experiments.tasks import open_task
 from ..results.records import read_record
 from ..utils.devices import available_device

@@ -1,4 +1,4 @@
-"""Estimate of the memory of a training, and of the free memory.
+"""Estimate of the memory of a training, free memory and peak memory.
 
 `docs/benchmarks.md` has the formula and compares it with measurements.
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
@@ -122,3 +123,13 @@ def log_large(parts: dict[str, int], free: int | None) -> None:
     if free is not None and total > WARNING_RATIO * free:
         largest = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in parts.items() if size)
         logger.warning("training will take about %.2f GB (%s) of %.2f GB free", total / 1e9, largest, free / 1e9)
+
+
+def peak_memory_mb() -> float | None:
+    """Peak resident memory of this process in MB; None on Windows, which does not report it."""
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux kilobytes
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6, 1)

@@ -1,9 +1,11 @@
-"""The commit of this package, which records and `--version` name."""
+"""Commit of this package and versions of its dependencies, for records and `--version`."""
 
 from __future__ import annotations
 
+import platform
 import subprocess
 from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 INSTALLED = Path(__file__).parents[1] / ".hegraph-installed"
@@ -24,3 +26,17 @@ def git_commit() -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return described.stdout.strip()
+
+
+@cache  # imported packages stay the same, even if other versions are installed meanwhile
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that compute the results; "none" for a package that is not installed."""
+    import torch  # slow to import, and `--version` does not need it
+
+    found = {"python": platform.python_version(), "torch": torch.__version__}  # with the build, such as +cpu
+    for package in ("open_clip_torch", "torch_geometric", "numpy", "scikit-learn"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:  # only the reference layer needs PyTorch Geometric
+            found[package] = "none"
+    return found

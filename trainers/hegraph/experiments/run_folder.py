@@ -1,0 +1,182 @@
+"""Output folder of a run: the identity of the run, whether it is finished, and the files that it may write.
+
+A training run writes `split.json`, `adapter.safetensors`, `model/`, `text_nodes.safetensors`, `predictions.safetensors`
+and, last, the record `result.json`. A failed run of a sweep writes `error.json`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from ..backbones.identity import AUTO
+from ..baselines import OTHERS, TRANSDUCTIVE_METHODS
+from ..config import OPTIONS, Config
+from ..models.folder import CONFIG, TENSORS, check_place, find_model_folder, model_files
+from ..prompts.sentences import description_file
+from ..results.records import PREDICTIONS, RECORD, SPLIT, TEXT_NODES, read_record
+from ..training.loop import ADAPTER, CHECKPOINT, Checkpoints
+from ..utils.errors import UserError
+from ..utils.files import check_not_read, hash_file, hash_json, write_json
+from ..utils.option import NODE
+from ..utils.reading import reading
+from .lock import lock_folder
+from .tasks import TOGETHER, Task
+
+logger = logging.getLogger(__name__)
+
+ERROR = "error.json"  # of a failed run of a sweep
+PRECISION = f"{NODE}.PREC"
+METHOD_INDEPENDENT = (*(f"{NODE}.{name}" for name in ("FEATURES.", "PROMPTS.", "CALIBRATE")), PRECISION)
+
+
+def run_config(cfg: Config, precision: str = AUTO) -> dict[str, object]:
+    """Return the keys that shape a run, as plain values.
+
+    Keys of HeGraphAdapter that do not apply to every method are included only if the run trains HeGraphAdapter, as a
+    transductive method with BASE HeGraphAdapter does, too. `precision` replaces PREC auto.
+    """
+    name = cfg.run.trainer
+    trains_adapter = name not in OTHERS or (name in TRANSDUCTIVE_METHODS and cfg.method.BASE == "HeGraphAdapter")
+    flat: dict[str, object] = {}
+    for key, value in sorted(cfg.values.items()):
+        if key == "DATASET.UNLABELLED" and not value:  # absent from the records of earlier versions
+            continue
+        unused = not trains_adapter and key.startswith(("OPTIM.", f"{NODE}."))
+        if (not unused or key.startswith(METHOD_INDEPENDENT)) and (key not in OPTIONS or OPTIONS[key].shapes_run):
+            flat[key] = list(value) if isinstance(value, tuple) else value
+    if flat[PRECISION] == AUTO:
+        flat[PRECISION] = precision
+    return flat
+
+
+def precision_of(identity: dict) -> str:
+    """Return the precision of the features of a task, from `Task.identity`, which omits "fp32"."""
+    return identity.get("backbone", identity).get("precision", "fp32")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Output folder of the run of a task. Creating the object writes nothing.
+
+    Attributes:
+        host: Runner of the training, "alone" or "dassl".
+        model: Folder of a trained model that the run tests; None if the run trains one.
+    """
+
+    task: Task
+    host: str = "alone"
+    model: Path | None = None
+
+    @property
+    def path(self) -> Path:
+        return Path(self.task.cfg.run.output_dir)
+
+    @cached_property
+    def config(self) -> dict[str, object]:
+        return run_config(self.task.cfg, precision_of(self.task.identity))
+
+    @cached_property
+    def split_hash(self) -> str:
+        """Hash of the sampled images."""
+        return hash_json(self.task.split)
+
+    @cached_property
+    def run_id(self) -> str:
+        """Hash of everything that shapes the result.
+
+        Raises:
+            UserError: If data or model cannot be read.
+        """
+        inputs = {"config": self.config, "seed": self.task.seed, "data": self.task.identity}
+        if self.model is not None:
+            with reading(self.model / CONFIG, "a model"):
+                return hash_json(inputs | {"model": hash_json([hash_file(self.model / n) for n in (CONFIG, TENSORS)])})
+        unlabelled = self.task.cfg.data.unlabelled
+        if unlabelled not in ("", TOGETHER):  # the identity of the task covers test images
+            inputs["unlabelled"] = self.task.unlabelled(unlabelled).identity()
+        return hash_json(inputs | {"split": self.task.split})
+
+    def finished(self) -> dict | None:
+        """Return the record of this run if the folder holds it, else None.
+
+        Raises:
+            UserError: If the folder holds the record of another run.
+        """
+        record = read_record(self.path)
+        if record is None:
+            return None
+        if record["run_id"] != self.run_id:
+            content = "the result of a run with other settings or data"
+            raise UserError(f"{self.path} holds {content}; choose another output folder, or delete it")
+        logger.info("%s holds the complete result of this run: skipped", self.path)
+        return record
+
+    def do(self, work: Callable[[], dict]) -> dict:
+        """Return the record of the run, from `work` unless another process has finished the run; locks the folder.
+
+        Raises:
+            Locked: If another process works in the folder.
+            UserError: If the folder holds the checkpoint of another run, if the folder that RESUME names holds none, or
+                as `check_outputs`.
+        """
+        with lock_folder(self.path):
+            if (record := self.finished()) is not None:
+                return record
+            self.check_outputs()
+            if self.model is None:
+                checkpoints, resume = self.checkpoints, self.task.cfg.run.resume
+                if resume and not checkpoints.path_to_resume.exists():
+                    raise UserError(f"there is nothing to resume in {resume}: no interrupted run left a {CHECKPOINT}")
+                checkpoints.read()  # refuses a checkpoint of another run before anything is written
+                (self.path / ERROR).unlink(missing_ok=True)
+                write_json(self.path / SPLIT, self.task.split)
+            return work()
+
+    def check_outputs(self) -> None:
+        """Raise UserError if a file that the run writes or replaces is one of its inputs, or is no file."""
+        cfg, prompts = self.task.cfg, self.task.cfg.encoding
+        inputs: list[Path | str] = [*self.task.reads, cfg.data.root, cfg.data.unlabelled, cfg.backbone.pretrained]
+        if prompts.descriptions:
+            inputs.append(description_file(self.task.name, prompts.descriptions))
+        outputs = [self.path / name for name in (RECORD, PREDICTIONS)]
+        if self.model is not None:
+            inputs += model_files(self.model)
+        else:
+            models = [self.model_folder, *self.path.glob("model-epoch*")]
+            for folder in models:
+                check_place(folder)
+            outputs += [self.path / name for name in (SPLIT, ADAPTER, TEXT_NODES, CHECKPOINT)]
+            outputs += [file for folder in models for file in folder.glob("*") if file.is_file()]
+        files = [read for read in inputs if os.path.isfile(read)]
+        for file in outputs:
+            check_not_read(file, files)
+
+    @property
+    def model_folder(self) -> Path:
+        """Folder of the trained model."""
+        return self.path / "model"
+
+    @property
+    def checkpoints(self) -> Checkpoints:
+        """Checkpoints of the training. RESUME names the folder of the interrupted run to continue."""
+        resume = Path(self.task.cfg.run.resume or self.path)
+        return Checkpoints(self.path, resume, self.run_id, self.task.classnames, self.split_hash)
+
+
+def find_model_of_epoch(folder: Path, epoch: int | None) -> Path:
+    """Return the model folder in the output folder of a run, as it was after `epoch` epochs; None is the last epoch.
+
+    Raises:
+        UserError: If there is no model, or TRAIN.CHECKPOINT_FREQ did not save one of this epoch.
+    """
+    if epoch is None or (read_record(folder) or {}).get("epochs") == epoch:
+        return find_model_folder(folder)
+    saved = folder / f"model-epoch{epoch}"
+    if not saved.is_dir():
+        raise UserError(f"{folder} has no model of epoch {epoch}; train with TRAIN.CHECKPOINT_FREQ N to save some")
+    return find_model_folder(saved)
