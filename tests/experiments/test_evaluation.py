@@ -274,7 +274,7 @@ def test_a_test_on_its_own_data_repeats_the_record_of_the_run(finished_run_once,
         run_module.test_model(configured, tiny_bank, other, None, "cpu")
     load_bank(tiny_bank).without_test().save(no_test := tmp_path / "no_test.safetensors")
     for bank, name, said in (
-        (tiny_bank, "Digits", r"holds 'Tiny' but DATASET\.NAME is 'Digits'"),
+        (tiny_bank, "Digits", r"expected a bank of DATASET\.NAME 'Digits', got 'Tiny'"),
         (no_test, "", r"no_test\.safetensors has no test images"),
     ):
         with pytest.raises(UserError, match=said):

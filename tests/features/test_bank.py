@@ -106,8 +106,8 @@ def said(key: str, value: str):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda tensors, _: tensors.pop("train_features"), "it holds no train_features"),
-        (lambda tensors, _: tensors.pop("val_labels"), "it holds no val_labels"),
+        (lambda tensors, _: tensors.pop("train_features"), "it lacks train_features"),
+        (lambda tensors, _: tensors.pop("val_labels"), "it lacks val_labels"),
         (lambda _, metadata: metadata.pop("logit_scale"), "logit_scale"),
         (put("train_features", unit(1, 6, 7)), "train_features must be F16 or BF16 or F32 or F64 of shape [1, 6, 4]"),
         (put("test_features", torch.zeros(5, 4, dtype=torch.int64)), "got I64 of shape [5, 4]"),
@@ -115,12 +115,12 @@ def said(key: str, value: str):
         (lambda tensors, _: tensors.update(NO_TEST), "test_features must be"),
         (put("text_norms", torch.ones(3, 1)), "text_norms must be"),
         (put("train_labels", torch.zeros(6)), "train_labels must be I64 of shape [6]"),
-        (at("train_features", (0, 2, 1), float("nan")), "rows of train_features must be finite and of unit norm"),
-        (at("test_features", (2, 1), float("inf")), "row [2] is inf"),
-        (at("text_positive", (2,), 0.0), "text_positive must be finite and of unit norm, but that of row [2] is 0"),
-        (at("val_features", (1,), 3.0), "row [1] is 6"),
-        (at("train_labels", (1,), 3), "train_labels must lie in 0 ... 2, one for each class name, got 0 ... 3"),
-        (at("test_labels", (1,), -1), "got -1 ... 2"),
+        (at("train_features", (0, 2, 1), float("nan")), "expected finite rows of unit norm in train_features"),
+        (at("test_features", (2, 1), float("inf")), "got the norm inf in row [2]"),
+        (at("text_positive", (2,), 0.0), "of unit norm in text_positive, got the norm 0 in row [2]"),
+        (at("val_features", (1,), 3.0), "got the norm 6 in row [1]"),
+        (at("train_labels", (1,), 3), "expected train_labels from 0 to 2, one for each class name, got 0 to 3"),
+        (at("test_labels", (1,), -1), "got -1 to 2"),
         (at("text_norms", (1,), 0.0), "text_norms must be positive"),
         (said("classnames", '["a", "", "c"]'), "classnames"),
         (said("classnames", '["cat", "dog", "cat"]'), "class names repeat: cat"),
@@ -193,7 +193,7 @@ def test_only_rows_that_are_drawn_are_checked_and_one_is_named_by_its_place_in_t
     rewrite(tiny_bank, at("train_features", (0, 4, 1), nan))  # not drawn
     assert sample_bank(BankFile(tiny_bank), FewShotSample(TRAIN, VAL)).train_features.isfinite().all()
     rewrite(tiny_bank, at("train_features", (1, 29, 6), nan))
-    with pytest.raises(UserError, match=r"train_features must be finite .* row \[1, 29\] is nan"):
+    with pytest.raises(UserError, match=r"in train_features, got the norm nan in row \[1, 29\]"):
         sample_bank(BankFile(tiny_bank), FewShotSample(TRAIN, VAL))
 
 
@@ -224,7 +224,7 @@ def test_of_a_large_file_a_run_hashes_what_it_takes(tiny_bank, rewrite, monkeypa
         return file.digest_of(lambda: sample_bank(file, FewShotSample([row, 4], [1])))
 
     assert digest_of(0) == digest_of(1) == hash_file(tiny_bank)
-    monkeypatch.setattr(bank_module, "HASHED_WHOLE", 100)
+    monkeypatch.setattr(bank_module, "MAX_HASHED_BYTES", 100)
     before = digest_of(0), digest_of(1)
     rewrite(tiny_bank, lambda tensors, _: tensors["train_features"][:, 1].neg_())
     assert digest_of(0) == before[0] != before[1] != digest_of(1)
@@ -243,7 +243,7 @@ def test_the_text_has_the_norms_that_the_bank_keeps_or_else_that_of_openais_vit_
         else:
             text = text_with_norm(replace(bank, text_norms=None))
     torch.testing.assert_close(text, norms[:, None] * bank.text_positive)
-    said = f"the bank of Toy holds no norms of its text features: {norms[0]:.1f} is taken for all"
+    said = f"the bank of Toy lacks norms of text features: using {norms[0]:.1f} for all"
     assert [said in message for message in caplog.messages] == [True] * (name != "known")
     assert (repr(name) in caplog.text) == name.startswith("my")
 

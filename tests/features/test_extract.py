@@ -258,7 +258,7 @@ def test_unusable_kept_features_are_encoded_again(digits, backbone, encode, enco
     found = encode(1, 1)
     assert torch.equal(found.test_features, expected.test_features)
     assert torch.equal(found.text_positive, expected.text_positive)
-    assert encoded and f"{path} cannot be used" in caplog.text
+    assert encoded and f"{path} is damaged or of another version" in caplog.text
 
 
 def test_a_part_that_has_changed_is_encoded_anew_said_so_and_replaced(images, backbone, tmp_path, caplog, rewrite):
@@ -271,7 +271,7 @@ def test_a_part_that_has_changed_is_encoded_anew_said_so_and_replaced(images, ba
     with caplog.at_level(logging.WARNING):
         assert torch.equal(encode(), expected) and torch.equal(encode(), expected)
     [warning] = [record.getMessage() for record in caplog.records]
-    assert warning.startswith(f"{path} cannot be used")
+    assert warning.startswith(f"{path} is damaged or of another version")
 
 
 # Chunks
@@ -301,7 +301,7 @@ def test_a_killed_run_goes_on_after_its_last_whole_chunk(in_chunks, encoded, tmp
     with caplog.at_level(logging.INFO):
         resumed = in_chunks(tmp_path / "parts")
     assert sum(encoded) == IMAGES - kept and torch.equal(resumed, uninterrupted)
-    assert (f"{kept} of {IMAGES} test images were encoded before" in caplog.text) == (kept > 0)
+    assert (f"continuing after {kept} of {IMAGES} test images" in caplog.text) == (kept > 0)
     assert f"encoded {IMAGES - kept} test images" in caplog.text
     assert [path.suffix for path in (tmp_path / "parts").iterdir()] == [".safetensors"]  # no chunk is left
 

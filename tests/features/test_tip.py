@@ -90,7 +90,7 @@ def test_square_matrices_that_lie_the_other_way_are_refused_or_turned(folder):
     found = import_tip(folder, [f"class {k}" for k in range(size)]).train_features[0]
     torch.testing.assert_close(found, unit(some.t()))
     torch.save(square, folder / "keys_2shots.pt")
-    with pytest.raises(UserError, match=r"keys_2shots\.pt must be \[d, n\].* transpose it"):
+    with pytest.raises(UserError, match=r"keys_2shots\.pt: expected the shape \[d, n\].* transpose it"):
         import_tip(folder, [f"class {k}" for k in range(size)])
 
 
@@ -142,13 +142,13 @@ def test_a_malicious_pickle_is_refused_and_not_executed(folder, command, tmp_pat
         ("test_f.pt", b"PK\x03\x04" + bytes(60), "test_f.pt is damaged or not a tensor"),
         ("keys_2shots.pt", {"keys": torch.zeros(2)}, "one tensor, got a dict"),
         ("keys_2shots.pt", draw(D, 5, seed=0), "N = 5 columns"),
-        ("keys_2shots.pt", torch.full((D, K * SHOTS), torch.inf), "rows of train_features must be finite"),
-        ("test_f.pt", draw(D, seed=0), "must be [n, d], got [8]"),
-        ("values_2shots.pt", torch.zeros(6, 4), "its shape is [6, 4]"),
+        ("keys_2shots.pt", torch.full((D, K * SHOTS), torch.inf), "rows of unit norm in train_features"),
+        ("test_f.pt", draw(D, seed=0), "expected the shape [n, d], got [8]"),
+        ("values_2shots.pt", torch.zeros(6, 4), "got the shape [6, 4]"),
         ("values_2shots.pt", ONE_HOT * 0.7, "one-hot"),
         ("values_2shots.pt", ONE_HOT.to(torch.complex64), "real numbers"),
-        ("test_l.pt", torch.tensor([2, 0, 0.7, 2]), "whole numbers"),
-        ("val_l.pt", torch.tensor([2, 0, 3, 2]), "val_labels must lie in 0 ... 2"),
+        ("test_l.pt", torch.tensor([2, 0, 0.7, 2]), "integer labels"),
+        ("val_l.pt", torch.tensor([2, 0, 3, 2]), "expected val_labels from 0 to 2"),
         ("text_positive.pt", draw(4, D, seed=0), "with K = 3"),
     ],
 )
@@ -165,7 +165,7 @@ def test_what_is_missing_damaged_or_cannot_be_meant_is_refused(folder, command, 
 def test_several_shot_counts_must_be_chosen_from(folder, command):
     torch.save(draw(D, K, seed=9), folder / "keys_1shots.pt")
     torch.save(torch.eye(K), folder / "values_1shots.pt")
-    assert "(found: keys_1shots.pt, keys_2shots.pt); choose with --shots S" in command()
+    assert "got keys_1shots.pt, keys_2shots.pt; add --shots S" in command()
     assert command("--shots", "1").train_labels.tolist() == [0, 1, 2]
 
 

@@ -1,1 +1,1 @@
-"""Features: the bank file, encoding images and sentences into one, importing Tip-Adapter's caches."""
+"""Feature banks: file format, encoding of images and prompts, and import of Tip-Adapter's caches."""

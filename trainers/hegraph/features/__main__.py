@@ -1,4 +1,4 @@
-"""The command `features`: `extract --out BANK [...]`, and `import-tip DIR --classnames FILE --out BANK [...]`."""
+"""Command `features`: `extract` encodes a data set, `import-tip` converts a Tip-Adapter cache, to a feature bank."""
 
 from __future__ import annotations
 
@@ -13,29 +13,30 @@ from ..utils.errors import Parser, UserError, command, refuse_several_processes,
 from ..utils.files import OutputFile, atomic_path
 from ..utils.option import NODE
 
+CLASSNAMES = "class names in label order: a JSON list, or a text file with one name per line"
+
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Reads the command line; UserError if the bank is there already."""
+    """Parse the command line; UserError if the bank exists already."""
     parser = Parser(prog=command("features"))
     commands = parser.add_subparsers()
-    tip = commands.add_parser("import-tip", help="turn a Tip-Adapter cache folder into a feature bank")
-    tip.add_argument("folder", type=Path, metavar="DIR")
-    tip.add_argument("--classnames", type=Path, required=True, help="names in label order: JSON list or one a line")
-    tip.add_argument("--shots", type=int, help="which keys_<S>shots.pt, where there are several")
-    tip.add_argument("--dataset-config-file", default="", help="names the data set, and so its templates")
-    tip.add_argument(
-        "--config-file", default="", help="names a backbone to encode the text with; without it, text_*.pt is read"
-    )
+    tip = commands.add_parser("import-tip", help="convert a Tip-Adapter cache folder to a feature bank")
+    tip.add_argument("folder", type=Path, metavar="DIR", help="folder with keys_<S>shots.pt and values_<S>shots.pt")
+    tip.add_argument("--classnames", type=Path, required=True, metavar="FILE", help=CLASSNAMES)
+    tip.add_argument("--shots", type=int, metavar="S", help="S of keys_<S>shots.pt (default: the only such file)")
+    tip.add_argument("--dataset-config-file", default="", metavar="FILE", help="data set, which defines the templates")
+    text = "backbone that encodes the class names (default: read text_positive.pt and text_negative.pt)"
+    tip.add_argument("--config-file", default="", metavar="FILE", help=text)
     tip.set_defaults(run=import_tip_command)
-    extract = commands.add_parser("extract", help="encode all images of a data set, and write them as a feature bank")
-    extract.add_argument("--dataset-config-file", required=True, help="names the data set")
-    extract.add_argument("--config-file", required=True, help="names the backbone")
-    extract.add_argument("--root", default="", help="as of training: the folder of the data sets, or of your images")
-    extract.add_argument("--precision", choices=PRECISIONS, help="what the backbone computes in (PREC)")
+    extract = commands.add_parser("extract", help="encode all images of a data set to a feature bank")
+    extract.add_argument("--dataset-config-file", required=True, metavar="FILE", help="data set")
+    extract.add_argument("--config-file", required=True, metavar="FILE", help="backbone")
+    extract.add_argument("--root", default="", metavar="DATA", help="folder of the data sets, or of your own images")
+    extract.add_argument("--precision", choices=PRECISIONS, help="floating-point format of the backbone (PREC)")
     extract.set_defaults(run=extract_command)
     for each in (tip, extract):
-        each.add_argument("--out", type=OutputFile(), required=True, metavar="BANK", help="the new .safetensors file")
-        each.add_argument("opts", nargs="*", metavar="KEY VALUE", help="configuration keys")
+        each.add_argument("--out", type=OutputFile(), required=True, metavar="BANK", help="new .safetensors file")
+        each.add_argument("opts", nargs="*", metavar="KEY VALUE", help="configuration keys and values")
     args = parser.parse_args(arguments)
     if args.out.exists():
         raise UserError(f"{args.out} exists; choose another --out or delete it")
@@ -43,7 +44,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def extract_command(args: argparse.Namespace) -> None:
-    """Encodes all images of a data set, and writes them as a feature bank; processes of `torchrun` share the work."""
+    """Encode all images of a data set to a feature bank; processes of `torchrun` share the work."""
     from ..config_files import load_cfg
     from ..experiments.tasks import load_image_task  # torch takes seconds to import, here and below
     from ..utils import processes
@@ -62,7 +63,7 @@ def extract_command(args: argparse.Namespace) -> None:
 
 
 def import_tip_command(args: argparse.Namespace) -> None:
-    """Turns a Tip-Adapter cache folder into a feature bank; UserError as `import_tip`, or if it makes none."""
+    """Convert a Tip-Adapter cache folder to a feature bank; errors as for `import_tip` and `load_bank`."""
     from ..config_files import load_cfg
     from .bank import load_bank
     from .tip import import_tip, read_classnames
@@ -79,14 +80,14 @@ def import_tip_command(args: argparse.Namespace) -> None:
         text = encode_prompts(backbone, cfg.data.name, classnames, cfg.encoding, args.out.parent)
         encoded = {"text": text, "backbone": backbone.name, "logit_scale": backbone.logit_scale}
     bank = import_tip(args.folder, classnames, shots=args.shots, dataset=cfg.data.name, **encoded)
-    with atomic_path(args.out) as temporary:  # the file appears only if it loads
+    with atomic_path(args.out) as temporary:  # the file is renamed into place only if it loads
         bank.save(temporary)
         bank = load_bank(temporary)
     say(f"{args.out}: {len(bank.train_labels)} training images, {len(bank.classnames)} classes\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command and returns its exit code, as of `report`."""
+    """Run a command and return its exit code, as `report`."""
 
     def run() -> None:
         args = parse_arguments(arguments)

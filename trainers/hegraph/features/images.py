@@ -1,5 +1,6 @@
-"""Images as a backbone takes them. There is one way to read them: threads decode the next batches, in order, while the
-backbone encodes; memory is constant, see `utils/threads.py`.
+"""Batches of images in the input format of a backbone.
+
+Threads decode the next batches, in order and in constant memory (see `utils/threads.py`), while the backbone encodes.
 
 Shapes: B images of a batch, H x W the backbone's input resolution.
 """
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class View(NamedTuple):
-    """An image of a data set, and the seed of its random transform."""
+    """An image of a data set, with the seed of its random transform."""
 
     dataset: Dataset
     path: str
@@ -34,11 +35,14 @@ ImageLike: TypeAlias = "ImageOrPath | View"
 
 
 class ImageReader:
-    """Reads images by a transform.
+    """Reader of images that applies a transform in threads.
 
-    Threads, one for each core where the number is 0, decode images and resize them to bytes. What is left, to floats
-    and their normalisation, is done for the whole batch: the same numbers in less time, and a quarter of the memory
-    while images wait.
+    Threads decode and resize images to bytes. Conversion to floats and normalisation follow for the whole batch, which
+    gives equal numbers in less time and needs a quarter of the memory for waiting images.
+
+    Args:
+        transform: Function from an image to `[3, H, W]`.
+        threads: Number of threads; 0 for one per core.
     """
 
     def __init__(self, transform: Transform, threads: int = 0) -> None:
@@ -50,25 +54,26 @@ class ImageReader:
     def batches(
         self, images: Iterable[ImageLike], batch_size: int
     ) -> Iterator[tuple[list[ImageLike], Tensor, list[str]]]:
-        """Batches of B = `batch_size` images in order, the last of which may be smaller; images are taken as needed.
+        """Read batches of B = `batch_size` images in order; the last batch may be smaller. `images` is consumed lazily.
 
-        Each is what was asked for, the backbone's input `[number that could be read, 3, H, W]`, and of each image why
-        it could not be read, "" for one that could.
+        Returns:
+            For each batch, its `images`; the pixels of all readable ones, shape `[at most B, 3, H, W]`; and for each
+            image, the reason why it cannot be read, or "".
         """
         for batch, results in in_batches(self.read, images, batch_size, self.threads):
-            read = [result for result in results if not isinstance(result, str)]
-            pixels = self.finish(torch.stack(read)) if read else torch.empty(0)
+            readable = [result for result in results if not isinstance(result, str)]
+            pixels = self.finish(torch.stack(readable)) if readable else torch.empty(0)
             yield batch, pixels, [result if isinstance(result, str) else "" for result in results]
 
     def read(self, image: ImageLike) -> Tensor | str:
-        """One image, as the first steps of `in_two_steps` give it; else why it is unreadable.
+        """Apply the first steps of `in_two_steps` to an image; return the reason if the image cannot be read.
 
-        No exception passes: on damaged bytes, Pillow raises whatever they lead to.
+        No exception is raised, although Pillow raises exceptions of many types on damaged bytes.
         """
         from ..backbones.clip import draw_steps
 
         try:
-            pixels: Any  # an image, until the last step makes a tensor of it
+            pixels: Any  # an image, which the last step converts to a tensor
             steps = self.steps
             if isinstance(image, View):
                 pixels = image.dataset.read(image.path)
@@ -84,17 +89,17 @@ class ImageReader:
 
 @dataclass(frozen=True)
 class ImageViews:
-    """Images addressed by position: position `view * len(items) + i` is one view of item `i`.
+    """Views of images, addressed by position: `view * len(items) + i` is a view of item `i`.
 
-    A random transform is seeded by the position, so a view depends neither on the order of reading nor on the batch
-    size nor on the number of threads.
+    The position seeds the random transform, so a view is independent of reading order, batch size and number of
+    threads.
 
     Attributes:
-        dataset: Where the images are.
+        dataset: Data set of the images.
         items: The images.
-        transform: From an image to `[3, H, W]`; its crop and its flip may be random.
-        views: How many views there are of each image.
-        seed: Of the random transform.
+        transform: Function from an image to `[3, H, W]`; crop and flip may be random.
+        views: Number of views of each image.
+        seed: Seed of the random transform.
     """
 
     dataset: Dataset
@@ -107,7 +112,7 @@ class ImageViews:
         return self.views * len(self.items)
 
     def batches(self, positions: Iterable[int], batch_size: int, threads: int = 0) -> Iterator[Tensor]:
-        """The images at some positions in batches `[B, 3, H, W]`; UserError names one that cannot be read."""
+        """Read the views at `positions` in batches `[B, 3, H, W]`; UserError on an unreadable image."""
         views = (
             View(self.dataset, self.items[position % len(self.items)].path, self.seed * 1_000_003 + position)
             for position in positions

@@ -1,4 +1,4 @@
-"""How images and sentences are encoded."""
+"""Options of encoding images and prompts."""
 
 from __future__ import annotations
 
@@ -12,53 +12,53 @@ TRANSFORMS = ("random_resized_crop", "random_flip", "normalize")
 
 
 def _templates(key: str, meaning: str) -> Any:
-    said = {"form": "a list of strings", "allowed": "strings with one `{}`"}
-    return option([], f"{NODE}.PROMPTS.{key}", meaning, allows=is_strings, **said)
+    form, allowed = "a list of strings", "strings with one `{}`"
+    return option([], f"{NODE}.PROMPTS.{key}", meaning, allows=is_strings, form=form, allowed=allowed)
 
 
 @dataclass(frozen=True)
 class EncodingOptions:
-    """Options of encoding; each says what it means."""
+    """Options of encoding; each has a description."""
 
-    views: int = option(10, f"{NODE}.FEATURES.VIEWS", "augmented views of each training image in a bank", least=1)
+    views: int = option(10, f"{NODE}.FEATURES.VIEWS", "number of augmented views per training image in a bank", least=1)
     transforms: Sequence[str] = option(
         TRANSFORMS,
         "INPUT.TRANSFORMS",
-        "augmentation of training images; without a crop they are resized as test images are (`--transforms`)",
+        "augmentation of training images; without a crop, images are resized as for testing (`--transforms`)",
         choices=TRANSFORMS,
         allowed="some of these",
     )
     crop_scale: Sequence[float] = option(
         (0.08, 1.0),
         "INPUT.RRCROP_SCALE",
-        "least and most area that a random resized crop keeps",
-        form="two fractions, least and most, such as (0.08, 1.0)",
+        "smallest and largest area of a random resized crop, as fractions of the image",
+        form="two fractions, minimum and maximum, such as (0.08, 1.0)",
         allows=is_fraction_range,
         allowed="two fractions",
     )
     interpolation: str = option(
-        "bicubic", "INPUT.INTERPOLATION", "of the random resized crop", choices=("bicubic", "bilinear")
+        "bicubic", "INPUT.INTERPOLATION", "interpolation of the random resized crop", choices=("bicubic", "bilinear")
     )
     batch_size: int = option(
-        256, "DATALOADER.TEST.BATCH_SIZE", "images that are encoded at once", least=1, shapes_run=False
+        256, "DATALOADER.TEST.BATCH_SIZE", "number of images in an encoding batch", least=1, shapes_run=False
     )
     num_workers: int = option(
-        0, "DATALOADER.NUM_WORKERS", "threads that read images; 0: one for each core", least=0, shapes_run=False
+        0, "DATALOADER.NUM_WORKERS", "number of threads that read images; 0: one per core", least=0, shapes_run=False
     )
     source: str = option(
         "auto",
         f"{NODE}.PROMPTS.SOURCE",
-        "what makes the positive text nodes; `auto`: both where descriptions ship for the data set (the digits "
-        "excepted) or a file is given, else templates",
+        "source of the positive prompts; `auto`: both, if descriptions are included for the data set (other than the "
+        "digits) or a file is named, else templates",
         choices=("auto", "templates", "descriptions", "both"),
     )
-    templates: Sequence[str] = _templates("TEMPLATES", "positive templates in place of the data set's own")
+    templates: Sequence[str] = _templates("TEMPLATES", "positive templates instead of the data set's own")
     negative_templates: Sequence[str] = _templates(
-        "NEGATIVE_TEMPLATES", "negative templates in place of the data set's own"
+        "NEGATIVE_TEMPLATES", "negative templates instead of the data set's own"
     )
     descriptions: str = option(
         "",
         f"{NODE}.PROMPTS.DESCRIPTIONS",
-        "descriptions in place of those that ship, see [data.md](data.md#descriptions-of-classes)",
+        "descriptions instead of the included ones, see [data.md](data.md#descriptions-of-classes)",
         allowed="a JSON file",
     )

@@ -1,9 +1,9 @@
-"""A Tip-Adapter cache folder -> a feature bank.
+"""Conversion of a Tip-Adapter cache folder to a feature bank.
 
-Tip-Adapter (Zhang et al., ECCV 2022) leaves in its cache folder `keys_<S>shots.pt` (`[d, N]`, the mean over augmented
+A cache folder of Tip-Adapter (Zhang et al., ECCV 2022) contains `keys_<S>shots.pt` (`[d, N]`, means over augmented
 views), `values_<S>shots.pt` (one-hot, `[N, K]`), and the features and labels `val_f.pt`, `val_l.pt`, `test_f.pt` and
-`test_l.pt`. It keeps no text features. They are read from `text_positive.pt` and `text_negative.pt` (`[K, d]` or
-`[d, K]`), which the user puts into the folder, or are encoded from the class names with a backbone.
+`test_l.pt`, but no text features. Text features are read from `text_positive.pt` and `text_negative.pt` (`[K, d]` or
+`[d, K]`), which the user adds to the folder, or are encoded from the class names with a backbone.
 
 Shapes: N training images, M test images, K classes, d feature width, S shots.
 """
@@ -35,33 +35,38 @@ def import_tip(
     backbone: str = "unknown",
     logit_scale: float = 100.0,
 ) -> FeatureBank:
-    """Reads a Tip-Adapter cache folder. Nothing in it is executed: tensors only.
+    """Read a Tip-Adapter cache folder, without executing anything in its files.
 
-    `text` holds the text nodes, as `encode_prompts` gives them; None reads them from the folder. `shots` is the S of
-    `keys_<S>shots.pt`; None takes the only such file.
+    Args:
+        folder: Cache folder.
+        classnames: Class names in label order.
+        text: Text features of `encode_prompts` (default: read from the folder).
+        shots: S of `keys_<S>shots.pt` (default: the only such file).
+        dataset: Name of the data set (default: name of the folder).
+        backbone: Name of the backbone.
+        logit_scale: CLIP's `tau`.
 
     Raises:
-        UserError: On a missing or damaged file, or on keys, values and text nodes that do not fit together. What else
-            has to fit is seen when the bank is saved and loaded.
+        UserError: On a missing or damaged file, or if keys, values and text features do not match. `load_bank` checks
+            everything else.
     """
     if shots is None:
-        found = [name for name in list_names(folder) if re.fullmatch(r"keys_[0-9]{1,9}shots\.pt", name)]
-        if len(found) != 1:
-            names = ", ".join(found) or "none"
-            raise UserError(f"{folder} must hold one keys_<S>shots.pt (found: {names}); choose with --shots S")
-        shots = int(found[0].removeprefix("keys_").removesuffix("shots.pt"))
+        names = [name for name in list_names(folder) if re.fullmatch(r"keys_[0-9]{1,9}shots\.pt", name)]
+        if len(names) != 1:
+            raise UserError(f"{folder}: expected one keys_<S>shots.pt, got {', '.join(names) or 'none'}; add --shots S")
+        shots = int(names[0].removeprefix("keys_").removesuffix("shots.pt"))
     keys = _rows(folder / f"keys_{shots}shots.pt", columns=True)
     labels = _labels_of_values(folder / f"values_{shots}shots.pt", (len(keys), len(classnames)))
     if text is None:
-        text = {name: _text_nodes(folder / f"text_{name}.pt", len(classnames)) for name in ("positive", "negative")}
+        text = {name: _text_features(folder / f"text_{name}.pt", len(classnames)) for name in ("positive", "negative")}
     fields: dict[str, Any] = {}
     for split in ("val", "test"):
-        features, numbers = folder / f"{split}_f.pt", folder / f"{split}_l.pt"
-        if features.exists() or numbers.exists():
-            given = _load(numbers)
-            if not torch.equal(given.long().double(), given.double()):
-                raise UserError(f"{numbers} must hold whole numbers, the labels; got {given.flatten()[:5].tolist()}")
-            fields |= {f"{split}_features": _rows(features), f"{split}_labels": given.long()}
+        features_file, labels_file = folder / f"{split}_f.pt", folder / f"{split}_l.pt"
+        if features_file.exists() or labels_file.exists():
+            numbers = _load(labels_file)
+            if not torch.equal(numbers.long().double(), numbers.double()):
+                raise UserError(f"{labels_file}: expected integer labels, got {numbers.flatten()[:5].tolist()}")
+            fields |= {f"{split}_features": _rows(features_file), f"{split}_labels": numbers.long()}
     return FeatureBank(
         train_features=keys.unsqueeze(0),
         train_labels=labels,
@@ -77,62 +82,67 @@ def import_tip(
 
 
 def read_classnames(path: Path) -> list[str]:
-    """Class names in label order, from a JSON list or a text file with one name a line. UserError if there are none.
+    """Read class names in label order, from a JSON list or a text file with one name per line.
 
-    A file whose first character is "[" holds JSON, whatever it is called, and so does any file called `.json`.
+    A file is JSON if its suffix is `.json` or its text begins with "[".
+
+    Raises:
+        UserError: If the file is damaged or has no names.
     """
-    form = "a JSON list of class names in label order, or a text with one a line"
+    form = "a JSON list of class names in label order, or a text file with one name per line"
     text = read_text(path)
     names = [line.strip() for line in text.splitlines() if line.strip()]
     if path.suffix == ".json" or text.lstrip().startswith("["):
         with reading(path, form):
             names = TypeAdapter(list[Name]).validate_python(parse_json(text), strict=True)
     if not names:
-        raise UserError(f"{path} must hold {form}")
+        raise UserError(f"{path}: expected {form}")
     return names
 
 
 def _load(path: Path) -> Tensor:
     tensor = read_torch(path, "a tensor")
     if not isinstance(tensor, Tensor):
-        raise UserError(f"{path} must hold one tensor, got a {type(tensor).__name__}")
+        raise UserError(f"{path}: expected one tensor, got a {type(tensor).__name__}")
     return tensor.detach()
 
 
 def _rows(path: Path, columns: bool = False) -> Tensor:
-    """The vectors in a file of shape `[n, d]` or, as its columns, `[d, n]`: unit norm, shape `[n, d]`.
+    """Read normalised vectors, shape `[n, d]`, from the rows or the `columns` of a matrix.
 
-    A matrix that lies the other way is told by its norms, which a square one would hide.
+    A transposed matrix, also a square one, is recognised by the norms of its vectors.
     """
     form, matrix = "[d, n]" if columns else "[n, d]", _load(path)
     if matrix.dim() != 2:
-        raise UserError(f"{path} must be {form}, got {list(matrix.shape)}")
+        raise UserError(f"{path}: expected the shape {form}, got {list(matrix.shape)}")
     rows = matrix.t() if columns else matrix
     if _are_unit(rows.t()) and not _are_unit(rows):
-        raise UserError(f"{path} must be {form}, and its vectors of unit norm say that it is not: transpose it")
+        raise UserError(
+            f"{path}: expected the shape {form}, but vectors along the other axis have unit norm: transpose it"
+        )
     return _unit(rows)
 
 
 def _labels_of_values(path: Path, shape: tuple[int, int]) -> Tensor:
-    """The labels `[N]` that Tip-Adapter's one-hot values `[N, K]` say."""
+    """Read labels `[N]` from Tip-Adapter's one-hot values `[N, K]`."""
     values = _load(path).double()
     if values.shape != shape or not torch.equal(values, F.one_hot(labels := values.argmax(dim=1), shape[1]).double()):
         raise UserError(
-            f"{path} must be one-hot and [N, K], with N = {shape[0]} columns of the keys and K = {shape[1]} class "
-            f"names; its shape is {list(values.shape)}"
+            f"{path}: expected one-hot rows [N, K], with N = {shape[0]} columns of the keys and K = {shape[1]} class "
+            f"names; got the shape {list(values.shape)}"
         )
     return labels
 
 
-def _text_nodes(path: Path, num_classes: int) -> Tensor:
-    """The text nodes in a file of shape `[K, d]` or `[d, K]`; which of them a square one is, its norms tell."""
+def _text_features(path: Path, num_classes: int) -> Tensor:
+    """Read text features of shape `[K, d]` or `[d, K]`; norms decide about a square matrix."""
     if not path.exists():
-        raise UserError(f"{path} is missing: put text features there ([K, d]), or encode them with --config-file")
-    nodes = _load(path)
-    if nodes.dim() != 2 or num_classes not in nodes.shape:
-        raise UserError(f"{path} must be [K, d] or [d, K] with K = {num_classes}, got {list(nodes.shape)}")
-    turned = nodes.shape[0] == nodes.shape[1] and _are_unit(nodes.t()) and not _are_unit(nodes)
-    return nodes.t() if turned or nodes.shape[0] != num_classes else nodes
+        raise UserError(f"{path} is missing: add text features [K, d], or encode them with --config-file")
+    features = _load(path)
+    if features.dim() != 2 or num_classes not in features.shape:
+        raise UserError(f"{path}: expected [K, d] or [d, K] with K = {num_classes}, got {list(features.shape)}")
+    transposed = features.shape[0] == features.shape[1] and _are_unit(features.t()) and not _are_unit(features)
+    return features.t() if transposed or features.shape[0] != num_classes else features
 
 
 def _are_unit(rows: Tensor) -> bool:
