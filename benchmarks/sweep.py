@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 from trainers.hegraph.baselines import METHODS, needs_backbone
-from trainers.hegraph.sweep.grid import OURS, Grid
+from trainers.hegraph.sweep.grid import OUR_METHOD, Grid
 
 from .report import Report
 from .tasks import random_bank
@@ -31,7 +31,7 @@ def run(
     seeds: tuple[int, ...] = (1, 2, 3),
     of_random_features: bool = False,
 ) -> Report:
-    methods = methods or tuple(name for name in (*METHODS, OURS) if not needs_backbone(name))
+    methods = methods or tuple(name for name in (*METHODS, OUR_METHOD) if not needs_backbone(name))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         bank = folder / "random.safetensors"

@@ -24,7 +24,7 @@ from test_architecture import ORDER
 import trainers.hegraph
 from tools import tables
 from tools.options_page import filled
-from trainers.hegraph.baselines import OTHERS
+from trainers.hegraph.baselines import ALL_BASELINES
 from trainers.hegraph.config import default_values
 from trainers.hegraph.config_files import load_cfg
 from trainers.hegraph.datasets.registry import stored_datasets
@@ -219,7 +219,7 @@ def test_every_configuration_key_that_a_page_names_exists():
     sources = [*(ROOT / "scripts" / "hegraph").glob("*.sh"), *(ROOT / "trainers" / "hegraph").rglob("*.py")]
     # what is no key: variables of the scripts, options of other methods, constants
     others = set(re.findall(r"\b[A-Z][A-Z0-9_]+\b", " ".join(map(text_of, sources))))
-    others |= {*map(str.upper, OTHERS), "OMP_NUM_THREADS", "OMP_WAIT_POLICY", "HEGRAPH_MUTATION"}
+    others |= {*map(str.upper, ALL_BASELINES), "OMP_NUM_THREADS", "OMP_WAIT_POLICY", "HEGRAPH_MUTATION"}
     for page, prose in PROSE.items():
         words = set(re.findall(r"`([A-Z][A-Z0-9_.]*[A-Z0-9])\b[^`\n]*`", prose)) - endings
         known = {word for word in words if set(word.removeprefix("TRAINER.").split(".")) <= others}

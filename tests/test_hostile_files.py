@@ -33,7 +33,7 @@ from trainers.hegraph.prompts.sentences import read_descriptions
 from trainers.hegraph.results.records import collect as collect_records
 from trainers.hegraph.results.records import find_records
 from trainers.hegraph.training.loop import CHECKPOINT
-from trainers.hegraph.utils.errors import report
+from trainers.hegraph.utils.errors import run_cli
 from trainers.hegraph.utils.files import hash_file
 from trainers.hegraph.utils.reading import read_tensors
 
@@ -185,7 +185,7 @@ def command(line: str) -> Callable[[Path], int]:
 
 
 def function(call: Callable[[Path], object]) -> Callable[[Path], int]:
-    return lambda folder: report(lambda: (call(folder), None)[1])
+    return lambda folder: run_cli(lambda: (call(folder), None)[1])
 
 
 def read_kept(folder: Path) -> None:

@@ -122,8 +122,8 @@ def wrong(pool: Pool, shots: int, seed: int, kind: str) -> Iterator[dict]:
     from cleanlab.rank import get_label_quality_scores
     from sklearn.metrics import roc_auc_score
 
-    drawn = torch.tensor(sample_few_shot(pool.labels.tolist(), [], shots, random.Random(seed)).train)
-    features, truth = pool.keys[drawn], pool.labels[drawn]
+    sampled = torch.tensor(sample_few_shot(pool.labels.tolist(), [], shots, random.Random(seed)).train)
+    features, truth = pool.keys[sampled], pool.labels[sampled]
     labels = changed(pool, truth, kind, seed)
     is_wrong = labels != truth
     scores, proposed = torch.zeros(len(labels), dtype=torch.float64), torch.zeros_like(labels)
@@ -187,8 +187,8 @@ def ours(pool: Pool, labelled: Tensor, others: Tensor, number: int, _: torch.Gen
     known, labels = pool.keys[labelled], pool.labels[labelled]
     sums, temperature = ClassSums.of(known, labels, pool.num_classes), pool.temperature(known, labels)
     features = pool.keys[others]
-    heard = adapt_to_unlabelled(pool.free(known, labels), sums, pool.text, features, pool.scale, temperature)
-    edges = (heard.logits / temperature).softmax(dim=1)
+    adaptation = adapt_to_unlabelled(pool.free(known, labels), sums, pool.text, features, pool.scale, temperature)
+    edges = (adaptation.logits / temperature).softmax(dim=1)
     return others[choose(edges, typicality(edges, features, sums), sums.counts, number)]
 
 

@@ -16,9 +16,9 @@ import pandas as pd
 from tools import labels_study
 from tools.unlabelled_study import table as study_table
 from trainers.hegraph.results.comparison import base_to_new, compare, read_cases
-from trainers.hegraph.results.figures import drawn
+from trainers.hegraph.results.figures import render
 from trainers.hegraph.results.records import find_records
-from trainers.hegraph.results.scores import OURS, method
+from trainers.hegraph.results.scores import OUR_METHOD, method
 from trainers.hegraph.results.table import as_text, markdown
 from trainers.hegraph.utils.files import atomic_path
 
@@ -30,7 +30,7 @@ PAGES = [ROOT / "README.md", ROOT / "results" / "README.md", *sorted((ROOT / "do
 
 def first_screen(files: list[Path]) -> str:
     """What the first command of README prints at its end."""
-    runs = [r for r in find_records(files) if method(r) == OURS and r["shots"] == 16]
+    runs = [r for r in find_records(files) if method(r) == OUR_METHOD and r["shots"] == 16]
     return f"```text\n{as_text(compare(runs))}```\n"
 
 
@@ -76,7 +76,7 @@ def new_classes(files: list[Path]) -> str:
 
 def protocols(files: list[Path]) -> str:
     """HeGraphAdapter by each protocol, and the transductive methods beside it."""
-    records = [record for record in find_records(files) if record.get("protocol") or method(record) == OURS]
+    records = [record for record in find_records(files) if record.get("protocol") or method(record) == OUR_METHOD]
     return rows_of(markdown(compare(records, intervals=False)))
 
 
@@ -131,7 +131,7 @@ def draw() -> None:
     records = find_records([ROOT / "results" / "real_text.jsonl"])
     for name, dark in (("light", False), ("dark", True)):
         with atomic_path(ROOT / "docs" / f"accuracy_{name}.svg") as temporary:
-            temporary.write_bytes(drawn(summary_curve(records, HIGHLIGHTED, dark), "svg"))
+            temporary.write_bytes(render(summary_curve(records, HIGHLIGHTED, dark), "svg"))
 
 
 def main() -> int:

@@ -71,11 +71,11 @@ def study(bank: FeatureBank, classifier: FoldedClassifier, labelled: ClassSums, 
             right = torch.zeros(2, dtype=torch.float64)
             with ExitStack() as stack:
                 stack.enter_context(changed)
-                for together in sets:
-                    features, labels = bank.test_features[together], bank.test_labels[together]
+                for transductive in sets:
+                    features, labels = bank.test_features[transductive], bank.test_labels[transductive]
                     text, scale = bank.text_positive, bank.logit_scale
-                    heard = adapt_to_unlabelled(classifier, labelled, text, features, scale, temperature)
-                    for place, logits in enumerate((classifier.logits(features), heard.logits)):
+                    adaptation = adapt_to_unlabelled(classifier, labelled, text, features, scale, temperature)
+                    for place, logits in enumerate((classifier.logits(features), adaptation.logits)):
                         right[place] += (logits.argmax(dim=1) == labels).sum()
             count = sum(map(len, sets))
             rows.append([condition, part, count, *(100 * right / count).tolist()])
@@ -99,8 +99,8 @@ def main() -> int:
         name = model_folder.parents[3].name
         bank = load_bank(args.banks / f"{name}.safetensors")
         keys, model = bank.cache_keys(), load_model(model_folder)
-        drawn = json.loads((model_folder.parent / "split.json").read_text(encoding="utf-8"))["train"]
-        rows = torch.tensor([row for row, *_ in drawn])
+        sampled = json.loads((model_folder.parent / "split.json").read_text(encoding="utf-8"))["train"]
+        rows = torch.tensor([row for row, *_ in sampled])
         cases = {record["shots"]: (model.classifier, rows, model.temperature)}
         if record["seed"] == 1 and (name, 0, 1) not in done:
             cases[0] = FoldedClassifier(bank.logit_scale * bank.text_positive), rows[:0], 1.0

@@ -15,7 +15,7 @@ from open_clip.model import CustomTextCLIP
 from torch import Tensor
 from yacs.config import CfgNode
 
-from trainers.hegraph.baselines import METHODS, OTHERS, load_method, method_options
+from trainers.hegraph.baselines import ALL_BASELINES, METHODS, load_method, method_options
 from trainers.hegraph.baselines.__main__ import main
 from trainers.hegraph.baselines.base import check_numbers, value_for_task
 from trainers.hegraph.datasets import sample_few_shot
@@ -58,7 +58,9 @@ def test_hegraphadapter_has_no_baseline_options():
 @pytest.mark.parametrize(("flags", "excluded"), [([], []), (["--from-bank"], ["CoOp"])], ids=str)
 def test_command_lists_method_names(capsys, flags, excluded):
     assert main(flags) == 0
-    assert capsys.readouterr().out.split() == [name for name in [*OTHERS, "HeGraphAdapter"] if name not in excluded]
+    assert capsys.readouterr().out.split() == [
+        name for name in [*ALL_BASELINES, "HeGraphAdapter"] if name not in excluded
+    ]
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -292,7 +292,7 @@ def corrected(name: str, text: Tensor = TEXT, weights: Tensor = TEXT, **options:
     classifier = FoldedClassifier(TAU * weights)
     base = FittedMethod(classifier.logits, classifier=classifier)
     fitted = method.fit(bank, SimpleNamespace(**{**method.defaults, **options}), 1, base=base)
-    assert method.needs_base and fitted.together and fitted.classifier is None
+    assert method.needs_base and fitted.transductive and fitted.classifier is None
     return fitted.logits(IMAGES).softmax(dim=1)
 
 

@@ -20,7 +20,7 @@ from trainers.hegraph.config_files import load_cfg
 from trainers.hegraph.estimator.inputs import class_names, image_list, unit_rows, with_labels
 from trainers.hegraph.estimator.training import Origin, task_of
 from trainers.hegraph.method.cache import text_logits
-from trainers.hegraph.models.lessons import Lessons
+from trainers.hegraph.models.support_set import SupportSet
 from trainers.hegraph.training import memory
 
 PICTURE = Image.new("RGB", (8, 8))
@@ -61,8 +61,8 @@ def test_features_may_be_of_any_type_and_norm(data, quick):
 
 def test_without_text_the_nodes_of_a_class_are_its_mean_and_the_negative_of_that(data):
     X, y = torch.from_numpy(data.X), torch.from_numpy(data.y)
-    lessons = Lessons(np.arange(4), tuple("abcd"), X[None], y, torch.zeros_like(y))
-    bank = task_of(lessons, Origin.of_task(None, None, False), load_cfg()).bank()
+    support_set = SupportSet(np.arange(4), tuple("abcd"), X[None], y, torch.zeros_like(y))
+    bank = task_of(support_set, Origin.of_task(None, None, False), load_cfg()).bank()
     means = F.normalize(torch.stack([X[y == label].mean(dim=0) for label in range(4)]), dim=-1)
     torch.testing.assert_close(bank.text_positive, means)
     torch.testing.assert_close(bank.text_negative, -means)

@@ -71,7 +71,7 @@ def test_a_run_of_the_command_line_is_loaded_and_taught_more(finished_run_once):
     model, rows = loaded.model_, np.eye(16, dtype=np.float32)
     assert loaded.classes_.tolist() == ["ant", "bee", "cow", "dog", "elk"] and loaded.random_state == 1
     assert set(loaded.predict(rows)) <= set(loaded.classes_)
-    assert sum(model.images) == len(model.lessons.labels) == model.trained_on.num_train
+    assert sum(model.images) == len(model.support_set.labels) == model.trained_on.num_train
     loaded.add_class("fox", rows[:2], text_features=rows[3])
     assert loaded.classes_.tolist() == [*model.classnames, "fox"] and loaded.model_.images[-1] == 2
     assert loaded.model_.trained_on.config["OPTIM.MAX_EPOCH"] == model.trained_on.config["OPTIM.MAX_EPOCH"]
@@ -84,14 +84,14 @@ def test_what_is_known_goes_by_the_threshold_of_the_model_folder(data, quick):
     classifier = quick(text_features=data.text).fit(data.X, data.y)
     logits = classifier.decision_function(data.X) / classifier.model_.temperature
     energy, quantiles = np.log(np.exp(logits).sum(axis=1)), classifier.model_.known.quantiles
-    for kept, known in ((0.9, classifier.is_known(data.X, keep=0.9)), (0.95, classifier.is_known(data.X))):
+    for kept, known in ((0.9, classifier.is_known(data.X, rate=0.9)), (0.95, classifier.is_known(data.X))):
         assert known.dtype == np.bool_ and 60 < known.sum() < 120
         np.testing.assert_array_equal(known, energy >= np.interp(1 - kept, np.arange(101) / 100, quantiles))
     for odd in (95, 0, float("nan"), "most", None):
-        with pytest.raises(UserError, match=f"keep: .* got {odd!r}"):
-            classifier.is_known(data.X, keep=odd)
+        with pytest.raises(UserError, match=f"rate: .* got {odd!r}"):
+            classifier.is_known(data.X, rate=odd)
     rows = [list(data.y).index(label) for label in (0, 1)]  # one image of each of two classes
-    with pytest.raises(UserError, match="so no threshold can be had; train it again"):
+    with pytest.raises(UserError, match="has no scores of known images"):
         quick(text_features=data.text[:2]).fit(data.X[rows], [0, 1]).is_known(data.X)
 
 

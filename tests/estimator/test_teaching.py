@@ -97,8 +97,8 @@ def test_labels_names_and_text_of_classes_that_come_later(data, taught):
     assert classifier.predict(X).tolist() == ["dog"] * 24 and classifier.model_.classnames == ("hound",)
     classifier.partial_fit(X[y == "ant"], y[y == "ant"], ["emmet"], data.text[:1], data.negative[:1])
     assert classifier.classes_.tolist() == ["ant", "dog"] and classifier.model_.classnames == ("emmet", "hound")
-    torch.testing.assert_close(classifier.model_.lessons.negative[0], torch.from_numpy(data.negative[0]))
-    torch.testing.assert_close(classifier.model_.lessons.negative[1], -torch.from_numpy(data.text[3]))
+    torch.testing.assert_close(classifier.model_.support_set.negative[0], torch.from_numpy(data.negative[0]))
+    torch.testing.assert_close(classifier.model_.support_set.negative[1], -torch.from_numpy(data.text[3]))
     classifier.partial_fit(X[:1], y[:1], {"ant": "formica"})  # what is given replaces what was
     assert classifier.model_.classnames == ("formica", "hound") and classifier.model_.images == (10, 3)
     torch.testing.assert_close(classifier.model_.text_positive[0], torch.from_numpy(data.text[0]))
@@ -147,24 +147,24 @@ def test_a_trained_variant_goes_on_from_where_it_was_for_a_third_of_the_steps(da
     begun.save_pretrained(tmp_path)
     warm = HeGraphClassifier.from_pretrained(tmp_path).partial_fit(X[1::2], y[1::2])
     tenth = quick(options=options | {"OPTIM.MAX_EPOCH": 10}, text_features=data.text, variant="T").fit(X, y)
-    state = [c.model_.lessons.state for c in (begun, warm, tenth)]
+    state = [c.model_.support_set.state for c in (begun, warm, tenth)]
     biases = [torch.cat([v for k, v in found.items() if k.startswith("bias.")]) for found in state]
     assert (biases[1] - biases[0]).norm() < (biases[2] - biases[0]).norm(), "it went on, and did not begin anew"
     other = quick(variant="T", text_features=data.text[:2]).fit(X[:16], ["a"] * 9 + ["b"] * 7)
     other.add_class("aa", X[16:21], text_features=data.text[2])
-    assert {len(rows) for name, rows in other.model_.lessons.state.items() if name.startswith("bias.")} == {3}
+    assert {len(rows) for name, rows in other.model_.support_set.state.items() if name.startswith("bias.")} == {3}
 
 
 def test_unlabelled_images_are_heard_again(data, taught):
     X, y = taught
     U = data.X[60:]
-    heard = free(data.text[:3]).fit(X[:21], y[:21], unlabelled=U)
-    heard.partial_fit(X[21:], y[21:], text_features=data.text[3:])
+    adaptation = free(data.text[:3]).fit(X[:21], y[:21], unlabelled=U)
+    adaptation.partial_fit(X[21:], y[21:], text_features=data.text[3:])
     whole = free(data.text).fit(X, y, unlabelled=U)
-    np.testing.assert_allclose(heard.decision_function(U), whole.decision_function(U), atol=1e-4)
-    assert heard.model_.unlabelled == 60
-    heard.remove_class("dog").add_class("dog", text_features=data.text[3])
-    assert heard.model_.unlabelled == 60 and heard.predict(data.X[data.y == 3]).tolist().count("dog") > 20
+    np.testing.assert_allclose(adaptation.decision_function(U), whole.decision_function(U), atol=1e-4)
+    assert adaptation.model_.unlabelled == 60
+    adaptation.remove_class("dog").add_class("dog", text_features=data.text[3])
+    assert adaptation.model_.unlabelled == 60 and adaptation.predict(data.X[data.y == 3]).tolist().count("dog") > 20
 
 
 @pytest.mark.parametrize(
@@ -226,7 +226,7 @@ def test_views_of_different_number_are_taught_together(data, taught):
     X, y = taught
     views = np.stack([X, np.roll(X, 1, axis=1)], axis=1)
     mixed = free(data.text).fit(views, y).partial_fit(data.X[60:], LABELS[data.y[60:]])
-    assert mixed.model_.lessons.features.shape == (2, 84, 16)
+    assert mixed.model_.support_set.features.shape == (2, 84, 16)
     mixed.forget(data.X[60:], LABELS[data.y[60:]])
     assert_same(mixed, free(data.text).fit(views, y))
 
@@ -392,8 +392,8 @@ def test_a_start_without_any_label(data, quick):
     none, text = np.full(len(data.X), -1), torch.from_numpy(data.text)
     fitted = quick(text_features=data.text).fit(data.X, none, classnames=LABELS)
     nothing = ClassSums.of(torch.zeros(0, 16), torch.zeros(0, dtype=torch.long), 4)
-    heard = adapt_to_unlabelled(FoldedClassifier(100 * text), nothing, text, torch.from_numpy(data.X), 100.0, 1.0)
-    torch.testing.assert_close(fitted.model_.classifier.weights, heard.classifier.weights, rtol=1e-4, atol=1e-3)
+    adaptation = adapt_to_unlabelled(FoldedClassifier(100 * text), nothing, text, torch.from_numpy(data.X), 100.0, 1.0)
+    torch.testing.assert_close(fitted.model_.classifier.weights, adaptation.classifier.weights, rtol=1e-4, atol=1e-3)
     assert fitted.classes_.tolist() == [0, 1, 2, 3] and fitted.model_.method == "ZeroShot"
     by_label = quick(text_features=data.text).fit(data.X, none, classnames={7: "a", 3: "b", 5: "c", 9: "d"})
     assert by_label.classes_.tolist() == [3, 5, 7, 9]

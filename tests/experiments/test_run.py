@@ -243,7 +243,7 @@ def test_a_negative_seed_is_drawn_and_a_gpu_used_where_it_is_there(cfg, monkeypa
 
     draw = SimpleNamespace(randrange=lambda limit: limit - 1)
     monkeypatch.setattr(run_module.random, "SystemRandom", lambda: draw)
-    monkeypatch.setattr(processes, "of_first", lambda draw: draw())
+    monkeypatch.setattr(processes, "broadcast_from_rank0", lambda draw: draw())
     monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
     monkeypatch.setattr(run_module, "open_task", opening)
     with pytest.raises(InterruptedError):
@@ -275,17 +275,17 @@ def test_a_pool_is_what_was_not_drawn_and_val_and_the_model_has_heard_it(run, fi
     record, out = run("--unlabelled", "pool")
     bank, before, model = load_bank(tiny_bank), load_model(finished_run_once), load_model(out)
     pool, labelled = pool_of(bank, out)
-    heard = adapt_to_unlabelled(
+    adaptation = adapt_to_unlabelled(
         before.classifier, labelled, bank.text_positive, pool, bank.logit_scale, before.temperature
     )
-    torch.testing.assert_close(model.classifier.weights, heard.classifier.weights, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(model.classifier.bias, heard.classifier.bias, rtol=1e-4, atol=1e-4)
-    for key, classifier in (("accuracy", heard.classifier), ("accuracy_text", heard.classifier.text_only())):
+    torch.testing.assert_close(model.classifier.weights, adaptation.classifier.weights, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(model.classifier.bias, adaptation.classifier.bias, rtol=1e-4, atol=1e-4)
+    for key, classifier in (("accuracy", adaptation.classifier), ("accuracy_text", adaptation.classifier.text_only())):
         right = classifier.logits(bank.test_features).argmax(dim=1) == bank.test_labels
         assert record[key] == pytest.approx(100 * right.double().mean().item())
     assert record["protocol"] == "semi-supervised" and "protocol" not in plain
     assert record["unlabelled"]["images"] == "pool" and record["unlabelled"]["num_images"] == len(pool) == 20 + 15
-    assert record["unlabelled"]["class_prior"]["offset_weight"] == round(heard.class_prior.offset_weight, 4)
+    assert record["unlabelled"]["class_prior"]["offset_weight"] == round(adaptation.class_prior.offset_weight, 4)
     assert model.temperature == before.temperature and model.known is None
     assert (before.unlabelled, model.unlabelled) == (0, 35)
     assert record["run_id"] != plain["run_id"] and "DATASET.UNLABELLED" not in plain["config"]
@@ -296,22 +296,22 @@ def test_the_test_images_together_leave_no_model(run, finished_run_once, tiny_ba
     bank, before = load_bank(tiny_bank), load_model(finished_run_once)
     _, labelled = pool_of(bank, out)
     text, features, scale = bank.text_positive, bank.test_features, bank.logit_scale
-    heard = adapt_to_unlabelled(before.classifier, labelled, text, features, scale, before.temperature)
+    adaptation = adapt_to_unlabelled(before.classifier, labelled, text, features, scale, before.temperature)
     predicted = load_file(out / "predictions.safetensors")["predicted"]
-    assert predicted.tolist() == heard.logits.argmax(dim=1).tolist()
+    assert predicted.tolist() == adaptation.logits.argmax(dim=1).tolist()
     assert record["protocol"] == "transductive" and record["unlabelled"]["num_images"] == 40
     assert not (out / "model").exists()
 
 
 @pytest.mark.parametrize("what", ["pool", "test"])
 def test_a_trained_model_hears_them_in_a_test_of_it_but_not_twice(run, finished_run_once, what):
-    trained, heard = run("--unlabelled", what, name="trained")
+    trained, adaptation = run("--unlabelled", what, name="trained")
     tested, folder = run("--eval-only", "--model-dir", str(finished_run_once), "--unlabelled", what, name="tested")
     assert tested["accuracy"] == pytest.approx(trained["accuracy"], abs=2.6)  # cache keys were rounded; 40 images
     assert {**tested["unlabelled"], "class_prior": None} == {**trained["unlabelled"], "class_prior": None}
     assert tested["protocol"] == trained["protocol"] and not (folder / "model").exists()
     if what == "pool":
-        again = run("--eval-only", "--model-dir", str(heard), "--unlabelled", what, name="again", code=2)
+        again = run("--eval-only", "--model-dir", str(adaptation), "--unlabelled", what, name="again", code=2)
         assert "heard unlabelled images before" in again
 
 
@@ -321,8 +321,8 @@ def test_zero_shot_has_seen_no_label_and_no_temperature(run, tiny_bank):
     pool, _ = pool_of(bank, out)
     none = ClassSums.of(pool[:0], bank.train_labels[:0], 5)
     start = FoldedClassifier(bank.logit_scale * bank.text_positive)
-    heard = adapt_to_unlabelled(start, none, bank.text_positive, pool, bank.logit_scale, 1.0)
-    torch.testing.assert_close(model.classifier.weights, heard.classifier.weights)
+    adaptation = adapt_to_unlabelled(start, none, bank.text_positive, pool, bank.logit_scale, 1.0)
+    torch.testing.assert_close(model.classifier.weights, adaptation.classifier.weights)
 
 
 def test_images_of_another_bank(run, tiny_bank, tmp_path, unit_features):

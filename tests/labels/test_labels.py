@@ -216,11 +216,13 @@ def test_the_classifier_suggests_images_of_the_class_that_is_short(few):
 
 def test_a_model_that_has_heard_images_suggests_as_well(few):
     classifier, pool, _ = few
-    heard = HeGraphClassifier(variant="training_free", text_features=classifier.model_.text_positive, logit_scale=20.0)
-    heard.fit(pool[:8], np.arange(8) % 4).adapt(pool)
-    assert len(heard.suggest(pool, 3)) == 3
-    heard._fitted = heard.model_  # as of a loaded one
-    assert len(heard.suggest(pool, 3)) == 3
+    adaptation = HeGraphClassifier(
+        variant="training_free", text_features=classifier.model_.text_positive, logit_scale=20.0
+    )
+    adaptation.fit(pool[:8], np.arange(8) % 4).adapt(pool)
+    assert len(adaptation.suggest(pool, 3)) == 3
+    adaptation._fitted = adaptation.model_  # as of a loaded one
+    assert len(adaptation.suggest(pool, 3)) == 3
 
 
 # The command

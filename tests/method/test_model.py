@@ -13,7 +13,7 @@ from torch.testing import assert_close
 from benchmarks.tasks import unit_features
 from trainers.hegraph.config_files import load_cfg
 from trainers.hegraph.experiments.fitting import new_model
-from trainers.hegraph.experiments.run import KEPT
+from trainers.hegraph.experiments.run import MODEL_KEYS
 from trainers.hegraph.experiments.tasks import BankTask
 from trainers.hegraph.features.bank import load_bank
 from trainers.hegraph.method import cache as module
@@ -225,7 +225,7 @@ def test_default_configurations_use_all_relations_with_w():
         options = load_cfg("", str(file)).model
         found = options.variant, options.text_weights, options.bias, options.weight_init
         assert found == ("full", True, True, "zero"), file.stem
-        assert {f"{NODE}.{key}" for key in options.metapath} <= set(KEPT)  # by a trained model
+        assert {f"{NODE}.{key}" for key in options.metapath} <= set(MODEL_KEYS)  # by a trained model
         assert all(options.metapath[relation.weight_key] for relation in RELATIONS if relation.weight_key)
         assert options.metapath["ALPHA_NP_TEST"] == options.metapath["ALPHA_NP"] == 0.2
 

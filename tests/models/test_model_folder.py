@@ -32,7 +32,7 @@ from trainers.hegraph.models.folder import (
     save_model,
     write_thumbnails,
 )
-from trainers.hegraph.models.saved import Described, SavedModel
+from trainers.hegraph.models.saved import ModelMetadata, SavedModel
 from trainers.hegraph.training.confidence import KnownScores
 from trainers.hegraph.utils import files
 from trainers.hegraph.utils.errors import UserError
@@ -80,7 +80,7 @@ def refused(folder: Path) -> str:
 
 def test_all_that_was_saved_is_read_again(folder, saved_model, caplog):
     read, written = load_model(folder), saved_model(known=KNOWN, labels=(1, 2.5, "three"))
-    for name in (*Described.model_fields, "transfer_rule"):
+    for name in (*ModelMetadata.model_fields, "transfer_rule"):
         assert getattr(read, name) == getattr(written, name), name
     assert [type(label) for label in read.labels] == [int, float, str]
     assert read.transfer.options == written.transfer.options

@@ -22,7 +22,7 @@ from trainers.hegraph.datasets.digits import open_digit
 from trainers.hegraph.features.bank import load_bank
 from trainers.hegraph.models.folder import CONFIG, load_model, save_model
 from trainers.hegraph.models.images import ImageModel
-from trainers.hegraph.models.saved import hear
+from trainers.hegraph.models.saved import adapt
 from trainers.hegraph.predict import prediction
 from trainers.hegraph.predict.__main__ import main
 from trainers.hegraph.utils.reading import read_json
@@ -110,19 +110,19 @@ def test_a_bank_gives_the_predictions_of_the_run(finished_run_once, tiny_bank, t
 
 
 def test_images_that_inform_each_other(finished_digits_once, finished_run_once, tiny_bank, images, rows, refused):
-    model, of_digits = load_model(finished_run_once), (finished_digits_once, images, "--together")
-    _, heard = hear(model, load_bank(tiny_bank).test_features, "cpu")
-    found = rows(finished_run_once, "--features", tiny_bank, "--together")
-    for row, probabilities in zip(found, model.calibrate(heard.logits), strict=True):
+    model, of_digits = load_model(finished_run_once), (finished_digits_once, images, "--transductive")
+    _, adaptation = adapt(model, load_bank(tiny_bank).test_features, "cpu")
+    found = rows(finished_run_once, "--features", tiny_bank, "--transductive")
+    for row, probabilities in zip(found, model.calibrate(adaptation.logits), strict=True):
         said = {entry["class"]: entry["probability"] for entry in row["top"]}
         assert said == pytest.approx(dict(zip(model.classnames, probabilities.tolist())), abs=1e-4)
     together, alone = rows(*of_digits), rows(finished_digits_once, images)
     assert [row["path"] for row in together] == [row["path"] for row in alone] and together != alone
     in_parts = rows(*of_digits, "--batch-size", 2)
     assert [row["top"][0]["class"] for row in in_parts] == [row["top"][0]["class"] for row in together]
-    assert "leave it out with --together" in refused(*of_digits, "--keep", 0.9)
+    assert "leave it out with --transductive" in refused(*of_digits, "--open-set", 0.9)
     (images / "empty").mkdir()
-    assert "there is nothing to classify" in refused(finished_digits_once, images / "empty", "--together")
+    assert "there is nothing to classify" in refused(finished_digits_once, images / "empty", "--transductive")
 
 
 def test_as_many_images_are_encoded_at_once_as_fit_whatever_their_size():
@@ -150,7 +150,7 @@ def test_images_that_score_below_the_threshold_are_marked(run, images, tmp_path,
     paths = [images / name for name in ("a.png", "b c.png", "d/e.png", "f.png", "g.png", "grey.png")]
     expected = [not known for known in model.model.is_known(model.logits(model.features(paths)), 0.5).tolist()]
     assert 0 < sum(expected) < 6  # the share is low, so that some are marked
-    flags = ["--keep", "0.5", "--format", "csv", "--top", "1", "--sort-into", str(tmp_path / "sorted")]
+    flags = ["--open-set", "0.5", "--format", "csv", "--top", "1", "--sort-into", str(tmp_path / "sorted")]
     assert main([str(run), str(images), *flags]) == 0
     rows = csv.DictReader(io.StringIO(capsys.readouterr().out))
     assert [row["none_of_these"] == "true" for row in rows] == expected
@@ -217,9 +217,9 @@ def test_a_standard_output_that_goes_away_is_no_traceback(run, images, shell, co
     [
         (["RUN", "IMAGES", "--top", "0"], "'0'"),
         (["RUN", "IMAGES", "--batch-size", "9" * 20], "999"),
-        (["RUN", "IMAGES", "--keep", "1"], "--keep must lie between 0 and 1"),
-        (["RUN", "IMAGES", "--split", "val"], "--split val goes with --features"),
-        (["RUN", "--features", "x", "--sort-into", "y"], "--sort-into is for these"),
+        (["RUN", "IMAGES", "--open-set", "1"], "--open-set must be between 0 and 1"),
+        (["RUN", "IMAGES", "--split", "val"], "--split val needs --features"),
+        (["RUN", "--features", "x", "--sort-into", "y"], "which --sort-into needs"),
         (["RUN", "--features", "BANK"], "'none', 16 wide"),
     ],
 )

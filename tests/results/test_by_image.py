@@ -32,7 +32,7 @@ from trainers.hegraph.results.by_image import (
     score_images,
     separation,
 )
-from trainers.hegraph.results.records import PREDICTIONS, write_beside, write_record
+from trainers.hegraph.results.records import PREDICTIONS, write_record, write_tensors_with_classes
 from trainers.hegraph.training.confidence import KnownScores
 from trainers.hegraph.utils.errors import UserError
 
@@ -93,7 +93,7 @@ def finish(tmp_path, run):
         path = tmp_path / folder
         write_record(path, run() | changes)
         labels = torch.full((len(predicted),), label)
-        write_beside(path / PREDICTIONS, ["a", "b"], predicted=torch.tensor(predicted), labels=labels)
+        write_tensors_with_classes(path / PREDICTIONS, ["a", "b"], predicted=torch.tensor(predicted), labels=labels)
         return path
 
     return make
@@ -129,8 +129,8 @@ def test_a_model_that_was_trained_elsewhere_is_not_paired_and_a_run_counts_once(
     finish("ours", [0, 0])
     finish("theirs", [0, 1], **TASKRES, rule="same classes", trained_on="Other")
     finish("heard", [0, 1], protocol="transductive")
-    heard = "| HeGraphAdapter, transductive | +50.00 (0.00 to 100.00) |"
-    assert paired_table([tmp_path]).splitlines()[4:] == ["| TaskRes |  |", heard]
+    adaptation = "| HeGraphAdapter, transductive | +50.00 (0.00 to 100.00) |"
+    assert paired_table([tmp_path]).splitlines()[4:] == ["| TaskRes |  |", adaptation]
     finish("again", [0, 0])
     with pytest.raises(UserError, match="Toy, HeGraphAdapter, 4 shots: seed 1 is there more than once"):
         read_runs([tmp_path])
@@ -141,7 +141,7 @@ def test_a_model_that_was_trained_elsewhere_is_not_paired_and_a_run_counts_once(
 
 def test_confusions_are_true_by_predicted_and_the_hardest_pairs_count_both_directions(tmp_path):
     predicted, labels = torch.tensor([0, 1, 1, 0, 0]), torch.tensor([0, 0, 1, 1, 1])
-    write_beside(tmp_path / PREDICTIONS, ["a", "b", "c"], predicted=predicted, labels=labels)
+    write_tensors_with_classes(tmp_path / PREDICTIONS, ["a", "b", "c"], predicted=predicted, labels=labels)
     matrix, names = confusion_matrix(tmp_path)
     assert (matrix.tolist(), names) == ([[1, 1, 0], [2, 1, 0], [0, 0, 0]], ["a", "b", "c"])
     pairs = ["a and c: 6 (a as c 0, c as a 6)", "a and b: 4 (a as b 1, b as a 3)"]

@@ -105,9 +105,9 @@ def test_recipes_and_starts_that_are_methods_of_their_own(run):
     paper = {f"TRAINER.HEGRAPHADAPTER.{key}": value for key, value in keys.items()}
     rows = shown([run(1, 70.0, paper), run(1, 80.0, paper | {"TRAINER.HEGRAPHADAPTER.NOISE": 0.1})])
     assert rows["HeGraphAdapter(paper)",] == ["70.00"] and rows["HeGraphAdapter",] == ["80.00"]
-    heard = run(1, 70.0, trainer="ZeroShot", variant="", protocol="transductive")
+    adaptation = run(1, 70.0, trainer="ZeroShot", variant="", protocol="transductive")
     tip = run(1, 65.0, trainer="StatA", variant="", protocol="transductive", config={"TRAINER.STATA.BASE": "ZeroShot"})
-    rows = shown([heard, tip])
+    rows = shown([adaptation, tip])
     assert rows["StatA(zero-shot)",] == ["65.00"]
     assert rows["HeGraphAdapter(zero-shot)",] == ["70.00"] and rows["zero-shot",] == ["50.00"]
 

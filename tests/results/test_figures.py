@@ -21,8 +21,8 @@ from sklearn.manifold import TSNE
 
 from trainers.hegraph.results.__main__ import main
 from trainers.hegraph.results.comparison import compare, complexity
-from trainers.hegraph.results.figures import confusion, curves, drawn, mean_distance, tsne, write_report
-from trainers.hegraph.results.records import PREDICTIONS, TEXT_NODES, write_beside, write_record
+from trainers.hegraph.results.figures import confusion, curves, mean_distance, render, tsne, write_report
+from trainers.hegraph.results.records import PREDICTIONS, TEXT_NODES, write_record, write_tensors_with_classes
 from trainers.hegraph.results.scores import AVERAGE, QUOTED, paper_backbone, paper_name, read_quotes
 from trainers.hegraph.results.table import Table, as_csv, as_text, latex, markdown
 from trainers.hegraph.utils.errors import UserError
@@ -287,7 +287,7 @@ def test_text_nodes_are_two_panels_of_one_scale_with_names_and_distances_and_one
     assert shown == [points[:5].tolist(), points[5:].tolist()]
     room = 0.1 * (points.max() - points.min())
     assert left.get_xlim() == pytest.approx((points.min() - room, points.max() + room))
-    assert drawn(figure, "svg") == drawn(tsne(before, after, list("abcde")), "svg")
+    assert render(figure, "svg") == render(tsne(before, after, list("abcde")), "svg")
     with pytest.raises(UserError, match="one class"):
         tsne(torch.ones(1, 8), torch.ones(1, 8), ["a"])
 
@@ -309,7 +309,7 @@ def test_names_of_text_nodes_do_not_overlap(unit_features):
 @pytest.mark.parametrize("nodes", [torch.zeros(3, 8), torch.ones(3, 8)])
 def test_text_nodes_that_are_equal_are_refused(nodes, run, tmp_path, capsys):
     write_record(tmp_path / "run", run())
-    write_beside(tmp_path / "run" / TEXT_NODES, ["a", "b", "c"], before=nodes, after=nodes.clone())
+    write_tensors_with_classes(tmp_path / "run" / TEXT_NODES, ["a", "b", "c"], before=nodes, after=nodes.clone())
     assert main(["tsne", str(tmp_path / "run"), "--out", str(tmp_path / "stem")]) == 2
     assert "all nodes are equal" in capsys.readouterr().err
     assert main(["report", str(tmp_path / "run"), "--out", str(tmp_path / "report.html")]) == 0
@@ -342,8 +342,8 @@ def test_a_confusion_matrix_is_in_percent_of_the_true_class():
 
 def test_names_are_shown_letter_by_letter(run):
     names = ["$x$", "$\\frac{$", "a $ b", "50% & _^{}\\"]  # matplotlib would refuse some of these as mathematics
-    drawn(confusion(np.eye(len(names), dtype=int), names), "svg")
-    drawn(curves([run(1, dataset=names[1]), run(1, dataset=names[1], trainer=names[1], variant="")]), "svg")
+    render(confusion(np.eye(len(names), dtype=int), names), "svg")
+    render(curves([run(1, dataset=names[1]), run(1, dataset=names[1], trainer=names[1], variant="")]), "svg")
 
 
 # The page
@@ -376,8 +376,10 @@ def report(tmp_path_factory, calibrated) -> Path:
         folder = tmp_path / "<runs> & more" / name
         predicted = torch.tensor([1] * wrong + [0] * (9 - wrong) + [1] * 9 + [2] * 9)
         write_record(folder, record)
-        write_beside(folder / PREDICTIONS, names, predicted=predicted, labels=torch.arange(3).repeat_interleave(9))
-        write_beside(folder / TEXT_NODES, names, before=nodes[0], after=nodes[1].clone())
+        write_tensors_with_classes(
+            folder / PREDICTIONS, names, predicted=predicted, labels=torch.arange(3).repeat_interleave(9)
+        )
+        write_tensors_with_classes(folder / TEXT_NODES, names, before=nodes[0], after=nodes[1].clone())
     write_report([tmp_path / "<runs> & more"], tmp_path / "out" / "report.html")
     return tmp_path / "out" / "report.html"
 

@@ -23,8 +23,8 @@ from trainers.hegraph.results.records import (
     find_records,
     find_runs,
     read_record,
-    write_beside,
     write_record,
+    write_tensors_with_classes,
 )
 from trainers.hegraph.results.scores import read_quotes
 from trainers.hegraph.results.table import FORMATS
@@ -105,7 +105,7 @@ def test_only_the_end_of_a_line_ends_a_collected_record(tmp_path, run):
 
 def test_text_nodes_are_read_back_with_unit_norm_and_their_distance_is_over_pairs(tmp_path):
     before = torch.tensor([[2.0, 0.0], [0.0, 3.0], [-1.0, 0.0]])
-    write_beside(tmp_path / TEXT_NODES, ["a", "b", "\u00e7"], before=before, after=torch.ones(3, 2))
+    write_tensors_with_classes(tmp_path / TEXT_NODES, ["a", "b", "\u00e7"], before=before, after=torch.ones(3, 2))
     before, after, classnames = read_text_nodes(tmp_path)
     # of (1, 0), (0, 1), (-1, 0): sqrt 2, 2, sqrt 2
     assert mean_distance(before) == pytest.approx((2 + 2 * 2**0.5) / 3)
@@ -171,9 +171,9 @@ def test_calibration_prints_the_table_and_draws_if_asked(calibrated, tmp_path, c
 
 
 def test_figures_of_one_run_are_written_and_what_they_say_in_numbers_is_printed(tmp_path, capsys):
-    write_beside(tmp_path / TEXT_NODES, ["a", "b", "c"], before=torch.eye(3), after=torch.ones(3, 3))
+    write_tensors_with_classes(tmp_path / TEXT_NODES, ["a", "b", "c"], before=torch.eye(3), after=torch.ones(3, 3))
     predicted, labels = torch.tensor([1, 1, 1]), torch.tensor([0, 0, 1])
-    write_beside(tmp_path / PREDICTIONS, ["a", "b"], predicted=predicted, labels=labels)
+    write_tensors_with_classes(tmp_path / PREDICTIONS, ["a", "b"], predicted=predicted, labels=labels)
     for command, first in (
         ("tsne", "mean inter-class distance: before 1.4142, after 0.0000"),
         ("confusion", "a and b: 2 (a as b 2, b as a 0)"),

@@ -79,10 +79,10 @@ def test_the_guesses_are_those_of_the_model_on_the_files_and_in_the_order_of_sug
 def test_images_are_judged_by_a_model_without_them_and_a_wrong_label_is_the_most_suspicious(session):
     view = last(session)
     pictures = [(picture, name) for name in sorted(NAMES) for picture in view.contents.classes[name]]
-    lessons, taken = view.model.lessons, []
+    support_set, taken = view.model.support_set, []
     for place, (picture, name) in enumerate(pictures):
-        cfg = session._configuration(NAMES, int(lessons.counts.max()))
-        other = learn(lessons.without(torch.arange(len(pictures)) == place), session.origin, cfg, "cpu")
+        cfg = session._configuration(NAMES, int(support_set.counts.max()))
+        other = learn(support_set.without(torch.arange(len(pictures)) == place), session.origin, cfg, "cpu")
         feature = session.features[picture.digest][None]
         taken.append((name, other.classnames[int(other.classifier.logits(feature).argmax())]))
     assert (view.right, view.judged) == (sum(name == found for name, found in taken), 13)
@@ -100,8 +100,14 @@ def test_check_lists_the_labels_that_label_check_lists(mini, tmp_path):
     write_sample(tmp_path / "sample")
     session = Session(Project(tmp_path / "sample"), mini, "hegraph-mini")
     view = last(session)
-    lessons = view.model.lessons
-    bank = lessons.keys(), lessons.labels, lessons.positive, session.origin.logit_scale, list(lessons.names)
+    support_set = view.model.support_set
+    bank = (
+        support_set.keys(),
+        support_set.labels,
+        support_set.positive,
+        session.origin.logit_scale,
+        list(support_set.names),
+    )
     scores = [issue.score for issue in find_label_issues(*bank)]
     above = parse_arguments(["check", "--root", "DIR"]).above
     expected = [score for score in scores if score > above]

@@ -29,8 +29,7 @@ from trainers.hegraph.utils.files import (
     writing_folder,
 )
 from trainers.hegraph.utils.reading import (
-    Part,
-    check,
+    StrictModel,
     parse_json,
     read_json,
     read_tensors,
@@ -38,6 +37,7 @@ from trainers.hegraph.utils.reading import (
     read_torch,
     read_yaml,
     reading,
+    validate,
 )
 
 
@@ -318,11 +318,11 @@ def test_tensors_that_cannot_be_computed_with_are_refused_wherever_they_are(tmp_
 
 
 def test_a_schema_converts_nothing_and_names_what_is_wrong():
-    class Point(Part):
+    class Point(StrictModel):
         x: float
         y: int
 
-    assert check(Point, {"x": 1, "y": 2}, "f") == Point(x=1.0, y=2) and check(list[int], [1], "f") == [1]
+    assert validate(Point, {"x": 1, "y": 2}, "f") == Point(x=1.0, y=2) and validate(list[int], [1], "f") == [1]
     for shape, value in ((Point, {"x": "1", "y": 2}), (Point, {"x": 1, "y": 2, "z": 3}), (list[int], ["1"])):
         with pytest.raises(UserError, match="^f: (x|z|0): "):
-            check(shape, value, "f")
+            validate(shape, value, "f")

@@ -25,8 +25,8 @@ from trainers.hegraph.utils.errors import (
     UserError,
     command,
     deferred_interrupts,
-    report,
-    say,
+    echo,
+    run_cli,
     show_messages,
     unknown,
 )
@@ -40,11 +40,11 @@ def raising(error: BaseException):
 
 
 def test_the_exit_code_is_what_the_work_returns_and_a_mistake_of_the_program_keeps_its_traceback(capsys):
-    assert [report(lambda: None), report(lambda: 0), report(lambda: 1)] == [0, 0, 1]
+    assert [run_cli(lambda: None), run_cli(lambda: 0), run_cli(lambda: 1)] == [0, 0, 1]
     assert capsys.readouterr() == ("", "")
     for error in (ValueError("a bug"), RuntimeError("a bug")):
         with pytest.raises(type(error), match="a bug"):
-            report(raising(error))
+            run_cli(raising(error))
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_the_exit_code_is_what_the_work_returns_and_a_mistake_of_the_program_kee
     ],
 )
 def test_a_mistake_and_what_the_machine_refuses_are_one_line_and_exit_code_2(capsys, raised, line):
-    assert report(raising(raised)) == 2
+    assert run_cli(raising(raised)) == 2
     out, error = capsys.readouterr()
     assert out == "" and error.startswith(line) and error.count("\n") == 1
 
@@ -72,12 +72,12 @@ def test_an_interrupt_is_no_traceback_whatever_follows_it_and_the_signals_are_gi
 
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     for work in (raising(KeyboardInterrupt()), half_an_import, lambda: signal.raise_signal(signal.SIGTERM)):
-        assert report(work) == 130
+        assert run_cli(work) == 130
         assert capsys.readouterr().err == f"\n{INTERRUPTED}\n"
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as SIGHUP is with nohup
     try:
-        assert report(lambda: signal.raise_signal(signal.SIGTERM)) == 0
+        assert run_cli(lambda: signal.raise_signal(signal.SIGTERM)) == 0
     finally:
         signal.signal(signal.SIGTERM, before[1])
 
@@ -106,7 +106,7 @@ def test_interrupt_lost_in_a_callback_ends_before_the_next_step(steps, capsys):
             done.append(step)
             interrupt_in_a_callback()
 
-    assert (report(work), len(done)) == (130, 1)
+    assert (run_cli(work), len(done)) == (130, 1)
 
 
 def test_second_interrupt_does_not_cut_a_clean_up_short(capsys):
@@ -120,8 +120,8 @@ def test_second_interrupt_does_not_cut_a_clean_up_short(capsys):
                 signal.raise_signal(signal.SIGINT)
                 cleaned.append(True)
 
-    assert (report(work), cleaned) == (130, [True])
-    assert report(lambda: signal.raise_signal(signal.SIGINT)) == 130
+    assert (run_cli(work), cleaned) == (130, [True])
+    assert run_cli(lambda: signal.raise_signal(signal.SIGINT)) == 130
 
 
 @pytest.mark.slow
@@ -144,19 +144,19 @@ def test_a_standard_output_that_cannot_be_written_is_one_line_and_a_reader_that_
     monkeypatch, capsys, error, code, line
 ):
     monkeypatch.setattr(sys, "stdout", Mock(encoding="utf-8", write=raising(error), fileno=raising(OSError())))
-    for work in (lambda: say("text"), lambda: Parser(prog="it").parse_args(["--help"])):
-        assert report(work) == code
+    for work in (lambda: echo("text"), lambda: Parser(prog="it").parse_args(["--help"])):
+        assert run_cli(work) == code
         said = capsys.readouterr().err
         assert said.startswith(line) and bool(said) == bool(line)
 
 
 def test_no_standard_output_at_all_is_one_line_and_a_character_that_a_terminal_lacks_is_escaped(monkeypatch, capsys):
     monkeypatch.setattr(sys, "stdout", None)
-    assert report(lambda: say("text")) == 2
+    assert run_cli(lambda: echo("text")) == 2
     assert capsys.readouterr().err.startswith("error: standard output is closed")
     terminal = io.TextIOWrapper(io.BytesIO(), encoding="latin-1")
     monkeypatch.setattr(sys, "stdout", terminal)
-    say("é — \udc80\n")
+    echo("é — \udc80\n")
     assert terminal.buffer.getvalue() == b"\xe9 \\u2014 \\udc80\n"
 
 

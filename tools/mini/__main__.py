@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from trainers.hegraph.backbones.identity import MINI_NAME
 from trainers.hegraph.backbones.loading import create_model
-from trainers.hegraph.utils.errors import report, show_messages
+from trainers.hegraph.utils.errors import run_cli, show_messages
 from trainers.hegraph.utils.files import atomic_path
 
 from .train import Settings, train
@@ -55,7 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code, 2 for a mistake of the user's."""
     args = parse_arguments(arguments)
     show_messages()
-    return report(lambda: retrain(args))
+    return run_cli(lambda: retrain(args))
 
 
 if __name__ == "__main__":

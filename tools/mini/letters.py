@@ -22,7 +22,7 @@ from trainers.hegraph.config_files import load_cfg
 from trainers.hegraph.experiments.tasks import ImageTask, load_image_task
 from trainers.hegraph.features.bank import FeatureBank
 from trainers.hegraph.features.extract import encode_prompts
-from trainers.hegraph.utils.errors import report
+from trainers.hegraph.utils.errors import run_cli
 
 LETTERS = string.ascii_uppercase + string.ascii_lowercase
 SIZES = range(10, 34, 4)  # of the font, in pixels
@@ -79,7 +79,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.mini.letters", description="Write two feature banks.")
     parser.add_argument("folder", type=Path, metavar="FOLDER")
     args = parser.parse_args(arguments)
-    return report(lambda: write_banks(args.folder))
+    return run_cli(lambda: write_banks(args.folder))
 
 
 if __name__ == "__main__":

@@ -63,8 +63,8 @@ def sample(items: list[WorkItem], count: int, seed: int) -> list[WorkItem]:
         if has_behaviour(mutation.start_pos, source):
             places.setdefault((str(path), mutation.start_pos), []).append(item)
     generator = random.Random(seed)
-    drawn = generator.sample(sorted(places), min(count, len(places)))
-    kept = {generator.choice(places[place]).job_id for place in sorted(drawn)}
+    sampled = generator.sample(sorted(places), min(count, len(places)))
+    kept = {generator.choice(places[place]).job_id for place in sorted(sampled)}
     return [item for item in items if item.job_id in kept]
 
 

@@ -16,8 +16,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .baselines import OTHERS, TRANSDUCTIVE_METHODS, load_method, method_options
-from .utils.errors import Parser, UserError, command, first_line, refuse_several_processes, report, say, unknown
+from .baselines import ALL_BASELINES, TRANSDUCTIVE_METHODS, load_method, method_options
+from .utils.errors import Parser, UserError, command, echo, first_line, refuse_several_processes, run_cli, unknown
 from .utils.option import NODE
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ SUBCOMMANDS = {
     "teach": ("teach.__main__", "show a page in the browser to teach a model with images in a folder"),
 }
 DESCRIPTION = "Trains and tests one seed. The flags are CoOp's; a sub-command in first place does something else."
-TRAINERS = ("HeGraphAdapter", *OTHERS)
+TRAINERS = ("HeGraphAdapter", *ALL_BASELINES)
 CHECKOUT = Path(__file__).parents[2]  # not resolved: with `install.sh --link`, this is CoOp's
 
 SELECT_ON = f"{NODE}.SELECT_ON"
@@ -102,7 +102,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 def obstacles_to_dassl(args: argparse.Namespace) -> list[str]:
     """What keeps Dassl from running this, as far as the flags tell; imports Dassl if nothing does."""
     name, several = args.trainer, os.environ.get("WORLD_SIZE", "1") != "1"
-    of_coop = name in OTHERS and load_method(name).trainer_of_coop
+    of_coop = name in ALL_BASELINES and load_method(name).trainer_of_coop
     checks = {
         f"{CHECKOUT} is no CoOp checkout (scripts/hegraph/install.sh puts this package into one)": not in_coop(),
         "--features needs no images, and so no Dassl": args.features is not None,
@@ -164,11 +164,11 @@ def check_flags(args: argparse.Namespace) -> None:
         raise UserError("--no-train encodes the images of a training, and --eval-only tests a model: give one of them")
     if not args.no_train:
         refuse_several_processes()
-    if args.load_epoch is not None and (not args.eval_only or args.trainer in OTHERS):
+    if args.load_epoch is not None and (not args.eval_only or args.trainer in ALL_BASELINES):
         raise UserError("--load-epoch goes with --eval-only and --model-dir of HeGraphAdapter")
-    if args.trainer in OTHERS and getattr(args, SELECT_ON):
+    if args.trainer in ALL_BASELINES and getattr(args, SELECT_ON):
         raise UserError(f"--select chooses HeGraphAdapter's values; {args.trainer} has none for it: leave it out")
-    if args.trainer in OTHERS and args.eval_only and (reason := load_method(args.trainer).not_saved):
+    if args.trainer in ALL_BASELINES and args.eval_only and (reason := load_method(args.trainer).not_saved):
         raise UserError(f"{args.trainer} leaves no model for --eval-only to test: {reason}; train it in every run")
 
 
@@ -178,7 +178,7 @@ def run_command(args: argparse.Namespace) -> None:
     cfg, of_dassl = configure(args)
     from .utils import processes
 
-    with processes.joined():
+    with processes.process_group():
         if of_dassl is None:
             from .experiments.run import run
 
@@ -190,7 +190,7 @@ def run_command(args: argparse.Namespace) -> None:
 
             record = run_in_coop(args, of_dassl)
         if record:
-            say(f"{summary(record)} -> {cfg.run.output_dir}\n")
+            echo(f"{summary(record)} -> {cfg.run.output_dir}\n")
             for line in next_commands(Path(cfg.run.output_dir)):
                 logger.info("%s", line)
 
@@ -246,11 +246,11 @@ def main(arguments: list[str] | None = None) -> int:
             raise UserError(f"no record can hold a name that is not UTF-8: {first_line(error)}") from error
         args = parse_arguments(arguments)
         if args.version:
-            say(f"{version()}\n")
+            echo(f"{version()}\n")
         else:
             run_command(args)
 
-    return report(train_and_test, several_processes=True)  # which --no-train allows
+    return run_cli(train_and_test, several_processes=True)  # which --no-train allows
 
 
 if __name__ == "__main__":

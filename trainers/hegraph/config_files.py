@@ -19,7 +19,7 @@ from .method.options import UNTRAINED, ModelOptions, TrainingFreeOptions
 from .training.options import TrainingOptions
 from .utils.errors import UserError, shown, unknown
 from .utils.option import LARGEST_FLOAT, NODE, OPEN, Option, options_of
-from .utils.reading import check, parse_json, read_yaml
+from .utils.reading import parse_json, read_yaml, validate
 
 Values = dict[str, Any]  # key -> value
 SELECTABLE = {
@@ -61,8 +61,8 @@ def load_cfg(
     for kind, file in ((DATA_SET, dataset_file), (METHOD, config_file)):
         if file:
             _merge_file(values, find_config_file(kind, file))
-    opts = check(list, [] if opts is None else opts, "options, a list [KEY, VALUE, ...]", convert=True)
-    flags = check(dict, {} if flags is None else flags, "flags, a dict from keys to values", convert=True)
+    opts = validate(list, [] if opts is None else opts, "options, a list [KEY, VALUE, ...]", convert=True)
+    flags = validate(dict, {} if flags is None else flags, "flags, a dict from keys to values", convert=True)
     _merge(values, [*flags.items(), *pairs_of(opts)])
     name = method[0] if method else "HeGraphAdapter"
     if values["TRAINER.NAME"] != name:  # whose options are not here
@@ -120,7 +120,7 @@ def flatten(tree: Mapping, prefix: str = "") -> Values:
 def _merge_file(values: Values, path: Path) -> None:
     tree = read_yaml(path, "a configuration")
     try:
-        _merge(values, flatten(check(dict, {} if tree is None else tree, "KEY: VALUE lines")).items())
+        _merge(values, flatten(validate(dict, {} if tree is None else tree, "KEY: VALUE lines")).items())
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
 

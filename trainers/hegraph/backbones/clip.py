@@ -239,18 +239,18 @@ def in_two_steps(transform: Transform) -> tuple[Sequence[Callable], Callable[[Te
 
 def draw_steps(steps: Sequence[Callable], image: Image.Image, seed: int) -> list[Callable]:
     """The steps of a transform as they are for one image: random ones draw from a generator with this seed."""
-    drawn: list[Callable] = []
+    sampled: list[Callable] = []
     with _DRAWING, torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         for step in steps:
             if isinstance(step, T.RandomResizedCrop):
                 box = zip(("top", "left", "height", "width"), step.get_params(image, [*step.scale], [*step.ratio]))
-                drawn.append(partial(resized_crop, **dict(box), size=step.size, interpolation=step.interpolation))
+                sampled.append(partial(resized_crop, **dict(box), size=step.size, interpolation=step.interpolation))
             elif not isinstance(step, T.RandomHorizontalFlip):
-                drawn.append(step)
+                sampled.append(step)
             elif torch.rand(1) < step.p:
-                drawn.append(hflip)
-    return drawn
+                sampled.append(hflip)
+    return sampled
 
 
 def encode_in_parts(encode: Callable[[Tensor], Tensor], batch: Tensor, at_once: int) -> Tensor:

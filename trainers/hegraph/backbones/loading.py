@@ -26,7 +26,7 @@ from torchvision import transforms as T
 
 from ..utils.devices import choose_device
 from ..utils.errors import UserError, first_line, unknown
-from ..utils.reading import check, read_tensors, read_torch, reading
+from ..utils.reading import read_tensors, read_torch, reading, validate
 from . import identity
 from .clip import Backbone, Preprocess, Tokenizer
 from .precision import to_bfloat16
@@ -70,8 +70,8 @@ def load_backbone(name: str, pretrained: str = "", device: str = "cpu", precisio
             weights that cannot be had, are damaged or of another model.
     """
     device = choose_device(device, "device")
-    name = identity.canonical_name(check(str, name, "name"))
-    source = find_source(name, check(str, pretrained, "pretrained"))
+    name = identity.canonical_name(validate(str, name, "name"))
+    source = find_source(name, validate(str, pretrained, "pretrained"))
     known_by = identity.backbone_identity(name, pretrained, precision, device)
     precision = identity.resolve_precision(precision, name, device)
     model, preprocess, tokenizer = build(source, "fp16" if precision == "fp16" else "fp32")

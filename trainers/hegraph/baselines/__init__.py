@@ -33,19 +33,19 @@ METHODS: dict[str, str] = {
 }
 # Transductive methods. They need `--unlabelled test`, and "all" does not include them
 TRANSDUCTIVE_METHODS: dict[str, str] = {"TransCLIP": "transductive", "ZLaP": "transductive", "StatA": "transductive"}
-OTHERS = METHODS | TRANSDUCTIVE_METHODS
+ALL_BASELINES = METHODS | TRANSDUCTIVE_METHODS
 
 
 def load_method(name: str) -> Method:
     """Import and create a method by its name, a key of `OTHERS`."""
-    return getattr(importlib.import_module(f".{OTHERS[name]}", __package__), name)()
+    return getattr(importlib.import_module(f".{ALL_BASELINES[name]}", __package__), name)()
 
 
 def method_options(name: str) -> tuple[str, dict[str, Any]] | None:
     """Return the name and the default options of a method for `load_cfg`; None for HeGraphAdapter."""
-    return (name, dict(load_method(name).defaults)) if name in OTHERS else None
+    return (name, dict(load_method(name).defaults)) if name in ALL_BASELINES else None
 
 
 def needs_backbone(name: str) -> bool:
     """Whether a method needs the CLIP backbone, so that it runs on images but not on a feature bank."""
-    return name in OTHERS and load_method(name).needs_backbone
+    return name in ALL_BASELINES and load_method(name).needs_backbone

@@ -8,8 +8,8 @@ from __future__ import annotations
 import logging
 import sys
 
-from ..utils.errors import Parser, command, report, say
-from . import OTHERS, TRANSDUCTIVE_METHODS, needs_backbone
+from ..utils.errors import Parser, command, echo, run_cli
+from . import ALL_BASELINES, TRANSDUCTIVE_METHODS, needs_backbone
 
 logger = logging.getLogger(__package__)  # __name__ is "__main__" here
 
@@ -21,11 +21,11 @@ def main(arguments: list[str] | None = None) -> int:
 
     def list_methods() -> None:
         args = parser.parse_args(arguments)
-        names = [name for name in OTHERS if not (args.from_bank and needs_backbone(name))]
-        say("".join(f"{name}\n" for name in [*names, "HeGraphAdapter"]))
+        names = [name for name in ALL_BASELINES if not (args.from_bank and needs_backbone(name))]
+        echo("".join(f"{name}\n" for name in [*names, "HeGraphAdapter"]))
         logger.info("these need --unlabelled test: %s", ", ".join(TRANSDUCTIVE_METHODS))
 
-    return report(list_methods)
+    return run_cli(list_methods)
 
 
 if __name__ == "__main__":

@@ -90,8 +90,8 @@ class FittedMethod:
     class_nodes: Tensor | None = None
     seconds: float = 0.0
     calibration: Calibration = field(default_factory=Calibration)
-    together: bool = False
-    heard: dict = field(default_factory=dict)
+    transductive: bool = False
+    adaptation: dict = field(default_factory=dict)
     unlabelled: Tensor | None = None
 
 

@@ -72,7 +72,7 @@ class TransductiveMethod(Method):
         def logits(features: Tensor) -> Tensor:
             return self.correct(features, base.logits(features), text, weights, options)
 
-        return FittedMethod(logits, num_parameters=base.num_parameters, together=True)
+        return FittedMethod(logits, num_parameters=base.num_parameters, transductive=True)
 
     @abstractmethod
     def correct(self, features: Tensor, logits: Tensor, text: Tensor, weights: Tensor, options: Options) -> Tensor:

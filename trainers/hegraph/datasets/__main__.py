@@ -14,7 +14,7 @@ from collections import Counter
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from ..utils.errors import Parser, UserError, command, printable, report, say, unknown
+from ..utils.errors import Parser, UserError, command, echo, printable, run_cli, unknown
 from ..utils.files import absolute
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; exit code 1 if a data set is incomplete, 2 for an error."""
-    return report(lambda: run(parse_arguments(arguments)))
+    return run_cli(lambda: run(parse_arguments(arguments)))
 
 
 def run(args: argparse.Namespace) -> int:
@@ -76,8 +76,8 @@ def show(name: str, state: State) -> int:
     """Print the state of a data set, and return its exit code: 0 if it is ready, else 1."""
     ready, lines = state
     first, *more = map(printable, lines)
-    say(f"{name:20} {'ready' if ready else 'not ready':10} {first}\n")
-    say("".join(f"{'':31} {line}\n" for line in more))
+    echo(f"{name:20} {'ready' if ready else 'not ready':10} {first}\n")
+    echo("".join(f"{'':31} {line}\n" for line in more))
     return int(not ready)
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..utils.errors import UserError, first_line
-from ..utils.reading import Name, check, read_json, read_text, reading
+from ..utils.reading import Name, read_json, read_text, reading, validate
 from .splits import SPLITS, Item, Pools, read_coop_pickle
 
 TRAIN_FRACTION, VAL_FRACTION = 0.5, 0.2  # of the images of a class, in a random split
@@ -148,7 +148,7 @@ def read_flowers(folder: Path, rng: random.Random, images: str) -> Pools:
     by_label: dict[int, list[str]] = defaultdict(list)
     for number, label in enumerate(read_mat(folder / "imagelabels.mat", "labels")[0], start=1):
         by_label[int(label)].append(f"{images}/image_{number:05d}.jpg")
-    names = check(dict[str, Name], read_json(folder / "cat_to_name.json"), f"{folder / 'cat_to_name.json'}")
+    names = validate(dict[str, Name], read_json(folder / "cat_to_name.json"), f"{folder / 'cat_to_name.json'}")
     return split_classes(((label - 1, names[str(label)], paths) for label, paths in by_label.items()), rng)
 
 

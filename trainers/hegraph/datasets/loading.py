@@ -21,7 +21,7 @@ from typing import Any
 
 from ..utils.errors import UserError, command, first_line, unknown
 from ..utils.files import absolute
-from ..utils.reading import check
+from ..utils.reading import validate
 from .base import Dataset, abbreviate, class_names
 from .digits import load_digits_dataset
 from .folder import class_name, read_class_folders, read_files, read_table
@@ -62,8 +62,8 @@ def load_dataset(name: str, root: str = "", seed: int = 1, rng: random.Random | 
         seed: Seed of a random split, if no split file exists.
         rng: Generator with this seed, which is advanced by splitting (default: a new one).
     """
-    entry = find_entry(check(str, name, "name"))
-    check(Path, root, "root", convert=True)
+    entry = find_entry(validate(str, name, "name"))
+    validate(Path, root, "root", convert=True)
     if entry is None:
         raise unknown("data set", name, ENTRIES)
     if entry.loader:
@@ -80,7 +80,7 @@ def load_few_shot(name: str, root: str, shots: int, seed: int, subsample: str = 
         seed: Seed of the protocol.
         subsample: "all", "base" or "new" classes.
     """
-    shots, seed = check(int, shots, "shots", convert=True), check(int, seed, "seed", convert=True)
+    shots, seed = validate(int, shots, "shots", convert=True), validate(int, seed, "seed", convert=True)
     if seed < 0:
         raise UserError(f"the few-shot protocol needs a seed from 0, got {seed}")
     rng = random.Random(seed)

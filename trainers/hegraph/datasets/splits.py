@@ -26,7 +26,7 @@ from pydantic import Field
 
 from ..utils.errors import UserError, unknown
 from ..utils.files import hash_file, write_json
-from ..utils.reading import Count, Finite, OpenPart, check, read_json, reading
+from ..utils.reading import Count, Finite, LenientModel, read_json, reading, validate
 
 logger = logging.getLogger(__name__)
 
@@ -121,13 +121,13 @@ def subsample_labels(labels: Collection[int], which: str) -> list[int]:
 _Row = Annotated[tuple[str, Count, str], Field(strict=False)]  # a list in JSON, with entries of these types
 
 
-class _SplitFile(OpenPart):
+class _SplitFile(LenientModel):
     train: list[_Row]
     val: list[_Row]
     test: list[_Row]
 
 
-class RandomSplit(OpenPart):
+class RandomSplit(LenientModel):
     """Record of how this program generated a split file.
 
     Attributes:
@@ -144,7 +144,7 @@ class RandomSplit(OpenPart):
 def read_split_file(path: Path, prefix: str) -> Pools:
     """Read a split file `split_zhou_*.json`, and prepend `prefix` to its paths."""
     form = "expected train, val and test, each a list of [path, label, class name]"
-    splits = check(_SplitFile, read_json(path), f"{path} is not a split file: {form}")
+    splits = validate(_SplitFile, read_json(path), f"{path} is not a split file: {form}")
     pools = {split: [Item(prefix + image, *of) for image, *of in getattr(splits, split)] for split in SPLITS}
     check_pools(pools, str(path))
     return pools

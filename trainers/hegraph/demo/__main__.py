@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..backbones.identity import AUTO, PRECISIONS
-from ..utils.errors import Parser, UserError, command, first_line, report, say
+from ..utils.errors import Parser, UserError, command, echo, first_line, run_cli
 from ..utils.files import OutputFolder
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def demo(args: argparse.Namespace) -> None:
         serve(partial(build_page, images, folder), args.host, args.port)
     else:
         write_space(images, folder, args.space, args.backbone, args.pretrained, args.precision)
-        say(f"{args.space}: a Space; upload it with: hf upload USER/NAME {args.space} --repo-type space\n")
+        echo(f"{args.space}: a Space; upload it with: hf upload USER/NAME {args.space} --repo-type space\n")
 
 
 def require_gradio() -> None:
@@ -118,7 +118,7 @@ def serve(build: Callable[[Path], Blocks], host: str, port: int, css: str = "", 
             enable_monitoring=False, theme=theme, css=CSS + css, **{"max_file_size": MAX_BYTES} | options,
         )  # fmt: skip
         try:
-            say(f"http://{host}:{port} shows the page; Ctrl+C ends it\n")
+            echo(f"http://{host}:{port} shows the page; Ctrl+C ends it\n")
             with suppress(KeyboardInterrupt):
                 threading.Event().wait()
         finally:
@@ -127,7 +127,7 @@ def serve(build: Callable[[Path], Blocks], host: str, port: int, css: str = "", 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code, 2 for a mistake of the user's."""
-    return report(lambda: demo(parse_arguments(arguments)))
+    return run_cli(lambda: demo(parse_arguments(arguments)))
 
 
 if __name__ == "__main__":

@@ -59,7 +59,7 @@ class Answers:
 
     def __init__(self, images: ImageModel, folder: Path, uploads: Path) -> None:
         self.images, self.folder, self.uploads = images, folder, uploads
-        self.drawn = self.scanned = is_of_digits(images.model)
+        self.sampled = self.scanned = is_of_digits(images.model)
 
     def __call__(self, value: Any) -> tuple:
         """Of the value of a canvas, or of an uploaded file, as Gradio describes it; "" or None where there is none. A
@@ -148,17 +148,17 @@ def canvas(name: str) -> gr.HTML:
 def _inputs(answers: Answers) -> list[tuple]:
     """The components where an image goes in, each with its event."""
     found: list[tuple] = []
-    if answers.drawn:
+    if answers.sampled:
         with gr.Tab("Draw"):
             drawing = canvas("drawing")
             found.append((drawing, drawing.input))
-    with gr.Tab("Image") if answers.drawn else gr.Column():
+    with gr.Tab("Image") if answers.sampled else gr.Column():
         image = gr.Image(
             label="Image: drop, paste or photograph one", type="filepath", image_mode=None, buttons=[],
             sources=["upload", "clipboard", "webcam"], height=320, elem_id="image",
         )  # fmt: skip
         found.append((image, image.change))
-        if answers.drawn:
+        if answers.sampled:
             dataset = load_digits_dataset()
             first = {item.classname: item for item in reversed(dataset.test)}
             scans = [str(answers.uploads / f"{name}.png") for name in CLASSNAMES]

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from ..utils.errors import Parser, UserError, command, number, report, say
+from ..utils.errors import Parser, UserError, command, echo, number, run_cli
 from ..utils.files import OutputFile
 
 ENDPOINT, MODEL = "https://api.openai.com/v1", "gpt-4o-mini"  # the defaults
@@ -60,7 +60,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 def describe(args: argparse.Namespace) -> int:
     """Runs the command; returns 1 if classes failed, else 0."""
     from ..features.tip import read_classnames  # torch and open_clip take seconds to import
-    from ..utils.reading import check, read_json
+    from ..utils.reading import read_json, validate
     from .collect import Collection, Texts, collect
 
     context = " ".join(args.context.split())
@@ -68,7 +68,7 @@ def describe(args: argparse.Namespace) -> int:
         raise UserError('--context is empty; say what the pictures are, such as "satellite photos of land use"')
     names, aliases = read_classnames(args.classes), {}
     if args.aliases:
-        aliases = check(Texts, read_json(args.aliases), f"{args.aliases} must hold {{class name: [alias, ...]}}")
+        aliases = validate(Texts, read_json(args.aliases), f"{args.aliases} must hold {{class name: [alias, ...]}}")
     collection = Collection(names, args.out, context, args.per_class, args.batch_size, aliases, args.model)
     questions = collection.batches(0)
     models = Counter(model for progress in collection.progress.values() for model in progress.models)
@@ -77,14 +77,14 @@ def describe(args: argparse.Namespace) -> int:
         logger.warning(said, model, models[model], args.model)
     if args.dry_run:
         if questions:
-            say(f"{collection.prompt(questions[0])}\n")
-        say(f"requests: {len(questions)}, classes: {len(collection.unfinished())}; nothing was asked\n")
+            echo(f"{collection.prompt(questions[0])}\n")
+        echo(f"requests: {len(questions)}, classes: {len(collection.unfinished())}; nothing was asked\n")
         return 0
     if questions:
         collect(collection, ChatClient(args).ask, args.tries)
     failed = collection.finish()
     num_classes = len(collection.classnames)
-    say(f"{args.out}: {num_classes - len(failed)} of {num_classes} classes have their sentences\n")
+    echo(f"{args.out}: {num_classes - len(failed)} of {num_classes} classes have their sentences\n")
     for name, problem in failed.items():
         logger.warning("failed, and tried again by the same command: %s: %s", name, problem)
     return int(bool(failed))
@@ -188,7 +188,7 @@ def read_key(endpoint: str, variable: str | None = None) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code: 1 if classes failed, 2 for a mistake of the user's."""
-    return report(lambda: describe(parse_arguments(arguments)))
+    return run_cli(lambda: describe(parse_arguments(arguments)))
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from ..backbones.clip import CONTEXT_LENGTH, count_tokens
 from ..prompts.sentences import normalise_name
 from ..utils.errors import UserError, shortened
 from ..utils.files import write_json
-from ..utils.reading import OpenPart, Part, check, read_json
+from ..utils.reading import LenientModel, StrictModel, read_json, validate
 
 LEAST_WORDS, MOST_WORDS = 8, 35
 OPENING_WORDS = 4
@@ -66,7 +66,7 @@ Table = Mapping[str, Sequence[str]]  # class name -> sentences or aliases
 Form = TypeVar("Form", Texts, "_Partial")
 
 
-class Progress(OpenPart):
+class Progress(LenientModel):
     """How far a class is: its good sentences, the models that wrote them, and what was wrong with the last answer."""
 
     model_config = ConfigDict(frozen=False)  # the sentences come one after the other
@@ -76,7 +76,7 @@ class Progress(OpenPart):
     problems: list[str] = Field(default_factory=list)
 
 
-class _Partial(Part):
+class _Partial(StrictModel):
     """All of `<out>.partial`."""
 
     context: str = ""
@@ -180,7 +180,7 @@ class Collection:
     def _read(self, path: Path, form: type[Form]) -> Form:
         """A file of an earlier run, or of the user's; nothing is in one that is not there."""
         value = read_json(path) if path.exists() else {}
-        content = check(form, value, f"{path} is not what this command writes; choose another --out")
+        content = validate(form, value, f"{path} is not what this command writes; choose another --out")
         for name in content.classes if isinstance(content, _Partial) else content:
             if name not in self.progress:
                 raise UserError(f"{path} holds {name!r}, which is not in --classes; choose another --out")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..backbones.identity import AUTO, PRECISIONS
-from ..utils.errors import Parser, UserError, command, printable, report, say
+from ..utils.errors import Parser, UserError, command, echo, printable, run_cli
 from ..utils.files import OutputFolder
 
 if TYPE_CHECKING:
@@ -70,10 +70,10 @@ def train_more(args: argparse.Namespace) -> int:
     model, gained = classifier.model_, Counter(y)
     for label, name, count in zip(classifier.classes_.tolist(), model.classnames, model.images or ()):
         if gained[label]:
-            say(printable(f"{name}: {gained[label]} more images, {count} in all") + "\n")
+            echo(printable(f"{name}: {gained[label]} more images, {count} in all") + "\n")
     if model.unlabelled:
-        say(f"the new model is adapted to the same {model.unlabelled} unlabelled images again\n")
-    say(f"{len(y)} images added, {len(model.classnames)} classes -> {out}\n")
+        echo(f"the new model is adapted to the same {model.unlabelled} unlabelled images again\n")
+    echo(f"{len(y)} images added, {len(model.classnames)} classes -> {out}\n")
     return 0
 
 
@@ -86,19 +86,19 @@ def new_images(classifier: HeGraphClassifier, dataset: Dataset) -> tuple[list[An
         UserError: If an image cannot be read, was taught as another class, or all were taught before; or if two classes
             of the model have one name.
     """
-    from .teaching import image_ids, lessons_of
+    from .teaching import image_ids, support_set_of
 
-    lessons = lessons_of(classifier.model_)
-    labels: dict[str, Any] = {name: label for label, name in lessons.by_label.items()}
-    if len(labels) < len(lessons.names):
+    support_set = support_set_of(classifier.model_)
+    labels: dict[str, Any] = {name: label for label, name in support_set.by_label.items()}
+    if len(labels) < len(support_set.names):
         raise UserError("the model has two classes of one name, so that their images cannot be told apart")
     for name in dataset.classnames:
         if name not in labels:
-            labels[name] = name if lessons.classes.dtype.kind == "U" else max(labels.values()) + 1
+            labels[name] = name if support_set.classes.dtype.kind == "U" else max(labels.values()) + 1
     files = dataset.root is not None and dataset.version is None
     found = [dataset.root / item.path if files else dataset.open(item.path) for item in dataset.train]  # type: ignore[operator]
-    of_rows = lessons.classes[lessons.labels.numpy()].tolist()
-    taught = {number: label for number, label in zip(lessons.ids.tolist(), of_rows) if number}
+    of_rows = support_set.classes[support_set.labels.numpy()].tolist()
+    taught = {number: label for number, label in zip(support_set.ids.tolist(), of_rows) if number}
     images, y = [], []
     for item, image, number in zip(dataset.train, found, image_ids(found).tolist()):
         label = labels[item.classname]
@@ -114,7 +114,7 @@ def new_images(classifier: HeGraphClassifier, dataset: Dataset) -> tuple[list[An
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code, as of `report`."""
-    return report(lambda: train_more(parse_arguments(arguments)))
+    return run_cli(lambda: train_more(parse_arguments(arguments)))
 
 
 if __name__ == "__main__":

@@ -26,13 +26,13 @@ from ..labels.suggest import suggest
 from ..models.folder import load_model, save_model
 from ..models.hub import find_model, push_model
 from ..models.images import ImageModel
-from ..models.lessons import Lessons
-from ..models.saved import SavedModel, hear
+from ..models.saved import SavedModel, adapt
+from ..models.support_set import SupportSet
 from ..utils.devices import choose_device
 from ..utils.errors import UserError
-from ..utils.reading import Size, check
+from ..utils.reading import Size, validate
 from .inputs import Names, as_array, checked_features, class_names, image_list, labelled, unit_rows, with_labels
-from .teaching import KEYS, Added, Teacher, image_ids, lessons_of
+from .teaching import KEYS, Added, Teacher, image_ids, support_set_of
 from .training import recipe_of
 
 BATCH = 256  # images that the backbone encodes at once
@@ -181,13 +181,13 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
             text_features, negative_text_features: Shape `[d]`; None has the backbone encode the name. Without images,
                 text features or a backbone are needed.
         """
-        label, name = check(Hashable, label, "label"), str(label) if name is None else name  # type: ignore[type-abstract]
+        label, name = validate(Hashable, label, "label"), str(label) if name is None else name  # type: ignore[type-abstract]
         if hasattr(self, "model_") and label in self._taught().by_label:
             raise UserError(f"there is a class {label!r} already; partial_fit adds images to it")
         text = text_features, negative_text_features
         rows = (None if features is None else np.atleast_2d(as_array(features)) for features in text)
         if X is not None:
-            num = len(check(InstanceOf[Sized], X, "X"))  # type: ignore[type-abstract]
+            num = len(validate(InstanceOf[Sized], X, "X"))  # type: ignore[type-abstract]
             return self.partial_fit(X, np.full(num, label), {label: name}, *rows)
         labels = np.array([label])
         check_classification_targets(labels)
@@ -195,10 +195,10 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
 
     def remove_class(self, label: Any) -> HeGraphClassifier:
         """Takes a class back, with its images. UserError if there is none or no other."""
-        lessons = self._taught()
-        kept = torch.ones(len(lessons.names), dtype=torch.bool)
-        kept[lessons.place(check(Hashable, label, "label"))] = False  # type: ignore[type-abstract]
-        return self._teach(lessons.of_classes(kept))
+        support_set = self._taught()
+        kept = torch.ones(len(support_set.names), dtype=torch.bool)
+        kept[support_set.place(validate(Hashable, label, "label"))] = False  # type: ignore[type-abstract]
+        return self._teach(support_set.of_classes(kept))
 
     def forget(self, X: Any, y: Any) -> HeGraphClassifier:
         """Takes images back. A class that loses its last one is known by its text alone or, without text, gone.
@@ -208,10 +208,10 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
                 the command line, which keeps no pixels, the folder knows the mean of the views of each image.
             y: Their labels. UserError if an image was not taught so, or nothing would be left.
         """
-        lessons = self._taught()
+        support_set = self._taught()
         X, y = labelled(self, X, y, reset=False)
         wanted = image_ids(X) if isinstance(X, list) else mean_over_views(unit_rows(X.swapaxes(0, 1)))
-        left = lessons.without(lessons.find(y.tolist(), wanted))
+        left = support_set.without(support_set.find(y.tolist(), wanted))
         return self._teach(left.of_classes(left.counts > 0) if left.positive is None else left)
 
     def adapt(self, U: Any) -> HeGraphClassifier:
@@ -240,13 +240,14 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
         logits = self._logits(X)
         return self.classes_[logits.argmax(dim=1).numpy()]
 
-    def is_known(self, X: Any, keep: float = 0.95) -> np.ndarray:
-        """Which images are taken to be of a class, booleans of shape `[n]`; `keep` is the share of its images to keep.
+    def is_known(self, X: Any, rate: float = 0.95) -> np.ndarray:
+        """Open-set rejection: which images are accepted as one of the classes, booleans of shape `[n]`.
 
-        UserError if the training could not tell how images of its classes score, or `keep` is no share.
+        `rate` is the fraction of images of known classes to accept. UserError if it is out of range, or the model has
+        no scores of known images.
         """
         logits = self._logits(X)
-        return self.model_.is_known(logits, keep).numpy()
+        return self.model_.is_known(logits, rate).numpy()
 
     def suggest(self, X: Any, n: int = 20) -> list[int]:
         """Positions of n images without labels that are to be labelled next, best first; of fewer images, all.
@@ -254,7 +255,7 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
         A class without labels gets a typical image; after that, classes with few labels get the one that is least sure.
         """
         check_is_fitted(self, "model_")
-        n = check(Size, n, "n", convert=True)
+        n = validate(Size, n, "n", convert=True)
         return suggest(self._fitted, self._encoded(X).cpu(), n)
 
     def label_issues(self, X: Any, y: Any) -> list[LabelIssue]:
@@ -277,7 +278,7 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
     def save_pretrained(self, directory: str | Path) -> None:
         """Writes the model folder, which the command line reads too. An older model is replaced, and nothing else."""
         check_is_fitted(self, "model_")
-        save_model(self.model_, check(Path, directory, "directory", convert=True))
+        save_model(self.model_, validate(Path, directory, "directory", convert=True))
 
     @classmethod
     def from_pretrained(
@@ -301,7 +302,7 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
             backbone, pretrained: Of images; None takes the backbone that the model names. Its features must be the
                 same ones.
         """
-        check(str, backbone or "", "backbone")
+        validate(str, backbone or "", "backbone")
         model = load_model(find_model(str(name), revision, token))
         if backbone is None and model.backbone.model:
             backbone, pretrained = model.backbone.model, model.backbone.pretrained
@@ -338,7 +339,7 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
             private: Whether a new repository is private.
         """
         check_is_fitted(self, "model_")
-        return push_model(self.model_, check(str, repo_id, "repo_id"), token, revision, private, commit_message)
+        return push_model(self.model_, validate(str, repo_id, "repo_id"), token, revision, private, commit_message)
 
     def __getstate__(self) -> dict:
         state = super().__getstate__()
@@ -373,25 +374,25 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
         own = self.text_features, self.negative_text_features
         return own[0] if positive is None else positive, own[1] if negative is None else negative
 
-    def _taught(self) -> Lessons:
+    def _taught(self) -> SupportSet:
         """What was taught. NotFittedError, or UserError as of `lessons_of`."""
         check_is_fitted(self, "model_")
-        return lessons_of(self._fitted)
+        return support_set_of(self._fitted)
 
-    def _teach(self, what: Added | Lessons, pool: Sequence[Any] = (), anew: bool = False) -> HeGraphClassifier:
+    def _teach(self, what: Added | SupportSet, pool: Sequence[Any] = (), anew: bool = False) -> HeGraphClassifier:
         """Trains on what is added to what was taught before, or on lessons that are left of it. All that teaches goes
         this way. `pool` are unlabelled images to hear, each entry as `X` of the class.
         """
         before = None if anew or not hasattr(self, "model_") else self._fitted
-        heard = None if before is None else self._heard_before()
+        adaptation = None if before is None else self._heard_before()
         loaded = None if before is None or self._image_model is None else self._image_model.backbone
         model, backbone = Teacher(self.get_params(deep=False), before, self._device(), loaded).teach(what)
-        assert model.lessons is not None
-        self.classes_, self.n_features_in_ = model.lessons.classes, model.classifier.width
+        assert model.support_set is not None
+        self.classes_, self.n_features_in_ = model.support_set.classes, model.classifier.width
         self.model_ = self._fitted = model
         self._image_model = None if backbone is None else ImageModel(model, backbone)
-        if pool or heard is not None:
-            self._hear(pool, heard)
+        if pool or adaptation is not None:
+            self._hear(pool, adaptation)
         return self
 
     def _heard_before(self) -> Tensor | None:
@@ -405,8 +406,8 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
             )
         return model.unlabelled_features
 
-    def _hear(self, pool: Sequence[Any], heard: Tensor | None = None) -> None:
+    def _hear(self, pool: Sequence[Any], adaptation: Tensor | None = None) -> None:
         """Adapts the trained model to unlabelled images: those of the pool or, without any, those of `heard`."""
-        features = torch.cat([self._encoded(U).cpu() for U in pool]) if pool else heard
+        features = torch.cat([self._encoded(U).cpu() for U in pool]) if pool else adaptation
         assert features is not None
-        self.model_, _ = hear(self._fitted, features, self._device())
+        self.model_, _ = adapt(self._fitted, features, self._device())

@@ -23,7 +23,7 @@ from sklearn.utils.validation import check_array, column_or_1d, validate_data
 from torch import Tensor
 
 from ..utils.errors import UserError, first_line
-from ..utils.reading import check
+from ..utils.reading import validate
 
 Source = str | os.PathLike | Image.Image  # an image that has still to be encoded
 Names = Mapping[Any, str] | Sequence[str]  # of classes: by their labels, or in the order of their sorted labels
@@ -165,7 +165,7 @@ def class_names(classes: np.ndarray, given: Names | None) -> list[str]:
                 f"y by their sorted labels ({', '.join(map(repr, labels[:3]))}, ...); got {given!r:.80}"
             )
         names = list(given)
-    names = check(list[Annotated[str, Field(pattern=r"\S")]], names, "classnames")
+    names = validate(list[Annotated[str, Field(pattern=r"\S")]], names, "classnames")
     if not isinstance(given, Mapping) and names != own and set(names) == set(own):
         raise UserError(
             f"classnames are the labels themselves in another order ({', '.join(names[:3])}, ...); leave them out, or "

@@ -24,8 +24,8 @@ from ..config import Config
 from ..datasets import Dataset, Item
 from ..datasets.images import open_any, reason
 from ..experiments.tasks import ImageTask
-from ..models.lessons import Lessons
 from ..models.saved import SavedModel
+from ..models.support_set import SupportSet
 from ..utils.errors import UserError, printable
 from ..utils.option import NODE
 from .inputs import text_nodes, unit_rows
@@ -61,16 +61,16 @@ class Added(NamedTuple):
     negative: Any = None
 
 
-def lessons_of(model: SavedModel) -> Lessons:
+def support_set_of(model: SavedModel) -> SupportSet:
     """What a model was taught; UserError if it does not know, or its labels do not tell its classes apart."""
-    if model.lessons is None:
+    if model.support_set is None:
         raise UserError(
             "the model cannot be taught more, since it did not keep its labelled images: it is of an earlier version, "
             "or none of HeGraphAdapter; train it again"
         )
-    if len(model.lessons.by_label) < len(model.classnames):
+    if len(model.support_set.by_label) < len(model.classnames):
         raise UserError("two classes of the model have one label, so that none can be changed; give fit labels")
-    return model.lessons
+    return model.support_set
 
 
 class Teacher:
@@ -87,12 +87,12 @@ class Teacher:
         self, parameters: Mapping[str, Any], before: SavedModel | None, device: str, loaded: Backbone | None = None
     ) -> None:
         self.parameters, self.before, self.device, self.loaded = parameters, before, device, loaded
-        self.known = None if before is None else lessons_of(before)
+        self.known = None if before is None else support_set_of(before)
         given = parameters["random_state"]
         generator = check_random_state(given)
         self.seed = int(given if isinstance(given, (int, np.integer)) else generator.randint(2**31 - 1))
 
-    def teach(self, what: Added | Lessons) -> tuple[SavedModel, Backbone | None]:
+    def teach(self, what: Added | SupportSet) -> tuple[SavedModel, Backbone | None]:
         """Trains on what is added to what was taught before, or on lessons that are left of it.
 
         Returns:
@@ -100,16 +100,16 @@ class Teacher:
         """
         if isinstance(what, Added):
             with self.configured(1) as cfg:
-                lessons, origin = self.join(what, cfg)
+                support_set, origin = self.join(what, cfg)
         else:
             assert self.before is not None
-            lessons, origin = what, Origin.of(self.before)
-        if not lessons.names:
+            support_set, origin = what, Origin.of(self.before)
+        if not support_set.names:
             raise UserError("no class would be left; fit begins anew")
-        with self.configured(int(lessons.counts.max())) as cfg:
-            return learn(lessons, origin, cfg, self.device), self.loaded
+        with self.configured(int(support_set.counts.max())) as cfg:
+            return learn(support_set, origin, cfg, self.device), self.loaded
 
-    def join(self, added: Added, cfg: Config) -> tuple[Lessons, Origin]:
+    def join(self, added: Added, cfg: Config) -> tuple[SupportSet, Origin]:
         """All lessons, and where they come from."""
         known = {} if self.known is None else self.known.by_label
         given = added.positive is not None or added.negative is not None
@@ -131,9 +131,9 @@ class Teacher:
         origin = Origin.of(self.before)
         if task is not None and not origin.backbone.model:
             origin = Origin.of_task(task, origin.logit_scale, origin.prompted)
-        return self.known.joined(more, fresh), origin._replace(prompted=origin.prompted and not given)
+        return self.known.process_group(more, fresh), origin._replace(prompted=origin.prompted and not given)
 
-    def encode(self, added: Added, fresh: bool, cfg: Config) -> tuple[Lessons, ImageTask | None]:
+    def encode(self, added: Added, fresh: bool, cfg: Config) -> tuple[SupportSet, ImageTask | None]:
         """What is added, and the task that has encoded it, if one was needed: for images, for names of classes that are
         `fresh`, or to know the backbone. Text nodes are None where they are made of the images.
         """
@@ -166,7 +166,7 @@ class Teacher:
             negative = encoded[1] if negative is None else negative
         if negative is None and positive is not None:
             negative = -positive
-        return Lessons(added.classes, tuple(names), features, labels, ids, positive, negative), task
+        return SupportSet(added.classes, tuple(names), features, labels, ids, positive, negative), task
 
     def image_task(
         self, images: Sequence[Any], labels: list[int], classnames: list[str], cfg: Config, opened: dict[str, int]

@@ -29,13 +29,13 @@ from ..features.extract import class_prompts
 from ..method.closed_form import OMEGA_NEW, TextPrior
 from ..method.graph import class_prototypes
 from ..method.unlabelled import ClassSums
-from ..models.lessons import Lessons, spread
 from ..models.saved import Backbone as BackboneConfig
 from ..models.saved import Preprocessing, Prompts, SavedModel
+from ..models.support_set import SupportSet, spread
 from ..training.memory import refuse_beyond_memory, training_bytes
 from ..utils.errors import UserError, first_line
 from ..utils.option import NODE
-from ..utils.reading import Positive, check
+from ..utils.reading import Positive, validate
 
 logger = logging.getLogger(__name__)
 
@@ -118,14 +118,14 @@ class Origin(NamedTuple):
             UserError: If `logit_scale` is no number above 0.
         """
         if logit_scale is not None:
-            logit_scale = check(Positive, logit_scale, "logit_scale", convert=True)
+            logit_scale = validate(Positive, logit_scale, "logit_scale", convert=True)
         if task is None:
             return cls(BackboneConfig(title="unknown"), None, logit_scale or CLIP_SCALE, False)
         scale = logit_scale or task.backbone.logit_scale
         return cls(task.backbone_config(), Preprocessing.of(task.backbone), scale, prompted)
 
 
-def learn(lessons: Lessons, origin: Origin, cfg: Config, device: str) -> SavedModel:
+def learn(support_set: SupportSet, origin: Origin, cfg: Config, device: str) -> SavedModel:
     """The model of what was taught, on the CPU; `device` computes.
 
     It is trained on the classes that have images, as the command line does, and those that have none join it by their
@@ -136,11 +136,11 @@ def learn(lessons: Lessons, origin: Origin, cfg: Config, device: str) -> SavedMo
         UserError: If nothing says what the classes look like, the training would take more memory than is free, or it
             diverges.
     """
-    seen, names = lessons.counts > 0, lessons.names
+    seen, names = support_set.counts > 0, support_set.names
     trains = bool(seen.sum() >= 2)
-    if not trains and lessons.positive is None and not seen.all():
+    if not trains and support_set.positive is None and not seen.all():
         raise UserError("without labelled images, text_features or a backbone has to say what the classes look like")
-    known = lessons.of_classes(seen) if trains else lessons
+    known = support_set.of_classes(seen) if trains else support_set
     task = task_of(known, origin, cfg)
     bank = task.bank().to(device)
     if trains:
@@ -149,7 +149,7 @@ def learn(lessons: Lessons, origin: Origin, cfg: Config, device: str) -> SavedMo
         if fitted.classifier is None or not fitted.classifier.weights.isfinite().all():
             raise UserError("the trained adapter holds NaN or infinite values; lower OPTIM.LR")
         fitted = calibrated(fitted, task, bank)
-        lessons = replace(lessons, state=spread(fitted.state, seen.nonzero().flatten(), len(names)))
+        support_set = replace(support_set, state=spread(fitted.state, seen.nonzero().flatten(), len(names)))
     else:
         bank = replace(bank, train_features=bank.train_features[:1, :0], train_labels=bank.train_labels[:0])
         fitted = load_method("ZeroShot").fit(bank, None, task.seed)
@@ -159,7 +159,7 @@ def learn(lessons: Lessons, origin: Origin, cfg: Config, device: str) -> SavedMo
     if origin.prompted:
         positive, negative = class_prompts(cfg.data.name or NO_NAME, names, cfg.encoding)
         prompts = Prompts(positive=positive, negative=negative)
-    labels = lessons.classes.tolist()
+    labels = support_set.classes.tolist()
     can_be_kept = all(isinstance(label, (bool, int, float, str)) for label in labels)
     about = {
         "method": model.method if trains else "ZeroShot",
@@ -172,12 +172,12 @@ def learn(lessons: Lessons, origin: Origin, cfg: Config, device: str) -> SavedMo
         "preprocessing": origin.preprocessing,
         "prompts": prompts,
         "labels": tuple(labels) if can_be_kept and labels != list(names) else None,
-        "lessons": lessons,
-        "images": tuple(lessons.counts.tolist()),
-        "image_ids": tuple(lessons.ids.tolist()) if lessons.ids.any() else None,
+        "support_set": support_set,
+        "images": tuple(support_set.counts.tolist()),
+        "image_ids": tuple(support_set.ids.tolist()) if support_set.ids.any() else None,
     }
     model = model.model_copy(update=about)
-    return with_named_classes(model, lessons, seen) if trains and not seen.all() else model
+    return with_named_classes(model, support_set, seen) if trains and not seen.all() else model
 
 
 def check_memory(bank: FeatureBank, batch: int, device: str) -> None:
@@ -190,28 +190,28 @@ def check_memory(bank: FeatureBank, batch: int, device: str) -> None:
     refuse_beyond_memory(sum(parts.values()) + 3 * 8 * num_images * num_classes, what, device)
 
 
-def task_of(lessons: Lessons, origin: Origin, cfg: Config) -> Task:
+def task_of(support_set: SupportSet, origin: Origin, cfg: Config) -> Task:
     """Lessons as the task of a feature bank. Text nodes that are not given are made of the images: a positive node is
     the mean of its class, a negative node the negative of the positive one.
     """
-    positive, labels, names = lessons.positive, lessons.labels, lessons.names
+    positive, labels, names = support_set.positive, support_set.labels, support_set.names
     if positive is None:
-        positive = class_prototypes(F.normalize(lessons.features.mean(dim=0), dim=-1), labels, names)
+        positive = class_prototypes(F.normalize(support_set.features.mean(dim=0), dim=-1), labels, names)
     bank = FeatureBank(
-        train_features=lessons.features,
+        train_features=support_set.features,
         train_labels=labels,
         text_positive=positive,
-        text_negative=-positive if lessons.negative is None else lessons.negative,
+        text_negative=-positive if support_set.negative is None else support_set.negative,
         classnames=list(names),
         dataset=cfg.data.name or NO_NAME,
         backbone=origin.backbone.title,
         logit_scale=origin.logit_scale,
     )
-    drawn = [[row, label, names[label]] for row, label in enumerate(labels.tolist())]
-    return Task(bank, cfg, cfg.run.seed, {"train": drawn, "val": []}, {"precision": origin.backbone.precision})
+    sampled = [[row, label, names[label]] for row, label in enumerate(labels.tolist())]
+    return Task(bank, cfg, cfg.run.seed, {"train": sampled, "val": []}, {"precision": origin.backbone.precision})
 
 
-def with_named_classes(model: SavedModel, lessons: Lessons, seen: Tensor) -> SavedModel:
+def with_named_classes(model: SavedModel, support_set: SupportSet, seen: Tensor) -> SavedModel:
     """A model that was trained on the classes `seen`, booleans of shape `[K]`, with the others of the lessons, which
     have a name but no image.
 
@@ -220,7 +220,7 @@ def with_named_classes(model: SavedModel, lessons: Lessons, seen: Tensor) -> Sav
     average. Without one, their messages in closed form weigh as much as those of the other classes: at the weight among
     classes that are all new, hardly an image would be predicted as theirs.
     """
-    positive, negative, transfer, scale = lessons.positive, lessons.negative, model.transfer, model.logit_scale
+    positive, negative, transfer, scale = support_set.positive, support_set.negative, model.transfer, model.logit_scale
     assert positive is not None and negative is not None and transfer is not None  # what has no image has text
     trained = model.classifier
     weights = scale * F.normalize(transfer.class_features(positive, negative), dim=-1)
@@ -231,7 +231,7 @@ def with_named_classes(model: SavedModel, lessons: Lessons, seen: Tensor) -> Sav
         weights, bias = weights + omega * scale * of_text, omega * scale * bias_of_text
     weights[seen] = trained.weights
     bias[seen] = 0.0 if trained.bias is None else trained.bias
-    sums = ClassSums.of(lessons.keys(), lessons.labels, len(seen))
+    sums = ClassSums.of(support_set.keys(), support_set.labels, len(seen))
     changed = replace(trained, weights=weights, bias=bias)
     if trained.keys is not None and trained.labels is not None:
         means = sums.sums[seen] / sums.counts[seen, None]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from ..baselines import OTHERS, load_method
+from ..baselines import ALL_BASELINES, load_method
 from ..config import Config
 from ..utils.errors import UserError, unknown
-from .tasks import POOL, TOGETHER, BankTask, Task
+from .tasks import POOL, TEST_SET, BankTask, Task
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ def check_training(task: Task) -> None:
 
 def check_method(cfg: Config, from_bank: bool) -> None:
     """Raise UserError if the method of a training run cannot do what is asked; the task may be `from_bank`."""
-    if cfg.run.trainer not in OTHERS:
+    if cfg.run.trainer not in ALL_BASELINES:
         return
     method = load_method(cfg.run.trainer)
     if method.needs_backbone and from_bank:
@@ -55,7 +55,7 @@ def check_unlabelled(task: Task, what: str) -> None:
     """Raise UserError if the unlabelled images that DATASET.UNLABELLED names are not there; none is opened. A warning
     where `what` is a keyword and the name of a file as well.
     """
-    if what in (POOL, TOGETHER) and Path(what).exists():
+    if what in (POOL, TEST_SET) and Path(what).exists():
         meaning = "the images that were not drawn" if what == POOL else "the test images"
         logger.warning("--unlabelled %s means %s of %s; for the path, write ./%s", what, meaning, task.name, what)
     task.unlabelled(what)

@@ -33,7 +33,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..baselines import OTHERS, load_method
+from ..baselines import ALL_BASELINES, load_method
 from ..baselines.base import FittedMethod
 from ..config import Config
 from ..config_files import candidates
@@ -60,7 +60,7 @@ BATCH = 1024  # images that a method classifies at once
 
 def fit(task: Task, bank: FeatureBank, checkpoints: Checkpoints) -> FittedMethod:
     """Fits the method that `TRAINER.NAME` names; checkpoints are HeGraphAdapter's, see `train_adapter`."""
-    if task.cfg.run.trainer in OTHERS:
+    if task.cfg.run.trainer in ALL_BASELINES:
         return fit_method(task, bank)
     if task.cfg.run.select_on == "val":
         return tune_on_val(task, bank, checkpoints)
@@ -169,7 +169,7 @@ def fitted_adapter(
         steps=training.steps,
         seconds=training.seconds,
         selected=selected or {},
-        transfer=reach_other_classes(transferable, model.logit_scale),
+        transfer=transfer_fn(transferable, model.logit_scale),
         classifier=folded,
         transfer_rule="adapter",
         transferable=transferable,
@@ -181,7 +181,7 @@ def fitted_adapter(
     )
 
 
-def reach_other_classes(adapter: TransferableAdapter, logit_scale: float) -> Callable[[FeatureBank], Tensor]:
+def transfer_fn(adapter: TransferableAdapter, logit_scale: float) -> Callable[[FeatureBank], Tensor]:
     """What maps a bank of other classes to the logits of its test images, as `FittedMethod.transfer`."""
     return lambda bank: adapter.logits(bank.features_to_classify, bank.text_positive, bank.text_negative, logit_scale)
 
@@ -189,10 +189,12 @@ def reach_other_classes(adapter: TransferableAdapter, logit_scale: float) -> Cal
 # The temperature
 
 
-Part = tuple[FeatureBank, Tensor]  # a bank without some training images, and which of the whole bank's these are, [N]
+HeldOut = tuple[
+    FeatureBank, Tensor
+]  # a bank without some training images, and which of the whole bank's these are, [N]
 
 
-def without_images(bank: FeatureBank, seed: int) -> Iterator[Part]:
+def without_images(bank: FeatureBank, seed: int) -> Iterator[HeldOut]:
     """Leaves out a part of the images of every class, then another part, until each was left out once."""
     folds = assign_folds(bank.train_labels, seed)
     for fold in range(int(folds.max()) + 1):
@@ -200,7 +202,7 @@ def without_images(bank: FeatureBank, seed: int) -> Iterator[Part]:
         yield replace(bank, train_features=bank.train_features[:, ~held], train_labels=bank.train_labels[~held]), held
 
 
-def without_classes(bank: FeatureBank, seed: int) -> Iterator[Part]:
+def without_classes(bank: FeatureBank, seed: int) -> Iterator[HeldOut]:
     """Leaves out one half of the classes, then the other half; none of fewer than four classes."""
     classes = list(range(len(bank.classnames)))
     if len(classes) < 4:
@@ -236,11 +238,11 @@ def classify_in_batches(classify: Classify, features: Tensor) -> Tensor:
 def calibrated(fitted: FittedMethod, task: Task, bank: FeatureBank) -> FittedMethod:
     """A method that was fitted to the bank of a task, with its temperature, unless CALIBRATE is "off"."""
     cfg, seed = task.cfg, task.seed
-    if cfg.run.calibrate == "off" or fitted.together:
+    if cfg.run.calibrate == "off" or fitted.transductive:
         return fitted
 
     def fit_again(part: FeatureBank) -> Classify:
-        if cfg.run.trainer in OTHERS:
+        if cfg.run.trainer in ALL_BASELINES:
             return fit_method(task, part).logits
         return train_adapter(Task(part, cfg, seed), part).logits
 

@@ -18,10 +18,10 @@ from ..baselines import load_method
 from ..baselines.base import FittedMethod
 from ..features.bank import FeatureBank
 from ..models.folder import save_model
-from ..models.lessons import Lessons
 from ..models.saved import NOT_TESTED, SavedModel, Scores, TrainedOn
+from ..models.support_set import SupportSet
 from ..results.records import (
-    KEEP,
+    OPEN_SET_RATE,
     PREDICTIONS,
     TEXT_NODES,
     CalibrationRecord,
@@ -29,8 +29,8 @@ from ..results.records import (
     RejectionRecord,
     RunRecord,
     TargetRecord,
-    write_beside,
     write_record,
+    write_tensors_with_classes,
 )
 from ..training.choice import accuracy, score
 from ..training.confidence import Calibration, confidence_scores, known_score
@@ -108,14 +108,14 @@ def write_outputs(
             save_model(model, folder.model_folder)
         else:
             name, reason = folder.task.cfg.run.trainer, "its prediction of a test image depends on the other ones"
-            reason = reason if fitted.together else load_method(name).not_saved
+            reason = reason if fitted.transductive else load_method(name).not_saved
             logger.info("%s saves no model folder: %s", name, reason)
     if fitted.text_nodes is not None:
         before, after = fitted.text_nodes
-        write_beside(folder.path / TEXT_NODES, tested.classnames, before=before, after=after)
+        write_tensors_with_classes(folder.path / TEXT_NODES, tested.classnames, before=before, after=after)
     if tested.logits is not None and tested.labels is not None:
         predicted, labels = tested.logits.argmax(dim=1).int(), tested.labels.int()
-        write_beside(folder.path / PREDICTIONS, tested.classnames, predicted=predicted, labels=labels)
+        write_tensors_with_classes(folder.path / PREDICTIONS, tested.classnames, predicted=predicted, labels=labels)
     values = record.model_dump(exclude_unset=True)
     write_record(folder.path, values)
     if folder.model is None:
@@ -156,7 +156,7 @@ def make_record(
         selected=origin.selected,
         rejection=rejection_on_test(tested.logits, fitted.calibration),
         targets=targets,
-        **fitted.heard,
+        **fitted.adaptation,
         **rule,
         adapter_from=None if folder.model is None else str(folder.model),
         epochs=fitted.epochs,
@@ -211,7 +211,7 @@ def rejection_on_test(logits: Tensor | None, calibration: Calibration) -> Reject
     known = calibration.known
     if known is None:
         return None
-    threshold, accepted = known.threshold(KEEP), None
+    threshold, accepted = known.threshold(OPEN_SET_RATE), None
     if logits is not None:
         scores = known_score(logits, calibration.temperature, known.score)
         accepted = 100 * (scores >= threshold).double().mean().item()
@@ -219,7 +219,7 @@ def rejection_on_test(logits: Tensor | None, calibration: Calibration) -> Reject
         score=known.score,
         fitted_on=known.fitted_on,
         num_images=known.num_images,
-        rate=KEEP,
+        rate=OPEN_SET_RATE,
         threshold=threshold,
         accepted=accepted,
     )
@@ -235,7 +235,7 @@ def make_model(
     if fitted.classifier is None:
         return None
     task, training, trainer = folder.task, Training.of_run(folder, bank, fitted), folder.task.cfg.run.trainer
-    backbone, preprocessing, prompts = task.made_of(bank)
+    backbone, preprocessing, prompts = task.encoding_metadata(bank)
     return SavedModel(
         classifier=fitted.classifier,
         text_positive=bank.text_positive.detach().cpu(),
@@ -252,8 +252,8 @@ def make_model(
         transfer_rule=fitted.transfer_rule,
         known=fitted.calibration.known,
         class_nodes=fitted.class_nodes,
-        labelled=None if fitted.heard else task.labelled(bank),
-        lessons=Lessons.of(bank, fitted.state) if trainer == "HeGraphAdapter" else None,
+        labelled=None if fitted.adaptation else task.labelled(bank),
+        support_set=SupportSet.of(bank, fitted.state) if trainer == "HeGraphAdapter" else None,
         images=None if trainer == "ZeroShot" else tuple(training.images or ()),
         unlabelled=0 if fitted.unlabelled is None else len(fitted.unlabelled),
         unlabelled_features=None if fitted.unlabelled is None else fitted.unlabelled.cpu(),

@@ -32,7 +32,7 @@ import torch
 from pydantic import InstanceOf
 from torch import Tensor
 
-from ..baselines import OTHERS, TRANSDUCTIVE_METHODS, load_method
+from ..baselines import ALL_BASELINES, TRANSDUCTIVE_METHODS, load_method
 from ..baselines.base import FittedMethod
 from ..config import OPTIONS, Config, is_filled
 from ..config_files import with_values
@@ -43,7 +43,7 @@ from ..method.model import HeGraphModel, TransferableAdapter
 from ..method.options import ModelOptions
 from ..method.unlabelled import ClassSums, adapt_to_unlabelled
 from ..models.folder import CONFIG, THUMBNAILS, load_model, save_model, write_thumbnails
-from ..models.saved import SavedModel, check_hearing
+from ..models.saved import SavedModel, check_adaptable
 from ..results.records import OTHER_CLASSES, SAME_CLASSES, SEMI_SUPERVISED, TRANSDUCTIVE, TargetRecord
 from ..training.choice import accuracy
 from ..training.confidence import Calibration
@@ -52,18 +52,18 @@ from ..utils import processes
 from ..utils.devices import available_device, wait_for
 from ..utils.errors import UserError
 from ..utils.files import hash_content
-from ..utils.reading import check
+from ..utils.reading import validate
 from .checks import check_training, check_unlabelled
-from .fitting import calibrated, classify_in_batches, fit, fitted_adapter, reach_other_classes, set_random_seed
+from .fitting import calibrated, classify_in_batches, fit, fitted_adapter, set_random_seed, transfer_fn
 from .record import Training, make_model, write_outputs
 from .run_folder import RunFolder, find_model_of_epoch, run_config
-from .tasks import POOL, TOGETHER, ImageTask, Task, Tested, match_classes, open_task, refuse_tested
+from .tasks import POOL, TEST_SET, ImageTask, Task, Tested, match_classes, open_task, refuse_tested
 
 logger = logging.getLogger(__name__)
 
 Show = Callable[[Tested], None]  # what the host does with what was tested, before the record is written
 # Keys that shaped a model of HeGraphAdapter, and that a test cannot change any more
-KEPT = tuple(key for key, option in OPTIONS.items() if option.shapes_model)
+MODEL_KEYS = tuple(key for key, option in OPTIONS.items() if option.shapes_model)
 
 
 def run(
@@ -94,7 +94,7 @@ def run(
         Locked: If another process is at work in the output folder.
         UserError: On anything else that the user can mend.
     """
-    check(InstanceOf[Config], cfg, "cfg")
+    validate(InstanceOf[Config], cfg, "cfg")
     bank_file, model_dir = (None if path is None else Path(path) for path in (bank_file, model_dir))  # may be text
     if model_dir is not None and not train:
         raise UserError("train=False encodes the images of a training, and model_dir names a model to test: give one")
@@ -122,13 +122,13 @@ def run(
 
 def draw_seed() -> int:
     """The seed of an unseeded run, below 2**31; the processes of `torchrun` share the one that the first draws."""
-    return processes.of_first(lambda: random.SystemRandom().randrange(2**31))
+    return processes.broadcast_from_rank0(lambda: random.SystemRandom().randrange(2**31))
 
 
 def leaves_model(cfg: Config) -> bool:
     """Whether a training run leaves a model folder."""
-    saved = cfg.run.trainer not in OTHERS or not load_method(cfg.run.trainer).not_saved
-    return saved and cfg.data.unlabelled != TOGETHER
+    saved = cfg.run.trainer not in ALL_BASELINES or not load_method(cfg.run.trainer).not_saved
+    return saved and cfg.data.unlabelled != TEST_SET
 
 
 def encode_only(folder: RunFolder) -> dict:
@@ -183,7 +183,7 @@ def test_and_finish(
     fitted = calibrated(fitted, task, bank)
     trained = TrainedMethod(name, fitted, bank.dataset, task.class_ids, bank.text_positive, bank.logit_scale)
     if unlabelled is not None:
-        trained = hear(trained, unlabelled, device)
+        trained = adapt(trained, unlabelled, device)
     tested = evaluate(trained, Task(bank, task.cfg, task.seed, class_ids=task.class_ids), device)
     if show is not None:
         show(tested)
@@ -225,7 +225,7 @@ class TrainedMethod:
         classifier, adapter = model.classifier.to(device), model.transfer
         if model.transfer_rule == "zero-shot":
             adapter = TransferableAdapter(ModelOptions(variant="base"), {})  # which leaves text features as they are
-        transfer = None if adapter is None else reach_other_classes(adapter.to(device), model.logit_scale)
+        transfer = None if adapter is None else transfer_fn(adapter.to(device), model.logit_scale)
         # No fit gives exactly 1: it stands for a model whose temperature was not fitted
         fitted_on = "nothing" if model.temperature == 1 else "model"
         fitted = FittedMethod(
@@ -273,49 +273,49 @@ def read_unlabelled(
     if found.backbone not in ("", backbone):
         raise UserError(f"{what} holds features of {found.backbone!r}, but the method's are of {backbone!r}")
     features = found.features()
-    if what != TOGETHER and (tested := task.test_features()[0]) is not None:
+    if what != TEST_SET and (tested := task.test_features()[0]) is not None:
         known = set(row_hashes(tested))
         refuse_tested([f"row {n}" for n, row in enumerate(row_hashes(features)) if row in known], len(features))
     if task.cfg.run.trainer in TRANSDUCTIVE_METHODS:
         return UnlabelledImages(what, features, None)
     width = features.shape[1] if labelled is None else labelled.sums.shape[1]
-    return UnlabelledImages(what, features, check_hearing(labelled, features, width, device))
+    return UnlabelledImages(what, features, check_adaptable(labelled, features, width, device))
 
 
-def hear(trained: TrainedMethod, unlabelled: UnlabelledImages, device: str | torch.device) -> TrainedMethod:
+def adapt(trained: TrainedMethod, unlabelled: UnlabelledImages, device: str | torch.device) -> TrainedMethod:
     """A method, with its temperature, that has adapted to unlabelled images on a device."""
     fitted, name, what = trained.fitted, trained.method, unlabelled.what
     if unlabelled.labelled is None:
         heard_of: dict[str, Any] = {"protocol": TRANSDUCTIVE, "unlabelled": {"images": what}}
-        return replace(trained, fitted=replace(fitted, heard=heard_of))
+        return replace(trained, fitted=replace(fitted, adaptation=heard_of))
     assert fitted.classifier is not None  # `check_method`
     features, labelled = unlabelled.features.to(device), unlabelled.labelled.to(device)
     started = time.monotonic()
     # Images with labels, as those of val, would tell zero-shot CLIP its temperature
     temperature = 1.0 if name == "ZeroShot" else fitted.calibration.temperature
     text, scale = trained.text_positive, trained.logit_scale
-    heard = adapt_to_unlabelled(fitted.classifier, labelled, text, features, scale, temperature)
+    adaptation = adapt_to_unlabelled(fitted.classifier, labelled, text, features, scale, temperature)
     wait_for(features.device)
     seconds = time.monotonic() - started
     logger.info("%d unlabelled images were heard in %.2f s", len(features), seconds)
-    class_prior = {name: round(value, 4) for name, value in asdict(heard.class_prior).items()}
+    class_prior = {name: round(value, 4) for name, value in asdict(adaptation.class_prior).items()}
     images = {
         "images": what,
         "num_images": len(features),
         "hash": hash_content(features.cpu()),
         "class_prior": class_prior,
     }
-    together, classifier = what == TOGETHER, heard.classifier
+    transductive, classifier = what == TEST_SET, adaptation.classifier
     fitted = replace(
         fitted,
-        logits=(lambda _: heard.logits) if together else classifier.logits,
-        classifier=None if together else classifier,
-        text_classifier=None if together or fitted.text_classifier is None else classifier.text_only(),
-        together=together,
+        logits=(lambda _: adaptation.logits) if transductive else classifier.logits,
+        classifier=None if transductive else classifier,
+        text_classifier=None if transductive or fitted.text_classifier is None else classifier.text_only(),
+        transductive=transductive,
         seconds=fitted.seconds + seconds,
         calibration=replace(fitted.calibration, known=None),  # known images score otherwise now
-        heard={"protocol": TRANSDUCTIVE if together else SEMI_SUPERVISED, "unlabelled": images},
-        unlabelled=None if together else features,
+        adaptation={"protocol": TRANSDUCTIVE if transductive else SEMI_SUPERVISED, "unlabelled": images},
+        unlabelled=None if transductive else features,
     )
     return replace(trained, fitted=fitted)
 
@@ -363,7 +363,7 @@ def evaluate(trained: TrainedMethod, target: Task, device: str | torch.device, r
 def _on_known_classes(fitted: FittedMethod, features: Tensor, elsewhere: bool) -> tuple[Tensor, Tensor]:
     """Logits of a method, and of its text classifier if it has one, which is all that counts on other data sets."""
     if fitted.text_classifier is None or fitted.classifier is None:
-        logits = fitted.logits(features) if fitted.together else classify_in_batches(fitted.logits, features)
+        logits = fitted.logits(features) if fitted.transductive else classify_in_batches(fitted.logits, features)
         return logits, logits
     parts = (fitted.text_classifier if elsewhere else fitted.classifier).parts(features)
     return fitted.classifier.combine(parts), parts.text
@@ -434,11 +434,11 @@ def check_configuration(model: SavedModel, cfg: Config) -> None:
     there = dict(before)
     if ours and model.trained_on.selected:  # on val
         said = [model.trained_on.selected.get(name) for name in ("keys", "value")]
-        keys, values = check(tuple[list[str], list], tuple(said), "the model does not say what was chosen on val")
+        keys, values = validate(tuple[list[str], list], tuple(said), "the model does not say what was chosen on val")
         with_chosen = run_config(with_values(cfg, dict(zip(keys, values))))
         there |= {key: with_chosen.get(key) for key in keys}
     for key, value in before.items():
-        kept = key in KEPT if ours else key.startswith(prefix)
+        kept = key in MODEL_KEYS if ours else key.startswith(prefix)
         if kept and here.get(key) not in (there[key], value) and not is_filled(cfg, key):
             raise UserError(
                 f"the model was trained by another recipe, and keeps it: {key} {there[key]}, not {here.get(key)}; to "
@@ -469,7 +469,7 @@ def test_model(cfg: Config, bank_file: Path | None, folder: Path, epoch: int | N
         source = open_task(as_trained, bank_file, model.trained_on.seed, device) if what == POOL else target
         check_unlabelled(source, what)
         unlabelled = read_unlabelled(target, source, model.labelled, model.backbone.title, device)
-        trained = hear(trained, unlabelled, device)
+        trained = adapt(trained, unlabelled, device)
     return run_folder.do(lambda: test_and_write(run_folder, model, trained, device))
 
 

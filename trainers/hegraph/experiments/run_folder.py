@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 
 from ..backbones.identity import AUTO
-from ..baselines import OTHERS, TRANSDUCTIVE_METHODS
+from ..baselines import ALL_BASELINES, TRANSDUCTIVE_METHODS
 from ..config import OPTIONS, Config
 from ..models.folder import CONFIG, TENSORS, check_place, find_model_folder, model_files
 from ..prompts.sentences import description_file
@@ -25,7 +25,7 @@ from ..utils.files import check_not_read, hash_file, hash_json, write_json
 from ..utils.option import NODE
 from ..utils.reading import reading
 from .lock import lock_folder
-from .tasks import TOGETHER, Task
+from .tasks import TEST_SET, Task
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ def run_config(cfg: Config, precision: str = AUTO) -> dict[str, object]:
     transductive method with BASE HeGraphAdapter does, too. `precision` replaces PREC auto.
     """
     name = cfg.run.trainer
-    trains_adapter = name not in OTHERS or (name in TRANSDUCTIVE_METHODS and cfg.method.BASE == "HeGraphAdapter")
+    trains_adapter = name not in ALL_BASELINES or (name in TRANSDUCTIVE_METHODS and cfg.method.BASE == "HeGraphAdapter")
     flat: dict[str, object] = {}
     for key, value in sorted(cfg.values.items()):
         if key == "DATASET.UNLABELLED" and not value:  # absent from the records of earlier versions
@@ -97,7 +97,7 @@ class RunFolder:
             with reading(self.model / CONFIG, "a model"):
                 return hash_json(inputs | {"model": hash_json([hash_file(self.model / n) for n in (CONFIG, TENSORS)])})
         unlabelled = self.task.cfg.data.unlabelled
-        if unlabelled not in ("", TOGETHER):  # the identity of the task covers test images
+        if unlabelled not in ("", TEST_SET):  # the identity of the task covers test images
             inputs["unlabelled"] = self.task.unlabelled(unlabelled).identity()
         return hash_json(inputs | {"split": self.task.split})
 

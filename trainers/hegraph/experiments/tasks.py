@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-POOL, TOGETHER = "pool", "test"  # what DATASET.UNLABELLED says of images of the task's own data set
+POOL, TEST_SET = "pool", "test"  # what DATASET.UNLABELLED says of images of the task's own data set
 NO_POOL = "{} has no images left for --unlabelled pool: all are drawn or for testing; give fewer --shots, or a path"
 Split = dict[str, list[list]]  # "train" and "val", each rows of [path or bank row, label, class name]
 
@@ -146,7 +146,7 @@ class Task:
         products = products_with_cache(bank.train_features, bank.cache_keys()) if full else None
         return BankBatches(bank.train_features, bank.train_labels, self.cfg.data.batch_size, self.seed, products)
 
-    def made_of(self, bank: FeatureBank) -> tuple[BackboneConfig, Preprocessing | None, Prompts | None]:
+    def encoding_metadata(self, bank: FeatureBank) -> tuple[BackboneConfig, Preprocessing | None, Prompts | None]:
         """How the features of its bank were made, as a model folder says it."""
         known = {} if bank.encoder is None else bank.encoder.model_dump()
         return BackboneConfig(title=bank.backbone, **known), None, None
@@ -169,7 +169,7 @@ class Task:
         training images of the task's classes that were not drawn, and the validation images; or a folder or CSV file.
         UserError without any.
         """
-        if what == TOGETHER:
+        if what == TEST_SET:
             if not self.has_test:
                 raise UserError(f"{self.name} has no test images; give --unlabelled {POOL}, or a path")
             return Unlabelled(lambda: None, lambda: cast(Tensor, self.test_features()[0]))
@@ -209,8 +209,8 @@ class BankTask(Task):
         self.selection = sample_few_shot(labels["train"], labels["val"], cfg.data.shots, random.Random(seed))
         # Where all classes are asked for, one without images stays here and is an error later
         of_all = cfg.data.classes == "all"
-        drawn = range(len(file.classnames)) if of_all else {labels["train"][row] for row in self.selection.train}
-        self.kept = subsample_labels(drawn, cfg.data.classes)  # labels in the file of the classes of this task
+        sampled = range(len(file.classnames)) if of_all else {labels["train"][row] for row in self.selection.train}
+        self.kept = subsample_labels(sampled, cfg.data.classes)  # labels in the file of the classes of this task
         self.classnames = [file.classnames[label] for label in self.kept]
         self.class_ids = ids_of_names(self.classnames)
         new = {label: position for position, label in enumerate(self.kept)}
@@ -376,7 +376,7 @@ class ImageTask(Task):
         return extract.encode_task(dataset, self.backbone, self.cfg.encoding, self.seed, self._folder)
 
     def unlabelled(self, what: str) -> Unlabelled:
-        if what == TOGETHER or what.endswith(SUFFIX):
+        if what == TEST_SET or what.endswith(SUFFIX):
             return super().unlabelled(what)
         if what == POOL:
             data, used = self.cfg.data, {item.path for item in (*self.dataset.train, *self.dataset.test)}
@@ -405,7 +405,7 @@ class ImageTask(Task):
         """The backbone, as a model folder names it."""
         return BackboneConfig.of(self.backbone, self.cfg.backbone.name, self.cfg.backbone.pretrained)
 
-    def made_of(self, bank: FeatureBank) -> tuple[BackboneConfig, Preprocessing, Prompts]:
+    def encoding_metadata(self, bank: FeatureBank) -> tuple[BackboneConfig, Preprocessing, Prompts]:
         positive, negative = extract.class_prompts(self.name, self.classnames, self.cfg.encoding)
         prompts = Prompts(positive=positive, negative=negative)
         return self.backbone_config(), Preprocessing.of(self.backbone), prompts
@@ -460,10 +460,10 @@ def open_task(cfg: Config, bank_file: Path | None, seed: int, device: str, only_
             other data sets are to be tested with predictions of the test images together.
     """
     what, method = cfg.data.unlabelled, cfg.run.trainer
-    if method in TRANSDUCTIVE_METHODS and what != TOGETHER:
-        raise UserError(f"{method} predicts all test images together: give --unlabelled {TOGETHER}, got {what!r}")
-    if what == TOGETHER and (cfg.data.target_domains or cfg.data.target_datasets):
-        raise UserError(f"--unlabelled {TOGETHER} reaches no other data set; leave out the targets, or give {POOL}")
+    if method in TRANSDUCTIVE_METHODS and what != TEST_SET:
+        raise UserError(f"{method} predicts all test images together: give --unlabelled {TEST_SET}, got {what!r}")
+    if what == TEST_SET and (cfg.data.target_domains or cfg.data.target_datasets):
+        raise UserError(f"--unlabelled {TEST_SET} reaches no other data set; leave out the targets, or give {POOL}")
     if bank_file is None:
         return load_image_task(cfg, seed, device, only_test)
     if not only_test:

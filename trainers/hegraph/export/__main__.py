@@ -9,7 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from ..utils.errors import Parser, UserError, command, report, say
+from ..utils.errors import Parser, UserError, command, echo, run_cli
 from ..utils.files import OutputFile, check_output
 
 
@@ -51,7 +51,7 @@ def export(args: argparse.Namespace) -> None:
         backbone = ImageModel.load(model, "cpu", args.backbone, args.pretrained, "fp32").backbone
         model = model.model_copy(update={"preprocessing": Preprocessing.of(backbone)})
     logits, probabilities = write_onnx(model, backbone, args.onnx, args.fp16)
-    say(
+    echo(
         f"{args.onnx}: {args.onnx.stat().st_size / 1e6:.2f} MB; largest difference from torch: logits {logits:.1e} of "
         f"the largest, probabilities {probabilities:.1e}\n"
     )
@@ -59,7 +59,7 @@ def export(args: argparse.Namespace) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code, 2 for a mistake of the user's."""
-    return report(lambda: export(parse_arguments(arguments)))
+    return run_cli(lambda: export(parse_arguments(arguments)))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..backbones.identity import AUTO, PRECISIONS
-from ..utils.errors import Parser, UserError, command, refuse_several_processes, report, say
+from ..utils.errors import Parser, UserError, command, echo, refuse_several_processes, run_cli
 from ..utils.files import OutputFile, atomic_path
 from ..utils.option import NODE
 
@@ -54,12 +54,12 @@ def extract_command(args: argparse.Namespace) -> None:
     flags = {"DATASET.NUM_SHOTS": -1} | ({"DATASET.ROOT": args.root} if args.root else {})
     flags |= {f"{NODE}.PREC": args.precision} if args.precision else {}
     cfg = load_cfg(args.dataset_config_file, args.config_file, flags, args.opts)
-    with processes.joined():
+    with processes.process_group():
         load_image_task(cfg, max(cfg.run.seed, 0), available_device(cfg.run.use_cuda)).write_bank(args.out)
         if processes.rank() == 0:
             file = BankFile(args.out)
             sizes = ", ".join(f"{len(labels)} {split}" for split, labels in file.labels.items())
-            say(f"{args.out}: {sizes} images, {len(file.classnames)} classes\n")
+            echo(f"{args.out}: {sizes} images, {len(file.classnames)} classes\n")
 
 
 def import_tip_command(args: argparse.Namespace) -> None:
@@ -83,7 +83,7 @@ def import_tip_command(args: argparse.Namespace) -> None:
     with atomic_path(args.out) as temporary:  # the file is renamed into place only if it loads
         bank.save(temporary)
         bank = load_bank(temporary)
-    say(f"{args.out}: {len(bank.train_labels)} training images, {len(bank.classnames)} classes\n")
+    echo(f"{args.out}: {len(bank.train_labels)} training images, {len(bank.classnames)} classes\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -95,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             refuse_several_processes()
         args.run(args)
 
-    return report(run, several_processes=True)
+    return run_cli(run, several_processes=True)
 
 
 if __name__ == "__main__":

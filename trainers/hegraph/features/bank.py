@@ -28,7 +28,7 @@ from torch import Tensor
 from ..datasets.splits import SPLITS, FewShotSample, subsample_labels
 from ..utils.errors import UserError
 from ..utils.files import file_version, hash_content, hash_file, write_tensors
-from ..utils.reading import Name, OpenPart, Part, Positive, check, reading
+from ..utils.reading import LenientModel, Name, Positive, StrictModel, reading, validate
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ OPENAI_VIT_B32_NORM = 9.9
 OPENAI_VIT_B32 = re.compile(r"ViT-B[-/]32(-quickgelu)?/openai", re.IGNORECASE)  # names in banks
 
 
-class Encoder(Part):
+class Encoder(StrictModel):
     """Frozen CLIP model that encoded the features.
 
     Attributes:
@@ -65,7 +65,7 @@ class Encoder(Part):
     fingerprint: dict[str, str]
 
 
-class Metadata(OpenPart):
+class Metadata(LenientModel):
     """Metadata of the file of a bank."""
 
     classnames: Json[list[Name]]
@@ -310,7 +310,7 @@ def _read_layout(path: Path, names: Collection[str]) -> dict[str, tuple[int, lis
 
 def load_bank(path: Path) -> FeatureBank:
     """Read and check a whole feature bank; errors as for `BankFile` and `BankFile.features`."""
-    return sample_bank(BankFile(check(Path, path, "path", convert=True)))
+    return sample_bank(BankFile(validate(Path, path, "path", convert=True)))
 
 
 def sample_bank(file: BankFile, sample: FewShotSample | None = None) -> FeatureBank:

@@ -132,7 +132,9 @@ def encode_images(backbone: Backbone, images: ImageViews, options: EncodingOptio
 def _encode(backbone: Backbone, images: ImageViews, options: EncodingOptions, path: Path, key: str, name: str) -> None:
     """Encode the missing chunks, with all processes of `torchrun`, and concatenate all chunks in `path`."""
     chunks = split_into_chunks(len(images), options.batch_size)
-    missing = processes.of_first(lambda: [chunk for chunk in chunks if not is_valid(_chunk_file(path, chunk), key)])
+    missing = processes.broadcast_from_rank0(
+        lambda: [chunk for chunk in chunks if not is_valid(_chunk_file(path, chunk), key)]
+    )
     done = len(images) - sum(map(len, missing))
     mine = missing[processes.rank() :: processes.world_size()]
     if done:
@@ -268,7 +270,7 @@ def load_or_encode(folder: Path, name: str, key: str, encode: Callable[[Path], N
         encode: Function that writes the file in the first process; all processes call it.
     """
     path = folder / f"{name}-{key[:16]}.safetensors"
-    if not processes.of_first(lambda: is_valid(path, key)):
+    if not processes.broadcast_from_rank0(lambda: is_valid(path, key)):
         encode(path)
         if processes.rank() == 0:
             shutil.rmtree(path.with_suffix(CHUNKS), ignore_errors=True)

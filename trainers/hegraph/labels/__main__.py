@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from ..backbones.identity import AUTO, DEFAULT_BACKBONE, PRECISIONS
 from ..predict.__main__ import chosen_format, whole
 from ..predict.files import FORMATS, REPLACED, Row, aligned, check_inputs, csv_line, image_paths, utf8
-from ..utils.errors import Parser, UserError, command, report
+from ..utils.errors import Parser, UserError, command, run_cli
 from ..utils.files import OutputFile, check_output
 from ..utils.option import NODE
 from . import SUSPICIOUS
@@ -156,7 +156,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         args = parse_arguments(arguments)
         return int(args.run(args) > 0)
 
-    return report(run)
+    return run_cli(run)
 
 
 if __name__ == "__main__":

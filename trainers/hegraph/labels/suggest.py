@@ -39,8 +39,8 @@ def suggest(model: SavedModel, features: Tensor, number: int) -> list[int]:
     text, labelled, temperature = model.text_positive, model.labelled, model.temperature
     if labelled is None:
         labelled = ClassSums.of(features[:0], torch.zeros(0, dtype=torch.long), len(text))
-    heard = adapt_to_unlabelled(model.classifier, labelled, text, features, model.logit_scale, temperature)
-    edges = (heard.logits / temperature).softmax(dim=1)
+    adaptation = adapt_to_unlabelled(model.classifier, labelled, text, features, model.logit_scale, temperature)
+    edges = (adaptation.logits / temperature).softmax(dim=1)
     return choose(edges, typicality(edges, features, labelled), labelled.counts, number)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-from ..utils.option import NODE, POSITIVE_BY_SHOTS, ROWS, Option, option
+from ..utils.option import NODE, POSITIVE_BY_SHOTS, SHOT_ROWS, Option, option
 from .relations import REFINED, RELATIONS, RelationType
 
 VARIANTS = ("base", "training_free", "T-N", "T-P", "T", "full")
@@ -37,9 +37,11 @@ class ClosedFormOptions:
 class TrainingFreeOptions:
     """Constants of the closed-form head in the training-free variant, as rows `[from this many shots, value]`."""
 
-    kappa: float = _by_shots(4.0, f"{FREE}.KAPPA", f"{KAPPA}; {ROWS}", configured=[[1, 4.0], [2, 2.0]])
+    kappa: float = _by_shots(4.0, f"{FREE}.KAPPA", f"{KAPPA}; {SHOT_ROWS}", configured=[[1, 4.0], [2, 2.0]])
     rho: float = _model_option(0.3, f"{FREE}.RHO", RHO, above=0)
-    omega: float = _by_shots(0.15, f"{FREE}.OMEGA", f"{OMEGA}; {ROWS}", configured=[[1, 0.15], [8, 0.3], [16, 0.4]])
+    omega: float = _by_shots(
+        0.15, f"{FREE}.OMEGA", f"{OMEGA}; {SHOT_ROWS}", configured=[[1, 0.15], [8, 0.3], [16, 0.4]]
+    )
 
 
 def metapath_options() -> dict[str, Option]:

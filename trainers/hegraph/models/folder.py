@@ -28,10 +28,10 @@ from ..method.unlabelled import ClassSums
 from ..utils.errors import UserError
 from ..utils.files import hash_content, whole_folder, write_json, write_tensors, writing_folder
 from ..utils.option import option_of
-from ..utils.reading import Finite, Part, Size, read_json, read_tensors, reading
+from ..utils.reading import Finite, Size, StrictModel, read_json, read_tensors, reading
 from .card import model_card
-from .lessons import Lessons
-from .saved import Described, SavedModel
+from .saved import ModelMetadata, SavedModel
+from .support_set import SupportSet
 
 logger = logging.getLogger(__name__)
 
@@ -56,19 +56,19 @@ SHAPES = {
 PARAMETERS = {f"{TRANSFER}weight": "dd", f"{TRANSFER}metapath": ""}
 PARAMETERS |= {f"{STATE}weight": "dd", f"{STATE}bias": "Kd", f"{STATE}metapath": ""}
 WHOLE = ("labels", "labelled.labels")  # tensors of whole numbers
-KEPT = (".json", ".safetensors", ".md", ".jpg", ".pt")
+MODEL_FILE_TYPES = (".json", ".safetensors", ".md", ".jpg", ".pt")
 MAX_SIDE = 64  # pixels of a thumbnail
 MAX_BYTES = 32_768  # of its file; JPEGs of this size have about 3,000
 
 
-class Fusion(Part):
+class Fusion(StrictModel):
     """How the two classifiers are added: `alpha` weighs the cache, whose affinities have the sharpness `beta`."""
 
     alpha: Finite
     beta: Finite
 
 
-class AdapterTransfer(Part):
+class AdapterTransfer(StrictModel):
     """Other classes are reached by message passing among text nodes with the trained `W`."""
 
     rule: Literal["adapter"]
@@ -88,14 +88,14 @@ class AdapterTransfer(Part):
         return found
 
 
-class OtherTransfer(Part):
+class OtherTransfer(StrictModel):
     """Other classes are reached as by zero-shot CLIP, or not at all."""
 
     rule: Literal["zero-shot", "none"]
     options: dict[str, Any]
 
 
-class ModelConfig(Described):
+class ModelConfig(ModelMetadata):
     """Schema of `config.json`: metadata of the model, and the width, the hash and the meaning of its tensors."""
 
     format: Literal["hegraph-model"] = "hegraph-model"
@@ -118,7 +118,7 @@ def save_model(model: SavedModel, folder: Path) -> None:
     check_place(folder)
     tensors = _tensors(model)
     config = ModelConfig.model_validate(
-        {name: getattr(model, name) for name in Described.model_fields}
+        {name: getattr(model, name) for name in ModelMetadata.model_fields}
         | {
             "width": model.classifier.width,
             "fusion": {"alpha": model.classifier.alpha, "beta": model.classifier.beta},
@@ -148,10 +148,10 @@ def _tensors(model: SavedModel) -> dict[str, Tensor]:
             found |= {f"{MESSAGES}{name}": tensor for name, tensor in asdict(model.transfer.messages).items()}
     if model.labelled is not None:
         found |= {f"{LABELLED}{name}": tensor.float() for name, tensor in asdict(model.labelled).items()}
-    if (lessons := model.lessons) is not None:
-        found |= {f"{LABELLED}features": lessons.keys(), f"{LABELLED}labels": lessons.labels}
-        found |= {f"{LABELLED}{name}": getattr(lessons, name) for name in ("positive", "negative")}
-        found |= {f"{STATE}{name}": tensor for name, tensor in lessons.state.items()}
+    if (support_set := model.support_set) is not None:
+        found |= {f"{LABELLED}features": support_set.keys(), f"{LABELLED}labels": support_set.labels}
+        found |= {f"{LABELLED}{name}": getattr(support_set, name) for name in ("positive", "negative")}
+        found |= {f"{STATE}{name}": tensor for name, tensor in support_set.state.items()}
         if model.unlabelled_features is not None:
             found[UNLABELLED] = model.unlabelled_features
     kinds = {**dict.fromkeys(WHOLE, torch.int32), "class_nodes": torch.float16}
@@ -225,14 +225,14 @@ def _model(config: ModelConfig, tensors: dict[str, Tensor]) -> SavedModel:
     of_classifier = {name: tensors[name] for name in CLASSIFIER if name in tensors}
     taught = _below(LABELLED, tensors)
     return SavedModel(
-        **{name: getattr(config, name) for name in Described.model_fields},
+        **{name: getattr(config, name) for name in ModelMetadata.model_fields},
         classifier=FoldedClassifier(**of_classifier, alpha=config.fusion.alpha, beta=config.fusion.beta),
         text_positive=tensors["text_positive"],
         transfer=_transfer(config, tensors),
         transfer_rule=config.transfer.rule,
         class_nodes=tensors.get("class_nodes"),
         labelled=ClassSums(*(taught[of.name].double() for of in fields(ClassSums))) if "counts" in taught else None,
-        lessons=_lessons(config, taught) if "features" in taught else None,
+        support_set=_support_set(config, taught) if "features" in taught else None,
         unlabelled_features=tensors.get(UNLABELLED),
     )
 
@@ -242,7 +242,7 @@ def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def _lessons(config: ModelConfig, taught: dict[str, Tensor]) -> Lessons:
+def _support_set(config: ModelConfig, taught: dict[str, Tensor]) -> SupportSet:
     """What the model was taught; errors as of `_model`."""
     labels = taught["labels"]
     ids = torch.tensor(config.image_ids or [0] * len(labels), dtype=torch.long)
@@ -250,7 +250,9 @@ def _lessons(config: ModelConfig, taught: dict[str, Tensor]) -> Lessons:
         raise ValueError(f"{len(ids)} image_ids for {len(labels)} images")
     classes = np.array(config.classnames if config.labels is None else config.labels)
     text = taught.get("positive"), taught.get("negative")
-    return Lessons(classes, config.classnames, taught["features"][None], labels, ids, *text, _below("state.", taught))
+    return SupportSet(
+        classes, config.classnames, taught["features"][None], labels, ids, *text, _below("state.", taught)
+    )
 
 
 def _transfer(config: ModelConfig, tensors: dict[str, Tensor]) -> TransferableAdapter | None:
@@ -282,7 +284,12 @@ def find_model_folder(folder: Path) -> Path:
 def model_files(folder: Path) -> list[Path]:
     """The files of a model folder, and of the run that it is given by, which no command may write over."""
     model = find_model_folder(folder)
-    return [path for place in (folder, model, model / THUMBNAILS) for path in place.glob("*") if path.suffix in KEPT]
+    return [
+        path
+        for place in (folder, model, model / THUMBNAILS)
+        for path in place.glob("*")
+        if path.suffix in MODEL_FILE_TYPES
+    ]
 
 
 def own_file(folder: Path, name: str) -> Path | None:

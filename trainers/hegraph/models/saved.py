@@ -20,8 +20,8 @@ from ..method.unlabelled import ClassSums, UnlabelledAdaptation, adapt_to_unlabe
 from ..training.confidence import KnownScores, known_score
 from ..training.memory import refuse_beyond_memory
 from ..utils.errors import UserError
-from ..utils.reading import Count, Finite, Name, Part, Percent, Positive, Share, Size, check
-from .lessons import Lessons
+from ..utils.reading import Count, Finite, Name, Percent, Positive, Share, Size, StrictModel, validate
+from .support_set import SupportSet
 
 if TYPE_CHECKING:
     from ..backbones.clip import Backbone as FrozenCLIP
@@ -32,7 +32,7 @@ Three = Field(min_length=3, max_length=3)
 COPIES = 4  # of the logits of all unlabelled images, in float32, that hearing them holds at once
 
 
-class Backbone(Part):
+class Backbone(StrictModel):
     """The frozen CLIP that made the features.
 
     Attributes:
@@ -62,7 +62,7 @@ class Backbone(Part):
             logger.warning("the model was trained on features in %s, and these are in %s", self.precision, here)
 
 
-class Preprocessing(Part):
+class Preprocessing(StrictModel):
     """How an image becomes the backbone's input: height and width in pixels, mean and deviation of each channel, and in
     `transform` the whole of it in words.
     """
@@ -79,7 +79,7 @@ class Preprocessing(Part):
         return cls(size=size, mean=list(backbone.mean), std=list(backbone.std), transform=transform)
 
 
-class Prompts(Part):
+class Prompts(StrictModel):
     """The sentences that the text nodes were made of: the positive ones by group and class, the negative ones by class.
     The sentences of a class in a group are averaged first, then the groups.
     """
@@ -88,7 +88,7 @@ class Prompts(Part):
     negative: list[list[str]]
 
 
-class TrainedOn(Part):
+class TrainedOn(StrictModel):
     """Where the model comes from."""
 
     dataset: str
@@ -104,7 +104,7 @@ class TrainedOn(Part):
     versions: dict[str, str]
 
 
-class Scores(Part):
+class Scores(StrictModel):
     """Percent on the test images; None where there were none. `ece` is the expected calibration error of probabilities,
     `text` HeGraphAdapter's text classifier without the cache, `zero_shot` CLIP as it comes.
     """
@@ -121,7 +121,7 @@ class Scores(Part):
 NOT_TESTED = Scores(accuracy=None, accuracy_text=None, accuracy_zero_shot=None, macro_f1=None, num_test=0)
 
 
-class Described(Part):
+class ModelMetadata(StrictModel):
     """What a model says of itself, in its folder and in memory.
 
     Attributes:
@@ -158,7 +158,7 @@ class Described(Part):
     image_ids: tuple[int, ...] | None = None
 
     @model_validator(mode="after")
-    def one_of_each_class(self) -> Described:
+    def one_of_each_class(self) -> ModelMetadata:
         """Every class has one id, one label, one number of images and one entry in each group of prompts; no two
         classes have the same id or label.
         """
@@ -188,7 +188,7 @@ class Described(Part):
         return {-1: "all images", 1: "1 image"}.get(shots, f"{shots} images") + " of each class"
 
 
-class SavedModel(Described):
+class SavedModel(ModelMetadata):
     """A trained model in memory. `model_copy(update={...})` gives one with other fields.
 
     Attributes:
@@ -214,7 +214,7 @@ class SavedModel(Described):
     transfer_rule: str = "none"
     class_nodes: InstanceOf[Tensor] | None = None
     labelled: InstanceOf[ClassSums] | None = None
-    lessons: InstanceOf[Lessons] | None = None
+    support_set: InstanceOf[SupportSet] | None = None
     unlabelled_features: InstanceOf[Tensor] | None = None
 
     def probabilities(self, features: Tensor, batch_size: int = 1024) -> Tensor:
@@ -229,32 +229,35 @@ class SavedModel(Described):
         """Logits of zero-shot CLIP with the same prompts, shape `[B, K]`."""
         return self.logit_scale * features @ self.text_positive.t()
 
-    def is_known(self, logits: Tensor, keep: float) -> Tensor:
-        """Which images of logits `[B, K]` are taken to be of one of the classes, shape `[B]`.
+    def is_known(self, logits: Tensor, rate: float) -> Tensor:
+        """Open-set rejection: which images are accepted as one of the classes, booleans of shape `[B]`.
 
-        `keep` is the share of images of known classes that should be, between 0 and 1.
+        Args:
+            logits: Logits of the images, shape `[B, K]`.
+            rate: Fraction of images of known classes to accept, between 0 and 1.
 
         Raises:
-            UserError: If the model has no scores of known images, or `keep` is no share.
+            UserError: If the model has no scores of known images, or `rate` is out of range.
         """
-        keep = check(Share, keep, "keep", convert=True)
+        rate = validate(Share, rate, "rate", convert=True)
         if self.known is None:
             raise UserError(
-                "the model does not know how images of its classes score, so no threshold can be had; train it again: "
-                "with CALIBRATE auto, four classes or two images of a class, and without unlabelled images"
+                "the model has no scores of known images for a threshold; train it again with CALIBRATE auto, at least "
+                "four classes or two images of a class, and without unlabelled images"
             )
-        return known_score(logits, self.temperature, self.known.score) >= self.known.threshold(keep)
+        return known_score(logits, self.temperature, self.known.score) >= self.known.threshold(rate)
 
     def share_below(self, logits: Tensor) -> float | None:
-        """The share of images of known classes, from 0 to 1, that score lower than an image with logits `[K]`; None if
-        the model has no scores of known images.
+        """Fraction of images of known classes with a lower score than an image with logits `[K]`, from 0 to 1.
+
+        None if the model has no scores of known images.
         """
         if self.known is None:
             return None
         return self.known.share_below(known_score(logits[None], self.temperature, self.known.score).item())
 
 
-def hear(model: SavedModel, features: Tensor, device: str) -> tuple[SavedModel, UnlabelledAdaptation]:
+def adapt(model: SavedModel, features: Tensor, device: str) -> tuple[SavedModel, UnlabelledAdaptation]:
     """A model whose classifier has heard unlabelled images, on the CPU, and what was heard (`method/unlabelled.py`).
 
     What was measured of the model as it was, scores of test images and of known ones, does not hold any more and goes.
@@ -268,26 +271,26 @@ def hear(model: SavedModel, features: Tensor, device: str) -> tuple[SavedModel, 
     Raises:
         UserError: As `check_hearing`.
     """
-    heard = adapt_to_unlabelled(
+    adaptation = adapt_to_unlabelled(
         model.classifier.to(device),
-        check_hearing(model.labelled, features, model.classifier.width, device),
+        check_adaptable(model.labelled, features, model.classifier.width, device),
         model.text_positive.to(device),
         features.to(device),
         model.logit_scale,
         model.temperature,
     )
     changed = {
-        "classifier": heard.classifier.to("cpu"),
+        "classifier": adaptation.classifier.to("cpu"),
         "unlabelled": len(features),
         "unlabelled_features": features.cpu(),
         "known": None,
         "labelled": None,
         "scores": NOT_TESTED,
     }
-    return model.model_copy(update=changed), heard
+    return model.model_copy(update=changed), adaptation
 
 
-def check_hearing(labelled: ClassSums | None, features: Tensor, width: int, device: str) -> ClassSums:
+def check_adaptable(labelled: ClassSums | None, features: Tensor, width: int, device: str) -> ClassSums:
     """What a model knows of its labelled images, on the device; it can hear unlabelled ones of these features.
 
     Raises:

@@ -24,9 +24,9 @@ from ..datasets.folder import NONE_OF_THESE
 from ..features.bank import BankFile, mean_over_views
 from ..models.folder import load_model
 from ..models.images import ImageModel, backbone_files
-from ..models.saved import SavedModel, hear
+from ..models.saved import SavedModel, adapt
 from ..utils.devices import choose_device
-from ..utils.errors import UserError, say
+from ..utils.errors import UserError, echo
 from ..utils.files import atomic_path, check_output
 from .files import FORMATS, Row, copy_into, folder_name, image_paths, unique_names
 
@@ -38,19 +38,21 @@ MAX_BATCH = 256
 
 
 class Options(NamedTuple):
-    """How predictions are written: with the `top` classes, in one of `FORMATS`, to a file or standard output (None).
+    """Options of the output.
 
     Attributes:
-        keep: The share of images of known classes that are to be kept, while those that score lower than the rest are
-            marked as none of these; None marks no image.
-        together: Whether the images inform each other, so that what is said of one depends on all.
+        top: Number of classes per row.
+        format: One of `FORMATS`.
+        out: File to write; None for standard output.
+        open_set: Rate of images of known classes to accept; images with lower scores are rejected. None rejects none.
+        transductive: Whether the model is adapted to the images before they are predicted.
     """
 
     top: int
     format: str
     out: Path | None = None
-    keep: float | None = None
-    together: bool = False
+    open_set: float | None = None
+    transductive: bool = False
 
 
 def predict_images(args: Namespace, options: Options) -> int:
@@ -85,7 +87,9 @@ def predict_bank(args: Namespace, options: Options) -> int:
     if args.split == "train":
         features = mean_over_views(features)
     parts = [slice(start, start + BANK_BATCH) for start in range(0, len(features), BANK_BATCH)]
-    logits = hear_together(model, features, "cpu") if options.together else model.classifier.logits(features)
+    logits = (
+        predict_transductively(model, features, "cpu") if options.transductive else model.classifier.logits(features)
+    )
     paths = [f"{args.features}#{args.split}/{row}" for row in range(len(features))]
     failed = write_rows((list(rows_of(model, paths[part], logits[part], options)) for part in parts), options)
     if tuple(bank.classnames) == model.classnames:
@@ -102,8 +106,8 @@ def open_model(args: Namespace, options: Options) -> SavedModel:
         logger.warning(said, len(named), len(model.classnames), ", ".join(named[:5]))
     if options.out is not None:
         check_output(options.out, backbone_files(model, args.backbone, args.pretrained))
-    if options.keep is not None:
-        model.is_known(torch.zeros(0, len(model.classnames)), options.keep)
+    if options.open_set is not None:
+        model.is_known(torch.zeros(0, len(model.classnames)), options.open_set)
     return model
 
 
@@ -115,12 +119,14 @@ def image_rows(
     The images are copied into folders of their classes below `sort_into`. UserError if a copy cannot be written.
     """
     encoded = model.encode(paths, batch_size)
-    if options.together and (batches := list(encoded)):
+    if options.transductive and (batches := list(encoded)):
         encoded = iter(batches)
         features = [found for *_, found in batches]
-        heard = hear_together(model.model, torch.cat(features), str(model.backbone.device)).split([*map(len, features)])
+        adaptation = predict_transductively(model.model, torch.cat(features), str(model.backbone.device)).split(
+            [*map(len, features)]
+        )
     for number, (images, problems, features_of_batch) in enumerate(encoded):
-        logits = heard[number] if options.together else model.logits(features_of_batch)
+        logits = adaptation[number] if options.transductive else model.logits(features_of_batch)
         readable = [str(image) for image, problem in zip(images, problems) if not problem]
         predicted = rows_of(model.model, readable, logits, options)
         rows = []
@@ -134,22 +140,22 @@ def image_rows(
         yield rows
 
 
-def hear_together(model: SavedModel, features: Tensor, device: str) -> Tensor:
+def predict_transductively(model: SavedModel, features: Tensor, device: str) -> Tensor:
     """Logits `[B, K]` of images that inform each other, from their features `[B, d]`; UserError as of `hear`."""
-    _, heard = hear(model, features, device)
-    class_prior = heard.class_prior
+    _, adaptation = adapt(model, features, device)
+    class_prior = adaptation.class_prior
     logger.info(
         "%d images inform each other (class offsets weigh %.2f, the prior %.2f): what is said of one depends on all",
         len(features), class_prior.offset_weight, class_prior.prior_weight,
     )  # fmt: skip
-    return heard.logits.cpu()
+    return adaptation.logits.cpu()
 
 
 def rows_of(model: SavedModel, paths: Sequence[str], logits: Tensor, options: Options) -> Iterator[Row]:
     """The rows of images from their logits `[B, K]`."""
-    names = unique_names(model.classnames, model.class_ids, () if options.keep is None else [NONE_OF_THESE])
+    names = unique_names(model.classnames, model.class_ids, () if options.open_set is None else [NONE_OF_THESE])
     probabilities = model.calibrate(logits)
-    known = [None] * len(logits) if options.keep is None else model.is_known(logits, options.keep).tolist()
+    known = [None] * len(logits) if options.open_set is None else model.is_known(logits, options.open_set).tolist()
     finite = probabilities.isfinite().all(dim=1).tolist()
     values, labels = probabilities.sort(dim=1, descending=True, stable=True)  # of equal classes the first comes first
     best = zip(values[:, : options.top].tolist(), labels[:, : options.top].tolist())
@@ -178,7 +184,7 @@ def write_rows(batches: Iterable[Sequence[Row]], options: Options) -> int:
                 bar.update(len(rows))
 
     with open_output(options.out) as write:
-        for line in FORMATS[options.format](counted(), options.keep is not None):
+        for line in FORMATS[options.format](counted(), options.open_set is not None):
             write(line)
         if not written:
             raise UserError("there is nothing to classify: no image is there, or the list is empty")
@@ -197,7 +203,7 @@ def open_output(out: Path | None) -> Iterator[Callable[[str], object]]:
     if out is None:
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(encoding="utf-8", newline="")
-        yield say
+        yield echo
         return
     with atomic_path(out) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         yield file.write

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ..datasets.registry import ENTRIES, Entry, find_entry
 from ..utils.errors import UserError, command
-from ..utils.reading import Name, check, read_json
+from ..utils.reading import Name, read_json, validate
 
 DESCRIPTIONS = Path(__file__).parent / "descriptions"
 
@@ -112,7 +112,7 @@ def read_descriptions(path: Path, classnames: Sequence[str]) -> PromptGroup:
     Raises:
         UserError: If the file has another structure, or a class has no sentence.
     """
-    table = check(dict[str, list[Name]], read_json(path), f"{path} must hold {{class name: [sentence, ...]}}")
+    table = validate(dict[str, list[Name]], read_json(path), f"{path} must hold {{class name: [sentence, ...]}}")
     by_name = {normalise_name(name): sentences for name, sentences in table.items()}
     missing = [name for name in classnames if not by_name.get(normalise_name(name))]
     if missing:

@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..utils.errors import Parser, UserError, command, report, say
+from ..utils.errors import Parser, UserError, command, echo, run_cli
 from ..utils.files import OutputFile
-from .scores import BY, OURS, QUOTED, read_quotes
+from .scores import BY, OUR_METHOD, QUOTED, read_quotes
 
 if TYPE_CHECKING:
     from .table import Table
@@ -60,7 +60,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     table.add_argument("--features", type=Path, nargs="+", required=True, metavar="BANK", help="of the runs")
     table.add_argument("--unknown", default="new", metavar="new|BANK", help="of classes a run left out, or of a bank")
     table = add("paired", "differences of accuracy on the same images, with bootstrap intervals", paired_command)
-    table.add_argument("--of", default=OURS, metavar="METHOD", help="who is compared (%(default)s)")
+    table.add_argument("--of", default=OUR_METHOD, metavar="METHOD", help="who is compared (%(default)s)")
     figures = add("curves", "accuracy by shots, as figures", curves_command, "STEM")
     figures.add_argument("--quote", action="store_true", help="the paper's numbers beside ours")
     add("tsne", "text nodes of a run before and after, as figures", tsne_command, "STEM", "RUN")
@@ -137,7 +137,7 @@ def curves_command(args: argparse.Namespace) -> str:
     from .figures import curves, save
 
     quotes = read_quotes("2", "fig2")
-    quotes = quotes[quotes["method"] == OURS]
+    quotes = quotes[quotes["method"] == OUR_METHOD]
     return save(curves(scored(args.sources), quotes if args.quote else None), args.out)
 
 
@@ -174,9 +174,9 @@ def main(arguments: list[str] | None = None) -> int:
         from .table import FORMATS
 
         done = args.run(args)
-        say(done if isinstance(done, str) else FORMATS[args.format](done))
+        echo(done if isinstance(done, str) else FORMATS[args.format](done))
 
-    return report(run)
+    return run_cli(run)
 
 
 if __name__ == "__main__":

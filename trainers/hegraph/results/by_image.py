@@ -37,8 +37,8 @@ from ..models.folder import load_model
 from ..models.saved import SavedModel
 from ..training.confidence import DEFAULT, known_score
 from ..utils.errors import UserError, unknown
-from .records import KEEP, PREDICTIONS, find_runs, read_beside
-from .scores import OURS, PLACE, PROTOCOL, cells, check_averaged, grouped, method, method_order, score
+from .records import OPEN_SET_RATE, PREDICTIONS, find_runs, read_tensors_with_classes
+from .scores import OUR_METHOD, PLACE, PROTOCOL, cells, check_averaged, grouped, method, method_order, score
 from .table import CONFIDENCE, Table, add_mean_places, pipes
 
 RESAMPLES = 2000
@@ -65,7 +65,7 @@ class Difference(NamedTuple):
         return f"**{text}**" if self.low > 0 or self.high < 0 else text
 
 
-def paired_table(folders: Sequence[Path], of: str = OURS) -> str:
+def paired_table(folders: Sequence[Path], of: str = OUR_METHOD) -> str:
     """A table in markdown: how far the method `of`, named as tables have it, is ahead of every other one, by shots.
 
     Raises UserError if there are no runs of it below the folders, or as `read_runs`.
@@ -148,7 +148,7 @@ def read_predictions(folder: Path) -> tuple[Tensor, Tensor, list[str]]:
     Raises UserError if the folder has no predictions, or the file holds something else.
     """
     path = folder / PREDICTIONS
-    (predicted, labels), classnames = read_beside(path, "predictions of a run", ("predicted", "labels"))
+    (predicted, labels), classnames = read_tensors_with_classes(path, "predictions of a run", ("predicted", "labels"))
     of_images = predicted.shape == labels.shape == (labels.numel(),) != (0,)
     if not of_images or not {*predicted.tolist(), *labels.tolist()} <= set(range(len(classnames))):
         raise UserError(f"{path}: predicted and labels must be class numbers [M] below {len(classnames)}")
@@ -203,8 +203,8 @@ def rejection_table(folders: Sequence[Path], banks: Sequence[Path], others: str 
         for name, found in score_images(load_model(folder), bank, other or bank).items():
             rows += [score(run, method(run), column, found.get(column)) | {SCORE: name} for column in COLUMNS]
     keys, against = [*PLACE, SCORE], other.dataset if other else "the classes that were held back"
-    kept = f"kept: by the threshold for {KEEP:.0%} of known images, on {DEFAULT}"
-    caption = f"Images of known classes against {against}, in %; {kept}"
+    accepted = f"accepted: by the threshold for {OPEN_SET_RATE:.0%} of known images, on {DEFAULT}"
+    caption = f"Images of known classes against {against}, in %; {accepted}"
     return Table(caption, keys, add_mean_places(cells(rows, keys), keys), COLUMNS, decimals=dict.fromkeys(COLUMNS, 2))
 
 
@@ -214,8 +214,8 @@ def score_images(model: SavedModel, known: FeatureBank, others: FeatureBank) -> 
     Known are the test images of one bank whose classes are the model's, unknown those of the other (or the same) bank
     whose classes are not. Raises UserError if the features are another backbone's, or a bank has no such images.
 
-    Returns score -> what `separation` gives; for the score of `--keep` also "known" and "unknown", the percentage of
-    images that its threshold keeps, if the model has one.
+    Returns score -> what `separation` gives; for the score of `--open-set` also "known" and "unknown", the
+    percentages of images that its threshold accepts, if the model has one.
     """
     ours, theirs = _test_features(model, known, wanted=True), _test_features(model, others, wanted=False)
     of_class = {name: row for row, name in enumerate(known.classnames)}
@@ -223,7 +223,7 @@ def score_images(model: SavedModel, known: FeatureBank, others: FeatureBank) -> 
     scores = [all_scores(model, features, negative) for features in (ours, theirs)]
     found = {name: separation(scores[0][name], scores[1][name]) for name in scores[0]}
     if model.known is not None:
-        threshold = model.known.threshold(KEEP)
+        threshold = model.known.threshold(OPEN_SET_RATE)
         for column, part in zip(("known", "unknown"), scores):
             found[model.known.score][column] = 100 * (part[model.known.score] >= threshold).double().mean().item()
     return found

@@ -17,8 +17,8 @@ import pandas as pd
 from pydantic import Field
 
 from ..utils.errors import UserError
-from ..utils.reading import OpenPart, check, read_yaml
-from .records import KEEP
+from ..utils.reading import LenientModel, read_yaml, validate
+from .records import OPEN_SET_RATE
 from .scores import CASE, MEAN, PLACE, SOURCE, ZERO_SHOT, accuracies, cells, method, place, score, with_quotes
 from .table import Table, add_mean_places, add_means
 
@@ -188,7 +188,9 @@ def calibration_table(records: Sequence[dict]) -> Table:
     if not known:
         raise UserError("no record holds calibration, which runs of earlier versions did not measure; run it again")
     frame = add_mean_places(cells((row for record in known for row in _honesty(record)), KEYS), KEYS)
-    caption = f"Probabilities on test: NLL in nats, T the temperature, else %; kept by the threshold for {KEEP:.0%}"
+    caption = (
+        f"Probabilities on test: NLL in nats, T the temperature, else %; kept by the threshold for {OPEN_SET_RATE:.0%}"
+    )
     return Table(caption, KEYS, frame, decimals=HONESTY)
 
 
@@ -211,7 +213,7 @@ def _honesty(record: dict) -> list[dict]:
 # Rows that are the cases of a sweep
 
 
-class _Grid(OpenPart):
+class _Grid(LenientModel):
     """What the file of a sweep says of cases; the sweep reads the rest."""
 
     cases: Annotated[dict[Any, dict[str, Any]], Field(min_length=1)]
@@ -220,7 +222,7 @@ class _Grid(OpenPart):
 
 def read_cases(path: Path) -> Cases:
     """The cases of a sweep's grid file, in its order, each with the keys that the file sets for all of them."""
-    grid = check(_Grid, read_yaml(path, "a file of cases"), f"{path} names no cases, as the grid of a sweep does")
+    grid = validate(_Grid, read_yaml(path, "a file of cases"), f"{path} names no cases, as the grid of a sweep does")
     return {str(name): {**(grid.set or {}), **keys} for name, keys in grid.cases.items()}
 
 

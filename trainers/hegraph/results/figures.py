@@ -35,8 +35,20 @@ from ..utils.files import atomic_path
 from . import comparison
 from .by_image import confusion_matrix, hardest_pairs
 from .comparison import compare, has_calibration, on_base_classes, split_sweeps
-from .records import PREDICTIONS, TEXT_NODES, find_records, find_runs, read_beside
-from .scores import BASELINES, MEAN_OF, OURS, PAPER, PLACE, VARIANTS, ZERO_SHOT, grouped, method, method_order, place
+from .records import PREDICTIONS, TEXT_NODES, find_records, find_runs, read_tensors_with_classes
+from .scores import (
+    BASELINES,
+    MEAN_OF,
+    OUR_METHOD,
+    PAPER,
+    PLACE,
+    VARIANTS,
+    ZERO_SHOT,
+    grouped,
+    method,
+    method_order,
+    place,
+)
 from .table import Table
 
 # Okabe and Ito's palette, which is safe for the colour-blind, without its yellow, which is too light on white
@@ -63,12 +75,12 @@ def save(figure: Figure, stem: Path) -> str:
     """Writes STEM.png and STEM.svg, each whole or not at all; returns a line about each."""
     for kind in ("png", "svg"):
         with atomic_path(Path(f"{stem}.{kind}")) as temporary:
-            temporary.write_bytes(drawn(figure, kind))
+            temporary.write_bytes(render(figure, kind))
     return f"wrote {stem}.png\nwrote {stem}.svg\n"
 
 
 @matplotlib.rc_context(RC)
-def drawn(figure: Figure, kind: str) -> bytes:
+def render(figure: Figure, kind: str) -> bytes:
     """The figure as "png" or "svg"; the same figure always gives the same bytes, since the date is left out."""
     content = io.BytesIO()
     figure.savefig(content, format=kind, dpi=200, metadata={"Date": None} if kind == "svg" else None)
@@ -153,6 +165,8 @@ def _name_beside(axis: Axes, names: Sequence[str], points: np.ndarray, size: flo
     """Writes the names of points `[N, 2]` beside the panel, in the order of their heights and none over another, each
     with a thin line to its point.
     """
+    if not len(points):
+        return
     order = points[:, 1].argsort(kind="stable")
     low, high = axis.get_ylim()
     inches = axis.get_figure().get_figheight() * axis.get_position().height  # type: ignore[union-attr]
@@ -245,7 +259,7 @@ def read_text_nodes(folder: Path) -> tuple[Tensor, Tensor, list[str]]:
     Raises UserError as `read_beside`, or if they do not fit each other.
     """
     path = folder / TEXT_NODES
-    (before, after), classnames = read_beside(path, "text nodes of a run", ("before", "after"))
+    (before, after), classnames = read_tensors_with_classes(path, "text nodes of a run", ("before", "after"))
     if before.shape != after.shape or before.dim() != 2 or len(before) != len(classnames):
         raise UserError(f"{path}: before {list(before.shape)}, after {list(after.shape)}, {len(classnames)} classes")
     if not torch.cat([before, after]).isfinite().all():
@@ -374,7 +388,7 @@ def _of_last_run(runs: dict[Path, dict]) -> Iterator[Piece]:
     """Text nodes and confusions of one run: the full run on all classes with the most shots and, of several, the last
     one, since the best one would be chosen on test.
     """
-    full = [folder for folder, r in runs.items() if method(r) in (OURS, PAPER) and not on_base_classes(r)]
+    full = [folder for folder, r in runs.items() if method(r) in (OUR_METHOD, PAPER) and not on_base_classes(r)]
     if not full:
         return
     folder = max(full, key=lambda folder: (runs[folder]["shots"], runs[folder].get("finished_at") or ""))
@@ -423,4 +437,4 @@ def _shown(make: Callable[[], Table | Figure], **about: str) -> Piece:
     if isinstance(made, Table):
         rows = made.shown(Markup("<strong>{}</strong>").format)
         return {"heads": made.heads, "columns": made.columns.values(), "rows": rows, "caption": made.caption}
-    return {"image": base64.b64encode(drawn(made, "svg")).decode(), **about}
+    return {"image": base64.b64encode(render(made, "svg")).decode(), **about}

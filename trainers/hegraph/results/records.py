@@ -18,17 +18,17 @@ from ..utils.errors import UserError, one_line
 from ..utils.files import atomic_path, write_json, write_tensors
 from ..utils.reading import (
     Count,
+    LenientModel,
     Name,
     NotNegative,
-    OpenPart,
     Percent,
     Positive,
-    check,
     parse_json,
     read_json,
     read_tensors,
     read_text,
     reading,
+    validate,
 )
 
 if TYPE_CHECKING:
@@ -47,13 +47,13 @@ SAME_CLASSES, OTHER_CLASSES = "same classes", "other classes"
 # The "protocol" of a run whose method has heard images without labels; other records have none
 SEMI_SUPERVISED, TRANSDUCTIVE = "semi-supervised", "transductive"
 
-KEEP = 0.95  # the share of images of known classes whose threshold a record tells
+OPEN_SET_RATE = 0.95  # the share of images of known classes whose threshold a record tells
 
 # The keys whose values differ between two runs of one experiment, even on one machine
 MEASURED = ("seconds", "peak_memory_mb", "finished_at")
 
 
-class TargetRecord(OpenPart):
+class TargetRecord(LenientModel):
     """Scores of a test on another data set, in percent. `rule` is `SAME_CLASSES` or `OTHER_CLASSES`."""
 
     accuracy: Percent | None = None
@@ -64,7 +64,7 @@ class TargetRecord(OpenPart):
     trained_on: str | None = None
 
 
-class BinsRecord(OpenPart):
+class BinsRecord(LenientModel):
     """Bins of a reliability diagram, `training.confidence.BINS` of them."""
 
     count: Annotated[list[Count], Field(min_length=15, max_length=15)]
@@ -72,7 +72,7 @@ class BinsRecord(OpenPart):
     accuracy: Annotated[list[Percent], Field(min_length=15, max_length=15)]
 
 
-class ProbabilitiesRecord(OpenPart):
+class ProbabilitiesRecord(LenientModel):
     """Scores of probabilities on the test images: `training.choice.score` and `confidence_scores`."""
 
     accuracy: Percent
@@ -83,7 +83,7 @@ class ProbabilitiesRecord(OpenPart):
     bins: BinsRecord | None = None
 
 
-class CalibrationRecord(OpenPart):
+class CalibrationRecord(LenientModel):
     """Temperature, and scores of the probabilities before and after scaling; None without test images.
 
     Attributes:
@@ -100,7 +100,7 @@ class CalibrationRecord(OpenPart):
     zero_shot: ProbabilitiesRecord | None
 
 
-class RejectionRecord(OpenPart):
+class RejectionRecord(LenientModel):
     """Open-set threshold that the share `rate` of images of known classes reaches.
 
     Attributes:
@@ -169,7 +169,7 @@ def write_record(folder: Path, record: dict) -> None:
     write_json(folder / RECORD, record)
 
 
-def write_beside(path: Path, classnames: Sequence[str], **tensors: Tensor) -> None:
+def write_tensors_with_classes(path: Path, classnames: Sequence[str], **tensors: Tensor) -> None:
     """Writes a file beside a record: tensors, and the names of K classes.
 
     `PREDICTIONS` has the `predicted` and the true class (`labels`) of every test image, each `[M]`; `TEXT_NODES` the
@@ -179,14 +179,14 @@ def write_beside(path: Path, classnames: Sequence[str], **tensors: Tensor) -> No
     write_tensors(path, {name: tensor.cpu() for name, tensor in tensors.items()}, {"classnames": names})
 
 
-def read_beside(path: Path, what: str, names: Sequence[str]) -> tuple[list[Tensor], list[str]]:
+def read_tensors_with_classes(path: Path, what: str, names: Sequence[str]) -> tuple[list[Tensor], list[str]]:
     """Reads a file beside a record: the tensors `names`, and the class names in its metadata.
 
     Raises UserError if there is no such file, or it holds something else.
     """
     tensors, metadata = read_tensors(path, what)
     with reading(path, what):
-        classnames = check(list[str], parse_json(metadata["classnames"]), f"{path} has no list of classnames")
+        classnames = validate(list[str], parse_json(metadata["classnames"]), f"{path} has no list of classnames")
         return [tensors[name] for name in names], classnames
 
 
@@ -200,7 +200,7 @@ def read_record(folder: Path) -> dict | None:
         return None
     try:
         record = read_json(path)
-        check(RunRecord, record, f"{path} is damaged")
+        validate(RunRecord, record, f"{path} is damaged")
     except UserError as error:
         logger.warning("%s; the run counts as not done", one_line(str(error)))
         return None
@@ -228,7 +228,7 @@ def _read_lines(path: Path) -> list[dict]:
     for number, line in enumerate(read_text(path, "a file of records").removesuffix("\n").split("\n"), 1):
         with reading(path, f"a file of records (line {number})"):
             records.append(parse_json(line))
-            check(RunRecord, records[-1], f"{path}, line {number} is no record")
+            validate(RunRecord, records[-1], f"{path}, line {number} is no record")
     return records
 
 

@@ -17,26 +17,35 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..baselines import OTHERS
+from ..baselines import ALL_BASELINES
 from ..utils.errors import UserError, shortened
 from ..utils.files import hash_json
 
 if TYPE_CHECKING:  # it takes as long to import as all that the parser of a command needs
     import pandas as pd
 
-OURS = "HeGraphAdapter"
-TEXT = f"{OURS}(T)"  # our text classifier without the cache
+OUR_METHOD = "HeGraphAdapter"
+TEXT = f"{OUR_METHOD}(T)"  # our text classifier without the cache
 ZERO_SHOT = "zero-shot"  # CLIP without training; every run tells its accuracy
 
-PAPER = f"{OURS}(paper)"  # the full variant by the paper's recipe, a configuration *_paper
+PAPER = f"{OUR_METHOD}(paper)"  # the full variant by the paper's recipe, a configuration *_paper
 # What no recipe of ours has at once: all of `W` from Glorot's start, no noise and no messages in closed form
 OF_THE_PAPER = {"TEXT_W": True, "WEIGHT_INIT": "xavier", "NOISE": 0.0, "CLOSED_FORM.OMEGA": 0.0}
 
-ON_ZERO_SHOT = f"{OURS}(zero-shot)"  # our unlabelled nodes on zero-shot CLIP, without a labelled image
+ON_ZERO_SHOT = f"{OUR_METHOD}(zero-shot)"  # our unlabelled nodes on zero-shot CLIP, without a labelled image
 
 # Rows stand in this order: the other methods as in their registry, a method that neither tuple names, our variants
-BASELINES = tuple(ZERO_SHOT if name == "ZeroShot" else name for name in OTHERS)
-VARIANTS = (ON_ZERO_SHOT, f"{OURS}(base)", f"{OURS}(training-free)", f"{OURS}(T-N)", f"{OURS}(T-P)", PAPER, TEXT, OURS)
+BASELINES = tuple(ZERO_SHOT if name == "ZeroShot" else name for name in ALL_BASELINES)
+VARIANTS = (
+    ON_ZERO_SHOT,
+    f"{OUR_METHOD}(base)",
+    f"{OUR_METHOD}(training-free)",
+    f"{OUR_METHOD}(T-N)",
+    f"{OUR_METHOD}(T-P)",
+    PAPER,
+    TEXT,
+    OUR_METHOD,
+)
 
 # The keys of a record that tell experiments of one method apart, each with the head of its column in a table
 PROTOCOL = "protocol"
@@ -69,12 +78,12 @@ def method(record: dict) -> str:
     if record["trainer"] == "ZeroShot":
         return ON_ZERO_SHOT if record.get(PROTOCOL) else ZERO_SHOT
     config = record.get("config") or {}
-    if (name := record["trainer"]) != OURS:
+    if (name := record["trainer"]) != OUR_METHOD:
         on_zero_shot = config.get(f"TRAINER.{name.upper()}.BASE") == "ZeroShot"  # a transductive method
         return f"{name}(zero-shot)" if on_zero_shot else name
     if record["variant"] != "full":
-        return f"{OURS}({record['variant'].replace('_', '-')})"
-    return PAPER if all(config.get(f"TRAINER.HEGRAPHADAPTER.{k}") == v for k, v in OF_THE_PAPER.items()) else OURS
+        return f"{OUR_METHOD}({record['variant'].replace('_', '-')})"
+    return PAPER if all(config.get(f"TRAINER.HEGRAPHADAPTER.{k}") == v for k, v in OF_THE_PAPER.items()) else OUR_METHOD
 
 
 def method_order(name: str, cases: Sequence[str] = ()) -> tuple[int, int, str]:
@@ -115,9 +124,9 @@ def accuracies(record: dict, column: object, test: dict | None = None) -> list[d
 
     scores, name = test or record, method(record)
     found = [(name, "accuracy", True), (ZERO_SHOT, "accuracy_zero_shot", True)]
-    if name == OURS and scores.get("rule") == SAME_CLASSES:
+    if name == OUR_METHOD and scores.get("rule") == SAME_CLASSES:
         found[0] = (TEXT, "accuracy", False)
-    elif name == OURS and not scores.get("rule"):
+    elif name == OUR_METHOD and not scores.get("rule"):
         found.append((TEXT, "accuracy_text", False))
     told = [one for one in found if scores.get(one[1]) is not None]
     return [score(record, row, column, scores[key], test, own) for row, key, own in told]

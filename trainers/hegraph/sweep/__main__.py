@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from ..utils.errors import Parser, command, report
+from ..utils.errors import Parser, command, run_cli
 
 LISTS = ("datasets", "configs", "methods", "shots", "seeds")
 
@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         return run_command(args)
 
-    return report(sweep)
+    return run_cli(sweep)
 
 
 if __name__ == "__main__":

@@ -15,19 +15,19 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field
 
 from ..backbones.identity import resolve_precision
-from ..baselines import METHODS, OTHERS, method_options, needs_backbone
+from ..baselines import ALL_BASELINES, METHODS, method_options, needs_backbone
 from ..config import Config
 from ..config_files import load_cfg, with_values
 from ..experiments.run_folder import PRECISION
 from ..features.bank import SUFFIX
 from ..utils.devices import available_device
 from ..utils.errors import UserError, command, shortened, unknown
-from ..utils.reading import Count, Part, check, check_regular, read_yaml
+from ..utils.reading import Count, StrictModel, check_regular, read_yaml, validate
 
 logger = logging.getLogger(__name__)
 
-OURS = "HeGraphAdapter"
-ALL_METHODS = (*METHODS, OURS)
+OUR_METHOD = "HeGraphAdapter"
+ALL_METHODS = (*METHODS, OUR_METHOD)
 ALL = "all"  # in place of methods: every one
 OF_THE_GRID = ("OUTPUT_DIR", "SEED", "DATASET.NUM_SHOTS", "TRAINER.NAME", "DATASET.ROOT", "RESUME")
 LONGEST_NAME = 255  # bytes of a file name, on every common file system
@@ -129,7 +129,7 @@ Seeds = Annotated[tuple[Count, ...], BeforeValidator(_counted), Field(min_length
 Values = Annotated[tuple[Any, ...], BeforeValidator(_listed), Field(min_length=1)]
 
 
-class Grid(Part):
+class Grid(StrictModel):
     """What is asked for. A file of the grid has these names as its keys, and flags of the same names win over it.
 
     `docs/sweep.md` says what each is. A case without a name has the folders of a grid without cases, and a `root` of ""
@@ -138,7 +138,7 @@ class Grid(Part):
 
     datasets: Names
     configs: Names
-    methods: Names = (OURS,)
+    methods: Names = (OUR_METHOD,)
     shots: Shots = (16,)
     seeds: Seeds = (1, 2, 3)
     cases: dict[str, dict[str, Any]] = Field({"": {}}, min_length=1)
@@ -156,8 +156,8 @@ class Grid(Part):
         for key in (*self.vary, *self.set, *itertools.chain(*self.cases.values())):
             if key in OF_THE_GRID:
                 raise UserError(f"{key} is the grid's own; give --shots, --seeds, --methods, --root or --output")
-        for method in {*self.methods} - {*OTHERS, OURS, ALL}:
-            raise unknown("method", method, (*OTHERS, OURS, ALL))
+        for method in {*self.methods} - {*ALL_BASELINES, OUR_METHOD, ALL}:
+            raise unknown("method", method, (*ALL_BASELINES, OUR_METHOD, ALL))
         found = [run for source in self.datasets for run in self._runs_of(source)]
         if not found:
             raise UserError("the grid has no run: every method needs images, and there are only feature banks")
@@ -215,7 +215,7 @@ def read_grid(path: Path | None, given: Mapping[str, Any]) -> Grid:
     """
     tree = {} if path is None else read_yaml(path, "a grid")
     where = "the grid" if path is None else str(path)
-    values = check(dict[str, Any], tree, where)
+    values = validate(dict[str, Any], tree, where)
     for name in ("vary", "set"):
         if isinstance(said := values.get(name) or {}, dict):  # `check` tells what is wrong with another
             values[name] = said | given.get(name, {})
@@ -223,4 +223,4 @@ def read_grid(path: Path | None, given: Mapping[str, Any]) -> Grid:
     for name in ("datasets", "configs"):
         if not values.get(name):
             raise UserError(f"the grid has no run: give --{name}, or {name} in the grid's file")
-    return check(Grid, values, where)
+    return validate(Grid, values, where)

@@ -16,7 +16,7 @@ from pathlib import Path
 from ..config import A_KEY, pairs_of
 from ..experiments.lock import is_locked
 from ..results.records import find_runs
-from ..utils.errors import UserError, say, stop_if_interrupted
+from ..utils.errors import UserError, echo, stop_if_interrupted
 from .cluster import connected
 from .grid import Grid, Run, read_grid
 from .workers import FAILED, LOCKED, Result, has_failed, is_done, run_here, run_in_workers
@@ -48,7 +48,7 @@ def run_command(args: argparse.Namespace) -> int:
     grid = read_grid(*grid_of(args))
     runs = grid.runs()
     if args.folders:
-        say("".join(f"{folder}\n" for folder in dict.fromkeys(run.folder.parent for run in runs)))
+        echo("".join(f"{folder}\n" for folder in dict.fromkeys(run.folder.parent for run in runs)))
         return 0
     sweep = plan(runs, args.retry_failed)
     if sweep.finished:
@@ -66,7 +66,7 @@ def run_command(args: argparse.Namespace) -> int:
         elif args.workers:
             start = partial(run_in_workers, workers=args.workers, verbose=args.verbose)
         do_runs(sweep, start)
-    say(sweep.summary())
+    echo(sweep.summary())
     return 1 if sweep.failures or sweep.failed else 0
 
 
@@ -97,9 +97,9 @@ class Sweep:
             known[record["trainer"]].append(sum((record.get("seconds") or {}).values()))
         times = [statistics.median(known[run.method]) if run.method in known else None for run in self.to_do]
         for run, seconds in zip(self.to_do, times):
-            say(f"{run.folder}  {'?' if seconds is None else f'{seconds:.1f} s'}\n")
+            echo(f"{run.folder}  {'?' if seconds is None else f'{seconds:.1f} s'}\n")
         told = [seconds for seconds in times if seconds is not None]
-        say(
+        echo(
             f"{len(self.to_do)} runs to do, {len(self.finished)} finished, {len(self.failed)} failed before; about "
             f"{in_words(sum(told))} in one process for the {len(told)} whose method has records\n"
         )

@@ -14,7 +14,7 @@ from typing import Literal
 
 from ..backbones.identity import DEFAULT_BACKBONE, MINI_NAME, canonical_name
 from ..demo.__main__ import add_page_flags, check_address, require_gradio, serve
-from ..utils.errors import Parser, command, report
+from ..utils.errors import Parser, command, run_cli
 from ..utils.files import write_json
 
 logger = logging.getLogger(__name__)
@@ -62,20 +62,20 @@ def teach(args: argparse.Namespace) -> None:
 
 def find_encoder(path: Path, backbone: str, pretrained: str) -> tuple[str, str]:
     """The image encoder, as name and weights: the one given now, the one that a file names, or the default."""
-    from ..utils.reading import check, read_json
+    from ..utils.reading import read_json, validate
 
     if backbone:
         return canonical_name(backbone), pretrained
     said = {}
     if path.is_file() and not path.is_symlink():
-        said = check(dict[Literal["backbone", "pretrained"], str], read_json(path), str(path))
+        said = validate(dict[Literal["backbone", "pretrained"], str], read_json(path), str(path))
     name = said.get("backbone", DEFAULT_BACKBONE.model)
     return canonical_name(name), pretrained or said.get("pretrained", DEFAULT_BACKBONE.weights)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code, 2 for a mistake of the user's."""
-    return report(lambda: teach(parse_arguments(arguments)))
+    return run_cli(lambda: teach(parse_arguments(arguments)))
 
 
 if __name__ == "__main__":

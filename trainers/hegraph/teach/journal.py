@@ -23,7 +23,7 @@ from pydantic import Field
 from ..predict.files import with_suffix
 from ..utils.errors import UserError, first_line, shortened
 from ..utils.files import absolute, write_json
-from ..utils.reading import Part, check, read_json
+from ..utils.reading import StrictModel, read_json, validate
 
 logger = logging.getLogger(__name__)
 
@@ -35,14 +35,14 @@ PATIENCE = 60  # seconds to wait for the lock
 Move = Annotated[tuple[str, str], Field(strict=False)]  # paths below the folder: from, to
 
 
-class Change(Part):
+class Change(StrictModel):
     """A change that has been made, in words, and its renamings."""
 
     what: str
     moves: list[Move]
 
 
-class Journal(Part):
+class Journal(StrictModel):
     """The changes that can be undone, the last one at the end, and the renamings of one that is being made."""
 
     changes: list[Change] = Field(default=[])
@@ -113,7 +113,7 @@ class JournaledFolder:
         try:
             if path.is_symlink():
                 raise UserError(f"{path} is a link")
-            journal = check(Journal, read_json(path), str(path))
+            journal = validate(Journal, read_json(path), str(path))
             for move in journal.begun:
                 for relative in move:
                     self.at(relative)

@@ -27,7 +27,7 @@ from ..export.onnx_file import require_packages, write_onnx
 from ..models.folder import save_model
 from ..models.images import ImageModel
 from ..utils.errors import UserError, one_line
-from ..utils.reading import OpenPart, check, parse_json
+from ..utils.reading import LenientModel, parse_json, validate
 from .project import UNLABELLED, Picture, start_of
 from .session import LISTED, Session
 
@@ -40,7 +40,7 @@ SECONDS = 2  # between two looks at what other tabs have done
 ZIP = wrapped('<label class="drop">Open a project.zip<input type="file" data-do="zip" accept=".zip"></label>')
 
 
-class Upload(OpenPart):
+class Upload(LenientModel):
     """A file that was uploaded: where Gradio has put it, and its name on the user's machine."""
 
     path: str
@@ -53,7 +53,7 @@ class Teacher(Answers):
     """
 
     def __init__(self, session: Session, uploads: Path) -> None:
-        self.session, self.uploads, self.drawn = session, uploads, session.of_digits(session.view.contents.classes)
+        self.session, self.uploads, self.sampled = session, uploads, session.of_digits(session.view.contents.classes)
 
     def explain(self, picture: Image.Image) -> tuple:
         session, model = self.session, self.session.model()
@@ -91,7 +91,7 @@ class Teacher(Answers):
         contents = view.contents
         macros = TEMPLATE.make_module({
             "view": view, "contents": contents, "said": said, "problem": problem,
-            "draws": self.drawn, "stopped": session.stopping.is_set(),
+            "draws": self.sampled, "stopped": session.stopping.is_set(),
             "twice": {digest: names for digest, names in contents.classes_of().items() if len(names) > 1},
             "pictures": {picture.digest: picture for picture in contents.pictures()},
             "thumbnail": lambda picture: quote(str(session.thumbnail(picture) or "")),
@@ -141,9 +141,9 @@ class Teacher(Answers):
     def sent(self, place: str, data: dict[str, str]) -> tuple[str, str]:
         """Adds images or zip files that were uploaded, and says which have not arrived."""
         try:
-            uploads = check(list[Upload], parse_json(data["files"]), "files")
+            uploads = validate(list[Upload], parse_json(data["files"]), "files")
             files = {uploaded_file({"path": each.path}, self.uploads): each.name for each in uploads}
-            failed = check(list[str], parse_json(data["failed"]), "failed")
+            failed = validate(list[str], parse_json(data["failed"]), "failed")
         except (ValueError, LookupError) as error:
             raise UserError("the files came damaged; send them again") from error
         lost = [f"{name} did not arrive, or is too large" for name in failed]
@@ -200,7 +200,7 @@ def build_page(session: Session, uploads: Path) -> gr.Blocks:
         drawing: Any = gr.State()
         for name in BOARDS[1:]:
             with gr.Tab(name.title()):
-                if name == "classes" and teacher.drawn:
+                if name == "classes" and teacher.sampled:
                     with gr.Accordion("Draw an image", open=False, elem_id="draw"):
                         drawing = canvas("sketch")
                 shown.append(board("", elem_id=name))

@@ -36,9 +36,9 @@ from ..labels import SUSPICIOUS
 from ..labels.issues import LabelIssue, free_options, issues_of, left_out_logits
 from ..labels.suggest import suggest
 from ..method.closed_form import left_out_offsets
-from ..models.lessons import Lessons
 from ..models.saved import Backbone as BackboneConfig
 from ..models.saved import Preprocessing, SavedModel
+from ..models.support_set import SupportSet
 from ..utils.errors import UserError, first_line
 from ..utils.files import atomic_path, hash_json, write_tensors, writing_folder
 from ..utils.reading import read_tensors
@@ -231,12 +231,12 @@ class Session:
         view = View(self.view.number, contents, problems=problems)
         if len(names) < 2:
             return view
-        lessons = self._lessons(names, pictures)
-        model = learn(lessons, self.origin, self._configuration(names, int(lessons.counts.max())), "cpu")
+        support_set = self._support_set(names, pictures)
+        model = learn(support_set, self.origin, self._configuration(names, int(support_set.counts.max())), "cpu")
         view = replace(view, model=model, guesses=self._guesses(model, contents))
-        return self._judged(view, lessons, list(pictures.values()))
+        return self._judged(view, support_set, list(pictures.values()))
 
-    def _lessons(self, names: list[str], images: Collection[tuple[str, int]]) -> Lessons:
+    def _support_set(self, names: list[str], images: Collection[tuple[str, int]]) -> SupportSet:
         """What is taught: the classes, and images as SHA-256 and class."""
         cfg = self._configuration(names, 1)
         dataset = cfg.data.name or NO_NAME
@@ -250,7 +250,7 @@ class Session:
         features = torch.stack(rows) if rows else positive[:0]
         labels = torch.tensor([label for _, label in images], dtype=torch.long)
         ids = torch.zeros_like(labels)
-        return Lessons(np.array(names), tuple(names), features[None], labels, ids, positive, negative)
+        return SupportSet(np.array(names), tuple(names), features[None], labels, ids, positive, negative)
 
     def of_digits(self, names: Collection[str]) -> bool:
         """Whether classes of these names are the embedded digits, as the embedded backbone knows them."""
@@ -261,12 +261,17 @@ class Session:
         named = {"DATASET.NUM_SHOTS": max(shots, 1), VARIANT: "training_free"}
         return make_configuration(files, named, None, 1, "")
 
-    def _judged(self, view: View, lessons: Lessons, pictures: list[Picture]) -> View:
+    def _judged(self, view: View, support_set: SupportSet, pictures: list[Picture]) -> View:
         """A view with what models without an image say of it, for each of the images of the lessons."""
-        if (lessons.counts > 0).sum() < 2 or lessons.positive is None:
+        if (support_set.counts > 0).sum() < 2 or support_set.positive is None:
             return view
-        features, labels, text, names = lessons.features[0], lessons.labels, lessons.positive, lessons.names
-        options, scale = free_options(int(lessons.counts.max())), self.origin.logit_scale
+        features, labels, text, names = (
+            support_set.features[0],
+            support_set.labels,
+            support_set.positive,
+            support_set.names,
+        )
+        options, scale = free_options(int(support_set.counts.max())), self.origin.logit_scale
         logits = left_out_logits(features, labels, text, scale, options)
         offsets = left_out_offsets(scale * (features @ text.t()).double(), labels)
         left_out = (logits + offsets).argmax(dim=1)

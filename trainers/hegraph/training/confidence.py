@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from ..utils.reading import Finite, Part, Size
+from ..utils.reading import Finite, Size, StrictModel
 
 BINS = 15  # of the expected calibration error
 # Standard deviation of the normal prior of log T, with mean 0. Without a prior, ten correctly classified images would
@@ -39,7 +39,7 @@ QUANTILES = np.linspace(0, 1, NUM_QUANTILES)
 BATCH = 8192  # images scored at once, which limits the memory for large test sets
 
 
-class KnownScores(Part):
+class KnownScores(StrictModel):
     """Distribution of the score over images of known classes that the classifier was not fitted to.
 
     Attributes:

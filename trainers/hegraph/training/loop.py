@@ -32,7 +32,7 @@ from ..method.closed_form import TEMPERATURES, nll_at_temperatures
 from ..method.model import HeGraphModel
 from ..utils.errors import UserError
 from ..utils.files import atomic_path, hash_content, write_tensors
-from ..utils.reading import Count, NotNegative, Part, read_torch, reading
+from ..utils.reading import Count, NotNegative, StrictModel, read_torch, reading
 from .batches import Batch, TrainingData, epoch_generator
 from .options import TrainingOptions
 
@@ -46,7 +46,7 @@ BATCH = 1024  # images classified at once, which limits the memory for many clas
 NOISE_STREAM = 1  # stream 0 gives the order and the views of an epoch
 
 
-class CheckpointState(Part):
+class CheckpointState(StrictModel):
     """The content of a checkpoint file: the trained parameters by name, AdamW's moments by position."""
 
     run_id: str

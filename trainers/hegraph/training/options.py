@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..utils.option import NODE, POSITIVE_BY_SHOTS, ROWS, option
+from ..utils.option import NODE, POSITIVE_BY_SHOTS, SHOT_ROWS, option
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class TrainingOptions:
         1.0,
         f"{NODE}.WEAK_TEXT_LR_MULT",
         "factor on `OPTIM.LR` if the text is weak: McFadden's R² = 1 - NLL / log K of zero-shot CLIP on the training "
-        f"images is below 0.65; {ROWS}",
+        f"images is below 0.65; {SHOT_ROWS}",
         configured=[[1, 3.0], [2, 1.0]],
         rows=POSITIVE_BY_SHOTS,
         by_shots=True,

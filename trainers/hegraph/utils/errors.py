@@ -225,7 +225,7 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message} (usage: {self.prog} --help)")
 
     def print_help(self, file: Any = None) -> None:
-        say(self.format_help())
+        echo(self.format_help())
 
 
 def refuse_several_processes() -> None:
@@ -237,7 +237,7 @@ def refuse_several_processes() -> None:
         )
 
 
-def report(command: Callable[[], int | None], several_processes: bool = False) -> int:
+def run_cli(command: Callable[[], int | None], several_processes: bool = False) -> int:
     """Runs a command line, shows what it logs, and turns what it returns or raises into an exit code.
 
     Several processes of `torchrun` are refused, unless the command lets `several_processes` share its work.
@@ -278,7 +278,7 @@ def _mistake(error: BaseException) -> str:
     raise error
 
 
-def say(text: str) -> None:
+def echo(text: str) -> None:
     r"""Writes text to standard output at once; a character that it cannot take becomes `\xe9`, `\u2014` and so on.
 
     Raises:

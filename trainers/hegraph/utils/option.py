@@ -21,7 +21,7 @@ NODE = "TRAINER.HEGRAPHADAPTER"  # prefix of the keys of HeGraphAdapter; Dassl a
 OPEN = -1
 LARGEST_FLOAT = 3.4e38  # float32
 LARGEST_INT = 2**31
-ROWS = "rows `[from this many shots, value]`"
+SHOT_ROWS = "rows `[from this many shots, value]`"
 
 
 def is_list(value: Any) -> bool:

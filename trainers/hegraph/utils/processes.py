@@ -18,21 +18,21 @@ import torch
 import torch.distributed
 
 from .errors import UserError, first_line
-from .reading import check
+from .reading import validate
 
 T = TypeVar("T")
 TIMEOUT = datetime.timedelta(days=1)  # the longest time that a process waits for a slower one
 
 
 @contextmanager
-def joined() -> Iterator[None]:
+def process_group() -> Iterator[None]:
     """In the block, this process belongs to the group that `torchrun` started, if it did, and takes a GPU of its own.
     UserError if environment variables are not those that `torchrun` sets.
     """
     try:
-        size = check(int, os.environ.get("WORLD_SIZE", "1"), "WORLD_SIZE", convert=True)
+        size = validate(int, os.environ.get("WORLD_SIZE", "1"), "WORLD_SIZE", convert=True)
         if size > 1 and not torch.distributed.is_initialized():
-            number = check(int, os.environ["RANK"], "RANK", convert=True)
+            number = validate(int, os.environ["RANK"], "RANK", convert=True)
             if not 0 <= number < size:  # for which torch would wait all day
                 raise ValueError(f"RANK must be from 0 to {size - 1}, since WORLD_SIZE is {size}, got {number}")
             torch.distributed.init_process_group("gloo", timeout=TIMEOUT)
@@ -64,7 +64,7 @@ def wait() -> None:
             torch.distributed.barrier()
 
 
-def of_first(ask: Callable[[], T]) -> T:
+def broadcast_from_rank0(ask: Callable[[], T]) -> T:
     """What `ask` returns in the first process, which alone calls it; the others are sent it. UserError as `wait`."""
     if not _in_group():
         return ask()

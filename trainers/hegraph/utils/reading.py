@@ -187,19 +187,19 @@ def _check_tensors(content: Any, place: str = "its tensor") -> None:
             raise ValueError(f"{place} must be dense and hold real numbers, got {came}")
 
 
-class Part(BaseModel):
+class StrictModel(BaseModel):
     """A part of a file: no key may be missing, none may be unknown, and no value is converted."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
-class OpenPart(BaseModel):
+class LenientModel(BaseModel):
     """A part of a file that may hold further keys, which are not read."""
 
     model_config = ConfigDict(extra="ignore", strict=True, frozen=True)
 
 
-def check(shape: type[Shape], value: Any, where: str, convert: bool = False) -> Shape:
+def validate(shape: type[Shape], value: Any, where: str, convert: bool = False) -> Shape:
     """A value that was read, in its declared form. Nothing is converted, unless the form says so. UserError, with
     `where`, for a value of another form. `convert` is for arguments in Python: NumPy's numbers are numbers as well.
     """

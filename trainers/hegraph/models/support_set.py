@@ -25,7 +25,7 @@ ALIKE = 1e-3  # cosines of the features of one image, encoded twice, differ from
 
 
 @dataclass(frozen=True)
-class Lessons:
+class SupportSet:
     """What a classifier was taught.
 
     Attributes:
@@ -48,7 +48,7 @@ class Lessons:
     state: Mapping[str, Tensor] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, bank: FeatureBank, state: Mapping[str, Tensor]) -> Lessons:
+    def of(cls, bank: FeatureBank, state: Mapping[str, Tensor]) -> SupportSet:
         """Those of a run that was trained on a bank."""
         names, labels = tuple(bank.classnames), bank.train_labels.cpu()
         text = bank.text_positive.cpu(), bank.text_negative.cpu()
@@ -76,7 +76,7 @@ class Lessons:
             raise unknown("class", str(label), map(str, known))
         return known.index(label)
 
-    def joined(self, more: Lessons, fresh: Tensor) -> Lessons:
+    def process_group(self, more: SupportSet, fresh: Tensor) -> SupportSet:
         """These lessons and more, with the classes of both in sorted order.
 
         `fresh`, booleans of shape `[K of more]`, says which classes of `more` come with their name, and with their text
@@ -101,7 +101,7 @@ class Lessons:
 
         views = math.lcm(len(self.features), len(more.features))
         repeated = [part.features.repeat(views // len(part.features), 1, 1) for part in (self, more)]
-        return Lessons(
+        return SupportSet(
             classes,
             tuple(names[place] for place in range(len(classes))),
             torch.cat(repeated, dim=1),
@@ -112,7 +112,7 @@ class Lessons:
             spread(self.state, old, len(classes)),
         )
 
-    def of_classes(self, kept: Tensor) -> Lessons:
+    def of_classes(self, kept: Tensor) -> SupportSet:
         """Those of some classes, with their images; `kept` is booleans of shape `[K]`."""
         if kept.all():
             return self
@@ -127,7 +127,7 @@ class Lessons:
             state={name: rows[kept] if name.startswith(BY_CLASS) else rows for name, rows in self.state.items()},
         )
 
-    def without(self, gone: Tensor) -> Lessons:
+    def without(self, gone: Tensor) -> SupportSet:
         """All but some images; `gone` is booleans of shape `[N]`."""
         return replace(self, features=self.features[:, ~gone], labels=self.labels[~gone], ids=self.ids[~gone])
 
