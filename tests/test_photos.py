@@ -1,4 +1,4 @@
-"""Photos as phones and cameras write them: every way into the package reads the same pixels."""
+"""Photos of phones and cameras: all entry points of the package read the same pixels."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def exif(orientation: int) -> Image.Exif:
 
 
 def stored(orientation: int, image: Image.Image = UPRIGHT) -> Image.Image:
-    """The pixels that a camera stores for an upright image."""
+    """Pixels that a camera stores for an upright image."""
     turn = None if orientation == 1 else TURNS[orientation - 2]
     return image if turn is None else image.transpose(INVERSE.get(turn, turn))
 
 
 def faded(mode: str) -> Image.Image:
-    """An image with black below its transparent part, which a plain conversion to RGB would show."""
+    """Image with black in its transparent part, which a plain conversion to RGB would show."""
     image = UPRIGHT.convert("RGBA")
     image.paste((0, 0, 0, 0), (0, 0, 32, 48))
     return image.convert(mode)
@@ -50,7 +50,7 @@ def palette() -> tuple[Image.Image, int]:
 
 
 def mpo(path: Path) -> None:
-    """Two frames in one file, as phones keep a photo beside its depth or its second lens."""
+    """Write two frames to one file, as phones do for depth or a second lens."""
     frame = stored(6)
     frame.save(path, "MPO", save_all=True, append_images=[frame.rotate(180)], exif=exif(6), quality=95)
 
@@ -82,7 +82,7 @@ def backbone() -> Backbone:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory, backbone) -> Path:
-    """The folder of a model of two classes that is trained without a step."""
+    """Folder of a training-free model with two classes."""
     images = [UPRIGHT, UPRIGHT.rotate(90), UPRIGHT.convert("L"), UPRIGHT.rotate(180)]
     folder = tmp_path_factory.mktemp("model")
     HeGraphClassifier(config="mini", variant="training_free").fit(images, ["a", "b", "a", "b"]).save_pretrained(folder)
@@ -101,7 +101,7 @@ def predictor(model) -> ImageModel:
 
 @pytest.fixture
 def photo(request, tmp_path) -> Path:
-    """A photo as a data set of one's own has it."""
+    """Photo in a folder of own images."""
     path = tmp_path / "train" / "a" / request.param
     path.parent.mkdir(parents=True)
     PHOTOS[request.param](path)
@@ -117,7 +117,7 @@ def close(found: torch.Tensor, expected: torch.Tensor) -> bool:
 
 @pytest.fixture
 def images_of(photo) -> list:
-    """The photo as a path and as every kind of image that somebody may have at hand."""
+    """The photo as a path and as all kinds of images."""
     opened = load_few_shot("ImageFolder", str(photo.parents[2]), shots=1, seed=1).open(f"train/a/{photo.name}")
     return [photo, str(photo), Image.open(photo), open_image(photo), opened]
 
@@ -135,9 +135,9 @@ def test_features_of_a_photo_are_equal_everywhere(photo, images_of, backbone, pr
 def test_probabilities_of_a_photo_are_equal_everywhere(photo, images_of, classifier, model, capsys):
     assert predict([str(model), str(photo), "--format", "jsonl"]) == 0
     [row] = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    told = {each["class"]: each["probability"] for each in row["top"]}
+    expected = {each["class"]: each["probability"] for each in row["top"]}
     for image in images_of:
-        assert classifier.predict_proba([image])[0].tolist() == pytest.approx([told["a"], told["b"]], abs=1e-4)
+        assert classifier.predict_proba([image])[0].tolist() == pytest.approx([expected["a"], expected["b"]], abs=1e-4)
 
 
 @every_photo
@@ -148,7 +148,7 @@ def test_the_demo_shows_the_probabilities_of_predict(photo, classifier, predicto
 
 
 @every_photo
-def test_an_opened_photo_is_upright_and_stays_so(photo):
+def test_opened_photo_is_upright(photo):
     once = open_image(photo)
     assert (once.mode, once.size) == ("RGB", UPRIGHT.size)
     assert to_rgb(once).tobytes() == once.tobytes()
@@ -157,7 +157,7 @@ def test_an_opened_photo_is_upright_and_stays_so(photo):
         assert once.tobytes() == UPRIGHT.tobytes()
 
 
-def test_an_image_as_stored_is_not_turned_afterwards(tmp_path):
+def test_as_stored_image_is_not_rotated_later(tmp_path):
     stored(6).save(tmp_path / "turned.jpg", exif=exif(6))
     UPRIGHT.save(tmp_path / "clear.png", transparency=UPRIGHT.getpixel((0, 0)))
     for name in ("turned.jpg", "clear.png"):
@@ -165,7 +165,7 @@ def test_an_image_as_stored_is_not_turned_afterwards(tmp_path):
         assert to_rgb(open_image(tmp_path / name, as_stored=True)).tobytes() == as_dassl.tobytes()
 
 
-def test_a_colour_profile_is_kept(tmp_path):
+def test_colour_profile_stays(tmp_path):
     UPRIGHT.save(tmp_path / "a.png", icc_profile=b"a profile", dpi=(72, 72))
     assert open_image(tmp_path / "a.png").info == {"icc_profile": b"a profile"}
 
@@ -190,12 +190,12 @@ def test_many_images_are_encoded_in_batches_and_in_order(backbone):
         (["/none.jpg"], "cannot read /none.jpg: No such file or directory"),
     ],
 )
-def test_encoding_something_else_is_one_clear_line(backbone, images, message):
+def test_encoding_other_inputs_is_refused(backbone, images, message):
     with pytest.raises(UserError, match=message):
         backbone.encode_images(images)
 
 
-def test_preprocess_refuses_what_is_no_image(backbone, tmp_path):
+def test_preprocess_refuses_other_inputs(backbone, tmp_path):
     (tmp_path / "a.jpg").write_bytes(b"no image")
     for image, message in (
         (tmp_path / "a.jpg", "cannot read .*a.jpg: is not an image"),
@@ -235,7 +235,7 @@ def test_heic_images_are_read_upright(heic, backbone):
     assert close(backbone.encode_images([heic.with_suffix(".jpg")]), backbone.encode_images([image]))
 
 
-def test_without_pillow_heif_a_line_names_it(heic, monkeypatch):
+def test_heic_without_pillow_heif_is_refused(heic, monkeypatch):
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     Image.new("RGB", (8, 8)).save(heic.with_name("a.jpg"))
     assert open_image(heic.with_name("a.jpg")).size == (8, 8)
@@ -244,7 +244,7 @@ def test_without_pillow_heif_a_line_names_it(heic, monkeypatch):
             open_image(source)
 
 
-def test_a_damaged_heic_image_is_one_line(heic, tmp_path, backbone):
+def test_damaged_heic_image_is_refused(heic, tmp_path, backbone):
     (tmp_path / "cut.heic").write_bytes(heic.read_bytes()[:200])
     with pytest.raises(UserError, match="cannot read .*cut.heic: [^\n]+$"):
         backbone.encode_images([tmp_path / "cut.heic"])

@@ -1,4 +1,4 @@
-"""The server that the tests of the downloader fetch from."""
+"""The HTTP server for tests of the downloader."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Folders, tables and archives of images as a user has them, and a HTTP server that stalls, breaks off and lies."""
+"""Folders, tables and archives of images, and a faulty HTTP server."""
 
 from __future__ import annotations
 
@@ -44,19 +44,19 @@ class Server(ThreadingHTTPServer):
         self.asked: list[tuple[str, str | None]] = []
 
     def url(self, path: str, *answers: Answer) -> str:
-        """An address that gives these answers one after the other, the last for ever."""
+        """Address with these answers in order; the last answer repeats."""
         self.answers[path] = list(answers)
         return f"http://127.0.0.1:{self.server_address[1]}{path}"
 
 
 def serve(body: bytes, *, stop_at: int | None = None, stall: bool = False, **headers: object) -> Answer:
-    """Answers with `body`, or with the part of it that a Range asks for if If-Range fits.
+    """Answer with `body`, or with the requested range if If-Range matches.
 
     Args:
         body: The file.
-        stop_at: The position in the file at which the connection ends.
-        stall: It does not end there, it falls silent.
-        headers: Further ones, or others; None sends none. ETag is "1" without it.
+        stop_at: Position in the file at which the connection ends.
+        stall: Stop sending there, without closing the connection.
+        headers: Additional or changed headers; None omits one. The default ETag is "1".
     """
 
     def answer(handler: Handler) -> None:
@@ -76,7 +76,7 @@ def serve(body: bytes, *, stop_at: int | None = None, stall: bool = False, **hea
 
 
 def fall_silent(handler: Handler) -> None:
-    """Sends nothing more for longer than a client should wait."""
+    """Send nothing for longer than the timeout of clients."""
     time.sleep(3)
 
 
@@ -88,7 +88,7 @@ def status(code: int) -> Answer:
 
 
 def make(root: Path, *files: str) -> Path:
-    """A folder with empty files."""
+    """Write empty files into a folder."""
     for file in files:
         write(root / file, "")
     return root
@@ -101,7 +101,7 @@ def write(path: Path, content: str | bytes) -> Path:
 
 
 def tar_with(*members: tuple, mode: str = "w") -> bytes:
-    """A tar with members of a name and, as far as they are given, content, type and target of a link."""
+    """Tar file with members of a name and optional content, type and link target."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode=mode) as packed:
         for member in members:
@@ -119,7 +119,7 @@ def picture(red: int, green: int = 60, blue: int = 60) -> bytes:
     return content.getvalue()
 
 
-# --- the user's own images
+# --- own images
 
 
 def load(root: object) -> Dataset:
@@ -127,14 +127,14 @@ def load(root: object) -> Dataset:
 
 
 def refused(root: object, words: str) -> str:
-    """What is said of images that cannot be loaded, which has these words."""
+    """Return the error for images that cannot be loaded, which matches `words`."""
     with pytest.raises(UserError, match=words) as caught:
         load(root)
     return str(caught.value)
 
 
 def counts(dataset: Dataset) -> list[int]:
-    """The numbers of training, val and test images."""
+    """Numbers of train, val and test images."""
     return [len(items) for items in dataset.splits.values()]
 
 

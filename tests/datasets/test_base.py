@@ -1,4 +1,4 @@
-"""What a data set gives: few-shot tasks, halves of its classes, its files; the digits; and how images are opened."""
+"""The class `Dataset`, the digits, and opening of images."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CLASSES = ("ant", "bee", "cow", "dog", "elk")
 
 @pytest.fixture
 def dataset() -> Dataset:
-    """Five classes that are no files; label 2 stands in the middle."""
+    """Five classes in memory; label 2 is the middle one."""
     train, val, test = (
         [Item(f"{split}/{number}.jpg", label, CLASSES[label]) for number, label in enumerate([4, 3, 2, 1, 0, 2])]
         for split in ("train", "val", "test")
@@ -35,13 +35,13 @@ def dataset() -> Dataset:
 
 @pytest.fixture
 def on_disk(dataset: Dataset, tmp_path: Path) -> Dataset:
-    """The same, with a file of three bytes for each image."""
+    """The same data set, with a file of three bytes for each image."""
     for path in dataset.paths():
         write(tmp_path / path, "abc")
     return replace(dataset, root=tmp_path)
 
 
-def test_halves_of_the_classes_are_counted_by_the_labels_of_training_images_as_coop_does(dataset):
+def test_subsample_halves_classes_as_coop(dataset):
     assert dataset.subsample("all") is dataset
     task = replace(dataset, train=[item for item in dataset.train if item.label != 0], class_ids=tuple("ABCDE"))
     base = task.subsample("base")
@@ -51,7 +51,7 @@ def test_halves_of_the_classes_are_counted_by_the_labels_of_training_images_as_c
     assert not replace(dataset, val=[], test=[]).val_is_test
 
 
-def test_missing_images_are_counted_once_and_some_are_named(on_disk):
+def test_missing_images_are_counted_once(on_disk):
     on_disk.check_files()
     (on_disk.root / "test/0.jpg").unlink()
     with pytest.raises(UserError, match=r"1 of 12 images are missing below .*: test/0\.jpg; list all: look DIR"):
@@ -61,7 +61,7 @@ def test_missing_images_are_counted_once_and_some_are_named(on_disk):
     assert abbreviate("ab", 1) == "a, ..."
 
 
-def test_a_file_has_another_version_when_its_content_or_time_of_change_differs(on_disk, dataset):
+def test_file_version_follows_content_and_time(on_disk, dataset):
     path, file = "train/0.jpg", on_disk.root / "train/0.jpg"
     os.utime(file, ns=(0, 10**18))
     assert on_disk.file_version(path) == (3, 10**18)
@@ -75,15 +75,15 @@ def test_a_file_has_another_version_when_its_content_or_time_of_change_differs(o
         on_disk.file_version(path)
 
 
-def test_files_are_alike_in_every_byte_or_not_at_all(tmp_path):
+def test_find_copies_compares_every_byte(tmp_path):
     for name, content in {"a": b"xa", "b": b"xb", "c": b"x", "d": b"ya", "e": b"", "twin": b"xa"}.items():
         (tmp_path / name).write_bytes(content)
-    others = [tmp_path / name for name in "bcd"]
-    assert find_copies([tmp_path / "a", tmp_path / "e"], others) == []
-    assert find_copies([tmp_path / "a", tmp_path / "e"], [*others, tmp_path / "twin"]) == [tmp_path / "a"]
+    other_files = [tmp_path / name for name in "bcd"]
+    assert find_copies([tmp_path / "a", tmp_path / "e"], other_files) == []
+    assert find_copies([tmp_path / "a", tmp_path / "e"], [*other_files, tmp_path / "twin"]) == [tmp_path / "a"]
 
 
-def test_labels_and_names_that_do_not_agree_are_an_error_that_names_the_image():
+def test_inconsistent_labels_and_names_are_refused():
     good, odd = [Item("1", 0, "ant"), Item("2", 1, "bee")], Item("3", 2, "cow")
     for pools, words in (
         ([[*good, Item("3", 0, "wasp")]], "^3 has label 0 for 'wasp', which is ant in training images"),
@@ -100,20 +100,20 @@ def test_labels_and_names_that_do_not_agree_are_an_error_that_names_the_image():
 # --- the digits
 
 
-def test_the_splits_of_the_digits_are_by_position_and_an_item_opens_its_own_scan_with_white_ink():
+def test_digits_are_split_by_position():
     digits, (scans, labels) = load_dataset("Digits"), (load_digits().images, load_digits().target)
     numbers = [range(698), range(698, 898), range(898, 1797)]  # test is that of scikit-learn's own example
     for items, rows in zip(digits.splits.values(), numbers):
         assert [item.path for item in items] == [f"digits/{row:04d}" for row in rows]
         assert [item.label for item in items] == labels[rows].tolist()
-        assert min(Counter(item.label for item in items).values()) >= 16  # no class has to be taken whole
+        assert min(Counter(item.label for item in items).values()) >= 16  # enough for 16 shots
         image = digits.open(items[-1].path)
         assert (image.mode, image.size) == ("RGB", (8, 8))
         assert np.abs(np.asarray(image) - scans[rows[-1]][..., None] * 255 / 16).max() <= 0.5
 
 
 @pytest.mark.parametrize("row", [898, 899])
-def test_other_domains_change_the_test_images_alone(row):
+def test_digit_domains_change_only_test_images(row):
     digits = load_dataset("Digits")
     scan = digits.open(f"digits/{row:04d}").convert("L")
     noisy = np.asarray(scan) + np.random.default_rng(row).normal(0, 60, (8, 8))
@@ -130,7 +130,7 @@ def test_other_domains_change_the_test_images_alone(row):
     assert (low.classnames[-1], high.classnames[0], high.train[0].label) == ("four", "five", 0)
 
 
-# --- images that are opened
+# --- opening images
 
 
 ORIENTATION = 0x0112
@@ -156,7 +156,7 @@ def opened(tmp_path: Path, image: Image.Image | np.ndarray | bytes, name: str, *
 # --- colours and depth
 
 
-def test_colours_palettes_grey_black_and_white_and_print_colours_become_screen_colours(tmp_path):
+def test_all_colour_modes_become_rgb(tmp_path):
     palette = PHOTO.convert("P", palette=Image.Palette.ADAPTIVE, colors=4)
     for name in ("a.png", "a.gif"):
         assert np.abs(opened(tmp_path, palette, name) - np.asarray(PHOTO)).max() <= 1
@@ -165,7 +165,7 @@ def test_colours_palettes_grey_black_and_white_and_print_colours_become_screen_c
     assert np.abs(opened(tmp_path, PHOTO.convert("CMYK"), "a.jpg", quality=100) - np.asarray(PHOTO))[4, 4].max() <= 12
 
 
-def test_16_bits_and_floats_become_0_to_255_and_keep_their_scale_and_what_is_no_number_is_black(tmp_path):
+def test_16_bit_and_float_values_are_scaled(tmp_path):
     values = GREY.astype(np.uint16) * 257
     for name, image in {
         "a.png": values, "a.tif": values, "b.tif": values.astype(">u2"), "c.tif": values.astype(np.int32),
@@ -182,7 +182,7 @@ def test_16_bits_and_floats_become_0_to_255_and_keep_their_scale_and_what_is_no_
         assert opened(tmp_path, values, "a.tif")[..., 0].tolist() == [[0, 128], [0, 255]]
 
 
-def test_transparent_parts_are_white(tmp_path):
+def test_transparent_parts_become_white(tmp_path):
     image = Image.new("RGBA", (2, 1), (200, 0, 0, 0))
     image.putpixel((1, 0), (0, 200, 0, 255))
     palette = image.convert("RGB").quantize(2)
@@ -208,7 +208,7 @@ def photo(orientation: int) -> Image.Image:
     return Image.open(file)
 
 
-def test_every_orientation_turns_the_image_as_pillow_does_and_odd_ones_do_not_matter(tmp_path, monkeypatch):
+def test_exif_orientation_is_applied_as_in_pillow(tmp_path, monkeypatch):
     for orientation in range(1, 9):
         image = photo(orientation)
         assert to_rgb(image).tobytes() == ImageOps.exif_transpose(image).convert("RGB").tobytes()
@@ -224,14 +224,14 @@ def test_every_orientation_turns_the_image_as_pillow_does_and_odd_ones_do_not_ma
     assert to_rgb(image).size == (24, 16)
 
 
-def test_an_image_as_dassl_reads_it_is_neither_turned_nor_put_on_white(tmp_path):
+def test_as_stored_images_are_read_as_in_dassl(tmp_path):
     photo(6).save(tmp_path / "turned.jpg", exif=photo(6).getexif())
     Image.new("RGBA", (2, 2), (10, 20, 30, 0)).save(tmp_path / "clear.png")
     assert open_image(tmp_path / "turned.jpg", as_stored=True).size == (24, 16)
     assert open_image(tmp_path / "clear.png", as_stored=True).getpixel((0, 0)) == (10, 20, 30)
 
 
-# --- what is no image
+# --- refusals
 
 
 def problem_of(source: Path | bytes, **how: bool) -> str:
@@ -240,7 +240,7 @@ def problem_of(source: Path | bytes, **how: bool) -> str:
     return reason(caught.value)
 
 
-def test_every_documented_format_is_opened_and_no_other_whatever_the_file_is_called(tmp_path, monkeypatch):
+def test_only_documented_formats_are_opened(tmp_path, monkeypatch):
     """Pillow would start Ghostscript for an EPS file called photo.jpg."""
     monkeypatch.setattr("subprocess.check_call", lambda *args, **kwargs: pytest.fail("a program was started"))
     for kind in ("EPS", "TGA"):
@@ -261,14 +261,14 @@ def test_every_documented_format_is_opened_and_no_other_whatever_the_file_is_cal
             assert np.abs(np.asarray(image).astype(int) - [10, 200, 90]).max() < 30
 
 
-def test_a_strip_and_what_would_fill_the_memory_are_refused_before_they_are_decoded(tmp_path, monkeypatch):
+def test_huge_images_are_refused_before_decoding(tmp_path, monkeypatch):
     Image.new("1", (MAX_RATIO, 1)).save(tmp_path / "most.png")
     assert open_image(tmp_path / "most.png").size == (MAX_RATIO, 1)
     for width, height in ((MAX_RATIO + 1, 1), (1, 100_000)):
         Image.new("1", (width, height)).save(tmp_path / "strip.png")
         for as_stored in (False, True):
-            said = problem_of(tmp_path / "strip.png", as_stored=as_stored)
-            assert said == f"its sides differ too much ({width} x {height} pixels)"
+            problem = problem_of(tmp_path / "strip.png", as_stored=as_stored)
+            assert problem == f"its sides differ too much ({width} x {height} pixels)"
     with pytest.raises(ValueError, match=r"\(0 x 4 pixels\)"):
         to_rgb(Image.new("RGB", (0, 4)))
     assert Image.MAX_IMAGE_PIXELS == 178956970 // 2  # Pillow refuses twice as many
@@ -276,11 +276,11 @@ def test_a_strip_and_what_would_fill_the_memory_are_refused_before_they_are_deco
     assert "exceeds limit of 500 pixels" in problem_of(tmp_path / "most.png")
 
 
-def test_what_opening_would_wait_for_and_what_is_not_there_is_told(tmp_path):
+def test_files_that_cannot_be_opened_are_refused(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "empty").touch()
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
-    for source, said in (
+    for source, problem in (
         (tmp_path / "pipe", "is not a regular file"),
         (tmp_path, "is a folder"),
         (tmp_path / "empty", "is empty (0 bytes)"),
@@ -288,4 +288,4 @@ def test_what_opening_would_wait_for_and_what_is_not_there_is_told(tmp_path):
         (tmp_path / "loop", "Too many levels of symbolic links"),
         (tmp_path / "gone", "No such file or directory"),
     ):
-        assert problem_of(source) == said
+        assert problem_of(source) == problem

@@ -1,4 +1,4 @@
-"""Class folders directly below the root: CoOp's split of them, and folders beside them that are no classes."""
+"""Class folders directly in the root: CoOp's random split, and other folders that are skipped."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from trainers.hegraph.datasets.loading import load_own_images
 
 
 def animals(root: Path, **numbers: int) -> Path:
-    """A folder with this number of images in the folder of each class, no two alike."""
+    """Write the given number of distinct images for each class."""
     shades = iter(range(250))
     for name, number in (numbers or {"ant": 10, "bee": 5, "cow": 4}).items():
         for image in range(number):
@@ -22,10 +22,10 @@ def animals(root: Path, **numbers: int) -> Path:
     return root
 
 
-def test_each_class_is_split_as_coop_splits_it(tmp_path, caplog):
+def test_class_folders_are_split_as_by_coop(tmp_path, caplog):
     dataset = load(animals(tmp_path))
     expected: dict[str, list[tuple]] = {"train": [], "val": [], "test": []}
-    rng = random.Random(1)  # CoOp's OxfordPets.read_and_split_data, by its own words
+    rng = random.Random(1)  # as in CoOp's OxfordPets.read_and_split_data
     for label, (name, number) in enumerate((("ant", 10), ("bee", 5), ("cow", 4))):
         images = [f"{name}/{image}.png" for image in range(number)]
         rng.shuffle(images)
@@ -35,20 +35,20 @@ def test_each_class_is_split_as_coop_splits_it(tmp_path, caplog):
             expected[split] += [(path, label, name) for path in paths]
     assert rows_of(dataset) == expected
     assert counts(dataset) == [9, 4, 6]
-    [said] = caplog.messages
-    assert said.endswith(
+    [warning] = caplog.messages
+    assert warning.endswith(
         "split each class at random into 50 % train, 20 % val, 30 % test images (9 train, 4 val, 6 test)"
     )
 
 
-def test_the_split_is_the_same_for_every_seed(tmp_path):
+def test_split_is_equal_for_all_seeds(tmp_path):
     root = str(animals(tmp_path / "a"))
     tests = [load_few_shot("ImageFolder", root, shots=2, seed=seed).test for seed in (1, 2, 3)]
     assert tests[0] == tests[1] == tests[2]
     assert rows_of(load(animals(tmp_path / "b"))) == rows_of(load(root))
 
 
-def test_folders_beside_are_no_classes(tmp_path, caplog):
+def test_other_folders_are_skipped(tmp_path, caplog):
     root = animals(tmp_path)
     before = rows_of(load(root))
     caplog.clear()
@@ -60,12 +60,12 @@ def test_folders_beside_are_no_classes(tmp_path, caplog):
 
 
 @pytest.mark.parametrize("table", ["path,label\nant/0.png,ant\n", "Label;file_name;split\nbee;ant/0.png;train\n"])
-def test_a_table_of_images_goes_before_class_folders(tmp_path, table):
+def test_table_has_priority_over_class_folders(tmp_path, table):
     write(animals(tmp_path) / "labels.csv", table)
     assert counts(load(tmp_path)) == [1, 0, 0]
 
 
-def test_folders_of_splits_go_before_class_folders(tmp_path):
+def test_split_folders_have_priority_over_class_folders(tmp_path):
     make(animals(tmp_path), "train/ant/1.png", "train/bee/1.png", "test/bee/2.png")
     assert counts(load(tmp_path)) == [2, 0, 1]
 
@@ -79,7 +79,7 @@ def test_folders_of_splits_go_before_class_folders(tmp_path):
         (["dog/1.png", "dog/2.png", "dog/3.png"], "1 of 4 classes have fewer than 4 images, .* such as dog; .*/train"),
     ],
 )
-def test_folders_that_cannot_be_split_are_refused(tmp_path, files, message):
+def test_unsplittable_folders_are_refused(tmp_path, files, message):
     refused(make(animals(tmp_path), *files), message)
 
 
@@ -87,12 +87,12 @@ def test_one_class_folder_is_refused(tmp_path):
     refused(animals(tmp_path, photos=9), "images in only one folder, photos; expected at least two class folders")
 
 
-def test_more_images_are_not_split(tmp_path):
+def test_split_folders_false_keeps_all_in_train(tmp_path):
     dataset = load_own_images(str(animals(tmp_path, ant=2)), split_folders=False)
     assert (counts(dataset), dataset.classnames) == ([2, 0, 0], ["ant"])
 
 
-def test_a_run_trains_on_class_folders(tmp_path, capsys, caplog):
+def test_run_trains_on_class_folders(tmp_path, capsys, caplog):
     root, out = animals(tmp_path / "own"), tmp_path / "out"
     flags = ["--dataset-config-file", "folder", "--root", str(root), "--config-file", "mini", "--trainer", "ZeroShot"]
     assert main([*flags, "--shots", "2", "--output-dir", str(out)]) == 0
@@ -102,7 +102,7 @@ def test_a_run_trains_on_class_folders(tmp_path, capsys, caplog):
     assert (out / "result.json").is_file()
 
 
-def test_a_copy_in_another_split_is_refused_with_its_remedy(tmp_path):
+def test_copies_of_test_images_are_refused(tmp_path):
     paths = load(animals(tmp_path)).paths()
     for path in paths[1:]:
         (tmp_path / path).write_bytes((tmp_path / paths[0]).read_bytes())

@@ -1,4 +1,4 @@
-"""The downloader, against a HTTP server that stalls, breaks off, lies and changes its mind; Google Drive; archives."""
+"""The downloader, with a faulty HTTP server, Google Drive, and archives."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def sum_of(body: bytes, algorithm: str = "sha256") -> str:
 
 
 def names_in(folder: Path) -> set[str]:
-    """What is below a folder, without the file of the lock."""
+    """Paths in a folder, without the lock file."""
     return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.name != LOCK}
 
 
@@ -61,7 +61,7 @@ def pack(kind: str, files: dict[str, bytes]) -> bytes:
 
 
 def arrived(folder: Path, body: bytes = BODY) -> bool:
-    """Whether the file is there, and nothing else."""
+    """Whether the folder has exactly this file."""
     return names_in(folder) == {"f.bin"} and (folder / "f.bin").read_bytes() == body
 
 
@@ -71,7 +71,7 @@ def refused(source: Source, folder: Path, words: str) -> None:
 
 
 def served(server: Server, body: bytes, **known: object) -> Source:
-    """An archive that the server has."""
+    """Source of an archive on the server."""
     return archive(server.url("/x", serve(body)), **known)
 
 
@@ -79,7 +79,7 @@ def served(server: Server, body: bytes, **known: object) -> Source:
 
 
 @pytest.mark.parametrize("known", [{"size": len(BODY)}, {"checksum": sum_of(BODY)}, {"checksum": sum_of(BODY, "md5")}])
-def test_a_file_arrives_whole_and_what_is_not_the_expected_one_is_removed(server, tmp_path, known):
+def test_file_is_checked_after_download(server, tmp_path, known):
     wrong, right = server.url("/wrong", serve(OTHER)), server.url("/right", serve(BODY))
     empty, page = server.url("/empty", serve(b"")), server.url("/page", serve(PAGE))
     fetch(one_file(wrong, empty, page, right, **known), tmp_path)
@@ -92,7 +92,7 @@ def test_a_file_arrives_whole_and_what_is_not_the_expected_one_is_removed(server
 
 
 @pytest.mark.parametrize("stall", [False, True], ids=["the connection ends", "the server falls silent"])
-def test_a_transfer_that_breaks_goes_on_where_it_broke_off(server, tmp_path, stall):
+def test_interrupted_transfer_continues(server, tmp_path, stall):
     breaks = [serve(BODY, stop_at=at, stall=stall and at == 2 * CHUNK) for at in range(2 * CHUNK, len(BODY), CHUNK)]
     fetch(one_file(server.url("/f", *breaks, serve(BODY))), tmp_path)
     assert arrived(tmp_path)
@@ -102,7 +102,7 @@ def test_a_transfer_that_breaks_goes_on_where_it_broke_off(server, tmp_path, sta
 
 
 def broken_off(server: Server, folder: Path, **how: object) -> tuple[Source, Path]:
-    """The source of a transfer that broke off half-way in an earlier call, and the part that it left."""
+    """Source of an interrupted transfer, and its partial file."""
     source = one_file(server.url("/f", serve(BODY, stop_at=HALF, **how)))
     folder.mkdir(exist_ok=True)
     refused(source, folder, "/f: .*; save it as .* by hand")
@@ -113,7 +113,7 @@ def broken_off(server: Server, folder: Path, **how: object) -> tuple[Source, Pat
 
 
 @pytest.mark.parametrize("how", [{}, {"ETag": None, "Last_Modified": DATE}], ids=["ETag", "Last-Modified"])
-def test_the_next_call_asks_only_for_the_rest_or_learns_that_there_is_none(server, tmp_path, how):
+def test_next_call_requests_only_the_rest(server, tmp_path, how):
     source, part = broken_off(server, tmp_path, **how)
     begin = part.stat().st_size
     server.answers["/f"] = [serve(BODY, **how)]
@@ -128,7 +128,7 @@ def test_the_next_call_asks_only_for_the_rest_or_learns_that_there_is_none(serve
 
 
 @pytest.mark.parametrize("first, then", [('"1"', '"2"'), (None, None), ('W/"1"', 'W/"1"')])  # a weak one tells little
-def test_a_file_that_is_or_may_be_another_one_by_now_is_fetched_anew(server, tmp_path, first, then):
+def test_changed_file_is_downloaded_again(server, tmp_path, first, then):
     source, _ = broken_off(server, tmp_path, ETag=first)
     server.answers["/f"] = [serve(OTHER, ETag=then)]
     fetch(source, tmp_path)
@@ -136,7 +136,7 @@ def test_a_file_that_is_or_may_be_another_one_by_now_is_fetched_anew(server, tmp
 
 
 @pytest.mark.parametrize("version", [b"\xff\xfe", "\u7248\u672c".encode(), b'"1"\r\nX: y', b" \n"])
-def test_part_with_unusable_version_is_fetched_anew(server, tmp_path, version):
+def test_part_with_invalid_version_is_downloaded_again(server, tmp_path, version):
     source, part = broken_off(server, tmp_path)
     part.with_name(f"{part.name}.version").write_bytes(version)
     server.answers["/f"] = [serve(OTHER, ETag='"2"')]
@@ -144,14 +144,14 @@ def test_part_with_unusable_version_is_fetched_anew(server, tmp_path, version):
     assert arrived(tmp_path, OTHER)
 
 
-def test_version_with_other_characters_is_not_written_into_a_header(server, tmp_path):
+def test_non_ascii_version_is_not_sent(server, tmp_path):
     source, _ = broken_off(server, tmp_path, ETag='"\xe9"')
     server.answers["/f"] = [serve(BODY)]
     fetch(source, tmp_path)
     assert arrived(tmp_path) and server.asked == [("/f", None)]
 
 
-def test_part_that_is_a_folder_is_named(server, tmp_path):
+def test_part_that_is_a_folder_is_refused(server, tmp_path):
     source, part = broken_off(server, tmp_path)
     part.unlink()
     part.mkdir()
@@ -159,14 +159,14 @@ def test_part_that_is_a_folder_is_named(server, tmp_path):
         download("Set", [source], tmp_path)
 
 
-def test_the_part_of_one_mirror_is_not_continued_from_another(server, tmp_path):
+def test_part_is_not_continued_from_another_mirror(server, tmp_path):
     first = server.url("/first", serve(BODY, stop_at=HALF))
     second = server.url("/second", serve(OTHER[: len(BODY)]))  # of the same length, with the same ETag
     fetch(one_file(first, second), tmp_path)
     assert arrived(tmp_path, OTHER[: len(BODY)])
 
 
-def test_a_full_disk_is_an_error_and_the_next_call_goes_on(server, tmp_path, disk_full_after):
+def test_download_continues_after_a_full_disk(server, tmp_path, disk_full_after):
     source = one_file(server.url("/f", serve(BODY)))
     with disk_full_after(2 * CHUNK), pytest.raises(UserError, match=r"^cannot write .*: File too large"):
         download("Set", [source], tmp_path)
@@ -175,17 +175,17 @@ def test_a_full_disk_is_an_error_and_the_next_call_goes_on(server, tmp_path, dis
     assert server.asked[-1] == ("/f", f"bytes={2 * CHUNK}-")
 
 
-def test_when_all_mirrors_fail_one_error_says_why_for_each_and_what_to_do_by_hand(server, tmp_path, caplog):
+def test_error_lists_the_reason_of_each_mirror(server, tmp_path, caplog):
     busy, gone = server.url("/busy", status(503)), server.url("/gone", status(410))
     silent, nobody = server.url("/silent", fall_silent), "http://127.0.0.1:9/f.bin"
     with pytest.raises(UserError) as error:
         fetch(one_file(busy, gone, silent, nobody), tmp_path)
-    for said in (
+    for pattern in (
         rf"{busy}: too many 503 error responses; {gone}: 410 Client Error: Gone; ",
         rf"{silent}: .*timed out.*; {nobody}: .*Connection refused",
         rf"save it as {tmp_path / 'f.bin'} by hand and run the same command again",
     ):
-        assert re.search(said, str(error.value))
+        assert re.search(pattern, str(error.value))
     assert [path for path, _ in server.asked] == ["/busy"] * 3 + ["/gone"] + ["/silent"] * 3
     assert any(r.getMessage().startswith(f"{gone}: 410") for r in caplog.records if r.levelno == logging.WARNING)
     assert names_in(tmp_path) == set()
@@ -195,7 +195,7 @@ def test_when_all_mirrors_fail_one_error_says_why_for_each_and_what_to_do_by_han
     assert arrived(tmp_path, packed)
 
 
-def test_shown_line_holds_the_status_of_a_failed_download(server, tmp_path, monkeypatch, capsys):
+def test_command_shows_status_of_failed_download(server, tmp_path, monkeypatch, capsys):
     names = one_file(server.url("/" + "n" * 60, status(500)), file="names.txt")
     monkeypatch.setitem(ENTRIES, "ImageNet", replace(ENTRIES["ImageNet"], sources=(names,)))
     assert main(["download", "imagenet", "--root", str(tmp_path)]) == 2
@@ -206,7 +206,7 @@ def test_shown_line_holds_the_status_of_a_failed_download(server, tmp_path, monk
 # --- whole data sets
 
 
-def test_what_can_be_fetched_is_there_even_if_something_else_cannot(server, tmp_path):
+def test_one_failed_source_does_not_stop_others(server, tmp_path):
     split = Source("split.json", (server.url("/split", status(404)),))
     images = archive(server.url("/images", serve(pack("tar.gz", FILES))), unpack={"images": "images"})
     with pytest.raises(UserError, match=r"^OxfordPets is not complete: cannot download split\.json \(.*404 Client"):
@@ -221,7 +221,7 @@ def test_what_can_be_fetched_is_there_even_if_something_else_cannot(server, tmp_
     assert {"split.json", "images"} < names_in(tmp_path / "rich")
 
 
-def test_what_is_still_missing_after_a_download_is_told_with_exit_code_1(server, tmp_path, monkeypatch, capsys):
+def test_incomplete_data_set_exits_with_1(server, tmp_path, monkeypatch, capsys):
     names = one_file(server.url("/names", serve(b"n01440764 tench\n")), file="classnames.txt")
     monkeypatch.setitem(ENTRIES, "ImageNet", replace(ENTRIES["ImageNet"], sources=(names,)))
     assert main(["download", "imagenet", "--root", str(tmp_path)]) == 1
@@ -229,7 +229,7 @@ def test_what_is_still_missing_after_a_download_is_told_with_exit_code_1(server,
     assert re.match(r"ImageNet +not ready +missing images: ", capsys.readouterr().out)
 
 
-def test_the_sources_of_a_data_set_bring_its_images_and_its_split():
+def test_sources_provide_images_and_split_files():
     for name, entry in stored_datasets().items():
         targets = [target for source in entry.sources for target in source.targets]
         needed = {"cars_train" if name == "StanfordCars" else entry.images, entry.split_file} - {""}
@@ -245,7 +245,7 @@ def test_the_sources_of_a_data_set_bring_its_images_and_its_split():
 # --- Google Drive, by the real gdown
 
 
-def test_a_file_comes_from_google_drive_and_goes_on_where_it_broke_off(server, tmp_path, monkeypatch):
+def test_google_drive_download_continues(server, tmp_path, monkeypatch):
     request = requests.Session.request
 
     def local(self, method, url, *arguments, **options):  # the address is fixed in gdown, but not the request's
@@ -275,11 +275,11 @@ def test_a_file_comes_from_google_drive_and_goes_on_where_it_broke_off(server, t
     refused(replace(source, file="g.bin"), folder, "012345: gdown: .*Too many users have viewed")
 
 
-# --- archives: whole or not at all, and never outside the targets
+# --- archives
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz"])
-def test_an_archive_is_unpacked_into_its_targets_and_removed(server, tmp_path, kind):
+def test_archive_is_unpacked_and_removed(server, tmp_path, kind):
     (tmp_path / "kept" / "images").mkdir(parents=True)
     (tmp_path / "kept" / "images/mine.jpg").write_bytes(b"mine")
     source = served(server, pack(kind, FILES))
@@ -294,7 +294,7 @@ def test_an_archive_is_unpacked_into_its_targets_and_removed(server, tmp_path, k
     assert server.asked == []
 
 
-def test_target_that_links_to_nothing_is_named_and_stays(server, tmp_path):
+def test_dangling_target_is_refused(server, tmp_path):
     link = tmp_path / "images"
     link.symlink_to(tmp_path / "unmounted" / "images")
     source = served(server, pack("zip", FILES))
@@ -306,7 +306,7 @@ def test_target_that_links_to_nothing_is_named_and_stays(server, tmp_path):
     assert link.is_symlink() and names_in(tmp_path) == {"images", "names.txt", "o"}
 
 
-def test_the_member_nearest_to_the_root_is_taken_however_many_folders_wrap_it(server, tmp_path):
+def test_member_nearest_to_the_root_is_used(server, tmp_path):
     files = {"a/b/images/1.jpg": b"1", "a/b/images/images/2.jpg": b"2", "__MACOSX/images/3.jpg": b"3"}
     fetch(served(server, pack("zip", files), unpack={"images": "deep/x"}), tmp_path)
     assert names_in(tmp_path / "deep/x") == {"1.jpg", "images", "images/2.jpg"}
@@ -314,7 +314,7 @@ def test_the_member_nearest_to_the_root_is_taken_however_many_folders_wrap_it(se
     refused(two, tmp_path, "contains two images: a/images and b/images")
 
 
-def test_an_archive_within_an_archive_is_unpacked(server, tmp_path):
+def test_inner_archive_is_unpacked(server, tmp_path):
     inner = pack("tar.gz", {"101/a/1.jpg": b"1"})
     outer = pack("zip", {"caltech/101.tar.gz": inner, "caltech/more.txt": b"m", "__MACOSX/caltech/101.tar.gz": b"x"})
     url = server.url("/x", serve(outer))
@@ -326,7 +326,7 @@ def test_an_archive_within_an_archive_is_unpacked(server, tmp_path):
     assert names_in(tmp_path / "names") == {"a.txt", "b.zip"}
 
 
-def test_an_archive_put_there_by_hand_is_used_unless_it_is_not_the_right_one(server, tmp_path):
+def test_local_archive_is_checked_and_used(server, tmp_path):
     body = pack("zip", FILES)
     source = served(server, body, checksum=sum_of(body))
     (tmp_path / "x.archive").write_bytes(BODY)
@@ -338,7 +338,7 @@ def test_an_archive_put_there_by_hand_is_used_unless_it_is_not_the_right_one(ser
     assert server.asked == []
 
 
-def test_a_full_disk_while_unpacking_leaves_no_target(server, tmp_path, disk_full_after):
+def test_full_disk_while_unpacking_leaves_no_target(server, tmp_path, disk_full_after):
     (tmp_path / "images").mkdir()  # an empty one does not count as unpacked
     source = served(server, pack("zip", {**FILES, "set/images/big.jpg": bytes(1_000_000)}))
     with disk_full_after(500_000), pytest.raises(OSError, match="File too large"):
@@ -364,7 +364,7 @@ def test_a_full_disk_while_unpacking_leaves_no_target(server, tmp_path, disk_ful
         ["x.archive.0123456789abcdef.part", "x.archive.0123456789abcdef.part.version"],
     ],
 )
-def test_download_removes_remains_of_killed_ones(server, tmp_path, remains):
+def test_download_removes_files_of_killed_downloads(server, tmp_path, remains):
     for name in remains:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(pack("zip", FILES) if name == "x.archive" else b"1")
@@ -373,7 +373,7 @@ def test_download_removes_remains_of_killed_ones(server, tmp_path, remains):
     assert names_in(tmp_path) == whole
 
 
-def test_archive_beside_its_targets_stays_unless_it_was_unpacked(server, tmp_path):
+def test_unrelated_archive_next_to_targets_stays(server, tmp_path):
     for name in ("images/1.jpg", "names.txt", "x.archive"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"mine")
@@ -381,7 +381,7 @@ def test_archive_beside_its_targets_stays_unless_it_was_unpacked(server, tmp_pat
     assert names_in(tmp_path) == {"images", "images/1.jpg", "names.txt", "x.archive"}
 
 
-def test_an_archive_without_what_is_needed_is_removed_and_another_one_has_its_turn(server, tmp_path):
+def test_archive_without_required_members_is_replaced(server, tmp_path):
     url = server.url("/x", serve(pack("zip", {"set/pictures/1.jpg": b"1"})))
     rich = {**UNPACK, "other.txt": "other.txt", "absent.txt": "absent.txt"}  # it brings what else is missing
     other = archive(server.url("/other", serve(pack("tar", FILES))), file="other.tar", unpack=rich)
@@ -410,7 +410,7 @@ GZ, A, SYM, LNK = pack("tar.gz", FILES), ("images/a", b"a"), tarfile.SYMTYPE, ta
         pack("zip", {f"images/{'a' * 300}": b"a"}),
     ],
 )
-def test_an_archive_that_is_damaged_or_not_safe_is_removed_and_the_next_mirror_has_its_turn(server, tmp_path, body):
+def test_damaged_or_unsafe_archive_is_replaced(server, tmp_path, body):
     folder = tmp_path / "root" / "set"
     folder.mkdir(parents=True)
     odd = dict.fromkeys(("/escaped", "C:/escaped", "images\\..\\..\\escaped", "../../../escaped"), b"x")
@@ -423,7 +423,7 @@ def test_an_archive_that_is_damaged_or_not_safe_is_removed_and_the_next_mirror_h
     assert not Path("/escaped").exists()
 
 
-def test_a_python_that_cannot_unpack_a_tar_safely_does_not(server, tmp_path, monkeypatch):
+def test_python_without_safe_unpacking_is_refused(server, tmp_path, monkeypatch):
     monkeypatch.delattr(tarfile, "data_filter")
     refused(served(server, pack("tar.gz", FILES)), tmp_path, "cannot unpack it safely; use 3.10.12")
     assert names_in(tmp_path) == {"x.archive"}

@@ -1,7 +1,4 @@
-"""Own images in class folders, CSV files and Hugging Face's metadata.csv; other names of splits; what is left out.
-
-And `datasets check`: what is ready, what is missing and how to get it; own images are all read, every bad one named.
-"""
+"""Own images in class folders, CSV files and Hugging Face's metadata.csv; and `datasets check`."""
 
 from __future__ import annotations
 
@@ -26,7 +23,7 @@ from trainers.hegraph.utils.errors import UserError
 # --- class folders
 
 
-def test_folders_of_the_three_splits_become_items_in_sorted_order_under_any_name_of_a_split(tmp_path, caplog):
+def test_split_folders_become_sorted_items(tmp_path, caplog):
     files = "train/bee/2.jpg train/bee/1.jpg train/ant/1.jpg valid/ant/3.jpg Evaluation/bee/4.jpg Evaluation/ant/5.jpg"
     dataset = load(make(tmp_path, *files.split()))
     assert rows_of(dataset) == {
@@ -40,7 +37,7 @@ def test_folders_of_the_three_splits_become_items_in_sorted_order_under_any_name
     refused(make(tmp_path, "Training/ant/2.jpg"), "the folders Training and train both mean train")
 
 
-def test_class_names_may_be_anything_and_are_sorted_and_a_warning_says_that_all_are_numbers(tmp_path, caplog):
+def test_class_names_are_normalised_and_sorted(tmp_path, caplog):
     for names, warned in (
         (["1", "02", "9", "10", "B", "b"], False),  # numbers by value, before all others
         (["7", "-1", "1.5", "m²", "²", "①"], False),  # what looks like a number and is none is a name
@@ -56,10 +53,10 @@ def test_class_names_may_be_anything_and_are_sorted_and_a_warning_says_that_all_
         caplog.clear()
 
 
-# --- what is left out, and what is an error
+# --- skipped files, and refusals
 
 
-def test_what_is_not_read_is_counted_and_named(tmp_path, caplog):
+def test_skipped_files_are_counted(tmp_path, caplog):
     for name, files, said in (
         ("hidden", ["train/ant/._1.JPG", "train/.cache/1.jpg"], ""),
         (
@@ -77,7 +74,7 @@ def test_what_is_not_read_is_counted_and_named(tmp_path, caplog):
         caplog.clear()
 
 
-def test_a_root_of_another_layout_or_that_cannot_be_read_is_an_error_that_says_what_it_holds(tmp_path):
+def test_unreadable_roots_are_refused(tmp_path):
     os.mkfifo(tmp_path / "pipe.csv")
     make(tmp_path / "untrained", "train/ant/1.jpg", "val/Ant/1.jpg", "val/wasp/1.jpg")
     for root, words in (
@@ -100,7 +97,7 @@ def test_a_root_of_another_layout_or_that_cannot_be_read_is_an_error_that_says_w
 # --- tables
 
 
-def test_a_table_is_found_as_the_only_one_or_by_its_name_and_becomes_items_in_its_order(tmp_path):
+def test_table_becomes_items_in_its_order(tmp_path):
     text = "path,label,split\nb.jpg,bee,train\nsub/a.jpg,ant,Training\nc.jpg,ant,dev\nd.jpg,bee,EVAL\n"
     root = write(make(tmp_path, "b.jpg", "sub/a.jpg", "c.jpg", "d.jpg", "._x.csv") / "My Labels.CSV", text).parent
     for given in (root, root / "My Labels.CSV"):
@@ -115,7 +112,7 @@ def test_a_table_is_found_as_the_only_one_or_by_its_name_and_becomes_items_in_it
         make(root, "other.csv")
 
 
-def test_a_table_is_read_however_a_program_left_it_with_any_labels_and_images_anywhere(tmp_path):
+def test_table_variants_are_read_alike(tmp_path):
     for text in (
         "\ufeffpath,label\r\na.jpg,ant\r\nb.jpg,bee\r\n",
         " Label , PATH ,notes\n ant , ./a.jpg ,x\n\nbee,b.jpg\n",
@@ -136,7 +133,7 @@ def test_a_table_is_read_however_a_program_left_it_with_any_labels_and_images_an
 COLUMNS = r"expected the columns path,label\[,split\] in the first line, each once, separated by commas, .* got "
 
 
-def test_a_table_that_cannot_be_right_is_an_error_that_says_where(tmp_path):
+def test_invalid_tables_are_refused(tmp_path):
     for text, words in (
         ("", f"{COLUMNS}nothing"),
         ("path|label\na.jpg|ant\n", rf"{COLUMNS}path\|label"),
@@ -152,7 +149,7 @@ def test_a_table_that_cannot_be_right_is_an_error_that_says_where(tmp_path):
 
 
 @pytest.mark.parametrize("delimiter", [";", "\t", "; "])
-def test_other_delimiters_are_found_by_the_first_line(tmp_path, delimiter):
+def test_delimiter_is_detected(tmp_path, delimiter):
     lines = ["path,label,split", 'cat,1.jpg,"a ""cat""",train', "b.jpg,dog,test", "c.jpg,dog,train"]
     text = "\r\n".join(delimiter.join(line.rsplit(",", 2)) for line in lines)
     write(tmp_path / "labels.csv", f"\ufeff{text}\r\n")
@@ -163,7 +160,7 @@ def test_other_delimiters_are_found_by_the_first_line(tmp_path, delimiter):
     }
 
 
-def test_windows_paths_are_read_unless_a_file_has_such_a_name(tmp_path):
+def test_windows_paths_are_read(tmp_path):
     make(tmp_path, "cat/1.jpg", "a\\b.jpg")
     write(tmp_path / "labels.csv", "path,label\ncat\\1.jpg,cat\na\\b.jpg,dog\n.\\cat\\..\\cat\\2.jpg,dog\n")
     assert [item.path for item in load(tmp_path).train] == ["cat/1.jpg", "a\\b.jpg", "cat/2.jpg"]
@@ -179,7 +176,7 @@ def test_windows_paths_are_read_unless_a_file_has_such_a_name(tmp_path):
         ("file_name\ta\na.jpg\n", ["a.jpg"]),
     ],
 )
-def test_a_table_of_unlabelled_images_is_read_alike(tmp_path, text, paths):
+def test_unlabelled_table_is_read(tmp_path, text, paths):
     make(tmp_path, "a.jpg", "sub/b.jpg")
     assert [item.path for item in load_unlabelled(write(tmp_path / "u.csv", text)).test] == paths
 
@@ -194,7 +191,7 @@ def test_a_table_of_unlabelled_images_is_read_alike(tmp_path, text, paths):
         ("path\n", "contains no image"),
     ],
 )
-def test_a_table_of_unlabelled_images_without_paths_is_refused(tmp_path, text, message):
+def test_unlabelled_table_without_paths_is_refused(tmp_path, text, message):
     with pytest.raises(UserError, match=message):
         load_unlabelled(write(tmp_path / "u.csv", text))
 
@@ -202,7 +199,7 @@ def test_a_table_of_unlabelled_images_without_paths_is_refused(tmp_path, text, m
 # --- Hugging Face's metadata.csv
 
 
-def test_a_metadata_file_in_each_split_names_its_images(tmp_path, caplog):
+def test_metadata_files_of_splits_are_read(tmp_path, caplog):
     make(tmp_path, "Train/1.jpg", "Train/more/2.jpg", "validation/3.jpg", "test/4.jpg")
     write(tmp_path / "Train" / "metadata.csv", "file_name,label,notes\n1.jpg,bee,x\nmore/2.jpg,ant,y\n")
     write(tmp_path / "validation" / "metadata.csv", "file_name,label\n3.jpg,bee\n")
@@ -211,13 +208,13 @@ def test_a_metadata_file_in_each_split_names_its_images(tmp_path, caplog):
         "val": [("validation/3.jpg", 1, "bee")],
         "test": [],
     }
-    [said] = caplog.messages
-    assert said.startswith(f"{tmp_path}: read the folders Train, validation, skipped test")
+    [warning] = caplog.messages
+    assert warning.startswith(f"{tmp_path}: read the folders Train, validation, skipped test")
     write(tmp_path / "test" / "metadata.csv", "label,file_name\nant,../Train/1.jpg\n")
     refused(tmp_path, r"Train/1\.jpg is listed more than once")
 
 
-def test_the_split_of_a_file_name_is_that_of_the_column_or_its_first_folder_below_the_table(tmp_path):
+def test_metadata_split_is_column_or_first_folder(tmp_path):
     for rows, expected in (
         ("./train/1.jpg,bee,\n./test/2.jpg,bee,", ["train/1.jpg", "", "test/2.jpg"]),
         ("train/1.jpg,bee,test\nDEV//4.jpg,bee,\n3.jpg,bee,train", ["3.jpg", "DEV/4.jpg", "train/1.jpg"]),
@@ -229,10 +226,10 @@ def test_the_split_of_a_file_name_is_that_of_the_column_or_its_first_folder_belo
     refused(tmp_path, r"metadata\.csv: holdout/3\.jpg has no split, .* move it to a folder train")
 
 
-# --- the whole way
+# --- runs
 
 
-def test_a_run_refuses_a_copy_of_a_test_image_whatever_its_class(tmp_path, capsys):
+def test_run_refuses_copies_of_test_images(tmp_path, capsys):
     own, greys = tmp_path / "own", iter(range(0, 200, 10))
     for name in ("ant", "käse"):
         for split in ("train", "val", "test"):
@@ -243,7 +240,7 @@ def test_a_run_refuses_a_copy_of_a_test_image_whatever_its_class(tmp_path, capsy
     assert f"1 of 2 val images are test images as well, such as {copy}" in capsys.readouterr().err
 
 
-# --- `datasets check`: data sets below the data root
+# --- `datasets check`: data sets in the data root
 
 
 NAMES = ("ant", "bee", "cow")
@@ -254,7 +251,7 @@ SPLIT = "split_zhou_Food101.json"
 
 
 def write_split_file(root: Path) -> None:
-    """Food101's split file: of each class two training images, one for val and two for testing."""
+    """Write Food101's split file, with two training, one val and two test images per class."""
     numbers = {"train": (0, 1), "val": (2,), "test": (3, 4)}
     rows = {s: [[f"{name}/{n}.jpg", y, name] for y, name in enumerate(NAMES) for n in numbers[s]] for s in numbers}
     write(root / "food-101" / SPLIT, json.dumps(rows))
@@ -262,19 +259,19 @@ def write_split_file(root: Path) -> None:
 
 @pytest.fixture
 def food(tmp_path) -> Path:
-    """A root with a Food101 of three classes of five images, without a split file."""
+    """A root with Food101 of three classes with five images each, without a split file."""
     make(tmp_path / "food-101" / "images", *(f"{name}/{number}.jpg" for name in NAMES for number in range(5)))
     return tmp_path
 
 
-def test_of_a_data_set_that_is_absent_the_place_and_the_way_to_get_it_are_said(tmp_path):
+def test_check_explains_an_absent_data_set(tmp_path):
     ready, (missing, download, by_hand) = check_dataset("ImageNet", str(tmp_path))
     assert (ready, missing) == (False, f"missing images: expected in {tmp_path}/imagenet/images")
     assert download == REMEDY.format(name="ImageNet", root=tmp_path)
     assert by_hand.startswith("by hand: ImageNet's images need a licence: register at https://image-net.org")
 
 
-def test_a_data_set_is_ready_and_counted_and_whether_its_split_is_the_published_one_is_said(food, monkeypatch):
+def test_check_compares_sizes_and_split_with_published(food, monkeypatch):
     remedy = REMEDY.format(name="Food101", root=food)
 
     def check() -> tuple[bool, list[str]]:
@@ -282,7 +279,7 @@ def test_a_data_set_is_ready_and_counted_and_whether_its_split_is_the_published_
 
     lacking = f"{food}/food-101/{SPLIT} is missing: runs generate a random split, not the split of published results"
     assert check() == (True, [COUNTED, PUBLISHED, lacking, remedy])
-    assert os.listdir(food / "food-101") == ["images"]  # looking draws no split
+    assert os.listdir(food / "food-101") == ["images"]  # checking writes no split
     load_few_shot("Food101", str(food), 1, 3)
     generated = f"{food}/food-101/{SPLIT} is a random split with seed 3, not the split of published results"
     assert check() == (True, [COUNTED, PUBLISHED, generated, remedy])
@@ -299,7 +296,7 @@ def test_a_data_set_is_ready_and_counted_and_whether_its_split_is_the_published_
     assert check() == (True, [COUNTED])
 
 
-def test_every_data_set_is_looked_at_where_none_is_named_and_the_exit_code_says_whether_all_are_ready(food, capsys):
+def test_check_covers_all_data_sets_by_default(food, capsys):
     write_split_file(food)
     assert main(["datasets", "check", "food101", "--root", str(food)]) == 0
     assert capsys.readouterr().out.splitlines()[0] == f"{'Food101':20} ready      {COUNTED}"
@@ -332,7 +329,7 @@ def test_check_lists_all_data_sets_of_another_folder(tmp_path, capsys, files):
     assert len([line for line in capsys.readouterr().out.splitlines() if line[0] != " "]) == len(stored_datasets())
 
 
-def test_a_mistake_is_an_error_before_anything_is_looked_at(tmp_path, capsys):
+def test_invalid_arguments_are_refused_first(tmp_path, capsys):
     for arguments, said in (
         (["check", "dtd", "flowers17"], "'flowers17'; did you mean 'OxfordFlowers'?"),
         (["check", "folder", "dtd"], "your own images"),
@@ -345,7 +342,7 @@ def test_a_mistake_is_an_error_before_anything_is_looked_at(tmp_path, capsys):
 
 # --- own images
 
-# split -> class -> how many images it has
+# split -> class -> number of images
 SIZES = {"train": {"ant": 9, "bee": 3, "cow": 4}, "val": {"bee": 1}, "test": {"ant": 2, "bee": 2, "cow": 2}}
 COUNTS = [
     "16 train, 1 val and 6 test images of 3 classes",
@@ -359,10 +356,10 @@ COUNTS = [
 ]
 
 
-def test_all_images_are_read_and_every_bad_one_is_named_and_every_copy_that_training_would_refuse(tmp_path, capsys):
+def test_check_lists_unreadable_images_and_copies(tmp_path, capsys):
     own = tmp_path / "own images"
     paths = [f"{s}/{name}/{n}.png" for s, of in SIZES.items() for name, count in of.items() for n in range(count)]
-    for number, path in enumerate(paths):  # no two are alike
+    for number, path in enumerate(paths):  # distinct images
         write(own / path, picture(number))
     train = f"train: python -m trainers.hegraph --dataset-config-file folder --root '{own}' --shots 16"
     assert check_own_images(str(own)) == (True, [*COUNTS, f"{train} --config-file vit_b16 --output-dir OUT"])
@@ -397,7 +394,7 @@ def test_all_images_are_read_and_every_bad_one_is_named_and_every_copy_that_trai
     ]
 
 
-def test_one_class_and_a_layout_that_training_refuses_are_not_ready_and_why_is_said(tmp_path):
+def test_untrainable_own_images_are_not_ready(tmp_path):
     make(tmp_path, "train/ant/1.png")
     for root, said in (("", "at least two classes"), ("train", "has images in only one folder, ant")):
         ready, [line] = check_own_images(str(tmp_path / root))

@@ -1,7 +1,7 @@
-"""Layouts and splits of the data sets that come without a split, compared with CoOp's own loaders; ImageNet's labels.
+"""Layouts and random splits, compared with CoOp's loaders; and labels of ImageNet.
 
-What is expected was written down from runs of CoOp's loaders (ff61507, with Dassl c61a1b5 and sorted `os.listdir`) on
-the trees that are made here. The data sets of the golden tree are in test_loading.py.
+Expected values are from runs of CoOp's loaders (ff61507, with Dassl c61a1b5 and sorted `os.listdir`) on the same trees.
+The data sets of the golden tree are in test_loading.py.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ COOP = {
 
 
 @pytest.mark.parametrize("tree", COOP)
-def test_without_a_split_file_images_labels_and_names_are_those_that_coop_draws_in_its_order(tree, tmp_path):
+def test_random_splits_equal_those_of_coop(tree, tmp_path):
     truth = tree(tmp_path)
     make(tmp_path, *truth)
     dataset = load_few_shot(tree.__name__, str(tmp_path), -1, 1)
@@ -120,12 +120,12 @@ def test_without_a_split_file_images_labels_and_names_are_those_that_coop_draws_
     assert list(dataset.classnames) == [name for _, name in sorted(set(truth.values()))]
 
 
-def test_a_class_of_three_images_is_too_small_to_be_split():
+def test_class_of_three_images_is_too_small():
     with pytest.raises(UserError, match="class 'ant' has 3 images, too few to split into train, val and test"):
         split_classes([(0, "ant", list("abc"))], random.Random(1))
 
 
-def test_a_folder_cannot_be_listed_where_it_is_none_or_holds_a_name_that_is_not_utf8(tmp_path):
+def test_unlistable_folders_are_refused(tmp_path):
     for name in ("absent", "a\0b"):
         with pytest.raises(UserError, match=f"cannot list the folder {tmp_path}/{name}: "):
             list_names(tmp_path / name)
@@ -134,7 +134,7 @@ def test_a_folder_cannot_be_listed_where_it_is_none_or_holds_a_name_that_is_not_
         list_names(tmp_path)
 
 
-def test_a_damaged_list_is_one_line_of_error_that_names_the_command_which_checks(tmp_path):
+def test_damaged_lists_are_refused(tmp_path):
     for tree, file, content, words in (
         (stanford_cars, "devkit/cars_meta.mat", b"", r"/cars_meta\.mat is damaged or not a Matlab file"),
         (fgvc_aircraft, "variants.txt", b"707-320\n", "cannot split the images of .*: it lacks 'Model B200'"),
@@ -161,7 +161,7 @@ EXPECTED_TEST = [(STEMS[image], label) for image, label in
 
 @pytest.fixture
 def train_only(tmp_path: Path) -> Path:
-    """ImageNet's folder with three training images of each class, and a hidden file; classnames.txt is unsorted."""
+    """ImageNet with three training images per class, a hidden file, and an unsorted classnames.txt."""
     folder = tmp_path / "imagenet"
     write(folder / "classnames.txt", "".join(f"{i} {name}\n" for i, name in zip(IDS[::-1], NAMES[::-1])))
     make(folder / "images" / "train", *(f"{i}/{i}_{number}.JPEG" for i in IDS for number in range(3)))
@@ -183,7 +183,7 @@ def refused(folder: Path, words: str) -> None:
 
 
 def write_kit(folder: Path) -> None:
-    """The labels as ILSVRC's development kit has them, with its table of all synsets, also inner ones."""
+    """Write the labels of ILSVRC's development kit, with its table of all synsets."""
     numbers = [KIT_NUMBERS[label] for label in VAL_LABELS]
     write(folder / "ILSVRC2012_validation_ground_truth.txt", "\n".join(map(str, numbers)))
     synsets = np.zeros((5, 1), dtype=[("ILSVRC2012_ID", object), ("WNID", object), ("words", object)])
@@ -215,7 +215,7 @@ def label(folder: Path, form: str) -> None:
 
 
 @pytest.mark.parametrize("form", [*TRUTHS, "development kit"])
-def test_a_flat_folder_with_a_file_that_labels_it_gives_the_same_in_the_same_order(form, flat):
+def test_flat_validation_folder_is_labelled_by_file(form, flat):
     label(flat, form)
     dataset = load(flat)
     assert dataset.test == [Item(f"imagenet/images/val/{stem}.JPEG", y, NAMES[y]) for stem, y in EXPECTED_TEST]
@@ -224,7 +224,7 @@ def test_a_flat_folder_with_a_file_that_labels_it_gives_the_same_in_the_same_ord
     assert (list(dataset.classnames), list(dataset.class_ids)) == (list(NAMES), list(IDS))
 
 
-def test_a_flat_folder_without_labels_or_with_those_of_other_images_is_an_error(flat):
+def test_flat_folder_with_wrong_labels_is_refused(flat):
     refused(flat, "LOC_val_solution.csv, val.txt, imagenet_2012_validation_synset_labels.txt, .* there")
     label(flat, "development kit")
     (flat / "images" / "val" / f"{STEMS[0]}.JPEG").unlink()  # all others would be shifted by one
@@ -243,7 +243,7 @@ def test_a_flat_folder_without_labels_or_with_those_of_other_images_is_an_error(
         refused(flat, words)
 
 
-def test_caffes_numbers_count_all_classes_also_where_only_some_have_training_images(flat):
+def test_caffe_numbers_count_all_classes(flat):
     # number 1 is the second of all ids; were the training folders counted, it would become the third
     shutil.rmtree(flat / "images" / "train" / IDS[0])
     for stem, y in zip(STEMS, VAL_LABELS):
@@ -253,7 +253,7 @@ def test_caffes_numbers_count_all_classes_also_where_only_some_have_training_ima
     assert [tuple(item)[1:] for item in load(flat).test] == [(y, NAMES[y + 1]) for y in (0, 0, 1, 1, 2, 2)]
 
 
-def test_classes_without_validation_images_do_not_shift_labels_and_those_without_training_images_are_named(train_only):
+def test_missing_classes_do_not_shift_labels(train_only):
     make(train_only, *(f"images/val/{IDS[y]}/{stem}.JPEG" for stem, y in zip(STEMS, VAL_LABELS) if y))
     assert [tuple(item)[1:] for item in load(train_only).test[::2]] == list(enumerate(NAMES))[1:]
     shutil.rmtree(train_only / "images" / "train" / IDS[3])

@@ -1,9 +1,8 @@
-"""The data sets below the data root: their list, real split files, and parity with the real CoOp on the golden tree;
-the few-shot protocol against plain `random`; split files; CoOp's pickles, in which nothing is ever run.
+"""Registry, published split files, parity with CoOp, the few-shot protocol, split files and CoOp's pickles.
 
-golden_fewshot.json holds what the real CoOp and Dassl select on the tree that the make_data.py beside it makes; its
-README.md says how that was run. Pickles are made with a class that calls itself Dassl's. Read and dumped so, the
-pickles of the real CoOp (ff61507) come out byte for byte, so these are like them.
+golden_fewshot.json has the samples of the real CoOp and Dassl on the tree of make_data.py; README.md in the same folder
+describes the run. Pickles are written with a class of the name and module of Dassl's, which reproduces the pickles of
+the real CoOp (ff61507) byte for byte.
 """
 
 from __future__ import annotations
@@ -75,7 +74,7 @@ VARIANTS = {
 # --- the list of all data sets
 
 
-def test_there_is_one_configuration_file_per_data_set_and_its_name_and_that_of_the_data_set_mean_the_same():
+def test_each_data_set_has_a_configuration_file():
     assert set(ENTRIES) == {*STORED, "Digits", "ImageFolder", *DOMAINS, *HALVES} and len(STORED) == 15  # CoOp's
     files = (Path(__file__).parents[2] / "configs" / "datasets").glob("*.yaml")
     names = {path.stem: yaml.safe_load(path.read_text())["DATASET"]["NAME"] for path in files}
@@ -90,7 +89,7 @@ def test_there_is_one_configuration_file_per_data_set_and_its_name_and_that_of_t
         load_dataset("OxfordPet")
 
 
-def test_an_entry_is_complete_and_its_names_are_no_others():
+def test_entries_are_complete_and_names_unique():
     for entry in ENTRIES.values():
         assert len(entry.templates) == len(entry.negative_templates) > 0
         assert all(template.count("{}") == 1 for template in (*entry.templates, *entry.negative_templates))
@@ -110,7 +109,7 @@ def test_an_entry_is_complete_and_its_names_are_no_others():
 
 
 @pytest.mark.parametrize("name", REAL)
-def test_a_real_split_file_has_the_sizes_and_the_class_names_of_its_entry(name, shared, tmp_path):
+def test_published_split_file_matches_its_entry(name, shared, tmp_path):
     entry = STORED[name]
     (tmp_path / entry.split_file).symlink_to(shared / "data" / "splits" / entry.split_file)
     pools, names = read_stored(entry, tmp_path, seed=1, rng=random.Random(1))
@@ -131,7 +130,7 @@ def golden(shared: Path) -> dict:
 
 @pytest.fixture(scope="session")
 def golden_tree(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The generated tree; nothing is to be written into it."""
+    """The generated tree, which tests must not change."""
     tree = tmp_path_factory.mktemp("golden")
     command = [sys.executable, str(shared / "golden" / "make_data.py"), str(tree)]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
@@ -172,7 +171,7 @@ def assert_is_coops(dataset: Dataset, expected: dict) -> None:
 
 
 @pytest.mark.parametrize("name", GOLDEN)
-def test_tasks_halves_of_the_classes_and_drawn_splits_are_those_of_the_real_coop_item_for_item(name, golden, new_root):
+def test_few_shot_tasks_equal_those_of_coop(name, golden, new_root):
     tasks = [
         (scenario, "all", shots, seed, expected)
         for scenario in (("presplit", "fresh_sorted") if name != "imagenet" else ("fresh_sorted",))
@@ -194,7 +193,7 @@ def test_tasks_halves_of_the_classes_and_drawn_splits_are_those_of_the_real_coop
             assert listed == golden["splits"]["fresh_sorted"][name][seed]
 
 
-def test_a_split_that_is_drawn_is_warned_of_and_kept_whole_or_not(golden, new_root, caplog, disk_full_after):
+def test_random_split_is_written_with_a_warning(golden, new_root, caplog, disk_full_after):
     root = new_root("dtd", "fresh_sorted")
     before = sorted((Path(root) / "dtd").iterdir())
     with disk_full_after(1000):
@@ -211,7 +210,7 @@ def test_a_split_that_is_drawn_is_warned_of_and_kept_whole_or_not(golden, new_ro
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_a_variant_of_imagenet_has_coops_items_and_class_order(name, golden_tree):
+def test_imagenet_variant_has_items_of_coop(name, golden_tree):
     base, classes, images, file = VARIANTS[name]
     lines = (golden_tree / "imagenet" / "classnames.txt").read_text().splitlines()
     ids, names = zip(*(line.split(" ", 1) for line in lines))
@@ -230,7 +229,7 @@ def test_a_variant_of_imagenet_has_coops_items_and_class_order(name, golden_tree
 # --- data that is missing or does not fit together
 
 
-def test_a_data_set_that_is_not_there_is_an_error_that_says_where_it_was_expected(tmp_path):
+def test_unloadable_data_sets_are_refused(tmp_path):
     with pytest.raises(UserError, match=rf"Food101 is not in {tmp_path}/food-101; .* datasets check Food101 --root"):
         load_dataset("Food101", str(tmp_path))
     assert load_few_shot("Digits", "", 1, "2").splits == load_few_shot("Digits", "", 1, 2).splits
@@ -248,13 +247,13 @@ def test_a_data_set_that_is_not_there_is_an_error_that_says_where_it_was_expecte
 
 
 def select(train: list[int], val: list[int], shots: int, seed: int) -> FewShotSample:
-    """What a run with a seed selects from a split that is there."""
+    """Sample from an existing split."""
     return sample_few_shot(train, val, shots, random.Random(seed))
 
 
-def test_classes_are_drawn_in_order_of_first_appearance_all_of_train_before_val_and_of_val_at_most_four():
+def test_classes_are_sampled_in_order_of_appearance():
     train, val = [2, 0, 2, 1, 0, 2, 1, 1], [1, 1, 0, 2, 0, 2]
-    rng = random.Random(5)  # what Dassl's set_random_seed(5) makes of the module's own generator
+    rng = random.Random(5)  # as after Dassl's set_random_seed(5)
     expected_train = rng.sample([0, 2, 5], 2) + rng.sample([1, 4], 2) + rng.sample([3, 6, 7], 2)
     expected_val = rng.sample([0, 1], 2) + rng.sample([2, 4], 2) + rng.sample([3, 5], 2)
     state = random.getstate()
@@ -263,7 +262,7 @@ def test_classes_are_drawn_in_order_of_first_appearance_all_of_train_before_val_
     assert [(len(s.train), len(s.val)) for s in (select([0] * 9, [0] * 9, n, 1) for n in (4, 8))] == [(4, 4), (8, 4)]
 
 
-def test_a_class_with_fewer_items_is_taken_whole_in_split_order_without_a_draw_and_warned_of(caplog):
+def test_small_class_contributes_all_items(caplog):
     rng = random.Random(3)
     expected = [0, 4, *rng.sample([1, 2, 3, 5], 3), *rng.sample([6, 7, 8], 3)]  # 3 of 3 are drawn, as in CoOp
     assert select([1, 0, 0, 0, 1, 0, 2, 2, 2], [], shots=3, seed=3).train == expected
@@ -272,7 +271,7 @@ def test_a_class_with_fewer_items_is_taken_whole_in_split_order_without_a_draw_a
     ]
 
 
-def test_minus_one_shot_selects_all_in_split_order_without_a_draw(caplog):
+def test_minus_one_shots_select_all(caplog):
     rng = random.Random(1)
     assert sample_few_shot([1, 0, 1], [0, 1], -1, rng) == FewShotSample([0, 1, 2], [0, 1])
     assert (rng.getstate(), caplog.messages) == (random.Random(1).getstate(), [])
@@ -280,7 +279,7 @@ def test_minus_one_shot_selects_all_in_split_order_without_a_draw(caplog):
         select([0, 1], [], 0, seed=1)
 
 
-def test_base_is_the_first_half_of_the_labels_with_the_middle_one_and_new_the_rest():
+def test_base_and_new_halve_the_labels():
     assert [subsample_labels([9, 2, 0, 1, 5, 2], half) for half in ("base", "new")] == [[0, 1, 2], [5, 9]]
     for labels, half, words in (
         ([3, 3], "new", "SUBSAMPLE_CLASSES new is empty: there are 1 classes"),
@@ -293,7 +292,7 @@ def test_base_is_the_first_half_of_the_labels_with_the_middle_one_and_new_the_re
 # --- split files
 
 
-def test_a_split_file_of_another_structure_or_with_an_image_in_two_places_is_an_error_that_names_it(tmp_path):
+def test_invalid_split_files_are_refused(tmp_path):
     good = '["a/1.jpg", 0, "ant"], ["b/1.jpg", 1, "bee"]'
     form = "is not a split file: expected train, val and test"
     for train, test, words in (
@@ -313,20 +312,20 @@ def test_a_split_file_of_another_structure_or_with_an_image_in_two_places_is_an_
     assert read_split_file(tmp_path / "split.json", "x/") == read
 
 
-def test_how_a_split_was_drawn_is_known_until_the_file_changes(tmp_path):
+def test_record_of_random_split_follows_its_file(tmp_path):
     path, rng = tmp_path / "split.json", random.Random(5)
     rng.random()
-    rng.gauss(0, 1)  # keeps a second number for the next time
+    rng.gauss(0, 1)  # changes the state for the next number
     assert read_random_split(path) is None
     write_random_split(path, "", {"train": [Item("a.jpg", 0, "ant")], "val": [], "test": []}, 5, rng.getstate())
-    drawn = read_random_split(path)
-    assert (drawn.seed, drawn.state) == (5, rng.getstate())
-    kept = tmp_path / "split.json.drawn"
-    content = json.loads(kept.read_text())
-    kept.write_text(json.dumps(content | {"state": [3, [1, 2], None]}))
+    record = read_random_split(path)
+    assert (record.seed, record.state) == (5, rng.getstate())
+    record_file = tmp_path / "split.json.drawn"
+    content = json.loads(record_file.read_text())
+    record_file.write_text(json.dumps(content | {"state": [3, [1, 2], None]}))
     with pytest.raises(UserError, match=r"split\.json\.drawn is damaged .*; delete it, and also the split file"):
         read_random_split(path)
-    kept.write_text(json.dumps(content))
+    record_file.write_text(json.dumps(content))
     path.write_text(path.read_text() + " ")
     assert read_random_split(path) is None
 
@@ -347,7 +346,7 @@ class Subclass(Datum):
 
 
 class Calls:
-    """Pickles to a call of any function."""
+    """Object that is pickled as a call of a function."""
 
     def __init__(self, function: object, *arguments: object) -> None:
         self.call = function, arguments
@@ -360,7 +359,7 @@ Datum.__module__ = Subclass.__module__ = MODULE
 
 
 def dump(content: Any, protocol: int = 5) -> bytes:
-    """Pickles as in a process that has imported Dassl."""
+    """Pickle as in a process that has imported Dassl."""
     module = types.ModuleType(MODULE)
     module.Datum, module.Subclass = Datum, Subclass
     with pytest.MonkeyPatch.context() as patch:
@@ -383,14 +382,14 @@ def read(folder: Path, content: bytes) -> dict[str, list[Item]]:
     return read_coop_pickle(write(folder / PKL, content), "dtd")
 
 
-def test_items_are_read_in_their_order_with_paths_from_the_folder_of_the_data_set(tmp_path):
+def test_coop_pickle_is_read_in_order(tmp_path):
     for protocol in (2, 5):
         assert read(tmp_path, dump(CONTENT, protocol)) == READ
     for path in ("/dtd/backup/dtd/images/a.jpg", "C:\\data\\dtd\\images\\a.jpg"):
         assert read(tmp_path, dump({"train": [Datum(path, 0, "ant")]})) == {"train": [("dtd/images/a.jpg", 0, "ant")]}
 
 
-def test_a_call_is_refused_and_not_made_wherever_it_stands(tmp_path):
+def test_calls_in_pickles_are_refused(tmp_path):
     trace = tmp_path / "it-ran"
     call = Calls(os.system, f"touch {trace}")
     for content in (call, {"train": [Datum(call, 0, "ant")]}, {**CONTENT, "more": call}):
@@ -406,7 +405,7 @@ def _text(text: str) -> bytes:
     return b"\x8c" + bytes([len(text)]) + text.encode()
 
 
-def test_other_content_and_a_damaged_pickle_are_refused_in_one_line(tmp_path):
+def test_invalid_pickles_are_refused(tmp_path):
     for content, words in (
         ({"train": [OrderedDict()]}, "collections.OrderedDict"),
         ({"train": [Datum("/dtd/a.jpg", "0", "ant")]}, "lacks path, label or name"),
@@ -433,7 +432,7 @@ def test_other_content_and_a_damaged_pickle_are_refused_in_one_line(tmp_path):
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """DTD of CoOp with two classes; of each, images 1 to 4 are for training, 5 and 6 for val, 7 and 8 for testing."""
+    """CoOp's DTD with two classes of images 1 to 4 for training, 5 and 6 for val, 7 and 8 for testing."""
     numbers = {"train": (1, 2, 3, 4), "val": (5, 6), "test": (7, 8)}
     classes = [(0, "ant"), (1, "bee")]
     rows = {split: [[f"{name}/{n}.jpg", y, name] for y, name in classes for n in of] for split, of in numbers.items()}
@@ -445,19 +444,19 @@ def load(root: Path, shots: int = 1, seed: int = 1) -> Dataset:
     return load_few_shot("DescribableTextures", str(root), shots, seed)
 
 
-def test_what_coop_selected_before_wins_over_the_draw_of_these_shots_and_seed_and_this_is_said(root, caplog):
+def test_stored_sample_of_coop_has_priority(root, caplog):
     tasks = [(1, 1), (1, 2), (2, 1), (-1, 1)]
-    drawn = {task: load(root, *task) for task in tasks}
+    sampled = {task: load(root, *task) for task in tasks}
     path = write(root / "dtd" / "split_fewshot" / PKL, dump(CONTENT))
     caplog.set_level(logging.INFO)
     for task in tasks:
-        expected = READ | {"test": drawn[task].test} if task == (1, 1) else drawn[task].splits
+        expected = READ | {"test": sampled[task].test} if task == (1, 1) else sampled[task].splits
         assert load(root, *task).splits == expected
-    assert drawn[1, 1].train != READ["train"]
+    assert sampled[1, 1].train != READ["train"]
     assert caplog.messages.count(f"{path}: using CoOp's few-shot sample") == 1
 
 
-def test_a_pickle_of_another_split_is_an_error_that_names_it(root):
+def test_coop_sample_of_another_split_is_refused(root):
     for changes, words in (
         ({"train": [datum(*ANT), datum("bee/1.jpg", 7, "bee")]}, "bee/1.jpg is 'bee'"),
         ({"val": [datum("bee/1.jpg", 1, "wasp")]}, "bee/1.jpg is 'wasp'"),

@@ -1,4 +1,4 @@
-"""Images in tar shards, which are read at their places, in Parquet files and in data sets of Hugging Face."""
+"""Own images in tar shards, Parquet files and Hugging Face data sets."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def write_tar(path: Path, members: list[tuple[str, bytes]] | dict[str, bytes], m
 
 
 def samples(first: int, *names: str, label: str = "cls") -> dict[str, bytes]:
-    """Members of samples that are numbered from `first`; a label is a name."""
+    """Members of samples, numbered from `first`, with names as labels."""
     members = {}
     for number, name in enumerate(names, first):
         members[f"{number:04d}.png"] = picture(*(value + number for value in COLOURS[name]))
@@ -44,7 +44,7 @@ def shards(tmp_path) -> Path:
 # --- below a folder
 
 
-def test_shards_in_folders_of_splits_become_items_with_names_of_shard_and_member(shards, caplog):
+def test_shards_become_items(shards, caplog):
     dataset = load(shards)
     assert rows_of(dataset) == {
         "train": [
@@ -64,13 +64,13 @@ def test_shards_in_folders_of_splits_become_items_with_names_of_shard_and_member
     again = load(shards)
     assert (counts(again), again.file_version(path)[0]) == ([4, 0, 1], len(RED) + 4)
     assert again.file_sizes() != dataset.file_sizes()
-    [said] = caplog.messages
-    assert said.startswith(f"{shards}: skipped the .tar files in holdout; ")
+    [warning] = caplog.messages
+    assert warning.startswith(f"{shards}: skipped the .tar files in holdout; ")
     write(shards / "train" / "red" / "1.png", RED)  # class folders go before the archive that they came from
     assert [item.path for item in load(shards).train] == ["train/red/1.png"]
 
 
-def test_the_split_of_a_shard_begins_its_name_or_none_has_one_and_it_is_not_guessed(tmp_path):
+def test_shard_names_define_splits(tmp_path):
     for first, others, expected in (
         ("Train-000.tar", ["VAL-000.tar", "Test-000.tar"], [2, 2, 2]),
         ("TRAINING/0.tar", ["dev/0.tar", "evaluation/0.tar"], [2, 2, 2]),
@@ -90,7 +90,7 @@ def test_the_split_of_a_shard_begins_its_name_or_none_has_one_and_it_is_not_gues
 # --- labels
 
 
-def test_labels_that_are_numbers_are_positions_in_the_list_of_names_and_others_are_names(tmp_path):
+def test_shard_labels_are_names_or_positions(tmp_path):
     members = {"a/1.png": RED, "a/1.cls": b"01", "b/1.png": RED, "b/1.cls": b"0", "c.png": RED, "c.cls": b"yak"}
     write_tar(tmp_path / "train" / "0.tar", members)
     write(tmp_path / "classnames.txt", "zebra\nyak\nxerus\n")
@@ -107,7 +107,7 @@ def test_labels_that_are_numbers_are_positions_in_the_list_of_names_and_others_a
 X = ("1.png", b"x")
 
 
-def test_a_sample_is_one_image_and_one_label_or_it_is_named(tmp_path):
+def test_sample_has_one_image_and_label(tmp_path):
     path = tmp_path / "train" / "0.tar"
     for members in (
         [X, ("1.cls", b"\xef\xbb\xbfred\n")],
@@ -127,10 +127,10 @@ def test_a_sample_is_one_image_and_one_label_or_it_is_named(tmp_path):
         refused(tmp_path, words)
 
 
-# --- damaged shards, and what is none
+# --- damaged shards
 
 
-def test_a_shard_that_is_compressed_or_damaged_or_cut_off_or_has_a_hole_is_refused(tmp_path):
+def test_damaged_shards_are_refused(tmp_path):
     path = write_tar(tmp_path / "train" / "0.tar", samples(0, "red"), "w:gz")
     compressed, content = path.read_bytes(), write_tar(path, samples(0, "red", "blue")).read_bytes()
     with tarfile.open(path) as tar:
@@ -152,7 +152,7 @@ def test_a_shard_that_is_compressed_or_damaged_or_cut_off_or_has_a_hole_is_refus
     assert counts(load(tmp_path)) == [2, 0, 0]
 
 
-def test_pipes_names_that_are_not_utf8_and_a_shard_in_two_splits_are_refused(shards):
+def test_unusable_shards_are_refused(shards):
     odd = shards / "train" / "odd.tar"
     os.mkfifo(odd)
     refused(shards, r"cannot read .*odd\.tar: it is no regular file")
@@ -167,7 +167,7 @@ def test_pipes_names_that_are_not_utf8_and_a_shard_in_two_splits_are_refused(sha
 # --- paths and addresses
 
 
-def test_addresses_are_fetched_once(server, shards, tmp_path, monkeypatch):
+def test_remote_shards_are_downloaded_once(server, shards, tmp_path, monkeypatch):
     monkeypatch.setenv("WDS_CACHE", str(tmp_path / "cache"))
     url = server.url("/test/000.tar", serve((shards / "test" / "000.tar").read_bytes()))
     write(shards / "train" / "classnames.txt", "red\nblue\ngreen\n")
@@ -187,7 +187,7 @@ def test_addresses_are_fetched_once(server, shards, tmp_path, monkeypatch):
 SAFE = "expected paths of shards, or addresses that begin with http:// or https://"
 
 
-def test_no_other_address_is_given_to_a_program_and_what_is_not_there_is_refused(tmp_path):
+def test_other_addresses_are_refused(tmp_path):
     for root, words in (
         (f"train=pipe:touch {tmp_path}/ran #.tar", SAFE),
         (f"a.tar::pipe:touch {tmp_path}/ran #.tar", SAFE),
@@ -201,7 +201,7 @@ def test_no_other_address_is_given_to_a_program_and_what_is_not_there_is_refused
     assert not (tmp_path / "ran").exists()
 
 
-def test_braces_stand_for_shards_and_need_their_package_and_an_end(shards, tmp_path, monkeypatch):
+def test_braces_expand_to_shards(shards, tmp_path, monkeypatch):
     pytest.importorskip("braceexpand", reason="the package braceexpand is not installed")
     assert counts(load(f"{shards}/train/{{000..001}}.tar")) == [4, 0, 0]
     dataset = load(f"train={shards}/train/000.tar;training={shards}/test/000.tar;val={shards}/train/001.tar")
@@ -215,7 +215,7 @@ def test_braces_stand_for_shards_and_need_their_package_and_an_end(shards, tmp_p
     refused("http://example.org/train-{000..009}.tar", "braces need `pip install braceexpand`")
 
 
-# --- Parquet files and data sets of the hub; nothing is fetched
+# --- Parquet files and data sets of the Hub, without network
 
 NAMES = ["tree", "house", "boat", "cloud"]
 
@@ -243,13 +243,13 @@ def table(hf: Any, labels: list, start: int = 0, label: str = "label") -> Any:
 
 
 def write_columns(path: Path, images: list, labels: list) -> None:
-    """Writes a table without the types that only Hugging Face's `datasets` knows."""
+    """Write a table without the types of Hugging Face's `datasets`."""
     from pyarrow import Table, parquet
 
     parquet.write_table(Table.from_pydict({"image": images, "label": labels}), path)
 
 
-def test_parquet_files_become_items_named_by_their_rows(hf, tmp_path, caplog):
+def test_parquet_rows_become_items(hf, tmp_path, caplog):
     data = tmp_path / "pictures" / "data"
     data.mkdir(parents=True)
     table(hf, [1, 0, 1, 2]).to_parquet(data / "train-00000-of-00001.parquet")
@@ -275,7 +275,7 @@ def test_parquet_files_become_items_named_by_their_rows(hf, tmp_path, caplog):
     refused(data.parent, r"train-1\.parquet: it is no regular file")
 
 
-def test_splits_that_are_not_read_are_left_out_with_one_warning(hf, monkeypatch, caplog):
+def test_skipped_splits_are_logged_once(hf, monkeypatch, caplog):
     splits = {"Train": [1, 0, 1], "exam": [0], "Dev": [1, 0]}
     loaded = hf.DatasetDict({name: table(hf, labels) for name, labels in splits.items()})
     monkeypatch.setattr(hf, "load_dataset", lambda *names: {("me/pictures", "small"): loaded}[names])
@@ -286,22 +286,22 @@ def test_splits_that_are_not_read_are_left_out_with_one_warning(hf, monkeypatch,
     refused("hf:me/pictures#small", "hf:me/pictures#small has no training image")
 
 
-def test_no_script_of_a_data_set_is_run(hf, monkeypatch, tmp_path):
-    """datasets 3 has the argument, and takes a variable of the environment for it; later versions run no script."""
-    told = []
+def test_scripts_of_data_sets_are_not_run(hf, monkeypatch, tmp_path):
+    """datasets 3 has this argument, with an environment variable as default; later versions run no script."""
+    values = []
 
     def load_dataset(path: str, name: str | None = None, data_files: Any = None, trust_remote_code: Any = None) -> Any:
-        told.append(trust_remote_code)
+        values.append(trust_remote_code)
         return hf.DatasetDict({"train": table(hf, [1, 0])})
 
     table(hf, [1, 0]).to_parquet(tmp_path / "train.parquet")
     monkeypatch.setattr(hf, "load_dataset", load_dataset)
     for root in ("hf:me/pictures", tmp_path):
         assert counts(load(root)) == [2, 0, 0]
-    assert told == [False, False]
+    assert values == [False, False]
 
 
-def test_a_folder_with_a_script_is_refused_unread(hf, monkeypatch, tmp_path):
+def test_folder_with_a_script_is_refused(hf, monkeypatch, tmp_path):
     script = f'import pathlib\nimport datasets\npathlib.Path("{tmp_path}/ran").touch()\n'
     write(tmp_path / "pictures" / "pictures.py", f"{script}class Pictures(datasets.GeneratorBasedBuilder): ...\n")
     monkeypatch.setattr(hf.config, "HF_DATASETS_TRUST_REMOTE_CODE", True, raising=False)
@@ -309,7 +309,7 @@ def test_a_folder_with_a_script_is_refused_unread(hf, monkeypatch, tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
-def test_rows_without_labels_or_images_are_named_and_a_row_may_name_a_file(hf, tmp_path):
+def test_parquet_rows_need_labels_and_images(hf, tmp_path):
     for labels, words in (
         (["a", "  "], "train/1 has no label"),
         ([[3], [4]], r"train/0: expected text or a number as label, got \[3\]"),
@@ -332,7 +332,7 @@ def test_rows_without_labels_or_images_are_named_and_a_row_may_name_a_file(hf, t
                 ask(f"train/{row}")
 
 
-def test_what_cannot_be_loaded_is_one_clear_line(hf, tmp_path, monkeypatch):
+def test_unloadable_tables_are_refused(hf, tmp_path, monkeypatch):
     clear = "^cannot load {} with the package datasets as columns image and label: [^\n]*{}[^\n]*$"
     refused("hf:somebody/nothing", clear.format("hf:somebody/nothing", "somebody/nothing"))
     write(tmp_path / "train.parquet", "nothing of the kind")

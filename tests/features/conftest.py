@@ -1,4 +1,4 @@
-"""The embedded backbone, and tensor files that are changed."""
+"""The embedded backbone, and a function that changes tensor files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def backbone() -> Backbone:
 
 @pytest.fixture(scope="session")
 def rewrite() -> Callable[[Path, Callable], Path]:
-    """Function of a `.safetensors` file, and of what changes its tensors and metadata in place."""
+    """Function of a `.safetensors` file and a function that changes its tensors and metadata in place."""
 
     def changed(path: Path, change: Callable[[dict, dict], object]) -> Path:
         with safe_open(path, framework="pt") as file:

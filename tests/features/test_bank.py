@@ -1,4 +1,4 @@
-"""The feature bank: what it keeps, one error for each fault, and a run that reads the rows that it draws."""
+"""Feature banks: file format, refusals, and samples of rows."""
 
 from __future__ import annotations
 
@@ -72,12 +72,12 @@ def assert_same(one: FeatureBank, other: FeatureBank) -> None:
 
 
 @pytest.mark.parametrize("views", [1, 3])
-def test_a_saved_bank_loads_as_it_was(saved, views):
+def test_saved_bank_loads_unchanged(saved, views):
     make_bank(views).save(saved)
     assert_same(load_bank(saved), make_bank(views))
 
 
-def test_what_is_optional_may_be_absent_and_what_is_unknown_is_ignored(saved, rewrite):
+def test_optional_and_unknown_content(saved, rewrite):
     def change(tensors, metadata):
         for name in (*TENSORS[2:], "text_norms"):
             del tensors[name]
@@ -99,7 +99,7 @@ def at(name: str, place: tuple[int, ...], value: float):
     return lambda tensors, _: tensors[name].__setitem__(place, value)
 
 
-def said(key: str, value: str):
+def text(key: str, value: str):
     return lambda _, metadata: metadata.update({key: value})
 
 
@@ -122,14 +122,14 @@ def said(key: str, value: str):
         (at("train_labels", (1,), 3), "expected train_labels from 0 to 2, one for each class name, got 0 to 3"),
         (at("test_labels", (1,), -1), "got -1 to 2"),
         (at("text_norms", (1,), 0.0), "text_norms must be positive"),
-        (said("classnames", '["a", "", "c"]'), "classnames"),
-        (said("classnames", '["cat", "dog", "cat"]'), "class names repeat: cat"),
-        (said("logit_scale", "nan"), "logit_scale"),
-        (said("logit_scale", "0"), "logit_scale"),
-        (said("encoder", '{"model": "R", "pretrained": "", "precision": "int8", "fingerprint": {}}'), "encoder"),
+        (text("classnames", '["a", "", "c"]'), "classnames"),
+        (text("classnames", '["cat", "dog", "cat"]'), "class names repeat: cat"),
+        (text("logit_scale", "nan"), "logit_scale"),
+        (text("logit_scale", "0"), "logit_scale"),
+        (text("encoder", '{"model": "R", "pretrained": "", "precision": "int8", "fingerprint": {}}'), "encoder"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_is_one_line_that_names_the_file_and_the_fault(saved, rewrite, change, words):
+def test_invalid_banks_are_refused(saved, rewrite, change, words):
     with pytest.raises(UserError) as caught:
         load_bank(rewrite(saved, change))
     message = str(caught.value)
@@ -141,8 +141,8 @@ def test_what_cannot_be_is_one_line_that_names_the_file_and_the_fault(saved, rew
 def test_one_class_name_in_ten_may_repeat(saved, rewrite):
     def named(*names: str) -> Path:
         text = {name: unit(len(names), 4) for name in TEXT} | {"text_norms": torch.ones(len(names))}
-        about = {"classnames": json.dumps(names)}
-        return rewrite(saved, lambda tensors, metadata: (tensors.update(text), metadata.update(about)))
+        changes = {"classnames": json.dumps(names)}
+        return rewrite(saved, lambda tensors, metadata: (tensors.update(text), metadata.update(changes)))
 
     assert load_bank(named(*map(str, range(18)), "0", "1")).classnames[-2:] == ["0", "1"]
     with pytest.raises(UserError, match="class names repeat: 0, 1"):
@@ -152,20 +152,20 @@ def test_one_class_name_in_ten_may_repeat(saved, rewrite):
 # In memory
 
 
-def test_a_bank_of_some_classes_has_their_rows_with_labels_from_0():
+def test_bank_of_some_classes():
     whole = make_bank(views=2)
-    some = whole.of_classes(torch.tensor([0, 2]))
-    labels = [some.train_labels.tolist(), some.val_labels.tolist(), some.test_labels.tolist()]
+    part = whole.of_classes(torch.tensor([0, 2]))
+    labels = [part.train_labels.tolist(), part.val_labels.tolist(), part.test_labels.tolist()]
     assert labels == [[0, 0, 0, 1], [0, 1], [1, 0, 1]]
-    assert torch.equal(some.train_features, whole.train_features[:, :4])
-    assert torch.equal(some.test_features, whole.test_features[[0, 2, 4]])
-    assert torch.equal(some.text_positive, whole.text_positive[[0, 2]])
-    assert torch.equal(some.text_negative, whole.text_negative[[0, 2]])
-    assert (some.classnames, some.text_norms.tolist(), some.encoder) == (["crème brûlée", "zürich"], [9, 11], ENCODER)
+    assert torch.equal(part.train_features, whole.train_features[:, :4])
+    assert torch.equal(part.test_features, whole.test_features[[0, 2, 4]])
+    assert torch.equal(part.text_positive, whole.text_positive[[0, 2]])
+    assert torch.equal(part.text_negative, whole.text_negative[[0, 2]])
+    assert (part.classnames, part.text_norms.tolist(), part.encoder) == (["crème brûlée", "zürich"], [9, 11], ENCODER)
     assert whole.subsample("base").text_norms.tolist() == [9, 10]
 
 
-def test_cache_keys_are_the_renormalised_mean_over_views():
+def test_cache_keys_are_normalised_means():
     views = torch.tensor([[[1.0, 0, 0, 0], [0, 0, 1, 0]], [[0, 1.0, 0, 0], [0, 0, 1, 0]]])
     bank = replace(make_bank(), train_features=views, train_labels=torch.tensor([0, 1]))
     half = 0.5**0.5
@@ -177,20 +177,20 @@ def test_to_moves_every_tensor():
     assert {getattr(moved, name).device.type for name in (*TENSORS, "text_positive", "text_norms")} == {"meta"}
 
 
-# RandomSplit from a file
+# Samples of a file
 
 
-def test_what_is_drawn_from_the_file_are_rows_of_the_whole_bank(tiny_bank):
-    """Of the tiny bank, whose training images have two views; of a bank with one, see `test_every_type_is_read`."""
-    drawn, whole = sample_bank(BankFile(tiny_bank), FewShotSample(TRAIN, VAL)), load_bank(tiny_bank)
+def test_sample_equals_rows_of_the_bank(tiny_bank):
+    """With two views; `test_every_type_is_read_whole_and_by_rows` has one view."""
+    sampled, whole = sample_bank(BankFile(tiny_bank), FewShotSample(TRAIN, VAL)), load_bank(tiny_bank)
     rows = {"train_features": whole.train_features[:, TRAIN], "train_labels": whole.train_labels[TRAIN]}
     rows |= {"val_features": whole.val_features[VAL], "val_labels": whole.val_labels[VAL]}
-    assert_same(drawn, replace(whole, **rows))
+    assert_same(sampled, replace(whole, **rows))
 
 
-def test_only_rows_that_are_drawn_are_checked_and_one_is_named_by_its_place_in_the_file(tiny_bank, rewrite):
+def test_only_sampled_rows_are_checked(tiny_bank, rewrite):
     nan = float("nan")
-    rewrite(tiny_bank, at("train_features", (0, 4, 1), nan))  # not drawn
+    rewrite(tiny_bank, at("train_features", (0, 4, 1), nan))  # not sampled
     assert sample_bank(BankFile(tiny_bank), FewShotSample(TRAIN, VAL)).train_features.isfinite().all()
     rewrite(tiny_bank, at("train_features", (1, 29, 6), nan))
     with pytest.raises(UserError, match=r"in train_features, got the norm nan in row \[1, 29\]"):
@@ -201,7 +201,7 @@ def test_only_rows_that_are_drawn_are_checked_and_one_is_named_by_its_place_in_t
 def test_every_type_is_read_whole_and_by_rows(saved, rewrite, dtype):
     def change(tensors, _):
         tensors |= {name: tensors[name].to(dtype) for name in (*TENSORS[::2], *TEXT)}
-        tensors["train_features"] = tensors["train_features"][0].clone()  # without views, of which there is then one
+        tensors["train_features"] = tensors["train_features"][0].clone()  # without an axis of views
 
     file, rounded = BankFile(rewrite(saved, change)), F.normalize(make_bank().train_features.to(dtype).float(), dim=-1)
     assert torch.equal(file.features("train"), rounded)
@@ -211,14 +211,14 @@ def test_every_type_is_read_whole_and_by_rows(saved, rewrite, dtype):
     assert file.digest == hash_file(saved)
 
 
-def test_a_bank_that_changed_after_opening_is_refused(saved):
+def test_changed_bank_is_refused(saved):
     file = BankFile(saved)
     saved.write_bytes(saved.read_bytes() + b" ")
     with pytest.raises(UserError, match="has changed since it was opened; start again"):
         file.features("train")
 
 
-def test_of_a_large_file_a_run_hashes_what_it_takes(tiny_bank, rewrite, monkeypatch):
+def test_large_bank_is_hashed_by_sample(tiny_bank, rewrite, monkeypatch):
     def digest_of(row: int) -> str:
         file = BankFile(tiny_bank)
         return file.digest_of(lambda: sample_bank(file, FewShotSample([row, 4], [1])))
@@ -230,11 +230,11 @@ def test_of_a_large_file_a_run_hashes_what_it_takes(tiny_bank, rewrite, monkeypa
     assert digest_of(0) == before[0] != before[1] != digest_of(1)
 
 
-# How long a text feature was
+# Norms of text features
 
 
 @pytest.mark.parametrize("name", ["ViT-B-32-quickgelu/openai", "ViT-B/32/openai", "my-ViT-B-32/openai", "known"])
-def test_the_text_has_the_norms_that_the_bank_keeps_or_else_that_of_openais_vit_b_32(caplog, name):
+def test_text_norms_are_stored_or_default(caplog, name):
     bank = replace(make_bank(), backbone=name)
     norms = torch.full((3,), 1.0 if name.startswith("my") else 9.9)
     with caplog.at_level(logging.INFO, "trainers.hegraph"):
@@ -243,16 +243,16 @@ def test_the_text_has_the_norms_that_the_bank_keeps_or_else_that_of_openais_vit_
         else:
             text = text_with_norm(replace(bank, text_norms=None))
     torch.testing.assert_close(text, norms[:, None] * bank.text_positive)
-    said = f"the bank of Toy lacks norms of text features: using {norms[0]:.1f} for all"
-    assert [said in message for message in caplog.messages] == [True] * (name != "known")
+    message = f"the bank of Toy lacks norms of text features: using {norms[0]:.1f} for all"
+    assert [message in line for line in caplog.messages] == [True] * (name != "known")
     assert (repr(name) in caplog.text) == name.startswith("my")
 
 
-# Images of train or val that are test images as well
+# Copies of test images
 
 
 @pytest.mark.parametrize(("name", "place", "words"), [("val", 3, "1 of 15 val"), ("train", (1, 4), "1 of 30 train")])
-def test_an_image_that_is_a_test_image_in_one_of_its_views_is_refused_with_their_number(tiny_bank, name, place, words):
+def test_copies_of_test_rows_are_refused(tiny_bank, name, place, words):
     bank = load_bank(tiny_bank)
     features = getattr(bank, f"{name}_features").clone()
     features[place] = bank.test_features[7]
@@ -264,7 +264,7 @@ def test_an_image_that_is_a_test_image_in_one_of_its_views_is_refused_with_their
     refuse_test_rows(replace(bank, **{f"{name}_features": features}))
 
 
-def test_a_run_whose_training_images_are_test_images_leaves_nothing(run, tiny_bank, tmp_path):
+def test_run_on_test_images_writes_nothing(run, tiny_bank, tmp_path):
     bank = load_bank(tiny_bank)
     replace(bank, train_features=bank.test_features[:30].clone().unsqueeze(0)).save(tiny_bank)
     assert "train images of Tiny are test images as well" in run(code=2)

@@ -1,5 +1,4 @@
-"""Images are read to the bit as their transform makes them; images and sentences are encoded, the same whatever the
-batches and however often it is killed; `features extract` makes the bank of a whole data set."""
+"""Reading images, encoding images and prompts in batches and chunks, cached features, and `features extract`."""
 
 from __future__ import annotations
 
@@ -55,7 +54,7 @@ def make_options(*opts) -> EncodingOptions:
 
 @pytest.fixture(scope="module")
 def digits() -> Dataset:
-    """The real digits with only twelve of the test images."""
+    """The digits with only twelve test images."""
     dataset = load_dataset("Digits")
     return replace(dataset, test=dataset.test[:12])
 
@@ -67,7 +66,7 @@ def selected(dataset: Dataset, shots: int, seed: int) -> Dataset:
 
 @pytest.fixture
 def encode(digits, backbone, tmp_path) -> Callable[..., FeatureBank]:
-    """Function of the number of shots and the seed: the bank of such a task, whose parts are kept."""
+    """Function from shots and seed to the bank of a task, with cached features."""
 
     def bank(shots: int, seed: int, **changes) -> FeatureBank:
         task = replace(selected(digits, shots, seed), **changes)
@@ -77,7 +76,7 @@ def encode(digits, backbone, tmp_path) -> Callable[..., FeatureBank]:
 
 
 class Calls(list):
-    """The number of images or sentences of every call of the backbone, which ends as by Ctrl-C after so many calls."""
+    """Numbers of images or prompts in the calls of the backbone, with an interrupt after `most` calls."""
 
     most = math.inf
 
@@ -112,7 +111,7 @@ def read(images: ImageViews, *positions: int) -> list[torch.Tensor]:
     return list(torch.cat(list(images.batches(positions, 5))))
 
 
-def test_pixels_are_those_of_the_transform_to_the_bit_however_it_ends(tmp_path, backbone):
+def test_pixels_equal_those_of_the_transform(tmp_path, backbone):
     paths = []
     for width, height in ((8, 8), (40, 24), (24, 40), (32, 32), (33, 32)):
         paths.append(tmp_path / f"{width}x{height}.png")
@@ -124,7 +123,7 @@ def test_pixels_are_those_of_the_transform_to_the_bit_however_it_ends(tmp_path, 
 
 
 @pytest.mark.parametrize("transforms", [("random_resized_crop", "random_flip"), ("random_flip",), ()])
-def test_a_view_is_what_torchvision_draws_with_its_seed(images, backbone, transforms):
+def test_view_equals_seeded_torchvision_transform(images, backbone, transforms):
     transform = backbone.training_transform(transforms, (0.08, 1.0), "bilinear")
     found = read(replace(images, transform=transform), *range(12))
     for position, pixels in enumerate(found):
@@ -133,7 +132,7 @@ def test_a_view_is_what_torchvision_draws_with_its_seed(images, backbone, transf
             assert torch.equal(pixels, transform(images.dataset.read(images.items[position % 4].path)))
 
 
-def test_a_view_is_the_same_whenever_it_is_read_and_unlike_others(images):
+def test_views_are_reproducible_and_distinct(images):
     state = torch.get_rng_state()
     first = read(images, *range(12))
     assert torch.equal(torch.get_rng_state(), state)
@@ -144,13 +143,13 @@ def test_a_view_is_the_same_whenever_it_is_read_and_unlike_others(images):
     assert not torch.equal(first[0], *read(replace(images, seed=2), 0))
 
 
-def test_an_unreadable_image_is_named_in_one_line(images, tmp_path):
+def test_unreadable_image_is_refused(images, tmp_path):
     items = [images.items[0], Item(str(tmp_path / "1.png"), 0, "zero")]
     with pytest.raises(UserError, match=r"^cannot read the image .*1\.png of Digits: .*$"):
         read(replace(images, items=items), 0, 1)
 
 
-def test_whatever_pillow_raises_is_a_problem_of_one_line(backbone, monkeypatch):
+def test_any_exception_of_pillow_becomes_a_line(backbone, monkeypatch):
     def broken(image: Image.Image) -> Image.Image:
         raise SyntaxError("broken PNG\nmore")
 
@@ -159,18 +158,16 @@ def test_whatever_pillow_raises_is_a_problem_of_one_line(backbone, monkeypatch):
     assert len(pixels) == 0 and problems == ["broken PNG"]
 
 
-@pytest.mark.parametrize(("there", "asked", "expected"), [(1, 0, 1), (8, 0, 8), (64, 0, 16), (2, 3, 3)])
-def test_every_core_reads_or_as_many_as_are_asked_for(backbone, monkeypatch, there, asked, expected):
-    monkeypatch.setattr(reading, "cores", lambda: there)
-    assert ImageReader(backbone.preprocess, asked).threads == expected
+@pytest.mark.parametrize(("num_cores", "threads", "expected"), [(1, 0, 1), (8, 0, 8), (64, 0, 16), (2, 3, 3)])
+def test_number_of_threads(backbone, monkeypatch, num_cores, threads, expected):
+    monkeypatch.setattr(reading, "cores", lambda: num_cores)
+    assert ImageReader(backbone.preprocess, threads).threads == expected
 
 
 # Encoding
 
 
-def test_features_are_unit_norm_in_the_order_of_the_items_and_shared_by_all_batch_sizes(
-    images, backbone, tmp_path, encoded
-):
+def test_features_do_not_depend_on_batch_size(images, backbone, tmp_path, encoded):
     features = encode_images(backbone, images, make_options(), tmp_path / "a", "train")
     assert features.shape[:2] == (VIEWS, 4)
     torch.testing.assert_close(features.norm(dim=-1), torch.ones(VIEWS, 4))
@@ -184,7 +181,7 @@ def test_features_are_unit_norm_in_the_order_of_the_items_and_shared_by_all_batc
     torch.testing.assert_close(features[2, 3], alone, rtol=0, atol=1e-5)
 
 
-def test_a_task_holds_what_was_selected_and_is_read_the_second_time(digits, encode, backbone, tmp_path, encoded):
+def test_encoded_task_is_cached(digits, encode, backbone, tmp_path, encoded):
     bank = encode(1, 1)
     assert bank.train_features.shape[:2] == (VIEWS, 10)
     for split, items in selected(digits, 1, 1).splits.items():
@@ -202,7 +199,7 @@ def test_a_task_holds_what_was_selected_and_is_read_the_second_time(digits, enco
     test_image = backbone.preprocess(digits.read(digits.test[7].path)).unsqueeze(0)
     torch.testing.assert_close(bank.test_features[7], backbone.encode_images(test_image)[0], rtol=0, atol=1e-5)
     assert encode(1, 1, train=[]).train_features.shape == (1, 0, backbone.width)
-    for val in ([], digits.test):  # nothing may be chosen on test images
+    for val in ([], digits.test):  # no selection on test images
         assert encode(1, 1, val=val).val_features is None
     encode(2, 2)  # whose test features are the same
     assert [len(list(tmp_path.glob(f"{part}-*"))) for part in ("train", "test", "text")] == [2, 1, 1]
@@ -219,10 +216,10 @@ def test_nan_and_zero_features_are_refused(images, backbone, tmp_path, monkeypat
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
-# What is kept
+# Cached features
 
 
-def test_another_input_gets_another_file(images, backbone, tmp_path):
+def test_each_input_has_its_own_file(images, backbone, tmp_path):
     other = replace(backbone, fingerprint=backbone.fingerprint | {"weights": "others"})
     inputs = [
         (backbone, images),
@@ -238,7 +235,7 @@ def test_another_input_gets_another_file(images, backbone, tmp_path):
     assert len(list(tmp_path.iterdir())) == len(inputs)
 
 
-def test_features_that_an_earlier_version_kept_are_whole(tmp_path):
+def test_cache_format_is_stable(tmp_path):
     features = F.normalize(torch.arange(6.0).view(1, 2, 3), dim=-1)
     checksum = hashlib.sha256(b"'features':torch.float32[1, 2, 3]" + features.numpy().tobytes()).hexdigest()
     save_file({"features": features}, tmp_path / "part", {"fingerprint": "key", "checksum": checksum})
@@ -249,7 +246,7 @@ def test_features_that_an_earlier_version_kept_are_whole(tmp_path):
 @pytest.mark.parametrize(
     "change", [torch.Tensor.double, torch.Tensor.half, torch.zeros_like, lambda t: t / 0, lambda t: -9 * t]
 )
-def test_unusable_kept_features_are_encoded_again(digits, backbone, encode, encoded, tmp_path, caplog, part, change):
+def test_unusable_cached_features_are_encoded_again(digits, backbone, encode, encoded, tmp_path, caplog, part, change):
     expected = encode(1, 1)
     [path] = tmp_path.glob(f"{part}-*")
     key = safe_open(path, "pt").metadata()["fingerprint"]
@@ -261,7 +258,7 @@ def test_unusable_kept_features_are_encoded_again(digits, backbone, encode, enco
     assert encoded and f"{path} is damaged or of another version" in caplog.text
 
 
-def test_a_part_that_has_changed_is_encoded_anew_said_so_and_replaced(images, backbone, tmp_path, caplog, rewrite):
+def test_damaged_part_is_replaced_with_a_warning(images, backbone, tmp_path, caplog, rewrite):
     def encode() -> torch.Tensor:
         return encode_images(backbone, images, make_options(), tmp_path, "train")
 
@@ -281,15 +278,15 @@ BATCH, IMAGES = 4, 22  # two batches a chunk: 8 + 8 + 6 images
 
 @pytest.fixture
 def in_chunks(digits, backbone, monkeypatch) -> Callable[[Path], torch.Tensor]:
-    """Encodes images in small chunks, in a folder."""
+    """Function that encodes images in small chunks, in a folder."""
     monkeypatch.setattr(extract, "CHUNK_BATCHES", 2)
     views = ImageViews(digits, load_dataset("Digits").test[:IMAGES], backbone.preprocess)
     options = make_options("DATALOADER.TEST.BATCH_SIZE", BATCH)
     return lambda folder: encode_images(backbone, views, options, folder, "test")
 
 
-@pytest.mark.parametrize(("batches", "kept", "damaged"), [(1, 0, False), (2, 8, False), (5, 16, False), (5, 8, True)])
-def test_a_killed_run_goes_on_after_its_last_whole_chunk(in_chunks, encoded, tmp_path, caplog, batches, kept, damaged):
+@pytest.mark.parametrize(("batches", "done", "damaged"), [(1, 0, False), (2, 8, False), (5, 16, False), (5, 8, True)])
+def test_killed_run_continues_after_last_chunk(in_chunks, encoded, tmp_path, caplog, batches, done, damaged):
     uninterrupted = in_chunks(tmp_path / "other")
     encoded.most = len(encoded) + batches
     with pytest.raises(KeyboardInterrupt):
@@ -300,14 +297,14 @@ def test_a_killed_run_goes_on_after_its_last_whole_chunk(in_chunks, encoded, tmp
     encoded.clear()
     with caplog.at_level(logging.INFO):
         resumed = in_chunks(tmp_path / "parts")
-    assert sum(encoded) == IMAGES - kept and torch.equal(resumed, uninterrupted)
-    assert (f"continuing after {kept} of {IMAGES} test images" in caplog.text) == (kept > 0)
-    assert f"encoded {IMAGES - kept} test images" in caplog.text
+    assert sum(encoded) == IMAGES - done and torch.equal(resumed, uninterrupted)
+    assert (f"continuing after {done} of {IMAGES} test images" in caplog.text) == (done > 0)
+    assert f"encoded {IMAGES - done} test images" in caplog.text
     assert [path.suffix for path in (tmp_path / "parts").iterdir()] == [".safetensors"]  # no chunk is left
 
 
-def test_a_part_that_another_run_finishes_meanwhile_is_taken(in_chunks, tmp_path, monkeypatch):
-    """The other run removes the chunks that this one is about to join."""
+def test_part_of_a_concurrent_run_is_used(in_chunks, tmp_path, monkeypatch):
+    """A concurrent run removes the chunks before they are concatenated."""
     expected = in_chunks(tmp_path / "other")
     [finished] = (tmp_path / "other").iterdir()
 
@@ -319,12 +316,10 @@ def test_a_part_that_another_run_finishes_meanwhile_is_taken(in_chunks, tmp_path
     assert torch.equal(in_chunks(tmp_path / "parts"), expected)
 
 
-# Text nodes
+# Text features
 
 
-def test_a_text_node_is_the_mean_of_its_groups_each_averaged_first_and_its_norm_that_of_the_mean_as_it_is(
-    backbone, tmp_path
-):
+def test_text_features_average_groups_first(backbone, tmp_path):
     described = {"one": ["a stroke.", "a thin line.", "a bar."], "two": ["a swan."]}
     (tmp_path / "cupl.json").write_text(json.dumps(described))
     templates, negative = ["a photo of a {}.", "the digit {}."], ["no {}.", "anything but {}."]
@@ -375,9 +370,7 @@ def make_bank(tmp_path, pictures):
     return command
 
 
-def test_the_bank_holds_all_images_and_a_model_that_is_trained_from_it_classifies_images(
-    make_bank, tmp_path, capsys, pictures
-):
+def test_model_from_extracted_bank_classifies_images(make_bank, tmp_path, capsys, pictures):
     assert make_bank(f"{NODE}.FEATURES.VIEWS", "2") == 0
     assert "12 train, 6 val, 9 test images, 3 classes" in capsys.readouterr().out
     bank = load_bank(tmp_path / "bank.safetensors")
@@ -395,9 +388,7 @@ def test_the_bank_holds_all_images_and_a_model_that_is_trained_from_it_classifie
     assert torch.equal(model.probabilities(files).argmax(dim=1), predicted)
 
 
-def test_its_features_are_kept_and_no_bank_is_written_over_and_they_are_those_of_a_run_of_all_images(
-    make_bank, tmp_path, pictures, caplog, capsys
-):
+def test_extract_shares_features_with_runs(make_bank, tmp_path, pictures, caplog, capsys):
     assert make_bank() == 0
     first = (tmp_path / "bank.safetensors").read_bytes()
     assert make_bank() == 2

@@ -1,4 +1,4 @@
-"""Tip-Adapter's cache folder becomes a bank; nothing in it is executed."""
+"""Import of Tip-Adapter's cache folders."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def unit(rows: torch.Tensor) -> torch.Tensor:
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """As Tip-Adapter's main.py leaves it, half precision and unnormalised means included; with text features."""
+    """Cache folder of Tip-Adapter's main.py, with half-precision unnormalised means; and text features."""
     folder = tmp_path / "toy_birds"
     folder.mkdir()
     files = {"keys_2shots": draw(D, K * SHOTS, seed=0).half(), "values_2shots": ONE_HOT.half()}
@@ -45,13 +45,13 @@ def folder(tmp_path) -> Path:
 
 @pytest.fixture
 def command(folder, tmp_path, capsys):
-    """Runs the command with flags. Returns its bank, or the one line that it says; then there is no bank."""
+    """Function that runs the command with flags, and returns its bank or, without a bank, the line of its error."""
 
     def run(*flags: str):
         (tmp_path / "names.json").write_text(json.dumps(NAMES))
         out = tmp_path / "made" / "bank.safetensors"
-        given = ["import-tip", str(folder), "--out", str(out), "--classnames", str(tmp_path / "names.json")]
-        code = main([*given, *flags])
+        arguments = ["import-tip", str(folder), "--out", str(out), "--classnames", str(tmp_path / "names.json")]
+        code = main([*arguments, *flags])
         printed, error = capsys.readouterr()
         if code == 0:
             bank = load_bank(out)
@@ -63,7 +63,7 @@ def command(folder, tmp_path, capsys):
     return run
 
 
-def test_the_command_makes_a_bank_that_loads(command):
+def test_import_tip_writes_a_bank(command):
     bank = command()
     assert bank.train_labels.tolist() == [0, 0, 1, 1, 2, 2]
     assert (bank.classnames, bank.dataset, bank.backbone, bank.logit_scale) == (NAMES, "toy_birds", "unknown", 100)
@@ -75,7 +75,7 @@ def test_the_command_makes_a_bank_that_loads(command):
     torch.testing.assert_close(bank.text_negative, unit(draw(D, K, seed=4).t()))
 
 
-def test_square_matrices_that_lie_the_other_way_are_refused_or_turned(folder):
+def test_transposed_square_matrices_are_recognised(folder):
     size = K * SHOTS
     square = unit(draw(size, size, seed=0))
     files = {"val_f": square[:TEST], "test_f": square[:TEST], "text_positive": square, "text_negative": square.t()}
@@ -84,18 +84,18 @@ def test_square_matrices_that_lie_the_other_way_are_refused_or_turned(folder):
     bank = import_tip(folder, [f"class {k}" for k in range(size)])
     for features in (bank.train_features[0], bank.text_positive, bank.text_negative):
         torch.testing.assert_close(features, square)
-    some = square.t() / 2
-    some[0] /= some[0].norm()  # that one vector has unit norm says nothing
-    torch.save(some, folder / "keys_2shots.pt")
+    keys = square.t() / 2
+    keys[0] /= keys[0].norm()  # a single vector of unit norm is not enough
+    torch.save(keys, folder / "keys_2shots.pt")
     found = import_tip(folder, [f"class {k}" for k in range(size)]).train_features[0]
-    torch.testing.assert_close(found, unit(some.t()))
+    torch.testing.assert_close(found, unit(keys.t()))
     torch.save(square, folder / "keys_2shots.pt")
     with pytest.raises(UserError, match=r"keys_2shots\.pt: expected the shape \[d, n\].* transpose it"):
         import_tip(folder, [f"class {k}" for k in range(size)])
 
 
-def test_the_text_may_be_encoded_and_the_data_set_named(folder, command, backbone, tmp_path):
-    for name in ("text_positive", "text_negative", "val_f", "val_l"):  # those of val are optional
+def test_text_is_encoded_by_a_backbone(folder, command, backbone, tmp_path):
+    for name in ("text_positive", "text_negative", "val_f", "val_l"):  # val is optional
         (folder / f"{name}.pt").unlink()
     torch.save(draw(backbone.width, K * SHOTS, seed=0), folder / "keys_2shots.pt")
     torch.save(draw(TEST, backbone.width, seed=1), folder / "test_f.pt")
@@ -107,7 +107,7 @@ def test_the_text_may_be_encoded_and_the_data_set_named(folder, command, backbon
     torch.testing.assert_close(bank.text_norms, text["norms"])
 
 
-def test_text_is_encoded_in_the_given_precision(folder, backbone, tmp_path):
+def test_text_is_encoded_in_the_precision_option(folder, backbone, tmp_path):
     torch.save(draw(backbone.width, K * SHOTS, seed=0), folder / "keys_2shots.pt")
     for name in ("val_f", "test_f"):
         torch.save(draw(TEST, backbone.width, seed=1), folder / f"{name}.pt")
@@ -123,15 +123,15 @@ def test_text_is_encoded_in_the_given_precision(folder, backbone, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["keys_2shots.pt", "text_negative.pt"])
-def test_a_malicious_pickle_is_refused_and_not_executed(folder, command, tmp_path, name):
+def test_malicious_pickle_is_not_executed(folder, command, tmp_path, name):
     class Evil:
         def __reduce__(self):
             return Path.touch, (tmp_path / "executed",)
 
     torch.save(Evil(), folder / name)
-    said = command()
-    assert name in said and not (tmp_path / "executed").exists()
-    assert "weights_only=False" not in said  # torch's own message tells how to execute it
+    error = command()
+    assert name in error and not (tmp_path / "executed").exists()
+    assert "weights_only=False" not in error  # torch's message names this option
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def test_a_malicious_pickle_is_refused_and_not_executed(folder, command, tmp_pat
         ("text_positive.pt", draw(4, D, seed=0), "with K = 3"),
     ],
 )
-def test_what_is_missing_damaged_or_cannot_be_meant_is_refused(folder, command, name, content, words):
+def test_invalid_cache_folders_are_refused(folder, command, name, content, words):
     if content is None:
         (folder / name).unlink()
     elif isinstance(content, bytes):
@@ -162,7 +162,7 @@ def test_what_is_missing_damaged_or_cannot_be_meant_is_refused(folder, command, 
     assert words in command()
 
 
-def test_several_shot_counts_must_be_chosen_from(folder, command):
+def test_several_shot_counts_need_a_choice(folder, command):
     torch.save(draw(D, K, seed=9), folder / "keys_1shots.pt")
     torch.save(torch.eye(K), folder / "values_1shots.pt")
     assert "got keys_1shots.pt, keys_2shots.pt; add --shots S" in command()
@@ -179,7 +179,7 @@ def test_class_names_are_read_from_json_or_lines(tmp_path, name, text):
 
 
 @pytest.mark.parametrize("text", ["[]", "[1]", '["ant", "bee"', ""])
-def test_class_names_that_are_no_list_are_refused(tmp_path, text):
+def test_invalid_class_names_are_refused(tmp_path, text):
     (tmp_path / "names.json").write_text(text)
     with pytest.raises(UserError, match=r"names\.json"):
         read_classnames(tmp_path / "names.json")
