@@ -1,4 +1,4 @@
-"""The house holds: imports go one way, and every limit of CONTRIBUTING.md. Read from the sources with `ast`."""
+"""Architecture: direction of imports, length of functions, and calls that could run code from a file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ORDER = (
     "baselines", "models", "results", "experiments", "sweep", "describe", "predict", "labels", "estimator", "export",
     "demo", "teach", "trainer", "__main__",
 )  # fmt: skip
-# package -> the modules or rooms that may import it
+# package -> the modules or packages that may import it
 ONLY = {
     "open_clip": "backbones.",
     "dassl": "trainer",
@@ -63,25 +63,25 @@ def inside(module: str) -> str:
     return module.removeprefix(f"{PACKAGE}.") if module.startswith(f"{PACKAGE}.") else ""
 
 
-def room(module: str) -> str:
+def package_of(module: str) -> str:
     return inside(module).split(".")[0]
 
 
 def test_a_module_imports_only_what_stands_above_it_and_a_folder_has_no_cycle():
-    assert {room(module) for module in SOURCES} - {""} == set(ORDER)
+    assert {package_of(module) for module in SOURCES} - {""} == set(ORDER)
     offenders = []
     for module, found in IMPORTS.items():
-        # The command line of a room is its user, and may read configurations as the main command line does
-        user = "__main__" if module.endswith(".__main__") else room(module)
+        # The command line of a package is its user, and may read configurations as the main command line does
+        user = "__main__" if module.endswith(".__main__") else package_of(module)
         above = ORDER[: ORDER.index(user)] if user else ()
-        others = {other for other in found if room(other) not in ("", room(module))}
+        others = {other for other in found if package_of(other) not in ("", package_of(module))}
         # A method that we compare with uses nothing of our model but the two classifiers
-        model = {o for o in others if room(o) == "method" and o != f"{PACKAGE}.method.cache"}
-        allowed = {other for other in others if room(other) in above} - (model if user == "baselines" else set())
+        model = {o for o in others if package_of(o) == "method" and o != f"{PACKAGE}.method.cache"}
+        allowed = {other for other in others if package_of(other) in above} - (model if user == "baselines" else set())
         # The package itself imports a public name where one is used, and names them all for type checkers
         offenders += [(module, other) for other in others - allowed if module != PACKAGE]
     for name in ORDER:
-        within = {module for module in SOURCES if room(module) == name}
+        within = {module for module in SOURCES if package_of(module) == name}
         try:
             TopologicalSorter({module: IMPORTS[module] & within for module in within}).prepare()
         except CycleError as error:

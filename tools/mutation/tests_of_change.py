@@ -1,6 +1,6 @@
 """Runs the tests that could notice the one source file that differs from the last commit, until the first that fails.
 
-Cosmic-ray calls this for every mutant: first the tests of the room, which notice most, then all others. Without a
+Cosmic-ray calls this for every mutant: first the tests of the package, which notice most, then all others. Without a
 change all tests run. They are those of bare `pytest`; with HEGRAPH_MUTATION=slow also those that take long.
 """
 
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 PACKAGE = "trainers/hegraph/"
-# A file of the package that is no room -> its tests; the tests of a room are the folder of its name below tests/
+# A single file -> its tests; the tests of a package are the folder of its name below tests/
 OF_FILES = {
     "__init__.py": "tests/test_command_line.py",
     "__main__.py": "tests/test_command_line.py",
@@ -24,7 +24,7 @@ OF_FILES = {
 
 
 def belonging_tests(paths: Sequence[str]) -> list[str]:
-    """The tests of the rooms and files in which sources have changed, each once."""
+    """Tests of the changed packages and files, each once."""
     inside = [path.removeprefix(PACKAGE) for path in paths if path.startswith(PACKAGE)]
     found = [OF_FILES[path] if path in OF_FILES else f"tests/{path.split('/')[0]}" for path in inside]
     return list(dict.fromkeys(test for test in found if Path(test).exists()))
