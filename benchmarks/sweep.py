@@ -13,7 +13,8 @@ import tempfile
 from pathlib import Path
 
 from trainers.hegraph.baselines import METHODS, needs_backbone
-from trainers.hegraph.sweep.grid import OUR_METHOD, Grid
+from trainers.hegraph.sweep.grid import Grid
+from trainers.hegraph.utils.option import OUR_METHOD
 
 from .report import Report
 from .tasks import random_bank

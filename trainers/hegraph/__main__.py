@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from .baselines import ALL_BASELINES, TRANSDUCTIVE_METHODS, load_method, method_options
 from .utils.errors import Parser, UserError, command, echo, first_line, refuse_several_processes, run_cli, unknown
-from .utils.option import NODE
+from .utils.option import NODE, OUR_METHOD
 
 if TYPE_CHECKING:
     from yacs.config import CfgNode
@@ -41,7 +41,7 @@ SUBCOMMANDS = {
     "teach": ("teach.__main__", "show a page in the browser to teach a model with images in a folder"),
 }
 DESCRIPTION = "Trains and tests one seed. The flags are CoOp's; a sub-command in first place does something else."
-TRAINERS = ("HeGraphAdapter", *ALL_BASELINES)
+TRAINERS = (OUR_METHOD, *ALL_BASELINES)
 CHECKOUT = Path(__file__).parents[2]  # not resolved: with `install.sh --link`, this is CoOp's
 
 SELECT_ON = f"{NODE}.SELECT_ON"
@@ -68,7 +68,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--seed", dest="SEED", type=int, help="from 0; below 0: unseeded (one is drawn and recorded)")
     add("--config-file", default="", help="YAML of the method: a path, or a name that ships such as mini")
     add("--dataset-config-file", default="", help="YAML of the data set: a path, or a name that ships such as digits")
-    add("--trainer", default="HeGraphAdapter", help=f"the method: {', '.join(TRAINERS)}")
+    add("--trainer", default=OUR_METHOD, help=f"the method: {', '.join(TRAINERS)}")
     add("--backbone", dest="MODEL.BACKBONE.NAME", help="an open_clip model, or mini")
     add("--transforms", dest="INPUT.TRANSFORMS", nargs="+", help="of training images")
     add("--resume", dest="RESUME", metavar="DIR", help="go on with the interrupted run of this folder")

@@ -23,7 +23,17 @@ from .features.options import EncodingOptions
 from .method.options import ClosedFormOptions, ModelOptions, TrainingFreeOptions
 from .training.options import TrainingOptions
 from .utils.errors import UserError
-from .utils.option import NODE, is_list, is_list_of_pairs, is_strings, option, option_of, options_of, values_up_to
+from .utils.option import (
+    NODE,
+    OUR_METHOD,
+    is_list,
+    is_list_of_pairs,
+    is_strings,
+    option,
+    option_of,
+    options_of,
+    values_up_to,
+)
 
 # Few shots overfit at large rates. At one shot, leaving out an image's own key leaves its class without any, so that
 # the visual loss can teach little. Chosen on validation data; docs/trials.md says how.
@@ -78,7 +88,7 @@ class RunOptions:
         "", "RESUME", "folder of the interrupted run to go on from; without it, `OUTPUT_DIR` is looked at (`--resume`)"
     )
     trainer: str = option(
-        "HeGraphAdapter",
+        OUR_METHOD,
         "TRAINER.NAME",
         "the method (`--trainer`)",
         allowed="see [reproduce.md](reproduce.md#other-methods)",

@@ -18,7 +18,7 @@ from .config import FILLABLE, OF_THE_BACKBONE, OPTIONS, Config, default_values, 
 from .method.options import UNTRAINED, ModelOptions, TrainingFreeOptions
 from .training.options import TrainingOptions
 from .utils.errors import UserError, shown, unknown
-from .utils.option import LARGEST_FLOAT, NODE, OPEN, Option, options_of
+from .utils.option import LARGEST_FLOAT, NODE, OPEN, OUR_METHOD, Option, options_of
 from .utils.reading import parse_json, read_yaml, validate
 
 Values = dict[str, Any]  # key -> value
@@ -64,7 +64,7 @@ def load_cfg(
     opts = validate(list, [] if opts is None else opts, "options, a list [KEY, VALUE, ...]", convert=True)
     flags = validate(dict, {} if flags is None else flags, "flags, a dict from keys to values", convert=True)
     _merge(values, [*flags.items(), *pairs_of(opts)])
-    name = method[0] if method else "HeGraphAdapter"
+    name = method[0] if method else OUR_METHOD
     if values["TRAINER.NAME"] != name:  # whose options are not here
         raise UserError(
             f"TRAINER.NAME is {values['TRAINER.NAME']!r:.80}, but this is a run of {name}; leave TRAINER.NAME out "

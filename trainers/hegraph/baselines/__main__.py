@@ -9,6 +9,7 @@ import logging
 import sys
 
 from ..utils.errors import Parser, command, echo, run_cli
+from ..utils.option import OUR_METHOD
 from . import ALL_BASELINES, TRANSDUCTIVE_METHODS, needs_backbone
 
 logger = logging.getLogger(__package__)  # __name__ is "__main__" here
@@ -22,7 +23,7 @@ def main(arguments: list[str] | None = None) -> int:
     def list_methods() -> None:
         args = parser.parse_args(arguments)
         names = [name for name in ALL_BASELINES if not (args.from_bank and needs_backbone(name))]
-        echo("".join(f"{name}\n" for name in [*names, "HeGraphAdapter"]))
+        echo("".join(f"{name}\n" for name in [*names, OUR_METHOD]))
         logger.info("these need --unlabelled test: %s", ", ".join(TRANSDUCTIVE_METHODS))
 
     return run_cli(list_methods)

@@ -43,6 +43,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..features.bank import FeatureBank
+from ..utils.option import OUR_METHOD
 from .base import EPSILON, Defaults, FittedMethod, Method, Options
 
 CHUNK_ROWS = 2048  # number of images to compare with all others at a time
@@ -124,7 +125,7 @@ class Neighbours:
 class TransCLIP(TransductiveMethod):
     """TransCLIP: Gaussian classes with one diagonal covariance, and a graph of three nearest neighbours."""
 
-    defaults: ClassVar[Defaults] = {"BASE": "HeGraphAdapter"}  # method whose predictions to correct
+    defaults: ClassVar[Defaults] = {"BASE": OUR_METHOD}  # method whose predictions to correct
 
     def correct(self, features: Tensor, logits: Tensor, text: Tensor, weights: Tensor, options: Options) -> Tensor:
         initial, neighbours = logits.log_softmax(dim=1), Neighbours.nearest(features, NEIGHBOURS)
@@ -143,7 +144,7 @@ class StatA(TransductiveMethod):
     """StatA: TransCLIP with one diagonal covariance per class, and Gaussians anchored at the text features."""
 
     defaults: ClassVar[Defaults] = {
-        "BASE": "HeGraphAdapter",  # method whose predictions to correct
+        "BASE": OUR_METHOD,  # method whose predictions to correct
         "ANCHOR": 1.0,  # number of images that the Gaussian of the text counts as
         "DETERMINANT": False,  # include the determinants of the covariances in the likelihoods
     }
@@ -177,7 +178,7 @@ class ZLaP(TransductiveMethod):
     """ZLaP: label propagation from class nodes over a graph of nearest neighbours."""
 
     defaults: ClassVar[Defaults] = {
-        "BASE": "HeGraphAdapter",  # method whose class weights are the class nodes
+        "BASE": OUR_METHOD,  # method whose class weights are the class nodes
         "NEIGHBOURS": 5,  # edges of an image to images, counting itself, and to classes
         "GAMMA": 5.0,  # exponent of the edges to classes
         "ALPHA": 0.3,  # strength of the propagation, below 1

@@ -34,7 +34,7 @@ from ..models.saved import Preprocessing, Prompts, SavedModel
 from ..models.support_set import SupportSet, spread
 from ..training.memory import refuse_beyond_memory, training_bytes
 from ..utils.errors import UserError, first_line
-from ..utils.option import NODE
+from ..utils.option import NODE, OUR_METHOD
 from ..utils.reading import Positive, validate
 
 logger = logging.getLogger(__name__)
@@ -76,7 +76,7 @@ def recipe_of(model: SavedModel) -> dict[str, Any]:
     What BY_SHOTS has filled is left open, so that it is filled again for another number of shots. There are none of
     another method, and where this version does not know the configuration, which is logged.
     """
-    if model.method not in ("HeGraphAdapter", "ZeroShot"):
+    if model.method not in (OUR_METHOD, "ZeroShot"):
         return {}
     others = (*OURS, "TRAINER.NAME", "MODEL.", f"{NODE}.VARIANT", f"{NODE}.PREC", f"{NODE}.SELECT")
     config = model.trained_on.config

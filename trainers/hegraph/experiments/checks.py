@@ -8,11 +8,12 @@ from pathlib import Path
 from ..baselines import ALL_BASELINES, load_method
 from ..config import Config
 from ..utils.errors import UserError, unknown
+from ..utils.option import OUR_METHOD
 from .tasks import POOL, TEST_SET, BankTask, Task
 
 logger = logging.getLogger(__name__)
 
-BASES = ("HeGraphAdapter", "ZeroShot")  # methods that a transductive method may start from
+BASES = (OUR_METHOD, "ZeroShot")  # methods that a transductive method may start from
 
 
 def check_training(task: Task) -> None:

@@ -37,6 +37,7 @@ from ..training.confidence import Calibration, confidence_scores, known_score
 from ..training.memory import peak_memory_mb
 from ..utils.commit import git_commit, versions
 from ..utils.files import hash_json
+from ..utils.option import OUR_METHOD
 from .run_folder import RunFolder, precision_of
 from .tasks import Tested
 
@@ -253,7 +254,7 @@ def make_model(
         known=fitted.calibration.known,
         class_nodes=fitted.class_nodes,
         labelled=None if fitted.adaptation else task.labelled(bank),
-        support_set=SupportSet.of(bank, fitted.state) if trainer == "HeGraphAdapter" else None,
+        support_set=SupportSet.of(bank, fitted.state) if trainer == OUR_METHOD else None,
         images=None if trainer == "ZeroShot" else tuple(training.images or ()),
         unlabelled=0 if fitted.unlabelled is None else len(fitted.unlabelled),
         unlabelled_features=None if fitted.unlabelled is None else fitted.unlabelled.cpu(),

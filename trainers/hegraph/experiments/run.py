@@ -52,6 +52,7 @@ from ..utils import processes
 from ..utils.devices import available_device, wait_for
 from ..utils.errors import UserError
 from ..utils.files import hash_content
+from ..utils.option import OUR_METHOD
 from ..utils.reading import validate
 from .checks import check_training, check_unlabelled
 from .fitting import calibrated, classify_in_batches, fit, fitted_adapter, set_random_seed, transfer_fn
@@ -232,7 +233,7 @@ class TrainedMethod:
             classifier.logits,
             transfer=transfer,
             classifier=classifier,
-            text_classifier=classifier.text_only() if model.method == "HeGraphAdapter" else None,
+            text_classifier=classifier.text_only() if model.method == OUR_METHOD else None,
             variant=model.variant,
             calibration=Calibration(model.temperature, fitted_on, known=model.known),
         )
@@ -430,7 +431,7 @@ def check_configuration(model: SavedModel, cfg: Config) -> None:
     if cfg.run.trainer != model.method:
         raise UserError(f"the model is of {model.method}; give --trainer {model.method}, not {cfg.run.trainer}")
     here = json.loads(json.dumps(run_config(cfg)))  # rows may be tuples here, and are lists in the folder
-    before, ours, prefix = model.trained_on.config, model.method == "HeGraphAdapter", f"TRAINER.{model.method.upper()}."
+    before, ours, prefix = model.trained_on.config, model.method == OUR_METHOD, f"TRAINER.{model.method.upper()}."
     there = dict(before)
     if ours and model.trained_on.selected:  # on val
         said = [model.trained_on.selected.get(name) for name in ("keys", "value")]
@@ -485,7 +486,7 @@ def test_and_write(
         show(tested)
     fitted = trained.fitted
     # The temperature is that of the whole model on its classes
-    if tested.rule == OTHER_CLASSES or (tested.rule and model.method == "HeGraphAdapter"):
+    if tested.rule == OTHER_CLASSES or (tested.rule and model.method == OUR_METHOD):
         fitted = replace(fitted, calibration=Calibration())
     seconds = time.monotonic() - started
     return write_outputs(folder, fitted, tested, Training.of_model(model), device, seconds)

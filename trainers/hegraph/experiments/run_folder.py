@@ -22,7 +22,7 @@ from ..results.records import PREDICTIONS, RECORD, SPLIT, TEXT_NODES, read_recor
 from ..training.loop import ADAPTER, CHECKPOINT, Checkpoints
 from ..utils.errors import UserError
 from ..utils.files import check_not_read, hash_file, hash_json, write_json
-from ..utils.option import NODE
+from ..utils.option import NODE, OUR_METHOD
 from ..utils.reading import reading
 from .lock import lock_folder
 from .tasks import TEST_SET, Task
@@ -41,7 +41,7 @@ def run_config(cfg: Config, precision: str = AUTO) -> dict[str, object]:
     transductive method with BASE HeGraphAdapter does, too. `precision` replaces PREC auto.
     """
     name = cfg.run.trainer
-    trains_adapter = name not in ALL_BASELINES or (name in TRANSDUCTIVE_METHODS and cfg.method.BASE == "HeGraphAdapter")
+    trains_adapter = name not in ALL_BASELINES or (name in TRANSDUCTIVE_METHODS and cfg.method.BASE == OUR_METHOD)
     flat: dict[str, object] = {}
     for key, value in sorted(cfg.values.items()):
         if key == "DATASET.UNLABELLED" and not value:  # absent from the records of earlier versions

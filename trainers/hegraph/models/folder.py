@@ -27,7 +27,7 @@ from ..method.options import ModelOptions, metapath_defaults
 from ..method.unlabelled import ClassSums
 from ..utils.errors import UserError
 from ..utils.files import hash_content, whole_folder, write_json, write_tensors, writing_folder
-from ..utils.option import option_of
+from ..utils.option import OUR_METHOD, option_of
 from ..utils.reading import Finite, Size, StrictModel, read_json, read_tensors, reading
 from .card import model_card
 from .saved import ModelMetadata, SavedModel
@@ -155,7 +155,7 @@ def _tensors(model: SavedModel) -> dict[str, Tensor]:
         if model.unlabelled_features is not None:
             found[UNLABELLED] = model.unlabelled_features
     kinds = {**dict.fromkeys(WHOLE, torch.int32), "class_nodes": torch.float16}
-    if model.method == "HeGraphAdapter":
+    if model.method == OUR_METHOD:
         kinds["keys"] = torch.float16
     there = {name: tensor.detach().cpu() for name, tensor in sorted(found.items()) if tensor is not None}
     return {name: tensor.to(kinds.get(name, tensor.dtype), copy=True) for name, tensor in there.items()}

@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING, Any
 from ..baselines import ALL_BASELINES
 from ..utils.errors import UserError, shortened
 from ..utils.files import hash_json
+from ..utils.option import OUR_METHOD
 
 if TYPE_CHECKING:  # it takes as long to import as all that the parser of a command needs
     import pandas as pd
 
-OUR_METHOD = "HeGraphAdapter"
 TEXT = f"{OUR_METHOD}(T)"  # our text classifier without the cache
 ZERO_SHOT = "zero-shot"  # CLIP without training; every run tells its accuracy
 

@@ -22,11 +22,11 @@ from ..experiments.run_folder import PRECISION
 from ..features.bank import SUFFIX
 from ..utils.devices import available_device
 from ..utils.errors import UserError, command, shortened, unknown
+from ..utils.option import OUR_METHOD
 from ..utils.reading import Count, StrictModel, check_regular, read_yaml, validate
 
 logger = logging.getLogger(__name__)
 
-OUR_METHOD = "HeGraphAdapter"
 ALL_METHODS = (*METHODS, OUR_METHOD)
 ALL = "all"  # in place of methods: every one
 OF_THE_GRID = ("OUTPUT_DIR", "SEED", "DATASET.NUM_SHOTS", "TRAINER.NAME", "DATASET.ROOT", "RESUME")

@@ -15,7 +15,8 @@ from typing import Any
 
 from .errors import UserError, shown, unknown
 
-NODE = "TRAINER.HEGRAPHADAPTER"  # prefix of the keys of HeGraphAdapter; Dassl and CoOp have the other keys
+OUR_METHOD = "HeGraphAdapter"  # value of `--trainer` and TRAINER.NAME
+NODE = f"TRAINER.{OUR_METHOD.upper()}"  # prefix of the keys of HeGraphAdapter; Dassl and CoOp have the other keys
 # Default of a key that BY_SHOTS or BY_DATASET fills. It is a value, so that explicit settings remain recognisable in a
 # configuration that Dassl has merged and frozen
 OPEN = -1
