@@ -37,41 +37,40 @@ def test_split_folders_become_sorted_items(tmp_path, caplog):
     refused(make(tmp_path, "Training/ant/2.jpg"), "the folders Training and train both mean train")
 
 
-def test_class_names_are_normalised_and_sorted(tmp_path, caplog):
-    for names, warned in (
-        (["1", "02", "9", "10", "B", "b"], False),  # numbers by value, before all others
-        (["7", "-1", "1.5", "m²", "²", "①"], False),  # what looks like a number and is none is a name
+@pytest.mark.parametrize(
+    ("names", "warned"),
+    [
+        (["1", "02", "9", "10", "B", "b"], False),  # numbers by value, then other names
+        (["7", "-1", "1.5", "m²", "²", "①"], False),  # names that only look like numbers
         (["a {} b", unicodedata.normalize("NFC", "käse"), "red panda", "雲"], False),
         (["0", "1", "2", "10"], True),
         (["-1", "0.0"], True),
-    ):
-        files = [f"train/{unicodedata.normalize(form, name)}/1.jpg" for form in ("NFD", "NFC") for name in names[::-1]]
-        dataset = load(make(tmp_path / names[0], *files))  # a name is the same in both forms of Unicode
-        assert list(dataset.classnames) == names
-        dataset.check_files()
-        assert ["all class names are numbers" in message for message in caplog.messages] == [True] * warned
-        caplog.clear()
+    ],
+)
+def test_class_names_are_normalised_and_sorted(tmp_path, caplog, names, warned):
+    files = [f"train/{unicodedata.normalize(form, name)}/1.jpg" for form in ("NFD", "NFC") for name in names[::-1]]
+    dataset = load(make(tmp_path, *files))  # a name is equal in both forms of Unicode
+    assert list(dataset.classnames) == names
+    dataset.check_files()
+    assert ["all class names are numbers" in message for message in caplog.messages] == [True] * warned
 
 
 # --- skipped files, and refusals
 
 
-def test_skipped_files_are_counted(tmp_path, caplog):
-    for name, files, said in (
-        ("hidden", ["train/ant/._1.JPG", "train/.cache/1.jpg"], ""),
-        (
-            "deep",
-            ["train/ant/old/3.jpg", "test/ant/x/4.jpg", "train/2.jpg"],
-            "skipped 3 files and folders that are not train/<class>/IMAGE, such as ",
-        ),
-        ("other", ["train/ant/Thumbs.db"], "skipped 1 files and folders that are not train/<class>/IMAGE, such as "),
-        ("more", ["holdout/ant/2.jpg"], "read the folders train, skipped holdout"),
-        ("csv", ["labels.csv"], "skipped 1 CSV files next to class folders; to read a CSV file: --root"),
-    ):
-        root = make(tmp_path / name, "train/ant/1.JPG", *files)
-        assert counts(load(root)) == [1, 0, 0]
-        assert [message.startswith(f"{root}: {said}") for message in caplog.messages] == [True] * bool(said)
-        caplog.clear()
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (["train/ant/._1.JPG", "train/.cache/1.jpg"], ""),
+        (["train/ant/old/3.jpg", "test/ant/x/4.jpg", "train/2.jpg"], "skipped 3 files and folders that are not train/"),
+        (["train/ant/Thumbs.db"], "skipped 1 files and folders that are not train/<class>/IMAGE, such as "),
+        (["holdout/ant/2.jpg"], "read the folders train, skipped holdout"),
+        (["labels.csv"], "skipped 1 CSV files next to class folders; to read a CSV file: --root"),
+    ],
+)
+def test_skipped_files_are_counted(tmp_path, caplog, files, message):
+    assert counts(load(make(tmp_path, "train/ant/1.JPG", *files))) == [1, 0, 0]
+    assert [line.startswith(f"{tmp_path}: {message}") for line in caplog.messages] == [True] * bool(message)
 
 
 def test_unreadable_roots_are_refused(tmp_path):
@@ -133,8 +132,9 @@ def test_table_variants_are_read_alike(tmp_path):
 COLUMNS = r"expected the columns path,label\[,split\] in the first line, each once, separated by commas, .* got "
 
 
-def test_invalid_tables_are_refused(tmp_path):
-    for text, words in (
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
         ("", f"{COLUMNS}nothing"),
         ("path|label\na.jpg|ant\n", rf"{COLUMNS}path\|label"),
         ("path,label\n", "has no training image"),
@@ -142,10 +142,12 @@ def test_invalid_tables_are_refused(tmp_path):
         ("path,label\na.jpg,panda, red\n", "line 2: more values than columns"),
         ("path,label,split\na.jpg,ant,holdout\n", "line 2: expected train, val or test as split, got 'holdout'"),
         ('path,label\na.jpg,"ant\nb.jpg,bee\n', r"labels\.csv is damaged or not a UTF-8 table"),
-        (f"path,label,split\na.jpg,ant,train\n{tmp_path}/x/../a.jpg,ant,test\n", r"a\.jpg is listed more than once"),
-    ):
-        write(tmp_path / "labels.csv", text)
-        assert str(tmp_path) in refused(tmp_path, words)
+        ("path,label,split\na.jpg,ant,train\n{root}/x/../a.jpg,ant,test\n", r"a\.jpg is listed more than once"),
+    ],
+)
+def test_invalid_tables_are_refused(tmp_path, text, words):
+    write(tmp_path / "labels.csv", text.replace("{root}", str(tmp_path)))
+    assert str(tmp_path) in refused(tmp_path, words)
 
 
 @pytest.mark.parametrize("delimiter", [";", "\t", "; "])
@@ -214,14 +216,20 @@ def test_metadata_files_of_splits_are_read(tmp_path, caplog):
     refused(tmp_path, r"Train/1\.jpg is listed more than once")
 
 
-def test_metadata_split_is_column_or_first_folder(tmp_path):
-    for rows, expected in (
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
         ("./train/1.jpg,bee,\n./test/2.jpg,bee,", ["train/1.jpg", "", "test/2.jpg"]),
         ("train/1.jpg,bee,test\nDEV//4.jpg,bee,\n3.jpg,bee,train", ["3.jpg", "DEV/4.jpg", "train/1.jpg"]),
-        ("1.jpg,bee,\nmore/2.jpg,ant,", ["1.jpg more/2.jpg", "", ""]),  # none has a split: all are train
-    ):
-        write(tmp_path / "metadata.csv", f"File_Name,label,split\n{rows}\n")
-        assert [" ".join(item.path for item in items) for items in load(tmp_path).splits.values()] == expected
+        ("1.jpg,bee,\nmore/2.jpg,ant,", ["1.jpg more/2.jpg", "", ""]),  # without any split: all are train
+    ],
+)
+def test_metadata_split_is_column_or_first_folder(tmp_path, rows, expected):
+    write(tmp_path / "metadata.csv", f"File_Name,label,split\n{rows}\n")
+    assert [" ".join(item.path for item in items) for items in load(tmp_path).splits.values()] == expected
+
+
+def test_metadata_with_an_unclear_split_is_refused(tmp_path):
     write(tmp_path / "metadata.csv", "file_name,label\ntrain/1.jpg,bee\nholdout/3.jpg,bee\n")
     refused(tmp_path, r"metadata\.csv: holdout/3\.jpg has no split, .* move it to a folder train")
 

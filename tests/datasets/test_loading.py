@@ -292,24 +292,32 @@ def test_base_and_new_halve_the_labels():
 # --- split files
 
 
-def test_invalid_split_files_are_refused(tmp_path):
-    good = '["a/1.jpg", 0, "ant"], ["b/1.jpg", 1, "bee"]'
-    form = "is not a split file: expected train, val and test"
-    for train, test, words in (
-        ("0", "", form),
-        ('["a", 0]', "", form),
-        ('["a", true, "ant"]', "", form),
-        ('["a", -1, "ant"]', "", form),
+GOOD = '["a/1.jpg", 0, "ant"], ["b/1.jpg", 1, "bee"]'
+FORM = "is not a split file: expected train, val and test"
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "words"),
+    [
+        ("0", "", FORM),
+        ('["a", 0]', "", FORM),
+        ('["a", true, "ant"]', "", FORM),
+        ('["a", -1, "ant"]', "", FORM),
         ('], "train": [', "", r"split\.json is damaged or not JSON"),
-        (good, '["./a/1.jpg", 0, "ant"]', "lists ./a/1.jpg in train with the label 0 and in test with the label 0"),
-        (f'{good}, ["b/../a/1.jpg", 1, "bee"]', "", "/a/1.jpg in train with the label 0 and in train with the label 1"),
-    ):
-        write(tmp_path / "split.json", f'{{"train": [{train}], "val": [], "test": [{test}]}}')
-        with pytest.raises(UserError, match=words):
-            read_split_file(tmp_path / "split.json", "")
-    write(tmp_path / "split.json", f'{{"train": [{good}], "val": [], "test": []}}')
-    read = {"train": [("x/a/1.jpg", 0, "ant"), ("x/b/1.jpg", 1, "bee")], "val": [], "test": []}
-    assert read_split_file(tmp_path / "split.json", "x/") == read
+        (GOOD, '["./a/1.jpg", 0, "ant"]', "lists ./a/1.jpg in train with the label 0 and in test with the label 0"),
+        (f'{GOOD}, ["b/../a/1.jpg", 1, "bee"]', "", "/a/1.jpg in train with the label 0 and in train with the label 1"),
+    ],
+)
+def test_invalid_split_files_are_refused(tmp_path, train, test, words):
+    write(tmp_path / "split.json", f'{{"train": [{train}], "val": [], "test": [{test}]}}')
+    with pytest.raises(UserError, match=words):
+        read_split_file(tmp_path / "split.json", "")
+
+
+def test_split_file_is_read_with_a_prefix(tmp_path):
+    write(tmp_path / "split.json", f'{{"train": [{GOOD}], "val": [], "test": []}}')
+    expected = {"train": [("x/a/1.jpg", 0, "ant"), ("x/b/1.jpg", 1, "bee")], "val": [], "test": []}
+    assert read_split_file(tmp_path / "split.json", "x/") == expected
 
 
 def test_record_of_random_split_follows_its_file(tmp_path):
@@ -405,13 +413,14 @@ def _text(text: str) -> bytes:
     return b"\x8c" + bytes([len(text)]) + text.encode()
 
 
-def test_invalid_pickles_are_refused(tmp_path):
-    for content, words in (
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
         ({"train": [OrderedDict()]}, "collections.OrderedDict"),
         ({"train": [Datum("/dtd/a.jpg", "0", "ant")]}, "lacks path, label or name"),
         ({"train": [Datum("/dtdx/a.jpg", 0, "ant")]}, "/dtdx/a.jpg is not in a folder dtd"),
         ({"train": [datum("../dtd/a.jpg", 0, "ant")]}, "../dtd/a.jpg is not in a folder dtd"),
-        ({"train": [*CONTENT["train"], datum("ant/1.jpg", 1, "bee")]}, ""),
+        ({"train": [*CONTENT["train"], datum("ant/1.jpg", 1, "bee")]}, f"{PKL} lists"),
         ([1, 2], "it contains no training images"),
         ({"train": [Subclass("/dtd/a.jpg", 0, "ant")]}, f"it contains {MODULE}.Subclass"),
         (dump(CONTENT).replace(MODULE.encode(), b"x" * len(MODULE)), f"it contains {'x' * len(MODULE)}.Datum"),
@@ -419,12 +428,15 @@ def test_invalid_pickles_are_refused(tmp_path):
         (dump(CONTENT)[:-20], ""),
         (b"\x80\x04\x8e\xff\xff\xff\xff\xff\xff\xff\x7f", ""),  # a text of 2**63 bytes
         (b"Psomething\n.", ""),  # a persistent id
-    ):
-        with pytest.raises(UserError) as error:
-            read(tmp_path, content if isinstance(content, bytes) else dump(content))
-        message = str(error.value)
-        assert message.startswith(f"{tmp_path}/{PKL} is damaged or not a pickle") or f"{PKL} lists" in message
-        assert words in message and "\n" not in message
+    ],
+    ids=range(12),
+)
+def test_invalid_pickles_are_refused(tmp_path, content, words):
+    with pytest.raises(UserError) as error:
+        read(tmp_path, content if isinstance(content, bytes) else dump(content))
+    message = str(error.value)
+    assert message.startswith(f"{tmp_path}/{PKL} is damaged or not a pickle") or words == f"{PKL} lists"
+    assert words in message and "\n" not in message
 
 
 # --- in a data root
