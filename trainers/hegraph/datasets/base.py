@@ -146,7 +146,7 @@ class Dataset:
         """Open the image of an item as RGB; UserError if it cannot be read."""
         try:
             return self.open(path).convert("RGB")
-        except Exception as error:  # on damaged bytes, Pillow raises whatever they lead to
+        except Exception as error:  # Pillow raises exceptions of many types on damaged bytes
             raise self.unreadable(path, reason(error)) from error
 
     def unreadable_images(self) -> dict[str, str]:

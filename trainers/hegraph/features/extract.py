@@ -79,7 +79,8 @@ def encode_task(dataset: Dataset, backbone: Backbone, options: EncodingOptions, 
         "test": ImageViews(dataset, dataset.test, backbone.preprocess),
     }
     text = encode_prompts(backbone, dataset.name, dataset.classnames, options, folder)
-    fields: dict[str, Any] = {"train_features": text["positive"][None, :0], "train_labels": labels_of([])}
+    fields: dict[str, Any] = {f"text_{name}": features for name, features in text.items()}
+    fields |= {"train_features": text["positive"][None, :0], "train_labels": labels_of([])}
     for name, images in views.items():
         if images.items:
             features = encode_images(backbone, images, options, folder, name)
@@ -87,13 +88,10 @@ def encode_task(dataset: Dataset, backbone: Backbone, options: EncodingOptions, 
             fields[f"{name}_labels"] = labels_of(images.items)
     return FeatureBank(
         **fields,
-        text_positive=text["positive"],
-        text_negative=text["negative"],
         classnames=list(dataset.classnames),
         dataset=dataset.name,
         backbone=backbone.name,
         logit_scale=backbone.logit_scale,
-        text_norms=text[NORMS],
     )
 
 
