@@ -155,15 +155,46 @@ def test_an_argument_of_another_type_is_an_error_that_names_it(call, message):
 # The command line
 
 
-@pytest.mark.parametrize("name", ["", *SUBCOMMANDS])
-def test_the_help_of_a_sub_command_is_that_of_its_module_and_the_first_lists_them(name, capsys):
+def help_of(line: str, capsys) -> str:
     with pytest.raises(SystemExit) as ended:
-        main([*name.split(), "--help"])
+        main([*line.split(), "--help"])
     assert ended.value.code == 0
-    out = capsys.readouterr().out
-    assert out.startswith(f"usage: python -m trainers.hegraph {name or '[FLAG ...] [KEY VALUE ...]'}")
-    for other, (_, summary) in SUBCOMMANDS.items():
-        assert (f"  {other:12}{summary}\n" in out) == (name == "")
+    return capsys.readouterr().out
+
+
+def test_help_lists_the_commands(capsys):
+    text = help_of("", capsys)
+    for name, (_, summary) in SUBCOMMANDS.items():
+        assert f"  {name:12}{summary}\n" in text
+
+
+@pytest.mark.parametrize("name", ["", *SUBCOMMANDS])
+def test_help_has_one_layout(name, capsys):
+    program = "python -m trainers.hegraph"
+    lines = [name]
+    while lines:
+        line = lines.pop()
+        text = help_of(line, capsys)
+        lines += [f"{line} {inner}" for inner in re.findall(r"(?m)^    (\w[\w-]*)(?=  |$)", commands_of(text))]
+        usage, summary, arguments, *_, examples, codes = text.rstrip("\n").split("\n\n")
+        assert usage.startswith(f"usage: {program} {line}".rstrip())
+        assert re.fullmatch(r"[A-Z][^\n]*\.", summary), summary
+        assert arguments.startswith(("positional arguments:\n", "options:\n"))
+        assert re.fullmatch(rf"examples:(\n  {program} {line}.*)+".replace(" .*", ".*"), examples), examples
+        assert len(examples.splitlines()) == 3
+        assert re.fullmatch(r"exit codes:\n  0    success\n(  1    .*\n)?  2    .*\n  130  interrupted", codes)
+
+
+def commands_of(text: str) -> str:
+    return text.partition("\ncommands:\n  COMMAND\n")[2].partition("\n\n")[0]
+
+
+def test_help_describes_every_argument(capsys):
+    """Each argument has a help, and a metavar that is neither a key nor the name of its flag."""
+    for name in ("", *SUBCOMMANDS):
+        for flag, metavar in re.findall(r"(?m)^  (--[\w-]+) ([\w.]+)", help_of(name, capsys)):
+            assert "." not in metavar.removesuffix(".json").removesuffix(".yaml"), flag
+            assert metavar != flag.removeprefix("--").replace("-", "_").upper() or len(metavar) < 8, flag
 
 
 def test_version_names_the_commit_where_it_is_known(capsys, monkeypatch):
@@ -188,10 +219,8 @@ def test_training_ends_with_the_commands_that_use_the_model(tiny_bank, tmp_path,
 
 @pytest.mark.parametrize("name", ["datasets", "features", "label", "results"])
 def test_missing_command_lists_the_choices(name, refused, capsys):
-    with pytest.raises(SystemExit):
-        main([name, "--help"])
-    [choices] = re.findall(r"\{(.*?)\}", capsys.readouterr().out.split("\n\n")[0])
-    assert f"a command is missing: {choices.replace(',', ', ')} (usage: " in refused(name)
+    names = re.findall(r"(?m)^    (\w[\w-]*)(?=  |$)", commands_of(help_of(name, capsys)))
+    assert f"a command is missing: {', '.join(names)} (usage: " in refused(name)
 
 
 def test_help_imports_no_large_package():
@@ -254,22 +283,22 @@ def refused(tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("result", "unknown sub-command 'result'; did you mean 'results'? (known: baselines, datasets, "),
-        ("xyz", "unknown sub-command 'xyz' (known: "),
+        ("result", "unknown command 'result'; did you mean 'results'? (known: baselines, datasets, "),
+        ("xyz", "unknown command 'xyz' (known: "),
         ("OPTIM.LRR 1", "unknown configuration key 'OPTIM.LRR'"),
         ("--host alone optim.lr 1", "unknown configuration key 'optim.lr'"),
         ("SEEDS 1", "unknown configuration key 'SEEDS'"),
         ("--trainer HeGraphAdaptor", "unknown trainer 'HeGraphAdaptor'; did you mean 'HeGraphAdapter'"),
-        ("--load-epoch 1", "--load-epoch goes with --eval-only"),
-        ("--eval-only --model-dir x --load-epoch 1 --trainer GDA", "--load-epoch goes with --eval-only"),
+        ("--load-epoch 1", "--load-epoch needs --eval-only"),
+        ("--eval-only --model-dir x --load-epoch 1 --trainer GDA", "--load-epoch needs --eval-only"),
         ("--eval-only", "--eval-only and --model-dir go together"),
-        ("--no-train --eval-only --model-dir x", "--no-train encodes the images of a training"),
-        ("--trainer GDA --select val", "--select chooses HeGraphAdapter's values"),
-        ("--trainer CLIPAdapter --eval-only --model-dir x", "CLIPAdapter leaves no model"),
+        ("--no-train --eval-only --model-dir x", "--no-train encodes training images"),
+        ("--trainer GDA --select val", "--select is an option of HeGraphAdapter, got --trainer GDA"),
+        ("--trainer CLIPAdapter --eval-only --model-dir x", "CLIPAdapter saves no model"),
         *((f"{command} --no-such-flag", " --help)\n") for command in ("", *SUBCOMMANDS)),
     ],
 )
-def test_words_that_are_none_and_flags_that_do_not_go_together(refused, line, said):
+def test_unknown_words_and_contradicting_flags(refused, line, said):
     assert said in refused(*line.split())
 
 

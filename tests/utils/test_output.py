@@ -144,7 +144,7 @@ def test_a_standard_output_that_cannot_be_written_is_one_line_and_a_reader_that_
     monkeypatch, capsys, error, code, line
 ):
     monkeypatch.setattr(sys, "stdout", Mock(encoding="utf-8", write=raising(error), fileno=raising(OSError())))
-    for work in (lambda: echo("text"), lambda: Parser(prog="it").parse_args(["--help"])):
+    for work in (lambda: echo("text"), lambda: Parser("Print.", prog="it").parse_args(["--help"])):
         assert run_cli(work) == code
         said = capsys.readouterr().err
         assert said.startswith(line) and bool(said) == bool(line)

@@ -1,7 +1,7 @@
-"""The command line: trains and tests one seed with CoOp's flags, or runs one of the sub-commands.
+"""The command line: trains and tests one seed with CoOp's flags, or runs a command such as `predict`.
 
-Inside a CoOp checkout, with Dassl at hand and a data set of CoOp's, the real Dassl and CoOp's train.py train and test;
-else the package does so alone. What takes long to import, torch first of all, is imported where it is used.
+In a CoOp checkout with Dassl and a data set of CoOp, Dassl and CoOp's train.py run the training; elsewhere, this
+package does. Slow imports, such as torch, are in the functions that need them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import os
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .baselines import ALL_BASELINES, TRANSDUCTIVE_METHODS, load_method, method_options
 from .utils.errors import Parser, UserError, command, echo, first_line, refuse_several_processes, run_cli, unknown
@@ -25,71 +25,36 @@ if TYPE_CHECKING:
 
     from .config import Config
 
-# Sub-command -> the module of this package whose `main` does it, and what it is for. To add one is to add a row
+# Command -> module of this package with its `main`, and summary
 SUBCOMMANDS = {
-    "sweep": ("sweep.__main__", "do many runs: data sets, methods, shots, seeds"),
-    "results": ("results.__main__", "tables, figures and pages made from the records of runs"),
-    "datasets": ("datasets.__main__", "say what is missing of a data set, or download it"),
-    "features": ("features.__main__", "encode a whole data set as a feature bank, or import a Tip-Adapter cache"),
-    "baselines": ("baselines.__main__", "list the other methods"),
-    "describe": ("describe.__main__", "ask a chat endpoint for sentences about your classes"),
+    "sweep": ("sweep.__main__", "run a grid of data sets, methods, shots and seeds"),
+    "results": ("results.__main__", "make tables, figures and pages from the records of runs"),
+    "datasets": ("datasets.__main__", "check or download data sets"),
+    "features": ("features.__main__", "encode a data set as a feature bank, or import a Tip-Adapter cache"),
+    "baselines": ("baselines.__main__", "list the methods"),
+    "describe": ("describe.__main__", "generate class descriptions with a chat model"),
     "predict": ("predict.__main__", "classify images with a trained model"),
-    "train-more": ("estimator.__main__", "teach a trained model more images and classes"),
-    "label": ("labels.__main__", "say what to label next, and which labels seem wrong"),
-    "export": ("export.__main__", "write a trained model as an ONNX file"),
-    "demo": ("demo.__main__", "show a page in the browser to try a trained model"),
-    "teach": ("teach.__main__", "show a page in the browser to teach a model with images in a folder"),
+    "train-more": ("estimator.__main__", "add images and classes to a trained model"),
+    "label": ("labels.__main__", "select images to label, or find wrong labels"),
+    "export": ("export.__main__", "export a trained model to an ONNX file"),
+    "demo": ("demo.__main__", "try a trained model in the browser"),
+    "teach": ("teach.__main__", "train a model interactively in the browser"),
 }
-DESCRIPTION = "Trains and tests one seed. The flags are CoOp's; a sub-command in first place does something else."
 TRAINERS = (OUR_METHOD, *ALL_BASELINES)
 CHECKOUT = Path(__file__).parents[2]  # not resolved: with `install.sh --link`, this is CoOp's
 
 SELECT_ON = f"{NODE}.SELECT_ON"
-RULES = {"same classes": "as the model's", "other classes": "than the model's"}  # ends of the record's "rule"
+# Rule of a transfer, as a record names it -> end of the phrase that `summary` prints
+RULES = {"same classes": "as the model's", "other classes": "than the model's"}
 
 logger = logging.getLogger(__package__)  # __name__ is "__main__" here
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    """Reads the flags of training and testing. Those that set a key of the configuration are called by the key."""
-    listed = [f"  {name:12}{summary}" for name, (_, summary) in SUBCOMMANDS.items()]
-    program = command()
-    parser = Parser(
-        prog=program,
-        usage=f"{program} [FLAG ...] [KEY VALUE ...]\n       {program} SUBCOMMAND ...",
-        description=DESCRIPTION,
-        epilog="\n".join(["sub-commands, each with a --help of its own:", *listed]),
-    )
-    add = parser.add_argument
-    add("--features", type=Path, metavar="BANK", help="train and test from a feature bank; no images")
-    add("--root", dest="DATASET.ROOT", help="folder that holds the data sets; of ImageFolder, your folder or CSV file")
-    add("--output-dir", dest="OUTPUT_DIR", help="where split.json, the adapter and result.json go")
-    add("--shots", dest="DATASET.NUM_SHOTS", type=int, help="training images per class")
-    add("--seed", dest="SEED", type=int, help="from 0; below 0: unseeded (one is drawn and recorded)")
-    add("--config-file", default="", help="YAML of the method: a path, or a name that ships such as mini")
-    add("--dataset-config-file", default="", help="YAML of the data set: a path, or a name that ships such as digits")
-    add("--trainer", default=OUR_METHOD, help=f"the method: {', '.join(TRAINERS)}")
-    add("--backbone", dest="MODEL.BACKBONE.NAME", help="an open_clip model, or mini")
-    add("--transforms", dest="INPUT.TRANSFORMS", nargs="+", help="of training images")
-    add("--resume", dest="RESUME", metavar="DIR", help="go on with the interrupted run of this folder")
-    add("--eval-only", action="store_true", help="do not train; test the model in --model-dir")
-    add("--model-dir", default="", help="output folder of a finished run, or its model folder")
-    add("--load-epoch", type=int, help="the model as it was after so many epochs (see TRAIN.CHECKPOINT_FREQ)")
-    add("--select", dest=SELECT_ON, choices=("last_step", "val"), help="choose SELECT on the few-shot val split")
-    add("--no-train", action="store_true", help="encode the features and stop")
-    add("--keep-thumbnails", action="store_true", help="put small pictures of the training images beside the model")
-    add("--host", choices=("auto", "dassl", "alone"), default="auto", help="what drives the training")
-    add("--unlabelled", dest="DATASET.UNLABELLED", help="images without labels to hear: pool, test, or a path")
-    add(
-        "--skip-unreadable", dest="DATASET.SKIP_UNREADABLE", action="store_true", default=None,
-        help="leave out unlabelled images that cannot be read",
-    )  # fmt: skip
-    add("--target-domains", dest="DATASET.TARGET_DOMAINS", nargs="+", help="also test on these, of the same classes")
-    add("--target-datasets", dest="DATASET.TARGET_DATASETS", nargs="+", help="also test on these: NAME[:base or :new]")
-    add("--version", action="store_true", help="print the version and the commit")
-    add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="configuration keys, as in CoOp")
+    """Parse the arguments of a training or test. A flag that sets a configuration key is stored under this key."""
+    parser = build_parser()
     args = parser.parse_args(arguments)
-    from .config import split_at_key  # --help needs no configuration
+    from .config import split_at_key  # slow to import
 
     for key in ("INPUT.TRANSFORMS", "DATASET.TARGET_DOMAINS", "DATASET.TARGET_DATASETS"):
         if (words := getattr(args, key)) is not None:
@@ -99,17 +64,79 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def obstacles_to_dassl(args: argparse.Namespace) -> list[str]:
-    """What keeps Dassl from running this, as far as the flags tell; imports Dassl if nothing does."""
+def build_parser() -> Parser:
+    """Build the parser of a training or test."""
+    program = command()
+    commands = [f"  {name:12}{summary}" for name, (_, summary) in SUBCOMMANDS.items()]
+    parser = Parser(
+        prog=program,
+        usage=f"{program} [OPTION ...] [KEY VALUE ...]\n       {program} COMMAND ...",
+        description="Train and test one seed, or run a command. Flags set the configuration key in brackets.",
+        examples=(
+            "--dataset-config-file digits --config-file mini --shots 4 --seed 1 --output-dir output/digits",
+            "--dataset-config-file folder --root photos --config-file vit_b16 --shots -1 --output-dir output/photos",
+        ),
+        epilog="\n".join(["commands, each with its own --help:", *commands]),
+    )
+    add = parser.add_argument
+    many: dict[str, Any] = {"nargs": "+", "metavar": "NAME"}
+    add("--dataset-config-file", default="", metavar="NAME", help="YAML file of the data set, or a name such as digits")
+    add("--config-file", default="", metavar="NAME", help="YAML file of the method, or a name such as mini")
+    add("--root", dest="DATASET.ROOT", metavar="DIR", help="folder of the data sets, or your own folder or CSV file")
+    add("--features", type=Path, metavar="BANK", help="feature bank to train and test on, instead of images")
+    add("--output-dir", dest="OUTPUT_DIR", metavar="DIR", help="folder of the results (default: ./output)")
+    add(
+        "--shots",
+        dest="DATASET.NUM_SHOTS",
+        type=int,
+        metavar="N",
+        help="training images per class; -1: all (default: 16)",
+    )
+    add("--seed", dest="SEED", type=int, metavar="N", help="random seed; below 0: random (default: 1)")
+    add("--trainer", default=OUR_METHOD, metavar="NAME", help=f"method: {', '.join(TRAINERS)}")
+    add(
+        "--backbone", dest="MODEL.BACKBONE.NAME", metavar="NAME", help="image encoder: mini, or an open_clip model name"
+    )
+    add("--transforms", dest="INPUT.TRANSFORMS", **many, help="transforms of training images")
+    add("--resume", dest="RESUME", metavar="DIR", help="output folder of an interrupted run to continue")
+    add("--eval-only", action="store_true", help="test the model in --model-dir without training")
+    add("--model-dir", default="", metavar="DIR", help="model folder, or output folder of a run")
+    add(
+        "--load-epoch",
+        type=int,
+        metavar="N",
+        help="epoch of the model to test (see TRAIN.CHECKPOINT_FREQ; default: last)",
+    )
+    add("--select", dest=SELECT_ON, choices=("last_step", "val"), help="val: select the values of SELECT on val images")
+    add("--no-train", action="store_true", help="encode the features without training")
+    add("--keep-thumbnails", action="store_true", help="save thumbnails of the training images with the model")
+    add("--host", choices=("auto", "dassl", "alone"), default="auto", help="program that runs the training")
+    unlabelled = "adapt with unlabelled images: pool (images not sampled), test (transductive), or a path"
+    add("--unlabelled", dest="DATASET.UNLABELLED", metavar="SOURCE", help=unlabelled)
+    skip: dict[str, Any] = {"action": "store_true", "default": None}
+    add("--skip-unreadable", dest="DATASET.SKIP_UNREADABLE", **skip, help="skip unlabelled images that cannot be read")
+    add(
+        "--target-domains", dest="DATASET.TARGET_DOMAINS", **many, help="data sets with the same classes to test on too"
+    )
+    targets = "data sets with other classes to test on too, such as NAME:base or NAME:new"
+    add("--target-datasets", dest="DATASET.TARGET_DATASETS", **many, help=targets)
+    add("--version", action="store_true", help="print the version and the commit")
+    add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="configuration keys and their values")
+    return parser
+
+
+def dassl_obstacles(args: argparse.Namespace) -> list[str]:
+    """List the reasons why Dassl cannot run these arguments. Without one, Dassl is imported."""
     name, several = args.trainer, os.environ.get("WORLD_SIZE", "1") != "1"
-    of_coop = name in ALL_BASELINES and load_method(name).trainer_of_coop
     checks = {
-        f"{CHECKOUT} is no CoOp checkout (scripts/hegraph/install.sh puts this package into one)": not in_coop(),
-        "--features needs no images, and so no Dassl": args.features is not None,
-        "--keep-thumbnails is not done through Dassl": args.keep_thumbnails,
-        "several processes of torchrun share the encoding without Dassl alone": several,
-        f"{name} predicts all test images together, which Dassl does not": name in TRANSDUCTIVE_METHODS,
-        f"Dassl knows CoOp's own trainer of that name (python train.py --trainer {name})": of_coop,
+        f"{CHECKOUT} is no CoOp checkout (scripts/hegraph/install.sh installs this package into one)": not in_coop(),
+        "--features needs no images, which Dassl loads": args.features is not None,
+        "--keep-thumbnails is not available with Dassl": args.keep_thumbnails,
+        "Dassl does not support several processes of torchrun": several,
+        f"{name} is transductive, which Dassl does not support": name in TRANSDUCTIVE_METHODS,
+        f"CoOp has its own trainer {name}, which python train.py --trainer {name} runs": (
+            name in ALL_BASELINES and load_method(name).trainer_of_coop
+        ),
         "Dassl is not installed and not on PYTHONPATH": importlib.util.find_spec("dassl") is None,
     }
     obstacles = [obstacle for obstacle, holds in checks.items() if holds]
@@ -122,13 +149,15 @@ def obstacles_to_dassl(args: argparse.Namespace) -> list[str]:
 
 
 def in_coop() -> bool:
-    """Whether this package lies in a CoOp checkout."""
+    """Whether this package is in a CoOp checkout."""
     return (CHECKOUT / "train.py").is_file() and (CHECKOUT / "datasets" / "oxford_pets.py").is_file()
 
 
 def configure(args: argparse.Namespace) -> tuple[Config, CfgNode | None]:
-    """Builds the configuration, and with it that of Dassl; None in its place if the run goes without. UserError if
-    something in the configuration is wrong, or Dassl is asked for and cannot run.
+    """Build the configuration, and Dassl's configuration, or None if the run does without Dassl.
+
+    Raises:
+        UserError: If the configuration is invalid, or `--host dassl` is given and Dassl cannot run.
     """
     from .config import OPTIONS
     from .config_files import load_cfg
@@ -136,7 +165,7 @@ def configure(args: argparse.Namespace) -> tuple[Config, CfgNode | None]:
     flags = {key: value for key, value in vars(args).items() if key in OPTIONS and value not in (None, "")}
     flags["TRAINER.NAME"] = args.trainer
     files = args.dataset_config_file, args.config_file, flags, args.opts, method_options(args.trainer)
-    obstacles = ["--host alone"] if args.host == "alone" else obstacles_to_dassl(args)
+    obstacles = ["--host alone"] if args.host == "alone" else dassl_obstacles(args)
     if not obstacles:
         from .trainer import configure_coop, obstacles_in
 
@@ -152,34 +181,36 @@ def configure(args: argparse.Namespace) -> tuple[Config, CfgNode | None]:
 
 
 def check_flags(args: argparse.Namespace) -> None:
-    """Raises UserError where flags do not go together."""
+    """Raise UserError for flags that exclude each other."""
     word = args.opts[0] if args.opts else ""
     if word[:1].isalpha() and "." not in word and word != word.upper():  # a key has a dot or is in capitals
-        raise unknown("sub-command", word, SUBCOMMANDS)
+        raise unknown("command", word, SUBCOMMANDS)
     if args.trainer not in TRAINERS:
         raise unknown("trainer", args.trainer, TRAINERS)
     if args.eval_only != bool(args.model_dir):
-        raise UserError("--eval-only and --model-dir go together")
+        raise UserError("--eval-only and --model-dir go together: give both, or none")
     if args.no_train and args.eval_only:
-        raise UserError("--no-train encodes the images of a training, and --eval-only tests a model: give one of them")
+        raise UserError("--no-train encodes training images, and --eval-only tests a model: leave one out")
     if not args.no_train:
         refuse_several_processes()
     if args.load_epoch is not None and (not args.eval_only or args.trainer in ALL_BASELINES):
-        raise UserError("--load-epoch goes with --eval-only and --model-dir of HeGraphAdapter")
+        raise UserError("--load-epoch needs --eval-only and --model-dir of HeGraphAdapter")
     if args.trainer in ALL_BASELINES and getattr(args, SELECT_ON):
-        raise UserError(f"--select chooses HeGraphAdapter's values; {args.trainer} has none for it: leave it out")
+        raise UserError(f"--select is an option of HeGraphAdapter, got --trainer {args.trainer}; leave it out")
     if args.trainer in ALL_BASELINES and args.eval_only and (reason := load_method(args.trainer).not_saved):
-        raise UserError(f"{args.trainer} leaves no model for --eval-only to test: {reason}; train it in every run")
+        raise UserError(
+            f"{args.trainer} saves no model for --eval-only: {reason}; leave out --eval-only and --model-dir"
+        )
 
 
 def run_command(args: argparse.Namespace) -> None:
-    """Trains and tests as the flags say, and prints the result in one line."""
+    """Train and test, and print the result in one line."""
     check_flags(args)
-    cfg, of_dassl = configure(args)
+    cfg, dassl_cfg = configure(args)
     from .utils import processes
 
     with processes.process_group():
-        if of_dassl is None:
+        if dassl_cfg is None:
             from .experiments.run import run
 
             record = run(
@@ -188,7 +219,7 @@ def run_command(args: argparse.Namespace) -> None:
         else:
             from .trainer import run_in_coop
 
-            record = run_in_coop(args, of_dassl)
+            record = run_in_coop(args, dassl_cfg)
         if record:
             echo(f"{summary(record)} -> {cfg.run.output_dir}\n")
             for line in next_commands(Path(cfg.run.output_dir)):
@@ -196,7 +227,7 @@ def run_command(args: argparse.Namespace) -> None:
 
 
 def next_commands(output: Path) -> list[str]:
-    """The commands that use the model in an output folder, each with its purpose; none where there is no model."""
+    """List commands that use the model in an output folder; empty if the folder has no model."""
     from .models.folder import CONFIG
 
     if not (output / "model" / CONFIG).is_file():
@@ -209,7 +240,7 @@ def next_commands(output: Path) -> list[str]:
 
 
 def version() -> str:
-    """The version of the package and, where it is known, the commit."""
+    """Version of the package and, if known, its commit."""
     from . import __version__
     from .utils.commit import git_commit
 
@@ -218,22 +249,22 @@ def version() -> str:
 
 
 def summary(record: dict) -> str:
-    """The result of a run in one line."""
+    """Result of a run in one line."""
     rule = f" ({record['rule']} {RULES[record['rule']]})" if "rule" in record else ""
     from .datasets.splits import images_per_class
 
     shots = f"{record['shots']} shots{images_per_class(record['shots'], record.get('images_per_class'))}"
     task = f"{record['dataset']}{rule}, {shots}, seed {record['seed']}"
     if record["accuracy"] is None:
-        return f"{task}: trained; no test images, nothing scored"
+        return f"{task}: trained, no test images"
     method = f"{record['trainer']} ({record['variant']})" if record["variant"] else record["trainer"]
     scores = {"zero-shot": record["accuracy_zero_shot"], "HeGraphAdapter(T)": record["accuracy_text"]}
-    found = [(name, score) for name, score in [*scores.items(), (method, record["accuracy"])] if score is not None]
-    return f"{task}: {', '.join(f'{name} {score:.2f}' for name, score in found)}"
+    scores[method] = record["accuracy"]
+    return f"{task}: {', '.join(f'{name} {score:.2f}' for name, score in scores.items() if score is not None)}"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the command line; returns the exit code, 2 for a mistake of the user's."""
+    """Run the command line and return its exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
     first = arguments[0] if arguments else ""
     if first in SUBCOMMANDS:
@@ -243,14 +274,14 @@ def main(arguments: list[str] | None = None) -> int:
         try:
             "".join(arguments).encode()
         except UnicodeEncodeError as error:
-            raise UserError(f"no record can hold a name that is not UTF-8: {first_line(error)}") from error
+            raise UserError(f"expected arguments in UTF-8: {first_line(error)}") from error
         args = parse_arguments(arguments)
         if args.version:
             echo(f"{version()}\n")
         else:
             run_command(args)
 
-    return run_cli(train_and_test, several_processes=True)  # which --no-train allows
+    return run_cli(train_and_test, several_processes=True)  # --no-train shares its work
 
 
 if __name__ == "__main__":

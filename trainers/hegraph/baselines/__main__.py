@@ -1,7 +1,4 @@
-"""Print the names of all methods, the values of `--trainer`, one per line.
-
-Methods that predict all test images together come last but one; they also need `--unlabelled test`.
-"""
+"""The command `baselines`, which lists the methods."""
 
 from __future__ import annotations
 
@@ -17,7 +14,12 @@ logger = logging.getLogger(__package__)  # __name__ is "__main__" here
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return the exit code."""
-    parser = Parser(prog=command("baselines"), description=__doc__)
+    parser = Parser(
+        prog=command("baselines"),
+        description="Print the names of all methods, the values of `--trainer`, one per line.",
+        examples=("", "--from-bank"),
+        epilog="Transductive methods, which also need `--unlabelled test`, precede HeGraphAdapter.",
+    )
     parser.add_argument("--from-bank", action="store_true", help="list only methods that run on a feature bank")
 
     def list_methods() -> None:

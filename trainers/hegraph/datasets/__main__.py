@@ -1,8 +1,4 @@
-"""Check whether data sets are complete, or download them.
-
-DATASET is a name such as Caltech101, a file name in configs/datasets such as dtd, or a common short name such as pets.
-Case, `_` and `-` are ignored. `check --root DIR` and `check folder --root DIR` check your own images in DIR.
-"""
+"""The command `datasets`, which checks and downloads data sets."""
 
 from __future__ import annotations
 
@@ -27,17 +23,34 @@ MAX_CLASSES = 10  # classes listed on a line
 State = tuple[bool, list[str]]  # whether a data set is ready; lines on its content, on problems and their remedies
 
 
+NAMES = """\
+DATASET is a name such as Caltech101, a file name in configs/datasets such as dtd, or a common short name such as pets.
+Case, `_` and `-` are ignored. `check --root DIR` and `check folder --root DIR` check your own images in DIR.
+"""
+
+
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
-    parser = Parser(prog=command("datasets"), description=__doc__)
-    commands = parser.add_subparsers()
-    check = commands.add_parser("check", help="check whether data sets are complete")
+    parser = Parser(
+        prog=command("datasets"),
+        description="Check whether data sets are complete, or download them.",
+        examples=("check --root data", "download dtd --root data"),
+        failure="a data set is incomplete",
+        epilog=NAMES,
+    )
+    failure = "a data set is incomplete"
+    check = parser.add_command(
+        "check", "check whether data sets are complete", ("--root data", "dtd pets --root data"), failure=failure
+    )
     default = "data set, or `folder` for your own images (default: your own images if DATA contains them, else all)"
     check.add_argument("datasets", nargs="*", metavar="DATASET", help=default)
-    fetch = commands.add_parser("download", help="download missing files")
+    fetch = parser.add_command(
+        "download", "download missing files", ("dtd --root data", "dtd pets eurosat --root data"), failure=failure
+    )
     fetch.add_argument("datasets", nargs="+", metavar="DATASET", help="data set to download")
-    for subparser in (check, fetch):
-        add = subparser.add_argument
-        add("--root", required=True, metavar="DATA", help="folder of the data sets, or of your own images")
+    for each in (check, fetch):
+        each.add_argument(
+            "--root", required=True, metavar="DATA", help="folder of the data sets, or of your own images"
+        )
     return parser.parse_args(arguments)
 
 

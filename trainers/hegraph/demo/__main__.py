@@ -1,7 +1,4 @@
-"""Shows a page in the browser to try a trained model, or writes it as a Hugging Face Space.
-
-Example: OUTPUT_DIR/model --port 7860
-"""
+"""The command `demo`, which shows a trained model in the browser or writes it as a Hugging Face Space."""
 
 from __future__ import annotations
 
@@ -17,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..backbones.identity import AUTO, PRECISIONS
+from ..backbones.arguments import MODEL, add_device_arguments, add_encoder_arguments
 from ..utils.errors import Parser, UserError, command, echo, first_line, run_cli
 from ..utils.files import OutputFolder
 
@@ -30,23 +27,25 @@ WAITING = 20  # images that wait for their answer; further ones are refused
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
-    parser = Parser(prog=command("demo"), description=__doc__)
+    parser = Parser(
+        prog=command("demo"),
+        description="Try a trained model in the browser, or write it as a Hugging Face Space.",
+        examples=("output/model", "output/model --space my_space"),
+    )
     add = parser.add_argument
-    add("model", type=Path, metavar="MODEL", help="the model folder, or the output folder of a run")
-    add("--space", type=OutputFolder(), metavar="DIR", help="write a folder to push as a Space; show nothing")
-    add_page_flags(parser, "of a model that was trained from a bank: what encodes images")
+    add("model", type=Path, metavar="MODEL", help=MODEL)
+    add("--space", type=OutputFolder(), metavar="DIR", help="folder of a Space to write, instead of showing the page")
+    add_page_arguments(parser)
     return parser.parse_args(arguments)
 
 
-def add_page_flags(parser: Parser, backbone: str) -> None:
-    """The flags that say where a page is, and what encodes its images; `backbone` is the help of that one."""
+def add_page_arguments(parser: Parser, encoder: str = "the one of the model") -> None:
+    """Add the address of a page, and the arguments of its image encoder, whose default is described by `encoder`."""
     add = parser.add_argument
-    add("--port", type=int, default=PORT, metavar="N", help="the port of the page (%(default)s)")
-    add("--host", default=HOST, help="who can open it: %(default)s is this machine alone, 0.0.0.0 the network")
-    add("--backbone", default="", metavar="NAME", help=backbone)
-    add("--pretrained", default="", metavar="TAG", help="its weights: a tag of open_clip's, or a file")
-    add("--precision", choices=PRECISIONS, default=AUTO, help="what the backbone computes in (%(default)s)")
-    add("--device", default="", help='such as "cpu" or "cuda"; by default a GPU if there is one')
+    add("--port", type=int, default=PORT, metavar="N", help="port of the page")
+    add("--host", default=HOST, metavar="ADDRESS", help="address of the page; 0.0.0.0 opens it to the network")
+    add_encoder_arguments(parser, encoder)
+    add_device_arguments(parser)
 
 
 def demo(args: argparse.Namespace) -> None:

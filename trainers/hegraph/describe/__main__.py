@@ -1,7 +1,4 @@
-"""Asks a chat endpoint for sentences that describe image classes, and writes a file for PROMPTS.DESCRIPTIONS.
-
-Example: --classes FILE --context "satellite photos of land use" --out FILE.json
-"""
+"""The command `describe`, which generates class descriptions with a chat model."""
 
 from __future__ import annotations
 
@@ -30,30 +27,35 @@ logger = logging.getLogger(__package__)  # __name__ is "__main__" here
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
-    parser = Parser(prog=command("describe"), description=__doc__)
-    add = parser.add_argument
-    add("--classes", type=Path, required=True, metavar="FILE", help="class names: JSON list or one a line")
-    add("--context", required=True, help='what the pictures are, such as "satellite photos of land use"')
-    add(
-        "--out",
-        type=OutputFile(),
-        required=True,
-        metavar="FILE.json",
-        help="the description file to write or to continue",
+    parser = Parser(
+        prog=command("describe"),
+        description="Generate class descriptions with a chat model, and write them as a file for PROMPTS.DESCRIPTIONS.",
+        examples=(
+            '--classes classes.txt --context "satellite photos of land use" --out land.json',
+            '--classes classes.txt --context "photos of birds" --out birds.json --dry-run',
+        ),
+        failure="a class lacks descriptions",
     )
-    add("--model", default=MODEL, help="as the endpoint names it (%(default)s)")
-    add("--endpoint", default=ENDPOINT, metavar="URL", help="any OpenAI-compatible one (%(default)s)")
-    add("--key-env", metavar="NAME", help=f"environment variable of the key ({OPENAI_KEY}, for OpenAI alone)")
-    count = number(int, 1)
-    add("--per-class", type=count, default=5, metavar="N", help="sentences for each class (%(default)s)")
-    add("--batch-size", type=count, default=10, metavar="N", help="classes in one question (%(default)s)")
-    add("--tries", type=count, default=4, metavar="N", help="questions about a class until it fails (%(default)s)")
-    add("--timeout", type=number(float, 0.001, 86400), default=120.0, metavar="S", help="seconds to wait (%(default)g)")
-    add("--max-tokens", type=count, metavar="N", help="tokens that an answer may have (as the endpoint likes)")
-    add("--temperature", type=number(float, 0, 2), metavar="T", help="chance in answers (as the endpoint likes)")
-    add("--retries", type=number(int, 0), default=6, metavar="N", help="of 429, 5xx and time-outs (%(default)s)")
-    add("--aliases", type=Path, metavar="FILE", help="JSON {class: [alias, ...]}: other names that sentences may use")
-    add("--dry-run", action="store_true", help="show the first question and how many there are; ask nothing")
+    add, count = parser.add_argument, number(int, 1)
+    add("--classes", type=Path, required=True, metavar="FILE", help="class names: JSON list, or one name per line")
+    context = 'content of the images, such as "satellite photos of land use"'
+    add("--context", required=True, metavar="TEXT", help=context)
+    add("--out", type=OutputFile(), required=True, metavar="FILE.json", help="description file to write or to continue")
+    add("--model", default=MODEL, metavar="NAME", help="chat model, as the endpoint names it")
+    add("--endpoint", default=ENDPOINT, metavar="URL", help="OpenAI-compatible endpoint")
+    key = f"environment variable that holds the API key (default: {OPENAI_KEY}, for OpenAI only)"
+    add("--key-env", metavar="NAME", help=key)
+    add("--per-class", type=count, default=5, metavar="N", help="sentences per class")
+    add("--batch-size", type=count, default=10, metavar="N", help="classes per request")
+    add("--tries", type=count, default=4, metavar="N", help="requests for a class until it counts as failed")
+    seconds = number(float, 0.001, 86400)
+    add("--timeout", type=seconds, default=120.0, metavar="SECONDS", help="longest time to wait for an answer")
+    add("--max-tokens", type=count, metavar="N", help="tokens of an answer (default: the one of the endpoint)")
+    temperature = "sampling temperature (default: the one of the endpoint)"
+    add("--temperature", type=number(float, 0, 2), metavar="T", help=temperature)
+    add("--retries", type=number(int, 0), default=6, metavar="N", help="retries after status 429 or 5xx, or a time-out")
+    add("--aliases", type=Path, metavar="FILE", help="JSON {class: [alias, ...]} of other names that sentences may use")
+    add("--dry-run", action="store_true", help="print the first request and the number of requests, and send none")
     return parser.parse_args(arguments)
 
 

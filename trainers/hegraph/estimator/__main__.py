@@ -1,4 +1,4 @@
-"""The command `train-more`: `MODEL --root DIR (--out FOLDER | --in-place)` teaches a model the images of a folder."""
+"""The command `train-more`, which adds images and classes to a trained model."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..backbones.identity import AUTO, PRECISIONS
+from ..backbones.arguments import MODEL, add_device_arguments, add_encoder_arguments
+from ..backbones.identity import AUTO
 from ..utils.errors import Parser, UserError, command, echo, printable, run_cli
 from ..utils.files import OutputFolder
 
@@ -18,28 +19,27 @@ if TYPE_CHECKING:
     from .classifier import HeGraphClassifier
 
 EPILOG = """\
-DIR holds train/<class>/*.jpg or what else --root of a training takes; its test images are not looked at. Classes that
-the model knows by name get more images, and others are new. An image whose pixels the model was taught is left out.
+DIR contains train/CLASS/*.jpg, or another layout that --root of a training accepts. Its test images are not read.
+Images of classes that the model knows by name are added to these classes; other classes are new. Images that are
+already in the support set are skipped.
 """
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Reads the command line."""
     parser = Parser(
-        prog=command("train-more"), description="Teaches a trained model more images and classes.", epilog=EPILOG
+        prog=command("train-more"),
+        description="Add images and classes to a trained model.",
+        examples=("output/model --root new_photos --out output/larger", "my_model --root new_photos --in-place"),
+        epilog=EPILOG,
     )
     add = parser.add_argument
-    add("model", metavar="MODEL", help="a model folder, or the output folder of a run")
-    add("--root", required=True, metavar="DIR", help="your images: a folder of class folders, or a CSV file")
+    add("model", metavar="MODEL", help=MODEL)
+    add("--root", required=True, metavar="DIR", help="folder of class folders with images, or a CSV file")
     where = parser.add_mutually_exclusive_group(required=True)
-    where.add_argument(
-        "--out", type=OutputFolder(), metavar="FOLDER", help="the new model folder; an older one is replaced"
-    )
-    where.add_argument("--in-place", action="store_true", help="the new model takes the place of MODEL")
-    add("--device", help='such as "cpu" or "cuda"; by default a GPU if there is one')
-    add("--backbone", metavar="NAME", help="of a model that was trained from a bank: what encodes images")
-    add("--pretrained", default=AUTO, metavar="TAG", help="its weights: a tag of open_clip's, or a file")
-    add("--precision", choices=PRECISIONS, help="what the backbone computes in; by default that of the training")
+    where.add_argument("--out", type=OutputFolder(), metavar="FOLDER", help="model folder to write or to replace")
+    where.add_argument("--in-place", action="store_true", help="replace MODEL")
+    add_encoder_arguments(parser)
+    add_device_arguments(parser, "the one of the training")
     return parser.parse_args(arguments)
 
 
@@ -61,7 +61,7 @@ def train_more(args: argparse.Namespace) -> int:
         images = [dataset.root / item.path for item in dataset.train] if dataset.root else []
         OutputFolder().check(out, [folder, *images])
     classifier = HeGraphClassifier.from_pretrained(
-        folder, device=args.device, backbone=args.backbone, pretrained=args.pretrained
+        folder, device=args.device or None, backbone=args.backbone or None, pretrained=args.pretrained or AUTO
     )
     classifier.precision = args.precision or classifier.model_.backbone.precision
     images, y, names = new_images(classifier, dataset)

@@ -1,7 +1,4 @@
-"""Export a trained model to an ONNX file, and compare its predictions with torch.
-
-Example: OUTPUT_DIR/model --onnx model.onnx
-"""
+"""The command `export`, which writes a trained model as an ONNX file."""
 
 from __future__ import annotations
 
@@ -9,29 +6,23 @@ import argparse
 import sys
 from pathlib import Path
 
+from ..backbones.arguments import MODEL, add_encoder_arguments
 from ..utils.errors import Parser, UserError, command, echo, run_cli
 from ..utils.files import OutputFile, check_output
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
-    parser = Parser(prog=command("export"), description=__doc__)
+    parser = Parser(
+        prog=command("export"),
+        description="Export a trained model to an ONNX file, and compare its predictions with torch.",
+        examples=("output/model --onnx model.onnx", "output/model --onnx head.onnx --part head --fp16"),
+    )
     add = parser.add_argument
-    add("model", type=Path, metavar="MODEL", help="model folder, or output folder of a run")
+    add("model", type=Path, metavar="MODEL", help=MODEL)
     add("--onnx", type=OutputFile(".onnx"), required=True, metavar="FILE", help="file to write, over an existing one")
-    add(
-        "--part",
-        choices=("full", "head"),
-        default="full",
-        help="full: input is pixels; head: input is features (default: full)",
-    )
+    add("--part", choices=("full", "head"), default="full", help="full: input is pixels; head: input is features")
     add("--fp16", action="store_true", help="store weights as float16, which halves the file size")
-    add(
-        "--backbone",
-        default="",
-        metavar="NAME",
-        help="image encoder, an open_clip model name (default: the one of the model)",
-    )
-    add("--pretrained", default="", metavar="WEIGHTS", help="weights of the encoder, an open_clip tag or a file")
+    add_encoder_arguments(parser)
     return parser.parse_args(arguments)
 
 

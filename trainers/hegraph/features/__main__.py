@@ -17,26 +17,48 @@ CLASSNAMES = "class names in label order: a JSON list, or a text file with one n
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Parse the command line; UserError if the bank exists already."""
-    parser = Parser(prog=command("features"))
-    commands = parser.add_subparsers()
-    tip = commands.add_parser("import-tip", help="convert a Tip-Adapter cache folder to a feature bank")
-    tip.add_argument("folder", type=Path, metavar="DIR", help="folder with keys_<S>shots.pt and values_<S>shots.pt")
-    tip.add_argument("--classnames", type=Path, required=True, metavar="FILE", help=CLASSNAMES)
-    tip.add_argument("--shots", type=int, metavar="S", help="S of keys_<S>shots.pt (default: the only such file)")
-    tip.add_argument("--dataset-config-file", default="", metavar="FILE", help="data set, which defines the templates")
-    text = "backbone that encodes the class names (default: read text_positive.pt and text_negative.pt)"
-    tip.add_argument("--config-file", default="", metavar="FILE", help=text)
+    """Parse the arguments; UserError if the output file exists."""
+    parser = Parser(
+        prog=command("features"),
+        description="Encode a data set as a feature bank, or convert a Tip-Adapter cache.",
+        examples=(
+            "extract --dataset-config-file digits --config-file mini --out digits.safetensors",
+            "import-tip caches/dtd --classnames dtd.txt --out dtd.safetensors",
+        ),
+    )
+    tip = parser.add_command(
+        "import-tip",
+        "convert a Tip-Adapter cache folder to a feature bank",
+        ("caches/dtd --classnames dtd.txt --out dtd.safetensors",
+         "caches/dtd --classnames dtd.json --config-file vit_b16 --out dtd.safetensors"),
+    )  # fmt: skip
+    add = tip.add_argument
+    add("folder", type=Path, metavar="DIR", help="folder with keys_<S>shots.pt and values_<S>shots.pt")
+    add("--classnames", type=Path, required=True, metavar="FILE", help=CLASSNAMES)
+    add("--shots", type=int, metavar="S", help="S of keys_<S>shots.pt (default: the only such file)")
+    add("--dataset-config-file", default="", metavar="NAME", help="YAML file or name of the data set, for its prompts")
+    add(
+        "--config-file",
+        default="",
+        metavar="NAME",
+        help="YAML file or name of the method, to encode the text (default: read text_positive.pt, text_negative.pt)",
+    )
     tip.set_defaults(run=import_tip_command)
-    extract = commands.add_parser("extract", help="encode all images of a data set to a feature bank")
-    extract.add_argument("--dataset-config-file", required=True, metavar="FILE", help="data set")
-    extract.add_argument("--config-file", required=True, metavar="FILE", help="backbone")
-    extract.add_argument("--root", default="", metavar="DATA", help="folder of the data sets, or of your own images")
-    extract.add_argument("--precision", choices=PRECISIONS, help="floating-point format of the backbone (PREC)")
+    extract = parser.add_command(
+        "extract",
+        "encode all images of a data set",
+        ("--dataset-config-file digits --config-file mini --out digits.safetensors",
+         "--dataset-config-file folder --root photos --config-file vit_b16 --out photos.safetensors"),
+    )  # fmt: skip
+    add = extract.add_argument
+    add("--dataset-config-file", required=True, metavar="NAME", help="YAML file or name of the data set")
+    add("--config-file", required=True, metavar="NAME", help="YAML file or name of the method, for its backbone")
+    add("--root", default="", metavar="DIR", help="folder of the data sets, or of your own images")
+    add("--precision", choices=PRECISIONS, help=f"number format of the encoder (default: the value of {NODE}.PREC)")
     extract.set_defaults(run=extract_command)
     for each in (tip, extract):
         each.add_argument("--out", type=OutputFile(), required=True, metavar="BANK", help="new .safetensors file")
-        each.add_argument("opts", nargs="*", metavar="KEY VALUE", help="configuration keys and values")
+        each.add_argument("opts", nargs="*", metavar="KEY VALUE", help="configuration keys and their values")
     args = parser.parse_args(arguments)
     if args.out.exists():
         raise UserError(f"{args.out} exists; choose another --out or delete it")

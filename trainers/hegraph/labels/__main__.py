@@ -1,4 +1,4 @@
-"""The command `label`: `suggest MODEL INPUT ... [-n N]`, and `check --root DIR` or `check --features BANK`."""
+"""The command `label`, which selects images to label and finds wrong labels."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..backbones.identity import AUTO, DEFAULT_BACKBONE, PRECISIONS
+from ..backbones.arguments import MODEL, add_device_arguments, add_encoder_arguments
+from ..backbones.identity import AUTO, DEFAULT_BACKBONE
 from ..predict.__main__ import chosen_format, whole
 from ..predict.files import FORMATS, REPLACED, Row, aligned, check_inputs, csv_line, image_paths, utf8
 from ..utils.errors import Parser, UserError, command, run_cli
@@ -28,39 +29,55 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 COLUMNS = ("path", "label", "suggested", "score")
-CHECK = """Each image is judged by a model that has not seen it. Rows are the images whose label seems wrong, with the
-class that each seems to be, and about the log of how many times likelier that is. The exit code is 1 if there are any.
+CHECK = """\
+A model that was trained without an image checks the label of this image. Each row is an image with a suspicious label,
+its suggested class, and a score: the approximate log of the likelihood ratio of the two classes.
 """
-SUGGEST = "Rows are those of predict, the image to label first at the top. The exit code is 1 if one cannot be read."
+SUGGEST = "The rows have the columns of `predict`. The image to label first is in the first row."
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Reads the command line."""
-    parser = Parser(prog=command("label"), description="Says what to label next, and which labels seem wrong.")
-    commands = parser.add_subparsers()
-    first = commands.add_parser("suggest", help="choose the images to label next", epilog=SUGGEST)
-    first.add_argument("model", metavar="MODEL", help="a model folder, or the output folder of a run")
-    first.add_argument("inputs", nargs="+", metavar="INPUT", help="images, folders, .txt files of paths, or -")
-    first.add_argument("-n", "--number", type=whole, default=20, metavar="N", help="how many (%(default)s)")
-    first.add_argument("--top", type=whole, default=3, metavar="N", help="how many classes a row has (%(default)s)")
-    first.add_argument("--backbone", default="", metavar="NAME", help="of a model that was trained from a bank")
-    first.add_argument("--pretrained", default="", metavar="TAG", help="its weights")
+    parser = Parser(
+        prog=command("label"),
+        description="Select images to label, or find wrong labels.",
+        examples=("suggest output/model unlabelled -n 10", "check --root photos"),
+    )
+    first = parser.add_command(
+        "suggest",
+        "select the images to label next",
+        ("output/model unlabelled -n 10", "output/model unlabelled --out next.csv"),
+        failure="an image could not be read",
+        epilog=SUGGEST,
+    )
+    add = first.add_argument
+    add("model", metavar="MODEL", help=MODEL)
+    add("inputs", nargs="+", metavar="INPUT", help="images, folders, .txt files of paths, or - for paths on stdin")
+    add("-n", "--number", type=whole, default=20, metavar="N", help="number of images to select")
+    add("--top", type=whole, default=3, metavar="N", help="number of classes in a row")
+    add_encoder_arguments(first)
     first.set_defaults(run=suggest_command)
-    check = commands.add_parser("check", help="find labels that seem wrong", epilog=CHECK)
-    what = check.add_mutually_exclusive_group(required=True)
-    what.add_argument("--root", metavar="DIR", help="your images: a folder of class folders, or a CSV file")
-    what.add_argument("--features", type=Path, metavar="BANK", help="a feature bank in place of images")
-    check.add_argument("--config-file", default=DEFAULT_BACKBONE.config, help="names the backbone (%(default)s)")
-    check.add_argument("--dataset-config-file", default="folder", help="YAML of the data set (%(default)s)")
-    check.add_argument("opts", nargs="*", metavar="KEY VALUE", help="configuration keys")
-    check.add_argument("--above", type=float, default=SUSPICIOUS, metavar="SCORE", help="least score (%(default)s)")
+    check = parser.add_command(
+        "check",
+        "find labels that seem wrong",
+        ("--root photos", "--features bank.safetensors --above 3 --out wrong.csv"),
+        failure="a label seems wrong",
+        epilog=CHECK,
+    )
+    add = check.add_mutually_exclusive_group(required=True).add_argument
+    add("--root", metavar="DIR", help="folder of class folders with images, or a CSV file")
+    add("--features", type=Path, metavar="BANK", help="feature bank instead of images")
+    add = check.add_argument
+    add("--config-file", default=DEFAULT_BACKBONE.config, metavar="NAME", help="YAML file or name of the method")
+    add("--dataset-config-file", default="folder", metavar="NAME", help="YAML file or name of the data set")
+    add("opts", nargs="*", metavar="KEY VALUE", help="configuration keys and their values")
+    add("--above", type=float, default=SUSPICIOUS, metavar="SCORE", help="lowest score to list")
     check.set_defaults(run=check_command)
     # A CSV file in a folder of labelled images may hold the labels
-    for each, out, precision in ((first, OutputFile(*REPLACED), AUTO), (check, OutputFile(), None)):
-        each.add_argument("--format", choices=tuple(FORMATS), help="by default the ending of --out, else table")
-        each.add_argument("--out", type=out, metavar="FILE", help="write the rows here, whole or not at all")
-        each.add_argument("--device", default="", help='such as "cpu" or "cuda"; by default a GPU if there is one')
-        each.add_argument("--precision", choices=PRECISIONS, default=precision, help="of the backbone (auto)")
+    for each, out, precision in ((first, OutputFile(*REPLACED), AUTO), (check, OutputFile(), "value of the key PREC")):
+        add = each.add_argument
+        add("--format", choices=tuple(FORMATS), help="format of the rows (default: the ending of --out, or table)")
+        add("--out", type=out, metavar="FILE", help="file to write or to replace (default: standard output)")
+        add_device_arguments(each, precision)
     return parser.parse_args(arguments)
 
 

@@ -7,63 +7,44 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..backbones.identity import AUTO, PRECISIONS
+from ..backbones.arguments import MODEL, add_device_arguments, add_encoder_arguments
+from ..backbones.identity import AUTO
 from ..utils.errors import Parser, UserError, command, number, run_cli
 from ..utils.files import OutputFile
 from .files import FORMATS, REPLACED, check_inputs
 
 EPILOG = """\
 Folders are searched recursively, in sorted order. Paths in lists are relative to the current folder.
-
-examples:
-  predict output/run photos/
-  predict output/run photos/ --open-set 0.95 --out rows.csv
-
-exit codes: 0 success; 1 an image could not be read (its row has the reason); 2 wrong input
+An image that cannot be read has a row with the reason.
 """
 
 whole = number(int, 1, 2**31 - 1)  # argument type: an integer of at least 1
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Parse the command line."""
-    parser = Parser(prog=command("predict"), description="Classify images with a trained model.", epilog=EPILOG)
+    parser = Parser(
+        prog=command("predict"),
+        description="Classify images with a trained model.",
+        examples=("output/model photo.jpg", "output/model photos --open-set 0.95 --out rows.csv"),
+        failure="an image could not be read",
+        epilog=EPILOG,
+    )
     add = parser.add_argument
-    add("model", metavar="MODEL", help="model folder, or output folder of a run")
-    add("inputs", nargs="*", metavar="INPUT", help="image, folder, .txt file with paths, or - for paths on stdin")
-    add("--features", type=Path, metavar="BANK", help="classify the features of a feature bank instead of images")
-    add(
-        "--split",
-        choices=("train", "val", "test"),
-        default="test",
-        help="split of the feature bank (default: %(default)s)",
-    )
-    add("--top", type=whole, default=5, metavar="N", help="number of classes per row (default: %(default)s)")
-    add("--format", choices=tuple(FORMATS), help="format of the rows (default: by the suffix of --out, else table)")
+    open_set = "reject images as unknown below the score that RATE of known images reach, such as 0.95"
+    add("model", metavar="MODEL", help=MODEL)
+    add("inputs", nargs="*", metavar="INPUT", help="images, folders, .txt files of paths, or - for paths on stdin")
+    add("--features", type=Path, metavar="BANK", help="feature bank to classify instead of images")
+    add("--split", choices=("train", "val", "test"), default="test", help="split of the feature bank")
+    add("--top", type=whole, default=5, metavar="N", help="number of classes in a row")
+    add("--format", choices=tuple(FORMATS), help="format of the rows (default: the ending of --out, or table)")
     add("--out", type=OutputFile(*REPLACED), metavar="FILE", help="file to write (default: standard output)")
-    add(
-        "--open-set", type=float, metavar="RATE",
-        help="reject images as unknown below the score that RATE of known images reach, such as 0.95",
-    )  # fmt: skip
+    add("--open-set", type=float, metavar="RATE", help=open_set)
     add("--transductive", action="store_true", help="adapt the model to all these images before predicting them")
-    add("--sort-into", type=Path, metavar="DIR", help="copy each image into a folder of its predicted class in DIR")
-    add("-0", "--null", action="store_true", help="paths in lists end with a NUL character, as from find -print0")
-    add(
-        "--batch-size",
-        type=whole,
-        default=0,
-        metavar="N",
-        help="images encoded at once (default: 64 of 224 x 224 pixels)",
-    )
-    add("--device", default="", help="cpu, cuda or cuda:N (default: a GPU if there is one)")
-    add(
-        "--backbone",
-        default="",
-        metavar="NAME",
-        help="image encoder, an open_clip model name (default: the one of the model)",
-    )
-    add("--pretrained", default="", metavar="TAG", help="weights of the encoder, an open_clip tag or a file")
-    add("--precision", choices=PRECISIONS, default=AUTO, help="precision of the encoder (default: %(default)s)")
+    add("--sort-into", type=Path, metavar="DIR", help="copy each image to the folder of its class in DIR")
+    add("-0", "--null", action="store_true", help="paths in lists end with NUL, as those of find -print0")
+    add("--batch-size", type=whole, default=0, metavar="N", help="images per batch (default: 64 of 224 x 224 pixels)")
+    add_encoder_arguments(parser)
+    add_device_arguments(parser)
     return parser.parse_intermixed_args(arguments)  # options may appear between the inputs
 
 

@@ -1,4 +1,4 @@
-"""The command line: prints and writes the tables, figures and pages that are made from records."""
+"""The command `results`, which makes tables, figures and pages from the records of runs."""
 
 from __future__ import annotations
 
@@ -15,57 +15,69 @@ from .scores import BY, OUR_METHOD, QUOTED, read_quotes
 if TYPE_CHECKING:
     from .table import Table
 
-DESCRIPTION = """Prints and writes the tables, figures and pages that are made from records. A SOURCE is an output
-folder or a file of `collect`, a RUN the output folder of one run. Figures are written as STEM.png and STEM.svg."""
+EPILOG = """\
+A SOURCE is an output folder or a file that `collect` wrote. A RUN is the output folder of one run. Figures are
+written as STEM.png and STEM.svg."""
 
 PRINTED = ("markdown", "latex", "csv", "text")  # `table.FORMATS`, which the parser needs without pandas
 STEM = OutputFile(".png", ".svg", added=(".png", ".svg"))  # of a figure
 OUTPUTS = {"FILE": OutputFile(".jsonl"), "STEM": STEM, "FILE.html": OutputFile(".html")}  # metavar -> type of --out
 
+EXAMPLE_OUTPUTS = {"FILE": "runs.jsonl", "STEM": "figures/dtd", "FILE.html": "report.html"}
+EXAMPLE_SOURCES = {"SOURCE": ("output", "output/dtd output/pets"), "RUN": ("output/run", "output/digits/seed1")}
+
 Run = Callable[[argparse.Namespace], "str | Table"]
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The arguments, with the function that carries them out, and returns the text or table to print, as `run`."""
-    parser = Parser(prog=command("results"), description=DESCRIPTION)
-    commands = parser.add_subparsers()
+    """Parse the arguments; `run` is the function of the command, which returns the text or the table to print."""
+    parser = Parser(
+        prog=command("results"),
+        description="Make tables, figures and pages from the records of runs.",
+        examples=("compare output", "report output --out report.html"),
+        epilog=EPILOG,
+    )
 
-    def add(name: str, summary: str, run: Run, out: str = "", source: str = "SOURCE") -> argparse.ArgumentParser:
-        added = commands.add_parser(name, help=summary)
+    def add(name: str, summary: str, run: Run, out: str = "", source: str = "SOURCE", more: str = "") -> Parser:
+        end = f" --out {EXAMPLE_OUTPUTS[out]}" if out else more
+        added = parser.add_command(name, summary, [f"{place}{end}" for place in EXAMPLE_SOURCES[source]])
         added.set_defaults(run=run, out=None)
-        told = "output folder of one run" if source == "RUN" else "output folder or .jsonl file"
-        added.add_argument("sources", type=Path, nargs=1 if source == "RUN" else "+", metavar=source, help=told)
+        text = "output folder of one run" if source == "RUN" else "output folder or .jsonl file"
+        added.add_argument("sources", type=Path, nargs=1 if source == "RUN" else "+", metavar=source, help=text)
         if out:
-            added.add_argument("--out", type=OUTPUTS[out], required=True, metavar=out)
+            kind = "figures to write, without the ending" if out == "STEM" else "file to write"
+            added.add_argument("--out", type=OUTPUTS[out], required=True, metavar=out, help=kind)
         return added
 
-    def add_table(name: str, summary: str, run: Run) -> argparse.ArgumentParser:
-        added = add(name, summary, run)
+    def add_table(name: str, summary: str, run: Run, more: str = "") -> Parser:
+        added = add(name, summary, run, more=more)
         formats = [one for one in PRINTED if one != "text" or name == "compare"]  # accuracies alone are shown as text
-        added.add_argument("--format", choices=formats, default="markdown", help="how it is printed (%(default)s)")
+        added.add_argument("--format", choices=formats, default="markdown", help="format of the table")
         if name in ("compare", "complexity"):
-            added.add_argument("--quote", choices=QUOTED, help="the paper's numbers of this table beside ours")
+            added.add_argument("--quote", choices=QUOTED, help="also show the numbers of this table of the paper")
         return added
 
-    add("collect", "write many records into one .jsonl file", collect_command, "FILE")
-    table = add_table("compare", "methods side by side, with 95%% intervals over seeds", compare_command)
-    table.add_argument("--by", choices=BY, default="shots", help="what the columns are (%(default)s)")
-    table.add_argument("--cases", type=Path, metavar="GRID.yaml", help="rows are the cases of a sweep, from its file")
-    table.add_argument("--no-interval", action="store_true", help="means alone")
-    add_table("base-to-new", "base classes, new ones, harmonic mean", base_to_new_command)
-    add_table("complexity", "epochs, time, parameters and memory", complexity_command)
-    table = add_table("calibration", "NLL, Brier score and ECE before and after the temperature", calibration_command)
-    table.add_argument("--out", type=STEM, metavar="STEM", help="draw reliability diagrams, too")
-    table = add_table("rejection", "how well scores tell images of no known class, on banks", rejection_command)
-    table.add_argument("--features", type=Path, nargs="+", required=True, metavar="BANK", help="of the runs")
-    table.add_argument("--unknown", default="new", metavar="new|BANK", help="of classes a run left out, or of a bank")
-    table = add("paired", "differences of accuracy on the same images, with bootstrap intervals", paired_command)
-    table.add_argument("--of", default=OUR_METHOD, metavar="METHOD", help="who is compared (%(default)s)")
-    figures = add("curves", "accuracy by shots, as figures", curves_command, "STEM")
-    figures.add_argument("--quote", action="store_true", help="the paper's numbers beside ours")
-    add("tsne", "text nodes of a run before and after, as figures", tsne_command, "STEM", "RUN")
-    add("confusion", "confusion matrix of a run, as figures, and its hardest pairs", confusion_command, "STEM", "RUN")
-    add("report", "tables, curves, t-SNE and confusion matrix in one HTML page", report_command, "FILE.html")
+    add("collect", "write many records to one .jsonl file", collect_command, "FILE")
+    table = add_table("compare", "compare methods, with 95% intervals over seeds", compare_command)
+    table.add_argument("--by", choices=BY, default="shots", help="meaning of the columns")
+    table.add_argument("--cases", type=Path, metavar="GRID.yaml", help="grid of a sweep, whose cases become the rows")
+    table.add_argument("--no-interval", action="store_true", help="show means without intervals")
+    add_table("base-to-new", "show accuracy on base and new classes, and its harmonic mean", base_to_new_command)
+    add_table("complexity", "show epochs, time, parameters and memory", complexity_command)
+    table = add_table("calibration", "show NLL, Brier score and ECE before and after scaling", calibration_command)
+    table.add_argument("--out", type=STEM, metavar="STEM", help="reliability diagrams to write, without the ending")
+    more = " --features bank.safetensors"
+    table = add_table("rejection", "measure the rejection of unknown images, with banks", rejection_command, more)
+    table.add_argument("--features", type=Path, nargs="+", required=True, metavar="BANK", help="banks of the runs")
+    unknown = "unknown images: of the classes that the run left out (new), or of a feature bank"
+    table.add_argument("--unknown", default="new", metavar="new|BANK", help=unknown)
+    table = add("paired", "compare accuracy on the same images, with bootstrap intervals", paired_command)
+    table.add_argument("--of", default=OUR_METHOD, metavar="METHOD", help="method that is compared with the others")
+    figures = add("curves", "draw accuracy by shots", curves_command, "STEM")
+    figures.add_argument("--quote", action="store_true", help="also draw the numbers of the paper")
+    add("tsne", "draw the text nodes of a run before and after training", tsne_command, "STEM", "RUN")
+    add("confusion", "draw the confusion matrix of a run, and list its hardest pairs", confusion_command, "STEM", "RUN")
+    add("report", "write tables, curves, t-SNE and confusion matrix as one HTML page", report_command, "FILE.html")
     return parser.parse_args(arguments)
 
 

@@ -1,7 +1,4 @@
-"""Does many runs with one command: a grid of data sets, configurations, methods, shots and seeds.
-
-Every run leaves in its folder what it would leave alone. Runs that are finished are not done again.
-"""
+"""The command `sweep`, which runs a grid of data sets, methods, shots and seeds."""
 
 from __future__ import annotations
 
@@ -16,34 +13,44 @@ LISTS = ("datasets", "configs", "methods", "shots", "seeds")
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Reads the flags; what follows the values of a flag and looks like a configuration key begins the pairs."""
+    """Parse the arguments; a configuration key among the values of a flag begins the KEY VALUE pairs."""
     parser = Parser(
-        prog=command("sweep"), usage=f"{command('sweep')} [GRID.yaml] [FLAG ...] [KEY VALUE ...]", description=__doc__
+        prog=command("sweep"),
+        usage=f"{command('sweep')} [GRID.yaml] [OPTION ...] [KEY VALUE ...]",
+        description="Run a grid of data sets, configurations, methods, shots and seeds. Finished runs are skipped.",
+        examples=(
+            "--datasets digits --configs mini --shots 1 4 16 --methods HeGraphAdapter TipAdapterF",
+            "grid.yaml --workers 2 --dry-run",
+        ),
+        failure="a run failed",
     )
     add = parser.add_argument
-    add("words", nargs="*", metavar="GRID.yaml | KEY VALUE", help="a file of the grid; keys that all runs have")
-    add("--datasets", nargs="+", help="feature banks, or configurations of data sets: paths, or names such as digits")
-    add("--configs", nargs="+", help="configurations of the method: paths, or names such as vit_b32")
-    add("--methods", nargs="+", help="as --trainer says them; all: every one (default HeGraphAdapter)")
-    add("--shots", nargs="+", help="training images per class (default 16)")
-    add("--seeds", nargs="+", help="from 0 (default 1 2 3)")
-    again: dict[str, Any] = {"nargs": "+", "action": "append", "default": []}
-    add("--vary", **again, metavar="KEY VALUE ...", help="run each value of a key")
-    add("--case", **again, metavar="NAME [KEY VALUE ...]", help="run with these keys, too")
-    add("--root", help="folder of the data sets (default: their DATASET.ROOT, or data)")
-    add("--output", help="where the folders DATASET/METHOD/CONFIG_Nshots/seedN go (default output)")
-    add("--suffix", help="put behind the folder of shots; {NAME} is the value of the varied key that ends in NAME")
-    add("--workers", type=int, default=0, help="worker processes (default: none, all in this process)")
-    add("--separate", action="store_true", default=None, help="each run in a process of its own, by its command line")
-    add("--ray", nargs="?", const="local", metavar="ADDRESS", help="do the runs on Ray: auto, HOST:PORT, local")
-    add("--cpus-per-run", type=float, default=1.0, metavar="N", help="with --ray: CPUs of a run (default 1)")
-    add("--gpus-per-run", type=float, default=0.0, metavar="N", help="with --ray: GPUs of a run (default 0), or 0.5")
-    add("--retry-failed", action="store_true", help="run again what has failed before, which is skipped else")
-    add("--dry-run", action="store_true", help="list what would be run, and how long it should take")
-    add("--folders", action="store_true", help="list the output folders of the grid, without seeds, and run nothing")
-    add("--verbose", action="store_true", help="show the messages of the runs, and not their warnings alone")
+    many: dict[str, Any] = {"nargs": "+", "metavar": "NAME"}
+    add(
+        "words", nargs="*", metavar="GRID.yaml | KEY VALUE", help="file of the grid, and configuration keys of all runs"
+    )
+    add("--datasets", **many, help="feature banks, YAML files of data sets, or names such as digits")
+    add("--configs", **many, help="YAML files of the method, or names such as vit_b32")
+    add("--methods", **many, help="methods, as of --trainer, or all (default: HeGraphAdapter)")
+    add("--shots", nargs="+", metavar="N", help="training images per class (default: 16)")
+    add("--seeds", nargs="+", metavar="N", help="random seeds (default: 1 2 3)")
+    more: dict[str, Any] = {"nargs": "+", "action": "append", "default": []}
+    add("--vary", **more, metavar=("KEY", "VALUE"), help="configuration key and its values, one run for each value")
+    add("--case", **more, metavar=("NAME", "KEY VALUE"), help="named case of the grid: its configuration keys")
+    add("--root", metavar="DIR", help="folder of the data sets (default: their DATASET.ROOT, or data)")
+    add("--output", metavar="DIR", help="folder of DATASET/METHOD/CONFIG_Nshots/seedN (default: output)")
+    add("--suffix", metavar="TEXT", help="end of the name of CONFIG_Nshots; {NAME}: value of the varied key NAME")
+    add("--workers", type=int, default=0, metavar="N", help="number of worker processes (default: none)")
+    add("--separate", action="store_true", default=None, help="start a new process for each run")
+    add("--ray", nargs="?", const="local", metavar="ADDRESS", help="run on Ray: auto, HOST:PORT or local")
+    add("--cpus-per-run", type=float, default=1.0, metavar="N", help="CPUs of a run on Ray")
+    add("--gpus-per-run", type=float, default=0.0, metavar="N", help="GPUs of a run on Ray, such as 0.5 (default: 0)")
+    add("--retry-failed", action="store_true", help="run again the runs that failed before")
+    add("--dry-run", action="store_true", help="list the runs and their expected time without running them")
+    add("--folders", action="store_true", help="list the output folders, without seeds, and run nothing")
+    add("--verbose", action="store_true", help="also show the messages of the runs that are not warnings")
     args = parser.parse_intermixed_args(arguments)
-    from ..config import split_at_key  # --help needs no configuration
+    from ..config import split_at_key  # slow to import
 
     for flag in LISTS:
         if (words := getattr(args, flag)) is not None:
@@ -57,7 +64,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command line; returns the exit code: 1 if a run has failed, 2 for a mistake of the user's."""
+    """Run the command and return its exit code, 1 if a run failed."""
 
     def sweep() -> int:
         args = parse_arguments(arguments)

@@ -1,7 +1,4 @@
-"""Shows a page in the browser to teach a model: classes, images, what to label next, labels that look wrong.
-
-Example: FOLDER --backbone ViT-B-16-quickgelu
-"""
+"""The command `teach`, which trains a model interactively in the browser."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..backbones.identity import DEFAULT_BACKBONE, MINI_NAME, canonical_name
-from ..demo.__main__ import add_page_flags, check_address, require_gradio, serve
+from ..demo.__main__ import add_page_arguments, check_address, require_gradio, serve
 from ..utils.errors import Parser, command, run_cli
 from ..utils.files import write_json
 
@@ -23,9 +20,14 @@ SAMPLE = Path("output/teach-digits")
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
-    parser = Parser(prog=command("teach"), description=__doc__)
-    parser.add_argument("folder", type=Path, nargs="?", metavar="FOLDER", help=f"by default {SAMPLE}, with the digits")
-    add_page_flags(parser, f"what encodes images; by default that of the last time, or {DEFAULT_BACKBONE.model}")
+    parser = Parser(
+        prog=command("teach"),
+        description="Train a model interactively in the browser: add images and classes, correct labels.",
+        examples=("", "photos --backbone ViT-B-32-quickgelu"),
+    )
+    folder = f"folder of the project (default: {SAMPLE}, an example with digits)"
+    parser.add_argument("folder", type=Path, nargs="?", metavar="FOLDER", help=folder)
+    add_page_arguments(parser, f"the one used last in FOLDER, or {DEFAULT_BACKBONE.model}")
     return parser.parse_args(arguments)
 
 

@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from difflib import get_close_matches
 from types import FrameType
@@ -189,20 +189,51 @@ def number(kind: Callable[[str], float], least: float, most: float = math.inf) -
     return parse
 
 
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Help of an argument: its meaning, the configuration key that it sets in brackets, and its default."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = action.help or ""
+        if action.dest.isupper():
+            text += f" [{action.dest}]"
+        has_default = action.option_strings and action.default and action.default != argparse.SUPPRESS
+        return f"{text} (default: %(default)s)" if has_default and "(default" not in text else text
+
+
 class Parser(argparse.ArgumentParser):
-    """Parses a command line, and shows its description as it is. A mistake in it is a `UserError`."""
+    """Command line parser whose help is a summary, the arguments, examples and exit codes. Mistakes are `UserError`s.
 
-    def __init__(self, formatter_class: Any = argparse.RawDescriptionHelpFormatter, **about: Any) -> None:
-        super().__init__(formatter_class=formatter_class, **about)
+    Args:
+        description: Summary of the command.
+        examples: Arguments of example calls, such as "model photo.jpg".
+        failure: Meaning of exit code 1, if the command has it.
+    """
+
+    def __init__(
+        self, description: str, examples: Sequence[str] = (), failure: str = "", epilog: str = "", **settings: Any
+    ) -> None:
+        settings.setdefault("formatter_class", _HelpFormatter)
+        super().__init__(description=description, **settings)
         self.commands: Any = None  # argparse's action that holds the parsers of the commands
+        codes = {0: "success", 1: failure, 2: "wrong input, or no permission, disk space or memory", 130: "interrupted"}
+        blocks = [
+            *filter(None, [epilog]),
+            "\n".join(["examples:", *(f"  {self.prog} {example}".rstrip() for example in examples)]),
+            "\n".join(["exit codes:", *(f"  {code:<5}{meaning}" for code, meaning in codes.items() if meaning)]),
+        ]
+        self.epilog = "\n\n".join(blocks)
 
-    def add_subparsers(self, **about: Any) -> Any:
-        """Add commands, of which the user has to give one: `command` of the parsed arguments."""
-        self.commands = super().add_subparsers(dest="command", **about)
-        return self.commands
+    def add_command(self, name: str, summary: str, examples: Sequence[str], **settings: Any) -> Parser:
+        """Add a command, of which the user has to give one: `command` of the parsed arguments."""
+        if self.commands is None:
+            self.commands = self.add_subparsers(dest="command", title="commands", metavar="COMMAND")
+        description = f"{summary[0].upper()}{summary[1:]}."
+        return self.commands.add_parser(
+            name, help=summary.replace("%", "%%"), description=description, examples=examples, **settings
+        )
 
-    def parse_args(self, *given: Any) -> Any:  # type: ignore[override]
-        parsed = super().parse_args(*given)
+    def parse_args(self, *arguments: Any) -> Any:  # type: ignore[override]
+        parsed = super().parse_args(*arguments)
         if self.commands is not None and parsed.command is None:
             self.error(f"a command is missing: {', '.join(self.commands.choices)}")
         return parsed
@@ -214,7 +245,7 @@ class Parser(argparse.ArgumentParser):
         return self._checked(super().parse_known_intermixed_args(args, namespace))
 
     def _checked(self, parsed: tuple[argparse.Namespace, list[str]]) -> tuple[argparse.Namespace, list[str]]:
-        """What was parsed; UserError if an output, whose type has a method `check`, is read as another argument."""
+        """Return parsed arguments; UserError if an output, whose type has a method `check`, is another argument too."""
         values = vars(parsed[0])
         for action in self._actions:
             if values.get(action.dest) is not None and (check := getattr(action.type, "check", None)):
