@@ -21,7 +21,7 @@ from trainers.hegraph.baselines.base import FittedMethod
 from trainers.hegraph.config_files import load_cfg
 from trainers.hegraph.experiments import run as run_module
 from trainers.hegraph.experiments.run_folder import run_config
-from trainers.hegraph.experiments.tasks import Task, ids_of_names, load_image_task, match_classes
+from trainers.hegraph.experiments.tasks import FeatureTask, Task, ids_of_names, load_image_task, match_classes
 from trainers.hegraph.features.bank import FeatureBank, load_bank
 from trainers.hegraph.method.cache import FoldedClassifier
 from trainers.hegraph.method.closed_form import NewClassMessages
@@ -39,7 +39,7 @@ def images(ids="abc", name="Elsewhere", features=AXES, labels=(0, 1, 2)) -> Task
     """Test images, by default three on the axes, of classes whose text features are the first axes."""
     train, text = (torch.zeros(1, 0, 3), torch.zeros(0, dtype=torch.long)), AXES[: len(ids)]
     bank = FeatureBank(*train, text, -text, list(ids), name, backbone="m/w", logit_scale=10.0)
-    return Task(replace(bank, test_features=features, test_labels=torch.tensor(labels)), load_cfg(), 1)
+    return FeatureTask(replace(bank, test_features=features, test_labels=torch.tensor(labels)), load_cfg(), 1)
 
 
 def source(rule: str, target: Task) -> SimpleNamespace:

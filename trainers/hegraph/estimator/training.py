@@ -23,7 +23,7 @@ from ..config_files import load_cfg
 from ..experiments.fitting import calibrated, train_adapter
 from ..experiments.record import make_model
 from ..experiments.run_folder import RunFolder
-from ..experiments.tasks import ImageTask, Task, ids_of_names
+from ..experiments.tasks import FeatureTask, ImageTask, Task, ids_of_names
 from ..features.bank import FeatureBank
 from ..features.extract import class_prompts
 from ..method.closed_form import OMEGA_NEW, TextPrior
@@ -208,7 +208,7 @@ def task_of(support_set: SupportSet, origin: Origin, cfg: Config) -> Task:
         logit_scale=origin.logit_scale,
     )
     sampled = [[row, label, names[label]] for row, label in enumerate(labels.tolist())]
-    return Task(bank, cfg, cfg.run.seed, {"train": sampled, "val": []}, {"precision": origin.backbone.precision})
+    return FeatureTask(bank, cfg, cfg.run.seed, {"train": sampled, "val": []}, {"precision": origin.backbone.precision})
 
 
 def with_named_classes(model: SavedModel, support_set: SupportSet, seen: Tensor) -> SavedModel:

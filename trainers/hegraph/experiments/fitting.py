@@ -46,7 +46,7 @@ from ..training.confidence import Calibration, calibration_by_zero_shot, calibra
 from ..training.loop import AdapterTraining, Checkpoints, TrainingSummary, train_to_end
 from ..training.memory import free_bytes, log_large, training_bytes
 from ..utils.devices import wait_for
-from .tasks import Task
+from .tasks import FeatureTask, Task
 
 logger = logging.getLogger(__name__)
 
@@ -244,7 +244,7 @@ def calibrated(fitted: FittedMethod, task: Task, bank: FeatureBank) -> FittedMet
     def fit_again(part: FeatureBank) -> Classify:
         if cfg.run.trainer in ALL_BASELINES:
             return fit_method(task, part).logits
-        return train_adapter(Task(part, cfg, seed), part).logits
+        return train_adapter(FeatureTask(part, cfg, seed), part).logits
 
     started = time.monotonic()
     classify = fitted.logits if fitted.classifier is None else fitted.classifier.logits

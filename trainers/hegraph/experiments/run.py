@@ -58,7 +58,7 @@ from .checks import check_training, check_unlabelled
 from .fitting import calibrated, classify_in_batches, fit, fitted_adapter, set_random_seed, transfer_fn
 from .record import Training, make_model, write_outputs
 from .run_folder import RunFolder, find_model_of_epoch, run_config
-from .tasks import POOL, TEST_SET, ImageTask, Task, Tested, match_classes, open_task, refuse_tested
+from .tasks import POOL, TEST_SET, FeatureTask, ImageTask, Task, Tested, match_classes, open_task, refuse_tested
 
 logger = logging.getLogger(__name__)
 
@@ -185,7 +185,7 @@ def test_and_finish(
     trained = TrainedMethod(name, fitted, bank.dataset, task.class_ids, bank.text_positive, bank.logit_scale)
     if unlabelled is not None:
         trained = adapt(trained, unlabelled, device)
-    tested = evaluate(trained, Task(bank, task.cfg, task.seed, class_ids=task.class_ids), device)
+    tested = evaluate(trained, FeatureTask(bank, task.cfg, task.seed, class_ids=task.class_ids), device)
     if show is not None:
         show(tested)
     targets = score_targets(trained, task, device)

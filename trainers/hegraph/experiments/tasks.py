@@ -1,7 +1,9 @@
-"""What is trained and tested on: rows of a feature bank, or images and the backbone that encodes them.
+"""Tasks: features in memory, rows of a feature bank, or images with the backbone that encodes them.
 
-The backbone is loaded when something has to be encoded, and open_clip imported with it: that takes seconds, and a run
-that is finished needs neither.
+The backbone, and open_clip with it, is loaded when an image has to be encoded. Both take seconds, and a finished run
+needs neither.
+
+Shapes: M test or unlabelled images, K classes, d feature width.
 """
 
 from __future__ import annotations
@@ -9,11 +11,12 @@ from __future__ import annotations
 import logging
 import os
 import random
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -43,20 +46,21 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-POOL, TEST_SET = "pool", "test"  # what DATASET.UNLABELLED says of images of the task's own data set
+POOL, TEST_SET = "pool", "test"  # values of DATASET.UNLABELLED for images of the task's own data set
 NO_POOL = "{} has no images left for --unlabelled pool: all are drawn or for testing; give fewer --shots, or a path"
 Split = dict[str, list[list]]  # "train" and "val", each rows of [path or bank row, label, class name]
 
 
 @dataclass(frozen=True)
 class Tested:
-    """What a method says about the M test images of a data set with K classes; None for what there is not.
+    """Predictions on the M test images of a data set with K classes; None where nothing was predicted.
 
     Attributes:
-        logits, text_logits, zero_shot: Of the method, of HeGraphAdapter's text classifier alone, and of zero-shot CLIP,
-            each `[M, K]`.
-        labels: Of the test images, `[M]`.
-        rule: "" on the data set that the method was trained on, else `SAME_CLASSES` or `OTHER_CLASSES`.
+        dataset, classnames: Name of the data set, and of its classes.
+        logits, text_logits, zero_shot: Logits of the method, of HeGraphAdapter's text classifier alone, and of
+            zero-shot CLIP, each `[M, K]`.
+        labels: Classes of the test images, `[M]`.
+        rule: "" on the data set of the training, else `SAME_CLASSES` or `OTHER_CLASSES`.
     """
 
     dataset: str
@@ -69,12 +73,12 @@ class Tested:
 
 
 class Unlabelled(NamedTuple):
-    """Images without labels, none of which is read yet.
+    """Unlabelled images, which are not read yet.
 
     Attributes:
-        identity: Gives plain values that change whenever the images would.
-        features: Gives their unit-norm features `[M, d]`; raises UserError if one cannot be read.
-        backbone: What made the features; "" for the task's own.
+        identity: Returns plain values that change whenever the images do.
+        features: Returns unit-norm features `[M, d]`; raises UserError if an image cannot be read.
+        backbone: Backbone of the features; "" for the backbone of the task.
     """
 
     identity: Callable[[], object]
@@ -82,92 +86,113 @@ class Unlabelled(NamedTuple):
     backbone: str = ""
 
 
-@dataclass(eq=False)
-class Task:
-    """Images that a method is fitted to, tested on, or both. This class has their features at hand.
+class Task(ABC):
+    """Images that a method is fitted to, tested on, or both.
 
     Attributes:
-        cfg, seed: The checked configuration, and the seed of everything that is drawn.
-        split: The images that the few-shot protocol selected; {} where no run keeps them.
-        identity: Plain values that change whenever the data would, apart from the split.
-        class_ids: What tells its K classes apart across data sets, in label order.
-        reads: Files that the features come from.
-        name, classnames: Of the data set, and of its classes.
-        backbone: The frozen CLIP that encodes the images; None where it is not at hand.
+        cfg: Checked configuration.
+        seed: Seed of everything that is sampled.
+        name, classnames: Name of the data set, and of its K classes in label order.
+        class_ids: Identifiers of the classes across data sets, in label order.
+        split: Sampled training and validation images; {} where no run records them.
+        reads: Files of the features.
     """
 
-    features: FeatureBank
-    cfg: Config
-    seed: int
-    split: Split = field(default_factory=dict)
-    identity: dict = field(default_factory=dict)
-    class_ids: Sequence[str] = ()
-    reads: Sequence[Path] = ()
-    name: str = field(init=False)
-    classnames: Sequence[str] = field(init=False)
-    backbone: Any = field(default=None, init=False)
-
-    def __post_init__(self) -> None:
-        self.name, self.classnames = self.features.dataset, self.features.classnames
-        self.class_ids = self.class_ids or ids_of_names(self.classnames)
-
-    def check_trained_classes(self) -> None:
-        """Raises UserError if the training images are of fewer than two classes, so that there is nothing to learn."""
-        check_classes(len({label for _, label, _ in self.split["train"]}))
+    def __init__(
+        self,
+        cfg: Config,
+        seed: int,
+        name: str,
+        classnames: Sequence[str],
+        class_ids: Sequence[str],
+        split: Split,
+        reads: Sequence[Path] = (),
+    ) -> None:
+        self.cfg, self.seed, self.name, self.classnames = cfg, seed, name, classnames
+        self.class_ids, self.split, self.reads = class_ids, split, reads
 
     @property
+    @abstractmethod
+    def identity(self) -> dict:
+        """Plain values that change whenever the data change, apart from the split."""
+
+    @property
+    @abstractmethod
     def has_test(self) -> bool:
         """Whether there are test images."""
-        return self.features.test_labels is not None and len(self.features.test_labels) > 0
+
+    @abstractmethod
+    def bank(self) -> FeatureBank:
+        """Return the features of the task. Images without features on disk are encoded, by all `torchrun` processes."""
 
     @property
     def has_val(self) -> bool:
-        """Whether there are validation images that are no test images."""
+        """Whether there are validation images that are not test images."""
         return bool(self.split["val"])
 
-    def prepare(self) -> None:
-        """Does what may fail before anything is written."""
+    @property
+    def backbone(self) -> Backbone | None:
+        """Frozen CLIP that encodes the images; None for a task of features."""
+        return None
 
-    def bank(self) -> FeatureBank:
-        """The task's features. What is not on disk is encoded, with the other processes of `torchrun`."""
-        return self.features
+    def check_trained_classes(self) -> None:
+        """Raise UserError if fewer than two classes have training images."""
+        check_classes(len({label for _, label, _ in self.split["train"]}))
+
+    def prepare(self) -> None:
+        """Read the features before anything is written.
+
+        Raises:
+            UserError: If they cannot be read, or a training or validation image is a test image as well.
+        """
+        refuse_test_rows(self.bank())
 
     def test_bank(self) -> FeatureBank:
-        """The features of its test images, and its text nodes."""
-        return self.features
+        """Return the features of the test images and the text nodes."""
+        return self.bank()
 
     def test_features(self) -> tuple[Tensor | None, Tensor | None]:
-        """Features `[M, d]` and labels `[M]` of the test images; None where there are none."""
-        return (self.features.test_features, self.features.test_labels) if self.has_test else (None, None)
+        """Return features `[M, d]` and labels `[M]` of the test images; None without test images."""
+        if not self.has_test:
+            return None, None
+        bank = self.bank()
+        return bank.test_features, bank.test_labels
 
     def batches(self, bank: FeatureBank) -> TrainingData:
-        """The training batches of a bank, with the products that every step of the configured variant needs."""
-        full = self.cfg.model.variant == "full"  # the others have no cache
+        """Return the training batches of a bank, with the products that each step of the configured variant needs."""
+        full = self.cfg.model.variant == "full"  # the only variant with a cache
         products = products_with_cache(bank.train_features, bank.cache_keys()) if full else None
         return BankBatches(bank.train_features, bank.train_labels, self.cfg.data.batch_size, self.seed, products)
 
     def encoding_metadata(self, bank: FeatureBank) -> tuple[BackboneConfig, Preprocessing | None, Prompts | None]:
-        """How the features of its bank were made, as a model folder says it."""
-        known = {} if bank.encoder is None else bank.encoder.model_dump()
-        return BackboneConfig(title=bank.backbone, **known), None, None
+        """Return the encoding of the features in a bank, as a model folder stores it."""
+        encoder = {} if bank.encoder is None else bank.encoder.model_dump()
+        return BackboneConfig(title=bank.backbone, **encoder), None, None
 
     def labelled(self, bank: FeatureBank) -> ClassSums:
-        """What a bank's images tell unlabelled ones, on the CPU; nothing for zero-shot CLIP, which has seen none."""
+        """Return the class sums of the training images, on the CPU; of no image for zero-shot CLIP."""
         keys, labels = bank.cache_keys().cpu(), bank.train_labels.cpu()
-        seen = 0 if self.cfg.run.trainer == "ZeroShot" else len(keys)
-        return ClassSums.of(keys[:seen], labels[:seen], len(bank.classnames))
+        count = 0 if self.cfg.run.trainer == "ZeroShot" else len(keys)
+        return ClassSums.of(keys[:count], labels[:count], len(bank.classnames))
 
     def check_backbone(self, model: SavedModel) -> None:
-        """Raises UserError if the features here are not those of the model's backbone."""
-        here, encoder = self.features.backbone, self.features.encoder
-        if here != model.backbone.title:
-            raise UserError(f"the model is of {model.backbone.title!r} features, but the bank holds those of {here!r}")
-        model.backbone.compare_precision("fp32" if encoder is None else encoder.precision)
+        """Raise UserError if the features are of another backbone than the model."""
+        bank = self.bank()
+        if bank.backbone != model.backbone.title:
+            raise UserError(
+                f"the model is of {model.backbone.title!r} features, but the bank holds those of {bank.backbone!r}"
+            )
+        model.backbone.compare_precision("fp32" if bank.encoder is None else bank.encoder.precision)
 
     def unlabelled(self, what: str) -> Unlabelled:
-        """The images without labels that DATASET.UNLABELLED names: "test", the test images; a feature bank; "pool", the
-        training images of the task's classes that were not drawn, and the validation images; or a folder or CSV file.
-        UserError without any.
+        """Return the unlabelled images that DATASET.UNLABELLED names.
+
+        Args:
+            what: "test" for the test images, "pool" for the images of the task's classes that are neither sampled nor
+                test images, or the path of a feature bank, a folder or a CSV file.
+
+        Raises:
+            UserError: If there are no such images.
         """
         if what == TEST_SET:
             if not self.has_test:
@@ -181,73 +206,110 @@ class Task:
 
     @cached_property
     def targets(self) -> list[tuple[str, Task, str]]:
-        """Names, tasks and rules of the further data sets to test on, DATASET.TARGET_DOMAINS and TARGET_DATASETS. No
-        image is opened. Raises UserError if one cannot be had, or has classes that it must not have.
+        """Name, task and rule of each data set in DATASET.TARGET_DOMAINS and TARGET_DATASETS; no image is opened.
+
+        Raises:
+            UserError: If a data set is missing, or its classes do not fit the rule.
         """
         data = self.cfg.data
         same = [(name, self.target(name, True), SAME_CLASSES) for name in data.target_domains]
         return same + [(name, self.target(name, False), OTHER_CLASSES) for name in data.target_datasets]
 
     def target(self, name: str, same_classes: bool) -> Task:
-        """Another data set to test on, NAME or a half of its classes, NAME:base or NAME:new. Nothing is encoded yet.
-        UserError if it cannot be had, has a single class, or has not only `same_classes` as this task.
+        """Return the test images of another data set; nothing is encoded yet.
+
+        Args:
+            name: NAME, or NAME:base or NAME:new for a half of its classes.
+            same_classes: Whether all its classes must be classes of this task.
+
+        Raises:
+            UserError: If there is no such data set, or it has a single class or classes that it must not have.
         """
-        raise NotImplementedError
+        raise UserError(f"{self.name} has no further data set {name!r}; leave out the targets")
+
+
+class FeatureTask(Task):
+    """Task whose features are in memory."""
+
+    def __init__(
+        self,
+        bank: FeatureBank,
+        cfg: Config,
+        seed: int,
+        split: Split | None = None,
+        identity: dict | None = None,
+        class_ids: Sequence[str] = (),
+        reads: Sequence[Path] = (),
+    ) -> None:
+        ids = class_ids or ids_of_names(bank.classnames)
+        super().__init__(cfg, seed, bank.dataset, bank.classnames, ids, split or {}, reads)
+        self._bank, self._identity = bank, identity or {}
+
+    @property
+    def identity(self) -> dict:
+        return self._identity
+
+    @property
+    def has_test(self) -> bool:
+        return self._bank.test_labels is not None and len(self._bank.test_labels) > 0
+
+    def bank(self) -> FeatureBank:
+        return self._bank
 
 
 class BankTask(Task):
-    """A task made of rows of the feature bank at `path`; of its training images only those rows are read. Raises
-    UserError if the bank is unusable or is of another data set or mode than the configuration says.
+    """Task of the rows that the few-shot protocol samples from a feature bank; other training rows are not read.
+
+    Raises:
+        UserError: If the bank cannot be used, or the configuration names another data set or mode.
     """
 
     def __init__(self, path: Path, cfg: Config, seed: int) -> None:
         if cfg.data.features == "online":
             raise UserError("FEATURES.MODE online encodes images, and --features has none; use FEATURES.MODE bank")
         self.file = file = shared_bank(path, cfg)
-        self.cfg, self.seed, self.name, self.reads = cfg, seed, file.dataset, (path,)
         labels = {name: file.labels[name].tolist() if name in file.labels else [] for name in ("train", "val")}
         self.selection = sample_few_shot(labels["train"], labels["val"], cfg.data.shots, random.Random(seed))
-        # Where all classes are asked for, one without images stays here and is an error later
+        # With all classes, a class without images stays, and a later check refuses it
         of_all = cfg.data.classes == "all"
         sampled = range(len(file.classnames)) if of_all else {labels["train"][row] for row in self.selection.train}
         self.kept = subsample_labels(sampled, cfg.data.classes)  # labels in the file of the classes of this task
-        self.classnames = [file.classnames[label] for label in self.kept]
-        self.class_ids = ids_of_names(self.classnames)
         new = {label: position for position, label in enumerate(self.kept)}
-        self.split = {
+        split = {
             name: [[row, new[label], file.classnames[label]] for row in rows if (label := labels[name][row]) in new]
             for name, rows in (("train", self.selection.train), ("val", self.selection.val))
         }
+        classnames = [file.classnames[label] for label in self.kept]
+        super().__init__(cfg, seed, file.dataset, classnames, ids_of_names(classnames), split, (path,))
 
     @cached_property
-    def identity(self) -> dict:  # type: ignore[override]
-        return bank_identity(self.file, lambda: self.features)
-
-    @cached_property
-    def features(self) -> FeatureBank:  # type: ignore[override]
-        """The rows that the protocol selected, and the test images."""
-        return sample_bank(self.file, self.selection).subsample(self.cfg.data.classes)
+    def identity(self) -> dict:
+        return bank_identity(self.file, lambda: self._bank)
 
     @property
     def has_test(self) -> bool:
         return "test" in self.file.labels
 
-    def prepare(self) -> None:
-        """Reads the rows; raises UserError if they cannot be read, or one of train or val is a test image as well."""
-        refuse_test_rows(self.features)
+    @cached_property
+    def _bank(self) -> FeatureBank:
+        return sample_bank(self.file, self.selection).subsample(self.cfg.data.classes)
+
+    def bank(self) -> FeatureBank:
+        """Return the sampled rows and the test images."""
+        return self._bank
 
     def unlabelled(self, what: str) -> Unlabelled:
         if what != POOL:
             return super().unlabelled(what)
-        here = {name: torch.isin(labels, torch.tensor(self.kept)) for name, labels in self.file.labels.items()}
-        here["train"][self.selection.train] = False
-        rows = {name: of_classes.nonzero().flatten().tolist() for name, of_classes in here.items() if name != "test"}
+        pool = {name: torch.isin(labels, torch.tensor(self.kept)) for name, labels in self.file.labels.items()}
+        pool["train"][self.selection.train] = False
+        rows = {name: selected.nonzero().flatten().tolist() for name, selected in pool.items() if name != "test"}
         if not any(rows.values()):
             raise UserError(NO_POOL.format(self.name))
         return Unlabelled(lambda: self.file.digest, lambda: _features_of(self.file, rows))
 
     def target(self, name: str, same_classes: bool) -> Task:
-        """The test images of a half of the bank's classes; there is nothing else to test on."""
+        """Return the test images of a half of the bank's classes, the only further data sets of a bank."""
         halves = [f"{self.name}:{which}" for which in ("base", "new")]
         if same_classes or name not in halves:
             raise UserError(f"a feature bank has no data set {name!r}: --target-datasets may be {', '.join(halves)}")
@@ -262,8 +324,10 @@ def _opened(path: Path, version: object) -> BankFile:
 
 
 def shared_bank(path: Path, cfg: Config) -> BankFile:
-    """A feature bank of the configured data set, which the runs of a process share as long as its file is the same;
-    errors as of `BankFile`.
+    """Return a feature bank of the configured data set, shared by the runs of a process while its file is unchanged.
+
+    Raises:
+        UserError: As `BankFile`, or if the bank is of another data set.
     """
     file = _opened(path, file_version(path) if os.path.isfile(path) else None)
     file.check_dataset(cfg.data.name)
@@ -271,47 +335,44 @@ def shared_bank(path: Path, cfg: Config) -> BankFile:
 
 
 def bank_to_test(file: BankFile, which: str, cfg: Config, seed: int) -> Task:
-    """The test images of a bank, of "all" classes or of the half "base" or "new"; raises UserError if it has none."""
+    """Return the test images of a bank, of "all" classes or of the half "base" or "new"; UserError without any."""
     if "test" not in file.labels:
         raise UserError(f"{file.path} has no test images, so no model can be tested on it")
     bank = sample_bank(file, FewShotSample([], []))
     if which != "all":
         half = subsample_labels(set(file.labels["train"].tolist()), which)
         bank = bank.of_classes(torch.tensor(half, dtype=torch.long))
-    return Task(bank, cfg, seed, identity=bank_identity(file, lambda: bank), reads=(file.path,))
+    return FeatureTask(bank, cfg, seed, identity=bank_identity(file, lambda: bank), reads=(file.path,))
 
 
 def bank_identity(file: BankFile, take: Callable[[], FeatureBank]) -> dict:
-    """Plain values that change whenever something does that a run takes from a bank, as `take` gives it."""
+    """Return plain values that change whenever the part of a bank that `take` returns changes."""
     identity = {"bank": file.digest_of(take)}
-    if file.encoder is not None and file.encoder.precision != "fp32":  # as of all banks that do not say it
+    if file.encoder is not None and file.encoder.precision != "fp32":  # older banks, without a precision, are fp32
         identity["precision"] = file.encoder.precision
     return identity
 
 
 def _features_of(file: BankFile, rows: Mapping[str, Sequence[int]]) -> Tensor:
-    """Features `[M, d]` of some images of train and val, one of each: of training images the mean over the views."""
+    """Return one feature per image of train and val rows, `[M, d]`: for train the mean over the views."""
     trained, val = mean_over_views(file.features("train", rows["train"])), rows.get("val", ())
     return torch.cat([trained, file.features("val", val)]) if val else trained
 
 
 class ImageTask(Task):
-    """Images that a few-shot protocol has selected, encoded by a backbone on a device; `seed` is also that of their
-    augmentation. What encodes raises UserError on an unreadable image, a class without a prompt, or a folder that
-    cannot be written.
+    """Task of images that a backbone encodes on a device. `seed` is also the seed of their augmentation.
+
+    Methods that encode raise UserError on an unreadable image, a class without a prompt, or a read-only folder.
     """
 
     def __init__(self, dataset: Dataset, cfg: Config, seed: int, device: str) -> None:
-        self.dataset, self.cfg, self.seed, self.device = dataset, cfg, seed, device
-        self.name, self.classnames, self.class_ids = dataset.name, dataset.classnames, dataset.ids
+        split = {part: [list(item) for item in getattr(dataset, part)] for part in ("train", "val")}
+        super().__init__(cfg, seed, dataset.name, dataset.classnames, dataset.ids, split)
+        self.dataset, self.device = dataset, device
 
     @cached_property
-    def split(self) -> Split:  # type: ignore[override]
-        return {part: [list(item) for item in getattr(self.dataset, part)] for part in ("train", "val")}
-
-    @cached_property
-    def identity(self) -> dict:  # type: ignore[override]
-        """As of `Task`. Raises UserError if the weights or the descriptions of the classes cannot be had."""
+    def identity(self) -> dict:
+        """As of `Task`; UserError if the weights or the descriptions of the classes are missing."""
         identity: dict = {"backbone": self._backbone_identity, "image_sizes": self.dataset.file_sizes()}
         prompts = self.cfg.encoding
         if resolve_source(self.name, prompts.source, prompts.descriptions) != "templates":
@@ -325,24 +386,24 @@ class ImageTask(Task):
 
     @cached_property
     def backbone(self) -> Backbone:
-        """The frozen CLIP, loaded when it is first asked for; raises UserError if the configuration contradicts it."""
+        """The frozen CLIP, loaded at the first access; UserError if the configuration contradicts it."""
         options = self.cfg.backbone
         version = hash_json(self._backbone_identity)
         backbone = _shared_backbone(options.name, options.pretrained, self.device, options.precision, version)
         for key, name in (("SIZE", "input_size"), ("PIXEL_MEAN", "mean"), ("PIXEL_STD", "std")):
-            said, true = tuple(getattr(options, name)), tuple(getattr(backbone, name))
-            if said not in ((), true):
-                raise UserError(f"INPUT.{key} is {said} but {backbone.name} takes {true}; leave the key out")
+            configured, true = tuple(getattr(options, name)), tuple(getattr(backbone, name))
+            if configured not in ((), true):
+                raise UserError(f"INPUT.{key} is {configured} but {backbone.name} takes {true}; leave the key out")
         return backbone
 
     def prepare(self) -> None:
-        """Loads the backbone, and refuses a user's own training images that are test images as well."""
-        if self.name == OWN:  # other splits are what they are, even where an image is in two of them
+        """Load the backbone; raise UserError if training images of a user's own data set are test images as well."""
+        if self.name == OWN:  # published splits are not changed, even if two parts share an image
             self.dataset.refuse_copies()
         _ = self.backbone
 
     def write_bank(self, path: Path) -> None:
-        """Encodes what is not on disk, and has the first process of `torchrun` write the whole bank."""
+        """Encode the images without features on disk; the first process of `torchrun` writes the bank."""
         self.prepare()
         bank = self.bank()
         if processes.rank() == 0:
@@ -366,12 +427,12 @@ class ImageTask(Task):
         return extract.encode_test(self.dataset, self.backbone, self.cfg.encoding, self._folder)
 
     def text_features(self) -> tuple[Tensor, Tensor]:
-        """Positive and negative text nodes of the classes, each `[K, d]`."""
+        """Return positive and negative text nodes of the classes, each `[K, d]`."""
         text = extract.encode_prompts(self.backbone, self.name, self.classnames, self.cfg.encoding, self._folder)
         return text["positive"], text["negative"]
 
     def test_bank(self) -> FeatureBank:
-        """As of `Task`, without training images."""
+        """Return the features of the test images and the text nodes, without training images."""
         dataset = replace(self.dataset, train=[], val=[])
         return extract.encode_task(dataset, self.backbone, self.cfg.encoding, self.seed, self._folder)
 
@@ -385,13 +446,13 @@ class ImageTask(Task):
                 raise UserError(NO_POOL.format(self.name))
         else:
             images = load_unlabelled(Path(what))
-        # Splits that others have made are what they are, even where an image is in two of them
+        # Published splits are not changed, even if two parts share an image
         own = what != POOL or self.name == OWN
         return Unlabelled(lambda: [images.paths(), images.file_sizes()], lambda: self._encoded(images, own))
 
-    def _encoded(self, images: Dataset, check: bool) -> Tensor:
-        """Features of unlabelled images, and if asked for a check that none of their files is one of a test image."""
-        if check and (pool := images.files("test")) and (tested := self.dataset.files("test")):
+    def _encoded(self, images: Dataset, refuse_copies: bool) -> Tensor:
+        """Return features of unlabelled images; with `refuse_copies`, UserError if a file is that of a test image."""
+        if refuse_copies and (pool := images.files("test")) and (tested := self.dataset.files("test")):
             refuse_tested(find_copies(pool, tested), len(pool))
         if self.cfg.data.skip_unreadable and (left_out := [*images.unreadable_images()]):
             logger.warning("%d of %d images are left out, such as %s", len(left_out), len(images.test), left_out[0])
@@ -402,7 +463,7 @@ class ImageTask(Task):
         return extract.encode_images(self.backbone, views, self.cfg.encoding, self._folder, "unlabelled")[0]
 
     def backbone_config(self) -> BackboneConfig:
-        """The backbone, as a model folder names it."""
+        """Return the backbone as a model folder stores it."""
         return BackboneConfig.of(self.backbone, self.cfg.backbone.name, self.cfg.backbone.pretrained)
 
     def encoding_metadata(self, bank: FeatureBank) -> tuple[BackboneConfig, Preprocessing, Prompts]:
@@ -438,26 +499,26 @@ class ImageTask(Task):
 
 @lru_cache(maxsize=1)
 def _shared_backbone(name: str, pretrained: str, device: str, precision: str, version: str) -> Backbone:
-    """The backbone that the runs of a process share; `version` changes whenever its weights do."""
+    """Return the backbone that the runs of a process share; `version` changes whenever its weights do."""
     from ..backbones.loading import load_backbone  # imports open_clip
 
     return load_backbone(name, pretrained, device, precision)
 
 
-# How a run opens the task that it is asked for
+# Opening the task of a run
 
 
 def open_task(cfg: Config, bank_file: Path | None, seed: int, device: str, only_test: bool = False) -> Task:
-    """The task of a run: rows of a feature bank, or images of `DATASET.NAME`. Nothing is encoded yet.
+    """Return the task of a run: rows of a feature bank, or images of `DATASET.NAME`. Nothing is encoded yet.
 
     Args:
-        seed: Of the selection and the run.
-        device: Where the backbone runs.
-        only_test: Whether a trained model is to be tested, so that there are test images alone.
+        seed: Seed of the few-shot sample and the run.
+        device: Device of the backbone.
+        only_test: Whether the task has test images alone, for the test of a trained model.
 
     Raises:
-        UserError: If bank, data set or weights cannot be had, a transductive method is to predict images one by one, or
-            other data sets are to be tested with predictions of the test images together.
+        UserError: If bank, data set or weights are missing, a transductive method lacks `--unlabelled test`, or further
+            data sets are combined with it.
     """
     what, method = cfg.data.unlabelled, cfg.run.trainer
     if method in TRANSDUCTIVE_METHODS and what != TEST_SET:
@@ -472,7 +533,7 @@ def open_task(cfg: Config, bank_file: Path | None, seed: int, device: str, only_
 
 
 def load_image_task(cfg: Config, seed: int, device: str, only_test: bool = False) -> ImageTask:
-    """The task that CoOp's protocol selects from a data set on disk; arguments and errors as of `open_task`."""
+    """Return the task that CoOp's protocol samples from a data set on disk; arguments and errors as of `open_task`."""
     data = cfg.data
     if not data.name:
         raise UserError("no data: give --dataset-config-file configs/datasets/NAME.yaml, or --features BANK")
@@ -483,20 +544,20 @@ def load_image_task(cfg: Config, seed: int, device: str, only_test: bool = False
     return ImageTask(dataset, cfg, seed, device)
 
 
-# What tasks are compared by
+# Comparison of tasks
 
 
-def refuse_tested(found: Sequence[object], count: int) -> None:
-    """Raises UserError if some of so many unlabelled images were found among the test images."""
-    if found:
+def refuse_tested(copies: Sequence[object], count: int) -> None:
+    """Raise UserError if any of `count` unlabelled images, named in `copies`, are test images as well."""
+    if copies:
         raise UserError(
-            f"{len(found)} of {count} unlabelled images are test images as well, such as {found[0]}, so the test would "
-            "say nothing about new images; take them out, or give --unlabelled test to predict the test images together"
+            f"{len(copies)} of {count} unlabelled images are test images as well, such as {copies[0]}, so the test "
+            "would say nothing about new images; take them out, or give --unlabelled test to predict all test images"
         )
 
 
 def match_classes(source_ids: Sequence[str], target_ids: Sequence[str], source: str, target: str) -> list[int]:
-    """The label in the source of every class of the target; raises UserError if the source has not all of them."""
+    """Return the label in the source of each class of the target; raise UserError if the source lacks one."""
     labels = {class_id: label for label, class_id in enumerate(source_ids)}
     unknown = [class_id for class_id in target_ids if class_id not in labels]
     if unknown:
@@ -508,6 +569,6 @@ def match_classes(source_ids: Sequence[str], target_ids: Sequence[str], source: 
 
 
 def ids_of_names(names: Sequence[str]) -> tuple[str, ...]:
-    """What tells classes apart: their names or, where two have the same name, names with positions."""
+    """Return identifiers of classes: their names or, if two names are equal, names with positions."""
     unique = len(set(names)) == len(names)
     return tuple(names) if unique else tuple(f"{k}: {name}" for k, name in enumerate(names))
