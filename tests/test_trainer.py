@@ -246,7 +246,7 @@ def test_load_epoch_scores_the_model_as_it_was(host):
         accuracies[epoch] = [record[key] for key in keys]
     assert accuracies[6] == [kept.record[key] for key in keys] != accuracies[2]
     ran = host.run("dassl", "epoch3", flags=("--eval-only", "--model-dir", kept.folder, "--load-epoch", 3))
-    assert "keeps no model of epoch 3" in ran.error
+    assert "has no model of epoch 3" in ran.error
 
 
 def test_a_model_is_tested_on_some_of_its_classes_with_its_text_classifier(host, plain):

@@ -40,9 +40,9 @@ from .datasets.loading import read_coop_sample
 from .datasets.registry import stored_datasets
 from .datasets.splits import path_from
 from .experiments.checks import check_training
+from .experiments.evaluation import TrainedMethod
 from .experiments.fitting import fit_method, fitted_adapter, new_model, set_random_seed
 from .experiments.run import (
-    TrainedMethod,
     check_configuration,
     draw_seed,
     keep_epochs,
