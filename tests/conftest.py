@@ -22,6 +22,7 @@ from trainers.hegraph.backbones import identity
 from trainers.hegraph.features.bank import FeatureBank
 from trainers.hegraph.method.options import ModelOptions, metapath_defaults
 from trainers.hegraph.training.loop import Checkpoints
+from trainers.hegraph.utils.errors import UserError
 
 QUICK = ("OPTIM.MAX_EPOCH", "3", "OPTIM.WARMUP_EPOCH", "0", "TRAINER.HEGRAPHADAPTER.MIN_STEPS", "0")
 
@@ -61,6 +62,21 @@ def shared() -> Path:
     if not folder:
         pytest.skip("HEGRAPH_SHARED is not set: the shared data is not here")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def refused() -> Callable[..., AbstractContextManager]:
+    """Context that expects a `UserError` with a code, and with some words in its message, which is one line."""
+
+    @contextmanager
+    def refusal(code: str, *words: str) -> Iterator[None]:
+        with pytest.raises(UserError) as caught:
+            yield
+        message = str(caught.value)
+        assert caught.value.code == code, message
+        assert "\n" not in message and all(word in message for word in words), message
+
+    return refusal
 
 
 @pytest.fixture(autouse=True)

@@ -286,7 +286,7 @@ def test_the_folder_keeps_what_was_taught_and_damage_is_told(data, taught, tmp_p
         before.partial_fit(X, y)
     with pytest.raises(UserError, match="kept nothing of its labelled ones"):
         before.adapt(X)
-    assert "more training would take the default: OPTIM.LR must be of type float" in caplog.text
+    assert "more training would take the default: OPTIM.LR: expected type float" in caplog.text
 
 
 # Images without labels: `fit(unlabelled=...)`, the label -1, and `adapt`

@@ -1,4 +1,4 @@
-"""Reads configurations: layers files, flags and KEY VALUE pairs over the defaults of `config.py`, and checks them."""
+"""Read and check configurations: defaults of `config.py`, then files, flags and KEY VALUE pairs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 from yacs.config import CfgNode
 
 from .backbones.identity import canonical_name
-from .config import FILLABLE, OF_THE_BACKBONE, OPTIONS, Config, default_values, matching_rows, pairs_of
+from .config import BACKBONE_KEYS, FILLABLE, OPTIONS, Config, default_values, matching_rows, pairs_of
 from .method.options import UNTRAINED, ModelOptions, TrainingFreeOptions
 from .training.options import TrainingOptions
 from .utils.errors import UserError, shown, unknown
@@ -27,8 +27,8 @@ SELECTABLE = {
 }
 
 BACKBONE_NAME = "MODEL.BACKBONE.NAME"
-DATA_SET, METHOD = "data set", "method"  # what a configuration file is about
-# Not resolved: with `install.sh --link` the package is a link, and the folder is that of the CoOp checkout
+DATA_SET, METHOD = "data set", "method"  # kinds of configuration files
+# Not resolved, because `install.sh --link` links the package into a CoOp checkout, which has the folder
 _PACKAGE = Path(__file__).parent
 CONFIGS = _PACKAGE / "configs" if (_PACKAGE / "configs").is_dir() else _PACKAGE.parents[1] / "configs"  # of a wheel
 FOLDERS = {DATA_SET: CONFIGS / "datasets", METHOD: CONFIGS / "trainers" / "HeGraphAdapter"}
@@ -43,21 +43,21 @@ def load_cfg(
     *,
     known: Mapping[str, Any] | None = None,
 ) -> Config:
-    """Layers a configuration as CoOp does: defaults, data set file, method file, flags, KEY VALUE pairs.
+    """Load a configuration, as CoOp does: defaults, data set file, method file, flags, KEY VALUE pairs. Later ones win.
 
     Args:
-        dataset_file: YAML of the data set: a path, or the name of a file that ships, such as "digits"; or "".
-        config_file: YAML of the method, likewise.
+        dataset_file: YAML file of the data set: a path, the name of a shipped file such as "digits", or "".
+        config_file: YAML file of the method, likewise.
         flags: Key -> value from command-line flags.
-        opts: Alternating keys and values; they win over everything.
-        method: Name and default options of another method, whose keys are below `TRAINER.<NAME>`.
-        known: The keys that may be set, with their defaults; None for ours, and else these may be more.
+        opts: Alternating keys and values.
+        method: Name and default options of a baseline, whose keys begin with `TRAINER.<NAME>`.
+        known: All allowed keys with their defaults; None: the keys of `config.py`.
 
     Raises:
-        UserError: Unreadable file, unknown key (the nearest is named), value of the wrong type or range.
+        UserError: If a file cannot be read, a key is unknown, or a value has the wrong type or range.
     """
     values = dict(known or default_values())
-    values |= of_method(method, values)
+    values |= method_values(method, values)
     for kind, file in ((DATA_SET, dataset_file), (METHOD, config_file)):
         if file:
             _merge_file(values, find_config_file(kind, file))
@@ -65,52 +65,52 @@ def load_cfg(
     flags = validate(dict, {} if flags is None else flags, "flags, a dict from keys to values", convert=True)
     _merge(values, [*flags.items(), *pairs_of(opts)])
     name = method[0] if method else OUR_METHOD
-    if values["TRAINER.NAME"] != name:  # whose options are not here
+    if values["TRAINER.NAME"] != name:
         raise UserError(
-            f"TRAINER.NAME is {values['TRAINER.NAME']!r:.80}, but this is a run of {name}; leave TRAINER.NAME out "
-            "(--trainer says the method)"
+            f"expected TRAINER.NAME {name}, got {values['TRAINER.NAME']!r:.80}; use --trainer to choose the method",
+            "config.method",
         )
     return _complete(values)
 
 
-def find_config_file(kind: str, given: str | Path) -> Path:
-    """The file that a user means by a path or by the name of a file that ships for this kind, such as `mini`.
+def find_config_file(kind: str, name: str | Path) -> Path:
+    """Find a configuration file by its path, or by the name of a shipped file of this kind, such as `mini`.
 
-    A file wins over a name, and a path to nothing is returned as it came. UserError for a name that no file has.
+    Paths take precedence over names, and need not exist. UserError for an unknown name.
     """
-    path = Path(str(given))
+    path = Path(str(name))
     if path.is_file() or path.suffix or len(path.parts) > 1:
         return path
     shipped = {file.stem: file for file in FOLDERS[kind].glob("*.yaml")}
-    if str(given) not in shipped:
-        raise unknown(f"{kind} configuration", str(given), shipped)
-    return shipped[str(given)]
+    if str(name) not in shipped:
+        raise unknown(f"{kind} configuration", str(name), shipped)
+    return shipped[str(name)]
 
 
-def with_values(cfg: Config, others: Values) -> Config:
-    """A configuration with other values of some keys; errors as of `load_cfg`."""
+def with_values(cfg: Config, changes: Values) -> Config:
+    """Copy a configuration with changed values of keys; errors as of `load_cfg`."""
     values = dict(cfg.values)
-    _merge(values, others.items())
+    _merge(values, changes.items())
     return _checked(values)
 
 
-def of_method(method: tuple[str, dict] | None, known: Mapping[str, object]) -> Values:
-    """The keys of another method with their defaults; none where CoOp or Dassl has such a group of keys."""
+def method_values(method: tuple[str, dict] | None, known: Mapping[str, object]) -> Values:
+    """Return the keys of a baseline with their defaults; empty if CoOp or Dassl has such a group of keys."""
     if method is None or any(key.startswith(f"TRAINER.{method[0].upper()}.") for key in known):
         return {}
     return {f"TRAINER.{method[0].upper()}.{key}": value for key, value in method[1].items()}
 
 
 def from_dassl(dassl_cfg: CfgNode, method: tuple[str, dict] | None = None) -> Config:
-    """Takes our keys out of a configuration that Dassl has merged; `method` and errors as of `load_cfg`."""
-    theirs = flatten(dassl_cfg)
-    values = default_values() | of_method(method, {})
-    _merge(values, [(key, theirs[key]) for key in values if key not in OF_THE_BACKBONE])
+    """Extract a configuration from a merged one of Dassl; `method` and errors as of `load_cfg`."""
+    merged = flatten(dassl_cfg)
+    values = default_values() | method_values(method, {})
+    _merge(values, [(key, merged[key]) for key in values if key not in BACKBONE_KEYS])
     return _complete(values)
 
 
 def flatten(tree: Mapping, prefix: str = "") -> Values:
-    """A tree of keys as one level, such as {"OPTIM.LR": 0.1}."""
+    """Flatten a tree of keys, as {"OPTIM.LR": 0.1}."""
     flat: Values = {}
     for key, value in tree.items():
         flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
@@ -122,11 +122,11 @@ def _merge_file(values: Values, path: Path) -> None:
     try:
         _merge(values, flatten(validate(dict, {} if tree is None else tree, "KEY: VALUE lines")).items())
     except UserError as error:
-        raise UserError(f"{path}: {error}") from error
+        raise UserError(f"{path}: {error}", error.code) from error
 
 
 def _merge(values: Values, pairs: Iterable[tuple[object, object]]) -> None:
-    """Sets keys, each of which has to be there, and keeps its type."""
+    """Set keys that exist, with values of the type of their defaults."""
     for name, value in pairs:
         key = str(name)
         if key not in values:
@@ -136,11 +136,13 @@ def _merge(values: Values, pairs: Iterable[tuple[object, object]]) -> None:
 
 
 def _coerce(key: str, value: object, default: object) -> object:
-    """Gives `value` the type of `default`: text becomes a literal, an int a float, a list a tuple. Raises UserError if
-    it has another type, or a record could not hold it.
+    """Convert `value` to the type of `default`: text to a literal, int to float, list to tuple.
+
+    Raises:
+        UserError: If the value has another type, or is not valid in JSON.
     """
     if isinstance(value, str) and not isinstance(default, str):
-        # If it is no literal, or one that is nested too deeply, its type is wrong, which is said below
+        # Other text stays a string, whose type is wrong
         with contextlib.suppress(ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
             value = ast.literal_eval(value)
     if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
@@ -150,36 +152,38 @@ def _coerce(key: str, value: object, default: object) -> object:
     if isinstance(default, (tuple, list)) and isinstance(value, (tuple, list)):
         value = type(default)(value)
     if type(value) is not type(default):
-        raise UserError(f"{key} must be of type {type(default).__name__} such as {default!r}, got {shown(value)}")
-    if not isinstance(value, (int, float)) and not _is_plain(value):  # of bare numbers the ranges say more
-        plain = "text in UTF-8 without NUL, finite numbers of at most 64 bits, and lists of them"
-        raise UserError(f"{key} must hold {plain}, got {shown(value)}")
+        expected = f"type {type(default).__name__}, such as {default!r}"
+        raise UserError(f"{key}: expected {expected}, got {shown(value)}", "config.type")
+    if not isinstance(value, (int, float)) and not _is_plain(value):  # numbers have ranges
+        expected = "text in UTF-8 without NUL, finite numbers of at most 64 bits, or lists of them"
+        raise UserError(f"{key}: expected {expected}, got {shown(value)}", "config.plain")
     return value
 
 
 def _is_plain(value: object) -> bool:
-    """Whether a value can stand in a record, as JSON in UTF-8, and be read there."""
+    """Whether a record can hold a value, as JSON in UTF-8."""
     try:
         text = json.dumps(value)
         parse_json(text)
-    except (TypeError, ValueError, RecursionError):  # a date, NaN, half of a character, a number of thousands of digits
+    except (TypeError, ValueError, RecursionError):  # a date, NaN, a lone surrogate, a huge number
         return False
     return "\\u0000" not in text
 
 
 def _complete(values: Values) -> Config:
-    """The configuration of values, once their open keys are filled from the rows that apply."""
+    """Fill the open keys from the rows that apply, and check the configuration."""
     for key in ("DATASET.NUM_SHOTS", f"{NODE}.BY_DATASET", f"{NODE}.BY_SHOTS"):
         OPTIONS[key].check(values[key])
     for pairs in matching_rows(values):
         for key, value in pairs_of(pairs):
             if key not in FILLABLE:
-                raise UserError(f"BY_SHOTS and BY_DATASET fill {', '.join(FILLABLE)}, not {key}; set that directly")
+                known = ", ".join(FILLABLE)
+                raise UserError(f"BY_SHOTS and BY_DATASET fill {known}, got {key}; set it directly", "config.filled")
             if values[key] == OPEN:
                 _merge(values, [(key, value)])
     for key in FILLABLE:
         if values[key] == OPEN:
-            raise UserError(f"{key} is {OPEN}, left to BY_DATASET and BY_SHOTS, and no row of them sets it; set it")
+            raise UserError(f"{key} is {OPEN}, and BY_DATASET and BY_SHOTS have no value for it; set it", "config.open")
     cfg = _checked(values)
     if cfg.run.select_on == "val":
         candidates(cfg)
@@ -187,7 +191,7 @@ def _complete(values: Values) -> Config:
 
 
 def _checked(values: Values) -> Config:
-    """The options of values; raises UserError for one out of range, and where a variant has nothing to train."""
+    """Check the ranges of all values, and that the variant has parameters to train."""
     for key, value in values.items():
         OPTIONS.get(key, Option(key, value, "")).check(value)
     cfg = Config.of(values)
@@ -195,19 +199,24 @@ def _checked(values: Values) -> Config:
     has_parameters = options.relations and (options.text_weights or options.bias or options.variant == "full")
     if options.variant not in UNTRAINED and not has_parameters:
         raise UserError(
-            f"VARIANT {options.variant} has nothing to train: TEXT_W and BIAS are False, or its ALPHA_* are 0; set one "
-            "of them, or VARIANT base"
+            f"VARIANT {options.variant} has no parameters to train: TEXT_W and BIAS are False, or its ALPHA_* are 0; "
+            "set one of them, or VARIANT base",
+            "config.untrainable",
         )
     return cfg
 
 
 def candidates(cfg: Config) -> list[tuple[tuple, Config]]:
-    """Every combination of the values of SELECT, the last row changing fastest, and the configuration with these.
-    UserError if one is no configuration, or a key is no option of the adapter or of its training.
+    """List the combinations of values in SELECT, the last row changing fastest, with their configurations.
+
+    Raises:
+        UserError: If a combination is invalid, or a key is not an option of the adapter or its training.
     """
     keys = [key for key, _ in cfg.run.select]
     combinations = itertools.product(*(values for _, values in cfg.run.select))
-    found = [(values, with_values(cfg, dict(zip(keys, values)))) for values in combinations]
-    if others := set(keys) - SELECTABLE:
-        raise UserError(f"SELECT has {', '.join(sorted(others))}, which changes nothing in an adapter or its training")
-    return found
+    candidates = [(values, with_values(cfg, dict(zip(keys, values)))) for values in combinations]
+    if wrong := set(keys) - SELECTABLE:
+        raise UserError(
+            f"SELECT: expected options of the adapter or its training, got {', '.join(sorted(wrong))}", "config.select"
+        )
+    return candidates

@@ -287,7 +287,7 @@ def extend_cfg(cfg: CfgNode) -> None:
     config.extend_cfg(cfg)
     known = config_files.flatten(cfg)
     for name in METHODS:
-        for key, value in config_files.of_method(method_options(name), known).items():
+        for key, value in config_files.method_values(method_options(name), known).items():
             config.set_key(cfg, key, copy.deepcopy(value))
 
 
@@ -305,7 +305,7 @@ def configure_coop(root: Path, *layers: Any) -> tuple[Config, CfgNode]:
     tree = coop.get_cfg_default()
     coop.extend_cfg(tree)
     config.extend_cfg(tree)
-    ours = {key: value for key, value in config.default_values().items() if key not in config.OF_THE_BACKBONE}
+    ours = {key: value for key, value in config.default_values().items() if key not in config.BACKBONE_KEYS}
     for key, value in config_files.load_cfg(*layers, known=config_files.flatten(tree) | ours).values.items():
         config.set_key(tree, key, value)
     tree.freeze()

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from ..config import A_KEY, pairs_of
+from ..config import KEY_PATTERN, pairs_of
 from ..experiments.lock import is_locked
 from ..results.records import find_runs
 from ..utils.errors import UserError, echo, stop_if_interrupted
@@ -30,7 +30,7 @@ POLL = 1.0  # seconds between two looks at a run that another process does
 def grid_of(args: argparse.Namespace) -> tuple[Path | None, dict]:
     """The file of the grid, and the fields of `Grid` that the flags give; UserError if a key has no value."""
     words = list(args.words)
-    path = Path(words.pop(0)) if words and not A_KEY.fullmatch(words[0]) else None
+    path = Path(words.pop(0)) if words and not KEY_PATTERN.fullmatch(words[0]) else None
     found = {name: said for name, said in vars(args).items() if name in Grid.model_fields and said is not None}
     if args.case:
         found["cases"] = {name: dict(pairs_of(pairs)) for name, *pairs in args.case}

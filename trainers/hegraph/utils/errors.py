@@ -35,7 +35,16 @@ _deferring: list[bool] = []  # one entry for each block of `deferred_interrupts`
 
 
 class UserError(ValueError):
-    """The input is wrong, and not the program. The message says what came, what is allowed and how to mend it."""
+    """Invalid input.
+
+    Args:
+        message: One line with the expected input, the actual input and a remedy.
+        code: Short name of the error for tests, such as "bank.shape".
+    """
+
+    def __init__(self, message: str, code: str = "") -> None:
+        super().__init__(message)
+        self.code = code
 
 
 def unknown(kind: str, name: str, allowed: Iterable[str]) -> UserError:
@@ -45,7 +54,7 @@ def unknown(kind: str, name: str, allowed: Iterable[str]) -> UserError:
     hint = f"; did you mean {by_lower_case[near[0]]!r}?" if near else ""
     listed = ", ".join(by_lower_case.values())
     all_known = f" (known: {listed})" if 0 < len(listed) < MAX_LIST_LENGTH else ""
-    return UserError(f"unknown {kind} {shortened(name, 80)!r}{hint}{all_known}")
+    return UserError(f"unknown {kind} {shortened(name, 80)!r}{hint}{all_known}", "unknown")
 
 
 def shortened(text: str, most: int) -> str:

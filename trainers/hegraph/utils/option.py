@@ -102,7 +102,7 @@ class Option:
             if self.choices and entry not in self.choices:
                 raise unknown(f"value of {self.key}", str(entry), map(str, self.choices))
         if requirement := self._violated(value):
-            raise UserError(f"{self.key} must {requirement}, got {shown(value)}")
+            raise UserError(f"{self.key} must {requirement}, got {shown(value)}", "option")
 
     def _violated(self, value: Any) -> str:
         """First requirement that a value of the right type violates, as the end of "must ..."; "" if it is allowed."""
