@@ -158,7 +158,7 @@ def test_files_become_images_of_a_class_and_what_is_none_is_told(project, monkey
     huge = as_png(Image.new("1", (10_000, 8_000)))
     others = {
         "b.png": (png("lime"), "there already"), "large.png": (bytes(10_001), "MB"), "cut.png": (png("gold")[:40], ""),
-        "notes.png": (b"no image", "no image"), "image.txt": (png("gray"), "ending of its name"),
+        "notes.png": (b"no image", "is not an image"), "image.txt": (png("gray"), "ending of its name"),
         "huge.png": (huge[:9_000], "million pixels"), "again.png": (png("gold"), "there already"),
     }  # fmt: skip
     sent = {"../../x/a.png": png("gold"), "C:\\b?.png": png("teal")}
