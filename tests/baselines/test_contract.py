@@ -17,7 +17,7 @@ from yacs.config import CfgNode
 
 from trainers.hegraph.baselines import ALL_BASELINES, METHODS, load_method, method_options
 from trainers.hegraph.baselines.__main__ import main
-from trainers.hegraph.baselines.base import check_numbers, value_for_task
+from trainers.hegraph.baselines.base import check_numbers, value_for_task, zero_shot_transfer
 from trainers.hegraph.datasets import sample_few_shot
 from trainers.hegraph.features.bank import BankFile, sample_bank
 from trainers.hegraph.models.folder import load_model
@@ -275,7 +275,7 @@ def test_option_ranges_are_checked(fit, name, key, accepted, refused, message):
 @pytest.mark.parametrize("name", METHODS)
 def test_method_is_saved_or_gives_a_reason(fit_once, name):
     fitted, is_saved = fit_once(name), name not in NOT_SAVED
-    assert fitted.transfer_rule == ("zero-shot" if name == "ZeroShot" else "none")
+    assert (fitted.transfer is zero_shot_transfer) == (name == "ZeroShot")
     assert load_method(name).transfers == (fitted.transfer is not None)
     assert (fitted.classifier is not None) == is_saved
     assert bool(load_method(name).not_saved) != is_saved

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from ..datasets.registry import canonical_name
 from ..features.bank import FeatureBank
-from ..method.cache import FoldedClassifier
+from ..method.cache import FoldedClassifier, text_logits
 from ..training.confidence import Calibration
 from ..utils.errors import UserError
 from ..utils.option import values_up_to
@@ -37,6 +37,7 @@ from ..utils.option import values_up_to
 if TYPE_CHECKING:  # open_clip takes seconds to import, and most methods do not need it
     from ..backbones.clip import Backbone
 
+Transfer = Callable[[FeatureBank], Tensor]
 Defaults = Mapping[str, Any]  # option name -> a bool, a number, a string or a list of these
 Options = Any  # options of a run: a frozen dataclass with one field for each key of `Method.defaults`
 EPSILON = 1e-12  # smallest value of an option that must be positive; lower bound of divisors and logarithms
@@ -46,7 +47,7 @@ EPSILON = 1e-12  # smallest value of an option that must be positive; lower boun
 class FittedMethod:
     """Classifier that `Method.fit` returns, with the values that a run records about its training.
 
-    Only HeGraphAdapter sets the attributes from `transferable` to `class_nodes`.
+    Only HeGraphAdapter sets the attributes from `variant` to `class_nodes`.
 
     Attributes:
         logits: Function from unit-norm image features `[B, d]` to logits `[B, K]`.
@@ -55,22 +56,17 @@ class FittedMethod:
         selected: Hyperparameters selected on val, name -> {"value": ..., "candidates": [[value, accuracy in percent],
             ...]}.
         transfer: Function from a bank with other classes to the logits of its test images; None if the method has no
-            rule for unseen classes.
+            rule for unseen classes. A model folder stores a `TransferableAdapter` or `zero_shot_transfer`.
         classifier: `logits` as class weights and a cache, which a run saves; None if `Method.not_saved` gives a reason.
-        transfer_rule: Rule by which a saved model classifies unseen classes: "zero-shot" as CLIP does, "adapter" by
-            `transferable`, or "none".
-        transferable: Adapter weights that apply to any classes.
-        text_classifier: `classifier` without its cache, for other domains: the cache fits the style of the training
-            images.
-        variant: Variant of HeGraphAdapter.
+        variant: Variant of HeGraphAdapter; "" for another method.
         text_nodes: Positive text nodes before and after message passing, each `[K, d]` of unit norm.
         state: Trained parameters by name.
         class_nodes: Visual class nodes in the whitened space, shape `[K, d]`; None without the closed-form head.
         seconds: Time of fitting.
         calibration: Temperature of the logits.
-        together: Whether the method is transductive: `logits` takes all test images at once, and each prediction
+        transductive: Whether the method is transductive: `logits` takes all test images at once, and each prediction
             depends on all of them.
-        heard: Record entries about the unlabelled images that the method was adapted to.
+        adaptation: Record entries about the unlabelled images that the method was adapted to.
         unlabelled: Unit-norm features `[M, d]` of these images; None if `classifier` is not adapted to any.
     """
 
@@ -79,11 +75,8 @@ class FittedMethod:
     epochs: int = 0
     steps: int = 0
     selected: dict = field(default_factory=dict)
-    transfer: Callable[[FeatureBank], Tensor] | None = None
+    transfer: Transfer | None = None
     classifier: FoldedClassifier | None = None
-    transfer_rule: str = "none"
-    transferable: Any = None
-    text_classifier: FoldedClassifier | None = None
     variant: str = ""
     text_nodes: tuple[Tensor, Tensor] | None = None
     state: Mapping[str, Tensor] = field(default_factory=dict)
@@ -93,6 +86,11 @@ class FittedMethod:
     transductive: bool = False
     adaptation: dict = field(default_factory=dict)
     unlabelled: Tensor | None = None
+
+    @property
+    def text_classifier(self) -> FoldedClassifier | None:
+        """HeGraphAdapter's classifier without its cache, for other domains: the cache fits the training images."""
+        return self.classifier.text_only() if self.classifier is not None and self.variant else None
 
 
 class Method(ABC):
@@ -135,6 +133,11 @@ class Method(ABC):
         Raises:
             UserError: If an option is out of range, or the training diverges.
         """
+
+
+def zero_shot_transfer(bank: FeatureBank) -> Tensor:
+    """Return the logits of zero-shot CLIP for the test images of a bank."""
+    return text_logits(bank.features_to_classify, bank.text_positive, bank.logit_scale)
 
 
 def cosine_classifier(class_features: Tensor, logit_scale: float) -> FoldedClassifier:

@@ -17,7 +17,17 @@ from torch import Tensor, nn
 from ..features.bank import FeatureBank, text_with_norm
 from ..method.cache import text_logits
 from ..utils.errors import UserError
-from .base import Defaults, FittedMethod, Method, Options, by_dataset, check_numbers, cosine_classifier, value_for_task
+from .base import (
+    Defaults,
+    FittedMethod,
+    Method,
+    Options,
+    by_dataset,
+    check_numbers,
+    cosine_classifier,
+    value_for_task,
+    zero_shot_transfer,
+)
 from .trained import Trainable, TrainedClassifier, bottleneck
 
 if TYPE_CHECKING:
@@ -52,14 +62,10 @@ class ZeroShot(Method):
     transfers: ClassVar[bool] = True
 
     def fit(self, bank: FeatureBank, options: Options, seed: int, backbone: object = None) -> FittedMethod:
-        def logits(features: Tensor, bank: FeatureBank = bank) -> Tensor:
-            return text_logits(features, bank.text_positive, bank.logit_scale)
-
         return FittedMethod(
-            logits,
-            transfer=lambda other: logits(other.features_to_classify, other),
+            lambda features: text_logits(features, bank.text_positive, bank.logit_scale),
+            transfer=zero_shot_transfer,
             classifier=cosine_classifier(bank.text_positive, bank.logit_scale),
-            transfer_rule="zero-shot",
         )
 
 

@@ -102,7 +102,6 @@ def adapt(trained: TrainedMethod, unlabelled: UnlabelledImages, device: str | to
         fitted,
         logits=(lambda _: adapted.logits) if transductive else classifier.logits,
         classifier=None if transductive else classifier,
-        text_classifier=None if transductive or fitted.text_classifier is None else classifier.text_only(),
         transductive=transductive,
         seconds=fitted.seconds + seconds,
         calibration=replace(fitted.calibration, known=None),  # the adaptation changes the scores of known images

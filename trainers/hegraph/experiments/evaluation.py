@@ -19,18 +19,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..baselines.base import FittedMethod
+from ..baselines.base import FittedMethod, Transfer, zero_shot_transfer
 from ..datasets.base import check_classes
 from ..method.cache import text_logits
-from ..method.model import TransferableAdapter
-from ..method.options import ModelOptions
 from ..models.saved import SavedModel
 from ..results.records import OTHER_CLASSES, SAME_CLASSES, TargetRecord
 from ..training.choice import accuracy
 from ..training.confidence import Calibration
 from ..utils.errors import UserError
-from ..utils.option import OUR_METHOD
-from .fitting import classify_in_batches, transfer_fn
+from .fitting import classify_in_batches
 from .tasks import Task, Tested, match_classes
 
 
@@ -54,17 +51,16 @@ class TrainedMethod:
     @classmethod
     def loaded(cls, model: SavedModel, device: str) -> TrainedMethod:
         """Return the method of a model folder."""
-        classifier, adapter = model.classifier.to(device), model.transfer
+        classifier = model.classifier.to(device)
+        transfer: Transfer | None = None if model.transfer is None else model.transfer.to(device)
         if model.transfer_rule == "zero-shot":
-            adapter = TransferableAdapter(ModelOptions(variant="base"), {})  # does not change text features
-        transfer = None if adapter is None else transfer_fn(adapter.to(device), model.logit_scale)
+            transfer = zero_shot_transfer
         # A fitted temperature is never exactly 1, so 1 means that none was fitted
         fitted_on = "nothing" if model.temperature == 1 else "model"
         fitted = FittedMethod(
             classifier.logits,
             transfer=transfer,
             classifier=classifier,
-            text_classifier=classifier.text_only() if model.method == OUR_METHOD else None,
             variant=model.variant,
             calibration=Calibration(model.temperature, fitted_on, known=model.known),
         )

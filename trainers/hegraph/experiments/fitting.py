@@ -157,11 +157,10 @@ def tune_on_val(task: Task, bank: FeatureBank, checkpoints: Checkpoints) -> Fitt
 def fitted_adapter(
     model: HeGraphModel, training: TrainingSummary | None = None, selected: dict | None = None
 ) -> FittedMethod:
-    """An adapter as every method is once it is fitted, with how it was trained and what was chosen on val."""
+    """Return a trained adapter as a fitted method, with its training and the values selected on val."""
     training, closed = training or TrainingSummary(), model.closed_form if model.options.has_closed_form else None
     adapted = model.adapt_to_test()
     folded = model.fold(adapted)
-    transferable = TransferableAdapter.of(model)
     return FittedMethod(
         folded.logits,
         num_parameters=sum(parameter.numel() for parameter in model.parameters()),
@@ -169,21 +168,13 @@ def fitted_adapter(
         steps=training.steps,
         seconds=training.seconds,
         selected=selected or {},
-        transfer=transfer_fn(transferable, model.logit_scale),
+        transfer=TransferableAdapter.of(model),
         classifier=folded,
-        transfer_rule="adapter",
-        transferable=transferable,
-        text_classifier=folded.text_only(),
         variant=model.options.variant,
         text_nodes=None if model.layers is None else (model.x_positive, F.normalize(adapted.positive, dim=-1)),
         state={} if model.layers is None else {k: v.detach().cpu() for k, v in model.layers.state_dict().items()},
         class_nodes=None if closed is None else closed.to_text.nodes,
     )
-
-
-def transfer_fn(adapter: TransferableAdapter, logit_scale: float) -> Callable[[FeatureBank], Tensor]:
-    """What maps a bank of other classes to the logits of its test images, as `FittedMethod.transfer`."""
-    return lambda bank: adapter.logits(bank.features_to_classify, bank.text_positive, bank.text_negative, logit_scale)
 
 
 # The temperature

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from ..baselines import load_method
-from ..baselines.base import FittedMethod
+from ..baselines.base import FittedMethod, zero_shot_transfer
 from ..features.bank import FeatureBank
+from ..method.model import TransferableAdapter
 from ..models.folder import save_model
 from ..models.saved import NOT_TESTED, SavedModel, Scores, TrainedOn
 from ..models.support_set import SupportSet
@@ -237,6 +238,8 @@ def make_model(
         return None
     task, training, trainer = folder.task, Training.of_run(folder, bank, fitted), folder.task.cfg.run.trainer
     backbone, preprocessing, prompts = task.encoding_metadata(bank)
+    transfer = fitted.transfer if isinstance(fitted.transfer, TransferableAdapter) else None
+    rule = "zero-shot" if fitted.transfer is zero_shot_transfer else "none" if transfer is None else "adapter"
     return SavedModel(
         classifier=fitted.classifier,
         text_positive=bank.text_positive.detach().cpu(),
@@ -249,8 +252,8 @@ def make_model(
         backbone=backbone,
         preprocessing=preprocessing,
         prompts=prompts,
-        transfer=fitted.transferable,
-        transfer_rule=fitted.transfer_rule,
+        transfer=transfer,
+        transfer_rule=rule,
         known=fitted.calibration.known,
         class_nodes=fitted.class_nodes,
         labelled=None if fitted.adaptation else task.labelled(bank),

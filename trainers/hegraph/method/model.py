@@ -195,6 +195,10 @@ class TransferableAdapter:
         layers = self._layers(torch.ones(1, 1), torch.ones(1, 1))  # the names depend on no size
         return [] if layers is None else sorted(layers.state_dict().keys() - self.parameters.keys())
 
+    def __call__(self, bank: FeatureBank) -> Tensor:
+        """Logits of the test images of a bank with other classes, `[M, K]`."""
+        return self.logits(bank.features_to_classify, bank.text_positive, bank.text_negative, bank.logit_scale)
+
     @torch.no_grad()
     def logits(self, features: Tensor, positive: Tensor, negative: Tensor, logit_scale: float) -> Tensor:
         """Logits `[B, K]` of unit-norm image features `[B, d]` for new classes with text nodes `[K, d]` each."""
