@@ -38,6 +38,8 @@ def relabel(record: dict[str, Any]) -> dict[str, Any]:
     record = dict(record)
     if record.get("variant") == "free":
         record["variant"] = "training_free"
+    if record.get("part") == "class shares alone":  # of tools/unlabelled_study.py
+        record["part"] = "class prior alone"
     if record.get("protocol") == "with unlabelled images":
         record["protocol"] = SEMI_SUPERVISED
     if record.get("rejection"):
