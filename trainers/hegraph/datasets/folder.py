@@ -21,7 +21,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from functools import cache, partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -202,9 +202,16 @@ def _split(base: Path, classes: Sequence[str], rows: Sequence[Row]) -> list[Row]
             f", such as {small[0]}; add images, or move all class folders into {base / 'train'}, which is not split"
         )
     pools = split_classes(((label, name, paths[name]) for label, name in enumerate(classes)), random.Random(SPLIT_SEED))
-    warning = "%s has no folder train: split each class at random into 50 %% train, 20 %% val, 30 %% test images (%s)"
-    logger.warning(warning, base, ", ".join(f"{len(pools[name])} {name}" for name in SPLITS))
+    counts = ", ".join(f"{len(pools[name])} {name}" for name in SPLITS)
+    split = f"split each class at random into 50 % train, 20 % val, 30 % test images ({counts})"
+    _warn_once(f"{base} has no folder train: {split}")
     return [Row(name, item.path, item.classname) for name in SPLITS for item in pools[name]]
+
+
+@cache
+def _warn_once(message: str) -> None:
+    """Log a warning, unless this process has logged it before."""
+    logger.warning(message)
 
 
 def _check_folders(base: Path, read: dict[str, str]) -> None:
