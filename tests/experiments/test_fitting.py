@@ -221,7 +221,7 @@ def test_held_out_classes_are_unknown_to_the_rest_and_three_are_too_few_for_it(b
 def test_val_images_are_what_the_temperature_is_fitted_on_where_there_are_some(tiny_bank):
     bank = load_bank(tiny_bank).without_test()
     logits = nearest_mean(bank)(bank.val_features)
-    found = fitting.find_temperature(bank, nearest_mean(bank), None, trains=True, seed=1)  # nothing is fitted again
+    found = fitting.calibrate(bank, nearest_mean(bank), None, trains=True, seed=1)  # nothing is fitted again
     assert (found.fitted_on, found.num_images) == ("val", 15)
     assert found.temperature == fit_temperature(logits, bank.val_labels)
     assert found.known.quantiles == pytest.approx(quantiles(energy(logits, found.temperature)), rel=1e-5)
@@ -231,7 +231,7 @@ def test_val_images_are_what_the_temperature_is_fitted_on_where_there_are_some(t
 @pytest.mark.parametrize(("trains", "fits", "images"), [(True, 1, 10), (False, 4, 30)])
 def test_a_method_that_trains_is_fitted_again_once_and_another_for_every_fold(bank, trains, fits, images):
     seen: list[FeatureBank] = []
-    found = fitting.find_temperature(bank, None, lambda rest: seen.append(rest) or nearest_mean(rest), trains, seed=1)
+    found = fitting.calibrate(bank, None, lambda rest: seen.append(rest) or nearest_mean(rest), trains, seed=1)
     assert (found.fitted_on, found.num_images, len(seen)) == ("held-out images", images, fits)
     parts = list(fitting.without_images(bank, 1))[:fits]
     logits = torch.cat([nearest_mean(rest)(bank.cache_keys()[held]) for rest, held in parts])
@@ -242,7 +242,7 @@ def test_a_method_that_trains_is_fitted_again_once_and_another_for_every_fold(ba
 
 
 def test_at_one_shot_the_method_is_as_sure_as_zero_shot_clip_of_classes_that_are_held_out(one_shot):
-    found = fitting.find_temperature(one_shot, None, nearest_mean, trains=False, seed=3)
+    found = fitting.calibrate(one_shot, None, nearest_mean, trains=False, seed=3)
     assert (found.fitted_on, found.num_images) == ("held-out classes", 5)
     parts, keys = list(fitting.without_classes(one_shot, 3)), one_shot.cache_keys()
     ours = [nearest_mean(rest)(keys[held]) for rest, held in parts]
@@ -254,7 +254,7 @@ def test_at_one_shot_the_method_is_as_sure_as_zero_shot_clip_of_classes_that_are
     gains = [energy(part, found.temperature) - energy(clip, honest) for part, clip in zip(ours, clips)]
     assert found.known.quantiles == pytest.approx(quantiles(energy(own, honest) + torch.cat(gains).mean()), rel=1e-4)
     assert (found.known.fitted_on, found.known.num_images) == ("held-out classes", 5)
-    nothing = fitting.find_temperature(one_shot.of_classes(torch.arange(3)), None, nearest_mean, True, 1)
+    nothing = fitting.calibrate(one_shot.of_classes(torch.arange(3)), None, nearest_mean, True, 1)
     assert (nothing.temperature, nothing.fitted_on, nothing.known) == (1.0, "nothing", None)
 
 

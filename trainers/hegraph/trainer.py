@@ -1,9 +1,9 @@
-"""The Dassl trainer: HeGraphAdapter inside CoOp. This is the only file that imports dassl.
+"""Dassl trainer: HeGraphAdapter inside CoOp. No other file imports dassl.
 
-Dassl drives: its registry, its DataManager over CoOp's loaders, its epochs, its evaluator and its TensorBoard writer.
-It drives the same model as `experiments/run.py`, fed with the same features: where the loaders hand images to other
-trainers, they hand features to this one. Schedule, checkpoints and record are ours in both hosts, since Dassl's warm-up
-scheduler does not run on current torch, and its checkpoints pickle it.
+Dassl provides its registry, its DataManager with CoOp's loaders, its epochs, its evaluator and its TensorBoard writer.
+The model and the features are those of `experiments/run.py`: the loaders yield features instead of images. Schedule,
+checkpoints and record are the same in both runners, since Dassl's warm-up scheduler does not run on current torch, and
+its checkpoints pickle it.
 
 In CoOp's own `train.py`, two lines are enough (README.md, "Inside CoOp"):
 
@@ -80,12 +80,12 @@ __all__ = ["HeGraphAdapter", "extend_cfg", "run_in_coop"]
 
 
 class FeatureTrainer(TrainerX):
-    """What our trainers share: the images that CoOp's loaders select, as features.
+    """Base of the Dassl trainers of this package, which train on features of the images that CoOp's loaders sample.
 
     Attributes:
-        settings: Our checked configuration, made of Dassl's.
-        folder: The output folder of the run, with its task: the selected images.
-        bank: Their features, on the device, once they are encoded.
+        settings: Checked configuration, made from Dassl's.
+        folder: Output folder of the run, with its task.
+        bank: Features of the sampled images on the device, set by `encode`.
     """
 
     cfg: CfgNode  # Dassl's
@@ -101,10 +101,10 @@ class FeatureTrainer(TrainerX):
             raise UserError(f"{'; '.join(obstacles)}; {command()}, with the same flags, does it without Dassl")
 
     def build_data_loader(self) -> None:
-        """Dassl's and CoOp's loaders select the images, and our loaders hand out their features."""
+        """Have Dassl's and CoOp's loaders sample the images, whose features `train_loader_x` yields."""
         self.settings = from_dassl(self.cfg)
         self.seed = self.settings.run.seed
-        if self.seed < 0:  # CoOp would draw unseeded, and nobody could draw the same images again
+        if self.seed < 0:  # CoOp would sample without a seed, and the run could not be repeated
             self.seed = draw_seed()
             self.cfg = self.cfg.clone()
             self.cfg.defrost()
@@ -114,43 +114,45 @@ class FeatureTrainer(TrainerX):
         self.dataset = dataset_of(self.dm, self.settings, self.stored)
         self.folder = RunFolder(ImageTask(self.dataset, self.settings, self.seed, self.device.type), "dassl")
         self.saved: SavedModel | None = None
-        # What is handed out is known when training or testing starts; val images are not used
+        # Set when the training starts; val images are not used
         self.train_loader_x: list[Batch] | None = None
         self.val_loader = None
 
     def build_model(self) -> None:
-        """Nothing yet: a finished run needs no features, and a test of a trained model none of training images."""
+        """Build nothing: a finished run needs no features, and the test of a model needs no training images."""
 
     def encode(self) -> None:
-        """Encodes the selected images, or reads what was encoded."""
+        """Encode the sampled images, or read their features."""
         started = time.monotonic()
         self.bank = self.folder.task.bank().to(self.device.type)
         self.features_seconds = time.monotonic() - started
 
     def load_coops_data(self) -> Dataset:
-        """Has CoOp's loader select the images, after ours has checked that they are there, and that what CoOp selected
-        before holds items of this data set alone. Where there is no split file, ours draws and writes it, and CoOp's
-        goes on with the generator that drew it. Returns what ours reads.
+        """Have CoOp's loader sample the images; return the data set as this package reads it.
+
+        This package reads the data set first. It checks that the images exist and that a sample that CoOp stored holds
+        items of this data set alone. Without a split file it splits the data set and writes the file, and CoOp's loader
+        continues with the same random generator.
         """
         data = self.settings.data
         rng = random.Random(self.seed)
         dataset = load_dataset(data.name, data.root, self.seed, rng)
-        # CoOp takes what it selected before as it finds it, even test images, and runs what its pickle holds
+        # CoOp does not check a stored sample, which may hold test images, and unpickles it, which can run code
         read_coop_sample(dataset, data.shots, self.seed)
         random.setstate(rng.getstate())
         listdir = os.listdir
-        os.listdir = lambda *folder: sorted(listdir(*folder))  # type: ignore[assignment]  # CoOp's ImageNet keeps its order
+        os.listdir = lambda *folder: sorted(listdir(*folder))  # type: ignore[assignment]  # CoOp's ImageNet keeps this order
         try:
             super().build_data_loader()
         except (AssertionError, LookupError, OSError, ValueError) as error:
-            dataset.check_files()  # CoOp asserts that files are there, and does not name the missing ones
+            dataset.check_files()  # names missing files, which CoOp's assertions do not
             raise UserError(f"{dataset.name}: CoOp's loader cannot read {dataset.root} ({error!r})") from error
         finally:
             os.listdir = listdir
         return dataset
 
     def train(self) -> None:
-        """Trains, tests and writes the record, unless the run is finished."""
+        """Train, test and write the record, unless the run is finished."""
         if self.folder.finished() is None:
             check_trainable(self.stored)
             check_training(self.folder.task)
@@ -158,27 +160,27 @@ class FeatureTrainer(TrainerX):
             self.folder.do(self.fit_and_test)
 
     def fit_and_test(self) -> dict:
-        """Encodes, fits and tests; returns the record."""
+        """Encode, fit and test; return the record."""
         self.encode()
         self.fit()
         return self.record
 
     def fit(self) -> None:
-        """Fits another method (`baselines/`) in one go, and tests it."""
+        """Fit and test a method of `baselines/`, without Dassl's epochs."""
         self.fitted = fit_method(self.folder.task, self.bank)
         self.test()
 
     def load_model(self, directory: str, epoch: int | None = None) -> None:
-        """Loads the model of a finished run, to test it on the images that were selected here."""
+        """Load the model of a finished run, to test it on the test images of this run."""
         path = find_model_of_epoch(Path(directory), epoch)
         self.saved = load_model(path)
         check_configuration(self.saved, self.settings)
-        tested = replace(self.dataset, train=[], val=[])  # the training images have no part in it
+        tested = replace(self.dataset, train=[], val=[])
         task = ImageTask(tested, self.settings, self.saved.trained_on.seed, self.device.type)
         self.folder = RunFolder(task, "dassl", path)
 
     def test(self, split: str | None = None) -> float:
-        """Dassl's evaluator on the test images; also writes our record. Returns the accuracy in percent."""
+        """Test with Dassl's evaluator and write the record; return the accuracy in percent."""
         folder, saved, device = self.folder, self.saved, self.device.type
         if saved is None:
             self.record = test_and_finish(folder, self.bank, self.fitted, self.features_seconds, show=self.judge)
@@ -189,7 +191,7 @@ class FeatureTrainer(TrainerX):
         return self.record["accuracy"]
 
     def judge(self, tested: Tested) -> None:
-        """Shows logits and labels of the test images to Dassl's evaluator, which prints its scores, and notes these."""
+        """Pass the predictions to Dassl's evaluator, which prints its scores, and write these to TensorBoard."""
         self.evaluator.reset()
         self.evaluator.process(tested.logits, tested.labels)
         for name, score in self.evaluator.evaluate().items():
@@ -198,9 +200,9 @@ class FeatureTrainer(TrainerX):
 
 @TRAINER_REGISTRY.register()
 class HeGraphAdapter(FeatureTrainer):
-    """HeGraphAdapter as Dassl trains it, epoch by epoch; `method/model.py` is the model."""
+    """HeGraphAdapter, trained epoch by epoch by Dassl; `method/model.py` has the model."""
 
-    training: AdapterTraining  # where the variant has something to train
+    training: AdapterTraining  # not set for a training-free variant
 
     def fit(self) -> None:
         task, settings = self.folder.task, self.settings
@@ -213,19 +215,19 @@ class HeGraphAdapter(FeatureTrainer):
             self.training = AdapterTraining(self.model, data, settings.training, self.checkpoints)
             self.training.resume()
             self.max_epoch = self.training.epochs
-            self._optims["hegraph"] = self.training.optimizer  # Dassl reads the rate that it prints from there
+            self._optims["hegraph"] = self.training.optimizer  # Dassl prints its learning rate
         TrainerX.train(self)
 
     def resume_model_if_exist(self, directory: str) -> int:
-        """The first epoch; `fit` has read the checkpoint."""
+        """Return the first epoch; `fit` has read the checkpoint."""
         return 0 if self.model.layers is None else self.training.epoch
 
     def before_epoch(self) -> None:
         self.training.begin_epoch()
-        self.train_loader_x = list(self.training.data.epoch(self.training.epoch))  # features alone, which are small
+        self.train_loader_x = list(self.training.data.epoch(self.training.epoch))  # features, which are small
 
     def get_current_lr(self, names: str | list[str] | None = None) -> float:
-        """The rate that Dassl prints: that of the biases."""
+        """Return the learning rate of the biases, which Dassl prints."""
         return self.training.learning_rate
 
     def forward_backward(self, batch: Batch) -> dict[str, float]:
@@ -249,10 +251,13 @@ for _name in METHODS:
 
 
 def dataset_of(manager: DataManager, cfg: Config, stored: Dataset) -> Dataset:
-    """What Dassl's DataManager selected, with paths relative to the data root; UserError if an image is missing.
+    """Return the images that Dassl's DataManager sampled, with paths relative to the data root.
 
-    CoOp keeps selections as pickles, whose paths may be those of another folder or machine. `stored` is the data set as
-    ours reads it, which knows the ids of the classes.
+    CoOp stores samples as pickles, whose paths may be of another folder or machine. `stored` is the data set as this
+    package reads it, which has the ids of the classes.
+
+    Raises:
+        UserError: If an image is missing.
     """
     root, folder = absolute(cfg.data.root), stored_datasets()[cfg.data.name].folder
 
@@ -270,7 +275,7 @@ def dataset_of(manager: DataManager, cfg: Config, stored: Dataset) -> Dataset:
 
 
 def obstacles_in(cfg: Config) -> list[str]:
-    """What a configuration asks for that Dassl or CoOp cannot do, and the package alone can."""
+    """Return the settings of a configuration that only the runner without Dassl supports, as phrases of an error."""
     data, of_coop = cfg.data, {*DATASET_REGISTRY.registered_names()} & stored_datasets().keys()
     targets = "DATASET.TARGET_DOMAINS and DATASET.TARGET_DATASETS are not tested through Dassl"
     checks = {
@@ -283,7 +288,7 @@ def obstacles_in(cfg: Config) -> list[str]:
 
 
 def extend_cfg(cfg: CfgNode) -> None:
-    """Adds our keys to a configuration of Dassl's."""
+    """Add the keys of this package to a configuration of Dassl."""
     config.extend_cfg(cfg)
     known = config_files.flatten(cfg)
     for name in METHODS:
@@ -292,13 +297,14 @@ def extend_cfg(cfg: CfgNode) -> None:
 
 
 def from_dassl(cfg: CfgNode) -> Config:
-    """`config_files.from_dassl`, with the options of the method that runs."""
+    """Return the checked configuration of a Dassl configuration, with the options of its method."""
     return config_files.from_dassl(cfg, method_options(cfg.TRAINER.NAME))
 
 
 def configure_coop(root: Path, *layers: Any) -> tuple[Config, CfgNode]:
-    """Makes a CoOp checkout importable; gives our configuration and the frozen tree of Dassl, CoOp and this package.
-    Arguments and errors are those of `load_cfg`; keys of Dassl's and CoOp's may be set as well.
+    """Make a CoOp checkout importable; return the configuration of this package and the frozen one of Dassl.
+
+    Arguments and errors are those of `load_cfg`; `layers` may set keys of Dassl and CoOp as well.
     """
     sys.path.insert(0, str(root))
     coop = importlib.import_module("train")
@@ -313,7 +319,7 @@ def configure_coop(root: Path, *layers: Any) -> tuple[Config, CfgNode]:
 
 
 def run_in_coop(args: argparse.Namespace, cfg: CfgNode) -> dict:
-    """Runs CoOp's own `train.py`, unedited, with its flags and the tree of `configure_coop`; gives the record or {}."""
+    """Run CoOp's unedited `train.py` with the configuration of `configure_coop`; return the record or {}."""
     if args.no_train:
         build_trainer(cfg).encode()
         return {}

@@ -57,6 +57,6 @@ def check_unlabelled(task: Task, what: str) -> None:
     where `what` is a keyword and the name of a file as well.
     """
     if what in (POOL, TEST_SET) and Path(what).exists():
-        meaning = "the images that were not drawn" if what == POOL else "the test images"
+        meaning = "the images that were not sampled" if what == POOL else "the test images"
         logger.warning("--unlabelled %s means %s of %s; for the path, write ./%s", what, meaning, task.name, what)
     task.unlabelled(what)

@@ -1,21 +1,21 @@
-"""A method is fitted to a task, and gets its temperature. Both hosts fit through these functions.
+"""Fitting of a method to a task, and calibration of its logits, for both runners.
 
-Where a function takes a task and a bank, the bank holds the task's features, on the device that computes.
+Where a function takes a task and a bank, the bank holds the features of the task, on the device of the computation.
 
-The temperature comes from images that the method was not fitted to, and never from test images (docs/confidence.md).
-These are, the first that there is:
+The temperature is fitted on images that the method was not fitted to, and never on test images (docs/confidence.md).
+The first of these sources that exists is used:
 
 1. the few-shot val images;
-2. held-out training images, a quarter of each class, or one where there are fewer than four: the method is fitted again
-   without them, once if it takes training steps, else without each part in turn;
-3. held-out classes, where no class has an image to spare (one shot): the method is fitted to one half of the classes.
-   On the images of the other half it is to be as sure as zero-shot CLIP, which has seen neither, among the same classes
-   and at the temperature that zero-shot CLIP has on all training images.
+2. held-out training images, a quarter of each class, or one image of a class with fewer than four. The method is fitted
+   again without them: once if it takes training steps, else once for each part;
+3. held-out classes, if no class has two images (one shot). The method is fitted to one half of the classes. On images
+   of the other half, its mean confidence matches that of zero-shot CLIP among the same classes. The temperature of
+   zero-shot CLIP is fitted on all training images.
 
-The same images tell how images of known classes score (`training/confidence.py`): at one shot, as they do with
-zero-shot CLIP, plus what the method adds to its scores on held-out classes.
+The same images give the scores of known classes (`training/confidence.py`). At one shot these are the scores of
+zero-shot CLIP, plus the difference between the method and zero-shot CLIP on the held-out classes.
 
-Shapes: N training images, n held-out ones, K classes, d feature width, B images of a batch.
+Shapes: N training images, n held-out images, K classes, d feature width, B images of a batch.
 """
 
 from __future__ import annotations
@@ -50,16 +50,16 @@ from .tasks import FeatureTask, Task
 
 logger = logging.getLogger(__name__)
 
-AGAIN = 1 / 3  # of the steps, where a training goes on from an earlier one
+RESTART_RATIO = 1 / 3  # fraction of the steps of a training that starts from earlier parameters
 Classify = Callable[[Tensor], Tensor]  # unit-norm image features [B, d] -> logits [B, K]
 Fit = Callable[[FeatureBank], Classify]
 
-MOST_FOLDS = 4
-BATCH = 1024  # images that a method classifies at once
+MAX_FOLDS = 4
+BATCH = 1024  # images classified at once
 
 
 def fit(task: Task, bank: FeatureBank, checkpoints: Checkpoints) -> FittedMethod:
-    """Fits the method that `TRAINER.NAME` names; checkpoints are HeGraphAdapter's, see `train_adapter`."""
+    """Fit the method that `TRAINER.NAME` names; only HeGraphAdapter writes checkpoints."""
     if task.cfg.run.trainer in ALL_BASELINES:
         return fit_method(task, bank)
     if task.cfg.run.select_on == "val":
@@ -68,11 +68,11 @@ def fit(task: Task, bank: FeatureBank, checkpoints: Checkpoints) -> FittedMethod
 
 
 def fit_method(task: Task, bank: FeatureBank) -> FittedMethod:
-    """Fits another method than HeGraphAdapter."""
+    """Fit a method other than HeGraphAdapter."""
     method = load_method(task.cfg.run.trainer)
     backbone = task.backbone if method.needs_backbone else None
     started, base = time.monotonic(), {}
-    if method.needs_base:  # whose predictions a transductive method corrects
+    if method.needs_base:  # a transductive method corrects the predictions of its base
         zero_shot = task.cfg.method.BASE == "ZeroShot"
         base["base"] = load_method("ZeroShot").fit(bank, None, task.seed) if zero_shot else train_adapter(task, bank)
     set_random_seed(task.seed)
@@ -84,23 +84,30 @@ def fit_method(task: Task, bank: FeatureBank) -> FittedMethod:
 def train_adapter(
     task: Task, bank: FeatureBank, checkpoints: Checkpoints | None = None, start: Mapping[str, Tensor] | None = None
 ) -> FittedMethod:
-    """Builds and trains an adapter, and keeps its state and what is left in `checkpoints`; None keeps nothing. From the
-    parameters `start` of an earlier training of this variant on similar images it goes on for fewer steps.
+    """Build and train an adapter.
+
+    Args:
+        checkpoints: Checkpoints to resume from and to write; None writes none.
+        start: Parameters of an earlier training of the same variant on similar images, which shorten the training.
 
     Raises:
-        UserError: If a class has no training image, the loss is not finite, or the checkpoint is another run's.
+        UserError: If a class has no training image, the loss is not finite, or the checkpoint is of another run.
     """
     model, cfg = new_model(bank, task.cfg, task.seed), task.cfg
     if model.layers is not None and start and start.keys() == model.layers.state_dict().keys():
         model.layers.load_state_dict(start)
-        epochs, steps = (math.ceil(AGAIN * count) for count in (cfg.training.epochs, cfg.training.min_steps))
+        epochs, steps = (math.ceil(RESTART_RATIO * count) for count in (cfg.training.epochs, cfg.training.min_steps))
         cfg = replace(cfg, training=replace(cfg.training, epochs=epochs, min_steps=steps))
     return fitted_adapter(model, _train(model, task.batches(bank), cfg, checkpoints))
 
 
 def new_model(bank: FeatureBank, cfg: Config, seed: int) -> HeGraphModel:
-    """The untrained adapter of a bank; UserError if a class has no training image. A warning where memory is short."""
-    set_random_seed(seed)  # encoding may have drawn from the generators, reading what was encoded does not
+    """Return the untrained adapter of a bank; warn if memory is short.
+
+    Raises:
+        UserError: If a class has no training image.
+    """
+    set_random_seed(seed)  # encoding uses the random generators, reading encoded features does not
     views, num_images, width = bank.train_features.shape
     batch = min(cfg.data.batch_size, num_images)
     parts = training_bytes(len(bank.classnames), num_images, width, views, batch, cfg.model.needs_closed_form)
@@ -109,14 +116,14 @@ def new_model(bank: FeatureBank, cfg: Config, seed: int) -> HeGraphModel:
 
 
 def set_random_seed(seed: int) -> None:
-    """Seeds Python, numpy and torch, as Dassl does."""
+    """Seed Python, numpy and torch, as Dassl does."""
     random.seed(seed)
     np.random.seed(seed)
-    torch.manual_seed(seed)  # of GPUs, too
+    torch.manual_seed(seed)  # seeds GPUs as well
 
 
 def _train(model: HeGraphModel, data: TrainingData, cfg: Config, checkpoints: Checkpoints | None) -> TrainingSummary:
-    """Trains a model in place, from its checkpoint on if there is one, unless its variant has nothing to train."""
+    """Train a model in place, from its checkpoint if there is one; a training-free variant is not trained."""
     if model.layers is None:
         return TrainingSummary()
     training = AdapterTraining(model, data, cfg.training, checkpoints)
@@ -128,28 +135,29 @@ def _train(model: HeGraphModel, data: TrainingData, cfg: Config, checkpoints: Ch
 
 
 def tune_on_val(task: Task, bank: FeatureBank, checkpoints: Checkpoints) -> FittedMethod:
-    """Trains every candidate of SELECT, and returns and keeps the one that is best on val, of equals the first, with
-    the seconds of the whole search. Candidates whose training would see the same options share it, as those of ALPHA_C
-    do, which weighs predictions. The bank has val images, and SELECT has rows (`checks.check_training`).
+    """Train every candidate of SELECT; save and return the best on val, with the time of the whole search.
+
+    The first of equally good candidates wins. Candidates with the same training options share one training: ALPHA_C,
+    for example, only weighs predictions. `checks.check_training` ensures that there are val images and candidates.
     """
     cfg = task.cfg
     keys = [key for key, _ in cfg.run.select]
     data, table, best_on_val = task.batches(bank), [], -1.0
-    known: dict[str, tuple[HeGraphModel, TrainingSummary]] = {}
+    trained: dict[str, tuple[HeGraphModel, TrainingSummary]] = {}
     for values, candidate in candidates(cfg):
         model = new_model(bank, candidate, task.seed)
-        seen = repr((candidate.model.in_training, candidate.training))
-        if seen in known:
-            model.layers = known[seen][0].layers
+        options = repr((candidate.model.in_training, candidate.training))
+        if options in trained:
+            model.layers = trained[options][0].layers
         else:
-            known[seen] = model, _train(model, data, candidate, None)
+            trained[options] = model, _train(model, data, candidate, None)
         on_val = val_accuracy(model.fold().logits, bank)
         table.append([list(values), round(on_val, 4)])
         logger.info("%s: %.2f on val", ", ".join(f"{k} {v}" for k, v in zip(keys, values)), on_val)
         if on_val > best_on_val:
-            best_on_val, chosen, best, summary = on_val, values, model, known[seen][1]
+            best_on_val, chosen, best, summary = on_val, values, model, trained[options][1]
     checkpoints.save_adapter(best)
-    seconds = sum(training.seconds for _, training in known.values())
+    seconds = sum(training.seconds for _, training in trained.values())
     selected = {"keys": keys, "value": list(chosen), "candidates": table, "num_val": len(val_images(bank)[1])}
     return fitted_adapter(best, replace(summary, seconds=seconds), selected)
 
@@ -177,43 +185,41 @@ def fitted_adapter(
     )
 
 
-# The temperature
+# Calibration
+
+Part = tuple[FeatureBank, Tensor]  # bank without the held-out training images, and the mask of these images, [N]
 
 
-HeldOut = tuple[
-    FeatureBank, Tensor
-]  # a bank without some training images, and which of the whole bank's these are, [N]
-
-
-def without_images(bank: FeatureBank, seed: int) -> Iterator[HeldOut]:
-    """Leaves out a part of the images of every class, then another part, until each was left out once."""
+def without_images(bank: FeatureBank, seed: int) -> Iterator[Part]:
+    """Hold out one part of the images of every class after another, until each image was held out once."""
     folds = assign_folds(bank.train_labels, seed)
     for fold in range(int(folds.max()) + 1):
-        held = folds == fold
-        yield replace(bank, train_features=bank.train_features[:, ~held], train_labels=bank.train_labels[~held]), held
+        mask = folds == fold
+        yield replace(bank, train_features=bank.train_features[:, ~mask], train_labels=bank.train_labels[~mask]), mask
 
 
-def without_classes(bank: FeatureBank, seed: int) -> Iterator[HeldOut]:
-    """Leaves out one half of the classes, then the other half; none of fewer than four classes."""
+def without_classes(bank: FeatureBank, seed: int) -> Iterator[Part]:
+    """Hold out one half of the classes, then the other half; nothing if there are fewer than four classes."""
     classes = list(range(len(bank.classnames)))
     if len(classes) < 4:
         return
     random.Random(seed).shuffle(classes)
     for known in (classes[0::2], classes[1::2]):
-        held = ~torch.isin(bank.train_labels.cpu(), torch.tensor(known)).to(bank.train_labels.device)
-        yield bank.of_classes(torch.tensor(sorted(known))), held
+        mask = ~torch.isin(bank.train_labels.cpu(), torch.tensor(known)).to(bank.train_labels.device)
+        yield bank.of_classes(torch.tensor(sorted(known))), mask
 
 
 def assign_folds(labels: Tensor, seed: int) -> Tensor:
-    """The fold of every training image, `[N]`: as many as the largest class has images, at most `MOST_FOLDS`. The
-    images of a class are dealt in an order that the seed decides; the only one of a class has the fold -1, and stays.
+    """Return the fold of every training image, `[N]`; -1 for the only image of a class, which is never held out.
+
+    The number of folds is the number of images of the largest class, at most `MAX_FOLDS`.
     """
     generator = random.Random(seed)
-    here = labels.cpu()  # once, and not for every class
-    folds = torch.full((len(here),), -1)
-    count = min(int(here.bincount().max()), MOST_FOLDS)
-    for label in here.unique().tolist():
-        images = (here == label).nonzero().flatten().tolist()
+    on_cpu = labels.cpu()  # one copy for all classes
+    folds = torch.full((len(on_cpu),), -1)
+    count = min(int(on_cpu.bincount().max()), MAX_FOLDS)
+    for label in on_cpu.unique().tolist():
+        images = (on_cpu == label).nonzero().flatten().tolist()
         generator.shuffle(images)
         if len(images) > 1:
             folds[images] = torch.arange(len(images)) % count
@@ -222,12 +228,12 @@ def assign_folds(labels: Tensor, seed: int) -> Tensor:
 
 @torch.no_grad()
 def classify_in_batches(classify: Classify, features: Tensor) -> Tensor:
-    """The logits of features `[n, d]`, shape `[n, K]`, computed batch by batch."""
+    """Return the logits `[n, K]` of features `[n, d]`, computed in batches."""
     return torch.cat([classify(batch) for batch in features.split(BATCH)])
 
 
 def calibrated(fitted: FittedMethod, task: Task, bank: FeatureBank) -> FittedMethod:
-    """A method that was fitted to the bank of a task, with its temperature, unless CALIBRATE is "off"."""
+    """Return a fitted method with its calibration; unchanged if CALIBRATE is "off" or the method is transductive."""
     cfg, seed = task.cfg, task.seed
     if cfg.run.calibrate == "off" or fitted.transductive:
         return fitted
@@ -239,28 +245,32 @@ def calibrated(fitted: FittedMethod, task: Task, bank: FeatureBank) -> FittedMet
 
     started = time.monotonic()
     classify = fitted.logits if fitted.classifier is None else fitted.classifier.logits
-    found = find_temperature(bank.without_test(), classify, fit_again, fitted.steps > 0, seed)
-    found = replace(found, seconds=time.monotonic() - started)
-    logger.info("temperature %.3f, from %d images (%s)", found.temperature, found.num_images, found.fitted_on)
-    return replace(fitted, calibration=found)
+    result = calibrate(bank.without_test(), classify, fit_again, fitted.steps > 0, seed)
+    result = replace(result, seconds=time.monotonic() - started)
+    logger.info("temperature %.3f, from %d images (%s)", result.temperature, result.num_images, result.fitted_on)
+    return replace(fitted, calibration=result)
 
 
-def find_temperature(bank: FeatureBank, classify: Classify, fit: Fit, trains: bool, seed: int) -> Calibration:
-    """The temperature by the rules above, of a method that was fitted to all of a bank without test images.
+def calibrate(bank: FeatureBank, classify: Classify, fit: Fit, trains: bool, seed: int) -> Calibration:
+    """Return the calibration of a method by the rules at the top of the file.
 
-    `fit` fits the method to a part of the bank, once only if it `trains`, which takes training steps. The seed decides
-    what is held out.
+    Args:
+        bank: Bank without test images, which the method was fitted to.
+        classify: The method.
+        fit: Fits the method to a part of the bank.
+        trains: Whether the method takes training steps, so that it is fitted again only once.
+        seed: Seed of the held-out images or classes.
     """
     if has_val(bank):
         features, labels = val_images(bank)
         return calibration_on(classify_in_batches(classify, features), labels, "val")
-    keys, most = bank.cache_keys(), 1 if trains else None
-    if parts := list(itertools.islice(without_images(bank, seed), most)):
-        logits = torch.cat([classify_in_batches(fit(rest), keys[held]) for rest, held in parts])
-        return calibration_on(logits, torch.cat([bank.train_labels[held] for _, held in parts]), "held-out images")
-    if parts := list(itertools.islice(without_classes(bank, seed), most)):
-        held_out = [classify_in_batches(fit(rest), keys[held]) for rest, held in parts]
-        held_out_clip = [text_logits(keys[held], rest.text_positive, rest.logit_scale) for rest, held in parts]
+    keys, max_parts = bank.cache_keys(), 1 if trains else None
+    if parts := list(itertools.islice(without_images(bank, seed), max_parts)):
+        logits = torch.cat([classify_in_batches(fit(rest), keys[mask]) for rest, mask in parts])
+        return calibration_on(logits, torch.cat([bank.train_labels[mask] for _, mask in parts]), "held-out images")
+    if parts := list(itertools.islice(without_classes(bank, seed), max_parts)):
+        logits_of_parts = [classify_in_batches(fit(rest), keys[mask]) for rest, mask in parts]
+        clip_of_parts = [text_logits(keys[mask], rest.text_positive, rest.logit_scale) for rest, mask in parts]
         train_clip = text_logits(keys, bank.text_positive, bank.logit_scale)
-        return calibration_by_zero_shot(held_out, held_out_clip, train_clip, bank.train_labels)
+        return calibration_by_zero_shot(logits_of_parts, clip_of_parts, train_clip, bank.train_labels)
     return Calibration()

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 POOL, TEST_SET = "pool", "test"  # values of DATASET.UNLABELLED for images of the task's own data set
-NO_POOL = "{} has no images left for --unlabelled pool: all are drawn or for testing; give fewer --shots, or a path"
+NO_POOL = "{} has no images left for --unlabelled pool: all are sampled or test images; give fewer --shots, or a path"
 Split = dict[str, list[list]]  # "train" and "val", each rows of [path or bank row, label, class name]
 
 
@@ -552,7 +552,7 @@ def refuse_tested(copies: Sequence[object], count: int) -> None:
     if copies:
         raise UserError(
             f"{len(copies)} of {count} unlabelled images are test images as well, such as {copies[0]}, so the test "
-            "would say nothing about new images; take them out, or give --unlabelled test to predict all test images"
+            "would not measure accuracy on new images; remove them, or give --unlabelled test for all test images"
         )
 
 
