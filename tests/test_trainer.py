@@ -64,11 +64,11 @@ def plain(host):
     ],
     ids=["base", "new", "all", "untrained", "online", "imagenet"],
 )
-def test_both_hosts_give_the_same_adapter_split_and_accuracies(host, request, opts, arguments):
+def test_both_runners_give_the_same_results(host, request, opts, arguments):
     host.both(request.node.callspec.id, *opts, **arguments)
 
 
-def test_other_methods_are_trainers_of_dassls_too_but_the_name_of_coops_own_stays_coops(host):
+def test_baselines_are_trainers_except_coops_own(host):
     in_dassl = host.both("tip", flags=("--trainer", "TipAdapterF"))["dassl"]
     assert in_dassl.record["trainer"] == "TipAdapterF"
     assert f"* accuracy: {in_dassl.record['accuracy']:.1f}%" in in_dassl.out
@@ -76,7 +76,7 @@ def test_other_methods_are_trainers_of_dassls_too_but_the_name_of_coops_own_stay
     assert "CoOp has its own trainer" in error
 
 
-def test_what_dassl_leaves_at_another_default_is_the_same(host):
+def test_other_defaults_of_dassl_change_nothing(host):
     """Dassl's own defaults are unseeded, all images, Adam, another network's normalisation."""
     runs = []
     for name in ("dassl", "alone"):
@@ -89,7 +89,7 @@ def test_what_dassl_leaves_at_another_default_is_the_same(host):
     assert runs[0].result == runs[1].result
 
 
-def test_an_unseeded_run_selects_other_images_and_can_be_repeated_from_its_record(host, plain):
+def test_unseeded_run_is_repeatable_from_its_record(host, plain):
     unseeded = host.run("dassl", "unseeded", seed=-1)
     assert host.run("alone", "seeded", seed=unseeded.record["seed"]).result == unseeded.result
     assert unseeded.result["split.json"] != plain["dassl"].result["split.json"]
@@ -117,14 +117,14 @@ def test_several_processes_do_not_train_or_test(host, plain, edited):
 
 
 @pytest.mark.parametrize(("data", "order"), [("imagenet", ("dassl", "alone")), ("caltech101", ("alone", "dassl"))])
-def test_where_there_is_no_split_file_the_host_that_comes_second_selects_what_the_first_did(host, data, order):
+def test_without_split_file_both_runners_sample_alike(host, data, order):
     images = host.images_again(f"{data}-{order[0]}", split=False)
     first, second = (host.run(name, f"{data}-{order[0]}-{name}", data=data, images=images) for name in order)
     assert first.result == second.result
     assert SKIPPED in host.run(order[0], first.folder.name, data=data, images=images).err
 
 
-def test_images_that_were_moved_after_coop_had_selected_are_found_and_behind_a_link(host, plain):
+def test_moved_or_linked_images_are_read(host, plain):
     """CoOp's pickles hold absolute paths."""
     images = host.images_again("before")
     host.run("dassl", "before", images=images)
@@ -144,7 +144,7 @@ class Runs:
         return os.mkdir, (str(self.folder),)
 
 
-def test_a_selection_of_coops_that_holds_a_test_image_or_code_is_refused_in_either_host(host, tmp_path):
+def test_unsafe_samples_of_coop_are_refused(host, tmp_path):
     images = host.images_again("mixed")
     host.run("dassl", "mixed-before", *BASE, images=images)
     file = images / "caltech-101" / "split_fewshot" / "shot_2-seed_1.pkl"
@@ -165,7 +165,7 @@ def test_a_selection_of_coops_that_holds_a_test_image_or_code_is_refused_in_eith
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_root_without_the_data_set_and_missing_images_are_one_line_and_nothing_is_made(host, tmp_path):
+def test_missing_images_are_refused_before_writing(host, tmp_path):
     error = host.run("dassl", "nowhere", images=tmp_path).error
     assert f"Caltech101 is not in {tmp_path / 'caltech-101'}; set --root" in error
     assert not list(tmp_path.iterdir())
@@ -195,9 +195,7 @@ def killed(host):
 
 
 @pytest.mark.parametrize(("killed_in", "continued_in"), [("dassl", "alone"), ("alone", "dassl")])
-def test_a_killed_run_goes_on_in_the_other_host_to_the_result_of_an_uninterrupted_one(
-    host, plain, killed, killed_in, continued_in
-):
+def test_killed_run_resumes_in_the_other_runner(host, plain, killed, killed_in, continued_in):
     name = f"{killed_in}-killed-{continued_in}"
     killed(killed_in, name)
     continued = host.run(continued_in, name, "TRAIN.CHECKPOINT_FREQ", 3)
@@ -215,7 +213,7 @@ def test_resume_goes_on_from_another_folder(host, plain, killed):
     assert contents(folder) == before
 
 
-def test_a_finished_run_is_skipped_in_either_host_and_that_of_others_is_not_overwritten(host, plain):
+def test_finished_run_is_skipped_and_not_overwritten(host, plain):
     before = plain["alone"].record
     for name in ("dassl", "alone"):
         assert SKIPPED in host.run(name, "plain-alone").err
@@ -249,14 +247,14 @@ def test_load_epoch_scores_the_model_as_it_was(host):
     assert "has no model of epoch 3" in ran.error
 
 
-def test_a_model_is_tested_on_some_of_its_classes_with_its_text_classifier(host, plain):
+def test_subset_of_classes_uses_the_text_classifier(host, plain):
     flags = ("--eval-only", "--model-dir", plain["dassl"].folder)
     record = host.both("some", "DATASET.SUBSAMPLE_CLASSES", "base", flags=flags)["dassl"].record
     assert (record["rule"], record["num_classes"]) == ("same classes", 3)
     assert record["accuracy"] == record["accuracy_text"]
 
 
-def test_a_model_is_tested_on_other_classes_and_data_sets_as_right_after_training(host):
+def test_eval_only_on_targets_equals_the_training_run(host):
     base, new = (("DATASET.SUBSAMPLE_CLASSES", which) for which in ("base", "new"))
     trained = host.run("alone", "elsewhere", *base, flags=("--target-datasets", "Caltech101:new", "ImageNet"))
     flags = ("--eval-only", "--model-dir", trained.folder)
@@ -282,7 +280,7 @@ def test_no_train_encodes_and_tests_nothing(host, plain):
 # What Dassl does with it
 
 
-def test_dassl_writes_loss_rate_and_accuracy_for_tensorboard_and_what_the_record_says_into_its_log(host, plain):
+def test_dassl_logs_loss_rate_and_accuracy(host, plain):
     ran = plain["dassl"]
     record = ran.record
     assert record["accuracy"] > 40  # of five classes
@@ -310,7 +308,7 @@ def test_dassls_own_keys_for_its_evaluator_are_heeded(host, plain):
     assert (ran.folder / "cmat.pt").exists()
 
 
-def test_the_import_of_dassl_leaves_its_mark_neither_on_logging_nor_on_modules(host):
+def test_import_of_dassl_restores_logging_and_modules(host):
     program = (
         "import logging, sys\n"
         "import trainers.hegraph.trainer\n"
@@ -344,7 +342,7 @@ def edited(host) -> Path:
     return folder
 
 
-def test_two_lines_make_coops_own_train_py_give_the_same(host, plain, edited):
+def test_two_lines_in_coops_train_py_suffice(host, plain, edited):
     assert host.run("train.py", "two-lines", checkout=edited).result == plain["dassl"].result
     assert "skipped" in host.run("train.py", "two-lines", checkout=edited).err
     flags = ("--eval-only", "--model-dir", plain["dassl"].folder)
@@ -352,7 +350,7 @@ def test_two_lines_make_coops_own_train_py_give_the_same(host, plain, edited):
     assert tested.result == host.run("alone", "two-lines-alone", flags=flags).result
 
 
-def test_what_would_select_on_test_is_refused_in_any_way_to_start(host, edited):
+def test_selection_on_test_is_refused(host, edited):
     opts = ("TEST.FINAL_MODEL", "best_val")
     started = host.run("train.py", "refused", *opts, checkout=edited)
     assert started.code == 1
@@ -362,7 +360,7 @@ def test_what_would_select_on_test_is_refused_in_any_way_to_start(host, edited):
     assert not (started.folder / "result.json").exists()
 
 
-def test_a_trainer_of_coops_prints_the_same_before_and_after(host, edited):
+def test_coops_own_trainer_prints_the_same(host, edited):
     """With the stand-in, whose trainer needs no weights: what it prints changes with every draw before it."""
     if host.kind == "real":
         pytest.skip("CoOp's own trainers need CLIP's weights, and mends for current torch")
@@ -386,7 +384,7 @@ def test_a_trainer_of_coops_prints_the_same_before_and_after(host, edited):
 # The choice of the host
 
 
-def test_what_dassl_and_coop_cannot_do_runs_alone_and_says_so(host):
+def test_settings_unsupported_by_dassl_run_without_it(host):
     half = ("DATASET.SUBSAMPLE_CLASSES", "base", "DATASET.TARGET_DATASETS", "['Digits:new']", f"{NODE}.VARIANT", "T")
     run = {"data": "digits", "shots": 1, "flags": ("--select", "val")}
     ran, insisted = (host.run(name, f"{name}-digits", *half, **run) for name in ("auto", "dassl"))
@@ -401,7 +399,7 @@ def test_what_dassl_and_coop_cannot_do_runs_alone_and_says_so(host):
         assert words in insisted.error
 
 
-def test_a_data_set_without_a_loader_in_coop_runs_alone(host):
+def test_data_set_without_coop_loader_runs_without_dassl(host):
     checkout = install(copy_coop(host.kind, host.folder / "registry"))
     train = checkout / "train.py"
     train.write_text(train.read_text().replace("import datasets.caltech101\n", ""))
@@ -410,7 +408,7 @@ def test_a_data_set_without_a_loader_in_coop_runs_alone(host):
     assert "running without Dassl: Caltech101 is none of CoOp's" in ran.err
 
 
-def test_in_a_checkout_the_host_is_dassl_unasked_and_without_it_the_run_is_alone_and_says_so(host, plain):
+def test_runner_in_a_checkout_is_dassl_if_installed(host, plain):
     ran = host.run("auto", "unasked")
     assert ran.record["host"] == "dassl"
     assert ran.result == plain["dassl"].result
@@ -422,7 +420,7 @@ def test_in_a_checkout_the_host_is_dassl_unasked_and_without_it_the_run_is_alone
     assert "--host dassl: Dassl is not installed" in host.run("dassl", "insist", path=()).error
 
 
-def test_a_dassl_that_cannot_be_imported_is_said(host, tmp_path):
+def test_broken_dassl_is_reported(host, tmp_path):
     """A package that Dassl needs is missing; or only a folder is called dassl, as a clone of its repository may be."""
     (tmp_path / "broken" / "dassl").mkdir(parents=True)
     (tmp_path / "broken" / "dassl" / "__init__.py").write_text("import tabulate_of_old\n")
@@ -434,7 +432,7 @@ def test_a_dassl_that_cannot_be_imported_is_said(host, tmp_path):
         assert reason in host.run("dassl", f"import-{folder}", path=(tmp_path / folder,)).error
 
 
-def test_outside_a_checkout_the_run_is_alone_without_a_word_and_dassl_is_refused(caplog, monkeypatch, tmp_path):
+def test_dassl_is_refused_outside_a_checkout(caplog, monkeypatch, tmp_path):
     monkeypatch.setattr(command_line, "CHECKOUT", tmp_path)
     with caplog.at_level(logging.INFO):
         _, of_dassl = configure(parse_arguments([]))
@@ -456,7 +454,7 @@ def test_a_feature_bank_needs_no_dassl(host, tiny_bank):
 # The configuration
 
 
-def test_dassl_and_coop_have_every_key_of_ours_with_the_same_type(host):
+def test_dassl_and_coop_have_keys_of_the_same_type(host):
     """`MODEL.BACKBONE.PRETRAINED` names weights here and is a yes or no there."""
     program = (
         "import json\n"

@@ -58,7 +58,7 @@ def trained(logits=None, transfer=None, method: str = "Spy") -> evaluation.Train
 # Further data sets at the end of a run
 
 
-def test_a_domain_with_its_classes_in_another_order_is_scored_by_its_own_labels():
+def test_domain_with_reordered_classes_uses_its_own_labels():
     # The target's label 0 is c and its label 1 is a. Four images: zero-shot sees c, a, a, and b, which does not
     # compete: of c and a that image is nearer to a. The labels say c, a, c, c: right are the first and the second.
     features = torch.tensor([[0.0, 0.0, 1.0], [1.0, 0.0, 0.0], [1.0, 0.0, 0.0], [0.6, 0.8, 0.0]])
@@ -70,7 +70,7 @@ def test_a_domain_with_its_classes_in_another_order_is_scored_by_its_own_labels(
         assert evaluation.score_targets(swapped, task, "cpu") == {"D": expected}
 
 
-def test_other_classes_are_scored_by_the_rule_of_the_method_even_where_it_knows_them():
+def test_target_datasets_use_the_transfer_of_the_method():
     seen = []
 
     def always_y(bank: FeatureBank) -> Tensor:
@@ -86,7 +86,7 @@ def test_other_classes_are_scored_by_the_rule_of_the_method_even_where_it_knows_
         assert torch.equal(seen[-1].text_positive, AXES[:2])
 
 
-def test_targets_are_encoded_as_they_will_be_scored_in_batches():
+def test_targets_are_encoded_and_classified_in_batches():
     sizes = []
     target = images(features=AXES.repeat(500, 1), labels=(0, 1, 2) * 500)
     evaluation.evaluate(trained(lambda images: sizes.append(len(images)) or images), target, "cpu")
@@ -128,7 +128,7 @@ def say(model: SavedModel, target: Task, device: str = "cpu"):
     return run_module.test_loaded(model, evaluation.TrainedMethod.loaded(model, device), target, device)
 
 
-def test_the_rule_follows_from_the_classes_and_the_data_set():
+def test_rule_follows_from_classes_and_data_set():
     for ids, name, rule in (
         ("abc", "Source", ""),
         ("abc", "Elsewhere", "same classes"),
@@ -139,7 +139,7 @@ def test_the_rule_follows_from_the_classes_and_the_data_set():
         assert trained().rule_for(SimpleNamespace(class_ids=tuple(ids), name=name)) == rule
 
 
-def test_on_its_own_data_set_a_model_is_tested_whole():
+def test_model_is_tested_whole_on_its_data_set():
     found = say(model_of(), images(name="Source"))
     assert torch.equal(found.logits, 10 * AXES + torch.tensor([0.0, 300.0, 0.0]))  # the cache adds 100 * 3 for b
     assert torch.equal(found.text_logits, 10 * AXES)
@@ -148,7 +148,7 @@ def test_on_its_own_data_set_a_model_is_tested_whole():
     assert torch.equal(found.labels, torch.arange(3))
 
 
-def test_in_another_domain_the_adapter_leaves_its_cache_and_another_method_keeps_it_and_the_columns_are_the_targets():
+def test_other_domain_drops_the_cache_of_the_adapter_only():
     found = say(model_of(), images("ca", labels=(0, 1, 1)))
     assert torch.equal(found.logits, torch.tensor([[0.0, 10.0], [0.0, 0.0], [10.0, 0.0]]))
     assert torch.equal(found.text_logits, found.logits)
@@ -159,7 +159,7 @@ def test_in_another_domain_the_adapter_leaves_its_cache_and_another_method_keeps
     assert found.text_logits is None  # only HeGraphAdapter has a text classifier of its own
 
 
-def test_other_classes_go_by_the_rule_that_the_model_was_saved_with():
+def test_other_classes_use_the_saved_transfer_rule():
     target = images("xy", labels=(0, 1, 1))
     found = say(model_of("ZeroShot", transfer_rule="zero-shot"), target)
     assert torch.equal(found.logits, 10 * AXES[:, :2]) and torch.equal(found.zero_shot, found.logits)
@@ -174,7 +174,7 @@ def test_other_classes_go_by_the_rule_that_the_model_was_saved_with():
 
 
 @pytest.mark.parametrize("ids", ["abc", "xy"])
-def test_a_model_is_tested_on_the_device_that_is_asked_for(ids, monkeypatch):
+def test_model_is_tested_on_the_given_device(ids, monkeypatch):
     # "meta" is a device that every machine has; its tensors have shapes and no values
     monkeypatch.setattr(torch.Tensor, "isfinite", lambda tensor: torch.ones(1).bool())
     messages = NewClassMessages(torch.eye(3), torch.zeros(3), torch.eye(3), torch.zeros(3))
@@ -183,7 +183,7 @@ def test_a_model_is_tested_on_the_device_that_is_asked_for(ids, monkeypatch):
     assert {tensor.device.type for tensor in (found.logits, found.zero_shot, found.labels)} == {"meta"}
 
 
-def test_features_of_another_width_or_backbone_logits_that_are_not_finite_and_one_class_are_refused():
+def test_unusable_features_and_logits_are_refused():
     with pytest.raises(UserError, match="'other' features, but the bank holds those of 'm/w'"):
         say(model_of(backbone=Backbone(title="other")), images())
     diverged = partial(trained, lambda images: images / 0)
@@ -199,7 +199,7 @@ def test_features_of_another_width_or_backbone_logits_that_are_not_finite_and_on
 # What a configuration may say of a model
 
 
-def test_classes_are_matched_by_id_and_one_that_is_not_known_is_named():
+def test_classes_are_matched_by_id():
     assert match_classes(["n1", "n2", "n3"], ["n3", "n1"], "ImageNet", "ImageNetA") == [2, 0]
     assert ids_of_names(["crane", "bee", "crane"]) == ("0: crane", "1: bee", "2: crane")
     with pytest.raises(UserError, match="^2 of 3 classes of B are none of A's, such as w; "):
@@ -217,7 +217,7 @@ def test_classes_are_matched_by_id_and_one_that_is_not_known_is_named():
         ({"MIN_STEPS": 7}, [], ""),  # an option of training
     ],
 )
-def test_a_model_of_another_recipe_is_refused_and_the_pair_that_tests_it_is_named(trained, asked, said):
+def test_model_with_other_settings_is_refused(trained, asked, said):
     config = run_config(load_cfg()) | {f"{NODE}.{key}": value for key, value in trained.items()}
     model = model_of(trained_on=ORIGIN.model_copy(update={"config": config}))
     cfg = load_cfg(opts=[f"{NODE}.{word}" if n % 2 == 0 else word for n, word in enumerate(asked)])
@@ -225,7 +225,7 @@ def test_a_model_of_another_recipe_is_refused_and_the_pair_that_tests_it_is_name
         run_module.check_configuration(model, cfg)
 
 
-def test_another_method_keeps_all_its_options():
+def test_all_options_of_a_baseline_are_checked():
     method = ("TipAdapter", {"BETA": 5.5})
     cfg = load_cfg(method=method, opts=["TRAINER.NAME", "TipAdapter", "TRAINER.TIPADAPTER.BETA", 1.0])
     run_module.check_configuration(model_of("TipAdapter"), load_cfg(method=method, opts=["TRAINER.NAME", "TipAdapter"]))
@@ -237,7 +237,7 @@ def test_another_method_keeps_all_its_options():
             run_module.check_configuration(model_of("TipAdapter"), given)
 
 
-def test_the_test_images_of_a_data_set_are_loaded_alone():
+def test_only_test_images_are_loaded():
     keys = ["DATASET.NAME", "Digits", "SEED", -1, "DATASET.SUBSAMPLE_CLASSES", "new"]
     task = load_image_task(load_cfg(opts=keys), 3, "cpu", only_test=True)
     assert (task.split, task.seed, len(task.dataset.test)) == ({"train": [], "val": []}, 3, 899 - 448)
@@ -254,7 +254,7 @@ def asking(out: Path, *opts: object):
     return load_cfg(opts=[*common, *opts])
 
 
-def test_a_test_on_its_own_data_repeats_the_record_of_the_run(finished_run_once, tiny_bank, tmp_path, monkeypatch):
+def test_test_on_own_data_repeats_the_record(finished_run_once, tiny_bank, tmp_path, monkeypatch):
     record = json.loads((finished_run_once / "result.json").read_text())
     monkeypatch.setattr(run_module, "time", Mock(**{"monotonic.side_effect": [3.0, 8.0]}))
     configured = asking(tmp_path / "again")
@@ -282,7 +282,7 @@ def test_a_test_on_its_own_data_repeats_the_record_of_the_run(finished_run_once,
             run_module.test_model(asking(tmp_path / "x", "DATASET.NAME", name), bank, finished_run_once, None, "cpu")
 
 
-def test_a_test_elsewhere_says_the_rule_and_has_no_temperature(run, finished_run_once, tiny_bank, tmp_path):
+def test_test_on_other_data_records_the_rule(run, finished_run_once, tiny_bank, tmp_path):
     bank, other = load_bank(tiny_bank), tmp_path / "other.safetensors"
     replace(bank, dataset="Other", classnames=["elk", "ant", "bee", "cow", "dog"]).save(other)
     found, _ = run("--eval-only", "--model-dir", str(finished_run_once), bank=other)
@@ -292,7 +292,7 @@ def test_a_test_elsewhere_says_the_rule_and_has_no_temperature(run, finished_run
 
 
 @pytest.mark.parametrize("how", [("--load-epoch", "2"), (f"{NODE}.CALIBRATE", "off")])
-def test_record_tells_that_no_temperature_was_fitted(run, tmp_path, how):
+def test_record_without_fitted_temperature(run, tmp_path, how):
     run("TRAIN.CHECKPOINT_FREQ", "2", *([] if "--load-epoch" in how else how), name="trained")
     record, _ = run("--eval-only", "--model-dir", str(tmp_path / "trained"), *how, name="tested")
     assert (record["calibration"]["fitted_on"], record["calibration"]["temperature"]) == ("nothing", 1.0)
@@ -314,7 +314,7 @@ def test_result_line_names_the_rule(run, finished_run_once, tiny_bank, tmp_path,
 # Through the command line
 
 
-def test_the_same_images_as_their_own_domain_give_the_accuracy_of_the_text_classifier(run, digits_features):
+def test_own_images_as_domain_score_the_text_classifier(run, digits_features):
     words = ("--dataset-config-file", "digits", "--config-file", "mini", "--target-domains", "Digits", "DigitsHigh")
     keys = (f"{NODE}.FEATURES.DIR", str(digits_features), f"{NODE}.CALIBRATE", "off", f"{NODE}.ALPHA_C", "16")
     record, _ = run(*words, *keys, bank=None)  # with a cache that changes predictions
@@ -326,7 +326,7 @@ def test_the_same_images_as_their_own_domain_give_the_accuracy_of_the_text_class
     assert high["accuracy_zero_shot"] > record["accuracy_zero_shot"]  # only those of its classes compete
 
 
-def test_the_other_half_of_a_banks_classes_scores_as_a_test_of_the_model_there_and_there_is_nothing_else(run):
+def test_target_half_of_a_bank_equals_eval_only(run):
     first, out = run("--target-datasets", "Tiny:new", "DATASET.SUBSAMPLE_CLASSES", "base")
     again, _ = run("--eval-only", "--model-dir", str(out), "DATASET.SUBSAMPLE_CLASSES", "new", name="test")
     [(name, scores)] = first["targets"].items()

@@ -33,7 +33,7 @@ SHORT = ["OPTIM.MAX_EPOCH", 2, f"{NODE}.MIN_STEPS", 0, "DATASET.NUM_SHOTS", 2]
 # Another method
 
 
-def test_a_method_is_given_everything_but_test_and_a_backbone_if_it_needs_one_and_timed(tiny_bank, monkeypatch):
+def test_fit_gets_no_test_images_and_is_timed(tiny_bank, monkeypatch):
     bank, method = load_bank(tiny_bank), Mock(needs_backbone=False, needs_base=False)
     method.name = "Spy"
     method.fit.side_effect = lambda *given: FittedMethod(lambda f: f, num_parameters=int(1e6 * torch.rand(1)))
@@ -68,7 +68,7 @@ def test_a_method_is_given_everything_but_test_and_a_backbone_if_it_needs_one_an
         ([[f"{NODE}.CLOSED_FORM.RHO", [0.1, 0.3]], [f"{NODE}.CLOSED_FORM.KAPPA", [2.0, 4.0]]], 2),  # KAPPA is in NOISE
     ],
 )
-def test_candidates_share_a_training_and_are_what_they_are_alone(tiny_bank, monkeypatch, rows, trainings):
+def test_candidates_that_share_a_training_equal_single_runs(tiny_bank, monkeypatch, rows, trainings):
     trained, saved, train = [], [], fitting.train_to_end
     monkeypatch.setattr(fitting, "train_to_end", lambda training: trained.append(train(training)) or trained[-1])
     task = BankTask(tiny_bank, load_cfg(opts=[*SHORT, f"{NODE}.SELECT", str(rows)]), 1)
@@ -94,7 +94,7 @@ def test_candidates_share_a_training_and_are_what_they_are_alone(tiny_bank, monk
     assert torch.equal(model.fold().logits(bank.val_features), alone[best])
 
 
-def test_a_fitted_adapter_is_its_model_and_tells_its_size(tiny_bank):
+def test_fitted_adapter_equals_its_model(tiny_bank):
     cfg = load_cfg(opts=[*SHORT, f"{NODE}.VARIANT", "training_free"])
     task = BankTask(tiny_bank, cfg, 1)
     bank = task.bank()
@@ -112,7 +112,7 @@ def test_a_fitted_adapter_is_its_model_and_tells_its_size(tiny_bank):
     assert torch.allclose(after.norm(dim=1), torch.ones(5))
 
 
-def test_a_model_begins_with_the_same_weights_whatever_was_drawn_before(tiny_bank):
+def test_initial_weights_depend_on_the_seed_alone(tiny_bank):
     cfg, bank = load_cfg(opts=[*SHORT, f"{NODE}.WEIGHT_INIT", "xavier"]), load_bank(tiny_bank)
     one, other, third = (fitting.new_model(bank, cfg, seed).layers.state_dict() for seed in (1, 1, 2))
     assert all(torch.equal(value, other[name]) for name, value in one.items())
@@ -122,7 +122,7 @@ def test_a_model_begins_with_the_same_weights_whatever_was_drawn_before(tiny_ban
 # Through the command line
 
 
-def test_a_chosen_value_is_kept_by_the_model_and_tested_with_it_but_no_other(run):
+def test_selected_value_is_the_only_one_tested(run):
     grid = f'[["{ALPHA}", [0, 300]], ["{BETA}", ["7"]]]'
     first, out = run("--select", "val", ALPHA, "1.0", f"{NODE}.SELECT", grid)
     chosen, beta = first["selected"]["value"]
@@ -138,7 +138,7 @@ def test_a_chosen_value_is_kept_by_the_model_and_tested_with_it_but_no_other(run
     assert not (out.parent / "three").exists()
 
 
-def test_a_model_with_another_account_of_its_choice_is_refused(finished_run_once):
+def test_model_with_malformed_selection_is_refused(finished_run_once):
     model = load_model(finished_run_once)
     for selected in ({"keys": 1}, {"keys": ["NO.SUCH"], "value": [1]}):
         changed = model.trained_on.model_copy(update={"selected": selected})
@@ -185,7 +185,7 @@ def confidence(logits: list[Tensor], temperature: float) -> float:
 # What is held out
 
 
-def test_every_image_is_held_out_once_and_is_then_in_no_view_of_the_rest(bank):
+def test_every_image_is_held_out_once(bank):
     parts = list(fitting.without_images(bank, seed=1))
     assert len(parts) == 4
     assert torch.equal(sum(held.int() for _, held in parts), torch.ones(30).int())
@@ -194,7 +194,7 @@ def test_every_image_is_held_out_once_and_is_then_in_no_view_of_the_rest(bank):
         assert torch.equal(rest.train_labels, bank.train_labels[~held])
 
 
-def test_images_are_dealt_to_at_most_four_folds_and_the_only_one_of_a_class_to_none(one_shot):
+def test_folds_are_at_most_four_without_single_images(one_shot):
     folds = fitting.assign_folds(torch.tensor([0, 1, 1, 2, 2, 2]), seed=1)
     assert folds.tolist()[0] == -1
     assert sorted(folds.tolist()[1:3]) == [0, 1]
@@ -204,7 +204,7 @@ def test_images_are_dealt_to_at_most_four_folds_and_the_only_one_of_a_class_to_n
     assert list(fitting.without_images(one_shot, seed=1)) == []
 
 
-def test_held_out_classes_are_unknown_to_the_rest_and_three_are_too_few_for_it(bank):
+def test_classes_are_held_out_from_four_on(bank):
     parts = list(fitting.without_classes(bank, seed=1))
     names = [set(rest.classnames) for rest, _ in parts]
     assert [len(known) for known in names] == [3, 2] and names[0] | names[1] == set(bank.classnames)
@@ -218,7 +218,7 @@ def test_held_out_classes_are_unknown_to_the_rest_and_three_are_too_few_for_it(b
 # What follows
 
 
-def test_val_images_are_what_the_temperature_is_fitted_on_where_there_are_some(tiny_bank):
+def test_temperature_is_fitted_on_val_images(tiny_bank):
     bank = load_bank(tiny_bank).without_test()
     logits = nearest_mean(bank)(bank.val_features)
     found = fitting.calibrate(bank, nearest_mean(bank), None, trains=True, seed=1)  # nothing is fitted again
@@ -229,7 +229,7 @@ def test_val_images_are_what_the_temperature_is_fitted_on_where_there_are_some(t
 
 
 @pytest.mark.parametrize(("trains", "fits", "images"), [(True, 1, 10), (False, 4, 30)])
-def test_a_method_that_trains_is_fitted_again_once_and_another_for_every_fold(bank, trains, fits, images):
+def test_trained_method_is_refitted_for_one_fold_only(bank, trains, fits, images):
     seen: list[FeatureBank] = []
     found = fitting.calibrate(bank, None, lambda rest: seen.append(rest) or nearest_mean(rest), trains, seed=1)
     assert (found.fitted_on, found.num_images, len(seen)) == ("held-out images", images, fits)
@@ -241,7 +241,7 @@ def test_a_method_that_trains_is_fitted_again_once_and_another_for_every_fold(ba
     assert (found.known.fitted_on, found.known.num_images) == ("held-out images", images)
 
 
-def test_at_one_shot_the_method_is_as_sure_as_zero_shot_clip_of_classes_that_are_held_out(one_shot):
+def test_one_shot_calibration_matches_zero_shot_confidence(one_shot):
     found = fitting.calibrate(one_shot, None, nearest_mean, trains=False, seed=3)
     assert (found.fitted_on, found.num_images) == ("held-out classes", 5)
     parts, keys = list(fitting.without_classes(one_shot, 3)), one_shot.cache_keys()
@@ -261,7 +261,7 @@ def test_at_one_shot_the_method_is_as_sure_as_zero_shot_clip_of_classes_that_are
 # In a run
 
 
-def test_the_model_folder_has_the_temperature_and_the_threshold_and_the_record_their_effect(run, tiny_bank, tmp_path):
+def test_model_and_record_hold_temperature_and_threshold(run, tiny_bank, tmp_path):
     no_val = tmp_path / "no_val.safetensors"
     replace(load_bank(tiny_bank), val_features=None, val_labels=None).save(no_val)
     record, out = run("DATASET.SUBSAMPLE_CLASSES", "base", bank=no_val)
@@ -282,7 +282,7 @@ def test_the_model_folder_has_the_temperature_and_the_threshold_and_the_record_t
     assert found["num_images"] == model.known.num_images
 
 
-def test_calibration_changes_no_prediction_and_without_it_there_is_no_threshold(run, finished_run_once):
+def test_calibration_changes_no_prediction(run, finished_run_once):
     calibrated = read_record(finished_run_once)
     plain, out = run(f"{NODE}.CALIBRATE", "off")
     assert (plain["calibration"]["temperature"], plain["calibration"]["fitted_on"]) == (1.0, "nothing")

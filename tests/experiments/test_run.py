@@ -53,7 +53,7 @@ def sha256_of(value: object) -> str:
 # What a run writes
 
 
-def test_a_run_leaves_its_model_its_split_and_a_record_of_all_that_it_says(run, tiny_bank):
+def test_run_writes_model_split_and_record(run, tiny_bank):
     found, out = run()
     names = ["adapter.safetensors", "predictions.safetensors", "result.json", "split.json", "text_nodes.safetensors"]
     model = ["model/README.md", "model/config.json", "model/model.safetensors"]
@@ -89,7 +89,7 @@ def test_a_run_leaves_its_model_its_split_and_a_record_of_all_that_it_says(run, 
     assert summary(found) == f"Tiny, 2 shots, seed 1: {said}"
 
 
-def test_record_and_model_tell_the_images_of_small_classes(run, tiny_bank):
+def test_record_and_model_count_images_of_small_classes(run, tiny_bank):
     bank = load_bank(tiny_bank)
     rows = torch.cat([(bank.train_labels == label).nonzero()[: 3 if label else 1, 0] for label in range(5)])
     train = {"train_features": bank.train_features[:, rows], "train_labels": bank.train_labels[rows]}
@@ -116,13 +116,13 @@ def test_record_and_model_tell_the_images_of_small_classes(run, tiny_bank):
         (("--resume", "nowhere"), "nothing to resume in nowhere"),
     ],
 )
-def test_what_cannot_be_done_is_refused(run, tmp_path, monkeypatch, words, said):
+def test_impossible_settings_are_refused(run, tmp_path, monkeypatch, words, said):
     monkeypatch.chdir(tmp_path)
     assert said in run(*words, code=2)
     assert not (tmp_path / "run" / "result.json").exists()
 
 
-def test_a_copy_inside_coop_knows_the_commit_that_it_was_made_of(tmp_path, monkeypatch):
+def test_installed_copy_knows_its_commit(tmp_path, monkeypatch):
     (tmp_path / "installed").write_text("0123abc\n")
     monkeypatch.setattr(commit, "INSTALLED", tmp_path / "installed")
     assert commit.git_commit.__wrapped__() == "0123abc"
@@ -131,7 +131,7 @@ def test_a_copy_inside_coop_knows_the_commit_that_it_was_made_of(tmp_path, monke
 # Interruption
 
 
-def test_an_interrupted_run_goes_on_unless_its_settings_differ(run, finished_run, tmp_path, stopped_at_checkpoint):
+def test_interrupted_run_resumes_unless_settings_differ(run, finished_run, tmp_path, stopped_at_checkpoint):
     with stopped_at_checkpoint():
         run("TRAIN.CHECKPOINT_FREQ", "1", code=130)
     out = tmp_path / "run"
@@ -158,7 +158,7 @@ def test_an_interrupted_run_goes_on_unless_its_settings_differ(run, finished_run
 # From images
 
 
-def test_a_run_on_images_writes_paths_into_its_split_and_keeps_thumbnails_in_their_order(run, digits_features):
+def test_image_run_writes_paths_and_ordered_thumbnails(run, digits_features):
     digits = {"bank": None, "quick": ("OPTIM.MAX_EPOCH", "3", f"{NODE}.FEATURES.DIR", str(digits_features))}
     record, out = run(*DIGITS, **digits)
     assert record["num_test"] == 899
@@ -208,7 +208,7 @@ def done(monkeypatch) -> list[str]:
     return asked
 
 
-def test_a_run_prepares_encodes_and_leaves_its_record_and_is_not_done_again(cfg, done, tiny_bank, tmp_path):
+def test_run_steps_are_ordered_and_not_repeated(cfg, done, tiny_bank, tmp_path):
     record = run_module.run(cfg(), tiny_bank)
     assert done == ["prepare", "bank", "encode_targets", "score_targets"]
     assert record == json.loads((tmp_path / "out" / "result.json").read_text())
@@ -221,7 +221,7 @@ def test_a_run_prepares_encodes_and_leaves_its_record_and_is_not_done_again(cfg,
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_without_training_all_encode_and_one_writes_the_split(cfg, done, tiny_bank, tmp_path, monkeypatch, rank):
+def test_no_train_encodes_in_every_process(cfg, done, tiny_bank, tmp_path, monkeypatch, rank):
     monkeypatch.setattr(processes, "rank", lambda: rank)
     assert run_module.run(cfg(), tiny_bank, train=False) == {}
     assert done == ["prepare", "bank"]
@@ -235,7 +235,7 @@ def test_without_training_all_encode_and_one_writes_the_split(cfg, done, tiny_ba
     ("seed", "wanted", "there", "seen"),
     [(0, True, False, (0, "cpu")), (7, True, True, (7, "cuda")), (-1, False, True, (2**31 - 1, "cpu"))],
 )
-def test_a_negative_seed_is_drawn_and_a_gpu_used_where_it_is_there(cfg, monkeypatch, seed, wanted, there, seen):
+def test_negative_seed_is_replaced_and_gpu_used(cfg, monkeypatch, seed, wanted, there, seen):
     def opening(cfg, path, seed, device):
         assert torch.equal(torch.rand(1), torch.rand(1, generator=torch.Generator().manual_seed(seed)))
         assert (seed, device) == seen
@@ -270,7 +270,7 @@ def pool_of(bank: FeatureBank, out: Path) -> tuple[torch.Tensor, ClassSums]:
     return torch.cat([keys[undrawn], bank.val_features]), ClassSums.of(keys[drawn], bank.train_labels[drawn], 5)
 
 
-def test_a_pool_is_what_was_not_drawn_and_val_and_the_model_has_heard_it(run, finished_run_once, tiny_bank):
+def test_model_adapts_to_remaining_and_val_images(run, finished_run_once, tiny_bank):
     plain = read_record(finished_run_once)
     record, out = run("--unlabelled", "pool")
     bank, before, model = load_bank(tiny_bank), load_model(finished_run_once), load_model(out)
@@ -291,7 +291,7 @@ def test_a_pool_is_what_was_not_drawn_and_val_and_the_model_has_heard_it(run, fi
     assert record["run_id"] != plain["run_id"] and "DATASET.UNLABELLED" not in plain["config"]
 
 
-def test_the_test_images_together_leave_no_model(run, finished_run_once, tiny_bank):
+def test_transductive_run_saves_no_model(run, finished_run_once, tiny_bank):
     record, out = run("--unlabelled", "test")
     bank, before = load_bank(tiny_bank), load_model(finished_run_once)
     _, labelled = pool_of(bank, out)
@@ -304,7 +304,7 @@ def test_the_test_images_together_leave_no_model(run, finished_run_once, tiny_ba
 
 
 @pytest.mark.parametrize("what", ["pool", "test"])
-def test_a_trained_model_hears_them_in_a_test_of_it_but_not_twice(run, finished_run_once, what):
+def test_trained_model_adapts_once_in_a_test(run, finished_run_once, what):
     trained, adaptation = run("--unlabelled", what, name="trained")
     tested, folder = run("--eval-only", "--model-dir", str(finished_run_once), "--unlabelled", what, name="tested")
     assert tested["accuracy"] == pytest.approx(trained["accuracy"], abs=2.6)  # cache keys were rounded; 40 images
@@ -315,7 +315,7 @@ def test_a_trained_model_hears_them_in_a_test_of_it_but_not_twice(run, finished_
         assert "heard unlabelled images before" in again
 
 
-def test_zero_shot_has_seen_no_label_and_no_temperature(run, tiny_bank):
+def test_zero_shot_adapts_without_labels_and_temperature(run, tiny_bank):
     _, out = run("--trainer", "ZeroShot", "--unlabelled", "pool", quick=())
     bank, model = load_bank(tiny_bank), load_model(out / "model")
     pool, _ = pool_of(bank, out)
@@ -366,11 +366,11 @@ def test_a_transductive_method_starts_from_the_trained_adapter(run, name):
         (("--unlabelled", "nowhere"), "nowhere has to be encoded"),
     ],
 )
-def test_what_cannot_be_heard_is_refused_in_one_line(run, flags, words):
+def test_unusable_unlabelled_images_are_refused(run, flags, words):
     assert words in run(*flags, quick=(), code=2)
 
 
-def test_a_pool_of_images_is_encoded_and_a_folder_is_one(run, digits_features, tmp_path):
+def test_pool_and_folder_of_images_are_encoded(run, digits_features, tmp_path):
     keys = ("TRAINER.HEGRAPHADAPTER.FEATURES.DIR", str(digits_features))
     pool, _ = run(*DIGITS, "--unlabelled", "pool", bank=None, quick=keys)
     plain, _ = run(*DIGITS, name="plain", bank=None, quick=keys)
@@ -410,7 +410,7 @@ def encoded(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.slow
-def test_two_processes_encode_what_one_encodes(run, tmp_path):
+def test_two_processes_encode_the_same_as_one(run, tmp_path):
     features = (f"{NODE}.FEATURES.DIR", tmp_path / "together", f"{NODE}.FEATURES.VIEWS", "2")
     ended = in_two_processes(*DIGITS, "--no-train", "--seed", "1", "--output-dir", tmp_path / "out", *features)
     counts = [int(re.search(r"encoded (\d+) test images", said)[1]) for code, said in ended if code == 0]

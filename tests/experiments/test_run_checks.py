@@ -198,7 +198,7 @@ WRITTEN = ("adapter", "predictions", "text_nodes")
 
 @pytest.mark.parametrize("name", WRITTEN)
 @pytest.mark.parametrize("flag", ["--features", "--unlabelled"])
-def test_run_does_not_overwrite_what_it_reads(run, no_training, tiny_bank, tmp_path, flag, name):
+def test_run_does_not_overwrite_its_inputs(run, no_training, tiny_bank, tmp_path, flag, name):
     out = tmp_path / "run"
     out.mkdir()
     bank = Path(shutil.copy(tiny_bank, out / f"{name}.safetensors"))
@@ -217,7 +217,7 @@ def test_descriptions_are_not_overwritten(run_on_photos, no_training, tmp_path):
     assert "split.json is read by this command" in said and "a cat." in descriptions.read_text()
 
 
-def test_bank_in_a_model_folder_is_kept(run, finished_run, no_training, tiny_bank):
+def test_bank_in_a_model_folder_is_not_replaced(run, finished_run, no_training, tiny_bank):
     bank = Path(shutil.copy(tiny_bank, finished_run / "model" / "bank.safetensors"))
     (finished_run / "result.json").unlink()
     assert "bank.safetensors is read by this command" in run("OUTPUT_DIR", str(finished_run), bank=bank, code=2)
