@@ -1,4 +1,4 @@
-"""The pages of commands: served, asked as a program does, and shown in a headless Chromium."""
+"""Servers of the pages, and a headless Chromium that shows them."""
 
 from __future__ import annotations
 
@@ -29,14 +29,13 @@ ARGUMENTS = (
     *("--disable-background-networking", "--disable-component-update", "--window-size=1280,900"),
 )
 SENT = ("Network.requestWillBeSent", "Network.webSocketCreated")
-# Gradio asks for the progress of an upload, and says so in the console if the upload has ended before, or a page that
-# is left had asked for something
-OF_GRADIO = ("/gradio_api/upload_progress", " Response", "AbortError", "errored out")
+# Gradio logs an error if an upload ends before a request for its progress, or if a page is left before a response
+GRADIO_ERRORS = ("/gradio_api/upload_progress", " Response", "AbortError", "errored out")
 
 
 @contextmanager
 def serving(words: Sequence[str], cwd: Path = Path(__file__).parents[1], **environment: str) -> Iterator[str]:
-    """The address where a command, which is given without its port, shows its page."""
+    """Run a command with a free --port; the context is the address of its page."""
     pytest.importorskip("gradio", reason="gradio is not installed, which shows the page")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -57,8 +56,9 @@ def serving(words: Sequence[str], cwd: Path = Path(__file__).parents[1], **envir
 
 @contextmanager
 def browsing(profile: Path, *arguments: str) -> Iterator[Browser]:
-    """Chromium on the page of a command of ours; `profile` is an empty folder. In the end no script has failed, and no
-    request has left the machine.
+    """Run a command of the package and show its page in Chromium. `profile` is an empty folder.
+
+    At the end, check that no script failed and no request left the machine.
     """
     with serving([sys.executable, "-m", "trainers.hegraph", *arguments]) as address:
         browser = Browser(profile, address)
@@ -70,7 +70,7 @@ def browsing(profile: Path, *arguments: str) -> Iterator[Browser]:
 
 
 class Browser:
-    """Chromium on the page at an address; `profile` is an empty folder."""
+    """Chromium that shows the page at an address. `profile` is an empty folder."""
 
     def __init__(self, profile: Path, address: str) -> None:
         webdriver = pytest.importorskip("selenium.webdriver", reason="selenium, which drives the browser, is not there")
@@ -88,50 +88,50 @@ class Browser:
         self.address = address
 
     def open(self, *selectors: str) -> None:
-        """Opens the page anew, and waits until it can be used: elements of these CSS selectors are displayed."""
+        """Open the page and wait until elements of the CSS selectors are displayed."""
         self.driver.get(self.address)
         for selector in selectors:
             self.wait(lambda selector=selector: self.find(selector))
 
     def settled(self, ask: Callable[[], T]) -> T:
-        """What `ask` gives of elements, asked again where the page is renewed meanwhile."""
+        """Call `ask`, again if the page replaces an element meanwhile."""
         from selenium.common.exceptions import StaleElementReferenceException
 
         for _ in range(20):
             with suppress(StaleElementReferenceException):
                 return ask()
             time.sleep(0.1)
-        raise AssertionError("the page is renewed again and again")
+        raise AssertionError("the page replaces its elements again and again")
 
     def find(self, selector: str) -> list:
-        """The elements of a CSS selector that are displayed."""
+        """Displayed elements of a CSS selector."""
         elements = partial(self.driver.find_elements, "css selector", selector)
         return self.settled(lambda: [element for element in elements() if element.is_displayed()])
 
     def wait(self, condition: Callable[[], object], seconds: float = 60) -> None:
-        """Waits until a condition holds, and fails with the page's answer if it does not."""
+        """Wait until a condition holds; fail with the text of the page after `seconds`."""
         end = time.monotonic() + seconds
         while not condition():
-            assert time.monotonic() < end, f"nothing came in {seconds} s; the page says: {self.text('body')[:300]}"
+            assert time.monotonic() < end, f"not met in {seconds} s; text of the page: {self.text('body')[:300]}"
             time.sleep(0.1)
 
     def text(self, selector: str) -> str:
-        """The text of an element; "" if it is not there."""
+        """Text of an element; "" if it is missing."""
         script = "return document.querySelector(arguments[0])?.innerText ?? ''"
         return self.driver.execute_script(script, selector)
 
     def winner(self) -> str:
-        """The likeliest class; "" if there is no answer."""
+        """Likeliest class; "" without an answer."""
         return self.text("#adapted [data-testid=label-output-value]").strip()
 
     def tab(self, name: str) -> None:
-        """Opens a tab."""
+        """Open a tab."""
         [tab] = self.settled(lambda: [tab for tab in self.find("button[role=tab]") if tab.text == name])
         tab.click()
         self.wait(lambda: tab.get_attribute("aria-selected") == "true")
 
     def draw(self, strokes: Sequence[Sequence[tuple[float, float]]], name: str = "drawing") -> None:
-        """Draws a digit with the mouse."""
+        """Draw strokes with the mouse."""
         [canvas] = self.find(f"#{name} canvas")
         side = 0.8 * canvas.rect["width"]
         for stroke in strokes:
@@ -142,17 +142,17 @@ class Browser:
             actions.release().perform()
 
     def upload(self, file: Path) -> None:
-        """Chooses a file for the image, in place of the one that is there."""
+        """Choose a file for the image and replace the current one."""
         for button in self.find("#image button[aria-label='Clear']"):
             button.click()
         self.wait(lambda: self.driver.find_elements("css selector", "#image input[type=file]"))
         self.driver.find_element("css selector", "#image input[type=file]").send_keys(str(file))
 
     def check_on_a_phone(self, *tabs: str) -> None:
-        """On a phone nothing is wider than the page, and every control of every tab has a name for a screen reader."""
+        """Check that all tabs fit the width of a phone and all controls have a name for screen readers."""
 
         def unnamed() -> list[str]:
-            # Gradio keeps copies of its tabs to measure how wide they are; nobody sees or reaches them
+            # Gradio has hidden copies of its tabs, which measure their width
             controls = self.find("button:not(.tab-container.visually-hidden *), input, canvas, textarea, select, a")
             return [each.get_attribute("outerHTML")[:200] for each in controls if not each.accessible_name]
 
@@ -168,11 +168,11 @@ class Browser:
             self.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
     def check_logs(self) -> None:
-        """What the browser has logged is no failure of a script, and no request to another host."""
+        """Check that no script failed and no request went to another host."""
         messages = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
         sent = [each["params"] for each in messages if each["method"] in SENT]
         urls = [urlsplit(each.get("request", each)["url"]) for each in sent]
-        inside = ("data", "blob", "chrome", "about", "chrome-extension")  # pages and data of the browser itself
+        inside = ("data", "blob", "chrome", "about", "chrome-extension")  # internal to the browser
         assert {url.netloc for url in urls if url.scheme not in inside} == {urlsplit(self.address).netloc}
         errors = [entry["message"] for entry in self.driver.get_log("browser") if entry["level"] == "SEVERE"]
-        assert [error for error in errors if not any(part in error for part in OF_GRADIO)] == []
+        assert [error for error in errors if not any(part in error for part in GRADIO_ERRORS)] == []

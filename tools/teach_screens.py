@@ -29,7 +29,7 @@ def main() -> None:
         with browsing(profile, "teach", str(folder), "--backbone", "hegraph-mini") as browser:
             browser.driver.set_window_size(*SIZE)
             browser.open("#classes form", "#accuracy")
-            browser.wait(lambda: "have still to be encoded" not in browser.text("body"))
+            browser.wait(lambda: "left to encode" not in browser.text("body"))
             for tab in ("Check", "Label", "Classes"):
                 browser.tab(tab)
                 browser.wait(lambda tab=tab: browser.find(f"#{tab.lower()} img"))

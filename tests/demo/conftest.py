@@ -1,4 +1,4 @@
-"""What the tests of the page share: a model of the digits with thumbnails."""
+"""Model of the digits with thumbnails, for the tests of the page."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from trainers.hegraph.models.images import ImageModel
 
 @pytest.fixture(scope="session")
 def model_folder(finished_digits_once) -> Path:
-    """The model folder of 4 shots of the digits with mini, with thumbnails; not to be changed."""
+    """Model folder of 4 shots of the digits with mini and with thumbnails; read-only."""
     return finished_digits_once / "model"
 
 

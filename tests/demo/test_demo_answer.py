@@ -1,4 +1,4 @@
-"""The answer: what it says equals what the model computes, and nothing in it can become markup. Its thumbnails."""
+"""Answer of the demo: values of the model, escaped HTML, and thumbnails."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from trainers.hegraph.datasets.digits import SPLIT_ROWS, open_digit
-from trainers.hegraph.demo.answer import Evidence, answer, reasons, summary, title
+from trainers.hegraph.demo.answer import Evidence, compute_answer, explanation_html, summary, title
 from trainers.hegraph.models.folder import MAX_BYTES, read_thumbnail, write_thumbnails
 
 
@@ -25,15 +25,15 @@ def changed(model, **values: object):
     return model.model_copy(update=values)
 
 
-def test_the_answer_is_what_the_model_and_zero_shot_clip_compute(digits, features):
+def test_answer_equals_model_and_zero_shot_clip(digits, features):
     model = changed(digits.model, temperature=3.0)
     for feature in features.split(1):
-        found = answer(model, feature)
+        found = compute_answer(model, feature)
         adapted = dict(zip(model.classnames, model.probabilities(feature)[0].tolist()))
         zero_shot = dict(zip(model.classnames, model.zero_shot_logits(feature)[0].softmax(dim=0).tolist()))
-        for guesses, everything in ((found.adapted, adapted), (found.zero_shot, zero_shot)):
-            assert list(guesses) == sorted(everything, key=everything.__getitem__, reverse=True)[:5]
-            assert guesses == pytest.approx({name: everything[name] for name in guesses})
+        for shown, everything in ((found.adapted, adapted), (found.zero_shot, zero_shot)):
+            assert list(shown) == sorted(everything, key=everything.__getitem__, reverse=True)[:5]
+            assert shown == pytest.approx({name: everything[name] for name in shown})
         values, labels = model.classifier.logits(feature)[0].topk(2)
         parts = model.classifier.parts(feature)
         for evidence, value, label in zip((found.winner, found.runner_up), values, labels):
@@ -45,14 +45,14 @@ def test_the_answer_is_what_the_model_and_zero_shot_clip_compute(digits, feature
         assert found.cache_choice == model.classnames[parts.visual[0].argmax()]
 
 
-def test_the_neighbours_are_the_training_images_of_the_winning_class_that_contribute_most(digits, features):
+def test_neighbours_contribute_most_to_the_winning_class(digits, features):
     classifier = digits.model.classifier
     weights = torch.linspace(0.5, 1.5, len(classifier.keys))
     for key_weights in (None, weights):
         other = replace(classifier, key_weights=key_weights, alpha=2.0, beta=3.0)
         model = changed(digits.model, classifier=other)
         for feature in features[:10].split(1):
-            found = answer(model, feature)
+            found = compute_answer(model, feature)
             label = model.classnames.index(found.winner.name)
             values_of_keys = torch.ones_like(weights) if key_weights is None else weights
             contributions = {
@@ -66,52 +66,53 @@ def test_the_neighbours_are_the_training_images_of_the_winning_class_that_contri
             assert found.winner.cache == pytest.approx(sum(contributions.values()), rel=1e-4)
 
 
-def test_a_model_without_a_cache_or_of_one_class_says_so(digits, features):
+def test_explanation_without_cache_or_with_one_class(digits, features):
     classifier = digits.model.classifier.text_only()
-    found = answer(changed(digits.model, classifier=classifier), features[:1])
+    found = compute_answer(changed(digits.model, classifier=classifier), features[:1])
     assert (found.winner.cache, found.cache_choice, found.neighbours) == (None, None, ())
-    assert "no cache of training images" in reasons(found) and "lead of" in reasons(found)
-    assert '<th scope="col">cache</th>' not in reasons(found)
+    assert "no cache of training images" in explanation_html(found) and "lead of" in explanation_html(found)
+    assert '<th scope="col">cache</th>' not in explanation_html(found)
     one = replace(classifier, **{name: getattr(classifier, name)[:1] for name in ("weights", "bias")})
     names = {"text_positive": digits.model.text_positive[:1], "classnames": digits.model.classnames[:1]}
-    found = answer(changed(digits.model, classifier=one, **names), features[:1])
+    found = compute_answer(changed(digits.model, classifier=one, **names), features[:1])
     assert (len(found.adapted), len(found.zero_shot), found.runner_up) == (1, 1, None)
-    assert "lead of" not in reasons(found)
+    assert "lead of" not in explanation_html(found)
 
 
-def test_classes_of_one_name_are_told_apart_by_their_ids(digits, features):
+def test_classes_with_equal_names_show_ids(digits, features):
     model = changed(digits.model, classnames=("bat",) * 10, class_ids=tuple(f"{k}: bat" for k in range(10)))
-    assert set(answer(model, features[:1]).adapted) < {f"{k}: bat" for k in range(10)}
+    assert set(compute_answer(model, features[:1]).adapted) < {f"{k}: bat" for k in range(10)}
 
 
-def test_the_page_warns_where_few_images_of_known_classes_score_as_low(digits, features):
-    found = answer(digits.model, features[:1])
+def test_warning_for_unusually_low_score(digits, features):
+    found = compute_answer(digits.model, features[:1])
     logits = digits.model.classifier.logits(features[:1])[0].double()
     energy = (logits / digits.model.temperature).exp().sum().log().item()
     below = sum(quantile < energy for quantile in digits.model.known.quantiles)  # of 101, one for each percent
     assert 100 * found.share_below == pytest.approx(below - 0.5, abs=0.5001)
-    assert answer(changed(digits.model, known=None), features[:1]).share_below is None
+    assert compute_answer(changed(digits.model, known=None), features[:1]).share_below is None
     for share in (None, 0.05):
-        assert "none of these classes" not in reasons(replace(found, share_below=share))
-    for share, said in ((0.049, "only 5 %"), (0.021, "only 2 %"), (0.01, "only 1 %"), (0.009, "less than 1 %")):
-        assert f"{said} of the images of known classes" in reasons(replace(found, share_below=share))
+        assert "none of the classes" not in explanation_html(replace(found, share_below=share))
+    for share, text in ((0.049, "only 5 %"), (0.021, "only 2 %"), (0.01, "only 1 %"), (0.009, "less than 1 %")):
+        assert f"{text} of the images of known classes" in explanation_html(replace(found, share_below=share))
 
 
-def test_the_reasons_are_the_two_opinions_the_logits_and_what_the_model_sees_as_text(digits, features):
+def test_explanation_has_escaped_names_and_logits(digits, features):
     evil = '<img src=x onerror="alert(1)">&amp;'
     first, second = Evidence(evil, 3.25, 1.5), Evidence("b", 1.0, 2.125)
-    found = answer(digits.model, features[:1])
+    found = compute_answer(digits.model, features[:1])
     agreed = replace(found, winner=first, runner_up=second, text_choice=evil, cache_choice=evil)
-    assert f"both say <b>{evil}</b>" in unescape(reasons(agreed)) and "<img" not in reasons(agreed)
-    page = reasons(replace(agreed, text_choice="nine", cache_choice="two"), seen=Image.new("RGB", (8, 8)))
-    assert "alone says <b>nine</b>" in page
-    assert "alone <b>two</b>" in page
-    assert '<img alt="The image as the model gets it" src="data:image/png;base64,' in page
+    page = explanation_html(agreed)
+    assert f"both predict <b>{evil}</b>" in unescape(page) and "<img" not in page
+    page = explanation_html(replace(agreed, text_choice="nine", cache_choice="two"), Image.new("RGB", (8, 8)))
+    assert "text classifier predicts <b>nine</b>" in page
+    assert "training images predicts <b>two</b>" in page
+    assert '<img alt="Input of the model" src="data:image/png;base64,' in page
     cells = page.replace("</td>", " ").split("<td>")[1:]
     assert [float(cell.split()[0]) for cell in cells] == [3.25, 1.5, 4.75, 1.0, 2.12, 3.12, 2.25, -0.62, 1.62]
 
 
-def test_the_title_and_the_summary_tell_what_the_model_is(digits):
+def test_title_and_summary_describe_the_model(digits):
     model = digits.model
     assert title(model) == "HeGraphAdapter on Digits"
     score = model.scores
@@ -120,7 +121,7 @@ def test_the_title_and_the_summary_tell_what_the_model_is(digits):
         f"images of each class. Accuracy on 899 test images: {score.accuracy:.2f} %, zero-shot CLIP 78.09 %."
     )
     bare = changed(model, scores=score.model_copy(update={"accuracy": None}))
-    for shots, images, said in (
+    for shots, images, text in (
         (-1, None, "trained on all images of each class."),
         (1, None, "trained on 1 image of each class."),
         (16, (16,) * 10, "trained on 16 images of each class."),
@@ -128,10 +129,10 @@ def test_the_title_and_the_summary_tell_what_the_model_is(digits):
         (16, (8,) * 10, "trained on 16 shots (8 images per class)."),
     ):
         trained_on = model.trained_on.model_copy(update={"shots": shots})
-        assert summary(changed(bare, trained_on=trained_on, images=images)).endswith(said)
+        assert summary(changed(bare, trained_on=trained_on, images=images)).endswith(text)
 
 
-def test_thumbnails_are_read_in_the_order_in_which_they_were_written_last(tmp_path):
+def test_latest_thumbnails_are_read_in_order(tmp_path):
     exif = Image.Exif()
     exif[0x010E] = "taken at home"
     Image.new("RGB", (100, 50), "red").save(tmp_path / "photo.jpg", exif=exif, comment=b"at home")
@@ -148,13 +149,13 @@ def test_thumbnails_are_read_in_the_order_in_which_they_were_written_last(tmp_pa
 
 
 @pytest.mark.parametrize("how", ["text", "long", "wide", "PNG", "pipe"])
-def test_a_file_that_is_no_thumbnail_is_not_shown(how, tmp_path):
+def test_invalid_thumbnail_is_not_shown(how, tmp_path):
     write_thumbnails(tmp_path, [Image.new("RGB", (64, 64), "red")])
     path = tmp_path / "thumbnails" / "00000.jpg"
     content = {"text": b"no image", "long": path.read_bytes() + bytes(MAX_BYTES)}
     path.unlink()
     if how == "pipe":
-        os.mkfifo(path)  # which is not waited for
+        os.mkfifo(path)  # opening it would block
     elif how in content:
         path.write_bytes(content[how])
     else:

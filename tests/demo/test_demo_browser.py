@@ -1,4 +1,4 @@
-"""The page in a real browser. The tests share one window."""
+"""Demo page in a real browser. The tests share one window."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ def page(window) -> Browser:
     return window
 
 
-def test_a_digit_that_is_drawn_with_the_mouse_gives_that_digit_and_why_with_pictures(page):
+def test_digit_drawn_with_mouse_is_explained(page):
     page.draw([ZERO])
     page.wait(lambda: page.winner() == "zero")
     for name in ("adapted", "zero-shot"):
         assert len(page.find(f"#{name} [data-testid$='-confidence']") or page.find(f"#{name} .confidence-set")) == 5
-    for said in ("What the logits are made of", "lead of zero"):
-        assert said in page.text("#answer")
+    for text in ("Parts of the logits", "lead of zero"):
+        assert text in page.text("#answer")
     page.wait(lambda: len(page.find("#nearest img")) == 4)
     page.find("#drawing button")[0].click()
     page.wait(lambda: not page.winner())
 
 
-def test_a_digit_is_drawn_by_keyboard_alone(page):
+def test_digit_is_drawn_by_keyboard(page):
     keys = page.keys
     for _ in range(20):
         page.actions().send_keys(keys.TAB).perform()
@@ -55,7 +55,7 @@ def test_a_digit_is_drawn_by_keyboard_alone(page):
     page.wait(lambda: not page.winner())
 
 
-def test_a_scan_is_chosen_without_a_mouse(page):
+def test_scan_is_chosen_by_keyboard(page):
     page.tab("Image")
     buttons = page.find("#scans button")
     assert [button.accessible_name for button in buttons] == [f"Scan of {name}" for name in CLASSNAMES]
@@ -63,7 +63,7 @@ def test_a_scan_is_chosen_without_a_mouse(page):
     page.wait(lambda: page.winner() == "one")
 
 
-def test_no_image_and_a_huge_one_give_a_message(page, tmp_path):
+def test_unusable_uploads_give_a_message(page, tmp_path):
     page.tab("Image")
     (tmp_path / "notes.txt").write_text("no image")
     page.upload(tmp_path / "notes.txt")
@@ -76,13 +76,13 @@ def test_no_image_and_a_huge_one_give_a_message(page, tmp_path):
     page.wait(lambda: any("exceed the maximum allowed size of 20" in toast.text for toast in page.find(".toast-body")))
 
 
-def test_nothing_is_wider_than_a_phone_and_every_control_has_a_name(page):
+def test_page_fits_a_phone_with_named_controls(page):
     page.draw([ZERO])
     page.wait(page.winner)
     page.check_on_a_phone("Draw", "Image")
 
 
-def test_nothing_of_a_model_folder_is_run(model_folder, tmp_path):
+def test_model_folder_runs_no_script(model_folder, tmp_path):
     evil = "</script><script>window.evil=1</script><img src=x onerror='window.evil=1'>${window.evil=1}{{constructor}}"
     shutil.copytree(model_folder, tmp_path / "model")
     config = json.loads((model_folder / "config.json").read_text())

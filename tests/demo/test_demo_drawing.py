@@ -1,4 +1,4 @@
-"""Drawings become scans like those of the data set, and are classified right."""
+"""Conversion of drawings into scans, and their classification."""
 
 from __future__ import annotations
 
@@ -10,7 +10,15 @@ import pytest
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from trainers.hegraph.datasets.digits import CLASSNAMES, open_digit
-from trainers.hegraph.demo.drawing import PNG, SIDE, as_png, ink_of_canvas, is_of_digits, scan_of_ink, scan_of_picture
+from trainers.hegraph.demo.drawing import (
+    PNG,
+    SIDE,
+    as_png,
+    classifies_digits,
+    ink_of_canvas,
+    scan_of_ink,
+    scan_of_picture,
+)
 from trainers.hegraph.utils.errors import UserError
 
 
@@ -29,7 +37,7 @@ def named(digits, images):
     return [CLASSNAMES[label] for label in digits.model.probabilities(digits.features(images)).argmax(dim=1)]
 
 
-def test_a_drawn_digit_is_classified_right_however_large_and_thick_it_is_and_dark_on_bright(digits):
+def test_digits_of_any_size_and_pen_are_classified(digits):
     for size, corner, pen in ((300, (100, 20), 0), (300, (100, 20), 8), (150, (20, 150), 0), (150, (20, 150), 4)):
         bright = [written(digit, size, corner, pen) for digit in range(10)]
         drawn = named(digits, [scan_of_ink(as_ink(image)) for image in bright])
@@ -38,7 +46,7 @@ def test_a_drawn_digit_is_classified_right_however_large_and_thick_it_is_and_dar
         assert named(digits, [scan_of_picture(image) for image in dark]) == drawn
 
 
-def test_a_scan_has_the_ink_and_the_size_of_those_of_the_data_set():
+def test_scan_has_size_and_ink_of_the_data_set():
     for pen in (0, 30):
         scan = scan_of_ink(as_ink(written(3, pen=pen)))
         assert (scan.mode, scan.size) == ("RGB", (8, 8))
@@ -49,22 +57,22 @@ def test_a_scan_has_the_ink_and_the_size_of_those_of_the_data_set():
         assert scan_of_ink(np.full(shape, 0.2)).size == (8, 8)
     scan = open_digit("digits/0900")
     assert np.array_equal(np.asarray(scan_of_picture(scan)), np.asarray(scan)), "a scan stays as it is"
-    with pytest.raises(UserError, match="no digit stands out"):
+    with pytest.raises(UserError, match="no digit found"):
         scan_of_picture(Image.new("RGB", (100, 100), "white"))
 
 
-def test_only_a_model_of_the_digits_is_drawn_for(digits):
-    assert is_of_digits(digits.model)
+def test_only_models_of_digits_get_a_canvas(digits):
+    assert classifies_digits(digits.model)
     other = digits.model.trained_on.model_copy(update={"dataset": "Food101"})
-    assert not is_of_digits(digits.model.model_copy(update={"trained_on": other}))
-    assert not is_of_digits(digits.model.model_copy(update={"classnames": ("cat", *digits.model.classnames[1:])}))
+    assert not classifies_digits(digits.model.model_copy(update={"trained_on": other}))
+    assert not classifies_digits(digits.model.model_copy(update={"classnames": ("cat", *digits.model.classnames[1:])}))
 
 
 def url(image: Image.Image) -> str:
     return PNG + base64.b64encode(as_png(image)).decode()
 
 
-def test_the_ink_of_the_canvas_is_how_bright_it_is_and_what_no_canvas_sends_is_refused():
+def test_ink_of_canvas_and_refused_values():
     image = Image.new("RGBA", (SIDE, SIDE), "black")
     image.paste("white", (10, 20, 30, 40))
     ink = ink_of_canvas(url(image))
@@ -76,5 +84,5 @@ def test_the_ink_of_the_canvas_is_how_bright_it_is_and_what_no_canvas_sends_is_r
         None, 7, "http://127.0.0.1/image.png", PNG, PNG + "A" * 300_000, url(blank), url(image)[:60], url(large),
         PNG + base64.b64encode(gif.getvalue()).decode(), url(Image.new("L", (8, 8), 255)),
     ):  # fmt: skip
-        with pytest.raises(UserError, match="the drawing came damaged"):
+        with pytest.raises(UserError, match="the drawing arrived damaged"):
             ink_of_canvas(value)

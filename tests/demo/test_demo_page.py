@@ -1,4 +1,4 @@
-"""The page and what visitors send to it; the command that shows it, where a mistake is one clear line."""
+"""Demo page: requests of visitors, and the command that serves the page."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def page():
-    """The module of the page, which imports Gradio."""
+    """Module of the page, which imports Gradio."""
     pytest.importorskip("gradio", reason="gradio is not installed, which shows the page")
     from trainers.hegraph.demo import page
 
@@ -41,7 +41,7 @@ def answers(page, digits, model_folder, uploads):
     return page.Answers(digits, model_folder, uploads)
 
 
-def test_an_upload_is_opened_only_if_it_lies_in_its_folder_and_is_a_file(page, uploads, tmp_path):
+def test_only_files_in_the_upload_folder_are_opened(page, uploads, tmp_path):
     for folder in (uploads, tmp_path):
         Image.new("RGB", (20, 10)).save(folder / "photo.jpg")
     os.mkfifo(uploads / "pipe.png")
@@ -51,51 +51,51 @@ def test_an_upload_is_opened_only_if_it_lies_in_its_folder_and_is_a_file(page, u
     names = ("pipe.png", "link.png", "loop.png", "missing.png", "..", "../photo.jpg", "a\0b", "x" * 5000)
     paths = [*(str(uploads / name) for name in names), "/dev/stdin", None, 3, ["x"]]
     for sent in (*({"path": path} for path in paths), 3, "photo.jpg", [1], {}):
-        with pytest.raises(UserError, match="no picture came"):
+        with pytest.raises(UserError, match="no picture arrived"):
             page.uploaded_file(sent, uploads)
 
 
-def test_what_is_no_image_or_too_large_is_one_clear_line(answers, uploads):
+def test_unusable_upload_gives_an_error(answers, uploads):
     (uploads / "notes.png").write_bytes(b"no <image>")
     Image.new("1", (10_000, 5_001)).save(uploads / "huge.png")
-    for name, said in (("notes", "This file is not an image"), ("huge", "50 million pixels; take a smaller one.")):
+    for name, text in (("notes", "This file is not an image"), ("huge", "50 million pixels; take a smaller one.")):
         html, *rest = answers({"path": str(uploads / f"{name}.png")})
-        assert 'role="alert"' in html and said in html and rest == [None] * 3
+        assert 'role="alert"' in html and text in html and rest == [None] * 3
 
 
-def test_a_photo_is_answered_with_the_likeliest_classes_the_reasons_and_the_nearest_pictures(answers, uploads):
+def test_photo_gets_classes_explanation_and_pictures(answers, uploads):
     open_digit("digits/0902").resize((200, 200)).save(uploads / "0.jpg")
     html, adapted, zero_shot, pictures = answers({"path": str(uploads / "0.jpg")})
     assert next(iter(adapted)) == "zero"
     assert len(adapted) == len(zero_shot) == 5
-    assert "What the model sees" in html
+    assert "Input of the model" in html
     assert len(pictures) == 4  # of 4 shots
     assert all(image.size == (8, 8) and caption.startswith("no. ") for image, caption in pictures)
-    answers.scanned, answers.folder = False, uploads  # a model of anything else, without thumbnails
+    answers.converts_uploads, answers.folder = False, uploads  # a model of other classes, without thumbnails
     html, adapted, _, pictures = answers({"path": str(uploads / "0.jpg")})
-    assert "What the model sees" not in html
+    assert "Input of the model" not in html
     assert (len(adapted), pictures) == (5, None)
 
 
-def test_without_an_image_there_is_a_hint_and_what_is_wrong_is_escaped(page, answers):
+def test_hint_without_image_and_escaped_errors(page, answers):
     for nothing in ("", None):
         assert answers(nothing) == (page.HINT, None, None, None)
-    assert "The drawing came damaged" in answers("7")[0]
-    assert "&lt;b&gt;no&lt;/b&gt;." in page.complaint(UserError("<b>no</b>"))
+    assert "The drawing arrived damaged" in answers("7")[0]
+    assert "&lt;b&gt;no&lt;/b&gt;." in page.error_html(UserError("<b>no</b>"))
 
 
 # The command
 
 
 def the_error(capsys, *arguments: object) -> str:
-    """The one line that the command ends with, with exit code 2."""
+    """Error line of a command that ends with exit code 2."""
     assert main([str(argument) for argument in arguments]) == 2
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")
     return line
 
 
-def test_it_listens_on_this_machine_alone_unless_told_otherwise_and_a_wrong_address_is_one_clear_line(capsys):
+def test_unusable_address_is_refused(capsys):
     args = parse_arguments(["MODEL"])
     assert (args.host, args.port) == ("127.0.0.1", 7860)
     with socket.socket() as taken:
@@ -108,7 +108,7 @@ def test_it_listens_on_this_machine_alone_unless_told_otherwise_and_a_wrong_addr
         assert value in the_error(capsys, "MODEL", flag, value)
 
 
-def test_a_folder_without_a_model_and_no_gradio_are_one_clear_line(page, tmp_path, capsys, monkeypatch):
+def test_missing_model_and_missing_gradio_are_refused(page, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(command, "check_address", lambda host, port: None)
     assert "config.json" in the_error(capsys, tmp_path)
     monkeypatch.setitem(sys.modules, "gradio", None)
@@ -121,7 +121,7 @@ def test_a_folder_without_a_model_and_no_gradio_are_one_clear_line(page, tmp_pat
 
 
 def asked(address: str, kind: str, value: object, session: str) -> str:
-    """What the page answers to a value of a component as a program, and no browser, would send it."""
+    """Response to a value that a program sends for a component."""
     config = HTTP.get(f"{address}/config", timeout=30).json()
     [part] = [each["id"] for each in config["components"] if kind in (each["type"], each["props"].get("elem_id"))]
     [number] = [each["id"] for each in config["dependencies"] if each["inputs"] == [part]]
@@ -130,9 +130,7 @@ def asked(address: str, kind: str, value: object, session: str) -> str:
     return HTTP.get(f"{address}/gradio_api/queue/data?session_hash={session}", timeout=30).text
 
 
-def test_the_page_is_served_without_statistics_and_with_limits_and_no_file_of_this_machine_is(
-    page, digits, model_folder, monkeypatch, tmp_path, capfd
-):
+def test_server_limits_uploads_and_serves_no_local_file(page, digits, model_folder, monkeypatch, tmp_path, capfd):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -150,8 +148,8 @@ def test_the_page_is_served_without_statistics_and_with_limits_and_no_file_of_th
         paths = [str(tmp_path / "image.png"), "/dev/stdin", None]
         values = [*({"path": path} | more for path in paths for more in ({}, meta)), 7, [1], "x", meta]
         for number, value in enumerate(values):
-            said = asked(address, "image", value, f"upload{number}").lower()
-            assert "came" in said or "this request cannot be used" in said, (value, said[-3000:])
+            text = asked(address, "image", value, f"upload{number}").lower()
+            assert "arrived" in text or "this request cannot be used" in text, (value, text[-3000:])
         for number, value in enumerate((7, {"a": 1}, "data:image/png;base64,x")):
             assert "again" in asked(address, "drawing", value, f"draw{number}")
         assert list(uploads.iterdir())
@@ -163,6 +161,6 @@ def test_the_page_is_served_without_statistics_and_with_limits_and_no_file_of_th
     monkeypatch.setattr(command, "threading", SimpleNamespace(Event=lambda: SimpleNamespace(wait=visit)))
     command.serve(partial(page.build_page, digits, model_folder), "127.0.0.1", port)
     assert not list(uploads.iterdir()), "uploads are deleted at the end"
-    said = capfd.readouterr()
-    assert said.out == f"{address} shows the page; Ctrl+C ends it\n"
-    assert "Traceback" not in said.err
+    text = capfd.readouterr()
+    assert text.out == f"{address} shows the page; Ctrl+C ends it\n"
+    assert "Traceback" not in text.err

@@ -1,4 +1,4 @@
-"""The page that teaches in a real browser: from two classes to a model that is taken along."""
+"""Teach page in a real browser: from two classes to an exported model."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 
 
 def scans(folder: Path, name: str, start: int, count: int) -> list[Path]:
-    """Files of some scans of a class of the digits."""
+    """Write scans of a digit; returns the files."""
     dataset = load_digits_dataset()
     items = [item for item in dataset.train if item.classname == name][start : start + count]
     files = {folder / f"{item.path[-4:]}.png": item.path for item in items}
@@ -31,7 +31,7 @@ def scans(folder: Path, name: str, start: int, count: int) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """A folder with images that have no label yet, and a class of the digits, so that digits can be drawn."""
+    """Folder with unlabelled images and a class of the digits, for which the page has a canvas."""
     folder = tmp_path_factory.mktemp("project")
     (folder / "train/three").mkdir(parents=True)
     for name in ("zero", "one", "two"):
@@ -57,7 +57,7 @@ def counts(folder: Path) -> dict[str, int]:
 
 
 def add_class(page: Browser, name: str, *files: Path, shown: int = 0) -> None:
-    """Makes a class, and chooses images for it."""
+    """Add a class and choose images for it."""
     page.find("#classes input[name=name]")[0].send_keys(name, page.keys.ENTER)
     page.wait(lambda: page.find(card(page, name)))
     if files:
@@ -66,15 +66,15 @@ def add_class(page: Browser, name: str, *files: Path, shown: int = 0) -> None:
         page.wait(lambda: len(page.find(f"{card(page, name)} .thumb")) == (shown or len(files)))
 
 
-def guesses(page: Browser) -> list[str]:
-    """The images without a label that are shown, in their order."""
+def suggestions(page: Browser) -> list[str]:
+    """Paths of the suggested images in their order."""
     return page.driver.execute_script(
         "return [...document.querySelectorAll('#label article')].map(each => each.dataset.image)"
     )
 
 
 def click(page: Browser, selector: str, text: str) -> None:
-    """Clicks the first button below a selector whose text begins so, once it is there."""
+    """Wait for a button below a selector whose text starts with `text`, and click it."""
     script = """
         const buttons = [...document.querySelectorAll(`${arguments[0]} button`)];
         const found = buttons.find(button => button.textContent.startsWith(arguments[1]));
@@ -84,7 +84,7 @@ def click(page: Browser, selector: str, text: str) -> None:
     page.wait(lambda: page.driver.execute_script(script, selector, text))
 
 
-def test_classes_are_made_checked_labelled_and_taken_along(window, folder, tmp_path):
+def test_classes_are_added_checked_labelled_and_exported(window, folder, tmp_path):
     page = window
     for name in ("zero", "one"):
         add_class(page, name, *scans(tmp_path / name, name, 0, 3))
@@ -100,15 +100,15 @@ def test_classes_are_made_checked_labelled_and_taken_along(window, folder, tmp_p
     page.tab("Label")
     waiting = len(list((folder / "unlabelled").iterdir()))
     for number in range(1, 6):
-        first = guesses(page)[0]
+        first = suggestions(page)[0]
         click(page, f'#label [data-image="{first}"]', "Yes, ")
-        page.wait(lambda first=first: first not in guesses(page))
+        page.wait(lambda first=first: first not in suggestions(page))
         assert len(list((folder / "unlabelled").iterdir())) == waiting - number
     assert sum(counts(folder).values()) == 15
-    assert len(guesses(page)) == waiting - 5
+    assert len(suggestions(page)) == waiting - 5
 
-    page.tab("Take along")
-    page.find("#take-model-zip")[0].click()
+    page.tab("Export")
+    page.find("#export-model-zip")[0].click()
     page.wait(lambda: page.find("#file a"))
     address = page.find("#file a")[0].get_attribute("href")
     with zipfile.ZipFile(io.BytesIO(HTTP.get(address, timeout=30).content)) as file:
@@ -122,7 +122,7 @@ def test_classes_are_made_checked_labelled_and_taken_along(window, folder, tmp_p
     page.wait(lambda: "1 image added" in page.find("#status")[0].text)
 
 
-def test_two_tabs_see_each_others_changes_and_undo_them(window, folder):
+def test_tab_shows_and_undoes_changes_of_another(window, folder):
     first = window.driver.current_window_handle
     window.driver.switch_to.new_window("tab")
     try:
@@ -137,7 +137,7 @@ def test_two_tabs_see_each_others_changes_and_undo_them(window, folder):
     window.wait(lambda: not window.find(card(window, "six")))
 
 
-def test_a_drawing_becomes_an_image_and_is_tried(window, folder):
+def test_drawing_is_added_and_classified(window, folder):
     before = counts(folder)["one"]
     window.tab("Classes")
     window.find("#draw button")[0].click()
@@ -146,12 +146,12 @@ def test_a_drawing_becomes_an_image_and_is_tried(window, folder):
     click(window, card(window, "one"), "Add the drawing")
     window.wait(lambda: counts(folder)["one"] == before + 1)
     window.wait(lambda: "1 image added." in window.text("#status"))
-    window.wait(lambda: "still to be encoded" not in window.text("#status"))  # the page is not laid out anew after that
+    window.wait(lambda: "left to encode" not in window.text("#status"))  # after that, the layout is stable
     window.tab("Try")
     window.draw([[(0.5, 0.1), (0.5, 0.9)]])
     window.wait(lambda: window.winner() == "one")
     window.wait(lambda: len(window.find("#nearest img")) == 5)
-    assert "The images say one" in window.text("#answer")
+    assert "The model predicts one" in window.text("#answer")
 
 
 def test_thirty_uploads_are_one_change(window, folder, tmp_path):
@@ -166,7 +166,7 @@ def test_thirty_uploads_are_one_change(window, folder, tmp_path):
     window.wait(lambda: not window.find(card(window, "seven")))
 
 
-def test_closed_tab_keeps_encoded_features(tmp_path_factory):
+def test_closing_a_tab_saves_features(tmp_path_factory):
     folder = tmp_path_factory.mktemp("many")
     (folder / "unlabelled").mkdir()
     for number in range(3000):
@@ -174,13 +174,13 @@ def test_closed_tab_keeps_encoded_features(tmp_path_factory):
     words = ("teach", str(folder), "--backbone", "hegraph-mini")
     with browsing(tmp_path_factory.mktemp("profile"), *words) as browser:
         browser.open("#classes form")
-        browser.wait(lambda: "still to be encoded" in browser.text("#status"))
-        browser.wait(lambda: "3000 images have" not in browser.text("#status"))
-        left = int(re.search(r"(\d+) images have", browser.text("#status"))[1])
+        browser.wait(lambda: "left to encode" in browser.text("#status"))
+        browser.wait(lambda: "3000 images left" not in browser.text("#status"))
+        left = int(re.search(r"(\d+) images left", browser.text("#status"))[1])
         browser.driver.get("about:blank")
         browser.wait(lambda: len(read_tensors(folder / ".hegraph/features.safetensors", "features")[0]) >= 3000 - left)
     assert 0 < left < 3000
 
 
-def test_nothing_is_wider_than_a_phone_and_every_control_has_a_name(window):
-    window.check_on_a_phone("Classes", "Check", "Label", "Try", "Take along")
+def test_page_fits_a_phone_with_named_controls(window):
+    window.check_on_a_phone("Classes", "Check", "Label", "Try", "Export")

@@ -1,1 +1,1 @@
-"""A page in the browser to try a trained model: what it says about an image, and why."""
+"""Web page for trying a trained model, locally or as a Hugging Face Space."""

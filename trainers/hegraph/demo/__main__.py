@@ -21,9 +21,9 @@ from ..utils.files import OutputFolder
 if TYPE_CHECKING:
     from gradio import Blocks
 
-HOST, PORT = "127.0.0.1", 7860  # Gradio's own port, which a Space is asked on
-GRADIO = "gradio>=6.31,<7"  # as in pyproject.toml
-WAITING = 20  # images that wait for their answer; further ones are refused
+HOST, PORT = "127.0.0.1", 7860  # the port is Gradio's default, which Spaces expect
+GRADIO = "gradio>=6.31,<7"  # the extra "demo" of pyproject.toml
+MAX_QUEUE = 20  # waiting requests; further ones are refused
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
@@ -49,11 +49,11 @@ def add_page_arguments(parser: Parser, encoder: str = "the one of the model") ->
 
 
 def demo(args: argparse.Namespace) -> None:
-    """Runs the command."""
+    """Run the command."""
     if args.space is None:
         check_address(args.host, args.port)
     require_gradio()
-    from ..models.folder import find_model_folder  # these take seconds
+    from ..models.folder import find_model_folder  # slow to import
     from ..models.images import ImageModel
     from ..utils.devices import choose_device
     from .page import build_page
@@ -70,7 +70,7 @@ def demo(args: argparse.Namespace) -> None:
 
 
 def require_gradio() -> None:
-    """Raises UserError if Gradio is not installed. Its usage statistics are switched off before it is imported."""
+    """Raise UserError if Gradio is not installed. Switch off its usage statistics before the first import."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     try:
@@ -80,25 +80,25 @@ def require_gradio() -> None:
 
 
 def check_address(host: str, port: int) -> None:
-    """Raises UserError if a port of this machine is not free, or the host is none of this machine."""
+    """Raise UserError if the port is in use or the host is not an address of this machine."""
     try:
-        if port == 0:  # the system would choose one
-            raise ValueError("a port is a number from 1 on")
+        if port == 0:  # the system would choose a random port
+            raise ValueError("expected a port from 1 to 65535")
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         socket.create_server((host, port), family=family).close()
     except (OSError, OverflowError, ValueError) as error:
-        said = f"cannot listen on {host}, port {port}: {first_line(error)}"
-        raise UserError(f"{said}; choose another --port or --host") from error
+        problem = f"cannot listen on {host}, port {port}: {first_line(error)}"
+        raise UserError(f"{problem}; choose another --port or --host") from error
 
 
 def serve(build: Callable[[Path], Blocks], host: str, port: int, css: str = "", **options: Any) -> None:
-    """Serves a page until the process is interrupted or terminated.
+    """Serve a page until the process is interrupted or terminated.
 
     Args:
-        build: Makes the page, given a temporary folder for what is uploaded, which is deleted at the end.
-        host, port: Where the page is.
-        css: Style beside that of the demo.
-        options: Further ones of Gradio's `launch`.
+        build: Function from the temporary folder for uploads, which is deleted at the end, to the page.
+        host, port: Address of the page.
+        css: Style sheet, added to the one of the demo.
+        options: Further arguments of Gradio's `launch`.
     """
     import gradio as gr
 
@@ -107,10 +107,10 @@ def serve(build: Callable[[Path], Blocks], host: str, port: int, css: str = "", 
 
     with tempfile.TemporaryDirectory(prefix="hegraph-demo-") as uploads:
         os.environ["GRADIO_TEMP_DIR"] = uploads
-        for variable in ("NO_PROXY", "no_proxy"):  # Gradio asks itself whether it answers
+        for variable in ("NO_PROXY", "no_proxy"):  # Gradio sends requests to its own server
             os.environ[variable] = ",".join(filter(None, [os.environ.get(variable), "localhost,127.0.0.1"]))
-        theme = gr.themes.Default(font="system-ui", font_mono="monospace")  # the reader's own fonts: none is fetched
-        page = build(Path(uploads)).queue(max_size=WAITING)
+        theme = gr.themes.Default(font="system-ui", font_mono="monospace")  # local fonts: nothing is downloaded
+        page = build(Path(uploads)).queue(max_size=MAX_QUEUE)
         page.launch(
             server_name=host, server_port=port, share=False, ssr_mode=False, pwa=False, mcp_server=False,
             prevent_thread_lock=True, quiet=True, footer_links=[], run_history=False,
@@ -125,7 +125,7 @@ def serve(build: Callable[[Path], Blocks], host: str, port: int, css: str = "", 
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the command line; returns the exit code, 2 for a mistake of the user's."""
+    """Run the command line. Return the exit code, 2 for a user error."""
     return run_cli(lambda: demo(parse_arguments(arguments)))
 
 

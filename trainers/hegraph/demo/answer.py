@@ -1,4 +1,4 @@
-"""What a model says about one image, and why: as plain values, and the reasons as HTML (`answer.html`).
+"""Prediction of a model for one image with its explanation, as plain values and as HTML (`answer.html`).
 
 Shapes: K classes, N cached images, d feature width.
 """
@@ -19,12 +19,12 @@ from ..method.cache import affinities
 from ..models.saved import SavedModel
 from .drawing import PNG, as_png
 
-LISTED = 5  # classes, and neighbours
-UNUSUAL = 0.05  # an image that scores lower than all but this share of the known ones is perhaps of no class
+MAX_SHOWN = 5  # classes and neighbours
+UNUSUAL = 0.05  # the page warns if at most this fraction of known images has a lower score
 
 
 def template(path: Path) -> jinja2.Template:
-    """A file of macros that make HTML, and escape all that they are given; they know `UNUSUAL`."""
+    """Load a file of Jinja macros, which escape their arguments. `UNUSUAL` is a global of the macros."""
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -36,7 +36,7 @@ MACROS: Any = template(Path(__file__).parent / "answer.html").module
 
 
 class Evidence(NamedTuple):
-    """The logit of a class: from the text classifier, and `alpha z_v` from the cache; None without one."""
+    """Parts of the logit of a class: text classifier, and `alpha z_v` of the cache (None without a cache)."""
 
     name: str
     text: float
@@ -45,17 +45,16 @@ class Evidence(NamedTuple):
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model says about one image.
+    """Prediction of a model for one image, with its explanation.
 
     Attributes:
-        adapted, zero_shot: The likeliest classes of the model, and of zero-shot CLIP with the same prompts, with their
-            probabilities, likeliest first.
-        winner, runner_up: The evidence for the two likeliest classes; the second is None where there is one class only.
-        text_choice, cache_choice: The classes that the text classifier and the cache alone would choose.
-        neighbours: The training images of the winning class that are nearest to the image, as the cache measures it:
-            positions in the cache, and what each adds to the logit of its class, `alpha v_k exp(-beta (1 - f . F_k))`,
-            the largest first.
-        share_below: The share of images of known classes whose score is lower, from 0 to 1; None if it is not known.
+        adapted, zero_shot: Probabilities of the likeliest classes in descending order, from the model and from
+            zero-shot CLIP with the same prompts.
+        winner, runner_up: Evidence for the two likeliest classes; the second is None if there is one class only.
+        text_choice, cache_choice: Predictions of the text classifier alone and of the cache alone.
+        neighbours: Cached training images of the winning class with the largest contributions, in descending order:
+            position in the cache, and contribution to the logit, `alpha v_k exp(-beta (1 - f . F_k))`.
+        share_below: Fraction of images of known classes with a lower score, from 0 to 1; None if unknown.
     """
 
     adapted: dict[str, float]
@@ -68,8 +67,8 @@ class Answer:
     share_below: float | None
 
 
-def answer(model: SavedModel, feature: Tensor) -> Answer:
-    """What a model says about an image, given its unit-norm feature of shape `[1, d]`."""
+def compute_answer(model: SavedModel, feature: Tensor) -> Answer:
+    """Classify one image, given its unit-norm feature of shape `[1, d]`."""
     classifier = model.classifier
     unique = len(set(model.classnames)) == len(model.classnames)
     names = model.classnames if unique else model.class_ids
@@ -80,7 +79,7 @@ def answer(model: SavedModel, feature: Tensor) -> Answer:
     order = logits.argsort(descending=True).tolist()
 
     def likeliest(probabilities: Tensor) -> dict[str, float]:
-        values, labels = probabilities.topk(min(LISTED, len(probabilities)))
+        values, labels = probabilities.topk(min(MAX_SHOWN, len(probabilities)))
         return {names[label]: value for label, value in zip(labels.tolist(), values.tolist())}
 
     def evidence(label: int) -> Evidence:
@@ -99,7 +98,7 @@ def answer(model: SavedModel, feature: Tensor) -> Answer:
 
 
 def _neighbours(model: SavedModel, feature: Tensor, label: int) -> tuple[tuple[int, float], ...]:
-    """The nearest cached images of a class, with what they contribute."""
+    """Find the cached images of a class with the largest contributions."""
     classifier = model.classifier
     if classifier.keys is None or classifier.labels is None:
         return ()
@@ -107,34 +106,34 @@ def _neighbours(model: SavedModel, feature: Tensor, label: int) -> tuple[tuple[i
     weighted = affinities(classifier.keys[positions] @ feature, classifier.beta)
     if classifier.key_weights is not None:
         weighted = weighted * classifier.key_weights[positions]
-    values, nearest = (classifier.alpha * weighted).topk(min(LISTED, len(positions)))
+    values, nearest = (classifier.alpha * weighted).topk(min(MAX_SHOWN, len(positions)))
     return tuple(zip(positions[nearest].tolist(), values.tolist()))
 
 
-def reasons(found: Answer, seen: Image.Image | None = None) -> str:
-    """Why the model says so, as HTML; `seen` is what the model was given, if that differs from what the user gave."""
-    url = "" if seen is None else PNG + base64.b64encode(as_png(seen)).decode("ascii")
-    return str(MACROS.reasons(found, url))
+def explanation_html(answer: Answer, model_input: Image.Image | None = None) -> str:
+    """Explain the prediction in HTML. `model_input` is the converted image, if the upload was converted."""
+    url = "" if model_input is None else PNG + base64.b64encode(as_png(model_input)).decode("ascii")
+    return str(MACROS.explanation(answer, url))
 
 
-def wrapped(html: str) -> str:
-    """A piece of HTML that the page's style applies to."""
+def styled(html: str) -> str:
+    """Wrap HTML so that the style sheet of the page applies."""
     return f'<div class="hg">{html}</div>'
 
 
 def title(model: SavedModel) -> str:
-    """The title of the page, as plain text."""
+    """Title of the page, as plain text."""
     return f"{model.method} on {model.trained_on.dataset}"
 
 
 def summary(model: SavedModel) -> str:
-    """What a model is, and how good, as plain text."""
+    """Method, training data and accuracy of a model, as plain text."""
     trained, scores = model.trained_on, model.scores
-    said = (
+    description = (
         f"{model.method} adapts the frozen CLIP {model.backbone.title} to {len(model.classnames)} classes of "
         f"{trained.dataset}, trained on {model.sample}."
     )
     if scores.accuracy is None:
-        return said
+        return description
     zero_shot = "" if scores.accuracy_zero_shot is None else f", zero-shot CLIP {scores.accuracy_zero_shot:.2f} %"
-    return f"{said} Accuracy on {scores.num_test} test images: {scores.accuracy:.2f} %{zero_shot}."
+    return f"{description} Accuracy on {scores.num_test} test images: {scores.accuracy:.2f} %{zero_shot}."

@@ -1,14 +1,14 @@
-// A canvas to draw a digit on. Gradio runs this with `element`, `props` and `trigger`; the value is a PNG as a data URL.
+// Canvas for drawing a digit. Gradio runs this file with `element`, `props` and `trigger`. The value is a PNG data URL.
 const canvas = element.querySelector("canvas"), pen = canvas.getContext("2d");
 const side = canvas.width, step = 10; // pixels; an arrow key moves the pen by a step
-let last = null, drawn = false, timer = null;
+let last = null, hasInk = false, timer = null;
 const cursor = {x: side / 2, y: side / 4, down: false};
 pen.lineWidth = 22; pen.lineCap = pen.lineJoin = "round"; pen.strokeStyle = "#fff";
-function blank() { pen.fillStyle = "#000"; pen.fillRect(0, 0, side, side); drawn = false; }
-function send() { props.value = drawn ? canvas.toDataURL("image/png") : ""; trigger("input"); }
+function blank() { pen.fillStyle = "#000"; pen.fillRect(0, 0, side, side); hasInk = false; }
+function send() { props.value = hasInk ? canvas.toDataURL("image/png") : ""; trigger("input"); }
 function clear() { blank(); cursor.down = false; send(); }
 function line(from, to) {
-    pen.beginPath(); pen.moveTo(from.x, from.y); pen.lineTo(to.x, to.y); pen.stroke(); drawn = true;
+    pen.beginPath(); pen.moveTo(from.x, from.y); pen.lineTo(to.x, to.y); pen.stroke(); hasInk = true;
 }
 function place(event) {
     const box = canvas.getBoundingClientRect();

@@ -1,13 +1,13 @@
-"""Writes the page of a model as a Hugging Face Space: a folder with everything that it needs but Python's packages.
+"""Hugging Face Space of a model: a folder with the page, the model and a copy of this package.
 
-The package itself is copied into it, since it need not be on PyPI.
+The Space needs no release of this package on PyPI.
 """
 
 from __future__ import annotations
 
 import shutil
 import sys
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
 import yaml
@@ -20,16 +20,11 @@ from ..utils.files import writing_folder
 from .answer import summary, title
 
 PACKAGE = Path(__file__).parents[1]
+DISTRIBUTION = "hegraph-adapter"  # name in pyproject.toml
 MODEL = "model"
-# What the page imports, as in pyproject.toml; the Space itself has Gradio
-REQUIREMENTS = (
-    "torch>=2.4", "torchvision>=0.19", "open_clip_torch>=3.2", "safetensors>=0.4.5", "PyYAML>=6.0", "pydantic>=2.7",
-    "numpy>=1.26", "scikit-learn>=1.7", "Pillow>=10.4", "tqdm>=4.70", "huggingface_hub>=0.24", "jinja2>=3.1",
-    "requests>=2.31", "filelock>=3.30",
-)  # fmt: skip
-OF_TOKENIZERS = ("transformers", "sentencepiece")  # needed by the tokenizers of SigLIP and some others
+TOKENIZER_REQUIREMENTS = ("transformers", "sentencepiece")  # for SigLIP and other models with a Hugging Face tokenizer
 APP = '''\
-"""Shows the page of the model that lies beside this file. The Space runs it."""
+"""Show the page of the model in this folder. The Space runs this file."""
 
 import sys
 from pathlib import Path
@@ -44,20 +39,30 @@ if __name__ == "__main__":
 def write_space(
     images: ImageModel, folder: Path, target: Path, backbone: str = "", pretrained: str = "", precision: str = AUTO
 ) -> None:
-    """Writes the Space, whole or not at all, and over nothing; the backbone is given where the model does not name it,
-    and its precision where the Space should not choose. UserError if the backbone's weights are files of this machine.
+    """Write the Space of a model, all or nothing. An existing folder is not overwritten.
+
+    Args:
+        images: Model with its backbone.
+        folder: Model folder.
+        target: Folder to write.
+        backbone, pretrained: Backbone, if the model does not name it.
+        precision: Arithmetic of the backbone in the Space.
+
+    Raises:
+        UserError: If the folder exists, the backbone is loaded from local files, or this package is not installed.
     """
     model = images.model
     if target.is_symlink() or (target.exists() and (not target.is_dir() or any(target.iterdir()))):
-        raise UserError(f"{target} is there already, and is not overwritten; choose another --space or delete it")
+        raise UserError(f"{target} exists and is not overwritten; choose another --space or delete it")
     if files := [file for file in backbone_files(model, backbone, pretrained) if file.is_file()]:
         raise UserError(
-            f"the backbone's weights are files of this machine ({files[0]}), which a Space does not have; put them on "
-            "the Hub, and give --backbone hf-hub:USER/NAME"
+            f"expected a backbone that a Space can download, got local weights ({files[0]}); upload them to the Hub "
+            "and use --backbone hf-hub:USER/NAME"
         )
-    given = {"--backbone": backbone, "--pretrained": pretrained, "--precision": precision.replace(AUTO, "")}
-    flags = "".join(f", {flag!r}, {value!r}" for flag, value in given.items() if value)
-    more = OF_TOKENIZERS if type(images.backbone.tokenizer).__name__ == "HFTokenizer" else ()
+    values = {"--backbone": backbone, "--pretrained": pretrained, "--precision": precision.replace(AUTO, "")}
+    flags = "".join(f", {flag!r}, {value!r}" for flag, value in values.items() if value)
+    more = TOKENIZER_REQUIREMENTS if type(images.backbone.tokenizer).__name__ == "HFTokenizer" else ()
+    packages = "\n".join([*requirements(), *more, ""])
     header = {
         "title": title(model), "emoji": "\N{LEFT-POINTING MAGNIFYING GLASS}", "colorFrom": "gray", "colorTo": "yellow",
         "sdk": "gradio", "sdk_version": version("gradio"), "app_file": "app.py", "license": "mit",
@@ -67,12 +72,21 @@ def write_space(
     thumbnails = [f"{THUMBNAILS}/{thumbnail_name(position)}" for position in range(num_images)]
     with writing_folder(target) as space:
         for name in (CONFIG, TENSORS, CARD, *thumbnails):
-            if (file := own_file(folder, name)) is not None:  # nothing else, and not what a link leads to
+            if (file := own_file(folder, name)) is not None:  # no other files, and no targets of links
                 (space / MODEL / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(file, space / MODEL / name)
         shutil.copytree(PACKAGE, space / "hegraph", ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
         (space / "app.py").write_text(APP.format(model=MODEL, flags=flags.replace("'", '"')), encoding="utf-8")
-        (space / "requirements.txt").write_text("\n".join([*REQUIREMENTS, *more, ""]), encoding="utf-8")
+        (space / "requirements.txt").write_text(packages, encoding="utf-8")
         front = yaml.safe_dump(header, sort_keys=False, allow_unicode=True)
         text = f"---\n{front}---\n\n# {title(model)}\n\n{summary(model)}\n"
         (space / "README.md").write_text(text, encoding="utf-8")
+
+
+def requirements() -> list[str]:
+    """Requirements of this package without extras, from the metadata of the installed distribution."""
+    try:
+        return [line for line in requires(DISTRIBUTION) or [] if "extra ==" not in line]
+    except PackageNotFoundError as error:
+        run = f"run: {sys.executable} -m pip install {PACKAGE.parents[1]}"
+        raise UserError(f"a Space lists the requirements of the installed package, which is missing; {run}") from error

@@ -1,1 +1,1 @@
-"""A page in the browser to teach a model: classes, images, what to label next, and labels that look wrong."""
+"""Web page for training a model on a folder of images: classes, label check, and suggestions of images to label."""

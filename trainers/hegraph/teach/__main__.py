@@ -32,13 +32,13 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def teach(args: argparse.Namespace) -> None:
-    """Runs the command."""
+    """Run the command."""
     check_address(args.host, args.port)
     require_gradio()
-    from ..backbones.loading import load_backbone  # these take seconds
+    from ..backbones.loading import load_backbone  # slow to import
     from ..utils.devices import choose_device
     from .page import build_page
-    from .project import MOST_BYTES, OWN, Project
+    from .project import MAX_ZIP_BYTES, OWN, Project
     from .session import Session, write_sample
 
     if args.folder is None:
@@ -46,37 +46,41 @@ def teach(args: argparse.Namespace) -> None:
         if not SAMPLE.exists():
             write_sample(SAMPLE)
     project = Project(args.folder)
-    said = project.at(f"{OWN}/encoder.json")
-    model, weights = find_encoder(said, args.backbone, args.pretrained)
+    encoder_file = project.path_of(f"{OWN}/encoder.json")
+    model, weights = find_encoder(encoder_file, args.backbone, args.pretrained)
     device = choose_device(args.device, "--device")
     backbone = load_backbone(model, weights, device, args.precision)
     session = Session(project, backbone, model, weights)
-    write_json(said, {"backbone": model, "pretrained": weights})
+    write_json(encoder_file, {"backbone": model, "pretrained": weights})
     if not session.view.contents.base:
-        logger.info("%s: the class folders are directly in it, and their images stay there", project.folder)
+        logger.info("%s: class folders are read from this folder, and new classes are added to it", project.folder)
     css = (Path(__file__).parent / "board.css").read_text(encoding="utf-8")
-    page = partial(build_page, session)
+    page, thumbnails = partial(build_page, session), str(session.thumbnails)
     try:
-        serve(page, args.host, args.port, css, max_file_size=MOST_BYTES, allowed_paths=[str(session.thumbnails)])
+        serve(page, args.host, args.port, css, max_file_size=MAX_ZIP_BYTES, allowed_paths=[thumbnails])
     finally:
         session.save()
 
 
 def find_encoder(path: Path, backbone: str, pretrained: str) -> tuple[str, str]:
-    """The image encoder, as name and weights: the one given now, the one that a file names, or the default."""
+    """Choose the image encoder: the arguments, else the one that the file at `path` names, else the default.
+
+    Returns:
+        Name and weights.
+    """
     from ..utils.reading import read_json, validate
 
     if backbone:
         return canonical_name(backbone), pretrained
-    said = {}
+    stored = {}
     if path.is_file() and not path.is_symlink():
-        said = validate(dict[Literal["backbone", "pretrained"], str], read_json(path), str(path))
-    name = said.get("backbone", DEFAULT_BACKBONE.model)
-    return canonical_name(name), pretrained or said.get("pretrained", DEFAULT_BACKBONE.weights)
+        stored = validate(dict[Literal["backbone", "pretrained"], str], read_json(path), str(path))
+    name = stored.get("backbone", DEFAULT_BACKBONE.model)
+    return canonical_name(name), pretrained or stored.get("pretrained", DEFAULT_BACKBONE.weights)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the command line; returns the exit code, 2 for a mistake of the user's."""
+    """Run the command line. Return the exit code, 2 for a user error."""
     return run_cli(lambda: teach(parse_arguments(arguments)))
 
 

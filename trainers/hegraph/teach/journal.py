@@ -1,10 +1,10 @@
-"""A folder in which several renamings are one change: made under a lock, all or none of them, and undone in reverse.
+"""Folder with transactions: each change is a list of renamings, made under a lock, all or none, and can be undone.
 
-    FOLDER/.hegraph/journal.json    the changes that can be undone, and the renamings of one that is half made
-    FOLDER/.hegraph/new             what is being made, before it is renamed to its place
-    FOLDER/.hegraph/removed         what was removed: nothing is ever deleted
+    FOLDER/.hegraph/journal.json    changes that can be undone, and the renamings of an unfinished change
+    FOLDER/.hegraph/new             new files, before they are renamed to their place
+    FOLDER/.hegraph/removed         removed files: nothing is ever deleted
 
-Links are not followed, so that nothing outside FOLDER is read or written.
+Links are not followed, so nothing outside FOLDER is read or written.
 """
 
 from __future__ import annotations
@@ -29,31 +29,31 @@ logger = logging.getLogger(__name__)
 
 OWN = ".hegraph"
 NEW, REMOVED, JOURNAL = f"{OWN}/new", f"{OWN}/removed", f"{OWN}/journal.json"
-MOST_CHANGES = 200  # that can be undone
-PATIENCE = 60  # seconds to wait for the lock
+MAX_CHANGES = 200  # that can be undone
+LOCK_SECONDS = 60  # until waiting for the lock fails
 
-Move = Annotated[tuple[str, str], Field(strict=False)]  # paths below the folder: from, to
+Move = Annotated[tuple[str, str], Field(strict=False)]  # source and target, relative to the folder
 
 
 class Change(StrictModel):
-    """A change that has been made, in words, and its renamings."""
+    """Finished change: its description and its renamings."""
 
     what: str
     moves: list[Move]
 
 
 class Journal(StrictModel):
-    """The changes that can be undone, the last one at the end, and the renamings of one that is being made."""
+    """Changes that can be undone, oldest first, and the renamings of an unfinished change."""
 
     changes: list[Change] = Field(default=[])
     begun: list[Move] = Field(default=[])
 
 
 class JournaledFolder:
-    """A folder, which is made when it is first read or changed. All paths are below it, with `/`.
+    """Folder whose changes are atomic and can be undone. It is created at the first access.
 
-    Every method raises UserError, and has then changed nothing, if the folder cannot be read or written, is not there
-    any more, or a file is not where it should be.
+    Paths are relative to the folder, with `/`. Every method raises UserError, without changing anything, if the folder
+    cannot be read or written or was removed, or if a file is not at its expected place.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -63,32 +63,40 @@ class JournaledFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Alone with the folder, in which no change is half made; may be entered again."""
-        try:
+        """Lock the folder against other programs, and roll back an unfinished change. Reentrant."""
+        with self.explained_errors():
             if self._is_new:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 self._is_new = False
             if not self.folder.is_dir():
                 if self.folder.exists():
-                    raise UserError(f"{self.folder} is a file, not a folder; choose another")
-                raise UserError(f"the folder {self.folder} is not there any more; put it back, or choose another")
-            self.at(f"{OWN}/lock").parent.mkdir(exist_ok=True)
-            with self._lock.acquire(timeout=PATIENCE):
-                self._take_back()
+                    raise UserError(f"expected a folder, got the file {self.folder}; choose another")
+                raise UserError(f"the folder {self.folder} was removed; put it back, or choose another")
+            self.path_of(f"{OWN}/lock").parent.mkdir(exist_ok=True)
+            with self._lock.acquire(timeout=LOCK_SECONDS):
+                self._roll_back()
                 yield
+
+    @contextmanager
+    def explained_errors(self) -> Iterator[None]:
+        """Turn errors of the file system into UserError."""
+        try:
+            yield
         except Timeout as error:
-            raise UserError(f"another program is changing {self.folder}; try again when it is done") from error
+            raise UserError(f"another program is changing {self.folder}; try again when it has finished") from error
         except OSError as error:
             raise UserError(f"cannot change {self.folder}: {first_line(error)}") from error
 
     def change(self, what: str, moves: list[Move]) -> None:
-        """Makes a change that can be undone; none without renamings."""
+        """Make a change that can be undone. An empty list of renamings is no change."""
         if moves:
             self._perform(moves, [*self.journal().changes, Change(what=what, moves=moves)])
 
     def undo(self) -> str:
-        """Takes the last change back, whichever tab made it; returns what it was. One whose files are not there any
-        more, or whose places are taken, is forgotten, so that the one before it can be undone.
+        """Undo the last change of any tab or program; returns its description.
+
+        A change that cannot be undone, because its files were removed or their old places are taken, is dropped with a
+        UserError, so that the change before it can be undone.
         """
         with self.locked():
             if not (changes := self.journal().changes):
@@ -97,17 +105,18 @@ class JournaledFolder:
             try:
                 self._perform([(target, source) for source, target in reversed(last.moves)], before)
             except (UserError, FileNotFoundError) as error:
-                if error.__cause__ is not None:  # not the files: the disk is full, say
+                if error.__cause__ is not None:  # such as a full disk, after which the change can still be undone
                     raise
                 self._write(before, [])
                 raise UserError(f"cannot be undone: {last.what}: {first_line(error)}") from error
         return last.what
 
     def journal(self) -> Journal:
-        """The journal, empty if it is not there. One that this program cannot have written is moved to `REMOVED` with a
-        warning.
+        """Read the journal; a missing one is empty.
+
+        An unusable journal is moved to `REMOVED` with a warning.
         """
-        path = self.at(JOURNAL)
+        path = self.path_of(JOURNAL)
         if not os.path.lexists(path):
             return Journal()
         try:
@@ -116,72 +125,72 @@ class JournaledFolder:
             journal = validate(Journal, read_json(path), str(path))
             for move in journal.begun:
                 for relative in move:
-                    self.at(relative)
+                    self.path_of(relative)
         except UserError as error:
-            target = self.at(removed(JOURNAL)[1])
+            target = self.path_of(removal(JOURNAL)[1])
             target.parent.mkdir(parents=True)
             os.rename(path, target)
-            said = "%s cannot be used and is now %s; changes made before cannot be undone (%s)"
-            logger.warning(said, path, target, first_line(error))
+            message = "%s is unusable and was moved to %s; earlier changes cannot be undone (%s)"
+            logger.warning(message, path, target, first_line(error))
             return Journal()
         return journal
 
-    def at(self, relative: str) -> Path:
-        """The whole path of something; UserError if it leads out of the folder, as a link may."""
+    def path_of(self, relative: str) -> Path:
+        """Absolute path of a relative one. Raise UserError if it leads out of the folder, as a link may."""
         path, parts = self.folder / relative, PurePosixPath(relative).parts
-        odd = not parts or parts[0] == "/" or ".." in parts or "\0" in relative
-        if odd or Path(os.path.realpath(path.parent)) != path.parent:
+        invalid = not parts or parts[0] == "/" or ".." in parts or "\0" in relative
+        if invalid or Path(os.path.realpath(path.parent)) != path.parent:
             raise UserError(f"{shortened(relative, 80)!r} leads out of the folder {self.folder}")
         return path
 
     def new_folder(self) -> str:
-        """The path of a new empty folder."""
+        """Create an empty folder in `NEW`; returns its path."""
         path = f"{NEW}/{uuid4().hex}"
-        self.at(path).mkdir(parents=True)
+        self.path_of(path).mkdir(parents=True)
         return path
 
-    def free(self, folder: str, name: str, taken: set[str]) -> str:
-        """A path in a folder that no file has, nor one of those `taken`, to which it is added."""
+    def free_path(self, folder: str, name: str, taken: set[str]) -> str:
+        """Choose a path in a folder that is neither a file nor in `taken`, and add it to `taken`."""
         path, number = f"{folder}/{name}", 0
-        while path.casefold() in taken or os.path.lexists(self.at(path)):
+        while path.casefold() in taken or os.path.lexists(self.path_of(path)):
             number += 1
             path = f"{folder}/{with_suffix(Path(name), number)}"
         taken.add(path.casefold())
         return path
 
     def _perform(self, moves: list[Move], changes: list[Change]) -> None:
-        """Makes all renamings and writes the changes that can be undone from then on, or does nothing of it."""
+        """Make all renamings and store `changes` as those that can be undone, or do neither."""
         self._write(self.journal().changes, moves)
         try:
             for source, target in moves:
                 self._rename(source, target)
             self._write(changes, [])
         except BaseException:
-            self._take_back()
+            self._roll_back()
             raise
 
-    def _take_back(self) -> None:
-        """Takes back what has been left half done, here or by a program that was killed."""
+    def _roll_back(self) -> None:
+        """Undo the renamings of an unfinished change, of this program or of one that was killed."""
         journal = self.journal()
         for source, target in reversed(journal.begun):
-            if os.path.lexists(self.at(target)) and not os.path.lexists(self.at(source)):
+            if os.path.lexists(self.path_of(target)) and not os.path.lexists(self.path_of(source)):
                 with suppress(OSError):
                     self._rename(target, source)
         if journal.begun:
-            with suppress(UserError):  # on a full disk it stays, and there is nothing left to take back
+            with suppress(UserError):  # full disk: the next roll-back finds nothing to rename
                 self._write(journal.changes, [])
 
     def _write(self, changes: list[Change], begun: list[Move]) -> None:
-        write_json(self.at(JOURNAL), Journal(changes=changes[-MOST_CHANGES:], begun=begun).model_dump())
+        write_json(self.path_of(JOURNAL), Journal(changes=changes[-MAX_CHANGES:], begun=begun).model_dump())
 
     def _rename(self, source: str, target: str) -> None:
-        old, new = self.at(source), self.at(target)
+        old, new = self.path_of(source), self.path_of(target)
         new.parent.mkdir(parents=True, exist_ok=True)
-        if os.path.lexists(new) and not os.path.samefile(old, new):  # else another way to write the same name
-            raise UserError(f"{target} is there already")
+        if os.path.lexists(new) and not os.path.samefile(old, new):  # the same file: a name in another case
+            raise UserError(f"{target} exists already")
         os.rename(old, new)
 
 
-def removed(path: str) -> Move:
-    """The renaming that removes something."""
+def removal(path: str) -> Move:
+    """Renaming that removes a file or folder."""
     return path, f"{REMOVED}/{uuid4().hex}/{PurePosixPath(path).name}"

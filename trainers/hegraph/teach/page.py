@@ -1,7 +1,7 @@
-"""The page, made with Gradio: what was done on a board becomes a change of the project, and all is shown anew.
+"""Gradio page of a session. Each action on a board changes the project, and the session updates all boards.
 
-`board.html` makes the boards, and `board.js` sends the clicks on them. Gradio takes seconds to import and is optional,
-so this file is imported where the page is made.
+A *board* is the HTML of one part of the page. `board.html` renders the boards, and `board.js` sends the clicks on them.
+Gradio is optional and slow to import, so `teach.__main__` imports this file only to build the page.
 """
 
 from __future__ import annotations
@@ -20,91 +20,91 @@ import gradio as gr
 from PIL import Image
 
 from ..datasets.folder import NONE_OF_THESE
-from ..demo.answer import MACROS, answer, template, wrapped
+from ..demo.answer import MACROS, compute_answer, styled, template
 from ..demo.drawing import as_png, ink_of_canvas, scan_of_ink
-from ..demo.page import Answers, Page, answer_part, canvas, complaint, html, uploaded_file
+from ..demo.page import Answers, Page, add_answer_section, canvas, error_html, html, uploaded_file
 from ..export.onnx_file import require_packages, write_onnx
 from ..models.folder import save_model
 from ..models.images import ImageModel
 from ..utils.errors import UserError, one_line
 from ..utils.reading import LenientModel, parse_json, validate
-from .project import UNLABELLED, Picture, start_of
-from .session import LISTED, Session
+from .project import UNLABELLED, Picture, read_upload
+from .session import MAX_LISTED, Session
 
 TEMPLATE = template(Path(__file__).parent / "board.html")
 BOARD_JS = (Path(__file__).parent / "board.js").read_text(encoding="utf-8")
 BOARDS = ("status", "classes", "check", "label")  # macros of the template
-TAKEN = {"model.zip": "Model folder", "model.onnx": "ONNX file", "project.zip": "Whole project"}
-NEAREST = 5  # training images that are shown beside an answer
-SECONDS = 2  # between two looks at what other tabs have done
-ZIP = wrapped('<label class="drop">Open a project.zip<input type="file" data-do="zip" accept=".zip"></label>')
+EXPORTS = {"model.zip": "Model folder", "model.onnx": "ONNX file", "project.zip": "Whole project"}
+MAX_NEAREST = 5  # training images in the gallery
+POLL_SECONDS = 2  # between two checks for changes of other tabs
+ZIP_CHOOSER = styled('<label class="drop">Open a project.zip<input type="file" data-do="zip" accept=".zip"></label>')
+
+Outcome = tuple[str, str]  # of an action: message, and description of a problem; "" for none
 
 
 class Upload(LenientModel):
-    """A file that was uploaded: where Gradio has put it, and its name on the user's machine."""
+    """Uploaded file: its path on this machine and its name on the machine of the user."""
 
     path: str
     name: str
 
 
 class Teacher(Answers):
-    """What the page says of an image that is tried, and the handlers of the boards: what they return is shown, the
-    boards and the number of the view.
-    """
+    """Handlers of the page. They return the HTML of all boards and the number of the view."""
 
     def __init__(self, session: Session, uploads: Path) -> None:
-        self.session, self.uploads, self.sampled = session, uploads, session.of_digits(session.view.contents.classes)
+        self.session, self.uploads = session, uploads
+        self.accepts_drawings = session.has_digits(session.view.contents.classes)
 
     def explain(self, picture: Image.Image) -> tuple:
         session, model = self.session, self.session.model()
         feature = session.backbone.encode_images([picture])
-        found = answer(model, feature)
-        labelled = {p: name for name, pictures in session.view.contents.classes.items() for p in pictures}
-        cosines = {p: float(session.features[p.digest] @ feature[0]) for p in labelled if p.digest in session.features}
-        nearest = sorted(cosines, key=lambda p: -cosines[p])[:NEAREST]
-        shown = [(session.thumbnail(p), f"{labelled[p]}: cosine {cosines[p]:.2f}") for p in nearest]
-        pictures = [(str(path), caption) for path, caption in shown if path]
-        names, taught = next(iter(found.zero_shot)), found.winner.name
-        both = f"say <b>{escape(taught)}</b>, too" if names == taught else f"say <b>{escape(names)}</b>"
-        why = f"<h2>Why</h2><p>The images say <b>{escape(taught)}</b>; the names of the classes alone {both}.</p>"
-        return wrapped(f"{MACROS.unusual(found)}{why}"), found.adapted, found.zero_shot, pictures or None
+        answer = compute_answer(model, feature)
+        labels = {p: name for name, pictures in session.view.contents.classes.items() for p in pictures}
+        cosines = {p: float(session.features[p.digest] @ feature[0]) for p in labels if p.digest in session.features}
+        nearest = sorted(cosines, key=lambda p: -cosines[p])[:MAX_NEAREST]
+        captions = [(session.thumbnail(p), f"{labels[p]}: cosine {cosines[p]:.2f}") for p in nearest]
+        gallery = [(str(path), caption) for path, caption in captions if path]
+        zero_shot, adapted = escape(next(iter(answer.zero_shot))), escape(answer.winner.name)
+        why = f"The model predicts <b>{adapted}</b>; zero-shot CLIP, from the class names alone, <b>{zero_shot}</b>."
+        return styled(f"{MACROS.unusual(answer)}<p>{why}</p>"), answer.adapted, answer.zero_shot, gallery or None
 
     def act(self, drawing: Any, event: gr.EventData) -> Iterator[tuple]:
-        """Does what was asked for on a board."""
+        """Handle an event of a board."""
         data = event._data if isinstance(event._data, dict) else {}
         texts = {key: value for key, value in data.items() if isinstance(value, str)}
-        yield from self.shown(lambda: self.do(texts, drawing))
+        yield from self.refresh(lambda: self.do(texts, drawing))
 
-    def shown(self, work: Callable[[], tuple[str, str]] = lambda: ("", "")) -> Iterator[tuple]:
-        """The boards after some work, which returns what was done and what is wrong, and while images are encoded."""
-        said = problem = ""
+    def refresh(self, action: Callable[[], Outcome] = lambda: ("", "")) -> Iterator[tuple]:
+        """Run an action, then yield the boards while images are encoded."""
+        message = problem = ""
         try:
-            said, problem = work()
+            message, problem = action()
             for _ in self.session.update():
-                yield self.boards(said, problem)
+                yield self.boards(message, problem)
         except UserError as error:
-            yield self.boards(said, one_line(f"Error: {error}"))
+            yield self.boards(message, one_line(f"Error: {error}"))
 
-    def boards(self, said: str = "", problem: str = "") -> tuple:
-        """`BOARDS` as HTML: the last view, what was done, and what is wrong; and the number of the view."""
+    def boards(self, message: str = "", problem: str = "") -> tuple:
+        """Render the latest view; returns the HTML of `BOARDS` and the number of the view."""
         view, session = self.session.view, self.session
         contents = view.contents
         macros = TEMPLATE.make_module({
-            "view": view, "contents": contents, "said": said, "problem": problem,
-            "draws": self.sampled, "stopped": session.stopping.is_set(),
-            "twice": {digest: names for digest, names in contents.classes_of().items() if len(names) > 1},
+            "view": view, "contents": contents, "message": message, "problem": problem,
+            "accepts_drawings": self.accepts_drawings, "stopped": session.stopping.is_set(),
+            "duplicates": {digest: names for digest, names in contents.classes_of().items() if len(names) > 1},
             "pictures": {picture.digest: picture for picture in contents.pictures()},
             "thumbnail": lambda picture: quote(str(session.thumbnail(picture) or "")),
             "UNLABELLED": UNLABELLED, "NONE_OF_THESE": NONE_OF_THESE,
         })  # fmt: skip
         return (*(str(getattr(macros, name)()) for name in BOARDS), view.number)
 
-    def look(self, seen: int) -> Any:
-        """The boards, if another tab has changed something since this one was shown."""
-        return self.boards() if seen != self.session.view.number else (gr.skip(),) * (len(BOARDS) + 1)
+    def poll(self, number: int) -> Any:
+        """Render the boards if another tab has changed the project since the view `number`."""
+        return self.boards() if number != self.session.view.number else (gr.skip(),) * (len(BOARDS) + 1)
 
-    def do(self, data: dict[str, str], drawing: Any = None) -> tuple[str, str]:
-        """Does one thing to the project; returns what was done, and what of it could not be."""
+    def do(self, data: dict[str, str], drawing: Any = None) -> Outcome:
+        """Perform one action on the project."""
         project, session = self.session.project, self.session
         picture = Picture(data.get("image", ""), data.get("digest", ""))
         place, to, name = (data.get(key, "") for key in ("place", "to", "name"))
@@ -112,68 +112,67 @@ class Teacher(Answers):
             case "add-class":
                 return f"Class {project.add_class(name)} added; drop images on it", ""
             case "rename":
-                return f"Class {place} is called {project.rename_class(place, name)} now", ""
+                return f"Class {place} renamed to {project.rename_class(place, name)}", ""
             case "delete":
                 project.delete_class(place)
             case "move":
                 project.move(picture, to)
-            case "keep":
-                project.keep(picture)
-            case "settle":
-                project.settle(picture.digest, to)
+            case "confirm":
+                project.confirm(picture)
+            case "keep-in":
+                project.keep_in_one_class(picture.digest, to)
             case "draw":
                 if not drawing:
-                    raise UserError("nothing is drawn")
+                    raise UserError("the canvas is empty")
                 scan = as_png(scan_of_ink(ink_of_canvas(drawing)))
-                return self.added([project.add(place, [(f"drawing-{uuid4().hex[:8]}.png", scan)])])
+                return self.summarize([project.add(place, [(f"drawing-{uuid4().hex[:8]}.png", scan)])])
             case "add" | "zip":
-                return self.sent(place, data)
+                return self.add_uploads(place, data)
             case "undo":
-                return f"Taken back: {project.undo()}", ""
+                return f"Undone: {project.undo()}", ""
             case "stop":
                 session.stopping.set()
-            case "go-on":
+            case "resume":
                 session.stopping.clear()
             case _:
-                return "", "This button does nothing"
+                return "", "Unknown action"
         return "", ""
 
-    def sent(self, place: str, data: dict[str, str]) -> tuple[str, str]:
-        """Adds images or zip files that were uploaded, and says which have not arrived."""
+    def add_uploads(self, place: str, data: dict[str, str]) -> Outcome:
+        """Add uploaded images or zip files, and delete the uploads."""
         try:
             uploads = validate(list[Upload], parse_json(data["files"]), "files")
             files = {uploaded_file({"path": each.path}, self.uploads): each.name for each in uploads}
             failed = validate(list[str], parse_json(data["failed"]), "failed")
         except (ValueError, LookupError) as error:
-            raise UserError("the files came damaged; send them again") from error
-        lost = [f"{name} did not arrive, or is too large" for name in failed]
+            raise UserError("the files arrived damaged; send them again") from error
+        problems = [f"{name} did not arrive, or is too large" for name in failed]
         try:
             if data["do"] == "zip":
-                return self.added([self.add_zip(path, name) for path, name in files.items()], lost)
-            images = ((name, start_of(path.open("rb"))) for path, name in files.items())
-            return self.added([self.session.project.add(place, images)], lost)
+                return self.summarize([self.add_zip(path, name) for path, name in files.items()], problems)
+            images = ((name, read_upload(path.open("rb"))) for path, name in files.items())
+            return self.summarize([self.session.project.add(place, images)], problems)
         finally:
             for path in files:
                 path.unlink(missing_ok=True)
 
     def add_zip(self, path: Path, name: str) -> tuple[int, list[str]]:
-        """Adds a zip file that was uploaded; returns how many images, and why others were not added."""
+        """Add an uploaded zip file, as `Project.add_zip`. Errors contain the name on the user's machine."""
         try:
             return self.session.project.add_zip(path)
         except UserError as error:
             return 0, [str(error).replace(str(path), name)]
 
-    def added(self, found: list[tuple[int, list[str]]], lost: Sequence[str] = ()) -> tuple[str, str]:
-        """What is said of images that were added, by what the project returned, and of those that were `lost`."""
+    def summarize(self, results: list[tuple[int, list[str]]], problems: Sequence[str] = ()) -> Outcome:
+        """Sum up results of `Project.add` with further problems, and resume the encoding."""
         self.session.stopping.clear()
-        count, problems = sum(each for each, _ in found), [*lost, *(said for _, others in found for said in others)]
+        count = sum(number for number, _ in results)
+        problems = [*problems, *(problem for _, more in results for problem in more)]
         problem = one_line(f"Not added: {'; '.join(problems)}") if problems else ""
         return f"{count} image{'' if count == 1 else 's'} added" if count else "", problem
 
-    # Take along
-
-    def take(self, name: str) -> tuple[str, str | None]:
-        """A file to take along: what is wrong with it, as HTML, and its path."""
+    def export(self, name: str) -> tuple[str, str | None]:
+        """Write one of `EXPORTS`; returns the error as HTML, and the path of the file."""
         path = Path(tempfile.mkdtemp(dir=self.uploads), name)
         try:
             if name == "project.zip":
@@ -187,36 +186,36 @@ class Teacher(Answers):
                 require_packages()
                 write_onnx(model, ImageModel.load(model, "cpu", precision="fp32").backbone, path)
         except UserError as error:
-            return complaint(UserError(str(error).replace(str(path), name))), None
+            return error_html(UserError(str(error).replace(str(path), name))), None
         return "", str(path)
 
 
 def build_page(session: Session, uploads: Path) -> gr.Blocks:
-    """The page of a session; `uploads` is where Gradio puts what comes."""
+    """Build the page of a session. `uploads` is Gradio's folder of uploads."""
     teacher, board = Teacher(session, uploads), partial(html, js_on_load=BOARD_JS)
     with Page(title=f"Teach {session.project.folder.name}", analytics_enabled=False) as page:
-        html(wrapped(f"<h1>{escape(session.project.folder.name)}</h1>"))
-        shown = [board("", elem_id="status")]
+        html(styled(f"<h1>{escape(session.project.folder.name)}</h1>"))
+        boards = [board("", elem_id="status")]
         drawing: Any = gr.State()
         for name in BOARDS[1:]:
             with gr.Tab(name.title()):
-                if name == "classes" and teacher.sampled:
+                if name == "classes" and teacher.accepts_drawings:
                     with gr.Accordion("Draw an image", open=False, elem_id="draw"):
                         drawing = canvas("sketch")
-                shown.append(board("", elem_id=name))
+                boards.append(board("", elem_id=name))
         with gr.Tab("Try"):
-            answer_part(page, teacher, "Taught", "Nearest training images")
-        with gr.Tab("Take along"):
-            zipped = board(ZIP, elem_id="zip")
-            said, file = html(""), gr.File(label="File to take along", interactive=False, elem_id="file", visible=True)
-            for name, text in TAKEN.items():
-                taken = gr.Button(text, elem_id=f"take-{name.replace('.', '-')}")
-                taken.click(partial(teacher.take, name), None, [said, file], api_visibility="private")
-        seen = gr.State(-1)
-        outputs = [*shown, seen]
+            add_answer_section(page, teacher, "Model", "Nearest training images")
+        with gr.Tab("Export"):
+            chooser = board(ZIP_CHOOSER, elem_id="zip")
+            error, file = html(""), gr.File(label="Exported file", interactive=False, elem_id="file", visible=True)
+            for name, text in EXPORTS.items():
+                exporting = gr.Button(text, elem_id=f"export-{name.replace('.', '-')}")
+                exporting.click(partial(teacher.export, name), None, [error, file], api_visibility="private")
+        number = gr.State(-1)
+        outputs = [*boards, number]
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-        for each in (*shown, zipped):
-            each.act(teacher.act, drawing, outputs, trigger_mode="multiple", concurrency_limit=LISTED, **quiet)
-        page.load(teacher.shown, None, outputs, **quiet)
-        gr.Timer(SECONDS).tick(teacher.look, seen, outputs, concurrency_limit=LISTED, **quiet)
+        for each in (*boards, chooser):
+            each.act(teacher.act, drawing, outputs, trigger_mode="multiple", concurrency_limit=MAX_LISTED, **quiet)
+        page.load(teacher.refresh, None, outputs, **quiet)
+        gr.Timer(POLL_SECONDS).tick(teacher.poll, number, outputs, concurrency_limit=MAX_LISTED, **quiet)
     return page

@@ -1,10 +1,12 @@
-"""The folder that `teach` works on: classes, images, images without a label. No model and no page.
+"""Folder of images that `teach` works on: classes, images and unlabelled images, without model or page.
 
 FOLDER/train/<class>/*.jpg      labelled images, as `--root FOLDER` reads them
-FOLDER/<class>/*.jpg            labelled images where no folder lies in FOLDER/train; they stay where they are
-FOLDER/unlabelled/...           images that wait for a label
-FOLDER/none of these/           images that somebody has said to be of no class
-FOLDER/.hegraph/                what can be undone, and what was removed; no other command reads it
+FOLDER/<class>/*.jpg            labelled images, if FOLDER/train has no folder; they stay in place
+FOLDER/unlabelled/...           unlabelled images
+FOLDER/none of these/           images that belong to none of the classes
+FOLDER/.hegraph/                undo history and removed files; no other command reads it
+
+A *place* is a class or one of `NON_CLASS_FOLDERS`.
 """
 
 from __future__ import annotations
@@ -25,22 +27,23 @@ from ..datasets.folder import NON_CLASS_FOLDERS, OUTPUT_FILES, class_name
 from ..datasets.images import MAX_BYTES, is_image, open_upload
 from ..datasets.splits import SPLIT_NAMES
 from ..predict.files import FORBIDDEN, MAX_NAME, folder_name
-from ..utils.errors import UserError, first_line, printable, shortened
+from ..utils.errors import UserError, printable, shortened
 from ..utils.files import atomic_path, hash_file
 from ..utils.reading import reading
-from .journal import OWN, JournaledFolder, Move, removed
+from .journal import OWN, JournaledFolder, Move, removal
 
-TRAIN, KEPT = "train", f"{OWN}/kept"
-LOOSE = UNLABELLED, _ = NON_CLASS_FOLDERS  # places of images that are no classes
-MOST_DIGESTS = 200_000  # of files that are not read again
-MOST_FILES, MOST_BYTES = 50_000, 8 * 2**30  # of a zip file
-# The project may lie in one more folder, as macOS packs it, beside a folder of its own
-MEMBER = re.compile(rf"((?!__MACOSX)[^/]+/)??({TRAIN}/(?P<name>[^/]+)|(?P<place>{'|'.join(LOOSE)})(/.+)?)/[^/]*", re.S)
-BOUNDED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # what can be unpacked up to a number of bytes
+TRAIN, CONFIRMED = "train", f"{OWN}/kept"
+UNLABELLED = NON_CLASS_FOLDERS[0]
+MAX_DIGESTS = 200_000  # cached SHA-256 of files
+MAX_ZIP_FILES, MAX_ZIP_BYTES = 50_000, 8 * 2**30
+PLACES = "|".join(NON_CLASS_FOLDERS)
+# Path in a zip file. The project may lie in a further folder, next to __MACOSX, which macOS adds
+MEMBER = re.compile(rf"((?!__MACOSX)[^/]+/)??({TRAIN}/(?P<name>[^/]+)|(?P<place>{PLACES})(/.+)?)/[^/]*", re.S)
+BOUNDED_COMPRESSION = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # can be unpacked up to a number of bytes
 
 
 class Picture(NamedTuple):
-    """An image of the project: its path below the folder, with `/`, and the SHA-256 of its file."""
+    """Image of a project: its path relative to the folder, with `/`, and the SHA-256 of its file."""
 
     path: str
     digest: str
@@ -51,8 +54,14 @@ class Picture(NamedTuple):
 
 
 class Staged(NamedTuple):
-    """A file that is to be added: where it lies, its class or other place, its name ("" for a class alone), the SHA-256
-    of its bytes, and why it is no image, as the end of a sentence.
+    """File to add.
+
+    Attributes:
+        path: Path of the copy in the project.
+        place: Class, or one of `NON_CLASS_FOLDERS`.
+        name: File name; "" adds only the class.
+        digest: SHA-256 of the content.
+        problem: Reason why the file is not added, as the predicate of a sentence; "" for an image.
     """
 
     path: str
@@ -64,118 +73,118 @@ class Staged(NamedTuple):
 
 @dataclass(frozen=True)
 class Contents:
-    """What a project holds.
+    """Contents of a project.
 
     Attributes:
-        base: The folder of the class folders: "train", or "" if they lie directly in the project's folder.
-        folders: The folder of every class, by its name in Unicode's form NFC, and of `LOOSE`.
-        images: The images in each of them.
-        kept: SHA-256 of the images whose label somebody has confirmed.
-        left_out: Paths that are not read, such as links and files that are no images.
-        undo: What the last change was, which can be undone; "" if there is none.
+        base: Folder of the class folders: "train", or "" if they lie directly in the project folder.
+        folders: Folder of each place. Class names are in Unicode normalization form C.
+        images: Images of each place.
+        confirmed: SHA-256 of the images whose label was confirmed.
+        skipped: Paths that are not read, such as links and files that are not images.
+        undo: Description of the last change; "" if there is nothing to undo.
     """
 
     base: str
     folders: dict[str, str]
     images: dict[str, list[Picture]]
-    kept: frozenset[str]
-    left_out: list[str]
+    confirmed: frozenset[str]
+    skipped: list[str]
     undo: str
 
     @property
     def classes(self) -> dict[str, list[Picture]]:
-        """The images of every class."""
-        return {place: pictures for place, pictures in self.images.items() if place not in LOOSE}
+        """Images of each class."""
+        return {place: pictures for place, pictures in self.images.items() if place not in NON_CLASS_FOLDERS}
 
     @property
     def unlabelled(self) -> list[Picture]:
         return self.images[UNLABELLED]
 
     def pictures(self) -> dict[Picture, str]:
-        """All images, and the class or other place where each is."""
+        """All images with their places."""
         return {picture: place for place, pictures in self.images.items() for picture in pictures}
 
     def classes_of(self) -> dict[str, list[str]]:
-        """The classes in which an image is, by its SHA-256."""
-        found: dict[str, list[str]] = {}
+        """Classes of each image, by SHA-256. An image in several classes is a conflict."""
+        classes: dict[str, list[str]] = {}
         for name, pictures in self.classes.items():
             for digest in {picture.digest for picture in pictures}:
-                found.setdefault(digest, []).append(name)
-        return found
+                classes.setdefault(digest, []).append(name)
+        return classes
 
     def folder(self, place: str) -> str:
-        """The folder of a place; UserError if there is none."""
+        """Folder of a place. Raise UserError if it does not exist."""
         if place not in self.folders:
-            raise UserError(f"there is no class {shortened(place, 80)!r} any more")
+            raise UserError(f"the class {shortened(place, 80)!r} was removed or renamed")
         return self.folders[place]
 
     def class_folder(self, name: str) -> str:
-        """The folder of a class; UserError if there is none, or `name` is one of `LOOSE`."""
-        if name in LOOSE:
+        """Folder of a class. Raise UserError if it does not exist or `name` is one of `NON_CLASS_FOLDERS`."""
+        if name in NON_CLASS_FOLDERS:
             raise UserError(f"{name!r} is not a class; it cannot be renamed or deleted")
         return self.folder(name)
 
     def new_class(self, name: str, renamed: str = "") -> tuple[str, str]:
-        """The name of a new class, or of the class `renamed`, as `new_name` gives it, and its folder."""
-        name = new_name(name, self.folders.keys() - {renamed})
+        """Normalized name and folder of a new class, or of the class `renamed` under its new name."""
+        name = normalize_class_name(name, self.folders.keys() - {renamed})
         if not self.base and name.lower() in SPLIT_NAMES:
-            raise UserError(f"{name!r} is no name for a class here, since its folder would be a split")
-        return name, below(self.base, name)
+            raise UserError(f"expected a class name, got {name!r}, the name of a split; choose another")
+        return name, join(self.base, name)
 
-    def readable(self, unreadable: Container[str]) -> Contents:
-        """The same without the images of some SHA-256."""
-        images = {place: [p for p in pictures if p.digest not in unreadable] for place, pictures in self.images.items()}
+    def without(self, digests: Container[str]) -> Contents:
+        """Contents without the images of the SHA-256 `digests`."""
+        images = {place: [p for p in pictures if p.digest not in digests] for place, pictures in self.images.items()}
         return replace(self, images=images)
 
 
 class Project(JournaledFolder):
-    """A folder of images that is taught from; errors are those of `JournaledFolder`, also after changes of others."""
+    """Folder of images for training. Errors are those of `JournaledFolder`; other programs may change the folder."""
 
     def read(self) -> Contents:
-        """What the folder holds now."""
+        """Read the contents."""
         with self.opened() as contents:
             return contents
 
     @contextmanager
     def opened(self) -> Iterator[Contents]:
-        """What the folder holds, which no other program changes meanwhile."""
+        """Read the contents and lock the folder for the block."""
         with self.locked():
-            left_out: list[str] = []
+            skipped: list[str] = []
             base = self._base()
-            folders = self._class_folders(base, left_out) | {place: place for place in LOOSE}
-            images = {place: self._pictures(folders[place], left_out, place in LOOSE) for place in folders}
-            kept = frozenset(PurePosixPath(path).name for path in self._names(KEPT, left_out)[0])
+            folders = self._class_folders(base, skipped) | {place: place for place in NON_CLASS_FOLDERS}
+            images = {place: self._pictures(folders[place], skipped, place in NON_CLASS_FOLDERS) for place in folders}
+            confirmed = frozenset(PurePosixPath(path).name for path in self._list(CONFIRMED, skipped)[0])
             changes = self.journal().changes
-            yield Contents(base, folders, images, kept, left_out, changes[-1].what if changes else "")
+            yield Contents(base, folders, images, confirmed, skipped, changes[-1].what if changes else "")
 
-    def data(self, picture: Picture) -> bytes:
-        """The bytes of an image."""
-        path = self.at(picture.path)
+    def read_bytes(self, picture: Picture) -> bytes:
+        """Read the file of an image."""
+        path = self.path_of(picture.path)
         with reading(path, "an image"):
             return path.read_bytes()
 
     def write_zip(self, path: Path) -> None:
-        """Writes all images into a zip file, those of a class below train/<class>, which `add_zip` adds."""
+        """Write all images into a zip file that `add_zip` reads. Classes are below train/."""
         contents = self.read()
         above = "" if contents.base else f"{TRAIN}/"
         with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w") as file:
             for name in contents.classes:
                 file.writestr(f"{above}{contents.folders[name]}/", b"")
             for picture, place in contents.pictures().items():
-                inside = picture.path if place in LOOSE else f"{above}{picture.path}"
-                file.writestr(zipfile.ZipInfo(inside), self.data(picture))
+                inside = picture.path if place in NON_CLASS_FOLDERS else f"{above}{picture.path}"
+                file.writestr(zipfile.ZipInfo(inside), self.read_bytes(picture))
 
     # Changes
 
     def add_class(self, name: str) -> str:
-        """Adds a class without images; returns its name, as `new_name` gives it."""
+        """Add a class without images; returns its normalized name."""
         with self.opened() as contents:
             name, target = contents.new_class(name)
             self.change(f"the class {name} added", [(self.new_folder(), target)])
         return name
 
     def rename_class(self, old: str, new: str) -> str:
-        """Gives a class another name, which is returned."""
+        """Rename a class; returns its normalized name."""
         with self.opened() as contents:
             source = contents.class_folder(old)
             new, target = contents.new_class(new, old)
@@ -184,240 +193,251 @@ class Project(JournaledFolder):
         return new
 
     def delete_class(self, name: str) -> None:
-        """Removes a class with its images."""
+        """Remove a class and its images."""
         with self.opened() as contents:
-            self.change(f"the class {name} deleted", [removed(contents.class_folder(name))])
+            self.change(f"the class {name} deleted", [removal(contents.class_folder(name))])
 
     def move(self, picture: Picture, place: str) -> None:
-        """Moves an image to a class or to one of `LOOSE`; "" removes it. Its label is not confirmed any more."""
+        """Move an image to a place; "" removes it. The label of a moved image is not confirmed any more."""
         with self.opened() as contents:
             if (before := contents.pictures().get(picture)) is None:
-                raise UserError(f"{picture.path} is not there any more, or was changed; look at the page again")
+                raise UserError(f"{picture.path} was removed or changed; look at the page again")
             if before == place:
                 return
-            moves = [removed(picture.path)]
+            moves = [removal(picture.path)]
             if place:
-                moves = [(picture.path, self.free(contents.folder(place), picture.name, set()))]
-            if picture.digest in contents.kept:
-                moves.append(removed(f"{KEPT}/{picture.digest}"))
+                moves = [(picture.path, self.free_path(contents.folder(place), picture.name, set()))]
+            if picture.digest in contents.confirmed:
+                moves.append(removal(f"{CONFIRMED}/{picture.digest}"))
             self.change(f"an image moved to {place}" if place else "an image removed", moves)
 
-    def keep(self, picture: Picture) -> None:
-        """Confirms the label of an image, until it is moved."""
+    def confirm(self, picture: Picture) -> None:
+        """Confirm the label of an image."""
         with self.opened() as contents:
-            if picture in contents.pictures() and picture.digest not in contents.kept:
-                self.change("a label confirmed", [(self.new_folder(), f"{KEPT}/{picture.digest}")])
+            if picture in contents.pictures() and picture.digest not in contents.confirmed:
+                self.change("a label confirmed", [(self.new_folder(), f"{CONFIRMED}/{picture.digest}")])
 
-    def settle(self, digest: str, name: str) -> None:
-        """Has an image that is in several classes in one of them alone."""
+    def keep_in_one_class(self, digest: str, name: str) -> None:
+        """Remove an image from all classes except one."""
         with self.opened() as contents:
-            there = [(p, place) for place, pictures in contents.classes.items() for p in pictures if p.digest == digest]
-            if name not in [place for _, place in there]:
-                raise UserError("the image is not there any more")
-            self.change(f"an image settled in {name}", [removed(p.path) for p, place in there if place != name])
+            if name not in contents.classes_of().get(digest, ()):
+                raise UserError("the image was removed; look at the page again")
+            copies = [p for place in contents.classes if place != name for p in contents.images[place]]
+            self.change(f"an image kept in {name} only", [removal(p.path) for p in copies if p.digest == digest])
 
     def add(self, place: str, files: Iterable[tuple[str, bytes]]) -> tuple[int, list[str]]:
-        """Adds files, each a name and its bytes, as images of a class or of one of `LOOSE`; returns how many, and why
-        others were not added, such as one that is there already.
+        """Add images to a place.
+
+        Args:
+            place: Class, or one of `NON_CLASS_FOLDERS`.
+            files: Names and contents. Invalid images and images that the place contains already are skipped.
+
+        Returns:
+            Number of added images, and a sentence for each skipped file.
         """
         self.read().folder(place)
-        with self._staged((place, name, data) for name, data in files) as staged:
-            return self._add(staged, f"added to {place}")
+        return self._add(((place, name, data) for name, data in files), f"added to {place}")
 
     def add_zip(self, path: Path) -> tuple[int, list[str]]:
-        """Adds the classes and images of a zip file; returns what `add` does. UserError, and nothing is added, if it is
-        damaged or no project, would take too much space, or a name in it leads out of the folder.
+        """Add the classes and images of a zip file; returns as `add`.
+
+        Raises:
+            UserError: If the file is damaged, is not a project, is too large, or contains a path that leads out of the
+                folder. Nothing is added then.
         """
         with reading(path, "a project's zip file"), zipfile.ZipFile(path) as file:
             members = file.infolist()
-            if len(members) > MOST_FILES or sum(member.file_size for member in members) > MOST_BYTES:
-                raise UserError(f"the zip file holds more than {MOST_FILES} files or {MOST_BYTES >> 30} GB")
+            if len(members) > MAX_ZIP_FILES or sum(member.file_size for member in members) > MAX_ZIP_BYTES:
+                raise UserError(f"the zip file has more than {MAX_ZIP_FILES} files or {MAX_ZIP_BYTES >> 30} GB")
             for member in members:
-                self.at(member.filename)
-                if member.compress_type not in BOUNDED:
-                    raise ValueError(f"{member.filename} is packed in a way that has no bounds")
-            found = [(member, place) for member in members if (place := place_of(member))]
+                self.path_of(member.filename)
+                if member.compress_type not in BOUNDED_COMPRESSION:
+                    raise ValueError(f"expected stored or deflated files, got another compression of {member.filename}")
+            found = [(member, place) for member in members if (place := place_of_member(member))]
             if not found:
-                raise ValueError(f"it holds no folder {TRAIN}/<class> or {UNLABELLED}")
-            files = ((place, "" if m.is_dir() else m.filename, start_of(file.open(m))) for m, place in found)
-            with self._staged(files) as staged:
-                return self._add(staged, "added from a zip file")
+                raise ValueError(f"expected a folder {TRAIN}/<class> or {UNLABELLED}, found none")
+            files = ((place, "" if m.is_dir() else m.filename, read_upload(file.open(m))) for m, place in found)
+            return self._add(files, "added from a zip file")
 
-    @contextmanager
-    def _staged(self, files: Iterable[tuple[str, str, bytes]]) -> Iterator[list[Staged]]:
-        """Checks files, each a place, a name and its bytes, and writes the images into a new folder, which is removed
-        when the block ends. The project is not locked meanwhile, since hundreds of photos take minutes.
+    def _add(self, files: Iterable[tuple[str, str, bytes]], what: str) -> tuple[int, list[str]]:
+        """Add files, each a place, a name and its content, and missing classes. Without a name, add only the class.
+
+        Files are checked and staged in a new folder without the lock, since hundreds of photos take minutes.
         """
-        self.read()
-        new = self.new_folder()
-        try:
-            yield [self._stage(f"{new}/{number}", *each) for number, each in enumerate(files)]
-        except OSError as error:
-            raise UserError(f"cannot change {self.folder}: {first_line(error)}") from error
-        finally:
-            shutil.rmtree(self.folder / new, ignore_errors=True)
-
-    def _stage(self, path: str, place: str, sent: str, data: bytes) -> Staged:
-        name = file_name(sent) if sent else ""
-        problem = problem_of(name, data) if sent else ""
-        if sent and not problem:
-            self.at(path).write_bytes(data)
-        return Staged(path, place, name, hashlib.sha256(data).hexdigest(), problem)
-
-    def _add(self, staged: list[Staged], what: str) -> tuple[int, list[str]]:
-        """Adds staged files, and the classes that are not there; without a name, only the class."""
+        with self.locked():
+            staging = self.new_folder()
         taken, problems, moves, count = set[str](), list[str](), list[Move](), 0
-        with self.opened() as contents:
-            there = {(place, picture.digest) for picture, place in contents.pictures().items()}
-            for each in staged:
-                if each.place not in contents.folders:
-                    folder = contents.new_class(each.place)[1]
-                    contents = replace(contents, folders=contents.folders | {each.place: folder})
-                    moves.append((f"{each.path}-class", folder))
-                    self.at(moves[-1][0]).mkdir()
-                if not each.name:
-                    continue
-                if problem := each.problem or ("is there already" if (each.place, each.digest) in there else ""):
-                    problems.append(f"{each.name} {problem}")
-                    continue
-                moves.append((each.path, self.free(contents.folders[each.place], each.name, taken)))
-                there.add((each.place, each.digest))
-                count += 1
-            self.change(f"{count} image{'' if count == 1 else 's'} {what}", moves)
+        try:
+            with self.explained_errors():
+                staged = [self._stage(f"{staging}/{number}", *each) for number, each in enumerate(files)]
+            with self.opened() as contents:
+                present = {(place, picture.digest) for picture, place in contents.pictures().items()}
+                for each in staged:
+                    if each.place not in contents.folders:
+                        folder = contents.folders[each.place] = contents.new_class(each.place)[1]
+                        moves.append((f"{each.path}-class", folder))
+                        self.path_of(moves[-1][0]).mkdir()
+                    if not each.name:
+                        continue
+                    if problem := each.problem or ("exists already" if (each.place, each.digest) in present else ""):
+                        problems.append(f"{each.name} {problem}")
+                        continue
+                    moves.append((each.path, self.free_path(contents.folders[each.place], each.name, taken)))
+                    present.add((each.place, each.digest))
+                    count += 1
+                self.change(f"{count} image{'' if count == 1 else 's'} {what}", moves)
+        finally:
+            shutil.rmtree(self.folder / staging, ignore_errors=True)
         return count, problems
 
-    # What is there
+    def _stage(self, path: str, place: str, name: str, data: bytes) -> Staged:
+        """Check a file and write it to a path."""
+        if not name:
+            return Staged(path, place, "", "", "")
+        safe_name = safe_file_name(name)
+        problem = image_problem(safe_name, data)
+        if not problem:
+            self.path_of(path).write_bytes(data)
+        return Staged(path, place, safe_name, hashlib.sha256(data).hexdigest(), problem)
+
+    # Reading
 
     def _base(self) -> str:
-        """The folder of the class folders, as in `Contents`. They lie directly in the project's folder if none lies in
-        train and one that could be a class does.
+        """Folder of the class folders, as of `Contents`.
+
+        Class folders lie directly in the project folder if train/ has no folder and a folder next to it may be a class.
         """
-        if self._names(TRAIN, [])[0]:
+        if self._list(TRAIN, [])[0]:
             return TRAIN
-        return "" if any(self._may_be_class(path) for path in self._names("", [])[0]) else TRAIN
+        return "" if any(self._may_be_class(path) for path in self._list("", [])[0]) else TRAIN
 
     def _may_be_class(self, path: str) -> bool:
-        """Whether a folder in the project's folder holds an image or nothing, and is neither one of `LOOSE`, nor of a
-        split, nor the output of a run.
+        """Whether a folder in the project folder is empty or contains an image, and is neither one of
+        `NON_CLASS_FOLDERS`, nor a split, nor the output of a run.
         """
-        others: list[str] = []
-        folders, images = self._names(path, others)
-        if path in LOOSE or path.lower() in SPLIT_NAMES or {f"{path}/{name}" for name in OUTPUT_FILES} & {*others}:
+        skipped: list[str] = []
+        folders, images = self._list(path, skipped)
+        reserved = path in NON_CLASS_FOLDERS or path.lower() in SPLIT_NAMES
+        if reserved or {join(path, name) for name in OUTPUT_FILES} & {*skipped}:
             return False
-        return bool(images) or not (folders or others)
+        return bool(images) or not (folders or skipped)
 
-    def _class_folders(self, base: str, left_out: list[str]) -> dict[str, str]:
-        """The folder of every class, by the name of the class; UserError if two classes have one name."""
-        paths, files = self._names(base, left_out)
-        left_out += files
+    def _class_folders(self, base: str, skipped: list[str]) -> dict[str, str]:
+        """Folders of the classes by class name. Raise UserError if two classes have equal names."""
+        paths, files = self._list(base, skipped)
+        skipped += files
         if not base:
-            others = [path for path in paths if not self._may_be_class(path)]
-            if splits := [path for path in others if path.lower() in SPLIT_NAMES and self._names(path, [])[1]]:
-                said = f"{splits[0]!r} has the name of a split and lies beside class folders; rename it if it is one"
-                raise UserError(f"{self.folder}: {said}")
-            left_out += [path for path in others if path not in LOOSE]
-            paths = [path for path in paths if path not in others]
-        keys, folders = {name_key(place): place for place in LOOSE}, dict[str, str]()
+            non_classes = [path for path in paths if not self._may_be_class(path)]
+            if splits := [path for path in non_classes if path.lower() in SPLIT_NAMES and self._list(path, [])[1]]:
+                problem = "has the name of a split, but lies next to class folders; rename it if it is a class"
+                raise UserError(f"{self.folder}: {splits[0]!r} {problem}")
+            skipped += [path for path in non_classes if path not in NON_CLASS_FOLDERS]
+            paths = [path for path in paths if path not in non_classes]
+        keys, folders = {name_key(place): place for place in NON_CLASS_FOLDERS}, dict[str, str]()
         for path in paths:
             name = PurePosixPath(path).name
-            key = name_key(name)
-            if key in keys:
-                said = f"{keys[key]!a} and {name!a} are one class by their names"
-                said = f"{name!a} is no name for a class" if keys[key] in LOOSE else said
-                raise UserError(f"{self.folder / base}: {said}; rename one, or move the images of one to the other")
-            keys[key], folders[class_name(name, base)] = name, path
+            if other := keys.get(name_key(name)):
+                problem = f"the class names {other!a} and {name!a} differ only in case or Unicode form"
+                problem = f"{name!a} is no valid class name" if other in NON_CLASS_FOLDERS else problem
+                raise UserError(f"{self.folder / base}: {problem}; rename one, or move its images to the other")
+            keys[name_key(name)], folders[class_name(name, base)] = name, path
         return folders
 
-    def _pictures(self, place: str, left_out: list[str], deeper: bool) -> list[Picture]:
-        """The images of a folder and, if asked for, of the folders in it."""
-        folders, images = self._names(place, left_out)
-        found = []
+    def _pictures(self, place: str, skipped: list[str], recursive: bool) -> list[Picture]:
+        """Images of a folder, and of the folders in it if `recursive`."""
+        folders, images = self._list(place, skipped)
+        pictures = []
         for path in images:
             try:
                 status = (self.folder / path).stat()
                 version = (status.st_ino, status.st_size, status.st_mtime_ns)
-                found.append(Picture(path, _digest(self.folder / path, version)))
-            except OSError:  # nobody may read it
-                left_out.append(path)
-        if not deeper:
-            left_out += folders
-            return found
-        return found + [picture for folder in folders for picture in self._pictures(folder, left_out, True)]
+                pictures.append(Picture(path, _digest(self.folder / path, version)))
+            except OSError:  # no permission
+                skipped.append(path)
+        if not recursive:
+            skipped += folders
+            return pictures
+        return pictures + [picture for folder in folders for picture in self._pictures(folder, skipped, True)]
 
-    def _names(self, place: str, left_out: list[str]) -> tuple[list[str], list[str]]:
-        """The paths of the folders and of the images in a folder, sorted, without hidden ones. A folder that is not
-        there is empty, and what is neither is added to `left_out`.
+    def _list(self, place: str, skipped: list[str]) -> tuple[list[str], list[str]]:
+        """Sorted paths of the folders and of the images in a folder, without hidden ones.
+
+        A missing folder is empty. Other entries are added to `skipped`.
         """
-        folder, folders, images = self.at(place) if place else self.folder, list[str](), list[str]()
+        folder, folders, images = self.path_of(place) if place else self.folder, list[str](), list[str]()
         if folder.is_symlink() or not folder.exists():
-            left_out += [place] * folder.is_symlink()
+            skipped += [place] * folder.is_symlink()
             return folders, images
         for path in sorted(folder.iterdir()):
             name = printable(path.name)
-            inside, odd = below(place, name), path.is_symlink() or name != path.name  # not UTF-8
+            inside, readable = join(place, name), not path.is_symlink() and name == path.name  # the name is UTF-8
             if name.startswith("."):
                 continue
-            if path.is_dir() and not odd:
+            if readable and path.is_dir():
                 folders.append(inside)
-            elif path.is_file() and not odd and is_image(name):
+            elif readable and path.is_file() and is_image(name):
                 images.append(inside)
             else:
-                left_out.append(inside)
+                skipped.append(inside)
         return folders, images
 
 
-@lru_cache(maxsize=MOST_DIGESTS)
+@lru_cache(maxsize=MAX_DIGESTS)
 def _digest(path: Path, version: tuple[int, ...]) -> str:
-    """SHA-256 of a file, which is read anew where its version is another one."""
+    """SHA-256 of a file, cached for each version of the file."""
     return hash_file(path)
 
 
-def below(folder: str, name: str) -> str:
-    """The path of something in a folder of the project; "" is the project's folder itself."""
+def join(folder: str, name: str) -> str:
+    """Path of an entry of a folder; the folder "" is the project folder."""
     return f"{folder}/{name}" if folder else name
 
 
-def new_name(name: str, others: Iterable[str]) -> str:
-    """A name of a class in Unicode's form NFC; UserError if no folder could have it, or if it is one of the others."""
-    found = unicodedata.normalize("NFC", " ".join(str(name).split()))
-    bad = not found or FORBIDDEN.search(found.replace("%", "")) or printable(found) != found
-    if bad or len(found.encode()) > MAX_NAME:
+def normalize_class_name(name: str, existing: Iterable[str]) -> str:
+    """Class name in Unicode normalization form C, without redundant spaces.
+
+    Raises:
+        UserError: If a folder cannot have the name, or if it equals an existing name except for case or Unicode form.
+    """
+    normalized = unicodedata.normalize("NFC", " ".join(str(name).split()))
+    invalid = not normalized or FORBIDDEN.search(normalized.replace("%", "")) or printable(normalized) != normalized
+    if invalid or len(normalized.encode()) > MAX_NAME:
         raise UserError(
-            f"{shortened(printable(found), 80)!r} is no name for a class, which becomes that of a folder: it must not "
-            f'be empty or longer than {MAX_NAME} bytes, hold / \\ : * ? " < > or |, nor begin or end with a dot'
+            f'expected a class name of 1 to {MAX_NAME} bytes without / \\ : * ? " < > | or a dot at either end, '
+            f"got {shortened(printable(normalized), 80)!r}"
         )
-    if same := [other for other in others if name_key(other) == name_key(found)]:
-        raise UserError(f"{found!r} cannot be added: there is {same[0]!r} already")
-    return found
+    if same := [other for other in existing if name_key(other) == name_key(normalized)]:
+        raise UserError(f"{normalized!r} cannot be added: {same[0]!r} exists already")
+    return normalized
 
 
 def name_key(name: str) -> str:
-    """What two names have in common that are one by case or by Unicode's form."""
+    """Key that is equal for names that differ only in case or Unicode form."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
-def file_name(sent: str) -> str:
-    """The name of a file that came from elsewhere, as one that every system allows."""
-    name = PurePosixPath(printable(re.split(r"[/\\]", unicodedata.normalize("NFC", sent))[-1]) or "image")
-    return f"{folder_name(name.stem).encode()[:MAX_NAME].decode(errors='ignore')}{name.suffix}"
+def safe_file_name(name: str) -> str:
+    """Name of an uploaded file, with characters replaced that some file system rejects."""
+    last = PurePosixPath(printable(re.split(r"[/\\]", unicodedata.normalize("NFC", name))[-1]) or "image")
+    return f"{folder_name(last.stem)}{last.suffix}"
 
 
-def place_of(member: zipfile.ZipInfo) -> str:
-    """The class or other place of a file or folder in the zip file of a project; "" if it has none."""
-    found = MEMBER.fullmatch(member.filename)
-    return (found["place"] or class_name(found["name"], TRAIN)) if found else ""
+def place_of_member(member: zipfile.ZipInfo) -> str:
+    """Place of an entry in the zip file of a project; "" if the entry is not part of a project."""
+    match = MEMBER.fullmatch(member.filename)
+    return (match["place"] or class_name(match["name"], TRAIN)) if match else ""
 
 
-def start_of(file: IO[bytes]) -> bytes:
-    """The bytes of a file that was sent, which is closed; of one that is too large as many as tell that."""
+def read_upload(file: IO[bytes]) -> bytes:
+    """Read and close a file, up to one byte more than an image may have."""
     with file:
         return file.read(MAX_BYTES + 1)
 
 
-def problem_of(name: str, data: bytes) -> str:
-    """Why a file is no image of a project, as the end of a sentence; "" if it is one."""
+def image_problem(name: str, data: bytes) -> str:
+    """Reason why a file is not added, as the predicate of a sentence; "" for an image."""
     try:
         open_upload(data)
     except UserError as error:
         return str(error)
-    return "" if is_image(name) else "is no image, by the ending of its name"
+    return "" if is_image(name) else "has no file name extension of an image"

@@ -1,9 +1,7 @@
-"""What a model makes of a project: features of its images, a model after every change, and what that says of them.
+"""Session of the teach page: encodes the images of a project, trains a model after every change, and evaluates it.
 
-The model is the training-free variant, which is fitted to the features again after each change, in a fraction of a
-second.
-
-Shapes: N labelled images, M without a label, K classes, d feature width.
+Labels are checked and the accuracy is measured by leave-one-out (`labels/issues.py`). Unlabelled images are ordered by
+`labels/suggest.py`.
 """
 
 from __future__ import annotations
@@ -47,16 +45,18 @@ from .project import OWN, TRAIN, UNLABELLED, Contents, Picture, Project
 
 logger = logging.getLogger(__name__)
 
-BATCH = 16  # images that are encoded before the page is told
-SECONDS = 2.0  # between two writes of the features, while images are encoded
-SIDE = 96  # pixels of a thumbnail
-LISTED = 24  # images that are worth labelling, and such whose label seems wrong
+BATCH = 16  # images that are encoded between two updates of the page
+SAVE_SECONDS = 2.0  # between two writes of the features while images are encoded
+THUMBNAIL_SIDE = 96  # in pixels
+MAX_LISTED = 24  # suggestions, and suspicious labels
 VARIANT = "TRAINER.HEGRAPHADAPTER.VARIANT"
-SAMPLE, SAMPLE_TRAIN = 180, 3  # images of the digits that a new folder begins with: all, and those labelled of a class
+SAMPLE_SIZE, SAMPLE_SHOTS = 180, 3  # scans in the sample folder, and labelled ones of each class
 
 
-class Guess(NamedTuple):
-    """An image's likeliest class, its probability, and the share of images of known classes that score lower."""
+class Suggestion(NamedTuple):
+    """Unlabelled image with its predicted class, the probability of the class, and the fraction of images of known
+    classes with a lower score (None if unknown).
+    """
 
     picture: Picture
     label: str
@@ -66,18 +66,18 @@ class Guess(NamedTuple):
 
 @dataclass(frozen=True)
 class View:
-    """What a page shows of a project.
+    """State of a project, as the page shows it.
 
     Attributes:
-        number: Grows with every view.
-        contents: What the folder holds, without the images that cannot be read.
-        waiting: How many images had still to be encoded.
-        problems: Images that cannot be read, and why.
-        model: None where there are fewer than two classes.
-        right, judged: How many images a model without the image classifies rightly, and how many there are.
-        confused: Pairs of a class and what its images are taken for, with how often, the most frequent first.
-        doubts: The images whose labels seem wrong, and why, the most suspicious first.
-        guesses: Images without a label, the one that is most worth labelling first.
+        number: Version of the view, which grows by 1.
+        contents: Contents of the folder, without unreadable images.
+        waiting: Number of images that are not encoded yet.
+        problems: Unreadable images, each with the reason.
+        model: Trained model; None with fewer than two classes.
+        correct, evaluated: Leave-one-out: number of correctly classified images, and of all images.
+        confusions: Leave-one-out errors as (label, predicted class, number of images), most frequent first.
+        issues: Images with suspicious labels, most suspicious first.
+        suggestions: Unlabelled images, most useful first.
     """
 
     number: int
@@ -85,62 +85,70 @@ class View:
     waiting: int = 0
     problems: list[str] = field(default_factory=list)
     model: SavedModel | None = None
-    right: int = 0
-    judged: int = 0
-    confused: list[tuple[str, str, int]] = field(default_factory=list)
-    doubts: list[tuple[Picture, LabelIssue]] = field(default_factory=list)
-    guesses: list[Guess] = field(default_factory=list)
+    correct: int = 0
+    evaluated: int = 0
+    confusions: list[tuple[str, str, int]] = field(default_factory=list)
+    issues: list[tuple[Picture, LabelIssue]] = field(default_factory=list)
+    suggestions: list[Suggestion] = field(default_factory=list)
 
 
 class Session:
-    """A project with its backbone, which was loaded by `name` and `pretrained`. Several tabs may use it at once.
+    """Project with a backbone. Several tabs may share a session.
+
+    Args:
+        project: Folder of images.
+        backbone: Loaded backbone.
+        name, pretrained: Arguments with which the backbone was loaded.
 
     Attributes:
-        thumbnails: The folder of the small pictures.
-        stopping: Set, it ends the encoding in all tabs, after the batch that is being encoded.
-        view: The last view.
+        thumbnails: Folder of the thumbnails.
+        features: Unit-norm image features `[d]` by the SHA-256 of the file.
+        stopping: Event that stops the encoding in all tabs after the current batch.
+        view: Latest view.
     """
 
     def __init__(self, project: Project, backbone: Backbone, name: str, pretrained: str = "") -> None:
         self.project, self.backbone, self.name = project, backbone, name
         config = BackboneConfig.of(backbone, name, pretrained)
         self.origin = Origin(config, Preprocessing.of(backbone), backbone.logit_scale, prompted=True)
-        self.thumbnails = project.at(f"{OWN}/thumbnails/any").parent  # UserError if that is a link
-        self._text: dict[tuple[str, str], tuple[Tensor, Tensor]] = {}  # by data set and class
-        self._unreadable: dict[str, str] = {}
+        self.thumbnails = project.path_of(f"{OWN}/thumbnails/any").parent  # UserError if the folder is a link
+        self._text: dict[tuple[str, str], tuple[Tensor, Tensor]] = {}  # (data set, class) -> text nodes
+        self._unreadable: dict[str, str] = {}  # SHA-256 -> reason
         self.stopping, self._lock = threading.Event(), threading.RLock()
         self._file = project.folder / OWN / "features.safetensors"
         self._key = hash_json(backbone.fingerprint)
         self.features = self._read_features()
-        self._written, self._written_at = len(self.features), 0.0  # rows on disk, and when they were written
-        self._writing = threading.RLock()
+        self._saved, self._saved_at = len(self.features), 0.0  # number of features on disk, and time of the last write
         self._seen: object = None
         self.view = View(0, project.read())
 
     # Encoding
 
     def update(self) -> Iterator[View]:
-        """Views until all is done: of what the folder holds with the images that are encoded so far, and after each
-        batch of those that are left, the labelled ones first. UserError if the folder cannot be read, or the features
-        cannot be written in the end. What is encoded is on disk `SECONDS` later, and when the generator is closed.
+        """Encode new images, labelled ones first, and train the model. Yields a view after each batch and at the end.
+
+        Features are saved every `SAVE_SECONDS` and when the generator is closed.
+
+        Raises:
+            UserError: If the folder cannot be read, or the features cannot be written at the end.
         """
-        ends = False
+        done = False
         try:
-            while not ends:
+            while not done:
                 with self._lock:
                     contents = self.project.read()
                     labelled = [picture for pictures in contents.classes.values() for picture in pictures]
                     missing = self._missing(labelled + contents.unlabelled)
-                    ends = not missing or self.stopping.is_set()
-                    if (seen := (contents, not self._missing(labelled), ends)) != self._seen:
-                        self.view, self._seen = self._look(contents), seen
+                    done = not missing or self.stopping.is_set()
+                    if (seen := (contents, not self._missing(labelled), done)) != self._seen:
+                        self.view, self._seen = self._train(contents), seen
                     self.view = replace(self.view, waiting=len(missing), number=self.view.number + 1)
-                    if not ends:
+                    if not done:
                         self._encode(missing[:BATCH])
-                if ends:
+                if done:
                     self.save()
-                elif time.monotonic() - self._written_at >= SECONDS:
-                    with suppress(UserError):  # on a full disk the images are still encoded
+                elif time.monotonic() - self._saved_at >= SAVE_SECONDS:
+                    with suppress(UserError):  # a full disk does not stop the encoding
                         self.save()
                 yield self.view
         finally:
@@ -148,77 +156,77 @@ class Session:
                 self.save()
 
     def save(self) -> None:
-        """Writes the features to disk if there are new ones; UserError if that fails."""
-        with self._writing:
-            features = dict(self.features)  # another tab may add some meanwhile
-            if len(features) != self._written:
-                write_tensors(self._file, features, {"backbone": self._key})
-                self._written, self._written_at = len(features), time.monotonic()
+        """Write new features to disk. Raise UserError if that fails."""
+        with self._lock:
+            if len(self.features) != self._saved:
+                write_tensors(self._file, self.features, {"backbone": self._key})
+                self._saved, self._saved_at = len(self.features), time.monotonic()
 
     def model(self) -> SavedModel:
-        """The last model; UserError if there is none."""
+        """Latest model. Raise UserError if there is none."""
         if self.view.model is None:
             raise UserError("there is no model yet: add two classes")
         return self.view.model
 
     def thumbnail(self, picture: Picture) -> Path | None:
-        """The file of a small picture of an image, which is made if it is not there; None if it cannot be made."""
+        """File of the thumbnail of an image, made if missing; None for an unreadable image."""
         path = self.thumbnails / f"{picture.digest}.png"
         if not path.is_file():
             self._pixels(picture)
         return path if path.is_file() else None
 
     def _missing(self, pictures: list[Picture]) -> list[Picture]:
-        """One picture for each image that has still to be encoded."""
-        found = {picture.digest: picture for picture in pictures}
-        return [found[digest] for digest in found if digest not in self.features and digest not in self._unreadable]
+        """Readable images without features, each image once."""
+        by_digest = {picture.digest: picture for picture in pictures}
+        return [by_digest[key] for key in by_digest if key not in self.features and key not in self._unreadable]
 
     def _encode(self, pictures: list[Picture]) -> None:
         with ThreadPoolExecutor(cores()) as pool:
             read = dict(zip(pictures, pool.map(self._pixels, pictures)))
-        self._unreadable |= {p.digest: f"{p.path} {said}" for p, said in read.items() if isinstance(said, str)}
+        self._unreadable |= {p.digest: f"{p.path} {problem}" for p, problem in read.items() if isinstance(problem, str)}
         pixels = {p.digest: image for p, image in read.items() if isinstance(image, Tensor)}
         if pixels:
             rows = self.backbone.encode_images(torch.stack([*pixels.values()]))
             self.features |= zip(pixels, (row.clone() for row in rows))
 
     def _pixels(self, picture: Picture) -> Tensor | str:
-        """An image as the backbone takes it, whose thumbnail is written as well, or why it cannot be read."""
+        """Preprocess an image for the backbone and write its thumbnail; returns the reason if it is unreadable."""
         try:
-            image = open_image(self.project.data(picture))
+            image = open_image(self.project.read_bytes(picture))
             pixels = self.backbone.preprocess(image)
-            image.thumbnail((SIDE, SIDE))
+            image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
             with suppress(UserError), atomic_path(self.thumbnails / f"{picture.digest}.png") as temporary:
-                image.save(temporary, "PNG")  # on a full disk there is none
+                image.save(temporary, "PNG")  # on a full disk the page shows the file name
             return pixels
-        except Exception as error:  # on damaged bytes, Pillow raises whatever they lead to
+        except Exception as error:  # Pillow raises many types for damaged bytes
             return reason(error)
 
     def _read_features(self) -> dict[str, Tensor]:
-        """The features that an earlier session has written, by SHA-256; none if they are of another backbone, or if the
-        file cannot be used, which is logged.
+        """Read the features of an earlier session by SHA-256.
+
+        The result is empty if another backbone made them, or, with a warning, if the file is unusable.
         """
         if self._file.is_symlink() or not self._file.exists():
             return {}
         try:
-            features, about = read_tensors(self._file, "features of images")
-            if about.get("backbone") != self._key:
+            features, metadata = read_tensors(self._file, "features of images")
+            if metadata.get("backbone") != self._key:
                 return {}
             for row in features.values():
-                if row.dtype != torch.float32 or row.shape != (self.backbone.width,):
-                    came = f"{row.dtype} {list(row.shape)}".removeprefix("torch.")
-                    raise UserError(f"{self._file}: expected float32 rows [{self.backbone.width}], got {came}")
-                if not abs(row.norm() - 1) <= NORM_TOLERANCE:  # also where it is NaN
-                    raise UserError(f"{self._file}: expected rows of norm 1, got {row.norm():.3g}")
+                norm, shape = row.float().norm().item(), [self.backbone.width]
+                # A comparison with NaN is false
+                if row.dtype != torch.float32 or list(row.shape) != shape or not abs(norm - 1) <= NORM_TOLERANCE:
+                    got = f"{row.dtype} {list(row.shape)} of norm {norm:.3g}".removeprefix("torch.")
+                    raise UserError(f"{self._file}: expected float32 rows {shape} of norm 1, got {got}")
             return features
         except UserError as error:
             logger.warning("%s; the images are encoded again", first_line(error))
             return {}
 
-    # The model
+    # Model
 
-    def _look(self, contents: Contents) -> View:
-        """The model of what the folder holds, and what it says."""
+    def _train(self, contents: Contents) -> View:
+        """Train and evaluate a model of the encoded images."""
         names = sorted(contents.classes)
         pictures = {
             (picture.digest, label): picture
@@ -227,17 +235,17 @@ class Session:
             if picture.digest in self.features
         }
         problems = [self._unreadable[p.digest] for p in contents.pictures() if p.digest in self._unreadable]
-        contents = contents.readable(self._unreadable)
+        contents = contents.without(self._unreadable)
         view = View(self.view.number, contents, problems=problems)
         if len(names) < 2:
             return view
         support_set = self._support_set(names, pictures)
         model = learn(support_set, self.origin, self._configuration(names, int(support_set.counts.max())), "cpu")
-        view = replace(view, model=model, guesses=self._guesses(model, contents))
-        return self._judged(view, support_set, list(pictures.values()))
+        view = replace(view, model=model, suggestions=self._suggestions(model, contents))
+        return self._evaluated(view, support_set, list(pictures.values()))
 
     def _support_set(self, names: list[str], images: Collection[tuple[str, int]]) -> SupportSet:
-        """What is taught: the classes, and images as SHA-256 and class."""
+        """Support set of the classes `names` and of images, each as SHA-256 and label."""
         cfg = self._configuration(names, 1)
         dataset = cfg.data.name or NO_NAME
         new = [name for name in names if (dataset, name) not in self._text]
@@ -252,63 +260,57 @@ class Session:
         ids = torch.zeros_like(labels)
         return SupportSet(np.array(names), tuple(names), features[None], labels, ids, positive, negative)
 
-    def of_digits(self, names: Collection[str]) -> bool:
-        """Whether classes of these names are the embedded digits, as the embedded backbone knows them."""
+    def has_digits(self, names: Collection[str]) -> bool:
+        """Whether the classes are those of the embedded digits and the backbone is the embedded one."""
         return self.name == MINI_NAME and bool(names) and set(names) <= set(CLASSNAMES)
 
     def _configuration(self, names: Collection[str], shots: int) -> Config:
-        files = ("digits" if self.of_digits(names) else "", "mini" if self.name == MINI_NAME else "")
-        named = {"DATASET.NUM_SHOTS": max(shots, 1), VARIANT: "training_free"}
-        return make_configuration(files, named, None, 1, "")
+        files = ("digits" if self.has_digits(names) else "", "mini" if self.name == MINI_NAME else "")
+        values = {"DATASET.NUM_SHOTS": max(shots, 1), VARIANT: "training_free"}
+        return make_configuration(files, values, None, 1, "")
 
-    def _judged(self, view: View, support_set: SupportSet, pictures: list[Picture]) -> View:
-        """A view with what models without an image say of it, for each of the images of the lessons."""
+    def _evaluated(self, view: View, support_set: SupportSet, pictures: list[Picture]) -> View:
+        """Add the leave-one-out accuracy, confusions and label issues of the support set to a view."""
         if (support_set.counts > 0).sum() < 2 or support_set.positive is None:
             return view
-        features, labels, text, names = (
-            support_set.features[0],
-            support_set.labels,
-            support_set.positive,
-            support_set.names,
-        )
-        options, scale = free_options(int(support_set.counts.max())), self.origin.logit_scale
-        logits = left_out_logits(features, labels, text, scale, options)
+        features, labels, names = support_set.features[0], support_set.labels, support_set.names
+        text, scale = support_set.positive, self.origin.logit_scale
+        logits = left_out_logits(features, labels, text, scale, free_options(int(support_set.counts.max())))
         offsets = left_out_offsets(scale * (features @ text.t()).double(), labels)
-        left_out = (logits + offsets).argmax(dim=1)
-        pairs = Counter((names[a], names[b]) for a, b in zip(labels.tolist(), left_out.tolist()) if a != b)
-        issues = [issue for issue in issues_of(logits, labels, names) if issue.score > SUSPICIOUS]
-        doubts = [(pictures[issue.index], issue) for issue in issues]
+        predicted = (logits + offsets).argmax(dim=1)
+        pairs = Counter((names[a], names[b]) for a, b in zip(labels.tolist(), predicted.tolist()) if a != b)
+        issues = [(pictures[each.index], each) for each in issues_of(logits, labels, names) if each.score > SUSPICIOUS]
         return replace(
             view,
-            right=int((left_out == labels).sum()),
-            judged=len(labels),
-            confused=[(*pair, count) for pair, count in pairs.most_common(LISTED)],
-            doubts=[(p, issue) for p, issue in doubts if p.digest not in view.contents.kept][:LISTED],
+            correct=int((predicted == labels).sum()),
+            evaluated=len(labels),
+            confusions=[(*pair, count) for pair, count in pairs.most_common(MAX_LISTED)],
+            issues=[each for each in issues if each[0].digest not in view.contents.confirmed][:MAX_LISTED],
         )
 
-    def _guesses(self, model: SavedModel, contents: Contents) -> list[Guess]:
-        """The images without a label that are most worth labelling; none that is labelled elsewhere."""
-        known = contents.classes_of()
-        waiting = {p.digest: p for p in contents.unlabelled if p.digest in self.features and p.digest not in known}
-        if not waiting:
+    def _suggestions(self, model: SavedModel, contents: Contents) -> list[Suggestion]:
+        """Unlabelled images that are most useful to label. An image that also lies in a class is left out."""
+        labelled = contents.classes_of()
+        pool = {p.digest: p for p in contents.unlabelled if p.digest in self.features and p.digest not in labelled}
+        if not pool:
             return []
-        features = torch.stack([self.features[digest] for digest in waiting])
-        chosen, pictures = suggest(model, features, LISTED), list(waiting.values())
+        features = torch.stack([self.features[digest] for digest in pool])
+        chosen, pictures = suggest(model, features, MAX_LISTED), list(pool.values())
         logits = model.classifier.logits(features[chosen])
         best, labels = model.calibrate(logits).max(dim=1)
         return [
-            Guess(pictures[place], model.classnames[label], probability, model.share_below(row))
-            for place, label, probability, row in zip(chosen, labels.tolist(), best.tolist(), logits)
+            Suggestion(pictures[position], model.classnames[label], probability, model.share_below(row))
+            for position, label, probability, row in zip(chosen, labels.tolist(), best.tolist(), logits)
         ]
 
 
 def write_sample(folder: Path) -> None:
-    """A new folder of the digits: a few scans of each class, and more without a label."""
+    """Write a sample folder: `SAMPLE_SHOTS` labelled scans of each digit, and unlabelled ones."""
     dataset = load_digits_dataset()
-    seen: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     with writing_folder(folder) as new:
-        for item in dataset.train[:SAMPLE]:
-            seen[item.classname] += 1
-            place = f"{TRAIN}/{item.classname}" if seen[item.classname] <= SAMPLE_TRAIN else UNLABELLED
+        for item in dataset.train[:SAMPLE_SIZE]:
+            counts[item.classname] += 1
+            place = f"{TRAIN}/{item.classname}" if counts[item.classname] <= SAMPLE_SHOTS else UNLABELLED
             (new / place).mkdir(parents=True, exist_ok=True)
             dataset.open(item.path).save(new / place / f"scan-{item.path[-4:]}.png")
