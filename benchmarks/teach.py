@@ -41,7 +41,7 @@ def run(num_classes: int = 20, images: int = 16, unlabelled: int = 200, width: i
             number = int(picture.path[-9:-4])
             near = centres[number % num_classes] + noise[number] / width**0.5
             session.features[picture.digest] = F.normalize(near, dim=0)
-        session._text = {name: (row, -row) for name, row in zip(names, centres)}
+        session._text = {("images", name): (row, -row) for name, row in zip(names, centres)}
         seconds = []
         for number in range(changes):
             picture = project.read().classes[names[0]][0 if number else -1]
@@ -51,8 +51,8 @@ def run(num_classes: int = 20, images: int = 16, unlabelled: int = 200, width: i
                 pass
             seconds.append(time.monotonic() - started)
     view = session.view
-    assert view.judged == num_classes * images
-    assert len(view.guesses) == min(unlabelled, 24)
+    assert view.evaluated == num_classes * images
+    assert len(view.suggestions) == min(unlabelled, 24)
     figure = statistics.median(seconds[1:])  # the first one warms up
     title = f"A change at {num_classes} classes of {images} images and {unlabelled} without a label, {width} wide"
     report = Report(title, ["what", "seconds"], [["median", figure], ["longest", max(seconds[1:])]])
