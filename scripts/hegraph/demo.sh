@@ -1,6 +1,6 @@
 #!/bin/bash
-# Shows a page in the browser to try a trained model. Without MODEL it is the digits with mini, which are trained first if
-# that has not been done (OUTPUT/digits/HeGraphAdapter/mini_16shots/seed1).
+# Show a page for trying a trained model. Without MODEL, it shows the digits with mini
+# (OUTPUT/digits/HeGraphAdapter/mini_16shots/seed1), and trains the model if it is missing.
 #
 #   bash scripts/hegraph/demo.sh [MODEL] [--port N] [--host ADDRESS] [--space DIR]
 #

@@ -1,6 +1,6 @@
 #!/bin/bash
-# Shows a page in the browser to teach a model with the images of a folder. Without FOLDER, it is the digits with mini, in
-# output/teach-digits, where a few scans of each are put first.
+# Show a page for training a model on the images of a folder. Without FOLDER, it shows a sample of the digits with mini,
+# which is written to output/teach-digits.
 #
 #   bash scripts/hegraph/teach.sh [FOLDER] [--port N] [--host ADDRESS] [--backbone NAME] [--pretrained TAG]
 
