@@ -1,4 +1,4 @@
-"""Sweeps on a Ray cluster: played, so that no process is started, and real ones of several nodes on this machine."""
+"""Sweeps on a Ray cluster: a fake one without processes, and a real one with several nodes on this machine."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ from trainers.hegraph.utils.errors import UserError
 
 
 class Lost(Exception):
-    """A stand-in for Ray's errors of lost workers and machines."""
+    """Fake of Ray's errors of lost workers and machines."""
 
 
 class TaskError(Lost):
-    """A stand-in for Ray's error of a function that raises."""
+    """Fake of Ray's error of a function that raises."""
 
     def __init__(self, cause: Exception) -> None:
         self.cause = cause
 
 
-class Played:
-    """A stand-in for the module `ray`: one machine of two CPUs, which answers the oldest run first.
+class FakeRay:
+    """Fake of the module `ray`: one machine with two CPUs, which answers the oldest run first.
 
     Args:
-        answer: What a worker does with what it is sent; called when its result is asked for.
+        answer: Function of a worker, called when its result is requested.
     """
 
     exceptions = SimpleNamespace(RayError=Lost, RayTaskError=TaskError)
@@ -52,7 +52,7 @@ class Played:
     def __init__(self, answer: Callable = do_run) -> None:
         self.answer, self.away, self.most, self.count, self.banks = answer, {}, 0, 0, 0
 
-    def remote(self, function: Callable) -> Played:
+    def remote(self, function: Callable) -> FakeRay:
         return self
 
     def options(self, **asked: object) -> SimpleNamespace:
@@ -79,15 +79,15 @@ class Played:
         return [{"Alive": True, "Resources": {"CPU": 2.0}}, {"Alive": False, "Resources": {"CPU": 50.0}}]
 
 
-def test_runs_leave_what_this_process_leaves_few_at_a_time(runs, tmp_path, left_by, monkeypatch):
+def test_cluster_writes_the_files_of_a_local_run(runs, tmp_path, left_by, monkeypatch):
     monkeypatch.setattr(module.tempfile, "tempdir", str(tmp_path))
-    played = Played()
+    played = FakeRay()
     cluster = Cluster(played, 1, 0, False)
     assert cluster.runs_at_a_time() == 2
     results = []
     for result in cluster.results(runs):
         results.append(result)
-        assert all(is_locked(run.folder) for run, _ in cluster.away.values())
+        assert all(is_locked(run.folder) for run, _ in cluster.submitted.values())
     assert [(result.run, result.status) for result in results] == [(run, DONE) for run in runs]
     assert played.most == AHEAD * 2
     assert played.banks == 1
@@ -101,21 +101,21 @@ def test_runs_leave_what_this_process_leaves_few_at_a_time(runs, tmp_path, left_
     assert left_by(alone.folder) == left_by(runs[3].folder) != {}
 
 
-def test_a_worker_with_another_package_ends_the_sweep_in_one_line(runs):
+def test_worker_with_another_version_ends_the_sweep(runs):
     def answer(*job: object) -> tuple:
         raise TaskError(ModuleNotFoundError("No module named 'hegraph'"))
 
-    with pytest.raises(UserError, match=r"has version .*, and the driver version 0\.1; install"):
+    with pytest.raises(UserError, match=r"expected version 0\.1 as on the driver, got version .*; install"):
         do_run(runs[0], runs[0].configuration(), None, None, ".", "version 0.1", False)
-    cluster = Cluster(Played(answer), 1, 0, False)
-    with pytest.raises(UserError, match="a worker cannot do runs: No module named 'hegraph'"):
+    cluster = Cluster(FakeRay(answer), 1, 0, False)
+    with pytest.raises(UserError, match="a Ray worker failed: No module named 'hegraph'"):
         list(cluster.results(runs))
     cluster.ray = None  # nothing more can be asked of it
     cluster.close()
     assert not any(run.folder.exists() for run in runs)
 
 
-def test_a_run_that_is_lost_or_finds_a_full_disk_has_failed(runs, disk_full_after, monkeypatch):
+def test_lost_runs_and_full_disks_are_failures(runs, disk_full_after, monkeypatch):
     unpack = module.unpack
 
     def answer(run: Run, *job: object) -> tuple:
@@ -128,20 +128,20 @@ def test_a_run_that_is_lost_or_finds_a_full_disk_has_failed(runs, disk_full_afte
             unpack(left, folder)
 
     monkeypatch.setattr(module, "unpack", full_for_one)
-    results = {result.run.seed: result for result in Cluster(Played(answer), 1, 0, False).results(runs[:4])}
+    results = {result.run.seed: result for result in Cluster(FakeRay(answer), 1, 0, False).results(runs[:4])}
     assert [results[n].status for n in range(4)] == [FAILED, FAILED, FAILED, DONE]
-    for run, said in zip(runs, ("No space left", "(Lost)", "File too large")):
-        assert said in json.loads((run.folder / "error.json").read_text())["message"] == results[run.seed].message
+    for run, words in zip(runs, ("No space left", "(Lost)", "File too large")):
+        assert words in json.loads((run.folder / "error.json").read_text())["message"] == results[run.seed].message
         assert [path.name for path in run.folder.iterdir()] == ["error.json"]
 
 
-def test_a_folder_that_is_locked_or_finished_or_of_another_run_is_left_to_its_owner(runs):
+def test_foreign_folders_are_not_changed(runs):
     other = Run(runs[2].folder, *list(vars(runs[2]).values())[1:3], "TipAdapter", 1, 2)
     for run in (runs[1], other):
         run_alone(run.configuration(), run.bank)
     before = (other.folder / "result.json").read_bytes()
     with lock_folder(runs[0].folder):
-        results = list(Cluster(Played(), 1, 0, False).results(runs[:3]))
+        results = list(Cluster(FakeRay(), 1, 0, False).results(runs[:3]))
     assert [result.status for result in results] == [LOCKED, DONE, FAILED]
     assert results[1].message == "done by another process"
     assert str(other.folder) in results[2].message
@@ -149,11 +149,11 @@ def test_a_folder_that_is_locked_or_finished_or_of_another_run_is_left_to_its_ow
     assert not (other.folder / "error.json").exists()
 
 
-def test_a_bank_that_has_gone_fails_its_runs_and_no_others_and_a_failure_has_the_names_of_home(runs, tmp_path):
+def test_missing_bank_fails_its_runs_only(runs, tmp_path):
     other, gone = tmp_path / "other.safetensors", tmp_path / "gone.safetensors"
     other.write_bytes(b"no bank")
     damaged, lost = (Run(tmp_path / path.stem, str(path), "vit_b32", "ZeroShot", 1, 1) for path in (other, gone))
-    results = {result.run: result for result in Cluster(Played(), 1, 0, False).results([damaged, lost, runs[0]])}
+    results = {result.run: result for result in Cluster(FakeRay(), 1, 0, False).results([damaged, lost, runs[0]])}
     assert [results[run].status for run in (damaged, lost, runs[0])] == [FAILED, FAILED, DONE]
     assert str(gone) in results[lost].message
     failure = json.loads((damaged.folder / "error.json").read_text())
@@ -162,7 +162,7 @@ def test_a_bank_that_has_gone_fails_its_runs_and_no_others_and_a_failure_has_the
     assert failure["command"] == damaged.command()
 
 
-def test_an_interrupted_run_goes_on_from_its_checkpoint(runs, tmp_path, stopped_at_checkpoint, caplog):
+def test_interrupted_run_continues_from_its_checkpoint(runs, tmp_path, stopped_at_checkpoint, caplog):
     keys = (("TRAIN.CHECKPOINT_FREQ", 3), ("OPTIM.MAX_EPOCH", 6), ("TRAINER.HEGRAPHADAPTER.MIN_STEPS", 0))
     run = Run(tmp_path / "out", runs[0].source, "vit_b32", "HeGraphAdapter", 1, 1, keys)
     with stopped_at_checkpoint(), pytest.raises(KeyboardInterrupt):
@@ -170,15 +170,15 @@ def test_an_interrupted_run_goes_on_from_its_checkpoint(runs, tmp_path, stopped_
     assert (run.folder / CHECKPOINT).exists()
     (run.folder / "error.json").write_text("{}")
     with caplog.at_level("INFO"):
-        [result] = Cluster(Played(), 1, 0, True).results([run])
+        [result] = Cluster(FakeRay(), 1, 0, True).results([run])
     assert result.status == DONE
     assert "after epoch 3 of 6" in caplog.text
     assert {CHECKPOINT, "error.json"}.isdisjoint(path.name for path in run.folder.iterdir())
 
 
 @pytest.mark.parametrize(("cpus", "gpus", "count"), [(3, 0, 2), (0.5, 0, 16), (1, 0.25, 4), (9, 0, 0)])
-def test_as_many_runs_are_away_as_fit_the_machines(runs, caplog, monkeypatch, cpus, gpus, count):
-    played = Played()
+def test_number_of_simultaneous_runs(runs, caplog, monkeypatch, cpus, gpus, count):
+    played = FakeRay()
     monkeypatch.setattr(played, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 8.0, "GPU": 1.0}}])
     cluster = Cluster(played, cpus, gpus, False)
     assert cluster.runs_at_a_time() == count
@@ -187,21 +187,21 @@ def test_as_many_runs_are_away_as_fit_the_machines(runs, caplog, monkeypatch, cp
         assert "no machine of the Ray cluster has 9 CPUs" in caplog.text
 
 
-# What is asked for
+# Connection
 
 
-def test_without_ray_one_line_says_how_to_install_it(long_grid, capsys, monkeypatch):
+def test_missing_ray_is_refused(long_grid, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     assert main([*long_grid, "--ray"]) == 2
     assert "pip install 'hegraph-adapter[ray]'\n" in capsys.readouterr().err
 
 
-def test_wrong_words_for_a_cluster_are_refused_and_a_port_at_which_nobody_answers(long_grid, capsys):
+def test_invalid_clusters_are_refused(long_grid, capsys):
     for cpus, gpus in ((0, 0), (1.5, 0), (1, float("nan")), (1, -1), (1, 2.5)):
-        with pytest.raises(UserError, match="--cpus-per-run must be above 0"), connected("local", cpus, gpus, False):
+        with pytest.raises(UserError, match="expected --cpus-per-run above 0"), connected("local", cpus, gpus, False):
             pass
     assert main([*long_grid, "--ray", "auto", "--workers", "2"]) == 2
-    assert "--workers are of this machine" in capsys.readouterr().err
+    assert "--workers and --ray exclude each other" in capsys.readouterr().err
     pytest.importorskip("ray", reason="Ray is not installed")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         nobody = f"127.0.0.1:{taken.getsockname()[1]}"
@@ -210,7 +210,7 @@ def test_wrong_words_for_a_cluster_are_refused_and_a_port_at_which_nobody_answer
         assert capsys.readouterr().err.startswith(f"error: no Ray cluster answers at {address} (")
 
 
-def test_a_cluster_is_entered_with_the_threads_of_a_run_and_left_and_ctrl_c_stays_ours(monkeypatch):
+def test_connection_sets_threads_and_keeps_signal_handlers(monkeypatch):
     asked, left = {}, []
 
     def init(**words: object) -> None:
@@ -218,7 +218,7 @@ def test_a_cluster_is_entered_with_the_threads_of_a_run_and_left_and_ctrl_c_stay
         asked.update(words)
 
     before = signal.getsignal(signal.SIGTERM)
-    ray = Played()
+    ray = FakeRay()
     ray.init, ray.shutdown, ray.cluster_resources = init, lambda: left.append(1), lambda: {"CPU": 2.0}
     monkeypatch.setitem(sys.modules, "ray", ray)
     for cpus, threads in ((2.0, "2"), (0.5, "1")):
@@ -227,7 +227,10 @@ def test_a_cluster_is_entered_with_the_threads_of_a_run_and_left_and_ctrl_c_stay
             assert (asked["address"], asked["include_dashboard"]) == ("local", False)
             assert asked["runtime_env"] == {"env_vars": {"OMP_NUM_THREADS": threads}}
             assert signal.getsignal(signal.SIGTERM) == before
-    with pytest.raises(UserError, match="a run takes 3 CPUs .* none of the 1 machines"), connected("auto", 3, 0, False):
+    with (
+        pytest.raises(UserError, match="expected a machine with 3 CPUs .* got 1 smaller"),
+        connected("auto", 3, 0, False),
+    ):
         pass
     assert len(left) == 3
 
@@ -260,7 +263,7 @@ def nodes() -> Iterator:
 
 
 @pytest.mark.slow
-def test_a_real_cluster_does_again_what_is_lost(nodes, long_grid, tmp_path, start, hold, wait_for, left_undone):
+def test_real_cluster_repeats_lost_runs(nodes, long_grid, tmp_path, start, hold, wait_for, left_undone):
     words, at_work = [*long_grid, "--ray", nodes.address], partial(nodes.temporary.glob, f"hegraph-run-*/run/{HOLDER}")
     first = start(*words)
     killed, _ = hold(at_work, first)
@@ -276,9 +279,9 @@ def test_a_real_cluster_does_again_what_is_lost(nodes, long_grid, tmp_path, star
     nodes.remove_node(nodes.other, allow_graceful=False)
     with suppress(ProcessLookupError):
         os.kill(held, signal.SIGCONT)
-    out, said = again.communicate(timeout=300)
-    assert (again.returncode, left_undone()) == (0, 0), said
-    assert "Ray cluster of 2 machines" in said
+    out, log = again.communicate(timeout=300)
+    assert (again.returncode, left_undone()) == (0, 0), log
+    assert "Ray cluster of 2 machines" in log
     assert f"{before} finished before" in out
     assert not list((tmp_path / "out").rglob("error.json"))
     assert not list((tmp_path / "out").rglob(LOCK))
@@ -290,7 +293,7 @@ SCRIPT = Path(__file__).parents[2] / "scripts" / "hegraph" / "slurm_sweep.sh"
 
 
 @pytest.mark.slow
-def test_the_script_for_slurm_starts_ray_on_every_node_and_the_sweep_with_its_words(tmp_path):
+def test_slurm_script_starts_ray_and_the_sweep(tmp_path):
     for name, line in (("scontrol", r"printf 'node7\nnode8\n'"), ("srun", """printf '%s\\n' "$@" """)):
         (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n")
         (tmp_path / name).chmod(0o755)

@@ -1,4 +1,4 @@
-"""What a grid runs: its product, its folders, what is said of one that is wrong; and what of it is left to do."""
+"""Grids of sweeps: runs, folders and invalid input; finished and failed runs."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def folders(*words: str) -> list[str]:
     return [str(run.folder) for run in grid(*words).runs()]
 
 
-def test_a_grid_is_the_product_of_its_lists_in_the_folders_of_the_scripts():
+def test_grid_is_the_product_of_its_lists():
     found = folders(
         "--datasets", "digits", "digits_low", "--configs", "mini", "--methods", "TaskRes", "APE", "--shots", "1", "2",
         "--seeds", "1", "2", "3", "--output", "out",
@@ -52,18 +52,18 @@ def test_a_grid_is_the_product_of_its_lists_in_the_folders_of_the_scripts():
     assert len({str(run.configuration()) for run in graph}) == len(graph)
 
 
-def test_on_a_bank_the_methods_that_need_images_are_left_out_and_that_is_said(tiny_bank, caplog):
+def test_methods_that_need_images_skip_banks(tiny_bank, caplog):
     words = ("--datasets", str(tiny_bank), "digits", "--configs", "mini", "--methods", "CoOp", "APE", "--seeds", "1")
     with caplog.at_level("INFO"):
         runs = grid(*words).runs()
     assert [(run.method, run.bank is None) for run in runs] == [("APE", False), ("CoOp", True), ("APE", True)]
-    assert caplog.messages == [f"CoOp is left out: it needs images, and {tiny_bank} is a feature bank"]
+    assert caplog.messages == [f"CoOp is skipped: it needs images, and {tiny_bank} is a feature bank"]
     assert [run.loads for run in runs] == [(str(tiny_bank), ""), ("digits", "mini"), ("digits", "mini")]
-    with pytest.raises(UserError, match="every method needs images"):
+    with pytest.raises(UserError, match="all methods need images"):
         grid("--datasets", str(tiny_bank), "--configs", "mini", "--methods", "CoOp").runs()
 
 
-def test_varied_keys_are_in_the_folders_by_name_or_where_the_suffix_says():
+def test_varied_keys_name_the_folders():
     words = (*DIGITS, "--seeds", "1", "--vary", f"{NODE}.VARIANT", "T", "full", "--vary", "OPTIM.LR", "0.1")
     assert folders(*words) == [
         f"output/digits/HeGraphAdapter/mini_16shots_VARIANT={v}_LR=0.1/seed1" for v in ("T", "full")
@@ -78,7 +78,7 @@ def test_varied_keys_are_in_the_folders_by_name_or_where_the_suffix_says():
     assert [run.configuration().model.variant for run in runs] == ["T", "full"]
 
 
-def test_a_run_of_a_grid_has_the_configuration_of_the_command_that_does_it_alone(tiny_bank):
+def test_command_of_a_run_has_its_configuration(tiny_bank):
     for words in (
         ("--datasets", str(tiny_bank), "--methods", "TaskRes", "--configs", "mini", "TRAINER.TASKRES.WARMUP_LR", "1"),
         (*DIGITS, "--root", "some where", "INPUT.RRCROP_SCALE", "(0.5, 1.0)", f"{NODE}.PREC", "fp32"),
@@ -88,7 +88,7 @@ def test_a_run_of_a_grid_has_the_configuration_of_the_command_that_does_it_alone
         assert configure(parse_single(arguments))[0] == run.configuration()
 
 
-def test_the_page_tells_every_list_and_its_file_makes_the_runs_that_it_says_but_flags_win_over_it(tmp_path):
+def test_page_documents_the_grid_file(tmp_path):
     page, file = (ROOT / "docs" / "sweep.md").read_text(), tmp_path / "grid.yaml"
     [text] = re.findall(r"^```yaml\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
     file.write_text(text)
@@ -106,14 +106,14 @@ def test_the_page_tells_every_list_and_its_file_makes_the_runs_that_it_says_but_
     assert (cfg.training.learning_rate, cfg.training.epochs, cfg.run.calibrate, run.separate) == (0.1, 7, "off", True)
 
 
-def test_data_sets_may_say_their_folders_and_a_root_of_the_grid_wins(tmp_path):
+def test_root_of_the_grid_wins(tmp_path):
     (tmp_path / "pets.yaml").write_text("DATASET:\n  NAME: ImageFolder\n  ROOT: /images/pets\n")
     words = ("--datasets", str(tmp_path / "pets.yaml"), "digits", "--configs", "mini", "--seeds", "1")
     assert [run.configuration().data.root for run in grid(*words).runs()] == ["/images/pets", "data"]
     assert [run.configuration().data.root for run in grid(*words, "--root", "here").runs()] == ["here"] * 2
 
 
-def test_cases_are_runs_with_keys_of_their_own_and_their_names_in_the_folders():
+def test_cases_have_their_own_keys_and_folders():
     flags = ("--case", "", f"{NODE}.VARIANT", "full", "--case", "1", f"{NODE}.VARIANT", "T", f"{NODE}.ALPHA_PP", "0.2")
     runs = grid(*DIGITS, "--seeds", "1", f"{NODE}.ALPHA_PP", "0.1", *flags).runs()
     assert [str(run.folder) for run in runs] == [
@@ -124,40 +124,40 @@ def test_cases_are_runs_with_keys_of_their_own_and_their_names_in_the_folders():
     assert runs[1].title == "digits HeGraphAdapter mini, 1, 16 shots, seed 1"
 
 
-# What is wrong
+# Invalid input
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (("--datasets", "digit", "--configs", "mini"), "'digits'"),
         ((*DIGITS, "--methods", "TipAdaptor"), "'TipAdapter'"),
         ((*DIGITS, "--shots", "few"), "shots.0"),
         ((*DIGITS, "--vary", "SEED", "5"), "SEED"),
         ((*DIGITS, "--vary", "OPTIM.LR"), "vary.OPTIM.LR"),
-        ((*DIGITS, "--vary", "OPTIM.LR", "0.1", "0.2", "--suffix", ""), "two runs of the grid have the folder"),
-        ((*DIGITS, "--vary", "OPTIM.LR", "/../../../..", "--suffix", "{LR}"), "lead out"),
-        ((*DIGITS, "--case", "é" * 150), "may have 255 bytes, got 313: 'mini_16shots_"),
+        ((*DIGITS, "--vary", "OPTIM.LR", "0.1", "0.2", "--suffix", ""), "two runs have the folder"),
+        ((*DIGITS, "--vary", "OPTIM.LR", "/../../../..", "--suffix", "{LR}"), "must stay below output"),
+        ((*DIGITS, "--case", "é" * 150), "of at most 255 bytes, got 313: 'mini_16shots_"),
         (("--datasets", "no.safetensors", "--configs", "mini"), "no.safetensors: No such file"),
         (("--workers", "-1", *DIGITS), "--workers"),
     ],
 )  # fmt: skip
-def test_a_wrong_grid_is_one_clear_line_and_nothing_is_written(words, said, capsys, tmp_path, monkeypatch):
+def test_invalid_grids_are_refused(words, message, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["sweep", *words]) == 2
     out, error = capsys.readouterr()
-    assert (out, said in error, error.count("\n")) == ("", True, 1), error
+    assert (out, message in error, error.count("\n")) == ("", True, 1), error
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(("text", "said"), [("- 1", "dictionary"), ("dataset: [digits]", "dataset")])
-def test_a_wrong_file_of_a_grid_is_refused(tmp_path, text, said):
+@pytest.mark.parametrize(("text", "message"), [("- 1", "dictionary"), ("dataset: [digits]", "dataset")])
+def test_invalid_grid_files_are_refused(tmp_path, text, message):
     (tmp_path / "grid.yaml").write_text(text)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         read_grid(tmp_path / "grid.yaml", {})
 
 
-# What is left to do: not what is finished or has failed, nothing where something else lies
+# Finished and failed runs
 
 
 @pytest.fixture
@@ -175,7 +175,7 @@ def sweep(tiny_bank, tmp_path, capsys) -> Callable[..., tuple[int, str, str]]:
 
 @pytest.fixture
 def tiny(tmp_path) -> Path:
-    """Where the runs of `sweep` go."""
+    """Output folder of the runs of `sweep`."""
     return tmp_path / "out" / "tiny"
 
 
@@ -183,7 +183,7 @@ def records(tiny: Path) -> list[str]:
     return sorted(str(path.parent.relative_to(tiny)) for path in tiny.rglob("result.json"))
 
 
-def test_finished_runs_are_kept_and_those_of_other_data_refused(sweep, tiny_bank, tiny, caplog):
+def test_finished_runs_are_skipped(sweep, tiny_bank, tiny, caplog):
     assert sweep(seeds="1")[0] == 0
     before = {path: path.stat().st_mtime_ns for path in tiny.rglob("*") if path.is_file()}
     code, out, _ = sweep()
@@ -198,7 +198,7 @@ def test_finished_runs_are_kept_and_those_of_other_data_refused(sweep, tiny_bank
     assert records(tiny) == [f"ZeroShot/vit_b32_1shots/seed{seed}" for seed in (1, 2)]
 
 
-def test_a_dry_run_lists_what_would_be_run_and_how_long_by_the_records_of_the_method(sweep, tiny):
+def test_dry_run_lists_runs_with_expected_time(sweep, tiny):
     sweep(seeds="1 2")
     for seed, training in ((1, 2.0), (2, 4.0)):
         path = tiny / "ZeroShot" / "vit_b32_1shots" / f"seed{seed}" / "result.json"
@@ -219,7 +219,7 @@ def test_a_dry_run_lists_what_would_be_run_and_how_long_by_the_records_of_the_me
     ]
 
 
-def test_a_failed_run_leaves_why_and_is_skipped_until_it_is_asked_for(sweep, tiny, caplog):
+def test_failed_runs_are_skipped_until_requested(sweep, tiny, caplog):
     grid = ("--methods", "HeGraphAdapter", "--vary", "OPTIM.LR", "1e30", "0.001", f"{NODE}.TEXT_W", "True")
     failing = partial(sweep, *grid, seeds="1")  # at the first rate training diverges
     bad = tiny / "HeGraphAdapter" / "vit_b32_1shots_LR=1e30" / "seed1"
@@ -235,7 +235,7 @@ def test_a_failed_run_leaves_why_and_is_skipped_until_it_is_asked_for(sweep, tin
     assert failure["configuration"]["OPTIM.LR"] == 1e30
     assert f"--output-dir {bad}" in failure["command"]
 
-    (bad / "error.json").write_text(first := (bad / "error.json").read_text() + " ")  # the same, and yet told apart
+    (bad / "error.json").write_text(first := (bad / "error.json").read_text() + " ")  # equal, but distinguishable
     code, out, _ = failing()
     assert (code, f"failed before: {bad}" in out, ", 1 failed\n" in out) == (1, True, True)
     assert "1 runs failed before: skipped; --retry-failed runs them again" in caplog.text
@@ -243,7 +243,7 @@ def test_a_failed_run_leaves_why_and_is_skipped_until_it_is_asked_for(sweep, tin
     assert failing("--retry-failed")[0] == 1
     assert (bad / "error.json").read_text() != first
 
-    words = ("--suffix", "_LR={LR}", f"{NODE}.VARIANT", "base")  # of which nothing is trained
+    words = ("--suffix", "_LR={LR}", f"{NODE}.VARIANT", "base")  # nothing to train
     assert failing(*words)[0] == 2  # the other folder holds a result of other settings
     (bad.parents[1] / "vit_b32_1shots_LR=0.001" / "seed1" / "result.json").unlink()
     assert failing(*words)[0] == 0

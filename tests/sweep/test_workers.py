@@ -1,4 +1,4 @@
-"""Runs in this process, in worker processes and in processes of their own; several processes on one folder."""
+"""Runs in this process, in worker processes and in separate processes; several sweeps on one folder."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ from trainers.hegraph.utils.errors import UserError, noted_interrupts
 from trainers.hegraph.utils.files import atomic_path, writing_folder
 
 
-def test_a_run_is_quiet_and_an_error_of_the_program_is_a_failure_but_where_a_record_is_there(runs, monkeypatch):
+def test_attempt_logs_warnings_and_records_failures(runs, monkeypatch):
     log = logging.getLogger("trainers.hegraph")
     before, levels = log.level, []
 
@@ -68,7 +68,7 @@ def test_a_run_is_quiet_and_an_error_of_the_program_is_a_failure_but_where_a_rec
     assert failure["command"] == runs[1].command()
 
 
-def test_what_an_interrupt_has_turned_into_another_error_is_no_failure_of_the_run(runs, monkeypatch):
+def test_interrupt_as_another_error_is_no_failure(runs, monkeypatch):
     def run(cfg, bank):
         with suppress(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
@@ -84,8 +84,8 @@ def test_what_an_interrupt_has_turned_into_another_error_is_no_failure_of_the_ru
 def test_interrupt_lost_in_a_callback_ends_the_sweep(runs):
     sweep = Sweep(runs[:3])
 
-    def interrupt_in_callback(given: list[Run]) -> Generator[Result]:
-        for result in run_here(given, verbose=False):
+    def interrupt_in_callback(runs: list[Run]) -> Generator[Result]:
+        for result in run_here(runs, verbose=False):
             target = threading.Thread()
             callback = weakref.ref(target, lambda _: signal.raise_signal(signal.SIGINT))
             del target  # Python drops the KeyboardInterrupt that the callback raises
@@ -121,7 +121,7 @@ def test_killed_workers_leave_no_temporary_files(runs, tmp_path, wait_for):
 
 @pytest.fixture
 def played(monkeypatch) -> Mock:
-    """Has workers be threads, of which run 2 ends the one that does it. Gives what begins a worker."""
+    """Replace workers by threads, of which run 2 ends its own. Returns the function that creates a worker."""
 
     def attempt(run: Run, verbose: bool) -> Result:
         if run.seed == 2:
@@ -133,7 +133,7 @@ def played(monkeypatch) -> Mock:
     return begin
 
 
-def test_workers_share_threads_and_runs_and_one_that_dies_fails_its_run_alone(runs, played, monkeypatch, caplog):
+def test_dead_worker_fails_its_run_only(runs, played, monkeypatch, caplog):
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
     with caplog.at_level("INFO"):
         results = {result.run.seed: result for result in run_in_workers(runs, 2, verbose=True)}
@@ -144,14 +144,14 @@ def test_workers_share_threads_and_runs_and_one_that_dies_fails_its_run_alone(ru
         monkeypatch.setattr(workers, "cores", lambda: 1)
         assert len(list(run_in_workers(runs[3:5], 2, False))) == 2
     assert (results[0].message, alone.message) == ("True", "False")
-    assert results[2].message.startswith("RuntimeError: its worker process was ended")
+    assert results[2].message.startswith("RuntimeError: its worker process was killed")
     assert json.loads((runs[2].folder / "error.json").read_text())["message"] == results[2].message
     assert "2 workers with OMP_NUM_THREADS=2 each" in caplog.text and "1 workers with OMP_NUM_THREADS=5" in caplog.text
     assert "2 workers with OMP_NUM_THREADS=1 each" in caplog.text
     assert "OMP_NUM_THREADS" not in os.environ
 
 
-def test_a_worker_keeps_to_what_it_has_opened_and_takes_then_what_fewest_have_and_most_shots_first(tmp_path):
+def test_order_of_runs_for_a_worker(tmp_path):
     def run(bank: str, shots: int = 1) -> Run:
         return Run(tmp_path, f"{bank}.safetensors", "vit_b32", "ZeroShot", shots, 1)
 
@@ -163,7 +163,7 @@ def test_a_worker_keeps_to_what_it_has_opened_and_takes_then_what_fewest_have_an
     assert next_run([*waiting, run("a", -1)], None, []) == run("a", -1)  # all images, which take longest
 
 
-def test_a_run_in_its_own_process_is_what_its_command_says(runs, capsys, monkeypatch):
+def test_separate_run_is_its_command_line(runs, capsys, monkeypatch):
     monkeypatch.setattr(workers.subprocess, "run", process := Mock())
 
     def says(run: Run, printed: str, code: int = 0) -> Result:
@@ -178,12 +178,12 @@ def test_a_run_in_its_own_process_is_what_its_command_says(runs, capsys, monkeyp
     assert says(second, "loading\nerror: no such bank\n", 2).message == "no such bank"
     assert says(third, "loading\nkilled\n", 9).message == "RuntimeError: killed"
     assert "loading" in json.loads((third.folder / "error.json").read_text())["traceback"]
-    assert "left no record" in says(fourth, "well\n").message
+    assert "without a record" in says(fourth, "well\n").message
     with lock_folder(fourth.folder):
         assert says(fourth, "", 2).status == LOCKED
 
 
-def test_an_ended_sweep_kills_its_workers_which_hear_no_signal(runs, played, monkeypatch):
+def test_interrupted_sweep_kills_its_workers(runs, played, monkeypatch):
     seen, process = [], Mock(pid=4711)
     children = iter([["another"], ["another", process]])
     monkeypatch.setattr(workers.multiprocessing, "active_children", lambda: next(children))
@@ -208,7 +208,7 @@ def test_an_ended_sweep_kills_its_workers_which_hear_no_signal(runs, played, mon
 # Several sweeps on one folder
 
 
-def test_a_folder_is_locked_for_one_and_is_as_before_when_it_is_left(tmp_path):
+def test_folder_lock_is_exclusive_and_leaves_no_trace(tmp_path):
     folder = tmp_path / "deep" / "run"
     with lock_folder(folder):
         assert is_locked(folder)
@@ -224,9 +224,9 @@ def test_a_folder_is_locked_for_one_and_is_as_before_when_it_is_left(tmp_path):
     assert not is_locked(folder)
 
 
-def test_a_file_system_without_locks_is_warned_of(tmp_path, monkeypatch, caplog):
-    said = [OSError(code, os.strerror(code)) for code in (errno.ENOLCK, errno.EACCES)]
-    monkeypatch.setattr(lock.FileLock, "acquire", Mock(side_effect=said))
+def test_file_system_without_locks_gets_a_warning(tmp_path, monkeypatch, caplog):
+    errors = [OSError(code, os.strerror(code)) for code in (errno.ENOLCK, errno.EACCES)]
+    monkeypatch.setattr(lock.FileLock, "acquire", Mock(side_effect=errors))
     with lock_folder(tmp_path / "run"):
         assert not (tmp_path / "run" / HOLDER).exists()
     assert "cannot be locked" in caplog.text and not (tmp_path / "run").exists()
@@ -234,7 +234,7 @@ def test_a_file_system_without_locks_is_warned_of(tmp_path, monkeypatch, caplog)
         pass
 
 
-def test_a_run_that_another_process_is_at_comes_last_and_one_that_is_locked_meanwhile_again(runs, monkeypatch):
+def test_locked_runs_come_last(runs, monkeypatch):
     monkeypatch.setattr(plan, "POLL", 0)
     answers = {runs[0]: [LOCKED, DONE], runs[1]: [DONE], runs[2]: [FAILED]}
     begun, locked = [], {runs[2].folder}
@@ -250,7 +250,7 @@ def test_a_run_that_another_process_is_at_comes_last_and_one_that_is_locked_mean
     assert [(result.run.seed, result.status) for result in sweep.results] == [(1, DONE), (2, FAILED), (0, DONE)]
 
 
-def test_a_line_of_progress_counts_and_says_how_long_it_will_take(runs, caplog, monkeypatch):
+def test_progress_shows_counts_and_remaining_time(runs, caplog, monkeypatch):
     monkeypatch.setattr(plan, "time", Mock(**{"monotonic.side_effect": [120.0, 160.0]}))
     with caplog.at_level("INFO"):
         sweep = Sweep(runs[:4], started=100.0)
@@ -268,7 +268,7 @@ def test_a_line_of_progress_counts_and_says_how_long_it_will_take(runs, caplog, 
 
 
 @pytest.mark.slow
-def test_real_workers_leave_what_single_commands_leave_byte_for_byte(tiny_bank, tmp_path, left_by, monkeypatch):
+def test_workers_write_the_files_of_single_commands(tiny_bank, tmp_path, left_by, monkeypatch):
     methods = ("TaskRes", "HeGraphAdapter")
     for method in methods:
         alone = ["--features", tiny_bank, "--trainer", method, "--shots", 2, "--seed", 1, "--config-file", "vit_b32"]
@@ -297,7 +297,9 @@ def send_twice(group: int, number: int) -> None:
     ],
     ids=["docker stop", "Ctrl-C", "Ctrl-C twice"],
 )
-def test_an_ended_sweep_goes_on(long_grid, tmp_path, start, hold, wait_for, left_undone, flags, send, number, capsys):
+def test_interrupted_sweep_continues(
+    long_grid, tmp_path, start, hold, wait_for, left_undone, flags, send, number, capsys
+):
     sweep = start(*long_grid, *flags)
     wait_for(lambda: left_undone() < 4, sweep)
     held, _ = hold(partial((tmp_path / "out").rglob, HOLDER), sweep)
@@ -315,12 +317,12 @@ def test_an_ended_sweep_goes_on(long_grid, tmp_path, start, hold, wait_for, left
 
 
 @pytest.mark.slow
-def test_a_killed_worker_fails_its_run_alone(long_grid, tmp_path, start, hold, wait_for, left_undone):
+def test_killed_worker_fails_its_run_only(long_grid, tmp_path, start, hold, wait_for, left_undone):
     sweep = start(*long_grid, "--workers", "2")
     pid, folder = hold(partial((tmp_path / "out").rglob, HOLDER), sweep)
     os.kill(pid, signal.SIGKILL)
     wait_for((folder / "error.json").exists, sweep)
-    assert "worker process was ended" in json.loads((folder / "error.json").read_text())["message"]
+    assert "worker process was killed" in json.loads((folder / "error.json").read_text())["message"]
     held, _ = hold(partial((tmp_path / "out").rglob, HOLDER), sweep)
     sweep.kill()
     os.kill(held, signal.SIGCONT)

@@ -1,4 +1,4 @@
-"""What a sweep runs: the product of data sets, configurations, methods, shots, seeds and the values of further keys."""
+"""Grid of a sweep: the product of data sets, configurations, methods, shots, seeds and values of further keys."""
 
 from __future__ import annotations
 
@@ -28,24 +28,24 @@ from ..utils.reading import Count, StrictModel, check_regular, read_yaml, valida
 logger = logging.getLogger(__name__)
 
 ALL_METHODS = (*METHODS, OUR_METHOD)
-ALL = "all"  # in place of methods: every one
-OF_THE_GRID = ("OUTPUT_DIR", "SEED", "DATASET.NUM_SHOTS", "TRAINER.NAME", "DATASET.ROOT", "RESUME")
+ALL = "all"  # stands for all methods
+GRID_KEYS = ("OUTPUT_DIR", "SEED", "DATASET.NUM_SHOTS", "TRAINER.NAME", "DATASET.ROOT", "RESUME")
 LONGEST_NAME = 255  # bytes of a file name, on every common file system
 FEATURES_DIR = "TRAINER.HEGRAPHADAPTER.FEATURES.DIR"
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run of a grid: what the command line of a single run would say.
+    """One run of a grid, with the arguments of its command line.
 
     Attributes:
-        folder: The output folder.
-        source: The feature bank, or the configuration of the data set.
-        config: The configuration of the method, a path or a name that ships.
-        keys: Further configuration keys with their values; they win over everything else.
-        root: The folder of the data sets; not used with a bank.
-        label: The case and the values of varied keys, in words.
-        separate: Whether it is done in a process of its own.
+        folder: Output folder.
+        source: Feature bank, or configuration of the data set.
+        config: Configuration of the method: a path, or the name of a shipped file.
+        keys: Further configuration keys with their values, which take precedence.
+        root: Folder of the data sets; unused with a feature bank.
+        label: Description of the case and the varied values, for people.
+        separate: Whether to run it in a new process.
     """
 
     folder: Path
@@ -61,23 +61,23 @@ class Run:
 
     @property
     def bank(self) -> Path | None:
-        """The feature bank, if the run is made of one."""
+        """Path of the feature bank; None for a data set."""
         return Path(self.source) if self.source.endswith(SUFFIX) else None
 
     @property
     def title(self) -> str:
-        """The run in a few words."""
+        """Description of the run for people."""
         words = (f"{name_of(self.source)} {self.method} {name_of(self.config)}", self.label, f"{self.shots} shots")
         return ", ".join([*filter(None, words), f"seed {self.seed}"])
 
     @property
     def loads(self) -> tuple[str, str]:
-        """What takes long to open: runs with equal values share it."""
+        """Identity of the data that are slow to load; runs with equal values can share them."""
         return self.source, "" if self.bank else self.config
 
     def configuration(self) -> Config:
-        """The checked configuration; UserError as `load_cfg`. With a run of images, what this machine makes of the
-        precision "auto" goes to any other.
+        """Load the checked configuration; UserError as `load_cfg`. Without a feature bank, this machine resolves the
+        precision "auto", so that a remote worker uses the same one.
         """
         flags = {
             "DATASET.ROOT": "" if self.bank else self.root,
@@ -94,7 +94,7 @@ class Run:
         return with_values(cfg, {PRECISION: resolve_precision(backbone.precision, backbone.name, device)})
 
     def arguments(self) -> list[str]:
-        """The arguments of the command line that does this run alone."""
+        """Arguments of the command line of this run."""
         data = ["--features", self.source] if self.bank else ["--root", self.root, "--dataset-config-file", self.source]
         return [
             *data, "--shots", str(self.shots), "--seed", str(self.seed), "--trainer", self.method,
@@ -103,23 +103,23 @@ class Run:
         ]  # fmt: skip
 
     def command(self) -> str:
-        """The command line that does this run alone."""
+        """Command line of this run."""
         return command(shlex.join(self.arguments()))
 
 
 def name_of(source: str) -> str:
-    """The name of a bank, a data set or a configuration in the output folders."""
+    """Name of a feature bank, a data set or a configuration in output folders."""
     path = Path(source)
     return path.stem if path.suffix in (SUFFIX, ".yaml", ".yml") else path.name
 
 
 def _listed(value: Any) -> Any:
-    """A single value as a list of one; PyYAML and callers give lists and tuples."""
+    """Convert a value to a tuple, of one entry unless it is a list."""
     return tuple(value) if isinstance(value, (list, tuple)) else (value,)
 
 
 def _counted(value: Any) -> Any:
-    """The same of numbers, which flags give as words."""
+    """Convert a value to a tuple, and its strings to integers."""
     return tuple(int(n) if isinstance(n, str) and re.fullmatch(r"-?\d{1,9}", n) else n for n in _listed(value))
 
 
@@ -130,10 +130,10 @@ Values = Annotated[tuple[Any, ...], BeforeValidator(_listed), Field(min_length=1
 
 
 class Grid(StrictModel):
-    """What is asked for. A file of the grid has these names as its keys, and flags of the same names win over it.
+    """Schema of a grid file, documented in docs/sweep.md. Flags of the same names take precedence.
 
-    `docs/sweep.md` says what each is. A case without a name has the folders of a grid without cases, and a `root` of ""
-    takes the one of the data set's configuration, or else the folder "data".
+    The folders of a case with an empty name are the ones of a grid without cases. An empty `root` means the root in the
+    data set's configuration, or "data".
     """
 
     datasets: Names
@@ -150,25 +150,31 @@ class Grid(StrictModel):
     separate: bool = False
 
     def runs(self) -> list[Run]:
-        """The runs in the order in which one process does them: those of one data set together. UserError if a name is
-        not known, a bank is missing, a key is the grid's own, or a folder lies outside `output` or is that of two runs.
+        """List the runs, grouped by data set.
+
+        Raises:
+            UserError: If a name is unknown, a feature bank is missing, the grid sets a key itself, or a folder is
+                outside `output` or belongs to two runs.
         """
         for key in (*self.vary, *self.set, *itertools.chain(*self.cases.values())):
-            if key in OF_THE_GRID:
-                raise UserError(f"{key} is the grid's own; give --shots, --seeds, --methods, --root or --output")
+            if key in GRID_KEYS:
+                raise UserError(
+                    f"{key} is set by --shots, --seeds, --methods, --root or --output; use these", "grid.key"
+                )
         for method in {*self.methods} - {*ALL_BASELINES, OUR_METHOD, ALL}:
             raise unknown("method", method, (*ALL_BASELINES, OUR_METHOD, ALL))
-        found = [run for source in self.datasets for run in self._runs_of(source)]
-        if not found:
-            raise UserError("the grid has no run: every method needs images, and there are only feature banks")
+        runs = [run for source in self.datasets for run in self._runs_of(source)]
+        if not runs:
+            raise UserError("the grid has no run: all methods need images, got feature banks only", "grid.empty")
         folders: dict[Path, Run] = {}
-        for run in found:
+        for run in runs:
             if (other := folders.setdefault(run.folder, run)) is not run:
                 raise UserError(
-                    f"two runs of the grid have the folder {run.folder}: {other.title} and {run.title}; say everything "
-                    "once, give files of one name other names, and let --suffix name every varied key"
+                    f"two runs have the folder {run.folder}: {other.title} and {run.title}; remove duplicates, rename "
+                    "files of the same name, and put every varied key into --suffix",
+                    "grid.folder",
                 )
-        return found
+        return runs
 
     def _runs_of(self, source: str) -> Iterator[Run]:
         is_bank = source.endswith(SUFFIX)
@@ -177,7 +183,7 @@ class Grid(StrictModel):
         root = self.root or ("" if is_bank else load_cfg(source).data.root) or "data"
         methods = list(ALL_METHODS if ALL in self.methods else self.methods)
         for method in [method for method in methods if is_bank and needs_backbone(method)]:
-            logger.info("%s is left out: it needs images, and %s is a feature bank", method, source)
+            logger.info("%s is skipped: it needs images, and %s is a feature bank", method, source)
             methods.remove(method)
         pairs = {FEATURES_DIR: str(Path(self.output) / "features")} | self.set
         varied = [tuple(zip(self.vary, values)) for values in itertools.product(*self.vary.values())]
@@ -186,41 +192,44 @@ class Grid(StrictModel):
             names = {key.rpartition(".")[2]: str(value) for key, value in values}
             below = f"{name_of(source)}/{method}/{name_of(config)}_{shots}shots{self._ending(case, names)}/seed{seed}"
             if ".." in PurePath(below).parts or "\0" in below:
-                raise UserError(f"--suffix, cases and names of files may not lead out of {self.output}: {below!r}")
+                raise UserError(
+                    f"--suffix, cases and file names must stay below {self.output}, got {below!r}", "grid.outside"
+                )
             for name in PurePath(below).parts:
                 if (length := len(os.fsencode(name))) > LONGEST_NAME:
                     raise UserError(
-                        f"the name of a folder may have {LONGEST_NAME} bytes, got {length}: {shortened(name, 60)!r}; "
-                        "give a shorter case or value, or --suffix"
+                        f"expected folder names of at most {LONGEST_NAME} bytes, got {length}: "
+                        f"{shortened(name, 60)!r}; use a shorter case or value, or --suffix",
+                        "grid.name",
                     )
             label = ", ".join(filter(None, (case, *(f"{name}={value}" for name, value in names.items()))))
             keys = (*pairs.items(), *self.cases[case].items(), *values)
             yield Run(Path(self.output) / below, source, config, method, shots, seed, keys, root, label, self.separate)
 
     def _ending(self, case: str, names: Mapping[str, str]) -> str:
-        """What stands behind the folder of shots: the case, and the values of varied keys, given by name."""
+        """Return the end of a folder name: the case, and the varied values."""
         case = f"_{case}".replace("/", "-") if case else ""
         if self.suffix is None:
             return case + "".join(f"_{name}={value}" for name, value in names.items()).replace("/", "-")
         return case + re.sub(r"\{(\w+)\}", lambda braces: names.get(braces[1], braces[0]), self.suffix)
 
 
-def read_grid(path: Path | None, given: Mapping[str, Any]) -> Grid:
-    """The grid of a YAML file, or of flags alone; fields of `Grid` that flags give win over the file.
+def read_grid(path: Path | None, flags: Mapping[str, Any]) -> Grid:
+    """Read a grid from a YAML file, or from flags alone. Flags are fields of `Grid`, and take precedence.
 
-    What flags give of `vary` and `set` is added to the file's.
+    The flags `vary` and `set` add to the values of the file.
 
     Raises:
-        UserError: If the file cannot be read, or a key or the type of a value is wrong.
+        UserError: If the file cannot be read, a key is unknown, or a value has the wrong type.
     """
     tree = {} if path is None else read_yaml(path, "a grid")
     where = "the grid" if path is None else str(path)
     values = validate(dict[str, Any], tree, where)
     for name in ("vary", "set"):
-        if isinstance(said := values.get(name) or {}, dict):  # `check` tells what is wrong with another
-            values[name] = said | given.get(name, {})
-    values |= {name: value for name, value in given.items() if name not in ("vary", "set")}
+        if isinstance(pairs := values.get(name) or {}, dict):  # otherwise, `validate` raises
+            values[name] = pairs | flags.get(name, {})
+    values |= {name: value for name, value in flags.items() if name not in ("vary", "set")}
     for name in ("datasets", "configs"):
         if not values.get(name):
-            raise UserError(f"the grid has no run: give --{name}, or {name} in the grid's file")
+            raise UserError(f"the grid has no run: add --{name}, or {name} to the grid file", "grid.empty")
     return validate(Grid, values, where)

@@ -1,4 +1,4 @@
-"""The runs of a sweep: which are left to do, doing them, and the progress."""
+"""Runs of a sweep: select the pending ones, run them, and report progress."""
 
 from __future__ import annotations
 
@@ -23,28 +23,28 @@ from .workers import FAILED, LOCKED, Result, has_failed, is_done, run_here, run_
 
 logger = logging.getLogger(__name__)
 
-Start = Callable[[Sequence[Run]], Generator[Result]]  # does runs, and gives their results as they come
-POLL = 1.0  # seconds between two looks at a run that another process does
+Start = Callable[[Sequence[Run]], Generator[Result]]  # starts runs, and yields their results in order of completion
+POLL = 1.0  # seconds between two checks of a run in another process
 
 
 def grid_of(args: argparse.Namespace) -> tuple[Path | None, dict]:
-    """The file of the grid, and the fields of `Grid` that the flags give; UserError if a key has no value."""
+    """Return the path of the grid file, and the fields of `Grid` among the flags; UserError if a key has no value."""
     words = list(args.words)
     path = Path(words.pop(0)) if words and not KEY_PATTERN.fullmatch(words[0]) else None
-    found = {name: said for name, said in vars(args).items() if name in Grid.model_fields and said is not None}
+    flags = {name: value for name, value in vars(args).items() if name in Grid.model_fields and value is not None}
     if args.case:
-        found["cases"] = {name: dict(pairs_of(pairs)) for name, *pairs in args.case}
-    found["vary"] = {key: values for key, *values in args.vary}
-    found["set"] = dict(pairs_of(words))
-    return path, found
+        flags["cases"] = {name: dict(pairs_of(pairs)) for name, *pairs in args.case}
+    flags["vary"] = {key: values for key, *values in args.vary}
+    flags["set"] = dict(pairs_of(words))
+    return path, flags
 
 
 def run_command(args: argparse.Namespace) -> int:
-    """Does what the flags say; returns 1 if a run has failed."""
+    """Run the sweep; return 1 if a run failed."""
     if args.workers < 0:
-        raise UserError(f"--workers must be at least 1, or left out, got {args.workers}")
+        raise UserError(f"--workers must be at least 0, got {args.workers}", "sweep.workers")
     if args.ray is not None and args.workers:
-        raise UserError("--workers are of this machine, and --ray has its own; give one of them")
+        raise UserError("--workers and --ray exclude each other; leave one out", "sweep.workers")
     grid = read_grid(*grid_of(args))
     runs = grid.runs()
     if args.folders:
@@ -70,13 +70,19 @@ def run_command(args: argparse.Namespace) -> int:
     return 1 if sweep.failures or sweep.failed else 0
 
 
-# What of a grid is to be done, and how far it is
+# Plan and progress
 
 
 @dataclass
 class Sweep:
-    """The runs of a grid: those to do, those whose record is there, and those that failed and are not tried again; and
-    what has become of the first since the monotonic clock has `started`.
+    """Plan and progress of a sweep.
+
+    Attributes:
+        to_do: Pending runs.
+        finished: Runs that have a record.
+        failed: Runs that failed before, and are not run again.
+        results: Results of pending runs so far.
+        started: Start on the monotonic clock, in seconds.
     """
 
     to_do: list[Run] = field(default_factory=list)
@@ -87,25 +93,25 @@ class Sweep:
 
     @property
     def failures(self) -> list[Result]:
-        """The results of runs that have failed now."""
+        """Results of the runs that failed in this sweep."""
         return [result for result in self.results if result.status == FAILED]
 
     def show(self, output: str) -> None:
-        """Prints what would be run, and how long it should take: the median of its method below the folder `output`."""
+        """Print the pending runs with their expected time, the median of their method in the folder `output`."""
         known = defaultdict(list)
         for record in find_runs([Path(output)]).values():
             known[record["trainer"]].append(sum((record.get("seconds") or {}).values()))
         times = [statistics.median(known[run.method]) if run.method in known else None for run in self.to_do]
         for run, seconds in zip(self.to_do, times):
             echo(f"{run.folder}  {'?' if seconds is None else f'{seconds:.1f} s'}\n")
-        told = [seconds for seconds in times if seconds is not None]
+        expected = [seconds for seconds in times if seconds is not None]
         echo(
             f"{len(self.to_do)} runs to do, {len(self.finished)} finished, {len(self.failed)} failed before; about "
-            f"{in_words(sum(told))} in one process for the {len(told)} whose method has records\n"
+            f"{in_words(sum(expected))} in one process for the {len(expected)} runs of methods with records\n"
         )
 
     def count(self, result: Result) -> None:
-        """Counts a run that is `DONE` or has `FAILED`, and says so."""
+        """Count and log a result with status `DONE` or `FAILED`."""
         self.results.append(result)
         total, ended, failures = len(self.to_do), len(self.results), len(self.failures)
         each, left = (time.monotonic() - self.started) / ended, total - ended
@@ -115,7 +121,7 @@ class Sweep:
         logger.info("[%d/%d] %s: %s (%d left%s, %s)", ended, total, result.run.title, message, left, failed, to_go)
 
     def summary(self) -> str:
-        """The end of a sweep in one line, and a line for every failure."""
+        """Summary in one line, and a line for each failure."""
         failures, finished = self.failures, len(self.finished)
         counts = [f"{len(self.results) - len(failures)} done in {in_words(time.monotonic() - self.started)}"]
         counts += [f"{finished} finished before"] if finished else []
@@ -127,10 +133,10 @@ class Sweep:
 
 
 def plan(runs: Sequence[Run], retry_failed: bool) -> Sweep:
-    """Looks into the folders of all runs. What has failed with another configuration is run in any case.
+    """Sort runs by the state of their output folders. Runs that failed with another configuration are pending.
 
     Raises:
-        UserError: If a configuration is wrong, or a folder holds the result of a run with other settings or data.
+        UserError: If a configuration is invalid, or a folder holds the result of a run with other settings or data.
     """
     sweep = Sweep()
     for run in runs:
@@ -145,16 +151,14 @@ def plan(runs: Sequence[Run], retry_failed: bool) -> Sweep:
 
 
 def in_words(seconds: float) -> str:
-    """A time such as "0.4 s", "40 s", "12 min" or "3.5 h"."""
+    """Format a duration, such as "0.4 s", "40 s", "12 min" or "3.5 h"."""
     if seconds < 90:
         return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
 
 
 def do_runs(sweep: Sweep, start: Start) -> None:
-    """Does the runs. Those that other processes are at come last, when these have ended: what they have finished is
-    recognised then.
-    """
+    """Run the pending runs. Runs that another process is working on come last, after this process has ended."""
     sweep.started, left, waits = time.monotonic(), sweep.to_do, False
     while left:
         locked = [run for run in left if is_locked(run.folder)]
@@ -170,6 +174,6 @@ def do_runs(sweep: Sweep, start: Start) -> None:
                     stop_if_interrupted()
         if left:
             if not waits:
-                logger.info("%d runs are done by another process; waiting for it", len(left))
+                logger.info("waiting for another process, which does %d runs", len(left))
             waits = True
             time.sleep(POLL)

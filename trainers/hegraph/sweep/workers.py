@@ -1,8 +1,7 @@
-"""Doing runs of a sweep on this machine: in this process, in workers, or each in a process of its own.
+"""Run a sweep on this machine: in this process, in worker processes, or each run in a new process.
 
-A run leaves what it would leave alone, and nothing in the process that does it. A sweep that is ended kills the
-processes at work: an interrupt that they heard themselves could get lost in a library. What they were at goes on from
-its checkpoint when the same command is given again.
+An interrupted sweep kills its processes, because a library in them could swallow the interrupt. The same command
+continues their runs from the checkpoints.
 """
 
 from __future__ import annotations
@@ -48,14 +47,20 @@ from .grid import FEATURES_DIR, Run
 
 logger = logging.getLogger(__name__)
 
-DONE, FAILED, LOCKED = "done", "failed", "locked"  # what can become of a run
-THREADS = "OMP_NUM_THREADS"  # how many threads torch computes with
-DIED = "its worker process was ended; the system may have run out of memory: try fewer --workers"
+DONE, FAILED, LOCKED = "done", "failed", "locked"  # status of a run
+THREADS = "OMP_NUM_THREADS"  # number of torch's threads
+DIED = "its worker process was killed, perhaps for lack of memory; try fewer --workers"
 
 
 @dataclass(frozen=True)
 class Result:
-    """What has become of a run: `DONE`, `FAILED`, or `LOCKED` by another process; and its accuracy, or why."""
+    """Result of a run.
+
+    Attributes:
+        status: `DONE`, `FAILED`, or `LOCKED` by another process.
+        message: Accuracy, or reason of the failure.
+        seconds: Duration.
+    """
 
     run: Run
     status: str
@@ -64,9 +69,11 @@ class Result:
 
 
 def attempt(run: Run, verbose: bool, cfg: Config | None = None) -> Result:
-    """Does a run. What it raises is written into its folder, and does not end the sweep.
+    """Do a run; write its exception to its folder instead of raising it.
 
-    With `verbose` its messages are shown, and not its warnings alone; `cfg` is needed where its files are not here.
+    Args:
+        verbose: Whether to show all messages of the run instead of its warnings only.
+        cfg: Configuration, where its files are missing.
     """
     started = time.monotonic()
     try:
@@ -80,19 +87,19 @@ def attempt(run: Run, verbose: bool, cfg: Config | None = None) -> Result:
     except Locked as error:
         status, message = LOCKED, str(error)
     except Exception as error:
-        if was_interrupted():  # while a module was imported, which turns it into anything
+        if was_interrupted():  # an import can convert it to another exception
             raise KeyboardInterrupt from error
         status, message = FAILED, record_failure(run, error, cfg)
     return Result(run, status, message, time.monotonic() - started)
 
 
 def run_separately(run: Run, verbose: bool) -> dict:
-    """Has a process of its own do a run, by the run's command line, and returns the record.
+    """Do a run in a new process, and return its record.
 
     Raises:
-        Locked: If another process is at work in its folder.
-        UserError: If the process says that the user has made a mistake.
-        RuntimeError: If it fails in another way. After the first line comes the end of what the process printed.
+        Locked: If another process has locked the folder.
+        UserError: If the process ends with exit code 2.
+        RuntimeError: If it fails in another way, with the end of its output after the first line.
     """
     command = [sys.executable, "-m", PACKAGE, *run.arguments()]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -103,14 +110,14 @@ def run_separately(run: Run, verbose: bool) -> dict:
         return record
     if is_locked(run.folder):
         raise Locked(run.folder)
-    last = f"it ended with code {done.returncode} and left no record"
+    last = f"exit code {done.returncode} without a record"
     if done.returncode and printed:
         last = printed[-1].strip().removeprefix("error: ")
     raise UserError(last) if done.returncode == 2 else RuntimeError("\n".join([last, *printed]))
 
 
 def record_failure(run: Run, error: Exception, cfg: Config | None = None) -> str:
-    """Writes `error.json` of a run, if its folder holds no record, and returns the message in one line."""
+    """Write `error.json` of a run, unless its folder has a record; return the message in one line."""
     message = first_line(error) if isinstance(error, UserError) else f"{type(error).__name__}: {first_line(error)}"
     try:
         if read_record(run.folder) is None:
@@ -127,30 +134,30 @@ def record_failure(run: Run, error: Exception, cfg: Config | None = None) -> str
 
 
 def has_failed(run: Run, cfg: Config) -> bool:
-    """Whether the folder of a run, which is named by its source and seed, says that it has failed with its present
-    configuration. The data themselves are not compared: they may be what is missing.
-    """
+    """Whether a run failed before with the same configuration. The data are not compared, as they may be missing."""
     try:
-        said = read_json(run.folder / ERROR)
-    except UserError:  # none, or a damaged one, which says nothing
+        error = read_json(run.folder / ERROR)
+    except UserError:  # missing or damaged
         return False
-    return isinstance(said, dict) and hash_json(said.get("configuration")) == hash_json(run_config(cfg))
+    return isinstance(error, dict) and hash_json(error.get("configuration")) == hash_json(run_config(cfg))
 
 
 def is_done(run: Run, cfg: Config) -> bool:
-    """Whether the folder of a run holds its record. UserError if it holds that of another run, or the bank or the data
-    set cannot be read.
+    """Whether the folder of a run has its record.
+
+    Raises:
+        UserError: If the folder has the record of another run, or the feature bank or the data set cannot be read.
     """
     if read_record(run.folder) is None:
         return False
-    with at_level(logging.ERROR):  # what the protocol has to say of a selection is said when it is run
+    with at_level(logging.ERROR):  # the run itself shows the warnings of the few-shot protocol
         task = open_task(cfg, run.bank, run.seed, available_device(cfg.run.use_cuda))
         return RunFolder(task).finished() is not None
 
 
 @contextmanager
 def at_level(level: int) -> Iterator[None]:
-    """In the block, the package logs what is at least as grave; what the block itself sets is undone."""
+    """Context in which the package logs messages of a level and above. The former level is restored."""
     log = logging.getLogger(PACKAGE)
     before = log.level
     log.setLevel(level)
@@ -167,17 +174,17 @@ def run_here(runs: Sequence[Run], verbose: bool) -> Generator[Result]:
 
 
 def run_in_workers(runs: Sequence[Run], workers: int, verbose: bool) -> Generator[Result]:
-    """Does the runs in so many worker processes, each of which keeps to one data set as long as it has runs.
+    """Do the runs in worker processes. A worker prefers runs of the data set that it has loaded.
 
-    Each worker is a pool of one process: one that dies takes its run along, which counts as failed, and no other.
+    Each worker is a pool of one process, so that a worker that dies fails its own run only.
     """
     waiting, workers = list(runs), min(workers, len(runs))
-    said = os.environ.get(THREADS, "")
-    threads = max(1, (int(said) if said.isdecimal() else cores()) // workers)  # those of one process, divided
+    setting = os.environ.get(THREADS, "")
+    threads = max(1, (int(setting) if setting.isdecimal() else cores()) // workers)
     logger.info("%d workers with %s=%d each", workers, THREADS, threads)
-    others = multiprocessing.active_children()
+    children = multiprocessing.active_children()
     idle = [new_worker() for _ in range(workers)]
-    loaded: dict[ProcessPoolExecutor, tuple[str, str]] = {}  # what a worker has opened last
+    loaded: dict[ProcessPoolExecutor, tuple[str, str]] = {}  # data that a worker loaded last
     at_work: dict[Future[Result], tuple[Run, ProcessPoolExecutor]] = {}
     try:
         while waiting or at_work:
@@ -185,7 +192,7 @@ def run_in_workers(runs: Sequence[Run], workers: int, verbose: bool) -> Generato
                 worker = idle.pop()
                 run = next_run(waiting, loaded.get(worker), [run.loads for run, _ in at_work.values()])
                 waiting.remove(run)
-                with of_workers(threads):
+                with worker_environment(threads):
                     at_work[worker.submit(attempt, run, verbose)] = run, worker
             for future in wait(at_work, return_when=FIRST_COMPLETED).done:
                 run, worker = at_work.pop(future)
@@ -199,15 +206,15 @@ def run_in_workers(runs: Sequence[Run], workers: int, verbose: bool) -> Generato
                 yield result
     finally:
         with deferred_interrupts():
-            kill_workers(set(multiprocessing.active_children()) - set(others), [run for run, _ in at_work.values()])
+            kill_workers(set(multiprocessing.active_children()) - set(children), [run for run, _ in at_work.values()])
 
 
 def kill_workers(processes: Iterable[BaseProcess], runs: Sequence[Run]) -> None:
-    """Kill worker processes, and remove the temporary files that they leave where their runs write."""
+    """Kill worker processes, and remove their temporary files in the output folders of runs."""
     folders = {Path(folder) for run in runs for folder in (run.folder, dict(run.keys).get(FEATURES_DIR, run.folder))}
     for process in processes:
         session = process.pid or 0
-        with suppress(OSError):  # it has not come to `os.setsid` yet
+        with suppress(OSError):  # before its `os.setsid`
             os.killpg(session, signal.SIGKILL)
         process.kill()
         process.join()
@@ -215,23 +222,24 @@ def kill_workers(processes: Iterable[BaseProcess], runs: Sequence[Run]) -> None:
             remove_temporaries(folder, session)
 
 
-def next_run(waiting: Sequence[Run], loaded: tuple[str, str] | None, held: Sequence[tuple[str, str]]) -> Run:
-    """The next run for a worker: of what it has `loaded` or, if nothing of that is left, of what fewest others hold. Of
-    these it is one with the most shots: a long run that is begun last leaves the other workers idle.
+def next_run(waiting: Sequence[Run], loaded: tuple[str, str] | None, in_use: Sequence[tuple[str, str]]) -> Run:
+    """Choose the next run for a worker: of the data that it has `loaded`, or of data that few other workers use.
+
+    Runs with many shots come first, because a long run at the end leaves the other workers idle.
     """
-    others = Counter(held)
-    return min(waiting, key=lambda r: (r.loads != loaded, others[r.loads], -r.shots if r.shots > 0 else -math.inf))
+    users = Counter(in_use)
+    return min(waiting, key=lambda r: (r.loads != loaded, users[r.loads], -r.shots if r.shots > 0 else -math.inf))
 
 
 def new_worker() -> ProcessPoolExecutor:
-    """A worker process, which starts with its first run."""
+    """Create a worker process, which starts with its first run."""
     context = multiprocessing.get_context("spawn")  # a fork would share the threads of torch
-    return ProcessPoolExecutor(max_workers=1, mp_context=context, initializer=begin_worker)
+    return ProcessPoolExecutor(max_workers=1, mp_context=context, initializer=initialize_worker)
 
 
-def begin_worker() -> None:
-    """Prepares a worker process, which ends with the process that has begun it, however that ends."""
-    os.setsid()  # its processes, those of runs with `separate`, can be killed together
+def initialize_worker() -> None:
+    """Initialize a worker process, so that it ends with its parent process."""
+    os.setsid()  # allows to kill the worker together with the processes of `separate` runs
     threading.Thread(target=_end_with_parent, daemon=True).start()
     show_messages()
 
@@ -243,14 +251,14 @@ def _end_with_parent() -> None:
 
 
 @contextmanager
-def of_workers(threads: int) -> Iterator[None]:
-    """Processes that are started in the block have so many threads, and hear no Ctrl-C and no signal of `ENDINGS`."""
-    said = os.environ.get(THREADS)
+def worker_environment(threads: int) -> Iterator[None]:
+    """Context whose new processes have a number of threads, and ignore Ctrl-C and the signals `ENDINGS`."""
+    setting = os.environ.get(THREADS)
     os.environ[THREADS] = str(threads)  # torch reads it when it is imported
-    heard = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, *ENDINGS))
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, *ENDINGS))
     try:
         yield
     finally:
         os.environ.pop(THREADS)
-        os.environ.update({} if said is None else {THREADS: said})
-        signal.pthread_sigmask(signal.SIG_SETMASK, heard)
+        os.environ.update({} if setting is None else {THREADS: setting})
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
