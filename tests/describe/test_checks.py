@@ -1,4 +1,4 @@
-"""How an answer is read; the rules for good sentences, each by something that breaks it; sentences that compare."""
+"""Parsing of answers, rules for good sentences, and comparisons in sentences."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ ONE_EACH = [{name: sentences} for name, sentences in TABLE.items()]
         '{"cat": ["One.", "Two."\n  ,\n],\n "dog": ["Three.",]\n,\n}\nDone, I think,]',
     ],
 )
-def test_the_forms_that_models_answer_in_are_read(text):
+def test_forms_of_answers(text):
     assert read_answer(text, ["cat", "dog"]) == TABLE
 
 
@@ -42,8 +42,8 @@ def test_the_forms_that_models_answer_in_are_read(text):
     ("text", "expected"),
     [
         (json.dumps(RECORDS)[:-20], {"cat": TABLE["cat"]}),  # cut off
-        ('{"dog": ["One."], "note": "cat"}', {"dog": ["One."]}),  # a class may be called as anything is
-        ('{"cat": ["One \\ud83d."]}', {"cat": ["One ?."]}),  # half a character cannot be written
+        ('{"dog": ["One."], "note": "cat"}', {"dog": ["One."]}),  # a class name as a value
+        ('{"cat": ["One \\ud83d."]}', {"cat": ["One ?."]}),  # a lone surrogate
         *((text, {}) for text in (
             "", "I cannot help with that.", json.dumps(TABLE)[:-3], str(TABLE), '<think>Maybe {"cat": ["Draft."]}',
             '{"cat": ["Draft."]}</think>', json.dumps(list(TABLE.values())), '{"cat": "One."}', '{"class": "cat"}',
@@ -52,15 +52,15 @@ def test_the_forms_that_models_answer_in_are_read(text):
     ],
     ids=lambda value: str(value)[:30],
 )  # fmt: skip
-def test_what_can_be_read_is_read_as_it_stands_and_nothing_from_anything_else(text, expected):
+def test_damaged_and_invalid_answers(text, expected):
     assert read_answer(text, ["cat", "dog"]) == expected
 
 
-def test_tokens_are_counted_as_clip_counts_them():
+def test_token_counts_are_clips():
     _, _, tokenizer = create_model(MINI_NAME)
     for sentence in (GOOD, "", "Überlänge, naïve; 1984!", "cat " * (CONTEXT_LENGTH - 2)):
         assert count_tokens(sentence) == (tokenizer([sentence]) != 0).sum()
-    assert count_tokens("cat " * CONTEXT_LENGTH) == CONTEXT_LENGTH + 2  # what does not fit is counted, too
+    assert count_tokens("cat " * CONTEXT_LENGTH) == CONTEXT_LENGTH + 2  # also counts tokens beyond the context
 
 
 @pytest.mark.parametrize(
@@ -72,23 +72,23 @@ def test_tokens_are_counted_as_clip_counts_them():
         ('"Tabby" is what people call a cat with dark stripes.', ""),
         ("Élégante, a cat walks along the edge of a red roof.", ""),
         ("On Mt. Fuji a cat sits in the snow before a red gate.", ""),
-        ("A cat sits on a warm wall.", "7 words where 8 to 35"),
-        (f"{'Very ' * 34}lazy cat.", "36 words where 8 to 35"),
-        (f"The cat {'unquestionably-incomprehensible-antidisestablishmentarian ' * 6}sits.", "where CLIP reads 77"),
-        ("A dog sits on a warm wall and licks its striped paw.", "does not name its class"),
-        ("a cat sits on a warm wall and licks its paw.", "begins with a capital letter"),
-        ("A cat sits on a warm wall and licks its paw!", "ends with a full stop"),
+        ("A cat sits on a warm wall.", "8 to 35 words, got 7"),
+        (f"{'Very ' * 34}lazy cat.", "8 to 35 words, got 36"),
+        (f"The cat {'unquestionably-incomprehensible-antidisestablishmentarian ' * 6}sits.", "at most 77 tokens"),
+        ("A dog sits on a warm wall and licks its striped paw.", "class name is missing"),
+        ("a cat sits on a warm wall and licks its paw.", "a capital letter at the start"),
+        ("A cat sits on a warm wall and licks its paw!", "a full stop at the end"),
         ("A cat sits on a warm wall. It licks its striped paw.", "more than one sentence"),
         ('A cat sits "on a wall." "It licks" its striped paw.', "more than one sentence"),
         ("A cat sits on a warm wall\nand licks its striped paw.", "more than one sentence"),
     ],
 )
-def test_a_sentence_has_exactly_its_problem(sentence, problem):
-    found = sentence_problems(sentence, name_pattern(["cat"]))
-    assert len(found) == bool(problem) and problem in "".join(found)
+def test_rules_for_sentences(sentence, problem):
+    problems = sentence_problems(sentence, name_pattern(["cat"]))
+    assert len(problems) == bool(problem) and problem in "".join(problems)
 
 
-def test_a_name_is_found_however_it_is_spelled_but_not_within_a_word():
+def test_spellings_of_a_class_name():
     for name, text in {
         "pocket orchid": "two POCKET-ORCHIDS", "box": "three boxes", "butterfly": "many butterflies",
         "kite (bird of prey)": "a kite (bird of prey) soars", "C++": "the letters C++ on a screen",
@@ -98,7 +98,7 @@ def test_a_name_is_found_however_it_is_spelled_but_not_within_a_word():
         assert not name_pattern([name]).search(text)
 
 
-def test_an_alias_names_the_class_and_the_stop_in_a_name_ends_no_sentence():
+def test_aliases_and_full_stops_in_names():
     checker = Checker(100, {"Apply_Eye_Makeup": ["eye makeup"]})
     good, problems = checker.sift("Apply_Eye_Makeup", ["A brush spreads eye makeup over the closed lid of a woman."])
     assert (len(good), problems) == (1, [])
@@ -112,29 +112,29 @@ def problems_of(checker: Checker, table: dict[str, str]) -> list[str]:
     return ["; ".join(checker.sift(name, [sentence])[1]) for name, sentence in table.items()]
 
 
-def test_a_sentence_twice_and_a_template_with_the_name_swapped_in_are_problems_but_not_what_was_refused():
+def test_repeated_sentences_are_problems():
     other = GOOD.replace("cat", "Cat")
     (problem,) = Checker(100).sift("cat", [GOOD, other])[1]
-    assert "the same sentence as one of 'cat'" in problem and repr(other) in problem
+    assert "equal to a sentence of 'cat'" in problem and repr(other) in problem
     swapped = {"cat": GOOD, "guinea_pig": GOOD.replace("cat", "guinea pig")}
     first, second = problems_of(Checker(100), swapped)
-    assert first == "" and "but for names, the same sentence as one of 'cat'" in second
+    assert first == "" and "equal to a sentence of 'cat' except for names" in second
     assert problems_of(Checker(100), swapped | {"cat": "A cat sits."})[1] == ""
     (problem, *_) = Checker(10).sift("cat", ["Cat " * 1000])[1]
-    assert len(problem.partition(" are wanted: ")[2]) == 240 + len("''")  # of a long sentence so much is repeated
+    assert len(problem.partition(" words, got 1000: ")[2]) == 240 + len("''")
 
 
 @pytest.mark.parametrize(("total", "most"), [(10, 2), (59, 2), (60, 3), (100, 5)])
-def test_an_opening_may_begin_one_sentence_in_twenty_and_always_two(total, most):
+def test_frequency_of_openings(total, most):
     colours = ("red", "blue", "green", "grey", "pink", "brown")
     sentences = [f"Seen from behind, a cat on a wall of a dull {colour} colour." for colour in colours]
     good, problems = Checker(total).sift("cat", sentences)
     assert good == sentences[:most]
     assert f"already {most} sentences begin with 'seen from behind, a'" in problems[0]
-    assert Checker(100).sift("cat", sentences, 1) == (sentences[:1], [])  # what comes after so many is left alone
+    assert Checker(100).sift("cat", sentences, 1) == (sentences[:1], [])
 
 
-def test_an_opening_counts_across_classes_with_names_masked():
+def test_openings_count_across_classes():
     table = {
         "cat": "The cat has a long tail and sits on a wall.",
         "dog": "The dog has a wet nose and lies before the fire.",
@@ -144,18 +144,18 @@ def test_an_opening_counts_across_classes_with_names_masked():
     assert good == ["", ""] and "already 2 sentences begin with 'the name has a'" in problem
 
 
-def test_a_name_or_an_alias_is_of_exactly_one_class():
+def test_names_and_aliases_are_unique():
     for aliases, words in (
         ({"cat": ["Felis"], "cow": ["ox"]}, "'cow' has aliases: no such class"),
-        ({"cat": ["Guinea-Pig"]}, "'guinea_pig' names both 'cat' and 'guinea_pig'"),
-        ({"cat": ["pet"], "dog": ["pet"]}, "'pet' names both 'cat' and 'dog'"),
-        ({"cat": ["-"]}, "'-' of 'cat' holds no letter"),
+        ({"cat": ["Guinea-Pig"]}, "'guinea_pig' means both 'cat' and 'guinea_pig'"),
+        ({"cat": ["pet"], "dog": ["pet"]}, "'pet' means both 'cat' and 'dog'"),
+        ({"cat": ["-"]}, "'-' of 'cat' has no letter"),
     ):
         (problem,) = name_problems(["cat", "dog", "guinea_pig"], aliases)
         assert words in problem
 
 
-def test_a_sentence_that_compares_its_class_with_another_is_found_with_the_words_that_do():
+def test_comparisons_with_other_classes():
     names = ("cat", "mountain hare", "cello", "brown bear", "tin", "other")
     for sentence, words in {
         "Unlike a dog, the cat has claws that draw in.": "Unlike", "The cat lacks the ear tufts of a lynx.": "lacks",

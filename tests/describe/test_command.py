@@ -1,4 +1,4 @@
-"""The command and its client against an endpoint that misbehaves: what is written and asked; where the key goes."""
+"""The command `describe` and its client against a fake endpoint: requests, files, failures and the API key."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ OWN = ["A lake."]  # which is no good sentence
 
 
 def good_sentence(name: str, number: int) -> str:
-    """A sentence that passes every check, and begins as no other does."""
+    """Write a sentence that follows all rules and has a unique opening."""
     return f"Row {number} of crooked stones runs along the {name} on a bright day."
 
 
@@ -164,7 +164,7 @@ def test_a_description_file_in_class_order_comes_out(describe, endpoint, tmp_pat
     assert len(endpoint.prompts) == 3, "nothing is asked twice"
 
 
-def test_a_name_may_occur_twice_and_an_alias_may_stand_for_it(describe, endpoint, tmp_path):
+def test_duplicate_names_and_aliases(describe, endpoint, tmp_path):
     (tmp_path / "list.txt").write_text(json.dumps(["Sea_Lake", "river", "Sea_Lake"]))
     (tmp_path / "aliases.json").write_text(json.dumps({"river": ["field", "crop"]}))
     fields = [good_sentence("field", 5000 + i) for i in range(2)]
@@ -176,71 +176,65 @@ def test_a_name_may_occur_twice_and_an_alias_may_stand_for_it(describe, endpoint
     assert endpoint.prompts[0].endswith("- Sea Lake\n- river (a sentence may also call it field, or crop)\n")
 
 
-def test_a_change_of_model_is_said_and_recorded_and_what_the_user_wrote_stays_and_is_of_none(
-    describe, endpoint, tmp_path
-):
+def test_change_of_model_is_recorded(describe, endpoint, tmp_path):
     (tmp_path / "out.json").write_text(json.dumps({"lake": OWN}))
     endpoint.replies = [but(forest=[good_sentence("forest", 5000)]), fails(401)]
-    assert "will be of" not in describe()[1]
+    assert "writes the rest" not in describe()[1]
     endpoint.replies = [but(forest=[good_sentence("forest", 5000)])]  # which is there already
     code, said = describe("--model", "other")
     assert code == 0
     assert endpoint.batches == [NAMES[0:2], NAMES[2:4], NAMES[1:3], NAMES[3:5], ["forest"]]
-    assert "was refused: but for names, the same sentence as one of 'forest'" in endpoint.prompts[-1]
-    assert "of 'm' are the sentences of 2 classes; the others will be of 'other'" in said
+    assert "was refused: equal to a sentence of 'forest' except for names" in endpoint.prompts[-1]
+    assert "'m' wrote sentences of 2 classes, 'other' writes the rest" in said
     expected = {name: ["other"] for name in NAMES[:5]} | {"river": ["m"], "forest": ["m", "other"]}
     assert table(tmp_path, "out.models.json") == expected
     assert (list(table(tmp_path)), table(tmp_path)["lake"]) == (NAMES, OWN)
-    assert "will be of 'third'" not in describe("--model", "third")[1]  # it asks nothing
+    assert "writes the rest" not in describe("--model", "third")[1]  # sends nothing
 
 
-def test_a_dry_run_shows_the_question_and_asks_and_writes_nothing(describe, endpoint, tmp_path, monkeypatch):
+def test_dry_run_sends_and_writes_nothing(describe, endpoint, tmp_path, monkeypatch):
     monkeypatch.delenv(KEY_VARIABLE)
     code, said = describe("--dry-run", "--context", "a {0}  {context}")
     assert code == 0
     for words in ("pictures: a {0} {context}\n", f"classes: {'; '.join(NAMES)}\n", "5 for each", "8 to 35"):
         assert words in said
-    assert said.endswith("- river\n- forest\n\nrequests: 3, classes: 6; nothing was asked\n")
+    assert said.endswith("- river\n- forest\n\nrequests: 3, classes: 6; nothing was sent\n")
     assert endpoint.prompts == []
     assert names_of(tmp_path) == ["classes.txt"]
 
 
-def test_what_cannot_be_read_is_left_out_or_is_too_little_is_asked_for_again_in_smaller_questions(
-    describe, endpoint, tmp_path
-):
+def test_incomplete_answers_are_requested_again(describe, endpoint, tmp_path):
     endpoint.replies = [says("I cannot do that."), but(pasture=None), but(lake=[good_sentence("lake", 5000)])]
     assert describe()[0] == 0
     again = [["river"], ["forest"], ["pasture"], ["lake"]]
     assert endpoint.batches == [NAMES[0:2], NAMES[2:4], NAMES[4:6], *again]
     assert "was refused: the answer is not of the form " in endpoint.prompts[3]
     for prompt in endpoint.prompts[5:]:
-        assert "was refused: the answer leaves this class out, or holds too few" in prompt
+        assert "was refused: the answer has too few sentences about this class" in prompt
     assert list(table(tmp_path)) == NAMES
 
 
-def test_good_sentences_are_kept_and_what_is_missing_is_asked_for_with_what_was_wrong(describe, endpoint, tmp_path):
-    kept = [good_sentence("forest", 5000 + i) for i in range(3)]
-    endpoint.replies = [but(forest=[*kept, "A short forest.", good_sentence("wood", 5077)])]
+def test_next_prompt_has_good_sentences_and_problems(describe, endpoint, tmp_path):
+    good = [good_sentence("forest", 5000 + i) for i in range(3)]
+    endpoint.replies = [but(forest=[*good, "A short forest.", good_sentence("wood", 5077)])]
     assert describe()[0] == 0
     assert [batch for batch in endpoint.batches if "forest" in batch] == [NAMES[0:2], ["forest"]]
     question = endpoint.prompts[3].partition("classes to describe:")[2]
     assert question.startswith("\n- forest: 2 more, unlike the ones there:\n")
-    assert [line for line in question.splitlines() if "has:" in line] == [f"  has: {sentence}" for sentence in kept]
-    assert "was refused: 3 words where 8 to 35 are wanted: 'A short forest.'\n" in question
-    assert "was refused: it does not name its class: " in question
-    assert table(tmp_path)["forest"][:3] == kept
+    assert [line for line in question.splitlines() if "has:" in line] == [f"  has: {sentence}" for sentence in good]
+    assert "was refused: expected 8 to 35 words, got 3: 'A short forest.'\n" in question
+    assert "was refused: the class name is missing: " in question
+    assert table(tmp_path)["forest"][:3] == good
     assert len(table(tmp_path)["forest"]) == 5
 
 
-def test_classes_that_fail_are_listed_and_the_others_written_and_only_they_are_asked_the_next_time(
-    describe, endpoint, tmp_path
-):
+def test_failed_classes_are_listed_and_requested_next_time(describe, endpoint, tmp_path):
     endpoint.replies = [but(pasture=["I do not know."])] * 6
     code, said = describe()
     assert code == 1 and "5 of 6 classes" in said
     assert sum("pasture" in batch for batch in endpoint.batches) == 4
-    assert said.count("failed, and tried again by the same command: ") == 1
-    assert "the same command: pasture: 4 words where 8 to 35" in said
+    assert said.count("failed, run the same command to retry: ") == 1
+    assert "to retry: pasture: expected 8 to 35 words, got 4" in said
     before = table(tmp_path)
     assert list(before) == [name for name in NAMES if name != "pasture"]
     assert describe()[0] == 0
@@ -250,7 +244,7 @@ def test_classes_that_fail_are_listed_and_the_others_written_and_only_they_are_a
     assert names_of(tmp_path) == DONE
 
 
-def test_after_an_end_nothing_that_was_answered_is_asked_again(describe, endpoint, tmp_path, monkeypatch):
+def test_interrupted_command_continues(describe, endpoint, tmp_path, monkeypatch):
     real = ChatClient.ask
 
     def ends(self: ChatClient, prompt: str) -> str:
@@ -263,18 +257,20 @@ def test_after_an_end_nothing_that_was_answered_is_asked_again(describe, endpoin
         patch.setattr(ChatClient, "ask", ends)
         assert describe()[0] == 130
     assert names_of(tmp_path) == ["classes.txt", "out.json.partial"]
-    kept = json.loads((tmp_path / "out.json.partial").read_text())
+    partial_file = json.loads((tmp_path / "out.json.partial").read_text())
     again = [["annual crop", "highway"], ["lake"]]
-    assert "requests: 2, classes: 3; nothing was asked\n" in describe("--dry-run")[1]
+    assert "requests: 2, classes: 3; nothing was sent\n" in describe("--dry-run")[1]
     endpoint.replies = [fails(401, f"wrong key {KEY}")]
     code, said = describe()
     assert code == 2 and "wrong key [key]" in said
     assert describe()[0] == 0
     # the third question had no answer; of the second, one class had none
     assert endpoint.batches[2:] == [again[0], *again]
-    assert "was refused: 4 words" in endpoint.prompts[3]
+    assert "was refused: expected 8 to 35 words, got 4" in endpoint.prompts[3]
     assert list(table(tmp_path)) == NAMES
-    assert all(table(tmp_path)[name] == kept["classes"][name]["sentences"] for name in ("river", "forest", "pasture"))
+    assert all(
+        table(tmp_path)[name] == partial_file["classes"][name]["sentences"] for name in ("river", "forest", "pasture")
+    )
     assert names_of(tmp_path) == DONE
 
 
@@ -285,16 +281,16 @@ def test_after_an_end_nothing_that_was_answered_is_asked_again(describe, endpoin
     ("file", "content", "words"),
     [
         ("out.json", "precious", "JSON"),
-        ("out.json", '{"river": "One."}', "is not what this command writes"),
+        ("out.json", '{"river": "One."}', "was not written by this command"),
         ("out.json", '{"mountain": []}', "'mountain', which is not in --classes"),
-        ("out.json.partial", '{"context": "a", "classes": {"river": 1}}', "is not what this command writes"),
+        ("out.json.partial", '{"context": "a", "classes": {"river": 1}}', "was not written by this command"),
         ("out.json.partial", '{"context": "pets", "classes": {"river": {"problems": ["x"]}}}', "--context 'pets'"),
-        ("classes.txt", "river\nRiver", "'River' names both 'river' and 'River'"),
+        ("classes.txt", "river\nRiver", "'River' means both 'river' and 'River'"),
         ("aliases.json", "[]", "must hold"),
         ("aliases.json", '{"hill": ["mound"]}', "'hill' has aliases"),
     ],
 )
-def test_a_file_that_is_something_else_is_named_and_left_alone(describe, endpoint, tmp_path, file, content, words):
+def test_foreign_files_are_refused(describe, endpoint, tmp_path, file, content, words):
     (tmp_path / "aliases.json").write_text("{}")
     (tmp_path / file).write_text(content)
     code, said = describe("--aliases", str(tmp_path / "aliases.json"))
@@ -319,7 +315,7 @@ def test_a_file_that_is_something_else_is_named_and_left_alone(describe, endpoin
         ("--out", "classes.txt", "is read by this command"),
     ],
 )
-def test_a_bad_option_is_refused_before_anything_is_asked(describe, endpoint, tmp_path, option, value, words):
+def test_invalid_options_are_refused(describe, endpoint, tmp_path, option, value, words):
     code, said = describe(option, str(tmp_path / value) if value == "classes.txt" else value)
     assert code == 2 and words in said
     assert names_of(tmp_path) == ["classes.txt"] and (tmp_path / "classes.txt").read_text() == "\n".join(NAMES)
@@ -351,7 +347,7 @@ def gives_up(ask, endpoint, capfd, caplog):
         message = str(caught.value)
         assert message.startswith(url) and words in message
         assert "\n" not in message and len(message) < 300
-        assert ("; does --endpoint have to end in /v1?" in message) == (url != URL)
+        assert ("; --endpoint may have to end in /v1" in message) == (url != URL)
         said = "".join(traceback.format_exception(caught.value)) + caplog.text + "".join(capfd.readouterr())
         assert [headers["authorization"] for headers in endpoint.headers] == [f"Bearer {KEY}"] * requests
         assert KEY not in said
@@ -359,7 +355,7 @@ def gives_up(ask, endpoint, capfd, caplog):
     return check
 
 
-def test_the_answer_is_the_text_of_the_message_or_nothing_where_it_refuses(ask, endpoint, caplog):
+def test_answer_is_the_text_of_the_message(ask, endpoint, caplog):
     endpoint.replies = [says("Yes.\n\nOf course."), says(None), says("Half an", end="length")]
     assert [ask(), ask("--max-tokens=500", "--temperature=0")] == ["Yes.\n\nOf course.", ""]
     message = [{"role": "user", "content": "Well?"}]
@@ -373,28 +369,28 @@ def test_the_answer_is_the_text_of_the_message_or_nothing_where_it_refuses(ask, 
 
 
 @pytest.mark.parametrize("failure", [fails(429), fails(503), breaks("ReadTimeout")], ids=["429", "503", "silence"])
-def test_a_failure_that_may_pass_is_asked_again_and_that_is_said(ask, endpoint, caplog, failure):
+def test_temporary_failures_are_retried(ask, endpoint, caplog, failure):
     endpoint.replies = [failure, failure, says("Yes.")]
     assert ask() == "Yes."
     assert len(endpoint.prompts) == 3
     assert "Retrying request" in caplog.text
 
 
-def test_a_failure_that_does_not_pass_is_told_in_the_servers_words(gives_up, endpoint):
+def test_permanent_failures_show_the_reason(gives_up, endpoint):
     endpoint.replies = [fails(401, f"no such model for {KEY}")]
     gives_up("no such model for [key]")
     endpoint.replies = [fails(503, "overloaded")] * 3
     gives_up("overloaded", requests=3)
     for name, words in (
-        ("ReadTimeout", "no answer in 30 s: raise --timeout"),
-        ("ConnectTimeout", "no connection in 10 s: is the address right"),
+        ("ReadTimeout", "no answer in 30 s; raise --timeout"),
+        ("ConnectTimeout", "no connection in 10 s; check the address"),
         ("ConnectError", "no connection: Connection refused"),
     ):
         endpoint.replies = [breaks(name)]
         gives_up(words, "--retries=0")
     for body in ('{"choices": [', "[]", '{"choices": []}', '{"choices": [{"message": {"content": [1]}}]}', "[" * 10**5):
         endpoint.replies = [raw(body)]
-        gives_up("what came is no chat completion")
+        gives_up("the response is no chat completion")
     for reply, path in ((raw("<html>", kind="text/html"), "/"), (fails(404, "no page"), "/v1/chat/completions")):
         endpoint.replies = [reply]
         gives_up("", url=URL.removesuffix("/v1") + path)
@@ -403,7 +399,7 @@ def test_a_failure_that_does_not_pass_is_told_in_the_servers_words(gives_up, end
 # The key
 
 
-def test_a_server_a_model_or_the_library_that_repeats_the_key_does_not_get_it_out(gives_up, ask, endpoint, caplog):
+def test_repeated_key_is_removed(gives_up, ask, endpoint, caplog):
     logging.getLogger("openai").setLevel(logging.DEBUG)
     endpoint.replies = [lambda endpoint, request: fails(500, str(request.headers.raw))(endpoint, request)]
     gives_up("", "--retries=0")
@@ -413,7 +409,7 @@ def test_a_server_a_model_or_the_library_that_repeats_the_key_does_not_get_it_ou
     assert ask(key="none") == "There is none."  # the key of a server that needs none may be a word
 
 
-def test_openais_key_goes_to_openai_alone(monkeypatch):
+def test_openais_key_is_for_openai_only(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", f" {KEY}\n")
     assert read_key("https://EU.api.OpenAI.com:443/v1") == KEY
     for url in ("http://api.openai.com/v1", "https://api.openai.com.evil.example/v1", "https://notopenai.com/v1"):
@@ -422,7 +418,7 @@ def test_openais_key_goes_to_openai_alone(monkeypatch):
             read_key(url)
 
 
-def test_headers_of_openais_are_sent_to_openai_alone(ask, endpoint, monkeypatch):
+def test_openais_headers_are_for_openai_only(ask, endpoint, monkeypatch):
     for name, value in (("ORG_ID", "org-7"), ("PROJECT_ID", "proj-7"), ("CUSTOM_HEADERS", "X-Mine: mine-7")):
         monkeypatch.setenv(f"OPENAI_{name}", value)
     endpoint.replies = [says("Yes.")] * 2
@@ -434,7 +430,7 @@ def test_headers_of_openais_are_sent_to_openai_alone(ask, endpoint, monkeypatch)
     assert endpoint.requests[1]["max_completion_tokens"] == 9
 
 
-def test_a_key_that_is_missing_cannot_be_sent_or_stands_in_its_variables_place_is_not_repeated(monkeypatch):
+def test_invalid_keys_are_not_repeated(monkeypatch):
     values = ("", "sk secret", "sk-s\u00e9cret", "sk\x7fsecret")
     refused = [("MY_KEY", value, "MY_KEY") for value in values]
     refused += [(name, "", "NAME of an environment variable") for name in ("sk_secret", "", "1secret")]
@@ -445,7 +441,7 @@ def test_a_key_that_is_missing_cannot_be_sent_or_stands_in_its_variables_place_i
         assert "cret" not in str(caught.value)
 
 
-def test_an_endpoint_that_is_no_plain_url_is_refused_and_not_repeated():
+def test_invalid_endpoints_are_not_repeated():
     urls = ("http://user:secret@h/v1", "http://h/v1?key=secret", "https://api..example.com/secret", "http://h/secret\n")
     for url in ("localhost:8000", "ftp://h/v1", "http://h:99999/", *urls):
         with pytest.raises(UserError, match="--endpoint must be a URL") as caught:

@@ -1,1 +1,1 @@
-"""Descriptions of image classes: the rules that good ones keep, and a command that asks a chat endpoint for some."""
+"""Class descriptions from a chat model: the command, and the rules for good sentences."""

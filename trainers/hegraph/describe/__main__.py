@@ -17,11 +17,11 @@ from ..utils.errors import Parser, UserError, command, echo, number, run_cli
 from ..utils.files import OutputFile
 
 ENDPOINT, MODEL = "https://api.openai.com/v1", "gpt-4o-mini"  # the defaults
-OPENAI, OPENAI_KEY = "openai.com", "OPENAI_API_KEY"  # the only service that gets this key without being asked to
-PASSING_LOG = "openai._base_client"  # where the library says that it asks again
-LONGEST_CONNECT = 10.0  # seconds until a server that does not even take the connection counts as dead
-LONGEST_REASON = 120  # how many characters of a server's message are shown to the user
-SHORTEST_SECRET = 8  # a shorter key is for a server that needs none, and may be a word of an answer: it is not removed
+OPENAI, OPENAI_KEY = "openai.com", "OPENAI_API_KEY"  # the default key is for this service only
+RETRY_LOGGER = "openai._base_client"  # logs the retries of the library
+CONNECT_TIMEOUT = 10.0  # seconds
+MAX_REASON = 120  # characters of a server's message that are shown
+MIN_SECRET = 8  # characters; a shorter key is a placeholder, which may occur in an answer and is not removed
 
 logger = logging.getLogger(__package__)  # __name__ is "__main__" here
 
@@ -60,58 +60,61 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def describe(args: argparse.Namespace) -> int:
-    """Runs the command; returns 1 if classes failed, else 0."""
-    from ..features.tip import read_classnames  # torch and open_clip take seconds to import
+    """Run the command; return 1 if classes failed."""
+    from ..features.tip import read_classnames  # slow imports
     from ..utils.reading import read_json, validate
     from .collect import Collection, Texts, collect
 
     context = " ".join(args.context.split())
     if not context:
-        raise UserError('--context is empty; say what the pictures are, such as "satellite photos of land use"')
+        raise UserError('--context is empty; describe the images, such as "satellite photos of land use"')
     names, aliases = read_classnames(args.classes), {}
     if args.aliases:
         aliases = validate(Texts, read_json(args.aliases), f"{args.aliases} must hold {{class name: [alias, ...]}}")
     collection = Collection(names, args.out, context, args.per_class, args.batch_size, aliases, args.model)
-    questions = collection.batches(0)
+    batches = collection.batches(0)
     models = Counter(model for progress in collection.progress.values() for model in progress.models)
-    for model in sorted(models.keys() - {args.model}) if questions else ():
-        said = "of %r are the sentences of %d classes; the others will be of %r"
-        logger.warning(said, model, models[model], args.model)
+    for model in sorted(models.keys() - {args.model}) if batches else ():
+        logger.warning("%r wrote sentences of %d classes, %r writes the rest", model, models[model], args.model)
     if args.dry_run:
-        if questions:
-            echo(f"{collection.prompt(questions[0])}\n")
-        echo(f"requests: {len(questions)}, classes: {len(collection.unfinished())}; nothing was asked\n")
+        if batches:
+            echo(f"{collection.prompt(batches[0])}\n")
+        echo(f"requests: {len(batches)}, classes: {len(collection.unfinished())}; nothing was sent\n")
         return 0
-    if questions:
+    if batches:
         collect(collection, ChatClient(args).ask, args.tries)
     failed = collection.finish()
     num_classes = len(collection.classnames)
-    echo(f"{args.out}: {num_classes - len(failed)} of {num_classes} classes have their sentences\n")
+    echo(f"{args.out}: {num_classes - len(failed)} of {num_classes} classes are complete\n")
     for name, problem in failed.items():
-        logger.warning("failed, and tried again by the same command: %s: %s", name, problem)
+        logger.warning("failed, run the same command to retry: %s: %s", name, problem)
     return int(bool(failed))
 
 
 class ChatClient:
-    """Asks the model that the flags say, by the `openai` library, which asks again after failures that may pass.
-    UserError without it, or without a key. The key is removed from every text that leaves this class: answers, errors.
+    """Client of a chat model, with the `openai` library, which retries temporary failures.
+
+    The API key is removed from all answers and errors.
+
+    Raises:
+        UserError: If the library or the key is missing.
     """
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args, self._key = args, read_key(args.endpoint, args.key_env)
         try:
-            import openai  # takes a second to import, and `--dry-run` does not need it
+            import openai  # slow import, which --dry-run does not need
         except ImportError as error:
-            raise UserError("asking an endpoint needs the package openai: pip install 'openai>=1.56'") from error
-        self._openai, theirs = openai, is_openai(args.endpoint)
-        # OpenAI's newer models refuse the name that all other servers know
-        tokens = "max_completion_tokens" if theirs else "max_tokens"
-        given = {tokens: args.max_tokens, "temperature": args.temperature}
-        self._options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-        limits = openai.Timeout(args.timeout, connect=min(args.timeout, LONGEST_CONNECT))
-        logging.getLogger(PASSING_LOG).setLevel(logging.INFO)
-        # The library makes headers of these variables, such as the organisation: they are for OpenAI alone
-        hidden = {} if theirs else {n: os.environ.pop(n) for n in [*os.environ] if n.startswith("OPENAI_")}
+            raise UserError("describe needs the package openai; run: pip install 'openai>=1.56'") from error
+        self._openai, official = openai, is_openai(args.endpoint)
+        # OpenAI's newer models reject the name that all other servers know
+        tokens = "max_completion_tokens" if official else "max_tokens"
+        options = {tokens: args.max_tokens, "temperature": args.temperature}
+        self._options: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+        limits = openai.Timeout(args.timeout, connect=min(args.timeout, CONNECT_TIMEOUT))
+        logging.getLogger(RETRY_LOGGER).setLevel(logging.INFO)
+        # The library sends these variables as headers, such as the organisation. They are for OpenAI only
+        hidden = {} if official else {n: os.environ.pop(n) for n in [*os.environ] if n.startswith("OPENAI_")}
         try:
             self._client = openai.OpenAI(
                 base_url=args.endpoint, api_key=self._key, timeout=limits, max_retries=args.retries
@@ -120,10 +123,10 @@ class ChatClient:
             os.environ.update(hidden)
 
     def ask(self, prompt: str) -> str:
-        """The model's answer to one message.
+        """Return the model's answer to one message.
 
         Raises:
-            UserError: If a failure does not pass; without the exception of the library, which holds the key.
+            UserError: If the request fails. The exception of the library is not chained, because it contains the key.
         """
         openai, timeout = self._openai, self.args.timeout
         try:
@@ -135,61 +138,61 @@ class ChatClient:
                 logger.warning("an answer was cut off: raise --max-tokens, or lower --batch-size")
             return self._without_key(choice.message.content or "")
         except openai.APITimeoutError as error:
-            problem = f"no answer in {timeout:g} s: raise --timeout, or lower --batch-size"
+            problem = f"no answer in {timeout:g} s; raise --timeout, or lower --batch-size"
             if type(error.__cause__).__name__ == "ConnectTimeout":
-                problem = f"no connection in {min(timeout, LONGEST_CONNECT):g} s: is the address right?"
+                problem = f"no connection in {min(timeout, CONNECT_TIMEOUT):g} s; check the address"
         except openai.APIConnectionError as error:
             problem = f"no connection: {error.__cause__ or error}"
         except openai.OpenAIError as error:
             problem = str(error)
         except (AttributeError, IndexError, TypeError, ValueError, RecursionError):
-            problem = "what came is no chat completion"
-        hint = "" if re.search(r"/v\d+/?$", self.args.endpoint) else "; does --endpoint have to end in /v1?"
-        raise UserError(f"{self.args.endpoint}: {' '.join(self._without_key(problem).split())[:LONGEST_REASON]}{hint}")
+            problem = "the response is no chat completion"
+        hint = "" if re.search(r"/v\d+/?$", self.args.endpoint) else "; --endpoint may have to end in /v1"
+        raise UserError(f"{self.args.endpoint}: {' '.join(self._without_key(problem).split())[:MAX_REASON]}{hint}")
 
     def _without_key(self, text: str) -> str:
-        """A server's text with the key removed, since a server may repeat it."""
-        return text.replace(self._key, "[key]") if len(self._key) >= SHORTEST_SECRET else text
+        """Remove the key from the text of a server."""
+        return text.replace(self._key, "[key]") if len(self._key) >= MIN_SECRET else text
 
 
 def is_openai(endpoint: str) -> bool:
-    """Whether an endpoint belongs to OpenAI and is encrypted, so that a key of OpenAI's may go there."""
+    """Whether an endpoint is an encrypted one of OpenAI, which may get OpenAI's key."""
     parts = urlsplit(endpoint)
     return parts.scheme == "https" and f".{parts.hostname}".endswith(f".{OPENAI}")
 
 
 def read_key(endpoint: str, variable: str | None = None) -> str:
-    """The key for an endpoint, from an environment variable; without a name, OpenAI alone gets `OPENAI_API_KEY`.
+    """Read the key for an endpoint from an environment variable, by default `OPENAI_API_KEY` for OpenAI.
 
     Raises:
-        UserError: If the endpoint is no plain URL, there is no key, it has characters that cannot be sent, or no
-            variable is named for an endpoint that is not OpenAI's. The message never holds the key.
+        UserError: If the endpoint is no plain URL, the key is missing or has invalid characters, or no variable is
+            named for another endpoint than OpenAI's. The message never contains the key.
     """
     from pydantic import HttpUrl, TypeAdapter
 
     plain = False
     with suppress(ValueError):
         url = TypeAdapter(HttpUrl).validate_python(endpoint)
-        (url.host or "").encode("idna")  # as it is looked up
+        (url.host or "").encode("idna")  # as in a DNS query
         plain = endpoint.isprintable() and not (url.username or url.password or url.query)
-    if not plain:  # what is wrong may be a secret in it: it is not repeated
+    if not plain:  # the message does not repeat it, as it may contain a secret
         raise UserError(f"--endpoint must be a URL such as {ENDPOINT}, with no user, password or query")
     if variable is None and not is_openai(endpoint):
         raise UserError(
-            f"{endpoint} is not https at {OPENAI}, so it does not get {OPENAI_KEY}: name the environment variable that "
-            "holds its key with --key-env NAME (any text for a server that needs none)"
+            f"{OPENAI_KEY} is only for https at {OPENAI}, got {endpoint}; name the variable of "
+            "its key with --key-env NAME (any text for a server without keys)"
         )
     variable = OPENAI_KEY if variable is None else variable
-    if not re.fullmatch(r"[A-Z_][A-Z0-9_]*", variable):  # the user may have given the key itself: it is not repeated
-        raise UserError("--key-env takes the NAME of an environment variable in capitals, such as OPENAI_API_KEY")
+    if not re.fullmatch(r"[A-Z_][A-Z0-9_]*", variable):  # may be the key itself, so that the message does not repeat it
+        raise UserError("--key-env must be the NAME of an environment variable in capitals, such as MY_API_KEY")
     key = os.environ.get(variable, "").strip()
     if not re.fullmatch(r"[!-~]+", key):
-        raise UserError(f"{variable} holds no key, or what no key has: set it, or name another one with --key-env")
+        raise UserError(f"{variable} holds no key, or invalid characters; set it, or choose another one with --key-env")
     return key
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the command line; returns the exit code: 1 if classes failed, 2 for a mistake of the user's."""
+    """Run the command and return its exit code, 1 if classes failed."""
     return run_cli(lambda: describe(parse_arguments(arguments)))
 
 

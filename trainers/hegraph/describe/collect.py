@@ -1,11 +1,10 @@
-"""Asks for sentences about every class until they are good: the question, the reading of answers, the rules for good
-sentences, and what is kept.
+"""Collect good sentences about classes from a chat model: prompts, parsing of answers, and rules for sentences.
 
-Good sentences are written to `<out>.partial` after every answer, and to the out file in the end. Both are read at the
-next start. So nothing is lost if the command is killed, and a class that has its sentences is never asked for again.
-Which models wrote the sentences of each class is in `<out without .json>.models.json`.
+Good sentences are written to `<out>.partial` after each answer, and to the output file at the end. The next start reads
+both files, so that a killed command loses nothing and no complete class is requested again.
+`<out without .json>.models.json` lists the models that wrote the sentences of each class.
 
-The files of `prompts/descriptions/` keep the same rules, which a test checks.
+A test checks that the files in `prompts/descriptions/` follow the same rules.
 """
 
 from __future__ import annotations
@@ -28,14 +27,14 @@ from ..utils.reading import LenientModel, StrictModel, read_json, validate
 
 LEAST_WORDS, MOST_WORDS = 8, 35
 OPENING_WORDS = 4
-MOST_OPENINGS = 0.05  # the share of a data set's sentences that may begin with the same OPENING_WORDS words
-FEW_OPENINGS = 2  # so many sentences may always begin alike, however small the data set
-LONGEST_QUOTE = 240  # how many characters of a sentence a problem quotes
-MASK = "NAME"  # stands for the name of the class where sentences are compared without it
+MOST_OPENINGS = 0.05  # fraction of a data set's sentences that may begin with the same OPENING_WORDS words
+FEW_OPENINGS = 2  # number of sentences that may begin alike in small data sets
+MAX_QUOTE = 240  # characters of a sentence in the description of a problem
+MASK = "NAME"  # replaces the class name in comparisons of sentences
 
-TOO_FEW = "the answer leaves this class out, or holds too few sentences"
+TOO_FEW = "the answer has too few sentences about this class, or none"
 WRONG_FORM = 'the answer is not of the form {"class name": ["sentence", ...]}'
-MOST_PROBLEMS = 8  # how many problems of its earlier sentences a prompt repeats for a class
+MAX_PROBLEMS = 8  # problems of earlier sentences of a class in a prompt
 
 PROMPT = """\
 You describe classes of pictures for a program that compares pictures with sentences.
@@ -67,9 +66,9 @@ Form = TypeVar("Form", Texts, "_Partial")
 
 
 class Progress(LenientModel):
-    """How far a class is: its good sentences, the models that wrote them, and what was wrong with the last answer."""
+    """Progress of a class: good sentences, the models that wrote them, and problems of the last answer."""
 
-    model_config = ConfigDict(frozen=False)  # the sentences come one after the other
+    model_config = ConfigDict(frozen=False)  # sentences are added one by one
 
     sentences: list[str] = Field(default_factory=list)
     models: list[str] = Field(default_factory=list)
@@ -77,25 +76,25 @@ class Progress(LenientModel):
 
 
 class _Partial(StrictModel):
-    """All of `<out>.partial`."""
+    """Schema of `<out>.partial`."""
 
     context: str = ""
     classes: dict[str, Progress] = Field(default_factory=dict)
 
 
 class Collection:
-    """The sentences of a data set while they are collected, in memory and in files.
+    """Sentences about the classes of a data set, in memory and in files.
 
     Args:
-        classnames: The classes in label order; a name that occurs twice is one class.
-        out: The description file to write. Classes that it holds are done, whatever their sentences.
-        context: What the pictures are, such as "satellite photos of land use".
-        per_class: How many sentences each class is to have.
-        batch_size: How many classes one question asks for at most.
-        model: The model that is asked.
+        classnames: Classes in label order; duplicates are one class.
+        out: Description file to write. Its classes are complete, whatever their sentences.
+        context: Content of the images, such as "satellite photos of land use".
+        per_class: Number of sentences per class.
+        batch_size: Maximum number of classes per prompt.
+        model: Name of the chat model.
 
     Raises:
-        UserError: If names cannot be told apart, or the files were written for other classes or another context.
+        UserError: If class names are ambiguous, or the files belong to other classes or another context.
     """
 
     def __init__(
@@ -112,30 +111,30 @@ class Collection:
         written, models = self._read(out, Texts), self._read(self.models_file, Texts)
         partial = self._read(self.partial, _Partial)
         if partial.classes and partial.context != context:
-            raise UserError(f"{self.partial} holds answers for the --context {partial.context!r}; choose another --out")
+            raise UserError(f"{self.partial} has answers for --context {partial.context!r}; choose another --out")
         self.done = frozenset(written)
         self.progress |= partial.classes
         for name, sentences in written.items():
             self.progress[name] = Progress(sentences=sentences, models=models.get(name, []))
         self.checker = Checker(sum(max(per_class, len(p.sentences)) for p in self.progress.values()), self.aliases)
         for name, progress in self.progress.items():
-            self.checker.sift(name, progress.sentences)  # which new ones may not repeat
+            self.checker.sift(name, progress.sentences)  # registers them as used
 
     def unfinished(self) -> list[str]:
-        """Classes that lack sentences, in label order."""
-        progress = {name: found for name, found in self.progress.items() if name not in self.done}
-        return [name for name, found in progress.items() if len(found.sentences) < self.per_class]
+        """List classes that lack sentences, in label order."""
+        lacks = {name for name, progress in self.progress.items() if len(progress.sentences) < self.per_class}
+        return [name for name in self.progress if name in lacks and name not in self.done]
 
     def batches(self, attempt: int) -> list[list[str]]:
-        """The questions of an attempt, counted from 0, each as the classes that it asks for.
+        """Split the unfinished classes into prompts, for an attempt counted from 0.
 
-        They get smaller from one attempt to the next, since an answer may have been cut off for its length.
+        The size is halved in each attempt, because long answers may be cut off.
         """
         names, size = self.unfinished(), max(1, self.batch_size >> attempt)
         return [names[i : i + size] for i in range(0, len(names), size)]
 
     def prompt(self, batch: Sequence[str]) -> str:
-        """The question that asks for some classes."""
+        """Write the prompt for a batch of classes."""
         lines = []
         for name in batch:
             progress, line = self.progress[name], f"- {readable(name)}"
@@ -144,13 +143,13 @@ class Collection:
             if progress.sentences:
                 line += f": {self.per_class - len(progress.sentences)} more, unlike the ones there:"
             lines += [line, *(f"  has: {sentence}" for sentence in progress.sentences)]
-            lines += [f"  was refused: {problem}" for problem in progress.problems[:MOST_PROBLEMS]]
+            lines += [f"  was refused: {problem}" for problem in progress.problems[:MAX_PROBLEMS]]
         listed = "; ".join(map(readable, self.classnames))
         words = {"least": LEAST_WORDS, "most": MOST_WORDS, "count": self.per_class, "context": self.context}
         return PROMPT.format(listed=listed, classes="\n".join(lines), **words)
 
     def take(self, batch: Sequence[str], answer: str) -> None:
-        """Keeps the good sentences of an answer about the classes of a batch, and writes them to `<out>.partial`."""
+        """Add the good sentences of an answer for a batch of classes, and write them to `<out>.partial`."""
         table = read_answer(answer, batch)
         for name in batch:
             progress = self.progress[name]
@@ -167,67 +166,67 @@ class Collection:
         write_json(self.partial, {"context": self.context, "classes": classes})
 
     def finish(self) -> dict[str, str]:
-        """Writes the out file, with all classes that have their sentences; returns what was wrong with the others."""
-        failed = {name: (self.progress[name].problems or ["not asked for"])[0] for name in self.unfinished()}
+        """Write the output file with all complete classes; return incomplete classes with their first problem."""
+        failed = {name: (self.progress[name].problems or ["not requested"])[0] for name in self.unfinished()}
         if table := {name: self.progress[name].sentences for name in self.classnames if name not in failed}:
             write_json(self.out, table)
-            known = {name: self.progress[name].models for name in table if self.progress[name].models}
-            write_json(self.models_file, known)
+            models = {name: self.progress[name].models for name in table if self.progress[name].models}
+            write_json(self.models_file, models)
         if not failed:
             self.partial.unlink(missing_ok=True)
         return failed
 
     def _read(self, path: Path, form: type[Form]) -> Form:
-        """A file of an earlier run, or of the user's; nothing is in one that is not there."""
+        """Read a file of an earlier call; a missing file is empty."""
         value = read_json(path) if path.exists() else {}
-        content = validate(form, value, f"{path} is not what this command writes; choose another --out")
+        content = validate(form, value, f"{path} was not written by this command; choose another --out")
         for name in content.classes if isinstance(content, _Partial) else content:
             if name not in self.progress:
-                raise UserError(f"{path} holds {name!r}, which is not in --classes; choose another --out")
+                raise UserError(f"{path} has {name!r}, which is not in --classes; choose another --out")
         return content
 
 
 def collect(collection: Collection, ask: Callable[[str], str], tries: int) -> None:
-    """Asks until every class has its sentences, or was asked for `tries` times; `ask` answers a prompt."""
-    collection.save()  # so that a folder that cannot be written is an error before any answer is paid for
+    """Request sentences until every class is complete or was requested `tries` times; `ask` answers a prompt."""
+    collection.save()  # fails before the first paid request if the folder is not writable
     for attempt in range(tries):
-        for batch in tqdm(collection.batches(attempt), desc="describing", unit="question", leave=False, disable=None):
+        for batch in tqdm(collection.batches(attempt), desc="describing", unit="request", leave=False, disable=None):
             collection.take(batch, ask(collection.prompt(batch)))
 
 
-# --- answers
+# Answers
 
 
 def readable(name: str) -> str:
-    """A class name as a prompt lists it."""
+    """Format a class name for a prompt."""
     return " ".join(name.replace("_", " ").split())
 
 
 def read_answer(text: str, classnames: Sequence[str]) -> dict[str, list[str]]:
-    """Class name -> sentences, for those of `classnames` that are in an answer.
+    """Parse an answer: class name -> sentences, for the `classnames` in it.
 
-    The prompt asks for one JSON object. Models also answer with an object for each class, one a line or in a list, with
-    an object or list around it, with objects such as `{"class": "cat", "sentences": [...]}`, with a comma after the
-    last item, and with other words or thoughts around. All of these are read.
+    The prompt requests one JSON object. Models also answer with one object per class, one per line or in a list, with
+    an enclosing object or list, with objects such as `{"class": "cat", "sentences": [...]}`, with a comma after the
+    last item, and with other text or thoughts around. All of these are parsed.
     """
-    asked = {normalise_name(name): name for name in classnames}
+    requested = {normalise_name(name): name for name in classnames}
     table: dict[str, list[str]] = {}
     try:
-        # Some models send only the mark that ends their thoughts; of thoughts that never end, nothing is read
-        said = text.rpartition("</think>")[2].partition("<think>")[0]
-        for value in _json_objects(re.sub(r",\s*(?=[\]}])", "", said)):
+        # Some models send the closing tag only; unfinished thoughts are ignored
+        answer = text.rpartition("</think>")[2].partition("<think>")[0]
+        for value in _json_objects(re.sub(r",\s*(?=[\]}])", "", answer)):
             for names, sentences in _lists(value, []):
-                if found := [asked[normalise_name(name)] for name in names if normalise_name(name) in asked]:
-                    # JSON can spell half of a surrogate pair, which no file can hold: it becomes "?"
+                if matches := [key for name in names if (key := requested.get(normalise_name(name)))]:
+                    # A lone surrogate, which JSON allows and UTF-8 does not, becomes "?"
                     tidy = [" ".join(text.split()).encode(errors="replace").decode() for text in sentences]
-                    table.setdefault(found[0], []).extend(tidy)
-    except RecursionError:  # no proper answer is nested so deeply
+                    table.setdefault(matches[0], []).extend(tidy)
+    except RecursionError:  # nested too deeply
         return {}
     return {name: table[name] for name in classnames if name in table}
 
 
 def _json_objects(text: str) -> Iterator[object]:
-    """The JSON objects in a text that are not part of another."""
+    """Iterate over the outermost JSON objects in a text."""
     position = text.find("{")
     while position >= 0:
         try:
@@ -239,41 +238,42 @@ def _json_objects(text: str) -> Iterator[object]:
 
 
 def _lists(value: object, names: list[str]) -> Iterator[tuple[list[str], list[str]]]:
-    """The lists of texts in a JSON value, each with what may name its class: keys above it and texts beside it, the
-    nearest first.
+    """Iterate over the lists of strings in a JSON value, each with candidates for its class name, the nearest first.
+
+    Candidates are the keys above the list, and the strings in the same object.
     """
     if isinstance(value, dict):
-        beside = [text for text in value.values() if isinstance(text, str)]
-        for key, held in value.items():
-            yield from _lists(held, [key, *beside, *names])
+        siblings = [text for text in value.values() if isinstance(text, str)]
+        for key, entry in value.items():
+            yield from _lists(entry, [key, *siblings, *names])
     elif isinstance(value, list) and all(isinstance(text, str) for text in value):
         yield names, value
     elif isinstance(value, list):
-        for held in value:
-            yield from _lists(held, names)
+        for entry in value:
+            yield from _lists(entry, names)
 
 
-# --- rules
+# Rules
 
 
 class Checker:
-    """Finds the good sentences of one data set: those that keep all rules and do not repeat an earlier good one.
+    """Selects sentences of one data set that follow all rules and do not repeat an earlier good sentence.
 
     Args:
-        total: How many sentences the data set has, or will have; it limits how often an opening may occur.
-        aliases: Class name -> other names that a sentence may use, where the class name reads badly in a sentence.
+        total: Final number of sentences of the data set, which limits the frequency of an opening.
+        aliases: Class name -> other names that sentences may use instead.
     """
 
     def __init__(self, total: int, aliases: Table | None = None) -> None:
         self.most_openings = max(FEW_OPENINGS, int(MOST_OPENINGS * total))
         self.aliases = aliases or {}
-        self.texts: dict[str, str] = {}  # a good sentence in plain letters, as it is and with names masked -> its class
-        self.openings: Counter[str] = Counter()  # the first words of a good sentence -> how many begin so
+        self.texts: dict[str, str] = {}  # normalised good sentence, with and without class name -> class
+        self.openings: Counter[str] = Counter()  # first words of good sentences -> frequency
 
     def sift(self, name: str, sentences: Sequence[str], most: int | None = None) -> tuple[list[str], list[str]]:
-        """The good ones of a class's sentences, which later ones may not repeat, and a line for each problem of others.
+        """Return the first `most` good sentences of a class, and the problems of bad ones.
 
-        What comes after `most` good ones is left alone.
+        Later sentences may not repeat the good ones.
         """
         pattern = name_pattern([name, *self.aliases.get(name, ())])
         good: list[str] = []
@@ -283,13 +283,13 @@ class Checker:
                 break
             texts = normalise_name(sentence), normalise_name(pattern.sub(MASK, sentence))
             openings = {" ".join(text.split()[:OPENING_WORDS]) for text in texts}
-            found = sentence_problems(sentence, pattern)
+            broken = sentence_problems(sentence, pattern)
             if twin := next((text for text in texts if text in self.texts), None):
-                found.append(f"but for names, the same sentence as one of {self.texts[twin]!r}")
+                broken.append(f"equal to a sentence of {self.texts[twin]!r} except for names")
             if worn := [opening for opening in sorted(openings) if self.openings[opening] >= self.most_openings]:
-                found.append(f"already {self.openings[worn[0]]} sentences begin with {worn[0]!r}")
-            problems += [f"{problem}: {shortened(sentence, LONGEST_QUOTE)!r}" for problem in found]
-            if not found:
+                broken.append(f"already {self.openings[worn[0]]} sentences begin with {worn[0]!r}")
+            problems += [f"{problem}: {shortened(sentence, MAX_QUOTE)!r}" for problem in broken]
+            if not broken:
                 good.append(sentence)
                 self.texts |= dict.fromkeys(texts, name)
                 self.openings.update(openings)
@@ -297,42 +297,42 @@ class Checker:
 
 
 def sentence_problems(sentence: str, pattern: re.Pattern[str]) -> list[str]:
-    """A line for each rule that a sentence breaks, whatever the others are; `pattern` finds the names of its class."""
+    """Describe each rule that a sentence breaks on its own; `pattern` matches the names of its class."""
     problems = []
     words, tokens = len(sentence.split()), count_tokens(sentence)
     if not LEAST_WORDS <= words <= MOST_WORDS:
-        problems.append(f"{words} words where {LEAST_WORDS} to {MOST_WORDS} are wanted")
+        problems.append(f"expected {LEAST_WORDS} to {MOST_WORDS} words, got {words}")
     if tokens > CONTEXT_LENGTH:
-        problems.append(f"{tokens} tokens where CLIP reads {CONTEXT_LENGTH}")
+        problems.append(f"expected at most {CONTEXT_LENGTH} tokens, got {tokens}")
     if not pattern.search(sentence):
-        problems.append("it does not name its class")
+        problems.append("the class name is missing")
     start = sentence.lstrip("\"'“(")[:1]
     if not (start.isalnum() and not start.islower() and sentence.endswith(".")):
-        problems.append("a sentence begins with a capital letter and ends with a full stop")
-    # A full stop ends a sentence only after a word of three letters, since shorter ones may be abbreviations. The name
-    # of the class is masked, as it may hold a full stop too.
+        problems.append("expected a capital letter at the start and a full stop at the end")
+    # A full stop ends a sentence after three letters or more; shorter words may be abbreviations. The class name is
+    # masked, as it may contain a full stop.
     if len(sentence.splitlines()) > 1 or re.search(r"\w{3}[.!?][\"'”)]*\s+\W?[A-Z]", pattern.sub(MASK, sentence)):
         problems.append("more than one sentence")
     return problems
 
 
 def name_problems(classnames: Sequence[str], aliases: Table) -> list[str]:
-    """What is wrong with the names and aliases of classes: two classes have one name, or one holds no letter."""
+    """Describe ambiguous class names and aliases, and names without a letter."""
     problems = [f"{name!r} has aliases: no such class" for name in aliases if name not in set(classnames)]
     owners: dict[str, str] = {}
     for name in classnames:
         for called in (name, *aliases.get(name, ())):
             if not any(letter.isalnum() for letter in called):
-                problems.append(f"the name {called!r} of {name!r} holds no letter and no digit")
+                problems.append(f"the name {called!r} of {name!r} has no letter and no digit")
             elif (owner := owners.setdefault(normalise_name(called), name)) != name:
-                problems.append(f"{called!r} names both {owner!r} and {name!r}, as case, '_' and '-' do not count")
+                problems.append(f"{called!r} means both {owner!r} and {name!r}, as case, '_' and '-' are ignored")
     return problems
 
 
 def name_pattern(names: Sequence[str]) -> re.Pattern[str]:
-    """Finds any of the names and their plurals in a text, whatever the case, and `_`, `-` or spaces between words."""
+    """Compile a pattern that matches the names and their plurals, with `_`, `-` or spaces between words."""
     spelled = []
-    for name in sorted(names, key=len, reverse=True):  # so that of two names, one of which begins the other, both match
+    for name in sorted(names, key=len, reverse=True):  # the longest alternative first
         *words, last = map(re.escape, normalise_name(name).split() or [name])
         plurals = f"{last}(?:s|es)?" + (f"|{last[:-1]}ies" if last.endswith("y") else "")
         spelled.append(r"[\s_-]+".join([*words, f"(?:{plurals})"]))
