@@ -246,7 +246,7 @@ def test_a_table_is_made_from_the_records(page, name, files, text):
 
 def test_every_table_is_shown_once_between_two_markers_and_the_python_of_the_readme_says_what_one_shows():
     names = [name for _, name, _, _ in TABLES]
-    assert sorted(names) == sorted(tables.MADE_BY)
+    assert sorted(names) == sorted(tables.MAKERS)
     texts = "".join(map(text_of, tables.PAGES))
     opening, closing = re.findall(r"<!-- (\w+): ", texts), re.findall(r"<!-- /(\w+) -->", texts)
     assert opening == closing

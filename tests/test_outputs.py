@@ -1,4 +1,4 @@
-"""No command writes its output over a file that it reads, or into a model or a project."""
+"""Commands replace no file that they read, and write nothing into a model or a project."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from trainers.hegraph.utils.errors import Parser
 from trainers.hegraph.utils.files import OutputFile, OutputFolder, check_output
 from trainers.hegraph.utils.reading import UserError
 
-WRITES = {"--out", "--onnx", "--space"}  # the options that name an output, of whatever command
+OUTPUT_FLAGS = {"--out", "--onnx", "--space"}  # of all commands
 CHECK, IN_CSV = "label check --config-file mini --root data", "label check --config-file mini --root csv/labels.csv"
 DESCRIBED = "TRAINER.HEGRAPHADAPTER.PROMPTS.DESCRIPTIONS"
 # Command -> pairs of a command line and a file that it reads, or a place inside a model or project
@@ -93,7 +93,7 @@ CASES = {
 
 @pytest.fixture
 def folder(finished_digits_once, tiny_bank_file, tmp_path, monkeypatch) -> Path:
-    """The current folder: a run, images, tables and lists, links, and a model that holds pictures."""
+    """Current folder with a run, images, tables, lists, links, and a model with pictures."""
     monkeypatch.chdir(tmp_path)
     shutil.copytree(finished_digits_once, "run")
     shutil.copytree("run/model", "other/model")
@@ -126,13 +126,15 @@ def contents(folder: Path) -> dict[Path, bytes]:
 
 
 @pytest.mark.parametrize(("name", "words", "out"), [(name, *case) for name, cases in CASES.items() for case in cases])
-def test_an_output_replaces_no_input(folder, capsys, name, words, out):
+def test_output_replaces_no_input(folder, capsys, name, words, out):
     before = contents(folder)
     stem = Path(out).with_suffix("") if out.endswith((".png", ".svg")) else out
     assert main([*shlex.split(words), name.split()[-1], str(stem)]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("error: ") and out in error
-    assert any(said in error for said in ("is read by", "lies in", "exists", "holds what this command reads")), error
+    assert any(reason in error for reason in ("is read by", "lies in", "exists", "holds what this command reads")), (
+        error
+    )
     assert contents(folder) == before
 
 
@@ -145,11 +147,11 @@ def outputs_of(parser: argparse.ArgumentParser, words: str) -> Iterator[tuple[st
         if isinstance(action, argparse._SubParsersAction):
             for name, below in action.choices.items():
                 yield from outputs_of(below, f"{words} {name}")
-        for flag in WRITES & {*action.option_strings}:
+        for flag in OUTPUT_FLAGS & {*action.option_strings}:
             yield f"{words} {flag}", action
 
 
-def test_every_command_with_an_output_is_among_the_cases(monkeypatch):
+def test_cases_cover_every_command_with_output(monkeypatch):
     def capture(parser: Parser, *_: object) -> None:
         raise Captured(parser)
 
@@ -174,13 +176,13 @@ def test_every_command_with_an_output_is_among_the_cases(monkeypatch):
         ("label check --config-file mini --root data", "suspicious.csv"),
     ],
 )
-def test_an_earlier_output_is_replaced(folder, words, out):
+def test_earlier_output_is_replaced(folder, words, out):
     for _ in range(2):
         assert main([*shlex.split(words), "--out", out]) < 2
     assert any(path.stat().st_size for path in Path(out).parent.glob(f"{Path(out).name}*"))
 
 
-def test_links_in_a_circle_end(tmp_path):
+def test_circular_links_are_handled(tmp_path):
     (tmp_path / "a").mkdir()
     os.symlink(tmp_path, tmp_path / "a" / "up")
     (tmp_path / "rows.csv").touch()

@@ -1,8 +1,8 @@
-"""Finds sentences that compare a class with another one, such as "Unlike a dog, the cat ...".
+"""Find sentences that compare a class with another one, such as "Unlike a dog, the cat ...".
 
-A text tower hears the other class in such a sentence, and hardly the "unlike". The descriptions that ship hold few of
-them, which a test checks. The finder goes by words, so it also finds harmless sentences: of those that it finds in the
-shipped files, most give a size ("no bigger than a biscuit") or a place ("where a road passes").
+A text encoder represents the other class of such a sentence, and hardly the word "unlike". A test checks that the
+descriptions of this project have few of them. The patterns also match harmless sentences: most matches in the
+descriptions give a size ("no bigger than a biscuit") or a location ("where a road passes").
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 
 from trainers.hegraph.describe.collect import MASK, Table, name_pattern
 
-OTHER = "OTHERCLASS"  # stands for the name of any other class of the data set; no sentence holds this word
+OTHER = "OTHERCLASS"  # replaces the names of other classes of the data set; no sentence has this word
 
-# What follows "than" where a part of a thing is compared with another part of it, or with a measure
+# Words after "than" in a comparison with another part of the same thing, or with a measure
 _OWN_PART_OR_MEASURE = (
     r"(?:(?:it|its|they|their|one|two|three|four|five|six|ten|twelve|twenty|half|once|usual|wide|tall|long|high|deep|"
     r"broad|thick|anything)\b|\d|(?:an?|the)\s+(?:\w+\s+)?(?:fingers?|thumb|hand|palm|fist|hair|coin|nail|man|woman|"
@@ -23,7 +23,7 @@ _OWN_PART_OR_MEASURE = (
 )
 _VERB = r"(?:has|have|shows?|wears?|carr(?:y|ies)|shares?)"
 
-# Words that compare, whatever is compared with
+# Words of comparison
 _WORDS = (
     r"unlike",
     r"(?:rather|other)\s+than",
@@ -48,7 +48,7 @@ _WORDS = (
     rf"than\s+(?!{_OWN_PART_OR_MEASURE})\w+",
 )
 
-# What the class does not have, but something else does
+# Attributes that the class lacks and another class has
 _LACKS = (
     r"lacks",
     rf"no\s+\w+(?:\s\w+)?\s+{_VERB}",
@@ -62,7 +62,7 @@ _LACKS = (
     r"(?:no|without)\s[^.;,]{0,50}?\b(?:has|have)(?=[.,;])",
 )
 
-# The same with the name of another class in it
+# Patterns with the name of another class
 _WITH_OTHER = (
     rf"(?:while|whereas|where|though|but)\s+(?:an?|the|on|in|of|its|any|most|that\s+of)?\s*(?:\w+[\s-]){{0,2}}{OTHER}",
     rf"(?:no|not|never|nor|none|without|neither)\b[^.;]{{0,90}}?\b(?:of|as|for|on|in|from)\s+(?:an?|the|any|other)?\s*"
@@ -85,24 +85,24 @@ _COMPARES, _COMPARES_WITH_OTHER = _any_of((*_WORDS, *_LACKS)), _any_of(_WITH_OTH
 
 
 def comparisons(table: Table, aliases: Table | None = None) -> list[tuple[str, str, str]]:
-    """Finds the sentences of a data set that compare their class with another one.
+    """Find the sentences of a data set that compare their class with another one.
 
     Args:
         table: Class name -> sentences.
         aliases: Class name -> other names of it.
 
     Returns:
-        The class, the sentence, and the words in it that compare, for each such sentence. In these words, NAME stands
-        for the class and OTHERCLASS for another one.
+        The class, the sentence, and the matching words, for each such sentence. In these words, NAME replaces the class
+        and OTHERCLASS another one.
     """
-    others: Mapping[str, Sequence[str]] = aliases or {}
-    names = {name: [name, *others.get(name, ())] for name in table}
-    anyone = name_pattern([spelling for spellings in names.values() for spelling in spellings])
-    found = []
+    spellings: Mapping[str, Sequence[str]] = aliases or {}
+    names = {name: [name, *spellings.get(name, ())] for name in table}
+    any_name = name_pattern([spelling for group in names.values() for spelling in group])
+    matches = []
     for name, sentences in table.items():
         own = name_pattern(names[name])
         for sentence in sentences:
             masked = own.sub(MASK, sentence)
-            if words := _COMPARES.search(masked) or _COMPARES_WITH_OTHER.search(anyone.sub(OTHER, masked)):
-                found.append((name, sentence, words[0]))
-    return found
+            if words := _COMPARES.search(masked) or _COMPARES_WITH_OTHER.search(any_name.sub(OTHER, masked)):
+                matches.append((name, sentence, words[0]))
+    return matches

@@ -1,11 +1,11 @@
-"""How well wrong labels are found, and what suggestions are worth: the studies of docs/labels.md.
+"""Measure the detection of wrong labels and the value of suggested images: the studies of docs/labels.md.
 
     python -m tools.labels_study wrong BANKS --out FILE       (needs `pip install cleanlab`)
     python -m tools.labels_study suggest BANKS --out FILE
 
-BANKS is the folder of the feature banks. Only training images are changed or suggested; test images say how good the
-model is that the suggested labels make. One JSON line for each bank, seed, setting and score; what FILE holds is not
-done again.
+BANKS is a folder of feature banks. Only labels of training images are changed, and only training images are suggested;
+test images give the accuracy of the model. FILE gets a JSON line for each bank, seed, setting and score. Settings that
+it already has are skipped.
 """
 
 from __future__ import annotations
@@ -28,97 +28,98 @@ from trainers.hegraph.datasets.splits import sample_few_shot
 from trainers.hegraph.features.bank import FeatureBank, load_bank
 from trainers.hegraph.labels.issues import (
     find_label_issues,
-    free_options,
+    label_scores,
     left_out_logits,
-    suspicions,
+    training_free_options,
 )
-from trainers.hegraph.labels.suggest import choose, typicality
+from trainers.hegraph.labels.suggest import select, typicality
 from trainers.hegraph.method.cache import FoldedClassifier
 from trainers.hegraph.method.closed_form import OMEGA_NEW, ClosedForm, class_offsets, left_out_offsets
 from trainers.hegraph.method.unlabelled import ClassSums, adapt_to_unlabelled
+from trainers.hegraph.results.table import markdown_table
 from trainers.hegraph.training.confidence import fit_temperature
 
 SHOTS = (4, 8, 16)
-SHARE = 0.1  # of the labels are changed
-NEAREST = 3
+WRONG = 0.1  # share of wrong labels
+NEAREST = 3  # classes that a label is changed to
 FOLDS = 5
 THRESHOLDS = (0.0, 1.0, 2.0, 3.0)
 KINDS = ("any", "nearest", "none")
-BUDGETS = (1, 2, 4, 8)  # labels a class, in as many rounds
+BUDGETS = (1, 2, 4, 8)  # labels per class after each round
 CLEANLAB = ("self_confidence", "normalized_margin", "confidence_weighted_entropy")
 
 
 class Pool:
-    """The training images of a bank, one feature each, and what their classes are."""
+    """Training images of a bank, with one feature each, and their classes."""
 
     def __init__(self, bank: FeatureBank) -> None:
         self.bank, self.keys, self.labels = bank, bank.cache_keys(), bank.train_labels
         self.text, self.scale, self.num_classes = bank.text_positive, bank.logit_scale, len(bank.classnames)
 
     def nearest(self) -> Tensor:
-        """The classes whose mean image is nearest to that of each class, all centred, shape `[K, NEAREST]`."""
+        """Nearest classes of each class, by the cosine of the centred mean images, shape `[K, NEAREST]`."""
         means = torch.stack([self.keys[self.labels == c].mean(dim=0) for c in range(self.num_classes)])
         means = F.normalize(means - means.mean(dim=0), dim=1)
         return (means @ means.t()).fill_diagonal_(-2).topk(NEAREST, dim=1).indices
 
-    def free(self, features: Tensor, labels: Tensor) -> FoldedClassifier:
-        """The variant "training_free"; classes without images have their text and its message, as in `partial_fit`."""
-        seen, places = labels.unique(return_inverse=True)
+    def fit(self, features: Tensor, labels: Tensor) -> FoldedClassifier:
+        """Fit the training-free variant; classes without images have the rule for new classes, as in `partial_fit`."""
+        seen, indices = labels.unique(return_inverse=True)
         if len(seen) < 2:
             return FoldedClassifier(self.scale * self.text)
-        options = free_options(int(labels.bincount().max()))
-        closed = ClosedForm(features, places, self.text[seen], options.kappa, options.rho)
-        new, known = closed.for_new_classes(), closed.to_text
+        options = training_free_options(int(labels.bincount().max()))
+        closed = ClosedForm(features, indices, self.text[seen], options.kappa, options.rho)
+        new, trained = closed.for_new_classes(), closed.to_text
         weights = F.normalize(self.text @ new.matrix + new.offset, dim=1) @ new.whitening
         weights, bias = OMEGA_NEW * self.scale * weights, -OMEGA_NEW * self.scale * weights @ new.mean
-        weights[seen] = options.omega * self.scale * known.weights
-        bias[seen] = options.omega * self.scale * known.bias
-        bias[seen] += class_offsets(self.scale * features @ self.text[seen].t(), places)
+        weights[seen] = options.omega * self.scale * trained.weights
+        bias[seen] = options.omega * self.scale * trained.bias
+        bias[seen] += class_offsets(self.scale * features @ self.text[seen].t(), indices)
         return FoldedClassifier(self.scale * self.text + weights, bias)
 
     def temperature(self, features: Tensor, labels: Tensor) -> float:
-        seen, places = labels.unique(return_inverse=True)
+        seen, indices = labels.unique(return_inverse=True)
         if len(seen) < 2:
             return 1.0
-        options = free_options(int(labels.bincount().max()))
-        logits = left_out_logits(features, places, self.text[seen], self.scale, options)
-        logits += left_out_offsets(self.scale * features.double() @ self.text[seen].double().t(), places)
-        return fit_temperature(logits, places)
+        options = training_free_options(int(labels.bincount().max()))
+        logits = left_out_logits(features, indices, self.text[seen], self.scale, options)
+        logits += left_out_offsets(self.scale * features.double() @ self.text[seen].double().t(), indices)
+        return fit_temperature(logits, indices)
 
 
 # Wrong labels
 
 
 def changed(pool: Pool, labels: Tensor, kind: str, seed: int) -> Tensor:
-    """Labels of which a share is another one, shape `[N]`; "none" changes none."""
+    """Change the share `WRONG` of the labels `[N]`, unless the kind is "none"."""
     generator = torch.Generator().manual_seed(seed)
-    rows = torch.randperm(len(labels), generator=generator)[: round(SHARE * len(labels))]
-    found = labels.clone()
+    rows = torch.randperm(len(labels), generator=generator)[: round(WRONG * len(labels))]
+    result = labels.clone()
     if kind == "any":
         steps = torch.randint(1, pool.num_classes, (len(rows),), generator=generator)
-        found[rows] = (labels[rows] + steps) % pool.num_classes
+        result[rows] = (labels[rows] + steps) % pool.num_classes
     elif kind == "nearest":
-        found[rows] = pool.nearest()[labels[rows], torch.randint(NEAREST, (len(rows),), generator=generator)]
-    return found
+        result[rows] = pool.nearest()[labels[rows], torch.randint(NEAREST, (len(rows),), generator=generator)]
+    return result
 
 
 def out_of_fold(pool: Pool, features: Tensor, labels: Tensor, seed: int) -> Tensor:
-    """Calibrated probabilities `[N, K]` by the variant "training_free", of folds that deal the images of each class."""
-    dealer = random.Random(seed)
+    """Calibrated probabilities `[N, K]` by the training-free variant, with stratified cross-validation."""
+    generator = random.Random(seed)
     folds = torch.zeros_like(labels)
     for c in labels.unique().tolist():
         rows = (labels == c).nonzero()[:, 0].tolist()
-        dealer.shuffle(rows)
-        folds[rows] = (torch.arange(len(rows)) + dealer.randrange(FOLDS)) % FOLDS
+        generator.shuffle(rows)
+        folds[rows] = (torch.arange(len(rows)) + generator.randrange(FOLDS)) % FOLDS
     logits = torch.zeros(len(labels), pool.num_classes, dtype=torch.float64)
     for fold in range(FOLDS):
-        held = folds == fold
-        logits[held] = pool.free(features[~held], labels[~held]).logits(features[held]).double()
+        test = folds == fold
+        logits[test] = pool.fit(features[~test], labels[~test]).logits(features[test]).double()
     return (logits / fit_temperature(logits, labels)).softmax(dim=1)
 
 
 def wrong(pool: Pool, shots: int, seed: int, kind: str) -> Iterator[dict]:
-    """What each score makes of changed labels."""
+    """Measure how well each score detects changed labels."""
     from cleanlab.rank import get_label_quality_scores
     from sklearn.metrics import roc_auc_score
 
@@ -133,15 +134,15 @@ def wrong(pool: Pool, shots: int, seed: int, kind: str) -> Iterator[dict]:
         flagged = {f"flagged_{t:g}": (scores > t).double().mean().item() for t in THRESHOLDS}
         yield {"score": "leave one out", "count": len(labels)} | flagged
         return
-    tried = {"leave one out": scores}
+    by_score = {"leave one out": scores}
     probabilities = out_of_fold(pool, features, labels, seed)
     for name in CLEANLAB:
         quality = get_label_quality_scores(labels.numpy(), probabilities.numpy(), method=name)
-        tried[f"cleanlab, {name}"] = -torch.from_numpy(quality)
-    tried["zero-shot"] = suspicions((pool.scale * features @ pool.text.t()).double(), labels)[0]
-    for name, found in tried.items():
-        first = found.argsort(descending=True)[: int(is_wrong.sum())]
-        row = {"score": name, "count": len(labels), "auroc": roc_auc_score(is_wrong, found)}
+        by_score[f"cleanlab, {name}"] = -torch.from_numpy(quality)
+    by_score["zero-shot"] = label_scores((pool.scale * features @ pool.text.t()).double(), labels)[0]
+    for name, values in by_score.items():
+        first = values.argsort(descending=True)[: int(is_wrong.sum())]
+        row = {"score": name, "count": len(labels), "auroc": roc_auc_score(is_wrong, values)}
         row["precision"] = is_wrong[first].double().mean().item()
         if name == "leave one out":
             row["right_class"] = (proposed == truth)[is_wrong].double().mean().item()
@@ -150,76 +151,76 @@ def wrong(pool: Pool, shots: int, seed: int, kind: str) -> Iterator[dict]:
         yield row
 
 
-# What to label next
+# Suggestions
 
 
-def least_sure(pool: Pool, labelled: Tensor, others: Tensor, number: int, _: torch.Generator) -> Tensor:
-    best = _probabilities(pool, labelled, others).topk(2, dim=1).values
-    return others[(best[:, 0] - best[:, 1]).argsort()[:number]]
+def smallest_margins(pool: Pool, labelled: Tensor, unlabelled: Tensor, number: int, _: torch.Generator) -> Tensor:
+    best = _probabilities(pool, labelled, unlabelled).topk(2, dim=1).values
+    return unlabelled[(best[:, 0] - best[:, 1]).argsort()[:number]]
 
 
-def most_entropy(pool: Pool, labelled: Tensor, others: Tensor, number: int, _: torch.Generator) -> Tensor:
-    entropy = torch.special.entr(_probabilities(pool, labelled, others)).sum(dim=1)
-    return others[entropy.argsort(descending=True)[:number]]
+def largest_entropies(pool: Pool, labelled: Tensor, unlabelled: Tensor, number: int, _: torch.Generator) -> Tensor:
+    entropy = torch.special.entr(_probabilities(pool, labelled, unlabelled)).sum(dim=1)
+    return unlabelled[entropy.argsort(descending=True)[:number]]
 
 
-def at_random(_: Pool, labelled: Tensor, others: Tensor, number: int, generator: torch.Generator) -> Tensor:
-    return others[torch.randperm(len(others), generator=generator)[:number]]
+def random_images(_: Pool, labelled: Tensor, unlabelled: Tensor, number: int, generator: torch.Generator) -> Tensor:
+    return unlabelled[torch.randperm(len(unlabelled), generator=generator)[:number]]
 
 
-def core_set(pool: Pool, labelled: Tensor, others: Tensor, number: int, generator: torch.Generator) -> Tensor:
-    """Each time the image that is farthest from all labelled ones (Sener and Savarese, ICLR 2018: k-Center-Greedy)."""
-    features, chosen = pool.keys[others], []
+def core_set(pool: Pool, labelled: Tensor, unlabelled: Tensor, number: int, generator: torch.Generator) -> Tensor:
+    """Select the image farthest from all labelled ones, one by one (Sener and Savarese, ICLR 2018: k-Center-Greedy)."""
+    features, selected = pool.keys[unlabelled], []
     cosines = (features @ pool.keys[labelled].t()).amax(dim=1) if len(labelled) else None
     for _ in range(number):
         if cosines is None:
-            place = int(torch.randint(len(others), (1,), generator=generator))
-            cosines = features @ features[place]
+            index = int(torch.randint(len(unlabelled), (1,), generator=generator))
+            cosines = features @ features[index]
         else:
-            place = int(cosines.argmin())
-            cosines = torch.maximum(cosines, features @ features[place])
-        cosines[place] = 2.0
-        chosen.append(place)
-    return others[chosen]
+            index = int(cosines.argmin())
+            cosines = torch.maximum(cosines, features @ features[index])
+        cosines[index] = 2.0
+        selected.append(index)
+    return unlabelled[selected]
 
 
-def ours(pool: Pool, labelled: Tensor, others: Tensor, number: int, _: torch.Generator) -> Tensor:
-    known, labels = pool.keys[labelled], pool.labels[labelled]
-    sums, temperature = ClassSums.of(known, labels, pool.num_classes), pool.temperature(known, labels)
-    features = pool.keys[others]
-    adaptation = adapt_to_unlabelled(pool.free(known, labels), sums, pool.text, features, pool.scale, temperature)
-    edges = (adaptation.logits / temperature).softmax(dim=1)
-    return others[choose(edges, typicality(edges, features, sums), sums.counts, number)]
+def suggestions(pool: Pool, labelled: Tensor, unlabelled: Tensor, number: int, _: torch.Generator) -> Tensor:
+    features, labels = pool.keys[labelled], pool.labels[labelled]
+    sums, temperature = ClassSums.of(features, labels, pool.num_classes), pool.temperature(features, labels)
+    features = pool.keys[unlabelled]
+    adaptation = adapt_to_unlabelled(pool.fit(features, labels), sums, pool.text, features, pool.scale, temperature)
+    soft_labels = (adaptation.logits / temperature).softmax(dim=1)
+    return unlabelled[select(soft_labels, typicality(soft_labels, features, sums), sums.counts, number)]
 
 
-def _probabilities(pool: Pool, labelled: Tensor, others: Tensor) -> Tensor:
-    known, labels = pool.keys[labelled], pool.labels[labelled]
-    logits = pool.free(known, labels).logits(pool.keys[others])
-    return (logits / pool.temperature(known, labels)).softmax(dim=1)
+def _probabilities(pool: Pool, labelled: Tensor, unlabelled: Tensor) -> Tensor:
+    features, labels = pool.keys[labelled], pool.labels[labelled]
+    logits = pool.fit(features, labels).logits(pool.keys[unlabelled])
+    return (logits / pool.temperature(features, labels)).softmax(dim=1)
 
 
 CHOICES: dict[str, Callable[..., Tensor]] = {
-    "random": at_random,
-    "margin": least_sure,
-    "entropy": most_entropy,
+    "random": random_images,
+    "margin": smallest_margins,
+    "entropy": largest_entropies,
     "CoreSet": core_set,
-    "suggest": ours,
+    "suggest": suggestions,
 }
 
 
 def labelling(pool: Pool, seed: int, name: str) -> Iterator[dict]:
-    """Accuracy on test images after each round of labelling what a score chooses, from no label on."""
+    """Measure the test accuracy after each round of labelling, from no label on."""
     features, truth = pool.bank.features_to_classify, pool.bank.test_labels
     generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(len(pool.keys), generator=generator)  # ties go to no class
+    order = torch.randperm(len(pool.keys), generator=generator)  # so that ties favour no class
     labelled = order[:0]
     for budget in BUDGETS:
         number = budget * pool.num_classes - len(labelled)
-        others = order[~torch.isin(order, labelled)]
-        if number >= len(others):
-            return  # nothing is left to choose
-        labelled = torch.cat([labelled, CHOICES[name](pool, labelled, others, number, generator)])
-        right = pool.free(pool.keys[labelled], pool.labels[labelled]).logits(features).argmax(dim=1) == truth
+        unlabelled = order[~torch.isin(order, labelled)]
+        if number >= len(unlabelled):
+            return
+        labelled = torch.cat([labelled, CHOICES[name](pool, labelled, unlabelled, number, generator)])
+        right = pool.fit(pool.keys[labelled], pool.labels[labelled]).logits(features).argmax(dim=1) == truth
         classes = len(pool.labels[labelled].unique()) / pool.num_classes
         yield {"labels": budget, "accuracy": 100 * right.double().mean().item(), "classes": classes}
 
@@ -227,34 +228,34 @@ def labelling(pool: Pool, seed: int, name: str) -> Iterator[dict]:
 # Tables
 
 
-def wrong_table(found: pd.DataFrame) -> str:
-    """AUROC and precision in percent by shots: means over the banks of the means over seeds."""
+def wrong_table(results: pd.DataFrame) -> str:
+    """Table of AUROC and precision in percent by shots: means over banks of means over seeds."""
     rows = []
     for kind in ("any", "nearest"):
-        some = found[found["kind"] == kind]
-        means = 100 * some.groupby(["score", "shots", "bank"], sort=False)[["auroc", "precision"]].mean()
-        shown = means.groupby(["score", "shots"], sort=False).mean()
-        best = shown.groupby("shots").max().round(2)
-        for name in some["score"].unique():
+        of_kind = results[results["kind"] == kind]
+        means = 100 * of_kind.groupby(["score", "shots", "bank"], sort=False)[["auroc", "precision"]].mean()
+        averages = means.groupby(["score", "shots"], sort=False).mean()
+        best = averages.groupby("shots").max().round(2)
+        for name in of_kind["score"].unique():
             cells = [f"{kind} class" if kind == "any" else "one of the 3 nearest", name]
-            for shots in sorted(some["shots"].unique()):
+            for shots in sorted(of_kind["shots"].unique()):
                 for column in ("auroc", "precision"):
-                    value = round(shown.loc[(name, shots), column], 2)
+                    value = round(averages.loc[(name, shots), column], 2)
                     cells.append(f"**{value:.2f}**" if value == best.loc[shots, column] else f"{value:.2f}")
             rows.append(cells)
-    shots = sorted(found["shots"].unique())
+    shots = sorted(results["shots"].unique())
     head = ["changed to", "score", *(f"{name}, {s} shots" for s in shots for name in ("AUROC", "precision"))]
-    return _markdown(head, rows)
+    return markdown_table(head, rows, 2)
 
 
-def threshold_table(found: pd.DataFrame) -> str:
-    """Which labels the thresholds flag, in percent: means over banks, shots and seeds."""
-    some = found[found["score"] == "leave one out"]
+def threshold_table(results: pd.DataFrame) -> str:
+    """Table of the labels above each threshold in percent: means over banks, shots and seeds."""
+    scores = results[results["score"] == "leave one out"]
     rows = []
     for t in THRESHOLDS:
         flagged, hits = (
-            (100 * some.groupby(["kind", "bank", "shots"])[f"{what}_{t:g}"].mean()).groupby("kind").mean()
-            for what in ("flagged", "found")
+            (100 * scores.groupby(["kind", "bank", "shots"])[f"{name}_{t:g}"].mean()).groupby("kind").mean()
+            for name in ("flagged", "found")
         )
         rows.append([f"{t:g}", *(f"{value:.1f}" for value in (hits["any"], hits["nearest"], *flagged[list(KINDS)]))])
     head = [
@@ -265,39 +266,36 @@ def threshold_table(found: pd.DataFrame) -> str:
         "right ones, nearest",
         "where all are right",
     ]
-    return _markdown(head, rows)
+    return markdown_table(head, rows, 0)
 
 
-def suggest_table(found: pd.DataFrame) -> str:
-    """Accuracy by labels a class: of each bank the mean over seeds, and the means over the banks that have them all."""
-    means = found.groupby(["bank", "labels", "choice"], sort=False)["accuracy"].mean().unstack("choice")
+def suggest_table(results: pd.DataFrame) -> str:
+    """Table of accuracy by labels per class: the mean over seeds of each bank, and means over banks."""
+    means = results.groupby(["bank", "labels", "choice"], sort=False)["accuracy"].mean().unstack("choice")
     rows = []
-    banks = list(dict.fromkeys(found["bank"]))
+    banks = list(dict.fromkeys(results["bank"]))
     for budget in BUDGETS:
-        here = [bank for bank in banks if (bank, budget) in means.index]
-        values = means.loc[[(bank, budget) for bank in here]]
-        for name, of_scores in [*zip(here, values.to_numpy()), (f"mean of {len(here)}", values.mean().to_numpy())]:
+        complete = [bank for bank in banks if (bank, budget) in means.index]
+        values = means.loc[[(bank, budget) for bank in complete]]
+        for name, of_scores in [
+            *zip(complete, values.to_numpy()),
+            (f"mean of {len(complete)}", values.mean().to_numpy()),
+        ]:
             best = of_scores.round(2).max()
             cells = [f"**{v:.2f}**" if round(v, 2) == best else f"{v:.2f}" for v in of_scores]
             rows.append([str(budget), name, *cells])
-    return _markdown(["labels a class", "bank", *means.columns], rows)
+    return markdown_table(["labels a class", "bank", *means.columns], rows)
 
 
 def rounded(row: dict) -> dict:
     return {name: round(value, 5) if isinstance(value, float) else value for name, value in row.items()}
 
 
-def _markdown(head: list[str], rows: list[list[str]]) -> str:
-    text = sum(not cell.replace(".", "").replace("*", "").isdigit() for cell in rows[0])
-    line = ["---"] * text + ["---:"] * (len(head) - text)
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in (head, line, *rows))
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.labels_study", description=__doc__)
     parser.add_argument("study", choices=("wrong", "suggest"))
     parser.add_argument("banks", type=Path)
-    parser.add_argument("--out", type=Path, required=True, help="a .jsonl file")
+    parser.add_argument("--out", type=Path, required=True, help=".jsonl file to extend")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     args = parser.parse_args()
     done = set()
@@ -310,15 +308,15 @@ def main() -> int:
             work = [({"shots": s, "kind": k}, partial(wrong, pool, s, seed, k)) for s, k in cases]
         else:
             work = [({"choice": choice}, partial(labelling, pool, seed, choice)) for choice in CHOICES]
-        for about, rows in work:
-            key = [name, seed, *about.values()]
+        for setting, rows in work:
+            key = [name, seed, *setting.values()]
             if tuple(key) in done:
                 continue
-            lines = [json.dumps({"of": key, "bank": name, "seed": seed} | about | rounded(row)) for row in rows()]
+            lines = [json.dumps({"of": key, "bank": name, "seed": seed} | setting | rounded(row)) for row in rows()]
             with args.out.open("a", encoding="utf-8") as out:
                 out.writelines(f"{line}\n" for line in lines)
-    found = pd.read_json(args.out, lines=True)
-    tables = [wrong_table(found), threshold_table(found)] if args.study == "wrong" else [suggest_table(found)]
+    results = pd.read_json(args.out, lines=True)
+    tables = [wrong_table(results), threshold_table(results)] if args.study == "wrong" else [suggest_table(results)]
     sys.stdout.write("\n".join(tables))
     return 0
 

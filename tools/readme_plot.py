@@ -1,4 +1,4 @@
-"""README's plot: accuracy by shots on the banks with real text, for light pages and for dark ones."""
+"""Plot of README.md: accuracy by shots on banks with real text, for light and dark pages."""
 
 from __future__ import annotations
 
@@ -13,14 +13,13 @@ from trainers.hegraph.results.scores import MEAN_OF
 
 @matplotlib.rc_context(RC)
 def summary_curve(records: Sequence[dict], highlighted: Sequence[str], dark: bool = False) -> Figure:
-    """The mean accuracy over data sets by shots in one panel: a few methods in colour, the others in grey.
+    """Draw the mean accuracy over data sets by shots, with a few methods in colour and the others in grey.
 
-    Of numbers of shots that not all data sets have, the mean is over those that have them. The figure has no
-    background, and lines and text that are readable on a white page, or on a dark one.
+    At numbers of shots that some data sets lack, the mean is over the other data sets. The figure has no background.
 
     Args:
         records: Runs with test images and one backbone.
-        highlighted: Methods whose lines have colours and stand in the legend, the most important one first.
+        highlighted: Methods with coloured lines and legend entries, the most important one first.
         dark: Whether the page is dark.
     """
     cells = cells_by_shots(records)

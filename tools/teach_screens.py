@@ -1,6 +1,8 @@
-"""Draws the pictures of docs/teach.md from the real page, in a headless Chromium: `python -m tools.teach_screens`.
+"""Take the screenshots of docs/teach.md in a headless Chromium.
 
-The project is the sample of the digits with one label changed. The pictures have few colours, so that they are small.
+    python -m tools.teach_screens
+
+The project is the sample of the digits with one wrong label. The images have few colours, so that the files are small.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Labels that seem wrong, what to label next, and the command `label`; leaving one out is held to a fit without it."""
+"""Label issues by exact leave-one-out, suggestions, and the command `label`."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from trainers.hegraph.backbones.clip import Backbone
 from trainers.hegraph.datasets.digits import load_digits_dataset
 from trainers.hegraph.features.bank import load_bank
 from trainers.hegraph.labels.__main__ import main
-from trainers.hegraph.labels.issues import find_label_issues, free_options, left_out_logits, suspicions
-from trainers.hegraph.labels.suggest import choose, suggest, typicality
+from trainers.hegraph.labels.issues import find_label_issues, label_scores, left_out_logits, training_free_options
+from trainers.hegraph.labels.suggest import select, suggest, typicality
 from trainers.hegraph.method.cache import FoldedClassifier
 from trainers.hegraph.method.closed_form import ClosedForm, class_offsets, left_out_offsets
 from trainers.hegraph.method.options import TrainingFreeOptions
@@ -32,7 +32,7 @@ NAMES = ("ant", "bee", "cat", "dog")
 
 
 def images_of(counts: list[int], width: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Unit features of images around class centres, their labels, and text off the centres; float64."""
+    """Unit features of images around class centres, their labels, and text features; float64."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
@@ -46,19 +46,19 @@ def images_of(counts: list[int], width: int, seed: int) -> tuple[Tensor, Tensor,
     return features, labels, text
 
 
-# Labels that seem wrong
+# Label issues
 
 
 @pytest.fixture(scope="module")
 def wrong():
-    """Features of 8 images of each of 4 classes, labels of which three are wrong, the right ones, and text."""
+    """Features of 8 images of each of 4 classes, labels with three wrong ones, correct labels, and text features."""
     features, right, text = images_of([8] * 4, 48, seed=5)
     labels = right.clone()
     labels[[3, 12, 30]] = (right[[3, 12, 30]] + torch.tensor([1, 2, 3])) % 4
     return features.float(), labels, right, text.float()
 
 
-def test_the_wrong_labels_come_first_and_the_right_classes_are_suggested(wrong):
+def test_wrong_labels_are_first_with_right_suggestions(wrong):
     features, labels, right, text = wrong
     found = find_label_issues(features, labels, text, SCALE, NAMES)
     assert sorted(issue.index for issue in found) == list(range(32))
@@ -66,14 +66,14 @@ def test_the_wrong_labels_come_first_and_the_right_classes_are_suggested(wrong):
     doubted = {(issue.index, issue.label, issue.suggested) for issue in found if issue.score > 0}
     assert doubted == {(row, NAMES[labels[row]], NAMES[right[row]]) for row in (3, 12, 30)}
     assert isinstance(found[0], LabelIssue)
-    with pytest.raises(UserError, match="two classes"):
+    with pytest.raises(UserError, match="at least two classes"):
         find_label_issues(features, 0 * labels, text, SCALE, NAMES)
     assert {issue.label for issue in find_label_issues(features, labels % 2, text[:2], SCALE, NAMES)} == {"ant", "bee"}
 
 
-def test_scores_compare_the_calibrated_probabilities_of_the_other_classes_with_that_of_the_label(wrong):
+def test_scores_from_calibrated_probabilities(wrong):
     features, labels, _, text = wrong
-    logits = left_out_logits(features, labels, text, SCALE, free_options(10))
+    logits = left_out_logits(features, labels, text, SCALE, training_free_options(10))
     probabilities = (logits / fit_temperature(logits, labels)).softmax(dim=1)
     for issue in find_label_issues(features, labels, text, SCALE, range(4))[::7]:
         of_image = probabilities[issue.index]
@@ -85,12 +85,12 @@ def test_scores_compare_the_calibrated_probabilities_of_the_other_classes_with_t
 
 def test_the_best_other_class_counts_most():
     logits = torch.tensor([[0.25, 0.25, 0.5], [0.6, 0.0, 0.4], [0.1, 0.45, 0.45]]).log()
-    values, others = suspicions(logits, torch.tensor([2, 2, 0]))
+    values, others = label_scores(logits, torch.tensor([2, 2, 0]))
     assert values.exp().tolist() == pytest.approx([0.125**0.5 / 0.5, 1.5, 0.45 * 2**0.5 / 0.1])
     assert others[:2].tolist() == [0, 0]
 
 
-def test_the_classifier_speaks_of_its_own_labels(wrong):
+def test_label_issues_of_the_classifier(wrong):
     features, labels, right, text = wrong
     X, names = features.numpy(), [NAMES[c] for c in labels.tolist()]
     classifier = HeGraphClassifier(variant="training_free", text_features=text, logit_scale=SCALE)
@@ -106,7 +106,7 @@ def test_the_classifier_speaks_of_its_own_labels(wrong):
 
 
 def fit_to(features: Tensor, labels: Tensor, text: Tensor, shots: int) -> FoldedClassifier:
-    options = free_options(shots)
+    options = training_free_options(shots)
     zero_shot = FoldedClassifier(SCALE * text, class_offsets(SCALE * features @ text.t(), labels))
     messages = ClosedForm(features, labels, text, options.kappa, options.rho).to_text
     return zero_shot.plus(options.omega * SCALE * messages.weights, options.omega * SCALE * messages.bias)
@@ -119,18 +119,18 @@ def left_out(features: Tensor, labels: Tensor, text: Tensor, options: TrainingFr
 
 # Also of more classes than features
 @pytest.mark.parametrize(("counts", "width"), [([3, 2, 5, 4, 2], 8), ([16, 9, 12], 24), ([2] * 12, 6)])
-def test_an_image_is_judged_as_by_a_fit_to_all_others(counts, width):
+def test_left_out_logits_equal_a_fit_without_the_image(counts, width):
     features, labels, text = images_of(counts, width, seed=len(counts))
-    found = left_out(features, labels, text, free_options(max(counts)))
+    found = left_out(features, labels, text, training_free_options(max(counts)))
     for j in range(len(labels)):
         others = torch.arange(len(labels)) != j
         expected = fit_to(features[others], labels[others], text, max(counts)).logits(features[j : j + 1])[0]
         torch.testing.assert_close(found[j] - found[j].mean(), expected - expected.mean(), atol=1e-5, rtol=1e-5)
 
 
-def test_an_image_alone_in_its_class_leaves_what_text_says_of_it():
+def test_single_image_of_a_class_leaves_text_prior():
     features, labels, text = images_of([1, 4, 3, 5, 4, 4], 10, seed=2)
-    alone, others, options = labels == 0, labels != 0, free_options(5)
+    alone, others, options = labels == 0, labels != 0, training_free_options(5)
     found = left_out(features, labels, text, options)[alone]
     closed = ClosedForm(features[others], labels[others] - 1, text[1:], options.kappa, options.rho)
     rest, own = closed.to_text, closed.for_new_classes().logits(features[alone].float(), text[:1].float())
@@ -141,42 +141,42 @@ def test_an_image_alone_in_its_class_leaves_what_text_says_of_it():
     torch.testing.assert_close(found - found.mean(), expected - expected.mean(), rtol=0, atol=0.15)
 
 
-def test_a_class_without_images_is_one_that_text_alone_describes():
+def test_class_without_images_has_its_text_prior():
     features, labels, text = images_of([4, 5, 0, 6, 3], 10, seed=4)
-    found = left_out(features, labels, text, free_options(6))
+    found = left_out(features, labels, text, training_free_options(6))
     assert found.isfinite().all() and found.shape == (18, 5)
-    kept = torch.tensor([0, 1, 3, 4])
-    alone = left_out(features, torch.searchsorted(kept, labels), text[kept], free_options(6))
-    assert torch.equal(found[:, kept].argmax(dim=1), alone.argmax(dim=1))
+    seen = torch.tensor([0, 1, 3, 4])
+    alone = left_out(features, torch.searchsorted(seen, labels), text[seen], training_free_options(6))
+    assert torch.equal(found[:, seen].argmax(dim=1), alone.argmax(dim=1))
 
 
-def test_images_that_are_all_alike_have_finite_logits():
+def test_equal_images_have_finite_logits():
     features, labels = torch.full((6, 4), 0.5, dtype=torch.float64), torch.tensor([0, 0, 0, 1, 1, 1])
-    assert left_out(features, labels, torch.eye(4, dtype=torch.float64)[:2], free_options(3)).isfinite().all()
+    assert left_out(features, labels, torch.eye(4, dtype=torch.float64)[:2], training_free_options(3)).isfinite().all()
 
 
 @pytest.mark.parametrize(("shots", "constants"), [(1, (4.0, 0.3, 0.15)), (2, (2.0, 0.3, 0.15)), (9, (2.0, 0.3, 0.3))])
-def test_the_constants_are_those_of_the_variant_free(shots, constants):
-    options = free_options(shots)
+def test_default_options_by_shots(shots, constants):
+    options = training_free_options(shots)
     assert (options.kappa, options.rho, options.omega) == constants
 
 
-# What to label next
+# Suggestions
 
 
-def test_a_class_without_labels_gets_a_typical_image_and_the_others_their_least_sure_ones():
+def test_typical_images_first_then_smallest_margins():
     edges = torch.tensor([[0.9, 0.1, 0.0], [0.5, 0.4, 0.1], [0.3, 0.7, 0.0], [0.2, 0.8, 0.0], [0.4, 0.3, 0.3]])
     typical = torch.tensor([[4.0, 0, 0], [3.0, 1, 0], [1.0, 2, 5], [0.0, 3, 4], [0.0, 0, 3]])
     counts = torch.tensor([1.0, 1.0, 0.0])
     # Class 2 has no label: image 2. All have one then; class 0 comes first: images 0, 1 and 4 are predicted as it, with
     # margins of 0.8, 0.1 and 0.1: image 1. Class 1: image 3. Class 2 is predicted of none: the least sure, image 4.
-    assert choose(edges, typical.clone(), counts, 2) == [2, 1]
-    assert choose(edges, typical.clone(), counts, 9) == [2, 1, 3, 4, 0]
+    assert select(edges, typical.clone(), counts, 2) == [2, 1]
+    assert select(edges, typical.clone(), counts, 9) == [2, 1, 3, 4, 0]
     assert counts.tolist() == [1.0, 1.0, 0.0]
-    assert choose(torch.ones(3, 1), torch.tensor([[0.0], [2.0], [1.0]]), torch.zeros(1), 3)[0] == 1
+    assert select(torch.ones(3, 1), torch.tensor([[0.0], [2.0], [1.0]]), torch.zeros(1), 3)[0] == 1
 
 
-def test_typical_images_are_near_the_node_of_their_class_in_the_metric_within_classes():
+def test_typicality_by_hand():
     features, labels, _ = images_of([6] * 3, 5, seed=1)
     known, unknown = features[::3], features[torch.arange(18) % 3 != 0]
     labelled = ClassSums.of(known.float(), labels[::3], 3)
@@ -195,7 +195,7 @@ def test_typical_images_are_near_the_node_of_their_class_in_the_metric_within_cl
 
 @pytest.fixture(scope="module")
 def few():
-    """A classifier that has seen two images of each of 4 classes but the last; 40 images without labels, and theirs."""
+    """Classifier fitted to two images of each class but one of the last; 40 unlabelled images, and their classes."""
     features, labels, text = images_of([12, 12, 12, 11], 48, seed=3)
     seen = torch.cat([(labels == c).nonzero()[: 1 if c == 3 else 2, 0] for c in range(4)])
     rest = np.setdiff1d(np.arange(47), seen)
@@ -203,7 +203,7 @@ def few():
     return classifier.fit(features[seen], labels[seen]), features[rest].numpy(), labels[rest].numpy()
 
 
-def test_the_classifier_suggests_images_of_the_class_that_is_short(few):
+def test_suggestions_favour_the_class_with_fewest_labels(few):
     classifier, pool, truth = few
     found = classifier.suggest(pool, 5)
     assert truth[found[0]] == 3 and set(truth[found]) == {0, 1, 2, 3}
@@ -214,7 +214,7 @@ def test_the_classifier_suggests_images_of_the_class_that_is_short(few):
             classifier.suggest(pool, number)
 
 
-def test_a_model_that_has_heard_images_suggests_as_well(few):
+def test_adapted_model_suggests_images(few):
     classifier, pool, _ = few
     adaptation = HeGraphClassifier(
         variant="training_free", text_features=classifier.model_.text_positive, logit_scale=20.0
@@ -230,7 +230,7 @@ def test_a_model_that_has_heard_images_suggests_as_well(few):
 
 @pytest.fixture
 def digits(tmp_path, monkeypatch) -> Path:
-    """train/ has 4 scans of each of 4 digits, a five of which lies among the zeros; unlabelled/ has 8 more scans."""
+    """Folder train/ with 4 scans of each of 4 digits, one five among the zeros; unlabelled/ with 8 more scans."""
     monkeypatch.chdir(tmp_path)
     data = load_digits_dataset()
     for label in (0, 1, 4, 5):
@@ -242,7 +242,7 @@ def digits(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-def test_a_scan_in_the_wrong_folder_is_found(digits, capsys):
+def test_scan_in_the_wrong_folder_is_reported(digits, capsys):
     arguments = ["check", "--root", str(digits), "--config-file", "mini"]
     assert main(arguments) == 1
     head, line = capsys.readouterr().out.splitlines()
@@ -255,7 +255,7 @@ def test_a_scan_in_the_wrong_folder_is_found(digits, capsys):
     assert capsys.readouterr().out == "path,label,suggested,score\n"
 
 
-def test_each_training_image_is_encoded_once_in_the_given_precision(digits, monkeypatch):
+def test_images_are_encoded_once_in_the_precision(digits, monkeypatch):
     encoded, encode = [], Backbone.encode_images
 
     def counted(backbone, *arguments):
@@ -269,7 +269,7 @@ def test_each_training_image_is_encoded_once_in_the_given_precision(digits, monk
     assert encoded == [("bf16", 16), ("fp32", 16)]
 
 
-def test_labels_of_a_bank_are_those_that_the_classifier_doubts(tiny_bank, tmp_path, capsys):
+def test_check_of_a_bank_writes_all_formats(tiny_bank, tmp_path, capsys):
     bank = load_bank(tiny_bank)
     expected = find_label_issues(
         bank.cache_keys(), bank.train_labels, bank.text_positive, bank.logit_scale, bank.classnames
@@ -285,7 +285,7 @@ def test_labels_of_a_bank_are_those_that_the_classifier_doubts(tiny_bank, tmp_pa
     assert list(first.items()) == list(zip(head, wanted[0]))
 
 
-def test_suggestions_are_rows_of_predictions_with_the_image_to_label_first(finished_digits_once, digits, capsys):
+def test_suggest_writes_prediction_rows_in_order(finished_digits_once, digits, capsys):
     folder = digits / "unlabelled"
     (folder / "broken.png").write_bytes(b"no image")
     model = ImageModel.load(finished_digits_once)

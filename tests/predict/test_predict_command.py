@@ -47,7 +47,7 @@ def images(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def rows(capsys) -> Callable[..., list[dict]]:
-    """Function of the arguments and the exit code: what the command says of each image."""
+    """Function that runs the command and returns its rows."""
 
     def predict(*arguments: object, code: int = 0) -> list[dict]:
         assert main([*map(str, arguments), "--format", "jsonl"]) == code
@@ -58,7 +58,7 @@ def rows(capsys) -> Callable[..., list[dict]]:
 
 @pytest.fixture
 def refused(capsys) -> Callable[..., str]:
-    """Function of the arguments: the one line that a mistake gives."""
+    """Function that runs the command and returns its error, one line."""
 
     def predict(*arguments: object) -> str:
         assert main([*map(str, arguments)]) == 2
@@ -69,10 +69,10 @@ def refused(capsys) -> Callable[..., str]:
     return predict
 
 
-# What is predicted
+# Predictions
 
 
-def test_rows_hold_the_calibrated_probabilities_in_falling_order(run, images, tmp_path, rows):
+def test_rows_have_calibrated_probabilities_in_order(run, images, tmp_path, rows):
     model = load_model(run).model_copy(update={"temperature": 3.0})
     save_model(model, tmp_path / "calibrated")
     features = ImageModel.load(run).features([images / "a.png"])
@@ -83,11 +83,11 @@ def test_rows_hold_the_calibrated_probabilities_in_falling_order(run, images, tm
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 64])
-def test_the_order_is_that_of_the_inputs_whatever_the_batches(run, images, rows, caplog, batch_size):
+def test_rows_are_in_order_of_inputs(run, images, rows, caplog, batch_size):
     (images / "bad.png").write_text("no image")
     (images / "empty").mkdir()
-    given = [images / "g.png", images / "missing.png", images / "empty", images, images / "a.png"]
-    found = rows(run, *given, "--top", 1, "--batch-size", batch_size, code=1)
+    inputs = [images / "g.png", images / "missing.png", images / "empty", images, images / "a.png"]
+    found = rows(run, *inputs, "--top", 1, "--batch-size", batch_size, code=1)
     names = ["g.png", "missing.png", "a.png", "b c.png", "bad.png", "d/e.png", "f.png", "g.png", "a.png"]
     assert [row["path"] for row in found] == [str(images / name) for name in names]
     assert found[0]["top"] == found[7]["top"] and found[2]["top"] == found[8]["top"]
@@ -95,13 +95,13 @@ def test_the_order_is_that_of_the_inputs_whatever_the_batches(run, images, rows,
     assert f"2 of 9 could not be read; the first is {images / 'missing.png'}" in caplog.text
 
 
-def test_a_bank_gives_the_predictions_of_the_run(finished_run_once, tiny_bank, tmp_path, rows, refused, caplog):
+def test_bank_has_the_predictions_of_the_run(finished_run_once, tiny_bank, tmp_path, rows, refused, caplog):
     caplog.set_level("INFO", "trainers.hegraph")
     run, of_bank = finished_run_once, ("--features", tiny_bank)
     found, names = rows(run, *of_bank), load_model(run).classnames
     assert found[17]["path"] == f"{tiny_bank}#test/17"
-    kept = load_file(run / "predictions.safetensors")["predicted"].tolist()
-    assert [row["top"][0]["class"] for row in found] == [names[label] for label in kept]
+    labels = load_file(run / "predictions.safetensors")["predicted"].tolist()
+    assert [row["top"][0]["class"] for row in found] == [names[label] for label in labels]
     assert f"accuracy {read_json(run / 'result.json')['accuracy']:.2f} %" in caplog.text
     assert len(rows(run, *of_bank, "--split", "train", "--top", 1)) == 30
     assert "is read by this command" in refused(run, *of_bank, "--out", tiny_bank)
@@ -109,42 +109,42 @@ def test_a_bank_gives_the_predictions_of_the_run(finished_run_once, tiny_bank, t
     assert "has no val" in refused(run, *of_bank, "--split", "val")
 
 
-def test_images_that_inform_each_other(finished_digits_once, finished_run_once, tiny_bank, images, rows, refused):
+def test_transductive_predictions(finished_digits_once, finished_run_once, tiny_bank, images, rows, refused):
     model, of_digits = load_model(finished_run_once), (finished_digits_once, images, "--transductive")
     _, adaptation = adapt(model, load_bank(tiny_bank).test_features, "cpu")
     found = rows(finished_run_once, "--features", tiny_bank, "--transductive")
     for row, probabilities in zip(found, model.calibrate(adaptation.logits), strict=True):
-        said = {entry["class"]: entry["probability"] for entry in row["top"]}
-        assert said == pytest.approx(dict(zip(model.classnames, probabilities.tolist())), abs=1e-4)
+        predicted = {entry["class"]: entry["probability"] for entry in row["top"]}
+        assert predicted == pytest.approx(dict(zip(model.classnames, probabilities.tolist())), abs=1e-4)
     together, alone = rows(*of_digits), rows(finished_digits_once, images)
     assert [row["path"] for row in together] == [row["path"] for row in alone] and together != alone
     in_parts = rows(*of_digits, "--batch-size", 2)
     assert [row["top"][0]["class"] for row in in_parts] == [row["top"][0]["class"] for row in together]
     assert "leave it out with --transductive" in refused(*of_digits, "--open-set", 0.9)
     (images / "empty").mkdir()
-    assert "there is nothing to classify" in refused(finished_digits_once, images / "empty", "--transductive")
+    assert "expected at least one image" in refused(finished_digits_once, images / "empty", "--transductive")
 
 
-def test_as_many_images_are_encoded_at_once_as_fit_whatever_their_size():
+def test_batch_size_depends_on_image_size():
     sizes = {(224, 224): 64, (448, 224): 32, (32, 32): 256, (4000, 4000): 1}
     assert {size: prediction.default_batch_size(size) for size in sizes} == sizes
 
 
-def test_a_probability_that_is_no_number_is_no_row_and_classes_of_one_name_are_told_apart_by_their_ids(run):
+def test_nan_is_an_error_and_names_are_unique(run):
     names = {"classnames": ["crane", "crane", *"abcdefgh"], "class_ids": tuple("0123456789")}
     logits = torch.zeros(2, 10)
     logits[0, 3] = float("nan")
     model = load_model(run).model_copy(update=names)
     failed, row = prediction.rows_of(model, ["x", "y"], logits, prediction.Options(top=3, format="csv"))
-    assert failed.error == "the model gives NaN for it"
-    # of equal classes the first comes first
+    assert failed.error == "the model predicts NaN"
+    # Equal probabilities are in class order
     assert row.top == [(name, pytest.approx(0.1)) for name in ("crane (0)", "crane (1)", "a")]
 
 
-# None of these
+# Open-set rejection
 
 
-def test_images_that_score_below_the_threshold_are_marked(run, images, tmp_path, capsys):
+def test_images_below_the_threshold_are_rejected(run, images, tmp_path, capsys):
     Image.new("L", (8, 8), 128).save(images / "grey.png")
     model = ImageModel.load(run)
     paths = [images / name for name in ("a.png", "b c.png", "d/e.png", "f.png", "g.png", "grey.png")]
@@ -158,10 +158,10 @@ def test_images_that_score_below_the_threshold_are_marked(run, images, tmp_path,
     assert {path.name for path in (tmp_path / "sorted" / "none of these").iterdir()} == marked
 
 
-# How it is written
+# Output
 
 
-def test_the_ending_of_the_file_chooses_the_format_and_all_say_the_same(run, images, tmp_path, capsys):
+def test_suffix_selects_the_format(run, images, tmp_path, capsys):
     names = ("rows.csv", "rows.JSONL", "rows.txt")
     assert [main([str(run), str(images), "--top", "1", "--out", str(tmp_path / name)]) for name in names] == [0, 0, 0]
     assert capsys.readouterr().out == ""
@@ -181,7 +181,7 @@ def test_lists_in_a_file_and_on_standard_input(run, images, tmp_path, rows, monk
     assert len(rows(run, "-", "--top", 1, tmp_path / "null.txt", "-0")) == 6
 
 
-def test_images_are_sorted_into_folders_of_their_classes_and_those_are_not_read_again(run, images, rows):
+def test_sorted_images_are_not_read_again(run, images, rows):
     into = ("--sort-into", images / "sorted")
     found = rows(run, images, *into)
     assert rows(run, images, *into) == found and len(found) == 5
@@ -190,7 +190,7 @@ def test_images_are_sorted_into_folders_of_their_classes_and_those_are_not_read_
     assert {path for path in (images / "sorted").rglob("*") if path.is_file()} == set(copies)
 
 
-def test_no_input_and_no_file_of_the_model_is_written_over(finished_digits, images, tmp_path, refused):
+def test_output_replaces_no_input_and_no_model_file(finished_digits, images, tmp_path, refused):
     listed = tmp_path / "list.txt"
     listed.write_text(f"{images}/a.png\n")
     of_model = [finished_digits / "model" / name for name in (CONFIG, "README.md", "thumbnails/00000.jpg")]
@@ -201,15 +201,17 @@ def test_no_input_and_no_file_of_the_model_is_written_over(finished_digits, imag
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("shell", "code", "said"), [("| head -n 1", 0, b""), (">&-", 2, b"error: standard output is")])
-def test_a_standard_output_that_goes_away_is_no_traceback(run, images, shell, code, said):
+@pytest.mark.parametrize(
+    ("shell", "code", "error"), [("| head -n 1", 0, b""), (">&-", 2, b"error: standard output is")]
+)
+def test_closed_standard_output_is_no_traceback(run, images, shell, code, error):
     names = "\n".join([str(images / "a.png")] * 2000).encode()
     command = f"set -o pipefail; {sys.executable} -m trainers.hegraph.predict {run} - {shell}"
     ran = subprocess.run(["bash", "-c", command], cwd=ROOT, input=names, capture_output=True)
-    assert ran.returncode == code and ran.stderr.startswith(said) and ran.stderr.count(b"\n") == bool(said)
+    assert ran.returncode == code and ran.stderr.startswith(error) and ran.stderr.count(b"\n") == bool(error)
 
 
-# Mistakes
+# Errors
 
 
 @pytest.mark.parametrize(
@@ -220,7 +222,7 @@ def test_a_standard_output_that_goes_away_is_no_traceback(run, images, shell, co
         (["RUN", "IMAGES", "--open-set", "1"], "--open-set must be between 0 and 1"),
         (["RUN", "IMAGES", "--split", "val"], "--split val needs --features"),
         (["RUN", "--features", "x", "--sort-into", "y"], "which --sort-into needs"),
-        (["RUN", "--features", "BANK"], "'none', 16 wide"),
+        (["RUN", "--features", "BANK"], "got 'none' with width 16"),
     ],
 )
 def test_a_mistake_is_one_line(run, images, tiny_bank, refused, arguments, expected):

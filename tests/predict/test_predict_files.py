@@ -1,4 +1,4 @@
-"""What predict reads and writes: paths, rows that are valid whatever their names hold, and copies of images."""
+"""Input paths, rows with any file names, and copies of images."""
 
 from __future__ import annotations
 
@@ -39,23 +39,21 @@ def touch(folder: Path, *names: str) -> None:
         (folder / name).touch()
 
 
-def walked(folder: Path, leave_out: Path | None = None) -> list[str]:
-    """The paths of a folder, below it."""
-    return [os.path.relpath(path, folder) for path in image_paths([str(folder)], leave_out=leave_out)]
+def relative_paths(folder: Path, skipped: Path | None = None) -> list[str]:
+    """Relative paths of the images in a folder."""
+    return [os.path.relpath(path, folder) for path in image_paths([str(folder)], skipped=skipped)]
 
 
-def test_a_folder_gives_its_images_in_sorted_order_with_those_of_its_folders(tmp_path, caplog):
+def test_folder_is_searched_in_sorted_order(tmp_path, caplog):
     names = ["B.png", "a/1.jpeg", "a/2.JPG", "album.jpg/x.png", "b.png", "c/d/3.webp", f"e/{'d/' * 200}x.png"]
     touch(tmp_path, *reversed(names), ".x.png", ".git/x.png")
-    assert walked(tmp_path) == names and caplog.messages == []
+    assert relative_paths(tmp_path) == names and caplog.messages == []
     touch(tmp_path, "a.txt", "a/b.svg", ".hidden")
-    assert walked(tmp_path) == names and caplog.messages[0].startswith(f"{tmp_path}: 2 files are left out")
-    assert walked(tmp_path, leave_out=tmp_path / "a") == [name for name in names if not name.startswith("a/")]
+    assert relative_paths(tmp_path) == names and caplog.messages[0].startswith(f"{tmp_path}: 2 files are skipped")
+    assert relative_paths(tmp_path, skipped=tmp_path / "a") == [name for name in names if not name.startswith("a/")]
 
 
-def test_links_are_followed_and_never_round_in_circles_and_a_folder_that_cannot_be_listed_is_a_path(
-    tmp_path, monkeypatch
-):
+def test_links_are_followed_once(tmp_path, monkeypatch):
     touch(tmp_path / "elsewhere", "x.png")
     touch(tmp_path / "images", "a.png", "closed/b.png")
     links = {"link": tmp_path / "elsewhere", "up": tmp_path / "images", "loop": "loop", "loop.png": "loop.png"}
@@ -69,16 +67,16 @@ def test_links_are_followed_and_never_round_in_circles_and_a_folder_that_cannot_
         return listdir(path)
 
     monkeypatch.setattr(os, "listdir", refuse_one)
-    assert walked(tmp_path / "images") == ["a.png", "closed", "gone.png", "link/x.png", "loop.png"]
+    assert relative_paths(tmp_path / "images") == ["a.png", "closed", "gone.png", "link/x.png", "loop.png"]
 
 
-def test_several_inputs_come_in_order(tmp_path):
+def test_several_inputs_in_order(tmp_path):
     touch(tmp_path, "z.png", "folder/a.png", "empty/readme.md")
     (tmp_path / "list.TXT").write_text("one.png\ntwo.png\n")
-    given = [str(tmp_path / name) for name in ("z.png", "list.TXT", "folder", "empty", "missing.png")]
-    check_inputs(given)
-    expected = [given[0], "one.png", "two.png", str(tmp_path / "folder" / "a.png"), given[4]]
-    assert list(image_paths(given)) == expected
+    inputs = [str(tmp_path / name) for name in ("z.png", "list.TXT", "folder", "empty", "missing.png")]
+    check_inputs(inputs)
+    expected = [inputs[0], "one.png", "two.png", str(tmp_path / "folder" / "a.png"), inputs[4]]
+    assert list(image_paths(inputs)) == expected
 
 
 @pytest.mark.parametrize(
@@ -91,16 +89,16 @@ def test_several_inputs_come_in_order(tmp_path):
         (b"", False, []),
     ],
 )
-def test_a_list_gives_its_paths(text, null, expected):
+def test_list_has_paths(text, null, expected):
     assert list(read_list(io.BytesIO(text), null)) == expected
 
 
-def test_a_list_that_never_ends_is_an_error():
+def test_endless_list_is_an_error():
     with pytest.raises(UserError, match="is it a list of paths"):
         list(read_list(SimpleNamespace(read=lambda size: b"a" * size), null=True))
 
 
-def test_a_list_comes_from_standard_input_as_it_arrives(monkeypatch):
+def test_list_on_standard_input_is_streamed(monkeypatch):
     reader, writer = os.pipe()
     with os.fdopen(reader, "rb") as file, os.fdopen(writer, "wb", buffering=0) as other_end:
         monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=file))
@@ -112,7 +110,7 @@ def test_a_list_comes_from_standard_input_as_it_arrives(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("given", "expected"),
+    ("inputs", "expected"),
     [
         ([], "nothing to classify: give images"),
         (["-", "-"], "given twice"),
@@ -120,10 +118,10 @@ def test_a_list_comes_from_standard_input_as_it_arrives(monkeypatch):
         (["nu\0l"], "cannot read nu"),
     ],
 )
-def test_an_input_that_gives_nothing_is_an_error(monkeypatch, given, expected):
+def test_inputs_are_checked(monkeypatch, inputs, expected):
     check_inputs(["-"])
     with pytest.raises(UserError, match=expected):
-        check_inputs(given)
+        check_inputs(inputs)
     monkeypatch.setattr(sys, "stdin", None)
     with pytest.raises(UserError, match="closed"):
         check_inputs(["-"])
@@ -132,7 +130,7 @@ def test_an_input_that_gives_nothing_is_an_error(monkeypatch, given, expected):
 # Rows
 
 
-def test_every_format_marks_an_image_of_none_of_these_and_an_error():
+def test_formats_have_rejected_images_and_errors():
     rows = [Row("a", TOP[:2], known=True), Row("b", TOP[:2], known=False), Row("c", error="why"), Row("d", TOP[:1])]
     assert list(table_lines([rows[:2], rows[2:]], True)) == [
         "path  class          probability  next classes\n",
@@ -153,7 +151,7 @@ def test_every_format_marks_an_image_of_none_of_these_and_an_error():
 
 
 @pytest.mark.parametrize("path", NASTY)
-def test_a_name_of_any_characters_is_kept_in_every_format(path):
+def test_every_format_preserves_any_file_name(path):
     shown = path.replace("\udcff", r"\xff")
     _, line = table_lines([[Row(path, [("\x1b[2J\n", 1.0)])]], False)
     assert line.count("\n") == 1 and "\r" not in line and line.encode() and r"\x1b[2J\n" in line
@@ -180,7 +178,7 @@ def files_below(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_nothing_is_overwritten_and_nothing_is_copied_twice_and_a_copy_has_the_time_of_the_image(tmp_path):
+def test_copies_replace_no_file_and_preserve_time(tmp_path):
     images = [tmp_path / str(number) / "x y.png" for number in range(3)]
     touch(tmp_path, "0/x y.png", "1/x y.png", "2/x y.png", "ant/x y.png")
     for number, image in enumerate(images):
@@ -195,14 +193,14 @@ def test_nothing_is_overwritten_and_nothing_is_copied_twice_and_a_copy_has_the_t
     assert (tmp_path / "ant" / "x y-1.png").stat().st_mtime == 1000
 
 
-def test_a_class_name_becomes_a_name_that_every_file_system_takes(tmp_path):
+def test_folder_names_are_percent_encoded(tmp_path):
     names = {"größe": "größe", "and/or": "and%2For", "..": "%2E%2E", ".hidden": "%2Ehidden", "ends.": "ends%2E"}
     names |= {"ends ": "ends%20", " starts": "%20starts", "100%": "100%25", "a\nb\0c": "a%0Ab%00c"}
     names |= {'a:b*c?"<>|\\': "a%3Ab%2Ac%3F%22%3C%3E%7C%5C"}
     assert {name: folder_name(name) for name in names} == names
 
 
-def test_a_long_class_name_is_shortened_to_a_unique_folder(tmp_path):
+def test_long_class_names_have_unique_folders(tmp_path):
     names = ["ü" * 150, "ü" * 150 + "a", "ü" * 149 + "/", "x" * 201, "x" * 2000, "/" * 255]
     folders = [folder_name(name) for name in names]
     assert len(set(folders)) == len(names) and max(len(folder.encode()) for folder in folders) <= 200
@@ -223,13 +221,13 @@ def test_a_long_class_name_is_shortened_to_a_unique_folder(tmp_path):
         (["none of these", "a"], ["1", "2"], ["none of these (1)", "a"]),
     ],
 )
-def test_every_class_has_a_unique_name(names, ids, expected):
+def test_class_names_become_unique(names, ids, expected):
     found = unique_names(names, ids, ["none of these"])
     assert len({*found, "none of these"}) == len(names) + 1
     assert expected in (None, found)
 
 
-def test_an_image_that_vanishes_while_it_is_copied_is_copied(tmp_path, monkeypatch):
+def test_image_removed_during_copying_is_copied(tmp_path, monkeypatch):
     image, write = tmp_path / "x.png", Path.write_bytes
     image.write_bytes(b"pixels")
 
@@ -242,9 +240,7 @@ def test_an_image_that_vanishes_while_it_is_copied_is_copied(tmp_path, monkeypat
     assert files_below(tmp_path / "ant") == {"x.png": b"pixels"}
 
 
-def test_an_image_that_has_gone_is_no_end_and_what_cannot_be_written_is_one_line_and_leaves_no_half(
-    tmp_path, disk_full_after
-):
+def test_failed_copy_leaves_no_file(tmp_path, disk_full_after):
     image = tmp_path / "x.png"
     assert copy_into(tmp_path / "ant", str(image)) == "cannot be copied: No such file or directory"
     image.write_bytes(bytes(1000))

@@ -1,4 +1,4 @@
-"""Small hand-made records."""
+"""Records of small made-up runs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 @pytest.fixture(scope="session")
 def run() -> Callable[..., dict]:
-    """Function of seed, accuracy and other keys: the record of a run; `config` adds to its configuration."""
+    """Function that makes the record of a run; `config` adds to its configuration."""
 
     def make(seed: int = 1, accuracy: float = 80.0, config: dict | None = None, **changes) -> dict:
         config = {"DATASET.SUBSAMPLE_CLASSES": "all", "TRAINER.X.ALPHA": 0.1, "TRAINER.X.BETA": 1.0} | (config or {})
@@ -29,18 +29,16 @@ def run() -> Callable[..., dict]:
 
 @pytest.fixture(scope="session")
 def calibrated(run) -> Callable[..., dict]:
-    """Function of a seed, the ECE before and after, a temperature and other keys: the record of a run that tells its
-    probabilities, with three bins.
-    """
+    """Function that makes the record of a run with calibration scores and three bins."""
 
     def scores(ece: float, **changes: float) -> dict:
         bins = {key: [0.0] * 15 for key in ("confidence", "accuracy")} | {"count": [0] * 15}
-        for where, number, sure, right in ((3, 9, 10.0, 0.0), (8, 30, 60.0, 50.0), (13, 10, 90.0, 100.0)):
-            bins["count"][where], bins["confidence"][where], bins["accuracy"][where] = number, sure, right
+        for index, count, confidence, accuracy in ((3, 9, 10.0, 0.0), (8, 30, 60.0, 50.0), (13, 10, 90.0, 100.0)):
+            bins["count"][index], bins["confidence"][index], bins["accuracy"][index] = count, confidence, accuracy
         return {"accuracy": 80.0, "macro_f1": 79.0, "nll": 0.5, "brier": 0.3, "ece": ece, "bins": bins} | changes
 
     def make(seed: int = 1, before: float = 9.0, after: float = 2.0, temperature: float = 0.7, **changes) -> dict:
-        told = {"temperature": temperature, "zero_shot": scores(5.0, accuracy=50.0), "before": scores(before)}
-        return run(seed, calibration=told | {"after": scores(after, nll=0.4, brier=0.25)}, **changes)
+        parts = {"temperature": temperature, "zero_shot": scores(5.0, accuracy=50.0), "before": scores(before)}
+        return run(seed, calibration=parts | {"after": scores(after, nll=0.4, brier=0.25)}, **changes)
 
     return make

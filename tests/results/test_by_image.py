@@ -1,4 +1,4 @@
-"""Paired differences, confusions and scores of unknown images by hand: what is counted, averaged and refused."""
+"""Paired differences, confusion matrices and open-set scores, checked by hand."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from trainers.hegraph.method.cache import FoldedClassifier
 from trainers.hegraph.models.folder import load_model
 from trainers.hegraph.results.__main__ import main
 from trainers.hegraph.results.by_image import (
-    TEST,
-    ZERO_SHOT,
+    PAIR_KEYS,
+    ZERO_SHOT_SCORE,
     Difference,
     all_scores,
     confusion_matrix,
     difference,
     hardest_pairs,
-    metric_scores,
+    node_scores,
     paired_table,
     read_runs,
     score_images,
@@ -40,15 +40,15 @@ from trainers.hegraph.utils.errors import UserError
 
 
 def correct(**rows: tuple[str, ...]) -> pd.DataFrame:
-    """Runs of each data set, one a seed from 1 on, that got those images right whose digit is 1, such as in "110"."""
+    """Runs of each data set, one per seed from 1 on; 1 in a text such as "110" is a correct prediction."""
     return pd.DataFrame([
-        dict.fromkeys(TEST, "") | {"dataset": name, "seed": seed, "correct": np.array([c == "1" for c in row])}
+        dict.fromkeys(PAIR_KEYS, "") | {"dataset": name, "seed": seed, "correct": np.array([c == "1" for c in row])}
         for name, of_seeds in rows.items()
         for seed, row in enumerate(of_seeds, 1)
     ])  # fmt: skip
 
 
-def test_the_difference_is_the_mean_over_images_and_seeds_then_over_data_sets():
+def test_difference_is_mean_over_images_seeds_data_sets():
     ours = correct(pets=("1110", "1100"), cars=("11", "10"))
     # pets: (1 + 1) of 8 more = 25 points; cars: 1 of 4 more = 25 points, or none
     assert difference(ours, correct(pets=("1010", "0100"), cars=("10", "10"))).mean == pytest.approx(25)
@@ -58,7 +58,7 @@ def test_the_difference_is_the_mean_over_images_and_seeds_then_over_data_sets():
         difference(correct(cars=("1",)), correct(cars=("1",)))
 
 
-def test_an_interval_holds_what_resampling_the_images_may_give():
+def test_interval_covers_resampled_images():
     found = difference(correct(pets=("1" * 60 + "0" * 40,)), correct(pets=("1" * 50 + "0" * 50,)))
     # 10 of 100 images differ, all one way: a binomial share of 0.1, whose 95% interval is 10 +- 1.96 * 3
     assert found.mean == pytest.approx(10)
@@ -67,17 +67,17 @@ def test_an_interval_holds_what_resampling_the_images_may_give():
     assert str(Difference(-2.0, -3.0, -1.0)) == "**-2.00 (-3.00 to -1.00)**"
 
 
-def test_an_end_of_the_interval_that_is_0_but_for_rounding_excludes_nothing():
+def test_rounding_errors_do_not_exclude_zero():
     same = "1" * 93
     ours = correct(pets=("1111" + "1" + "00" + same, "1111" + "1" + "11" + same, "1111" + "1" + "11" + same))
     theirs = correct(pets=("0000" + "0" + "11" + same, "0000" + "1" + "11" + same, "0000" + "1" + "11" + same))
     found = difference(ours, theirs)
     assert found.mean == pytest.approx(4 + 1 / 3 - 2 / 3)  # of 100 images four in every seed, and in one of three 1 - 2
-    assert found.low == 0.0  # a sum of thirds, which came to 4e-16
+    assert found.low == 0.0  # the sum of thirds is 4e-16
     assert str(found).startswith("+3.67 (0.00 to ")
 
 
-def test_only_runs_of_the_same_data_sets_and_seeds_are_paired():
+def test_pairs_need_equal_data_sets_and_seeds():
     ours, both = correct(pets=("110", "010")), correct(pets=("110", "010"), cars=("1", "1"))
     assert difference(ours, ours[:0]) is None
     assert difference(ours, correct(pets=("110",))) is None
@@ -87,7 +87,7 @@ def test_only_runs_of_the_same_data_sets_and_seeds_are_paired():
 
 @pytest.fixture
 def finish(tmp_path, run):
-    """Function of a folder, predictions, the class of all test images, and changes of the record: a finished run."""
+    """Function that writes a run with predictions, one label for all test images, and a changed record."""
 
     def make(folder: str, predicted: list[int], label: int = 0, **changes) -> Path:
         path = tmp_path / folder
@@ -102,7 +102,7 @@ def finish(tmp_path, run):
 TASKRES = {"trainer": "TaskRes", "variant": ""}
 
 
-def test_the_table_has_a_row_for_every_other_method_and_a_column_for_each_number_of_shots(finish, tmp_path):
+def test_paired_table_has_methods_by_shots(finish, tmp_path):
     for shots in (1, 4):
         finish(f"ours/{shots}", [0, 0, 0, 1], shots=shots)
     finish("theirs/1", [0, 0, 1, 1], **TASKRES, shots=1)
@@ -118,28 +118,28 @@ def test_the_table_has_a_row_for_every_other_method_and_a_column_for_each_number
 
 
 @pytest.mark.parametrize("other", [{"predicted": [0, 0, 0]}, {"predicted": [0, 0], "label": 1}])
-def test_runs_with_other_test_images_are_refused(finish, tmp_path, other):
+def test_runs_with_other_test_images_are_rejected(finish, tmp_path, other):
     finish("one", [0, 0])
     finish("two", **other, **TASKRES)
     with pytest.raises(UserError, match="not tested on the same images as another run on Toy with 4 shots"):
         read_runs([tmp_path])
 
 
-def test_a_model_that_was_trained_elsewhere_is_not_paired_and_a_run_counts_once(finish, tmp_path):
+def test_models_of_other_data_sets_are_not_paired(finish, tmp_path):
     finish("ours", [0, 0])
     finish("theirs", [0, 1], **TASKRES, rule="same classes", trained_on="Other")
-    finish("heard", [0, 1], protocol="transductive")
+    finish("adapted", [0, 1], protocol="transductive")
     adaptation = "| HeGraphAdapter, transductive | +50.00 (0.00 to 100.00) |"
     assert paired_table([tmp_path]).splitlines()[4:] == ["| TaskRes |  |", adaptation]
     finish("again", [0, 0])
-    with pytest.raises(UserError, match="Toy, HeGraphAdapter, 4 shots: seed 1 is there more than once"):
+    with pytest.raises(UserError, match="Toy, HeGraphAdapter, 4 shots: 2 runs have seed 1"):
         read_runs([tmp_path])
 
 
 # Confusions
 
 
-def test_confusions_are_true_by_predicted_and_the_hardest_pairs_count_both_directions(tmp_path):
+def test_confusion_matrix_and_hardest_pairs(tmp_path):
     predicted, labels = torch.tensor([0, 1, 1, 0, 0]), torch.tensor([0, 0, 1, 1, 1])
     write_tensors_with_classes(tmp_path / PREDICTIONS, ["a", "b", "c"], predicted=predicted, labels=labels)
     matrix, names = confusion_matrix(tmp_path)
@@ -152,14 +152,14 @@ def test_confusions_are_true_by_predicted_and_the_hardest_pairs_count_both_direc
 @pytest.mark.parametrize(
     ("predicted", "labels"), [([0, 3], [0, 1]), ([0], [0, 1]), ([-1, 0], [0, 1]), ([], []), ([0.5], [0])]
 )
-def test_predictions_that_do_not_fit_their_classes_are_refused(tmp_path, predicted, labels):
+def test_predictions_outside_the_classes_are_rejected(tmp_path, predicted, labels):
     tensors = {"predicted": torch.tensor(predicted), "labels": torch.tensor(labels)}
     save_file(tensors, tmp_path / PREDICTIONS, {"classnames": '["a", "b", "c"]'})
     with pytest.raises(UserError, match=r"predictions\.safetensors: .* class numbers"):
         confusion_matrix(tmp_path)
 
 
-# Images of no known class
+# Open-set rejection
 
 
 def toy_bank(features: list[list[float]], labels: list[int]) -> FeatureBank:
@@ -171,7 +171,7 @@ def toy_bank(features: list[list[float]], labels: list[int]) -> FeatureBank:
 
 @pytest.fixture
 def two_classes(finished_run_once):
-    """A model of two of the three classes, whose logits are ten times the first two coordinates."""
+    """Model of two of the three classes; its logits are ten times the first two coordinates."""
     text = torch.eye(3)[:2]
     known = KnownScores(quantiles=[0.1 * step for step in range(101)], fitted_on="val", num_images=9)
     changes = {"classnames": ("ant", "bee"), "logit_scale": 10.0, "temperature": 1.0, "known": known, "transfer": None}
@@ -179,11 +179,11 @@ def two_classes(finished_run_once):
     return load_model(finished_run_once).model_copy(update=changes)
 
 
-def test_images_of_the_models_classes_are_known_and_the_others_are_not(two_classes):
+def test_images_of_other_classes_are_unknown(two_classes):
     features = [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.6, 0.0, 0.8], [0.0, 0.0, 1.0], [-0.6, -0.8, 0.0]]
     bank = toy_bank(features, [0, 1, 2, 2, 2])
     found = score_images(two_classes, bank, bank)
-    assert found["energy"]["auroc"] == found["probability"]["auroc"] == found[ZERO_SHOT]["auroc"] == 100
+    assert found["energy"]["auroc"] == found["probability"]["auroc"] == found[ZERO_SHOT_SCORE]["auroc"] == 100
     assert found["energy"]["fpr95"] == 0
     # The threshold for 95 % is 0.5; energies are 10, 10 | 6, log 2 and about -6
     assert (found["energy"]["known"], found["energy"]["unknown"]) == (100, pytest.approx(200 / 3))
@@ -197,7 +197,7 @@ def test_images_of_the_models_classes_are_known_and_the_others_are_not(two_class
     assert scores["own text"].tolist() == pytest.approx([1.0, 1.0, 0.6, 0.0, -0.6])
 
 
-def test_a_class_of_another_bank_with_a_known_name_is_not_unknown(two_classes):
+def test_known_class_in_another_bank_is_not_unknown(two_classes):
     bank = toy_bank([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]], [0, 1])
     other = replace(toy_bank([[1.0, 0.0, 0.0], [0.0, 0.0, 1.0]], [0, 1]), classnames=["bee", "gnu", "elk"])
     assert score_images(two_classes, bank, other)["energy"]["auroc"] == 100  # its bee would have made it 75
@@ -205,7 +205,7 @@ def test_a_class_of_another_bank_with_a_known_name_is_not_unknown(two_classes):
         score_images(two_classes, bank, bank)
 
 
-def test_the_table_has_a_row_for_each_score_and_the_mean_over_seeds_and_data_sets(tiny_bank, tmp_path, capsys):
+def test_rejection_table_averages_seeds_and_data_sets(tiny_bank, tmp_path, capsys):
     replace(load_bank(tiny_bank), dataset="Other").save(tmp_path / "other.safetensors")
     banks, found = [str(tiny_bank), str(tmp_path / "other.safetensors")], []
     quick = ("OPTIM.MAX_EPOCH", "2", "TRAINER.HEGRAPHADAPTER.MIN_STEPS", "0", "DATASET.SUBSAMPLE_CLASSES", "base")
@@ -221,7 +221,7 @@ def test_the_table_has_a_row_for_each_score_and_the_mean_over_seeds_and_data_set
     assert main(["rejection", str(tmp_path / "runs"), "--features", *banks]) == 0
     lines = [[cell.strip() for cell in line[2:-2].split(" | ")] for line in capsys.readouterr().out.splitlines()[4:]]
     ours = {(place, name): numbers for place, name, _, *numbers in lines}
-    names = {ZERO_SHOT, "probability", "energy", "distance", "angle", "own text", "margin", "margin, shuffled"}
+    names = {ZERO_SHOT_SCORE, "probability", "energy", "distance", "angle", "own text", "margin", "margin, shuffled"}
     assert {*ours} == {(place, name) for place in ("Tiny", "Other", "mean of 2") for name in names}
     for column, key in enumerate(("auroc", "fpr95")):
         one, two, other = (each[key] for each in found)
@@ -233,16 +233,16 @@ def test_the_table_has_a_row_for_each_score_and_the_mean_over_seeds_and_data_set
     assert "known classes against Other, in %" in capsys.readouterr().out
 
 
-def test_distance_and_angle_are_taken_in_the_whitened_space():
+def test_node_scores_use_the_whitened_space():
     mean, whitening = torch.tensor([0.1, 0.0]), torch.diag(torch.tensor([10.0, 5.0]))
     nodes = torch.tensor([[3.0, 0.0], [0.0, 4.0]])
     features = torch.tensor([[0.7, 0.8], [0.5, 0.0]])  # whitened: (6, 4), (4, 0)
-    found = metric_scores(features, mean, whitening, nodes)
+    found = node_scores(features, mean, whitening, nodes)
     assert_close(found["distance"], torch.tensor([-5.0, -1.0]))  # (3, 4) to the first node, (6, 0) to the second
     assert_close(found["angle"], torch.tensor([6 / math.sqrt(52), 1.0]))
 
 
-def test_auroc_counts_the_pairs_in_order_and_fpr95_the_unknown_that_are_kept():
+def test_auroc_and_fpr95_by_hand():
     # Pairs (known, unknown) in order: 3 with both, 2 and 1 with 0.5 only; all of the known are kept at 1 and above
     assert separation([3.0, 2.0, 1.0], [2.5, 0.5]) == pytest.approx({"auroc": 100 * 4 / 6, "fpr95": 50.0})
     assert separation([1.0, 1.0], [1.0, 0.0]) == pytest.approx({"auroc": 75.0, "fpr95": 50.0})

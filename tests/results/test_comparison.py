@@ -1,4 +1,4 @@
-"""Methods side by side: which run is in which cell, what no cell may mix; settings, cases, and what runs tell more."""
+"""Comparison of methods: cells, settings, cases, training costs and calibration."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ ALPHA, BETA = "TRAINER.X.ALPHA", "TRAINER.X.BETA"
 
 
 def target(accuracy: float | None, zero_shot: float = 40.0, rule: str = "same classes", **changes) -> dict:
-    told = {"accuracy": accuracy, "accuracy_zero_shot": zero_shot, "num_test": 9, "num_classes": 3, "rule": rule}
-    return told | changes
+    test = {"accuracy": accuracy, "accuracy_zero_shot": zero_shot, "num_test": 9, "num_classes": 3, "rule": rule}
+    return test | changes
 
 
 def cells(table: Table) -> dict[tuple, dict[str, str]]:
-    """The rows of a table, (labels) -> {head of a column: text}, as a reader sees them without bold."""
+    """Rows of a table without bold: labels -> {column header: text}."""
     heads = list(table.columns.values())
-    return {labels: dict(zip(heads, row[len(labels) :])) for labels, row in zip(table.labels, table.shown(str))}
+    return {labels: dict(zip(heads, row[len(labels) :])) for labels, row in zip(table.labels, table.text_rows(str))}
 
 
 def shown(*args, **options) -> dict[tuple, list[str]]:
-    """The rows of `compare`, (labels) -> the numbers."""
+    """Rows of `compare`: labels -> scores."""
     return {labels: [*row.values()] for labels, row in cells(compare(*args, **options)).items()}
 
 
-def test_rows_are_methods_in_order_and_columns_are_shots(run):
+def test_rows_are_methods_and_columns_are_shots(run):
     runs = [
         run(1, 80.0), run(2, 84.0), run(1, 1.0, shots=-1), run(1, 60.0, variant="T-N"), run(1, 70.0, **TIP),
         run(1, 65.0, trainer="Another", variant=""), run(1, shots=16, accuracy_text=None),
@@ -63,7 +63,7 @@ def test_rows_are_methods_in_order_and_columns_are_shots(run):
     assert compare(runs[:2], intervals=False).caption.endswith("; mean over n = 2 seeds")
 
 
-def test_means_over_data_sets_are_of_means_over_seeds_and_none_with_a_missing_cell(run):
+def test_missing_cell_leaves_no_mean_over_data_sets(run):
     runs = [
         run(1, 60.0, shots=16), run(1, 20.0), run(2, 30.0), run(1, 80.0, shots=16, dataset="Zoo"),
         run(1, 50.0, dataset="Zoo"), run(1, 9.0, **TIP), run(1, 70.0, shots=2), run(1, 70.0, shots=2, **TIP),
@@ -81,26 +81,26 @@ def test_means_over_data_sets_are_of_means_over_seeds_and_none_with_a_missing_ce
     }
 
 
-def test_a_mean_over_data_sets_is_taken_seed_by_seed_if_all_have_the_same(run):
+def test_mean_over_data_sets_by_seed(run):
     runs = [run(1, 60.0), run(2, 70.0), run(1, 80.0, dataset="Zoo"), run(2, 94.0, dataset="Zoo")]
     # seeds: (60 + 80) / 2 = 70 and (70 + 94) / 2 = 82; t of 1 degree of freedom 12.706 * sqrt(72) / sqrt(2)
     assert shown(runs)["mean of 2", "HeGraphAdapter"] == ["76.00 ± 76.24"]
     assert shown(runs[:3])["mean of 2", "HeGraphAdapter"] == ["72.50"]
 
 
-def test_a_data_set_that_no_method_has_at_some_shots_leaves_the_mean_there_to_the_others(run):
+def test_mean_skips_data_sets_without_these_shots(run):
     runs = [run(1, value, dataset=name) for name, value in (("A", 60.0), ("B", 70.0), ("C", 80.0))]
     runs += [run(1, value, dataset=name, shots=16) for name, value in (("A", 90.0), ("B", 92.0))]
     assert shown(runs)["mean of 3", "HeGraphAdapter"] == ["70.00", ""]
     assert shown(runs)["mean of 2", "HeGraphAdapter"] == ["", "91.00"]
 
 
-def test_the_other_methods_stand_in_the_order_of_their_registry_and_zero_shot_is_one_row(run):
+def test_baselines_are_in_registry_order(run):
     runs = [run(1, 50.0, trainer=name, variant="") for name in sorted(METHODS)]
     assert [labels[-1] for labels in shown(runs)] == ["zero-shot", *list(METHODS)[1:]]
 
 
-def test_recipes_and_starts_that_are_methods_of_their_own(run):
+def test_recipes_and_bases_are_separate_methods(run):
     keys = {"TEXT_W": True, "WEIGHT_INIT": "xavier", "NOISE": 0.0, "CLOSED_FORM.OMEGA": 0.0}
     paper = {f"TRAINER.HEGRAPHADAPTER.{key}": value for key, value in keys.items()}
     rows = shown([run(1, 70.0, paper), run(1, 80.0, paper | {"TRAINER.HEGRAPHADAPTER.NOISE": 0.1})])
@@ -112,26 +112,26 @@ def test_recipes_and_starts_that_are_methods_of_their_own(run):
     assert rows["HeGraphAdapter(zero-shot)",] == ["70.00"] and rows["zero-shot",] == ["50.00"]
 
 
-def test_runs_of_the_text_variant_stand_for_it_unless_full_runs_are_more(run):
+def test_text_variant_prefers_its_own_runs(run):
     full = [run(seed, 80.0 + seed) for seed in (1, 2)]
     text = [run(seed, 70.0, variant="T") for seed in (1, 2)]
     assert shown(full + text, intervals=False)["HeGraphAdapter(T)",] == ["70.00"]
     assert shown(full + text[:1], intervals=False)["HeGraphAdapter(T)",] == ["80.50"]
 
 
-def test_protocols_are_kept_apart(run):
+def test_protocols_have_separate_rows(run):
     protocol = "transductive"
     runs = [run(1, 80.0), run(1, 90.0, protocol=protocol), run(2, 80.0, protocol=None)]
     table = compare(runs)
     assert table.heads == ("protocol", "method")
     assert cells(table)["inductive", "HeGraphAdapter"] == {"4": "80.00 ± 0.00"}
     assert cells(table)[protocol, "HeGraphAdapter"] == {"4": "90.00"}
-    assert sum("best" in row[2] for row in table.shown("best {}".format)) == 2  # of each protocol
+    assert sum("best" in row[2] for row in table.text_rows("best {}".format)) == 2  # of each protocol
     assert cells(compare(runs, "protocol"))["HeGraphAdapter",] == {"inductive": "80.00 ± 0.00", protocol: "90.00"}
     assert protocol in compare(runs[1:2]).caption and "inductive" not in compare(runs[:1]).caption
 
 
-# What no cell may mix
+# Comparable runs
 
 
 @pytest.mark.parametrize(
@@ -142,17 +142,17 @@ def test_protocols_are_kept_apart(run):
         ({"versions": {"torch": "2.4", "numpy": "2.4"}}, "different versions: torch;"),
         ({"num_test": 99}, "different num_test: 123, 99;"),
         ({"test_set": "b"}, "different test_set: a, b;"),
-        ({"seed": 1}, "seed 1 is there more than once"),
+        ({"seed": 1}, "2 runs have seed 1"),
         ({"seed": 1, "accuracy_zero_shot": 51.0, **TIP}, r"disagree about zero-shot CLIP \(50.00 and 51.00\)"),
         ({"rule": "other classes"}, "different rule: none, other classes"),
     ],
 )
-def test_a_cell_does_not_mix(run, other, words):
+def test_cell_rejects_different_runs(run, other, words):
     with pytest.raises(UserError, match=words):
         compare([run(1, test_set="a"), run(**{"seed": 2} | other)])
 
 
-def test_what_an_older_record_does_not_tell_and_what_another_method_has_is_no_mixture(run):
+def test_older_records_and_other_methods_are_accepted(run):
     assert shown([run(1, test_set="a"), run(2)])["HeGraphAdapter",] == ["80.00 ± 0.00"]
     assert ("TipAdapter",) in shown([run(1), run(1, versions={"torch": "2.4"}, **TIP)])
 
@@ -160,7 +160,7 @@ def test_what_an_older_record_does_not_tell_and_what_another_method_has_is_no_mi
 # Targets
 
 
-def test_by_target_shows_source_targets_and_their_mean(run):
+def test_comparison_by_target(run):
     tip = {"A": target(60.0), "B": target(20.0, 30.0)}
     table = compare([run(1, 80.0, targets=tip, **TIP), run(2, 99.0, trainer="Other", variant="")], "target")
     assert "targets with same classes" in table.caption
@@ -170,7 +170,7 @@ def test_by_target_shows_source_targets_and_their_mean(run):
     }
 
 
-def test_of_a_target_only_those_who_have_a_rule_have_a_row_and_other_images_are_not_mixed(run):
+def test_targets_need_a_rule_and_equal_images(run):
     full = {"A": target(60.0), "B": target(50.0)}
     assert shown([run(targets=full)], "target")["HeGraphAdapter(T)",] == ["79.00", "60.00", "50.00", "55.00"]
     runs = [run(trainer="APE", variant="", targets={"A": target(None, rule="other classes")})]
@@ -179,7 +179,7 @@ def test_of_a_target_only_those_who_have_a_rule_have_a_row_and_other_images_are_
         compare([run(1, targets={"A": target(60.0)}), run(2, targets={"A": target(60.0, num_test=10)})], "target")
 
 
-def test_a_model_of_another_data_set_counts_as_its_text_classifier_in_other_domains_and_as_the_method_elsewhere(run):
+def test_evaluated_models_count_by_rule(run):
     """Tests with --eval-only, whose records have a "rule"."""
     zoo = {"dataset": "Zoo", "trained_on": "Toy", "num_classes": 3, "num_test": 9, "accuracy_zero_shot": 40.0}
     same, other = (run(1, 60.0, accuracy_text=60.0, rule=f"{rule} classes", **zoo) for rule in ("same", "other"))
@@ -198,7 +198,7 @@ def test_a_model_of_another_data_set_counts_as_its_text_classifier_in_other_doma
 # Base to new
 
 
-def test_base_to_new_has_the_harmonic_mean_of_each_seed_of_runs_on_base_classes(run):
+def test_base_to_new_has_harmonic_mean_by_seed(run):
     runs = [
         run(1, 80.0, BASE, targets={"Toy:new": target(40.0, rule="other classes")}),
         run(2, 60.0, BASE, targets={"Toy:new": target(60.0, rule="other classes")}),
@@ -213,7 +213,7 @@ def test_base_to_new_has_the_harmonic_mean_of_each_seed_of_runs_on_base_classes(
         base_to_new([runs[2], run(2, 80.0, BASE)])
 
 
-def test_over_data_sets_h_is_of_the_mean_accuracies_and_of_0_it_is_0(run):
+def test_harmonic_mean_over_data_sets_and_of_zero(run):
     runs = [
         run(1, 80.0, BASE, targets={"Toy:new": target(40.0)}),
         run(1, 60.0, BASE, dataset="Zoo", targets={"Zoo:new": target(60.0)}),
@@ -227,16 +227,14 @@ def test_over_data_sets_h_is_of_the_mean_accuracies_and_of_0_it_is_0(run):
 # Settings
 
 
-def test_the_shortest_name_is_the_end_of_one_key_only():
+def test_shortest_name_is_a_unique_suffix():
     keys = {"OPTIM.LR", "X.LR", "X.VISUAL_LR", "X.ALPHA"}
     assert shortest_names(sorted(keys), keys) == {
         "OPTIM.LR": "OPTIM.LR", "X.LR": "X.LR", "X.VISUAL_LR": "VISUAL_LR", "X.ALPHA": "ALPHA",
     }  # fmt: skip
 
 
-def test_a_sweep_of_one_key_has_its_values_as_columns_in_the_order_of_numbers_and_other_methods_are_left_out(
-    run, caplog
-):
+def test_sweep_values_are_sorted_columns(run, caplog):
     sweep = [run(seed, 80 + a, {ALPHA: a}) for a in (10.0, 0.0, 2.0) for seed in (1, 2)]
     table = compare([*sweep, run(1, trainer="APE", variant="")], "setting")
     assert [*table.columns] == ["ALPHA=0", "ALPHA=2", "ALPHA=10"]
@@ -245,7 +243,7 @@ def test_a_sweep_of_one_key_has_its_values_as_columns_in_the_order_of_numbers_an
     assert [*compare(sweep[:2], "setting").columns.values()] == ["one setting"]
 
 
-def test_sweeps_around_one_point_are_named_by_what_is_unusual(run):
+def test_settings_are_named_by_uncommon_values(run):
     runs = [run(1), run(1, config={ALPHA: 0.5}), run(1, config={BETA: 2.0}), run(1, config={BETA: "auto"})]
     table = compare(runs, "setting")
     assert [*table.columns] == ["ALPHA=0.1, BETA=1", "ALPHA=0.5", "BETA=2", "BETA=auto"]
@@ -253,7 +251,7 @@ def test_sweeps_around_one_point_are_named_by_what_is_unusual(run):
     assert compare([run(1), run(1, config={"NEW": True})], "setting").columns.keys() == {"NEW=True", "NEW=None"}
 
 
-def test_the_runs_of_a_sweep_stand_apart_and_those_of_its_middle_count_once_and_for_both(run):
+def test_split_sweeps_counts_the_middle_once(run):
     middle, again = run(1), run(1, adapter_from="trained/seed1")
     low, high, other = run(1, config={ALPHA: 0.0}), run(1, config={ALPHA: 0.5}), run(1, config={BETA: 2.0})
     tip = run(1, trainer="TipAdapter", variant="")
@@ -265,7 +263,7 @@ def test_the_runs_of_a_sweep_stand_apart_and_those_of_its_middle_count_once_and_
 # Cases
 
 
-def test_rows_are_cases_in_the_order_of_their_file_and_a_run_is_of_the_case_that_says_most(run, tmp_path, caplog):
+def test_run_belongs_to_case_with_most_keys(run, tmp_path, caplog):
     grid = tmp_path / "grid.yaml"
     grid.write_text(
         f"{{set: {{{BETA}: 1.0}}, cases: {{plain: {{}}, 1: {{{ALPHA}: 0}}, both: {{{ALPHA}: 0, {BETA}: 2.0}}}}}}"
@@ -278,22 +276,22 @@ def test_rows_are_cases_in_the_order_of_their_file_and_a_run_is_of_the_case_that
     assert [*shown] == [("zero-shot",), ("plain",), ("1",), ("both",)]
     assert [shown[name,]["4"] for name in ("plain", "1", "both")] == ["82.00", "82.00", "83.00"]
     assert shown["1",]["16"] == "70.00"
-    assert "1 of 6 runs are of no case and are left out" in caplog.text
+    assert "1 of 6 runs are of no case and are skipped" in caplog.text
     with pytest.raises(UserError, match="no run belongs to one of the cases plain, 1, both"):
         name_cases(runs[5:], read_cases(grid))
 
 
 @pytest.mark.parametrize("text", ["", "cases: {a: 1}", "cases: {}"])
-def test_a_file_without_cases_is_refused(tmp_path, text):
+def test_file_without_cases_is_rejected(tmp_path, text):
     (tmp_path / "grid.yaml").write_text(text)
     with pytest.raises(UserError, match=r"grid\.yaml names no cases"):
         read_cases(tmp_path / "grid.yaml")
 
 
-# What training takes
+# Training costs
 
 
-def test_seconds_per_epoch_are_means_over_seeds_and_a_tested_adapter_took_no_training(run):
+def test_training_costs_are_means_over_seeds(run):
     tested = run(3, seconds={"training": 0.0}, epochs=0, adapter_from="x")
     table = complexity([run(1), run(2, seconds={"training": 9.0}), tested])
     assert cells(table) == {
@@ -302,19 +300,19 @@ def test_seconds_per_epoch_are_means_over_seeds_and_a_tested_adapter_took_no_tra
             "peak memory (MB)": "500",
         }
     }  # fmt: skip
-    assert table.caption == "What training takes, means over seeds, cpu, 2 threads, Toy, mini/mini, 4 shots"
-    assert not any("best" in text for row in table.shown("best {}".format) for text in row)
+    assert table.caption == "Training costs, means over seeds, cpu, 2 threads, Toy, mini/mini, 4 shots"
+    assert not any("best" in text for row in table.text_rows("best {}".format) for text in row)
     [row] = cells(complexity([run(1), run(2, peak_memory_mb=None)])).values()
     assert (row["peak memory (MB)"], row["epochs"]) == ("", "3")  # of a number that not all have is no mean
 
 
-def test_a_method_without_epochs_and_one_that_chose_on_val_have_no_seconds_per_epoch(run):
+def test_seconds_per_epoch_need_epochs_and_fixed_hyperparameters(run):
     rows = cells(complexity([run(epochs=0, **TIP), run(trainer="LinearProbe", variant="", selected_on="val")]))
     assert [*rows["TipAdapter",].values()][:3] == ["", "", "6.00"]
     assert [*rows["LinearProbe",].values()][:3] == ["3", "", "6.00"]
 
 
-def test_times_of_different_machines_and_records_without_times_are_refused(run):
+def test_training_costs_need_times_on_one_machine(run):
     with pytest.raises(UserError, match="different machines"):
         complexity([run(1), run(2, threads=8)])
     with pytest.raises(UserError, match="collect"):
@@ -324,10 +322,10 @@ def test_times_of_different_machines_and_records_without_times_are_refused(run):
 # Calibration
 
 
-def test_scores_are_means_over_seeds_and_zero_shot_clip_stands_beside(calibrated, run):
-    untold = calibrated(3)
-    untold["calibration"]["zero_shot"] = None
-    records = [calibrated(1, 9.0, 2.0, 0.7), calibrated(2, 7.0, 3.0, 0.9), run(2), untold]
+def test_calibration_table_has_method_and_zero_shot(calibrated, run):
+    incomplete = calibrated(3)
+    incomplete["calibration"]["zero_shot"] = None
+    records = [calibrated(1, 9.0, 2.0, 0.7), calibrated(2, 7.0, 3.0, 0.9), run(2), incomplete]
     table = cells(calibration_table(records))
     assert table["HeGraphAdapter",] == {
         "accuracy": "80.00", "macro F1": "79.00", "NLL": "0.500", "NLL at T": "0.400", "Brier": "0.300",
@@ -338,14 +336,14 @@ def test_scores_are_means_over_seeds_and_zero_shot_clip_stands_beside(calibrated
     own = calibrated(1, 5.0, 1.5, 0.8, trainer="ZeroShot", variant="")
     row = cells(calibration_table([records[0], own]))["zero-shot",]
     assert (row["ECE"], row["ECE at T"], row["T"]) == ("5.00", "1.50", "0.80")
-    with pytest.raises(UserError, match="no record holds calibration"):
+    with pytest.raises(UserError, match="no record has calibration scores"):
         calibration_table(records[2:])
     own["calibration"]["zero_shot"]["accuracy"] = 51.0
     with pytest.raises(UserError, match=r"zero-shot, accuracy: the runs disagree about .* \(50.00 and 51.00\)"):
         calibration_table([records[0], own | {"trainer": "TaskRes"}])
 
 
-def test_a_diagram_joins_the_bins_of_all_runs(calibrated):
+def test_reliability_diagram_merges_runs(calibrated):
     other = calibrated(2)
     bins = other["calibration"]["after"]["bins"]
     bins["count"][8], bins["accuracy"][8] = 10, 90.0
@@ -357,7 +355,7 @@ def test_a_diagram_joins_the_bins_of_all_runs(calibrated):
 
 
 def with_counts(record: dict, counts: dict[int, int]) -> dict:
-    """A record whose images lie in bins of their own: the bin of each confidence, in percent -> how many."""
+    """Record with a number of images in each bin."""
     for part in ("before", "after"):
         bins = record["calibration"][part]["bins"]
         bins["count"] = [counts.get(number, 0) for number in range(15)]
@@ -374,20 +372,20 @@ def with_counts(record: dict, counts: dict[int, int]) -> dict:
         ({14: 6, 1: 4}, [[(14 * 6 + 4) / 10, 2 * (14 * 6 + 4) / 10]]),
     ],
 )
-def test_bins_of_few_images_are_joined(calibrated, counts, dots):
+def test_bins_of_few_images_are_merged(calibrated, counts, dots):
     [axis] = reliability_diagrams([with_counts(calibrated(1), counts)]).axes
     _, before, after = (line.get_xydata().tolist() for line in axis.get_lines())
     assert before == after == [pytest.approx(dot) for dot in dots]
     assert not axis.texts
 
 
-def test_a_diagram_of_few_images_says_so(calibrated):
+def test_diagram_of_few_images_has_a_note(calibrated):
     [axis] = reliability_diagrams([with_counts(calibrated(1), {14: 9})]).axes
     assert {text.get_text() for text in axis.texts} == {"9 test images:\ntoo few to draw"}
     assert len(axis.get_lines()) == 1
 
 
-def test_what_thresholds_keep_is_averaged_over_seeds_if_all_tell_it(calibrated):
+def test_accepted_is_averaged_if_all_runs_have_it(calibrated):
     records = [
         calibrated(seed, rejection={"rate": 0.95, "accepted": accepted}) for seed, accepted in ((1, 94.0), (2, 97.0))
     ]

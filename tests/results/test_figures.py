@@ -1,4 +1,4 @@
-"""What a reader sees: tables in every format, the paper's numbers where they belong, figures, and their page."""
+"""Formats of tables, numbers of the paper, figures and the HTML page."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ COLUMNS = {"x": "x|y", "z": "z"}
 
 
 def numbers(place: str, method: str, column: str, values: dict, quoted: bool = False) -> list[dict]:
-    """The rows of a cell: seed -> value."""
+    """Rows of a cell, from seed -> value."""
     cell = {"dataset": place, "method": method, "column": column, "quoted": quoted, "num_test": 9}
     return [cell | {"seed": seed, "value": value} for seed, value in values.items()]
 
@@ -52,7 +52,7 @@ def table(**options) -> Table:
     )
 
 
-def test_the_deviation_is_that_of_a_sample_and_the_interval_students():
+def test_sample_deviation_and_students_interval():
     # squared distances from 3: 4 + 1 + 0 + 1 + 4 = 10; 10 / (5 - 1) = 2.5
     # t of 4 degrees of freedom at 97.5 % is 2.776445 (any table of t)
     of_five, of_one = numbers("A", "one", "x", dict(enumerate([1, 2, 3, 4, 5]))), numbers("A", "one", "z", {7: 80.0})
@@ -99,7 +99,7 @@ def test_latex_escapes_and_rules_off_groups():
     assert latex(odd).splitlines()[6] == r"\textbackslash  \textasciitilde  \textasciicircum  & \textbf{1.00} &  \\"
 
 
-def test_csv_has_numbers_as_they_are_with_interval_and_seeds():
+def test_csv_has_full_precision_intervals_and_seeds():
     header, one, two, quoted, _ = csv.reader(io.StringIO(as_csv(table())))
     assert header == ["data set", "method", "x|y", "x|y ±", "x|y n", "z", "z ±", "z n"]
     interval = float(one.pop(3))
@@ -111,9 +111,11 @@ def test_csv_has_numbers_as_they_are_with_interval_and_seeds():
     assert header == ["data set", "method", "x|y", "x|y n", "z", "z n"]
 
 
-def test_equal_as_shown_are_both_the_best():
+def test_equal_rounded_scores_are_both_bold():
     values = {"a": 80.001, "b": 80.002, "c": 79.9}
-    rows = tabulated(*(numbers("A", name, "x", {1: value}) for name, value in values.items())).shown("**{}**".format)
+    rows = tabulated(*(numbers("A", name, "x", {1: value}) for name, value in values.items())).text_rows(
+        "**{}**".format
+    )
     assert [row[1] for row in rows] == ["**80.00**", "**80.00**", "79.90"]
 
 
@@ -127,7 +129,7 @@ def test_tables_note_classes_with_fewer_images_than_shots(run, text):
     assert "as few as" not in text(compare([run(1, 80.0), full]))
 
 
-def test_plain_text_is_laid_out_to_the_letter(run):
+def test_plain_text_layout(run):
     tip = run(2, 61.0, trainer="TipAdapter", variant="")
     assert as_text(compare([run(2, 84.0), run(1, 80.0), run(3, 85.0), tip])) == (
         "Toy, mini/mini, 4 shots, accuracy on 123 test images (%)\n"
@@ -144,7 +146,7 @@ def test_plain_text_is_laid_out_to_the_letter(run):
     assert shown.split("\n\n")[1].startswith("Toy, mini/mini, 4 shots, ALPHA=0.5, accuracy on 123 test images (%)\n")
 
 
-# The paper's numbers: typed as its text has them
+# Numbers of the paper
 
 
 RN50 = "RN50-quickgelu/openai"
@@ -152,18 +154,18 @@ TABLES = {"1": 4 * 6 * 6, "2": 11 * 12, "3": 41, "4": 28, "5": 3, "fig2": 7}  # 
 
 
 @pytest.fixture
-def there(run):
-    """Function of changes: the record of a run on ImageNet, which stands beside the paper's numbers."""
+def quotable(run):
+    """Function that makes the record of a run on ImageNet, which the paper has numbers for."""
     return lambda *args, **changes: run(*args, **{"dataset": "ImageNet", "backbone": RN50, "shots": 16} | changes)
 
 
 def quoted(table, method: str) -> list[float | None]:
-    """The numbers of a quoted row."""
-    [row] = [row for row in table.shown(str) if f"{method} (quoted)" in row]
+    """Scores of a quoted row."""
+    [row] = [row for row in table.text_rows(str) if f"{method} (quoted)" in row]
     return [float(text) if text else None for text in row[len(table.heads) :]]
 
 
-def test_every_table_is_whole_and_its_numbers_are_in_the_papers_text(shared):
+def test_quoted_numbers_are_in_the_paper(shared):
     text = (shared / "paper" / "hegraphadapter-paper.txt").read_text(encoding="utf-8")
     numbers = set(re.findall(r"\d+\.\d+", text))
     assert TABLES.keys() == set(QUOTED)
@@ -176,70 +178,70 @@ def test_every_table_is_whole_and_its_numbers_are_in_the_papers_text(shared):
 
 
 @pytest.mark.parametrize("table", ["1", "2"])
-def test_averages_are_those_of_the_numbers_beside_them(table):
-    """A slip in typing would show; the average of table 1 is over its source too."""
+def test_quoted_averages_match_quoted_numbers(table):
+    """The average of table 1 includes the source."""
     for of, row in read_quotes(table).groupby(["method", "backbone"]):
         is_average = row["dataset"] == AVERAGE
         assert row[is_average]["value"].item() == pytest.approx(row[~is_average]["value"].mean(), abs=0.011), of
 
 
-def test_names_of_data_sets_and_backbones_which_have_openais_weights():
+def test_names_in_the_paper():
     ours, names = ["OxfordPets", "DescribableTextures", "oxford_flowers"], ["oxfordpets", "dtd", "flowers102"]
     assert [paper_name(name) for name in ours] == names and set(names) <= set(read_quotes("2")["dataset"])
     assert (paper_backbone(RN50), paper_backbone("ViT-B-32-quickgelu/openai")) == ("rn50", "vitb32")
     assert paper_backbone("ViT-B-32/laion2b_s34b_b79k") is paper_backbone("hegraph-mini/hegraph-mini") is None
 
 
-def test_by_data_set_the_papers_numbers_stand_below_ours_and_are_never_bold(there):
-    table = compare([there(1, 10.0, dataset=name) for name in ("oxford_pets", "dtd")], "dataset", read_quotes("2"))
+def test_quoted_rows_are_last_and_not_bold(quotable):
+    table = compare([quotable(1, 10.0, dataset=name) for name in ("oxford_pets", "dtd")], "dataset", read_quotes("2"))
     assert list(table.columns.values()) == ["dtd", "oxford_pets", "mean of 2"]
     assert quoted(table, "HeGraphAdapter") == [69.15, 90.24, None]  # their average is over other data sets
-    best = table.shown("best {}".format)
+    best = table.text_rows("best {}".format)
     assert best[0][:2] == ["zero-shot", "best 50.00"] and not any("best" in text for text in best[-1])
     assert "(quoted): from the paper" in table.caption and table.caption.endswith("1 seed")
 
 
 @pytest.mark.parametrize("change", [{"shots": 4}, {"backbone": "RN50/yfcc15m"}, {"dataset": "Digits"}])
-def test_nothing_is_quoted_beside_another_task(there, change):
-    table = compare([there(**{"dataset": "dtd"} | change)], "dataset", read_quotes("2"))
+def test_no_quotes_for_another_task(quotable, change):
+    table = compare([quotable(**{"dataset": "dtd"} | change)], "dataset", read_quotes("2"))
     assert not table.values["quoted"].any()
 
 
-def test_by_target_the_papers_source_and_targets_are_quoted_and_not_its_average_which_has_the_source_in_it(there):
+def test_quotes_by_target_have_no_average(quotable):
     scores = {"accuracy": 1.0, "accuracy_zero_shot": 1.0, "num_test": 9, "num_classes": 3, "rule": "same classes"}
     names = ("ImageNetV2", "ImageNetSketch", "ImageNetA", "ImageNetR")
-    table = compare([there(targets=dict.fromkeys(names, scores))], "target", read_quotes("1"))
+    table = compare([quotable(targets=dict.fromkeys(names, scores))], "target", read_quotes("1"))
     assert quoted(table, "HeGraphAdapter(T)") == [66.06, 56.99, 35.24, 23.59, 59.43, None]
 
 
-def test_the_papers_average_is_quoted_over_its_eleven_data_sets(there):
+def test_average_is_quoted_over_its_eleven_data_sets(quotable):
     quotes = read_quotes("2")
     names = sorted(set(quotes["dataset"]) - {AVERAGE})
-    records = [there(dataset=name) for name in names]
+    records = [quotable(dataset=name) for name in names]
     assert quoted(compare(records, "dataset", quotes), "HeGraphAdapter")[-1] == 77.30
     assert quoted(compare(records[1:], "dataset", quotes), "HeGraphAdapter")[-1] is None
-    by_shots = compare(records, "shots", quotes).shown(str)
+    by_shots = compare(records, "shots", quotes).text_rows(str)
     assert ["mean of 11", "HeGraphAdapter (quoted)", "77.30"] in by_shots
 
 
-def test_by_setting_by_backbone_and_of_costs(there):
-    sweep = [there(1, config={"TRAINER.HEGRAPHADAPTER.ALPHA_PP": a}) for a in (0.0, 0.06, 0.5)]
+def test_quotes_by_setting_by_backbone_and_of_costs(quotable):
+    sweep = [quotable(1, config={"TRAINER.HEGRAPHADAPTER.ALPHA_PP": a}) for a in (0.0, 0.06, 0.5)]
     assert quoted(compare(sweep, "setting", read_quotes("3")), "HeGraphAdapter(T)") == [65.96, 66.06, None]
-    backbones = [there(backbone=backbone) for backbone in (RN50, "ViT-B-16-quickgelu/openai")]
+    backbones = [quotable(backbone=backbone) for backbone in (RN50, "ViT-B-16-quickgelu/openai")]
     assert quoted(compare(backbones, "backbone", read_quotes("4")), "CoOp") == [62.95, 71.92]
-    table = complexity([there()], read_quotes("5"))
+    table = complexity([quotable()], read_quotes("5"))
     assert quoted(table, "HeGraphAdapter") == [None, 33.95, None, 10367000, None]
 
 
-# Figures, read from matplotlib's objects
+# Figures
 
 
 def lines(axis) -> dict[str, list[float]]:
-    """The accuracies of every line of a panel."""
+    """Accuracies of every line of a panel."""
     return {bars.get_label(): list(bars.lines[0].get_ydata()) for bars in axis.containers}
 
 
-def test_curves_have_a_panel_for_the_mean_and_every_data_set(run):
+def test_curves_have_panels_for_mean_and_data_sets(run):
     accuracies = {(shots, name): 60.0 + shots + more for name, more in (("Toy", 0), ("Zoo", 20)) for shots in (4, 1)}
     runs = [run(s, a + s, shots=shots, dataset=name) for (shots, name), a in accuracies.items() for s in (1, 3)]
     figure = curves(runs)
@@ -257,21 +259,21 @@ def test_curves_have_a_panel_for_the_mean_and_every_data_set(run):
     assert [text.get_text() for text in figure.legends[0].get_texts()] == names
 
 
-def test_several_backbones_and_all_images_are_refused(run):
-    with pytest.raises(UserError, match="one backbone;"):
+def test_curves_reject_several_backbones_and_all_images(run):
+    with pytest.raises(UserError, match="one backbone,"):
         curves([run(dataset="Zoo"), run(backbone="RN50/openai")])
     with pytest.raises(UserError, match="all images"):
         curves([run(shots=-1)])
 
 
-def test_quoted_curves_are_of_the_same_task(run):
+def test_quoted_curve_is_of_the_same_task(run):
     runs = [run(shots=16, dataset="oxford_pets", backbone="RN50-quickgelu/openai")]
     [axis] = curves(runs, read_quotes("fig2")).axes
     [line] = [line for line in axis.lines if line.get_label() == "HeGraphAdapter (quoted)"]
     assert (list(line.get_xdata()), list(line.get_ydata())) == ([16], [90.24])
 
 
-def test_text_nodes_are_two_panels_of_one_scale_with_names_and_distances_and_one_class_is_refused(unit_features):
+def test_tsne_has_two_panels_of_one_scale(unit_features):
     before, after = unit_features(5, 8, seed=1), F.normalize(unit_features(5, 8, seed=2) + 2, dim=1)
     figure = tsne(before, after, list("abcde"))
     left, right = figure.axes
@@ -285,15 +287,15 @@ def test_text_nodes_are_two_panels_of_one_scale_with_names_and_distances_and_one
     points = TSNE(perplexity=3, init="pca", random_state=0, method="exact").fit_transform(both)
     shown = [axis.collections[0].get_offsets().tolist() for axis in figure.axes]
     assert shown == [points[:5].tolist(), points[5:].tolist()]
-    room = 0.1 * (points.max() - points.min())
-    assert left.get_xlim() == pytest.approx((points.min() - room, points.max() + room))
+    margin = 0.1 * (points.max() - points.min())
+    assert left.get_xlim() == pytest.approx((points.min() - margin, points.max() + margin))
     assert render(figure, "svg") == render(tsne(before, after, list("abcde")), "svg")
-    with pytest.raises(UserError, match="one class"):
+    with pytest.raises(UserError, match="at least two classes"):
         tsne(torch.ones(1, 8), torch.ones(1, 8), ["a"])
 
 
 def overlaps(figure: Figure) -> list[tuple[str, str]]:
-    """The pairs of names that cover one another."""
+    """Pairs of overlapping names."""
     FigureCanvasAgg(figure).draw()
     boxes = [(text.get_text(), Text.get_window_extent(text)) for axis in figure.axes for text in axis.texts]
     return [(a, b) for (a, box), (b, other) in combinations(boxes, 2) if box.overlaps(other)]
@@ -307,16 +309,16 @@ def test_names_of_text_nodes_do_not_overlap(unit_features):
 
 
 @pytest.mark.parametrize("nodes", [torch.zeros(3, 8), torch.ones(3, 8)])
-def test_text_nodes_that_are_equal_are_refused(nodes, run, tmp_path, capsys):
+def test_equal_text_nodes_are_rejected(nodes, run, tmp_path, capsys):
     write_record(tmp_path / "run", run())
     write_tensors_with_classes(tmp_path / "run" / TEXT_NODES, ["a", "b", "c"], before=nodes, after=nodes.clone())
     assert main(["tsne", str(tmp_path / "run"), "--out", str(tmp_path / "stem")]) == 2
     assert "all nodes are equal" in capsys.readouterr().err
     assert main(["report", str(tmp_path / "run"), "--out", str(tmp_path / "report.html")]) == 0
-    assert "Not shown: t-SNE shows distances between text nodes, and all" in (tmp_path / "report.html").read_text()
+    assert "Not shown: t-SNE needs different text nodes" in (tmp_path / "report.html").read_text()
 
 
-def test_curves_of_many_methods_name_most_beside_grey_lines(run):
+def test_curves_of_many_methods_have_grey_lines(run):
     others = {f"Other{number}": 60.0 + number / 10 for number in range(12)}
     runs = [run(1, 90.0, shots=shots) for shots in (1, 2)]
     runs += [run(1, a + s, shots=s, trainer=name, variant="") for name, a in others.items() for s in (1, 2)]
@@ -331,7 +333,7 @@ def test_curves_of_many_methods_name_most_beside_grey_lines(run):
     assert sorted(line.get_ydata()[-1] for line in grey) == pytest.approx([62 + number / 10 for number in range(9)])
 
 
-def test_a_confusion_matrix_is_in_percent_of_the_true_class():
+def test_confusion_matrix_is_in_percent_of_rows():
     figure = confusion(np.array([[1, 3], [0, 0]]), ["a", "b"])
     axis, bar = figure.axes
     assert axis.images[0].get_array().tolist() == [[25, 75], [0, 0]]
@@ -340,7 +342,7 @@ def test_a_confusion_matrix_is_in_percent_of_the_true_class():
     assert "%" in bar.get_ylabel()
 
 
-def test_names_are_shown_letter_by_letter(run):
+def test_names_are_not_parsed_as_mathematics(run):
     names = ["$x$", "$\\frac{$", "a $ b", "50% & _^{}\\"]  # matplotlib would refuse some of these as mathematics
     render(confusion(np.eye(len(names), dtype=int), names), "svg")
     render(curves([run(1, dataset=names[1]), run(1, dataset=names[1], trainer=names[1], variant="")]), "svg")
@@ -350,7 +352,7 @@ def test_names_are_shown_letter_by_letter(run):
 
 
 def read(file: Path) -> tuple[list[tuple[str, dict]], str]:
-    """The tags of a page with their attributes, and what it says."""
+    """Tags of a page with their attributes, and its text."""
     source = file.read_text(encoding="utf-8")
     tags = [(tag, dict(re.findall(r'(\w+)="([^"]*)"', rest))) for tag, rest in re.findall(r"<(\w+)([^>]*)>", source)]
     return tags, html.unescape(re.sub(r"<[^>]*>", "", source))
@@ -358,18 +360,18 @@ def read(file: Path) -> tuple[list[tuple[str, dict]], str]:
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory, calibrated) -> Path:
-    """The page of runs of several kinds, which confuse two classes more often the later they stand here."""
+    """Page of several kinds of runs; later runs in `runs` have more confusions of two classes."""
     tmp_path = tmp_path_factory.mktemp("page")
-    told = {"temperature": 0.625, "finished_at": "2026-01-01", "num_test": 27}
+    facts = {"temperature": 0.625, "finished_at": "2026-01-01", "num_test": 27}
     there = {"accuracy": 60.0, "accuracy_zero_shot": 40.0, "num_test": 9, "num_classes": 3, "rule": "same classes"}
     base = {"config": {"DATASET.SUBSAMPLE_CLASSES": "base"}, "targets": {"Toy:new": there | {"rule": "other classes"}}}
     runs = {
-        "four": calibrated(**told),
-        "sixteen": calibrated(accuracy=90.0, shots=16, **told),
-        "sixteen, earlier": calibrated(2, accuracy=91.0, shots=16, **told | {"finished_at": "2025-01-01"}),
-        "swept": calibrated(accuracy=70.0, config={"TRAINER.X.ALPHA": 2}, **told),
-        "elsewhere": calibrated(targets={"Toy2": there}, **told),
-        "base": calibrated(shots=16, **base, **told | {"num_test": 13, "finished_at": "2027-01-01"}),
+        "four": calibrated(**facts),
+        "sixteen": calibrated(accuracy=90.0, shots=16, **facts),
+        "sixteen, earlier": calibrated(2, accuracy=91.0, shots=16, **facts | {"finished_at": "2025-01-01"}),
+        "swept": calibrated(accuracy=70.0, config={"TRAINER.X.ALPHA": 2}, **facts),
+        "elsewhere": calibrated(targets={"Toy2": there}, **facts),
+        "base": calibrated(shots=16, **base, **facts | {"num_test": 13, "finished_at": "2027-01-01"}),
     }
     names, nodes = ["<cat>", "dog", "a class with a rather long name"], torch.randn(2, 3, 8)
     for wrong, (name, record) in enumerate(runs.items(), 1):
@@ -384,7 +386,7 @@ def report(tmp_path_factory, calibrated) -> Path:
     return tmp_path / "out" / "report.html"
 
 
-def test_it_is_one_file_that_loads_nothing_and_runs_no_script(report):
+def test_page_loads_no_file_and_no_script(report):
     tags, text = read(report)
     for tag, attributes in tags:
         assert tag not in ("script", "link", "iframe", "object", "embed", "base")
@@ -395,14 +397,14 @@ def test_it_is_one_file_that_loads_nothing_and_runs_no_script(report):
     assert str(report.parents[1]) not in report.read_text(encoding="utf-8")
 
 
-def test_it_shows_tables_of_each_kind_of_runs_apart_and_figures_with_a_text_in_their_place(report):
+def test_page_has_tables_and_figures_with_texts(report):
     tags, text = read(report)
     assert [tag for tag, _ in tags].count("table") == 6
     images = [attributes for tag, attributes in tags if tag == "img"]
     assert [len(image["alt"]) > 20 for image in images] == [True] * 4  # curves, reliability, nodes, confusions
     for words in (
         "<runs> & more", "Accuracy on test (%) by shots", "by setting", "targets with same classes",
-        "base and new classes", "What training takes", "0.62", "ALPHA=2", "90.50 ± 6.35",
+        "base and new classes", "Training costs", "0.62", "ALPHA=2", "90.50 ± 6.35",
         "cpu, 2 threads", "Toy (13 test images); Toy (27 test images)",
         # of the last run of the most shots on all classes
         "text nodes before and after, Toy, mini/mini, 16 shots, seed 1;",
@@ -413,7 +415,7 @@ def test_it_shows_tables_of_each_kind_of_runs_apart_and_figures_with_a_text_in_t
     assert "Not shown" not in text and "strong" in dict(tags) and "strong>" not in text
 
 
-def test_whatever_a_record_says_is_text_and_no_markup_and_what_cannot_be_shown_says_why(run, tmp_path):
+def test_page_escapes_records_and_names_refusals(run, tmp_path):
     evil = '"><script>alert(1)</script>'
     changes = {"dataset": evil, "backbone": f"b{evil}", "versions": {"torch": evil}, "git_commit": evil}
     for seed, more in ((1, {}), (2, {"trainer": f"M{evil}", "variant": ""}), (3, {"versions": {"torch": evil + "2"}})):

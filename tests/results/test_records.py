@@ -1,4 +1,4 @@
-"""Records: which count as complete, what is kept when they are collected, the files beside; and the command line."""
+"""Records of runs, files with tensors, and the command `results`."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_protocol_page_lists_every_key_of_a_record():
     assert sorted(keys) == sorted(RunRecord.model_fields)
 
 
-def test_a_written_record_is_read_back_and_no_file_is_none_without_a_warning(tmp_path, run, caplog):
+def test_record_round_trip(tmp_path, run, caplog):
     write_record(tmp_path / "new", run())
     assert read_record(tmp_path / "new") == run()
     assert [file.name for file in (tmp_path / "new").iterdir()] == ["result.json"]
@@ -55,9 +55,7 @@ def test_a_written_record_is_read_back_and_no_file_is_none_without_a_warning(tmp
         (None, "Field required"),
     ],
 )
-def test_a_damaged_record_counts_as_not_done_and_in_a_file_of_records_its_line_is_named(
-    tmp_path, run, caplog, changes, named
-):
+def test_damaged_records_are_ignored_or_rejected(tmp_path, run, caplog, changes, named):
     record = run()
     damaged = json.dumps({} if changes is None else record | changes)
     (tmp_path / "result.json").write_text(damaged)
@@ -69,7 +67,7 @@ def test_a_damaged_record_counts_as_not_done_and_in_a_file_of_records_its_line_i
         find_records([tmp_path / "all.jsonl"])
 
 
-def test_records_are_found_at_any_depth_once_and_damaged_ones_left_out(tmp_path, run):
+def test_records_are_found_once_at_any_depth(tmp_path, run):
     write_record(tmp_path / "a" / "seed1", run(1))
     write_record(tmp_path / "a" / "deep" / "seed2", run(2))
     write_record(tmp_path / "b", run(4))
@@ -83,7 +81,7 @@ def test_records_are_found_at_any_depth_once_and_damaged_ones_left_out(tmp_path,
         find_records([tmp_path / "a" / "seed3"])
 
 
-def test_collected_records_hold_what_was_chosen_but_neither_candidates_nor_what_was_measured(tmp_path, run):
+def test_collect_drops_candidates_and_measurements(tmp_path, run):
     of_a_method = {"ALPHA": {"value": 2.0, "candidates": [[1.0, 50.0], [2.0, 60.0]]}, "BETA": {"value": 1.0}}
     ours = {"keys": ["A"], "value": [1], "candidates": [[[1], 50.0]]}
     collect([run(1, selected=of_a_method, finished_at="now"), run(2, selected=ours)], tmp_path / "all.jsonl")
@@ -93,17 +91,17 @@ def test_collected_records_hold_what_was_chosen_but_neither_candidates_nor_what_
     assert set(MEASURED) == {"seconds", "peak_memory_mb", "finished_at"} and set(one) == set(run(1)) - set(MEASURED)
 
 
-def test_only_the_end_of_a_line_ends_a_collected_record(tmp_path, run):
+def test_only_newlines_separate_collected_records(tmp_path, run):
     for end in ("\n", "\r\n"):
         lines = (json.dumps(run(1, dataset=name), ensure_ascii=False) + end for name in ("a\u2028b\u0085c", "Toy"))
         (tmp_path / "all.jsonl").write_bytes("".join(lines).encode())
         assert [record["dataset"] for record in find_records([tmp_path / "all.jsonl"])] == ["a\u2028b\u0085c", "Toy"]
 
 
-# The files beside a record
+# Files with tensors
 
 
-def test_text_nodes_are_read_back_with_unit_norm_and_their_distance_is_over_pairs(tmp_path):
+def test_text_nodes_round_trip_with_unit_norm(tmp_path):
     before = torch.tensor([[2.0, 0.0], [0.0, 3.0], [-1.0, 0.0]])
     write_tensors_with_classes(tmp_path / TEXT_NODES, ["a", "b", "\u00e7"], before=before, after=torch.ones(3, 2))
     before, after, classnames = read_text_nodes(tmp_path)
@@ -113,7 +111,7 @@ def test_text_nodes_are_read_back_with_unit_norm_and_their_distance_is_over_pair
     assert classnames == ["a", "b", "\u00e7"]
 
 
-def test_nodes_that_are_missing_damaged_or_fit_neither_each_other_nor_their_classes_are_refused(tmp_path):
+def test_damaged_text_nodes_are_rejected(tmp_path):
     with pytest.raises(UserError, match="cannot read .*text_nodes"):
         read_text_nodes(tmp_path)
     (tmp_path / TEXT_NODES).write_bytes(b"no tensors")
@@ -170,7 +168,7 @@ def test_calibration_prints_the_table_and_draws_if_asked(calibrated, tmp_path, c
     assert Image.open(f"{stem}.png").format == "PNG" and b"<svg" in Path(f"{stem}.svg").read_bytes()
 
 
-def test_figures_of_one_run_are_written_and_what_they_say_in_numbers_is_printed(tmp_path, capsys):
+def test_figures_of_one_run_print_their_numbers(tmp_path, capsys):
     write_tensors_with_classes(tmp_path / TEXT_NODES, ["a", "b", "c"], before=torch.eye(3), after=torch.ones(3, 3))
     predicted, labels = torch.tensor([1, 1, 1]), torch.tensor([0, 0, 1])
     write_tensors_with_classes(tmp_path / PREDICTIONS, ["a", "b"], predicted=predicted, labels=labels)
@@ -191,7 +189,7 @@ def test_report_and_collect_write_their_file(folder, tmp_path, capsys):
     assert [json.loads(line)["seed"] for line in (tmp_path / "all.jsonl").read_text().splitlines()] == [1, 2]
 
 
-def test_runs_without_test_images_are_left_out_and_it_is_said(folder, run, caplog, capsys):
+def test_runs_without_test_images_are_skipped(folder, run, caplog, capsys):
     write_record(folder / "seed3", run(3) | {"accuracy": None})
     assert main(["compare", str(folder)]) == 0
     assert "1 of 3 runs are without test images" in caplog.text
@@ -203,7 +201,7 @@ def test_runs_without_test_images_are_left_out_and_it_is_said(folder, run, caplo
     ("command", "words"),
     [
         ("compare {}/nowhere", "no complete record below"),
-        ("compare {}/runs --by target", "targets"),
+        ("compare {}/runs --by target", "TARGET_DATASETS"),
         ("paired {}/runs/seed1/result.json", "Not a directory"),
         ("paired {}/empty", "no run with test images"),
         ("rejection {}/empty --features {}/bank", "no finished run below"),

@@ -1,3 +1,3 @@
-"""Labels while they are being made: which images to label next, and which labels are wrong."""
+"""Tools for labelling: find wrong labels, and suggest the images to label next."""
 
-SUSPICIOUS = 2.0  # a label whose score is higher seems wrong
+SUSPICIOUS = 2.0  # score above which a label is reported as suspicious

@@ -30,13 +30,14 @@ logger = logging.getLogger(__name__)
 
 COLUMNS = ("path", "label", "suggested", "score")
 CHECK = """\
-A model that was trained without an image checks the label of this image. Each row is an image with a suspicious label,
-its suggested class, and a score: the approximate log of the likelihood ratio of the two classes.
+A model that was fitted without an image checks the label of this image. Each row has an image with a suspicious label,
+the most probable other class, and a score: the approximate log odds of the other classes.
 """
 SUGGEST = "The rows have the columns of `predict`. The image to label first is in the first row."
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the command line."""
     parser = Parser(
         prog=command("label"),
         description="Select images to label, or find wrong labels.",
@@ -58,9 +59,9 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     first.set_defaults(run=suggest_command)
     check = parser.add_command(
         "check",
-        "find labels that seem wrong",
+        "find labels that are likely wrong",
         ("--root photos", "--features bank.safetensors --above 3 --out wrong.csv"),
-        failure="a label seems wrong",
+        failure="a label is suspicious",
         epilog=CHECK,
     )
     add = check.add_mutually_exclusive_group(required=True).add_argument
@@ -72,19 +73,22 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("opts", nargs="*", metavar="KEY VALUE", help="configuration keys and their values")
     add("--above", type=float, default=SUSPICIOUS, metavar="SCORE", help="lowest score to list")
     check.set_defaults(run=check_command)
-    # A CSV file in a folder of labelled images may hold the labels
-    for each, out, precision in ((first, OutputFile(*REPLACED), AUTO), (check, OutputFile(), "value of the key PREC")):
-        add = each.add_argument
+    # `check` never replaces a CSV file, because it may hold the labels
+    for subparser, out, precision in (
+        (first, OutputFile(*REPLACED), AUTO),
+        (check, OutputFile(), "value of the key PREC"),
+    ):
+        add = subparser.add_argument
         add("--format", choices=tuple(FORMATS), help="format of the rows (default: the ending of --out, or table)")
         add("--out", type=out, metavar="FILE", help="file to write or to replace (default: standard output)")
-        add_device_arguments(each, precision)
+        add_device_arguments(subparser, precision)
     return parser.parse_args(arguments)
 
 
 def suggest_command(args: argparse.Namespace) -> int:
-    """Writes the images to label next; returns how many images could not be read."""
+    """Write the images to label next; returns the number of images that could not be read."""
     check_inputs(args.inputs)
-    import torch  # takes seconds
+    import torch  # slow to import
 
     from ..models.images import ImageModel
     from ..predict.prediction import Options, default_batch_size, open_model, rows_of, write_rows
@@ -97,52 +101,57 @@ def suggest_command(args: argparse.Namespace) -> int:
     model = ImageModel.load(saved, device, args.backbone, args.pretrained, args.precision)
     paths, unreadable, features = [], [], [torch.zeros(0, saved.classifier.width)]
     images = image_paths(args.inputs, out=args.out)
-    for batch, problems, found in model.encode(images, default_batch_size(model.backbone.input_size)):
+    for batch, problems, batch_features in model.encode(images, default_batch_size(model.backbone.input_size)):
         paths += [str(path) for path, problem in zip(batch, problems) if not problem]
         unreadable += [Row(str(path), error=problem) for path, problem in zip(batch, problems) if problem]
-        features.append(found.cpu())
+        features.append(batch_features.cpu())
     pool = torch.cat(features)
     order = suggest(saved, pool, args.number) if len(pool) else []
-    rows = rows_of(saved, [paths[place] for place in order], saved.classifier.logits(pool[order]), options)
+    rows = rows_of(saved, [paths[index] for index in order], saved.classifier.logits(pool[order]), options)
     return write_rows([[*rows, *unreadable]], options)
 
 
 def check_command(args: argparse.Namespace) -> int:
-    """Writes the images whose labels seem wrong; returns how many there are."""
+    """Write the images with suspicious labels; returns their number."""
     from ..config_files import DATA_SET, METHOD, find_config_file, load_cfg
-    from ..predict.prediction import open_output  # torch takes seconds to import
+    from ..predict.prediction import open_output  # torch is slow to import
     from .issues import find_label_issues
 
     files = "" if args.features else args.dataset_config_file, args.config_file
     flags = {"DATASET.ROOT": args.root or ""} | ({f"{NODE}.PREC": args.precision} if args.precision else {})
     cfg = load_cfg(*files, flags, [*args.opts, "DATASET.NUM_SHOTS", "-1"])
     if args.out is not None:
-        named = [find_config_file(kind, file) for kind, file in zip((DATA_SET, METHOD), files) if file]
-        check_output(args.out, [named, {key: value for key, value in cfg.values.items() if key != "OUTPUT_DIR"}])
+        config_files = [find_config_file(kind, file) for kind, file in zip((DATA_SET, METHOD), files) if file]
+        check_output(args.out, [config_files, {key: value for key, value in cfg.values.items() if key != "OUTPUT_DIR"}])
     labelled, paths = labelled_images(cfg, args)
     issues = [issue for issue in find_label_issues(*labelled) if issue.score > args.above]
     with open_output(args.out) as write:
         for line in issue_lines(issues, paths, chosen_format(args)):
             write(line)
-    logger.info("%d of %d labels seem wrong", len(issues), len(paths))
+    logger.info("%d of %d labels are suspicious", len(issues), len(paths))
     return len(issues)
 
 
 def labelled_images(
     cfg: Config, args: argparse.Namespace
 ) -> tuple[tuple[Tensor, Tensor, Tensor, float, list[str]], list[str]]:
-    """The arguments of `find_label_issues`, and the paths of the training images. An image is encoded once, as a test
-    image is. UserError if --out is one of the images, or an image cannot be read.
+    """Read the labelled images, each encoded once with the test transform.
+
+    Returns:
+        The arguments of `find_label_issues`, and the paths of the images.
+
+    Raises:
+        UserError: If --out is one of the images, or an image cannot be read.
     """
-    from ..experiments.tasks import load_image_task, open_task  # torch takes seconds to import
+    from ..experiments.tasks import load_image_task, open_task  # torch is slow to import
     from ..utils.devices import choose_device
 
     seed, device = max(cfg.run.seed, 0), choose_device(args.device, "--device")
     if args.features:
         task = open_task(cfg, args.features, seed, device)
         bank, rows = task.bank(), task.split["train"]
-        of_bank = bank.cache_keys(), bank.train_labels, bank.text_positive, bank.logit_scale, list(bank.classnames)
-        return of_bank, [f"{args.features}#train/{row}" for row, _, _ in rows]
+        labelled = bank.cache_keys(), bank.train_labels, bank.text_positive, bank.logit_scale, list(bank.classnames)
+        return labelled, [f"{args.features}#train/{row}" for row, _, _ in rows]
     images, root = load_image_task(cfg, seed, device), Path(args.root)
     train = images.dataset.train
     paths = [str((root.parent if root.is_file() else root) / item.path) for item in train]
@@ -155,19 +164,19 @@ def labelled_images(
     return (features, labels, text, images.backbone.logit_scale, list(images.classnames)), paths
 
 
-def issue_lines(issues: Sequence[LabelIssue], paths: Sequence[str], form: str) -> Iterator[str]:
-    """Path, label, suggested class and score of each image, one a line, as "table", "csv" or "jsonl"."""
+def issue_lines(issues: Sequence[LabelIssue], paths: Sequence[str], row_format: str) -> Iterator[str]:
+    """Lines with path, label, suggested class and score of each image, as "table", "csv" or "jsonl"."""
     rows = [(utf8(paths[i.index]), utf8(i.label), utf8(i.suggested), round(i.score, 4)) for i in issues]
-    if form == "table":
+    if row_format == "table":
         yield from aligned(COLUMNS, [[(*names, f"{score:.2f}") for *names, score in rows]])
-    elif form == "csv":
+    elif row_format == "csv":
         yield from (csv_line(*row) for row in (COLUMNS, *rows))
     else:
         yield from (json.dumps(dict(zip(COLUMNS, row)), ensure_ascii=False) + "\n" for row in rows)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit code, 1 if there is something wrong with an image, else as of `report`."""
+    """Run the command; returns its exit code, 1 for a suspicious label or an unreadable image."""
 
     def run() -> int:
         args = parse_arguments(arguments)

@@ -1,1 +1,1 @@
-"""Prediction with a trained model: images, lists of images and folders, or a feature bank, to rows of classes."""
+"""Prediction of images and feature banks with a trained model."""

@@ -81,7 +81,7 @@ def chosen_format(args: argparse.Namespace) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit code, 1 if an image could not be read, else as of `report`."""
+    """Run the command; returns its exit code, 1 if an image could not be read, else 2 for wrong input."""
     return run_cli(lambda: int(predict(parse_arguments(arguments)) > 0))
 
 

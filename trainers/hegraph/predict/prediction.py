@@ -1,4 +1,4 @@
-"""From images or a feature bank to written rows.
+"""Prediction of images or feature banks, and output of the rows.
 
 Shapes: B images of a batch, K classes, d feature width.
 """
@@ -32,9 +32,9 @@ from .files import FORMATS, Row, copy_into, folder_name, image_paths, unique_nam
 
 logger = logging.getLogger(__name__)
 
-BANK_BATCH = 1024
-BATCH_PIXELS = 64 * 224 * 224
-MAX_BATCH = 256
+BANK_BATCH = 1024  # features of a bank predicted at once
+BATCH_PIXELS = 64 * 224 * 224  # pixels of a batch of images
+MAX_BATCH = 256  # images of a batch
 
 
 class Options(NamedTuple):
@@ -56,9 +56,13 @@ class Options(NamedTuple):
 
 
 def predict_images(args: Namespace, options: Options) -> int:
-    """Classifies the images that the command line names. Returns how many could not be read.
+    """Classify the images that the command line names, and write their rows.
 
-    UserError if the model is damaged, its backbone cannot be had, or something cannot be written.
+    Returns:
+        Number of images that could not be read.
+
+    Raises:
+        UserError: If the model is damaged, its backbone is not available, or an output cannot be written.
     """
     saved = open_model(args, options)
     device = choose_device(args.device, "--device")
@@ -69,9 +73,13 @@ def predict_images(args: Namespace, options: Options) -> int:
 
 
 def predict_bank(args: Namespace, options: Options) -> int:
-    """Classifies the features of a bank. Returns for how many the model gives NaN.
+    """Classify the features of a bank, and write their rows.
 
-    UserError if the bank lacks the split, or its features are not those that the model was trained on.
+    Returns:
+        Number of features for which the model predicts NaN.
+
+    Raises:
+        UserError: If the bank lacks the split, or has features of another backbone than the model.
     """
     model, bank = open_model(args, options), BankFile(args.features)
     if args.split not in bank.labels:
@@ -79,8 +87,8 @@ def predict_bank(args: Namespace, options: Options) -> int:
     width = bank.text_positive.shape[1]
     if bank.backbone != model.backbone.title or width != model.classifier.width:
         raise UserError(
-            f"the model was trained on {model.backbone.title!r} features of width {model.classifier.width}, but "
-            f"{args.features} holds those of {bank.backbone!r}, {width} wide"
+            f"expected features of {model.backbone.title!r} with width {model.classifier.width}, got {bank.backbone!r} "
+            f"with width {width} in {args.features}; extract the bank with the model's backbone"
         )
     model.backbone.compare_precision("fp32" if bank.encoder is None else bank.encoder.precision)
     features = bank.features(args.split)
@@ -93,17 +101,22 @@ def predict_bank(args: Namespace, options: Options) -> int:
     paths = [f"{args.features}#{args.split}/{row}" for row in range(len(features))]
     failed = write_rows((list(rows_of(model, paths[part], logits[part], options)) for part in parts), options)
     if tuple(bank.classnames) == model.classnames:
-        right = logits.argmax(dim=1) == bank.labels[args.split]
-        logger.info("accuracy %.2f %%", 100 * right.double().mean().item())
+        correct = logits.argmax(dim=1) == bank.labels[args.split]
+        logger.info("accuracy %.2f %%", 100 * correct.double().mean().item())
     return failed
 
 
 def open_model(args: Namespace, options: Options) -> SavedModel:
-    """The model, if it can mark images as asked, and `--out` is no file of its backbone; else UserError."""
+    """Load the model, and check that it supports the options.
+
+    Raises:
+        UserError: If the model is damaged, `--out` is a file of its backbone, or it has no threshold for open-set
+            rejection.
+    """
     model = load_model(args.model)
-    if named := model.named_only:
-        said = "%d of %d classes have a name but no images, and are known by their text alone: %s"
-        logger.warning(said, len(named), len(model.classnames), ", ".join(named[:5]))
+    if text_only := model.named_only:
+        message = "%d of %d classes have no training images, and are predicted from their text: %s"
+        logger.warning(message, len(text_only), len(model.classnames), ", ".join(text_only[:5]))
     if options.out is not None:
         check_output(options.out, backbone_files(model, args.backbone, args.pretrained))
     if options.open_set is not None:
@@ -114,69 +127,90 @@ def open_model(args: Namespace, options: Options) -> SavedModel:
 def image_rows(
     model: ImageModel, paths: Iterable[str], options: Options, batch_size: int, sort_into: Path | None = None
 ) -> Iterator[list[Row]]:
-    """The rows of images in batches, which are encoded at once, in the order of their paths.
+    """Predict images in batches, in the order of their paths.
 
-    The images are copied into folders of their classes below `sort_into`. UserError if a copy cannot be written.
+    Args:
+        model: The model with its backbone.
+        paths: Paths of the images.
+        options: Options of the output.
+        batch_size: Number of images to encode at once.
+        sort_into: Folder for copies of the images, in folders by predicted class.
+
+    Raises:
+        UserError: If a copy cannot be written.
     """
     encoded = model.encode(paths, batch_size)
     if options.transductive and (batches := list(encoded)):
         encoded = iter(batches)
-        features = [found for *_, found in batches]
-        adaptation = predict_transductively(model.model, torch.cat(features), str(model.backbone.device)).split(
-            [*map(len, features)]
-        )
-    for number, (images, problems, features_of_batch) in enumerate(encoded):
-        logits = adaptation[number] if options.transductive else model.logits(features_of_batch)
+        features = [batch_features for *_, batch_features in batches]
+        all_logits = predict_transductively(model.model, torch.cat(features), str(model.backbone.device))
+        batch_logits = all_logits.split([*map(len, features)])
+    for number, (images, problems, batch_features) in enumerate(encoded):
+        logits = batch_logits[number] if options.transductive else model.logits(batch_features)
         readable = [str(image) for image, problem in zip(images, problems) if not problem]
         predicted = rows_of(model.model, readable, logits, options)
         rows = []
         for image, problem in zip(images, problems):
             row = Row(str(image), error=problem) if problem else next(predicted)
             if sort_into is not None and not row.error:
-                place = NONE_OF_THESE if row.known is False else row.top[0][0]
-                if problem := copy_into(sort_into / folder_name(place), row.path):
+                folder = NONE_OF_THESE if row.known is False else row.top[0][0]
+                if problem := copy_into(sort_into / folder_name(folder), row.path):
                     row = Row(row.path, error=problem)
             rows.append(row)
         yield rows
 
 
 def predict_transductively(model: SavedModel, features: Tensor, device: str) -> Tensor:
-    """Logits `[B, K]` of images that inform each other, from their features `[B, d]`; UserError as of `hear`."""
+    """Adapt the model to images, and return their logits `[B, K]`.
+
+    Args:
+        model: Model without adaptation.
+        features: Unit-norm features of the images, shape `[B, d]`.
+        device: Device of the adaptation.
+
+    Raises:
+        UserError: If the model cannot be adapted.
+    """
     _, adaptation = adapt(model, features, device)
     class_prior = adaptation.class_prior
     logger.info(
-        "%d images inform each other (class offsets weigh %.2f, the prior %.2f): what is said of one depends on all",
+        "adapted to %d images; class offsets have weight %.2f, the class prior %.2f; each prediction depends on all",
         len(features), class_prior.offset_weight, class_prior.prior_weight,
     )  # fmt: skip
     return adaptation.logits.cpu()
 
 
 def rows_of(model: SavedModel, paths: Sequence[str], logits: Tensor, options: Options) -> Iterator[Row]:
-    """The rows of images from their logits `[B, K]`."""
+    """Iterate over the rows of images, from their paths and logits `[B, K]`."""
     names = unique_names(model.classnames, model.class_ids, () if options.open_set is None else [NONE_OF_THESE])
     probabilities = model.calibrate(logits)
     known = [None] * len(logits) if options.open_set is None else model.is_known(logits, options.open_set).tolist()
     finite = probabilities.isfinite().all(dim=1).tolist()
-    values, labels = probabilities.sort(dim=1, descending=True, stable=True)  # of equal classes the first comes first
+    values, labels = probabilities.sort(dim=1, descending=True, stable=True)  # equal probabilities in class order
     best = zip(values[:, : options.top].tolist(), labels[:, : options.top].tolist())
     for path, usable, (row_values, row_labels), is_known in zip(paths, finite, best, known):
         if usable:
             yield Row(path, [(names[label], value) for label, value in zip(row_labels, row_values)], known=is_known)
         else:
-            yield Row(path, error="the model gives NaN for it")
+            yield Row(path, error="the model predicts NaN")
 
 
 def write_rows(batches: Iterable[Sequence[Row]], options: Options) -> int:
-    """Writes rows as their batches come, with a progress bar and the rate on stderr. Returns how many have an error;
-    UserError for no row.
+    """Write rows as their batches arrive, with a progress bar and the rate on stderr.
+
+    Returns:
+        Number of rows with an error.
+
+    Raises:
+        UserError: If there is no row.
     """
     written, started = 0, time.monotonic()
     errors: list[str] = []
-    shows_rows = options.out is None and sys.stdout is not None and sys.stdout.isatty()
+    on_terminal = options.out is None and sys.stdout is not None and sys.stdout.isatty()
 
     def counted() -> Iterator[Sequence[Row]]:
         nonlocal written
-        with tqdm(desc="predicting", unit="img", disable=shows_rows or None) as bar:  # None: by stderr
+        with tqdm(desc="predicting", unit="img", disable=on_terminal or None) as bar:  # None: unless stderr is a file
             for rows in batches:
                 written += len(rows)
                 errors.extend(row.path for row in rows if row.error)
@@ -187,7 +221,7 @@ def write_rows(batches: Iterable[Sequence[Row]], options: Options) -> int:
         for line in FORMATS[options.format](counted(), options.open_set is not None):
             write(line)
         if not written:
-            raise UserError("there is nothing to classify: no image is there, or the list is empty")
+            raise UserError("expected at least one image, got none: the folders have no images, or the list is empty")
     seconds = time.monotonic() - started
     logger.info("rows: %d, in %.1f s, %.0f per second", written, seconds, written / max(seconds, 1e-9))
     if errors:
@@ -197,8 +231,9 @@ def write_rows(batches: Iterable[Sequence[Row]], options: Options) -> int:
 
 @contextmanager
 def open_output(out: Path | None) -> Iterator[Callable[[str], object]]:
-    """Gives a function that writes text as UTF-8: to standard output at once, or to a file, which replaces an older one
-    at the end of the block.
+    """Context with a function that writes text as UTF-8, to a file, or to standard output if `out` is None.
+
+    The file replaces an older one at the end of the block.
     """
     if out is None:
         if isinstance(sys.stdout, io.TextIOWrapper):
@@ -210,5 +245,5 @@ def open_output(out: Path | None) -> Iterator[Callable[[str], object]]:
 
 
 def default_batch_size(input_size: tuple[int, int]) -> int:
-    """As many images as have the pixels of `BATCH_PIXELS`, so that memory does not depend on the backbone's input."""
+    """Number of images with `BATCH_PIXELS` pixels, so that memory does not depend on the input size of the backbone."""
     return min(max(BATCH_PIXELS // math.prod(input_size), 1), MAX_BATCH)

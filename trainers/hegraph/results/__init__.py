@@ -1,4 +1,4 @@
-"""Records of runs, and the tables, figures and pages that are made from records and from nothing else.
+"""Records of runs, and the tables, figures and pages that are made from them.
 
-This file imports nothing: every run imports `records.py` when it starts, and needs none of the rest.
+This file imports nothing, because every run imports `records.py` when it starts.
 """

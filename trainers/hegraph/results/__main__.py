@@ -19,8 +19,8 @@ EPILOG = """\
 A SOURCE is an output folder or a file that `collect` wrote. A RUN is the output folder of one run. Figures are
 written as STEM.png and STEM.svg."""
 
-PRINTED = ("markdown", "latex", "csv", "text")  # `table.FORMATS`, which the parser needs without pandas
-STEM = OutputFile(".png", ".svg", added=(".png", ".svg"))  # of a figure
+FORMAT_NAMES = ("markdown", "latex", "csv", "text")  # keys of `table.FORMATS`, without importing pandas
+STEM = OutputFile(".png", ".svg", added=(".png", ".svg"))  # argument type: path of a figure without suffix
 OUTPUTS = {"FILE": OutputFile(".jsonl"), "STEM": STEM, "FILE.html": OutputFile(".html")}  # metavar -> type of --out
 
 EXAMPLE_OUTPUTS = {"FILE": "runs.jsonl", "STEM": "figures/dtd", "FILE.html": "report.html"}
@@ -40,58 +40,62 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
     def add(name: str, summary: str, run: Run, out: str = "", source: str = "SOURCE", more: str = "") -> Parser:
         end = f" --out {EXAMPLE_OUTPUTS[out]}" if out else more
-        added = parser.add_command(name, summary, [f"{place}{end}" for place in EXAMPLE_SOURCES[source]])
-        added.set_defaults(run=run, out=None)
+        subparser = parser.add_command(name, summary, [f"{path}{end}" for path in EXAMPLE_SOURCES[source]])
+        subparser.set_defaults(run=run, out=None)
         text = "output folder of one run" if source == "RUN" else "output folder or .jsonl file"
-        added.add_argument("sources", type=Path, nargs=1 if source == "RUN" else "+", metavar=source, help=text)
+        subparser.add_argument("sources", type=Path, nargs=1 if source == "RUN" else "+", metavar=source, help=text)
         if out:
             kind = "figures to write, without the ending" if out == "STEM" else "file to write"
-            added.add_argument("--out", type=OUTPUTS[out], required=True, metavar=out, help=kind)
-        return added
+            subparser.add_argument("--out", type=OUTPUTS[out], required=True, metavar=out, help=kind)
+        return subparser
 
     def add_table(name: str, summary: str, run: Run, more: str = "") -> Parser:
-        added = add(name, summary, run, more=more)
-        formats = [one for one in PRINTED if one != "text" or name == "compare"]  # accuracies alone are shown as text
-        added.add_argument("--format", choices=formats, default="markdown", help="format of the table")
+        subparser = add(name, summary, run, more=more)
+        formats = [key for key in FORMAT_NAMES if key != "text" or name == "compare"]  # text is for accuracies
+        subparser.add_argument("--format", choices=formats, default="markdown", help="format of the table")
         if name in ("compare", "complexity"):
-            added.add_argument("--quote", choices=QUOTED, help="also show the numbers of this table of the paper")
-        return added
+            subparser.add_argument("--quote", choices=QUOTED, help="also show the numbers of this table of the paper")
+        return subparser
 
     add("collect", "write many records to one .jsonl file", collect_command, "FILE")
     table = add_table("compare", "compare methods, with 95% intervals over seeds", compare_command)
-    table.add_argument("--by", choices=BY, default="shots", help="meaning of the columns")
-    table.add_argument("--cases", type=Path, metavar="GRID.yaml", help="grid of a sweep, whose cases become the rows")
+    table.add_argument("--by", choices=BY, default="shots", help="key of the columns")
+    table.add_argument("--cases", type=Path, metavar="GRID.yaml", help="grid file of a sweep with the cases as rows")
     table.add_argument("--no-interval", action="store_true", help="show means without intervals")
     add_table("base-to-new", "show accuracy on base and new classes, and its harmonic mean", base_to_new_command)
     add_table("complexity", "show epochs, time, parameters and memory", complexity_command)
     table = add_table("calibration", "show NLL, Brier score and ECE before and after scaling", calibration_command)
     table.add_argument("--out", type=STEM, metavar="STEM", help="reliability diagrams to write, without the ending")
     more = " --features bank.safetensors"
-    table = add_table("rejection", "measure the rejection of unknown images, with banks", rejection_command, more)
+    table = add_table("rejection", "show AUROC and FPR95 of open-set scores on feature banks", rejection_command, more)
     table.add_argument("--features", type=Path, nargs="+", required=True, metavar="BANK", help="banks of the runs")
-    unknown = "unknown images: of the classes that the run left out (new), or of a feature bank"
+    unknown = "unknown images: of classes that are not in the training (new), or of a feature bank"
     table.add_argument("--unknown", default="new", metavar="new|BANK", help=unknown)
     table = add("paired", "compare accuracy on the same images, with bootstrap intervals", paired_command)
-    table.add_argument("--of", default=OUR_METHOD, metavar="METHOD", help="method that is compared with the others")
+    table.add_argument("--of", default=OUR_METHOD, metavar="METHOD", help="method to compare with all others")
     figures = add("curves", "draw accuracy by shots", curves_command, "STEM")
     figures.add_argument("--quote", action="store_true", help="also draw the numbers of the paper")
-    add("tsne", "draw the text nodes of a run before and after training", tsne_command, "STEM", "RUN")
+    add("tsne", "draw the text nodes of a run before and after message passing", tsne_command, "STEM", "RUN")
     add("confusion", "draw the confusion matrix of a run, and list its hardest pairs", confusion_command, "STEM", "RUN")
     add("report", "write tables, curves, t-SNE and confusion matrix as one HTML page", report_command, "FILE.html")
     return parser.parse_args(arguments)
 
 
-def scored(sources: Sequence[Path]) -> list[dict]:
-    """The records of runs that had test images, of which one has to be there; a warning says how many are left out."""
-    from .comparison import warn_of_the_rest  # pandas takes long to import, here and below
+def tested_records(sources: Sequence[Path]) -> list[dict]:
+    """Read the records of runs with test images, and warn about other runs.
+
+    Raises:
+        UserError: If there is none.
+    """
+    from .comparison import warn_skipped  # pandas is slow to import, here and below
     from .records import find_records
 
     records = find_records(sources)
-    found = [record for record in records if record["accuracy"] is not None]
-    warn_of_the_rest(records, found, "without test images")
-    if not found:
-        raise UserError("no run had test images, so there is nothing to show")
-    return found
+    tested = [record for record in records if record["accuracy"] is not None]
+    warn_skipped(records, tested, "without test images")
+    if not tested:
+        raise UserError("expected runs with test images, got none; name runs of a data set with a test split")
+    return tested
 
 
 def collect_command(args: argparse.Namespace) -> str:
@@ -105,30 +109,30 @@ def compare_command(args: argparse.Namespace) -> Table:
     from .comparison import compare, read_cases
 
     quotes, cases = args.quote and read_quotes(args.quote), args.cases and read_cases(args.cases)
-    return compare(scored(args.sources), args.by, quotes, not args.no_interval, cases)
+    return compare(tested_records(args.sources), args.by, quotes, not args.no_interval, cases)
 
 
 def base_to_new_command(args: argparse.Namespace) -> Table:
     from .comparison import base_to_new
 
-    return base_to_new(scored(args.sources))
+    return base_to_new(tested_records(args.sources))
 
 
 def complexity_command(args: argparse.Namespace) -> Table:
     from .comparison import complexity
 
-    return complexity(scored(args.sources), args.quote and read_quotes(args.quote))
+    return complexity(tested_records(args.sources), args.quote and read_quotes(args.quote))
 
 
 def calibration_command(args: argparse.Namespace) -> str:
     from .comparison import calibration_table
     from .table import FORMATS
 
-    records = scored(args.sources)
+    records = tested_records(args.sources)
     table = FORMATS[args.format](calibration_table(records))
     if not args.out:
         return table
-    from .figures import reliability_diagrams, save  # matplotlib and torch take seconds, here and below
+    from .figures import reliability_diagrams, save  # matplotlib and torch are slow to import, here and below
 
     return table + save(reliability_diagrams(records), args.out)
 
@@ -150,25 +154,25 @@ def curves_command(args: argparse.Namespace) -> str:
 
     quotes = read_quotes("2", "fig2")
     quotes = quotes[quotes["method"] == OUR_METHOD]
-    return save(curves(scored(args.sources), quotes if args.quote else None), args.out)
+    return save(curves(tested_records(args.sources), quotes if args.quote else None), args.out)
 
 
 def tsne_command(args: argparse.Namespace) -> str:
     from .figures import mean_distance, read_text_nodes, save, tsne
 
     nodes = read_text_nodes(args.sources[0])
-    written = save(tsne(*nodes), args.out)
+    files = save(tsne(*nodes), args.out)
     before, after = map(mean_distance, nodes[:2])
-    return f"mean inter-class distance: before {before:.4f}, after {after:.4f}\n{written}"
+    return f"mean inter-class distance: before {before:.4f}, after {after:.4f}\n{files}"
 
 
 def confusion_command(args: argparse.Namespace) -> str:
     from .by_image import confusion_matrix, hardest_pairs
     from .figures import confusion, save
 
-    found = confusion_matrix(args.sources[0])
-    written = save(confusion(*found), args.out)
-    return "".join(f"{pair}\n" for pair in hardest_pairs(*found)) + written
+    matrix, classnames = confusion_matrix(args.sources[0])
+    files = save(confusion(matrix, classnames), args.out)
+    return "".join(f"{pair}\n" for pair in hardest_pairs(matrix, classnames)) + files
 
 
 def report_command(args: argparse.Namespace) -> str:
@@ -179,14 +183,14 @@ def report_command(args: argparse.Namespace) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the command line; returns the exit code, 2 for a mistake of the user's."""
+    """Run the command; returns its exit code."""
 
     def run() -> None:
         args = parse_arguments(arguments)
         from .table import FORMATS
 
-        done = args.run(args)
-        echo(done if isinstance(done, str) else FORMATS[args.format](done))
+        result = args.run(args)
+        echo(result if isinstance(result, str) else FORMATS[args.format](result))
 
     return run_cli(run)
 

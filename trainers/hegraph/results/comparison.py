@@ -1,4 +1,8 @@
-"""Methods side by side: rows are methods, columns are shots, data sets, backbones, targets, settings or costs."""
+"""Tables that compare methods: accuracy, training costs and calibration.
+
+Rows are methods or the cases of a sweep. Columns are shots, data sets, backbones, protocols, targets, settings or
+scores.
+"""
 
 from __future__ import annotations
 
@@ -25,19 +29,20 @@ from .table import Table, add_mean_places, add_means
 logger = logging.getLogger(__name__)
 
 KEYS = list(PLACE)
-ALL_IMAGES = -1  # the number of shots of a run that takes all training images
+ALL_IMAGES = -1  # number of shots of a run with all training images
 CAPTION = "Accuracy on test (%)"
-BASE = "DATASET.SUBSAMPLE_CLASSES"  # the key that is "base" for a run on the first half of the classes
+BASE = "DATASET.SUBSAMPLE_CLASSES"  # configuration key, "base" for runs on the first half of the classes
 
-# Columns, each with the decimals that it shows
+# Columns -> number of decimals
 COSTS = {"epochs": 0, "seconds per epoch": 3, "seconds in all": 2, "trained parameters": 0, "peak memory (MB)": 0}
-HONESTY = {
+CALIBRATION = {
     "accuracy": 2, "macro F1": 2, "NLL": 3, "NLL at T": 3, "Brier": 3, "Brier at T": 3, "ECE": 2, "ECE at T": 2, "T": 2,
     "accepted": 2,
 }  # fmt: skip
-SCORES = {"accuracy": "accuracy", "macro F1": "macro_f1", "NLL": "nll", "Brier": "brier", "ECE": "ece"}  # in a record
+# Column -> key of `records.ProbabilitiesRecord`
+SCORES = {"accuracy": "accuracy", "macro F1": "macro_f1", "NLL": "nll", "Brier": "brier", "ECE": "ece"}
 
-Cases = dict[str, dict[str, Any]]  # name of a case of a sweep -> configuration keys with their values
+Cases = dict[str, dict[str, Any]]  # name of a case of a sweep -> configuration keys and values
 
 
 def compare(
@@ -47,25 +52,31 @@ def compare(
     intervals: bool = True,
     cases: Cases | None = None,
 ) -> Table:
-    """Accuracy on test of every method, by one of `scores.BY`.
+    """Compare the test accuracy of methods.
 
-    By "target", there is a column for the data set of training and one for each further data set that the runs tested
-    their models on; by "setting", one for each combination of the configuration keys in which runs of one method
-    differ. The test of a trained model on another data set (--eval-only) stands at the data set of the test, and the
-    caption says where it was trained. All `records` have test images. With `cases`, from `read_cases`, rows are these
-    cases, and runs of none are left out.
+    A run with --eval-only counts for the data set that it is tested on, and the caption names the training data set.
 
-    Raises UserError if a cell would mix runs, if no run is of a case, or by "target" if no run was tested on one.
+    Args:
+        records: Records of runs with test images.
+        by: Key of the columns, one of `scores.BY`. "target" has a column for the training data set and one for each
+            other data set of `RunRecord.targets`. "setting" has one for each combination of the configuration keys in
+            which runs of one method differ.
+        quotes: Numbers of the paper, from `scores.read_quotes`.
+        intervals: Whether to print intervals over seeds.
+        cases: Cases of a sweep, from `read_cases`, which become the rows. Runs of no case are skipped.
+
+    Raises:
+        UserError: If runs of a cell are not comparable, no run belongs to a case, or no run has targets.
     """
     if cases is not None:
         records = name_cases(records, cases)
     if by == "target":
         return _compare_targets(records, quotes, intervals)
-    notes = _sources(records)
+    notes = _source_notes(records)
     columns: dict[Any, str]
     if by == "setting":
-        records, columns, of_settings = name_settings(records)
-        notes += of_settings
+        records, columns, setting_notes = name_settings(records)
+        notes += setting_notes
     else:
         values = sorted({place(record)[by] for record in records}, key=lambda value: (value == ALL_IMAGES, value))
         columns = {value: "all" if value == ALL_IMAGES else str(value) for value in values}
@@ -84,8 +95,8 @@ def compare(
 def _compare_targets(records: Sequence[dict], quotes: pd.DataFrame | None, intervals: bool) -> Table:
     records = [record for record in records if record.get("targets")]
     if not records:
-        raise UserError('no record has "targets": tests of the trained model on other data sets; nothing to compare')
-    frame = cells((row for record in records for row in _beside(record, SOURCE, record["targets"])), KEYS)
+        raise UserError("expected runs with DATASET.TARGET_DATASETS or DATASET.TARGET_DOMAINS, got none")
+    frame = cells((row for record in records for row in _target_rows(record, SOURCE, record["targets"])), KEYS)
     sources = sorted({record["dataset"] for record in records})
     targets = list(dict.fromkeys(name for record in records for name in record["targets"]))
     columns = {SOURCE: f"{sources[0]} (source)" if len(sources) == 1 else "source", **{name: name for name in targets}}
@@ -99,17 +110,19 @@ def _compare_targets(records: Sequence[dict], quotes: pd.DataFrame | None, inter
 
 
 def base_to_new(records: Sequence[dict]) -> Table:
-    """Accuracy on the classes of training (base), on the others (new), and the harmonic mean H of the two.
+    """Compare the accuracy on the training classes (base), on the other classes (new), and their harmonic mean H.
 
-    On new classes, HeGraphAdapter predicts with the part that can be used there: the text classifier without its
-    class-wise biases. Other runs are left out. Raises UserError if a cell would mix runs, or no run is left.
+    Only runs on base classes that were tested on the new classes of the same data set are part of the table.
+
+    Raises:
+        UserError: If runs of a cell are not comparable, or there is no such run.
     """
     rows = []
     for record in filter(on_base_classes, records):
         if test := (record.get("targets") or {}).get(f"{record['dataset']}:new"):
-            rows += _beside(record, "base", {"new": test})
+            rows += _target_rows(record, "base", {"new": test})
     if not rows:
-        raise UserError(f'no record is of {BASE} base with a target "<data set>:new"; nothing to compare')
+        raise UserError(f'expected runs with {BASE} base and a target "<data set>:new", got none; name such runs')
     frame = add_mean_places(cells(rows, KEYS), KEYS)
     frame = add_means(frame, "column", KEYS, ("base", "new"), "H", statistics.harmonic_mean)
     caption = f"{CAPTION} of base and new classes and their harmonic mean H (of each seed)"
@@ -117,210 +130,227 @@ def base_to_new(records: Sequence[dict]) -> Table:
 
 
 def on_base_classes(record: dict) -> bool:
-    """Whether a run was trained on the first half of the classes alone."""
+    """Whether a run was trained on the first half of the classes only."""
     return (record.get("config") or {}).get(BASE) == "base"
 
 
-def _sources(records: Sequence[dict]) -> list[str]:
-    """For the caption: which data sets were tested with models that were trained on another."""
-    away = {(r["rule"], r.get("trained_on") or "another data set", r["dataset"]) for r in records if r.get("rule")}
+def _source_notes(records: Sequence[dict]) -> list[str]:
+    """Notes for the caption on models that were trained on another data set than they are tested on."""
+    tests = {(r["rule"], r.get("trained_on") or "another data set", r["dataset"]) for r in records if r.get("rule")}
     return [
         f"{', '.join(dataset for *_, dataset in tested)} with models trained on {source} ({rule})"
-        for (rule, source), tested in groupby(sorted(away), key=itemgetter(0, 1))
+        for (rule, source), tested in groupby(sorted(tests), key=itemgetter(0, 1))
     ]
 
 
-def _beside(record: dict, column: str, targets: dict[str, dict]) -> list[dict]:
-    """What a run tells of its targets (column -> test) and, in `column`, of its own test images for the same rows."""
-    found = [row for name, test in targets.items() for row in accuracies(record, name, test)]
-    names = {row["method"] for row in found}
-    return [row for row in accuracies(record, column) if row["method"] in names] + found
+def _target_rows(record: dict, column: str, targets: dict[str, dict]) -> list[dict]:
+    """Rows for the targets of a run (column -> test) and, in `column`, for the run's own test of the same methods."""
+    rows = [row for name, test in targets.items() for row in accuracies(record, name, test)]
+    names = {row["method"] for row in rows}
+    return [row for row in accuracies(record, column) if row["method"] in names] + rows
 
 
-# What runs tell beside accuracy
+# Training costs and calibration
 
 
 def complexity(records: Sequence[dict], quotes: pd.DataFrame | None = None) -> Table:
-    """What training took, as means over seeds. All runs must have been timed on one kind of machine.
+    """Compare the training costs of methods, as means over seeds.
 
-    Seconds are those of training alone, since features are encoded once for all methods. A method without epochs has
-    "seconds in all" only. A method that chose on val has no seconds per epoch: its seconds are those of all candidates,
-    its epochs those of the one that was chosen. Memory is the peak of the whole process. Runs without times, and those
-    that tested another run's adapter, are left out. Raises UserError if no run has times, the machines differ, or a row
-    would mix runs.
+    - Seconds exclude the encoding of features, which all methods share.
+    - A method without epochs has "seconds in all" only.
+    - A method with hyperparameters selected on val has no seconds per epoch: its seconds cover all candidates, but its
+      epochs are those of the selected one.
+    - Memory is the peak of the whole process.
+
+    Runs without times, and runs that evaluated the adapter of another run, are skipped.
+
+    Raises:
+        UserError: If no run has times, runs were timed on different machines, or runs of a row are not comparable.
     """
     timed = [record for record in records if has_times(record) and not record.get("adapter_from")]
     if not timed:
-        raise UserError("the records hold no times of training (`collect` leaves them out); name output folders")
+        raise UserError("the records have no training times (files of `collect` have none); name output folders")
     machines = {machine(record) for record in timed}
     if len(machines) > 1:
-        raise UserError(f"times on different machines ({'; '.join(sorted(machines))}); name runs on one")
+        raise UserError(f"the runs were timed on different machines ({'; '.join(sorted(machines))}); name runs on one")
     frame = cells((row for record in timed for row in _costs(record)), KEYS, math.inf)
     frame = with_quotes(frame, quotes, KEYS, "metric", COSTS)
-    caption = f"What training takes, means over seeds, {machines.pop()}"
+    caption = f"Training costs, means over seeds, {machines.pop()}"
     return Table(caption, KEYS, frame, decimals=COSTS)
 
 
 def has_times(record: dict) -> bool:
-    """Whether a record tells how long the training took."""
+    """Whether a record has the seconds of training."""
     return "training" in (record.get("seconds") or {})
 
 
 def machine(record: dict) -> str:
-    """The machine of a run, as far as its times depend on it: device and number of threads."""
+    """Device and number of threads of a run, which training times depend on."""
     return f"{record.get('device')}, {record.get('threads')} threads"
 
 
 def _costs(record: dict) -> list[dict]:
     epochs, seconds = record.get("epochs"), record["seconds"]["training"]
-    each = seconds / epochs if epochs and record["selected_on"] != "val" else None
-    values = (epochs or None, each, seconds, record.get("num_parameters"), record.get("peak_memory_mb"))
+    per_epoch = seconds / epochs if epochs and record["selected_on"] != "val" else None
+    values = (epochs or None, per_epoch, seconds, record.get("num_parameters"), record.get("peak_memory_mb"))
     return [score(record, method(record), column, value) for column, value in zip(COSTS, values)]
 
 
 def calibration_table(records: Sequence[dict]) -> Table:
-    """The scores of each method before and after calibration, as means over seeds, and what the threshold for `KEEP` of
-    the images of known classes keeps of the test images, which are all of known classes.
+    """Compare the probabilities of methods before and after calibration, as means over seeds.
 
-    Raises UserError if no run tells them, or a row would mix runs.
+    The column "accepted" is the percentage of test images, all of known classes, that the open-set threshold for
+    `OPEN_SET_RATE` accepts.
+
+    Raises:
+        UserError: If no record has calibration scores, or runs of a row are not comparable.
     """
-    known = list(filter(has_calibration, records))
-    if not known:
-        raise UserError("no record holds calibration, which runs of earlier versions did not measure; run it again")
-    frame = add_mean_places(cells((row for record in known for row in _honesty(record)), KEYS), KEYS)
+    calibrated = list(filter(has_calibration, records))
+    if not calibrated:
+        raise UserError("no record has calibration scores, which earlier versions did not compute; run it again")
+    frame = add_mean_places(cells((row for record in calibrated for row in _calibration(record)), KEYS), KEYS)
     caption = (
-        f"Probabilities on test: NLL in nats, T the temperature, else %; kept by the threshold for {OPEN_SET_RATE:.0%}"
+        "Probabilities on test: NLL in nats, T the temperature, other columns in %; "
+        f"accepted: by the threshold for {OPEN_SET_RATE:.0%}"
     )
-    return Table(caption, KEYS, frame, decimals=HONESTY)
+    return Table(caption, KEYS, frame, decimals=CALIBRATION)
 
 
 def has_calibration(record: dict) -> bool:
-    """Whether a record tells how honest the probabilities of its method and of zero-shot CLIP are."""
-    found = record.get("calibration") or {}
-    return bool(found.get("zero_shot")) and all((found.get(part) or {}).get("bins") for part in ("before", "after"))
+    """Whether a record has calibration scores of its method and of zero-shot CLIP."""
+    calibration = record.get("calibration") or {}
+    parts = [calibration.get(part) or {} for part in ("before", "after")]
+    return bool(calibration.get("zero_shot")) and all(part.get("bins") for part in parts)
 
 
-def _honesty(record: dict) -> list[dict]:
-    """The numbers that a run tells about its method, and about zero-shot CLIP without a temperature."""
-    found, name = record["calibration"], method(record)
-    values = {(name, "T"): found["temperature"], (name, "accepted"): (record.get("rejection") or {}).get("accepted")}
+def _calibration(record: dict) -> list[dict]:
+    """Rows with the calibration scores of a run's method, and of zero-shot CLIP without a temperature."""
+    part, name = record["calibration"], method(record)
+    values = {(name, "T"): part["temperature"], (name, "accepted"): (record.get("rejection") or {}).get("accepted")}
     for column, key in SCORES.items():
-        values |= {(name, column): found["before"][key], (ZERO_SHOT, column): found["zero_shot"][key]}
-        values[name, f"{column} at T"] = found["after"][key]
-    return [score(record, *of, value) for of, value in values.items() if of[1] in HONESTY]
+        values |= {(name, column): part["before"][key], (ZERO_SHOT, column): part["zero_shot"][key]}
+        values[name, f"{column} at T"] = part["after"][key]
+    return [score(record, *cell, value) for cell, value in values.items() if cell[1] in CALIBRATION]
 
 
-# Rows that are the cases of a sweep
+# Cases of a sweep as rows
 
 
 class _Grid(LenientModel):
-    """What the file of a sweep says of cases; the sweep reads the rest."""
+    """Cases in the grid file of a sweep; `sweep.grid.Grid` is the whole schema."""
 
     cases: Annotated[dict[Any, dict[str, Any]], Field(min_length=1)]
     set: dict[str, Any] | None = None
 
 
 def read_cases(path: Path) -> Cases:
-    """The cases of a sweep's grid file, in its order, each with the keys that the file sets for all of them."""
+    """Read the cases of a grid file, each with the keys that the file sets for all cases."""
     grid = validate(_Grid, read_yaml(path, "a file of cases"), f"{path} names no cases, as the grid of a sweep does")
     return {str(name): {**(grid.set or {}), **keys} for name, keys in grid.cases.items()}
 
 
 def name_cases(records: Sequence[dict], cases: Cases) -> list[dict]:
-    """The records of runs that belong to a case, each with its name as "case".
+    """Add the key "case" to records, and skip records of no case with a warning.
 
-    A run belongs to the case whose values it has and, of several, to the one that names the most keys, since a case
-    leaves at its default what it does not name. Runs of no case are left out with a warning. Raises UserError if no run
-    belongs to a case.
+    A run belongs to a case if it has the values of all its keys. If several cases match, the one with the most keys
+    applies, because a case leaves other keys at their defaults.
+
+    Raises:
+        UserError: If no run belongs to a case.
     """
     named = []
     for record in records:
         config = record.get("config") or {}
-        fitting = [name for name, keys in cases.items() if all(config.get(key) == keys[key] for key in keys)]
-        if fitting:
-            named.append(record | {CASE: max(fitting, key=lambda name: len(cases[name]))})
+        matching = [name for name, keys in cases.items() if all(config.get(key) == keys[key] for key in keys)]
+        if matching:
+            named.append(record | {CASE: max(matching, key=lambda name: len(cases[name]))})
     if not named:
         raise UserError(f"no run belongs to one of the cases {', '.join(cases)}; name runs of that sweep")
-    warn_of_the_rest(records, named, "of no case")
+    warn_skipped(records, named, "of no case")
     return named
 
 
-def warn_of_the_rest(records: Sequence[dict], kept: Sequence[dict], what: str) -> None:
-    """Logs how many of some runs are left out, and what they are."""
-    if len(kept) < len(records):
-        logger.warning("%d of %d runs are %s and are left out", len(records) - len(kept), len(records), what)
+def warn_skipped(records: Sequence[dict], selected: Sequence[dict], description: str) -> None:
+    """Log a warning with the number of runs that are not selected, such as runs "of no case"."""
+    if len(selected) < len(records):
+        logger.warning("%d of %d runs are %s and are skipped", len(records) - len(selected), len(records), description)
 
 
-# Settings: the configuration keys in which runs of one method differ
+# Settings: configuration keys in which runs of one method differ
 
 
 def name_settings(records: Sequence[dict]) -> tuple[list[dict], dict[str, str], list[str]]:
-    """Names the setting of every run by configuration keys in which the runs of its method at its place differ.
+    """Name the setting of every run by the configuration keys in which runs of its method and place differ.
 
-    A run's name has the keys that do not have their usual value, or all keys if there is none; so the runs of several
-    sweeps around one point have short names. If the runs of one method differ in something, methods whose runs do not
-    are left out. If no runs differ, all have one setting, "".
+    The name has the keys with another value than the most common one, or all keys if there is none, so that runs of
+    several sweeps around one point have short names. If runs of any method differ, methods whose runs do not differ are
+    skipped. If no runs differ, all have the setting "".
 
-    Returns the records, each with a "setting" such as "ALPHA_PP=0.06" added; a dictionary of these settings, in the
-    order of their keys and values, to the heads of their columns; a list with a note on the usual values, or empty.
+    Returns:
+        Records with the key "setting", such as "ALPHA_PP=0.06"; settings in the order of keys and values -> header of
+        the column; and a list with a note on the most common values, or an empty list.
     """
     configs, groups = _differing(records)
     if configs.empty:
         return [record | {"setting": ""} for record in records], {"": "one setting"}, []
     in_sweep = (configs.groupby(groups).transform("nunique") > 1).any(axis=1)
     swept = [record for record, is_swept in zip(records, in_sweep) if is_swept]
-    warn_of_the_rest(records, swept, "of methods without a sweep")
+    warn_skipped(records, swept, "of methods without a sweep")
     keys = [str(key) for key in configs]
     short = shortest_names(keys, {key for record in swept for key in record.get("config") or {}})
-    usual = {key: _most_common(configs.loc[in_sweep, key]) for key in keys}
+    common = {key: _most_common(configs.loc[in_sweep, key]) for key in keys}
     named: list[dict] = []
     order: dict[str, list[tuple]] = {}
     for record, config in zip(swept, configs[in_sweep].to_dict("records")):
-        shown = [key for key in keys if config[key] != usual[key]] or keys
-        setting = ", ".join(f"{short[key]}={_text(config[key])}" for key in shown)
-        order[setting] = [(key, _sortable(json.loads(config[key]))) for key in shown]
+        named_keys = [key for key in keys if config[key] != common[key]] or keys
+        setting = ", ".join(f"{short[key]}={_value_text(config[key])}" for key in named_keys)
+        order[setting] = [(key, _sort_key(json.loads(config[key]))) for key in named_keys]
         named.append(record | {"setting": setting})
     settings = {setting: setting for setting in sorted(order, key=order.__getitem__)}
-    note = f"where not named, {', '.join(f'{short[key]}={_text(usual[key])}' for key in keys)}"
-    return named, settings, [note] if len(usual) > 1 else []
+    note = f"where not named, {', '.join(f'{short[key]}={_value_text(common[key])}' for key in keys)}"
+    return named, settings, [note] if len(common) > 1 else []
 
 
 def split_sweeps(records: Sequence[dict]) -> tuple[list[dict], list[list[dict]]]:
-    """The runs with the usual value of every key, and of each method at each place with other runs all its runs.
+    """Separate the runs of sweeps from the other runs.
 
-    A run that was made twice, as the middle of two sweeps, counts once: of those with the same place, method,
-    configuration, seed and accuracy, if possible one that trained its own adapter.
+    Runs with equal place, method, configuration, seed and accuracy, such as the middle of two sweeps, count once. A run
+    that trained its own adapter is preferred.
+
+    Returns:
+        Runs with the most common value of every key; and for each method and place with other values, all its runs.
     """
-    once: dict[tuple, dict] = {}
+    unique: dict[tuple, dict] = {}
     for record in sorted(records, key=lambda record: record.get("adapter_from") is not None):
-        made = (*place(record).values(), method(record), record.get("config_hash"), record["seed"], record["accuracy"])
-        once.setdefault(made, record)
-    runs = list(once.values())
+        key = (*place(record).values(), method(record), record.get("config_hash"), record["seed"], record["accuracy"])
+        unique.setdefault(key, record)
+    runs = list(unique.values())
     plain: list[dict] = []
     sweeps = []
     configs, groups = _differing(runs)
     for _, rows in configs.groupby(groups):
-        is_usual = (rows == [_most_common(rows[key]) for key in rows]).all(axis=1)
-        plain += [runs[i] for i in rows.index[is_usual]]
-        sweeps += [] if is_usual.all() else [[runs[i] for i in rows.index]]
+        is_plain = (rows == [_most_common(rows[key]) for key in rows]).all(axis=1)
+        plain += [runs[i] for i in rows.index[is_plain]]
+        sweeps += [] if is_plain.all() else [[runs[i] for i in rows.index]]
     return plain, sweeps
 
 
 def _differing(records: Sequence[dict]) -> tuple[pd.DataFrame, pd.Series]:
-    """A line for each run: the values of the keys in which runs of one method at one place differ, as JSON since some
-    are lists, in a column for each; and the number of its method at its place.
+    """Frame with a line per run and a column for each key in which runs of one method and place differ.
+
+    Values are JSON, because lists cannot be hashed. The series has the number of the method and place of each run.
     """
     groups = pd.DataFrame([place(record) | {"method": method(record)} for record in records])
     number = groups.groupby(list(groups), sort=False).ngroup()
     configs: list[dict] = [record.get("config") or {} for record in records]
     keys = sorted({key for config in configs for key in config})
-    found = pd.DataFrame([[json.dumps(config.get(key)) for key in keys] for config in configs], columns=keys)
-    differs = (found.groupby(number).nunique() > 1).any()
-    return found.loc[:, differs], number
+    values = pd.DataFrame([[json.dumps(config.get(key)) for key in keys] for config in configs], columns=keys)
+    differs = (values.groupby(number).nunique() > 1).any()
+    return values.loc[:, differs], number
 
 
 def shortest_names(keys: Sequence[str], all_keys: set[str]) -> dict[str, str]:
-    """Short names of dotted keys: of each, the shortest last part that none of `all_keys` ends with as well."""
+    """Shorten each dotted key to the shortest suffix that no other key of `all_keys` ends with."""
     names = {}
     for key in keys:
         parts = key.split(".")
@@ -330,14 +360,14 @@ def shortest_names(keys: Sequence[str], all_keys: set[str]) -> dict[str, str]:
 
 
 def _most_common(values: pd.Series) -> str:
-    """Of equally frequent ones, the first."""
+    """Most common value, the first one of equally common ones."""
     return Counter(values).most_common(1)[0][0]
 
 
-def _text(value: str) -> str:
-    found = json.loads(value)
-    return f"{found:g}" if isinstance(found, float) else str(found)
+def _value_text(encoded: str) -> str:
+    value = json.loads(encoded)
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _sortable(value: object) -> tuple:
+def _sort_key(value: object) -> tuple:
     return (0, value, "") if isinstance(value, (int, float)) else (1, 0, str(value))

@@ -1,4 +1,4 @@
-"""The record of a run, which is one JSON file that is written last, and the files beside it.
+"""Records of runs: the file `result.json`, which a run writes last, and files with tensors in the same folder.
 
 Shapes: K classes, d feature width, M test images.
 """
@@ -41,15 +41,15 @@ SPLIT = "split.json"
 PREDICTIONS = "predictions.safetensors"
 TEXT_NODES = "text_nodes.safetensors"
 
-# The "rule" of a test on another data set than that of the training
+# Values of "rule", for a test on another data set than the training data set
 SAME_CLASSES, OTHER_CLASSES = "same classes", "other classes"
 
-# The "protocol" of a run whose method has heard images without labels; other records have none
+# Values of "protocol", for a method adapted to unlabelled images; other records do not have the key
 SEMI_SUPERVISED, TRANSDUCTIVE = "semi-supervised", "transductive"
 
-OPEN_SET_RATE = 0.95  # the share of images of known classes whose threshold a record tells
+OPEN_SET_RATE = 0.95  # rate of images of known classes that reach the threshold in a record
 
-# The keys whose values differ between two runs of one experiment, even on one machine
+# Keys whose values differ between two runs of one experiment, even on one machine
 MEASURED = ("seconds", "peak_memory_mb", "finished_at")
 
 
@@ -165,35 +165,41 @@ class RunRecord(TargetRecord):
 
 
 def write_record(folder: Path, record: dict) -> None:
-    """Writes `result.json` into a run's output folder, whole or not at all."""
+    """Write `result.json` into a run's output folder atomically."""
     write_json(folder / RECORD, record)
 
 
 def write_tensors_with_classes(path: Path, classnames: Sequence[str], **tensors: Tensor) -> None:
-    """Writes a file beside a record: tensors, and the names of K classes.
+    """Write a file with tensors and the K class names.
 
-    `PREDICTIONS` has the `predicted` and the true class (`labels`) of every test image, each `[M]`; `TEXT_NODES` the
-    unit-norm text nodes `before` and `after` message passing, each `[K, d]`.
+    `PREDICTIONS` has the predicted class (`predicted`) and the true class (`labels`) of every test image, each `[M]`.
+    `TEXT_NODES` has the unit-norm text nodes `before` and `after` message passing, each `[K, d]`.
     """
     names = json.dumps(list(classnames), ensure_ascii=False)
     write_tensors(path, {name: tensor.cpu() for name, tensor in tensors.items()}, {"classnames": names})
 
 
-def read_tensors_with_classes(path: Path, what: str, names: Sequence[str]) -> tuple[list[Tensor], list[str]]:
-    """Reads a file beside a record: the tensors `names`, and the class names in its metadata.
+def read_tensors_with_classes(path: Path, content: str, names: Sequence[str]) -> tuple[list[Tensor], list[str]]:
+    """Read a file of `write_tensors_with_classes`: the tensors `names`, and the class names.
 
-    Raises UserError if there is no such file, or it holds something else.
+    Args:
+        path: The file.
+        content: Description of the file for error messages, such as "predictions of a run".
+        names: Names of the tensors.
+
+    Raises:
+        UserError: If the file is missing or damaged.
     """
-    tensors, metadata = read_tensors(path, what)
-    with reading(path, what):
+    tensors, metadata = read_tensors(path, content)
+    with reading(path, content):
         classnames = validate(list[str], parse_json(metadata["classnames"]), f"{path} has no list of classnames")
         return [tensors[name] for name in names], classnames
 
 
 def read_record(folder: Path) -> dict | None:
-    """Reads the record in a run's output folder; None if there is none.
+    """Read the record in a run's output folder; None if there is none.
 
-    A damaged or incomplete record counts as none, and a warning says so.
+    A damaged or incomplete record is ignored with a warning.
     """
     path = folder / RECORD
     if not path.exists():
@@ -208,12 +214,13 @@ def read_record(folder: Path) -> dict | None:
 
 
 def find_records(sources: Sequence[Path]) -> list[dict]:
-    """Reads all complete records.
+    """Read all complete records.
 
     Args:
-        sources: Folders, below which records are looked for at any depth, and files that `collect` wrote.
+        sources: Folders, which are searched at any depth, and files that `collect` wrote.
 
-    Raises UserError if there is no record, or a file holds something else.
+    Raises:
+        UserError: If there is no record, or a file is damaged.
     """
     records = [record for source in sources if source.is_file() for record in _read_lines(source)]
     records += find_runs([source for source in sources if not source.is_file()]).values()
@@ -224,7 +231,7 @@ def find_records(sources: Sequence[Path]) -> list[dict]:
 
 def _read_lines(path: Path) -> list[dict]:
     records = []
-    # str.splitlines would also split at U+0085 and U+2028, which a text in JSON may hold
+    # str.splitlines would also split at U+0085 and U+2028, which JSON strings may contain
     for number, line in enumerate(read_text(path, "a file of records").removesuffix("\n").split("\n"), 1):
         with reading(path, f"a file of records (line {number})"):
             records.append(parse_json(line))
@@ -233,30 +240,29 @@ def _read_lines(path: Path) -> list[dict]:
 
 
 def find_runs(folders: Sequence[Path]) -> dict[Path, dict]:
-    """Finds finished runs below folders, at any depth: output folder -> complete record, each run once.
+    """Find finished runs below folders at any depth: output folder -> complete record.
 
-    Runs may be at work meanwhile, so a folder may vanish while it is looked through.
+    Other processes may remove folders during the search.
     """
 
-    def refuse(error: OSError) -> None:
+    def on_error(error: OSError) -> None:
         if not isinstance(error, FileNotFoundError):
             raise error
 
-    walked = (found for folder in folders for found in os.walk(folder, onerror=refuse))
-    runs = sorted({Path(parent).resolve() for parent, _, files in walked if RECORD in files})
+    walk = (entry for folder in folders for entry in os.walk(folder, onerror=on_error))
+    runs = sorted({Path(parent).resolve() for parent, _, files in walk if RECORD in files})
     return {run: record for run in runs if (record := read_record(run)) is not None}
 
 
 def collect(records: Sequence[dict], path: Path) -> None:
-    """Writes records into one file, one a line, without what makes them long or tells of one machine only.
+    """Write records into one file, one per line, without times, memory, and candidates of values selected on val.
 
-    Left out are times and memory and, where a value was chosen on val, the accuracies of all candidates, which can be a
-    hundred times as long as the rest.
+    The accuracies of candidates can be a hundred times as long as the rest of a record.
     """
     lines = []
     for record in records:
-        chosen = {"selected": _without_candidates(record["selected"])}
-        lines.append(json.dumps({key: record[key] for key in record if key not in MEASURED} | chosen, sort_keys=True))
+        selected = {"selected": _without_candidates(record["selected"])}
+        lines.append(json.dumps({key: record[key] for key in record if key not in MEASURED} | selected, sort_keys=True))
     with atomic_path(path) as temporary:
         temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 

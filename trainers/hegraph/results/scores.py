@@ -1,11 +1,12 @@
-"""Records as rows of a pandas frame, one for each run and score, and the two rules of what may be averaged.
+"""Scores of records as rows of a pandas frame, and the two rules for averages.
 
-First, never average unlike runs: those of a cell are alike in `OF_TEST` and `OF_RUN`, stand at one `PLACE` and have
-different seeds; `check_alike` and `check_averaged` refuse anything else. Second, a mean has nothing missing: `cells`
-drops a cell where one of its runs lacks the number, and `add_means` of `table.py` has no mean where a data set or
-column is missing. A new kind of run is kept apart in all tables by one more row of `PLACE`.
+1. Only comparable runs are averaged. The runs of a cell have equal values of `TEST_KEYS`, `RUN_KEYS` and `PLACE`, and
+   different seeds; `check_equal` and `check_averaged` raise an error otherwise. One more key in `PLACE` separates a new
+   kind of run in all tables.
+2. A mean has no missing value. `cells` drops a cell if one of its runs lacks the score, and `table.add_means` computes
+   no mean if a data set or column is missing.
 
-The paper's own numbers, typed from its tables into `paper.csv` beside this file, become rows as well.
+The paper's numbers, copied from its tables into `paper.csv`, are rows as well.
 """
 
 from __future__ import annotations
@@ -20,21 +21,22 @@ from typing import TYPE_CHECKING, Any
 from ..baselines import ALL_BASELINES
 from ..utils.errors import UserError, shortened
 from ..utils.files import hash_json
-from ..utils.option import OUR_METHOD
+from ..utils.option import NODE, OUR_METHOD
 
-if TYPE_CHECKING:  # it takes as long to import as all that the parser of a command needs
+if TYPE_CHECKING:  # pandas is slow to import, and the parser of the command line does not need it
     import pandas as pd
 
-TEXT = f"{OUR_METHOD}(T)"  # our text classifier without the cache
-ZERO_SHOT = "zero-shot"  # CLIP without training; every run tells its accuracy
+TEXT = f"{OUR_METHOD}(T)"  # text classifier without the cache
+ZERO_SHOT = "zero-shot"  # CLIP without training; every run has its accuracy
 
-PAPER = f"{OUR_METHOD}(paper)"  # the full variant by the paper's recipe, a configuration *_paper
-# What no recipe of ours has at once: all of `W` from Glorot's start, no noise and no messages in closed form
-OF_THE_PAPER = {"TEXT_W": True, "WEIGHT_INIT": "xavier", "NOISE": 0.0, "CLOSED_FORM.OMEGA": 0.0}
+PAPER = f"{OUR_METHOD}(paper)"  # the full variant with the paper's recipe, a configuration *_paper
+# Options that only the paper's recipe combines: the whole of `W` with Glorot initialisation, no noise, no closed-form
+# head
+PAPER_OPTIONS = {"TEXT_W": True, "WEIGHT_INIT": "xavier", "NOISE": 0.0, "CLOSED_FORM.OMEGA": 0.0}
 
-ON_ZERO_SHOT = f"{OUR_METHOD}(zero-shot)"  # our unlabelled nodes on zero-shot CLIP, without a labelled image
+ON_ZERO_SHOT = f"{OUR_METHOD}(zero-shot)"  # zero-shot CLIP, adapted to unlabelled images without labelled ones
 
-# Rows stand in this order: the other methods as in their registry, a method that neither tuple names, our variants
+# Order of rows: baselines as in their registry, then methods in neither tuple, then variants of HeGraphAdapter
 BASELINES = tuple(ZERO_SHOT if name == "ZeroShot" else name for name in ALL_BASELINES)
 VARIANTS = (
     ON_ZERO_SHOT,
@@ -47,32 +49,32 @@ VARIANTS = (
     OUR_METHOD,
 )
 
-# The keys of a record that tell experiments of one method apart, each with the head of its column in a table
+# Record keys that distinguish experiments of one method, each with its table header
 PROTOCOL = "protocol"
 PLACE = {"dataset": "data set", "backbone": "backbone", "shots": "shots", PROTOCOL: "protocol"}
-BY = (*PLACE, "target", "setting")  # what the columns of a comparison can be
-INDUCTIVE = "inductive"  # the protocol of records that name none
+BY = (*PLACE, "target", "setting")  # choices for the columns of a comparison
+INDUCTIVE = "inductive"  # protocol of records without the key
 
-# The keys of a record in which tests and runs of one cell are alike. Every method is tested alike, so zero-shot CLIP is
-# averaged over the tests of all of them; the rest holds for the runs of one method
-OF_TEST = ("num_test", "num_classes", "rule", "trained_on")
-OF_RUN = ("test_set", "config", "versions")
+# Record keys with equal values for all runs of a cell. `TEST_KEYS` hold for tests of any method, so zero-shot CLIP is
+# averaged over the runs of all methods; `RUN_KEYS` hold for the runs of one method
+TEST_KEYS = ("num_test", "num_classes", "rule", "trained_on")
+RUN_KEYS = ("test_set", "config", "versions")
 
-CASE = "case"  # the key of a record that names the case of a sweep it belongs to
-# Columns that no data set is called like: that of a row's mean, and by target that of the data set of the training
+CASE = "case"  # record key with the name of a case of a sweep
+# Column of a row's mean, and column of the training data set in a comparison by target; no data set has such a name
 MEAN, SOURCE = "\x1fmean", "\x1fsource"
-MEAN_OF = "mean of "  # begins the place of means over data sets
+MEAN_OF = "mean of "  # prefix of the name of a mean over data sets
 
-FILE = Path(__file__).parent / "paper.csv"
-QUOTED = ("1", "2", "3", "4", "5", "fig2")  # the paper's tables and figures whose numbers are there
-FITTING = ["dataset", "backbone", "shots", "setting", "metric"]  # in which a number has to fit one of ours
+PAPER_FILE = Path(__file__).parent / "paper.csv"
+QUOTED = ("1", "2", "3", "4", "5", "fig2")  # tables and figures of the paper in `PAPER_FILE`
+QUOTE_KEYS = ["dataset", "backbone", "shots", "setting", "metric"]  # equal values for a quoted number and its cell
 AVERAGE = "average"  # in the paper's tables, the mean of all other columns
-# The data sets whose names in CoOp are not the paper's: CoOp's name -> the paper's, both without capitals and signs
-OTHER_NAMES = {"describabletextures": "dtd", "oxfordflowers": "flowers102"}
+# Normalised name in CoOp -> name in the paper, for data sets whose names differ
+PAPER_NAMES = {"describabletextures": "dtd", "oxfordflowers": "flowers102"}
 
 
 def method(record: dict) -> str:
-    """The name of the row of a run: its case if it has one, else its method and HeGraphAdapter's variant or recipe."""
+    """Name of the row of a run: its case if it has one, else its method and the variant or recipe."""
     if CASE in record:
         return record[CASE]
     if record["trainer"] == "ZeroShot":
@@ -83,11 +85,11 @@ def method(record: dict) -> str:
         return f"{name}(zero-shot)" if on_zero_shot else name
     if record["variant"] != "full":
         return f"{OUR_METHOD}({record['variant'].replace('_', '-')})"
-    return PAPER if all(config.get(f"TRAINER.HEGRAPHADAPTER.{k}") == v for k, v in OF_THE_PAPER.items()) else OUR_METHOD
+    return PAPER if all(config.get(f"{NODE}.{key}") == value for key, value in PAPER_OPTIONS.items()) else OUR_METHOD
 
 
 def method_order(name: str, cases: Sequence[str] = ()) -> tuple[int, int, str]:
-    """The key by which the names of rows are sorted; cases stand last, in their order."""
+    """Sort key of the name of a row; cases are last, in their order."""
     for rank, names in ((3, cases), (2, VARIANTS), (0, BASELINES)):
         if name in names:
             return rank, names.index(name), name
@@ -95,180 +97,203 @@ def method_order(name: str, cases: Sequence[str] = ()) -> tuple[int, int, str]:
 
 
 def place(record: dict) -> dict[str, Any]:
-    """The place of a run: its values of `PLACE`."""
+    """Values of `PLACE` of a run."""
     return {key: record.get(key) or INDUCTIVE if key == PROTOCOL else record[key] for key in PLACE}
 
 
 def score(record: dict, name: str, column: object, value: Any, test: dict | None = None, own: bool = True) -> dict:
-    """One number that a run tells of the method `name`, or None, as a row for `cells`.
+    """Row for `cells` with one score of a run.
 
-    `test` is the one of the record's "targets" that gave it, None for the record's own. `own` says whether the run was
-    made for this method: a full run also tells the accuracy of its text classifier, which is what a run of the variant
-    T trains. A cell takes one kind only, the own ones, or the others if more.
+    Args:
+        record: Record of the run.
+        name: Method that the score belongs to.
+        column: Column of the cell.
+        value: The score, or None.
+        test: Entry of the record's "targets" with the score; None for the test on the run's own data set.
+        own: Whether the run trained this method. A full run also has the accuracy of its text classifier, which runs
+            of the variant T train. A cell takes rows of one kind: the own ones, unless there are more of the other.
     """
     row = {"method": name, "column": column, "seed": record["seed"], "value": value, "own": own, "quoted": False}
     fewest = min(record.get("images_per_class") or [math.inf])
-    row["fewest"] = fewest if fewest < record["shots"] else None  # images of a class, where that is below the shots
-    told = {key: (test or record).get(key) for key in OF_TEST} | {key: record.get(key) for key in OF_RUN}
-    return place(record) | row | told
+    row["fewest"] = fewest if fewest < record["shots"] else None  # images of the smallest class, if below the shots
+    compared = {key: (test or record).get(key) for key in TEST_KEYS} | {key: record.get(key) for key in RUN_KEYS}
+    return place(record) | row | compared
 
 
 def accuracies(record: dict, column: object, test: dict | None = None) -> list[dict]:
-    """The accuracies that one test of a run tells: of its method, of zero-shot CLIP, of a full run's text classifier.
+    """Rows with the accuracies of one test of a run: of its method, of zero-shot CLIP, of a full run's text classifier.
 
-    On other domains of its classes, a full run is tested with the text classifier alone, so it counts as the variant T.
-    On other classes it has no second classifier either, but its text nodes are not those of the training, so it counts
-    as the method.
+    On other domains of its classes, a full run is tested with the text classifier only, so it counts as the variant T.
+    On other classes, it counts as the full method: its text nodes are computed from the texts of these classes.
     """
     from .records import SAME_CLASSES
 
     scores, name = test or record, method(record)
-    found = [(name, "accuracy", True), (ZERO_SHOT, "accuracy_zero_shot", True)]
+    candidates = [(name, "accuracy", True), (ZERO_SHOT, "accuracy_zero_shot", True)]
     if name == OUR_METHOD and scores.get("rule") == SAME_CLASSES:
-        found[0] = (TEXT, "accuracy", False)
+        candidates[0] = (TEXT, "accuracy", False)
     elif name == OUR_METHOD and not scores.get("rule"):
-        found.append((TEXT, "accuracy_text", False))
-    told = [one for one in found if scores.get(one[1]) is not None]
-    return [score(record, row, column, scores[key], test, own) for row, key, own in told]
+        candidates.append((TEXT, "accuracy_text", False))
+    return [
+        score(record, row, column, scores[key], test, own)
+        for row, key, own in candidates
+        if scores.get(key) is not None
+    ]
 
 
 def grouped(frame: pd.DataFrame, keys: Sequence[str]) -> list[tuple[tuple[Any, ...], pd.DataFrame]]:
-    """The rows of each combination of values of some columns, in the order in which they come first."""
-    found: Any = frame.groupby(list(keys), sort=False)
-    return list(found)
+    """Split a frame by the values of several columns, in order of first occurrence."""
+    groups: Any = frame.groupby(list(keys), sort=False)
+    return list(groups)
 
 
-# The first rule: what stands in a cell
+# Cells: the first rule
 
 
 def cells(rows: Iterable[dict], keys: Sequence[str], tolerance: float = 0.005) -> pd.DataFrame:
-    """The rows of a table's cells, one for each seed, in the order of their places.
+    """Sort rows by place and reduce them to one row per cell and seed.
 
-    A cell is the values of `keys`, a method and a column. Its runs may differ by `tolerance` about zero-shot CLIP: half
-    of what is printed. Raises UserError if it would mix runs that must not be averaged.
+    Args:
+        rows: Rows from `score`.
+        keys: Keys that, with the method and the column, identify a cell.
+        tolerance: Largest difference between runs in a score of zero-shot CLIP. The default is half of the last
+            printed digit.
+
+    Raises:
+        UserError: If runs of a cell are not comparable.
     """
     import pandas as pd
 
-    found: dict[tuple, list[dict]] = {}
+    by_cell: dict[tuple, list[dict]] = {}
     for row in sorted(rows, key=lambda row: [row[key] for key in keys if key in PLACE]):
-        found.setdefault(tuple(row[key] for key in (*keys, "method", "column")), []).append(row)
-    kept: list[dict] = []
-    for cell, of_cell in found.items():
-        of_seeds = _kept(of_cell, ", ".join(filter(None, (str(part).strip("\x1f") for part in cell))), tolerance)
-        kept += of_seeds if all(row["value"] is not None for row in of_seeds) else ()
-    return pd.DataFrame(kept, dtype=object)
+        by_cell.setdefault(tuple(row[key] for key in (*keys, "method", "column")), []).append(row)
+    selected: list[dict] = []
+    for cell, cell_rows in by_cell.items():
+        title = ", ".join(filter(None, (str(part).strip("\x1f") for part in cell)))
+        seed_rows = _rows_by_seed(cell_rows, title, tolerance)
+        selected += seed_rows if all(row["value"] is not None for row in seed_rows) else ()
+    return pd.DataFrame(selected, dtype=object)
 
 
-def _kept(rows: Sequence[dict], what: str, tolerance: float) -> Sequence[dict]:
-    """The rows that stay in a cell, one for each seed."""
-    check_alike(rows, OF_TEST, what)
-    if rows[0]["method"] == ZERO_SHOT:  # runs of any method tell it, and those of one seed must agree
+def _rows_by_seed(rows: Sequence[dict], title: str, tolerance: float) -> Sequence[dict]:
+    """Select the rows of a cell, one for each seed."""
+    check_equal(rows, TEST_KEYS, title)
+    if rows[0]["method"] == ZERO_SHOT:  # runs of all methods have it, and must agree for each seed
         first: dict[int, dict] = {}
         for row in rows:
             one, other = first.setdefault(row["seed"], row)["value"], row["value"]
             if None not in (one, other) and abs(one - other) > tolerance:
-                told = f"disagree about zero-shot CLIP ({one:.2f} and {other:.2f})"
-                raise UserError(f"{what}: the runs {told}, so prompts, weights or images differ; name runs of one kind")
+                raise UserError(
+                    f"{title}: the runs disagree about zero-shot CLIP ({one:.2f} and {other:.2f}), so prompts, weights "
+                    "or images differ; name runs of one kind"
+                )
         return list(first.values())
-    # The cache shares no parameter with the text classifier, so a full run's is as good as that of a run of variant T
-    kept = max(([row for row in rows if row["own"] is own] for own in (True, False)), key=len)
-    check_averaged(kept, what)
-    return kept
+    # The cache shares no parameter with the text classifier, so full runs and runs of the variant T train the same one
+    largest = max(([row for row in rows if row["own"] is own] for own in (True, False)), key=len)
+    check_averaged(largest, title)
+    return largest
 
 
-def check_averaged(runs: Sequence[Mapping[str, Any]], what: str) -> None:
-    """Raises UserError if runs of one method must not be averaged: if they are unlike, or a seed is there twice."""
-    check_alike(runs, OF_RUN, what)
+def check_averaged(runs: Sequence[Mapping[str, Any]], title: str) -> None:
+    """Raise UserError if runs of one method differ in `RUN_KEYS`, or two have the same seed."""
+    check_equal(runs, RUN_KEYS, title)
     seed, times = Counter(run["seed"] for run in runs).most_common(1)[0]
     if times > 1:
-        raise UserError(f"{what}: seed {seed} is there more than once; name each run once")
+        raise UserError(f"{title}: {times} runs have seed {seed}; name each run once")
 
 
-def check_alike(runs: Sequence[Mapping[str, Any]], keys: Sequence[str], what: str) -> None:
-    """Raises UserError if runs differ in one of these keys of a record; `what` they were to be averaged for is told.
+def check_equal(runs: Sequence[Mapping[str, Any]], keys: Sequence[str], title: str) -> None:
+    """Raise UserError if runs differ in one of the record keys; `title` names their mean in the message.
 
-    Records of earlier versions do not tell the test set, so they are like any other there.
+    A record of an earlier version has no test set, which counts as equal to any.
     """
     for key in keys:
-        told = {hash_json(run.get(key)): run.get(key) for run in runs}
+        values = {hash_json(run.get(key)): run.get(key) for run in runs}
         if key == "test_set":
-            told.pop(hash_json(None), None)
-        if len(told) > 1:
-            aside = ", or compare --by setting" if key == "config" else ""
-            differs = f"different {key}: {_difference(list(told.values()))}"
-            raise UserError(f"{what}: {differs}; name runs of one kind{aside}")
+            values.pop(hash_json(None), None)
+        if len(values) > 1:
+            advice = ", or compare --by setting" if key == "config" else ""
+            differs = f"different {key}: {_difference(list(values.values()))}"
+            raise UserError(f"{title}: {differs}; name runs of one kind{advice}")
 
 
 def _difference(values: Sequence[Any]) -> str:
-    """In what some values differ: the keys of dictionaries, a few of them, or else the values themselves."""
+    """Up to three keys in which dictionaries differ; for other values, the values."""
     if not any(isinstance(value, dict) for value in values):
         return ", ".join(shortened(str(value or "none"), 40) for value in sorted(values, key=str))
     keys = sorted(set().union(*(value or {} for value in values)))
-    found = [key for key in keys if len({hash_json((value or {}).get(key)) for value in values}) > 1]
-    return ", ".join([*found[:3], "..."][: len(found)])
+    different = [key for key in keys if len({hash_json((value or {}).get(key)) for value in values}) > 1]
+    return ", ".join([*different[:3], "..."][: len(different)])
 
 
-# The paper's numbers
+# Numbers of the paper
 
 
 def read_quotes(*tables: str) -> pd.DataFrame:
-    """The numbers of some of the paper's tables, each one of `QUOTED`, with data set and backbone as of `paper_name`.
+    """Read the numbers of tables of the paper, each one of `QUOTED`.
 
-    The other columns are "table", "method", "shots", "setting" ("", or in a sweep "KEY=VALUE" with a key of ours),
-    "metric" ("accuracy", or a column of `comparison.COSTS`) and "value".
+    Returns:
+        Columns "table", "method", "dataset" (as of `paper_name`), "backbone" (as of `paper_backbone`), "shots",
+        "setting" ("", or "KEY=VALUE" in a sweep), "metric" ("accuracy", or a column of `comparison.COSTS`) and "value".
     """
     import pandas as pd
 
-    quotes = pd.read_csv(FILE, dtype={"table": str}, keep_default_na=False)
+    quotes = pd.read_csv(PAPER_FILE, dtype={"table": str}, keep_default_na=False)
     quotes["dataset"] = quotes["dataset"].map(paper_name)
-    quotes["backbone"] = quotes["backbone"].map(_plain).str.replace("resnet", "rn")
+    quotes["backbone"] = quotes["backbone"].map(_normalised).str.replace("resnet", "rn")
     return quotes[quotes["table"].isin(tables)]
 
 
 def with_quotes(
     frame: pd.DataFrame, quotes: pd.DataFrame | None, keys: Sequence[str], by: str, columns: Iterable
 ) -> pd.DataFrame:
-    """A table's cells, and below them the paper's numbers of the same data set, backbone, shots and setting.
+    """Append the paper's numbers with the data set, backbone, shots and setting of a cell.
 
-    Numbers from `read_quotes` are quoted at the places of the cells only, whose keys are `keys`. The `columns` are by
-    one of `BY`, or by "metric". The paper's average stands beside a mean over the same data sets. That of
-    its Table 1 is over the source and its targets, so it is not the mean over our targets.
+    The average of the paper is quoted for a mean over the same data sets. The average of its Table 1 includes the
+    source, so it is not quoted for the mean over targets.
+
+    Args:
+        frame: Cells of a table.
+        quotes: Numbers from `read_quotes`; None appends nothing.
+        keys: Keys of `PLACE` that identify a row of the table.
+        by: Key of the columns, one of `BY` or "metric".
+        columns: Columns of the table.
     """
     import pandas as pd
 
     if quotes is None:
         return frame
-    ours = set(frame["column" if by == "dataset" else "dataset"])
-    known = {paper_name(name) for name in ours if name != MEAN and not name.startswith(MEAN_OF)}
-    same = set(quotes["dataset"]) - {AVERAGE} == known
-    averages = {MEAN, f"{MEAN_OF}{len(known)}"} if same else set()
+    names = set(frame["column" if by == "dataset" else "dataset"])
+    datasets = {paper_name(name) for name in names if name != MEAN and not name.startswith(MEAN_OF)}
+    same_datasets = set(quotes["dataset"]) - {AVERAGE} == datasets
+    averages = {MEAN, f"{MEAN_OF}{len(datasets)}"} if same_datasets else set()
     rows = []
-    for there in frame[[*keys]].drop_duplicates().to_dict("records"):
+    for row in frame[[*keys]].drop_duplicates().to_dict("records"):
         for column in columns:
-            # In a comparison by target, the data set of the training is that of the place
-            named = {} if column == SOURCE else {"dataset" if by == "target" else by: column}
-            wanted = {"setting": "", "metric": "accuracy"} | there | named
-            wanted["dataset"] = AVERAGE if wanted["dataset"] in averages else paper_name(wanted["dataset"])
-            wanted["backbone"] = paper_backbone(wanted["backbone"])
-            fits = quotes[FITTING].eq(pd.Series(wanted)[FITTING]).all(axis=1)
-            found = quotes.loc[fits, ["method", "value"]].to_dict("records")
-            rows += [there | quote | {"column": column, "quoted": True} for quote in found]
+            # In a comparison by target, the row has the data set of training
+            by_column = {} if column == SOURCE else {"dataset" if by == "target" else by: column}
+            cell = {"setting": "", "metric": "accuracy"} | row | by_column
+            cell["dataset"] = AVERAGE if cell["dataset"] in averages else paper_name(cell["dataset"])
+            cell["backbone"] = paper_backbone(cell["backbone"])
+            matches = quotes[QUOTE_KEYS].eq(pd.Series(cell)[QUOTE_KEYS]).all(axis=1)
+            quoted = quotes.loc[matches, ["method", "value"]].to_dict("records")
+            rows += [row | quote | {"column": column, "quoted": True} for quote in quoted]
     return pd.concat([frame, pd.DataFrame(rows, dtype=object)], ignore_index=True) if rows else frame
 
 
 def paper_name(dataset: str) -> str:
-    """The paper's name of a data set of ours, in small letters without signs: that of "oxford_pets" is "oxfordpets"."""
-    return OTHER_NAMES.get(_plain(dataset), _plain(dataset))
+    """Name of a data set in the paper, in lower case without punctuation: "oxfordpets" for "oxford_pets"."""
+    return PAPER_NAMES.get(_normalised(dataset), _normalised(dataset))
 
 
-def paper_backbone(ours: str) -> str | None:
-    """The paper's name of a backbone of ours, such as "rn50" of "RN50-quickgelu/openai".
+def paper_backbone(title: str) -> str | None:
+    """Name of a backbone in the paper, such as "rn50" for "RN50-quickgelu/openai".
 
-    The paper's backbones have OpenAI's weights; ours with other weights are never the same, None.
+    The paper uses OpenAI's weights, so a backbone with other weights has none (None).
     """
-    name, _, weights = ours.rpartition("/")
-    return _plain(name.removesuffix("-quickgelu")) if weights == "openai" else None
+    name, _, weights = title.rpartition("/")
+    return _normalised(name.removesuffix("-quickgelu")) if weights == "openai" else None
 
 
-def _plain(name: str) -> str:
+def _normalised(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", name.lower())

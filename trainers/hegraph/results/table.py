@@ -1,4 +1,4 @@
-"""Means over data sets, and a table of numbers over seeds with its formats: Markdown, LaTeX, CSV and plain text."""
+"""Means over data sets, and tables of scores over seeds as Markdown, LaTeX, CSV and plain text."""
 
 from __future__ import annotations
 
@@ -15,30 +15,37 @@ from scipy.special import stdtrit
 from .scores import INDUCTIVE, MEAN_OF, PLACE, PROTOCOL, grouped, method_order
 
 CONFIDENCE = 0.95
-NAME_WIDTH = 18  # characters of the methods' column in plain text, at least
+MIN_NAME_WIDTH = 18  # characters of the methods' column in plain text
 
 
-# The second rule of `scores.py`: what is averaged over data sets or columns
+# Means over data sets or columns: the second rule of `scores.py`
 
 
 def add_means(
-    frame: pd.DataFrame, over: str, keys: Sequence[str], names: Sequence = (), called: str = "", mean: Callable = fmean
+    frame: pd.DataFrame, over: str, keys: Sequence[str], names: Sequence = (), title: str = "", mean: Callable = fmean
 ) -> pd.DataFrame:
-    """The cells, and below them the mean of every method over several values of the column `over` of the frame.
+    """Append the mean of every method over several values of a column of the frame.
 
-    The values are `names`, or those that any method has there; a method that lacks one, and one value alone, have no
-    mean. It is taken seed by seed if all values have the same seeds. Otherwise it is the mean of their means, which is
-    of no seed. `keys` are what the cells of a mean have in common beside the method; `called` stands in the column
-    `over`, by default such as "mean of 3".
+    The mean is computed for each seed if all values have the same seeds. Otherwise it is the mean of the means over
+    seeds, and its seed is None.
+
+    Args:
+        frame: Cells of a table.
+        over: Column of the frame, such as "dataset".
+        keys: Columns that, with the method, have equal values in all cells of a mean.
+        names: Values of `over`; by default all values of any method. A method without one of them gets no mean, and
+            neither does a single value.
+        title: Value of `over` in the appended rows (default: such as "mean of 3").
+        mean: Function from a sequence of numbers to their mean.
     """
     parts = [frame]
     for _, group in grouped(frame, keys):
-        wanted = list(names or group[over].unique())
-        for _, part in grouped(group[group[over].isin(wanted)], ["method"]):
-            if len(wanted) == 1 or part[over].nunique() < len(wanted):
+        averaged = list(names or group[over].unique())
+        for _, part in grouped(group[group[over].isin(averaged)], ["method"]):
+            if len(averaged) == 1 or part[over].nunique() < len(averaged):
                 continue
             shared = part.iloc[:1].drop(columns=["seed", "value"]).assign(num_test=None)
-            shared[over] = called or f"{MEAN_OF}{len(wanted)}"
+            shared[over] = title or f"{MEAN_OF}{len(averaged)}"
             if part.groupby(over)["seed"].agg(frozenset).nunique() > 1:
                 part = part.groupby(over, sort=False)["value"].agg(fmean).reset_index().assign(seed=None)
             means = part.groupby("seed", sort=False, dropna=False)["value"].agg(mean).reset_index()
@@ -47,10 +54,10 @@ def add_means(
 
 
 def add_mean_places(frame: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
-    """The cells, with those of places that are means over data sets.
+    """Append means over data sets.
 
-    A column is averaged over the data sets that have it for any method, so a bank of four images a class leaves the
-    means at 16 shots to the others, in a place of their own.
+    Each column is averaged over the data sets with a score of any method. A data set with four images per class, for
+    example, is not part of the means at 16 shots, which are then a row of their own.
     """
     return add_means(frame, "dataset", [*(key for key in keys if key != "dataset"), "column"])
 
@@ -59,13 +66,15 @@ def add_mean_places(frame: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
 
 
 class Table:
-    """Numbers over seeds, in rows and columns.
+    """Table of scores over seeds.
 
     Attributes:
-        heads: The heads of the labels, of which the last is the method's.
-        labels: The labels of every row.
-        values: The number of a seed a line, with the number of its "row" and its "column".
-        The other attributes are those of `__init__`, the caption with what the rows share.
+        heads: Headers of the label columns; the last one is the method.
+        labels: Labels of every row.
+        values: Frame with one line per score and seed, with the number of its "row" and its "column".
+        notes: Notes about classes with fewer training images than shots, which end the caption.
+        caption, columns, decimals, intervals, keys, by: As of `__init__`.
+        bold: Whether the best score of a column is bold.
     """
 
     def __init__(
@@ -80,99 +89,109 @@ class Table:
         by: str = "",
         cases: Sequence[str] = (),
     ) -> None:
-        """A table of cells.
+        """Create a table from cells.
 
         Args:
-            caption: What the numbers are. The values that all places share, and what the intervals are, are added.
-            keys: The keys of a place. Those whose values vary become labels of the rows.
-            frame: The numbers, from `scores.cells`, and perhaps quoted ones; their rows stand below ours of the place.
-            columns: Column of the cells -> its head; None if they are called as their heads, the keys of `decimals`.
-            decimals: For numbers that are no accuracies, how many each column shows; none has an interval or is bold.
-            intervals: Whether a mean is shown with its interval.
-            by: The key of which the columns are values, where it is one.
-            cases: The names of rows that are cases, in their order.
+            caption: Name of the scores. Values that all rows share and an explanation of the intervals are appended.
+            keys: Keys of `scores.PLACE`. Keys with several values become labels of the rows.
+            frame: Cells from `scores.cells`, with quoted numbers, which have rows of their own.
+            columns: Column of the cells -> header; by default the keys of `decimals`.
+            decimals: Number of decimals of each column, for scores that are no accuracies. These have no intervals,
+                and none is bold.
+            intervals: Whether to print means with their intervals.
+            by: Key with the values of the columns, if there is one.
+            cases: Names of rows that are cases of a sweep, in order.
         """
         names = sorted(frame["method"].unique(), key=lambda name: method_order(name, cases))
-        rank = {"place": frame.groupby(list(keys), sort=False).ngroup(), "rank": frame["method"].map(names.index)}
-        values = frame.astype({"value": float, "quoted": bool}).assign(**rank)
+        ranks = {"place": frame.groupby(list(keys), sort=False).ngroup(), "rank": frame["method"].map(names.index)}
+        values = frame.astype({"value": float, "quoted": bool}).assign(**ranks)
         values = values.sort_values(["place", "quoted", "rank"], kind="stable", ignore_index=True)
         values["row"] = values.groupby(["place", "quoted", "rank"]).ngroup()
         rows = values.drop_duplicates("row")
         varying = [key for key in keys if frame[key].nunique() > 1]
-        lines = rows["method"] + rows["quoted"].map({True: " (quoted)", False: ""})
-        self.labels = list(zip(*(rows[key].map(str) for key in varying), lines))
+        titles = rows["method"] + rows["quoted"].map({True: " (quoted)", False: ""})
+        self.labels = list(zip(*(rows[key].map(str) for key in varying), titles))
         self.heads = (*(PLACE.get(key, key) for key in varying), "method")
         self.columns = columns or {column: column for column in decimals or ()}
         self.decimals = decimals or dict.fromkeys(self.columns, 2)
         self.keys, self.values, self.by = list(keys), values, by
         self.bold, self.intervals = decimals is None, intervals and decimals is None
-        shared = in_words((key, frame[key].iloc[0]) for key in keys if key not in varying)
-        self.caption = ", ".join([caption, *shared, *(["(quoted): from the paper"] if values["quoted"].any() else [])])
+        shared = place_text((key, frame[key].iloc[0]) for key in keys if key not in varying)
+        quoted = ["(quoted): from the paper"] if values["quoted"].any() else []
         self.notes = _notes(frame)
-        self.caption = "; ".join([self.caption, *self.notes])
+        self.caption = "; ".join([", ".join([caption, *shared, *quoted]), *self.notes])
         if decimals is None:
-            self.caption += f"; {_over_seeds(values.groupby(['row', 'column'])['seed'].count(), intervals)}"
+            self.caption += f"; {_seeds_text(values.groupby(['row', 'column'])['seed'].count(), intervals)}"
 
     @cached_property
     def cells(self) -> pd.DataFrame:
-        """One line a cell: the keys of its place, "method", "quoted", "row" and "column", and numbers over seeds.
+        """Statistics of every cell.
 
-        These are "mean", "n" (how many seeds; 0 for a number that is of none, such as a quoted one), and for two seeds
-        or more "deviation", that of a sample (n - 1), and "interval", half the width of the 95% interval of the mean
-        by Student's t.
+        Columns: `keys`, "method", "quoted", "row", "column", "mean", "n" (number of seeds; 0 for a score without a
+        seed, such as a quoted one), and from two seeds on "deviation" (of a sample, with n - 1) and "interval" (half
+        the width of the 95% interval of the mean by Student's t).
         """
         groups: Any = self.values.groupby(["row", "quoted", "method", "column", *self.keys], sort=False)
         cells = groups.agg(mean=("value", fmean), deviation=("value", "std"), n=("seed", "count"))
         factor = stdtrit(cells["n"] - 1, (1 + CONFIDENCE) / 2) / cells["n"] ** 0.5
         return cells.assign(interval=factor * cells["deviation"]).reset_index()
 
-    def shown(self, bold: Callable[[str], str]) -> list[list[str]]:
-        """The labels and numbers of every row as text; `bold` marks the best. An empty cell is ""."""
+    def text_rows(self, bold: Callable[[str], str]) -> list[list[str]]:
+        """Labels and scores of every row as text; an empty cell is "".
+
+        Args:
+            bold: Function that marks the text of the best score.
+        """
         cells, decimals = self.cells, self.cells["column"].map(self.decimals)
         text = [f"{mean:.{n}f}" for mean, n in zip(cells["mean"], decimals)]
-        ours = pd.Series(text).astype(float).where(~cells["quoted"])
-        best = self.bold & (ours == ours.groupby([cells[key] for key in ("column", *self.keys)]).transform("max"))
+        measured = pd.Series(text).astype(float).where(~cells["quoted"])
+        best = self.bold & (
+            measured == measured.groupby([cells[key] for key in ("column", *self.keys)]).transform("max")
+        )
         if self.intervals:
-            around = [f" ± {half:.{n}f}" if half >= 0 else "" for half, n in zip(cells["interval"], decimals)]
-            text = [mean + half for mean, half in zip(text, around)]
-        text = [bold(one) if is_best else one for one, is_best in zip(text, best)]
-        cells = cells.assign(text=pd.Series(text, dtype=object))  # the bold ones may be a kind of str of their own
+            widths = [f" ± {width:.{n}f}" if width >= 0 else "" for width, n in zip(cells["interval"], decimals)]
+            text = [mean + width for mean, width in zip(text, widths)]
+        text = [bold(cell) if is_best else cell for cell, is_best in zip(text, best)]
+        cells = cells.assign(text=pd.Series(text, dtype=object))  # `bold` may return a subclass of str
         wide = cells.set_index(["row", "column"])["text"].unstack(fill_value="")
-        numbers = wide.reindex(columns=list(self.columns), fill_value="").to_numpy().tolist()
-        return [[*labels, *of_row] for labels, of_row in zip(self.labels, numbers)]
+        scores = wide.reindex(columns=list(self.columns), fill_value="").to_numpy().tolist()
+        return [[*labels, *row] for labels, row in zip(self.labels, scores)]
 
 
-def in_words(place: Iterable[tuple[str, Any]]) -> list[str]:
-    """What a caption says of keys of a place and their values; that a protocol is inductive goes without saying."""
-    told = (one for one in place if one != (PROTOCOL, INDUCTIVE))
-    return [f"{value} shots" if key == "shots" else str(value) for key, value in told]
+def place_text(place: Iterable[tuple[str, Any]]) -> list[str]:
+    """Words for pairs of a key and its value; the inductive protocol is the default and has none."""
+    named = (pair for pair in place if pair != (PROTOCOL, INDUCTIVE))
+    return [f"{value} shots" if key == "shots" else str(value) for key, value in named]
 
 
 def _notes(frame: pd.DataFrame) -> list[str]:
-    """Notes about classes that have fewer training images than the number of shots."""
+    """Notes about classes with fewer training images than shots."""
     short = frame[frame["fewest"].notna()] if "fewest" in frame else frame[:0]
-    found = grouped(short, ["shots"]) if len(short) else []
-    return [f"{shots} shots: as few as {rows['fewest'].min()} in a class" for (shots,), rows in found]
+    by_shots = grouped(short, ["shots"]) if len(short) else []
+    return [f"{shots} shots: as few as {rows['fewest'].min()} in a class" for (shots,), rows in by_shots]
 
 
-def _over_seeds(counts: pd.Series, intervals: bool) -> str:
-    """Says what the numbers are, and over how many seeds; a number that is of none, such as a quoted one, counts 0."""
+def _seeds_text(counts: pd.Series, intervals: bool) -> str:
+    """Explanation of the scores from the numbers of seeds of the cells, 0 for a quoted score."""
     fewest, most = counts[counts > 0].min(), counts.max()
     if most <= 1:
         return "1 seed"
     n = f"{most}" if fewest == most else f"{fewest} to {most}"
-    half = " ± half-width of its 95% interval (Student's t)" if intervals else ""
-    return f"mean{half} over n = {n} seeds"
+    interval = " ± half-width of its 95% interval (Student's t)" if intervals else ""
+    return f"mean{interval} over n = {n} seeds"
 
 
 def markdown(table: Table) -> str:
-    """The caption, and below it a table of GitHub's Markdown."""
+    """Caption and table in GitHub's Markdown."""
     heads = [*table.heads, *table.columns.values()]
-    return f"{table.caption}\n\n{pipes(heads, len(table.heads), table.shown('**{}**'.format))}"
+    return f"{table.caption}\n\n{markdown_table(heads, table.text_rows('**{}**'.format), len(table.heads))}"
 
 
-def pipes(heads: Sequence[str], labels: int, rows: Iterable[Sequence[str]]) -> str:
-    """A table of GitHub's Markdown, whose first columns are labels, and the others numbers."""
+def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]], labels: int = 1) -> str:
+    """Table in GitHub's Markdown; the first `labels` columns are left-aligned, the others right-aligned.
+
+    The cells are not padded, as `pandas.DataFrame.to_markdown` does, so that one new score changes one line of a page.
+    """
     ruler = ["---"] * labels + ["---:"] * (len(heads) - labels)
     lines = ([text.replace("|", r"\|") for text in line] for line in (heads, ruler, *rows))
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
@@ -183,7 +202,10 @@ _TEX |= str.maketrans({"\\": r"\textbackslash ", "±": r"$\pm$", "~": r"\textasc
 
 
 def latex(table: Table) -> str:
-    """A `table` environment with its caption; it needs no LaTeX package."""
+    """LaTeX `table` environment with its caption.
+
+    It needs no LaTeX package; the rules of pandas' `Styler.to_latex` need booktabs.
+    """
     labels = len(table.heads)
     heads = [text.translate(_TEX) for text in (*table.heads, *table.columns.values())]
     lines = [
@@ -193,34 +215,34 @@ def latex(table: Table) -> str:
         r"\hline",
         rf"{' & '.join(heads)} \\",
     ]
-    for _, rows in groupby(table.shown(r"\textbf{{{}}}".format), key=lambda row: row[: labels - 1]):
+    for _, rows in groupby(table.text_rows(r"\textbf{{{}}}".format), key=lambda row: row[: labels - 1]):
         lines.append(r"\hline")
         for row in rows:
-            numbers = [text.replace("±", r"$\pm$") for text in row[labels:]]
-            lines.append(rf"{' & '.join([*(text.translate(_TEX) for text in row[:labels]), *numbers])} \\")
+            scores = [text.replace("±", r"$\pm$") for text in row[labels:]]
+            lines.append(rf"{' & '.join([*(text.translate(_TEX) for text in row[:labels]), *scores])} \\")
     return "\n".join([*lines, r"\hline", r"\end{tabular}", r"\end{table}"]) + "\n"
 
 
 def as_csv(table: Table) -> str:
-    """Numbers that are not rounded: per column the mean, the half-width of its interval, and the number of seeds."""
+    """CSV with full precision: for each column the mean, the half-width of its interval, and the number of seeds."""
     measures = {"mean": "", "interval": " ±", "n": " n"} if table.intervals else {"mean": "", "n": " n"}
     cells = table.cells.set_index("row")
     cells["n"] = cells["n"].where(cells["n"] > 0).astype("Int64")
     parts = [pd.DataFrame(table.labels, columns=list(table.heads))]
     for column, head in table.columns.items():
-        of_column = cells.loc[cells["column"] == column, list(measures)]
-        parts.append(of_column.rename(columns={key: f"{head}{measure}" for key, measure in measures.items()}))
+        statistics = cells.loc[cells["column"] == column, list(measures)]
+        parts.append(statistics.rename(columns={key: f"{head}{measure}" for key, measure in measures.items()}))
     return pd.concat(parts, axis=1).to_csv(index=False, lineterminator="\n")
 
 
 def as_text(table: Table) -> str:
-    """For each place and column a block: the mean of every method, its deviation, and the value of each seed."""
+    """Plain text with a block per experiment: mean, standard deviation and scores by seed of every method."""
     blocks = []
-    for place, there in grouped(table.cells, table.keys):
+    for place, place_cells in grouped(table.cells, table.keys):
         for column, head in table.columns.items():
-            words = in_words([*zip(table.keys, place), (table.by, head)])
-            if len(cells := there[there["column"] == column]):
-                blocks.append(_block(", ".join(words), cells, table))
+            title = ", ".join(place_text([*zip(table.keys, place), (table.by, head)]))
+            if len(cells := place_cells[place_cells["column"] == column]):
+                blocks.append(_block(title, cells, table))
     return "\n".join([*blocks, *(f"{note}\n" for note in table.notes)])
 
 
@@ -228,19 +250,19 @@ FORMATS: dict[str, Callable[[Table], str]] = {"markdown": markdown, "latex": lat
 
 
 def _block(title: str, cells: pd.DataFrame, table: Table) -> str:
-    """One experiment in plain text: a title, a line of heads, and a line for each of the methods of some cells."""
+    """Block of `as_text`: a title, a header, and a line for each method."""
     values = table.values.merge(cells[["row", "column"]])
     sizes, seeds = set(values["num_test"].dropna()), sorted(values["seed"].dropna().unique())
     images = f"{sizes.pop()} test images" if sizes else "test"
     names = [table.labels[row][-1] for row in cells["row"]]
-    width = max(NAME_WIDTH, *map(len, names))
+    width = max(MIN_NAME_WIDTH, *map(len, names))
     lines = [
         f"{title}, accuracy on {images} (%)",
         f"  {'':{width}}  {'mean':>6}  {'std':>5}  seeds {', '.join(map(str, seeds))}",
     ]
     for name, row, mean, deviation in zip(names, cells["row"], cells["mean"], cells["deviation"]):
-        of_seeds = dict(values.loc[values["row"] == row, ["seed", "value"]].to_numpy())
-        each = "  ".join(f"{of_seeds[seed]:<5.2f}" if seed in of_seeds else " " * 5 for seed in seeds)
-        shown = "-" if math.isnan(deviation) else f"{deviation:.2f}"
-        lines.append(f"  {name:{width}}  {mean:6.2f}  {shown:>5}  {each}".rstrip())
+        by_seed = dict(values.loc[values["row"] == row, ["seed", "value"]].to_numpy())
+        scores = "  ".join(f"{by_seed[seed]:<5.2f}" if seed in by_seed else " " * 5 for seed in seeds)
+        std = "-" if math.isnan(deviation) else f"{deviation:.2f}"
+        lines.append(f"  {name:{width}}  {mean:6.2f}  {std:>5}  {scores}".rstrip())
     return "\n".join(lines) + "\n"

@@ -20,7 +20,7 @@ from uuid import uuid4
 from filelock import FileLock, Timeout
 from pydantic import Field
 
-from ..predict.files import with_suffix
+from ..predict.files import numbered_path
 from ..utils.errors import UserError, first_line, shortened
 from ..utils.files import absolute, write_json
 from ..utils.reading import StrictModel, read_json, validate
@@ -154,7 +154,7 @@ class JournaledFolder:
         path, number = f"{folder}/{name}", 0
         while path.casefold() in taken or os.path.lexists(self.path_of(path)):
             number += 1
-            path = f"{folder}/{with_suffix(Path(name), number)}"
+            path = f"{folder}/{numbered_path(Path(name), number)}"
         taken.add(path.casefold())
         return path
 

@@ -31,7 +31,7 @@ from ..estimator.training import NO_NAME, Origin, learn, make_configuration
 from ..features.bank import NORM_TOLERANCE
 from ..features.extract import encode_prompts
 from ..labels import SUSPICIOUS
-from ..labels.issues import LabelIssue, free_options, issues_of, left_out_logits
+from ..labels.issues import LabelIssue, left_out_logits, rank_labels, training_free_options
 from ..labels.suggest import suggest
 from ..method.closed_form import left_out_offsets
 from ..models.saved import Backbone as BackboneConfig
@@ -275,11 +275,13 @@ class Session:
             return view
         features, labels, names = support_set.features[0], support_set.labels, support_set.names
         text, scale = support_set.positive, self.origin.logit_scale
-        logits = left_out_logits(features, labels, text, scale, free_options(int(support_set.counts.max())))
+        logits = left_out_logits(features, labels, text, scale, training_free_options(int(support_set.counts.max())))
         offsets = left_out_offsets(scale * (features @ text.t()).double(), labels)
         predicted = (logits + offsets).argmax(dim=1)
         pairs = Counter((names[a], names[b]) for a, b in zip(labels.tolist(), predicted.tolist()) if a != b)
-        issues = [(pictures[each.index], each) for each in issues_of(logits, labels, names) if each.score > SUSPICIOUS]
+        issues = [
+            (pictures[each.index], each) for each in rank_labels(logits, labels, names) if each.score > SUSPICIOUS
+        ]
         return replace(
             view,
             correct=int((predicted == labels).sum()),
