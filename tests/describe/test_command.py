@@ -189,7 +189,7 @@ def test_change_of_model_is_recorded(describe, endpoint, tmp_path):
     expected = {name: ["other"] for name in NAMES[:5]} | {"river": ["m"], "forest": ["m", "other"]}
     assert table(tmp_path, "out.models.json") == expected
     assert (list(table(tmp_path)), table(tmp_path)["lake"]) == (NAMES, OWN)
-    assert "writes the rest" not in describe("--model", "third")[1]  # sends nothing
+    assert "'third' writes the rest" not in describe("--model", "third")[1]  # sends nothing
 
 
 def test_dry_run_sends_and_writes_nothing(describe, endpoint, tmp_path, monkeypatch):
