@@ -51,7 +51,7 @@ def source(rule: str, target: Task) -> SimpleNamespace:
 def trained(logits=None, transfer=None, method: str = "Spy") -> evaluation.TrainedMethod:
     """A method on the classes a, b, c, of which zero-shot CLIP knows the axes."""
     return evaluation.TrainedMethod(
-        method, FittedMethod(logits, transfer=transfer), "Source", ("a", "b", "c"), AXES, 10.0
+        FittedMethod(logits, transfer=transfer), method, ORIGIN, "m/w", None, ("a", "b", "c"), AXES, 10.0
     )
 
 

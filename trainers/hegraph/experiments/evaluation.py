@@ -21,32 +21,60 @@ from torch import Tensor
 
 from ..baselines.base import FittedMethod, Transfer, zero_shot_transfer
 from ..datasets.base import check_classes
+from ..features.bank import FeatureBank
 from ..method.cache import text_logits
-from ..models.saved import SavedModel
+from ..models.saved import SavedModel, TrainedOn
 from ..results.records import OTHER_CLASSES, SAME_CLASSES, TargetRecord
 from ..training.choice import accuracy
 from ..training.confidence import Calibration
+from ..utils.commit import git_commit, versions
 from ..utils.errors import UserError
 from .fitting import classify_in_batches
+from .run_folder import RunFolder
 from .tasks import Task, Tested, match_classes
 
 
 @dataclass(frozen=True)
 class TrainedMethod:
-    """Fitted method with the classes that it knows.
+    """Fitted method with its training and the classes that it knows.
 
     Attributes:
         method: Name of the method.
-        dataset, class_ids: Data set of the training, and identifiers of its K classes across data sets.
+        trained_on: Origin of the method, as a model folder stores it.
+        backbone: Title of the backbone.
+        images: Number of training images of each class; None if unknown.
+        class_ids: Identifiers of its K classes across data sets.
         text_positive, logit_scale: Text features `[K, d]` and `tau` of zero-shot CLIP.
     """
 
-    method: str
     fitted: FittedMethod
-    dataset: str
+    method: str
+    trained_on: TrainedOn
+    backbone: str
+    images: Sequence[int] | None
     class_ids: Sequence[str]
     text_positive: Tensor
     logit_scale: float
+
+    @classmethod
+    def of_run(cls, folder: RunFolder, bank: FeatureBank, fitted: FittedMethod) -> TrainedMethod:
+        """Return a method that a run has fitted to a bank."""
+        task, counts = folder.task, bank.train_labels.bincount(minlength=len(bank.classnames)).tolist()
+        trained_on = TrainedOn(
+            dataset=bank.dataset,
+            shots=task.cfg.data.shots,
+            seed=task.seed,
+            num_train=sum(counts),
+            split_hash=folder.split_hash,
+            selected_on="val" if fitted.selected else "last_step",
+            selected=fitted.selected,
+            config=folder.config,
+            host=folder.host,
+            git_commit=git_commit(),
+            versions=versions(),
+        )
+        name, text, scale = task.cfg.run.trainer, bank.text_positive, bank.logit_scale
+        return cls(fitted, name, trained_on, bank.backbone, counts, task.class_ids, text, scale)
 
     @classmethod
     def loaded(cls, model: SavedModel, device: str) -> TrainedMethod:
@@ -64,8 +92,10 @@ class TrainedMethod:
             variant=model.variant,
             calibration=Calibration(model.temperature, fitted_on, known=model.known),
         )
-        text = model.text_positive.to(device)
-        return cls(model.method, fitted, model.trained_on.dataset, model.class_ids, text, model.logit_scale)
+        backbone, text = model.backbone.title, model.text_positive.to(device)
+        return cls(
+            fitted, model.method, model.trained_on, backbone, model.images, model.class_ids, text, model.logit_scale
+        )
 
     def rule_for(self, target: Task) -> str:
         """Return the rule of a test: "" on the data set and classes of the training, `SAME_CLASSES` or `OTHER_CLASSES`.
@@ -74,7 +104,7 @@ class TrainedMethod:
         """
         if not set(target.class_ids) <= set(self.class_ids):
             return OTHER_CLASSES
-        own = target.name == self.dataset and list(target.class_ids) == list(self.class_ids)
+        own = target.name == self.trained_on.dataset and list(target.class_ids) == list(self.class_ids)
         return "" if own else SAME_CLASSES
 
 
@@ -93,7 +123,7 @@ def evaluate(trained: TrainedMethod, target: Task, device: str | torch.device, r
 
 def test_known_classes(trained: TrainedMethod, target: Task, device: str | torch.device, rule: str) -> Tested:
     """Test a method on classes that it was fitted to; errors as of `evaluate`."""
-    columns = match_classes(trained.class_ids, target.class_ids, trained.dataset, target.name)
+    columns = match_classes(trained.class_ids, target.class_ids, trained.trained_on.dataset, target.name)
     features, labels = target.test_features()
     if features is None:
         return Tested(target.name, target.classnames)

@@ -8,8 +8,7 @@ from __future__ import annotations
 import datetime
 import logging
 import time
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +18,7 @@ from ..baselines.base import FittedMethod, zero_shot_transfer
 from ..features.bank import FeatureBank
 from ..method.model import TransferableAdapter
 from ..models.folder import save_model
-from ..models.saved import NOT_TESTED, SavedModel, Scores, TrainedOn
+from ..models.saved import NOT_TESTED, SavedModel, Scores
 from ..models.support_set import SupportSet
 from ..results.records import (
     OPEN_SET_RATE,
@@ -39,54 +38,17 @@ from ..training.memory import peak_memory_mb
 from ..utils.commit import git_commit, versions
 from ..utils.files import hash_json
 from ..utils.option import OUR_METHOD
+from .evaluation import TrainedMethod
 from .run_folder import RunFolder, precision_of
 from .tasks import Tested
 
 logger = logging.getLogger(__name__)
 
 
-class Training(NamedTuple):
-    """Training of the method that a run tests.
-
-    Attributes:
-        trained_on: Origin of the method, as a model folder stores it.
-        backbone: Title of the backbone.
-        images: Number of training images of each class; None if unknown.
-    """
-
-    trained_on: TrainedOn
-    backbone: str
-    images: Sequence[int] | None
-
-    @classmethod
-    def of_run(cls, folder: RunFolder, bank: FeatureBank, fitted: FittedMethod) -> Training:
-        """Return the training of a method that a run has fitted to a bank."""
-        counts = bank.train_labels.bincount(minlength=len(bank.classnames)).tolist()
-        trained_on = TrainedOn(
-            dataset=bank.dataset,
-            shots=folder.task.cfg.data.shots,
-            seed=folder.task.seed,
-            num_train=sum(counts),
-            split_hash=folder.split_hash,
-            selected_on="val" if fitted.selected else "last_step",
-            selected=fitted.selected,
-            config=folder.config,
-            host=folder.host,
-            git_commit=git_commit(),
-            versions=versions(),
-        )
-        return cls(trained_on, bank.backbone, counts)
-
-    @classmethod
-    def of_model(cls, model: SavedModel) -> Training:
-        return cls(model.trained_on, model.backbone.title, model.images)
-
-
 def write_outputs(
     folder: RunFolder,
-    fitted: FittedMethod,
+    trained: TrainedMethod,
     tested: Tested,
-    training: Training,
     device: str | torch.device,
     seconds: float,
     targets: dict[str, TargetRecord] | None = None,
@@ -96,15 +58,14 @@ def write_outputs(
 
     Args:
         folder: Output folder, which this process has locked.
-        fitted: The tested method.
+        trained: The tested method.
         tested: Predictions on the test images.
-        training: Training of the method, in this run or an earlier one.
         device: Device of the computation.
         seconds: Time of encoding or reading the features.
         targets: Scores on further data sets by name.
         bank: Features that the run has fitted the method to; None for the test of a trained model.
     """
-    record = make_record(folder, fitted, tested, training, device, seconds, targets or {})
+    record, fitted = make_record(folder, trained, tested, device, seconds, targets or {}), trained.fitted
     if bank is not None:
         if (model := make_model(folder, bank, fitted, record)) is not None:
             save_model(model, folder.model_folder)
@@ -127,27 +88,26 @@ def write_outputs(
 
 def make_record(
     folder: RunFolder,
-    fitted: FittedMethod,
+    trained: TrainedMethod,
     tested: Tested,
-    training: Training,
     device: str | torch.device,
     seconds: float,
     targets: dict[str, TargetRecord],
 ) -> RunRecord:
     """Score the predictions and return the record of the run; arguments as of `write_outputs`."""
-    started, cfg, labels, origin = time.monotonic(), folder.task.cfg, tested.labels, training.trained_on
+    started, labels, fitted, origin = time.monotonic(), tested.labels, trained.fitted, trained.trained_on
     counts = None if labels is None else torch.bincount(labels, minlength=len(tested.classnames)).tolist()
     rule: dict[str, Any] = {}
     if tested.rule:
         rule = {"rule": tested.rule, "num_classes": len(tested.classnames), "trained_on": origin.dataset}
     return RunRecord(
         dataset=tested.dataset,
-        trainer=cfg.run.trainer,
+        trainer=trained.method,
         variant=fitted.variant,
-        backbone=training.backbone,
+        backbone=trained.backbone,
         precision=precision_of(folder.task.identity),
         shots=origin.shots,
-        images_per_class=[min(training.images), max(training.images)] if training.images else None,
+        images_per_class=[min(trained.images), max(trained.images)] if trained.images else None,
         seed=folder.task.seed,
         **scores_on_test(tested, fitted.calibration),
         num_test=sum(counts or ()),
@@ -236,7 +196,7 @@ def make_model(
     """
     if fitted.classifier is None:
         return None
-    task, training, trainer = folder.task, Training.of_run(folder, bank, fitted), folder.task.cfg.run.trainer
+    task, trained = folder.task, TrainedMethod.of_run(folder, bank, fitted)
     backbone, preprocessing, prompts = task.encoding_metadata(bank)
     transfer = fitted.transfer if isinstance(fitted.transfer, TransferableAdapter) else None
     rule = "zero-shot" if fitted.transfer is zero_shot_transfer else "none" if transfer is None else "adapter"
@@ -244,8 +204,8 @@ def make_model(
         classifier=fitted.classifier,
         text_positive=bank.text_positive.detach().cpu(),
         classnames=tuple(bank.classnames),
-        class_ids=tuple(task.class_ids),
-        method=trainer,
+        class_ids=tuple(trained.class_ids),
+        method=trained.method,
         variant=fitted.variant,
         logit_scale=bank.logit_scale,
         temperature=fitted.calibration.temperature,
@@ -257,11 +217,11 @@ def make_model(
         known=fitted.calibration.known,
         class_nodes=fitted.class_nodes,
         labelled=None if fitted.adaptation else task.labelled(bank),
-        support_set=SupportSet.of(bank, fitted.state) if trainer == OUR_METHOD else None,
-        images=None if trainer == "ZeroShot" else tuple(training.images or ()),
+        support_set=SupportSet.of(bank, fitted.state) if trained.method == OUR_METHOD else None,
+        images=None if trained.method == "ZeroShot" else tuple(trained.images or ()),
         unlabelled=0 if fitted.unlabelled is None else len(fitted.unlabelled),
         unlabelled_features=None if fitted.unlabelled is None else fitted.unlabelled.cpu(),
-        trained_on=training.trained_on,
+        trained_on=trained.trained_on,
         scores=NOT_TESTED if record is None else _scores_of_model(record),
     )
 

@@ -32,7 +32,7 @@ from .adaptation import UnlabelledImages, adapt, read_unlabelled
 from .checks import check_training, check_unlabelled
 from .evaluation import TrainedMethod, encode_targets, evaluate, score_targets
 from .fitting import calibrated, fit, fitted_adapter, set_random_seed
-from .record import Training, make_model, write_outputs
+from .record import make_model, write_outputs
 from .run_folder import RunFolder, find_model_of_epoch, run_config
 from .tasks import POOL, TEST_SET, FeatureTask, ImageTask, Task, Tested, open_task
 
@@ -162,17 +162,15 @@ def test_and_finish(
         unlabelled: Images to adapt to.
         show: Function that receives the predictions before the record is written.
     """
-    task, device, name = folder.task, bank.train_features.device, folder.task.cfg.run.trainer
-    fitted = calibrated(fitted, task, bank)
-    trained = TrainedMethod(name, fitted, bank.dataset, task.class_ids, bank.text_positive, bank.logit_scale)
+    task, device = folder.task, bank.train_features.device
+    trained = TrainedMethod.of_run(folder, bank, calibrated(fitted, task, bank))
     if unlabelled is not None:
         trained = adapt(trained, unlabelled, device)
     tested = evaluate(trained, FeatureTask(bank, task.cfg, task.seed, class_ids=task.class_ids), device)
     if show is not None:
         show(tested)
     targets = score_targets(trained, task, device)
-    training = Training.of_run(folder, bank, fitted)
-    return write_outputs(folder, trained.fitted, tested, training, device, seconds, targets, bank)
+    return write_outputs(folder, trained, tested, device, seconds, targets, bank)
 
 
 def keep_epochs(folder: RunFolder, bank: FeatureBank) -> Checkpoints:
@@ -269,9 +267,8 @@ def test_and_write(
     tested = test_loaded(model, trained, folder.task, device)
     if show is not None:
         show(tested)
-    fitted = trained.fitted
     # The temperature was fitted to the whole model on its own classes
     if tested.rule == OTHER_CLASSES or (tested.rule and model.method == OUR_METHOD):
-        fitted = replace(fitted, calibration=Calibration())
+        trained = replace(trained, fitted=replace(trained.fitted, calibration=Calibration()))
     seconds = time.monotonic() - started
-    return write_outputs(folder, fitted, tested, Training.of_model(model), device, seconds)
+    return write_outputs(folder, trained, tested, device, seconds)
