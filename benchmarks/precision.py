@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 
 from trainers.hegraph.backbones.clip import Backbone
-from trainers.hegraph.backbones.identity import multiplies_bfloat16
+from trainers.hegraph.backbones.identity import has_fast_bfloat16
 from trainers.hegraph.backbones.loading import create_model, load_backbone
 from trainers.hegraph.config_files import load_cfg
 from trainers.hegraph.datasets import Dataset
@@ -39,7 +39,7 @@ WAYS = "encoder alone", "extract", "predict"
 
 
 def run(models: Mapping[str, int] = MODELS, repeats: int = 2) -> Report:
-    known = "" if multiplies_bfloat16("cpu") else "; THIS CPU DOES NOT MULTIPLY BFLOAT16"
+    known = "" if has_fast_bfloat16("cpu") else "; THIS CPU DOES NOT MULTIPLY BFLOAT16"
     title = f"JPEG files of {SIZE[0]} x {SIZE[1]} in two batches, {torch.get_num_threads()} threads{known}"
     columns = [
         "model",

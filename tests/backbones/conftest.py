@@ -1,4 +1,4 @@
-"""Fixtures of the backbones: mini, a tiny ViT, folders as hubs have them, and no hub."""
+"""Fixtures of the backbones: mini, a tiny ViT, and bundles."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def mini() -> Backbone:
 
 @pytest.fixture(scope="session", autouse=True)
 def tiny_names(tmp_path_factory) -> None:
-    """Makes TINY and its twin without QuickGELU, and one of another resolution, names of open_clip's."""
+    """Register TINY, its variant without QuickGELU, and one with another resolution in open_clip."""
     folder = tmp_path_factory.mktemp("configs")
     larger = {**TINY_CONFIG, "vision_cfg": {**TINY_CONFIG["vision_cfg"], "image_size": 48}}
     for name, config in ((TINY, TINY_CONFIG), ("tiny-vit", {**TINY_CONFIG, "quick_gelu": False}), ("tiny-48", larger)):
@@ -33,7 +33,7 @@ def tiny_names(tmp_path_factory) -> None:
 
 @pytest.fixture(scope="session")
 def tiny_model() -> nn.Module:
-    """A random TINY whose matrices are numbers of half precision, as OpenAI's."""
+    """A random TINY whose matrices are exact in half precision, like OpenAI's."""
     model, _, _ = create_model(TINY)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -51,7 +51,7 @@ def tiny(tiny_model, tmp_path_factory) -> Backbone:
 
 @pytest.fixture
 def bundle(tiny_model, tmp_path) -> Path:
-    """A folder as hubs have it: the tiny model with a preprocessing of its own."""
+    """A bundle: the tiny model with its own preprocessing."""
     folder = tmp_path / "birds"
     folder.mkdir()
     config = {"model_cfg": TINY_CONFIG, "preprocess_cfg": HALF_MEAN}

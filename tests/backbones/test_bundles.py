@@ -1,4 +1,4 @@
-"""Folders and repositories of the hub that bring configuration, weights and tokenizer along."""
+"""Bundles: folders and Hub repositories with configuration, weights and tokenizer."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from trainers.hegraph.backbones.loading import Source, create_model, find_source
 from trainers.hegraph.utils.errors import UserError, one_line
 
 
-def test_a_siglip_in_a_folder_takes_everything_from_the_model(siglip):
+def test_siglip_folder_has_its_own_preprocessing_and_tokenizer(siglip):
     backbone = load_backbone(f"local-dir:{siglip}")
     assert backbone.mean == backbone.std == (0.5, 0.5, 0.5)
     assert kinds(backbone.preprocess)[0] == "Resize" and "CenterCrop" not in kinds(backbone.preprocess)  # squashed
@@ -36,14 +36,14 @@ def test_a_siglip_in_a_folder_takes_everything_from_the_model(siglip):
         assert transform(image).shape == (3, *backbone.input_size) == (3, 224, 224)
 
 
-def test_a_folder_without_configuration_or_with_a_choice_of_weights_is_refused(bundle):
+def test_incomplete_and_ambiguous_folders_are_rejected(bundle):
     weights = bundle / "open_clip_pytorch_model.bin"
     weights.rename(bundle / "epoch_1.pt")
     assert load_backbone(f"local-dir:{bundle}").name == "birds"
     shutil.copy(bundle / "epoch_1.pt", bundle / "epoch_2.pt")
     with pytest.raises(UserError, match=r"must be a folder with open_clip_config\.json and open_clip_model\.safet"):
         load_backbone(f"local-dir:{bundle}")
-    (bundle / "epoch_2.pt").rename(weights)  # a name that goes before others
+    (bundle / "epoch_2.pt").rename(weights)  # a preferred name
     assert load_backbone(f"local-dir:{bundle}").name == "birds"
     (bundle / "open_clip_config.json").rename(bundle / "config.json")
     with pytest.raises(UserError, match=r"must be a folder with open_clip_config\.json"):
@@ -51,7 +51,7 @@ def test_a_folder_without_configuration_or_with_a_choice_of_weights_is_refused(b
 
 
 @pytest.mark.parametrize("resize_mode", ["squash", "shortest", "longest"])
-def test_images_that_are_not_square_are_made_so_by_both_transforms(bundle, resize_mode):
+def test_both_transforms_give_the_input_size(bundle, resize_mode):
     config = deepcopy(TINY_CONFIG)
     config["vision_cfg"]["image_size"] = [24, 40]
     preprocessing = {**HALF_MEAN, "resize_mode": resize_mode}
@@ -69,7 +69,7 @@ def test_images_that_are_not_square_are_made_so_by_both_transforms(bundle, resiz
     assert not re.search("(?<!Random)Resize(?!d)|Keep|Center", repr(augmentation))
 
 
-# Files of strangers
+# Untrusted files
 
 
 def change_text(bundle: Path, **keys: object) -> None:
@@ -79,28 +79,28 @@ def change_text(bundle: Path, **keys: object) -> None:
 
 @pytest.fixture
 def transformers(monkeypatch) -> list[tuple[str, dict]]:
-    """Takes the place of the package: a list of what tokenizers were asked for."""
-    asked: list[tuple[str, dict]] = []
+    """Replace the package, and list the requested tokenizers."""
+    requests: list[tuple[str, dict]] = []
     package, utils = ModuleType("transformers"), ModuleType("transformers.dynamic_module_utils")
     package.__spec__ = importlib.machinery.ModuleSpec("transformers", None)
-    package.AutoTokenizer = SimpleNamespace(from_pretrained=lambda place, **keys: asked.append((place, keys)))
+    package.AutoTokenizer = SimpleNamespace(from_pretrained=lambda place, **keys: requests.append((place, keys)))
     utils.TIME_OUT_REMOTE_CODE = 15
     package.dynamic_module_utils = utils
     monkeypatch.setitem(sys.modules, "transformers", package)
     monkeypatch.setitem(sys.modules, "transformers.dynamic_module_utils", utils)
-    return asked
+    return requests
 
 
 @pytest.mark.parametrize("more", [{}, {"hf_tokenizer_name": "org/name"}])
-def test_a_configuration_cannot_ask_for_code(bundle, transformers, more):
+def test_configuration_cannot_enable_remote_code(bundle, transformers, more):
     change_text(bundle, tokenizer_kwargs={"clean": "lower", "trust_remote_code": True}, **more)
     (bundle / "tokenizer.json").write_text("{}")
-    with pytest.raises(UserError, match=r"birds/open_clip_config\.json: .*kwargs holds trust_remote_code, and may"):
+    with pytest.raises(UserError, match=r"birds/open_clip_config\.json: .*kwargs has trust_remote_code, and only"):
         load_backbone(f"local-dir:{bundle}")
     assert transformers == []
 
 
-def test_a_tokenizer_of_files_may_bring_no_code_and_nobody_is_asked(bundle, transformers):
+def test_tokenizer_files_cannot_run_code(bundle, transformers):
     change_text(bundle, tokenizer_kwargs={"clean": "lower"}, hf_tokenizer_name="org/name", context_length=77)
     with pytest.raises(UserError, match=r"the tokenizer of local-dir:.* is missing: put tokenizer\.json and"):
         load_backbone(f"local-dir:{bundle}")
@@ -110,7 +110,7 @@ def test_a_tokenizer_of_files_may_bring_no_code_and_nobody_is_asked(bundle, tran
     assert sys.modules["transformers.dynamic_module_utils"].TIME_OUT_REMOTE_CODE == 0
 
 
-def test_a_tokenizer_is_read_from_the_cache_or_said_to_be_missing(no_hub, transformers, monkeypatch):
+def test_tokenizers_are_read_from_the_cache(no_hub, transformers, monkeypatch):
     name = "ViT-B-16-SigLIP"
     source, repository = Source(name, name, name, None), f"timm/{name}"
     settings = cache_file(no_hub, repository, "tokenizer_config.json")
@@ -125,7 +125,7 @@ def test_a_tokenizer_is_read_from_the_cache_or_said_to_be_missing(no_hub, transf
         create_model(name)
 
 
-# Names of the Hugging Face hub: downloaded, cached, or said where to put what
+# The Hugging Face Hub: downloads, cache, and errors without it
 
 
 @pytest.mark.parametrize(
@@ -134,12 +134,10 @@ def test_a_tokenizer_is_read_from_the_cache_or_said_to_be_missing(no_hub, transf
         ("RN50-quickgelu", "openai", r"needs open_clip_model\.safetensors from \S+/timm/resnet50_clip\.openai, which"),
         ("ViTamin-S", "datacomp1b", r"pytorch_model\.bin from http.*/jienengchen/ViTamin-S, which cannot be reached"),
         ("hf-hub:org/birds", "", r"open_clip_config\.json and open_clip_model\.safetensors from .*local-dir:FOLDER;"),
-        ("hf-hub:a/b/c", "", r"'a/b/c' is no repository"),
+        ("hf-hub:a/b/c", "", r"expected the name of a repository of .*, got 'a/b/c'"),
     ],
 )
-def test_what_cannot_be_downloaded_names_the_files_and_where_to_put_them_at_once(
-    no_hub, monkeypatch, name, pretrained, message
-):
+def test_offline_errors_name_the_missing_files(no_hub, monkeypatch, name, pretrained, message):
     asked: list[tuple[str, float]] = []
 
     def head(url: str, timeout: float) -> None:
@@ -147,11 +145,11 @@ def test_what_cannot_be_downloaded_names_the_files_and_where_to_put_them_at_once
         raise OSError
 
     monkeypatch.setattr(huggingface_hub.utils, "get_session", lambda: SimpleNamespace(head=head))
-    a_minute = Mock(side_effect=AssertionError("huggingface_hub itself tries for a minute"))
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", a_minute)
+    download = Mock(side_effect=AssertionError("huggingface_hub tries for a minute"))
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     with pytest.raises(UserError, match=message):
         load_backbone(name, pretrained)
-    assert asked == [("http://127.0.0.1:9", 5)] * ("is no repository" not in message)  # seconds: once, and no longer
+    assert asked == [("http://127.0.0.1:9", 5)] * ("a/b/c" not in name)  # one request, 5 seconds
 
 
 def test_offline_message_shows_address_option_and_embedded_model(no_hub, monkeypatch):
@@ -195,7 +193,7 @@ def test_cached_weights_of_a_tag_need_no_hub(no_hub):
     assert of_file == loading._preprocessing(find_source("PE-Core-T-16-384", "meta"))
 
 
-def test_a_hub_name_is_downloaded_by_the_first_name_that_the_repository_has(bundle, no_hub, tiny_model, monkeypatch):
+def test_weights_are_downloaded_by_preferred_name(bundle, no_hub, tiny_model, monkeypatch):
     monkeypatch.setattr(huggingface_hub.utils, "get_session", lambda: SimpleNamespace(head=lambda url, timeout: None))
     asked: list[str] = []
 

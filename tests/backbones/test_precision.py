@@ -1,4 +1,4 @@
-"""What a backbone computes in: what "auto" means, and bfloat16."""
+"""Precision of backbones: "auto", bfloat16, and how it is stored."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import nn
 from trainers.hegraph.__main__ import main
 from trainers.hegraph.backbones import identity, precision
 from trainers.hegraph.backbones.clip import Backbone, encode_in_parts
-from trainers.hegraph.backbones.identity import backbone_identity, multiplies_bfloat16, resolve_precision
+from trainers.hegraph.backbones.identity import backbone_identity, has_fast_bfloat16, resolve_precision
 from trainers.hegraph.backbones.loading import create_model, load_backbone
 from trainers.hegraph.backbones.precision import (
     CAN_PACK,
@@ -48,28 +48,27 @@ from trainers.hegraph.utils.reading import read_json
         ((12, 0), "bf16"),
     ],
 )
-def test_auto_is_bf16_where_the_cpu_or_gpu_multiplies_it_but_for_mini(monkeypatch, tmp_path, machine, expected):
-    """By the flags of a CPU, and by the generation of a GPU."""
+def test_auto_precision_follows_the_hardware(monkeypatch, tmp_path, machine, expected):
     device, name = ("cpu" if isinstance(machine, str) else "cuda:1"), "ViT-B-32-quickgelu"
     (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nflags\t\t: {machine}\nvmx flags\t: amx_bf16\n")
     monkeypatch.setattr(identity, "CPU_INFO", tmp_path / "cpuinfo")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: machine)
-    monkeypatch.setattr(identity, "multiplies_bfloat16", multiplies_bfloat16.__wrapped__)  # which keeps no answer
+    monkeypatch.setattr(identity, "has_fast_bfloat16", has_fast_bfloat16.__wrapped__)  # without its cache
     assert resolve_precision("auto", name, device) == expected
     assert resolve_precision("auto", "hegraph-mini", device) == resolve_precision("fp32", name, device) == "fp32"
-    said = {"model": name, "weights": "openai"} | ({"precision": "bf16"} if expected == "bf16" else {})
-    assert backbone_identity(name, "openai", "auto", device) == said
+    expected_identity = {"model": name, "weights": "openai"} | ({"precision": "bf16"} if expected == "bf16" else {})
+    assert backbone_identity(name, "openai", "auto", device) == expected_identity
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     assert resolve_precision("auto", name, "cpu") == "fp32"
 
 
-def test_an_unknown_precision_is_refused():
+def test_unknown_precision_is_rejected():
     with pytest.raises(UserError, match=r"unknown precision 'fp61'; did you mean 'fp16'\?"):
         load_backbone("hegraph-mini", precision="fp61")
 
 
 def pair(name: str, folder: Path, precision: str = "bf16") -> tuple[Backbone, Backbone]:
-    """A random model in fp32 and in another precision, of which no normalisation is the identity."""
+    """Load a random model in fp32 and in another precision; none of its normalisations is the identity."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model, _, _ = create_model(name)
@@ -85,8 +84,8 @@ def pair(name: str, folder: Path, precision: str = "bf16") -> tuple[Backbone, Ba
                 elif isinstance(module, nn.MultiheadAttention):
                     module.in_proj_bias.normal_()
     save_weights(model, folder / "weights.safetensors")
-    given = name, str(folder / "weights.safetensors")
-    return load_backbone(*given), load_backbone(*given, precision=precision)
+    weights = str(folder / "weights.safetensors")
+    return load_backbone(name, weights), load_backbone(name, weights, precision=precision)
 
 
 def assert_nearly_equal(exact: Backbone, fast: Backbone, least: float = 0.9995) -> None:
@@ -95,17 +94,17 @@ def assert_nearly_equal(exact: Backbone, fast: Backbone, least: float = 0.9995) 
     assert fast.logit_scale == exact.logit_scale
     noise = torch.rand(5, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     pixels = F.interpolate(4 * noise - 2, size=exact.input_size, mode="bicubic")
-    for expected, found in (
+    for expected, encoded in (
         (exact.encode_images(pixels), fast.encode_images(pixels)),
         (exact.encode_text(SENTENCES), fast.encode_text(SENTENCES)),
     ):
-        assert (found.dtype, found.device.type) == (torch.float32, "cpu")
-        torch.testing.assert_close(found.norm(dim=1), torch.ones(len(found)))
-        assert least < (expected * found).sum(dim=1).min() and not torch.equal(expected, found)
+        assert (encoded.dtype, encoded.device.type) == (torch.float32, "cpu")
+        torch.testing.assert_close(encoded.norm(dim=1), torch.ones(len(encoded)))
+        assert least < (expected * encoded).sum(dim=1).min() and not torch.equal(expected, encoded)
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("fp16", torch.float16), ("amp", torch.float32)])
-def test_fp16_converts_the_weights_and_amp_the_operations(tmp_path, precision, dtype):
+def test_fp16_converts_weights_and_amp_operations(tmp_path, precision, dtype):
     exact, fast = pair(TINY, tmp_path, precision)
     assert_nearly_equal(exact, fast)
     assert fast.model.visual.conv1.weight.dtype == dtype
@@ -113,7 +112,7 @@ def test_fp16_converts_the_weights_and_amp_the_operations(tmp_path, precision, d
 
 
 @pytest.mark.parametrize("name", [TINY, "tiny-vit"])  # with QuickGELU, and with GELU
-def test_a_vit_in_bf16_keeps_its_sums_and_normalisations_in_fp32(tmp_path, name, caplog):
+def test_bf16_vit_keeps_sums_in_fp32(tmp_path, name, caplog):
     exact, fast = pair(name, tmp_path)
     assert not caplog.records  # the packed layers pass their check
     assert_nearly_equal(exact, fast, 0.9999)
@@ -167,14 +166,14 @@ def test_broken_packed_operators_fall_back_to_plain_layers(tmp_path, monkeypatch
     assert re.search(rf"bfloat16 operators of torch .* failed a check \(.*{reason}.*\)", record.getMessage())
 
 
-def test_a_resnet_in_bf16_has_its_batch_norms_folded_into_its_convolutions(tmp_path):
+def test_bf16_resnet_folds_batch_norms(tmp_path):
     exact, fast = pair("hegraph-mini", tmp_path)
     assert_nearly_equal(exact, fast)
     assert not any(isinstance(module, nn.BatchNorm2d) for module in fast.model.modules())
     assert fast.model.visual.layer1[0].conv2.weight.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_sentences_are_encoded_without_the_padding_behind_the_longest(tmp_path):
+def test_text_padding_is_not_computed(tmp_path):
     exact, fast = pair(TINY, tmp_path)
     tokens = exact.tokenizer(SENTENCES)
     torch.testing.assert_close(encode_short(exact.model, tokens), exact.model.encode_text(tokens))
@@ -185,7 +184,7 @@ def test_sentences_are_encoded_without_the_padding_behind_the_longest(tmp_path):
 
 
 @pytest.mark.parametrize(("rows", "sizes"), [(1, [1]), (4, [2, 2]), (6, [3, 3]), (7, [2, 2, 2, 1])])
-def test_a_batch_is_encoded_in_parts_by_threads_that_compute_alone(two_threads, rows, sizes):
+def test_batches_are_split_between_threads(two_threads, rows, sizes):
     seen: list[tuple[int, int]] = []
 
     def encode(part: torch.Tensor) -> torch.Tensor:
@@ -209,14 +208,14 @@ def two_threads():
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])
-def test_a_tower_of_timm_computes_in_less_precision_too(siglip, precision, dtype):
+def test_timm_towers_are_converted(siglip, precision, dtype):
     name = f"local-dir:{siglip}"
     fast = load_backbone(name, precision=precision)
     assert_nearly_equal(load_backbone(name), fast)
     assert {parameter.dtype for parameter in fast.model.visual.parameters()} == {dtype}
 
 
-def test_learned_context_takes_gradients_in_bf16(tmp_path):
+def test_learned_context_has_gradients_in_bf16(tmp_path):
     _, fast = pair(TINY, tmp_path)
     context = torch.zeros(2, fast.token_embedding.embedding_dim, requires_grad=True)
     features = fast.encode_with_context(fast.context_tokens(["X X cat.", "X X dog."], 2), context)
@@ -241,7 +240,7 @@ BASE = (f"{NODE}.VARIANT", "base")
         (["--precision", "bf16", f"{NODE}.PREC", "fp32"], "fp32"),
     ],
 )
-def test_keys_win_over_flags_and_flags_over_files(tmp_path, words, expected):
+def test_precision_of_keys_flags_and_files(tmp_path, words, expected):
     for number in (0, 1, 10, 11):  # zero, one, zero, one
         path = tmp_path / "images" / "train" / str(number % 10) / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -256,7 +255,7 @@ def test_keys_win_over_flags_and_flags_over_files(tmp_path, words, expected):
     assert BankFile(bank).encoder.precision == expected
 
 
-def test_the_record_the_model_and_the_bank_name_the_precision_and_each_has_features_of_its_own(tmp_path, caplog):
+def test_records_models_and_banks_store_the_precision(tmp_path, caplog):
     keys = [*BASE, f"{NODE}.FEATURES.VIEWS", "1", f"{NODE}.FEATURES.DIR", str(tmp_path / "features")]
     for name in ("bf16", "fp32"):
         assert features.main(["extract", "--out", str(tmp_path / name), *DIGITS, "--precision", name, *keys]) == 0
@@ -278,7 +277,7 @@ def test_the_record_the_model_and_the_bank_name_the_precision_and_each_has_featu
 
 
 def test_a_run_of_an_earlier_version_is_recognised():
-    """Its configuration said fp32, which was the default and what every CPU computed in."""
+    """Records of earlier versions without a precision are fp32, the only precision on CPUs then."""
     cfg, exact = load_cfg("digits", "mini"), load_cfg("digits", "mini", opts=[f"{NODE}.PREC", "fp32"])
     for earlier in ({"backbone": {"model": "a"}}, {"bank": "0"}):
         assert run_config(cfg, precision_of(earlier)) == run_config(exact)
@@ -286,10 +285,9 @@ def test_a_run_of_an_earlier_version_is_recognised():
     assert [run_config(each, fast)[f"{NODE}.PREC"] for each in (cfg, exact)] == ["bf16", "fp32"]
 
 
-def test_the_classifier_of_scikit_learn_takes_a_precision_and_keeps_that_of_its_training(caplog):
+def test_classifier_keeps_the_precision_of_training(caplog):
     images = [open_digit(f"digits/{number:04d}") for number in (0, 1, 10, 11)]  # zero, one, zero, one
-    given = {"backbone": "hegraph-mini", "precision": "bf16", "options": dict([BASE])}
-    fitted = HeGraphClassifier(**given).fit(images, [0, 1, 0, 1])
+    fitted = HeGraphClassifier("hegraph-mini", precision="bf16", options=dict([BASE])).fit(images, [0, 1, 0, 1])
     assert fitted.model_.backbone.precision == "bf16"
     again = pickle.loads(pickle.dumps(fitted.set_params(precision=None)))
     assert (again.decision_function(images) == fitted.decision_function(images)).all() and not caplog.records
@@ -298,11 +296,11 @@ def test_the_classifier_of_scikit_learn_takes_a_precision_and_keeps_that_of_its_
 
 
 @pytest.mark.parametrize("as_list", [False, True])
-def test_options_win_over_the_precision_parameter(caplog, as_list):
+def test_options_override_the_precision_parameter(caplog, as_list):
     images = [open_digit(f"digits/{number:04d}") for number in (0, 1, 10, 11)]
     options = dict([BASE, (f"{NODE}.PREC", "bf16")])
-    given = [part for pair in options.items() for part in pair] if as_list else options
-    fitted = HeGraphClassifier("hegraph-mini", precision="fp32", options=given).fit(images, [0, 1, 0, 1])
+    parameter = [part for pair in options.items() for part in pair] if as_list else options
+    fitted = HeGraphClassifier("hegraph-mini", precision="fp32", options=parameter).fit(images, [0, 1, 0, 1])
     assert fitted.model_.backbone.precision == "bf16"
     pickle.loads(pickle.dumps(fitted)).predict(images)
     assert not caplog.records

@@ -1,4 +1,4 @@
-"""Small models that the tests of the backbones share, and what is done with them."""
+"""Small models shared by the tests of the backbones."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ ROOT = Path(__file__).parents[2]
 AUGMENTATION = ("random_resized_crop", "random_flip", "normalize")
 SENTENCES = ["a photo of a cat.", "a photo of no cat.", ""]
 
-TINY = "tiny-vit-quickgelu"  # as OpenAI's ViTs, but small
+TINY = "tiny-vit-quickgelu"  # a small version of OpenAI's ViTs
 TINY_CONFIG = {
     "embed_dim": 32,
     "quick_gelu": True,
     "vision_cfg": {"image_size": 32, "layers": 2, "width": 64, "head_width": 32, "patch_size": 8},
     "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
 }
-SIGLIP_CONFIG = {  # as open_clip has SigLIP, but small and with CLIP's tokenizer
+SIGLIP_CONFIG = {  # a small version of open_clip's SigLIP with CLIP's tokenizer
     "embed_dim": 192,
     "init_logit_scale": 4.7,
     "init_logit_bias": -10,
@@ -44,7 +44,7 @@ def save_weights(model: nn.Module, path: Path) -> None:
 
 
 def cache_file(cache: Path, repository: str, name: str) -> Path:
-    """Where huggingface_hub keeps a file of a repository; the folder is made."""
+    """Path of a repository's file in huggingface_hub's cache, whose folder is created."""
     folder = cache / f"models--{repository.replace('/', '--')}"
     path = folder / "snapshots" / "0123" / name
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -54,7 +54,7 @@ def cache_file(cache: Path, repository: str, name: str) -> Path:
 
 
 def assert_same_features(backbone: Backbone, model: nn.Module) -> None:
-    """The backbone's features are those of an open_clip model, normalised."""
+    """Assert that a backbone gives the normalised features of an open_clip model."""
     pixels = torch.randn(3, 3, *backbone.input_size, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         image_features = F.normalize(model.encode_image(pixels), dim=-1)

@@ -168,14 +168,14 @@ def test_coop_requires_the_backbone(make_bank):
 
 def test_tokenizer_without_start_token_is_refused(mini):
     other = replace(mini, tokenizer=lambda sentences: F.pad(mini.tokenizer(sentences)[:, 1:], (0, 1)))
-    with pytest.raises(UserError, match="the tokenizer of .* is not CLIP's"):
+    with pytest.raises(UserError, match="needs CLIP's tokenizer"):
         other.context_tokens(PLACEHOLDERS, 4)
 
 
 def test_foreign_text_encoder_is_refused(mini):
     model = torch.nn.Module()
     model.text = torch.nn.Linear(2, 2)
-    with pytest.raises(UserError, match="is not one of open_clip's own"):
+    with pytest.raises(UserError, match="needs a text tower of open_clip"):
         _ = replace(mini, model=model).token_embedding
 
 

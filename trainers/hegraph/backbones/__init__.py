@@ -1,5 +1,5 @@
-"""The frozen CLIP models; the only package that imports open_clip.
+"""Frozen CLIP models. No other package imports open_clip.
 
-`loading.load_backbone` gives a `clip.Backbone`; `identity.backbone_identity` says, without loading anything, what tells
-one backbone from another. open_clip takes seconds to import, so both are imported from their files.
+`loading.load_backbone` returns a `clip.Backbone`. `identity.backbone_identity` identifies one without loading it.
+Import both from their modules, because open_clip takes seconds to import.
 """

@@ -1,4 +1,4 @@
-"""A frozen CLIP: images and sentences to features, the test transform, the augmentation, learned context.
+"""A frozen CLIP: encoding of images and sentences, test transform, augmentation, learned context.
 
 Shapes: B images, S sentences, d feature width (the model's own), H x W the model's input resolution.
 """
@@ -28,23 +28,25 @@ from ..datasets.images import ImageOrPath, open_any, reason
 from ..utils.errors import UserError, shown
 from ..utils.threads import MAX_THREADS, cores, in_batches
 
-CONTEXT_LENGTH = 77  # tokens that OpenAI's CLIP reads of a sentence
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}  # of the model's matrices, and so of its images
-AT_ONCE = 16  # images or twice as many sentences that a thread encodes at once in bf16: more leave the cache
-RESIZING = (T.Resize, T.CenterCrop, ResizeKeepRatio, CenterCropOrPad)  # the steps that a random crop replaces
+CONTEXT_LENGTH = 77  # tokens of a sentence, longer ones are cut
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}  # of matrices and input images
+PART_ROWS = 16  # images that a thread encodes together in bf16 (sentences: twice as many), so that they fit its cache
+RESIZING = (T.Resize, T.CenterCrop, ResizeKeepRatio, CenterCropOrPad)  # steps that a random crop replaces
 
 Transform = Callable[[Image.Image], Tensor]
 Tokenizer = Callable[[Sequence[str]], Tensor]
 
-_ONE_BATCH = Lock()  # of all threads that encode
-_DRAWING = Lock()  # of all threads that draw from torch's global generator, as torchvision does
+_ENCODING = Lock()  # one batch at a time
+_SAMPLING = Lock()  # guards torch's global generator, which torchvision samples from
 
 
 class Preprocess(T.Compose):
-    """The test transform of a model, from a path or an image of any mode to `[3, H, W]`.
+    """Test transform of a model, from a path or a PIL image of any mode to `[3, H, W]`.
 
-    The image is first made RGB and upright, with white for transparent parts, as everywhere in this package. UserError
-    if it cannot be read.
+    The image is first converted to RGB, turned upright, and blended with white where it is transparent.
+
+    Raises:
+        UserError: If the image cannot be read.
     """
 
     def __call__(self, image: ImageOrPath) -> Tensor:
@@ -52,7 +54,7 @@ class Preprocess(T.Compose):
             raise UserError(f"image: expected a path or a PIL image, got {shown(image)}")
         try:
             pixels = open_any(image)
-        except Exception as error:  # on damaged bytes, Pillow raises whatever they lead to
+        except Exception as error:  # Pillow raises any type on damaged bytes
             raise UserError(f"cannot read {image}: {reason(error)}") from error
         return super().__call__(pixels)
 
@@ -65,18 +67,17 @@ class Backbone:
     """A frozen CLIP with its tokenizer and image transforms.
 
     Attributes:
-        name: The model and its weights, for records.
+        name: Model and weights, for people and records.
         model: An open_clip model on its device, in evaluation mode; no parameter requires a gradient.
-        tokenizer: Takes S sentences, returns their tokens `[S, context length]`.
-        preprocess: The model's own test transform, from a path or a PIL image to `[3, H, W]`.
-        mean, std: Mean and standard deviation of the normalisation, per channel.
-        fingerprint: Plain values that change whenever the features would: `identity.backbone_identity` and the test
-            transform.
-        precision: What the model computes in: "fp32"; "bf16" or "fp16", with its weights; or "amp" (autocast to fp16).
+        tokenizer: Function from S sentences to tokens `[S, context length]`.
+        preprocess: Test transform of the model, from a path or a PIL image to `[3, H, W]`.
+        mean, std: Mean and standard deviation of the normalisation, for each channel.
+        fingerprint: `identity.backbone_identity` and the test transform as text. Changes whenever the features change.
+        precision: "fp32"; "bf16" or "fp16", with converted weights; or "amp" (autocast to fp16).
     """
 
     name: str
-    model: Any = field(repr=False)  # open_clip's model classes have no type in common that says what they can do
+    model: Any = field(repr=False)  # open_clip's models have no common base class
     tokenizer: Tokenizer = field(repr=False)
     preprocess: Preprocess = field(repr=False)
     mean: tuple[float, ...] = field(repr=False)
@@ -86,32 +87,32 @@ class Backbone:
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """Device of the model."""
         return next(self.model.parameters()).device
 
     @property
     def logit_scale(self) -> float:
-        """CLIP's `tau`, by which cosines are multiplied; 100 for OpenAI's weights."""
+        """CLIP's `tau`, the factor of cosine similarities; 100 for OpenAI's weights."""
         return self.model.logit_scale.exp().item()
 
     @property
     def input_size(self) -> tuple[int, int]:
-        """Height and width of the images that the model takes, `(H, W)`."""
+        """Height and width of input images, `(H, W)`."""
         size = self.model.visual.image_size
         return (size, size) if isinstance(size, int) else tuple(size)
 
     @cached_property
     def width(self) -> int:
-        """Feature width `d`, measured on a feature: open_clip's model classes have no common name for it."""
+        """Feature width `d`, measured by encoding a sentence, because open_clip's models have no common attribute."""
         return self.encode_text([""]).shape[1]
 
     def encode_images(self, images: Tensor | Sequence[ImageOrPath], batch_size: int = 64) -> Tensor:
-        """Encode images, in the manner of `HeGraphClassifier` and of the command line.
+        """Encode images as `HeGraphClassifier` and the command line do.
 
         Args:
             images: B paths or PIL images, which may have any size, mode and EXIF orientation; or a tensor
                 `[B, 3, H, W]` that `preprocess` made.
-            batch_size: Number of paths or PIL images that are encoded at once.
+            batch_size: Number of paths or PIL images in a batch.
 
         Returns:
             Unit-norm float32 features `[B, d]` on the CPU.
@@ -129,7 +130,7 @@ class Backbone:
             return self._features(
                 lambda part: self.model.encode_image(part.to(self.device, DTYPES.get(self.precision))),
                 [images],
-                AT_ONCE,
+                PART_ROWS,
             )
         known = (Image.Image, os.PathLike, str)
         if not isinstance(images, (list, tuple)) or not all(isinstance(image, known) for image in images):
@@ -141,30 +142,36 @@ class Backbone:
         return torch.cat([torch.zeros(0, self.width), *encoded])
 
     def encode_text(self, sentences: Sequence[str], batch_size: int = 256, normalize: bool = True) -> Tensor:
-        """Sentences to unit-norm float32 features `[S, d]` on the CPU; `batch_size` sentences at a time.
-
-        Without `normalize` the features keep the norm that the text tower gives them.
-        """
+        """Encode S sentences as float32 features `[S, d]` on the CPU, of unit norm if `normalize` is set."""
         batches = [list(sentences[i : i + batch_size]) for i in range(0, len(sentences), batch_size)]
         tokens = [self.tokenizer(batch).to(self.device) for batch in batches]
-        return self._features(self.model.encode_text, tokens, 2 * AT_ONCE, normalize)
+        return self._features(self.model.encode_text, tokens, 2 * PART_ROWS, normalize)
 
     def context_tokens(self, sentences: Sequence[str], length: int) -> Tensor:
-        """Tokens for `encode_with_context`, shape `[S, 77]`, on the model's device. All sentences begin with the same
-        word, repeated `length` times: the placeholders of the context vectors. UserError if the tokenizer does not put
-        them after a start token, one token each.
+        """Tokens `[S, 77]` for `encode_with_context`, on the model's device.
+
+        All sentences begin with the same word, repeated `length` times, as placeholders of the context vectors.
+
+        Raises:
+            UserError: If the tokenizer does not turn each placeholder into one token, after a start token.
         """
         tokens = self.tokenizer(sentences)
         if (tokens[:, 1 : 1 + length] != tokens[0, 1]).any():
-            raise UserError(f"the tokenizer of {self.name} is not CLIP's, and its sentences take no learned context")
+            raise UserError(f"learned context needs CLIP's tokenizer, got the tokenizer of {self.name}")
         return tokens.to(self.device)
 
     def encode_with_context(self, tokens: Tensor, context: Tensor) -> Tensor:
-        """Features of sentences that begin with learned vectors, as in CoOp (Zhou et al., IJCV 2022).
+        """Encode sentences that begin with learned vectors, as in CoOp (Zhou et al., IJCV 2022).
 
-        The vectors `[length, width]` take the place of the token embeddings, of that width, of the placeholders in
-        `tokens`, which are from `context_tokens`. Gradients flow to them. The features have float32 and unit norm, are
-        `[S, d]` and stay on the model's device. UserError if the text tower is not one of open_clip's own.
+        Args:
+            tokens: Tokens from `context_tokens`.
+            context: Vectors `[length, width]` that replace the token embeddings of the placeholders.
+
+        Returns:
+            Unit-norm float32 features `[S, d]` on the model's device, with gradients to `context`.
+
+        Raises:
+            UserError: If the text tower is not from open_clip.
         """
 
         def replace(module: nn.Module, args: tuple, embedded: Tensor) -> Tensor:
@@ -181,12 +188,10 @@ class Backbone:
 
     @property
     def token_embedding(self) -> nn.Embedding:
-        """What the text tower makes of tokens; UserError if it is not one of open_clip's own."""
+        """Token embedding of the text tower; UserError if the tower is not from open_clip."""
         tower = getattr(self.model, "text", self.model)
         if not hasattr(tower, "token_embedding"):
-            raise UserError(
-                f"the text tower of {self.name} is not one of open_clip's own, and takes no learned context"
-            )
+            raise UserError(f"learned context needs a text tower of open_clip, got the text tower of {self.name}")
         return tower.token_embedding
 
     def _autocast(self) -> AbstractContextManager:
@@ -195,10 +200,10 @@ class Backbone:
 
     @torch.no_grad()
     def _features(
-        self, encode: Callable[[Tensor], Tensor], batches: Sequence[Tensor], at_once: int, normalize: bool = True
+        self, encode: Callable[[Tensor], Tensor], batches: Sequence[Tensor], part_rows: int, normalize: bool = True
     ) -> Tensor:
         if self.precision == "bf16" and self.device.type == "cpu":
-            features = torch.cat([encode_in_parts(encode, batch, at_once) for batch in batches])
+            features = torch.cat([encode_in_parts(encode, batch, part_rows) for batch in batches])
         else:
             with self._autocast():
                 features = torch.cat([encode(batch) for batch in batches])
@@ -206,9 +211,13 @@ class Backbone:
         return (F.normalize(features, dim=-1) if normalize else features).cpu()
 
     def training_transform(self, names: Sequence[str], crop_scale: Sequence[float], interpolation: str) -> T.Compose:
-        """The augmentation of training images: any of "random_resized_crop", with the least and the largest fraction of
-        the area that it keeps, "random_flip" and "normalize". Images are always normalised; without a crop they are
-        resized as for testing.
+        """Augmentation of training images.
+
+        Args:
+            names: Any of "random_resized_crop", "random_flip" and "normalize". Images are always normalised. Without a
+                crop they are resized as in the test transform.
+            crop_scale: Smallest and largest fraction of the area in a crop.
+            interpolation: Name of a torchvision `InterpolationMode` for the crop.
         """
         steps = list(self.preprocess.transforms)
         if "random_resized_crop" in names:
@@ -220,11 +229,12 @@ class Backbone:
         return T.Compose(steps)
 
 
-def in_two_steps(transform: Transform) -> tuple[Sequence[Callable], Callable[[Tensor], Tensor]]:
-    """A transform of images in two with the same result: steps from an image to bytes, `[H, W, 3]`, and what makes of a
-    batch of these floats, `[B, 3, H, W]`. Images that wait take a quarter of the memory.
+def split_transform(transform: Transform) -> tuple[Sequence[Callable], Callable[[Tensor], Tensor]]:
+    """Split a transform so that waiting images take a quarter of the memory.
 
-    One that does not end as CLIP's do is the first of the two whole, and the second does nothing.
+    Returns:
+        Steps from an image to bytes `[H, W, 3]`, and a function from a batch of bytes to floats `[B, 3, H, W]`. A
+        transform without CLIP's last two steps is returned whole, with the identity.
     """
     steps = transform.transforms if isinstance(transform, T.Compose) else [transform]
     if len(steps) < 2 or not (isinstance(steps[-2], T.ToTensor) and isinstance(steps[-1], T.Normalize)):
@@ -237,10 +247,10 @@ def in_two_steps(transform: Transform) -> tuple[Sequence[Callable], Callable[[Te
     return [*steps[:-2], np.array, torch.from_numpy], finish
 
 
-def draw_steps(steps: Sequence[Callable], image: Image.Image, seed: int) -> list[Callable]:
-    """The steps of a transform as they are for one image: random ones draw from a generator with this seed."""
+def sample_steps(steps: Sequence[Callable], image: Image.Image, seed: int) -> list[Callable]:
+    """Replace the random steps of a transform by fixed ones for an image, sampled with a seed."""
     sampled: list[Callable] = []
-    with _DRAWING, torch.random.fork_rng(devices=[]):
+    with _SAMPLING, torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         for step in steps:
             if isinstance(step, T.RandomResizedCrop):
@@ -253,26 +263,25 @@ def draw_steps(steps: Sequence[Callable], image: Image.Image, seed: int) -> list
     return sampled
 
 
-def encode_in_parts(encode: Callable[[Tensor], Tensor], batch: Tensor, at_once: int) -> Tensor:
-    """What `encode` gives for a batch, by as many threads as torch has: each computes alone on parts of the batch.
+def encode_in_parts(encode: Callable[[Tensor], Tensor], batch: Tensor, part_rows: int) -> Tensor:
+    """Encode a batch in parts of at most `part_rows` rows, each on one of torch's threads.
 
-    So no thread waits for another at every layer, as all do that share one, while other processes take their cores. A
-    part is at most `at_once` rows of the batch.
+    Threads that share a layer wait for each other at its end, which is slow if other processes use the cores.
     """
     threads = torch.get_num_threads()
-    parts = batch.tensor_split(min(-(-len(batch) // (at_once * threads)) * threads, max(len(batch), 1)))
+    parts = batch.tensor_split(min(-(-len(batch) // (part_rows * threads)) * threads, max(len(batch), 1)))
     if threads == 1 or len(parts) == 1:
         return torch.cat([encode(part) for part in parts])
-    with _ONE_BATCH, ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    with _ENCODING, ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         try:
             return torch.cat(list(pool.map(torch.no_grad()(encode), parts)))
         finally:
-            torch.set_num_threads(threads)  # a thread begins with the number that was set last, by any
+            torch.set_num_threads(threads)  # new threads take the number set last by any thread
 
 
 def count_tokens(sentence: str) -> int:
-    """How many of OpenAI's tokens a sentence takes, with its start and end token; CLIP reads `CONTEXT_LENGTH`."""
+    """Number of OpenAI's tokens in a sentence, with start and end token."""
     return len(_openai_tokenizer().encode(sentence)) + 2
 
 
-_openai_tokenizer = cache(SimpleTokenizer)  # which is made once
+_openai_tokenizer = cache(SimpleTokenizer)

@@ -1,8 +1,7 @@
-"""What tells one backbone from another: the model's name, its weights (by tag or by hash) and what it computes in; and
-where its files are: on this machine, or on the Hugging Face hub.
+"""Identity of a backbone: model name, weights (tag or hash) and precision. Also its files, local or on the Hub.
 
-A run keeps the identity of its backbone, so that a finished run is recognised before CLIP is loaded. This file
-therefore imports neither open_clip nor torchvision, which take seconds to import, and huggingface_hub where it is used.
+A run stores the identity of its backbone, so that a finished run is recognised without loading CLIP. This module
+therefore does not import open_clip or torchvision, which take seconds, and imports huggingface_hub inside functions.
 """
 
 from __future__ import annotations
@@ -18,41 +17,44 @@ from ..utils.errors import UserError, first_line, unknown
 from ..utils.files import file_version, hash_file
 
 MINI_NAME = "hegraph-mini"
-MINI_ALIAS = "mini"  # as its configuration file is called
+MINI_ALIAS = "mini"  # name of its configuration file
 MINI_CONFIG = Path(__file__).parent / "mini" / f"{MINI_NAME}.json"
 MINI_WEIGHTS = MINI_CONFIG.with_suffix(".safetensors")
 
-AUTO = "auto"  # of `pretrained`: the weights that come with the model, or else OpenAI's; of `precision`: the fast one
+AUTO = "auto"  # `pretrained`: weights that come with the model, else OpenAI's; `precision`: the fastest
 PRECISIONS = ("auto", "fp32", "bf16", "fp16", "amp")
 CPU_INFO = Path("/proc/cpuinfo")
-FAST_FLAGS = {"avx512_bf16", "amx_bf16"}  # of a CPU that multiplies bfloat16 twice as fast as float32, or faster
+FAST_FLAGS = {"avx512_bf16", "amx_bf16"}  # CPU flags: bfloat16 products at least twice as fast as float32
 
-# Names that begin so stand for a bundle: configuration, weights and maybe a tokenizer in one repository or folder
+# Prefixes of bundles: configuration, weights and possibly a tokenizer in one repository or folder
 HUB, FOLDER = "hf-hub:", "local-dir:"
 CONFIG_NAME = "open_clip_config.json"
 WEIGHTS_NAMES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 WEIGHTS_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 TOKENIZER_NAMES = ("tokenizer.json", "tokenizer_config.json", "spiece.model")
-TIMEOUT = 5  # seconds that the hub has to answer
-# Phrases of messages, for commands that take keys and for those that take flags
+TIMEOUT = 5  # seconds to wait for the Hub
+# Phrases of messages, for commands with keys and commands with flags
 USE_FOLDER = f"set MODEL.BACKBONE.NAME (or --backbone) to {FOLDER}FOLDER"
 USE_WEIGHTS = "set MODEL.BACKBONE.PRETRAINED (or --pretrained) to its path"
 
 
-class Named(NamedTuple):
-    """A backbone as users name it: the model and its weights."""
+class BackboneName(NamedTuple):
+    """Name of a backbone: model, weights and configuration file."""
 
     model: str
     weights: str
-    config: str  # name of the configuration file that ships
+    config: str  # in configs/trainers/HeGraphAdapter
 
 
-DEFAULT_BACKBONE = Named("ViT-B-16-quickgelu", "openai", "vit_b16")  # of every command and page
+DEFAULT_BACKBONE = BackboneName("ViT-B-16-quickgelu", "openai", "vit_b16")
 
 
 class Bundle(NamedTuple):
-    """The files of a model that brings its configuration and its weights along, and the name of its repository or
-    folder, for records. Tokenizer files are those of a folder, and none of a repository of the hub.
+    """Files of a model with its own configuration and weights.
+
+    Attributes:
+        title: Name of the repository or folder, for records.
+        tokenizer: Tokenizer files of a folder; empty for a repository of the Hub.
     """
 
     title: str
@@ -62,16 +64,16 @@ class Bundle(NamedTuple):
 
 
 def canonical_name(name: str) -> str:
-    """The name under which a backbone is loaded and recorded: "mini" is short for `MINI_NAME`."""
+    """Name under which a backbone is loaded and recorded; "mini" becomes `MINI_NAME`."""
     return MINI_NAME if name == MINI_ALIAS else name
 
 
 def backbone_identity(name: str, pretrained: str, precision: str, device: str) -> dict[str, str]:
-    """Plain values that change whenever the features of the backbone would. Loads nothing.
+    """Identity of a backbone, which changes whenever its features change, without loading the model.
 
-    A file is known by the SHA-256 of its bytes, and open_clip's weights by their tag. The files of an "hf-hub:" name
-    are downloaded if they are not on this machine, since they have to be hashed. Arguments and errors are as of
-    `loading.load_backbone`; but whether open_clip knows the model and the tag is only seen when it is loaded.
+    Files are identified by SHA-256, open_clip's weights by tag. Files of an "hf-hub:" name are downloaded if they are
+    not cached, to hash them. Arguments and errors as of `loading.load_backbone`, except that unknown models and tags of
+    open_clip are not detected.
     """
     precision = resolve_precision(precision, name, device)
     pretrained = resolve_pretrained(name, pretrained)
@@ -86,34 +88,39 @@ def backbone_identity(name: str, pretrained: str, precision: str, device: str) -
 
 
 def resolve_precision(precision: str, name: str, device: str) -> str:
-    """What a model computes in: "auto" is "bf16" where the device multiplies that faster, and else "fp32"; so is the
-    embedded model, which is small, and whose numbers are published. UserError for none of `PRECISIONS`.
+    """Replace "auto" by "bf16" on devices with fast bfloat16 products, else by "fp32".
+
+    "auto" is always "fp32" for the embedded model, which is small and whose results are published.
+
+    Raises:
+        UserError: If `precision` is not one of `PRECISIONS`.
     """
     if precision not in PRECISIONS:
         raise unknown("precision", precision, PRECISIONS)
     if precision != AUTO:
         return precision
-    return "bf16" if name != MINI_NAME and multiplies_bfloat16(device) else "fp32"
+    return "bf16" if name != MINI_NAME and has_fast_bfloat16(device) else "fp32"
 
 
 @cache
-def multiplies_bfloat16(device: str) -> bool:
+def has_fast_bfloat16(device: str) -> bool:
     """Whether a device multiplies bfloat16 at least 1.5 times as fast as float32.
 
-    It is asked what it is, and nothing is measured: so a machine gives the same features however busy it is.
+    Decided from the device's type, not by measuring, so that features do not depend on the load of the machine.
     """
     import torch
 
     if device != "cpu":
-        return torch.cuda.get_device_capability(device)[0] >= 8  # Ampere, the first GPUs that do
-    said = re.search(r"^flags\s*:(.*)$", CPU_INFO.read_text() if CPU_INFO.exists() else "", re.MULTILINE)  # of Linux
-    return said is not None and not FAST_FLAGS.isdisjoint(said[1].split()) and torch.backends.mkldnn.is_available()
+        return torch.cuda.get_device_capability(device)[0] >= 8  # Ampere and later
+    flags = re.search(r"^flags\s*:(.*)$", CPU_INFO.read_text() if CPU_INFO.exists() else "", re.MULTILINE)  # Linux
+    return flags is not None and not FAST_FLAGS.isdisjoint(flags[1].split()) and torch.backends.mkldnn.is_available()
 
 
 def resolve_pretrained(name: str, pretrained: str) -> str:
-    """The weights that `pretrained` stands for: "auto" and "" become a tag or a file; "" is left for a bundle.
+    """Replace `pretrained` "auto" or "" by a tag or a file; by "" for a bundle.
 
-    UserError if no model is named, or a bundle with weights.
+    Raises:
+        UserError: If `name` is empty, or weights are specified for a bundle.
     """
     if not name:
         raise UserError("MODEL.BACKBONE.NAME is empty; give --config-file configs/trainers/HeGraphAdapter/NAME.yaml")
@@ -127,18 +134,20 @@ def resolve_pretrained(name: str, pretrained: str) -> str:
 
 
 def weights_file(pretrained: str) -> Path | None:
-    """The file that `pretrained` names, or None if it is a tag. An existing file goes before a tag of that name."""
+    """Weights file at the path `pretrained`; None if no such file exists, so that `pretrained` is a tag."""
     return Path(pretrained) if os.path.isfile(pretrained) else None
 
 
 def is_bundle(name: str) -> bool:
-    """Whether a model's name stands for a bundle, "hf-hub:ORGANISATION/NAME" or "local-dir:FOLDER"."""
+    """Whether a model is a bundle, "hf-hub:ORGANISATION/NAME" or "local-dir:FOLDER"."""
     return name.startswith((HUB, FOLDER))
 
 
 def find_bundle(name: str) -> Bundle:
-    """The files of a bundle; those of "hf-hub:" are downloaded if they are not on this machine. UserError if one is
-    missing, or a folder leaves open which weights to take.
+    """Files of a bundle; those of "hf-hub:" are downloaded if they are not cached.
+
+    Raises:
+        UserError: If a file is missing, or a folder has several weights files.
     """
     place = name.partition(":")[2]
     if name.startswith(HUB):
@@ -155,20 +164,21 @@ def find_bundle(name: str) -> Bundle:
 
 
 def cached_file(repository: str, filenames: Sequence[str]) -> Path | None:
-    """The first of the files that the cache holds of "ORGANISATION/NAME", or None; UserError for another name."""
+    """First file of a repository "ORGANISATION/NAME" in the cache, or None; UserError for an invalid name."""
     from huggingface_hub import constants, try_to_load_from_cache
 
     try:
         paths = [try_to_load_from_cache(repository, filename) for filename in filenames]
     except ValueError as error:
-        raise UserError(f"{repository!r} is no repository of {constants.ENDPOINT}: {first_line(error)}") from error
+        expected = f"expected the name of a repository of {constants.ENDPOINT}, ORGANISATION/NAME"
+        raise UserError(f"{expected}, got {repository!r}: {first_line(error)}") from error
     return next((Path(path) for path in paths if isinstance(path, str)), None)
 
 
 def fetch_file(repository: str, filenames: Sequence[str], what: str, needed: str, use: str) -> Path:
-    """The first of the files that the cache holds, or else the first that the repository has, downloaded.
+    """First file that is in the cache, or else in the repository, which is then downloaded.
 
-    `filenames` are of the same content, the preferred one first; the rest, and what is raised, as of `require_hub`.
+    `filenames` have the same content, the preferred one first. Other arguments and errors as of `require_hub`.
     """
     from huggingface_hub import hf_hub_download
 
@@ -178,25 +188,25 @@ def fetch_file(repository: str, filenames: Sequence[str], what: str, needed: str
     for filename in filenames:
         try:
             return Path(hf_hub_download(repository, filename))
-        except Exception as error:  # of huggingface_hub, requests or httpx: it depends on the version
+        except Exception as error:  # type depends on the version of huggingface_hub
             reason = first_line(error)
     raise UserError(f"cannot download {' or '.join(filenames)} of {repository}: {reason}")
 
 
 def require_hub(repository: str, what: str, needed: str, use: str) -> None:
-    """Check once that the hub answers within `TIMEOUT`; huggingface_hub itself would try for a minute.
+    """Check once that the Hub answers within `TIMEOUT`; huggingface_hub itself would try for a minute.
 
     Raises:
-        UserError: If it does not. The message says that `what` needs the files `needed`, and how to `use` them after a
-            download on another machine.
+        UserError: If it does not answer. The message names `what` is being loaded, the files `needed`, and how to `use`
+            them after a download on another machine.
     """
     from huggingface_hub import constants
     from huggingface_hub.utils import get_session
 
     try:
         get_session().head(constants.ENDPOINT, timeout=TIMEOUT)
-    except Exception as error:  # of requests or httpx: it depends on the version
-        page = f"{constants.ENDPOINT}/{repository}"  # at the start, since long messages lose their middle
+    except Exception as error:  # type depends on the version of huggingface_hub
+        page = f"{constants.ENDPOINT}/{repository}"  # at the start, because long messages are shortened in the middle
         raise UserError(
             f"{what} needs {needed} from {page}, which cannot be reached: download elsewhere, {use}; {MINI_NAME} needs "
             "no download"
@@ -204,7 +214,7 @@ def require_hub(repository: str, what: str, needed: str, use: str) -> None:
 
 
 def describe_transform(transform: object) -> str:
-    """What a transform does, as text that is the same in every process: the `repr` of a function holds its address."""
+    """Text of a transform that is equal in every process: its `repr` without the addresses of functions."""
     return re.sub(r" at 0x[0-9a-f]+", "", repr(transform))
 
 
@@ -215,7 +225,7 @@ def _hash(file: Path) -> str:
         return _hash_version(*file_version(file))
 
 
-@cache  # weights may be gigabytes, and every run of a sweep asks for them
+@cache  # weights may have gigabytes, and every run of a sweep hashes them
 def _hash_version(file: Path, size: int, changed: int) -> str:
-    """Hash of a file of this size that was changed last at this time, in nanoseconds."""
+    """Hash of a file; size and time of the last change (nanoseconds) are keys of the cache."""
     return hash_file(file)

@@ -1,9 +1,9 @@
-"""Makes bfloat16 of a frozen CLIP: matrices and convolutions are converted, once, and not operations at every call.
+"""Conversion of a frozen CLIP to bfloat16: matrices and convolutions are converted once, not at every call.
 
-What the blocks of open_clip's towers add up, their normalisations and the softmax of attention stay in float32, which
-takes no time and leaves a quarter of the error. Towers of other libraries are converted whole.
+Sums, normalisations and the softmax of attention in open_clip's towers stay in float32. This costs no time and leaves a
+quarter of the error. Towers of other libraries are converted completely.
 
-Shapes: B images, T tokens of one, D width.
+Shapes: B images, T tokens of an image, D width.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from ..utils.errors import first_line
 
 logger = logging.getLogger(__name__)
 
-# A torch with oneDNN, as for x86, on a CPU on which that has matrices in bfloat16
+# Whether torch was built with oneDNN (x86), and the CPU has its bfloat16 matrix products
 CAN_PACK = hasattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported") and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-LEAST_COSINE = 0.9995  # of features of packed and of plain layers
+LEAST_COSINE = 0.9995  # between features of packed and plain layers
 QUICK = 1.702  # QuickGELU(x) = x sigmoid(1.702 x)
 
 
 def to_bfloat16(model: Any) -> None:
-    """Converts an open_clip model, in place.
+    """Convert an open_clip model, in place.
 
     Args:
-        model: In float32 and evaluation mode, on its device, with its weights, none of which takes a gradient.
+        model: Model with its weights, in float32 and evaluation mode, on its device, without gradients.
     """
-    scale = model.logit_scale.data  # stays in float32: bfloat16 has three digits, and it multiplies all logits
+    scale = model.logit_scale.data  # stays in float32: bfloat16 is too coarse for the factor of all logits
     for tower in (model.visual, getattr(model, "text", model)):
         if isinstance(tower, ModifiedResNet):
             fold_batch_norms(tower)
@@ -72,7 +72,7 @@ def packs_correctly(tower: Any) -> bool:
         convert_plain(sample)
         cosine = F.cosine_similarity(sample(images.to(torch.bfloat16)).float(), expected).min().item()
         problem = "" if cosine >= LEAST_COSINE else f"cosine {cosine:.4f} with float32, expected {LEAST_COSINE} or more"
-    except Exception as error:  # depends on what changed in torch
+    except Exception as error:  # type depends on the change in torch
         problem = first_line(error)
     if problem:
         slower = "images are encoded without packed matrices, about 1.6 times slower"
@@ -89,7 +89,7 @@ def convert_plain(tower: Any) -> None:
 
 
 def convert_matrices(tower: Any) -> None:
-    """Converts what a tower multiplies by, in place."""
+    """Convert the matrices and convolutions of a tower, in place."""
     for module in tower.modules():
         if isinstance(module, (nn.Linear, nn.Conv2d, nn.MultiheadAttention)):
             module.to(torch.bfloat16)
@@ -99,7 +99,7 @@ def convert_matrices(tower: Any) -> None:
 
 
 def is_plain(tower: Any) -> bool:
-    """Whether a tower is a transformer of open_clip's own, as OpenAI's CLIP has them."""
+    """Whether a tower is open_clip's own transformer, the architecture of OpenAI's CLIP."""
     blocks = getattr(tower, "transformer", None)
     if not isinstance(blocks, Transformer) or getattr(tower, "attn_pool", None) is not None:
         return False
@@ -107,19 +107,19 @@ def is_plain(tower: Any) -> bool:
 
 
 def keep_sums_exact(tower: Any) -> None:
-    """Makes what the blocks of a plain tower add up float32, and what they multiply bfloat16, in place.
+    """Make the residual sums of a plain tower float32, and inputs of its matrices bfloat16, in place.
 
-    The wider type of two that are added wins, so all sums are float32 once the first of them is.
+    A sum has the wider type of its terms, so all sums are float32 once the first one is.
     """
     for parent in (tower, *tower.transformer.resblocks):
         for name, norm in list(parent.named_children()):
             if isinstance(norm, nn.LayerNorm):
                 setattr(parent, name, ExactNorm(norm, torch.float32 if name == "ln_pre" else torch.bfloat16))
-    tower.transformer.get_cast_dtype = lambda: torch.float32  # of the embeddings of tokens, which sums begin with
+    tower.transformer.get_cast_dtype = lambda: torch.float32  # type of token embeddings, the first terms
 
 
 def fold_batch_norms(model: nn.Module) -> None:
-    """Makes each batch norm of a ResNet part of the convolution before it, in place."""
+    """Fold each batch norm of a ResNet into the convolution before it, in place."""
     for parent in list(model.modules()):
         for (before, conv), (name, norm) in pairwise(list(parent.named_children())):
             if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
@@ -128,17 +128,17 @@ def fold_batch_norms(model: nn.Module) -> None:
 
 
 def pack(tower: Any) -> None:
-    """Packs what a plain image tower multiplies by, in place."""
+    """Pack the matrices of a plain image tower, in place."""
     tower.conv1 = PackedPatches(tower.conv1)
     blocks = tower.transformer.resblocks
     for number, block in enumerate(blocks):
-        # What an image is told by is its first token alone, so the last block need not make the others
+        # Image features are the first token alone, so the last block computes no other token
         blocks[number] = PackedBlock(block, tower.pool_type == "tok" and block is blocks[-1])
 
 
 def encode_short(model: CLIP, tokens: Tensor) -> Tensor:
-    """As `model.encode_text`, without the padding behind the longest of the sentences, which none of them sees."""
-    ends = tokens.argmax(dim=1)  # the end token has the highest number
+    """Compute `model.encode_text` without the padding after the longest sentence, which has no effect."""
+    ends = tokens.argmax(dim=1)  # the end token has the largest id
     length = int(ends.max()) + 1
     x = model.token_embedding(tokens[:, :length]) + model.positional_embedding[:length]
     x = model.ln_final(model.transformer(x, attn_mask=model.attn_mask[:length, :length]))
@@ -146,11 +146,11 @@ def encode_short(model: CLIP, tokens: Tensor) -> Tensor:
 
 
 class ExactNorm(nn.Module):
-    """A layer norm that computes in float32, whatever comes.
+    """Layer norm computed in float32.
 
     Args:
         norm: The layer norm.
-        dtype: Of the result.
+        dtype: Type of the result.
     """
 
     def __init__(self, norm: nn.LayerNorm, dtype: torch.dtype) -> None:
@@ -163,11 +163,11 @@ class ExactNorm(nn.Module):
 
 
 class PackedLinear(nn.Module):
-    """A linear layer without gradient whose matrix lies as oneDNN multiplies it, which else sorts it at every call.
+    """Linear layer without gradient whose matrix is stored in oneDNN's layout, so that no call reorders it.
 
     Args:
-        weight, bias: In float32, shapes `[out, in]` and `[out]`.
-        activation: oneDNN's name of what is done to the result: "none", "gelu" or "swish".
+        weight, bias: Parameters in float32, shapes `[out, in]` and `[out]`.
+        activation: oneDNN's name of the activation: "none", "gelu" or "swish".
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, activation: str = "none") -> None:
@@ -181,7 +181,7 @@ class PackedLinear(nn.Module):
 
 
 class PackedPatches(nn.Module):
-    """The convolution that makes tokens of patches, which do not overlap: `[B, 3, H, W]` to `[B, D, H', W']`."""
+    """Packed convolution of non-overlapping patches, `[B, 3, H, W]` to `[B, D, H', W']`."""
 
     def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__()
@@ -194,11 +194,11 @@ class PackedPatches(nn.Module):
 
 
 class PackedBlock(nn.Module):
-    """A block of a ViT's image tower with packed matrices, from `[B, T, D]` to the same.
+    """Block of an image ViT with packed matrices, from `[B, T, D]` to the same shape.
 
     Args:
-        block: In float32.
-        first: Whether only the first token is asked for, `[B, 1, D]`.
+        block: Block in float32.
+        first: Whether to compute the first token only, `[B, 1, D]`.
     """
 
     def __init__(self, block: ResidualAttentionBlock, first: bool) -> None:
@@ -211,7 +211,7 @@ class PackedBlock(nn.Module):
             queries *= attention.head_dim**-0.5
         self.into = PackedLinear(weight, bias)
         self.out = PackedLinear(attention.out_proj.weight, attention.out_proj.bias)
-        if isinstance(activation, QuickGELU):  # which is swish(1.702 x) / 1.702
+        if isinstance(activation, QuickGELU):  # swish(1.702 x) / 1.702
             up = PackedLinear(QUICK * up.weight, QUICK * up.bias, "swish")
             self.mlp = nn.Sequential(up, PackedLinear(down.weight / QUICK, down.bias))
         else:

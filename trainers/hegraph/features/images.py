@@ -46,9 +46,9 @@ class ImageReader:
     """
 
     def __init__(self, transform: Transform, threads: int = 0) -> None:
-        from ..backbones.clip import in_two_steps  # open_clip takes seconds to import
+        from ..backbones.clip import split_transform  # open_clip takes seconds to import
 
-        self.steps, self.finish = in_two_steps(transform)
+        self.steps, self.finish = split_transform(transform)
         self.threads = threads or min(cores(), MAX_THREADS)
 
     def batches(
@@ -66,18 +66,18 @@ class ImageReader:
             yield batch, pixels, [result if isinstance(result, str) else "" for result in results]
 
     def read(self, image: ImageLike) -> Tensor | str:
-        """Apply the first steps of `in_two_steps` to an image; return the reason if the image cannot be read.
+        """One image, as the first steps of `split_transform` give it; else why it is unreadable.
 
         No exception is raised, although Pillow raises exceptions of many types on damaged bytes.
         """
-        from ..backbones.clip import draw_steps
+        from ..backbones.clip import sample_steps
 
         try:
             pixels: Any  # an image, which the last step converts to a tensor
             steps = self.steps
             if isinstance(image, View):
                 pixels = image.dataset.read(image.path)
-                steps = draw_steps(steps, pixels, image.seed)
+                steps = sample_steps(steps, pixels, image.seed)
             else:
                 pixels = open_any(image)
             for step in steps:
