@@ -78,8 +78,8 @@ def load_backbone(name: str, pretrained: str = "", device: str = "cpu", precisio
             weights cannot be downloaded, are damaged or belong to another model.
     """
     device = choose_device(device, "device")
-    name = identity.canonical_name(check(str, name, "name"))
-    source = find_source(name, check(str, pretrained, "pretrained"))
+    name = identity.canonical_name(validate(str, name, "name"))
+    source = find_source(name, validate(str, pretrained, "pretrained"))
     fingerprint = identity.backbone_identity(name, pretrained, precision, device)
     precision = identity.resolve_precision(precision, name, device)
     model, preprocess, tokenizer = build(source, "fp16" if precision == "fp16" else "fp32")
