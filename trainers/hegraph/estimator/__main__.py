@@ -86,7 +86,7 @@ def new_images(classifier: HeGraphClassifier, dataset: Dataset) -> tuple[list[An
         UserError: If an image cannot be read, was taught as another class, or all were taught before; or if two classes
             of the model have one name.
     """
-    from .teaching import image_ids, support_set_of
+    from .incremental import image_ids, support_set_of
 
     support_set = support_set_of(classifier.model_)
     labels: dict[str, Any] = {name: label for label, name in support_set.by_label.items()}

@@ -32,7 +32,7 @@ from ..utils.devices import choose_device
 from ..utils.errors import UserError
 from ..utils.reading import Size, validate
 from .inputs import Names, as_array, checked_features, class_names, image_list, labelled, unit_rows, with_labels
-from .teaching import KEYS, Added, Teacher, image_ids, support_set_of
+from .incremental import KEYS, Added, Teacher, image_ids, support_set_of
 from .training import recipe_of
 
 BATCH = 256  # images that the backbone encodes at once
@@ -197,7 +197,7 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
         """Takes a class back, with its images. UserError if there is none or no other."""
         support_set = self._taught()
         kept = torch.ones(len(support_set.names), dtype=torch.bool)
-        kept[support_set.place(validate(Hashable, label, "label"))] = False  # type: ignore[type-abstract]
+        kept[support_set.index(validate(Hashable, label, "label"))] = False  # type: ignore[type-abstract]
         return self._teach(support_set.of_classes(kept))
 
     def forget(self, X: Any, y: Any) -> HeGraphClassifier:

@@ -31,7 +31,7 @@ from ..method.graph import class_prototypes
 from ..method.unlabelled import ClassSums
 from ..models.saved import Backbone as BackboneConfig
 from ..models.saved import Preprocessing, Prompts, SavedModel
-from ..models.support_set import SupportSet, spread
+from ..models.support_set import SupportSet, scatter_state
 from ..training.memory import refuse_beyond_memory, training_bytes
 from ..utils.errors import UserError, first_line
 from ..utils.option import NODE, OUR_METHOD
@@ -149,7 +149,7 @@ def learn(support_set: SupportSet, origin: Origin, cfg: Config, device: str) -> 
         if fitted.classifier is None or not fitted.classifier.weights.isfinite().all():
             raise UserError("the trained adapter holds NaN or infinite values; lower OPTIM.LR")
         fitted = calibrated(fitted, task, bank)
-        support_set = replace(support_set, state=spread(fitted.state, seen.nonzero().flatten(), len(names)))
+        support_set = replace(support_set, state=scatter_state(fitted.state, seen.nonzero().flatten(), len(names)))
     else:
         bank = replace(bank, train_features=bank.train_features[:1, :0], train_labels=bank.train_labels[:0])
         fitted = load_method("ZeroShot").fit(bank, None, task.seed)

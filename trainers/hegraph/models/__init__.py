@@ -1,1 +1,1 @@
-"""A trained model on disk: what prediction needs and where it comes from, in one folder that anybody can read."""
+"""Trained models: model folders, metadata, support sets, the Hugging Face Hub, and images as input."""

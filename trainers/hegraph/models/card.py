@@ -1,7 +1,7 @@
-"""The model card: README.md of a model folder, with the YAML header that the Hugging Face Hub reads.
+"""Model card: README.md of a model folder, with the YAML header for the Hugging Face Hub.
 
-Names come from data: in the text they are escaped, so that none is HTML or Markdown, and in the header they lose all
-but letters, digits and a few marks.
+Names from data are untrusted. They are escaped in the text, so that they are not HTML or Markdown, and reduced to
+letters, digits and some punctuation in the header.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from .saved import Backbone, SavedModel
 
 TEMPLATE = Path(__file__).with_name("card.jinja")
 TAGS = ["few-shot-learning", "clip", "image-classification", "hegraph"]
-LISTED_CLASSES = 50  # a card names so many classes and counts the others
-MARKUP = re.compile(r"^[-+]|[\\`*_{}\[\]#|~!:@=$^]")  # what Markdown may take for its own
+LISTED_CLASSES = 50  # number of class names in a card
+MARKUP = re.compile(r"^[-+]|[\\`*_{}\[\]#|~!:@=$^]")  # Markdown syntax
 
 
 def model_card(model: SavedModel, base_model: str | None = None) -> str:
-    """The card of a model, as Markdown with a YAML header. `base_model` is the Hub's name of the backbone, if known."""
+    """Card of a model, as Markdown with a YAML header; `base_model` is the backbone's name on the Hub, if known."""
     scores, method = model.scores, escaped(model.method)
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, keep_trailing_newline=True)
     environment.filters["escaped"] = escaped
@@ -40,7 +40,7 @@ def model_card(model: SavedModel, base_model: str | None = None) -> str:
 
 
 def card_header(model: SavedModel, base_model: str | None = None) -> ModelCardData:
-    """The metadata that the Hub reads."""
+    """Metadata for the Hub."""
     dataset, scores = plain(model.trained_on.dataset), model.scores
     measured = (
         ("accuracy", "Accuracy", scores.accuracy),
@@ -75,23 +75,23 @@ def card_header(model: SavedModel, base_model: str | None = None) -> ModelCardDa
 
 
 def escaped(text: str) -> str:
-    """Text of a stranger's as Markdown that shows it, in one line, and does nothing else."""
+    """Escape untrusted text as Markdown on one line."""
     return MARKUP.sub(r"\\\g<0>", html.escape(" ".join(text.split()), quote=False))
 
 
 def plain(text: str) -> str:
-    """Text of a stranger's without whatever some reader of the header may take for more than text."""
+    """Remove all characters from untrusted text that may have a meaning in YAML or on the Hub."""
     return " ".join(re.sub(r"[^\w .,()+/-]", " ", text).split()) or "unnamed"
 
 
 def base_model_of(backbone: Backbone) -> str | None:
-    """The Hub's name of the backbone; None where the Hub has none, as for mini or weights in a file.
+    """Name of a backbone on the Hub; None for mini and for weights files.
 
-    It imports open_clip, which takes a second. A run from a feature bank needs no open_clip otherwise.
+    Imports open_clip, which takes a second and is not needed for runs from a feature bank.
     """
     if not backbone.model:
         return None
     from ..backbones.loading import hub_repository
 
-    found = hub_repository(backbone.model, resolve_pretrained(backbone.model, backbone.pretrained))
-    return found if found and re.fullmatch(r"[\w.-]+/[\w.-]+", found) else None
+    name = hub_repository(backbone.model, resolve_pretrained(backbone.model, backbone.pretrained))
+    return name if name and re.fullmatch(r"[\w.-]+/[\w.-]+", name) else None

@@ -1,8 +1,8 @@
-"""The model folder: `config.json`, `model.safetensors`, `README.md`, and maybe small pictures of the cached images.
+"""Model folder: `config.json`, `model.safetensors`, `README.md`, and optional thumbnails of the cached images.
 
-Loading reads JSON and safetensors only, and nothing in the folder is run. Every field and every tensor is checked
-before it is used, and the hash of the tensors in `config.json` says that the two files belong together. The pictures,
-`thumbnails/00000.jpg` and so on in the order of the cache, show which training images an image resembles.
+Loading reads JSON and safetensors only, and runs no code. Every field and tensor is validated before use. The hash of
+the tensors in `config.json` shows that the two files belong together. Thumbnails, `thumbnails/00000.jpg` and so on in
+the order of the cache, show the training images that an image resembles.
 """
 
 from __future__ import annotations
@@ -36,12 +36,11 @@ from .support_set import SupportSet
 logger = logging.getLogger(__name__)
 
 CONFIG, TENSORS, CARD, THUMBNAILS = "config.json", "model.safetensors", "README.md", "thumbnails"
-TRANSFER, MESSAGES = "transfer.", "transfer.messages."  # prefixes of what reaches other classes
-LABELLED, STATE = "labelled.", "labelled.state."  # prefixes of what was taught, and of the parameters of `Lessons`
+TRANSFER, MESSAGES = "transfer.", "transfer.messages."  # prefixes of `TransferableAdapter` and `NewClassMessages`
+LABELLED, STATE = "labelled.", "labelled.state."  # prefixes of `SupportSet` and its trained parameters
 CLASSIFIER = ("weights", "bias", "keys", "labels", "key_weights")  # tensors of `FoldedClassifier`
 UNLABELLED = "unlabelled.features"
-# Shape of a tensor -> its names, and of a trained parameter: K classes, N cached images, T taught ones, M unlabelled
-# ones, d the width
+# Names of tensors by shape: K classes, N cached images, T images of the support set, M unlabelled images, d width
 SHAPES = {
     "K": ("bias", "labelled.counts"),
     "Kd": ("weights", "text_positive", "class_nodes", "labelled.sums", "labelled.positive", "labelled.negative"),
@@ -53,43 +52,44 @@ SHAPES = {
     "d": ("transfer.messages.offset", "transfer.messages.mean"),
     "dd": ("labelled.moment", "transfer.messages.matrix", "transfer.messages.whitening"),
 }
+# Shapes of trained parameters by prefix
 PARAMETERS = {f"{TRANSFER}weight": "dd", f"{TRANSFER}metapath": ""}
 PARAMETERS |= {f"{STATE}weight": "dd", f"{STATE}bias": "Kd", f"{STATE}metapath": ""}
-WHOLE = ("labels", "labelled.labels")  # tensors of whole numbers
+INTEGERS = ("labels", "labelled.labels")
 MODEL_FILE_TYPES = (".json", ".safetensors", ".md", ".jpg", ".pt")
 MAX_SIDE = 64  # pixels of a thumbnail
-MAX_BYTES = 32_768  # of its file; JPEGs of this size have about 3,000
+MAX_BYTES = 32_768  # of a thumbnail's file; typical are 3,000
 
 
 class Fusion(StrictModel):
-    """How the two classifiers are added: `alpha` weighs the cache, whose affinities have the sharpness `beta`."""
+    """Weight `alpha` and sharpness `beta` of the cache (Eq. 8)."""
 
     alpha: Finite
     beta: Finite
 
 
 class AdapterTransfer(StrictModel):
-    """Other classes are reached by message passing among text nodes with the trained `W`."""
+    """Transfer to unseen classes by message passing among text nodes with the trained `W`."""
 
     rule: Literal["adapter"]
     options: ModelOptions
 
     @field_validator("options")
     @classmethod
-    def allowed(cls, found: ModelOptions) -> ModelOptions:
+    def valid_options(cls, options: ModelOptions) -> ModelOptions:
         """Check every value against its option, and the names of the meta-path weights."""
-        for holder in (found, found.closed_form):
-            for of_field in fields(holder):
-                if (declared := option_of(of_field)) is not None:
-                    declared.check(getattr(holder, of_field.name))
-        known = metapath_defaults()
-        if found.metapath.keys() != known.keys():
-            raise ValueError(f"metapath must have the keys {', '.join(known)}, got {', '.join(sorted(found.metapath))}")
-        return found
+        for part in (options, options.closed_form):
+            for entry in fields(part):
+                if (option := option_of(entry)) is not None:
+                    option.check(getattr(part, entry.name))
+        expected, actual = metapath_defaults(), options.metapath
+        if actual.keys() != expected.keys():
+            raise ValueError(f"metapath must have the keys {', '.join(expected)}, got {', '.join(sorted(actual))}")
+        return options
 
 
 class OtherTransfer(StrictModel):
-    """Other classes are reached as by zero-shot CLIP, or not at all."""
+    """Transfer to unseen classes by zero-shot CLIP, or none."""
 
     rule: Literal["zero-shot", "none"]
     options: dict[str, Any]
@@ -107,13 +107,13 @@ class ModelConfig(ModelMetadata):
 
 
 def save_model(model: SavedModel, folder: Path) -> None:
-    """Writes a model folder, whole or not at all; an older one in its place is replaced.
+    """Write a model folder, completely or not at all. An existing model folder is replaced.
 
-    HeGraphAdapter's cache keys are rounded to float16. Those of other methods stay in float32, since rounding them
-    changed the prediction of single images.
+    Cache keys of HeGraphAdapter are rounded to float16. Those of other methods stay in float32, because rounding
+    changed the predictions of single images.
 
     Raises:
-        UserError: If the folder cannot be written, or something else than a model folder is in its place.
+        UserError: If the folder cannot be written, or exists and is not a model folder.
     """
     check_place(folder)
     tensors = _tensors(model)
@@ -133,135 +133,136 @@ def save_model(model: SavedModel, folder: Path) -> None:
 
 
 def check_place(folder: Path) -> None:
-    """Raises UserError if something else than a model folder is where one is to be written."""
+    """Raise UserError if a folder exists that is neither empty nor a model folder."""
     if folder.exists() and not (folder / CONFIG).is_file() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} is no model folder, and is not overwritten; choose another")
+        raise UserError(f"expected a model folder or a new path, got {folder}, which is not overwritten; choose another")
 
 
 def _tensors(model: SavedModel) -> dict[str, Tensor]:
-    """The tensors of a folder, by name and in the order of the names."""
-    found = {name: getattr(model.classifier, name) for name in CLASSIFIER}
-    found |= {"text_positive": model.text_positive, "class_nodes": model.class_nodes}
+    """Tensors of a model by name, sorted."""
+    tensors = {name: getattr(model.classifier, name) for name in CLASSIFIER}
+    tensors |= {"text_positive": model.text_positive, "class_nodes": model.class_nodes}
     if model.transfer is not None:
-        found |= {f"{TRANSFER}{name}": tensor for name, tensor in model.transfer.parameters.items()}
+        tensors |= {f"{TRANSFER}{name}": tensor for name, tensor in model.transfer.parameters.items()}
         if model.transfer.messages is not None:
-            found |= {f"{MESSAGES}{name}": tensor for name, tensor in asdict(model.transfer.messages).items()}
+            tensors |= {f"{MESSAGES}{name}": tensor for name, tensor in asdict(model.transfer.messages).items()}
     if model.labelled is not None:
-        found |= {f"{LABELLED}{name}": tensor.float() for name, tensor in asdict(model.labelled).items()}
+        tensors |= {f"{LABELLED}{name}": tensor.float() for name, tensor in asdict(model.labelled).items()}
     if (support_set := model.support_set) is not None:
-        found |= {f"{LABELLED}features": support_set.keys(), f"{LABELLED}labels": support_set.labels}
-        found |= {f"{LABELLED}{name}": getattr(support_set, name) for name in ("positive", "negative")}
-        found |= {f"{STATE}{name}": tensor for name, tensor in support_set.state.items()}
+        tensors |= {f"{LABELLED}features": support_set.keys(), f"{LABELLED}labels": support_set.labels}
+        tensors |= {f"{LABELLED}{name}": getattr(support_set, name) for name in ("positive", "negative")}
+        tensors |= {f"{STATE}{name}": tensor for name, tensor in support_set.state.items()}
         if model.unlabelled_features is not None:
-            found[UNLABELLED] = model.unlabelled_features
-    kinds = {**dict.fromkeys(WHOLE, torch.int32), "class_nodes": torch.float16}
+            tensors[UNLABELLED] = model.unlabelled_features
+    dtypes = {**dict.fromkeys(INTEGERS, torch.int32), "class_nodes": torch.float16}
     if model.method == OUR_METHOD:
-        kinds["keys"] = torch.float16
-    there = {name: tensor.detach().cpu() for name, tensor in sorted(found.items()) if tensor is not None}
-    return {name: tensor.to(kinds.get(name, tensor.dtype), copy=True) for name, tensor in there.items()}
+        dtypes["keys"] = torch.float16
+    return {
+        name: tensor.detach().cpu().to(dtypes.get(name, tensor.dtype), copy=True)
+        for name, tensor in sorted(tensors.items())
+        if tensor is not None
+    }
 
 
 def load_model(folder: Path | str) -> SavedModel:
-    """Reads a model folder, or `model/` in the output folder of a run.
+    """Read a model folder, or `model/` in the output folder of a run.
 
     Raises:
-        UserError: If something is missing, damaged or contradicts something else; the message says what.
+        UserError: If a part is missing, damaged or inconsistent; the message names it.
     """
     path = find_model_folder(Path(folder))
     with reading(path / CONFIG, "the config.json of a model folder"):
-        said = read_json(path / CONFIG)
-        config = ModelConfig.model_validate_json(json.dumps(said))  # as JSON, whose lists may become tuples
-        if missing := next(_missing(config.model_dump(mode="json"), said), ""):
+        content = read_json(path / CONFIG)
+        config = ModelConfig.model_validate_json(json.dumps(content))  # in JSON mode, lists become tuples
+        if missing := next(_missing(config.model_dump(mode="json"), content), ""):
             raise ValueError(f"{missing}: Field required")
-    found, _ = read_tensors(path / TENSORS, "a model")
-    with reading(path / TENSORS, f"the tensors of the {CONFIG} beside it"):
-        if config.tensors != hash_content(dict(sorted(found.items()))):
-            raise ValueError(f"its hash is not the one in {CONFIG}")
-        return _model(config, _checked(config, found))
+    tensors, _ = read_tensors(path / TENSORS, "a model")
+    with reading(path / TENSORS, f"the tensors of {path / CONFIG}"):
+        if config.tensors != hash_content(dict(sorted(tensors.items()))):
+            raise ValueError(f"its hash differs from the one in {CONFIG}")
+        return _model(config, _checked(config, tensors))
 
 
-def _missing(whole: dict[str, Any], found: dict[str, Any], above: str = "") -> Iterator[str]:
-    """The fields that a file lacks, though those who make a model may leave them out."""
-    for name, value in whole.items():
-        if name not in found:
-            yield f"{above}{name}"
+def _missing(expected: dict[str, Any], content: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """Names of fields that a file lacks, including fields with a default in the schema."""
+    for name, value in expected.items():
+        if name not in content:
+            yield f"{prefix}{name}"
         elif isinstance(value, dict):
-            yield from _missing(value, found[name], f"{above}{name}.")
+            yield from _missing(value, content[name], f"{prefix}{name}.")
 
 
-def _checked(config: ModelConfig, found: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a file, which fit its configuration: floats as float32, integers as int64.
+def _checked(config: ModelConfig, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Check tensors against the configuration; floats become float32, integers int64.
 
     Raises:
-        ValueError: If a tensor is unknown, or of another shape, another type or infinite values.
+        ValueError: If a tensor is unknown, has a wrong shape or type, or is not finite.
     """
     sizes, checked = {"K": len(config.classnames), "d": config.width}, {}
     for letter, name in (("N", "keys"), ("T", "labelled.features"), ("M", UNLABELLED)):
-        sizes[letter] = len(found[name]) if name in found else 0
+        sizes[letter] = len(tensors[name]) if name in tensors else 0
     shape_of = {name: shape for shape, names in SHAPES.items() for name in names}
-    for name, tensor in found.items():
+    for name, tensor in tensors.items():
         letters = shape_of.get(name, PARAMETERS.get(name.rpartition(".")[0]))
         if letters is None or (name.startswith(TRANSFER) and config.transfer.rule != "adapter"):
-            raise ValueError(f"it holds an unknown tensor {name!r}")
+            raise ValueError(f"unknown tensor {name!r}")
         shape = [sizes[letter] for letter in letters]
-        kind = "whole numbers" if name in WHOLE else "floats"
+        kind = "integers" if name in INTEGERS else "floats"
         if [*tensor.shape] != shape or tensor.is_floating_point() != (kind == "floats"):
-            raise ValueError(f"{name} must be {shape} of {kind}, got {list(tensor.shape)} of {tensor.dtype}")
-        tensor = tensor.long() if name in WHOLE else tensor.float()
+            raise ValueError(f"expected {kind} of shape {shape} in {name}, got {tensor.dtype} {list(tensor.shape)}")
+        tensor = tensor.long() if name in INTEGERS else tensor.float()
         if not tensor.isfinite().all():
-            raise ValueError(f"{name} holds NaN or infinite values")
-        if name in WHOLE and len(tensor) and not (0 <= tensor.min() and tensor.max() < sizes["K"]):
-            raise ValueError(f"{name} must lie in 0 ... {sizes['K'] - 1}")
+            raise ValueError(f"{name} has NaN or infinite values")
+        if name in INTEGERS and len(tensor) and not (0 <= tensor.min() and tensor.max() < sizes["K"]):
+            raise ValueError(f"{name} must be from 0 to {sizes['K'] - 1}")
         checked[name] = tensor
-    if UNLABELLED in found and sizes["M"] != config.unlabelled:
+    if UNLABELLED in tensors and sizes["M"] != config.unlabelled:
         raise ValueError(f"{sizes['M']} rows of {UNLABELLED} for {config.unlabelled} unlabelled images")
     if checked.keys() & {"keys", "labels"} and not (sizes["N"] and "labels" in checked):
-        raise ValueError("keys and labels of a cache must be there together, of an image or more")
+        raise ValueError("a cache needs both keys and labels, of at least one image")
     return checked
 
 
 def _model(config: ModelConfig, tensors: dict[str, Tensor]) -> SavedModel:
-    """The model of a folder; raises an exception if a tensor is missing, or image ids are of other images."""
-    of_classifier = {name: tensors[name] for name in CLASSIFIER if name in tensors}
-    taught = _below(LABELLED, tensors)
+    """Assemble the model of a folder; raises an exception if a tensor or an image id is missing."""
+    classifier = {name: tensors[name] for name in CLASSIFIER if name in tensors}
+    labelled = _with_prefix(LABELLED, tensors)
     return SavedModel(
         **{name: getattr(config, name) for name in ModelMetadata.model_fields},
-        classifier=FoldedClassifier(**of_classifier, alpha=config.fusion.alpha, beta=config.fusion.beta),
+        classifier=FoldedClassifier(**classifier, alpha=config.fusion.alpha, beta=config.fusion.beta),
         text_positive=tensors["text_positive"],
         transfer=_transfer(config, tensors),
         transfer_rule=config.transfer.rule,
         class_nodes=tensors.get("class_nodes"),
-        labelled=ClassSums(*(taught[of.name].double() for of in fields(ClassSums))) if "counts" in taught else None,
-        support_set=_support_set(config, taught) if "features" in taught else None,
+        labelled=ClassSums(*(labelled[f.name].double() for f in fields(ClassSums))) if "counts" in labelled else None,
+        support_set=_support_set(config, labelled) if "features" in labelled else None,
         unlabelled_features=tensors.get(UNLABELLED),
     )
 
 
-def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors whose names have a prefix, without it."""
+def _with_prefix(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors whose names have a prefix, by the rest of the name."""
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def _support_set(config: ModelConfig, taught: dict[str, Tensor]) -> SupportSet:
-    """What the model was taught; errors as of `_model`."""
-    labels = taught["labels"]
+def _support_set(config: ModelConfig, labelled: dict[str, Tensor]) -> SupportSet:
+    """Support set of a model; errors as of `_model`."""
+    labels = labelled["labels"]
     ids = torch.tensor(config.image_ids or [0] * len(labels), dtype=torch.long)
     if len(ids) != len(labels):
         raise ValueError(f"{len(ids)} image_ids for {len(labels)} images")
     classes = np.array(config.classnames if config.labels is None else config.labels)
-    text = taught.get("positive"), taught.get("negative")
-    return SupportSet(
-        classes, config.classnames, taught["features"][None], labels, ids, *text, _below("state.", taught)
-    )
+    text, state = (labelled.get("positive"), labelled.get("negative")), _with_prefix("state.", labelled)
+    return SupportSet(classes, config.classnames, labelled["features"][None], labels, ids, *text, state)
 
 
 def _transfer(config: ModelConfig, tensors: dict[str, Tensor]) -> TransferableAdapter | None:
-    """What reaches other classes; errors as of `_model`."""
+    """Adapter for unseen classes, if the model has one; errors as of `_model`."""
     if not isinstance(config.transfer, AdapterTransfer):
         return None
     options = config.transfer.options
-    messages = NewClassMessages(**_below(MESSAGES, tensors)) if options.has_closed_form else None
-    parameters = _below(TRANSFER, {name: t for name, t in tensors.items() if not name.startswith(MESSAGES)})
+    messages = NewClassMessages(**_with_prefix(MESSAGES, tensors)) if options.has_closed_form else None
+    parameters = _with_prefix(TRANSFER, {name: t for name, t in tensors.items() if not name.startswith(MESSAGES)})
     adapter = TransferableAdapter(options, parameters, messages)
     if missing := adapter.missing_parameters():
         raise ValueError(f"it lacks {TRANSFER}{missing[0]}")
@@ -269,20 +270,16 @@ def _transfer(config: ModelConfig, tensors: dict[str, Tensor]) -> TransferableAd
 
 
 def find_model_folder(folder: Path) -> Path:
-    """The model folder that a user means: the folder itself, or `model/` in the output folder of a run.
-
-    Raises:
-        UserError: If there is none.
-    """
+    """Find the model folder: the folder itself, or `model/` in the output folder of a run; UserError if none."""
     for candidate in map(whole_folder, (folder, folder / "model")):
         if (candidate / CONFIG).is_file():
             return candidate
-    what = f"holds no {CONFIG}" if folder.exists() else "is not there"
-    raise UserError(f"{folder} {what}; give the model folder of a run, such as OUTPUT_DIR/model")
+    problem = f"has no {CONFIG}" if folder.exists() else "does not exist"
+    raise UserError(f"{folder} {problem}; pass the model folder of a run, such as OUTPUT_DIR/model")
 
 
 def model_files(folder: Path) -> list[Path]:
-    """The files of a model folder, and of the run that it is given by, which no command may write over."""
+    """Files of a model folder, and of its run, which no command may overwrite."""
     model = find_model_folder(folder)
     return [
         path
@@ -293,10 +290,10 @@ def model_files(folder: Path) -> list[Path]:
 
 
 def own_file(folder: Path, name: str) -> Path | None:
-    """A file of a model folder that may be shown or copied; None if it has none of that name.
+    """File of a model folder that may be shown or copied; None if it does not exist.
 
-    A link leads to it only within the folder, or to the files of huggingface_hub's cache, whose folders hold nothing
-    but links. Any other link of a foreign folder might give away a file of this machine.
+    Links are followed only inside the folder, and to the files of huggingface_hub's cache, whose folders consist of
+    links. Another link in an untrusted folder could reveal a file of this machine.
     """
     base = folder.resolve()
     path = (base / name).resolve()
@@ -304,15 +301,15 @@ def own_file(folder: Path, name: str) -> Path | None:
     if not path.is_file():
         return None
     if not any(path.is_relative_to(place) for place in places):
-        logger.warning("%s is a link out of its folder, and is left out", folder / name)
+        logger.warning("%s is a link out of its folder, and is skipped", folder / name)
         return None
     return path
 
 
 def write_thumbnails(folder: Path, images: Iterable[Image.Image]) -> None:
-    """Writes the thumbnails of a model folder, all or none: of one image for each key of the cache, in the same order.
+    """Write the thumbnails of a model folder, all or none, for each key of the cache in order.
 
-    Only the pixels are written: what else an image file holds, such as the place where a photo was taken, is left out.
+    Only pixels are written, without metadata such as the location of a photo.
 
     Raises:
         UserError: If the folder cannot be written.
@@ -326,9 +323,9 @@ def write_thumbnails(folder: Path, images: Iterable[Image.Image]) -> None:
 
 
 def read_thumbnail(folder: Path, position: int) -> Image.Image | None:
-    """The thumbnail of the cached image at a position from 0, as RGB of at most 64x64 pixels; None if there is none.
+    """Thumbnail of the cached image at a position, in RGB with at most 64x64 pixels; None without one.
 
-    A file that is larger than a thumbnail, or no JPEG, is not shown either, and that is logged.
+    A larger file, or one that is not a JPEG, gives None and a warning.
     """
     path = own_file(folder, f"{THUMBNAILS}/{thumbnail_name(position)}")
     if path is None:
@@ -338,11 +335,11 @@ def read_thumbnail(folder: Path, position: int) -> Image.Image | None:
             if max(image.size) > MAX_SIDE or path.stat().st_size > MAX_BYTES:
                 raise ValueError(f"it is larger than a thumbnail of {MAX_SIDE}x{MAX_SIDE} pixels")
             return image.convert("RGB")
-    except Exception as error:  # on damaged bytes, Pillow raises whatever they lead to
+    except Exception as error:  # Pillow raises any type on damaged bytes
         logger.warning("%s is not shown: %s", path, error)
         return None
 
 
 def thumbnail_name(position: int) -> str:
-    """The file of one cached image, in `THUMBNAILS`."""
+    """File name of a thumbnail in `THUMBNAILS`."""
     return f"{position:05d}.jpg"

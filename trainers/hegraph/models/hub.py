@@ -1,7 +1,7 @@
-"""Model folders on the Hugging Face Hub: downloads one, uploads one.
+"""Download and upload of model folders, from and to the Hugging Face Hub.
 
-A token is handed to huggingface_hub and kept nowhere else; no message holds it. Only the three files of a model folder
-are downloaded, and none of them is run.
+A token is passed to huggingface_hub only: it is not stored, and no message contains it. Only the three files of a model
+folder are downloaded, and none of them contains code.
 """
 
 from __future__ import annotations
@@ -23,33 +23,36 @@ HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 def find_model(name: str, revision: str | None, token: str | None) -> Path:
-    """The model folder that a user means: one here, the output folder of a run, or else "USER/NAME" on the Hub.
+    """Model folder at a local path (also of a run), or of "USER/NAME" on the Hub.
 
-    Of a model on the Hub, what the cache lacks is downloaded; where the Hub cannot be reached, the cache has to do.
-    Arguments are as of `HeGraphClassifier.from_pretrained`. UserError if there is no such model to be had.
+    Files on the Hub that are not cached are downloaded. Without a connection, the cached files are used.
+    Arguments as of `HeGraphClassifier.from_pretrained`.
+
+    Raises:
+        UserError: If there is no such model, or the Hub refuses.
     """
     if Path(name).exists() or not HUB_NAME.fullmatch(name):
         if revision is not None:
-            raise UserError(f"revision {revision!r} is of a model on the Hub, and {name} is none")
+            raise UserError(f"expected USER/NAME on the Hub for the revision {revision!r}, got {name}")
         return find_model_folder(Path(name))
     try:
         return find_model_folder(Path(snapshot_download(name, revision=revision, token=token, allow_patterns=FILES)))
-    except Exception as error:  # of huggingface_hub, requests or httpx: it depends on the version
+    except Exception as error:  # type depends on the version of huggingface_hub
         at = f" at revision {revision!r}" if revision else ""
-        said = f"{name} is no folder here, and cannot be had from {constants.ENDPOINT}{at}: {_reason(error, token)}"
-        raise UserError(said) from None
+        source = f"{constants.ENDPOINT}{at}: {_reason(error, token)}"
+        raise UserError(f"{name} is not a local folder, and cannot be downloaded from {source}") from None
 
 
 def push_model(
     model: SavedModel, repository: str, token: str | None, revision: str | None, private: bool, message: str
 ) -> str:
-    """Uploads a model folder, and returns its address; arguments as of `HeGraphClassifier.push_to_hub`.
+    """Upload a model folder, and return its address; arguments as of `HeGraphClassifier.push_to_hub`.
 
     Raises:
         UserError: If the Hub cannot be reached or refuses.
     """
     if not HUB_NAME.fullmatch(repository):
-        raise UserError(f"the repository must be USER/NAME, got {repository!r}")
+        raise UserError(f"expected a repository USER/NAME, got {repository!r}")
     address = f"{constants.ENDPOINT}/{repository}"
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model"
@@ -63,14 +66,14 @@ def push_model(
             api.upload_folder(
                 repo_id=repository, folder_path=path, revision=revision, commit_message=message, allow_patterns=FILES
             )
-        except Exception as error:  # of huggingface_hub, requests or httpx: it depends on the version
+        except Exception as error:  # type depends on the version of huggingface_hub
             raise UserError(f"cannot upload to {address}: {_reason(error, token)}") from None
     return address
 
 
 def _reason(error: Exception, token: str | None) -> str:
-    """Why the Hub refused, in one line without the token."""
+    """Reason of an error of the Hub, in one line without the token."""
     if isinstance(error, (RepositoryNotFoundError, RevisionNotFoundError)):
-        return "there is no such model or revision, or it is private and needs a token"
+        return "no such model or revision, or it is private and needs a token"
     reason = first_line(error)
     return reason.replace(token, "***") if token else reason

@@ -1,6 +1,6 @@
-"""A trained model: what `config.json` of its folder says, and beside it the tensors. It may hear images without labels.
+"""Trained model: metadata (`config.json` of a model folder), tensors, and adaptation to unlabelled images.
 
-The declarations check all that a folder says before any of it is used.
+The classes are schemas that validate a model folder before use.
 
 Shapes: K classes, d feature width, B images of a batch, M unlabelled images.
 """
@@ -29,17 +29,17 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Three = Field(min_length=3, max_length=3)
-COPIES = 4  # of the logits of all unlabelled images, in float32, that hearing them holds at once
+COPIES = 4  # float32 copies of all unlabelled images' logits in memory during adaptation
 
 
 class Backbone(StrictModel):
-    """The frozen CLIP that made the features.
+    """Frozen CLIP model that encoded the features.
 
     Attributes:
-        title: The model and its weights, for people.
-        model, pretrained, precision: As `load_backbone` takes them; "" where the model was trained from a feature
-            bank that does not say how it was encoded.
-        fingerprint: Plain values that change whenever the features would; {} where it is not known.
+        title: Model and weights, for people.
+        model, pretrained, precision: Arguments of `load_backbone`; "" for a model from a feature bank that does not
+            name its backbone.
+        fingerprint: Plain values that change whenever the features change; {} if unknown.
     """
 
     title: str
@@ -50,21 +50,25 @@ class Backbone(StrictModel):
 
     @classmethod
     def of(cls, backbone: FrozenCLIP, model: str, pretrained: str) -> Backbone:
-        """That of a backbone that `load_backbone` has loaded by these two."""
+        """Description of a backbone from `load_backbone(model, pretrained)`."""
         return cls(
             title=backbone.name, model=model, pretrained=pretrained, precision=backbone.precision,
             fingerprint=backbone.fingerprint,
         )  # fmt: skip
 
-    def compare_precision(self, here: str) -> None:
-        """Says where features were encoded in another precision than those that the model was trained on."""
-        if self.model and here != self.precision:
-            logger.warning("the model was trained on features in %s, and these are in %s", self.precision, here)
+    def compare_precision(self, precision: str) -> None:
+        """Log a warning if features have another precision than in the training."""
+        if self.model and precision != self.precision:
+            logger.warning("the model was trained on features in %s, and these are in %s", self.precision, precision)
 
 
 class Preprocessing(StrictModel):
-    """How an image becomes the backbone's input: height and width in pixels, mean and deviation of each channel, and in
-    `transform` the whole of it in words.
+    """Preprocessing of images for the backbone.
+
+    Attributes:
+        size: Height and width in pixels.
+        mean, std: Mean and standard deviation of the normalisation, for each channel.
+        transform: The test transform as text.
     """
 
     size: Annotated[list[Size], Field(min_length=2, max_length=2)]
@@ -80,8 +84,9 @@ class Preprocessing(StrictModel):
 
 
 class Prompts(StrictModel):
-    """The sentences that the text nodes were made of: the positive ones by group and class, the negative ones by class.
-    The sentences of a class in a group are averaged first, then the groups.
+    """Sentences of the text nodes: positive ones by group and class, negative ones by class.
+
+    Features are averaged over the sentences of a class in a group, then over groups.
     """
 
     positive: list[list[list[str]]]
@@ -89,7 +94,7 @@ class Prompts(StrictModel):
 
 
 class TrainedOn(StrictModel):
-    """Where the model comes from."""
+    """Provenance of a model: data, seed, configuration and software."""
 
     dataset: str
     shots: int
@@ -105,8 +110,10 @@ class TrainedOn(StrictModel):
 
 
 class Scores(StrictModel):
-    """Percent on the test images; None where there were none. `ece` is the expected calibration error of probabilities,
-    `text` HeGraphAdapter's text classifier without the cache, `zero_shot` CLIP as it comes.
+    """Scores on the test images in percent; None without test images.
+
+    `ece` is the expected calibration error, `text` HeGraphAdapter's text classifier without the cache, `zero_shot`
+    zero-shot CLIP without temperature.
     """
 
     accuracy: Percent | None
@@ -122,22 +129,22 @@ NOT_TESTED = Scores(accuracy=None, accuracy_text=None, accuracy_zero_shot=None, 
 
 
 class ModelMetadata(StrictModel):
-    """What a model says of itself, in its folder and in memory.
+    """Metadata of a model, in its folder and in memory.
 
     Attributes:
-        method: Name of the method, as `--trainer` takes it.
-        variant: Of HeGraphAdapter; "" for another method.
+        method: Name of the method, an argument of `--trainer`.
+        variant: Variant of HeGraphAdapter; "" for another method.
         classnames: The K class names in label order.
-        class_ids: What tells classes apart across data sets, such as WordNet ids; mostly the names.
+        class_ids: Identifiers of the classes across data sets, such as WordNet ids; usually the names.
         logit_scale: CLIP's `tau`.
-        temperature: What logits are divided by to become calibrated.
-        preprocessing, prompts: None where the model was trained from a feature bank.
-        scores: On the test images of `trained_on`.
-        labels: What the user of the Python API called the K classes; None where the class names are the labels.
-        known: How images of known classes score, for `is_known`; None where the run did not find it out.
-        unlabelled: How many images without labels the classifier has heard (`method/unlabelled.py`).
-        images: How many labelled images of each class it was trained on; None where that is not known.
-        image_ids: `Lessons.ids`; None where the images came as features.
+        temperature: Divisor of logits for calibrated probabilities.
+        preprocessing, prompts: None for a model from a feature bank.
+        scores: Scores on the test images of `trained_on`.
+        labels: The K labels of the Python API; None if the class names are the labels.
+        known: Scores of images of known classes, for open-set rejection; None if the run did not compute them.
+        unlabelled: Number of unlabelled images that the classifier is adapted to (`method/unlabelled.py`).
+        images: Number of labelled training images of each class; None if unknown.
+        image_ids: `SupportSet.ids`; None if the images were passed as features.
     """
 
     method: str
@@ -158,52 +165,48 @@ class ModelMetadata(StrictModel):
     image_ids: tuple[int, ...] | None = None
 
     @model_validator(mode="after")
-    def one_of_each_class(self) -> ModelMetadata:
-        """Every class has one id, one label, one number of images and one entry in each group of prompts; no two
-        classes have the same id or label.
-        """
+    def consistent_classes(self) -> ModelMetadata:
+        """Check that every class has a unique id and label, a number of images, and prompts in each group."""
         classes, prompts = len(self.classnames), self.prompts
         for name in ("class_ids", "labels", "images"):
             values = getattr(self, name)
             if values is not None and len(values) != classes:
                 raise ValueError(f"{len(values)} {name} for {classes} classnames")
             if values is not None and name != "images" and len(set(values)) < classes:
-                raise ValueError(f"{name} must be different ones")
+                raise ValueError(f"{name} must be unique")
         if prompts is not None and {len(group) for group in (*prompts.positive, prompts.negative)} != {classes}:
             raise ValueError(f"prompts must have sentences for each of the {classes} classes in every group")
         return self
 
     @property
     def named_only(self) -> tuple[str, ...]:
-        """Names of the classes that have no image beside classes that have some: they are known by their text alone."""
+        """Names of the classes without images, known from text alone; empty if no class has images."""
         images = self.images or ()
         return tuple(name for name, count in zip(self.classnames, images) if not count) if any(images) else ()
 
     @property
     def sample(self) -> str:
-        """The labelled images in words."""
+        """Description of the number of labelled images."""
         shots = self.trained_on.shots
-        if found := images_per_class(shots, self.images):
-            return f"{shots} shots{found}"
+        if counts := images_per_class(shots, self.images):
+            return f"{shots} shots{counts}"
         return {-1: "all images", 1: "1 image"}.get(shots, f"{shots} images") + " of each class"
 
 
 class SavedModel(ModelMetadata):
-    """A trained model in memory. `model_copy(update={...})` gives one with other fields.
+    """Trained model in memory; `model_copy(update={...})` returns a copy with changed fields.
 
     Attributes:
-        classifier: The folded classifier. Divide its logits by `temperature` before a softmax.
-        text_positive: Positive text features before training, unit-norm, shape `[K, d]`: zero-shot CLIP's classifier.
-        transfer: What reaches other classes; None where `transfer_rule` is not "adapter".
-        transfer_rule: "adapter", or as of `folder.OtherTransfer`.
-        class_nodes: HeGraphAdapter's visual nodes in the whitened space, for `results/by_image.py`, whose mean and
-            whitening are those of `transfer.messages`; None without messages in closed form.
-        labelled: What the labelled images tell unlabelled ones; None where the model has heard some, or is of an
-            earlier version.
-        lessons: What HeGraphAdapter was taught, so that it can be taught more; None for another method, and for a
-            model of an earlier version.
-        unlabelled_features: Unit-norm features `[M, d]` of the unlabelled images that the classifier is adapted to,
-            and is adapted to again after more training. A folder stores them if it stores `lessons`.
+        classifier: Folded classifier. Divide its logits by `temperature` before a softmax.
+        text_positive: Unit-norm positive text features before training, the classifier of zero-shot CLIP, `[K, d]`.
+        transfer: Adapter for unseen classes; None unless `transfer_rule` is "adapter".
+        transfer_rule: "adapter", "zero-shot" or "none".
+        class_nodes: HeGraphAdapter's visual nodes in the whitened space of `transfer.messages`, for
+            `results/by_image.py`; None without a closed-form head.
+        labelled: Sums over the labelled images for `adapt`; None after an adaptation.
+        support_set: Support set of HeGraphAdapter for incremental training; None for another method.
+        unlabelled_features: Unit-norm features `[M, d]` of the unlabelled images that the classifier is adapted to.
+            Further training repeats the adaptation. A folder stores them if it stores the support set.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
@@ -258,18 +261,21 @@ class SavedModel(ModelMetadata):
 
 
 def adapt(model: SavedModel, features: Tensor, device: str) -> tuple[SavedModel, UnlabelledAdaptation]:
-    """A model whose classifier has heard unlabelled images, on the CPU, and what was heard (`method/unlabelled.py`).
+    """Adapt a model to unlabelled images (`method/unlabelled.py`).
 
-    What was measured of the model as it was, scores of test images and of known ones, does not hold any more and goes.
-    It hears once: what it knew of the labelled images goes, too.
+    The result has no scores of test images and of known images, because they do not apply to the changed classifier.
+    It has no sums over labelled images either, because a classifier is adapted only once.
 
     Args:
-        model: One that has heard none.
+        model: Model without an adaptation.
         features: Unit-norm features of the images, shape `[M, d]`.
-        device: Where to compute.
+        device: Device of the computation.
+
+    Returns:
+        The adapted model on the CPU, and the adaptation.
 
     Raises:
-        UserError: As `check_hearing`.
+        UserError: As of `check_adaptable`.
     """
     adaptation = adapt_to_unlabelled(
         model.classifier.to(device),
@@ -291,20 +297,20 @@ def adapt(model: SavedModel, features: Tensor, device: str) -> tuple[SavedModel,
 
 
 def check_adaptable(labelled: ClassSums | None, features: Tensor, width: int, device: str) -> ClassSums:
-    """What a model knows of its labelled images, on the device; it can hear unlabelled ones of these features.
+    """Check that a model can be adapted to unlabelled features, and move its sums over labelled images to a device.
 
     Raises:
-        UserError: If the model knows none, the features are none, of another width or not finite, or hearing them would
-            take more memory than is free.
+        UserError: If the model has no such sums, the features are empty, have another width or are not finite, or the
+            adaptation needs more memory than is free.
     """
     if labelled is None:
         raise UserError(
-            "the model has heard unlabelled images before, or is of a version that kept nothing of its labelled ones; "
-            "train it again"
+            "the model is already adapted to unlabelled images, or its folder has no sums over labelled images; train "
+            "it again"
         )
     if not len(features) or features.shape[1] != width or not features.isfinite().all():
-        raise UserError(f"unlabelled images need finite features of width {width}, got {list(features.shape)}")
+        raise UserError(f"expected finite features [M, {width}] of unlabelled images, got {list(features.shape)}")
     count, num_classes = len(features), len(labelled.counts)
-    takes = COPIES * 4 * count * num_classes
-    refuse_beyond_memory(takes, f"{count} unlabelled images of {num_classes} classes", device)
+    num_bytes = COPIES * 4 * count * num_classes
+    refuse_beyond_memory(num_bytes, f"{count} unlabelled images of {num_classes} classes", device)
     return labelled.to(device)

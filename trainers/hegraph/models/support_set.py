@@ -1,7 +1,7 @@
-"""What a classifier was taught: labelled images, and the names and text nodes of its classes.
+"""Support set of a classifier: labelled images, and names and text nodes of its classes.
 
-More can be added and taken back, and a model is made of the whole. So any order of changes ends where one training on
-what is left would begin.
+Images and classes can be added and removed, and a model is trained on the whole support set. The result therefore does
+not depend on the order of changes.
 
 Shapes: N images, V views of each, K classes, d feature width.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -20,22 +21,22 @@ from torch import Tensor
 from ..features.bank import FeatureBank, mean_over_views
 from ..utils.errors import UserError, unknown
 
-BY_CLASS = "bias."  # parameters of this prefix have one row for each class; a class that is new starts with zeros
-ALIKE = 1e-3  # cosines of the features of one image, encoded twice, differ from 1 by less
+BY_CLASS = "bias."  # prefix of parameters with a row for each class; new classes start with zeros
+SAME_IMAGE = 1 - 1e-3  # least cosine between two encodings of an image
 
 
 @dataclass(frozen=True)
 class SupportSet:
-    """What a classifier was taught.
+    """Labelled images and classes that a classifier is trained on.
 
     Attributes:
         classes: The K labels.
         names: The K class names.
-        features: Unit-norm features of the images, `[V, N, d]`. A model folder keeps the mean of the views, V = 1.
+        features: Unit-norm features of the images, `[V, N, d]`. A model folder stores the mean of the views, V = 1.
         labels: Positions of the images' classes in `classes`, shape `[N]`. A class may have no image.
-        ids: Hashes of the images' pixels, shape `[N]`, int64; 0 for an image that came as features.
-        positive, negative: Text nodes, each `[K, d]`; None where they are made of the images.
-        state: The trained parameters of HeGraphAdapter, by name, from which a training can go on; {} without.
+        ids: Hashes of the images' pixels, shape `[N]`, int64; 0 for images that were passed as features.
+        positive, negative: Text nodes, each `[K, d]`; None if they are computed from the images.
+        state: Trained parameters of HeGraphAdapter by name, where further training starts; {} without training.
     """
 
     classes: np.ndarray
@@ -49,7 +50,7 @@ class SupportSet:
 
     @classmethod
     def of(cls, bank: FeatureBank, state: Mapping[str, Tensor]) -> SupportSet:
-        """Those of a run that was trained on a bank."""
+        """Support set of a run that was trained on a bank."""
         names, labels = tuple(bank.classnames), bank.train_labels.cpu()
         text = bank.text_positive.cpu(), bank.text_negative.cpu()
         ids = torch.zeros_like(labels)
@@ -57,33 +58,35 @@ class SupportSet:
 
     @property
     def counts(self) -> Tensor:
-        """How many images each class has, shape `[K]`."""
+        """Number of images of each class, shape `[K]`."""
         return self.labels.bincount(minlength=len(self.names))
 
     def keys(self) -> Tensor:
-        """One feature of each image, shape `[N, d]`."""
+        """Features `[N, d]` of the images, averaged over views."""
         return self.features[0] if len(self.features) == 1 else mean_over_views(self.features)
 
     @property
     def by_label(self) -> dict[Any, str]:
-        """The names of the classes by their labels."""
+        """Class names by label."""
         return dict(zip(self.classes.tolist(), self.names))
 
-    def place(self, label: Any) -> int:
-        """The position of a class; raises UserError if there is none of this label."""
-        known = self.classes.tolist()
-        if label not in known:
-            raise unknown("class", str(label), map(str, known))
-        return known.index(label)
+    def index(self, label: Any) -> int:
+        """Position of a class; UserError if no class has this label."""
+        labels = self.classes.tolist()
+        if label not in labels:
+            raise unknown("class", str(label), map(str, labels))
+        return labels.index(label)
 
-    def process_group(self, more: SupportSet, fresh: Tensor) -> SupportSet:
-        """These lessons and more, with the classes of both in sorted order.
+    def merge(self, more: SupportSet, replaces: Tensor) -> SupportSet:
+        """Merge with another support set; the classes of both are sorted by label.
 
-        `fresh`, booleans of shape `[K of more]`, says which classes of `more` come with their name, and with their text
-        nodes if there are any; of the others, those that are here are kept.
+        Args:
+            more: The other support set.
+            replaces: Classes of `more` whose name and text nodes (if any) replace existing ones, booleans of shape
+                `[K of more]`. New classes are among them.
 
         Raises:
-            UserError: If labels here are text and others are not, so that they cannot be sorted together.
+            UserError: If only one of the two has text labels, so that the labels cannot be sorted together.
         """
         first, other = self.classes.tolist()[0], more.classes.tolist()[0]
         if isinstance(first, str) != isinstance(other, str):
@@ -91,13 +94,13 @@ class SupportSet:
         classes, places = np.unique(np.concatenate([self.classes, more.classes]), return_inverse=True)
         old, new = torch.from_numpy(places.reshape(-1)).split([len(self.names), len(more.names)])
         names = dict(zip(old.tolist(), self.names))
-        names |= {place: more.names[k] for k, place in enumerate(new.tolist()) if fresh[k]}
+        names |= {place: more.names[k] for k, place in enumerate(new.tolist()) if replaces[k]}
 
         def nodes(mine: Tensor | None, theirs: Tensor | None) -> Tensor | None:
             if mine is None:
                 return None
-            found = _placed(mine, old, len(classes))
-            return found if theirs is None else found.index_copy(0, new[fresh], theirs[fresh])
+            rows = _scatter(mine, old, len(classes))
+            return rows if theirs is None else rows.index_copy(0, new[replaces], theirs[replaces])
 
         views = math.lcm(len(self.features), len(more.features))
         repeated = [part.features.repeat(views // len(part.features), 1, 1) for part in (self, more)]
@@ -109,52 +112,63 @@ class SupportSet:
             torch.cat([self.ids, more.ids]),
             nodes(self.positive, more.positive),
             nodes(self.negative, more.negative),
-            spread(self.state, old, len(classes)),
+            scatter_state(self.state, old, len(classes)),
         )
 
-    def of_classes(self, kept: Tensor) -> SupportSet:
-        """Those of some classes, with their images; `kept` is booleans of shape `[K]`."""
-        if kept.all():
+    def of_classes(self, mask: Tensor) -> SupportSet:
+        """Support set of the classes in a mask, booleans of shape `[K]`, with their images."""
+        if mask.all():
             return self
-        places, rows = kept.cumsum(0) - 1, kept[self.labels]
+        places, rows = mask.cumsum(0) - 1, mask[self.labels]
         return replace(
             self.without(~rows),
-            classes=self.classes[kept.numpy()],
-            names=tuple(name for name, keep in zip(self.names, kept.tolist()) if keep),
+            classes=self.classes[mask.numpy()],
+            names=tuple(compress(self.names, mask.tolist())),
             labels=places[self.labels[rows]],
-            positive=None if self.positive is None else self.positive[kept],
-            negative=None if self.negative is None else self.negative[kept],
-            state={name: rows[kept] if name.startswith(BY_CLASS) else rows for name, rows in self.state.items()},
+            positive=None if self.positive is None else self.positive[mask],
+            negative=None if self.negative is None else self.negative[mask],
+            state={name: rows[mask] if name.startswith(BY_CLASS) else rows for name, rows in self.state.items()},
         )
 
-    def without(self, gone: Tensor) -> SupportSet:
-        """All but some images; `gone` is booleans of shape `[N]`."""
-        return replace(self, features=self.features[:, ~gone], labels=self.labels[~gone], ids=self.ids[~gone])
+    def without(self, mask: Tensor) -> SupportSet:
+        """Support set without the images in a mask, booleans of shape `[N]`."""
+        return replace(self, features=self.features[:, ~mask], labels=self.labels[~mask], ids=self.ids[~mask])
 
-    def find(self, labels: Sequence[Any], wanted: Tensor) -> Tensor:
-        """Which images are meant, booleans of shape `[N]`: of each label, the image of the id that is `wanted`, `[n]`,
-        or the one that is most similar to the features that are, `[n, d]`.
+    def find(self, labels: Sequence[Any], queries: Tensor) -> Tensor:
+        """Find images by id, or by features.
+
+        Args:
+            labels: Label of each of n images.
+            queries: Ids `[n]`, or unit-norm features `[n, d]`.
+
+        Returns:
+            Mask of the images, booleans of shape `[N]`.
 
         Raises:
-            UserError: If a class is unknown, or has no such image that was not named before.
+            UserError: If a class is unknown or does not contain the image, or an image is passed twice.
         """
-        found = torch.zeros(len(self.labels), dtype=torch.bool)
-        by_id, keys = wanted.ndim == 1, self.keys()
+        mask = torch.zeros(len(self.labels), dtype=torch.bool)
+        by_id, keys = queries.ndim == 1, self.keys()
         for position, label in enumerate(labels):
-            likeness = (self.ids == wanted[position]).float() if by_id else keys @ wanted[position]
-            likeness = likeness.masked_fill(found | (self.labels != self.place(label)), -1)
-            if not len(likeness) or likeness.max() < 1 - ALIKE:
-                raise UserError(f"image {position} was not taught as an image of class {label!r}, or is given twice")
-            found[likeness.argmax()] = True
-        return found
+            similarity = (self.ids == queries[position]).float() if by_id else keys @ queries[position]
+            similarity = similarity.masked_fill(mask | (self.labels != self.index(label)), -1)
+            if not len(similarity) or similarity.max() < SAME_IMAGE:
+                raise UserError(
+                    f"image {position} is not in the support set of class {label!r}, or was passed twice; pass images "
+                    "of fit, partial_fit or add_class"
+                )
+            mask[similarity.argmax()] = True
+        return mask
 
 
-def spread(state: Mapping[str, Tensor], places: Tensor, num_classes: int) -> dict[str, Tensor]:
-    """Parameters whose rows of classes go to other places, among so many classes."""
-    of_class = {name: _placed(rows, places, num_classes) for name, rows in state.items() if name.startswith(BY_CLASS)}
-    return {**state, **of_class}
+def scatter_state(state: Mapping[str, Tensor], positions: Tensor, num_classes: int) -> dict[str, Tensor]:
+    """Parameters whose rows for classes move to other positions among `num_classes` classes; new rows are zero."""
+    by_class = {
+        name: _scatter(rows, positions, num_classes) for name, rows in state.items() if name.startswith(BY_CLASS)
+    }
+    return {**state, **by_class}
 
 
-def _placed(rows: Tensor, places: Tensor, count: int) -> Tensor:
-    """So many rows, of which those at the places are given and the others zeros."""
-    return rows.new_zeros(count, *rows.shape[1:]).index_copy(0, places, rows)
+def _scatter(rows: Tensor, positions: Tensor, count: int) -> Tensor:
+    """Matrix of `count` rows with the given rows at their positions, and zeros elsewhere."""
+    return rows.new_zeros(count, *rows.shape[1:]).index_copy(0, positions, rows)

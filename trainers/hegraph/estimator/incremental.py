@@ -131,7 +131,7 @@ class Teacher:
         origin = Origin.of(self.before)
         if task is not None and not origin.backbone.model:
             origin = Origin.of_task(task, origin.logit_scale, origin.prompted)
-        return self.known.process_group(more, fresh), origin._replace(prompted=origin.prompted and not given)
+        return self.known.merge(more, fresh), origin._replace(prompted=origin.prompted and not given)
 
     def encode(self, added: Added, fresh: bool, cfg: Config) -> tuple[SupportSet, ImageTask | None]:
         """What is added, and the task that has encoded it, if one was needed: for images, for names of classes that are
