@@ -1,4 +1,4 @@
-"""What the tests of the classifier share: features that look like CLIP's, digits as pictures and as files."""
+"""Fixtures of the classifier: features similar to CLIP's, digits as PIL images and as files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def unit(rows: np.ndarray) -> np.ndarray:
 
 @pytest.fixture(scope="session")
 def data() -> SimpleNamespace:
-    """120 images of 4 classes, 16 wide, with their labels; text nodes that lie off the centres of their classes."""
+    """120 features of width 16 in 4 classes, with labels, and text features near the centres of the classes."""
     random = np.random.default_rng(3)
     centres = unit(random.normal(size=(4, 16)))
     y = random.permutation(np.repeat(np.arange(4), 30))
@@ -32,7 +32,7 @@ def data() -> SimpleNamespace:
 
 @pytest.fixture(scope="session")
 def quick() -> Callable[..., HeGraphClassifier]:
-    """A classifier that trains for an instant, with the given parameters."""
+    """Function of parameters that makes a classifier with a short training."""
 
     def make(**parameters: Any) -> HeGraphClassifier:
         return HeGraphClassifier(**{"options": QUICK, **parameters})
@@ -42,16 +42,16 @@ def quick() -> Callable[..., HeGraphClassifier]:
 
 @pytest.fixture(scope="session")
 def digits() -> SimpleNamespace:
-    """Three pictures of each digit in turn to train on, with their labels, and 20 others to classify."""
+    """Three training images of each digit in turn, with labels, and 20 test images."""
     dataset = load_few_shot("Digits", root="", shots=3, seed=1)
-    pictures, others = ([dataset.open(item.path) for item in items] for items in (dataset.train, dataset.test[:20]))
+    pictures, tests = ([dataset.open(item.path) for item in items] for items in (dataset.train, dataset.test[:20]))
     labels = [item.label for item in dataset.train]
-    return SimpleNamespace(pictures=pictures, labels=labels, others=others, classnames=list(dataset.classnames))
+    return SimpleNamespace(pictures=pictures, labels=labels, tests=tests, classnames=list(dataset.classnames))
 
 
 @pytest.fixture(scope="session")
 def digit_classifier(digits) -> HeGraphClassifier:
-    """Trained on the pictures of the digits, with mini."""
+    """Classifier trained on the images of the digits, with mini."""
     options = {**QUICK, "TRAINER.HEGRAPHADAPTER.FEATURES.VIEWS": 2}
     classifier = HeGraphClassifier(config="mini", dataset_config="digits", options=options)
     return classifier.fit(digits.pictures, digits.labels, classnames=digits.classnames)
@@ -59,8 +59,8 @@ def digit_classifier(digits) -> HeGraphClassifier:
 
 @pytest.fixture
 def files(digits, tmp_path) -> list[Path]:
-    """The other pictures as files, whose names are not easy."""
+    """The test images as files with unusual names."""
     paths = [tmp_path / name for name in ("new\nline.png", "zwölf.png", *(f"a b{number}.png" for number in range(18)))]
-    for path, picture in zip(paths, digits.others):
+    for path, picture in zip(paths, digits.tests):
         picture.save(path)
     return paths

@@ -1,7 +1,4 @@
-"""Models that change after training: images and classes come and go, images without labels are heard.
-
-In Python, and with the command `train-more`.
-"""
+"""Incremental training and adapted to unlabelled images, in Python and with the command `train-more`."""
 
 from __future__ import annotations
 
@@ -30,68 +27,68 @@ LABELS = np.array(["ant", "bee", "cow", "dog"])
 
 
 @pytest.fixture(scope="module")
-def taught(data) -> tuple[np.ndarray, np.ndarray]:
-    """24 images of the four classes, 9, 7, 5 and 3 of each, and their labels."""
+def labelled(data) -> tuple[np.ndarray, np.ndarray]:
+    """24 features of four classes (9, 7, 5 and 3) and their labels."""
     rows = np.concatenate([np.flatnonzero(data.y == k)[:n] for k, n in enumerate((9, 7, 5, 3))])
     return data.X[rows], LABELS[data.y[rows]]
 
 
-def free(text: np.ndarray | None = None) -> HeGraphClassifier:
+def training_free(text: np.ndarray | None = None) -> HeGraphClassifier:
     return HeGraphClassifier(variant="training_free", text_features=text)
 
 
 def assert_same(one: HeGraphClassifier, other: HeGraphClassifier) -> None:
-    """Both have the same classes, text nodes, weights and number of images."""
+    """Assert that two classifiers have equal classes, text nodes, weights and numbers of images."""
     np.testing.assert_array_equal(one.classes_, other.classes_)
     assert one.model_.images == other.model_.images and one.model_.classnames == other.model_.classnames
     for name in ("weights", "bias"):
-        found, expected = (getattr(model.model_.classifier, name) for model in (one, other))
-        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+        actual, expected = (getattr(model.model_.classifier, name) for model in (one, other))
+        torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5)
     torch.testing.assert_close(one.model_.text_positive, other.model_.text_positive, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("has_text", [True, False])
 @pytest.mark.parametrize("seed", range(4))
-def test_any_order_of_changes_ends_where_one_fit_would(seed, has_text, data, taught, tmp_path):
-    """Images come in parts, classes come by name, images and classes go and come again; the folder may be between."""
-    X, y = taught
+def test_changes_in_any_order_equal_one_fit(seed, has_text, data, labelled, tmp_path):
+    """Random changes of images and classes, with saving and loading between them."""
+    X, y = labelled
     random = np.random.default_rng(seed)
     rows = dict(zip(LABELS, data.text)) if has_text else {}
-    classifier, here = free(), np.zeros(len(X), dtype=bool)
+    classifier, present = training_free(), np.zeros(len(X), dtype=bool)
 
-    def add(some: np.ndarray) -> None:
-        text = np.stack([rows[label] for label in np.unique(y[some])]) if has_text else None
-        classifier.partial_fit(X[some], y[some], text_features=text)
+    def add(mask: np.ndarray) -> None:
+        text = np.stack([rows[label] for label in np.unique(y[mask])]) if has_text else None
+        classifier.partial_fit(X[mask], y[mask], text_features=text)
 
     for _ in range(12):
         known = set(getattr(classifier, "classes_", ()))
-        what = random.choice(["add", "add", "forget", "remove", "name", "folder"])
-        some = random.random(len(X)) < 0.4
-        if (what == "add" or not known) and (some & ~here).any():
-            add(some & ~here)
-            here |= some
-        elif what == "forget" and (some & here).any() and (here & ~some).any():
-            classifier.forget(X[some & here], y[some & here])
-            here &= ~some
-        elif what == "remove" and len(known) > 1:
+        change = random.choice(["add", "add", "forget", "remove", "name", "folder"])
+        mask = random.random(len(X)) < 0.4
+        if (change == "add" or not known) and (mask & ~present).any():
+            add(mask & ~present)
+            present |= mask
+        elif change == "forget" and (mask & present).any() and (present & ~mask).any():
+            classifier.forget(X[mask & present], y[mask & present])
+            present &= ~mask
+        elif change == "remove" and len(known) > 1:
             label = random.choice(sorted(known))
             classifier.remove_class(label)
-            here &= y != label
-        elif what == "name" and has_text and len(known) < 4:
+            present &= y != label
+        elif change == "name" and has_text and len(known) < 4:
             label = random.choice(sorted(set(LABELS) - known))
             classifier.add_class(label, text_features=rows[label])
-        elif what == "folder" and known:
+        elif change == "folder" and known:
             classifier.save_pretrained(tmp_path / "model")
             classifier = HeGraphClassifier.from_pretrained(tmp_path / "model")
-    add(~here)
-    whole = free(data.text if has_text else None).fit(X, y)
+    add(~present)
+    whole = training_free(data.text if has_text else None).fit(X, y)
     assert_same(classifier, whole)
     classifier.set_params(text_features=whole.text_features)
-    assert_same(classifier.partial_fit(X[:1], y[:1]).fit(X, y), whole)  # which begins anew
+    assert_same(classifier.partial_fit(X[:1], y[:1]).fit(X, y), whole)  # fit starts again
 
 
-def test_labels_names_and_text_of_classes_that_come_later(data, taught):
-    X, y = taught
+def test_partial_fit_updates_labels_names_and_text(data, labelled):
+    X, y = labelled
     classifier = HeGraphClassifier(variant="training_free", classnames={"dog": "hound"})
     classifier.partial_fit(X[y == "dog"], y[y == "dog"], classes=LABELS, text_features=data.text[3:])
     assert classifier.predict(X).tolist() == ["dog"] * 24 and classifier.model_.classnames == ("hound",)
@@ -99,16 +96,16 @@ def test_labels_names_and_text_of_classes_that_come_later(data, taught):
     assert classifier.classes_.tolist() == ["ant", "dog"] and classifier.model_.classnames == ("emmet", "hound")
     torch.testing.assert_close(classifier.model_.support_set.negative[0], torch.from_numpy(data.negative[0]))
     torch.testing.assert_close(classifier.model_.support_set.negative[1], -torch.from_numpy(data.text[3]))
-    classifier.partial_fit(X[:1], y[:1], {"ant": "formica"})  # what is given replaces what was
+    classifier.partial_fit(X[:1], y[:1], {"ant": "formica"})  # replaces the name
     assert classifier.model_.classnames == ("formica", "hound") and classifier.model_.images == (10, 3)
     torch.testing.assert_close(classifier.model_.text_positive[0], torch.from_numpy(data.text[0]))
-    numbers = free().fit(X, np.arange(24) % 3)
+    numbers = training_free().fit(X, np.arange(24) % 3)
     assert numbers.partial_fit(X[:2], [5, 2]).classes_.tolist() == [0, 1, 2, 5]
 
 
 @pytest.mark.parametrize(("variant", "omega"), [("training_free", 0.3), ("T", 0.15), ("full", OMEGA_NEW)])
-def test_a_class_of_a_name_alone_is_reached_as_other_classes_are(variant, omega, data, taught, quick):
-    X, y = taught
+def test_class_without_images_uses_transfer_weights(variant, omega, data, labelled, quick):
+    X, y = labelled
     classifier = quick(variant=variant, text_features=data.text[:3]).fit(X[:21], y[:21])  # 9, 7 and 5 images
     before = classifier.model_.classifier
     model = classifier.add_class("dog", text_features=data.text[3]).model_
@@ -118,53 +115,53 @@ def test_a_class_of_a_name_alone_is_reached_as_other_classes_are(variant, omega,
     unit = F.normalize(model.transfer.class_features(text, -text), dim=1)
     expected = 100 * X_t @ unit[3] + omega * 100 * model.transfer.messages.logits(X_t, text[3:])[:, 0]
     torch.testing.assert_close(folded.parts(X_t).text[:, 3], expected, rtol=1e-4, atol=1e-3)
-    if variant == "training_free":  # the others are trained again
+    if variant == "training_free":  # the other classes are trained again
         torch.testing.assert_close(folded.weights[:3], before.weights, rtol=0, atol=1e-5)
-    if variant == "full":  # in the cache, the class has as many images as the others have on average
+    if variant == "full":  # the cache key has the weight of an average class
         assert folded.labels.tolist() == [*before.labels.tolist(), 3]
         assert folded.key_weights.tolist() == [1.0] * 21 + [7.0]
         means = torch.stack([torch.from_numpy(X[y == label]).mean(dim=0) for label in LABELS[:3]])
-        guessed = TextPrior(text[:3], means).predict(text[3:])[0]
-        torch.testing.assert_close(folded.keys[-1].double(), guessed / guessed.norm(), rtol=0, atol=1e-5)
+        prior = TextPrior(text[:3], means).predict(text[3:])[0]
+        torch.testing.assert_close(folded.keys[-1].double(), prior / prior.norm(), rtol=0, atol=1e-5)
 
 
-def test_fewer_than_two_classes_with_images_are_told_by_text(data, taught):
-    X, y = taught
-    classifier = free().add_class("ant", X[:9], text_features=data.text[0])
+def test_fewer_than_two_classes_with_images_are_zero_shot(data, labelled):
+    X, y = labelled
+    classifier = training_free().add_class("ant", X[:9], text_features=data.text[0])
     classifier.add_class("bee", text_features=data.text[1])
     assert classifier.model_.method == "ZeroShot" and classifier.model_.images == (9, 0)
     np.testing.assert_allclose(classifier.model_.classifier.weights, 100 * data.text[:2], rtol=1e-5)
     classifier.partial_fit(X[9:16], y[9:16])
-    assert_same(classifier, free(data.text[:2]).fit(X[:16], y[:16]))
+    assert_same(classifier, training_free(data.text[:2]).fit(X[:16], y[:16]))
     assert classifier.model_.method == "HeGraphAdapter"
     assert classifier.forget(X[:16], y[:16]).model_.images == (0, 0)
 
 
-def test_a_trained_variant_goes_on_from_where_it_was_for_a_third_of_the_steps(data, taught, quick, tmp_path):
-    X, y = taught
+def test_further_training_starts_from_current_parameters(data, labelled, quick, tmp_path):
+    X, y = labelled
     options = {"OPTIM.MAX_EPOCH": 30, "TRAINER.HEGRAPHADAPTER.MIN_STEPS": 0, "OPTIM.LR": 0.01}
-    begun = quick(options=options, text_features=data.text, variant="T").fit(X[::2], y[::2])
-    begun.save_pretrained(tmp_path)
+    first = quick(options=options, text_features=data.text, variant="T").fit(X[::2], y[::2])
+    first.save_pretrained(tmp_path)
     warm = HeGraphClassifier.from_pretrained(tmp_path).partial_fit(X[1::2], y[1::2])
     tenth = quick(options=options | {"OPTIM.MAX_EPOCH": 10}, text_features=data.text, variant="T").fit(X, y)
-    state = [c.model_.support_set.state for c in (begun, warm, tenth)]
-    biases = [torch.cat([v for k, v in found.items() if k.startswith("bias.")]) for found in state]
-    assert (biases[1] - biases[0]).norm() < (biases[2] - biases[0]).norm(), "it went on, and did not begin anew"
+    state = [c.model_.support_set.state for c in (first, warm, tenth)]
+    biases = [torch.cat([v for k, v in each.items() if k.startswith("bias.")]) for each in state]
+    assert (biases[1] - biases[0]).norm() < (biases[2] - biases[0]).norm(), "it started from the first training"
     other = quick(variant="T", text_features=data.text[:2]).fit(X[:16], ["a"] * 9 + ["b"] * 7)
     other.add_class("aa", X[16:21], text_features=data.text[2])
     assert {len(rows) for name, rows in other.model_.support_set.state.items() if name.startswith("bias.")} == {3}
 
 
-def test_unlabelled_images_are_heard_again(data, taught):
-    X, y = taught
+def test_adaptation_is_repeated_after_changes(data, labelled):
+    X, y = labelled
     U = data.X[60:]
-    adaptation = free(data.text[:3]).fit(X[:21], y[:21], unlabelled=U)
-    adaptation.partial_fit(X[21:], y[21:], text_features=data.text[3:])
-    whole = free(data.text).fit(X, y, unlabelled=U)
-    np.testing.assert_allclose(adaptation.decision_function(U), whole.decision_function(U), atol=1e-4)
-    assert adaptation.model_.unlabelled == 60
-    adaptation.remove_class("dog").add_class("dog", text_features=data.text[3])
-    assert adaptation.model_.unlabelled == 60 and adaptation.predict(data.X[data.y == 3]).tolist().count("dog") > 20
+    adapted = training_free(data.text[:3]).fit(X[:21], y[:21], unlabelled=U)
+    adapted.partial_fit(X[21:], y[21:], text_features=data.text[3:])
+    whole = training_free(data.text).fit(X, y, unlabelled=U)
+    np.testing.assert_allclose(adapted.decision_function(U), whole.decision_function(U), atol=1e-4)
+    assert adapted.model_.unlabelled == 60
+    adapted.remove_class("dog").add_class("dog", text_features=data.text[3])
+    assert adapted.model_.unlabelled == 60 and adapted.predict(data.X[data.y == 3]).tolist().count("dog") > 20
 
 
 @pytest.mark.parametrize(
@@ -177,9 +174,9 @@ def test_unlabelled_images_are_heard_again(data, taught):
     ],
     ids=["partial_fit", "add_class", "remove_class", "forget"],
 )
-def test_loaded_models_stay_adapted_to_unlabelled_images(change, data, taught, tmp_path):
-    X, y = taught
-    model = free(data.text).fit(X, y, unlabelled=data.X[60:])
+def test_loaded_models_stay_adapted_to_unlabelled_images(change, data, labelled, tmp_path):
+    X, y = labelled
+    model = training_free(data.text).fit(X, y, unlabelled=data.X[60:])
     model.save_pretrained(tmp_path / "model")
     loaded = HeGraphClassifier.from_pretrained(tmp_path / "model")
     for classifier in (model, loaded):
@@ -187,13 +184,13 @@ def test_loaded_models_stay_adapted_to_unlabelled_images(change, data, taught, t
         assert classifier.model_.unlabelled == 60
     np.testing.assert_allclose(loaded.predict_proba(data.X), model.predict_proba(data.X), atol=1e-6)
     loaded.save_pretrained(tmp_path / "model")
-    assert "heard 60 images" in (tmp_path / "model" / "README.md").read_text()
-    assert loaded.fit(X, y, text_features=data.text).model_.unlabelled == 0  # which begins anew
+    assert "adapted to 60 unlabelled images" in (tmp_path / "model" / "README.md").read_text()
+    assert loaded.fit(X, y, text_features=data.text).model_.unlabelled == 0  # fit starts again
 
 
-def test_an_adapted_model_without_its_images_is_not_changed(data, taught):
-    X, y = taught
-    model = free(data.text).fit(X, y, unlabelled=data.X[60:])
+def test_adapted_model_without_features_is_rejected(data, labelled):
+    X, y = labelled
+    model = training_free(data.text).fit(X, y, unlabelled=data.X[60:])
     model.model_ = model._fitted = model.model_.model_copy(update={"unlabelled_features": None})  # an older folder
     before = model.predict_proba(X)
     with pytest.raises(UserError, match="adapted to 60 unlabelled images.*train it again: fit with unlabelled="):
@@ -201,7 +198,7 @@ def test_an_adapted_model_without_its_images_is_not_changed(data, taught):
     np.testing.assert_array_equal(model.predict_proba(X), before)
 
 
-def test_images_are_taught_and_taken_back_by_their_pixels(digits, files, tmp_path, digit_classifier):
+def test_images_are_identified_by_pixels(digits, files, tmp_path, digit_classifier):
     classifier = HeGraphClassifier(**digit_classifier.get_params() | {"variant": "training_free"})
     pictures, labels = digits.pictures, [digits.classnames[label] for label in digits.labels]
     classifier.partial_fit(pictures[:9], labels[:9])
@@ -212,63 +209,66 @@ def test_images_are_taught_and_taken_back_by_their_pixels(digits, files, tmp_pat
     classifier.save_pretrained(tmp_path / "model")
     loaded = HeGraphClassifier.from_pretrained(tmp_path / "model")
     for each in (classifier, loaded):
-        each.forget([digits.others[0], pictures[3]], ["zero", "one"])
+        each.forget([digits.tests[0], pictures[3]], ["zero", "one"])
         assert each.model_.images == (2, 3, 3, 1, 3)
-        with pytest.raises(UserError, match="image 0 was not taught"):
-            each.forget([digits.others[0]], ["zero"])
+        with pytest.raises(UserError, match="image 0 is not in the support set"):
+            each.forget([digits.tests[0]], ["zero"])
     np.testing.assert_allclose(
-        loaded.decision_function(digits.others), classifier.decision_function(digits.others), atol=1e-4
+        loaded.decision_function(digits.tests), classifier.decision_function(digits.tests), atol=1e-4
     )
     assert loaded.model_.backbone.model == "hegraph-mini"
 
 
-def test_views_of_different_number_are_taught_together(data, taught):
-    X, y = taught
+def test_numbers_of_views_may_differ(data, labelled):
+    X, y = labelled
     views = np.stack([X, np.roll(X, 1, axis=1)], axis=1)
-    mixed = free(data.text).fit(views, y).partial_fit(data.X[60:], LABELS[data.y[60:]])
+    mixed = training_free(data.text).fit(views, y).partial_fit(data.X[60:], LABELS[data.y[60:]])
     assert mixed.model_.support_set.features.shape == (2, 84, 16)
     mixed.forget(data.X[60:], LABELS[data.y[60:]])
-    assert_same(mixed, free(data.text).fit(views, y))
+    assert_same(mixed, training_free(data.text).fit(views, y))
 
 
-def test_what_cannot_be_taught_is_one_line_and_changes_nothing(data, taught):
-    X, y = taught
-    classifier = free(data.text).fit(X, y)
-    without = free().fit(X, y)
+def test_invalid_changes_are_rejected(data, labelled):
+    X, y = labelled
+    classifier = training_free(data.text).fit(X, y)
+    without = training_free().fit(X, y)
     before = classifier.decision_function(X)
-    for refused, message in (
+    for call, message in (
         (lambda: classifier.partial_fit(X[:, :5], y), "5 features.*16"),
         (lambda: classifier.partial_fit(X[:1], ["emu"]), "new classes such as 'emu' need text_features"),
         (lambda: classifier.partial_fit(X[:1], [3], text_features=data.text[:1]), "so far are such as 'ant', got 3"),
-        (lambda: classifier.partial_fit(X[:1], ["emu"], classes=["ant"]), "classes leaves out.*emu"),
+        (lambda: classifier.partial_fit(X[:1], ["emu"], classes=["ant"]), "expected labels of classes in y, got .*emu"),
         (lambda: classifier.partial_fit(X[:1], ["ant"], text_features=data.text), r"shape \[1, 16\].*\[4, 16\]"),
         (lambda: without.partial_fit(X[:1], ["emu"], text_features=data.text[:1]), "means of the images"),
-        (lambda: classifier.add_class("ant"), "there is a class 'ant' already"),
+        (lambda: classifier.add_class("ant"), "expected a new label, got the existing class 'ant'"),
         (lambda: HeGraphClassifier().add_class("emu"), "text_features or a backbone"),
         (lambda: classifier.remove_class("emu"), "unknown class 'emu'"),
-        (lambda: classifier.forget(X[:1], ["bee"]), "image 0 was not taught as an image of class 'bee'"),
-        (lambda: classifier.forget(X[[0, 0]], ["ant", "ant"]), "image 1 was not taught"),
-        (lambda: without.forget(X, y), "no class would be left"),
+        (lambda: classifier.forget(X[:1], ["bee"]), "image 0 is not in the support set of class 'bee'"),
+        (lambda: classifier.forget(X[[0, 0]], ["ant", "ant"]), "image 1 is not in the support set"),
+        (lambda: without.forget(X, y), "at least one class must remain"),
     ):
         with pytest.raises(ValueError, match=message):
-            refused()
+            call()
     np.testing.assert_array_equal(classifier.decision_function(X), before)
-    none = HeGraphClassifier()
-    of_images = none.remove_class, none.adapt, none.suggest, none.save_pretrained, none.push_to_hub
-    for call in (*of_images, lambda X: none.forget(X, y), lambda X: none.label_issues(X, y)):
-        with pytest.raises(NotFittedError):
-            call(X)
 
 
-def test_the_folder_keeps_what_was_taught_and_damage_is_told(data, taught, tmp_path, caplog):
-    X, y = taught
-    fitted = free(data.text).fit(X, y)
+@pytest.mark.parametrize(
+    "name", ["remove_class", "adapt", "suggest", "save_pretrained", "push_to_hub", "forget", "label_issues"]
+)
+def test_methods_need_a_fitted_classifier(name, data):
+    with pytest.raises(NotFittedError):
+        getattr(HeGraphClassifier(), name)(data.X, *[data.y] * (name in ("forget", "label_issues")))
+
+
+def test_folder_stores_the_support_set(data, labelled, tmp_path, caplog):
+    X, y = labelled
+    fitted = training_free(data.text).fit(X, y)
     fitted.add_class("emu", text_features=data.negative[0]).save_pretrained(tmp_path)
     card = (tmp_path / "README.md").read_text()
-    assert card.count("no image: known by its text alone") == 1 and "- emu (no image" in card
+    assert card.count("(no images, from text alone)") == 1 and "- emu (no images" in card
     open_model(SimpleNamespace(model=str(tmp_path), backbone="", pretrained=""), Options(1, "table"))
     assert "1 of 5 classes have a name but no images, and are known by their text alone: emu" in caplog.text
-    tensors = load((tmp_path / "model.safetensors").read_bytes())  # not mapped, since the file is written over
+    tensors = load((tmp_path / "model.safetensors").read_bytes())  # not mapped, because the file is overwritten
     config = json.loads((tmp_path / "config.json").read_text())
     np.testing.assert_array_equal(tensors["labelled.features"], X)
     assert config["images"] == [9, 7, 5, 3, 0] and config["image_ids"] is None
@@ -294,25 +294,25 @@ def test_the_folder_keeps_what_was_taught_and_damage_is_told(data, taught, tmp_p
 
 @pytest.fixture(scope="module")
 def parts(data):
-    """Two labelled images of each of the 4 classes, and the other 112."""
-    drawn = np.concatenate([np.flatnonzero(data.y == c)[:2] for c in range(4)])
-    rest = np.setdiff1d(np.arange(120), drawn)
-    return data.X[drawn], data.y[drawn], data.X[rest], data.y[rest]
+    """Two labelled images of each of the 4 classes, and the remaining 112."""
+    sampled = np.concatenate([np.flatnonzero(data.y == c)[:2] for c in range(4)])
+    rest = np.setdiff1d(np.arange(120), sampled)
+    return data.X[sampled], data.y[sampled], data.X[rest], data.y[rest]
 
 
 @pytest.fixture(scope="module")
 def fitted(parts, data, quick) -> HeGraphClassifier:
-    """Without unlabelled images; not to be changed."""
+    """Classifier without an adapted, which tests must not change."""
     return quick(text_features=data.text).fit(*parts[:2])
 
 
 @pytest.fixture
 def own(fitted) -> HeGraphClassifier:
-    """A copy of `fitted` for this test alone."""
+    """A copy of `fitted` for a test."""
     return pickle.loads(pickle.dumps(fitted))
 
 
-def test_adapt_lets_the_trained_classifier_hear_the_images(own, fitted, parts, data):
+def test_adapt_uses_the_unlabelled_images(own, fitted, parts, data):
     X, y, U, truth = parts
     model, text = fitted.model_, torch.from_numpy(data.text)
     sums = ClassSums.of(torch.from_numpy(X), torch.from_numpy(y), 4)
@@ -323,13 +323,13 @@ def test_adapt_lets_the_trained_classifier_hear_the_images(own, fitted, parts, d
     torch.testing.assert_close(own.model_.classifier.bias, expected.classifier.bias)
     assert abs(own.decision_function(U) - fitted.decision_function(U)).max() > 0.1
     assert own.score(U, truth) >= fitted.score(U, truth)
-    # a second call begins with what was fitted
+    # a second call replaces the first
     twice = pickle.loads(pickle.dumps(fitted)).adapt(U[:50]).adapt(U)
     np.testing.assert_array_equal(twice.decision_function(U), own.decision_function(U))
     assert twice.model_.unlabelled == 112
 
 
-def test_fit_hears_unlabelled_images_and_those_with_the_label_minus_one(own, parts, data, quick):
+def test_fit_adapts_to_unlabelled_images(own, parts, data, quick):
     X, y, U, _ = parts
     expected = own.adapt(U).decision_function(U)
     both, labels = np.concatenate([X, U[40:]]), np.concatenate([y, np.full(72, -1)])
@@ -340,37 +340,37 @@ def test_fit_hears_unlabelled_images_and_those_with_the_label_minus_one(own, par
     assert with_minus_one.classes_.tolist() == [-1, 0, 1, 2] and with_minus_one.model_.unlabelled == 0
 
 
-def test_unlabelled_features_of_another_width_are_refused_before_the_training(parts, quick):
+def test_unlabelled_width_is_checked_before_training(parts, quick):
     classifier = quick()
     with pytest.raises(ValueError, match="5 features.*16"):
         classifier.fit(*parts[:2], unlabelled=np.ones((3, 5)))
     assert not hasattr(classifier, "model_")
 
 
-def test_the_folder_keeps_what_hearing_needs_and_says_what_was_heard(own, fitted, parts, tmp_path):
+def test_folder_stores_data_for_adaptation(own, fitted, parts, tmp_path):
     X, U = parts[0], parts[2]
     fitted.save_pretrained(tmp_path / "model")
     later = HeGraphClassifier.from_pretrained(tmp_path / "model").adapt(U)
-    own.adapt(U).save_pretrained(tmp_path / "heard")
-    loaded = HeGraphClassifier.from_pretrained(tmp_path / "heard")
-    for classifier in (later, loaded):  # the folder keeps sums in float32 and cache keys in float16
+    own.adapt(U).save_pretrained(tmp_path / "adapted")
+    loaded = HeGraphClassifier.from_pretrained(tmp_path / "adapted")
+    for classifier in (later, loaded):  # the folder stores sums in float32 and cache keys in float16
         np.testing.assert_allclose(classifier.predict_proba(U), own.predict_proba(U), atol=2e-3)
         assert classifier.model_.unlabelled == 112
-    assert "heard 112 images without labels" in (tmp_path / "heard" / "README.md").read_text()
-    # what was measured before does not hold any more
+    assert "adapted to 112 unlabelled images" in (tmp_path / "adapted" / "README.md").read_text()
+    # scores of the model before the adapted are removed
     assert own.model_.known is None and own.model_.scores.num_test == 0
     assert own.model_.temperature == fitted.model_.temperature
     with pytest.raises(UserError, match="without unlabelled images"):
         own.is_known(X)
-    with pytest.raises(UserError, match="heard unlabelled images before"):
+    with pytest.raises(UserError, match="already adapted to unlabelled images"):
         loaded.adapt(U)
 
 
-def test_images_that_are_none_or_too_many_for_the_memory_are_refused(own, parts, monkeypatch):
+def test_adapt_rejects_invalid_images(own, parts, monkeypatch):
     monkeypatch.setattr(memory, "free_bytes", lambda device: 7_000)
     for wrong, message in (
         (np.ones((3, 5)), "5 features.*16"),
-        ("a.png", "a list of images"),
+        ("a.png", "expected a list of images"),
         (parts[2], "112 unlabelled images of 4 classes"),  # 4 times 1,792 bytes
     ):
         with pytest.raises(ValueError, match=message):
@@ -378,35 +378,35 @@ def test_images_that_are_none_or_too_many_for_the_memory_are_refused(own, parts,
     own.adapt(parts[2][:104])
 
 
-def test_pictures_are_heard(digits, digit_classifier):
-    own = pickle.loads(pickle.dumps(digit_classifier)).adapt(digits.others)
+def test_adapt_accepts_pil_images(digits, digit_classifier):
+    own = pickle.loads(pickle.dumps(digit_classifier)).adapt(digits.tests)
     fitted = HeGraphClassifier(**digit_classifier.get_params())
     labels = [*digits.labels, *[-1] * 20]
-    fitted.fit([*digits.pictures, *digits.others], labels, classnames=digits.classnames)
+    fitted.fit([*digits.pictures, *digits.tests], labels, classnames=digits.classnames)
     assert own.model_.unlabelled == fitted.model_.unlabelled == 20
-    expected = own.decision_function(digits.others)
-    np.testing.assert_allclose(fitted.decision_function(digits.others), expected, atol=1e-3)
+    expected = own.decision_function(digits.tests)
+    np.testing.assert_allclose(fitted.decision_function(digits.tests), expected, atol=1e-3)
 
 
-def test_a_start_without_any_label(data, quick):
+def test_fit_without_labelled_images(data, quick):
     none, text = np.full(len(data.X), -1), torch.from_numpy(data.text)
     fitted = quick(text_features=data.text).fit(data.X, none, classnames=LABELS)
     nothing = ClassSums.of(torch.zeros(0, 16), torch.zeros(0, dtype=torch.long), 4)
-    adaptation = adapt_to_unlabelled(FoldedClassifier(100 * text), nothing, text, torch.from_numpy(data.X), 100.0, 1.0)
-    torch.testing.assert_close(fitted.model_.classifier.weights, adaptation.classifier.weights, rtol=1e-4, atol=1e-3)
+    adapted = adapt_to_unlabelled(FoldedClassifier(100 * text), nothing, text, torch.from_numpy(data.X), 100.0, 1.0)
+    torch.testing.assert_close(fitted.model_.classifier.weights, adapted.classifier.weights, rtol=1e-4, atol=1e-3)
     assert fitted.classes_.tolist() == [0, 1, 2, 3] and fitted.model_.method == "ZeroShot"
     by_label = quick(text_features=data.text).fit(data.X, none, classnames={7: "a", 3: "b", 5: "c", 9: "d"})
     assert by_label.classes_.tolist() == [3, 5, 7, 9]
-    for given, message in ((LABELS, "text_features or a backbone"), (None, "one class")):
+    for names, message in ((LABELS, "text_features or a backbone"), (None, "one class")):
         with pytest.raises(UserError, match=message):
-            quick().fit(data.X, none, classnames=given)
+            quick().fit(data.X, none, classnames=names)
 
 
 # The command `train-more`
 
 
-def teach(digits: SimpleNamespace, folder: Path, *labels: str | int) -> Path:
-    """The folder of a model that was taught the digits 0 and 1, each under a label."""
+def save_digits(digits: SimpleNamespace, folder: Path, *labels: str | int) -> Path:
+    """Save a model of the digits 0 and 1, with these labels, in a folder."""
     classifier = HeGraphClassifier(config="mini", dataset_config="digits", variant="training_free")
     y, names = np.repeat(labels, 3), dict(zip(labels, ("zero", "one")))
     classifier.fit(digits.pictures[:6], y, classnames=names).save_pretrained(folder)
@@ -415,7 +415,7 @@ def teach(digits: SimpleNamespace, folder: Path, *labels: str | int) -> Path:
 
 @pytest.fixture
 def root(digits, tmp_path) -> Path:
-    """A folder of images: a 0 and a 1 that the model was taught, a 0 that it was not, and three of a 2."""
+    """Folder of images: a 0 and a 1 of the support set, a new 0, and three new 2."""
     for name, numbers in (("zero", (2, 20)), ("one", (4,)), ("two", (6, 7, 8))):
         (tmp_path / "images" / "train" / name).mkdir(parents=True)
         for number in numbers:
@@ -424,52 +424,52 @@ def root(digits, tmp_path) -> Path:
 
 
 @pytest.mark.parametrize("labels", [("zero", "one", "two"), (0, 1, 2)], ids=str)
-def test_images_and_classes_of_a_folder_join_the_model(labels, root, digits, tmp_path, capsys):
-    model, more = teach(digits, tmp_path / "model", *labels[:2]), tmp_path / "more"
+def test_train_more_adds_images_and_classes(labels, root, digits, tmp_path, capsys):
+    model, more = save_digits(digits, tmp_path / "model", *labels[:2]), tmp_path / "more"
     before = {path.name: path.read_bytes() for path in model.iterdir()}
     assert main(["train-more", str(model), "--root", str(root), "--out", str(more)]) == 0
-    said = capsys.readouterr().out.splitlines()
-    assert sorted(said[:-1]) == ["two: 3 more images, 3 in all", "zero: 1 more images, 4 in all"]
-    assert said[-1].startswith("4 images added, 3 classes")
+    output = capsys.readouterr().out.splitlines()
+    assert sorted(output[:-1]) == ["two: 3 images added, 3 in total", "zero: 1 images added, 4 in total"]
+    assert output[-1].startswith("4 images added, 3 classes")
     assert {path.name: path.read_bytes() for path in model.iterdir()} == before
-    found = HeGraphClassifier.from_pretrained(more)
-    assert dict(zip(found.model_.classnames, found.model_.images)) == {"zero": 4, "one": 3, "two": 3}
-    assert found.classes_.tolist() == sorted(labels)
-    assert found.predict(digits.pictures[6:9]).tolist() == [labels[2]] * 3
+    extended = HeGraphClassifier.from_pretrained(more)
+    assert dict(zip(extended.model_.classnames, extended.model_.images)) == {"zero": 4, "one": 3, "two": 3}
+    assert extended.classes_.tolist() == sorted(labels)
+    assert extended.predict(digits.pictures[6:9]).tolist() == [labels[2]] * 3
     assert main(["train-more", str(more), "--root", str(root), "--in-place"]) == 2
-    assert "was taught all 6 images before" in capsys.readouterr().err
+    assert "all 6 are in the support set of the model" in capsys.readouterr().err
     assert main(["train-more", str(model), "--root", str(root), "--in-place"]) == 0
     assert (model / "config.json").read_bytes() == (more / "config.json").read_bytes()
 
 
-def test_train_more_adapts_again_to_unlabelled_images(root, digits, tmp_path, capsys):
-    model = teach(digits, tmp_path / "model", "zero", "one")
-    adapted = HeGraphClassifier.from_pretrained(model).adapt(digits.others)
+def test_train_more_repeats_the_adaptation(root, digits, tmp_path, capsys):
+    model = save_digits(digits, tmp_path / "model", "zero", "one")
+    adapted = HeGraphClassifier.from_pretrained(model).adapt(digits.tests)
     adapted.save_pretrained(model)
     assert main(["train-more", str(model), "--root", str(root), "--in-place"]) == 0
-    assert "adapted to the same 20 unlabelled images again\n" in capsys.readouterr().out
+    assert "adapted again to the same 20 unlabelled images\n" in capsys.readouterr().out
     assert HeGraphClassifier.from_pretrained(model).model_.unlabelled == 20
 
 
 @pytest.mark.parametrize(("words", "warned"), [([], False), (["--precision", "fp32"], True)])
-def test_train_more_keeps_the_precision_of_the_training(root, digits, tmp_path, caplog, words, warned):
+def test_train_more_uses_the_precision_of_training(root, digits, tmp_path, caplog, words, warned):
     classifier = HeGraphClassifier("hegraph-mini", precision="bf16", variant="training_free")
     classifier.fit(digits.pictures[:6], np.repeat(["zero", "one"], 3)).save_pretrained(tmp_path / "model")
     assert main(["train-more", str(tmp_path / "model"), "--root", str(root), "--in-place", *words]) == 0
     assert ("trained on features in bf16, and these are in fp32" in caplog.text) == warned
 
 
-def test_what_cannot_be_is_one_line_and_the_model_stays(root, finished_digits, digits, tmp_path, capsys):
-    model = teach(digits, tmp_path / "model", "zero", "one")
+def test_train_more_rejects_invalid_input(root, finished_digits, digits, tmp_path, capsys):
+    model = save_digits(digits, tmp_path / "model", "zero", "one")
     before = {path.name: path.read_bytes() for path in model.iterdir()}
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "a.tex").write_text("years of work")
     digits.pictures[0].save(root / "train" / "one" / "0.png")
     for arguments, message in (
-        ([model, "--root", root, "--in-place"], "was taught before as 'zero'"),
-        ([model, "--root", root, "--out", tmp_path / "thesis"], "is no model folder"),
+        ([model, "--root", root, "--in-place"], "is also an image of class 'zero'"),
+        ([model, "--root", root, "--out", tmp_path / "thesis"], "which is not overwritten"),
         ([model, "--root", tmp_path / "absent", "--in-place"], "absent"),
-        ([finished_digits, "--root", root, "--in-place"], "give --out FOLDER"),
+        ([finished_digits, "--root", root, "--in-place"], "use --out FOLDER"),
     ):
         assert main(["train-more", *map(str, arguments)]) == 2
         error = capsys.readouterr().err

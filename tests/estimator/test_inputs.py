@@ -1,4 +1,4 @@
-"""What may be handed to the classifier, what it makes of it and refuses; scikit-learn's checks, seeds, and pickles."""
+"""Arguments of the classifier, scikit-learn's checks, seeds and pickles."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from trainers.hegraph import HeGraphClassifier, UserError, load_backbone
 from trainers.hegraph.config_files import load_cfg
-from trainers.hegraph.estimator.inputs import class_names, image_list, unit_rows, with_labels
+from trainers.hegraph.estimator.inputs import class_names, image_list, split_labelled, unit_rows
 from trainers.hegraph.estimator.training import Origin, task_of
 from trainers.hegraph.method.cache import text_logits
 from trainers.hegraph.models.support_set import SupportSet
@@ -28,30 +28,30 @@ NODE = "TRAINER.HEGRAPHADAPTER."
 QUICK = {"OPTIM.MAX_EPOCH": 2, f"{NODE}MIN_STEPS": 0}
 
 
-def test_paths_and_pictures_are_told_from_features():
+def test_image_lists_are_recognised():
     two = np.array([Path("a.png"), PICTURE], dtype=object)
     for X in (["a.png", PICTURE], (Path("a.png"), PICTURE), two, pd.Series(two, index=[7, 8])):
         assert image_list(X) == [Path("a.png"), PICTURE]
     for X in ([[0.1]], np.zeros((2, 3), dtype=object), np.zeros(3), torch.zeros(2), [], None):
         assert image_list(X) is None
     for single in ("a.png", Path("a.png"), PICTURE):
-        with pytest.raises(UserError, match=r"give a list of images, such as \[.*\], not a single one"):
+        with pytest.raises(UserError, match=r"expected a list of images, such as \[.*\], got a single image"):
             image_list(single)
 
 
-def test_rows_that_have_unit_norm_keep_every_bit_and_others_get_it():
+def test_unit_rows_keep_normalised_rows():
     rows = torch.randn(50, 33, generator=torch.Generator().manual_seed(0))
     unit = F.normalize(rows, dim=-1)
     assert torch.equal(unit_rows(unit.numpy()), unit)
     assert torch.equal(unit_rows(rows.numpy()), unit)
     assert torch.equal(unit_rows(unit.half().numpy()), F.normalize(unit.half().float(), dim=-1))
     assert torch.equal(unit_rows(np.zeros((1, 3))), torch.zeros(1, 3))
-    for odd in (1e-30, 1e30):  # a square leaves float32
-        with pytest.raises(UserError, match="text has a row of numbers"):
+    for odd in (1e-30, 1e30):  # squares overflow or vanish in float32
+        with pytest.raises(UserError, match="text has a row whose norm"):
             unit_rows(np.array([[1.0, 0.0], [odd, 0.0]]), "text")
 
 
-def test_features_may_be_of_any_type_and_norm(data, quick):
+def test_features_may_have_any_type_and_norm(data, quick):
     expected = quick().fit(data.X, data.y).decision_function(data.X)
     tensor, table = torch.from_numpy(data.X), pd.DataFrame(7 * data.X, columns=[f"feature {i}" for i in range(16)])
     for X, y in ((tensor.double(), torch.from_numpy(data.y)), (table, pd.Series(data.y))):
@@ -59,7 +59,7 @@ def test_features_may_be_of_any_type_and_norm(data, quick):
     assert quick().fit(tensor.bfloat16(), data.y).score(data.X, data.y) > 0.9
 
 
-def test_without_text_the_nodes_of_a_class_are_its_mean_and_the_negative_of_that(data):
+def test_default_text_nodes_are_class_means(data):
     X, y = torch.from_numpy(data.X), torch.from_numpy(data.y)
     support_set = SupportSet(np.arange(4), tuple("abcd"), X[None], y, torch.zeros_like(y))
     bank = task_of(support_set, Origin.of_task(None, None, False), load_cfg()).bank()
@@ -68,27 +68,27 @@ def test_without_text_the_nodes_of_a_class_are_its_mean_and_the_negative_of_that
     torch.testing.assert_close(bank.text_negative, -means)
 
 
-def test_what_a_training_would_take_is_said_before_it_begins(quick, monkeypatch):
+def test_memory_is_checked_before_training(quick, monkeypatch):
     monkeypatch.setattr(memory, "free_bytes", lambda device: 8 * 10**9)
     # three times the logits of all images for all classes in float64 are 9.6 GB
     with pytest.raises(UserError, match=r"20000 images of 20000 classes would take 9\.[67] GB .* 8\.0 GB"):
         quick().fit(np.eye(20_000, 8) + 1, np.arange(20_000))
 
 
-def test_views_are_trained_on_and_their_mean_is_classified(data, quick):
+def test_mean_of_views_is_classified(data, quick):
     views = np.stack([data.X, np.roll(data.X, 1, axis=1)], axis=1)
     classifier = quick().fit(views, data.y)
     mean = classifier.decision_function(views.mean(axis=1))
     np.testing.assert_allclose(classifier.decision_function(views), mean, atol=1e-3)
     damaged, whole = views.copy(), torch.zeros(120, 32, 32, dtype=torch.uint8)
     damaged[3, 1, 2] = np.nan
-    for odd, message in (
+    for wrong, message in (
         (views[:, :0], "0 sample"),
         (damaged, "contains NaN"),
-        (whole, r"pictures as an array \(uint8 of"),
+        (whole, r"expected a list of paths .*got uint8 \["),
     ):
         with pytest.raises(ValueError, match=message):
-            classifier.fit(odd, data.y)
+            classifier.fit(wrong, data.y)
     with pytest.raises(ValueError, match="contains NaN"):
         classifier.predict(damaged)
 
@@ -97,25 +97,25 @@ def test_views_are_trained_on_and_their_mean_is_classified(data, quick):
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("classnames", "message"),
     [
-        (["10", "1", "7"], ""),  # no labels alone
+        (["10", "1", "7"], ""),  # not all are labels
         (["crane", "crane", "bee"], ""),
-        (dict(zip([1, 5, 7], "571")), ""),  # a dict leaves no doubt
+        (dict(zip([1, 5, 7], "571")), ""),  # a dict is unambiguous
         (["1", "7", "5"], r"in another order \(1, 7, 5, \.\.\."),
-        (["a"], r"one for each of the 3 classes in y.*\(1, 5, 7, \.\.\.\).*got \['a'\]"),
-        ({"a", "b", "c"}, "by their sorted labels"),
+        (["a"], r"as a list for the 3 sorted labels in y \(1, 5, 7, \.\.\.\), got \['a'\]"),
+        ({"a", "b", "c"}, "for the 3 sorted labels"),
         ({1: "a", 5: "b"}, "classnames: 2"),
         (["a", "b", "\udcff"], "udcff"),
     ],
 )
-def test_names_are_those_of_the_sorted_labels_or_refused(given, message):
+def test_class_names_follow_sorted_labels(classnames, message):
     with pytest.raises(UserError, match=message) if message else nullcontext():
-        assert class_names(np.array([1, 5, 7]), given) == list(getattr(given, "values", given.copy)())
+        assert class_names(np.array([1, 5, 7]), classnames) == list(getattr(classnames, "values", classnames.copy)())
 
 
 @pytest.mark.parametrize(
-    ("y", "given", "expected"),
+    ("y", "classnames", "expected"),
     [
         ([0, -1, 1, -1], None, []),
         ([0, -1, 1, -1], ["cat", "dog"], [1, 3]),
@@ -128,25 +128,25 @@ def test_names_are_those_of_the_sorted_labels_or_refused(given, message):
         ([-1, -1], None, []),
     ],
 )
-def test_minus_one_means_no_label_where_it_is_no_class(y, given, expected):
-    X, kept, rest = with_labels(np.arange(len(y)), np.array(y), given)
+def test_minus_one_marks_unlabelled_images(y, classnames, expected):
+    X, labels, rest = split_labelled(np.arange(len(y)), np.array(y), classnames)
     assert [row for rows in rest for row in rows] == expected
-    assert X.tolist() == [row for row in range(len(y)) if row not in expected] and len(kept) == len(X)
+    assert X.tolist() == [row for row in range(len(y)) if row not in expected] and len(labels) == len(X)
 
 
 # Text nodes
 
 
-def test_text_features_are_the_text_classifier(data, quick):
+def test_text_features_define_the_text_classifier(data, quick):
     classifier = quick(variant="base").fit(data.X, data.y, text_features=3 * data.text)
     expected = text_logits(torch.from_numpy(data.X), torch.from_numpy(data.text), 100.0).numpy()
     np.testing.assert_allclose(classifier.decision_function(data.X), expected, atol=1e-3)
     scaled = quick(variant="base", logit_scale=10, text_features=data.text[::-1])
-    scaled.fit(data.X, data.y, text_features=data.text)  # what fit is given replaces the parameter
+    scaled.fit(data.X, data.y, text_features=data.text)  # replaces the parameter
     np.testing.assert_allclose(scaled.decision_function(data.X), expected / 10, atol=1e-3)
 
 
-def test_without_text_the_text_nodes_are_the_means_of_the_classes_and_their_negatives(data, quick):
+def test_class_means_as_text_features_change_nothing(data, quick):
     means = F.normalize(torch.stack([torch.from_numpy(data.X[data.y == k]).mean(dim=0) for k in range(4)]), dim=-1)
     classifier = quick().fit(data.X, data.y)
     torch.testing.assert_close(classifier.model_.text_positive, means)
@@ -154,7 +154,7 @@ def test_without_text_the_text_nodes_are_the_means_of_the_classes_and_their_nega
     np.testing.assert_allclose(classifier.decision_function(data.X), same.decision_function(data.X), atol=1e-3)
 
 
-def test_a_backbone_encodes_the_class_names_and_its_model_takes_pictures_too(digits, quick, data):
+def test_backbone_encodes_class_names(digits, quick, data):
     backbone = load_backbone("hegraph-mini")
     X = backbone.encode_images(torch.stack([backbone.preprocess(p) for p in digits.pictures]))
     by_parameter = quick(backbone="hegraph-mini", classnames=digits.classnames).fit(X, digits.labels)
@@ -163,43 +163,46 @@ def test_a_backbone_encodes_the_class_names_and_its_model_takes_pictures_too(dig
     assert by_parameter.model_.prompts.positive[0][3] == ["a photo of a three."]
     assert by_parameter.model_.backbone.fingerprint == backbone.fingerprint
     assert by_parameter.model_.logit_scale == backbone.logit_scale
-    others = backbone.encode_images(torch.stack([backbone.preprocess(p) for p in digits.others]))
-    np.testing.assert_array_equal(by_parameter.predict(digits.others), by_parameter.predict(others))
+    tests = backbone.encode_images(torch.stack([backbone.preprocess(p) for p in digits.tests]))
+    np.testing.assert_array_equal(by_parameter.predict(digits.tests), by_parameter.predict(tests))
     own_text = quick(backbone="hegraph-mini", text_features=X[:10]).fit(X, digits.labels)
     model = own_text.partial_fit(X[:1], digits.labels[:1]).model_
-    assert (model.prompts, model.backbone.model) == (None, "hegraph-mini")  # the text features are none of our prompts
+    assert (model.prompts, model.backbone.model) == (None, "hegraph-mini")  # the text features are not encoded prompts
 
 
 # Images
 
 
-def test_paths_and_pictures_give_the_same_whatever_the_names_of_the_files(digits, digit_classifier, files):
-    expected = digit_classifier.predict_proba(digits.others)
+def test_paths_and_pil_images_give_equal_results(digits, digit_classifier, files):
+    expected = digit_classifier.predict_proba(digits.tests)
     np.testing.assert_allclose(expected.sum(axis=1), 1)
     np.testing.assert_array_equal(digit_classifier.predict_proba(pd.Series([str(file) for file in files])), expected)
     parameters = digit_classifier.get_params() | {"variant": "training_free"}
     labels = [k % 3 for k in range(20)]
-    by_path, by_picture = (HeGraphClassifier(**parameters).fit(X, labels) for X in (files, digits.others))
+    by_path, by_picture = (HeGraphClassifier(**parameters).fit(X, labels) for X in (files, digits.tests))
     assert torch.equal(by_path.model_.classifier.weights, by_picture.model_.classifier.weights)
     assert by_path.model_.image_ids == by_picture.model_.image_ids
 
 
-def test_images_that_cannot_be_used_are_refused(tmp_path, digits, digit_classifier, quick, data):
+def test_invalid_images_are_rejected(tmp_path, digits, digit_classifier, quick, data):
     (tmp_path / "broken.png").write_text("no picture")
-    one = digits.others[0]
-    for refused, message in (
+    one = digits.tests[0]
+    for call, message in (
         (lambda: digit_classifier.predict([tmp_path / "broken.png"]), r"broken\.png"),
         (lambda: digit_classifier.forget([tmp_path / "broken.png"], [0]), r"broken\.png"),
-        (lambda: digit_classifier.predict([one, 3]), "image 1 is neither a path nor a PIL image, but of type int"),
-        (lambda: quick().fit([one, one], [0, 1]), 'images need a backbone: give backbone="ViT-B-32-quickgelu"'),
-        (lambda: quick(config="mini", text_features=data.X[:2]).fit([one, one], [0, 1]), "text features go with image"),
+        (lambda: digit_classifier.predict([one, 3]), "expected a path or a PIL image as image 1, got int"),
+        (lambda: quick().fit([one, one], [0, 1]), 'images need a backbone, such as backbone="ViT-B-32-quickgelu"'),
+        (
+            lambda: quick(config="mini", text_features=data.X[:2]).fit([one, one], [0, 1]),
+            "text features need image features",
+        ),
         (
             lambda: quick(config="mini", backbone="hegraph-mini").fit(data.X, data.y),
-            "X has 16 features, but hegraph-mini",
+            "expected X with the 64 features of hegraph-mini.*, got 16",
         ),
     ):
         with pytest.raises(ValueError, match=message):
-            refused()
+            call()
 
 
 # Parameters
@@ -211,22 +214,22 @@ def test_images_that_cannot_be_used_are_refused(tmp_path, digits, digit_classifi
         ({"options": 3}, "options.* got 3"),
         ({"logit_scale": 0}, "logit_scale: .* greater than 0, got 0"),
         ({"logit_scale": float("nan")}, "logit_scale: .* finite number, got nan"),
-        ({"text_features": np.eye(4, 16) * [[1], [1], [0], [1]]}, "text_features must have shape.*none of zeros alone"),
-        ({"text_features": torch.eye(4, 16).to_sparse()}, "text_features: a tensor is no array"),
-        ({"text_features": np.ones((3, 16))}, r"text_features must have shape \[4, 16\].*got \[3, 16\]"),
-        ({"options": {"SEED": 7}}, "options has SEED, which random_state"),
-        ({"options": ["SEED", 7]}, "options has SEED, which random_state"),
+        ({"text_features": np.eye(4, 16) * [[1], [1], [0], [1]]}, "expected text_features of shape.*no row of zeros"),
+        ({"text_features": torch.eye(4, 16).to_sparse()}, "text_features: expected a dense tensor"),
+        ({"text_features": np.ones((3, 16))}, r"expected text_features of shape \[4, 16\].*got \[3, 16\]"),
+        ({"options": {"SEED": 7}}, "options has SEED, which the classifier sets; use random_state"),
+        ({"options": ["SEED", 7]}, "options has SEED, which the classifier sets; use random_state"),
         ({"options": {f"{NODE}SELECT_ON": "val"}}, "GridSearchCV"),
-        ({"options": {f"{NODE}FEATURES.MODE": "online"}}, "FEATURES.MODE online"),
+        ({"options": {f"{NODE}FEATURES.MODE": "online"}}, "expected FEATURES.MODE bank, got online"),
         ({"device": "abacus"}, "device must be cpu, cuda or cuda:N, got 'abacus'"),
     ],
 )
-def test_a_parameter_that_is_wrong_is_named_when_fitting(parameters, message, data, quick):
+def test_fit_names_invalid_parameters(parameters, message, data, quick):
     with pytest.raises(ValueError, match=message):
         quick(**parameters).fit(data.X, data.y)
 
 
-def test_the_shots_are_those_of_the_largest_class(data, quick):
+def test_shots_are_those_of_the_largest_class(data, quick):
     rows = np.concatenate([np.flatnonzero(data.y == k)[:n] for k, n in enumerate((1, 2, 4, 2))])
     model = quick(classnames=dict(enumerate("abcde"))).fit(data.X[rows], data.y[rows]).model_
     assert (model.trained_on.shots, model.trained_on.num_train, model.classnames) == (4, 9, tuple("abcd"))
@@ -234,15 +237,15 @@ def test_the_shots_are_those_of_the_largest_class(data, quick):
     assert quick().fit(data.X[rows[[0, 1]]], [0, 1]).model_.trained_on.shots == 1
 
 
-# What scikit-learn asks for
+# scikit-learn
 
 
 @parametrize_with_checks([HeGraphClassifier(options=QUICK)])
-def test_the_checks_of_scikit_learn_pass(estimator, check):
+def test_scikit_learn_checks_pass(estimator, check):
     check(estimator)
 
 
-def test_training_leaves_the_global_generators_alone(data, quick):
+def test_training_restores_global_generators(data, quick):
     def state() -> tuple:
         return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
 
@@ -251,7 +254,7 @@ def test_training_leaves_the_global_generators_alone(data, quick):
     assert state() == before
 
 
-def test_a_number_is_the_seed_and_a_generator_draws_one(data, quick):
+def test_random_state_is_a_seed_or_generator(data, quick):
     def weights(random_state: object) -> torch.Tensor:
         # one image of a batch at a time, so that the order matters
         options = QUICK | {"DATALOADER.TRAIN_X.BATCH_SIZE": 1}
@@ -266,8 +269,8 @@ def test_a_number_is_the_seed_and_a_generator_draws_one(data, quick):
     assert torch.equal(weights(int(np.random.RandomState(0).randint(2**31 - 1))), first)
 
 
-def test_it_is_pickled_without_its_backbone(digits, digit_classifier):
+def test_pickles_do_not_contain_the_backbone(digits, digit_classifier):
     packed = pickle.dumps(digit_classifier)
     assert len(packed) < 1_000_000
     again = pickle.loads(packed)
-    np.testing.assert_array_equal(again.predict(digits.others), digit_classifier.predict(digits.others))
+    np.testing.assert_array_equal(again.predict(digits.tests), digit_classifier.predict(digits.tests))

@@ -31,7 +31,7 @@ def checked(snippet: str) -> str:
 
 
 @pytest.mark.slow
-def test_the_snippets_of_the_page_run_one_after_the_other_and_give_its_numbers(tmp_path):
+def test_snippets_of_the_page_give_its_numbers(tmp_path):
     program = CHECKOUT + "\n".join(map(checked, snippets()))
     assert program.count("assert abs") == 3
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -50,7 +50,7 @@ def shown(notebook: Any) -> tuple[list[float], int]:
 
 
 @pytest.mark.slow
-def test_the_notebook_runs_without_a_network_and_shows_what_it_did(tmp_path, monkeypatch):
+def test_notebook_gives_its_stored_numbers(tmp_path, monkeypatch):
     nbclient = pytest.importorskip("nbclient", reason="nbclient is not installed")
     nbformat = pytest.importorskip("nbformat", reason="nbformat is not installed")
     pytest.importorskip("ipykernel", reason="ipykernel is not installed")
@@ -66,6 +66,6 @@ def test_the_notebook_runs_without_a_network_and_shows_what_it_did(tmp_path, mon
     assert percents == pytest.approx(before, abs=100 * TOLERANCE)
 
 
-def test_the_notebook_says_nothing_of_the_machine_that_it_ran_on():
+def test_notebook_contains_no_machine_paths():
     text = NOTEBOOK.read_text(encoding="utf-8")
     assert [word for word in ("/work/", "/home/", "/tmp/", "site-packages") if word in text] == []

@@ -1,6 +1,6 @@
-"""Classifiers in folders: saved and loaded again, the bytes of the command line's, and on the Hugging Face Hub.
+"""Saving and loading of classifiers, equality with the command line, and the Hugging Face Hub.
 
-Mocks stand in for the functions of huggingface_hub that need the network.
+Mocks replace the functions of huggingface_hub that need the network.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ load = HeGraphClassifier.from_pretrained
 
 
 @pytest.mark.parametrize("labels", [[30, -1, 7, 8], ["zebra", "ant", "cow", "bee"], [False, True]], ids=str)
-def test_labels_of_any_kind_are_predicted_and_loaded_again(labels, data, quick, tmp_path):
+def test_labels_of_any_type_are_restored(labels, data, quick, tmp_path):
     rows = data.y < len(labels)
     X, y = data.X[rows], np.array(labels)[data.y[rows]]
     saved = quick().fit(X, y)
@@ -35,11 +35,11 @@ def test_labels_of_any_kind_are_predicted_and_loaded_again(labels, data, quick, 
         predicted = classifier.predict(X)
         assert predicted.dtype == y.dtype and (predicted == y).mean() > 0.9 and classifier.n_features_in_ == 16
         assert classifier.model_.classnames == tuple(map(str, np.unique(labels)))
-    # the keys of the cache are kept in float16
+    # cache keys are stored in float16
     np.testing.assert_allclose(loaded.predict_proba(X), saved.predict_proba(X), atol=2e-3)
 
 
-def test_a_saved_classifier_keeps_names_beside_labels_and_can_be_saved_again(data, quick, tmp_path):
+def test_saving_a_loaded_classifier_is_lossless(data, quick, tmp_path):
     one, two, names = tmp_path / "one", tmp_path / "two", ("ant", "bee", "cow", "dog")
     quick(alpha_c=3.5, beta_c=2.5).fit(data.X, data.y, classnames=names).save_pretrained(one)
     loaded = load(one)
@@ -51,22 +51,20 @@ def test_a_saved_classifier_keeps_names_beside_labels_and_can_be_saved_again(dat
         assert (one / name).read_bytes() == (two / name).read_bytes()
 
 
-def test_a_loaded_classifier_takes_pictures_of_the_backbone_that_it_names_or_is_given_and_of_no_other(
-    digits, digit_classifier, quick, tmp_path
-):
+def test_loaded_classifier_finds_its_backbone(digits, digit_classifier, quick, tmp_path):
     digit_classifier.save_pretrained(tmp_path)
     loaded = load(tmp_path)
     assert loaded.backbone == "hegraph-mini"
-    np.testing.assert_array_equal(loaded.predict(digits.others), digit_classifier.predict(digits.others))
+    np.testing.assert_array_equal(loaded.predict(digits.tests), digit_classifier.predict(digits.tests))
     features = np.random.default_rng(0).normal(size=(30, loaded.n_features_in_))
-    assert load(tmp_path).predict(features).shape == (30,)  # features need no backbone
+    assert load(tmp_path).predict(features).shape == (30,)  # without a backbone
     quick().fit(features, digits.labels).save_pretrained(tmp_path)
     with pytest.raises(UserError, match="backbone"):
-        load(tmp_path).predict(digits.others)
-    assert load(tmp_path, backbone="hegraph-mini").predict(digits.others).shape == (20,)
+        load(tmp_path).predict(digits.tests)
+    assert load(tmp_path, backbone="hegraph-mini").predict(digits.tests).shape == (20,)
 
 
-def test_a_run_of_the_command_line_is_loaded_and_taught_more(finished_run_once):
+def test_runs_of_the_command_line_can_be_extended(finished_run_once):
     loaded = load(finished_run_once)
     model, rows = loaded.model_, np.eye(16, dtype=np.float32)
     assert loaded.classes_.tolist() == ["ant", "bee", "cow", "dog", "elk"] and loaded.random_state == 1
@@ -75,12 +73,12 @@ def test_a_run_of_the_command_line_is_loaded_and_taught_more(finished_run_once):
     loaded.add_class("fox", rows[:2], text_features=rows[3])
     assert loaded.classes_.tolist() == [*model.classnames, "fox"] and loaded.model_.images[-1] == 2
     assert loaded.model_.trained_on.config["OPTIM.MAX_EPOCH"] == model.trained_on.config["OPTIM.MAX_EPOCH"]
-    assert "OPTIM.LR" in model.trained_on.config and "OPTIM.LR" not in loaded.options  # it goes by the shots
-    with pytest.raises(UserError, match="revision 'v1' is of a model on the Hub"):
+    assert "OPTIM.LR" in model.trained_on.config and "OPTIM.LR" not in loaded.options  # it depends on the shots
+    with pytest.raises(UserError, match="expected USER/NAME on the Hub for the revision 'v1'"):
         load(finished_run_once, revision="v1")
 
 
-def test_what_is_known_goes_by_the_threshold_of_the_model_folder(data, quick):
+def test_is_known_uses_the_stored_quantiles(data, quick):
     classifier = quick(text_features=data.text).fit(data.X, data.y)
     logits = classifier.decision_function(data.X) / classifier.model_.temperature
     energy, quantiles = np.log(np.exp(logits).sum(axis=1)), classifier.model_.known.quantiles
@@ -95,11 +93,11 @@ def test_what_is_known_goes_by_the_threshold_of_the_model_folder(data, quick):
         quick(text_features=data.text[:2]).fit(data.X[rows], [0, 1]).is_known(data.X)
 
 
-# The same data, shots and seed give the bytes of the command line
+# Equal data, shots and seed give the bytes of the command line
 
 
 @pytest.mark.parametrize("options", [{}, {f"{NODE}VARIANT": "T", f"{NODE}LEARN_METAPATH": True, "OPTIM.MAX_EPOCH": 3}])
-def test_a_bank_gives_the_model_of_the_command_line(run, tiny_bank, tmp_path, options):
+def test_features_give_the_model_of_the_command_line(run, tiny_bank, tmp_path, options):
     words = tuple(str(word) for pair in options.items() for word in pair)
     _, out = run("--shots", "4", "--seed", "3", quick=words)
     bank = load_bank(tiny_bank)
@@ -116,7 +114,7 @@ def test_a_bank_gives_the_model_of_the_command_line(run, tiny_bank, tmp_path, op
     assert one["trained_on"]["config"] == other["trained_on"]["config"]
 
 
-def test_pictures_give_the_model_of_the_command_line_and_its_predictions(finished_digits_once, tmp_path):
+def test_images_give_the_model_of_the_command_line(finished_digits_once, tmp_path):
     rows = json.loads((finished_digits_once / "split.json").read_text())["train"]
     dataset = load_dataset("Digits")
     classifier = HeGraphClassifier(config="mini", dataset_config="digits", random_state=1)
@@ -138,7 +136,7 @@ def model(data, quick) -> HeGraphClassifier:
     return quick().fit(data.X, data.y)
 
 
-def test_three_files_are_uploaded_and_downloaded_by_name_and_revision(model, data, tmp_path, monkeypatch):
+def test_push_and_load_by_revision(model, data, tmp_path, monkeypatch):
     files, make_api, download = tmp_path / "files", MagicMock(), MagicMock(return_value=str(tmp_path / "files"))
     api = make_api.return_value
     api.upload_folder.side_effect = lambda folder_path, **_: shutil.copytree(folder_path, files, dirs_exist_ok=True)
@@ -149,21 +147,21 @@ def test_three_files_are_uploaded_and_downloaded_by_name_and_revision(model, dat
     make_api.assert_called_with(token=TOKEN)
     api.create_repo.assert_called_with("user/shapes", private=False, exist_ok=True)
     api.create_branch.assert_not_called()
-    about = api.upload_folder.call_args.kwargs
-    assert (about["repo_id"], about["revision"], about["commit_message"]) == ("user/shapes", None, "The first one")
-    assert sorted(about["allow_patterns"]) == sorted(os.listdir(files))
+    upload = api.upload_folder.call_args.kwargs
+    assert (upload["repo_id"], upload["revision"], upload["commit_message"]) == ("user/shapes", None, "The first one")
+    assert sorted(upload["allow_patterns"]) == sorted(os.listdir(files))
     assert TOKEN.encode() not in b"".join(path.read_bytes() for path in files.iterdir())
     model.push_to_hub("user/secret", token=TOKEN, revision="text", private=True)
     api.create_repo.assert_called_with("user/secret", private=True, exist_ok=True)
     api.create_branch.assert_called_with("user/secret", branch="text", exist_ok=True)
     assert api.upload_folder.call_args.kwargs["revision"] == "text"
     loaded = load("user/secret", "text", token=TOKEN)
-    download.assert_called_with("user/secret", revision="text", token=TOKEN, allow_patterns=about["allow_patterns"])
+    download.assert_called_with("user/secret", revision="text", token=TOKEN, allow_patterns=upload["allow_patterns"])
     assert loaded.predict(data.X).tolist() == model.predict(data.X).tolist()
     assert TOKEN not in repr(loaded.get_params())
 
 
-def test_the_uploaded_card_names_the_backbone(model, tmp_path, monkeypatch):
+def test_uploaded_card_names_the_backbone(model, tmp_path, monkeypatch):
     cards, make_api = [], MagicMock()
     upload = make_api.return_value.upload_folder
     upload.side_effect = lambda folder_path, **_: cards.append((folder_path / "README.md").read_text())
@@ -176,30 +174,30 @@ def test_the_uploaded_card_names_the_backbone(model, tmp_path, monkeypatch):
     assert "base_model" not in (tmp_path / "model" / "README.md").read_text()
 
 
-def test_what_the_hub_refuses_is_said_without_the_token(model, monkeypatch):
+def test_hub_errors_hide_the_token(model, monkeypatch):
     refused = [(PermissionError(f"401: bad token {TOKEN}\nRequest 7"), r"bad token \*\*\*$")]
     for kind in (RepositoryNotFoundError, RevisionNotFoundError):
-        refused.append((kind.__new__(kind), "there is no such model or revision, or it is private"))
-    for error, said in refused:
+        refused.append((kind.__new__(kind), "no such model or revision, or it is private"))
+    for error, reason in refused:
         for name in ("HfApi", "snapshot_download"):
             monkeypatch.setattr(hub, name, MagicMock(side_effect=error))
-        with pytest.raises(UserError, match=f"^cannot upload to {hub.constants.ENDPOINT}/user/shapes: .*{said}"):
+        with pytest.raises(UserError, match=f"^cannot upload to {hub.constants.ENDPOINT}/user/shapes: .*{reason}"):
             model.push_to_hub("user/shapes", token=TOKEN)
-        with pytest.raises(UserError, match=rf"^user/shapes is no folder here.* at revision 'v9': .*{said}"):
+        with pytest.raises(UserError, match=rf"^user/shapes is not a local folder.* at revision 'v9': .*{reason}"):
             load("user/shapes", "v9", token=TOKEN)
 
 
-def test_without_network_a_model_of_the_cache_or_a_folder_is_taken(no_hub, model, data, quick, tmp_path, monkeypatch):
-    with pytest.raises(UserError, match="must be USER/NAME, got 'shapes'"):
+def test_offline_models_come_from_cache_or_folder(no_hub, model, data, quick, tmp_path, monkeypatch):
+    with pytest.raises(UserError, match="expected a repository USER/NAME, got 'shapes'"):
         model.push_to_hub("shapes")
     with pytest.raises(UserError, match="cannot upload to http://127.0.0.1:9"):
         model.push_to_hub("user/shapes", token=TOKEN)
-    with pytest.raises(UserError, match=r"^user/shapes is no folder here.* had from http://127.0.0.1:9: \w"):
+    with pytest.raises(UserError, match=r"^user/shapes is not a local folder.* downloaded from http://127.0.0.1:9: \w"):
         load("user/shapes")
     model.save_pretrained(no_hub / "models--user--shapes" / "snapshots" / "0123")
     (no_hub / "models--user--shapes" / "refs").mkdir()
     (no_hub / "models--user--shapes" / "refs" / "main").write_text("0123")
     assert load("user/shapes").predict(data.X).tolist() == model.predict(data.X).tolist()
     monkeypatch.chdir(tmp_path)
-    quick(variant="T").fit(data.X, data.y).save_pretrained("user/shapes")  # a folder comes before the Hub
+    quick(variant="T").fit(data.X, data.y).save_pretrained("user/shapes")  # a folder has precedence over the Hub
     assert load("user/shapes").model_.variant == "T"

@@ -1,4 +1,4 @@
-"""A small trained model, made by hand."""
+"""A small model with fixed values."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CLASSES, WIDTH, IMAGES = 3, 8, 6
 
 @pytest.fixture
 def saved_model(unit_features: Callable[..., Tensor]) -> Callable[..., SavedModel]:
-    """Function of changed fields: a model of 3 classes and 6 cached images, 8 wide, with every tensor that there is."""
+    """Function of changed fields that makes a model of 3 classes, 6 cached images and width 8 with all tensors."""
 
     def make(**changes: object) -> SavedModel:
         cache = unit_features(IMAGES, WIDTH, seed=1), torch.arange(IMAGES) % CLASSES, torch.linspace(0.5, 1.5, IMAGES)

@@ -48,7 +48,7 @@ def folder(tmp_path: Path, saved_model: Callable[..., SavedModel]) -> Path:
 
 
 def change_config(folder: Path, keys: str, value: object) -> None:
-    """Sets an entry of config.json, named as in "backbone.title"; `...` removes it."""
+    """Set an entry of config.json with a name like "backbone.title"; `...` removes it."""
     config = part = read_json(folder / CONFIG)
     *above, last = keys.split(".")
     for key in above:
@@ -68,7 +68,7 @@ def change_tensors(folder: Path, changes: dict[str, torch.Tensor | None]) -> Non
 
 
 def refused(folder: Path) -> str:
-    """The message of the one line that a damaged folder gives."""
+    """Return the one-line error of a damaged folder."""
     with pytest.raises(UserError) as raised:
         load_model(folder)
     assert "\n" not in str(raised.value)
@@ -78,7 +78,7 @@ def refused(folder: Path) -> str:
 # Round trip
 
 
-def test_all_that_was_saved_is_read_again(folder, saved_model, caplog):
+def test_saved_models_are_restored(folder, saved_model, caplog):
     read, written = load_model(folder), saved_model(known=KNOWN, labels=(1, 2.5, "three"))
     for name in (*ModelMetadata.model_fields, "transfer_rule"):
         assert getattr(read, name) == getattr(written, name), name
@@ -96,12 +96,12 @@ def test_all_that_was_saved_is_read_again(folder, saved_model, caplog):
     assert caplog.messages == []
 
 
-def test_another_method_keeps_its_keys_to_the_bit_and_what_a_model_lacks_is_none(tmp_path, saved_model, unit_features):
+def test_other_methods_keep_exact_keys(tmp_path, saved_model, unit_features):
     names = ("größer/kleiner", "ライオン \U0001f981", "a\nb")
     lacks = {"transfer": None, "class_nodes": None, "preprocessing": None, "prompts": None}
     model = saved_model(method="TipAdapterF", transfer_rule="zero-shot", classnames=names, **lacks)
     save_model(model, tmp_path / "model")
-    read = load_model(tmp_path)  # the folder of the run stands for its model
+    read = load_model(tmp_path)  # the folder of the run
     assert torch.equal(read.classifier.keys, model.classifier.keys)
     assert (read.transfer_rule, read.classnames) == ("zero-shot", names)
     assert {name: getattr(read, name) for name in lacks} == lacks
@@ -115,7 +115,7 @@ def test_another_method_keeps_its_keys_to_the_bit_and_what_a_model_lacks_is_none
 # Writing
 
 
-def test_a_model_folder_is_replaced_whole_or_left_as_it_is(folder, saved_model, disk_full_after):
+def test_folders_are_replaced_completely(folder, saved_model, disk_full_after):
     with pytest.raises(UserError, match=r"cannot write .*model"), disk_full_after(100):
         save_model(saved_model(method="TipAdapter"), folder)
     assert load_model(folder).method == "HeGraphAdapter" and os.listdir(folder.parent) == ["model"]
@@ -129,7 +129,7 @@ CHANGES = ("os.mkdir", "os.rename", "os.chmod", "os.remove", "os.rmdir", "shutil
 
 
 def save_until(step: int, model: SavedModel, folder: Path) -> None:
-    """Saves a model, and kills this process before the change on disk with this number."""
+    """Save a model, and kill this process before a change on disk with this number."""
     steps = count(1)
 
     def kill(event: str, arguments: tuple[Any, ...]) -> None:
@@ -144,7 +144,7 @@ def save_until(step: int, model: SavedModel, folder: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 @pytest.mark.parametrize("can_exchange", [True, False])
-def test_a_killed_save_leaves_a_whole_model(folder, saved_model, monkeypatch, can_exchange):
+def test_killed_save_leaves_a_complete_model(folder, saved_model, monkeypatch, can_exchange):
     if not can_exchange:
         monkeypatch.setattr(files, "_exchange", lambda one, other: False)
     fork, new, found = multiprocessing.get_context("fork"), saved_model(method="TipAdapter"), []
@@ -157,16 +157,16 @@ def test_a_killed_save_leaves_a_whole_model(folder, saved_model, monkeypatch, ca
         if process.exitcode == 0:
             break
         assert process.exitcode == -signal.SIGKILL
-        save_model(saved_model(), folder)  # which removes what the killed process left
+        save_model(saved_model(), folder)  # removes temporary files of the killed process
         assert os.listdir(folder.parent) == ["model"] and load_model(folder).method == "HeGraphAdapter"
     old = found.count("HeGraphAdapter")
     assert old > 5 and found == ["HeGraphAdapter"] * old + ["TipAdapter"] * (step - old) and step - old > 5
 
 
-def test_a_failed_save_keeps_the_model_of_a_killed_one(folder, saved_model, disk_full_after):
+def test_failed_save_keeps_the_previous_model(folder, saved_model, disk_full_after):
     left = files._beside(folder)
     left.mkdir()
-    os.replace(folder, left / "old")  # as a killed process leaves it where folders cannot be exchanged
+    os.replace(folder, left / "old")  # state after a killed process without atomic exchange
     files.remove_temporaries(folder.parent, files._session())
     assert load_model(folder).method == load_model(folder.parent).method == "HeGraphAdapter"
     with pytest.raises(UserError, match=r"cannot write .*model"), disk_full_after(100):
@@ -174,23 +174,23 @@ def test_a_failed_save_keeps_the_model_of_a_killed_one(folder, saved_model, disk
     assert os.listdir(folder.parent) == ["model"] and load_model(folder).method == "HeGraphAdapter"
 
 
-def test_something_else_than_a_model_is_neither_read_nor_overwritten(tmp_path, saved_model):
+def test_other_folders_are_not_overwritten(tmp_path, saved_model):
     (tmp_path / "file").write_text("mine")
     for place in (tmp_path / "file", tmp_path):
-        assert "holds no config.json" in refused(place)
-        with pytest.raises(UserError, match="is no model folder"):
+        assert "has no config.json" in refused(place)
+        with pytest.raises(UserError, match="expected a model folder or a new path"):
             save_model(saved_model(), place)
     assert (tmp_path / "file").read_text() == "mine"
     (tmp_path / "empty").mkdir()
     save_model(saved_model(), tmp_path / "empty")
     assert load_model(tmp_path / "empty").method == "HeGraphAdapter"
-    assert "missing is not there; give the model folder of a run, such as OUTPUT_DIR" in refused(tmp_path / "missing")
+    assert "missing does not exist; pass the model folder of a run, such as OUTPUT_DIR" in refused(tmp_path / "missing")
 
 
 # Places
 
 
-def test_the_files_of_a_model_are_those_of_its_folder_and_of_its_run(folder):
+def test_model_files_include_the_run(folder):
     (folder / "thumbnails").mkdir()
     for path in (folder / "thumbnails" / "00000.jpg", folder.parent / "result.json", folder.parent / "rows.csv"):
         path.touch()
@@ -198,7 +198,7 @@ def test_the_files_of_a_model_are_those_of_its_folder_and_of_its_run(folder):
     assert found == {"result.json", *(f"model/{name}" for name in (CONFIG, TENSORS, CARD, "thumbnails/00000.jpg"))}
 
 
-def test_no_link_leads_out_of_a_model_folder_but_to_the_cache_of_the_hub(tmp_path, caplog):
+def test_links_leave_the_folder_only_to_the_cache(tmp_path, caplog):
     folder = tmp_path / "models--a--b" / "snapshots" / "0123"
     folder.mkdir(parents=True)
     (tmp_path / "models--a--b" / "blobs").mkdir()
@@ -215,7 +215,7 @@ def test_no_link_leads_out_of_a_model_folder_but_to_the_cache_of_the_hub(tmp_pat
     assert "out is a link" in caplog.text
 
 
-def test_a_thumbnail_that_is_a_link_out_of_the_folder_is_not_shown(folder, tmp_path):
+def test_thumbnail_links_are_not_followed(folder, tmp_path):
     write_thumbnails(folder, [Image.new("RGB", (80, 40), "red")])
     thumbnail = folder / "thumbnails" / "00000.jpg"
     thumbnail.symlink_to(thumbnail.rename(tmp_path / "mine.jpg"))
@@ -225,7 +225,7 @@ def test_a_thumbnail_that_is_a_link_out_of_the_folder_is_not_shown(folder, tmp_p
 # Damage
 
 
-def test_the_two_files_belong_together(folder, tmp_path, saved_model):
+def test_hash_connects_the_two_files(folder, tmp_path, saved_model):
     whole = (folder / TENSORS).read_bytes()
     other = saved_model(classifier=replace(saved_model().classifier, weights=torch.ones(3, 8)))
     save_model(other, tmp_path / "other")
@@ -235,7 +235,7 @@ def test_the_two_files_belong_together(folder, tmp_path, saved_model):
 
 
 @pytest.mark.parametrize("name", [CONFIG, TENSORS])
-def test_a_file_that_is_missing_cut_off_or_no_such_file_is_named(folder, name):
+def test_damaged_files_are_named(folder, name):
     whole = (folder / name).read_bytes()
     contents = [whole[: int(share * len(whole))] for share in (0, 0.5, 0.99)]
     contents += [b"\xff" * 8, b"<html>404</html>", b"null"]
@@ -246,7 +246,7 @@ def test_a_file_that_is_missing_cut_off_or_no_such_file_is_named(folder, name):
     assert name in refused(folder)
 
 
-def test_no_entry_may_be_missing_or_of_another_type(folder):
+def test_missing_and_mistyped_entries_are_named(folder):
     original = (folder / CONFIG).read_text()
     whole = json.loads(original)
     of_plain_values = ("trained_on.config.", "trained_on.versions.", "backbone.fingerprint.")
@@ -267,7 +267,7 @@ def test_no_entry_may_be_missing_or_of_another_type(folder):
     [
         ("extra", 1, "extra"),
         ("classnames", ["ant", "bee"], "3 class_ids for 2 classnames"),
-        ("class_ids", ["n1", "n2", "n1"], "class_ids must be different"),
+        ("class_ids", ["n1", "n2", "n1"], "class_ids must be unique"),
         ("images", [1, 1], "2 images for 3 classnames"),
         ("temperature", 0, "temperature"),
         ("prompts.negative", [["no ant"]], "prompts must have"),
@@ -277,7 +277,7 @@ def test_no_entry_may_be_missing_or_of_another_type(folder):
     ],
     ids=str,
 )
-def test_a_value_out_of_range_is_named(folder, keys, value, expected):
+def test_invalid_values_are_named(folder, keys, value, expected):
     change_config(folder, keys, value)
     message = refused(folder)
     assert str(folder / CONFIG) in message and expected in message
@@ -291,24 +291,27 @@ def test_a_value_out_of_range_is_named(folder, keys, value, expected):
         ({"transfer.messages.matrix": None}, "matrix"),
         ({"extra": torch.zeros(1)}, "unknown tensor 'extra'"),
         ({"extra.weight.x": torch.zeros(8, 8)}, "unknown tensor 'extra.weight.x'"),
-        ({"keys": torch.zeros(0, 8), "labels": torch.zeros(0, dtype=torch.int32), "key_weights": None}, "together"),
-        ({"labels": None}, "together"),
+        (
+            {"keys": torch.zeros(0, 8), "labels": torch.zeros(0, dtype=torch.int32), "key_weights": None},
+            "both keys and labels",
+        ),
+        ({"labels": None}, "both keys and labels"),
         ({"labelled.counts": torch.zeros(3)}, "it lacks 'sums'"),
-        ({"weights": torch.zeros(2, 8)}, "weights must be [3, 8]"),
+        ({"weights": torch.zeros(2, 8)}, "expected floats of shape [3, 8] in weights"),
         ({"keys": torch.tensor(1.0), "key_weights": None}, "0-d"),
-        ({"labels": torch.zeros(6)}, "labels must be [6] of whole numbers"),
-        ({"labels": torch.tensor([0, 1, 2, 0, 1, 3])}, "0 ... 2"),
-        ({"labels": torch.tensor([0, 1, 2, 0, 1, -1])}, "0 ... 2"),
+        ({"labels": torch.zeros(6)}, "expected integers of shape [6] in labels"),
+        ({"labels": torch.tensor([0, 1, 2, 0, 1, 3])}, "from 0 to 2"),
+        ({"labels": torch.tensor([0, 1, 2, 0, 1, -1])}, "from 0 to 2"),
         ({"unlabelled.features": torch.zeros(2, 8)}, "2 rows of unlabelled.features for 0 unlabelled images"),
-        ({"bias": torch.full((3,), 1e300, dtype=torch.float64)}, "bias holds NaN"),
+        ({"bias": torch.full((3,), 1e300, dtype=torch.float64)}, "bias has NaN"),
     ],
 )
-def test_a_damaged_tensor_is_named(folder, changes, expected):
+def test_damaged_tensors_are_named(folder, changes, expected):
     change_tensors(folder, changes)
     message = refused(folder)
     assert message.startswith(str(folder / TENSORS)) and expected in message
 
 
-def test_tensors_that_reach_other_classes_have_a_rule(folder):
+def test_transfer_tensors_need_the_rule(folder):
     change_config(folder, "transfer", {"rule": "none", "options": {}})
     assert "unknown tensor 'transfer." in refused(folder)

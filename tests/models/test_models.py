@@ -1,4 +1,4 @@
-"""Trained models: what their card says of them, and images on a model's own backbone."""
+"""Model cards, and models with images as input."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def header_of(card: str) -> dict:
     return yaml.safe_load(card.split("---\n")[1])
 
 
-def test_the_card_tells_where_a_model_comes_from_and_how_good_it_is(saved_model):
+def test_card_states_provenance_and_scores(saved_model):
     scores = saved_model().scores
     card = model_card(saved_model(scores=scores.model_copy(update={"ece": 2.5, "ece_zero_shot": 11.25})))
     for line in (
@@ -57,7 +57,7 @@ def test_the_card_tells_where_a_model_comes_from_and_how_good_it_is(saved_model)
     ]
 
 
-def test_what_is_not_known_is_left_out_and_a_long_list_of_classes_is_counted(saved_model):
+def test_card_omits_unknown_values_and_shortens_lists(saved_model):
     scores = saved_model().scores.model_copy(update={"accuracy_text": None})
     card = model_card(saved_model(method="TipAdapter", scores=scores))
     assert "| TipAdapter | 90.00 |  |\n" in card and "(T)" not in card
@@ -66,13 +66,13 @@ def test_what_is_not_known_is_left_out_and_a_long_list_of_classes_is_counted(sav
     names = tuple(f"class {number}" for number in range(52))
     bank = Backbone(title="ViT-B-32/openai")
     card = model_card(saved_model(scores=NOT_TESTED, classnames=names, class_ids=names, prompts=None, backbone=bank))
-    assert "no score is known" in card and "model-index" not in header_of(card)
+    assert "It was not tested, so it has no scores" in card and "model-index" not in header_of(card)
     assert "\n- class 49\n- and 2 more, in `config.json`\n" in card and "class 50" not in card
     assert "hegraph predict MODEL_FOLDER IMAGE --backbone NAME --pretrained TAG\n" in card
     assert 'from_pretrained("MODEL_FOLDER", backbone="NAME", pretrained="TAG")' in card
 
 
-def test_names_are_neither_html_nor_markdown(saved_model):
+def test_card_escapes_names(saved_model):
     evil = "<img src=x onerror=alert(1)> [a](javascript:b) ![c](d)\n# `e`|*f*_g_"
     trained = saved_model().trained_on.model_copy(update={"dataset": f"{evil}\n---\nlicense: other"})
     names = {"classnames": (evil, "- list", "c"), "method": evil, "trained_on": trained}
@@ -86,7 +86,7 @@ def test_names_are_neither_html_nor_markdown(saved_model):
     assert header["datasets"] == ["img src x onerror alert(1) a (javascript b) c (d) e f _g_ --- license other"]
 
 
-def test_the_backbone_is_named_as_the_hub_names_it_or_not_at_all():
+def test_base_model_is_the_name_on_the_hub():
     named = {("ViT-B-32-quickgelu", "openai"): "timm/vit_base_patch32_clip_224.openai"}
     named |= {("RN50-quickgelu", "auto"): "timm/resnet50_clip.openai", ("hf-hub:org/birds", ""): "org/birds"}
     unnamed = (("hf-hub:<b>/birds", ""), ("hegraph-mini", "auto"), ("local-dir:birds", ""), ("ViT-B-32", __file__))
@@ -96,7 +96,7 @@ def test_the_backbone_is_named_as_the_hub_names_it_or_not_at_all():
 
 
 @pytest.mark.slow
-def test_a_run_from_a_bank_imports_no_open_clip(tiny_bank, tmp_path):
+def test_runs_from_banks_do_not_import_open_clip(tiny_bank, tmp_path):
     encoder = Encoder(model="ViT-B-32", pretrained="openai", precision="fp32", fingerprint={"model": "ViT-B-32"})
     replace(load_bank(tiny_bank), encoder=encoder).save(tiny_bank)
     code = "import sys; from trainers.hegraph.__main__ import main; print(main(), 'open_clip' in sys.modules)"
@@ -106,7 +106,7 @@ def test_a_run_from_a_bank_imports_no_open_clip(tiny_bank, tmp_path):
     assert load_model(tmp_path / "run").backbone.model == "ViT-B-32"
 
 
-def test_a_run_leaves_the_scores_of_its_record(finished_run_once):
+def test_model_has_the_scores_of_its_record(finished_run_once):
     record, model = read_record(finished_run_once), load_model(finished_run_once)
     assert (model.scores.accuracy, model.scores.accuracy_text) == (record["accuracy"], record["accuracy_text"])
     assert model.scores.ece == record["calibration"]["after"]["ece"]
@@ -127,29 +127,29 @@ def mini_model(finished_digits_once: Path) -> SavedModel:
     return load_model(finished_digits_once)
 
 
-def test_a_backbone_of_other_features_is_refused_and_the_difference_is_named(mini_model, mini, unit_features):
+def test_other_backbones_are_rejected(mini_model, mini, unit_features):
     fingerprint = mini.fingerprint | {"preprocess": "else"}
     other = mini_model.backbone.model_copy(update={"fingerprint": fingerprint})
     for changes, message in (
-        ({"backbone": other}, f"the backbone {mini.name} here has another preprocess; give"),
+        ({"backbone": other}, f"got {mini.name} with another preprocess; use"),
         ({"classifier": FoldedClassifier(unit_features(3, 32))}, "features of width 64, but the model takes 32"),
     ):
         with pytest.raises(UserError, match=message):
             ImageModel(mini_model.model_copy(update=changes), mini)
 
 
-def test_a_model_of_a_bank_needs_its_backbone_to_be_named(mini_model, mini, caplog):
+def test_models_from_banks_need_a_named_backbone(mini_model, mini, caplog):
     of_bank = mini_model.model_copy(update={"backbone": Backbone(title="RN50/openai")})
     with pytest.raises(UserError, match=r'from a feature bank \(RN50/openai\).*--backbone NAME.*backbone="NAME"'):
         ImageModel.load(of_bank)
     ImageModel.load(of_bank, backbone="hegraph-mini")
-    assert "from says 'RN50/openai'; you say that its features are those of hegraph-mini" in caplog.text
+    assert "the model was trained from a bank of 'RN50/openai', and its backbone is hegraph-mini" in caplog.text
     caplog.clear()
     ImageModel(mini_model.model_copy(update={"backbone": Backbone(title=mini.name)}), mini)
     assert caplog.text == ""
 
 
-def test_weights_are_those_of_the_model_for_its_own_backbone_alone(mini_model, monkeypatch):
+def test_default_weights_belong_to_the_backbone(mini_model, monkeypatch):
     named = Backbone(title="RN50/openai", model="RN50", pretrained="openai")
     of_rn50, loaded = mini_model.model_copy(update={"backbone": named}), []
     monkeypatch.setattr(loading, "load_backbone", lambda *words: loaded.append(words) or 1 / 0)
@@ -160,7 +160,7 @@ def test_weights_are_those_of_the_model_for_its_own_backbone_alone(mini_model, m
     assert loaded == [own, own, ("RN101", "yfcc15m", "cpu", "auto"), ("RN101", "", "cpu", "auto")]
 
 
-def test_features_are_those_of_the_backbones_own_transform_whatever_the_batches(tmp_path, mini_model, mini):
+def test_features_do_not_depend_on_batches(tmp_path, mini_model, mini):
     paths = [tmp_path / f"{row}.png" for row in range(7)]
     for row, path in enumerate(paths):
         open_digit(f"digits/{row:04d}").save(path)

@@ -18,7 +18,7 @@ from trainers.hegraph.backbones.loading import load_backbone
 from trainers.hegraph.datasets.digits import load_digits_dataset
 from trainers.hegraph.datasets.images import open_image
 from trainers.hegraph.demo.drawing import PNG, SIDE, as_png
-from trainers.hegraph.estimator.training import learn
+from trainers.hegraph.estimator.training import train_model
 from trainers.hegraph.labels.__main__ import parse_arguments
 from trainers.hegraph.labels.issues import find_label_issues
 from trainers.hegraph.labels.suggest import suggest
@@ -82,7 +82,7 @@ def test_evaluation_equals_training_without_each_image(session):
     support_set, taken = view.model.support_set, []
     for place, (picture, name) in enumerate(pictures):
         cfg = session._configuration(NAMES, int(support_set.counts.max()))
-        other = learn(support_set.without(torch.arange(len(pictures)) == place), session.origin, cfg, "cpu")
+        other = train_model(support_set.without(torch.arange(len(pictures)) == place), session.origin, cfg, "cpu")
         feature = session.features[picture.digest][None]
         taken.append((name, other.classnames[int(other.classifier.logits(feature).argmax())]))
     assert (view.correct, view.evaluated) == (sum(name == found for name, found in taken), 13)

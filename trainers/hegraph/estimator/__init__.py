@@ -1,1 +1,1 @@
-"""The method as a scikit-learn classifier. It goes the way of the command line, through `experiments/`."""
+"""The method as a scikit-learn classifier, with the training code of the command line (`experiments/`)."""

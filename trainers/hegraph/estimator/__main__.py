@@ -44,7 +44,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def train_more(args: argparse.Namespace) -> int:
-    """Does what the command line says, and prints what each class has gained."""
+    """Run the command, and print the number of images added to each class."""
     from ..datasets.loading import load_own_images
 
     dataset = load_own_images(args.root, split_folders=False)
@@ -54,7 +54,7 @@ def train_more(args: argparse.Namespace) -> int:
 
     folder = find_model_folder(Path(args.model))
     if args.in_place and (folder.parent / RECORD).is_file():
-        raise UserError(f"{folder} is what the record beside it tells of, and stays; give --out FOLDER")
+        raise UserError(f"{folder} belongs to the record of a run and is not changed; use --out FOLDER")
     out = folder if args.in_place else args.out
     check_place(out)
     if not args.in_place:
@@ -67,53 +67,57 @@ def train_more(args: argparse.Namespace) -> int:
     images, y, names = new_images(classifier, dataset)
     classifier.partial_fit(images, y, names)
     classifier.save_pretrained(out)
-    model, gained = classifier.model_, Counter(y)
+    model, added = classifier.model_, Counter(y)
     for label, name, count in zip(classifier.classes_.tolist(), model.classnames, model.images or ()):
-        if gained[label]:
-            echo(printable(f"{name}: {gained[label]} more images, {count} in all") + "\n")
+        if added[label]:
+            echo(printable(f"{name}: {added[label]} images added, {count} in total") + "\n")
     if model.unlabelled:
-        echo(f"the new model is adapted to the same {model.unlabelled} unlabelled images again\n")
+        echo(f"adapted again to the same {model.unlabelled} unlabelled images\n")
     echo(f"{len(y)} images added, {len(model.classnames)} classes -> {out}\n")
     return 0
 
 
 def new_images(classifier: HeGraphClassifier, dataset: Dataset) -> tuple[list[Any], list[Any], dict[Any, str]]:
-    """The training images of a data set that a loaded classifier was not taught, their labels, and the names of all.
+    """Select the training images of a data set that are not in the support set of a loaded classifier.
 
-    A class has the label of the model's class of its name or, if it is new, its name, or the next number.
+    A class has the label of the model's class with its name. The label of a new class is its name, or the next number
+    if labels are numbers.
+
+    Returns:
+        The images, their labels, and the class names by label.
 
     Raises:
-        UserError: If an image cannot be read, was taught as another class, or all were taught before; or if two classes
-            of the model have one name.
+        UserError: If an image is unreadable or in the support set of another class, no image is new, or two classes of
+            the model have the same name.
     """
     from .incremental import image_ids, support_set_of
 
     support_set = support_set_of(classifier.model_)
     labels: dict[str, Any] = {name: label for label, name in support_set.by_label.items()}
     if len(labels) < len(support_set.names):
-        raise UserError("the model has two classes of one name, so that their images cannot be told apart")
+        raise UserError("expected a model with unique class names; rename a class and train the model again")
     for name in dataset.classnames:
         if name not in labels:
             labels[name] = name if support_set.classes.dtype.kind == "U" else max(labels.values()) + 1
     files = dataset.root is not None and dataset.version is None
-    found = [dataset.root / item.path if files else dataset.open(item.path) for item in dataset.train]  # type: ignore[operator]
-    of_rows = support_set.classes[support_set.labels.numpy()].tolist()
-    taught = {number: label for number, label in zip(support_set.ids.tolist(), of_rows) if number}
+    candidates = [dataset.root / item.path if files else dataset.open(item.path) for item in dataset.train]  # type: ignore[operator]
+    row_labels = support_set.classes[support_set.labels.numpy()].tolist()
+    label_of = {number: label for number, label in zip(support_set.ids.tolist(), row_labels) if number}
     images, y = [], []
-    for item, image, number in zip(dataset.train, found, image_ids(found).tolist()):
+    for item, image, number in zip(dataset.train, candidates, image_ids(candidates).tolist()):
         label = labels[item.classname]
-        if number not in taught:
+        if number not in label_of:
             images.append(image)
             y.append(label)
-        if taught.setdefault(number, label) != label:
-            raise UserError(f"{item.path} was taught before as {taught[number]!r}; take it out of one class")
+        if label_of.setdefault(number, label) != label:
+            raise UserError(f"{item.path} is also an image of class {label_of[number]!r}; remove it from one class")
     if not images:
-        raise UserError(f"the model was taught all {len(found)} images before")
+        raise UserError(f"expected new images, but all {len(candidates)} are in the support set of the model")
     return images, y, {label: name for name, label in labels.items()}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit code, as of `report`."""
+    """Run the command, and return its exit code."""
     return run_cli(lambda: train_more(parse_arguments(arguments)))
 
 

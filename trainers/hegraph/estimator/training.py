@@ -1,7 +1,6 @@
-"""From what a classifier was taught to a trained model: seed, configuration, training.
+"""Training of a model on a support set: configuration, feature bank, training, classes without images.
 
-What was taught becomes a feature bank, as the rows of a bank file do. So everything after this point is the command
-line's.
+The support set becomes a feature bank, so that training is the same as on the command line.
 
 Shapes: N training images, K classes, d feature width.
 """
@@ -39,66 +38,67 @@ from ..utils.reading import Positive, validate
 
 logger = logging.getLogger(__name__)
 
-OURS = ("SEED", f"{NODE}.FEATURES.DIR")  # keys that the estimator sets
-NO_NAME = "images"  # of the data set where the configuration names none
-CLIP_SCALE = 100.0  # CLIP's `tau`, where no backbone says another
+RESERVED_KEYS = ("SEED", f"{NODE}.FEATURES.DIR")  # set by the estimator
+NO_NAME = "images"  # name of the data set if the configuration has none
+CLIP_SCALE = 100.0  # CLIP's `tau`, the default without a backbone
 
 
 def make_configuration(
-    files: tuple[str, str], named: Mapping[str, Any], options: Any, seed: int, folder: str
+    files: tuple[str, str], values: Mapping[str, Any], options: Any, seed: int, folder: str
 ) -> Config:
-    """The checked configuration of a training.
+    """Configuration of a training.
 
     Args:
-        files: YAML of the data set and of the method, as `load_cfg` takes them.
-        named: Configuration keys that have a parameter of their own.
-        options: Further keys, as a dict or a list `[KEY, VALUE, ...]`, which win.
-        seed, folder: SEED, and where encoded features are kept.
+        files: YAML of the data set and of the method, arguments of `load_cfg`.
+        values: Configuration keys set by parameters of the classifier.
+        options: Further keys, as a dict or a list `[KEY, VALUE, ...]`, with precedence.
+        seed, folder: SEED, and the folder of encoded features.
 
     Raises:
-        UserError: If a key or a value is wrong, or asks for what an estimator cannot do.
+        UserError: If a key or value is invalid, or not supported by the classifier.
     """
     flags, options = (options, None) if isinstance(options, Mapping) else ({}, options)
-    ours = dict(zip(OURS, (seed, folder)))
-    cfg = load_cfg(*files, {**ours, **named, **flags}, options)
-    if given := [key for key in ours if cfg.values[key] != ours[key]]:
-        raise UserError(f"options has {given[0]}, which random_state and a temporary folder set here; leave it out")
+    reserved = dict(zip(RESERVED_KEYS, (seed, folder)))
+    cfg = load_cfg(*files, {**reserved, **values, **flags}, options)
+    if changed := [key for key in reserved if cfg.values[key] != reserved[key]]:
+        raise UserError(f"options has {changed[0]}, which the classifier sets; use random_state for the seed")
     if cfg.run.select_on == "val":
-        raise UserError("SELECT_ON val needs val images, which fit has none of; use scikit-learn's GridSearchCV")
+        raise UserError("SELECT_ON val needs val images, which fit does not have; use scikit-learn's GridSearchCV")
     if cfg.data.features == "online":
-        raise UserError("FEATURES.MODE online is for runs; a classifier keeps the features, so use FEATURES.MODE bank")
+        raise UserError("expected FEATURES.MODE bank, got online, which only runs support")
     return cfg
 
 
 def recipe_of(model: SavedModel) -> dict[str, Any]:
-    """The keys that a model was trained with, as `options` takes them: those that are not what they are by default.
+    """Configuration keys of a model that differ from the defaults, for the parameter `options`.
 
-    What BY_SHOTS has filled is left open, so that it is filled again for another number of shots. There are none of
-    another method, and where this version does not know the configuration, which is logged.
+    Keys filled by BY_SHOTS are omitted, so that they are filled again for another number of shots. Empty for another
+    method, and, with a warning, for a configuration that this version does not support.
     """
     if model.method not in (OUR_METHOD, "ZeroShot"):
         return {}
-    others = (*OURS, "TRAINER.NAME", "MODEL.", f"{NODE}.VARIANT", f"{NODE}.PREC", f"{NODE}.SELECT")
+    excluded = (*RESERVED_KEYS, "TRAINER.NAME", "MODEL.", f"{NODE}.VARIANT", f"{NODE}.PREC", f"{NODE}.SELECT")
     config = model.trained_on.config
-    known = {key: value for key, value in config.items() if key in OPTIONS and not key.startswith(others)}
+    known = {key: value for key, value in config.items() if key in OPTIONS and not key.startswith(excluded)}
     try:
-        if chosen := model.trained_on.selected:  # on val images
-            known |= zip(chosen["keys"], chosen["value"])
+        if selected := model.trained_on.selected:  # on val images
+            known |= zip(selected["keys"], selected["value"])
         cfg, default = load_cfg(flags=known), default_values()
     except (UserError, KeyError, TypeError) as error:
-        said = "the configuration of the model is none of this version, so more training would take the default: %s"
-        logger.warning(said, first_line(error))
+        text = "this version does not support the model's configuration, so further training uses the default: %s"
+        logger.warning(text, first_line(error))
         return {}
-    there = [key for key in known if not key.startswith("DATASET.") or key == "DATASET.NAME"]
-    return {key: known[key] for key in there if cfg.values[key] != default[key] and not is_filled(cfg, key)}
+    keys = [key for key in known if not key.startswith("DATASET.") or key == "DATASET.NAME"]
+    return {key: known[key] for key in keys if cfg.values[key] != default[key] and not is_filled(cfg, key)}
 
 
 class Origin(NamedTuple):
-    """Where features and text nodes come from.
+    """Origin of features and text nodes.
 
     Attributes:
-        backbone, preprocessing, logit_scale: What a model says of the backbone; `logit_scale` is CLIP's `tau`.
-        prompted: Whether the text nodes are those of our sentences.
+        backbone, preprocessing: Metadata of the backbone.
+        logit_scale: CLIP's `tau`.
+        prompted: Whether the text nodes are encoded prompts of this package.
     """
 
     backbone: BackboneConfig
@@ -108,14 +108,15 @@ class Origin(NamedTuple):
 
     @classmethod
     def of(cls, model: SavedModel) -> Origin:
+        """Origin of a model."""
         return cls(model.backbone, model.preprocessing, model.logit_scale, model.prompts is not None)
 
     @classmethod
     def of_task(cls, task: ImageTask | None, logit_scale: float | None, prompted: bool) -> Origin:
-        """That of a task's backbone; without one, and without a `logit_scale` of the user's, `tau` is CLIP's.
+        """Origin of a task. `logit_scale` replaces the backbone's; without both it is `CLIP_SCALE`.
 
         Raises:
-            UserError: If `logit_scale` is no number above 0.
+            UserError: If `logit_scale` is not a positive number.
         """
         if logit_scale is not None:
             logit_scale = validate(Positive, logit_scale, "logit_scale", convert=True)
@@ -125,21 +126,19 @@ class Origin(NamedTuple):
         return cls(task.backbone_config(), Preprocessing.of(task.backbone), scale, prompted)
 
 
-def learn(support_set: SupportSet, origin: Origin, cfg: Config, device: str) -> SavedModel:
-    """The model of what was taught, on the CPU; `device` computes.
+def train_model(support_set: SupportSet, origin: Origin, cfg: Config, device: str) -> SavedModel:
+    """Train a model on a support set, on a device; the model is on the CPU.
 
-    It is trained on the classes that have images, as the command line does, and those that have none join it by their
-    text (`with_named_classes`). Where fewer than two classes have images, nothing is trained: zero-shot CLIP takes
-    its place, with the configuration by which more images train it.
+    Classes without images are added after the training from their text (`with_named_classes`). If fewer than two
+    classes have images, the model is zero-shot CLIP, with the configuration for later training.
 
     Raises:
-        UserError: If nothing says what the classes look like, the training would take more memory than is free, or it
-            diverges.
+        UserError: If a class has neither images nor text, the memory is too small, or the training diverges.
     """
     seen, names = support_set.counts > 0, support_set.names
     trains = bool(seen.sum() >= 2)
     if not trains and support_set.positive is None and not seen.all():
-        raise UserError("without labelled images, text_features or a backbone has to say what the classes look like")
+        raise UserError("classes without images need text_features or a backbone")
     known = support_set.of_classes(seen) if trains else support_set
     task = task_of(known, origin, cfg)
     bank = task.bank().to(device)
@@ -147,7 +146,7 @@ def learn(support_set: SupportSet, origin: Origin, cfg: Config, device: str) -> 
         check_memory(bank, cfg.data.batch_size, device)
         fitted = train_adapter(task, bank, start=known.state)
         if fitted.classifier is None or not fitted.classifier.weights.isfinite().all():
-            raise UserError("the trained adapter holds NaN or infinite values; lower OPTIM.LR")
+            raise UserError("the trained adapter has NaN or infinite values; lower OPTIM.LR")
         fitted = calibrated(fitted, task, bank)
         support_set = replace(support_set, state=scatter_state(fitted.state, seen.nonzero().flatten(), len(names)))
     else:
@@ -160,8 +159,8 @@ def learn(support_set: SupportSet, origin: Origin, cfg: Config, device: str) -> 
         positive, negative = class_prompts(cfg.data.name or NO_NAME, names, cfg.encoding)
         prompts = Prompts(positive=positive, negative=negative)
     labels = support_set.classes.tolist()
-    can_be_kept = all(isinstance(label, (bool, int, float, str)) for label in labels)
-    about = {
+    is_plain = all(isinstance(label, (bool, int, float, str)) for label in labels)
+    metadata = {
         "method": model.method if trains else "ZeroShot",
         "classifier": model.classifier.to("cpu"),
         "transfer": None if model.transfer is None else model.transfer.to("cpu"),
@@ -171,18 +170,19 @@ def learn(support_set: SupportSet, origin: Origin, cfg: Config, device: str) -> 
         "backbone": origin.backbone,
         "preprocessing": origin.preprocessing,
         "prompts": prompts,
-        "labels": tuple(labels) if can_be_kept and labels != list(names) else None,
+        "labels": tuple(labels) if is_plain and labels != list(names) else None,
         "support_set": support_set,
         "images": tuple(support_set.counts.tolist()),
         "image_ids": tuple(support_set.ids.tolist()) if support_set.ids.any() else None,
     }
-    model = model.model_copy(update=about)
+    model = model.model_copy(update=metadata)
     return with_named_classes(model, support_set, seen) if trains and not seen.all() else model
 
 
 def check_memory(bank: FeatureBank, batch: int, device: str) -> None:
-    """Raises UserError if training on a bank would take more memory than is free: beside what a training takes,
-    calibration takes the logits of all images for all classes, three times in float64.
+    """Raise UserError if training on a bank needs more memory than is free.
+
+    Calibration needs three float64 copies of the logits of all images, in addition to the training.
     """
     num_classes, (views, num_images, width) = len(bank.classnames), bank.train_features.shape
     parts = training_bytes(num_classes, num_images, width, views, min(batch, num_images))
@@ -191,8 +191,10 @@ def check_memory(bank: FeatureBank, batch: int, device: str) -> None:
 
 
 def task_of(support_set: SupportSet, origin: Origin, cfg: Config) -> Task:
-    """Lessons as the task of a feature bank. Text nodes that are not given are made of the images: a positive node is
-    the mean of its class, a negative node the negative of the positive one.
+    """Feature bank task of a support set.
+
+    Without text, a positive text node is the mean of its class. Without negative text, a negative node is the negative
+    of the positive one.
     """
     positive, labels, names = support_set.positive, support_set.labels, support_set.names
     if positive is None:
@@ -212,35 +214,33 @@ def task_of(support_set: SupportSet, origin: Origin, cfg: Config) -> Task:
 
 
 def with_named_classes(model: SavedModel, support_set: SupportSet, seen: Tensor) -> SavedModel:
-    """A model that was trained on the classes `seen`, booleans of shape `[K]`, with the others of the lessons, which
-    have a name but no image.
+    """Add the classes without images to a model that was trained on the classes `seen`, booleans of shape `[K]`.
 
-    Their class weights are those by which the trained adapter reaches other classes (`TransferableAdapter`). With a
-    cache, where text guesses that the mean of their images lies stands there for as many images as a class has on
-    average. Without one, their messages in closed form weigh as much as those of the other classes: at the weight among
-    classes that are all new, hardly an image would be predicted as theirs.
+    Their class weights are those of a transfer to unseen classes (`TransferableAdapter`). With a cache, the text prior
+    of their mean is a cache key with the weight of an average class. Without a cache, the closed-form head has the same
+    weight as for other classes, because few images would be classified as a new class with the smaller `OMEGA_NEW`.
     """
     positive, negative, transfer, scale = support_set.positive, support_set.negative, model.transfer, model.logit_scale
-    assert positive is not None and negative is not None and transfer is not None  # what has no image has text
+    assert positive is not None and negative is not None and transfer is not None  # classes without images have text
     trained = model.classifier
     weights = scale * F.normalize(transfer.class_features(positive, negative), dim=-1)
     bias = torch.zeros(len(seen))
     if transfer.messages is not None:
-        of_text, bias_of_text = transfer.messages.folded(positive)
+        head_weights, head_bias = transfer.messages.folded(positive)
         omega = transfer.options.closed_form.omega if trained.keys is None else OMEGA_NEW
-        weights, bias = weights + omega * scale * of_text, omega * scale * bias_of_text
+        weights, bias = weights + omega * scale * head_weights, omega * scale * head_bias
     weights[seen] = trained.weights
     bias[seen] = 0.0 if trained.bias is None else trained.bias
     sums = ClassSums.of(support_set.keys(), support_set.labels, len(seen))
     changed = replace(trained, weights=weights, bias=bias)
     if trained.keys is not None and trained.labels is not None:
         means = sums.sums[seen] / sums.counts[seen, None]
-        guessed = F.normalize(TextPrior(positive[seen], means).predict(positive[~seen]), dim=-1).float()
+        prior = F.normalize(TextPrior(positive[seen], means).predict(positive[~seen]), dim=-1).float()
         known, named = seen.nonzero().flatten(), (~seen).nonzero().flatten()
         share = torch.full((len(named),), len(trained.keys) / len(known))
         changed = replace(
             changed,
-            keys=torch.cat([trained.keys, guessed]),
+            keys=torch.cat([trained.keys, prior]),
             labels=torch.cat([known[trained.labels], named]),
             key_weights=torch.cat([torch.ones(len(trained.keys)), share]),
         )

@@ -135,7 +135,7 @@ def save_model(model: SavedModel, folder: Path) -> None:
 def check_place(folder: Path) -> None:
     """Raise UserError if a folder exists that is neither empty nor a model folder."""
     if folder.exists() and not (folder / CONFIG).is_file() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"expected a model folder or a new path, got {folder}, which is not overwritten; choose another")
+        raise UserError(f"expected a model folder or a new path, got {folder}, which is not overwritten; use another")
 
 
 def _tensors(model: SavedModel) -> dict[str, Tensor]:

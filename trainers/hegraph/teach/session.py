@@ -27,7 +27,7 @@ from ..backbones.identity import MINI_NAME
 from ..config import Config
 from ..datasets.digits import CLASSNAMES, load_digits_dataset
 from ..datasets.images import open_image, reason
-from ..estimator.training import NO_NAME, Origin, learn, make_configuration
+from ..estimator.training import NO_NAME, Origin, make_configuration, train_model
 from ..features.bank import NORM_TOLERANCE
 from ..features.extract import encode_prompts
 from ..labels import SUSPICIOUS
@@ -240,7 +240,7 @@ class Session:
         if len(names) < 2:
             return view
         support_set = self._support_set(names, pictures)
-        model = learn(support_set, self.origin, self._configuration(names, int(support_set.counts.max())), "cpu")
+        model = train_model(support_set, self.origin, self._configuration(names, int(support_set.counts.max())), "cpu")
         view = replace(view, model=model, suggestions=self._suggestions(model, contents))
         return self._evaluated(view, support_set, list(pictures.values()))
 
