@@ -205,9 +205,10 @@ def test_preprocess_refuses_other_inputs(backbone, tmp_path):
             backbone.preprocess(image)
 
 
-def test_the_example_of_encode_images_runs():
-    example = (Backbone.encode_images.__doc__ or "").replace("from hegraph", "from trainers.hegraph")
-    test = doctest.DocTestParser().get_doctest(example, {}, "encode_images", None, None)
+@pytest.mark.parametrize("documented", [Backbone.encode_images, HeGraphClassifier])
+def test_docstring_examples_run(documented):
+    example = (documented.__doc__ or "").replace("from hegraph", "from trainers.hegraph")
+    test = doctest.DocTestParser().get_doctest(example, {}, documented.__name__, None, None)
     assert test.examples and doctest.DocTestRunner().run(test).failed == 0
 
 

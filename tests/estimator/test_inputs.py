@@ -191,7 +191,7 @@ def test_invalid_images_are_rejected(tmp_path, digits, digit_classifier, quick, 
         (lambda: digit_classifier.predict([tmp_path / "broken.png"]), r"broken\.png"),
         (lambda: digit_classifier.forget([tmp_path / "broken.png"], [0]), r"broken\.png"),
         (lambda: digit_classifier.predict([one, 3]), "expected a path or a PIL image as image 1, got int"),
-        (lambda: quick().fit([one, one], [0, 1]), 'images need a backbone, such as backbone="ViT-B-32-quickgelu"'),
+        (lambda: quick().fit([one, one], [0, 1]), "images need a backbone, such as backbone='ViT-B-16-quickgelu'"),
         (
             lambda: quick(config="mini", text_features=data.X[:2]).fit([one, one], [0, 1]),
             "text features need image features",

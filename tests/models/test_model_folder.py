@@ -1,4 +1,4 @@
-"""The model folder: what was written is what is read, and every damage is one clear line."""
+"""Model folders: writing, reading, and errors of damaged folders."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ def add_encoder_arguments(parser: Parser, default: str = "the one of the model")
 
 
 def add_device_arguments(parser: Parser, default: str = AUTO) -> None:
-    """Add `--device` and `--precision`; `default` is a precision, or describes the precision that None stands for."""
+    """Add `--device` and `--precision`; `default` is a precision, or describes the default precision."""
     add = parser.add_argument
     add("--device", default="", metavar="NAME", help='torch device such as "cpu" or "cuda" (default: a GPU, if any)')
     precision = default if default in PRECISIONS else None

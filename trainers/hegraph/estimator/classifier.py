@@ -44,12 +44,12 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
 
     Example:
         >>> from hegraph import HeGraphClassifier, load_few_shot
-        >>> digits = load_few_shot("Digits", root="", shots=4, seed=1)
+        >>> digits = load_few_shot("Digits", root="", shots=16, seed=1)
         >>> images = [digits.open(item.path) for item in digits.train]
         >>> labels = [item.label for item in digits.train]
-        >>> classifier = HeGraphClassifier("hegraph-mini", classnames=digits.classnames, variant="training_free")
-        >>> classifier.fit(images, labels).score(images, labels)
-        1.0
+        >>> classifier = HeGraphClassifier(config="mini", dataset_config="digits", classnames=digits.classnames)
+        >>> classifier.fit(images, labels).predict([digits.open(item.path) for item in digits.test[:5]])
+        array([8, 8, 4, 9, 0])
 
     `X` contains images or features. It may differ between `fit` and `predict`:
 
