@@ -286,7 +286,7 @@ def test_folder_stores_the_support_set(data, labelled, tmp_path, caplog):
         before.partial_fit(X, y)
     with pytest.raises(UserError, match="no sums over labelled images"):
         before.adapt(X)
-    assert "more training would take the default: OPTIM.LR: expected type float" in caplog.text
+    assert "further training uses the default: OPTIM.LR: expected type float" in caplog.text
 
 
 # Images without labels: `fit(unlabelled=...)`, the label -1, and `adapt`

@@ -312,7 +312,7 @@ def test_trained_model_adapts_once_in_a_test(run, finished_run_once, what):
     assert tested["protocol"] == trained["protocol"] and not (folder / "model").exists()
     if what == "pool":
         again = run("--eval-only", "--model-dir", str(adaptation), "--unlabelled", what, name="again", code=2)
-        assert "heard unlabelled images before" in again
+        assert "already adapted to unlabelled images" in again
 
 
 def test_zero_shot_adapts_without_labels_and_temperature(run, tiny_bank):

@@ -234,7 +234,11 @@ def test_test_of_a_model_does_not_overwrite_the_bank(run, finished_run_once, tin
 
 @pytest.mark.parametrize(
     ("place", "said"),
-    [("adapter.safetensors", "is no file but a folder"), ("model", "is no model folder"), ("model-epoch3", "no model")],
+    [
+        ("adapter.safetensors", "is no file but a folder"),
+        ("model", "not overwritten"),
+        ("model-epoch3", "not overwritten"),
+    ],
 )
 def test_outputs_must_be_replaceable_before_training(run, no_training, tmp_path, place, said):
     (tmp_path / "run" / place).mkdir(parents=True)
