@@ -267,7 +267,7 @@ def test_folder_stores_the_support_set(data, labelled, tmp_path, caplog):
     card = (tmp_path / "README.md").read_text()
     assert card.count("(no images, from text alone)") == 1 and "- emu (no images" in card
     open_model(SimpleNamespace(model=str(tmp_path), backbone="", pretrained=""), Options(1, "table"))
-    assert "1 of 5 classes have a name but no images, and are known by their text alone: emu" in caplog.text
+    assert "1 of 5 classes have no training images, and are predicted from their text: emu" in caplog.text
     tensors = load((tmp_path / "model.safetensors").read_bytes())  # not mapped, because the file is overwritten
     config = json.loads((tmp_path / "config.json").read_text())
     np.testing.assert_array_equal(tensors["labelled.features"], X)
