@@ -253,10 +253,10 @@ class Project(JournaledFolder):
                 self.path_of(member.filename)
                 if member.compress_type not in BOUNDED_COMPRESSION:
                     raise ValueError(f"expected stored or deflated files, got another compression of {member.filename}")
-            found = [(member, place) for member in members if (place := place_of_member(member))]
-            if not found:
+            placed = [(member, place) for member in members if (place := place_of_member(member))]
+            if not placed:
                 raise ValueError(f"expected a folder {TRAIN}/<class> or {UNLABELLED}, found none")
-            files = ((place, "" if m.is_dir() else m.filename, read_upload(file.open(m))) for m, place in found)
+            files = ((place, "" if m.is_dir() else m.filename, read_upload(file.open(m))) for m, place in placed)
             return self._add(files, "added from a zip file")
 
     def _add(self, files: Iterable[tuple[str, str, bytes]], what: str) -> tuple[int, list[str]]:
