@@ -14,7 +14,7 @@ Shapes: M images, K classes, d feature width.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -80,9 +80,12 @@ class TrainedMethod:
     def loaded(cls, model: SavedModel, device: str) -> TrainedMethod:
         """Return the method of a model folder."""
         classifier = model.classifier.to(device)
-        transfer: Transfer | None = None if model.transfer is None else model.transfer.to(device)
-        if model.transfer_rule == "zero-shot":
-            transfer = zero_shot_transfer
+        transfer: Transfer | None = zero_shot_transfer if model.transfer_rule == "zero-shot" else None
+        if model.transfer is not None:
+            adapter = model.transfer.to(device)
+
+            def transfer(bank: FeatureBank) -> Tensor:
+                return adapter(replace(bank, logit_scale=model.logit_scale))
         # A fitted temperature is never exactly 1, so 1 means that none was fitted
         fitted_on = "nothing" if model.temperature == 1 else "model"
         fitted = FittedMethod(
