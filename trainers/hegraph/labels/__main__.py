@@ -43,20 +43,20 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         description="Select images to label, or find wrong labels.",
         examples=("suggest output/model unlabelled -n 10", "check --root photos"),
     )
-    first = parser.add_command(
+    suggest = parser.add_command(
         "suggest",
         "select the images to label next",
         ("output/model unlabelled -n 10", "output/model unlabelled --out next.csv"),
         failure="an image could not be read",
         epilog=SUGGEST,
     )
-    add = first.add_argument
+    add = suggest.add_argument
     add("model", metavar="MODEL", help=MODEL)
     add("inputs", nargs="+", metavar="INPUT", help="images, folders, .txt files of paths, or - for paths on stdin")
     add("-n", "--number", type=whole, default=20, metavar="N", help="number of images to select")
     add("--top", type=whole, default=3, metavar="N", help="number of classes in a row")
-    add_encoder_arguments(first)
-    first.set_defaults(run=suggest_command)
+    add_encoder_arguments(suggest)
+    suggest.set_defaults(run=suggest_command)
     check = parser.add_command(
         "check",
         "find labels that are likely wrong",
@@ -74,10 +74,8 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--above", type=float, default=SUSPICIOUS, metavar="SCORE", help="lowest score to list")
     check.set_defaults(run=check_command)
     # `check` never replaces a CSV file, because it may hold the labels
-    for subparser, out, precision in (
-        (first, OutputFile(*REPLACED), AUTO),
-        (check, OutputFile(), "value of the key PREC"),
-    ):
+    rows = (suggest, OutputFile(*REPLACED), AUTO), (check, OutputFile(), "value of the key PREC")
+    for subparser, out, precision in rows:
         add = subparser.add_argument
         add("--format", choices=tuple(FORMATS), help="format of the rows (default: the ending of --out, or table)")
         add("--out", type=out, metavar="FILE", help="file to write or to replace (default: standard output)")

@@ -129,16 +129,13 @@ def accuracies(record: dict, column: object, test: dict | None = None) -> list[d
     from .records import SAME_CLASSES
 
     scores, name = test or record, method(record)
-    candidates = [(name, "accuracy", True), (ZERO_SHOT, "accuracy_zero_shot", True)]
+    rows = [(name, "accuracy", True), (ZERO_SHOT, "accuracy_zero_shot", True)]
     if name == OUR_METHOD and scores.get("rule") == SAME_CLASSES:
-        candidates[0] = (TEXT, "accuracy", False)
+        rows[0] = (TEXT, "accuracy", False)
     elif name == OUR_METHOD and not scores.get("rule"):
-        candidates.append((TEXT, "accuracy_text", False))
-    return [
-        score(record, row, column, scores[key], test, own)
-        for row, key, own in candidates
-        if scores.get(key) is not None
-    ]
+        rows.append((TEXT, "accuracy_text", False))
+    rows = [row for row in rows if scores.get(row[1]) is not None]
+    return [score(record, row, column, scores[key], test, own) for row, key, own in rows]
 
 
 def grouped(frame: pd.DataFrame, keys: Sequence[str]) -> list[tuple[tuple[Any, ...], pd.DataFrame]]:
@@ -183,10 +180,8 @@ def _rows_by_seed(rows: Sequence[dict], title: str, tolerance: float) -> Sequenc
         for row in rows:
             one, other = first.setdefault(row["seed"], row)["value"], row["value"]
             if None not in (one, other) and abs(one - other) > tolerance:
-                raise UserError(
-                    f"{title}: the runs disagree about zero-shot CLIP ({one:.2f} and {other:.2f}), so prompts, weights "
-                    "or images differ; name runs of one kind"
-                )
+                differs = f"the runs disagree about zero-shot CLIP ({one:.2f} and {other:.2f})"
+                raise UserError(f"{title}: {differs}; name runs with equal prompts, weights and images")
         return list(first.values())
     # The cache shares no parameter with the text classifier, so full runs and runs of the variant T train the same one
     largest = max(([row for row in rows if row["own"] is own] for own in (True, False)), key=len)

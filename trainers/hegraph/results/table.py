@@ -145,9 +145,8 @@ class Table:
         cells, decimals = self.cells, self.cells["column"].map(self.decimals)
         text = [f"{mean:.{n}f}" for mean, n in zip(cells["mean"], decimals)]
         measured = pd.Series(text).astype(float).where(~cells["quoted"])
-        best = self.bold & (
-            measured == measured.groupby([cells[key] for key in ("column", *self.keys)]).transform("max")
-        )
+        groups = measured.groupby([cells[key] for key in ("column", *self.keys)])
+        best = self.bold & (measured == groups.transform("max"))
         if self.intervals:
             widths = [f" ± {width:.{n}f}" if width >= 0 else "" for width, n in zip(cells["interval"], decimals)]
             text = [mean + width for mean, width in zip(text, widths)]
