@@ -1,4 +1,4 @@
-"""The public API, as a contract, and the command line; what both import, and mistakes, which are one line."""
+"""Public API and command line: names, imports, helps and refusals."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ OPTION_OF_FLAG = {
     "--target-datasets": "DATASET.TARGET_DATASETS",
     "--transforms": "INPUT.TRANSFORMS",
 }
-# Name -> what it is. A name is added here when it is added to the package, and none is taken away without notice.
+# Public name -> its type
 CONTRACT = {
     "Backbone": type,
     "FeatureBank": type,
@@ -52,17 +52,17 @@ CONTRACT = {
 }
 
 
-# Imports, and what answers without them
+# Imports
 
 
 def python(program: str, *arguments: str) -> list[str]:
-    """The last line that a program prints in a process of its own, in words."""
+    """Run a program in a new process, and return the words of its last line."""
     command = [sys.executable, "-c", program, *arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=900)
     return done.stdout.splitlines()[-1].split()
 
 
-def test_help_and_mistakes_in_the_flags_answer_without_torch():
+def test_help_and_refusals_need_no_torch():
     lines = (
         "--help", "--shots many", "prediction", "--trainer Tip", "--eval-only", "--host alone OPTIM.LRR 1",
         "--host alone --config-file mino",
@@ -81,7 +81,7 @@ def test_help_and_mistakes_in_the_flags_answer_without_torch():
     assert python(program, *lines) == ["0", *"2" * (len(lines) - 1)]
 
 
-def test_a_run_from_a_bank_imports_nothing_before_its_first_step_that_it_does_not_need_there(tiny_bank, tmp_path):
+def test_first_step_needs_no_slow_imports(tiny_bank, tmp_path):
     late = {*SLOW, "torch_geometric"} - {"torch"}  # whose optimizer imports torch._dynamo
     program = (
         "import sys\n"
@@ -108,14 +108,14 @@ def test_a_run_from_a_bank_imports_nothing_before_its_first_step_that_it_does_no
         ("import trainers.hegraph.backbones", {"open_clip", "torchvision", "torch"}),
     ],
 )
-def test_an_import_does_not_wait_for_those_that_it_can_do_without(line, absent):
+def test_imports_are_lazy(line, absent):
     assert python(f"import sys\n{line}\nprint('imported', *({absent} & set(sys.modules)))") == ["imported"]
 
 
 # The API
 
 
-def test_a_name_is_what_the_contract_says_and_its_docstring_and_that_of_the_package_explain_it():
+def test_public_names_are_documented():
     assert set(hegraph.__all__) == {*CONTRACT, "__version__"}
     assert set(hegraph.__all__) <= set(dir(hegraph))
     assert [part.isdecimal() for part in hegraph.__version__.split(".")] == [True] * 3
@@ -147,7 +147,7 @@ def test_a_name_is_what_the_contract_says_and_its_docstring_and_that_of_the_pack
         (lambda: hegraph.build_graph(*torch.full((3, 2, 4), torch.nan)), "must be finite"),
     ],
 )
-def test_an_argument_of_another_type_is_an_error_that_names_it(call, message):
+def test_arguments_of_another_type_are_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
 
@@ -247,7 +247,7 @@ def test_key_right_after_a_list_ends_the_list(flag, keys):
 
 
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
-def test_a_sub_command_of_the_package_run_as_a_module_is_that_module(capsys, monkeypatch):
+def test_modules_run_as_their_command(capsys, monkeypatch):
     outputs = []
     for module, first in (("trainers.hegraph", ["results"]), ("trainers.hegraph.results", [])):
         words = [*first, "compare", str(ROOT / "results" / "digits.jsonl")]
@@ -259,15 +259,15 @@ def test_a_sub_command_of_the_package_run_as_a_module_is_that_module(capsys, mon
     assert outputs[0] == outputs[1] != ""
 
 
-# Mistakes
+# Refusals
 
 
 @pytest.fixture
 def refused(tmp_path, capsys, monkeypatch):
-    """What the command line says of arguments that it must refuse, in one line."""
+    """Function of arguments that the command line refuses: returns the error, which is one line."""
     monkeypatch.chdir(tmp_path)
 
-    def check(*arguments: str) -> str:
+    def refuse(*arguments: str) -> str:
         before = sorted(tmp_path.iterdir())
         capsys.readouterr()
         assert main(list(arguments)) == 2
@@ -277,11 +277,11 @@ def refused(tmp_path, capsys, monkeypatch):
         assert sorted(tmp_path.iterdir()) == before
         return error
 
-    return check
+    return refuse
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "message"),
     [
         ("result", "unknown command 'result'; did you mean 'results'? (known: baselines, datasets, "),
         ("xyz", "unknown command 'xyz' (known: "),
@@ -298,8 +298,8 @@ def refused(tmp_path, capsys, monkeypatch):
         *((f"{command} --no-such-flag", " --help)\n") for command in ("", *SUBCOMMANDS)),
     ],
 )
-def test_unknown_words_and_contradicting_flags(refused, line, said):
-    assert said in refused(*line.split())
+def test_unknown_words_and_contradicting_flags(refused, line, message):
+    assert message in refused(*line.split())
 
 
 @pytest.mark.parametrize(
@@ -312,7 +312,7 @@ def test_unknown_words_and_contradicting_flags(refused, line, said):
         (f"{NODE}.BY_DATASET", "[['x', ['OPTIM.LR', {1, 2}]]]"),
     ],
 )
-def test_a_value_that_cannot_be_meant_is_refused_with_its_key(refused, key, value):
+def test_extreme_values_are_refused_with_their_key(refused, key, value):
     assert key.removeprefix(f"{NODE}.") in refused(key, value)
 
 
@@ -333,7 +333,7 @@ def test_a_value_that_cannot_be_meant_is_refused_with_its_key(refused, key, valu
         "predict pipe image.png",
     ],
 )
-def test_a_path_that_cannot_be_is_refused_and_a_pipe_never_waited_for(refused, tmp_path, line):
+def test_impossible_paths_and_pipes_are_refused(refused, tmp_path, line):
     os.mkfifo(tmp_path / "pipe")
     refused(*line.split())
 
@@ -347,7 +347,7 @@ def test_a_path_that_cannot_be_is_refused_and_a_pipe_never_waited_for(refused, t
         ({"WORLD_SIZE": "2", "RANK": "0"}, "MASTER_ADDR"),
     ],
 )
-def test_variables_that_torchrun_does_not_set_so_are_no_traceback(refused, tiny_bank, monkeypatch, variables, words):
+def test_invalid_variables_of_torchrun_are_refused(refused, tiny_bank, monkeypatch, variables, words):
     for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
@@ -361,12 +361,12 @@ def test_variables_that_torchrun_does_not_set_so_are_no_traceback(refused, tiny_
     ["--features b", "--features b --eval-only --model-dir m", "features import-tip d --classnames c --out b"]
     + [name for name in SUBCOMMANDS if name != "features"],
 )
-def test_several_processes_are_refused_where_they_share_nothing(refused, monkeypatch, line):
+def test_several_processes_are_refused(refused, monkeypatch, line):
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert "expected one process, but torchrun started 2; start this with python" in refused(*line.split())
 
 
-def test_one_class_is_neither_learned_nor_tested(tiny_bank, finished_run, refused, tmp_path):
+def test_one_class_is_refused(tiny_bank, finished_run, refused, tmp_path):
     load_bank(tiny_bank).of_classes(torch.tensor([0])).save(tmp_path / "one.safetensors")
     for words in ([], ["--trainer", "ZeroShot"], ["--eval-only", "--model-dir", str(finished_run)]):
         said = refused("--features", str(tmp_path / "one.safetensors"), *words, "--output-dir", str(tmp_path / "out"))

@@ -132,7 +132,7 @@ def test_output_replaces_no_input(folder, capsys, name, words, out):
     assert main([*shlex.split(words), name.split()[-1], str(stem)]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("error: ") and out in error
-    assert any(reason in error for reason in ("is read by", "lies in", "exists", "holds what this command reads")), (
+    assert any(reason in error for reason in ("is read by", "is inside", "exists", "contains input of this command")), (
         error
     )
     assert contents(folder) == before
@@ -189,5 +189,5 @@ def test_circular_links_are_handled(tmp_path):
     check_output(tmp_path / "rows.csv", [str(tmp_path / "a")], (".csv",))
     with pytest.raises(UserError, match="is read by this command"):
         check_output(tmp_path / "rows.csv", {"model": [tmp_path / "a"], "other": None})
-    with pytest.raises(UserError, match="is or holds what this command reads"):
+    with pytest.raises(UserError, match="contains input of this command"):
         OutputFolder().check(tmp_path / "a", [str(tmp_path / "a" / "up" / "a")])

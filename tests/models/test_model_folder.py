@@ -164,7 +164,7 @@ def test_killed_save_leaves_a_complete_model(folder, saved_model, monkeypatch, c
 
 
 def test_failed_save_keeps_the_previous_model(folder, saved_model, disk_full_after):
-    left = files._beside(folder)
+    left = files._temporary_path(folder)
     left.mkdir()
     os.replace(folder, left / "old")  # state after a killed process without atomic exchange
     files.remove_temporaries(folder.parent, files._session())

@@ -1,4 +1,4 @@
-"""What a user names (a device, a configuration file that ships, an option's value), and threads that work ahead."""
+"""Devices, shipped configuration files, values of options, and worker threads."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from trainers.hegraph.utils.threads import BATCHES_AHEAD, cores, in_batches
 CONFIGS = Path(__file__).parents[2] / "configs"
 
 
-def test_a_gpu_is_taken_where_there_is_one_and_it_is_wanted_and_waited_for(monkeypatch):
+def test_choice_and_synchronization_of_the_gpu(monkeypatch):
     for there, wanted, device in ((True, True, "cuda"), (True, False, "cpu"), (False, True, "cpu")):
         monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
         assert available_device(wanted) == device
@@ -33,7 +33,7 @@ def test_a_gpu_is_taken_where_there_is_one_and_it_is_wanted_and_waited_for(monke
     synchronize.assert_called_once_with(torch.device("cuda:1"))
 
 
-def test_another_kind_of_device_and_one_that_is_not_there_are_refused():
+def test_invalid_devices_are_refused():
     for given in ("tpu", "meta", "gpu:0"):
         with pytest.raises(UserError, match=f"--device must be cpu, cuda or cuda:N, got '{given}'"):
             choose_device(given, "--device")
@@ -42,7 +42,7 @@ def test_another_kind_of_device_and_one_that_is_not_there_are_refused():
     assert choose_device("cpu", "--device") == "cpu"
 
 
-def test_every_configuration_that_ships_is_found_by_its_name():
+def test_shipped_configurations_are_found_by_name():
     for kind, folder in ((DATA_SET, "datasets"), (METHOD, "trainers/HeGraphAdapter")):
         files = sorted((CONFIGS / folder).glob("*.yaml"))
         assert files and [find_config_file(kind, file.stem) for file in files] == files
@@ -53,7 +53,7 @@ def test_every_configuration_that_ships_is_found_by_its_name():
         find_config_file(METHOD, "digits")
 
 
-def test_a_file_of_that_name_wins_but_a_folder_does_not_and_a_path_to_nothing_stays_a_path(tmp_path, monkeypatch):
+def test_paths_take_precedence_over_names(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "digits").mkdir()
     (tmp_path / "mini").write_text("SEED: 5\n")
@@ -64,7 +64,7 @@ def test_a_file_of_that_name_wins_but_a_folder_does_not_and_a_path_to_nothing_st
 
 
 @pytest.mark.parametrize("row", [["1", 2], [1], [1, 2, 3], 1, "12", [1, "x"]])
-def test_a_row_of_another_form_is_shown_with_the_form_that_it_should_have(row):
+def test_invalid_rows_are_refused(row):
     declared = Option("EPOCHS", [], "", rows=(int, "[shots, number]", lambda value: value != "x"))
     declared.check([[1, 2], (1, None)])
     with pytest.raises(UserError) as caught:
@@ -72,7 +72,7 @@ def test_a_row_of_another_form_is_shown_with_the_form_that_it_should_have(row):
     assert str(caught.value) == f"EPOCHS must have rows [shots, number], got {[[1, 2], row]!r}"
 
 
-def test_the_smallest_value_is_allowed_and_the_one_that_it_must_be_above_is_not():
+def test_bounds_of_options():
     for declared, right, wrong, said in (
         (Option("EPOCHS", 2, "", least=2), (2, 3), 1, "at least 2"),
         (Option("LR", 0.5, "", above=0.25), (0.5, 1.0), 0.25, "above 0.25"),
@@ -83,7 +83,7 @@ def test_the_smallest_value_is_allowed_and_the_one_that_it_must_be_above_is_not(
             declared.check(wrong)
 
 
-def test_the_kinds_of_values_are_told_apart():
+def test_checks_of_values():
     values = ([1, 2], (1, 0.5), [0.5, 1], [1], [], "ab", ["a"])
     kinds = [
         [check(value) for value in values] for check in (option.is_list, option.is_list_of_pairs, option.is_strings)
@@ -96,7 +96,7 @@ def test_the_kinds_of_values_are_told_apart():
     assert [option.is_positive(value) for value in (1, 0.1, 0, -1, math.inf, True, "1")] == [True] * 2 + [False] * 5
 
 
-def test_the_rows_that_the_shots_reach_come_in_order():
+def test_rows_up_to_the_shots():
     for shots, values in ((0, []), (1, ["one"]), (3, ["one", "two"]), (math.inf, ["one", "two", "eight"])):
         assert values_up_to([[8, "eight"], [1, "one"], [2, "two"]], shots) == values
 
@@ -104,7 +104,7 @@ def test_the_rows_that_the_shots_reach_come_in_order():
 # Threads
 
 
-def test_the_cores_are_those_that_this_process_may_use_where_the_system_says_so(monkeypatch):
+def test_cores_of_this_process(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 2, 3}, raising=False)
     assert cores() == 3
     monkeypatch.delattr(os, "sched_getaffinity")
@@ -114,13 +114,13 @@ def test_the_cores_are_those_that_this_process_may_use_where_the_system_says_so(
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-def test_batches_and_results_are_in_order_and_the_last_batch_may_be_smaller(threads):
+def test_batches_and_results_are_in_order(threads):
     batches = list(in_batches(lambda number: number * number, range(45), 20, threads))
     assert [batch for batch, _ in batches] == [list(range(20)), list(range(20, 40)), list(range(40, 45))]
     assert [result for _, results in batches for result in results] == [number**2 for number in range(45)]
 
 
-def test_items_are_taken_only_as_they_are_needed():
+def test_items_are_consumed_lazily():
     numbers = count()
     batches = in_batches(str, numbers, 4, 2)
     for number in range(1, 6):
@@ -129,7 +129,7 @@ def test_items_are_taken_only_as_they_are_needed():
     batches.close()
 
 
-def test_what_the_work_raises_is_raised_with_its_batch():
+def test_exceptions_are_raised_at_their_batch():
     batches = in_batches(lambda number: 1 // (5 - number), range(8), 4, 2)
     assert next(batches)[0] == [0, 1, 2, 3]
     with pytest.raises(ZeroDivisionError):

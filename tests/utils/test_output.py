@@ -1,4 +1,4 @@
-"""What a command says ends up in one line on stderr, or on a standard output that may be anything."""
+"""Exit codes, error lines, signals, standard output and log messages of commands."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def raising(error: BaseException):
     return Mock(side_effect=error)
 
 
-def test_the_exit_code_is_what_the_work_returns_and_a_mistake_of_the_program_keeps_its_traceback(capsys):
+def test_exit_code_and_errors_of_the_program(capsys):
     assert [run_cli(lambda: None), run_cli(lambda: 0), run_cli(lambda: 1)] == [0, 0, 1]
     assert capsys.readouterr() == ("", "")
     for error in (ValueError("a bug"), RuntimeError("a bug")):
@@ -57,13 +57,13 @@ def test_the_exit_code_is_what_the_work_returns_and_a_mistake_of_the_program_kee
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes"), "error: out of memory"),
     ],
 )
-def test_a_mistake_and_what_the_machine_refuses_are_one_line_and_exit_code_2(capsys, raised, line):
+def test_user_and_system_errors_are_one_line(capsys, raised, line):
     assert run_cli(raising(raised)) == 2
     out, error = capsys.readouterr()
     assert out == "" and error.startswith(line) and error.count("\n") == 1
 
 
-def test_an_interrupt_is_no_traceback_whatever_follows_it_and_the_signals_are_given_back(capsys):
+def test_interrupt_restores_signals_without_a_traceback(capsys):
     def half_an_import():
         try:
             signal.raise_signal(signal.SIGINT)
@@ -125,7 +125,7 @@ def test_second_interrupt_does_not_cut_a_clean_up_short(capsys):
 
 
 @pytest.mark.slow
-def test_ctrl_c_while_a_command_imports_its_modules_is_no_traceback():
+def test_ctrl_c_during_imports_has_no_traceback():
     program = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); sys.argv = ['-m']\n"
     program += "import trainers.hegraph; signal.raise_signal(signal.SIGINT)"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
@@ -140,9 +140,7 @@ def test_ctrl_c_while_a_command_imports_its_modules_is_no_traceback():
         (ValueError("I/O operation on closed file."), 2, "error: cannot write to standard output: I/O operation"),
     ],
 )
-def test_a_standard_output_that_cannot_be_written_is_one_line_and_a_reader_that_leaves_no_mistake(
-    monkeypatch, capsys, error, code, line
-):
+def test_unwritable_standard_output(monkeypatch, capsys, error, code, line):
     monkeypatch.setattr(sys, "stdout", Mock(encoding="utf-8", write=raising(error), fileno=raising(OSError())))
     for work in (lambda: echo("text"), lambda: Parser("Print.", prog="it").parse_args(["--help"])):
         assert run_cli(work) == code
@@ -150,7 +148,7 @@ def test_a_standard_output_that_cannot_be_written_is_one_line_and_a_reader_that_
         assert said.startswith(line) and bool(said) == bool(line)
 
 
-def test_no_standard_output_at_all_is_one_line_and_a_character_that_a_terminal_lacks_is_escaped(monkeypatch, capsys):
+def test_closed_standard_output_and_unsupported_characters(monkeypatch, capsys):
     monkeypatch.setattr(sys, "stdout", None)
     assert run_cli(lambda: echo("text")) == 2
     assert capsys.readouterr().err.startswith("error: standard output is closed")
@@ -160,7 +158,7 @@ def test_no_standard_output_at_all_is_one_line_and_a_character_that_a_terminal_l
     assert terminal.buffer.getvalue() == b"\xe9 \\u2014 \\udc80\n"
 
 
-def test_log_messages_are_one_line_and_a_standard_error_that_was_closed_is_replaced(monkeypatch):
+def test_log_messages_are_one_line(monkeypatch):
     written = io.StringIO()
     monkeypatch.setattr(logging.root, "handlers", [])
     monkeypatch.setattr(logging.root, "level", logging.WARNING)
@@ -177,7 +175,7 @@ def test_log_messages_are_one_line_and_a_standard_error_that_was_closed_is_repla
     sys.stderr.close()
 
 
-def test_unknown_names_what_came_what_is_near_and_all_that_is_known():
+def test_unknown_suggests_a_name():
     known = str(unknown("data set", "Digit", iter(["UCF101", "Digits"])))
     assert known == "unknown data set 'Digit'; did you mean 'Digits'? (known: Digits, UCF101)"
     assert "did you mean 'EuroSAT'?" in str(unknown("data set", "EUROSAT", ["EuroSAT", "Food101"]))
@@ -186,7 +184,7 @@ def test_unknown_names_what_came_what_is_near_and_all_that_is_known():
     assert str(unknown("key", "x", [])) == "unknown key 'x'"
 
 
-def test_a_command_is_named_as_the_user_of_this_copy_of_the_package_calls_it(monkeypatch):
+def test_command_has_the_name_of_the_program(monkeypatch):
     assert command() == "python -m trainers.hegraph"
     assert command("--shots 1") == "python -m trainers.hegraph --shots 1"
     monkeypatch.setattr(errors, "PACKAGE", "hegraph")

@@ -1,34 +1,34 @@
-"""HeGraphAdapter: adapts a frozen CLIP from a few labelled images by message passing on a heterogeneous graph.
+"""HeGraphAdapter: few-shot adaptation of a frozen CLIP model by message passing on a heterogeneous graph.
 
-In a checkout the package is `trainers.hegraph`; installed by pip it is `hegraph`. Its public names, each imported when
-it is first used, so that importing the package itself imports no torch:
+The package is `trainers.hegraph` in a checkout, and `hegraph` once installed. Its public names are imported on first
+use, so that importing the package does not import torch:
 
 Configuration and errors
-    load_cfg         layers defaults, YAML files and options into one checked configuration
-    UserError        what is raised where the input is wrong; its message says how to mend it
+    load_cfg         load a configuration from defaults, YAML files and options
+    UserError        error for invalid input, whose message contains a remedy
 
 Data sets
-    load_dataset     the full splits of a data set, by name
-    load_few_shot    the few-shot task that CoOp's protocol draws from a data set for a seed
+    load_dataset     load the full splits of a data set by name
+    load_few_shot    load the few-shot task that CoOp's protocol samples from a data set for a seed
 
 Features
-    load_backbone    a frozen CLIP model, by the name open_clip gives it
-    Backbone         that model: encodes images and sentences into unit features
-    FeatureBank      all features, labels and class names of one task
-    load_bank        reads a feature bank from its file
+    load_backbone    load a frozen CLIP model by its open_clip name
+    Backbone         frozen CLIP model that encodes images and sentences as unit features
+    FeatureBank      features, labels and class names of one task
+    load_bank        read a feature bank from a file
 
 The method
-    build_graph      the heterogeneous graph of positive text, negative text and visual nodes
-    HeteroGraph      that graph: its nodes and six relations
-    HeGraphModel     the model: message passing, text classifier, cache classifier
-    ModelOptions     the options of the model, each with its symbol in the paper
+    build_graph      build the graph of positive text, negative text and visual nodes
+    HeteroGraph      heterogeneous graph with its nodes and six relations
+    HeGraphModel     model with message passing, text classifier and cache classifier
+    ModelOptions     options of the model, with their symbols in the paper
 
 Python
-    HeGraphClassifier  the method as a scikit-learn classifier: fit, predict, save, load, push to the Hub
-    LabelIssue         what a model that has not seen an image says of its label
+    HeGraphClassifier  scikit-learn classifier: fit, predict, save, load, push to the Hub
+    LabelIssue         suspicious label of an image, by a model trained without the image
 
 Experiments
-    run              one experiment: trains and tests one seed, and writes its record
+    run              train and test one seed, and write its record
 
 `__version__` is the version of the package.
 """
@@ -41,7 +41,7 @@ import signal
 import sys
 from typing import TYPE_CHECKING, Any
 
-# A command line begins: `python -m`, or the installed program. While it imports, Ctrl-C ends it without a traceback
+# In a command line (`python -m`, or the installed program), Ctrl-C during imports ends without a traceback
 if os.path.basename(sys.argv[0]) in ("-m", "hegraph") and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
@@ -64,7 +64,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# public name -> the module that defines it
+# public name -> module that defines it
 _HOMES = {
     "Backbone": ".backbones.clip",
     "FeatureBank": ".features.bank",

@@ -13,8 +13,9 @@ INSTALLED = Path(__file__).parents[1] / ".hegraph-installed"
 
 @cache
 def git_commit() -> str | None:
-    """The commit of this package, with "-dirty" if tracked files differ; None if it is not known. A copy that
-    `install.sh` put into a CoOp checkout keeps its commit in a file, since git would name CoOp's.
+    """Return the commit of this package, with "-dirty" if tracked files differ; None if it is unknown.
+
+    A copy that `install.sh` made in a CoOp checkout has its commit in a file, as git would return the one of CoOp.
     """
     if INSTALLED.is_file():
         return INSTALLED.read_text(encoding="utf-8").strip()

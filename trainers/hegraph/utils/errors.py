@@ -1,7 +1,7 @@
-"""What a command says: results on standard output; a mistake of the user's in one line on stderr, with exit code 2.
+"""Command lines: errors, output, log messages, signals and the parser of arguments.
 
-A command line is `report(lambda: work(parse_arguments(arguments)))`, and its arguments are parsed by a `Parser`.
-Standard output may be closed by its reader, full, or a terminal that has not every character.
+A command prints results to standard output, and an input error as one line to stderr, with exit code 2. It is
+`run_cli(lambda: work(parse_arguments(arguments)))`, with a `Parser`.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 PACKAGE = __name__.rpartition(".utils.")[0]  # "trainers.hegraph" in a checkout, "hegraph" once installed
 MAX_LIST_LENGTH = 180  # characters
 MAX_MESSAGE = 280  # characters of a message, without the word "error" before it
-OUT_OF_MEMORY = "out of memory; smaller batches (DATALOADER.*.BATCH_SIZE, --batch-size), views or files need less"
-INTERRUPTED = "interrupted; the same command goes on from a checkpoint, if there is one"
-# What `timeout`, scancel and `docker stop` send, and a terminal that closes; Windows has no SIGHUP
+OUT_OF_MEMORY = "out of memory; use smaller batches (DATALOADER.*.BATCH_SIZE, --batch-size), views or files"
+INTERRUPTED = "interrupted; the same command continues from the last checkpoint, if there is one"
+# Sent by `timeout`, scancel and `docker stop`, and by a closing terminal; Windows has no SIGHUP
 ENDINGS = tuple(signal.Signals[name] for name in ("SIGTERM", "SIGHUP") if name in signal.Signals.__members__)
-_noted: list[int] = []  # the signals that came in the block of `noted_interrupts`
-_deferring: list[bool] = []  # one entry for each block of `deferred_interrupts` that is entered
+_noted: list[int] = []  # signals received in the block of `noted_interrupts`
+_deferring: list[bool] = []  # one entry per active block of `deferred_interrupts`
 
 
 class UserError(ValueError):
@@ -48,7 +48,7 @@ class UserError(ValueError):
 
 
 def unknown(kind: str, name: str, allowed: Iterable[str]) -> UserError:
-    """The error for a name that is not among those of a kind such as "data set"; it suggests the nearest known one."""
+    """Create the error for an unknown name of a kind such as "data set", with the nearest known name."""
     by_lower_case = {known.lower(): known for known in sorted(allowed)}
     near = get_close_matches(name.lower(), by_lower_case, n=1, cutoff=0.5)
     hint = f"; did you mean {by_lower_case[near[0]]!r}?" if near else ""
@@ -58,24 +58,24 @@ def unknown(kind: str, name: str, allowed: Iterable[str]) -> UserError:
 
 
 def shortened(text: str, most: int) -> str:
-    """A text of at most so many characters; of a longer one, the start and the end are kept."""
+    """Shorten a text to its start and its end, of at most `most` characters together."""
     end = (most - 5) // 3
     return text if len(text) <= most else f"{text[: most - 5 - end]} ... {text[len(text) - end :]}"
 
 
 def one_line(message: str) -> str:
-    """A message as it is shown: one line below `MAX_MESSAGE`, without control characters and halves of characters."""
+    """Format a message as one line of at most `MAX_MESSAGE` printable characters."""
     return shortened(printable(" ".join(message.split())), MAX_MESSAGE)
 
 
 def printable(text: str) -> str:
-    r"""A text whose control characters and halves of characters are written as `\n`, `\x1b`, `\udcff` and so on."""
+    r"""Escape control characters and lone surrogates of a text, as `\n`, `\x1b`, `\udcff` and so on."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def first_line(error: BaseException) -> str:
-    """What a library said when it raised an exception, in one line. Every message that quotes a library asks this."""
-    import yaml  # both take long to import
+    """Return the message of a library's exception in one line, for use in our own messages."""
+    import yaml  # slow imports
     from pydantic import ValidationError
 
     if isinstance(error, ValidationError):
@@ -90,17 +90,17 @@ def first_line(error: BaseException) -> str:
 
 
 def _first_problem(error: ValidationError) -> str:
-    """The first thing that is wrong with a value of a schema: where, what came, what is allowed."""
-    found = error.errors(include_url=False)[0]
-    place = repr(".".join(map(str, found["loc"])))[1:-1]  # a key may hold a line break
-    silent = found["type"] in ("missing", "extra_forbidden", "value_error")  # or the message says what came
-    came = "" if silent else f", got {shown(found['input'])}"
+    """Describe the first problem of a validation: place, expected value and actual value."""
+    problem = error.errors(include_url=False)[0]
+    place = repr(".".join(map(str, problem["loc"])))[1:-1]  # a key may contain a line break
+    complete = problem["type"] in ("missing", "extra_forbidden", "value_error")  # no value, or the message has it
+    actual = "" if complete else f", got {shown(problem['input'])}"
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    return f"{place}{': ' if place else ''}{found['msg']}{came}{more}"
+    return f"{place}{': ' if place else ''}{problem['msg']}{actual}{more}"
 
 
 def shown(value: object) -> str:
-    """A value as text of at most 80 characters; Python refuses to write numbers of thousands of digits."""
+    """Format a value with at most 80 characters, also numbers of thousands of digits, which Python does not format."""
     try:
         return f"{value!r:.80}"
     except (RecursionError, ValueError):
@@ -109,9 +109,9 @@ def shown(value: object) -> str:
 
 @contextmanager
 def noted_interrupts() -> Iterator[None]:
-    """In the block, Ctrl-C and the signals of `ENDINGS` raise KeyboardInterrupt, and `was_interrupted` knows of them.
+    """Context in which Ctrl-C and the signals `ENDINGS` raise KeyboardInterrupt, and `was_interrupted` notes them.
 
-    A signal that is ignored, as SIGHUP is with nohup, or that somebody else has set stays as it is.
+    Handlers of other programs stay, and so do ignored signals, such as SIGHUP with nohup.
     """
 
     def note(number: int, frame: FrameType | None) -> None:
@@ -133,7 +133,7 @@ def noted_interrupts() -> Iterator[None]:
 
 @contextmanager
 def deferred_interrupts() -> Iterator[None]:
-    """Note signals in the block, such as a second Ctrl-C, without raising, so that they do not cut a clean-up short."""
+    """Context in which signals are noted without an exception, so that a second Ctrl-C cannot stop a clean-up."""
     _deferring.append(True)
     try:
         yield
@@ -142,50 +142,49 @@ def deferred_interrupts() -> Iterator[None]:
 
 
 def was_interrupted() -> bool:
-    """Whether a signal has come, which a module that was being imported may have turned into any exception."""
+    """Whether a signal was received, even if an import converted its KeyboardInterrupt to another exception."""
     return bool(_noted)
 
 
 def stop_if_interrupted() -> None:
-    """Raise KeyboardInterrupt if a signal has come. Loops call this between steps and runs, because Python drops an
-    exception that is raised in a callback, such as the one of a weak reference.
+    """Raise KeyboardInterrupt if a signal was received.
+
+    Loops call this between steps and runs, because Python drops exceptions in callbacks, such as of weak references.
     """
     if was_interrupted():
         raise KeyboardInterrupt
 
 
 class _OneLine(logging.Formatter):
-    """Log messages as `one_line` shows them, since they name files and classes, which may be called anything."""
+    """Formats log messages by `one_line`, because names of files and classes may contain any character."""
 
     def format(self, record: logging.LogRecord) -> str:
         return one_line(super().format(record))
 
 
 def show_messages() -> None:
-    """Shows this package's log messages and the warnings of other packages on stderr, each in one line; none of
-    Pillow's, of images that it can read.
+    """Log messages of this package and warnings of others to stderr, one per line, except Pillow's about images.
 
-    Handlers that the calling program has set stay. A standard error that was closed before the program began is
-    replaced, since progress bars and warnings write to it.
+    Handlers of the calling program stay. A closed stderr is replaced, because progress bars and warnings write to it.
     """
     if sys.stderr is None:
-        sys.stderr = open(os.devnull, "w")  # noqa: SIM115  (it stays open as long as the program runs)
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115  (open until the program ends)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_OneLine())
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     warnings.filterwarnings("ignore", module="PIL")
-    logging.raiseExceptions = False  # a stderr that cannot be written is no reason for a traceback
+    logging.raiseExceptions = False  # no traceback for an unwritable stderr
     logging.getLogger(PACKAGE).setLevel(logging.INFO)
 
 
 def command(arguments: str = "") -> str:
-    """How the user calls a command line: "python -m trainers.hegraph ARGUMENTS", or "hegraph ARGUMENTS"."""
+    """Return the command line "python -m trainers.hegraph ARGUMENTS", or "hegraph ARGUMENTS" once installed."""
     program = PACKAGE if PACKAGE == "hegraph" else f"python -m {PACKAGE}"
     return f"{program} {arguments}".rstrip()
 
 
 def number(kind: Callable[[str], float], least: float, most: float = math.inf) -> Callable[[str], float]:
-    """What turns a word of the command line into a number from `least` to `most`."""
+    """Create an argument type for numbers from `least` to `most`."""
 
     def parse(text: str) -> float:
         value = kind(text)
@@ -194,7 +193,7 @@ def number(kind: Callable[[str], float], least: float, most: float = math.inf) -
             raise argparse.ArgumentTypeError(f"must be {allowed}, got {text!r:.80}")
         return value
 
-    parse.__name__ = kind.__name__  # argparse says it of a word that is no number
+    parse.__name__ = kind.__name__  # for argparse's message
     return parse
 
 
@@ -278,14 +277,16 @@ def refuse_several_processes() -> None:
 
 
 def run_cli(command: Callable[[], int | None], several_processes: bool = False) -> int:
-    """Runs a command line, shows what it logs, and turns what it returns or raises into an exit code.
+    """Run a command, show its log messages, and return its exit code.
 
-    Several processes of `torchrun` are refused, unless the command lets `several_processes` share its work.
+    Args:
+        command: Function that returns an exit code, or None for 0.
+        several_processes: Whether several processes of `torchrun` may share the work.
 
     Returns:
-        What the command returns (None is 0); 0 if whoever read its output has seen enough; 2, after one line, if it
-        raised `UserError` or the machine refused something (no permission, space or memory); 130 if it was interrupted
-        or terminated. Any other exception passes through, with its traceback.
+        Exit code of the command; 0 if the reader closed standard output; 2, after one line on stderr, for
+        `UserError` and for missing permission, disk space or memory; 130 if it was interrupted or terminated. Other
+        exceptions are raised.
     """
     show_messages()
     with noted_interrupts():
@@ -294,52 +295,52 @@ def run_cli(command: Callable[[], int | None], several_processes: bool = False) 
                 refuse_several_processes()
             return command() or 0
         except BrokenPipeError:
-            _write_no_more()
+            _discard_output()
             return 0
         except (KeyboardInterrupt, Exception) as error:
             interrupted = was_interrupted() or isinstance(error, KeyboardInterrupt)
-            said = f"\n{INTERRUPTED}\n" if interrupted else f"error: {one_line(_mistake(error))}\n"
-    with suppress(OSError, ValueError, AttributeError):  # nobody may be there to read it
-        sys.stderr.write(said)
+            line = f"\n{INTERRUPTED}\n" if interrupted else f"error: {one_line(_user_message(error))}\n"
+    with suppress(OSError, ValueError, AttributeError):  # stderr may be closed
+        sys.stderr.write(line)
         sys.stderr.flush()
     return 130 if interrupted else 2
 
 
-def _mistake(error: BaseException) -> str:
-    """What the user is told of an exception, which is raised again if it is a mistake of the program."""
+def _user_message(error: BaseException) -> str:
+    """Return the message of an exception for the user; raise it again if it is an error of the program."""
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, OSError):
-        named = f": {os.fsdecode(error.filename)}" if isinstance(error.filename, (str, bytes)) else ""
-        return first_line(error) + named
-    no_memory = "allocate memory" in str(error) or "out of memory" in str(error)  # as torch says it
+        path = f": {os.fsdecode(error.filename)}" if isinstance(error.filename, (str, bytes)) else ""
+        return first_line(error) + path
+    no_memory = "allocate memory" in str(error) or "out of memory" in str(error)  # torch's messages
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and no_memory):
         return OUT_OF_MEMORY
     raise error
 
 
 def echo(text: str) -> None:
-    r"""Writes text to standard output at once; a character that it cannot take becomes `\xe9`, `\u2014` and so on.
+    r"""Write text to standard output and flush it; unsupported characters become `\xe9`, `\u2014` and so on.
 
     Raises:
         UserError: If standard output cannot be written, such as a file on a full disk.
-        BrokenPipeError: If its reader has closed it, as `head` does; `report` takes that for the end.
+        BrokenPipeError: If the reader has closed it, as `head` does; `run_cli` ends with exit code 0.
     """
     stream = sys.stdout
     if stream is None:
-        raise UserError("standard output is closed; give it a place, such as > FILE")
-    encoding = getattr(stream, "encoding", None) or "utf-8"  # Dassl's Logger, which takes its place, has none
+        raise UserError("standard output is closed; redirect it, such as > FILE")
+    encoding = getattr(stream, "encoding", None) or "utf-8"  # Dassl's Logger, which replaces it, has no encoding
     try:
         stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
         stream.flush()
     except BrokenPipeError:
         raise
     except (OSError, ValueError) as error:  # ValueError: closed by this program
-        _write_no_more()
+        _discard_output()
         raise UserError(f"cannot write to standard output: {first_line(error)}") from error
 
 
-def _write_no_more() -> None:
-    """What is still in the buffer of standard output goes nowhere; else Python would fail to write it as it ends."""
+def _discard_output() -> None:
+    """Discard the buffer of standard output, which Python would otherwise fail to write at exit."""
     with suppress(OSError, ValueError, AttributeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

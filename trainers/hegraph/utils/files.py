@@ -1,8 +1,8 @@
-"""Writing files, and hashes of their contents. How files are read is in `reading.py`.
+"""Write files and folders atomically, protect inputs from being overwritten, and hash contents.
 
-Each file or folder is written whole or not at all: first under a temporary name beside the target, then renamed. A
-process that is killed may leave its temporary file or folder, whose name begins with a dot and ends with `.tmp`. The
-next process that writes the same folder removes the folders that were left.
+Files and folders are written under a temporary name in the folder of the target, and then renamed. A killed process
+can leave its temporary file or folder, with a name that begins with a dot and ends with `.tmp`. The next process that
+writes the same folder removes such folders.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ _canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_asci
 
 
 def absolute(path: str | Path) -> Path:
-    """The absolute path of one that may begin with `~`; UserError for the home folder of a user unknown here."""
+    """Return the absolute path, with `~` expanded; UserError for the home folder of an unknown user."""
     try:
         return Path(path).expanduser().absolute()
     except RuntimeError as error:
-        raise UserError(f"{path} begins with the home folder of a user that is not known here; write it out") from error
+        raise UserError(f"{path} begins with the home folder of an unknown user; write the whole path") from error
 
 
 class OutputFile:
-    """The type of an argument that names a file to write. `Parser` checks it against all other arguments.
+    """Argument type of a file to write. `Parser` checks that no other argument reads it.
 
     Args:
-        replaces: Endings of earlier outputs, which are replaced even in a folder that the command reads.
-        added: Endings that the command adds to the name; by default it adds none.
+        replaces: Endings of earlier outputs, which may be replaced in a folder that the command reads.
+        added: Endings that the command appends to the name.
     """
 
     def __init__(self, *replaces: str, added: Sequence[str] = ("",)) -> None:
@@ -56,29 +56,29 @@ class OutputFile:
         return Path(text)
 
     def check(self, path: Path, reads: Any) -> None:
-        """Raises UserError as `check_output`; `reads` are the values of the other arguments."""
+        """Raise UserError as `check_output`; `reads` are the values of the other arguments."""
         for ending in self.added:
             check_output(Path(f"{path}{ending}"), reads, self.replaces)
 
 
 class OutputFolder(OutputFile):
-    """The type of an argument that names a folder to write, whole."""
+    """Argument type of a folder to write or to replace."""
 
     def check(self, path: Path, reads: Any) -> None:
-        """Raises UserError if the folder would lie in a model or project, or holds one of the paths in `reads`."""
+        """Raise UserError if the folder is inside a model or project, or contains one of the paths in `reads`."""
         _check_place(path)
         whole = path.resolve()
         if whole.exists() and any(whole in (read, *read.parents) for read in map(Path.resolve, _named(reads))):
-            raise UserError(f"{path} is or holds what this command reads, and is not replaced; choose another folder")
+            raise UserError(f"{path} contains input of this command, and is not replaced; choose another folder")
 
 
 def check_output(path: Path, reads: Any = (), replaces: tuple[str, ...] = ()) -> None:
-    """Check that a file may be written, before the work begins. An older file may be there.
+    """Check that a file may be written, or replaced, before the work begins.
 
     Args:
-        path: The file to write.
+        path: File to write.
         reads: Strings and paths, nested in dicts and lists. Existing files among them are protected, and all files of
-            existing folders, under any name that leads to them.
+            existing folders, also through links.
         replaces: Endings of files in these folders that are not protected.
 
     Raises:
@@ -92,7 +92,7 @@ def check_output(path: Path, reads: Any = (), replaces: tuple[str, ...] = ()) ->
 
 
 def check_not_read(path: Path, reads: Any, replaces: tuple[str, ...] = ()) -> None:
-    """Raises UserError if a file to write is protected, or is no file; arguments as of `check_output`."""
+    """Raise UserError if a file to write is protected, or is no file; arguments as of `check_output`."""
     if not path.exists():
         return
     if not path.is_file():
@@ -104,7 +104,7 @@ def check_not_read(path: Path, reads: Any, replaces: tuple[str, ...] = ()) -> No
 
 
 def _is_same(path: Path, other: Path | str) -> bool:
-    """Whether two names lead to one file; one that vanishes meanwhile is none."""
+    """Whether two paths lead to the same file; False for a missing file."""
     try:
         return os.path.samefile(path, other)
     except (OSError, ValueError):  # ValueError: a NUL character
@@ -112,14 +112,14 @@ def _is_same(path: Path, other: Path | str) -> bool:
 
 
 def _check_place(path: Path) -> None:
-    """Raises UserError if a path lies in a folder whose files belong together."""
+    """Raise UserError if a path is inside a model folder or a `.hegraph` folder."""
     for parent in {*path.absolute().parents, *path.resolve().parents}:
         if parent.name == ".hegraph" or all((parent / name).is_file() for name in ("config.json", "model.safetensors")):
-            raise UserError(f"{path} lies in {parent}, the folder of a model or project; choose another folder")
+            raise UserError(f"{path} is inside {parent}, the folder of a model or project; choose another folder")
 
 
 def _named(value: Any) -> Iterator[Path]:
-    """The existing files and folders that nested dicts and lists name."""
+    """Iterate over the existing files and folders among strings and paths in nested dicts and lists."""
     if isinstance(value, dict):
         value = list(value.values())
     if isinstance(value, (str, Path)):
@@ -131,14 +131,14 @@ def _named(value: Any) -> Iterator[Path]:
 
 
 def _files_below(folder: Path, inode: int, replaces: tuple[str, ...]) -> Iterator[str | Path]:
-    """The files below a folder, links followed, that may have an inode number and have none of some endings."""
+    """Iterate over the files below a folder, through links, that can have an inode number, except some endings."""
     waiting, seen = [str(folder)], set()
     while waiting:
         path = waiting.pop()
         if (real := os.path.realpath(path)) in seen:
             continue
         seen.add(real)
-        with suppress(OSError), os.scandir(path) as entries:  # a folder that cannot be listed is not read either
+        with suppress(OSError), os.scandir(path) as entries:  # an unreadable folder is not input
             for entry in entries:
                 if entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and os.path.isdir(entry.path)):
                     waiting.append(entry.path)
@@ -148,16 +148,16 @@ def _files_below(folder: Path, inode: int, replaces: tuple[str, ...]) -> Iterato
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Gives a temporary path that becomes `path` when the block ends without an exception.
+    """Context of a temporary path, which is renamed to `path` at the end without an exception.
 
     Raises:
-        UserError: If the file cannot be written (a full disk, a folder that is read-only or is none, a long name).
+        UserError: If the file cannot be written, for example on a full disk or in a read-only folder.
     """
-    temporary = _beside(path)
+    temporary = _temporary_path(path)
     try:
-        with _explained(path, temporary):
+        with _converted_errors(path, temporary):
             temporary.touch()
-            mode = temporary.stat().st_mode  # as the umask says; safetensors makes a file for its owner alone
+            mode = temporary.stat().st_mode  # of the umask; safetensors creates files that only the owner can read
             yield temporary
             temporary.chmod(mode)
             os.replace(temporary, path)
@@ -168,17 +168,17 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def writing_folder(folder: Path) -> Iterator[Path]:
-    """Gives a temporary folder that becomes `folder` when the block ends without an exception.
+    """Context of a temporary folder, which replaces `folder` at the end without an exception.
 
-    A folder that exists is replaced. If the process is killed, `whole_folder(folder)` is the old folder or the new one.
+    If the process is killed, `whole_folder(folder)` is the old folder or the new one.
 
     Raises:
         UserError: If the folder cannot be written, as of `atomic_path`.
     """
-    temporary = _beside(folder)
+    temporary = _temporary_path(folder)
     new, old = temporary / "new", temporary / OLD
     try:
-        with _explained(folder, new):
+        with _converted_errors(folder, new):
             for left in _temporaries(folder):
                 _remove(left, folder)
             new.mkdir(parents=True)
@@ -193,55 +193,55 @@ def writing_folder(folder: Path) -> Iterator[Path]:
 
 
 def whole_folder(folder: Path) -> Path:
-    """The folder; or the old one, if a process was killed after it had moved that away and before the new one came."""
+    """Return the folder, or its old version if a process was killed while it replaced the folder."""
     if folder.exists():
         return folder
     return next((old for left in _temporaries(folder) if (old := left / OLD).is_dir()), folder)
 
 
 def _remove(temporary: Path, folder: Path) -> None:
-    """Removes a temporary folder of `writing_folder`. If `folder` is missing, the old one goes back into its place."""
+    """Remove a temporary folder of `writing_folder`; if `folder` is missing, restore the old one."""
     if (temporary / OLD).exists() and not folder.exists():
         os.replace(temporary / OLD, folder)
     shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Exchanges two folders in one step; False if the system or the file system cannot."""
+    """Exchange two folders atomically; False if the system or the file system does not support it."""
     if sys.platform != "linux":
         return False
     with suppress(AttributeError):  # an old C library
-        here, paths = -100, (os.fsencode(one), os.fsencode(other))  # AT_FDCWD: relative to the working directory
-        return ctypes.CDLL(None).renameat2(here, paths[0], here, paths[1], RENAME_EXCHANGE) == 0
+        cwd, paths = -100, (os.fsencode(one), os.fsencode(other))  # AT_FDCWD: relative to the working directory
+        return ctypes.CDLL(None).renameat2(cwd, paths[0], cwd, paths[1], RENAME_EXCHANGE) == 0
     return False
 
 
 def _name_hash(path: Path) -> str:
-    """The part of a temporary name that tells of which path it is. The path's own name may be too long for that."""
+    """Part of a temporary name that identifies the target, whose own name may be too long."""
     return hashlib.sha256(os.fsencode(path.name)).hexdigest()[:8]
 
 
 def _temporaries(folder: Path) -> list[Path]:
-    """The temporary folders of a folder, of this process and of others."""
+    """List the temporary folders of a folder, from all processes."""
     return [path for path in folder.parent.glob(f".????????{_name_hash(folder)}*.tmp") if path.is_dir()]
 
 
-def _beside(path: Path) -> Path:
-    """A new temporary name in the folder of a path; the folder is made if it is missing."""
-    with _explained(path, path):
+def _temporary_path(path: Path) -> Path:
+    """Create a temporary name in the folder of a path, and the folder if it is missing."""
+    with _converted_errors(path, path):
         path.parent.mkdir(parents=True, exist_ok=True)
     return path.parent / f".{_session():08x}{_name_hash(path)}{uuid4().hex[:8]}.tmp"
 
 
 def _session() -> int:
-    """A number that this process shares with the processes of its session alone."""
+    """Number of the session of this process."""
     return os.getpid() if sys.platform == "win32" else os.getsid(0)
 
 
 def remove_temporaries(folder: Path, session: int) -> None:
-    """Remove the temporary files and folders that the killed processes of a session have left below a folder."""
+    """Remove temporary files and folders of the killed processes of a session below a folder."""
     for path in [*folder.rglob(f".{session:08x}*.tmp")]:
-        if (path / OLD).exists():  # the folder that it belongs to is missing: `whole_folder`
+        if (path / OLD).exists():  # the only version of a folder: `whole_folder`
             continue
         shutil.rmtree(path, ignore_errors=True)
         with suppress(OSError):
@@ -249,24 +249,27 @@ def remove_temporaries(folder: Path, session: int) -> None:
 
 
 @contextmanager
-def _explained(path: Path, temporary: Path) -> Iterator[None]:
-    """Turns what the system refuses into a `UserError` about `path`, and names `path` instead of `temporary`."""
+def _converted_errors(path: Path, temporary: Path) -> Iterator[None]:
+    """Convert errors of the system to a `UserError` about `path`, and replace `temporary` by `path` in messages."""
     try:
         yield
     except (OSError, SafetensorError, UnicodeEncodeError) as error:
         raise cannot_write(path, error) from error
     except UserError as error:
-        raise UserError(str(error).replace(str(temporary), str(path))) from error
+        raise UserError(str(error).replace(str(temporary), str(path)), error.code) from error
 
 
 def cannot_write(path: Path, error: Exception) -> UserError:
-    """What is raised where a file or folder cannot be written."""
-    return UserError(f"cannot write {path}: {first_line(error)}")
+    """Create the error for a file or folder that cannot be written."""
+    return UserError(f"cannot write {path}: {first_line(error)}", "file.write")
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes a value as indented JSON, atomically. UserError if the file cannot be written, or the value holds a name
-    that is not UTF-8; ValueError for NaN, which our own readers would refuse.
+    """Write a value as indented JSON, atomically.
+
+    Raises:
+        UserError: If the file cannot be written, or a string is not valid UTF-8.
+        ValueError: For NaN, which `read_json` rejects.
     """
     content = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
     with atomic_path(path) as temporary:
@@ -274,10 +277,9 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Writes a `.safetensors` file, atomically.
+    """Write a `.safetensors` file, atomically.
 
-    The same content gives the same bytes, unlike with the package safetensors, which shuffles the metadata: a bank is
-    known by its bytes.
+    Equal content gives equal bytes, which identify a feature bank. The package safetensors shuffles the metadata.
     """
     ordered = sorted(tensors.items(), key=lambda entry: (-entry[1].element_size(), entry[0]))
     header: dict[str, Any] = {"__metadata__": metadata}
@@ -301,13 +303,11 @@ def hash_json(value: Any) -> str:
     return hashlib.sha256(_canonical(value).encode()).hexdigest()
 
 
-def hash_rows(rows: Iterable[Any], beside: dict[str, Any] | None = None, name: str = "") -> str:
-    """`hash_json(list(rows))`, or with `beside`, `hash_json(beside | {name: list(rows)})`, where the rows are too many
-    for memory.
-    """
+def hash_rows(rows: Iterable[Any], siblings: dict[str, Any] | None = None, name: str = "") -> str:
+    """Compute `hash_json(list(rows))`, or `hash_json(siblings | {name: list(rows)})`, without a list of all rows."""
     before, after = "[", "]"
-    if beside is not None:
-        before, after = _canonical({**beside, name: ["\0"]}).split('"\\u0000"')
+    if siblings is not None:
+        before, after = _canonical({**siblings, name: ["\0"]}).split('"\\u0000"')
     digest = hashlib.sha256(before.encode())
     for number, row in enumerate(rows):
         digest.update(f"{',' if number else ''}{_canonical(row)}".encode())
@@ -325,7 +325,7 @@ def hash_file(path: Path) -> str:
 
 
 def file_version(path: Path) -> tuple[Path, int, int]:
-    """What changes whenever a file does, as far as its status tells: path, size and time of change in nanoseconds."""
+    """Version of a file by its status: path, size, and time of modification in nanoseconds."""
     status = path.stat()
     return path.resolve(), status.st_size, status.st_mtime_ns
 
@@ -342,8 +342,8 @@ def hash_content(value: Any) -> str:
 
 
 def _parts(value: Any, outermost: bool = False) -> Iterator[Any]:
-    """The bytes that tell nested values apart. Each container but the outermost one begins with its length."""
-    import torch  # which the files of data sets do not need
+    """Iterate over bytes that identify a nested value. Inner containers begin with their length."""
+    import torch  # slow import
 
     if isinstance(value, dict):
         yield b"" if outermost else f"{{{len(value)}:".encode()
@@ -362,7 +362,7 @@ def _parts(value: Any, outermost: bool = False) -> Iterator[Any]:
 
 
 def _raw(tensor: Tensor) -> memoryview:
-    """The bytes of a tensor, which are no copy of those of one that is contiguous and on the CPU."""
-    import torch  # which the files of data sets do not need
+    """Return the bytes of a tensor, without a copy if it is contiguous and on the CPU."""
+    import torch  # slow import
 
     return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data

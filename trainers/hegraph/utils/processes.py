@@ -26,14 +26,16 @@ TIMEOUT = datetime.timedelta(days=1)  # the longest time that a process waits fo
 
 @contextmanager
 def process_group() -> Iterator[None]:
-    """In the block, this process belongs to the group that `torchrun` started, if it did, and takes a GPU of its own.
-    UserError if environment variables are not those that `torchrun` sets.
+    """Context of the process group of `torchrun`, if there is one, in which each process has its own GPU.
+
+    Raises:
+        UserError: If the environment variables of `torchrun` are missing or invalid.
     """
     try:
         size = validate(int, os.environ.get("WORLD_SIZE", "1"), "WORLD_SIZE", convert=True)
         if size > 1 and not torch.distributed.is_initialized():
             number = validate(int, os.environ["RANK"], "RANK", convert=True)
-            if not 0 <= number < size:  # for which torch would wait all day
+            if not 0 <= number < size:  # torch would wait for `TIMEOUT`
                 raise ValueError(f"RANK must be from 0 to {size - 1}, since WORLD_SIZE is {size}, got {number}")
             torch.distributed.init_process_group("gloo", timeout=TIMEOUT)
             if torch.cuda.is_available():
@@ -48,24 +50,24 @@ def process_group() -> Iterator[None]:
 
 
 def rank() -> int:
-    """The number of this process, from 0 to `world_size() - 1`."""
+    """Number of this process, from 0 to `world_size() - 1`."""
     return torch.distributed.get_rank() if _in_group() else 0
 
 
 def world_size() -> int:
-    """The number of processes in the group."""
+    """Number of processes in the group."""
     return torch.distributed.get_world_size() if _in_group() else 1
 
 
 def wait() -> None:
-    """Block until every process of the group has called it. UserError if one has ended instead."""
+    """Wait for all processes of the group; UserError if one has ended."""
     if _in_group():
         with _all_alive():
             torch.distributed.barrier()
 
 
 def broadcast_from_rank0(ask: Callable[[], T]) -> T:
-    """What `ask` returns in the first process, which alone calls it; the others are sent it. UserError as `wait`."""
+    """Call a function in the first process only, and return its result in all processes; UserError as `wait`."""
     if not _in_group():
         return ask()
     answer = [ask() if rank() == 0 else None]
@@ -79,7 +81,7 @@ def _all_alive() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # gloo's, when a connection is closed
-        raise UserError("another process of torchrun has ended, and its message says why; mend that first") from error
+        raise UserError("another process of torchrun has ended; see its error message") from error
 
 
 def _in_group() -> bool:

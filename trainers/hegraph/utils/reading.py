@@ -1,8 +1,7 @@
-"""Reading files that may hold anything: JSON, YAML, text, tensors. Nothing in a file is ever executed.
+"""Read untrusted files: JSON, YAML, text and tensors. No code in a file is executed.
 
-Every reader of the package goes through `reading`, the door for files of strangers. A file that cannot be used is told
-in one line, which names the file and says what the library said that reads such files. What a file must hold is
-declared with pydantic beside the code that reads it, as a `Part`; `check` compares a value with it.
+All readers use `reading`, which converts the errors of libraries to one line with the name of the file. The schema of a
+file is a `StrictModel` of pydantic, which `validate` applies.
 """
 
 from __future__ import annotations
@@ -27,9 +26,9 @@ from .errors import UserError, first_line
 if TYPE_CHECKING:
     from torch import Tensor
 
-LARGEST_INT = 2**63  # what a tensor, a database and most other languages hold
-MAX_LENGTH, MAX_DEPTH, MAX_VALUES = 200_000, 50, 100_000  # of a configuration; PyYAML needs seconds for this length
-MAX_JSON = 2**28  # bytes, a hundred times what the split file of a large data set has
+LARGEST_INT = 2**63  # of tensors, databases and most other languages
+MAX_LENGTH, MAX_DEPTH, MAX_VALUES = 200_000, 50, 100_000  # of a YAML file; PyYAML needs seconds for this length
+MAX_JSON = 2**28  # bytes, a hundred times the split file of a large data set
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -44,18 +43,17 @@ Shape = TypeVar("Shape")
 
 
 @contextmanager
-def reading(path: Path, what: str) -> Iterator[None]:
-    """The door for a file that a stranger may have made: whatever its block raises becomes one line for the user.
+def reading(path: Path, kind: str) -> Iterator[None]:
+    """Context that converts all exceptions to a `UserError` about a file.
 
-    The block opens, parses and checks the file, and no more: a mistake of the program would be blamed on the file.
+    The block should only open, parse and check the file, so that no error of the program is attributed to the file.
 
     Args:
-        path: The file. It has to be a regular one, since opening a named pipe or a device may wait for ever.
-        what: What it should be, with its article: "a feature bank".
+        path: Regular file; a named pipe or a device could block forever.
+        kind: Expected kind of file, with its article: "a feature bank".
 
     Raises:
-        UserError: That the file cannot be read, or is damaged or no such thing, with what the library said. One of the
-            block's own passes through.
+        UserError: If the file cannot be read, is damaged or of another kind. A `UserError` of the block is not changed.
     """
     check_regular(path)
     try:
@@ -63,68 +61,71 @@ def reading(path: Path, what: str) -> Iterator[None]:
     except UserError:
         raise
     except OSError as error:
-        raise UserError(f"cannot read {path}: {first_line(error)}") from error
+        raise UserError(f"cannot read {path}: {first_line(error)}", "file.read") from error
     except Exception as error:
-        raise UserError(f"{path} is damaged or not {what}: {first_line(error)}") from error
+        raise UserError(f"{path} is damaged or not {kind}: {first_line(error)}", "file.damaged") from error
 
 
 def check_regular(path: Path) -> None:
-    """Raises UserError if there is no regular file that can be opened."""
+    """Raise UserError unless a path is a regular file that can be opened."""
     try:
         mode = os.stat(path).st_mode
     except (OSError, ValueError) as error:  # ValueError: a NUL character in the name
-        raise UserError(f"cannot read {path}: {first_line(error)}") from error
+        raise UserError(f"cannot read {path}: {first_line(error)}", "file.read") from error
     if not stat.S_ISREG(mode):
         raise UserError(f"cannot read {path}: {'Is a directory' if stat.S_ISDIR(mode) else 'it is no regular file'}")
-    if not os.access(path, os.R_OK):  # the library of .safetensors files would say that it is not there
+    if not os.access(path, os.R_OK):  # safetensors would report a missing file
         raise UserError(f"cannot read {path}: Permission denied")
 
 
-def read_text(path: Path, what: str = "text in UTF-8") -> str:
-    """The text of a file in UTF-8, without the mark that Windows puts at its start; errors as of `reading`."""
-    with reading(path, what):
+def read_text(path: Path, kind: str = "text in UTF-8") -> str:
+    """Read a text file in UTF-8, without a byte order mark; errors as of `reading`."""
+    with reading(path, kind):
         return path.read_text(encoding="utf-8-sig")
 
 
 def read_json(path: Path) -> Any:
-    """The value of a JSON file, which may not be too long for memory; errors are those of `reading`."""
+    """Read a JSON file of limited size; errors as of `reading`."""
     with reading(path, "JSON"):
         if (size := path.stat().st_size) > MAX_JSON:
-            raise ValueError(f"it has {size:,} bytes, and at most {MAX_JSON:,} are read")
+            raise ValueError(f"expected at most {MAX_JSON:,} bytes, got {size:,}")
         return parse_json(path.read_text(encoding="utf-8"))
 
 
 def parse_json(text: str) -> Any:
-    """The value of a JSON text. ValueError if it is none, is nested too deeply, names a key twice, or holds NaN, a
-    number out of range, or half of a surrogate pair, which no file and no terminal can take.
+    """Parse JSON.
+
+    Raises:
+        ValueError: If the text is not JSON, is nested too deeply, or has a duplicate key, NaN, a number out of range or
+            a lone surrogate, which files and terminals cannot encode.
     """
     try:
         value = json.loads(
             text, object_pairs_hook=_unique, parse_constant=_number, parse_float=_number, parse_int=_integer
         )
-        if "\\u" in text:  # only an escape can make a half of a pair
+        if "\\u" in text:  # only an escape can be a lone surrogate
             json.dumps(value, ensure_ascii=False).encode("utf-8")
         return value
     except (RecursionError, UnicodeEncodeError) as error:
         raise ValueError(first_line(error)) from None
 
 
-def read_yaml(path: Path, what: str) -> Any:
-    """The value of a YAML file. Tags that would make objects of Python are refused; errors are those of `reading`.
+def read_yaml(path: Path, kind: str) -> Any:
+    """Read a YAML file of limited size and depth, without duplicate keys and without tags of Python objects.
 
-    It may neither name a key twice nor be too long for a configuration, nested too deeply or without end.
+    Errors as of `reading`.
     """
-    with reading(path, what):
+    with reading(path, kind):
         text = path.read_text(encoding="utf-8-sig")
         if len(text) > MAX_LENGTH:
-            raise ValueError(f"it has {len(text)} characters, and at most {MAX_LENGTH} are allowed")
+            raise ValueError(f"expected at most {MAX_LENGTH} characters, got {len(text)}")
         value = yaml.load(text, _Loader)
         _check_size(value)
         return value
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a key that is there twice, of which PyYAML takes the last."""
+    """Rejects duplicate keys, of which PyYAML would use the last one."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         _unique([(key.value, key) for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"])
@@ -132,45 +133,45 @@ class _Loader(yaml.SafeLoader):
 
 
 def _check_size(value: Any) -> None:
-    """Raises ValueError for a value that contains itself, or that aliases make larger than any file would be."""
+    """Raise ValueError for a value that contains itself, or that aliases make too large."""
     waiting, count = [(value, 0)], 0
     while waiting:
         value, depth = waiting.pop()
         count += 1
         if depth > MAX_DEPTH or count > MAX_VALUES:
-            raise ValueError("it is nested too deeply, or without end")
+            raise ValueError("it is nested too deeply, or recursive")
         if isinstance(value, (dict, list, tuple)):
             waiting += [(entry, depth + 1) for entry in (value.values() if isinstance(value, dict) else value)]
 
 
-def read_tensors(path: Path, what: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors, of real numbers, and the metadata of a `.safetensors` file; errors are those of `reading`."""
-    with reading(path, what):
+def read_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read the tensors of real numbers and the metadata of a `.safetensors` file; errors as of `reading`."""
+    with reading(path, kind):
         with safe_open(path, framework="pt") as file:
-            # The copies have the memory alignment that torch gives its own tensors. The last bit of a matrix product
-            # can depend on the alignment, and tensors that were read must give the results of those that were written.
+            # Copies have the memory alignment of torch, on which the last bit of a matrix product can depend. Results
+            # must not depend on whether a tensor was computed or read.
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (`file` is no dict)
             metadata = file.metadata() or {}
         _check_tensors(tensors)
     return tensors, metadata
 
 
-def read_torch(path: Path, what: str) -> Any:
-    """What `torch.save` wrote: tensors and plain values. Code in the file is refused; errors are those of `reading`."""
-    import torch  # which the files of data sets do not need
+def read_torch(path: Path, kind: str) -> Any:
+    """Read tensors and plain values that `torch.save` wrote. Code is rejected; errors as of `reading`."""
+    import torch  # slow import
 
-    with reading(path, what), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's, of types of tensors that are refused below
+    with reading(path, kind), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about tensor types that are rejected below
         try:
             content = torch.load(path, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError as error:  # whose text tells how to have the code executed
+        except pickle.UnpicklingError as error:  # its text explains how to execute the code
             raise ValueError("it does not hold tensors and plain values") from error
         _check_tensors(content)
     return content
 
 
 def _check_tensors(content: Any, place: str = "its tensor") -> None:
-    """Raises ValueError for a tensor in nested dicts, lists and tuples that is no matrix of real numbers."""
+    """Raise ValueError for a tensor in nested dicts, lists and tuples that is not dense or not of real numbers."""
     import torch
 
     if isinstance(content, dict):
@@ -180,54 +181,61 @@ def _check_tensors(content: Any, place: str = "its tensor") -> None:
         for value in content:
             _check_tensors(value, place)
     elif isinstance(content, torch.Tensor):
-        odd = content.is_quantized or content.is_meta or content.is_nested or content.is_complex()
-        odd |= content.is_floating_point() and content.dtype.itemsize == 1  # with which torch does not compute
-        if odd or content.layout != torch.strided:
-            came = f"{content.dtype}, {content.layout}, {content.device}"
-            raise ValueError(f"{place} must be dense and hold real numbers, got {came}")
+        unusable = content.is_quantized or content.is_meta or content.is_nested or content.is_complex()
+        unusable |= content.is_floating_point() and content.dtype.itemsize == 1  # torch does not compute with float8
+        if unusable or content.layout != torch.strided:
+            kind = f"{content.dtype}, {content.layout}, {content.device}"
+            raise ValueError(f"{place} must be dense and hold real numbers, got {kind}")
 
 
 class StrictModel(BaseModel):
-    """A part of a file: no key may be missing, none may be unknown, and no value is converted."""
+    """Schema without missing keys, unknown keys or conversion of values."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
 class LenientModel(BaseModel):
-    """A part of a file that may hold further keys, which are not read."""
+    """Schema that ignores unknown keys."""
 
     model_config = ConfigDict(extra="ignore", strict=True, frozen=True)
 
 
 def validate(shape: type[Shape], value: Any, where: str, convert: bool = False) -> Shape:
-    """A value that was read, in its declared form. Nothing is converted, unless the form says so. UserError, with
-    `where`, for a value of another form. `convert` is for arguments in Python: NumPy's numbers are numbers as well.
+    """Validate a value by a type or schema.
+
+    Args:
+        shape: Type or schema, which decides about conversion if it is a schema.
+        where: Start of the error message.
+        convert: Whether to convert values, such as NumPy's numbers in arguments.
+
+    Raises:
+        UserError: If the value does not match.
     """
     try:
-        says_itself = isinstance(shape, type(BaseModel))  # on Python 3.10 isinstance(list[int], type) is true
-        return TypeAdapter(shape).validate_python(value, strict=None if says_itself or convert else True)
+        is_schema = isinstance(shape, type(BaseModel))  # on Python 3.10 isinstance(list[int], type) is true
+        return TypeAdapter(shape).validate_python(value, strict=None if is_schema or convert else True)
     except ValidationError as error:
-        raise UserError(f"{where}: {first_line(error)}") from error
+        raise UserError(f"{where}: {first_line(error)}", "schema") from error
 
 
 def _number(digits: str) -> float:
     number = float(digits)
     if not math.isfinite(number):
-        raise ValueError(f"it holds {digits:.20}, which is out of range")
+        raise ValueError(f"it has {digits:.20}, which is out of range")
     return number
 
 
 def _integer(digits: str) -> int:
-    number = int(digits)  # of thousands of digits, ValueError
+    number = int(digits)  # ValueError for thousands of digits
     if not -LARGEST_INT <= number < 2 * LARGEST_INT:
-        raise ValueError(f"it holds {digits:.20}{'...' if len(digits) > 20 else ''}, which is out of range")
+        raise ValueError(f"it has {digits:.20}{'...' if len(digits) > 20 else ''}, which is out of range")
     return number
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    unique = dict(pairs)
+    if len(unique) < len(pairs):
         names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"it holds the key {twice!a:.60} twice")
-    return found
+        duplicate = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"it has the key {duplicate!a:.60} twice")
+    return unique
