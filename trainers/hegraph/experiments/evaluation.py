@@ -86,6 +86,7 @@ class TrainedMethod:
 
             def transfer(bank: FeatureBank) -> Tensor:
                 return adapter(replace(bank, logit_scale=model.logit_scale))
+
         # A fitted temperature is never exactly 1, so 1 means that none was fitted
         fitted_on = "nothing" if model.temperature == 1 else "model"
         fitted = FittedMethod(

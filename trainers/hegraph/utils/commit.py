@@ -34,10 +34,10 @@ def versions() -> dict[str, str]:
     """Versions of Python and of the packages that compute the results; "none" for a package that is not installed."""
     import torch  # slow to import, and `--version` does not need it
 
-    found = {"python": platform.python_version(), "torch": torch.__version__}  # with the build, such as +cpu
+    packages = {"python": platform.python_version(), "torch": torch.__version__}  # with the build, such as +cpu
     for package in ("open_clip_torch", "torch_geometric", "numpy", "scikit-learn"):
         try:
-            found[package] = version(package)
+            packages[package] = version(package)
         except PackageNotFoundError:  # only the reference layer needs PyTorch Geometric
-            found[package] = "none"
-    return found
+            packages[package] = "none"
+    return packages

@@ -232,7 +232,7 @@ class Parser(argparse.ArgumentParser):
         self.epilog = "\n\n".join(blocks)
 
     def add_command(self, name: str, summary: str, examples: Sequence[str], **settings: Any) -> Parser:
-        """Add a command, of which the user has to give one: `command` of the parsed arguments."""
+        """Add a command; the parsed arguments have its name as `command`. One command is required."""
         if self.commands is None:
             self.commands = self.add_subparsers(dest="command", title="commands", metavar="COMMAND")
         description = f"{summary[0].upper()}{summary[1:]}."

@@ -3,7 +3,8 @@
     weight_decay: float = option(0.01, "OPTIM.WEIGHT_DECAY", "weight decay of AdamW", least=0)
 
 From these fields `config.py` derives the configuration keys with types, defaults and checks, the identity of a run, the
-options stored in a model, and the tables of docs/configuration.md.
+options stored in a model, and the tables of docs/configuration.md. `Option.check` validates keys, because pydantic has
+no place for their documentation and identity; pydantic validates files and arguments (`reading.py`).
 """
 
 from __future__ import annotations

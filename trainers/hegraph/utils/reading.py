@@ -125,7 +125,7 @@ def read_yaml(path: Path, kind: str) -> Any:
 
 
 class _Loader(yaml.SafeLoader):
-    """Rejects duplicate keys, of which PyYAML would use the last one."""
+    """Rejects duplicate keys; PyYAML would use the last one."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         _unique([(key.value, key) for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"])
