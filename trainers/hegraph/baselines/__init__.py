@@ -37,7 +37,7 @@ ALL_BASELINES = METHODS | TRANSDUCTIVE_METHODS
 
 
 def load_method(name: str) -> Method:
-    """Import and create a method by its name, a key of `OTHERS`."""
+    """Import and create a method by its name, a key of `ALL_BASELINES`."""
     return getattr(importlib.import_module(f".{ALL_BASELINES[name]}", __package__), name)()
 
 
