@@ -341,7 +341,7 @@ def test_images_of_another_bank(run, tiny_bank, tmp_path, unit_features):
     for name, changes, said in (
         ("test", {"train_features": found}, "1 of 20 unlabelled images are test images as well, such as row 3"),
         ("backbone", {"backbone": "RN50"}, "'RN50'"),
-        ("width", narrow, "width 16, got [20, 8]"),
+        ("width", narrow, "[M, 16] of unlabelled images, got [20, 8]"),
     ):
         replace(made, **changes).save(other)
         assert said in run("--unlabelled", str(other), name=name, code=2)
