@@ -14,8 +14,8 @@ if [ -f "$DATASET" ]; then
 import sys
 from pathlib import Path
 from trainers.hegraph.features.bank import BankFile
-from trainers.hegraph.utils.errors import report
-sys.exit(report(lambda: print(BankFile(Path(sys.argv[1])).dataset)))
+from trainers.hegraph.utils.errors import run_cli
+sys.exit(run_cli(lambda: print(BankFile(Path(sys.argv[1])).dataset)))
 EOF
     ) || exit $?
 else

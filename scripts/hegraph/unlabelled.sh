@@ -3,7 +3,7 @@
 #
 #   bash scripts/hegraph/unlabelled.sh [DATASET CONFIG [SHOTS] [KEY VALUE ...]]     default: digits mini 1
 #
-# The pool are the training images that were not drawn, and the validation images, without their labels. DATASET may be a
+# The pool are the training images that were not sampled, and the validation images, without their labels. DATASET may be a
 # feature bank. From the environment: SHOTS (default 1), METHODS (default HeGraphAdapter), and what runs.sh names.
 
 source "$(dirname "${BASH_SOURCE[0]}")/runs.sh"
