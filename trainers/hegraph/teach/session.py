@@ -28,7 +28,7 @@ from ..config import Config
 from ..datasets.digits import CLASSNAMES, load_digits_dataset
 from ..datasets.images import open_image, reason
 from ..estimator.training import NO_NAME, Origin, make_configuration, train_model
-from ..features.bank import NORM_TOLERANCE
+from ..features.bank import has_unit_norm
 from ..features.extract import encode_prompts
 from ..labels import SUSPICIOUS
 from ..labels.issues import LabelIssue, left_out_logits, rank_labels, training_free_options
@@ -213,9 +213,8 @@ class Session:
             if metadata.get("backbone") != self._key:
                 return {}
             for row in features.values():
-                norm, shape = row.float().norm().item(), [self.backbone.width]
-                # A comparison with NaN is false
-                if row.dtype != torch.float32 or list(row.shape) != shape or not abs(norm - 1) <= NORM_TOLERANCE:
+                norm, shape = row.float().norm(), [self.backbone.width]
+                if row.dtype != torch.float32 or list(row.shape) != shape or not has_unit_norm(norm):
                     got = f"{row.dtype} {list(row.shape)} of norm {norm:.3g}".removeprefix("torch.")
                     raise UserError(f"{self._file}: expected float32 rows {shape} of norm 1, got {got}")
             return features
