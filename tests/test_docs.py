@@ -2,7 +2,7 @@
 
 A block of commands in a page is run by a test, or its first line says what it needs ("# needs ..."). `RUN_BY` names the
 test of each block that another file tests; the quick blocks, those of `RUN_HERE`, are run in this file. What the page
-docs/extend.md says is done in a copy of the checkout.
+docs/development/extend.md says is done in a copy of the checkout.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from trainers.hegraph.datasets.registry import stored_datasets
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
-CONFIGURATION = ROOT / "docs" / "configuration.md"
-EXTEND = ROOT / "docs" / "extend.md"
-PAGES = [README, ROOT / "results" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+CONFIGURATION = ROOT / "docs" / "reference" / "configuration.md"
+EXTEND = ROOT / "docs" / "development" / "extend.md"
+PAGES = [README, ROOT / "results" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 MAX_README_LINES = 150
 KEYS = default_values()
 
@@ -184,8 +184,8 @@ def test_links_between_pages_lead_somewhere_and_the_readme_which_is_short_has_on
             other = (page.parent / file).resolve() if file else page
             assert "://" in target or other.exists(), (page, target)
             assert "://" in target or not anchor or anchor in anchors_of(other), (page, target)
-    linked = re.findall(r"\]\(docs/(\w+\.md)\)", text_of(README))
-    assert {page.name for page in (ROOT / "docs").glob("*.md")} == set(linked)
+    linked = re.findall(r"\]\((docs/[\w/-]+\.md)\)", text_of(README))
+    assert {name_of(page) for page in (ROOT / "docs").rglob("*.md")} == set(linked)
     assert len(text_of(README).splitlines()) <= MAX_README_LINES
 
 
@@ -200,7 +200,7 @@ def test_every_file_that_a_page_names_exists_and_no_place_on_our_machines_is_nam
 
 def test_the_data_sets_in_the_page_of_the_data_are_those_of_the_registry():
     row = re.compile(r"^\| `(\w+)\.yaml` \| `(\w+)` \| `([\w-]+)/`( \(test images only\))? \|$", re.MULTILINE)
-    rows = row.findall(text_of(ROOT / "docs" / "data.md"))
+    rows = row.findall(text_of(ROOT / "docs" / "guides" / "data.md"))
     assert len(rows) == 15
     for file, name, folder, test_only in rows:
         entry = stored_datasets()[name]
@@ -209,7 +209,7 @@ def test_the_data_sets_in_the_page_of_the_data_are_those_of_the_registry():
 
 
 def test_the_page_of_the_architecture_lists_the_rooms_in_the_order_that_their_imports_keep():
-    page = text_of(ROOT / "docs" / "architecture.md")
+    page = text_of(ROOT / "docs" / "development" / "architecture.md")
     assert tuple(re.findall(r"^\| `(\w+)(?:/|\.py)` \|", page, re.MULTILINE)) == ORDER
 
 
@@ -261,7 +261,7 @@ def test_every_table_is_shown_once_between_two_markers_and_the_python_of_the_rea
 
 
 LEFT_OUT = shutil.ignore_patterns(".git", ".venv", ".*_cache", "__pycache__", "output", "data", "build", "dist")
-WRITTEN = "docs/configuration.md"  # by `tools.options_page`
+WRITTEN = "docs/reference/configuration.md"  # by `tools.options_page`
 OUTPUT = ("output/", "data/", WRITTEN)  # where the commands of the page write
 STEP = re.compile(r"(?:^`([^`]+)` \((new|add below [^\n]+)\):\n\n)?^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 SECTIONS = re.split(r"^## ", text_of(EXTEND), flags=re.MULTILINE)[1:]

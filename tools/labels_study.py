@@ -1,4 +1,4 @@
-"""Measure the detection of wrong labels and the value of suggested images: the studies of docs/labels.md.
+"""Measure the detection of wrong labels and the value of suggested images: the studies of docs/guides/labels.md.
 
     python -m tools.labels_study wrong BANKS --out FILE       (needs `pip install cleanlab`)
     python -m tools.labels_study suggest BANKS --out FILE

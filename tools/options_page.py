@@ -1,4 +1,4 @@
-"""Writes the tables of docs/configuration.md from the declarations of the options: `python -m tools.options_page`.
+"""Write the tables of docs/reference/configuration.md from the options: `python -m tools.options_page`.
 
 A table stands between `<!-- options: NAME ... -->` and `<!-- /options -->`, where each NAME is a dataclass of options.
 """
@@ -13,7 +13,7 @@ from trainers.hegraph.config import BY_SHOTS, FILLED_BY_SHOTS, HOLDERS
 from trainers.hegraph.method.options import ClosedFormOptions
 from trainers.hegraph.utils.option import Option, options_of
 
-PAGE = Path(__file__).parents[1] / "docs" / "configuration.md"
+PAGE = Path(__file__).parents[1] / "docs" / "reference" / "configuration.md"
 TABLE = re.compile(r"(<!-- options: ([\w ]+) -->\n).*?(<!-- /options -->)", re.DOTALL)
 
 

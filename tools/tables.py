@@ -27,7 +27,7 @@ from trainers.hegraph.utils.files import atomic_path
 from .readme_plot import summary_curve
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", ROOT / "results" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "results" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def first_screen(files: list[Path]) -> str:
@@ -46,7 +46,7 @@ def means_by_shots(files: list[Path]) -> str:
     return rows_of(markdown(compare(find_records(files), intervals=False)))
 
 
-# Methods with low accuracy, or with a better method of the same paper; docs/results.md has all methods
+# Methods with low accuracy, or with a better method of the same paper; docs/results/accuracy.md has all methods
 NOT_IN_README = ("LinearProbe", "CLIPAdapter", "TipAdapter", "GDA", "TIMO", "APE")
 
 
@@ -131,7 +131,7 @@ def draw() -> None:
     """Draw the plot of README.md, accuracy by shots on banks with real text, for light and dark pages."""
     records = find_records([ROOT / "results" / "real_text.jsonl"])
     for name, dark in (("light", False), ("dark", True)):
-        with atomic_path(ROOT / "docs" / f"accuracy_{name}.svg") as temporary:
+        with atomic_path(ROOT / "docs" / "images" / f"accuracy_{name}.svg") as temporary:
             temporary.write_bytes(render(summary_curve(records, HIGHLIGHTED, dark), "svg"))
 
 

@@ -1,4 +1,4 @@
-"""Take the screenshots of docs/teach.md in a headless Chromium.
+"""Take the screenshots of docs/guides/teach.md in a headless Chromium.
 
     python -m tools.teach_screens
 
@@ -16,7 +16,7 @@ from PIL import Image
 from tests.browser import browsing
 from trainers.hegraph.teach.session import write_sample
 
-DOCS = Path(__file__).parents[1] / "docs"
+IMAGES = Path(__file__).parents[1] / "docs" / "images"
 SIZE = (900, 620)
 COLOURS = 48
 
@@ -36,7 +36,7 @@ def main() -> None:
                 browser.tab(tab)
                 browser.wait(lambda tab=tab: browser.find(f"#{tab.lower()} img"))
                 image = Image.open(io.BytesIO(browser.driver.get_screenshot_as_png())).convert("RGB")
-                image.quantize(COLOURS).save(DOCS / f"teach_{tab.lower()}.png", optimize=True)
+                image.quantize(COLOURS).save(IMAGES / f"teach_{tab.lower()}.png", optimize=True)
 
 
 if __name__ == "__main__":

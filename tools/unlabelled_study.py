@@ -1,4 +1,4 @@
-"""Measure transductive adaptation with unequal class frequencies: the study of docs/unlabelled.md.
+"""Measure transductive adaptation with unequal class frequencies: the study of docs/guides/unlabelled.md.
 
     python -m tools.unlabelled_study OUTPUT BANKS --out FILE
 

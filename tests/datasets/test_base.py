@@ -248,7 +248,7 @@ def test_only_documented_formats_are_opened(tmp_path, monkeypatch):
         Image.new("RGB", (8, 8)).save(path, format=kind)
         for source in (path, path.read_bytes()):
             assert problem_of(source).startswith("is not an image in a supported format (JPEG, PNG, ")
-    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "guides" / "data.md").read_text()
     for suffix in IMAGE_SUFFIXES:
         assert f"`{suffix}`" in page and is_image(f"A{suffix.upper()}")
         if suffix in (".heic", ".heif"):  # which need a package: tests/test_photos.py

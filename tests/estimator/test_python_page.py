@@ -1,4 +1,4 @@
-"""docs/python.md and docs/digits.ipynb: what they show runs, and gives the numbers that they say."""
+"""docs/guides/python.md and docs/guides/digits.ipynb: what they show runs, and gives the numbers that they say."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PAGE, NOTEBOOK = ROOT / "docs" / "python.md", ROOT / "docs" / "digits.ipynb"
+PAGE, NOTEBOOK = ROOT / "docs" / "guides" / "python.md", ROOT / "docs" / "guides" / "digits.ipynb"
 TOLERANCE = 0.005  # another processor may round in another way; one of another recipe differed by more
 
 # In a checkout the package has its other name

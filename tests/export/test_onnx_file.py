@@ -1,5 +1,5 @@
 """The ONNX file says what torch says, for all that a classifier may have and whole backbones; what `export` prints;
-and the lines of docs/onnx.md that need no torch give what the package gives."""
+and the lines of docs/guides/onnx.md that need no torch give what the package gives."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from trainers.hegraph.training.confidence import KnownScores  # noqa: E402
 from trainers.hegraph.utils.errors import UserError  # noqa: E402
 
 WIDTH = 24
-PAGE = Path(__file__).parents[2] / "docs" / "onnx.md"
+PAGE = Path(__file__).parents[2] / "docs" / "guides" / "onnx.md"
 [LINES] = re.findall("^```python\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
 PARTS = {
     "the text head alone": {"cache": False},
@@ -240,7 +240,7 @@ def test_a_missing_package_and_flags_that_make_no_sense_are_one_line(finished_di
     assert "export needs the package onnxruntime: pip install 'onnx" in capsys.readouterr().err
 
 
-# The lines of docs/onnx.md
+# The lines of docs/guides/onnx.md
 
 
 @pytest.fixture(scope="module")

@@ -32,7 +32,7 @@ from trainers.hegraph.utils.errors import UserError
 
 
 def test_protocol_page_lists_every_key_of_a_record():
-    page = Path(__file__).parents[2] / "docs" / "protocol.md"
+    page = Path(__file__).parents[2] / "docs" / "reference" / "protocol.md"
     _, table = page.read_text().split("## The record of a run")
     keys = [key for row in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE) for key in re.findall("`(.*?)`", row)]
     assert sorted(keys) == sorted(RunRecord.model_fields)

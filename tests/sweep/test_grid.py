@@ -89,7 +89,7 @@ def test_command_of_a_run_has_its_configuration(tiny_bank):
 
 
 def test_page_documents_the_grid_file(tmp_path):
-    page, file = (ROOT / "docs" / "sweep.md").read_text(), tmp_path / "grid.yaml"
+    page, file = (ROOT / "docs" / "guides" / "sweep.md").read_text(), tmp_path / "grid.yaml"
     [text] = re.findall(r"^```yaml\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
     file.write_text(text)
     runs = grid(str(file)).runs()

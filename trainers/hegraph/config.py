@@ -37,7 +37,7 @@ from .utils.option import (
 )
 
 # Large learning rates overfit few shots. At one shot, a class has no key left without the key of the image itself, so
-# that the visual loss is hardly informative. Selected on validation data (docs/trials.md).
+# that the visual loss is hardly informative. Selected on validation data (docs/development/trials.md).
 FILLED_BY_SHOTS = (
     "OPTIM.LR",
     f"{NODE}.MIN_STEPS",
@@ -92,7 +92,7 @@ class RunOptions:
         OUR_METHOD,
         "TRAINER.NAME",
         "method (`--trainer`)",
-        allowed="see [reproduce.md](reproduce.md#other-methods)",
+        allowed="see [reproduce.md](../results/reproduce.md#other-methods)",
     )
     select_on: str = option(
         "last_step",
@@ -110,7 +110,7 @@ class RunOptions:
     calibrate: str = option(
         "auto",
         f"{NODE}.CALIBRATE",
-        "temperature of the probabilities, see [confidence.md](confidence.md); `off`: 1",
+        "temperature of the probabilities, see [confidence.md](../guides/confidence.md); `off`: 1",
         choices=("auto", "off"),
     )
     # These two shape the run by the keys that they fill
@@ -133,7 +133,7 @@ class DataOptions:
         "",
         "DATASET.NAME",
         "data set, which the files in `configs/datasets` set",
-        allowed="see [data.md](data.md#data-sets)",
+        allowed="see [data.md](../guides/data.md#data-sets)",
     )
     shots: int = option(
         16,
@@ -162,8 +162,8 @@ class DataOptions:
     unlabelled: str = option(
         "",
         "DATASET.UNLABELLED",
-        "unlabelled images to adapt to (`--unlabelled`), see [unlabelled.md](unlabelled.md): `pool`, the images of the "
-        "data set that were not sampled; `test`, the test images (transductive); or a path",
+        "unlabelled images to adapt to (`--unlabelled`), see [unlabelled.md](../guides/unlabelled.md): `pool`, the images "
+        "of the data set that were not sampled; `test`, the test images (transductive); or a path",
         allowed="`pool`, `test`, a folder, a CSV file, a feature bank",
     )
     skip_unreadable: bool = option(

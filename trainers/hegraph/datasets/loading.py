@@ -50,7 +50,7 @@ LAYOUT = (
 
 
 class NoOwnImages(UserError):
-    """A folder contains no images in a form of docs/data.md."""
+    """A folder contains no images in a form of docs/guides/data.md."""
 
 
 def load_dataset(name: str, root: str = "", seed: int = 1, rng: random.Random | None = None) -> Dataset:
@@ -153,7 +153,7 @@ def check_trainable(dataset: Dataset) -> None:
 
 
 def load_own_images(root: str, name: str = OWN, split_folders: bool = True) -> Dataset:
-    """Load the own images at `root`, in one of the forms of docs/data.md, without opening an image.
+    """Load the own images at `root`, in one of the forms of docs/guides/data.md, without opening an image.
 
     Class folders directly below `root` are split into train, val and test if `split_folders`.
     """

@@ -58,7 +58,7 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
     - features `[n, V, d]` of V augmented views of each image.
 
     Text nodes are encoded prompts of the class names, unless `text_features` are passed. Without a backbone, a positive
-    text node is the mean feature of its class, and a negative one the negative of it. docs/python.md is the guide.
+    text node is the mean feature of its class, and a negative one its negative. docs/guides/python.md is the guide.
 
     Parameters:
         backbone: An open_clip model name, "hf-hub:ORGANISATION/NAME", "local-dir:FOLDER" or "mini". None takes the
@@ -66,7 +66,7 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
         pretrained: Weights of the backbone, an open_clip tag or a file; "auto" takes the weights that come with the
             model, or OpenAI's.
         device: "cpu", "cuda" or "cuda:N"; None takes a GPU if one is available.
-        precision: "auto", "fp32", "bf16", "fp16" or "amp" (docs/backbones.md); None takes the one of `config`.
+        precision: "auto", "fp32", "bf16", "fp16" or "amp" (docs/reference/backbones.md); None: the one of `config`.
         config, dataset_config: YAML files of the method and of the data set (for prompt templates and descriptions): a
             path, or the name of a file in the package, such as "mini" and "digits".
         options: Configuration keys, as a dict or a list `[KEY, VALUE, ...]`, with precedence over all other parameters.

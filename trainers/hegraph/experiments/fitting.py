@@ -2,7 +2,8 @@
 
 Where a function takes a task and a bank, the bank holds the features of the task, on the device of the computation.
 
-The temperature is fitted on images that the method was not fitted to, and never on test images (docs/confidence.md).
+The temperature is fitted on images that the method was not fitted to, and never on test images (see
+docs/guides/confidence.md).
 The first of these sources that exists is used:
 
 1. the few-shot val images;

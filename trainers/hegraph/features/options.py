@@ -59,6 +59,6 @@ class EncodingOptions:
     descriptions: str = option(
         "",
         f"{NODE}.PROMPTS.DESCRIPTIONS",
-        "descriptions instead of the included ones, see [data.md](data.md#descriptions-of-classes)",
+        "descriptions instead of the included ones, see [data.md](../guides/data.md#descriptions-of-classes)",
         allowed="a JSON file",
     )

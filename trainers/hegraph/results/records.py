@@ -117,7 +117,7 @@ class RejectionRecord(LenientModel):
 
 
 class RunRecord(TargetRecord):
-    """Schema of `result.json`; docs/protocol.md describes every key.
+    """Schema of `result.json`; docs/reference/protocol.md describes every key.
 
     A run writes all keys, apart from `rule`, `num_classes` and `trained_on`, which a test on another data set adds, and
     `protocol` and `unlabelled`, which adaptation to unlabelled images adds. Keys with a default may be absent from

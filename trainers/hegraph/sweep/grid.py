@@ -130,7 +130,7 @@ Values = Annotated[tuple[Any, ...], BeforeValidator(_listed), Field(min_length=1
 
 
 class Grid(StrictModel):
-    """Schema of a grid file, documented in docs/sweep.md. Flags of the same names take precedence.
+    """Schema of a grid file, documented in docs/guides/sweep.md. Flags of the same names take precedence.
 
     The folders of a case with an empty name are the ones of a grid without cases. An empty `root` means the root in the
     data set's configuration, or "data".

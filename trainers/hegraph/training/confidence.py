@@ -33,7 +33,7 @@ BINS = 15  # of the expected calibration error
 # make T zero.
 LOG_DEVIATION = 0.5
 LOG_RANGE = (-3.0, 3.0)  # range of log T
-DEFAULT: Literal["energy"] = "energy"  # docs/confidence.md says how it was chosen
+DEFAULT: Literal["energy"] = "energy"  # docs/guides/confidence.md says how it was chosen
 NUM_QUANTILES = 101  # stored quantiles of the scores of known images: 0 %, 1 % ... 100 %
 QUANTILES = np.linspace(0, 1, NUM_QUANTILES)
 BATCH = 8192  # images scored at once, which limits the memory for large test sets

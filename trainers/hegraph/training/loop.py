@@ -5,8 +5,8 @@ Test features are never used. Checkpoints hold tensors and plain values, and rea
 
 The learning rate is small at one shot, because single images degrade good text features. Weak text needs a larger rate:
 on validation images of tasks whose text was mixed with the text of wrong classes, three times the rate gained 8 points
-at one shot, and lost half a point on good text (`docs/trials.md`). `text_score` measures the quality of the text on the
-training images.
+at one shot, and lost half a point on good text (docs/development/trials.md). `text_score` measures the quality of the
+text on the training images.
 """
 
 from __future__ import annotations

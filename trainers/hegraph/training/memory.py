@@ -1,6 +1,6 @@
 """Estimate of the memory of a training, free memory and peak memory.
 
-`docs/benchmarks.md` has the formula and compares it with measurements.
+`docs/results/benchmarks.md` has the formula and compares it with measurements.
 
 Shapes: K classes, N cached images (K times the shots), d feature width, V views, B batch.
 """

@@ -3,8 +3,8 @@
     weight_decay: float = option(0.01, "OPTIM.WEIGHT_DECAY", "weight decay of AdamW", least=0)
 
 From these fields `config.py` derives the configuration keys with types, defaults and checks, the identity of a run, the
-options stored in a model, and the tables of docs/configuration.md. `Option.check` validates keys, because pydantic has
-no place for their documentation and identity; pydantic validates files and arguments (`reading.py`).
+options stored in a model, and the tables of docs/reference/configuration.md. `Option.check` validates keys, because
+pydantic has no place for their documentation and identity; pydantic validates files and arguments (`reading.py`).
 """
 
 from __future__ import annotations
@@ -66,12 +66,12 @@ class Option:
     Attributes:
         key: Name, such as "OPTIM.WEIGHT_DECAY".
         default: Default value, which also sets the type.
-        meaning: Description in Markdown for docs/configuration.md.
+        meaning: Description in Markdown for docs/reference/configuration.md.
         choices: Allowed values, or allowed entries of a list; () for any.
         least, above: Inclusive and exclusive lower bound.
         form: Description of the values that `allows` accepts, for error messages.
         allows: Further check of a value.
-        allowed: Description of allowed values for docs/configuration.md, if they do not follow from the bounds.
+        allowed: Allowed values for docs/reference/configuration.md, if they do not follow from the bounds.
         symbol: Symbol or equation in the paper.
         filled: Whether BY_SHOTS and BY_DATASET fill the key if its value is `OPEN`.
         rows: For a list of rows `[first, second]`: type of the first entry, description of a row, and check of the
