@@ -162,8 +162,8 @@ class DataOptions:
     unlabelled: str = option(
         "",
         "DATASET.UNLABELLED",
-        "unlabelled images to adapt to (`--unlabelled`), see [unlabelled.md](../guides/unlabelled.md): `pool`, the images "
-        "of the data set that were not sampled; `test`, the test images (transductive); or a path",
+        "unlabelled images to adapt to (`--unlabelled`), see [unlabelled.md](../guides/unlabelled.md): `pool`, the "
+        "images of the data set that were not sampled; `test`, the test images (transductive); or a path",
         allowed="`pool`, `test`, a folder, a CSV file, a feature bank",
     )
     skip_unreadable: bool = option(
