@@ -273,8 +273,7 @@ def finished_digits_once(once: Callable[..., Path], digits_features: Path) -> Pa
     flags = ["--dataset-config-file", "digits", "--config-file", "mini", "--shots", "4", "--seed", "1"]
     keys = ["TRAINER.HEGRAPHADAPTER.FEATURES.DIR", str(digits_features)]
     return once(
-        "finished_digits",
-        lambda folder: trained(*flags, "--keep-thumbnails", "--output-dir", str(folder), *keys),
+        "finished_digits", lambda folder: trained(*flags, "--keep-thumbnails", "--output-dir", str(folder), *keys)
     )
 
 

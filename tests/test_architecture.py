@@ -17,12 +17,7 @@ ORDER = (
     "demo", "teach", "trainer", "__main__",
 )  # fmt: skip
 # package -> the modules or packages that may import it
-ONLY = {
-    "open_clip": "backbones.",
-    "dassl": "trainer",
-    "openai": "describe.__main__",
-    "gradio": ("demo.", "teach."),
-}
+ONLY = {"open_clip": "backbones.", "dassl": "trainer", "openai": "describe.__main__", "gradio": ("demo.", "teach.")}
 WATCHED = ("torch.load", "torch.jit.load", "yaml.load", "eval")  # what could run code from a file
 LONGEST_FUNCTION = 60  # lines, docstring included
 

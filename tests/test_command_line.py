@@ -99,15 +99,12 @@ def test_first_step_needs_no_slow_imports(tiny_bank, tmp_path):
     assert python(program, *arguments) == ["imported"]
 
 
-@pytest.mark.parametrize(
-    ("line", "absent"),
-    [
-        ("import trainers.hegraph as h; h.__version__, dir(h)", {"trainers.hegraph.utils", "torch", "numpy", "yacs"}),
-        ("from trainers.hegraph import UserError, load_cfg; load_cfg('digits', 'mini')", {"torch"}),
-        ("import trainers.hegraph.experiments.run", {"open_clip", "torchvision"}),  # a bank needs no backbone
-        ("import trainers.hegraph.backbones", {"open_clip", "torchvision", "torch"}),
-    ],
-)
+@pytest.mark.parametrize(("line", "absent"), [
+    ("import trainers.hegraph as h; h.__version__, dir(h)", {"trainers.hegraph.utils", "torch", "numpy", "yacs"}),
+    ("from trainers.hegraph import UserError, load_cfg; load_cfg('digits', 'mini')", {"torch"}),
+    ("import trainers.hegraph.experiments.run", {"open_clip", "torchvision"}),  # a bank needs no backbone
+    ("import trainers.hegraph.backbones", {"open_clip", "torchvision", "torch"}),
+])  # fmt: skip
 def test_imports_are_lazy(line, absent):
     assert python(f"import sys\n{line}\nprint('imported', *({absent} & set(sys.modules)))") == ["imported"]
 
@@ -129,24 +126,21 @@ def test_public_names_are_documented():
         _ = hegraph.load_banks
 
 
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (lambda: hegraph.load_cfg("digits", "mini", opts="SEED 1"), r"options, a list \[KEY, VALUE, .*got 'SEED 1'"),
-        (lambda: hegraph.load_cfg("digits", "mini", ["SEED", 1]), r"flags, a dict .*got \['SEED', 1\]"),
-        (lambda: hegraph.load_cfg(3), "unknown data set configuration '3'"),
-        (lambda: hegraph.run({}), "cfg: .*got {}"),
-        (lambda: hegraph.load_bank(None), "path: .*got None"),
-        (lambda: hegraph.load_dataset(3), "name: .*got 3"),
-        (lambda: hegraph.load_dataset("Caltech101", 3), "root: .*got 3"),
-        (lambda: hegraph.load_few_shot("Digits", "", shots=1.5, seed=1), "shots: .*got 1.5"),
-        (lambda: hegraph.load_few_shot("Digits", "", shots=1, seed="x"), "seed: .*got 'x'"),
-        (lambda: hegraph.load_backbone(3), "name: .*got 3"),
-        (lambda: hegraph.load_backbone("hegraph-mini", device="abacus"), "device must be .*got 'abacus'"),
-        (lambda: hegraph.load_backbone("hegraph-mini").encode_images([1]), r"images: .*got \[1\]"),
-        (lambda: hegraph.build_graph(*torch.full((3, 2, 4), torch.nan)), "must be finite"),
-    ],
-)
+@pytest.mark.parametrize(("call", "message"), [
+    (lambda: hegraph.load_cfg("digits", "mini", opts="SEED 1"), r"options, a list \[KEY, VALUE, .*got 'SEED 1'"),
+    (lambda: hegraph.load_cfg("digits", "mini", ["SEED", 1]), r"flags, a dict .*got \['SEED', 1\]"),
+    (lambda: hegraph.load_cfg(3), "unknown data set configuration '3'"),
+    (lambda: hegraph.run({}), "cfg: .*got {}"),
+    (lambda: hegraph.load_bank(None), "path: .*got None"),
+    (lambda: hegraph.load_dataset(3), "name: .*got 3"),
+    (lambda: hegraph.load_dataset("Caltech101", 3), "root: .*got 3"),
+    (lambda: hegraph.load_few_shot("Digits", "", shots=1.5, seed=1), "shots: .*got 1.5"),
+    (lambda: hegraph.load_few_shot("Digits", "", shots=1, seed="x"), "seed: .*got 'x'"),
+    (lambda: hegraph.load_backbone(3), "name: .*got 3"),
+    (lambda: hegraph.load_backbone("hegraph-mini", device="abacus"), "device must be .*got 'abacus'"),
+    (lambda: hegraph.load_backbone("hegraph-mini").encode_images([1]), r"images: .*got \[1\]"),
+    (lambda: hegraph.build_graph(*torch.full((3, 2, 4), torch.nan)), "must be finite"),
+])  # fmt: skip
 def test_arguments_of_another_type_are_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
@@ -280,73 +274,61 @@ def refused(tmp_path, capsys, monkeypatch):
     return refuse
 
 
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        ("result", "unknown command 'result'; did you mean 'results'? (known: baselines, datasets, "),
-        ("xyz", "unknown command 'xyz' (known: "),
-        ("OPTIM.LRR 1", "unknown configuration key 'OPTIM.LRR'"),
-        ("--host alone optim.lr 1", "unknown configuration key 'optim.lr'"),
-        ("SEEDS 1", "unknown configuration key 'SEEDS'"),
-        ("--trainer HeGraphAdaptor", "unknown trainer 'HeGraphAdaptor'; did you mean 'HeGraphAdapter'"),
-        ("--load-epoch 1", "--load-epoch needs --eval-only"),
-        ("--eval-only --model-dir x --load-epoch 1 --trainer GDA", "--load-epoch needs --eval-only"),
-        ("--eval-only", "--eval-only and --model-dir go together"),
-        ("--no-train --eval-only --model-dir x", "--no-train encodes training images"),
-        ("--trainer GDA --select val", "--select is an option of HeGraphAdapter, got --trainer GDA"),
-        ("--trainer CLIPAdapter --eval-only --model-dir x", "CLIPAdapter saves no model"),
-        *((f"{command} --no-such-flag", " --help)\n") for command in ("", *SUBCOMMANDS)),
-    ],
-)
+@pytest.mark.parametrize(("line", "message"), [
+    ("result", "unknown command 'result'; did you mean 'results'? (known: baselines, datasets, "),
+    ("xyz", "unknown command 'xyz' (known: "),
+    ("OPTIM.LRR 1", "unknown configuration key 'OPTIM.LRR'"),
+    ("--host alone optim.lr 1", "unknown configuration key 'optim.lr'"),
+    ("SEEDS 1", "unknown configuration key 'SEEDS'"),
+    ("--trainer HeGraphAdaptor", "unknown trainer 'HeGraphAdaptor'; did you mean 'HeGraphAdapter'"),
+    ("--load-epoch 1", "--load-epoch needs --eval-only"),
+    ("--eval-only --model-dir x --load-epoch 1 --trainer GDA", "--load-epoch needs --eval-only"),
+    ("--eval-only", "--eval-only and --model-dir go together"),
+    ("--no-train --eval-only --model-dir x", "--no-train encodes training images"),
+    ("--trainer GDA --select val", "--select is an option of HeGraphAdapter, got --trainer GDA"),
+    ("--trainer CLIPAdapter --eval-only --model-dir x", "CLIPAdapter saves no model"),
+    *((f"{command} --no-such-flag", " --help)\n") for command in ("", *SUBCOMMANDS)),
+])  # fmt: skip
 def test_unknown_words_and_contradicting_flags(refused, line, message):
     assert message in refused(*line.split())
 
 
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        ("OPTIM.MAX_EPOCH", "9" * 5000),
-        (f"{NODE}.TRAINING_FREE.OMEGA", "[[1, 0x1" + "0" * 4000 + "]]"),
-        ("INPUT.SIZE", "[" * 50_000),
-        (f"{NODE}.PROMPTS.TEMPLATES", "['\\ud800 {}']"),
-        (f"{NODE}.BY_DATASET", "[['x', ['OPTIM.LR', {1, 2}]]]"),
-    ],
-)
+@pytest.mark.parametrize(("key", "value"), [
+    ("OPTIM.MAX_EPOCH", "9" * 5000),
+    (f"{NODE}.TRAINING_FREE.OMEGA", "[[1, 0x1" + "0" * 4000 + "]]"),
+    ("INPUT.SIZE", "[" * 50_000),
+    (f"{NODE}.PROMPTS.TEMPLATES", "['\\ud800 {}']"),
+    (f"{NODE}.BY_DATASET", "[['x', ['OPTIM.LR', {1, 2}]]]"),
+])  # fmt: skip
 def test_extreme_values_are_refused_with_their_key(refused, key, value):
     assert key.removeprefix(f"{NODE}.") in refused(key, value)
 
 
-@pytest.mark.parametrize(
-    "line",
-    [
-        f"--config-file {LONG}.yaml",
-        f"--features {LONG}",
-        "--root ~nosuchuser --dataset-config-file dtd",
-        f"--root {LONG} --dataset-config-file folder",
-        "--root \udcff --dataset-config-file folder",
-        f"--eval-only --model-dir {LONG}",
-        "--features pipe",
-        "--config-file pipe",
-        "results compare pipe",
-        "features import-tip . --out new --classnames pipe",
-        "describe --classes pipe --context photos --out o.json",
-        "predict pipe image.png",
-    ],
-)
+@pytest.mark.parametrize("line", [
+    f"--config-file {LONG}.yaml",
+    f"--features {LONG}",
+    "--root ~nosuchuser --dataset-config-file dtd",
+    f"--root {LONG} --dataset-config-file folder",
+    "--root \udcff --dataset-config-file folder",
+    f"--eval-only --model-dir {LONG}",
+    "--features pipe",
+    "--config-file pipe",
+    "results compare pipe",
+    "features import-tip . --out new --classnames pipe",
+    "describe --classes pipe --context photos --out o.json",
+    "predict pipe image.png",
+])  # fmt: skip
 def test_impossible_paths_and_pipes_are_refused(refused, tmp_path, line):
     os.mkfifo(tmp_path / "pipe")
     refused(*line.split())
 
 
-@pytest.mark.parametrize(
-    ("variables", "words"),
-    [
-        ({"WORLD_SIZE": "x"}, "WORLD_SIZE"),
-        ({"WORLD_SIZE": "2"}, "RANK"),
-        ({"WORLD_SIZE": "2", "RANK": "2"}, "RANK must be from 0 to 1"),
-        ({"WORLD_SIZE": "2", "RANK": "0"}, "MASTER_ADDR"),
-    ],
-)
+@pytest.mark.parametrize(("variables", "words"), [
+    ({"WORLD_SIZE": "x"}, "WORLD_SIZE"),
+    ({"WORLD_SIZE": "2"}, "RANK"),
+    ({"WORLD_SIZE": "2", "RANK": "2"}, "RANK must be from 0 to 1"),
+    ({"WORLD_SIZE": "2", "RANK": "0"}, "MASTER_ADDR"),
+])  # fmt: skip
 def test_invalid_variables_of_torchrun_are_refused(refused, tiny_bank, monkeypatch, variables, words):
     for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)

@@ -186,51 +186,45 @@ def test_text_becomes_a_value_of_the_keys_type():
         assert (type(loaded), loaded) == (type(value), value)
 
 
-@pytest.mark.parametrize(
-    ("key", "value", "code"),
-    [
-        ("OPTIM.LR", "fast", "config.type"),
-        ("OPTIM.LR", "True", "config.type"),
-        ("OPTIM.LR", "1" * 400, "option"),
-        ("OPTIM.LR", "-2", "option"),
-        ("OPTIM.MAX_EPOCH", "2.5", "config.type"),
-        ("USE_CUDA", "1", "config.type"),
-        ("SEED", str(2**32), "option"),
-        ("SEED", str(-(2**31) - 1), "option"),
-        ("INPUT.SIZE", "{[1], [2]}", "config.type"),
-        ("INPUT.PIXEL_MEAN", "[1e999]", "config.plain"),
-        ("INPUT.TRANSFORMS", "(1,)", "unknown"),
-        ("INPUT.RRCROP_SCALE", "(0.5, 0.25)", "option"),
-        ("OUTPUT_DIR", "a\0b", "config.plain"),
-        ("OUTPUT_DIR", "a\udcff", "config.plain"),
-        (f"{NODE}.VARIANT", "fulll", "unknown"),
-        (f"{NODE}.PROMPTS.TEMPLATES", "[1]", "option"),
-        (f"{NODE}.CLOSED_FORM.KAPPA", "0", "option"),
-        (f"{NODE}.TRAINING_FREE.KAPPA", "[[2, 1.0]]", "option"),
-        (f"{NODE}.TRAINING_FREE.OMEGA", "[[1, 0.0]]", "option"),
-        (f"{NODE}.SELECT", "[['OPTIM.LR', []]]", "option"),
-        (f"{NODE}.BY_DATASET", "[[1, ['OPTIM.LR', 1]]]", "option"),
-        (f"{NODE}.BY_DATASET", "[['*', ['OPTIM.WEIGHT_DECAY', 0.1]]]", "config.filled"),
-        ("OPTIM.LRR", "1", "unknown"),
-        ("TRAINER.NAME", "TipAdapter", "config.method"),
-    ],
-)
+@pytest.mark.parametrize(("key", "value", "code"), [
+    ("OPTIM.LR", "fast", "config.type"),
+    ("OPTIM.LR", "True", "config.type"),
+    ("OPTIM.LR", "1" * 400, "option"),
+    ("OPTIM.LR", "-2", "option"),
+    ("OPTIM.MAX_EPOCH", "2.5", "config.type"),
+    ("USE_CUDA", "1", "config.type"),
+    ("SEED", str(2**32), "option"),
+    ("SEED", str(-(2**31) - 1), "option"),
+    ("INPUT.SIZE", "{[1], [2]}", "config.type"),
+    ("INPUT.PIXEL_MEAN", "[1e999]", "config.plain"),
+    ("INPUT.TRANSFORMS", "(1,)", "unknown"),
+    ("INPUT.RRCROP_SCALE", "(0.5, 0.25)", "option"),
+    ("OUTPUT_DIR", "a\0b", "config.plain"),
+    ("OUTPUT_DIR", "a\udcff", "config.plain"),
+    (f"{NODE}.VARIANT", "fulll", "unknown"),
+    (f"{NODE}.PROMPTS.TEMPLATES", "[1]", "option"),
+    (f"{NODE}.CLOSED_FORM.KAPPA", "0", "option"),
+    (f"{NODE}.TRAINING_FREE.KAPPA", "[[2, 1.0]]", "option"),
+    (f"{NODE}.TRAINING_FREE.OMEGA", "[[1, 0.0]]", "option"),
+    (f"{NODE}.SELECT", "[['OPTIM.LR', []]]", "option"),
+    (f"{NODE}.BY_DATASET", "[[1, ['OPTIM.LR', 1]]]", "option"),
+    (f"{NODE}.BY_DATASET", "[['*', ['OPTIM.WEIGHT_DECAY', 0.1]]]", "config.filled"),
+    ("OPTIM.LRR", "1", "unknown"),
+    ("TRAINER.NAME", "TipAdapter", "config.method"),
+])  # fmt: skip
 def test_invalid_values_are_refused(key, value, code, refused):
     with refused(code, key.rpartition(".")[2]):
         load_cfg(opts=[key, value])
 
 
-@pytest.mark.parametrize(
-    ("key", "value", "words"),
-    [
-        ("OPTIM.LR", "fast", "OPTIM.LR: expected type float, such as -1.0, got 'fast'"),
-        ("OPTIM.LR", "-2", "OPTIM.LR must be at least 0, got -2.0"),
-        ("OPTIM.LR", "1" * 400, "a finite number of 32 bits"),
-        (f"{NODE}.SELECT", "[['OPTIM.LR', []]]", "must have rows [KEY, [VALUE, ...]], got"),
-        (f"{NODE}.VARIANT", "fulll", "did you mean 'full'"),
-        ("OPTIM.LRR", "1", "did you mean 'OPTIM.LR'"),
-    ],
-)
+@pytest.mark.parametrize(("key", "value", "words"), [
+    ("OPTIM.LR", "fast", "OPTIM.LR: expected type float, such as -1.0, got 'fast'"),
+    ("OPTIM.LR", "-2", "OPTIM.LR must be at least 0, got -2.0"),
+    ("OPTIM.LR", "1" * 400, "a finite number of 32 bits"),
+    (f"{NODE}.SELECT", "[['OPTIM.LR', []]]", "must have rows [KEY, [VALUE, ...]], got"),
+    (f"{NODE}.VARIANT", "fulll", "did you mean 'full'"),
+    ("OPTIM.LRR", "1", "did you mean 'OPTIM.LR'"),
+])  # fmt: skip
 def test_messages_name_the_expected_value(key, value, words):
     with pytest.raises(UserError, match=re.escape(words)):
         load_cfg(opts=[key, value])
@@ -252,14 +246,11 @@ def test_a_key_without_a_value_is_refused():
         load_cfg(opts=["SEED", "1", "OPTIM.LR"])
 
 
-@pytest.mark.parametrize(
-    ("opts", "variant"),
-    [
-        (["TEXT_W", False, f"{NODE}.BIAS", False], "T"),
-        (["ALPHA_NP", 0], "T-N"),
-        (["ALPHA_PP", 0, f"{NODE}.ALPHA_VP", 0], "T-P"),
-    ],
-)
+@pytest.mark.parametrize(("opts", "variant"), [
+    (["TEXT_W", False, f"{NODE}.BIAS", False], "T"),
+    (["ALPHA_NP", 0], "T-N"),
+    (["ALPHA_PP", 0, f"{NODE}.ALPHA_VP", 0], "T-P"),
+])  # fmt: skip
 def test_variants_without_parameters_are_refused(opts, variant, refused):
     given = [f"{NODE}.{opts[0]}", *opts[1:], f"{NODE}.VARIANT"]
     with refused("config.untrainable", f"VARIANT {variant}"):
@@ -282,17 +273,14 @@ def test_select_accepts_options_of_the_adapter_only(refused):
 # Files
 
 
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("OPTIM: {LRR: 1.0}", "'OPTIM.LRR'"),
-        ('DATASET:\n  NAME "Digits"\n', "'DATASET'"),
-        ("OPTIM: [1, 2", "damaged"),
-        ("- a\n- list", "KEY: VALUE"),
-        ("OUTPUT_DIR: 2024-01-01", "str"),
-        ("\0", ""),
-    ],
-)
+@pytest.mark.parametrize(("text", "words"), [
+    ("OPTIM: {LRR: 1.0}", "'OPTIM.LRR'"),
+    ('DATASET:\n  NAME "Digits"\n', "'DATASET'"),
+    ("OPTIM: [1, 2", "damaged"),
+    ("- a\n- list", "KEY: VALUE"),
+    ("OUTPUT_DIR: 2024-01-01", "str"),
+    ("\0", ""),
+])  # fmt: skip
 def test_invalid_files_are_named(yaml, text, words):
     with pytest.raises(UserError, match=rf"config\.yaml.*{re.escape(words)}"):
         load_cfg(yaml(text))

@@ -166,16 +166,13 @@ def test_cases_cover_every_command_with_output(monkeypatch):
     assert [words for words, action in found.items() if not isinstance(action.type, OutputFile)] == []
 
 
-@pytest.mark.parametrize(
-    ("words", "out"),
-    [
-        ("results report run", "run/report.html"),
-        ("results collect run", "run/all.jsonl"),
-        ("results confusion run", "run/figure"),
-        ("predict run data/train --top 1", "data/rows.csv"),
-        ("label check --config-file mini --root data", "suspicious.csv"),
-    ],
-)
+@pytest.mark.parametrize(("words", "out"), [
+    ("results report run", "run/report.html"),
+    ("results collect run", "run/all.jsonl"),
+    ("results confusion run", "run/figure"),
+    ("predict run data/train --top 1", "data/rows.csv"),
+    ("label check --config-file mini --root data", "suspicious.csv"),
+])  # fmt: skip
 def test_earlier_output_is_replaced(folder, words, out):
     for _ in range(2):
         assert main([*shlex.split(words), "--out", out]) < 2

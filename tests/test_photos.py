@@ -181,15 +181,12 @@ def test_many_images_are_encoded_in_batches_and_in_order(backbone):
     assert backbone.encode_images([]).shape == (0, backbone.width)
 
 
-@pytest.mark.parametrize(
-    ("images", "message"),
-    [
-        ("a.jpg", "images: expected a list of paths or of PIL images, .*, got 'a.jpg'"),
-        ([1], r"images: .*, got \[1\]"),
-        (UPRIGHT, "images: expected a list"),
-        (["/none.jpg"], "cannot read /none.jpg: No such file or directory"),
-    ],
-)
+@pytest.mark.parametrize(("images", "message"), [
+    ("a.jpg", "images: expected a list of paths or of PIL images, .*, got 'a.jpg'"),
+    ([1], r"images: .*, got \[1\]"),
+    (UPRIGHT, "images: expected a list"),
+    (["/none.jpg"], "cannot read /none.jpg: No such file or directory"),
+])  # fmt: skip
 def test_encoding_other_inputs_is_refused(backbone, images, message):
     with pytest.raises(UserError, match=message):
         backbone.encode_images(images)

@@ -52,18 +52,14 @@ def plain(host):
 # Both hosts: the same
 
 
-@pytest.mark.parametrize(
-    ("opts", "arguments"),
-    [
-        (("DATASET.SUBSAMPLE_CLASSES", "base"), {"shots": 16, "flags": ("--transforms", "random_flip", "normalize")}),
-        (("DATASET.SUBSAMPLE_CLASSES", "new", "INPUT.SIZE", "(32, 32)"), {"seed": 0}),  # as CoOp's own files say it
-        ((f"{NODE}.VARIANT", "T-N", "DATALOADER.TRAIN_X.BATCH_SIZE", "4", "OPTIM.LR", "1e-2"), {"shots": -1}),
-        ((*BASE, f"{NODE}.ALPHA_C", "4"), {"seed": 2}),  # an int, where yacs insists on a float
-        ((f"{NODE}.FEATURES.MODE", "online", "OPTIM.MAX_EPOCH", "2", *IN_SEVENS), {}),
-        ((), {"data": "imagenet"}),
-    ],
-    ids=["base", "new", "all", "untrained", "online", "imagenet"],
-)
+@pytest.mark.parametrize(("opts", "arguments"), [
+    (("DATASET.SUBSAMPLE_CLASSES", "base"), {"shots": 16, "flags": ("--transforms", "random_flip", "normalize")}),
+    (("DATASET.SUBSAMPLE_CLASSES", "new", "INPUT.SIZE", "(32, 32)"), {"seed": 0}),  # as CoOp's own files say it
+    ((f"{NODE}.VARIANT", "T-N", "DATALOADER.TRAIN_X.BATCH_SIZE", "4", "OPTIM.LR", "1e-2"), {"shots": -1}),
+    ((*BASE, f"{NODE}.ALPHA_C", "4"), {"seed": 2}),  # an int, where yacs insists on a float
+    ((f"{NODE}.FEATURES.MODE", "online", "OPTIM.MAX_EPOCH", "2", *IN_SEVENS), {}),
+    ((), {"data": "imagenet"}),
+], ids=["base", "new", "all", "untrained", "online", "imagenet"])  # fmt: skip
 def test_both_runners_give_the_same_results(host, request, opts, arguments):
     host.both(request.node.callspec.id, *opts, **arguments)
 

@@ -40,22 +40,19 @@ Compose(
 )"""
 
 
-@pytest.mark.parametrize(
-    ("name", "pretrained", "message"),
-    [
-        ("", "auto", r"MODEL\.BACKBONE\.NAME is empty"),
-        ("hegraph_mini", "", r"unknown backbone 'hegraph_mini'; did you mean 'hegraph-mini'\?"),
-        ("RN-50", "", r"unknown backbone 'RN-50'; did you mean 'RN50'\?"),
-        ("RN50", "", "'openai' were trained with QuickGELU: use 'RN50-quickgelu', not 'RN50'"),
-        ("RN50", "yfcc15n", r"'yfcc15n'.* did you mean 'yfcc15m'\?.*cc12m"),
-        ("ViT-B-16-SigLIP", "auto", "neither a file nor a tag: 'openai'"),
-        ("hf-hub:org/birds", "openai", r"hf-hub:org/birds brings its weights along: set MODEL\.BACKBONE"),
-        ("local-dir:/birds", "auto", "must be a folder with open_clip_config"),
-        ("RN50", "openai", "'openai' were trained with QuickGELU: use 'RN50-quickgelu', not 'RN50'"),
-        ("ViT-B-32-quickgelu", "laion2b_s34b_b79k", "without QuickGELU: use 'ViT-B-32', not 'ViT-B-32-quickgelu'"),
-        ("roberta-ViT-B-32", "laion2b_s12b_b32k", "which cannot be reached"),  # has QuickGELU under its only name
-    ],
-)
+@pytest.mark.parametrize(("name", "pretrained", "message"), [
+    ("", "auto", r"MODEL\.BACKBONE\.NAME is empty"),
+    ("hegraph_mini", "", r"unknown backbone 'hegraph_mini'; did you mean 'hegraph-mini'\?"),
+    ("RN-50", "", r"unknown backbone 'RN-50'; did you mean 'RN50'\?"),
+    ("RN50", "", "'openai' were trained with QuickGELU: use 'RN50-quickgelu', not 'RN50'"),
+    ("RN50", "yfcc15n", r"'yfcc15n'.* did you mean 'yfcc15m'\?.*cc12m"),
+    ("ViT-B-16-SigLIP", "auto", "neither a file nor a tag: 'openai'"),
+    ("hf-hub:org/birds", "openai", r"hf-hub:org/birds brings its weights along: set MODEL\.BACKBONE"),
+    ("local-dir:/birds", "auto", "must be a folder with open_clip_config"),
+    ("RN50", "openai", "'openai' were trained with QuickGELU: use 'RN50-quickgelu', not 'RN50'"),
+    ("ViT-B-32-quickgelu", "laion2b_s34b_b79k", "without QuickGELU: use 'ViT-B-32', not 'ViT-B-32-quickgelu'"),
+    ("roberta-ViT-B-32", "laion2b_s12b_b32k", "which cannot be reached"),  # has QuickGELU under its only name
+])  # fmt: skip
 def test_unknown_models_and_weights_are_rejected(no_hub, name, pretrained, message):
     with pytest.raises(UserError, match=message):
         load_backbone(name, pretrained)
@@ -90,27 +87,20 @@ def test_training_checkpoints_load(tiny_model, tmp_path):
     assert_same_features(load_backbone(TINY, str(tmp_path / "weights.bin")), tiny_model)
 
 
-@pytest.mark.parametrize(
-    ("model", "change", "reason"),
-    [
-        (TINY, lambda s: [torch.zeros(3)], r"expected a state dict in .*other\.pt, got list"),
-        (
-            TINY,
-            lambda s: {"model": s, "epoch": 3},
-            r"other\.pt': it is of another model: Missing key\(s\) in state_dict: ",
-        ),
-        (
-            TINY,
-            lambda s: {**s, "visual.proj": torch.zeros(64, 8)},
-            r"other\.pt': .* size mismatch for visual.proj: copying a param",
-        ),
-        (
-            "tiny-48",
-            lambda s: {f"module.{k}": v for k, v in s.items()},
-            r"other\.pt': .* visual\.positional_embedding is \[17, 64\], not \[37, 64\]",
-        ),
-    ],
-)
+@pytest.mark.parametrize(("model", "change", "reason"), [
+    (TINY, lambda s: [torch.zeros(3)], r"expected a state dict in .*other\.pt, got list"),
+    (TINY, lambda s: {"model": s, "epoch": 3}, r"other\.pt': it is of another model: Missing key\(s\) in state_dict: "),
+    (
+        TINY,
+        lambda s: {**s, "visual.proj": torch.zeros(64, 8)},
+        r"other\.pt': .* size mismatch for visual.proj: copying a param",
+    ),
+    (
+        "tiny-48",
+        lambda s: {f"module.{k}": v for k, v in s.items()},
+        r"other\.pt': .* visual\.positional_embedding is \[17, 64\], not \[37, 64\]",
+    ),
+])  # fmt: skip
 def test_weights_of_other_models_are_rejected(tiny_model, tmp_path, model, change, reason):
     torch.save(change(dict(tiny_model.state_dict())), tmp_path / "other.pt")
     with pytest.raises(UserError, match=reason) as caught:

@@ -128,15 +128,12 @@ def test_tokenizers_are_read_from_the_cache(no_hub, transformers, monkeypatch):
 # The Hugging Face Hub: downloads, cache, and errors without it
 
 
-@pytest.mark.parametrize(
-    ("name", "pretrained", "message"),
-    [
-        ("RN50-quickgelu", "openai", r"needs open_clip_model\.safetensors from \S+/timm/resnet50_clip\.openai, which"),
-        ("ViTamin-S", "datacomp1b", r"pytorch_model\.bin from http.*/jienengchen/ViTamin-S, which cannot be reached"),
-        ("hf-hub:org/birds", "", r"open_clip_config\.json and open_clip_model\.safetensors from .*local-dir:FOLDER;"),
-        ("hf-hub:a/b/c", "", r"expected the name of a repository of .*, got 'a/b/c'"),
-    ],
-)
+@pytest.mark.parametrize(("name", "pretrained", "message"), [
+    ("RN50-quickgelu", "openai", r"needs open_clip_model\.safetensors from \S+/timm/resnet50_clip\.openai, which"),
+    ("ViTamin-S", "datacomp1b", r"pytorch_model\.bin from http.*/jienengchen/ViTamin-S, which cannot be reached"),
+    ("hf-hub:org/birds", "", r"open_clip_config\.json and open_clip_model\.safetensors from .*local-dir:FOLDER;"),
+    ("hf-hub:a/b/c", "", r"expected the name of a repository of .*, got 'a/b/c'"),
+])  # fmt: skip
 def test_offline_errors_name_the_missing_files(no_hub, monkeypatch, name, pretrained, message):
     asked: list[tuple[str, float]] = []
 

@@ -18,13 +18,7 @@ from trainers.hegraph.backbones import identity, precision
 from trainers.hegraph.backbones.clip import Backbone, encode_in_parts
 from trainers.hegraph.backbones.identity import backbone_identity, has_fast_bfloat16, resolve_precision
 from trainers.hegraph.backbones.loading import create_model, load_backbone
-from trainers.hegraph.backbones.precision import (
-    CAN_PACK,
-    PackedBlock,
-    PackedLinear,
-    PackedPatches,
-    encode_short,
-)
+from trainers.hegraph.backbones.precision import CAN_PACK, PackedBlock, PackedLinear, PackedPatches, encode_short
 from trainers.hegraph.config_files import load_cfg
 from trainers.hegraph.datasets.digits import open_digit
 from trainers.hegraph.estimator.classifier import HeGraphClassifier
@@ -37,17 +31,14 @@ from trainers.hegraph.utils.errors import UserError
 from trainers.hegraph.utils.reading import read_json
 
 
-@pytest.mark.parametrize(
-    ("machine", "expected"),
-    [
-        ("sse2 avx512_bf16 avx512f", "bf16"),
-        ("amx_bf16", "bf16"),
-        ("sse2 avx512f avx512_bf16x", "fp32"),
-        ((7, 5), "fp32"),
-        ((8, 0), "bf16"),
-        ((12, 0), "bf16"),
-    ],
-)
+@pytest.mark.parametrize(("machine", "expected"), [
+    ("sse2 avx512_bf16 avx512f", "bf16"),
+    ("amx_bf16", "bf16"),
+    ("sse2 avx512f avx512_bf16x", "fp32"),
+    ((7, 5), "fp32"),
+    ((8, 0), "bf16"),
+    ((12, 0), "bf16"),
+])  # fmt: skip
 def test_auto_precision_follows_the_hardware(monkeypatch, tmp_path, machine, expected):
     device, name = ("cpu" if isinstance(machine, str) else "cuda:1"), "ViT-B-32-quickgelu"
     (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nflags\t\t: {machine}\nvmx flags\t: amx_bf16\n")
@@ -143,16 +134,12 @@ def not_a_number(x, weight, bias, *_):
     return F.linear(x, weight, bias) * float("nan")
 
 
-@pytest.mark.parametrize(
-    ("broken", "reason"),
-    [
-        (SimpleNamespace(), "no attribute '_reorder_linear_weight'"),
-        (operators(other_signature), "takes 3 positional arguments"),
-        (operators(other_result), "cosine -?0[.][0-9]+ with float32, expected 0.9995 or more"),
-        (operators(not_a_number), "cosine nan"),
-    ],
-    ids=["no such operator", "other signature", "other result", "NaN"],
-)
+@pytest.mark.parametrize(("broken", "reason"), [
+    (SimpleNamespace(), "no attribute '_reorder_linear_weight'"),
+    (operators(other_signature), "takes 3 positional arguments"),
+    (operators(other_result), "cosine -?0[.][0-9]+ with float32, expected 0.9995 or more"),
+    (operators(not_a_number), "cosine nan"),
+], ids=["no such operator", "other signature", "other result", "NaN"])  # fmt: skip
 def test_broken_packed_operators_fall_back_to_plain_layers(tmp_path, monkeypatch, caplog, broken, reason):
     monkeypatch.setattr(precision, "CAN_PACK", False)
     exact, plain = pair(TINY, tmp_path)
@@ -230,16 +217,13 @@ NODE = "TRAINER.HEGRAPHADAPTER"
 BASE = (f"{NODE}.VARIANT", "base")
 
 
-@pytest.mark.parametrize(
-    ("words", "expected"),
-    [
-        ([], "fp32"),
-        (["--precision", "bf16"], "bf16"),
-        ([f"{NODE}.PREC", "bf16"], "bf16"),
-        (["--precision", "fp32", f"{NODE}.PREC", "bf16"], "bf16"),
-        (["--precision", "bf16", f"{NODE}.PREC", "fp32"], "fp32"),
-    ],
-)
+@pytest.mark.parametrize(("words", "expected"), [
+    ([], "fp32"),
+    (["--precision", "bf16"], "bf16"),
+    ([f"{NODE}.PREC", "bf16"], "bf16"),
+    (["--precision", "fp32", f"{NODE}.PREC", "bf16"], "bf16"),
+    (["--precision", "bf16", f"{NODE}.PREC", "fp32"], "fp32"),
+])  # fmt: skip
 def test_precision_of_keys_flags_and_files(tmp_path, words, expected):
     for number in (0, 1, 10, 11):  # zero, one, zero, one
         path = tmp_path / "images" / "train" / str(number % 10) / f"{number}.png"

@@ -253,17 +253,14 @@ def test_linear_probe_is_scikit_learns_logistic_regression(make_bank, fit, c):
         torch.testing.assert_close(logits(bank.test_features).softmax(dim=1), expected, rtol=0, atol=5e-3)
 
 
-@pytest.mark.parametrize(
-    ("best", "steps", "evaluated", "selected"),
-    [
-        # Of the powers 2, 0 and -2, 2 is nearest to 1.3, so the interval is 1 to 3. Its ends have the distances 0.3 and
-        # 1.7: the right end moves to 2. The ends 1 and 2 have 0.3 and 0.7: the right end moves to 1.5, with 0.2. The
-        # left end moves to 1.25, which is not evaluated.
-        (1.3, 3, [2, 0, -2, 1, 3, 1.5], 1.5),
-        # The ends 1 and 3 have the distances 1.6 and 0.4, 2 and 3 have 0.6 and 0.4, 2.5 and 3 have 0.1 and 0.4
-        (2.6, 4, [2, 0, -2, 1, 3, 2.5, 2.75], 2.5),
-    ],
-)
+@pytest.mark.parametrize(("best", "steps", "evaluated", "selected"), [
+    # Of the powers 2, 0 and -2, 2 is nearest to 1.3, so the interval is 1 to 3. Its ends have the distances 0.3 and
+    # 1.7: the right end moves to 2. The ends 1 and 2 have 0.3 and 0.7: the right end moves to 1.5, with 0.2. The
+    # left end moves to 1.25, which is not evaluated.
+    (1.3, 3, [2, 0, -2, 1, 3, 1.5], 1.5),
+    # The ends 1 and 3 have the distances 1.6 and 0.4, 2 and 3 have 0.6 and 0.4, 2.5 and 3 have 0.1 and 0.4
+    (2.6, 4, [2, 0, -2, 1, 3, 2.5, 2.75], 2.5),
+])  # fmt: skip
 def test_linear_probe_searches_around_the_best_decade(best, steps, evaluated, selected):
     powers = []
 

@@ -70,15 +70,12 @@ def test_split_folders_have_priority_over_class_folders(tmp_path):
     assert counts(load(tmp_path)) == [2, 0, 1]
 
 
-@pytest.mark.parametrize(
-    ("files", "message"),
-    [
-        (["test/1.png"], "contains the folder of a split, test, next to class folders such as ant; .* rename it"),
-        (["train/1.png", "Test/1.png"], "contains the folder of a split, (train|Test), next .*/train/<class>/"),
-        (["val/ant/1.png"], "contains the folder of a split, val"),
-        (["dog/1.png", "dog/2.png", "dog/3.png"], "1 of 4 classes have fewer than 4 images, .* such as dog; .*/train"),
-    ],
-)
+@pytest.mark.parametrize(("files", "message"), [
+    (["test/1.png"], "contains the folder of a split, test, next to class folders such as ant; .* rename it"),
+    (["train/1.png", "Test/1.png"], "contains the folder of a split, (train|Test), next .*/train/<class>/"),
+    (["val/ant/1.png"], "contains the folder of a split, val"),
+    (["dog/1.png", "dog/2.png", "dog/3.png"], "1 of 4 classes have fewer than 4 images, .* such as dog; .*/train"),
+])  # fmt: skip
 def test_unsplittable_folders_are_refused(tmp_path, files, message):
     refused(make(animals(tmp_path), *files), message)
 

@@ -353,17 +353,14 @@ def test_full_disk_while_unpacking_leaves_no_target(server, tmp_path, disk_full_
     assert server.asked == []
 
 
-@pytest.mark.parametrize(
-    "remains",
-    [
-        ["images/1.jpg", "names.txt", "x.archive", ".x.archive.unpacking/outer/set/other.txt"],
-        ["images/1.jpg", "names.txt", ".x.archive.unpacking/outer/set/other.txt"],
-        ["images/1.jpg", "x.archive", ".x.archive.unpacking/outer/set/labels.txt"],
-        ["x.archive", "x.archive.0123456789abcdef.part.version"],
-        ["images/1.jpg", "names.txt", "x.archive.0123456789abcdef.part.version"],
-        ["x.archive.0123456789abcdef.part", "x.archive.0123456789abcdef.part.version"],
-    ],
-)
+@pytest.mark.parametrize("remains", [
+    ["images/1.jpg", "names.txt", "x.archive", ".x.archive.unpacking/outer/set/other.txt"],
+    ["images/1.jpg", "names.txt", ".x.archive.unpacking/outer/set/other.txt"],
+    ["images/1.jpg", "x.archive", ".x.archive.unpacking/outer/set/labels.txt"],
+    ["x.archive", "x.archive.0123456789abcdef.part.version"],
+    ["images/1.jpg", "names.txt", "x.archive.0123456789abcdef.part.version"],
+    ["x.archive.0123456789abcdef.part", "x.archive.0123456789abcdef.part.version"],
+])  # fmt: skip
 def test_download_removes_files_of_killed_downloads(server, tmp_path, remains):
     for name in remains:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -394,22 +391,19 @@ def test_archive_without_required_members_is_replaced(server, tmp_path):
 GZ, A, SYM, LNK = pack("tar.gz", FILES), ("images/a", b"a"), tarfile.SYMTYPE, tarfile.LNKTYPE
 
 
-@pytest.mark.parametrize(
-    "body",
-    [
-        BODY,
-        pack("zip", FILES).replace(BODY[HALF : HALF + 8], bytes(8)),  # which does not compress, so it stands there
-        GZ[:-100],
-        GZ[:-8] + bytes(4) + GZ[-4:],  # its checksum
-        tar_with(A, ("images/../../../escaped", b"x")),
-        tar_with(A, ("images/inside", b"", SYM, "a")),
-        tar_with(A, ("images/hard", b"", LNK, "../escaped")),
-        tar_with(A, ("images/a/1.jpg", b"a")),
-        pack("zip", {"images/a": b"a", "images/a/1.jpg": b"a"}),
-        pack("zip", {"images/a/1.jpg": b"a", "images/a": b"a"}),
-        pack("zip", {f"images/{'a' * 300}": b"a"}),
-    ],
-)
+@pytest.mark.parametrize("body", [
+    BODY,
+    pack("zip", FILES).replace(BODY[HALF : HALF + 8], bytes(8)),  # which does not compress, so it stands there
+    GZ[:-100],
+    GZ[:-8] + bytes(4) + GZ[-4:],  # its checksum
+    tar_with(A, ("images/../../../escaped", b"x")),
+    tar_with(A, ("images/inside", b"", SYM, "a")),
+    tar_with(A, ("images/hard", b"", LNK, "../escaped")),
+    tar_with(A, ("images/a/1.jpg", b"a")),
+    pack("zip", {"images/a": b"a", "images/a/1.jpg": b"a"}),
+    pack("zip", {"images/a/1.jpg": b"a", "images/a": b"a"}),
+    pack("zip", {f"images/{'a' * 300}": b"a"}),
+])  # fmt: skip
 def test_damaged_or_unsafe_archive_is_replaced(server, tmp_path, body):
     folder = tmp_path / "root" / "set"
     folder.mkdir(parents=True)

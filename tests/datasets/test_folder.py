@@ -37,16 +37,13 @@ def test_split_folders_become_sorted_items(tmp_path, caplog):
     refused(make(tmp_path, "Training/ant/2.jpg"), "the folders Training and train both mean train")
 
 
-@pytest.mark.parametrize(
-    ("names", "warned"),
-    [
-        (["1", "02", "9", "10", "B", "b"], False),  # numbers by value, then other names
-        (["7", "-1", "1.5", "m²", "²", "①"], False),  # names that only look like numbers
-        (["a {} b", unicodedata.normalize("NFC", "käse"), "red panda", "雲"], False),
-        (["0", "1", "2", "10"], True),
-        (["-1", "0.0"], True),
-    ],
-)
+@pytest.mark.parametrize(("names", "warned"), [
+    (["1", "02", "9", "10", "B", "b"], False),  # numbers by value, then other names
+    (["7", "-1", "1.5", "m²", "²", "①"], False),  # names that only look like numbers
+    (["a {} b", unicodedata.normalize("NFC", "käse"), "red panda", "雲"], False),
+    (["0", "1", "2", "10"], True),
+    (["-1", "0.0"], True),
+])  # fmt: skip
 def test_class_names_are_normalised_and_sorted(tmp_path, caplog, names, warned):
     files = [f"train/{unicodedata.normalize(form, name)}/1.jpg" for form in ("NFD", "NFC") for name in names[::-1]]
     dataset = load(make(tmp_path, *files))  # a name is equal in both forms of Unicode
@@ -58,16 +55,13 @@ def test_class_names_are_normalised_and_sorted(tmp_path, caplog, names, warned):
 # --- skipped files, and refusals
 
 
-@pytest.mark.parametrize(
-    ("files", "message"),
-    [
-        (["train/ant/._1.JPG", "train/.cache/1.jpg"], ""),
-        (["train/ant/old/3.jpg", "test/ant/x/4.jpg", "train/2.jpg"], "skipped 3 files and folders that are not train/"),
-        (["train/ant/Thumbs.db"], "skipped 1 files and folders that are not train/<class>/IMAGE, such as "),
-        (["holdout/ant/2.jpg"], "read the folders train, skipped holdout"),
-        (["labels.csv"], "skipped 1 CSV files next to class folders; to read a CSV file: --root"),
-    ],
-)
+@pytest.mark.parametrize(("files", "message"), [
+    (["train/ant/._1.JPG", "train/.cache/1.jpg"], ""),
+    (["train/ant/old/3.jpg", "test/ant/x/4.jpg", "train/2.jpg"], "skipped 3 files and folders that are not train/"),
+    (["train/ant/Thumbs.db"], "skipped 1 files and folders that are not train/<class>/IMAGE, such as "),
+    (["holdout/ant/2.jpg"], "read the folders train, skipped holdout"),
+    (["labels.csv"], "skipped 1 CSV files next to class folders; to read a CSV file: --root"),
+])  # fmt: skip
 def test_skipped_files_are_counted(tmp_path, caplog, files, message):
     assert counts(load(make(tmp_path, "train/ant/1.JPG", *files))) == [1, 0, 0]
     assert [line.startswith(f"{tmp_path}: {message}") for line in caplog.messages] == [True] * bool(message)
@@ -132,19 +126,16 @@ def test_table_variants_are_read_alike(tmp_path):
 COLUMNS = r"expected the columns path,label\[,split\] in the first line, each once, separated by commas, .* got "
 
 
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("", f"{COLUMNS}nothing"),
-        ("path|label\na.jpg|ant\n", rf"{COLUMNS}path\|label"),
-        ("path,label\n", "has no training image"),
-        ("path,label\na.jpg,ant\n,ant\n", "line 3: path must not be empty"),
-        ("path,label\na.jpg,panda, red\n", "line 2: more values than columns"),
-        ("path,label,split\na.jpg,ant,holdout\n", "line 2: expected train, val or test as split, got 'holdout'"),
-        ('path,label\na.jpg,"ant\nb.jpg,bee\n', r"labels\.csv is damaged or not a UTF-8 table"),
-        ("path,label,split\na.jpg,ant,train\n{root}/x/../a.jpg,ant,test\n", r"a\.jpg is listed more than once"),
-    ],
-)
+@pytest.mark.parametrize(("text", "words"), [
+    ("", f"{COLUMNS}nothing"),
+    ("path|label\na.jpg|ant\n", rf"{COLUMNS}path\|label"),
+    ("path,label\n", "has no training image"),
+    ("path,label\na.jpg,ant\n,ant\n", "line 3: path must not be empty"),
+    ("path,label\na.jpg,panda, red\n", "line 2: more values than columns"),
+    ("path,label,split\na.jpg,ant,holdout\n", "line 2: expected train, val or test as split, got 'holdout'"),
+    ('path,label\na.jpg,"ant\nb.jpg,bee\n', r"labels\.csv is damaged or not a UTF-8 table"),
+    ("path,label,split\na.jpg,ant,train\n{root}/x/../a.jpg,ant,test\n", r"a\.jpg is listed more than once"),
+])  # fmt: skip
 def test_invalid_tables_are_refused(tmp_path, text, words):
     write(tmp_path / "labels.csv", text.replace("{root}", str(tmp_path)))
     assert str(tmp_path) in refused(tmp_path, words)
@@ -170,29 +161,23 @@ def test_windows_paths_are_read(tmp_path):
     assert [item.path for item in load(tmp_path).train] == ["train/sub/3.jpg"]
 
 
-@pytest.mark.parametrize(
-    ("text", "paths"),
-    [
-        ("path\na.jpg\nsub/b.jpg\n", ["a.jpg", "sub/b.jpg"]),
-        ("Label;PATH\ncat;a.jpg\n;sub\\b.jpg\n", ["a.jpg", "sub/b.jpg"]),
-        ("file_name\ta\na.jpg\n", ["a.jpg"]),
-    ],
-)
+@pytest.mark.parametrize(("text", "paths"), [
+    ("path\na.jpg\nsub/b.jpg\n", ["a.jpg", "sub/b.jpg"]),
+    ("Label;PATH\ncat;a.jpg\n;sub\\b.jpg\n", ["a.jpg", "sub/b.jpg"]),
+    ("file_name\ta\na.jpg\n", ["a.jpg"]),
+])  # fmt: skip
 def test_unlabelled_table_is_read(tmp_path, text, paths):
     make(tmp_path, "a.jpg", "sub/b.jpg")
     assert [item.path for item in load_unlabelled(write(tmp_path / "u.csv", text)).test] == paths
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("label,path\ncat\n", r"u\.csv, line 2: path must not be empty"),
-        ("path\na.jpg\n ,\n", r"u\.csv, line 3: "),
-        ("image,label\na.jpg,cat\n", r"u\.csv: expected the columns path in the first line, .* got image,label"),
-        ("", "got nothing"),
-        ("path\n", "contains no image"),
-    ],
-)
+@pytest.mark.parametrize(("text", "message"), [
+    ("label,path\ncat\n", r"u\.csv, line 2: path must not be empty"),
+    ("path\na.jpg\n ,\n", r"u\.csv, line 3: "),
+    ("image,label\na.jpg,cat\n", r"u\.csv: expected the columns path in the first line, .* got image,label"),
+    ("", "got nothing"),
+    ("path\n", "contains no image"),
+])  # fmt: skip
 def test_unlabelled_table_without_paths_is_refused(tmp_path, text, message):
     with pytest.raises(UserError, match=message):
         load_unlabelled(write(tmp_path / "u.csv", text))
@@ -216,14 +201,11 @@ def test_metadata_files_of_splits_are_read(tmp_path, caplog):
     refused(tmp_path, r"Train/1\.jpg is listed more than once")
 
 
-@pytest.mark.parametrize(
-    ("rows", "expected"),
-    [
-        ("./train/1.jpg,bee,\n./test/2.jpg,bee,", ["train/1.jpg", "", "test/2.jpg"]),
-        ("train/1.jpg,bee,test\nDEV//4.jpg,bee,\n3.jpg,bee,train", ["3.jpg", "DEV/4.jpg", "train/1.jpg"]),
-        ("1.jpg,bee,\nmore/2.jpg,ant,", ["1.jpg more/2.jpg", "", ""]),  # without any split: all are train
-    ],
-)
+@pytest.mark.parametrize(("rows", "expected"), [
+    ("./train/1.jpg,bee,\n./test/2.jpg,bee,", ["train/1.jpg", "", "test/2.jpg"]),
+    ("train/1.jpg,bee,test\nDEV//4.jpg,bee,\n3.jpg,bee,train", ["3.jpg", "DEV/4.jpg", "train/1.jpg"]),
+    ("1.jpg,bee,\nmore/2.jpg,ant,", ["1.jpg more/2.jpg", "", ""]),  # without any split: all are train
+])  # fmt: skip
 def test_metadata_split_is_column_or_first_folder(tmp_path, rows, expected):
     write(tmp_path / "metadata.csv", f"File_Name,label,split\n{rows}\n")
     assert [" ".join(item.path for item in items) for items in load(tmp_path).splits.values()] == expected
@@ -314,15 +296,12 @@ def test_check_covers_all_data_sets_by_default(food, capsys):
     assert list(states.items()) == [(name, "ready" if name == "Food101" else "not ready") for name in stored_datasets()]
 
 
-@pytest.mark.parametrize(
-    ("files", "said"),
-    [
-        (["train/ant/1.png", "train/bee/1.png"], "2 train, 0 val and 0 test images of 2 classes"),
-        ([f"{name}/{n}.png" for name in ("ant", "bee") for n in range(4)], "4 train, 2 val and 2 test images of"),
-        (["ant/1.png"], "has images in only one folder, ant"),
-        (["a.csv"], "is damaged or not a UTF-8 table"),
-    ],
-)
+@pytest.mark.parametrize(("files", "said"), [
+    (["train/ant/1.png", "train/bee/1.png"], "2 train, 0 val and 0 test images of 2 classes"),
+    ([f"{name}/{n}.png" for name in ("ant", "bee") for n in range(4)], "4 train, 2 val and 2 test images of"),
+    (["ant/1.png"], "has images in only one folder, ant"),
+    (["a.csv"], "is damaged or not a UTF-8 table"),
+])  # fmt: skip
 def test_check_recognises_a_folder_of_own_images(tmp_path, capsys, files, said):
     for number, file in enumerate(files):
         write(tmp_path / file, picture(number))

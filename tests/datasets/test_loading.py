@@ -296,18 +296,15 @@ GOOD = '["a/1.jpg", 0, "ant"], ["b/1.jpg", 1, "bee"]'
 FORM = "is not a split file: expected train, val and test"
 
 
-@pytest.mark.parametrize(
-    ("train", "test", "words"),
-    [
-        ("0", "", FORM),
-        ('["a", 0]', "", FORM),
-        ('["a", true, "ant"]', "", FORM),
-        ('["a", -1, "ant"]', "", FORM),
-        ('], "train": [', "", r"split\.json is damaged or not JSON"),
-        (GOOD, '["./a/1.jpg", 0, "ant"]', "lists ./a/1.jpg in train with the label 0 and in test with the label 0"),
-        (f'{GOOD}, ["b/../a/1.jpg", 1, "bee"]', "", "/a/1.jpg in train with the label 0 and in train with the label 1"),
-    ],
-)
+@pytest.mark.parametrize(("train", "test", "words"), [
+    ("0", "", FORM),
+    ('["a", 0]', "", FORM),
+    ('["a", true, "ant"]', "", FORM),
+    ('["a", -1, "ant"]', "", FORM),
+    ('], "train": [', "", r"split\.json is damaged or not JSON"),
+    (GOOD, '["./a/1.jpg", 0, "ant"]', "lists ./a/1.jpg in train with the label 0 and in test with the label 0"),
+    (f'{GOOD}, ["b/../a/1.jpg", 1, "bee"]', "", "/a/1.jpg in train with the label 0 and in train with the label 1"),
+])  # fmt: skip
 def test_invalid_split_files_are_refused(tmp_path, train, test, words):
     write(tmp_path / "split.json", f'{{"train": [{train}], "val": [], "test": [{test}]}}')
     with pytest.raises(UserError, match=words):
@@ -413,24 +410,20 @@ def _text(text: str) -> bytes:
     return b"\x8c" + bytes([len(text)]) + text.encode()
 
 
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        ({"train": [OrderedDict()]}, "collections.OrderedDict"),
-        ({"train": [Datum("/dtd/a.jpg", "0", "ant")]}, "lacks path, label or name"),
-        ({"train": [Datum("/dtdx/a.jpg", 0, "ant")]}, "/dtdx/a.jpg is not in a folder dtd"),
-        ({"train": [datum("../dtd/a.jpg", 0, "ant")]}, "../dtd/a.jpg is not in a folder dtd"),
-        ({"train": [*CONTENT["train"], datum("ant/1.jpg", 1, "bee")]}, f"{PKL} lists"),
-        ([1, 2], "it contains no training images"),
-        ({"train": [Subclass("/dtd/a.jpg", 0, "ant")]}, f"it contains {MODULE}.Subclass"),
-        (dump(CONTENT).replace(MODULE.encode(), b"x" * len(MODULE)), f"it contains {'x' * len(MODULE)}.Datum"),
-        (b"\x80\x04" + _text(MODULE) + _text("Datum.__init__.__globals__") + b"\x93.", "Datum.__init__"),
-        (dump(CONTENT)[:-20], ""),
-        (b"\x80\x04\x8e\xff\xff\xff\xff\xff\xff\xff\x7f", ""),  # a text of 2**63 bytes
-        (b"Psomething\n.", ""),  # a persistent id
-    ],
-    ids=range(12),
-)
+@pytest.mark.parametrize(("content", "words"), [
+    ({"train": [OrderedDict()]}, "collections.OrderedDict"),
+    ({"train": [Datum("/dtd/a.jpg", "0", "ant")]}, "lacks path, label or name"),
+    ({"train": [Datum("/dtdx/a.jpg", 0, "ant")]}, "/dtdx/a.jpg is not in a folder dtd"),
+    ({"train": [datum("../dtd/a.jpg", 0, "ant")]}, "../dtd/a.jpg is not in a folder dtd"),
+    ({"train": [*CONTENT["train"], datum("ant/1.jpg", 1, "bee")]}, f"{PKL} lists"),
+    ([1, 2], "it contains no training images"),
+    ({"train": [Subclass("/dtd/a.jpg", 0, "ant")]}, f"it contains {MODULE}.Subclass"),
+    (dump(CONTENT).replace(MODULE.encode(), b"x" * len(MODULE)), f"it contains {'x' * len(MODULE)}.Datum"),
+    (b"\x80\x04" + _text(MODULE) + _text("Datum.__init__.__globals__") + b"\x93.", "Datum.__init__"),
+    (dump(CONTENT)[:-20], ""),
+    (b"\x80\x04\x8e\xff\xff\xff\xff\xff\xff\xff\x7f", ""),  # a text of 2**63 bytes
+    (b"Psomething\n.", ""),  # a persistent id
+], ids=range(12))  # fmt: skip
 def test_invalid_pickles_are_refused(tmp_path, content, words):
     with pytest.raises(UserError) as error:
         read(tmp_path, content if isinstance(content, bytes) else dump(content))

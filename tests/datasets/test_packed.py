@@ -70,16 +70,13 @@ def test_shards_become_items(shards, caplog):
     assert [item.path for item in load(shards).train] == ["train/red/1.png"]
 
 
-@pytest.mark.parametrize(
-    ("names", "expected"),
-    [
-        (["Train-000.tar", "VAL-000.tar", "Test-000.tar"], [2, 2, 2]),
-        (["TRAINING/0.tar", "dev/0.tar", "evaluation/0.tar"], [2, 2, 2]),
-        (["shard-000.tar", "data/shard-001.tar"], [4, 0, 0]),
-        (["train-0.tar", "holdout-0.tar"], None),
-        (["imagenet-train-0.tar", "imagenet-val-0.tar"], None),
-    ],
-)
+@pytest.mark.parametrize(("names", "expected"), [
+    (["Train-000.tar", "VAL-000.tar", "Test-000.tar"], [2, 2, 2]),
+    (["TRAINING/0.tar", "dev/0.tar", "evaluation/0.tar"], [2, 2, 2]),
+    (["shard-000.tar", "data/shard-001.tar"], [4, 0, 0]),
+    (["train-0.tar", "holdout-0.tar"], None),
+    (["imagenet-train-0.tar", "imagenet-val-0.tar"], None),
+])  # fmt: skip
 def test_shard_names_define_splits(tmp_path, names, expected):
     for name in names:
         write_tar(tmp_path / name, samples(0, "red", "blue"))
@@ -109,29 +106,23 @@ def test_shard_labels_are_names_or_positions(tmp_path):
 X = ("1.png", b"x")
 
 
-@pytest.mark.parametrize(
-    "members",
-    [
-        [X, ("1.cls", b"\xef\xbb\xbfred\n")],
-        [X, ("1.json", b'{"label": "red"}'), ("1.cls", b"red"), ("1.txt", b"a"), ("dir/2.mask.png", b"x")],
-    ],
-)
+@pytest.mark.parametrize("members", [
+    [X, ("1.cls", b"\xef\xbb\xbfred\n")],
+    [X, ("1.json", b'{"label": "red"}'), ("1.cls", b"red"), ("1.txt", b"a"), ("dir/2.mask.png", b"x")],
+])  # fmt: skip
 def test_sample_has_one_image_and_label(tmp_path, members):
     write_tar(tmp_path / "train" / "0.tar", members)
     assert rows_of(load(tmp_path))["train"] == [("train/0.tar/1.png", 0, "red")]
 
 
-@pytest.mark.parametrize(
-    ("members", "words"),
-    [
-        ([X], r"train/0.tar/1\.png has no label"),
-        ([("1.cls", b"red")], r"train/0\.tar: the sample 1 has 0 images"),
-        ([X, ("1.jpg", b"x"), ("1.cls", b"red")], r"train/0\.tar: the sample 1 has 2 images"),
-        ([X, ("1.cls", b"red"), ("1.json", b'{"label": "blue"}')], "has 1 images and the labels blue, red"),
-        ([X, ("1.json", b"[1]")], r"cannot read the label b'\[1\]' in .*train/0\.tar: 1\.json"),
-        ([X, ("1.json", b'{"label": [3]}')], r"1\.json: expected text or a number as label, got \[3\]"),
-    ],
-)
+@pytest.mark.parametrize(("members", "words"), [
+    ([X], r"train/0.tar/1\.png has no label"),
+    ([("1.cls", b"red")], r"train/0\.tar: the sample 1 has 0 images"),
+    ([X, ("1.jpg", b"x"), ("1.cls", b"red")], r"train/0\.tar: the sample 1 has 2 images"),
+    ([X, ("1.cls", b"red"), ("1.json", b'{"label": "blue"}')], "has 1 images and the labels blue, red"),
+    ([X, ("1.json", b"[1]")], r"cannot read the label b'\[1\]' in .*train/0\.tar: 1\.json"),
+    ([X, ("1.json", b'{"label": [3]}')], r"1\.json: expected text or a number as label, got \[3\]"),
+])  # fmt: skip
 def test_incomplete_samples_are_refused(tmp_path, members, words):
     write_tar(tmp_path / "train" / "0.tar", members)
     refused(tmp_path, words)

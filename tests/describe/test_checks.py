@@ -18,22 +18,19 @@ RECORDS = [{"class": "cat", "sentences": TABLE["cat"]}, {"class": "dog", "senten
 ONE_EACH = [{name: sentences} for name, sentences in TABLE.items()]
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        json.dumps(TABLE),
-        f"Sets like {{}} and {{a, b}} aside:\n```json\n{json.dumps(TABLE, indent=2)}\n```\nI hope this helps {{you}}!",
-        f'<think>Maybe {{"cat": ["Draft."]}}?</think>{json.dumps(TABLE)}',
-        f'Maybe {{"cat": ["Draft."],}}, it\'s 5" tall?</think>{json.dumps(TABLE)}',
-        json.dumps({"Dog": ["Three."], "CAT": [" One. ", "Two."], "cow": ["Not asked for."]}),
-        *("\n".join(map(json.dumps, rows)) for rows in (ONE_EACH, RECORDS)),
-        *(json.dumps(rows) for rows in (ONE_EACH, RECORDS, [TABLE])),
-        json.dumps({"status": "ok", "result": {"descriptions": TABLE, "count": 2}}),
-        json.dumps({"classes": ["cat", "dog"], "descriptions": RECORDS}),
-        json.dumps({name: {"sentences": sentences} for name, sentences in TABLE.items()}),
-        '{"cat": ["One.", "Two."\n  ,\n],\n "dog": ["Three.",]\n,\n}\nDone, I think,]',
-    ],
-)
+@pytest.mark.parametrize("text", [
+    json.dumps(TABLE),
+    f"Sets like {{}} and {{a, b}} aside:\n```json\n{json.dumps(TABLE, indent=2)}\n```\nI hope this helps {{you}}!",
+    f'<think>Maybe {{"cat": ["Draft."]}}?</think>{json.dumps(TABLE)}',
+    f'Maybe {{"cat": ["Draft."],}}, it\'s 5" tall?</think>{json.dumps(TABLE)}',
+    json.dumps({"Dog": ["Three."], "CAT": [" One. ", "Two."], "cow": ["Not asked for."]}),
+    *("\n".join(map(json.dumps, rows)) for rows in (ONE_EACH, RECORDS)),
+    *(json.dumps(rows) for rows in (ONE_EACH, RECORDS, [TABLE])),
+    json.dumps({"status": "ok", "result": {"descriptions": TABLE, "count": 2}}),
+    json.dumps({"classes": ["cat", "dog"], "descriptions": RECORDS}),
+    json.dumps({name: {"sentences": sentences} for name, sentences in TABLE.items()}),
+    '{"cat": ["One.", "Two."\n  ,\n],\n "dog": ["Three.",]\n,\n}\nDone, I think,]',
+])  # fmt: skip
 def test_forms_of_answers(text):
     assert read_answer(text, ["cat", "dog"]) == TABLE
 
@@ -63,26 +60,23 @@ def test_token_counts_are_clips():
     assert count_tokens("cat " * CONTEXT_LENGTH) == CONTEXT_LENGTH + 2  # also counts tokens beyond the context
 
 
-@pytest.mark.parametrize(
-    ("sentence", "problem"),
-    [
-        (GOOD, ""),
-        ("Eight words are just enough for one cat.", ""),
-        (f"{'Very ' * 33}lazy cat.", ""),
-        ('"Tabby" is what people call a cat with dark stripes.', ""),
-        ("Élégante, a cat walks along the edge of a red roof.", ""),
-        ("On Mt. Fuji a cat sits in the snow before a red gate.", ""),
-        ("A cat sits on a warm wall.", "8 to 35 words, got 7"),
-        (f"{'Very ' * 34}lazy cat.", "8 to 35 words, got 36"),
-        (f"The cat {'unquestionably-incomprehensible-antidisestablishmentarian ' * 6}sits.", "at most 77 tokens"),
-        ("A dog sits on a warm wall and licks its striped paw.", "class name is missing"),
-        ("a cat sits on a warm wall and licks its paw.", "a capital letter at the start"),
-        ("A cat sits on a warm wall and licks its paw!", "a full stop at the end"),
-        ("A cat sits on a warm wall. It licks its striped paw.", "more than one sentence"),
-        ('A cat sits "on a wall." "It licks" its striped paw.', "more than one sentence"),
-        ("A cat sits on a warm wall\nand licks its striped paw.", "more than one sentence"),
-    ],
-)
+@pytest.mark.parametrize(("sentence", "problem"), [
+    (GOOD, ""),
+    ("Eight words are just enough for one cat.", ""),
+    (f"{'Very ' * 33}lazy cat.", ""),
+    ('"Tabby" is what people call a cat with dark stripes.', ""),
+    ("Élégante, a cat walks along the edge of a red roof.", ""),
+    ("On Mt. Fuji a cat sits in the snow before a red gate.", ""),
+    ("A cat sits on a warm wall.", "8 to 35 words, got 7"),
+    (f"{'Very ' * 34}lazy cat.", "8 to 35 words, got 36"),
+    (f"The cat {'unquestionably-incomprehensible-antidisestablishmentarian ' * 6}sits.", "at most 77 tokens"),
+    ("A dog sits on a warm wall and licks its striped paw.", "class name is missing"),
+    ("a cat sits on a warm wall and licks its paw.", "a capital letter at the start"),
+    ("A cat sits on a warm wall and licks its paw!", "a full stop at the end"),
+    ("A cat sits on a warm wall. It licks its striped paw.", "more than one sentence"),
+    ('A cat sits "on a wall." "It licks" its striped paw.', "more than one sentence"),
+    ("A cat sits on a warm wall\nand licks its striped paw.", "more than one sentence"),
+])  # fmt: skip
 def test_rules_for_sentences(sentence, problem):
     problems = sentence_problems(sentence, name_pattern(["cat"]))
     assert len(problems) == bool(problem) and problem in "".join(problems)

@@ -277,19 +277,16 @@ def test_interrupted_command_continues(describe, endpoint, tmp_path, monkeypatch
 # Mistakes
 
 
-@pytest.mark.parametrize(
-    ("file", "content", "words"),
-    [
-        ("out.json", "precious", "JSON"),
-        ("out.json", '{"river": "One."}', "was not written by this command"),
-        ("out.json", '{"mountain": []}', "'mountain', which is not in --classes"),
-        ("out.json.partial", '{"context": "a", "classes": {"river": 1}}', "was not written by this command"),
-        ("out.json.partial", '{"context": "pets", "classes": {"river": {"problems": ["x"]}}}', "--context 'pets'"),
-        ("classes.txt", "river\nRiver", "'River' means both 'river' and 'River'"),
-        ("aliases.json", "[]", "must hold"),
-        ("aliases.json", '{"hill": ["mound"]}', "'hill' has aliases"),
-    ],
-)
+@pytest.mark.parametrize(("file", "content", "words"), [
+    ("out.json", "precious", "JSON"),
+    ("out.json", '{"river": "One."}', "was not written by this command"),
+    ("out.json", '{"mountain": []}', "'mountain', which is not in --classes"),
+    ("out.json.partial", '{"context": "a", "classes": {"river": 1}}', "was not written by this command"),
+    ("out.json.partial", '{"context": "pets", "classes": {"river": {"problems": ["x"]}}}', "--context 'pets'"),
+    ("classes.txt", "river\nRiver", "'River' means both 'river' and 'River'"),
+    ("aliases.json", "[]", "must hold"),
+    ("aliases.json", '{"hill": ["mound"]}', "'hill' has aliases"),
+])  # fmt: skip
 def test_foreign_files_are_refused(describe, endpoint, tmp_path, file, content, words):
     (tmp_path / "aliases.json").write_text("{}")
     (tmp_path / file).write_text(content)
@@ -300,21 +297,18 @@ def test_foreign_files_are_refused(describe, endpoint, tmp_path, file, content, 
     assert endpoint.prompts == []
 
 
-@pytest.mark.parametrize(
-    ("option", "value", "words"),
-    [
-        ("--per-class", "0", "at least 1"),
-        ("--timeout", "nan", "from 0.001"),
-        ("--temperature", "2.1", "from 0 to 2"),
-        ("--tries", "many", "many"),
-        ("--context", " ", "--context is empty"),
-        ("--endpoint", "nowhere", "--endpoint"),
-        ("--key-env", "NO_SUCH_VARIABLE", "NO_SUCH_VARIABLE"),
-        ("--aliases", "/nowhere/aliases.json", "/nowhere/aliases.json"),
-        ("--out", "/dev/null/out.json", "cannot write /dev/null/out.json"),
-        ("--out", "classes.txt", "is read by this command"),
-    ],
-)
+@pytest.mark.parametrize(("option", "value", "words"), [
+    ("--per-class", "0", "at least 1"),
+    ("--timeout", "nan", "from 0.001"),
+    ("--temperature", "2.1", "from 0 to 2"),
+    ("--tries", "many", "many"),
+    ("--context", " ", "--context is empty"),
+    ("--endpoint", "nowhere", "--endpoint"),
+    ("--key-env", "NO_SUCH_VARIABLE", "NO_SUCH_VARIABLE"),
+    ("--aliases", "/nowhere/aliases.json", "/nowhere/aliases.json"),
+    ("--out", "/dev/null/out.json", "cannot write /dev/null/out.json"),
+    ("--out", "classes.txt", "is read by this command"),
+])  # fmt: skip
 def test_invalid_options_are_refused(describe, endpoint, tmp_path, option, value, words):
     code, said = describe(option, str(tmp_path / value) if value == "classes.txt" else value)
     assert code == 2 and words in said

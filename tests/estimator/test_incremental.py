@@ -164,16 +164,12 @@ def test_adaptation_is_repeated_after_changes(data, labelled):
     assert adapted.model_.unlabelled == 60 and adapted.predict(data.X[data.y == 3]).tolist().count("dog") > 20
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda model, data, X, y: model.partial_fit(X[20:22], y[20:22]),
-        lambda model, data, X, y: model.add_class("eel", X[22:], text_features=-data.text[0]),
-        lambda model, data, X, y: model.remove_class("cow"),
-        lambda model, data, X, y: model.forget(X[:2], y[:2]),
-    ],
-    ids=["partial_fit", "add_class", "remove_class", "forget"],
-)
+@pytest.mark.parametrize("change", [
+    lambda model, data, X, y: model.partial_fit(X[20:22], y[20:22]),
+    lambda model, data, X, y: model.add_class("eel", X[22:], text_features=-data.text[0]),
+    lambda model, data, X, y: model.remove_class("cow"),
+    lambda model, data, X, y: model.forget(X[:2], y[:2]),
+], ids=["partial_fit", "add_class", "remove_class", "forget"])  # fmt: skip
 def test_loaded_models_stay_adapted_to_unlabelled_images(change, data, labelled, tmp_path):
     X, y = labelled
     model = training_free(data.text).fit(X, y, unlabelled=data.X[60:])

@@ -96,38 +96,32 @@ def test_mean_of_views_is_classified(data, quick):
 # Labels and names
 
 
-@pytest.mark.parametrize(
-    ("classnames", "message"),
-    [
-        (["10", "1", "7"], ""),  # not all are labels
-        (["crane", "crane", "bee"], ""),
-        (dict(zip([1, 5, 7], "571")), ""),  # a dict is unambiguous
-        (["1", "7", "5"], r"in another order \(1, 7, 5, \.\.\."),
-        (["a"], r"as a list for the 3 sorted labels in y \(1, 5, 7, \.\.\.\), got \['a'\]"),
-        ({"a", "b", "c"}, "for the 3 sorted labels"),
-        ({1: "a", 5: "b"}, "classnames: 2"),
-        (["a", "b", "\udcff"], "udcff"),
-    ],
-)
+@pytest.mark.parametrize(("classnames", "message"), [
+    (["10", "1", "7"], ""),  # not all are labels
+    (["crane", "crane", "bee"], ""),
+    (dict(zip([1, 5, 7], "571")), ""),  # a dict is unambiguous
+    (["1", "7", "5"], r"in another order \(1, 7, 5, \.\.\."),
+    (["a"], r"as a list for the 3 sorted labels in y \(1, 5, 7, \.\.\.\), got \['a'\]"),
+    ({"a", "b", "c"}, "for the 3 sorted labels"),
+    ({1: "a", 5: "b"}, "classnames: 2"),
+    (["a", "b", "\udcff"], "udcff"),
+])  # fmt: skip
 def test_class_names_follow_sorted_labels(classnames, message):
     with pytest.raises(UserError, match=message) if message else nullcontext():
         assert class_names(np.array([1, 5, 7]), classnames) == list(getattr(classnames, "values", classnames.copy)())
 
 
-@pytest.mark.parametrize(
-    ("y", "classnames", "expected"),
-    [
-        ([0, -1, 1, -1], None, []),
-        ([0, -1, 1, -1], ["cat", "dog"], [1, 3]),
-        ([0, -1, 1, -1], {0: "cat", 1: "dog"}, [1, 3]),
-        ([0, -1, 1, -1], ["none", "cat", "dog"], []),  # three names: -1 is the first of three classes
-        ([0, -1, 1, -1], {-1: "none", 0: "cat", 1: "dog"}, []),
-        ([0.0, -1.0, 1.0], ["cat", "dog"], []),
-        ([-1, -1], ["cat", "dog"], [0, 1]),
-        ([0, -1], ["cat"], [1]),
-        ([-1, -1], None, []),
-    ],
-)
+@pytest.mark.parametrize(("y", "classnames", "expected"), [
+    ([0, -1, 1, -1], None, []),
+    ([0, -1, 1, -1], ["cat", "dog"], [1, 3]),
+    ([0, -1, 1, -1], {0: "cat", 1: "dog"}, [1, 3]),
+    ([0, -1, 1, -1], ["none", "cat", "dog"], []),  # three names: -1 is the first of three classes
+    ([0, -1, 1, -1], {-1: "none", 0: "cat", 1: "dog"}, []),
+    ([0.0, -1.0, 1.0], ["cat", "dog"], []),
+    ([-1, -1], ["cat", "dog"], [0, 1]),
+    ([0, -1], ["cat"], [1]),
+    ([-1, -1], None, []),
+])  # fmt: skip
 def test_minus_one_marks_unlabelled_images(y, classnames, expected):
     X, labels, rest = split_labelled(np.arange(len(y)), np.array(y), classnames)
     assert [row for rows in rest for row in rows] == expected
@@ -208,22 +202,19 @@ def test_invalid_images_are_rejected(tmp_path, digits, digit_classifier, quick, 
 # Parameters
 
 
-@pytest.mark.parametrize(
-    ("parameters", "message"),
-    [
-        ({"options": 3}, "options.* got 3"),
-        ({"logit_scale": 0}, "logit_scale: .* greater than 0, got 0"),
-        ({"logit_scale": float("nan")}, "logit_scale: .* finite number, got nan"),
-        ({"text_features": np.eye(4, 16) * [[1], [1], [0], [1]]}, "expected text_features of shape.*no row of zeros"),
-        ({"text_features": torch.eye(4, 16).to_sparse()}, "text_features: expected a dense tensor"),
-        ({"text_features": np.ones((3, 16))}, r"expected text_features of shape \[4, 16\].*got \[3, 16\]"),
-        ({"options": {"SEED": 7}}, "options has SEED, which the classifier sets; use random_state"),
-        ({"options": ["SEED", 7]}, "options has SEED, which the classifier sets; use random_state"),
-        ({"options": {f"{NODE}SELECT_ON": "val"}}, "GridSearchCV"),
-        ({"options": {f"{NODE}FEATURES.MODE": "online"}}, "expected FEATURES.MODE bank, got online"),
-        ({"device": "abacus"}, "device must be cpu, cuda or cuda:N, got 'abacus'"),
-    ],
-)
+@pytest.mark.parametrize(("parameters", "message"), [
+    ({"options": 3}, "options.* got 3"),
+    ({"logit_scale": 0}, "logit_scale: .* greater than 0, got 0"),
+    ({"logit_scale": float("nan")}, "logit_scale: .* finite number, got nan"),
+    ({"text_features": np.eye(4, 16) * [[1], [1], [0], [1]]}, "expected text_features of shape.*no row of zeros"),
+    ({"text_features": torch.eye(4, 16).to_sparse()}, "text_features: expected a dense tensor"),
+    ({"text_features": np.ones((3, 16))}, r"expected text_features of shape \[4, 16\].*got \[3, 16\]"),
+    ({"options": {"SEED": 7}}, "options has SEED, which the classifier sets; use random_state"),
+    ({"options": ["SEED", 7]}, "options has SEED, which the classifier sets; use random_state"),
+    ({"options": {f"{NODE}SELECT_ON": "val"}}, "GridSearchCV"),
+    ({"options": {f"{NODE}FEATURES.MODE": "online"}}, "expected FEATURES.MODE bank, got online"),
+    ({"device": "abacus"}, "device must be cpu, cuda or cuda:N, got 'abacus'"),
+])  # fmt: skip
 def test_fit_names_invalid_parameters(parameters, message, data, quick):
     with pytest.raises(ValueError, match=message):
         quick(**parameters).fit(data.X, data.y)

@@ -206,17 +206,14 @@ def test_classes_are_matched_by_id():
         match_classes(["a", "b"], ["w", "a", "x"], "A", "B")
 
 
-@pytest.mark.parametrize(
-    ("trained", "asked", "said"),
-    [
-        ({"TRAINING_FREE.KAPPA": [[1, 9.0]]}, [], "end the command with {}.TRAINING_FREE.KAPPA '[[1, 9.0]]'"),
-        ({"TRAINING_FREE.KAPPA": [[1, 9.0]]}, ["TRAINING_FREE.KAPPA", "((1, 9.0),)"], ""),  # a model folder holds lists
-        ({"SHUFFLE": "negative", "BIAS": False}, [], "{}.BIAS False, not True"),
-        ({"ALPHA_NP": 0.75}, [], "{}.ALPHA_NP 0.75, not "),
-        ({"ALPHA_C": 2.0}, [], ""),  # it follows from the shots, which may be others here
-        ({"MIN_STEPS": 7}, [], ""),  # an option of training
-    ],
-)
+@pytest.mark.parametrize(("trained", "asked", "said"), [
+    ({"TRAINING_FREE.KAPPA": [[1, 9.0]]}, [], "end the command with {}.TRAINING_FREE.KAPPA '[[1, 9.0]]'"),
+    ({"TRAINING_FREE.KAPPA": [[1, 9.0]]}, ["TRAINING_FREE.KAPPA", "((1, 9.0),)"], ""),  # a model folder holds lists
+    ({"SHUFFLE": "negative", "BIAS": False}, [], "{}.BIAS False, not True"),
+    ({"ALPHA_NP": 0.75}, [], "{}.ALPHA_NP 0.75, not "),
+    ({"ALPHA_C": 2.0}, [], ""),  # it follows from the shots, which may be others here
+    ({"MIN_STEPS": 7}, [], ""),  # an option of training
+])  # fmt: skip
 def test_model_with_other_settings_is_refused(trained, asked, said):
     config = run_config(load_cfg()) | {f"{NODE}.{key}": value for key, value in trained.items()}
     model = model_of(trained_on=ORIGIN.model_copy(update={"config": config}))
@@ -298,13 +295,10 @@ def test_record_without_fitted_temperature(run, tmp_path, how):
     assert (record["calibration"]["fitted_on"], record["calibration"]["temperature"]) == ("nothing", 1.0)
 
 
-@pytest.mark.parametrize(
-    ("names", "said"),
-    [
-        (["elk", "ant", "bee", "cow", "dog"], "Tiny (same classes as the model's), 2 shots"),
-        (["vole", "wasp", "yak", "zebra", "ape"], "Tiny (other classes than the model's), 2 shots"),
-    ],
-)
+@pytest.mark.parametrize(("names", "said"), [
+    (["elk", "ant", "bee", "cow", "dog"], "Tiny (same classes as the model's), 2 shots"),
+    (["vole", "wasp", "yak", "zebra", "ape"], "Tiny (other classes than the model's), 2 shots"),
+])  # fmt: skip
 def test_result_line_names_the_rule(run, finished_run_once, tiny_bank, tmp_path, names, said):
     replace(load_bank(tiny_bank), classnames=names).save(other := tmp_path / "other.safetensors")
     record, _ = run("--eval-only", "--model-dir", str(finished_run_once), bank=other)

@@ -61,13 +61,10 @@ def test_fit_gets_no_test_images_and_is_timed(tiny_bank, monkeypatch):
 # Choosing on val
 
 
-@pytest.mark.parametrize(
-    ("rows", "trainings"),
-    [
-        ([[ALPHA, [2.0, 4.0, 8.0]], [OMEGA, [0.1, 0.3]]], 1),  # these weigh predictions alone
-        ([[f"{NODE}.CLOSED_FORM.RHO", [0.1, 0.3]], [f"{NODE}.CLOSED_FORM.KAPPA", [2.0, 4.0]]], 2),  # KAPPA is in NOISE
-    ],
-)
+@pytest.mark.parametrize(("rows", "trainings"), [
+    ([[ALPHA, [2.0, 4.0, 8.0]], [OMEGA, [0.1, 0.3]]], 1),  # these weigh predictions alone
+    ([[f"{NODE}.CLOSED_FORM.RHO", [0.1, 0.3]], [f"{NODE}.CLOSED_FORM.KAPPA", [2.0, 4.0]]], 2),  # KAPPA is in NOISE
+])  # fmt: skip
 def test_candidates_that_share_a_training_equal_single_runs(tiny_bank, monkeypatch, rows, trainings):
     trained, saved, train = [], [], fitting.train_to_end
     monkeypatch.setattr(fitting, "train_to_end", lambda training: trained.append(train(training)) or trained[-1])

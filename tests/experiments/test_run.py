@@ -108,14 +108,11 @@ def test_record_and_model_count_images_of_small_classes(run, tiny_bank):
 # Bad input
 
 
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (("OUTPUT_DIR", "tiny.safetensors/out"), "cannot write tiny.safetensors"),
-        ((f"{NODE}.FEATURES.MODE", "online"), "--features"),
-        (("--resume", "nowhere"), "nothing to resume in nowhere"),
-    ],
-)
+@pytest.mark.parametrize(("words", "said"), [
+    (("OUTPUT_DIR", "tiny.safetensors/out"), "cannot write tiny.safetensors"),
+    ((f"{NODE}.FEATURES.MODE", "online"), "--features"),
+    (("--resume", "nowhere"), "nothing to resume in nowhere"),
+])  # fmt: skip
 def test_impossible_settings_are_refused(run, tmp_path, monkeypatch, words, said):
     monkeypatch.chdir(tmp_path)
     assert said in run(*words, code=2)
@@ -358,14 +355,11 @@ def test_a_transductive_method_starts_from_the_trained_adapter(run, name):
     assert not (out / "model").exists() and record["accuracy"] >= 80
 
 
-@pytest.mark.parametrize(
-    ("flags", "words"),
-    [
-        (("--trainer", "StatA"), "StatA predicts all test images together: give --unlabelled test"),
-        (("--unlabelled", "test", "--target-datasets", "Tiny:new"), "leave out the targets"),
-        (("--unlabelled", "nowhere"), "nowhere has to be encoded"),
-    ],
-)
+@pytest.mark.parametrize(("flags", "words"), [
+    (("--trainer", "StatA"), "StatA predicts all test images together: give --unlabelled test"),
+    (("--unlabelled", "test", "--target-datasets", "Tiny:new"), "leave out the targets"),
+    (("--unlabelled", "nowhere"), "nowhere has to be encoded"),
+])  # fmt: skip
 def test_unusable_unlabelled_images_are_refused(run, flags, words):
     assert words in run(*flags, quick=(), code=2)
 

@@ -50,22 +50,19 @@ def banks(tiny_bank, tmp_path, unit_features) -> dict[str, Path]:
     return {name: tmp_path / f"{name}.safetensors" for name in changes}
 
 
-@pytest.mark.parametrize(
-    ("bank", "flags", "said"),
-    [
-        ("no_val", "--shots -1 --unlabelled pool", "Tiny has no images left for --unlabelled pool"),
-        ("no_test", "--unlabelled test", "Tiny has no test images; give --unlabelled pool, or a path"),
-        ("tiny", "--unlabelled backbone.safetensors", "holds features of 'RN50'"),
-        ("no_test", "--unlabelled narrow.safetensors", "[M, 16] of unlabelled images, got [30, 8]"),
-        ("tiny", "--unlabelled tested.safetensors", "1 of 45 unlabelled images are test images as well, such as row 3"),
-        ("tiny", "--trainer CLIPAdapter --unlabelled pool", "CLIPAdapter has no class weights to adapt"),
-        ("tiny", "--trainer TipAdapter --target-datasets Tiny:new", "TipAdapter has no rule for other classes"),
-        ("tiny", "--trainer CoOp", "CoOp learns prompts through the text tower; give images"),
-        ("tiny", "--trainer StatA --unlabelled test TRAINER.STATA.BASE GDA", "unknown BASE 'GDA'"),
-        ("no_val", "--select val", "Tiny has no val images"),
-        ("tiny", f"--select val {NODE}.SELECT []", f"--select val needs {NODE}.SELECT"),
-    ],
-)
+@pytest.mark.parametrize(("bank", "flags", "said"), [
+    ("no_val", "--shots -1 --unlabelled pool", "Tiny has no images left for --unlabelled pool"),
+    ("no_test", "--unlabelled test", "Tiny has no test images; give --unlabelled pool, or a path"),
+    ("tiny", "--unlabelled backbone.safetensors", "holds features of 'RN50'"),
+    ("no_test", "--unlabelled narrow.safetensors", "[M, 16] of unlabelled images, got [30, 8]"),
+    ("tiny", "--unlabelled tested.safetensors", "1 of 45 unlabelled images are test images as well, such as row 3"),
+    ("tiny", "--trainer CLIPAdapter --unlabelled pool", "CLIPAdapter has no class weights to adapt"),
+    ("tiny", "--trainer TipAdapter --target-datasets Tiny:new", "TipAdapter has no rule for other classes"),
+    ("tiny", "--trainer CoOp", "CoOp learns prompts through the text tower; give images"),
+    ("tiny", "--trainer StatA --unlabelled test TRAINER.STATA.BASE GDA", "unknown BASE 'GDA'"),
+    ("no_val", "--select val", "Tiny has no val images"),
+    ("tiny", f"--select val {NODE}.SELECT []", f"--select val needs {NODE}.SELECT"),
+])  # fmt: skip
 def test_impossible_run_is_refused_before_training(run, no_training, banks, tmp_path, monkeypatch, bank, flags, said):
     monkeypatch.chdir(tmp_path)
     assert said in run(*flags.split(), bank=banks[bank], quick=(), code=2)
@@ -154,16 +151,13 @@ def unreadable_target(photos: Path) -> list[str]:
     return ["--target-domains", "ImageFolder"]
 
 
-@pytest.mark.parametrize(
-    ("arrange", "said"),
-    [
-        (without_test, "ImageFolder has no test images"),
-        (all_drawn, "ImageFolder has no images left for --unlabelled pool"),
-        (all_unreadable, "none of 1 unlabelled images can be read, such as 1.png"),
-        (copied, "other/copy.png"),  # before it is encoded
-        (unreadable_target, "test/dog/1.png"),
-    ],
-)
+@pytest.mark.parametrize(("arrange", "said"), [
+    (without_test, "ImageFolder has no test images"),
+    (all_drawn, "ImageFolder has no images left for --unlabelled pool"),
+    (all_unreadable, "none of 1 unlabelled images can be read, such as 1.png"),
+    (copied, "other/copy.png"),  # before it is encoded
+    (unreadable_target, "test/dog/1.png"),
+])  # fmt: skip
 def test_impossible_images_are_refused_before_training(run_on_photos, no_training, photos, arrange, said):
     assert said in run_on_photos(*arrange(photos))
 
@@ -232,14 +226,11 @@ def test_test_of_a_model_does_not_overwrite_the_bank(run, finished_run_once, tin
     load_bank(bank)
 
 
-@pytest.mark.parametrize(
-    ("place", "said"),
-    [
-        ("adapter.safetensors", "is no file but a folder"),
-        ("model", "not overwritten"),
-        ("model-epoch3", "not overwritten"),
-    ],
-)
+@pytest.mark.parametrize(("place", "said"), [
+    ("adapter.safetensors", "is no file but a folder"),
+    ("model", "not overwritten"),
+    ("model-epoch3", "not overwritten"),
+])  # fmt: skip
 def test_outputs_must_be_replaceable_before_training(run, no_training, tmp_path, place, said):
     (tmp_path / "run" / place).mkdir(parents=True)
     (tmp_path / "run" / place / "notes.txt").touch()

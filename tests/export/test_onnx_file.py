@@ -157,14 +157,11 @@ def test_every_digit_gets_the_class_of_torch_and_the_metadata_says_all_that_infe
     assert {key: how[key] for key in expected} == expected
 
 
-@pytest.mark.parametrize(
-    ("transform", "resize", "interpolation"),
-    [
-        ("Compose( Resize(size=224, interpolation=bicubic, max_size=None) CenterCrop", "shortest", "bicubic"),
-        ("Compose( Resize(size=(224, 224), interpolation=bilinear, antialias=True) Maybe", "squash", "bilinear"),
-        ("ResizeKeepRatio(size=(64, 64), interpolation=InterpolationMode.BICUBIC), longest=1.000)", "other", None),
-    ],
-)
+@pytest.mark.parametrize(("transform", "resize", "interpolation"), [
+    ("Compose( Resize(size=224, interpolation=bicubic, max_size=None) CenterCrop", "shortest", "bicubic"),
+    ("Compose( Resize(size=(224, 224), interpolation=bilinear, antialias=True) Maybe", "squash", "bilinear"),
+    ("ResizeKeepRatio(size=(64, 64), interpolation=InterpolationMode.BICUBIC), longest=1.000)", "other", None),
+])  # fmt: skip
 def test_the_transform_in_words_becomes_plain_values(transform, resize, interpolation):
     found = describe_preprocessing(Preprocessing(size=[224, 224], mean=[0.5] * 3, std=[0.5] * 3, transform=transform))
     assert (found["resize"], found["interpolation"], found["transform"]) == (resize, interpolation, transform)

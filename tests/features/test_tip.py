@@ -134,24 +134,21 @@ def test_malicious_pickle_is_not_executed(folder, command, tmp_path, name):
     assert "weights_only=False" not in error  # torch's message names this option
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "words"),
-    [
-        ("keys_2shots.pt", None, "keys_<S>shots.pt"),
-        ("text_positive.pt", None, "text_positive.pt is missing"),
-        ("test_f.pt", b"PK\x03\x04" + bytes(60), "test_f.pt is damaged or not a tensor"),
-        ("keys_2shots.pt", {"keys": torch.zeros(2)}, "one tensor, got a dict"),
-        ("keys_2shots.pt", draw(D, 5, seed=0), "N = 5 columns"),
-        ("keys_2shots.pt", torch.full((D, K * SHOTS), torch.inf), "rows of unit norm in train_features"),
-        ("test_f.pt", draw(D, seed=0), "expected the shape [n, d], got [8]"),
-        ("values_2shots.pt", torch.zeros(6, 4), "got the shape [6, 4]"),
-        ("values_2shots.pt", ONE_HOT * 0.7, "one-hot"),
-        ("values_2shots.pt", ONE_HOT.to(torch.complex64), "real numbers"),
-        ("test_l.pt", torch.tensor([2, 0, 0.7, 2]), "integer labels"),
-        ("val_l.pt", torch.tensor([2, 0, 3, 2]), "expected val_labels from 0 to 2"),
-        ("text_positive.pt", draw(4, D, seed=0), "with K = 3"),
-    ],
-)
+@pytest.mark.parametrize(("name", "content", "words"), [
+    ("keys_2shots.pt", None, "keys_<S>shots.pt"),
+    ("text_positive.pt", None, "text_positive.pt is missing"),
+    ("test_f.pt", b"PK\x03\x04" + bytes(60), "test_f.pt is damaged or not a tensor"),
+    ("keys_2shots.pt", {"keys": torch.zeros(2)}, "one tensor, got a dict"),
+    ("keys_2shots.pt", draw(D, 5, seed=0), "N = 5 columns"),
+    ("keys_2shots.pt", torch.full((D, K * SHOTS), torch.inf), "rows of unit norm in train_features"),
+    ("test_f.pt", draw(D, seed=0), "expected the shape [n, d], got [8]"),
+    ("values_2shots.pt", torch.zeros(6, 4), "got the shape [6, 4]"),
+    ("values_2shots.pt", ONE_HOT * 0.7, "one-hot"),
+    ("values_2shots.pt", ONE_HOT.to(torch.complex64), "real numbers"),
+    ("test_l.pt", torch.tensor([2, 0, 0.7, 2]), "integer labels"),
+    ("val_l.pt", torch.tensor([2, 0, 3, 2]), "expected val_labels from 0 to 2"),
+    ("text_positive.pt", draw(4, D, seed=0), "with K = 3"),
+])  # fmt: skip
 def test_invalid_cache_folders_are_refused(folder, command, name, content, words):
     if content is None:
         (folder / name).unlink()

@@ -184,18 +184,15 @@ def test_layer_and_gradients_equal_the_equations(num_classes, bias):
 # --- parameters
 
 
-@pytest.mark.parametrize(
-    ("without", "variant", "weights", "biases"),
-    [
-        ((), "full", {P, N, V}, EVERYTHING),
-        ((), "T-N", {P, N}, TO_NEGATIVE | {"negative_to_positive"}),
-        # Without messages from them, the negative nodes are not updated either
-        ((), "T-P", {P}, {"positive_to_positive", "visual_to_positive"}),
-        (("ALPHA_NP",), "T", {P}, {"positive_to_positive", "visual_to_positive"}),
-        (("BETA_PN", "BETA_VN"), "full", {P, V}, EVERYTHING - TO_NEGATIVE),
-        (("ALPHA_PP", "ALPHA_VP", "ALPHA_NP"), "full", {V}, {"visual_to_visual"}),
-    ],
-)
+@pytest.mark.parametrize(("without", "variant", "weights", "biases"), [
+    ((), "full", {P, N, V}, EVERYTHING),
+    ((), "T-N", {P, N}, TO_NEGATIVE | {"negative_to_positive"}),
+    # Without messages from them, the negative nodes are not updated either
+    ((), "T-P", {P}, {"positive_to_positive", "visual_to_positive"}),
+    (("ALPHA_NP",), "T", {P}, {"positive_to_positive", "visual_to_positive"}),
+    (("BETA_PN", "BETA_VN"), "full", {P, V}, EVERYTHING - TO_NEGATIVE),
+    (("ALPHA_PP", "ALPHA_VP", "ALPHA_NP"), "full", {V}, {"visual_to_visual"}),
+])  # fmt: skip
 def test_relations_of_weight_zero_have_no_parameters(without, variant, weights, biases):
     layer = make_layer(without=without, variant=variant, learn_metapath=True)
     assert (set(layer.weight), set(layer.bias), set(layer.metapath)) == (weights, biases, biases - {"visual_to_visual"})

@@ -278,15 +278,12 @@ def test_text_and_cache_logits_by_hand():
 
 
 @pytest.mark.parametrize("chunk", [1, 20, 10**6])  # every row alone, a few, all
-@pytest.mark.parametrize(
-    ("own", "known", "beta", "width", "dtype", "tolerance"),
-    [
-        (OWN, True, 5.5, 8, torch.float32, 1e-5),
-        (OWN, False, 1.0, 2, torch.float64, 1e-8),
-        (None, True, 50.0, CLASSES, torch.float64, 1e-8),
-        (None, False, 0.0, 8, torch.float32, 1e-5),
-    ],
-)
+@pytest.mark.parametrize(("own", "known", "beta", "width", "dtype", "tolerance"), [
+    (OWN, True, 5.5, 8, torch.float32, 1e-5),
+    (OWN, False, 1.0, 2, torch.float64, 1e-8),
+    (None, True, 50.0, CLASSES, torch.float64, 1e-8),
+    (None, False, 0.0, 8, torch.float32, 1e-5),
+])  # fmt: skip
 def test_shifted_cache_logits_equal_the_plain_functions(monkeypatch, chunk, own, known, beta, width, dtype, tolerance):
     monkeypatch.setitem(module.CHUNK, "cpu", chunk)
     features, keys, shift, factors = (

@@ -262,50 +262,43 @@ def test_missing_and_mistyped_entries_are_named(folder):
     assert whole["transfer"]["options"].keys() == {field.name for field in fields(ModelOptions)}
 
 
-@pytest.mark.parametrize(
-    ("keys", "value", "expected"),
-    [
-        ("extra", 1, "extra"),
-        ("classnames", ["ant", "bee"], "3 class_ids for 2 classnames"),
-        ("class_ids", ["n1", "n2", "n1"], "class_ids must be unique"),
-        ("images", [1, 1], "2 images for 3 classnames"),
-        ("temperature", 0, "temperature"),
-        ("prompts.negative", [["no ant"]], "prompts must have"),
-        ("transfer.options.variant", "X", "VARIANT 'X'"),
-        ("transfer.options.closed_form.kappa", 0.0, "KAPPA must be above 0"),
-        ("transfer.options.metapath.GAMMA", 1.0, "metapath must have the keys"),
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize(("keys", "value", "expected"), [
+    ("extra", 1, "extra"),
+    ("classnames", ["ant", "bee"], "3 class_ids for 2 classnames"),
+    ("class_ids", ["n1", "n2", "n1"], "class_ids must be unique"),
+    ("images", [1, 1], "2 images for 3 classnames"),
+    ("temperature", 0, "temperature"),
+    ("prompts.negative", [["no ant"]], "prompts must have"),
+    ("transfer.options.variant", "X", "VARIANT 'X'"),
+    ("transfer.options.closed_form.kappa", 0.0, "KAPPA must be above 0"),
+    ("transfer.options.metapath.GAMMA", 1.0, "metapath must have the keys"),
+], ids=str)  # fmt: skip
 def test_invalid_values_are_named(folder, keys, value, expected):
     change_config(folder, keys, value)
     message = refused(folder)
     assert str(folder / CONFIG) in message and expected in message
 
 
-@pytest.mark.parametrize(
-    ("changes", "expected"),
-    [
-        ({"text_positive": None}, "text_positive"),
-        ({"transfer.weight.negative": None}, "transfer.weight.negative"),
-        ({"transfer.messages.matrix": None}, "matrix"),
-        ({"extra": torch.zeros(1)}, "unknown tensor 'extra'"),
-        ({"extra.weight.x": torch.zeros(8, 8)}, "unknown tensor 'extra.weight.x'"),
-        (
-            {"keys": torch.zeros(0, 8), "labels": torch.zeros(0, dtype=torch.int32), "key_weights": None},
-            "both keys and labels",
-        ),
-        ({"labels": None}, "both keys and labels"),
-        ({"labelled.counts": torch.zeros(3)}, "it lacks 'sums'"),
-        ({"weights": torch.zeros(2, 8)}, "expected floats of shape [3, 8] in weights"),
-        ({"keys": torch.tensor(1.0), "key_weights": None}, "0-d"),
-        ({"labels": torch.zeros(6)}, "expected integers of shape [6] in labels"),
-        ({"labels": torch.tensor([0, 1, 2, 0, 1, 3])}, "from 0 to 2"),
-        ({"labels": torch.tensor([0, 1, 2, 0, 1, -1])}, "from 0 to 2"),
-        ({"unlabelled.features": torch.zeros(2, 8)}, "2 rows of unlabelled.features for 0 unlabelled images"),
-        ({"bias": torch.full((3,), 1e300, dtype=torch.float64)}, "bias has NaN"),
-    ],
-)
+@pytest.mark.parametrize(("changes", "expected"), [
+    ({"text_positive": None}, "text_positive"),
+    ({"transfer.weight.negative": None}, "transfer.weight.negative"),
+    ({"transfer.messages.matrix": None}, "matrix"),
+    ({"extra": torch.zeros(1)}, "unknown tensor 'extra'"),
+    ({"extra.weight.x": torch.zeros(8, 8)}, "unknown tensor 'extra.weight.x'"),
+    (
+        {"keys": torch.zeros(0, 8), "labels": torch.zeros(0, dtype=torch.int32), "key_weights": None},
+        "both keys and labels",
+    ),
+    ({"labels": None}, "both keys and labels"),
+    ({"labelled.counts": torch.zeros(3)}, "it lacks 'sums'"),
+    ({"weights": torch.zeros(2, 8)}, "expected floats of shape [3, 8] in weights"),
+    ({"keys": torch.tensor(1.0), "key_weights": None}, "0-d"),
+    ({"labels": torch.zeros(6)}, "expected integers of shape [6] in labels"),
+    ({"labels": torch.tensor([0, 1, 2, 0, 1, 3])}, "from 0 to 2"),
+    ({"labels": torch.tensor([0, 1, 2, 0, 1, -1])}, "from 0 to 2"),
+    ({"unlabelled.features": torch.zeros(2, 8)}, "2 rows of unlabelled.features for 0 unlabelled images"),
+    ({"bias": torch.full((3,), 1e300, dtype=torch.float64)}, "bias has NaN"),
+])  # fmt: skip
 def test_damaged_tensors_are_named(folder, changes, expected):
     change_tensors(folder, changes)
     message = refused(folder)

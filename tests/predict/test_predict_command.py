@@ -214,17 +214,14 @@ def test_closed_standard_output_is_no_traceback(run, images, shell, code, error)
 # Errors
 
 
-@pytest.mark.parametrize(
-    ("arguments", "expected"),
-    [
-        (["RUN", "IMAGES", "--top", "0"], "'0'"),
-        (["RUN", "IMAGES", "--batch-size", "9" * 20], "999"),
-        (["RUN", "IMAGES", "--open-set", "1"], "--open-set must be between 0 and 1"),
-        (["RUN", "IMAGES", "--split", "val"], "--split val needs --features"),
-        (["RUN", "--features", "x", "--sort-into", "y"], "which --sort-into needs"),
-        (["RUN", "--features", "BANK"], "got 'none' with width 16"),
-    ],
-)
+@pytest.mark.parametrize(("arguments", "expected"), [
+    (["RUN", "IMAGES", "--top", "0"], "'0'"),
+    (["RUN", "IMAGES", "--batch-size", "9" * 20], "999"),
+    (["RUN", "IMAGES", "--open-set", "1"], "--open-set must be between 0 and 1"),
+    (["RUN", "IMAGES", "--split", "val"], "--split val needs --features"),
+    (["RUN", "--features", "x", "--sort-into", "y"], "which --sort-into needs"),
+    (["RUN", "--features", "BANK"], "got 'none' with width 16"),
+])  # fmt: skip
 def test_a_mistake_is_one_line(run, images, tiny_bank, refused, arguments, expected):
     places = {"RUN": run, "IMAGES": images, "BANK": tiny_bank}
     assert expected in refused(*(places.get(argument, argument) for argument in arguments))

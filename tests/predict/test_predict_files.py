@@ -79,16 +79,13 @@ def test_several_inputs_in_order(tmp_path):
     assert list(image_paths(inputs)) == expected
 
 
-@pytest.mark.parametrize(
-    ("text", "null", "expected"),
-    [
-        (b"a.png\r\nb c.png", False, ["a.png", "b c.png"]),
-        (b"\xef\xbb\xbfa.png\n\n  b.png \n", False, ["a.png", "  b.png "]),
-        ("größe.png\n".encode() + b"a\xff\r.png\n", False, ["größe.png", "a\udcff\r.png"]),
-        (b"a\nb.png\0c\r\0", True, ["a\nb.png", "c\r"]),
-        (b"", False, []),
-    ],
-)
+@pytest.mark.parametrize(("text", "null", "expected"), [
+    (b"a.png\r\nb c.png", False, ["a.png", "b c.png"]),
+    (b"\xef\xbb\xbfa.png\n\n  b.png \n", False, ["a.png", "  b.png "]),
+    ("größe.png\n".encode() + b"a\xff\r.png\n", False, ["größe.png", "a\udcff\r.png"]),
+    (b"a\nb.png\0c\r\0", True, ["a\nb.png", "c\r"]),
+    (b"", False, []),
+])  # fmt: skip
 def test_list_has_paths(text, null, expected):
     assert list(read_list(io.BytesIO(text), null)) == expected
 
@@ -109,15 +106,12 @@ def test_list_on_standard_input_is_streamed(monkeypatch):
         assert next(found) == "second.png"
 
 
-@pytest.mark.parametrize(
-    ("inputs", "expected"),
-    [
-        ([], "nothing to classify: give images"),
-        (["-", "-"], "given twice"),
-        (["missing.png"], "cannot read missing.png"),
-        (["nu\0l"], "cannot read nu"),
-    ],
-)
+@pytest.mark.parametrize(("inputs", "expected"), [
+    ([], "nothing to classify: give images"),
+    (["-", "-"], "given twice"),
+    (["missing.png"], "cannot read missing.png"),
+    (["nu\0l"], "cannot read nu"),
+])  # fmt: skip
 def test_inputs_are_checked(monkeypatch, inputs, expected):
     check_inputs(["-"])
     with pytest.raises(UserError, match=expected):
@@ -210,17 +204,14 @@ def test_long_class_names_have_unique_folders(tmp_path):
         assert copy_into(tmp_path / folder, str(tmp_path / "a.png")) == ""
 
 
-@pytest.mark.parametrize(
-    ("names", "ids", "expected"),
-    [
-        (["a", "b"], ["1", "2"], ["a", "b"]),
-        (["a", "a"], ["1", "2"], ["a (1)", "a (2)"]),
-        (["a", "a", "a (1)"], ["1", "2", "3"], ["a (1) (0)", "a (2)", "a (1)"]),
-        (["a", "a"], ["1", "1"], ["a (1)", "a (1) (1)"]),
-        (["a", "a", "a (1)", "a (1)", "a (1) (1)"], list("11111"), None),
-        (["none of these", "a"], ["1", "2"], ["none of these (1)", "a"]),
-    ],
-)
+@pytest.mark.parametrize(("names", "ids", "expected"), [
+    (["a", "b"], ["1", "2"], ["a", "b"]),
+    (["a", "a"], ["1", "2"], ["a (1)", "a (2)"]),
+    (["a", "a", "a (1)"], ["1", "2", "3"], ["a (1) (0)", "a (2)", "a (1)"]),
+    (["a", "a"], ["1", "1"], ["a (1)", "a (1) (1)"]),
+    (["a", "a", "a (1)", "a (1)", "a (1) (1)"], list("11111"), None),
+    (["none of these", "a"], ["1", "2"], ["none of these (1)", "a"]),
+])  # fmt: skip
 def test_class_names_become_unique(names, ids, expected):
     found = unique_names(names, ids, ["none of these"])
     assert len({*found, "none of these"}) == len(names) + 1

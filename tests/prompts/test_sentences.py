@@ -43,31 +43,24 @@ def descriptions(tmp_path):
 
 
 # From CoOp's trainers/zsclip.py, CUSTOM_TEMPLATES
-@pytest.mark.parametrize(
-    ("dataset", "sentence"),
-    [
-        ("OxfordPets", "a photo of a cat, a type of pet."),
-        ("OxfordFlowers", "a photo of a cat, a type of flower."),
-        ("FGVCAircraft", "a photo of a cat, a type of aircraft."),
-        ("DescribableTextures", "cat texture."),
-        ("EuroSAT", "a centered satellite photo of cat."),
-        ("Food101", "a photo of cat, a type of food."),
-        ("UCF101", "a photo of a person doing cat."),
-        *((name, "a photo of a cat.") for name in (*PLAIN, "MyBirds")),
-    ],
-)
+@pytest.mark.parametrize(("dataset", "sentence"), [
+    ("OxfordPets", "a photo of a cat, a type of pet."),
+    ("OxfordFlowers", "a photo of a cat, a type of flower."),
+    ("FGVCAircraft", "a photo of a cat, a type of aircraft."),
+    ("DescribableTextures", "cat texture."),
+    ("EuroSAT", "a centered satellite photo of cat."),
+    ("Food101", "a photo of cat, a type of food."),
+    ("UCF101", "a photo of a person doing cat."),
+    *((name, "a photo of a cat.") for name in (*PLAIN, "MyBirds")),
+])  # fmt: skip
 def test_templates_of_data_sets_are_coops(dataset, sentence):
     assert positive_prompts(dataset, ["cat"]) == [[[sentence]]]
 
 
-@pytest.mark.parametrize(
-    ("templates", "expected"),
-    [
-        ([], [["a photo of a Abyssinian, a type of pet."], ["a photo of a american bulldog, a type of pet."]]),
-        (["my {}", "a {}!"], [["my Abyssinian", "a Abyssinian!"], ["my american bulldog", "a american bulldog!"]]),
-    ],
-    ids=["default", "user"],
-)
+@pytest.mark.parametrize(("templates", "expected"), [
+    ([], [["a photo of a Abyssinian, a type of pet."], ["a photo of a american bulldog, a type of pet."]]),
+    (["my {}", "a {}!"], [["my Abyssinian", "a Abyssinian!"], ["my american bulldog", "a american bulldog!"]]),
+], ids=["default", "user"])  # fmt: skip
 def test_templates_are_filled_in_label_order(templates, expected):
     assert positive_prompts("OxfordPets", PETS, templates=templates) == [expected]
 
@@ -85,14 +78,11 @@ def test_templates_and_descriptions_are_separate_groups(descriptions, source, fi
     assert positive_prompts("StanfordCars", PETS, source, descriptions=str(file)) == groups[first:]
 
 
-@pytest.mark.parametrize(
-    ("key", "classname"),
-    [
-        ("american_bulldog", "American-Bulldog"),
-        (" american  bulldog ", "american_bulldog"),
-        ("cafe\u0301", "caf\u00e9"),  # combining accent and precomposed character
-    ],
-)
+@pytest.mark.parametrize(("key", "classname"), [
+    ("american_bulldog", "American-Bulldog"),
+    (" american  bulldog ", "american_bulldog"),
+    ("cafe\u0301", "caf\u00e9"),  # combining accent and precomposed character
+])  # fmt: skip
 def test_description_keys_match_normalised_class_names(descriptions, key, classname):
     assert read_descriptions(descriptions({key: ["x"]}), [classname]) == [["x"]]
 
@@ -114,15 +104,12 @@ def test_data_set_without_descriptions_is_refused():
         positive_prompts("Birds", PETS, "both")
 
 
-@pytest.mark.parametrize(
-    ("dataset", "descriptions", "source"),
-    [
-        ("OxfordPets", "", "both"),
-        ("Digits", "", "templates"),
-        ("MyBirds", "", "templates"),
-        ("MyBirds", "x.json", "both"),
-    ],
-)
+@pytest.mark.parametrize(("dataset", "descriptions", "source"), [
+    ("OxfordPets", "", "both"),
+    ("Digits", "", "templates"),
+    ("MyBirds", "", "templates"),
+    ("MyBirds", "x.json", "both"),
+])  # fmt: skip
 def test_auto_source_uses_available_descriptions(dataset, descriptions, source):
     assert resolve_source(dataset, "auto", descriptions) == source
     assert resolve_source(dataset, "descriptions", descriptions) == "descriptions"

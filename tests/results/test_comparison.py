@@ -134,19 +134,16 @@ def test_protocols_have_separate_rows(run):
 # Comparable runs
 
 
-@pytest.mark.parametrize(
-    ("other", "words"),
-    [
-        ({"config": {ALPHA: 0.5}}, "HeGraphAdapter, 4: different config: TRAINER.X.ALPHA;.* --by setting"),
-        ({"config": {f"X.A{n}": n for n in range(4)}}, r"config: X.A0, X.A1, X.A2, \.\.\.;"),
-        ({"versions": {"torch": "2.4", "numpy": "2.4"}}, "different versions: torch;"),
-        ({"num_test": 99}, "different num_test: 123, 99;"),
-        ({"test_set": "b"}, "different test_set: a, b;"),
-        ({"seed": 1}, "2 runs have seed 1"),
-        ({"seed": 1, "accuracy_zero_shot": 51.0, **TIP}, r"disagree about zero-shot CLIP \(50.00 and 51.00\)"),
-        ({"rule": "other classes"}, "different rule: none, other classes"),
-    ],
-)
+@pytest.mark.parametrize(("other", "words"), [
+    ({"config": {ALPHA: 0.5}}, "HeGraphAdapter, 4: different config: TRAINER.X.ALPHA;.* --by setting"),
+    ({"config": {f"X.A{n}": n for n in range(4)}}, r"config: X.A0, X.A1, X.A2, \.\.\.;"),
+    ({"versions": {"torch": "2.4", "numpy": "2.4"}}, "different versions: torch;"),
+    ({"num_test": 99}, "different num_test: 123, 99;"),
+    ({"test_set": "b"}, "different test_set: a, b;"),
+    ({"seed": 1}, "2 runs have seed 1"),
+    ({"seed": 1, "accuracy_zero_shot": 51.0, **TIP}, r"disagree about zero-shot CLIP \(50.00 and 51.00\)"),
+    ({"rule": "other classes"}, "different rule: none, other classes"),
+])  # fmt: skip
 def test_cell_rejects_different_runs(run, other, words):
     with pytest.raises(UserError, match=words):
         compare([run(1, test_set="a"), run(**{"seed": 2} | other)])
@@ -364,14 +361,11 @@ def with_counts(record: dict, counts: dict[int, int]) -> dict:
     return record
 
 
-@pytest.mark.parametrize(
-    ("counts", "dots"),
-    [
-        ({14: 30, 5: 6, 3: 4}, [[(5 * 6 + 3 * 4) / 10, 2 * (5 * 6 + 3 * 4) / 10], [14, 28]]),
-        ({14: 4, 12: 6, 2: 9}, [[(14 * 4 + 12 * 6 + 2 * 9) / 19, 2 * (14 * 4 + 12 * 6 + 2 * 9) / 19]]),
-        ({14: 6, 1: 4}, [[(14 * 6 + 4) / 10, 2 * (14 * 6 + 4) / 10]]),
-    ],
-)
+@pytest.mark.parametrize(("counts", "dots"), [
+    ({14: 30, 5: 6, 3: 4}, [[(5 * 6 + 3 * 4) / 10, 2 * (5 * 6 + 3 * 4) / 10], [14, 28]]),
+    ({14: 4, 12: 6, 2: 9}, [[(14 * 4 + 12 * 6 + 2 * 9) / 19, 2 * (14 * 4 + 12 * 6 + 2 * 9) / 19]]),
+    ({14: 6, 1: 4}, [[(14 * 6 + 4) / 10, 2 * (14 * 6 + 4) / 10]]),
+])  # fmt: skip
 def test_bins_of_few_images_are_merged(calibrated, counts, dots):
     [axis] = reliability_diagrams([with_counts(calibrated(1), counts)]).axes
     _, before, after = (line.get_xydata().tolist() for line in axis.get_lines())

@@ -46,15 +46,12 @@ def test_record_round_trip(tmp_path, run, caplog):
     assert not caplog.records
 
 
-@pytest.mark.parametrize(
-    ("changes", "named"),
-    [
-        ({"accuracy": 101.0}, "accuracy"),
-        ({"targets": {"Zoo": {"accuracy": "high"}}}, "targets.Zoo.accuracy"),
-        ({"rejection": {"accepted": float("nan")}}, "NaN"),
-        (None, "Field required"),
-    ],
-)
+@pytest.mark.parametrize(("changes", "named"), [
+    ({"accuracy": 101.0}, "accuracy"),
+    ({"targets": {"Zoo": {"accuracy": "high"}}}, "targets.Zoo.accuracy"),
+    ({"rejection": {"accepted": float("nan")}}, "NaN"),
+    (None, "Field required"),
+])  # fmt: skip
 def test_damaged_records_are_ignored_or_rejected(tmp_path, run, caplog, changes, named):
     record = run()
     damaged = json.dumps({} if changes is None else record | changes)
@@ -197,18 +194,15 @@ def test_runs_without_test_images_are_skipped(folder, run, caplog, capsys):
     assert main(["compare", str(folder / "seed3")]) == 2
 
 
-@pytest.mark.parametrize(
-    ("command", "words"),
-    [
-        ("compare {}/nowhere", "no complete record below"),
-        ("compare {}/runs --by target", "TARGET_DATASETS"),
-        ("paired {}/runs/seed1/result.json", "Not a directory"),
-        ("paired {}/empty", "no run with test images"),
-        ("rejection {}/empty --features {}/bank", "no finished run below"),
-        ("curves {}/runs --out {}/runs/seed1/result.json/x", "cannot write"),
-        ("report {}/runs --out {}/runs/seed1/result.json", "is read by this command"),
-    ],
-)
+@pytest.mark.parametrize(("command", "words"), [
+    ("compare {}/nowhere", "no complete record below"),
+    ("compare {}/runs --by target", "TARGET_DATASETS"),
+    ("paired {}/runs/seed1/result.json", "Not a directory"),
+    ("paired {}/empty", "no run with test images"),
+    ("rejection {}/empty --features {}/bank", "no finished run below"),
+    ("curves {}/runs --out {}/runs/seed1/result.json/x", "cannot write"),
+    ("report {}/runs --out {}/runs/seed1/result.json", "is read by this command"),
+])  # fmt: skip
 def test_a_mistake_is_one_line_and_writes_nothing(folder, tmp_path, capsys, command, words):
     (tmp_path / "empty").mkdir()
     before = sorted(tmp_path.rglob("*"))

@@ -288,15 +288,11 @@ def send_twice(group: int, number: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("flags", "send", "number"),
-    [
-        ([], os.kill, signal.SIGTERM),
-        (["--workers", "2", "--separate"], os.killpg, signal.SIGINT),
-        (["--workers", "2"], send_twice, signal.SIGINT),
-    ],
-    ids=["docker stop", "Ctrl-C", "Ctrl-C twice"],
-)
+@pytest.mark.parametrize(("flags", "send", "number"), [
+    ([], os.kill, signal.SIGTERM),
+    (["--workers", "2", "--separate"], os.killpg, signal.SIGINT),
+    (["--workers", "2"], send_twice, signal.SIGINT),
+], ids=["docker stop", "Ctrl-C", "Ctrl-C twice"])  # fmt: skip
 def test_interrupted_sweep_continues(
     long_grid, tmp_path, start, hold, wait_for, left_undone, flags, send, number, capsys
 ):

@@ -357,18 +357,15 @@ def test_zip_file_is_added_to_flat_layout(flat, tmp_path):
     assert files_of(flat.folder).keys() == FLAT.keys() | {"fox/a.png"}
 
 
-@pytest.mark.parametrize(
-    ("members", "message"),
-    [
-        ({"train/fox/a.png": png("teal"), "../../outside.png": png("teal")}, "out of the folder"),
-        ({"train/fox/a.png": png("teal"), "/outside.png": png("teal")}, "out of the folder"),
-        ({"train/fox/a.png": png("teal"), "train/a:b/a.png": png("teal")}, "expected a class name"),
-        ({"train/fox/a.png": png("teal"), "train/fox/bomb.png": bytes(10**6)}, "more than 3 files or 0 GB"),
-        (dict.fromkeys(("train/fox/a.png", "b", "c", "d"), png("teal")), "more than 3 files"),
-        ({"fox/a.png": png("teal")}, "expected a folder train/<class>"),
-        ({}, "damaged"),
-    ],
-)
+@pytest.mark.parametrize(("members", "message"), [
+    ({"train/fox/a.png": png("teal"), "../../outside.png": png("teal")}, "out of the folder"),
+    ({"train/fox/a.png": png("teal"), "/outside.png": png("teal")}, "out of the folder"),
+    ({"train/fox/a.png": png("teal"), "train/a:b/a.png": png("teal")}, "expected a class name"),
+    ({"train/fox/a.png": png("teal"), "train/fox/bomb.png": bytes(10**6)}, "more than 3 files or 0 GB"),
+    (dict.fromkeys(("train/fox/a.png", "b", "c", "d"), png("teal")), "more than 3 files"),
+    ({"fox/a.png": png("teal")}, "expected a folder train/<class>"),
+    ({}, "damaged"),
+])  # fmt: skip
 def test_hostile_zip_file_writes_nothing(project, tmp_path, monkeypatch, members, message):
     monkeypatch.setattr(module, "MAX_ZIP_BYTES", 10**5)
     monkeypatch.setattr(module, "MAX_ZIP_FILES", 3)

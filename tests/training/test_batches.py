@@ -164,20 +164,17 @@ V1 = {
 V2 = {"memory.max": "3000", "memory.current": "1500", "memory.stat": "anon 9\nactive_file 100\ninactive_file 200\n"}
 
 
-@pytest.mark.parametrize(
-    ("groups", "files", "free"),
-    [
-        ("0::/a/b", {}, 10240),
-        ("0::/a/b", {"a/b": V2}, 1800),
-        ("0::/a/b", {"a": V2, "a/b": V2 | {"memory.max": "max"}}, 1800),
-        ("0::/a/b", {"": V2}, 1800),  # a container that sees its own group as the root
-        ("0::/a/b", {"a/b": V2 | {"memory.max": "1000"}}, 0),
-        ("0::/a/b", {"a/b": V2 | {"memory.max": "99999"}}, 10240),
-        ("9:cpu:/\n4:cpuset,memory:/a/b\n0::/", {"memory/a/b": V1}, 1800),
-        ("9:cpu:/\n4:memory:/a/b\n0::/", {"memory": V1}, 1800),
-        ("4:memory:/a", {"memory/a": V1 | {"memory.limit_in_bytes": f"{2**63 - 4096}"}}, 10240),
-    ],
-)
+@pytest.mark.parametrize(("groups", "files", "free"), [
+    ("0::/a/b", {}, 10240),
+    ("0::/a/b", {"a/b": V2}, 1800),
+    ("0::/a/b", {"a": V2, "a/b": V2 | {"memory.max": "max"}}, 1800),
+    ("0::/a/b", {"": V2}, 1800),  # a container that sees its own group as the root
+    ("0::/a/b", {"a/b": V2 | {"memory.max": "1000"}}, 0),
+    ("0::/a/b", {"a/b": V2 | {"memory.max": "99999"}}, 10240),
+    ("9:cpu:/\n4:cpuset,memory:/a/b\n0::/", {"memory/a/b": V1}, 1800),
+    ("9:cpu:/\n4:memory:/a/b\n0::/", {"memory": V1}, 1800),
+    ("4:memory:/a", {"memory/a": V1 | {"memory.limit_in_bytes": f"{2**63 - 4096}"}}, 10240),
+])  # fmt: skip
 def test_free_memory_knows_limits_of_control_groups(monkeypatch, tmp_path, groups, files, free):
     root = {"proc/meminfo": "MemTotal: 99 kB\nMemAvailable: 10 kB\nHugePages_Total: 0\n", "proc/self/cgroup": groups}
     root |= {f"sys/fs/cgroup/{group}/{name}": text for group, of in files.items() for name, text in of.items()}

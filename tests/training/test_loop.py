@@ -321,22 +321,19 @@ def changed(change, checksum: bool = True):
     return damage
 
 
-@pytest.mark.parametrize(
-    ("damage", "said"),
-    [
-        (lambda path: os.truncate(path, 2000), "is damaged"),
-        (lambda path: torch.save({}, path), "is damaged"),
-        (changed(lambda state: state["moments"][0]["exp_avg"].add_(1e-3), checksum=False), "is damaged .*has changed"),
-        (changed(lambda state: state.update(epoch="seven")), "is damaged .*epoch: "),
-        (changed(lambda state: state.update(seconds="few")), "is damaged .*seconds: "),
-        (changed(lambda state: state.pop("moments")), "is damaged .*moments: "),
-        (changed(lambda state: state.update(model=[])), "is damaged .*model: "),
-        (changed(lambda state: state.update(model=adapter(width=4)[0].state_dict())), "do not fit"),
-        (changed(lambda state: state["moments"][0].update(exp_avg=torch.zeros(2))), "do not fit"),
-        (changed(lambda state: state["moments"][0].update(exp_avg=torch.zeros(8, 8).double())), "do not fit"),
-        (changed(lambda state: state["moments"].update({99: state["moments"][0]})), "do not fit"),
-    ],
-)
+@pytest.mark.parametrize(("damage", "said"), [
+    (lambda path: os.truncate(path, 2000), "is damaged"),
+    (lambda path: torch.save({}, path), "is damaged"),
+    (changed(lambda state: state["moments"][0]["exp_avg"].add_(1e-3), checksum=False), "is damaged .*has changed"),
+    (changed(lambda state: state.update(epoch="seven")), "is damaged .*epoch: "),
+    (changed(lambda state: state.update(seconds="few")), "is damaged .*seconds: "),
+    (changed(lambda state: state.pop("moments")), "is damaged .*moments: "),
+    (changed(lambda state: state.update(model=[])), "is damaged .*model: "),
+    (changed(lambda state: state.update(model=adapter(width=4)[0].state_dict())), "do not fit"),
+    (changed(lambda state: state["moments"][0].update(exp_avg=torch.zeros(2))), "do not fit"),
+    (changed(lambda state: state["moments"][0].update(exp_avg=torch.zeros(8, 8).double())), "do not fit"),
+    (changed(lambda state: state["moments"].update({99: state["moments"][0]})), "do not fit"),
+])  # fmt: skip
 def test_a_damaged_checkpoint_is_refused_and_it_and_the_model_stay_as_they_are(kept, damage, said):
     damage(kept.path_to_resume)
     content, (model, optimizer) = kept.path_to_resume.read_bytes(), adapter(steps=0)

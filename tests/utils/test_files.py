@@ -140,14 +140,11 @@ def test_hash_content_distinguishes_types_shapes_and_values():
     assert hash_content({"a": ones.t()}) == hash_content({"a": torch.ones(3, 2)})
 
 
-@pytest.mark.parametrize(
-    "contents",
-    [
-        ([1, [2]], [1, 2], [[1], 2], [[1, 2]], [[1], [2]], [[[1]], 2]),
-        ([], [[]], [{}], [[], []], [[[]]]),
-        ({"a": {"b": 1}}, {"a": {}, "b": 1}, {"a": 1, "b": 1}, {"a": [{"b": 1}]}),
-    ],
-)
+@pytest.mark.parametrize("contents", [
+    ([1, [2]], [1, 2], [[1], 2], [[1, 2]], [[1], [2]], [[[1]], 2]),
+    ([], [[]], [{}], [[], []], [[[]]]),
+    ({"a": {"b": 1}}, {"a": {}, "b": 1}, {"a": 1, "b": 1}, {"a": [{"b": 1}]}),
+])  # fmt: skip
 def test_hash_content_distinguishes_nesting(contents):
     assert len({hash_content(content) for content in contents}) == len(contents)
     assert hash_content([1, (2, "a")]) == hash_content((1, [2, "a"]))
@@ -195,17 +192,14 @@ class Words(BaseModel):
     words: list[str]
 
 
-@pytest.mark.parametrize(
-    ("read", "said"),
-    [
-        (lambda path: path.read_text("utf-8"), "'utf-8' codec can't decode byte 0x80 in position 0"),
-        (lambda path: {}["classnames"], "it lacks 'classnames'"),
-        (lambda path: Words.model_validate({"words": [1, 2]}), "words.0: Input should be a valid string, got 1 (and 1"),
-        (lambda path: Words.model_validate({}), "words: Field required"),
-        (lambda path: yaml.safe_load("a: 1\nb: ["), "line 2: expected the node content"),
-        (lambda path: int("x\ny"), "invalid literal for int()"),
-    ],
-)
+@pytest.mark.parametrize(("read", "said"), [
+    (lambda path: path.read_text("utf-8"), "'utf-8' codec can't decode byte 0x80 in position 0"),
+    (lambda path: {}["classnames"], "it lacks 'classnames'"),
+    (lambda path: Words.model_validate({"words": [1, 2]}), "words.0: Input should be a valid string, got 1 (and 1"),
+    (lambda path: Words.model_validate({}), "words: Field required"),
+    (lambda path: yaml.safe_load("a: 1\nb: ["), "line 2: expected the node content"),
+    (lambda path: int("x\ny"), "invalid literal for int()"),
+])  # fmt: skip
 def test_exceptions_of_libraries_name_the_file(tmp_path, read, said):
     file = tmp_path / "f"
     file.write_bytes(b"\x80 no such thing")
@@ -230,16 +224,12 @@ def test_reading_keeps_user_and_system_errors(tmp_path):
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
 
-@pytest.mark.parametrize(
-    ("name", "make", "reason"),
-    [
-        ("f", os.mkfifo, "it is no regular file"),
-        ("f", os.mkdir, "Is a directory"),
-        ("f", lambda path: None, "No such file"),
-        ("f\0", lambda path: None, "null byte"),
-    ],
-    ids=["pipe", "folder", "nothing", "NUL"],
-)
+@pytest.mark.parametrize(("name", "make", "reason"), [
+    ("f", os.mkfifo, "it is no regular file"),
+    ("f", os.mkdir, "Is a directory"),
+    ("f", lambda path: None, "No such file"),
+    ("f\0", lambda path: None, "null byte"),
+], ids=["pipe", "folder", "nothing", "NUL"])  # fmt: skip
 def test_special_files_are_never_opened(tmp_path, name, make, reason):
     make(tmp_path / name)
     with pytest.raises(UserError, match=f"cannot read .*{reason}"), reading(tmp_path / name, "a bank"):
@@ -256,36 +246,30 @@ def test_readers_refuse_other_kinds_of_files(tmp_path, monkeypatch, kind):
         READERS[kind](tmp_path / "f")
 
 
-@pytest.mark.parametrize(
-    ("text", "reason"),
-    [
-        ('{"a": NaN}', "NaN"),
-        ("[1e999]", "1e999"),
-        (f"[1{'0' * 40}]", "it has 10000000000000000000..., which is out of range"),
-        (f"[{-(2**63) - 1}]", "out of range"),
-        (f"[{2**64}]", "out of range"),
-        ('{"a": 1, "a": 2}', "it has the key 'a' twice"),
-        ("[" * 100_000, "recursion"),
-        ('["\\udc80"]', "surrogates not allowed"),
-    ],
-)
+@pytest.mark.parametrize(("text", "reason"), [
+    ('{"a": NaN}', "NaN"),
+    ("[1e999]", "1e999"),
+    (f"[1{'0' * 40}]", "it has 10000000000000000000..., which is out of range"),
+    (f"[{-(2**63) - 1}]", "out of range"),
+    (f"[{2**64}]", "out of range"),
+    ('{"a": 1, "a": 2}', "it has the key 'a' twice"),
+    ("[" * 100_000, "recursion"),
+    ('["\\udc80"]', "surrogates not allowed"),
+])  # fmt: skip
 def test_invalid_json_is_refused(text, reason):
     with pytest.raises(ValueError, match=reason):
         parse_json(text)
     assert parse_json(f"[{-(2**63)}, {2**64 - 1}, 1.5]") == [-(2**63), 2**64 - 1, 1.5]
 
 
-@pytest.mark.parametrize(
-    ("text", "reason"),
-    [
-        ("a: 1\na: 2\n", "it has the key 'a' twice"),
-        ("{a: " * 60 + "1" + "}" * 60, "nested too deeply"),
-        ("a: &x\n  b: *x\n", "recursive"),
-        ("".join(f"x{n}: &x{n} [{', '.join([f'*x{n - 1}'] * 9) if n else 1}]\n" for n in range(9)), "recursive"),
-        ("a: !!python/object/apply:os.system [ls]\n", "could not determine a constructor"),
-        (f"[{'1,' * 200_000}]", "characters, got 400002"),
-    ],
-)
+@pytest.mark.parametrize(("text", "reason"), [
+    ("a: 1\na: 2\n", "it has the key 'a' twice"),
+    ("{a: " * 60 + "1" + "}" * 60, "nested too deeply"),
+    ("a: &x\n  b: *x\n", "recursive"),
+    ("".join(f"x{n}: &x{n} [{', '.join([f'*x{n - 1}'] * 9) if n else 1}]\n" for n in range(9)), "recursive"),
+    ("a: !!python/object/apply:os.system [ls]\n", "could not determine a constructor"),
+    (f"[{'1,' * 200_000}]", "characters, got 400002"),
+])  # fmt: skip
 def test_invalid_yaml_is_refused(tmp_path, text, reason):
     (tmp_path / "f.yaml").write_text(text)
     with pytest.raises(UserError, match=r"f\.yaml is damaged or not a grid") as caught:
@@ -302,15 +286,12 @@ def test_allowed_features_of_yaml(tmp_path):
     assert read_text(tmp_path / "f") == "é"
 
 
-@pytest.mark.parametrize(
-    ("tensor", "reason"),
-    [
-        (torch.eye(2).to_sparse(), "sparse_coo"),
-        (torch.empty(2, device="meta"), "meta"),
-        (torch.zeros(2, dtype=torch.complex128), "complex128"),
-        (torch.zeros(2).to(torch.float8_e4m3fn), "float8"),
-    ],
-)
+@pytest.mark.parametrize(("tensor", "reason"), [
+    (torch.eye(2).to_sparse(), "sparse_coo"),
+    (torch.empty(2, device="meta"), "meta"),
+    (torch.zeros(2, dtype=torch.complex128), "complex128"),
+    (torch.zeros(2).to(torch.float8_e4m3fn), "float8"),
+])  # fmt: skip
 def test_unusable_tensors_are_refused(tmp_path, tensor, reason):
     torch.save({"state": [{"deep": (tensor,)}]}, tmp_path / "f.pt")
     with pytest.raises(UserError, match=f"f.pt is damaged or not a checkpoint: deep .*{reason}"):

@@ -47,16 +47,13 @@ def test_exit_code_and_errors_of_the_program(capsys):
             run_cli(raising(error))
 
 
-@pytest.mark.parametrize(
-    ("raised", "line"),
-    [
-        (OSError(errno.EACCES, "Permission denied", "/closed/x"), "error: Permission denied: /closed/x\n"),
-        (OSError(errno.ENOSPC, "No space left on device"), "error: No space left on device\n"),
-        (UserError("first\n  second\tthird\x1b[31m\udcff"), "error: first second third\\x1b[31m\\udcff\n"),
-        (MemoryError(), "error: out of memory"),
-        (RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes"), "error: out of memory"),
-    ],
-)
+@pytest.mark.parametrize(("raised", "line"), [
+    (OSError(errno.EACCES, "Permission denied", "/closed/x"), "error: Permission denied: /closed/x\n"),
+    (OSError(errno.ENOSPC, "No space left on device"), "error: No space left on device\n"),
+    (UserError("first\n  second\tthird\x1b[31m\udcff"), "error: first second third\\x1b[31m\\udcff\n"),
+    (MemoryError(), "error: out of memory"),
+    (RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes"), "error: out of memory"),
+])  # fmt: skip
 def test_user_and_system_errors_are_one_line(capsys, raised, line):
     assert run_cli(raising(raised)) == 2
     out, error = capsys.readouterr()
@@ -90,14 +87,10 @@ def interrupt_in_a_callback() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.parametrize(
-    "steps",
-    [
-        lambda: BankBatches(torch.zeros(1, 4, 2), torch.zeros(4), batch_size=2, seed=1).epoch(0),
-        lambda: in_batches(str, range(4), 2, threads=1),
-    ],
-    ids=["batches of a bank", "batches of images"],
-)
+@pytest.mark.parametrize("steps", [
+    lambda: BankBatches(torch.zeros(1, 4, 2), torch.zeros(4), batch_size=2, seed=1).epoch(0),
+    lambda: in_batches(str, range(4), 2, threads=1),
+], ids=["batches of a bank", "batches of images"])  # fmt: skip
 def test_interrupt_lost_in_a_callback_ends_before_the_next_step(steps, capsys):
     done = []
 
@@ -132,14 +125,11 @@ def test_ctrl_c_during_imports_has_no_traceback():
     assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
 
 
-@pytest.mark.parametrize(
-    ("error", "code", "line"),
-    [
-        (BrokenPipeError(), 0, ""),
-        (OSError(errno.ENOSPC, "No space left"), 2, "error: cannot write to standard output: No space left\n"),
-        (ValueError("I/O operation on closed file."), 2, "error: cannot write to standard output: I/O operation"),
-    ],
-)
+@pytest.mark.parametrize(("error", "code", "line"), [
+    (BrokenPipeError(), 0, ""),
+    (OSError(errno.ENOSPC, "No space left"), 2, "error: cannot write to standard output: No space left\n"),
+    (ValueError("I/O operation on closed file."), 2, "error: cannot write to standard output: I/O operation"),
+])  # fmt: skip
 def test_unwritable_standard_output(monkeypatch, capsys, error, code, line):
     monkeypatch.setattr(sys, "stdout", Mock(encoding="utf-8", write=raising(error), fileno=raising(OSError())))
     for work in (lambda: echo("text"), lambda: Parser("Print.", prog="it").parse_args(["--help"])):
