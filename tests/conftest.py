@@ -1,7 +1,5 @@
 """What several tests need: the shared data, unit features, the options of the method, a small feature bank."""
 
-from __future__ import annotations
-
 import json
 import logging
 import os

@@ -1,7 +1,5 @@
 """Architecture: direction of imports, length of functions, and calls that could run code from a file."""
 
-from __future__ import annotations
-
 import ast
 from graphlib import CycleError, TopologicalSorter
 from importlib.util import resolve_name

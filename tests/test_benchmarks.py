@@ -2,8 +2,6 @@
 tests of every source, and leaves out what no test can notice.
 """
 
-from __future__ import annotations
-
 import importlib
 import json
 import math

@@ -1,7 +1,5 @@
 """Public API and command line: names, imports, helps and refusals."""
 
-from __future__ import annotations
-
 import inspect
 import os
 import re

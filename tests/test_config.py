@@ -1,7 +1,5 @@
 """Configuration: declared options, order of layers, types and ranges of values, files, and Dassl."""
 
-from __future__ import annotations
-
 import logging
 import math
 import re

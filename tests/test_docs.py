@@ -5,8 +5,6 @@ test of each block that another file tests; the quick blocks, those of `RUN_HERE
 docs/development/extend.md says is done in a copy of the checkout.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re

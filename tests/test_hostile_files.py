@@ -3,8 +3,6 @@
 The changes are seeded, so a failure comes again. HEGRAPH_FUZZ=N tries N changes of each kind instead of a few.
 """
 
-from __future__ import annotations
-
 import copy
 import json
 import os

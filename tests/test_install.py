@@ -1,7 +1,5 @@
 """scripts/hegraph/install.sh: what it puts into a CoOp checkout, and that it leaves everything else alone."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The scripts behind the paper's tables and figures, at a small size on the digits, as a user starts them."""
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path

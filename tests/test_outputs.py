@@ -1,7 +1,5 @@
 """Commands replace no file that they read, and write nothing into a model or a project."""
 
-from __future__ import annotations
-
 import argparse
 import importlib
 import json

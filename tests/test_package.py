@@ -1,7 +1,5 @@
 """The wheel: what is in it, and that the digits run from it in an environment that knows no checkout."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -1,7 +1,5 @@
 """Photos of phones and cameras: all entry points of the package read the same pixels."""
 
-from __future__ import annotations
-
 import doctest
 import json
 import sys

@@ -1,7 +1,5 @@
 """The scripts: their syntax, the main job as a newcomer starts it, and what they say when something is wrong."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import os

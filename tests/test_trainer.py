@@ -3,8 +3,6 @@
 Against the real Dassl and CoOp where DASSL_ROOT and COOP_ROOT name checkouts, and against a stand-in anywhere.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import math

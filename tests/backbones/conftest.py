@@ -1,7 +1,5 @@
 """Fixtures of the backbones: mini, a tiny ViT, and bundles."""
 
-from __future__ import annotations
-
 import json
 from copy import deepcopy
 from pathlib import Path

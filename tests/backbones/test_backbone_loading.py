@@ -1,7 +1,5 @@
 """Loading of backbones: names, files and OpenAI's archives; features, transforms and identity."""
 
-from __future__ import annotations
-
 import json
 import logging
 import pickle

@@ -1,7 +1,5 @@
 """Bundles: folders and Hub repositories with configuration, weights and tokenizer."""
 
-from __future__ import annotations
-
 import importlib.machinery
 import json
 import math

@@ -1,7 +1,5 @@
 """Precision of backbones: "auto", bfloat16, and how it is stored."""
 
-from __future__ import annotations
-
 import pickle
 import re
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Small models shared by the tests of the backbones."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch

@@ -1,7 +1,5 @@
 """Tiny feature banks and training in float64, for tests that implement the equations of a method a second time."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from functools import partial
 

@@ -1,7 +1,5 @@
 """Properties of all methods: options, determinism, task shapes, selection on val, saving, the authors' accuracy."""
 
-from __future__ import annotations
-
 import json
 import logging
 import random

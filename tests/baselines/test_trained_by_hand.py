@@ -4,8 +4,6 @@ The losses are implemented a second time from the equations of the papers. Image
 images, so that nothing is random.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 

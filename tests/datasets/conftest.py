@@ -1,7 +1,5 @@
 """The HTTP server for tests of the downloader."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Iterator
 

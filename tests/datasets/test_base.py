@@ -1,7 +1,5 @@
 """The class `Dataset`, the digits, and opening of images."""
 
-from __future__ import annotations
-
 import io
 import os
 import warnings

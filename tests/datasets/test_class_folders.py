@@ -1,7 +1,5 @@
 """Class folders directly in the root: CoOp's random split, and other folders that are skipped."""
 
-from __future__ import annotations
-
 import random
 from pathlib import Path
 

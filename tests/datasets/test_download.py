@@ -1,7 +1,5 @@
 """The downloader, with a faulty HTTP server, Google Drive, and archives."""
 
-from __future__ import annotations
-
 import gzip
 import hashlib
 import io

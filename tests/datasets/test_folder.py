@@ -1,7 +1,5 @@
 """Own images in class folders, CSV files and Hugging Face's metadata.csv; and `datasets check`."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

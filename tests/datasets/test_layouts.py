@@ -4,8 +4,6 @@ Expected values are from runs of CoOp's loaders (ff61507, with Dassl c61a1b5 and
 The data sets of the golden tree are in test_loading.py.
 """
 
-from __future__ import annotations
-
 import json
 import random
 import re

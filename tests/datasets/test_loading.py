@@ -5,8 +5,6 @@ describes the run. Pickles are written with a class of the name and module of Da
 the real CoOp (ff61507) byte for byte.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging

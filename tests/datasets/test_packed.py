@@ -1,7 +1,5 @@
 """Own images in tar shards, Parquet files and Hugging Face data sets."""
 
-from __future__ import annotations
-
 import json
 import os
 import sys

@@ -1,7 +1,5 @@
 """Model of the digits with thumbnails, for the tests of the page."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

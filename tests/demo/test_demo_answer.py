@@ -1,7 +1,5 @@
 """Answer of the demo: values of the model, escaped HTML, and thumbnails."""
 
-from __future__ import annotations
-
 import math
 import os
 from dataclasses import replace

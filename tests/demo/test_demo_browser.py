@@ -1,7 +1,5 @@
 """Demo page in a real browser. The tests share one window."""
 
-from __future__ import annotations
-
 import json
 import math
 import os

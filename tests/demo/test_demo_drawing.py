@@ -1,7 +1,5 @@
 """Conversion of drawings into scans, and their classification."""
 
-from __future__ import annotations
-
 import base64
 import io
 

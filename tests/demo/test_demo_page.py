@@ -1,7 +1,5 @@
 """Demo page: requests of visitors, and the command that serves the page."""
 
-from __future__ import annotations
-
 import os
 import socket
 import sys

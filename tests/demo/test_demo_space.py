@@ -1,7 +1,5 @@
 """Hugging Face Space of a model, and the script that shows the demo."""
 
-from __future__ import annotations
-
 import os
 import re
 import runpy

@@ -1,7 +1,5 @@
 """Parsing of answers, rules for good sentences, and comparisons in sentences."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

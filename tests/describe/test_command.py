@@ -1,7 +1,5 @@
 """The command `describe` and its client against a fake endpoint: requests, files, failures and the API key."""
 
-from __future__ import annotations
-
 import json
 import logging
 import os

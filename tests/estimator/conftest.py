@@ -1,7 +1,5 @@
 """Fixtures of the classifier: features similar to CLIP's, digits as PIL images and as files."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace

@@ -1,7 +1,5 @@
 """Incremental training and adapted to unlabelled images, in Python and with the command `train-more`."""
 
-from __future__ import annotations
-
 import json
 import pickle
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Arguments of the classifier, scikit-learn's checks, seeds and pickles."""
 
-from __future__ import annotations
-
 import pickle
 import random
 from contextlib import nullcontext

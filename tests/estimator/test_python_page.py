@@ -1,7 +1,5 @@
 """docs/guides/python.md and docs/guides/digits.ipynb: what they show runs, and gives the numbers that they say."""
 
-from __future__ import annotations
-
 import os
 import re
 import subprocess

@@ -3,8 +3,6 @@
 Mocks replace the functions of huggingface_hub that need the network.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

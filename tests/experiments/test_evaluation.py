@@ -1,7 +1,5 @@
 """Testing a trained method: which columns compete, in which order, by which rule, and what the record says."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil

@@ -1,7 +1,5 @@
 """How a method is fitted: what it is given and never given, what is chosen on val, and the temperature."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable
 from dataclasses import replace

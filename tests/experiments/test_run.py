@@ -1,7 +1,5 @@
 """Runs: what they write, repeat and refuse, and in which order; unlabelled images; two processes; real features."""
 
-from __future__ import annotations
-
 import hashlib
 import itertools
 import json

@@ -1,7 +1,5 @@
 """Refusals before anything is trained, and files that a run must not overwrite."""
 
-from __future__ import annotations
-
 import itertools
 import logging
 import shutil

@@ -1,8 +1,6 @@
 """The ONNX file says what torch says, for all that a classifier may have and whole backbones; what `export` prints;
 and the lines of docs/guides/onnx.md that need no torch give what the package gives."""
 
-from __future__ import annotations
-
 import json
 import re
 import subprocess

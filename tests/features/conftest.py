@@ -1,7 +1,5 @@
 """The embedded backbone, and a function that changes tensor files."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Feature banks: file format, refusals, and samples of rows."""
 
-from __future__ import annotations
-
 import json
 import logging
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Reading images, encoding images and prompts in batches and chunks, cached features, and `features extract`."""
 
-from __future__ import annotations
-
 import hashlib
 import itertools
 import json

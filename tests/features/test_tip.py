@@ -1,7 +1,5 @@
 """Import of Tip-Adapter's cache folders."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Label issues by exact leave-one-out, suggestions, and the command `label`."""
 
-from __future__ import annotations
-
 import csv
 import json
 import math

@@ -1,7 +1,5 @@
 """Messages in closed form, against the equations solved in another way: explicit refits, explicit inverses."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

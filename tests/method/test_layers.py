@@ -3,8 +3,6 @@
 Transfer to classes that were not trained on: W goes along, class-wise biases and visual nodes stay behind.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 

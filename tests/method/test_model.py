@@ -1,7 +1,5 @@
 """HeGraphAdapter: its variants, its two classifiers (Eq. 7 and 8) and what they share, and its recipes."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

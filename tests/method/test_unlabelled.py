@@ -1,7 +1,5 @@
 """Adaptation to unlabelled images: rounds by hand, folding, the class prior, and odd pools."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """A small model with fixed values."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import pytest

@@ -1,7 +1,5 @@
 """Model folders: writing, reading, and errors of damaged folders."""
 
-from __future__ import annotations
-
 import json
 import multiprocessing
 import os

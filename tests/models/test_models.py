@@ -1,7 +1,5 @@
 """Model cards, and models with images as input."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """The command `predict`, from its flags to its exit code."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json

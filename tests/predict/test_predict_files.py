@@ -1,7 +1,5 @@
 """Input paths, rows with any file names, and copies of images."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json

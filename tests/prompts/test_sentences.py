@@ -1,7 +1,5 @@
 """Prompts from templates and descriptions, and the rules for the packaged descriptions."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil

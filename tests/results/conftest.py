@@ -1,7 +1,5 @@
 """Records of small made-up runs."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import pytest

@@ -1,7 +1,5 @@
 """Paired differences, confusion matrices and open-set scores, checked by hand."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Comparison of methods: cells, settings, cases, training costs and calibration."""
 
-from __future__ import annotations
-
 import pytest
 
 from trainers.hegraph.baselines import METHODS

@@ -1,7 +1,5 @@
 """Formats of tables, numbers of the paper, figures and the HTML page."""
 
-from __future__ import annotations
-
 import csv
 import html
 import io

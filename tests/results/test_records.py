@@ -1,7 +1,5 @@
 """Records of runs, files with tensors, and the command `results`."""
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What the tests of sweeps need: runs made alone, to compare with, and commands in processes of their own."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

@@ -1,7 +1,5 @@
 """Grids of sweeps: runs, folders and invalid input; finished and failed runs."""
 
-from __future__ import annotations
-
 import json
 import re
 import shlex

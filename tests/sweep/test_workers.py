@@ -1,7 +1,5 @@
 """Runs in this process, in worker processes and in separate processes; several sweeps on one folder."""
 
-from __future__ import annotations
-
 import errno
 import json
 import logging

@@ -1,7 +1,5 @@
 """Small images and folders for the tests of the teach project."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from PIL import Image

@@ -1,7 +1,5 @@
 """Teach page in a real browser: from two classes to an exported model."""
 
-from __future__ import annotations
-
 import io
 import re
 import zipfile

@@ -1,7 +1,5 @@
 """Folder of a teach project: changes are atomic and can be undone, and nothing outside it is read or written."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

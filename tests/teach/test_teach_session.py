@@ -1,7 +1,5 @@
 """Session of the teach page: its model, evaluation, features on disk, handlers and command."""
 
-from __future__ import annotations
-
 import base64
 import json
 import re

@@ -1,7 +1,5 @@
 """Random sequences of changes, undo, kills and zip files of a teach project, compared with a model in memory."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import tempfile

@@ -3,8 +3,6 @@
 An epoch has every image once, and depends on its number and the seed alone.
 """
 
-from __future__ import annotations
-
 import logging
 import re
 import subprocess

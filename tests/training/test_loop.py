@@ -3,8 +3,6 @@
 What training resumes from and leaves: everything that does not fit is refused by name.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import math

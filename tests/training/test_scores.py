@@ -1,7 +1,5 @@
 """Accuracy, choices on val, temperatures and the scores of probabilities, against cases worked by hand."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 

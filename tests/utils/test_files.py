@@ -1,7 +1,5 @@
 """Atomic files and folders, hashes, protected inputs, and readers of untrusted files."""
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import math

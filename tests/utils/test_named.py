@@ -1,7 +1,5 @@
 """Devices, shipped configuration files, values of options, and worker threads."""
 
-from __future__ import annotations
-
 import math
 import os
 from itertools import count

@@ -1,7 +1,5 @@
 """Exit codes, error lines, signals, standard output and log messages of commands."""
 
-from __future__ import annotations
-
 import errno
 import io
 import logging
