@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from trainers.hegraph import FeatureBank, HeGraphClassifier, load_bank
-from trainers.hegraph.datasets import sample_few_shot
+from trainers.hegraph.datasets.splits import sample_few_shot
 from trainers.hegraph.training.choice import accuracy
 
 from .report import Report

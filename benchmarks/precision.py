@@ -19,7 +19,7 @@ from trainers.hegraph.backbones.clip import Backbone
 from trainers.hegraph.backbones.identity import has_fast_bfloat16
 from trainers.hegraph.backbones.loading import create_model, load_backbone
 from trainers.hegraph.config_files import load_cfg
-from trainers.hegraph.datasets import Dataset
+from trainers.hegraph.datasets.base import Dataset
 from trainers.hegraph.datasets.images import open_below
 from trainers.hegraph.features.extract import encode_images
 from trainers.hegraph.features.images import ImageViews

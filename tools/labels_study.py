@@ -26,12 +26,7 @@ from torch import Tensor
 
 from trainers.hegraph.datasets.splits import sample_few_shot
 from trainers.hegraph.features.bank import FeatureBank, load_bank
-from trainers.hegraph.labels.issues import (
-    find_label_issues,
-    label_scores,
-    left_out_logits,
-    training_free_options,
-)
+from trainers.hegraph.labels.issues import find_label_issues, label_scores, left_out_logits, training_free_options
 from trainers.hegraph.labels.suggest import select, typicality
 from trainers.hegraph.method.cache import FoldedClassifier
 from trainers.hegraph.method.closed_form import OMEGA_NEW, ClosedForm, class_offsets, left_out_offsets

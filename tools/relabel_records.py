@@ -19,12 +19,7 @@ from trainers.hegraph.utils.files import atomic_path, hash_json
 from trainers.hegraph.utils.option import NODE
 
 KEYS = {f"{NODE}.FREE.{name}": f"{NODE}.TRAINING_FREE.{name}" for name in ("KAPPA", "RHO", "OMEGA")}
-CLASS_PRIOR = {
-    "evenness": "balance",
-    "scale": "relative_balance",
-    "offsets": "offset_weight",
-    "prior": "prior_weight",
-}
+CLASS_PRIOR = {"evenness": "balance", "scale": "relative_balance", "offsets": "offset_weight", "prior": "prior_weight"}
 REJECTION = {"keep": "rate", "kept": "accepted"}
 
 

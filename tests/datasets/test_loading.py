@@ -23,20 +23,21 @@ import pytest
 import yaml
 from dataset_files import make, write
 
-from trainers.hegraph.datasets import (
-    Dataset,
+from trainers.hegraph.datasets import layouts
+from trainers.hegraph.datasets.base import Dataset
+from trainers.hegraph.datasets.digits import DOMAINS, HALVES
+from trainers.hegraph.datasets.loading import LOADERS, load_dataset, load_few_shot, read_stored
+from trainers.hegraph.datasets.registry import ENTRIES, canonical_name, find_entry, stored_datasets
+from trainers.hegraph.datasets.splits import (
     FewShotSample,
     Item,
-    layouts,
-    load_dataset,
-    load_few_shot,
+    read_coop_pickle,
+    read_random_split,
+    read_split_file,
     sample_few_shot,
     subsample_labels,
+    write_random_split,
 )
-from trainers.hegraph.datasets.digits import DOMAINS, HALVES
-from trainers.hegraph.datasets.loading import LOADERS, read_stored
-from trainers.hegraph.datasets.registry import ENTRIES, canonical_name, find_entry, stored_datasets
-from trainers.hegraph.datasets.splits import read_coop_pickle, read_random_split, read_split_file, write_random_split
 from trainers.hegraph.prompts.sentences import DESCRIPTIONS
 from trainers.hegraph.utils.errors import UserError
 

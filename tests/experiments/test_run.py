@@ -21,8 +21,9 @@ from standin.hosts import as_torchrun_sets
 from trainers.hegraph.__main__ import summary
 from trainers.hegraph.baselines import method_options
 from trainers.hegraph.config_files import load_cfg
-from trainers.hegraph.datasets import load_dataset, sample_few_shot
 from trainers.hegraph.datasets.digits import open_digit
+from trainers.hegraph.datasets.loading import load_dataset
+from trainers.hegraph.datasets.splits import sample_few_shot
 from trainers.hegraph.experiments import run as run_module
 from trainers.hegraph.experiments.run_folder import RunFolder, find_model_of_epoch
 from trainers.hegraph.experiments.tasks import BankTask

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from trainers.hegraph.datasets import FewShotSample
+from trainers.hegraph.datasets.splits import FewShotSample
 from trainers.hegraph.features import bank as bank_module
 from trainers.hegraph.features.bank import (
     BankFile,

@@ -21,9 +21,11 @@ from safetensors.torch import load_file, save_file
 from trainers.hegraph.__main__ import main as train
 from trainers.hegraph.backbones.clip import Backbone
 from trainers.hegraph.config_files import load_cfg
-from trainers.hegraph.datasets import Dataset, Item, load_dataset, sample_few_shot
+from trainers.hegraph.datasets.base import Dataset
 from trainers.hegraph.datasets.digits import open_digit
 from trainers.hegraph.datasets.images import to_rgb
+from trainers.hegraph.datasets.loading import load_dataset
+from trainers.hegraph.datasets.splits import Item, sample_few_shot
 from trainers.hegraph.features import extract
 from trainers.hegraph.features import images as reading
 from trainers.hegraph.features.__main__ import main

@@ -15,7 +15,7 @@ import torch
 from benchmarks.tasks import random_bank
 from trainers.hegraph.backbones.loading import load_backbone
 from trainers.hegraph.config_files import load_cfg
-from trainers.hegraph.datasets import load_dataset
+from trainers.hegraph.datasets.loading import load_dataset
 from trainers.hegraph.experiments import fitting
 from trainers.hegraph.features.bank import load_bank
 from trainers.hegraph.features.images import ImageViews

@@ -129,10 +129,7 @@ def make_optimizer(model: nn.Module, settings: Settings) -> torch.optim.Optimize
     """AdamW, with weight decay on matrices alone: norms, biases and the logit scale have none."""
     decayed = [p for p in model.parameters() if p.ndim >= 2]
     plain = [p for p in model.parameters() if p.ndim < 2]
-    groups = [
-        {"params": decayed, "weight_decay": settings.weight_decay},
-        {"params": plain, "weight_decay": 0.0},
-    ]
+    groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.98), eps=1e-6, fused=True)
 
 
@@ -150,10 +147,7 @@ def move_average(average: nn.Module, model: nn.Module, step: int, settings: Sett
 
 
 def train(
-    model: CLIP,
-    tokenizer: Tokenizer,
-    settings: Settings,
-    watch: Callable[[int, nn.Module], None] | None = None,
+    model: CLIP, tokenizer: Tokenizer, settings: Settings, watch: Callable[[int, nn.Module], None] | None = None
 ) -> dict[str, torch.Tensor]:
     """Trains a model in place.
 

@@ -49,8 +49,8 @@ if TYPE_CHECKING:
     from .backbones.clip import Backbone as Backbone
     from .backbones.loading import load_backbone as load_backbone
     from .config_files import load_cfg as load_cfg
-    from .datasets import load_dataset as load_dataset
-    from .datasets import load_few_shot as load_few_shot
+    from .datasets.loading import load_dataset as load_dataset
+    from .datasets.loading import load_few_shot as load_few_shot
     from .estimator.classifier import HeGraphClassifier as HeGraphClassifier
     from .experiments.run import run as run
     from .features.bank import FeatureBank as FeatureBank
@@ -78,8 +78,8 @@ _HOMES = {
     "load_backbone": ".backbones.loading",
     "load_bank": ".features.bank",
     "load_cfg": ".config_files",
-    "load_dataset": ".datasets",
-    "load_few_shot": ".datasets",
+    "load_dataset": ".datasets.loading",
+    "load_few_shot": ".datasets.loading",
     "run": ".experiments.run",
 }
 __all__ = ["__version__", *_HOMES]

@@ -34,21 +34,15 @@ from . import config, config_files
 from .baselines import METHODS, load_method, method_options
 from .baselines.base import FittedMethod
 from .config import Config
-from .datasets import Dataset, Item, check_trainable, load_dataset
+from .datasets.base import Dataset
 from .datasets.images import open_below
-from .datasets.loading import read_coop_sample
+from .datasets.loading import check_trainable, load_dataset, read_coop_sample
 from .datasets.registry import stored_datasets
-from .datasets.splits import path_from
+from .datasets.splits import Item, path_from
 from .experiments.checks import check_training
 from .experiments.evaluation import TrainedMethod
 from .experiments.fitting import fit_method, fitted_adapter, new_model, set_random_seed
-from .experiments.run import (
-    check_configuration,
-    draw_seed,
-    keep_epochs,
-    test_and_finish,
-    test_and_write,
-)
+from .experiments.run import check_configuration, draw_seed, keep_epochs, test_and_finish, test_and_write
 from .experiments.run_folder import RunFolder, find_model_of_epoch
 from .experiments.tasks import ImageTask, Tested
 from .features.bank import FeatureBank

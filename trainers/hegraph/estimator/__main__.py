@@ -15,7 +15,7 @@ from ..utils.errors import Parser, UserError, command, echo, printable, run_cli
 from ..utils.files import OutputFolder
 
 if TYPE_CHECKING:
-    from ..datasets import Dataset
+    from ..datasets.base import Dataset
     from .classifier import HeGraphClassifier
 
 EPILOG = """\

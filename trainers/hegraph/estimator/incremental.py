@@ -21,8 +21,9 @@ from torch import Tensor
 
 from ..backbones.identity import DEFAULT_BACKBONE
 from ..config import Config
-from ..datasets import Dataset, Item
+from ..datasets.base import Dataset
 from ..datasets.images import open_any, reason
+from ..datasets.splits import Item
 from ..experiments.tasks import ImageTask
 from ..models.saved import SavedModel
 from ..models.support_set import SupportSet

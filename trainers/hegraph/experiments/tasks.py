@@ -24,9 +24,9 @@ from torch import Tensor
 from ..backbones.identity import backbone_identity
 from ..baselines import TRANSDUCTIVE_METHODS
 from ..config import Config
-from ..datasets import Dataset, FewShotSample, load_few_shot, load_test_images, sample_few_shot, subsample_labels
-from ..datasets.base import check_classes, find_copies
-from ..datasets.loading import OWN, load_pool, load_unlabelled
+from ..datasets.base import Dataset, check_classes, find_copies
+from ..datasets.loading import OWN, load_few_shot, load_pool, load_test_images, load_unlabelled
+from ..datasets.splits import FewShotSample, sample_few_shot, subsample_labels
 from ..features import extract
 from ..features.bank import SUFFIX, BankFile, Encoder, FeatureBank, mean_over_views, refuse_test_rows, sample_bank
 from ..features.images import ImageViews

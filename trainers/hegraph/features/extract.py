@@ -26,7 +26,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..backbones.identity import describe_transform
-from ..datasets import Dataset, Item
+from ..datasets.base import Dataset
+from ..datasets.splits import Item
 from ..prompts.sentences import PromptGroup, negative_prompts, positive_prompts, resolve_source
 from ..utils import processes
 from ..utils.errors import UserError

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from ..datasets import Dataset, Item
+from ..datasets.base import Dataset
 from ..datasets.images import ImageOrPath, open_any, reason
+from ..datasets.splits import Item
 from ..utils.errors import UserError
 from ..utils.threads import MAX_THREADS, cores, in_batches
 

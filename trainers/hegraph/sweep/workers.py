@@ -31,15 +31,7 @@ from ..experiments.run_folder import ERROR, RunFolder, run_config
 from ..experiments.tasks import open_task
 from ..results.records import read_record
 from ..utils.devices import available_device
-from ..utils.errors import (
-    ENDINGS,
-    PACKAGE,
-    UserError,
-    deferred_interrupts,
-    first_line,
-    show_messages,
-    was_interrupted,
-)
+from ..utils.errors import ENDINGS, PACKAGE, UserError, deferred_interrupts, first_line, show_messages, was_interrupted
 from ..utils.files import hash_json, remove_temporaries, write_json
 from ..utils.reading import read_json
 from ..utils.threads import cores
