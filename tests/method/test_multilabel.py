@@ -1,0 +1,146 @@
+"""The multi-label head, against separate fits and plain loops in double precision."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import f1_score
+
+from trainers.hegraph.method import multilabel
+from trainers.hegraph.method.multilabel import GAINS, RIDGES, MultiLabelHead, best_thresholds, logistic_calibration
+
+
+def example(num_images=30, num_classes=5, width=12, seed=0):
+    """Features, labels and text: an image is the sum of its classes' directions and noise."""
+    generator = torch.Generator().manual_seed(seed)
+    directions = torch.randn(num_classes, width, generator=generator)
+    labels = torch.rand(num_images, num_classes, generator=generator) < 0.4
+    labels[0], labels[1] = True, False
+    noise = torch.randn(num_images, width, generator=generator)
+    text = directions + torch.randn(num_classes, width, generator=generator)
+    return F.normalize(labels.float() @ directions + noise, dim=1), labels, F.normalize(text, dim=1)
+
+
+def ridge_fit(features, labels, prior, ridge):
+    """Weights `[d + 1, K]` of `|Y - [F, 1] W|^2 + ridge |W - prior|^2`, whose constant has no penalty."""
+    design = np.hstack([features, np.ones((len(features), 1))])
+    penalty = ridge * np.eye(design.shape[1])
+    penalty[-1, -1] = 0
+    return np.linalg.solve(design.T @ design + penalty, design.T @ labels + penalty @ prior)
+
+
+def separate_fits(features, labels, text, factor, gain):
+    """Scores of each image by a fit without it, with the ridge of all images."""
+    features, labels = features.double().numpy(), labels.double().numpy()
+    text = text.double().numpy()
+    deviations = features - features.mean(axis=0)
+    ridge = factor * np.trace(deviations.T @ deviations) / features.shape[1]
+    prior = np.vstack([gain * (text - text.mean(axis=0)).T, np.zeros((1, len(text)))])
+    scores = np.empty_like(labels)
+    for image in range(len(features)):
+        rest = np.arange(len(features)) != image
+        weights = ridge_fit(features[rest], labels[rest], prior, ridge)
+        scores[image] = np.append(features[image], 1) @ weights
+    return scores
+
+
+@pytest.mark.parametrize("num_images", [7, 30])
+def test_leave_one_out_equals_separate_fits(num_images):
+    features, labels, text = example(num_images)
+    head = MultiLabelHead(features, labels, text)
+    by_hand = separate_fits(features, labels, text, head.ridge, head.gain)
+    np.testing.assert_allclose(head.left_out.numpy(), by_hand, atol=1e-5)
+
+
+@pytest.mark.parametrize("with_text", [True, False])
+def test_ridge_and_gain_have_the_least_leave_one_out_error(with_text):
+    features, labels, text = example()
+    head = MultiLabelHead(features, labels, text if with_text else None)
+    errors = {
+        (ridge, gain): ((separate_fits(features, labels, text, ridge, gain) - labels.numpy()) ** 2).sum()
+        for ridge in RIDGES
+        for gain in (GAINS if with_text else [0.0])
+    }
+    assert (head.ridge, head.gain) == min(errors, key=errors.get)
+
+
+def test_chunks_and_blocks_change_nothing(monkeypatch):
+    features, labels, text = example()
+    whole = MultiLabelHead(features, labels, text)
+    monkeypatch.setattr(multilabel, "CHUNK_ROWS", 7)
+    monkeypatch.setattr(multilabel, "CLASS_BLOCK", 2)
+    chunked = MultiLabelHead(features, labels, text)
+    for name in ("weights", "bias", "left_out", "thresholds"):
+        torch.testing.assert_close(getattr(chunked, name), getattr(whole, name))
+
+
+def test_thresholds_are_means_of_own_and_common_best():
+    generator = torch.Generator().manual_seed(1)
+    scores, labels = torch.randn(40, 3, generator=generator), torch.rand(40, 3, generator=generator) < 0.3
+    scores += labels
+    candidates = scores.flatten().sort().values
+
+    def best(rows, flags):
+        return max(candidates.tolist(), key=lambda t: f1_score(flags.flatten(), rows.flatten() >= t))
+
+    common = best(scores, labels)
+    thresholds = best_thresholds(scores, labels, torch.ones(3, dtype=torch.bool))
+    for number in range(3):
+        column, own = scores[:, number], 2 * thresholds[number] - common
+        expected = f1_score(labels[:, number], column >= best(column, labels[:, number]))
+        assert f1_score(labels[:, number], column >= own) == expected
+        assert (column - own).abs().min() > 0  # halfway between two scores
+
+
+def test_calibration_equals_logistic_regression():
+    generator = torch.Generator().manual_seed(2)
+    scores = torch.rand(4000, 2, generator=generator)
+    labels = torch.rand(4000, 2, generator=generator) < (7 * scores - 3).sigmoid()
+    slope, intercept = logistic_calibration(scores, labels)
+    reference = LogisticRegression(C=1e6).fit(scores.reshape(-1, 1), labels.flatten())
+    assert slope == pytest.approx(reference.coef_.item(), rel=0.01)
+    assert intercept == pytest.approx(reference.intercept_.item(), rel=0.01)
+
+
+def test_calibration_of_separable_scores_is_finite():
+    slope, intercept = logistic_calibration(torch.tensor([[0.0], [1.0]]), torch.tensor([[False], [True]]))
+    assert 0 < slope < 100
+    assert abs(intercept) < 100
+
+
+def test_logits_are_the_log_odds_of_probabilities():
+    features, labels, text = example()
+    head = MultiLabelHead(features, labels, text)
+    logits = head.classifier.logits(features)
+    torch.testing.assert_close(logits.double().sigmoid(), head.probabilities(features), atol=1e-5, rtol=1e-5)
+    accepted = logits >= head.log_odds(head.thresholds)
+    assert torch.equal(accepted, head.predict(features))
+
+
+def test_class_without_positives_has_the_text_prior():
+    features, labels, text = example()
+    labels[:, 2] = False
+    head = MultiLabelHead(features, labels, text)
+    direction = text.double()[2] - text.double().mean(dim=0)
+    torch.testing.assert_close(head.weights[2], head.gain * direction)
+    others = labels.double().mean(dim=0)[[0, 1, 3, 4]].mean()
+    torch.testing.assert_close(head.scores(features.mean(dim=0, keepdim=True))[0, 2], others)
+
+
+@pytest.mark.parametrize("constant", [True, False])
+def test_class_with_equal_labels_is_constant_without_text(constant):
+    features, labels, _ = example()
+    labels[:, 2] = constant
+    head = MultiLabelHead(features, labels)
+    torch.testing.assert_close(head.scores(features)[:, 2], torch.full((30,), float(constant)).double())
+    assert bool(head.predict(features)[:, 2].all()) is constant
+
+
+def test_equal_labels_of_all_classes_are_fitted():
+    features, _, text = example()
+    head = MultiLabelHead(features, torch.zeros(30, 5, dtype=torch.bool), text)
+    assert head.scores(features).isfinite().all()
+    assert head.gain == GAINS[0]

@@ -1,0 +1,205 @@
+"""Multi-label head: ridge regression of label indicators on image features, shrunk towards the text classifier.
+
+An image may have any number of labels. With image features `F`, indicators `Y`, their means `m` and `y`, and text `T`:
+
+    X = F - m,  R = Y - y,  W0 = g (T - mean_c T_c)^T,  s = tr(X^T X) / d
+    W = W0 + (X^T X + lambda s I)^-1 X^T (R - X W0)
+    score(f) = y + (f - m) W
+
+Leave-one-out is exact (PRESS; Allen, 1974): with `H = X (X^T X + lambda s I)^-1 X^T + 1/N`, the score of image i for a
+head that is fitted without image i, with the same ridge `lambda s` and `W0`, is
+
+    Y_i - (Y_i - score(F_i)) / (1 - H_ii)
+
+All choices use these scores, so that no validation images are needed:
+
+- `lambda` and `g` have the least squared leave-one-out error. Without text, `g` is 0.
+- The threshold of a class is the mean of its own threshold with the best F1 and the common one with the best micro F1.
+- Probabilities are `sigmoid(a score + b)` (Platt, 1999), with one `a` and one `b` for all classes.
+
+A class without positive images has the text prior `W0` and the mean indicator of the other classes, since the absence
+of a label among few images says little. A class with only positive images has `W0` and the mean indicator 1. Without
+text, their scores are constant. These classes take no part in the choices.
+
+Shapes: N images, K classes, d feature width, B images of a batch. Computed in float64, in chunks of rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import product
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .cache import FoldedClassifier
+from .closed_form import CHUNK_ROWS, SMALLEST
+
+RIDGES = (10.0, 3.0, 30.0, 1.0, 100.0)  # candidates of `lambda`; of equal ones, the first is chosen
+GAINS = (3.0, 1.0, 6.0, 0.0)  # candidates of `g`
+MAX_ROWS = 20_000  # most images in the choice of `lambda`, `g`, `a` and `b`
+CLASS_BLOCK = 64  # classes whose scores are sorted at once
+CANDIDATES = 4096  # most candidates of the common threshold
+NEWTON_STEPS = 25
+SLOPE, PRIOR_WEIGHT = 4.0, 1.0  # prior of `a`: the logistic function has the slope of the score at 0.5
+
+
+class MultiLabelHead:
+    """Linear scores of the classes, with thresholds and calibration.
+
+    Args:
+        features: Unit-norm image features, shape `[N, d]`, at least two.
+        labels: Label indicators, booleans of shape `[N, K]`.
+        text: Unit-norm text features, shape `[K, d]`; None for a ridge regression without a prior.
+
+    Attributes:
+        weights, bias: `W^T` and `y - m W`, shapes `[K, d]` and `[K]`, float64.
+        ridge, gain: `lambda` and `g`.
+        left_out: Leave-one-out scores of the training images, shape `[N, K]`, float32.
+        thresholds: Least score with which a class is predicted, shape `[K]`, float64.
+        slope, intercept: `a` and `b`.
+        varied: Classes with both positive and negative images, booleans of shape `[K]`.
+    """
+
+    def __init__(self, features: Tensor, labels: Tensor, text: Tensor | None = None) -> None:
+        self._features, self._labels = features, labels
+        counts = labels.sum(dim=0).double()
+        self.varied = (counts > 0) & (counts < len(labels))
+        self._mean, self._mean_label = features.double().mean(dim=0), counts / len(labels)
+        if text is not None and self.varied.any():
+            self._mean_label[counts == 0] = self._mean_label[self.varied].mean()
+        self._decompose(text)
+        self.ridge, self.gain = self._choose()
+        plain, prior = self._parts(self.ridge)
+        weights = self._basis @ (plain + self.gain * prior)
+        self.weights, self.bias = weights.t().contiguous(), self._mean_label - self._mean @ weights
+        self.left_out = torch.cat([*self._left_out()])
+        self.thresholds = best_thresholds(self.left_out, labels, self.varied)
+        rows = slice(None, None, self._step)
+        self.slope, self.intercept = logistic_calibration(self.left_out[rows, self.varied], labels[rows, self.varied])
+
+    def scores(self, features: Tensor) -> Tensor:
+        """Scores of unit-norm image features `[B, d]`, shape `[B, K]`, float64."""
+        return features.double() @ self.weights.t() + self.bias
+
+    def predict(self, features: Tensor) -> Tensor:
+        """Predicted labels of unit-norm image features `[B, d]`, booleans of shape `[B, K]`."""
+        return self.scores(features) >= self.thresholds
+
+    def probabilities(self, features: Tensor) -> Tensor:
+        """Probability of each label, shape `[B, K]`, float64."""
+        return self.log_odds(self.scores(features)).sigmoid()
+
+    def log_odds(self, scores: Tensor) -> Tensor:
+        """Calibrated log-odds `a score + b`."""
+        return self.slope * scores + self.intercept
+
+    @property
+    def classifier(self) -> FoldedClassifier:
+        """Linear classifier in float32 whose logits are the log-odds."""
+        return FoldedClassifier((self.slope * self.weights).float(), self.log_odds(self.bias).float())
+
+    @property
+    def _step(self) -> int:
+        """Every how many images one takes part in choices."""
+        return -(-len(self._features) // MAX_ROWS)
+
+    def _chunks(self, step: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
+        """Iterate over `X` and `Y`, or every `step`-th row of both, in float64."""
+        for features, labels in zip(self._features[::step].split(CHUNK_ROWS), self._labels[::step].split(CHUNK_ROWS)):
+            yield features.double() - self._mean, labels.double()
+
+    def _decompose(self, text: Tensor | None) -> None:
+        """Eigenvectors of `X^T X`, and `X^T R` and the centred text in their basis, where ridges are diagonal."""
+        width, num_classes = len(self._mean), len(self._mean_label)
+        gram, cross = self._mean.new_zeros(width, width), self._mean.new_zeros(width, num_classes)
+        for deviations, indicators in self._chunks():
+            gram += deviations.t() @ deviations
+            cross += deviations.t() @ indicators  # equals X^T R, because the rows of X add up to 0
+        eigenvalues, self._basis = torch.linalg.eigh(gram)
+        self._eigenvalues = eigenvalues.clamp_min(0).unsqueeze(1)
+        self._spread = self._eigenvalues.mean().clamp_min(SMALLEST)
+        self._cross = self._basis.t() @ cross.masked_fill(~self.varied, 0)
+        self._text = None
+        if text is not None:
+            self._text = self._basis.t() @ (text.double() - text.double().mean(dim=0)).t()
+
+    def _parts(self, ridge: float) -> tuple[Tensor, Tensor]:
+        """`W` without text in the eigenbasis, and what the text prior adds for `g = 1`, each `[d, K]`."""
+        shrinkage = 1 / (self._eigenvalues + ridge * self._spread)
+        plain = self._cross * shrinkage
+        if self._text is None:
+            return plain, torch.zeros_like(plain)
+        return plain, torch.where(self.varied, self._text * (ridge * self._spread * shrinkage), self._text)
+
+    def _residual_weight(self, projected: Tensor, ridge: float) -> Tensor:
+        """`1 / (1 - H_ii)` of centred images in the eigenbasis `[B, d]`, shape `[B, 1]`."""
+        leverage = projected.square() @ (1 / (self._eigenvalues + ridge * self._spread)) + 1 / len(self._features)
+        return 1 / (1 - leverage).clamp_min(SMALLEST)
+
+    def _choose(self) -> tuple[float, float]:
+        """`lambda` and `g` with the least squared leave-one-out error, which is quadratic in `g`."""
+        gains = self._mean.new_tensor((0.0,) if self._text is None else GAINS)
+        errors = gains.new_zeros(len(RIDGES), len(gains))
+        parts = [[part[:, self.varied] for part in self._parts(ridge)] for ridge in RIDGES]
+        for deviations, indicators in self._chunks(self._step):
+            projected = deviations @ self._basis
+            target = (indicators - self._mean_label)[:, self.varied]
+            for number, (ridge, (plain, prior)) in enumerate(zip(RIDGES, parts)):
+                weight = self._residual_weight(projected, ridge)
+                residual, change = weight * (target - projected @ plain), weight * (projected @ prior)
+                errors[number] += residual.square().sum() - 2 * gains * (residual * change).sum()
+                errors[number] += gains.square() * change.square().sum()
+        return [*product(RIDGES, gains.tolist())][int(errors.argmin())]
+
+    def _left_out(self) -> Iterator[Tensor]:
+        """Leave-one-out scores by chunk; for classes that are not `varied`, the scores, which no image changes."""
+        for deviations, indicators in self._chunks():
+            scores = self._mean_label + deviations @ self.weights.t()
+            left_out = indicators - self._residual_weight(deviations @ self._basis, self.ridge) * (indicators - scores)
+            yield torch.where(self.varied, left_out, scores).float()
+
+
+def best_thresholds(scores: Tensor, labels: Tensor, varied: Tensor) -> Tensor:
+    """Thresholds of scores `[N, K]` with labels `[N, K]`, shape `[K]`, float64.
+
+    The best F1 of a class is reached at the score of one of its positive images. Its own threshold lies halfway between
+    that score and the next smaller one. Classes that are not `varied`, booleans `[K]`, have the common threshold.
+    """
+    positive = scores[labels & varied]
+    if not len(positive):
+        return torch.full((scores.shape[1],), 0.5, dtype=torch.float64)
+    common = np.sort(positive.numpy())[:: -(-len(positive) // CANDIDATES)]
+    accepted, correct = np.zeros(len(common)), np.zeros(len(common))
+    own: dict[int, float] = {}
+    for block in varied.nonzero().flatten().split(CLASS_BLOCK):
+        columns, flags = scores[:, block].t().contiguous().numpy(), labels[:, block].t().contiguous().numpy()
+        for number, column, flag in zip(block.tolist(), columns, flags):
+            hits, column = np.sort(column[flag]), np.sort(column)
+            accepted += len(column) - np.searchsorted(column, common)
+            correct += len(hits) - np.searchsorted(hits, common)
+            places = np.searchsorted(column, hits)
+            f1 = 2 * np.arange(len(hits), 0, -1) / (len(hits) + len(column) - places)
+            place = places[f1.argmax()]
+            own[number] = (float(column[place]) + float(column[max(place - 1, 0)])) / 2
+    best = float(common[(correct / (len(positive) + accepted)).argmax()])
+    return torch.tensor([(own.get(number, best) + best) / 2 for number in range(scores.shape[1])], dtype=torch.float64)
+
+
+def logistic_calibration(scores: Tensor, labels: Tensor) -> tuple[float, float]:
+    """`a > 0` and `b` of `sigmoid(a score + b)` with the largest likelihood, by Newton's method (Platt, 1999).
+
+    A weak prior keeps them finite where the scores separate the labels.
+    """
+    target, scores = labels.double().flatten(), scores.double().flatten()
+    design = torch.stack([scores, torch.ones_like(scores)], dim=1)
+    prior = design.new_tensor([SLOPE, -SLOPE / 2])
+    solution = prior.clone()
+    for _ in range(NEWTON_STEPS):
+        probability = (design @ solution).sigmoid()
+        gradient = design.t() @ (probability - target) + PRIOR_WEIGHT * (solution - prior)
+        curvature = (design * (probability * (1 - probability)).unsqueeze(1)).t() @ design
+        solution = solution - torch.linalg.solve(curvature + PRIOR_WEIGHT * torch.eye(2).to(curvature), gradient)
+    slope, intercept = solution.tolist()
+    return max(slope, SMALLEST), intercept
