@@ -28,10 +28,10 @@ from trainers.hegraph.config_files import load_cfg
 from trainers.hegraph.datasets.registry import stored_datasets
 
 ROOT = Path(__file__).parent.parent
-README = ROOT / "README.md"
-CONFIGURATION = ROOT / "docs" / "reference" / "configuration.md"
-EXTEND = ROOT / "docs" / "development" / "extend.md"
-PAGES = [README, ROOT / "results" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+README, DOCS, MKDOCS = ROOT / "README.md", ROOT / "docs", ROOT / "mkdocs.yml"
+CONFIGURATION = DOCS / "reference" / "configuration.md"
+EXTEND = DOCS / "development" / "extend.md"
+PAGES = [README, ROOT / "results" / "README.md", *sorted(DOCS.rglob("*.md"))]
 MAX_README_LINES = 150
 KEYS = default_values()
 
@@ -84,6 +84,8 @@ def name_of(page: Path) -> str:
     return page.relative_to(ROOT).as_posix()
 
 
+# name in the nav of the site -> page; the notebook is a page
+NAV = dict(re.findall(r"^ +- ([^:\n]+): ([\w/-]+\.md)$", text_of(MKDOCS).partition("\nnav:\n")[2], re.MULTILINE))
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 PROSE = {page: FENCE.sub("", text_of(page)) for page in PAGES}  # pages without their fenced blocks
 BLOCKS = [Block(name_of(page), *found) for page in PAGES if page != EXTEND for found in FENCE.findall(text_of(page))]
@@ -95,14 +97,14 @@ SNIPPETS = [block for block in BLOCKS if block.language == "python"]
 # Commands
 
 
-def test_commands_stand_in_blocks_of_bash():
+def test_commands_are_in_blocks_of_bash():
     # an indented or unmarked block would escape the tests below
     indented = re.compile(rf"^ {{4,}}(?:{'|'.join(PROGRAMS)}) .*$", re.MULTILINE)
     assert [line for prose in PROSE.values() for line in indented.findall(prose)] == []
     assert [block for block in BLOCKS if not block.language and block.start.startswith(PROGRAMS)] == []
 
 
-def test_every_block_of_commands_and_every_script_in_it_is_run_by_a_test_or_says_what_it_needs():
+def test_every_block_of_commands_has_a_test():
     of_scripts = text_of(ROOT / "tests" / "test_loops.py") + text_of(ROOT / "tests" / "test_scripts.py")
     for block in COMMANDS:
         tests = [test for start, test in RUN_BY.items() if block.start.startswith(start)]
@@ -145,13 +147,13 @@ def playground(tmp_path: Path) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("block", QUICK, ids=lambda block: f"{block.page}: {block.start[:60]}")
-def test_a_quick_block_of_commands_runs(block, playground):
+def test_quick_block_of_commands_runs(block, playground):
     [code] = [code for start, code in RUN_HERE.items() if block.start.startswith(start)]
     assert started(["bash", "-c", block.text if code else f"set -e\n{block.text}"], playground, code)
 
 
 @pytest.mark.slow
-def test_the_python_of_the_readme_gives_the_numbers_that_it_says(playground):
+def test_python_of_the_readme_prints_its_numbers(playground):
     [snippet] = [block for block in SNIPPETS if "hegraph.run(" in block.text]
     said = [float(number) for number in re.findall(r"\d+\.\d\d", snippet.text)]
     source = snippet.text.replace("import hegraph\n", "import trainers.hegraph as hegraph\n")  # its name in a checkout
@@ -160,7 +162,7 @@ def test_the_python_of_the_readme_gives_the_numbers_that_it_says(playground):
     assert printed[1] == pytest.approx(said[1], abs=0.5)  # another processor may round in another way
 
 
-def test_every_name_that_a_snippet_takes_from_the_package_is_public():
+def test_snippets_use_public_names():
     names = {name for block in SNIPPETS for name in re.findall(r"(?<![.\w])hegraph\.(\w+)", block.text)}
     assert names
     assert names <= set(trainers.hegraph.__all__)
@@ -175,19 +177,37 @@ def anchors_of(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-def test_links_between_pages_lead_somewhere_and_the_readme_which_is_short_has_one_to_each():
+def test_links_lead_to_files_and_anchors():
     for page, prose in PROSE.items():
         for target in re.findall(r"\]\(([^)\s]+)\)", prose):
             file, _, anchor = target.partition("#")
             other = (page.parent / file).resolve() if file else page
             assert "://" in target or other.exists(), (page, target)
             assert "://" in target or not anchor or anchor in anchors_of(other), (page, target)
-    linked = re.findall(r"\]\((docs/[\w/-]+\.md)\)", text_of(README))
-    assert {name_of(page) for page in (ROOT / "docs").rglob("*.md")} == set(linked)
+
+
+def test_nav_of_the_site_has_every_page():
+    pages = [page.relative_to(DOCS).with_suffix(".md") for end in ("md", "ipynb") for page in DOCS.rglob(f"*.{end}")]
+    assert sorted(NAV.values()) == sorted(map(Path.as_posix, pages))
+    assert len(NAV) == len(pages)
+
+
+@pytest.mark.parametrize("page", [README, DOCS / "index.md"], ids=name_of)
+def test_links_have_the_names_of_the_nav(page):
+    """A link text in README or on the first page is a name of the nav, a path, or part of a sentence."""
+    assert text_of(page).startswith("# HeGraphAdapter\n") and "\nsite_name: HeGraphAdapter\n" in text_of(MKDOCS)
+    for name, target in re.findall(r"\[([A-Z][^]]*)\]\(([\w/-]+\.md)\)", PROSE[page]):
+        if (linked := (page.parent / target).resolve()).is_relative_to(DOCS):
+            assert NAV[name] == linked.relative_to(DOCS).as_posix()
+
+
+def test_readme_is_short_and_links_the_main_pages():
+    linked = re.findall(r"\]\(docs/(\w+)/[\w/-]+\.md\)", text_of(README))
+    assert {"guides", "reference", "results", "development"} <= set(linked)
     assert len(text_of(README).splitlines()) <= MAX_README_LINES
 
 
-def test_every_file_that_a_page_names_exists_and_no_place_on_our_machines_is_named():
+def test_files_that_pages_name_exist():
     folders = tuple(f"{entry.name}/" for entry in ROOT.iterdir() if entry.is_dir() and entry.name != "output")
     for page, prose in PROSE.items():
         text = re.sub(r"^`[^`]+` \(new\):$", "", prose, flags=re.MULTILINE)  # a file that the reader is to write
@@ -196,9 +216,9 @@ def test_every_file_that_a_page_names_exists_and_no_place_on_our_machines_is_nam
         assert [word for word in ("../shared", "/work/", "/home/") if word in text_of(page)] == [], page
 
 
-def test_the_data_sets_in_the_page_of_the_data_are_those_of_the_registry():
+def test_data_page_lists_the_registered_data_sets():
     row = re.compile(r"^\| `(\w+)\.yaml` \| `(\w+)` \| `([\w-]+)/`( \(test images only\))? \|$", re.MULTILINE)
-    rows = row.findall(text_of(ROOT / "docs" / "guides" / "data.md"))
+    rows = row.findall(text_of(DOCS / "guides" / "data.md"))
     assert len(rows) == 15
     for file, name, folder, test_only in rows:
         entry = stored_datasets()[name]
@@ -206,12 +226,12 @@ def test_the_data_sets_in_the_page_of_the_data_are_those_of_the_registry():
         assert (entry.folder, entry.sizes.train == 0) == (folder, bool(test_only))
 
 
-def test_the_page_of_the_architecture_lists_the_rooms_in_the_order_that_their_imports_keep():
-    page = text_of(ROOT / "docs" / "development" / "architecture.md")
+def test_architecture_page_lists_the_packages_in_order():
+    page = text_of(DOCS / "development" / "architecture.md")
     assert tuple(re.findall(r"^\| `(\w+)(?:/|\.py)` \|", page, re.MULTILINE)) == ORDER
 
 
-def test_every_configuration_key_that_a_page_names_exists():
+def test_configuration_keys_that_pages_name_exist():
     """A key is a word in capitals with a dot or an underscore, written in full or from any of its dots on."""
     endings = {".".join(key.split(".")[start:]) for key in KEYS for start in range(key.count(".") + 1)}
     sources = [*(ROOT / "scripts" / "hegraph").glob("*.sh"), *(ROOT / "trainers" / "hegraph").rglob("*.py")]
@@ -224,7 +244,7 @@ def test_every_configuration_key_that_a_page_names_exists():
         assert [word for word in words - known if re.search(r"[._]", word)] == [], page
 
 
-def test_the_tables_of_the_page_of_the_configuration_are_those_of_the_declarations():
+def test_configuration_page_matches_the_declarations():
     page = text_of(CONFIGURATION)
     assert filled(page) == page, "python -m tools.options_page writes them"
     for key in KEYS:
@@ -238,11 +258,11 @@ TABLES = [(page, *found) for page in tables.PAGES for found in tables.BLOCK.find
 
 
 @pytest.mark.parametrize(("page", "name", "files", "text"), TABLES, ids=[f"{p.stem}-{name}" for p, name, *_ in TABLES])
-def test_a_table_is_made_from_the_records(page, name, files, text):
+def test_table_is_made_from_the_records(page, name, files, text):
     assert text == tables.made(name, files), "run python -m tools.tables"
 
 
-def test_every_table_is_shown_once_between_two_markers_and_the_python_of_the_readme_says_what_one_shows():
+def test_every_table_appears_once_between_two_markers():
     names = [name for _, name, _, _ in TABLES]
     assert sorted(names) == sorted(tables.MAKERS)
     texts = "".join(map(text_of, tables.PAGES))
@@ -338,13 +358,13 @@ CHECKS = {
 }
 
 
-def test_every_section_of_the_page_is_followed_and_checked():
+def test_every_section_of_the_page_has_a_check():
     assert [section.splitlines()[0] for section in SECTIONS] == list(CHECKS)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("section", SECTIONS, ids=list(CHECKS))
-def test_what_the_page_says_is_all_that_it_takes(section, tmp_path):
+def test_section_is_complete(section, tmp_path):
     edits, commands = [], []
     for path, how, language, text in STEP.findall(section):
         if path:

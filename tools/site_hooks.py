@@ -1,0 +1,117 @@
+"""The hooks of mkdocs.yml: pages made from --help and from the notebook, and links to files outside docs/.
+
+A page links to a file of the repository with a relative path, which works on GitHub. The site has a copy of each such
+file below `repository/`: a page for a Markdown file, and a text file for any other.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import io
+import json
+import os
+import posixpath
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+
+ROOT = Path(__file__).parent.parent
+COPIES = "repository/"  # folder of the site for files outside docs/
+HELP = "<!-- help of every command -->"
+LINK = re.compile(r"(?<=\]\()([^)\s:#]+)(?=[)#])")
+FENCED = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the notebook as a page, and copies of the files outside docs/ that pages link to."""
+    for file in list(files):
+        if file.src_uri.endswith(".ipynb"):
+            files.remove(file)
+            for name, content in notebook_files(json.loads(file.content_string), file.src_uri):
+                files.append(File.generated(config, name, content=content))
+    pending = [file for file in files if file.is_documentation_page()]
+    while pending:
+        page = pending.pop()
+        for path in links(page.content_string, source_of(page.src_uri)):
+            copy = address_of(path)
+            if copy.startswith(COPIES) and not files.get_file_from_path(copy) and (ROOT / path).is_file():
+                added = File.generated(config, copy, content=(ROOT / path).read_text(encoding="utf-8"))
+                files.append(added)
+                if added.is_documentation_page():
+                    pending.append(added)
+    return files
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Insert the help of every command, and make links lead to the files of the site."""
+    source = source_of(page.file.src_uri)
+    folder = posixpath.dirname(page.file.src_uri)
+
+    def on_site(match: re.Match[str]) -> str:
+        return posixpath.relpath(address_of(resolve(match[1], source)), folder or ".")
+
+    parts = re.split(f"({FENCED.pattern})", markdown, flags=FENCED.flags)
+    text = "".join(part if part.startswith("```") else LINK.sub(on_site, part) for part in parts)
+    return text.replace(HELP, "\n".join(help_sections())) if HELP in text else text
+
+
+def source_of(address: str) -> str:
+    """Path in the repository of a page of the site."""
+    return address.removeprefix(COPIES) if address.startswith(COPIES) else f"docs/{address}"
+
+
+def address_of(path: str) -> str:
+    """Path in the site of a file of the repository."""
+    if path.startswith("docs/"):
+        return re.sub(r"\.ipynb$", ".md", path.removeprefix("docs/"))
+    return COPIES + (path if path.endswith(".md") else f"{path}.txt")
+
+
+def resolve(target: str, source: str) -> str:
+    """Path in the repository of the target of a relative link in a page."""
+    return posixpath.normpath(posixpath.join(posixpath.dirname(source), target))
+
+
+def links(markdown: str, source: str) -> Iterator[str]:
+    """Paths in the repository of the files that a page links to."""
+    for target in LINK.findall(FENCED.sub("", markdown)):
+        yield resolve(target, source)
+
+
+def notebook_files(notebook: dict[str, Any], name: str) -> Iterator[tuple[str, str | bytes]]:
+    """Markdown page of a notebook with its stored outputs, and the images among them."""
+    page, stem = [], name.removesuffix(".ipynb")
+    for number, cell in enumerate(notebook["cells"]):
+        source = "".join(cell["source"])
+        page.append(source if cell["cell_type"] == "markdown" else f"```python\n{source}\n```")
+        for output in cell.get("outputs", []):
+            if "image/png" in output.get("data", {}):
+                yield f"{stem}_{number}.png", base64.b64decode(output["data"]["image/png"])
+                page.append(f"![Output of the cell above]({posixpath.basename(stem)}_{number}.png)")
+            elif text := "".join(output.get("text") or output.get("data", {}).get("text/plain", [])):
+                page.append(f"```text\n{text.rstrip()}\n```")
+    yield f"{stem}.md", "\n\n".join(page)
+
+
+def help_sections(words: tuple[str, ...] = ()) -> Iterator[str]:
+    """Sections with the help of the program, of its commands and of their commands."""
+    sys.path.insert(0, str(ROOT / "trainers"))  # the name of the package once installed
+    os.environ["COLUMNS"] = "100"
+    from hegraph.__main__ import main
+
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
+        main([*words, "--help"])
+    text = printed.getvalue()
+    name = " ".join(("hegraph", *words))
+    yield f"{'#' * (2 if len(words) < 2 else 3)} {name}\n\n```text\n{text.rstrip()}\n```\n"
+    commands = text.partition("\ncommands")[2].partition("\n\n")[0]
+    for command in re.findall(r"^ {2,4}([a-z][\w-]*)(?=  |$)", commands, re.MULTILINE):
+        yield from help_sections((*words, command))
