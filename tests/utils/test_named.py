@@ -83,9 +83,7 @@ def test_bounds_of_options():
 
 def test_checks_of_values():
     values = ([1, 2], (1, 0.5), [0.5, 1], [1], [], "ab", ["a"])
-    kinds = [
-        [check(value) for value in values] for check in (option.is_list, option.is_list_of_pairs, option.is_strings)
-    ]
+    kinds = [[check(value) for value in values] for check in (option.is_list, option.is_pairs, option.is_strings)]
     assert kinds[0] == [True, True, True, True, False, False, True]
     assert kinds[1] == [True, True, True, False, False, False, False]
     assert kinds[2] == [False, False, False, False, True, True, True]

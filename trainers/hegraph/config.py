@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, fields, is_dataclass, make_dataclass, replace
 from functools import cache, partial
-from typing import Any
+from typing import Any, get_type_hints
 
 from yacs.config import CfgNode
 
@@ -24,27 +24,13 @@ from .features.options import EncodingOptions
 from .method.options import ClosedFormOptions, ModelOptions, TrainingFreeOptions
 from .training.options import TrainingOptions
 from .utils.errors import UserError
-from .utils.option import (
-    NODE,
-    OUR_METHOD,
-    is_list,
-    is_list_of_pairs,
-    is_strings,
-    option,
-    option_of,
-    options_of,
-    values_up_to,
-)
+from .utils.option import NODE, OUR_METHOD, is_list, is_pairs, is_strings, option, option_of, options_of, values_up_to
 
 # Large learning rates overfit few shots. At one shot, a class has no key left without the key of the image itself, so
 # that the visual loss is hardly informative. Selected on validation data (docs/development/trials.md).
 FILLED_BY_SHOTS = (
     "OPTIM.LR",
-    f"{NODE}.MIN_STEPS",
-    f"{NODE}.VISUAL_LR",
-    f"{NODE}.ALPHA_C",
-    f"{NODE}.CLOSED_FORM.KAPPA",
-    f"{NODE}.CLOSED_FORM.OMEGA",
+    *(f"{NODE}.{key}" for key in ("MIN_STEPS", "VISUAL_LR", "ALPHA_C", "CLOSED_FORM.KAPPA", "CLOSED_FORM.OMEGA")),
 )
 BY_SHOTS = [
     [shots, [entry for pair in zip(FILLED_BY_SHOTS, values) for entry in pair]]
@@ -79,20 +65,14 @@ class RunOptions:
         1,
         "SEED",
         "random seed; below 0: a random one, which the record holds (`--seed`)",
-        allowed="below 2^32",
-        form="below 2**32, and not below -2**31",
-        allows=lambda value: -(2**31) <= value < 2**32,  # numpy takes none above
+        allowed="from -2^31 to 2^32 - 1",  # numpy takes none above
+        allows=lambda value: -(2**31) <= value < 2**32,
         shapes_run=False,
     )
     use_cuda: bool = option(True, "USE_CUDA", "whether to use a GPU, if there is one", shapes_run=False)
-    resume: str = in_folder(
-        "", "RESUME", "output folder of the interrupted run to continue; '': `OUTPUT_DIR` (`--resume`)"
-    )
+    resume: str = in_folder("", "RESUME", "interrupted run to continue (`--resume`); '': `OUTPUT_DIR`")
     trainer: str = option(
-        OUR_METHOD,
-        "TRAINER.NAME",
-        "method (`--trainer`)",
-        allowed="see [reproduce.md](../results/reproduce.md#other-methods)",
+        OUR_METHOD, "TRAINER.NAME", "method (`--trainer`)", allowed="[methods](../results/reproduce.md#other-methods)"
     )
     select_on: str = option(
         "last_step",
@@ -108,17 +88,14 @@ class RunOptions:
         allowed="rows `[KEY, [VALUE, ...]]`",
     )
     calibrate: str = option(
-        "auto",
-        f"{NODE}.CALIBRATE",
-        "temperature of the probabilities, see [confidence.md](../guides/confidence.md); `off`: 1",
-        choices=("auto", "off"),
+        "auto", f"{NODE}.CALIBRATE", "[temperature](../guides/confidence.md); `off`: 1", choices=("auto", "off")
     )
     # These two shape the run by the keys that they fill
     by_shots: Sequence = fills(
-        BY_SHOTS, f"{NODE}.BY_SHOTS", "by shots", (int, "[from this many shots, [KEY, VALUE, ...]]", is_list_of_pairs)
+        BY_SHOTS, f"{NODE}.BY_SHOTS", "by shots", (int, "[from this many shots, [KEY, VALUE, ...]]", is_pairs)
     )
     by_dataset: Sequence = fills(
-        [], f"{NODE}.BY_DATASET", "by data set", (str, "[data set, [KEY, VALUE, ...]]", is_list_of_pairs)
+        [], f"{NODE}.BY_DATASET", "by data set", (str, "[data set, [KEY, VALUE, ...]]", is_pairs)
     )
 
 
@@ -126,28 +103,19 @@ class RunOptions:
 class DataOptions:
     """Images of a task, and the folder of their features."""
 
-    root: str = in_folder(
-        "", "DATASET.ROOT", "folder of the data sets; for `ImageFolder`, your own folder or CSV file (`--root`)"
-    )
+    root: str = in_folder("", "DATASET.ROOT", "folder of the data sets, or your own folder or CSV file (`--root`)")
     name: str = option(
-        "",
-        "DATASET.NAME",
-        "data set, which the files in `configs/datasets` set",
-        allowed="see [data.md](../guides/data.md#data-sets)",
+        "", "DATASET.NAME", "data set of `--dataset-config-file`", allowed="[data sets](../guides/data.md#data-sets)"
     )
     shots: int = option(
         16,
         "DATASET.NUM_SHOTS",
-        "number of training images per class; -1: all (`--shots`)",
-        form="at least 1, or -1 for all images",
+        "number of training images per class (`--shots`)",
+        allowed="at least 1, or -1 for all images",
         allows=lambda value: value == -1 or 1 <= value < 2**31,
-        allowed="from 1, or -1",
     )
     classes: str = option(
-        "all",
-        "DATASET.SUBSAMPLE_CLASSES",
-        "all classes, the first half (`base`), or the second half (`new`)",
-        choices=("all", "base", "new"),
+        "all", "DATASET.SUBSAMPLE_CLASSES", "`base`, `new`: first and second half", choices=("all", "base", "new")
     )
     target_domains: Sequence[str] = strings(
         "DATASET.TARGET_DOMAINS",
@@ -186,9 +154,7 @@ class DataOptions:
 class BackboneOptions:
     """Frozen CLIP model, which defines resolution and normalisation. Dassl's defaults belong to another network."""
 
-    name: str = option(
-        "", "MODEL.BACKBONE.NAME", "architecture (`--backbone`)", allowed="see [backbones.md](backbones.md)"
-    )
+    name: str = option("", "MODEL.BACKBONE.NAME", "architecture (`--backbone`)", allowed="[backbones](backbones.md)")
     pretrained: str = option(
         "auto",
         "MODEL.BACKBONE.PRETRAINED",
@@ -202,10 +168,8 @@ class BackboneOptions:
         choices=PRECISIONS,
     )
     input_size: Sequence[int] = of_backbone((), "INPUT.SIZE", "resolution of the backbone")
-    mean: Sequence[float] = of_backbone([], "INPUT.PIXEL_MEAN", "mean of the colour channels, of the backbone")
-    std: Sequence[float] = of_backbone(
-        [], "INPUT.PIXEL_STD", "standard deviation of the colour channels, of the backbone"
-    )
+    mean: Sequence[float] = of_backbone([], "INPUT.PIXEL_MEAN", "mean of the colour channels")
+    std: Sequence[float] = of_backbone([], "INPUT.PIXEL_STD", "standard deviation of the colour channels")
 
 
 @dataclass(frozen=True)
@@ -213,35 +177,14 @@ class DasslOptions:
     """Keys of Dassl that have only one value."""
 
     version: int = option(1, "VERSION", "version of Dassl's configuration, without effect")
+    # Dassl's other value would select the model on test images of data sets without val images
     final_model: str = option(
-        "last_step",
-        "TEST.FINAL_MODEL",
-        "Dassl's other value would select the model on test images of data sets without val images",
-        choices=("last_step",),
-        shapes_run=False,
+        "last_step", "TEST.FINAL_MODEL", "model to test", choices=("last_step",), shapes_run=False
     )
     test_split: str = option("test", "TEST.SPLIT", "split to test on", choices=("test",), shapes_run=False)
     optimizer: str = option("adamw", "OPTIM.NAME", "optimizer", choices=("adamw",))
-    schedule: str = option(
-        "cosine", "OPTIM.LR_SCHEDULER", "learning rate schedule: cosine, by epoch", choices=("cosine",)
-    )
+    schedule: str = option("cosine", "OPTIM.LR_SCHEDULER", "learning rate schedule, by epoch", choices=("cosine",))
     warmup: str = option("constant", "OPTIM.WARMUP_TYPE", "schedule of the warm-up", choices=("constant",))
-
-
-PARTS = {
-    "run": RunOptions,
-    "data": DataOptions,
-    "backbone": BackboneOptions,
-    "encoding": EncodingOptions,
-    "model": ModelOptions,
-    "training": TrainingOptions,
-}
-HOLDERS = (*PARTS.values(), DasslOptions, TrainingFreeOptions)
-OPTIONS = {declared.key: declared for holder in HOLDERS for declared in options_of(holder)}
-# Pattern of a configuration key: an option without a dot, or names in capitals with dots between them
-KEY_PATTERN = re.compile("|".join([*(key for key in OPTIONS if "." not in key), r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)+"]))
-FILLABLE = tuple(key for key, declared in OPTIONS.items() if declared.filled)
-BACKBONE_KEYS = tuple(declared.key for declared in options_of(BackboneOptions) if declared.key.startswith("INPUT."))
 
 
 @dataclass(frozen=True)
@@ -276,6 +219,15 @@ class Config:
         prefix = f"TRAINER.{self.run.trainer.upper()}."
         options = {key.removeprefix(prefix): value for key, value in self.values.items() if key.startswith(prefix)}
         return _options_class(self.run.trainer, tuple(options))(**deepcopy(options))
+
+
+PARTS = {name: part for name, part in get_type_hints(Config).items() if name != "values"}
+HOLDERS = (*PARTS.values(), DasslOptions, TrainingFreeOptions)
+OPTIONS = {declared.key: declared for holder in HOLDERS for declared in options_of(holder)}
+# Pattern of a configuration key: an option without a dot, or names in capitals with dots between them
+KEY_PATTERN = re.compile("|".join([*(key for key in OPTIONS if "." not in key), r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)+"]))
+FILLABLE = tuple(key for key, declared in OPTIONS.items() if declared.filled)
+BACKBONE_KEYS = tuple(declared.key for declared in options_of(BackboneOptions) if declared.key.startswith("INPUT."))
 
 
 @cache

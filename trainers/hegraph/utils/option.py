@@ -31,7 +31,7 @@ def is_list(value: Any) -> bool:
     return isinstance(value, (list, tuple)) and len(value) > 0
 
 
-def is_list_of_pairs(value: Any) -> bool:
+def is_pairs(value: Any) -> bool:
     """Whether a value is a non-empty list `[KEY, VALUE, KEY, VALUE, ...]`."""
     return is_list(value) and len(value) % 2 == 0
 
@@ -69,7 +69,7 @@ class Option:
         meaning: Description in Markdown for docs/reference/configuration.md.
         choices: Allowed values, or allowed entries of a list; () for any.
         least, above: Inclusive and exclusive lower bound.
-        form: Description of the values that `allows` accepts, for error messages.
+        form: Description of the values that `allows` accepts, for error messages (default: `allowed`).
         allows: Further check of a value.
         allowed: Allowed values for docs/reference/configuration.md, if they do not follow from the bounds.
         symbol: Symbol or equation in the paper.
@@ -114,7 +114,7 @@ class Option:
         if self.by_shots and (not value or min(row[0] for row in value) > 1):
             return "have a row from 1 shot on"
         if self.allows is not None and not self.allows(value):
-            return f"be {self.form}"
+            return f"be {self.form or self.allowed}"
         if isinstance(value, float) and not abs(value) <= LARGEST_FLOAT:
             return f"be a finite number of 32 bits, at most {LARGEST_FLOAT:.3g}"
         if isinstance(value, int) and not self.allows and not -LARGEST_INT <= value < LARGEST_INT:
