@@ -60,6 +60,10 @@ RUN_HERE = {
     "python -m trainers.hegraph --dataset-config-file digits_low": 0,
     "python -m trainers.hegraph --trainer TipAdapter": 0,
     "python -m trainers.hegraph.features extract": 0,
+    "python -m trainers.hegraph --dataset-config-file digits --config-file mini --shots 4 --output-dir output/decay": 0,
+    "python -m trainers.hegraph --dataset-config-file digits --config-file mini --shots 4 --seed 1 --output-dir output/"
+    "protocol": 0,
+    "python -m trainers.hegraph features extract --dataset-config-file digits --config-file mini --out output/mini": 0,
 }
 PROGRAMS = ("bash", "python", "pip", "torchrun", "hegraph", "cd", "git", "export")
 

@@ -29,17 +29,15 @@ def table(names: list[str]) -> str:
     inner = {option.key for option in options_of(ClosedFormOptions)} if "ClosedFormOptions" not in names else set()
     holders = {holder.__name__: holder for holder in (*HOLDERS, ClosedFormOptions)}
     options = [option for name in names for option in options_of(holders[name]) if option.key not in inner]
-    symbols = any(option.symbol for option in options)
-    heads = ["key", "default", "allowed", "meaning"] + ["in the paper"] * symbols
-    rows = [cells(option)[: len(heads)] for option in options]
-    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|", *(f"| {' | '.join(row)} |" for row in rows)]
+    heads = ["key", "default", "allowed", "meaning"]
+    lines = [f"| {' | '.join(row)} |" for row in (heads, ["---"] * len(heads), *map(cells, options))]
     return "\n".join(lines).replace("|  |", "| |") + "\n"
 
 
 def cells(option: Option) -> list[str]:
     """Row of the table for one option."""
     default = "see below" if option.default == BY_SHOTS else f"`{option.default if option.default != '' else repr('')}`"
-    return [f"`{option.key}`", default, allowed(option), option.meaning, option.symbol]
+    return [f"`{option.key}`", default, allowed(option), option.meaning]
 
 
 def allowed(option: Option) -> str:
@@ -49,13 +47,13 @@ def allowed(option: Option) -> str:
     text = text or next((f"{word} {bound:g}" for word, bound in bounds.items() if bound is not None), "")
     if not text and isinstance(option.default, float):
         text = "a number"
-    return f"{text}; -1: by shots or data set" if option.filled else text
+    return f"{text}, or -1" if option.filled else text
 
 
 def values_by_shots() -> str:
     """Table of the values that `BY_SHOTS` fills in."""
     keys = [f"`{key}`" for key in FILLED_BY_SHOTS]
-    lines = [f"| from this many shots | {' | '.join(keys)} |", "|---" * (len(keys) + 1) + "|"]
+    lines = [f"| shots, from | {' | '.join(keys)} |", "|---" * (len(keys) + 1) + "|"]
     lines += [f"| {shots} | {' | '.join(f'{value:g}' for value in pairs[1::2])} |" for shots, pairs in BY_SHOTS]
     return "\n".join(lines) + "\n"
 

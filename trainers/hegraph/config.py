@@ -52,7 +52,7 @@ strings = partial(option, (), form="a list of strings", allows=is_strings)
 
 def fills(default: list, key: str, by: str, rows: tuple) -> Any:
     """Declare an option whose rows fill the keys with value -1."""
-    meaning = f"values of keys that are -1, {by}"
+    meaning = f"values for keys that are -1, {by}"
     return option(default, key, meaning, rows=rows, allowed="rows", shapes_run=False)
 
 
@@ -64,31 +64,34 @@ class RunOptions:
     seed: int = option(
         1,
         "SEED",
-        "random seed; below 0: a random one, which the record holds (`--seed`)",
+        "random seed (`--seed`); below 0: sampled and recorded",
         allowed="from -2^31 to 2^32 - 1",  # numpy takes none above
         allows=lambda value: -(2**31) <= value < 2**32,
         shapes_run=False,
     )
-    use_cuda: bool = option(True, "USE_CUDA", "whether to use a GPU, if there is one", shapes_run=False)
-    resume: str = in_folder("", "RESUME", "interrupted run to continue (`--resume`); '': `OUTPUT_DIR`")
+    use_cuda: bool = option(True, "USE_CUDA", "whether to use a GPU if there is one", shapes_run=False)
+    resume: str = in_folder("", "RESUME", "interrupted run to continue (`--resume`); empty: `OUTPUT_DIR`")
     trainer: str = option(
         OUR_METHOD, "TRAINER.NAME", "method (`--trainer`)", allowed="[methods](../results/reproduce.md#other-methods)"
     )
     select_on: str = option(
         "last_step",
         f"{NODE}.SELECT_ON",
-        "`val`: select the values of `SELECT` with the best accuracy on the few-shot validation images (`--select`)",
+        "`val`: select among the values of `SELECT` on the few-shot validation images (`--select`)",
         choices=("last_step", "val"),
     )
     select: Sequence = option(
         [[f"{NODE}.ALPHA_C", [1.0, 2.0, 4.0, 8.0]]],
         f"{NODE}.SELECT",
-        "values for `SELECT_ON val`, in all combinations, of keys of the adapter or its training",
+        "candidate values of keys for `SELECT_ON val`; all combinations are tried",
         rows=(str, "[KEY, [VALUE, ...]]", is_list),
         allowed="rows `[KEY, [VALUE, ...]]`",
     )
     calibrate: str = option(
-        "auto", f"{NODE}.CALIBRATE", "[temperature](../guides/confidence.md); `off`: 1", choices=("auto", "off")
+        "auto",
+        f"{NODE}.CALIBRATE",
+        "[temperature](../guides/confidence.md) of the probabilities; `off`: 1",
+        choices=("auto", "off"),
     )
     # These two shape the run by the keys that they fill
     by_shots: Sequence = fills(
@@ -115,36 +118,39 @@ class DataOptions:
         allows=lambda value: value == -1 or 1 <= value < 2**31,
     )
     classes: str = option(
-        "all", "DATASET.SUBSAMPLE_CLASSES", "`base`, `new`: first and second half", choices=("all", "base", "new")
+        "all",
+        "DATASET.SUBSAMPLE_CLASSES",
+        "classes of the run; `base`, `new`: first and second half",
+        choices=("all", "base", "new"),
     )
     target_domains: Sequence[str] = strings(
         "DATASET.TARGET_DOMAINS",
-        "further data sets to test on, with the same classes or some of them (`--target-domains`)",
+        "further data sets with the same classes to test on (`--target-domains`)",
         allowed="data sets",
     )
     target_datasets: Sequence[str] = strings(
         "DATASET.TARGET_DATASETS",
-        "further data sets to test on, with other classes (`--target-datasets`)",
+        "further data sets with other classes to test on (`--target-datasets`)",
         allowed="data sets, `NAME:base`, `NAME:new`",
     )
     unlabelled: str = option(
         "",
         "DATASET.UNLABELLED",
-        "unlabelled images to adapt to (`--unlabelled`), see [unlabelled.md](../guides/unlabelled.md): `pool`, the "
-        "images of the data set that were not sampled; `test`, the test images (transductive); or a path",
+        "[unlabelled images](../guides/unlabelled.md) to adapt to (`--unlabelled`); `pool`: the images that were not "
+        "sampled; `test`: the test images (transductive)",
         allowed="`pool`, `test`, a folder, a CSV file, a feature bank",
     )
     skip_unreadable: bool = option(
         False,
         "DATASET.SKIP_UNREADABLE",
-        "whether to skip unlabelled images that cannot be read (`--skip-unreadable`); otherwise they are an error",
+        "whether to skip unlabelled images that cannot be read (`--skip-unreadable`)",
         shapes_run=False,
     )
     batch_size: int = option(256, "DATALOADER.TRAIN_X.BATCH_SIZE", "number of images per training step", least=1)
     features: str = option(
         "bank",
         f"{NODE}.FEATURES.MODE",
-        "`bank`: encode every image once; `online`: encode every training batch with new augmentation",
+        "`bank`: encode every image once; `online`: encode every batch again with new augmentation",
         choices=("bank", "online"),
     )
     features_dir: str = in_folder("output/features", f"{NODE}.FEATURES.DIR", "folder of the encoded features")
@@ -154,20 +160,22 @@ class DataOptions:
 class BackboneOptions:
     """Frozen CLIP model, which defines resolution and normalisation. Dassl's defaults belong to another network."""
 
-    name: str = option("", "MODEL.BACKBONE.NAME", "architecture (`--backbone`)", allowed="[backbones](backbones.md)")
+    name: str = option(
+        "", "MODEL.BACKBONE.NAME", "architecture of CLIP (`--backbone`)", allowed="[backbones](backbones.md)"
+    )
     pretrained: str = option(
         "auto",
         "MODEL.BACKBONE.PRETRAINED",
-        "weights; `auto`: the ones that come with the model, or OpenAI's",
-        allowed="a tag of open_clip, a file, `auto`",
+        "weights of CLIP; `auto`: the included weights of the model, or OpenAI's",
+        allowed="an open_clip tag, a file, `auto`",
     )
     precision: str = option(
         "auto",
         f"{NODE}.PREC",
-        "number format of the backbone; `auto`: `bf16` if the machine multiplies it faster, else `fp32`",
+        "[number format](backbones.md#precision) of the backbone; `auto`: `bf16` where it is fast, else `fp32`",
         choices=PRECISIONS,
     )
-    input_size: Sequence[int] = of_backbone((), "INPUT.SIZE", "resolution of the backbone")
+    input_size: Sequence[int] = of_backbone((), "INPUT.SIZE", "input resolution")
     mean: Sequence[float] = of_backbone([], "INPUT.PIXEL_MEAN", "mean of the colour channels")
     std: Sequence[float] = of_backbone([], "INPUT.PIXEL_STD", "standard deviation of the colour channels")
 
@@ -176,12 +184,10 @@ class BackboneOptions:
 class DasslOptions:
     """Keys of Dassl that have only one value."""
 
-    version: int = option(1, "VERSION", "version of Dassl's configuration, without effect")
+    version: int = option(1, "VERSION", "format version of Dassl (unused)")
     # Dassl's other value would select the model on test images of data sets without val images
-    final_model: str = option(
-        "last_step", "TEST.FINAL_MODEL", "model to test", choices=("last_step",), shapes_run=False
-    )
-    test_split: str = option("test", "TEST.SPLIT", "split to test on", choices=("test",), shapes_run=False)
+    final_model: str = option("last_step", "TEST.FINAL_MODEL", "tested epoch", choices=("last_step",), shapes_run=False)
+    test_split: str = option("test", "TEST.SPLIT", "tested split", choices=("test",), shapes_run=False)
     optimizer: str = option("adamw", "OPTIM.NAME", "optimizer", choices=("adamw",))
     schedule: str = option("cosine", "OPTIM.LR_SCHEDULER", "learning rate schedule, by epoch", choices=("cosine",))
     warmup: str = option("constant", "OPTIM.WARMUP_TYPE", "schedule of the warm-up", choices=("constant",))

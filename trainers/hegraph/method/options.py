@@ -20,8 +20,8 @@ UNTRAINED = ("base", "training_free")  # variants without trainable parameters
 _model_option = partial(option, shapes_model=True)  # a trained model stores it, and a test cannot change it
 _by_shots = partial(_model_option, rows=POSITIVE_BY_SHOTS, by_shots=True, above=0)
 CLOSED, FREE = f"{NODE}.CLOSED_FORM", f"{NODE}.TRAINING_FREE"
-KAPPA, OMEGA = "weight of the text prior of a class mean, in images", "weight of the closed-form logits"
-RHO = "shrinkage of the covariance, times feature width over number of images"
+KAPPA, OMEGA = "weight of the text prior in a class mean, as a number of images", "weight of the closed-form logits"
+RHO = "shrinkage of the within-class covariance, as a multiple of feature width / number of images"
 
 
 @dataclass(frozen=True)
@@ -50,12 +50,14 @@ def metapath_options() -> dict[str, Option]:
     found = {}
     for r in RELATIONS:
         if r.weight_key:
-            symbol = "Eq. 4" if r.target == REFINED else "Eq. 2"
-            meaning = f"weight of the messages {r.source} → {r.target}"
-            found[r.weight_key] = declared(f"{NODE}.{r.weight_key}", r.weight, meaning, symbol=symbol)
+            equation = "Eq. 4" if r.target == REFINED else "Eq. 2"
+            meaning = f"weight of the messages {r.source} → {r.target} ({equation})"
+            found[r.weight_key] = declared(f"{NODE}.{r.weight_key}", r.weight, meaning)
         if r.weight_at_test is not None:
-            meaning = f"{r.weight_key} at test time; unused with `LEARN_METAPATH` and without `TEXT_W`"
-            found[r.key_at_test] = declared(f"{NODE}.{r.key_at_test}", r.weight_at_test, meaning, symbol="section 4.1")
+            meaning = (
+                f"`{r.weight_key}` at test time (section 4.1); unused if `LEARN_METAPATH` is set or `TEXT_W` is not"
+            )
+            found[r.key_at_test] = declared(f"{NODE}.{r.key_at_test}", r.weight_at_test, meaning)
     return found
 
 
@@ -69,47 +71,42 @@ class ModelOptions:
     """Options of `HeGraphModel`. The defaults in Python are the paper's, those of the configuration keys are ours."""
 
     variant: str = _model_option(
-        "full",
-        f"{NODE}.VARIANT",
-        "`full`: text classifier and cache; `T`: text classifier without the cache; `T-N`: positive text nodes receive "
-        "messages from negative text nodes only; `T-P`: from positive text and visual nodes only; `base`: zero-shot "
-        "CLIP; `training_free`: closed-form head without training (not in the paper)",
-        choices=VARIANTS,
-        symbol="Table 2",
+        "full", f"{NODE}.VARIANT", "parts of the model, [see below](#the-method) (Table 2)", choices=VARIANTS
     )
     # By key; a weight of 0 removes the relation
     metapath: Mapping[str, float] = field(default_factory=metapath_defaults, metadata={"options": metapath_options()})
     learn_metapath: bool = _model_option(
-        False, f"{NODE}.LEARN_METAPATH", "train the meta-path weights that are not 0", symbol="Table 3, last column"
+        False, f"{NODE}.LEARN_METAPATH", "whether to train the meta-path weights that are not 0 (Table 3)"
     )
     weight_init: str = _model_option(
-        "identity", f"{NODE}.WEIGHT_INIT", "initial value of `W`", configured="zero", choices=INITS, symbol="left open"
+        "identity", f"{NODE}.WEIGHT_INIT", "initial value of `W`", configured="zero", choices=INITS
     )
     text_weights: bool = _model_option(
         True,
         f"{NODE}.TEXT_W",
-        "messages to text nodes have a weight matrix `W`; without it, a message is a bias for each class and relation",
-        symbol="`True`",
+        "whether messages to text nodes have a weight matrix `W`; without it, a message is the trained bias alone",
     )
-    bias: bool = _model_option(True, f"{NODE}.BIAS", "a trainable bias for each class and relation", symbol="left open")
+    bias: bool = _model_option(
+        True, f"{NODE}.BIAS", "whether each class and relation has a trained bias (not in the paper)"
+    )
     beta_c: float = _model_option(
-        1.0, f"{NODE}.BETA_C", "sharpness of the cache affinities", least=0, symbol="β of Tip-Adapter, Eq. 8"
+        1.0, f"{NODE}.BETA_C", "sharpness of the cache affinities (beta of Tip-Adapter, Eq. 8)", least=0
     )
     alpha_c: float = _model_option(
-        8.0, f"{NODE}.ALPHA_C", "weight of the cache logits", filled=True, symbol="alpha of Tip-Adapter"
+        8.0, f"{NODE}.ALPHA_C", "weight of the cache logits (alpha of Tip-Adapter)", filled=True
     )
     closed_form: ClosedFormOptions = field(default_factory=ClosedFormOptions)
     noise: float = _model_option(
         0.0,
         f"{NODE}.NOISE",
-        "scale of the within-class noise that training adds to the queries of the text classifier",
+        "scale of the within-class noise added to training queries of the text classifier",
         configured=1.0,
         least=0,
     )
     shuffle: str = _model_option(
         "none",
         f"{NODE}.SHUFFLE",
-        "control of the ablation: messages of this relation, or negative text nodes, are given to wrong classes",
+        "relation whose messages go to wrong classes (control of the ablation); `negative`: wrong negative text nodes",
         choices=SHUFFLES,
     )
 

@@ -17,21 +17,21 @@ class TrainingOptions:
     lr_width: int = option(
         512,
         f"{NODE}.LR_WIDTH",
-        "feature width of `OPTIM.LR`; at width d the rate is multiplied by the root of `LR_WIDTH` / d; 0: no scaling",
+        "feature width d that `OPTIM.LR` refers to; the rate is multiplied by √(`LR_WIDTH` / d); 0: no scaling",
         least=0,
     )
     lr_tau: float = option(
         0.0,
         f"{NODE}.LR_TAU",
-        "logit scale of `OPTIM.LR`; at scale τ the rate is multiplied by `LR_TAU` / τ; 0: no scaling",
+        "logit scale τ that `OPTIM.LR` refers to; the rate is multiplied by `LR_TAU` / τ; 0: no scaling",
         configured=100.0,
         least=0,
     )
     weak_text_lr_mult: float = option(
         1.0,
         f"{NODE}.WEAK_TEXT_LR_MULT",
-        "factor on `OPTIM.LR` if the text is weak: McFadden's R² = 1 - NLL / log K of zero-shot CLIP on the training "
-        f"images is below 0.65; {SHOT_ROWS}",
+        "factor on `OPTIM.LR` if zero-shot CLIP fits the training images badly (McFadden's R² = 1 - NLL / log K below "
+        f"0.65); {SHOT_ROWS}",
         configured=[[1, 3.0], [2, 1.0]],
         rows=POSITIVE_BY_SHOTS,
         by_shots=True,
@@ -48,31 +48,34 @@ class TrainingOptions:
         least=0,
     )
     weight_decay: float = option(0.01, "OPTIM.WEIGHT_DECAY", "weight decay of AdamW", least=0)
-    epochs: int = option(15, "OPTIM.MAX_EPOCH", "passes over the training images", configured=15, filled=True, least=1)
+    epochs: int = option(
+        15, "OPTIM.MAX_EPOCH", "number of passes over the training images", configured=15, filled=True, least=1
+    )
     min_steps: int = option(
-        0, f"{NODE}.MIN_STEPS", "minimum number of steps; small support sets get more epochs", filled=True, least=0
+        0,
+        f"{NODE}.MIN_STEPS",
+        "minimum number of training steps; small support sets get more epochs",
+        filled=True,
+        least=0,
     )
-    warmup_epochs: int = option(
-        1, "OPTIM.WARMUP_EPOCH", "epochs of warm-up before the cosine schedule; 0 or below: none"
-    )
+    warmup_epochs: int = option(1, "OPTIM.WARMUP_EPOCH", "number of warm-up epochs before the cosine schedule; 0: none")
     warmup_lr: float = option(1e-5, "OPTIM.WARMUP_CONS_LR", "learning rate of the warm-up", least=0)
     leave_one_out: bool = option(
         True,
         f"{NODE}.LEAVE_ONE_OUT",
-        "in training, an image is not compared with its own cache key",
-        symbol="left open",
+        "whether training leaves out the cache key of the query image itself (the paper leaves it open)",
     )
-    visual_weight: float = option(1.0, f"{NODE}.LAMBDA", "weight of the loss of the cache", least=0, symbol="λ, Eq. 9")
+    visual_weight: float = option(1.0, f"{NODE}.LAMBDA", "weight of the cache loss (λ, Eq. 9)", least=0)
     visual_scale: float = option(
-        100.0, f"{NODE}.LOSS_SCALE", "factor on the cache logits in the loss of the cache", least=0, symbol="left open"
+        100.0, f"{NODE}.LOSS_SCALE", "factor on the cache logits in the cache loss (the paper leaves it open)", least=0
     )
     checkpoint_epochs: int = option(
         0,
         "TRAIN.CHECKPOINT_FREQ",
-        "epochs between checkpoints, each with a model for `--load-epoch`; 0: a checkpoint every 10 s, without a model",
+        "number of epochs between checkpoints with a model for `--load-epoch`; 0: every 10 s, without a model",
         least=0,
         shapes_run=False,
     )
     progress_epochs: int = option(
-        5, "TRAIN.PRINT_FREQ", "epochs between two displayed losses", least=1, shapes_run=False
+        5, "TRAIN.PRINT_FREQ", "number of epochs between two log lines of the loss", least=1, shapes_run=False
     )

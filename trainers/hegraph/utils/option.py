@@ -72,7 +72,6 @@ class Option:
         form: Description of the values that `allows` accepts, for error messages (default: `allowed`).
         allows: Further check of a value.
         allowed: Allowed values for docs/reference/configuration.md, if they do not follow from the bounds.
-        symbol: Symbol or equation in the paper.
         filled: Whether BY_SHOTS and BY_DATASET fill the key if its value is `OPEN`.
         rows: For a list of rows `[first, second]`: type of the first entry, description of a row, and check of the
             second entry.
@@ -90,7 +89,6 @@ class Option:
     form: str = ""
     allows: Callable[[Any], bool] | None = None
     allowed: str = ""
-    symbol: str = ""
     filled: bool = False
     rows: tuple[type, str, Callable[[Any], bool]] | None = None
     by_shots: bool = False
