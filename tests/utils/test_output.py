@@ -130,7 +130,7 @@ def test_ctrl_c_during_imports_has_no_traceback():
 ])  # fmt: skip
 def test_unwritable_standard_output(monkeypatch, capsys, error, code, line):
     monkeypatch.setattr(sys, "stdout", Mock(encoding="utf-8", write=raising(error), fileno=raising(OSError())))
-    for work in (lambda: echo("text"), lambda: Parser("Print.", prog="it").parse_args(["--help"])):
+    for work in (lambda: echo("text"), lambda: Parser("it", "Print.").parse_args(["--help"])):
         assert run_cli(work) == code
         said = capsys.readouterr().err
         assert said.startswith(line) and bool(said) == bool(line)

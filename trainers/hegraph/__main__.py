@@ -66,47 +66,35 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def build_parser() -> Parser:
     """Build the parser of a training or test."""
-    program = command()
     commands = [f"  {name:12}{summary}" for name, (_, summary) in SUBCOMMANDS.items()]
     parser = Parser(
-        prog=program,
-        usage=f"{program} [OPTION ...] [KEY VALUE ...]\n       {program} COMMAND ...",
-        description="Train and test one seed, or run a command. Flags set the configuration key in brackets.",
-        examples=(
-            "--dataset-config-file digits --config-file mini --shots 4 --seed 1 --output-dir output/digits",
-            "--dataset-config-file folder --root photos --config-file vit_b16 --shots -1 --output-dir output/photos",
-        ),
+        "",
+        "Train and test one seed, or run a command. Flags set the configuration key in brackets.",
         epilog="\n".join(["commands, each with its own --help:", *commands]),
+        usage=f"{command()} [OPTION ...] [KEY VALUE ...]\n       {command()} COMMAND ...",
+    )
+    parser.examples = (
+        "--dataset-config-file digits --config-file mini --shots 4 --seed 1 --output-dir output/digits",
+        "--dataset-config-file folder --root photos --config-file vit_b16 --shots -1 --output-dir output/photos",
     )
     add = parser.add_argument
     many: dict[str, Any] = {"nargs": "+", "metavar": "NAME"}
+    count: dict[str, Any] = {"type": int, "metavar": "N"}
     add("--dataset-config-file", default="", metavar="NAME", help="YAML file of the data set, or a name such as digits")
     add("--config-file", default="", metavar="NAME", help="YAML file of the method, or a name such as mini")
     add("--root", dest="DATASET.ROOT", metavar="DIR", help="folder of the data sets, or your own folder or CSV file")
     add("--features", type=Path, metavar="BANK", help="feature bank to train and test on, instead of images")
     add("--output-dir", dest="OUTPUT_DIR", metavar="DIR", help="folder of the results (default: ./output)")
-    add(
-        "--shots",
-        dest="DATASET.NUM_SHOTS",
-        type=int,
-        metavar="N",
-        help="training images per class; -1: all (default: 16)",
-    )
-    add("--seed", dest="SEED", type=int, metavar="N", help="random seed; below 0: random (default: 1)")
+    add("--shots", dest="DATASET.NUM_SHOTS", **count, help="training images per class; -1: all (default: 16)")
+    add("--seed", dest="SEED", **count, help="random seed; below 0: random (default: 1)")
     add("--trainer", default=OUR_METHOD, metavar="NAME", help=f"method: {', '.join(TRAINERS)}")
-    add(
-        "--backbone", dest="MODEL.BACKBONE.NAME", metavar="NAME", help="image encoder: mini, or an open_clip model name"
-    )
+    backbone = "image encoder: mini, or an open_clip model name"
+    add("--backbone", dest="MODEL.BACKBONE.NAME", metavar="NAME", help=backbone)
     add("--transforms", dest="INPUT.TRANSFORMS", **many, help="transforms of training images")
     add("--resume", dest="RESUME", metavar="DIR", help="output folder of an interrupted run to continue")
     add("--eval-only", action="store_true", help="test the model in --model-dir without training")
     add("--model-dir", default="", metavar="DIR", help="model folder, or output folder of a run")
-    add(
-        "--load-epoch",
-        type=int,
-        metavar="N",
-        help="epoch of the model to test (see TRAIN.CHECKPOINT_FREQ; default: last)",
-    )
+    add("--load-epoch", **count, help="epoch of the model to test (see TRAIN.CHECKPOINT_FREQ; default: last)")
     add("--select", dest=SELECT_ON, choices=("last_step", "val"), help="val: select the values of SELECT on val images")
     add("--no-train", action="store_true", help="encode the features without training")
     add("--keep-thumbnails", action="store_true", help="save thumbnails of the training images with the model")
@@ -115,9 +103,8 @@ def build_parser() -> Parser:
     add("--unlabelled", dest="DATASET.UNLABELLED", metavar="SOURCE", help=unlabelled)
     skip: dict[str, Any] = {"action": "store_true", "default": None}
     add("--skip-unreadable", dest="DATASET.SKIP_UNREADABLE", **skip, help="skip unlabelled images that cannot be read")
-    add(
-        "--target-domains", dest="DATASET.TARGET_DOMAINS", **many, help="data sets with the same classes to test on too"
-    )
+    domains = "data sets with the same classes to test on too"
+    add("--target-domains", dest="DATASET.TARGET_DOMAINS", **many, help=domains)
     targets = "data sets with other classes to test on too, such as NAME:base or NAME:new"
     add("--target-datasets", dest="DATASET.TARGET_DATASETS", **many, help=targets)
     add("--version", action="store_true", help="print the version and the commit")
@@ -232,11 +219,8 @@ def next_commands(output: Path) -> list[str]:
 
     if not (output / "model" / CONFIG).is_file():
         return []
-    folder = shlex.quote(str(output))
-    return [
-        f"classify images: {command(f'predict {folder} IMAGES')}",
-        f"try the model in the browser: {command(f'demo {folder}')}",
-    ]
+    calls = {"classify images": "predict {} IMAGES", "try the model in the browser": "demo {}"}
+    return [f"{purpose}: {command(call.format(shlex.quote(str(output))))}" for purpose, call in calls.items()]
 
 
 def version() -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 
-from ..utils.errors import Parser, command, echo, run_cli
+from ..utils.errors import Parser, echo, run_cli
 from ..utils.option import OUR_METHOD
 from . import ALL_BASELINES, TRANSDUCTIVE_METHODS, needs_backbone
 
@@ -15,11 +15,11 @@ logger = logging.getLogger(__package__)  # __name__ is "__main__" here
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return the exit code."""
     parser = Parser(
-        prog=command("baselines"),
-        description="Print the names of all methods, the values of `--trainer`, one per line.",
-        examples=("", "--from-bank"),
+        "baselines",
+        "Print the names of all methods, the values of `--trainer`, one per line.",
         epilog="Transductive methods, which also need `--unlabelled test`, precede HeGraphAdapter.",
     )
+    parser.examples = ("", "--from-bank")
     parser.add_argument("--from-bank", action="store_true", help="list only methods that run on a feature bank")
 
     def list_methods() -> None:

@@ -30,27 +30,18 @@ Case, `_` and `-` are ignored. `check --root DIR` and `check folder --root DIR` 
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
-    parser = Parser(
-        prog=command("datasets"),
-        description="Check whether data sets are complete, or download them.",
-        examples=("check --root data", "download dtd --root data"),
-        failure="a data set is incomplete",
-        epilog=NAMES,
-    )
-    failure = "a data set is incomplete"
-    check = parser.add_command(
-        "check", "check whether data sets are complete", ("--root data", "dtd pets --root data"), failure=failure
-    )
+    parser = Parser("datasets", "Check whether data sets are complete, or download them.", epilog=NAMES)
+    parser.examples = ("check --root data", "download dtd --root data")
+    check = parser.add_command("check", "check whether data sets are complete")
+    check.examples = ("--root data", "dtd pets --root data")
     default = "data set, or `folder` for your own images (default: your own images if DATA contains them, else all)"
     check.add_argument("datasets", nargs="*", metavar="DATASET", help=default)
-    fetch = parser.add_command(
-        "download", "download missing files", ("dtd --root data", "dtd pets eurosat --root data"), failure=failure
-    )
+    fetch = parser.add_command("download", "download missing files")
+    fetch.examples = ("dtd --root data", "dtd pets eurosat --root data")
+    parser.failure = check.failure = fetch.failure = "a data set is incomplete"
     fetch.add_argument("datasets", nargs="+", metavar="DATASET", help="data set to download")
     for each in (check, fetch):
-        each.add_argument(
-            "--root", required=True, metavar="DATA", help="folder of the data sets, or of your own images"
-        )
+        each.add_argument("--root", required=True, metavar="DATA", help="folder of the data sets or of your own images")
     return parser.parse_args(arguments)
 
 

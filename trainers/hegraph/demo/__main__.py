@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..backbones.arguments import MODEL, add_device_arguments, add_encoder_arguments
-from ..utils.errors import Parser, UserError, command, echo, first_line, run_cli
+from ..utils.errors import Parser, UserError, echo, first_line, run_cli
 from ..utils.files import OutputFolder
 
 if TYPE_CHECKING:
@@ -27,11 +27,8 @@ MAX_QUEUE = 20  # waiting requests; further ones are refused
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
-    parser = Parser(
-        prog=command("demo"),
-        description="Try a trained model in the browser, or write it as a Hugging Face Space.",
-        examples=("output/model", "output/model --space my_space"),
-    )
+    parser = Parser("demo", "Try a trained model in the browser, or write it as a Hugging Face Space.")
+    parser.examples = ("output/model", "output/model --space my_space")
     add = parser.add_argument
     add("model", type=Path, metavar="MODEL", help=MODEL)
     add("--space", type=OutputFolder(), metavar="DIR", help="folder of a Space to write, instead of showing the page")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from ..utils.errors import Parser, UserError, command, echo, number, run_cli
+from ..utils.errors import Parser, UserError, echo, number, run_cli
 from ..utils.files import OutputFile
 
 ENDPOINT, MODEL = "https://api.openai.com/v1", "gpt-4o-mini"  # the defaults
@@ -28,14 +28,13 @@ logger = logging.getLogger(__package__)  # __name__ is "__main__" here
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = Parser(
-        prog=command("describe"),
-        description="Generate class descriptions with a chat model, and write them as a file for PROMPTS.DESCRIPTIONS.",
-        examples=(
-            '--classes classes.txt --context "satellite photos of land use" --out land.json',
-            '--classes classes.txt --context "photos of birds" --out birds.json --dry-run',
-        ),
-        failure="a class lacks descriptions",
+        "describe", "Generate class descriptions with a chat model, and write them as a file for PROMPTS.DESCRIPTIONS."
     )
+    parser.examples = (
+        '--classes classes.txt --context "satellite photos of land use" --out land.json',
+        '--classes classes.txt --context "photos of birds" --out birds.json --dry-run',
+    )
+    parser.failure = "a class lacks descriptions"
     add, count = parser.add_argument, number(int, 1)
     add("--classes", type=Path, required=True, metavar="FILE", help="class names: JSON list, or one name per line")
     context = 'content of the images, such as "satellite photos of land use"'

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..backbones.arguments import MODEL, add_device_arguments, add_encoder_arguments
 from ..backbones.identity import AUTO
-from ..utils.errors import Parser, UserError, command, echo, printable, run_cli
+from ..utils.errors import Parser, UserError, echo, printable, run_cli
 from ..utils.files import OutputFolder
 
 if TYPE_CHECKING:
@@ -26,12 +26,8 @@ already in the support set are skipped.
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser(
-        prog=command("train-more"),
-        description="Add images and classes to a trained model.",
-        examples=("output/model --root new_photos --out output/larger", "my_model --root new_photos --in-place"),
-        epilog=EPILOG,
-    )
+    parser = Parser("train-more", "Add images and classes to a trained model.", epilog=EPILOG)
+    parser.examples = ("output/model --root new_photos --out output/larger", "my_model --root new_photos --in-place")
     add = parser.add_argument
     add("model", metavar="MODEL", help=MODEL)
     add("--root", required=True, metavar="DIR", help="folder of class folders with images, or a CSV file")

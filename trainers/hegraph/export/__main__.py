@@ -7,16 +7,13 @@ import sys
 from pathlib import Path
 
 from ..backbones.arguments import MODEL, add_encoder_arguments
-from ..utils.errors import Parser, UserError, command, echo, run_cli
+from ..utils.errors import Parser, UserError, echo, run_cli
 from ..utils.files import OutputFile, check_output
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
-    parser = Parser(
-        prog=command("export"),
-        description="Export a trained model to an ONNX file, and compare its predictions with torch.",
-        examples=("output/model --onnx model.onnx", "output/model --onnx head.onnx --part head --fp16"),
-    )
+    parser = Parser("export", "Export a trained model to an ONNX file, and compare its predictions with torch.")
+    parser.examples = ("output/model --onnx model.onnx", "output/model --onnx head.onnx --part head --fp16")
     add = parser.add_argument
     add("model", type=Path, metavar="MODEL", help=MODEL)
     add("--onnx", type=OutputFile(".onnx"), required=True, metavar="FILE", help="file to write, over an existing one")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..backbones.identity import AUTO, PRECISIONS
-from ..utils.errors import Parser, UserError, command, echo, refuse_several_processes, run_cli
+from ..utils.errors import Parser, UserError, echo, refuse_several_processes, run_cli
 from ..utils.files import OutputFile, atomic_path
 from ..utils.option import NODE
 
@@ -18,38 +18,29 @@ CLASSNAMES = "class names in label order: a JSON list, or a text file with one n
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Parse the arguments; UserError if the output file exists."""
-    parser = Parser(
-        prog=command("features"),
-        description="Encode a data set as a feature bank, or convert a Tip-Adapter cache.",
-        examples=(
-            "extract --dataset-config-file digits --config-file mini --out digits.safetensors",
-            "import-tip caches/dtd --classnames dtd.txt --out dtd.safetensors",
-        ),
+    parser = Parser("features", "Encode a data set as a feature bank, or convert a Tip-Adapter cache.")
+    parser.examples = (
+        "extract --dataset-config-file digits --config-file mini --out digits.safetensors",
+        "import-tip caches/dtd --classnames dtd.txt --out dtd.safetensors",
     )
-    tip = parser.add_command(
-        "import-tip",
-        "convert a Tip-Adapter cache folder to a feature bank",
-        ("caches/dtd --classnames dtd.txt --out dtd.safetensors",
-         "caches/dtd --classnames dtd.json --config-file vit_b16 --out dtd.safetensors"),
-    )  # fmt: skip
+    tip = parser.add_command("import-tip", "convert a Tip-Adapter cache folder to a feature bank")
+    tip.examples = (
+        "caches/dtd --classnames dtd.txt --out dtd.safetensors",
+        "caches/dtd --classnames dtd.json --config-file vit_b16 --out dtd.safetensors",
+    )
     add = tip.add_argument
     add("folder", type=Path, metavar="DIR", help="folder with keys_<S>shots.pt and values_<S>shots.pt")
     add("--classnames", type=Path, required=True, metavar="FILE", help=CLASSNAMES)
     add("--shots", type=int, metavar="S", help="S of keys_<S>shots.pt (default: the only such file)")
     add("--dataset-config-file", default="", metavar="NAME", help="YAML file or name of the data set, for its prompts")
-    add(
-        "--config-file",
-        default="",
-        metavar="NAME",
-        help="YAML file or name of the method, to encode the text (default: read text_positive.pt, text_negative.pt)",
-    )
+    method = "YAML file or name of the method, to encode the text (default: read text_positive.pt, text_negative.pt)"
+    add("--config-file", default="", metavar="NAME", help=method)
     tip.set_defaults(run=import_tip_command)
-    extract = parser.add_command(
-        "extract",
-        "encode all images of a data set",
-        ("--dataset-config-file digits --config-file mini --out digits.safetensors",
-         "--dataset-config-file folder --root photos --config-file vit_b16 --out photos.safetensors"),
-    )  # fmt: skip
+    extract = parser.add_command("extract", "encode all images of a data set")
+    extract.examples = (
+        "--dataset-config-file digits --config-file mini --out digits.safetensors",
+        "--dataset-config-file folder --root photos --config-file vit_b16 --out photos.safetensors",
+    )
     add = extract.add_argument
     add("--dataset-config-file", required=True, metavar="NAME", help="YAML file or name of the data set")
     add("--config-file", required=True, metavar="NAME", help="YAML file or name of the method, for its backbone")

@@ -15,7 +15,7 @@ from ..backbones.arguments import MODEL, add_device_arguments, add_encoder_argum
 from ..backbones.identity import AUTO, DEFAULT_BACKBONE
 from ..predict.__main__ import chosen_format, whole
 from ..predict.files import FORMATS, REPLACED, Row, aligned, check_inputs, csv_line, image_paths, utf8
-from ..utils.errors import Parser, UserError, command, run_cli
+from ..utils.errors import Parser, UserError, run_cli
 from ..utils.files import OutputFile, check_output
 from ..utils.option import NODE
 from . import SUSPICIOUS
@@ -38,18 +38,11 @@ SUGGEST = "The rows have the columns of `predict`. The image to label first is i
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = Parser(
-        prog=command("label"),
-        description="Select images to label, or find wrong labels.",
-        examples=("suggest output/model unlabelled -n 10", "check --root photos"),
-    )
-    suggest = parser.add_command(
-        "suggest",
-        "select the images to label next",
-        ("output/model unlabelled -n 10", "output/model unlabelled --out next.csv"),
-        failure="an image could not be read",
-        epilog=SUGGEST,
-    )
+    parser = Parser("label", "Select images to label, or find wrong labels.")
+    parser.examples = ("suggest output/model unlabelled -n 10", "check --root photos")
+    suggest = parser.add_command("suggest", "select the images to label next", epilog=SUGGEST)
+    suggest.examples = ("output/model unlabelled -n 10", "output/model unlabelled --out next.csv")
+    suggest.failure = "an image could not be read"
     add = suggest.add_argument
     add("model", metavar="MODEL", help=MODEL)
     add("inputs", nargs="+", metavar="INPUT", help="images, folders, .txt files of paths, or - for paths on stdin")
@@ -57,13 +50,9 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--top", type=whole, default=3, metavar="N", help="number of classes in a row")
     add_encoder_arguments(suggest)
     suggest.set_defaults(run=suggest_command)
-    check = parser.add_command(
-        "check",
-        "find labels that are likely wrong",
-        ("--root photos", "--features bank.safetensors --above 3 --out wrong.csv"),
-        failure="a label is suspicious",
-        epilog=CHECK,
-    )
+    check = parser.add_command("check", "find labels that are likely wrong", epilog=CHECK)
+    check.examples = ("--root photos", "--features bank.safetensors --above 3 --out wrong.csv")
+    check.failure = "a label is suspicious"
     add = check.add_mutually_exclusive_group(required=True).add_argument
     add("--root", metavar="DIR", help="folder of class folders with images, or a CSV file")
     add("--features", type=Path, metavar="BANK", help="feature bank instead of images")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..backbones.arguments import MODEL, add_device_arguments, add_encoder_arguments
 from ..backbones.identity import AUTO
-from ..utils.errors import Parser, UserError, command, number, run_cli
+from ..utils.errors import Parser, UserError, number, run_cli
 from ..utils.files import OutputFile
 from .files import FORMATS, REPLACED, check_inputs
 
@@ -22,13 +22,9 @@ whole = number(int, 1, 2**31 - 1)  # argument type: an integer of at least 1
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser(
-        prog=command("predict"),
-        description="Classify images with a trained model.",
-        examples=("output/model photo.jpg", "output/model photos --open-set 0.95 --out rows.csv"),
-        failure="an image could not be read",
-        epilog=EPILOG,
-    )
+    parser = Parser("predict", "Classify images with a trained model.", epilog=EPILOG)
+    parser.examples = ("output/model photo.jpg", "output/model photos --open-set 0.95 --out rows.csv")
+    parser.failure = "an image could not be read"
     add = parser.add_argument
     open_set = "reject images as unknown below the score that RATE of known images reach, such as 0.95"
     add("model", metavar="MODEL", help=MODEL)

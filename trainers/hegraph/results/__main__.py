@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..utils.errors import Parser, UserError, command, echo, run_cli
+from ..utils.errors import Parser, UserError, echo, run_cli
 from ..utils.files import OutputFile
 from .scores import BY, OUR_METHOD, QUOTED, read_quotes
 
@@ -31,16 +31,13 @@ Run = Callable[[argparse.Namespace], "str | Table"]
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Parse the arguments; `run` is the function of the command, which returns the text or the table to print."""
-    parser = Parser(
-        prog=command("results"),
-        description="Make tables, figures and pages from the records of runs.",
-        examples=("compare output", "report output --out report.html"),
-        epilog=EPILOG,
-    )
+    parser = Parser("results", "Make tables, figures and pages from the records of runs.", epilog=EPILOG)
+    parser.examples = ("compare output", "report output --out report.html")
 
     def add(name: str, summary: str, run: Run, out: str = "", source: str = "SOURCE", more: str = "") -> Parser:
         end = f" --out {EXAMPLE_OUTPUTS[out]}" if out else more
-        subparser = parser.add_command(name, summary, [f"{path}{end}" for path in EXAMPLE_SOURCES[source]])
+        subparser = parser.add_command(name, summary)
+        subparser.examples = [f"{path}{end}" for path in EXAMPLE_SOURCES[source]]
         subparser.set_defaults(run=run, out=None)
         text = "output folder of one run" if source == "RUN" else "output folder or .jsonl file"
         subparser.add_argument("sources", type=Path, nargs=1 if source == "RUN" else "+", metavar=source, help=text)

@@ -14,21 +14,13 @@ LISTS = ("datasets", "configs", "methods", "shots", "seeds")
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the arguments; a configuration key among the values of a flag begins the KEY VALUE pairs."""
-    parser = Parser(
-        prog=command("sweep"),
-        usage=f"{command('sweep')} [GRID.yaml] [OPTION ...] [KEY VALUE ...]",
-        description="Run a grid of data sets, configurations, methods, shots and seeds. Finished runs are skipped.",
-        examples=(
-            "--datasets digits --configs mini --shots 1 4 16 --methods HeGraphAdapter TipAdapterF",
-            "grid.yaml --workers 2 --dry-run",
-        ),
-        failure="a run failed",
-    )
+    usage = f"{command('sweep')} [GRID.yaml] [OPTION ...] [KEY VALUE ...]"
+    parser = Parser("sweep", "Run a grid of data sets, methods, shots and seeds; skip finished runs.", usage=usage)
+    parser.examples = ("--datasets digits --configs mini --shots 1 4 --methods GDA APE", "grid.yaml --dry-run")
+    parser.failure = "a run failed"
     add = parser.add_argument
     many: dict[str, Any] = {"nargs": "+", "metavar": "NAME"}
-    add(
-        "words", nargs="*", metavar="GRID.yaml | KEY VALUE", help="file of the grid, and configuration keys of all runs"
-    )
+    add("words", nargs="*", metavar="GRID.yaml | KEY VALUE", help="grid file, and configuration keys of all runs")
     add("--datasets", **many, help="feature banks, YAML files of data sets, or names such as digits")
     add("--configs", **many, help="YAML files of the method, or names such as vit_b32")
     add("--methods", **many, help="methods, as of --trainer, or all (default: HeGraphAdapter)")

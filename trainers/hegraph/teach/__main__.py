@@ -11,7 +11,7 @@ from typing import Literal
 
 from ..backbones.identity import DEFAULT_BACKBONE, MINI_NAME, canonical_name
 from ..demo.__main__ import add_page_arguments, check_address, require_gradio, serve
-from ..utils.errors import Parser, command, run_cli
+from ..utils.errors import Parser, run_cli
 from ..utils.files import write_json
 
 logger = logging.getLogger(__name__)
@@ -20,11 +20,8 @@ SAMPLE = Path("output/teach-digits")
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
-    parser = Parser(
-        prog=command("teach"),
-        description="Train a model interactively in the browser: add images and classes, correct labels.",
-        examples=("", "photos --backbone ViT-B-32-quickgelu"),
-    )
+    parser = Parser("teach", "Train a model interactively in the browser: add images and classes, correct labels.")
+    parser.examples = ("", "photos --backbone ViT-B-32-quickgelu")
     folder = f"folder of the project (default: {SAMPLE}, an example with digits)"
     parser.add_argument("folder", type=Path, nargs="?", metavar="FOLDER", help=folder)
     add_page_arguments(parser, f"the one used last in FOLDER, or {DEFAULT_BACKBONE.model}")

@@ -212,33 +212,35 @@ class Parser(argparse.ArgumentParser):
     """Command line parser whose help is a summary, the arguments, examples and exit codes. Mistakes are `UserError`s.
 
     Args:
+        name: Name of the command; "" for a training.
         description: Summary of the command.
+        settings: Further arguments of `ArgumentParser`.
+
+    Attributes:
         examples: Arguments of example calls, such as "model photo.jpg".
         failure: Meaning of exit code 1, if the command has it.
     """
 
-    def __init__(
-        self, description: str, examples: Sequence[str] = (), failure: str = "", epilog: str = "", **settings: Any
-    ) -> None:
-        settings.setdefault("formatter_class", _HelpFormatter)
-        super().__init__(description=description, **settings)
-        self.commands: Any = None  # argparse's action that holds the parsers of the commands
-        codes = {0: "success", 1: failure, 2: "wrong input, or no permission, disk space or memory", 130: "interrupted"}
-        blocks = [
-            *filter(None, [epilog]),
-            "\n".join(["examples:", *(f"  {self.prog} {example}".rstrip() for example in examples)]),
-            "\n".join(["exit codes:", *(f"  {code:<5}{meaning}" for code, meaning in codes.items() if meaning)]),
-        ]
-        self.epilog = "\n\n".join(blocks)
+    examples: Sequence[str] = ()
+    failure = ""
 
-    def add_command(self, name: str, summary: str, examples: Sequence[str], **settings: Any) -> Parser:
+    def __init__(self, name: str = "", description: str = "", **settings: Any) -> None:
+        defaults: dict[str, Any] = {"prog": command(name), "formatter_class": _HelpFormatter}
+        super().__init__(description=description, **defaults | settings)
+        self.commands: Any = None  # argparse's action that holds the parsers of the commands
+
+    def add_command(self, name: str, summary: str, **settings: Any) -> Parser:
         """Add a command; the parsed arguments have its name as `command`. One command is required."""
         if self.commands is None:
             self.commands = self.add_subparsers(dest="command", title="commands", metavar="COMMAND")
         description = f"{summary[0].upper()}{summary[1:]}."
-        return self.commands.add_parser(
-            name, help=summary.replace("%", "%%"), description=description, examples=examples, **settings
-        )
+        return self.commands.add_parser(name, help=summary.replace("%", "%%"), description=description, **settings)
+
+    def format_help(self) -> str:
+        kinds = "success", self.failure, "wrong input, or no permission, disk space or memory", "interrupted"
+        codes = [f"  {code:<5}{meaning}" for code, meaning in zip((0, 1, 2, 130), kinds) if meaning]
+        calls = [f"  {self.prog} {example}".rstrip() for example in self.examples]
+        return "\n".join([super().format_help(), "examples:", *calls, "", "exit codes:", *codes, ""])
 
     def parse_args(self, *arguments: Any) -> Any:  # type: ignore[override]
         parsed = super().parse_args(*arguments)
