@@ -38,7 +38,8 @@ from .closed_form import CHUNK_ROWS, SMALLEST
 
 RIDGES = (10.0, 3.0, 30.0, 1.0, 100.0)  # candidates of `lambda`; of equal ones, the first is chosen
 GAINS = (3.0, 1.0, 6.0, 0.0)  # candidates of `g`
-MAX_ROWS = 20_000  # most images in the choice of `lambda`, `g`, `a` and `b`
+MAX_ROWS = 10_000  # most images in the choice of `lambda` and `g`
+MAX_SCORES = 2**20  # most scores in the calibration
 CLASS_BLOCK = 64  # classes whose scores are sorted at once
 CANDIDATES = 4096  # most candidates of the common threshold
 NEWTON_STEPS = 25
@@ -76,7 +77,7 @@ class MultiLabelHead:
         self.weights, self.bias = weights.t().contiguous(), self._mean_label - self._mean @ weights
         self.left_out = torch.cat([*self._left_out()])
         self.thresholds = best_thresholds(self.left_out, labels, self.varied)
-        rows = slice(None, None, self._step)
+        rows = slice(None, None, -(-labels.numel() // MAX_SCORES))
         self.slope, self.intercept = logistic_calibration(self.left_out[rows, self.varied], labels[rows, self.varied])
 
     def scores(self, features: Tensor) -> Tensor:
@@ -99,11 +100,6 @@ class MultiLabelHead:
     def classifier(self) -> FoldedClassifier:
         """Linear classifier in float32 whose logits are the log-odds."""
         return FoldedClassifier((self.slope * self.weights).float(), self.log_odds(self.bias).float())
-
-    @property
-    def _step(self) -> int:
-        """Every how many images one takes part in choices."""
-        return -(-len(self._features) // MAX_ROWS)
 
     def _chunks(self, step: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
         """Iterate over `X` and `Y`, or every `step`-th row of both, in float64."""
@@ -133,7 +129,7 @@ class MultiLabelHead:
             return plain, torch.zeros_like(plain)
         return plain, torch.where(self.varied, self._text * (ridge * self._spread * shrinkage), self._text)
 
-    def _residual_weight(self, projected: Tensor, ridge: float) -> Tensor:
+    def _error_weight(self, projected: Tensor, ridge: float) -> Tensor:
         """`1 / (1 - H_ii)` of centred images in the eigenbasis `[B, d]`, shape `[B, 1]`."""
         leverage = projected.square() @ (1 / (self._eigenvalues + ridge * self._spread)) + 1 / len(self._features)
         return 1 / (1 - leverage).clamp_min(SMALLEST)
@@ -141,24 +137,27 @@ class MultiLabelHead:
     def _choose(self) -> tuple[float, float]:
         """`lambda` and `g` with the least squared leave-one-out error, which is quadratic in `g`."""
         gains = self._mean.new_tensor((0.0,) if self._text is None else GAINS)
-        errors = gains.new_zeros(len(RIDGES), len(gains))
+        products = gains.new_zeros(len(RIDGES), 2, 2)  # of the error for `g = 0` and its change
         parts = [[part[:, self.varied] for part in self._parts(ridge)] for ridge in RIDGES]
-        for deviations, indicators in self._chunks(self._step):
+        for deviations, indicators in self._chunks(-(-len(self._features) // MAX_ROWS)):
             projected = deviations @ self._basis
             target = (indicators - self._mean_label)[:, self.varied]
             for number, (ridge, (plain, prior)) in enumerate(zip(RIDGES, parts)):
-                weight = self._residual_weight(projected, ridge)
-                residual, change = weight * (target - projected @ plain), weight * (projected @ prior)
-                errors[number] += residual.square().sum() - 2 * gains * (residual * change).sum()
-                errors[number] += gains.square() * change.square().sum()
+                error = torch.stack([torch.addmm(target, projected, plain, alpha=-1), projected @ prior])
+                error = (error * self._error_weight(projected, ridge)).flatten(1)
+                products[number] += error @ error.t()
+        weights = torch.stack([torch.ones_like(gains), -gains], dim=1)  # [G, 2]
+        errors = torch.einsum("gi,rij,gj->rg", weights, products, weights)
         return [*product(RIDGES, gains.tolist())][int(errors.argmin())]
 
     def _left_out(self) -> Iterator[Tensor]:
         """Leave-one-out scores by chunk; for classes that are not `varied`, the scores, which no image changes."""
         for deviations, indicators in self._chunks():
-            scores = self._mean_label + deviations @ self.weights.t()
-            left_out = indicators - self._residual_weight(deviations @ self._basis, self.ridge) * (indicators - scores)
-            yield torch.where(self.varied, left_out, scores).float()
+            scores = torch.addmm(self._mean_label, deviations, self.weights.t())
+            constant = scores[:, ~self.varied]
+            scores.sub_(indicators).mul_(self._error_weight(deviations @ self._basis, self.ridge)).add_(indicators)
+            scores[:, ~self.varied] = constant
+            yield scores.float()
 
 
 def best_thresholds(scores: Tensor, labels: Tensor, varied: Tensor) -> Tensor:
