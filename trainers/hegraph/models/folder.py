@@ -42,7 +42,7 @@ CLASSIFIER = ("weights", "bias", "keys", "labels", "key_weights")  # tensors of 
 UNLABELLED = "unlabelled.features"
 # Names of tensors by shape: K classes, N cached images, T images of the support set, M unlabelled images, d width
 SHAPES = {
-    "K": ("bias", "labelled.counts"),
+    "K": ("bias", "labelled.counts", "thresholds"),
     "Kd": ("weights", "text_positive", "class_nodes", "labelled.sums", "labelled.positive", "labelled.negative"),
     "N": ("labels", "key_weights"),
     "Nd": ("keys",),
@@ -141,7 +141,7 @@ def check_place(folder: Path) -> None:
 def _tensors(model: SavedModel) -> dict[str, Tensor]:
     """Tensors of a model by name, sorted."""
     tensors = {name: getattr(model.classifier, name) for name in CLASSIFIER}
-    tensors |= {"text_positive": model.text_positive, "class_nodes": model.class_nodes}
+    tensors |= {name: getattr(model, name) for name in ("text_positive", "class_nodes", "thresholds")}
     if model.transfer is not None:
         tensors |= {f"{TRANSFER}{name}": tensor for name, tensor in model.transfer.parameters.items()}
         if model.transfer.messages is not None:
@@ -155,6 +155,8 @@ def _tensors(model: SavedModel) -> dict[str, Tensor]:
         if model.unlabelled_features is not None:
             tensors[UNLABELLED] = model.unlabelled_features
     dtypes = {**dict.fromkeys(INTEGERS, torch.int32), "class_nodes": torch.float16}
+    if model.support_set is not None and model.support_set.multilabel:
+        dtypes["labelled.labels"] = torch.uint8  # indicators
     if model.method == OUR_METHOD:
         dtypes["keys"] = torch.float16
     return {
@@ -202,6 +204,9 @@ def _checked(config: ModelConfig, tensors: dict[str, Tensor]) -> dict[str, Tenso
     for letter, name in (("N", "keys"), ("T", "labelled.features"), ("M", UNLABELLED)):
         sizes[letter] = len(tensors[name]) if name in tensors else 0
     shape_of = {name: shape for shape, names in SHAPES.items() for name in names}
+    multilabel = "thresholds" in tensors
+    if multilabel:
+        shape_of["labelled.labels"] = "TK"
     for name, tensor in tensors.items():
         letters = shape_of.get(name, PARAMETERS.get(name.rpartition(".")[0]))
         if letters is None or (name.startswith(TRANSFER) and config.transfer.rule != "adapter"):
@@ -213,8 +218,9 @@ def _checked(config: ModelConfig, tensors: dict[str, Tensor]) -> dict[str, Tenso
         tensor = tensor.long() if name in INTEGERS else tensor.float()
         if not tensor.isfinite().all():
             raise ValueError(f"{name} has NaN or infinite values")
-        if name in INTEGERS and len(tensor) and not (0 <= tensor.min() and tensor.max() < sizes["K"]):
-            raise ValueError(f"{name} must be from 0 to {sizes['K'] - 1}")
+        largest = 1 if multilabel else sizes["K"] - 1
+        if name in INTEGERS and len(tensor) and not (0 <= tensor.min() and tensor.max() <= largest):
+            raise ValueError(f"{name} must be from 0 to {largest}")
         checked[name] = tensor
     if UNLABELLED in tensors and sizes["M"] != config.unlabelled:
         raise ValueError(f"{sizes['M']} rows of {UNLABELLED} for {config.unlabelled} unlabelled images")
@@ -237,6 +243,7 @@ def _model(config: ModelConfig, tensors: dict[str, Tensor]) -> SavedModel:
         labelled=ClassSums(*(labelled[f.name].double() for f in fields(ClassSums))) if "counts" in labelled else None,
         support_set=_support_set(config, labelled) if "features" in labelled else None,
         unlabelled_features=tensors.get(UNLABELLED),
+        thresholds=tensors.get("thresholds"),
     )
 
 
@@ -247,7 +254,7 @@ def _with_prefix(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _support_set(config: ModelConfig, labelled: dict[str, Tensor]) -> SupportSet:
     """Support set of a model; errors as of `_model`."""
-    labels = labelled["labels"]
+    labels = labelled["labels"].bool() if labelled["labels"].ndim == 2 else labelled["labels"]
     ids = torch.tensor(config.image_ids or [0] * len(labels), dtype=torch.long)
     if len(ids) != len(labels):
         raise ValueError(f"{len(ids)} image_ids for {len(labels)} images")

@@ -205,6 +205,8 @@ class SavedModel(ModelMetadata):
             `results/by_image.py`; None without a closed-form head.
         labelled: Sums over the labelled images for `adapt`; None after an adaptation.
         support_set: Support set of HeGraphAdapter for incremental training; None for another method.
+        thresholds: Least logit with which a label is predicted, shape `[K]`, for several labels per image; None for one
+            label per image.
         unlabelled_features: Unit-norm features `[M, d]` of the unlabelled images that the classifier is adapted to.
             Further training repeats the adaptation. A folder stores them if it stores the support set.
     """
@@ -219,6 +221,7 @@ class SavedModel(ModelMetadata):
     labelled: InstanceOf[ClassSums] | None = None
     support_set: InstanceOf[SupportSet] | None = None
     unlabelled_features: InstanceOf[Tensor] | None = None
+    thresholds: InstanceOf[Tensor] | None = None
 
     def probabilities(self, features: Tensor, batch_size: int = 1024) -> Tensor:
         """Calibrated probabilities of unit-norm image features `[B, d]`, shape `[B, K]`."""
@@ -226,7 +229,12 @@ class SavedModel(ModelMetadata):
 
     def calibrate(self, logits: Tensor) -> Tensor:
         """Calibrated probabilities of logits `[..., K]`, of the same shape."""
-        return (logits / self.temperature).softmax(dim=-1)
+        return (logits / self.temperature).softmax(dim=-1) if self.thresholds is None else logits.sigmoid()
+
+    def check_single_label(self, action: str) -> None:
+        """Raise UserError with the name of an action that a model with several labels per image does not support."""
+        if self.thresholds is not None:
+            raise UserError(f"{action} needs a model with one label per image, and this one has several")
 
     def zero_shot_logits(self, features: Tensor) -> Tensor:
         """Logits of zero-shot CLIP with the same prompts, shape `[B, K]`."""
@@ -242,6 +250,7 @@ class SavedModel(ModelMetadata):
         Raises:
             UserError: If the model has no scores of known images, or `rate` is out of range.
         """
+        self.check_single_label("open-set rejection")
         rate = validate(Share, rate, "rate", convert=True)
         if self.known is None:
             raise UserError(
@@ -277,6 +286,7 @@ def adapt(model: SavedModel, features: Tensor, device: str) -> tuple[SavedModel,
     Raises:
         UserError: As of `check_adaptable`.
     """
+    model.check_single_label("adaptation to unlabelled images")
     adaptation = adapt_to_unlabelled(
         model.classifier.to(device),
         check_adaptable(model.labelled, features, model.classifier.width, device),

@@ -33,7 +33,8 @@ class SupportSet:
         classes: The K labels.
         names: The K class names.
         features: Unit-norm features of the images, `[V, N, d]`. A model folder stores the mean of the views, V = 1.
-        labels: Positions of the images' classes in `classes`, shape `[N]`. A class may have no image.
+        labels: Positions of the images' classes in `classes`, shape `[N]`; with several labels per image, indicators,
+            booleans of shape `[N, K]`. A class may have no image.
         ids: Hashes of the images' pixels, shape `[N]`, int64; 0 for images that were passed as features.
         positive, negative: Text nodes, each `[K, d]`; None if they are computed from the images.
         state: Trained parameters of HeGraphAdapter by name, where further training starts; {} without training.
@@ -53,13 +54,18 @@ class SupportSet:
         """Support set of a run that was trained on a bank."""
         names, labels = tuple(bank.classnames), bank.train_labels.cpu()
         text = bank.text_positive.cpu(), bank.text_negative.cpu()
-        ids = torch.zeros_like(labels)
+        ids = torch.zeros(len(labels), dtype=torch.long)
         return cls(np.array(names), names, bank.train_features.cpu(), labels, ids, *text, state)
 
     @property
     def counts(self) -> Tensor:
         """Number of images of each class, shape `[K]`."""
-        return self.labels.bincount(minlength=len(self.names))
+        return self.labels.sum(dim=0) if self.multilabel else self.labels.bincount(minlength=len(self.names))
+
+    @property
+    def multilabel(self) -> bool:
+        """Whether an image may have several labels."""
+        return self.labels.ndim == 2
 
     def keys(self) -> Tensor:
         """Features `[N, d]` of the images, averaged over views."""
@@ -86,8 +92,12 @@ class SupportSet:
                 `[K of more]`. New classes are among them.
 
         Raises:
-            UserError: If only one of the two has text labels, so that the labels cannot be sorted together.
+            UserError: If only one of the two has text labels, so that the labels cannot be sorted together, or only one
+                has several labels per image.
         """
+        if self.multilabel != more.multilabel:
+            kinds = ("several labels", "one label") if self.multilabel else ("one label", "several labels")
+            raise UserError(f"expected {kinds[0]} per image, as in the earlier calls, got {kinds[1]}")
         first, other = self.classes.tolist()[0], more.classes.tolist()[0]
         if isinstance(first, str) != isinstance(other, str):
             raise UserError(f"the labels so far are such as {first!r}, got {other!r}; give labels of one kind")
@@ -108,7 +118,7 @@ class SupportSet:
             classes,
             tuple(names[place] for place in range(len(classes))),
             torch.cat(repeated, dim=1),
-            torch.cat([old[self.labels], new[more.labels]]),
+            torch.cat([_moved(self.labels, old, len(classes)), _moved(more.labels, new, len(classes))]),
             torch.cat([self.ids, more.ids]),
             nodes(self.positive, more.positive),
             nodes(self.negative, more.negative),
@@ -119,12 +129,16 @@ class SupportSet:
         """Support set of the classes in a mask, booleans of shape `[K]`, with their images."""
         if mask.all():
             return self
-        places, rows = mask.cumsum(0) - 1, mask[self.labels]
+        if self.multilabel:  # all images remain, and lose labels
+            remaining, labels = self, self.labels[:, mask]
+        else:
+            rows = mask[self.labels]
+            remaining, labels = self.without(~rows), (mask.cumsum(0) - 1)[self.labels[rows]]
         return replace(
-            self.without(~rows),
+            remaining,
             classes=self.classes[mask.numpy()],
             names=tuple(compress(self.names, mask.tolist())),
-            labels=places[self.labels[rows]],
+            labels=labels,
             positive=None if self.positive is None else self.positive[mask],
             negative=None if self.negative is None else self.negative[mask],
             state={name: rows[mask] if name.startswith(BY_CLASS) else rows for name, rows in self.state.items()},
@@ -167,6 +181,11 @@ def scatter_state(state: Mapping[str, Tensor], positions: Tensor, num_classes: i
         name: _scatter(rows, positions, num_classes) for name, rows in state.items() if name.startswith(BY_CLASS)
     }
     return {**state, **by_class}
+
+
+def _moved(labels: Tensor, positions: Tensor, num_classes: int) -> Tensor:
+    """Labels, or indicators, whose classes move to other positions among `num_classes` classes."""
+    return positions[labels] if labels.ndim == 1 else _scatter(labels.t(), positions, num_classes).t()
 
 
 def _scatter(rows: Tensor, positions: Tensor, count: int) -> Tensor:

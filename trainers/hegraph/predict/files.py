@@ -138,7 +138,8 @@ class Row(NamedTuple):
 
     Attributes:
         path: Path of the image.
-        top: The most probable classes with their probabilities, in descending order; empty with an error.
+        top: The most probable classes with their probabilities, in descending order; empty with an error. With several
+            labels per image, all predicted labels, perhaps none.
         error: Reason why there is no prediction.
         known: Whether the image is accepted as one of a known class; None without open-set rejection.
     """
@@ -175,14 +176,14 @@ def table_lines(batches: Iterable[Sequence[Row]], open_set: bool) -> Iterator[st
 
             first, following = (NONE_OF_THESE, ""), classes
         else:
-            first, *following = classes or [("error:", "")]
+            first, *following = classes or [("error:" if row.error else "-", "")]
         return [*map(utf8, (row.path, *first, row.error or ", ".join(map(" ".join, following))))]
 
     return aligned(("path", "class", "probability", "next classes"), (list(map(cells, rows)) for rows in batches))
 
 
 def csv_lines(batches: Iterable[Sequence[Row]], open_set: bool) -> Iterator[str]:
-    """Lines `path,class,probability,rank,error`, one for each of the top classes, or one with the error.
+    """Lines `path,class,probability,rank,error`, one for each of the top classes; one line if there is none.
 
     With `open_set`, the column `none_of_these` is "true" for rejected images, else "false".
     """
@@ -190,7 +191,7 @@ def csv_lines(batches: Iterable[Sequence[Row]], open_set: bool) -> Iterator[str]
     for number, row in enumerate(chain.from_iterable(batches)):
         if number == 0:
             yield csv_line(*("path", "class", "probability", "rank", "error", "none_of_these")[:columns])
-        if row.error:
+        if not row.top:
             yield csv_line(*(row.path, "", "", "", row.error, "")[:columns])
         for rank, (name, value) in enumerate(row.top, start=1):
             rejected = "true" if row.known is False else "false"

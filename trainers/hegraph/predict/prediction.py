@@ -41,7 +41,7 @@ class Options(NamedTuple):
     """Options of the output.
 
     Attributes:
-        top: Number of classes per row.
+        top: Number of classes per row, for a model with one label per image.
         format: One of `FORMATS`.
         out: File to write; None for standard output.
         open_set: Rate of images of known classes to accept; images with lower scores are rejected. None rejects none.
@@ -153,9 +153,10 @@ def image_rows(
         for image, problem in zip(images, problems):
             row = Row(str(image), error=problem) if problem else next(predicted)
             if sort_into is not None and not row.error:
-                folder = NONE_OF_THESE if row.known is False else row.top[0][0]
-                if problem := copy_into(sort_into / folder_name(folder), row.path):
-                    row = Row(row.path, error=problem)
+                classes = [name for name, _ in row.top[: 1 if model.model.thresholds is None else None]]
+                for folder in [NONE_OF_THESE] if row.known is False else classes:
+                    if problem := copy_into(sort_into / folder_name(folder), row.path):
+                        row = Row(row.path, error=problem)
             rows.append(row)
         yield rows
 
@@ -181,16 +182,25 @@ def predict_transductively(model: SavedModel, features: Tensor, device: str) -> 
 
 
 def rows_of(model: SavedModel, paths: Sequence[str], logits: Tensor, options: Options) -> Iterator[Row]:
-    """Iterate over the rows of images, from their paths and logits `[B, K]`."""
+    """Iterate over the rows of images, from their paths and logits `[B, K]`.
+
+    With several labels per image, a row has all labels whose logits reach their thresholds.
+    """
     names = unique_names(model.classnames, model.class_ids, () if options.open_set is None else [NONE_OF_THESE])
     probabilities = model.calibrate(logits)
     known = [None] * len(logits) if options.open_set is None else model.is_known(logits, options.open_set).tolist()
     finite = probabilities.isfinite().all(dim=1).tolist()
+    counts = [options.top] * len(logits)
+    if model.thresholds is not None:  # predicted labels come first, even if another one is more probable
+        predicted = logits >= model.thresholds
+        probabilities, counts = probabilities.where(predicted, -1), predicted.sum(dim=1).tolist()
     values, labels = probabilities.sort(dim=1, descending=True, stable=True)  # equal probabilities in class order
-    best = zip(values[:, : options.top].tolist(), labels[:, : options.top].tolist())
-    for path, usable, (row_values, row_labels), is_known in zip(paths, finite, best, known):
+    most = max(counts, default=0)
+    best = zip(values[:, :most].tolist(), labels[:, :most].tolist(), counts)
+    for path, usable, (row_values, row_labels, count), is_known in zip(paths, finite, best, known):
         if usable:
-            yield Row(path, [(names[label], value) for label, value in zip(row_labels, row_values)], known=is_known)
+            top = [(names[label], value) for label, value in zip(row_labels[:count], row_values)]
+            yield Row(path, top, known=is_known)
         else:
             yield Row(path, error="the model predicts NaN")
 
