@@ -50,8 +50,7 @@ RUN_HERE = {
     "python -m trainers.hegraph.results compare --no-interval results/real_text.jsonl": 0,
     "python -m trainers.hegraph.results compare --no-interval results/surrogate_text.jsonl": 0,
     "python -m trainers.hegraph.results compare --no-interval results/digits.jsonl": 0,
-    "python -m trainers.hegraph.results compare --no-interval --cases configs/sweeps/graph.yaml results/graph.j": 0,
-    "python -m trainers.hegraph.results compare --no-interval --cases configs/sweeps/graph.yaml results/graph_s": 0,
+    "python -m trainers.hegraph.results compare --no-interval --cases configs/sweeps/graph.yaml": 0,
     "python -m trainers.hegraph.results base-to-new results/base_to_new.jsonl": 0,
     "python -m trainers.hegraph.results compare results/real_text.jsonl --by": 0,
     "python -m trainers.hegraph.datasets check --root DATA": 1,  # no data set is there

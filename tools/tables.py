@@ -1,4 +1,4 @@
-"""Update the tables of README.md and docs/ and the plot of README.md from the committed records.
+"""Update the tables and plots of README.md and docs/ from the committed records.
 
     python -m tools.tables
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -24,7 +25,7 @@ from trainers.hegraph.results.scores import OUR_METHOD, method
 from trainers.hegraph.results.table import as_text, markdown, markdown_table
 from trainers.hegraph.utils.files import atomic_path
 
-from .readme_plot import summary_curve
+from .readme_plot import data_set_curves, summary_curve
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "results" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -50,29 +51,29 @@ def means_by_shots(files: list[Path]) -> str:
 NOT_IN_README = ("LinearProbe", "CLIPAdapter", "TipAdapter", "GDA", "TIMO", "APE")
 
 
-def summary(files: list[Path]) -> str:
+def mean_rows(files: list[Path], left_out: tuple[str, ...] = (), cases: dict[str, list] | None = None) -> str:
     """Means over data sets by shots, with one row per method, although some data sets lack the larger shots."""
-    table = means_by_shots(files).splitlines()
+    table = rows_of(markdown(compare(find_records(files), intervals=False, cases=cases))).splitlines()
     heads, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in table)
     assert heads[:2] == ["data set", "method"]
     merged: dict[str, list[str]] = {}
     for dataset, name, *cells in rows:
-        if dataset.startswith("mean of ") and name not in NOT_IN_README:
+        if dataset.startswith("mean of ") and name not in left_out:
             previous = merged.setdefault(name, [""] * len(cells))
             merged[name] = [new or old for new, old in zip(cells, previous)]
     return markdown_table(heads[1:], [[name, *cells] for name, cells in merged.items()])
 
 
 def graph_cases(files: list[Path]) -> str:
-    """Table of `results compare --cases configs/sweeps/graph.yaml --no-interval`, the parts of the text classifier."""
-    cases = read_cases(ROOT / "configs" / "sweeps" / "graph.yaml")
-    return rows_of(markdown(compare(find_records(files), intervals=False, cases=cases)))
+    """Means of `results compare --cases configs/sweeps/graph.yaml --no-interval`, the parts of the text classifier."""
+    return mean_rows(files, cases=read_cases(ROOT / "configs" / "sweeps" / "graph.yaml"))
 
 
 def new_classes(files: list[Path]) -> str:
-    """Table of `results base-to-new`, with means over data sets only."""
+    """Table of `results base-to-new`: means over data sets at 1, 4 and 16 shots."""
     head, line, *rows = rows_of(markdown(base_to_new(find_records(files)))).splitlines()
-    return "".join(f"{row}\n" for row in (head, line, *(row for row in rows if "| mean of " in row)))
+    shown = [row for row in rows if re.match(r"\| mean of \d+ \| (1|4|16) \|", row)]
+    return "".join(f"{row}\n" for row in (head, line, *shown))
 
 
 def protocols(files: list[Path]) -> str:
@@ -93,12 +94,10 @@ def labels_table(table: Callable[[pd.DataFrame], str]) -> Callable[[list[Path]],
 
 MAKERS: dict[str, Callable[[list[Path]], str]] = {
     "digits": first_screen,
-    "summary": summary,
-    "real": means_by_shots,
-    "surrogate": means_by_shots,
+    "summary": partial(mean_rows, left_out=NOT_IN_README),
+    "real": mean_rows,
     "scans": means_by_shots,
     "graph": graph_cases,
-    "graph_surrogate": graph_cases,
     "base_to_new": new_classes,
     "adapted_real": protocols,
     "adapted_surrogate": protocols,
@@ -128,11 +127,16 @@ def made(name: str, files: str) -> str:
 
 
 def draw() -> None:
-    """Draw the plot of README.md, accuracy by shots on banks with real text, for light and dark pages."""
-    records = find_records([ROOT / "results" / "real_text.jsonl"])
-    for name, dark in (("light", False), ("dark", True)):
-        with atomic_path(ROOT / "docs" / "images" / f"accuracy_{name}.svg") as temporary:
-            temporary.write_bytes(render(summary_curve(records, HIGHLIGHTED, dark), "svg"))
+    """Draw accuracy by shots: the means with real text, for light and dark pages, and each data set."""
+    real, surrogate = (find_records([ROOT / "results" / f"{name}_text.jsonl"]) for name in ("real", "surrogate"))
+    plots = {
+        "accuracy_light": summary_curve(real, HIGHLIGHTED),
+        "accuracy_dark": summary_curve(real, HIGHLIGHTED, dark=True),
+        "accuracy_banks": data_set_curves([*real, *surrogate], HIGHLIGHTED),
+    }
+    for name, figure in plots.items():
+        with atomic_path(ROOT / "docs" / "images" / f"{name}.svg") as temporary:
+            temporary.write_bytes(render(figure, "svg"))
 
 
 def main() -> int:
