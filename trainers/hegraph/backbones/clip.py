@@ -74,6 +74,14 @@ class Backbone:
         mean, std: Mean and standard deviation of the normalisation, for each channel.
         fingerprint: `identity.backbone_identity` and the test transform as text. Changes whenever the features change.
         precision: "fp32"; "bf16" or "fp16", with converted weights; or "amp" (autocast to fp16).
+
+    Example:
+        >>> from hegraph import load_backbone
+        >>> backbone = load_backbone("mini")
+        >>> backbone.name, backbone.width, backbone.input_size
+        ('hegraph-mini/hegraph-mini', 64, (32, 32))
+        >>> backbone.encode_text(["a photo of a cat", "a photo of no cat"]).shape
+        torch.Size([2, 64])
     """
 
     name: str
@@ -120,11 +128,12 @@ class Backbone:
         Raises:
             UserError: If `images` is something else, or if an image cannot be read; the message names it.
 
-        >>> from PIL import Image
-        >>> from hegraph import load_backbone
-        >>> backbone = load_backbone("hegraph-mini")
-        >>> backbone.encode_images([Image.new("L", (40, 30)), Image.new("RGBA", (8, 8))]).shape
-        torch.Size([2, 64])
+        Example:
+            >>> from PIL import Image
+            >>> from hegraph import load_backbone
+            >>> backbone = load_backbone("mini")
+            >>> backbone.encode_images([Image.new("L", (40, 30)), Image.new("RGBA", (8, 8))]).shape
+            torch.Size([2, 64])
         """
         if isinstance(images, Tensor):
             return self._features(

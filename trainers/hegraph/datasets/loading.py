@@ -61,6 +61,12 @@ def load_dataset(name: str, root: str = "", seed: int = 1, rng: random.Random | 
         root: Folder of the data sets, or of own images.
         seed: Seed of a random split, if no split file exists.
         rng: Generator with this seed, which is advanced by splitting (default: a new one).
+
+    Example:
+        >>> from hegraph import load_dataset
+        >>> digits = load_dataset("Digits")
+        >>> {split: len(items) for split, items in digits.splits.items()}
+        {'train': 698, 'val': 200, 'test': 899}
     """
     entry = find_entry(validate(str, name, "name"))
     validate(Path, root, "root", convert=True)
@@ -79,6 +85,13 @@ def load_few_shot(name: str, root: str, shots: int, seed: int, subsample: str = 
         shots: Number of training images per class, or -1 for all.
         seed: Seed of the protocol.
         subsample: "all", "base" or "new" classes.
+
+    Example:
+        >>> from hegraph import load_few_shot
+        >>> digits = load_few_shot("Digits", root="", shots=4, seed=1)
+        >>> len(digits.train), digits.train[0].classname
+        (40, 'zero')
+        >>> image = digits.open(digits.train[0].path)  # a PIL image
     """
     shots, seed = validate(int, shots, "shots", convert=True), validate(int, seed, "seed", convert=True)
     if seed < 0:

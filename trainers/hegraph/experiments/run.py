@@ -70,6 +70,13 @@ def run(
     Raises:
         Locked: If another process works in the output folder.
         UserError: On any other error that the user can mend.
+
+    Example:
+        >>> from hegraph import load_cfg, run
+        >>> options = ["DATASET.NUM_SHOTS", 1, "TRAINER.HEGRAPHADAPTER.VARIANT", "training_free"]
+        >>> record = run(load_cfg("digits", "mini", opts=[*options, "OUTPUT_DIR", "output/example"]))
+        >>> print(f"zero-shot {record['accuracy_zero_shot']:.0f} %, adapted {record['accuracy']:.0f} %")
+        zero-shot 78 %, adapted 79 %
     """
     validate(InstanceOf[Config], cfg, "cfg")
     bank_file, model_dir = (None if path is None else Path(path) for path in (bank_file, model_dir))  # or strings

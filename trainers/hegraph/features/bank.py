@@ -89,6 +89,16 @@ class FeatureBank:
         test_features, test_labels: Test images, shapes `[M, d]` and `[M]`, or None.
         text_norms: Norms of the positive text features before normalisation, shape `[K]`; None if unknown.
         encoder: Backbone that encoded the features; None if unknown.
+
+    Example:
+        >>> import torch
+        >>> from hegraph import FeatureBank
+        >>> text = torch.eye(2, 4)  # two classes, feature width 4
+        >>> images, labels = torch.randn(10, 3, 4), torch.tensor([0, 1, 1])  # ten views of three images
+        >>> images /= images.norm(dim=2, keepdim=True)
+        >>> bank = FeatureBank(images, labels, text, -text, ["cat", "dog"], "Pets", "my encoder", logit_scale=100.0)
+        >>> bank.cache_keys().shape
+        torch.Size([3, 4])
     """
 
     train_features: Tensor
@@ -309,7 +319,23 @@ def _read_layout(path: Path, names: Collection[str]) -> dict[str, tuple[int, lis
 
 
 def load_bank(path: Path) -> FeatureBank:
-    """Read and check a whole feature bank; errors as for `BankFile` and `BankFile.features`."""
+    """Read a feature bank from a file, and check it.
+
+    Raises:
+        UserError: If the file cannot be read, or is no feature bank of finite, unit-norm features.
+
+    Example:
+        >>> import torch
+        >>> from pathlib import Path
+        >>> from hegraph import FeatureBank, load_bank
+        >>> text = torch.eye(2, 4)  # two classes, feature width 4
+        >>> images, labels = torch.randn(10, 3, 4), torch.tensor([0, 1, 1])  # ten views of three images
+        >>> images /= images.norm(dim=2, keepdim=True)
+        >>> bank = FeatureBank(images, labels, text, -text, ["cat", "dog"], "Pets", "my encoder", logit_scale=100.0)
+        >>> bank.save(Path("pets.safetensors"))
+        >>> load_bank("pets.safetensors").classnames
+        ['cat', 'dog']
+    """
     return sample_bank(BankFile(validate(Path, path, "path", convert=True)))
 
 

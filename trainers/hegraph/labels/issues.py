@@ -59,6 +59,15 @@ class LabelIssue:
         label: Label of the image.
         suggested: The most probable other class.
         score: Score of the label, about the log odds of the other classes; above 0, the label is likely wrong.
+
+    Example:
+        >>> from hegraph import HeGraphClassifier
+        >>> features = [[1.0, 0.0], [1.0, 0.1], [0.9, 0.0], [0.0, 1.0], [0.1, 1.0], [0.0, 0.8]]
+        >>> labels = ["cat", "cat", "dog", "dog", "dog", "dog"]  # the third one is wrong
+        >>> classifier = HeGraphClassifier(variant="training_free").fit(features, labels)
+        >>> issue = classifier.label_issues(features, labels)[0]
+        >>> issue.index, issue.label, issue.suggested, issue.score > 0
+        (2, 'dog', 'cat', True)
     """
 
     index: int

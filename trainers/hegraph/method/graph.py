@@ -32,6 +32,13 @@ class HeteroGraph:
 
     Attributes:
         x_dict: Node type -> unit-norm node features, shape `[K, d]`.
+
+    Example:
+        >>> import torch
+        >>> from hegraph import build_graph
+        >>> graph = build_graph(positive=torch.randn(3, 8), negative=torch.randn(3, 8), visual=torch.randn(3, 8))
+        >>> graph.num_classes, graph.width, list(graph.x_dict)
+        (3, 8, ['positive', 'negative', 'visual'])
     """
 
     x_dict: dict[str, Tensor]
@@ -125,6 +132,15 @@ def build_graph(positive: Tensor, negative: Tensor, visual: Tensor) -> HeteroGra
 
     Raises:
         ValueError: If the shapes differ or a value is not finite.
+
+    Example:
+        >>> from hegraph import build_graph, load_backbone
+        >>> backbone = load_backbone("mini")
+        >>> positive = backbone.encode_text(["a photo of a cat", "a photo of a dog"])
+        >>> negative = backbone.encode_text(["a photo of no cat", "a photo of no dog"])
+        >>> graph = build_graph(positive, negative, visual=positive)  # without images of the classes
+        >>> graph.x_dict["negative"].shape
+        torch.Size([2, 64])
     """
     nodes = positive, negative, visual
     if not all(x.isfinite().all() for x in nodes):

@@ -33,6 +33,16 @@ class HeGraphModel(nn.Module):
         logit_scale: CLIP's `tau`.
         layers: Message passing; None for a variant without training.
         closed_form: Closed-form head; None if the options use neither its logits nor its noise.
+
+    Example:
+        >>> import torch
+        >>> from hegraph import HeGraphModel, ModelOptions, build_graph
+        >>> text, images, labels = torch.eye(3, 8), torch.eye(3, 8), torch.arange(3)  # one image of each class
+        >>> graph = build_graph(positive=text, negative=-text, visual=images)
+        >>> model = HeGraphModel(graph, images, labels, logit_scale=100.0, options=ModelOptions())
+        >>> text_logits, cache_logits = model(images)  # trainable
+        >>> model.fold().logits(images).argmax(dim=1)
+        tensor([0, 1, 2])
     """
 
     cache_keys: Tensor

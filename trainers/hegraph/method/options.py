@@ -68,7 +68,13 @@ def metapath_defaults() -> dict[str, float]:
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """Options of `HeGraphModel`. The defaults in Python are the paper's, those of the configuration keys are ours."""
+    """Options of `HeGraphModel`. The defaults in Python are the paper's, those of the configuration keys are ours.
+
+    Example:
+        >>> from hegraph import ModelOptions
+        >>> sorted({relation.target for relation in ModelOptions(variant="T").relations})  # no visual nodes
+        ['negative', 'positive']
+    """
 
     variant: str = _model_option(
         "full", f"{NODE}.VARIANT", "parts of the model, [see below](#the-method) (Table 2)", choices=VARIANTS

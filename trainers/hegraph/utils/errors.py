@@ -40,6 +40,14 @@ class UserError(ValueError):
     Args:
         message: One line with the expected input, the actual input and a remedy.
         code: Short name of the error for tests, such as "bank.shape".
+
+    Example:
+        >>> from hegraph import UserError, load_cfg
+        >>> try:
+        ...     load_cfg("digits", "mini", opts=["SEEDS", 2])
+        ... except UserError as error:
+        ...     print(error)
+        unknown configuration key 'SEEDS'; did you mean 'SEED'?
     """
 
     def __init__(self, message: str, code: str = "") -> None:
