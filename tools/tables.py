@@ -48,7 +48,7 @@ def means_by_shots(files: list[Path]) -> str:
 
 
 # Methods with low accuracy, or with a better method of the same paper; docs/results/accuracy.md has all methods
-NOT_IN_README = ("LinearProbe", "CLIPAdapter", "TipAdapter", "GDA", "TIMO", "APE")
+NOT_IN_README = ("LinearProbe", "CLIPAdapter", "TipAdapter", "GDA", "TIMO", "APE", "ProtoCLIP", "LPPlusPlus", "TIMOS")
 
 
 def mean_rows(files: list[Path], left_out: tuple[str, ...] = (), cases: dict[str, list] | None = None) -> str:

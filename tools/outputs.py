@@ -1,0 +1,150 @@
+"""Run the commands of the pages, and fill in their outputs.
+
+    python -m tools.outputs [PAGE ...]
+
+An output is a block of text below its commands:
+
+    ```bash
+    hegraph predict output/pictures pictures/zero
+    ```
+
+    <!-- output: 3 1 -->
+    ```text
+    ...
+    ```
+    <!-- /output -->
+
+`3 1` selects the first three lines and the last line; without numbers, all lines are shown. All blocks of a page run in
+order in one folder, apart from those that begin with "# needs ". The folder is a checkout in which `START` was followed.
+`tests/test_docs.py` compares the pages with the outputs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from trainers.hegraph.utils.files import atomic_path
+
+ROOT = Path(__file__).parent.parent
+START = ROOT / "docs" / "getting-started.md"
+PAGES = [START, *sorted((ROOT / "docs" / "guides").glob("*.md"))]
+BLOCK = re.compile(
+    r"^```(?P<language>bash|python)\n(?P<code>.*?)^```\n"
+    r"(?P<marker>\n<!-- output(?:: (?P<first>\d+)(?: (?P<last>\d+))?)? -->\n```text\n)?"
+    r"(?(marker)(?P<output>.*?)(?P<end>^```\n<!-- /output -->\n))",
+    re.DOTALL | re.MULTILINE,
+)
+DRIVER = """
+import json, sys
+for line in sys.stdin:
+    exec(compile(json.loads(line), "page", "exec"), globals())
+    print("\\0", flush=True)
+"""
+MEASURED = re.compile(r"[\d.,]+ (s\b|ms\b|min\b|MB\b|a second|per second)|\d+(\.\d+)?e-?\d+")
+DECIMAL = re.compile(r"\d+\.\d+")
+TOLERANCE = 3  # points of percentages, for other processors
+
+
+def make_checkout(folder: Path) -> Path:
+    """Fill a folder with links to the entries of the checkout, and programs `python` and `hegraph`."""
+    for entry in ROOT.iterdir():
+        if not entry.name.startswith(".") and entry.name not in ("output", "data"):
+            (folder / entry.name).symlink_to(entry)
+    installed = folder / "lib" / "hegraph"  # the package under the name that pip gives it
+    installed.mkdir(parents=True)
+    for entry in [*(ROOT / "trainers" / "hegraph").iterdir(), ROOT / "configs"]:
+        (installed / entry.name).symlink_to(entry)
+    (folder / "bin").mkdir()
+    for name, words in (("python", ""), ("hegraph", "-m hegraph ")):
+        program = folder / "bin" / name
+        program.write_text(f'#!/bin/sh\nexec "{sys.executable}" {words}"$@"\n')
+        program.chmod(0o755)
+    return folder
+
+
+@contextmanager
+def interpreter(folder: Path) -> Iterator[Callable[[str, str], str]]:
+    """Yield a function that runs the code of a block in `folder` and returns its output."""
+    environment = os.environ | {
+        "PATH": f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}", "PYTHON": sys.executable, "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(folder / "lib"), "COLUMNS": "120", "HF_HUB_OFFLINE": "1",
+    }  # fmt: skip
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "cwd": folder, "env": environment}
+    words = [sys.executable, "-c", DRIVER]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, **pipes) as python:
+
+        def run(language: str, code: str) -> str:
+            if language == "bash":
+                ran = subprocess.run(["bash", "-c", code], **pipes)
+                text, failed = ran.stdout, ran.returncode > 1  # 1: an image or a data set has a problem
+            else:
+                python.stdin.write(json.dumps(code) + "\n")
+                python.stdin.flush()
+                text, line = "", python.stdout.readline()
+                while line not in ("", "\0\n"):
+                    text, line = text + line, python.stdout.readline()
+                failed = not line
+            if failed or "Traceback (most recent call last)" in text:
+                raise RuntimeError(f"{code}\n{text}")
+            return text.replace(f"{folder}/", "")
+
+        try:
+            yield run
+        finally:
+            python.stdin.close()
+
+
+def excerpt(text: str, first: str | None, last: str | None) -> str:
+    """First and last lines of an output, with "..." in between."""
+    lines = [line.rstrip() for line in text.strip().splitlines()]
+    if first and int(first) + int(last or 0) < len(lines):
+        lines = [*lines[: int(first)], "...", *lines[len(lines) - int(last or 0) :]]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def filled(page: str, folder: Path) -> str:
+    """Run the blocks of a page in a checkout and return the page with their outputs."""
+    with interpreter(folder) as run:
+
+        def replace(block: re.Match[str]) -> str:
+            if block["code"].startswith("# needs "):
+                return block[0]
+            text = run(block["language"], block["code"])
+            head = block[0][: block.start("output") - block.start()] if block["marker"] else block[0]
+            return f"{head}{excerpt(text, block['first'], block['last'])}{block['end']}" if block["marker"] else head
+
+        return BLOCK.sub(replace, page)
+
+
+def agree(stored: str, printed: str) -> bool:
+    """Compare two pages by their words. Times may differ, and decimals by `TOLERANCE` points."""
+    texts = [" ".join(MEASURED.sub("N", text).split()) for text in (stored, printed)]
+    decimals = [[float(number) for number in DECIMAL.findall(text)] for text in texts]
+    return len({DECIMAL.sub("N", text) for text in texts}) == 1 and all(
+        abs(one - other) <= TOLERANCE for one, other in zip(*decimals)
+    )
+
+
+def main() -> None:
+    chosen = [Path(word).resolve() for word in sys.argv[1:]] or PAGES
+    with tempfile.TemporaryDirectory() as temporary:
+        checkout = make_checkout(Path(temporary).resolve())
+        for page in [START, *(page for page in chosen if page != START)]:
+            old = page.read_text(encoding="utf-8")
+            new = filled(old, checkout)
+            if new != old and page in chosen:
+                with atomic_path(page) as path:
+                    path.write_text(new, encoding="utf-8")
+                sys.stdout.write(f"{page.relative_to(ROOT)}\n")
+
+
+if __name__ == "__main__":
+    main()
