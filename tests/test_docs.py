@@ -1,8 +1,9 @@
 """The pages for readers: their commands run, links lead somewhere, files and keys exist, tables are those of records.
 
-A block of commands in a page is run by a test, or its first line says what it needs ("# needs ..."). `RUN_BY` names the
-test of each block that another file tests; the quick blocks, those of `RUN_HERE`, are run in this file. What the page
-docs/development/extend.md says is done in a copy of the checkout.
+A block of commands in a page is run by a test, or its first line says what it needs ("# needs ..."). The blocks of the
+pages in `tools.outputs.PAGES` are run in order, and their outputs are compared. For the other pages, `RUN_BY` names the
+test of each block that another file tests, and `RUN_HERE` has the blocks that this file runs. The steps of
+docs/development/extend.md are done in a copy of the checkout.
 """
 
 import json
@@ -20,7 +21,7 @@ from standin.hosts import contents
 from test_architecture import ORDER
 
 import trainers.hegraph
-from tools import tables
+from tools import outputs, tables
 from tools.options_page import filled
 from trainers.hegraph.baselines import ALL_BASELINES
 from trainers.hegraph.config import default_values
@@ -109,10 +110,12 @@ def test_commands_are_in_blocks_of_bash():
 
 def test_every_block_of_commands_has_a_test():
     of_scripts = text_of(ROOT / "tests" / "test_loops.py") + text_of(ROOT / "tests" / "test_scripts.py")
+    in_order = {name_of(page) for page in outputs.PAGES}
     for block in COMMANDS:
         tests = [test for start, test in RUN_BY.items() if block.start.startswith(start)]
         needs = block.text.startswith("# needs ")
-        assert needs + (block in QUICK) + len(tests) == 1, f"mark it '# needs ...', or have a test run it: {block}"
+        runs = len(tests) + (block in QUICK) + (block.page in in_order and not needs)
+        assert needs + runs == 1, f"mark it '# needs ...', or have a test run it: {block}"
         for file, _, function in (test.partition("::") for test in tests):
             assert f"def {function}" in text_of(ROOT / file)
         for script in re.findall(r"bash scripts/hegraph/(\w+\.sh)", block.text):
@@ -153,6 +156,33 @@ def playground(tmp_path: Path) -> Path:
 def test_quick_block_of_commands_runs(block, playground):
     [code] = [code for start, code in RUN_HERE.items() if block.start.startswith(start)]
     assert started(["bash", "-c", block.text if code else f"set -e\n{block.text}"], playground, code)
+
+
+@pytest.fixture(scope="module")
+def after_start(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A checkout in which docs/getting-started.md was followed, and the page with the outputs."""
+    checkout = outputs.make_checkout(tmp_path_factory.mktemp("checkout").resolve())
+    return checkout, outputs.filled(text_of(outputs.START), checkout)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", outputs.PAGES, ids=name_of)
+def test_page_has_the_outputs_of_its_commands(page, after_start):
+    checkout, start = after_start
+    new = start if page == outputs.START else outputs.filled(text_of(page), checkout)
+    assert outputs.agree(text_of(page), new), f"run python -m tools.outputs {name_of(page)}:\n{new}"
+
+
+def test_outputs_agree_up_to_times_and_rounding():
+    stored = "zero 99.20 % of 12 images in 3.1 s\n"
+    assert outputs.agree(stored, "zero 98.90 %  of 12 images in 41 s\n")
+    for other in (
+        "one 99.20 % of 12 images in 3.1 s",
+        "zero 91.20 % of 12 images in 3.1 s",
+        "zero 99.20 % of 13 images in 3.1 s",
+    ):
+        assert not outputs.agree(stored, other)
+    assert outputs.excerpt("a\nb\nc\nd\n", "2", "1") == "a\nb\n...\nd\n"
 
 
 @pytest.mark.slow
@@ -269,9 +299,9 @@ def test_every_table_appears_once_between_two_markers():
     names = [name for _, name, _, _ in TABLES]
     assert sorted(names) == sorted(tables.MAKERS)
     texts = "".join(map(text_of, tables.PAGES))
-    opening, closing = re.findall(r"<!-- (\w+): ", texts), re.findall(r"<!-- /(\w+) -->", texts)
-    assert opening == closing
-    assert [name for name in opening if name in names] == names
+    opening, closing = re.findall(r"<!-- (\w+)[: ]", texts), re.findall(r"<!-- /(\w+) -->", texts)
+    assert [name for name in opening if name in closing] == closing
+    assert [name for name in closing if name in names] == names
     [numbers] = re.findall(r"# (\S+) (\S+), as in the table above", text_of(README))
     for name, number in zip(("zero-shot", "HeGraphAdapter"), numbers):
         [row] = re.findall(rf"^  {name}  .*$", text_of(README), re.MULTILINE)
