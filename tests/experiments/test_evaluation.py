@@ -46,11 +46,9 @@ def source(rule: str, target: Task) -> SimpleNamespace:
     return SimpleNamespace(targets=[(target.name, target, rule)])
 
 
-def trained(logits=None, transfer=None, method: str = "Spy") -> evaluation.TrainedMethod:
+def trained(logits=None, transfer=None) -> tuple[FittedMethod, SavedModel]:
     """A method on the classes a, b, c, of which zero-shot CLIP knows the axes."""
-    return evaluation.TrainedMethod(
-        FittedMethod(logits, transfer=transfer), method, ORIGIN, "m/w", None, ("a", "b", "c"), AXES, 10.0
-    )
+    return FittedMethod(logits, transfer=transfer), model_of("Spy", text_positive=AXES)
 
 
 # Further data sets at the end of a run
@@ -65,7 +63,7 @@ def test_domain_with_reordered_classes_uses_its_own_labels():
     for labels, accuracy, of_clip in (((0, 1, 0, 0), 50, 50), ((0, 1, 1, 1), 0, 100)):
         task = source(SAME_CLASSES, images("ca", "D", features, labels))
         expected = TargetRecord(accuracy=accuracy, accuracy_zero_shot=of_clip, **about)
-        assert evaluation.score_targets(swapped, task, "cpu") == {"D": expected}
+        assert evaluation.score_targets(*swapped, task, "cpu") == {"D": expected}
 
 
 def test_target_datasets_use_the_transfer_of_the_method():
@@ -78,7 +76,7 @@ def test_target_datasets_use_the_transfer_of_the_method():
     # Zero-shot: x, y, and the third image is equally far from both: the first class is taken. Labels: x, y, y.
     for ids in ("xy", "ab"):
         task = source(OTHER_CLASSES, images(ids, "O", labels=(0, 1, 1)))
-        scores = evaluation.score_targets(trained(transfer=always_y), task, "cpu")["O"]
+        scores = evaluation.score_targets(*trained(transfer=always_y), task, "cpu")["O"]
         assert scores.accuracy == scores.accuracy_zero_shot == pytest.approx(200 / 3)
         assert (scores.num_test, scores.num_classes, scores.rule) == (3, 2, "other classes")
         assert torch.equal(seen[-1].text_positive, AXES[:2])
@@ -87,7 +85,7 @@ def test_target_datasets_use_the_transfer_of_the_method():
 def test_targets_are_encoded_and_classified_in_batches():
     sizes = []
     target = images(features=AXES.repeat(500, 1), labels=(0, 1, 2) * 500)
-    evaluation.evaluate(trained(lambda images: sizes.append(len(images)) or images), target, "cpu")
+    evaluation.evaluate(*trained(lambda images: sizes.append(len(images)) or images), target, "cpu")
     assert sizes == [1024, 476]
     target.test_features = asked = Mock(wraps=target.test_features)
     evaluation.encode_targets(source(OTHER_CLASSES, target))
@@ -123,7 +121,7 @@ def model_of(method: str = "HeGraphAdapter", **changed: object) -> SavedModel:
 
 
 def say(model: SavedModel, target: Task, device: str = "cpu"):
-    return run_module.test_loaded(model, evaluation.TrainedMethod.loaded(model, device), target, device)
+    return run_module.test_loaded(evaluation.fitted_model(model, device), model, target, device)
 
 
 def test_rule_follows_from_classes_and_data_set():
@@ -134,7 +132,7 @@ def test_rule_follows_from_classes_and_data_set():
         ("ca", "Elsewhere", "same classes"),
         ("abcd", "Source", "other classes"),
     ):
-        assert trained().rule_for(SimpleNamespace(class_ids=tuple(ids), name=name)) == rule
+        assert evaluation.rule_for(model_of(), SimpleNamespace(class_ids=tuple(ids), name=name)) == rule
 
 
 def test_model_is_tested_whole_on_its_data_set():
@@ -191,7 +189,7 @@ def test_unusable_features_and_logits_are_refused():
         (trained(), images("a", labels=(0, 0, 0)), "two classes"),
     ):
         with pytest.raises(UserError, match=said):
-            evaluation.evaluate(method, target, "cpu")
+            evaluation.evaluate(*method, target, "cpu")
 
 
 # What a configuration may say of a model

@@ -22,7 +22,7 @@ NODE = "TRAINER.HEGRAPHADAPTER"
 @pytest.fixture
 def no_training(monkeypatch):
     """No method is fitted in this test, and no model is adapted to unlabelled images."""
-    for name in ("fit", "adapt"):
+    for name in ("fit", "adapt_method"):
         monkeypatch.setattr(run_module, name, lambda *_: pytest.fail("it trains"))
 
 

@@ -15,7 +15,6 @@ from trainers.hegraph.backbones.clip import Backbone as ClipBackbone
 from trainers.hegraph.backbones.loading import load_backbone
 from trainers.hegraph.datasets.digits import open_digit
 from trainers.hegraph.features.bank import Encoder, load_bank
-from trainers.hegraph.method.cache import FoldedClassifier
 from trainers.hegraph.models.card import base_model_of, model_card
 from trainers.hegraph.models.folder import load_model
 from trainers.hegraph.models.images import ImageModel
@@ -130,7 +129,7 @@ def test_other_backbones_are_rejected(mini_model, mini, unit_features):
     other = mini_model.backbone.model_copy(update={"fingerprint": fingerprint})
     for changes, message in (
         ({"backbone": other}, f"got {mini.name} with another preprocess; use"),
-        ({"classifier": FoldedClassifier(unit_features(3, 32))}, "features of width 64, but the model takes 32"),
+        ({"text_positive": unit_features(3, 32)}, "features of width 64, but the model takes 32"),
     ):
         with pytest.raises(UserError, match=message):
             ImageModel(mini_model.model_copy(update=changes), mini)

@@ -40,7 +40,7 @@ from .datasets.loading import check_trainable, load_dataset, read_coop_sample
 from .datasets.registry import stored_datasets
 from .datasets.splits import Item, path_from
 from .experiments.checks import check_training
-from .experiments.evaluation import TrainedMethod
+from .experiments.evaluation import fitted_model
 from .experiments.fitting import fit_method, fitted_adapter, new_model, set_random_seed
 from .experiments.run import check_configuration, draw_seed, keep_epochs, test_and_finish, test_and_write
 from .experiments.run_folder import RunFolder, find_model_of_epoch
@@ -179,8 +179,7 @@ class FeatureTrainer(TrainerX):
         if saved is None:
             self.record = test_and_finish(folder, self.bank, self.fitted, self.features_seconds, show=self.judge)
         else:
-            trained = TrainedMethod.loaded(saved, device)
-            test = partial(test_and_write, folder, saved, trained, device, self.judge)
+            test = partial(test_and_write, folder, fitted_model(saved, device), saved, device, self.judge)
             self.record = folder.finished() or folder.do(test)
         return self.record["accuracy"]
 

@@ -67,7 +67,6 @@ class FittedMethod:
         transductive: Whether the method is transductive: `logits` takes all test images at once, and each prediction
             depends on all of them.
         adaptation: Record entries about the unlabelled images that the method was adapted to.
-        unlabelled: Unit-norm features `[M, d]` of these images; None if `classifier` is not adapted to any.
     """
 
     logits: Callable[[Tensor], Tensor]
@@ -85,7 +84,6 @@ class FittedMethod:
     calibration: Calibration = field(default_factory=Calibration)
     transductive: bool = False
     adaptation: dict = field(default_factory=dict)
-    unlabelled: Tensor | None = None
 
     @property
     def text_classifier(self) -> FoldedClassifier | None:

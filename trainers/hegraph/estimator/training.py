@@ -152,8 +152,8 @@ def train_model(support_set: SupportSet, origin: Origin, cfg: Config, device: st
     else:
         bank = replace(bank, train_features=bank.train_features[:1, :0], train_labels=bank.train_labels[:0])
         fitted = load_method("ZeroShot").fit(bank, None, task.seed)
-    model = make_model(RunFolder(task), bank, fitted, None)
-    assert model is not None  # both methods fold
+    model = make_model(RunFolder(task), bank, fitted)
+    assert isinstance(model, SavedModel)  # both methods fold
     prompts = None
     if origin.prompted:
         positive, negative = class_prompts(cfg.data.name or NO_NAME, names, cfg.encoding)

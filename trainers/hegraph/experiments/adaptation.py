@@ -13,49 +13,35 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import asdict, replace
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..baselines import TRANSDUCTIVE_METHODS
+from ..baselines.base import FittedMethod
 from ..features.bank import row_hashes
-from ..method.unlabelled import ClassSums, adapt_to_unlabelled
-from ..models.saved import check_adaptable
+from ..models.saved import SavedModel, TrainedModel, adapt, check_adaptable
 from ..results.records import SEMI_SUPERVISED, TRANSDUCTIVE
 from ..utils.devices import wait_for
 from ..utils.errors import UserError
 from ..utils.files import hash_content
-from .evaluation import TrainedMethod
 from .tasks import POOL, TEST_SET, Task, refuse_tested
 
 logger = logging.getLogger(__name__)
 
 
-class UnlabelledImages(NamedTuple):
-    """Unlabelled images that a method can adapt to.
-
-    Attributes:
-        source: DATASET.UNLABELLED.
-        features: Unit-norm features `[M, d]`.
-        labelled: Class sums of the training images of the method; None for a transductive method, which adapts itself.
-    """
-
-    source: str
-    features: Tensor
-    labelled: ClassSums | None
-
-
-def read_unlabelled(
-    task: Task, pool_task: Task, labelled: ClassSums | None, backbone: str, device: str
-) -> UnlabelledImages:
+def read_unlabelled(task: Task, pool_task: Task, text: Tensor, backbone: str, device: str) -> Tensor:
     """Encode or read the unlabelled images that the configuration of a task names.
 
     Args:
         task: Task with the test images.
         pool_task: Task whose remaining images are the pool.
-        labelled: Class sums of the training images of the method.
+        text: Text features `[K, d]` of the method.
         backbone: Backbone of the method's features.
+        device: Device of the adaptation.
+
+    Returns:
+        Unit-norm features, shape `[M, d]`.
 
     Raises:
         UserError: If the images cannot be read, are of another backbone, or are test images in a pool; or as
@@ -69,43 +55,42 @@ def read_unlabelled(
     if source != TEST_SET and (tested := task.test_features()[0]) is not None:
         test_rows = set(row_hashes(tested))
         refuse_tested([f"row {n}" for n, row in enumerate(row_hashes(features)) if row in test_rows], len(features))
-    if task.cfg.run.trainer in TRANSDUCTIVE_METHODS:
-        return UnlabelledImages(source, features, None)
-    width = features.shape[1] if labelled is None else labelled.sums.shape[1]
-    return UnlabelledImages(source, features, check_adaptable(labelled, features, width, device))
+    if task.cfg.run.trainer not in TRANSDUCTIVE_METHODS:
+        check_adaptable(features, text, device)
+    return features
 
 
-def adapt(trained: TrainedMethod, unlabelled: UnlabelledImages, device: str | torch.device) -> TrainedMethod:
-    """Return a method that has adapted to unlabelled images; its temperature stays the same."""
-    fitted, source = trained.fitted, unlabelled.source
-    if unlabelled.labelled is None:
-        adaptation = {"protocol": TRANSDUCTIVE, "unlabelled": {"images": source}}
-        return replace(trained, fitted=replace(fitted, adaptation=adaptation))
-    assert fitted.classifier is not None  # `check_method` refuses other methods
-    features, labelled = unlabelled.features.to(device), unlabelled.labelled.to(device)
+def adapt_method(
+    fitted: FittedMethod, model: TrainedModel, features: Tensor, source: str, device: str | torch.device
+) -> tuple[FittedMethod, TrainedModel]:
+    """Adapt a fitted method and its model to the features `[M, d]` of the unlabelled images `source`.
+
+    The temperature stays the same. A transductive method only records the images, because it adapts itself.
+    """
+    if fitted.transductive:
+        return replace(fitted, adaptation={"protocol": TRANSDUCTIVE, "unlabelled": {"images": source}}), model
+    assert isinstance(model, SavedModel)  # `check_method` refuses other methods
     started = time.monotonic()
     # The temperature of zero-shot CLIP would come from labelled images, such as val
-    temperature = 1.0 if trained.method == "ZeroShot" else fitted.calibration.temperature
-    text, scale = trained.text_positive, trained.logit_scale
-    adapted = adapt_to_unlabelled(fitted.classifier, labelled, text, features, scale, temperature)
-    wait_for(features.device)
+    start = model.model_copy(update={"temperature": 1.0}) if model.method == "ZeroShot" else model
+    adapted, adaptation = adapt(start, features, str(device))
+    wait_for(torch.device(device))
     seconds = time.monotonic() - started
     logger.info("adapted to %d unlabelled images in %.2f s", len(features), seconds)
     images = {
         "images": source,
         "num_images": len(features),
         "hash": hash_content(features.cpu()),
-        "class_prior": {name: round(value, 4) for name, value in asdict(adapted.class_prior).items()},
+        "class_prior": {name: round(value, 4) for name, value in asdict(adaptation.class_prior).items()},
     }
-    transductive, classifier = source == TEST_SET, adapted.classifier
+    transductive, classifier = source == TEST_SET, adaptation.classifier
     fitted = replace(
         fitted,
-        logits=(lambda _: adapted.logits) if transductive else classifier.logits,
+        logits=(lambda _: adaptation.logits) if transductive else classifier.logits,
         classifier=None if transductive else classifier,
         transductive=transductive,
         seconds=fitted.seconds + seconds,
         calibration=replace(fitted.calibration, known=None),  # the adaptation changes the scores of known images
         adaptation={"protocol": TRANSDUCTIVE if transductive else SEMI_SUPERVISED, "unlabelled": images},
-        unlabelled=None if transductive else features,
     )
-    return replace(trained, fitted=fitted)
+    return fitted, adapted.model_copy(update={"temperature": model.temperature})

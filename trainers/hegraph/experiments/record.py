@@ -18,7 +18,7 @@ from ..baselines.base import FittedMethod, zero_shot_transfer
 from ..features.bank import FeatureBank
 from ..method.model import TransferableAdapter
 from ..models.folder import save_model
-from ..models.saved import NOT_TESTED, SavedModel, Scores
+from ..models.saved import NOT_TESTED, SavedModel, Scores, TrainedModel, TrainedOn
 from ..models.support_set import SupportSet
 from ..results.records import (
     OPEN_SET_RATE,
@@ -38,7 +38,6 @@ from ..training.memory import peak_memory_mb
 from ..utils.commit import git_commit, versions
 from ..utils.files import hash_json
 from ..utils.option import OUR_METHOD
-from .evaluation import TrainedMethod
 from .run_folder import RunFolder, precision_of
 from .tasks import Tested
 
@@ -47,32 +46,34 @@ logger = logging.getLogger(__name__)
 
 def write_outputs(
     folder: RunFolder,
-    trained: TrainedMethod,
+    fitted: FittedMethod,
+    model: TrainedModel,
     tested: Tested,
     device: str | torch.device,
     seconds: float,
     targets: dict[str, TargetRecord] | None = None,
-    bank: FeatureBank | None = None,
 ) -> dict:
     """Write the outputs of a run, the record last, remove its checkpoint and return the record.
 
     Args:
         folder: Output folder, which this process has locked.
-        trained: The tested method.
+        fitted: The tested method.
+        model: Its model, which a training run saves.
         tested: Predictions on the test images.
         device: Device of the computation.
         seconds: Time of encoding or reading the features.
         targets: Scores on further data sets by name.
-        bank: Features that the run has fitted the method to; None for the test of a trained model.
     """
-    record, fitted = make_record(folder, trained, tested, device, seconds, targets or {}), trained.fitted
-    if bank is not None:
-        if (model := make_model(folder, bank, fitted, record)) is not None:
-            save_model(model, folder.model_folder)
+    record = make_record(folder, fitted, model, tested, device, seconds, targets or {})
+    if folder.model is None:
+        if isinstance(model, SavedModel) and not fitted.transductive:
+            images = None if model.method == "ZeroShot" else model.images
+            changes = {"scores": _scores_of_model(record), "images": images}
+            save_model(model.model_copy(update=changes), folder.model_folder)
         else:
-            name, reason = folder.task.cfg.run.trainer, "its prediction of a test image depends on the other ones"
-            reason = reason if fitted.transductive else load_method(name).not_saved
-            logger.info("%s saves no model folder: %s", name, reason)
+            reason = "its prediction of a test image depends on the other ones"
+            reason = reason if fitted.transductive else load_method(model.method).not_saved
+            logger.info("%s saves no model folder: %s", model.method, reason)
     if fitted.text_nodes is not None:
         before, after = fitted.text_nodes
         write_tensors_with_classes(folder.path / TEXT_NODES, tested.classnames, before=before, after=after)
@@ -88,26 +89,27 @@ def write_outputs(
 
 def make_record(
     folder: RunFolder,
-    trained: TrainedMethod,
+    fitted: FittedMethod,
+    model: TrainedModel,
     tested: Tested,
     device: str | torch.device,
     seconds: float,
     targets: dict[str, TargetRecord],
 ) -> RunRecord:
     """Score the predictions and return the record of the run; arguments as of `write_outputs`."""
-    started, labels, fitted, origin = time.monotonic(), tested.labels, trained.fitted, trained.trained_on
+    started, labels, origin = time.monotonic(), tested.labels, model.trained_on
     counts = None if labels is None else torch.bincount(labels, minlength=len(tested.classnames)).tolist()
     rule: dict[str, Any] = {}
     if tested.rule:
         rule = {"rule": tested.rule, "num_classes": len(tested.classnames), "trained_on": origin.dataset}
     return RunRecord(
         dataset=tested.dataset,
-        trainer=trained.method,
+        trainer=model.method,
         variant=fitted.variant,
-        backbone=trained.backbone,
+        backbone=model.backbone.title,
         precision=precision_of(folder.task.identity),
         shots=origin.shots,
-        images_per_class=[min(trained.images), max(trained.images)] if trained.images else None,
+        images_per_class=[min(model.images), max(model.images)] if model.images else None,
         seed=folder.task.seed,
         **scores_on_test(tested, fitted.calibration),
         num_test=sum(counts or ()),
@@ -187,42 +189,51 @@ def rejection_on_test(logits: Tensor | None, calibration: Calibration) -> Reject
     )
 
 
-def make_model(
-    folder: RunFolder, bank: FeatureBank, fitted: FittedMethod, record: RunRecord | None
-) -> SavedModel | None:
-    """Return the model of a method that was fitted to a bank; None if it is not class weights with a cache.
-
-    `record` holds the scores of the model; None if it was not tested.
-    """
-    if fitted.classifier is None:
-        return None
-    task, trained = folder.task, TrainedMethod.of_run(folder, bank, fitted)
+def make_model(folder: RunFolder, bank: FeatureBank, fitted: FittedMethod) -> TrainedModel:
+    """Return the model of a method that was fitted to a bank: a `SavedModel` if it is class weights and a cache."""
+    task = folder.task
     backbone, preprocessing, prompts = task.encoding_metadata(bank)
-    transfer = fitted.transfer if isinstance(fitted.transfer, TransferableAdapter) else None
-    rule = "zero-shot" if fitted.transfer is zero_shot_transfer else "none" if transfer is None else "adapter"
-    return SavedModel(
-        classifier=fitted.classifier,
-        text_positive=bank.text_positive.detach().cpu(),
-        classnames=tuple(bank.classnames),
-        class_ids=tuple(trained.class_ids),
-        method=trained.method,
+    counts = bank.train_labels.bincount(minlength=len(bank.classnames)).tolist()
+    model = TrainedModel(
+        method=task.cfg.run.trainer,
         variant=fitted.variant,
+        classnames=tuple(bank.classnames),
+        class_ids=tuple(task.class_ids),
         logit_scale=bank.logit_scale,
         temperature=fitted.calibration.temperature,
         backbone=backbone,
         preprocessing=preprocessing,
         prompts=prompts,
+        trained_on=TrainedOn(
+            dataset=bank.dataset,
+            shots=task.cfg.data.shots,
+            seed=task.seed,
+            num_train=sum(counts),
+            split_hash=folder.split_hash,
+            selected_on="val" if fitted.selected else "last_step",
+            selected=fitted.selected,
+            config=folder.config,
+            host=folder.host,
+            git_commit=git_commit(),
+            versions=versions(),
+        ),
+        scores=NOT_TESTED,
+        known=fitted.calibration.known,
+        images=tuple(counts),
+        text_positive=bank.text_positive.detach().cpu(),
+    )
+    if fitted.classifier is None:
+        return model
+    transfer = fitted.transfer if isinstance(fitted.transfer, TransferableAdapter) else None
+    rule = "zero-shot" if fitted.transfer is zero_shot_transfer else "none" if transfer is None else "adapter"
+    return SavedModel(
+        **dict(model),
+        classifier=fitted.classifier,
         transfer=transfer,
         transfer_rule=rule,
-        known=fitted.calibration.known,
         class_nodes=fitted.class_nodes,
-        labelled=None if fitted.adaptation else task.labelled(bank),
-        support_set=SupportSet.of(bank, fitted.state) if trained.method == OUR_METHOD else None,
-        images=None if trained.method == "ZeroShot" else tuple(trained.images or ()),
-        unlabelled=0 if fitted.unlabelled is None else len(fitted.unlabelled),
-        unlabelled_features=None if fitted.unlabelled is None else fitted.unlabelled.cpu(),
-        trained_on=trained.trained_on,
-        scores=NOT_TESTED if record is None else _scores_of_model(record),
+        labelled=task.labelled(bank),
+        support_set=SupportSet.of(bank, fitted.state) if model.method == OUR_METHOD else None,
     )
 
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from pydantic import InstanceOf
+from torch import Tensor
 
 from ..baselines import ALL_BASELINES, load_method
 from ..baselines.base import FittedMethod
@@ -19,7 +20,7 @@ from ..config_files import with_values
 from ..features.bank import FeatureBank
 from ..method.model import HeGraphModel
 from ..models.folder import CONFIG, THUMBNAILS, load_model, save_model, write_thumbnails
-from ..models.saved import SavedModel
+from ..models.saved import SavedModel, TrainedModel
 from ..results.records import OTHER_CLASSES
 from ..training.confidence import Calibration
 from ..training.loop import Checkpoints
@@ -28,9 +29,9 @@ from ..utils.devices import available_device
 from ..utils.errors import UserError
 from ..utils.option import OUR_METHOD
 from ..utils.reading import validate
-from .adaptation import UnlabelledImages, adapt, read_unlabelled
+from .adaptation import adapt_method, read_unlabelled
 from .checks import check_training, check_unlabelled
-from .evaluation import TrainedMethod, encode_targets, evaluate, score_targets
+from .evaluation import encode_targets, evaluate, fitted_model, rule_for, score_targets
 from .fitting import calibrated, fit, fitted_adapter, set_random_seed
 from .record import make_model, write_outputs
 from .run_folder import RunFolder, find_model_of_epoch, run_config
@@ -145,7 +146,7 @@ def train_and_test(folder: RunFolder, device: str) -> dict:
     encode_targets(task)  # before the training, so that an unreadable image ends the run early
     unlabelled = None
     if task.cfg.data.unlabelled:
-        unlabelled = read_unlabelled(task, task, task.labelled(bank), bank.backbone, device)
+        unlabelled = read_unlabelled(task, task, bank.text_positive, bank.backbone, device)
     bank = bank.to(device)
     fitted = fit(task, bank, keep_epochs(folder, bank))
     return test_and_finish(folder, bank, fitted, seconds, unlabelled)
@@ -156,7 +157,7 @@ def test_and_finish(
     bank: FeatureBank,
     fitted: FittedMethod,
     seconds: float,
-    unlabelled: UnlabelledImages | None = None,
+    unlabelled: Tensor | None = None,
     show: Show | None = None,
 ) -> dict:
     """Calibrate a fitted method, adapt it to unlabelled images, test it and write the outputs of the run.
@@ -166,26 +167,27 @@ def test_and_finish(
         bank: Features of the task, on the device.
         fitted: Method that was fitted to the bank.
         seconds: Time of encoding or reading the features.
-        unlabelled: Images to adapt to.
+        unlabelled: Features `[M, d]` of the unlabelled images to adapt to.
         show: Function that receives the predictions before the record is written.
     """
     task, device = folder.task, bank.train_features.device
-    trained = TrainedMethod.of_run(folder, bank, calibrated(fitted, task, bank))
+    fitted = calibrated(fitted, task, bank)
+    model = make_model(folder, bank, fitted)
     if unlabelled is not None:
-        trained = adapt(trained, unlabelled, device)
-    tested = evaluate(trained, FeatureTask(bank, task.cfg, task.seed, class_ids=task.class_ids), device)
+        fitted, model = adapt_method(fitted, model, unlabelled, task.cfg.data.unlabelled, device)
+    tested = evaluate(fitted, model, FeatureTask(bank, task.cfg, task.seed, class_ids=task.class_ids), device)
     if show is not None:
         show(tested)
-    targets = score_targets(trained, task, device)
-    return write_outputs(folder, trained, tested, device, seconds, targets, bank)
+    targets = score_targets(fitted, model, task, device)
+    return write_outputs(folder, fitted, model, tested, device, seconds, targets)
 
 
 def keep_epochs(folder: RunFolder, bank: FeatureBank) -> Checkpoints:
     """Return the checkpoints of a run, which save the models of epochs; `bank` holds the features of its task."""
 
     def save_epoch(model: HeGraphModel, epoch: int) -> None:
-        saved = make_model(folder, bank, fitted_adapter(model), None)
-        assert saved is not None  # HeGraphAdapter always has a classifier to save
+        saved = make_model(folder, bank, fitted_adapter(model))
+        assert isinstance(saved, SavedModel)
         save_model(saved, folder.path / f"model-epoch{epoch}")
 
     return replace(folder.checkpoints, on_epoch=save_epoch)
@@ -194,18 +196,18 @@ def keep_epochs(folder: RunFolder, bank: FeatureBank) -> Checkpoints:
 # Test of a trained model
 
 
-def test_loaded(model: SavedModel, trained: TrainedMethod, target: Task, device: str) -> Tested:
-    """Test a model that was read from its folder as `trained`.
+def test_loaded(fitted: FittedMethod, model: TrainedModel, target: Task, device: str) -> Tested:
+    """Test a model that was read from its folder as `fitted`.
 
     Raises:
         UserError: As `evaluate`, or if the features are of another backbone, or the model does not transfer to the
             classes.
     """
     target.check_backbone(model)
-    rule = trained.rule_for(target)
-    if trained.fitted.transfer is None and rule == OTHER_CLASSES:
+    rule = rule_for(model, target)
+    if fitted.transfer is None and rule == OTHER_CLASSES:
         raise UserError(f"{model.method} has no rule for other classes than its own; test it on those")
-    return evaluate(trained, target, device, rule)
+    return evaluate(fitted, model, target, device, rule)
 
 
 def check_configuration(model: SavedModel, cfg: Config) -> None:
@@ -243,39 +245,39 @@ def test_model(cfg: Config, bank_file: Path | None, folder: Path, epoch: int | N
         UserError: If model or data cannot be read, or do not fit each other.
     """
     path = find_model_of_epoch(folder, epoch)
-    model = load_model(path)
-    check_configuration(model, cfg)
+    model: TrainedModel = (loaded := load_model(path))
+    check_configuration(loaded, cfg)
     target = open_task(cfg, bank_file, model.trained_on.seed, device, only_test=True)
     run_folder = RunFolder(target, model=path)
     if (record := run_folder.finished()) is not None:
         return record
-    trained = TrainedMethod.loaded(model, device)
+    fitted = fitted_model(loaded, device)
     if what := cfg.data.unlabelled:
-        if trained.rule_for(target) == OTHER_CLASSES:
+        if rule_for(model, target) == OTHER_CLASSES:
             raise UserError(
                 f"--unlabelled adapts a model to its own classes, but {target.name} has others; leave it out"
             )
         as_trained = with_values(cfg, {"DATASET.NUM_SHOTS": model.trained_on.shots})
         source = open_task(as_trained, bank_file, model.trained_on.seed, device) if what == POOL else target
         check_unlabelled(source, what)
-        unlabelled = read_unlabelled(target, source, model.labelled, model.backbone.title, device)
-        trained = adapt(trained, unlabelled, device)
-    return run_folder.do(lambda: test_and_write(run_folder, model, trained, device))
+        unlabelled = read_unlabelled(target, source, model.text_positive, model.backbone.title, device)
+        fitted, model = adapt_method(fitted, model, unlabelled, what, device)
+    return run_folder.do(lambda: test_and_write(run_folder, fitted, model, device))
 
 
 def test_and_write(
-    folder: RunFolder, model: SavedModel, trained: TrainedMethod, device: str, show: Show | None = None
+    folder: RunFolder, fitted: FittedMethod, model: TrainedModel, device: str, show: Show | None = None
 ) -> dict:
-    """Test a model that was read from its folder as `trained`; write and return the record.
+    """Test a model that was read from its folder as `fitted`; write and return the record.
 
     `show` receives the predictions before the record is written.
     """
     started = time.monotonic()
-    tested = test_loaded(model, trained, folder.task, device)
+    tested = test_loaded(fitted, model, folder.task, device)
     if show is not None:
         show(tested)
     # The temperature was fitted to the whole model on its own classes
     if tested.rule == OTHER_CLASSES or (tested.rule and model.method == OUR_METHOD):
-        trained = replace(trained, fitted=replace(trained.fitted, calibration=Calibration()))
+        fitted = replace(fitted, calibration=Calibration())
     seconds = time.monotonic() - started
-    return write_outputs(folder, trained, tested, device, seconds)
+    return write_outputs(folder, fitted, model, tested, device, seconds)

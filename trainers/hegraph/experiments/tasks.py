@@ -32,7 +32,7 @@ from ..features.bank import SUFFIX, BankFile, Encoder, FeatureBank, mean_over_vi
 from ..features.images import ImageViews
 from ..method.unlabelled import ClassSums
 from ..models.saved import Backbone as BackboneConfig
-from ..models.saved import Preprocessing, Prompts, SavedModel
+from ..models.saved import Preprocessing, Prompts, TrainedModel
 from ..prompts.sentences import description_file, resolve_source
 from ..results.records import OTHER_CLASSES, SAME_CLASSES
 from ..training.batches import BankBatches, OnlineBatches, TrainingData, products_with_cache
@@ -175,7 +175,7 @@ class Task(ABC):
         count = 0 if self.cfg.run.trainer == "ZeroShot" else len(keys)
         return ClassSums.of(keys[:count], labels[:count], len(bank.classnames))
 
-    def check_backbone(self, model: SavedModel) -> None:
+    def check_backbone(self, model: TrainedModel) -> None:
         """Raise UserError if the features are of another backbone than the model."""
         bank = self.bank()
         if bank.backbone != model.backbone.title:
@@ -471,7 +471,7 @@ class ImageTask(Task):
         prompts = Prompts(positive=positive, negative=negative)
         return self.backbone_config(), Preprocessing.of(self.backbone), prompts
 
-    def check_backbone(self, model: SavedModel) -> None:
+    def check_backbone(self, model: TrainedModel) -> None:
         from ..models.images import check_backbone  # imports torchvision
 
         check_backbone(model, self.backbone)

@@ -17,7 +17,7 @@ from ..backbones.identity import AUTO, FOLDER, canonical_name
 from ..features.images import ImageLike, ImageReader
 from ..utils.errors import UserError
 from .folder import load_model
-from .saved import SavedModel
+from .saved import SavedModel, TrainedModel
 
 if TYPE_CHECKING:
     from ..backbones.clip import Backbone
@@ -94,7 +94,7 @@ class ImageModel:
             yield batch, problems, self.backbone.encode_images(pixels) if len(pixels) else none
 
 
-def check_backbone(model: SavedModel, backbone: Backbone) -> None:
+def check_backbone(model: TrainedModel, backbone: Backbone) -> None:
     """Check that a backbone gives the features that a model was trained on.
 
     Logs another precision, because machines differ in their fastest one. Logs another name if the model comes from a
@@ -103,7 +103,7 @@ def check_backbone(model: SavedModel, backbone: Backbone) -> None:
     Raises:
         UserError: If the features differ; the message names the first difference.
     """
-    title, width = model.backbone.title, model.classifier.width
+    title, width = model.backbone.title, model.text_positive.shape[1]
     if backbone.width != width:
         raise UserError(f"{backbone.name} gives features of width {backbone.width}, but the model takes {width}")
     actual, expected = backbone.fingerprint, model.backbone.fingerprint

@@ -193,12 +193,23 @@ class ModelMetadata(StrictModel):
         return {-1: "all images", 1: "1 image"}.get(shots, f"{shots} images") + " of each class"
 
 
-class SavedModel(ModelMetadata):
-    """Trained model in memory; `model_copy(update={...})` returns a copy with changed fields.
+class TrainedModel(ModelMetadata):
+    """Trained model in memory, also of a method that is not class weights and a cache; `model_copy` changes fields.
+
+    Attributes:
+        text_positive: Unit-norm positive text features before training, the classifier of zero-shot CLIP, `[K, d]`.
+    """
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    text_positive: InstanceOf[Tensor]
+
+
+class SavedModel(TrainedModel):
+    """Trained model that a folder stores.
 
     Attributes:
         classifier: Folded classifier. Divide its logits by `temperature` before a softmax.
-        text_positive: Unit-norm positive text features before training, the classifier of zero-shot CLIP, `[K, d]`.
         transfer: Adapter for unseen classes; None unless `transfer_rule` is "adapter".
         transfer_rule: "adapter", "zero-shot" or "none".
         class_nodes: HeGraphAdapter's visual nodes in the whitened space of `transfer.messages`, for
@@ -211,10 +222,7 @@ class SavedModel(ModelMetadata):
             Further training repeats the adaptation. A folder stores them if it stores the support set.
     """
 
-    model_config = ConfigDict(arbitrary_types_allowed=True)
-
     classifier: InstanceOf[FoldedClassifier]
-    text_positive: InstanceOf[Tensor]
     transfer: InstanceOf[TransferableAdapter] | None = None
     transfer_rule: str = "none"
     class_nodes: InstanceOf[Tensor] | None = None
@@ -284,17 +292,18 @@ def adapt(model: SavedModel, features: Tensor, device: str) -> tuple[SavedModel,
         The adapted model on the CPU, and the adaptation.
 
     Raises:
-        UserError: As of `check_adaptable`.
+        UserError: If the model is already adapted; or as of `check_adaptable`.
     """
     model.check_single_label("adaptation to unlabelled images")
-    adaptation = adapt_to_unlabelled(
-        model.classifier.to(device),
-        check_adaptable(model.labelled, features, model.classifier.width, device),
-        model.text_positive.to(device),
-        features.to(device),
-        model.logit_scale,
-        model.temperature,
-    )
+    if model.labelled is None:
+        raise UserError(
+            "the model is already adapted to unlabelled images, or its folder has no sums over labelled images; train "
+            "it again"
+        )
+    check_adaptable(features, model.text_positive, device)
+    classifier, text = model.classifier.to(device), model.text_positive.to(device)
+    labelled, scale = model.labelled.to(device), model.logit_scale
+    adaptation = adapt_to_unlabelled(classifier, labelled, text, features.to(device), scale, model.temperature)
     changed = {
         "classifier": adaptation.classifier.to("cpu"),
         "unlabelled": len(features),
@@ -306,21 +315,15 @@ def adapt(model: SavedModel, features: Tensor, device: str) -> tuple[SavedModel,
     return model.model_copy(update=changed), adaptation
 
 
-def check_adaptable(labelled: ClassSums | None, features: Tensor, width: int, device: str) -> ClassSums:
-    """Check that a model can be adapted to unlabelled features, and move its sums over labelled images to a device.
+def check_adaptable(features: Tensor, text: Tensor, device: str) -> None:
+    """Check that a classifier with text features `[K, d]` can adapt to unlabelled features `[M, d]` on a device.
 
     Raises:
-        UserError: If the model has no such sums, the features are empty, have another width or are not finite, or the
-            adaptation needs more memory than is free.
+        UserError: If the features are empty, have another width or are not finite, or the adaptation needs more memory
+            than is free.
     """
-    if labelled is None:
-        raise UserError(
-            "the model is already adapted to unlabelled images, or its folder has no sums over labelled images; train "
-            "it again"
-        )
-    if not len(features) or features.shape[1] != width or not features.isfinite().all():
+    count, (num_classes, width) = len(features), text.shape
+    if not count or features.shape[1] != width or not features.isfinite().all():
         raise UserError(f"expected finite features [M, {width}] of unlabelled images, got {list(features.shape)}")
-    count, num_classes = len(features), len(labelled.counts)
     num_bytes = COPIES * 4 * count * num_classes
     refuse_beyond_memory(num_bytes, f"{count} unlabelled images of {num_classes} classes", device)
-    return labelled.to(device)
