@@ -25,7 +25,7 @@ from mkdocs.structure.pages import Page
 ROOT = Path(__file__).parent.parent
 COPIES = "repository/"  # folder of the site for files outside docs/
 HELP = "<!-- help of every command -->"
-LINK = re.compile(r"(?<=\]\()([^)\s:#]+)(?=[)#])")
+LINK = re.compile(r'(\]\(|(?:src|srcset|href)=")([^)"\s:#]+)(?=[)"#])')  # relative links of Markdown and HTML
 FENCED = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
 
 
@@ -55,7 +55,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     folder = posixpath.dirname(page.file.src_uri)
 
     def on_site(match: re.Match[str]) -> str:
-        return posixpath.relpath(address_of(resolve(match[1], source)), folder or ".")
+        return match[1] + posixpath.relpath(address_of(resolve(match[2], source)), folder or ".")
 
     parts = re.split(f"({FENCED.pattern})", markdown, flags=FENCED.flags)
     text = "".join(part if part.startswith("```") else LINK.sub(on_site, part) for part in parts)
@@ -81,7 +81,7 @@ def resolve(target: str, source: str) -> str:
 
 def links(markdown: str, source: str) -> Iterator[str]:
     """Paths in the repository of the files that a page links to."""
-    for target in LINK.findall(FENCED.sub("", markdown)):
+    for _, target in LINK.findall(FENCED.sub("", markdown)):
         yield resolve(target, source)
 
 
@@ -103,7 +103,7 @@ def notebook_files(notebook: dict[str, Any], name: str) -> Iterator[tuple[str, s
 def help_sections(words: tuple[str, ...] = ()) -> Iterator[str]:
     """Sections with the help of the program, of its commands and of their commands."""
     sys.path.insert(0, str(ROOT / "trainers"))  # the name of the package once installed
-    os.environ["COLUMNS"] = "100"
+    os.environ["COLUMNS"] = "80"
     from hegraph.__main__ import main
 
     printed = io.StringIO()

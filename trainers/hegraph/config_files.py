@@ -56,7 +56,7 @@ def load_cfg(
     Raises:
         UserError: If a file cannot be read, a key is unknown, or a value has the wrong type or range.
 
-    Example:
+    Examples:
         >>> from hegraph import load_cfg
         >>> cfg = load_cfg("digits", "mini", opts=["DATASET.NUM_SHOTS", 4])
         >>> cfg.data.name, cfg.data.shots

@@ -75,7 +75,7 @@ class Backbone:
         fingerprint: `identity.backbone_identity` and the test transform as text. Changes whenever the features change.
         precision: "fp32"; "bf16" or "fp16", with converted weights; or "amp" (autocast to fp16).
 
-    Example:
+    Examples:
         >>> from hegraph import load_backbone
         >>> backbone = load_backbone("mini")
         >>> backbone.name, backbone.width, backbone.input_size
@@ -128,7 +128,7 @@ class Backbone:
         Raises:
             UserError: If `images` is something else, or if an image cannot be read; the message names it.
 
-        Example:
+        Examples:
             >>> from PIL import Image
             >>> from hegraph import load_backbone
             >>> backbone = load_backbone("mini")

@@ -77,7 +77,7 @@ def load_backbone(name: str, pretrained: str = "", device: str = "cpu", precisio
         UserError: If the model, tag, device or precision is unknown, the activation does not match the weights, or the
             weights cannot be downloaded, are damaged or belong to another model.
 
-    Example:
+    Examples:
         >>> from hegraph import load_backbone
         >>> backbone = load_backbone("mini", device="cpu")  # or ViT-B-32-quickgelu, which is downloaded
         >>> backbone.name, backbone.precision

@@ -62,7 +62,7 @@ def load_dataset(name: str, root: str = "", seed: int = 1, rng: random.Random | 
         seed: Seed of a random split, if no split file exists.
         rng: Generator with this seed, which is advanced by splitting (default: a new one).
 
-    Example:
+    Examples:
         >>> from hegraph import load_dataset
         >>> digits = load_dataset("Digits")
         >>> {split: len(items) for split, items in digits.splits.items()}
@@ -86,7 +86,7 @@ def load_few_shot(name: str, root: str, shots: int, seed: int, subsample: str = 
         seed: Seed of the protocol.
         subsample: "all", "base" or "new" classes.
 
-    Example:
+    Examples:
         >>> from hegraph import load_few_shot
         >>> digits = load_few_shot("Digits", root="", shots=4, seed=1)
         >>> len(digits.train), digits.train[0].classname

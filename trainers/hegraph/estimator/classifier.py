@@ -42,7 +42,7 @@ BATCH = 256  # images in a batch of the backbone
 class HeGraphClassifier(ClassifierMixin, BaseEstimator):
     """Few-shot image classifier: an adapter of a frozen CLIP model, with the interface of scikit-learn.
 
-    Example:
+    Examples:
         >>> from hegraph import HeGraphClassifier, load_few_shot
         >>> digits = load_few_shot("Digits", root="", shots=16, seed=1)
         >>> images = [digits.open(item.path) for item in digits.train]

@@ -72,7 +72,7 @@ def run(
         Locked: If another process works in the output folder.
         UserError: On any other error that the user can mend.
 
-    Example:
+    Examples:
         >>> from hegraph import load_cfg, run
         >>> options = ["DATASET.NUM_SHOTS", 1, "TRAINER.HEGRAPHADAPTER.VARIANT", "training_free"]
         >>> record = run(load_cfg("digits", "mini", opts=[*options, "OUTPUT_DIR", "output/example"]))

@@ -90,7 +90,7 @@ class FeatureBank:
         text_norms: Norms of the positive text features before normalisation, shape `[K]`; None if unknown.
         encoder: Backbone that encoded the features; None if unknown.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from hegraph import FeatureBank
         >>> text = torch.eye(2, 4)  # two classes, feature width 4
@@ -324,7 +324,7 @@ def load_bank(path: Path) -> FeatureBank:
     Raises:
         UserError: If the file cannot be read, or is no feature bank of finite, unit-norm features.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from pathlib import Path
         >>> from hegraph import FeatureBank, load_bank

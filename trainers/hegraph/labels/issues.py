@@ -60,7 +60,7 @@ class LabelIssue:
         suggested: The most probable other class.
         score: Score of the label, about the log odds of the other classes; above 0, the label is likely wrong.
 
-    Example:
+    Examples:
         >>> from hegraph import HeGraphClassifier
         >>> features = [[1.0, 0.0], [1.0, 0.1], [0.9, 0.0], [0.0, 1.0], [0.1, 1.0], [0.0, 0.8]]
         >>> labels = ["cat", "cat", "dog", "dog", "dog", "dog"]  # the third one is wrong

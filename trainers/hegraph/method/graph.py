@@ -33,7 +33,7 @@ class HeteroGraph:
     Attributes:
         x_dict: Node type -> unit-norm node features, shape `[K, d]`.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from hegraph import build_graph
         >>> graph = build_graph(positive=torch.randn(3, 8), negative=torch.randn(3, 8), visual=torch.randn(3, 8))
@@ -133,7 +133,7 @@ def build_graph(positive: Tensor, negative: Tensor, visual: Tensor) -> HeteroGra
     Raises:
         ValueError: If the shapes differ or a value is not finite.
 
-    Example:
+    Examples:
         >>> from hegraph import build_graph, load_backbone
         >>> backbone = load_backbone("mini")
         >>> positive = backbone.encode_text(["a photo of a cat", "a photo of a dog"])

@@ -34,7 +34,7 @@ class HeGraphModel(nn.Module):
         layers: Message passing; None for a variant without training.
         closed_form: Closed-form head; None if the options use neither its logits nor its noise.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from hegraph import HeGraphModel, ModelOptions, build_graph
         >>> text, images, labels = torch.eye(3, 8), torch.eye(3, 8), torch.arange(3)  # one image of each class

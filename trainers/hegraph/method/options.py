@@ -70,7 +70,7 @@ def metapath_defaults() -> dict[str, float]:
 class ModelOptions:
     """Options of `HeGraphModel`. The defaults in Python are the paper's, those of the configuration keys are ours.
 
-    Example:
+    Examples:
         >>> from hegraph import ModelOptions
         >>> sorted({relation.target for relation in ModelOptions(variant="T").relations})  # no visual nodes
         ['negative', 'positive']

@@ -41,7 +41,7 @@ class UserError(ValueError):
         message: One line with the expected input, the actual input and a remedy.
         code: Short name of the error for tests, such as "bank.shape".
 
-    Example:
+    Examples:
         >>> from hegraph import UserError, load_cfg
         >>> try:
         ...     load_cfg("digits", "mini", opts=["SEEDS", 2])
