@@ -104,6 +104,21 @@ def disk_full_after() -> Callable[[int], AbstractContextManager]:
     return limit
 
 
+@pytest.fixture
+def cli_error(capsys: pytest.CaptureFixture) -> Callable[..., str]:
+    """Function of a command line that must be refused: its only line. Nothing is printed to standard output."""
+    from trainers.hegraph.__main__ import main
+
+    def error_of(*words: object) -> str:
+        capsys.readouterr()
+        assert main([*map(str, words)]) == 2
+        out, error = capsys.readouterr()
+        assert (out, error[:7], error.count("\n")) == ("", "error: ", 1) and len(error) < 300, error
+        return error
+
+    return error_of
+
+
 @pytest.fixture(scope="session")
 def stopped_at_checkpoint() -> Callable[..., AbstractContextManager]:
     """Context in which a training ends as by Ctrl-C, once it has saved a checkpoint: its first, or that of an epoch."""

@@ -57,29 +57,27 @@ def test_other_folders_are_skipped(tmp_path, caplog):
     assert caplog.messages[0].startswith(f"{root}: skipped 10 files and folders that are not <class>/IMAGE")
 
 
-@pytest.mark.parametrize("table", ["path,label\nant/0.png,ant\n", "Label;file_name;split\nbee;ant/0.png;train\n"])
-def test_table_has_priority_over_class_folders(tmp_path, table):
-    write(animals(tmp_path) / "labels.csv", table)
-    assert counts(load(tmp_path)) == [1, 0, 0]
-
-
-def test_split_folders_have_priority_over_class_folders(tmp_path):
-    make(animals(tmp_path), "train/ant/1.png", "train/bee/1.png", "test/bee/2.png")
-    assert counts(load(tmp_path)) == [2, 0, 1]
-
-
-@pytest.mark.parametrize(("files", "message"), [
-    (["test/1.png"], "contains the folder of a split, test, next to class folders such as ant; .* rename it"),
-    (["train/1.png", "Test/1.png"], "contains the folder of a split, (train|Test), next .*/train/<class>/"),
-    (["val/ant/1.png"], "contains the folder of a split, val"),
-    (["dog/1.png", "dog/2.png", "dog/3.png"], "1 of 4 classes have fewer than 4 images, .* such as dog; .*/train"),
+@pytest.mark.parametrize(("table", "files", "expected"), [
+    ("path,label\nant/0.png,ant\n", [], [1, 0, 0]),
+    ("Label;file_name;split\nbee;ant/0.png;train\n", [], [1, 0, 0]),
+    ("", ["train/ant/1.png", "train/bee/1.png", "test/bee/2.png"], [2, 0, 1]),
 ])  # fmt: skip
-def test_unsplittable_folders_are_refused(tmp_path, files, message):
-    refused(make(animals(tmp_path), *files), message)
+def test_tables_and_splits_have_priority_over_class_folders(tmp_path, table, files, expected):
+    make(animals(tmp_path), *files)
+    if table:
+        write(tmp_path / "labels.csv", table)
+    assert counts(load(tmp_path)) == expected
 
 
-def test_one_class_folder_is_refused(tmp_path):
-    refused(animals(tmp_path, photos=9), "images in only one folder, photos; expected at least two class folders")
+@pytest.mark.parametrize(("files", "classes", "message"), [
+    (["test/1.png"], {}, "contains the folder of a split, test, next to class folders such as ant; .* rename it"),
+    (["train/1.png", "Test/1.png"], {}, "contains the folder of a split, (train|Test), next .*/train/<class>/"),
+    (["val/ant/1.png"], {}, "contains the folder of a split, val"),
+    (["dog/1.png", "dog/2.png"], {}, "1 of 4 classes have fewer than 4 images, .* such as dog; .*/train"),
+    ([], {"photos": 9}, "images in only one folder, photos; expected at least two class folders"),
+])  # fmt: skip
+def test_unsplittable_folders_are_refused(tmp_path, files, classes, message):
+    refused(make(animals(tmp_path, **classes), *files), message)
 
 
 def test_split_folders_false_keeps_all_in_train(tmp_path):

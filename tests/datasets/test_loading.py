@@ -157,28 +157,26 @@ def rows(dataset: Dataset, split: str) -> list[list]:
 
 
 def assert_is_coops(dataset: Dataset, expected: dict) -> None:
-    assert rows(dataset, "train") == expected["train"]
-    assert rows(dataset, "val") == expected["val"]
+    for split in dataset.splits.keys() & expected.keys():
+        assert rows(dataset, split) == expected[split]
     test = rows(dataset, "test")
     if "test" in expected:
-        assert test == expected["test"]
         assert list(dataset.classnames) == expected["classnames"]
     else:
-        assert len(test) == expected["n_test"]
-        assert hashlib.sha1(json.dumps(test).encode()).hexdigest() == expected["test_sha1"]
+        assert (len(test), hashlib.sha1(json.dumps(test).encode()).hexdigest()) == (
+            expected["n_test"], expected["test_sha1"],
+        )  # fmt: skip
     assert all(item.classname == dataset.classnames[item.label] for item in (*dataset.train, *dataset.test))
 
 
 @pytest.mark.parametrize("name", GOLDEN)
 def test_few_shot_tasks_equal_those_of_coop(name, golden, new_root):
+    scenarios = ("presplit", "fresh_sorted") if name != "imagenet" else ("fresh_sorted",)
+    groups = [(scenario, "all", golden["fewshot"][scenario][name]) for scenario in scenarios]
+    groups += [("", which, by_shots) for which, by_shots in golden["subsample"][name].items()]
     tasks = [
-        (scenario, "all", shots, seed, expected)
-        for scenario in (("presplit", "fresh_sorted") if name != "imagenet" else ("fresh_sorted",))
-        for shots, by_seed in golden["fewshot"][scenario][name].items()
-        for seed, expected in by_seed.items()
-    ] + [
-        (expected["scenario"], which, shots, seed, expected)
-        for which, by_shots in golden["subsample"][name].items()
+        (scenario or expected["scenario"], which, shots, seed, expected)
+        for scenario, which, by_shots in groups
         for shots, by_seed in by_shots.items()
         for seed, expected in by_seed.items()
     ]
@@ -228,17 +226,16 @@ def test_imagenet_variant_has_items_of_coop(name, golden_tree):
 # --- data that is missing or does not fit together
 
 
-def test_unloadable_data_sets_are_refused(tmp_path):
-    with pytest.raises(UserError, match=rf"Food101 is not in {tmp_path}/food-101; .* datasets check Food101 --root"):
-        load_dataset("Food101", str(tmp_path))
-    assert load_few_shot("Digits", "", 1, "2").splits == load_few_shot("Digits", "", 1, 2).splits
-    with pytest.raises(UserError, match="needs a seed from 0, got -1"):
-        load_few_shot("Food101", str(tmp_path), 1, -1)
-    with pytest.raises(UserError, match="DigitsNoisy has only test images: train on Digits with --target-domains"):
-        load_few_shot("DigitsNoisy", "", 1, 0)
+@pytest.mark.parametrize(("name", "seed", "words"), [
+    ("Food101", 1, r"Food101 is not in \S+/food-101; .* datasets check Food101 --root"),
+    ("Food101", -1, "needs a seed from 0, got -1"),
+    ("DigitsNoisy", 0, "DigitsNoisy has only test images: train on Digits with --target-domains"),
+    ("DescribableTextures", 1, "^DescribableTextures: there is no train image; see"),
+])  # fmt: skip
+def test_unloadable_data_sets_are_refused(name, seed, words, tmp_path):
     (tmp_path / "dtd" / "images").mkdir(parents=True)  # as an interrupted download leaves it
-    with pytest.raises(UserError, match=r"^DescribableTextures: there is no train image; see"):
-        load_few_shot("DescribableTextures", str(tmp_path), 1, 1)
+    with pytest.raises(UserError, match=words):
+        load_few_shot(name, str(tmp_path), 1, seed)
     assert [path.name for path in (tmp_path / "dtd").iterdir()] == ["images"]
 
 
@@ -246,7 +243,6 @@ def test_unloadable_data_sets_are_refused(tmp_path):
 
 
 def select(train: list[int], val: list[int], shots: int, seed: int) -> FewShotSample:
-    """Sample from an existing split."""
     return sample_few_shot(train, val, shots, random.Random(seed))
 
 
@@ -278,14 +274,12 @@ def test_minus_one_shots_select_all(caplog):
         select([0, 1], [], 0, seed=1)
 
 
-def test_base_and_new_halve_the_labels():
+def test_base_and_new_halve_the_labels(refused):
     assert [subsample_labels([9, 2, 0, 1, 5, 2], half) for half in ("base", "new")] == [[0, 1, 2], [5, 9]]
-    for labels, half, words in (
-        ([3, 3], "new", "SUBSAMPLE_CLASSES new is empty: there are 1 classes"),
-        ([3, 4], "basis", "'basis'; did you mean 'base'"),
-    ):
-        with pytest.raises(UserError, match=words):
-            subsample_labels(labels, half)
+    with refused("", "SUBSAMPLE_CLASSES new is empty: there are 1 classes"):
+        subsample_labels([3, 3], "new")
+    with refused("unknown", "'basis'; did you mean 'base'"):
+        subsample_labels([3, 4], "basis")
 
 
 # --- split files
@@ -423,12 +417,12 @@ def _text(text: str) -> bytes:
     (b"\x80\x04\x8e\xff\xff\xff\xff\xff\xff\xff\x7f", ""),  # a text of 2**63 bytes
     (b"Psomething\n.", ""),  # a persistent id
 ], ids=range(12))  # fmt: skip
-def test_invalid_pickles_are_refused(tmp_path, content, words):
-    with pytest.raises(UserError) as error:
+def test_invalid_pickles_are_refused(tmp_path, content, words, refused):
+    code, first = (
+        ("", "") if words == f"{PKL} lists" else ("file.damaged", f"{tmp_path}/{PKL} is damaged or not a pickle")
+    )
+    with refused(code, first, words):
         read(tmp_path, content if isinstance(content, bytes) else dump(content))
-    message = str(error.value)
-    assert message.startswith(f"{tmp_path}/{PKL} is damaged or not a pickle") or words == f"{PKL} lists"
-    assert words in message and "\n" not in message
 
 
 # --- in a data root
@@ -460,15 +454,14 @@ def test_stored_sample_of_coop_has_priority(root, caplog):
     assert caplog.messages.count(f"{path}: using CoOp's few-shot sample") == 1
 
 
-def test_coop_sample_of_another_split_is_refused(root):
-    for changes, words in (
-        ({"train": [datum(*ANT), datum("bee/1.jpg", 7, "bee")]}, "bee/1.jpg is 'bee'"),
-        ({"val": [datum("bee/1.jpg", 1, "wasp")]}, "bee/1.jpg is 'wasp'"),
-        ({"train": [datum("ant/7.jpg", 0, "ant")]}, "ant/7.jpg is a test image"),
-        ({"val": None}, "it has no val"),
-    ):
-        content = {split: data for split, data in {**CONTENT, **changes}.items() if data is not None}
-        path = write(root / "dtd" / "split_fewshot" / PKL, dump(content))
-        with pytest.raises(UserError) as error:
-            load(root)
-        assert f"{path} was sampled from another split; delete it" in str(error.value) and words in str(error.value)
+@pytest.mark.parametrize(("changes", "words"), [
+    ({"train": [datum(*ANT), datum("bee/1.jpg", 7, "bee")]}, "bee/1.jpg is 'bee'"),
+    ({"val": [datum("bee/1.jpg", 1, "wasp")]}, "bee/1.jpg is 'wasp'"),
+    ({"train": [datum("ant/7.jpg", 0, "ant")]}, "ant/7.jpg is a test image"),
+    ({"val": None}, "it has no val"),
+])  # fmt: skip
+def test_coop_sample_of_another_split_is_refused(root, changes, words, refused):
+    content = {split: data for split, data in {**CONTENT, **changes}.items() if data is not None}
+    path = write(root / "dtd" / "split_fewshot" / PKL, dump(content))
+    with refused("", f"{path} was sampled from another split; delete it", words):
+        load(root)

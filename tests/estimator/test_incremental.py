@@ -2,6 +2,9 @@
 
 import json
 import pickle
+import tempfile
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,6 +12,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 from safetensors.torch import load, save_file
 from sklearn.exceptions import NotFittedError
 
@@ -22,6 +28,8 @@ from trainers.hegraph.training import memory
 from trainers.hegraph.utils.files import hash_content
 
 LABELS = np.array(["ant", "bee", "cow", "dog"])
+LABEL = st.sampled_from([*LABELS.tolist(), "emu"])  # no image is an emu
+IMAGES = st.lists(st.integers(0, 23), min_size=1, max_size=12, unique=True)
 
 
 @pytest.fixture(scope="module")
@@ -35,54 +43,99 @@ def training_free(text: np.ndarray | None = None) -> HeGraphClassifier:
     return HeGraphClassifier(variant="training_free", text_features=text)
 
 
-def assert_same(one: HeGraphClassifier, other: HeGraphClassifier) -> None:
+def assert_same(one: HeGraphClassifier, other: HeGraphClassifier, atol: float = 1e-5) -> None:
     """Assert that two classifiers have equal classes, text nodes, weights and numbers of images."""
     np.testing.assert_array_equal(one.classes_, other.classes_)
-    assert one.model_.images == other.model_.images and one.model_.classnames == other.model_.classnames
+    for name in ("images", "classnames", "unlabelled", "method", "temperature"):
+        assert getattr(one.model_, name) == getattr(other.model_, name)
     for name in ("weights", "bias"):
         actual, expected = (getattr(model.model_.classifier, name) for model in (one, other))
-        torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5)
+        torch.testing.assert_close(actual, expected, rtol=0, atol=atol)
     torch.testing.assert_close(one.model_.text_positive, other.model_.text_positive, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("has_text", [True, False])
-@pytest.mark.parametrize("seed", range(4))
-def test_changes_in_any_order_equal_one_fit(seed, has_text, data, labelled, tmp_path):
-    """Random changes of images and classes, with saving and loading between them."""
-    X, y = labelled
-    random = np.random.default_rng(seed)
-    rows = dict(zip(LABELS, data.text)) if has_text else {}
-    classifier, present = training_free(), np.zeros(len(X), dtype=bool)
+class Changes(RuleBasedStateMachine):
+    """Changes of a training-free classifier; `present` and `names` are the expected images and classes."""
 
-    def add(mask: np.ndarray) -> None:
-        text = np.stack([rows[label] for label in np.unique(y[mask])]) if has_text else None
-        classifier.partial_fit(X[mask], y[mask], text_features=text)
+    X: np.ndarray
+    y: np.ndarray
+    pool: np.ndarray
+    rows: dict[str, np.ndarray]  # class -> its text features
 
-    for _ in range(12):
-        known = set(getattr(classifier, "classes_", ()))
-        change = random.choice(["add", "add", "forget", "remove", "name", "folder"])
-        mask = random.random(len(X)) < 0.4
-        if (change == "add" or not known) and (mask & ~present).any():
-            add(mask & ~present)
-            present |= mask
-        elif change == "forget" and (mask & present).any() and (present & ~mask).any():
-            classifier.forget(X[mask & present], y[mask & present])
-            present &= ~mask
-        elif change == "remove" and len(known) > 1:
-            label = random.choice(sorted(known))
-            classifier.remove_class(label)
-            present &= y != label
-        elif change == "name" and has_text and len(known) < 4:
-            label = random.choice(sorted(set(LABELS) - known))
-            classifier.add_class(label, text_features=rows[label])
-        elif change == "folder" and known:
-            classifier.save_pretrained(tmp_path / "model")
-            classifier = HeGraphClassifier.from_pretrained(tmp_path / "model")
-    add(~present)
-    whole = training_free(data.text if has_text else None).fit(X, y)
-    assert_same(classifier, whole)
-    classifier.set_params(text_features=whole.text_features)
-    assert_same(classifier.partial_fit(X[:1], y[:1]).fit(X, y), whole)  # fit starts again
+    @initialize(has_text=st.booleans(), adapts=st.booleans(), images=IMAGES)
+    def start(self, has_text: bool, adapts: bool, images: list[int]) -> None:
+        self.text, self.adapts = self.rows if has_text else {}, adapts
+        self.classifier, self.present, self.names = training_free(), list[int](), set[str]()
+        self.add(images)
+        if adapts:
+            self.classifier.adapt(self.pool)
+
+    def text_of(self, y: np.ndarray) -> np.ndarray | None:
+        return np.stack([self.text[label] for label in np.unique(y)]) if self.text else None
+
+    def whole(self) -> HeGraphClassifier:
+        """The expected classifier, trained at once."""
+        X, y, classifier = self.X[self.present], self.y[self.present], training_free()
+        if len(X):  # fit refuses a single class
+            train = classifier.fit if len({*y}) > 1 else classifier.partial_fit
+            train(X, y, text_features=self.text_of(y))
+        for label in sorted(self.names - {*y}):
+            classifier.add_class(label, text_features=self.text[label])
+        return classifier.adapt(self.pool) if self.adapts else classifier
+
+    def expect(self, change: Callable[[], object], allowed: object) -> bool:
+        with nullcontext() if allowed else pytest.raises(UserError):
+            change()
+        return bool(allowed)
+
+    @rule(images=IMAGES)
+    def add(self, images: list[int]) -> None:
+        new = [row for row in images if row not in self.present]
+        if new:
+            self.classifier.partial_fit(self.X[new], self.y[new], text_features=self.text_of(self.y[new]))
+            self.present += new
+            self.names |= {*self.y[new]}
+
+    @rule(images=IMAGES)
+    def forget(self, images: list[int]) -> None:
+        rest = [row for row in self.present if row not in images]
+        allowed = {*images} <= {*self.present} and (self.text or rest)
+        if self.expect(lambda: self.classifier.forget(self.X[images], self.y[images]), allowed):
+            self.present = rest
+            self.names &= {*self.y[rest]} if not self.text else self.names
+
+    @rule(label=LABEL)
+    def remove_class(self, label: str) -> None:
+        if self.expect(lambda: self.classifier.remove_class(label), label in self.names and len(self.names) > 1):
+            self.names.remove(label)
+            self.present = [row for row in self.present if self.y[row] != label]
+
+    @rule(label=LABEL)
+    def name_class(self, label: str) -> None:
+        text = self.text.get(label)
+        allowed = self.text and label not in self.names
+        if self.expect(lambda: self.classifier.add_class(label, text_features=text), allowed):
+            self.names.add(label)
+
+    @rule()
+    def save_and_load(self) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            self.classifier.save_pretrained(f"{folder}/model")
+            card = Path(folder, "model", "README.md").read_text()
+            assert ("adapted to 60 unlabelled images" in card) == self.adapts
+            self.classifier = HeGraphClassifier.from_pretrained(f"{folder}/model")
+
+    def teardown(self) -> None:
+        assert_same(self.classifier, self.whole(), 1e-4 if self.adapts else 1e-5)
+        text = self.text_of(self.y)  # `fit` starts again
+        assert_same(*(each.fit(self.X, self.y, text_features=text) for each in (self.classifier, training_free())))
+
+
+def test_changes_in_any_order_equal_one_training(data, labelled):
+    text = dict(zip([*LABELS.tolist(), "emu"], [*data.text, -data.text[0]]))
+    members = {"X": labelled[0], "y": labelled[1], "pool": data.X[60:], "rows": text}
+    steps = settings(max_examples=6, stateful_step_count=10, deadline=None, derandomize=True, phases=[Phase.generate])
+    run_state_machine_as_test(type("Bound", (Changes,), members), settings=steps)
 
 
 def test_partial_fit_updates_labels_names_and_text(data, labelled):
@@ -124,15 +177,10 @@ def test_class_without_images_uses_transfer_weights(variant, omega, data, labell
 
 
 def test_fewer_than_two_classes_with_images_are_zero_shot(data, labelled):
-    X, y = labelled
-    classifier = training_free().add_class("ant", X[:9], text_features=data.text[0])
-    classifier.add_class("bee", text_features=data.text[1])
-    assert classifier.model_.method == "ZeroShot" and classifier.model_.images == (9, 0)
-    np.testing.assert_allclose(classifier.model_.classifier.weights, 100 * data.text[:2], rtol=1e-5)
-    classifier.partial_fit(X[9:16], y[9:16])
-    assert_same(classifier, training_free(data.text[:2]).fit(X[:16], y[:16]))
-    assert classifier.model_.method == "HeGraphAdapter"
-    assert classifier.forget(X[:16], y[:16]).model_.images == (0, 0)
+    classifier = training_free().add_class("ant", labelled[0][:9], text_features=data.text[0])
+    model = classifier.add_class("bee", text_features=data.text[1]).model_
+    assert (model.method, model.images) == ("ZeroShot", (9, 0))
+    np.testing.assert_allclose(model.classifier.weights, 100 * data.text[:2], rtol=1e-5)
 
 
 def test_further_training_starts_from_current_parameters(data, labelled, quick, tmp_path):
@@ -148,38 +196,6 @@ def test_further_training_starts_from_current_parameters(data, labelled, quick, 
     other = quick(variant="T", text_features=data.text[:2]).fit(X[:16], ["a"] * 9 + ["b"] * 7)
     other.add_class("aa", X[16:21], text_features=data.text[2])
     assert {len(rows) for name, rows in other.model_.support_set.state.items() if name.startswith("bias.")} == {3}
-
-
-def test_adaptation_is_repeated_after_changes(data, labelled):
-    X, y = labelled
-    U = data.X[60:]
-    adapted = training_free(data.text[:3]).fit(X[:21], y[:21], unlabelled=U)
-    adapted.partial_fit(X[21:], y[21:], text_features=data.text[3:])
-    whole = training_free(data.text).fit(X, y, unlabelled=U)
-    np.testing.assert_allclose(adapted.decision_function(U), whole.decision_function(U), atol=1e-4)
-    assert adapted.model_.unlabelled == 60
-    adapted.remove_class("dog").add_class("dog", text_features=data.text[3])
-    assert adapted.model_.unlabelled == 60 and adapted.predict(data.X[data.y == 3]).tolist().count("dog") > 20
-
-
-@pytest.mark.parametrize("change", [
-    lambda model, data, X, y: model.partial_fit(X[20:22], y[20:22]),
-    lambda model, data, X, y: model.add_class("eel", X[22:], text_features=-data.text[0]),
-    lambda model, data, X, y: model.remove_class("cow"),
-    lambda model, data, X, y: model.forget(X[:2], y[:2]),
-], ids=["partial_fit", "add_class", "remove_class", "forget"])  # fmt: skip
-def test_loaded_models_stay_adapted_to_unlabelled_images(change, data, labelled, tmp_path):
-    X, y = labelled
-    model = training_free(data.text).fit(X, y, unlabelled=data.X[60:])
-    model.save_pretrained(tmp_path / "model")
-    loaded = HeGraphClassifier.from_pretrained(tmp_path / "model")
-    for classifier in (model, loaded):
-        change(classifier, data, X, y)
-        assert classifier.model_.unlabelled == 60
-    np.testing.assert_allclose(loaded.predict_proba(data.X), model.predict_proba(data.X), atol=1e-6)
-    loaded.save_pretrained(tmp_path / "model")
-    assert "adapted to 60 unlabelled images" in (tmp_path / "model" / "README.md").read_text()
-    assert loaded.fit(X, y, text_features=data.text).model_.unlabelled == 0  # fit starts again
 
 
 def test_adapted_model_without_features_is_rejected(data, labelled):
@@ -222,28 +238,23 @@ def test_numbers_of_views_may_differ(data, labelled):
     assert_same(mixed, training_free(data.text).fit(views, y))
 
 
-def test_invalid_changes_are_rejected(data, labelled):
-    X, y = labelled
-    classifier = training_free(data.text).fit(X, y)
-    without = training_free().fit(X, y)
-    before = classifier.decision_function(X)
-    for call, message in (
-        (lambda: classifier.partial_fit(X[:, :5], y), "5 features.*16"),
-        (lambda: classifier.partial_fit(X[:1], ["emu"]), "new classes such as 'emu' need text_features"),
-        (lambda: classifier.partial_fit(X[:1], [3], text_features=data.text[:1]), "so far are such as 'ant', got 3"),
-        (lambda: classifier.partial_fit(X[:1], ["emu"], classes=["ant"]), "expected labels of classes in y, got .*emu"),
-        (lambda: classifier.partial_fit(X[:1], ["ant"], text_features=data.text), r"shape \[1, 16\].*\[4, 16\]"),
-        (lambda: without.partial_fit(X[:1], ["emu"], text_features=data.text[:1]), "are means of images"),
-        (lambda: classifier.add_class("ant"), "expected a new label, got the existing class 'ant'"),
-        (lambda: HeGraphClassifier().add_class("emu"), "text_features or a backbone"),
-        (lambda: classifier.remove_class("emu"), "unknown class 'emu'"),
-        (lambda: classifier.forget(X[:1], ["bee"]), "image 0 is not in the support set of class 'bee'"),
-        (lambda: classifier.forget(X[[0, 0]], ["ant", "ant"]), "image 1 is not in the support set"),
-        (lambda: without.forget(X, y), "at least one class must remain"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            call()
-    np.testing.assert_array_equal(classifier.decision_function(X), before)
+@pytest.mark.parametrize(("change", "words"), [
+    (lambda model, X, y, text: model.partial_fit(X[:, :5], y), "5 features.*16"),
+    (lambda model, X, y, text: model.partial_fit(X[:1], ["emu"]), "new classes such as 'emu' need text_features"),
+    (lambda model, X, y, text: model.partial_fit(X[:1], [3], text_features=text[:1]), "are such as 'ant', got 3"),
+    (lambda model, X, y, text: model.partial_fit(X[:1], ["emu"], classes=["ant"]), "labels of classes in y, got .*emu"),
+    (lambda model, X, y, text: model.partial_fit(X[:1], ["ant"], text_features=text), r"shape \[1, 16\].*\[4, 16\]"),
+    (lambda model, X, y, text: model.add_class("ant"), "expected a new label, got the existing class 'ant'"),
+    (lambda model, X, y, text: HeGraphClassifier().add_class("emu"), "text_features or a backbone"),
+    (lambda model, X, y, text: model.remove_class("emu"), "unknown class 'emu'"),
+    (lambda model, X, y, text: model.forget(X[:1], ["bee"]), "image 0 is not in the support set of class 'bee'"),
+    (lambda model, X, y, text: model.forget(X[[0, 0]], ["ant", "ant"]), "image 1 is not in the support set"),
+    (lambda model, X, y, text: model.set_params(text_features=None).fit(X, y).forget(X, y), "one class must remain"),
+    (lambda model, X, y, text: training_free().fit(X, y).partial_fit(X[:1], ["emu"], text_features=text[:1]), "means"),
+])  # fmt: skip
+def test_invalid_changes_are_rejected(change, words, data, labelled):
+    with pytest.raises(ValueError, match=words):
+        change(training_free(data.text).fit(*labelled), *labelled, data.text)
 
 
 @pytest.mark.parametrize(
@@ -360,15 +371,15 @@ def test_folder_stores_data_for_adaptation(own, fitted, parts, tmp_path):
         loaded.adapt(U)
 
 
-def test_adapt_rejects_invalid_images(own, parts, monkeypatch):
+@pytest.mark.parametrize(("wrong", "words"), [
+    (lambda U: np.ones((3, 5)), "5 features.*16"),
+    (lambda U: "a.png", "expected a list of images"),
+    (lambda U: U, "112 unlabelled images of 4 classes"),  # 4 times 1,792 bytes
+])  # fmt: skip
+def test_adapt_rejects_invalid_images(own, parts, monkeypatch, wrong, words):
     monkeypatch.setattr(memory, "free_bytes", lambda device: 7_000)
-    for wrong, message in (
-        (np.ones((3, 5)), "5 features.*16"),
-        ("a.png", "expected a list of images"),
-        (parts[2], "112 unlabelled images of 4 classes"),  # 4 times 1,792 bytes
-    ):
-        with pytest.raises(ValueError, match=message):
-            own.adapt(wrong)
+    with pytest.raises(ValueError, match=words):
+        own.adapt(wrong(parts[2]))
     own.adapt(parts[2][:104])
 
 
@@ -438,8 +449,7 @@ def test_train_more_adds_images_and_classes(labels, root, digits, tmp_path, caps
 
 def test_train_more_repeats_the_adaptation(root, digits, tmp_path, capsys):
     model = save_digits(digits, tmp_path / "model", "zero", "one")
-    adapted = HeGraphClassifier.from_pretrained(model).adapt(digits.tests)
-    adapted.save_pretrained(model)
+    HeGraphClassifier.from_pretrained(model).adapt(digits.tests).save_pretrained(model)
     assert main(["train-more", str(model), "--root", str(root), "--in-place"]) == 0
     assert "adapted again to the same 20 unlabelled images\n" in capsys.readouterr().out
     assert HeGraphClassifier.from_pretrained(model).model_.unlabelled == 20
@@ -453,19 +463,18 @@ def test_train_more_uses_the_precision_of_training(root, digits, tmp_path, caplo
     assert ("trained on features in bf16, and these are in fp32" in caplog.text) == warned
 
 
-def test_train_more_rejects_invalid_input(root, finished_digits, digits, tmp_path, capsys):
-    model = save_digits(digits, tmp_path / "model", "zero", "one")
+@pytest.mark.parametrize(("words", "message"), [
+    ("{model} --root {root} --in-place", "is also an image of class 'zero'"),
+    ("{model} --root {root} --out {thesis}", "which is not overwritten"),
+    ("{model} --root {absent} --in-place", "absent"),
+    ("{run} --root {root} --in-place", "use --out FOLDER"),
+])  # fmt: skip
+def test_train_more_rejects_invalid_input(root, finished_digits_once, digits, tmp_path, cli_error, words, message):
+    model, thesis = save_digits(digits, tmp_path / "model", "zero", "one"), tmp_path / "thesis"
     before = {path.name: path.read_bytes() for path in model.iterdir()}
-    (tmp_path / "thesis").mkdir()
-    (tmp_path / "thesis" / "a.tex").write_text("years of work")
+    thesis.mkdir()
+    (thesis / "a.tex").write_text("years of work")
     digits.pictures[0].save(root / "train" / "one" / "0.png")
-    for arguments, message in (
-        ([model, "--root", root, "--in-place"], "is also an image of class 'zero'"),
-        ([model, "--root", root, "--out", tmp_path / "thesis"], "which is not overwritten"),
-        ([model, "--root", tmp_path / "absent", "--in-place"], "absent"),
-        ([finished_digits, "--root", root, "--in-place"], "use --out FOLDER"),
-    ):
-        assert main(["train-more", *map(str, arguments)]) == 2
-        error = capsys.readouterr().err
-        assert message in error and error.count("\n") == 1, error
+    places = {"model": model, "root": root, "thesis": thesis, "absent": tmp_path / "absent"}
+    assert message in cli_error("train-more", *words.format(run=finished_digits_once, **places).split())
     assert {path.name: path.read_bytes() for path in model.iterdir()} == before
