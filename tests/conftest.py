@@ -16,11 +16,10 @@ import torch.nn.functional as F
 from filelock import FileLock
 from torch import Tensor
 
+from trainers.hegraph import FeatureBank, ModelOptions, UserError
 from trainers.hegraph.backbones import identity
-from trainers.hegraph.features.bank import FeatureBank
-from trainers.hegraph.method.options import ModelOptions, metapath_defaults
+from trainers.hegraph.method.options import metapath_defaults
 from trainers.hegraph.training.loop import Checkpoints
-from trainers.hegraph.utils.errors import UserError
 
 QUICK = ("OPTIM.MAX_EPOCH", "3", "OPTIM.WARMUP_EPOCH", "0", "TRAINER.HEGRAPHADAPTER.MIN_STEPS", "0")
 

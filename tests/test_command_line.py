@@ -32,22 +32,11 @@ OPTION_OF_FLAG = {
 }
 # Public name -> its type
 CONTRACT = {
-    "Backbone": type,
-    "FeatureBank": type,
-    "HeGraphClassifier": type,
-    "HeGraphModel": type,
-    "HeteroGraph": type,
-    "LabelIssue": type,
-    "ModelOptions": type,
-    "UserError": type,
-    "build_graph": FunctionType,
-    "load_backbone": FunctionType,
-    "load_bank": FunctionType,
-    "load_cfg": FunctionType,
-    "load_dataset": FunctionType,
-    "load_few_shot": FunctionType,
-    "run": FunctionType,
-}
+    "Backbone": type, "FeatureBank": type, "HeGraphClassifier": type, "HeGraphModel": type, "HeteroGraph": type,
+    "LabelIssue": type, "ModelOptions": type, "UserError": type, "build_graph": FunctionType,
+    "load_backbone": FunctionType, "load_bank": FunctionType, "load_cfg": FunctionType, "load_dataset": FunctionType,
+    "load_few_shot": FunctionType, "run": FunctionType,
+}  # fmt: skip
 
 
 # Imports
@@ -128,8 +117,7 @@ def test_public_names_are_documented():
     (lambda: hegraph.load_cfg("digits", "mini", opts="SEED 1"), r"options, a list \[KEY, VALUE, .*got 'SEED 1'"),
     (lambda: hegraph.load_cfg("digits", "mini", ["SEED", 1]), r"flags, a dict .*got \['SEED', 1\]"),
     (lambda: hegraph.load_cfg(3), "unknown data set configuration '3'"),
-    (lambda: hegraph.run({}), "cfg: .*got {}"),
-    (lambda: hegraph.load_bank(None), "path: .*got None"),
+    (lambda: hegraph.run({}), "cfg: .*got {}"), (lambda: hegraph.load_bank(None), "path: .*got None"),
     (lambda: hegraph.load_dataset(3), "name: .*got 3"),
     (lambda: hegraph.load_dataset("Caltech101", 3), "root: .*got 3"),
     (lambda: hegraph.load_few_shot("Digits", "", shots=1.5, seed=1), "shots: .*got 1.5"),
@@ -294,8 +282,7 @@ def test_unknown_words_and_contradicting_flags(refused, line, message):
 @pytest.mark.parametrize(("key", "value"), [
     ("OPTIM.MAX_EPOCH", "9" * 5000),
     (f"{NODE}.TRAINING_FREE.OMEGA", "[[1, 0x1" + "0" * 4000 + "]]"),
-    ("INPUT.SIZE", "[" * 50_000),
-    (f"{NODE}.PROMPTS.TEMPLATES", "['\\ud800 {}']"),
+    ("INPUT.SIZE", "[" * 50_000), (f"{NODE}.PROMPTS.TEMPLATES", "['\\ud800 {}']"),
     (f"{NODE}.BY_DATASET", "[['x', ['OPTIM.LR', {1, 2}]]]"),
 ])  # fmt: skip
 def test_extreme_values_are_refused_with_their_key(refused, key, value):
@@ -303,17 +290,10 @@ def test_extreme_values_are_refused_with_their_key(refused, key, value):
 
 
 @pytest.mark.parametrize("line", [
-    f"--config-file {LONG}.yaml",
-    f"--features {LONG}",
-    "--root ~nosuchuser --dataset-config-file dtd",
-    f"--root {LONG} --dataset-config-file folder",
-    "--root \udcff --dataset-config-file folder",
-    f"--eval-only --model-dir {LONG}",
-    "--features pipe",
-    "--config-file pipe",
-    "results compare pipe",
-    "features import-tip . --out new --classnames pipe",
-    "describe --classes pipe --context photos --out o.json",
+    f"--config-file {LONG}.yaml", f"--features {LONG}", "--root ~nosuchuser --dataset-config-file dtd",
+    f"--root {LONG} --dataset-config-file folder", "--root \udcff --dataset-config-file folder",
+    f"--eval-only --model-dir {LONG}", "--features pipe", "--config-file pipe", "results compare pipe",
+    "features import-tip . --out new --classnames pipe", "describe --classes pipe --context photos --out o.json",
     "predict pipe image.png",
 ])  # fmt: skip
 def test_impossible_paths_and_pipes_are_refused(refused, tmp_path, line):
@@ -322,8 +302,7 @@ def test_impossible_paths_and_pipes_are_refused(refused, tmp_path, line):
 
 
 @pytest.mark.parametrize(("variables", "words"), [
-    ({"WORLD_SIZE": "x"}, "WORLD_SIZE"),
-    ({"WORLD_SIZE": "2"}, "RANK"),
+    ({"WORLD_SIZE": "x"}, "WORLD_SIZE"), ({"WORLD_SIZE": "2"}, "RANK"),
     ({"WORLD_SIZE": "2", "RANK": "2"}, "RANK must be from 0 to 1"),
     ({"WORLD_SIZE": "2", "RANK": "0"}, "MASTER_ADDR"),
 ])  # fmt: skip

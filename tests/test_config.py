@@ -9,13 +9,12 @@ from pathlib import Path
 import pytest
 from yacs.config import CfgNode
 
-from trainers.hegraph import config
+from trainers.hegraph import UserError, config, load_cfg
 from trainers.hegraph.backbones.identity import DEFAULT_BACKBONE
 from trainers.hegraph.config import BY_SHOTS, FILLABLE, OPTIONS, default_values, extend_cfg, is_filled
-from trainers.hegraph.config_files import flatten, from_dassl, load_cfg, with_values
+from trainers.hegraph.config_files import flatten, from_dassl, with_values
 from trainers.hegraph.labels.__main__ import parse_arguments as parse_labels
 from trainers.hegraph.teach.__main__ import find_encoder
-from trainers.hegraph.utils.errors import UserError
 from trainers.hegraph.utils.option import NODE, OPEN
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -38,12 +37,10 @@ def yaml(tmp_path):
 
 def test_every_key_sets_one_option():
     others = {
-        "INPUT.RRCROP_SCALE": (0.5, 0.75),
-        "INPUT.TRANSFORMS": ("normalize",),
-        f"{NODE}.SELECT": [["OPTIM.LR", [1.0]]],
-        f"{NODE}.BY_SHOTS": [[2, ["OPTIM.LR", 1.0]]],
+        "INPUT.RRCROP_SCALE": (0.5, 0.75), "INPUT.TRANSFORMS": ("normalize",),
+        f"{NODE}.SELECT": [["OPTIM.LR", [1.0]]], f"{NODE}.BY_SHOTS": [[2, ["OPTIM.LR", 1.0]]],
         f"{NODE}.BY_DATASET": [["Digits", ["OPTIM.LR", 1.0]]],
-    }
+    }  # fmt: skip
     by_type = {bool: False, str: "other", tuple: ("a",), list: ["a"]}
     usual = load_cfg()
     apart = {o.key for holder in (config.DasslOptions, config.TrainingFreeOptions) for o in config.options_of(holder)}
@@ -78,13 +75,9 @@ def changed_fields(usual, cfg) -> list:
 
 def test_training_free_constants_depend_on_shots():
     rows = [
-        f"{NODE}.TRAINING_FREE.KAPPA",
-        [[1, 5.0], [4, 6.0]],
-        f"{NODE}.TRAINING_FREE.OMEGA",
-        [[1, 0.5]],
-        f"{NODE}.TRAINING_FREE.RHO",
-        0.7,
-    ]
+        f"{NODE}.TRAINING_FREE.KAPPA", [[1, 5.0], [4, 6.0]], f"{NODE}.TRAINING_FREE.OMEGA", [[1, 0.5]],
+        f"{NODE}.TRAINING_FREE.RHO", 0.7,
+    ]  # fmt: skip
     for shots, kappa in ((1, 5.0), (3, 5.0), (4, 6.0), (-1, 6.0)):
         given = [*rows, "DATASET.NUM_SHOTS", shots]
         free = load_cfg(opts=[*given, f"{NODE}.VARIANT", "training_free"]).model.closed_form
@@ -185,30 +178,18 @@ def test_text_becomes_a_value_of_the_keys_type():
 
 
 @pytest.mark.parametrize(("key", "value", "code"), [
-    ("OPTIM.LR", "fast", "config.type"),
-    ("OPTIM.LR", "True", "config.type"),
-    ("OPTIM.LR", "1" * 400, "option"),
-    ("OPTIM.LR", "-2", "option"),
-    ("OPTIM.MAX_EPOCH", "2.5", "config.type"),
-    ("USE_CUDA", "1", "config.type"),
-    ("SEED", str(2**32), "option"),
-    ("SEED", str(-(2**31) - 1), "option"),
-    ("INPUT.SIZE", "{[1], [2]}", "config.type"),
-    ("INPUT.PIXEL_MEAN", "[1e999]", "config.plain"),
-    ("INPUT.TRANSFORMS", "(1,)", "unknown"),
-    ("INPUT.RRCROP_SCALE", "(0.5, 0.25)", "option"),
-    ("OUTPUT_DIR", "a\0b", "config.plain"),
-    ("OUTPUT_DIR", "a\udcff", "config.plain"),
-    (f"{NODE}.VARIANT", "fulll", "unknown"),
-    (f"{NODE}.PROMPTS.TEMPLATES", "[1]", "option"),
-    (f"{NODE}.CLOSED_FORM.KAPPA", "0", "option"),
-    (f"{NODE}.TRAINING_FREE.KAPPA", "[[2, 1.0]]", "option"),
-    (f"{NODE}.TRAINING_FREE.OMEGA", "[[1, 0.0]]", "option"),
-    (f"{NODE}.SELECT", "[['OPTIM.LR', []]]", "option"),
+    ("OPTIM.LR", "fast", "config.type"), ("OPTIM.LR", "True", "config.type"), ("OPTIM.LR", "1" * 400, "option"),
+    ("OPTIM.LR", "-2", "option"), ("OPTIM.MAX_EPOCH", "2.5", "config.type"), ("USE_CUDA", "1", "config.type"),
+    ("SEED", str(2**32), "option"), ("SEED", str(-(2**31) - 1), "option"),
+    ("INPUT.SIZE", "{[1], [2]}", "config.type"), ("INPUT.PIXEL_MEAN", "[1e999]", "config.plain"),
+    ("INPUT.TRANSFORMS", "(1,)", "unknown"), ("INPUT.RRCROP_SCALE", "(0.5, 0.25)", "option"),
+    ("OUTPUT_DIR", "a\0b", "config.plain"), ("OUTPUT_DIR", "a\udcff", "config.plain"),
+    (f"{NODE}.VARIANT", "fulll", "unknown"), (f"{NODE}.PROMPTS.TEMPLATES", "[1]", "option"),
+    (f"{NODE}.CLOSED_FORM.KAPPA", "0", "option"), (f"{NODE}.TRAINING_FREE.KAPPA", "[[2, 1.0]]", "option"),
+    (f"{NODE}.TRAINING_FREE.OMEGA", "[[1, 0.0]]", "option"), (f"{NODE}.SELECT", "[['OPTIM.LR', []]]", "option"),
     (f"{NODE}.BY_DATASET", "[[1, ['OPTIM.LR', 1]]]", "option"),
     (f"{NODE}.BY_DATASET", "[['*', ['OPTIM.WEIGHT_DECAY', 0.1]]]", "config.filled"),
-    ("OPTIM.LRR", "1", "unknown"),
-    ("TRAINER.NAME", "TipAdapter", "config.method"),
+    ("OPTIM.LRR", "1", "unknown"), ("TRAINER.NAME", "TipAdapter", "config.method"),
 ])  # fmt: skip
 def test_invalid_values_are_refused(key, value, code, refused):
     with refused(code, key.rpartition(".")[2]):
@@ -220,8 +201,7 @@ def test_invalid_values_are_refused(key, value, code, refused):
     ("OPTIM.LR", "-2", "OPTIM.LR must be at least 0, got -2.0"),
     ("OPTIM.LR", "1" * 400, "a finite number of 32 bits"),
     (f"{NODE}.SELECT", "[['OPTIM.LR', []]]", "must have rows [KEY, [VALUE, ...]], got"),
-    (f"{NODE}.VARIANT", "fulll", "did you mean 'full'"),
-    ("OPTIM.LRR", "1", "did you mean 'OPTIM.LR'"),
+    (f"{NODE}.VARIANT", "fulll", "did you mean 'full'"), ("OPTIM.LRR", "1", "did you mean 'OPTIM.LR'"),
 ])  # fmt: skip
 def test_messages_name_the_expected_value(key, value, words):
     with pytest.raises(UserError, match=re.escape(words)):
@@ -245,8 +225,7 @@ def test_a_key_without_a_value_is_refused():
 
 
 @pytest.mark.parametrize(("opts", "variant"), [
-    (["TEXT_W", False, f"{NODE}.BIAS", False], "T"),
-    (["ALPHA_NP", 0], "T-N"),
+    (["TEXT_W", False, f"{NODE}.BIAS", False], "T"), (["ALPHA_NP", 0], "T-N"),
     (["ALPHA_PP", 0, f"{NODE}.ALPHA_VP", 0], "T-P"),
 ])  # fmt: skip
 def test_variants_without_parameters_are_refused(opts, variant, refused):
@@ -272,12 +251,8 @@ def test_select_accepts_options_of_the_adapter_only(refused):
 
 
 @pytest.mark.parametrize(("text", "words"), [
-    ("OPTIM: {LRR: 1.0}", "'OPTIM.LRR'"),
-    ('DATASET:\n  NAME "Digits"\n', "'DATASET'"),
-    ("OPTIM: [1, 2", "damaged"),
-    ("- a\n- list", "KEY: VALUE"),
-    ("OUTPUT_DIR: 2024-01-01", "str"),
-    ("\0", ""),
+    ("OPTIM: {LRR: 1.0}", "'OPTIM.LRR'"), ('DATASET:\n  NAME "Digits"\n', "'DATASET'"), ("OPTIM: [1, 2", "damaged"),
+    ("- a\n- list", "KEY: VALUE"), ("OUTPUT_DIR: 2024-01-01", "str"), ("\0", ""),
 ])  # fmt: skip
 def test_invalid_files_are_named(yaml, text, words):
     with pytest.raises(UserError, match=rf"config\.yaml.*{re.escape(words)}"):

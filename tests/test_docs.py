@@ -383,12 +383,9 @@ def check_option(checkout: Path, printed: str) -> None:
 
 
 CHECKS = {
-    "A data set": check_data_set,
-    "A method": check_method,
-    "A relation": check_relation,
-    "An option": check_option,
+    "A data set": check_data_set, "A method": check_method, "A relation": check_relation, "An option": check_option,
     "A backbone": check_backbone,
-}
+}  # fmt: skip
 
 
 def test_every_section_of_the_page_has_a_check():

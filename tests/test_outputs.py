@@ -165,10 +165,8 @@ def test_cases_cover_every_command_with_output(monkeypatch):
 
 
 @pytest.mark.parametrize(("words", "out"), [
-    ("results report run", "run/report.html"),
-    ("results collect run", "run/all.jsonl"),
-    ("results confusion run", "run/figure"),
-    ("predict run data/train --top 1", "data/rows.csv"),
+    ("results report run", "run/report.html"), ("results collect run", "run/all.jsonl"),
+    ("results confusion run", "run/figure"), ("predict run data/train --top 1", "data/rows.csv"),
     ("label check --config-file mini --root data", "suspicious.csv"),
 ])  # fmt: skip
 def test_earlier_output_is_replaced(folder, words, out):

@@ -10,8 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from trainers.hegraph import HeGraphClassifier, UserError, load_backbone, load_few_shot
-from trainers.hegraph.backbones.clip import Backbone
+from trainers.hegraph import Backbone, HeGraphClassifier, UserError, load_backbone, load_few_shot
 from trainers.hegraph.datasets.images import TURNS, is_image, open_image, to_rgb
 from trainers.hegraph.models.images import ImageModel
 from trainers.hegraph.predict.__main__ import main as predict
@@ -180,8 +179,7 @@ def test_many_images_are_encoded_in_batches_and_in_order(backbone):
 
 @pytest.mark.parametrize(("images", "message"), [
     ("a.jpg", "images: expected a list of paths or of PIL images, .*, got 'a.jpg'"),
-    ([1], r"images: .*, got \[1\]"),
-    (UPRIGHT, "images: expected a list"),
+    ([1], r"images: .*, got \[1\]"), (UPRIGHT, "images: expected a list"),
     (["/none.jpg"], "cannot read /none.jpg: No such file or directory"),
 ])  # fmt: skip
 def test_encoding_other_inputs_is_refused(backbone, images, message):

@@ -17,11 +17,10 @@ from torch import nn
 from torchvision import transforms as T
 
 from tools.mini import __main__ as mini_training
+from trainers.hegraph import Backbone, UserError, load_backbone
 from trainers.hegraph.backbones import loading
-from trainers.hegraph.backbones.clip import Backbone
 from trainers.hegraph.backbones.identity import MINI_WEIGHTS, backbone_identity, describe_transform
-from trainers.hegraph.backbones.loading import Source, load_backbone
-from trainers.hegraph.utils.errors import UserError
+from trainers.hegraph.backbones.loading import Source
 from trainers.hegraph.utils.files import hash_file
 
 # torch deprecates its TorchScript functions

@@ -155,11 +155,8 @@ def test_offline_message_shows_address_option_and_embedded_model(no_hub, monkeyp
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub)
     monkeypatch.setattr(huggingface_hub.utils, "get_session", lambda: SimpleNamespace(head=head))
     whole = [
-        "ViT-B-16-quickgelu/openai",
-        "ViT-B-32-quickgelu/openai",
-        "RN50-quickgelu/openai",
-        "RN101-quickgelu/openai",
-    ]
+        "ViT-B-16-quickgelu/openai", "ViT-B-32-quickgelu/openai", "RN50-quickgelu/openai", "RN101-quickgelu/openai",
+    ]  # fmt: skip
     for name, tag in open_clip.list_pretrained():
         with pytest.raises(UserError) as caught:
             loading.find_source(name, tag)

@@ -11,31 +11,25 @@ import torch.nn.functional as F
 from tiny import SENTENCES, TINY, save_weights
 from torch import nn
 
+from trainers.hegraph import Backbone, HeGraphClassifier, UserError, load_backbone, load_cfg
 from trainers.hegraph.__main__ import main
 from trainers.hegraph.backbones import identity, precision
-from trainers.hegraph.backbones.clip import Backbone, encode_in_parts
+from trainers.hegraph.backbones.clip import encode_in_parts
 from trainers.hegraph.backbones.identity import backbone_identity, has_fast_bfloat16, resolve_precision
-from trainers.hegraph.backbones.loading import create_model, load_backbone
+from trainers.hegraph.backbones.loading import create_model
 from trainers.hegraph.backbones.precision import CAN_PACK, PackedBlock, PackedLinear, PackedPatches, encode_short
-from trainers.hegraph.config_files import load_cfg
 from trainers.hegraph.datasets.digits import open_digit
-from trainers.hegraph.estimator.classifier import HeGraphClassifier
 from trainers.hegraph.experiments.run_folder import precision_of, run_config
 from trainers.hegraph.features import __main__ as features
 from trainers.hegraph.features.bank import BankFile
 from trainers.hegraph.models.folder import load_model
 from trainers.hegraph.predict import __main__ as predict
-from trainers.hegraph.utils.errors import UserError
 from trainers.hegraph.utils.reading import read_json
 
 
 @pytest.mark.parametrize(("machine", "expected"), [
-    ("sse2 avx512_bf16 avx512f", "bf16"),
-    ("amx_bf16", "bf16"),
-    ("sse2 avx512f avx512_bf16x", "fp32"),
-    ((7, 5), "fp32"),
-    ((8, 0), "bf16"),
-    ((12, 0), "bf16"),
+    ("sse2 avx512_bf16 avx512f", "bf16"), ("amx_bf16", "bf16"), ("sse2 avx512f avx512_bf16x", "fp32"),
+    ((7, 5), "fp32"), ((8, 0), "bf16"), ((12, 0), "bf16"),
 ])  # fmt: skip
 def test_auto_precision_follows_the_hardware(monkeypatch, tmp_path, machine, expected):
     device, name = ("cpu" if isinstance(machine, str) else "cuda:1"), "ViT-B-32-quickgelu"
@@ -216,9 +210,7 @@ BASE = (f"{NODE}.VARIANT", "base")
 
 
 @pytest.mark.parametrize(("words", "expected"), [
-    ([], "fp32"),
-    (["--precision", "bf16"], "bf16"),
-    ([f"{NODE}.PREC", "bf16"], "bf16"),
+    ([], "fp32"), (["--precision", "bf16"], "bf16"), ([f"{NODE}.PREC", "bf16"], "bf16"),
     (["--precision", "fp32", f"{NODE}.PREC", "bf16"], "bf16"),
     (["--precision", "bf16", f"{NODE}.PREC", "fp32"], "fp32"),
 ])  # fmt: skip

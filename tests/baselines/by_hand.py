@@ -42,20 +42,12 @@ def bank_of(
         (None, None) if split is None else (tensor(split[0]), torch.as_tensor(split[1])) for split in (val, test)
     )
     return FeatureBank(
-        train_features=tensor(train)[None],
-        train_labels=torch.as_tensor(labels),
-        text_positive=tensor(text),
-        text_negative=tensor(text),
-        classnames=[f"class {k}" for k in range(len(text))],
-        dataset=dataset,
-        backbone="none",
-        logit_scale=scale,
-        val_features=val_features,
-        val_labels=val_labels,
-        test_features=test_features,
-        test_labels=test_labels,
+        train_features=tensor(train)[None], train_labels=torch.as_tensor(labels), text_positive=tensor(text),
+        text_negative=tensor(text), classnames=[f"class {k}" for k in range(len(text))], dataset=dataset,
+        backbone="none", logit_scale=scale, val_features=val_features, val_labels=val_labels,
+        test_features=test_features, test_labels=test_labels,
         text_norms=None if norms is None else torch.tensor(norms),
-    )
+    )  # fmt: skip
 
 
 def minimise(

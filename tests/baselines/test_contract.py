@@ -216,10 +216,7 @@ def test_numbers_within_limits_are_accepted():
 
 @pytest.mark.parametrize(("values", "limits"), [
     *((values, {}) for values in ([], "12", [1.0, "two"], [0.0])),
-    ([1.0], {"length": 2}),
-    ([1.0, 2.0], {"integer": True}),
-    ([0], {"minimum": 1}),
-    ([1.1], {"maximum": 1}),
+    ([1.0], {"length": 2}), ([1.0, 2.0], {"integer": True}), ([0], {"minimum": 1}), ([1.1], {"maximum": 1}),
 ], ids=str)  # fmt: skip
 def test_numbers_beyond_limits_are_refused(values, limits):
     with pytest.raises(UserError, match=r"^X must be .*numbers from .* to .*, got [^\n]*$"):
@@ -231,8 +228,7 @@ def test_numbers_beyond_limits_are_refused(values, limits):
     ("CLIPAdapter", "REDUCTION", (1, 4), (0, 5), "REDUCTION"),
     ("TaskRes", "EPOCHS", ([[1, 1]],), ([[1, 0]], [[1, 1.5]]), "EPOCHS"),
     ("TaskRes", "LR", (), ([["", float("inf")]],), "lower LR"),
-    ("TaskRes", "BATCH_SIZE", (1,), (0,), "BATCH_SIZE"),
-    ("GraphAdapter", "GROUPS", (1,), (0,), "GROUPS"),
+    ("TaskRes", "BATCH_SIZE", (1,), (0,), "BATCH_SIZE"), ("GraphAdapter", "GROUPS", (1,), (0,), "GROUPS"),
     ("GraphAdapter", "ALPHA", (0.0, 1.0), (-0.1, 1.1), "ALPHA"),
     ("TipAdapter", "SEARCH_SCALE", (), ([["", [1.0, 0.0]]], [["", [1.0]]]), "SEARCH_SCALE"),
     ("TipAdapter", "SEARCH_STEP", ([1, 1],), ([0, 1], [1]), "SEARCH_STEP"),
@@ -241,8 +237,7 @@ def test_numbers_beyond_limits_are_refused(values, limits):
     ("LPPlusPlus", "BLOCK", (1, 300), (0, 301), "BLOCK|STEPS"),
     ("LPPlusPlus", "MOMENTUM", (), (9.0,), "lower MOMENTUM"),
     ("LinearProbe", "CANDIDATES", (), ([], [1.0, 0.0]), "CANDIDATES"),
-    ("GDA", "CANDIDATES", ([0.0],), ([],), "CANDIDATES"),
-    ("TIMOS", "BETAS", ([1],), ([1, 1.5], []), "BETAS"),
+    ("GDA", "CANDIDATES", ([0.0],), ([],), "CANDIDATES"), ("TIMOS", "BETAS", ([1],), ([1, 1.5], []), "BETAS"),
     ("ProKeR", "SEARCH_RANGE", (), ([["", [0.0, 3.0, 0.1, 1.0]]], [["", [1.0, 2.0]]]), "SEARCH_RANGE"),
     ("ProKeR", "SEARCH_STEP", ([1, 1],), ([0, 1],), "SEARCH_STEP"),
     ("ProtoCLIP", "ALPHA", (0.0, 1.0), (-0.1, 1.1), "ALPHA"),

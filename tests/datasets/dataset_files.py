@@ -13,9 +13,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from trainers.hegraph import UserError, load_dataset
 from trainers.hegraph.datasets.base import Dataset
-from trainers.hegraph.datasets.loading import load_dataset
-from trainers.hegraph.utils.errors import UserError
 
 # --- the server
 

@@ -13,11 +13,10 @@ from dataset_files import write
 from PIL import Image, ImageFilter, ImageOps
 from sklearn.datasets import load_digits
 
+from trainers.hegraph import UserError, load_dataset
 from trainers.hegraph.datasets.base import Dataset, abbreviate, check_classes, class_names, find_copies
 from trainers.hegraph.datasets.images import IMAGE_SUFFIXES, MAX_RATIO, is_image, open_image, reason, to_rgb
-from trainers.hegraph.datasets.loading import load_dataset
 from trainers.hegraph.datasets.splits import Item
-from trainers.hegraph.utils.errors import UserError
 
 CLASSES = ("ant", "bee", "cow", "dog", "elk")
 

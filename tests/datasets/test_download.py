@@ -87,8 +87,7 @@ def test_first_mirror_with_the_right_file_is_used(server, tmp_path, known):
     (OTHER, {"size": len(BODY)}, "expected 300,000 bytes, got 350,000"),
     (OTHER, {"checksum": sum_of(BODY)}, "expected the sha256 checksum"),
     (OTHER, {"checksum": sum_of(BODY, "md5")}, "expected the md5 checksum"),
-    (b"", {}, "expected more than 0 bytes, got 0"),
-    (PAGE, {}, "expected a file, got a web page"),
+    (b"", {}, "expected more than 0 bytes, got 0"), (PAGE, {}, "expected a file, got a web page"),
 ])  # fmt: skip
 def test_wrong_file_is_refused(server, tmp_path, body, known, words):
     refused(one_file(server.url("/f", serve(body)), **known), tmp_path, words)
@@ -383,12 +382,9 @@ GZ, A, SYM, LNK = pack("tar.gz", FILES), ("images/a", b"a"), tarfile.SYMTYPE, ta
     pack("zip", FILES).replace(BODY[HALF : HALF + 8], bytes(8)),  # which does not compress, so it stands there
     GZ[:-100],
     GZ[:-8] + bytes(4) + GZ[-4:],  # its checksum
-    tar_with(A, ("images/../../../escaped", b"x")),
-    tar_with(A, ("images/inside", b"", SYM, "a")),
-    tar_with(A, ("images/hard", b"", LNK, "../escaped")),
-    tar_with(A, ("images/a/1.jpg", b"a")),
-    pack("zip", {"images/a": b"a", "images/a/1.jpg": b"a"}),
-    pack("zip", {"images/a/1.jpg": b"a", "images/a": b"a"}),
+    tar_with(A, ("images/../../../escaped", b"x")), tar_with(A, ("images/inside", b"", SYM, "a")),
+    tar_with(A, ("images/hard", b"", LNK, "../escaped")), tar_with(A, ("images/a/1.jpg", b"a")),
+    pack("zip", {"images/a": b"a", "images/a/1.jpg": b"a"}), pack("zip", {"images/a/1.jpg": b"a", "images/a": b"a"}),
     pack("zip", {f"images/{'a' * 300}": b"a"}),
 ])  # fmt: skip
 def test_damaged_or_unsafe_archive_is_replaced(server, tmp_path, body):

@@ -39,8 +39,7 @@ def test_split_folders_become_sorted_items(tmp_path, caplog):
     (["1", "02", "9", "10", "B", "b"], False),  # numbers by value, then other names
     (["7", "-1", "1.5", "m²", "²", "①"], False),  # names that only look like numbers
     (["a {} b", unicodedata.normalize("NFC", "käse"), "red panda", "雲"], False),
-    (["0", "1", "2", "10"], True),
-    (["-1", "0.0"], True),
+    (["0", "1", "2", "10"], True), (["-1", "0.0"], True),
 ])  # fmt: skip
 def test_class_names_are_normalised_and_sorted(tmp_path, caplog, names, warned):
     files = [f"train/{unicodedata.normalize(form, name)}/1.jpg" for form in ("NFD", "NFC") for name in names[::-1]]
@@ -122,8 +121,7 @@ COLUMNS = r"expected the columns path,label\[,split\] in the first line, each on
 
 
 @pytest.mark.parametrize(("text", "words"), [
-    ("", f"{COLUMNS}nothing"),
-    ("path|label\na.jpg|ant\n", rf"{COLUMNS}path\|label"),
+    ("", f"{COLUMNS}nothing"), ("path|label\na.jpg|ant\n", rf"{COLUMNS}path\|label"),
     ("path,label\n", "has no training image"),
     ("path,label\na.jpg,ant\n,ant\n", "line 3: path must not be empty"),
     ("path,label\na.jpg,panda, red\n", "line 2: more values than columns"),
@@ -142,10 +140,8 @@ def test_delimiter_is_detected(tmp_path, delimiter):
     text = "\r\n".join(delimiter.join(line.rsplit(",", 2)) for line in lines)
     write(tmp_path / "labels.csv", f"\ufeff{text}\r\n")
     assert rows_of(load(tmp_path)) == {
-        "train": [("cat,1.jpg", 0, 'a "cat"'), ("c.jpg", 1, "dog")],
-        "val": [],
-        "test": [("b.jpg", 1, "dog")],
-    }
+        "train": [("cat,1.jpg", 0, 'a "cat"'), ("c.jpg", 1, "dog")], "val": [], "test": [("b.jpg", 1, "dog")],
+    }  # fmt: skip
 
 
 def test_windows_paths_are_read(tmp_path):
@@ -170,8 +166,7 @@ def test_unlabelled_table_is_read(tmp_path, text, paths):
     ("label,path\ncat\n", r"u\.csv, line 2: path must not be empty"),
     ("path\na.jpg\n ,\n", r"u\.csv, line 3: "),
     ("image,label\na.jpg,cat\n", r"u\.csv: expected the columns path in the first line, .* got image,label"),
-    ("", "got nothing"),
-    ("path\n", "contains no image"),
+    ("", "got nothing"), ("path\n", "contains no image"),
 ])  # fmt: skip
 def test_unlabelled_table_without_paths_is_refused(tmp_path, text, message):
     with pytest.raises(UserError, match=message):
@@ -293,8 +288,7 @@ def test_check_covers_all_data_sets_by_default(food, capsys):
 @pytest.mark.parametrize(("files", "message"), [
     (["train/ant/1.png", "train/bee/1.png"], "2 train, 0 val and 0 test images of 2 classes"),
     ([f"{name}/{n}.png" for name in ("ant", "bee") for n in range(4)], "4 train, 2 val and 2 test images of"),
-    (["train/ant/1.png"], "at least two classes"),
-    (["ant/1.png"], "has images in only one folder, ant"),
+    (["train/ant/1.png"], "at least two classes"), (["ant/1.png"], "has images in only one folder, ant"),
     (["a.csv"], "is damaged or not a UTF-8 table"),
     ([], None), (["notes.txt"], None), (["dtd/images/ant/1.png", "ant/1.png"], None),  # a folder of data sets
 ])  # fmt: skip
@@ -312,8 +306,7 @@ def test_check_recognises_a_folder_of_own_images(tmp_path, capsys, files, messag
 
 @pytest.mark.parametrize(("words", "message"), [
     ("check dtd flowers17", "'flowers17'; did you mean 'OxfordFlowers'?"),
-    ("check folder dtd", "your own images"),
-    ("download folder", "your own images"),
+    ("check folder dtd", "your own images"), ("download folder", "your own images"),
 ])  # fmt: skip
 def test_invalid_arguments_are_refused_first(cli_error, words, message):
     assert message in cli_error("datasets", *words.split(), "--root", "absent")

@@ -15,11 +15,10 @@ import pytest
 from dataset_files import make, write
 from scipy.io import savemat
 
+from trainers.hegraph import UserError, load_dataset, load_few_shot
 from trainers.hegraph.datasets.base import Dataset
 from trainers.hegraph.datasets.layouts import list_names, split_classes
-from trainers.hegraph.datasets.loading import load_dataset, load_few_shot
 from trainers.hegraph.datasets.splits import Item
-from trainers.hegraph.utils.errors import UserError
 
 # Images in a mixed order, of three classes: 8, 5 and 10 of them
 MIXED = (2, 0, 2, 1, 0, 2, 1, 2, 0, 2, 0, 1, 2, 0, 2, 1, 0, 2, 0, 1, 2, 2, 0)

@@ -71,8 +71,7 @@ def test_shards_become_items(shards, caplog):
 @pytest.mark.parametrize(("names", "expected"), [
     (["Train-000.tar", "VAL-000.tar", "Test-000.tar"], [2, 2, 2]),
     (["TRAINING/0.tar", "dev/0.tar", "evaluation/0.tar"], [2, 2, 2]),
-    (["shard-000.tar", "data/shard-001.tar"], [4, 0, 0]),
-    (["train-0.tar", "holdout-0.tar"], None),
+    (["shard-000.tar", "data/shard-001.tar"], [4, 0, 0]), (["train-0.tar", "holdout-0.tar"], None),
     (["imagenet-train-0.tar", "imagenet-val-0.tar"], None),
 ])  # fmt: skip
 def test_shard_names_define_splits(tmp_path, names, expected):

@@ -59,14 +59,11 @@ def test_token_counts_are_clips():
 
 
 @pytest.mark.parametrize(("sentence", "problem"), [
-    (GOOD, ""),
-    ("Eight words are just enough for one cat.", ""),
-    (f"{'Very ' * 33}lazy cat.", ""),
+    (GOOD, ""), ("Eight words are just enough for one cat.", ""), (f"{'Very ' * 33}lazy cat.", ""),
     ('"Tabby" is what people call a cat with dark stripes.', ""),
     ("Élégante, a cat walks along the edge of a red roof.", ""),
     ("On Mt. Fuji a cat sits in the snow before a red gate.", ""),
-    ("A cat sits on a warm wall.", "8 to 35 words, got 7"),
-    (f"{'Very ' * 34}lazy cat.", "8 to 35 words, got 36"),
+    ("A cat sits on a warm wall.", "8 to 35 words, got 7"), (f"{'Very ' * 34}lazy cat.", "8 to 35 words, got 36"),
     (f"The cat {'unquestionably-incomprehensible-antidisestablishmentarian ' * 6}sits.", "at most 77 tokens"),
     ("A dog sits on a warm wall and licks its striped paw.", "class name is missing"),
     ("a cat sits on a warm wall and licks its paw.", "a capital letter at the start"),

@@ -296,12 +296,8 @@ def test_foreign_files_are_refused(describe, endpoint, tmp_path, file, content, 
 
 
 @pytest.mark.parametrize(("option", "value", "words"), [
-    ("--per-class", "0", "at least 1"),
-    ("--timeout", "nan", "from 0.001"),
-    ("--temperature", "2.1", "from 0 to 2"),
-    ("--tries", "many", "many"),
-    ("--context", " ", "--context is empty"),
-    ("--endpoint", "nowhere", "--endpoint"),
+    ("--per-class", "0", "at least 1"), ("--timeout", "nan", "from 0.001"), ("--temperature", "2.1", "from 0 to 2"),
+    ("--tries", "many", "many"), ("--context", " ", "--context is empty"), ("--endpoint", "nowhere", "--endpoint"),
     ("--key-env", "NO_SUCH_VARIABLE", "NO_SUCH_VARIABLE"),
     ("--aliases", "/nowhere/aliases.json", "/nowhere/aliases.json"),
     ("--out", "/dev/null/out.json", "cannot write /dev/null/out.json"),

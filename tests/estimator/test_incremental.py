@@ -372,8 +372,7 @@ def test_folder_stores_data_for_adaptation(own, fitted, parts, tmp_path):
 
 
 @pytest.mark.parametrize(("wrong", "words"), [
-    (lambda U: np.ones((3, 5)), "5 features.*16"),
-    (lambda U: "a.png", "expected a list of images"),
+    (lambda U: np.ones((3, 5)), "5 features.*16"), (lambda U: "a.png", "expected a list of images"),
     (lambda U: U, "112 unlabelled images of 4 classes"),  # 4 times 1,792 bytes
 ])  # fmt: skip
 def test_adapt_rejects_invalid_images(own, parts, monkeypatch, wrong, words):
@@ -466,8 +465,7 @@ def test_train_more_uses_the_precision_of_training(root, digits, tmp_path, caplo
 @pytest.mark.parametrize(("words", "message"), [
     ("{model} --root {root} --in-place", "is also an image of class 'zero'"),
     ("{model} --root {root} --out {thesis}", "which is not overwritten"),
-    ("{model} --root {absent} --in-place", "absent"),
-    ("{run} --root {root} --in-place", "use --out FOLDER"),
+    ("{model} --root {absent} --in-place", "absent"), ("{run} --root {root} --in-place", "use --out FOLDER"),
 ])  # fmt: skip
 def test_train_more_rejects_invalid_input(root, finished_digits_once, digits, tmp_path, cli_error, words, message):
     model, thesis = save_digits(digits, tmp_path / "model", "zero", "one"), tmp_path / "thesis"

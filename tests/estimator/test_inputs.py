@@ -13,8 +13,7 @@ import torch.nn.functional as F
 from PIL import Image
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from trainers.hegraph import HeGraphClassifier, UserError, load_backbone
-from trainers.hegraph.config_files import load_cfg
+from trainers.hegraph import HeGraphClassifier, UserError, load_backbone, load_cfg
 from trainers.hegraph.estimator.inputs import class_names, image_list, split_labelled, unit_rows
 from trainers.hegraph.estimator.training import Origin, task_of
 from trainers.hegraph.method.cache import text_logits
@@ -100,8 +99,7 @@ def test_mean_of_views_is_classified(data, quick):
     (dict(zip([1, 5, 7], "571")), ""),  # a dict is unambiguous
     (["1", "7", "5"], r"in another order \(1, 7, 5, \.\.\."),
     (["a"], r"as a list for the 3 sorted labels in y \(1, 5, 7, \.\.\.\), got \['a'\]"),
-    ({"a", "b", "c"}, "for the 3 sorted labels"),
-    ({1: "a", 5: "b"}, "classnames: 2"),
+    ({"a", "b", "c"}, "for the 3 sorted labels"), ({1: "a", 5: "b"}, "classnames: 2"),
     (["a", "b", "\udcff"], "udcff"),
 ])  # fmt: skip
 def test_class_names_follow_sorted_labels(classnames, message):
@@ -110,15 +108,11 @@ def test_class_names_follow_sorted_labels(classnames, message):
 
 
 @pytest.mark.parametrize(("y", "classnames", "expected"), [
-    ([0, -1, 1, -1], None, []),
-    ([0, -1, 1, -1], ["cat", "dog"], [1, 3]),
+    ([0, -1, 1, -1], None, []), ([0, -1, 1, -1], ["cat", "dog"], [1, 3]),
     ([0, -1, 1, -1], {0: "cat", 1: "dog"}, [1, 3]),
     ([0, -1, 1, -1], ["none", "cat", "dog"], []),  # three names: -1 is the first of three classes
-    ([0, -1, 1, -1], {-1: "none", 0: "cat", 1: "dog"}, []),
-    ([0.0, -1.0, 1.0], ["cat", "dog"], []),
-    ([-1, -1], ["cat", "dog"], [0, 1]),
-    ([0, -1], ["cat"], [1]),
-    ([-1, -1], None, []),
+    ([0, -1, 1, -1], {-1: "none", 0: "cat", 1: "dog"}, []), ([0.0, -1.0, 1.0], ["cat", "dog"], []),
+    ([-1, -1], ["cat", "dog"], [0, 1]), ([0, -1], ["cat"], [1]), ([-1, -1], None, []),
 ])  # fmt: skip
 def test_minus_one_marks_unlabelled_images(y, classnames, expected):
     X, labels, rest = split_labelled(np.arange(len(y)), np.array(y), classnames)

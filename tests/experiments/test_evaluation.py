@@ -14,21 +14,18 @@ import pytest
 import torch
 from torch import Tensor
 
+from trainers.hegraph import FeatureBank, ModelOptions, UserError, load_bank, load_cfg
 from trainers.hegraph.__main__ import summary
 from trainers.hegraph.baselines.base import FittedMethod
-from trainers.hegraph.config_files import load_cfg
 from trainers.hegraph.experiments import evaluation
 from trainers.hegraph.experiments import run as run_module
 from trainers.hegraph.experiments.run_folder import run_config
 from trainers.hegraph.experiments.tasks import FeatureTask, Task, ids_of_names, load_image_task, match_classes
-from trainers.hegraph.features.bank import FeatureBank, load_bank
 from trainers.hegraph.method.cache import FoldedClassifier
 from trainers.hegraph.method.closed_form import NewClassMessages
 from trainers.hegraph.method.model import TransferableAdapter
-from trainers.hegraph.method.options import ModelOptions
 from trainers.hegraph.models.saved import NOT_TESTED, Backbone, SavedModel, TrainedOn
 from trainers.hegraph.results.records import OTHER_CLASSES, SAME_CLASSES, TargetRecord
-from trainers.hegraph.utils.errors import UserError
 
 AXES = torch.eye(3)
 NODE = "TRAINER.HEGRAPHADAPTER"

@@ -13,16 +13,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from trainers.hegraph import FeatureBank, UserError, load_bank, load_cfg
 from trainers.hegraph.baselines.base import FittedMethod
-from trainers.hegraph.config_files import load_cfg
 from trainers.hegraph.experiments import fitting
 from trainers.hegraph.experiments.run import check_configuration
 from trainers.hegraph.experiments.tasks import BankTask
-from trainers.hegraph.features.bank import FeatureBank, load_bank
 from trainers.hegraph.models.folder import load_model
 from trainers.hegraph.results.records import read_record
 from trainers.hegraph.training.confidence import fit_temperature
-from trainers.hegraph.utils.errors import UserError
 
 NODE = "TRAINER.HEGRAPHADAPTER"
 ALPHA, BETA, OMEGA = (f"{NODE}.{name}" for name in ("ALPHA_C", "BETA_C", "CLOSED_FORM.OMEGA"))

@@ -18,22 +18,20 @@ from PIL import Image, ImageChops
 from safetensors.torch import load_file
 from standin.hosts import as_torchrun_sets
 
+from trainers.hegraph import FeatureBank, UserError, load_bank, load_cfg, load_dataset
 from trainers.hegraph.__main__ import summary
 from trainers.hegraph.baselines import method_options
-from trainers.hegraph.config_files import load_cfg
 from trainers.hegraph.datasets.digits import open_digit
-from trainers.hegraph.datasets.loading import load_dataset
 from trainers.hegraph.datasets.splits import sample_few_shot
 from trainers.hegraph.experiments import run as run_module
 from trainers.hegraph.experiments.run_folder import RunFolder, find_model_of_epoch
 from trainers.hegraph.experiments.tasks import BankTask
-from trainers.hegraph.features.bank import BankFile, FeatureBank, load_bank
+from trainers.hegraph.features.bank import BankFile
 from trainers.hegraph.method.cache import FoldedClassifier
 from trainers.hegraph.method.unlabelled import ClassSums, adapt_to_unlabelled
 from trainers.hegraph.models.folder import load_model, read_thumbnail
 from trainers.hegraph.results.records import MEASURED, RunRecord, read_record
 from trainers.hegraph.utils import commit, processes
-from trainers.hegraph.utils.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 NODE = "TRAINER.HEGRAPHADAPTER"
@@ -409,12 +407,8 @@ def test_two_processes_encode_the_same_as_one(run, tmp_path):
     counts = [int(re.search(r"encoded (\d+) test images", said)[1]) for code, said in ended if code == 0]
     assert sum(counts) == 899 and all(counts)
     alone = (
-        f"{NODE}.FEATURES.DIR",
-        str(tmp_path / "alone"),
-        *map(str, features[2:]),
-        "DATALOADER.TEST.BATCH_SIZE",
-        "10",
-    )
+        f"{NODE}.FEATURES.DIR", str(tmp_path / "alone"), *map(str, features[2:]), "DATALOADER.TEST.BATCH_SIZE", "10",
+    )  # fmt: skip
     run(*DIGITS, *alone, bank=None)
     assert encoded(tmp_path / "together") == encoded(tmp_path / "alone") != {}
 

@@ -10,11 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from trainers.hegraph.config_files import load_cfg
+from trainers.hegraph import UserError, load_bank, load_cfg
 from trainers.hegraph.experiments import run as run_module
-from trainers.hegraph.features.bank import load_bank
 from trainers.hegraph.utils import processes
-from trainers.hegraph.utils.errors import UserError
 
 NODE = "TRAINER.HEGRAPHADAPTER"
 
@@ -225,8 +223,7 @@ def test_test_of_a_model_does_not_overwrite_the_bank(run, finished_run_once, tin
 
 
 @pytest.mark.parametrize(("place", "said"), [
-    ("adapter.safetensors", "is no file but a folder"),
-    ("model", "not overwritten"),
+    ("adapter.safetensors", "is no file but a folder"), ("model", "not overwritten"),
     ("model-epoch3", "not overwritten"),
 ])  # fmt: skip
 def test_outputs_must_be_replaceable_before_training(run, no_training, tmp_path, place, said):

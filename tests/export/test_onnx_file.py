@@ -17,8 +17,8 @@ from torch import Tensor
 onnx = pytest.importorskip("onnx", reason="the extra `onnx` is not installed: pip install onnx onnxruntime")
 onnxruntime = pytest.importorskip("onnxruntime", reason="the extra `onnx` is not installed")
 
+from trainers.hegraph import Backbone, UserError  # noqa: E402
 from trainers.hegraph.__main__ import main  # noqa: E402
-from trainers.hegraph.backbones.clip import Backbone  # noqa: E402
 from trainers.hegraph.backbones.identity import MINI_WEIGHTS  # noqa: E402
 from trainers.hegraph.backbones.loading import create_model  # noqa: E402
 from trainers.hegraph.datasets.digits import load_digits_dataset, open_digit  # noqa: E402
@@ -30,7 +30,6 @@ from trainers.hegraph.models.images import ImageModel  # noqa: E402
 from trainers.hegraph.models.saved import NOT_TESTED, Preprocessing, SavedModel, TrainedOn  # noqa: E402
 from trainers.hegraph.models.saved import Backbone as BackboneConfig  # noqa: E402
 from trainers.hegraph.training.confidence import KnownScores  # noqa: E402
-from trainers.hegraph.utils.errors import UserError  # noqa: E402
 
 WIDTH = 24
 PAGE = Path(__file__).parents[2] / "docs" / "guides" / "onnx.md"

@@ -7,8 +7,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from trainers.hegraph.backbones.clip import Backbone
-from trainers.hegraph.backbones.loading import load_backbone
+from trainers.hegraph import Backbone, load_backbone
 
 
 @pytest.fixture(scope="session")

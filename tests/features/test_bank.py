@@ -37,21 +37,12 @@ def unit(*shape: int, seed: int = 0) -> torch.Tensor:
 def make_bank(views: int = 1) -> FeatureBank:
     """K = 3 classes, d = 4; unequal numbers of training images."""
     return FeatureBank(
-        train_features=unit(views, 6, 4, seed=1),
-        train_labels=torch.tensor([0, 0, 0, 2, 1, 1]),
-        text_positive=unit(3, 4, seed=2),
-        text_negative=unit(3, 4, seed=3),
-        classnames=["crème brûlée", "a/b", "zürich"],
-        dataset="Toy",
-        backbone="toy/weights",
-        logit_scale=1 / 3,
-        val_features=unit(3, 4, seed=4),
-        val_labels=torch.tensor([0, 1, 2]),
-        test_features=unit(5, 4, seed=5),
-        test_labels=torch.tensor([2, 1, 0, 1, 2]),
-        text_norms=torch.tensor([9.0, 10.0, 11.0]),
-        encoder=ENCODER,
-    )
+        train_features=unit(views, 6, 4, seed=1), train_labels=torch.tensor([0, 0, 0, 2, 1, 1]),
+        text_positive=unit(3, 4, seed=2), text_negative=unit(3, 4, seed=3),
+        classnames=["crème brûlée", "a/b", "zürich"], dataset="Toy", backbone="toy/weights", logit_scale=1 / 3,
+        val_features=unit(3, 4, seed=4), val_labels=torch.tensor([0, 1, 2]), test_features=unit(5, 4, seed=5),
+        test_labels=torch.tensor([2, 1, 0, 1, 2]), text_norms=torch.tensor([9.0, 10.0, 11.0]), encoder=ENCODER,
+    )  # fmt: skip
 
 
 @pytest.fixture
@@ -122,8 +113,7 @@ def text(key: str, value: str):
         (at("text_norms", (1,), 0.0), "text_norms must be positive"),
         (text("classnames", '["a", "", "c"]'), "classnames"),
         (text("classnames", '["cat", "dog", "cat"]'), "class names repeat: cat"),
-        (text("logit_scale", "nan"), "logit_scale"),
-        (text("logit_scale", "0"), "logit_scale"),
+        (text("logit_scale", "nan"), "logit_scale"), (text("logit_scale", "0"), "logit_scale"),
         (text("encoder", '{"model": "R", "pretrained": "", "precision": "int8", "fingerprint": {}}'), "encoder"),
     ],
 )  # fmt: skip

@@ -18,18 +18,15 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from trainers.hegraph import Backbone, FeatureBank, UserError, load_bank, load_cfg, load_dataset
 from trainers.hegraph.__main__ import main as train
-from trainers.hegraph.backbones.clip import Backbone
-from trainers.hegraph.config_files import load_cfg
 from trainers.hegraph.datasets.base import Dataset
 from trainers.hegraph.datasets.digits import open_digit
 from trainers.hegraph.datasets.images import to_rgb
-from trainers.hegraph.datasets.loading import load_dataset
 from trainers.hegraph.datasets.splits import Item, sample_few_shot
 from trainers.hegraph.features import extract
 from trainers.hegraph.features import images as reading
 from trainers.hegraph.features.__main__ import main
-from trainers.hegraph.features.bank import FeatureBank, load_bank
 from trainers.hegraph.features.extract import (
     encode_images,
     encode_prompts,
@@ -41,7 +38,6 @@ from trainers.hegraph.features.extract import (
 from trainers.hegraph.features.images import ImageReader, ImageViews
 from trainers.hegraph.features.options import EncodingOptions
 from trainers.hegraph.models.images import ImageModel
-from trainers.hegraph.utils.errors import UserError
 from trainers.hegraph.utils.reading import read_json
 
 NODE = "TRAINER.HEGRAPHADAPTER"

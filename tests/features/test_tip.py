@@ -7,12 +7,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from trainers.hegraph.config_files import load_cfg
+from trainers.hegraph import UserError, load_bank, load_cfg
 from trainers.hegraph.features.__main__ import main
-from trainers.hegraph.features.bank import load_bank
 from trainers.hegraph.features.extract import encode_prompts
 from trainers.hegraph.features.tip import import_tip, read_classnames
-from trainers.hegraph.utils.errors import UserError
 
 K, D, SHOTS, TEST = 3, 8, 2, 4
 NAMES = ["cat", "dog", "bee"]

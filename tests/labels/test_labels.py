@@ -11,10 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trainers.hegraph import HeGraphClassifier, LabelIssue, UserError
-from trainers.hegraph.backbones.clip import Backbone
+from trainers.hegraph import Backbone, HeGraphClassifier, LabelIssue, UserError, load_bank
 from trainers.hegraph.datasets.digits import load_digits_dataset
-from trainers.hegraph.features.bank import load_bank
 from trainers.hegraph.labels.__main__ import main
 from trainers.hegraph.labels.issues import find_label_issues, label_scores, left_out_logits, training_free_options
 from trainers.hegraph.labels.suggest import select, suggest, typicality

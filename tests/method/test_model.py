@@ -9,11 +9,10 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from benchmarks.tasks import unit_features
-from trainers.hegraph.config_files import load_cfg
+from trainers.hegraph import HeGraphModel, build_graph, load_bank, load_cfg
 from trainers.hegraph.experiments.fitting import new_model
 from trainers.hegraph.experiments.run import MODEL_KEYS
 from trainers.hegraph.experiments.tasks import BankTask
-from trainers.hegraph.features.bank import load_bank
 from trainers.hegraph.method import cache as module
 from trainers.hegraph.method.cache import (
     FoldedClassifier,
@@ -26,8 +25,8 @@ from trainers.hegraph.method.cache import (
     text_logits,
 )
 from trainers.hegraph.method.closed_form import ClosedForm, class_offsets
-from trainers.hegraph.method.graph import build_graph, class_prototypes
-from trainers.hegraph.method.model import HeGraphModel, build_model, shuffled
+from trainers.hegraph.method.graph import class_prototypes
+from trainers.hegraph.method.model import build_model, shuffled
 from trainers.hegraph.method.options import ClosedFormOptions
 from trainers.hegraph.method.relations import RELATIONS
 from trainers.hegraph.training.loop import AdapterTraining, train_to_end
@@ -277,10 +276,8 @@ def test_text_and_cache_logits_by_hand():
 
 @pytest.mark.parametrize("chunk", [1, 20, 10**6])  # every row alone, a few, all
 @pytest.mark.parametrize(("own", "known", "beta", "width", "dtype", "tolerance"), [
-    (OWN, True, 5.5, 8, torch.float32, 1e-5),
-    (OWN, False, 1.0, 2, torch.float64, 1e-8),
-    (None, True, 50.0, CLASSES, torch.float64, 1e-8),
-    (None, False, 0.0, 8, torch.float32, 1e-5),
+    (OWN, True, 5.5, 8, torch.float32, 1e-5), (OWN, False, 1.0, 2, torch.float64, 1e-8),
+    (None, True, 50.0, CLASSES, torch.float64, 1e-8), (None, False, 0.0, 8, torch.float32, 1e-5),
 ])  # fmt: skip
 def test_shifted_cache_logits_equal_the_plain_functions(monkeypatch, chunk, own, known, beta, width, dtype, tolerance):
     monkeypatch.setitem(module.CHUNK, "cpu", chunk)

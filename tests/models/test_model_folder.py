@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
-from trainers.hegraph.method.options import ModelOptions
+from trainers.hegraph import ModelOptions, UserError
 from trainers.hegraph.models.folder import (
     CARD,
     CONFIG,
@@ -33,7 +33,6 @@ from trainers.hegraph.models.folder import (
 from trainers.hegraph.models.saved import ModelMetadata, SavedModel
 from trainers.hegraph.training.confidence import KnownScores
 from trainers.hegraph.utils import files
-from trainers.hegraph.utils.errors import UserError
 from trainers.hegraph.utils.reading import read_json
 
 KNOWN = KnownScores(quantiles=[0.1 * step for step in range(101)], fitted_on="val", num_images=12)
@@ -264,10 +263,8 @@ def test_missing_and_mistyped_entries_are_named(folder):
     ("extra", 1, "extra"),
     ("classnames", ["ant", "bee"], "3 class_ids for 2 classnames"),
     ("class_ids", ["n1", "n2", "n1"], "class_ids must be unique"),
-    ("images", [1, 1], "2 images for 3 classnames"),
-    ("temperature", 0, "temperature"),
-    ("prompts.negative", [["no ant"]], "prompts must have"),
-    ("transfer.options.variant", "X", "VARIANT 'X'"),
+    ("images", [1, 1], "2 images for 3 classnames"), ("temperature", 0, "temperature"),
+    ("prompts.negative", [["no ant"]], "prompts must have"), ("transfer.options.variant", "X", "VARIANT 'X'"),
     ("transfer.options.closed_form.kappa", 0.0, "KAPPA must be above 0"),
     ("transfer.options.metapath.GAMMA", 1.0, "metapath must have the keys"),
 ], ids=str)  # fmt: skip
@@ -280,8 +277,7 @@ def test_invalid_values_are_named(folder, keys, value, expected):
 @pytest.mark.parametrize(("changes", "expected"), [
     ({"text_positive": None}, "text_positive"),
     ({"transfer.weight.negative": None}, "transfer.weight.negative"),
-    ({"transfer.messages.matrix": None}, "matrix"),
-    ({"extra": torch.zeros(1)}, "unknown tensor 'extra'"),
+    ({"transfer.messages.matrix": None}, "matrix"), ({"extra": torch.zeros(1)}, "unknown tensor 'extra'"),
     ({"extra.weight.x": torch.zeros(8, 8)}, "unknown tensor 'extra.weight.x'"),
     (
         {"keys": torch.zeros(0, 8), "labels": torch.zeros(0, dtype=torch.int32), "key_weights": None},

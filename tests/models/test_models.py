@@ -10,17 +10,16 @@ import torch
 import yaml
 from PIL import Image
 
+from trainers.hegraph import UserError, load_backbone, load_bank
 from trainers.hegraph.backbones import loading
 from trainers.hegraph.backbones.clip import Backbone as ClipBackbone
-from trainers.hegraph.backbones.loading import load_backbone
 from trainers.hegraph.datasets.digits import open_digit
-from trainers.hegraph.features.bank import Encoder, load_bank
+from trainers.hegraph.features.bank import Encoder
 from trainers.hegraph.models.card import base_model_of, model_card
 from trainers.hegraph.models.folder import load_model
 from trainers.hegraph.models.images import ImageModel
 from trainers.hegraph.models.saved import NOT_TESTED, Backbone, SavedModel
 from trainers.hegraph.results.records import read_record
-from trainers.hegraph.utils.errors import UserError
 
 
 def header_of(card: str) -> dict:
@@ -47,11 +46,9 @@ def test_card_states_provenance_and_scores(saved_model):
     [result] = header["model-index"][0]["results"]
     assert result["dataset"] == {"type": "Tiny", "name": "Tiny", "split": "test"}
     assert [(metric["type"], metric["name"], metric["value"]) for metric in result["metrics"]] == [
-        ("accuracy", "Accuracy", 0.9),
-        ("f1", "Macro F1", 0.89),
-        ("accuracy", "Accuracy of the text classifier alone", 0.8),
-        ("ece", "Expected calibration error", 0.025),
-    ]
+        ("accuracy", "Accuracy", 0.9), ("f1", "Macro F1", 0.89),
+        ("accuracy", "Accuracy of the text classifier alone", 0.8), ("ece", "Expected calibration error", 0.025),
+    ]  # fmt: skip
 
 
 def test_card_omits_unknown_values_and_shortens_lists(saved_model):

@@ -81,8 +81,7 @@ def test_several_inputs_in_order(tmp_path):
     (b"a.png\r\nb c.png", False, ["a.png", "b c.png"]),
     (b"\xef\xbb\xbfa.png\n\n  b.png \n", False, ["a.png", "  b.png "]),
     ("größe.png\n".encode() + b"a\xff\r.png\n", False, ["größe.png", "a\udcff\r.png"]),
-    (b"a\nb.png\0c\r\0", True, ["a\nb.png", "c\r"]),
-    (b"", False, []),
+    (b"a\nb.png\0c\r\0", True, ["a\nb.png", "c\r"]), (b"", False, []),
 ])  # fmt: skip
 def test_list_has_paths(text, null, expected):
     assert list(read_list(io.BytesIO(text), null)) == expected
@@ -105,10 +104,8 @@ def test_list_on_standard_input_is_streamed(monkeypatch):
 
 
 @pytest.mark.parametrize(("inputs", "expected"), [
-    ([], "nothing to classify: give images"),
-    (["-", "-"], "given twice"),
-    (["missing.png"], "cannot read missing.png"),
-    (["nu\0l"], "cannot read nu"),
+    ([], "nothing to classify: give images"), (["-", "-"], "given twice"),
+    (["missing.png"], "cannot read missing.png"), (["nu\0l"], "cannot read nu"),
 ])  # fmt: skip
 def test_inputs_are_checked(monkeypatch, inputs, expected):
     check_inputs(["-"])
@@ -203,8 +200,7 @@ def test_long_class_names_have_unique_folders(tmp_path):
 
 
 @pytest.mark.parametrize(("names", "ids", "expected"), [
-    (["a", "b"], ["1", "2"], ["a", "b"]),
-    (["a", "a"], ["1", "2"], ["a (1)", "a (2)"]),
+    (["a", "b"], ["1", "2"], ["a", "b"]), (["a", "a"], ["1", "2"], ["a (1)", "a (2)"]),
     (["a", "a", "a (1)"], ["1", "2", "3"], ["a (1) (0)", "a (2)", "a (1)"]),
     (["a", "a"], ["1", "1"], ["a (1)", "a (1) (1)"]),
     (["a", "a", "a (1)", "a (1)", "a (1) (1)"], list("11111"), None),

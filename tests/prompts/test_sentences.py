@@ -45,10 +45,8 @@ def descriptions(tmp_path):
     ("OxfordPets", "a photo of a cat, a type of pet."),
     ("OxfordFlowers", "a photo of a cat, a type of flower."),
     ("FGVCAircraft", "a photo of a cat, a type of aircraft."),
-    ("DescribableTextures", "cat texture."),
-    ("EuroSAT", "a centered satellite photo of cat."),
-    ("Food101", "a photo of cat, a type of food."),
-    ("UCF101", "a photo of a person doing cat."),
+    ("DescribableTextures", "cat texture."), ("EuroSAT", "a centered satellite photo of cat."),
+    ("Food101", "a photo of cat, a type of food."), ("UCF101", "a photo of a person doing cat."),
     *((name, "a photo of a cat.") for name in (*PLAIN, "MyBirds")),
 ])  # fmt: skip
 def test_templates_of_data_sets_are_coops(dataset, sentence):
@@ -77,8 +75,7 @@ def test_templates_and_descriptions_are_separate_groups(descriptions, source, fi
 
 
 @pytest.mark.parametrize(("key", "classname"), [
-    ("american_bulldog", "American-Bulldog"),
-    (" american  bulldog ", "american_bulldog"),
+    ("american_bulldog", "American-Bulldog"), (" american  bulldog ", "american_bulldog"),
     ("cafe\u0301", "caf\u00e9"),  # combining accent and precomposed character
 ])  # fmt: skip
 def test_description_keys_match_normalised_class_names(descriptions, key, classname):
@@ -103,9 +100,7 @@ def test_data_set_without_descriptions_is_refused():
 
 
 @pytest.mark.parametrize(("dataset", "descriptions", "source"), [
-    ("OxfordPets", "", "both"),
-    ("Digits", "", "templates"),
-    ("MyBirds", "", "templates"),
+    ("OxfordPets", "", "both"), ("Digits", "", "templates"), ("MyBirds", "", "templates"),
     ("MyBirds", "x.json", "both"),
 ])  # fmt: skip
 def test_auto_source_uses_available_descriptions(dataset, descriptions, source):

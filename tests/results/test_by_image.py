@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import save_file
 from torch.testing import assert_close
 
+from trainers.hegraph import FeatureBank, UserError, load_bank
 from trainers.hegraph.__main__ import main as train
-from trainers.hegraph.features.bank import FeatureBank, load_bank
 from trainers.hegraph.method.cache import FoldedClassifier
 from trainers.hegraph.models.folder import load_model
 from trainers.hegraph.results.__main__ import main
@@ -32,7 +32,6 @@ from trainers.hegraph.results.by_image import (
 )
 from trainers.hegraph.results.records import PREDICTIONS, write_record, write_tensors_with_classes
 from trainers.hegraph.training.confidence import KnownScores
-from trainers.hegraph.utils.errors import UserError
 
 # Differences
 

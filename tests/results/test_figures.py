@@ -41,13 +41,10 @@ def tabulated(*rows: list[dict], **options) -> Table:
 
 def table(**options) -> Table:
     return tabulated(
-        numbers("A_b", "two", "x", {1: 90.0}),
-        numbers("A_b", "one", "x", {1: 80.0, 2: 82.0}),
-        numbers("A_b", "two", "x", {None: 99.0}, quoted=True),
-        numbers("A_b", "one", "z", {None: 50.0}),
-        numbers("C", "one", "x", {None: 1.0}),
-        **options,
-    )
+        numbers("A_b", "two", "x", {1: 90.0}), numbers("A_b", "one", "x", {1: 80.0, 2: 82.0}),
+        numbers("A_b", "two", "x", {None: 99.0}, quoted=True), numbers("A_b", "one", "z", {None: 50.0}),
+        numbers("C", "one", "x", {None: 1.0}), **options,
+    )  # fmt: skip
 
 
 def test_sample_deviation_and_students_interval():
@@ -63,13 +60,10 @@ def test_sample_deviation_and_students_interval():
 
 def test_markdown():
     lines = [
-        r"| data set | method | x\|y | z |",
-        "| --- | --- | ---: | ---: |",
-        "| A_b | one | 81.00 ± 12.71 | **50.00** |",
-        "| A_b | two | **90.00** |  |",
-        "| A_b | two (quoted) | 99.00 |  |",
-        "| C | one | **1.00** |  |",
-    ]
+        r"| data set | method | x\|y | z |", "| --- | --- | ---: | ---: |",
+        "| A_b | one | 81.00 ± 12.71 | **50.00** |", "| A_b | two | **90.00** |  |",
+        "| A_b | two (quoted) | 99.00 |  |", "| C | one | **1.00** |  |",
+    ]  # fmt: skip
     assert markdown(table()).splitlines()[2:] == lines
     assert markdown(table(intervals=False)).splitlines()[4] == "| A_b | one | 81.00 | **50.00** |"
     assert markdown(table(decimals={"x": 1, "z": 0})).splitlines()[4] == "| A_b | one | 81.0 | 50 |"

@@ -47,8 +47,7 @@ def test_record_round_trip(tmp_path, run, caplog):
 @pytest.mark.parametrize(("changes", "named"), [
     ({"accuracy": 101.0}, "accuracy"),
     ({"targets": {"Zoo": {"accuracy": "high"}}}, "targets.Zoo.accuracy"),
-    ({"rejection": {"accepted": float("nan")}}, "NaN"),
-    (None, "Field required"),
+    ({"rejection": {"accepted": float("nan")}}, "NaN"), (None, "Field required"),
 ])  # fmt: skip
 def test_damaged_records_are_ignored_or_rejected(tmp_path, run, caplog, changes, named):
     record = run()
@@ -193,10 +192,8 @@ def test_runs_without_test_images_are_skipped(folder, run, caplog, capsys):
 
 
 @pytest.mark.parametrize(("command", "words"), [
-    ("compare {}/nowhere", "no complete record below"),
-    ("compare {}/runs --by target", "TARGET_DATASETS"),
-    ("paired {}/runs/seed1/result.json", "Not a directory"),
-    ("paired {}/empty", "no run with test images"),
+    ("compare {}/nowhere", "no complete record below"), ("compare {}/runs --by target", "TARGET_DATASETS"),
+    ("paired {}/runs/seed1/result.json", "Not a directory"), ("paired {}/empty", "no run with test images"),
     ("rejection {}/empty --features {}/bank", "no finished run below"),
     ("curves {}/runs --out {}/runs/seed1/result.json/x", "cannot write"),
     ("report {}/runs --out {}/runs/seed1/result.json", "is read by this command"),

@@ -9,14 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from trainers.hegraph import UserError, load_bank
 from trainers.hegraph.__main__ import configure, main
 from trainers.hegraph.__main__ import parse_arguments as parse_single
 from trainers.hegraph.baselines import METHODS
-from trainers.hegraph.features.bank import load_bank
 from trainers.hegraph.sweep.__main__ import parse_arguments
 from trainers.hegraph.sweep.grid import Grid, read_grid
 from trainers.hegraph.sweep.plan import grid_of
-from trainers.hegraph.utils.errors import UserError
 
 NODE = "TRAINER.HEGRAPHADAPTER"
 ROOT = Path(__file__).parents[2]
@@ -130,8 +129,7 @@ def test_cases_have_their_own_keys_and_folders():
     [
         (("--datasets", "digit", "--configs", "mini"), "'digits'"),
         ((*DIGITS, "--methods", "TipAdaptor"), "'TipAdapter'"),
-        ((*DIGITS, "--shots", "few"), "shots.0"),
-        ((*DIGITS, "--vary", "SEED", "5"), "SEED"),
+        ((*DIGITS, "--shots", "few"), "shots.0"), ((*DIGITS, "--vary", "SEED", "5"), "SEED"),
         ((*DIGITS, "--vary", "OPTIM.LR"), "vary.OPTIM.LR"),
         ((*DIGITS, "--vary", "OPTIM.LR", "0.1", "0.2", "--suffix", ""), "two runs have the folder"),
         ((*DIGITS, "--vary", "OPTIM.LR", "/../../../..", "--suffix", "{LR}"), "must stay below output"),

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from trainers.hegraph.backbones.loading import load_backbone
+from trainers.hegraph import UserError, load_backbone
 from trainers.hegraph.datasets.digits import load_digits_dataset
 from trainers.hegraph.datasets.images import open_image
 from trainers.hegraph.demo.drawing import PNG, SIDE, as_png
@@ -26,7 +26,6 @@ from trainers.hegraph.teach import __main__ as command
 from trainers.hegraph.teach import session as module
 from trainers.hegraph.teach.project import Project
 from trainers.hegraph.teach.session import Session, View, write_sample
-from trainers.hegraph.utils.errors import UserError
 from trainers.hegraph.utils.files import write_tensors
 from trainers.hegraph.utils.reading import read_tensors
 

@@ -13,18 +13,14 @@ import pytest
 import torch
 
 from benchmarks.tasks import random_bank
-from trainers.hegraph.backbones.loading import load_backbone
-from trainers.hegraph.config_files import load_cfg
-from trainers.hegraph.datasets.loading import load_dataset
+from trainers.hegraph import UserError, load_backbone, load_bank, load_cfg, load_dataset
 from trainers.hegraph.experiments import fitting
-from trainers.hegraph.features.bank import load_bank
 from trainers.hegraph.features.images import ImageViews
 from trainers.hegraph.method.model import build_model
 from trainers.hegraph.training import batches as module
 from trainers.hegraph.training import memory
 from trainers.hegraph.training.batches import BankBatches, OnlineBatches, products_bytes, products_with_cache
 from trainers.hegraph.training.memory import free_bytes, log_large, refuse_beyond_memory, training_bytes
-from trainers.hegraph.utils.errors import UserError
 
 VIEWS, IMAGES = 3, 10
 
@@ -114,13 +110,8 @@ def test_the_estimate_counts_what_a_model_holds(width, model_options):
     assert parts["keys"] == 2 * cached
     messages, prior = model.closed_form.to_text, model.closed_form.prior
     tensors = [
-        messages.weights,
-        messages.whitening,
-        messages.nodes,
-        model.closed_form.noise,
-        prior.left_out,
-        prior.texts,
-    ]
+        messages.weights, messages.whitening, messages.nodes, model.closed_form.noise, prior.left_out, prior.texts,
+    ]  # fmt: skip
     dual = prior.left_out if prior.dual is None else prior.dual  # None where text does not predict class means
     assert parts["messages"] == sum(tensor.numel() * tensor.element_size() for tensor in [*tensors, dual])
     # Some of the ten features per class are there while the graph is built
@@ -163,8 +154,7 @@ V2 = {"memory.max": "3000", "memory.current": "1500", "memory.stat": "anon 9\nac
 
 
 @pytest.mark.parametrize(("groups", "files", "free"), [
-    ("0::/a/b", {}, 10240),
-    ("0::/a/b", {"a/b": V2}, 1800),
+    ("0::/a/b", {}, 10240), ("0::/a/b", {"a/b": V2}, 1800),
     ("0::/a/b", {"a": V2, "a/b": V2 | {"memory.max": "max"}}, 1800),
     ("0::/a/b", {"": V2}, 1800),  # a container that sees its own group as the root
     ("0::/a/b", {"a/b": V2 | {"memory.max": "1000"}}, 0),

@@ -17,11 +17,9 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from benchmarks.tasks import random_bank, start_training
-from trainers.hegraph.config_files import load_cfg
-from trainers.hegraph.features.bank import FeatureBank, load_bank
+from trainers.hegraph import FeatureBank, HeGraphModel, ModelOptions, UserError, load_bank, load_cfg
 from trainers.hegraph.method.cache import Logits
-from trainers.hegraph.method.model import HeGraphModel, build_model
-from trainers.hegraph.method.options import ModelOptions
+from trainers.hegraph.method.model import build_model
 from trainers.hegraph.training import loop as module
 from trainers.hegraph.training.batches import BankBatches, Batch, products_with_cache
 from trainers.hegraph.training.loop import (
@@ -33,7 +31,6 @@ from trainers.hegraph.training.loop import (
     train_to_end,
 )
 from trainers.hegraph.training.options import TrainingOptions
-from trainers.hegraph.utils.errors import UserError
 
 EPOCHS = 5
 WIDTH = 16  # of the features of tiny_bank
@@ -320,8 +317,7 @@ def changed(change, checksum: bool = True):
 
 
 @pytest.mark.parametrize(("damage", "said"), [
-    (lambda path: os.truncate(path, 2000), "is damaged"),
-    (lambda path: torch.save({}, path), "is damaged"),
+    (lambda path: os.truncate(path, 2000), "is damaged"), (lambda path: torch.save({}, path), "is damaged"),
     (changed(lambda state: state["moments"][0]["exp_avg"].add_(1e-3), checksum=False), "is damaged .*has changed"),
     (changed(lambda state: state.update(epoch="seven")), "is damaged .*epoch: "),
     (changed(lambda state: state.update(seconds="few")), "is damaged .*seconds: "),

@@ -178,12 +178,9 @@ def test_home_folder_of_an_unknown_user_is_refused():
 
 
 READERS = {
-    "json": read_json,
-    "text": read_text,
-    "yaml": lambda path: read_yaml(path, "a grid"),
-    "tensors": lambda path: read_tensors(path, "a model"),
-    "torch": lambda path: read_torch(path, "a checkpoint"),
-}
+    "json": read_json, "text": read_text, "yaml": lambda path: read_yaml(path, "a grid"),
+    "tensors": lambda path: read_tensors(path, "a model"), "torch": lambda path: read_torch(path, "a checkpoint"),
+}  # fmt: skip
 
 
 class Words(BaseModel):
@@ -223,10 +220,8 @@ def test_reading_keeps_user_and_system_errors(tmp_path):
 
 
 @pytest.mark.parametrize(("name", "make", "reason"), [
-    ("f", os.mkfifo, "it is no regular file"),
-    ("f", os.mkdir, "Is a directory"),
-    ("f", lambda path: None, "No such file"),
-    ("f\0", lambda path: None, "null byte"),
+    ("f", os.mkfifo, "it is no regular file"), ("f", os.mkdir, "Is a directory"),
+    ("f", lambda path: None, "No such file"), ("f\0", lambda path: None, "null byte"),
 ], ids=["pipe", "folder", "nothing", "NUL"])  # fmt: skip
 def test_special_files_are_never_opened(tmp_path, name, make, reason):
     make(tmp_path / name)
@@ -245,13 +240,10 @@ def test_readers_refuse_other_kinds_of_files(tmp_path, monkeypatch, kind):
 
 
 @pytest.mark.parametrize(("text", "reason"), [
-    ('{"a": NaN}', "NaN"),
-    ("[1e999]", "1e999"),
+    ('{"a": NaN}', "NaN"), ("[1e999]", "1e999"),
     (f"[1{'0' * 40}]", "it has 10000000000000000000..., which is out of range"),
-    (f"[{-(2**63) - 1}]", "out of range"),
-    (f"[{2**64}]", "out of range"),
-    ('{"a": 1, "a": 2}', "it has the key 'a' twice"),
-    ("[" * 100_000, "recursion"),
+    (f"[{-(2**63) - 1}]", "out of range"), (f"[{2**64}]", "out of range"),
+    ('{"a": 1, "a": 2}', "it has the key 'a' twice"), ("[" * 100_000, "recursion"),
     ('["\\udc80"]', "surrogates not allowed"),
 ])  # fmt: skip
 def test_invalid_json_is_refused(text, reason):
@@ -261,8 +253,7 @@ def test_invalid_json_is_refused(text, reason):
 
 
 @pytest.mark.parametrize(("text", "reason"), [
-    ("a: 1\na: 2\n", "it has the key 'a' twice"),
-    ("{a: " * 60 + "1" + "}" * 60, "nested too deeply"),
+    ("a: 1\na: 2\n", "it has the key 'a' twice"), ("{a: " * 60 + "1" + "}" * 60, "nested too deeply"),
     ("a: &x\n  b: *x\n", "recursive"),
     ("".join(f"x{n}: &x{n} [{', '.join([f'*x{n - 1}'] * 9) if n else 1}]\n" for n in range(9)), "recursive"),
     ("a: !!python/object/apply:os.system [ls]\n", "could not determine a constructor"),
@@ -285,10 +276,8 @@ def test_allowed_features_of_yaml(tmp_path):
 
 
 @pytest.mark.parametrize(("tensor", "reason"), [
-    (torch.eye(2).to_sparse(), "sparse_coo"),
-    (torch.empty(2, device="meta"), "meta"),
-    (torch.zeros(2, dtype=torch.complex128), "complex128"),
-    (torch.zeros(2).to(torch.float8_e4m3fn), "float8"),
+    (torch.eye(2).to_sparse(), "sparse_coo"), (torch.empty(2, device="meta"), "meta"),
+    (torch.zeros(2, dtype=torch.complex128), "complex128"), (torch.zeros(2).to(torch.float8_e4m3fn), "float8"),
 ])  # fmt: skip
 def test_unusable_tensors_are_refused(tmp_path, tensor, reason):
     torch.save({"state": [{"deep": (tensor,)}]}, tmp_path / "f.pt")
