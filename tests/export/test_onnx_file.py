@@ -97,6 +97,16 @@ def test_the_head_gives_the_logits_and_probabilities_of_the_classifier(parts, tm
     assert about["known"] is about["preprocessing"] is None and about["inputs"] == {"features": ["batch", WIDTH]}
 
 
+def test_several_labels_per_image_have_sigmoids_and_thresholds(tmp_path):
+    model = random_model(WIDTH, cache=False).model_copy(update={"thresholds": torch.linspace(-2, 2, 10)})
+    write_onnx(model, None, tmp_path / "head.onnx")
+    features = unit(5, WIDTH, seed=3)
+    _, probabilities = answer(tmp_path / "head.onnx", features)
+    torch.testing.assert_close(probabilities, model.classifier.logits(features).sigmoid(), atol=1e-5, rtol=0)
+    thresholds = metadata_of(tmp_path / "head.onnx")["thresholds"]
+    assert thresholds == pytest.approx([1 / (1 + np.exp(-value)) for value in np.linspace(-2, 2, 10)])
+
+
 def test_the_head_in_half_precision_stores_floats_of_two_bytes_and_takes_and_gives_floats_of_four(tmp_path):
     model, file = random_model(WIDTH), tmp_path / "head.onnx"
     differences = write_onnx(model, None, file, half=True)
@@ -144,6 +154,7 @@ def test_every_digit_gets_the_class_of_torch_and_the_metadata_says_all_that_infe
         "class_ids": list(model.class_ids),
         "tau": model.logit_scale,
         "temperature": model.temperature,
+        "thresholds": None,
         "backbone": model.backbone.title,
         "method": "HeGraphAdapter",
         "variant": "full",

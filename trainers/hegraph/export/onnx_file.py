@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..method.cache import FoldedClassifier, affinities
+from ..method.cache import affinities
 from ..models.saved import Preprocessing, SavedModel
 from ..utils.errors import UserError, first_line
 from ..utils.files import atomic_path
@@ -39,9 +39,10 @@ SAMPLE_ROWS, SAMPLE_IMAGES = 8, 3  # sampled features near class weights and nea
 
 
 class Head(nn.Module):
-    """Folded classifier with its temperature, optionally behind an image tower.
+    """Folded classifier with its probabilities, optionally behind an image tower.
 
     The result equals `FoldedClassifier.logits`. The cache is computed at once, so that a batch needs `B * N` floats.
+    With several labels per image, probabilities are sigmoids of the logits.
     `tower` is an open_clip model in float32.
     """
 
@@ -51,10 +52,11 @@ class Head(nn.Module):
     labels: Tensor
     key_weights: Tensor | None
 
-    def __init__(self, classifier: FoldedClassifier, temperature: float, tower: Any = None) -> None:
+    def __init__(self, model: SavedModel, tower: Any = None) -> None:
         super().__init__()
+        classifier = model.classifier
         keys = classifier.keys if classifier.keys is not None and len(classifier.keys) else None
-        self.temperature, self.tower = temperature, tower
+        self.temperature, self.tower, self.multilabel = model.temperature, tower, model.thresholds is not None
         self.alpha, self.beta = classifier.alpha, classifier.beta
         self.register_buffer("weights", classifier.weights.t().contiguous())  # [d, K]
         self.register_buffer("bias", classifier.bias)
@@ -77,7 +79,7 @@ class Head(nn.Module):
                 weighted = weighted * self.key_weights
             sums = torch.zeros_like(logits).scatter_add(1, self.labels.expand_as(weighted), weighted)
             logits = logits + self.alpha * sums
-        return logits, (logits / self.temperature).softmax(dim=1)
+        return logits, logits.sigmoid() if self.multilabel else (logits / self.temperature).softmax(dim=1)
 
 
 def trace(head: Head, inputs: Tensor, name: str) -> ModelProto:
@@ -163,7 +165,7 @@ def write_onnx(model: SavedModel, backbone: Backbone | None, path: Path, half: b
             logits differ from torch by more than the tolerance.
     """
     name, inputs = sample_inputs(model, backbone)
-    head = Head(model.classifier, model.temperature, None if backbone is None else backbone.model)
+    head = Head(model, None if backbone is None else backbone.model)
     with atomic_path(path) as temporary:
         graph = trace(head, inputs, name)
         if half:
@@ -184,6 +186,7 @@ def describe_model(model: SavedModel, input_name: str, shape: Sequence[int]) -> 
         "class_ids": model.class_ids,
         "tau": model.logit_scale,
         "temperature": model.temperature,
+        "thresholds": None if model.thresholds is None else model.thresholds.sigmoid().tolist(),  # of probabilities
         "known": None if model.known is None else model.known.model_dump(),
         "preprocessing": None if model.preprocessing is None else describe_preprocessing(model.preprocessing),
         "backbone": model.backbone.title,
