@@ -55,6 +55,8 @@ class Answer:
         neighbours: Cached training images of the winning class with the largest contributions, in descending order:
             position in the cache, and contribution to the logit, `alpha v_k exp(-beta (1 - f . F_k))`.
         share_below: Fraction of images of known classes with a lower score, from 0 to 1; None if unknown.
+        labels: Name, probability and threshold of the predicted labels, the most probable first; None for a model with
+            one label per image.
     """
 
     adapted: dict[str, float]
@@ -65,6 +67,7 @@ class Answer:
     cache_choice: str | None
     neighbours: tuple[tuple[int, float], ...]
     share_below: float | None
+    labels: tuple[tuple[str, float, float], ...] | None = None
 
 
 def compute_answer(model: SavedModel, feature: Tensor) -> Answer:
@@ -94,6 +97,13 @@ def compute_answer(model: SavedModel, feature: Tensor) -> Answer:
         cache_choice=None if cache is None else names[int(cache.argmax())],
         neighbours=_neighbours(model, feature[0], order[0]),
         share_below=model.share_below(logits),
+        labels=None
+        if model.thresholds is None
+        else tuple(
+            (names[label], logits[label].sigmoid().item(), model.thresholds[label].sigmoid().item())
+            for label in order
+            if logits[label] >= model.thresholds[label]
+        ),
     )
 
 
