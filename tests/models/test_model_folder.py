@@ -291,12 +291,26 @@ def test_invalid_values_are_named(folder, keys, value, expected):
     ({"labels": torch.tensor([0, 1, 2, 0, 1, 3])}, "from 0 to 2"),
     ({"labels": torch.tensor([0, 1, 2, 0, 1, -1])}, "from 0 to 2"),
     ({"unlabelled.features": torch.zeros(2, 8)}, "2 rows of unlabelled.features for 0 unlabelled images"),
+    ({"thresholds": torch.zeros(2)}, "expected floats of shape [3] in thresholds"),
     ({"bias": torch.full((3,), 1e300, dtype=torch.float64)}, "bias has NaN"),
 ])  # fmt: skip
 def test_damaged_tensors_are_named(folder, changes, expected):
     change_tensors(folder, changes)
     message = refused(folder)
     assert message.startswith(str(folder / TENSORS)) and expected in message
+
+
+@pytest.mark.parametrize(("labels", "expected"), [
+    (torch.zeros(2, dtype=torch.int32), "expected integers of shape [2, 3] in labelled.labels"),
+    (torch.full((2, 3), 2, dtype=torch.uint8), "labelled.labels must be from 0 to 1"),
+])  # fmt: skip
+def test_label_indicators_are_checked(tmp_path, saved_model, labels, expected):
+    images, thresholds = {"labelled.features": torch.zeros(2, 8), "labelled.labels": labels}, torch.zeros(3)
+    model = saved_model(thresholds=thresholds)
+    plain = replace(model.classifier, keys=None, labels=None, key_weights=None)
+    save_model(model.model_copy(update={"classifier": plain}), tmp_path / "model")
+    change_tensors(tmp_path / "model", images)
+    assert expected in refused(tmp_path / "model")
 
 
 def test_transfer_tensors_need_the_rule(folder):

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 import os
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from trainers.hegraph.models.images import ImageModel
 from trainers.hegraph.models.saved import adapt
 from trainers.hegraph.predict import prediction
 from trainers.hegraph.predict.__main__ import main
+from trainers.hegraph.predict.files import FORMATS
 from trainers.hegraph.utils.reading import read_json
 
 ROOT = Path(__file__).parents[2]
@@ -137,6 +139,29 @@ def test_nan_is_an_error_and_names_are_unique(run):
     assert failed.error == "the model predicts NaN"
     # Equal probabilities are in class order
     assert row.top == [(name, pytest.approx(0.1)) for name in ("crane (0)", "crane (1)", "a")]
+
+
+def test_several_labels_are_those_above_their_thresholds(run):
+    thresholds = torch.tensor([2.0, 0.0, -3.0, *[9.0] * 7])
+    model = load_model(run).model_copy(update={"thresholds": thresholds})
+    logits = torch.full((2, 10), -5.0)
+    logits[0, :3] = torch.tensor([1.0, 0.0, 1.0])  # class 0 is as probable as class 2, and below its threshold
+    first, second = prediction.rows_of(model, ["x", "y"], logits, prediction.Options(top=1, format="csv"))
+    names = model.classnames
+    assert first.top == [(names[2], pytest.approx(1 / (1 + math.exp(-1)))), (names[1], 0.5)]
+    assert second.top == [] and not second.error
+    lines = [[*write([[first, second]], False)] for write in FORMATS.values()]
+    assert [len(of_format) for of_format in lines] == [3, 4, 2]
+    assert [line.split()[:2] for line in lines[0][1:]] == [["x", names[2]], ["y", "-"]]
+    assert lines[1][-1] == "y,,,,\n"
+    assert json.loads(lines[2][1])["top"] == []
+
+
+def test_images_with_several_labels_are_sorted_into_all_their_folders(run, images, tmp_path, rows):
+    model = load_model(run)
+    save_model(model.model_copy(update={"thresholds": torch.full((10,), -1e6), "support_set": None}), tmp_path / "all")
+    assert len(rows(tmp_path / "all", images / "a.png", "--sort-into", tmp_path / "sorted")[0]["top"]) == 10
+    assert len([*(tmp_path / "sorted").glob("*/a.png")]) == 10
 
 
 # Open-set rejection

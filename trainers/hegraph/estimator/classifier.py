@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from pydantic import InstanceOf
 from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.utils import check_consistent_length
+from sklearn.metrics import average_precision_score
+from sklearn.utils import Tags, check_consistent_length
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, column_or_1d
 from torch import Tensor
@@ -56,6 +57,8 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
     - a list of n paths or PIL images, which the backbone encodes,
     - features `[n, d]`, as an array or a tensor, whose rows are scaled to unit norm,
     - features `[n, V, d]` of V augmented views of each image.
+
+    An image has one label or, with `variant="training_free"`, any number of labels (docs/guides/multilabel.md).
 
     Text nodes are encoded prompts of the class names, unless `text_features` are passed. Without a backbone, a positive
     text node is the mean feature of its class, and a negative one its negative. docs/guides/python.md is the guide.
@@ -124,12 +127,20 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
         K - 1, or the keys of the dict), and zero-shot CLIP is adapted. This needs text features or a backbone.
 
         Args:
-            X, y: Training images and their n labels, of any sortable type.
+            X: Training images.
+            y: Their n labels, of any sortable type. With several labels per image, indicators of 0 and 1, shape
+                `[n, K]`, whose columns are the classes 0 to K - 1, or a list of n label sets.
             classnames, text_features, negative_text_features: Replace the parameters with these names.
             unlabelled: Unlabelled images for semi-supervised learning, passed to `adapt`.
         """
         names = self.classnames if classnames is None else classnames
-        X, y, rest = split_labelled(*labelled(self, X, y), names)
+        X, y, classes = labelled(self, X, y)
+        if y.ndim == 2:
+            if unlabelled is not None:
+                raise UserError("adaptation to unlabelled images needs one label per image, and y has several")
+            text = self._text(text_features, negative_text_features)
+            return self._train(Addition(X, y, classes, class_names(classes, names), *text), reset=True)
+        X, y, rest = split_labelled(X, y, names)
         pool = rest if unlabelled is None else [unlabelled, *rest]
         if pool and not isinstance(X, list) and image_list(pool[0]) is None:
             checked_features(self, pool[0])  # rejects another width before the training
@@ -158,14 +169,14 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
         from the current parameters. Names of new classes are encoded as in `fit`.
 
         Args:
-            X, y: Images and labels, as in `fit`.
+            X, y: Images and labels, as in `fit`. The columns of indicators are `classes_` or, in the first call,
+                `classes`.
             classnames, text_features, negative_text_features: Names and text of the classes in `y`, in the order of
                 their sorted labels. Existing classes keep their own by default.
             classes: All labels of all calls, for scikit-learn; optional, other labels in `y` are rejected.
         """
         known = self._support_set().by_label if hasattr(self, "model_") else None
-        X, y = labelled(self, X, y, reset=known is None)
-        labels = np.unique(y)
+        X, y, labels = labelled(self, X, y, known is None, classes if known is None else list(known))
         if classes is not None and (rest := set(labels.tolist()) - set(np.atleast_1d(as_array(classes)).tolist())):
             raise UserError(f"expected labels of classes in y, got {sorted(rest)[:5]}")
         text = text_features, negative_text_features
@@ -191,7 +202,7 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
 
         Args:
             label: New label.
-            X: Images of the class, as in `fit`.
+            X: Images of the class, as in `fit`. With several labels per image, they have this label alone.
             name: Name of the class; None takes the label.
             text_features, negative_text_features: Text features `[d]`; by default, the backbone encodes the name. A
                 class without images needs one of the two.
@@ -199,14 +210,15 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
         label, name = validate(Hashable, label, "label"), str(label) if name is None else name  # type: ignore[type-abstract]
         if hasattr(self, "model_") and label in self._support_set().by_label:
             raise UserError(f"expected a new label, got the existing class {label!r}; use partial_fit to add images")
-        text = text_features, negative_text_features
+        text, several = (text_features, negative_text_features), self._multilabel()
         rows = (None if features is None else np.atleast_2d(as_array(features)) for features in text)
         if X is not None:
             num = len(validate(InstanceOf[Sized], X, "X"))  # type: ignore[type-abstract]
-            return self.partial_fit(X, np.full(num, label), {label: name}, *rows)
+            return self.partial_fit(X, [{label}] * num if several else np.full(num, label), {label: name}, *rows)
         labels = np.array([label])
         check_classification_targets(labels)
-        return self._train(Addition(None, labels[:0], labels, class_names(labels, [name]), *rows))
+        none = np.zeros((0, 1), dtype=bool) if several else labels[:0]
+        return self._train(Addition(None, none, labels, class_names(labels, [name]), *rows))
 
     def remove_class(self, label: Any) -> HeGraphClassifier:
         """Remove a class and its images. UserError if the class does not exist, or is the last one."""
@@ -224,7 +236,8 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
             y: Labels of the images. UserError if an image is not in the support set, or no image would remain.
         """
         support_set = self._support_set()
-        X, y = labelled(self, X, y, reset=False)
+        self.model_.check_single_label("forget")
+        X, y, _ = labelled(self, X, y, reset=False)
         queries = image_ids(X) if isinstance(X, list) else mean_over_views(unit_rows(X.swapaxes(0, 1)))
         rest = support_set.without(support_set.find(y.tolist(), queries))
         return self._train(rest.of_classes(rest.counts > 0) if rest.positive is None else rest)
@@ -242,17 +255,33 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
     def decision_function(self, X: Any) -> np.ndarray:
         """Logits, shape `[n, K]`; for two classes, the difference of the second and the first, shape `[n]`."""
         logits = self._logits(X).numpy()
-        return logits[:, 1] - logits[:, 0] if logits.shape[1] == 2 else logits
+        return logits[:, 1] - logits[:, 0] if logits.shape[1] == 2 and not self._multilabel() else logits
 
     def predict_proba(self, X: Any) -> np.ndarray:
-        """Probabilities of the classes in the order of `classes_`, shape `[n, K]`."""
+        """Probabilities of the classes in the order of `classes_`, shape `[n, K]`.
+
+        With several labels per image, each is the probability of a label, and they do not add up to 1.
+        """
         logits = self._logits(X)  # checks that the classifier is fitted
         return self.model_.calibrate(logits).numpy()
 
     def predict(self, X: Any) -> np.ndarray:
-        """Most probable class of each image, shape `[n]`."""
+        """Most probable class of each image, shape `[n]`; with several labels per image, indicators `[n, K]`."""
         logits = self._logits(X)
+        if self.model_.thresholds is not None:
+            return (logits >= self.model_.thresholds).numpy().astype(int)
         return self.classes_[logits.argmax(dim=1).numpy()]
+
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        """Accuracy or, with several labels per image, mAP: the mean average precision of the classes in `y`."""
+        if not self._multilabel():
+            return super().score(X, y, sample_weight)
+        X, y, classes = labelled(self, X, y, reset=False, columns=self.classes_.tolist())
+        tested = y.any(axis=0)
+        if not tested.any() or not np.isin(classes[tested], self.classes_).all():
+            raise UserError(f"expected labels of classes_ in y, got {classes[tested].tolist()[:5]}")
+        scores = self.decision_function(X)[:, np.searchsorted(self.classes_, classes[tested])]
+        return average_precision_score(y[:, tested], scores, average="macro", sample_weight=sample_weight)
 
     def is_known(self, X: Any, rate: float = 0.95) -> np.ndarray:
         """Open-set rejection: which images are accepted as one of the classes, booleans of shape `[n]`.
@@ -286,6 +315,7 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
             means that another class is more probable.
         """
         check_is_fitted(self, "model_")
+        self.model_.check_single_label("label_issues")
         features, y = self._encoded(X).cpu(), column_or_1d(as_array(y))
         check_consistent_length(features, y)
         classes = self.classes_.tolist()
@@ -362,6 +392,11 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
         check_is_fitted(self, "model_")
         return push_model(self.model_, validate(str, repo_id, "repo_id"), token, revision, private, commit_message)
 
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.classifier_tags.multi_label = self.variant == "training_free"
+        return tags
+
     def __getstate__(self) -> dict:
         state = super().__getstate__()
         state.pop("_image_model", None)  # the backbone is loaded again on demand
@@ -395,6 +430,10 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
         """Text features of a call, or else those of the parameters."""
         own = self.text_features, self.negative_text_features
         return own[0] if positive is None else positive, own[1] if negative is None else negative
+
+    def _multilabel(self) -> bool:
+        """Whether the model has several labels per image; False before `fit`."""
+        return hasattr(self, "model_") and self.model_.thresholds is not None
 
     def _support_set(self) -> SupportSet:
         """Support set before an adaptation; NotFittedError, or UserError as of `support_set_of`."""

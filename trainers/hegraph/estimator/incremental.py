@@ -49,7 +49,7 @@ class Addition(NamedTuple):
 
     Attributes:
         X: Features `[n, V, d]`, a list of images, or None.
-        y: n labels.
+        y: n labels, or label indicators, booleans of shape `[n, K]`.
         classes, names: Labels and names of the classes of `y`, or of a class without images.
         positive, negative: Text features of these classes, or None.
     """
@@ -141,14 +141,17 @@ class Trainer:
         if they are computed from the images.
         """
         X, names, known, is_images = addition.X, addition.names, self.support_set, isinstance(addition.X, list)
-        labels = torch.tensor(np.searchsorted(addition.classes, addition.y).tolist(), dtype=torch.long)
+        several = addition.y.ndim == 2
+        places = addition.y if several else np.searchsorted(addition.classes, addition.y)
+        labels = torch.from_numpy(places)
         if is_images and not cfg.backbone.name:
             raise UserError(f"images need a backbone, such as backbone={DEFAULT_BACKBONE.model!r}, or a config")
         has_text_nodes = known is None or known.positive is not None
         must_encode = is_images or (addition.positive is None and new_text and has_text_nodes)
-        ids, opened, task = torch.zeros_like(labels), dict[str, int](), None
+        ids, opened, task = torch.zeros(len(labels), dtype=torch.long), dict[str, int](), None
         if cfg.backbone.name and (must_encode or (known is None and self.parameters["backbone"] is not None)):
-            task = self.image_task(X if is_images else [], labels.tolist(), names, cfg, opened)
+            item_labels = [0] * len(labels) if several else labels.tolist()  # encoding does not depend on labels
+            task = self.image_task(X if is_images else [], item_labels, names, cfg, opened)
         if isinstance(X, np.ndarray):
             features = unit_rows(X.swapaxes(0, 1))
         elif X and task is not None:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence, Sized
-from itertools import compress
+from itertools import chain, compress
+from numbers import Real
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from pydantic import Field
+from scipy.sparse import issparse
 from sklearn.base import BaseEstimator
 from sklearn.utils import check_consistent_length
 from sklearn.utils.multiclass import check_classification_targets
@@ -85,16 +87,70 @@ def checked_features(estimator: BaseEstimator, X: Any, reset: bool = False, **la
     return first[:, None] if views is None else views, y
 
 
-def labelled(estimator: BaseEstimator, X: Any, y: Any, reset: bool = True) -> tuple[Any, np.ndarray]:
-    """Validate features `[n, V, d]` or a list of images, and n labels; `reset` allows another width than before."""
+def labelled(
+    estimator: BaseEstimator, X: Any, y: Any, reset: bool = True, columns: Sequence[Any] | None = None
+) -> tuple[Any, np.ndarray, np.ndarray]:
+    """Validate features `[n, V, d]` or a list of images, and their labels.
+
+    Args:
+        reset: Whether another width than before is allowed.
+        columns: As of `label_indicators`.
+
+    Returns:
+        The features or images; n labels, or label indicators, booleans of shape `[n, K]`; the sorted classes of `y`.
+    """
     y, images = as_array(y), image_list(X)
+    several = label_indicators(y, columns)
+    if several is not None:
+        y, classes = several
     if images is None:
-        X, y = checked_features(estimator, X, reset, y=y)
+        X, y = checked_features(estimator, X, reset, y=y, multi_output=several is not None)
     else:
-        X, y = images, column_or_1d(y, warn=True)
+        X, y = images, y if several is not None else column_or_1d(y, warn=True)
         check_consistent_length(X, y)
+    if several is not None:
+        return X, y, classes
     check_classification_targets(y)
-    return X, y
+    return X, y, np.unique(y)
+
+
+def label_indicators(y: Any, columns: Sequence[Any] | None) -> tuple[np.ndarray, np.ndarray] | None:
+    """Indicators, booleans of shape `[n, K]`, and the K sorted classes, for several labels per image.
+
+    Args:
+        y: Indicators of 0 and 1, shape `[n, K]` with K above 1, or a list of label sets. Lists of equal length with
+            numbers are indicators.
+        columns: Classes of the columns of indicators; None numbers them from 0.
+
+    Returns:
+        None for one label per image.
+
+    Raises:
+        UserError: If a value is not 0 or 1, the number of columns is wrong, or no image has a label.
+    """
+    rows = y.tolist() if str(getattr(y, "dtype", "")) == "object" else y
+    if isinstance(rows, (list, tuple)) and rows and all(isinstance(row, (set, frozenset, list, tuple)) for row in rows):
+        lengths, labels = [len(row) for row in rows], [*chain(*rows)]
+        is_matrix = isinstance(rows[0], (list, tuple)) and all(isinstance(label, Real) for label in labels)
+        if not is_matrix or len({*lengths}) > 1:
+            if not labels:
+                raise UserError("expected at least one label in y, got none")
+            classes, places = np.unique(labels, return_inverse=True)
+            matrix = np.zeros((len(rows), len(classes)), dtype=bool)
+            matrix[np.repeat(np.arange(len(rows)), lengths), places] = True
+            return matrix, classes
+    matrix = y.toarray() if issparse(y) else np.asarray(y)
+    if matrix.ndim != 2 or matrix.shape[1] < 2:
+        return None
+    if len(wrong := matrix[(matrix != 0) & (matrix != 1)]):
+        raise UserError(
+            f"expected 0 and 1 in y of shape {[*matrix.shape]}, got {wrong.tolist()[0]!r}; pass label sets as sets"
+        )
+    columns = range(matrix.shape[1]) if columns is None else columns
+    if len(columns) != matrix.shape[1]:
+        raise UserError(f"expected {len(columns)} columns in y, one for each class, got {matrix.shape[1]}")
+    classes, order = np.unique(np.asarray(columns), return_index=True)
+    return matrix[:, order].astype(bool), classes
 
 
 def split_labelled(X: Any, y: np.ndarray, classnames: Names | None) -> tuple[Any, np.ndarray, list[Any]]:

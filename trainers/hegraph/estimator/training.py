@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..baselines import load_method
+from ..baselines.base import FittedMethod
 from ..config import OPTIONS, Config, default_values, is_filled
 from ..config_files import load_cfg
 from ..experiments.fitting import calibrated, train_adapter
@@ -27,6 +28,7 @@ from ..features.bank import FeatureBank
 from ..features.extract import class_prompts
 from ..method.closed_form import OMEGA_NEW, TextPrior
 from ..method.graph import class_prototypes
+from ..method.multilabel import MultiLabelHead
 from ..method.unlabelled import ClassSums
 from ..models.saved import Backbone as BackboneConfig
 from ..models.saved import Preprocessing, Prompts, SavedModel
@@ -133,8 +135,11 @@ def train_model(support_set: SupportSet, origin: Origin, cfg: Config, device: st
     classes have images, the model is zero-shot CLIP, with the configuration for later training.
 
     Raises:
-        UserError: If a class has neither images nor text, the memory is too small, or the training diverges.
+        UserError: If a class has neither images nor text, the memory is too small, the training diverges, or the
+            configuration does not support several labels per image.
     """
+    if support_set.multilabel:
+        return train_multilabel(support_set, origin, cfg, device)
     seen, names = support_set.counts > 0, support_set.names
     trains = bool(seen.sum() >= 2)
     if not trains and support_set.positive is None and not seen.all():
@@ -154,17 +159,57 @@ def train_model(support_set: SupportSet, origin: Origin, cfg: Config, device: st
         fitted = load_method("ZeroShot").fit(bank, None, task.seed)
     model = make_model(RunFolder(task), bank, fitted)
     assert isinstance(model, SavedModel)  # both methods fold
-    prompts = None
-    if origin.prompted:
-        positive, negative = class_prompts(cfg.data.name or NO_NAME, names, cfg.encoding)
-        prompts = Prompts(positive=positive, negative=negative)
-    labels = support_set.classes.tolist()
-    is_plain = all(isinstance(label, (bool, int, float, str)) for label in labels)
     metadata = {
         "method": model.method if trains else "ZeroShot",
         "classifier": model.classifier.to("cpu"),
         "transfer": None if model.transfer is None else model.transfer.to("cpu"),
         "class_nodes": None if model.class_nodes is None else model.class_nodes.cpu(),
+    }
+    model = model.model_copy(update=metadata | metadata_of(support_set, origin, cfg))
+    return with_named_classes(model, support_set, seen) if trains and not seen.all() else model
+
+
+def train_multilabel(support_set: SupportSet, origin: Origin, cfg: Config, device: str) -> SavedModel:
+    """Train a model with several labels per image; arguments and errors as of `train_model`.
+
+    Without text, the zero-shot classifier of the model consists of the mean features of the classes.
+    """
+    if cfg.model.variant != "training_free":
+        raise UserError(
+            "several labels per image need variant='training_free', which has neither training steps nor a cache, got "
+            f"{cfg.model.variant!r}"
+        )
+    features, labels, text = support_set.keys(), support_set.labels, support_set.positive
+    if len(features) < 2:
+        raise UserError(f"several labels per image need at least two images, got {len(features)}")
+    refuse_beyond_memory(16 * labels.numel(), f"{len(labels)} images of {labels.shape[1]} classes", device)
+    head = MultiLabelHead(features.to(device), labels.to(device), None if text is None else text.to(device))
+    classifier = head.classifier
+    fitted = FittedMethod(classifier.logits, classifier=classifier.to("cpu"), variant=cfg.model.variant)
+    nodes = F.normalize(labels.t().float() @ features, dim=-1) if text is None else text
+    no_images = replace(
+        support_set, features=features[None, :0], labels=torch.zeros(0, dtype=torch.long), positive=nodes
+    )
+    task = task_of(no_images, origin, cfg)
+    model = make_model(RunFolder(task), task.bank(), fitted)
+    assert isinstance(model, SavedModel)
+    metadata = metadata_of(support_set, origin, cfg) | {
+        "labelled": None,
+        "thresholds": head.log_odds(head.thresholds).float().cpu(),
+        "trained_on": model.trained_on.model_copy(update={"num_train": len(labels)}),
+    }
+    return model.model_copy(update=metadata)
+
+
+def metadata_of(support_set: SupportSet, origin: Origin, cfg: Config) -> dict[str, Any]:
+    """Attributes of a model that describe its support set."""
+    prompts, names = None, support_set.names
+    if origin.prompted:
+        positive, negative = class_prompts(cfg.data.name or NO_NAME, names, cfg.encoding)
+        prompts = Prompts(positive=positive, negative=negative)
+    labels = support_set.classes.tolist()
+    is_plain = all(isinstance(label, (bool, int, float, str)) for label in labels)
+    return {
         "classnames": names,
         "class_ids": ids_of_names(names),
         "backbone": origin.backbone,
@@ -175,8 +220,6 @@ def train_model(support_set: SupportSet, origin: Origin, cfg: Config, device: st
         "images": tuple(support_set.counts.tolist()),
         "image_ids": tuple(support_set.ids.tolist()) if support_set.ids.any() else None,
     }
-    model = model.model_copy(update=metadata)
-    return with_named_classes(model, support_set, seen) if trains and not seen.all() else model
 
 
 def check_memory(bank: FeatureBank, batch: int, device: str) -> None:

@@ -34,7 +34,11 @@ def suggest(model: SavedModel, features: Tensor, number: int) -> list[int]:
         model: Any model. A model that is adapted to unlabelled images already counts as one without labelled images.
         features: Unit-norm features of unlabelled images, shape `[M, d]`, M at least 1.
         number: Number of images; if there are fewer, all are returned.
+
+    Raises:
+        UserError: If the model has several labels per image.
     """
+    model.check_single_label("active learning")
     text, labelled, temperature = model.text_positive, model.labelled, model.temperature
     if labelled is None:
         labelled = ClassSums.of(features[:0], torch.zeros(0, dtype=torch.long), len(text))

@@ -26,6 +26,7 @@ Shapes: N images, K classes, d feature width, B images of a batch. Computed in f
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from itertools import product
 
@@ -35,6 +36,8 @@ from torch import Tensor
 
 from .cache import FoldedClassifier
 from .closed_form import CHUNK_ROWS, SMALLEST
+
+logger = logging.getLogger(__name__)
 
 RIDGES = (10.0, 3.0, 30.0, 1.0, 100.0)  # candidates of `lambda`; of equal ones, the first is chosen
 GAINS = (3.0, 1.0, 6.0, 0.0)  # candidates of `g`
@@ -67,6 +70,9 @@ class MultiLabelHead:
         self._features, self._labels = features, labels
         counts = labels.sum(dim=0).double()
         self.varied = (counts > 0) & (counts < len(labels))
+        if not self.varied.all():
+            message = "%d of %d classes have no positive image, %d have only positive ones: text prior without images"
+            logger.warning(message, int((counts == 0).sum()), len(counts), int((counts == len(labels)).sum()))
         self._mean, self._mean_label = features.double().mean(dim=0), counts / len(labels)
         if text is not None and self.varied.any():
             self._mean_label[counts == 0] = self._mean_label[self.varied].mean()
@@ -76,7 +82,7 @@ class MultiLabelHead:
         weights = self._basis @ (plain + self.gain * prior)
         self.weights, self.bias = weights.t().contiguous(), self._mean_label - self._mean @ weights
         self.left_out = torch.cat([*self._left_out()])
-        self.thresholds = best_thresholds(self.left_out, labels, self.varied)
+        self.thresholds = best_thresholds(self.left_out.cpu(), labels.cpu(), self.varied.cpu()).to(self.bias)
         rows = slice(None, None, -(-labels.numel() // MAX_SCORES))
         self.slope, self.intercept = logistic_calibration(self.left_out[rows, self.varied], labels[rows, self.varied])
 

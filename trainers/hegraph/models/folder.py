@@ -204,9 +204,8 @@ def _checked(config: ModelConfig, tensors: dict[str, Tensor]) -> dict[str, Tenso
     for letter, name in (("N", "keys"), ("T", "labelled.features"), ("M", UNLABELLED)):
         sizes[letter] = len(tensors[name]) if name in tensors else 0
     shape_of = {name: shape for shape, names in SHAPES.items() for name in names}
-    multilabel = "thresholds" in tensors
-    if multilabel:
-        shape_of["labelled.labels"] = "TK"
+    if "thresholds" in tensors:
+        shape_of["labelled.labels"] = "TK"  # indicators
     for name, tensor in tensors.items():
         letters = shape_of.get(name, PARAMETERS.get(name.rpartition(".")[0]))
         if letters is None or (name.startswith(TRANSFER) and config.transfer.rule != "adapter"):
@@ -218,7 +217,7 @@ def _checked(config: ModelConfig, tensors: dict[str, Tensor]) -> dict[str, Tenso
         tensor = tensor.long() if name in INTEGERS else tensor.float()
         if not tensor.isfinite().all():
             raise ValueError(f"{name} has NaN or infinite values")
-        largest = 1 if multilabel else sizes["K"] - 1
+        largest = 1 if letters == "TK" else sizes["K"] - 1
         if name in INTEGERS and len(tensor) and not (0 <= tensor.min() and tensor.max() <= largest):
             raise ValueError(f"{name} must be from 0 to {largest}")
         checked[name] = tensor
