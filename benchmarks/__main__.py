@@ -1,4 +1,4 @@
-"""Runs one benchmark, prints its table, and writes its figures into a file if one is named."""
+"""Run one benchmark, print its table, and write its figures to a file."""
 
 from __future__ import annotations
 
@@ -19,10 +19,8 @@ NAMES = (
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("name", choices=NAMES)
-    parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="file for the figures, with their bars and whether they meet them"
-    )
-    parser.add_argument("--small", action="store_true", help="small sizes, which only show that it runs")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="JSON file for the figures and their targets")
+    parser.add_argument("--small", action="store_true", help="run at small sizes, as a test")
     args = parser.parse_args(arguments)
     module = importlib.import_module(f".{args.name.replace('-', '_')}", __package__)
     sizes = dict(module.SMALL) if args.small else {}

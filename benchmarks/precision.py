@@ -58,7 +58,7 @@ def run(models: Mapping[str, int] = MODELS, repeats: int = 2) -> Report:
 
 
 def measure(report: Report, model: str, images: int, batch: int, repeats: int) -> None:
-    """Adds the rows of a model, and of the first one its bars."""
+    """Add the rows of a model, and the targets of the first one."""
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         network, _, _ = create_model(model)
@@ -72,13 +72,13 @@ def measure(report: Report, model: str, images: int, batch: int, repeats: int) -
         seconds = in_turn({" ".join(key): function for key, function in ways.items()}, repeats)
         cosines = (ways["fp32", WAYS[0]]() * ways["bf16", WAYS[0]]()).sum(dim=1)
     alone = seconds[f"bf16 {WAYS[0]}"]
-    bars = not report.rows
+    has_targets = not report.rows
     for way in WAYS:
         slow, quick = seconds[f"fp32 {way}"], seconds[f"bf16 {way}"]
         faster, share = ratio(slow, quick), ratio(alone, quick)
         rates = [images / statistics.median(each) for each in (slow, quick)]
         report.rows.append([model, images, way, *rates, faster, share])
-        if bars and way != WAYS[0]:
+        if has_targets and way != WAYS[0]:
             report.at_least(f"{way}: bf16 over fp32", faster, FASTER)
             report.at_least(f"{way}: bf16 over its encoder alone", share, OF_ENCODER)
     report.at_most(f"{model}: 1 - least cosine of bf16 and fp32", 1 - cosines.min().item(), 5e-4)

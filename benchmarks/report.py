@@ -1,4 +1,4 @@
-"""The result of a benchmark: a table to read, and the figures that must meet a bar."""
+"""The result of a benchmark: a table, and the figures that have a target."""
 
 from __future__ import annotations
 
@@ -10,33 +10,34 @@ class Report:
     """The result of a benchmark.
 
     Attributes:
-        title: What was measured.
-        columns: The heads of the table's columns.
-        rows: The cells of the table, one list per row.
-        bars: Name of a figure -> {"value": the figure, "bar": its limit, "ok": whether it keeps to the limit}.
+        title: Name of the measurement.
+        columns: Headers of the table.
+        rows: Cells of the table, one list per row.
+        targets: Name of a figure -> {"value": the figure, "target": its limit, "met": whether it meets the limit}.
     """
 
     title: str
     columns: list[str]
     rows: list[list] = field(default_factory=list)
-    bars: dict[str, dict] = field(default_factory=dict)
+    targets: dict[str, dict] = field(default_factory=dict)
 
-    def at_most(self, name: str, value: float, bar: float) -> None:
-        """Adds a figure that must not be above its bar."""
-        self.bars[name] = {"value": value, "bar": bar, "ok": value <= bar}
+    def at_most(self, name: str, value: float, target: float) -> None:
+        """Add a figure that should not be above its target."""
+        self.targets[name] = {"value": value, "target": target, "met": value <= target}
 
-    def at_least(self, name: str, value: float, bar: float) -> None:
-        """Adds a figure that must not be below its bar."""
-        self.bars[name] = {"value": value, "bar": bar, "ok": value >= bar}
+    def at_least(self, name: str, value: float, target: float) -> None:
+        """Add a figure that should not be below its target."""
+        self.targets[name] = {"value": value, "target": target, "met": value >= target}
 
     def as_dict(self) -> dict:
-        """The report as `--json` writes it."""
-        return {"title": self.title, "columns": self.columns, "rows": self.rows, "bars": self.bars}
+        """Content of the file that `--json` writes."""
+        return {"title": self.title, "columns": self.columns, "rows": self.rows, "targets": self.targets}
 
     def __str__(self) -> str:
         lines = [self.title, "", _line(self.columns), _line(["---"] * len(self.columns)), *map(_line, self.rows), ""]
-        for name, bar in self.bars.items():
-            lines.append(f"{name}: {_cell(bar['value'])}, bar {_cell(bar['bar'])}: {'met' if bar['ok'] else 'MISSED'}")
+        for name, figure in self.targets.items():
+            verdict = "met" if figure["met"] else "MISSED"
+            lines.append(f"{name}: {_cell(figure['value'])}, target {_cell(figure['target'])}: {verdict}")
         return "\n".join(lines)
 
 

@@ -44,13 +44,13 @@ def test_a_benchmark_runs_and_writes_its_figures(name, request, tmp_path, capsys
     file = tmp_path / "figures.json"
     assert main([name, "--small", "--json", str(file)]) == 0
     figures = json.loads(file.read_text())
-    assert figures["bars"]
-    for row, bar in figures["bars"].items():
-        assert set(bar) == {"value", "bar", "ok"}
-        assert math.isfinite(bar["value"])
-        assert bar["value"] > 0 or row in DIFFERENCES
+    assert figures["rows"]
+    for row, figure in figures["targets"].items():
+        assert set(figure) == {"value", "target", "met"}
+        assert math.isfinite(figure["value"])
+        assert figure["value"] > 0 or row in DIFFERENCES
     printed = capsys.readouterr().out
-    assert printed.startswith(figures["title"]) and all(row in printed for row in figures["bars"])
+    assert printed.startswith(figures["title"]) and all(row in printed for row in figures["targets"])
 
 
 def test_a_report_judges_in_both_directions():
@@ -59,11 +59,11 @@ def test_a_report_judges_in_both_directions():
     report.at_most("slower", 1.51, 1.5)
     report.at_least("fast", 8.0, 8.0)
     report.at_least("less so", 7.99, 8.0)
-    assert [bar["ok"] for bar in report.bars.values()] == [True, False, True, False]
+    assert [figure["met"] for figure in report.targets.values()] == [True, False, True, False]
     assert str(report).splitlines() == [
         "title", "", "| what | ms |", "| --- | --- |", "| ours | 1234 |", "| theirs | 0.0123 |", "",
-        "slow: 1.5, bar 1.5: met", "slower: 1.51, bar 1.5: MISSED", "fast: 8, bar 8: met",
-        "less so: 7.99, bar 8: MISSED",
+        "slow: 1.5, target 1.5: met", "slower: 1.51, target 1.5: MISSED", "fast: 8, target 8: met",
+        "less so: 7.99, target 8: MISSED",
     ]  # fmt: skip
 
 
