@@ -48,23 +48,10 @@ RUN_BY = {
 }
 # How a block starts that is run here -> the exit code that its last command ends with
 RUN_HERE = {
-    "python -m trainers.hegraph results compare --no-interval results/real_text.jsonl": 0,
-    "python -m trainers.hegraph results compare --no-interval results/surrogate_text.jsonl": 0,
-    "python -m trainers.hegraph results compare --no-interval results/digits.jsonl": 0,
-    "python -m trainers.hegraph results compare --no-interval --cases configs/sweeps/graph.yaml": 0,
-    "python -m trainers.hegraph results base-to-new results/base_to_new.jsonl": 0,
-    "python -m trainers.hegraph results compare results/real_text.jsonl --by": 0,
     "python -m trainers.hegraph.datasets check --root DATA": 1,  # no data set is there
     "printf": 0,
     "python -m trainers.hegraph sweep --datasets digits": 0,
-    "python -m trainers.hegraph --dataset-config-file digits_low": 0,
-    "python -m trainers.hegraph --trainer TipAdapter": 0,
-    "SEEDS=1 METHODS=": 0,
     "python -m trainers.hegraph.features extract": 0,
-    "python -m trainers.hegraph --dataset-config-file digits --config-file mini --shots 4 --output-dir output/decay": 0,
-    "python -m trainers.hegraph --dataset-config-file digits --config-file mini --shots 4 --seed 1 --output-dir output/"
-    "protocol": 0,
-    "python -m trainers.hegraph features extract --dataset-config-file digits --config-file mini --out output/mini": 0,
 }
 PROGRAMS = ("bash", "python", "pip", "torchrun", "hegraph", "cd", "git", "export")
 

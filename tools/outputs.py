@@ -33,7 +33,11 @@ from trainers.hegraph.utils.files import atomic_path
 
 ROOT = Path(__file__).parent.parent
 START = ROOT / "docs" / "getting-started.md"
-PAGES = [START]
+PAGES = [
+    START,
+    *(ROOT / "docs" / "reference" / f"{name}.md" for name in ("configuration", "protocol", "backbones")),
+    *(ROOT / "docs" / "results" / f"{name}.md" for name in ("accuracy", "reproduce")),
+]
 BLOCK = re.compile(
     r"^```(?P<language>bash|python)\n(?P<code>.*?)^```\n"
     r"(?P<marker>\n<!-- output(?:: (?P<first>\d+)(?: (?P<last>\d+))?)? -->\n```text\n)?"
