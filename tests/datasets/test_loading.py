@@ -69,15 +69,17 @@ VARIANTS = {
     "ImageNetR": ("imagenet-rendition/imagenet-r", (0, 1, 2, 4, 6, 7, 9), 4, "rendition_{image}.jpg"),
 }
 
+EMBEDDED = ("Digits", "DigitScenes")
+
 
 # --- the list of all data sets
 
 
 def test_each_data_set_has_a_configuration_file():
-    assert set(ENTRIES) == {*STORED, "Digits", "ImageFolder", *DOMAINS, *HALVES} and len(STORED) == 15  # CoOp's
+    assert set(ENTRIES) == {*STORED, *EMBEDDED, "ImageFolder", *DOMAINS, *HALVES} and len(STORED) == 15  # CoOp's
     files = (Path(__file__).parents[2] / "configs" / "datasets").glob("*.yaml")
     names = {path.stem: yaml.safe_load(path.read_text())["DATASET"]["NAME"] for path in files}
-    assert sorted(names.values()) == sorted([*STORED, "Digits", "ImageFolder", *HALVES])
+    assert sorted(names.values()) == sorted([*STORED, *EMBEDDED, "ImageFolder", "ImageFolder", *HALVES])
     for given, name in {
         **names, "Oxford-Pets": "OxfordPets", "pets": "OxfordPets", "cars": "StanfordCars", "fgvc": "FGVCAircraft",
         "Flowers102": "OxfordFlowers", "DTD": "DescribableTextures", "imagenet_v2": "ImageNetV2",
@@ -101,7 +103,7 @@ def test_entries_are_complete_and_names_unique():
         assert bool(entry.train_on) == (entry.sizes.train == 0)
         assert bool(entry.class_ids) == entry.name.startswith("ImageNet")
     assert {name: STORED[name].sizes for name in SIZES} == SIZES
-    assert [name for name, entry in ENTRIES.items() if not entry.describe_by_default] == ["Digits"]
+    assert [name for name, entry in ENTRIES.items() if not entry.describe_by_default] == [*EMBEDDED]
     assert {ENTRIES[name].train_on for name in DOMAINS} == {"Digits"}
     names = [name.lower().replace("_", "") for entry in ENTRIES.values() for name in (entry.name, *entry.aliases)]
     assert len(set(names)) == len(names)

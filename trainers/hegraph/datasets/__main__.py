@@ -8,6 +8,7 @@ import shlex
 import sys
 from collections import Counter
 from contextlib import suppress
+from itertools import combinations
 from typing import TYPE_CHECKING
 
 from ..utils.errors import Parser, UserError, command, echo, printable, run_cli, unknown
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 SHOTS = (1, 2, 4, 8, 16)  # common numbers
 MAX_CLASSES = 10  # classes listed on a line
+MAX_PAIRS = 5  # pairs of labels listed on a line
 
 
 State = tuple[bool, list[str]]  # whether a data set is ready; lines on its content, on problems and their remedies
@@ -143,7 +145,8 @@ def check_own_images(root: str) -> State:
         count = f"{len(files)} of {len(dataset.splits[split])} {split} images"
         lines.append(f"{count} are test images as well; keep one copy of each, in {split} or in test:")
         lines += [f"  {file}" for file in files]
-    flags = f"--dataset-config-file folder --root {shlex.quote(root)} --shots {max(SHOTS)}"
+    config = "multilabel" if dataset.multilabel else "folder"
+    flags = f"--dataset-config-file {config} --root {shlex.quote(root)} --shots {max(SHOTS)}"
     train = command(f"{flags} --config-file {DEFAULT_BACKBONE.config} --output-dir OUT")
     next_step = f"after correcting this, check again: {dataset.check_command}" if lines else f"train: {train}"
     return (not lines, [*_lines_of_counts(dataset), *lines, next_step])
@@ -158,7 +161,10 @@ def _lines_of_counts(dataset: Dataset) -> list[str]:
     names = dataset.classnames
     sizes = Sizes(len(dataset.train), len(dataset.val), len(dataset.test), len(names))
     lines = [str(sizes), f"classes: {abbreviate(names, MAX_CLASSES)}"]
-    counts = {split: Counter(item.classname for item in items) for split, items in dataset.splits.items()}
+    counts = {
+        split: Counter(names[label] for item in items for label in item.labels)
+        for split, items in dataset.splits.items()
+    }
     for split in SPLITS:
         per_class = [counts[split][name] for name in names]
         lines.append(f"{split} images per class: {min(per_class)} to {max(per_class)}")
@@ -166,7 +172,22 @@ def _lines_of_counts(dataset: Dataset) -> list[str]:
         if small := [name for name in names if counts["train"][name] < shots]:
             few = f"{len(small)} of {len(names)} classes have fewer training images and contribute all of them"
             lines.append(f"--shots {shots}: {few}: {abbreviate(small, MAX_CLASSES)}")
-    return lines
+    return lines + (_lines_of_label_sets(dataset) if dataset.multilabel else [])
+
+
+def _lines_of_label_sets(dataset: Dataset) -> list[str]:
+    """List the numbers of labels per image, and the pairs of labels that occur together most often."""
+    from .base import abbreviate
+
+    sets = [item.labels for items in dataset.splits.values() for item in items]
+    sizes, pairs = [len(labels) for labels in sets], Counter(pair for each in sets for pair in combinations(each, 2))
+    names = dataset.classnames
+    together = [f"{names[a]} and {names[b]} ({count})" for (a, b), count in pairs.most_common(MAX_PAIRS)]
+    return [
+        f"labels per image: {min(sizes)} to {max(sizes)}, mean {sum(sizes) / len(sizes):.2f}; "
+        f"{sizes.count(0)} images without any label",
+        f"images with two labels, the most frequent of {len(pairs)} pairs: {abbreviate(together, MAX_PAIRS) or 'none'}",
+    ]
 
 
 if __name__ == "__main__":

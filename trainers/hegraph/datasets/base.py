@@ -63,6 +63,11 @@ class Dataset:
         """Whether the validation images are the test images, as for ImageNet in CoOp."""
         return bool(self.val) and self.val == self.test
 
+    @property
+    def multilabel(self) -> bool:
+        """Whether images have several labels each."""
+        return any(isinstance(item.label, tuple) for items in self.splits.values() for item in items[:1])
+
     def select(self, sample: FewShotSample) -> Dataset:
         """Return the few-shot task of a sample, with all test images; val that equals test stays complete, too."""
         val = self.val if self.val_is_test else [self.val[i] for i in sample.val]
@@ -72,6 +77,8 @@ class Dataset:
         """Return the data set with all classes, or a half of them with new labels (see `splits.subsample_labels`)."""
         if which == "all":
             return self
+        if self.multilabel:
+            raise UserError(f"{self.name} has several labels per image: leave out DATASET.SUBSAMPLE_CLASSES {which}")
         labels = subsample_labels({item.label for item in self.train or self.test}, which)
         new = {label: position for position, label in enumerate(labels)}
         splits: dict[str, Any] = {

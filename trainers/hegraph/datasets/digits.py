@@ -3,11 +3,14 @@
 The scans are the test part of the UCI data set "Optical Recognition of Handwritten Digits" (Alpaydin and Kaynak, 1998),
 written by 13 people. Splits are ranges of rows, so few writers are in two splits: rows 0-697 are train, 698-897 val,
 and 898-1796 test. The test split equals the test half of scikit-learn's digits example.
+
+`DigitScenes` has several labels per image: two or three scans of a split side by side, each scan in one picture.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import random
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
@@ -39,6 +42,7 @@ DOMAINS: dict[str, Callable[[Image.Image, int], Image.Image]] = {
     "DigitsNoisy": _add_noise,
     "DigitsBlurred": lambda image, row: image.filter(ImageFilter.GaussianBlur(BLUR)),
 }
+SCENES_SEED = 1  # of the scans of each picture of `DigitScenes`
 # Data sets of one half of the classes: name -> argument of `Dataset.subsample`
 HALVES = {"DigitsLow": "base", "DigitsHigh": "new"}
 
@@ -55,6 +59,32 @@ def load_digits_dataset(root: str = "", name: str = "Digits") -> Dataset:
     train, val, test = splits.values()
     dataset = Dataset(name, CLASSNAMES, train, val, test, partial(open_digit, change=DOMAINS.get(name)))
     return dataset.subsample(HALVES.get(name, "all"))
+
+
+def load_digit_scenes(root: str = "", name: str = "DigitScenes") -> Dataset:
+    """Load pictures with two or three digits side by side; the labels of a picture are its digits. `root` is unused."""
+    _, digits = _arrays()
+    rng = random.Random(SCENES_SEED)
+    splits: dict[str, list[Item]] = {split: [] for split in SPLIT_ROWS}
+    for split, row_range in SPLIT_ROWS.items():
+        rows = list(row_range)
+        rng.shuffle(rows)
+        while len(rows) > 1:  # the last scan of a split is left out if it is alone
+            scene, rows = rows[: (size := rng.choice((2, 3)))], rows[size:]
+            labels = tuple(sorted({int(digits[row]) for row in scene}))
+            path = "scenes/" + "-".join(f"{row:04d}" for row in scene)
+            splits[split].append(Item(path, labels, "|".join(CLASSNAMES[label] for label in labels)))
+    train, val, test = splits.values()
+    return Dataset(name, CLASSNAMES, train, val, test, open_scene)
+
+
+def open_scene(path: str) -> Image.Image:
+    """Open the scans of `scenes/<row>-<row>[-<row>]` in one row, in the middle of a black square image."""
+    scans = [open_digit(row) for row in path.rpartition("/")[2].split("-")]
+    image = Image.new("RGB", (8 * len(scans), 8 * len(scans)))
+    for position, scan in enumerate(scans):
+        image.paste(scan, (8 * position, 4 * (len(scans) - 1)))
+    return image
 
 
 def open_digit(path: str, change: Callable[[Image.Image, int], Image.Image] | None = None) -> Image.Image:

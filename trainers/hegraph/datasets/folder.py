@@ -3,10 +3,12 @@
 ROOT/train/<class>/*.jpg         and optionally ROOT/val/<class>/ and ROOT/test/<class>/
 ROOT/<class>/*.jpg               each class is split at random, as by CoOp for a data set without a split
 ROOT/labels.csv, or ROOT itself  with the columns path,label[,split] and paths relative to the file
+                                 or path,labels[,split], with `|` between the labels of an image
 ROOT/train/metadata.csv          with the columns file_name,label, and the same for val and test
 ROOT/metadata.csv                with the columns file_name,label[,split] (default: the first folder of file_name)
 
-Commas, semicolons or tabs separate the columns of a table. Windows paths with `\\` are accepted.
+Commas, semicolons or tabs separate the columns of a table. Windows paths with `\\` are accepted. An empty cell of
+`labels` is an unlabelled image, and `|` alone an image without any label.
 
 The module also defines `OwnImages`, the common form of all sources of own images, and the names of splits and classes.
 """
@@ -48,7 +50,10 @@ MIN_IMAGES = 4  # per class, so that each of the three splits has an image
 
 
 class Row(NamedTuple):
-    """An own image, with its path or another identifier and its label as read, which may be None."""
+    """An own image, with its path or another identifier and its label as read.
+
+    With several labels per image, the label is a tuple of names, or None for an unlabelled image.
+    """
 
     split: str
     path: str
@@ -97,7 +102,7 @@ def files_of_splits(root: Path, suffix: str) -> list[tuple[str, str]]:
         if folder.lower() in SPLIT_NAMES:
             splits |= {file: [SPLIT_NAMES[folder.lower()]] for file in files}
         elif folder in ("", "data"):
-            splits |= {file: _splits_of_words(os.path.basename(file)) for file in files}
+            splits |= {file: splits_of_words(os.path.basename(file)) for file in files}
         elif files:
             warning = "%s: skipped the %s files in %s; folders of splits are named %s"
             logger.warning(warning, root, suffix, folder, ", ".join(SPLIT_NAMES))
@@ -109,7 +114,7 @@ def files_of_splits(root: Path, suffix: str) -> list[tuple[str, str]]:
     return [(words[0] or "train", file) for file, words in splits.items()]
 
 
-def _splits_of_words(name: str) -> list[str]:
+def splits_of_words(name: str) -> list[str]:
     """Return the split named by each word of a name, "" for other words; the words of "testA-0" are "test" and "A"."""
     return [SPLIT_NAMES.get(word.lower(), "") for word in re.findall(r"[A-Z]*[a-z]*", name)]
 
@@ -144,10 +149,15 @@ def read_files(root: str) -> OwnImages | None:
         rows = _read_table(tables[0])
     else:
         return None
+    return image_files(base, rows)
+
+
+def image_files(base: Path, rows: list[Row], classnames: Sequence[str] = ()) -> OwnImages:
+    """Return images whose paths are relative to `base`; UserError if one is listed twice."""
     numbers = Counter(os.path.abspath(base / row.path) for row in rows)
     if twice := next((file for file, number in numbers.items() if number > 1), ""):
-        raise UserError(f"{base}: {twice} is listed more than once; an image has one label and one split")
-    return OwnImages(rows, partial(open_below, base), base)
+        raise UserError(f"{base}: {twice} is listed more than once; expected one row for each image")
+    return OwnImages(rows, partial(open_below, base), base, classnames=classnames)
 
 
 def class_folders(base: Path) -> list[str]:
@@ -286,9 +296,14 @@ def read_table(path: Path, *needed: str) -> tuple[str, list[dict[str, str]]]:
 
 
 def _lists_images(path: Path) -> bool:
-    """Whether the first line of a CSV file has a column of labels and one of paths."""
-    columns = set(re.split(rf"[{DELIMITERS}]", re.sub(r'[\s"]', "", read_text(path, TABLE).partition("\n")[0].lower())))
-    return "label" in columns and bool(columns & {"path", "file_name"})
+    """Whether a CSV file has a column of labels and one of paths."""
+    columns = _columns(path)
+    return bool(columns & {"label", "labels"} and columns & {"path", "file_name"})
+
+
+def _columns(path: Path) -> set[str]:
+    """Names in the first line of a CSV file."""
+    return set(re.split(rf"[{DELIMITERS}]", re.sub(r'[\s"]', "", read_text(path, TABLE).partition("\n")[0].lower())))
 
 
 def _posix(base: Path, path: str) -> str:
@@ -307,7 +322,7 @@ def _read_table(path: Path, folder: str = "", default: str = "") -> list[Row]:
         UserError: If some rows have a split and others do not: images with an unclear split must not become training
             images.
     """
-    column, table = read_table(path, "label")
+    column, table = read_table(path, *([] if "labels" in _columns(path) - {"label"} else ["label"]))
     rows = [_read_row(row, column) for row in table]
     if column == "file_name" and not default:
         tops = [os.path.dirname(row.path).partition("/")[0].lower() for row in rows]
@@ -324,4 +339,9 @@ def _read_row(row: dict[str, str], path_column: str) -> Row:
     split = row.get("split", "")
     if split and split.lower() not in SPLIT_NAMES:
         raise UserError(f"{row['where']}: expected train, val or test as split, got {split!r}")
-    return Row(SPLIT_NAMES.get(split.lower(), ""), row[path_column], row["label"])
+    return Row(SPLIT_NAMES.get(split.lower(), ""), row[path_column], row["label"] if "label" in row else _names(row))
+
+
+def _names(row: dict[str, str]) -> tuple[str, ...] | None:
+    """Names in the cell `labels` of a row; None if the cell is empty."""
+    return tuple(filter(None, map(str.strip, row["labels"].split("|")))) if row["labels"] else None

@@ -22,9 +22,10 @@ from typing import Any
 from ..utils.errors import UserError, command, first_line, unknown
 from ..utils.files import absolute
 from ..utils.reading import validate
+from .annotations import read_annotations
 from .base import Dataset, abbreviate, class_names
-from .digits import load_digits_dataset
-from .folder import class_name, read_class_folders, read_files, read_table
+from .digits import load_digit_scenes, load_digits_dataset
+from .folder import Row, class_name, read_class_folders, read_files, read_table
 from .images import is_image, open_below
 from .layouts import class_ids, list_names
 from .packed import read_hugging_face, read_shards
@@ -45,7 +46,7 @@ logger = logging.getLogger(__name__)
 OWN = "ImageFolder"  # DATASET.NAME of own images
 LAYOUT = (
     "expected ROOT/train/<class>/*.jpg (and val, test), ROOT/<class>/*.jpg, or a CSV file with the columns "
-    "path,label[,split]"
+    "path,label[,split]; for several labels per image, path,labels[,split], or annotations of Pascal VOC or COCO"
 )
 
 
@@ -173,7 +174,8 @@ def load_own_images(root: str, name: str = OWN, split_folders: bool = True) -> D
     if not root:
         raise UserError(f"{OWN} needs --root, your folder or CSV file; {LAYOUT}")
     # Each function returns None for images in another form
-    images = read_files(root) or read_hugging_face(root) or read_shards(root) or read_class_folders(root, split_folders)
+    images = read_annotations(root) or read_files(root) or read_hugging_face(root) or read_shards(root)
+    images = images or read_class_folders(root, split_folders)
     if images is None:
         base = absolute(root)
         try:
@@ -184,28 +186,46 @@ def load_own_images(root: str, name: str = OWN, split_folders: bool = True) -> D
             f"{base} contains {content}, and neither class folders in a folder train nor one CSV file; {LAYOUT}"
         )
     where = images.root or root
-    rows: dict[str, list[tuple[str, str]]] = {split: [] for split in SPLITS}
-    for split, path, label in images.rows:
-        name_of_class = class_name(label, f"{where}: {path}")
-        if not name_of_class:
+    several = any(isinstance(row.label, tuple) for row in images.rows)
+    rows: dict[str, list[tuple[str, list[str]]]] = {split: [] for split in SPLITS}
+    for split, path, label in images.rows if not several else labelled_rows(images.rows, where):
+        names_of_image = [class_name(each, f"{where}: {path}") for each in (label if several else [label])]
+        if "" in names_of_image:
             raise UserError(f"{where}: {path} has no label; label it or remove it")
-        rows[split].append((path, name_of_class))
-    classes = {split: {name_of_class for _, name_of_class in rows[split]} for split in SPLITS}
+        rows[split].append((path, names_of_image))
+    classes = {split: {each for _, names_of_image in rows[split] for each in names_of_image} for split in SPLITS}
     if not classes["train"]:
         raise UserError(f"{where} has no training image; {LAYOUT}")
+    ordered = dict.fromkeys(class_name(each, root) for each in images.classnames)
+    if several:  # the classes that COCO lists, also those without an image
+        classes["train"] |= {*ordered}
     if unseen := sorted((classes["val"] | classes["test"]) - classes["train"]):
         raise UserError(f"{where}: {len(unseen)} classes of val or test have no training image: {abbreviate(unseen)}")
-    ordered = dict.fromkeys(class_name(each, root) for each in images.classnames)
     names = [name_of_class for name_of_class in ordered if name_of_class in classes["train"]]
     if len(names) < len(classes["train"]):
         names = sorted(classes["train"], key=_class_order)
     if all(re.fullmatch(r"[-+]?\d+([.,]\d+)?", name_of_class) for name_of_class in names):
         warning = '%s: all class names are numbers (%s), so prompts read "a photo of a %s."; name the classes in words'
         logger.warning(warning, where, abbreviate(names), names[0])
-    labels = {name_of_class: label for label, name_of_class in enumerate(names)}
-    train, val, test = ([Item(path, labels[each], each) for path, each in rows[split]] for split in SPLITS)
+    labels_of = {name_of_class: label for label, name_of_class in enumerate(names)}
+
+    def item(path: str, names_of_image: list[str]) -> Item:
+        labels = tuple(sorted({labels_of[each] for each in names_of_image}))
+        return Item(path, labels if several else labels[0], "|".join(names[label] for label in labels))
+
+    train, val, test = ([item(*row) for row in rows[split]] for split in SPLITS)
     check = command(f"datasets check folder --root {shlex.quote(root)}")
     return Dataset(name, names, train, val, test, images.open, images.root, (), images.version, check)
+
+
+def labelled_rows(rows: list[Row], where: object) -> list[Row]:
+    """Return the rows that are labelled, perhaps with an empty set; warn of the others."""
+    labelled = [row for row in rows if row.label is not None]
+    if left_out := len(rows) - len(labelled):
+        path = next(row.path for row in rows if row.label is None)
+        warning = "%s: left out %d of %d images, which are unlabelled, such as %s; for an image without labels, write |"
+        logger.warning(warning, where, left_out, len(rows), path)
+    return labelled
 
 
 def _class_order(name: str) -> tuple[int, int, str]:
@@ -214,7 +234,9 @@ def _class_order(name: str) -> tuple[int, int, str]:
 
 
 # Data sets without a folder in the data root: name in `entries.yaml` -> function of `DATASET.ROOT` and the name
-LOADERS: dict[str, Callable[[str, str], Dataset]] = {"digits": load_digits_dataset, "own": load_own_images}
+LOADERS: dict[str, Callable[[str, str], Dataset]] = {
+    "digits": load_digits_dataset, "scenes": load_digit_scenes, "own": load_own_images,
+}  # fmt: skip
 
 
 # --- data sets with a folder in the data root

@@ -4,7 +4,7 @@ The protocol visits the classes in order of first appearance, first in train, th
 `shots` items of each class of train, and `min(shots, 4)` of val, with Python's generator, seeded as by Dassl's
 `set_random_seed`. All items of a smaller class are taken, in split order, without a call of the generator. With the
 same split file, shots and seed, the sample equals CoOp's, item for item. For CoCoOp's base-to-new protocol, the classes
-are split into two halves by label after sampling.
+are split into two halves by label after sampling. `_sample_per_label` is the protocol of several labels per image.
 
 Pickles are read without running any code in them.
 """
@@ -42,11 +42,20 @@ SPLIT_NAMES = {
 
 
 class Item(NamedTuple):
-    """A labelled image, with its path relative to the data root."""
+    """A labelled image, with its path relative to the data root.
+
+    With several labels per image, `label` is a sorted tuple of all labels, perhaps (), and `classname` joins the names
+    by `|`.
+    """
 
     path: str
-    label: int
+    label: Any  # an int, or a tuple of ints
     classname: str
+
+    @property
+    def labels(self) -> tuple[int, ...]:
+        """All labels of the image."""
+        return self.label if isinstance(self.label, tuple) else (self.label,)
 
 
 Pools = dict[str, list[Item]]  # split, one of `SPLITS` -> all items of the split
@@ -70,13 +79,11 @@ def images_per_class(shots: int, counts: Sequence[int] | None) -> str:
     return f" ({f'{fewest} to ' if fewest < most else ''}{most} images per class)"
 
 
-def sample_few_shot(
-    train_labels: Sequence[int], val_labels: Sequence[int], shots: int, rng: random.Random
-) -> FewShotSample:
-    """Sample few-shot training and validation sets by CoOp's protocol.
+def sample_few_shot(train_labels: Sequence, val_labels: Sequence, shots: int, rng: random.Random) -> FewShotSample:
+    """Sample few-shot training and validation sets by CoOp's protocol, or by that of several labels per image.
 
     Args:
-        train_labels: Labels of all training items, in split order.
+        train_labels: Labels of all training items, in split order; for several labels per image, tuples.
         val_labels: Labels of all validation items, in split order.
         shots: Number of training items per class, or -1 for all items.
         rng: `random.Random(seed)`, perhaps after generating a split.
@@ -85,12 +92,13 @@ def sample_few_shot(
         return FewShotSample(list(range(len(train_labels))), list(range(len(val_labels))))
     if shots < 1:
         raise UserError(f"shots must be at least 1, or -1 for all, got {shots}")
-    counts = Counter(train_labels)
+    several = any(isinstance(label, tuple) for label in train_labels[:1])
+    counts = Counter(label for labels in train_labels for label in labels) if several else Counter(train_labels)
     if small := [label for label, count in counts.items() if count < shots]:
         warning = "%d of %d classes have fewer than %d training images (minimum: %d) and contribute all of them"
         logger.warning(warning, len(small), len(counts), shots, min(counts.values()))
-    train = _sample_per_class(train_labels, shots, rng)
-    return FewShotSample(train, _sample_per_class(val_labels, min(shots, MAX_VAL_SHOTS), rng))
+    sample = _sample_per_label if several else _sample_per_class
+    return FewShotSample(sample(train_labels, shots, rng), sample(val_labels, min(shots, MAX_VAL_SHOTS), rng))
 
 
 def _sample_per_class(labels: Sequence[int], shots: int, rng: random.Random) -> list[int]:
@@ -99,6 +107,24 @@ def _sample_per_class(labels: Sequence[int], shots: int, rng: random.Random) -> 
         by_class[label].append(index)
     samples = (rng.sample(rows, shots) if len(rows) >= shots else rows for rows in by_class.values())
     return [row for sample in samples for row in sample]
+
+
+def _sample_per_label(label_sets: Sequence[tuple[int, ...]], shots: int, rng: random.Random) -> list[int]:
+    """Sample items with several labels until each label has `shots` items, or all of its items.
+
+    Labels are visited from the rarest to the most frequent, so that few of them exceed `shots`. An item counts for all
+    its labels. Items without any label are not sampled.
+    """
+    by_label: defaultdict[int, list[int]] = defaultdict(list)
+    for index, labels in enumerate(label_sets):
+        for label in labels:
+            by_label[label].append(index)
+    sample: dict[int, None] = {}  # in sampling order
+    for _, rows in sorted(by_label.items(), key=lambda entry: (len(entry[1]), entry[0])):
+        rest = [row for row in rows if row not in sample]
+        missing = shots - (len(rows) - len(rest))
+        sample |= dict.fromkeys(rng.sample(rest, missing) if 0 < missing < len(rest) else rest if missing > 0 else [])
+    return list(sample)
 
 
 def subsample_labels(labels: Collection[int], which: str) -> list[int]:
