@@ -239,11 +239,14 @@ def summary(record: dict) -> str:
 
     shots = f"{record['shots']} shots{images_per_class(record['shots'], record.get('images_per_class'))}"
     task = f"{record['dataset']}{rule}, {shots}, seed {record['seed']}"
-    if record["accuracy"] is None:
+    if record["accuracy"] is None and record.get("map") is None:
         return f"{task}: trained, no test images"
     method = f"{record['trainer']} ({record['variant']})" if record["variant"] else record["trainer"]
     scores = {"zero-shot": record["accuracy_zero_shot"], "HeGraphAdapter(T)": record["accuracy_text"]}
     scores[method] = record["accuracy"]
+    if record["accuracy"] is None:
+        scores = {"zero-shot mAP": record["map_zero_shot"], f"{method} mAP": record["map"]}
+        scores |= {f"{kind} F1": record[f"{kind}_f1"] for kind in ("macro", "micro")}
     return f"{task}: {', '.join(f'{name} {score:.2f}' for name, score in scores.items() if score is not None)}"
 
 

@@ -33,7 +33,9 @@ METHODS: dict[str, str] = {
 }
 # Transductive methods. They need `--unlabelled test`, and "all" does not include them
 TRANSDUCTIVE_METHODS: dict[str, str] = {"TransCLIP": "transductive", "ZLaP": "transductive", "StatA": "transductive"}
-ALL_BASELINES = METHODS | TRANSDUCTIVE_METHODS
+# Methods for several labels per image; "all" does not include them
+MULTILABEL_METHODS: dict[str, str] = dict.fromkeys(("ZeroShotStandardised", "OneVsRest", "Ridge"), "multilabel")
+ALL_BASELINES = METHODS | TRANSDUCTIVE_METHODS | MULTILABEL_METHODS
 
 
 def load_method(name: str) -> Method:

@@ -7,7 +7,7 @@ import sys
 
 from ..utils.errors import Parser, echo, run_cli
 from ..utils.option import OUR_METHOD
-from . import ALL_BASELINES, TRANSDUCTIVE_METHODS, needs_backbone
+from . import ALL_BASELINES, MULTILABEL_METHODS, TRANSDUCTIVE_METHODS, needs_backbone
 
 logger = logging.getLogger(__package__)  # __name__ is "__main__" here
 
@@ -27,6 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
         names = [name for name in ALL_BASELINES if not (args.from_bank and needs_backbone(name))]
         echo("".join(f"{name}\n" for name in [*names, OUR_METHOD]))
         logger.info("these need --unlabelled test: %s", ", ".join(TRANSDUCTIVE_METHODS))
+        logger.info("these need several labels per image: %s", ", ".join(MULTILABEL_METHODS))
 
     return run_cli(list_methods)
 

@@ -64,6 +64,8 @@ class FittedMethod:
         class_nodes: Visual class nodes in the whitened space, shape `[K, d]`; None without the closed-form head.
         seconds: Time of fitting.
         calibration: Temperature of the logits.
+        thresholds: Least logit with which a class is predicted, shape `[K]`, with several labels per image; None if the
+            method chooses none.
         transductive: Whether the method is transductive: `logits` takes all test images at once, and each prediction
             depends on all of them.
         adaptation: Record entries about the unlabelled images that the method was adapted to.
@@ -82,6 +84,7 @@ class FittedMethod:
     class_nodes: Tensor | None = None
     seconds: float = 0.0
     calibration: Calibration = field(default_factory=Calibration)
+    thresholds: Tensor | None = None
     transductive: bool = False
     adaptation: dict = field(default_factory=dict)
 

@@ -44,7 +44,12 @@ def fitted_model(model: SavedModel, device: str) -> FittedMethod:
     # A fitted temperature is never exactly 1, so 1 means that none was fitted
     calibration = Calibration(model.temperature, "nothing" if model.temperature == 1 else "model", known=model.known)
     return FittedMethod(
-        classifier.logits, transfer=transfer, classifier=classifier, variant=model.variant, calibration=calibration
+        classifier.logits,
+        transfer=transfer,
+        classifier=classifier,
+        variant=model.variant,
+        calibration=calibration,
+        thresholds=None if model.thresholds is None else model.thresholds.to(device),
     )
 
 
@@ -90,7 +95,9 @@ def test_known_classes(
     zero_shot = text_logits(features, text_positive[columns], model.logit_scale)
     logits, text = _known_logits(fitted, features, in_domain=not rule)
     text = None if text is None else text[:, columns]
-    return Tested(target.name, target.classnames, logits[:, columns], text, zero_shot, labels.to(device), rule)
+    thresholds = None if fitted.thresholds is None else fitted.thresholds[columns]
+    logits, labels = logits[:, columns], labels.to(device)
+    return Tested(target.name, target.classnames, logits, text, zero_shot, labels, rule, thresholds)
 
 
 def test_other_classes(fitted: FittedMethod, model: TrainedModel, target: Task, device: str | torch.device) -> Tested:

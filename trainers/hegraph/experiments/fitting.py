@@ -41,6 +41,7 @@ from ..config_files import candidates
 from ..features.bank import FeatureBank
 from ..method.cache import text_logits
 from ..method.model import HeGraphModel, TransferableAdapter, build_model
+from ..method.multilabel import MultiLabelHead
 from ..training.batches import TrainingData
 from ..training.choice import has_val, val_accuracy, val_images
 from ..training.confidence import Calibration, calibration_by_zero_shot, calibration_on
@@ -63,6 +64,8 @@ def fit(task: Task, bank: FeatureBank, checkpoints: Checkpoints) -> FittedMethod
     """Fit the method that `TRAINER.NAME` names; only HeGraphAdapter writes checkpoints."""
     if task.cfg.run.trainer in ALL_BASELINES:
         return fit_method(task, bank)
+    if bank.multilabel:
+        return fit_multilabel(bank)
     if task.cfg.run.select_on == "val":
         return tune_on_val(task, bank, checkpoints)
     return train_adapter(task, bank, checkpoints)
@@ -80,6 +83,19 @@ def fit_method(task: Task, bank: FeatureBank) -> FittedMethod:
     fitted = method.fit(bank.without_test(), task.cfg.method, task.seed, backbone, **base)
     wait_for(bank.train_features.device)
     return replace(fitted, seconds=time.monotonic() - started)
+
+
+def fit_multilabel(bank: FeatureBank) -> FittedMethod:
+    """Fit the head for several labels per image, HeGraphAdapter's only part that supports them."""
+    started = time.monotonic()
+    head = MultiLabelHead(bank.cache_keys(), bank.train_labels, bank.text_positive)
+    return FittedMethod(
+        head.classifier.logits,
+        classifier=head.classifier,
+        variant="training_free",
+        thresholds=head.log_odds(head.thresholds),
+        seconds=time.monotonic() - started,
+    )
 
 
 def train_adapter(
@@ -234,9 +250,12 @@ def classify_in_batches(classify: Classify, features: Tensor) -> Tensor:
 
 
 def calibrated(fitted: FittedMethod, task: Task, bank: FeatureBank) -> FittedMethod:
-    """Return a fitted method with its calibration; unchanged if CALIBRATE is "off" or the method is transductive."""
+    """Return a fitted method with its calibration.
+
+    It is unchanged if CALIBRATE is "off", the method is transductive, or images have several labels.
+    """
     cfg, seed = task.cfg, task.seed
-    if cfg.run.calibrate == "off" or fitted.transductive:
+    if cfg.run.calibrate == "off" or fitted.transductive or bank.multilabel:
         return fitted
 
     def fit_again(part: FeatureBank) -> Classify:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..baselines import load_method
 from ..baselines.base import FittedMethod, zero_shot_transfer
-from ..features.bank import FeatureBank
+from ..features.bank import FeatureBank, count_labels
 from ..method.model import TransferableAdapter
 from ..models.folder import save_model
 from ..models.saved import NOT_TESTED, SavedModel, Scores, TrainedModel, TrainedOn
@@ -32,7 +32,7 @@ from ..results.records import (
     write_record,
     write_tensors_with_classes,
 )
-from ..training.choice import accuracy, score
+from ..training.choice import accuracy, score, score_multilabel
 from ..training.confidence import Calibration, confidence_scores, known_score
 from ..training.memory import peak_memory_mb
 from ..utils.commit import git_commit, versions
@@ -72,14 +72,17 @@ def write_outputs(
             save_model(model.model_copy(update=changes), folder.model_folder)
         else:
             reason = "its prediction of a test image depends on the other ones"
-            reason = reason if fitted.transductive else load_method(model.method).not_saved
+            if not fitted.transductive:
+                reason = load_method(model.method).not_saved or "it chooses no thresholds for several labels per image"
             logger.info("%s saves no model folder: %s", model.method, reason)
     if fitted.text_nodes is not None:
         before, after = fitted.text_nodes
         write_tensors_with_classes(folder.path / TEXT_NODES, tested.classnames, before=before, after=after)
     if tested.logits is not None and tested.labels is not None:
-        predicted, labels = tested.logits.argmax(dim=1).int(), tested.labels.int()
-        write_tensors_with_classes(folder.path / PREDICTIONS, tested.classnames, predicted=predicted, labels=labels)
+        several = tested.labels.dim() == 2
+        predicted = {"scores": tested.logits} if several else {"predicted": tested.logits.argmax(dim=1).int()}
+        labels = tested.labels.to(torch.uint8 if several else torch.int)
+        write_tensors_with_classes(folder.path / PREDICTIONS, tested.classnames, **predicted, labels=labels)
     values = record.model_dump(exclude_unset=True)
     write_record(folder.path, values)
     if folder.model is None:
@@ -98,7 +101,7 @@ def make_record(
 ) -> RunRecord:
     """Score the predictions and return the record of the run; arguments as of `write_outputs`."""
     started, labels, origin = time.monotonic(), tested.labels, model.trained_on
-    counts = None if labels is None else torch.bincount(labels, minlength=len(tested.classnames)).tolist()
+    counts = None if labels is None else count_labels(labels, len(tested.classnames))
     rule: dict[str, Any] = {}
     if tested.rule:
         rule = {"rule": tested.rule, "num_classes": len(tested.classnames), "trained_on": origin.dataset}
@@ -112,7 +115,7 @@ def make_record(
         images_per_class=[min(model.images), max(model.images)] if model.images else None,
         seed=folder.task.seed,
         **scores_on_test(tested, fitted.calibration),
-        num_test=sum(counts or ()),
+        num_test=0 if labels is None else len(labels),
         num_train=origin.num_train,
         # Distinguishes test sets of one name, such as those of a user's own data sets
         test_set=None if counts is None else hash_json([list(tested.classnames), counts]),
@@ -157,6 +160,11 @@ def scores_on_test(tested: Tested, calibration: Calibration) -> dict[str, Any]:
         logger.warning("%s has no test images: nothing is scored", tested.dataset)
         nothing = dict.fromkeys(("accuracy", "macro_f1", "accuracy_text", "accuracy_zero_shot"))
         return nothing | {"calibration": CalibrationRecord(**fitted, before=None, after=None, zero_shot=None)}
+    if labels.dim() == 2:
+        clip = score_multilabel(zero_shot, labels, tested.classnames)
+        nothing = dict.fromkeys(("accuracy", "accuracy_text", "accuracy_zero_shot"))
+        own = score_multilabel(logits, labels, tested.classnames, tested.thresholds)
+        return nothing | own | {"map_zero_shot": clip["map"]}
     scores: dict[str, Any] = score(logits, labels)
     clip = score(zero_shot, labels) | confidence_scores(zero_shot, labels)
     del clip["bins"]
@@ -193,7 +201,7 @@ def make_model(folder: RunFolder, bank: FeatureBank, fitted: FittedMethod) -> Tr
     """Return the model of a method that was fitted to a bank: a `SavedModel` if it is class weights and a cache."""
     task = folder.task
     backbone, preprocessing, prompts = task.encoding_metadata(bank)
-    counts = bank.train_labels.bincount(minlength=len(bank.classnames)).tolist()
+    counts = count_labels(bank.train_labels, len(bank.classnames))
     model = TrainedModel(
         method=task.cfg.run.trainer,
         variant=fitted.variant,
@@ -208,7 +216,7 @@ def make_model(folder: RunFolder, bank: FeatureBank, fitted: FittedMethod) -> Tr
             dataset=bank.dataset,
             shots=task.cfg.data.shots,
             seed=task.seed,
-            num_train=sum(counts),
+            num_train=len(bank.train_labels),
             split_hash=folder.split_hash,
             selected_on="val" if fitted.selected else "last_step",
             selected=fitted.selected,
@@ -222,7 +230,7 @@ def make_model(folder: RunFolder, bank: FeatureBank, fitted: FittedMethod) -> Tr
         images=tuple(counts),
         text_positive=bank.text_positive.detach().cpu(),
     )
-    if fitted.classifier is None:
+    if fitted.classifier is None or (bank.multilabel and fitted.thresholds is None):
         return model
     transfer = fitted.transfer if isinstance(fitted.transfer, TransferableAdapter) else None
     rule = "zero-shot" if fitted.transfer is zero_shot_transfer else "none" if transfer is None else "adapter"
@@ -232,16 +240,16 @@ def make_model(folder: RunFolder, bank: FeatureBank, fitted: FittedMethod) -> Tr
         transfer=transfer,
         transfer_rule=rule,
         class_nodes=fitted.class_nodes,
-        labelled=task.labelled(bank),
+        labelled=None if bank.multilabel else task.labelled(bank),
+        thresholds=fitted.thresholds,
         support_set=SupportSet.of(bank, fitted.state) if model.method == OUR_METHOD else None,
     )
 
 
 def _scores_of_model(record: RunRecord) -> Scores:
     """Return the scores of a record that a model folder stores."""
-    calibration = record.calibration
-    assert calibration is not None  # `make_record` sets it
-    after, zero_shot = calibration.after, calibration.zero_shot
+    calibration = record.calibration  # None with several labels per image
+    after, zero_shot = (calibration.after, calibration.zero_shot) if calibration else (None, None)
     return Scores(
         accuracy=record.accuracy,
         accuracy_text=record.accuracy_text,

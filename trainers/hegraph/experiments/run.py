@@ -248,6 +248,11 @@ def test_model(cfg: Config, bank_file: Path | None, folder: Path, epoch: int | N
     model: TrainedModel = (loaded := load_model(path))
     check_configuration(loaded, cfg)
     target = open_task(cfg, bank_file, model.trained_on.seed, device, only_test=True)
+    if target.multilabel != (loaded.thresholds is not None):
+        kinds = ("several labels", "one label") if target.multilabel else ("one label", "several labels")
+        raise UserError(
+            f"{target.name} has {kinds[0]} per image, and the model predicts {kinds[1]}; train on such data"
+        )
     run_folder = RunFolder(target, model=path)
     if (record := run_folder.finished()) is not None:
         return record

@@ -22,13 +22,22 @@ import torch
 from torch import Tensor
 
 from ..backbones.identity import backbone_identity
-from ..baselines import TRANSDUCTIVE_METHODS
+from ..baselines import MULTILABEL_METHODS, TRANSDUCTIVE_METHODS
 from ..config import Config
 from ..datasets.base import Dataset, check_classes, find_copies
 from ..datasets.loading import OWN, load_few_shot, load_pool, load_test_images, load_unlabelled
 from ..datasets.splits import FewShotSample, sample_few_shot, subsample_labels
 from ..features import extract
-from ..features.bank import SUFFIX, BankFile, Encoder, FeatureBank, mean_over_views, refuse_test_rows, sample_bank
+from ..features.bank import (
+    SUFFIX,
+    BankFile,
+    Encoder,
+    FeatureBank,
+    label_list,
+    mean_over_views,
+    refuse_test_rows,
+    sample_bank,
+)
 from ..features.images import ImageViews
 from ..method.unlabelled import ClassSums
 from ..models.saved import Backbone as BackboneConfig
@@ -39,6 +48,7 @@ from ..training.batches import BankBatches, OnlineBatches, TrainingData, product
 from ..utils import processes
 from ..utils.errors import UserError
 from ..utils.files import file_version, hash_json
+from ..utils.option import NODE, OUR_METHOD
 from ..utils.reading import read_json
 
 if TYPE_CHECKING:
@@ -59,8 +69,9 @@ class Tested:
         dataset, classnames: Name of the data set, and of its classes.
         logits, text_logits, zero_shot: Logits of the method, of HeGraphAdapter's text classifier alone, and of
             zero-shot CLIP, each `[M, K]`.
-        labels: Classes of the test images, `[M]`.
+        labels: Classes of the test images, `[M]`; with several labels per image, booleans `[M, K]`.
         rule: "" on the data set of the training, else `SAME_CLASSES` or `OTHER_CLASSES`.
+        thresholds: As of `FittedMethod`.
     """
 
     dataset: str
@@ -70,6 +81,7 @@ class Tested:
     zero_shot: Tensor | None = None
     labels: Tensor | None = None
     rule: str = ""
+    thresholds: Tensor | None = None
 
 
 class Unlabelled(NamedTuple):
@@ -96,6 +108,7 @@ class Task(ABC):
         class_ids: Identifiers of the classes across data sets, in label order.
         split: Sampled training and validation images; {} where no run records them.
         reads: Files of the features.
+        multilabel: Whether images have several labels each.
     """
 
     def __init__(
@@ -107,9 +120,10 @@ class Task(ABC):
         class_ids: Sequence[str],
         split: Split,
         reads: Sequence[Path] = (),
+        multilabel: bool = False,
     ) -> None:
         self.cfg, self.seed, self.name, self.classnames = cfg, seed, name, classnames
-        self.class_ids, self.split, self.reads = class_ids, split, reads
+        self.class_ids, self.split, self.reads, self.multilabel = class_ids, split, reads, multilabel
 
     @property
     @abstractmethod
@@ -137,7 +151,8 @@ class Task(ABC):
 
     def check_trained_classes(self) -> None:
         """Raise UserError if fewer than two classes have training images."""
-        check_classes(len({label for _, label, _ in self.split["train"]}))
+        labels = (label if isinstance(label, (tuple, list)) else [label] for _, label, _ in self.split["train"])
+        check_classes(len({each for of_image in labels for each in of_image}))
 
     def prepare(self) -> None:
         """Read the features before anything is written.
@@ -242,7 +257,7 @@ class FeatureTask(Task):
         reads: Sequence[Path] = (),
     ) -> None:
         ids = class_ids or ids_of_names(bank.classnames)
-        super().__init__(cfg, seed, bank.dataset, bank.classnames, ids, split or {}, reads)
+        super().__init__(cfg, seed, bank.dataset, bank.classnames, ids, split or {}, reads, bank.multilabel)
         self._bank, self._identity = bank, identity or {}
 
     @property
@@ -268,19 +283,22 @@ class BankTask(Task):
         if cfg.data.features == "online":
             raise UserError("FEATURES.MODE online encodes images, and --features has none; use FEATURES.MODE bank")
         self.file = file = shared_bank(path, cfg)
-        labels = {name: file.labels[name].tolist() if name in file.labels else [] for name in ("train", "val")}
+        labels = {name: label_list(file.labels[name]) if name in file.labels else [] for name in ("train", "val")}
         self.selection = sample_few_shot(labels["train"], labels["val"], cfg.data.shots, random.Random(seed))
         # With all classes, a class without images stays, and a later check refuses it
-        of_all = cfg.data.classes == "all"
+        of_all = cfg.data.classes == "all" or file.multilabel  # `check_multilabel` refuses a part of the classes
         sampled = range(len(file.classnames)) if of_all else {labels["train"][row] for row in self.selection.train}
-        self.kept = subsample_labels(sampled, cfg.data.classes)  # labels in the file of the classes of this task
-        new = {label: position for position, label in enumerate(self.kept)}
+        # Labels in the file of the classes of this task
+        self.kept = subsample_labels(sampled, "all" if of_all else cfg.data.classes)
+        new: dict = {label: position for position, label in enumerate(self.kept)}
+        classnames = [file.classnames[label] for label in self.kept]
+        if file.multilabel:
+            new = {label: label for part in labels.values() for label in part}
         split = {
-            name: [[row, new[label], file.classnames[label]] for row in rows if (label := labels[name][row]) in new]
+            name: [[row, new[label], names_of(file, label)] for row in rows if (label := labels[name][row]) in new]
             for name, rows in (("train", self.selection.train), ("val", self.selection.val))
         }
-        classnames = [file.classnames[label] for label in self.kept]
-        super().__init__(cfg, seed, file.dataset, classnames, ids_of_names(classnames), split, (path,))
+        super().__init__(cfg, seed, file.dataset, classnames, ids_of_names(classnames), split, (path,), file.multilabel)
 
     @cached_property
     def identity(self) -> dict:
@@ -316,6 +334,11 @@ class BankTask(Task):
         task = bank_to_test(self.file, name.rpartition(":")[2], self.cfg, self.seed)
         check_classes(len(task.class_ids), name)
         return task
+
+
+def names_of(file: BankFile, label: int | tuple[int, ...]) -> str:
+    """Return the class name of a label, or names joined by `|`, as of `Item`."""
+    return "|".join(file.classnames[each] for each in (label if isinstance(label, tuple) else (label,)))
 
 
 @lru_cache(maxsize=1)
@@ -367,7 +390,8 @@ class ImageTask(Task):
 
     def __init__(self, dataset: Dataset, cfg: Config, seed: int, device: str) -> None:
         split = {part: [list(item) for item in getattr(dataset, part)] for part in ("train", "val")}
-        super().__init__(cfg, seed, dataset.name, dataset.classnames, dataset.ids, split)
+        names, ids = dataset.classnames, dataset.ids
+        super().__init__(cfg, seed, dataset.name, names, ids, split, multilabel=dataset.multilabel)
         self.dataset, self.device = dataset, device
 
     @cached_property
@@ -526,10 +550,42 @@ def open_task(cfg: Config, bank_file: Path | None, seed: int, device: str, only_
     if what == TEST_SET and (cfg.data.target_domains or cfg.data.target_datasets):
         raise UserError(f"--unlabelled {TEST_SET} reaches no other data set; leave out the targets, or give {POOL}")
     if bank_file is None:
-        return load_image_task(cfg, seed, device, only_test)
-    if not only_test:
-        return BankTask(bank_file, cfg, seed)
-    return bank_to_test(shared_bank(bank_file, cfg), cfg.data.classes, cfg, seed)
+        task: Task = load_image_task(cfg, seed, device, only_test)
+    elif not only_test:
+        task = BankTask(bank_file, cfg, seed)
+    else:
+        task = bank_to_test(shared_bank(bank_file, cfg), cfg.data.classes, cfg, seed)
+    check_multilabel(task)
+    return task
+
+
+def check_multilabel(task: Task) -> None:
+    """Raise UserError if a configuration asks for something that several labels per image exclude."""
+    cfg, data = task.cfg, task.cfg.data
+    name = cfg.run.trainer
+    if not task.multilabel:
+        if name in MULTILABEL_METHODS:
+            raise UserError(
+                f"{name} is for several labels per image, and {task.name} has one; choose another --trainer"
+            )
+        return
+    if name == OUR_METHOD and cfg.model.variant != "training_free":
+        raise UserError(
+            f"{task.name} has several labels per image, which VARIANT {cfg.model.variant} does not support; end the "
+            f"command with {NODE}.VARIANT training_free"
+        )
+    if name not in (OUR_METHOD, "ZeroShot", *MULTILABEL_METHODS):
+        known = ", ".join((OUR_METHOD, "ZeroShot", *MULTILABEL_METHODS))
+        raise UserError(f"{task.name} has several labels per image, which {name} does not support; use one of {known}")
+    excluded = {
+        f"DATASET.SUBSAMPLE_CLASSES {data.classes}": data.classes != "all",
+        "--unlabelled": data.unlabelled,
+        "--target-domains and --target-datasets": data.target_domains or data.target_datasets,
+        "--select val": cfg.run.select_on == "val",
+        f"{NODE}.FEATURES.MODE online": data.features == "online",
+    }
+    if asked := [option for option, is_asked in excluded.items() if is_asked]:
+        raise UserError(f"{task.name} has several labels per image; leave out {asked[0]}")
 
 
 def load_image_task(cfg: Config, seed: int, device: str, only_test: bool = False) -> ImageTask:

@@ -3,6 +3,8 @@
 A bank on disk may exceed memory. Opening a bank reads and checks names, shapes, labels and text features. Features of
 images are read and checked on access, so a few-shot run reads only its sampled training images.
 
+With several labels per image, labels are indicators: 1 for the classes of an image, 0 for the others, `[N, K]`.
+
 Shapes: N training images, V augmented views of each, L validation and M test images, K classes, d feature width.
 """
 
@@ -46,6 +48,7 @@ SHARED_FIELDS = (  # of all samples of a bank
 NORM_TOLERANCE = 0.02
 FLOATS = ("F16", "BF16", "F32", "F64")
 DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64, "I64": torch.int64}
+DTYPES |= {"I32": torch.int32, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.uint8}  # of indicators
 # Mean norm of 1,606 text features of OpenAI's ViT-B/32, with a standard deviation of 0.7
 OPENAI_VIT_B32_NORM = 9.9
 OPENAI_VIT_B32 = re.compile(r"ViT-B[-/]32(-quickgelu)?/openai", re.IGNORECASE)  # names in banks
@@ -80,7 +83,8 @@ class FeatureBank:
     """Features, labels and names of a task. All features are float32 with unit norm.
 
     Attributes:
-        train_features, train_labels: Training images, shapes `[V, N, d]` and `[N]`.
+        train_features, train_labels: Training images, shapes `[V, N, d]` and `[N]`. With several labels per image, the
+            labels of all splits are booleans `[N, K]`.
         text_positive, text_negative: Text nodes, each `[K, d]`.
         classnames: The K class names in label order.
         dataset, backbone: Names for records.
@@ -141,6 +145,11 @@ class FeatureBank:
         return replace(self, **changes)
 
     @property
+    def multilabel(self) -> bool:
+        """Whether images have several labels each."""
+        return self.train_labels.dim() == 2
+
+    @property
     def features_to_classify(self) -> Tensor:
         """Test features, shape `[M, d]`; ValueError if there are none."""
         if self.test_features is None:
@@ -183,6 +192,7 @@ class BankFile:
 
     Attributes:
         path: The file.
+        multilabel: Whether images have several labels each.
         labels: Labels by split: "train", and "val" and "test" if they have images.
         classnames, dataset, backbone, encoder, logit_scale, text_positive, text_negative, text_norms: As of
             `FeatureBank`.
@@ -202,6 +212,7 @@ class BankFile:
             if len(repeated) > len(self.classnames) // 10:  # ImageNet has two classes named "crane"
                 raise ValueError(f"class names repeat: {', '.join(repeated[:5])}")
             names = set(self._file.keys())
+            self.multilabel = "train_labels" in names and len(self._file.get_slice("train_labels").get_shape()) == 2
             self._check_tensors(names)
             self._version, self._layout = file_version(path), _read_layout(path, names)
             self.labels = {split: self._labels(split) for split in SPLITS if f"{split}_labels" in names}
@@ -246,9 +257,12 @@ class BankFile:
                 if name == "text_norms" or (split in ("val", "test") and not of_split):
                     continue
                 raise ValueError(f"it lacks {name}")
-            stored, types = self._file.get_slice(name), ("I64",) if name.endswith("_labels") else FLOATS
+            stored = self._file.get_slice(name)
+            types: tuple[str, ...] = ("I64",) if name.endswith("_labels") else FLOATS
             dtype, shape = stored.get_dtype(), list(stored.get_shape())
             axes = "Nd" if name == "train_features" and len(shape) == 2 else axes
+            if self.multilabel and name.endswith("_labels"):
+                axes, types = f"{axes}K", tuple(DTYPES)
             expected = [sizes.setdefault(axis, size) for axis, size in zip(axes, shape)]
             if dtype not in types or len(shape) != len(axes) or shape != expected or (0 in shape and split != "val"):
                 raise ValueError(
@@ -258,6 +272,8 @@ class BankFile:
 
     def _labels(self, split: str) -> Tensor:
         labels = self._read(f"{split}_labels")
+        if self.multilabel:
+            return as_indicators(labels, f"{split}_labels")
         if len(labels) and not (0 <= labels.min() and labels.max() < len(self.classnames)):
             raise ValueError(
                 f"expected {split}_labels from 0 to {len(self.classnames) - 1}, one for each class name, got "
@@ -301,6 +317,27 @@ class BankFile:
             )
         F.normalize(tensor, dim=-1, out=tensor)  # in place, since a copy would double the memory
         return tensor.unsqueeze(0) if name == "train_features" and tensor.dim() == 2 else tensor
+
+
+def as_indicators(labels: Tensor, name: str) -> Tensor:
+    """Convert label indicators `[N, K]` to booleans; ValueError for a value other than 0 and 1, such as NaN."""
+    if (wrong := (labels != 0) & (labels != 1)).any():
+        row, column = wrong.nonzero()[0].tolist()
+        raise ValueError(f"expected 0 or 1 in {name}, got {labels[row, column].item()} in row {row}, column {column}")
+    return labels.bool()
+
+
+def count_labels(labels: Tensor, num_classes: int) -> list[int]:
+    """Return the number of images of each class, for labels `[N]` or indicators `[N, K]`."""
+    return (labels.sum(dim=0) if labels.dim() == 2 else labels.bincount(minlength=num_classes)).tolist()
+
+
+def label_list(labels: Tensor) -> list:
+    """Return the label of each image, or for indicators `[N, K]` the tuple of its labels, as of `Item`."""
+    if labels.dim() == 1:
+        return labels.tolist()
+    columns = labels.nonzero()[:, 1].split(labels.sum(dim=1).tolist())
+    return [tuple(row.tolist()) for row in columns]
 
 
 def has_unit_norm(norms: Tensor) -> Tensor:

@@ -81,12 +81,12 @@ def encode_task(dataset: Dataset, backbone: Backbone, options: EncodingOptions, 
     }
     text = encode_prompts(backbone, dataset.name, dataset.classnames, options, folder)
     fields: dict[str, Any] = {f"text_{name}": features for name, features in text.items()}
-    fields |= {"train_features": text["positive"][None, :0], "train_labels": labels_of([])}
+    fields |= {"train_features": text["positive"][None, :0], "train_labels": labels_of(dataset, [])}
     for name, images in views.items():
         if images.items:
             features = encode_images(backbone, images, options, folder, name)
             fields[f"{name}_features"] = features if name == "train" else features[0]
-            fields[f"{name}_labels"] = labels_of(images.items)
+            fields[f"{name}_labels"] = labels_of(dataset, images.items)
     return FeatureBank(
         **fields,
         classnames=list(dataset.classnames),
@@ -97,9 +97,9 @@ def encode_task(dataset: Dataset, backbone: Backbone, options: EncodingOptions, 
 
 
 def encode_test(dataset: Dataset, backbone: Backbone, options: EncodingOptions, folder: Path) -> tuple[Tensor, Tensor]:
-    """Return features `[M, d]` and labels `[M]` of the test images of a data set, as `encode_task`."""
+    """Return features `[M, d]` and labels of the test images of a data set, as `encode_task`."""
     images = ImageViews(dataset, dataset.test, backbone.preprocess)
-    return encode_images(backbone, images, options, folder, "test")[0], labels_of(dataset.test)
+    return encode_images(backbone, images, options, folder, "test")[0], labels_of(dataset, dataset.test)
 
 
 def encode_images(backbone: Backbone, images: ImageViews, options: EncodingOptions, folder: Path, name: str) -> Tensor:
@@ -183,8 +183,13 @@ def _ignore_if_complete(path: Path, key: str) -> Iterator[None]:
             raise
 
 
-def labels_of(items: Sequence[Item]) -> Tensor:
-    """Return the labels of items, shape `[N]`."""
+def labels_of(dataset: Dataset, items: Sequence[Item]) -> Tensor:
+    """Return the labels of items of a data set: `[N]`, or booleans `[N, K]` with several labels per image."""
+    if dataset.multilabel:
+        indicators = torch.zeros(len(items), len(dataset.classnames), dtype=torch.bool)
+        for row, item in zip(indicators, items):
+            row[list(item.label)] = True
+        return indicators
     return torch.tensor([item.label for item in items], dtype=torch.long)
 
 

@@ -120,8 +120,9 @@ class RunRecord(TargetRecord):
     """Schema of `result.json`; docs/reference/protocol.md describes every key.
 
     A run writes all keys, apart from `rule`, `num_classes` and `trained_on`, which a test on another data set adds, and
-    `protocol` and `unlabelled`, which adaptation to unlabelled images adds. Keys with a default may be absent from
-    records of earlier versions.
+    `protocol` and `unlabelled`, which adaptation to unlabelled images adds. With several labels per image, the keys
+    `map` to `average_precision` replace accuracy and calibration. Keys with a default may be absent from records of
+    earlier versions.
     """
 
     dataset: str
@@ -136,6 +137,10 @@ class RunRecord(TargetRecord):
     macro_f1: Percent | None
     accuracy_text: Percent | None
     accuracy_zero_shot: Percent | None
+    map: Percent | None = None
+    map_zero_shot: Percent | None = None
+    micro_f1: Percent | None = None
+    average_precision: dict[str, Percent | None] | None = None
     num_test: Count
     num_train: Count | None = None
     test_set: str | None = None
@@ -162,6 +167,11 @@ class RunRecord(TargetRecord):
     seconds: dict[str, Annotated[float, Field(ge=0, le=1e12)]] | None = None  # their sums are finite
     peak_memory_mb: NotNegative | None = None
     finished_at: str | None = None
+
+
+def main_score(record: dict) -> float | None:
+    """Return the accuracy on test, or the mAP with several labels per image, in percent; None without test images."""
+    return record.get("map", record["accuracy"])
 
 
 def write_record(folder: Path, record: dict) -> None:

@@ -5,8 +5,8 @@ Shapes: B images of a batch, K classes, d feature width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -30,6 +30,36 @@ def score(logits: Tensor, labels: Tensor) -> dict[str, float]:
     predicted, true = logits.argmax(dim=1).cpu().numpy(), labels.cpu().numpy()
     f1 = float(f1_score(true, predicted, average="macro", labels=np.unique(true)))
     return {"accuracy": accuracy(logits, labels), "macro_f1": 100.0 * f1}
+
+
+def score_multilabel(
+    logits: Tensor, labels: Tensor, classnames: Sequence[str], thresholds: Tensor | None = None
+) -> dict[str, Any]:
+    """Scores of logits `[M, K]` with indicators `[M, K]`, in percent.
+
+    Args:
+        classnames: The K class names.
+        thresholds: Least logit with which a class is predicted, `[K]`; None: F1 is None.
+
+    Returns:
+        The keys "map", the mean of "average_precision" over the classes with test images; "average_precision", class
+        name -> average precision, or None without test images; "macro_f1" over the same classes, and "micro_f1". All
+        are None if no class has test images.
+    """
+    from sklearn.metrics import average_precision_score, f1_score  # takes a second to import
+
+    scores, true = logits.cpu().numpy(), labels.cpu().numpy()
+    tested = np.flatnonzero(true.any(axis=0)).tolist()
+    by_class: dict[str, float | None] = dict.fromkeys(classnames)
+    by_class |= {classnames[k]: 100 * float(average_precision_score(true[:, k], scores[:, k])) for k in tested}
+    precisions = [value for value in by_class.values() if value is not None]
+    macro = micro = None
+    if thresholds is not None and tested:
+        predicted = (logits >= thresholds.to(logits.device)).cpu().numpy()
+        macro = 100 * float(np.mean(f1_score(true, predicted, average=None, zero_division=0)[tested]))
+        micro = 100 * float(f1_score(true, predicted, average="micro"))
+    mean = float(np.mean(precisions)) if precisions else None
+    return {"map": mean, "macro_f1": macro, "micro_f1": micro, "average_precision": by_class}
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> float:

@@ -1,0 +1,218 @@
+"""Runs with several labels per image: record, predictions, model, refusals and the methods for comparison."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import average_precision_score, f1_score
+from torch.testing import assert_close
+
+from trainers.hegraph.baselines import load_method
+from trainers.hegraph.features.bank import FeatureBank, as_indicators, load_bank
+from trainers.hegraph.method.multilabel import MultiLabelHead
+from trainers.hegraph.models.folder import load_model
+from trainers.hegraph.training.choice import score_multilabel
+
+FREE = ("TRAINER.HEGRAPHADAPTER.VARIANT", "training_free")
+NAMES = ["ant", "bee", "cow", "dog"]
+
+
+@pytest.fixture
+def bank(unit_features) -> FeatureBank:
+    """K = 4 classes, d = 16; an image is the sum of the centres of its classes; some images have no class."""
+    generator = torch.Generator().manual_seed(3)
+    centres, width = unit_features(len(NAMES), 16, seed=1), 16
+
+    def images(count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        labels = torch.rand(count, len(NAMES), generator=generator) < 0.4
+        noise = 0.3 * torch.randn(count, width, generator=generator)
+        return F.normalize(labels.float() @ centres + noise, dim=-1), labels
+
+    (train, train_labels), (test, test_labels) = images(40), images(30)
+    text = F.normalize(centres + 0.3 * torch.randn(centres.shape, generator=generator), dim=-1)
+    return FeatureBank(
+        train[None], train_labels, text, -text, NAMES, "Zoo", "none", 100.0, None, None, test, test_labels
+    )
+
+
+@pytest.fixture
+def saved(bank, tmp_path) -> Path:
+    bank.save(tmp_path / "zoo.safetensors")
+    return tmp_path / "zoo.safetensors"
+
+
+# --- banks
+
+
+def test_bank_with_indicators_loads_unchanged(bank, saved):
+    loaded = load_bank(saved)
+    assert loaded.multilabel and torch.equal(loaded.train_labels, bank.train_labels)
+    assert torch.equal(loaded.test_labels, bank.test_labels)
+
+
+def rewritten(path: Path, **changes: torch.Tensor) -> Path:
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    save_file(load_file(path) | changes, path, metadata)
+    return path
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint8, torch.float32, torch.float64, torch.float16])
+def test_indicators_of_any_type_are_read(bank, saved, dtype):
+    path = rewritten(saved, train_labels=bank.train_labels.to(dtype), test_labels=bank.test_labels.to(dtype))
+    assert torch.equal(load_bank(path).train_labels, bank.train_labels)
+
+
+def changed(value: float, row: int = 3, column: int = 2) -> Callable[[torch.Tensor], torch.Tensor]:
+    def change(labels: torch.Tensor) -> torch.Tensor:
+        labels = labels.float()
+        labels[row, column] = value
+        return labels
+
+    return change
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    (changed(2.0), "expected 0 or 1 in train_labels, got 2.0 in row 3, column 2"),
+    (changed(float("nan")), "expected 0 or 1 in train_labels, got nan in row 3, column 2"),
+    (changed(0.5), "got 0.5 in row 3"),
+    (lambda labels: labels[:-1].clone(), "train_labels must be"),
+    (lambda labels: labels[:, :-1].clone(), "of shape [40, 4]"),
+])  # fmt: skip
+def test_invalid_indicators_are_refused(run, bank, saved, change, words):
+    assert words in run(*FREE, bank=rewritten(saved, train_labels=change(bank.train_labels)), quick=(), code=2)
+
+
+def test_splits_need_labels_of_one_kind(run, saved):
+    path = rewritten(saved, test_labels=torch.zeros(30, dtype=torch.int64))
+    assert "test_labels must be" in run(*FREE, bank=path, quick=(), code=2)
+
+
+# --- a run
+
+
+def test_record_has_the_scores_of_scikit_learn(run, bank, saved):
+    record, folder = run(*FREE, "DATASET.NUM_SHOTS", "8", bank=saved, quick=())
+    predictions = load_file(folder / "predictions.safetensors")
+    scores, true = predictions["scores"].numpy(), predictions["labels"].numpy()
+    assert np.array_equal(true, bank.test_labels.numpy())
+    by_class = average_precision_score(true, scores, average=None)
+    assert list(record["average_precision"]) == NAMES
+    assert list(record["average_precision"].values()) == pytest.approx((100 * by_class).tolist())
+    assert record["map"] == pytest.approx(100 * by_class.mean())
+    predicted = scores >= load_model(folder).thresholds.numpy()
+    for kind in ("macro", "micro"):
+        assert record[f"{kind}_f1"] == pytest.approx(100 * f1_score(true, predicted, average=kind))
+    zero_shot = bank.test_features @ bank.text_positive.t()
+    assert record["map_zero_shot"] == pytest.approx(100 * average_precision_score(true, zero_shot))
+    assert (record["accuracy"], record["num_test"], record["images_per_class"][0]) == (None, 30, 8)
+
+
+def test_run_uses_the_head_on_sampled_rows(run, bank, saved):
+    _, folder = run("--shots", "-1", *FREE, bank=saved, quick=())
+    head = MultiLabelHead(bank.cache_keys(), bank.train_labels, bank.text_positive)
+    scores = load_file(folder / "predictions.safetensors")["scores"]
+    assert_close(scores, head.log_odds(head.scores(bank.test_features)).float(), rtol=1e-4, atol=1e-4)
+
+
+def test_trained_model_is_tested_again(run, saved):
+    record, folder = run(*FREE, bank=saved, quick=())
+    again, _ = run("--eval-only", "--model-dir", str(folder), *FREE, name="again", bank=saved, quick=())
+    keys = ("map", "map_zero_shot", "macro_f1", "micro_f1", "average_precision")
+    assert {key: again[key] for key in keys} == {key: record[key] for key in keys}
+
+
+def test_model_is_not_tested_on_labels_of_another_kind(run, bank, saved, tmp_path):
+    _, folder = run(*FREE, bank=saved, quick=())
+    single = replace(bank, train_labels=torch.arange(40) % 4, test_labels=torch.arange(30) % 4)
+    single.save(tmp_path / "single.safetensors")
+    words = ("--eval-only", "--model-dir", str(folder), *FREE)
+    message = run(*words, name="again", bank=tmp_path / "single.safetensors", quick=(), code=2)
+    assert "Zoo has one label per image, and the model predicts several labels" in message
+
+
+def test_class_without_images_is_scored_by_its_text(run, bank, saved):
+    train, test = bank.train_labels.clone(), bank.test_labels.clone()
+    train[:, 1], test[:, 2] = False, False
+    record, _ = run("--shots", "-1", *FREE, bank=rewritten(saved, train_labels=train, test_labels=test), quick=())
+    precisions = record["average_precision"]
+    assert precisions["bee"] > 100 * test[:, 1].float().mean() and precisions["cow"] is None
+    assert record["map"] == pytest.approx(np.mean([precisions[name] for name in ("ant", "bee", "dog")]))
+
+
+@pytest.mark.parametrize(("flags", "said"), [
+    ("", "Zoo has several labels per image, which VARIANT full does not support; end the command with"),
+    ("--trainer GDA", "which GDA does not support; use one of HeGraphAdapter, ZeroShot, ZeroShotStandardised"),
+    (f"--unlabelled pool {' '.join(FREE)}", "leave out --unlabelled"),
+    (f"{' '.join(FREE)} DATASET.SUBSAMPLE_CLASSES base", "leave out DATASET.SUBSAMPLE_CLASSES base"),
+    (f"--target-datasets Zoo:new {' '.join(FREE)}", "leave out --target-domains and --target-datasets"),
+    (f"--select val {' '.join(FREE)}", "leave out --select val"),
+])  # fmt: skip
+def test_unsupported_requests_are_refused(run, saved, flags, said):
+    assert said in run(*flags.split(), bank=saved, quick=(), code=2)
+
+
+@pytest.mark.parametrize("name", ["ZeroShotStandardised", "OneVsRest", "Ridge"])
+def test_methods_for_several_labels_refuse_one_label(run, name):
+    assert f"{name} is for several labels per image, and Tiny has one" in run("--trainer", name, quick=(), code=2)
+
+
+# --- methods for comparison
+
+
+@pytest.mark.parametrize("name", ["ZeroShot", "ZeroShotStandardised", "OneVsRest", "Ridge"])
+def test_methods_are_scored(run, saved, name):
+    record, folder = run("--trainer", name, bank=saved, quick=())
+    assert record["map"] > 50 and (record["macro_f1"] is None) == name.startswith("ZeroShot")
+    assert not (folder / "model").exists()
+
+
+def test_one_vs_rest_is_scikit_learns(bank):
+    labels = bank.train_labels.clone()
+    labels[:, 2], labels[:, 3] = True, False
+    options = type("Options", (), {"C": 1.0, "MAX_ITERATIONS": 1000})
+    fitted = load_method("OneVsRest").fit(replace(bank, train_labels=labels), options, 1)
+    logits, keys = fitted.logits(bank.test_features), bank.cache_keys().numpy()
+    for k in (0, 1):
+        probe = LogisticRegression(class_weight="balanced").fit(keys, labels[:, k].numpy())
+        assert_close(logits[:, k].numpy(), probe.decision_function(bank.test_features.numpy()), rtol=1e-3, atol=1e-3)
+    assert (logits[:, 2] == 1).all() and (logits[:, 3] == -1).all() and not fitted.thresholds.any()
+
+
+def test_standardised_scores_by_hand(bank):
+    fitted = load_method("ZeroShotStandardised").fit(bank, None, 1)
+    reference, cosines = (
+        part.double().numpy() @ bank.text_positive.double().numpy().T
+        for part in (bank.cache_keys(), bank.test_features)
+    )
+    by_prompt = (cosines - reference.mean(axis=0)) / reference.std(axis=0)
+    expected = (by_prompt - by_prompt.mean(axis=1, keepdims=True)) / by_prompt.std(axis=1, keepdims=True)
+    assert_close(fitted.logits(bank.test_features).double().numpy(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_ridge_has_no_text(bank):
+    fitted = load_method("Ridge").fit(replace(bank, text_positive=-bank.text_positive), None, 1)
+    assert torch.equal(
+        fitted.logits(bank.test_features), load_method("Ridge").fit(bank, None, 1).logits(bank.test_features)
+    )
+
+
+# --- scores
+
+
+def test_scores_without_positive_test_images():
+    nothing = score_multilabel(torch.rand(3, 2), torch.zeros(3, 2, dtype=torch.bool), ["ant", "bee"], torch.ones(2))
+    assert nothing["map"] is None and nothing["average_precision"] == {"ant": None, "bee": None}
+    assert nothing["macro_f1"] is None and nothing["micro_f1"] is None
+
+
+def test_indicators_become_booleans():
+    assert as_indicators(torch.tensor([[0, 1]]), "y").tolist() == [[False, True]]
