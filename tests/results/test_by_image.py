@@ -39,7 +39,7 @@ from trainers.hegraph.training.confidence import KnownScores
 def correct(**rows: tuple[str, ...]) -> pd.DataFrame:
     """Runs of each data set, one per seed from 1 on; 1 in a text such as "110" is a correct prediction."""
     return pd.DataFrame([
-        dict.fromkeys(PAIR_KEYS, "") | {"dataset": name, "seed": seed, "correct": np.array([c == "1" for c in row])}
+        dict.fromkeys(PAIR_KEYS, "") | {"dataset": name, "seed": seed, "outcome": np.array([c == "1" for c in row])}
         for name, of_seeds in rows.items()
         for seed, row in enumerate(of_seeds, 1)
     ])  # fmt: skip

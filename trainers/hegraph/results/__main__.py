@@ -61,6 +61,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     table.add_argument("--no-interval", action="store_true", help="show means without intervals")
     add_table("base-to-new", "show accuracy on base and new classes, and its harmonic mean", base_to_new_command)
     add_table("complexity", "show epochs, time, parameters and memory", complexity_command)
+    add_table("labels", "show mAP, F1 and AP by class, for several labels per image", labels_command)
     table = add_table("calibration", "show NLL, Brier score and ECE before and after scaling", calibration_command)
     table.add_argument("--out", type=STEM, metavar="STEM", help="reliability diagrams to write, without the ending")
     more = " --features bank.safetensors"
@@ -85,10 +86,10 @@ def tested_records(sources: Sequence[Path]) -> list[dict]:
         UserError: If there is none.
     """
     from .comparison import warn_skipped  # pandas is slow to import, here and below
-    from .records import find_records
+    from .records import find_records, main_score
 
     records = find_records(sources)
-    tested = [record for record in records if record["accuracy"] is not None]
+    tested = [record for record in records if main_score(record) is not None]
     warn_skipped(records, tested, "without test images")
     if not tested:
         raise UserError("expected runs with test images, got none; name runs of a data set with a test split")
@@ -119,6 +120,12 @@ def complexity_command(args: argparse.Namespace) -> Table:
     from .comparison import complexity
 
     return complexity(tested_records(args.sources), args.quote and read_quotes(args.quote))
+
+
+def labels_command(args: argparse.Namespace) -> Table:
+    from .comparison import multilabel_table
+
+    return multilabel_table(tested_records(args.sources))
 
 
 def calibration_command(args: argparse.Namespace) -> str:

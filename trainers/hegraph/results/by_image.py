@@ -3,7 +3,8 @@
 Two methods misclassify many of the same test images, so the difference of their accuracies has a narrower interval than
 either accuracy. The difference is computed for each image, as in McNemar's test, and averaged over seeds and data sets.
 The bootstrap interval covers other test images of these data sets. It covers neither other data sets nor, if all seeds
-sample the same training images, other training images.
+sample the same training images, other training images. With several labels per image, mAP takes the place of accuracy,
+and the bootstrap samples images and computes both mAPs for each sample.
 
 Open-set scores are compared on the test images of feature banks, with the models that runs saved. A class of a bank is
 known if the model has a class of that name, so half of the classes are unknown to a run with DATASET.SUBSAMPLE_CLASSES
@@ -36,8 +37,20 @@ from ..models.folder import load_model
 from ..models.saved import SavedModel
 from ..training.confidence import DEFAULT, known_score
 from ..utils.errors import UserError, unknown
-from .records import OPEN_SET_RATE, PREDICTIONS, find_runs, read_tensors_with_classes
-from .scores import OUR_METHOD, PLACE, PROTOCOL, cells, check_averaged, grouped, method, method_order, score
+from .records import OPEN_SET_RATE, PREDICTIONS, find_runs, main_score, read_tensors_with_classes
+from .scores import (
+    OUR_METHOD,
+    PLACE,
+    PROTOCOL,
+    cells,
+    check_averaged,
+    grouped,
+    method,
+    method_order,
+    metric,
+    score,
+    title,
+)
 from .table import CONFIDENCE, Table, add_mean_places, markdown_table
 
 RESAMPLES = 2000
@@ -45,14 +58,23 @@ RESAMPLES = 2000
 # Keys of tests with equal values for paired runs, besides the number of shots
 PAIR_KEYS = (*(key for key in PLACE if key not in ("shots", PROTOCOL)), "rule", "trained_on")
 
+EPSILON = 1e-12  # least number of images in a denominator
+
 NEW = "new"  # value of --unknown: classes of a bank that the model does not know
 ZERO_SHOT_SCORE = "zero-shot probability"
 SCORE = "score"  # key of a row with the name of the score
 COLUMNS = {"auroc": "AUROC", "fpr95": "FPR95", "known": "known accepted", "unknown": "unknown accepted"}
 
 
+class Ranking(NamedTuple):
+    """Scores and label indicators of test images with several labels, each `[M, K]`."""
+
+    scores: np.ndarray
+    labels: np.ndarray
+
+
 class Difference(NamedTuple):
-    """Difference of two accuracies in points, with the ends of its interval."""
+    """Difference of two accuracies or mAPs in points, with the ends of its interval."""
 
     mean: float
     low: float
@@ -81,7 +103,7 @@ def paired_table(folders: Sequence[Path], of: str = OUR_METHOD) -> str:
         differences = [difference(first[first["shots"] == n], second[second["shots"] == n]) for n in shots]
         rows.append([name, *("" if value is None else str(value) for value in differences)])
     caption = (
-        f"Accuracy of {of} minus accuracy of the method in the row, in points, mean of "
+        f"{title(runs['record'])} of {of} minus the method in the row, in points, mean of "
         f"{', '.join(sorted(set(first['dataset'])))}; same seeds and test images; in brackets the {CONFIDENCE:.0%} "
         "bootstrap interval over test images, bold if it excludes 0"
     )
@@ -93,7 +115,8 @@ def read_runs(folders: Sequence[Path]) -> pd.DataFrame:
 
     Returns:
         Frame with a row per run and the columns `PAIR_KEYS`, "method" (with the protocol, unless it is inductive),
-        "shots", "seed", "record", and "correct", a bool for each test image, shape `[M]`.
+        "shots", "seed", "record", and "outcome": whether each test image was classified correctly, `[M]`, or with
+        several labels per image its `Ranking`.
 
     Raises:
         UserError: If there is no run, runs of one method, data set and number of shots are not comparable, or runs of
@@ -102,16 +125,16 @@ def read_runs(folders: Sequence[Path]) -> pd.DataFrame:
     rows: list[dict] = []
     test_labels: dict[tuple, Tensor] = {}
     for folder, record in find_runs(folders).items():
-        if record["accuracy"] is None:
+        if main_score(record) is None:
             continue
-        predicted, labels, _ = read_predictions(folder)
+        predicted, labels = read_scores(folder) if metric([record]) == "mAP" else read_predictions(folder)[:2]
         test = {"shots": record["shots"]} | {key: record.get(key) or "" for key in PAIR_KEYS}
         if not torch.equal(test_labels.setdefault(tuple(test.values()), labels), labels):
             other = f"another run on {record['dataset']} with {record['shots']} shots"
             raise UserError(f"{folder}: not tested on the same images as {other}; name runs with one test set")
         name = ", ".join(filter(None, (method(record), record.get(PROTOCOL))))
-        correct = (predicted == labels).numpy()
-        rows.append(test | {"method": name, "seed": record["seed"], "correct": correct, "record": record})
+        outcome = (predicted == labels).numpy() if labels.dim() == 1 else Ranking(predicted.numpy(), labels.numpy())
+        rows.append(test | {"method": name, "seed": record["seed"], "outcome": outcome, "record": record})
     if not rows:
         raise UserError(f"no run with test images below {', '.join(map(str, folders))}; run an experiment first")
     runs = pd.DataFrame(rows)
@@ -126,14 +149,16 @@ def difference(first: pd.DataFrame, second: pd.DataFrame) -> Difference | None:
     Raises:
         UserError: If a data set has a single test image.
     """
-    from scipy.stats import bootstrap  # takes half a second to import
-
     pairs = first.merge(second, on=[*PAIR_KEYS, "seed"], suffixes=("", "_second"))
     if not len(pairs) == len(first) == len(second):
         return None
+    if any(isinstance(outcome, Ranking) for outcome in pairs["outcome"]):
+        return map_difference(pairs)
+    from scipy.stats import bootstrap  # takes half a second to import
+
     by_image = []
     for _, group in pairs.groupby(list(PAIR_KEYS)):
-        rows = [a.astype(float) - b for a, b in zip(group["correct"], group["correct_second"])]
+        rows = [a.astype(float) - b for a, b in zip(group["outcome"], group["outcome_second"])]
         by_image.append(100 * np.mean(rows, axis=0))
     if min(map(len, by_image), default=0) < 2:
         raise UserError("an interval over test images needs at least two test images of each data set, got one")
@@ -145,6 +170,51 @@ def difference(first: pd.DataFrame, second: pd.DataFrame) -> Difference | None:
     result = bootstrap(by_image, mean_of_means, random_state=np.random.default_rng(0), **options)
     low, high = (round(float(end), 9) + 0.0 for end in result.confidence_interval)  # without rounding errors
     return Difference(float(mean_of_means(*by_image)), low, high)
+
+
+def map_difference(pairs: pd.DataFrame) -> Difference:
+    """Difference of two mAPs; each bootstrap sample of test images is the same for both methods and all seeds.
+
+    Args:
+        pairs: Rows with the columns "outcome" and "outcome_second" of the two methods.
+    """
+    rng, by_dataset = np.random.default_rng(0), []
+    for _, group in pairs.groupby(list(PAIR_KEYS)):
+        images = len(group["outcome"].iloc[0].labels)
+        weights = np.vstack([np.ones(images), rng.multinomial(images, np.full(images, 1 / images), RESAMPLES)])
+        seeds = zip(group["outcome"], group["outcome_second"])
+        by_dataset.append(np.mean([mean_precision(a, weights) - mean_precision(b, weights) for a, b in seeds], axis=0))
+    mean, *resampled = 100 * np.mean(by_dataset, axis=0)
+    low, high = np.quantile(resampled, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return Difference(mean, round(low, 9) + 0.0, round(high, 9) + 0.0)
+
+
+def mean_precision(ranking: Ranking, weights: np.ndarray) -> np.ndarray:
+    """Mean over classes of the average precision for B weightings of M images `[B, M]`, shape `[B]`.
+
+    Equal scores share one threshold, as in scikit-learn's `average_precision_score` with `sample_weight`. A class
+    without a positive image in a weighting is left out of its mean.
+    """
+    by_class = []
+    for scores, labels in zip(ranking.scores.T, ranking.labels.T):
+        order = np.argsort(-scores, kind="stable")
+        last = np.flatnonzero(np.diff(scores[order], append=np.nan))  # of each group of equal scores
+        hits = (weights[:, order] * labels[order]).cumsum(axis=1)[:, last]
+        precision = hits / np.maximum(weights[:, order].cumsum(axis=1)[:, last], EPSILON)
+        with np.errstate(invalid="ignore"):  # 0 / 0 without a positive image
+            by_class.append((precision * np.diff(hits, prepend=0)).sum(axis=1) / hits[:, -1])
+    return np.nanmean(by_class, axis=0)
+
+
+def read_scores(folder: Path) -> tuple[Tensor, Tensor]:
+    """Read the scores and the label indicators of a run with several labels per image, each `[M, K]`; errors as of
+    `read_predictions`.
+    """
+    path = folder / PREDICTIONS
+    (scores, labels), classnames = read_tensors_with_classes(path, "predictions of a run", ("scores", "labels"))
+    if not scores.shape == labels.shape == (len(scores), len(classnames)) or not scores.isfinite().all():
+        raise UserError(f"{path}: expected finite scores and labels of shape [M, {len(classnames)}]")
+    return scores, labels
 
 
 def read_predictions(folder: Path) -> tuple[Tensor, Tensor, list[str]]:

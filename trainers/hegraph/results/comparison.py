@@ -22,14 +22,15 @@ from pydantic import Field
 
 from ..utils.errors import UserError
 from ..utils.reading import LenientModel, read_yaml, validate
-from .records import OPEN_SET_RATE
-from .scores import CASE, MEAN, PLACE, SOURCE, ZERO_SHOT, accuracies, cells, method, place, score, with_quotes
+from .records import OPEN_SET_RATE, main_score
+from .scores import CASE, MEAN, PLACE, SOURCE, ZERO_SHOT, accuracies, cells, method, place, score, title, with_quotes
 from .table import Table, add_mean_places, add_means
 
 logger = logging.getLogger(__name__)
 
 KEYS = list(PLACE)
 ALL_IMAGES = -1  # number of shots of a run with all training images
+
 CAPTION = "Accuracy on test (%)"
 BASE = "DATASET.SUBSAMPLE_CLASSES"  # configuration key, "base" for runs on the first half of the classes
 
@@ -88,7 +89,7 @@ def compare(
         frame = add_means(frame, "column", keys, list(columns), MEAN)
         columns[MEAN] = f"mean of {len(columns)}"
     frame = with_quotes(frame, quotes, keys, by, columns)
-    caption = "; ".join([f"{CAPTION} by {PLACE.get(by, by)}", *notes])
+    caption = "; ".join([f"{title(records)} on test (%) by {PLACE.get(by, by)}", *notes])
     return Table(caption, keys, frame, columns, intervals=intervals, by=by, cases=list(cases or ()))
 
 
@@ -194,6 +195,26 @@ def _costs(record: dict) -> list[dict]:
     per_epoch = seconds / epochs if epochs and record["selected_on"] != "val" else None
     values = (epochs or None, per_epoch, seconds, record.get("num_parameters"), record.get("peak_memory_mb"))
     return [score(record, method(record), column, value) for column, value in zip(COSTS, values)]
+
+
+def multilabel_table(records: Sequence[dict]) -> Table:
+    """Compare methods for several labels per image by mAP, F1, and average precision of each class.
+
+    Raises:
+        UserError: If no run has several labels per image, or runs of a row are not comparable.
+    """
+    several = [record for record in records if record.get("map") is not None]
+    if not several:
+        raise UserError("expected runs with several labels per image, got none; name such runs")
+    columns = {"map": "mAP", "macro_f1": "macro F1", "micro_f1": "micro F1"}
+    rows = []
+    for record in several:
+        values = {key: record.get(key) for key in columns}
+        values |= {f"AP {name}": value for name, value in record["average_precision"].items()}
+        rows += [score(record, method(record), column, value) for column, value in values.items()]
+    columns |= {row["column"]: row["column"] for row in rows if row["column"] not in columns}
+    caption = "mAP, F1 at the thresholds of the method, and AP of each class on test (%)"
+    return Table(caption, KEYS, cells(rows, KEYS), columns, intervals=False)
 
 
 def calibration_table(records: Sequence[dict]) -> Table:
@@ -322,7 +343,7 @@ def split_sweeps(records: Sequence[dict]) -> tuple[list[dict], list[list[dict]]]
     """
     unique: dict[tuple, dict] = {}
     for record in sorted(records, key=lambda record: record.get("adapter_from") is not None):
-        key = (*place(record).values(), method(record), record.get("config_hash"), record["seed"], record["accuracy"])
+        key = (*place(record).values(), method(record), record.get("config_hash"), record["seed"], main_score(record))
         unique.setdefault(key, record)
     runs = list(unique.values())
     plain: list[dict] = []

@@ -37,7 +37,7 @@ from ..utils.files import atomic_path
 from . import comparison
 from .by_image import confusion_matrix, hardest_pairs
 from .comparison import compare, has_calibration, on_base_classes, split_sweeps
-from .records import PREDICTIONS, TEXT_NODES, find_records, find_runs, read_tensors_with_classes
+from .records import PREDICTIONS, TEXT_NODES, find_records, find_runs, main_score, read_tensors_with_classes
 from .scores import (
     BASELINES,
     MEAN_OF,
@@ -49,6 +49,7 @@ from .scores import (
     grouped,
     method,
     method_order,
+    metric,
     place,
 )
 from .table import Table
@@ -119,7 +120,7 @@ def curves(records: Sequence[dict], quotes: pd.DataFrame | None = None) -> Figur
     crowded = not coloured.issuperset(cells["method"])
     width, height = (4.6, 3.4) if crowded else (3.4, 2.8)
     figure, axes = panels(len(names), width, height) if several else panels(1, width=max(5.6, width), height=3.6)
-    label_axes(axes, sorted({record["shots"] for record in records}))
+    label_axes(axes, sorted({record["shots"] for record in records}), metric(records))
     for axis, name in zip(axes, names):
         panel = cells[cells["dataset"] == name]
         is_coloured = panel["quoted"] | panel["method"].isin(coloured)
@@ -208,13 +209,13 @@ def _draw_lines(axis: Axes, cells: pd.DataFrame) -> None:
         axis.plot(shots, line["mean"], label=label, color="0.5", marker="x", linestyle=":")
 
 
-def label_axes(axes: Sequence[Axes], shots: Sequence[int]) -> None:
+def label_axes(axes: Sequence[Axes], shots: Sequence[int], metric: str = "accuracy") -> None:
     """Set the ticks of panels to numbers of shots, and label their axes."""
     for axis in axes:
         axis.set_xscale("log", base=2)
         axis.set_xticks(shots, list(map(str, shots)))
         axis.minorticks_off()
-        axis.set(xlabel="training images per class (shots)", ylabel="accuracy on test (%)")
+        axis.set(xlabel="training images per class (shots)", ylabel=f"{metric} on test (%)")
 
 
 # Calibration
@@ -388,7 +389,7 @@ def write_report(sources: Sequence[Path], out: Path) -> None:
 
 def _record_pieces(records: Sequence[dict]) -> Iterator[Piece]:
     """Tables and figures of records; sweeps, runs with targets and runs on base classes have their own tables."""
-    tested = [record for record in records if record["accuracy"] is not None]
+    tested = [record for record in records if main_score(record) is not None]
     base = [record for record in tested if on_base_classes(record)]
     with_targets = [record for record in tested if record.get("targets") and not on_base_classes(record)]
     plain, sweeps = split_sweeps([r for r in tested if not r.get("targets") and not on_base_classes(r)])
@@ -396,8 +397,10 @@ def _record_pieces(records: Sequence[dict]) -> Iterator[Piece]:
         several = (key for key in ("shots", *PLACE) if len({place(record)[key] for record in plain}) > 1)
         yield _piece(partial(compare, plain, next(several, "shots")))
     if len({record["shots"] for record in plain}) > 1:
-        alt = "Accuracy on test by shots, a line per method; the numbers are in the table above"
-        yield _piece(lambda: curves(plain), alt=alt, caption="Accuracy by shots; bars are 95% intervals over seeds.")
+        alt = "Scores on test by shots, a line per method; the numbers are in the table above"
+        yield _piece(lambda: curves(plain), alt=alt, caption="Scores by shots; bars are 95% intervals over seeds.")
+    if with_labels := [record for record in tested if record.get("map") is not None]:
+        yield _piece(lambda: comparison.multilabel_table(with_labels))
     for sweep in sweeps:
         yield _piece(partial(compare, sweep, "setting"))
     for rule in sorted({str(test.get("rule")) for record in with_targets for test in record["targets"].values()}):
@@ -429,7 +432,7 @@ def _last_run_pieces(runs: dict[Path, dict]) -> Iterator[Piece]:
         caption = f"Positive text nodes before and after, {name}; t-SNE of both together."
         alt = "Two panels of points, one per class: text nodes before and after"
         yield _piece(lambda: tsne(*read_text_nodes(folder)), alt=alt, caption=caption)
-    if (folder / PREDICTIONS).exists():
+    if (folder / PREDICTIONS).exists() and record.get("map") is None:
         matrix, classnames = confusion_matrix(folder)
         alt = "Matrix of true by predicted classes; the pairs that are confused most are listed below"
         yield _piece(lambda: confusion(matrix, classnames), alt=alt, caption=f"Confusion matrix on test, {name}.")

@@ -120,6 +120,19 @@ def score(record: dict, name: str, column: object, value: Any, test: dict | None
     return place(record) | row | compared
 
 
+def metric(records: Iterable[dict]) -> str:
+    """Name of the main score of records, "accuracy" or "mAP"; UserError if they have different ones."""
+    several = {record.get("map") is not None for record in records}
+    if len(several) > 1:
+        raise UserError("some runs have one label per image and others several; name runs of one kind")
+    return "mAP" if True in several else "accuracy"
+
+
+def title(records: Iterable[dict]) -> str:
+    """Name of the main score of records at the beginning of a caption; errors as of `metric`."""
+    return metric(records).replace("accuracy", "Accuracy")
+
+
 def accuracies(record: dict, column: object, test: dict | None = None) -> list[dict]:
     """Rows with the accuracies of one test of a run: of its method, of zero-shot CLIP, of a full run's text classifier.
 
@@ -129,7 +142,8 @@ def accuracies(record: dict, column: object, test: dict | None = None) -> list[d
     from .records import SAME_CLASSES
 
     scores, name = test or record, method(record)
-    rows = [(name, "accuracy", True), (ZERO_SHOT, "accuracy_zero_shot", True)]
+    key = "accuracy" if record.get("map") is None else "map"  # with several labels per image
+    rows = [(name, key, True), (ZERO_SHOT, f"{key}_zero_shot", True)]
     if name == OUR_METHOD and scores.get("rule") == SAME_CLASSES:
         rows[0] = (TEXT, "accuracy", False)
     elif name == OUR_METHOD and not scores.get("rule"):

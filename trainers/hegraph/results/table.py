@@ -256,7 +256,7 @@ def _block(title: str, cells: pd.DataFrame, table: Table) -> str:
     names = [table.labels[row][-1] for row in cells["row"]]
     width = max(MIN_NAME_WIDTH, *map(len, names))
     lines = [
-        f"{title}, accuracy on {images} (%)",
+        f"{title}, {'mAP' if table.caption.startswith('mAP') else 'accuracy'} on {images} (%)",
         f"  {'':{width}}  {'mean':>6}  {'std':>5}  seeds {', '.join(map(str, seeds))}",
     ]
     for name, row, mean, deviation in zip(names, cells["row"], cells["mean"], cells["deviation"]):

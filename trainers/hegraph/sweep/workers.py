@@ -29,7 +29,7 @@ from ..experiments.lock import Locked, is_locked
 from ..experiments.run import run as run_one
 from ..experiments.run_folder import ERROR, RunFolder, run_config
 from ..experiments.tasks import open_task
-from ..results.records import read_record
+from ..results.records import main_score, read_record
 from ..utils.devices import available_device
 from ..utils.errors import ENDINGS, PACKAGE, UserError, deferred_interrupts, first_line, show_messages, was_interrupted
 from ..utils.files import hash_json, remove_temporaries, write_json
@@ -74,8 +74,8 @@ def attempt(run: Run, verbose: bool, cfg: Config | None = None) -> Result:
         else:
             with at_level(logging.INFO if verbose else logging.WARNING):
                 record = run_one(cfg or run.configuration(), run.bank)
-        accuracy = record["accuracy"]
-        status, message = DONE, "no test images" if accuracy is None else f"{accuracy:.2f}"
+        score = main_score(record)
+        status, message = DONE, "no test images" if score is None else f"{score:.2f}"
     except Locked as error:
         status, message = LOCKED, str(error)
     except Exception as error:
