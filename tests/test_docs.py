@@ -32,7 +32,9 @@ ROOT = Path(__file__).parent.parent
 README, DOCS, MKDOCS = ROOT / "README.md", ROOT / "docs", ROOT / "mkdocs.yml"
 CONFIGURATION = DOCS / "reference" / "configuration.md"
 EXTEND = DOCS / "development" / "extend.md"
+CHANGELOG = ROOT / "CHANGELOG.md"
 PAGES = [README, ROOT / "results" / "README.md", *sorted(DOCS.rglob("*.md"))]
+FOR_DEVELOPERS = [CHANGELOG, *(ROOT / f"{name}.md" for name in ("CONTRIBUTING", "RELEASING", "SECURITY"))]
 MAX_README_LINES = 150
 KEYS = default_values()
 
@@ -194,13 +196,13 @@ def test_snippets_use_public_names():
 
 def anchors_of(page: Path) -> set[str]:
     """The anchors that GitHub gives the headings of a page."""
-    headings = re.findall(r"^#+ (.*)$", PROSE[page], re.MULTILINE)
+    headings = re.findall(r"^#+ (.*)$", FENCE.sub("", text_of(page)), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def test_links_lead_to_files_and_anchors():
-    for page, prose in PROSE.items():
-        for target in re.findall(r"\]\(([^)\s]+)\)", prose):
+    for page in [*PAGES, *FOR_DEVELOPERS]:
+        for target in re.findall(r"\]\(([^)\s]+)\)", FENCE.sub("", text_of(page))):
             file, _, anchor = target.partition("#")
             other = (page.parent / file).resolve() if file else page
             assert "://" in target or other.exists(), (page, target)
@@ -220,6 +222,12 @@ def test_links_have_the_names_of_the_nav(page):
     for name, target in re.findall(r"\[([A-Z][^]]*)\]\(([\w/-]+\.md)\)", PROSE[page]):
         if (linked := (page.parent / target).resolve()).is_relative_to(DOCS):
             assert NAV[name] == linked.relative_to(DOCS).as_posix()
+
+
+def test_version_is_the_same_in_all_files():
+    version = trainers.hegraph.__version__
+    released = re.search(rf"^## {re.escape(version)} \((\d{{4}}-\d\d-\d\d)\)$", text_of(CHANGELOG), re.MULTILINE)
+    assert released and f"\nversion: {version}\ndate-released: {released[1]}\n" in text_of(ROOT / "CITATION.cff")
 
 
 def test_readme_is_short_and_links_the_main_pages():
