@@ -11,8 +11,8 @@ PACKAGE = "trainers.hegraph"
 # A module imports only modules above it. A folder is one entry.
 ORDER = (
     "utils", "datasets", "prompts", "backbones", "features", "method", "training", "config", "config_files",
-    "baselines", "models", "results", "experiments", "sweep", "describe", "predict", "labels", "estimator", "export",
-    "demo", "teach", "trainer", "__main__",
+    "baselines", "models", "results", "experiments", "sweep", "describe", "predict", "labels", "model_selection",
+    "estimator", "export", "demo", "teach", "trainer", "__main__",
 )  # fmt: skip
 # package -> the modules or packages that may import it
 ONLY = {"open_clip": "backbones.", "dassl": "trainer", "openai": "describe.__main__", "gradio": ("demo.", "teach.")}

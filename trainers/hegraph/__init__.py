@@ -25,6 +25,7 @@ The method
 
 Python
     HeGraphClassifier  scikit-learn classifier: fit, predict, save, load, push to the Hub
+    compare_backbones  compare backbones on labelled images by leave-one-out
     LabelIssue         suspicious label of an image, by a model trained without the image
 
 Experiments
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
     from .method.graph import build_graph as build_graph
     from .method.model import HeGraphModel as HeGraphModel
     from .method.options import ModelOptions as ModelOptions
+    from .model_selection.backbones import compare_backbones as compare_backbones
     from .utils.errors import UserError as UserError
 
 __version__ = "0.1.0"
@@ -75,6 +77,7 @@ _HOMES = {
     "ModelOptions": ".method.options",
     "UserError": ".utils.errors",
     "build_graph": ".method.graph",
+    "compare_backbones": ".model_selection.backbones",
     "load_backbone": ".backbones.loading",
     "load_bank": ".features.bank",
     "load_cfg": ".config_files",

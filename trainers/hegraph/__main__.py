@@ -35,6 +35,7 @@ SUBCOMMANDS = {
     "describe": ("describe.__main__", "generate class descriptions with a chat model"),
     "predict": ("predict.__main__", "classify images with a trained model"),
     "train-more": ("estimator.__main__", "add images and classes to a trained model"),
+    "backbones": ("model_selection.__main__", "compare backbones on labelled images, and recommend one"),
     "label": ("labels.__main__", "select images to label, or find wrong labels"),
     "export": ("export.__main__", "export a trained model to an ONNX file"),
     "demo": ("demo.__main__", "try a trained model in the browser"),

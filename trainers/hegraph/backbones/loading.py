@@ -14,6 +14,7 @@ import re
 import tempfile
 import zipfile
 from collections import OrderedDict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -134,11 +135,30 @@ def find_source(name: str, pretrained: str | None) -> Source:
     tags = open_clip.list_pretrained_tags_by_model(name)
     if pretrained not in tags:
         raise unknown(f"weights of {name}: neither a file nor a tag:", pretrained, tags)
-    repository, _, filename = config["hf_hub"].rpartition("/")
-    filenames = (re.sub(r"\.\w+$", ".safetensors", filename), filename) if filename else identity.WEIGHTS_NAMES
-    title, needed = f"{name}/{pretrained}", filename or filenames[0]
-    file = identity.fetch_file(repository, filenames, title, needed, identity.USE_WEIGHTS)
+    repository, filenames = _hub_files(config)
+    title = f"{name}/{pretrained}"
+    file = identity.fetch_file(repository, filenames, title, filenames[-1], identity.USE_WEIGHTS)
     return Source(name, title, name, file, pretrained)
+
+
+def _hub_files(config: dict[str, Any]) -> tuple[str, Sequence[str]]:
+    """Repository of a tag on the Hub and the names of its weights file, the preferred one first."""
+    repository, _, filename = config["hf_hub"].rpartition("/")
+    return repository, (re.sub(r"\.\w+$", ".safetensors", filename), filename) if filename else identity.WEIGHTS_NAMES
+
+
+def local_weights(name: str, pretrained: str) -> Path | None:
+    """Weights file of a model on this machine; None if the weights have to be downloaded, or the tag is unknown.
+
+    Arguments and errors as of `load_backbone`, except that unknown models have no weights.
+    """
+    pretrained = identity.resolve_pretrained(name, pretrained)
+    if name.startswith(identity.HUB):
+        return identity.cached_file(name[len(identity.HUB) :], identity.WEIGHTS_NAMES)
+    if identity.is_bundle(name):
+        return identity.find_bundle(name).weights
+    config = _tag_config(name, pretrained)
+    return identity.weights_file(pretrained) or (identity.cached_file(*_hub_files(config)) if config else None)
 
 
 def hub_repository(name: str, pretrained: str) -> str | None:

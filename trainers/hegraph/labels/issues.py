@@ -40,7 +40,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..method.closed_form import BLOCK, CONSTANT, RIDGES, SMALLEST, kernel_eigenvectors
+from ..method.closed_form import BLOCK, CONSTANT, RIDGES, SMALLEST, kernel_eigenvectors, left_out_offsets
 from ..method.options import TrainingFreeOptions
 from ..training.confidence import fit_temperature
 from ..utils.errors import UserError
@@ -138,6 +138,21 @@ def left_out_logits(
     features, text = features.double(), text.double()
     messages = _Messages(features, labels, text, options).left_out()
     return logit_scale * features @ text.t() + options.omega * logit_scale * messages
+
+
+def leave_one_out(features: Tensor, labels: Tensor, text: Tensor, logit_scale: float) -> tuple[Tensor, Tensor]:
+    """Classify each image by the training-free variant, with its default options, fitted to all other images.
+
+    Args:
+        features, labels, text, logit_scale: As for `left_out_logits`.
+
+    Returns:
+        Logits without class offsets, shape `[N, K]`, and predicted classes with class offsets, shape `[N]`.
+    """
+    options = training_free_options(int(labels.bincount().max()))
+    logits = left_out_logits(features, labels, text, logit_scale, options)
+    offsets = left_out_offsets(logit_scale * (features @ text.t()).double(), labels)
+    return logits, (logits + offsets).argmax(dim=1)
 
 
 class _Smoother:

@@ -163,6 +163,13 @@ def difference(first: pd.DataFrame, second: pd.DataFrame) -> Difference | None:
     if min(map(len, by_image), default=0) < 2:
         raise UserError("an interval over test images needs at least two test images of each data set, got one")
 
+    return mean_difference(by_image)
+
+
+def mean_difference(by_image: Sequence[np.ndarray]) -> Difference:
+    """Mean of differences in points, for each data set `[M]`, averaged over data sets, with its bootstrap interval."""
+    from scipy.stats import bootstrap  # takes half a second to import
+
     def mean_of_means(*samples: np.ndarray, axis: int = -1) -> np.ndarray:
         return np.mean([sample.mean(axis=axis) for sample in samples], axis=0)
 

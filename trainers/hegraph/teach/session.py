@@ -31,9 +31,8 @@ from ..estimator.training import NO_NAME, Origin, make_configuration, train_mode
 from ..features.bank import has_unit_norm
 from ..features.extract import encode_prompts
 from ..labels import SUSPICIOUS
-from ..labels.issues import LabelIssue, left_out_logits, rank_labels, training_free_options
+from ..labels.issues import LabelIssue, leave_one_out, rank_labels
 from ..labels.suggest import suggest
-from ..method.closed_form import left_out_offsets
 from ..models.saved import Backbone as BackboneConfig
 from ..models.saved import Preprocessing, SavedModel
 from ..models.support_set import SupportSet
@@ -273,10 +272,7 @@ class Session:
         if (support_set.counts > 0).sum() < 2 or support_set.positive is None:
             return view
         features, labels, names = support_set.features[0], support_set.labels, support_set.names
-        text, scale = support_set.positive, self.origin.logit_scale
-        logits = left_out_logits(features, labels, text, scale, training_free_options(int(support_set.counts.max())))
-        offsets = left_out_offsets(scale * (features @ text.t()).double(), labels)
-        predicted = (logits + offsets).argmax(dim=1)
+        logits, predicted = leave_one_out(features, labels, support_set.positive, self.origin.logit_scale)
         pairs = Counter((names[a], names[b]) for a, b in zip(labels.tolist(), predicted.tolist()) if a != b)
         issues = [
             (pictures[each.index], each) for each in rank_labels(logits, labels, names) if each.score > SUSPICIOUS

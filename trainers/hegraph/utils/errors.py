@@ -323,10 +323,15 @@ def _user_message(error: BaseException) -> str:
     if isinstance(error, OSError):
         path = f": {os.fsdecode(error.filename)}" if isinstance(error.filename, (str, bytes)) else ""
         return first_line(error) + path
-    no_memory = "allocate memory" in str(error) or "out of memory" in str(error)  # torch's messages
-    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and no_memory):
+    if is_out_of_memory(error):
         return OUT_OF_MEMORY
     raise error
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether Python or torch could not allocate memory."""
+    no_memory = "allocate memory" in str(error) or "out of memory" in str(error)  # torch's messages
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and no_memory)
 
 
 def echo(text: str) -> None:

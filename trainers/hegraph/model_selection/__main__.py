@@ -1,0 +1,156 @@
+"""The command `backbones`, which compares backbones on labelled images."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from ..backbones.arguments import add_device_arguments
+from ..backbones.identity import DEFAULT_BACKBONE, MINI_ALIAS, MINI_NAME
+from ..predict.files import aligned
+from ..utils.errors import Parser, command, echo, run_cli
+from ..utils.option import NODE
+
+if TYPE_CHECKING:
+    from ..results.by_image import Difference
+    from .backbones import Candidate, Encoded, Result
+
+HEADER = ("backbone", "zero-shot", "leave-one-out", "95 % interval", "images/s", "MB", "parameters", "licence")
+EPILOG = """\
+Every image is classified by the training-free variant that was fitted to all other images. This needs no validation
+images, and test images are not used. The recommended backbone is the fastest one that is not worse than the best one
+outside the paired interval. Near-duplicate images make all accuracies too high.
+"""
+
+
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = Parser(
+        prog=command("backbones"),
+        description="Compare backbones on labelled images by leave-one-out, and recommend one.",
+        examples=("--root photos", "--root photos --candidates mini ViT-B-32-quickgelu:openai --offline"),
+        failure="a backbone could not be compared",
+        epilog=EPILOG,
+    )
+    add = parser.add_argument
+    add("--root", default="", metavar="DIR", help="folder of the data sets, or your own folder or CSV file")
+    add("--dataset-config-file", default="folder", metavar="NAME", help="YAML file or name of the data set")
+    add("--shots", type=int, metavar="N", help="number of labelled images per class; -1: all (default: 16)")
+    add("--seed", type=int, metavar="N", help="random seed of the few-shot sample (default: 1)")
+    add("--candidates", nargs="+", default=(), metavar="NAME:TAG", help="backbones to compare (default: a list of six)")
+    add("--max-size", type=size, metavar="SIZE", help="largest weights to compare, such as 500MB")
+    add("--offline", action="store_true", help="skip backbones whose weights are not on this machine")
+    add("opts", nargs="*", metavar="KEY VALUE", help="configuration keys and their values")
+    add_device_arguments(parser, "value of the key PREC")
+    args = parser.parse_args(arguments)
+    from ..config import split_at_key  # slow to import
+
+    args.candidates, pairs = split_at_key(args.candidates)
+    args.opts[:0] = pairs
+    return args
+
+
+def size(text: str) -> float:
+    """Read a size in megabytes, as an argument type."""
+    from .backbones import parse_size  # slow to import
+
+    return parse_size(text)
+
+
+def compare_command(args: argparse.Namespace) -> int:
+    """Print the comparison; returns the number of backbones that could not be compared."""
+    from ..config_files import load_cfg
+    from ..experiments.tasks import load_image_task  # torch is slow to import
+    from ..utils.devices import choose_device
+    from .backbones import TIMED_IMAGES, Encoded, compare, read_candidates, recommend
+
+    device = choose_device(args.device, "--device")
+
+    def encode(candidate: Candidate) -> Encoded:
+        cfg = load_cfg(args.dataset_config_file, config_file(candidate), keys_of(args, candidate), args.opts)
+        task = load_image_task(cfg, max(cfg.run.seed, 0), device)
+        dataset = task.dataset = replace(task.dataset, val=[], test=[])
+        bank = task.bank()
+        sample = [dataset.open(item.path) for item in dataset.train[:TIMED_IMAGES]]
+        return Encoded(task.backbone, bank.cache_keys(), bank.train_labels, bank.text_positive, sample)
+
+    results = compare(read_candidates(args.candidates, args.max_size), encode, args.offline)
+    for line in table_lines(results):
+        echo(line)
+    if alone := max(result.alone for result in results):
+        echo(f"\n{alone} of the classes have one image, which leave-one-out classifies by the text of its class.\n")
+    recommended, difference = recommend(results)
+    echo(f"\n{advice(results, recommended, difference)}\n    {training_command(args, recommended.candidate)}\n")
+    return sum(bool(result.error) for result in results)
+
+
+def config_file(candidate: Candidate) -> str:
+    """Name of the configuration file for a candidate; its backbone is replaced by the candidate."""
+    return MINI_ALIAS if candidate.name == MINI_NAME else DEFAULT_BACKBONE.config
+
+
+def keys_of(args: argparse.Namespace, candidate: Candidate) -> dict[str, Any]:
+    """Configuration keys of a comparison with a candidate."""
+    keys = {
+        "DATASET.ROOT": args.root,
+        "DATASET.NUM_SHOTS": args.shots,
+        "SEED": args.seed,
+        f"{NODE}.PREC": args.precision,
+    }
+    backbone = {"MODEL.BACKBONE.NAME": candidate.name, "MODEL.BACKBONE.PRETRAINED": candidate.tag}
+    return {key: value for key, value in keys.items() if value not in (None, "")} | backbone
+
+
+def training_command(args: argparse.Namespace, candidate: Candidate) -> str:
+    """Command line that trains with a candidate on the same images."""
+    flags = {
+        "--dataset-config-file": args.dataset_config_file,
+        "--root": args.root,
+        "--shots": args.shots,
+        "--seed": args.seed,
+        "--config-file": config_file(candidate),
+        "--backbone": candidate.name,
+        "--output-dir": f"output/{candidate.name.rpartition('/')[2]}",
+    }
+    words = [str(word) for flag, value in flags.items() if value not in (None, "") for word in (flag, value)]
+    words += ["MODEL.BACKBONE.PRETRAINED", candidate.tag, *args.opts]
+    return command(shlex.join(words + ([f"{NODE}.PREC", args.precision] if args.precision else [])))
+
+
+def table_lines(results: Sequence[Result]) -> Iterator[str]:
+    """Lines of an aligned table, the best backbone first; a row of a failed candidate has its error."""
+    rows = []
+    for result in results:
+        if result.error:
+            rows.append([str(result.candidate), f"error: {result.error}", *[""] * (len(HEADER) - 2)])
+            continue
+        low, high = result.interval()
+        megabytes = "" if result.megabytes is None else f"{result.megabytes:.0f}"
+        rows.append([
+            str(result.candidate), f"{result.zero_shot:.2f}", f"{result.accuracy:.2f}", f"{low:.1f} to {high:.1f}",
+            f"{result.images_per_second:.1f}", megabytes, f"{result.parameters / 1e6:.1f} M",
+            result.candidate.licence or "unknown",
+        ])  # fmt: skip
+    return aligned(HEADER, [rows])
+
+
+def advice(results: Sequence[Result], recommended: Result, difference: Difference | None) -> str:
+    """Reason for the recommendation."""
+    if difference is None:
+        reason = "the best leave-one-out accuracy, and no faster backbone ties with it"
+    else:
+        reason = f"the fastest one that ties with the best ({difference} points against {results[0].candidate})"
+    return f"Recommended: {recommended.candidate}, {reason}. Train with"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code, 1 if a backbone could not be compared."""
+    return run_cli(lambda: int(compare_command(parse_arguments(arguments)) > 0))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,339 @@
+"""Compare backbones on a few labelled images by the exact leave-one-out of the training-free variant.
+
+Each image is classified by a model that was fitted to all other images (`labels/issues.py`), so the comparison needs
+neither validation images nor training, and the test images take no part in it. It is an estimate of the accuracy on
+images from the same source. Near-duplicates among the images, such as frames of one video, make it too high, for all
+backbones.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import time
+from argparse import ArgumentTypeError
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ..backbones.clip import Backbone, ImageOrPath
+from ..backbones.identity import FOLDER, HUB, MINI_NAME, canonical_name
+from ..backbones.loading import load_backbone, local_weights
+from ..features.extract import encode_prompts
+from ..features.options import EncodingOptions
+from ..labels.issues import leave_one_out
+from ..results.by_image import Difference, mean_difference
+from ..results.table import CONFIDENCE
+from ..utils.devices import choose_device
+from ..utils.errors import UserError, is_out_of_memory, one_line
+from ..utils.reading import StrictModel, read_yaml, validate
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+logger = logging.getLogger(__name__)
+
+CANDIDATES = Path(__file__).with_name("candidates.yaml")
+TIMED_IMAGES = 32  # images that are encoded to measure the speed
+UNITS = {"KB": 1e-3, "MB": 1.0, "GB": 1e3}  # in megabytes
+COLUMNS = (
+    "backbone", "weights", "zero_shot", "leave_one_out", "low", "high", "images_per_second", "megabytes", "parameters",
+    "licence", "error",
+)  # fmt: skip
+
+
+class Candidate(StrictModel):
+    """A backbone to compare.
+
+    Attributes:
+        name: Name, as of `load_backbone`.
+        tag: Weights, as `pretrained` of `load_backbone`.
+        megabytes: Size of the weights; None if unknown.
+        licence: Licence of the weights; "" if unknown.
+    """
+
+    name: str
+    tag: str = ""
+    megabytes: float | None = None
+    licence: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.name}:{self.tag}" if self.tag else self.name
+
+
+class Encoded(NamedTuple):
+    """Labelled images and class names, encoded by a backbone.
+
+    Attributes:
+        backbone: The backbone.
+        features: Unit-norm image features, shape `[N, d]`.
+        labels: Classes of the images, shape `[N]`.
+        text: Unit-norm text features of the classes, shape `[K, d]`.
+        sample: Up to `TIMED_IMAGES` of the images.
+    """
+
+    backbone: Backbone
+    features: Tensor
+    labels: Tensor
+    text: Tensor
+    sample: Sequence[ImageOrPath]
+
+
+@dataclass(frozen=True)
+class Result:
+    """Result of a candidate.
+
+    Attributes:
+        candidate: The candidate.
+        zero_shot: Accuracy of zero-shot CLIP on the labelled images, in percent.
+        correct: Whether each image is classified correctly without itself, bool `[N]`; empty after an error.
+        images_per_second: Speed of reading, preprocessing and encoding an image on this machine.
+        megabytes: Size of the weights; None if unknown.
+        parameters: Number of parameters.
+        alone: Number of classes with one image. Without this image, a class is known by its text only.
+        error: Reason why the candidate could not be compared, or "".
+    """
+
+    candidate: Candidate
+    zero_shot: float = np.nan
+    correct: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=bool))
+    images_per_second: float = np.nan
+    megabytes: float | None = None
+    parameters: int = 0
+    alone: int = 0
+    error: str = ""
+
+    @property
+    def accuracy(self) -> float:
+        """Leave-one-out accuracy in percent."""
+        return 100 * float(self.correct.mean()) if len(self.correct) else np.nan
+
+    def interval(self) -> tuple[float, float]:
+        """Wilson interval of the accuracy over images, in percent."""
+        from scipy.stats import binomtest
+
+        if not len(self.correct):
+            return np.nan, np.nan
+        ends = binomtest(int(self.correct.sum()), len(self.correct)).proportion_ci(CONFIDENCE, method="wilson")
+        return 100 * ends.low, 100 * ends.high
+
+
+# Candidates
+
+
+def read_candidates(specified: Sequence[str] = (), max_megabytes: float | None = None) -> list[Candidate]:
+    """List the candidates: the specified ones, or else those of `candidates.yaml`.
+
+    Args:
+        specified: Names such as "ViT-B-32:openai", "mini" or "local-dir:FOLDER".
+        max_megabytes: Largest size of the weights. A candidate of unknown size stays.
+
+    Raises:
+        UserError: If no candidate is left, or one is specified twice.
+    """
+    listed = validate(list[Candidate], read_yaml(CANDIDATES, "a list of candidates"), str(CANDIDATES))
+    candidates = [parse_candidate(text, listed) for text in specified] or listed
+    if len({str(candidate) for candidate in candidates}) < len(candidates):
+        raise UserError(f"expected different candidates, got {', '.join(map(str, candidates))}", "candidates.repeated")
+    fitting = [
+        candidate for candidate in candidates if max_megabytes is None or (size_of(candidate) or 0) <= max_megabytes
+    ]
+    if not fitting:
+        sizes = ", ".join(f"{candidate} {size_of(candidate):.0f} MB" for candidate in candidates)
+        raise UserError(
+            f"no candidate has at most {max_megabytes:.0f} MB ({sizes}); raise --max-size", "candidates.size"
+        )
+    return fitting
+
+
+def parse_candidate(text: str, listed: Iterable[Candidate]) -> Candidate:
+    """Read a candidate such as "ViT-B-32:openai". A listed one has its size and licence, others none."""
+    name, _, tag = (text, "", "") if text.startswith((HUB, FOLDER)) else text.partition(":")
+    name = canonical_name(name)
+    candidate = Candidate(name=name, tag=tag, licence="mit" if name == MINI_NAME else "")
+    return next((each for each in listed if str(each) == str(candidate)), candidate)
+
+
+def parse_size(text: str) -> float:
+    """Read a size such as "500MB" or "1.5 GB", in megabytes; ArgumentTypeError for other text."""
+    for unit, factor in UNITS.items():
+        if text.upper().endswith(unit):
+            with suppress(ValueError):
+                return float(text[: -len(unit)]) * factor
+    raise ArgumentTypeError(f"expected a size such as 500MB, got {text!r:.80}")
+
+
+def size_of(candidate: Candidate) -> float | None:
+    """Size of the weights in megabytes: of the local file, else of the list; None if unknown."""
+    file = local_weights(candidate.name, candidate.tag)
+    return candidate.megabytes if file is None else file.stat().st_size / 1e6
+
+
+# Comparison
+
+
+def compare(
+    candidates: Sequence[Candidate], encode: Callable[[Candidate], Encoded], offline: bool = False
+) -> list[Result]:
+    """Compare candidates. An error of a candidate is part of its result, and the others go on.
+
+    Args:
+        candidates: The candidates.
+        encode: Function that encodes the labelled images and the class names with a candidate.
+        offline: Whether to skip candidates whose weights are not on this machine.
+
+    Returns:
+        Results sorted by accuracy, the best one first, and those with an error last.
+    """
+    results = []
+    for candidate in tqdm(candidates, desc="comparing backbones", unit="backbone", disable=None):
+        try:
+            results.append(_result(candidate, encode, offline))
+        except (UserError, MemoryError, RuntimeError) as error:
+            if not isinstance(error, UserError) and not is_out_of_memory(error):
+                raise
+            message = str(error) if isinstance(error, UserError) else "out of memory"
+            results.append(Result(candidate, megabytes=candidate.megabytes, error=one_line(message)))
+            logger.warning("%s: %s", candidate, message)
+    return sorted(results, key=lambda result: -result.accuracy if len(result.correct) else np.inf)
+
+
+def _result(candidate: Candidate, encode: Callable[[Candidate], Encoded], offline: bool) -> Result:
+    is_local = local_weights(candidate.name, candidate.tag) is not None
+    if offline and not is_local:
+        raise UserError("its weights are not on this machine", "candidates.offline")
+    if not is_local:
+        size = "unknown size" if candidate.megabytes is None else f"{candidate.megabytes:.0f} MB"
+        logger.info("%s: downloading its weights (%s)", candidate, size)
+    encoded = encode(candidate)
+    backbone, features, labels = encoded.backbone, encoded.features, encoded.labels
+    zero_shot = (features @ encoded.text.t()).argmax(dim=1) == labels
+    _, predicted = leave_one_out(features, labels, encoded.text, backbone.logit_scale)
+    return Result(
+        candidate,
+        zero_shot=100 * zero_shot.double().mean().item(),
+        correct=(predicted == labels).numpy(),
+        images_per_second=measure_speed(backbone, encoded.sample),
+        megabytes=size_of(candidate),
+        parameters=sum(parameter.numel() for parameter in backbone.model.parameters()),
+        alone=int((labels.bincount() == 1).sum()),
+    )
+
+
+def measure_speed(backbone: Backbone, images: Sequence[ImageOrPath]) -> float:
+    """Measure how many images a backbone reads, preprocesses and encodes in a second, after a first image."""
+    backbone.encode_images(list(images[:1]))
+    start = time.perf_counter()
+    backbone.encode_images(list(images))
+    return len(images) / (time.perf_counter() - start)
+
+
+def recommend(results: Sequence[Result]) -> tuple[Result, Difference | None]:
+    """Choose the fastest backbone that is not worse than the best one outside the paired interval.
+
+    Args:
+        results: Results of `compare`.
+
+    Returns:
+        The recommended result, and its accuracy minus the accuracy of the best one, with the bootstrap interval over
+        images; None if it is the best one.
+
+    Raises:
+        UserError: If every candidate has an error.
+    """
+    usable = [result for result in results if not result.error]
+    if not usable:
+        raise UserError(
+            f"no candidate could be compared; {results[0].candidate}: {results[0].error}", "candidates.none"
+        )
+    best, recommended, difference = usable[0], usable[0], None
+    for result in usable[1:]:
+        paired = mean_difference([100 * (result.correct.astype(float) - best.correct)])
+        if paired.high >= 0 and result.images_per_second > recommended.images_per_second:
+            recommended, difference = result, paired
+    return recommended, difference
+
+
+def to_frame(results: Sequence[Result]) -> pd.DataFrame:
+    """Convert results to a frame with `COLUMNS`; accuracies and interval ends in percent."""
+    import pandas as pd
+
+    rows: list[tuple[Any, ...]] = []
+    for result in results:
+        candidate, numbers = result.candidate, (result.zero_shot, result.accuracy, *result.interval())
+        size = np.nan if result.megabytes is None else result.megabytes
+        about = (result.images_per_second, size, result.parameters, candidate.licence, result.error)
+        rows.append((candidate.name, candidate.tag, *numbers, *about))
+    return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def compare_backbones(
+    images: Sequence[ImageOrPath],
+    labels: Sequence[Any],
+    classnames: Sequence[str] | None = None,
+    candidates: Sequence[str] = (),
+    device: str = "",
+    precision: str = "auto",
+    offline: bool = False,
+) -> pd.DataFrame:
+    """Compare backbones on labelled images by exact leave-one-out, without validation images and without training.
+
+    Args:
+        images: N paths or PIL images.
+        labels: Class of each image: a name, or an index into `classnames`.
+        classnames: The K class names; None takes the sorted labels.
+        candidates: Backbones such as "ViT-B-32:openai", "mini" or "local-dir:FOLDER"; () takes a list of six from 85
+            to 428 million parameters.
+        device: "cpu", "cuda" or "cuda:N"; "" takes a GPU if one is available.
+        precision: As of `load_backbone`.
+        offline: Whether to skip candidates whose weights are not on this machine.
+
+    Returns:
+        Frame sorted by leave-one-out accuracy with a row per candidate and the columns "backbone", "weights",
+        "zero_shot" and "leave_one_out" (accuracy in percent), "low" and "high" (95 % interval over images),
+        "images_per_second", "megabytes", "parameters", "licence" and "error".
+
+    Raises:
+        UserError: If images and labels do not match, or fewer than two classes have images.
+
+    >>> from hegraph import compare_backbones, load_few_shot
+    >>> digits = load_few_shot("Digits", root="", shots=2, seed=1)
+    >>> images = [digits.open(item.path) for item in digits.train]
+    >>> labels = [item.classname for item in digits.train]
+    >>> compare_backbones(images, labels, candidates=["mini"])["backbone"].tolist()
+    ['hegraph-mini']
+    """
+    names, rows = label_rows(images, labels, classnames)
+    target = choose_device(device, "device")
+
+    def encode(candidate: Candidate) -> Encoded:
+        backbone = load_backbone(candidate.name, candidate.tag, target, precision)
+        with tempfile.TemporaryDirectory() as folder:
+            text = encode_prompts(backbone, "images", names, EncodingOptions(), Path(folder))["positive"]
+        return Encoded(backbone, backbone.encode_images(list(images)), rows, text, images[:TIMED_IMAGES])
+
+    return to_frame(compare(read_candidates(candidates), encode, offline))
+
+
+def label_rows(
+    images: Sequence[ImageOrPath], labels: Sequence[Any], classnames: Sequence[str] | None
+) -> tuple[list[str], Tensor]:
+    """Return the K class names and the class of each image, shape `[N]`; errors as of `compare_backbones`."""
+    values = [label.item() if isinstance(label, np.generic) else label for label in labels]
+    if len(values) != len(images):
+        raise UserError(f"expected a label for each of {len(images)} images, got {len(values)}", "labels.number")
+    names = [str(name) for name in (sorted(set(values)) if classnames is None else classnames)]
+    position = {name: row for row, name in enumerate(names)}
+    rows = [position.get(str(value), value) for value in values]
+    if wrong := [row for row in rows if not isinstance(row, int) or not 0 <= row < len(names)]:
+        raise UserError(f"expected labels from {names} or indices into them, got {wrong[0]!r:.80}", "labels.unknown")
+    if len(set(rows)) < 2:
+        raise UserError("expected images of at least two classes; add images of another class", "labels.classes")
+    return names, torch.tensor(rows)
