@@ -34,6 +34,7 @@ OPTION_OF_FLAG = {
 CONTRACT = {
     "Backbone": type, "FeatureBank": type, "HeGraphClassifier": type, "HeGraphModel": type, "HeteroGraph": type,
     "LabelIssue": type, "ModelOptions": type, "UserError": type, "build_graph": FunctionType,
+    "compare_backbones": FunctionType,
     "load_backbone": FunctionType, "load_bank": FunctionType, "load_cfg": FunctionType, "load_dataset": FunctionType,
     "load_few_shot": FunctionType, "run": FunctionType,
 }  # fmt: skip
@@ -261,7 +262,7 @@ def refused(tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize(("line", "message"), [
-    ("result", "unknown command 'result'; did you mean 'results'? (known: baselines, datasets, "),
+    ("result", "unknown command 'result'; did you mean 'results'?"),
     ("xyz", "unknown command 'xyz' (known: "),
     ("OPTIM.LRR 1", "unknown configuration key 'OPTIM.LRR'"),
     ("--host alone optim.lr 1", "unknown configuration key 'optim.lr'"),

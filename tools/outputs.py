@@ -35,6 +35,7 @@ ROOT = Path(__file__).parent.parent
 START = ROOT / "docs" / "getting-started.md"
 PAGES = [
     START,
+    ROOT / "docs" / "guides" / "backbones.md",
     *(ROOT / "docs" / "reference" / f"{name}.md" for name in ("configuration", "protocol", "backbones")),
     *(ROOT / "docs" / "results" / f"{name}.md" for name in ("accuracy", "reproduce")),
 ]
@@ -50,7 +51,7 @@ for line in sys.stdin:
     exec(compile(json.loads(line), "page", "exec"), globals())
     print("\\0", flush=True)
 """
-MEASURED = re.compile(r"[\d.,]+ (s\b|ms\b|min\b|MB\b|a second|per second)|\d+(\.\d+)?e-?\d+")
+MEASURED = re.compile(r"[\d.,]+ (s\b|ms\b|min\b|MB\b|images/s|a second|per second)|\d+(\.\d+)?e-?\d+")
 DECIMAL = re.compile(r"\d+\.\d+")
 TOLERANCE = 3  # points of percentages, for other processors
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ..results.by_image import Difference
     from .backbones import Candidate, Encoded, Result
 
-HEADER = ("backbone", "zero-shot", "leave-one-out", "95 % interval", "images/s", "MB", "parameters", "licence")
+HEADER = ("backbone", "zero-shot", "leave-one-out", "95 % interval", "speed", "weights", "parameters", "licence")
 EPILOG = """\
 Every image is classified by the training-free variant that was fitted to all other images. This needs no validation
 images, and test images are not used. The recommended backbone is the fastest one that is not worse than the best one
@@ -29,13 +29,10 @@ outside the paired interval. Near-duplicate images make all accuracies too high.
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = Parser(
-        prog=command("backbones"),
-        description="Compare backbones on labelled images by leave-one-out, and recommend one.",
-        examples=("--root photos", "--root photos --candidates mini ViT-B-32-quickgelu:openai --offline"),
-        failure="a backbone could not be compared",
-        epilog=EPILOG,
-    )
+    summary = "Compare backbones on labelled images by leave-one-out, and recommend one."
+    parser = Parser("backbones", summary, epilog=EPILOG)
+    parser.examples = ("--root photos", "--root photos --candidates mini ViT-B-32-quickgelu:openai --offline")
+    parser.failure = "a backbone could not be compared"
     add = parser.add_argument
     add("--root", default="", metavar="DIR", help="folder of the data sets, or your own folder or CSV file")
     add("--dataset-config-file", default="folder", metavar="NAME", help="YAML file or name of the data set")
@@ -126,13 +123,13 @@ def table_lines(results: Sequence[Result]) -> Iterator[str]:
     rows = []
     for result in results:
         if result.error:
-            rows.append([str(result.candidate), f"error: {result.error}", *[""] * (len(HEADER) - 2)])
+            rows.append([str(result.candidate), *[""] * (len(HEADER) - 2), f"error: {result.error}"])
             continue
         low, high = result.interval()
-        megabytes = "" if result.megabytes is None else f"{result.megabytes:.0f}"
+        megabytes = "" if result.megabytes is None else f"{result.megabytes:.0f} MB"
         rows.append([
             str(result.candidate), f"{result.zero_shot:.2f}", f"{result.accuracy:.2f}", f"{low:.1f} to {high:.1f}",
-            f"{result.images_per_second:.1f}", megabytes, f"{result.parameters / 1e6:.1f} M",
+            f"{result.images_per_second:.1f} images/s", megabytes, f"{result.parameters / 1e6:.1f} M",
             result.candidate.licence or "unknown",
         ])  # fmt: skip
     return aligned(HEADER, [rows])

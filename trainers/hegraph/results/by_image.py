@@ -154,15 +154,12 @@ def difference(first: pd.DataFrame, second: pd.DataFrame) -> Difference | None:
         return None
     if any(isinstance(outcome, Ranking) for outcome in pairs["outcome"]):
         return map_difference(pairs)
-    from scipy.stats import bootstrap  # takes half a second to import
-
     by_image = []
     for _, group in pairs.groupby(list(PAIR_KEYS)):
         rows = [a.astype(float) - b for a, b in zip(group["outcome"], group["outcome_second"])]
         by_image.append(100 * np.mean(rows, axis=0))
     if min(map(len, by_image), default=0) < 2:
         raise UserError("an interval over test images needs at least two test images of each data set, got one")
-
     return mean_difference(by_image)
 
 
