@@ -19,12 +19,12 @@ import torch
 from trainers.hegraph.backbones.clip import Backbone
 from trainers.hegraph.backbones.identity import MINI_CONFIG, MINI_NAME, MINI_WEIGHTS
 from trainers.hegraph.backbones.loading import create_model, load_backbone
+from trainers.hegraph.backbones.schema import BackboneConfig
 from trainers.hegraph.datasets.digits import open_digit
 from trainers.hegraph.features.images import ImageReader
 from trainers.hegraph.method.cache import FoldedClassifier
 from trainers.hegraph.models.folder import save_model
 from trainers.hegraph.models.images import ImageModel
-from trainers.hegraph.models.saved import Backbone as BackboneConfig
 from trainers.hegraph.models.saved import SavedModel, Scores, TrainedOn
 from trainers.hegraph.predict.files import image_paths
 from trainers.hegraph.predict.prediction import Options, default_batch_size, image_rows, write_rows

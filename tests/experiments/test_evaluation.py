@@ -16,6 +16,7 @@ from torch import Tensor
 
 from trainers.hegraph import FeatureBank, ModelOptions, UserError, load_bank, load_cfg
 from trainers.hegraph.__main__ import summary
+from trainers.hegraph.backbones.schema import BackboneConfig
 from trainers.hegraph.baselines.base import FittedMethod
 from trainers.hegraph.experiments import evaluation
 from trainers.hegraph.experiments import run as run_module
@@ -24,7 +25,7 @@ from trainers.hegraph.experiments.tasks import FeatureTask, Task, ids_of_names, 
 from trainers.hegraph.method.cache import FoldedClassifier
 from trainers.hegraph.method.closed_form import NewClassMessages
 from trainers.hegraph.method.model import TransferableAdapter
-from trainers.hegraph.models.saved import NOT_TESTED, Backbone, SavedModel, TrainedOn
+from trainers.hegraph.models.saved import NOT_TESTED, SavedModel, TrainedOn
 from trainers.hegraph.results.records import OTHER_CLASSES, SAME_CLASSES, TargetRecord
 
 AXES = torch.eye(3)
@@ -110,7 +111,7 @@ def model_of(method: str = "HeGraphAdapter", **changed: object) -> SavedModel:
         "method": method,
         "variant": "full" if method == "HeGraphAdapter" else "",
         "logit_scale": 10.0,
-        "backbone": Backbone(title="m/w", model="m", pretrained="w", fingerprint={}),
+        "backbone": BackboneConfig(title="m/w", model="m", pretrained="w", fingerprint={}),
         "trained_on": ORIGIN,
         "scores": NOT_TESTED,
     }
@@ -178,7 +179,7 @@ def test_model_is_tested_on_the_given_device(ids, monkeypatch):
 
 def test_unusable_features_and_logits_are_refused():
     with pytest.raises(UserError, match="'other' features, but the bank holds those of 'm/w'"):
-        say(model_of(backbone=Backbone(title="other")), images())
+        say(model_of(backbone=BackboneConfig(title="other")), images())
     diverged = partial(trained, lambda images: images / 0)
     for method, target, said in (
         (trained(), images(features=torch.eye(2), labels=(0, 1)), "width 3, got 2"),

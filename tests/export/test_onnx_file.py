@@ -21,6 +21,7 @@ from trainers.hegraph import Backbone, UserError  # noqa: E402
 from trainers.hegraph.__main__ import main  # noqa: E402
 from trainers.hegraph.backbones.identity import MINI_WEIGHTS  # noqa: E402
 from trainers.hegraph.backbones.loading import create_model  # noqa: E402
+from trainers.hegraph.backbones.schema import BackboneConfig  # noqa: E402
 from trainers.hegraph.datasets.digits import load_digits_dataset, open_digit  # noqa: E402
 from trainers.hegraph.export import onnx_file  # noqa: E402
 from trainers.hegraph.export.onnx_file import TOLERANCE, describe_preprocessing, write_onnx  # noqa: E402
@@ -28,7 +29,6 @@ from trainers.hegraph.method.cache import FoldedClassifier  # noqa: E402
 from trainers.hegraph.models.folder import save_model  # noqa: E402
 from trainers.hegraph.models.images import ImageModel  # noqa: E402
 from trainers.hegraph.models.saved import NOT_TESTED, Preprocessing, SavedModel, TrainedOn  # noqa: E402
-from trainers.hegraph.models.saved import Backbone as BackboneConfig  # noqa: E402
 from trainers.hegraph.training.confidence import KnownScores  # noqa: E402
 
 WIDTH = 24

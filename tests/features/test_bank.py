@@ -9,11 +9,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from trainers.hegraph.backbones.schema import BackboneConfig
 from trainers.hegraph.datasets.splits import FewShotSample
 from trainers.hegraph.features import bank as bank_module
 from trainers.hegraph.features.bank import (
     BankFile,
-    Encoder,
     FeatureBank,
     load_bank,
     refuse_test_rows,
@@ -23,7 +23,9 @@ from trainers.hegraph.features.bank import (
 from trainers.hegraph.utils.errors import UserError
 from trainers.hegraph.utils.files import hash_file
 
-ENCODER = Encoder(model="ViT-B-32", pretrained="openai", precision="amp", fingerprint={"model": "a", "weights": "é"})
+ENCODER = BackboneConfig(
+    model="ViT-B-32", pretrained="openai", precision="amp", fingerprint={"model": "a", "weights": "é"}
+)
 TENSORS = ("train_features", "train_labels", "val_features", "val_labels", "test_features", "test_labels")
 TEXT = ("text_positive", "text_negative")
 NO_TEST = {"test_features": torch.zeros(0, 4), "test_labels": torch.zeros(0, dtype=torch.int64)}
@@ -74,8 +76,8 @@ def test_optional_and_unknown_content(saved, rewrite):
         tensors["superclass_labels"], metadata["notes"] = torch.tensor([0, 1]), "none"
 
     bank = load_bank(rewrite(saved, change))
-    absent = dict.fromkeys((*TENSORS[2:], "text_norms", "encoder"))
-    assert_same(bank, replace(make_bank(), dataset="bank", backbone="unknown", **absent))
+    absent = dict.fromkeys((*TENSORS[2:], "text_norms"))
+    assert_same(bank, replace(make_bank(), dataset="bank", backbone="unknown", encoder=BackboneConfig(), **absent))
     with pytest.raises(ValueError, match="no test images"):
         _ = bank.features_to_classify
 

@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from trainers.hegraph.backbones.schema import BackboneConfig
 from trainers.hegraph.method.cache import FoldedClassifier
 from trainers.hegraph.method.closed_form import NewClassMessages
 from trainers.hegraph.method.model import TransferableAdapter
 from trainers.hegraph.method.options import ClosedFormOptions, ModelOptions
-from trainers.hegraph.models.saved import Backbone, Preprocessing, Prompts, SavedModel, Scores, TrainedOn
+from trainers.hegraph.models.saved import Preprocessing, Prompts, SavedModel, Scores, TrainedOn
 
 CLASSES, WIDTH, IMAGES = 3, 8, 6
 
@@ -31,7 +32,7 @@ def saved_model(unit_features: Callable[..., Tensor]) -> Callable[..., SavedMode
             "variant": "full",
             "logit_scale": 20.0,
             "temperature": 1.5,
-            "backbone": Backbone(title="m/w", model="m", pretrained="w", fingerprint={"model": "m", "weights": "w"}),
+            "backbone": BackboneConfig(title="m/w", model="m", pretrained="w", fingerprint={"weights": "w"}),
             "preprocessing": Preprocessing(size=[32, 32], mean=[0.5] * 3, std=[0.2] * 3, transform="Compose(...)"),
             "prompts": Prompts(positive=[[["an ant"], ["a bee"], ["a crane"]]], negative=[["no ant"], ["no bee"], []]),
             "transfer": TransferableAdapter(

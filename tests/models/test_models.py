@@ -13,12 +13,12 @@ from PIL import Image
 from trainers.hegraph import UserError, load_backbone, load_bank
 from trainers.hegraph.backbones import loading
 from trainers.hegraph.backbones.clip import Backbone as ClipBackbone
+from trainers.hegraph.backbones.schema import BackboneConfig
 from trainers.hegraph.datasets.digits import open_digit
-from trainers.hegraph.features.bank import Encoder
 from trainers.hegraph.models.card import base_model_of, model_card
 from trainers.hegraph.models.folder import load_model
 from trainers.hegraph.models.images import ImageModel
-from trainers.hegraph.models.saved import NOT_TESTED, Backbone, SavedModel
+from trainers.hegraph.models.saved import NOT_TESTED, SavedModel
 from trainers.hegraph.results.records import read_record
 
 
@@ -58,7 +58,7 @@ def test_card_omits_unknown_values_and_shortens_lists(saved_model):
     [result] = header_of(card)["model-index"][0]["results"]
     assert [metric["name"] for metric in result["metrics"]] == ["Accuracy", "Macro F1"]
     names = tuple(f"class {number}" for number in range(52))
-    bank = Backbone(title="ViT-B-32/openai")
+    bank = BackboneConfig(title="ViT-B-32/openai")
     card = model_card(saved_model(scores=NOT_TESTED, classnames=names, class_ids=names, prompts=None, backbone=bank))
     assert "It was not tested, so it has no scores" in card and "model-index" not in header_of(card)
     assert "\n- class 49\n- and 2 more, in `config.json`\n" in card and "class 50" not in card
@@ -70,7 +70,7 @@ def test_card_escapes_names(saved_model):
     evil = "<img src=x onerror=alert(1)> [a](javascript:b) ![c](d)\n# `e`|*f*_g_"
     trained = saved_model().trained_on.model_copy(update={"dataset": f"{evil}\n---\nlicense: other"})
     names = {"classnames": (evil, "- list", "c"), "method": evil, "trained_on": trained}
-    card = model_card(saved_model(backbone=Backbone(title=evil), **names))
+    card = model_card(saved_model(backbone=BackboneConfig(title=evil), **names))
     shown = r"&lt;img src\=x onerror\=alert(1)&gt; \[a\](javascript\:b) \!\[c\](d) \# \`e\`\|\*f\*\_g\_"
     assert f"\n- {shown}\n- \\- list\n" in card
     assert f"the frozen CLIP {shown} to" in card and f"\n# {shown} on {shown}" in card and f"| {shown} |" in card
@@ -85,13 +85,13 @@ def test_base_model_is_the_name_on_the_hub():
     named |= {("RN50-quickgelu", "auto"): "timm/resnet50_clip.openai", ("hf-hub:org/birds", ""): "org/birds"}
     unnamed = (("hf-hub:<b>/birds", ""), ("hegraph-mini", "auto"), ("local-dir:birds", ""), ("ViT-B-32", __file__))
     for (name, pretrained), expected in (named | dict.fromkeys((*unnamed, ("", "")))).items():
-        backbone = Backbone(title="any", model=name, pretrained=pretrained)
+        backbone = BackboneConfig(title="any", model=name, pretrained=pretrained)
         assert base_model_of(backbone) == expected
 
 
 @pytest.mark.slow
 def test_runs_from_banks_do_not_import_open_clip(tiny_bank, tmp_path):
-    encoder = Encoder(model="ViT-B-32", pretrained="openai", precision="fp32", fingerprint={"model": "ViT-B-32"})
+    encoder = BackboneConfig(model="ViT-B-32", pretrained="openai", precision="fp32", fingerprint={"model": "ViT-B-32"})
     replace(load_bank(tiny_bank), encoder=encoder).save(tiny_bank)
     code = "import sys; from trainers.hegraph.__main__ import main; print(main(), 'open_clip' in sys.modules)"
     words = ["--features", tiny_bank, "--shots", "2", "--output-dir", tmp_path / "run", "OPTIM.MAX_EPOCH", "1"]
@@ -133,18 +133,18 @@ def test_other_backbones_are_rejected(mini_model, mini, unit_features):
 
 
 def test_models_from_banks_need_a_named_backbone(mini_model, mini, caplog):
-    of_bank = mini_model.model_copy(update={"backbone": Backbone(title="RN50/openai")})
+    of_bank = mini_model.model_copy(update={"backbone": BackboneConfig(title="RN50/openai")})
     with pytest.raises(UserError, match=r'from a feature bank \(RN50/openai\).*--backbone NAME.*backbone="NAME"'):
         ImageModel.load(of_bank)
     ImageModel.load(of_bank, backbone="hegraph-mini")
     assert "the model was trained from a bank of 'RN50/openai', and its backbone is hegraph-mini" in caplog.text
     caplog.clear()
-    ImageModel(mini_model.model_copy(update={"backbone": Backbone(title=mini.name)}), mini)
+    ImageModel(mini_model.model_copy(update={"backbone": BackboneConfig(title=mini.name)}), mini)
     assert caplog.text == ""
 
 
 def test_default_weights_belong_to_the_backbone(mini_model, monkeypatch):
-    named = Backbone(title="RN50/openai", model="RN50", pretrained="openai")
+    named = BackboneConfig(title="RN50/openai", model="RN50", pretrained="openai")
     of_rn50, loaded = mini_model.model_copy(update={"backbone": named}), []
     monkeypatch.setattr(loading, "load_backbone", lambda *words: loaded.append(words) or 1 / 0)
     for words in ((), ("RN50",), ("RN101", "yfcc15m"), ("RN101",)):

@@ -420,10 +420,10 @@ def test_backbone_of_last_time_is_the_default(tmp_path, capsys):
     assert command.find_encoder(file, "", "") == ("ViT-B-16-quickgelu", "openai")
     assert command.find_encoder(file, "hegraph-mini", "") == command.find_encoder(file, "mini", "")
     assert command.find_encoder(file, "mini", "") == ("hegraph-mini", "")
-    file.write_text('{"backbone": "RN50", "pretrained": "openai"}')
+    file.write_text('{"model": "RN50", "pretrained": "openai"}')
     assert command.find_encoder(file, "", "") == ("RN50", "openai")
     assert command.find_encoder(file, "", "yfcc15m") == ("RN50", "yfcc15m")
-    file.write_text('{"backbone": 3}')
+    file.write_text('{"model": 3}')
     with pytest.raises(UserError, match=r"encoder\.json"):
         command.find_encoder(file, "", "")
     assert (command.parse_arguments([]).host, command.parse_arguments([]).folder) == ("127.0.0.1", None)

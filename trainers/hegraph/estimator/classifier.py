@@ -25,7 +25,7 @@ from ..features.bank import mean_over_views
 from ..labels.issues import LabelIssue, find_label_issues
 from ..labels.suggest import suggest
 from ..models.folder import load_model, save_model
-from ..models.hub import find_model, push_model
+from ..models.hub import local_folder, push_model
 from ..models.images import ImageModel
 from ..models.saved import SavedModel, adapt
 from ..models.support_set import SupportSet
@@ -353,7 +353,7 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
                 the model.
         """
         validate(str, backbone or "", "backbone")
-        model = load_model(find_model(str(name), revision, token))
+        model = load_model(local_folder(str(name), revision, token))
         if backbone is None and model.backbone.model:
             backbone, pretrained = model.backbone.model, model.backbone.pretrained
         classifier = cls(

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..backbones.schema import BackboneConfig
 from ..baselines import load_method
 from ..baselines.base import FittedMethod
 from ..config import OPTIONS, Config, default_values, is_filled
@@ -30,7 +31,6 @@ from ..method.closed_form import OMEGA_NEW, TextPrior
 from ..method.graph import class_prototypes
 from ..method.multilabel import MultiLabelHead
 from ..method.unlabelled import ClassSums
-from ..models.saved import Backbone as BackboneConfig
 from ..models.saved import Preprocessing, Prompts, SavedModel
 from ..models.support_set import SupportSet, scatter_state
 from ..training.memory import refuse_beyond_memory, training_bytes

@@ -22,25 +22,16 @@ import torch
 from torch import Tensor
 
 from ..backbones.identity import backbone_identity
+from ..backbones.schema import BackboneConfig
 from ..baselines import MULTILABEL_METHODS, TRANSDUCTIVE_METHODS
 from ..config import Config
 from ..datasets.base import Dataset, check_classes, find_copies
 from ..datasets.loading import OWN, load_few_shot, load_pool, load_test_images, load_unlabelled
 from ..datasets.splits import FewShotSample, sample_few_shot, subsample_labels
 from ..features import extract
-from ..features.bank import (
-    SUFFIX,
-    BankFile,
-    Encoder,
-    FeatureBank,
-    label_list,
-    mean_over_views,
-    refuse_test_rows,
-    sample_bank,
-)
+from ..features.bank import SUFFIX, BankFile, FeatureBank, label_list, mean_over_views, refuse_test_rows, sample_bank
 from ..features.images import ImageViews
 from ..method.unlabelled import ClassSums
-from ..models.saved import Backbone as BackboneConfig
 from ..models.saved import Preprocessing, Prompts, TrainedModel
 from ..prompts.sentences import description_file, resolve_source
 from ..results.records import OTHER_CLASSES, SAME_CLASSES
@@ -181,8 +172,7 @@ class Task(ABC):
 
     def encoding_metadata(self, bank: FeatureBank) -> tuple[BackboneConfig, Preprocessing | None, Prompts | None]:
         """Return the encoding of the features in a bank, as a model folder stores it."""
-        encoder = {} if bank.encoder is None else bank.encoder.model_dump()
-        return BackboneConfig(title=bank.backbone, **encoder), None, None
+        return bank.encoder.model_copy(update={"title": bank.backbone}), None, None
 
     def labelled(self, bank: FeatureBank) -> ClassSums:
         """Return the class sums of the training images, on the CPU; of no image for zero-shot CLIP."""
@@ -197,7 +187,7 @@ class Task(ABC):
             raise UserError(
                 f"the model is of {model.backbone.title!r} features, but the bank holds those of {bank.backbone!r}"
             )
-        model.backbone.compare_precision("fp32" if bank.encoder is None else bank.encoder.precision)
+        model.backbone.compare_precision(bank.encoder.precision)
 
     def unlabelled(self, what: str) -> Unlabelled:
         """Return the unlabelled images that DATASET.UNLABELLED names.
@@ -371,7 +361,7 @@ def bank_to_test(file: BankFile, which: str, cfg: Config, seed: int) -> Task:
 def bank_identity(file: BankFile, take: Callable[[], FeatureBank]) -> dict:
     """Return plain values that change whenever the part of a bank that `take` returns changes."""
     identity = {"bank": file.digest_of(take)}
-    if file.encoder is not None and file.encoder.precision != "fp32":  # older banks, without a precision, are fp32
+    if file.encoder.precision != "fp32":  # older banks, without a precision, are fp32
         identity["precision"] = file.encoder.precision
     return identity
 
@@ -431,8 +421,7 @@ class ImageTask(Task):
         self.prepare()
         bank = self.bank()
         if processes.rank() == 0:
-            encoder = Encoder(**self.backbone_config().model_dump(exclude={"title"}))
-            replace(bank, encoder=encoder).save(path)
+            replace(bank, encoder=self.backbone_config()).save(path)
 
     def bank(self) -> FeatureBank:
         return extract.encode_task(self.dataset, self.backbone, self.cfg.encoding, self.seed, self._folder)

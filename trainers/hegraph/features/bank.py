@@ -19,7 +19,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
@@ -27,15 +27,17 @@ from pydantic import BeforeValidator, Json
 from safetensors import safe_open
 from torch import Tensor
 
+from ..backbones.schema import BackboneConfig
 from ..datasets.splits import SPLITS, FewShotSample, subsample_labels
 from ..utils.errors import UserError
 from ..utils.files import file_version, hash_content, hash_file, write_tensors
-from ..utils.reading import LenientModel, Name, Positive, StrictModel, reading, validate
+from ..utils.reading import LenientModel, Name, Positive, reading, validate
 
 logger = logging.getLogger(__name__)
 
 SUFFIX = ".safetensors"
 FORM = "a feature bank"
+NO_ENCODER = BackboneConfig()
 MAX_HASHED_BYTES = 2**30  # of larger files, only the features of a run are hashed
 TENSOR_AXES = {
     "train_features": "VNd", "train_labels": "N", "text_positive": "Kd", "text_negative": "Kd",
@@ -54,20 +56,6 @@ OPENAI_VIT_B32_NORM = 9.9
 OPENAI_VIT_B32 = re.compile(r"ViT-B[-/]32(-quickgelu)?/openai", re.IGNORECASE)  # names in banks
 
 
-class Encoder(StrictModel):
-    """Frozen CLIP model that encoded the features.
-
-    Attributes:
-        model, pretrained, precision: Arguments of `load_backbone`.
-        fingerprint: Plain values that change whenever the features change.
-    """
-
-    model: Name
-    pretrained: str
-    precision: Literal["fp32", "bf16", "fp16", "amp"]
-    fingerprint: dict[str, str]
-
-
 class Metadata(LenientModel):
     """Metadata of the file of a bank."""
 
@@ -75,7 +63,7 @@ class Metadata(LenientModel):
     logit_scale: Annotated[Positive, BeforeValidator(float)]
     dataset: str = ""
     backbone: str = "unknown"
-    encoder: Json[Encoder] | None = None
+    encoder: Json[BackboneConfig] = NO_ENCODER
 
 
 @dataclass(frozen=True)
@@ -92,7 +80,7 @@ class FeatureBank:
         val_features, val_labels: Validation images, shapes `[L, d]` and `[L]`, or None.
         test_features, test_labels: Test images, shapes `[M, d]` and `[M]`, or None.
         text_norms: Norms of the positive text features before normalisation, shape `[K]`; None if unknown.
-        encoder: Backbone that encoded the features; None if unknown.
+        encoder: Backbone that encoded the features, without title; empty if unknown.
 
     Examples:
         >>> import torch
@@ -118,7 +106,7 @@ class FeatureBank:
     test_features: Tensor | None = None
     test_labels: Tensor | None = None
     text_norms: Tensor | None = None
-    encoder: Encoder | None = None
+    encoder: BackboneConfig = NO_ENCODER
 
     def subsample(self, which: str) -> FeatureBank:
         """Return the bank of "all" classes, or of the "base" or "new" half with labels from 0."""
@@ -172,7 +160,7 @@ class FeatureBank:
     def save(self, path: Path) -> None:
         """Write the bank atomically; UserError if the file cannot be written."""
         tensors = {name: tensor for name in TENSOR_AXES if (tensor := getattr(self, name)) is not None}
-        metadata = {} if self.encoder is None else {"encoder": self.encoder.model_dump_json()}
+        metadata = {"encoder": self.encoder.model_dump_json(exclude={"title"})} if self.encoder.model else {}
         metadata |= {
             "dataset": self.dataset,
             "backbone": self.backbone,

@@ -14,7 +14,8 @@ import jinja2
 from huggingface_hub import EvalResult, ModelCardData
 
 from ..backbones.identity import resolve_pretrained
-from .saved import Backbone, SavedModel
+from ..backbones.schema import BackboneConfig
+from .saved import SavedModel
 
 TEMPLATE = Path(__file__).with_name("card.jinja")
 TAGS = ["few-shot-learning", "clip", "image-classification", "hegraph"]
@@ -84,7 +85,7 @@ def plain(text: str) -> str:
     return " ".join(re.sub(r"[^\w .,()+/-]", " ", text).split()) or "unnamed"
 
 
-def base_model_of(backbone: Backbone) -> str | None:
+def base_model_of(backbone: BackboneConfig) -> str | None:
     """Name of a backbone on the Hub; None for mini and for weights files.
 
     Imports open_clip, which takes a second and is not needed for runs from a feature bank.

@@ -15,28 +15,27 @@ from huggingface_hub.utils import RepositoryNotFoundError, RevisionNotFoundError
 
 from ..utils.errors import UserError, first_line
 from .card import base_model_of, model_card
-from .folder import CARD, CONFIG, TENSORS, find_model_folder, save_model
+from .folder import CARD, CONFIG, TENSORS, save_model
 from .saved import SavedModel
 
 FILES = [CONFIG, TENSORS, CARD]
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
-def find_model(name: str, revision: str | None, token: str | None) -> Path:
-    """Model folder at a local path (also of a run), or of "USER/NAME" on the Hub.
+def local_folder(name: str, revision: str | None, token: str | None) -> Path:
+    """Folder of a model: a local path, or the downloaded files of "USER/NAME" on the Hub.
 
-    Files on the Hub that are not cached are downloaded. Without a connection, the cached files are used.
-    Arguments as of `HeGraphClassifier.from_pretrained`.
+    Files that are cached are not downloaded. Arguments as of `HeGraphClassifier.from_pretrained`.
 
     Raises:
-        UserError: If there is no such model, or the Hub refuses.
+        UserError: If the Hub refuses, or a local folder has a revision.
     """
     if Path(name).exists() or not HUB_NAME.fullmatch(name):
         if revision is not None:
             raise UserError(f"expected USER/NAME on the Hub for the revision {revision!r}, got {name}")
-        return find_model_folder(Path(name))
+        return Path(name)
     try:
-        return find_model_folder(Path(snapshot_download(name, revision=revision, token=token, allow_patterns=FILES)))
+        return Path(snapshot_download(name, revision=revision, token=token, allow_patterns=FILES))
     except Exception as error:  # type depends on the version of huggingface_hub
         at = f" at revision {revision!r}" if revision else ""
         source = f"{constants.ENDPOINT}{at}: {_reason(error, token)}"

@@ -7,12 +7,12 @@ Shapes: K classes, d feature width, B images of a batch, M unlabelled images.
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import ConfigDict, Field, InstanceOf, model_validator
 from torch import Tensor
 
+from ..backbones.schema import BackboneConfig
 from ..datasets.splits import images_per_class
 from ..method.cache import FoldedClassifier
 from ..method.model import TransferableAdapter
@@ -24,42 +24,10 @@ from ..utils.reading import Count, Finite, Name, Percent, Positive, Share, Size,
 from .support_set import SupportSet
 
 if TYPE_CHECKING:
-    from ..backbones.clip import Backbone as FrozenCLIP
-
-logger = logging.getLogger(__name__)
+    from ..backbones.clip import Backbone
 
 Three = Field(min_length=3, max_length=3)
 COPIES = 4  # float32 copies of all unlabelled images' logits in memory during adaptation
-
-
-class Backbone(StrictModel):
-    """Frozen CLIP model that encoded the features.
-
-    Attributes:
-        title: Model and weights, for people.
-        model, pretrained, precision: Arguments of `load_backbone`; "" for a model from a feature bank that does not
-            name its backbone.
-        fingerprint: Plain values that change whenever the features change; {} if unknown.
-    """
-
-    title: str
-    model: str = ""
-    pretrained: str = ""
-    precision: Annotated[str, Field(pattern="^(fp32|bf16|fp16|amp)$")] = "fp32"
-    fingerprint: dict[str, str] = Field(default={})
-
-    @classmethod
-    def of(cls, backbone: FrozenCLIP, model: str, pretrained: str) -> Backbone:
-        """Description of a backbone from `load_backbone(model, pretrained)`."""
-        return cls(
-            title=backbone.name, model=model, pretrained=pretrained, precision=backbone.precision,
-            fingerprint=backbone.fingerprint,
-        )  # fmt: skip
-
-    def compare_precision(self, precision: str) -> None:
-        """Log a warning if features have another precision than in the training."""
-        if self.model and precision != self.precision:
-            logger.warning("the model was trained on features in %s, and these are in %s", self.precision, precision)
 
 
 class Preprocessing(StrictModel):
@@ -77,7 +45,7 @@ class Preprocessing(StrictModel):
     transform: str
 
     @classmethod
-    def of(cls, backbone: FrozenCLIP) -> Preprocessing:
+    def of(cls, backbone: Backbone) -> Preprocessing:
         """The preprocessing of a loaded backbone."""
         size, transform = list(backbone.input_size), backbone.fingerprint["preprocess"]
         return cls(size=size, mean=list(backbone.mean), std=list(backbone.std), transform=transform)
@@ -153,7 +121,7 @@ class ModelMetadata(StrictModel):
     class_ids: tuple[Name, ...]
     logit_scale: Positive
     temperature: Positive = 1.0
-    backbone: Backbone
+    backbone: BackboneConfig
     preprocessing: Preprocessing | None = None
     prompts: Prompts | None = None
     trained_on: TrainedOn

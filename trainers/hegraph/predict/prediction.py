@@ -90,7 +90,7 @@ def predict_bank(args: Namespace, options: Options) -> int:
             f"expected features of {model.backbone.title!r} with width {model.classifier.width}, got {bank.backbone!r} "
             f"with width {width} in {args.features}; extract the bank with the model's backbone"
         )
-    model.backbone.compare_precision("fp32" if bank.encoder is None else bank.encoder.precision)
+    model.backbone.compare_precision(bank.encoder.precision)
     features = bank.features(args.split)
     if args.split == "train":
         features = mean_over_views(features)

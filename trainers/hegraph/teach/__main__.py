@@ -7,7 +7,6 @@ import logging
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 from ..backbones.identity import DEFAULT_BACKBONE, MINI_NAME, canonical_name
 from ..demo.__main__ import add_page_arguments, check_address, require_gradio, serve
@@ -48,7 +47,7 @@ def teach(args: argparse.Namespace) -> None:
     device = choose_device(args.device, "--device")
     backbone = load_backbone(model, weights, device, args.precision)
     session = Session(project, backbone, model, weights)
-    write_json(encoder_file, {"backbone": model, "pretrained": weights})
+    write_json(encoder_file, session.origin.backbone.model_dump())
     if not session.view.contents.base:
         logger.info("%s: class folders are read from this folder, and new classes are added to it", project.folder)
     css = (Path(__file__).parent / "board.css").read_text(encoding="utf-8")
@@ -65,15 +64,15 @@ def find_encoder(path: Path, backbone: str, pretrained: str) -> tuple[str, str]:
     Returns:
         Name and weights.
     """
+    from ..backbones.schema import BackboneConfig
     from ..utils.reading import read_json, validate
 
     if backbone:
         return canonical_name(backbone), pretrained
-    stored = {}
+    stored = BackboneConfig(model=DEFAULT_BACKBONE.model, pretrained=DEFAULT_BACKBONE.weights)
     if path.is_file() and not path.is_symlink():
-        stored = validate(dict[Literal["backbone", "pretrained"], str], read_json(path), str(path))
-    name = stored.get("backbone", DEFAULT_BACKBONE.model)
-    return canonical_name(name), pretrained or stored.get("pretrained", DEFAULT_BACKBONE.weights)
+        stored = validate(BackboneConfig, read_json(path), str(path))
+    return canonical_name(stored.model), pretrained or stored.pretrained
 
 
 def main(arguments: list[str] | None = None) -> int:

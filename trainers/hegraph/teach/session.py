@@ -24,6 +24,7 @@ from torch import Tensor
 
 from ..backbones.clip import Backbone
 from ..backbones.identity import MINI_NAME
+from ..backbones.schema import BackboneConfig
 from ..config import Config
 from ..datasets.digits import CLASSNAMES, load_digits_dataset
 from ..datasets.images import open_image, reason
@@ -33,7 +34,6 @@ from ..features.extract import encode_prompts
 from ..labels import SUSPICIOUS
 from ..labels.issues import LabelIssue, leave_one_out, rank_labels
 from ..labels.suggest import suggest
-from ..models.saved import Backbone as BackboneConfig
 from ..models.saved import Preprocessing, SavedModel
 from ..models.support_set import SupportSet
 from ..utils.errors import UserError, first_line
