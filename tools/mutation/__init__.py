@@ -1,1 +1,1 @@
-"""Mutation testing with cosmic-ray: see "Tests that would notice" in docs/development/architecture.md."""
+"""Mutation testing with cosmic-ray: see "Mutation tests" in docs/development/architecture.md."""
