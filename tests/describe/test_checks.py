@@ -33,20 +33,16 @@ def test_forms_of_answers(text):
     assert read_answer(text, ["cat", "dog"]) == TABLE
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        (json.dumps(RECORDS)[:-20], {"cat": TABLE["cat"]}),  # cut off
-        ('{"dog": ["One."], "note": "cat"}', {"dog": ["One."]}),  # a class name as a value
-        ('{"cat": ["One \\ud83d."]}', {"cat": ["One ?."]}),  # a lone surrogate
-        *((text, {}) for text in (
-            "", "I cannot help with that.", json.dumps(TABLE)[:-3], str(TABLE), '<think>Maybe {"cat": ["Draft."]}',
-            '{"cat": ["Draft."]}</think>', json.dumps(list(TABLE.values())), '{"cat": "One."}', '{"class": "cat"}',
-            '{"cat": [1]}', '{"cat": null}', '{"a":' * 50_000, '{"' + '\\"' * 200_000, "[{" * 100_000,
-        )),
-    ],
-    ids=lambda value: str(value)[:30],
-)  # fmt: skip
+@pytest.mark.parametrize(("text", "expected"), [
+    (json.dumps(RECORDS)[:-20], {"cat": TABLE["cat"]}),  # cut off
+    ('{"dog": ["One."], "note": "cat"}', {"dog": ["One."]}),  # a class name as a value
+    ('{"cat": ["One \\ud83d."]}', {"cat": ["One ?."]}),  # a lone surrogate
+    *((text, {}) for text in (
+        "", "I cannot help with that.", json.dumps(TABLE)[:-3], str(TABLE), '<think>Maybe {"cat": ["Draft."]}',
+        '{"cat": ["Draft."]}</think>', json.dumps(list(TABLE.values())), '{"cat": "One."}', '{"class": "cat"}',
+        '{"cat": [1]}', '{"cat": null}', '{"a":' * 50_000, '{"' + '\\"' * 200_000, "[{" * 100_000,
+    )),
+], ids=lambda value: str(value)[:30])  # fmt: skip
 def test_damaged_and_invalid_answers(text, expected):
     assert read_answer(text, ["cat", "dog"]) == expected
 

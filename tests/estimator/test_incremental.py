@@ -257,9 +257,9 @@ def test_invalid_changes_are_rejected(change, words, data, labelled):
         change(training_free(data.text).fit(*labelled), *labelled, data.text)
 
 
-@pytest.mark.parametrize(
-    "name", ["remove_class", "adapt", "suggest", "save_pretrained", "push_to_hub", "forget", "label_issues"]
-)
+@pytest.mark.parametrize("name", [
+    "remove_class", "adapt", "suggest", "save_pretrained", "push_to_hub", "forget", "label_issues",
+])  # fmt: skip
 def test_methods_need_a_fitted_classifier(name, data):
     with pytest.raises(NotFittedError):
         getattr(HeGraphClassifier(), name)(data.X, *[data.y] * (name in ("forget", "label_issues")))

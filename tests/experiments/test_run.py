@@ -226,10 +226,9 @@ def test_no_train_encodes_in_every_process(cfg, done, tiny_bank, tmp_path, monke
 # Seeds and devices
 
 
-@pytest.mark.parametrize(
-    ("seed", "wanted", "there", "seen"),
-    [(0, True, False, (0, "cpu")), (7, True, True, (7, "cuda")), (-1, False, True, (2**31 - 1, "cpu"))],
-)
+@pytest.mark.parametrize(("seed", "wanted", "there", "seen"), [
+    (0, True, False, (0, "cpu")), (7, True, True, (7, "cuda")), (-1, False, True, (2**31 - 1, "cpu")),
+])  # fmt: skip
 def test_negative_seed_is_replaced_and_gpu_used(cfg, monkeypatch, seed, wanted, there, seen):
     def opening(cfg, path, seed, device):
         assert torch.equal(torch.rand(1), torch.rand(1, generator=torch.Generator().manual_seed(seed)))

@@ -94,31 +94,28 @@ def text(key: str, value: str):
     return lambda _, metadata: metadata.update({key: value})
 
 
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        (lambda tensors, _: tensors.pop("train_features"), "it lacks train_features"),
-        (lambda tensors, _: tensors.pop("val_labels"), "it lacks val_labels"),
-        (lambda _, metadata: metadata.pop("logit_scale"), "logit_scale"),
-        (put("train_features", unit(1, 6, 7)), "train_features must be F16 or BF16 or F32 or F64 of shape [1, 6, 4]"),
-        (put("test_features", torch.zeros(5, 4, dtype=torch.int64)), "got I64 of shape [5, 4]"),
-        (put("text_negative", torch.ones(3)), "text_negative must be"),
-        (lambda tensors, _: tensors.update(NO_TEST), "test_features must be"),
-        (put("text_norms", torch.ones(3, 1)), "text_norms must be"),
-        (put("train_labels", torch.zeros(6)), "train_labels must be I64 of shape [6]"),
-        (at("train_features", (0, 2, 1), float("nan")), "expected finite rows of unit norm in train_features"),
-        (at("test_features", (2, 1), float("inf")), "got the norm inf in row [2]"),
-        (at("text_positive", (2,), 0.0), "of unit norm in text_positive, got the norm 0 in row [2]"),
-        (at("val_features", (1,), 3.0), "got the norm 6 in row [1]"),
-        (at("train_labels", (1,), 3), "expected train_labels from 0 to 2, one for each class name, got 0 to 3"),
-        (at("test_labels", (1,), -1), "got -1 to 2"),
-        (at("text_norms", (1,), 0.0), "text_norms must be positive"),
-        (text("classnames", '["a", "", "c"]'), "classnames"),
-        (text("classnames", '["cat", "dog", "cat"]'), "class names repeat: cat"),
-        (text("logit_scale", "nan"), "logit_scale"), (text("logit_scale", "0"), "logit_scale"),
-        (text("encoder", '{"model": "R", "pretrained": "", "precision": "int8", "fingerprint": {}}'), "encoder"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("change", "words"), [
+    (lambda tensors, _: tensors.pop("train_features"), "it lacks train_features"),
+    (lambda tensors, _: tensors.pop("val_labels"), "it lacks val_labels"),
+    (lambda _, metadata: metadata.pop("logit_scale"), "logit_scale"),
+    (put("train_features", unit(1, 6, 7)), "train_features must be F16 or BF16 or F32 or F64 of shape [1, 6, 4]"),
+    (put("test_features", torch.zeros(5, 4, dtype=torch.int64)), "got I64 of shape [5, 4]"),
+    (put("text_negative", torch.ones(3)), "text_negative must be"),
+    (lambda tensors, _: tensors.update(NO_TEST), "test_features must be"),
+    (put("text_norms", torch.ones(3, 1)), "text_norms must be"),
+    (put("train_labels", torch.zeros(6)), "train_labels must be I64 of shape [6]"),
+    (at("train_features", (0, 2, 1), float("nan")), "expected finite rows of unit norm in train_features"),
+    (at("test_features", (2, 1), float("inf")), "got the norm inf in row [2]"),
+    (at("text_positive", (2,), 0.0), "of unit norm in text_positive, got the norm 0 in row [2]"),
+    (at("val_features", (1,), 3.0), "got the norm 6 in row [1]"),
+    (at("train_labels", (1,), 3), "expected train_labels from 0 to 2, one for each class name, got 0 to 3"),
+    (at("test_labels", (1,), -1), "got -1 to 2"),
+    (at("text_norms", (1,), 0.0), "text_norms must be positive"),
+    (text("classnames", '["a", "", "c"]'), "classnames"),
+    (text("classnames", '["cat", "dog", "cat"]'), "class names repeat: cat"),
+    (text("logit_scale", "nan"), "logit_scale"), (text("logit_scale", "0"), "logit_scale"),
+    (text("encoder", '{"model": "R", "pretrained": "", "precision": "int8", "fingerprint": {}}'), "encoder"),
+])  # fmt: skip
 def test_invalid_banks_are_refused(saved, rewrite, change, words):
     with pytest.raises(UserError) as caught:
         load_bank(rewrite(saved, change))

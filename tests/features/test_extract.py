@@ -239,9 +239,9 @@ def test_cache_format_is_stable(tmp_path):
 
 
 @pytest.mark.parametrize("part", ["test", "text"])
-@pytest.mark.parametrize(
-    "change", [torch.Tensor.double, torch.Tensor.half, torch.zeros_like, lambda t: t / 0, lambda t: -9 * t]
-)
+@pytest.mark.parametrize("change", [
+    torch.Tensor.double, torch.Tensor.half, torch.zeros_like, lambda t: t / 0, lambda t: -9 * t,
+])  # fmt: skip
 def test_unusable_cached_features_are_encoded_again(digits, backbone, encode, encoded, tmp_path, caplog, part, change):
     expected = encode(1, 1)
     [path] = tmp_path.glob(f"{part}-*")

@@ -162,10 +162,9 @@ def test_several_shot_counts_need_a_choice(folder, command):
     assert command("--shots", "1").train_labels.tolist() == [0, 1, 2]
 
 
-@pytest.mark.parametrize(
-    ("name", "text"),
-    [("names.json", '["ant", "bee"]'), ("names.txt", "ant\n\n bee \n"), ("names", '\n [\n"ant",\n"bee"]\n')],
-)
+@pytest.mark.parametrize(("name", "text"), [
+    ("names.json", '["ant", "bee"]'), ("names.txt", "ant\n\n bee \n"), ("names", '\n [\n"ant",\n"bee"]\n'),
+])  # fmt: skip
 def test_class_names_are_read_from_json_or_lines(tmp_path, name, text):
     (tmp_path / name).write_text(text, encoding="utf-8")
     assert read_classnames(tmp_path / name) == ["ant", "bee"]

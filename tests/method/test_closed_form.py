@@ -41,9 +41,9 @@ def ridge(texts: Tensor, rest: Tensor, constant: Tensor, strength: Tensor, new: 
     return torch.cat([new, constant.sqrt().expand(len(new), 1)], dim=1) @ weights
 
 
-@pytest.mark.parametrize(
-    ("seed", "noise", "strength"), [(3, 0.02, 0.01), (3, 0.2, 0.03), (3, 0.6, 0.1), (31, 0.2, 0.3), (8, 1.0, 1.0)]
-)
+@pytest.mark.parametrize(("seed", "noise", "strength"), [
+    (3, 0.02, 0.01), (3, 0.2, 0.03), (3, 0.6, 0.1), (31, 0.2, 0.3), (8, 1.0, 1.0),
+])  # fmt: skip
 def test_text_prior_is_leave_one_class_out_ridge_regression(seed, noise, strength):
     text = unit_features(K, WIDTH, seed=seed)
     means = means_of(keys_near(text, noise))

@@ -72,10 +72,9 @@ def test_class_prototypes_of_unequal_unsorted_classes():
     assert_close(class_prototypes(features, labels, ["a", "b", "c"]), expected / expected.norm(dim=1, keepdim=True))
 
 
-@pytest.mark.parametrize(
-    ("names", "said"),
-    [(["cat", "dog", "ant", "eel"], "2 of 4 have none: cat, eel$"), (list("abcdefghijklmno"), r"a, d, .*, l, \.\.\.$")],
-)
+@pytest.mark.parametrize(("names", "said"), [
+    (["cat", "dog", "ant", "eel"], "2 of 4 have none: cat, eel$"), (list("abcdefghijklmno"), r"a, d, .*, l, \.\.\.$"),
+])  # fmt: skip
 def test_classes_without_an_image_are_named(names, said):
     with pytest.raises(UserError, match=said):
         class_prototypes(torch.eye(2), torch.tensor([1, 2]), names)
@@ -260,10 +259,9 @@ def moved_adapter(**values) -> HeGraphModel:
     return model
 
 
-@pytest.mark.parametrize(
-    ("variant", "paths"),
-    [("full", ("BETA_PN", "ALPHA_PP", "ALPHA_NP")), ("T-N", ("BETA_PN", "ALPHA_NP")), ("T-P", ["ALPHA_PP"])],
-)
+@pytest.mark.parametrize(("variant", "paths"), [
+    ("full", ("BETA_PN", "ALPHA_PP", "ALPHA_NP")), ("T-N", ("BETA_PN", "ALPHA_NP")), ("T-P", ["ALPHA_PP"]),
+])  # fmt: skip
 def test_transfer_uses_text_nodes_without_bias(variant, paths):
     model, in_testing = moved_adapter(variant=variant, metapath=METAPATH), METAPATH | {"ALPHA_NP": 0.25}
     expected = method(dict(zip((P, N), NEW)), model.layers, {}, {key: in_testing[key] for key in paths}).positive

@@ -224,9 +224,9 @@ def test_output_replaces_no_input_and_no_model_file(finished_digits, images, tmp
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("shell", "code", "error"), [("| head -n 1", 0, b""), (">&-", 2, b"error: standard output is")]
-)
+@pytest.mark.parametrize(("shell", "code", "error"), [
+    ("| head -n 1", 0, b""), (">&-", 2, b"error: standard output is"),
+])  # fmt: skip
 def test_closed_standard_output_is_no_traceback(run, images, shell, code, error):
     names = "\n".join([str(images / "a.png")] * 2000).encode()
     command = f"set -o pipefail; {sys.executable} -m trainers.hegraph.predict {run} - {shell}"

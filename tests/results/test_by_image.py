@@ -146,9 +146,9 @@ def test_confusion_matrix_and_hardest_pairs(tmp_path):
     assert len(hardest_pairs(np.ones((9, 9), dtype=int), list("abcdefghi"))) == 10
 
 
-@pytest.mark.parametrize(
-    ("predicted", "labels"), [([0, 3], [0, 1]), ([0], [0, 1]), ([-1, 0], [0, 1]), ([], []), ([0.5], [0])]
-)
+@pytest.mark.parametrize(("predicted", "labels"), [
+    ([0, 3], [0, 1]), ([0], [0, 1]), ([-1, 0], [0, 1]), ([], []), ([0.5], [0]),
+])  # fmt: skip
 def test_predictions_outside_the_classes_are_rejected(tmp_path, predicted, labels):
     tensors = {"predicted": torch.tensor(predicted), "labels": torch.tensor(labels)}
     save_file(tensors, tmp_path / PREDICTIONS, {"classnames": '["a", "b", "c"]'})

@@ -124,20 +124,17 @@ def test_cases_have_their_own_keys_and_folders():
 # Invalid input
 
 
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (("--datasets", "digit", "--configs", "mini"), "'digits'"),
-        ((*DIGITS, "--methods", "TipAdaptor"), "'TipAdapter'"),
-        ((*DIGITS, "--shots", "few"), "shots.0"), ((*DIGITS, "--vary", "SEED", "5"), "SEED"),
-        ((*DIGITS, "--vary", "OPTIM.LR"), "vary.OPTIM.LR"),
-        ((*DIGITS, "--vary", "OPTIM.LR", "0.1", "0.2", "--suffix", ""), "two runs have the folder"),
-        ((*DIGITS, "--vary", "OPTIM.LR", "/../../../..", "--suffix", "{LR}"), "must stay below output"),
-        ((*DIGITS, "--case", "é" * 150), "of at most 255 bytes, got 313: 'mini_16shots_"),
-        (("--datasets", "no.safetensors", "--configs", "mini"), "no.safetensors: No such file"),
-        (("--workers", "-1", *DIGITS), "--workers"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("words", "message"), [
+    (("--datasets", "digit", "--configs", "mini"), "'digits'"),
+    ((*DIGITS, "--methods", "TipAdaptor"), "'TipAdapter'"),
+    ((*DIGITS, "--shots", "few"), "shots.0"), ((*DIGITS, "--vary", "SEED", "5"), "SEED"),
+    ((*DIGITS, "--vary", "OPTIM.LR"), "vary.OPTIM.LR"),
+    ((*DIGITS, "--vary", "OPTIM.LR", "0.1", "0.2", "--suffix", ""), "two runs have the folder"),
+    ((*DIGITS, "--vary", "OPTIM.LR", "/../../../..", "--suffix", "{LR}"), "must stay below output"),
+    ((*DIGITS, "--case", "é" * 150), "of at most 255 bytes, got 313: 'mini_16shots_"),
+    (("--datasets", "no.safetensors", "--configs", "mini"), "no.safetensors: No such file"),
+    (("--workers", "-1", *DIGITS), "--workers"),
+])  # fmt: skip
 def test_invalid_grids_are_refused(words, message, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["sweep", *words]) == 2

@@ -80,9 +80,9 @@ def test_splits_and_outputs_are_skipped_in_flat_layout(flat):
     assert counts(flat) == {"fox": 1}, "train with class folders wins"
 
 
-@pytest.mark.parametrize(
-    ("name", "message"), [("Dog", "'dog' .*differ only in case"), ("unlabelled", "'unlabelled' is no valid class name")]
-)
+@pytest.mark.parametrize(("name", "message"), [
+    ("Dog", "'dog' .*differ only in case"), ("unlabelled", "'unlabelled' is no valid class name"),
+])  # fmt: skip
 def test_two_folders_of_one_name_are_refused(project, name, message):
     (project.folder / "train" / name).mkdir()
     refused(message, project.read)
@@ -119,13 +119,10 @@ def test_class_name_is_normalized(project):
     assert "été" in project.read().classes
 
 
-@pytest.mark.parametrize(
-    ("sent", "safe"),
-    [
-        ("a/b\\c.JPG", "c.JPG"), ("..", "%2E%2E"), ("", "image"), ('w"x|.png', "w%22x%7C.png"),
-        ("u\0.png", "u%5Cx00.png"), ("\ud800" + "é" * 300 + ".png", "%5Cud800" + "é" * 87 + "~0c2e5029c0f9a5b4.png"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("sent", "safe"), [
+    ("a/b\\c.JPG", "c.JPG"), ("..", "%2E%2E"), ("", "image"), ('w"x|.png', "w%22x%7C.png"),
+    ("u\0.png", "u%5Cx00.png"), ("\ud800" + "é" * 300 + ".png", "%5Cud800" + "é" * 87 + "~0c2e5029c0f9a5b4.png"),
+])  # fmt: skip
 def test_uploaded_file_gets_safe_name(sent, safe):
     assert safe_file_name(sent) == safe
 
@@ -168,14 +165,11 @@ def test_pool_is_not_renamed_or_deleted_as_class(project, place):
     refused(f"'{place}' is not a class", project.delete_class, place)
 
 
-@pytest.mark.parametrize(
-    ("name", "data", "problem"),
-    [
-        ("b.png", png("lime"), "exists already"), ("large.png", bytes(10_001), "MB"), ("cut.png", png("gold")[:40], ""),
-        ("notes.png", b"no image", "not an image"), ("image.txt", png("gray"), "extension"),
-        ("huge.png", as_png(Image.new("1", (10_000, 8_000)))[:9_000], "million pixels"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("name", "data", "problem"), [
+    ("b.png", png("lime"), "exists already"), ("large.png", bytes(10_001), "MB"), ("cut.png", png("gold")[:40], ""),
+    ("notes.png", b"no image", "not an image"), ("image.txt", png("gray"), "extension"),
+    ("huge.png", as_png(Image.new("1", (10_000, 8_000)))[:9_000], "million pixels"),
+])  # fmt: skip
 def test_unusable_upload_is_reported(project, monkeypatch, name, data, problem):
     monkeypatch.setattr(images_module, "MAX_BYTES", 10_000)
     count, [line] = project.add("cat", [(name, data)])
@@ -271,13 +265,10 @@ def test_removed_folder_is_not_created_again(project):
 # Hostile files
 
 
-@pytest.mark.parametrize(
-    ("source", "target"),
-    [
-        ("../outside/mine.png", "../../outside/taken.png"), ("../outside/mine.png", "/taken.png"),
-        ("nul\0/mine.png", "nul\0/taken.png"), ("link/mine.png", "link/taken.png"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("source", "target"), [
+    ("../outside/mine.png", "../../outside/taken.png"), ("../outside/mine.png", "/taken.png"),
+    ("nul\0/mine.png", "nul\0/taken.png"), ("link/mine.png", "link/taken.png"),
+])  # fmt: skip
 def test_undo_stays_in_the_folder(project, tmp_path, source, target):
     write(tmp_path / "outside", {"mine.png": b"mine"})
     (project.folder / "link").symlink_to(tmp_path / "outside")
@@ -301,13 +292,10 @@ def test_links_lead_to_no_change_outside(project, tmp_path):
     assert [path.name for path in outside.iterdir()] == ["mine.png"]
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "{damaged", "[]", '{"begun": [["a"]]}', '{"begun": [["../x", "train/cat/0.png"]]}',
-        '{"begun": [["/etc/x", "train/cat/0.png"]]}', '{"begun": [["train/cat/0.png", "../outside.png"]]}',
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("text", [
+    "{damaged", "[]", '{"begun": [["a"]]}', '{"begun": [["../x", "train/cat/0.png"]]}',
+    '{"begun": [["/etc/x", "train/cat/0.png"]]}', '{"begun": [["train/cat/0.png", "../outside.png"]]}',
+])  # fmt: skip
 def test_unusable_journal_is_set_aside_with_warning(project, caplog, text):
     write(project.folder, {".hegraph/journal.json": text.encode()})
     assert counts(project) == {"cat": 2, "dog": 1}

@@ -140,14 +140,11 @@ def test_stored_features_are_read_for_the_same_backbone(session, mini, monkeypat
 WIDTH = 64  # of hegraph-mini
 
 
-@pytest.mark.parametrize(
-    ("row", "message"),
-    [
-        (torch.zeros(WIDTH), "of norm 0"), (torch.full((WIDTH,), torch.nan), "of norm nan"),
-        (torch.eye(WIDTH)[0].double(), "got float64"), (torch.eye(WIDTH)[0].int(), "got int32"),
-        (torch.eye(WIDTH + 1)[0], r"got float32 \[65\]"), (torch.ones(WIDTH), "of norm 8"), (None, "damaged"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("row", "message"), [
+    (torch.zeros(WIDTH), "of norm 0"), (torch.full((WIDTH,), torch.nan), "of norm nan"),
+    (torch.eye(WIDTH)[0].double(), "got float64"), (torch.eye(WIDTH)[0].int(), "got int32"),
+    (torch.eye(WIDTH + 1)[0], r"got float32 \[65\]"), (torch.ones(WIDTH), "of norm 8"), (None, "damaged"),
+])  # fmt: skip
 def test_unusable_features_are_encoded_again_with_warning(session, mini, caplog, row, message):
     before, file = last(session), session.project.folder / ".hegraph/features.safetensors"
     if row is None:

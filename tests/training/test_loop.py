@@ -133,10 +133,9 @@ def bank_of(strong: bool, shots: int) -> FeatureBank:
     return replace(bank, text_positive=means if strong else means.roll(1, 0))
 
 
-@pytest.mark.parametrize(
-    ("strong", "shots", "opts", "factor"),
-    [(True, 1, (), 1), (False, 1, (), 3), (False, 2, (), 1), (False, 2, (KEY, [[1, 3.0], [2, 1.5]]), 1.5)],
-)
+@pytest.mark.parametrize(("strong", "shots", "opts", "factor"), [
+    (True, 1, (), 1), (False, 1, (), 3), (False, 2, (), 1), (False, 2, (KEY, [[1, 3.0], [2, 1.5]]), 1.5),
+])  # fmt: skip
 def test_at_one_shot_weak_text_is_left_at_a_larger_rate_and_the_log_says_so(caplog, strong, shots, opts, factor):
     def peak_rate(*opts: object) -> float:
         return start_training(bank_of(strong, shots), load_cfg(opts=["DATASET.NUM_SHOTS", shots, *opts])).peak_rate
