@@ -305,8 +305,7 @@ def test_dassl_merges_the_same_configuration(file):
         cfg.merge_from_list(opts)
         cfg.freeze()
         loaded = load_cfg("", str(file), opts=opts)
-        assert from_dassl(cfg) == loaded
-        assert loaded.backbone.name
+        assert from_dassl(cfg) == loaded and loaded.backbone.name
         assert (loaded.training.warmup_epochs, loaded.training.warmup_lr) == (1, 1e-5)  # as CoOp warms up
 
 

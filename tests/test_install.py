@@ -27,8 +27,7 @@ def refused(coop: Path, **options: object) -> str:
     """What the script says that leaves a checkout as it is."""
     before = contents(coop)
     ran = run_install(coop, **options)
-    assert ran.returncode == 2
-    assert contents(coop) == before
+    assert (ran.returncode, contents(coop)) == (2, before)
     return ran.stderr
 
 
@@ -50,8 +49,7 @@ def test_no_file_of_coops_is_changed_ours_are_all_there_and_the_next_time_those_
 
 def test_links_and_copies_may_take_each_others_place(coop):
     folder = install(coop, "--link") / "trainers" / "hegraph"
-    assert folder.is_symlink()
-    assert folder.resolve() == ROOT / "trainers" / "hegraph"
+    assert folder.is_symlink() and folder.resolve() == ROOT / "trainers" / "hegraph"
     ours = contents(ROOT / "trainers" / "hegraph")
     install(coop)
     assert not folder.is_symlink()

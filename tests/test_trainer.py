@@ -193,8 +193,7 @@ def test_killed_run_resumes_in_the_other_runner(host, plain, killed, killed_in, 
     name = f"{killed_in}-killed-{continued_in}"
     killed(killed_in, name)
     continued = host.run(continued_in, name, "TRAIN.CHECKPOINT_FREQ", 3)
-    assert "after epoch 3 of 6" in continued.err
-    assert continued.result == plain["dassl"].result
+    assert "after epoch 3 of 6" in continued.err and continued.result == plain["dassl"].result
     assert not (continued.folder / "checkpoint.pt").exists()
 
 
@@ -203,8 +202,7 @@ def test_resume_goes_on_from_another_folder(host, plain, killed):
     before = contents(folder)
     continued = host.run("dassl", "taken-up", "TRAIN.CHECKPOINT_FREQ", 3, flags=("--resume", folder))
     assert f"resuming from {folder / 'checkpoint.pt'} after epoch 3 of 6" in continued.err
-    assert continued.result == plain["dassl"].result
-    assert contents(folder) == before
+    assert (continued.result, contents(folder)) == (plain["dassl"].result, before)
 
 
 def test_finished_run_is_skipped_and_not_overwritten(host, plain):
@@ -267,8 +265,7 @@ def test_no_train_encodes_and_tests_nothing(host, plain):
     encoded = contents(features)
     assert sorted({Path(name).name.split("-")[0] for name in encoded}) == ["test", "text", "train", "val"]
     trained = host.run("alone", "after-no-train", f"{NODE}.FEATURES.DIR", features)
-    assert trained.result == plain["dassl"].result
-    assert contents(features) == encoded
+    assert (trained.result, contents(features)) == (plain["dassl"].result, encoded)
 
 
 # What Dassl does with it
@@ -297,8 +294,7 @@ def test_dassl_logs_loss_rate_and_accuracy(host, plain):
 
 def test_dassls_own_keys_for_its_evaluator_are_heeded(host, plain):
     ran = host.run("dassl", "per-class", "TEST.PER_CLASS_RESULT", "True", "TEST.COMPUTE_CMAT", "True")
-    assert ran.result == plain["dassl"].result
-    assert "* class: 4 (crab)" in ran.out
+    assert ran.result == plain["dassl"].result and "* class: 4 (crab)" in ran.out
     assert (ran.folder / "cmat.pt").exists()
 
 
@@ -371,8 +367,7 @@ def test_coops_own_trainer_prints_the_same(host, edited):
         ran = host.start("train.py", *words, checkout=checkout, path=(host.dassl, packages))
         assert ran.code == 0, ran.err
         printed.append([line for line in ran.out.splitlines() if line.startswith("* ")])
-    assert len(printed[0]) == 7
-    assert printed[0] == printed[1] == printed[2]
+    assert len(printed[0]) == 7 and printed[0] == printed[1] == printed[2]
 
 
 # The choice of the host
@@ -389,8 +384,7 @@ def test_settings_unsupported_by_dassl_run_without_it(host):
         "DATASET.TARGET_DOMAINS and DATASET.TARGET_DATASETS are not tested through Dassl; ",
         "TRAINER.HEGRAPHADAPTER.SELECT_ON val trains more than once",
     ):
-        assert words in ran.err.split("running without Dassl: ")[1]
-        assert words in insisted.error
+        assert words in ran.err.split("running without Dassl: ")[1] and words in insisted.error
 
 
 def test_data_set_without_coop_loader_runs_without_dassl(host):
@@ -404,12 +398,10 @@ def test_data_set_without_coop_loader_runs_without_dassl(host):
 
 def test_runner_in_a_checkout_is_dassl_if_installed(host, plain):
     ran = host.run("auto", "unasked")
-    assert ran.record["host"] == "dassl"
-    assert ran.result == plain["dassl"].result
+    assert (ran.record["host"], ran.result) == ("dassl", plain["dassl"].result)
     assert "running without Dassl" not in ran.err + plain["alone"].err
     ran = host.run("auto", "without-dassl", path=())
-    assert ran.record["host"] == "alone"
-    assert ran.result == plain["alone"].result
+    assert (ran.record["host"], ran.result) == ("alone", plain["alone"].result)
     assert "running without Dassl: Dassl is not installed and not on PYTHONPATH" in ran.err
     assert "--host dassl: Dassl is not installed" in host.run("dassl", "insist", path=()).error
 
@@ -430,8 +422,7 @@ def test_dassl_is_refused_outside_a_checkout(caplog, monkeypatch, tmp_path):
     monkeypatch.setattr(command_line, "CHECKOUT", tmp_path)
     with caplog.at_level(logging.INFO):
         _, of_dassl = configure(parse_arguments([]))
-    assert of_dassl is None
-    assert not caplog.messages
+    assert of_dassl is None and not caplog.messages
     with pytest.raises(
         UserError, match=r"is no CoOp checkout \(scripts/hegraph/install.sh installs this package into one"
     ):

@@ -116,8 +116,7 @@ def test_tokenizers_are_read_from_the_cache(no_hub, transformers, monkeypatch):
     with pytest.raises(UserError, match=rf"tokenizer of {name} needs tokenizer\.json and"):
         loading._tokenizer(source)
     (settings.parent / "tokenizer.json").touch()
-    assert loading._tokenizer(source).context_length == 64
-    assert transformers[0][0] == str(settings.parent)
+    assert (loading._tokenizer(source).context_length, transformers[0][0]) == (64, str(settings.parent))
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(UserError, match=f"cannot load {name}: .*transformers"):
         create_model(name)

@@ -43,8 +43,7 @@ PARAMETERS = {
 @pytest.mark.parametrize("name", METHODS)
 def test_method_has_serialisable_default_options(name):
     method = load_method(name)
-    assert method.name == name
-    assert all(key == key.upper() for key in method.defaults)
+    assert method.name == name and all(key == key.upper() for key in method.defaults)
     assert json.loads(json.dumps(method.defaults)) == method.defaults
     assert method_options(name) == (name, method.defaults)
 
@@ -92,11 +91,9 @@ def test_method_fits_tasks_of_any_shape(make_bank, fit, name, shots):
     bank = make_bank(shots=shots, width=width, views=1)
     fitted = fit(name, bank)
     logits = fitted.logits(bank.test_features)
-    assert logits.shape == (20 * len(shots), len(shots))
-    assert logits.isfinite().all()
+    assert logits.shape == (20 * len(shots), len(shots)) and logits.isfinite().all()
     assert fitted.num_parameters == PARAMETERS.get(name, lambda *_: 0)(sum(shots), len(shots), width)
-    assert (fitted.epochs > 0) == (name in PARAMETERS)
-    assert fitted.steps >= fitted.epochs
+    assert (fitted.epochs > 0) == (name in PARAMETERS) and fitted.steps >= fitted.epochs
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -116,8 +113,7 @@ def test_nothing_is_selected_without_val_images(make_bank, fit, name, split):
     if split == "empty":
         bank = replace(bank, val_features=torch.empty(0, 64), val_labels=torch.empty(0, dtype=torch.long))
     fitted = fit(name, bank)
-    assert fitted.selected == {}
-    assert fitted.logits(bank.test_features).isfinite().all()
+    assert fitted.selected == {} and fitted.logits(bank.test_features).isfinite().all()
 
 
 # CoOp's context in the text encoder

@@ -84,8 +84,7 @@ def test_timo_counts_scaled_text_features_as_images(make_bank, times):
 def test_first_of_equally_good_candidates_is_selected(plane, fit, name, first):
     bank = replace(plane, val_features=torch.eye(2), val_labels=torch.arange(2))  # easy for all candidates
     [entry] = fit(name, bank).selected.values()
-    assert {percent for _, percent in entry["candidates"]} == {100.0}
-    assert entry["value"] == first
+    assert ({percent for _, percent in entry["candidates"]}, entry["value"]) == ({100.0}, first)
 
 
 def test_timo_s_predicts_with_the_selected_values(plane, fit):
@@ -149,8 +148,7 @@ def candidates(scale, step, initial, order=("ALPHA", "BETA", "GAMMA")) -> list[t
     """Candidates of a search in which all are equally good, so that the initial values are selected."""
     best, selected = search(one_val_image(), options(scale, step), initial, Cache(zeros, zeros), order)
     [(names, entry)] = selected.items()
-    assert names == ", ".join(initial)
-    assert best == entry["value"] == tuple(initial.values())
+    assert names == ", ".join(initial) and best == entry["value"] == tuple(initial.values())
     return [value for value, _ in entry["candidates"]]
 
 
@@ -184,8 +182,7 @@ def test_search_selects_the_best_on_val():
     best, selected = search(one_val_image(), options([1.6, 3.1], [3, 3]), initial, cache, ("ALPHA", "BETA"))
     table = dict(selected["ALPHA, BETA"]["candidates"])
     assert {value for value, accuracy in table.items() if accuracy == 100} == {(0.6, 2.1), (1.1, 1.1), (1.1, 2.1)}
-    assert set(table.values()) == {0, 100}
-    assert len(table) == 13
+    assert (set(table.values()), len(table)) == ({0, 100}, 13)
     assert best == selected["ALPHA, BETA"]["value"] == (1.1, 1.1)
 
 
@@ -268,8 +265,7 @@ def test_linear_probe_searches_around_the_best_decade(best, steps, evaluated, se
 
     options = CfgNode({"C": 1.0, "CANDIDATES": [100.0, 1.0, 0.01], "STEPS": steps})
     c, entry = linear_probes.search(options, accuracy)
-    assert powers == evaluated
-    assert c == entry["value"] == pytest.approx(10**selected)
+    assert powers == evaluated and c == entry["value"] == pytest.approx(10**selected)
     distances = [round(abs(math.log10(value)), 4) for value, _ in entry["candidates"]]
     assert distances == sorted(distances)  # from the option C, 10^0
 

@@ -31,8 +31,7 @@ def test_class_folders_are_split_as_by_coop(tmp_path, caplog):
         splits = images[:n_train], images[n_train : n_train + n_val], images[n_train + n_val :]
         for split, paths in zip(expected, splits):
             expected[split] += [(path, label, name) for path in paths]
-    assert rows_of(dataset) == expected
-    assert counts(dataset) == [9, 4, 6]
+    assert (rows_of(dataset), counts(dataset)) == (expected, [9, 4, 6])
     [warning] = caplog.messages
     assert warning.endswith(
         "split each class at random into 50 % train, 20 % val, 30 % test images (9 train, 4 val, 6 test)"

@@ -100,8 +100,7 @@ def test_interrupted_transfer_continues(server, tmp_path, stall):
     fetch(one_file(server.url("/f", *breaks, serve(BODY))), tmp_path)
     assert arrived(tmp_path)
     first, rest, *_ = [asked for _, asked in server.asked]
-    assert first is None
-    assert CHUNK <= int(re.fullmatch(r"bytes=(\d+)-", rest)[1]) <= 2 * CHUNK
+    assert first is None and CHUNK <= int(re.fullmatch(r"bytes=(\d+)-", rest)[1]) <= 2 * CHUNK
 
 
 def broken_off(server: Server, folder: Path, **how: object) -> tuple[Source, Path]:
@@ -121,8 +120,7 @@ def test_next_call_requests_only_the_rest(server, tmp_path, how):
     begin = part.stat().st_size
     server.answers["/f"] = [serve(BODY, **how)]
     fetch(source, tmp_path)
-    assert arrived(tmp_path)
-    assert server.asked == [("/f", f"bytes={begin}-")]
+    assert arrived(tmp_path) and server.asked == [("/f", f"bytes={begin}-")]
     source, part = broken_off(server, tmp_path / "again", **how)
     part.write_bytes(BODY)
     server.answers["/f"] = [status(416)]
@@ -170,8 +168,7 @@ def test_download_continues_after_a_full_disk(server, tmp_path, disk_full_after)
     with disk_full_after(2 * CHUNK), pytest.raises(UserError, match=r"^cannot write .*: File too large"):
         download("Set", [source], tmp_path)
     download("Set", [source], tmp_path)
-    assert arrived(tmp_path)
-    assert server.asked[-1] == ("/f", f"bytes={2 * CHUNK}-")
+    assert arrived(tmp_path) and server.asked[-1] == ("/f", f"bytes={2 * CHUNK}-")
 
 
 def test_error_lists_the_reason_of_each_mirror(server, tmp_path, caplog):
@@ -263,8 +260,7 @@ def test_google_drive_download_continues(server, tmp_path, monkeypatch):
     assert 0 < size <= len(big) // 2
     server.answers["/uc"] = [serve(big, **name)]
     fetch(source, folder)
-    assert arrived(folder, big)
-    assert server.asked[-1] == ("/uc", f"bytes={size}-")
+    assert arrived(folder, big) and server.asked[-1] == ("/uc", f"bytes={size}-")
     page = b'<html><p class="uc-error-subcaption">Too many users have viewed this file recently.</p></html>'
     server.url("/uc", serve(page, Content_Type="text/html; charset=utf-8"))
     refused(replace(source, file="g.bin"), folder, "012345: gdown: .*Too many users have viewed")
@@ -329,8 +325,7 @@ def test_local_archive_is_checked_and_used(server, tmp_path):
     assert names_in(tmp_path) == {"x.archive"}
     (tmp_path / "x.archive").write_bytes(body)
     fetch(source, tmp_path)
-    assert names_in(tmp_path) == UNPACKED
-    assert server.asked == []
+    assert (names_in(tmp_path), server.asked) == (UNPACKED, [])
 
 
 def test_full_disk_while_unpacking_leaves_no_target(server, tmp_path, disk_full_after):

@@ -174,8 +174,7 @@ def test_remote_shards_are_downloaded_once(server, shards, tmp_path, monkeypatch
     assert [item.path for item in dataset.test] == ["test/000.tar/0000.png"]
     assert dataset.classnames == ["red", "blue", "green"]  # of the list beside the first shard
     again = load(f"train={shards}/train/001.tar;test={url}")
-    assert again.open(again.test[0].path).getpixel((0, 0)) == COLOURS["blue"]
-    assert len(server.asked) == 1
+    assert (again.open(again.test[0].path).getpixel((0, 0)), len(server.asked)) == (COLOURS["blue"], 1)
     gone = server.url("/gone.tar", status(404))
     refused(gone, f"cannot download the shard {gone}: 404 Client Error")
     monkeypatch.setenv("WDS_CACHE", str(shards / "train" / "000.tar"))

@@ -64,15 +64,13 @@ def test_unusable_upload_gives_an_error(answers, uploads):
 def test_photo_gets_classes_explanation_and_pictures(answers, uploads):
     open_digit("digits/0902").resize((200, 200)).save(uploads / "0.jpg")
     html, adapted, zero_shot, pictures = answers({"path": str(uploads / "0.jpg")})
-    assert next(iter(adapted)) == "zero"
-    assert len(adapted) == len(zero_shot) == 5
+    assert next(iter(adapted)) == "zero" and len(adapted) == len(zero_shot) == 5
     assert "Input of the model" in html
     assert len(pictures) == 4  # of 4 shots
     assert all(image.size == (8, 8) and caption.startswith("no. ") for image, caption in pictures)
     answers.converts_uploads, answers.folder = False, uploads  # a model of other classes, without thumbnails
     html, adapted, _, pictures = answers({"path": str(uploads / "0.jpg")})
-    assert "Input of the model" not in html
-    assert (len(adapted), pictures) == (5, None)
+    assert "Input of the model" not in html and (len(adapted), pictures) == (5, None)
 
 
 def test_hint_without_image_and_escaped_errors(page, answers):

@@ -150,14 +150,12 @@ def test_a_description_file_in_class_order_comes_out(describe, endpoint, tmp_pat
     sentences = ["Too short a river.", *(good_sentence("river", 5000 + i) for i in range(9))]
     endpoint.replies = [but(river=sentences)]
     code, said = describe()
-    assert code == 0 and "6 of 6 classes" in said
-    assert list(table(tmp_path)) == NAMES
+    assert code == 0 and "6 of 6 classes" in said and list(table(tmp_path)) == NAMES
     assert [len(sentences) for sentences in table(tmp_path).values()] == [5] * 6
     assert table(tmp_path)["river"] == sentences[1:6]  # of more than are wanted, the first good ones
     assert read_descriptions(tmp_path / "out.json", NAMES) == list(table(tmp_path).values())
     assert endpoint.batches == [NAMES[0:2], NAMES[2:4], NAMES[4:6]]
-    assert {request["model"] for request in endpoint.requests} == {"m"}
-    assert names_of(tmp_path) == DONE
+    assert ({request["model"] for request in endpoint.requests}, names_of(tmp_path)) == ({"m"}, DONE)
     describe()
     assert len(endpoint.prompts) == 3, "nothing is asked twice"
 
@@ -168,8 +166,7 @@ def test_duplicate_names_and_aliases(describe, endpoint, tmp_path):
     fields = [good_sentence("field", 5000 + i) for i in range(2)]
     endpoint.replies = [but(river=fields)]
     flags = ["--classes", str(tmp_path / "list.txt"), "--aliases", str(tmp_path / "aliases.json"), "--per-class", "2"]
-    assert describe(*flags)[0] == 0
-    assert [*table(tmp_path)] == ["Sea_Lake", "river"]
+    assert (describe(*flags)[0], [*table(tmp_path)]) == (0, ["Sea_Lake", "river"])
     assert table(tmp_path)["river"] == fields
     assert endpoint.prompts[0].endswith("- Sea Lake\n- river (a sentence may also call it field, or crop)\n")
 
@@ -180,8 +177,7 @@ def test_change_of_model_is_recorded(describe, endpoint, tmp_path):
     assert "writes the rest" not in describe()[1]
     endpoint.replies = [but(forest=[good_sentence("forest", 5000)])]  # which is there already
     code, said = describe("--model", "other")
-    assert code == 0
-    assert endpoint.batches == [NAMES[0:2], NAMES[2:4], NAMES[1:3], NAMES[3:5], ["forest"]]
+    assert (code, endpoint.batches) == (0, [NAMES[0:2], NAMES[2:4], NAMES[1:3], NAMES[3:5], ["forest"]])
     assert "was refused: equal to a sentence of 'forest' except for names" in endpoint.prompts[-1]
     assert "'m' wrote sentences of 2 classes, 'other' writes the rest" in said
     expected = {name: ["other"] for name in NAMES[:5]} | {"river": ["m"], "forest": ["m", "other"]}
@@ -197,8 +193,7 @@ def test_dry_run_sends_and_writes_nothing(describe, endpoint, tmp_path, monkeypa
     for words in ("pictures: a {0} {context}\n", f"classes: {'; '.join(NAMES)}\n", "5 for each", "8 to 35"):
         assert words in said
     assert said.endswith("- river\n- forest\n\nrequests: 3, classes: 6; nothing was sent\n")
-    assert endpoint.prompts == []
-    assert names_of(tmp_path) == ["classes.txt"]
+    assert (endpoint.prompts, names_of(tmp_path)) == ([], ["classes.txt"])
 
 
 def test_incomplete_answers_are_requested_again(describe, endpoint, tmp_path):
@@ -222,8 +217,7 @@ def test_next_prompt_has_good_sentences_and_problems(describe, endpoint, tmp_pat
     assert [line for line in question.splitlines() if "has:" in line] == [f"  has: {sentence}" for sentence in good]
     assert "was refused: expected 8 to 35 words, got 3: 'A short forest.'\n" in question
     assert "was refused: the class name is missing: " in question
-    assert table(tmp_path)["forest"][:3] == good
-    assert len(table(tmp_path)["forest"]) == 5
+    assert (table(tmp_path)["forest"][:3], len(table(tmp_path)["forest"])) == (good, 5)
 
 
 def test_failed_classes_are_listed_and_requested_next_time(describe, endpoint, tmp_path):
@@ -234,12 +228,9 @@ def test_failed_classes_are_listed_and_requested_next_time(describe, endpoint, t
     assert said.count("failed, run the same command to retry: ") == 1
     assert "to retry: pasture: expected 8 to 35 words, got 4" in said
     before = table(tmp_path)
-    assert list(before) == [name for name in NAMES if name != "pasture"]
-    assert describe()[0] == 0
-    assert endpoint.batches[6:] == [["pasture"]]
-    assert list(table(tmp_path)) == NAMES
-    assert table(tmp_path) | before == table(tmp_path)
-    assert names_of(tmp_path) == DONE
+    assert (list(before), describe()[0]) == ([name for name in NAMES if name != "pasture"], 0)
+    assert (endpoint.batches[6:], list(table(tmp_path))) == ([["pasture"]], NAMES)
+    assert (table(tmp_path) | before, names_of(tmp_path)) == (table(tmp_path), DONE)
 
 
 def test_interrupted_command_continues(describe, endpoint, tmp_path, monkeypatch):
@@ -260,8 +251,7 @@ def test_interrupted_command_continues(describe, endpoint, tmp_path, monkeypatch
     assert "requests: 2, classes: 3; nothing was sent\n" in describe("--dry-run")[1]
     endpoint.replies = [fails(401, f"wrong key {KEY}")]
     code, said = describe()
-    assert code == 2 and "wrong key [key]" in said
-    assert describe()[0] == 0
+    assert code == 2 and "wrong key [key]" in said and describe()[0] == 0
     # the third question had no answer; of the second, one class had none
     assert endpoint.batches[2:] == [again[0], *again]
     assert "was refused: expected 8 to 35 words, got 4" in endpoint.prompts[3]
@@ -291,8 +281,7 @@ def test_foreign_files_are_refused(describe, endpoint, tmp_path, file, content, 
     code, said = describe("--aliases", str(tmp_path / "aliases.json"))
     assert code == 2 and words in said
     assert "out.json" not in file or str(tmp_path / file) in said
-    assert (tmp_path / file).read_text() == content
-    assert endpoint.prompts == []
+    assert ((tmp_path / file).read_text(), endpoint.prompts) == (content, [])
 
 
 @pytest.mark.parametrize(("option", "value", "words"), [
@@ -351,16 +340,14 @@ def test_answer_is_the_text_of_the_message(ask, endpoint, caplog):
         {"model": "some-model", "messages": message},
         {"model": "some-model", "messages": message, "max_tokens": 500, "temperature": 0.0},
     ]
-    assert "cut off" not in caplog.text
-    assert ask() == "Half an"
+    assert "cut off" not in caplog.text and ask() == "Half an"
     assert "cut off: raise --max-tokens" in caplog.text
 
 
 @pytest.mark.parametrize("failure", [fails(429), fails(503), breaks("ReadTimeout")], ids=["429", "503", "silence"])
 def test_temporary_failures_are_retried(ask, endpoint, caplog, failure):
     endpoint.replies = [failure, failure, says("Yes.")]
-    assert ask() == "Yes."
-    assert len(endpoint.prompts) == 3
+    assert (ask(), len(endpoint.prompts)) == ("Yes.", 3)
     assert "Retrying request" in caplog.text
 
 

@@ -113,8 +113,7 @@ def test_record_and_model_count_images_of_small_classes(run, tiny_bank):
 ])  # fmt: skip
 def test_impossible_settings_are_refused(run, tmp_path, monkeypatch, words, said):
     monkeypatch.chdir(tmp_path)
-    assert said in run(*words, code=2)
-    assert not (tmp_path / "run" / "result.json").exists()
+    assert said in run(*words, code=2) and not (tmp_path / "run" / "result.json").exists()
 
 
 def test_installed_copy_knows_its_commit(tmp_path, monkeypatch):
@@ -156,8 +155,7 @@ def test_interrupted_run_resumes_unless_settings_differ(run, finished_run, tmp_p
 def test_image_run_writes_paths_and_ordered_thumbnails(run, digits_features):
     digits = {"bank": None, "quick": ("OPTIM.MAX_EPOCH", "3", f"{NODE}.FEATURES.DIR", str(digits_features))}
     record, out = run(*DIGITS, **digits)
-    assert record["num_test"] == 899
-    assert record["backbone"].startswith("hegraph-mini")
+    assert record["num_test"] == 899 and record["backbone"].startswith("hegraph-mini")
     split = json.loads((out / "split.json").read_text())
     assert len(split["train"]) == len(split["val"]) == 10
     names = load_dataset("digits").classnames
@@ -218,8 +216,7 @@ def test_run_steps_are_ordered_and_not_repeated(cfg, done, tiny_bank, tmp_path):
 @pytest.mark.parametrize("rank", [0, 1])
 def test_no_train_encodes_in_every_process(cfg, done, tiny_bank, tmp_path, monkeypatch, rank):
     monkeypatch.setattr(processes, "rank", lambda: rank)
-    assert run_module.run(cfg(), tiny_bank, train=False) == {}
-    assert done == ["prepare", "bank"]
+    assert (run_module.run(cfg(), tiny_bank, train=False), done) == ({}, ["prepare", "bank"])
     assert [path.name for path in tmp_path.glob("out/*")] == ["split.json"][rank:]
 
 

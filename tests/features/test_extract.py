@@ -131,8 +131,7 @@ def test_view_equals_seeded_torchvision_transform(images, backbone, transforms):
 def test_views_are_reproducible_and_distinct(images):
     state = torch.get_rng_state()
     first = read(images, *range(12))
-    assert torch.equal(torch.get_rng_state(), state)
-    assert len(images) == VIEWS * 4 == len(first)
+    assert torch.equal(torch.get_rng_state(), state) and len(images) == VIEWS * 4 == len(first)
     assert all(map(torch.equal, first, read(images, *reversed(range(12)))[::-1]))
     assert torch.equal(*read(replace(images, views=9), 7), first[7])  # more views keep the first ones
     assert not torch.equal(first[0], first[4]) and not torch.equal(first[4], first[8])

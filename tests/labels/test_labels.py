@@ -261,8 +261,7 @@ def test_images_are_encoded_once_in_the_precision(digits, monkeypatch):
     monkeypatch.setattr(Backbone, "encode_images", counted)
     arguments = ["check", "--root", str(digits), "--config-file", "mini"]
     assert main([*arguments, "TRAINER.HEGRAPHADAPTER.PREC", "bf16"]) == 1
-    assert main([*arguments, "--precision", "fp32"]) == 1
-    assert encoded == [("bf16", 16), ("fp32", 16)]
+    assert (main([*arguments, "--precision", "fp32"]), encoded) == (1, [("bf16", 16), ("fp32", 16)])
 
 
 def test_check_of_a_bank_writes_all_formats(tiny_bank, tmp_path, capsys):

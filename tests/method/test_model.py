@@ -128,8 +128,7 @@ def test_noise_is_the_deviation_of_one_image(build):
     assert noisy.equal(model.with_noise(QUERIES, torch.Generator().manual_seed(0)))
     assert build("full", closed_form=CLOSED).with_noise(QUERIES, torch.Generator()).equal(QUERIES)
     plain, moved = model(QUERIES), model(QUERIES, noisy=QUERIES.flip(0))  # the text classifier alone sees it
-    assert moved.visual.equal(plain.visual)
-    assert moved.text.equal(plain.text.flip(0))
+    assert moved.visual.equal(plain.visual) and moved.text.equal(plain.text.flip(0))
 
 
 # --- variants
@@ -316,8 +315,7 @@ def test_chunks_hold_each_row_once(monkeypatch, rows, width, sizes):
     monkeypatch.setitem(module.CHUNK, "cpu", 16)
     matrix = torch.arange(rows).unsqueeze(1)
     parts = [matrix[part] for part in module.chunks(matrix, width)]
-    assert [len(part) for part in parts] == sizes
-    assert torch.cat(parts).equal(matrix)
+    assert [len(part) for part in parts] == sizes and torch.cat(parts).equal(matrix)
     assert len(list(module.chunks(matrix, 0))) == 1
 
 

@@ -107,8 +107,7 @@ def test_calibration_equals_logistic_regression():
 
 def test_calibration_of_separable_scores_is_finite():
     slope, intercept = logistic_calibration(torch.tensor([[0.0], [1.0]]), torch.tensor([[False], [True]]))
-    assert 0 < slope < 100
-    assert abs(intercept) < 100
+    assert 0 < slope < 100 and abs(intercept) < 100
 
 
 def test_logits_are_the_log_odds_of_probabilities():
@@ -142,5 +141,4 @@ def test_class_with_equal_labels_is_constant_without_text(constant):
 def test_equal_labels_of_all_classes_are_fitted():
     features, _, text = example()
     head = MultiLabelHead(features, torch.zeros(30, 5, dtype=torch.bool), text)
-    assert head.scores(features).isfinite().all()
-    assert head.gain == GAINS[0]
+    assert head.scores(features).isfinite().all() and head.gain == GAINS[0]

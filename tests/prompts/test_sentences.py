@@ -112,8 +112,7 @@ def test_auto_source_uses_available_descriptions(dataset, descriptions, source):
 def test_negative_prompts_negate_the_positive_ones(dataset):
     ((positives,),) = positive_prompts(dataset, ["cat"])
     (negatives,) = negative_prompts(dataset, ["cat"])
-    assert len(negatives) == len(positives)
-    assert not set(negatives) & set(positives)
+    assert len(negatives) == len(positives) and not set(negatives) & set(positives)
     for positive, negative in zip(positives, negatives):
         # Without "no" or "not", a negative prompt is the positive one except for the article
         without_negation = re.sub(r"\bnot? ", "", negative)

@@ -105,8 +105,7 @@ def test_paired_table_has_methods_by_shots(finish, tmp_path):
     finish("theirs/1", [0, 0, 1, 1], **TASKRES, shots=1)
     finish("untested", [0], trainer="GDA", accuracy=None)
     caption, _, heads, _, row = paired_table([tmp_path]).splitlines()
-    assert "mean of Toy;" in caption
-    assert heads == "| HeGraphAdapter minus | 1 | 4 |"
+    assert "mean of Toy;" in caption and heads == "| HeGraphAdapter minus | 1 | 4 |"
     assert row.startswith("| TaskRes | +25.00 (0.00 to ") and row.endswith(" |  |")
     *_, row = paired_table([tmp_path], of="TaskRes").splitlines()
     assert row.startswith("| HeGraphAdapter | -25.00 (-")

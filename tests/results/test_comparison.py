@@ -243,8 +243,7 @@ def test_split_sweeps_counts_the_middle_once(run):
     low, high, other = run(1, config={ALPHA: 0.0}), run(1, config={ALPHA: 0.5}), run(1, config={BETA: 2.0})
     tip = run(1, trainer="TipAdapter", variant="")
     plain, sweeps = split_sweeps([again, low, middle, run(2), high, other, tip])
-    assert plain == [middle, run(2), tip]
-    assert sweeps == [[low, middle, run(2), high, other]]
+    assert (plain, sweeps) == ([middle, run(2), tip], [[low, middle, run(2), high, other]])
 
 
 # Cases
@@ -359,8 +358,7 @@ def with_counts(record: dict, counts: dict[int, int]) -> dict:
 def test_bins_of_few_images_are_merged(calibrated, counts, dots):
     [axis] = reliability_diagrams([with_counts(calibrated(1), counts)]).axes
     _, before, after = (line.get_xydata().tolist() for line in axis.get_lines())
-    assert before == after == [pytest.approx(dot) for dot in dots]
-    assert not axis.texts
+    assert before == after == [pytest.approx(dot) for dot in dots] and not axis.texts
 
 
 def test_diagram_of_few_images_has_a_note(calibrated):

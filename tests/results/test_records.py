@@ -40,8 +40,7 @@ def test_record_round_trip(tmp_path, run, caplog):
     write_record(tmp_path / "new", run())
     assert read_record(tmp_path / "new") == run()
     assert [file.name for file in (tmp_path / "new").iterdir()] == ["result.json"]
-    assert read_record(tmp_path) is None
-    assert not caplog.records
+    assert read_record(tmp_path) is None and not caplog.records
 
 
 @pytest.mark.parametrize(("changes", "named"), [
@@ -101,8 +100,7 @@ def test_text_nodes_round_trip_with_unit_norm(tmp_path):
     before, after, classnames = read_text_nodes(tmp_path)
     # of (1, 0), (0, 1), (-1, 0): sqrt 2, 2, sqrt 2
     assert mean_distance(before) == pytest.approx((2 + 2 * 2**0.5) / 3)
-    assert mean_distance(after) == pytest.approx(0, abs=1e-3)
-    assert classnames == ["a", "b", "\u00e7"]
+    assert (mean_distance(after), classnames) == (pytest.approx(0, abs=1e-3), ["a", "b", "\u00e7"])
 
 
 def test_damaged_text_nodes_are_rejected(tmp_path):

@@ -89,8 +89,7 @@ def test_cluster_writes_the_files_of_a_local_run(runs, tmp_path, left_by, monkey
         results.append(result)
         assert all(is_locked(run.folder) for run, _ in cluster.submitted.values())
     assert [(result.run, result.status) for result in results] == [(run, DONE) for run in runs]
-    assert played.most == AHEAD * 2
-    assert played.banks == 1
+    assert (played.most, played.banks) == (AHEAD * 2, 1)
     assert played.asked == {"num_cpus": 1.0, "num_gpus": 0.0, "max_retries": 3, "retry_exceptions": False}
     assert all(read_record(run.folder)["seed"] == run.seed for run in runs)
     assert not [path for run in runs for path in run.folder.rglob(LOCK)]
@@ -157,8 +156,7 @@ def test_missing_bank_fails_its_runs_only(runs, tmp_path):
     assert [results[run].status for run in (damaged, lost, runs[0])] == [FAILED, FAILED, DONE]
     assert str(gone) in results[lost].message
     failure = json.loads((damaged.folder / "error.json").read_text())
-    assert str(other) in failure["message"]
-    assert str(other) in results[damaged].message
+    assert str(other) in failure["message"] and str(other) in results[damaged].message
     assert failure["command"] == damaged.command()
 
 
@@ -171,8 +169,7 @@ def test_interrupted_run_continues_from_its_checkpoint(runs, tmp_path, stopped_a
     (run.folder / "error.json").write_text("{}")
     with caplog.at_level("INFO"):
         [result] = Cluster(FakeRay(), 1, 0, True).results([run])
-    assert result.status == DONE
-    assert "after epoch 3 of 6" in caplog.text
+    assert result.status == DONE and "after epoch 3 of 6" in caplog.text
     assert {CHECKPOINT, "error.json"}.isdisjoint(path.name for path in run.folder.iterdir())
 
 
@@ -281,8 +278,7 @@ def test_real_cluster_repeats_lost_runs(nodes, long_grid, tmp_path, start, hold,
         os.kill(held, signal.SIGCONT)
     out, log = again.communicate(timeout=300)
     assert (again.returncode, left_undone()) == (0, 0), log
-    assert "Ray cluster of 2 machines" in log
-    assert f"{before} finished before" in out
+    assert "Ray cluster of 2 machines" in log and f"{before} finished before" in out
     assert not list((tmp_path / "out").rglob("error.json"))
     assert not list((tmp_path / "out").rglob(LOCK))
 

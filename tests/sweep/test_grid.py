@@ -180,8 +180,7 @@ def test_finished_runs_are_skipped(sweep, tiny_bank, tiny, caplog):
     assert sweep(seeds="1")[0] == 0
     before = {path: path.stat().st_mtime_ns for path in tiny.rglob("*") if path.is_file()}
     code, out, _ = sweep()
-    assert code == 0
-    assert out.startswith("2 runs: 1 done in ") and "1 finished before" in out
+    assert code == 0 and out.startswith("2 runs: 1 done in ") and "1 finished before" in out
     assert "1 of 2 runs are finished: skipped" in caplog.text
     assert {path: path.stat().st_mtime_ns for path in before} == before
     load_bank(tiny_bank).without_test().save(tiny_bank)
@@ -219,8 +218,7 @@ def test_failed_runs_are_skipped_until_requested(sweep, tiny, caplog):
     code, out, error = failing()
     assert (code, records(tiny)) == (1, ["HeGraphAdapter/vit_b32_1shots_LR=0.001/seed1"])
     head, line = out.splitlines()
-    assert head.startswith("2 runs: 1 done in ")
-    assert head.endswith(", 1 failed")
+    assert head.startswith("2 runs: 1 done in ") and head.endswith(", 1 failed")
     failure = json.loads((bad / "error.json").read_text())
     assert line == f"failed: {bad}: {failure['message']}"
     assert "the loss is" in failure["message"]
@@ -232,13 +230,11 @@ def test_failed_runs_are_skipped_until_requested(sweep, tiny, caplog):
     code, out, _ = failing()
     assert (code, f"failed before: {bad}" in out, ", 1 failed\n" in out) == (1, True, True)
     assert "1 runs failed before: skipped; --retry-failed runs them again" in caplog.text
-    assert (bad / "error.json").read_text() == first
-    assert failing("--retry-failed")[0] == 1
+    assert ((bad / "error.json").read_text(), failing("--retry-failed")[0]) == (first, 1)
     assert (bad / "error.json").read_text() != first
 
     words = ("--suffix", "_LR={LR}", f"{NODE}.VARIANT", "base")  # nothing to train
     assert failing(*words)[0] == 2  # the other folder holds a result of other settings
     (bad.parents[1] / "vit_b32_1shots_LR=0.001" / "seed1" / "result.json").unlink()
-    assert failing(*words)[0] == 0
-    assert not (bad / "error.json").exists()
+    assert failing(*words)[0] == 0 and not (bad / "error.json").exists()
     assert len(records(tiny)) == 2

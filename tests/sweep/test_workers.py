@@ -62,8 +62,7 @@ def test_attempt_logs_warnings_and_records_failures(runs, monkeypatch):
     assert [(result.status, result.message) for result in failed] == [(FAILED, "ZeroDivisionError: of all things")] * 2
     assert not (runs[0].folder / "error.json").exists()
     failure = json.loads((runs[1].folder / "error.json").read_text())
-    assert "in broken" in failure["traceback"]
-    assert failure["command"] == runs[1].command()
+    assert "in broken" in failure["traceback"] and failure["command"] == runs[1].command()
 
 
 def test_interrupt_as_another_error_is_no_failure(runs, monkeypatch):
@@ -154,8 +153,7 @@ def test_order_of_runs_for_a_worker(tmp_path):
         return Run(tmp_path, f"{bank}.safetensors", "vit_b32", "ZeroShot", shots, 1)
 
     (a, b), waiting = (run(bank).loads for bank in "ab"), [run("a", 2), run("b", 3), run("b", 4), run("a", 1)]
-    assert next_run(waiting, a, [a, a]) == run("a", 2)
-    assert next_run(waiting, None, [a]) == run("b", 4)
+    assert (next_run(waiting, a, [a, a]), next_run(waiting, None, [a])) == (run("a", 2), run("b", 4))
     assert next_run(waiting, None, [a, b]) == run("b", 4)
     assert next_run(waiting, None, [b, b, a]) == run("a", 2)
     assert next_run([*waiting, run("a", -1)], None, []) == run("a", -1)  # all images, which take longest
@@ -170,8 +168,7 @@ def test_separate_run_is_its_command_line(runs, capsys, monkeypatch):
 
     first, second, third, fourth = runs[:4]
     attempt(first, False)
-    assert says(first, "well\n").status == DONE
-    assert capsys.readouterr().err == "well\n"
+    assert (says(first, "well\n").status, capsys.readouterr().err) == (DONE, "well\n")
     assert process.call_args[0][0] == [sys.executable, "-m", "trainers.hegraph", *first.arguments()]
     assert says(second, "loading\nerror: no such bank\n", 2).message == "no such bank"
     assert says(third, "loading\nkilled\n", 9).message == "RuntimeError: killed"
@@ -218,8 +215,7 @@ def test_folder_lock_is_exclusive_and_leaves_no_trace(tmp_path):
     (folder / "file").touch()
     with lock_folder(folder):
         pass
-    assert [path.name for path in folder.iterdir()] == ["file"]
-    assert not is_locked(folder)
+    assert [path.name for path in folder.iterdir()] == ["file"] and not is_locked(folder)
 
 
 def test_file_system_without_locks_gets_a_warning(tmp_path, monkeypatch, caplog):
@@ -303,10 +299,8 @@ def test_interrupted_sweep_continues(
     out, error = sweep.communicate(timeout=240)  # its workers have let go of stderr too
     assert (sweep.returncode, out) == (130, ""), error
     assert "Traceback" not in error
-    assert not [*tmp_path.rglob("error.json"), *tmp_path.rglob("*.tmp")]
-    assert left_undone()
-    assert (main(long_grid), left_undone()) == (0, 0)
-    assert not list(tmp_path.rglob(LOCK))
+    assert not [*tmp_path.rglob("error.json"), *tmp_path.rglob("*.tmp")] and left_undone()
+    assert (main(long_grid), left_undone()) == (0, 0) and not list(tmp_path.rglob(LOCK))
     assert "finished before" in capsys.readouterr().out
 
 

@@ -102,8 +102,7 @@ def test_classes_are_added_checked_labelled_and_exported(window, folder, tmp_pat
         click(page, f'#label [data-image="{first}"]', "Yes, ")
         page.wait(lambda first=first: first not in suggestions(page))
         assert len(list((folder / "unlabelled").iterdir())) == waiting - number
-    assert sum(counts(folder).values()) == 15
-    assert len(suggestions(page)) == waiting - 5
+    assert (sum(counts(folder).values()), len(suggestions(page))) == (15, waiting - 5)
 
     page.tab("Export")
     page.find("#export-model-zip")[0].click()

@@ -69,8 +69,7 @@ def test_suggestions_equal_model_and_order_of_suggest(session, mini, tmp_path):
     order = suggest(view.model, loaded.features(everything), 24)
     assert paths == [everything[place] for place in order]
     session.project.move(view.suggestions[0].picture, "six")
-    assert len(last(session).suggestions) == 10
-    assert session.view.evaluated == view.evaluated + 1
+    assert (len(last(session).suggestions), session.view.evaluated) == (10, view.evaluated + 1)
 
 
 def test_evaluation_equals_training_without_each_image(session):
@@ -208,8 +207,7 @@ def test_damaged_files_are_not_counted(session):
     (folder / "train/one/cut.png").write_bytes((folder / "train/one/one-0.png").read_bytes()[:60])
     (folder / "unlabelled/cut.png").write_bytes(b"no image")
     view = last(session)
-    assert len(view.contents.classes["one"]) == 4
-    assert len(view.contents.unlabelled) == 11
+    assert (len(view.contents.classes["one"]), len(view.contents.unlabelled)) == (4, 11)
     assert sorted(problem.split()[0] for problem in view.problems) == ["train/one/cut.png", "unlabelled/cut.png"]
 
 
@@ -251,8 +249,7 @@ def test_boards_escape_names_and_show_the_view(teacher):
     last(session)
     shown = dict(zip(BOARDS, teacher.boards(evil, evil)))
     for html in shown.values():
-        assert "<img src=x" not in html
-        assert 'alert(1)>".png' not in html
+        assert "<img src=x" not in html and 'alert(1)>".png' not in html
     assert "&lt;img src=x onerror=alert(1)&gt;" in shown["classes"]
     assert all(text in shown["check"] for text in ("Label: <b>one</b>", "Move to zero", "Confused classes"))
     accuracy = f"({session.view.correct} of 14 images)"
@@ -320,8 +317,7 @@ def test_refused_uploads_are_named_as_sent(teacher, tmp_path):
     files = sent(teacher, tmp_path / "Notes.zip", tmp_path / "good.zip")
     message, problem = teacher.do({"do": "zip", "files": files, "failed": "[]"})
     assert problem.startswith("Not added: Notes.zip is damaged or not a project's zip file")
-    assert "six-0.png exists already" in problem
-    assert str(teacher.uploads) not in problem
+    assert "six-0.png exists already" in problem and str(teacher.uploads) not in problem
     teacher.session.view = View(0, teacher.session.view.contents)
     teacher.do({"do": "add-class", "name": "cat"})
     events = {"do": "rename", "place": "cat", "name": "Mouse"}, {"do": "rename", "place": "unlabelled", "name": "Mouse"}
@@ -337,8 +333,7 @@ def test_refused_uploads_are_named_as_sent(teacher, tmp_path):
 def test_damaged_file_has_no_thumbnail(teacher):
     (teacher.session.project.folder / "train/one/cut.png").write_bytes(b"no image")
     first, *_, end = (each[1] for each in teacher.refresh())
-    assert "<span" in first and 'file="' not in first
-    assert "cut.png of one" not in end
+    assert "<span" in first and 'file="' not in first and "cut.png of one" not in end
     assert "cut.png is not an image" in end
 
 
@@ -405,8 +400,7 @@ def test_page_has_all_boards_and_polls_changes(teacher):
     ids = [getattr(each, "elem_id", "") for each in page.blocks.values()]
     assert [ids.count(name) for name in ("status", "classes", "check", "label", "zip", "sketch", "drawing")] == [1] * 7
     number = teacher.session.view.number
-    assert teacher.poll(number)[0] == {"__type__": "update"}
-    assert teacher.poll(number - 1)[-1] == number
+    assert (teacher.poll(number)[0], teacher.poll(number - 1)[-1]) == ({"__type__": "update"}, number)
 
 
 # The command
@@ -432,8 +426,7 @@ def test_unknown_backbone_leaves_no_folder(tmp_path, monkeypatch, capsys):
     pytest.importorskip("gradio", reason="gradio is not installed, which shows the page")
     monkeypatch.setattr(command, "check_address", lambda host, port: None)
     assert command.main([str(tmp_path / "nothere"), "--backbone", "no-backbone"]) == 2
-    assert "no-backbone" in capsys.readouterr().err
-    assert not (tmp_path / "nothere").exists()
+    assert "no-backbone" in capsys.readouterr().err and not (tmp_path / "nothere").exists()
 
 
 def test_features_are_saved_when_the_program_ends(session, monkeypatch):

@@ -47,8 +47,7 @@ def test_every_image_comes_once_per_epoch_with_its_features_and_label(batch_size
     assert all(len(batch.labels) == batch_size for batch in batches[:-1])
     for batch in batches:
         assert batch.features[:, 1].long().equal(batch.positions)
-        assert batch.labels.equal(bank.labels[batch.positions])
-        assert batch.products is None
+        assert batch.labels.equal(bank.labels[batch.positions]) and batch.products is None
 
 
 def test_an_image_shows_different_views_in_different_epochs():
