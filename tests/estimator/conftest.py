@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from training_free import LABELS
 
 from trainers.hegraph import HeGraphClassifier, load_few_shot
 
@@ -62,3 +63,10 @@ def files(digits, tmp_path) -> list[Path]:
     for path, picture in zip(paths, digits.tests):
         picture.save(path)
     return paths
+
+
+@pytest.fixture(scope="session")
+def labelled(data) -> tuple[np.ndarray, np.ndarray]:
+    """24 features of four classes (9, 7, 5 and 3) and their labels."""
+    rows = np.concatenate([np.flatnonzero(data.y == k)[:n] for k, n in enumerate((9, 7, 5, 3))])
+    return data.X[rows], LABELS[data.y[rows]]
