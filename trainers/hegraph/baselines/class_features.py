@@ -293,7 +293,7 @@ class GraphAdapter(TrainedClassifier):
 
 
 def aggregate(classes: Tensor, nodes: Tensor) -> Tensor:
-    """Return `sum over j of A_0j * n_j`, shape `[K, d]`, with a class `[K, d]` as node 0 and `nodes` `[m, d]`."""
+    """Aggregate graph nodes `[m, d]` at each of K classes `[K, d]`, its node 0: `sum_j A_0j n_j`, shape `[K, d]`."""
     unit = F.normalize(nodes, dim=-1)
     to_nodes = (F.normalize(classes, dim=-1) @ unit.t()).relu()  # [K, m]
     own_degree = 2 + to_nodes.sum(dim=1, keepdim=True)  # 2: the cosine of a node with itself is 1, and I adds 1

@@ -157,7 +157,7 @@ def class_means(images: Tensor, labels: Tensor, num_classes: int) -> Tensor:
 
 
 def gaussian_classifier(images: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
-    """Return the weights `w_k`, shape `[K, d]`, and the biases `b_k`, shape `[K]`; arguments as in `class_means`."""
+    """Fit Gaussian discriminant analysis: weights `[K, d]` and biases `[K]`; arguments as of `class_means`."""
     means = class_means(images, labels, num_classes)
     deviations = images - means[labels]
     scatter = deviations.t() @ deviations  # (M - 1) Sigma
@@ -222,7 +222,7 @@ class ProKeR(Method):
 
 
 def solve(bank: FeatureBank, beta: float, lambdas: list[float]) -> list[Tensor]:
-    """Return the coefficients A, shape `[N, K]`, for each lambda."""
+    """Solve the kernel ridge regression of ProKeR for each lambda; returns the coefficients A, each `[N, K]`."""
     keys = bank.cache_keys()
     kernel = cache_affinities(keys, keys, beta)
     targets = F.one_hot(bank.train_labels, len(bank.text_positive)) - text_logits(keys, bank.text_positive, 1.0)

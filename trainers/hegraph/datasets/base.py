@@ -100,8 +100,9 @@ class Dataset:
         return list(dict.fromkeys(item.path for items in self.splits.values() for item in items))
 
     def file_version(self, path: str) -> tuple[int, int] | None:
-        """Return the size in bytes and the modification time in ns of an item, or the result of `version`; None for an
-        item that is not a file.
+        """Return values that change with the file of an item: size in bytes and modification time in ns.
+
+        The function `version` replaces them, if there is one. None stands for an item that is not a file.
 
         Raises:
             UserError: If the file cannot be accessed.
@@ -117,7 +118,7 @@ class Dataset:
         return status.st_size, status.st_mtime_ns
 
     def file_sizes(self) -> str | None:
-        """Hash the sizes in bytes of all images, which a copy of the data set shares; None if items are not files."""
+        """Hash the paths and sizes of all images, equal for a copy of the files; None if items are not files."""
         if self.root is None and self.version is None:
             return None
         return hash_rows([path, (self.file_version(path) or (0,))[0]] for path in self.paths())

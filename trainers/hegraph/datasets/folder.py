@@ -161,8 +161,9 @@ def image_files(base: Path, rows: list[Row], classnames: Sequence[str] = ()) -> 
 
 
 def class_folders(base: Path) -> list[str]:
-    """List the class folders in a folder, sorted: folders with images, except hidden folders, `NON_CLASS_FOLDERS` and
-    outputs of this program.
+    """List the class folders directly in a folder, sorted.
+
+    These are the folders with images, except hidden folders, `NON_CLASS_FOLDERS` and outputs of this program.
 
     Raises:
         UserError: If there are class folders and also a folder with the name of a split.

@@ -219,7 +219,7 @@ def load_own_images(root: str, name: str = OWN, split_folders: bool = True) -> D
 
 
 def labelled_rows(rows: list[Row], where: object) -> list[Row]:
-    """Return the rows that are labelled, perhaps with an empty set; warn of the others."""
+    """Return the labelled rows, and warn of the others. An empty set of labels is a label, too."""
     labelled = [row for row in rows if row.label is not None]
     if left_out := len(rows) - len(labelled):
         path = next(row.path for row in rows if row.label is None)

@@ -64,8 +64,9 @@ class Source:
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """A data set of `entries.yaml`: stored in a `folder` of the data root in CoOp's layout, or read by a `loader` of
-    `loading.LOADERS`.
+    """A data set of `entries.yaml`.
+
+    It is stored in a `folder` of the data root in CoOp's layout, or read by a `loader` of `loading.LOADERS`.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -89,7 +90,10 @@ class Entry:
     class_ids: str = ""
 
     def read(self, folder: Path, rng: random.Random) -> Pools:
-        """Read the full splits, with paths relative to the folder; `rng` generates splits that are not official."""
+        """List the images in the folder of the data set by its layout, as full splits; no split file is read.
+
+        `rng` generates splits that are not official.
+        """
         pools: Pools = getattr(layouts, f"read_{self.layout}")(folder, rng, self.images, **self.options)
         if self.split_file:
             check_pools(pools, "it")

@@ -117,8 +117,10 @@ def build_page(images: ImageModel, folder: Path, uploads: Path) -> gr.Blocks:
 
 
 def add_answer_section(page: gr.Blocks, answers: Answers, method: str, gallery: str) -> None:
-    """Add inputs for an image and outputs for its answer: explanation, likeliest classes of `method` and of zero-shot
-    CLIP, and pictures below the caption `gallery`.
+    """Add inputs for an image and outputs for its answer.
+
+    The answer has an explanation, the likeliest classes of `method` and of zero-shot CLIP, and pictures below the
+    caption `gallery`.
     """
     with gr.Row():
         with gr.Column():

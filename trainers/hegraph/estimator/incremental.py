@@ -201,7 +201,7 @@ class Trainer:
 
     @contextmanager
     def configured(self, shots: int) -> Iterator[Config]:
-        """Configuration for a number of images per class, in a block that encodes or trains.
+        """Context with the configuration for a number of images per class, for encoding or training in the block.
 
         Cached features are deleted after the block, and global random generators, which training seeds, are restored.
         """

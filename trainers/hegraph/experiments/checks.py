@@ -53,8 +53,9 @@ def check_method(cfg: Config, from_bank: bool) -> None:
 
 
 def check_unlabelled(task: Task, what: str) -> None:
-    """Raise UserError if the unlabelled images that DATASET.UNLABELLED names are not there; none is opened. A warning
-    where `what` is a keyword and the name of a file as well.
+    """Raise UserError if the unlabelled images that DATASET.UNLABELLED names are missing; none is opened.
+
+    A warning is logged if `what` is a keyword and also the name of a file.
     """
     if what in (POOL, TEST_SET) and Path(what).exists():
         meaning = "the images that were not sampled" if what == POOL else "the test images"

@@ -272,7 +272,7 @@ def calibrated(fitted: FittedMethod, task: Task, bank: FeatureBank) -> FittedMet
 
 
 def calibrate(bank: FeatureBank, classify: Classify, fit: Fit, trains: bool, seed: int) -> Calibration:
-    """Return the calibration of a method by the rules at the top of the file.
+    """Fit the temperature of a method on val images, else on training images or classes that are held out.
 
     Args:
         bank: Bank without test images, which the method was fitted to.

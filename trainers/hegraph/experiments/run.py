@@ -183,7 +183,7 @@ def test_and_finish(
 
 
 def keep_epochs(folder: RunFolder, bank: FeatureBank) -> Checkpoints:
-    """Return the checkpoints of a run, which save the models of epochs; `bank` holds the features of its task."""
+    """Return the checkpoints of a run, which also save a model folder for each epoch; `bank` has its features."""
 
     def save_epoch(model: HeGraphModel, epoch: int) -> None:
         saved = make_model(folder, bank, fitted_adapter(model))
@@ -197,7 +197,7 @@ def keep_epochs(folder: RunFolder, bank: FeatureBank) -> Checkpoints:
 
 
 def test_loaded(fitted: FittedMethod, model: TrainedModel, target: Task, device: str) -> Tested:
-    """Test a model that was read from its folder as `fitted`.
+    """Predict the test images of a target with a saved model, of which `fitted` is the loaded method.
 
     Raises:
         UserError: As `evaluate`, or if the features are of another backbone, or the model does not transfer to the
@@ -273,7 +273,7 @@ def test_model(cfg: Config, bank_file: Path | None, folder: Path, epoch: int | N
 def test_and_write(
     folder: RunFolder, fitted: FittedMethod, model: TrainedModel, device: str, show: Show | None = None
 ) -> dict:
-    """Test a model that was read from its folder as `fitted`; write and return the record.
+    """Test a saved model, of which `fitted` is the loaded method; write and return the record.
 
     `show` receives the predictions before the record is written.
     """

@@ -46,7 +46,7 @@ def export(args: argparse.Namespace) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the command line; returns the exit code, 2 for a mistake of the user's."""
+    """Run the command and return its exit code."""
     return run_cli(lambda: export(parse_arguments(arguments)))
 
 

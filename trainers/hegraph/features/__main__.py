@@ -100,7 +100,7 @@ def import_tip_command(args: argparse.Namespace) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit code, as `report`."""
+    """Run the command and return its exit code."""
 
     def run() -> None:
         args = parse_arguments(arguments)

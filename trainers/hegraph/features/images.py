@@ -67,7 +67,7 @@ class ImageReader:
             yield batch, pixels, [result if isinstance(result, str) else "" for result in results]
 
     def read(self, image: ImageLike) -> Tensor | str:
-        """One image, as the first steps of `split_transform` give it; else why it is unreadable.
+        """Read an image and apply the first steps of `split_transform`; returns the reason if it is unreadable.
 
         No exception is raised, although Pillow raises exceptions of many types on damaged bytes.
         """

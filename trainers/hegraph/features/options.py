@@ -18,7 +18,7 @@ def _templates(key: str, meaning: str) -> Any:
 
 @dataclass(frozen=True)
 class EncodingOptions:
-    """Options of encoding; each has a description."""
+    """Options of encoding images and prompts."""
 
     views: int = option(10, f"{NODE}.FEATURES.VIEWS", "number of augmented views per training image", least=1)
     transforms: Sequence[str] = option(

@@ -208,7 +208,7 @@ class _Messages:
 
     @cached_property
     def smoothers(self) -> list[_Smoother]:
-        """A smoother without ridge regression, and one for each strength."""
+        """Return the smoothers of the candidate text priors: one without ridge regression, and one per strength."""
         texts = self.texts[self.present]
         constant = CONSTANT * texts.square().sum(dim=1).mean()
         eigenvalues, vectors = kernel_eigenvectors(texts, constant)

@@ -225,7 +225,9 @@ class ClosedForm:
 
 @dataclass(frozen=True)
 class NewClassMessages:
-    """Closed-form head for classes without images, `u_c = p_c`. Step 1 is affine in the text feature, so it folds into
+    """Closed-form head for classes without images, whose class mean is the text prior: `u_c = p_c`.
+
+    Step 1 is affine in the text feature, so it folds into
 
         x_c = A^-1/2 (t_c M + o) / (|t_c M + o| s)
 

@@ -58,8 +58,9 @@ class HeteroGraph:
         return weights
 
     def degrees(self, relation: RelationType) -> tuple[Tensor, Tensor]:
-        """Degrees in absolute edge weights, with a self loop: `deg_i + 1 = sum_j |r_ij| + 1` of the target nodes and
-        `deg_j + 1 = sum_i |r_ij| + 1` of the source nodes, each of shape `[K, 1]`.
+        """Degrees of the target and of the source nodes, in absolute edge weights with a self loop, each `[K, 1]`.
+
+        `deg_i + 1 = sum_j |r_ij| + 1` for target nodes and `deg_j + 1 = sum_i |r_ij| + 1` for source nodes.
         """
         target, source = self.x_dict[relation.target].new_ones(2, self.num_classes)
         for start in range(0, self.num_classes, EDGE_ROWS):

@@ -119,7 +119,7 @@ class HeteroMessagePassing(nn.Module):
 
 
 class ConstantAggregation(nn.Module):
-    """`H` of a group of relations with frozen source nodes, stacked to `[m K, d]`."""
+    """Precomputed aggregation `H` of m relations with frozen source nodes, stacked to `[m K, d]`."""
 
     h: Tensor
 

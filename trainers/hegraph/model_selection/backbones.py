@@ -243,10 +243,10 @@ def measure_speed(backbone: Backbone, images: Sequence[ImageOrPath]) -> float:
 
 
 def recommend(results: Sequence[Result]) -> tuple[Result, Difference | None]:
-    """Choose the fastest backbone that is not worse than the best one outside the paired interval.
+    """Choose the fastest backbone that is not significantly less accurate than the best one.
 
     Args:
-        results: Results of `compare`.
+        results: Results of `compare`, the most accurate one first.
 
     Returns:
         The recommended result, and its accuracy minus the accuracy of the best one, with the bootstrap interval over

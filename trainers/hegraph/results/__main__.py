@@ -171,6 +171,7 @@ def tsne_command(args: argparse.Namespace) -> str:
 
 
 def confusion_command(args: argparse.Namespace) -> str:
+    """Write the confusion matrix of a run; returns its most confused pairs of classes and the written files."""
     from .by_image import confusion_matrix, hardest_pairs
     from .figures import confusion, save
 

@@ -211,8 +211,9 @@ def mean_precision(ranking: Ranking, weights: np.ndarray) -> np.ndarray:
 
 
 def read_scores(folder: Path) -> tuple[Tensor, Tensor]:
-    """Read the scores and the label indicators of a run with several labels per image, each `[M, K]`; errors as of
-    `read_predictions`.
+    """Read the scores and the label indicators of a run with several labels per image, each `[M, K]`.
+
+    Errors are those of `read_predictions`.
     """
     path = folder / PREDICTIONS
     (scores, labels), classnames = read_tensors_with_classes(path, "predictions of a run", ("scores", "labels"))

@@ -223,7 +223,9 @@ def label_axes(axes: Sequence[Axes], shots: Sequence[int], metric: str = "accura
 
 @matplotlib.rc_context(RC)
 def reliability_diagrams(records: Sequence[dict]) -> Figure:
-    """Draw accuracy by confidence, with a panel per method, over its test images of all data sets, shots and seeds.
+    """Draw accuracy by confidence before and after calibration, with a panel per method.
+
+    A panel covers the method's test images of all data sets, shots and seeds.
 
     At least one record has calibration scores; the others are skipped.
     """

@@ -97,7 +97,7 @@ def method_order(name: str, cases: Sequence[str] = ()) -> tuple[int, int, str]:
 
 
 def place(record: dict) -> dict[str, Any]:
-    """Values of `PLACE` of a run."""
+    """Return what identifies the table cell of a run apart from its method: the values of the keys `PLACE`."""
     return {key: record.get(key) or INDUCTIVE if key == PROTOCOL else record[key] for key in PLACE}
 
 

@@ -76,8 +76,9 @@ class Run:
         return self.source, "" if self.bank else self.config
 
     def configuration(self) -> Config:
-        """Load the checked configuration; UserError as `load_cfg`. Without a feature bank, this machine resolves the
-        precision "auto", so that a remote worker uses the same one.
+        """Load the checked configuration of the run; errors as of `load_cfg`.
+
+        Without a feature bank, this machine resolves the precision "auto", so that a remote worker uses the same one.
         """
         flags = {
             "DATASET.ROOT": "" if self.bank else self.root,

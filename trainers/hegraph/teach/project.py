@@ -125,7 +125,11 @@ class Contents:
         return self.folder(name)
 
     def new_class(self, name: str, renamed: str = "") -> tuple[str, str]:
-        """Normalized name and folder of a new class, or of the class `renamed` under its new name."""
+        """Normalized name and folder of a new class, or of the class `renamed` under its new name.
+
+        Raises:
+            UserError: If the name is taken, or is none for a class.
+        """
         name = normalize_class_name(name, self.folders.keys() - {renamed})
         if not self.base and name.lower() in SPLIT_NAMES:
             raise UserError(f"expected a class name, got {name!r}, the name of a split; choose another")

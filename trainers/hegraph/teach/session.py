@@ -53,8 +53,11 @@ SAMPLE_SIZE, SAMPLE_SHOTS = 180, 3  # scans in the sample folder, and labelled o
 
 
 class Suggestion(NamedTuple):
-    """Unlabelled image with its predicted class, the probability of the class, and the fraction of images of known
-    classes with a lower score (None if unknown).
+    """Unlabelled image with its predicted class.
+
+    Attributes:
+        probability: Probability of the class.
+        share_below: Fraction of images of known classes with a lower score; None if unknown.
     """
 
     picture: Picture

@@ -118,7 +118,7 @@ def refuse_beyond_memory(takes: int, what: str, device: str) -> None:
 
 
 def log_large(parts: dict[str, int], free: int | None) -> None:
-    """Log the estimate in one line if it exceeds `WARNING_RATIO` of the free memory."""
+    """Warn in one line if the memory `parts` of a training, in bytes, exceed `WARNING_RATIO` of the free memory."""
     total = sum(parts.values())
     if free is not None and total > WARNING_RATIO * free:
         largest = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in parts.items() if size)
