@@ -18,18 +18,16 @@ from torch import Tensor
 
 from ..backbones.schema import BackboneConfig
 from ..baselines import load_method
-from ..baselines.base import FittedMethod
 from ..config import OPTIONS, Config, default_values, is_filled
 from ..config_files import load_cfg
-from ..experiments.fitting import calibrated, train_adapter
+from ..experiments.fitting import calibrated, fit_multilabel, train_adapter
 from ..experiments.record import make_model
 from ..experiments.run_folder import RunFolder
-from ..experiments.tasks import FeatureTask, ImageTask, Task, ids_of_names
-from ..features.bank import FeatureBank
+from ..experiments.tasks import FeatureTask, ImageTask, Task, ids_of_names, names_of
+from ..features.bank import FeatureBank, label_list
 from ..features.extract import class_prompts
 from ..method.closed_form import OMEGA_NEW, TextPrior
 from ..method.graph import class_prototypes
-from ..method.multilabel import MultiLabelHead
 from ..method.unlabelled import ClassSums
 from ..models.saved import Preprocessing, Prompts, SavedModel
 from ..models.support_set import SupportSet, scatter_state
@@ -179,26 +177,17 @@ def train_multilabel(support_set: SupportSet, origin: Origin, cfg: Config, devic
             "several labels per image need variant='training_free', which has neither training steps nor a cache, got "
             f"{cfg.model.variant!r}"
         )
-    features, labels, text = support_set.keys(), support_set.labels, support_set.positive
-    if len(features) < 2:
-        raise UserError(f"several labels per image need at least two images, got {len(features)}")
+    labels = support_set.labels
+    if len(labels) < 2:
+        raise UserError(f"several labels per image need at least two images, got {len(labels)}")
     refuse_beyond_memory(16 * labels.numel(), f"{len(labels)} images of {labels.shape[1]} classes", device)
-    head = MultiLabelHead(features.to(device), labels.to(device), None if text is None else text.to(device))
-    classifier = head.classifier
-    fitted = FittedMethod(classifier.logits, classifier=classifier.to("cpu"), variant=cfg.model.variant)
-    nodes = F.normalize(labels.t().float() @ features, dim=-1) if text is None else text
-    no_images = replace(
-        support_set, features=features[None, :0], labels=torch.zeros(0, dtype=torch.long), positive=nodes
-    )
-    task = task_of(no_images, origin, cfg)
-    model = make_model(RunFolder(task), task.bank(), fitted)
-    assert isinstance(model, SavedModel)
-    metadata = metadata_of(support_set, origin, cfg) | {
-        "labelled": None,
-        "thresholds": head.log_odds(head.thresholds).float().cpu(),
-        "trained_on": model.trained_on.model_copy(update={"num_train": len(labels)}),
-    }
-    return model.model_copy(update=metadata)
+    task = task_of(support_set, origin, cfg)
+    bank = task.bank().to(device)
+    fitted = fit_multilabel(bank, with_text=support_set.positive is not None)
+    model = make_model(RunFolder(task), bank, fitted)
+    assert isinstance(model, SavedModel) and model.thresholds is not None
+    metadata = {"classifier": model.classifier.to("cpu"), "thresholds": model.thresholds.cpu()}
+    return model.model_copy(update=metadata | metadata_of(support_set, origin, cfg))
 
 
 def metadata_of(support_set: SupportSet, origin: Origin, cfg: Config) -> dict[str, Any]:
@@ -241,7 +230,9 @@ def task_of(support_set: SupportSet, origin: Origin, cfg: Config) -> Task:
     """
     positive, labels, names = support_set.positive, support_set.labels, support_set.names
     if positive is None:
-        positive = class_prototypes(F.normalize(support_set.features.mean(dim=0), dim=-1), labels, names)
+        keys = F.normalize(support_set.features.mean(dim=0), dim=-1)
+        several = support_set.multilabel
+        positive = F.normalize(labels.t().float() @ keys, dim=-1) if several else class_prototypes(keys, labels, names)
     bank = FeatureBank(
         train_features=support_set.features,
         train_labels=labels,
@@ -252,7 +243,7 @@ def task_of(support_set: SupportSet, origin: Origin, cfg: Config) -> Task:
         backbone=origin.backbone.title,
         logit_scale=origin.logit_scale,
     )
-    sampled = [[row, label, names[label]] for row, label in enumerate(labels.tolist())]
+    sampled = [[row, label, names_of(names, label)] for row, label in enumerate(label_list(labels))]
     return FeatureTask(bank, cfg, cfg.run.seed, {"train": sampled, "val": []}, {"precision": origin.backbone.precision})
 
 

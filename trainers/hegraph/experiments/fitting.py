@@ -85,15 +85,15 @@ def fit_method(task: Task, bank: FeatureBank) -> FittedMethod:
     return replace(fitted, seconds=time.monotonic() - started)
 
 
-def fit_multilabel(bank: FeatureBank) -> FittedMethod:
+def fit_multilabel(bank: FeatureBank, with_text: bool = True) -> FittedMethod:
     """Fit the head for several labels per image, HeGraphAdapter's only part that supports them."""
     started = time.monotonic()
-    head = MultiLabelHead(bank.cache_keys(), bank.train_labels, bank.text_positive)
+    head = MultiLabelHead(bank.cache_keys(), bank.train_labels, bank.text_positive if with_text else None)
     return FittedMethod(
         head.classifier.logits,
         classifier=head.classifier,
         variant="training_free",
-        thresholds=head.log_odds(head.thresholds),
+        thresholds=head.log_odds(head.thresholds).float(),
         seconds=time.monotonic() - started,
     )
 

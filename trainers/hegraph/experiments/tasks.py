@@ -285,7 +285,11 @@ class BankTask(Task):
         if file.multilabel:
             new = {label: label for part in labels.values() for label in part}
         split = {
-            name: [[row, new[label], names_of(file, label)] for row in rows if (label := labels[name][row]) in new]
+            name: [
+                [row, new[label], names_of(file.classnames, label)]
+                for row in rows
+                if (label := labels[name][row]) in new
+            ]
             for name, rows in (("train", self.selection.train), ("val", self.selection.val))
         }
         super().__init__(cfg, seed, file.dataset, classnames, ids_of_names(classnames), split, (path,), file.multilabel)
@@ -326,9 +330,9 @@ class BankTask(Task):
         return task
 
 
-def names_of(file: BankFile, label: int | tuple[int, ...]) -> str:
+def names_of(classnames: Sequence[str], label: int | tuple[int, ...]) -> str:
     """Return the class name of a label, or names joined by `|`, as of `Item`."""
-    return "|".join(file.classnames[each] for each in (label if isinstance(label, tuple) else (label,)))
+    return "|".join(classnames[each] for each in (label if isinstance(label, tuple) else (label,)))
 
 
 @lru_cache(maxsize=1)
