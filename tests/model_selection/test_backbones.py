@@ -47,10 +47,10 @@ def result(name: str, correct: str, speed: float = 1.0) -> Result:
 # The command
 
 
-def call(capsys, folder: Path, *words: str, code: int = 0) -> list[str]:
+def call(capsys, folder: Path, *words: str, code: int = 0, data: str = "digits") -> list[str]:
     """Compare backbones on the digits; returns the lines of standard output."""
     features = ["TRAINER.HEGRAPHADAPTER.FEATURES.DIR", str(folder), "TRAINER.HEGRAPHADAPTER.FEATURES.VIEWS", "2"]
-    assert main(["backbones", "--dataset-config-file", "digits", "--shots", "4", *words, *features]) == code
+    assert main(["backbones", "--dataset-config-file", data, "--shots", "4", *words, *features]) == code
     return capsys.readouterr().out.splitlines()
 
 
@@ -97,6 +97,13 @@ def test_failed_candidates_have_their_error_in_a_row(capsys, tmp_path, random_mo
 def test_offline_skips_weights_that_are_not_here(capsys, tmp_path, no_hub):
     lines = call(capsys, tmp_path, "--candidates", "mini", "ViT-B-32-quickgelu:openai", "--offline", code=1)
     assert lines[2].split("  ")[-1].strip() == "error: its weights are not on this machine"
+
+
+def test_images_with_several_labels_are_ranked_by_map(capsys, tmp_path, random_model):
+    lines = call(capsys, tmp_path, "--candidates", random_model, "mini", "--shots", "16", data="digit_scenes")
+    assert [line.split()[0] for line in lines[1:3]] == ["hegraph-mini", random_model]
+    trained, random = (float(line.split()[2]) for line in lines[1:3])
+    assert trained > random + 5
 
 
 def test_classes_with_one_image_are_reported(capsys, tmp_path):

@@ -1,9 +1,9 @@
 """Compare backbones on a few labelled images by the exact leave-one-out of the training-free variant.
 
 Each image is classified by a model that was fitted to all other images (`labels/issues.py`), so the comparison needs
-neither validation images nor training, and the test images take no part in it. It is an estimate of the accuracy on
-images from the same source. Near-duplicates among the images, such as frames of one video, make it too high, for all
-backbones.
+neither validation images nor training, and the test images take no part in it. With several labels per image, the score
+is the mAP of the multi-label head, whose leave-one-out is exact as well. The result is an estimate of the accuracy on
+images from the same source. Near-duplicates among the images, such as frames of one video, make it too high.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import time
 from argparse import ArgumentTypeError
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -29,7 +29,15 @@ from ..backbones.loading import load_backbone, local_weights
 from ..features.extract import encode_prompts
 from ..features.options import EncodingOptions
 from ..labels.issues import leave_one_out
-from ..results.by_image import Difference, mean_difference
+from ..method.multilabel import MultiLabelHead
+from ..results.by_image import (
+    Difference,
+    Ranking,
+    bootstrap_weights,
+    mean_difference,
+    mean_precision,
+    percentile_interval,
+)
 from ..results.table import CONFIDENCE
 from ..utils.devices import choose_device
 from ..utils.errors import UserError, is_out_of_memory, one_line
@@ -75,7 +83,7 @@ class Encoded(NamedTuple):
     Attributes:
         backbone: The backbone.
         features: Unit-norm image features, shape `[N, d]`.
-        labels: Classes of the images, shape `[N]`.
+        labels: Classes of the images, shape `[N]`, or label indicators, shape `[N, K]`.
         text: Unit-norm text features of the classes, shape `[K, d]`.
         sample: Up to `TIMED_IMAGES` of the images.
     """
@@ -93,8 +101,9 @@ class Result:
 
     Attributes:
         candidate: The candidate.
-        zero_shot: Accuracy of zero-shot CLIP on the labelled images, in percent.
-        correct: Whether each image is classified correctly without itself, bool `[N]`; empty after an error.
+        zero_shot: Accuracy (mAP) of zero-shot CLIP on the labelled images, in percent.
+        outcome: Whether each image is classified correctly without itself, booleans `[N]`; with several labels per
+            image, its scores and labels. None after an error.
         images_per_second: Speed of reading, preprocessing and encoding an image on this machine.
         megabytes: Size of the weights; None if unknown.
         parameters: Number of parameters.
@@ -104,7 +113,7 @@ class Result:
 
     candidate: Candidate
     zero_shot: float = np.nan
-    correct: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=bool))
+    outcome: np.ndarray | Ranking | None = None
     images_per_second: float = np.nan
     megabytes: float | None = None
     parameters: int = 0
@@ -113,17 +122,34 @@ class Result:
 
     @property
     def accuracy(self) -> float:
-        """Leave-one-out accuracy in percent."""
-        return 100 * float(self.correct.mean()) if len(self.correct) else np.nan
+        """Leave-one-out accuracy (mAP) in percent; NaN after an error."""
+        if self.outcome is None:
+            return np.nan
+        return self.precision()[0] if isinstance(self.outcome, Ranking) else 100 * float(self.outcome.mean())
 
     def interval(self) -> tuple[float, float]:
-        """Wilson interval of the accuracy over images, in percent."""
+        """Interval of the accuracy over images in percent: Wilson's, or for the mAP the bootstrap interval."""
         from scipy.stats import binomtest
 
-        if not len(self.correct):
+        if self.outcome is None:
             return np.nan, np.nan
-        ends = binomtest(int(self.correct.sum()), len(self.correct)).proportion_ci(CONFIDENCE, method="wilson")
+        if isinstance(self.outcome, Ranking):
+            return percentile_interval(self.precision())[1:]
+        ends = binomtest(int(self.outcome.sum()), len(self.outcome)).proportion_ci(CONFIDENCE, method="wilson")
         return 100 * ends.low, 100 * ends.high
+
+    def precision(self) -> np.ndarray:
+        """Leave-one-out mAP in percent, then its bootstrap samples, which are the same images for all candidates."""
+        assert isinstance(self.outcome, Ranking)
+        weights = bootstrap_weights(len(self.outcome.labels), np.random.default_rng(0))
+        return 100 * mean_precision(self.outcome, weights)
+
+    def minus(self, other: Result) -> Difference:
+        """Difference of the accuracies of two results, with its paired interval over images."""
+        if isinstance(self.outcome, Ranking):
+            return percentile_interval(self.precision() - other.precision())
+        assert isinstance(self.outcome, np.ndarray) and isinstance(other.outcome, np.ndarray)
+        return mean_difference([100 * (self.outcome.astype(float) - other.outcome)])
 
 
 # Candidates
@@ -203,7 +229,7 @@ def compare(
             message = str(error) if isinstance(error, UserError) else "out of memory"
             results.append(Result(candidate, megabytes=candidate.megabytes, error=one_line(message)))
             logger.warning("%s: %s", candidate, message)
-    return sorted(results, key=lambda result: -result.accuracy if len(result.correct) else np.inf)
+    return sorted(results, key=lambda result: np.inf if result.error else -result.accuracy)
 
 
 def _result(candidate: Candidate, encode: Callable[[Candidate], Encoded], offline: bool) -> Result:
@@ -215,16 +241,23 @@ def _result(candidate: Candidate, encode: Callable[[Candidate], Encoded], offlin
         logger.info("%s: downloading its weights (%s)", candidate, size)
     encoded = encode(candidate)
     backbone, features, labels = encoded.backbone, encoded.features, encoded.labels
-    zero_shot = (features @ encoded.text.t()).argmax(dim=1) == labels
-    _, predicted = leave_one_out(features, labels, encoded.text, backbone.logit_scale)
+    similarities = features @ encoded.text.t()
+    outcome: np.ndarray | Ranking
+    if labels.dim() == 1:
+        zero_shot = (similarities.argmax(dim=1) == labels).double().mean().item()
+        outcome = (leave_one_out(features, labels, encoded.text, backbone.logit_scale)[1] == labels).numpy()
+    else:
+        indicators, scores = labels.numpy(), MultiLabelHead(features, labels.bool(), encoded.text).left_out.numpy()
+        zero_shot = mean_precision(Ranking(similarities.numpy(), indicators), np.ones((1, len(indicators))))[0]
+        outcome = Ranking(scores, indicators)
     return Result(
         candidate,
-        zero_shot=100 * zero_shot.double().mean().item(),
-        correct=(predicted == labels).numpy(),
+        zero_shot=100 * zero_shot,
+        outcome=outcome,
         images_per_second=measure_speed(backbone, encoded.sample),
         megabytes=size_of(candidate),
         parameters=sum(parameter.numel() for parameter in backbone.model.parameters()),
-        alone=int((labels.bincount() == 1).sum()),
+        alone=int(((labels.bincount() if labels.dim() == 1 else labels.sum(dim=0)) == 1).sum()),
     )
 
 
@@ -262,7 +295,7 @@ def recommend(results: Sequence[Result]) -> tuple[Result, Difference | None]:
         )
     best, recommended, difference = usable[0], usable[0], None
     for result in usable[1:]:
-        paired = mean_difference([100 * (result.correct.astype(float) - best.correct)])
+        paired = result.minus(best)
         if paired.high >= 0 and result.images_per_second > recommended.images_per_second:
             recommended, difference = result, paired
     return recommended, difference

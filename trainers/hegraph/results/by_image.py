@@ -184,13 +184,21 @@ def map_difference(pairs: pd.DataFrame) -> Difference:
     """
     rng, by_dataset = np.random.default_rng(0), []
     for _, group in pairs.groupby(list(PAIR_KEYS)):
-        images = len(group["outcome"].iloc[0].labels)
-        weights = np.vstack([np.ones(images), rng.multinomial(images, np.full(images, 1 / images), RESAMPLES)])
+        weights = bootstrap_weights(len(group["outcome"].iloc[0].labels), rng)
         seeds = zip(group["outcome"], group["outcome_second"])
         by_dataset.append(np.mean([mean_precision(a, weights) - mean_precision(b, weights) for a, b in seeds], axis=0))
-    mean, *resampled = 100 * np.mean(by_dataset, axis=0)
-    low, high = np.quantile(resampled, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return Difference(mean, round(low, 9) + 0.0, round(high, 9) + 0.0)
+    return percentile_interval(100 * np.mean(by_dataset, axis=0))
+
+
+def bootstrap_weights(images: int, rng: np.random.Generator) -> np.ndarray:
+    """Weights of images: 1 for all of them in the first row, then `RESAMPLES` bootstrap samples; `[1 + R, M]`."""
+    return np.vstack([np.ones(images), rng.multinomial(images, np.full(images, 1 / images), RESAMPLES)])
+
+
+def percentile_interval(values: np.ndarray) -> Difference:
+    """First value, with the interval of the others, which are its bootstrap samples."""
+    low, high = np.quantile(values[1:], [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return Difference(values[0], round(low, 9) + 0.0, round(high, 9) + 0.0)
 
 
 def mean_precision(ranking: Ranking, weights: np.ndarray) -> np.ndarray:
