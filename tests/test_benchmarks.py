@@ -27,14 +27,14 @@ DIFFERENCES |= {
 }
 
 
-def test_every_benchmark_takes_names_from_the_package_that_are_there():
+def test_benchmarks_can_be_imported():
     for name in NAMES:
         assert importlib.import_module(f"benchmarks.{name.replace('-', '_')}").run
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
-def test_a_benchmark_runs_and_writes_its_figures(name, request, tmp_path, capsys, tiny_bank, monkeypatch):
+def test_benchmark_runs_and_writes_its_figures(name, request, tmp_path, capsys, tiny_bank, monkeypatch):
     if name == "peers":  # its banks are not part of the repository
         (tmp_path / "banks").mkdir()
         tiny_bank.rename(tmp_path / "banks" / "oxford_pets.safetensors")
@@ -53,7 +53,7 @@ def test_a_benchmark_runs_and_writes_its_figures(name, request, tmp_path, capsys
     assert printed.startswith(figures["title"]) and all(row in printed for row in figures["targets"])
 
 
-def test_a_report_judges_in_both_directions():
+def test_report_judges_in_both_directions():
     report = Report("title", ["what", "ms"], [["ours", 1234.5], ["theirs", 0.01234]])
     report.at_most("slow", 1.5, 1.5)
     report.at_most("slower", 1.51, 1.5)
@@ -67,7 +67,7 @@ def test_a_report_judges_in_both_directions():
     ]  # fmt: skip
 
 
-def test_what_is_compared_runs_in_turn_a_warm_up_does_not_count_and_the_ratio_is_the_median():
+def test_compared_functions_run_in_turn():
     calls: list[str] = []
     for repeats, rounds in ((2, 3), (1, 1)):
         calls.clear()
@@ -77,17 +77,17 @@ def test_what_is_compared_runs_in_turn_a_warm_up_does_not_count_and_the_ratio_is
     assert ratio([2.0, 30.0, 4.0], [1.0, 1.0, 1.0]) == 4.0
 
 
-def test_a_process_that_fails_says_why():
+def test_failed_process_gives_its_reason():
     with pytest.raises(RuntimeError, match=r"No module named .*no_such_benchmark"):
         process("benchmarks.no_such_benchmark")
 
 
-def test_the_multiply_adds_of_a_step_by_hand():
+def test_multiply_adds_of_a_step_by_hand():
     # K=2, d=3, N=4, B=5: 13 * 2*9 for the messages, 2 * 2*2*3 aggregated, text 2*5*2*3, cache 5*4*3 + 2*5*2*3
     assert train_step.multiply_adds(2, 3, 4, 5) == 234 + 24 + 60 + 60 + 60
 
 
-def test_the_pyg_step_and_the_rebuilt_graph_compute_what_ours_do():
+def test_pyg_step_and_rebuilt_graph_equal_ours():
     bank = random_bank(6, 8, shots=3)
     ours, theirs = (start_training(bank, layer_of_the_paper()) for _ in range(2))
     visual = class_prototypes(bank.cache_keys(), bank.train_labels, bank.classnames)
@@ -120,7 +120,7 @@ def double(x: int | None = 3) -> int | None:
 '''
 
 
-def test_the_tests_of_a_change_are_those_of_its_room_and_every_source_has_some():
+def test_every_source_has_tests_for_mutation():
     sources = [path.relative_to(ROOT).as_posix() for path in (ROOT / "trainers" / "hegraph").rglob("*.py")]
     assert sources and all(belonging_tests([source]) for source in sources)
     assert belonging_tests(["trainers/hegraph/training/choice.py"]) == ["tests/training"]
@@ -128,7 +128,7 @@ def test_the_tests_of_a_change_are_those_of_its_room_and_every_source_has_some()
     assert belonging_tests([]) == []
 
 
-def test_a_mutant_of_words_annotations_and_tables_is_left_out():
+def test_mutants_without_behaviour_are_left_out():
     pytest.importorskip("cosmic_ray", reason="cosmic-ray is not installed: pip install -e '.[mutation]'")
     from tools.mutation.sample import has_behaviour
 

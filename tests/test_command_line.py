@@ -185,7 +185,7 @@ def test_version_names_the_commit_where_it_is_known(capsys, monkeypatch):
         assert capsys.readouterr().out == f"HeGraphAdapter {hegraph.__version__}{printed}\n"
 
 
-def test_training_ends_with_the_commands_that_use_the_model(tiny_bank, tmp_path, monkeypatch, capsys, caplog):
+def test_training_ends_with_the_next_commands(tiny_bank, tmp_path, monkeypatch, capsys, caplog):
     monkeypatch.chdir(tmp_path)
     with caplog.at_level("INFO"):
         assert main(["--features", str(tiny_bank), "--shots", "1", "--trainer", "ZeroShot", "--output-dir", "a b"]) == 0

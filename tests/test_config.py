@@ -331,14 +331,14 @@ def test_paper_files_have_the_papers_epochs_and_rates(name):
     assert (ours.backbone, ours.encoding, ours.data) == (paper.backbone, paper.encoding, paper.data)
 
 
-def test_mini_means_the_embedded_backbone_in_flags_keys_and_files():
+def test_mini_means_the_embedded_backbone():
     for words in (["MODEL.BACKBONE.NAME", "mini"], ["MODEL.BACKBONE.NAME", "hegraph-mini"]):
         assert load_cfg("digits", "", opts=words).backbone.name == "hegraph-mini"
     assert load_cfg("digits", "", {"MODEL.BACKBONE.NAME": "mini"}).backbone.name == "hegraph-mini"
     assert load_cfg("digits", "mini").backbone.name == "hegraph-mini"
 
 
-def test_default_backbone_is_the_one_of_its_configuration_file():
+def test_default_backbone_is_that_of_its_configuration():
     backbone = load_cfg("folder", DEFAULT_BACKBONE.config).backbone
     assert (backbone.name, backbone.pretrained) == (DEFAULT_BACKBONE.model, DEFAULT_BACKBONE.weights)
     assert parse_labels(["check", "--root", "x"]).config_file == DEFAULT_BACKBONE.config

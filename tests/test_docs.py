@@ -39,13 +39,13 @@ KEYS = default_values()
 
 # How a block of commands starts -> the test that runs it
 RUN_BY = {
-    "bash scripts/hegraph/main.sh # trains": "tests/test_scripts.py::test_the_main_job_ends_with_the_table",
-    "pip install .": "tests/test_package.py::test_the_digits_run_from_the_wheel_and_give_the_adapter_of_the_checkout",
-    "python -m benchmarks": "tests/test_benchmarks.py::test_a_benchmark_runs_and_writes_its_figures",
+    "bash scripts/hegraph/main.sh # trains": "tests/test_scripts.py::test_main_job_ends_with_the_table",
+    "pip install .": "tests/test_package.py::test_wheel_gives_the_adapter_of_the_checkout",
+    "python -m benchmarks": "tests/test_benchmarks.py::test_benchmark_runs_and_writes_its_figures",
     "python -m trainers.hegraph --config-file mini --dataset-config-file digits --shots 4 --seed 1 --output-dir output/"
-    "digits_onnx": "tests/export/test_onnx_file.py::test_the_lines_give_class_and_probability_of_the_package",
+    "digits_onnx": "tests/export/test_onnx_file.py::test_page_lines_give_the_packages_predictions",
     "bash scripts/hegraph/unlabelled.sh": "tests/test_loops.py::test_unlabelled_images_have_a_row_for_each_protocol",
-    "bash scripts/hegraph/few_shot.sh": "tests/test_loops.py::test_few_shot_prints_the_table_and_draws_the_curves",
+    "bash scripts/hegraph/few_shot.sh": "tests/test_loops.py::test_few_shot_prints_table_and_curves",
 }
 # How a block starts that is run here -> the exit code that its last command ends with
 RUN_HERE = {

@@ -242,9 +242,7 @@ READERS: dict[str, tuple[str, Callable[[Path], int]]] = {
 
 
 @pytest.mark.parametrize("kind", READERS)
-def test_a_file_that_was_changed_gives_a_result_or_one_line_and_before_it_is_read_without_a_complaint(
-    kind, made, tmp_path, capfd, caplog, request
-):
+def test_changed_file_gives_result_or_one_line(kind, made, tmp_path, capfd, caplog, request):
     name, read = READERS[kind]
     for number in range(int(CHANGES or (6 if request.config.getoption("--runslow") else 1)) + 1):
         folder = tmp_path / str(number)

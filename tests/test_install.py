@@ -31,7 +31,7 @@ def refused(coop: Path, **options: object) -> str:
     return ran.stderr
 
 
-def test_no_file_of_coops_is_changed_ours_are_all_there_and_the_next_time_those_that_we_no_longer_have_go(coop):
+def test_install_adds_our_files_and_changes_none(coop):
     before = of_coop(coop)
     installed = run_install(coop)
     assert installed.returncode == 0, installed.stderr
@@ -47,7 +47,7 @@ def test_no_file_of_coops_is_changed_ours_are_all_there_and_the_next_time_those_
     assert contents(install(coop)) == after
 
 
-def test_links_and_copies_may_take_each_others_place(coop):
+def test_links_and_copies_replace_each_other(coop):
     folder = install(coop, "--link") / "trainers" / "hegraph"
     assert folder.is_symlink() and folder.resolve() == ROOT / "trainers" / "hegraph"
     ours = contents(ROOT / "trainers" / "hegraph")
@@ -58,13 +58,13 @@ def test_links_and_copies_may_take_each_others_place(coop):
 
 
 @pytest.mark.parametrize("folder", OURS)
-def test_a_folder_of_somebody_else_is_refused_before_anything_is_changed(coop, folder):
+def test_foreign_folder_is_refused_before_any_change(coop, folder):
     (coop / folder).mkdir(parents=True)
     (coop / folder / "mine.txt").write_text("mine\n")
     assert f"{coop / folder} exists and was not put there by this script" in refused(coop)
 
 
-def test_from_a_checkout_that_has_it_into_another_but_not_into_itself(coop, tmp_path):
+def test_install_from_another_checkout(coop, tmp_path):
     install(coop)
     assert "is this checkout itself" in refused(coop, source=coop)
     other = install(copy_coop("standin", tmp_path / "other"), source=coop)
@@ -72,7 +72,7 @@ def test_from_a_checkout_that_has_it_into_another_but_not_into_itself(coop, tmp_
     assert ours[0] == ours[1]
 
 
-def test_a_path_with_spaces_and_a_relative_one_with_cdpath_set(tmp_path):
+def test_paths_with_spaces_and_cdpath(tmp_path):
     coop = copy_coop("standin", tmp_path / "my CoOp")
     elsewhere = tmp_path / "elsewhere"
     (elsewhere / "my CoOp").mkdir(parents=True)
@@ -86,5 +86,5 @@ def test_wrong_arguments_print_the_usage(words):
     assert "usage: bash scripts/hegraph/install.sh PATH_TO_COOP [--link]" in run_install(*words).stderr
 
 
-def test_what_is_no_coop_checkout_is_refused(tmp_path):
+def test_folder_without_coop_is_refused(tmp_path):
     assert "is no CoOp checkout" in refused(tmp_path)

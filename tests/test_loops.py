@@ -50,7 +50,7 @@ def two_digits(**numbers: float) -> dict[str, float]:
     return {name: float(f"{number:.2f}") for name, number in numbers.items()}
 
 
-def test_compare_puts_the_records_of_all_methods_side_by_side(bash, output):
+def test_compare_shows_all_methods(bash, output):
     printed = table(bash("compare.sh", "digits", "mini", "2"))
     wanted = {"shots": 2, "dataset": "Digits", "targets": {}}
     full, tip = (record_of(output, name, **wanted) for name in ("HeGraphAdapter", "TipAdapter"))
@@ -63,13 +63,13 @@ def test_compare_puts_the_records_of_all_methods_side_by_side(bash, output):
     }
 
 
-def test_few_shot_prints_the_table_and_draws_the_curves(bash, output):
+def test_few_shot_prints_table_and_curves(bash, output):
     printed = table(bash("few_shot.sh", "digits", "mini", SHOTS="1 2"))
     assert list(printed["TipAdapter"]) == ["1", "2"]
     assert (output / "few_shot" / "mini.svg").stat().st_size > 5000
 
 
-def test_domain_generalization_tests_the_four_domains_and_their_mean(bash, output):
+def test_domain_generalization_has_four_domains_and_mean(bash, output):
     printed = table(bash("domain_generalization.sh", "digits", "mini"))
     domains = ("DigitsInverted", "DigitsRotated", "DigitsNoisy", "DigitsBlurred")
     [record] = [record for record in records_of(output, "TipAdapter") if record["targets"]]
@@ -80,7 +80,7 @@ def test_domain_generalization_tests_the_four_domains_and_their_mean(bash, outpu
     assert set(printed) == {"zero-shot", "TipAdapter", "HeGraphAdapter(T)"}  # the cache stays at home
 
 
-def test_cross_dataset_and_base_to_new_test_other_classes(bash, output):
+def test_cross_dataset_and_base_to_new_agree(bash, output):
     printed = table(bash("cross_dataset.sh", "digits_low", "mini", METHODS="HeGraphAdapter"))
     record = record_of(output, "HeGraphAdapter", dataset="DigitsLow")
     target = record["targets"]["DigitsHigh"]
@@ -93,19 +93,19 @@ def test_cross_dataset_and_base_to_new_test_other_classes(bash, output):
         assert printed[name] == two_digits(base=record[key], new=target[key], H=harmonic)
 
 
-def test_base_to_new_takes_a_bank_and_leaves_out_what_needs_images(bash, tiny_bank):
+def test_base_to_new_of_a_bank(bash, tiny_bank):
     printed = table(bash("base_to_new.sh", str(tiny_bank), "mini", METHODS=""))
     assert set(printed) == {"zero-shot", "CLIPAdapter", "HeGraphAdapter"}
 
 
-def test_ablation_has_a_row_for_each_variant_with_its_accuracy(bash, output):
+def test_ablation_has_a_row_per_variant(bash, output):
     printed = table(bash("ablation.sh", "digits", "mini", PARTS="table2"))
     for variant in ("T-N", "T-P", "T"):
         record = record_of(output, "HeGraphAdapter", variant=variant)
         assert list(printed[f"HeGraphAdapter({variant})"].values()) == [float(f"{record['accuracy']:.2f}")]
 
 
-def test_the_second_ablation_has_a_row_for_each_case_of_the_graphs_grid(bash, output, tiny_bank):
+def test_graph_ablation_has_a_row_per_case(bash, output, tiny_bank):
     options = ("OPTIM.MAX_EPOCH", "2", "TRAINER.HEGRAPHADAPTER.MIN_STEPS", "0")
     printed = table(bash("ablation.sh", str(tiny_bank), "vit_b32_paper", *options, PARTS="graph"))
     cases = list(yaml.safe_load((ROOT / "configs" / "sweeps" / "graph.yaml").read_text())["cases"])
@@ -116,7 +116,7 @@ def test_the_second_ablation_has_a_row_for_each_case_of_the_graphs_grid(bash, ou
     assert len({record["run_id"] for record in records}) == len(cases)
 
 
-def test_sensitivity_trains_for_every_weight_and_the_weight_of_the_test_changes_no_training(bash, output):
+def test_sensitivity_trains_for_every_weight(bash, output):
     printed = bash("sensitivity.sh", "digits", "mini", WEIGHTS="ALPHA_NP_TEST", VALUES="0.0 0.3")
     assert "ALPHA_NP_TEST" in printed
     runs = output / "digits" / "HeGraphAdapter" / "mini_2shots_sensitivity"
@@ -129,7 +129,7 @@ def test_sensitivity_trains_for_every_weight_and_the_weight_of_the_test_changes_
     assert not torch.equal(one["weights"], other["weights"])
 
 
-def test_backbones_complexity_and_tsne_use_what_has_been_run(bash, output):
+def test_backbones_complexity_and_tsne_use_finished_runs(bash, output):
     assert "hegraph-mini" in bash("backbones.sh", "digits", "mini")
     assert "HeGraphAdapter" in bash("complexity.sh", "digits", "mini")
     assert "distance" in bash("tsne.sh", "digits", "mini")
@@ -144,7 +144,7 @@ def test_unlabelled_images_have_a_row_for_each_protocol(bash, tmp_path):
     assert min(ours["transductive"], ours["semi-supervised"]) > ours["inductive"] + 2
 
 
-def test_a_wrong_loop_is_one_line_before_anything_runs(bash):
+def test_wrong_loop_is_refused_first(bash):
     for variables, words in (({"METHODS": "TipAdapter Tip"}, "unknown method 'Tip'"), ({"SEEDS": "one"}, "got 'one'")):
         assert words in bash("compare.sh", "digits", "mini", "2", code=2, **variables)
     said = bash("ablation.sh", "digits", "mini", code=2, PARTS="graf")

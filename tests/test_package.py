@@ -57,7 +57,7 @@ def installed(wheel, tmp_path_factory) -> Path:
     return environment / "bin"
 
 
-def test_the_wheel_holds_the_package_and_its_configurations_with_version_licence_and_commit_and_nothing_else(wheel):
+def test_wheel_holds_package_and_configurations_only(wheel):
     package = {f"hegraph/{name}": content for name, content in contents(ROOT / "trainers" / "hegraph").items()}
     configurations = {f"hegraph/configs/{name}": content for name, content in contents(ROOT / "configs").items()}
     with zipfile.ZipFile(wheel) as archive:
@@ -74,7 +74,7 @@ def requirements(text: str) -> set[str]:
     return {line.lower().replace("_", "-") for line in text.splitlines() if line}
 
 
-def test_requirements_txt_is_what_the_wheel_requires_with_what_the_tests_of_the_core_need(wheel):
+def test_requirements_txt_matches_the_wheel(wheel):
     with zipfile.ZipFile(wheel) as archive:
         metadata = archive.read(f"{ABOUT}/METADATA").decode()
     required = "\n".join(re.findall(r"^Requires-Dist: ([^;\n]+)$", metadata, re.MULTILINE))
@@ -85,7 +85,7 @@ def test_requirements_txt_is_what_the_wheel_requires_with_what_the_tests_of_the_
     assert listed - requirements(required) == of_the_tests and of_the_tests <= extras
 
 
-def test_the_installed_package_is_hegraph_and_trainers_is_unknown(installed, tmp_path):
+def test_installed_package_is_hegraph(installed, tmp_path):
     program = (
         "import importlib.util, json, sys, hegraph\n"
         "found = [hegraph.__file__, hegraph.__version__, importlib.util.find_spec('trainers') is None]\n"
@@ -96,7 +96,7 @@ def test_the_installed_package_is_hegraph_and_trainers_is_unknown(installed, tmp
     assert found == [__version__, True, False, "hegraph.utils.errors"]
 
 
-def test_the_digits_run_from_the_wheel_and_give_the_adapter_of_the_checkout(installed, tmp_path):
+def test_wheel_gives_the_adapter_of_the_checkout(installed, tmp_path):
     names = ("--config-file", "mini", "--dataset-config-file", "digits", *QUICK)
     features = ("TRAINER.HEGRAPHADAPTER.FEATURES.DIR", tmp_path / "features")
     printed = start(installed / "hegraph", "--output-dir", "OUT", *names, *features, cwd=tmp_path)

@@ -168,7 +168,7 @@ def test_colour_profile_stays(tmp_path):
 # --- encode_images
 
 
-def test_many_images_are_encoded_in_batches_and_in_order(backbone):
+def test_many_images_are_encoded_in_order(backbone):
     images = [UPRIGHT.rotate(turn) for turn in range(0, 350, 50)]
     expected = torch.cat([backbone.encode_images([image]) for image in images])
     assert expected.shape == (7, backbone.width) and expected.dtype == torch.float32

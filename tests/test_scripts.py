@@ -61,7 +61,7 @@ OF_A_DATA_SET = (
 
 
 @pytest.mark.parametrize("name", OF_A_DATA_SET)
-def test_every_script_takes_data_set_configuration_shots_and_pairs(asked, name):
+def test_every_script_takes_the_same_words(asked, name):
     dataset = "digits_low" if name == "cross_dataset" else "digits"
     words = asked(f"{name}.sh", dataset, "mini", "2", "OPTIM.LR", "0.1")
     assert [values_of(f"--{flag}", words) for flag in ("datasets", "configs", "shots")] == [[dataset], ["mini"], ["2"]]
@@ -78,7 +78,7 @@ def test_targets_and_configurations_may_be_several(asked):
     assert values_of("--configs", asked("main.sh")) == ["mini"]
 
 
-def test_the_main_job_says_whose_recipe_ran_and_how_to_run_the_other(tmp_path):
+def test_main_job_names_both_recipes(tmp_path):
     for config, whose, other in (("mini", "ours", "mini_paper"), ("mini_paper", "the paper's; ours", "mini")):
         said = bash("main.sh", "digits", config, "4", PYTHON="true", OUTPUT=str(tmp_path))
         assert said.startswith(f"recipe: {whose}")
@@ -86,7 +86,7 @@ def test_the_main_job_says_whose_recipe_ran_and_how_to_run_the_other(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_main_job_ends_with_the_table(tmp_path):
+def test_main_job_ends_with_the_table(tmp_path):
     printed = bash("main.sh", "digits", "mini", "4", OUTPUT=str(tmp_path), SEEDS="1 2").splitlines()
     runs = tmp_path / "digits" / "HeGraphAdapter" / "mini_4shots"
     assert sorted(folder.name for folder in runs.iterdir()) == ["seed1", "seed2"]
@@ -110,13 +110,13 @@ def test_the_main_job_ends_with_the_table(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_wrong_word_is_one_line_with_the_nearest_one_and_leaves_nothing(tmp_path):
+def test_wrong_word_is_one_line_and_leaves_nothing(tmp_path):
     said = bash("main.sh", "digit", "mini", "4", code=2, OUTPUT=str(tmp_path))
     assert "'digit'" in said and "'digits'" in said and not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow
-def test_inside_coop_a_script_has_dassl_drive_the_runs(tmp_path):
+def test_script_inside_coop_runs_through_dassl(tmp_path):
     coop = install(copy_coop("standin", tmp_path / "CoOp"))
     make_images(tmp_path / "images")
     write_split(tmp_path / "images")
@@ -141,7 +141,7 @@ def bare(tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize("variable", ["VIRTUAL_ENV", "CONDA_PREFIX"])
 @pytest.mark.parametrize("script", ["main.sh", "test.sh"])
-def test_an_active_environment_without_packages_is_told_the_pip_line_and_left_alone(bare, tmp_path, script, variable):
+def test_bare_environment_gets_the_pip_line(bare, tmp_path, script, variable):
     before = sorted(bare.rglob("*")), sorted(path.name for path in ROOT.iterdir())
     active = {"PYTHON": str(bare / "bin" / "python"), "OUTPUT": str(tmp_path), variable: str(bare)}
     said = bash(script, code=2, **active)
@@ -151,7 +151,7 @@ def test_an_active_environment_without_packages_is_told_the_pip_line_and_left_al
     assert not list(tmp_path.iterdir())
 
 
-def test_the_interpreter_of_the_path_is_found_and_one_that_is_not_there_named(bare, tmp_path):
+def test_interpreter_is_found_or_named(bare, tmp_path):
     path = f"{bare / 'bin'}:/usr/bin:/bin"
     said = bash("main.sh", code=2, PYTHON=None, PATH=path, VIRTUAL_ENV=str(bare), OUTPUT=str(tmp_path))
     assert f"{bare / 'bin' / 'python3'} -m pip install" in said
@@ -166,5 +166,5 @@ def test_relative_folders_are_those_of_the_caller(tiny_bank, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_script_of_the_page_that_teaches_takes_the_words_of_the_command():
+def test_teach_script_takes_the_commands_words():
     assert "FOLDER" in bash("teach.sh", "--help")

@@ -217,7 +217,7 @@ def test_finished_run_is_skipped_and_not_overwritten(host, plain):
 # Testing only
 
 
-def test_eval_only_scores_the_model_of_a_finished_run(host, plain):
+def test_eval_only_scores_a_finished_run(host, plain):
     trained = plain["dassl"]
     tested = host.both("eval", flags=("--eval-only", "--model-dir", trained.folder))["dassl"]
     assert tested.record["adapter_from"] == str(trained.folder / "model")
@@ -439,7 +439,7 @@ def test_a_feature_bank_needs_no_dassl(host, tiny_bank):
 # The configuration
 
 
-def test_dassl_and_coop_have_keys_of_the_same_type(host):
+def test_keys_of_dassl_have_our_types(host):
     """`MODEL.BACKBONE.PRETRAINED` names weights here and is a yes or no there."""
     program = (
         "import json\n"

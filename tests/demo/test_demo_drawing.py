@@ -44,7 +44,7 @@ def test_digits_of_any_size_and_pen_are_classified(digits):
         assert named(digits, [scan_of_picture(image) for image in dark]) == drawn
 
 
-def test_scan_has_size_and_ink_of_the_data_set():
+def test_scan_looks_like_the_data_set():
     for pen in (0, 30):
         scan = scan_of_ink(as_ink(written(3, pen=pen)))
         assert (scan.mode, scan.size) == ("RGB", (8, 8))

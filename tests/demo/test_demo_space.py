@@ -41,7 +41,7 @@ def space(model_folder, tmp_path_factory) -> Path:
     return folder / "my-space"
 
 
-def test_space_has_header_of_the_hub_and_the_model(space, model_folder):
+def test_space_has_header_and_model(space, model_folder):
     text = (space / "README.md").read_text(encoding="utf-8")
     header = yaml.safe_load(text.split("---\n")[1])
     expected = {"sdk": "gradio", "sdk_version": version("gradio"), "app_file": "app.py", "colorFrom": "gray"}

@@ -61,7 +61,7 @@ def test_class_without_images_uses_transfer_weights(variant, omega, data, labell
         torch.testing.assert_close(folded.keys[-1].double(), prior / prior.norm(), rtol=0, atol=1e-5)
 
 
-def test_fewer_than_two_classes_with_images_are_zero_shot(data, labelled):
+def test_one_class_with_images_is_zero_shot(data, labelled):
     classifier = training_free().add_class("ant", labelled[0][:9], text_features=data.text[0])
     model = classifier.add_class("bee", text_features=data.text[1]).model_
     assert (model.method, model.images) == ("ZeroShot", (9, 0))

@@ -142,7 +142,7 @@ def test_model_is_tested_whole_on_its_data_set():
     assert torch.equal(found.labels, torch.arange(3))
 
 
-def test_other_domain_drops_the_cache_of_the_adapter_only():
+def test_other_domain_drops_the_adapters_cache_only():
     found = say(model_of(), images("ca", labels=(0, 1, 1)))
     assert torch.equal(found.logits, torch.tensor([[0.0, 10.0], [0.0, 0.0], [10.0, 0.0]]))
     assert torch.equal(found.text_logits, found.logits)

@@ -411,7 +411,7 @@ def test_two_processes_encode_the_same_as_one(run, tmp_path):
 
 
 @pytest.mark.slow
-def test_unreadable_image_ends_two_processes_in_a_line_each(tmp_path):
+def test_unreadable_image_ends_both_processes(tmp_path):
     counts = {"train": 1, "test": 100}
     for split, name, number in ((s, n, i) for s, count in counts.items() for n in ("cat", "dog") for i in range(count)):
         path = tmp_path / "photos" / split / name / f"{number}.png"

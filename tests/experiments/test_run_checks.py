@@ -214,7 +214,7 @@ def test_bank_in_a_model_folder_is_not_replaced(run, finished_run, no_training, 
     assert bank.is_file()
 
 
-def test_test_of_a_model_does_not_overwrite_the_bank(run, finished_run_once, tiny_bank, tmp_path):
+def test_evaluation_does_not_overwrite_the_bank(run, finished_run_once, tiny_bank, tmp_path):
     (tmp_path / "run").mkdir()
     bank = Path(shutil.copy(tiny_bank, tmp_path / "run" / "predictions.safetensors"))
     said = run("--eval-only", "--model-dir", str(finished_run_once), bank=bank, code=2)

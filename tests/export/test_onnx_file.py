@@ -87,7 +87,7 @@ def metadata_of(path: Path) -> dict:
 
 
 @pytest.mark.parametrize("parts", PARTS.values(), ids=PARTS)
-def test_the_head_gives_the_logits_and_probabilities_of_the_classifier(parts, tmp_path):
+def test_head_equals_the_classifier(parts, tmp_path):
     model, file = random_model(WIDTH, **parts), tmp_path / "head.onnx"
     write_onnx(model, None, file)
     for batch in (1, 50):
@@ -107,7 +107,7 @@ def test_several_labels_per_image_have_sigmoids_and_thresholds(tmp_path):
     assert thresholds == pytest.approx([1 / (1 + np.exp(-value)) for value in np.linspace(-2, 2, 10)])
 
 
-def test_the_head_in_half_precision_stores_floats_of_two_bytes_and_takes_and_gives_floats_of_four(tmp_path):
+def test_half_precision_is_inside_the_head_only(tmp_path):
     model, file = random_model(WIDTH), tmp_path / "head.onnx"
     differences = write_onnx(model, None, file, half=True)
     weights = {tensor.name: tensor.data_type for tensor in onnx.load(file).graph.initializer if len(tensor.dims) == 2}
@@ -132,9 +132,7 @@ def test_a_whole_backbone_gives_the_logits_of_torch(name, tmp_path):
     assert_answers(file, pixels, model.classifier.logits(backbone.encode_images(pixels)))
 
 
-def test_every_digit_gets_the_class_of_torch_and_the_metadata_says_all_that_inference_needs(
-    finished_digits_once, tmp_path
-):
+def test_whole_model_equals_torch_and_has_metadata(finished_digits_once, tmp_path):
     images, dataset = ImageModel.load(finished_digits_once), load_digits_dataset()
     model = images.model
     pixels = torch.stack([images.backbone.preprocess(dataset.read(item.path)) for item in dataset.test])
@@ -178,7 +176,7 @@ def test_the_transform_in_words_becomes_plain_values(transform, resize, interpol
 # What fails leaves nothing
 
 
-def test_a_file_that_is_not_what_torch_says_is_not_written(tmp_path, monkeypatch):
+def test_file_that_differs_from_torch_is_not_written(tmp_path, monkeypatch):
     file, model = tmp_path / "head.onnx", random_model(WIDTH)
     file.write_bytes(b"the older file")
     with pytest.raises(UserError, match="differ from torch by nan"):
@@ -208,7 +206,7 @@ def inputs_of(file: Path) -> list[str]:
     return [entry.name for entry in onnx.load(file).graph.input]
 
 
-def test_it_says_what_it_wrote_and_how_far_it_is_from_torch(finished_digits_once, tmp_path, capsys):
+def test_export_prints_file_and_difference(finished_digits_once, tmp_path, capsys):
     file = tmp_path / "new" / "folder" / "model.onnx"
     assert export(finished_digits_once, "--onnx", file) == 0
     said = capsys.readouterr().out
@@ -220,7 +218,7 @@ def test_it_says_what_it_wrote_and_how_far_it_is_from_torch(finished_digits_once
     assert inputs_of(file) == ["features"]
 
 
-def test_a_model_from_a_bank_needs_a_backbone_for_its_images(tmp_path, capsys):
+def test_model_of_a_bank_needs_a_backbone(tmp_path, capsys):
     model, file = tmp_path / "of_bank", tmp_path / "full.onnx"
     save_model(random_model(64), model)
     assert export(model, "--onnx", file) == 2
@@ -229,7 +227,7 @@ def test_a_model_from_a_bank_needs_a_backbone_for_its_images(tmp_path, capsys):
     assert inputs_of(file) == ["pixel_values"]
 
 
-def test_neither_the_model_nor_its_weights_are_written_over(finished_digits, tmp_path, capsys):
+def test_model_and_weights_are_not_overwritten(finished_digits, tmp_path, capsys):
     weights = tmp_path / "weights.safetensors"
     weights.write_bytes(MINI_WEIGHTS.read_bytes())
     for file in (finished_digits / "model" / "config.json", weights):
@@ -237,7 +235,7 @@ def test_neither_the_model_nor_its_weights_are_written_over(finished_digits, tmp
         assert "is read by this command" in capsys.readouterr().err
 
 
-def test_a_missing_package_and_flags_that_make_no_sense_are_one_line(finished_digits_once, capsys, monkeypatch):
+def test_missing_package_and_wrong_flags_are_refused(finished_digits_once, capsys, monkeypatch):
     assert export(finished_digits_once, "--onnx", "x", "--part", "head", "--backbone", "RN50") == 2
     assert "--part head takes features" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
@@ -292,9 +290,7 @@ PICTURES = {
 
 
 @pytest.mark.parametrize(("make", "kind"), PICTURES.values(), ids=PICTURES)
-def test_the_lines_give_class_and_probability_of_the_package(
-    make, kind, exported, finished_digits_once, monkeypatch, capsys
-):
+def test_page_lines_give_the_packages_predictions(make, kind, exported, finished_digits_once, monkeypatch, capsys):
     file, image = exported / "image.png", make()
     image.save(file, format=kind, exif=image.getexif())
     monkeypatch.chdir(exported)
@@ -310,7 +306,7 @@ def test_the_lines_give_class_and_probability_of_the_package(
 
 
 @pytest.mark.slow
-def test_the_lines_run_where_there_is_neither_torch_nor_this_package(exported):
+def test_page_lines_need_neither_torch_nor_package(exported):
     digit().save(exported / "image.png")
     without = "import sys\nsys.modules |= dict.fromkeys(['torch', 'torchvision', 'trainers', 'hegraph'])\n"
     program = [sys.executable, "-c", without + LINES]

@@ -115,7 +115,7 @@ def left_out(features: Tensor, labels: Tensor, text: Tensor, options: TrainingFr
 
 # Also of more classes than features
 @pytest.mark.parametrize(("counts", "width"), [([3, 2, 5, 4, 2], 8), ([16, 9, 12], 24), ([2] * 12, 6)])
-def test_left_out_logits_equal_a_fit_without_the_image(counts, width):
+def test_left_out_logits_equal_a_separate_fit(counts, width):
     features, labels, text = images_of(counts, width, seed=len(counts))
     found = left_out(features, labels, text, training_free_options(max(counts)))
     for j in range(len(labels)):

@@ -44,7 +44,7 @@ def ridge(texts: Tensor, rest: Tensor, constant: Tensor, strength: Tensor, new: 
 @pytest.mark.parametrize(("seed", "noise", "strength"), [
     (3, 0.02, 0.01), (3, 0.2, 0.03), (3, 0.6, 0.1), (31, 0.2, 0.3), (8, 1.0, 1.0),
 ])  # fmt: skip
-def test_text_prior_is_leave_one_class_out_ridge_regression(seed, noise, strength):
+def test_text_prior_is_leave_one_out_ridge(seed, noise, strength):
     text = unit_features(K, WIDTH, seed=seed)
     means = means_of(keys_near(text, noise))
     texts, images = text.double() - text.double().mean(0), means - means.mean(0)
@@ -71,7 +71,7 @@ def test_text_prior_is_leave_one_class_out_ridge_regression(seed, noise, strengt
     assert_close(prior.predict(new), means.mean(0) + slope * shifted + predicted)
 
 
-def test_text_prior_without_regression_is_a_multiple_of_text():
+def test_text_prior_without_regression_scales_text():
     prior = TextPrior(TEXT, unit_features(K, WIDTH, seed=9))  # means that have nothing to do with the text
     assert prior.dual is None and prior.slope >= 0
     assert_close(prior.left_out, prior.predict(TEXT))
@@ -119,7 +119,7 @@ def test_class_offsets_move_masses_towards_counts(monkeypatch, factor):
     assert_close(class_offsets(logits, labels), steps[0] - steps[0].mean(), rtol=1e-4, atol=1e-4)
 
 
-def test_noise_is_the_deviation_from_the_leave_one_out_mean():
+def test_noise_is_the_leave_one_out_deviation():
     kappa = 3.0
     found = ClosedForm(KEYS, LABELS, TEXT, kappa=kappa, rho=0.3)
     for j, label in enumerate(LABELS.tolist()):

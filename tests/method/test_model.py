@@ -80,7 +80,7 @@ def train(model: HeGraphModel, steps: int = 10) -> HeGraphModel:
 
 
 @pytest.mark.parametrize("omega", [0.0, 0.2])
-def test_training_free_adds_offsets_and_head_to_zero_shot(build, omega):
+def test_training_free_adds_offsets_and_head(build, omega):
     model = build("training_free", closed_form=ClosedFormOptions(kappa=3.0, omega=omega))
     offsets = class_offsets(100.0 * KEYS @ TEXT.t(), LABELS)
     assert offsets.abs().max() > 1
@@ -148,7 +148,7 @@ def test_t_equals_the_text_classifier_of_full(build):
     assert not torch.allclose(alone.text, build("base")(QUERIES).text, atol=1e-2)
 
 
-def test_t_p_and_t_n_read_their_sources_only(build):
+def test_single_path_variants_read_their_sources(build):
     def text_of(variant: str, **changes) -> Tensor:
         return build(variant, seed=1, **changes).fold().parts(QUERIES).text
 

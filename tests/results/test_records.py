@@ -196,7 +196,7 @@ def test_runs_without_test_images_are_skipped(folder, run, caplog, capsys):
     ("curves {}/runs --out {}/runs/seed1/result.json/x", "cannot write"),
     ("report {}/runs --out {}/runs/seed1/result.json", "is read by this command"),
 ])  # fmt: skip
-def test_a_mistake_is_one_line_and_writes_nothing(folder, tmp_path, capsys, command, words):
+def test_mistake_is_one_line_and_writes_nothing(folder, tmp_path, capsys, command, words):
     (tmp_path / "empty").mkdir()
     before = sorted(tmp_path.rglob("*"))
     assert main(command.replace("{}", str(tmp_path)).split()) == 2

@@ -107,7 +107,7 @@ def test_name_no_folder_can_have_is_refused(name):
 
 
 @pytest.mark.parametrize("name", ["CAT", "Unlabelled", "None of these", "été", unicodedata.normalize("NFD", "ÉTÉ")])
-def test_name_equal_except_for_case_or_form_is_refused(name):
+def test_name_that_differs_in_case_is_refused(name):
     refused("exists already", normalize_class_name, name, ["cat", "unlabelled", "none of these", "été"])
 
 

@@ -39,7 +39,7 @@ def order(batches) -> list[int]:
 
 
 @pytest.mark.parametrize(("batch_size", "steps"), [(1, 10), (4, 3), (5, 2), (256, 1)])
-def test_every_image_comes_once_per_epoch_with_its_features_and_label(batch_size, steps):
+def test_every_image_comes_once_per_epoch(batch_size, steps):
     bank = replace(BANK, batch_size=batch_size)
     batches = list(bank.epoch(1))
     assert sorted(order(batches)) == list(range(IMAGES))
@@ -50,14 +50,14 @@ def test_every_image_comes_once_per_epoch_with_its_features_and_label(batch_size
         assert batch.labels.equal(bank.labels[batch.positions]) and batch.products is None
 
 
-def test_an_image_shows_different_views_in_different_epochs():
+def test_views_differ_between_epochs():
     for image in range(IMAGES):
         seen = {int(row[0]) for epoch in range(20) for row in rows(BANK.epoch(epoch)) if row[1] == image}
         assert seen == {0, 1, 2}
     assert len(rows(BANK.epoch(0))[:, 0].unique()) > 1  # and views vary within an epoch
 
 
-def test_epochs_and_seeds_differ_and_the_same_ones_give_the_same_batches():
+def test_batches_depend_on_epoch_and_seed():
     state = torch.get_rng_state()
     assert rows(BANK.epoch(5)).equal(rows(BANK.epoch(5)))
     assert torch.get_rng_state().equal(state)  # the global generator is left alone
@@ -65,7 +65,7 @@ def test_epochs_and_seeds_differ_and_the_same_ones_give_the_same_batches():
     assert len(orders) == 12
 
 
-def test_online_features_are_the_encoded_view_of_their_image():
+def test_online_features_are_encoded_views():
     digits, backbone = load_dataset("Digits"), load_backbone("hegraph-mini")
     augmentation = backbone.training_transform(("random_resized_crop",), (0.08, 1.0), "bicubic")
     images, labels = ImageViews(digits, digits.train[:5], augmentation), torch.arange(5)
@@ -81,7 +81,7 @@ def test_online_features_are_the_encoded_view_of_their_image():
 # Products with the cache
 
 
-def test_a_batch_has_the_products_of_its_rows_with_every_key(unit_features):
+def test_batch_has_products_with_every_key(unit_features):
     features, keys = unit_features(VIEWS, IMAGES, 4), unit_features(IMAGES, 4, seed=1)
     kept = replace(BANK, features=features, products=products_with_cache(features, keys))
     for batch in kept.epoch(2):
@@ -89,7 +89,7 @@ def test_a_batch_has_the_products_of_its_rows_with_every_key(unit_features):
 
 
 @pytest.mark.parametrize(("size", "kept"), [(4 * VIEWS * IMAGES**2, True), (4 * VIEWS * IMAGES**2 - 1, False)])
-def test_products_are_kept_within_their_budget(monkeypatch, unit_features, size, kept):
+def test_products_are_stored_within_their_budget(monkeypatch, unit_features, size, kept):
     monkeypatch.setattr(module, "PRODUCTS_BYTES", size)
     products = products_with_cache(unit_features(VIEWS, IMAGES, 4), unit_features(IMAGES, 4))
     assert (products is not None) == kept
@@ -99,7 +99,7 @@ def test_products_are_kept_within_their_budget(monkeypatch, unit_features, size,
 
 
 @pytest.mark.parametrize("width", [2, 5, 16])  # K above, at and below d
-def test_the_estimate_counts_what_a_model_holds(width, model_options):
+def test_estimate_counts_the_tensors_of_a_model(width, model_options):
     bank = random_bank(5, width, shots=3)
     model = build_model(bank, model_options(noise=1.0))
     parts = training_bytes(5, 15, width, views=1, batch=8)
@@ -117,14 +117,14 @@ def test_the_estimate_counts_what_a_model_holds(width, model_options):
     assert 0.5 * parts["graph"] < sum(buffers.values()) - cached <= parts["graph"]
 
 
-def test_products_count_where_they_are_kept():
+def test_stored_products_are_counted():
     assert training_bytes(10, 100, 16, views=3, batch=8)["products"] == products_bytes(3, 100) == 4 * 3 * 100**2
     large = training_bytes(10, 100_000, 16, views=3, batch=8)
     assert large["products"] == products_bytes(3, 100_000) == 0
     assert large["step"] == 4 * (100_000 * 8 + 24 * 10 * 16)
 
 
-def test_messages_count_where_there_are_any_and_so_does_the_end_where_it_takes_more_than_a_step():
+def test_messages_and_end_of_training_are_counted():
     large = training_bytes(1000, 16_000, 1024, views=1, batch=256)
     double = 3 * 4096 * 1024 + 3 * 1000 * 1024 + 5 * 1024**2  # three blocks of keys, nodes, matrices
     assert large["step"] + large["at the end"] == 8 * double
@@ -134,7 +134,7 @@ def test_messages_count_where_there_are_any_and_so_does_the_end_where_it_takes_m
     assert without["messages"] == without["at the end"] == 0
 
 
-def test_free_memory_is_some_or_none_where_the_system_does_not_say_and_more_is_refused(monkeypatch, tmp_path):
+def test_more_than_the_free_memory_is_refused(monkeypatch, tmp_path):
     assert 2**20 < free_bytes() < 2**50
     refuse_beyond_memory(2**20, "this", "cpu")
     with pytest.raises(UserError, match="this would take 9007199.3 GB of memory, .* are free"):
@@ -162,7 +162,7 @@ V2 = {"memory.max": "3000", "memory.current": "1500", "memory.stat": "anon 9\nac
     ("9:cpu:/\n4:memory:/a/b\n0::/", {"memory": V1}, 1800),
     ("4:memory:/a", {"memory/a": V1 | {"memory.limit_in_bytes": f"{2**63 - 4096}"}}, 10240),
 ])  # fmt: skip
-def test_free_memory_knows_limits_of_control_groups(monkeypatch, tmp_path, groups, files, free):
+def test_free_memory_respects_control_groups(monkeypatch, tmp_path, groups, files, free):
     root = {"proc/meminfo": "MemTotal: 99 kB\nMemAvailable: 10 kB\nHugePages_Total: 0\n", "proc/self/cgroup": groups}
     root |= {f"sys/fs/cgroup/{group}/{name}": text for group, of in files.items() for name, text in of.items()}
     for name, text in root.items():
@@ -188,13 +188,13 @@ def test_many_classes_under_an_address_limit_are_refused():
 
 
 @pytest.mark.parametrize(("free", "said"), [(4_000_000_000, False), (3_999_999_999, True), (None, False)])
-def test_the_estimate_is_said_above_half_of_the_free_memory(caplog, free, said):
+def test_estimate_above_half_of_memory_is_logged(caplog, free, said):
     log_large({"keys": 1_500_000_000, "step": 500_000_000, "products": 0}, free)
     lines = ["training will take about 2.00 GB (keys 1.50, step 0.50) of 4.00 GB free"] if said else []
     assert caplog.messages == lines
 
 
-def test_a_run_says_it_before_it_trains(tiny_bank, caplog, monkeypatch):
+def test_run_logs_the_estimate_before_training(tiny_bank, caplog, monkeypatch):
     monkeypatch.setattr(fitting, "free_bytes", lambda device: 1000)
     with caplog.at_level(logging.WARNING):
         fitting.new_model(load_bank(tiny_bank), load_cfg(opts=["DATASET.NUM_SHOTS", 2]), seed=1)

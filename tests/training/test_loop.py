@@ -79,7 +79,7 @@ def same(one: HeGraphModel, other: HeGraphModel) -> bool:
 # Learning rates
 
 
-def test_the_learning_rate_is_dassls_in_every_epoch(shared):
+def test_learning_rate_is_dassls(shared):
     golden = json.loads((Path(shared) / "golden" / "golden_lr.json").read_text())
     assert {"1", "2", "3", "10", "50"} <= set(golden)
     for epochs, rates in golden.items():
@@ -92,12 +92,12 @@ def test_the_learning_rate_is_dassls_in_every_epoch(shared):
     # cos(pi * 5 / 10) = 0 and cos(pi * 9 / 10) = -0.9510565
     [(0, 1, 1e-5), (1, 1, 0.5), (6, 1, 0.25), (10, 1, 0.25 * (1 - 0.9510565)), (0, 0, 0.5), (0, -1, 0.5), (1, 2, 1e-5)],
 )
-def test_the_rate_is_a_cosine_from_the_peak_after_the_warm_up(epoch, warmup_epochs, rate):
+def test_rate_is_a_cosine_after_the_warm_up(epoch, warmup_epochs, rate):
     assert learning_rate(epoch, 10, 0.5, warmup_epochs, 1e-5) == pytest.approx(rate, rel=1e-6)
 
 
 @pytest.mark.parametrize(("meant_for", "scale", "factor"), [(0, 0, 1), (4 * WIDTH, 0, 2), (0, 300, 3)])
-def test_every_parameter_group_follows_the_schedule_from_its_own_peak(setup, monkeypatch, meant_for, scale, factor):
+def test_every_parameter_group_has_its_peak(setup, monkeypatch, meant_for, scale, factor):
     """Where OPTIM.LR is meant for wider features, the rates of the text relations are larger by the root; where it is
     meant for a larger logit scale, they are larger by the quotient."""
     seen, step = [], AdamW.step
@@ -114,7 +114,7 @@ def test_every_parameter_group_follows_the_schedule_from_its_own_peak(setup, mon
         assert rates == pytest.approx(expected)
 
 
-def test_the_share_of_the_classes_that_text_tells_is_worked_out_by_hand(monkeypatch):
+def test_text_score_by_hand(monkeypatch):
     monkeypatch.setattr(module, "BATCH", 2)
     axes, labels = torch.eye(3), torch.arange(3)
     # Logits (2, 0, 0) for the right class: NLL log(1 + 2 e^-2) = 0.239545, and log 3 = 1.098612
@@ -136,7 +136,7 @@ def bank_of(strong: bool, shots: int) -> FeatureBank:
 @pytest.mark.parametrize(("strong", "shots", "opts", "factor"), [
     (True, 1, (), 1), (False, 1, (), 3), (False, 2, (), 1), (False, 2, (KEY, [[1, 3.0], [2, 1.5]]), 1.5),
 ])  # fmt: skip
-def test_at_one_shot_weak_text_is_left_at_a_larger_rate_and_the_log_says_so(caplog, strong, shots, opts, factor):
+def test_weak_text_raises_the_rate_at_one_shot(caplog, strong, shots, opts, factor):
     def peak_rate(*opts: object) -> float:
         return start_training(bank_of(strong, shots), load_cfg(opts=["DATASET.NUM_SHOTS", shots, *opts])).peak_rate
 
@@ -149,7 +149,7 @@ def test_at_one_shot_weak_text_is_left_at_a_larger_rate_and_the_log_says_so(capl
 # Training and its checkpoints
 
 
-def test_training_changes_every_parameter_and_nothing_else_and_is_the_same_twice(setup):
+def test_training_changes_every_parameter_and_is_repeatable(setup):
     model, _ = setup.fit(name="a", products=True)
     untrained = build_model(setup.bank, load_cfg().model)
     for name, tensor in untrained.state_dict().items():
@@ -161,15 +161,13 @@ def test_training_changes_every_parameter_and_nothing_else_and_is_the_same_twice
         torch.testing.assert_close(parameter, anew.state_dict()[name], rtol=0, atol=1e-5)
 
 
-def test_a_loss_that_is_not_a_number_is_an_error_that_names_the_epoch_and_the_rate(setup):
+def test_nan_loss_is_refused(setup):
     with pytest.raises(UserError, match=r"the loss is nan in epoch 1; lower OPTIM\.LR"):
         setup.fit("OPTIM.WARMUP_CONS_LR", 1e30, "OPTIM.LR", 1e30)
 
 
 @pytest.mark.parametrize("epochs", [1, EPOCHS - 1])
-def test_resuming_after_any_checkpoint_gives_the_uninterrupted_parameters_bit_by_bit(
-    setup, stopped_at_checkpoint, caplog, epochs
-):
+def test_resumed_training_equals_the_uninterrupted_one(setup, stopped_at_checkpoint, caplog, epochs):
     uninterrupted, expected = setup.fit(name="other")
     with stopped_at_checkpoint(epochs), pytest.raises(KeyboardInterrupt):
         setup.fit("TRAIN.CHECKPOINT_FREQ", 1)
@@ -183,13 +181,13 @@ def test_resuming_after_any_checkpoint_gives_the_uninterrupted_parameters_bit_by
     assert f"resuming from {setup.folder / 'out' / 'checkpoint.pt'} after epoch {epochs} of {EPOCHS}" in caplog.text
 
 
-def test_a_resumed_training_has_taken_the_time_of_all_sittings(setup, monkeypatch):
+def test_resumed_training_sums_its_seconds(setup, monkeypatch):
     monkeypatch.setattr(Checkpoints, "load", lambda *_: (3, 1000.0))
     _, result = setup.fit()
     assert (result.epochs, result.steps) == (EPOCHS, 4 * EPOCHS) and 1000 < result.seconds < 2000
 
 
-def test_checkpoints_and_models_on_the_way_are_as_frequent_as_asked(setup, monkeypatch):
+def test_checkpoints_are_as_frequent_as_requested(setup, monkeypatch):
     kept: dict[int, dict] = {}
 
     def keep(model: HeGraphModel, epoch: int) -> None:
@@ -268,7 +266,7 @@ def test_a_step_by_hand(leave_one_out):
 
 
 @pytest.mark.parametrize(("least", "epochs"), [(0, 4), (12, 4), (13, 5), (16, 6)])
-def test_the_epochs_are_those_asked_for_or_enough_for_the_least_steps_all_in_training_mode(least, epochs):
+def test_epochs_reach_the_least_steps(least, epochs):
     model, data = (
         FixedModel().eval(),
         BankBatches(IMAGES[None], LABELS, batch_size=1, seed=1),
@@ -298,7 +296,7 @@ def kept(tmp_path) -> Checkpoints:
     return kept
 
 
-def test_a_checkpoint_says_its_epoch_and_time_and_is_removed_at_the_end(kept):
+def test_checkpoint_has_epoch_and_time(kept):
     assert kept.load(*adapter(steps=0)) == (7, 1.5)
     kept.remove()
     assert kept.load(*adapter()) is None and kept.read() is None
@@ -327,7 +325,7 @@ def changed(change, checksum: bool = True):
     (changed(lambda state: state["moments"][0].update(exp_avg=torch.zeros(8, 8).double())), "do not fit"),
     (changed(lambda state: state["moments"].update({99: state["moments"][0]})), "do not fit"),
 ])  # fmt: skip
-def test_a_damaged_checkpoint_is_refused_and_it_and_the_model_stay_as_they_are(kept, damage, said):
+def test_damaged_checkpoint_changes_nothing(kept, damage, said):
     damage(kept.path_to_resume)
     content, (model, optimizer) = kept.path_to_resume.read_bytes(), adapter(steps=0)
     before = [parameter.clone() for parameter in model.parameters()]
@@ -337,14 +335,14 @@ def test_a_damaged_checkpoint_is_refused_and_it_and_the_model_stay_as_they_are(k
     assert all(map(torch.equal, before, model.parameters()))
 
 
-def test_a_checkpoint_of_another_run_is_refused_and_kept(kept, tmp_path):
+def test_checkpoint_of_another_run_is_refused(kept, tmp_path):
     content = kept.path_to_resume.read_bytes()
     with pytest.raises(UserError, match="belongs to a run with other settings or data"):
         Checkpoints(tmp_path, kept.folder, "another run").read()
     assert kept.path_to_resume.read_bytes() == content
 
 
-def test_pickled_code_in_a_checkpoint_is_refused_and_not_executed(kept, tmp_path):
+def test_code_in_a_checkpoint_is_not_executed(kept, tmp_path):
     class Evil:
         def __reduce__(self):
             return Path.touch, (tmp_path / "executed",)
@@ -355,7 +353,7 @@ def test_pickled_code_in_a_checkpoint_is_refused_and_not_executed(kept, tmp_path
     assert not (tmp_path / "executed").exists()
 
 
-def test_an_adapter_holds_trained_parameters_what_they_fit_and_nothing_of_the_features(tmp_path):
+def test_adapter_holds_trained_parameters_only(tmp_path):
     Checkpoints(tmp_path, tmp_path, "a run", ["cat", "dog", "bée"], "a hash").save_adapter(adapter()[0])
     with safe_open(tmp_path / "adapter.safetensors", "pt") as file:
         assert set(file.keys()) == {name for name, _ in adapter()[0].named_parameters()}

@@ -24,7 +24,7 @@ from trainers.hegraph.training.confidence import (
 # Choices
 
 
-def test_of_equally_good_candidates_the_nearest_or_the_first_is_taken_and_all_are_listed_with_four_digits():
+def test_first_or_nearest_of_equals_is_chosen():
     assert choose({3: 50.0, 1: 50.0})[0] == 3
     assert choose({"a": 50.0, "b": 50.00001})[0] == "b"  # though they are listed alike
     accuracies = {3: 20.0, 1: 200 / 3, 2: 200 / 3, 4: 200 / 3}
@@ -33,7 +33,7 @@ def test_of_equally_good_candidates_the_nearest_or_the_first_is_taken_and_all_ar
     assert (best, [value for value, _ in entry["candidates"]]) == (4, [4, 3, 2, 1])
 
 
-def test_val_is_the_val_split_and_never_test_and_none_without_images(tiny_bank):
+def test_val_is_never_the_test_split(tiny_bank):
     bank = load_bank(tiny_bank)
     assert has_val(bank) and all(map(torch.equal, val_images(bank), (bank.val_features, bank.val_labels)))
     # Always class 0, which one of four val images has, and all test images
@@ -47,7 +47,7 @@ def test_val_is_the_val_split_and_never_test_and_none_without_images(tiny_bank):
             val_images(replace(bank, **{missing: None}))
 
 
-def test_macro_f1_weighs_classes_alike_and_images_not_and_is_over_the_classes_that_occur_in_the_labels():
+def test_macro_f1_by_hand():
     one_hot = torch.eye(4)
     # Class 0: precision 1, recall 3/4 -> F1 6/7; class 1: precision 1/2, recall 1 -> F1 2/3
     scores = score(one_hot[[0, 0, 0, 1, 1]], torch.tensor([0, 0, 0, 0, 1]))
@@ -65,7 +65,7 @@ def log_of(*probabilities: list[float]) -> torch.Tensor:
     return torch.tensor(probabilities, dtype=torch.float64).log()
 
 
-def test_the_temperature_makes_the_confidence_the_accuracy_but_few_images_that_are_all_right_do_not_make_it_zero():
+def test_temperature_by_hand():
     # Logits 3 and 0, three of four right: sigmoid(3 / T) = 3/4 where T = 3 / log 3; the weight on 1 counts little
     logits, labels = torch.tensor([3.0, 0.0]).expand(4000, 2), torch.tensor([0] * 3000 + [1] * 1000)
     assert fit_temperature(logits, labels) == pytest.approx(3 / math.log(3), rel=1e-2)
@@ -76,7 +76,7 @@ def test_the_temperature_makes_the_confidence_the_accuracy_but_few_images_that_a
     assert found == pytest.approx(math.exp(grid[losses.argmin()]), rel=1e-3) and 0.3 < found < 1
 
 
-def test_a_wanted_confidence_the_mean_of_the_highest_probabilities_is_met_or_gives_the_nearest_temperature():
+def test_confidence_is_matched_within_the_range():
     groups = [log_of([0.9, 0.1]), log_of([0.7, 0.2, 0.1], [0.1, 0.1, 0.8])]
     assert mean_confidence(groups, 1.0) == pytest.approx((0.9 + 0.7 + 0.8) / 3)
     assert mean_confidence(groups, match_confidence(groups, 0.6)) == pytest.approx(0.6)
@@ -85,7 +85,7 @@ def test_a_wanted_confidence_the_mean_of_the_highest_probabilities_is_met_or_giv
     assert match_confidence([log_of([0.99999999, 0.00000001])], 0.5) == pytest.approx(math.exp(LOG_RANGE[1]))
 
 
-def test_the_scores_are_those_worked_by_hand():
+def test_confidence_scores_by_hand():
     # two images of class 0 and one each of 1 and 2; the third is taken for class 0
     logits = log_of([0.8, 0.1, 0.1], [0.6, 0.3, 0.1], [0.5, 0.4, 0.1], [0.2, 0.2, 0.6])
     scores = confidence_scores(logits, torch.tensor([0, 0, 1, 2]))
@@ -101,7 +101,7 @@ def test_the_scores_are_those_worked_by_hand():
     assert on_borders["count"] == [1] + [0] * 13 + [1]
 
 
-def test_scores_at_a_temperature_are_those_of_the_divided_logits_in_batches_as_well(monkeypatch):
+def test_scores_at_a_temperature_divide_the_logits(monkeypatch):
     generator = torch.Generator().manual_seed(1)
     logits, labels = 4 * torch.randn(300, 7, generator=generator), torch.randint(7, (300,), generator=generator)
     divided = confidence_scores(logits / 2, labels)
@@ -112,14 +112,14 @@ def test_scores_at_a_temperature_are_those_of_the_divided_logits_in_batches_as_w
     assert confidence_scores(log_of([0.9, 0.1]), torch.tensor([0]))["brier"] == pytest.approx(0.02)
 
 
-def test_the_probability_is_the_highest_and_the_energy_the_log_of_the_sum():
+def test_probability_and_energy_by_hand():
     logits = torch.tensor([[0.0, math.log(3)], [math.log(6), math.log(2)]])
     assert_close(known_score(logits, 1.0, "probability"), torch.tensor([0.75, 0.75]))
     assert_close(known_score(logits, 1.0, "energy"), torch.tensor([math.log(4), math.log(8)]))
     assert_close(known_score(2 * logits, 2.0, "energy"), torch.tensor([math.log(4), math.log(8)]))
 
 
-def test_the_threshold_keeps_the_share_of_known_images_that_was_asked_for_and_tells_what_lies_below():
+def test_threshold_accepts_the_rate_of_known_images():
     known = KnownScores.of(torch.arange(1001).flip(0) / 10, "val")  # 100 down to 0
     assert (len(known.quantiles), known.num_images, known.fitted_on) == (101, 1001, "val")
     assert known.quantiles[0] == 0.0 and known.quantiles[-1] == 100.0

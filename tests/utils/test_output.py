@@ -88,7 +88,7 @@ def interrupt_in_a_callback() -> None:
     lambda: BankBatches(torch.zeros(1, 4, 2), torch.zeros(4), batch_size=2, seed=1).epoch(0),
     lambda: in_batches(str, range(4), 2, threads=1),
 ], ids=["batches of a bank", "batches of images"])  # fmt: skip
-def test_interrupt_lost_in_a_callback_ends_before_the_next_step(steps, capsys):
+def test_interrupt_lost_in_a_callback_is_noticed(steps, capsys):
     done = []
 
     def work() -> None:
@@ -99,7 +99,7 @@ def test_interrupt_lost_in_a_callback_ends_before_the_next_step(steps, capsys):
     assert (run_cli(work), len(done)) == (130, 1)
 
 
-def test_second_interrupt_does_not_cut_a_clean_up_short(capsys):
+def test_second_interrupt_does_not_stop_clean_up(capsys):
     cleaned = []
 
     def work() -> None:
