@@ -373,7 +373,7 @@ def check_backbone(checkout: Path, printed: str) -> None:
 def check_option(checkout: Path, printed: str) -> None:
     record = record_below(checkout / "output" / "digits")
     assert record["config"]["TRAINER.HEGRAPHADAPTER.METAPATH_SCALE"] == 0.5
-    assert "| `TRAINER.HEGRAPHADAPTER.METAPATH_SCALE` | `1.0` | from 0 |" in text_of(checkout / WRITTEN)
+    assert "| `TRAINER.HEGRAPHADAPTER.METAPATH_SCALE` | `1.0` (from 0) |" in text_of(checkout / WRITTEN)
 
 
 CHECKS = {

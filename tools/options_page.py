@@ -29,19 +29,22 @@ def table(names: list[str]) -> str:
     inner = {option.key for option in options_of(ClosedFormOptions)} if "ClosedFormOptions" not in names else set()
     holders = {holder.__name__: holder for holder in (*HOLDERS, ClosedFormOptions)}
     options = [option for name in names for option in options_of(holders[name]) if option.key not in inner]
-    heads = ["key", "default", "allowed", "meaning"]
+    heads = ["key", "default (allowed)", "meaning"]
     lines = [f"| {' | '.join(row)} |" for row in (heads, ["---"] * len(heads), *map(cells, options))]
-    return "\n".join(lines).replace("|  |", "| |") + "\n"
+    return "\n".join(lines) + "\n"
 
 
 def cells(option: Option) -> list[str]:
     """Row of the table for one option."""
     default = "see below" if option.default == BY_SHOTS else f"`{option.default if option.default != '' else repr('')}`"
-    return [f"`{option.key}`", default, allowed(option), option.meaning]
+    values = allowed(option)
+    return [f"`{option.key}`", f"{default} ({values})" if values else default, option.meaning]
 
 
 def allowed(option: Option) -> str:
     """Allowed values of an option, as the page shows them."""
+    if len(option.choices) == 1:
+        return "the only value"
     bounds = {"from": option.least, "above": option.above}
     text = option.allowed or ", ".join(f"`{choice}`" for choice in option.choices)
     text = text or next((f"{word} {bound:g}" for word, bound in bounds.items() if bound is not None), "")
