@@ -98,5 +98,5 @@ def test_copies_of_test_images_are_refused(tmp_path):
     paths = load(animals(tmp_path)).paths()
     for path in paths[1:]:
         (tmp_path / path).write_bytes((tmp_path / paths[0]).read_bytes())
-    with pytest.raises(UserError, match="9 of 9 train .*: keep one copy of each, in train or in test"):
+    with pytest.raises(UserError, match="9 of 9 train .*: remove them from the train images or from test"):
         load(tmp_path).refuse_copies()

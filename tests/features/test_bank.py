@@ -242,7 +242,7 @@ def test_copies_of_test_rows_are_refused(tiny_bank, name, place, words):
     features = getattr(bank, f"{name}_features").clone()
     features[place] = bank.test_features[7]
     same = replace(bank, **{f"{name}_features": features.clone()})
-    with pytest.raises(UserError, match=f"{words} images of Tiny are test images as well"):
+    with pytest.raises(UserError, match=f"{words} images are test images as well"):
         refuse_test_rows(same)
     refuse_test_rows(same.without_test())
     features[place][-1] += 1e-6  # only whole rows count
@@ -252,5 +252,5 @@ def test_copies_of_test_rows_are_refused(tiny_bank, name, place, words):
 def test_run_on_test_images_writes_nothing(run, tiny_bank, tmp_path):
     bank = load_bank(tiny_bank)
     replace(bank, train_features=bank.test_features[:30].clone().unsqueeze(0)).save(tiny_bank)
-    assert "train images of Tiny are test images as well" in run(code=2)
+    assert "train images are test images as well" in run(code=2)
     assert not (tmp_path / "run").exists()

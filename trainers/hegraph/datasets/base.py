@@ -35,6 +35,7 @@ class Dataset:
         version: Function from the path of an item inside a larger file, such as a tar shard, to its size in bytes and a
             number that changes with the larger file; None for other items.
         check_command: Command that lists all unreadable images; "" if there is none.
+        pool: Images of train and val that a few-shot task did not sample (`load_few_shot`).
     """
 
     name: str
@@ -47,6 +48,7 @@ class Dataset:
     class_ids: Sequence[str] = ()
     version: Callable[[str], tuple[int, int]] | None = None
     check_command: str = ""
+    pool: Sequence[Item] = ()
 
     @property
     def ids(self) -> Sequence[str]:
@@ -145,10 +147,7 @@ class Dataset:
     def refuse_copies(self) -> None:
         """Raise UserError if training or validation files are copies of test files, byte for byte."""
         for split, copies in self.copies_in_test().items():
-            raise UserError(
-                f"{len(copies)} of {len(self.splits[split])} {split} images are test images as well, such as "
-                f"{copies[0]}; test images must be new to the model: keep one copy of each, in {split} or in test"
-            )
+            refuse_tested(copies, len(self.splits[split]), split)
 
     def read(self, path: str) -> Image.Image:
         """Open the image of an item as RGB; UserError if it cannot be read."""
@@ -188,6 +187,16 @@ def find_copies(files: list[Path], other_files: list[Path]) -> list[Path]:
         files = [path for path in files if keys[path] in common]
         other_files = [path for path in other_files if other_keys[path] in common]
     return files
+
+
+def refuse_tested(copies: Sequence[object], count: int, part: str) -> None:
+    """Raise UserError if any of the `count` images of a part, named in `copies`, are test images as well."""
+    if copies:
+        remedy = ", or give --unlabelled test for all test images" if part == "unlabelled" else " or from test"
+        raise UserError(
+            f"{len(copies)} of {count} {part} images are test images as well, such as {copies[0]}; test images must be "
+            f"new to the model: remove them from the {part} images{remedy}"
+        )
 
 
 def abbreviate(names: Sequence[str], limit: int = MAX_NAMED) -> str:

@@ -13,7 +13,7 @@ import logging
 import random
 import re
 import shlex
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -78,7 +78,7 @@ def load_dataset(name: str, root: str = "", seed: int = 1, rng: random.Random | 
     return _load_stored(entry, root, seed, rng or random.Random(seed))
 
 
-def load_few_shot(name: str, root: str, shots: int, seed: int, subsample: str = "all") -> Dataset:
+def load_few_shot(name: str, root: str, shots: int, seed: int, subsample: str = "all", pool: bool = False) -> Dataset:
     """Load the few-shot task of CoOp's protocol, and check that all image files exist, without opening one.
 
     Args:
@@ -86,6 +86,7 @@ def load_few_shot(name: str, root: str, shots: int, seed: int, subsample: str = 
         shots: Number of training images per class, or -1 for all.
         seed: Seed of the protocol.
         subsample: "all", "base" or "new" classes.
+        pool: Whether to list the images that are not sampled as `Dataset.pool`.
 
     Examples:
         >>> from hegraph import load_few_shot
@@ -98,16 +99,21 @@ def load_few_shot(name: str, root: str, shots: int, seed: int, subsample: str = 
     if seed < 0:
         raise UserError(f"the few-shot protocol needs a seed from 0, got {seed}")
     rng = random.Random(seed)
-    dataset = load_dataset(name, root, seed, rng)
-    check_trainable(dataset)
-    sample: dict[str, Any] | None = read_coop_sample(dataset, shots, seed)
+    whole = load_dataset(name, root, seed, rng)
+    check_trainable(whole)
+    sample: dict[str, Any] | None = read_coop_sample(whole, shots, seed)
     if sample:
-        dataset = replace(dataset, **sample)
+        dataset = replace(whole, **sample)
     else:
-        train_labels, val_labels = ([item.label for item in items] for items in (dataset.train, dataset.val))
-        dataset = dataset.select(sample_few_shot(train_labels, val_labels, shots, rng))
+        train_labels, val_labels = ([item.label for item in items] for items in (whole.train, whole.val))
+        dataset = whole.select(sample_few_shot(train_labels, val_labels, shots, rng))
     dataset = dataset.subsample(subsample)
     dataset.check_files()
+    if pool:
+        used = {item.path for item in (*dataset.train, *dataset.test)}
+        rest = whole.subsample(subsample)
+        items = [*rest.train, *([] if rest.val_is_test else rest.val)]
+        dataset = replace(dataset, pool=[item for item in items if item.path not in used])
     return dataset
 
 
@@ -118,16 +124,6 @@ def load_test_images(name: str, root: str, seed: int, subsample: str = "all") ->
         raise UserError(f"{name} has no test images, so no model can be tested on it")
     dataset.check_files()
     return dataset
-
-
-def load_pool(name: str, root: str, seed: int, subsample: str, used: Collection[str]) -> Dataset:
-    """Load the pool of unlabelled images as test images: train and val without the paths in `used`.
-
-    A val split that equals test, as for ImageNet, is left out. Arguments as for `load_few_shot`.
-    """
-    dataset = load_dataset(name, root, seed).subsample(subsample)
-    items = [*dataset.train, *([] if dataset.val_is_test else dataset.val)]
-    return replace(dataset, train=[], val=[], test=[item for item in items if item.path not in used])
 
 
 def load_unlabelled(source: Path) -> Dataset:

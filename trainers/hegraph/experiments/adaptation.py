@@ -19,13 +19,14 @@ from torch import Tensor
 
 from ..baselines import TRANSDUCTIVE_METHODS
 from ..baselines.base import FittedMethod
-from ..features.bank import row_hashes
+from ..datasets.base import refuse_tested
+from ..features.bank import copied_rows
 from ..models.saved import SavedModel, TrainedModel, adapt, check_adaptable
 from ..results.records import SEMI_SUPERVISED, TRANSDUCTIVE
 from ..utils.devices import wait_for
 from ..utils.errors import UserError
 from ..utils.files import hash_content
-from .tasks import POOL, TEST_SET, Task, refuse_tested
+from .tasks import POOL, TEST_SET, Task
 
 logger = logging.getLogger(__name__)
 
@@ -53,8 +54,7 @@ def read_unlabelled(task: Task, pool_task: Task, text: Tensor, backbone: str, de
         raise UserError(f"{source} holds features of {images.backbone!r}, but the method's are of {backbone!r}")
     features = images.features()
     if source != TEST_SET and (tested := task.test_features()[0]) is not None:
-        test_rows = set(row_hashes(tested))
-        refuse_tested([f"row {n}" for n, row in enumerate(row_hashes(features)) if row in test_rows], len(features))
+        refuse_tested(copied_rows(features, tested), len(features), "unlabelled")
     if task.cfg.run.trainer not in TRANSDUCTIVE_METHODS:
         check_adaptable(features, text, device)
     return features

@@ -25,8 +25,8 @@ from ..backbones.identity import backbone_identity
 from ..backbones.schema import BackboneConfig
 from ..baselines import MULTILABEL_METHODS, TRANSDUCTIVE_METHODS
 from ..config import Config
-from ..datasets.base import Dataset, check_classes, find_copies
-from ..datasets.loading import OWN, load_few_shot, load_pool, load_test_images, load_unlabelled
+from ..datasets.base import Dataset, check_classes, find_copies, refuse_tested
+from ..datasets.loading import OWN, load_few_shot, load_test_images, load_unlabelled
 from ..datasets.splits import FewShotSample, sample_few_shot, subsample_labels
 from ..features import extract
 from ..features.bank import SUFFIX, BankFile, FeatureBank, label_list, mean_over_views, refuse_test_rows, sample_bank
@@ -457,10 +457,9 @@ class ImageTask(Task):
         if what == TEST_SET or what.endswith(SUFFIX):
             return super().unlabelled(what)
         if what == POOL:
-            data, used = self.cfg.data, {item.path for item in (*self.dataset.train, *self.dataset.test)}
-            images = load_pool(self.name, data.root, self.seed, data.classes, used)
-            if not images.test:
+            if not self.dataset.pool:
                 raise UserError(NO_POOL.format(self.name))
+            images = replace(self.dataset, train=[], val=[], test=[*self.dataset.pool])
         else:
             images = load_unlabelled(Path(what))
         # Published splits are not changed, even if two parts share an image
@@ -470,7 +469,7 @@ class ImageTask(Task):
     def _encoded(self, images: Dataset, refuse_copies: bool) -> Tensor:
         """Return features of unlabelled images; with `refuse_copies`, UserError if a file is that of a test image."""
         if refuse_copies and (pool := images.files("test")) and (tested := self.dataset.files("test")):
-            refuse_tested(find_copies(pool, tested), len(pool))
+            refuse_tested(find_copies(pool, tested), len(pool), "unlabelled")
         if self.cfg.data.skip_unreadable and (left_out := [*images.unreadable_images()]):
             logger.warning("%d of %d images are left out, such as %s", len(left_out), len(images.test), left_out[0])
             if len(left_out) == len(images.test):
@@ -589,20 +588,12 @@ def load_image_task(cfg: Config, seed: int, device: str, only_test: bool = False
     if only_test:
         dataset = load_test_images(data.name, data.root, max(cfg.run.seed, 0), data.classes)
     else:
-        dataset = load_few_shot(data.name, data.root, data.shots, seed, data.classes)
+        pool = data.unlabelled == POOL
+        dataset = load_few_shot(data.name, data.root, data.shots, seed, data.classes, pool)
     return ImageTask(dataset, cfg, seed, device)
 
 
 # Comparison of tasks
-
-
-def refuse_tested(copies: Sequence[object], count: int) -> None:
-    """Raise UserError if any of `count` unlabelled images, named in `copies`, are test images as well."""
-    if copies:
-        raise UserError(
-            f"{len(copies)} of {count} unlabelled images are test images as well, such as {copies[0]}, so the test "
-            "would not measure accuracy on new images; remove them, or give --unlabelled test for all test images"
-        )
 
 
 def match_classes(source_ids: Sequence[str], target_ids: Sequence[str], source: str, target: str) -> list[int]:

@@ -28,6 +28,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from ..backbones.schema import BackboneConfig
+from ..datasets.base import refuse_tested
 from ..datasets.splits import SPLITS, FewShotSample, subsample_labels
 from ..utils.errors import UserError
 from ..utils.files import file_version, hash_content, hash_file, write_tensors
@@ -376,17 +377,15 @@ def sample_bank(file: BankFile, sample: FewShotSample | None = None) -> FeatureB
 
 def refuse_test_rows(bank: FeatureBank) -> None:
     """Raise UserError if a row of train, in any view, or of val equals a row of test, bit for bit."""
-    if bank.test_features is None:
-        return
-    test = set(row_hashes(bank.test_features))
-    splits = {"train": bank.train_features} | ({} if bank.val_features is None else {"val": bank.val_features[None]})
-    for name, views in splits.items():
-        copies = [not test.isdisjoint(hashes) for hashes in zip(*map(row_hashes, views))]
-        if count := sum(copies):
-            raise UserError(
-                f"{count} of {len(copies)} {name} images of {bank.dataset} are test images as well; test images must "
-                f"be new to the model: remove them from {name} or from test"
-            )
+    for part, views in (("train", bank.train_features), ("val", bank.val_features)):
+        if views is not None and bank.test_features is not None:
+            refuse_tested(copied_rows(views, bank.test_features), views.shape[-2], part)
+
+
+def copied_rows(features: Tensor, test: Tensor) -> list[str]:
+    """Name the rows of features, `[n, d]` or `[V, n, d]`, that equal a row of test in any view, bit for bit."""
+    views, tested = features[None] if features.dim() == 2 else features, set(row_hashes(test))
+    return [f"row {n}" for n, hashes in enumerate(zip(*map(row_hashes, views))) if not tested.isdisjoint(hashes)]
 
 
 def row_hashes(rows: Tensor) -> list[int]:

@@ -23,7 +23,7 @@ from torch import Tensor
 from ..datasets.layouts import list_names
 from ..utils.errors import UserError
 from ..utils.reading import Name, parse_json, read_text, read_torch, reading
-from .bank import NORM_TOLERANCE, FeatureBank
+from .bank import FeatureBank, has_unit_norm
 
 
 def import_tip(
@@ -146,7 +146,7 @@ def _text_features(path: Path, num_classes: int) -> Tensor:
 
 
 def _are_unit(rows: Tensor) -> bool:
-    return bool(((rows.float().norm(dim=1) - 1).abs() < NORM_TOLERANCE).all())
+    return bool(has_unit_norm(rows.float().norm(dim=1)).all())
 
 
 def _unit(features: Tensor) -> Tensor:
