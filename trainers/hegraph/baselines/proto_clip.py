@@ -166,7 +166,7 @@ def mixture(image_cosines: Tensor, text_cosines: Tensor, alpha: float, beta: flo
 def search(
     bank: FeatureBank, options: Options, cosines: Callable[[Tensor], tuple[Tensor, Tensor]]
 ) -> tuple[tuple[float, float], dict]:
-    """Select alpha and beta on val.
+    """Select alpha and beta of Proto-CLIP on the validation images.
 
     Args:
         cosines: Function from image features `[B, d]` to their cosines with the image and the text prototypes, both

@@ -156,7 +156,7 @@ def train(
 
 
 class BestEpoch:
-    """Keeps a copy of the parameters at the epoch with the best accuracy on val, the last of equally good ones.
+    """Copy of the parameters at the epoch with the best accuracy on val, the last of equally good ones.
 
     Attributes:
         candidates: `[epoch, accuracy in percent]` of every recorded epoch.

@@ -64,7 +64,7 @@ def typicality(soft_labels: Tensor, features: Tensor, labelled: ClassSums) -> Te
 
 
 def select(soft_labels: Tensor, typical: Tensor, counts: Tensor, number: int) -> list[int]:
-    """Return the indices of the images that the two rules select, in order.
+    """Return the indices of the images to label next: typical ones of classes without labels, then uncertain ones.
 
     Args:
         soft_labels: `q`, shape `[M, K]`.
