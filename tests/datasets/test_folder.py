@@ -65,8 +65,8 @@ def test_skipped_files_are_counted(tmp_path, caplog, files, message):
 
 
 @pytest.mark.parametrize(("files", "root", "words"), [
-    (["train/1.jpg"], "", "contains train, and neither class folders in a folder train nor one CSV"),
-    (["a.csv", "b.csv"], "", "contains a.csv, b.csv, and neither"),
+    (["train/1.jpg"], "", "contains train, neither class folders in train nor one CSV"),
+    (["a.csv", "b.csv"], "", "contains a.csv, b.csv, neither"),
     (["train/ant/readme.txt"], "", "has no training image; expected ROOT"),
     (["train/ant/1.jpg", "val/Ant/1.jpg", "val/wasp/1.jpg"], "", ": 2 classes of val or test have no .*: Ant, wasp$"),
     ([], "absent", "cannot list the folder .*/absent: No such file or directory"),

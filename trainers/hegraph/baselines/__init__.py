@@ -13,24 +13,12 @@ if TYPE_CHECKING:
 
 # Class name, the value of `--trainer` -> module. Tables list the methods in this order.
 METHODS: dict[str, str] = {
-    "ZeroShot": "class_features",
-    "LinearProbe": "linear_probes",
-    "CoOp": "class_features",
-    "CLIPAdapter": "class_features",
-    "TaskRes": "class_features",
-    "TipAdapter": "caches",
-    "TipAdapterF": "caches",
-    "GraphAdapter": "class_features",
-    "ProtoCLIP": "proto_clip",
-    "LPPlusPlus": "linear_probes",
-    "CLAP": "class_features",
-    "GDA": "closed_form",
-    "TIMO": "closed_form",
-    "TIMOS": "closed_form",
-    "ProKeR": "closed_form",
-    "APE": "caches",
-    "APET": "caches",
-}
+    "ZeroShot": "class_features", "LinearProbe": "linear_probes", "CoOp": "class_features",
+    "CLIPAdapter": "class_features", "TaskRes": "class_features", "TipAdapter": "caches", "TipAdapterF": "caches",
+    "GraphAdapter": "class_features", "ProtoCLIP": "proto_clip", "LPPlusPlus": "linear_probes",
+    "CLAP": "class_features", "GDA": "closed_form", "TIMO": "closed_form", "TIMOS": "closed_form",
+    "ProKeR": "closed_form", "APE": "caches", "APET": "caches",
+}  # fmt: skip
 # Transductive methods. They need `--unlabelled test`, and "all" does not include them
 TRANSDUCTIVE_METHODS: dict[str, str] = {"TransCLIP": "transductive", "ZLaP": "transductive", "StatA": "transductive"}
 # Methods for several labels per image; "all" does not include them

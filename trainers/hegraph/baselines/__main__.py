@@ -14,11 +14,8 @@ logger = logging.getLogger(__package__)  # __name__ is "__main__" here
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return the exit code."""
-    parser = Parser(
-        "baselines",
-        "Print the names of all methods, the values of `--trainer`, one per line.",
-        epilog="Transductive methods, which also need `--unlabelled test`, precede HeGraphAdapter.",
-    )
+    epilog = "Transductive methods, which also need `--unlabelled test`, precede HeGraphAdapter."
+    parser = Parser("baselines", "Print the names of all methods, the values of `--trainer`.", epilog=epilog)
     parser.examples = ("", "--from-bank")
     parser.add_argument("--from-bank", action="store_true", help="list only methods that run on a feature bank")
 

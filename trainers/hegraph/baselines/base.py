@@ -176,10 +176,8 @@ def value_for_task(options: Options, key: str, bank: FeatureBank) -> Any:
     except (IndexError, TypeError, ValueError):
         value = None
     if not all(isinstance(number, (int, float)) for number in (value if isinstance(value, (list, tuple)) else [value])):
-        raise UserError(
-            f"{key} must have rows [data set, number] or [from this many shots, number], one of them for "
-            f"{bank.dataset!r} or {shots} shots, got {rows}"
-        )
+        form = "rows [data set, number] or [from this many shots, number]"
+        raise UserError(f"{key} must have {form}, one of them for {bank.dataset!r} or {shots} shots, got {rows}")
     return value
 
 

@@ -11,7 +11,6 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import ClassVar
 
 import torch
@@ -23,6 +22,7 @@ from ..method.cache import FoldedClassifier, affinities, cache_affinities, cache
 from ..training.batches import Batch
 from ..training.choice import accuracy, choose, has_val, val_images
 from .base import Defaults, FittedMethod, Method, Options, by_dataset, check_numbers, cosine_classifier, value_for_task
+from .class_features import zero_shot
 from .trained import batches, count_parameters, train
 
 GRID_START = {"ALPHA": 0.1, "BETA": 0.1, "GAMMA": 0.0}  # smallest values of the authors' search grids
@@ -198,11 +198,6 @@ class TipAdapterF(TipAdapter):
         "EPS": 1e-4,  # eps of AdamW
         **SEARCH,
     }  # fmt: skip
-
-
-def zero_shot(bank: FeatureBank) -> Callable[[Tensor], Tensor]:
-    """Return the function from image features `[B, d]` to zero-shot logits `[B, K]`."""
-    return partial(text_logits, class_features=bank.text_positive, logit_scale=bank.logit_scale)
 
 
 class APE(CacheMethod):

@@ -7,7 +7,8 @@ an adapter on the image features, and CoOp the prompt.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -17,17 +18,8 @@ from torch import Tensor, nn
 from ..features.bank import FeatureBank, text_with_norm
 from ..method.cache import text_logits
 from ..utils.errors import UserError
-from .base import (
-    Defaults,
-    FittedMethod,
-    Method,
-    Options,
-    by_dataset,
-    check_numbers,
-    cosine_classifier,
-    value_for_task,
-    zero_shot_transfer,
-)
+from . import base
+from .base import Defaults, FittedMethod, Method, Options, by_dataset, check_numbers, value_for_task
 from .trained import Trainable, TrainedClassifier, bottleneck
 
 if TYPE_CHECKING:
@@ -62,11 +54,13 @@ class ZeroShot(Method):
     transfers: ClassVar[bool] = True
 
     def fit(self, bank: FeatureBank, options: Options, seed: int, backbone: object = None) -> FittedMethod:
-        return FittedMethod(
-            lambda features: text_logits(features, bank.text_positive, bank.logit_scale),
-            transfer=zero_shot_transfer,
-            classifier=cosine_classifier(bank.text_positive, bank.logit_scale),
-        )
+        classifier = base.cosine_classifier(bank.text_positive, bank.logit_scale)
+        return FittedMethod(zero_shot(bank), transfer=base.zero_shot_transfer, classifier=classifier)
+
+
+def zero_shot(bank: FeatureBank) -> Callable[[Tensor], Tensor]:
+    """Return the function from image features `[B, d]` to zero-shot logits `[B, K]`."""
+    return partial(text_logits, class_features=bank.text_positive, logit_scale=bank.logit_scale)
 
 
 class TaskRes(TrainedClassifier):
@@ -228,10 +222,8 @@ def placeholder_prompts(classnames: Sequence[str], length: int) -> list[str]:
     longest = max(prompts, key=count_tokens)
     if count_tokens(longest) > CONTEXT_LENGTH:
         name = longest.removeprefix(f"{PLACEHOLDER} " * length)
-        raise UserError(
-            f"N_CTX {length} and the class name {name!r} take {count_tokens(longest)} tokens, but CLIP reads "
-            f"{CONTEXT_LENGTH}; lower N_CTX"
-        )
+        needed = f"{length} tokens and the class name {name!r} take {count_tokens(longest)} tokens"
+        raise UserError(f"N_CTX: {needed}, but CLIP reads {CONTEXT_LENGTH}; lower N_CTX")
     return prompts
 
 
@@ -277,7 +269,7 @@ class GraphAdapter(TrainedClassifier):
         images = means * text.norm(dim=-1).mean()
         # A_0j * n_j of the text and the image graph, each [groups, K, d]
         aggregated = [
-            torch.stack([aggregate(text, nodes[group::groups]) for group in range(groups)]) for nodes in (text, images)
+            torch.stack([aggregate(text, nodes[g::groups]) for g in range(groups)]) for nodes in (text, images)
         ]
         generator = torch.Generator().manual_seed(seed)
         initial = (2 * torch.rand(2, width, width, generator=generator) - 1) / width**0.5

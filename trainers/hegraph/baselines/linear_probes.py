@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import cache, partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -77,10 +77,8 @@ def search(options: Options, val_accuracy_of: Callable[[float], float]) -> tuple
     for _ in range(options.STEPS):
         left, right = 10**low, 10**high
         accuracies |= {c: val_accuracy_of(c) for c in (left, right) if c not in accuracies}
-        if accuracies[left] < accuracies[right]:
-            low = (low + high) / 2
-        else:
-            high = (low + high) / 2
+        middle = (low + high) / 2
+        low, high = (middle, high) if accuracies[left] < accuracies[right] else (low, middle)
     return choose(accuracies, distance)
 
 
@@ -93,9 +91,8 @@ def logistic_regression(bank: FeatureBank, c: float, iterations: int) -> tuple[T
     features, labels = bank.cache_keys(), bank.train_labels
     weight = torch.zeros_like(bank.text_positive).requires_grad_()
     bias = weight.new_zeros(len(weight)).requires_grad_()
-    optimizer = torch.optim.LBFGS(
-        [weight, bias], 1.0, iterations, tolerance_grad=TOLERANCE, tolerance_change=0.0, line_search_fn="strong_wolfe"
-    )
+    rules: dict[str, Any] = {"tolerance_grad": TOLERANCE, "tolerance_change": 0.0, "line_search_fn": "strong_wolfe"}
+    optimizer = torch.optim.LBFGS([weight, bias], 1.0, iterations, **rules)
 
     def loss() -> Tensor:
         optimizer.zero_grad()

@@ -7,7 +7,6 @@ from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 from tqdm import tqdm
@@ -83,19 +82,18 @@ class Dataset:
             raise UserError(f"{self.name} has several labels per image: leave out DATASET.SUBSAMPLE_CLASSES {which}")
         labels = subsample_labels({item.label for item in self.train or self.test}, which)
         new = {label: position for position, label in enumerate(labels)}
-        splits: dict[str, Any] = {
-            split: [item._replace(label=new[item.label]) for item in items if item.label in new]
-            for split, items in self.splits.items()
-        }
         names, ids = ([values[label] for label in labels] for values in (self.classnames, self.ids))
-        return replace(self, classnames=names, class_ids=ids, **splits)
+        halved = self._filtered(lambda item: item.label in new, lambda item: item._replace(label=new[item.label]))
+        return replace(halved, classnames=names, class_ids=ids)
 
     def without(self, paths: Collection[str]) -> Dataset:
         """Return the data set without the items at `paths`."""
-        splits: dict[str, Any] = {
-            split: [item for item in items if item.path not in paths] for split, items in self.splits.items()
-        }
-        return replace(self, **splits)
+        return self._filtered(lambda item: item.path not in paths)
+
+    def _filtered(self, keep: Callable[[Item], bool], change: Callable[[Item], Item] = lambda item: item) -> Dataset:
+        """Return the data set with the changed items for which `keep` is true."""
+        train, val, test = ([change(item) for item in items if keep(item)] for items in self.splits.values())
+        return replace(self, train=train, val=val, test=test)
 
     def paths(self) -> list[str]:
         """Return the distinct paths of all items."""

@@ -50,13 +50,10 @@ HALVES = {"DigitsLow": "base", "DigitsHigh": "new"}
 def load_digits_dataset(root: str = "", name: str = "Digits") -> Dataset:
     """Load the digits, or one of their `DOMAINS` or `HALVES`. `root` is unused: scikit-learn contains the images."""
     _, labels = _arrays()
-    splits = {
-        split: [Item(f"digits/{row:04d}", int(labels[row]), CLASSNAMES[labels[row]]) for row in rows]
-        for split, rows in SPLIT_ROWS.items()
-    }
+    items = [Item(f"digits/{row:04d}", int(label), CLASSNAMES[label]) for row, label in enumerate(labels)]
+    train, val, test = (items[rows.start : rows.stop] for rows in SPLIT_ROWS.values())
     if name in DOMAINS:
-        splits["train"] = splits["val"] = []
-    train, val, test = splits.values()
+        train, val = [], []
     dataset = Dataset(name, CLASSNAMES, train, val, test, partial(open_digit, change=DOMAINS.get(name)))
     return dataset.subsample(HALVES.get(name, "all"))
 

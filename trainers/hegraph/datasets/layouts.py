@@ -7,11 +7,11 @@ file system.
 
 from __future__ import annotations
 
-import random
 import re
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
+from random import Random
 from typing import Any
 
 from ..utils.errors import UserError, first_line
@@ -63,7 +63,7 @@ def read_mat(path: Path, variable: str) -> Any:
 # --- random splits
 
 
-def split_trainval(trainval: list[Item], rng: random.Random) -> tuple[list[Item], list[Item]]:
+def split_trainval(trainval: list[Item], rng: Random) -> tuple[list[Item], list[Item]]:
     """Split each class at random into 80 % train and 20 % val (CoOp's `split_trainval`)."""
     by_class: dict[int, list[Item]] = defaultdict(list)  # in order of first appearance
     for item in trainval:
@@ -77,7 +77,7 @@ def split_trainval(trainval: list[Item], rng: random.Random) -> tuple[list[Item]
     return train, val
 
 
-def split_classes(by_class: Iterable[tuple[int, str, list[str]]], rng: random.Random) -> Pools:
+def split_classes(by_class: Iterable[tuple[int, str, list[str]]], rng: Random) -> Pools:
     """Split each class at random into 50 % train, 20 % val and 30 % test (CoOp's `read_and_split_data`).
 
     Args:
@@ -100,7 +100,7 @@ def split_classes(by_class: Iterable[tuple[int, str, list[str]]], rng: random.Ra
     return pools
 
 
-def _official_lists(trainval: Path, test: Path, item: Callable[[str], Item], rng: random.Random) -> Pools:
+def _official_lists(trainval: Path, test: Path, item: Callable[[str], Item], rng: Random) -> Pools:
     """Read two official lists, with an item per line, and split val from the first at random."""
     train, val = split_trainval([item(line) for line in read_lines(trainval)], rng)
     return {"train": train, "val": val, "test": [item(line) for line in read_lines(test)]}
@@ -110,7 +110,7 @@ def _official_lists(trainval: Path, test: Path, item: Callable[[str], Item], rng
 
 
 def read_class_folders(
-    folder: Path, rng: random.Random, images: str, ignored: Collection[str] = (), names: Mapping[str, str] | None = None
+    folder: Path, rng: Random, images: str, ignored: Collection[str] = (), names: Mapping[str, str] | None = None
 ) -> Pools:
     """Read one folder per class, except `ignored`; `names` maps folders to different class names."""
     folders = [name for name in list_folders(folder / images) if name not in ignored]
@@ -119,7 +119,7 @@ def read_class_folders(
     return split_classes(zip(range(len(folders)), classnames, paths), rng)
 
 
-def read_pets(folder: Path, rng: random.Random, images: str) -> Pools:
+def read_pets(folder: Path, rng: Random, images: str) -> Pools:
     """Read lines `<breed>_<number> <class id> <species> <breed id>`; the class name is the breed in lower case."""
 
     def item(line: str) -> Item:
@@ -130,7 +130,7 @@ def read_pets(folder: Path, rng: random.Random, images: str) -> Pools:
     return _official_lists(lists / "trainval.txt", lists / "test.txt", item, rng)
 
 
-def read_cars(folder: Path, rng: random.Random, images: str) -> Pools:
+def read_cars(folder: Path, rng: Random, images: str) -> Pools:
     """Read Matlab annotations, and move the year from the end of a class name to the front."""
     official = [str(name[0]).rpartition(" ") for name in read_mat(folder / "devkit/cars_meta.mat", "class_names")[0]]
     names = [f"{year} {model}" for model, _, year in official]
@@ -143,7 +143,7 @@ def read_cars(folder: Path, rng: random.Random, images: str) -> Pools:
     return {"train": train, "val": val, "test": items("cars_test", "cars_test_annos_withlabels.mat")}
 
 
-def read_flowers(folder: Path, rng: random.Random, images: str) -> Pools:
+def read_flowers(folder: Path, rng: Random, images: str) -> Pools:
     """Read the labels of images 1, 2, ... from a Matlab file. CoOp replaces the official split by a random one."""
     by_label: dict[int, list[str]] = defaultdict(list)
     for number, label in enumerate(read_mat(folder / "imagelabels.mat", "labels")[0], start=1):
@@ -152,7 +152,7 @@ def read_flowers(folder: Path, rng: random.Random, images: str) -> Pools:
     return split_classes(((label - 1, names[str(label)], paths) for label, paths in by_label.items()), rng)
 
 
-def read_aircraft(folder: Path, rng: random.Random, images: str) -> Pools:
+def read_aircraft(folder: Path, rng: Random, images: str) -> Pools:
     """Read lines `<image> <variant>` of the three official splits."""
     labels = {name: label for label, name in enumerate(read_lines(folder / "variants.txt"))}
 
@@ -163,7 +163,7 @@ def read_aircraft(folder: Path, rng: random.Random, images: str) -> Pools:
     return {split: [item(line) for line in read_lines(folder / f"images_variant_{split}.txt")] for split in SPLITS}
 
 
-def read_sun(folder: Path, rng: random.Random, images: str) -> Pools:
+def read_sun(folder: Path, rng: Random, images: str) -> Pools:
     """Read paths `/a/airplane_cabin/sun_x.jpg`. The class name of `/b/balcony/interior` is "interior balcony"."""
     labels = {line[1:]: label for label, line in enumerate(read_lines(folder / "ClassName.txt"))}
 
@@ -174,7 +174,7 @@ def read_sun(folder: Path, rng: random.Random, images: str) -> Pools:
     return _official_lists(folder / "Training_01.txt", folder / "Testing_01.txt", item, rng)
 
 
-def read_ucf(folder: Path, rng: random.Random, images: str) -> Pools:
+def read_ucf(folder: Path, rng: Random, images: str) -> Pools:
     """Read lists of videos. The action `ApplyEyeMakeup` has the folder and the class name `Apply_Eye_Makeup`."""
     lists = folder / "ucfTrainTestlist"
     numbered = (line.split(" ") for line in read_lines(lists / "classInd.txt"))
@@ -191,7 +191,7 @@ def read_ucf(folder: Path, rng: random.Random, images: str) -> Pools:
 # --- ImageNet and its variants
 
 
-def read_imagenet(folder: Path, rng: random.Random, images: str) -> Pools:
+def read_imagenet(folder: Path, rng: Random, images: str) -> Pools:
     """Read ImageNet, with the official validation images as val and test, as in CoOp.
 
     CoOp stores the items in `preprocessed.pkl`, in the order of the file system, and samples from this file in later
@@ -200,10 +200,8 @@ def read_imagenet(folder: Path, rng: random.Random, images: str) -> Pools:
     pickled, prefix = folder / "preprocessed.pkl", f"{folder.name}/"
     if pickled.is_file():
         stored = read_coop_pickle(pickled, folder.name)
-        train, test = (
-            [item._replace(path=item.path.removeprefix(prefix)) for item in stored.get(split, ())]
-            for split in ("train", "test")
-        )
+        items = {s: [i._replace(path=i.path.removeprefix(prefix)) for i in stored[s]] for s in stored}
+        train, test = items["train"], items.get("test", [])
     else:
         names, ids = class_names_by_id(folder), class_ids(folder, f"{images}/train")
         train = _items(_in_folders(folder, f"{images}/train"), names, ids)
@@ -211,7 +209,7 @@ def read_imagenet(folder: Path, rng: random.Random, images: str) -> Pools:
     return {"train": train, "val": test, "test": test}
 
 
-def read_imagenet_v2(folder: Path, rng: random.Random, images: str) -> Pools:
+def read_imagenet_v2(folder: Path, rng: Random, images: str) -> Pools:
     """Read ImageNetV2, with class folders 0 to 999 that are positions in `classnames.txt`."""
     names = class_names_by_id(folder)
     ids = list(names)
@@ -219,7 +217,7 @@ def read_imagenet_v2(folder: Path, rng: random.Random, images: str) -> Pools:
     return {"train": [], "val": [], "test": _items(labelled, names, ids)}
 
 
-def read_test_folders(folder: Path, rng: random.Random, images: str) -> Pools:
+def read_test_folders(folder: Path, rng: Random, images: str) -> Pools:
     """Read a variant of ImageNet with only test images, in one folder per class."""
     test = _items(_in_folders(folder, images), class_names_by_id(folder), class_ids(folder, images))
     return {"train": [], "val": [], "test": test}

@@ -10,13 +10,13 @@ Classes of own images keep the order of their source, or are sorted with numbers
 from __future__ import annotations
 
 import logging
-import random
 import re
 import shlex
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from random import Random
 from typing import Any
 
 from ..utils.errors import UserError, command, first_line, unknown
@@ -30,16 +30,8 @@ from .images import is_image, open_below
 from .layouts import class_ids, list_names
 from .packed import read_hugging_face, read_shards
 from .registry import ENTRIES, Entry, find_entry
-from .splits import (
-    SPLITS,
-    Item,
-    Pools,
-    read_coop_pickle,
-    read_random_split,
-    read_split_file,
-    sample_few_shot,
-    write_random_split,
-)
+from .splits import SPLITS, Item, Pools, read_coop_pickle, read_random_split, read_split_file, sample_few_shot
+from .splits import write_random_split as write_split
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +46,7 @@ class NoOwnImages(UserError):
     """A folder contains no images in a form of docs/guides/data.md."""
 
 
-def load_dataset(name: str, root: str = "", seed: int = 1, rng: random.Random | None = None) -> Dataset:
+def load_dataset(name: str, root: str = "", seed: int = 1, rng: Random | None = None) -> Dataset:
     """Load a data set with its full splits, without opening an image.
 
     Args:
@@ -75,7 +67,7 @@ def load_dataset(name: str, root: str = "", seed: int = 1, rng: random.Random | 
         raise unknown("data set", name, ENTRIES)
     if entry.loader:
         return LOADERS[entry.loader](root, entry.name)
-    return _load_stored(entry, root, seed, rng or random.Random(seed))
+    return _load_stored(entry, root, seed, rng or Random(seed))
 
 
 def load_few_shot(name: str, root: str, shots: int, seed: int, subsample: str = "all", pool: bool = False) -> Dataset:
@@ -98,7 +90,7 @@ def load_few_shot(name: str, root: str, shots: int, seed: int, subsample: str = 
     shots, seed = validate(int, shots, "shots", convert=True), validate(int, seed, "seed", convert=True)
     if seed < 0:
         raise UserError(f"the few-shot protocol needs a seed from 0, got {seed}")
-    rng = random.Random(seed)
+    rng = Random(seed)
     whole = load_dataset(name, root, seed, rng)
     check_trainable(whole)
     sample: dict[str, Any] | None = read_coop_sample(whole, shots, seed)
@@ -178,9 +170,7 @@ def load_own_images(root: str, name: str = OWN, split_folders: bool = True) -> D
             content = abbreviate(list_names(base)) or "nothing"
         except UserError as error:
             raise NoOwnImages(str(error)) from error
-        raise NoOwnImages(
-            f"{base} contains {content}, and neither class folders in a folder train nor one CSV file; {LAYOUT}"
-        )
+        raise NoOwnImages(f"{base} contains {content}, neither class folders in train nor one CSV file; {LAYOUT}")
     where = images.root or root
     several = any(isinstance(row.label, tuple) for row in images.rows)
     rows: dict[str, list[tuple[str, list[str]]]] = {split: [] for split in SPLITS}
@@ -238,7 +228,7 @@ LOADERS: dict[str, Callable[[str, str], Dataset]] = {
 # --- data sets with a folder in the data root
 
 
-def _load_stored(entry: Entry, root: str, seed: int, rng: random.Random) -> Dataset:
+def _load_stored(entry: Entry, root: str, seed: int, rng: Random) -> Dataset:
     """Load a data set from its folder in the data root; arguments as for `load_dataset`."""
     name, base = entry.name, absolute(root)
     folder = base / entry.folder
@@ -250,15 +240,11 @@ def _load_stored(entry: Entry, root: str, seed: int, rng: random.Random) -> Data
         ids = class_ids(folder, entry.class_ids) if entry.class_ids else ()
     except UserError as error:
         raise UserError(f"{name}: {error}; {hint}") from error
-    train, val, test = (
-        [item._replace(path=f"{entry.folder}/{item.path}") for item in pools[split]] for split in SPLITS
-    )
+    train, val, test = ([item._replace(path=f"{entry.folder}/{item.path}") for item in pools[s]] for s in SPLITS)
     return Dataset(name, names, train, val, test, partial(open_below, base, as_stored=True), base, ids)
 
 
-def read_stored(
-    entry: Entry, folder: Path, seed: int, rng: random.Random, write: bool = True
-) -> tuple[Pools, list[str]]:
+def read_stored(entry: Entry, folder: Path, seed: int, rng: Random, write: bool = True) -> tuple[Pools, list[str]]:
     """Read the full splits of a data set, and its class names in label order.
 
     A missing split is generated from `rng`, which was seeded with `seed`, and written if `write`. If the split file was
@@ -287,7 +273,7 @@ def read_stored(
     names = class_names(*(pools[split] for split in splits))
     if entry.split_file and not exists and write:
         try:
-            write_random_split(split_file, prefix, pools, seed, rng.getstate())
+            write_split(split_file, prefix, pools, seed, rng.getstate())
             hint = command(f"datasets check {entry.name} --root {folder.parent}")
             warning = "%s was missing: wrote a random split with seed %d, as CoOp does, not the published split: %s"
             logger.warning(warning, split_file, seed, hint)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import random
 from dataclasses import dataclass, field
 from pathlib import Path
+from random import Random
 from typing import Annotated, Any, ClassVar, NamedTuple
 
 import yaml
@@ -89,7 +89,7 @@ class Entry:
     by_hand: str = ""
     class_ids: str = ""
 
-    def read(self, folder: Path, rng: random.Random) -> Pools:
+    def read(self, folder: Path, rng: Random) -> Pools:
         """List the images in the folder of the data set by its layout, as full splits; no split file is read.
 
         `rng` generates splits that are not official.

@@ -16,10 +16,10 @@ import logging
 import math
 import pickle
 import posixpath
-import random
 from collections import Counter, defaultdict
 from collections.abc import Collection, Sequence
 from pathlib import Path, PurePosixPath
+from random import Random
 from typing import Annotated, Any, NamedTuple
 
 from pydantic import Field
@@ -79,14 +79,14 @@ def images_per_class(shots: int, counts: Sequence[int] | None) -> str:
     return f" ({f'{fewest} to ' if fewest < most else ''}{most} images per class)"
 
 
-def sample_few_shot(train_labels: Sequence, val_labels: Sequence, shots: int, rng: random.Random) -> FewShotSample:
+def sample_few_shot(train_labels: Sequence, val_labels: Sequence, shots: int, rng: Random) -> FewShotSample:
     """Sample few-shot training and validation sets by CoOp's protocol, or by that of several labels per image.
 
     Args:
         train_labels: Labels of all training items, in split order; for several labels per image, tuples.
         val_labels: Labels of all validation items, in split order.
         shots: Number of training items per class, or -1 for all items.
-        rng: `random.Random(seed)`, perhaps after generating a split.
+        rng: `Random(seed)`, perhaps after generating a split.
     """
     if shots == -1:
         return FewShotSample(list(range(len(train_labels))), list(range(len(val_labels))))
@@ -101,7 +101,7 @@ def sample_few_shot(train_labels: Sequence, val_labels: Sequence, shots: int, rn
     return FewShotSample(sample(train_labels, shots, rng), sample(val_labels, min(shots, MAX_VAL_SHOTS), rng))
 
 
-def _sample_per_class(labels: Sequence[int], shots: int, rng: random.Random) -> list[int]:
+def _sample_per_class(labels: Sequence[int], shots: int, rng: Random) -> list[int]:
     by_class: defaultdict[int, list[int]] = defaultdict(list)  # in order of first appearance
     for index, label in enumerate(labels):
         by_class[label].append(index)
@@ -109,7 +109,7 @@ def _sample_per_class(labels: Sequence[int], shots: int, rng: random.Random) -> 
     return [row for sample in samples for row in sample]
 
 
-def _sample_per_label(label_sets: Sequence[tuple[int, ...]], shots: int, rng: random.Random) -> list[int]:
+def _sample_per_label(label_sets: Sequence[tuple[int, ...]], shots: int, rng: Random) -> list[int]:
     """Sample items with several labels until each label has `shots` items, or all of its items.
 
     Labels are visited from the rarest to the most frequent, so that few of them exceed `shots`. An item counts for all
@@ -194,7 +194,7 @@ def read_random_split(split_file: Path) -> RandomSplit | None:
         return None
     with reading(path, "a record of a random split; delete it, and also the split file to split again"):
         record = RandomSplit.model_validate_json(path.read_bytes())  # converts JSON lists to tuples
-        random.Random().setstate(record.state)
+        Random().setstate(record.state)
     return record if record.sha256 == hash_file(split_file) else None
 
 

@@ -25,11 +25,8 @@ UNUSUAL = 0.05  # the page warns if at most this fraction of known images has a 
 
 def template(path: Path) -> jinja2.Template:
     """Load a file of Jinja macros, which escape their arguments. `UNUSUAL` is a global of the macros."""
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.globals["UNUSUAL"] = UNUSUAL
-    return environment.from_string(path.read_text(encoding="utf-8"))
+    options: Any = {"autoescape": True, "undefined": jinja2.StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
+    return jinja2.Environment(**options).from_string(path.read_text(encoding="utf-8"), globals={"UNUSUAL": UNUSUAL})
 
 
 MACROS: Any = template(Path(__file__).parent / "answer.html").module
@@ -139,11 +136,9 @@ def title(model: SavedModel) -> str:
 def summary(model: SavedModel) -> str:
     """Method, training data and accuracy of a model, as plain text."""
     trained, scores = model.trained_on, model.scores
-    description = (
-        f"{model.method} adapts the frozen CLIP {model.backbone.title} to {len(model.classnames)} classes of "
-        f"{trained.dataset}, trained on {model.sample}."
-    )
+    classes = f"{len(model.classnames)} classes of {trained.dataset}"
+    text = f"{model.method} adapts the frozen CLIP {model.backbone.title} to {classes}, trained on {model.sample}."
     if scores.accuracy is None:
-        return description
+        return text
     zero_shot = "" if scores.accuracy_zero_shot is None else f", zero-shot CLIP {scores.accuracy_zero_shot:.2f} %"
-    return f"{description} Accuracy on {scores.num_test} test images: {scores.accuracy:.2f} %{zero_shot}."
+    return f"{text} Accuracy on {scores.num_test} test images: {scores.accuracy:.2f} %{zero_shot}."

@@ -55,10 +55,8 @@ def write_space(
     if target.is_symlink() or (target.exists() and (not target.is_dir() or any(target.iterdir()))):
         raise UserError(f"{target} exists and is not overwritten; choose another --space or delete it")
     if files := [file for file in backbone_files(model, backbone, pretrained) if file.is_file()]:
-        raise UserError(
-            f"expected a backbone that a Space can download, got local weights ({files[0]}); upload them to the Hub "
-            "and use --backbone hf-hub:USER/NAME"
-        )
+        got = f"expected a backbone that a Space can download, got local weights ({files[0]})"
+        raise UserError(f"{got}; upload them to the Hub and use --backbone hf-hub:USER/NAME")
     values = {"--backbone": backbone, "--pretrained": pretrained, "--precision": precision.replace(AUTO, "")}
     flags = "".join(f", {flag!r}, {value!r}" for flag, value in values.items() if value)
     more = TOKENIZER_REQUIREMENTS if type(images.backbone.tokenizer).__name__ == "HFTokenizer" else ()

@@ -27,9 +27,7 @@ logger = logging.getLogger(__package__)  # __name__ is "__main__" here
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
-    parser = Parser(
-        "describe", "Generate class descriptions with a chat model, and write them as a file for PROMPTS.DESCRIPTIONS."
-    )
+    parser = Parser("describe", "Generate class descriptions with a chat model, as a file for PROMPTS.DESCRIPTIONS.")
     parser.examples = (
         '--classes classes.txt --context "satellite photos of land use" --out land.json',
         '--classes classes.txt --context "photos of birds" --out birds.json --dry-run',
@@ -115,9 +113,8 @@ class ChatClient:
         # The library sends these variables as headers, such as the organisation. They are for OpenAI only
         hidden = {} if official else {n: os.environ.pop(n) for n in [*os.environ] if n.startswith("OPENAI_")}
         try:
-            self._client = openai.OpenAI(
-                base_url=args.endpoint, api_key=self._key, timeout=limits, max_retries=args.retries
-            )
+            server = {"base_url": args.endpoint, "api_key": self._key}
+            self._client = openai.OpenAI(**server, timeout=limits, max_retries=args.retries)
         finally:
             os.environ.update(hidden)
 
@@ -177,10 +174,8 @@ def read_key(endpoint: str, variable: str | None = None) -> str:
     if not plain:  # the message does not repeat it, as it may contain a secret
         raise UserError(f"--endpoint must be a URL such as {ENDPOINT}, with no user, password or query")
     if variable is None and not is_openai(endpoint):
-        raise UserError(
-            f"{OPENAI_KEY} is only for https at {OPENAI}, got {endpoint}; name the variable of "
-            "its key with --key-env NAME (any text for a server without keys)"
-        )
+        advice = "name the variable of its key with --key-env NAME (any text for a server without keys)"
+        raise UserError(f"{OPENAI_KEY} is only for https at {OPENAI}, got {endpoint}; {advice}")
     variable = OPENAI_KEY if variable is None else variable
     if not re.fullmatch(r"[A-Z_][A-Z0-9_]*", variable):  # may be the key itself, so that the message does not repeat it
         raise UserError("--key-env must be the NAME of an environment variable in capitals, such as MY_API_KEY")

@@ -39,10 +39,8 @@ def export(args: argparse.Namespace) -> None:
         backbone = ImageModel.load(model, "cpu", args.backbone, args.pretrained, "fp32").backbone
         model = model.model_copy(update={"preprocessing": Preprocessing.of(backbone)})
     logits, probabilities = write_onnx(model, backbone, args.onnx, args.fp16)
-    echo(
-        f"{args.onnx}: {args.onnx.stat().st_size / 1e6:.2f} MB; largest difference from torch: logits {logits:.1e} of "
-        f"the largest, probabilities {probabilities:.1e}\n"
-    )
+    differences = f"logits {logits:.1e} of the largest, probabilities {probabilities:.1e}"
+    echo(f"{args.onnx}: {args.onnx.stat().st_size / 1e6:.2f} MB; largest difference from torch: {differences}\n")
 
 
 def main(arguments: list[str] | None = None) -> int:

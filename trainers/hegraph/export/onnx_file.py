@@ -95,22 +95,17 @@ def trace(head: Head, inputs: Tensor, name: str) -> ModelProto:
     """
     import onnx
 
-    file, batch = io.BytesIO(), {0: "batch"}
+    file = io.BytesIO()
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # ONNX has no fused attention
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")  # warnings of the tracer for developers
-            torch.onnx.export(
-                head.eval(),
-                (inputs,),
-                file,  # type: ignore[arg-type]  # the TorchScript exporter takes a file as well as a path
-                dynamo=False,
-                opset_version=OPSET,
-                input_names=[name],
-                output_names=[LOGITS, PROBABILITIES],
-                dynamic_axes={name: batch, LOGITS: batch, PROBABILITIES: batch},
-            )
+            outputs = [LOGITS, PROBABILITIES]
+            graph: dict[str, Any] = {"input_names": [name], "output_names": outputs, "opset_version": OPSET}
+            axes = {key: {0: "batch"} for key in (name, *outputs)}
+            target: Any = file  # the TorchScript exporter takes a file as well as a path
+            torch.onnx.export(head.eval(), (inputs,), target, dynamo=False, dynamic_axes=axes, **graph)
     except (RuntimeError, TypeError, ValueError) as error:  # errors of the exporter are RuntimeErrors
         raise UserError(f"the model has no form in ONNX: {first_line(error)}; --part head may have one") from error
     finally:
@@ -180,20 +175,15 @@ def describe_model(model: SavedModel, input_name: str, shape: Sequence[int]) -> 
     """Metadata of an ONNX file, as plain values."""
     outputs = ["batch", model.classifier.num_classes]
     return {
-        "inputs": {input_name: ["batch", *shape]},
-        "outputs": {LOGITS: outputs, PROBABILITIES: outputs},
-        "classes": model.classnames,
-        "class_ids": model.class_ids,
-        "tau": model.logit_scale,
-        "temperature": model.temperature,
+        "inputs": {input_name: ["batch", *shape]}, "outputs": {LOGITS: outputs, PROBABILITIES: outputs},
+        "classes": model.classnames, "class_ids": model.class_ids,
+        "tau": model.logit_scale, "temperature": model.temperature,
         "thresholds": None if model.thresholds is None else model.thresholds.sigmoid().tolist(),  # of probabilities
         "known": None if model.known is None else model.known.model_dump(),
         "preprocessing": None if model.preprocessing is None else describe_preprocessing(model.preprocessing),
-        "backbone": model.backbone.title,
-        "method": model.method,
-        "variant": model.variant,
+        "backbone": model.backbone.title, "method": model.method, "variant": model.variant,
         "trained_on": {"dataset": model.trained_on.dataset, "shots": model.trained_on.shots},
-    }
+    }  # fmt: skip
 
 
 def describe_preprocessing(preprocessing: Preprocessing) -> dict[str, Any]:
@@ -264,8 +254,6 @@ def compare(
     expected = model.classifier.logits(features)
     difference = float((logits - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
     if not difference <= tolerance:  # also true for NaN
-        raise UserError(
-            f"the logits of the ONNX file differ from torch by {difference:.1e} of their scale, more than "
-            f"{tolerance:g}; the file is not written"
-        )
+        differs = f"the logits of the ONNX file differ from torch by {difference:.1e} of their scale"
+        raise UserError(f"{differs}, more than {tolerance:g}; the file is not written")
     return difference, float((probabilities - model.probabilities(features)).abs().max())

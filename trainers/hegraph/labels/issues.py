@@ -114,9 +114,7 @@ def label_scores(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 def training_free_options(shots: int) -> TrainingFreeOptions:
     """Default options of the training-free variant for a number of images per class."""
-    return TrainingFreeOptions(
-        *(declared.at_shots(declared.default, max(shots, 1)) for declared in options_of(TrainingFreeOptions))
-    )
+    return TrainingFreeOptions(*(o.at_shots(o.default, max(shots, 1)) for o in options_of(TrainingFreeOptions)))
 
 
 @torch.no_grad()

@@ -86,18 +86,16 @@ def predict_bank(args: Namespace, options: Options) -> int:
         raise UserError(f"{args.features} has no {args.split} images; choose another --split")
     width = bank.text_positive.shape[1]
     if bank.backbone != model.backbone.title or width != model.classifier.width:
-        raise UserError(
-            f"expected features of {model.backbone.title!r} with width {model.classifier.width}, got {bank.backbone!r} "
-            f"with width {width} in {args.features}; extract the bank with the model's backbone"
-        )
+        expected = f"{model.backbone.title!r} with width {model.classifier.width}"
+        got = f"{bank.backbone!r} with width {width} in {args.features}"
+        raise UserError(f"expected features of {expected}, got {got}; extract the bank with the model's backbone")
     model.backbone.compare_precision(bank.encoder.precision)
     features = bank.features(args.split)
     if args.split == "train":
         features = mean_over_views(features)
     parts = [slice(start, start + BANK_BATCH) for start in range(0, len(features), BANK_BATCH)]
-    logits = (
-        predict_transductively(model, features, "cpu") if options.transductive else model.classifier.logits(features)
-    )
+    predict = model.classifier.logits
+    logits = predict_transductively(model, features, "cpu") if options.transductive else predict(features)
     paths = [f"{args.features}#{args.split}/{row}" for row in range(len(features))]
     failed = write_rows((list(rows_of(model, paths[part], logits[part], options)) for part in parts), options)
     if tuple(bank.classnames) == model.classnames:
@@ -173,11 +171,11 @@ def predict_transductively(model: SavedModel, features: Tensor, device: str) -> 
         UserError: If the model cannot be adapted.
     """
     _, adaptation = adapt(model, features, device)
-    class_prior = adaptation.class_prior
-    logger.info(
-        "adapted to %d images; class offsets have weight %.2f, the class prior %.2f; each prediction depends on all",
-        len(features), class_prior.offset_weight, class_prior.prior_weight,
-    )  # fmt: skip
+    prior = adaptation.class_prior
+    message = (
+        "adapted to %d images; class offsets have weight %.2f, the class prior %.2f; each prediction depends on all"
+    )
+    logger.info(message, len(features), prior.offset_weight, prior.prior_weight)
     return adaptation.logits.cpu()
 
 
@@ -198,11 +196,8 @@ def rows_of(model: SavedModel, paths: Sequence[str], logits: Tensor, options: Op
     most = max(counts, default=0)
     best = zip(values[:, :most].tolist(), labels[:, :most].tolist(), counts)
     for path, usable, (row_values, row_labels, count), is_known in zip(paths, finite, best, known):
-        if usable:
-            top = [(names[label], value) for label, value in zip(row_labels[:count], row_values)]
-            yield Row(path, top, known=is_known)
-        else:
-            yield Row(path, error="the model predicts NaN")
+        top = [(names[label], value) for label, value in zip(row_labels[:count], row_values)]
+        yield Row(path, top, known=is_known) if usable else Row(path, error="the model predicts NaN")
 
 
 def write_rows(batches: Iterable[Sequence[Row]], options: Options) -> int:

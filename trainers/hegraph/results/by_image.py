@@ -262,12 +262,8 @@ def hardest_pairs(matrix: np.ndarray, classnames: Sequence[str]) -> list[str]:
     both = matrix + matrix.T
     pairs = [(int(a), int(b)) for a, b in np.argwhere(np.triu(both, 1))]
     pairs.sort(key=lambda pair: -both[pair])  # stable: equal pairs are sorted by label
-    lines = []
-    for a, b in pairs[:10]:
-        first, second = classnames[a], classnames[b]
-        directions = f"{first} as {second} {matrix[a, b]}, {second} as {first} {matrix[b, a]}"
-        lines.append(f"{first} and {second}: {both[a, b]} ({directions})")
-    return lines
+    named = [(classnames[a], classnames[b], matrix[a, b], matrix[b, a]) for a, b in pairs[:10]]
+    return [f"{a} and {b}: {ab + ba} ({a} as {b} {ab}, {b} as {a} {ba})" for a, b, ab, ba in named]
 
 
 # Open-set rejection

@@ -44,14 +44,11 @@ CALIBRATION = {
 SCORES = {"accuracy": "accuracy", "macro F1": "macro_f1", "NLL": "nll", "Brier": "brier", "ECE": "ece"}
 
 Cases = dict[str, dict[str, Any]]  # name of a case of a sweep -> configuration keys and values
+Frame = pd.DataFrame | None
 
 
 def compare(
-    records: Sequence[dict],
-    by: str = "shots",
-    quotes: pd.DataFrame | None = None,
-    intervals: bool = True,
-    cases: Cases | None = None,
+    records: Sequence[dict], by: str = "shots", quotes: Frame = None, intervals: bool = True, cases: Cases | None = None
 ) -> Table:
     """Compare the test accuracy of methods.
 
@@ -93,7 +90,7 @@ def compare(
     return Table(caption, keys, frame, columns, intervals=intervals, by=by, cases=list(cases or ()))
 
 
-def _compare_targets(records: Sequence[dict], quotes: pd.DataFrame | None, intervals: bool) -> Table:
+def _compare_targets(records: Sequence[dict], quotes: Frame, intervals: bool) -> Table:
     records = [record for record in records if record.get("targets")]
     if not records:
         raise UserError("expected runs with DATASET.TARGET_DATASETS or DATASET.TARGET_DOMAINS, got none")
@@ -154,7 +151,7 @@ def _target_rows(record: dict, column: str, targets: dict[str, dict]) -> list[di
 # Training costs and calibration
 
 
-def complexity(records: Sequence[dict], quotes: pd.DataFrame | None = None) -> Table:
+def complexity(records: Sequence[dict], quotes: Frame = None) -> Table:
     """Compare the training costs of methods, as means over seeds.
 
     - Seconds exclude the encoding of features, which all methods share.
@@ -230,10 +227,8 @@ def calibration_table(records: Sequence[dict]) -> Table:
     if not calibrated:
         raise UserError("no record has calibration scores, which earlier versions did not compute; run it again")
     frame = add_mean_places(cells((row for record in calibrated for row in _calibration(record)), KEYS), KEYS)
-    caption = (
-        "Probabilities on test: NLL in nats, T the temperature, other columns in %; "
-        f"accepted: by the threshold for {OPEN_SET_RATE:.0%}"
-    )
+    units = "NLL in nats, T the temperature, other columns in %"
+    caption = f"Probabilities on test: {units}; accepted: by the threshold for {OPEN_SET_RATE:.0%}"
     return Table(caption, KEYS, frame, decimals=CALIBRATION)
 
 

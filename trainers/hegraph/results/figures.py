@@ -34,31 +34,18 @@ from torch import Tensor
 from ..datasets.splits import images_per_class
 from ..utils.errors import UserError, shortened
 from ..utils.files import atomic_path
-from . import comparison
+from . import comparison, scores
 from .by_image import confusion_matrix, hardest_pairs
 from .comparison import compare, has_calibration, on_base_classes, split_sweeps
 from .records import PREDICTIONS, TEXT_NODES, find_records, find_runs, main_score, read_tensors_with_classes
-from .scores import (
-    BASELINES,
-    MEAN_OF,
-    OUR_METHOD,
-    PAPER,
-    PLACE,
-    VARIANTS,
-    ZERO_SHOT,
-    grouped,
-    method,
-    method_order,
-    metric,
-    place,
-)
+from .scores import OUR_METHOD, PAPER, PLACE, VARIANTS, ZERO_SHOT, grouped, method, method_order, metric, place
 from .table import Table
 
 # Palette of Okabe and Ito for colour-blind readers, without yellow, which is too light on white
 COLOURS = ("#000000", "#D55E00", "#0072B2", "#009E73", "#E69F00", "#CC79A7", "#56B4E9")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "*", "h", "d", "8", "H")
 STYLES = {"color": COLOURS, "marker": MARKERS, "linestyle": ("-", "--", "-.", ":")}
-STYLE_ORDER = (*reversed(VARIANTS), *BASELINES)  # the position of a method gives its style
+STYLE_ORDER = (*reversed(VARIANTS), *scores.BASELINES)  # the position of a method gives its style
 
 MAX_LINES = 8  # with more methods, only some are in colour
 BEST = 3  # number of baselines in colour then
@@ -115,7 +102,7 @@ def curves(records: Sequence[dict], quotes: pd.DataFrame | None = None) -> Figur
     cells = cells_by_shots(records, quotes)
     names = sorted({record["dataset"] for record in records})
     several = len(names) > 1
-    names = [f"{MEAN_OF}{len(names)}", *names] if several else names
+    names = [f"{scores.MEAN_OF}{len(names)}", *names] if several else names
     coloured = _coloured(cells[cells["dataset"] == names[0]])
     crowded = not coloured.issuperset(cells["method"])
     width, height = (4.6, 3.4) if crowded else (3.4, 2.8)

@@ -269,12 +269,11 @@ def collect(records: Sequence[dict], path: Path) -> None:
 
     The accuracies of candidates can be a hundred times as long as the rest of a record.
     """
-    lines = []
-    for record in records:
-        selected = {"selected": _without_candidates(record["selected"])}
-        lines.append(json.dumps({key: record[key] for key in record if key not in MEASURED} | selected, sort_keys=True))
-    with atomic_path(path) as temporary:
-        temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        for record in records:
+            row = {key: record[key] for key in record if key not in MEASURED}
+            row["selected"] = _without_candidates(record["selected"])
+            file.write(f"{json.dumps(row, sort_keys=True)}\n")
 
 
 def _without_candidates(value: Any) -> Any:

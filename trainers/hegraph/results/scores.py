@@ -38,16 +38,8 @@ ON_ZERO_SHOT = f"{OUR_METHOD}(zero-shot)"  # zero-shot CLIP, adapted to unlabell
 
 # Order of rows: baselines as in their registry, then methods in neither tuple, then variants of HeGraphAdapter
 BASELINES = tuple(ZERO_SHOT if name == "ZeroShot" else name for name in ALL_BASELINES)
-VARIANTS = (
-    ON_ZERO_SHOT,
-    f"{OUR_METHOD}(base)",
-    f"{OUR_METHOD}(training-free)",
-    f"{OUR_METHOD}(T-N)",
-    f"{OUR_METHOD}(T-P)",
-    PAPER,
-    TEXT,
-    OUR_METHOD,
-)
+PARTIAL = [f"{OUR_METHOD}({variant})" for variant in ("base", "training-free", "T-N", "T-P")]
+VARIANTS = (ON_ZERO_SHOT, *PARTIAL, PAPER, TEXT, OUR_METHOD)
 
 # Record keys that distinguish experiments of one method, each with its table header
 PROTOCOL = "protocol"
@@ -253,9 +245,7 @@ def read_quotes(*tables: str) -> pd.DataFrame:
     return quotes[quotes["table"].isin(tables)]
 
 
-def with_quotes(
-    frame: pd.DataFrame, quotes: pd.DataFrame | None, keys: Sequence[str], by: str, columns: Iterable
-) -> pd.DataFrame:
+def with_quotes(frame: pd.DataFrame, quotes: Any, keys: Sequence[str], by: str, columns: Iterable) -> pd.DataFrame:
     """Append the paper's numbers with the data set, backbone, shots and setting of a cell.
 
     The average of the paper is quoted for a mean over the same data sets. The average of its Table 1 includes the

@@ -78,17 +78,9 @@ class Table:
     """
 
     def __init__(
-        self,
-        caption: str,
-        keys: Sequence[str],
-        frame: pd.DataFrame,
-        columns: Mapping[Any, str] | None = None,
-        *,
-        decimals: Mapping[str, int] | None = None,
-        intervals: bool = True,
-        by: str = "",
-        cases: Sequence[str] = (),
-    ) -> None:
+        self, caption: str, keys: Sequence[str], frame: pd.DataFrame, columns: Mapping[Any, str] | None = None, *,
+        decimals: Mapping[str, int] | None = None, intervals: bool = True, by: str = "", cases: Sequence[str] = (),
+    ) -> None:  # fmt: skip
         """Create a table from cells.
 
         Args:
@@ -207,13 +199,9 @@ def latex(table: Table) -> str:
     """
     labels = len(table.heads)
     heads = [text.translate(_TEX) for text in (*table.heads, *table.columns.values())]
-    lines = [
-        r"\begin{table}",
-        rf"\caption{{{table.caption.translate(_TEX)}}}",
-        rf"\begin{{tabular}}{{{'l' * labels}{'r' * len(table.columns)}}}",
-        r"\hline",
-        rf"{' & '.join(heads)} \\",
-    ]
+    alignment = "l" * labels + "r" * len(table.columns)
+    lines = [r"\begin{table}", rf"\caption{{{table.caption.translate(_TEX)}}}", rf"\begin{{tabular}}{{{alignment}}}"]
+    lines += [r"\hline", rf"{' & '.join(heads)} \\"]
     for _, rows in groupby(table.text_rows(r"\textbf{{{}}}".format), key=lambda row: row[: labels - 1]):
         lines.append(r"\hline")
         for row in rows:
@@ -255,10 +243,9 @@ def _block(title: str, cells: pd.DataFrame, table: Table) -> str:
     images = f"{sizes.pop()} test images" if sizes else "test"
     names = [table.labels[row][-1] for row in cells["row"]]
     width = max(MIN_NAME_WIDTH, *map(len, names))
-    lines = [
-        f"{title}, {'mAP' if table.caption.startswith('mAP') else 'accuracy'} on {images} (%)",
-        f"  {'':{width}}  {'mean':>6}  {'std':>5}  seeds {', '.join(map(str, seeds))}",
-    ]
+    score = "mAP" if table.caption.startswith("mAP") else "accuracy"
+    head = f"  {'':{width}}  {'mean':>6}  {'std':>5}  seeds {', '.join(map(str, seeds))}"
+    lines = [f"{title}, {score} on {images} (%)", head]
     for name, row, mean, deviation in zip(names, cells["row"], cells["mean"], cells["deviation"]):
         by_seed = dict(values.loc[values["row"] == row, ["seed", "value"]].to_numpy())
         scores = "  ".join(f"{by_seed[seed]:<5.2f}" if seed in by_seed else " " * 5 for seed in seeds)

@@ -221,9 +221,7 @@ def do_run(
         Result of the run, and its files as a zip file.
     """
     if package_state() != package:
-        raise UserError(
-            f"expected {package} as on the driver, got {package_state()} on {socket.gethostname()}; install one"
-        )
+        raise UserError(f"expected {package} as on the driver, got {package_state()} on {socket.gethostname()}")
     show_messages()
     with suppress(OSError):
         os.chdir(cwd)
@@ -242,9 +240,7 @@ def do_run(
             return text.replace(str(local.folder), str(run.folder)).replace(local.source, run.source)
 
         if (file := local.folder / ERROR).exists():
-            error = {
-                key: original(value) if isinstance(value, str) else value for key, value in read_json(file).items()
-            }
+            error = {key: original(text) if isinstance(text, str) else text for key, text in read_json(file).items()}
             write_json(file, error | {"command": run.command()})
         packed = Path(shutil.make_archive(f"{temporary}/files", "zip", local.folder)).read_bytes()
         return replace(result, run=run, message=original(result.message)), packed

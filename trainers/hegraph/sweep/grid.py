@@ -80,13 +80,8 @@ class Run:
 
         Without a feature bank, this machine resolves the precision "auto", so that a remote worker uses the same one.
         """
-        flags = {
-            "DATASET.ROOT": "" if self.bank else self.root,
-            "OUTPUT_DIR": str(self.folder),
-            "DATASET.NUM_SHOTS": self.shots,
-            "SEED": self.seed,
-            "TRAINER.NAME": self.method,
-        }
+        flags: dict[str, Any] = {"DATASET.ROOT": "" if self.bank else self.root, "OUTPUT_DIR": str(self.folder)}
+        flags |= {"DATASET.NUM_SHOTS": self.shots, "SEED": self.seed, "TRAINER.NAME": self.method}
         opts = [word for pair in self.keys for word in pair]
         cfg = load_cfg("" if self.bank else self.source, self.config, flags, opts, method_options(self.method))
         if self.bank:
@@ -159,9 +154,8 @@ class Grid(StrictModel):
         """
         for key in (*self.vary, *self.set, *itertools.chain(*self.cases.values())):
             if key in GRID_KEYS:
-                raise UserError(
-                    f"{key} is set by --shots, --seeds, --methods, --root or --output; use these", "grid.key"
-                )
+                flags = "--shots, --seeds, --methods, --root or --output"
+                raise UserError(f"{key} is set by {flags}; use these", "grid.key")
         for method in {*self.methods} - {*ALL_BASELINES, OUR_METHOD, ALL}:
             raise unknown("method", method, (*ALL_BASELINES, OUR_METHOD, ALL))
         runs = [run for source in self.datasets for run in self._runs_of(source)]
@@ -170,11 +164,9 @@ class Grid(StrictModel):
         folders: dict[Path, Run] = {}
         for run in runs:
             if (other := folders.setdefault(run.folder, run)) is not run:
-                raise UserError(
-                    f"two runs have the folder {run.folder}: {other.title} and {run.title}; remove duplicates, rename "
-                    "files of the same name, and put every varied key into --suffix",
-                    "grid.folder",
-                )
+                two = f"two runs have the folder {run.folder}: {other.title} and {run.title}"
+                advice = "remove duplicates, rename files of the same name, and put every varied key into --suffix"
+                raise UserError(f"{two}; {advice}", "grid.folder")
         return runs
 
     def _runs_of(self, source: str) -> Iterator[Run]:
@@ -193,16 +185,13 @@ class Grid(StrictModel):
             names = {key.rpartition(".")[2]: str(value) for key, value in values}
             below = f"{name_of(source)}/{method}/{name_of(config)}_{shots}shots{self._ending(case, names)}/seed{seed}"
             if ".." in PurePath(below).parts or "\0" in below:
-                raise UserError(
-                    f"--suffix, cases and file names must stay below {self.output}, got {below!r}", "grid.outside"
-                )
+                parts = "--suffix, cases and file names"
+                raise UserError(f"{parts} must stay below {self.output}, got {below!r}", "grid.outside")
             for name in PurePath(below).parts:
                 if (length := len(os.fsencode(name))) > LONGEST_NAME:
-                    raise UserError(
-                        f"expected folder names of at most {LONGEST_NAME} bytes, got {length}: "
-                        f"{shortened(name, 60)!r}; use a shorter case or value, or --suffix",
-                        "grid.name",
-                    )
+                    problem = f"expected folder names of at most {LONGEST_NAME} bytes, got {length}"
+                    advice = "use a shorter case or value, or --suffix"
+                    raise UserError(f"{problem}: {shortened(name, 60)!r}; {advice}", "grid.name")
             label = ", ".join(filter(None, (case, *(f"{name}={value}" for name, value in names.items()))))
             keys = (*pairs.items(), *self.cases[case].items(), *values)
             yield Run(Path(self.output) / below, source, config, method, shots, seed, keys, root, label, self.separate)

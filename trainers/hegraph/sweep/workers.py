@@ -23,6 +23,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 from ..config import Config
 from ..experiments.lock import Locked, is_locked
@@ -113,12 +114,8 @@ def record_failure(run: Run, error: Exception, cfg: Config | None = None) -> str
     message = first_line(error) if isinstance(error, UserError) else f"{type(error).__name__}: {first_line(error)}"
     try:
         if read_record(run.folder) is None:
-            failure = {
-                "message": message,
-                "traceback": "".join(traceback.format_exception(error)),
-                "configuration": run_config(cfg or run.configuration()),
-                "command": run.command(),
-            }
+            failure: dict[str, Any] = {"message": message, "traceback": "".join(traceback.format_exception(error))}
+            failure |= {"configuration": run_config(cfg or run.configuration()), "command": run.command()}
             write_json(run.folder / ERROR, failure)
     except UserError as other:  # the disk may be full
         logger.warning("%s", other)

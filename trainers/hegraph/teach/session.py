@@ -277,16 +277,13 @@ class Session:
         features, labels, names = support_set.features[0], support_set.labels, support_set.names
         logits, predicted = leave_one_out(features, labels, support_set.positive, self.origin.logit_scale)
         pairs = Counter((names[a], names[b]) for a, b in zip(labels.tolist(), predicted.tolist()) if a != b)
+        ranked = [(pictures[each.index], each) for each in rank_labels(logits, labels, names)]
         issues = [
-            (pictures[each.index], each) for each in rank_labels(logits, labels, names) if each.score > SUSPICIOUS
+            (p, each) for p, each in ranked if each.score > SUSPICIOUS and p.digest not in view.contents.confirmed
         ]
-        return replace(
-            view,
-            correct=int((predicted == labels).sum()),
-            evaluated=len(labels),
-            confusions=[(*pair, count) for pair, count in pairs.most_common(MAX_LISTED)],
-            issues=[each for each in issues if each[0].digest not in view.contents.confirmed][:MAX_LISTED],
-        )
+        confusions = [(*pair, count) for pair, count in pairs.most_common(MAX_LISTED)]
+        correct = int((predicted == labels).sum())
+        return replace(view, correct=correct, evaluated=len(labels), confusions=confusions, issues=issues[:MAX_LISTED])
 
     def _suggestions(self, model: SavedModel, contents: Contents) -> list[Suggestion]:
         """Unlabelled images that are most useful to label. An image that also lies in a class is left out."""
