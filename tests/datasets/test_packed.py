@@ -283,19 +283,9 @@ def test_skipped_splits_are_logged_once(hf, monkeypatch, caplog):
     refused("hf:me/pictures#small", "hf:me/pictures#small has no training image")
 
 
-def test_scripts_of_data_sets_are_not_run(hf, monkeypatch, tmp_path):
-    """datasets 3 has this argument, with an environment variable as default; later versions run no script."""
-    values = []
-
-    def load_dataset(path: str, name: str | None = None, data_files: Any = None, trust_remote_code: Any = None) -> Any:
-        values.append(trust_remote_code)
-        return hf.DatasetDict({"train": table(hf, [1, 0])})
-
-    table(hf, [1, 0]).to_parquet(tmp_path / "train.parquet")
-    monkeypatch.setattr(hf, "load_dataset", load_dataset)
-    for root in ("hf:me/pictures", tmp_path):
-        assert counts(load(root)) == [2, 0, 0]
-    assert values == [False, False]
+def test_package_that_runs_scripts_of_data_sets_is_refused(hf, monkeypatch):
+    monkeypatch.setattr(hf, "__version__", "3.6.0")
+    refused("hf:me/pictures", "needs the package datasets: pip install 'datasets>=4'")
 
 
 def test_folder_with_a_script_is_refused(hf, monkeypatch, tmp_path):

@@ -68,23 +68,13 @@ __version__ = "0.1.0"
 
 # public name -> module that defines it
 _HOMES = {
-    "Backbone": ".backbones.clip",
-    "FeatureBank": ".features.bank",
-    "HeGraphClassifier": ".estimator.classifier",
-    "HeGraphModel": ".method.model",
-    "HeteroGraph": ".method.graph",
-    "LabelIssue": ".labels.issues",
-    "ModelOptions": ".method.options",
-    "UserError": ".utils.errors",
-    "build_graph": ".method.graph",
-    "compare_backbones": ".model_selection.backbones",
-    "load_backbone": ".backbones.loading",
-    "load_bank": ".features.bank",
-    "load_cfg": ".config_files",
-    "load_dataset": ".datasets.loading",
-    "load_few_shot": ".datasets.loading",
-    "run": ".experiments.run",
-}
+    "Backbone": ".backbones.clip", "FeatureBank": ".features.bank", "HeGraphClassifier": ".estimator.classifier",
+    "HeGraphModel": ".method.model", "HeteroGraph": ".method.graph", "LabelIssue": ".labels.issues",
+    "ModelOptions": ".method.options", "UserError": ".utils.errors", "build_graph": ".method.graph",
+    "load_backbone": ".backbones.loading", "load_bank": ".features.bank", "load_cfg": ".config_files",
+    "compare_backbones": ".model_selection.backbones", "load_dataset": ".datasets.loading",
+    "load_few_shot": ".datasets.loading", "run": ".experiments.run",
+}  # fmt: skip
 __all__ = ["__version__", *_HOMES]
 
 

@@ -68,12 +68,10 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 def build_parser() -> Parser:
     """Build the parser of a training or test."""
     commands = [f"  {name:12}{summary}" for name, (_, summary) in SUBCOMMANDS.items()]
-    parser = Parser(
-        "",
-        "Train and test one seed, or run a command. Flags set the configuration key in brackets.",
-        epilog="\n".join(["commands, each with its own --help:", *commands]),
-        usage=f"{command()} [OPTION ...] [KEY VALUE ...]\n       {command()} COMMAND ...",
-    )
+    usage = f"{command()} [OPTION ...] [KEY VALUE ...]\n       {command()} COMMAND ..."
+    summary = "Train and test one seed, or run a command. Flags set the configuration key in brackets."
+    epilog = "\n".join(["commands, each with its own --help:", *commands])
+    parser = Parser("", summary, usage=usage, epilog=epilog)
     parser.examples = (
         "--dataset-config-file digits --config-file mini --shots 4 --seed 1 --output-dir output/digits",
         "--dataset-config-file folder --root photos --config-file vit_b16 --shots -1 --output-dir output/photos",
@@ -116,15 +114,14 @@ def build_parser() -> Parser:
 def dassl_obstacles(args: argparse.Namespace) -> list[str]:
     """List the reasons why Dassl cannot run these arguments. Without one, Dassl is imported."""
     name, several = args.trainer, os.environ.get("WORLD_SIZE", "1") != "1"
+    of_coop = name in ALL_BASELINES and load_method(name).trainer_of_coop
     checks = {
         f"{CHECKOUT} is no CoOp checkout (scripts/hegraph/install.sh installs this package into one)": not in_coop(),
         "--features needs no images, which Dassl loads": args.features is not None,
         "--keep-thumbnails is not available with Dassl": args.keep_thumbnails,
         "Dassl does not support several processes of torchrun": several,
         f"{name} is transductive, which Dassl does not support": name in TRANSDUCTIVE_METHODS,
-        f"CoOp has its own trainer {name}, which python train.py --trainer {name} runs": (
-            name in ALL_BASELINES and load_method(name).trainer_of_coop
-        ),
+        f"CoOp has its own trainer {name}, which python train.py --trainer {name} runs": of_coop,
         "Dassl is not installed and not on PYTHONPATH": importlib.util.find_spec("dassl") is None,
     }
     obstacles = [obstacle for obstacle, holds in checks.items() if holds]
@@ -186,9 +183,7 @@ def check_flags(args: argparse.Namespace) -> None:
     if args.trainer in ALL_BASELINES and getattr(args, SELECT_ON):
         raise UserError(f"--select is an option of HeGraphAdapter, got --trainer {args.trainer}; leave it out")
     if args.trainer in ALL_BASELINES and args.eval_only and (reason := load_method(args.trainer).not_saved):
-        raise UserError(
-            f"{args.trainer} saves no model for --eval-only: {reason}; leave out --eval-only and --model-dir"
-        )
+        raise UserError(f"{args.trainer} saves no model: {reason}; leave out --eval-only and --model-dir")
 
 
 def run_command(args: argparse.Namespace) -> None:
@@ -201,9 +196,8 @@ def run_command(args: argparse.Namespace) -> None:
         if dassl_cfg is None:
             from .experiments.run import run
 
-            record = run(
-                cfg, args.features, args.model_dir or None, args.load_epoch, not args.no_train, args.keep_thumbnails
-            )
+            model = args.model_dir or None, args.load_epoch
+            record = run(cfg, args.features, *model, not args.no_train, args.keep_thumbnails)
         else:
             from .trainer import run_in_coop
 

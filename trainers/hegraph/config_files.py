@@ -72,10 +72,8 @@ def load_cfg(
     _merge(values, [*flags.items(), *pairs_of(opts)])
     name = method[0] if method else OUR_METHOD
     if values["TRAINER.NAME"] != name:
-        raise UserError(
-            f"expected TRAINER.NAME {name}, got {values['TRAINER.NAME']!r:.80}; use --trainer to choose the method",
-            "config.method",
-        )
+        got = f"expected TRAINER.NAME {name}, got {values['TRAINER.NAME']!r:.80}"
+        raise UserError(f"{got}; use --trainer to choose the method", "config.method")
     return _complete(values)
 
 
@@ -204,11 +202,9 @@ def _checked(values: Values) -> Config:
     options = cfg.model
     has_parameters = options.relations and (options.text_weights or options.bias or options.variant == "full")
     if options.variant not in UNTRAINED and not has_parameters:
-        raise UserError(
-            f"VARIANT {options.variant} has no parameters to train: TEXT_W and BIAS are False, or its ALPHA_* are 0; "
-            "set one of them, or VARIANT base",
-            "config.untrainable",
-        )
+        untrainable = "has no parameters to train: TEXT_W and BIAS are False, or its ALPHA_* are 0"
+        advice = "set one of them, or VARIANT base"
+        raise UserError(f"VARIANT {options.variant} {untrainable}; {advice}", "config.untrainable")
     return cfg
 
 
@@ -221,8 +217,6 @@ def candidates(cfg: Config) -> list[tuple[tuple, Config]]:
     keys = [key for key, _ in cfg.run.select]
     combinations = itertools.product(*(values for _, values in cfg.run.select))
     candidates = [(values, with_values(cfg, dict(zip(keys, values)))) for values in combinations]
-    if wrong := set(keys) - SELECTABLE:
-        raise UserError(
-            f"SELECT: expected options of the adapter or its training, got {', '.join(sorted(wrong))}", "config.select"
-        )
+    if wrong := ", ".join(sorted(set(keys) - SELECTABLE)):
+        raise UserError(f"SELECT: expected options of the adapter or its training, got {wrong}", "config.select")
     return candidates

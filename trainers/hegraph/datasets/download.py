@@ -120,10 +120,8 @@ def _fetch_from_any(alternatives: Sequence[Source], folder: Path) -> None:
             reasons.append(f"{url}: {error}")
             logger.warning("%s", reasons[-1])
             path.unlink(missing_ok=True)
-    raise UserError(
-        f"cannot download {wanted.file} ({'; '.join(reasons)}); save it as {folder / wanted.file} by hand and run "
-        "the same command again"
-    )
+    advice = f"save it as {folder / wanted.file} by hand and run the same command again"
+    raise UserError(f"cannot download {wanted.file} ({'; '.join(reasons)}); {advice}")
 
 
 def missing_of(targets: Sequence[str], folder: Path) -> list[str]:

@@ -20,7 +20,6 @@ All names of splits in `SPLIT_NAMES` are accepted, in upper or lower case.
 
 from __future__ import annotations
 
-import inspect
 import logging
 import math
 import os
@@ -111,10 +110,8 @@ def _named_shards(root: str) -> list[Shard]:
         name, _, urls = part.partition("=")
         split = SPLIT_NAMES.get(name.strip().lower())
         if not split or not urls.strip():
-            raise UserError(
-                f"--root has {shortened(part, 80)!r}, which is not SPLIT=URLS; expected train=URLS;val=URLS;test=URLS, "
-                f"without other ; and with a SPLIT of {', '.join(SPLIT_NAMES)}"
-            )
+            expected = f"train=URLS;val=URLS;test=URLS, without other ; and with a SPLIT of {', '.join(SPLIT_NAMES)}"
+            raise UserError(f"--root has {shortened(part, 80)!r}, which is not SPLIT=URLS; expected {expected}")
         urls_of[split] += _expand_braces(urls.strip())
     shards = []
     for split, expanded in urls_of.items():
@@ -198,11 +195,9 @@ def _samples(shard: Path, names: Sequence[str]) -> list[tuple[str, Member, str]]
     for key in {**images, **labels}:
         names_of_sample = sorted(labels[key] - {""})
         if len(images[key]) != 1 or len(names_of_sample) > 1:
-            raise UserError(
-                f"{shard}: the sample {key.lstrip('/')} has {len(images[key])} images and the labels "
-                f"{', '.join(names_of_sample) or 'none'}; expected one image, and one label in .cls, or in .json under "
-                '"label"'
-            )
+            found = f"{len(images[key])} images and the labels {', '.join(names_of_sample) or 'none'}"
+            expected = 'expected one image, and one label in .cls, or in .json under "label"'
+            raise UserError(f"{shard}: the sample {key.lstrip('/')} has {found}; {expected}")
     return [(*images[key][0], "".join(labels[key])) for key in images]
 
 
@@ -272,20 +267,20 @@ def _load_tables(root: str, files: dict[str, list[str]]) -> dict[str, Any]:
     """Load tables by split, without decoding images. If several names mean one split, the last table is used."""
     try:
         import datasets
+
+        if int(datasets.__version__.partition(".")[0]) < 4:  # it would run the script of a data set, after a prompt
+            raise ImportError
     except ImportError as error:
-        raise UserError(f"{root} needs the package datasets: pip install 'datasets>=3'") from error
+        raise UserError(f"{root} needs the package datasets: pip install 'datasets>=4'") from error
     for file in [file for of_split in files.values() for file in of_split]:
         check_regular(Path(file))  # the package would block on a pipe
     name, _, configuration = root.removeprefix(PREFIX).partition("#")
     datasets.disable_progress_bars()
-    # datasets 3 would run the script of a data set after a prompt, or if an environment variable allows it
-    scripts = "trust_remote_code" in inspect.signature(datasets.load_dataset).parameters
-    safe = {"trust_remote_code": False} if scripts else {}
     try:
         if files:
-            loaded = datasets.load_dataset("parquet", data_files=files, **safe)
+            loaded = datasets.load_dataset("parquet", data_files=files)
         else:
-            loaded = datasets.load_dataset(name, configuration or None, **safe)
+            loaded = datasets.load_dataset(name, configuration or None)
         names = {SPLIT_NAMES[each.lower()]: each for each in map(str, loaded) if each.lower() in SPLIT_NAMES}
         encoded = datasets.Image(decode=False)
         columns = {split: loaded[each].select_columns([IMAGE, LABEL]) for split, each in names.items()}

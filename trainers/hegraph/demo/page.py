@@ -129,16 +129,12 @@ def add_answer_section(page: gr.Blocks, answers: Answers, method: str, gallery: 
             adapted = gr.Label(label=method, num_top_classes=MAX_SHOWN, elem_id="adapted")
             zero_shot = gr.Label(label="Zero-shot CLIP", num_top_classes=MAX_SHOWN, elem_id="zero-shot")
             why = html(HINT, elem_id="why")
-            pictures = gr.Gallery(
-                label=gallery, columns=MAX_SHOWN, height="auto", object_fit="contain", buttons=[], interactive=False,
-                elem_id="nearest",
-            )  # fmt: skip
+            layout: dict[str, Any] = {"columns": MAX_SHOWN, "height": "auto", "object_fit": "contain"}
+            pictures = gr.Gallery(label=gallery, buttons=[], interactive=False, elem_id="nearest", **layout)
+    # `Answers` opens the files instead of Gradio, since its errors name the problem
+    options = {"preprocess": False, "trigger_mode": "always_last", "api_visibility": "private"}
     for component, event in inputs:
-        # `Answers` opens the files instead of Gradio, since its errors name the problem
-        event(
-            answers, component, [why, adapted, zero_shot, pictures], preprocess=False, trigger_mode="always_last",
-            api_visibility="private",
-        )  # fmt: skip
+        event(answers, component, [why, adapted, zero_shot, pictures], **options)
     page.load(None, js=ANNOUNCE_JS)
 
 

@@ -102,11 +102,9 @@ def paired_table(folders: Sequence[Path], of: str = OUR_METHOD) -> str:
     for name, second in ((name, runs[runs["method"] == name]) for name in methods if name != of):
         differences = [difference(first[first["shots"] == n], second[second["shots"] == n]) for n in shots]
         rows.append([name, *("" if value is None else str(value) for value in differences)])
-    caption = (
-        f"{title(runs['record'])} of {of} minus the method in the row, in points, mean of "
-        f"{', '.join(sorted(set(first['dataset'])))}; same seeds and test images; in brackets the {CONFIDENCE:.0%} "
-        "bootstrap interval over test images, bold if it excludes 0"
-    )
+    means = f"in points, mean of {', '.join(sorted(set(first['dataset'])))}; same seeds and test images"
+    brackets = f"in brackets the {CONFIDENCE:.0%} bootstrap interval over test images, bold if it excludes 0"
+    caption = f"{title(runs['record'])} of {of} minus the method in the row, {means}; {brackets}"
     return f"{caption}\n\n{markdown_table([f'{of} minus', *map(str, shots)], rows)}"
 
 

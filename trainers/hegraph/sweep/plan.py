@@ -105,10 +105,9 @@ class Sweep:
         for run, seconds in zip(self.to_do, times):
             echo(f"{run.folder}  {'?' if seconds is None else f'{seconds:.1f} s'}\n")
         expected = [seconds for seconds in times if seconds is not None]
-        echo(
-            f"{len(self.to_do)} runs to do, {len(self.finished)} finished, {len(self.failed)} failed before; about "
-            f"{in_words(sum(expected))} in one process for the {len(expected)} runs of methods with records\n"
-        )
+        counts = f"{len(self.to_do)} runs to do, {len(self.finished)} finished, {len(self.failed)} failed before"
+        time = f"{in_words(sum(expected))} in one process for the {len(expected)} runs of methods with records"
+        echo(f"{counts}; about {time}\n")
 
     def count(self, result: Result) -> None:
         """Count and log a result with status `DONE` or `FAILED`."""

@@ -108,35 +108,30 @@ class Teacher(Answers):
         project, session = self.session.project, self.session
         picture = Picture(data.get("image", ""), data.get("digest", ""))
         place, to, name = (data.get(key, "") for key in ("place", "to", "name"))
-        match data.get("do"):
-            case "add-class":
-                return f"Class {project.add_class(name)} added; drop images on it", ""
-            case "rename":
-                return f"Class {place} renamed to {project.rename_class(place, name)}", ""
-            case "delete":
-                project.delete_class(place)
-            case "move":
-                project.move(picture, to)
-            case "confirm":
-                project.confirm(picture)
-            case "keep-in":
-                project.keep_in_one_class(picture.digest, to)
-            case "draw":
-                if not drawing:
-                    raise UserError("the canvas is empty")
-                scan = as_png(scan_of_ink(ink_of_canvas(drawing)))
-                return self.summarize([project.add(place, [(f"drawing-{uuid4().hex[:8]}.png", scan)])])
-            case "add" | "zip":
-                return self.add_uploads(place, data)
-            case "undo":
-                return f"Undone: {project.undo()}", ""
-            case "stop":
-                session.stopping.set()
-            case "resume":
-                session.stopping.clear()
-            case _:
-                return "", "Unknown action"
-        return "", ""
+        actions: dict[str, Callable[[], str | None]] = {
+            "add-class": lambda: f"Class {project.add_class(name)} added; drop images on it",
+            "rename": lambda: f"Class {place} renamed to {project.rename_class(place, name)}",
+            "delete": lambda: project.delete_class(place),
+            "move": lambda: project.move(picture, to),
+            "confirm": lambda: project.confirm(picture),
+            "keep-in": lambda: project.keep_in_one_class(picture.digest, to),
+            "undo": lambda: f"Undone: {project.undo()}",
+            "stop": session.stopping.set,
+            "resume": session.stopping.clear,
+        }
+        action = data.get("do", "")
+        if action in ("add", "zip"):
+            return self.add_uploads(place, data)
+        if action == "draw":
+            return self.add_drawing(place, drawing)
+        return (actions[action]() or "", "") if action in actions else ("", "Unknown action")
+
+    def add_drawing(self, place: str, drawing: Any) -> Outcome:
+        """Add the digit on the canvas."""
+        if not drawing:
+            raise UserError("the canvas is empty")
+        scan = as_png(scan_of_ink(ink_of_canvas(drawing)))
+        return self.summarize([self.session.project.add(place, [(f"drawing-{uuid4().hex[:8]}.png", scan)])])
 
     def add_uploads(self, place: str, data: dict[str, str]) -> Outcome:
         """Add uploaded images or zip files, and delete the uploads."""

@@ -20,13 +20,11 @@ def git_commit() -> str | None:
     if INSTALLED.is_file():
         return INSTALLED.read_text(encoding="utf-8").strip()
     try:
-        described = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
-            cwd=Path(__file__).parent, capture_output=True, text=True, check=True,
-        )  # fmt: skip
+        git = ["git", "-C", str(Path(__file__).parent)]
+        described = [*git, "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+        return subprocess.check_output(described, stderr=subprocess.DEVNULL, text=True).strip()
     except (OSError, subprocess.CalledProcessError):
         return None
-    return described.stdout.strip()
 
 
 @cache  # imported packages stay the same, even if other versions are installed meanwhile

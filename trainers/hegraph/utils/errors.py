@@ -280,10 +280,8 @@ class Parser(argparse.ArgumentParser):
 def refuse_several_processes() -> None:
     """Raise UserError in a process of `torchrun` that is one of several."""
     if (count := os.environ.get("WORLD_SIZE", "1")) != "1":
-        raise UserError(
-            f"expected one process, but torchrun started {count:.9}; start this with python: only `features extract` "
-            "and --no-train share their work"
-        )
+        advice = "start this with python: only `features extract` and --no-train share their work"
+        raise UserError(f"expected one process, but torchrun started {count:.9}; {advice}")
 
 
 def run_cli(command: Callable[[], int | None], several_processes: bool = False) -> int:

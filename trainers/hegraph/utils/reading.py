@@ -100,9 +100,8 @@ def parse_json(text: str) -> Any:
             a lone surrogate, which files and terminals cannot encode.
     """
     try:
-        value = json.loads(
-            text, object_pairs_hook=_unique, parse_constant=_number, parse_float=_number, parse_int=_integer
-        )
+        numbers: Any = {"parse_constant": _number, "parse_float": _number, "parse_int": _integer}
+        value = json.loads(text, object_pairs_hook=_unique, **numbers)
         if "\\u" in text:  # only an escape can be a lone surrogate
             json.dumps(value, ensure_ascii=False).encode("utf-8")
         return value
