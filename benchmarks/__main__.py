@@ -1,7 +1,5 @@
 """Run one benchmark, print its table, and write its figures to a file."""
 
-from __future__ import annotations
-
 import argparse
 import importlib
 import json

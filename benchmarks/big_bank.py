@@ -4,8 +4,6 @@ The bank is a sparse file: of the training features, only the rows that the run 
 has `import torch` with an optimizer, which no run is faster than.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import random

@@ -3,8 +3,6 @@
 The encoder has random weights, which takes as long as trained ones.
 """
 
-from __future__ import annotations
-
 import statistics
 import tempfile
 from functools import partial

@@ -3,8 +3,6 @@
 It leaves without the clean-up of a process that ends by itself, and so does `LEAST`.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 

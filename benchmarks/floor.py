@@ -1,7 +1,5 @@
 """The least time that a step can take: its multiply-adds alone, at the speed of a matrix product of similar size."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 from torch import Tensor

@@ -4,8 +4,6 @@ The other side follows the equations as a graph convolution is usually written, 
 each relation the cosines, the degrees and the coefficients A, then `A (x W)`.
 """
 
-from __future__ import annotations
-
 import statistics
 
 import torch

@@ -1,7 +1,5 @@
 """How the time of a step and the peak memory grow with the number of classes. Each number has its own process."""
 
-from __future__ import annotations
-
 import json
 import statistics
 import sys

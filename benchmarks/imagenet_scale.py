@@ -4,8 +4,6 @@ The features are random, which takes as long as real ones. The paper's time per 
 does not: it starts from a bank, which is encoded once for all seeds, shots and settings.
 """
 
-from __future__ import annotations
-
 import tempfile
 from pathlib import Path
 

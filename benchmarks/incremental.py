@@ -6,8 +6,6 @@ on from its parameters. The temperature is left out. The banks are those of
 $HEGRAPH_SHARED/banks.
 """
 
-from __future__ import annotations
-
 import os
 import random
 import time

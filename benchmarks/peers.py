@@ -3,8 +3,6 @@
 The banks are those of $HEGRAPH_SHARED/banks.
 """
 
-from __future__ import annotations
-
 import os
 import tempfile
 from pathlib import Path

@@ -3,8 +3,6 @@
 All take turns, from the same JPEG files. Also how near the features of both are to each other.
 """
 
-from __future__ import annotations
-
 import os
 import statistics
 import tempfile

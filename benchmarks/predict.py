@@ -1,7 +1,5 @@
 """Prediction with a trained adapter whose graph is folded into weights, against zero-shot CLIP and Tip-Adapter."""
 
-from __future__ import annotations
-
 import statistics
 
 import torch

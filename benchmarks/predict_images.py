@@ -6,8 +6,6 @@ program that imports torch and open_clip, builds the model, and encodes the imag
 take as long as trained ones.
 """
 
-from __future__ import annotations
-
 import statistics
 import tempfile
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """The message of one relation as a layer of PyG, for any bipartite graph: the readable reference of `layers.py`."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 from torch_geometric.nn import MessagePassing

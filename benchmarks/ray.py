@@ -4,8 +4,6 @@ Ray is local and has one CPU, so that one run is done at a time there, too. Its 
 runs, in which a process imports what it needs.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import tempfile

@@ -1,7 +1,5 @@
 """The result of a benchmark: a table, and the figures that have a target."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 

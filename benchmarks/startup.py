@@ -4,8 +4,6 @@ run from a bank, process start to the first step, against `import torch` with an
 The scripts start every run again, and rely on finished ones ending at once.
 """
 
-from __future__ import annotations
-
 import statistics
 import tempfile
 from collections.abc import Callable

@@ -6,8 +6,6 @@ The runs are those of a table on one bank, ucf101's in $HEGRAPH_SHARED/banks: ev
 shots and seeds. That takes about half an hour, most of it the single processes.
 """
 
-from __future__ import annotations
-
 import os
 import tempfile
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Tasks of any size with random features of unit norm. Only their times mean something, not their accuracy."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

@@ -4,8 +4,6 @@ images, 512 wide, and 200 images without a label. Encoding is left out: the feat
 The folder is read and the change is written as on the page. The figure is the median of some images that are moved.
 """
 
-from __future__ import annotations
-
 import statistics
 import tempfile
 import time

@@ -1,7 +1,5 @@
 """Timing on a machine that other programs use too: things to compare take turns, and the median of ratios counts."""
 
-from __future__ import annotations
-
 import os
 import resource
 import statistics

@@ -1,7 +1,5 @@
 """A whole training step, against the time of its multiply-adds alone and against the PyG reference of the layer."""
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Callable
 

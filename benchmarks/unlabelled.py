@@ -4,8 +4,6 @@ The features are random and near the centre of their class, in float32. Measured
 time that `import torch` takes left out, and the peak memory of the whole process.
 """
 
-from __future__ import annotations
-
 import json
 
 from .report import Report

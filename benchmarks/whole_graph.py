@@ -1,7 +1,5 @@
 """Training with the whole graph against training without `W` in messages to text nodes, at the size of Caltech101."""
 
-from __future__ import annotations
-
 import statistics
 
 from trainers.hegraph.config_files import load_cfg

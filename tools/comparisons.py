@@ -5,8 +5,6 @@ descriptions of this project have few of them. The patterns also match harmless 
 descriptions give a size ("no bigger than a biscuit") or a location ("where a road passes").
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 

@@ -8,8 +8,6 @@ test images give the accuracy of the model. FILE gets a JSON line for each bank,
 it already has are skipped.
 """
 
-from __future__ import annotations
-
 import argparse
 import itertools
 import json

@@ -3,8 +3,6 @@
 A table stands between `<!-- options: NAME ... -->` and `<!-- /options -->`, where each NAME is a dataclass of options.
 """
 
-from __future__ import annotations
-
 import re
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Plots of README.md and docs/results/accuracy.md: accuracy by shots, with a few methods in colour."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import matplotlib

@@ -6,8 +6,6 @@ Each record gets the names of today's version, and its `config_hash` is computed
 record with today's names stays as it is. `run_id` names the run as it was made.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys

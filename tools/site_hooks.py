@@ -4,8 +4,6 @@ A page links to a file of the repository with a relative path, which works on Gi
 file below `repository/`: a page for a Markdown file, and a text file for any other.
 """
 
-from __future__ import annotations
-
 import base64
 import contextlib
 import io

@@ -6,8 +6,6 @@ Run it after a change of `results/*.jsonl`; `tests/test_docs.py` compares the pa
 text between `<!-- name: files -->` and `<!-- /name -->`, and `MAKERS` has the function of each name.
 """
 
-from __future__ import annotations
-
 import re
 import sys
 from collections.abc import Callable

@@ -5,8 +5,6 @@
 The project is the sample of the digits with one wrong label. The images have few colours, so that the files are small.
 """
 
-from __future__ import annotations
-
 import io
 import tempfile
 from pathlib import Path

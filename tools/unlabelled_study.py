@@ -7,8 +7,6 @@ test images, or to a subset by each condition, with the whole method and with ea
 each run, condition and part.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys

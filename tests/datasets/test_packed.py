@@ -327,4 +327,4 @@ def test_unloadable_tables_are_refused(hf, tmp_path, monkeypatch):
     table(hf, [1, 0], label="fine_label").to_parquet(tmp_path / "train.parquet")
     refused(tmp_path, clear.format(tmp_path, "fine_label"))
     monkeypatch.setitem(sys.modules, "datasets", None)
-    refused(tmp_path, "needs the package datasets: pip install 'datasets>=3'")
+    refused(tmp_path, "needs the package datasets: pip install 'datasets>=4'")

@@ -1,7 +1,5 @@
 """`python -m tools.mini [--steps N --seed K --out FILE --threads T]` trains mini again."""
 
-from __future__ import annotations
-
 import argparse
 import logging
 import sys

@@ -4,8 +4,6 @@ A positive caption names the glyph, sometimes with words that are true of the re
 in some way; it is true of every image that does not show X.
 """
 
-from __future__ import annotations
-
 import random
 from collections.abc import Mapping, Sequence
 

@@ -8,8 +8,6 @@ Some names have the same picture, such as the capital A in Latin, Greek and Cyri
 zero. No contrastive loss can tell them apart, so only the first is kept: `distinct_names` compares the pictures.
 """
 
-from __future__ import annotations
-
 import logging
 import unicodedata
 from dataclasses import dataclass

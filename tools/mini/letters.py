@@ -5,8 +5,6 @@ fonts that mini was trained on, tightly cut and sampled with 8 x 8 pixels, as th
 digits, and are among them.
 """
 
-from __future__ import annotations
-
 import argparse
 import string
 import sys

@@ -3,8 +3,6 @@
 Shapes: B images, N captions, L tokens, D feature width.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from open_clip import CLIP

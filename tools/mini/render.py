@@ -7,8 +7,6 @@ cut, as scanned digits are; some stay sharper or smaller. Everything random is d
 Shapes: B images of a batch, S pixels of a mask's side.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

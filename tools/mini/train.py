@@ -3,8 +3,6 @@
 Shapes: B images of a batch, N captions.
 """
 
-from __future__ import annotations
-
 import copy
 import math
 import random

@@ -4,8 +4,6 @@ Left out are mutants of log lines, of the words of error messages, of type annot
 alone, and of the tables of the options' defaults. Of the mutants of one place at most one is kept.
 """
 
-from __future__ import annotations
-
 import argparse
 import ast
 import random

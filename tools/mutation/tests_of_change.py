@@ -4,8 +4,6 @@ Cosmic-ray calls this for every mutant: first the tests of the package, which no
 change all tests run. They are those of bare `pytest`; with HEGRAPH_MUTATION=slow also those that take long.
 """
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

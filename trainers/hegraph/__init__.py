@@ -34,8 +34,6 @@ Experiments
 `__version__` is the version of the package.
 """
 
-from __future__ import annotations
-
 import importlib
 import os
 import signal

@@ -4,8 +4,6 @@ In a CoOp checkout with Dassl and a data set of CoOp, Dassl and CoOp's train.py 
 package does. Slow imports, such as torch, are in the functions that need them.
 """
 
-from __future__ import annotations
-
 import argparse
 import importlib
 import importlib.util
@@ -138,7 +136,7 @@ def in_coop() -> bool:
     return (CHECKOUT / "train.py").is_file() and (CHECKOUT / "datasets" / "oxford_pets.py").is_file()
 
 
-def configure(args: argparse.Namespace) -> tuple[Config, CfgNode | None]:
+def configure(args: argparse.Namespace) -> "tuple[Config, CfgNode | None]":
     """Build the configuration, and Dassl's configuration, or None if the run does without Dassl.
 
     Raises:

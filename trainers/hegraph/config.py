@@ -7,8 +7,6 @@ without Dassl. The exception is `MODEL.BACKBONE.PRETRAINED`: the weights here, a
 recipe of the published results.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -210,7 +208,7 @@ class Config:
     values: Mapping[str, Any]
 
     @classmethod
-    def of(cls, values: Mapping[str, Any]) -> Config:
+    def of(cls, values: Mapping[str, Any]) -> "Config":
         """Configuration of checked values, with the values of rows at their number of shots."""
         parts = {name: _filled(holder, values) for name, holder in PARTS.items()}
         if parts["model"].variant == "training_free":

@@ -1,7 +1,5 @@
 """Read and check configurations: defaults of `config.py`, then files, flags and KEY VALUE pairs."""
 
-from __future__ import annotations
-
 import ast
 import contextlib
 import itertools

@@ -11,8 +11,6 @@ In CoOp's own `train.py`, two lines are enough (README.md, "Inside CoOp"):
     trainers.hegraph.trainer.extend_cfg(cfg)    # as the last line of extend_cfg
 """
 
-from __future__ import annotations
-
 import argparse
 import copy
 import importlib

@@ -3,8 +3,6 @@
 Methods are imported on demand, so that shell scripts list the names without importing torch.
 """
 
-from __future__ import annotations
-
 import importlib
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +24,7 @@ MULTILABEL_METHODS: dict[str, str] = dict.fromkeys(("ZeroShotStandardised", "One
 ALL_BASELINES = METHODS | TRANSDUCTIVE_METHODS | MULTILABEL_METHODS
 
 
-def load_method(name: str) -> Method:
+def load_method(name: str) -> "Method":
     """Import and create a method by its name, a key of `ALL_BASELINES`."""
     return getattr(importlib.import_module(f".{ALL_BASELINES[name]}", __package__), name)()
 

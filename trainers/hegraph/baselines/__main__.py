@@ -1,7 +1,5 @@
 """The command `baselines`, which lists the methods."""
 
-from __future__ import annotations
-
 import logging
 import sys
 

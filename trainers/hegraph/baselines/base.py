@@ -16,8 +16,6 @@ Two differences hold for all methods and are not repeated:
 Shapes: N training images, V augmented views of each, K classes, d feature width, B images of a batch.
 """
 
-from __future__ import annotations
-
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -121,7 +119,7 @@ class Method(ABC):
         return type(self).__name__
 
     @abstractmethod
-    def fit(self, bank: FeatureBank, options: Options, seed: int, backbone: Backbone | None = None) -> FittedMethod:
+    def fit(self, bank: FeatureBank, options: Options, seed: int, backbone: "Backbone | None" = None) -> FittedMethod:
         """Fit the method to a few-shot task.
 
         Args:

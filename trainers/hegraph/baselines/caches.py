@@ -4,8 +4,6 @@ The cache maps keys to labels. The key `F_i` of training image i is the mean of 
 normalised to unit norm.
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 from abc import abstractmethod

@@ -5,8 +5,6 @@ longer a feature, the less a step turns it (for banks without these norms, see `
 an adapter on the image features, and CoOp the prompt.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar
@@ -192,7 +190,7 @@ class CoOp(TrainedClassifier):
     trainer_of_coop: ClassVar[bool] = True
     transfers: ClassVar[bool] = True
 
-    def build(self, bank: FeatureBank, options: Options, seed: int, backbone: Backbone | None) -> Trainable:
+    def build(self, bank: FeatureBank, options: Options, seed: int, backbone: "Backbone | None") -> Trainable:
         if backbone is None:
             raise ValueError("CoOp trains through the text encoder, so `fit` needs the backbone")
         check_numbers("N_CTX", [options.N_CTX], 1, integer=True)

@@ -10,8 +10,6 @@ of an image counts as an image, and of equally good candidates on val the first 
 images is the mean of all images.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import ClassVar, TypeVar
 

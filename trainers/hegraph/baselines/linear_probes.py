@@ -1,7 +1,5 @@
 """Linear classifiers of the image features, averaged over the views of an image: the linear probe and LP++."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from functools import cache, partial

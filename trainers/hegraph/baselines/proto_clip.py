@@ -23,8 +23,6 @@ Differences from the original:
   of the values that val selected on three banks.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable
 from typing import Any, ClassVar

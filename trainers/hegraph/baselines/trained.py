@@ -1,7 +1,5 @@
 """Shared parts of trained methods: the base class for trained class features, the training loop, selection on val."""
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -53,10 +51,10 @@ class TrainedClassifier(Method):
     """
 
     @abstractmethod
-    def build(self, bank: FeatureBank, options: Options, seed: int, backbone: Backbone | None) -> Trainable:
+    def build(self, bank: FeatureBank, options: Options, seed: int, backbone: "Backbone | None") -> Trainable:
         """Return the untrained classifier; arguments as in `fit`."""
 
-    def fit(self, bank: FeatureBank, options: Options, seed: int, backbone: Backbone | None = None) -> FittedMethod:
+    def fit(self, bank: FeatureBank, options: Options, seed: int, backbone: "Backbone | None" = None) -> FittedMethod:
         rate, epochs = value_for_task(options, "LR", bank), value_for_task(options, "EPOCHS", bank)
         model = self.build(bank, options, seed, backbone)
 

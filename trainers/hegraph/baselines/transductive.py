@@ -32,8 +32,6 @@ the number of images once, where the released code does so once for every 2,500 
 Shapes: M test images, K classes, d feature width.
 """
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
@@ -100,7 +98,7 @@ class Neighbours:
     weights: Tensor
 
     @classmethod
-    def nearest(cls, features: Tensor, count: int) -> Neighbours:
+    def nearest(cls, features: Tensor, count: int) -> "Neighbours":
         """Connect each image, of features `[M, d]`, with its `count` nearest images, or all if there are fewer."""
         count = min(count, len(features) - 1)
         indices, weights = [], []

@@ -1,7 +1,5 @@
 """The command `datasets`, which checks and downloads data sets."""
 
-from __future__ import annotations
-
 import argparse
 import random
 import shlex
@@ -152,7 +150,7 @@ def check_own_images(root: str) -> State:
     return (not lines, [*_lines_of_counts(dataset), *lines, next_step])
 
 
-def _lines_of_counts(dataset: Dataset) -> list[str]:
+def _lines_of_counts(dataset: "Dataset") -> list[str]:
     """List the numbers of images, and the classes with too few training images for common numbers of shots."""
     from .base import abbreviate
     from .registry import Sizes

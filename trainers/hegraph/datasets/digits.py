@@ -7,8 +7,6 @@ and 898-1796 test. The test split equals the test half of scikit-learn's digits 
 `DigitScenes` has several labels per image: two or three scans of a split side by side, each scan in one picture.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import random
 from collections.abc import Callable

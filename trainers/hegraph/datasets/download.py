@@ -8,8 +8,6 @@ successful download removes files of a killed one.
 Archives are untrusted: Python's modules keep members inside the folder, and archives with symbolic links are refused.
 """
 
-from __future__ import annotations
-
 import errno
 import gzip
 import hashlib

@@ -13,8 +13,6 @@ Commas, semicolons or tabs separate the columns of a table. Windows paths with `
 The module also defines `OwnImages`, the common form of all sources of own images, and the names of splits and classes.
 """
 
-from __future__ import annotations
-
 import csv
 import logging
 import os

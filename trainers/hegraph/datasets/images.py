@@ -6,8 +6,6 @@ pillow-heif, imported for the first HEIC file, reads this format of iPhones.
 An opened image has pixels and a colour profile. Other metadata is removed, so that no program rotates it again.
 """
 
-from __future__ import annotations
-
 import io
 import math
 import os

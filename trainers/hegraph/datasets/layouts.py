@@ -5,8 +5,6 @@ It returns items with paths relative to the data set's folder. Listings are sort
 file system.
 """
 
-from __future__ import annotations
-
 import re
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping

@@ -7,8 +7,6 @@ this seed sample the same few-shot task as the first.
 Classes of own images keep the order of their source, or are sorted with numbers first, by value.
 """
 
-from __future__ import annotations
-
 import logging
 import re
 import shlex

@@ -18,8 +18,6 @@ A table has the columns `image` and `label`. With HF_HUB_OFFLINE=1 nothing is do
 All names of splits in `SPLIT_NAMES` are accepted, in upper or lower case.
 """
 
-from __future__ import annotations
-
 import logging
 import math
 import os

@@ -1,7 +1,5 @@
 """Registry of data sets, read from `entries.yaml`. The comment at the top of that file explains the fields."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -54,7 +52,7 @@ class Source:
     checksum: str = ""
     unpack: Annotated[dict[str, str], BeforeValidator(_with_targets)] = field(default_factory=dict)
     inner: str = ""
-    otherwise: tuple[Source, ...] = ()
+    otherwise: "tuple[Source, ...]" = ()
 
     @property
     def targets(self) -> tuple[str, ...]:

@@ -9,8 +9,6 @@ are split into two halves by label after sampling. `_sample_per_label` is the pr
 Pickles are read without running any code in them.
 """
 
-from __future__ import annotations
-
 import io
 import logging
 import math

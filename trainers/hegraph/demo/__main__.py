@@ -1,7 +1,5 @@
 """The command `demo`, which shows a trained model in the browser or writes it as a Hugging Face Space."""
 
-from __future__ import annotations
-
 import argparse
 import os
 import socket
@@ -88,7 +86,7 @@ def check_address(host: str, port: int) -> None:
         raise UserError(f"{problem}; choose another --port or --host") from error
 
 
-def serve(build: Callable[[Path], Blocks], host: str, port: int, css: str = "", **options: Any) -> None:
+def serve(build: "Callable[[Path], Blocks]", host: str, port: int, css: str = "", **options: Any) -> None:
     """Serve a page until the process is interrupted or terminated.
 
     Args:

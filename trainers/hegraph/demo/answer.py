@@ -3,8 +3,6 @@
 Shapes: K classes, N cached images, d feature width.
 """
 
-from __future__ import annotations
-
 import base64
 from dataclasses import dataclass
 from pathlib import Path

@@ -4,8 +4,6 @@ The steps follow the programs of NIST (see `datasets/digits.py`): crop the digit
 normalize the stroke width, and count the inked dots of each 4x4 block.
 """
 
-from __future__ import annotations
-
 import base64
 import io
 from typing import Any

@@ -3,8 +3,6 @@
 Gradio is optional and slow to import, so `demo.__main__` imports this file only to build the page.
 """
 
-from __future__ import annotations
-
 from html import escape
 from pathlib import Path
 from typing import Any

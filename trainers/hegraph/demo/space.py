@@ -3,8 +3,6 @@
 The Space needs no release of this package on PyPI.
 """
 
-from __future__ import annotations
-
 import shutil
 import sys
 from importlib.metadata import PackageNotFoundError, requires, version

@@ -1,7 +1,5 @@
 """The command `describe`, which generates class descriptions with a chat model."""
 
-from __future__ import annotations
-
 import argparse
 import logging
 import os

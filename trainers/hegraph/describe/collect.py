@@ -7,8 +7,6 @@ both files, so that a killed command loses nothing and no complete class is requ
 A test checks that the files in `prompts/descriptions/` follow the same rules.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections import Counter

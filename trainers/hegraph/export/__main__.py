@@ -1,7 +1,5 @@
 """The command `export`, which writes a trained model as an ONNX file."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from pathlib import Path

@@ -29,8 +29,6 @@ Shapes: N images, K classes, P classes with images, d feature width, J images of
 and take O(N^2 (K + d)).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property

@@ -15,8 +15,6 @@ images are selected one by one, each for the class with the fewest labels, which
 Shapes: M unlabelled images, K classes, d feature width. Selecting n images takes O(M K d + n M) after the adaptation.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -34,8 +34,6 @@ training images.
 Shapes: N cached images, K classes, S_c images of class c, d feature width. Computed in float64.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -154,7 +152,7 @@ class ClosedForm:
         text: Unit-norm text features, shape `[K, d]`.
         kappa: Weight of the text prior, in images.
         rho: Shrinkage of the covariance, times d / N.
-        target_permutation: For each class the class whose discriminant it receives, shape `[K]`; None: its own.
+        permutation: For each class the class whose discriminant it receives, shape `[K]`; None: its own.
 
     Attributes:
         prior: Text prior of the class means (step 1).
@@ -163,15 +161,9 @@ class ClosedForm:
     """
 
     def __init__(
-        self,
-        keys: Tensor,
-        labels: Tensor,
-        text: Tensor,
-        kappa: float,
-        rho: float,
-        target_permutation: Tensor | None = None,
+        self, keys: Tensor, labels: Tensor, text: Tensor, kappa: float, rho: float, permutation: Tensor | None = None
     ) -> None:
-        self.keys, self.labels, self.rho, self.target_permutation = keys, labels, rho, target_permutation
+        self.keys, self.labels, self.rho, self.permutation = keys, labels, rho, permutation
         counts = torch.bincount(labels, minlength=len(text)).double().unsqueeze(1)
         sums = counts.new_zeros(text.shape)
         for keys_block, classes in self._blocks():
@@ -206,11 +198,11 @@ class ClosedForm:
         whitened = (nodes - mean) @ whitening
         weights = F.normalize(whitened, dim=1) @ whitening / scale
         bias = -(weights @ mean)
-        if self.target_permutation is not None:
-            weights, bias = weights[self.target_permutation], bias[self.target_permutation]
+        if self.permutation is not None:
+            weights, bias = weights[self.permutation], bias[self.permutation]
         return TextMessages(weights.float(), bias.float(), whitening, mean, scale, (whitened / scale).float())
 
-    def for_new_classes(self) -> NewClassMessages:
+    def for_new_classes(self) -> "NewClassMessages":
         """Head for classes without images, whose means are the text prior."""
         messages = self.to_text
         intercept = self.prior.predict(torch.zeros_like(messages.mean).unsqueeze(0))
@@ -243,7 +235,7 @@ class NewClassMessages:
     whitening: Tensor
     mean: Tensor
 
-    def to(self, device: str | torch.device) -> NewClassMessages:
+    def to(self, device: str | torch.device) -> "NewClassMessages":
         return NewClassMessages(**{name: tensor.to(device) for name, tensor in vars(self).items()})
 
     def folded(self, text: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,8 +7,6 @@ here has trainable parameters.
 Shapes: K classes, d feature width, N images, R rows of a block.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -70,7 +68,7 @@ class HeteroGraph:
             source += magnitude.sum(dim=0)
         return target.unsqueeze(1), source.unsqueeze(1)
 
-    def to_hetero_data(self) -> HeteroData:
+    def to_hetero_data(self) -> "HeteroData":
         """Convert the graph to PyG's `HeteroData`, without edges from a node to itself.
 
         Each edge type has `edge_index` `[2, E]` (row 0: source, row 1: target) and `edge_weight` `[E]`. Needs

@@ -14,8 +14,6 @@ matrix product.
 Shapes: K classes, d feature width, m relations of a group.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from itertools import groupby
 from typing import Any, NamedTuple

@@ -8,8 +8,6 @@ A trained model folds into `[K, d]` class weights and `[N, d]` cache keys (`Fold
 Shapes: B queries, K classes, N cached images, d feature width.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 
 import torch
@@ -180,14 +178,14 @@ class TransferableAdapter:
     messages: NewClassMessages | None = None
 
     @classmethod
-    def of(cls, model: HeGraphModel) -> TransferableAdapter:
+    def of(cls, model: HeGraphModel) -> "TransferableAdapter":
         """Extract the transferable part of a trained model."""
         closed = model.closed_form if model.options.has_closed_form else None
         empty = cls(model.options, {}, None if closed is None else closed.for_new_classes())
         state = {} if model.layers is None else model.layers.state_dict()
         return replace(empty, parameters={name: state[name] for name in empty.missing_parameters()})
 
-    def to(self, device: str | torch.device) -> TransferableAdapter:
+    def to(self, device: str | torch.device) -> "TransferableAdapter":
         """Adapter with its tensors moved to a device."""
         parameters = {name: tensor.to(device) for name, tensor in self.parameters.items()}
         return replace(self, parameters=parameters, messages=self.messages and self.messages.to(device))

@@ -24,8 +24,6 @@ text, their scores are constant. These classes take no part in the choices.
 Shapes: N images, K classes, d feature width, B images of a batch. Computed in float64, in chunks of rows.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterator
 from itertools import product

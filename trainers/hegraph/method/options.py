@@ -1,7 +1,5 @@
 """Options of the graph, the closed-form head and the cache, with their configuration keys."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -127,7 +125,7 @@ class ModelOptions:
         return self.has_closed_form or self.noise > 0
 
     @property
-    def in_training(self) -> ModelOptions:
+    def in_training(self) -> "ModelOptions":
         """Options that shape the training; those that affect predictions alone have their defaults."""
         return replace(self, alpha_c=ModelOptions.alpha_c, closed_form=ClosedFormOptions(kappa=self.closed_form.kappa))
 

@@ -4,8 +4,6 @@ The graph takes its edge weights from this table (`graph.py`), message passing f
 configuration keys of the meta-path weights are its `weight_key` column (`options.py`).
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 NODE_TYPES = ("positive", "negative", "visual")

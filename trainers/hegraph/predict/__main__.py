@@ -1,7 +1,5 @@
 """The command `predict`, which classifies images with a trained model."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Sequence

@@ -4,8 +4,6 @@ Paths are read one by one, so that memory does not depend on the number of image
 except NUL and "/". Rows have file names as of `utf8`, so that every output is valid UTF-8.
 """
 
-from __future__ import annotations
-
 import codecs
 import csv
 import io

@@ -4,8 +4,6 @@ The negative template "a photo of no {}." is from HeGraphAdapter, section 3.1.1,
 Negative templates of a data set mirror its positive ones.
 """
 
-from __future__ import annotations
-
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path

@@ -19,8 +19,6 @@ base. Besides the scores of `training/confidence.py`, there are
 Shapes: M test images of a data set, n known and m unknown images, K classes, d feature width.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple

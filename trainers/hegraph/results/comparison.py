@@ -4,8 +4,6 @@ Rows are methods or the cases of a sweep. Columns are shots, data sets, backbone
 scores.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import math

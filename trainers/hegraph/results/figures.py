@@ -9,8 +9,6 @@ same style in all figures.
 Shapes: K classes, d feature width.
 """
 
-from __future__ import annotations
-
 import base64
 import io
 import math

@@ -3,8 +3,6 @@
 Shapes: K classes, d feature width, M test images.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import os
@@ -179,7 +177,7 @@ def write_record(folder: Path, record: dict) -> None:
     write_json(folder / RECORD, record)
 
 
-def write_tensors_with_classes(path: Path, classnames: Sequence[str], **tensors: Tensor) -> None:
+def write_tensors_with_classes(path: Path, classnames: Sequence[str], **tensors: "Tensor") -> None:
     """Write a file with tensors and the K class names.
 
     `PREDICTIONS` has the predicted class (`predicted`) and the true class (`labels`) of every test image, each `[M]`.
@@ -189,7 +187,7 @@ def write_tensors_with_classes(path: Path, classnames: Sequence[str], **tensors:
     write_tensors(path, {name: tensor.cpu() for name, tensor in tensors.items()}, {"classnames": names})
 
 
-def read_tensors_with_classes(path: Path, content: str, names: Sequence[str]) -> tuple[list[Tensor], list[str]]:
+def read_tensors_with_classes(path: Path, content: str, names: Sequence[str]) -> "tuple[list[Tensor], list[str]]":
     """Read a file of `write_tensors_with_classes`: the tensors `names`, and the class names.
 
     Args:

@@ -1,7 +1,5 @@
 """Means over data sets, and tables of scores over seeds as Markdown, LaTeX, CSV and plain text."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property

@@ -1,7 +1,5 @@
 """The command `sweep`, which runs a grid of data sets, methods, shots and seeds."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Sequence

@@ -4,8 +4,6 @@ This process, the driver, reads the feature banks and writes all files, so that 
 access to its folders. The folder of a submitted run is locked. Runs of lost workers or machines are submitted again.
 """
 
-from __future__ import annotations
-
 import importlib
 import io
 import logging
@@ -49,7 +47,7 @@ REFRESH = 10.0  # seconds between two queries of the machines
 
 
 @contextmanager
-def connected(address: str, cpus: float, gpus: float, verbose: bool) -> Iterator[Cluster]:
+def connected(address: str, cpus: float, gpus: float, verbose: bool) -> "Iterator[Cluster]":
     """Context of a Ray cluster with at least one machine that has the resources of a run.
 
     Args:
@@ -221,7 +219,8 @@ def do_run(
         Result of the run, and its files as a zip file.
     """
     if package_state() != package:
-        raise UserError(f"expected {package} as on the driver, got {package_state()} on {socket.gethostname()}")
+        got = f"{package_state()} on {socket.gethostname()}"
+        raise UserError(f"expected {package} as on the driver, got {got}; install one version")
     show_messages()
     with suppress(OSError):
         os.chdir(cwd)

@@ -1,7 +1,5 @@
 """Grid of a sweep: the product of data sets, configurations, methods, shots, seeds and values of further keys."""
 
-from __future__ import annotations
-
 import itertools
 import logging
 import os

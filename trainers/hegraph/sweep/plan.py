@@ -1,7 +1,5 @@
 """Runs of a sweep: select the pending ones, run them, and report progress."""
 
-from __future__ import annotations
-
 import argparse
 import logging
 import statistics

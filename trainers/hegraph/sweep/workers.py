@@ -4,8 +4,6 @@ An interrupted sweep kills its processes, because a library in them could swallo
 continues their runs from the checkpoints.
 """
 
-from __future__ import annotations
-
 import logging
 import math
 import multiprocessing

@@ -1,7 +1,5 @@
 """The command `teach`, which trains a model interactively in the browser."""
 
-from __future__ import annotations
-
 import argparse
 import logging
 import sys

@@ -7,8 +7,6 @@
 Links are not followed, so nothing outside FOLDER is read or written.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 from collections.abc import Iterator

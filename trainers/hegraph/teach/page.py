@@ -4,8 +4,6 @@ A *board* is the HTML of one part of the page. `board.html` renders the boards, 
 Gradio is optional and slow to import, so `teach.__main__` imports this file only to build the page.
 """
 
-from __future__ import annotations
-
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence

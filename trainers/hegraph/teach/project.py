@@ -9,8 +9,6 @@ FOLDER/.hegraph/                undo history and removed files; no other command
 A *place* is a class or one of `NON_CLASS_FOLDERS`.
 """
 
-from __future__ import annotations
-
 import hashlib
 import re
 import shutil
@@ -135,7 +133,7 @@ class Contents:
             raise UserError(f"expected a class name, got {name!r}, the name of a split; choose another")
         return name, join(self.base, name)
 
-    def without(self, digests: Container[str]) -> Contents:
+    def without(self, digests: Container[str]) -> "Contents":
         """Contents without the images of the SHA-256 `digests`."""
         images = {place: [p for p in pictures if p.digest not in digests] for place, pictures in self.images.items()}
         return replace(self, images=images)

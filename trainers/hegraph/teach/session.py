@@ -4,8 +4,6 @@ Labels are checked and the accuracy is measured by leave-one-out (`labels/issues
 `labels/suggest.py`.
 """
 
-from __future__ import annotations
-
 import logging
 import tempfile
 import threading

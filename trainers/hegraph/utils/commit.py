@@ -1,7 +1,5 @@
 """Commit of this package and versions of its dependencies, for records and `--version`."""
 
-from __future__ import annotations
-
 import platform
 import subprocess
 from functools import cache

@@ -1,7 +1,5 @@
 """Choice of the torch device."""
 
-from __future__ import annotations
-
 import re
 
 import torch

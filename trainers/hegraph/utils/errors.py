@@ -4,8 +4,6 @@ A command prints results to standard output, and an input error as one line to s
 `run_cli(lambda: work(parse_arguments(arguments)))`, with a `Parser`.
 """
 
-from __future__ import annotations
-
 import argparse
 import logging
 import math
@@ -97,7 +95,7 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def _first_problem(error: ValidationError) -> str:
+def _first_problem(error: "ValidationError") -> str:
     """Describe the first problem of a validation: place, expected value and actual value."""
     problem = error.errors(include_url=False)[0]
     place = repr(".".join(map(str, problem["loc"])))[1:-1]  # a key may contain a line break
@@ -237,7 +235,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(description=description, **defaults | settings)
         self.commands: Any = None  # argparse's action that holds the parsers of the commands
 
-    def add_command(self, name: str, summary: str, **settings: Any) -> Parser:
+    def add_command(self, name: str, summary: str, **settings: Any) -> "Parser":
         """Add a command; the parsed arguments have its name as `command`. One command is required."""
         if self.commands is None:
             self.commands = self.add_subparsers(dest="command", title="commands", metavar="COMMAND")

@@ -5,8 +5,6 @@ can leave its temporary file or folder, with a name that begins with a dot and e
 writes the same folder removes such folders.
 """
 
-from __future__ import annotations
-
 import ctypes
 import hashlib
 import json
@@ -98,7 +96,7 @@ def check_not_read(path: Path, reads: Any, replaces: tuple[str, ...] = ()) -> No
     if not path.is_file():
         raise UserError(f"{path} is no file but a folder, a pipe or a device; choose another name")
     for read in _named(reads):
-        files = _files_below(read, path.stat().st_ino, replaces) if os.path.isdir(read) else [read]
+        files = _files_below(read, replaces) if os.path.isdir(read) else [read]
         if any(map(partial(_is_same, path), files)):
             raise UserError(f"{path} is read by this command, and is not overwritten; choose another name")
 
@@ -130,20 +128,15 @@ def _named(value: Any) -> Iterator[Path]:
             yield from _named(entry)
 
 
-def _files_below(folder: Path, inode: int, replaces: tuple[str, ...]) -> Iterator[str | Path]:
-    """Iterate over the files below a folder, through links, that can have an inode number, except some endings."""
-    waiting, seen = [str(folder)], set()
-    while waiting:
-        path = waiting.pop()
-        if (real := os.path.realpath(path)) in seen:
-            continue
-        seen.add(real)
-        with suppress(OSError), os.scandir(path) as entries:  # an unreadable folder is not input
-            for entry in entries:
-                if entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and os.path.isdir(entry.path)):
-                    waiting.append(entry.path)
-                elif (entry.is_symlink() or entry.inode() == inode) and not entry.name.lower().endswith(replaces):
-                    yield entry.path
+def _files_below(folder: Path, replaces: tuple[str, ...]) -> Iterator[str | Path]:
+    """Iterate over the files below a folder, through links, except some endings. Unreadable folders are skipped."""
+    seen: set[str] = set()
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(parent)) in seen:
+            folders.clear()
+        else:
+            seen.add(real)
+            yield from (os.path.join(parent, name) for name in names if not name.lower().endswith(replaces))
 
 
 @contextmanager
@@ -276,7 +269,7 @@ def write_json(path: Path, value: Any) -> None:
         temporary.write_bytes(f"{content}\n".encode())
 
 
-def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+def write_tensors(path: Path, tensors: "dict[str, Tensor]", metadata: dict[str, str]) -> None:
     """Write a `.safetensors` file, atomically.
 
     Equal content gives equal bytes, which identify a feature bank. The package safetensors shuffles the metadata.
@@ -361,7 +354,7 @@ def _parts(value: Any, outermost: bool = False) -> Iterator[Any]:
         yield f"{value!r};".encode()
 
 
-def _raw(tensor: Tensor) -> memoryview:
+def _raw(tensor: "Tensor") -> memoryview:
     """Return the bytes of a tensor, without a copy if it is contiguous and on the CPU."""
     import torch  # slow import
 

@@ -7,8 +7,6 @@ options stored in a model, and the tables of docs/reference/configuration.md. `O
 pydantic has no place for their documentation and identity; pydantic validates files and arguments (`reading.py`).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass

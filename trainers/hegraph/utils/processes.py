@@ -6,8 +6,6 @@ Everything but `--no-train` and `features extract` refuses more than one process
 single process, `joined` and `wait` do nothing, `rank` is 0 and `world_size` is 1.
 """
 
-from __future__ import annotations
-
 import datetime
 import os
 from collections.abc import Callable, Iterator

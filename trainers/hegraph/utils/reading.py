@@ -4,8 +4,6 @@ All readers use `reading`, which converts the errors of libraries to one line wi
 file is a `StrictModel` of pydantic, which `validate` applies.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import os
@@ -143,7 +141,7 @@ def _check_size(value: Any) -> None:
             waiting += [(entry, depth + 1) for entry in (value.values() if isinstance(value, dict) else value)]
 
 
-def read_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_tensors(path: Path, kind: str) -> "tuple[dict[str, Tensor], dict[str, str]]":
     """Read the tensors of real numbers and the metadata of a `.safetensors` file; errors as of `reading`."""
     with reading(path, kind):
         with safe_open(path, framework="pt") as file:

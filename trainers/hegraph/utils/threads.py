@@ -1,7 +1,5 @@
 """Parallel map over batches in threads, in order and with bounded memory."""
 
-from __future__ import annotations
-
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
