@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..backbones.arguments import MODEL, add_device_arguments, add_encoder_arguments
 from ..backbones.identity import AUTO, DEFAULT_BACKBONE
@@ -21,8 +21,6 @@ from ..utils.option import NODE
 from . import SUSPICIOUS
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from ..config import Config
     from .issues import LabelIssue
 
@@ -119,9 +117,7 @@ def check_command(args: argparse.Namespace) -> int:
     return len(issues)
 
 
-def labelled_images(
-    cfg: Config, args: argparse.Namespace
-) -> tuple[tuple[Tensor, Tensor, Tensor, float, list[str]], list[str]]:
+def labelled_images(cfg: Config, args: argparse.Namespace) -> tuple[tuple[Any, ...], list[str]]:
     """Read the labelled images, each encoded once with the test transform.
 
     Returns:

@@ -15,8 +15,8 @@ SHUFFLES = ("none", "text_to_visual", "visual_to_text", "negative")
 
 UNTRAINED = ("base", "training_free")  # variants without trainable parameters
 
-_model_option = partial(option, shapes_model=True)  # a trained model stores it, and a test cannot change it
-_by_shots = partial(_model_option, rows=POSITIVE_BY_SHOTS, by_shots=True, above=0)
+_option = partial(option, shapes_model=True)  # a trained model stores it, and a test cannot change it
+_by_shots = partial(_option, rows=POSITIVE_BY_SHOTS, by_shots=True, above=0)
 CLOSED, FREE = f"{NODE}.CLOSED_FORM", f"{NODE}.TRAINING_FREE"
 KAPPA, OMEGA = "weight of the text prior in a class mean, as a number of images", "weight of the closed-form logits"
 RHO = "shrinkage of the within-class covariance, as a multiple of feature width / number of images"
@@ -26,9 +26,9 @@ RHO = "shrinkage of the within-class covariance, as a multiple of feature width 
 class ClosedFormOptions:
     """Constants of the closed-form head (`closed_form.py`) for one number of shots."""
 
-    kappa: float = _model_option(4.0, f"{CLOSED}.KAPPA", KAPPA, filled=True, above=0)
-    rho: float = _model_option(0.3, f"{CLOSED}.RHO", RHO, above=0)
-    omega: float = _model_option(0.0, f"{CLOSED}.OMEGA", f"{OMEGA}; 0: no head, as in the paper", filled=True, least=0)
+    kappa: float = _option(4.0, f"{CLOSED}.KAPPA", KAPPA, filled=True, above=0)
+    rho: float = _option(0.3, f"{CLOSED}.RHO", RHO, above=0)
+    omega: float = _option(0.0, f"{CLOSED}.OMEGA", f"{OMEGA}; 0: no head, as in the paper", filled=True, least=0)
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class TrainingFreeOptions:
     """Constants of the closed-form head in the training-free variant, as rows `[from this many shots, value]`."""
 
     kappa: float = _by_shots(4.0, f"{FREE}.KAPPA", f"{KAPPA}; {SHOT_ROWS}", configured=[[1, 4.0], [2, 2.0]])
-    rho: float = _model_option(0.3, f"{FREE}.RHO", RHO, above=0)
+    rho: float = _option(0.3, f"{FREE}.RHO", RHO, above=0)
     omega: float = _by_shots(
         0.15, f"{FREE}.OMEGA", f"{OMEGA}; {SHOT_ROWS}", configured=[[1, 0.15], [8, 0.3], [16, 0.4]]
     )
@@ -52,9 +52,7 @@ def metapath_options() -> dict[str, Option]:
             meaning = f"weight of the messages {r.source} → {r.target} ({equation})"
             found[r.weight_key] = declared(f"{NODE}.{r.weight_key}", r.weight, meaning)
         if r.weight_at_test is not None:
-            meaning = (
-                f"`{r.weight_key}` at test time (section 4.1); unused if `LEARN_METAPATH` is set or `TEXT_W` is not"
-            )
+            meaning = f"`{r.weight_key}` at test (section 4.1); unused if `LEARN_METAPATH` is set or `TEXT_W` is not"
             found[r.key_at_test] = declared(f"{NODE}.{r.key_at_test}", r.weight_at_test, meaning)
     return found
 
@@ -74,40 +72,34 @@ class ModelOptions:
         ['negative', 'positive']
     """
 
-    variant: str = _model_option(
+    variant: str = _option(
         "full", f"{NODE}.VARIANT", "parts of the model, [see below](#the-method) (Table 2)", choices=VARIANTS
     )
     # By key; a weight of 0 removes the relation
     metapath: Mapping[str, float] = field(default_factory=metapath_defaults, metadata={"options": metapath_options()})
-    learn_metapath: bool = _model_option(
+    learn_metapath: bool = _option(
         False, f"{NODE}.LEARN_METAPATH", "whether to train the meta-path weights that are not 0 (Table 3)"
     )
-    weight_init: str = _model_option(
-        "identity", f"{NODE}.WEIGHT_INIT", "initial value of `W`", configured="zero", choices=INITS
-    )
-    text_weights: bool = _model_option(
+    weight_init: str = _option("identity", f"{NODE}.WEIGHT_INIT", "initial `W`", configured="zero", choices=INITS)
+    text_weights: bool = _option(
         True,
         f"{NODE}.TEXT_W",
         "whether messages to text nodes have a weight matrix `W`; without it, a message is the trained bias alone",
     )
-    bias: bool = _model_option(
-        True, f"{NODE}.BIAS", "whether each class and relation has a trained bias (not in the paper)"
-    )
-    beta_c: float = _model_option(
+    bias: bool = _option(True, f"{NODE}.BIAS", "whether each class and relation has a trained bias (not in the paper)")
+    beta_c: float = _option(
         1.0, f"{NODE}.BETA_C", "sharpness of the cache affinities (beta of Tip-Adapter, Eq. 8)", least=0
     )
-    alpha_c: float = _model_option(
-        8.0, f"{NODE}.ALPHA_C", "weight of the cache logits (alpha of Tip-Adapter)", filled=True
-    )
+    alpha_c: float = _option(8.0, f"{NODE}.ALPHA_C", "weight of the cache logits (alpha of Tip-Adapter)", filled=True)
     closed_form: ClosedFormOptions = field(default_factory=ClosedFormOptions)
-    noise: float = _model_option(
+    noise: float = _option(
         0.0,
         f"{NODE}.NOISE",
         "scale of the within-class noise added to training queries of the text classifier",
         configured=1.0,
         least=0,
     )
-    shuffle: str = _model_option(
+    shuffle: str = _option(
         "none",
         f"{NODE}.SHUFFLE",
         "relation whose messages go to wrong classes (control of the ablation); `negative`: wrong negative text nodes",

@@ -184,9 +184,7 @@ def adapt_to_unlabelled(
         temperature: Calibration temperature `T` of the classifier's logits.
     """
     features, inverse = distinct(features)
-    scores = torch.cat(
-        [(classifier.logits(block) / temperature).log_softmax(dim=1) for block in features.split(CHUNK_ROWS)]
-    )
+    scores = torch.cat([(classifier.logits(x) / temperature).log_softmax(dim=1) for x in features.split(CHUNK_ROWS)])
     edges = scores.exp()
     count, num_classes = scores.shape
     has_labels = bool(labelled.counts.sum() > 0)
@@ -256,9 +254,7 @@ def relative_balance(probabilities: Tensor) -> float:
         A class that no image is predicted as has no images to sample. Instead it gets the predictions of random images
         with the probabilities of this class and of the predicted class exchanged.
         """
-        wanted = torch.multinomial(proportions, count, replacement=True, generator=generator).bincount(
-            minlength=num_classes
-        )
+        wanted = torch.multinomial(proportions, count, True, generator=generator).bincount(minlength=num_classes)
         total = torch.zeros(num_classes, dtype=torch.float64)
         for c, number in enumerate(wanted.tolist()):
             known = int((torch.rand(number, generator=generator) < seen[c]).sum())

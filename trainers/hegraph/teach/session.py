@@ -275,10 +275,9 @@ class Session:
         features, labels, names = support_set.features[0], support_set.labels, support_set.names
         logits, predicted = leave_one_out(features, labels, support_set.positive, self.origin.logit_scale)
         pairs = Counter((names[a], names[b]) for a, b in zip(labels.tolist(), predicted.tolist()) if a != b)
-        ranked = [(pictures[each.index], each) for each in rank_labels(logits, labels, names)]
-        issues = [
-            (p, each) for p, each in ranked if each.score > SUSPICIOUS and p.digest not in view.contents.confirmed
-        ]
+        ranked = [(pictures[issue.index], issue) for issue in rank_labels(logits, labels, names)]
+        issues = [(p, issue) for p, issue in ranked if issue.score > SUSPICIOUS]
+        issues = [(p, issue) for p, issue in issues if p.digest not in view.contents.confirmed]
         confusions = [(*pair, count) for pair, count in pairs.most_common(MAX_LISTED)]
         correct = int((predicted == labels).sum())
         return replace(view, correct=correct, evaluated=len(labels), confusions=confusions, issues=issues[:MAX_LISTED])
