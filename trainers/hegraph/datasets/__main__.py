@@ -173,7 +173,7 @@ def _lines_of_counts(dataset: "Dataset") -> list[str]:
     return lines + (_lines_of_label_sets(dataset) if dataset.multilabel else [])
 
 
-def _lines_of_label_sets(dataset: Dataset) -> list[str]:
+def _lines_of_label_sets(dataset: "Dataset") -> list[str]:
     """List the numbers of labels per image, and the pairs of labels that occur together most often."""
     from .base import abbreviate
 

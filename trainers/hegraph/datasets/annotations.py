@@ -7,8 +7,6 @@ The labels of an image are the classes of all its objects, also of difficult and
 images if no test image has labels, and training images otherwise.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 from pathlib import Path
