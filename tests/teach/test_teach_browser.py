@@ -175,9 +175,20 @@ def test_closing_a_tab_saves_features(tmp_path_factory):
         browser.wait(lambda: "3000 images left" not in browser.text("#status"))
         left = int(re.search(r"(\d+) images left", browser.text("#status"))[1])
         browser.driver.get("about:blank")
-        browser.wait(lambda: len(read_tensors(folder / ".hegraph/features.safetensors", "features")[0]) >= 3000 - left)
+        browser.wait(lambda: [*(folder / ".hegraph").glob("features-*.safetensors")])
+        [file] = (folder / ".hegraph").glob("features-*.safetensors")
+        browser.wait(lambda: len(read_tensors(file, "features")[0]) >= 3000 - left)
     assert 0 < left < 3000
 
 
+def test_backbones_are_compared(window):
+    window.tab("Backbone")
+    window.find("#compare-backbones")[0].click()
+    window.wait(lambda: "Recommended: hegraph-mini" in window.text("body"), 120)
+    assert "its weights are not on this machine" in window.text("#backbones")
+    window.find("#use-backbone")[0].click()
+    window.wait(lambda: "The backbone is hegraph-mini" in window.text("#status"))
+
+
 def test_page_fits_a_phone_with_named_controls(window):
-    window.check_on_a_phone("Classes", "Check", "Label", "Try", "Export")
+    window.check_on_a_phone("Classes", "Check", "Label", "Try", "Export", "Backbone")

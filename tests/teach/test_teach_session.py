@@ -8,11 +8,14 @@ from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
+import open_clip
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from trainers.hegraph import UserError, load_backbone
+from trainers.hegraph.backbones.identity import MINI_CONFIG
 from trainers.hegraph.datasets.digits import load_digits_dataset
 from trainers.hegraph.datasets.images import open_image
 from trainers.hegraph.demo.drawing import PNG, SIDE, as_png
@@ -20,6 +23,7 @@ from trainers.hegraph.estimator.training import train_model
 from trainers.hegraph.labels.__main__ import parse_arguments
 from trainers.hegraph.labels.issues import find_label_issues
 from trainers.hegraph.labels.suggest import suggest
+from trainers.hegraph.model_selection.backbones import Candidate
 from trainers.hegraph.models.folder import load_model
 from trainers.hegraph.models.images import ImageModel
 from trainers.hegraph.teach import __main__ as command
@@ -127,7 +131,7 @@ def test_stored_features_are_read_for_the_same_backbone(session, mini, monkeypat
     again = Session(session.project, mini, "hegraph-mini")
     monkeypatch.setattr(again, "_encode", lambda pictures: 1 / 0)
     assert last(again).suggestions == before.suggestions
-    file = session.project.folder / ".hegraph" / "features.safetensors"
+    file = session.features_file
     monkeypatch.setattr(module, "hash_json", lambda value: "another")
     assert Session(session.project, mini, "hegraph-mini").features == {}
     shutil.move(again.thumbnails, file.with_name("elsewhere"))
@@ -145,7 +149,7 @@ WIDTH = 64  # of hegraph-mini
     (torch.eye(WIDTH + 1)[0], r"got float32 \[65\]"), (torch.ones(WIDTH), "of norm 8"), (None, "damaged"),
 ])  # fmt: skip
 def test_unusable_features_are_encoded_again_with_warning(session, mini, caplog, row, message):
-    before, file = last(session), session.project.folder / ".hegraph/features.safetensors"
+    before, file = last(session), session.features_file
     if row is None:
         file.write_bytes(b"damaged")
     else:
@@ -153,7 +157,7 @@ def test_unusable_features_are_encoded_again_with_warning(session, mini, caplog,
         write_tensors(file, rows | {min(rows): row}, metadata)
     again = Session(session.project, mini, "hegraph-mini")
     [record] = caplog.records
-    assert re.search(f"features.safetensors.*{message}.*are encoded again", record.message)
+    assert re.search(f"features-.*{message}.*are encoded again", record.message)
     assert last(again).suggestions == before.suggestions
     caplog.clear()
     assert Session(session.project, mini, "hegraph-mini").features.keys() == again.features.keys()
@@ -440,7 +444,7 @@ def test_features_are_saved_when_the_program_ends(session, monkeypatch):
     monkeypatch.setattr(command, "check_address", lambda host, port: None)
     monkeypatch.setattr(command, "serve", serve)
     assert command.main([str(session.project.folder), "--backbone", "hegraph-mini"]) == 0
-    on_disk, _ = read_tensors(session.project.folder / ".hegraph/features.safetensors", "features")
+    on_disk, _ = read_tensors(session.features_file, "features")
     assert on_disk.keys() == sessions[0].features.keys() and len(on_disk) == 11
 
 
@@ -462,3 +466,45 @@ def test_command_serves_folder_or_sample(tmp_path, monkeypatch):
     _, (host, port, css), options = served[0]
     assert (host, port, ".card" in css) == ("127.0.0.1", 7861, True)
     assert options == {"max_file_size": 2**33, "allowed_paths": [str(tmp_path / "mine/.hegraph/thumbnails")]}
+
+
+# Backbones
+
+
+@pytest.fixture
+def untrained(tmp_path) -> str:
+    """Name of a model with the architecture of hegraph-mini and random weights."""
+    folder, config = tmp_path / "untrained", json.loads(MINI_CONFIG.read_text())
+    folder.mkdir()
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": {}}))
+    save_file(open_clip.CLIP(**config).state_dict(), folder / "open_clip_model.safetensors")
+    return f"local-dir:{folder}"
+
+
+def test_switching_back_encodes_nothing_again(session, untrained, monkeypatch):
+    before = last(session)
+    session.switch(untrained, "")
+    assert last(session).correct < before.correct
+    monkeypatch.setattr(Session, "_encode", None)
+    session.switch("hegraph-mini", "")
+    assert last(session).correct == before.correct
+    assert len([*(session.project.folder / ".hegraph").glob("features-*.safetensors")]) == 2
+
+
+def test_next_session_has_the_chosen_backbone(session, untrained):
+    session.switch(untrained, "")
+    assert command.find_encoder(session.project.folder / ".hegraph/encoder.json", "", "") == (untrained, "")
+
+
+def test_comparison_equals_leave_one_out_of_the_page(session, untrained, monkeypatch):
+    monkeypatch.setattr(module, "read_candidates", lambda: [Candidate(name=untrained)])
+    view, results = last(session), session.compare(offline=True)
+    assert [str(result.candidate) for result in results] == ["hegraph-mini", untrained]
+    assert results[0].accuracy == pytest.approx(100 * view.correct / view.evaluated)
+    assert session.name == "hegraph-mini"
+
+
+def test_comparison_needs_two_classes(tmp_path, mini, refused):
+    (tmp_path / "project").mkdir()
+    with refused("labels.classes"):
+        Session(Project(tmp_path / "project"), mini, "hegraph-mini").compare(offline=True)

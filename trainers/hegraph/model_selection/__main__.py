@@ -81,7 +81,8 @@ def compare_command(args: argparse.Namespace) -> int:
     if alone := max(result.alone for result in results):
         echo(f"\n{alone} of the classes have one image, which leave-one-out classifies by the text of its class.\n")
     recommended, difference = recommend(results)
-    echo(f"\n{advice(results, recommended, difference)}\n    {training_command(args, recommended.candidate)}\n")
+    training = training_command(args, recommended.candidate)
+    echo(f"\n{advice(results, recommended, difference)}. Train with\n    {training}\n")
     return sum(bool(result.error) for result in results)
 
 
@@ -141,7 +142,7 @@ def advice(results: Sequence[Result], recommended: Result, difference: Differenc
         reason = "the best leave-one-out accuracy, and no faster backbone ties with it"
     else:
         reason = f"the fastest one that ties with the best ({difference} points against {results[0].candidate})"
-    return f"Recommended: {recommended.candidate}, {reason}. Train with"
+    return f"Recommended: {recommended.candidate}, {reason}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

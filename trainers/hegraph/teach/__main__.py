@@ -9,7 +9,6 @@ from pathlib import Path
 from ..backbones.identity import DEFAULT_BACKBONE, MINI_NAME, canonical_name
 from ..demo.__main__ import add_page_arguments, check_address, require_gradio, serve
 from ..utils.errors import Parser, run_cli
-from ..utils.files import write_json
 
 logger = logging.getLogger(__name__)
 
@@ -32,20 +31,19 @@ def teach(args: argparse.Namespace) -> None:
     from ..backbones.loading import load_backbone  # slow to import
     from ..utils.devices import choose_device
     from .page import build_page
-    from .project import MAX_ZIP_BYTES, OWN, Project
-    from .session import Session, write_sample
+    from .project import MAX_ZIP_BYTES, Project
+    from .session import ENCODER_FILE, Session, write_sample
 
     if args.folder is None:
         args.folder, args.backbone = SAMPLE, args.backbone or MINI_NAME
         if not SAMPLE.exists():
             write_sample(SAMPLE)
     project = Project(args.folder)
-    encoder_file = project.path_of(f"{OWN}/encoder.json")
-    model, weights = find_encoder(encoder_file, args.backbone, args.pretrained)
+    model, weights = find_encoder(project.path_of(ENCODER_FILE), args.backbone, args.pretrained)
     device = choose_device(args.device, "--device")
     backbone = load_backbone(model, weights, device, args.precision)
     session = Session(project, backbone, model, weights)
-    write_json(encoder_file, session.origin.backbone.model_dump())
+    session.remember()
     if not session.view.contents.base:
         logger.info("%s: class folders are read from this folder, and new classes are added to it", project.folder)
     css = (Path(__file__).parent / "board.css").read_text(encoding="utf-8")

@@ -22,6 +22,8 @@ from ..demo.answer import MACROS, compute_answer, styled, template
 from ..demo.drawing import as_png, ink_of_canvas, scan_of_ink
 from ..demo.page import Answers, Page, add_answer_section, canvas, error_html, html, uploaded_file
 from ..export.onnx_file import require_packages, write_onnx
+from ..model_selection.__main__ import advice
+from ..model_selection.backbones import parse_candidate, recommend, to_frame
 from ..models.folder import save_model
 from ..models.images import ImageModel
 from ..utils.errors import UserError, one_line
@@ -164,6 +166,28 @@ class Teacher(Answers):
         problem = one_line(f"Not added: {'; '.join(problems)}") if problems else ""
         return f"{count} image{'' if count == 1 else 's'} added" if count else "", problem
 
+    def compare(self, offline: bool) -> tuple[Any, str, Any]:
+        """Compare backbones; returns the table, the advice or error as HTML, and the choices of `switch`."""
+        try:
+            results = self.session.compare(offline)
+            text = escape(advice(results, *recommend(results)))
+        except UserError as error:
+            return None, error_html(error), gr.update(choices=[])
+        names = [str(result.candidate) for result in results if not result.error]
+        return to_frame(results).round(2), styled(f"<p>{text}.</p>"), gr.update(choices=names, value=names[0])
+
+    def switch(self, chosen: str) -> Iterator[tuple]:
+        """Continue with a backbone that `compare` lists."""
+
+        def action() -> Outcome:
+            if not chosen:
+                raise UserError("compare backbones first, and choose one")
+            candidate = parse_candidate(chosen, [])
+            self.session.switch(candidate.name, candidate.tag)
+            return f"The backbone is {chosen}", ""
+
+        yield from self.refresh(action)
+
     def export(self, name: str) -> tuple[str, str | None]:
         """Write one of `EXPORTS`; returns the error as HTML, and the path of the file."""
         path = Path(tempfile.mkdtemp(dir=self.uploads), name)
@@ -204,11 +228,20 @@ def build_page(session: Session, uploads: Path) -> gr.Blocks:
             for name, text in EXPORTS.items():
                 exporting = gr.Button(text, elem_id=f"export-{name.replace('.', '-')}")
                 exporting.click(partial(teacher.export, name), None, [error, file], api_visibility="private")
+        with gr.Tab("Backbone"):
+            html(styled("<p>Which backbone fits these images? Each image is classified by a model without it.</p>"))
+            offline = gr.Checkbox(True, label="Only weights on this machine (others are up to 1.7 GB)")
+            comparing = gr.Button("Compare backbones", elem_id="compare-backbones")
+            table, reason = gr.Dataframe(interactive=False, elem_id="backbones"), html("")
+            chosen = gr.Dropdown(label="Backbone", choices=[])
+            switching = gr.Button("Use this backbone", elem_id="use-backbone")
         number = gr.State(-1)
         outputs = [*boards, number]
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
         for each in (*boards, chooser):
             each.act(teacher.act, drawing, outputs, trigger_mode="multiple", concurrency_limit=MAX_LISTED, **quiet)
         page.load(teacher.refresh, None, outputs, **quiet)
+        comparing.click(teacher.compare, offline, [table, reason, chosen], api_visibility="private")
+        switching.click(teacher.switch, chosen, outputs, **quiet)
         gr.Timer(POLL_SECONDS).tick(teacher.poll, number, outputs, concurrency_limit=MAX_LISTED, **quiet)
     return page

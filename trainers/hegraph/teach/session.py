@@ -14,14 +14,15 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..backbones.clip import Backbone
-from ..backbones.identity import MINI_NAME
+from ..backbones.identity import AUTO, MINI_NAME
+from ..backbones.loading import load_backbone
 from ..backbones.schema import BackboneConfig
 from ..config import Config
 from ..datasets.digits import CLASSNAMES, load_digits_dataset
@@ -32,10 +33,11 @@ from ..features.extract import encode_prompts
 from ..labels import SUSPICIOUS
 from ..labels.issues import LabelIssue, leave_one_out, rank_labels
 from ..labels.suggest import suggest
+from ..model_selection.backbones import TIMED_IMAGES, Candidate, Encoded, Result, compare, read_candidates
 from ..models.saved import Preprocessing, SavedModel
 from ..models.support_set import SupportSet
 from ..utils.errors import UserError, first_line
-from ..utils.files import atomic_path, hash_json, write_tensors, writing_folder
+from ..utils.files import atomic_path, hash_json, write_json, write_tensors, writing_folder
 from ..utils.reading import read_tensors
 from ..utils.threads import cores
 from .project import OWN, TRAIN, UNLABELLED, Contents, Picture, Project
@@ -45,6 +47,7 @@ logger = logging.getLogger(__name__)
 BATCH = 16  # images that are encoded between two updates of the page
 SAVE_SECONDS = 2.0  # between two writes of the features while images are encoded
 THUMBNAIL_SIDE = 96  # in pixels
+ENCODER_FILE = f"{OWN}/encoder.json"  # backbone of the next session
 MAX_LISTED = 24  # suggestions, and suspicious labels
 VARIANT = "TRAINER.HEGRAPHADAPTER.VARIANT"
 SAMPLE_SIZE, SAMPLE_SHOTS = 180, 3  # scans in the sample folder, and labelled ones of each class
@@ -102,25 +105,83 @@ class Session:
 
     Attributes:
         thumbnails: Folder of the thumbnails.
+        backbone, name: The current backbone, and the name with which it was loaded.
         features: Unit-norm image features `[d]` by the SHA-256 of the file.
+        features_file: File of the features of the current backbone.
         stopping: Event that stops the encoding in all tabs after the current batch.
         view: Latest view.
     """
 
     def __init__(self, project: Project, backbone: Backbone, name: str, pretrained: str = "") -> None:
-        self.project, self.backbone, self.name = project, backbone, name
-        config = BackboneConfig.of(backbone, name, pretrained)
-        self.origin = Origin(config, Preprocessing.of(backbone), backbone.logit_scale, prompted=True)
+        self.project = project
         self.thumbnails = project.path_of(f"{OWN}/thumbnails/any").parent  # UserError if the folder is a link
-        self._text: dict[tuple[str, str], tuple[Tensor, Tensor]] = {}  # (data set, class) -> text nodes
         self._unreadable: dict[str, str] = {}  # SHA-256 -> reason
         self.stopping, self._lock = threading.Event(), threading.RLock()
-        self._file = project.folder / OWN / "features.safetensors"
+        self.view = View(0, project.read())
+        self._use(backbone, name, pretrained)
+
+    # Backbone
+
+    def _use(self, backbone: Backbone, name: str, pretrained: str) -> None:
+        """Take a backbone, and its features of earlier sessions."""
+        self.backbone, self.name = backbone, name
+        config = BackboneConfig.of(backbone, name, pretrained)
+        self.origin = Origin(config, Preprocessing.of(backbone), backbone.logit_scale, prompted=True)
+        self._text: dict[tuple[str, str], tuple[Tensor, Tensor]] = {}  # (data set, class) -> text nodes
         self._key = hash_json(backbone.fingerprint)
+        self.features_file = self.project.folder / OWN / f"features-{self._key[:16]}.safetensors"
         self.features = self._read_features()
         self._saved, self._saved_at = len(self.features), 0.0  # number of features on disk, and time of the last write
         self._seen: object = None
-        self.view = View(0, project.read())
+
+    def switch(self, name: str, pretrained: str) -> None:
+        """Continue with another backbone, also in later sessions; the features of the current one stay on disk.
+
+        Raises:
+            UserError: As of `load_backbone`, or if features cannot be written.
+        """
+        backbone = load_backbone(name, pretrained, str(self.backbone.device), AUTO)
+        with self._lock:
+            self.save()
+            self._use(backbone, name, pretrained)
+        self.remember()
+
+    def remember(self) -> None:
+        """Write the backbone to the file that the next session reads."""
+        write_json(self.project.path_of(ENCODER_FILE), self.origin.backbone.model_dump())
+
+    def compare(self, offline: bool) -> list[Result]:
+        """Compare the current backbone and the listed candidates on the labelled images; results as of `compare`.
+
+        Args:
+            offline: Whether to skip candidates whose weights are not on this machine.
+
+        Raises:
+            UserError: If the project has fewer than two classes with images.
+        """
+        contents = self.project.read()
+        names = sorted(name for name, pictures in contents.classes.items() if pictures)
+        if len(names) < 2:
+            raise UserError("expected images of at least two classes; add images of another class", "labels.classes")
+        own = Candidate(name=self.name, tag=self.origin.backbone.pretrained)
+        others = [candidate for candidate in read_candidates() if str(candidate) != str(own)]
+
+        def encode(candidate: Candidate) -> Encoded:
+            session = self
+            if candidate != own:
+                backbone = load_backbone(candidate.name, candidate.tag, str(self.backbone.device), AUTO)
+                session = Session(self.project, backbone, candidate.name, candidate.tag)
+            pictures = {(p.digest, label): p for label, name in enumerate(names) for p in contents.classes[name]}
+            with session._lock:
+                while missing := session._missing([*pictures.values()]):
+                    session._encode(missing[:BATCH])
+                session.save()
+                readable = {key: picture for key, picture in pictures.items() if picture.digest in session.features}
+                images = session._support_set(names, [*readable])
+            sample = [open_image(self.project.read_bytes(p)) for p in [*readable.values()][:TIMED_IMAGES]]
+            return Encoded(session.backbone, images.features[0], images.labels, cast(Tensor, images.positive), sample)
+
+        return compare([own, *others], encode, offline)
 
     # Encoding
 
@@ -159,7 +220,7 @@ class Session:
         """Write new features to disk. Raise UserError if that fails."""
         with self._lock:
             if len(self.features) != self._saved:
-                write_tensors(self._file, self.features, {"backbone": self._key})
+                write_tensors(self.features_file, self.features, {"backbone": self._key})
                 self._saved, self._saved_at = len(self.features), time.monotonic()
 
     def model(self) -> SavedModel:
@@ -206,17 +267,17 @@ class Session:
 
         The result is empty if another backbone made them, or, with a warning, if the file is unusable.
         """
-        if self._file.is_symlink() or not self._file.exists():
+        if self.features_file.is_symlink() or not self.features_file.exists():
             return {}
         try:
-            features, metadata = read_tensors(self._file, "features of images")
+            features, metadata = read_tensors(self.features_file, "features of images")
             if metadata.get("backbone") != self._key:
                 return {}
             for row in features.values():
                 norm, shape = row.float().norm(), [self.backbone.width]
                 if row.dtype != torch.float32 or list(row.shape) != shape or not has_unit_norm(norm):
                     got = f"{row.dtype} {list(row.shape)} of norm {norm:.3g}".removeprefix("torch.")
-                    raise UserError(f"{self._file}: expected float32 rows {shape} of norm 1, got {got}")
+                    raise UserError(f"{self.features_file}: expected float32 rows {shape} of norm 1, got {got}")
             return features
         except UserError as error:
             logger.warning("%s; the images are encoded again", first_line(error))
