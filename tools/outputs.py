@@ -35,7 +35,7 @@ ROOT = Path(__file__).parent.parent
 START = ROOT / "docs" / "getting-started.md"
 PAGES = [
     START,
-    ROOT / "docs" / "guides" / "backbones.md",
+    *(ROOT / "docs" / "guides" / f"{name}.md" for name in ("backbones", "multilabel")),
     *(ROOT / "docs" / "reference" / f"{name}.md" for name in ("configuration", "protocol", "backbones")),
     *(ROOT / "docs" / "results" / f"{name}.md" for name in ("accuracy", "reproduce")),
 ]
