@@ -1,7 +1,5 @@
 """Fit of the multi-label head with all its choices, and prediction against a text classifier of one label per image."""
 
-from __future__ import annotations
-
 import statistics
 import time
 

@@ -1,7 +1,5 @@
 """Command line arguments of the image encoder, the same in all commands."""
 
-from __future__ import annotations
-
 from ..utils.errors import Parser
 from .identity import AUTO, PRECISIONS
 

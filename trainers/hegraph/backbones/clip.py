@@ -3,8 +3,6 @@
 Shapes: B images, S sentences, d feature width (the model's own), H x W the model's input resolution.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor

@@ -4,8 +4,6 @@ A run stores the identity of its backbone, so that a finished run is recognised 
 therefore does not import open_clip or torchvision, which take seconds, and imports huggingface_hub inside functions.
 """
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Sequence

@@ -5,8 +5,6 @@ are read from weights files (`.safetensors`, PyTorch state dicts and OpenAI's ar
 TorchScript files, whose code `torch.jit.load` would run.
 """
 
-from __future__ import annotations
-
 import importlib
 import logging
 import pickle

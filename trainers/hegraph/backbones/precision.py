@@ -6,8 +6,6 @@ quarter of the error. Towers of other libraries are converted completely.
 Shapes: B images, T tokens of an image, D width.
 """
 
-from __future__ import annotations
-
 import logging
 from copy import deepcopy
 from functools import partial

@@ -4,8 +4,6 @@ Zero-shot CLIP (`class_features.py`) works for several labels as well. Its score
 after standardisation, since prompts differ in their mean similarity to images.
 """
 
-from __future__ import annotations
-
 from typing import ClassVar
 
 import numpy as np

@@ -3,8 +3,6 @@
 Shapes: n images, V views of each, K classes, d feature width.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping, Sequence, Sized
 from itertools import chain, compress

@@ -8,8 +8,6 @@ There are two protocols, and no table mixes their scores with each other or with
 Shapes: M images, K classes, d feature width.
 """
 
-from __future__ import annotations
-
 import logging
 import time
 from dataclasses import asdict, replace

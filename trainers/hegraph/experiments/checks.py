@@ -1,7 +1,5 @@
 """Checks before a run encodes or trains anything: it can do all that its configuration asks."""
 
-from __future__ import annotations
-
 import logging
 from pathlib import Path
 

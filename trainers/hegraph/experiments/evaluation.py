@@ -11,8 +11,6 @@ The classes decide the rule of the test:
 Shapes: M images, K classes, d feature width.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import torch

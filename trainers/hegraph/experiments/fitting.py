@@ -19,8 +19,6 @@ zero-shot CLIP, plus the difference between the method and zero-shot CLIP on the
 Shapes: N training images, n held-out images, K classes, d feature width, B images of a batch.
 """
 
-from __future__ import annotations
-
 import itertools
 import logging
 import math

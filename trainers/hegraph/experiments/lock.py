@@ -4,8 +4,6 @@ The lock belongs to the operating system, which releases it when the process end
 the process that holds it, for the error message of other processes.
 """
 
-from __future__ import annotations
-
 import errno
 import logging
 import os

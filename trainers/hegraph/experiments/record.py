@@ -3,8 +3,6 @@
 Shapes: K classes, M test images.
 """
 
-from __future__ import annotations
-
 import datetime
 import logging
 import time

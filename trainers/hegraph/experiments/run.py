@@ -1,7 +1,5 @@
 """Run of one experiment: task, features, method, test, record; or the test of a trained model."""
 
-from __future__ import annotations
-
 import json
 import logging
 import random

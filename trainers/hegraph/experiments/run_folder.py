@@ -4,8 +4,6 @@ A training run writes `split.json`, `adapter.safetensors`, `model/`, `text_nodes
 and, last, the record `result.json`. A failed run of a sweep writes `error.json`.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 from collections.abc import Callable

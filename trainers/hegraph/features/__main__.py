@@ -1,7 +1,5 @@
 """Command `features`: `extract` encodes a data set, `import-tip` converts a Tip-Adapter cache, to a feature bank."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Options of encoding images and prompts."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -8,8 +8,6 @@ views), `values_<S>shots.pt` (one-hot, `[N, K]`), and the features and labels `v
 Shapes: N training images, M test images, K classes, d feature width, S shots.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from pathlib import Path

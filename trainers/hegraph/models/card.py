@@ -4,8 +4,6 @@ Names from data are untrusted. They are escaped in the text, so that they are no
 letters, digits and some punctuation in the header.
 """
 
-from __future__ import annotations
-
 import html
 import re
 from pathlib import Path

@@ -5,8 +5,6 @@ the tensors in `config.json` shows that the two files belong together. Thumbnail
 the order of the cache, show the training images that an image resembles.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 from collections.abc import Iterable, Iterator

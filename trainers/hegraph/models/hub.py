@@ -4,8 +4,6 @@ A token is passed to huggingface_hub only: it is not stored, and no message cont
 folder are downloaded, and none of them contains code.
 """
 
-from __future__ import annotations
-
 import re
 import tempfile
 from pathlib import Path

@@ -3,8 +3,6 @@
 Shapes: B images of a batch, K classes, d feature width.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 

@@ -9,8 +9,6 @@ at one shot, and lost half a point on good text (docs/development/trials.md). `t
 text on the training images.
 """
 
-from __future__ import annotations
-
 import io
 import json
 import logging

@@ -5,8 +5,6 @@
 Shapes: K classes, N cached images (K times the shots), d feature width, V views, B batch.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import sys

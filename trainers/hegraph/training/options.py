@@ -1,7 +1,5 @@
 """Options of the training, with their configuration keys."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from ..utils.option import NODE, POSITIVE_BY_SHOTS, SHOT_ROWS, option
