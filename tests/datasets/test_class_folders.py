@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 from dataset_files import counts, load, make, picture, refused, rows_of, write
 
-from trainers.hegraph import UserError, load_few_shot
-from trainers.hegraph.__main__ import main
+from trainers.hegraph import load_few_shot
 from trainers.hegraph.datasets.loading import load_own_images
 
 
@@ -82,21 +81,3 @@ def test_unsplittable_folders_are_refused(tmp_path, files, classes, message):
 def test_split_folders_false_keeps_all_in_train(tmp_path):
     dataset = load_own_images(str(animals(tmp_path, ant=2)), split_folders=False)
     assert (counts(dataset), dataset.classnames) == ([2, 0, 0], ["ant"])
-
-
-def test_run_trains_on_class_folders(tmp_path, capsys, caplog):
-    root, out = animals(tmp_path / "own"), tmp_path / "out"
-    flags = ["--dataset-config-file", "folder", "--root", str(root), "--config-file", "mini", "--trainer", "ZeroShot"]
-    assert main([*flags, "--shots", "2", "--output-dir", str(out)]) == 0
-    assert (
-        "split each class at random into 50 % train, 20 % val, 30 % test images (9 train, 4 val, 6 test)" in caplog.text
-    )
-    assert (out / "result.json").is_file()
-
-
-def test_copies_of_test_images_are_refused(tmp_path):
-    paths = load(animals(tmp_path)).paths()
-    for path in paths[1:]:
-        (tmp_path / path).write_bytes((tmp_path / paths[0]).read_bytes())
-    with pytest.raises(UserError, match="9 of 9 train .*: remove them from the train images or from test"):
-        load(tmp_path).refuse_copies()

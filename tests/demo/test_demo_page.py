@@ -13,7 +13,7 @@ from PIL import Image
 
 from trainers.hegraph.datasets.digits import CLASSNAMES, open_digit
 from trainers.hegraph.demo import __main__ as command
-from trainers.hegraph.demo.__main__ import GRADIO, check_address, main, parse_arguments
+from trainers.hegraph.demo.__main__ import GRADIO, check_address, parse_arguments
 from trainers.hegraph.utils.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -83,32 +83,27 @@ def test_hint_without_image_and_escaped_errors(page, answers):
 # The command
 
 
-def the_error(capsys, *arguments: object) -> str:
-    """Error line of a command that ends with exit code 2."""
-    assert main([str(argument) for argument in arguments]) == 2
-    [line] = capsys.readouterr().err.splitlines()
-    assert line.startswith("error: ")
-    return line
-
-
-def test_unusable_address_is_refused(capsys):
+def test_unusable_address_is_refused(cli_error):
     args = parse_arguments(["MODEL"])
     assert (args.host, args.port) == ("127.0.0.1", 7860)
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        taken.listen()
-        assert f"port {port}: Address already in use" in the_error(capsys, "MODEL", "--port", port)
+        assert f"port {port}: Address already in use" in cli_error("demo", "MODEL", "--port", port)
     check_address("127.0.0.1", port)
-    for flag, value in (("--port", "0"), ("--port", "65536"), ("--host", "192.0.2.1"), ("--host", "no host")):
-        assert value in the_error(capsys, "MODEL", flag, value)
 
 
-def test_missing_model_and_missing_gradio_are_refused(page, tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize(("flag", "value"), [
+    ("--port", "0"), ("--port", "65536"), ("--host", "192.0.2.1"), ("--host", "no host"),
+])  # fmt: skip
+def test_impossible_address_is_refused(cli_error, flag, value):
+    assert value in cli_error("demo", "MODEL", flag, value)
+
+
+def test_missing_model_and_missing_gradio_are_refused(page, tmp_path, cli_error, monkeypatch):
     monkeypatch.setattr(command, "check_address", lambda host, port: None)
-    assert "config.json" in the_error(capsys, tmp_path)
+    assert "config.json" in cli_error("demo", tmp_path)
     monkeypatch.setitem(sys.modules, "gradio", None)
-    assert f"{sys.executable} -m pip install '{GRADIO}'" in the_error(capsys, tmp_path)
+    assert f"{sys.executable} -m pip install '{GRADIO}'" in cli_error("demo", tmp_path)
     assert os.environ["GRADIO_ANALYTICS_ENABLED"] == "False"
     assert f'demo = ["{GRADIO}"]' in (ROOT / "pyproject.toml").read_text()
 

@@ -218,29 +218,26 @@ def test_export_prints_file_and_difference(finished_digits_once, tmp_path, capsy
     assert inputs_of(file) == ["features"]
 
 
-def test_model_of_a_bank_needs_a_backbone(tmp_path, capsys):
+def test_model_of_a_bank_needs_a_backbone(tmp_path, cli_error):
     model, file = tmp_path / "of_bank", tmp_path / "full.onnx"
     save_model(random_model(64), model)
-    assert export(model, "--onnx", file) == 2
-    assert "from a feature bank (" in capsys.readouterr().err and not file.exists()
+    assert "from a feature bank (" in cli_error("export", model, "--onnx", file) and not file.exists()
     assert export(model, "--onnx", file, "--backbone", "hegraph-mini") == 0
     assert inputs_of(file) == ["pixel_values"]
 
 
-def test_model_and_weights_are_not_overwritten(finished_digits, tmp_path, capsys):
+def test_weights_are_not_overwritten(finished_digits_once, tmp_path, cli_error):
     weights = tmp_path / "weights.safetensors"
     weights.write_bytes(MINI_WEIGHTS.read_bytes())
-    for file in (finished_digits / "model" / "config.json", weights):
-        assert export(finished_digits, "--pretrained", weights, "--onnx", file) == 2
-        assert "is read by this command" in capsys.readouterr().err
+    error = cli_error("export", finished_digits_once, "--pretrained", weights, "--onnx", weights)
+    assert "is read by this command" in error and weights.read_bytes() == MINI_WEIGHTS.read_bytes()
 
 
-def test_missing_package_and_wrong_flags_are_refused(finished_digits_once, capsys, monkeypatch):
-    assert export(finished_digits_once, "--onnx", "x", "--part", "head", "--backbone", "RN50") == 2
-    assert "--part head takes features" in capsys.readouterr().err
+def test_missing_package_and_wrong_flags_are_refused(finished_digits_once, cli_error, monkeypatch):
+    words = ("export", finished_digits_once, "--onnx", "x")
+    assert "--part head takes features" in cli_error(*words, "--part", "head", "--backbone", "RN50")
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    assert export(finished_digits_once, "--onnx", "x") == 2
-    assert "export needs the package onnxruntime: pip install 'onnx" in capsys.readouterr().err
+    assert "export needs the package onnxruntime: pip install 'onnx" in cli_error(*words)
 
 
 # The lines of docs/guides/onnx.md

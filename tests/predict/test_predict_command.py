@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from trainers.hegraph.datasets.digits import open_digit
 from trainers.hegraph.features.bank import load_bank
-from trainers.hegraph.models.folder import CONFIG, load_model, save_model
+from trainers.hegraph.models.folder import load_model, save_model
 from trainers.hegraph.models.images import ImageModel
 from trainers.hegraph.models.saved import adapt
 from trainers.hegraph.predict import prediction
@@ -56,19 +56,6 @@ def rows(capsys) -> Callable[..., list[dict]]:
     return predict
 
 
-@pytest.fixture
-def refused(capsys) -> Callable[..., str]:
-    """Function that runs the command and returns its error, one line."""
-
-    def predict(*arguments: object) -> str:
-        assert main([*map(str, arguments)]) == 2
-        out, err = capsys.readouterr()
-        assert (out, err[:7], err.count("\n")) == ("", "error: ", 1)
-        return err
-
-    return predict
-
-
 # Predictions
 
 
@@ -95,7 +82,7 @@ def test_rows_are_in_order_of_inputs(run, images, rows, caplog, batch_size):
     assert f"2 of 9 could not be read; the first is {images / 'missing.png'}" in caplog.text
 
 
-def test_bank_has_the_predictions_of_the_run(finished_run_once, tiny_bank, tmp_path, rows, refused, caplog):
+def test_bank_has_the_predictions_of_the_run(finished_run_once, tiny_bank, tmp_path, rows, cli_error, caplog):
     caplog.set_level("INFO", "trainers.hegraph")
     run, of_bank = finished_run_once, ("--features", tiny_bank)
     found, names = rows(run, *of_bank), load_model(run).classnames
@@ -104,12 +91,12 @@ def test_bank_has_the_predictions_of_the_run(finished_run_once, tiny_bank, tmp_p
     assert [row["top"][0]["class"] for row in found] == [names[label] for label in labels]
     assert f"accuracy {read_json(run / 'result.json')['accuracy']:.2f} %" in caplog.text
     assert len(rows(run, *of_bank, "--split", "train", "--top", 1)) == 30
-    assert "is read by this command" in refused(run, *of_bank, "--out", tiny_bank)
+    assert "is read by this command" in cli_error("predict", run, *of_bank, "--out", tiny_bank)
     replace(load_bank(tiny_bank), val_features=None, val_labels=None).save(tiny_bank)
-    assert "has no val" in refused(run, *of_bank, "--split", "val")
+    assert "has no val" in cli_error("predict", run, *of_bank, "--split", "val")
 
 
-def test_transductive_predictions(finished_digits_once, finished_run_once, tiny_bank, images, rows, refused):
+def test_transductive_predictions(finished_digits_once, finished_run_once, tiny_bank, images, rows, cli_error):
     model, of_digits = load_model(finished_run_once), (finished_digits_once, images, "--transductive")
     _, adaptation = adapt(model, load_bank(tiny_bank).test_features, "cpu")
     found = rows(finished_run_once, "--features", tiny_bank, "--transductive")
@@ -120,9 +107,11 @@ def test_transductive_predictions(finished_digits_once, finished_run_once, tiny_
     assert [row["path"] for row in together] == [row["path"] for row in alone] and together != alone
     in_parts = rows(*of_digits, "--batch-size", 2)
     assert [row["top"][0]["class"] for row in in_parts] == [row["top"][0]["class"] for row in together]
-    assert "leave it out with --transductive" in refused(*of_digits, "--open-set", 0.9)
+    assert "leave it out with --transductive" in cli_error("predict", *of_digits, "--open-set", 0.9)
     (images / "empty").mkdir()
-    assert "expected at least one image" in refused(finished_digits_once, images / "empty", "--transductive")
+    assert "expected at least one image" in cli_error(
+        "predict", finished_digits_once, images / "empty", "--transductive"
+    )
 
 
 def test_batch_size_depends_on_image_size():
@@ -213,16 +202,6 @@ def test_sorted_images_are_not_read_again(run, images, rows):
     assert {path for path in (images / "sorted").rglob("*") if path.is_file()} == set(copies)
 
 
-def test_output_replaces_no_input_and_no_model_file(finished_digits, images, tmp_path, refused):
-    listed = tmp_path / "list.txt"
-    listed.write_text(f"{images}/a.png\n")
-    of_model = [finished_digits / "model" / name for name in (CONFIG, "README.md", "thumbnails/00000.jpg")]
-    for out in (images / "f.png", listed, finished_digits / "result.json", *of_model):
-        before = out.read_bytes()
-        assert str(out) in refused(finished_digits, images, listed, "--out", out)
-        assert out.read_bytes() == before
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(("shell", "code", "error"), [
     ("| head -n 1", 0, b""), (">&-", 2, b"error: standard output is"),
@@ -244,6 +223,6 @@ def test_closed_standard_output_is_no_traceback(run, images, shell, code, error)
     (["RUN", "--features", "x", "--sort-into", "y"], "which --sort-into needs"),
     (["RUN", "--features", "BANK"], "got 'none' with width 16"),
 ])  # fmt: skip
-def test_a_mistake_is_one_line(run, images, tiny_bank, refused, arguments, expected):
+def test_a_mistake_is_one_line(run, images, tiny_bank, cli_error, arguments, expected):
     places = {"RUN": run, "IMAGES": images, "BANK": tiny_bank}
-    assert expected in refused(*(places.get(argument, argument) for argument in arguments))
+    assert expected in cli_error("predict", *(places.get(argument, argument) for argument in arguments))

@@ -196,11 +196,8 @@ def test_runs_without_test_images_are_skipped(folder, run, caplog, capsys):
     ("curves {}/runs --out {}/runs/seed1/result.json/x", "cannot write"),
     ("report {}/runs --out {}/runs/seed1/result.json", "is read by this command"),
 ])  # fmt: skip
-def test_mistake_is_one_line_and_writes_nothing(folder, tmp_path, capsys, command, words):
+def test_mistake_is_one_line_and_writes_nothing(folder, tmp_path, cli_error, command, words):
     (tmp_path / "empty").mkdir()
     before = sorted(tmp_path.rglob("*"))
-    assert main(command.replace("{}", str(tmp_path)).split()) == 2
-    out, error = capsys.readouterr()
-    assert (out, error.count("\n")) == ("", 1)
-    assert error.startswith("error: ") and words in error
+    assert words in cli_error("results", *command.replace("{}", str(tmp_path)).split())
     assert sorted(tmp_path.rglob("*")) == before

@@ -17,7 +17,6 @@ from types import SimpleNamespace
 
 import pytest
 
-from trainers.hegraph.__main__ import main
 from trainers.hegraph.experiments.lock import HOLDER, LOCK, is_locked, lock_folder
 from trainers.hegraph.experiments.run import run as run_alone
 from trainers.hegraph.results.records import read_record
@@ -187,24 +186,25 @@ def test_number_of_simultaneous_runs(runs, caplog, monkeypatch, cpus, gpus, coun
 # Connection
 
 
-def test_missing_ray_is_refused(long_grid, capsys, monkeypatch):
+def test_missing_ray_is_refused(long_grid, cli_error, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    assert main([*long_grid, "--ray"]) == 2
-    assert "pip install 'hegraph-adapter[ray]'\n" in capsys.readouterr().err
+    assert "pip install 'hegraph-adapter[ray]'\n" in cli_error(*long_grid, "--ray")
 
 
-def test_invalid_clusters_are_refused(long_grid, capsys):
-    for cpus, gpus in ((0, 0), (1.5, 0), (1, float("nan")), (1, -1), (1, 2.5)):
-        with pytest.raises(UserError, match="expected --cpus-per-run above 0"), connected("local", cpus, gpus, False):
-            pass
-    assert main([*long_grid, "--ray", "auto", "--workers", "2"]) == 2
-    assert "--workers and --ray exclude each other" in capsys.readouterr().err
+@pytest.mark.parametrize(("cpus", "gpus"), [(0, 0), (1.5, 0), (1, float("nan")), (1, -1), (1, 2.5)])
+def test_invalid_resources_are_refused(cpus, gpus, refused):
+    with refused("ray.resources", "expected --cpus-per-run above 0"), connected("local", cpus, gpus, False):
+        pass
+
+
+def test_unreachable_clusters_are_refused(long_grid, cli_error):
+    assert "--workers and --ray exclude each other" in cli_error(*long_grid, "--ray", "auto", "--workers", "2")
     pytest.importorskip("ray", reason="Ray is not installed")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         nobody = f"127.0.0.1:{taken.getsockname()[1]}"
     for address in (nobody, "ray://head:port"):
-        assert main([*long_grid, "--ray", address]) == 2
-        assert capsys.readouterr().err.startswith(f"error: no Ray cluster answers at {address} (")
+        error = cli_error(*long_grid, "--ray", address)
+        assert error.startswith(f"error: no Ray cluster answers at {address} (")
 
 
 def test_connection_sets_threads_and_keeps_signal_handlers(monkeypatch):

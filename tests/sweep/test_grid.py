@@ -135,11 +135,9 @@ def test_cases_have_their_own_keys_and_folders():
     (("--datasets", "no.safetensors", "--configs", "mini"), "no.safetensors: No such file"),
     (("--workers", "-1", *DIGITS), "--workers"),
 ])  # fmt: skip
-def test_invalid_grids_are_refused(words, message, capsys, tmp_path, monkeypatch):
+def test_invalid_grids_are_refused(words, message, cli_error, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert main(["sweep", *words]) == 2
-    out, error = capsys.readouterr()
-    assert (out, message in error, error.count("\n")) == ("", True, 1), error
+    assert message in cli_error("sweep", *words)
     assert not list(tmp_path.iterdir())
 
 

@@ -231,8 +231,12 @@ def test_encoding_stops_and_resumes_labelled_first(session, monkeypatch):
 
 
 @pytest.fixture
-def teacher(session, tmp_path):
+def gradio() -> None:
     pytest.importorskip("gradio", reason="gradio is not installed, which shows the page")
+
+
+@pytest.fixture
+def teacher(session, tmp_path, gradio):
     from trainers.hegraph.teach.page import Teacher
 
     (tmp_path / "uploads").mkdir()
@@ -410,7 +414,7 @@ def test_page_has_all_boards_and_polls_changes(teacher):
 # The command
 
 
-def test_backbone_of_last_time_is_the_default(tmp_path, capsys):
+def test_backbone_of_last_time_is_the_default(tmp_path, cli_error):
     file = tmp_path / "encoder.json"
     assert command.find_encoder(file, "", "") == ("ViT-B-16-quickgelu", "openai")
     assert command.find_encoder(file, "hegraph-mini", "") == command.find_encoder(file, "mini", "")
@@ -422,19 +426,16 @@ def test_backbone_of_last_time_is_the_default(tmp_path, capsys):
     with pytest.raises(UserError, match=r"encoder\.json"):
         command.find_encoder(file, "", "")
     assert (command.parse_arguments([]).host, command.parse_arguments([]).folder) == ("127.0.0.1", None)
-    assert command.main([str(tmp_path), "--port", "0"]) == 2
-    assert capsys.readouterr().err.startswith("error: cannot listen")
+    assert cli_error("teach", tmp_path, "--port", 0).startswith("error: cannot listen")
 
 
-def test_unknown_backbone_leaves_no_folder(tmp_path, monkeypatch, capsys):
-    pytest.importorskip("gradio", reason="gradio is not installed, which shows the page")
+def test_unknown_backbone_leaves_no_folder(gradio, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(command, "check_address", lambda host, port: None)
     assert command.main([str(tmp_path / "nothere"), "--backbone", "no-backbone"]) == 2
     assert "no-backbone" in capsys.readouterr().err and not (tmp_path / "nothere").exists()
 
 
-def test_features_are_saved_when_the_program_ends(session, monkeypatch):
-    pytest.importorskip("gradio", reason="gradio is not installed, which shows the page")
+def test_features_are_saved_when_the_program_ends(gradio, session, monkeypatch):
     sessions: list[Session] = []
 
     def serve(page, *given, **options):
@@ -448,8 +449,7 @@ def test_features_are_saved_when_the_program_ends(session, monkeypatch):
     assert on_disk.keys() == sessions[0].features.keys() and len(on_disk) == 11
 
 
-def test_command_serves_folder_or_sample(tmp_path, monkeypatch):
-    pytest.importorskip("gradio", reason="gradio is not installed, which shows the page")
+def test_command_serves_folder_or_sample(gradio, tmp_path, monkeypatch):
     served = []
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(command, "check_address", lambda host, port: None)
