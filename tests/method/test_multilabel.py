@@ -10,7 +10,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score
 
 from trainers.hegraph.method import multilabel
-from trainers.hegraph.method.multilabel import GAINS, RIDGES, MultiLabelHead, best_thresholds, logistic_calibration
+from trainers.hegraph.method.closed_form import RIDGES
+from trainers.hegraph.method.multilabel import MultiLabelHead, best_thresholds, logistic_calibration
 
 
 def example(num_images=30, num_classes=5, width=12, seed=0):
@@ -59,12 +60,20 @@ def test_leave_one_out_equals_separate_fits(num_images):
 def test_ridge_and_gain_have_the_least_leave_one_out_error(with_text):
     features, labels, text = example()
     head = MultiLabelHead(features, labels, text if with_text else None)
-    errors = {
-        (ridge, gain): ((separate_fits(features, labels, text, ridge, gain) - labels.numpy()) ** 2).sum()
-        for ridge in RIDGES
-        for gain in (GAINS if with_text else [0.0])
-    }
-    assert (head.ridge, head.gain) == min(errors, key=errors.get)
+
+    def error(ridge, gain):
+        return ((separate_fits(features, labels, text, ridge, gain) - labels.numpy()) ** 2).sum()
+
+    assert (head.gain > 0) is with_text
+    others = [(ridge, head.gain) for ridge in RIDGES]
+    others += [(ridge, head.gain * factor) for ridge in RIDGES for factor in (0.9, 1.1)] if with_text else []
+    assert error(head.ridge, head.gain) == min(error(*other) for other in others)
+
+
+def test_text_without_use_has_no_weight():
+    features, labels, _ = example()
+    head = MultiLabelHead(features, labels, -MultiLabelHead(features, labels).weights.float())
+    assert head.gain == 0
 
 
 def test_chunks_and_blocks_change_nothing(monkeypatch):
@@ -123,10 +132,13 @@ def test_class_without_positives_has_the_text_prior():
     features, labels, text = example()
     labels[:, 2] = False
     head = MultiLabelHead(features, labels, text)
-    direction = text.double()[2] - text.double().mean(dim=0)
-    torch.testing.assert_close(head.weights[2], head.gain * direction)
     others = labels.double().mean(dim=0)[[0, 1, 3, 4]].mean()
-    torch.testing.assert_close(head.scores(features.mean(dim=0, keepdim=True))[0, 2], others)
+    assumed = labels.double()
+    assumed[:, 2] = others
+    by_hand = separate_fits(features, assumed, text, head.ridge, head.gain)
+    np.testing.assert_allclose(head.left_out.numpy(), by_hand, atol=1e-5)
+    assert head.scores(features)[:, 2].std() > 0
+    assert head.scores(features)[:, 2].mean() == pytest.approx(float(others))
 
 
 @pytest.mark.parametrize("constant", [True, False])
@@ -141,4 +153,4 @@ def test_class_with_equal_labels_is_constant_without_text(constant):
 def test_equal_labels_of_all_classes_are_fitted():
     features, _, text = example()
     head = MultiLabelHead(features, torch.zeros(30, 5, dtype=torch.bool), text)
-    assert head.scores(features).isfinite().all() and head.gain == GAINS[0]
+    assert not head.predict(features).any()

@@ -13,32 +13,29 @@ head that is fitted without image i, with the same ridge `lambda s` and `W0`, is
 
 All choices use these scores, so that no validation images are needed:
 
-- `lambda` and `g` have the least squared leave-one-out error. Without text, `g` is 0.
+- `lambda` and `g >= 0` have the least squared leave-one-out error, which is quadratic in `g`. Without text, `g` is 0.
 - The threshold of a class is the mean of its own threshold with the best F1 and the common one with the best micro F1.
 - Probabilities are `sigmoid(a score + b)` (Platt, 1999), with one `a` and one `b` for all classes.
 
-A class without positive images has the text prior `W0` and the mean indicator of the other classes, since the absence
-of a label among few images says little. A class with only positive images has `W0` and the mean indicator 1. Without
-text, their scores are constant. These classes take no part in the choices.
+The absence of a label among few images says little. A class without positive images therefore has the mean indicator of
+the other classes as the indicator of all images, so that text alone distinguishes them. Without text, it has 0. Classes
+with equal indicators take no part in the choices.
 
 Shapes: N images, K classes, d feature width, B images of a batch. Computed in float64, in chunks of rows.
 """
 
 import logging
 from collections.abc import Iterator
-from itertools import product
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from .cache import FoldedClassifier
-from .closed_form import CHUNK_ROWS, SMALLEST
+from .closed_form import CHUNK_ROWS, RIDGES, SMALLEST
 
 logger = logging.getLogger(__name__)
 
-RIDGES = (10.0, 3.0, 30.0, 1.0, 100.0)  # candidates of `lambda`; of equal ones, the first is chosen
-GAINS = (3.0, 1.0, 6.0, 0.0)  # candidates of `g`
 MAX_ROWS = 10_000  # most images in the choice of `lambda` and `g`
 MAX_SCORES = 2**20  # most scores in the calibration
 CLASS_BLOCK = 64  # classes whose scores are sorted at once
@@ -67,13 +64,13 @@ class MultiLabelHead:
     def __init__(self, features: Tensor, labels: Tensor, text: Tensor | None = None) -> None:
         self._features, self._labels = features, labels
         counts = labels.sum(dim=0).double()
-        self.varied = (counts > 0) & (counts < len(labels))
+        self._absent, self.varied = counts == 0, (counts > 0) & (counts < len(labels))
         if not self.varied.all():
-            message = "%d of %d classes have no positive image, %d have only positive ones: text prior without images"
-            logger.warning(message, int((counts == 0).sum()), len(counts), int((counts == len(labels)).sum()))
+            message = "of %d classes, %d have no positive image and %d no negative one: text alone predicts them"
+            logger.warning(message, len(counts), int(self._absent.sum()), int((counts == len(labels)).sum()))
         self._mean, self._mean_label = features.double().mean(dim=0), counts / len(labels)
         if text is not None and self.varied.any():
-            self._mean_label[counts == 0] = self._mean_label[self.varied].mean()
+            self._mean_label[self._absent] = self._mean_label[self.varied].mean()
         self._decompose(text)
         self.ridge, self.gain = self._choose()
         plain, prior = self._parts(self.ridge)
@@ -108,7 +105,9 @@ class MultiLabelHead:
     def _chunks(self, step: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
         """Iterate over `X` and `Y`, or every `step`-th row of both, in float64."""
         for features, labels in zip(self._features[::step].split(CHUNK_ROWS), self._labels[::step].split(CHUNK_ROWS)):
-            yield features.double() - self._mean, labels.double()
+            indicators = labels.double()
+            indicators[:, self._absent] = self._mean_label[self._absent]
+            yield features.double() - self._mean, indicators
 
     def _decompose(self, text: Tensor | None) -> None:
         """Eigenvectors of `X^T X`, and `X^T R` and the centred text in their basis, where ridges are diagonal."""
@@ -116,22 +115,19 @@ class MultiLabelHead:
         gram, cross = self._mean.new_zeros(width, width), self._mean.new_zeros(width, num_classes)
         for deviations, indicators in self._chunks():
             gram += deviations.t() @ deviations
-            cross += deviations.t() @ indicators  # equals X^T R, because the rows of X add up to 0
+            cross += deviations.t() @ (indicators - self._mean_label)
         eigenvalues, self._basis = torch.linalg.eigh(gram)
         self._eigenvalues = eigenvalues.clamp_min(0).unsqueeze(1)
         self._spread = self._eigenvalues.mean().clamp_min(SMALLEST)
-        self._cross = self._basis.t() @ cross.masked_fill(~self.varied, 0)
-        self._text = None
+        self._cross = self._basis.t() @ cross
+        self._text = torch.zeros_like(cross)
         if text is not None:
             self._text = self._basis.t() @ (text.double() - text.double().mean(dim=0)).t()
 
     def _parts(self, ridge: float) -> tuple[Tensor, Tensor]:
         """`W` without text in the eigenbasis, and what the text prior adds for `g = 1`, each `[d, K]`."""
-        shrinkage = 1 / (self._eigenvalues + ridge * self._spread)
-        plain = self._cross * shrinkage
-        if self._text is None:
-            return plain, torch.zeros_like(plain)
-        return plain, torch.where(self.varied, self._text * (ridge * self._spread * shrinkage), self._text)
+        strength = ridge * self._spread
+        return self._cross / (self._eigenvalues + strength), self._text * (strength / (self._eigenvalues + strength))
 
     def _error_weight(self, projected: Tensor, ridge: float) -> Tensor:
         """`1 / (1 - H_ii)` of centred images in the eigenbasis `[B, d]`, shape `[B, 1]`."""
@@ -139,9 +135,8 @@ class MultiLabelHead:
         return 1 / (1 - leverage).clamp_min(SMALLEST)
 
     def _choose(self) -> tuple[float, float]:
-        """`lambda` and `g` with the least squared leave-one-out error, which is quadratic in `g`."""
-        gains = self._mean.new_tensor((0.0,) if self._text is None else GAINS)
-        products = gains.new_zeros(len(RIDGES), 2, 2)  # of the error for `g = 0` and its change
+        """`lambda` and `g` with the least squared leave-one-out error."""
+        products = self._mean.new_zeros(len(RIDGES), 2, 2)  # of the error for `g = 0`, and of what `g = 1` removes
         parts = [[part[:, self.varied] for part in self._parts(ridge)] for ridge in RIDGES]
         for deviations, indicators in self._chunks(-(-len(self._features) // MAX_ROWS)):
             projected = deviations @ self._basis
@@ -150,18 +145,17 @@ class MultiLabelHead:
                 error = torch.stack([torch.addmm(target, projected, plain, alpha=-1), projected @ prior])
                 error = (error * self._error_weight(projected, ridge)).flatten(1)
                 products[number] += error @ error.t()
-        weights = torch.stack([torch.ones_like(gains), -gains], dim=1)  # [G, 2]
-        errors = torch.einsum("gi,rij,gj->rg", weights, products, weights)
-        return [*product(RIDGES, gains.tolist())][int(errors.argmin())]
+        gains = (products[:, 0, 1] / products[:, 1, 1].clamp_min(SMALLEST)).clamp_min(0)
+        errors = products[:, 0, 0] - 2 * gains * products[:, 0, 1] + gains.square() * products[:, 1, 1]
+        best = int(errors.argmin())
+        return RIDGES[best], float(gains[best])
 
     def _left_out(self) -> Iterator[Tensor]:
-        """Leave-one-out scores by chunk; for classes that are not `varied`, the scores, which no image changes."""
+        """Leave-one-out scores by chunk."""
         for deviations, indicators in self._chunks():
             scores = torch.addmm(self._mean_label, deviations, self.weights.t())
-            constant = scores[:, ~self.varied]
-            scores.sub_(indicators).mul_(self._error_weight(deviations @ self._basis, self.ridge)).add_(indicators)
-            scores[:, ~self.varied] = constant
-            yield scores.float()
+            weight = self._error_weight(deviations @ self._basis, self.ridge)
+            yield scores.sub_(indicators).mul_(weight).add_(indicators).float()
 
 
 def best_thresholds(scores: Tensor, labels: Tensor, varied: Tensor) -> Tensor:
