@@ -80,17 +80,22 @@ def test_find_copies_compares_every_byte(tmp_path):
     assert find_copies([tmp_path / "a", tmp_path / "e"], [*other_files, tmp_path / "twin"]) == [tmp_path / "a"]
 
 
-def test_inconsistent_labels_and_names_are_refused():
-    good, odd = [Item("1", 0, "ant"), Item("2", 1, "bee")], Item("3", 2, "cow")
-    for pools, words in (
-        ([[*good, Item("3", 0, "wasp")]], "^3 has label 0 for 'wasp', which is ant in training images"),
-        ([[good[0], odd]], "no item has label 1"),
-        ([good, [good[0], odd]], "^3 has label 2 for 'cow', which is no class"),
-    ):
-        with pytest.raises(UserError, match=words):
-            class_names(*pools)
+ANT, BEE, COW = Item("1", 0, "ant"), Item("2", 1, "bee"), Item("3", 2, "cow")
+
+
+@pytest.mark.parametrize(("pools", "code", "words"), [
+    ([[ANT, BEE, Item("3", 0, "wasp")]], "", "3 has label 0 for 'wasp', which is ant in training images"),
+    ([[ANT, COW]], "labels.gap", "no item has label 1"),
+    ([[ANT, BEE], [ANT, COW]], "", "3 has label 2 for 'cow', which is no class"),
+])  # fmt: skip
+def test_inconsistent_labels_are_refused(pools, code, words, refused):
+    with refused(code, words):
+        class_names(*pools)
+
+
+def test_single_class_is_refused(refused):
     check_classes(2)
-    with pytest.raises(UserError, match="^Farm: expected at least two classes, got 1"):
+    with refused("classes.few", "Farm: expected at least two classes, got 1"):
         check_classes(1, "Farm")
 
 

@@ -31,9 +31,12 @@ def test_image_lists_are_recognised():
         assert image_list(X) == [Path("a.png"), PICTURE]
     for X in ([[0.1]], np.zeros((2, 3), dtype=object), np.zeros(3), torch.zeros(2), [], None):
         assert image_list(X) is None
-    for single in ("a.png", Path("a.png"), PICTURE):
-        with pytest.raises(UserError, match=r"expected a list of images, such as \[.*\], got a single image"):
-            image_list(single)
+
+
+@pytest.mark.parametrize("single", ["a.png", Path("a.png"), PICTURE], ids=type)
+def test_single_image_is_refused(single, refused):
+    with refused("images.single", "expected a list of images, such as [", "got a single image"):
+        image_list(single)
 
 
 def test_unit_rows_keep_normalised_rows():
@@ -170,25 +173,24 @@ def test_paths_and_pil_images_give_equal_results(digits, digit_classifier, files
     assert by_path.model_.image_ids == by_picture.model_.image_ids
 
 
-def test_invalid_images_are_rejected(tmp_path, digits, digit_classifier, quick, data):
+@pytest.mark.parametrize(("options", "y", "code", "words"), [
+    ({}, [0, 1], "", "images need a backbone, such as backbone='ViT-B-16-quickgelu'"),
+    ({"config": "mini", "text_features": np.eye(2, 16)}, [0, 1], "", "text features need image features"),
+    ({"config": "mini", "backbone": "hegraph-mini"}, None, "features.width", "the 64 features of hegraph-mini"),
+])  # fmt: skip
+def test_images_need_a_fitting_backbone(options, y, code, words, quick, data, refused):
+    with refused(code, words):
+        quick(**options).fit(data.X if y is None else [PICTURE, PICTURE], data.y if y is None else y)
+
+
+def test_unreadable_images_are_refused(tmp_path, digits, digit_classifier, refused):
     (tmp_path / "broken.png").write_text("no picture")
-    one = digits.tests[0]
-    for call, message in (
-        (lambda: digit_classifier.predict([tmp_path / "broken.png"]), r"broken\.png"),
-        (lambda: digit_classifier.forget([tmp_path / "broken.png"], [0]), r"broken\.png"),
-        (lambda: digit_classifier.predict([one, 3]), "expected a path or a PIL image as image 1, got int"),
-        (lambda: quick().fit([one, one], [0, 1]), "images need a backbone, such as backbone='ViT-B-16-quickgelu'"),
-        (
-            lambda: quick(config="mini", text_features=data.X[:2]).fit([one, one], [0, 1]),
-            "text features need image features",
-        ),
-        (
-            lambda: quick(config="mini", backbone="hegraph-mini").fit(data.X, data.y),
-            "expected X with the 64 features of hegraph-mini.*, got 16",
-        ),
-    ):
-        with pytest.raises(ValueError, match=message):
-            call()
+    with pytest.raises(UserError, match=r"broken\.png"):
+        digit_classifier.predict([tmp_path / "broken.png"])
+    with refused("images.read", "broken.png"):
+        digit_classifier.forget([tmp_path / "broken.png"], [0])
+    with refused("", "expected a path or a PIL image as image 1, got int"):
+        digit_classifier.predict([digits.tests[0], 3])
 
 
 # Parameters

@@ -196,10 +196,10 @@ def test_every_type_is_read_whole_and_by_rows(saved, rewrite, dtype):
     assert (file.features("val", []).shape, file.digest) == ((0, 4), hash_file(saved))
 
 
-def test_changed_bank_is_refused(saved):
+def test_changed_bank_is_refused(saved, refused):
     file = BankFile(saved)
     saved.write_bytes(saved.read_bytes() + b" ")
-    with pytest.raises(UserError, match="has changed since it was opened; start again"):
+    with refused("bank.changed", "has changed since it was opened; start again"):
         file.features("train")
 
 

@@ -205,7 +205,7 @@ def abbreviate(names: Sequence[str], limit: int = MAX_NAMED) -> str:
 def check_classes(count: int, target: str = "") -> None:
     """Raise UserError if a data set, or the `target` data set, has fewer than two classes."""
     if count < 2:
-        raise UserError(f"{target and f'{target}: '}expected at least two classes, got {count}")
+        raise UserError(f"{target and f'{target}: '}expected at least two classes, got {count}", "classes.few")
 
 
 def class_names(items: Sequence[Item], *other_splits: Sequence[Item]) -> list[str]:
@@ -216,7 +216,7 @@ def class_names(items: Sequence[Item], *other_splits: Sequence[Item]) -> list[st
     """
     names = {item.label: item.classname for item in reversed(items)}
     if absent := {*range(len(names))} - {*names}:
-        raise UserError(f"labels must run from 0 without a gap, but no item has label {min(absent)}")
+        raise UserError(f"labels must run from 0 without a gap, but no item has label {min(absent)}", "labels.gap")
     for path, label, name in (item for split in (items, *other_splits) for item in split):
         if names.get(label) != name:
             expected = names.get(label, "no class")

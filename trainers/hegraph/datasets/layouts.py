@@ -34,9 +34,9 @@ def list_names(folder: Path) -> list[str]:
     try:
         names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
     except (OSError, ValueError) as error:  # ValueError: a NUL character in the name
-        raise UserError(f"cannot list the folder {folder}: {first_line(error)}") from error
+        raise UserError(f"cannot list the folder {folder}: {first_line(error)}", "folder.list") from error
     if odd := next((name for name in names if name != name.encode(errors="ignore").decode()), ""):
-        raise UserError(f"{folder} contains {odd!a}, a name that is not UTF-8; rename it")
+        raise UserError(f"{folder} contains {odd!a}, a name that is not UTF-8; rename it", "folder.utf8")
     return names
 
 

@@ -87,7 +87,7 @@ def load_few_shot(name: str, root: str, shots: int, seed: int, subsample: str = 
     """
     shots, seed = validate(int, shots, "shots", convert=True), validate(int, seed, "seed", convert=True)
     if seed < 0:
-        raise UserError(f"the few-shot protocol needs a seed from 0, got {seed}")
+        raise UserError(f"the few-shot protocol needs a seed from 0, got {seed}", "seed")
     rng = Random(seed)
     whole = load_dataset(name, root, seed, rng)
     check_trainable(whole)
@@ -237,7 +237,7 @@ def _load_stored(entry: Entry, root: str, seed: int, rng: Random) -> Dataset:
         pools, names = read_stored(entry, folder, seed, rng)
         ids = class_ids(folder, entry.class_ids) if entry.class_ids else ()
     except UserError as error:
-        raise UserError(f"{name}: {error}; {hint}") from error
+        raise UserError(f"{name}: {error}; {hint}", "dataset.incomplete") from error
     train, val, test = ([item._replace(path=f"{entry.folder}/{item.path}") for item in pools[s]] for s in SPLITS)
     return Dataset(name, names, train, val, test, partial(open_below, base, as_stored=True), base, ids)
 
@@ -302,5 +302,5 @@ def read_coop_sample(dataset: Dataset, shots: int, seed: int) -> Pools | None:
         if item[1:] not in classes or item.path in test:
             problem = f"{item.path} is {'a test image' if item.path in test else repr(item.classname)}"
     if problem:
-        raise UserError(f"{path} was sampled from another split; delete it to sample again ({problem})")
+        raise UserError(f"{path} was sampled from another split; delete it to sample again ({problem})", "split.sample")
     return sample

@@ -89,7 +89,7 @@ def sample_few_shot(train_labels: Sequence, val_labels: Sequence, shots: int, rn
     if shots == -1:
         return FewShotSample(list(range(len(train_labels))), list(range(len(val_labels))))
     if shots < 1:
-        raise UserError(f"shots must be at least 1, or -1 for all, got {shots}")
+        raise UserError(f"shots must be at least 1, or -1 for all, got {shots}", "shots")
     several = any(isinstance(label, tuple) for label in train_labels[:1])
     counts = Counter(label for labels in train_labels for label in labels) if several else Counter(train_labels)
     if small := [label for label, count in counts.items() if count < shots]:

@@ -106,7 +106,7 @@ class Trainer:
             assert self.previous is not None
             support_set, origin = change, Origin.of(self.previous)
         if not support_set.names:
-            raise UserError("at least one class must remain; call fit to start again")
+            raise UserError("at least one class must remain; call fit to start again", "class.last")
         with self.configured(int(support_set.counts.max())) as cfg:
             return train_model(support_set, origin, cfg, self.device), self.backbone
 
@@ -164,7 +164,7 @@ class Trainer:
         width = features.shape[-1]
         if task is not None and task.backbone.width != width:
             expected = f"expected X with the {task.backbone.width} features of {task.backbone.name}"
-            raise UserError(f"{expected}, got {width} features")
+            raise UserError(f"{expected}, got {width} features", "features.width")
         positive = text_nodes(addition.positive, "text_features", len(names), width)
         negative = text_nodes(addition.negative, "negative_text_features", len(names), width)
         if task is not None and (positive is None or negative is None):
@@ -238,5 +238,5 @@ def image_ids(images: Sequence[Path | Image.Image]) -> Tensor:
         try:
             ids.append(open_with_id(image)[1])
         except Exception as error:  # Pillow raises any type on damaged bytes
-            raise UserError(f"cannot read {image}: {reason(error)}") from error
+            raise UserError(f"cannot read {image}: {reason(error)}", "images.read") from error
     return torch.tensor(ids, dtype=torch.long)

@@ -42,7 +42,7 @@ def image_list(X: Any) -> list[Path | Image.Image] | None:
         UserError: If `X` is a single image, or an entry after the first one is not an image.
     """
     if isinstance(X, Source):
-        raise UserError(f"expected a list of images, such as [{X!r:.80}], got a single image")
+        raise UserError(f"expected a list of images, such as [{X!r:.80}], got a single image", "images.single")
     if not isinstance(X, (list, tuple)):
         X = [] if isinstance(X, Tensor) or getattr(X, "ndim", 2) != 1 else list(np.ravel(X))
     if not X or not isinstance(X[0], Source):

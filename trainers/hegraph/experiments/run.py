@@ -204,7 +204,7 @@ def test_loaded(fitted: FittedMethod, model: TrainedModel, target: Task, device:
     target.check_backbone(model)
     rule = rule_for(model, target)
     if fitted.transfer is None and rule == OTHER_CLASSES:
-        raise UserError(f"{model.method} has no rule for other classes than its own; test it on those")
+        raise UserError(f"{model.method} has no rule for other classes than its own; test it on those", "run.rule")
     return evaluate(fitted, model, target, device, rule)
 
 

@@ -286,7 +286,7 @@ class BankFile:
         blocks = tensor.flatten().view(torch.uint8).reshape(len(offsets), size).numpy()
         with reading(self.path, FORM), self.path.open("rb") as file:
             if file_version(self.path) != self._version:
-                raise UserError(f"{self.path} has changed since it was opened; start again")
+                raise UserError(f"{self.path} has changed since it was opened; start again", "bank.changed")
             for offset, block in zip(offsets, blocks):
                 file.seek(begin + offset)
                 file.readinto(block)
