@@ -74,30 +74,28 @@ class RunOptions:
     )
     select_on: str = option(
         "last_step",
-        f"{NODE}.SELECT_ON",
+        ".SELECT_ON",
         "`val`: select among the values of `SELECT` on the few-shot validation images (`--select`)",
         choices=("last_step", "val"),
     )
     select: Sequence = option(
         [[f"{NODE}.ALPHA_C", [1.0, 2.0, 4.0, 8.0]]],
-        f"{NODE}.SELECT",
+        ".SELECT",
         "candidate values of keys for `SELECT_ON val`; all combinations are tried",
         rows=(str, "[KEY, [VALUE, ...]]", is_list),
         allowed="rows `[KEY, [VALUE, ...]]`",
     )
     calibrate: str = option(
         "auto",
-        f"{NODE}.CALIBRATE",
+        ".CALIBRATE",
         "[temperature](../guides/confidence.md) of the probabilities; `off`: 1",
         choices=("auto", "off"),
     )
     # These two shape the run by the keys that they fill
     by_shots: Sequence = fills(
-        BY_SHOTS, f"{NODE}.BY_SHOTS", "by shots", (int, "[from this many shots, [KEY, VALUE, ...]]", is_pairs)
+        BY_SHOTS, ".BY_SHOTS", "by shots", (int, "[from this many shots, [KEY, VALUE, ...]]", is_pairs)
     )
-    by_dataset: Sequence = fills(
-        [], f"{NODE}.BY_DATASET", "by data set", (str, "[data set, [KEY, VALUE, ...]]", is_pairs)
-    )
+    by_dataset: Sequence = fills([], ".BY_DATASET", "by data set", (str, "[data set, [KEY, VALUE, ...]]", is_pairs))
 
 
 @dataclass(frozen=True)
@@ -147,20 +145,18 @@ class DataOptions:
     batch_size: int = option(256, "DATALOADER.TRAIN_X.BATCH_SIZE", "number of images per training step", least=1)
     features: str = option(
         "bank",
-        f"{NODE}.FEATURES.MODE",
+        ".FEATURES.MODE",
         "`bank`: encode every image once; `online`: encode every batch again with new augmentation",
         choices=("bank", "online"),
     )
-    features_dir: str = in_folder("output/features", f"{NODE}.FEATURES.DIR", "folder of the encoded features")
+    features_dir: str = in_folder("output/features", ".FEATURES.DIR", "folder of the encoded features")
 
 
 @dataclass(frozen=True)
 class BackboneOptions:
     """Frozen CLIP model, which defines resolution and normalisation. Dassl's defaults belong to another network."""
 
-    name: str = option(
-        "", "MODEL.BACKBONE.NAME", "architecture of CLIP (`--backbone`)", allowed="[backbones](backbones.md)"
-    )
+    name: str = option("", "MODEL.BACKBONE.NAME", "CLIP model (`--backbone`)", allowed="[backbones](backbones.md)")
     pretrained: str = option(
         "auto",
         "MODEL.BACKBONE.PRETRAINED",
@@ -169,7 +165,7 @@ class BackboneOptions:
     )
     precision: str = option(
         "auto",
-        f"{NODE}.PREC",
+        ".PREC",
         "[number format](backbones.md#precision) of the backbone; `auto`: `bf16` where it is fast, else `fp32`",
         choices=PRECISIONS,
     )

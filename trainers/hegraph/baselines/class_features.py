@@ -266,9 +266,7 @@ class GraphAdapter(TrainedClassifier):
         means = sums / bank.train_labels.bincount(minlength=num_classes).clamp_min(1)[:, None]
         images = means * text.norm(dim=-1).mean()
         # A_0j * n_j of the text and the image graph, each [groups, K, d]
-        aggregated = [
-            torch.stack([aggregate(text, nodes[g::groups]) for g in range(groups)]) for nodes in (text, images)
-        ]
+        aggregated = [torch.stack([aggregate(text, x[g::groups]) for g in range(groups)]) for x in (text, images)]
         generator = torch.Generator().manual_seed(seed)
         initial = (2 * torch.rand(2, width, width, generator=generator) - 1) / width**0.5
         weights = initial.to(text.device).requires_grad_()

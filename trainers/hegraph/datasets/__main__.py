@@ -159,10 +159,7 @@ def _lines_of_counts(dataset: "Dataset") -> list[str]:
     names = dataset.classnames
     sizes = Sizes(len(dataset.train), len(dataset.val), len(dataset.test), len(names))
     lines = [str(sizes), f"classes: {abbreviate(names, MAX_CLASSES)}"]
-    counts = {
-        split: Counter(names[label] for item in items for label in item.labels)
-        for split, items in dataset.splits.items()
-    }
+    counts = {s: Counter(names[k] for item in items for k in item.labels) for s, items in dataset.splits.items()}
     for split in SPLITS:
         per_class = [counts[split][name] for name in names]
         lines.append(f"{split} images per class: {min(per_class)} to {max(per_class)}")

@@ -4,21 +4,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..utils.option import NODE, is_fraction_range, is_strings, option
+from ..utils.option import is_fraction_range, is_strings, option
 
 TRANSFORMS = ("random_resized_crop", "random_flip", "normalize")
 
 
 def _templates(key: str, meaning: str) -> Any:
     form, allowed = "a list of strings", "strings with one `{}`"
-    return option([], f"{NODE}.PROMPTS.{key}", meaning, allows=is_strings, form=form, allowed=allowed)
+    return option([], f".PROMPTS.{key}", meaning, allows=is_strings, form=form, allowed=allowed)
 
 
 @dataclass(frozen=True)
 class EncodingOptions:
     """Options of encoding images and prompts."""
 
-    views: int = option(10, f"{NODE}.FEATURES.VIEWS", "number of augmented views per training image", least=1)
+    views: int = option(10, ".FEATURES.VIEWS", "number of augmented views per training image", least=1)
     transforms: Sequence[str] = option(
         TRANSFORMS,
         "INPUT.TRANSFORMS",
@@ -37,26 +37,24 @@ class EncodingOptions:
     interpolation: str = option(
         "bicubic", "INPUT.INTERPOLATION", "interpolation of the random crop", choices=("bicubic", "bilinear")
     )
-    batch_size: int = option(
-        256, "DATALOADER.TEST.BATCH_SIZE", "number of images per encoding batch", least=1, shapes_run=False
-    )
+    batch_size: int = option(256, "DATALOADER.TEST.BATCH_SIZE", "number of images per batch", least=1, shapes_run=False)
     num_workers: int = option(
         0, "DATALOADER.NUM_WORKERS", "number of threads that read images; 0: one per core", least=0, shapes_run=False
     )
     source: str = option(
         "auto",
-        f"{NODE}.PROMPTS.SOURCE",
+        ".PROMPTS.SOURCE",
         "source of positive prompts; `auto`: `both` if there are descriptions for the data set (the digits excepted), "
         "else `templates`",
         choices=("auto", "templates", "descriptions", "both"),
     )
     templates: Sequence[str] = _templates("TEMPLATES", "positive templates, in place of those of the data set")
     negative_templates: Sequence[str] = _templates(
-        "NEGATIVE_TEMPLATES", "negative templates, in place of those of the data set"
+        "NEGATIVE_TEMPLATES", "negative templates, in place of the data set's"
     )
     descriptions: str = option(
         "",
-        f"{NODE}.PROMPTS.DESCRIPTIONS",
+        ".PROMPTS.DESCRIPTIONS",
         "[descriptions of classes](../guides/data.md#descriptions-of-classes), in place of the included ones",
         allowed="a JSON file",
     )

@@ -16,8 +16,8 @@ SHUFFLES = ("none", "text_to_visual", "visual_to_text", "negative")
 UNTRAINED = ("base", "training_free")  # variants without trainable parameters
 
 _option = partial(option, shapes_model=True)  # a trained model stores it, and a test cannot change it
-_by_shots = partial(_option, rows=POSITIVE_BY_SHOTS, by_shots=True, above=0)
-CLOSED, FREE = f"{NODE}.CLOSED_FORM", f"{NODE}.TRAINING_FREE"
+_rows = partial(_option, rows=POSITIVE_BY_SHOTS, by_shots=True, above=0)
+CLOSED, FREE = ".CLOSED_FORM", ".TRAINING_FREE"
 KAPPA, OMEGA = "weight of the text prior in a class mean, as a number of images", "weight of the closed-form logits"
 RHO = "shrinkage of the within-class covariance, as a multiple of feature width / number of images"
 
@@ -35,11 +35,9 @@ class ClosedFormOptions:
 class TrainingFreeOptions:
     """Constants of the closed-form head in the training-free variant, as rows `[from this many shots, value]`."""
 
-    kappa: float = _by_shots(4.0, f"{FREE}.KAPPA", f"{KAPPA}; {SHOT_ROWS}", configured=[[1, 4.0], [2, 2.0]])
+    kappa: float = _rows(4.0, f"{FREE}.KAPPA", f"{KAPPA}; {SHOT_ROWS}", configured=[[1, 4.0], [2, 2.0]])
     rho: float = _option(0.3, f"{FREE}.RHO", RHO, above=0)
-    omega: float = _by_shots(
-        0.15, f"{FREE}.OMEGA", f"{OMEGA}; {SHOT_ROWS}", configured=[[1, 0.15], [8, 0.3], [16, 0.4]]
-    )
+    omega: float = _rows(0.15, f"{FREE}.OMEGA", f"{OMEGA}; {SHOT_ROWS}", configured=[[1, 0.15], [8, 0.3], [16, 0.4]])
 
 
 def metapath_options() -> dict[str, Option]:
@@ -72,36 +70,30 @@ class ModelOptions:
         ['negative', 'positive']
     """
 
-    variant: str = _option(
-        "full", f"{NODE}.VARIANT", "parts of the model, [see below](#the-method) (Table 2)", choices=VARIANTS
-    )
+    variant: str = _option("full", ".VARIANT", "parts of the model (Table 2), [below](#the-method)", choices=VARIANTS)
     # By key; a weight of 0 removes the relation
     metapath: Mapping[str, float] = field(default_factory=metapath_defaults, metadata={"options": metapath_options()})
-    learn_metapath: bool = _option(
-        False, f"{NODE}.LEARN_METAPATH", "whether to train the meta-path weights that are not 0 (Table 3)"
-    )
-    weight_init: str = _option("identity", f"{NODE}.WEIGHT_INIT", "initial `W`", configured="zero", choices=INITS)
+    learn_metapath: bool = _option(False, ".LEARN_METAPATH", "whether to train nonzero meta-path weights (Table 3)")
+    weight_init: str = _option("identity", ".WEIGHT_INIT", "initial `W`", configured="zero", choices=INITS)
     text_weights: bool = _option(
         True,
-        f"{NODE}.TEXT_W",
+        ".TEXT_W",
         "whether messages to text nodes have a weight matrix `W`; without it, a message is the trained bias alone",
     )
-    bias: bool = _option(True, f"{NODE}.BIAS", "whether each class and relation has a trained bias (not in the paper)")
-    beta_c: float = _option(
-        1.0, f"{NODE}.BETA_C", "sharpness of the cache affinities (beta of Tip-Adapter, Eq. 8)", least=0
-    )
-    alpha_c: float = _option(8.0, f"{NODE}.ALPHA_C", "weight of the cache logits (alpha of Tip-Adapter)", filled=True)
+    bias: bool = _option(True, ".BIAS", "whether each class and relation has a trained bias (not in the paper)")
+    beta_c: float = _option(1.0, ".BETA_C", "sharpness of the affinities (beta of Tip-Adapter, Eq. 8)", least=0)
+    alpha_c: float = _option(8.0, ".ALPHA_C", "weight of the cache logits (alpha of Tip-Adapter)", filled=True)
     closed_form: ClosedFormOptions = field(default_factory=ClosedFormOptions)
     noise: float = _option(
         0.0,
-        f"{NODE}.NOISE",
+        ".NOISE",
         "scale of the within-class noise added to training queries of the text classifier",
         configured=1.0,
         least=0,
     )
     shuffle: str = _option(
         "none",
-        f"{NODE}.SHUFFLE",
+        ".SHUFFLE",
         "relation whose messages go to wrong classes (control of the ablation); `negative`: wrong negative text nodes",
         choices=SHUFFLES,
     )

@@ -170,9 +170,7 @@ def predict_transductively(model: SavedModel, features: Tensor, device: str) -> 
     """
     _, adaptation = adapt(model, features, device)
     prior = adaptation.class_prior
-    message = (
-        "adapted to %d images; class offsets have weight %.2f, the class prior %.2f; each prediction depends on all"
-    )
+    message = "adapted to %d images (weights: class offsets %.2f, class prior %.2f); each prediction depends on all"
     logger.info(message, len(features), prior.offset_weight, prior.prior_weight)
     return adaptation.logits.cpu()
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from ..utils.option import NODE, POSITIVE_BY_SHOTS, SHOT_ROWS, option
+from ..utils.option import POSITIVE_BY_SHOTS, SHOT_ROWS, option
 
 
 @dataclass(frozen=True)
@@ -14,20 +14,20 @@ class TrainingOptions:
     )
     lr_width: int = option(
         512,
-        f"{NODE}.LR_WIDTH",
+        ".LR_WIDTH",
         "feature width d that `OPTIM.LR` refers to; the rate is multiplied by √(`LR_WIDTH` / d); 0: no scaling",
         least=0,
     )
     lr_tau: float = option(
         0.0,
-        f"{NODE}.LR_TAU",
+        ".LR_TAU",
         "logit scale τ that `OPTIM.LR` refers to; the rate is multiplied by `LR_TAU` / τ; 0: no scaling",
         configured=100.0,
         least=0,
     )
     weak_text_lr_mult: float = option(
         1.0,
-        f"{NODE}.WEAK_TEXT_LR_MULT",
+        ".WEAK_TEXT_LR_MULT",
         "factor on `OPTIM.LR` if zero-shot CLIP fits the training images badly (McFadden's R² = 1 - NLL / log K below "
         f"0.65); {SHOT_ROWS}",
         configured=[[1, 3.0], [2, 1.0]],
@@ -36,36 +36,26 @@ class TrainingOptions:
         above=0,
     )
     weight_lr_mult: float = option(
-        0.1, f"{NODE}.WEIGHT_LR_MULT", "learning rate of the matrices `W`, as a multiple of `OPTIM.LR`", least=0
+        0.1, ".WEIGHT_LR_MULT", "learning rate of the matrices `W`, as a multiple of `OPTIM.LR`", least=0
     )
     visual_lr: float = option(
-        0.02,
-        f"{NODE}.VISUAL_LR",
-        "learning rate of the weight matrix and bias of the visual relation",
-        filled=True,
-        least=0,
+        0.02, ".VISUAL_LR", "learning rate of the weight matrix and bias of the visual relation", filled=True, least=0
     )
     weight_decay: float = option(0.01, "OPTIM.WEIGHT_DECAY", "weight decay of AdamW", least=0)
-    epochs: int = option(
-        15, "OPTIM.MAX_EPOCH", "number of passes over the training images", configured=15, filled=True, least=1
-    )
+    epochs: int = option(15, "OPTIM.MAX_EPOCH", "number of training epochs", configured=15, filled=True, least=1)
     min_steps: int = option(
-        0,
-        f"{NODE}.MIN_STEPS",
-        "minimum number of training steps; small support sets get more epochs",
-        filled=True,
-        least=0,
+        0, ".MIN_STEPS", "minimum number of training steps; small support sets get more epochs", filled=True, least=0
     )
     warmup_epochs: int = option(1, "OPTIM.WARMUP_EPOCH", "number of warm-up epochs before the cosine schedule; 0: none")
     warmup_lr: float = option(1e-5, "OPTIM.WARMUP_CONS_LR", "learning rate of the warm-up", least=0)
     leave_one_out: bool = option(
         True,
-        f"{NODE}.LEAVE_ONE_OUT",
+        ".LEAVE_ONE_OUT",
         "whether training leaves out the cache key of the query image itself (the paper leaves it open)",
     )
-    visual_weight: float = option(1.0, f"{NODE}.LAMBDA", "weight of the cache loss (λ, Eq. 9)", least=0)
+    visual_weight: float = option(1.0, ".LAMBDA", "weight of the cache loss (λ, Eq. 9)", least=0)
     visual_scale: float = option(
-        100.0, f"{NODE}.LOSS_SCALE", "factor on the cache logits in the cache loss (the paper leaves it open)", least=0
+        100.0, ".LOSS_SCALE", "factor on the cache logits in the cache loss (the paper leaves it open)", least=0
     )
     checkpoint_epochs: int = option(
         0,

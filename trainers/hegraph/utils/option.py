@@ -131,14 +131,14 @@ def option(default: Any, key: str, meaning: str, *, configured: Any = MISSING, *
 
     Args:
         default: Default of the field in Python.
-        key: Configuration key.
+        key: Configuration key; ".KEY" is below `TRAINER.HEGRAPHADAPTER`.
         meaning: Description of the key.
         configured: Default of the key, if it differs from `default`; `OPEN` for a `filled` key.
         attributes: Further attributes of `Option`.
     """
     if configured is MISSING:
         configured = type(default)(OPEN) if attributes.get("filled") else default
-    declared = Option(key, configured, meaning, **attributes)
+    declared = Option(f"{NODE}{key}" if key.startswith(".") else key, configured, meaning, **attributes)
     if isinstance(default, list):
         return field(default_factory=default.copy, metadata={"option": declared})
     return field(default=default, metadata={"option": declared})
