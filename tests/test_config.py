@@ -114,8 +114,7 @@ def test_later_layers_win(yaml):
     pairs = ["DATASET.NUM_SHOTS", "3", "DATASET.NUM_SHOTS", 2]
     cfg = load_cfg(dataset, method, {"SEED": 6, "DATASET.NUM_SHOTS": 4}, pairs)
     assert (cfg.data.name, cfg.training.weight_decay, cfg.training.epochs) == ("Digits", 0.5, 8)
-    assert (cfg.run.seed, cfg.data.shots, cfg.training.warmup_epochs) == (6, 2, 1)
-    assert load_cfg(yaml("")) == load_cfg()
+    assert (cfg.run.seed, cfg.data.shots, cfg.training.warmup_epochs, load_cfg(yaml(""))) == (6, 2, 1, load_cfg())
 
 
 def test_priority_of_rows_for_open_keys(yaml):

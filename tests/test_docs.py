@@ -248,8 +248,7 @@ def test_data_page_lists_the_registered_data_sets():
     assert len(rows) == 15
     for file, name, folder, test_only in rows:
         entry = stored_datasets()[name]
-        assert load_cfg(file).data.name == name
-        assert (entry.folder, entry.sizes.train == 0) == (folder, bool(test_only))
+        assert (load_cfg(file).data.name, entry.folder, entry.sizes.train == 0) == (name, folder, bool(test_only))
 
 
 def test_architecture_page_lists_the_packages_in_order():

@@ -174,8 +174,7 @@ def test_cached_weights_of_a_tag_need_no_hub(no_hub):
     backbone = load_backbone("PE-Core-T-16-384", "meta")
     assert (backbone.name, backbone.fingerprint["weights"]) == ("PE-Core-T-16-384/meta", "meta")
     # another resolution, normalisation and text length than OpenAI's
-    assert backbone.input_size == (384, 384)
-    assert backbone.mean == backbone.std == (0.5, 0.5, 0.5)
+    assert backbone.input_size == (384, 384) and backbone.mean == backbone.std == (0.5, 0.5, 0.5)
     assert backbone.tokenizer(["a cat"]).shape == (1, 32)
     resize = backbone.preprocess.transforms[0]
     assert (tuple(resize.size), resize.interpolation) == ((384, 384), T.InterpolationMode.BILINEAR)

@@ -90,8 +90,7 @@ def assert_nearly_equal(exact: Backbone, fast: Backbone, least: float = 0.9995) 
 def test_fp16_converts_weights_and_amp_operations(tmp_path, precision, dtype):
     exact, fast = pair(TINY, tmp_path, precision)
     assert_nearly_equal(exact, fast)
-    assert fast.model.visual.conv1.weight.dtype == dtype
-    assert fast.model.ln_final.weight.dtype == torch.float32
+    assert (fast.model.visual.conv1.weight.dtype, fast.model.ln_final.weight.dtype) == (dtype, torch.float32)
 
 
 @pytest.mark.parametrize("name", [TINY, "tiny-vit"])  # with QuickGELU, and with GELU

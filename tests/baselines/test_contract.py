@@ -102,8 +102,7 @@ def test_selected_value_is_the_best_on_val(fit_once, name):
     assert bool(selected) == (name in SELECTING)
     for entry in selected.values():
         accuracies = {json.dumps(value): percent for value, percent in entry["candidates"]}
-        assert len(accuracies) > 1
-        assert accuracies[json.dumps(entry["value"])] == max(accuracies.values())
+        assert len(accuracies) > 1 and accuracies[json.dumps(entry["value"])] == max(accuracies.values())
 
 
 @pytest.mark.parametrize("name", sorted(SELECTING))
@@ -257,8 +256,7 @@ def test_option_ranges_are_checked(fit, name, key, accepted, refused, message):
 def test_method_is_saved_or_gives_a_reason(fit_once, name):
     fitted, is_saved = fit_once(name), name not in NOT_SAVED
     assert (fitted.transfer is zero_shot_transfer) == (name == "ZeroShot")
-    assert load_method(name).transfers == (fitted.transfer is not None)
-    assert (fitted.classifier is not None) == is_saved
+    assert (load_method(name).transfers, fitted.classifier is not None) == (fitted.transfer is not None, is_saved)
     assert bool(load_method(name).not_saved) != is_saved
 
 
@@ -267,8 +265,7 @@ def test_saved_classifier_has_the_logits_of_the_method(unit_features, fit_once, 
     fitted, features = fit_once(name), unit_features(100, 64, seed=9)
     expected, logits = fitted.logits(features), fitted.classifier.logits(features)
     assert (logits - expected).abs().max() <= 1e-4 * expected.abs().max()
-    assert torch.equal(logits.argmax(dim=1), expected.argmax(dim=1))
-    assert not logits.requires_grad
+    assert torch.equal(logits.argmax(dim=1), expected.argmax(dim=1)) and not logits.requires_grad
 
 
 def test_saved_model_reproduces_the_accuracy(run):
@@ -279,8 +276,7 @@ def test_saved_model_reproduces_the_accuracy(run):
     tested, _ = run("--trainer", "TipAdapterF", "--eval-only", "--model-dir", str(folder), name="test", **options)
     for key in ("accuracy", "macro_f1", "accuracy_zero_shot", "selected", "trainer"):
         assert tested[key] == trained[key]
-    assert tested["accuracy_text"] is None
-    assert (tested["epochs"], "rule" in tested) == (0, False)
+    assert tested["accuracy_text"] is None and (tested["epochs"], "rule" in tested) == (0, False)
 
 
 def test_unsaved_method_gives_the_reason(run, caplog):

@@ -275,8 +275,7 @@ def test_archive_is_unpacked_and_removed(server, tmp_path, kind):
     (tmp_path / "kept" / "images/mine.jpg").write_bytes(b"mine")
     source = served(server, pack(kind, FILES))
     download("Set", [source], tmp_path / "new")
-    assert names_in(tmp_path / "new") == UNPACKED
-    assert (tmp_path / "new" / "images/b/2.jpg").read_bytes() == BODY
+    assert (names_in(tmp_path / "new"), (tmp_path / "new" / "images/b/2.jpg").read_bytes()) == (UNPACKED, BODY)
     assert (tmp_path / "new" / "names.txt").read_bytes() == b"l"
     fetch(source, tmp_path / "kept")  # a target that exists is left alone, and the missing one is added
     assert names_in(tmp_path / "kept") == {"images", "images/mine.jpg", "names.txt"}

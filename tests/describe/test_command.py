@@ -166,8 +166,7 @@ def test_duplicate_names_and_aliases(describe, endpoint, tmp_path):
     fields = [good_sentence("field", 5000 + i) for i in range(2)]
     endpoint.replies = [but(river=fields)]
     flags = ["--classes", str(tmp_path / "list.txt"), "--aliases", str(tmp_path / "aliases.json"), "--per-class", "2"]
-    assert (describe(*flags)[0], [*table(tmp_path)]) == (0, ["Sea_Lake", "river"])
-    assert table(tmp_path)["river"] == fields
+    assert (describe(*flags)[0], [*table(tmp_path)], table(tmp_path)["river"]) == (0, ["Sea_Lake", "river"], fields)
     assert endpoint.prompts[0].endswith("- Sea Lake\n- river (a sentence may also call it field, or crop)\n")
 
 
@@ -322,8 +321,7 @@ def gives_up(ask, endpoint, capfd, caplog):
         with pytest.raises(UserError) as caught:
             ask(*flags, url=url)
         message = str(caught.value)
-        assert message.startswith(url) and words in message
-        assert "\n" not in message and len(message) < 300
+        assert message.startswith(url) and words in message and "\n" not in message and len(message) < 300
         assert ("; --endpoint may have to end in /v1" in message) == (url != URL)
         said = "".join(traceback.format_exception(caught.value)) + caplog.text + "".join(capfd.readouterr())
         assert [headers["authorization"] for headers in endpoint.headers] == [f"Bearer {KEY}"] * requests
@@ -347,8 +345,7 @@ def test_answer_is_the_text_of_the_message(ask, endpoint, caplog):
 @pytest.mark.parametrize("failure", [fails(429), fails(503), breaks("ReadTimeout")], ids=["429", "503", "silence"])
 def test_temporary_failures_are_retried(ask, endpoint, caplog, failure):
     endpoint.replies = [failure, failure, says("Yes.")]
-    assert (ask(), len(endpoint.prompts)) == ("Yes.", 3)
-    assert "Retrying request" in caplog.text
+    assert (ask(), len(endpoint.prompts)) == ("Yes.", 3) and "Retrying request" in caplog.text
 
 
 def test_permanent_failures_show_the_reason(gives_up, endpoint):

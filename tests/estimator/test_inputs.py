@@ -42,8 +42,7 @@ def test_single_image_is_refused(single, refused):
 def test_unit_rows_keep_normalised_rows():
     rows = torch.randn(50, 33, generator=torch.Generator().manual_seed(0))
     unit = F.normalize(rows, dim=-1)
-    assert torch.equal(unit_rows(unit.numpy()), unit)
-    assert torch.equal(unit_rows(rows.numpy()), unit)
+    assert torch.equal(unit_rows(unit.numpy()), unit) and torch.equal(unit_rows(rows.numpy()), unit)
     assert torch.equal(unit_rows(unit.half().numpy()), F.normalize(unit.half().float(), dim=-1))
     assert torch.equal(unit_rows(np.zeros((1, 3))), torch.zeros(1, 3))
     for odd in (1e-30, 1e30):  # squares overflow or vanish in float32
@@ -246,8 +245,7 @@ def test_random_state_is_a_seed_or_generator(data, quick):
         classifier = quick(random_state=random_state, options=options).fit(data.X[:12], data.y[:12])
         return classifier.model_.classifier.weights
 
-    assert torch.equal(weights(5), weights(np.int64(5)))
-    assert not torch.equal(weights(5), weights(6))
+    assert torch.equal(weights(5), weights(np.int64(5))) and not torch.equal(weights(5), weights(6))
     generator = np.random.RandomState(0)
     first, second = weights(generator), weights(generator)
     assert torch.equal(weights(np.random.RandomState(0)), first) and not torch.equal(first, second)

@@ -52,8 +52,7 @@ def test_predictions_are_those_of_the_head(fitted, scenes):
     np.testing.assert_allclose(fitted.predict_proba(X), head.probabilities(features), atol=1e-5)
     assert np.array_equal(fitted.predict(X), head.predict(features).int())
     expected = average_precision_score(Y[40:], fitted.decision_function(X[40:]))
-    assert fitted.score(X[40:], Y[40:]) == pytest.approx(expected)
-    assert expected > 0.9
+    assert fitted.score(X[40:], Y[40:]) == pytest.approx(expected) and expected > 0.9
     assert model.classnames == tuple(NAMES) and model.trained_on.num_train == 40
     assert model.images == tuple(Y[:40].sum(axis=0))
 
@@ -124,8 +123,7 @@ def test_saved_model_predicts_the_same_and_grows(fitted, scenes, tmp_path):
     assert np.array_equal(loaded.predict_proba(X), fitted.predict_proba(X))
     assert np.array_equal(loaded.predict(X), fitted.predict(X))
     loaded.partial_fit(X[40:], Y[40:])
-    assert load_model(tmp_path / "model").trained_on.num_train == 40
-    assert loaded.model_.trained_on.num_train == 60
+    assert (load_model(tmp_path / "model").trained_on.num_train, loaded.model_.trained_on.num_train) == (40, 60)
 
 
 def test_scikit_learn_tools_accept_indicators(scenes):

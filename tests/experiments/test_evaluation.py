@@ -160,8 +160,7 @@ def test_other_classes_use_the_saved_transfer_rule():
     assert (found.rule, found.text_logits) == ("other classes", None)
     base = TransferableAdapter(ModelOptions(variant="base"), {})  # it leaves the text features as they are
     found = say(model_of(transfer_rule="adapter", transfer=base), target)
-    assert torch.equal(found.logits, 10 * AXES[:, :2])
-    assert torch.equal(found.text_logits, found.logits)
+    assert torch.equal(found.logits, 10 * AXES[:, :2]) and torch.equal(found.text_logits, found.logits)
     for changed in ({"transfer_rule": "none"}, {"transfer_rule": "adapter", "transfer": None}):
         with pytest.raises(UserError, match="TipAdapter has no rule"):
             say(model_of("TipAdapter", **changed), target)

@@ -67,8 +67,7 @@ def test_candidates_that_share_a_training_equal_single_runs(tiny_bank, monkeypat
     task = BankTask(tiny_bank, load_cfg(opts=[*SHORT, f"{NODE}.SELECT", str(rows)]), 1)
     bank = task.bank()
     chosen = fitting.tune_on_val(task, bank, SimpleNamespace(save_adapter=saved.append))
-    assert len(trained) == trainings
-    assert chosen.seconds == pytest.approx(sum(summary.seconds for summary in trained))
+    assert (len(trained), chosen.seconds) == (trainings, pytest.approx(sum(summary.seconds for summary in trained)))
     keys, values = [key for key, _ in rows], list(itertools.product(*(values for _, values in rows)))
     configs = [load_cfg(opts=[*SHORT, *(word for pair in zip(keys, given) for word in pair)]) for given in values]
     alone = [fitting.train_adapter(BankTask(tiny_bank, cfg, 1), bank).logits(bank.val_features) for cfg in configs]
@@ -101,8 +100,7 @@ def test_fitted_adapter_equals_its_model(tiny_bank):
         p.numel() for p in fitting.new_model(bank, load_cfg(opts=SHORT), 1).parameters()
     )
     before, after = trained.text_nodes
-    assert torch.equal(before, bank.text_positive)
-    assert torch.allclose(after.norm(dim=1), torch.ones(5))
+    assert torch.equal(before, bank.text_positive) and torch.allclose(after.norm(dim=1), torch.ones(5))
 
 
 def test_initial_weights_depend_on_the_seed_alone(tiny_bank):
@@ -179,8 +177,7 @@ def confidence(logits: list[Tensor], temperature: float) -> float:
 
 def test_every_image_is_held_out_once(bank):
     parts = list(fitting.without_images(bank, seed=1))
-    assert len(parts) == 4
-    assert torch.equal(sum(held.int() for _, held in parts), torch.ones(30).int())
+    assert len(parts) == 4 and torch.equal(sum(held.int() for _, held in parts), torch.ones(30).int())
     for rest, held in parts:
         assert torch.equal(rest.train_features, bank.train_features[:, ~held])
         assert torch.equal(rest.train_labels, bank.train_labels[~held])
@@ -188,8 +185,7 @@ def test_every_image_is_held_out_once(bank):
 
 def test_folds_are_at_most_four_without_single_images(one_shot):
     folds = fitting.assign_folds(torch.tensor([0, 1, 1, 2, 2, 2]), seed=1)
-    assert (folds.tolist()[0], sorted(folds.tolist()[1:3])) == (-1, [0, 1])
-    assert sorted(folds.tolist()[3:]) == [0, 1, 2]
+    assert (folds.tolist()[0], sorted(folds.tolist()[1:3]), sorted(folds.tolist()[3:])) == (-1, [0, 1], [0, 1, 2])
     one, two = (fitting.assign_folds(torch.zeros(9).long(), seed).tolist() for seed in (1, 2))
     assert sorted(one) == [0, 0, 0, 1, 1, 2, 2, 3, 3] and one != two
     assert list(fitting.without_images(one_shot, seed=1)) == []
@@ -280,8 +276,7 @@ def test_calibration_changes_no_prediction(run, finished_run_once):
     for name in ("model/model.safetensors", "predictions.safetensors", "text_nodes.safetensors"):
         assert (finished_run_once / name).read_bytes() == (out / name).read_bytes()
     assert plain["calibration"]["before"] == plain["calibration"]["after"] == calibrated["calibration"]["before"]
-    assert plain["run_id"] != calibrated["run_id"]
-    assert plain["rejection"] is load_model(out).known is None
+    assert plain["run_id"] != calibrated["run_id"] and plain["rejection"] is load_model(out).known is None
 
 
 def test_test_images_have_no_part_in_the_temperature(run, finished_run_once, tiny_bank, tmp_path):

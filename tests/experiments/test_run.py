@@ -72,8 +72,7 @@ def test_run_writes_model_split_and_record(run, tiny_bank):
     assert found["accuracy_zero_shot"] == 100 * (of_clip == bank.test_labels).sum().item() / 40
     parameters = load_file(out / "adapter.safetensors")
     assert found["num_parameters"] == sum(tensor.numel() for tensor in parameters.values())
-    assert found["peak_memory_mb"] > 10
-    assert all(seconds >= 0 for seconds in found["seconds"].values())
+    assert found["peak_memory_mb"] > 10 and all(seconds >= 0 for seconds in found["seconds"].values())
     assert found["versions"]["torch"] == torch.__version__
     split = json.loads((out / "split.json").read_text())
     assert (found["config_hash"], found["split_hash"]) == (sha256_of(found["config"]), sha256_of(split))
@@ -168,8 +167,7 @@ def test_image_run_writes_paths_and_ordered_thumbnails(run, digits_features):
         difference = ImageChops.difference(read_thumbnail(folder, position), open_digit(path))
         assert max(high for _, high in difference.getextrema()) < 80  # JPEG of 8x8 pixels
     said = run(*DIGITS, "INPUT.SIZE", "(16, 16)", name="none", code=2, **digits)  # which contradicts the backbone
-    assert "INPUT.SIZE" in said and "leave the key out" in said
-    assert not (out.parent / "none").exists()
+    assert "INPUT.SIZE" in said and "leave the key out" in said and not (out.parent / "none").exists()
 
 
 # The steps of `run`, one after the other
@@ -362,8 +360,7 @@ def test_pool_and_folder_of_images_are_encoded(run, digits_features, tmp_path):
     keys = ("TRAINER.HEGRAPHADAPTER.FEATURES.DIR", str(digits_features))
     pool, _ = run(*DIGITS, "--unlabelled", "pool", bank=None, quick=keys)
     plain, _ = run(*DIGITS, name="plain", bank=None, quick=keys)
-    assert pool["accuracy"] > plain["accuracy"] + 1
-    assert pool["unlabelled"]["num_images"] == 898 - 10
+    assert pool["accuracy"] > plain["accuracy"] + 1 and pool["unlabelled"]["num_images"] == 898 - 10
     digits, folder = load_dataset("digits"), tmp_path / "images"
     (folder / "below").mkdir(parents=True)
     for number, item in enumerate(digits.train[:5]):

@@ -222,8 +222,7 @@ def test_model_of_a_bank_needs_a_backbone(tmp_path, cli_error):
     model, file = tmp_path / "of_bank", tmp_path / "full.onnx"
     save_model(random_model(64), model)
     assert "from a feature bank (" in cli_error("export", model, "--onnx", file) and not file.exists()
-    assert export(model, "--onnx", file, "--backbone", "hegraph-mini") == 0
-    assert inputs_of(file) == ["pixel_values"]
+    assert (export(model, "--onnx", file, "--backbone", "hegraph-mini"), inputs_of(file)) == (0, ["pixel_values"])
 
 
 def test_weights_are_not_overwritten(finished_digits_once, tmp_path, cli_error):

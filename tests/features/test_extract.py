@@ -369,8 +369,7 @@ def test_model_from_extracted_bank_classifies_images(make_bank, tmp_path, capsys
     assert make_bank(f"{NODE}.FEATURES.VIEWS", "2") == 0
     assert "12 train, 6 val, 9 test images, 3 classes" in capsys.readouterr().out
     bank = load_bank(tmp_path / "bank.safetensors")
-    assert bank.train_features.shape[:2] == (2, 12)
-    assert bank.train_labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    assert (bank.train_features.shape[:2], bank.train_labels.tolist()) == ((2, 12), [0] * 4 + [1] * 4 + [2] * 4)
     assert list(bank.classnames) == ["blue", "green", "red"]
     assert (bank.dataset, bank.backbone) == ("ImageFolder", "hegraph-mini/hegraph-mini")
     flags = ["--shots", "2", "--seed", "1", "--config-file", "mini", "OPTIM.MAX_EPOCH", "2", f"{NODE}.MIN_STEPS", "0"]
@@ -386,8 +385,7 @@ def test_model_from_extracted_bank_classifies_images(make_bank, tmp_path, capsys
 def test_extract_shares_features_with_runs(make_bank, tmp_path, pictures, caplog, capsys):
     assert make_bank() == 0
     first = (tmp_path / "bank.safetensors").read_bytes()
-    assert make_bank() == 2
-    assert "bank.safetensors exists; choose another --out" in capsys.readouterr().err
+    assert make_bank() == 2 and "bank.safetensors exists; choose another --out" in capsys.readouterr().err
     assert (tmp_path / "bank.safetensors").read_bytes() == first
     (tmp_path / "bank.safetensors").unlink()
     caplog.clear()
@@ -396,5 +394,4 @@ def test_extract_shares_features_with_runs(make_bank, tmp_path, pictures, caplog
         arguments = ["--root", str(pictures), "--dataset-config-file", "folder", "--config-file", "mini"]
         arguments += ["--shots", "-1", "--output-dir", str(tmp_path / "out"), "--no-train", "--seed", "1"]
         assert train([*arguments, f"{NODE}.FEATURES.DIR", str(tmp_path / "features")]) == 0
-    assert "encoded" not in caplog.text
-    assert (tmp_path / "bank.safetensors").read_bytes() == first
+    assert "encoded" not in caplog.text and (tmp_path / "bank.safetensors").read_bytes() == first

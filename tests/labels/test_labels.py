@@ -75,8 +75,7 @@ def test_scores_from_calibrated_probabilities(wrong):
         of_image = probabilities[issue.index]
         others = [of_image[c].item() for c in range(4) if c != issue.label]
         expected = math.log(math.hypot(*others) / of_image[issue.label].item())
-        assert issue.score == pytest.approx(expected, rel=1e-4)
-        assert of_image[issue.suggested].item() == max(others)
+        assert (issue.score, of_image[issue.suggested].item()) == (pytest.approx(expected, rel=1e-4), max(others))
 
 
 def test_the_best_other_class_counts_most():
@@ -167,8 +166,7 @@ def test_typical_images_first_then_smallest_margins():
     # Class 2 has no label: image 2. All have one then; class 0 comes first: images 0, 1 and 4 are predicted as it, with
     # margins of 0.8, 0.1 and 0.1: image 1. Class 1: image 3. Class 2 is predicted of none: the least sure, image 4.
     assert select(edges, typical.clone(), counts, 2) == [2, 1]
-    assert select(edges, typical.clone(), counts, 9) == [2, 1, 3, 4, 0]
-    assert counts.tolist() == [1.0, 1.0, 0.0]
+    assert (select(edges, typical.clone(), counts, 9), counts.tolist()) == ([2, 1, 3, 4, 0], [1.0, 1.0, 0.0])
     assert select(torch.ones(3, 1), torch.tensor([[0.0], [2.0], [1.0]]), torch.zeros(1), 3)[0] == 1
 
 
@@ -247,8 +245,7 @@ def test_scan_in_the_wrong_folder_is_reported(digits, capsys):
     assert (path, label, suggested) == (str(wrong), "zero", "five") and float(score) > 2
     assert [head.index(name) for name in head.split()] == [line.rindex(cell) for cell in line.split()]
     wrong.rename(digits / "train" / "five" / "5-0.png")
-    assert main([*arguments, "--format", "csv"]) == 0
-    assert capsys.readouterr().out == "path,label,suggested,score\n"
+    assert (main([*arguments, "--format", "csv"]), capsys.readouterr().out) == (0, "path,label,suggested,score\n")
 
 
 def test_images_are_encoded_once_in_the_precision(digits, monkeypatch):

@@ -58,8 +58,7 @@ def test_trained_backbone_is_ahead_of_random_one(capsys, tmp_path, random_model)
     lines = call(capsys, tmp_path, "--candidates", random_model, "mini", "--offline")
     assert [line.split()[0] for line in lines[1:3]] == ["hegraph-mini", random_model]
     trained, random = (float(line.split()[2]) for line in lines[1:3])
-    assert trained > random + 30
-    assert lines[4].startswith("Recommended: hegraph-mini,")
+    assert trained > random + 30 and lines[4].startswith("Recommended: hegraph-mini,")
 
 
 def test_recommended_training_encodes_nothing_again(capsys, caplog, tmp_path):
@@ -90,8 +89,7 @@ def test_failed_candidates_have_their_error_in_a_row(capsys, tmp_path, random_mo
     lines = call(capsys, tmp_path, *names, code=1)
     assert [line.split()[0] for line in lines[1:5]] == ["hegraph-mini", f"hegraph-mini:{broken}", *names[3:]]
     for line, reason in zip(lines[2:5], ("broken.safetensors", "unknown backbone", "cannot be reached")):
-        assert "error: " in line
-        assert reason in line
+        assert "error: " in line and reason in line
 
 
 def test_offline_skips_weights_that_are_not_here(capsys, tmp_path, no_hub):
@@ -117,8 +115,7 @@ def test_classes_with_one_image_are_reported(capsys, tmp_path):
 def test_listed_candidates_are_known_to_open_clip():
     for candidate in read_candidates():
         assert candidate.tag in open_clip.list_pretrained_tags_by_model(candidate.name)
-        assert candidate.licence
-        assert candidate.megabytes
+        assert candidate.licence and candidate.megabytes
 
 
 @pytest.mark.parametrize(
@@ -212,8 +209,7 @@ def digits() -> tuple[list, list]:
 
 def test_frame_is_sorted_by_accuracy(digits, random_model):
     frame = compare_backbones(*digits, candidates=[random_model, "mini"])
-    assert tuple(frame) == COLUMNS
-    assert frame["backbone"].tolist() == ["hegraph-mini", random_model]
+    assert (tuple(frame), frame["backbone"].tolist()) == (COLUMNS, ["hegraph-mini", random_model])
     assert frame["leave_one_out"].is_monotonic_decreasing
     assert (frame["low"] <= frame["leave_one_out"]).all()
     assert (frame["leave_one_out"] < frame["high"]).all()

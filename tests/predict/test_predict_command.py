@@ -141,8 +141,7 @@ def test_several_labels_are_those_above_their_thresholds(run):
     assert second.top == [] and not second.error
     lines = [[*write([[first, second]], False)] for write in FORMATS.values()]
     assert [len(of_format) for of_format in lines] == [3, 4, 2]
-    assert [line.split()[:2] for line in lines[0][1:]] == [["x", names[2]], ["y", "-"]]
-    assert lines[1][-1] == "y,,,,\n"
+    assert ([line.split()[:2] for line in lines[0][1:]], lines[1][-1]) == ([["x", names[2]], ["y", "-"]], "y,,,,\n")
     assert json.loads(lines[2][1])["top"] == []
 
 

@@ -165,8 +165,7 @@ def test_each_data_set_has_a_description_file():
 @pytest.mark.parametrize("file", FILES)
 def test_each_class_has_enough_valid_sentences(file, aliases):
     table, file_aliases = read(file), aliases.get(file, {})
-    assert len(table) == NUM_CLASSES[file]
-    assert min(map(len, table.values())) >= MIN_SENTENCES.get(file, 5)
+    assert len(table) == NUM_CLASSES[file] and min(map(len, table.values())) >= MIN_SENTENCES.get(file, 5)
     assert name_problems(list(table), file_aliases) == []
     checker = Checker(sum(map(len, table.values())), file_aliases)
     assert [problem for name, sentences in table.items() for problem in checker.sift(name, sentences)[1]] == []

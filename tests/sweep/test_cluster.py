@@ -141,8 +141,7 @@ def test_foreign_folders_are_not_changed(runs):
     with lock_folder(runs[0].folder):
         results = list(Cluster(FakeRay(), 1, 0, False).results(runs[:3]))
     assert [result.status for result in results] == [LOCKED, DONE, FAILED]
-    assert results[1].message == "done by another process"
-    assert str(other.folder) in results[2].message
+    assert results[1].message == "done by another process" and str(other.folder) in results[2].message
     assert (other.folder / "result.json").read_bytes() == before
     assert not (other.folder / "error.json").exists()
 
@@ -220,8 +219,7 @@ def test_connection_sets_threads_and_keeps_signal_handlers(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", ray)
     for cpus, threads in ((2.0, "2"), (0.5, "1")):
         with connected("local", cpus, 0, False) as found:
-            assert found.ray is ray
-            assert (asked["address"], asked["include_dashboard"]) == ("local", False)
+            assert found.ray is ray and (asked["address"], asked["include_dashboard"]) == ("local", False)
             assert asked["runtime_env"] == {"env_vars": {"OMP_NUM_THREADS": threads}}
             assert signal.getsignal(signal.SIGTERM) == before
     with (
@@ -279,8 +277,7 @@ def test_real_cluster_repeats_lost_runs(nodes, long_grid, tmp_path, start, hold,
     out, log = again.communicate(timeout=300)
     assert (again.returncode, left_undone()) == (0, 0), log
     assert "Ray cluster of 2 machines" in log and f"{before} finished before" in out
-    assert not list((tmp_path / "out").rglob("error.json"))
-    assert not list((tmp_path / "out").rglob(LOCK))
+    assert not list((tmp_path / "out").rglob("error.json")) and not list((tmp_path / "out").rglob(LOCK))
 
 
 # SLURM

@@ -137,8 +137,7 @@ def test_cases_have_their_own_keys_and_folders():
 ])  # fmt: skip
 def test_invalid_grids_are_refused(words, message, cli_error, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert message in cli_error("sweep", *words)
-    assert not list(tmp_path.iterdir())
+    assert message in cli_error("sweep", *words) and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(("text", "message"), [("- 1", "dictionary"), ("dataset: [digits]", "dataset")])
@@ -218,11 +217,9 @@ def test_failed_runs_are_skipped_until_requested(sweep, tiny, caplog):
     head, line = out.splitlines()
     assert head.startswith("2 runs: 1 done in ") and head.endswith(", 1 failed")
     failure = json.loads((bad / "error.json").read_text())
-    assert line == f"failed: {bad}: {failure['message']}"
-    assert "the loss is" in failure["message"]
+    assert line == f"failed: {bad}: {failure['message']}" and "the loss is" in failure["message"]
     assert "Traceback" in failure["traceback"] and "Traceback" not in error
-    assert failure["configuration"]["OPTIM.LR"] == 1e30
-    assert f"--output-dir {bad}" in failure["command"]
+    assert failure["configuration"]["OPTIM.LR"] == 1e30 and f"--output-dir {bad}" in failure["command"]
 
     (bad / "error.json").write_text(first := (bad / "error.json").read_text() + " ")  # equal, but distinguishable
     code, out, _ = failing()
@@ -234,5 +231,4 @@ def test_failed_runs_are_skipped_until_requested(sweep, tiny, caplog):
     words = ("--suffix", "_LR={LR}", f"{NODE}.VARIANT", "base")  # nothing to train
     assert failing(*words)[0] == 2  # the other folder holds a result of other settings
     (bad.parents[1] / "vit_b32_1shots_LR=0.001" / "seed1" / "result.json").unlink()
-    assert failing(*words)[0] == 0 and not (bad / "error.json").exists()
-    assert len(records(tiny)) == 2
+    assert failing(*words)[0] == 0 and not (bad / "error.json").exists() and len(records(tiny)) == 2

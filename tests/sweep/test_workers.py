@@ -144,8 +144,7 @@ def test_dead_worker_fails_its_run_only(runs, played, monkeypatch, caplog):
     assert results[2].message.startswith("RuntimeError: its worker process was killed")
     assert json.loads((runs[2].folder / "error.json").read_text())["message"] == results[2].message
     assert "2 workers with OMP_NUM_THREADS=2 each" in caplog.text and "1 workers with OMP_NUM_THREADS=5" in caplog.text
-    assert "2 workers with OMP_NUM_THREADS=1 each" in caplog.text
-    assert "OMP_NUM_THREADS" not in os.environ
+    assert "2 workers with OMP_NUM_THREADS=1 each" in caplog.text and "OMP_NUM_THREADS" not in os.environ
 
 
 def test_order_of_runs_for_a_worker(tmp_path):
@@ -154,8 +153,7 @@ def test_order_of_runs_for_a_worker(tmp_path):
 
     (a, b), waiting = (run(bank).loads for bank in "ab"), [run("a", 2), run("b", 3), run("b", 4), run("a", 1)]
     assert (next_run(waiting, a, [a, a]), next_run(waiting, None, [a])) == (run("a", 2), run("b", 4))
-    assert next_run(waiting, None, [a, b]) == run("b", 4)
-    assert next_run(waiting, None, [b, b, a]) == run("a", 2)
+    assert (next_run(waiting, None, [a, b]), next_run(waiting, None, [b, b, a])) == (run("b", 4), run("a", 2))
     assert next_run([*waiting, run("a", -1)], None, []) == run("a", -1)  # all images, which take longest
 
 
@@ -315,5 +313,4 @@ def test_killed_worker_fails_its_run_only(long_grid, tmp_path, start, hold, wait
     sweep.kill()
     os.kill(held, signal.SIGCONT)
     _, error = sweep.communicate(timeout=240)  # the workers hold stderr until they end
-    assert "Traceback" not in error
-    assert (main([*long_grid, "--retry-failed"]), left_undone()) == (0, 0)
+    assert "Traceback" not in error and (main([*long_grid, "--retry-failed"]), left_undone()) == (0, 0)

@@ -112,8 +112,7 @@ def test_name_that_differs_in_case_is_refused(name):
 
 
 def test_class_name_is_normalized(project):
-    assert normalize_class_name("n" * 200, []) == "n" * 200
-    assert project.add_class("  100%\nKatze ") == "100% Katze"
+    assert (normalize_class_name("n" * 200, []), project.add_class("  100%\nKatze ")) == ("n" * 200, "100% Katze")
     (project.folder / "train" / unicodedata.normalize("NFD", "été")).mkdir()
     assert "été" in project.read().classes
 
@@ -256,8 +255,7 @@ def test_removed_folder_is_not_created_again(project):
     shutil.move(project.folder, project.folder.with_name("elsewhere"))
     for act, *arguments in ((project.read,), (project.undo,), (project.add_class, "elk")):
         refused("was removed", act, *arguments)
-    assert not project.folder.exists()
-    assert files_of(project.folder.with_name("elsewhere")) == NESTED
+    assert not project.folder.exists() and files_of(project.folder.with_name("elsewhere")) == NESTED
 
 
 # Hostile files

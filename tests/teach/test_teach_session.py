@@ -460,8 +460,7 @@ def test_command_serves_folder_or_sample(gradio, tmp_path, monkeypatch):
         assert command.main(arguments) == 0
     assert [session.project.folder for session, _, _ in served] == [tmp_path / "mine"] * 2 + [sample] * 2
     contents = Project(sample).read()
-    assert [len(pictures) for pictures in contents.classes.values()] == [3] * 10
-    assert len(contents.unlabelled) == 150
+    assert ([len(pictures) for pictures in contents.classes.values()], len(contents.unlabelled)) == ([3] * 10, 150)
     assert {session.name for session, _, _ in served} == {"hegraph-mini"}
     _, (host, port, css), options = served[0]
     assert (host, port, ".card" in css) == ("127.0.0.1", 7861, True)

@@ -42,8 +42,7 @@ def order(batches) -> list[int]:
 def test_every_image_comes_once_per_epoch(batch_size, steps):
     bank = replace(BANK, batch_size=batch_size)
     batches = list(bank.epoch(1))
-    assert sorted(order(batches)) == list(range(IMAGES))
-    assert len(batches) == bank.steps_per_epoch == steps
+    assert sorted(order(batches)) == list(range(IMAGES)) and len(batches) == bank.steps_per_epoch == steps
     assert all(len(batch.labels) == batch_size for batch in batches[:-1])
     for batch in batches:
         assert batch.features[:, 1].long().equal(batch.positions)

@@ -110,8 +110,7 @@ def test_second_interrupt_does_not_stop_clean_up(capsys):
                 signal.raise_signal(signal.SIGINT)
                 cleaned.append(True)
 
-    assert (run_cli(work), cleaned) == (130, [True])
-    assert run_cli(lambda: signal.raise_signal(signal.SIGINT)) == 130
+    assert (run_cli(work), cleaned, run_cli(lambda: signal.raise_signal(signal.SIGINT))) == (130, [True], 130)
 
 
 @pytest.mark.slow
