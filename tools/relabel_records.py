@@ -8,7 +8,6 @@ record with today's names stays as it is. `run_id` names the run as it was made.
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -61,4 +60,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

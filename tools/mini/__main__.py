@@ -2,7 +2,6 @@
 
 import argparse
 import logging
-import sys
 import time
 from pathlib import Path
 
@@ -57,4 +56,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

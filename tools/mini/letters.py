@@ -7,7 +7,6 @@ digits, and are among them.
 
 import argparse
 import string
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -81,4 +80,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

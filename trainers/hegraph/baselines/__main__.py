@@ -1,7 +1,6 @@
 """The command `baselines`, which lists the methods."""
 
 import logging
-import sys
 
 from ..utils.errors import Parser, echo, run_cli
 from ..utils.option import OUR_METHOD
@@ -28,4 +27,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

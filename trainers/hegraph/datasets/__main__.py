@@ -3,7 +3,6 @@
 import argparse
 import random
 import shlex
-import sys
 from collections import Counter
 from contextlib import suppress
 from itertools import combinations
@@ -186,4 +185,4 @@ def _lines_of_label_sets(dataset: "Dataset") -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

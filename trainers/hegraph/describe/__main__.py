@@ -4,7 +4,6 @@ import argparse
 import logging
 import os
 import re
-import sys
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
@@ -189,4 +188,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

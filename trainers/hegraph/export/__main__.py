@@ -1,7 +1,6 @@
 """The command `export`, which writes a trained model as an ONNX file."""
 
 import argparse
-import sys
 from pathlib import Path
 
 from ..backbones.arguments import MODEL, add_encoder_arguments
@@ -47,4 +46,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

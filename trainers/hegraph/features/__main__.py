@@ -1,7 +1,6 @@
 """Command `features`: `extract` encodes a data set, `import-tip` converts a Tip-Adapter cache, to a feature bank."""
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -110,4 +109,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -1,7 +1,6 @@
 """The command `sweep`, which runs a grid of data sets, methods, shots and seeds."""
 
 import argparse
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -66,4 +65,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

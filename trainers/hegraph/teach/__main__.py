@@ -2,7 +2,6 @@
 
 import argparse
 import logging
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -77,4 +76,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())
