@@ -136,7 +136,7 @@ def test_model_is_not_tested_on_labels_of_another_kind(run, bank, saved, tmp_pat
     single.save(tmp_path / "single.safetensors")
     words = ("--eval-only", "--model-dir", str(folder), *FREE)
     message = run(*words, name="again", bank=tmp_path / "single.safetensors", quick=(), code=2)
-    assert "Zoo has one label per image, and the model predicts several labels" in message
+    assert "Zoo has one label per image, but the model has several labels" in message
 
 
 def test_class_without_images_is_scored_by_its_text(run, bank, saved):

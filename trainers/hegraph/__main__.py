@@ -51,8 +51,7 @@ logger = logging.getLogger(__package__)  # __name__ is "__main__" here
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Parse the arguments of a training or test. A flag that sets a configuration key is stored under this key."""
-    parser = build_parser()
-    args = parser.parse_args(arguments)
+    args = build_parser().parse_args(arguments)
     from .config import split_at_key  # slow to import
 
     for key in ("INPUT.TRANSFORMS", "DATASET.TARGET_DOMAINS", "DATASET.TARGET_DATASETS"):

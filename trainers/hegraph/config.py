@@ -209,8 +209,7 @@ class Config:
         parts = {name: _filled(holder, values) for name, holder in PARTS.items()}
         if parts["model"].variant == "training_free":
             free = _filled(TrainingFreeOptions, values)
-            closed = ClosedFormOptions(free.kappa, free.rho, free.omega)
-            parts["model"] = replace(parts["model"], closed_form=closed)
+            parts["model"] = replace(parts["model"], closed_form=ClosedFormOptions(free.kappa, free.rho, free.omega))
         return cls(**parts, values=values)
 
     @property

@@ -71,8 +71,7 @@ class TrainedClassifier(Method):
         data = batches(bank, options.BATCH_SIZE, seed)
 
         def schedule(step: int, peak: float) -> float:
-            epoch = step // data.steps_per_epoch
-            return learning_rate(epoch, epochs, peak, options.WARMUP_EPOCHS, options.WARMUP_LR)
+            return learning_rate(step // data.steps_per_epoch, epochs, peak, options.WARMUP_EPOCHS, options.WARMUP_LR)
 
         steps = train(optimizer, loss, data, epochs, schedule)
         class_features, rule = model.class_features(), model.transfer

@@ -144,8 +144,7 @@ def html(value: str, **options: Any) -> gr.HTML:
 def canvas(name: str) -> gr.HTML:
     """Add a canvas for drawing a digit. `ink_of_canvas` decodes its value."""
     html(styled(f"<p>{HOW_TO_DRAW}</p>"))
-    template = CANVAS_HTML.replace("hg-keys", f"{name}-keys")
-    return html("", html_template=template, js_on_load=CANVAS_JS, elem_id=name)
+    return html("", html_template=CANVAS_HTML.replace("hg-keys", f"{name}-keys"), js_on_load=CANVAS_JS, elem_id=name)
 
 
 def _inputs(answers: Answers) -> list[tuple]:

@@ -34,9 +34,7 @@ class Locked(UserError):
             process = f"process {holder['pid']} on {holder['host']}"
         except (UserError, KeyError, TypeError):  # not written yet, or removed already
             process = "another process"
-        super().__init__(
-            f"{folder} is in use by {process}; wait until it has finished, or choose another output folder"
-        )
+        super().__init__(f"{folder} is in use by {process}; wait until it has finished, or choose another folder")
 
 
 @contextmanager

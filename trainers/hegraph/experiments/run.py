@@ -248,18 +248,14 @@ def test_model(cfg: Config, bank_file: Path | None, folder: Path, epoch: int | N
     target = open_task(cfg, bank_file, model.trained_on.seed, device, only_test=True)
     if target.multilabel != (loaded.thresholds is not None):
         kinds = ("several labels", "one label") if target.multilabel else ("one label", "several labels")
-        raise UserError(
-            f"{target.name} has {kinds[0]} per image, and the model predicts {kinds[1]}; train on such data"
-        )
+        raise UserError(f"{target.name} has {kinds[0]} per image, but the model has {kinds[1]}; train on such data")
     run_folder = RunFolder(target, model=path)
     if (record := run_folder.finished()) is not None:
         return record
     fitted = fitted_model(loaded, device)
     if what := cfg.data.unlabelled:
         if rule_for(model, target) == OTHER_CLASSES:
-            raise UserError(
-                f"--unlabelled adapts a model to its own classes, but {target.name} has others; leave it out"
-            )
+            raise UserError(f"--unlabelled adapts to classes of the model, but {target.name} has others; leave it out")
         as_trained = with_values(cfg, {"DATASET.NUM_SHOTS": model.trained_on.shots})
         source = open_task(as_trained, bank_file, model.trained_on.seed, device) if what == POOL else target
         check_unlabelled(source, what)

@@ -557,9 +557,7 @@ def check_multilabel(task: Task) -> None:
     name = cfg.run.trainer
     if not task.multilabel:
         if name in MULTILABEL_METHODS:
-            raise UserError(
-                f"{name} is for several labels per image, and {task.name} has one; choose another --trainer"
-            )
+            raise UserError(f"{name} is for several labels per image, and {task.name} has one; change --trainer")
         return
     if name == OUR_METHOD and cfg.model.variant != "training_free":
         raise UserError(

@@ -66,8 +66,7 @@ def affinities(cosines: Tensor, beta: float) -> Tensor:
 
 def cache_logits(affinities: Tensor, labels: Tensor, num_classes: int) -> Tensor:
     """Logits of the cache classifier, shape `[B, K]`: sums of the affinities `[B, N]` by class (Eq. 8)."""
-    logits = affinities.new_zeros(affinities.shape[0], num_classes)
-    return logits.index_add(1, labels, affinities)
+    return affinities.new_zeros(affinities.shape[0], num_classes).index_add(1, labels, affinities)
 
 
 def adapter_loss(logits: Logits, labels: Tensor, visual_weight: float, visual_scale: float) -> Tensor:

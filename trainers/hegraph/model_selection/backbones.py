@@ -174,9 +174,7 @@ def read_candidates(specified: Sequence[str] = (), max_megabytes: float | None =
     ]
     if not fitting:
         sizes = ", ".join(f"{candidate} {size_of(candidate):.0f} MB" for candidate in candidates)
-        raise UserError(
-            f"no candidate has at most {max_megabytes:.0f} MB ({sizes}); raise --max-size", "candidates.size"
-        )
+        raise UserError(f"no candidate has up to {max_megabytes:.0f} MB ({sizes}); raise --max-size", "candidates.size")
     return fitting
 
 
@@ -290,9 +288,7 @@ def recommend(results: Sequence[Result]) -> tuple[Result, Difference | None]:
     """
     usable = [result for result in results if not result.error]
     if not usable:
-        raise UserError(
-            f"no candidate could be compared; {results[0].candidate}: {results[0].error}", "candidates.none"
-        )
+        raise UserError(f"no candidate can be compared; {results[0].candidate}: {results[0].error}", "candidates.none")
     best, recommended, difference = usable[0], usable[0], None
     for result in usable[1:]:
         paired = result.minus(best)

@@ -171,8 +171,7 @@ def complexity(records: Sequence[dict], quotes: Frame = None) -> Table:
         raise UserError(f"the runs were timed on different machines ({'; '.join(sorted(machines))}); name runs on one")
     frame = cells((row for record in timed for row in _costs(record)), KEYS, math.inf)
     frame = with_quotes(frame, quotes, KEYS, "metric", COSTS)
-    caption = f"Training costs, means over seeds, {machines.pop()}"
-    return Table(caption, KEYS, frame, decimals=COSTS)
+    return Table(f"Training costs, means over seeds, {machines.pop()}", KEYS, frame, decimals=COSTS)
 
 
 def has_times(record: dict) -> bool:
