@@ -28,8 +28,7 @@ from trainers.hegraph.describe.collect import Collection
 from trainers.hegraph.features.extract import is_valid, write_features
 from trainers.hegraph.features.images import ImageReader
 from trainers.hegraph.prompts.sentences import read_descriptions
-from trainers.hegraph.results.records import collect as collect_records
-from trainers.hegraph.results.records import find_records
+from trainers.hegraph.results.records import collect as collect_records, find_records
 from trainers.hegraph.training.loop import CHECKPOINT
 from trainers.hegraph.utils.errors import run_cli
 from trainers.hegraph.utils.files import hash_file

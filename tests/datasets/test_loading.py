@@ -36,7 +36,7 @@ from trainers.hegraph.datasets.splits import (
     read_split_file,
     sample_few_shot,
     subsample_labels,
-    write_random_split,
+    write_split,
 )
 from trainers.hegraph.prompts.sentences import DESCRIPTIONS
 from trainers.hegraph.utils.errors import UserError
@@ -314,7 +314,7 @@ def test_record_of_random_split_follows_its_file(tmp_path):
     rng.random()
     rng.gauss(0, 1)  # changes the state for the next number
     assert read_random_split(path) is None
-    write_random_split(path, "", {"train": [Item("a.jpg", 0, "ant")], "val": [], "test": []}, 5, rng.getstate())
+    write_split(path, "", {"train": [Item("a.jpg", 0, "ant")], "val": [], "test": []}, 5, rng.getstate())
     record = read_random_split(path)
     assert (record.seed, record.state) == (5, rng.getstate())
     record_file = tmp_path / "split.json.drawn"

@@ -12,8 +12,7 @@ from training_free import LABELS, assert_same, training_free
 from trainers.hegraph import HeGraphClassifier, UserError
 
 pytest.importorskip("hypothesis", reason="hypothesis is not installed, which generates the sequences")
-from hypothesis import Phase, settings
-from hypothesis import strategies as st
+from hypothesis import Phase, settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
 LABEL = st.sampled_from([*LABELS.tolist(), "emu"])  # no image is an emu

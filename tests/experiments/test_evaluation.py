@@ -18,8 +18,7 @@ from trainers.hegraph import FeatureBank, ModelOptions, UserError, load_bank, lo
 from trainers.hegraph.__main__ import summary
 from trainers.hegraph.backbones.schema import BackboneConfig
 from trainers.hegraph.baselines.base import FittedMethod
-from trainers.hegraph.experiments import evaluation
-from trainers.hegraph.experiments import run as run_module
+from trainers.hegraph.experiments import evaluation, run as run_module
 from trainers.hegraph.experiments.run_folder import run_config
 from trainers.hegraph.experiments.tasks import FeatureTask, Task, ids_of_names, load_image_task, match_classes
 from trainers.hegraph.method.cache import FoldedClassifier

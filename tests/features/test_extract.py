@@ -24,8 +24,7 @@ from trainers.hegraph.datasets.base import Dataset
 from trainers.hegraph.datasets.digits import open_digit
 from trainers.hegraph.datasets.images import to_rgb
 from trainers.hegraph.datasets.splits import Item, sample_few_shot
-from trainers.hegraph.features import extract
-from trainers.hegraph.features import images as reading
+from trainers.hegraph.features import extract, images as reading
 from trainers.hegraph.features.__main__ import main
 from trainers.hegraph.features.extract import (
     encode_images,

@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from trainers.hegraph import UserError, load_bank
-from trainers.hegraph.__main__ import configure, main
-from trainers.hegraph.__main__ import parse_arguments as parse_single
+from trainers.hegraph.__main__ import configure, main, parse_arguments as parse_single
 from trainers.hegraph.baselines import METHODS
 from trainers.hegraph.sweep.__main__ import parse_arguments
 from trainers.hegraph.sweep.grid import Grid, read_grid

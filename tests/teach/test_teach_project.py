@@ -15,8 +15,7 @@ from teach_files import FLAT, NESTED, files_of, png, write
 
 from trainers.hegraph.datasets import images as images_module
 from trainers.hegraph.demo.drawing import as_png
-from trainers.hegraph.teach import journal
-from trainers.hegraph.teach import project as module
+from trainers.hegraph.teach import journal, project as module
 from trainers.hegraph.teach.project import Picture, Project, normalize_class_name, safe_file_name
 from trainers.hegraph.utils.errors import UserError
 

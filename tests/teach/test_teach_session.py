@@ -26,8 +26,7 @@ from trainers.hegraph.labels.suggest import suggest
 from trainers.hegraph.model_selection.backbones import Candidate
 from trainers.hegraph.models.folder import load_model
 from trainers.hegraph.models.images import ImageModel
-from trainers.hegraph.teach import __main__ as command
-from trainers.hegraph.teach import session as module
+from trainers.hegraph.teach import __main__ as command, session as module
 from trainers.hegraph.teach.project import Project
 from trainers.hegraph.teach.session import Session, View, write_sample
 from trainers.hegraph.utils.files import write_tensors

@@ -18,8 +18,7 @@ from trainers.hegraph.teach.project import Picture, Project
 from trainers.hegraph.utils.errors import UserError
 
 pytest.importorskip("hypothesis", reason="hypothesis is not installed, which generates the sequences")
-from hypothesis import settings
-from hypothesis import strategies as st
+from hypothesis import settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 POOLS = ("unlabelled", "none of these")

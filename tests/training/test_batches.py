@@ -17,8 +17,7 @@ from trainers.hegraph import UserError, load_backbone, load_bank, load_cfg, load
 from trainers.hegraph.experiments import fitting
 from trainers.hegraph.features.images import ImageViews
 from trainers.hegraph.method.model import build_model
-from trainers.hegraph.training import batches as module
-from trainers.hegraph.training import memory
+from trainers.hegraph.training import batches as module, memory
 from trainers.hegraph.training.batches import BankBatches, OnlineBatches, products_bytes, products_with_cache
 from trainers.hegraph.training.memory import free_bytes, log_large, refuse_beyond_memory, training_bytes
 

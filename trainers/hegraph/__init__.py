@@ -48,15 +48,12 @@ if TYPE_CHECKING:
     from .backbones.clip import Backbone as Backbone
     from .backbones.loading import load_backbone as load_backbone
     from .config_files import load_cfg as load_cfg
-    from .datasets.loading import load_dataset as load_dataset
-    from .datasets.loading import load_few_shot as load_few_shot
+    from .datasets.loading import load_dataset as load_dataset, load_few_shot as load_few_shot
     from .estimator.classifier import HeGraphClassifier as HeGraphClassifier
     from .experiments.run import run as run
-    from .features.bank import FeatureBank as FeatureBank
-    from .features.bank import load_bank as load_bank
+    from .features.bank import FeatureBank as FeatureBank, load_bank as load_bank
     from .labels.issues import LabelIssue as LabelIssue
-    from .method.graph import HeteroGraph as HeteroGraph
-    from .method.graph import build_graph as build_graph
+    from .method.graph import HeteroGraph as HeteroGraph, build_graph as build_graph
     from .method.model import HeGraphModel as HeGraphModel
     from .method.options import ModelOptions as ModelOptions
     from .model_selection.backbones import compare_backbones as compare_backbones

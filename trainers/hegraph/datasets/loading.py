@@ -29,7 +29,6 @@ from .layouts import class_ids, list_names
 from .packed import read_hugging_face, read_shards
 from .registry import ENTRIES, Entry, find_entry
 from .splits import SPLITS, Item, Pools, read_coop_pickle, read_random_split, read_split_file, sample_few_shot
-from .splits import write_random_split as write_split
 
 logger = logging.getLogger(__name__)
 
@@ -271,7 +270,7 @@ def read_stored(entry: Entry, folder: Path, seed: int, rng: Random, write: bool 
     names = class_names(*(pools[split] for split in splits))
     if entry.split_file and not exists and write:
         try:
-            write_split(split_file, prefix, pools, seed, rng.getstate())
+            splits.write_split(split_file, prefix, pools, seed, rng.getstate())
             hint = command(f"datasets check {entry.name} --root {folder.parent}")
             warning = "%s was missing: wrote a random split with seed %d, as CoOp does, not the published split: %s"
             logger.warning(warning, split_file, seed, hint)

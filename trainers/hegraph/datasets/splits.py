@@ -196,7 +196,7 @@ def read_random_split(split_file: Path) -> RandomSplit | None:
     return record if record.sha256 == hash_file(split_file) else None
 
 
-def write_random_split(split_file: Path, prefix: str, pools: Pools, seed: int, state: tuple) -> None:
+def write_split(split_file: Path, prefix: str, pools: Pools, seed: int, state: tuple) -> None:
     """Write a generated split, with paths without `prefix`, then a record of how it was generated."""
     write_json(split_file, {s: [[path.removeprefix(prefix), *of] for path, *of in pools[s]] for s in SPLITS})
     write_json(Path(f"{split_file}{RECORD_SUFFIX}"), {"seed": seed, "sha256": hash_file(split_file), "state": state})
