@@ -13,7 +13,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score, f1_score
 from torch.testing import assert_close
 
+from trainers.hegraph.__main__ import main
 from trainers.hegraph.baselines import load_method
+from trainers.hegraph.datasets.loading import load_dataset
 from trainers.hegraph.features.bank import FeatureBank, as_indicators, load_bank
 from trainers.hegraph.method.multilabel import MultiLabelHead
 from trainers.hegraph.models.folder import load_model
@@ -163,6 +165,35 @@ def test_unsupported_requests_are_refused(run, saved, flags, said):
 @pytest.mark.parametrize("name", ["ZeroShotStandardised", "OneVsRest", "Ridge"])
 def test_methods_for_several_labels_refuse_one_label(run, name):
     assert f"{name} is for several labels per image, and Tiny has one" in run("--trainer", name, quick=(), code=2)
+
+
+def test_commands_for_one_label_refuse_several(saved, run, capsys):
+    _, folder = run(*FREE, bank=saved, quick=())
+    for words in (("label", "check", "--features"), ("results", "rejection", str(folder), "--features")):
+        assert main([*words, str(saved)]) == 2
+        assert "needs one label per image" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_images_are_added_to_a_trained_model(tmp_path, digits_features, capsys):
+    scenes, folder, names = load_dataset("digit_scenes"), tmp_path / "run", [f"{n}.png" for n in range(3)]
+    words = ("--dataset-config-file", "digit_scenes", "--config-file", "mini", "--shots", "2", "--output-dir")
+    assert main([*words, str(folder), "TRAINER.HEGRAPHADAPTER.FEATURES.DIR", str(digits_features)]) == 0
+    for name, item in zip(names, scenes.val):
+        scenes.read(item.path).save(tmp_path / name)
+    rows = [f"{name},{item.classname}" for name, item in zip(names, scenes.val)]
+    (tmp_path / "more.csv").write_text("\n".join(["path,labels", *rows]))
+    more = ("train-more", str(folder), "--root", str(tmp_path / "more.csv"), "--out")
+    assert main([*more, str(tmp_path / "more")]) == 0
+    added = sum(len(item.label) for item in scenes.val[:3])
+    before, after = (load_model(path) for path in (folder, tmp_path / "more"))
+    assert (
+        sum(after.images) == sum(before.images) + added
+        and len(after.support_set.labels) == 3 + before.trained_on.num_train
+    )
+    (tmp_path / "more.csv").write_text(f"path,label\n{names[0]},one\n{names[1]},two")
+    assert main([*more, str(tmp_path / "other")]) == 2
+    assert "expected several labels per image, as the model has, got one label" in capsys.readouterr().err
 
 
 # --- methods for comparison

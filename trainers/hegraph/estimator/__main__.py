@@ -62,7 +62,7 @@ def train_more(args: argparse.Namespace) -> int:
     images, y, names = new_images(classifier, dataset)
     classifier.partial_fit(images, y, names)
     classifier.save_pretrained(out)
-    model, added = classifier.model_, Counter(y)
+    model, added = classifier.model_, Counter(each for label in y for each in as_set(label))
     for label, name, count in zip(classifier.classes_.tolist(), model.classnames, model.images or ()):
         if added[label]:
             echo(printable(f"{name}: {added[label]} images added, {count} in total") + "\n")
@@ -70,6 +70,11 @@ def train_more(args: argparse.Namespace) -> int:
         echo(f"adapted again to the same {model.unlabelled} unlabelled images\n")
     echo(f"{len(y)} images added, {len(model.classnames)} classes -> {out}\n")
     return 0
+
+
+def as_set(label: Any) -> frozenset:
+    """Labels of an image: the set itself, or a set of its one label."""
+    return label if isinstance(label, frozenset) else frozenset([label])
 
 
 def new_images(classifier: HeGraphClassifier, dataset: Dataset) -> tuple[list[Any], list[Any], dict[Any, str]]:
@@ -88,6 +93,9 @@ def new_images(classifier: HeGraphClassifier, dataset: Dataset) -> tuple[list[An
     from .incremental import image_ids, support_set_of
 
     support_set = support_set_of(classifier.model_)
+    if (several := support_set.multilabel) != dataset.multilabel:
+        kinds = ("several labels", "one label") if several else ("one label", "several labels")
+        raise UserError(f"expected {kinds[0]} per image, as the model has, got {kinds[1]}")
     labels: dict[str, Any] = {name: label for label, name in support_set.by_label.items()}
     if len(labels) < len(support_set.names):
         raise UserError("expected a model with unique class names; rename a class and train the model again")
@@ -96,11 +104,14 @@ def new_images(classifier: HeGraphClassifier, dataset: Dataset) -> tuple[list[An
             labels[name] = name if support_set.classes.dtype.kind == "U" else max(labels.values()) + 1
     files = dataset.root is not None and dataset.version is None
     candidates = [dataset.root / item.path if files else dataset.open(item.path) for item in dataset.train]  # type: ignore[operator]
-    row_labels = support_set.classes[support_set.labels.numpy()].tolist()
+    rows = support_set.labels.numpy()
+    classes = support_set.classes
+    row_labels = [frozenset(classes[row].tolist()) for row in rows] if several else classes[rows].tolist()
     label_of = {number: label for number, label in zip(support_set.ids.tolist(), row_labels) if number}
     images, y = [], []
     for item, image, number in zip(dataset.train, candidates, image_ids(candidates).tolist()):
-        label = labels[item.classname]
+        names = [labels[dataset.classnames[each]] for each in item.labels]
+        label = frozenset(names) if several else names[0]
         if number not in label_of:
             images.append(image)
             y.append(label)

@@ -140,6 +140,11 @@ class Task(ABC):
         """Frozen CLIP that encodes the images; None for a task of features."""
         return None
 
+    def check_single_label(self, action: str) -> None:
+        """Raise UserError with the name of an action that several labels per image exclude."""
+        if self.multilabel:
+            raise UserError(f"{action} needs one label per image, and {self.name} has several")
+
     def check_trained_classes(self) -> None:
         """Raise UserError if fewer than two classes have training images."""
         labels = (label if isinstance(label, (tuple, list)) else [label] for _, label, _ in self.split["train"])
@@ -496,6 +501,7 @@ class ImageTask(Task):
         known, _, which = name.partition(":")
         dataset = load_test_images(known, self.cfg.data.root, self.seed, which or "all")
         task = ImageTask(dataset, self.cfg, self.seed, self.device)
+        task.check_single_label("a test on another data set")
         if same_classes:
             match_classes(self.class_ids, task.class_ids, self.name, name)
         check_classes(len(task.class_ids), name)

@@ -125,16 +125,18 @@ def labelled_images(cfg: Config, args: argparse.Namespace) -> tuple[tuple[Any, .
     Raises:
         UserError: If --out is one of the images, or an image cannot be read.
     """
-    from ..experiments.tasks import load_image_task, open_task  # torch is slow to import
+    from ..experiments.tasks import BankTask, load_image_task  # torch is slow to import
     from ..utils.devices import choose_device
 
     seed, device = max(cfg.run.seed, 0), choose_device(args.device, "--device")
     if args.features:
-        task = open_task(cfg, args.features, seed, device)
+        task = BankTask(args.features, cfg, seed)
+        task.check_single_label("label check")
         bank, rows = task.bank(), task.split["train"]
         labelled = bank.cache_keys(), bank.train_labels, bank.text_positive, bank.logit_scale, list(bank.classnames)
         return labelled, [f"{args.features}#train/{row}" for row, _, _ in rows]
     images, root = load_image_task(cfg, seed, device), Path(args.root)
+    images.check_single_label("label check")
     train = images.dataset.train
     paths = [str((root.parent if root.is_file() else root) / item.path) for item in train]
     if args.out is not None:

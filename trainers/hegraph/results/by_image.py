@@ -366,6 +366,8 @@ def _test_features(model: SavedModel, bank: FeatureBank, are_known: bool) -> Ten
         raise UserError(f"{name} has no class {missing[0]!r}, which the model knows")
     if bank.test_features is None or bank.test_labels is None:
         raise UserError(f"{name} has no test images")
+    if bank.multilabel:
+        raise UserError(f"open-set rejection needs one label per image, and {name} has several")
     is_known = torch.tensor([classname in names for classname in bank.classnames])
     features = bank.test_features[is_known[bank.test_labels] == are_known]
     if not len(features):
