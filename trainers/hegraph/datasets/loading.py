@@ -264,10 +264,10 @@ def read_stored(entry: Entry, folder: Path, seed: int, rng: Random, write: bool 
         except (LookupError, TypeError, ValueError) as error:  # raised for lists of another structure
             missing = f"{split_file} is missing, and " if entry.split_file else ""
             raise UserError(f"{missing}cannot split the images of {folder}: {first_line(error)}") from error
-    splits = ("test",) if entry.train_on else SPLITS
-    if empty := next((split for split in splits if split != "val" and not pools[split]), ""):
+    needed = ("test",) if entry.train_on else SPLITS
+    if empty := next((split for split in needed if split != "val" and not pools[split]), ""):
         raise UserError(f"there is no {empty} image")
-    names = class_names(*(pools[split] for split in splits))
+    names = class_names(*(pools[split] for split in needed))
     if entry.split_file and not exists and write:
         try:
             splits.write_split(split_file, prefix, pools, seed, rng.getstate())
