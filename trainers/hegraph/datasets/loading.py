@@ -20,6 +20,7 @@ from typing import Any
 from ..utils.errors import UserError, command, first_line, unknown
 from ..utils.files import absolute
 from ..utils.reading import validate
+from . import splits
 from .annotations import read_annotations
 from .base import Dataset, abbreviate, class_names
 from .digits import load_digit_scenes, load_digits_dataset
