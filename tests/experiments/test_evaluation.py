@@ -118,7 +118,8 @@ def model_of(method: str = "HeGraphAdapter", **changed: object) -> SavedModel:
 
 
 def say(model: SavedModel, target: Task, device: str = "cpu"):
-    return run_module.test_loaded(evaluation.fitted_model(model, device), model, target, device)
+    target.check_backbone(model)
+    return evaluation.evaluate(evaluation.fitted_model(model, device), model, target, device)
 
 
 def test_rule_follows_from_classes_and_data_set():
@@ -256,7 +257,7 @@ def test_test_on_own_data_repeats_the_record(finished_run_once, tiny_bank, tmp_p
     assert here["after"]["nll"] == pytest.approx(there["after"]["nll"], abs=1e-3)
     assert (found["seconds"]["features"], found["adapter_from"]) == (5, str(finished_run_once / "model"))
     assert not {"rule", "num_classes", "trained_on"} & set(found)
-    monkeypatch.setattr(run_module, "test_loaded", lambda *_: pytest.fail("tested again"))
+    monkeypatch.setattr(run_module, "evaluate", lambda *_: pytest.fail("tested again"))
     assert run_module.run(configured, tiny_bank, finished_run_once) == found
     other = Path(shutil.copytree(finished_run_once / "model", tmp_path / "other"))
     (other / "config.json").write_text((other / "config.json").read_text() + " ")

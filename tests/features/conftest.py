@@ -8,6 +8,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from trainers.hegraph import Backbone, load_backbone
+from trainers.hegraph.utils.reading import read_metadata
 
 
 @pytest.fixture(scope="session")
@@ -22,7 +23,7 @@ def rewrite() -> Callable[[Path, Callable], Path]:
     def changed(path: Path, change: Callable[[dict, dict], object]) -> Path:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-            metadata = dict(file.metadata() or {})
+            metadata = dict(read_metadata(file))
         change(tensors, metadata)
         save_file(tensors, path, metadata)
         return path

@@ -37,7 +37,7 @@ from trainers.hegraph.features.extract import (
 from trainers.hegraph.features.images import ImageReader, ImageViews
 from trainers.hegraph.features.options import EncodingOptions
 from trainers.hegraph.models.images import ImageModel
-from trainers.hegraph.utils.reading import read_json
+from trainers.hegraph.utils.reading import read_json, read_metadata
 
 NODE = "TRAINER.HEGRAPHADAPTER"
 VIEWS = 3
@@ -243,7 +243,7 @@ def test_cache_format_is_stable(tmp_path):
 def test_unusable_cached_features_are_encoded_again(digits, backbone, encode, encoded, tmp_path, caplog, part, change):
     expected = encode(1, 1)
     [path] = tmp_path.glob(f"{part}-*")
-    key = safe_open(path, "pt").metadata()["fingerprint"]
+    key = read_metadata(safe_open(path, "pt"))["fingerprint"]
     write_features(path, {name: change(tensor) for name, tensor in load_file(path).items()}, key)
     encoded.clear()
     found = encode(1, 1)

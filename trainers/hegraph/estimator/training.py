@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -155,15 +155,9 @@ def train_model(support_set: SupportSet, origin: Origin, cfg: Config, device: st
     else:
         bank = replace(bank, train_features=bank.train_features[:1, :0], train_labels=bank.train_labels[:0])
         fitted = load_method("ZeroShot").fit(bank, None, task.seed)
-    model = make_model(RunFolder(task), bank, fitted)
-    assert isinstance(model, SavedModel)  # both methods fold
-    metadata = {
-        "method": model.method if trains else "ZeroShot",
-        "classifier": model.classifier.to("cpu"),
-        "transfer": None if model.transfer is None else model.transfer.to("cpu"),
-        "class_nodes": None if model.class_nodes is None else model.class_nodes.cpu(),
-    }
-    model = model.model_copy(update=metadata | metadata_of(support_set, origin, cfg))
+    model = cast(SavedModel, make_model(RunFolder(task), bank, fitted))  # both methods fold
+    metadata = {"method": model.method if trains else "ZeroShot"} | metadata_of(support_set, origin, cfg)
+    model = model.model_copy(update=metadata)
     return with_named_classes(model, support_set, seen) if trains and not seen.all() else model
 
 
@@ -185,9 +179,7 @@ def train_multilabel(support_set: SupportSet, origin: Origin, cfg: Config, devic
     bank = task.bank().to(device)
     fitted = fit_multilabel(bank, with_text=support_set.positive is not None)
     model = make_model(RunFolder(task), bank, fitted)
-    assert isinstance(model, SavedModel) and model.thresholds is not None
-    metadata = {"classifier": model.classifier.to("cpu"), "thresholds": model.thresholds.cpu()}
-    return model.model_copy(update=metadata | metadata_of(support_set, origin, cfg))
+    return cast(SavedModel, model).model_copy(update=metadata_of(support_set, origin, cfg))
 
 
 def metadata_of(support_set: SupportSet, origin: Origin, cfg: Config) -> dict[str, Any]:

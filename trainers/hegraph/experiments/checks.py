@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ..baselines import ALL_BASELINES, load_method
 from ..config import Config
+from ..datasets.base import check_classes
 from ..utils.errors import UserError, unknown
 from ..utils.option import OUR_METHOD
 from .tasks import POOL, TEST_SET, BankTask, Task
@@ -22,7 +23,8 @@ def check_training(task: Task) -> None:
             on, or a target or the unlabelled images cannot be had.
     """
     cfg = task.cfg
-    task.check_trained_classes()
+    labels = (label if isinstance(label, (tuple, list)) else [label] for _, label, _ in task.split["train"])
+    check_classes(len({each for of_image in labels for each in of_image}))
     check_method(cfg, isinstance(task, BankTask))
     if cfg.run.select_on == "val":
         if not task.has_val:

@@ -68,14 +68,17 @@ def evaluate(
     """Predict the test images of a target with the method of a model, by a rule (default: that of `rule_for`).
 
     Raises:
-        UserError: If the features have another width, a logit is not finite, or the target has a single class.
+        UserError: If the features have another width, a logit is not finite, the target has a single class, or the
+            method does not transfer to its classes.
     """
     check_classes(len(target.class_ids), target.name)
     rule = rule_for(model, target) if rule is None else rule
-    if rule == OTHER_CLASSES:
-        tested = test_other_classes(fitted, model, target, device)
-    else:
+    if rule != OTHER_CLASSES:
         tested = test_known_classes(fitted, model, target, device, rule)
+    elif fitted.transfer is not None:
+        tested = test_other_classes(fitted, fitted.transfer, model, target, device)
+    else:
+        raise UserError(f"{model.method} has no rule for other classes than its own; test it on those", "run.rule")
     if tested.logits is not None and not tested.logits.isfinite().all():
         raise UserError(f"{model.method} predicts NaN or infinite logits")
     return tested
@@ -98,11 +101,13 @@ def test_known_classes(
     return Tested(target.name, target.classnames, logits, text, zero_shot, labels, rule, thresholds)
 
 
-def test_other_classes(fitted: FittedMethod, model: TrainedModel, target: Task, device: str | torch.device) -> Tested:
-    """Test a method on unseen classes, by its transfer; arguments and errors as of `evaluate`."""
+def test_other_classes(
+    fitted: FittedMethod, transfer: Transfer, model: TrainedModel, target: Task, device: str | torch.device
+) -> Tested:
+    """Test a method on unseen classes, by its `transfer`; arguments and errors as of `evaluate`."""
     bank = target.test_bank().to(str(device))
     zero_shot = zero_shot_transfer(replace(bank, test_features=_on_device(model, bank.features_to_classify, device)))
-    logits = None if fitted.transfer is None else fitted.transfer(bank)
+    logits = transfer(bank)
     text = None if fitted.text_classifier is None else logits
     return Tested(target.name, target.classnames, logits, text, zero_shot, bank.test_labels, OTHER_CLASSES)
 

@@ -15,6 +15,7 @@ from ..baselines import load_method
 from ..baselines.base import FittedMethod, zero_shot_transfer
 from ..features.bank import FeatureBank, count_labels
 from ..method.model import TransferableAdapter
+from ..method.unlabelled import ClassSums
 from ..models.folder import save_model
 from ..models.saved import NOT_TESTED, SavedModel, Scores, TrainedModel, TrainedOn
 from ..models.support_set import SupportSet
@@ -181,22 +182,15 @@ def rejection_on_test(logits: Tensor | None, calibration: Calibration) -> Reject
     known = calibration.known
     if known is None:
         return None
-    threshold, accepted = known.threshold(OPEN_SET_RATE), None
+    found: dict[str, Any] = {"rate": OPEN_SET_RATE, "threshold": known.threshold(OPEN_SET_RATE), "accepted": None}
     if logits is not None:
         scores = known_score(logits, calibration.temperature, known.score)
-        accepted = 100 * (scores >= threshold).double().mean().item()
-    return RejectionRecord(
-        score=known.score,
-        fitted_on=known.fitted_on,
-        num_images=known.num_images,
-        rate=OPEN_SET_RATE,
-        threshold=threshold,
-        accepted=accepted,
-    )
+        found["accepted"] = 100 * (scores >= found["threshold"]).double().mean().item()
+    return RejectionRecord(**known.model_dump(exclude={"quantiles"}), **found)
 
 
 def make_model(folder: RunFolder, bank: FeatureBank, fitted: FittedMethod) -> TrainedModel:
-    """Return the model of a method that was fitted to a bank: a `SavedModel` if it is class weights and a cache."""
+    """Return the model of a method that was fitted to a bank, on the CPU: a `SavedModel` if it has class weights."""
     task = folder.task
     backbone, preprocessing, prompts = task.encoding_metadata(bank)
     counts = count_labels(bank.train_labels, len(bank.classnames))
@@ -232,28 +226,24 @@ def make_model(folder: RunFolder, bank: FeatureBank, fitted: FittedMethod) -> Tr
         return model
     transfer = fitted.transfer if isinstance(fitted.transfer, TransferableAdapter) else None
     rule = "zero-shot" if fitted.transfer is zero_shot_transfer else "none" if transfer is None else "adapter"
+    count = 0 if model.method == "ZeroShot" else len(bank.train_labels)
+    keys, labels = bank.cache_keys()[:count].cpu(), bank.train_labels[:count].cpu()
     return SavedModel(
         **dict(model),
-        classifier=fitted.classifier,
-        transfer=transfer,
+        classifier=fitted.classifier.to("cpu"),
+        transfer=transfer and transfer.to("cpu"),
         transfer_rule=rule,
-        class_nodes=fitted.class_nodes,
-        labelled=None if bank.multilabel else task.labelled(bank),
-        thresholds=fitted.thresholds,
+        class_nodes=None if fitted.class_nodes is None else fitted.class_nodes.cpu(),
+        labelled=None if bank.multilabel else ClassSums.of(keys, labels, len(counts)),
+        thresholds=None if fitted.thresholds is None else fitted.thresholds.cpu(),
         support_set=SupportSet.of(bank, fitted.state) if model.method == OUR_METHOD else None,
     )
 
 
 def _scores_of_model(record: RunRecord) -> Scores:
     """Return the scores of a record that a model folder stores."""
-    calibration = record.calibration  # None with several labels per image
-    after, zero_shot = (calibration.after, calibration.zero_shot) if calibration else (None, None)
-    return Scores(
-        accuracy=record.accuracy,
-        accuracy_text=record.accuracy_text,
-        accuracy_zero_shot=record.accuracy_zero_shot,
-        macro_f1=record.macro_f1,
-        num_test=record.num_test,
-        ece=None if after is None else after.ece,
-        ece_zero_shot=None if zero_shot is None else zero_shot.ece,
-    )
+    scores = {name: getattr(record, name) for name in Scores.model_fields.keys() & RunRecord.model_fields.keys()}
+    if calibration := record.calibration:  # None with several labels per image
+        scores |= {"ece": calibration.after and calibration.after.ece}
+        scores |= {"ece_zero_shot": calibration.zero_shot and calibration.zero_shot.ece}
+    return Scores(**scores)

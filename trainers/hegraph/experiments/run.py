@@ -33,7 +33,7 @@ from .evaluation import encode_targets, evaluate, fitted_model, rule_for, score_
 from .fitting import calibrated, fit, fitted_adapter, set_random_seed
 from .record import make_model, write_outputs
 from .run_folder import RunFolder, find_model_of_epoch, run_config
-from .tasks import POOL, TEST_SET, FeatureTask, ImageTask, Task, Tested, open_task
+from .tasks import POOL, TEST_SET, FeatureTask, ImageTask, Tested, open_task
 
 logger = logging.getLogger(__name__)
 
@@ -194,20 +194,6 @@ def keep_epochs(folder: RunFolder, bank: FeatureBank) -> Checkpoints:
 # Test of a trained model
 
 
-def test_loaded(fitted: FittedMethod, model: TrainedModel, target: Task, device: str) -> Tested:
-    """Predict the test images of a target with a saved model, of which `fitted` is the loaded method.
-
-    Raises:
-        UserError: As `evaluate`, or if the features are of another backbone, or the model does not transfer to the
-            classes.
-    """
-    target.check_backbone(model)
-    rule = rule_for(model, target)
-    if fitted.transfer is None and rule == OTHER_CLASSES:
-        raise UserError(f"{model.method} has no rule for other classes than its own; test it on those", "run.rule")
-    return evaluate(fitted, model, target, device, rule)
-
-
 def check_configuration(model: SavedModel, cfg: Config) -> None:
     """Check that a configuration agrees with a trained model.
 
@@ -272,7 +258,8 @@ def test_and_write(
     `show` receives the predictions before the record is written.
     """
     started = time.monotonic()
-    tested = test_loaded(fitted, model, folder.task, device)
+    folder.task.check_backbone(model)
+    tested = evaluate(fitted, model, folder.task, device)
     if show is not None:
         show(tested)
     # The temperature was fitted to the whole model on its own classes

@@ -31,7 +31,6 @@ from ..datasets.splits import FewShotSample, sample_few_shot, subsample_labels
 from ..features import extract
 from ..features.bank import SUFFIX, BankFile, FeatureBank, label_list, mean_over_views, refuse_test_rows, sample_bank
 from ..features.images import ImageViews
-from ..method.unlabelled import ClassSums
 from ..models.saved import Preprocessing, Prompts, TrainedModel
 from ..prompts.sentences import description_file, resolve_source
 from ..results.records import OTHER_CLASSES, SAME_CLASSES
@@ -145,11 +144,6 @@ class Task(ABC):
         if self.multilabel:
             raise UserError(f"{action} needs one label per image, and {self.name} has several")
 
-    def check_trained_classes(self) -> None:
-        """Raise UserError if fewer than two classes have training images."""
-        labels = (label if isinstance(label, (tuple, list)) else [label] for _, label, _ in self.split["train"])
-        check_classes(len({each for of_image in labels for each in of_image}))
-
     def prepare(self) -> None:
         """Read the features before anything is written.
 
@@ -178,12 +172,6 @@ class Task(ABC):
     def encoding_metadata(self, bank: FeatureBank) -> tuple[BackboneConfig, Preprocessing | None, Prompts | None]:
         """Return the encoding of the features in a bank, as a model folder stores it."""
         return bank.encoder.model_copy(update={"title": bank.backbone}), None, None
-
-    def labelled(self, bank: FeatureBank) -> ClassSums:
-        """Return the class sums of the training images, on the CPU; of no image for zero-shot CLIP."""
-        keys, labels = bank.cache_keys().cpu(), bank.train_labels.cpu()
-        count = 0 if self.cfg.run.trainer == "ZeroShot" else len(keys)
-        return ClassSums.of(keys[:count], labels[:count], len(bank.classnames))
 
     def check_backbone(self, model: TrainedModel) -> None:
         """Raise UserError if the features are of another backbone than the model."""

@@ -32,7 +32,7 @@ from ..datasets.base import refuse_tested
 from ..datasets.splits import SPLITS, FewShotSample, subsample_labels
 from ..utils.errors import UserError
 from ..utils.files import file_version, hash_content, hash_file, write_tensors
-from ..utils.reading import LenientModel, Name, Positive, reading, validate
+from ..utils.reading import LenientModel, Name, Positive, read_metadata, reading, validate
 
 logger = logging.getLogger(__name__)
 
@@ -194,7 +194,7 @@ class BankFile:
         self.path = path
         with reading(path, FORM):
             self._file = safe_open(path, framework="pt")
-            metadata = Metadata.model_validate(self._file.metadata() or {})
+            metadata = Metadata.model_validate(read_metadata(self._file))
             self.classnames, self.dataset = metadata.classnames, metadata.dataset or path.stem
             self.backbone, self.encoder, self.logit_scale = metadata.backbone, metadata.encoder, metadata.logit_scale
             repeated = [name for name, count in Counter(self.classnames).items() if count > 1]
@@ -233,7 +233,7 @@ class BankFile:
         if self.path.stat().st_size <= MAX_HASHED_BYTES:
             return self.digest
         bank = sample()
-        metadata = [word for pair in sorted(self._file.metadata().items()) for word in pair]
+        metadata = [word for pair in sorted(read_metadata(self._file).items()) for word in pair]
         return hash_content([*metadata, *(getattr(bank, name) for name in TENSOR_AXES)])
 
     def _check_tensors(self, names: set[str]) -> None:

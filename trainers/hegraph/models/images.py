@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..backbones.identity import AUTO, FOLDER, canonical_name
+from ..datasets.images import ImageOrPath
 from ..features.images import ImageLike, ImageReader
 from ..utils.errors import UserError
 from .folder import load_model
@@ -67,17 +68,11 @@ class ImageModel:
 
         return cls(model, load_backbone(name, weights, device, precision))
 
-    def features(self, images: Iterable[ImageLike], batch_size: int = 64) -> Tensor:
+    def features(self, images: Iterable[ImageOrPath], batch_size: int = 64) -> Tensor:
         """Unit-norm features of images on the CPU, shape `[B, d]`; UserError names the first unreadable image."""
-        encoded = [torch.zeros(0, self.model.classifier.width)]
-        for batch, problems, features in self.encode(images, batch_size):
-            for image, problem in zip(batch, problems):
-                if problem:
-                    raise UserError(f"cannot read {image}: {problem}")
-            encoded.append(features)
-        return torch.cat(encoded)
+        return self.backbone.encode_images([*images], batch_size)
 
-    def probabilities(self, images: Iterable[ImageLike], batch_size: int = 64) -> Tensor:
+    def probabilities(self, images: Iterable[ImageOrPath], batch_size: int = 64) -> Tensor:
         """Calibrated probabilities of images on the CPU, shape `[B, K]`; arguments and errors as of `features`."""
         return self.model.calibrate(self.logits(self.features(images, batch_size)))
 

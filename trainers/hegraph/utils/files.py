@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 OLD = "old"  # the replaced folder, within the temporary folder of `writing_folder`
+METADATA = "metadata"  # key of all metadata in a `.safetensors` file
 RENAME_EXCHANGE = 2  # flag of Linux's renameat2
 
 _canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode
@@ -269,26 +270,17 @@ def write_json(path: Path, value: Any) -> None:
         temporary.write_bytes(f"{content}\n".encode())
 
 
-def write_tensors(path: Path, tensors: "dict[str, Tensor]", metadata: dict[str, str]) -> None:
+def write_tensors(path: Path, tensors: "Mapping[str, Tensor]", metadata: dict[str, str]) -> None:
     """Write a `.safetensors` file, atomically.
 
-    Equal content gives equal bytes, which identify a feature bank. The package safetensors shuffles the metadata.
+    Equal content gives equal bytes, which identify a feature bank: the metadata are JSON under the one key `METADATA`,
+    because the package safetensors shuffles keys. `read_metadata` of `reading.py` is the inverse.
     """
-    ordered = sorted(tensors.items(), key=lambda entry: (-entry[1].element_size(), entry[0]))
-    header: dict[str, Any] = {"__metadata__": metadata}
-    end = 0
-    for name, tensor in ordered:
-        begin, end = end, end + tensor.numel() * tensor.element_size()
-        dtype = str(tensor.dtype).removeprefix("torch.").upper()
-        for long, short in (("FLOAT", "F"), ("UINT", "U"), ("INT", "I")):
-            dtype = dtype.replace(long, short)
-        header[name] = {"dtype": dtype, "shape": list(tensor.shape), "data_offsets": [begin, end]}
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
-    with atomic_path(path) as temporary, temporary.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for _, tensor in ordered:
-            file.write(_raw(tensor))
+    from safetensors.torch import save_file  # imports torch, which is slow
+
+    stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with atomic_path(path) as temporary:
+        save_file(stored, temporary, {METADATA: json.dumps(metadata, ensure_ascii=False)})
 
 
 def hash_json(value: Any) -> str:

@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from safetensors import safe_open
 
 from .errors import UserError, first_line
+from .files import METADATA
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -148,9 +149,15 @@ def read_tensors(path: Path, kind: str) -> "tuple[dict[str, Tensor], dict[str, s
             # Copies have the memory alignment of torch, on which the last bit of a matrix product can depend. Results
             # must not depend on whether a tensor was computed or read.
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (`file` is no dict)
-            metadata = file.metadata() or {}
+            metadata = read_metadata(file)
         _check_tensors(tensors)
     return tensors, metadata
+
+
+def read_metadata(file: Any) -> dict[str, str]:
+    """Read the metadata of an open `.safetensors` file, from `write_tensors` or another program."""
+    metadata = file.metadata() or {}
+    return dict(parse_json(metadata[METADATA])) if METADATA in metadata else metadata
 
 
 def read_torch(path: Path, kind: str) -> Any:
