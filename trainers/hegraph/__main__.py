@@ -37,6 +37,7 @@ SUBCOMMANDS = {
     "label": ("labels.__main__", "select images to label, or find wrong labels"),
     "export": ("export.__main__", "export a trained model to an ONNX file"),
     "demo": ("demo.__main__", "try a trained model in the browser"),
+    "serve": ("serve.__main__", "answer HTTP requests with the predictions of a trained model"),
     "teach": ("teach.__main__", "train a model interactively in the browser"),
 }
 TRAINERS = (OUR_METHOD, *ALL_BASELINES)

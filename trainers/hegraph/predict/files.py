@@ -197,16 +197,21 @@ def csv_lines(batches: Iterable[Sequence[Row]], open_set: bool) -> Iterator[str]
 
 
 def json_lines(batches: Iterable[Sequence[Row]], open_set: bool) -> Iterator[str]:
-    """Lines `{"path", "top": [{"class", "probability"}], "error"}`; `error` is null or text.
-
-    With `open_set`, the key `none_of_these` is true for rejected images, else false; with an error, it is null.
-    """
+    """Lines of `json_value`."""
     for row in chain.from_iterable(batches):
-        top = [{"class": name, "probability": float(f"{value:{DIGITS}}")} for name, value in row.top]
-        value: dict[str, object] = {"path": utf8(row.path), "top": top, "error": utf8(row.error) or None}
-        if open_set:
-            value["none_of_these"] = None if row.error else row.known is False
-        yield json.dumps(value, ensure_ascii=False) + "\n"
+        yield json.dumps(json_value(row, open_set), ensure_ascii=False) + "\n"
+
+
+def json_value(row: Row, open_set: bool) -> dict[str, object]:
+    """Value `{"path", "top": [{"class", "probability"}], "error"}` of a row; `error` is None or text.
+
+    With `open_set`, the key `none_of_these` is true for rejected images, else false; with an error, it is None.
+    """
+    top = [{"class": name, "probability": float(f"{value:{DIGITS}}")} for name, value in row.top]
+    value: dict[str, object] = {"path": utf8(row.path), "top": top, "error": utf8(row.error) or None}
+    if open_set:
+        value["none_of_these"] = None if row.error else row.known is False
+    return value
 
 
 FORMATS = {"table": table_lines, "csv": csv_lines, "jsonl": json_lines}

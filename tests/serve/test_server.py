@@ -1,0 +1,282 @@
+"""HTTP server: answers equal `predict`, limits, tokens, damaged requests, and the command in a process."""
+
+import asyncio
+import base64
+import io
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from trainers.hegraph import load_few_shot
+from trainers.hegraph.__main__ import main
+from trainers.hegraph.serve.__main__ import read_token
+from trainers.hegraph.serve.batches import Batcher
+
+for package in ("fastapi", "httpx", "prometheus_fastapi_instrumentator"):
+    pytest.importorskip(package, reason="the extras `serve` and `dev` are not installed")
+
+import httpx  # noqa: E402
+from fastapi.testclient import TestClient  # noqa: E402
+
+from trainers.hegraph.serve import app as module  # noqa: E402
+from trainers.hegraph.serve.app import Settings, create_app  # noqa: E402
+
+JSON = {"content-type": "application/json"}
+TOKEN = "a-long-secret-of-the-tests"
+CHECKOUT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> list[Path]:
+    """Twelve test scans."""
+    folder, digits = tmp_path_factory.mktemp("scans"), load_few_shot("Digits", "", 1, 1)
+    paths = [folder / f"{number}.png" for number in range(12)]
+    for path, item in zip(paths, digits.test):
+        digits.open(item.path).save(path)
+    return paths
+
+
+@pytest.fixture(scope="module")
+def client(finished_digits_once):
+    with TestClient(create_app(Settings(model=finished_digits_once / "model")), "http://127.0.0.1") as client:
+        yield client
+
+
+def encoded(*images: bytes) -> dict:
+    """JSON request with images."""
+    return {"images": [{"name": str(n), "data": base64.b64encode(data).decode()} for n, data in enumerate(images)]}
+
+
+def form(*paths: Path) -> list[tuple]:
+    """Form with files."""
+    return [("files", (path.name, path.read_bytes())) for path in paths]
+
+
+# Answers
+
+
+def test_answers_equal_predict(client, files, finished_digits_once, capsys):
+    assert main(["predict", str(finished_digits_once), *map(str, files), "--top", "3", "--format", "jsonl"]) == 0
+    expected = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    answers = client.post("/v1/predict/files?top=3", files=form(*files)).json()["predictions"]
+    assert [answer["path"] for answer in answers] == [file.name for file in files]
+    for answer, row in zip(answers, expected):
+        assert [each["class"] for each in answer["top"]] == [each["class"] for each in row["top"]]
+        assert [each["probability"] for each in answer["top"]] == pytest.approx(
+            [each["probability"] for each in row["top"]], abs=1e-5
+        )
+
+
+def test_base64_equals_files(client, files):
+    by_form = client.post("/v1/predict/files", files=form(*files[:3])).json()["predictions"]
+    request = encoded(*(file.read_bytes() for file in files[:3]))
+    request["images"][1]["data"] = f"data:image/png;base64,{request['images'][1]['data']}"
+    by_json = client.post("/v1/predict", json=request).json()["predictions"]
+    assert [answer["top"] for answer in by_json] == [answer["top"] for answer in by_form]
+
+
+def test_unreadable_image_has_an_error_beside_others(client, files):
+    request = encoded(files[0].read_bytes(), b"no image", b"")
+    good, damaged, empty = client.post("/v1/predict", json=request).json()["predictions"]
+    assert good["error"] is None and good["top"]
+    assert damaged["error"] and empty["error"] and not damaged["top"]
+
+
+def test_open_set_flag_is_part_of_the_answer(client, files):
+    [answer] = client.post("/v1/predict/files?open_set=0.95", files=form(files[0])).json()["predictions"]
+    assert answer["none_of_these"] in (True, False)
+
+
+def test_model_is_described(client):
+    answer = client.get("/v1/model").json()
+    assert len(answer["classes"]) == 10
+    assert answer["backbone"] == "hegraph-mini/hegraph-mini"
+    assert answer["method"] == "HeGraphAdapter"
+    assert not answer["several_labels"]
+
+
+def test_interface_is_documented(client):
+    paths = client.get("/openapi.json").json()["paths"]
+    assert {"/v1/predict", "/v1/predict/files", "/v1/model", "/health"} <= set(paths)
+
+
+def test_metrics_count_requests(client, files):
+    client.post("/v1/predict/files", files=form(files[0]))
+    assert 'handler="/v1/predict/files"' in client.get("/metrics").text
+
+
+# Damaged requests and limits
+
+
+@pytest.mark.parametrize(
+    ("path", "content", "status", "word"),
+    [
+        ("/v1/predict", {"json": {"images": []}}, 422, "at least 1"),
+        ("/v1/predict", {"json": {"images": [{"data": "%%%"}]}}, 422, "base64"),
+        ("/v1/predict", {"json": {"images": [{"data": "", "path": "/etc/passwd"}]}}, 422, "Extra inputs"),
+        ("/v1/predict", {"json": {"images": [{"data": ""}] * 65}}, 422, "at most 64"),
+        ("/v1/predict", {"content": b"{" * 5000, "headers": JSON}, 422, "json"),
+        ("/v1/predict", {"content": b"[" * 200_000, "headers": JSON}, 400, "parsing"),
+        ("/v1/predict", {"content": b"image"}, 422, "dictionary"),
+        ("/v1/predict/files", {"data": {"files": "text"}}, 422, "files"),
+        ("/v1/predict/files", {"content": b"--x", "headers": {"content-type": "multipart/form-data"}}, 400, "boundary"),
+        ("/v1/predict?top=0", {"json": encoded(b"")}, 422, "top"),
+        ("/v1/predict?open_set=2", {"json": encoded(b"")}, 422, "open_set"),
+        ("/v1/nothing", {"json": {}}, 404, "Not Found"),
+    ],
+)
+def test_damaged_requests_have_one_json_error(client, path, content, status, word):
+    answer = client.post(path, **content)
+    assert answer.status_code == status, answer.text
+    assert list(answer.json()) == ["error"]
+    assert word.lower() in answer.json()["error"].lower()
+    assert client.get("/health").json() == {"status": "ok"}
+
+
+def test_large_requests_are_refused(client):
+    answer = client.post("/v1/predict", content=b"x" * (module.MAX_BODY + 1))
+    assert (answer.status_code, list(answer.json())) == (413, ["error"])
+
+
+def test_large_requests_without_a_length_are_refused(client):
+    block = b"x" * 2**20
+    answer = client.post("/v1/predict", content=(block for _ in range((module.MAX_BODY >> 20) + 2)))
+    assert (answer.status_code, list(answer.json())) == (413, ["error"])
+
+
+def test_images_with_many_pixels_are_refused(client):
+    file = io.BytesIO()
+    Image.new("1", (10_000, 6_000)).save(file, "PNG")
+    [answer] = client.post("/v1/predict", json=encoded(file.getvalue())).json()["predictions"]
+    assert "million pixels" in answer["error"]
+
+
+def test_busy_server_refuses_requests(finished_digits_once, files):
+    settings = Settings(model=finished_digits_once / "model", max_requests=0)
+    with TestClient(create_app(settings), "http://127.0.0.1") as client:
+        answer = client.post("/v1/predict/files", files=form(files[0]))
+        assert (answer.status_code, answer.headers["retry-after"]) == (429, "1")
+        assert client.get("/health").status_code == 200
+
+
+def test_other_host_names_are_refused_on_this_machine(client):
+    assert client.get("/v1/model", headers={"host": "evil.example"}).status_code == 400
+
+
+def test_pages_of_other_sites_are_not_allowed(client):
+    answer = client.options("/v1/predict", headers={"origin": "http://x", "access-control-request-method": "POST"})
+    assert "access-control-allow-origin" not in answer.headers
+
+
+# Token
+
+
+@pytest.fixture(scope="module")
+def guarded(finished_digits_once):
+    settings = Settings(model=finished_digits_once / "model", host="0.0.0.0", token=TOKEN)
+    with TestClient(create_app(settings), "http://server") as client:
+        yield client
+
+
+@pytest.mark.parametrize("header", [{}, {"authorization": "Bearer other"}, {"authorization": f"Basic {TOKEN}"}])
+@pytest.mark.parametrize("path", ["/v1/model", "/docs", "/openapi.json", "/metrics"])
+def test_requests_without_the_token_are_refused(guarded, path, header):
+    answer = guarded.get(path, headers=header)
+    assert (answer.status_code, list(answer.json())) == (401, ["error"])
+
+
+def test_token_opens_the_server(guarded):
+    assert guarded.get("/v1/model", headers={"authorization": f"Bearer {TOKEN}"}).status_code == 200
+
+
+def test_health_needs_no_token(guarded):
+    assert guarded.get("/health").status_code == 200
+
+
+def test_short_token_is_refused(tmp_path, refused):
+    (tmp_path / "token").write_text("short\n")
+    with refused("serve.token"):
+        read_token(tmp_path / "token")
+
+
+def test_network_needs_a_token(finished_digits_once, capsys):
+    assert main(["serve", str(finished_digits_once), "--host", "0.0.0.0", "--port", str(free_port())]) == 2
+    assert "--token-file FILE, or --no-token" in capsys.readouterr().err
+
+
+# Batches
+
+
+def test_waiting_items_share_a_batch():
+    sizes = []
+
+    def double(items):
+        sizes.append(len(items))
+        time.sleep(0.02)
+        return [2 * item for item in items]
+
+    async def run():
+        batcher = Batcher(double, 4)
+        task = asyncio.create_task(batcher.run())
+        results = await asyncio.gather(*(batcher([number, number]) for number in range(6)))
+        task.cancel()
+        return results
+
+    assert asyncio.run(run()) == [[2 * number, 2 * number] for number in range(6)]
+    assert max(sizes) == 4
+    assert sum(sizes) == 12
+
+
+def test_error_of_a_batch_does_not_stop_the_next():
+    def inverse(items):
+        return [1 / item for item in items]
+
+    async def run():
+        batcher = Batcher(inverse, 4)
+        task = asyncio.create_task(batcher.run())
+        with pytest.raises(ZeroDivisionError):
+            await batcher([0])
+        results = await batcher([2])
+        task.cancel()
+        return results
+
+    assert asyncio.run(run()) == [0.5]
+
+
+# The command
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_command_serves_until_it_is_interrupted(finished_digits_once, files, workers):
+    port = free_port()
+    words = ["serve", str(finished_digits_once), "--port", str(port), "--workers", workers]
+    command = [sys.executable, "-m", "trainers.hegraph", *words]
+    with subprocess.Popen(command, cwd=CHECKOUT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            address = f"http://127.0.0.1:{port}"
+            for _ in range(300):
+                try:
+                    httpx.get(f"{address}/health")
+                    break
+                except httpx.TransportError:
+                    assert process.poll() is None, process.stderr.read()
+                    time.sleep(0.2)
+            answer = httpx.post(f"{address}/v1/predict/files", files=form(*files), timeout=60)
+            assert len(answer.json()["predictions"]) == len(files)
+        finally:
+            os.kill(process.pid, signal.SIGINT)
+        assert process.wait(60) in (0, 130)

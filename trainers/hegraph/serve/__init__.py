@@ -1,0 +1,1 @@
+"""HTTP server of a trained model, the command `serve`."""
