@@ -5,6 +5,7 @@ import base64
 import io
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -20,7 +21,7 @@ from trainers.hegraph.__main__ import main
 from trainers.hegraph.serve.__main__ import read_token
 from trainers.hegraph.serve.batches import Batcher
 
-for package in ("fastapi", "httpx", "prometheus_fastapi_instrumentator"):
+for package in ("fastapi_offline", "httpx", "prometheus_fastapi_instrumentator"):
     pytest.importorskip(package, reason="the extras `serve` and `dev` are not installed")
 
 import httpx  # noqa: E402
@@ -106,6 +107,13 @@ def test_model_is_described(client):
 def test_interface_is_documented(client):
     paths = client.get("/openapi.json").json()["paths"]
     assert {"/v1/predict", "/v1/predict/files", "/v1/model", "/health"} <= set(paths)
+
+
+def test_page_of_the_interface_needs_no_other_host(client):
+    page = client.get("/docs").text
+    assert re.findall(r"(?:src|href)=\"(\w+:)?//", page) == []
+    [script] = re.findall(r'src="(/[^"]+bundle.js)"', page)
+    assert client.get(script).status_code == 200
 
 
 def test_metrics_count_requests(client, files):

@@ -13,7 +13,7 @@ from ..utils.errors import Parser, UserError, echo, number, run_cli
 from ..utils.reading import read_text
 
 PORT = 8000
-PACKAGES = "fastapi, uvicorn, python-multipart and prometheus-fastapi-instrumentator"  # the extra "serve"
+PACKAGES = "fastapi fastapi-offline uvicorn python-multipart prometheus-fastapi-instrumentator"  # the extra "serve"
 EPILOG = """\
 POST /v1/predict takes images in base64, POST /v1/predict/files takes a form with files. GET /v1/model describes the
 model, /health and /metrics are for monitoring, and /docs shows and tries the interface in the browser.
@@ -45,7 +45,7 @@ def serve(args: argparse.Namespace) -> None:
 
         from .app import LOOPBACK, SETTINGS, Settings, create_app, from_environment
     except ImportError as error:
-        raise UserError(f"serve needs {PACKAGES}; run: {sys.executable} -m pip install {PACKAGES}") from error
+        raise UserError(f"serve needs FastAPI; run: {sys.executable} -m pip install {PACKAGES}") from error
     from ..models.folder import find_model_folder
     from ..utils.devices import choose_device
 

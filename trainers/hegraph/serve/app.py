@@ -22,6 +22,7 @@ import torch
 from fastapi import FastAPI, File, HTTPException, Query, Request, UploadFile
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from fastapi_offline import FastAPIOffline  # /docs loads nothing from other hosts
 from PIL.Image import Image
 from prometheus_fastapi_instrumentator import Instrumentator
 from pydantic import BaseModel, ConfigDict, Field
@@ -110,7 +111,7 @@ def create_app(settings: Settings) -> FastAPI:
         with suppress(asyncio.CancelledError):
             await task
 
-    app = FastAPI(title=f"HeGraphAdapter: {settings.model.name}", version=__version__, lifespan=lifespan)
+    app = FastAPIOffline(title=f"HeGraphAdapter: {settings.model.name}", version=__version__, lifespan=lifespan)
     app.add_middleware(Limits, settings=settings)
     if settings.host in LOOPBACK:  # a web page cannot reach the server under another name of this machine
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*LOOPBACK, "[::1]"])
