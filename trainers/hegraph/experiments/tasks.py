@@ -102,16 +102,9 @@ class Task(ABC):
     """
 
     def __init__(
-        self,
-        cfg: Config,
-        seed: int,
-        name: str,
-        classnames: Sequence[str],
-        class_ids: Sequence[str],
-        split: Split,
-        reads: Sequence[Path] = (),
-        multilabel: bool = False,
-    ) -> None:
+        self, cfg: Config, seed: int, name: str, classnames: Sequence[str], class_ids: Sequence[str], split: Split,
+        reads: Sequence[Path] = (), multilabel: bool = False,
+    ) -> None:  # fmt: skip
         self.cfg, self.seed, self.name, self.classnames = cfg, seed, name, classnames
         self.class_ids, self.split, self.reads, self.multilabel = class_ids, split, reads, multilabel
 
@@ -230,15 +223,9 @@ class FeatureTask(Task):
     """Task whose features are in memory."""
 
     def __init__(
-        self,
-        bank: FeatureBank,
-        cfg: Config,
-        seed: int,
-        split: Split | None = None,
-        identity: dict | None = None,
-        class_ids: Sequence[str] = (),
-        reads: Sequence[Path] = (),
-    ) -> None:
+        self, bank: FeatureBank, cfg: Config, seed: int, split: Split | None = None, identity: dict | None = None,
+        class_ids: Sequence[str] = (), reads: Sequence[Path] = (),
+    ) -> None:  # fmt: skip
         ids = class_ids or ids_of_names(bank.classnames)
         super().__init__(cfg, seed, bank.dataset, bank.classnames, ids, split or {}, reads, bank.multilabel)
         self._bank, self._identity = bank, identity or {}

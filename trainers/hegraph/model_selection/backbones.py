@@ -311,14 +311,9 @@ def to_frame(results: Sequence[Result]) -> pd.DataFrame:
 
 
 def compare_backbones(
-    images: Sequence[ImageOrPath],
-    labels: Sequence[Any],
-    classnames: Sequence[str] | None = None,
-    candidates: Sequence[str] = (),
-    device: str = "",
-    precision: str = "auto",
-    offline: bool = False,
-) -> pd.DataFrame:
+    images: Sequence[ImageOrPath], labels: Sequence[Any], classnames: Sequence[str] | None = None,
+    candidates: Sequence[str] = (), device: str = "", precision: str = "auto", offline: bool = False,
+) -> pd.DataFrame:  # fmt: skip
     """Compare backbones on labelled images by exact leave-one-out, without validation images and without training.
 
     Args:
