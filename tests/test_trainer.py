@@ -298,24 +298,16 @@ def test_dassls_own_keys_for_its_evaluator_are_heeded(host, plain):
     assert (ran.folder / "cmat.pt").exists()
 
 
-def test_import_of_dassl_restores_logging_and_modules(host):
-    program = (
-        "import logging, sys\n"
-        "import trainers.hegraph.trainer\n"
-        "print(logging.root.manager.disable, 'wilds' in sys.modules, 'dassl.engine' in sys.modules)\n"
+@pytest.mark.parametrize(("before", "shown", "printed"), [
+    ("", "logging.root.manager.disable, 'wilds' in sys.modules, 'dassl.engine' in sys.modules", "0 False True"),
+    ("sys.modules['wilds'] = stub = types.ModuleType('wilds'); stub.get_dataset = None",
+     "sys.modules['wilds'] is stub", "True"),
+])  # fmt: skip
+def test_import_of_dassl_restores_logging_and_modules(host, before, shown, printed):
+    assert (
+        host.prints(f"import logging, sys, types\n{before}\nimport trainers.hegraph.trainer\nprint({shown})\n")
+        == printed
     )
-    assert host.prints(program) == "0 False True"
-
-
-def test_stub_of_wilds_stays_in_place(host):
-    program = (
-        "import sys, types\n"
-        "sys.modules['wilds'] = stub = types.ModuleType('wilds')\n"
-        "stub.get_dataset = None\n"
-        "import trainers.hegraph.trainer\n"
-        "print(sys.modules['wilds'] is stub)\n"
-    )
-    assert host.prints(program) == "True"
 
 
 # CoOp's own train.py
