@@ -164,14 +164,10 @@ def test_shipped_rows_fill_open_keys(refused):
 
 def test_text_becomes_a_value_of_the_keys_type():
     for key, text, value in (
-        ("OPTIM.LR", "1e-3", 0.001),
-        ("OPTIM.LR", "1", 1.0),
-        ("INPUT.SIZE", "[32, 32]", (32, 32)),
-        ("INPUT.PIXEL_MEAN", "(0.5, 0.5, 0.5)", [0.5, 0.5, 0.5]),
-        ("OUTPUT_DIR", "2024", "2024"),
-        ("SEED", str(2**32 - 1), 2**32 - 1),
-        (f"{NODE}.PROMPTS.TEMPLATES", "['a {}.']", ["a {}."]),
-    ):
+        ("OPTIM.LR", "1e-3", 0.001), ("OPTIM.LR", "1", 1.0), ("INPUT.SIZE", "[32, 32]", (32, 32)),
+        ("INPUT.PIXEL_MEAN", "(0.5, 0.5, 0.5)", [0.5, 0.5, 0.5]), ("OUTPUT_DIR", "2024", "2024"),
+        ("SEED", str(2**32 - 1), 2**32 - 1), (f"{NODE}.PROMPTS.TEMPLATES", "['a {}.']", ["a {}."]),
+    ):  # fmt: skip
         loaded = load_cfg(opts=[key, text]).values[key]
         assert (type(loaded), loaded) == (type(value), value)
 

@@ -166,10 +166,9 @@ def test_outputs_agree_up_to_times_and_rounding():
     stored = "zero 99.20 % of 12 images in 3.1 s\n"
     assert outputs.agree(stored, "zero 98.90 %  of 12 images in 41 s\n")
     for other in (
-        "one 99.20 % of 12 images in 3.1 s",
-        "zero 91.20 % of 12 images in 3.1 s",
+        "one 99.20 % of 12 images in 3.1 s", "zero 91.20 % of 12 images in 3.1 s",
         "zero 99.20 % of 13 images in 3.1 s",
-    ):
+    ):  # fmt: skip
         assert not outputs.agree(stored, other)
     assert outputs.excerpt("a\nb\nc\nd\n", "2", "1") == "a\nb\n...\nd\n"
 

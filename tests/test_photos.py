@@ -189,9 +189,8 @@ def test_encoding_other_inputs_is_refused(backbone, images, message):
 def test_preprocess_refuses_other_inputs(backbone, tmp_path):
     (tmp_path / "a.jpg").write_bytes(b"no image")
     for image, message in (
-        (tmp_path / "a.jpg", "cannot read .*a.jpg: is not an image"),
-        (3, "expected a path .* got 3"),
-    ):
+        (tmp_path / "a.jpg", "cannot read .*a.jpg: is not an image"), (3, "expected a path .* got 3"),
+    ):  # fmt: skip
         with pytest.raises(UserError, match=message):
             backbone.preprocess(image)
 

@@ -283,11 +283,8 @@ def test_files_that_cannot_be_opened_are_refused(tmp_path):
     (tmp_path / "empty").touch()
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     for source, problem in (
-        (tmp_path / "pipe", "is not a regular file"),
-        (tmp_path, "is a folder"),
-        (tmp_path / "empty", "is empty (0 bytes)"),
-        (b"", "is empty (0 bytes)"),
-        (tmp_path / "loop", "Too many levels of symbolic links"),
-        (tmp_path / "gone", "No such file or directory"),
-    ):
+        (tmp_path / "pipe", "is not a regular file"), (tmp_path, "is a folder"),
+        (tmp_path / "empty", "is empty (0 bytes)"), (b"", "is empty (0 bytes)"),
+        (tmp_path / "loop", "Too many levels of symbolic links"), (tmp_path / "gone", "No such file or directory"),
+    ):  # fmt: skip
         assert problem_of(source) == problem

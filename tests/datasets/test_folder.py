@@ -101,10 +101,9 @@ def test_table_becomes_items_in_its_order(tmp_path):
 
 def test_table_variants_are_read_alike(tmp_path):
     for text in (
-        "\ufeffpath,label\r\na.jpg,ant\r\nb.jpg,bee\r\n",
-        " Label , PATH ,notes\n ant , ./a.jpg ,x\n\nbee,b.jpg\n",
+        "\ufeffpath,label\r\na.jpg,ant\r\nb.jpg,bee\r\n", " Label , PATH ,notes\n ant , ./a.jpg ,x\n\nbee,b.jpg\n",
         'path,label,split\na.jpg,"ant",\n"b.jpg",bee,""\n',
-    ):
+    ):  # fmt: skip
         root = write(tmp_path / "labels.csv", text).parent
         assert rows_of(load(root))["train"] == [("a.jpg", 0, "ant"), ("b.jpg", 1, "bee")]
     make(tmp_path / "elsewhere", "a.jpg", "b.jpg")

@@ -138,12 +138,11 @@ def test_damaged_shards_are_refused(tmp_path):
     huge = tarfile.TarInfo("1.cls")
     huge.size = 10**12
     for damaged, said in (
-        (compressed, "header"),
-        (content[: second.offset_data + 5], "unexpected end of data"),
+        (compressed, "header"), (content[: second.offset_data + 5], "unexpected end of data"),
         (content[:end], "it is truncated: expected the end of the archive at byte"),
         (content[: second.offset] + bytes(block) + content[second.offset + block :], "it is truncated"),
         (huge.tobuf(tarfile.GNU_FORMAT) + bytes(4096), "unexpected end of data|MemoryError"),
-    ):
+    ):  # fmt: skip
         path.write_bytes(damaged)
         refused(tmp_path, f"{path} is damaged or not a whole tar file that is not compressed: .*({said})")
     path.write_bytes(content[: end + block])  # some programs write no second block of zeros

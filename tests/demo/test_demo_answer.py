@@ -120,12 +120,11 @@ def test_title_and_summary_describe_the_model(digits):
     )
     bare = changed(model, scores=score.model_copy(update={"accuracy": None}))
     for shots, images, text in (
-        (-1, None, "trained on all images of each class."),
-        (1, None, "trained on 1 image of each class."),
+        (-1, None, "trained on all images of each class."), (1, None, "trained on 1 image of each class."),
         (16, (16,) * 10, "trained on 16 images of each class."),
         (16, (*range(8, 16), 16, 16), "trained on 16 shots (8 to 16 images per class)."),
         (16, (8,) * 10, "trained on 16 shots (8 images per class)."),
-    ):
+    ):  # fmt: skip
         trained_on = model.trained_on.model_copy(update={"shots": shots})
         assert summary(changed(bare, trained_on=trained_on, images=images)).endswith(text)
 

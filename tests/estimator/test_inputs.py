@@ -82,10 +82,8 @@ def test_mean_of_views_is_classified(data, quick):
     damaged, whole = views.copy(), torch.zeros(120, 32, 32, dtype=torch.uint8)
     damaged[3, 1, 2] = np.nan
     for wrong, message in (
-        (views[:, :0], "0 sample"),
-        (damaged, "contains NaN"),
-        (whole, r"expected a list of paths .*got uint8 \["),
-    ):
+        (views[:, :0], "0 sample"), (damaged, "contains NaN"), (whole, r"expected a list of paths .*got uint8 \["),
+    ):  # fmt: skip
         with pytest.raises(ValueError, match=message):
             classifier.fit(wrong, data.y)
     with pytest.raises(ValueError, match="contains NaN"):

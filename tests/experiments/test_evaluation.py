@@ -124,12 +124,9 @@ def say(model: SavedModel, target: Task, device: str = "cpu"):
 
 def test_rule_follows_from_classes_and_data_set():
     for ids, name, rule in (
-        ("abc", "Source", ""),
-        ("abc", "Elsewhere", "same classes"),
-        ("cab", "Source", "same classes"),
-        ("ca", "Elsewhere", "same classes"),
-        ("abcd", "Source", "other classes"),
-    ):
+        ("abc", "Source", ""), ("abc", "Elsewhere", "same classes"), ("cab", "Source", "same classes"),
+        ("ca", "Elsewhere", "same classes"), ("abcd", "Source", "other classes"),
+    ):  # fmt: skip
         assert evaluation.rule_for(model_of(), SimpleNamespace(class_ids=tuple(ids), name=name)) == rule
 
 
@@ -220,9 +217,8 @@ def test_all_options_of_a_baseline_are_checked():
     cfg = load_cfg(method=method, opts=["TRAINER.NAME", "TipAdapter", "TRAINER.TIPADAPTER.BETA", 1.0])
     run_module.check_configuration(model_of("TipAdapter"), load_cfg(method=method, opts=["TRAINER.NAME", "TipAdapter"]))
     for given, said in (
-        (cfg, r"TRAINER\.TIPADAPTER\.BETA 5\.5, not 1\.0"),
-        (load_cfg(), "give --trainer TipAdapter, not"),
-    ):
+        (cfg, r"TRAINER\.TIPADAPTER\.BETA 5\.5, not 1\.0"), (load_cfg(), "give --trainer TipAdapter, not"),
+    ):  # fmt: skip
         with pytest.raises(UserError, match=said):
             run_module.check_configuration(model_of("TipAdapter"), given)
 

@@ -189,11 +189,9 @@ def done(monkeypatch) -> list[str]:
     """What was asked of the task, which takes five seconds to read, and of targets."""
     asked: list[str] = []
     for place, name, answer in (
-        (BankTask, "prepare", lambda task: None),
-        (BankTask, "bank", BankTask.bank),
-        (run_module, "encode_targets", lambda task: None),
-        (run_module, "score_targets", lambda *_: {"X": {}}),
-    ):
+        (BankTask, "prepare", lambda task: None), (BankTask, "bank", BankTask.bank),
+        (run_module, "encode_targets", lambda task: None), (run_module, "score_targets", lambda *_: {"X": {}}),
+    ):  # fmt: skip
         monkeypatch.setattr(place, name, lambda *words, n=name, answer=answer: asked.append(n) or answer(*words))
     monkeypatch.setattr(run_module, "time", SimpleNamespace(monotonic=itertools.count(100, 5).__next__))
     return asked

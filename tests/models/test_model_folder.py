@@ -83,12 +83,11 @@ def test_saved_models_are_restored(folder, saved_model, caplog):
     assert read.transfer.options == written.transfer.options
     rounded = replace(written.classifier, keys=written.classifier.keys.half().float())
     for found, expected in (
-        (vars(read.classifier), vars(rounded)),
-        (read.text_positive, written.text_positive),
+        (vars(read.classifier), vars(rounded)), (read.text_positive, written.text_positive),
         (read.class_nodes, written.class_nodes.half().float()),
         (read.transfer.parameters, written.transfer.parameters),
         (vars(read.transfer.messages), vars(written.transfer.messages)),
-    ):
+    ):  # fmt: skip
         assert_close(found, expected, rtol=0, atol=0)
     assert caplog.messages == []
 
