@@ -8,15 +8,7 @@ import pytest
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from trainers.hegraph.datasets.digits import CLASSNAMES, open_digit
-from trainers.hegraph.demo.drawing import (
-    PNG,
-    SIDE,
-    as_png,
-    classifies_digits,
-    ink_of_canvas,
-    scan_of_ink,
-    scan_of_picture,
-)
+from trainers.hegraph.demo import drawing
 from trainers.hegraph.utils.errors import UserError
 
 
@@ -38,49 +30,51 @@ def named(digits, images):
 def test_digits_of_any_size_and_pen_are_classified(digits):
     for size, corner, pen in ((300, (100, 20), 0), (300, (100, 20), 8), (150, (20, 150), 0), (150, (20, 150), 4)):
         bright = [written(digit, size, corner, pen) for digit in range(10)]
-        drawn = named(digits, [scan_of_ink(as_ink(image)) for image in bright])
+        drawn = named(digits, [drawing.scan_of_ink(as_ink(image)) for image in bright])
         assert np.mean([name == right for name, right in zip(drawn, CLASSNAMES)]) >= 0.6  # the model has seen 4 of each
         dark = [ImageOps.invert(image).point(lambda level: 60 + level // 2) for image in bright]  # grey paper, grey ink
-        assert named(digits, [scan_of_picture(image) for image in dark]) == drawn
+        assert named(digits, [drawing.scan_of_picture(image) for image in dark]) == drawn
 
 
 def test_scan_looks_like_the_data_set():
     for pen in (0, 30):
-        scan = scan_of_ink(as_ink(written(3, pen=pen)))
+        scan = drawing.scan_of_ink(as_ink(written(3, pen=pen)))
         assert (scan.mode, scan.size) == ("RGB", (8, 8))
         levels = np.asarray(scan)[:, :, 0] / 255
         assert levels.sum() == pytest.approx(314 / 16, rel=0.1)
         assert levels[0].max() > 0 and levels[-1].max() > 0  # it fills the height
     for shape in ((1, 1), (1, 300), (300, 1)):
-        assert scan_of_ink(np.full(shape, 0.2)).size == (8, 8)
+        assert drawing.scan_of_ink(np.full(shape, 0.2)).size == (8, 8)
     scan = open_digit("digits/0900")
-    assert np.array_equal(np.asarray(scan_of_picture(scan)), np.asarray(scan)), "a scan stays as it is"
+    assert np.array_equal(np.asarray(drawing.scan_of_picture(scan)), np.asarray(scan)), "a scan stays as it is"
     with pytest.raises(UserError, match="no digit found"):
-        scan_of_picture(Image.new("RGB", (100, 100), "white"))
+        drawing.scan_of_picture(Image.new("RGB", (100, 100), "white"))
 
 
 def test_only_models_of_digits_get_a_canvas(digits):
-    assert classifies_digits(digits.model)
+    assert drawing.classifies_digits(digits.model)
     other = digits.model.trained_on.model_copy(update={"dataset": "Food101"})
-    assert not classifies_digits(digits.model.model_copy(update={"trained_on": other}))
-    assert not classifies_digits(digits.model.model_copy(update={"classnames": ("cat", *digits.model.classnames[1:])}))
+    assert not drawing.classifies_digits(digits.model.model_copy(update={"trained_on": other}))
+    assert not drawing.classifies_digits(
+        digits.model.model_copy(update={"classnames": ("cat", *digits.model.classnames[1:])})
+    )
 
 
 def url(image: Image.Image) -> str:
-    return PNG + base64.b64encode(as_png(image)).decode()
+    return drawing.PNG + base64.b64encode(drawing.as_png(image)).decode()
 
 
 def test_ink_of_canvas_and_refused_values():
-    image = Image.new("RGBA", (SIDE, SIDE), "black")
+    image = Image.new("RGBA", (drawing.SIDE, drawing.SIDE), "black")
     image.paste("white", (10, 20, 30, 40))
-    ink = ink_of_canvas(url(image))
-    assert (ink.shape, ink.sum(), ink[20:40, 10:30].min()) == ((SIDE, SIDE), 400, 1)
+    ink = drawing.ink_of_canvas(url(image))
+    assert (ink.shape, ink.sum(), ink[20:40, 10:30].min()) == ((drawing.SIDE, drawing.SIDE), 400, 1)
     gif = io.BytesIO()
     image.save(gif, "GIF")
-    blank, large = Image.new("L", (SIDE, SIDE)), Image.new("1", (60_000, 10_000), 1)
+    blank, large = Image.new("L", (drawing.SIDE, drawing.SIDE)), Image.new("1", (60_000, 10_000), 1)
     for value in (
-        None, 7, "http://127.0.0.1/image.png", PNG, PNG + "A" * 300_000, url(blank), url(image)[:60], url(large),
-        PNG + base64.b64encode(gif.getvalue()).decode(), url(Image.new("L", (8, 8), 255)),
+        None, 7, "http://127.0.0.1/image.png", drawing.PNG, drawing.PNG + "A" * 300_000, url(blank), url(image)[:60],
+        url(large), drawing.PNG + base64.b64encode(gif.getvalue()).decode(), url(Image.new("L", (8, 8), 255)),
     ):  # fmt: skip
         with pytest.raises(UserError, match="the drawing arrived damaged"):
-            ink_of_canvas(value)
+            drawing.ink_of_canvas(value)

@@ -26,14 +26,6 @@ from trainers.hegraph.datasets.images import to_rgb
 from trainers.hegraph.datasets.splits import Item, sample_few_shot
 from trainers.hegraph.features import extract, images as reading
 from trainers.hegraph.features.__main__ import main
-from trainers.hegraph.features.extract import (
-    encode_images,
-    encode_prompts,
-    encode_task,
-    is_valid,
-    training_augmentation,
-    write_features,
-)
 from trainers.hegraph.features.images import ImageReader, ImageViews
 from trainers.hegraph.features.options import EncodingOptions
 from trainers.hegraph.models.images import ImageModel
@@ -65,7 +57,7 @@ def encode(digits, backbone, tmp_path) -> Callable[..., FeatureBank]:
 
     def bank(shots: int, seed: int, **changes) -> FeatureBank:
         task = replace(selected(digits, shots, seed), **changes)
-        return encode_task(task, backbone, make_options(), seed, tmp_path)
+        return extract.encode_task(task, backbone, make_options(), seed, tmp_path)
 
     return bank
 
@@ -96,7 +88,9 @@ def encoded(monkeypatch) -> Calls:
 
 @pytest.fixture
 def images(digits, backbone) -> ImageViews:
-    return ImageViews(digits, digits.train[:4], training_augmentation(backbone, make_options()), views=VIEWS, seed=1)
+    return ImageViews(
+        digits, digits.train[:4], extract.training_augmentation(backbone, make_options()), views=VIEWS, seed=1
+    )
 
 
 # Reading
@@ -162,14 +156,14 @@ def test_number_of_threads(backbone, monkeypatch, num_cores, threads, expected):
 
 
 def test_features_do_not_depend_on_batch_size(images, backbone, tmp_path, encoded):
-    features = encode_images(backbone, images, make_options(), tmp_path / "a", "train")
+    features = extract.encode_images(backbone, images, make_options(), tmp_path / "a", "train")
     assert features.shape[:2] == (VIEWS, 4)
     torch.testing.assert_close(features.norm(dim=-1), torch.ones(VIEWS, 4))
     options = make_options("DATALOADER.TEST.BATCH_SIZE", 5, "DATALOADER.NUM_WORKERS", 1)
-    found = encode_images(backbone, images, options, tmp_path / "b", "train")
+    found = extract.encode_images(backbone, images, options, tmp_path / "b", "train")
     torch.testing.assert_close(found, features, rtol=0, atol=1e-5)
     assert encoded == [12, 5, 5, 2]
-    encode_images(backbone, images, options, tmp_path / "a", "train")  # the file is shared
+    extract.encode_images(backbone, images, options, tmp_path / "a", "train")  # the file is shared
     assert len(encoded) == 4
     alone = backbone.encode_images(next(images.batches([2 * 4 + 3], 1)))[0]
     torch.testing.assert_close(features[2, 3], alone, rtol=0, atol=1e-5)
@@ -182,7 +176,7 @@ def test_encoded_task_is_cached(digits, encode, backbone, tmp_path, encoded):
         assert getattr(bank, f"{split}_labels").tolist() == [item.label for item in items]
     assert (bank.dataset, bank.backbone, list(bank.classnames)) == ("Digits", backbone.name, list(digits.classnames))
     assert bank.logit_scale == pytest.approx(backbone.logit_scale)
-    text = encode_prompts(backbone, "Digits", digits.classnames, make_options(), tmp_path)
+    text = extract.encode_prompts(backbone, "Digits", digits.classnames, make_options(), tmp_path)
     for name, nodes in (("text_positive", "positive"), ("text_negative", "negative"), ("text_norms", "norms")):
         assert torch.equal(getattr(bank, name), text[nodes])
     encoded.clear()
@@ -204,9 +198,9 @@ def test_nan_and_zero_features_are_refused(images, backbone, tmp_path, monkeypat
     for name in ("encode_images", "encode_text"):
         monkeypatch.setattr(Backbone, name, lambda self, batch, **more: torch.full((len(batch), 4), value))
     with pytest.raises(UserError, match="gives NaN or zero features for train images of Digits"):
-        encode_images(backbone, images, make_options(), tmp_path, "train")
+        extract.encode_images(backbone, images, make_options(), tmp_path, "train")
     with pytest.raises(UserError, match="gives NaN or zero features for the prompts of Digits"):
-        encode_prompts(backbone, "Digits", ["zero", "one"], make_options(), tmp_path)
+        extract.encode_prompts(backbone, "Digits", ["zero", "one"], make_options(), tmp_path)
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
@@ -225,7 +219,7 @@ def test_each_input_has_its_own_file(images, backbone, tmp_path):
         (backbone, replace(images, dataset=replace(images.dataset, name="Other"))),
     ]
     for encoder, views in inputs:
-        encode_images(encoder, views, make_options(), tmp_path, "train")
+        extract.encode_images(encoder, views, make_options(), tmp_path, "train")
     assert len(list(tmp_path.iterdir())) == len(inputs)
 
 
@@ -233,7 +227,7 @@ def test_cache_format_is_stable(tmp_path):
     features = F.normalize(torch.arange(6.0).view(1, 2, 3), dim=-1)
     checksum = hashlib.sha256(b"'features':torch.float32[1, 2, 3]" + features.numpy().tobytes()).hexdigest()
     save_file({"features": features}, tmp_path / "part", {"fingerprint": "key", "checksum": checksum})
-    assert is_valid(tmp_path / "part", "key") and not is_valid(tmp_path / "part", "other")
+    assert extract.is_valid(tmp_path / "part", "key") and not extract.is_valid(tmp_path / "part", "other")
 
 
 @pytest.mark.parametrize("part", ["test", "text"])
@@ -244,7 +238,7 @@ def test_unusable_cached_features_are_encoded_again(digits, backbone, encode, en
     expected = encode(1, 1)
     [path] = tmp_path.glob(f"{part}-*")
     key = read_metadata(safe_open(path, "pt"))["fingerprint"]
-    write_features(path, {name: change(tensor) for name, tensor in load_file(path).items()}, key)
+    extract.write_features(path, {name: change(tensor) for name, tensor in load_file(path).items()}, key)
     encoded.clear()
     found = encode(1, 1)
     assert torch.equal(found.test_features, expected.test_features)
@@ -254,7 +248,7 @@ def test_unusable_cached_features_are_encoded_again(digits, backbone, encode, en
 
 def test_damaged_part_is_replaced_with_a_warning(images, backbone, tmp_path, caplog, rewrite):
     def encode() -> torch.Tensor:
-        return encode_images(backbone, images, make_options(), tmp_path, "train")
+        return extract.encode_images(backbone, images, make_options(), tmp_path, "train")
 
     expected = encode()
     [path] = tmp_path.glob("train-*.safetensors")
@@ -276,7 +270,7 @@ def in_chunks(digits, backbone, monkeypatch) -> Callable[[Path], torch.Tensor]:
     monkeypatch.setattr(extract, "CHUNK_BATCHES", 2)
     views = ImageViews(digits, load_dataset("Digits").test[:IMAGES], backbone.preprocess)
     options = make_options("DATALOADER.TEST.BATCH_SIZE", BATCH)
-    return lambda folder: encode_images(backbone, views, options, folder, "test")
+    return lambda folder: extract.encode_images(backbone, views, options, folder, "test")
 
 
 @pytest.mark.parametrize(("batches", "done", "damaged"), [(1, 0, False), (2, 8, False), (5, 16, False), (5, 8, True)])
@@ -322,7 +316,7 @@ def test_text_features_average_groups_first(backbone, tmp_path):
     options = make_options(
         *itertools.chain.from_iterable((f"{NODE}.PROMPTS.{key}", value) for key, value in keys.items())
     )
-    text = encode_prompts(backbone, "Digits", ["one", "two"], options, tmp_path / "parts")
+    text = extract.encode_prompts(backbone, "Digits", ["one", "two"], options, tmp_path / "parts")
 
     def mean(sentences: list[str], normalize: bool = True) -> torch.Tensor:
         return backbone.encode_text(sentences, normalize=normalize).mean(dim=0)

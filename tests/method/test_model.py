@@ -13,17 +13,7 @@ from trainers.hegraph import HeGraphModel, build_graph, load_bank, load_cfg
 from trainers.hegraph.experiments.fitting import new_model
 from trainers.hegraph.experiments.run import MODEL_KEYS
 from trainers.hegraph.experiments.tasks import BankTask
-from trainers.hegraph.method import cache as module
-from trainers.hegraph.method.cache import (
-    FoldedClassifier,
-    Logits,
-    adapter_loss,
-    cache_affinities,
-    cache_logits,
-    shifted_cache_logits,
-    shifted_keys,
-    text_logits,
-)
+from trainers.hegraph.method import cache
 from trainers.hegraph.method.closed_form import ClosedForm, class_offsets
 from trainers.hegraph.method.graph import class_prototypes
 from trainers.hegraph.method.model import build_model, shuffled
@@ -71,7 +61,7 @@ def train(model: HeGraphModel, steps: int = 10) -> HeGraphModel:
         positions = torch.randperm(N, generator=generator)[:6]
         features = F.normalize(model.cache_keys[positions] + 0.3 * torch.randn(6, WIDTH, generator=generator), dim=-1)
         optimizer.zero_grad()
-        adapter_loss(model(features, positions), LABELS[positions], 1.0, 10.0).backward()
+        cache.adapter_loss(model(features, positions), LABELS[positions], 1.0, 10.0).backward()
         optimizer.step()
     return model
 
@@ -240,7 +230,7 @@ def test_paper_configurations_have_the_papers_recipe():
 
 
 def test_each_relation_changes_the_logits(tiny_bank):
-    def trained(*pairs: object) -> tuple[HeGraphModel, Logits]:
+    def trained(*pairs: object) -> tuple[HeGraphModel, cache.Logits]:
         """What the default recipe leaves of two images for each class, and its logits of the test images."""
         cfg = load_cfg("", "vit_b32", {"DATASET.NUM_SHOTS": 2, f"{NODE}.MIN_STEPS": 30}, list(pairs))
         task = BankTask(tiny_bank, cfg, 1)
@@ -264,9 +254,11 @@ def test_each_relation_changes_the_logits(tiny_bank):
 def test_text_and_cache_logits_by_hand():
     queries, keys = unit_features(B, 8, seed=1), 3 * unit_features(len(LABELS), 8, seed=2)
     cosines = queries @ (keys / 3).t()
-    assert_close(text_logits(queries, keys, 100.0), 100 * cosines, rtol=0, atol=1e-4)
+    assert_close(cache.text_logits(queries, keys, 100.0), 100 * cosines, rtol=0, atol=1e-4)
     expected = (-5.5 * (1 - cosines)).exp() @ torch.eye(CLASSES)[LABELS]
-    assert_close(cache_logits(cache_affinities(queries, keys, 5.5), LABELS, CLASSES), expected, rtol=0, atol=1e-5)
+    assert_close(
+        cache.cache_logits(cache.cache_affinities(queries, keys, 5.5), LABELS, CLASSES), expected, rtol=0, atol=1e-5
+    )
 
 
 # --- keys that training moves
@@ -278,17 +270,17 @@ def test_text_and_cache_logits_by_hand():
     (None, True, 50.0, CLASSES, torch.float64, 1e-8), (None, False, 0.0, 8, torch.float32, 1e-5),
 ])  # fmt: skip
 def test_shifted_cache_logits_equal_the_plain_functions(monkeypatch, chunk, own, known, beta, width, dtype, tolerance):
-    monkeypatch.setitem(module.CHUNK, "cpu", chunk)
+    monkeypatch.setitem(cache.CHUNK, "cpu", chunk)
     features, keys, shift, factors = (
         unit_features(rows, columns, seed=i).to(dtype)
         for i, (rows, columns) in enumerate([(B, width), (len(LABELS), width), (CLASSES, width), (B, CLASSES)])
     )
     shift = (0.5 * shift).requires_grad_()
-    fast = shifted_cache_logits(features, keys, shift, LABELS, beta, own, features @ keys.t() if known else None)
-    affinities = cache_affinities(features, keys + shift[LABELS], beta)
+    fast = cache.shifted_cache_logits(features, keys, shift, LABELS, beta, own, features @ keys.t() if known else None)
+    affinities = cache.cache_affinities(features, keys + shift[LABELS], beta)
     if own is not None:
         affinities = affinities.scatter(1, own.unsqueeze(1), 0.0)
-    slow = cache_logits(affinities, LABELS, CLASSES)
+    slow = cache.cache_logits(affinities, LABELS, CLASSES)
     assert_close(fast, slow, rtol=tolerance, atol=tolerance)
     total = (factors * fast).sum()
     ours, again = (torch.autograd.grad(total, shift, retain_graph=True)[0] for _ in range(2))
@@ -296,26 +288,28 @@ def test_shifted_cache_logits_equal_the_plain_functions(monkeypatch, chunk, own,
     scale = max(1.0, theirs.abs().max().item())
     assert_close(ours / scale, theirs / scale, rtol=tolerance, atol=tolerance)
     assert again.equal(ours)
-    assert_close(shifted_keys(keys, shift, LABELS), keys + shift[LABELS])
-    folded = FoldedClassifier(torch.zeros(CLASSES, width).to(dtype), None, keys, LABELS, beta=beta)
-    assert_close(folded.parts(features).visual, cache_logits(cache_affinities(features, keys, beta), LABELS, CLASSES))
+    assert_close(cache.shifted_keys(keys, shift, LABELS), keys + shift[LABELS])
+    folded = cache.FoldedClassifier(torch.zeros(CLASSES, width).to(dtype), None, keys, LABELS, beta=beta)
+    assert_close(
+        folded.parts(features).visual, cache.cache_logits(cache.cache_affinities(features, keys, beta), LABELS, CLASSES)
+    )
 
 
 def test_a_cancelled_key_gives_finite_logits_and_gradient():
     keys = torch.eye(2)
     shift = torch.tensor([[-1.0, 0.0], [0.5, 0.0]], requires_grad=True)
-    logits = shifted_cache_logits(keys, keys, shift, torch.tensor([0, 1]), 1.0)
+    logits = cache.shifted_cache_logits(keys, keys, shift, torch.tensor([0, 1]), 1.0)
     logits.sum().backward()
     assert logits.isfinite().all() and shift.grad.isfinite().all()
 
 
 @pytest.mark.parametrize(("rows", "width", "sizes"), [(10, 4, [4, 4, 2]), (8, 4, [4, 4]), (3, 100, [1, 1, 1])])
 def test_chunks_hold_each_row_once(monkeypatch, rows, width, sizes):
-    monkeypatch.setitem(module.CHUNK, "cpu", 16)
+    monkeypatch.setitem(cache.CHUNK, "cpu", 16)
     matrix = torch.arange(rows).unsqueeze(1)
-    parts = [matrix[part] for part in module.chunks(matrix, width)]
+    parts = [matrix[part] for part in cache.chunks(matrix, width)]
     assert [len(part) for part in parts] == sizes and torch.cat(parts).equal(matrix)
-    assert len(list(module.chunks(matrix, 0))) == 1
+    assert len(list(cache.chunks(matrix, 0))) == 1
 
 
 # --- the folded classifier
@@ -324,7 +318,7 @@ def test_chunks_hold_each_row_once(monkeypatch, rows, width, sizes):
 def test_folded_classifier_by_hand():
     weights, keys, queries = unit_features(3, 8, seed=1), unit_features(4, 8, seed=2), unit_features(5, 8, seed=3)
     labels, values, bias = torch.tensor([2, 0, 2, 1]), torch.tensor([1.0, 2.0, 0.5, 1.0]), torch.tensor([0.1, 0.2, 0.3])
-    folded = FoldedClassifier(weights, bias, keys, labels, values, alpha=3.0, beta=2.0)
+    folded = cache.FoldedClassifier(weights, bias, keys, labels, values, alpha=3.0, beta=2.0)
     visual = (values * (-2.0 * (1 - queries @ keys.t())).exp()) @ torch.eye(3)[labels]
     text = queries @ weights.t() + bias
     assert (folded.num_classes, folded.width) == (3, 8)
@@ -335,4 +329,4 @@ def test_folded_classifier_by_hand():
     moved = folded.to("cpu", torch.float64)
     assert {moved.weights.dtype, moved.bias.dtype, moved.keys.dtype, moved.key_weights.dtype} == {torch.float64}
     assert moved.labels.dtype == torch.int64 and moved.alpha == 3.0
-    assert FoldedClassifier(weights).to("meta").weights.device.type == "meta"
+    assert cache.FoldedClassifier(weights).to("meta").weights.device.type == "meta"

@@ -15,14 +15,6 @@ from benchmarks.tasks import unit_features
 from trainers.hegraph.method import unlabelled
 from trainers.hegraph.method.cache import FoldedClassifier
 from trainers.hegraph.method.closed_form import TextPrior
-from trainers.hegraph.method.unlabelled import (
-    ClassPrior,
-    ClassSums,
-    UnlabelledAdaptation,
-    adapt_to_unlabelled,
-    class_balance,
-    relative_balance,
-)
 
 
 class Graph(NamedTuple):
@@ -34,9 +26,9 @@ class Graph(NamedTuple):
 
     def adapt(
         self, classifier: FoldedClassifier, images: Tensor, scale: float, temperature: float
-    ) -> UnlabelledAdaptation:
-        sums = ClassSums.of(self.keys, self.labels, len(self.text))
-        return adapt_to_unlabelled(classifier, sums, self.text, images, scale, temperature)
+    ) -> unlabelled.UnlabelledAdaptation:
+        sums = unlabelled.ClassSums.of(self.keys, self.labels, len(self.text))
+        return unlabelled.adapt_to_unlabelled(classifier, sums, self.text, images, scale, temperature)
 
 
 K, M, WIDTH, TAU, T = 3, 7, 5, 20.0, 1.7
@@ -55,7 +47,7 @@ def unlabelled_graph(text: Tensor) -> Graph:
 
 
 def set_class_prior(monkeypatch, offsets: float, prior: float) -> None:
-    monkeypatch.setattr(ClassPrior, "of", lambda *_: ClassPrior(0.9, 0.5, offsets, prior))
+    monkeypatch.setattr(unlabelled.ClassPrior, "of", lambda *_: unlabelled.ClassPrior(0.9, 0.5, offsets, prior))
 
 
 def by_hand(graph: Graph, rounds: int, lam: float, mu: float) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
@@ -158,7 +150,7 @@ def clouds(labels: Tensor, spread: float = 0.03) -> tuple[Graph, FoldedClassifie
 EQUAL, FEW = torch.arange(10).repeat(20), torch.arange(2).repeat(100)
 
 
-def adapt_clouds(images: Tensor, labelled: bool = True) -> UnlabelledAdaptation:
+def adapt_clouds(images: Tensor, labelled: bool = True) -> unlabelled.UnlabelledAdaptation:
     graph, classifier, _ = clouds(EQUAL)
     return (graph if labelled else unlabelled_graph(graph.text)).adapt(classifier, images, SCALE, 1.0)
 
@@ -178,29 +170,31 @@ def test_class_prior_of_equal_and_of_few_classes(labelled):
 def test_uniform_predictions_give_no_offsets():
     """Uncertain predictions are balanced whatever the class proportions are."""
     probabilities = torch.full((200, 10), 0.1)
-    assert class_balance(probabilities.mean(dim=0)) == pytest.approx(1)
-    assert relative_balance(probabilities) == pytest.approx(0, abs=1e-3)
-    class_prior = ClassPrior.of(probabilities, labelled=True)
+    assert unlabelled.class_balance(probabilities.mean(dim=0)) == pytest.approx(1)
+    assert unlabelled.relative_balance(probabilities) == pytest.approx(0, abs=1e-3)
+    class_prior = unlabelled.ClassPrior.of(probabilities, labelled=True)
     assert (class_prior.offset_weight, class_prior.prior_weight) == (0, pytest.approx(0.5 * 200 / 260, rel=0.01))
 
 
 @pytest.mark.parametrize("sure", [30.0, 60.0])
 def test_confident_predictions_of_few_classes_are_imbalanced(sure):
     """Classes without predicted images are resampled from all images."""
-    assert relative_balance((sure * torch.eye(10)[FEW]).softmax(dim=1)) == -1
-    assert relative_balance((sure * torch.eye(10)[EQUAL]).softmax(dim=1)) == pytest.approx(1, abs=0.1)
+    assert unlabelled.relative_balance((sure * torch.eye(10)[FEW]).softmax(dim=1)) == -1
+    assert unlabelled.relative_balance((sure * torch.eye(10)[EQUAL]).softmax(dim=1)) == pytest.approx(1, abs=0.1)
 
 
 def test_class_balance_by_hand():
-    assert class_balance(torch.tensor([0.5, 0.5, 0, 0])) == pytest.approx(0.5)
-    assert class_balance(torch.tensor([0.5, 0.25, 0.25, 0])) == pytest.approx(math.exp(1.5 * math.log(2)) / 4)
+    assert unlabelled.class_balance(torch.tensor([0.5, 0.5, 0, 0])) == pytest.approx(0.5)
+    assert unlabelled.class_balance(torch.tensor([0.5, 0.25, 0.25, 0])) == pytest.approx(
+        math.exp(1.5 * math.log(2)) / 4
+    )
 
 
 def test_relative_balance_samples_many_images(monkeypatch):
     probabilities = (10 * torch.eye(10)[EQUAL]).softmax(dim=1)
-    whole = relative_balance(probabilities)
+    whole = unlabelled.relative_balance(probabilities)
     monkeypatch.setattr(unlabelled, "MAX_RESAMPLED", 100)
-    sampled = relative_balance(probabilities)
+    sampled = unlabelled.relative_balance(probabilities)
     assert sampled != whole and sampled > 0.8 and whole > 0.8
 
 

@@ -10,18 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from trainers.hegraph.predict.files import (
-    Row,
-    check_inputs,
-    copy_into,
-    csv_lines,
-    folder_name,
-    image_paths,
-    json_lines,
-    read_list,
-    table_lines,
-    unique_names,
-)
+from trainers.hegraph.predict import files
 from trainers.hegraph.utils.errors import UserError
 
 TOP = [("ant", 0.9), ("bee", 0.0999999), ("cow", 1.23456789e-12)]
@@ -39,7 +28,7 @@ def touch(folder: Path, *names: str) -> None:
 
 def relative_paths(folder: Path, skipped: Path | None = None) -> list[str]:
     """Relative paths of the images in a folder."""
-    return [os.path.relpath(path, folder) for path in image_paths([str(folder)], skipped=skipped)]
+    return [os.path.relpath(path, folder) for path in files.image_paths([str(folder)], skipped=skipped)]
 
 
 def test_folder_is_searched_in_sorted_order(tmp_path, caplog):
@@ -72,9 +61,9 @@ def test_several_inputs_in_order(tmp_path):
     touch(tmp_path, "z.png", "folder/a.png", "empty/readme.md")
     (tmp_path / "list.TXT").write_text("one.png\ntwo.png\n")
     inputs = [str(tmp_path / name) for name in ("z.png", "list.TXT", "folder", "empty", "missing.png")]
-    check_inputs(inputs)
+    files.check_inputs(inputs)
     expected = [inputs[0], "one.png", "two.png", str(tmp_path / "folder" / "a.png"), inputs[4]]
-    assert list(image_paths(inputs)) == expected
+    assert list(files.image_paths(inputs)) == expected
 
 
 @pytest.mark.parametrize(("text", "null", "expected"), [
@@ -84,12 +73,12 @@ def test_several_inputs_in_order(tmp_path):
     (b"a\nb.png\0c\r\0", True, ["a\nb.png", "c\r"]), (b"", False, []),
 ])  # fmt: skip
 def test_list_has_paths(text, null, expected):
-    assert list(read_list(io.BytesIO(text), null)) == expected
+    assert list(files.read_list(io.BytesIO(text), null)) == expected
 
 
 def test_endless_list_is_an_error():
     with pytest.raises(UserError, match="is it a list of paths"):
-        list(read_list(SimpleNamespace(read=lambda size: b"a" * size), null=True))
+        list(files.read_list(SimpleNamespace(read=lambda size: b"a" * size), null=True))
 
 
 def test_list_on_standard_input_is_streamed(monkeypatch):
@@ -97,7 +86,7 @@ def test_list_on_standard_input_is_streamed(monkeypatch):
     with os.fdopen(reader, "rb") as file, os.fdopen(writer, "wb", buffering=0) as other_end:
         monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=file))
         other_end.write(b"first.png\nsecond.p")
-        found = image_paths(["-"])
+        found = files.image_paths(["-"])
         assert next(found) == "first.png"  # and does not wait for more
         other_end.write(b"ng\n")
         assert next(found) == "second.png"
@@ -108,51 +97,56 @@ def test_list_on_standard_input_is_streamed(monkeypatch):
     (["missing.png"], "cannot read missing.png"), (["nu\0l"], "cannot read nu"),
 ])  # fmt: skip
 def test_inputs_are_checked(monkeypatch, inputs, expected):
-    check_inputs(["-"])
+    files.check_inputs(["-"])
     with pytest.raises(UserError, match=expected):
-        check_inputs(inputs)
+        files.check_inputs(inputs)
     monkeypatch.setattr(sys, "stdin", None)
     with pytest.raises(UserError, match="closed"):
-        check_inputs(["-"])
+        files.check_inputs(["-"])
 
 
 # Rows
 
 
 def test_formats_have_rejected_images_and_errors():
-    rows = [Row("a", TOP[:2], known=True), Row("b", TOP[:2], known=False), Row("c", error="why"), Row("d", TOP[:1])]
-    assert list(table_lines([rows[:2], rows[2:]], True)) == [
+    rows = [
+        files.Row("a", TOP[:2], known=True),
+        files.Row("b", TOP[:2], known=False),
+        files.Row("c", error="why"),
+        files.Row("d", TOP[:1]),
+    ]
+    assert list(files.table_lines([rows[:2], rows[2:]], True)) == [
         "path  class          probability  next classes\n",
         "a     ant            90.00 %      bee 10.00 %\n",
         "b     none of these               ant 90.00 %, bee 10.00 %\n",
         "c     error:                      why\n",
         "d     ant            90.00 %\n",
     ]
-    assert list(table_lines([], True)) == []
-    header, *lines = csv_lines([rows[:3]], True)
+    assert list(files.table_lines([], True)) == []
+    header, *lines = files.csv_lines([rows[:3]], True)
     assert header == "path,class,probability,rank,error,none_of_these\n"
     assert lines[:2] == ["a,ant,0.9,1,,false\n", "a,bee,0.0999999,2,,false\n"]
     assert lines[2:] == ["b,ant,0.9,1,,true\n", "b,bee,0.0999999,2,,true\n", "c,,,,why,\n"]
-    assert list(csv_lines([rows[2:3]], False)) == ["path,class,probability,rank,error\n", "c,,,,why\n"]
-    marks = [json.loads(line)["none_of_these"] for line in json_lines([rows[:3]], True)]
-    assert marks == [False, True, None] and "none_of_these" not in next(json_lines([rows[1:]], False))
+    assert list(files.csv_lines([rows[2:3]], False)) == ["path,class,probability,rank,error\n", "c,,,,why\n"]
+    marks = [json.loads(line)["none_of_these"] for line in files.json_lines([rows[:3]], True)]
+    assert marks == [False, True, None] and "none_of_these" not in next(files.json_lines([rows[1:]], False))
 
 
 @pytest.mark.parametrize("path", NASTY)
 def test_every_format_preserves_any_file_name(path):
     shown = path.replace("\udcff", r"\xff")
-    _, line = table_lines([[Row(path, [("\x1b[2J\n", 1.0)])]], False)
+    _, line = files.table_lines([[files.Row(path, [("\x1b[2J\n", 1.0)])]], False)
     assert line.count("\n") == 1 and "\r" not in line and line.encode() and r"\x1b[2J\n" in line
 
-    both = [Row(path, TOP), Row(path, error='no "image",\nreally')]
-    text = "".join(csv_lines([both], False))
+    both = [files.Row(path, TOP), files.Row(path, error='no "image",\nreally')]
+    text = "".join(files.csv_lines([both], False))
     *rows, failed = csv.DictReader(io.StringIO(text.encode().decode(), newline=""))
     found = [(row["path"], row["class"], row["rank"]) for row in rows]
     assert found == [(shown, "ant", "1"), (shown, "bee", "2"), (shown, "cow", "3")]
     assert [float(row["probability"]) for row in rows] == pytest.approx([value for _, value in TOP], rel=1e-5)
     assert failed == {"path": shown, "class": "", "probability": "", "rank": "", "error": 'no "image",\nreally'}
 
-    first, second = map(json.loads, json_lines([both], False))
+    first, second = map(json.loads, files.json_lines([both], False))
     assert (first["path"], first["error"]) == (shown, None)
     assert [entry["class"] for entry in first["top"]] == ["ant", "bee", "cow"]
     assert first["top"][2]["probability"] == pytest.approx(1.23456789e-12, rel=1e-5)
@@ -175,7 +169,7 @@ def test_copies_replace_no_file_and_preserve_time(tmp_path):
     (tmp_path / "ant" / "x y.png").write_bytes(b"mine")
     (tmp_path / "ant" / "x y-2.png").write_bytes(b"?")
     for _ in range(2):
-        assert [copy_into(tmp_path / "ant", str(image)) for image in (*images, images[2])] == [""] * 4
+        assert [files.copy_into(tmp_path / "ant", str(image)) for image in (*images, images[2])] == [""] * 4
         expected = {"x y.png": b"mine", "x y-1.png": b"\0", "x y-2.png": b"?", "x y-3.png": b"\1", "x y-4.png": b"\2"}
         assert files_below(tmp_path / "ant") == expected
     assert (tmp_path / "ant" / "x y-1.png").stat().st_mtime == 1000
@@ -185,17 +179,17 @@ def test_folder_names_are_percent_encoded(tmp_path):
     names = {"größe": "größe", "and/or": "and%2For", "..": "%2E%2E", ".hidden": "%2Ehidden", "ends.": "ends%2E"}
     names |= {"ends ": "ends%20", " starts": "%20starts", "100%": "100%25", "a\nb\0c": "a%0Ab%00c"}
     names |= {'a:b*c?"<>|\\': "a%3Ab%2Ac%3F%22%3C%3E%7C%5C"}
-    assert {name: folder_name(name) for name in names} == names
+    assert {name: files.folder_name(name) for name in names} == names
 
 
 def test_long_class_names_have_unique_folders(tmp_path):
     names = ["ü" * 150, "ü" * 150 + "a", "ü" * 149 + "/", "x" * 201, "x" * 2000, "/" * 255]
-    folders = [folder_name(name) for name in names]
+    folders = [files.folder_name(name) for name in names]
     assert len(set(folders)) == len(names) and max(len(folder.encode()) for folder in folders) <= 200
-    assert folder_name("x" * 200) == "x" * 200 and folder_name("x" * 201).startswith("x" * 180)
+    assert files.folder_name("x" * 200) == "x" * 200 and files.folder_name("x" * 201).startswith("x" * 180)
     touch(tmp_path, "a.png")
     for folder in folders:
-        assert copy_into(tmp_path / folder, str(tmp_path / "a.png")) == ""
+        assert files.copy_into(tmp_path / folder, str(tmp_path / "a.png")) == ""
 
 
 @pytest.mark.parametrize(("names", "ids", "expected"), [
@@ -206,7 +200,7 @@ def test_long_class_names_have_unique_folders(tmp_path):
     (["none of these", "a"], ["1", "2"], ["none of these (1)", "a"]),
 ])  # fmt: skip
 def test_class_names_become_unique(names, ids, expected):
-    found = unique_names(names, ids, ["none of these"])
+    found = files.unique_names(names, ids, ["none of these"])
     assert len({*found, "none of these"}) == len(names) + 1 and expected in (None, found)
 
 
@@ -219,13 +213,13 @@ def test_image_removed_during_copying_is_copied(tmp_path, monkeypatch):
         return write(path, content)
 
     monkeypatch.setattr(Path, "write_bytes", remove_first)
-    assert (copy_into(tmp_path / "ant", str(image)), files_below(tmp_path / "ant")) == ("", {"x.png": b"pixels"})
+    assert (files.copy_into(tmp_path / "ant", str(image)), files_below(tmp_path / "ant")) == ("", {"x.png": b"pixels"})
 
 
 def test_failed_copy_leaves_no_file(tmp_path, disk_full_after):
     image = tmp_path / "x.png"
-    assert copy_into(tmp_path / "ant", str(image)) == "cannot be copied: No such file or directory"
+    assert files.copy_into(tmp_path / "ant", str(image)) == "cannot be copied: No such file or directory"
     image.write_bytes(bytes(1000))
     with pytest.raises(UserError, match=r"cannot write .*ant/x.png: File too large"), disk_full_after(100):
-        copy_into(tmp_path / "ant", str(image))
+        files.copy_into(tmp_path / "ant", str(image))
     assert files_below(tmp_path / "ant") == {}

@@ -20,16 +20,8 @@ from benchmarks.tasks import random_bank, start_training
 from trainers.hegraph import FeatureBank, HeGraphModel, ModelOptions, UserError, load_bank, load_cfg
 from trainers.hegraph.method.cache import Logits
 from trainers.hegraph.method.model import build_model
-from trainers.hegraph.training import loop as module
+from trainers.hegraph.training import loop
 from trainers.hegraph.training.batches import BankBatches, Batch, products_with_cache
-from trainers.hegraph.training.loop import (
-    AdapterTraining,
-    Checkpoints,
-    TrainingSummary,
-    learning_rate,
-    text_score,
-    train_to_end,
-)
 from trainers.hegraph.training.options import TrainingOptions
 from trainers.hegraph.utils.reading import read_metadata
 
@@ -48,7 +40,7 @@ class Setup:
 
     def fit(
         self, *opts, name: str = "out", products: bool = False, on_epoch=None
-    ) -> tuple[HeGraphModel, TrainingSummary]:
+    ) -> tuple[HeGraphModel, loop.TrainingSummary]:
         pairs = ["OPTIM.MAX_EPOCH", EPOCHS, f"{NODE}.MIN_STEPS", 0, "DATALOADER.TRAIN_X.BATCH_SIZE", 8]
         cfg = load_cfg(opts=[*pairs, *opts])
         features = self.bank.train_features
@@ -57,10 +49,10 @@ class Setup:
         torch.manual_seed(0)
         model = build_model(self.bank, cfg.model)
         resume_from = Path(cfg.run.resume or self.folder / name)
-        checkpoints = Checkpoints(self.folder / name, resume_from, "a run", on_epoch=on_epoch)
-        training = AdapterTraining(model, data, cfg.training, checkpoints)
+        checkpoints = loop.Checkpoints(self.folder / name, resume_from, "a run", on_epoch=on_epoch)
+        training = loop.AdapterTraining(model, data, cfg.training, checkpoints)
         training.resume()
-        return model, train_to_end(training)
+        return model, loop.train_to_end(training)
 
     def state(self) -> dict:
         """What the checkpoint holds."""
@@ -84,7 +76,7 @@ def test_learning_rate_is_dassls(shared):
     golden = json.loads((Path(shared) / "golden" / "golden_lr.json").read_text())
     assert {"1", "2", "3", "10", "50"} <= set(golden)
     for epochs, rates in golden.items():
-        ours = [learning_rate(epoch, int(epochs), 0.002, 1, 1e-5) for epoch in range(int(epochs))]
+        ours = [loop.learning_rate(epoch, int(epochs), 0.002, 1, 1e-5) for epoch in range(int(epochs))]
         assert ours == pytest.approx(rates, rel=1e-9)
 
 
@@ -94,7 +86,7 @@ def test_learning_rate_is_dassls(shared):
     [(0, 1, 1e-5), (1, 1, 0.5), (6, 1, 0.25), (10, 1, 0.25 * (1 - 0.9510565)), (0, 0, 0.5), (0, -1, 0.5), (1, 2, 1e-5)],
 )
 def test_rate_is_a_cosine_after_the_warm_up(epoch, warmup_epochs, rate):
-    assert learning_rate(epoch, 10, 0.5, warmup_epochs, 1e-5) == pytest.approx(rate, rel=1e-6)
+    assert loop.learning_rate(epoch, 10, 0.5, warmup_epochs, 1e-5) == pytest.approx(rate, rel=1e-6)
 
 
 @pytest.mark.parametrize(("meant_for", "scale", "factor"), [(0, 0, 1), (4 * WIDTH, 0, 2), (0, 300, 3)])
@@ -111,20 +103,20 @@ def test_every_parameter_group_has_its_peak(setup, monkeypatch, meant_for, scale
     peaks = [0.05 * factor, 0.1 * factor, 0.03]
     for index, rates in enumerate(seen):
         epoch = index // 4
-        expected = [1e-5] * 3 if epoch == 0 else [learning_rate(epoch, EPOCHS, peak, 1, 1e-5) for peak in peaks]
+        expected = [1e-5] * 3 if epoch == 0 else [loop.learning_rate(epoch, EPOCHS, peak, 1, 1e-5) for peak in peaks]
         assert rates == pytest.approx(expected)
 
 
 def test_text_score_by_hand(monkeypatch):
-    monkeypatch.setattr(module, "BATCH", 2)
+    monkeypatch.setattr(loop, "BATCH", 2)
     axes, labels = torch.eye(3), torch.arange(3)
     # Logits (2, 0, 0) for the right class: NLL log(1 + 2 e^-2) = 0.239545, and log 3 = 1.098612
-    assert text_score(axes, labels, axes, 2.0) == pytest.approx(1 - 0.239545 / 1.098612, abs=1e-6)
-    assert text_score(axes, labels, axes, 100.0) == pytest.approx(1.0)
-    assert text_score(axes, labels, torch.ones(3, 3), 2.0) == pytest.approx(0.0, abs=1e-6)
+    assert loop.text_score(axes, labels, axes, 2.0) == pytest.approx(1 - 0.239545 / 1.098612, abs=1e-6)
+    assert loop.text_score(axes, labels, axes, 100.0) == pytest.approx(1.0)
+    assert loop.text_score(axes, labels, torch.ones(3, 3), 2.0) == pytest.approx(0.0, abs=1e-6)
     # Wrong text is judged at the factor that suits it best, 0.06: logits (0, 0.12, 0) with the first class right
     nll = math.log(2 + math.exp(0.12))
-    assert text_score(axes, labels, axes.roll(1, 0), 2.0) == pytest.approx(1 - nll / math.log(3), abs=1e-6)
+    assert loop.text_score(axes, labels, axes.roll(1, 0), 2.0) == pytest.approx(1 - nll / math.log(3), abs=1e-6)
 
 
 def bank_of(strong: bool, shots: int) -> FeatureBank:
@@ -183,7 +175,7 @@ def test_resumed_training_equals_the_uninterrupted_one(setup, stopped_at_checkpo
 
 
 def test_resumed_training_sums_its_seconds(setup, monkeypatch):
-    monkeypatch.setattr(Checkpoints, "load", lambda *_: (3, 1000.0))
+    monkeypatch.setattr(loop.Checkpoints, "load", lambda *_: (3, 1000.0))
     _, result = setup.fit()
     assert (result.epochs, result.steps) == (EPOCHS, 4 * EPOCHS) and 1000 < result.seconds < 2000
 
@@ -199,7 +191,7 @@ def test_checkpoints_are_as_frequent_as_requested(setup, monkeypatch):
     setup.fit("TRAIN.CHECKPOINT_FREQ", 2, on_epoch=keep)
     assert sorted(kept) == [2, 4] and setup.state()["epoch"] == 4
     assert all(torch.equal(kept[4][name], tensor) for name, tensor in setup.state()["model"].items())
-    monkeypatch.setattr(module, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
     (setup.folder / "out" / "checkpoint.pt").unlink()
     setup.fit()  # long epochs are saved without being asked
     assert setup.state()["epoch"] == EPOCHS - 1
@@ -250,7 +242,7 @@ def test_a_step_by_hand(leave_one_out):
     model, positions, products = FixedModel(), torch.tensor([2, 0]), torch.ones(2, 3)
     rates = {"weight_lr_mult": 0.1, "visual_lr": 0.2, "weight_decay": 0.4}
     options = options_of(visual_weight=3.0, visual_scale=4.0, leave_one_out=leave_one_out, **rates)
-    training = AdapterTraining(model, BankBatches(IMAGES[None], LABELS, batch_size=3, seed=1), options)
+    training = loop.AdapterTraining(model, BankBatches(IMAGES[None], LABELS, batch_size=3, seed=1), options)
     for step in (1, 2):
         loss = training.step(Batch(IMAGES[:2], torch.tensor([0, 1]), positions, products))
         # Of the text: (log(1 + e^-1) + log 2) / 2 = 0.503204. The visual logits (0, 0.5) and (0, 0.5), times 4, are (0,
@@ -272,7 +264,7 @@ def test_epochs_reach_the_least_steps(least, epochs):
         FixedModel().eval(),
         BankBatches(IMAGES[None], LABELS, batch_size=1, seed=1),
     )  # three steps in an epoch
-    summary = train_to_end(AdapterTraining(model, data, options_of(epochs=4, min_steps=least)))
+    summary = loop.train_to_end(loop.AdapterTraining(model, data, options_of(epochs=4, min_steps=least)))
     assert (summary.epochs, summary.steps, model.modes) == (epochs, 3 * epochs, [True] * 3 * epochs)
 
 
@@ -290,9 +282,9 @@ def adapter(width: int = 8, steps: int = 1) -> tuple[HeGraphModel, AdamW]:
 
 
 @pytest.fixture
-def kept(tmp_path) -> Checkpoints:
+def kept(tmp_path) -> loop.Checkpoints:
     """The checkpoints of a run that has saved one after seven epochs."""
-    kept = Checkpoints(tmp_path / "run", tmp_path / "run", "this run")
+    kept = loop.Checkpoints(tmp_path / "run", tmp_path / "run", "this run")
     kept.save(*adapter(), epoch=7, seconds=1.5)
     return kept
 
@@ -309,7 +301,7 @@ def changed(change, checksum: bool = True):
     def damage(path: Path) -> None:
         state = torch.load(path, weights_only=True)
         change(state)
-        torch.save(state | ({"checksum": module._checksum(state)} if checksum else {}), path)
+        torch.save(state | ({"checksum": loop._checksum(state)} if checksum else {}), path)
 
     return damage
 
@@ -339,7 +331,7 @@ def test_damaged_checkpoint_changes_nothing(kept, damage, said):
 def test_checkpoint_of_another_run_is_refused(kept, tmp_path):
     content = kept.path_to_resume.read_bytes()
     with pytest.raises(UserError, match="belongs to a run with other settings or data"):
-        Checkpoints(tmp_path, kept.folder, "another run").read()
+        loop.Checkpoints(tmp_path, kept.folder, "another run").read()
     assert kept.path_to_resume.read_bytes() == content
 
 
@@ -355,7 +347,7 @@ def test_code_in_a_checkpoint_is_not_executed(kept, tmp_path):
 
 
 def test_adapter_holds_trained_parameters_only(tmp_path):
-    Checkpoints(tmp_path, tmp_path, "a run", ["cat", "dog", "bée"], "a hash").save_adapter(adapter()[0])
+    loop.Checkpoints(tmp_path, tmp_path, "a run", ["cat", "dog", "bée"], "a hash").save_adapter(adapter()[0])
     with safe_open(tmp_path / "adapter.safetensors", "pt") as file:
         assert set(file.keys()) == {name for name, _ in adapter()[0].named_parameters()}
         about = json.loads(read_metadata(file)["adapter"])

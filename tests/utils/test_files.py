@@ -13,19 +13,6 @@ from pydantic import BaseModel
 
 from trainers.hegraph.utils import files
 from trainers.hegraph.utils.errors import UserError
-from trainers.hegraph.utils.files import (
-    absolute,
-    atomic_path,
-    check_output,
-    file_version,
-    hash_content,
-    hash_file,
-    hash_json,
-    hash_rows,
-    write_json,
-    write_tensors,
-    writing_folder,
-)
 from trainers.hegraph.utils.reading import (
     StrictModel,
     parse_json,
@@ -41,12 +28,12 @@ from trainers.hegraph.utils.reading import (
 
 def test_writing_is_atomic_and_creates_folders(tmp_path):
     target = tmp_path / "new" / "folder" / "file.txt"
-    with atomic_path(target) as temporary:
+    with files.atomic_path(target) as temporary:
         temporary.write_text("whole")
         assert temporary.parent == target.parent and not target.exists()
     assert target.read_text() == "whole" and os.listdir(target.parent) == ["file.txt"]
     for name in ("old", "new"):
-        with writing_folder(tmp_path / "model") as temporary:
+        with files.writing_folder(tmp_path / "model") as temporary:
             (temporary / name).touch()
             assert not (tmp_path / "model" / name).exists()
     assert os.listdir(tmp_path / "model") == ["new"] and sorted(os.listdir(tmp_path)) == ["model", "new"]
@@ -57,7 +44,7 @@ def test_exception_keeps_the_old_content(tmp_path, error):
     (tmp_path / "file").write_text("old")
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "old").touch()
-    for write in (atomic_path(tmp_path / "file"), writing_folder(tmp_path / "folder")):
+    for write in (files.atomic_path(tmp_path / "file"), files.writing_folder(tmp_path / "folder")):
         with pytest.raises(UserError if error is OSError else error), write as temporary:
             (temporary / "new" if temporary.is_dir() else temporary).write_text("half of the n")
             raise error
@@ -76,7 +63,7 @@ def test_failed_replacement_keeps_the_old_folder(tmp_path, monkeypatch):
 
     monkeypatch.setattr(files, "_exchange", lambda one, other: False)
     monkeypatch.setattr(os, "replace", fail_at_last)
-    with pytest.raises(UserError, match="cannot write .*model: the disk"), writing_folder(tmp_path / "model"):
+    with pytest.raises(UserError, match="cannot write .*model: the disk"), files.writing_folder(tmp_path / "model"):
         pass
     assert os.listdir(tmp_path) == ["model"] and os.listdir(tmp_path / "model") == ["old"]
 
@@ -84,8 +71,8 @@ def test_failed_replacement_keeps_the_old_folder(tmp_path, monkeypatch):
 def test_files_have_the_mode_of_the_umask(tmp_path):
     mask = os.umask(0o027)
     try:
-        write_json(tmp_path / "json", 1)
-        write_tensors(tmp_path / "tensors", {"a": torch.ones(1)}, {})
+        files.write_json(tmp_path / "json", 1)
+        files.write_tensors(tmp_path / "tensors", {"a": torch.ones(1)}, {})
     finally:
         os.umask(mask)
     for name in ("json", "tensors"):
@@ -94,48 +81,48 @@ def test_files_have_the_mode_of_the_umask(tmp_path):
 
 def test_full_disk_is_refused_and_leaves_nothing(tmp_path, disk_full_after):
     with disk_full_after(100), pytest.raises(UserError, match=r"cannot write .*/target\.bin: "):
-        write_tensors(tmp_path / "target.bin", {"a": torch.zeros(1000)}, {})
+        files.write_tensors(tmp_path / "target.bin", {"a": torch.zeros(1000)}, {})
     with disk_full_after(100), pytest.raises(UserError, match=r"cannot write .*/target\.json: "):
-        write_json(tmp_path / "target.json", "x" * 1000)
-    with pytest.raises(UserError, match=f"^{tmp_path / 'f'} is odd$"), atomic_path(tmp_path / "f") as temporary:
+        files.write_json(tmp_path / "target.json", "x" * 1000)
+    with pytest.raises(UserError, match=f"^{tmp_path / 'f'} is odd$"), files.atomic_path(tmp_path / "f") as temporary:
         raise UserError(f"{temporary} is odd")
     assert os.listdir(tmp_path) == []
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=f"cannot write {tmp_path}/file/below: "):
-        write_json(tmp_path / "file" / "below", 1)
+        files.write_json(tmp_path / "file" / "below", 1)
 
 
 @pytest.mark.parametrize(("value", "error"), [(object(), TypeError), ([math.nan], ValueError), ("\udcff", UserError)])
 def test_invalid_json_value_keeps_the_old_file(tmp_path, value, error):
-    write_json(tmp_path / "file.json", "old")
+    files.write_json(tmp_path / "file.json", "old")
     with pytest.raises(error, match="JSON|surrogates"):
-        write_json(tmp_path / "file.json", value)
+        files.write_json(tmp_path / "file.json", value)
     assert read_json(tmp_path / "file.json") == "old" and os.listdir(tmp_path) == ["file.json"]
 
 
 @pytest.mark.parametrize("count", [0, 1, 3])
 def test_hash_of_canonical_json(count):
-    assert hash_json({"b": "é", "a": [1, 2]}) == hashlib.sha256('{"a":[1,2],"b":"é"}'.encode()).hexdigest()
+    assert files.hash_json({"b": "é", "a": [1, 2]}) == hashlib.sha256('{"a":[1,2],"b":"é"}'.encode()).hexdigest()
     rows = [[f"é/{number}", number, "a,b]["] for number in range(count)]
-    assert hash_rows(iter(rows)) == hash_json(rows)
+    assert files.hash_rows(iter(rows)) == files.hash_json(rows)
     for beside in ({}, {"a": "ü", "z": [2]}):
-        assert hash_rows(iter(rows), beside, "images") == hash_json(beside | {"images": rows})
+        assert files.hash_rows(iter(rows), beside, "images") == files.hash_json(beside | {"images": rows})
 
 
 def test_hash_and_version_of_a_file(tmp_path):
     content = bytes(i % 251 for i in range((1 << 20) + 3))  # more than one block
     (tmp_path / "file").write_bytes(content)
-    assert hash_file(tmp_path / "file") == hashlib.sha256(content).hexdigest()
+    assert files.hash_file(tmp_path / "file") == hashlib.sha256(content).hexdigest()
     os.utime(tmp_path / "file", ns=(1, 1))
-    assert file_version(tmp_path / "file") == (tmp_path / "file", len(content), 1)
+    assert files.file_version(tmp_path / "file") == (tmp_path / "file", len(content), 1)
 
 
 def test_hash_content_distinguishes_types_shapes_and_values():
     ones = torch.ones(2, 3)
     contents = [{"a": ones}, {"b": ones}, {"a": ones.view(3, 2)}, {"a": ones.double()}, {"a": 2 * ones}, {"a": [1]}]
     contents += [{"a": "1"}, {"a": {"b": ones}}]
-    assert len({hash_content(content) for content in contents}) == len(contents)
-    assert hash_content({"a": ones.t()}) == hash_content({"a": torch.ones(3, 2)})
+    assert len({files.hash_content(content) for content in contents}) == len(contents)
+    assert files.hash_content({"a": ones.t()}) == files.hash_content({"a": torch.ones(3, 2)})
 
 
 @pytest.mark.parametrize("contents", [
@@ -144,15 +131,15 @@ def test_hash_content_distinguishes_types_shapes_and_values():
     ({"a": {"b": 1}}, {"a": {}, "b": 1}, {"a": 1, "b": 1}, {"a": [{"b": 1}]}),
 ])  # fmt: skip
 def test_hash_content_distinguishes_nesting(contents):
-    assert len({hash_content(content) for content in contents}) == len(contents)
-    assert hash_content([1, (2, "a")]) == hash_content((1, [2, "a"]))
+    assert len({files.hash_content(content) for content in contents}) == len(contents)
+    assert files.hash_content([1, (2, "a")]) == files.hash_content((1, [2, "a"]))
 
 
 def test_hash_content_of_flat_values_is_stable():
     # the bytes of key, type, shape and values, as model folders and banks of earlier versions have them
     content = b"'a':torch.int64[2]" + (3).to_bytes(8, "little") + (5).to_bytes(8, "little") + b"'b':'x';"
-    assert hash_content({"a": torch.tensor([3, 5]), "b": "x"}) == hashlib.sha256(content).hexdigest()
-    assert hash_content([1, "x", None]) == hashlib.sha256(b"1;'x';None;").hexdigest()
+    assert files.hash_content({"a": torch.tensor([3, 5]), "b": "x"}) == hashlib.sha256(content).hexdigest()
+    assert files.hash_content([1, "x", None]) == hashlib.sha256(b"1;'x';None;").hexdigest()
 
 
 def test_check_output_protects_inputs(tmp_path):
@@ -162,16 +149,16 @@ def test_check_output_protects_inputs(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     reads = [None, "\0", tmp_path / "not there", tmp_path / "read.json"]
     for name in ("older.json", "new.json", "no folder yet/new.json"):
-        check_output(tmp_path / name, reads)
+        files.check_output(tmp_path / name, reads)
     for name in ("read.json", "link.json", ".", "pipe"):
         with pytest.raises(UserError, match="is read by|no file"):
-            check_output(tmp_path / name, reads)
+            files.check_output(tmp_path / name, reads)
 
 
 def test_home_folder_of_an_unknown_user_is_refused():
     with pytest.raises(UserError, match="~nosuchuser/data begins with the home folder"):
-        absolute("~nosuchuser/data")
-    assert absolute("~").is_absolute() and "~" not in str(absolute("~"))
+        files.absolute("~nosuchuser/data")
+    assert files.absolute("~").is_absolute() and "~" not in str(files.absolute("~"))
 
 
 # Reading
