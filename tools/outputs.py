@@ -35,7 +35,7 @@ ROOT = Path(__file__).parent.parent
 START = ROOT / "docs" / "getting-started.md"
 PAGES = [
     START,
-    *(ROOT / "docs" / "guides" / f"{name}.md" for name in ("backbones", "multilabel")),
+    *sorted((ROOT / "docs" / "guides").glob("*.md")),
     *(ROOT / "docs" / "reference" / f"{name}.md" for name in ("configuration", "protocol", "backbones")),
     *(ROOT / "docs" / "results" / f"{name}.md" for name in ("accuracy", "reproduce")),
 ]
@@ -52,8 +52,8 @@ for line in sys.stdin:
     print("\\0", flush=True)
 """
 MEASURED = re.compile(r"[\d.,]+ (s\b|ms\b|min\b|MB\b|images/s|a second|per second)|\d+(\.\d+)?e-?\d+")
-DECIMAL = re.compile(r"\d+\.\d+")
-TOLERANCE = 3  # points of percentages, for other processors
+DECIMAL = re.compile(r"(\d+)\.\d+( %)?")
+TOLERANCE, TOLERANCE_BELOW_ONE = 3, 0.03  # of percentages and of fractions, for other processors
 
 
 def make_checkout(folder: Path) -> Path:
@@ -128,12 +128,15 @@ def filled(page: str, folder: Path) -> str:
 
 
 def agree(stored: str, printed: str) -> bool:
-    """Compare two pages by their words. Times may differ, and decimals by `TOLERANCE` points."""
+    """Compare two pages by their words. Times may differ, and decimals a little."""
     texts = [" ".join(MEASURED.sub("N", text).split()) for text in (stored, printed)]
-    decimals = [[float(number) for number in DECIMAL.findall(text)] for text in texts]
-    return len({DECIMAL.sub("N", text) for text in texts}) == 1 and all(
-        abs(one - other) <= TOLERANCE for one, other in zip(*decimals)
-    )
+    if len({DECIMAL.sub("N", text) for text in texts}) > 1:
+        return False
+    for one, other in zip(*(DECIMAL.finditer(text) for text in texts)):
+        tolerance = TOLERANCE if one[2] or one[1] != "0" else TOLERANCE_BELOW_ONE
+        if abs(float(one[0].removesuffix(" %")) - float(other[0].removesuffix(" %"))) > tolerance:
+            return False
+    return True
 
 
 def main() -> None:

@@ -16,6 +16,7 @@ import pandas as pd
 
 from tools import labels_study
 from tools.unlabelled_study import table as study_table
+from trainers.hegraph.baselines import TRANSDUCTIVE_METHODS
 from trainers.hegraph.results.comparison import base_to_new, compare, read_cases
 from trainers.hegraph.results.figures import render
 from trainers.hegraph.results.records import find_records
@@ -47,19 +48,38 @@ def means_by_shots(files: list[Path]) -> str:
 
 # Methods with low accuracy, or with a better method of the same paper; docs/results/accuracy.md has all methods
 NOT_IN_README = ("LinearProbe", "CLIPAdapter", "TipAdapter", "GDA", "TIMO", "APE", "ProtoCLIP", "LPPlusPlus", "TIMOS")
+# Rows that docs/guides/unlabelled.md omits
+NOT_ADAPTED = ("zero-shot", "HeGraphAdapter(T)", *(f"{name}(zero-shot)" for name in TRANSDUCTIVE_METHODS))
+# Scores that docs/guides/labels.md omits
+WORSE_SCORES = ("cleanlab, normalized_margin", "cleanlab, confidence_weighted_entropy")
 
 
-def mean_rows(files: list[Path], left_out: tuple[str, ...] = (), cases: dict[str, list] | None = None) -> str:
-    """Means over data sets by shots, with one row per method, although some data sets lack the larger shots."""
-    table = rows_of(markdown(compare(find_records(files), intervals=False, cases=cases))).splitlines()
+def mean_rows(
+    files: list[Path], left_out: tuple[str, ...] = (), cases: dict[str, list] | None = None, protocols: bool = False
+) -> str:
+    """Means over data sets by shots, with one row per method.
+
+    Some data sets lack the larger shots. A mean of fewer data sets than others of its column is left out. With
+    `protocols`, a method has a row for each protocol, and only HeGraphAdapter has inductive rows.
+    """
+    records = find_records(files)
+    if protocols:
+        records = [record for record in records if record.get("protocol") or method(record) == OUR_METHOD]
+    table = rows_of(markdown(compare(records, intervals=False, cases=cases))).splitlines()
     heads, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in table)
-    assert heads[:2] == ["data set", "method"]
-    merged: dict[str, list[str]] = {}
-    for dataset, name, *cells in rows:
-        if dataset.startswith("mean of ") and name not in left_out:
-            previous = merged.setdefault(name, [""] * len(cells))
-            merged[name] = [new or old for new, old in zip(cells, previous)]
-    return markdown_table(heads[1:], [[name, *cells] for name, cells in merged.items()])
+    labels = 1 + protocols  # columns between that of the data set and the scores
+    assert heads[: 1 + labels] == ["data set", *["protocol"] * protocols, "method"]
+    means = [
+        (int(dataset.removeprefix("mean of ")), tuple(cells[:labels]), cells[labels:])
+        for dataset, *cells in rows
+        if dataset.startswith("mean of ") and cells[labels - 1] not in left_out
+    ]
+    sizes = [max(size for size, _, scores in means if scores[column]) for column in range(len(means[0][2]))]
+    merged: dict[tuple[str, ...], list[str]] = {}
+    for size, names, scores in means:
+        merged.setdefault(names, [""] * len(sizes))
+        merged[names] = [new if size == most else old for new, old, most in zip(scores, merged[names], sizes)]
+    return markdown_table(heads[1:], [[*names, *scores] for names, scores in merged.items()], labels)
 
 
 def graph_cases(files: list[Path]) -> str:
@@ -74,15 +94,21 @@ def new_classes(files: list[Path]) -> str:
     return "".join(f"{row}\n" for row in (head, line, *shown))
 
 
-def protocols(files: list[Path]) -> str:
-    """Table of HeGraphAdapter with each protocol, and of transductive methods."""
-    records = [record for record in find_records(files) if record.get("protocol") or method(record) == OUR_METHOD]
-    return rows_of(markdown(compare(records, intervals=False)))
+def suggested(files: list[Path]) -> str:
+    """Table of `python -m tools.labels_study suggest`, with means over banks only."""
+    head, line, *rows = labels_study.suggest_table(pd.read_json(files[0], lines=True)).splitlines()
+    return "".join(f"{row}\n" for row in (head, line, *(row for row in rows if "| mean of " in row)))
 
 
 def conditions(files: list[Path]) -> str:
     """Table of `python -m tools.unlabelled_study`."""
     return study_table(pd.read_json(files[0], lines=True))
+
+
+def wrong_labels(files: list[Path]) -> str:
+    """Table of `python -m tools.labels_study wrong`, with the best score of cleanlab only."""
+    results = pd.read_json(files[0], lines=True)
+    return labels_study.wrong_table(results[~results["score"].isin(WORSE_SCORES)])
 
 
 def labels_table(table: Callable[[pd.DataFrame], str]) -> Callable[[list[Path]], str]:
@@ -97,11 +123,11 @@ MAKERS: dict[str, Callable[[list[Path]], str]] = {
     "scans": means_by_shots,
     "graph": graph_cases,
     "base_to_new": new_classes,
-    "adapted_real": protocols,
-    "adapted_surrogate": protocols,
+    "adapted_real": partial(mean_rows, left_out=NOT_ADAPTED, protocols=True),
+    "adapted_surrogate": partial(mean_rows, left_out=NOT_ADAPTED, protocols=True),
     "conditions": conditions,
-    "suggested": labels_table(labels_study.suggest_table),
-    "wrong_labels": labels_table(labels_study.wrong_table),
+    "suggested": suggested,
+    "wrong_labels": wrong_labels,
     "thresholds": labels_table(labels_study.threshold_table),
 }
 

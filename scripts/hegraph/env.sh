@@ -16,7 +16,7 @@ has_packages() {
     "$1" - ${TESTED:-} <<'EOF' >/dev/null 2>&1
 import sys
 from importlib.util import find_spec
-names = "torch torchvision open_clip torch_geometric yacs gdown requests pydantic sklearn scipy matplotlib pandas jinja2 tqdm safetensors".split()
+names = "torch torchvision open_clip yacs gdown requests pydantic sklearn scipy matplotlib pandas jinja2 tqdm safetensors".split()
 raise SystemExit(not all(map(find_spec, [*names, *sys.argv[1:]])))
 EOF
 }

@@ -236,8 +236,9 @@ def digits(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-def test_scan_in_the_wrong_folder_is_reported(digits, capsys):
-    arguments = ["check", "--root", str(digits), "--config-file", "mini"]
+@pytest.mark.parametrize("folder", ["", "train"], ids=["folder train", "class folders"])
+def test_scan_in_the_wrong_folder_is_reported(folder, digits, capsys):
+    arguments = ["check", "--root", str(digits / folder), "--config-file", "mini"]
     assert main(arguments) == 1
     head, line = capsys.readouterr().out.splitlines()
     wrong = digits / "train" / "zero" / "5-0.png"

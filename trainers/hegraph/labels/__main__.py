@@ -125,7 +125,8 @@ def labelled_images(cfg: Config, args: argparse.Namespace) -> tuple[tuple[Any, .
     Raises:
         UserError: If --out is one of the images, or an image cannot be read.
     """
-    from ..experiments.tasks import BankTask, load_image_task  # torch is slow to import
+    from ..datasets.loading import OWN, load_own_images
+    from ..experiments.tasks import BankTask, ImageTask, load_image_task  # torch is slow to import
     from ..utils.devices import choose_device
 
     seed, device = max(cfg.run.seed, 0), choose_device(args.device, "--device")
@@ -135,9 +136,12 @@ def labelled_images(cfg: Config, args: argparse.Namespace) -> tuple[tuple[Any, .
         bank, rows = task.bank(), task.split["train"]
         labelled = bank.cache_keys(), bank.train_labels, bank.text_positive, bank.logit_scale, list(bank.classnames)
         return labelled, [f"{args.features}#train/{row}" for row, _, _ in rows]
-    images, root = load_image_task(cfg, seed, device), Path(args.root)
+    if cfg.data.name == OWN and cfg.data.classes == "all":  # class folders are not split
+        images = ImageTask(load_own_images(args.root, split_folders=False), cfg, seed, device)
+    else:
+        images = load_image_task(cfg, seed, device)
     images.check_single_label("label check")
-    train = images.dataset.train
+    root, train = Path(args.root), images.dataset.train
     paths = [str((root.parent if root.is_file() else root) / item.path) for item in train]
     if args.out is not None:
         check_output(args.out, paths)

@@ -1,0 +1,273 @@
+"""Make the pictures of the pages: graph, predictions, labels, confidence, a sweep, the demo and the teach page.
+
+    python -m tools.pictures [NAME ...]
+
+All models are of the embedded digits, without a network. The pages `demo` and `teach` are shown in a headless Chromium.
+The images have few colours, so that the files are small.
+"""
+
+import html
+import io
+import math
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from functools import cache, partial
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from PIL import Image
+
+from tests.browser import Browser, browsing
+from trainers.hegraph import HeGraphClassifier, load_few_shot
+from trainers.hegraph.method.relations import RELATIONS
+from trainers.hegraph.results.figures import COLOURS
+from trainers.hegraph.teach.session import write_sample
+from trainers.hegraph.training.confidence import known_score
+
+from .mini.letters import LETTERS, SIZES, draw_letter
+from .outputs import make_checkout
+
+IMAGES = Path(__file__).parents[1] / "docs" / "images"
+COLOURS_OF_A_PICTURE = 48
+GOOD, BAD = COLOURS[2], COLOURS[1]
+SHOTS = 4
+ZERO = [(0.5 + 0.25 * math.sin(angle / 4), 0.5 - 0.4 * math.cos(angle / 4)) for angle in range(27)]
+NODES = {"positive": ("positive text", 150, 90), "negative": ("negative text", 450, 90), "visual": ("visual", 300, 240)}
+
+
+def save(image: Image.Image, name: str) -> None:
+    """Write a picture with few colours."""
+    image.convert("RGB").quantize(COLOURS_OF_A_PICTURE).save(IMAGES / f"{name}.png", optimize=True)
+
+
+def save_figure(figure: Figure, name: str) -> None:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=110, bbox_inches="tight", pad_inches=0.08)
+    plt.close(figure)
+    save(Image.open(buffer), name)
+
+
+# Models of the digits
+
+
+@cache
+def digits(split: str) -> tuple[list[Image.Image], np.ndarray]:
+    """Images and labels of a split of the few-shot task."""
+    task = load_few_shot("Digits", "", SHOTS, 1)
+    items = getattr(task, split)
+    return [task.open(item.path) for item in items], np.array([item.label for item in items])
+
+
+@cache
+def classifier(variant: str = "full") -> HeGraphClassifier:
+    """HeGraphAdapter, fitted to the few-shot images."""
+    images, labels = digits("train")
+    model = HeGraphClassifier(config="mini", dataset_config="digits", variant=variant)
+    return model.fit(images, labels, classnames=load_few_shot("Digits", "", SHOTS, 1).classnames)
+
+
+def show_images(images: Sequence[Image.Image], titles: Sequence[str], colours: Sequence[str], columns: int) -> Figure:
+    """Images in rows, with a title each."""
+    rows = -(-len(images) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(0.95 * columns, 1.3 * rows), squeeze=False)
+    for axis, image, title, colour in zip(axes.flat, images, titles, colours):
+        axis.imshow(image, interpolation="nearest")
+        axis.set_title(title, fontsize=8, color=colour)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    return figure
+
+
+def predict() -> None:
+    """Every 56th test scan, with predicted class and probability."""
+    images, labels = (values[::56][:16] for values in digits("test"))
+    probabilities = classifier().predict_proba(images)
+    predicted = probabilities.argmax(axis=1)
+    names = [classifier().model_.classnames[label] for label in predicted]
+    titles = [f"{name}\n{100 * row.max():.1f} %" for name, row in zip(names, probabilities)]
+    save_figure(show_images(images, titles, [GOOD if ok else BAD for ok in predicted == labels], 8), "predict")
+
+
+def wrong_labels() -> None:
+    """The most suspicious images of 200, of which five have a wrong label."""
+    images, labels = digits("test")
+    changed = labels[:200].copy()
+    places = [7, 42, 85, 120, 163]
+    changed[places] = (changed[places] + 5) % 10
+    names = classifier().model_.classnames
+    issues = classifier("training_free").label_issues(images[:200], changed)[:8]
+    titles = [f"label {names[i.label]}\nlikely {names[i.suggested]}\nscore {i.score:.1f}" for i in issues]
+    colours = [BAD if issue.index in places else "black" for issue in issues]
+    save_figure(show_images([images[i.index] for i in issues], titles, colours, 8), "wrong_labels")
+
+
+def suggested() -> None:
+    """The first unlabelled images to label, of 400."""
+    images, _ = digits("test")
+    order = classifier().suggest(images[:400], 16)
+    predicted = classifier().predict([images[i] for i in order])
+    titles = [f"{place}. {classifier().model_.classnames[label]}?" for place, label in enumerate(predicted, start=1)]
+    save_figure(show_images([images[i] for i in order], titles, ["black"] * len(order), 8), "suggested")
+
+
+# Confidence
+
+
+def draw_reliability(axis: Axes, probabilities: np.ndarray, labels: np.ndarray, name: str, colour: str) -> None:
+    """Accuracy by confidence, in groups of equal size."""
+    confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
+    groups = np.array_split(np.argsort(confidence), 10)
+    points = [(100 * confidence[group].mean(), 100 * right[group].mean()) for group in groups]
+    axis.plot(*zip(*points), marker="o", markersize=4, color=colour, label=name)
+
+
+def reliability() -> None:
+    """Reliability diagram of zero-shot CLIP and HeGraphAdapter."""
+    images, labels = digits("test")
+    figure, axis = plt.subplots(figsize=(4, 3.6))
+    axis.plot([0, 100], [0, 100], color="0.6", linewidth=0.8)
+    for name, variant, colour in (("zero-shot CLIP", "base", COLOURS[1]), ("HeGraphAdapter", "full", COLOURS[2])):
+        draw_reliability(axis, classifier(variant).predict_proba(images), labels, name, colour)
+    axis.set(xlabel="confidence (%)", ylabel="accuracy (%)", xlim=(0, 101), ylim=(0, 101), aspect="equal")
+    axis.legend(frameon=False)
+    save_figure(figure, "reliability")
+
+
+def open_set() -> None:
+    """Histogram of the scores of digits and of letters, which are of no known class."""
+    model = classifier().model_
+    letters = [draw_letter(letter, size) for letter in LETTERS for size in SIZES]
+    figure, axis = plt.subplots(figsize=(5.4, 2.8))
+    bins = None
+    for name, images, colour in (("digits", digits("test")[0], COLOURS[2]), ("letters", letters, COLOURS[1])):
+        logits = model.classifier.logits(classifier()._encoded(images).cpu())
+        scores = known_score(logits, model.temperature, model.known.score).numpy()
+        bins = np.linspace(scores.min() - 8, scores.max() + 2, 45) if bins is None else bins
+        axis.hist(scores, bins=bins, density=True, alpha=0.6, color=colour, label=name)
+    axis.axvline(model.known.threshold(0.95), color="black", linewidth=1, label="threshold of 95 %")
+    axis.set(xlabel="energy", ylabel="density")
+    axis.legend(frameon=False)
+    save_figure(figure, "open_set")
+
+
+# Vector graphics
+
+
+def graph() -> None:
+    """The graph with its node types and six relations, for light and dark pages."""
+    for theme, ink, fill in (("light", "#1F2328", "#DDF4FF"), ("dark", "#E6EDF3", "#1F3A5F")):
+        parts = [
+            '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 600 310" font-family="sans-serif" font-size="15">',
+            f'<defs><marker id="a" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="8" markerHeight="8" orient="auto">'
+            f'<path d="M0 0L8 4L0 8z" fill="{ink}"/></marker></defs>',
+        ]
+        for relation in RELATIONS:
+            (_, x, y), (_, to_x, to_y) = NODES[relation.source], NODES[relation.target]
+            parts.append(arrow(x, y, to_x, to_y, ink))
+        for name, x, y in NODES.values():
+            parts.append(f'<ellipse cx="{x}" cy="{y}" rx="72" ry="30" fill="{fill}" stroke="{ink}"/>')
+            parts.append(f'<text x="{x}" y="{y + 5}" text-anchor="middle" fill="{ink}">{name}</text>')
+        (IMAGES / f"graph_{theme}.svg").write_text("\n".join([*parts, "</svg>\n"]), encoding="utf-8")
+
+
+def arrow(x: float, y: float, to_x: float, to_y: float, ink: str) -> str:
+    """A bent arrow between the rims of two nodes; from a node to itself, a loop."""
+    style = f'fill="none" stroke="{ink}" stroke-width="1.5" marker-end="url(#a)"'
+    if (x, y) == (to_x, to_y):
+        side = 1 if y > 200 else -1
+        rim = y + 28 * side
+        return (
+            f'<path d="M{x - 20} {rim}C{x - 40} {rim + 45 * side},{x + 40} {rim + 45 * side},{x + 22} {rim}" {style}/>'
+        )
+    length = math.hypot(to_x - x, to_y - y)
+    dx, dy = (to_x - x) / length, (to_y - y) / length
+    rim = 1 / math.hypot(dx / 74, dy / 32)
+    start, end = (x + rim * dx, y + rim * dy), (to_x - rim * dx, to_y - rim * dy)
+    bend = (x + to_x) / 2 + 22 * dy, (y + to_y) / 2 - 22 * dx
+    return f'<path d="M{start[0]:.0f} {start[1]:.0f}Q{bend[0]:.0f} {bend[1]:.0f},{end[0]:.0f} {end[1]:.0f}" {style}/>'
+
+
+def sweep() -> None:
+    """Progress of a sweep, as a terminal shows it."""
+    command = "hegraph sweep --datasets digits --configs mini --methods ZeroShot TipAdapter APE --shots 1 4 --seeds 1 2"
+    with tempfile.TemporaryDirectory() as temporary:
+        checkout = make_checkout(Path(temporary))
+        environment = {"PATH": f"{checkout / 'bin'}:/usr/bin:/bin", "PYTHONPATH": str(checkout / "lib")}
+        output = subprocess.check_output(
+            command.split(), cwd=checkout, env=environment, stderr=subprocess.STDOUT, text=True
+        )
+    lines = [f"$ {command}", *output.splitlines()]
+    size = f'width="{max(map(len, lines)) * 7.85 + 30:.0f}" height="{len(lines) * 18 + 24}"'
+    texts = [f'<tspan x="14" y="{30 + 18 * i}">{html.escape(line)}</tspan>' for i, line in enumerate(lines)]
+    svg = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" {size}><rect width="100%" height="100%" rx="6" fill="#161B22"/>\n'
+        '<text font-family="monospace" font-size="13" fill="#E6EDF3" xml:space="preserve">\n'
+    )
+    (IMAGES / "sweep.svg").write_text(svg + "\n".join(texts) + "\n</text></svg>\n", encoding="utf-8")
+
+
+# Screenshots
+
+
+def screenshot(browser: Browser, name: str) -> None:
+    save(Image.open(io.BytesIO(browser.driver.get_screenshot_as_png())), name)
+
+
+def demo() -> None:
+    """The demo page with a drawn zero."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary, "run")
+        words = (
+            "--dataset-config-file",
+            "digits",
+            "--config-file",
+            "mini",
+            "--shots",
+            "4",
+            "--output-dir",
+            str(folder),
+        )
+        subprocess.run([sys.executable, "-m", "trainers.hegraph", *words, "--keep-thumbnails"], check=True)
+        with browsing(Path(temporary, "profile"), "demo", str(folder)) as browser:
+            browser.driver.set_window_size(1000, 1500)
+            browser.open("#drawing canvas", '#answer[aria-live="polite"]')
+            browser.draw([ZERO])
+            browser.wait(lambda: browser.winner() == "zero")
+            browser.wait(lambda: browser.find("#nearest img"))
+            screenshot(browser, "demo")
+
+
+def teach() -> None:
+    """The tabs of the teach page, with the sample of the digits and one wrong label."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary, "digits")
+        write_sample(folder)
+        wrong = sorted((folder / "train" / "six").iterdir())[0]
+        wrong.rename(folder / "train" / "four" / wrong.name)
+        with browsing(Path(temporary, "profile"), "teach", str(folder), "--backbone", "hegraph-mini") as browser:
+            browser.driver.set_window_size(900, 620)
+            browser.open("#classes form", "#accuracy")
+            browser.wait(lambda: "left to encode" not in browser.text("body"))
+            for tab in ("Check", "Label", "Classes"):
+                browser.tab(tab)
+                browser.wait(partial(browser.find, f"#{tab.lower()} img"))
+                screenshot(browser, f"teach_{tab.lower()}")
+
+
+PICTURES: dict[str, Callable[[], None]] = {
+    make.__name__: make for make in (predict, wrong_labels, suggested, reliability, open_set, graph, sweep, demo, teach)
+}
+
+
+def main() -> None:
+    for name in sys.argv[1:] or PICTURES:
+        PICTURES[name]()
+
+
+if __name__ == "__main__":
+    main()
