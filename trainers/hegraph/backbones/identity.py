@@ -205,10 +205,8 @@ def require_hub(repository: str, what: str, needed: str, use: str) -> None:
         get_session().head(constants.ENDPOINT, timeout=TIMEOUT)
     except Exception as error:  # type depends on the version of huggingface_hub
         page = f"{constants.ENDPOINT}/{repository}"  # at the start, because long messages are shortened in the middle
-        raise UserError(
-            f"{what} needs {needed} from {page}, which cannot be reached: download elsewhere, {use}; {MINI_NAME} needs "
-            "no download"
-        ) from error
+        problem = f"{what} needs {needed} from {page}, which cannot be reached: download elsewhere, {use}"
+        raise UserError(f"{problem}; {MINI_NAME} needs no download") from error
 
 
 def describe_transform(transform: object) -> str:

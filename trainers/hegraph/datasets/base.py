@@ -191,10 +191,8 @@ def refuse_tested(copies: Sequence[object], count: int, part: str) -> None:
     """Raise UserError if any of the `count` images of a part, named in `copies`, are test images as well."""
     if copies:
         remedy = ", or give --unlabelled test for all test images" if part == "unlabelled" else " or from test"
-        raise UserError(
-            f"{len(copies)} of {count} {part} images are test images as well, such as {copies[0]}; test images must be "
-            f"new to the model: remove them from the {part} images{remedy}"
-        )
+        problem = f"{len(copies)} of {count} {part} images are test images as well, such as {copies[0]}"
+        raise UserError(f"{problem}; test images must be new to the model: remove them from the {part} images{remedy}")
 
 
 def abbreviate(names: Sequence[str], limit: int = MAX_NAMED) -> str:

@@ -65,10 +65,8 @@ class Addition(NamedTuple):
 def support_set_of(model: SavedModel) -> SupportSet:
     """Support set of a model; UserError if it has none, or its labels are not unique."""
     if model.support_set is None:
-        raise UserError(
-            "expected a model of HeGraphAdapter with a support set, got one without, which cannot be changed; "
-            "train it again"
-        )
+        problem = "expected a model of HeGraphAdapter with a support set, got one without, which cannot be changed"
+        raise UserError(f"{problem}; train it again")
     if len(model.support_set.by_label) < len(model.classnames):
         raise UserError("two classes of the model have the same label, so it cannot be changed; use unique labels")
     return model.support_set
@@ -125,10 +123,8 @@ class Trainer:
             raise UserError("the text nodes of the classifier are means of images; pass text_features to fit as well")
         new = [name for name, label in zip(addition.names, labels) if label not in known]
         if self.support_set.positive is not None and more.positive is None and new:
-            raise UserError(
-                f"new classes such as {new[0]!r} need text_features, or a backbone that encodes their names, because "
-                "the other classes have text"
-            )
+            problem = f"new classes such as {new[0]!r} need text_features, or a backbone that encodes their names"
+            raise UserError(f"{problem}, because the other classes have text")
         origin = Origin.of(self.previous)
         if task is not None and not origin.backbone.model:
             origin = Origin.of_task(task, origin.logit_scale, origin.prompted)

@@ -141,9 +141,8 @@ def label_indicators(y: Any, columns: Sequence[Any] | None) -> tuple[np.ndarray,
     if matrix.ndim != 2 or matrix.shape[1] < 2:
         return None
     if len(wrong := matrix[(matrix != 0) & (matrix != 1)]):
-        raise UserError(
-            f"expected 0 and 1 in y of shape {[*matrix.shape]}, got {wrong.tolist()[0]!r}; pass label sets as sets"
-        )
+        problem = f"expected 0 and 1 in y of shape {[*matrix.shape]}, got {wrong.tolist()[0]!r}"
+        raise UserError(f"{problem}; pass label sets as sets")
     columns = range(matrix.shape[1]) if columns is None else columns
     if len(columns) != matrix.shape[1]:
         raise UserError(f"expected {len(columns)} columns in y, one for each class, got {matrix.shape[1]}")
@@ -231,8 +230,6 @@ def class_names(classes: np.ndarray, classnames: Names | None) -> list[str]:
         names = list(classnames)
     names = validate(list[Annotated[str, Field(pattern=r"\S")]], names, "classnames")
     if not isinstance(classnames, Mapping) and names != own and set(names) == set(own):
-        raise UserError(
-            f"classnames are the labels in another order ({', '.join(names[:3])}, ...); omit them, or pass a dict from "
-            "labels to names"
-        )
+        problem = f"classnames are the labels in another order ({', '.join(names[:3])}, ...)"
+        raise UserError(f"{problem}; omit them, or pass a dict from labels to names")
     return names

@@ -167,10 +167,8 @@ def train_multilabel(support_set: SupportSet, origin: Origin, cfg: Config, devic
     Without text, the zero-shot classifier of the model consists of the mean features of the classes.
     """
     if cfg.model.variant != "training_free":
-        raise UserError(
-            "several labels per image need variant='training_free', which has neither training steps nor a cache, got "
-            f"{cfg.model.variant!r}"
-        )
+        expected = "several labels per image need variant='training_free', which has neither training steps nor a cache"
+        raise UserError(f"{expected}, got {cfg.model.variant!r}")
     labels = support_set.labels
     if len(labels) < 2:
         raise UserError(f"several labels per image need at least two images, got {len(labels)}")

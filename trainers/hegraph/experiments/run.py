@@ -208,10 +208,8 @@ def check_configuration(model: SavedModel, cfg: Config) -> None:
     for key, value in before.items():
         stored = key in MODEL_KEYS if ours else key.startswith(prefix)
         if stored and here.get(key) not in (there[key], value) and not is_filled(cfg, key):
-            raise UserError(
-                f"the model was trained with other settings, which a test cannot change: {key} {there[key]}, not "
-                f"{here.get(key)}; to test it, end the command with {key} '{there[key]}'"
-            )
+            problem = f"the model was trained with other settings, which a test cannot change: {key} {there[key]}"
+            raise UserError(f"{problem}, not {here.get(key)}; to test it, end the command with {key} '{there[key]}'")
 
 
 def test_model(cfg: Config, bank_file: Path | None, folder: Path, epoch: int | None, device: str) -> dict:

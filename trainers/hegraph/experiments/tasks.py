@@ -170,9 +170,8 @@ class Task(ABC):
         """Raise UserError if the features are of another backbone than the model."""
         bank = self.bank()
         if bank.backbone != model.backbone.title:
-            raise UserError(
-                f"the model is of {model.backbone.title!r} features, but the bank holds those of {bank.backbone!r}"
-            )
+            problem = f"the model is of {model.backbone.title!r} features"
+            raise UserError(f"{problem}, but the bank holds those of {bank.backbone!r}")
         model.backbone.compare_precision(bank.encoder.precision)
 
     def unlabelled(self, what: str) -> Unlabelled:
@@ -541,10 +540,8 @@ def check_multilabel(task: Task) -> None:
             raise UserError(f"{name} is for several labels per image, and {task.name} has one; change --trainer")
         return
     if name == OUR_METHOD and cfg.model.variant != "training_free":
-        raise UserError(
-            f"{task.name} has several labels per image, which VARIANT {cfg.model.variant} does not support; end the "
-            f"command with {NODE}.VARIANT training_free"
-        )
+        problem = f"{task.name} has several labels per image, which VARIANT {cfg.model.variant} does not support"
+        raise UserError(f"{problem}; end the command with {NODE}.VARIANT training_free")
     if name not in (OUR_METHOD, "ZeroShot", *MULTILABEL_METHODS):
         known = ", ".join((OUR_METHOD, "ZeroShot", *MULTILABEL_METHODS))
         raise UserError(f"{task.name} has several labels per image, which {name} does not support; use one of {known}")

@@ -110,9 +110,8 @@ def _rows(path: Path, columns: bool = False) -> Tensor:
         raise UserError(f"{path}: expected the shape {form}, got {list(matrix.shape)}")
     rows = matrix.t() if columns else matrix
     if _are_unit(rows.t()) and not _are_unit(rows):
-        raise UserError(
-            f"{path}: expected the shape {form}, but vectors along the other axis have unit norm: transpose it"
-        )
+        problem = f"{path}: expected the shape {form}, but vectors along the other axis have unit norm"
+        raise UserError(f"{problem}: transpose it")
     return _unit(rows)
 
 

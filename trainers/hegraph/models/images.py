@@ -104,10 +104,8 @@ def check_backbone(model: TrainedModel, backbone: Backbone) -> None:
     actual, expected = backbone.fingerprint, model.backbone.fingerprint
     different = [key for key in sorted({*actual, *expected} - {"precision"}) if actual.get(key) != expected.get(key)]
     if expected and different:
-        raise UserError(
-            f"expected the backbone of the model, {title}, got {backbone.name} with another {different[0]}; use the "
-            "model's own backbone"
-        )
+        problem = f"expected the backbone of the model, {title}, got {backbone.name} with another {different[0]}"
+        raise UserError(f"{problem}; use the model's own backbone")
     if not expected and backbone.name != title:
         logger.warning("the model was trained from a bank of %r, and its backbone is %s", title, backbone.name)
     model.backbone.compare_precision(backbone.precision)

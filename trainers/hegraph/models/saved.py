@@ -229,10 +229,8 @@ class SavedModel(TrainedModel):
         self.check_single_label("open-set rejection")
         rate = validate(Share, rate, "rate", convert=True)
         if self.known is None:
-            raise UserError(
-                "the model has no scores of known images for a threshold; train it again with CALIBRATE auto, at least "
-                "four classes or two images of a class, and without unlabelled images"
-            )
+            problem = "the model has no scores of known images for a threshold; train it again with CALIBRATE auto"
+            raise UserError(f"{problem}, at least four classes or two images of a class, and without unlabelled images")
         return known_score(logits, self.temperature, self.known.score) >= self.known.threshold(rate)
 
     def share_below(self, logits: Tensor) -> float | None:
@@ -264,10 +262,8 @@ def adapt(model: SavedModel, features: Tensor, device: str) -> tuple[SavedModel,
     """
     model.check_single_label("adaptation to unlabelled images")
     if model.labelled is None:
-        raise UserError(
-            "the model is already adapted to unlabelled images, or its folder has no sums over labelled images; train "
-            "it again"
-        )
+        problem = "the model is already adapted to unlabelled images, or its folder has no sums over labelled images"
+        raise UserError(f"{problem}; train it again")
     check_adaptable(features, model.text_positive, device)
     classifier, text = model.classifier.to(device), model.text_positive.to(device)
     labelled, scale = model.labelled.to(device), model.logit_scale

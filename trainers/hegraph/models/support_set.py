@@ -167,10 +167,8 @@ class SupportSet:
             similarity = (self.ids == queries[position]).float() if by_id else keys @ queries[position]
             similarity = similarity.masked_fill(mask | (self.labels != self.index(label)), -1)
             if not len(similarity) or similarity.max() < SAME_IMAGE:
-                raise UserError(
-                    f"image {position} is not in the support set of class {label!r}, or was passed twice; pass images "
-                    "of fit, partial_fit or add_class"
-                )
+                problem = f"image {position} is not in the support set of class {label!r}, or was passed twice"
+                raise UserError(f"{problem}; pass images of fit, partial_fit or add_class")
             mask[similarity.argmax()] = True
         return mask
 

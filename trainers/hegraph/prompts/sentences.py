@@ -111,10 +111,8 @@ def read_descriptions(path: Path, classnames: Sequence[str]) -> PromptGroup:
     by_name = {normalise_name(name): sentences for name, sentences in table.items()}
     missing = [name for name in classnames if not by_name.get(normalise_name(name))]
     if missing:
-        raise UserError(
-            f"{path} has no description for {len(missing)} of {len(classnames)} classes: "
-            f"{', '.join(missing[:10])}{', ...' if len(missing) > 10 else ''}"
-        )
+        problem = f"{path} has no description for {len(missing)} of {len(classnames)} classes"
+        raise UserError(f"{problem}: {', '.join(missing[:10])}{', ...' if len(missing) > 10 else ''}")
     return [list(by_name[normalise_name(name)]) for name in classnames]
 
 
