@@ -46,6 +46,11 @@ def test_invalid_tables_are_refused(tmp_path, rows, message):
     refused(tmp_path, message)
 
 
+def test_table_with_two_columns_of_labels_is_refused(tmp_path):
+    write(make(tmp_path, "a.png") / "labels.csv", "path,label,labels\na.png,dog,dog|cat\n")
+    refused(tmp_path, "expected the column label or labels, got both")
+
+
 # --- Pascal VOC
 
 
@@ -187,6 +192,7 @@ def test_check_counts_labels_and_pairs(tmp_path):
     assert lines[0] == "3 train, 0 val and 1 test images of 3 classes"
     assert "train images per class: 1 to 2" in lines
     assert "labels per image: 0 to 3, mean 1.50; 1 images without any label" in lines
+    assert "most frequent labels: cat (3), dog (2), bee (1); rarest: bee (1), dog (2), cat (3)" in lines
     pairs = "cat and dog (2), bee and cat (1), bee and dog (1)"
     assert f"images with two labels, the most frequent of 3 pairs: {pairs}" in lines
     assert "--dataset-config-file multilabel" in lines[-1]

@@ -16,6 +16,7 @@ from torch.testing import assert_close
 from trainers.hegraph.__main__ import main
 from trainers.hegraph.baselines import load_method
 from trainers.hegraph.datasets.loading import load_dataset
+from trainers.hegraph.demo.answer import summary
 from trainers.hegraph.features.bank import FeatureBank, as_indicators, load_bank
 from trainers.hegraph.method.multilabel import MultiLabelHead
 from trainers.hegraph.models.folder import load_model
@@ -116,6 +117,16 @@ def test_record_has_the_scores_of_scikit_learn(run, bank, saved):
     zero_shot = bank.test_features @ bank.text_positive.t()
     assert record["map_zero_shot"] == pytest.approx(100 * average_precision_score(true, zero_shot))
     assert (record["accuracy"], record["num_test"], record["images_per_class"][0]) == (None, 30, 8)
+
+
+def test_model_has_the_map_of_its_record(run, saved):
+    record, folder = run(*FREE, bank=saved, quick=())
+    model = load_model(folder)
+    assert (model.scores.map, model.scores.accuracy) == (record["map"], None)
+    assert f"| HeGraphAdapter | {record['map']:.2f} |" in (folder / "model" / "README.md").read_text()
+    assert summary(model).endswith(
+        f"mAP on 30 test images: {record['map']:.2f} %, zero-shot {record['map_zero_shot']:.2f} %."
+    )
 
 
 def test_run_uses_the_head_on_sampled_rows(run, bank, saved):

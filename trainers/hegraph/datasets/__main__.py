@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 SHOTS = (1, 2, 4, 8, 16)  # common numbers
 MAX_CLASSES = 10  # classes listed on a line
-MAX_PAIRS = 5  # pairs of labels listed on a line
+MAX_PAIRS = 5  # labels, or pairs of labels, listed on a line
 
 
 State = tuple[bool, list[str]]  # whether a data set is ready; lines on its content, on problems and their remedies
@@ -175,11 +175,15 @@ def _lines_of_label_sets(dataset: "Dataset") -> list[str]:
 
     sets = [item.labels for items in dataset.splits.values() for item in items]
     sizes, pairs = [len(labels) for labels in sets], Counter(pair for each in sets for pair in combinations(each, 2))
-    names = dataset.classnames
+    names, counts = dataset.classnames, Counter(label for labels in sets for label in labels).most_common()
+    frequent, rare = (
+        abbreviate([f"{names[label]} ({count})" for label, count in part], MAX_PAIRS) for part in (counts, counts[::-1])
+    )
     together = [f"{names[a]} and {names[b]} ({count})" for (a, b), count in pairs.most_common(MAX_PAIRS)]
     return [
         f"labels per image: {min(sizes)} to {max(sizes)}, mean {sum(sizes) / len(sizes):.2f}; "
         f"{sizes.count(0)} images without any label",
+        f"most frequent labels: {frequent}; rarest: {rare}",
         f"images with two labels, the most frequent of {len(pairs)} pairs: {abbreviate(together, MAX_PAIRS) or 'none'}",
     ]
 

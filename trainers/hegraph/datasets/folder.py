@@ -317,7 +317,9 @@ def _read_table(path: Path, folder: str = "", default: str = "") -> list[Row]:
         UserError: If some rows have a split and others do not: images with an unclear split must not become training
             images.
     """
-    column, table = read_table(path, *([] if "labels" in _columns(path) - {"label"} else ["label"]))
+    if {"label", "labels"} <= (columns := _columns(path)):
+        raise UserError(f"{path}: expected the column label or labels, got both; remove one")
+    column, table = read_table(path, *([] if "labels" in columns else ["label"]))
     rows = [_read_row(row, column) for row in table]
     if column == "file_name" and not default:
         tops = [os.path.dirname(row.path).partition("/")[0].lower() for row in rows]

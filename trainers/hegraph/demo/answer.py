@@ -136,6 +136,10 @@ def summary(model: SavedModel) -> str:
     trained, scores = model.trained_on, model.scores
     classes = f"{len(model.classnames)} classes of {trained.dataset}"
     text = f"{model.method} adapts the frozen CLIP {model.backbone.title} to {classes}, trained on {model.sample}."
+    if scores.map is not None:
+        return (
+            f"{text} mAP on {scores.num_test} test images: {scores.map:.2f} %, zero-shot {scores.map_zero_shot:.2f} %."
+        )
     if scores.accuracy is None:
         return text
     zero_shot = "" if scores.accuracy_zero_shot is None else f", zero-shot CLIP {scores.accuracy_zero_shot:.2f} %"

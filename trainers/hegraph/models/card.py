@@ -31,9 +31,9 @@ def model_card(model: SavedModel, base_model: str | None = None) -> str:
         model=model,
         listed=LISTED_CLASSES,
         rows=[
-            ("zero-shot CLIP", scores.accuracy_zero_shot, scores.ece_zero_shot),
+            ("zero-shot CLIP", scores.map_zero_shot or scores.accuracy_zero_shot, scores.ece_zero_shot),
             (f"{method}(T), the text classifier alone", scores.accuracy_text, None),
-            (method, scores.accuracy, scores.ece),
+            (method, scores.map if scores.accuracy is None else scores.accuracy, scores.ece),
         ],
     )
 
@@ -43,6 +43,7 @@ def card_header(model: SavedModel, base_model: str | None = None) -> ModelCardDa
     dataset, scores = plain(model.trained_on.dataset), model.scores
     measured = (
         ("accuracy", "Accuracy", scores.accuracy),
+        ("mean_average_precision", "mAP", scores.map),
         ("f1", "Macro F1", scores.macro_f1),
         ("accuracy", "Accuracy of the text classifier alone", scores.accuracy_text),
         ("ece", "Expected calibration error", scores.ece),
