@@ -134,8 +134,8 @@ def find_source(name: str, pretrained: str | None) -> Source:
     if pretrained not in tags:
         raise unknown(f"weights of {name}: neither a file nor a tag:", pretrained, tags)
     repository, filenames = _hub_files(config)
-    title = f"{name}/{pretrained}"
-    file = identity.fetch_file(repository, filenames, title, filenames[-1], identity.USE_WEIGHTS)
+    title, needed = f"{name}/{pretrained}", config["hf_hub"].rpartition("/")[2] or filenames[0]
+    file = identity.fetch_file(repository, filenames, title, needed, identity.USE_WEIGHTS)
     return Source(name, title, name, file, pretrained)
 
 
