@@ -14,7 +14,6 @@ import pytest
 import yaml
 from browser import HTTP, serving
 
-from trainers.hegraph.demo import space as module
 from trainers.hegraph.demo.__main__ import main
 from trainers.hegraph.demo.space import write_space
 from trainers.hegraph.models.folder import load_model
@@ -61,8 +60,8 @@ def test_requirements_are_those_of_the_installed_package(space, digits, model_fo
     names = {re.split("[>=]", line)[0] for line in re.findall(r'"(.+?)"', declared.lower().replace("_", "-"))}
     lines = (space / "requirements.txt").read_text().split()
     assert {re.split("[>=]", line)[0].lower().replace("_", "-") for line in lines} == names
-    monkeypatch.setattr(module, "DISTRIBUTION", "not-installed")
-    with pytest.raises(UserError, match="which is missing; run: .* -m pip install"):
+    monkeypatch.setattr("trainers.hegraph.models.package.DISTRIBUTION", "not-installed")
+    with pytest.raises(UserError, match="found none; run: .* -m pip install"):
         write_space(digits, model_folder, tmp_path / "space")
     assert not (tmp_path / "space").exists()
 

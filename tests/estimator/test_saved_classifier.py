@@ -149,6 +149,9 @@ def test_push_and_load_by_revision(model, data, tmp_path, monkeypatch):
     assert (upload["repo_id"], upload["revision"], upload["commit_message"]) == ("user/shapes", None, "The first one")
     assert sorted(upload["allow_patterns"]) == sorted(os.listdir(files))
     assert TOKEN.encode() not in b"".join(path.read_bytes() for path in files.iterdir())
+    model.push_to_hub("user/shapes", token=TOKEN, endpoint=True)
+    uploaded = api.upload_folder.call_args.kwargs["allow_patterns"]
+    assert {"handler.py", "requirements.txt", "hegraph/*"} == {*uploaded} - {*upload["allow_patterns"]}
     model.push_to_hub("user/secret", token=TOKEN, revision="text", private=True)
     api.create_repo.assert_called_with("user/secret", private=True, exist_ok=True)
     api.create_branch.assert_called_with("user/secret", branch="text", exist_ok=True)

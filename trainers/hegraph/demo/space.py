@@ -5,7 +5,7 @@ The Space needs no release of this package on PyPI.
 
 import shutil
 import sys
-from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.metadata import version
 from pathlib import Path
 
 import yaml
@@ -13,12 +13,11 @@ import yaml
 from ..backbones.identity import AUTO
 from ..models.folder import CARD, CONFIG, TENSORS, THUMBNAILS, own_file, thumbnail_name
 from ..models.images import ImageModel, backbone_files
+from ..models.package import copy_package, requirements
 from ..utils.errors import UserError
 from ..utils.files import writing_folder
 from .answer import summary, title
 
-PACKAGE = Path(__file__).parents[1]
-DISTRIBUTION = "hegraph-adapter"  # name in pyproject.toml
 MODEL = "model"
 TOKENIZER_REQUIREMENTS = ("transformers", "sentencepiece")  # for SigLIP and other models with a Hugging Face tokenizer
 APP = '''\
@@ -71,18 +70,9 @@ def write_space(
             if (file := own_file(folder, name)) is not None:  # no other files, and no targets of links
                 (space / MODEL / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(file, space / MODEL / name)
-        shutil.copytree(PACKAGE, space / "hegraph", ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
+        copy_package(space / "hegraph")
         (space / "app.py").write_text(APP.format(model=MODEL, flags=flags.replace("'", '"')), encoding="utf-8")
         (space / "requirements.txt").write_text(packages, encoding="utf-8")
         front = yaml.safe_dump(header, sort_keys=False, allow_unicode=True)
         text = f"---\n{front}---\n\n# {title(model)}\n\n{summary(model)}\n"
         (space / "README.md").write_text(text, encoding="utf-8")
-
-
-def requirements() -> list[str]:
-    """Requirements of this package without extras, from the metadata of the installed distribution."""
-    try:
-        return [line for line in requires(DISTRIBUTION) or [] if "extra ==" not in line]
-    except PackageNotFoundError as error:
-        run = f"run: {sys.executable} -m pip install {PACKAGE.parents[1]}"
-        raise UserError(f"a Space lists the requirements of the installed package, which is missing; {run}") from error

@@ -325,10 +325,16 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
         model = self.model_
         return find_label_issues(features, labels, model.text_positive, model.logit_scale, classes)
 
-    def save_pretrained(self, directory: str | Path) -> None:
-        """Write a model folder, which the command line reads too. Only an existing model folder is replaced."""
+    def save_pretrained(self, directory: str | Path, *, endpoint: bool = False) -> None:
+        """Write a model folder, which the command line reads too. Only an existing model folder is replaced.
+
+        Args:
+            directory: The folder.
+            endpoint: Whether to add `handler.py`, `requirements.txt` and a copy of this package, which a Hugging Face
+                inference endpoint runs.
+        """
         check_is_fitted(self, "model_")
-        save_model(self.model_, validate(Path, directory, "directory", convert=True))
+        save_model(self.model_, validate(Path, directory, "directory", convert=True), endpoint)
 
     @classmethod
     def from_pretrained(
@@ -379,6 +385,7 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
         revision: str | None = None,
         private: bool = False,
         commit_message: str = "Upload a HeGraphAdapter model",
+        endpoint: bool = False,
     ) -> str:
         """Upload the model folder to the Hugging Face Hub, and return its address.
 
@@ -388,9 +395,11 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
             revision: Branch, created if necessary; None takes the main branch.
             private: Whether a new repository is private.
             commit_message: Message of the commit.
+            endpoint: As of `save_pretrained`.
         """
         check_is_fitted(self, "model_")
-        return push_model(self.model_, validate(str, repo_id, "repo_id"), token, revision, private, commit_message)
+        name = validate(str, repo_id, "repo_id")
+        return push_model(self.model_, name, token, revision, private, commit_message, endpoint)
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()

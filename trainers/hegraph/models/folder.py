@@ -28,6 +28,7 @@ from ..utils.files import hash_content, whole_folder, write_json, write_tensors,
 from ..utils.option import OUR_METHOD, option_of
 from ..utils.reading import Finite, Size, StrictModel, read_json, read_tensors, reading
 from .card import model_card
+from .package import write_endpoint
 from .saved import ModelMetadata, SavedModel
 from .support_set import SupportSet
 
@@ -104,8 +105,10 @@ class ModelConfig(ModelMetadata):
     tensors: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
-def save_model(model: SavedModel, folder: Path) -> None:
+def save_model(model: SavedModel, folder: Path, endpoint: bool = False) -> None:
     """Write a model folder, completely or not at all. An existing model folder is replaced.
+
+    With `endpoint`, the folder also has the files of an inference endpoint (`endpoint.py`).
 
     Cache keys of HeGraphAdapter are rounded to float16. Those of other methods stay in float32, because rounding
     changed the predictions of single images.
@@ -127,6 +130,8 @@ def save_model(model: SavedModel, folder: Path) -> None:
     with writing_folder(folder) as temporary:
         write_tensors(temporary / TENSORS, tensors, {"format": config.format})
         (temporary / CARD).write_text(model_card(model), encoding="utf-8")
+        if endpoint:
+            write_endpoint(temporary)
         write_json(temporary / CONFIG, config.model_dump(mode="json"))
 
 

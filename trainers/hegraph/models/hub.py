@@ -17,6 +17,7 @@ from .folder import CARD, CONFIG, TENSORS, save_model
 from .saved import SavedModel
 
 FILES = [CONFIG, TENSORS, CARD]
+ENDPOINT_FILES = ["handler.py", "requirements.txt", "hegraph/*"]  # uploaded on request, never downloaded
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
@@ -41,7 +42,13 @@ def local_folder(name: str, revision: str | None, token: str | None) -> Path:
 
 
 def push_model(
-    model: SavedModel, repository: str, token: str | None, revision: str | None, private: bool, message: str
+    model: SavedModel,
+    repository: str,
+    token: str | None,
+    revision: str | None,
+    private: bool,
+    message: str,
+    endpoint: bool = False,
 ) -> str:
     """Upload a model folder, and return its address; arguments as of `HeGraphClassifier.push_to_hub`.
 
@@ -53,15 +60,16 @@ def push_model(
     address = f"{constants.ENDPOINT}/{repository}"
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model"
-        save_model(model, path)
+        save_model(model, path, endpoint)
         (path / CARD).write_text(model_card(model, base_model_of(model.backbone)), encoding="utf-8")
         try:
             api = HfApi(token=token)
             api.create_repo(repository, private=private, exist_ok=True)
             if revision:
                 api.create_branch(repository, branch=revision, exist_ok=True)
+            patterns = [*FILES, *(ENDPOINT_FILES if endpoint else ())]
             api.upload_folder(
-                repo_id=repository, folder_path=path, revision=revision, commit_message=message, allow_patterns=FILES
+                repo_id=repository, folder_path=path, revision=revision, commit_message=message, allow_patterns=patterns
             )
         except Exception as error:  # type depends on the version of huggingface_hub
             raise UserError(f"cannot upload to {address}: {_reason(error, token)}") from None

@@ -1,0 +1,89 @@
+"""Files of an inference endpoint, loaded as its toolkit does."""
+
+import base64
+import io
+import json
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+
+from trainers.hegraph import HeGraphClassifier, load_few_shot
+from trainers.hegraph.models.endpoint import EndpointHandler
+from trainers.hegraph.models.folder import load_model
+
+# The toolkit puts the folder on the path, and loads the class from handler.py
+TOOLKIT = """
+import importlib.util, json, sys
+from PIL import Image
+folder, picture = sys.argv[1:]
+sys.path.insert(0, folder)
+spec = importlib.util.spec_from_file_location("handler", f"{folder}/handler.py")
+module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+handler = module.EndpointHandler(folder)
+print(json.dumps(handler({"inputs": Image.open(picture), "parameters": {"top_k": 2}})))
+"""
+
+
+@pytest.fixture(scope="module")
+def scan() -> Image.Image:
+    digits = load_few_shot("Digits", "", 1, 1)
+    return digits.open(digits.test[0].path)
+
+
+@pytest.fixture
+def handler(finished_digits_once) -> EndpointHandler:
+    return EndpointHandler(str(finished_digits_once / "model"))
+
+
+@pytest.fixture
+def content(scan) -> bytes:
+    file = io.BytesIO()
+    scan.save(file, "PNG")
+    return file.getvalue()
+
+
+def test_folder_runs_as_the_toolkit_loads_it(finished_digits_once, scan, tmp_path):
+    classifier = HeGraphClassifier.from_pretrained(finished_digits_once / "model")
+    classifier.save_pretrained(tmp_path / "model", endpoint=True)
+    scan.save(tmp_path / "scan.png")
+    words = [sys.executable, "-c", TOOLKIT, str(tmp_path / "model"), str(tmp_path / "scan.png")]
+    ran = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    answer = json.loads(ran.stdout)
+    assert answer[0]["label"] == classifier.predict([scan])[0]
+    assert answer[0]["score"] == pytest.approx(classifier.predict_proba([scan]).max(), abs=1e-5)
+    lines = (tmp_path / "model" / "requirements.txt").read_text().splitlines()
+    assert any(line.startswith("torch>=") for line in lines)
+
+
+def test_loading_runs_no_handler(finished_digits_once, tmp_path):
+    HeGraphClassifier.from_pretrained(finished_digits_once / "model").save_pretrained(tmp_path / "model", endpoint=True)
+    (tmp_path / "model" / "handler.py").write_text("raise SystemExit")
+    assert len(load_model(tmp_path / "model").classnames) == 10
+
+
+def test_all_kinds_of_input_have_equal_answers(handler, scan, content):
+    encoded = base64.b64encode(content).decode()
+    inputs = [scan, content, encoded, f"data:image/png;base64,{encoded}"]
+    answers = handler({"inputs": inputs})
+    assert len(answers) == 4 and len(answers[0]) == 5
+    for answer in [*answers, handler({"inputs": content})]:
+        assert [each["label"] for each in answer] == [each["label"] for each in answers[0]]
+        assert answer[0]["score"] == pytest.approx(answers[0][0]["score"], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "code"),
+    [
+        ("/etc/a.png", "endpoint.base64"),
+        ("http://127.0.0.1", "endpoint.base64"),
+        (7, "endpoint.type"),
+        (None, "endpoint.type"),
+    ],
+)
+def test_paths_and_addresses_are_not_opened(handler, inputs, code, refused):
+    with refused(code):
+        handler({"inputs": inputs})

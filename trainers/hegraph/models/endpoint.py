@@ -1,0 +1,64 @@
+"""Handler of a Hugging Face inference endpoint; `package.py` writes the file that imports it."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from pathlib import Path
+from typing import Any
+
+from PIL.Image import Image
+
+from ..datasets.images import open_upload, to_rgb
+from ..utils.devices import choose_device
+from ..utils.errors import UserError
+from ..utils.reading import Size, validate
+from .images import ImageModel
+
+
+class EndpointHandler:
+    """Handler of an inference endpoint, with the answers of the task "image-classification".
+
+    Args:
+        path: Model folder.
+    """
+
+    def __init__(self, path: str = "") -> None:
+        self.model = ImageModel.load(Path(path), choose_device("", "device"))
+
+    def __call__(self, data: dict[str, Any]) -> list[Any]:
+        """Classify images.
+
+        Args:
+            data: "inputs" is an image, or a list of images: PIL images, bytes of image files, or base64. "parameters"
+                may have "top_k", the number of classes of an image (default: 5).
+
+        Returns:
+            For each image, a list of dicts with "label" and "score", the most probable one first; for a single image,
+            its list.
+
+        Raises:
+            UserError: If an input is not an image. No path and no address is opened.
+        """
+        inputs = data.get("inputs")
+        top = validate(Size, (data.get("parameters") or {}).get("top_k", 5), "top_k")
+        images = [open_input(each) for each in (inputs if isinstance(inputs, list) else [inputs])]
+        names = self.model.model.classnames
+        values, labels = self.model.probabilities(images).sort(dim=1, descending=True, stable=True)
+        rows = zip(values[:, :top].tolist(), labels[:, :top].tolist())
+        answers = [[{"label": names[k], "score": score} for score, k in zip(*row)] for row in rows]
+        return answers if isinstance(inputs, list) else answers[0]
+
+
+def open_input(value: Any) -> Image:
+    """Open an input of an endpoint; errors as of `EndpointHandler`."""
+    if isinstance(value, Image):
+        return to_rgb(value)
+    if isinstance(value, str):
+        try:
+            value = base64.b64decode(value.partition(",")[2] if value.startswith("data:") else value, validate=True)
+        except (binascii.Error, ValueError) as error:
+            raise UserError(f"expected an image in base64, got {value[:20]!r}", "endpoint.base64") from error
+    if not isinstance(value, bytes):
+        raise UserError(f"expected an image, bytes or base64, got {type(value).__name__}", "endpoint.type")
+    return open_upload(value)
