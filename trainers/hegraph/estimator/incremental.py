@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from PIL import Image
 from sklearn.utils import check_random_state
-from torch import Tensor
 
 from ..backbones.identity import DEFAULT_BACKBONE
 from ..config import Config
@@ -227,7 +226,7 @@ def open_with_id(image: Path | Image.Image) -> tuple[Image.Image, int]:
     return pixels, int.from_bytes(digest[:8], "little", signed=True)
 
 
-def image_ids(images: Sequence[Path | Image.Image]) -> Tensor:
+def image_ids(images: Sequence[Path | Image.Image]) -> torch.Tensor:
     """Ids of images, shape `[n]`, int64; UserError if an image is unreadable."""
     ids = []
     for image in images:

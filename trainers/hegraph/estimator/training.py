@@ -14,7 +14,6 @@ from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from ..backbones.schema import BackboneConfig
 from ..baselines import load_method
@@ -237,7 +236,7 @@ def task_of(support_set: SupportSet, origin: Origin, cfg: Config) -> Task:
     return FeatureTask(bank, cfg, cfg.run.seed, {"train": sampled, "val": []}, {"precision": origin.backbone.precision})
 
 
-def with_named_classes(model: SavedModel, support_set: SupportSet, seen: Tensor) -> SavedModel:
+def with_named_classes(model: SavedModel, support_set: SupportSet, seen: torch.Tensor) -> SavedModel:
     """Add the classes without images to a model that was trained on the classes `seen`, booleans of shape `[K]`.
 
     Their class weights are those of a transfer to unseen classes (`TransferableAdapter`). With a cache, the text prior

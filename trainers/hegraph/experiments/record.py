@@ -9,7 +9,6 @@ import time
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..baselines import load_method
 from ..baselines.base import FittedMethod, zero_shot_transfer
@@ -167,7 +166,7 @@ def scores_on_test(tested: Tested, calibration: Calibration) -> dict[str, Any]:
     }
 
 
-def rejection_on_test(logits: Tensor | None, calibration: Calibration) -> RejectionRecord | None:
+def rejection_on_test(logits: torch.Tensor | None, calibration: Calibration) -> RejectionRecord | None:
     """Return the open-set threshold and its effect on the test images; None if no known images were scored."""
     known = calibration.known
     if known is None:

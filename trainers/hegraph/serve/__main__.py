@@ -1,7 +1,5 @@
 """The command `serve`, which answers HTTP requests with the predictions of a trained model."""
 
-from __future__ import annotations
-
 import argparse
 import os
 import sys

@@ -5,8 +5,6 @@ is encoded at once, and many clients share batches. This needs no waiting time t
 the executor of asyncio suffice.
 """
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
