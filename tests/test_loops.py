@@ -56,11 +56,10 @@ def test_compare_shows_all_methods(bash, output):
     full, tip = (record_of(output, name, **wanted) for name in ("HeGraphAdapter", "TipAdapter"))
     assert full["accuracy"] > tip["accuracy"] > tip["accuracy_zero_shot"]
     assert printed == {
-        "zero-shot": two_digits(Digits=full["accuracy_zero_shot"]),
-        "TipAdapter": two_digits(Digits=tip["accuracy"]),
+        "zero-shot": two_digits(Digits=full["accuracy_zero_shot"]), "TipAdapter": two_digits(Digits=tip["accuracy"]),
         "HeGraphAdapter(T)": two_digits(Digits=full["accuracy_text"]),
         "HeGraphAdapter": two_digits(Digits=full["accuracy"]),
-    }
+    }  # fmt: skip
 
 
 def test_few_shot_prints_table_and_curves(bash, output):

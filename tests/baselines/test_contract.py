@@ -27,17 +27,13 @@ SELECTING = set(METHODS) - {"ZeroShot", "CoOp", "CLIPAdapter", "TaskRes", "Graph
 NOT_SAVED = {"CLIPAdapter", "ProtoCLIP", "ProKeR", "APE"}
 # Number of trained parameters for N images, K classes and width d; other methods are training-free
 PARAMETERS = {
-    "LinearProbe": lambda n, k, d: k * (d + 1),
-    "CLIPAdapter": lambda n, k, d: 2 * d * (d // 4),
-    "TaskRes": lambda n, k, d: k * d,
-    "TipAdapterF": lambda n, k, d: n * d,
+    "LinearProbe": lambda n, k, d: k * (d + 1), "CLIPAdapter": lambda n, k, d: 2 * d * (d // 4),
+    "TaskRes": lambda n, k, d: k * d, "TipAdapterF": lambda n, k, d: n * d,
     "GraphAdapter": lambda n, k, d: 2 * (d + k) * d,
-    "ProtoCLIP": lambda n, k, d: (n + k) * d + 2 * d * (d // 4) + 2 * (d + d // 4),
-    "CoOp": lambda n, k, d: 16 * 64,
-    "LPPlusPlus": lambda n, k, d: k * (d + 2),
-    "CLAP": lambda n, k, d: k * d,
+    "ProtoCLIP": lambda n, k, d: (n + k) * d + 2 * d * (d // 4) + 2 * (d + d // 4), "CoOp": lambda n, k, d: 16 * 64,
+    "LPPlusPlus": lambda n, k, d: k * (d + 2), "CLAP": lambda n, k, d: k * d,
     "APET": lambda n, k, d: k * round(d * 800 / 1024) + n,
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -90,10 +90,9 @@ def test_table_becomes_items_in_its_order(tmp_path):
     for given in (root, root / "My Labels.CSV"):
         dataset = load(given)
         assert rows_of(dataset) == {
-            "train": [("b.jpg", 1, "bee"), ("sub/a.jpg", 0, "ant")],
-            "val": [("c.jpg", 0, "ant")],
+            "train": [("b.jpg", 1, "bee"), ("sub/a.jpg", 0, "ant")], "val": [("c.jpg", 0, "ant")],
             "test": [("d.jpg", 1, "bee")],
-        }
+        }  # fmt: skip
         assert dataset.root == root
         dataset.check_files()
         make(root, "other.csv")
@@ -180,10 +179,9 @@ def test_metadata_files_of_splits_are_read(tmp_path, caplog):
     write(tmp_path / "Train" / "metadata.csv", "file_name,label,notes\n1.jpg,bee,x\nmore/2.jpg,ant,y\n")
     write(tmp_path / "validation" / "metadata.csv", "file_name,label\n3.jpg,bee\n")
     assert rows_of(load(tmp_path)) == {
-        "train": [("Train/1.jpg", 1, "bee"), ("Train/more/2.jpg", 0, "ant")],
-        "val": [("validation/3.jpg", 1, "bee")],
+        "train": [("Train/1.jpg", 1, "bee"), ("Train/more/2.jpg", 0, "ant")], "val": [("validation/3.jpg", 1, "bee")],
         "test": [],
-    }
+    }  # fmt: skip
     [warning] = caplog.messages
     assert warning.startswith(f"{tmp_path}: read the folders Train, validation, skipped test")
     write(tmp_path / "test" / "metadata.csv", "label,file_name\nant,../Train/1.jpg\n")

@@ -75,11 +75,9 @@ def test_candidates_that_share_a_training_equal_single_runs(tiny_bank, monkeypat
     best = on_val.index(max(on_val))
     assert on_val.count(max(on_val)) > 1  # so that the order shows
     assert chosen.selected == {
-        "keys": keys,
-        "value": list(values[best]),
-        "candidates": [[list(given), found] for given, found in zip(values, on_val)],
-        "num_val": len(bank.val_labels),
-    }
+        "keys": keys, "value": list(values[best]),
+        "candidates": [[list(given), found] for given, found in zip(values, on_val)], "num_val": len(bank.val_labels),
+    }  # fmt: skip
     [model] = saved
     assert model.options == configs[best].model
     assert torch.equal(chosen.logits(bank.val_features), alone[best])

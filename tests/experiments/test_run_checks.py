@@ -33,13 +33,10 @@ def banks(tiny_bank, tmp_path, unit_features) -> dict[str, Path]:
     features[:, 3] = bank.test_features[7]
     no_val = {"val_features": None, "val_labels": None}
     changes = {
-        "tiny": {},
-        "no_val": no_val,
-        "no_test": {"test_features": None, "test_labels": None},
-        "backbone": {"backbone": "RN50"},
-        "tested": {"train_features": features},
+        "tiny": {}, "no_val": no_val, "no_test": {"test_features": None, "test_labels": None},
+        "backbone": {"backbone": "RN50"}, "tested": {"train_features": features},
         "narrow": narrow | no_val | {"train_features": unit_features(2, 30, 8)},
-    }
+    }  # fmt: skip
     for name, change in changes.items():
         made = replace(bank, **change)
         (made.without_test() if name in ("tested", "narrow") else made).save(tmp_path / f"{name}.safetensors")

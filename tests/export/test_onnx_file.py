@@ -147,17 +147,11 @@ def test_whole_model_equals_torch_and_has_metadata(finished_digits_once, tmp_pat
     assert KnownScores(**about.pop("known")) == model.known
     assert about == {
         "inputs": {"pixel_values": ["batch", 3, 32, 32]},
-        "outputs": {"logits": ["batch", 10], "probabilities": ["batch", 10]},
-        "classes": list(model.classnames),
-        "class_ids": list(model.class_ids),
-        "tau": model.logit_scale,
-        "temperature": model.temperature,
-        "thresholds": None,
-        "backbone": model.backbone.title,
-        "method": "HeGraphAdapter",
-        "variant": "full",
+        "outputs": {"logits": ["batch", 10], "probabilities": ["batch", 10]}, "classes": list(model.classnames),
+        "class_ids": list(model.class_ids), "tau": model.logit_scale, "temperature": model.temperature,
+        "thresholds": None, "backbone": model.backbone.title, "method": "HeGraphAdapter", "variant": "full",
         "trained_on": {"dataset": "Digits", "shots": 4},
-    }
+    }  # fmt: skip
     expected = {"size": [32, 32], "resize": "shortest", "interpolation": "bicubic", "crop": "center"}
     expected |= {"mean": list(images.backbone.mean), "std": list(images.backbone.std)}
     assert {key: how[key] for key in expected} == expected

@@ -210,14 +210,11 @@ def test_nan_and_zero_features_are_refused(images, backbone, tmp_path, monkeypat
 def test_each_input_has_its_own_file(images, backbone, tmp_path):
     other = replace(backbone, fingerprint=backbone.fingerprint | {"weights": "others"})
     inputs = [
-        (backbone, images),
-        (other, images),
-        (backbone, replace(images, seed=2)),
-        (backbone, replace(images, views=VIEWS + 1)),
-        (backbone, replace(images, items=images.items[::-1])),
+        (backbone, images), (other, images), (backbone, replace(images, seed=2)),
+        (backbone, replace(images, views=VIEWS + 1)), (backbone, replace(images, items=images.items[::-1])),
         (backbone, replace(images, transform=backbone.preprocess)),
         (backbone, replace(images, dataset=replace(images.dataset, name="Other"))),
-    ]
+    ]  # fmt: skip
     for encoder, views in inputs:
         extract.encode_images(encoder, views, make_options(), tmp_path, "train")
     assert len(list(tmp_path.iterdir())) == len(inputs)
