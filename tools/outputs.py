@@ -146,7 +146,7 @@ def main() -> None:
         for page in [START, *(page for page in chosen if page != START)]:
             old = page.read_text(encoding="utf-8")
             new = filled(old, checkout)
-            if new != old and page in chosen:
+            if page in chosen and not agree(old, new):
                 with atomic_path(page) as path:
                     path.write_text(new, encoding="utf-8")
                 sys.stdout.write(f"{page.relative_to(ROOT)}\n")

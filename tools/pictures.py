@@ -234,7 +234,7 @@ def demo() -> None:
         )
         subprocess.run([sys.executable, "-m", "trainers.hegraph", *words, "--keep-thumbnails"], check=True)
         with browsing(Path(temporary, "profile"), "demo", str(folder)) as browser:
-            browser.driver.set_window_size(1000, 1500)
+            browser.driver.set_window_size(1000, 1290)
             browser.open("#drawing canvas", '#answer[aria-live="polite"]')
             browser.draw([ZERO])
             browser.wait(lambda: browser.winner() == "zero")
