@@ -47,7 +47,7 @@ def read_unlabelled(task: Task, pool_task: Task, text: Tensor, backbone: str, de
             `check_adaptable`.
     """
     source = task.cfg.data.unlabelled
-    images = (pool_task if source == POOL else task).unlabelled(source)
+    images = (pool_task if source == POOL else task).unlabelled
     if images.backbone not in ("", backbone):
         raise UserError(f"{source} holds features of {images.backbone!r}, but the method's are of {backbone!r}")
     features = images.features()

@@ -33,7 +33,7 @@ def check_training(task: Task) -> None:
             raise UserError("--select val needs TRAINER.HEGRAPHADAPTER.SELECT, rows [KEY, [VALUE, ...]]; it is empty")
     _ = task.targets
     if cfg.data.unlabelled:
-        check_unlabelled(task, cfg.data.unlabelled)
+        check_unlabelled(task)
 
 
 def check_method(cfg: Config, from_bank: bool) -> None:
@@ -52,12 +52,13 @@ def check_method(cfg: Config, from_bank: bool) -> None:
         raise UserError(f"{method.name} has no rule for other classes than its own; leave out --target-datasets")
 
 
-def check_unlabelled(task: Task, what: str) -> None:
+def check_unlabelled(task: Task) -> None:
     """Raise UserError if the unlabelled images that DATASET.UNLABELLED names are missing; none is opened.
 
-    A warning is logged if `what` is a keyword and also the name of a file.
+    A warning is logged if the value is a keyword and also the name of a file.
     """
+    what = task.cfg.data.unlabelled
     if what in (POOL, TEST_SET) and Path(what).exists():
         meaning = "the images that were not sampled" if what == POOL else "the test images"
         logger.warning("--unlabelled %s means %s of %s; for the path, write ./%s", what, meaning, task.name, what)
-    task.unlabelled(what)
+    _ = task.unlabelled

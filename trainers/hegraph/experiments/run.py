@@ -234,7 +234,7 @@ def test_model(cfg: Config, bank_file: Path | None, folder: Path, epoch: int | N
             raise UserError(f"--unlabelled adapts to classes of the model, but {target.name} has others; leave it out")
         as_trained = with_values(cfg, {"DATASET.NUM_SHOTS": model.trained_on.shots})
         source = open_task(as_trained, bank_file, model.trained_on.seed, device) if what == POOL else target
-        check_unlabelled(source, what)
+        check_unlabelled(source)
         unlabelled = read_unlabelled(target, source, model.text_positive, model.backbone.title, device)
         fitted, model = adapt_method(fitted, model, unlabelled, what, device)
     return run_folder.do(lambda: test_and_write(run_folder, fitted, model, device))

@@ -94,9 +94,8 @@ class RunFolder:
         if self.model is not None:
             with reading(self.model / CONFIG, "a model"):
                 return hash_json(inputs | {"model": hash_json([hash_file(self.model / n) for n in (CONFIG, TENSORS)])})
-        unlabelled = self.task.cfg.data.unlabelled
-        if unlabelled not in ("", TEST_SET):  # the identity of the task covers test images
-            inputs["unlabelled"] = self.task.unlabelled(unlabelled).identity()
+        if self.task.cfg.data.unlabelled not in ("", TEST_SET):  # the identity of the task covers test images
+            inputs["unlabelled"] = self.task.unlabelled.identity()
         return hash_json(inputs | {"split": self.task.split})
 
     def finished(self) -> dict | None:

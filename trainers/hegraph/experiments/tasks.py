@@ -174,16 +174,14 @@ class Task(ABC):
             raise UserError(f"{problem}, but the bank holds those of {bank.backbone!r}")
         model.backbone.compare_precision(bank.encoder.precision)
 
-    def unlabelled(self, what: str) -> Unlabelled:
-        """Return the unlabelled images that DATASET.UNLABELLED names.
+    @cached_property
+    def unlabelled(self) -> Unlabelled:
+        """Unlabelled images that DATASET.UNLABELLED names; UserError if there are none.
 
-        Args:
-            what: "test" for the test images, "pool" for the images of the task's classes that are neither sampled nor
-                test images, or the path of a feature bank, a folder or a CSV file.
-
-        Raises:
-            UserError: If there are no such images.
+        The value is "test" for the test images, "pool" for the images of the task's classes that are neither sampled
+        nor test images, or the path of a feature bank, a folder or a CSV file.
         """
+        what = self.cfg.data.unlabelled
         if what == TEST_SET:
             if not self.has_test:
                 raise UserError(f"{self.name} has no test images; give --unlabelled {POOL}, or a path")
@@ -289,9 +287,10 @@ class BankTask(Task):
         """Return the sampled rows and the test images."""
         return self._bank
 
-    def unlabelled(self, what: str) -> Unlabelled:
-        if what != POOL:
-            return super().unlabelled(what)
+    @cached_property
+    def unlabelled(self) -> Unlabelled:
+        if self.cfg.data.unlabelled != POOL:
+            return super().unlabelled
         pool = {name: torch.isin(labels, torch.tensor(self.kept)) for name, labels in self.file.labels.items()}
         pool["train"][self.selection.train] = False
         rows = {name: selected.nonzero().flatten().tolist() for name, selected in pool.items() if name != "test"}
@@ -432,9 +431,11 @@ class ImageTask(Task):
         dataset = replace(self.dataset, train=[], val=[])
         return extract.encode_task(dataset, self.backbone, self.cfg.encoding, self.seed, self._folder)
 
-    def unlabelled(self, what: str) -> Unlabelled:
+    @cached_property
+    def unlabelled(self) -> Unlabelled:
+        what = self.cfg.data.unlabelled
         if what == TEST_SET or what.endswith(SUFFIX):
-            return super().unlabelled(what)
+            return super().unlabelled
         if what == POOL:
             if not self.dataset.pool:
                 raise UserError(NO_POOL.format(self.name))
