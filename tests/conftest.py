@@ -150,6 +150,14 @@ def no_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture(scope="session")
+def mini():
+    """The embedded backbone."""
+    from trainers.hegraph import load_backbone  # imports open_clip, which takes seconds, and few tests need it
+
+    return load_backbone("hegraph-mini")
+
+
+@pytest.fixture(scope="session")
 def model_options() -> Callable[..., ModelOptions]:
     """The model's options with their defaults, but for the given fields and meta-path weights such as ALPHA_PP."""
 

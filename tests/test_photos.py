@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from trainers.hegraph import Backbone, HeGraphClassifier, UserError, load_backbone, load_few_shot
+from trainers.hegraph import HeGraphClassifier, UserError, load_few_shot
 from trainers.hegraph.datasets.images import TURNS, is_image, open_image, to_rgb
 from trainers.hegraph.models.images import ImageModel
 from trainers.hegraph.predict.__main__ import main as predict
@@ -72,12 +72,7 @@ PHOTOS: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.fixture(scope="module")
-def backbone() -> Backbone:
-    return load_backbone("hegraph-mini")
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory, backbone) -> Path:
+def model(tmp_path_factory, mini) -> Path:
     """Folder of a training-free model with two classes."""
     images = [UPRIGHT, UPRIGHT.rotate(90), UPRIGHT.convert("L"), UPRIGHT.rotate(180)]
     folder = tmp_path_factory.mktemp("model")
@@ -119,11 +114,11 @@ def images_of(photo) -> list:
 
 
 @every_photo
-def test_features_of_a_photo_are_equal_everywhere(photo, images_of, backbone, predictor):
-    expected = backbone.encode_images(torch.stack([backbone.preprocess(to_rgb(Image.open(photo)))]))
+def test_features_of_a_photo_are_equal_everywhere(photo, images_of, mini, predictor):
+    expected = mini.encode_images(torch.stack([mini.preprocess(to_rgb(Image.open(photo)))]))
     for image in images_of:
-        assert close(backbone.encode_images([image]), expected)
-        assert close(backbone.encode_images(backbone.preprocess(image)[None]), expected)
+        assert close(mini.encode_images([image]), expected)
+        assert close(mini.encode_images(mini.preprocess(image)[None]), expected)
         assert close(predictor.features([image]), expected)
 
 
@@ -168,12 +163,12 @@ def test_colour_profile_stays(tmp_path):
 # --- encode_images
 
 
-def test_many_images_are_encoded_in_order(backbone):
+def test_many_images_are_encoded_in_order(mini):
     images = [UPRIGHT.rotate(turn) for turn in range(0, 350, 50)]
-    expected = torch.cat([backbone.encode_images([image]) for image in images])
-    assert expected.shape == (7, backbone.width) and expected.dtype == torch.float32
-    assert close(backbone.encode_images(images, batch_size=3), expected)
-    assert backbone.encode_images([]).shape == (0, backbone.width)
+    expected = torch.cat([mini.encode_images([image]) for image in images])
+    assert expected.shape == (7, mini.width) and expected.dtype == torch.float32
+    assert close(mini.encode_images(images, batch_size=3), expected)
+    assert mini.encode_images([]).shape == (0, mini.width)
 
 
 @pytest.mark.parametrize(("images", "message"), [
@@ -181,18 +176,18 @@ def test_many_images_are_encoded_in_order(backbone):
     ([1], r"images: .*, got \[1\]"), (UPRIGHT, "images: expected a list"),
     (["/none.jpg"], "cannot read /none.jpg: No such file or directory"),
 ])  # fmt: skip
-def test_encoding_other_inputs_is_refused(backbone, images, message):
+def test_encoding_other_inputs_is_refused(mini, images, message):
     with pytest.raises(UserError, match=message):
-        backbone.encode_images(images)
+        mini.encode_images(images)
 
 
-def test_preprocess_refuses_other_inputs(backbone, tmp_path):
+def test_preprocess_refuses_other_inputs(mini, tmp_path):
     (tmp_path / "a.jpg").write_bytes(b"no image")
     for image, message in (
         (tmp_path / "a.jpg", "cannot read .*a.jpg: is not an image"), (3, "expected a path .* got 3"),
     ):  # fmt: skip
         with pytest.raises(UserError, match=message):
-            backbone.preprocess(image)
+            mini.preprocess(image)
 
 
 # --- HEIC
@@ -209,14 +204,14 @@ def heic(tmp_path) -> Path:
     return path
 
 
-def test_heic_images_are_read_upright(heic, backbone):
+def test_heic_images_are_read_upright(heic, mini):
     assert is_image(heic.name)
     for source in (heic, str(heic), heic.read_bytes()):
         image = open_image(source)
         assert image.size == UPRIGHT.size
         assert np.abs(np.asarray(image).astype(int) - np.asarray(UPRIGHT)).mean() < 12
     heic.rename(heic.with_suffix(".jpg"))  # as some programs send it
-    assert close(backbone.encode_images([heic.with_suffix(".jpg")]), backbone.encode_images([image]))
+    assert close(mini.encode_images([heic.with_suffix(".jpg")]), mini.encode_images([image]))
 
 
 def test_heic_without_pillow_heif_is_refused(heic, monkeypatch):
@@ -228,7 +223,7 @@ def test_heic_without_pillow_heif_is_refused(heic, monkeypatch):
             open_image(source)
 
 
-def test_damaged_heic_image_is_refused(heic, tmp_path, backbone):
+def test_damaged_heic_image_is_refused(heic, tmp_path, mini):
     (tmp_path / "cut.heic").write_bytes(heic.read_bytes()[:200])
     with pytest.raises(UserError, match="cannot read .*cut.heic: [^\n]+$"):
-        backbone.encode_images([tmp_path / "cut.heic"])
+        mini.encode_images([tmp_path / "cut.heic"])

@@ -14,11 +14,6 @@ from trainers.hegraph.backbones.clip import Backbone
 from trainers.hegraph.backbones.loading import create_model, load_backbone
 
 
-@pytest.fixture(scope="session")
-def mini() -> Backbone:
-    return load_backbone("hegraph-mini")
-
-
 @pytest.fixture(scope="session", autouse=True)
 def tiny_names(tmp_path_factory) -> None:
     """Register TINY, its variant without QuickGELU, and one with another resolution in open_clip."""

@@ -14,22 +14,14 @@ from by_hand import bank_of
 from torch import Tensor
 from yacs.config import CfgNode
 
-from trainers.hegraph.backbones.identity import MINI_NAME
 from trainers.hegraph.baselines import load_method
 from trainers.hegraph.baselines.base import FittedMethod
 from trainers.hegraph.features.bank import FeatureBank
 
 if TYPE_CHECKING:
-    from trainers.hegraph.backbones.clip import Backbone
+    pass
 
 NAMES = ["one", "two", "three", "four", "five", "six", "seven"]
-
-
-@pytest.fixture(scope="session")
-def mini() -> Backbone:
-    from trainers.hegraph.backbones.loading import load_backbone  # imports open_clip, and few tests need it
-
-    return load_backbone(MINI_NAME)
 
 
 @pytest.fixture(scope="session")

@@ -7,13 +7,13 @@ import pytest
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from trainers.hegraph import Backbone, load_backbone
+from trainers.hegraph import Backbone
 from trainers.hegraph.utils.reading import read_metadata
 
 
 @pytest.fixture(scope="session")
-def backbone() -> Backbone:
-    return load_backbone("hegraph-mini")
+def backbone(mini: Backbone) -> Backbone:
+    return mini
 
 
 @pytest.fixture(scope="session")

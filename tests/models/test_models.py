@@ -10,9 +10,8 @@ import torch
 import yaml
 from PIL import Image
 
-from trainers.hegraph import UserError, load_backbone, load_bank
+from trainers.hegraph import UserError, load_bank
 from trainers.hegraph.backbones import loading
-from trainers.hegraph.backbones.clip import Backbone as ClipBackbone
 from trainers.hegraph.backbones.schema import BackboneConfig
 from trainers.hegraph.datasets.digits import open_digit
 from trainers.hegraph.models.card import base_model_of, model_card
@@ -108,11 +107,6 @@ def test_model_has_the_scores_of_its_record(finished_run_once):
 
 
 # Images
-
-
-@pytest.fixture(scope="module")
-def mini() -> ClipBackbone:
-    return load_backbone("hegraph-mini")
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from trainers.hegraph import UserError, load_backbone
+from trainers.hegraph import UserError
 from trainers.hegraph.backbones.identity import MINI_CONFIG
 from trainers.hegraph.datasets.digits import load_digits_dataset
 from trainers.hegraph.datasets.images import open_image
@@ -33,11 +33,6 @@ from trainers.hegraph.utils.files import write_tensors
 from trainers.hegraph.utils.reading import read_tensors
 
 NAMES = ("zero", "one", "two", "six")
-
-
-@pytest.fixture(scope="session")
-def mini():
-    return load_backbone("hegraph-mini")
 
 
 @pytest.fixture
