@@ -79,7 +79,19 @@ def mean_rows(
     for size, names, scores in means:
         merged.setdefault(names, [""] * len(sizes))
         merged[names] = [new if size == most else old for new, old, most in zip(scores, merged[names], sizes)]
+    groups = [[scores for key, scores in merged.items() if key[:-1] == group] for group in {key[:-1] for key in merged}]
+    for group in groups:
+        mark_best(group)
     return markdown_table(heads[1:], [[*names, *scores] for names, scores in merged.items()], labels)
+
+
+def mark_best(rows: list[list[str]]) -> None:
+    """Make the highest score of each column bold, among the rows that are shown; a single row has none."""
+    for column in range(len(rows[0])):
+        plain = [row[column].strip("*") for row in rows]
+        best = max(plain, key=lambda score: float(score or 0))
+        for row, score in zip(rows, plain):
+            row[column] = f"**{score}**" if score == best and score and len(rows) > 1 else score
 
 
 def graph_cases(files: list[Path]) -> str:
