@@ -22,14 +22,14 @@ class EncodingOptions:
     transforms: Sequence[str] = option(
         TRANSFORMS,
         "INPUT.TRANSFORMS",
-        "augmentation of training images (`--transforms`); without a crop, the test transform resizes them",
+        "augmentation of training images (`--transforms`)",
         choices=TRANSFORMS,
         allowed="a list of these",
     )
     crop_scale: Sequence[float] = option(
         (0.08, 1.0),
         "INPUT.RRCROP_SCALE",
-        "area of a random crop, as minimum and maximum fraction of the image",
+        "area of a random crop, as fractions of the image",
         form="two fractions, minimum and maximum, such as (0.08, 1.0)",
         allows=is_fraction_range,
         allowed="two fractions",
@@ -44,17 +44,14 @@ class EncodingOptions:
     source: str = option(
         "auto",
         ".PROMPTS.SOURCE",
-        "source of positive prompts; `auto`: `both` if there are descriptions for the data set (the digits excepted), "
-        "else `templates`",
+        "source of positive prompts; `auto`: `both` if the data set has descriptions (except the digits), else `templates`",
         choices=("auto", "templates", "descriptions", "both"),
     )
-    templates: Sequence[str] = _templates("TEMPLATES", "positive templates, in place of those of the data set")
-    negative_templates: Sequence[str] = _templates(
-        "NEGATIVE_TEMPLATES", "negative templates, in place of the data set's"
-    )
+    templates: Sequence[str] = _templates("TEMPLATES", "positive templates (default: the data set's)")
+    negative_templates: Sequence[str] = _templates("NEGATIVE_TEMPLATES", "negative templates (default: the data set's)")
     descriptions: str = option(
         "",
         ".PROMPTS.DESCRIPTIONS",
-        "[descriptions of classes](../guides/data.md#descriptions-of-classes), in place of the included ones",
+        "[descriptions of classes](../guides/data.md#descriptions-of-classes) (default: the included ones)",
         allowed="a JSON file",
     )

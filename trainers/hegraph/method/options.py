@@ -47,7 +47,7 @@ def metapath_options() -> dict[str, Option]:
     for r in RELATIONS:
         if r.weight_key:
             equation = "Eq. 4" if r.target == REFINED else "Eq. 2"
-            meaning = f"weight of the messages {r.source} → {r.target} ({equation})"
+            meaning = f"weight of messages {r.source} → {r.target} ({equation})"
             found[r.weight_key] = declared(f"{NODE}.{r.weight_key}", r.weight, meaning)
         if r.weight_at_test is not None:
             meaning = f"`{r.weight_key}` at test (section 4.1); unused if `LEARN_METAPATH` is set or `TEXT_W` is not"
@@ -76,9 +76,7 @@ class ModelOptions:
     learn_metapath: bool = _option(False, ".LEARN_METAPATH", "whether to train nonzero meta-path weights (Table 3)")
     weight_init: str = _option("identity", ".WEIGHT_INIT", "initial `W`", configured="zero", choices=INITS)
     text_weights: bool = _option(
-        True,
-        ".TEXT_W",
-        "whether messages to text nodes have a weight matrix `W`; without it, a message is the trained bias alone",
+        True, ".TEXT_W", "whether messages to text nodes have a matrix `W` beside the trained bias"
     )
     bias: bool = _option(True, ".BIAS", "whether each class and relation has a trained bias (not in the paper)")
     beta_c: float = _option(1.0, ".BETA_C", "sharpness of the affinities (beta of Tip-Adapter, Eq. 8)", least=0)
@@ -87,15 +85,12 @@ class ModelOptions:
     noise: float = _option(
         0.0,
         ".NOISE",
-        "scale of the within-class noise added to training queries of the text classifier",
+        "scale of the within-class noise on training queries of the text classifier",
         configured=1.0,
         least=0,
     )
     shuffle: str = _option(
-        "none",
-        ".SHUFFLE",
-        "relation whose messages go to wrong classes (control of the ablation); `negative`: wrong negative text nodes",
-        choices=SHUFFLES,
+        "none", ".SHUFFLE", "relation whose messages go to wrong classes (ablation)", choices=SHUFFLES
     )
 
     @property
