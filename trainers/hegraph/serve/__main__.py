@@ -8,7 +8,6 @@ from pathlib import Path
 from ..backbones.arguments import MODEL, add_device_arguments, add_encoder_arguments
 from ..demo.__main__ import check_address
 from ..utils.errors import Parser, UserError, echo, number, run_cli
-from ..utils.reading import read_text
 
 PORT = 8000
 PACKAGES = "fastapi fastapi-offline uvicorn python-multipart prometheus-fastapi-instrumentator"  # the extra "serve"
@@ -66,6 +65,8 @@ def serve(args: argparse.Namespace) -> None:
 
 def read_token(path: Path) -> str:
     """Read a token; UserError if the file is unreadable or has fewer than 16 characters."""
+    from ..utils.reading import read_text  # slow to import
+
     token = read_text(path).strip()
     if len(token) < 16:
         raise UserError(f"expected a token of at least 16 characters in {path}, got {len(token)}", "serve.token")
