@@ -44,7 +44,7 @@ class EncodingOptions:
     source: str = option(
         "auto",
         ".PROMPTS.SOURCE",
-        "source of positive prompts; `auto`: `both` if the data set has descriptions (except the digits), else `templates`",
+        "source of positive prompts; `auto`: `both` for data sets with descriptions (not the digits), else `templates`",
         choices=("auto", "templates", "descriptions", "both"),
     )
     templates: Sequence[str] = _templates("TEMPLATES", "positive templates (default: the data set's)")
