@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .backbones import Candidate, Encoded, Result
 
 HEADER = ("backbone", "zero-shot", "leave-one-out", "95 % interval", "speed", "weights", "parameters", "licence")
+OWN_IMAGES, OWN_IMAGES_MULTILABEL = "folder", "multilabel"  # configurations of your own images
 EPILOG = """\
 Every image is classified by the training-free variant that was fitted to all other images. This needs no validation
 images, and test images are not used. The recommended backbone is the fastest one that is not worse than the best one
@@ -34,7 +35,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.failure = "a backbone could not be compared"
     add = parser.add_argument
     add("--root", default="", metavar="DIR", help="folder of the data sets, or your own folder or CSV file")
-    add("--dataset-config-file", default="folder", metavar="NAME", help="YAML file or name of the data set")
+    add("--dataset-config-file", default=OWN_IMAGES, metavar="NAME", help="YAML file or name of the data set")
     add("--shots", type=int, metavar="N", help="number of labelled images per class; -1: all (default: 16)")
     add("--seed", type=int, metavar="N", help="random seed of the few-shot sample (default: 1)")
     add("--candidates", nargs="+", default=(), metavar="NAME:TAG", help="backbones to compare (default: a list of six)")
@@ -70,6 +71,8 @@ def compare_command(args: argparse.Namespace) -> int:
         cfg = load_cfg(args.dataset_config_file, config_file(candidate), keys_of(args, candidate), args.opts)
         task = load_image_task(cfg, max(cfg.run.seed, 0), device)
         dataset = task.dataset = replace(task.dataset, val=[], test=[])
+        if task.multilabel and args.dataset_config_file == OWN_IMAGES:
+            args.dataset_config_file = OWN_IMAGES_MULTILABEL  # for the training command
         bank = task.bank()
         sample = [dataset.open(item.path) for item in dataset.train[:TIMED_IMAGES]]
         return Encoded(task.backbone, bank.cache_keys(), bank.train_labels, bank.text_positive, sample)
