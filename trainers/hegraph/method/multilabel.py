@@ -36,7 +36,7 @@ from .closed_form import CHUNK_ROWS, RIDGES, SMALLEST
 
 logger = logging.getLogger(__name__)
 
-MAX_ROWS = 10_000  # most images in the choice of `lambda` and `g`
+MAX_ROWS = 5_000  # most images in the choice of `lambda` and `g`
 MAX_SCORES = 2**20  # most scores in the calibration
 CLASS_BLOCK = 64  # classes whose scores are sorted at once
 CANDIDATES = 4096  # most candidates of the common threshold
