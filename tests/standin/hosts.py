@@ -182,9 +182,17 @@ class Host:
         return Ran([process.exitcode for process in started], out, err, folder or self.folder)
 
     def run(
-        self, host: str, name: str, *opts: object, data: str = "caltech101", shots: int = 2, seed: int = 1,
-        images: Path | None = None, flags: Sequence[object] = (), **how: Any,
-    ) -> Ran:  # fmt: skip
+        self,
+        host: str,
+        name: str,
+        *opts: object,
+        data: str = "caltech101",
+        shots: int = 2,
+        seed: int = 1,
+        images: Path | None = None,
+        flags: Sequence[object] = (),
+        **how: Any,
+    ) -> Ran:
         """A quick run with the mini backbone: of `trainers.hegraph --host HOST`, or of CoOp's train.py if that is the
         host. Its output is in the folder `name`; `how` are arguments of `start`.
         """

@@ -33,9 +33,14 @@ FOLDERS = {DATA_SET: CONFIGS / "datasets", METHOD: CONFIGS / "trainers" / "HeGra
 
 
 def load_cfg(
-    dataset_file: str = "", config_file: str = "", flags: Mapping[str, object] | None = None, opts: list | None = None,
-    method: tuple[str, dict] | None = None, *, known: Mapping[str, Any] | None = None,
-) -> Config:  # fmt: skip
+    dataset_file: str = "",
+    config_file: str = "",
+    flags: Mapping[str, object] | None = None,
+    opts: list | None = None,
+    method: tuple[str, dict] | None = None,
+    *,
+    known: Mapping[str, Any] | None = None,
+) -> Config:
     """Load a configuration, as CoOp does: defaults, data set file, method file, flags, KEY VALUE pairs. Later ones win.
 
     Args:

@@ -111,9 +111,13 @@ def batches(bank: FeatureBank, batch_size: int, seed: int) -> BankBatches:
 
 
 def train(
-    optimizer: torch.optim.Optimizer, loss_fn: Callable[[Batch], Tensor], data: TrainingData, epochs: int,
-    schedule: Callable[[int, float], float], on_epoch: Callable[[int], None] = lambda epoch: None,
-) -> int:  # fmt: skip
+    optimizer: torch.optim.Optimizer,
+    loss_fn: Callable[[Batch], Tensor],
+    data: TrainingData,
+    epochs: int,
+    schedule: Callable[[int, float], float],
+    on_epoch: Callable[[int], None] = lambda epoch: None,
+) -> int:
     """Minimise a loss by gradient descent; afterwards no parameter requires a gradient.
 
     Args:

@@ -96,9 +96,15 @@ class Collection:
     """
 
     def __init__(
-        self, classnames: Sequence[str], out: Path, context: str, per_class: int, batch_size: int,
-        aliases: Texts | None = None, model: str = "",
-    ) -> None:  # fmt: skip
+        self,
+        classnames: Sequence[str],
+        out: Path,
+        context: str,
+        per_class: int,
+        batch_size: int,
+        aliases: Texts | None = None,
+        model: str = "",
+    ) -> None:
         self.classnames, self.aliases, self.model = list(dict.fromkeys(classnames)), aliases or {}, model
         self.out, self.partial, self.context = out, out.with_name(f"{out.name}.partial"), context
         self.models_file = out.with_suffix(".models.json")

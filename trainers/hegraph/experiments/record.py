@@ -43,9 +43,14 @@ logger = logging.getLogger(__name__)
 
 
 def write_outputs(
-    folder: RunFolder, fitted: FittedMethod, model: TrainedModel, tested: Tested, device: str | torch.device,
-    seconds: float, targets: dict[str, TargetRecord] | None = None,
-) -> dict:  # fmt: skip
+    folder: RunFolder,
+    fitted: FittedMethod,
+    model: TrainedModel,
+    tested: Tested,
+    device: str | torch.device,
+    seconds: float,
+    targets: dict[str, TargetRecord] | None = None,
+) -> dict:
     """Write the outputs of a run, the record last, remove its checkpoint and return the record.
 
     Args:
@@ -84,9 +89,14 @@ def write_outputs(
 
 
 def make_record(
-    folder: RunFolder, fitted: FittedMethod, model: TrainedModel, tested: Tested, device: str | torch.device,
-    seconds: float, targets: dict[str, TargetRecord],
-) -> RunRecord:  # fmt: skip
+    folder: RunFolder,
+    fitted: FittedMethod,
+    model: TrainedModel,
+    tested: Tested,
+    device: str | torch.device,
+    seconds: float,
+    targets: dict[str, TargetRecord],
+) -> RunRecord:
     """Score the predictions and return the record of the run; arguments as of `write_outputs`."""
     started, labels, origin = time.monotonic(), tested.labels, model.trained_on
     counts = None if labels is None else count_labels(labels, len(tested.classnames))

@@ -43,9 +43,13 @@ MODEL_KEYS = tuple(key for key, option in OPTIONS.items() if option.shapes_model
 
 
 def run(
-    cfg: Config, bank_file: Path | None = None, model_dir: Path | None = None, load_epoch: int | None = None,
-    train: bool = True, keep_thumbnails: bool = False,
-) -> dict:  # fmt: skip
+    cfg: Config,
+    bank_file: Path | None = None,
+    model_dir: Path | None = None,
+    load_epoch: int | None = None,
+    train: bool = True,
+    keep_thumbnails: bool = False,
+) -> dict:
     """Train and test a method with one seed, and write the record of the run.
 
     Args:
@@ -147,9 +151,13 @@ def train_and_test(folder: RunFolder, device: str) -> dict:
 
 
 def test_and_finish(
-    folder: RunFolder, bank: FeatureBank, fitted: FittedMethod, seconds: float, unlabelled: Tensor | None = None,
+    folder: RunFolder,
+    bank: FeatureBank,
+    fitted: FittedMethod,
+    seconds: float,
+    unlabelled: Tensor | None = None,
     show: Show | None = None,
-) -> dict:  # fmt: skip
+) -> dict:
     """Calibrate a fitted method, adapt it to unlabelled images, test it and write the outputs of the run.
 
     Args:

@@ -102,9 +102,16 @@ class Task(ABC):
     """
 
     def __init__(
-        self, cfg: Config, seed: int, name: str, classnames: Sequence[str], class_ids: Sequence[str], split: Split,
-        reads: Sequence[Path] = (), multilabel: bool = False,
-    ) -> None:  # fmt: skip
+        self,
+        cfg: Config,
+        seed: int,
+        name: str,
+        classnames: Sequence[str],
+        class_ids: Sequence[str],
+        split: Split,
+        reads: Sequence[Path] = (),
+        multilabel: bool = False,
+    ) -> None:
         self.cfg, self.seed, self.name, self.classnames = cfg, seed, name, classnames
         self.class_ids, self.split, self.reads, self.multilabel = class_ids, split, reads, multilabel
 
@@ -220,9 +227,15 @@ class FeatureTask(Task):
     """Task whose features are in memory."""
 
     def __init__(
-        self, bank: FeatureBank, cfg: Config, seed: int, split: Split | None = None, identity: dict | None = None,
-        class_ids: Sequence[str] = (), reads: Sequence[Path] = (),
-    ) -> None:  # fmt: skip
+        self,
+        bank: FeatureBank,
+        cfg: Config,
+        seed: int,
+        split: Split | None = None,
+        identity: dict | None = None,
+        class_ids: Sequence[str] = (),
+        reads: Sequence[Path] = (),
+    ) -> None:
         ids = class_ids or ids_of_names(bank.classnames)
         super().__init__(cfg, seed, bank.dataset, bank.classnames, ids, split or {}, reads, bank.multilabel)
         self._bank, self._identity = bank, identity or {}

@@ -25,9 +25,14 @@ from .bank import FeatureBank, has_unit_norm
 
 
 def import_tip(
-    folder: Path, classnames: Sequence[str], text: dict[str, Tensor] | None = None, shots: int | None = None,
-    dataset: str = "", backbone: str = "unknown", logit_scale: float = 100.0,
-) -> FeatureBank:  # fmt: skip
+    folder: Path,
+    classnames: Sequence[str],
+    text: dict[str, Tensor] | None = None,
+    shots: int | None = None,
+    dataset: str = "",
+    backbone: str = "unknown",
+    logit_scale: float = 100.0,
+) -> FeatureBank:
     """Read a Tip-Adapter cache folder, without executing anything in its files.
 
     Args:

@@ -81,9 +81,14 @@ def adapter_loss(logits: Logits, labels: Tensor, visual_weight: float, visual_sc
 
 
 def shifted_cache_logits(
-    features: Tensor, keys: Tensor, shift: Tensor, labels: Tensor, beta: float, own: Tensor | None = None,
+    features: Tensor,
+    keys: Tensor,
+    shift: Tensor,
+    labels: Tensor,
+    beta: float,
+    own: Tensor | None = None,
     products: Tensor | None = None,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """Logits of the cache classifier for shifted keys `F_k + s_c`, shape `[B, K]`; differentiable in `shift` alone.
 
     Args:

@@ -311,9 +311,14 @@ def to_frame(results: Sequence[Result]) -> pd.DataFrame:
 
 
 def compare_backbones(
-    images: Sequence[ImageOrPath], labels: Sequence[Any], classnames: Sequence[str] | None = None,
-    candidates: Sequence[str] = (), device: str = "", precision: str = "auto", offline: bool = False,
-) -> pd.DataFrame:  # fmt: skip
+    images: Sequence[ImageOrPath],
+    labels: Sequence[Any],
+    classnames: Sequence[str] | None = None,
+    candidates: Sequence[str] = (),
+    device: str = "",
+    precision: str = "auto",
+    offline: bool = False,
+) -> pd.DataFrame:
     """Compare backbones on labelled images by exact leave-one-out, without validation images and without training.
 
     Args:

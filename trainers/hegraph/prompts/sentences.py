@@ -19,9 +19,12 @@ PromptGroup = list[list[str]]
 
 
 def positive_prompts(
-    dataset: str, classnames: Sequence[str], source: str = "templates", templates: Sequence[str] = (),
+    dataset: str,
+    classnames: Sequence[str],
+    source: str = "templates",
+    templates: Sequence[str] = (),
     descriptions: str = "",
-) -> list[PromptGroup]:  # fmt: skip
+) -> list[PromptGroup]:
     """Return the positive prompts of every class, in label order.
 
     Args:

@@ -76,9 +76,17 @@ class Table:
     """
 
     def __init__(
-        self, caption: str, keys: Sequence[str], frame: pd.DataFrame, columns: Mapping[Any, str] | None = None, *,
-        decimals: Mapping[str, int] | None = None, intervals: bool = True, by: str = "", cases: Sequence[str] = (),
-    ) -> None:  # fmt: skip
+        self,
+        caption: str,
+        keys: Sequence[str],
+        frame: pd.DataFrame,
+        columns: Mapping[Any, str] | None = None,
+        *,
+        decimals: Mapping[str, int] | None = None,
+        intervals: bool = True,
+        by: str = "",
+        cases: Sequence[str] = (),
+    ) -> None:
         """Create a table from cells.
 
         Args:
