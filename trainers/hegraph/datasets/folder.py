@@ -174,9 +174,9 @@ def class_folders(base: Path) -> list[str]:
         elif name.lower() not in NON_CLASS_FOLDERS and not {*OUTPUT_FILES} & {*files} and any(map(is_image, files)):
             classes.append(name)
     if classes and splits:
-        found = f"{base} contains the folder of a split, {splits[0]}, next to class folders such as {classes[0]}"
+        problem = f"{base} contains the folder of a split, {splits[0]}, next to class folders such as {classes[0]}"
         expected = f"expected {base}/train/<class>/*.jpg, or class folders alone"
-        raise UserError(f"{found}; {expected}; if {splits[0]} is a class, rename it")
+        raise UserError(f"{problem}; {expected}; if {splits[0]} is a class, rename it")
     return classes
 
 
@@ -205,9 +205,9 @@ def _split(base: Path, classes: Sequence[str], rows: Sequence[Row]) -> list[Row]
         raise UserError(f"{base} has images in only one folder, {classes[0]}; expected at least two class folders")
     paths = {name: [row.path for row in of_class] for name, of_class in groupby(rows, lambda row: row.label)}
     if small := [name for name in classes if len(paths[name]) < MIN_IMAGES]:
-        found = f"{len(small)} of {len(classes)} classes have fewer than {MIN_IMAGES} images, too few to split"
+        problem = f"{len(small)} of {len(classes)} classes have fewer than {MIN_IMAGES} images, too few to split"
         advice = f"add images, or move all class folders into {base / 'train'}, which is not split"
-        raise UserError(f"{base}: {found}, such as {small[0]}; {advice}")
+        raise UserError(f"{base}: {problem}, such as {small[0]}; {advice}")
     pools = split_classes(((label, name, paths[name]) for label, name in enumerate(classes)), random.Random(SPLIT_SEED))
     counts = ", ".join(f"{len(pools[name])} {name}" for name in SPLITS)
     split = f"split each class at random into 50 % train, 20 % val, 30 % test images ({counts})"

@@ -193,9 +193,9 @@ def _samples(shard: Path, names: Sequence[str]) -> list[tuple[str, Member, str]]
     for key in {**images, **labels}:
         names_of_sample = sorted(labels[key] - {""})
         if len(images[key]) != 1 or len(names_of_sample) > 1:
-            found = f"{len(images[key])} images and the labels {', '.join(names_of_sample) or 'none'}"
+            content = f"{len(images[key])} images and the labels {', '.join(names_of_sample) or 'none'}"
             expected = 'expected one image, and one label in .cls, or in .json under "label"'
-            raise UserError(f"{shard}: the sample {key.lstrip('/')} has {found}; {expected}")
+            raise UserError(f"{shard}: the sample {key.lstrip('/')} has {content}; {expected}")
     return [(*images[key][0], "".join(labels[key])) for key in images]
 
 

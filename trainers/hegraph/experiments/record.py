@@ -174,11 +174,11 @@ def rejection_on_test(logits: torch.Tensor | None, calibration: Calibration) -> 
     known = calibration.known
     if known is None:
         return None
-    found: dict[str, Any] = {"rate": OPEN_SET_RATE, "threshold": known.threshold(OPEN_SET_RATE), "accepted": None}
+    values: dict[str, Any] = {"rate": OPEN_SET_RATE, "threshold": known.threshold(OPEN_SET_RATE), "accepted": None}
     if logits is not None:
         scores = known_score(logits, calibration.temperature, known.score)
-        found["accepted"] = 100 * (scores >= found["threshold"]).double().mean().item()
-    return RejectionRecord(**known.model_dump(exclude={"quantiles"}), **found)
+        values["accepted"] = 100 * (scores >= values["threshold"]).double().mean().item()
+    return RejectionRecord(**known.model_dump(exclude={"quantiles"}), **values)
 
 
 def make_model(folder: RunFolder, bank: FeatureBank, fitted: FittedMethod) -> TrainedModel:

@@ -163,8 +163,8 @@ def class_prototypes(features: Tensor, labels: Tensor, classnames: Sequence[str]
     """
     count = torch.bincount(labels, minlength=len(classnames))
     if empty := [name for name, number in zip(classnames, count.tolist()) if number == 0]:
-        found = f"{len(empty)} of {len(classnames)} have none"
+        problem = f"{len(empty)} of {len(classnames)} have none"
         listed = f"{', '.join(empty[:10])}{', ...' if len(empty) > 10 else ''}"
-        raise UserError(f"every class needs a training image for its visual node, but {found}: {listed}")
+        raise UserError(f"every class needs a training image for its visual node, but {problem}: {listed}")
     total = features.new_zeros(len(classnames), features.shape[1]).index_add_(0, labels, features)
     return F.normalize(total / count.unsqueeze(1), dim=-1)

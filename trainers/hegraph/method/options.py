@@ -43,16 +43,16 @@ class TrainingFreeOptions:
 def metapath_options() -> dict[str, Option]:
     """Declarations of the meta-path weights (Eq. 2 and 4), by key without the prefix `TRAINER.HEGRAPHADAPTER.`."""
     declared = partial(Option, shapes_model=True)
-    found = {}
+    options = {}
     for r in RELATIONS:
         if r.weight_key:
             equation = "Eq. 4" if r.target == REFINED else "Eq. 2"
             meaning = f"weight of messages {r.source} → {r.target} ({equation})"
-            found[r.weight_key] = declared(f"{NODE}.{r.weight_key}", r.weight, meaning)
+            options[r.weight_key] = declared(f"{NODE}.{r.weight_key}", r.weight, meaning)
         if r.weight_at_test is not None:
             meaning = f"`{r.weight_key}` at test (section 4.1); unused if `LEARN_METAPATH` is set or `TEXT_W` is not"
-            found[r.key_at_test] = declared(f"{NODE}.{r.key_at_test}", r.weight_at_test, meaning)
-    return found
+            options[r.key_at_test] = declared(f"{NODE}.{r.key_at_test}", r.weight_at_test, meaning)
+    return options
 
 
 def metapath_defaults() -> dict[str, float]:

@@ -305,8 +305,8 @@ def to_frame(results: Sequence[Result]) -> pd.DataFrame:
     for result in results:
         candidate, numbers = result.candidate, (result.zero_shot, result.accuracy, *result.interval())
         size = np.nan if result.megabytes is None else result.megabytes
-        about = (result.images_per_second, size, result.parameters, candidate.licence, result.error)
-        rows.append((candidate.name, candidate.tag, *numbers, *about))
+        costs = (result.images_per_second, size, result.parameters, candidate.licence, result.error)
+        rows.append((candidate.name, candidate.tag, *numbers, *costs))
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 

@@ -164,7 +164,7 @@ class Session:
         if len(names) < 2:
             raise UserError("expected images of at least two classes; add images of another class", "labels.classes")
         own = Candidate(name=self.name, tag=self.origin.backbone.pretrained)
-        others = [candidate for candidate in read_candidates() if str(candidate) != str(own)]
+        listed = [candidate for candidate in read_candidates() if str(candidate) != str(own)]
 
         def encode(candidate: Candidate) -> Encoded:
             session = self
@@ -181,7 +181,7 @@ class Session:
             sample = [open_image(self.project.read_bytes(p)) for p in [*readable.values()][:TIMED_IMAGES]]
             return Encoded(session.backbone, images.features[0], images.labels, cast(Tensor, images.positive), sample)
 
-        return compare([own, *others], encode, offline)
+        return compare([own, *listed], encode, offline)
 
     # Encoding
 
