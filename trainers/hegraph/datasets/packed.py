@@ -193,9 +193,9 @@ def _samples(shard: Path, names: Sequence[str]) -> list[tuple[str, Member, str]]
     for key in {**images, **labels}:
         names_of_sample = sorted(labels[key] - {""})
         if len(images[key]) != 1 or len(names_of_sample) > 1:
-            content = f"{len(images[key])} images and the labels {', '.join(names_of_sample) or 'none'}"
+            problem = f"{len(images[key])} images and the labels {', '.join(names_of_sample) or 'none'}"
             expected = 'expected one image, and one label in .cls, or in .json under "label"'
-            raise UserError(f"{shard}: the sample {key.lstrip('/')} has {content}; {expected}")
+            raise UserError(f"{shard}: the sample {key.lstrip('/')} has {problem}; {expected}")
     return [(*images[key][0], "".join(labels[key])) for key in images]
 
 
