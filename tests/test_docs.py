@@ -5,6 +5,7 @@ pages in `tools.outputs.PAGES` are run in order, and their outputs are compared.
 test of each block. The steps of docs/development/extend.md are done in a copy of the checkout.
 """
 
+import difflib
 import json
 import os
 import re
@@ -108,10 +109,12 @@ def after_start(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", outputs.PAGES, ids=name_of)
-def test_page_has_the_outputs_of_its_commands(page, after_start):
-    checkout, start = after_start
-    new = start if page == outputs.START else outputs.filled(text_of(page), checkout)
-    assert outputs.agree(text_of(page), new), f"run python -m tools.outputs {name_of(page)}:\n{new}"
+def test_page_has_the_outputs_of_its_commands(page, after_start, tmp_path):
+    checkout, new = after_start
+    if page != outputs.START:
+        new = outputs.filled(text_of(page), outputs.copy_checkout(checkout, tmp_path / "checkout"))
+    differences = "\n".join(difflib.unified_diff(text_of(page).splitlines(), new.splitlines(), "page", "now", n=0))
+    assert outputs.agree(text_of(page), new), f"run python -m tools.outputs {name_of(page)}:\n{differences}"
 
 
 def test_outputs_agree_up_to_times_and_rounding():

@@ -15,13 +15,14 @@ An output is a block of text below its commands:
     <!-- /output -->
 
 `3 1` selects the first three lines and the last line; without numbers, all lines are shown. All blocks of a page run in
-order in one folder, apart from those that begin with "# needs ". The folder is a checkout in which the commands of
-`START` have run. `tests/test_docs.py` compares the pages with the outputs.
+order in one folder, apart from those that begin with "# needs ". The folder is a copy of a checkout in which the
+commands of `START` have run. `tests/test_docs.py` compares the pages with the outputs.
 """
 
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -71,6 +72,11 @@ def make_checkout(folder: Path) -> Path:
         program.write_text(f'#!/bin/sh\nexec "{sys.executable}" {words}"$@"\n')
         program.chmod(0o755)
     return folder
+
+
+def copy_checkout(checkout: Path, folder: Path) -> Path:
+    """Copy a checkout with its outputs to a new folder, so that no page changes the outputs of another."""
+    return Path(shutil.copytree(checkout, folder.resolve(), symlinks=True))
 
 
 @contextmanager
@@ -142,10 +148,12 @@ def agree(stored: str, printed: str) -> bool:
 def main() -> None:
     chosen = [Path(word).resolve() for word in sys.argv[1:]] or PAGES
     with tempfile.TemporaryDirectory() as temporary:
-        checkout = make_checkout(Path(temporary).resolve())
-        for page in [START, *(page for page in chosen if page != START)]:
+        checkout = Path(temporary).resolve() / "start"
+        checkout.mkdir()
+        make_checkout(checkout)
+        for number, page in enumerate([START, *(page for page in chosen if page != START)]):
             old = page.read_text(encoding="utf-8")
-            new = filled(old, checkout)
+            new = filled(old, copy_checkout(checkout, Path(temporary, str(number))) if number else checkout)
             if page in chosen and not agree(old, new):
                 with atomic_path(page) as path:
                     path.write_text(new, encoding="utf-8")
