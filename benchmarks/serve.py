@@ -16,10 +16,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-import httpx
 import open_clip
 import torch
-import uvicorn
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -29,7 +27,6 @@ from trainers.hegraph.models.folder import save_model
 from trainers.hegraph.models.images import ImageModel
 from trainers.hegraph.predict.files import image_paths
 from trainers.hegraph.predict.prediction import Options, default_batch_size, image_rows, write_rows
-from trainers.hegraph.serve.app import Settings, create_app
 
 from .predict_images import random_model, write_photographs, write_scans
 from .report import Report
@@ -74,6 +71,10 @@ def save_random(folder: Path, backbone_name: str) -> ImageModel:
 @contextmanager
 def serving(folder: Path) -> Iterator[str]:
     """Serves a model folder in a thread; gives the address."""
+    import uvicorn
+
+    from trainers.hegraph.serve.app import Settings, create_app  # the extra "serve"
+
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     app = create_app(Settings(model=folder, precision="fp32"))
@@ -91,6 +92,8 @@ def serving(folder: Path) -> Iterator[str]:
 
 def compare(report: Report, folder: Path, backbone: str, photographs: Path, repeats: int) -> None:
     """Adds throughput and latency, against the command and against the steps of a bare script."""
+    import httpx  # the extra "dev"
+
     model = save_random(folder, backbone)
     paths, contents = [*image_paths([str(photographs)])], [path.read_bytes() for path in photographs.iterdir()]
     options = Options(5, "csv", folder.parent / "rows.csv")
@@ -125,7 +128,9 @@ def compare(report: Report, folder: Path, backbone: str, photographs: Path, repe
 
 
 def endure(report: Report, folder: Path, scans: Path, requests: int, warm_up: int) -> None:
-    """Adds the answers and the memory of many requests, of which some are damaged."""
+    """Adds the answers and the memory of many requests, some of them damaged."""
+    import httpx  # the extra "dev"
+
     model = save_random(folder, MINI_NAME)
     contents = [path.read_bytes() for path in sorted(scans.iterdir())]
     rows = image_rows(model, map(str, sorted(scans.iterdir())), Options(1, "csv"), len(contents))

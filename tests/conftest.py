@@ -8,6 +8,7 @@ import shutil
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,15 @@ def shared() -> Path:
     if not folder:
         pytest.skip("HEGRAPH_SHARED is not set: the shared data is not here")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def installed() -> None:
+    """Skip a test if the package is not installed, so that its requirements are unknown."""
+    try:
+        distribution("hegraph-adapter")
+    except PackageNotFoundError:
+        pytest.skip("the package is not installed: pip install -e .")
 
 
 @pytest.fixture(scope="session")

@@ -149,9 +149,6 @@ def test_push_and_load_by_revision(model, data, tmp_path, monkeypatch):
     assert (upload["repo_id"], upload["revision"], upload["commit_message"]) == ("user/shapes", None, "The first one")
     assert sorted(upload["allow_patterns"]) == sorted(os.listdir(files))
     assert TOKEN.encode() not in b"".join(path.read_bytes() for path in files.iterdir())
-    model.push_to_hub("user/shapes", token=TOKEN, endpoint=True)
-    uploaded = api.upload_folder.call_args.kwargs["allow_patterns"]
-    assert {"handler.py", "requirements.txt", "hegraph/*"} == {*uploaded} - {*upload["allow_patterns"]}
     model.push_to_hub("user/secret", token=TOKEN, revision="text", private=True)
     api.create_repo.assert_called_with("user/secret", private=True, exist_ok=True)
     api.create_branch.assert_called_with("user/secret", branch="text", exist_ok=True)
@@ -160,6 +157,14 @@ def test_push_and_load_by_revision(model, data, tmp_path, monkeypatch):
     download.assert_called_with("user/secret", revision="text", token=TOKEN, allow_patterns=upload["allow_patterns"])
     assert loaded.predict(data.X).tolist() == model.predict(data.X).tolist()
     assert TOKEN not in repr(loaded.get_params())
+
+
+def test_push_adds_the_files_of_an_endpoint(installed, model, monkeypatch):
+    make_api = MagicMock()
+    monkeypatch.setattr(hub, "HfApi", make_api)
+    model.push_to_hub("user/shapes", token=TOKEN, endpoint=True)
+    uploaded = make_api.return_value.upload_folder.call_args.kwargs["allow_patterns"]
+    assert {"handler.py", "requirements.txt", "hegraph/*"} == {*uploaded} - {*hub.FILES}
 
 
 def test_uploaded_card_names_the_backbone(model, tmp_path, monkeypatch):

@@ -45,7 +45,7 @@ def content(scan) -> bytes:
     return file.getvalue()
 
 
-def test_folder_runs_as_the_toolkit_loads_it(finished_digits_once, scan, tmp_path):
+def test_folder_runs_as_the_toolkit_loads_it(installed, finished_digits_once, scan, tmp_path):
     classifier = HeGraphClassifier.from_pretrained(finished_digits_once / "model")
     classifier.save_pretrained(tmp_path / "model", endpoint=True)
     scan.save(tmp_path / "scan.png")
@@ -59,7 +59,7 @@ def test_folder_runs_as_the_toolkit_loads_it(finished_digits_once, scan, tmp_pat
     assert any(line.startswith("torch>=") for line in lines)
 
 
-def test_loading_runs_no_handler(finished_digits_once, tmp_path):
+def test_loading_runs_no_handler(installed, finished_digits_once, tmp_path):
     HeGraphClassifier.from_pretrained(finished_digits_once / "model").save_pretrained(tmp_path / "model", endpoint=True)
     (tmp_path / "model" / "handler.py").write_text("raise SystemExit")
     assert len(load_model(tmp_path / "model").classnames) == 10
