@@ -14,7 +14,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from ..utils.errors import UserError
+from ..utils.errors import UserError, deferred_interrupts
 from ..utils.files import cannot_write, write_json
 from ..utils.reading import read_json
 
@@ -63,13 +63,14 @@ def lock_folder(folder: Path) -> Iterator[None]:
             write_json(folder / HOLDER, {"pid": os.getpid(), "host": socket.gethostname()})
         yield
     finally:
-        for name in (HOLDER, LOCK) if lock.is_locked else ():  # before the release, which lets others create theirs
-            with suppress(OSError):
-                (folder / name).unlink(missing_ok=True)
-        lock.release()
-        if created:
-            with suppress(OSError):
-                folder.rmdir()
+        with deferred_interrupts():  # a signal would leave the files in a finished folder
+            for name in (HOLDER, LOCK) if lock.is_locked else ():  # before the release, which lets others create theirs
+                with suppress(OSError):
+                    (folder / name).unlink(missing_ok=True)
+            lock.release()
+            if created:
+                with suppress(OSError):
+                    folder.rmdir()
 
 
 def is_locked(folder: Path) -> bool:
