@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import open_clip
 import pytest
+from PIL import Image
 from safetensors.torch import save_file
 
 from trainers.hegraph import compare_backbones, load_few_shot
@@ -107,6 +108,14 @@ def test_images_with_several_labels_are_ranked_by_map(capsys, tmp_path, random_m
 def test_classes_with_one_image_are_reported(capsys, tmp_path):
     lines = call(capsys, tmp_path, "--candidates", "mini", "--shots", "1")
     assert "10 of the classes have one image, which leave-one-out classifies by the text of its class." in lines
+
+
+def test_one_class_is_refused_before_encoding(capsys, tmp_path):
+    (tmp_path / "labels.csv").write_text("path,label\n" + "".join(f"{n}.png,cat\n" for n in range(3)))
+    for number in range(3):
+        Image.new("RGB", (9, 9), (80 * number, 0, 0)).save(tmp_path / f"{number}.png")
+    assert main(["backbones", "--root", str(tmp_path / "labels.csv"), "--candidates", "mini"]) == 2
+    assert "expected images of at least two classes; add images of another class" in capsys.readouterr().err
 
 
 # Candidates

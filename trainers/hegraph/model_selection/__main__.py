@@ -15,6 +15,7 @@ from ..utils.errors import Parser, command, echo, run_cli
 from ..utils.option import NODE
 
 if TYPE_CHECKING:
+    from ..config import Config
     from ..results.by_image import Difference
     from .backbones import Candidate, Encoded, Result
 
@@ -61,23 +62,28 @@ def size(text: str) -> float:
 def compare_command(args: argparse.Namespace) -> int:
     """Print the comparison; returns the number of backbones that could not be compared."""
     from ..config_files import load_cfg
-    from ..experiments.tasks import load_image_task  # torch is slow to import
+    from ..experiments.tasks import ImageTask, load_image_task  # torch is slow to import
     from ..utils.devices import choose_device
-    from .backbones import TIMED_IMAGES, Encoded, compare, read_candidates, recommend
+    from .backbones import TIMED_IMAGES, Encoded, check_number_of_classes, compare, read_candidates, recommend
 
-    device = choose_device(args.device, "--device")
+    def configure(candidate: Candidate) -> Config:
+        return load_cfg(args.dataset_config_file, config_file(candidate), keys_of(args, candidate), args.opts)
+
+    device, candidates = choose_device(args.device, "--device"), read_candidates(args.candidates, args.max_size)
+    cfg = configure(candidates[0])  # the data set is the same for all candidates
+    seed = max(cfg.run.seed, 0)
+    dataset = replace(load_image_task(cfg, seed, device).dataset, val=[], test=[])
+    check_number_of_classes(len({label for item in dataset.train for label in item.labels}))
+    if dataset.multilabel and args.dataset_config_file == OWN_IMAGES:
+        args.dataset_config_file = OWN_IMAGES_MULTILABEL  # for the training command
 
     def encode(candidate: Candidate) -> Encoded:
-        cfg = load_cfg(args.dataset_config_file, config_file(candidate), keys_of(args, candidate), args.opts)
-        task = load_image_task(cfg, max(cfg.run.seed, 0), device)
-        dataset = task.dataset = replace(task.dataset, val=[], test=[])
-        if task.multilabel and args.dataset_config_file == OWN_IMAGES:
-            args.dataset_config_file = OWN_IMAGES_MULTILABEL  # for the training command
+        task = ImageTask(dataset, configure(candidate), seed, device)
         bank = task.bank()
         sample = [dataset.open(item.path) for item in dataset.train[:TIMED_IMAGES]]
         return Encoded(task.backbone, bank.cache_keys(), bank.train_labels, bank.text_positive, sample)
 
-    results = compare(read_candidates(args.candidates, args.max_size), encode, args.offline)
+    results = compare(candidates, encode, args.offline)
     for line in table_lines(results):
         echo(line)
     if alone := max(result.alone for result in results):

@@ -370,6 +370,11 @@ def label_rows(
     rows = [position.get(str(value), value) for value in values]
     if wrong := [row for row in rows if not isinstance(row, int) or not 0 <= row < len(names)]:
         raise UserError(f"expected labels from {names} or indices into them, got {wrong[0]!r:.80}", "labels.unknown")
-    if len(set(rows)) < 2:
-        raise UserError("expected images of at least two classes; add images of another class", "labels.classes")
+    check_number_of_classes(len(set(rows)))
     return names, torch.tensor(rows)
+
+
+def check_number_of_classes(count: int) -> None:
+    """Raise UserError for fewer than two classes with images."""
+    if count < 2:
+        raise UserError("expected images of at least two classes; add images of another class", "labels.classes")

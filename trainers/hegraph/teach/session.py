@@ -33,7 +33,15 @@ from ..features.extract import encode_prompts
 from ..labels import SUSPICIOUS
 from ..labels.issues import LabelIssue, leave_one_out, rank_labels
 from ..labels.suggest import suggest
-from ..model_selection.backbones import TIMED_IMAGES, Candidate, Encoded, Result, compare, read_candidates
+from ..model_selection.backbones import (
+    TIMED_IMAGES,
+    Candidate,
+    Encoded,
+    Result,
+    check_number_of_classes,
+    compare,
+    read_candidates,
+)
 from ..models.saved import Preprocessing, SavedModel
 from ..models.support_set import SupportSet
 from ..utils.errors import UserError, first_line
@@ -161,8 +169,7 @@ class Session:
         """
         contents = self.project.read()
         names = sorted(name for name, pictures in contents.classes.items() if pictures)
-        if len(names) < 2:
-            raise UserError("expected images of at least two classes; add images of another class", "labels.classes")
+        check_number_of_classes(len(names))
         own = Candidate(name=self.name, tag=self.origin.backbone.pretrained)
         listed = [candidate for candidate in read_candidates() if str(candidate) != str(own)]
 
