@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 from pathlib import Path
 from typing import Any
 
@@ -55,10 +54,15 @@ def open_input(value: Any) -> Image:
     if isinstance(value, Image):
         return to_rgb(value)
     if isinstance(value, str):
-        try:
-            value = base64.b64decode(value.partition(",")[2] if value.startswith("data:") else value, validate=True)
-        except (binascii.Error, ValueError) as error:
-            raise UserError(f"expected an image in base64, got {value[:20]!r}", "endpoint.base64") from error
+        value = decode_base64(value)
     if not isinstance(value, bytes):
         raise UserError(f"expected an image, bytes or base64, got {type(value).__name__}", "endpoint.type")
     return open_upload(value)
+
+
+def decode_base64(text: str) -> bytes:
+    """Decode base64, also behind the prefix of a data URL; UserError for other text, such as a path or an address."""
+    try:
+        return base64.b64decode(text.partition(",")[2] if text.startswith("data:") else text, validate=True)
+    except ValueError as error:  # binascii's error is one
+        raise UserError(f"expected an image in base64, got {text[:20]!r}", "endpoint.base64") from error

@@ -9,8 +9,6 @@ FastAPI is optional, so `serve.__main__` imports this file only to run the serve
 # No `from __future__ import annotations`: FastAPI reads the annotations of the handlers.
 
 import asyncio
-import base64
-import binascii
 import hmac
 import os
 from collections.abc import AsyncIterator, Sequence
@@ -34,6 +32,7 @@ from torch import Tensor
 
 from .. import __version__
 from ..datasets.images import MAX_BYTES, open_upload
+from ..models.endpoint import decode_base64
 from ..models.images import ImageModel
 from ..predict.files import Row, json_value
 from ..predict.prediction import Options, default_batch_size, rows_of
@@ -122,7 +121,9 @@ def create_app(settings: Settings) -> FastAPI:
     @app.post("/v1/predict", summary="Classify images in base64")
     async def predict(request: ImagesRequest, top: Top = 5, open_set: OpenSet = None) -> dict[str, Any]:
         """Classify images that are encoded in base64. An unreadable image has `error` in place of classes."""
-        return await server.predict([(image.name, decode(image.data)) for image in request.images], top, open_set)
+        return await server.predict(
+            [(image.name, decode_base64(image.data)) for image in request.images], top, open_set
+        )
 
     @app.post("/v1/predict/files", summary="Classify uploaded files")
     async def predict_files(files: Files, top: Top = 5, open_set: OpenSet = None) -> dict[str, Any]:
@@ -204,14 +205,6 @@ def open_or_reason(data: bytes) -> Image | str:
         return open_upload(data)
     except UserError as error:
         return str(error)
-
-
-def decode(data: str) -> bytes:
-    """Decode base64, also behind the prefix of a data URL."""
-    try:
-        return base64.b64decode(data.partition(",")[2] if data.startswith("data:") else data, validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise HTTPException(422, f"expected base64 in images.data, got {data[:20]!r}") from error
 
 
 def answer_error(request: Request, error: Exception) -> JSONResponse:
