@@ -26,6 +26,7 @@ from tqdm import tqdm
 from ..backbones.clip import Backbone, ImageOrPath
 from ..backbones.identity import FOLDER, HUB, MINI_NAME, canonical_name
 from ..backbones.loading import load_backbone, local_weights
+from ..features.bank import count_labels
 from ..features.extract import encode_prompts
 from ..features.options import EncodingOptions
 from ..labels.issues import leave_one_out
@@ -255,7 +256,7 @@ def _result(candidate: Candidate, encode: Callable[[Candidate], Encoded], offlin
         images_per_second=measure_speed(backbone, encoded.sample),
         megabytes=size_of(candidate),
         parameters=sum(parameter.numel() for parameter in backbone.model.parameters()),
-        alone=int(((labels.bincount() if labels.dim() == 1 else labels.sum(dim=0)) == 1).sum()),
+        alone=count_labels(labels, len(encoded.text)).count(1),
     )
 
 

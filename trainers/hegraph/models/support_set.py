@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..features.bank import FeatureBank, mean_over_views
+from ..features.bank import FeatureBank, count_labels, mean_over_views
 from ..utils.errors import UserError, unknown
 
 BY_CLASS = "bias."  # prefix of parameters with a row for each class; new classes start with zeros
@@ -60,7 +60,7 @@ class SupportSet:
     @property
     def counts(self) -> Tensor:
         """Number of images of each class, shape `[K]`."""
-        return self.labels.sum(dim=0) if self.multilabel else self.labels.bincount(minlength=len(self.names))
+        return torch.tensor(count_labels(self.labels, len(self.names)))
 
     @property
     def multilabel(self) -> bool:
