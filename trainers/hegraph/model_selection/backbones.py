@@ -15,6 +15,7 @@ from argparse import ArgumentTypeError
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -126,7 +127,7 @@ class Result:
         """Leave-one-out accuracy (mAP) in percent; NaN after an error."""
         if self.outcome is None:
             return np.nan
-        return self.precision()[0] if isinstance(self.outcome, Ranking) else 100 * float(self.outcome.mean())
+        return self.precision[0] if isinstance(self.outcome, Ranking) else 100 * float(self.outcome.mean())
 
     def interval(self) -> tuple[float, float]:
         """Interval of the accuracy over images in percent: Wilson's, or for the mAP the bootstrap interval."""
@@ -135,10 +136,11 @@ class Result:
         if self.outcome is None:
             return np.nan, np.nan
         if isinstance(self.outcome, Ranking):
-            return percentile_interval(self.precision())[1:]
+            return percentile_interval(self.precision)[1:]
         ends = binomtest(int(self.outcome.sum()), len(self.outcome)).proportion_ci(CONFIDENCE, method="wilson")
         return 100 * ends.low, 100 * ends.high
 
+    @cached_property
     def precision(self) -> np.ndarray:
         """Leave-one-out mAP in percent, then its bootstrap samples, which are the same images for all candidates."""
         assert isinstance(self.outcome, Ranking)
@@ -148,7 +150,7 @@ class Result:
     def minus(self, other: Result) -> Difference:
         """Difference of the accuracies of two results, with its paired interval over images."""
         if isinstance(self.outcome, Ranking):
-            return percentile_interval(self.precision() - other.precision())
+            return percentile_interval(self.precision - other.precision)
         assert isinstance(self.outcome, np.ndarray) and isinstance(other.outcome, np.ndarray)
         return mean_difference([100 * (self.outcome.astype(float) - other.outcome)])
 
