@@ -178,14 +178,14 @@ class Session:
             if candidate != own:
                 backbone = load_backbone(candidate.name, candidate.tag, str(self.backbone.device), AUTO)
                 session = Session(self.project, backbone, candidate.name, candidate.tag)
-            pictures = {(p.digest, label): p for label, name in enumerate(names) for p in contents.classes[name]}
+            labelled = [picture for name in names for picture in contents.classes[name]]
             with session._lock:
-                while missing := session._missing([*pictures.values()]):
+                while missing := session._missing(labelled):
                     session._encode(missing[:BATCH])
                 session.save()
-                readable = {key: picture for key, picture in pictures.items() if picture.digest in session.features}
-                images = session._support_set(names, [*readable])
-            sample = [open_image(self.project.read_bytes(p)) for p in [*readable.values()][:TIMED_IMAGES]]
+                pictures = session._encoded(names, contents)
+                images = session._support_set(names, pictures)
+            sample = [open_image(self.project.read_bytes(p)) for p in [*pictures.values()][:TIMED_IMAGES]]
             return Encoded(session.backbone, images.features[0], images.labels, cast(Tensor, images.positive), sample)
 
         return compare([own, *listed], encode, offline)
@@ -295,12 +295,7 @@ class Session:
     def _train(self, contents: Contents) -> View:
         """Train and evaluate a model of the encoded images."""
         names = sorted(contents.classes)
-        pictures = {
-            (picture.digest, label): picture
-            for label, name in enumerate(names)
-            for picture in contents.classes[name]
-            if picture.digest in self.features
-        }
+        pictures = self._encoded(names, contents)
         problems = [self._unreadable[p.digest] for p in contents.pictures() if p.digest in self._unreadable]
         contents = contents.without(self._unreadable)
         view = View(self.view.number, contents, problems=problems)
@@ -310,6 +305,15 @@ class Session:
         model = train_model(support_set, self.origin, self._configuration(names, int(support_set.counts.max())), "cpu")
         view = replace(view, model=model, suggestions=self._suggestions(model, contents))
         return self._evaluated(view, support_set, list(pictures.values()))
+
+    def _encoded(self, names: list[str], contents: Contents) -> dict[tuple[str, int], Picture]:
+        """Encoded images of the classes `names`, by SHA-256 and label."""
+        return {
+            (picture.digest, label): picture
+            for label, name in enumerate(names)
+            for picture in contents.classes[name]
+            if picture.digest in self.features
+        }
 
     def _support_set(self, names: list[str], images: Collection[tuple[str, int]]) -> SupportSet:
         """Support set of the classes `names` and of images, each as SHA-256 and label."""
