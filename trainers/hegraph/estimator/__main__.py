@@ -90,12 +90,13 @@ def new_images(classifier: HeGraphClassifier, dataset: Dataset) -> tuple[list[An
         UserError: If an image is unreadable or in the support set of another class, no image is new, or two classes of
             the model have the same name.
     """
+    from ..models.support_set import label_kind  # torch takes seconds to import
     from .incremental import image_ids, support_set_of
 
     support_set = support_set_of(classifier.model_)
     if (several := support_set.multilabel) != dataset.multilabel:
-        kinds = ("several labels", "one label") if several else ("one label", "several labels")
-        raise UserError(f"expected {kinds[0]} per image, as the model has, got {kinds[1]}")
+        expected, got = map(label_kind, (several, dataset.multilabel))
+        raise UserError(f"expected {expected} per image, as the model has, got {got}")
     labels: dict[str, Any] = {name: label for label, name in support_set.by_label.items()}
     if len(labels) < len(support_set.names):
         raise UserError("expected a model with unique class names; rename a class and train the model again")

@@ -19,6 +19,7 @@ from ..features.bank import FeatureBank
 from ..method.model import HeGraphModel
 from ..models.folder import CONFIG, THUMBNAILS, load_model, save_model, write_thumbnails
 from ..models.saved import SavedModel, TrainedModel
+from ..models.support_set import label_kind
 from ..results.records import OTHER_CLASSES
 from ..training.confidence import Calibration
 from ..training.loop import Checkpoints
@@ -231,8 +232,8 @@ def test_model(cfg: Config, bank_file: Path | None, folder: Path, epoch: int | N
     check_configuration(loaded, cfg)
     target = open_task(cfg, bank_file, model.trained_on.seed, device, only_test=True)
     if target.multilabel != (loaded.thresholds is not None):
-        kinds = ("several labels", "one label") if target.multilabel else ("one label", "several labels")
-        raise UserError(f"{target.name} has {kinds[0]} per image, but the model has {kinds[1]}; train on such data")
+        own, of_model = map(label_kind, (target.multilabel, not target.multilabel))
+        raise UserError(f"{target.name} has {own} per image, but the model has {of_model}; train on such data")
     run_folder = RunFolder(target, model=path)
     if (record := run_folder.finished()) is not None:
         return record

@@ -96,8 +96,8 @@ class SupportSet:
                 has several labels per image.
         """
         if self.multilabel != more.multilabel:
-            kinds = ("several labels", "one label") if self.multilabel else ("one label", "several labels")
-            raise UserError(f"expected {kinds[0]} per image, as in the earlier calls, got {kinds[1]}")
+            expected, got = map(label_kind, (self.multilabel, more.multilabel))
+            raise UserError(f"expected {expected} per image, as in the earlier calls, got {got}")
         first, other = self.classes.tolist()[0], more.classes.tolist()[0]
         if isinstance(first, str) != isinstance(other, str):
             raise UserError(f"the labels so far are such as {first!r}, got {other!r}; give labels of one kind")
@@ -171,6 +171,11 @@ class SupportSet:
                 raise UserError(f"{problem}; pass images of fit, partial_fit or add_class")
             mask[similarity.argmax()] = True
         return mask
+
+
+def label_kind(several: bool) -> str:
+    """Name in messages of the labels that an image has."""
+    return "several labels" if several else "one label"
 
 
 def scatter_state(state: Mapping[str, Tensor], positions: Tensor, num_classes: int) -> dict[str, Tensor]:
