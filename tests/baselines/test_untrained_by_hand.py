@@ -17,7 +17,7 @@ from torch import Tensor
 from yacs.config import CfgNode
 
 from benchmarks.tasks import unit_features
-from trainers.hegraph.baselines import caches, linear_probes, load_method
+from trainers.hegraph.baselines import TRANSDUCTIVE_METHODS, caches, linear_probes, load_method
 from trainers.hegraph.baselines.base import FittedMethod
 from trainers.hegraph.baselines.caches import Cache, search
 from trainers.hegraph.baselines.closed_form import gaussian_classifier, text_guided_classifier
@@ -270,21 +270,25 @@ def test_linear_probe_searches_around_the_best_decade(best, steps, evaluated, se
     assert distances == sorted(distances)  # from the option C, 10^0
 
 
-# TransCLIP, ZLaP and StatA
+# TransCLIP, ZLaP, StatA, ECALP and ADAPT
 
 
 M, K, WIDTH, TAU = 12, 3, 6, 8.0
 IMAGES, TEXT = unit_features(M, WIDTH, seed=1).double(), unit_features(K, WIDTH, seed=2).double()
+LABELLED, LABELS_OF_THEM = unit_features(5, WIDTH, seed=3).double(), torch.tensor([0, 2, 1, 1, 0])
 
 
-def corrected(name: str, text: Tensor = TEXT, weights: Tensor = TEXT, **options: object) -> Tensor:
+def corrected(
+    name: str, text: Tensor = TEXT, weights: Tensor = TEXT, images: Tensor = IMAGES, **options: object
+) -> Tensor:
     """Probabilities of a method, shape `[M, K]`, based on a classifier with the class weights."""
-    method, bank = load_method(name), SimpleNamespace(text_positive=text)
+    method = load_method(name)
+    bank = SimpleNamespace(text_positive=text, cache_keys=lambda: LABELLED, train_labels=LABELS_OF_THEM, dataset="")
     classifier = FoldedClassifier(TAU * weights)
     base = FittedMethod(classifier.logits, classifier=classifier)
     fitted = method.fit(bank, SimpleNamespace(**{**method.defaults, **options}), 1, base=base)
     assert method.needs_base and fitted.transductive and fitted.classifier is None
-    return fitted.logits(IMAGES).softmax(dim=1)
+    return fitted.logits(images).softmax(dim=1)
 
 
 def nearest(count: int) -> Tensor:
@@ -348,6 +352,54 @@ def test_zlap_solves_its_linear_system(count, classes):
     scores = torch.linalg.solve(system, torch.eye(K + M).double()[:, :K])[K:].clamp_min(1e-12)
     probabilities = corrected("ZLaP", text=TEXT.flip(0), NEIGHBOURS=count)
     torch.testing.assert_close(probabilities, scores / scores.sum(dim=1, keepdim=True), rtol=1e-6, atol=1e-9)
+
+
+def test_ecalp_matches_its_equations():
+    # Rows and columns of `W`: classes, labelled images, test images; only test images have outgoing edges
+    def strongest(queries: Tensor, nodes: Tensor, count: int) -> Tensor:
+        cosines = F.normalize(queries, dim=1) @ nodes.t()
+        top = cosines.topk(count)
+        return torch.zeros_like(cosines).scatter(1, top.indices, top.values.clamp_min(0) ** 10)
+
+    edges, known = torch.zeros(K + 5 + M, K + 5 + M).double(), K + 5
+    edges[known:, :K] = strongest(IMAGES, TEXT, 2)
+    edges[known:, K:known] = strongest(IMAGES / LABELLED.var(dim=0), LABELLED, 3)
+    edges[known:, known:] = strongest(IMAGES * TEXT.var(dim=0), IMAGES, 4)
+    both = edges + edges.t()
+    root = 1 / (both.sum(dim=1).sqrt() + 1e-6)
+    labels = torch.cat([torch.eye(K), F.one_hot(LABELS_OF_THEM, K), torch.zeros(M, K)]).double()
+    for _ in range(3):
+        labels[known:] = ((root[:, None] * both * root) @ labels)[known:]
+    expected = labels[known:].clamp_min(1e-12)
+    probabilities = corrected("ECALP", CLASSES=2, LABELLED=3, IMAGES=4)
+    torch.testing.assert_close(probabilities, expected / expected.sum(dim=1, keepdim=True))
+
+
+def test_adapt_matches_its_equations():
+    logits = TAU * IMAGES @ TEXT.t()
+    logits = logits - logits.min()
+    predicted, y = logits.argmax(dim=1), logits.softmax(dim=1)
+    entropy = -(y * y.log()).sum(dim=1)
+    banks = [[i for i in entropy.argsort().tolist() if predicted[i] == c][:2] for c in range(K)]
+    means = torch.stack([
+        0.7 * (y[:, c] @ IMAGES + y[bank, c] @ IMAGES[bank]) / (y[:, c].sum() + y[bank, c].sum()) + 0.3 * TEXT[c]
+        if bank else TEXT[c] for c, bank in enumerate(banks)
+    ])  # fmt: skip
+    deviations = torch.cat([IMAGES[bank] - means[c] for c, bank in enumerate(banks)])
+    covariance, n = deviations.t().cov(), len(deviations)
+    metric = WIDTH * ((n - 1) * covariance + covariance.trace() * torch.eye(WIDTH).double()).inverse()
+    gaps = IMAGES[:, None] - means
+    evidence = (-torch.einsum("mkd,de,mke->mk", gaps, metric, gaps) / 2).log_softmax(dim=1)
+    for c, bank in enumerate(banks):
+        evidence[:, c] += 30 / (2 * n) * (IMAGES @ IMAGES[bank].t()) @ y[bank, c]
+    expected = logits * ((evidence - evidence.amax(dim=1, keepdim=True)) / 30).exp()
+    probabilities = corrected("ADAPT", BANK_SIZE=2, ALPHA=0.7, SCALE=30.0)
+    torch.testing.assert_close(probabilities, expected.softmax(dim=1))
+
+
+@pytest.mark.parametrize("name", TRANSDUCTIVE_METHODS)
+def test_transductive_method_predicts_a_single_image(name):
+    assert corrected(name, images=IMAGES[:1]).sum().item() == pytest.approx(1)
 
 
 def test_neighbours_propagate_labels_in_both_directions():

@@ -18,7 +18,7 @@ METHODS: dict[str, str] = {
     "ProKeR": "closed_form", "APE": "caches", "APET": "caches",
 }  # fmt: skip
 # Transductive methods. They need `--unlabelled test`, and "all" does not include them
-TRANSDUCTIVE_METHODS: dict[str, str] = {"TransCLIP": "transductive", "ZLaP": "transductive", "StatA": "transductive"}
+TRANSDUCTIVE_METHODS: dict[str, str] = dict.fromkeys(("TransCLIP", "ZLaP", "StatA", "ECALP", "ADAPT"), "transductive")
 # Methods for several labels per image; "all" does not include them
 MULTILABEL_METHODS: dict[str, str] = dict.fromkeys(("ZeroShotStandardised", "OneVsRest", "Ridge"), "multilabel")
 ALL_BASELINES = METHODS | TRANSDUCTIVE_METHODS | MULTILABEL_METHODS

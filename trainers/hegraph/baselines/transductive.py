@@ -1,8 +1,10 @@
-"""Transductive methods, which predict all test images jointly: TransCLIP, ZLaP and StatA.
+"""Transductive methods, which predict all test images jointly: TransCLIP, ZLaP, StatA, ECALP and ADAPT.
 
 Zanella, Gérin, Ben Ayed: Boosting Vision-Language Models with Transduction. NeurIPS 2024. Stojnić, Kalantidis, Tolias:
 Label Propagation for Zero-shot Classification with Vision-Language Models. CVPR 2024. Zanella, Fuchs, De Vleeschouwer,
-Ben Ayed: Realistic Test-Time Adaptation of Vision-Language Models. CVPR 2025.
+Ben Ayed: Realistic Test-Time Adaptation of Vision-Language Models. CVPR 2025. Li, Su, Goodge, Jia, Xu: Efficient and
+Context-Aware Label Propagation for Zero-/Few-Shot Training-Free Adaptation of Vision-Language Model. ICLR 2025. Zhang,
+Kim, Choi, Kim, Liu, Hong: Backpropagation-Free Test-Time Adaptation via Probabilistic Gaussian Alignment. NeurIPS 2025.
 
 Each starts from the predictions `y_i = softmax(z_i)` of another method, its option `BASE`, and corrects them by the
 features of all M test images. They need `--unlabelled test`, and their records are separate from those of inductive
@@ -29,7 +31,9 @@ conjugate gradients; its "proxy" class nodes are not implemented. StatA omits th
 `DETERMINANT` is set, because its accuracy on our banks is higher without them; and it divides the first covariance by
 the number of images once, where the released code does so once for every 2,500 images.
 
-Shapes: M test images, K classes, d feature width.
+The classes `ECALP` and `ADAPT` state their equations and differences.
+
+Shapes: M test images, N training images, K classes, d feature width.
 """
 
 from abc import abstractmethod
@@ -42,7 +46,7 @@ from torch import Tensor
 
 from ..features.bank import FeatureBank
 from ..utils.option import OUR_METHOD
-from .base import EPSILON, Defaults, FittedMethod, Method, Options
+from .base import EPSILON, Defaults, FittedMethod, Method, Options, by_dataset, value_for_task
 
 CHUNK_ROWS = 2048  # number of images to compare with all others at a time
 NEIGHBOURS = 3  # edges of an image in TransCLIP and StatA
@@ -65,32 +69,31 @@ class TransductiveMethod(Method):
         self, bank: FeatureBank, options: Options, seed: int, backbone: object = None, base: FittedMethod | None = None
     ) -> FittedMethod:
         assert base is not None  # `needs_base`
-        text = bank.text_positive
-        weights = text if base.classifier is None else F.normalize(base.classifier.weights, dim=1)
+        weights = bank.text_positive if base.classifier is None else F.normalize(base.classifier.weights, dim=1)
 
         def logits(features: Tensor) -> Tensor:
-            return self.correct(features, base.logits(features), text, weights, options)
+            return self.correct(features, base.logits(features), bank, weights, options)
 
         return FittedMethod(logits, num_parameters=base.num_parameters, transductive=True)
 
     @abstractmethod
-    def correct(self, features: Tensor, logits: Tensor, text: Tensor, weights: Tensor, options: Options) -> Tensor:
+    def correct(self, features: Tensor, logits: Tensor, bank: FeatureBank, weights: Tensor, options: Options) -> Tensor:
         """Return corrected logits, shape `[M, K]`.
 
         Args:
             features: Unit-norm features of all test images, shape `[M, d]`.
             logits: Logits of the base method, shape `[M, K]`.
-            text: Unit-norm text features, shape `[K, d]`.
-            weights: Unit-norm class weights of the base method, or `text` if it has none, shape `[K, d]`.
+            bank: Training images and text features.
+            weights: Unit-norm class weights of the base method, or the text features if it has none, shape `[K, d]`.
         """
 
 
 @dataclass(frozen=True)
 class Neighbours:
-    """Edges from every image to its nearest images.
+    """Edges from every image to its nearest images, or to the nearest of other nodes.
 
     Attributes:
-        indices: Indices of the nearest images, shape `[M, k]`.
+        indices: Indices of the nearest images or nodes, shape `[M, k]`.
         weights: Cosines with them, or 0 for negative ones, shape `[M, k]`.
     """
 
@@ -98,14 +101,19 @@ class Neighbours:
     weights: Tensor
 
     @classmethod
-    def nearest(cls, features: Tensor, count: int) -> "Neighbours":
-        """Connect each image, of features `[M, d]`, with its `count` nearest images, or all if there are fewer."""
-        count = min(count, len(features) - 1)
+    def nearest(cls, features: Tensor, count: int, nodes: Tensor | None = None) -> "Neighbours":
+        """Connect each image, of features `[M, d]`, with its `count` nearest nodes, or all if there are fewer.
+
+        By default the nodes are the other images.
+        """
+        keys = features if nodes is None else nodes
+        count = min(count, len(keys) - (nodes is None))
         indices, weights = [], []
         for start, rows in zip(range(0, len(features), CHUNK_ROWS), features.split(CHUNK_ROWS)):
-            cosines = rows @ features.t()
-            positions = torch.arange(len(rows), device=features.device)
-            cosines[positions, positions + start] = -2.0  # no edge to itself: lower than any cosine
+            cosines = rows @ keys.t()
+            if nodes is None:
+                positions = torch.arange(len(rows), device=features.device)
+                cosines[positions, positions + start] = -2.0  # no edge to itself: lower than any cosine
             top = cosines.topk(count, dim=1)
             indices.append(top.indices)
             weights.append(top.values.clamp_min(0))
@@ -125,7 +133,7 @@ class TransCLIP(TransductiveMethod):
 
     defaults: ClassVar[Defaults] = {"BASE": OUR_METHOD}  # method whose predictions to correct
 
-    def correct(self, features: Tensor, logits: Tensor, text: Tensor, weights: Tensor, options: Options) -> Tensor:
+    def correct(self, features: Tensor, logits: Tensor, bank: FeatureBank, weights: Tensor, options: Options) -> Tensor:
         initial, neighbours = logits.log_softmax(dim=1), Neighbours.nearest(features, NEIGHBOURS)
         labels = initial.exp()
         confident = labels.topk(min(CONFIDENT, len(labels)), dim=0)  # [8, K]
@@ -147,8 +155,9 @@ class StatA(TransductiveMethod):
         "DETERMINANT": False,  # include the determinants of the covariances in the likelihoods
     }
 
-    def correct(self, features: Tensor, logits: Tensor, text: Tensor, weights: Tensor, options: Options) -> Tensor:
+    def correct(self, features: Tensor, logits: Tensor, bank: FeatureBank, weights: Tensor, options: Options) -> Tensor:
         initial, neighbours = logits.log_softmax(dim=1), Neighbours.nearest(features, NEIGHBOURS)
+        text = bank.text_positive
         labels, means = initial.exp(), text
         first_variance = _shared_variance(features, labels, means)
         variances = first_variance.expand_as(means)
@@ -182,7 +191,7 @@ class ZLaP(TransductiveMethod):
         "ALPHA": 0.3,  # strength of the propagation, below 1
     }
 
-    def correct(self, features: Tensor, logits: Tensor, text: Tensor, weights: Tensor, options: Options) -> Tensor:
+    def correct(self, features: Tensor, logits: Tensor, bank: FeatureBank, weights: Tensor, options: Options) -> Tensor:
         num_images, num_classes = logits.shape
         neighbours = Neighbours.nearest(features, options.NEIGHBOURS - 1)
         nearest = (features @ weights.t()).clamp_min(0).topk(min(options.NEIGHBOURS, num_classes), dim=1)
@@ -198,6 +207,122 @@ class ZLaP(TransductiveMethod):
             classes = torch.eye(num_classes).to(features) + options.ALPHA * (edges.t() @ images)
             images = propagated
         return images.clamp_min(EPSILON).log()
+
+
+class ECALP(TransductiveMethod):
+    """ECALP: label propagation from class nodes and labelled images, with reweighted features.
+
+    Every test image has edges to the nearest test images, itself included, to the nearest class nodes, and to the
+    nearest labelled images. A weight is a cosine to the power of GAMMA. The cosine with a test image is
+    `cos(v * f_i, f_j)`, where `v` is the variance of the class nodes in each channel, and with a labelled image
+    `cos(f_i / v', f_j)`, where `v'` is the variance of the labelled images. With the degrees `D` of all nodes:
+
+        Y <- S_c Y_c + S_l Y_l + S_i Y,   S = D^-1/2 (W + W^T) D^-1/2,   starting at Y = 0
+
+    The columns of S are those of class nodes, labelled images and test images. `Y_c` is the identity, `Y_l` has the
+    labels, and the labels `Y` of the test images are updated three times.
+
+    Differences from the original: the authors predict a stream, image i from the images up to i. This is one call of
+    their function for all images, as in the first step of a stream. With ALPHA 1, their value, the labels of earlier
+    steps only change the start of the iteration.
+    """
+
+    defaults: ClassVar[Defaults] = {
+        "BASE": OUR_METHOD,  # method whose class weights are the class nodes
+        "IMAGES": 8,  # edges of an image to test images, counting itself
+        "CLASSES": 3,  # edges of an image to classes
+        "LABELLED": 8,  # edges of an image to labelled images
+        "GAMMA": 10.0,  # exponent of the cosines
+        "STEPS": 3,  # number of updates
+    }
+
+    def correct(self, features: Tensor, logits: Tensor, bank: FeatureBank, weights: Tensor, options: Options) -> Tensor:
+        def edges(count: int, nodes: Tensor, importance: Tensor | float = 1.0) -> Neighbours:
+            found = Neighbours.nearest(F.normalize(importance * features, dim=1), count, nodes)
+            return Neighbours(found.indices, found.weights.pow(options.GAMMA))
+
+        labelled, labels = bank.cache_keys(), bank.train_labels
+        between = edges(options.IMAGES, features, weights.var(dim=0, correction=0))
+        to_labels = [
+            (edges(options.CLASSES, weights), torch.arange(len(weights), device=labels.device)),
+            (edges(options.LABELLED, labelled, 1 / labelled.var(dim=0, correction=0).clamp_min(EPSILON)), labels),
+        ]
+        degrees, votes = between.propagate(torch.ones_like(logits[:, :1])), torch.zeros_like(logits)
+        for neighbours, node_labels in to_labels:
+            degrees = degrees + neighbours.weights.sum(dim=1, keepdim=True)
+            received = torch.zeros_like(node_labels, dtype=logits.dtype)
+            received.index_add_(0, neighbours.indices.flatten(), neighbours.weights.flatten())
+            normalised = neighbours.weights * _inverse_root(received)[neighbours.indices]
+            votes.scatter_add_(1, node_labels[neighbours.indices], normalised)
+        root, images = _inverse_root(degrees), torch.zeros_like(logits)
+        for _ in range(options.STEPS):
+            images = root * (votes + between.propagate(root * images))
+        return images.clamp_min(EPSILON).log()
+
+
+class ADAPT(TransductiveMethod):
+    """ADAPT: Gaussian classes with one covariance, estimated from the most confident test images of each class.
+
+    The bank of a class has the BANK_SIZE images that are predicted as the class with the least entropy. The mean of a
+    class is the average of all test images and, once more, of its bank, weighted by the probabilities `y_ik` of BASE,
+    and then averaged with its class weight `t_k`. The covariance C of the n images in the banks around the means is
+    shrunk towards a multiple of the identity. With `P_ik` the softmax of the Gaussians' log-likelihoods:
+
+        mu_k = ALPHA * average_k + (1 - ALPHA) * t_k,   precision = d ((n - 1) C + trace(C) I)^-1
+        z'_ik = z_ik * exp( (log P_ik + SCALE / (2 n) * sum_j y_jk f_i . f_j) / SCALE ),   j in the bank of class k
+
+    The factor is divided by its largest value over the classes. A class without predicted images has the mean `t_k`.
+
+    Differences from the original: labelled images enter through the logits and class weights of BASE, where the
+    original has zero-shot CLIP with descriptions of a language model. Logits `z` of BASE are shifted by a constant if
+    one is negative, because the product needs positive ones.
+    """
+
+    defaults: ClassVar[Defaults] = {
+        "BASE": OUR_METHOD,  # method whose predictions to correct
+        "BANK_SIZE": 6,  # number of images in the bank of a class
+        "ALPHA": 0.9,  # weight of the images in the mean of a class
+        # Divisor of the log-likelihoods; by default the authors' for ImageNet
+        "SCALE": by_dataset(
+            20.0, Caltech101=100.0, DescribableTextures=60.0, EuroSAT=100.0, FGVCAircraft=100.0, Food101=100.0,
+            ImageNetA=40.0, ImageNetR=100.0, ImageNetV2=30.0, OxfordFlowers=60.0, OxfordPets=100.0, StanfordCars=60.0,
+            SUN397=60.0, UCF101=70.0,
+        ),
+    }  # fmt: skip
+
+    def correct(self, features: Tensor, logits: Tensor, bank: FeatureBank, weights: Tensor, options: Options) -> Tensor:
+        scale, log_y = value_for_task(options, "SCALE", bank), logits.log_softmax(dim=1)
+        shares, predicted = log_y.exp(), logits.argmax(dim=1)
+        rows = _most_confident((shares * log_y).sum(dim=1), predicted, options.BANK_SIZE)
+        images, labels = features[rows], predicted[rows]
+        confident = torch.zeros_like(shares[rows]).scatter_(1, labels[:, None], shares[rows, labels][:, None])
+        sums = confident.t() @ images  # [K, d]
+        totals = (confident.sum(dim=0) + shares.sum(dim=0)).clamp_min(EPSILON)
+        average = (sums + shares.t() @ features) / totals[:, None]
+        is_predicted = (predicted.bincount(minlength=len(weights)) > 0)[:, None]
+        means = torch.where(is_predicted, options.ALPHA * average + (1 - options.ALPHA) * weights, weights)
+        deviations = images - means[labels]
+        deviations = deviations - deviations.mean(dim=0)
+        scatter, count = deviations.t() @ deviations, len(rows)
+        ridge = scatter.trace() / max(count - 1, 1) * torch.eye(len(scatter)).to(scatter)
+        directions = means @ (len(scatter) * torch.linalg.pinv(scatter + ridge))
+        log_p = (features @ directions.t() - (directions * means).sum(dim=1) / 2).log_softmax(dim=1)
+        evidence = log_p + scale / (2 * count) * (features @ sums.t())
+        positive = logits - logits.min().clamp_max(0)
+        return positive * ((evidence - evidence.amax(dim=1, keepdim=True)) / scale).exp()
+
+
+def _most_confident(confidence: Tensor, predicted: Tensor, count: int) -> Tensor:
+    """Return the rows of the `count` most confident images of each predicted class, from values of shape `[M]`."""
+    order = confidence.argsort(descending=True, stable=True)
+    order = order[predicted[order].argsort(stable=True)]
+    sizes = predicted.bincount()
+    rank = torch.arange(len(order), device=order.device) - (sizes.cumsum(dim=0) - sizes)[predicted[order]]
+    return order[rank < count]
+
+
+def _inverse_root(degrees: Tensor) -> Tensor:
+    return 1 / (degrees.sqrt() + 1e-6)  # as in the code of ECALP
 
 
 def _assign(initial: Tensor, likelihood: Tensor, labels: Tensor, neighbours: Neighbours) -> Tensor:
