@@ -1,1 +1,1 @@
-"""Benchmarks, run by `python -m benchmarks NAME [--json FILE]`; docs/results/benchmarks.md tells what each compares."""
+"""Benchmarks, run by `python -m benchmarks NAME [--json FILE]`; docs/results/benchmarks.md describes each benchmark."""

@@ -1,7 +1,7 @@
-"""A few-shot run from the bank of a data set of ImageNet's size: process start to the first step, and its peak memory.
+"""Start of a few-shot run from a feature bank of the size of ImageNet: seconds until the first step, and peak memory.
 
-The bank is a sparse file: of the training features, only the rows that the run draws were ever written. The table also
-has `import torch` with an optimizer, which no run is faster than.
+The bank is a sparse file. Only the training features that the run samples are written. The table also has the time of
+`import torch` with an optimizer, a lower limit.
 """
 
 import json
@@ -17,13 +17,13 @@ import torch
 
 from .first_step import LEAST
 from .report import Report
-from .timing import ROOT, in_turn, process, python
+from .timing import ROOT, alternate, process, python
 
 SMALL = {"images": 200, "num_classes": 10, "width": 16, "tested": 30, "repeats": 1}
 MEMORY_BAR = 1.5e9  # bytes
 SHOTS = 16
-DRAWN_FROM = "train_features"
-LARGE, TORCH = "the bank", "import torch and make an optimizer"
+SPARSE = "train_features"
+LARGE, TORCH = "run until its first step", "import torch and create an optimizer"
 
 
 def run(
@@ -36,18 +36,18 @@ def run(
         size = bank.stat().st_size
         functions: dict[str, Callable[[], object]] = {TORCH: partial(python, *LEAST)}
         functions[LARGE] = to_first_step(bank, Path(name) / "out", peaks)
-        seconds = in_turn(functions, repeats)
+        seconds = alternate(functions, repeats)
     report = Report(
         f"A run of {SHOTS} shots from a bank of {images} x {width} ({size / 1e9:.2g} GB), process start to first step",
-        ["what", "seconds", "peak MB"],
-        [[what, statistics.median(s), max(peaks) / 1e6 if what == LARGE else 0] for what, s in seconds.items()],
+        ["process", "seconds", "peak MB"],
+        [[name, statistics.median(s), max(peaks) / 1e6 if name == LARGE else 0] for name, s in seconds.items()],
     )
     report.at_most("peak memory, bytes", max(peaks), MEMORY_BAR)
     return report
 
 
 def write_bank(large: Path, images: int, num_classes: int, width: int, tested: int) -> None:
-    """Writes a sparse bank of `images` training images; of their features those that the protocol draws with seed 1."""
+    """Write a sparse bank with the features of those training images that the protocol samples with seed 1."""
     from trainers.hegraph.datasets.splits import sample_few_shot
 
     from .tasks import random_bank, unit_features
@@ -66,9 +66,7 @@ def write_bank(large: Path, images: int, num_classes: int, width: int, tested: i
     metadata["classnames"] = json.dumps(list(bank.classnames))
     header: dict[str, dict] = {"__metadata__": metadata}
     places, end = {}, 0
-    for name, shape in (
-        {name: tensor.shape for name, tensor in tensors.items()} | {DRAWN_FROM: (images, width)}
-    ).items():
+    for name, shape in ({name: tensor.shape for name, tensor in tensors.items()} | {SPARSE: (images, width)}).items():
         dtype, size = ("I64", 8) if name.endswith("labels") else ("F32", 4)
         places[name], end = end, end + size * math.prod(shape)
         header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [places[name], end]}
@@ -82,17 +80,17 @@ def write_bank(large: Path, images: int, num_classes: int, width: int, tested: i
             file.seek(start + places[name])
             file.write(tensor.numpy())
         for row, feature in zip(rows, unit_features(1, len(rows), width)[0]):
-            file.seek(start + places[DRAWN_FROM] + row * 4 * width)
+            file.seek(start + places[SPARSE] + row * 4 * width)
             file.write(feature.numpy())
 
 
 def to_first_step(bank: Path, output: Path, peaks: list[float]) -> Callable[[], None]:
-    """A function that starts the command line on a bank and ends it after the first step.
+    """Return a function that starts a run on a bank and ends it after its first step.
 
     Args:
-        bank: The bank.
-        output: A folder for what the run writes.
-        peaks: Takes the peak memory of each process in bytes.
+        bank: File of the feature bank.
+        output: Output folder of the run.
+        peaks: List to which the function appends the peak memory of the process in bytes.
     """
     config = ROOT / "configs" / "trainers" / "HeGraphAdapter" / "rn50.yaml"
     arguments = ["--features", str(bank), "--shots", str(SHOTS), "--seed", "1", "--config-file", str(config)]

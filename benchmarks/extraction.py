@@ -1,6 +1,6 @@
-"""Extraction of a bank from image files, against the encoder alone on images that are in memory already.
+"""Extraction of a feature bank from image files, against the encoder alone on images in memory.
 
-The encoder has random weights, which takes as long as trained ones.
+The encoder has random weights, which are as fast as trained ones.
 """
 
 import statistics
@@ -22,7 +22,7 @@ from trainers.hegraph.features.extract import encode_images
 from trainers.hegraph.features.images import ImageViews
 
 from .report import Report
-from .timing import in_turn, ratio
+from .timing import alternate, ratio
 
 SMALL = {"model": "ViT-S-32", "images": 2, "batch": 2, "repeats": 1}
 BAR = 0.95
@@ -40,7 +40,7 @@ def run(model: str = "ViT-B-32", images: int = 128, batch: int = 64, repeats: in
         views = ImageViews(dataset, items, preprocess)
         pixels = list(views.batches(range(images), batch))
         runs = iter(range(repeats + 1))
-        seconds = in_turn(
+        seconds = alternate(
             {
                 "encoder alone": lambda: [backbone.encode_images(part) for part in pixels],
                 "extraction": lambda: encode_images(backbone, views, options, root / f"bank{next(runs)}", "train"),
@@ -50,7 +50,7 @@ def run(model: str = "ViT-B-32", images: int = 128, batch: int = 64, repeats: in
     share = ratio(seconds["encoder alone"], seconds["extraction"])
     report = Report(
         f"{images} JPEG files of {SIZE[0]} x {SIZE[1]}, {model}, batches of {batch}, {torch.get_num_threads()} threads",
-        ["what", "images/s"],
+        ["program", "images/s"],
         [[name, images / statistics.median(s)] for name, s in seconds.items()],
     )
     report.at_least("extraction over encoder alone", share, BAR)
@@ -58,7 +58,7 @@ def run(model: str = "ViT-B-32", images: int = 128, batch: int = 64, repeats: in
 
 
 def write_image(root: Path, number: int) -> Item:
-    """A JPEG of smooth noise, which takes as long to decode as a photograph of its size."""
+    """Write a JPEG file of smooth noise, which takes as long to decode as a photograph of its size."""
     noise = np.random.default_rng(number).integers(0, 256, (12, 16, 3), dtype=np.uint8)
     name = f"{number}.jpg"
     Image.fromarray(noise).resize(SIZE, Image.Resampling.BICUBIC).save(root / name, quality=90)

@@ -1,6 +1,6 @@
-"""A program to time: the command line, which ends with the first step of training and writes its peak memory in bytes.
+"""Program that runs the command line until the first training step, and prints its peak memory in bytes.
 
-It leaves without the clean-up of a process that ends by itself, and so does `LEAST`.
+It exits without clean-up, and so does `LEAST`, with which it is compared.
 """
 
 import os
@@ -8,25 +8,25 @@ import sys
 
 from .timing import peak_memory
 
-# Arguments of the interpreter: imports that every training with torch needs. The optimizers import torch._dynamo, which
-# takes as long as torch itself
+# Arguments of the interpreter for a program with the imports of every training with torch. Optimizers import
+# torch._dynamo, which takes as long as torch itself
 LEAST = ("-c", "import os, torch; torch.optim.AdamW([torch.ones(1)], fused=True); os._exit(0)")
 
 
 def main() -> None:
-    """Runs the command line up to its first step."""
+    """Run the command line until its first step."""
     from trainers.hegraph.__main__ import main as command_line
     from trainers.hegraph.training.loop import AdapterTraining
 
     real = AdapterTraining.step
 
-    def only(self: AdapterTraining, *batch: object) -> None:
+    def step_and_exit(self: AdapterTraining, *batch: object) -> None:
         real(self, *batch)
         sys.stdout.write(str(peak_memory()))
         sys.stdout.flush()
         os._exit(0)
 
-    AdapterTraining.step = only
+    AdapterTraining.step = step_and_exit
     sys.exit(command_line())
 
 

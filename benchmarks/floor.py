@@ -1,4 +1,4 @@
-"""The least time that a step can take: its multiply-adds alone, at the speed of a matrix product of similar size."""
+"""Lower limit of the time of a step: its multiply-adds at the speed of a matrix product of similar size."""
 
 from collections.abc import Callable
 
@@ -8,19 +8,19 @@ from .tasks import unit_features
 
 
 def graph_multiply_adds(num_classes: int, width: int) -> int:
-    """The multiply-adds of one graph step, forward and backward. Elementwise operations are not counted."""
+    """Count the multiply-adds of a forward and backward pass of the graph, without elementwise operations."""
     square = num_classes * width * width
     messages = 6 * square + 6 * square + square  # six messages, six gradients of W, one gradient of an input
-    # The updated negative nodes are aggregated in every step; the five other relations were before the first
+    # Each step aggregates the updated negative nodes. The other five relations are aggregated before the first step
     aggregation = 2 * min(num_classes, 2 * width) * num_classes * width  # forward and backward
     return messages + aggregation
 
 
 def multiply_adds(num_classes: int, width: int, cached: int, batch: int) -> int:
-    """The multiply-adds of a whole training step.
+    """Count the multiply-adds of a whole training step.
 
     Args:
-        num_classes: K.
+        num_classes: Number of classes K.
         width: Feature width d.
         cached: Number of cached images N.
         batch: Number of images in the batch B.
@@ -31,15 +31,15 @@ def multiply_adds(num_classes: int, width: int, cached: int, batch: int) -> int:
 
 
 def product_for(num_classes: int, width: int, count: int) -> tuple[Callable[[], Tensor], float]:
-    """A matrix product as large as those in a step, to be timed beside it.
+    """Return a matrix product of the size of those in a step, for timing beside the step.
 
     Args:
-        num_classes: K.
+        num_classes: Number of classes K.
         width: Feature width d.
-        count: The multiply-adds of the step.
+        count: Number of multiply-adds of the step.
 
     Returns:
-        A function that computes the product; the factor that turns its seconds into those of `count` multiply-adds.
+        Function that computes the product, and the factor from its seconds to those of `count` multiply-adds.
     """
     rows, matrix = unit_features(4 * num_classes, width), unit_features(width, width)
     return lambda: rows @ matrix, count / rows.numel() / width

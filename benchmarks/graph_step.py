@@ -1,7 +1,7 @@
-"""Forward and backward of the graph, against an implementation that rebuilds the graph in every step.
+"""Forward and backward pass of the graph, against an implementation that rebuilds the graph in every step.
 
-The other side follows the equations as a graph convolution is usually written, with dense matrices and autograd: for
-each relation the cosines, the degrees and the coefficients A, then `A (x W)`.
+That implementation is a usual graph convolution with dense matrices and autograd. For each relation it computes the
+cosines, the degrees and the coefficients A, and then `A (x W)`.
 """
 
 import statistics
@@ -17,7 +17,7 @@ from trainers.hegraph.method.relations import RelationType
 from .floor import graph_multiply_adds, product_for
 from .report import Report
 from .tasks import unit_features
-from .timing import in_turn, ratio
+from .timing import alternate, ratio
 
 TARGETS = {(100, 512): 1.7, (1000, 1024): 1.1}
 SMALL = {"sizes": ((5, 16), (20, 16)), "repeats": 1}
@@ -39,11 +39,11 @@ def run(sizes: tuple[tuple[int, int], ...] = tuple(TARGETS), repeats: int = 25) 
 
 
 def measure(num_classes: int, width: int, repeats: int) -> dict[str, list[float]]:
-    """Times a graph step.
+    """Time a forward and backward pass of the graph.
 
     Returns:
-        Seconds per repeat of "ours", of the "rebuilt" graph, of the matrix "product" that is timed beside them, and of
-        the "floor": the multiply-adds of our step at the speed of that product.
+        Seconds of each repeat for "ours", for the "rebuilt" graph, for the matrix "product" timed beside them, and for
+        the "floor", the multiply-adds of our step at the speed of that product.
     """
     nodes = [unit_features(num_classes, width, seed=seed) for seed in range(3)]
     layer = HeteroMessagePassing(build_graph(*nodes), ModelOptions())
@@ -53,7 +53,7 @@ def measure(num_classes: int, width: int, repeats: int) -> dict[str, list[float]
         layer.zero_grad()
         (adapted.positive.sum() + adapted.visual_bias.sum()).backward()
 
-    seconds = in_turn(
+    seconds = alternate(
         {
             "ours": lambda: backward(layer()),
             "rebuilt": lambda: backward(rebuilt(build_graph(*nodes), layer)),
@@ -65,7 +65,7 @@ def measure(num_classes: int, width: int, repeats: int) -> dict[str, list[float]
 
 
 def rebuilt(graph: HeteroGraph, layer: HeteroMessagePassing) -> Adapted:
-    """The output of the layer, computed from the nodes alone, as an implementation without our shortcuts would."""
+    """Compute the output of the layer from the nodes, without precomputed aggregations."""
     updated = dict(graph.x_dict)
     for target in ("negative", "positive"):
         relations = [r for r in layer.relations if r.target == target]
@@ -76,7 +76,7 @@ def rebuilt(graph: HeteroGraph, layer: HeteroMessagePassing) -> Adapted:
 
 
 def message(graph: HeteroGraph, layer: HeteroMessagePassing, relation: RelationType, x_source: Tensor) -> Tensor:
-    """The message of one relation, after its tanh, shape `[K, d]`."""
+    """Compute the message of one relation (Eq. 1), shape `[K, d]`."""
     weight, x_target = layer.weight[relation.target], graph.x_dict[relation.target]
     edges = x_target @ graph.x_dict[relation.source].t()
     edges = torch.where(torch.eye(len(edges)).bool(), relation.diagonal * edges, edges)

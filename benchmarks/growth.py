@@ -1,4 +1,4 @@
-"""How the time of a step and the peak memory grow with the number of classes. Each number has its own process."""
+"""Growth of the step time and of peak memory with the number of classes, each in a process of its own."""
 
 import json
 import statistics
@@ -12,13 +12,13 @@ from .timing import peak_memory, process
 
 SMALL = {"sizes": (10,), "width": 16, "steps": 2}
 MEMORY_BAR = 8e9  # bytes, at the largest size
-SLACK = 1.2  # by how much growth may be more than proportional
+SLACK = 1.2  # largest allowed ratio to proportional growth
 
 
 def run(sizes: tuple[int, ...] = (1000, 5000, 21841), width: int = 512, shots: int = 16, steps: int = 5) -> Report:
     report = Report(
         f"Growth with the number of classes: d = {width}, {shots} shots, batch 256, one view",
-        ["K", "ms per step", "per step and K, of the first", "peak MB", "set-up, s"],
+        ["K", "ms per step", "time per class, relative to the first", "peak MB", "set-up, s"],
     )
     figures = []
     for num_classes in sizes:
@@ -35,10 +35,10 @@ def run(sizes: tuple[int, ...] = (1000, 5000, 21841), width: int = 512, shots: i
 
 
 def measure(num_classes: int, width: int, shots: int, steps: int) -> dict[str, float]:
-    """Measures one size in this process.
+    """Measure one size in this process.
 
     Returns:
-        Median seconds of a "step", without the first; seconds of the "setup"; "peak" memory in bytes.
+        Median seconds of a "step" without the first one, seconds of the "setup", and "peak" memory in bytes.
     """
     bank = random_bank(num_classes, width, shots)
     started = time.perf_counter()

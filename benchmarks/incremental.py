@@ -1,9 +1,8 @@
-"""What is taught in two parts against one fit on all: accuracy on the test images of feature banks, and seconds.
+"""Incremental training in two parts against one fit: accuracy on the test images of feature banks, and seconds.
 
-Half of the images of every class come first, then the others; or all images of half of the classes, then those of the
-others. Eight images of each class, sampled with three seeds. The two results of "training_free" are equal; "full" goes
-on from its parameters. The temperature is left out. The banks are those of
-$HEGRAPH_SHARED/banks.
+The first part has half of the images of each class, or all images of half of the classes, and the second part has the
+others. There are eight images of each class, sampled with three seeds. Both results of "training_free" are equal, and
+"full" continues from its parameters. No temperature is fitted. The banks are those of $HEGRAPH_SHARED/banks.
 """
 
 import os
@@ -38,22 +37,22 @@ def run(
 ) -> Report:
     options = {QUIET: "off"} | ({} if epochs is None else {"OPTIM.MAX_EPOCH": epochs, STEPS: 0})
     report = Report(
-        f"taught in two parts, {shots} images of each class, mean of {len(seeds)} seeds",
-        ["bank", "variant", "in two parts", "one fit, %", "two parts, %", "difference", "one fit, s", "second part, s"],
+        f"Incremental training, {shots} images of each class, mean of {len(seeds)} seeds",
+        ["bank", "variant", "parts", "one fit, %", "two parts, %", "difference", "one fit, s", "second part, s"],
     )
     folder = Path(os.environ["HEGRAPH_SHARED"]) / "banks" if names else None
     banks = {name: load_bank(folder / f"{name}.safetensors") for name in names} if folder else {"random": _random()}
     for variant in ("training_free", "full"):
-        gaps = {"images": [], "classes": []}
+        differences = {"images": [], "classes": []}
         for name, bank in banks.items():
-            found = [_compare(bank, shots, seed, {**options}, variant) for seed in seeds]
-            for part, of_part in gaps.items():
-                one, one_s = (mean(each["one"][i] for each in found) for i in (0, 1))
-                two, two_s = (mean(each[part][i] for each in found) for i in (0, 1))
+            results = [_compare(bank, shots, seed, {**options}, variant) for seed in seeds]
+            for part, of_part in differences.items():
+                one, one_s = (mean(each["one"][i] for each in results) for i in (0, 1))
+                two, two_s = (mean(each[part][i] for each in results) for i in (0, 1))
                 of_part.append(two - one)
                 cells = [f"{one:.2f}", f"{two:.2f}", f"{two - one:+.2f}", one_s, two_s]
                 report.rows.append([name, variant, part, *cells])
-        for part, of_part in gaps.items():
+        for part, of_part in differences.items():
             report.at_least(f"{variant}, halves of the {part}, points", mean(of_part), BAR)
     return report
 
@@ -63,9 +62,9 @@ def _random() -> FeatureBank:
 
 
 def _compare(bank: FeatureBank, shots: int, seed: int, options: dict, variant: str) -> dict[str, tuple[float, float]]:
-    """Accuracy in percent and seconds of one fit, and of the second part in either way."""
-    picked = sample_few_shot(bank.train_labels.tolist(), [], shots, random.Random(seed)).train
-    X, y = bank.cache_keys()[picked].numpy(), bank.train_labels[picked].numpy()
+    """Accuracy in percent and seconds, for one fit and for the second part of both divisions."""
+    rows = sample_few_shot(bank.train_labels.tolist(), [], shots, random.Random(seed)).train
+    X, y = bank.cache_keys()[rows].numpy(), bank.train_labels[rows].numpy()
     text = bank.text_positive.numpy(), bank.text_negative.numpy()
     rank = np.array([np.flatnonzero(np.flatnonzero(y == label) == row)[0] for row, label in enumerate(y)])
 

@@ -1,4 +1,4 @@
-"""Fit of the multi-label head with all its choices, and prediction against a text classifier of one label per image."""
+"""Multi-label head: fit with all selections, and prediction against a text classifier with one label per image."""
 
 import statistics
 import time
@@ -11,10 +11,10 @@ from trainers.hegraph.method.multilabel import MultiLabelHead
 
 from .report import Report
 from .tasks import unit_features
-from .timing import in_turn, peak_memory, ratio
+from .timing import alternate, peak_memory, ratio
 
 SMALL = {"images": 50, "num_classes": 10, "width": 16, "predicted": 30, "repeats": 1}
-LABELS = 3  # most labels of an image
+LABELS = 3  # largest number of labels of an image
 FIT, SEVERAL, ONE = "fit", "predict, several labels", "predict, one label"
 
 
@@ -35,13 +35,13 @@ def run(
     queries = features[:predicted]
     several, one = head.classifier, FoldedClassifier(100 * text, torch.zeros(num_classes))
     thresholds = head.log_odds(head.thresholds).float()
-    seconds = in_turn(
+    seconds = alternate(
         {ONE: lambda: one.logits(queries).argmax(dim=1), SEVERAL: lambda: several.logits(queries) >= thresholds},
         repeats,
     )
     report = Report(
         f"Several labels per image: {images} images, K = {num_classes}, d = {width}; prediction of {predicted} images",
-        ["what", "seconds"],
+        ["step", "seconds"],
         [[FIT, fit], *([name, statistics.median(s)] for name, s in seconds.items())],
     )
     report.at_most("fit, seconds", fit, 20.0)

@@ -1,4 +1,4 @@
-"""Training, calibration and testing on banks of real features, beside Tip-Adapter-F and TaskRes: whole processes.
+"""Whole processes of training, calibration and test on real features, against Tip-Adapter-F and TaskRes.
 
 The banks are those of $HEGRAPH_SHARED/banks.
 """
@@ -34,12 +34,12 @@ def run(shots: int = 16, seeds: int = 3, names: tuple[str, ...] = ()) -> Report:
 
 
 def ratios(seconds: dict[str, float]) -> list[float]:
-    """HeGraphAdapter over each of the others."""
+    """Ratios of HeGraphAdapter to each other method."""
     return [seconds["HeGraphAdapter"] / seconds[method] for method in METHODS if method != "HeGraphAdapter"]
 
 
 def run_once(method: str, bank: Path, shots: int, seed: int) -> float:
-    """Seconds of one run that is started as `scripts/hegraph/features.sh` does."""
+    """Time one run with the arguments of `scripts/hegraph/features.sh`; returns seconds."""
     config = ROOT / "configs" / "trainers" / "HeGraphAdapter" / "vit_b32.yaml"
     arguments = ["--trainer", method, "--features", str(bank), "--shots", str(shots), "--seed", str(seed)]
     with tempfile.TemporaryDirectory() as folder:

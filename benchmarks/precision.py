@@ -1,6 +1,7 @@
-"""Encoding in bfloat16 against float32, with the same random weights: the encoder alone, extraction, and prediction.
+"""Encoding in bfloat16 against float32: the encoder alone, extraction, and prediction.
 
-All take turns, from the same JPEG files. Also how near the features of both are to each other.
+All encode the same JPEG files with the same random weights, in alternation. The cosine of the features of both
+precisions is measured too.
 """
 
 import os
@@ -28,21 +29,21 @@ from trainers.hegraph.predict.prediction import Options, image_rows, write_rows
 from .extraction import SIZE, write_image
 from .predict_images import random_model
 from .report import Report
-from .timing import in_turn, ratio
+from .timing import alternate, ratio
 
 MODELS = {"ViT-B-32-quickgelu": 64, "ViT-B-16-quickgelu": 16, "RN50-quickgelu": 16}  # images
 SMALL = {"models": {"RN50": 2}, "repeats": 1}
 FASTER, OF_ENCODER = 2.7, 0.85
-WAYS = "encoder alone", "extract", "predict"
+PROGRAMS = "encoder alone", "extract", "predict"
 
 
 def run(models: Mapping[str, int] = MODELS, repeats: int = 2) -> Report:
-    known = "" if has_fast_bfloat16("cpu") else "; THIS CPU DOES NOT MULTIPLY BFLOAT16"
-    title = f"JPEG files of {SIZE[0]} x {SIZE[1]} in two batches, {torch.get_num_threads()} threads{known}"
+    warning = "" if has_fast_bfloat16("cpu") else "; THIS CPU DOES NOT MULTIPLY BFLOAT16"
+    title = f"JPEG files of {SIZE[0]} x {SIZE[1]} in two batches, {torch.get_num_threads()} threads{warning}"
     columns = [
         "model",
         "images",
-        "what",
+        "program",
         "fp32, images/s",
         "bf16, images/s",
         "bf16 over fp32",
@@ -62,31 +63,31 @@ def measure(report: Report, model: str, images: int, batch: int, repeats: int) -
         network, _, _ = create_model(model)
         save_file({key: value.contiguous() for key, value in network.state_dict().items()}, root / "w.safetensors")
         exact, fast = (load_backbone(model, str(root / "w.safetensors"), "cpu", p) for p in ("fp32", "bf16"))
-        ways = {
+        functions = {
             (backbone.precision, way): function
             for backbone in (exact, fast)
-            for way, function in ways_of(backbone, root / backbone.precision, images, batch, repeats).items()
+            for way, function in functions_of(backbone, root / backbone.precision, images, batch, repeats).items()
         }
-        seconds = in_turn({" ".join(key): function for key, function in ways.items()}, repeats)
-        cosines = (ways["fp32", WAYS[0]]() * ways["bf16", WAYS[0]]()).sum(dim=1)
-    alone = seconds[f"bf16 {WAYS[0]}"]
+        seconds = alternate({" ".join(key): function for key, function in functions.items()}, repeats)
+        cosines = (functions["fp32", PROGRAMS[0]]() * functions["bf16", PROGRAMS[0]]()).sum(dim=1)
+    alone = seconds[f"bf16 {PROGRAMS[0]}"]
     has_targets = not report.rows
-    for way in WAYS:
+    for way in PROGRAMS:
         slow, quick = seconds[f"fp32 {way}"], seconds[f"bf16 {way}"]
         faster, share = ratio(slow, quick), ratio(alone, quick)
         rates = [images / statistics.median(each) for each in (slow, quick)]
         report.rows.append([model, images, way, *rates, faster, share])
-        if has_targets and way != WAYS[0]:
+        if has_targets and way != PROGRAMS[0]:
             report.at_least(f"{way}: bf16 over fp32", faster, FASTER)
             report.at_least(f"{way}: bf16 over its encoder alone", share, OF_ENCODER)
     report.at_most(f"{model}: 1 - least cosine of bf16 and fp32", 1 - cosines.min().item(), 5e-4)
     report.at_most(f"{model}: 1 - mean cosine of bf16 and fp32", 1 - cosines.mean().item(), 1e-4)
 
 
-def ways_of(
+def functions_of(
     backbone: Backbone, root: Path, images: int, batch: int, repeats: int
 ) -> dict[str, Callable[[], torch.Tensor]]:
-    """What is timed of a backbone: name -> function."""
+    """Functions to time for a backbone, by name."""
     root.mkdir()
     folder = root / "images"
     folder.mkdir()
@@ -103,7 +104,7 @@ def ways_of(
         return torch.tensor(write_rows(image_rows(model, image_paths([str(folder)]), options, batch), options))
 
     return {
-        WAYS[0]: lambda: torch.cat([backbone.encode_images(part) for part in pixels]),
-        WAYS[1]: lambda: encode_images(backbone, views, encoding, root / f"bank{next(banks)}", "train"),
-        WAYS[2]: predict,
+        PROGRAMS[0]: lambda: torch.cat([backbone.encode_images(part) for part in pixels]),
+        PROGRAMS[1]: lambda: encode_images(backbone, views, encoding, root / f"bank{next(banks)}", "train"),
+        PROGRAMS[2]: predict,
     }

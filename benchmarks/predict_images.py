@@ -1,9 +1,8 @@
-"""Prediction of image files with the command, against the encoder alone; and one image, against what it cannot avoid.
+"""Prediction of image files with the command `predict`: throughput, and the time of one image.
 
-Throughput is measured in one process: all steps of the command from paths to written rows, against the encoder on
-tensors that are in memory already. The start is measured in whole processes: the command on one image, against a
-program that imports torch and open_clip, builds the model, and encodes the image. The ViT has random weights, which
-take as long as trained ones.
+Throughput is measured in one process, from paths to written rows, against the encoder alone on tensors in memory. The
+time of one image is measured in whole processes, against a program that imports torch and open_clip, builds the model,
+and encodes the image. The ViT has random weights, which are as fast as trained ones.
 """
 
 import statistics
@@ -30,13 +29,12 @@ from trainers.hegraph.predict.prediction import Options, default_batch_size, ima
 from .extraction import write_image
 from .report import Report
 from .tasks import unit_features
-from .timing import in_turn, process, python, ratio
+from .timing import alternate, process, python, ratio
 
 SMALL = {"model": "ViT-S-32", "images": 2, "digits": 20, "batch": 2, "repeats": 1}
 CLASSES, CACHED = 100, 1600
 
-# What no program can avoid that encodes one image; its arguments are the model's name, configuration and weights, and
-# the image
+# Program with the necessary steps for one image. Arguments: name, configuration and weights of the model, and the image
 ENCODE = """
 import sys, torch, open_clip
 from PIL import Image
@@ -54,7 +52,7 @@ def run(model: str = "ViT-B-32", images: int = 128, digits: int = 7188, batch: i
     network, preprocess, tokenizer = create_model(model)
     random = Backbone(model, network.eval(), tokenizer, preprocess, (0.5,) * 3, (0.5,) * 3, {})
     mini = load_backbone(MINI_NAME)
-    report = Report("Prediction of image files", ["what", "images/s or s"])
+    report = Report("Prediction of image files", ["program", "images/s or s"])
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         photographs, scans = write_photographs(folder / "photographs", images), write_scans(folder / "digits", digits)
@@ -79,7 +77,7 @@ def write_scans(folder: Path, number: int) -> Path:
 
 
 def throughput(report: Report, backbone: Backbone, folder: Path, batch: int, repeats: int) -> None:
-    """Adds the rates of the command and of the encoder alone."""
+    """Add the rates of the command and of the encoder alone."""
     model = ImageModel(random_model(backbone, backbone.width), backbone)
     paths = list(image_paths([str(folder)]))
     pixels = [pixels for _, pixels, _ in ImageReader(backbone.preprocess).batches(paths, batch)]
@@ -89,7 +87,7 @@ def throughput(report: Report, backbone: Backbone, folder: Path, batch: int, rep
         write_rows(image_rows(model, image_paths([str(folder)]), options, batch), options)
 
     alone = f"{backbone.name}, encoder alone"
-    seconds = in_turn(
+    seconds = alternate(
         {alone: lambda: [backbone.encode_images(part) for part in pixels], f"{backbone.name}, predict": predict},
         repeats,
     )
@@ -99,19 +97,19 @@ def throughput(report: Report, backbone: Backbone, folder: Path, batch: int, rep
 
 
 def start(report: Report, backbone: Backbone, image: Path, folder: Path, repeats: int) -> None:
-    """Adds the times of one image, whole processes."""
+    """Add the times of whole processes that classify one image."""
     save_model(random_model(backbone, backbone.width), folder / "model")
-    given = (MINI_NAME, str(MINI_CONFIG), str(MINI_WEIGHTS), str(image))
-    encode: Callable[[], object] = partial(python, "-c", ENCODE, *given)
+    arguments = (MINI_NAME, str(MINI_CONFIG), str(MINI_WEIGHTS), str(image))
+    encode: Callable[[], object] = partial(python, "-c", ENCODE, *arguments)
     predict = partial(process, "trainers.hegraph.predict", str(folder / "model"), str(image))
-    seconds = in_turn({"one image, import and encode": encode, "one image, predict": predict}, repeats)
+    seconds = alternate({"one image, import and encode": encode, "one image, predict": predict}, repeats)
     report.rows += [[name, statistics.median(s)] for name, s in seconds.items()]
     encoded, predicted = seconds.values()
     report.at_most("one image: predict over import and encode", ratio(predicted, encoded), 1.3)
 
 
 def random_model(backbone: Backbone, width: int) -> SavedModel:
-    """A model of random weights with a cache, as a run of 16 shots and 100 classes leaves it."""
+    """Create a model with random weights and a cache, of the size of a run with 16 shots and 100 classes."""
     classifier = FoldedClassifier(
         weights=100 * unit_features(CLASSES, width),
         keys=unit_features(CACHED, width, seed=1),
@@ -119,7 +117,7 @@ def random_model(backbone: Backbone, width: int) -> SavedModel:
         alpha=1.0,
     )
     names = tuple(map(str, range(CLASSES)))
-    named = MINI_NAME if backbone.fingerprint else ""
+    model = MINI_NAME if backbone.fingerprint else ""
     return SavedModel(
         classifier=classifier,
         text_positive=unit_features(CLASSES, width, seed=2),
@@ -129,7 +127,7 @@ def random_model(backbone: Backbone, width: int) -> SavedModel:
         variant="",
         logit_scale=100.0,
         backbone=BackboneConfig(
-            title=backbone.name, model=named, precision=backbone.precision, fingerprint=backbone.fingerprint
+            title=backbone.name, model=model, precision=backbone.precision, fingerprint=backbone.fingerprint
         ),
         trained_on=TrainedOn(
             dataset="Random", shots=16, seed=1, num_train=CACHED, split_hash="", selected_on="last_step", selected={},

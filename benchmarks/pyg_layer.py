@@ -1,4 +1,4 @@
-"""The message of one relation as a layer of PyG, for any bipartite graph: the readable reference of `layers.py`."""
+"""Message of one relation as a layer of PyG for any bipartite graph, the reference of `method/layers.py`."""
 
 import torch
 from torch import Tensor
@@ -7,17 +7,17 @@ from torch_geometric.utils import scatter
 
 
 class RelationConv(MessagePassing):
-    r"""The message of one relation, as an operator over edges.
+    r"""Message of one relation, as an operator over edges.
 
     .. math::
         m_i = \tanh \left( \frac{x_i W}{\deg_i + 1} + \sum_{j \in \mathcal{N}(i)}
         \frac{r_{ij}}{\sqrt{(\deg_i + 1)(\deg_j + 1)}} \, x_j W + b_i \right)
 
-    where degrees are sums of absolute edge weights: over incoming edges for a target, over outgoing
-    edges for a source.
+    where the degree of a node is the sum of its absolute edge weights, of incoming edges for a target and of
+    outgoing edges for a source.
 
     Args:
-        self_loop: Whether the message holds the target's own term `x_i W / (deg_i + 1)`.
+        self_loop: Whether the message has the self term `x_i W / (deg_i + 1)`.
 
     Shapes:
         - input: source nodes `[K_s, d]`, target nodes `[K_t, d]`, edge_index `[2, E]`,

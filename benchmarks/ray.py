@@ -1,7 +1,7 @@
-"""What Ray costs for each run of a sweep, over the same runs in one process, and whether the driver's memory grows.
+"""Additional time of a run of a sweep on Ray against one process, and growth of the memory of the driver.
 
-Ray is local and has one CPU, so that one run is done at a time there, too. Its start is not counted, nor are the first
-runs, in which a process imports what it needs.
+Ray is local with one CPU, so it also executes one run at a time. Neither its start counts, nor the first runs, in which
+a process imports packages.
 """
 
 import logging
@@ -23,7 +23,7 @@ from .tasks import random_bank
 
 SMALL = {"timed": 8, "many": 16}
 COST_BAR, GROWTH_BAR = 50.0, 1.05
-WARM_UP = 0.1  # the part of the runs after which time and memory are looked at
+WARM_UP = 0.1  # share of the runs before the measurement of time and memory
 
 
 def run(timed: int = 200, many: int = 1000) -> Report:
@@ -51,8 +51,8 @@ def run(timed: int = 200, many: int = 1000) -> Report:
         finally:
             ray.shutdown()
     report = Report(
-        "A run of a sweep on Ray, over one in this process",
-        ["what", "ms"],
+        "A run of a sweep on Ray, against one in this process",
+        ["step", "ms"],
         [
             ["a run in this process", here * 1e3],
             ["a run on Ray", there * 1e3],
@@ -65,16 +65,16 @@ def run(timed: int = 200, many: int = 1000) -> Report:
 
 
 def runs(folder: Path, name: str, count: int) -> list[Run]:
-    """Small runs, each with a seed of its own."""
+    """Create small runs with different seeds."""
     bank = str(folder / "bank.safetensors")
     return [Run(folder / name / f"seed{n}", bank, "vit_b32", "ZeroShot", 1, n) for n in range(count)]
 
 
 def follow(results: Iterable[Result], count: int) -> tuple[float, float]:
-    """Follows a sweep to its end.
+    """Consume the results of a sweep.
 
     Returns:
-        Seconds per run, and the memory of this process at the end over that after the first runs.
+        Seconds per run, and the ratio of the memory of this process at the end to that after the first runs.
     """
     warm = max(1, int(WARM_UP * count))
     began = memory = 0.0
@@ -87,5 +87,5 @@ def follow(results: Iterable[Result], count: int) -> tuple[float, float]:
 
 
 def resident_memory() -> float:
-    """What of this process lies in memory now, in pages; Linux alone says it."""
+    """Read the resident memory of this process, in pages. Works on Linux only."""
     return float(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])

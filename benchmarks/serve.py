@@ -30,7 +30,7 @@ from trainers.hegraph.predict.prediction import Options, default_batch_size, ima
 
 from .predict_images import random_model, write_photographs, write_scans
 from .report import Report
-from .timing import in_turn, ratio
+from .timing import alternate, ratio
 
 SMALL = {"model": MINI_NAME, "images": 4, "repeats": 1, "requests": 40, "warm_up": 20}
 CLIENTS = 8
@@ -109,7 +109,7 @@ def compare(report: Report, folder: Path, backbone: str, photographs: Path, repe
                     pixels = model.backbone.preprocess(image.convert("RGB"))
                     model.model.classifier.logits(model.backbone.encode_images(pixels[None])).topk(5)
 
-        seconds = in_turn(
+        seconds = alternate(
             {
                 "predict": lambda: write_rows(image_rows(model, paths, options, batch), options),
                 "eight clients": lambda: list(clients.map(send, contents)),

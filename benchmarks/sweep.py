@@ -1,9 +1,9 @@
-"""A sweep against one process per run, and two workers against one: whole processes.
+"""A sweep against one process per run, and two workers against one, as whole processes.
 
-The two workers have one thread each. So where `OMP_NUM_THREADS` is 2, they have as many threads as one process per run.
+Each worker has one thread. With `OMP_NUM_THREADS=2`, two workers have as many threads as one process per run.
 
-The runs are those of a table on one bank, ucf101's in $HEGRAPH_SHARED/banks: every method that needs no images, by
-shots and seeds. That takes about half an hour, most of it the single processes.
+The runs are all methods that need no images, by shots and seeds, on the bank ucf101 of $HEGRAPH_SHARED/banks. They take
+about half an hour, most of it in single processes.
 """
 
 import os
@@ -18,7 +18,7 @@ from .report import Report
 from .tasks import random_bank
 from .timing import process
 
-SMALL = {"methods": ("ZeroShot", "TipAdapter"), "shots": (1,), "seeds": (1, 2), "of_random_features": True}
+SMALL = {"methods": ("ZeroShot", "TipAdapter"), "shots": (1,), "seeds": (1, 2), "random_features": True}
 CONFIG = "vit_b32"
 BAR, BAR_OF_WORKERS = 3.0, 1.8
 THREADS = "OMP_NUM_THREADS"
@@ -28,32 +28,32 @@ def run(
     methods: tuple[str, ...] = (),
     shots: tuple[int, ...] = (1, 4, 16),
     seeds: tuple[int, ...] = (1, 2, 3),
-    of_random_features: bool = False,
+    random_features: bool = False,
 ) -> Report:
     methods = methods or tuple(name for name in (*METHODS, OUR_METHOD) if not needs_backbone(name))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         bank = folder / "random.safetensors"
-        if of_random_features:
+        if random_features:
             random_bank(10, 16, shots=4, test=100).save(bank)
         else:
             bank = Path(os.environ["HEGRAPH_SHARED"]) / "banks" / "ucf101.safetensors"
 
         def grid(output: str) -> Grid:
-            named = {"datasets": str(bank), "configs": CONFIG, "methods": methods, "shots": shots, "seeds": seeds}
-            return Grid(**named, output=str(folder / output))
+            lists = {"datasets": str(bank), "configs": CONFIG, "methods": methods, "shots": shots, "seeds": seeds}
+            return Grid(**lists, output=str(folder / output))
 
         runs = grid("single").runs()
         single = sum(process("trainers.hegraph", *each.arguments())[0] for each in runs)
         swept = sweep(grid("swept"))
         one = sweep(grid("one"), "--workers", "1", **{THREADS: "1"})
-        two = sweep(grid("two"), "--workers", "2", **{THREADS: "2"})  # which the workers share
+        two = sweep(grid("two"), "--workers", "2", **{THREADS: "2"})  # shared by the workers
     report = Report(
         f"{len(runs)} runs on {bank.stem}: {len(methods)} methods, shots {shots}, seeds {seeds}, whole processes",
-        ["how", "seconds", "seconds per run"],
+        ["way", "seconds", "seconds per run"],
         [
-            [how, seconds, seconds / len(runs)]
-            for how, seconds in (
+            [way, seconds, seconds / len(runs)]
+            for way, seconds in (
                 ("one process per run", single), ("one sweep", swept),
                 ("one worker of one thread", one), ("two workers of one thread", two),
             )
@@ -66,12 +66,12 @@ def run(
 
 
 def sweep(grid: Grid, *flags: str, **environment: str) -> float:
-    """Seconds that a grid takes as a command.
+    """Time the command `sweep` on a grid; returns seconds.
 
     Args:
-        grid: The grid.
-        flags: Further flags of the command.
-        environment: Variables that the command finds changed.
+        grid: Grid of runs.
+        flags: Further arguments of the command.
+        environment: Environment variables of the command, beside those of this process.
     """
     numbers = {"--shots": grid.shots, "--seeds": grid.seeds}
     lists = {"--datasets": grid.datasets, "--configs": grid.configs, "--methods": grid.methods, **numbers}

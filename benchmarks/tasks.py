@@ -1,4 +1,4 @@
-"""Tasks of any size with random features of unit norm. Only their times mean something, not their accuracy."""
+"""Tasks of any size with random features of unit norm, for measurements of time but not of accuracy."""
 
 import torch
 import torch.nn.functional as F
@@ -13,19 +13,19 @@ from trainers.hegraph.training.loop import AdapterTraining
 
 
 def unit_features(*shape: int, seed: int = 0) -> Tensor:
-    """Random vectors of unit norm along the last dimension."""
+    """Sample random vectors of unit norm along the last dimension."""
     return F.normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed)), dim=-1)
 
 
 def random_bank(num_classes: int, width: int, shots: int = 16, views: int = 1, test: int = 0) -> FeatureBank:
-    """A bank of random features of unit norm.
+    """Create a feature bank of random features of unit norm.
 
     Args:
-        num_classes: K.
+        num_classes: Number of classes K.
         width: Feature width d.
-        shots: Training images per class.
-        views: Augmented views of each training image.
-        test: Number of test images; 0 leaves them out.
+        shots: Number of training images per class.
+        views: Number of augmented views of each training image.
+        test: Number of test images; 0 for a bank without test images.
     """
     return FeatureBank(
         train_features=unit_features(views, num_classes * shots, width),
@@ -42,14 +42,14 @@ def random_bank(num_classes: int, width: int, shots: int = 16, views: int = 1, t
 
 
 def layer_of_the_paper() -> Config:
-    """A configuration whose six relations all have a `W`, and that has neither noise nor messages in closed form."""
+    """Configuration with a `W` in all six relations, and with neither noise nor the closed-form head."""
     node = "TRAINER.HEGRAPHADAPTER"
     layer = [f"{node}.TEXT_W", True, f"{node}.WEIGHT_INIT", "identity"]
     return load_cfg(opts=[*layer, f"{node}.NOISE", 0.0, f"{node}.CLOSED_FORM.OMEGA", 0.0])
 
 
 def start_training(bank: FeatureBank, cfg: Config | None = None) -> AdapterTraining:
-    """Starts a training on a bank, by default with the default recipe, and brings it to the epoch after warm-up."""
+    """Create a training on a bank, by default with the default recipe, at the start of the epoch after warm-up."""
     cfg = cfg or load_cfg()
     data = BankBatches(bank.train_features, bank.train_labels, cfg.data.batch_size, seed=1)
     training = AdapterTraining(build_model(bank, cfg.model), data, cfg.training)

@@ -1,7 +1,7 @@
-"""The page that teaches: how long after a change the model, its check and the suggestions are new, at 20 classes of 16
-images, 512 wide, and 200 images without a label. Encoding is left out: the features are random, near their class.
+"""Teach page: seconds from a change until the model, the check and the suggestions are updated.
 
-The folder is read and the change is written as on the page. The figure is the median of some images that are moved.
+The features are random vectors near the centre of their class, so nothing is encoded. Images are moved to other
+classes, and each time the folder is read and the change is written.
 """
 
 import statistics
@@ -53,6 +53,6 @@ def run(num_classes: int = 20, images: int = 16, unlabelled: int = 200, width: i
     assert len(view.suggestions) == min(unlabelled, 24)
     figure = statistics.median(seconds[1:])  # the first one warms up
     title = f"A change at {num_classes} classes of {images} images and {unlabelled} without a label, {width} wide"
-    report = Report(title, ["what", "seconds"], [["median", figure], ["longest", max(seconds[1:])]])
-    report.at_most("seconds until the model is new", figure, BAR)
+    report = Report(title, ["statistic", "seconds"], [["median", figure], ["longest", max(seconds[1:])]])
+    report.at_most("seconds until the model is updated", figure, BAR)
     return report

@@ -1,4 +1,4 @@
-"""Timing on a machine that other programs use too: things to compare take turns, and the median of ratios counts."""
+"""Timing on a shared machine: functions run in alternation, and ratios are medians over repeats."""
 
 import os
 import resource
@@ -12,11 +12,10 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 
 
-def in_turn(functions: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
-    """Calls named functions in turn, and gives the seconds of every call.
+def alternate(functions: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
+    """Call named functions in alternation; returns the seconds of each call.
 
-    Each is called once before, which is not measured, unless it is called only once: then it takes so long that a
-    warm-up does not show, or only shows that it runs.
+    With several repeats, each function is called once before as a warm-up.
     """
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     for repeat in range(-(repeats > 1), repeats):
@@ -29,27 +28,27 @@ def in_turn(functions: Mapping[str, Callable[[], object]], repeats: int) -> dict
 
 
 def ratio(numerators: Sequence[float], denominators: Sequence[float]) -> float:
-    """The median over repeats of numerator by denominator."""
+    """Median over repeats of numerator / denominator."""
     return statistics.median(a / b for a, b in zip(numerators, denominators))
 
 
 def process(*arguments: str, **environment: str) -> tuple[float, str]:
-    """Runs `python -m ARGUMENTS...`; see `python`."""
+    """Run `python -m ARGUMENTS...`; see `python`."""
     return python("-m", *arguments, **environment)
 
 
 def python(*arguments: str, **environment: str) -> tuple[float, str]:
-    """Runs `python ARGUMENTS...` in the repository's folder, as a process of its own.
+    """Run `python ARGUMENTS...` in the folder of the repository.
 
     Args:
-        arguments: Of the interpreter.
-        environment: Variables that the process finds changed.
+        arguments: Arguments of the interpreter.
+        environment: Environment variables of the process, beside those of this process.
 
     Returns:
-        Its wall time in seconds, start and imports included; its standard output.
+        Wall time in seconds, from the start of the process to its end, and its standard output.
 
     Raises:
-        RuntimeError: If it failed, with the end of what it wrote to standard error.
+        RuntimeError: If the process failed, with the end of its standard error.
     """
     started = time.perf_counter()
     variables = {**os.environ, **environment}

@@ -1,4 +1,4 @@
-"""A whole training step, against the time of its multiply-adds alone and against the PyG reference of the layer."""
+"""Training step, against its multiply-adds alone and against a layer of PyG."""
 
 import statistics
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from .floor import multiply_adds, product_for
 from .pyg_layer import RelationConv
 from .report import Report
 from .tasks import layer_of_the_paper, random_bank, start_training
-from .timing import in_turn, ratio
+from .timing import alternate, ratio
 
 SMALL = {"num_classes": 10, "width": 16, "repeats": 1}
 
@@ -27,23 +27,23 @@ def run(num_classes: int = 1000, width: int = 1024, shots: int = 16, repeats: in
     batch = next(training.data.epoch(1))
     count = multiply_adds(num_classes, width, len(bank.train_labels), len(batch.features))
     product, scale = product_for(num_classes, width, count)
-    seconds = in_turn({"step": lambda: training.step(batch), "product": product}, repeats)
+    seconds = alternate({"step": lambda: training.step(batch), "product": product}, repeats)
     floor = [scale * s for s in seconds["product"]]
     over = ratio(seconds["step"], floor)
     graph = build_graph(
         bank.text_positive, bank.text_negative, class_prototypes(bank.cache_keys(), bank.train_labels, bank.classnames)
     )
     step = pyg_step(training.model, graph, batch)
-    slow = in_turn({"step": lambda: training.step(batch), "pyg": step}, pyg_repeats)
+    slow = alternate({"step": lambda: training.step(batch), "pyg": step}, pyg_repeats)
     against = ratio(slow["pyg"], slow["step"])
 
     report = Report(
         f"Training step: K = {num_classes}, d = {width}, {shots} shots, batch {len(batch.features)}",
-        ["what", "ms", "ratio"],
+        ["implementation", "ms", "ratio"],
         [
             ["ours", 1000 * statistics.median(seconds["step"]), 1.0],
             [f"floor: {count / 1e9:.1f} G multiply-adds", 1000 * statistics.median(floor), over],
-            ["PyG reference path", 1000 * statistics.median(slow["pyg"]), against],
+            ["layer of PyG", 1000 * statistics.median(slow["pyg"]), against],
         ],
     )
     report.at_most("step over its floor", over, 1.25)
@@ -52,7 +52,7 @@ def run(num_classes: int = 1000, width: int = 1024, shots: int = 16, repeats: in
 
 
 def pyg_step(model: HeGraphModel, graph: HeteroGraph, batch: Batch) -> Callable[[], None]:
-    """A function that trains the model by one step, with the layer of `pyg_layer.py` and without any shortcut."""
+    """Return a function that trains the model by one step with the layer of `pyg_layer.py` and autograd."""
     data, layer = graph.to_hetero_data(), model.layers
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
     convs = {True: RelationConv(), False: RelationConv(self_loop=False)}

@@ -1,7 +1,6 @@
-"""Images without labels: what it takes to hear 100,000 of them, 512 wide, with 1,000 classes of 4 labelled images each.
+"""Adaptation to unlabelled images: seconds of all rounds without imports, and peak memory of the process.
 
-The features are random and near the centre of their class, in float32. Measured are the seconds of all rounds, with the
-time that `import torch` takes left out, and the peak memory of the whole process.
+The features are random vectors near the centre of their class, in float32.
 """
 
 import json
@@ -11,7 +10,7 @@ from .timing import python
 
 SMALL = {"images": 500, "num_classes": 10, "width": 16}
 SECONDS_BAR, MEMORY_BAR = 60.0, 3e9
-HEAR = """
+PROGRAM = """
 import json, resource, time
 import torch
 import torch.nn.functional as F
@@ -31,19 +30,19 @@ known = torch.arange(num_classes).repeat(4)
 labelled = ClassSums.of(near(known), known, num_classes)
 features = near(torch.randint(num_classes, (images,), generator=generator))
 began = time.monotonic()
-heard = adapt_to_unlabelled(FoldedClassifier(60 * centres), labelled, centres, features, 100.0, 1.0)
+adapted = adapt_to_unlabelled(FoldedClassifier(60 * centres), labelled, centres, features, 100.0, 1.0)
 seconds = time.monotonic() - began
-assert heard.logits.isfinite().all()
+assert adapted.logits.isfinite().all()
 print(json.dumps([seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024]))
 """
 
 
 def run(images: int = 100_000, num_classes: int = 1000, width: int = 512) -> Report:
-    _, said = python("-c", HEAR.format(images=images, num_classes=num_classes, width=width))
-    seconds, peak = json.loads(said)
+    _, output = python("-c", PROGRAM.format(images=images, num_classes=num_classes, width=width))
+    seconds, peak = json.loads(output)
     report = Report(
         f"{images} unlabelled images of {num_classes} classes, {width} wide",
-        ["what", "figure"],
+        ["quantity", "value"],
         [["seconds", seconds], ["peak memory of the process, MB", peak / 1e6]],
     )
     report.at_most("seconds", seconds, SECONDS_BAR)

@@ -1,4 +1,4 @@
-"""Training with the whole graph against training without `W` in messages to text nodes, at the size of Caltech101."""
+"""Training with the whole graph against training without `W` in messages to text nodes (`TEXT_W False`)."""
 
 import statistics
 
@@ -9,7 +9,7 @@ from trainers.hegraph.training.loop import AdapterTraining, train_to_end
 
 from .report import Report
 from .tasks import random_bank
-from .timing import in_turn, ratio
+from .timing import alternate, ratio
 
 SMALL = {"num_classes": 10, "width": 16, "shots": 2, "repeats": 1}
 
@@ -23,7 +23,7 @@ def run(num_classes: int = 101, width: int = 512, shots: int = 16, views: int = 
         data = BankBatches(bank.train_features, bank.train_labels, cfg.data.batch_size, 1, products)
         train_to_end(AdapterTraining(build_model(bank, cfg.model), data, cfg.training))
 
-    seconds = in_turn({"whole": lambda: train(True), "without": lambda: train(False)}, repeats)
+    seconds = alternate({"whole": lambda: train(True), "without": lambda: train(False)}, repeats)
     report = Report(
         f"Training: K = {num_classes}, d = {width}, {shots} shots",
         ["recipe", "s"],

@@ -1,6 +1,4 @@
-"""The benchmarks run, print their tables and write their figures, and no time is judged here. A mutation run knows the
-tests of every source, and leaves out what no test can notice.
-"""
+"""Benchmarks run at small sizes, without limits on time. A mutation test finds the tests of each file."""
 
 import importlib
 import json
@@ -14,11 +12,11 @@ from benchmarks.__main__ import NAMES, main
 from benchmarks.graph_step import rebuilt
 from benchmarks.report import Report
 from benchmarks.tasks import layer_of_the_paper, random_bank, start_training
-from benchmarks.timing import in_turn, process, ratio
+from benchmarks.timing import alternate, process, ratio
 from tools.mutation.tests_of_change import belonging_tests
 from trainers.hegraph.method.graph import build_graph, class_prototypes
 
-# Each is a difference of two times, which may fall below 0 where little is run
+# Differences, which may be negative at small sizes
 DIFFERENCES = {"Ray's cost per run, ms", "wrong answers"}
 DIFFERENCES |= {
     f"{variant}, halves of the {part}, points"
@@ -55,7 +53,7 @@ def test_benchmark_runs_and_writes_its_figures(name, request, tmp_path, capsys, 
     assert printed.startswith(figures["title"]) and all(row in printed for row in figures["targets"])
 
 
-def test_report_judges_in_both_directions():
+def test_targets_are_upper_or_lower_limits():
     report = Report("title", ["what", "ms"], [["ours", 1234.5], ["theirs", 0.01234]])
     report.at_most("slow", 1.5, 1.5)
     report.at_most("slower", 1.51, 1.5)
@@ -69,11 +67,11 @@ def test_report_judges_in_both_directions():
     ]  # fmt: skip
 
 
-def test_compared_functions_run_in_turn():
+def test_functions_run_alternately():
     calls: list[str] = []
     for repeats, rounds in ((2, 3), (1, 1)):
         calls.clear()
-        seconds = in_turn({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, repeats)
+        seconds = alternate({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, repeats)
         assert calls == ["a", "b"] * rounds
         assert {name: len(s) for name, s in seconds.items()} == {"a": repeats, "b": repeats}
     assert ratio([2.0, 30.0, 4.0], [1.0, 1.0, 1.0]) == 4.0
@@ -104,7 +102,7 @@ def test_pyg_step_and_rebuilt_graph_equal_ours():
         assert (gradients[name] - parameter.grad).abs().max() < 1e-4 * parameter.grad.abs().max(), name
 
 
-# The mutation run
+# Mutation tests
 
 
 ROOT = Path(__file__).parents[1]
@@ -130,12 +128,12 @@ def test_every_source_has_tests_for_mutation():
     assert belonging_tests([]) == []
 
 
-def test_mutants_without_behaviour_are_left_out():
+def test_mutants_without_behaviour_are_excluded():
     pytest.importorskip("cosmic_ray", reason="cosmic-ray is not installed: pip install -e '.[mutation]'")
     from tools.mutation.sample import has_behaviour
 
     table, annotations, log, words = ("1e-3",), ("| None = 3", "| None:"), ("+ 2)",), ("+ 1}",)
     for place in (*table, *annotations, *log, *words, "4", "3) ->", "> 1", "5", "* x"):
         [(number, line)] = [(n, line) for n, line in enumerate(SOURCE.splitlines(), start=1) if place in line]
-        left_out = place in table + annotations + log + words
-        assert has_behaviour((number, line.index(place)), SOURCE) != left_out, place
+        excluded = place in table + annotations + log + words
+        assert has_behaviour((number, line.index(place)), SOURCE) != excluded, place

@@ -1,6 +1,6 @@
-"""What a process of its own does that runs a Python program as `python -m NAME` and `python FILE` do.
+"""Function of a forked process that runs a Python program as `python -m NAME` and `python FILE` do.
 
-`hosts.py` forks it from one that has imported torch: that takes longer than most of what the tests run.
+`hosts.py` forks it from a process that has imported torch, which saves most of the time of a test.
 """
 
 from __future__ import annotations
@@ -23,13 +23,14 @@ IMPORTED = (
 
 
 def run(words: Sequence[str], path: Sequence[str], log: str, environment: dict[str, str], die_after_epoch: int) -> None:
-    """Becomes a program; does not return.
+    """Run a program and exit with its code.
 
     Args:
-        words: The program, and its arguments.
-        path: The folder it is started in, and what is on PYTHONPATH.
-        log: Where its output goes, to files that end in .out and .err.
-        die_after_epoch: After how many epochs of training it is killed; 0 for never.
+        words: Name of the program, and its arguments.
+        path: Working folder, and further entries of PYTHONPATH.
+        log: Path of the output files, without their suffixes .out and .err.
+        environment: Further environment variables.
+        die_after_epoch: Number of training epochs after which the process is killed; 0 for no kill.
     """
     for number, name in enumerate((os.devnull, f"{log}.out", f"{log}.err")):
         os.dup2(os.open(name, os.O_RDWR | os.O_CREAT), number)
@@ -59,7 +60,7 @@ def run(words: Sequence[str], path: Sequence[str], log: str, environment: dict[s
 
 
 def die_after(epoch: int) -> None:
-    """As if somebody killed the process after so many epochs of training, whatever drives it."""
+    """Kill this process after a number of training epochs."""
     training_class = importlib.import_module("trainers.hegraph.training.loop").AdapterTraining
     end_epoch = training_class.end_epoch
 

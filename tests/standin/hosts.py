@@ -1,6 +1,6 @@
-"""What the tests of the Dassl side run: a CoOp checkout and a Dassl, real or stand-in, and images for them.
+"""CoOp checkouts with Dassl, real or substitutes, and images for the tests of the Dassl trainer.
 
-The real ones are taken from DASSL_ROOT and COOP_ROOT, which are never written to.
+The real ones are in the folders DASSL_ROOT and COOP_ROOT, which are only read.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ ROOT = Path(__file__).parents[2]
 STANDIN = Path(__file__).parent
 KINDS = ("standin", "real")
 FORKSERVER = multiprocessing.get_context("forkserver")
-FORKSERVER.set_forkserver_preload(list(IMPORTED))  # those that are there
+FORKSERVER.set_forkserver_preload(list(IMPORTED))  # packages that are not installed are ignored
 NODE = "TRAINER.HEGRAPHADAPTER"
 QUICK = ("OPTIM.MAX_EPOCH", "6", f"{NODE}.MIN_STEPS", "0", f"{NODE}.FEATURES.VIEWS", "2", "OPTIM.LR", "0.01")
-UNEQUAL = ("host", "seconds", "peak_memory_mb", "finished_at")  # keys of a record that two hosts need not share
+UNEQUAL = ("host", "seconds", "peak_memory_mb", "finished_at")  # keys of a record that differ between hosts
 SPLIT_FILE = Path("caltech-101") / "split_zhou_Caltech101.json"
 
 
 def find(kind: str) -> tuple[Path, Path]:
-    """The folders of Dassl and of a clean CoOp; skips the test where the real ones are not at hand."""
+    """Folders of Dassl and of a clean CoOp. Skips the test if the real ones are not available."""
     if kind == "standin":
         return STANDIN, STANDIN / "coop"
     dassl, coop = os.environ.get("DASSL_ROOT"), os.environ.get("COOP_ROOT")
     if not dassl or not coop:
-        pytest.skip("DASSL_ROOT and COOP_ROOT are not set: the real Dassl and CoOp are not here")
+        pytest.skip("DASSL_ROOT and COOP_ROOT are not set, which name the folders of the real Dassl and CoOp")
     missing = [name for name in ("tabulate", "tensorboard") if importlib.util.find_spec(name) is None]
     if missing:
         pytest.skip(f"the real Dassl needs packages that this interpreter lacks: {', '.join(missing)}")
@@ -47,7 +47,7 @@ def find(kind: str) -> tuple[Path, Path]:
 
 
 def copy_coop(kind: str, folder: Path) -> Path:
-    """A clean CoOp checkout of one's own."""
+    """Copy a clean CoOp checkout."""
     ignored = shutil.ignore_patterns(".git", "__pycache__", "output")
     return Path(shutil.copytree(find(kind)[1], folder, ignore=ignored))
 
@@ -58,20 +58,20 @@ def run_install(coop: Path | str, *flags: str, source: Path = ROOT, **options: A
 
 
 def install(coop: Path | str, *flags: str, **options: Any) -> Path:
-    """Puts our package into a CoOp checkout; returns that."""
+    """Install our package into a CoOp checkout; returns the checkout."""
     ran = run_install(coop, *flags, **options)
     assert ran.returncode == 0, ran.stderr
     return Path(coop)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every file of a folder, links followed, compiled Python aside."""
+    """Contents of all files of a folder and of its links, except compiled Python."""
     files = (Path(parent) / name for parent, _, names in os.walk(folder, followlinks=True) for name in names)
     return {str(f.relative_to(folder)): f.read_bytes() for f in files if "__pycache__" not in f.parts}
 
 
 def make_images(root: Path) -> None:
-    """Caltech101 with 5 classes of 12 and ImageNet with 4 of 6 and 3, as CoOp lays them out; no split file."""
+    """Write Caltech101 (5 classes of 12 images) and ImageNet (4 of 6 and 3) in CoOp's layout, without a split file."""
     random = np.random.default_rng(3)
 
     def images(*paths: Path) -> None:
@@ -92,7 +92,7 @@ def make_images(root: Path) -> None:
 
 
 def write_split(root: Path) -> None:
-    """Caltech101's split file: of each class 6 images for training, 2 for validation, 4 for testing."""
+    """Write the split file of Caltech101: 6 training, 2 validation and 4 test images per class."""
     folder = root / "caltech-101" / "101_ObjectCategories"
     rows: dict[str, list] = {"train": [], "val": [], "test": []}
     for label, of_class in enumerate(sorted(folder.iterdir())):
@@ -104,7 +104,7 @@ def write_split(root: Path) -> None:
 
 @dataclass(frozen=True)
 class Ran:
-    """What became of one command: exit code (of each process: `codes`), output, output folder."""
+    """Result of a command: exit codes of its processes, output, error output, and output folder."""
 
     codes: list[int]
     out: str
@@ -122,7 +122,7 @@ class Ran:
 
     @property
     def result(self) -> dict:
-        """All that must not depend on the host: adapter, model and split to the byte, and the record."""
+        """Results that must not depend on the host: bytes of adapter, model and split, and the record."""
         record = {key: value for key, value in self.record.items() if key not in UNEQUAL}
         names = ("adapter.safetensors", "model/model.safetensors", "split.json")
         files = {name: self.folder / name for name in names}
@@ -130,7 +130,7 @@ class Ran:
 
     @property
     def error(self) -> str:
-        """The one line of a command that failed as it should."""
+        """Error line of a command with exit code 2."""
         assert self.code == 2, self.err
         *_, line = self.err.splitlines()
         assert line.startswith("error: ") and "Traceback" not in self.err
@@ -138,7 +138,7 @@ class Ran:
 
 
 class Host:
-    """A CoOp checkout with our package in it, a Dassl and images."""
+    """CoOp checkout with our package, a Dassl, and images."""
 
     def __init__(self, kind: str, folder: Path) -> None:
         self.kind, self.folder = kind, folder
@@ -149,7 +149,7 @@ class Host:
         self.count = 0
 
     def images_again(self, name: str, split: bool = True) -> Path:
-        """A copy of the images in which nobody has selected anything yet."""
+        """Copy the images, without files of earlier runs."""
         images = Path(shutil.copytree(self.folder / "bare", self.folder / name))
         if split:
             write_split(images)
@@ -165,7 +165,7 @@ class Host:
         die_after_epoch: int = 0,
         processes: int = 1,
     ) -> Ran:
-        """Runs `python -m PROGRAM`, or `python PROGRAM` if it ends in .py, in the checkout."""
+        """Run `python -m PROGRAM`, or `python PROGRAM` if it ends in .py, in the checkout."""
         self.count += 1
         paths = [str(entry) for entry in (checkout or self.checkout, *((self.dassl,) if path is None else path))]
         words = [program, *map(str, arguments)]
@@ -193,8 +193,9 @@ class Host:
         flags: Sequence[object] = (),
         **how: Any,
     ) -> Ran:
-        """A quick run with the mini backbone: of `trainers.hegraph --host HOST`, or of CoOp's train.py if that is the
-        host. Its output is in the folder `name`; `how` are arguments of `start`.
+        """Run a short training with mini by `trainers.hegraph --host HOST`, or by CoOp's train.py if `host` names it.
+
+        The output folder is `name`. Further arguments are those of `start`.
         """
         out = self.folder / "output" / name
         words = [host] if host == "train.py" else ["trainers.hegraph", "--host", host]
@@ -205,14 +206,14 @@ class Host:
         return self.start(*words, folder=out, **how)
 
     def both(self, name: str, *opts: object, **how: Any) -> dict[str, Ran]:
-        """The same run in both hosts, which gives the same."""
+        """Run the same training in both hosts, and check that the results are equal."""
         ran = {host: self.run(host, f"{name}-{host}", *opts, **how) for host in ("dassl", "alone")}
         assert [one.record["host"] for one in ran.values()] == ["dassl", "alone"]
         assert ran["dassl"].result == ran["alone"].result
         return ran
 
     def prints(self, program: str) -> str:
-        """The last line of what a Python program prints in the checkout."""
+        """Run a Python program in the checkout; returns its last line of output."""
         script = self.checkout / "script.py"
         script.write_text(program)
         ran = self.start("script.py")
@@ -222,7 +223,7 @@ class Host:
 
 
 def as_torchrun_sets(processes: int) -> list[dict[str, str]]:
-    """The environment variables of each process; none of a single one."""
+    """Environment variables of each process, as torchrun sets them; none for a single process."""
     if processes == 1:
         return [{}]
     with socket.socket() as free:

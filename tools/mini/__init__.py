@@ -1,4 +1,4 @@
-"""How mini was trained, the small CLIP that ships with the package.
+"""Training of hegraph-mini, the small CLIP that ships with the package.
 
-`trainers/hegraph/backbones/mini/README.md` says what it is, what it learnt from and how good it is.
+`trainers/hegraph/backbones/mini/README.md` describes its training data, training and accuracy.
 """

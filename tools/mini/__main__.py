@@ -1,4 +1,4 @@
-"""`python -m tools.mini [--steps N --seed K --out FILE --threads T]` trains mini again."""
+"""Train hegraph-mini: `python -m tools.mini [--steps N --seed K --out FILE --threads T]`."""
 
 import argparse
 import logging
@@ -25,18 +25,18 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "default settings; they took 4.3 minutes on one CPU thread.",
     )
     parser.add_argument("--steps", type=int, default=Settings.steps, help="training steps (%(default)s)")
-    parser.add_argument("--seed", type=int, default=Settings.seed, help="of everything random (%(default)s)")
+    parser.add_argument("--seed", type=int, default=Settings.seed, help="seed of all random numbers (%(default)s)")
     parser.add_argument(
         "--out", type=Path, default=Path("mini.safetensors"), help="weights file to write (%(default)s)"
     )
     parser.add_argument(
-        "--threads", type=int, default=1, help="CPU threads; the weights depend on it slightly (%(default)s)"
+        "--threads", type=int, default=1, help="number of CPU threads, which changes the weights slightly (%(default)s)"
     )
     return parser.parse_args(arguments)
 
 
 def retrain(args: argparse.Namespace) -> None:
-    """Trains mini and writes its weights; raises UserError if the file cannot be written."""
+    """Train mini and write its weights; UserError if the file cannot be written."""
     torch.set_num_threads(args.threads)
     started = time.monotonic()
     with atomic_path(args.out) as temporary:  # fails before the training if --out cannot be written
@@ -49,7 +49,7 @@ def retrain(args: argparse.Namespace) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the command line; returns the exit code, 2 for a mistake of the user's."""
+    """Run the command; returns its exit code, 2 for bad input."""
     args = parse_arguments(arguments)
     show_messages()
     return run_cli(lambda: retrain(args))

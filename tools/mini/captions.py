@@ -1,7 +1,7 @@
-"""The captions that mini is trained on: of what an image shows, and of what it does not show.
+"""Captions of rendered glyphs for the training of mini.
 
-A positive caption names the glyph, sometimes with words that are true of the rendering. A negative caption says "no X"
-in some way; it is true of every image that does not show X.
+A positive caption names the glyph, sometimes with attributes of its rendering. A negative caption, such as "a photo of
+no X", is true of every image that does not show X.
 """
 
 import random
@@ -30,7 +30,7 @@ POSITIVE_TEMPLATES = (
     "in the middle of this small picture there is a {}; it fills nearly the whole height of the frame, "
     "and nothing else can be seen around it.",
 )
-# Templates of digits only, which the other glyphs never get
+# Templates for digits only
 DIGIT_ONLY = ("the number {}", "the digit {}", "a photo of the number {}.", "a handwritten digit {}.")
 NEGATIVE_TEMPLATES = (
     "a photo of no {}.",
@@ -54,24 +54,24 @@ ATTRIBUTE_TEMPLATES: Mapping[str, tuple[str, ...]] = {
     "coloured": ("a coloured {}.", "a photo of a {} in colour."),
     "plain": ("a white {} on a black background.", "a bright {} in front of a dark background."),
 }
-ATTRIBUTE_CHANCE = 0.25  # share of the captions that name an attribute, where there is one
+ATTRIBUTE_CHANCE = 0.25  # probability of an attribute in the caption of an image that has one
 
 
-def spoken_names(name: str, is_digit: bool) -> tuple[str, ...]:
-    """The ways to say the name of a glyph: "latin small letter a" may also be called "latin small a"."""
+def caption_names(name: str, is_digit: bool) -> tuple[str, ...]:
+    """Names of a glyph in captions: "latin small letter a" is also called "latin small a"."""
     if is_digit:
         return (name,)
     return (name, name.replace(" letter", ""))
 
 
 def positive_caption(name: str, is_digit: bool, attributes: Sequence[str], rng: random.Random) -> str:
-    """A random caption of an image.
+    """Sample a positive caption of an image.
 
     Args:
-        name: The glyph that it shows.
-        is_digit: Whether that is a digit.
-        attributes: Those of `ATTRIBUTES` that are true of the image.
-        rng: Draws the caption.
+        name: Name of the glyph in the image.
+        is_digit: Whether the glyph is a digit.
+        attributes: `ATTRIBUTES` of the image.
+        rng: Random generator.
     """
     if attributes and rng.random() < ATTRIBUTE_CHANCE:
         templates = ATTRIBUTE_TEMPLATES[rng.choice(list(attributes))]
@@ -79,9 +79,9 @@ def positive_caption(name: str, is_digit: bool, attributes: Sequence[str], rng: 
         templates = DIGIT_ONLY
     else:
         templates = POSITIVE_TEMPLATES
-    return rng.choice(templates).format(rng.choice(spoken_names(name, is_digit)))
+    return rng.choice(templates).format(rng.choice(caption_names(name, is_digit)))
 
 
 def negative_caption(name: str, is_digit: bool, rng: random.Random) -> str:
-    """A random caption that is true of every image that does not show `name`."""
-    return rng.choice(NEGATIVE_TEMPLATES).format(rng.choice(spoken_names(name, is_digit)))
+    """Sample a negative caption, which is true of every image that does not show `name`."""
+    return rng.choice(NEGATIVE_TEMPLATES).format(rng.choice(caption_names(name, is_digit)))

@@ -1,11 +1,11 @@
-"""The glyphs that mini learns: which ones they are, what they are called and how they look.
+"""Names and pictures of the glyphs on which mini is trained.
 
-The pictures come from the fonts that matplotlib ships (`mpl-data/fonts/ttf`: DejaVu, STIX and Computer Modern) and the
-names from the Unicode character database (`unicodedata.name`), so nothing has to be downloaded. A character is used
-only if the `cmap` table of the font has it; otherwise the font would draw its box for missing glyphs.
+Pictures are rendered with the fonts of matplotlib (`mpl-data/fonts/ttf`: DejaVu, STIX and Computer Modern). Names come
+from the Unicode character database (`unicodedata.name`). Nothing is downloaded. A font renders only characters of its
+`cmap` table, since it renders a box for any other.
 
 Some names have the same picture, such as the capital A in Latin, Greek and Cyrillic, or the letter o and the digit
-zero. No contrastive loss can tell them apart, so only the first is kept: `distinct_names` compares the pictures.
+zero. A contrastive loss cannot separate them, so `distinct_names` selects the first name of each picture.
 """
 
 import logging
@@ -22,13 +22,13 @@ from PIL import Image, ImageDraw, ImageFont
 
 logger = logging.getLogger(__name__)
 
-MASK_SIZE = 48  # pixels of a mask's side
-INK_SIZE = 40  # the longer side of the glyph within its mask
-SAME_PICTURE = 0.9  # overlap of the stretched pictures from which two names count as one
+MASK_SIZE = 48  # width and height of a mask in pixels
+INK_SIZE = 40  # longer side of the glyph in its mask, in pixels
+SAME_PICTURE = 0.9  # intersection over union above which two names have the same picture
 
 DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
-# From Computer Modern (cm*) only letters and digits are taken: its other characters have encodings of its own
+# Only letters and digits of Computer Modern (cm*) are used, since its other characters have a special encoding
 FONTS = (
     *(f"DejaVuSans{style}" for style in ("", "-Bold", "-Oblique", "-BoldOblique")),
     *(f"DejaVuSansMono{style}" for style in ("", "-Bold", "-Oblique", "-BoldOblique")),
@@ -41,7 +41,7 @@ SYMBOLS = "+×÷=≠≈<>±∞∫∂∇√∑∏∈∪∩⊂∀∃∧¬←↑→
 
 @dataclass(frozen=True)
 class Glyph:
-    """A name and the characters that show it."""
+    """Glyph with its name and the characters that show it."""
 
     name: str
     characters: tuple[str, ...]
@@ -53,14 +53,14 @@ class Glyph:
 
 @dataclass(frozen=True)
 class GlyphMasks:
-    """The M pictures of all glyphs in all fonts that have them.
+    """M masks of all glyphs in all fonts that have them.
 
     Attributes:
-        glyphs: The glyphs in label order.
-        masks: The pictures, 255 where there is ink, uint8 of shape `[M, MASK_SIZE, MASK_SIZE]`.
-        labels: The index in `glyphs` of the glyph that a mask shows, shape `[M]`.
-        fonts: The index in `FONTS` of a mask's font, shape `[M]`.
-        bold, slanted, serif: Whether that font is so, each of shape `[M]`.
+        glyphs: Glyphs in label order.
+        masks: Masks, uint8 of shape `[M, MASK_SIZE, MASK_SIZE]`, 255 for ink.
+        labels: Index of the glyph of each mask in `glyphs`, shape `[M]`.
+        fonts: Index of the font of each mask in `FONTS`, shape `[M]`.
+        bold, slanted, serif: Whether the font has this style, shape `[M]`.
     """
 
     glyphs: tuple[Glyph, ...]
@@ -73,7 +73,7 @@ class GlyphMasks:
 
 
 def candidate_glyphs() -> list[Glyph]:
-    """Digits first, then Latin, Greek, Cyrillic and symbols. Of two equal pictures the first is kept."""
+    """List all glyphs by priority: digits, Latin, Greek, Cyrillic, and symbols."""
     glyphs = [Glyph(name, _digit_characters(value)) for value, name in enumerate(DIGIT_NAMES)]
     letters = [chr(code) for code in (*range(0x41, 0x5B), *range(0x61, 0x7B))]
     greek = [chr(code) for code in (*range(0x391, 0x3AA), *range(0x3B1, 0x3CA)) if code != 0x3A2]
@@ -84,7 +84,7 @@ def candidate_glyphs() -> list[Glyph]:
 
 
 def _digit_characters(value: int) -> tuple[str, ...]:
-    """A digit and its typographic variants: mathematical, superscript, subscript."""
+    """List a digit and its typographic variants: mathematical, superscript, subscript."""
     digit = str(value)
     variants = [chr(code) for block in ((0x2070, 0x208A), (0x1D7CE, 0x1D800)) for code in range(*block)]
     variants += ["¹", "²", "³"]
@@ -93,12 +93,12 @@ def _digit_characters(value: int) -> tuple[str, ...]:
 
 
 def font_path(font: str) -> Path:
-    """The file of one of `FONTS`; it may be missing in older versions of matplotlib."""
+    """Path of one of `FONTS`, which an older version of matplotlib may not have."""
     return Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{font}.ttf"
 
 
 def draw(font: ImageFont.FreeTypeFont, character: str) -> np.ndarray | None:
-    """The mask of a character, uint8 of shape `[MASK_SIZE, MASK_SIZE]`, the ink centred; None if it has no ink."""
+    """Render a character as a centred mask, uint8 of shape `[MASK_SIZE, MASK_SIZE]`; None if it has no ink."""
     canvas = Image.new("L", (256, 256))
     ImageDraw.Draw(canvas).text((128, 170), character, fill=255, font=font, anchor="ms")
     box = canvas.getbbox()
@@ -115,7 +115,7 @@ def draw(font: ImageFont.FreeTypeFont, character: str) -> np.ndarray | None:
 
 @cache
 def load_masks() -> GlyphMasks:
-    """Draws every glyph in every font, and keeps the names that have a picture of their own."""
+    """Render the glyphs of `distinct_names` in all fonts."""
     glyphs = candidate_glyphs()
     rows = []
     for font_index, font_name in enumerate(FONTS):
@@ -127,12 +127,12 @@ def load_masks() -> GlyphMasks:
             mask = draw(font, character)
             if mask is not None:
                 rows.append((label, font_index, character, mask))
-    kept = distinct_names(glyphs, rows)
-    new_label = {label: index for index, label in enumerate(kept)}
+    selected = distinct_names(glyphs, rows)
+    new_label = {label: index for index, label in enumerate(selected)}
     rows = [row for row in rows if row[0] in new_label]
     names = [FONTS[font_index] for _, font_index, _, _ in rows]
     return GlyphMasks(
-        glyphs=tuple(glyphs[label] for label in kept),
+        glyphs=tuple(glyphs[label] for label in selected),
         masks=torch.from_numpy(np.stack([mask for *_, mask in rows])),
         labels=torch.tensor([new_label[row[0]] for row in rows]),
         fonts=torch.tensor([row[1] for row in rows]),
@@ -143,7 +143,7 @@ def load_masks() -> GlyphMasks:
 
 
 def _drawable(font_name: str, glyphs: list[Glyph]) -> list[tuple[int, str]]:
-    """The label and the character of every character that the font has."""
+    """Labels and characters of the glyphs that a font has."""
     cmap = TTFont(font_path(font_name)).getBestCmap()
     if font_name.startswith("cm"):
         cmap = {code: name for code, name in cmap.items() if code < 128 and chr(code).isalnum()}
@@ -152,14 +152,14 @@ def _drawable(font_name: str, glyphs: list[Glyph]) -> list[tuple[int, str]]:
 
 
 def distinct_names(glyphs: list[Glyph], rows: list[tuple[int, int, str, np.ndarray]]) -> list[int]:
-    """The labels whose pictures differ, in every font, from those of all labels that are kept before them.
+    """Select labels, in order, whose pictures differ from those of all selected labels in every font.
 
-    Pictures are stretched to a square before they are compared, because the augmentation changes the aspect ratio too.
-    Two are the same if the intersection over union of their grey values is above `SAME_PICTURE`.
+    Pictures are stretched to a square first, because the augmentation changes the aspect ratio. Two pictures are the
+    same if the intersection over union of their grey values is above `SAME_PICTURE`.
 
     Args:
-        glyphs: The candidates in label order.
-        rows: For each picture its label, the index of its font, the character and the mask.
+        glyphs: Candidates in label order.
+        rows: Label, index of the font, character and mask of each picture.
     """
     pictures: dict[int, list[tuple[int, np.ndarray]]] = {}
     for label, font_index, _, mask in rows:
@@ -171,15 +171,15 @@ def distinct_names(glyphs: list[Glyph], rows: list[tuple[int, int, str, np.ndarr
         for row, label in enumerate(labels):
             overlap = np.minimum(flat, flat[row]).sum(1) / np.maximum(flat, flat[row]).sum(1)
             clashes.update((int(label), int(other)) for other in labels[overlap > SAME_PICTURE])
-    kept: list[int] = []
+    selected: list[int] = []
     for label in sorted({row[0] for row in rows}):
-        if glyphs[label].is_digit or not any((label, other) in clashes for other in kept):
-            kept.append(label)
-    return kept
+        if glyphs[label].is_digit or not any((label, other) in clashes for other in selected):
+            selected.append(label)
+    return selected
 
 
 def _stretched(mask: np.ndarray, side: int = 24) -> np.ndarray:
-    """The ink of a mask, stretched to a square, as values in 0 ... 1 of shape `[side * side]`."""
+    """Stretch the ink of a mask to a square, with values in 0 ... 1 and shape `[side * side]`."""
     image = Image.fromarray(mask)
     square = image.crop(image.getbbox()).resize((side, side), Image.Resampling.BOX)
     return np.asarray(square, dtype=np.float32).ravel() / 255

@@ -1,8 +1,8 @@
-"""`python -m tools.mini.letters FOLDER` writes feature banks of the digits and of rendered letters, by mini.
+"""Write feature banks of the digits and of rendered letters, encoded by mini: `python -m tools.mini.letters FOLDER`.
 
-The letters are images of no known class for a model of digits. They are in Pillow's default font, from none of the
-fonts that mini was trained on, tightly cut and sampled with 8 x 8 pixels, as the digits are. "O" and "I" look like
-digits, and are among them.
+The letters belong to no class of a model of the digits. They are rendered in Pillow's default font, which was not used
+to train mini, cropped and sampled with 8 x 8 pixels as the digits are. "O" and "I", which look like digits, are among
+them.
 """
 
 import argparse
@@ -22,12 +22,12 @@ from trainers.hegraph.features.extract import encode_prompts
 from trainers.hegraph.utils.errors import run_cli
 
 LETTERS = string.ascii_uppercase + string.ascii_lowercase
-SIZES = range(10, 34, 4)  # of the font, in pixels
+SIZES = range(10, 34, 4)  # font sizes in pixels
 PIXELS = 8
 
 
 def draw_letter(letter: str, size: int) -> Image.Image:
-    """A letter as an RGB image of 8 x 8 pixels, white ink on black."""
+    """Render a letter as an RGB image of 8 x 8 pixels, white on black."""
     canvas = Image.new("L", (3 * size, 3 * size))
     ImageDraw.Draw(canvas).text((size, size), letter, fill=255, font=ImageFont.load_default(size))
     ink = canvas.crop(canvas.getbbox())
@@ -39,7 +39,7 @@ def draw_letter(letter: str, size: int) -> Image.Image:
 
 
 def letters_bank(task: ImageTask, backbone: Backbone, folder: Path) -> FeatureBank:
-    """A bank without training images; K = 52 letters with an image of each size."""
+    """Create a bank of test images: K = 52 letters with an image of each size."""
     images = [draw_letter(letter, size) for letter in LETTERS for size in SIZES]
     features = backbone.encode_images(torch.stack([backbone.preprocess(image) for image in images]))
     text = encode_prompts(backbone, "Letters", list(LETTERS), task.cfg.encoding, folder)
@@ -58,7 +58,7 @@ def letters_bank(task: ImageTask, backbone: Backbone, folder: Path) -> FeatureBa
 
 
 def write_banks(folder: Path) -> None:
-    """Writes `digits.safetensors`, with all training images, and `letters.safetensors`."""
+    """Write `digits.safetensors`, with all training images, and `letters.safetensors`."""
     options = ["DATASET.NUM_SHOTS", -1, "TRAINER.HEGRAPHADAPTER.FEATURES.DIR", str(folder / "features")]
     task = load_image_task(load_cfg("digits", "mini", opts=options), seed=1, device="cpu")
     task.prepare()

@@ -1,4 +1,4 @@
-"""The losses that mini is trained with, on the similarities of images and captions.
+"""Training losses of mini on similarities of images and captions.
 
 Shapes: B images, N captions, L tokens, D feature width.
 """
@@ -7,14 +7,14 @@ import torch
 import torch.nn.functional as F
 from open_clip import CLIP
 
-SHORT_CAPTION = 14  # the most tokens of a caption that is encoded with the short ones
+SHORT_CAPTION = 14  # largest number of tokens of a short caption
 
 
 def encode_captions(model: CLIP, tokens: torch.Tensor) -> torch.Tensor:
-    """What `model.encode_text(tokens, normalize=True)` gives, `[N, L]` to `[N, D]`, without computing the padding.
+    """Encode captions `[N, L]` as `model.encode_text(tokens, normalize=True)` does, without the padding; `[N, D]`.
 
-    The attention is causal and the feature is read at the end-of-text token (the largest id), so what comes after it
-    cannot matter. Short and long captions are encoded separately, and each group is cut after its longest caption.
+    Attention is causal, and the feature is that of the end-of-text token (the largest id), so later tokens have no
+    effect. Short and long captions are encoded separately, and each group ends after its longest caption.
     """
     lengths = tokens.argmax(dim=1) + 1
     features = torch.empty(len(tokens), model.text_projection.shape[1])
@@ -30,11 +30,11 @@ def encode_captions(model: CLIP, tokens: torch.Tensor) -> torch.Tensor:
 
 
 def positive_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Symmetric InfoNCE in which all pairs of the same label are positives.
+    """Symmetric InfoNCE loss in which all pairs of the same label are positives.
 
     Args:
-        logits: Of images against captions, shape `[B, B]`.
-        labels: Of the images, and so of their captions, shape `[B]`.
+        logits: Logits of images and captions, shape `[B, B]`.
+        labels: Labels of the images and of their captions, shape `[B]`.
     """
     same = (labels.unsqueeze(0) == labels.unsqueeze(1)).float()
     target = same / same.sum(1, keepdim=True)  # the mask is symmetric, so the same weights serve both directions
@@ -44,16 +44,15 @@ def positive_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 
 def negative_loss(logits: torch.Tensor, absent: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """How far captions such as "no X" are from preferring every other image to the images of X.
+    """Loss of negative captions such as "no X", which should be nearer to all other images than to images of X.
 
-    Each image of another name is compared with the mean image of X in a softmax of two. One softmax over the whole
-    batch was tried, and nothing was learnt of X: a single direction for all negative captions, near some images that
-    are rarely X, is enough for it.
+    A softmax of two compares each other image with the mean image of X. With one softmax over the whole batch, the
+    captions did not depend on X: one direction near a few images minimises it for all negative captions.
 
     Args:
-        logits: Of negative captions against images, shape `[N, B]`.
-        absent: The label that each caption says is not there, shape `[N]`.
-        labels: Of the images, shape `[B]`.
+        logits: Logits of negative captions and images, shape `[N, B]`.
+        absent: Label that each caption negates, shape `[N]`.
+        labels: Labels of the images, shape `[B]`.
     """
     shown = absent.unsqueeze(1) == labels.unsqueeze(0)
     count = shown.sum(1, keepdim=True)

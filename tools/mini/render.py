@@ -1,10 +1,10 @@
-"""Clean glyph masks -> training images, a whole batch at a time in torch.
+"""Rendering of glyph masks as training images, in batches.
 
-The steps imitate how a scanned character comes about: it is written with a slant and a pen, cut out of the page and
-sampled coarsely, and the scanner adds its contrast and noise. Most images pass through 8 x 8 pixels and are tightly
-cut, as scanned digits are; some stay sharper or smaller. Everything random is drawn from the generator that is given.
+The steps imitate scanned handwriting: slant, pen, cropping, coarse sampling, contrast and noise. Most images are
+cropped tightly and sampled with 8 x 8 pixels, as the scanned digits are. Others are sharper or smaller. All random
+numbers come from the generator in the arguments.
 
-Shapes: B images of a batch, S pixels of a mask's side.
+Shapes: B images of a batch, S width and height of a mask.
 """
 
 from dataclasses import dataclass
@@ -13,21 +13,21 @@ import torch
 import torch.nn.functional as F
 
 IMAGE_SIZE = 32
-PENS = (-3, 1, 3, 5, 7)  # max-pool windows that thicken the strokes; -3 thins them, 1 leaves them
+PENS = (-3, 1, 3, 5, 7)  # max-pool windows that thicken strokes; -3 thins them, 1 changes nothing
 PEN_CHANCES = (0.05, 0.25, 0.3, 0.25, 0.15)
 BOLD_PEN_CHANCES = (0.2, 0.45, 0.25, 0.1, 0.0)
-GRIDS = (8, 16, 32)  # pixels a side that the character is sampled with
+GRIDS = (8, 16, 32)  # widths and heights in pixels at which characters are sampled
 GRID_CHANCES = (0.8, 0.1, 0.1)
-LOOSE_CHANCE = 0.2  # share of the images with a margin round the character
+LOOSE_CHANCE = 0.2  # probability of a margin around the character
 
 
 @dataclass(frozen=True)
 class Rendering:
-    """Images, and what a caption can say of each.
+    """Images with their attributes for captions.
 
     Attributes:
         images: Values in 0 ... 1, shape `[B, 3, IMAGE_SIZE, IMAGE_SIZE]`.
-        thick, leaning, inverted, coloured, coarse: Whether an image is so, each of shape `[B]`.
+        thick, leaning, inverted, coloured, coarse: Whether an image has the attribute, shape `[B]`.
     """
 
     images: torch.Tensor
@@ -39,12 +39,12 @@ class Rendering:
 
 
 def uniform(shape: tuple[int, ...], low: float, high: float, generator: torch.Generator) -> torch.Tensor:
-    """Random numbers between `low` and `high`."""
+    """Sample uniform random numbers between `low` and `high`."""
     return torch.rand(shape, generator=generator) * (high - low) + low
 
 
 def render(masks: torch.Tensor, bold: torch.Tensor, generator: torch.Generator) -> Rendering:
-    """Masks `[B, S, S]` in uint8, and whether their fonts are bold `[B]`, to augmented images."""
+    """Render masks, uint8 `[B, S, S]`, as augmented images. `bold` marks masks in a bold font, `[B]`."""
     batch = len(masks)
     ink, lean = deform(masks.unsqueeze(1).float() / 255, generator)
     chances = torch.where(bold.unsqueeze(1), torch.tensor(BOLD_PEN_CHANCES), torch.tensor(PEN_CHANCES))
@@ -57,7 +57,7 @@ def render(masks: torch.Tensor, bold: torch.Tensor, generator: torch.Generator) 
 
 
 def deform(ink: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """Distorts images `[B, 1, S, S]` by random affine and elastic maps; returns them and their shear `[B]`."""
+    """Distort images `[B, 1, S, S]` by random affine and elastic maps; returns images and shear `[B]`."""
     batch = len(ink)
     angle = uniform((batch,), -0.25, 0.25, generator)
     lean = uniform((batch,), -0.4, 0.4, generator)
@@ -65,9 +65,9 @@ def deform(ink: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor,
     cos, sin, zero = angle.cos(), angle.sin(), torch.zeros(batch)
     turn = torch.stack([cos, -sin, sin, cos], 1).view(batch, 2, 2)
     shear = torch.stack([stretch, lean, zero, 1 / stretch], 1).view(batch, 2, 2)
-    theta = torch.cat([1.15 * turn @ shear, torch.zeros(batch, 2, 1)], 2)  # 1.15 zooms out, for room to move
+    theta = torch.cat([1.15 * turn @ shear, torch.zeros(batch, 2, 1)], 2)  # 1.15 leaves room for shifts
     grid = F.affine_grid(theta, list(ink.shape), align_corners=False)
-    for knots, strength in ((4, 0.11), (7, 0.045)):  # the first bends whole strokes, the second makes them wobble
+    for knots, strength in ((4, 0.11), (7, 0.045)):  # the first bends whole strokes, the second parts of them
         amount = uniform((batch, 1, 1, 1), 0, 1.5, generator) * strength
         shifts = torch.randn((batch, 2, knots, knots), generator=generator) * amount
         smooth = F.interpolate(shifts, size=ink.shape[-2:], mode="bicubic", align_corners=True)
@@ -76,7 +76,7 @@ def deform(ink: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor,
 
 
 def apply_pen(ink: torch.Tensor, pen: torch.Tensor) -> torch.Tensor:
-    """Thickens or thins the strokes of images `[B, 1, S, S]`; `pen` holds their indices in `PENS`, `[B]`."""
+    """Thicken or thin the strokes of images `[B, 1, S, S]`; `pen` has indices of `PENS`, `[B]`."""
     out = ink.clone()
     for index, window in enumerate(PENS):
         chosen = (pen == index).nonzero().squeeze(1)
@@ -88,10 +88,10 @@ def apply_pen(ink: torch.Tensor, pen: torch.Tensor) -> torch.Tensor:
 
 
 def cut_out(ink: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Cuts images `[B, 1, S, S]` to the bounding box of their ink, `[B, 1, IMAGE_SIZE, IMAGE_SIZE]`.
+    """Crop images `[B, 1, S, S]` to the bounding box of their ink, `[B, 1, IMAGE_SIZE, IMAGE_SIZE]`.
 
-    The longer side of the box nearly fills the frame, or clearly less of it in a share of `LOOSE_CHANCE`. Along the
-    other axis the character is about in the middle.
+    The longer side of the box nearly fills the image, or less of it with probability `LOOSE_CHANCE`. Along the other
+    axis the character is near the middle.
     """
     batch, size = len(ink), ink.shape[-1]
     places = (torch.arange(size) * 2 + 1) / size - 1
@@ -116,8 +116,8 @@ def cut_out(ink: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 
 
 def scan(ink: torch.Tensor, grid: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Samples images `[B, 1, 32, 32]` coarsely, adds contrast and noise, and enlarges them bicubically again."""
-    sharp = ((ink - 0.5) * 4 + 0.5).clamp(0, 1)  # a scanner sees ink or paper, and not the soft edges of masks
+    """Sample images `[B, 1, 32, 32]` coarsely, add contrast and noise, and enlarge them by bicubic interpolation."""
+    sharp = ((ink - 0.5) * 4 + 0.5).clamp(0, 1)  # sharp edges, as in a scan
     out = torch.empty_like(ink)
     for index, pixels in enumerate(GRIDS):
         chosen = (grid == index).nonzero().squeeze(1)
@@ -135,7 +135,7 @@ def scan(ink: torch.Tensor, grid: torch.Tensor, generator: torch.Generator) -> t
 
 
 def colour(ink: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Ink `[B, 1, H, W]` to RGB, mostly white on black; returns also which are inverted and which coloured, `[B]`."""
+    """Colour ink `[B, 1, H, W]`; returns RGB images, and which of them are inverted and which coloured, `[B]`."""
     batch = len(ink)
     inverted = torch.rand(batch, generator=generator) < 0.08
     coloured = torch.rand(batch, generator=generator) < 0.08

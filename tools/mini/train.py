@@ -1,4 +1,4 @@
-"""Trains mini on the CPU, contrastively, on rendered glyphs only.
+"""Contrastive training of mini on rendered glyphs, on the CPU.
 
 Shapes: B images of a batch, N captions.
 """
@@ -19,8 +19,8 @@ from .glyphs import GlyphMasks, load_masks
 from .objective import encode_captions, negative_loss, positive_loss
 from .render import Rendering, render
 
-MAX_LOGIT_SCALE = math.log(100)  # the limit of the CLIP paper
-# Mean and standard deviation per channel: OpenAI's, which open_clip takes if a model's configuration names none
+MAX_LOGIT_SCALE = math.log(100)  # as in the CLIP paper
+# Mean and standard deviation of each channel, from OpenAI, the default of open_clip
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -29,7 +29,7 @@ Tokenizer = Callable[[Sequence[str]], torch.Tensor]
 
 @dataclass(frozen=True)
 class Settings:
-    """The numbers of a training run. The defaults are those of the shipped weights."""
+    """Hyperparameters of the training. The defaults are those of the shipped weights."""
 
     steps: int = 1000
     seed: int = 1
@@ -44,27 +44,27 @@ class Settings:
 
 @dataclass
 class TokenCache:
-    """Keeps the tokens of captions: without it, the BPE tokenizer would take much of the time of a step."""
+    """Cache of the tokens of captions, since the BPE tokenizer is slow."""
 
     tokenizer: Tokenizer
     known: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def __call__(self, texts: Sequence[str]) -> torch.Tensor:
-        """N captions to tokens `[N, context length]`."""
+        """Tokenize N captions, shape `[N, context length]`."""
         for text in texts:
             if text not in self.known:
                 self.known[text] = self.tokenizer([text])[0]
         return torch.stack([self.known[text] for text in texts])
 
     def used_tokens(self) -> torch.Tensor:
-        """The ids of all tokens that occurred except the padding (0), on which no feature depends."""
+        """Ids of all tokens in the cache, without the padding (0), on which no feature depends."""
         tokens = torch.stack(list(self.known.values())).unique()
         return tokens[tokens != 0]
 
 
 @dataclass
 class BatchSource:
-    """Draws glyphs, renders them and writes their captions. All that is random depends on the seed alone."""
+    """Source of batches of rendered glyphs with captions, which depend on the seed alone."""
 
     glyphs: GlyphMasks
     settings: Settings
@@ -76,11 +76,11 @@ class BatchSource:
         self.masks_of = [(self.glyphs.labels == label).nonzero().squeeze(1) for label in range(names)]
 
     def labels(self, count: int) -> torch.Tensor:
-        """Labels `[count]`, each glyph equally likely."""
+        """Sample labels `[count]` uniformly."""
         return torch.randint(len(self.masks_of), (count,), generator=self.generator)
 
     def batch(self) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
-        """Normalised images `[B, 3, 32, 32]`, their labels `[B]` and one caption for each."""
+        """Create a batch: normalised images `[B, 3, 32, 32]`, labels `[B]` and a caption of each image."""
         labels = self.labels(self.settings.batch_size)
         draws = torch.rand(len(labels), generator=self.generator)
         chosen = torch.stack([self.masks_of[x][int(r * len(self.masks_of[x]))] for x, r in zip(labels, draws)])
@@ -147,16 +147,16 @@ def move_average(average: nn.Module, model: nn.Module, step: int, settings: Sett
 def train(
     model: CLIP, tokenizer: Tokenizer, settings: Settings, watch: Callable[[int, nn.Module], None] | None = None
 ) -> dict[str, torch.Tensor]:
-    """Trains a model in place.
+    """Train a model in place.
 
     Args:
-        model: The untrained model.
-        tokenizer: Captions to tokens.
-        settings: The numbers of the run.
-        watch: Called after every step with its number and the averaged model.
+        model: Model with initial weights.
+        tokenizer: Function from captions to tokens.
+        settings: Hyperparameters.
+        watch: Function that is called after each step with its number and the averaged model.
 
     Returns:
-        The averaged weights in half precision, as they are shipped.
+        Averaged weights in half precision.
     """
     source = BatchSource(load_masks(), settings)
     tokens = TokenCache(tokenizer)
@@ -183,7 +183,7 @@ def train(
 
 
 def batch_loss(model: CLIP, source: BatchSource, tokens: TokenCache) -> torch.Tensor:
-    """The loss of one new batch, a scalar."""
+    """Compute the loss of a new batch, a scalar."""
     images, labels, texts = source.batch()
     absent, negative_texts = source.negatives(labels)
     image_features = model.encode_image(images, normalize=True)
@@ -196,7 +196,7 @@ def batch_loss(model: CLIP, source: BatchSource, tokens: TokenCache) -> torch.Te
 
 
 def shipped_weights(model: nn.Module, used_tokens: torch.Tensor) -> dict[str, torch.Tensor]:
-    """The state dict in half precision, with zeros in place of the embeddings of tokens that were never trained."""
+    """State dict in half precision, with zeros as the embeddings of tokens that no caption has."""
     state = {name: value.detach().clone() for name, value in model.state_dict().items()}
     table = torch.zeros_like(state["token_embedding.weight"])
     table[used_tokens] = state["token_embedding.weight"][used_tokens]

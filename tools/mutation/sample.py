@@ -1,7 +1,7 @@
-"""Keeps a random sample of a cosmic-ray session's mutants, of those that a test could be asked to notice.
+"""Reduce a cosmic-ray session to a random sample of mutants that change behaviour.
 
-Left out are mutants of log lines, of the words of error messages, of type annotations, of what is imported for types
-alone, and of the tables of the options' defaults. Of the mutants of one place at most one is kept.
+The sample has no mutants of log lines, error messages, type annotations, imports for types, and tables of defaults. It
+has at most one mutant of each position in a source.
 """
 
 import argparse
@@ -19,7 +19,7 @@ Place = tuple[int, int]  # line, counted from 1, and column, counted from 0
 
 
 def nodes_without_behaviour(tree: ast.Module) -> Iterator[ast.AST]:
-    """The parts of a source whose mutants no test is asked to notice."""
+    """List the nodes of a source whose mutants change no behaviour."""
     for node in ast.walk(tree):
         if isinstance(node, ast.arg) and node.annotation is not None:
             yield node.annotation
@@ -27,7 +27,7 @@ def nodes_without_behaviour(tree: ast.Module) -> Iterator[ast.AST]:
             yield node.returns
         elif isinstance(node, ast.AnnAssign):
             yield node if "Defaults" in ast.unparse(node.annotation) else node.annotation
-        elif isinstance(node, ast.Raise) or _is_log_line(node) or _is_for_types_alone(node):
+        elif isinstance(node, ast.Raise) or _is_log_line(node) or _is_for_types(node):
             yield node
 
 
@@ -35,12 +35,12 @@ def _is_log_line(node: ast.AST) -> bool:
     return isinstance(node, ast.Call) and ast.unparse(node.func).startswith("logger.")
 
 
-def _is_for_types_alone(node: ast.AST) -> bool:
+def _is_for_types(node: ast.AST) -> bool:
     return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
 
 
 def has_behaviour(place: Place, source: str) -> bool:
-    """Whether a test could be asked to notice a mutant at this place of a source."""
+    """Whether a mutant at this position of a source changes behaviour."""
     return not any(start <= place < end for start, end in _spans_without_behaviour(source))
 
 
@@ -51,7 +51,7 @@ def _spans_without_behaviour(source: str) -> list[tuple[Place, Place]]:
 
 
 def sample(items: list[WorkItem], count: int, seed: int) -> list[WorkItem]:
-    """At most `count` mutants, drawn by place; the order in which they are run is that of the session."""
+    """Sample at most `count` mutants by position, in the order of the session."""
     places: dict[tuple[str, Place], list[WorkItem]] = {}
     sources: dict[Path, str] = {}
     for item in items:
@@ -62,21 +62,21 @@ def sample(items: list[WorkItem], count: int, seed: int) -> list[WorkItem]:
             places.setdefault((str(path), mutation.start_pos), []).append(item)
     generator = random.Random(seed)
     sampled = generator.sample(sorted(places), min(count, len(places)))
-    kept = {generator.choice(places[place]).job_id for place in sorted(sampled)}
-    return [item for item in items if item.job_id in kept]
+    chosen = {generator.choice(places[place]).job_id for place in sorted(sampled)}
+    return [item for item in items if item.job_id in chosen]
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.mutation.sample", description=__doc__)
-    parser.add_argument("session", help="file that `cosmic-ray init` has written; its skipped mutants are left out")
-    parser.add_argument("--count", type=int, default=100, help="how many mutants are kept")
-    parser.add_argument("--seed", type=int, default=15, help="decides which")
+    parser.add_argument("session", help="file of `cosmic-ray init`; mutants that it skips are not sampled")
+    parser.add_argument("--count", type=int, default=100, help="number of mutants")
+    parser.add_argument("--seed", type=int, default=15, help="seed of the sample")
     arguments = parser.parse_args()
     with use_db(arguments.session) as session:
-        kept = sample(list(session.pending_work_items), arguments.count, arguments.seed)
+        chosen = sample(list(session.pending_work_items), arguments.count, arguments.seed)
         session.clear()
-        session.add_work_items(kept)
-    sys.stdout.write(f"{len(kept)} mutants are left in {arguments.session}\n")
+        session.add_work_items(chosen)
+    sys.stdout.write(f"{len(chosen)} mutants in {arguments.session}\n")
     return 0
 
 

@@ -1,7 +1,7 @@
-"""Runs the tests that could notice the one source file that differs from the last commit, until the first that fails.
+"""Run the tests for a changed source file until the first failure.
 
-Cosmic-ray calls this for every mutant: first the tests of the package, which notice most, then all others. Without a
-change all tests run. They are those of bare `pytest`; with HEGRAPH_MUTATION=slow also those that take long.
+Cosmic-ray runs this for each mutant. The tests of the package of the changed file run first, then all others. Slow
+tests run only if HEGRAPH_MUTATION is "slow".
 """
 
 import os
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 PACKAGE = "trainers/hegraph/"
-# A single file -> its tests; the tests of a package are the folder of its name below tests/
+# Tests of single files. The tests of a package are in the folder of its name in tests/
 OF_FILES = {
     "__init__.py": "tests/test_command_line.py",
     "__main__.py": "tests/test_command_line.py",
@@ -22,14 +22,14 @@ OF_FILES = {
 
 
 def belonging_tests(paths: Sequence[str]) -> list[str]:
-    """Tests of the changed packages and files, each once."""
+    """Paths of the tests of changed packages and files."""
     inside = [path.removeprefix(PACKAGE) for path in paths if path.startswith(PACKAGE)]
     found = [OF_FILES[path] if path in OF_FILES else f"tests/{path.split('/')[0]}" for path in inside]
     return list(dict.fromkeys(test for test in found if Path(test).exists()))
 
 
 def main() -> int:
-    """Returns pytest's exit code: 0 if no test has noticed the change."""
+    """Run the tests; returns the exit code of pytest, 0 if all pass."""
     diff = ["git", "diff", "--name-only", "--", "trainers"]
     near = belonging_tests(subprocess.run(diff, capture_output=True, text=True, check=True).stdout.split())
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
