@@ -274,8 +274,8 @@ class ADAPT(TransductiveMethod):
     The factor is divided by its largest value over the classes. A class without predicted images has the mean `t_k`.
 
     Differences from the original: labelled images enter through the logits and class weights of BASE, where the
-    original has zero-shot CLIP with descriptions of a language model. Logits `z` of BASE are shifted by a constant if
-    one is negative, because the product needs positive ones.
+    original has zero-shot CLIP with descriptions of a language model. As there, the largest logit of an image must be
+    positive, as it is with text features of CLIP.
     """
 
     defaults: ClassVar[Defaults] = {
@@ -308,8 +308,7 @@ class ADAPT(TransductiveMethod):
         directions = means @ (len(scatter) * torch.linalg.pinv(scatter + ridge))
         log_p = (features @ directions.t() - (directions * means).sum(dim=1) / 2).log_softmax(dim=1)
         evidence = log_p + scale / (2 * count) * (features @ sums.t())
-        positive = logits - logits.min().clamp_max(0)
-        return positive * ((evidence - evidence.amax(dim=1, keepdim=True)) / scale).exp()
+        return logits * ((evidence - evidence.amax(dim=1, keepdim=True)) / scale).exp()
 
 
 def _most_confident(confidence: Tensor, predicted: Tensor, count: int) -> Tensor:
