@@ -20,7 +20,7 @@ from safetensors import safe_open
 from standin.hosts import contents
 
 import trainers.hegraph
-from tools import outputs, tables
+from tools import intervals, outputs, tables
 from tools.options_page import filled
 from trainers.hegraph.baselines import ALL_BASELINES
 from trainers.hegraph.config import default_values
@@ -255,6 +255,18 @@ def test_every_table_appears_once_between_two_markers():
     for name, number in zip(("zero-shot", "HeGraphAdapter"), numbers):
         [row] = re.findall(rf"^  {name}  .*$", text_of(README), re.MULTILINE)
         assert row.split()[3] == number  # of seed 1, behind name, mean and deviation
+
+
+def test_paired_differences_agree_with_the_means_of_the_records():
+    rows = [
+        line.strip("|").split("|") for line in tables.mean_rows([ROOT / "results" / "real_text.jsonl"]).splitlines()
+    ]
+    means = {(row[0].strip(), int(n)): float(x.strip(" *")) for row in rows[2:] for n, x in zip(rows[0][1:], row[1:])}
+    pairs = intervals.read_intervals(ROOT / "results" / "paired_real_text.jsonl")
+    assert pairs and {name for name, _ in pairs} <= {name for name, _ in means}
+    for (name, shots), difference in pairs.items():
+        expected = means["HeGraphAdapter", shots] - means[name, shots]
+        assert difference.mean == pytest.approx(expected, abs=0.0151), (name, shots)  # all are rounded
 
 
 # The page that tells how to extend

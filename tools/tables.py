@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from tools import labels_study
+from tools import intervals, labels_study
 from tools.unlabelled_study import table as study_table
 from trainers.hegraph.baselines import TRANSDUCTIVE_METHODS
 from trainers.hegraph.results.comparison import base_to_new, compare, read_cases
@@ -133,6 +133,7 @@ MAKERS: dict[str, Callable[[list[Path]], str]] = {
     "summary": partial(mean_rows, left_out=NOT_IN_README),
     "real": mean_rows,
     "scans": means_by_shots,
+    "paired": intervals.table,
     "graph": graph_cases,
     "base_to_new": new_classes,
     "adapted_real": partial(mean_rows, left_out=NOT_ADAPTED, protocols=True),

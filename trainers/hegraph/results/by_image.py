@@ -19,6 +19,7 @@ base. Besides the scores of `training/confidence.py`, there are
 Shapes: M test images of a data set, n known and m unknown images, K classes, d feature width.
 """
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -91,19 +92,32 @@ def paired_table(folders: Sequence[Path], of: str = OUR_METHOD) -> str:
         UserError: If the folders have no runs of the method, or as `read_runs`.
     """
     runs = read_runs(folders)
-    methods = sorted(set(runs["method"]), key=method_order)
-    if of not in methods:
-        raise unknown("method", of, methods)
+    compared = paired_differences(runs, of)
     first = runs[runs["method"] == of]
     shots = sorted(set(first["shots"]))
-    rows = []
-    for name, second in ((name, runs[runs["method"] == name]) for name in methods if name != of):
-        differences = [difference(first[first["shots"] == n], second[second["shots"] == n]) for n in shots]
-        rows.append([name, *("" if value is None else str(value) for value in differences)])
+    rows = [[name, *(str(by_shots.get(n, "")) for n in shots)] for name, by_shots in compared.items()]
     means = f"in points, mean of {', '.join(sorted(set(first['dataset'])))}; same seeds and test images"
     brackets = f"in brackets the {CONFIDENCE:.0%} bootstrap interval over test images, bold if it excludes 0"
     caption = f"{title(runs['record'])} of {of} minus the method in the row, {means}; {brackets}"
     return f"{caption}\n\n{markdown_table([f'{of} minus', *map(str, shots)], rows)}"
+
+
+def paired_differences(runs: pd.DataFrame, of: str = OUR_METHOD) -> dict[str, dict[int, Difference]]:
+    """Differences of the method `of` and every other method, by method and number of shots, from `read_runs`.
+
+    Raises:
+        UserError: If there are no runs of the method.
+    """
+    methods = sorted(set(runs["method"]), key=method_order)
+    if of not in methods:
+        raise unknown("method", of, methods)
+    by_cell = {(name, n): group for (name, n), group in grouped(runs, ["method", "shots"])}
+    shots = sorted(n for name, n in by_cell if name == of)
+    differences: dict[str, dict[int, Difference]] = {name: {} for name in methods if name != of}
+    for name, n in itertools.product(differences, shots):
+        if (name, n) in by_cell and (value := difference(by_cell[of, n], by_cell[name, n])):
+            differences[name][n] = value
+    return differences
 
 
 def read_runs(folders: Sequence[Path]) -> pd.DataFrame:
