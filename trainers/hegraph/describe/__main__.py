@@ -4,7 +4,6 @@ import argparse
 import logging
 import os
 import re
-from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -65,11 +64,8 @@ def describe(args: argparse.Namespace) -> int:
     names, aliases = read_classnames(args.classes), {}
     if args.aliases:
         aliases = validate(Texts, read_json(args.aliases), f"{args.aliases} must hold {{class name: [alias, ...]}}")
-    collection = Collection(names, args.out, context, args.per_class, args.batch_size, aliases, args.model)
+    collection = Collection(names, args.out, context, args.per_class, args.batch_size, aliases)
     batches = collection.batches(0)
-    models = Counter(model for progress in collection.progress.values() for model in progress.models)
-    for model in sorted(models.keys() - {args.model}) if batches else ():
-        logger.warning("%r wrote sentences of %d classes, %r writes the rest", model, models[model], args.model)
     if args.dry_run:
         if batches:
             echo(f"{collection.prompt(batches[0])}\n")
@@ -121,7 +117,7 @@ class ChatClient:
         Raises:
             UserError: If the request fails. The exception of the library is not chained, because it contains the key.
         """
-        openai, timeout = self._openai, self.args.timeout
+        openai = self._openai
         try:
             completion = self._client.chat.completions.create(
                 model=self.args.model, messages=[{"role": "user", "content": prompt}], **self._options
@@ -130,12 +126,8 @@ class ChatClient:
             if choice.finish_reason == "length":
                 logger.warning("an answer was cut off: raise --max-tokens, or lower --batch-size")
             return self._without_key(choice.message.content or "")
-        except openai.APITimeoutError as error:
-            problem = f"no answer in {timeout:g} s; raise --timeout, or lower --batch-size"
-            if type(error.__cause__).__name__ == "ConnectTimeout":
-                problem = f"no connection in {min(timeout, CONNECT_TIMEOUT):g} s; check the address"
-        except openai.APIConnectionError as error:
-            problem = f"no connection: {error.__cause__ or error}"
+        except openai.APIConnectionError as error:  # also for a time-out
+            problem = f"no answer ({error.__cause__ or error}); check the address, or raise --timeout"
         except openai.OpenAIError as error:
             problem = str(error)
         except (AttributeError, IndexError, TypeError, ValueError, RecursionError):

@@ -2,7 +2,6 @@
 
 Good sentences are written to `<out>.partial` after each answer, and to the output file at the end. The next start reads
 both files, so that a killed command loses nothing and no complete class is requested again.
-`<out without .json>.models.json` lists the models that wrote the sentences of each class.
 
 A test checks that the files in `prompts/descriptions/` follow the same rules.
 """
@@ -58,18 +57,17 @@ The classes to describe:
 {classes}
 """
 
-Texts = dict[str, list[str]]  # class name -> sentences, aliases or models
+Texts = dict[str, list[str]]  # class name -> sentences or aliases
 Table = Mapping[str, Sequence[str]]  # class name -> sentences or aliases
 Form = TypeVar("Form", Texts, "_Partial")
 
 
 class Progress(LenientModel):
-    """Progress of a class: good sentences, the models that wrote them, and problems of the last answer."""
+    """Progress of a class: good sentences, and problems of the last answer."""
 
     model_config = ConfigDict(frozen=False)  # sentences are added one by one
 
     sentences: list[str] = Field(default_factory=list)
-    models: list[str] = Field(default_factory=list)
     problems: list[str] = Field(default_factory=list)
 
 
@@ -89,7 +87,7 @@ class Collection:
         context: Content of the images, such as "satellite photos of land use".
         per_class: Number of sentences per class.
         batch_size: Maximum number of classes per prompt.
-        model: Name of the chat model.
+        aliases: Class name -> other names that sentences may use instead.
 
     Raises:
         UserError: If class names are ambiguous, or the files belong to other classes or another context.
@@ -103,23 +101,20 @@ class Collection:
         per_class: int,
         batch_size: int,
         aliases: Texts | None = None,
-        model: str = "",
     ) -> None:
-        self.classnames, self.aliases, self.model = list(dict.fromkeys(classnames)), aliases or {}, model
+        self.classnames, self.aliases = list(dict.fromkeys(classnames)), aliases or {}
         self.out, self.partial, self.context = out, out.with_name(f"{out.name}.partial"), context
-        self.models_file = out.with_suffix(".models.json")
         self.per_class, self.batch_size = per_class, batch_size
         if problems := name_problems(self.classnames, self.aliases):
             raise UserError(problems[0])
         self.progress = {name: Progress() for name in self.classnames}
-        written, models = self._read(out, Texts), self._read(self.models_file, Texts)
-        partial = self._read(self.partial, _Partial)
+        written, partial = self._read(out, Texts), self._read(self.partial, _Partial)
         if partial.classes and partial.context != context:
             raise UserError(f"{self.partial} has answers for --context {partial.context!r}; choose another --out")
         self.done = frozenset(written)
         self.progress |= partial.classes
         for name, sentences in written.items():
-            self.progress[name] = Progress(sentences=sentences, models=models.get(name, []))
+            self.progress[name] = Progress(sentences=sentences)
         self.checker = Checker(sum(max(per_class, len(p.sentences)) for p in self.progress.values()), self.aliases)
         for name, progress in self.progress.items():
             self.checker.sift(name, progress.sentences)  # registers them as used
@@ -160,8 +155,6 @@ class Collection:
             missing = self.per_class - len(progress.sentences)
             good, problems = self.checker.sift(name, table.get(name, ()), missing)
             progress.sentences += good
-            if good and self.model not in progress.models:
-                progress.models.append(self.model)
             progress.problems = [] if len(good) == missing else problems or [TOO_FEW if table else WRONG_FORM]
         self.save()
 
@@ -174,8 +167,6 @@ class Collection:
         failed = {name: (self.progress[name].problems or ["not requested"])[0] for name in self.unfinished()}
         if table := {name: self.progress[name].sentences for name in self.classnames if name not in failed}:
             write_json(self.out, table)
-            models = {name: self.progress[name].models for name in table if self.progress[name].models}
-            write_json(self.models_file, models)
         if not failed:
             self.partial.unlink(missing_ok=True)
         return failed
