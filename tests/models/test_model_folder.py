@@ -121,7 +121,7 @@ def test_folders_are_replaced_completely(folder, saved_model, disk_full_after):
     assert sorted(os.listdir(folder)) == sorted([CONFIG, TENSORS, CARD])
 
 
-CHANGES = ("os.mkdir", "os.rename", "os.chmod", "os.remove", "os.rmdir", "shutil.rmtree", "ctypes.dlsym")
+CHANGES = ("os.mkdir", "os.rename", "os.chmod", "os.remove", "os.rmdir", "shutil.rmtree")
 
 
 def save_until(step: int, model: SavedModel, folder: Path) -> None:
@@ -139,17 +139,13 @@ def save_until(step: int, model: SavedModel, folder: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-@pytest.mark.parametrize("can_exchange", [True, False])
-def test_killed_save_leaves_a_complete_model(folder, saved_model, monkeypatch, can_exchange):
-    if not can_exchange:
-        monkeypatch.setattr(files, "_exchange", lambda one, other: False)
+def test_killed_save_leaves_a_complete_model(folder, saved_model):
     fork, new, found = multiprocessing.get_context("fork"), saved_model(method="TipAdapter"), []
     for step in count(1):
         process = fork.Process(target=save_until, args=(step, new, folder))
         process.start()
         process.join()
         found.append(load_model(folder).method)
-        assert (folder / CONFIG).is_file() or not can_exchange
         if process.exitcode == 0:
             break
         assert process.exitcode == -signal.SIGKILL
@@ -162,8 +158,8 @@ def test_killed_save_leaves_a_complete_model(folder, saved_model, monkeypatch, c
 def test_failed_save_keeps_the_previous_model(folder, saved_model, disk_full_after):
     left = files._temporary_path(folder)
     left.mkdir()
-    os.replace(folder, left / "old")  # state after a killed process without atomic exchange
-    files.remove_temporaries(folder.parent, files._session())
+    os.replace(folder, left / "old")  # state after a killed process
+    files.remove_temporaries(folder.parent)
     assert load_model(folder).method == load_model(folder.parent).method == "HeGraphAdapter"
     with pytest.raises(UserError, match=r"cannot write .*model"), disk_full_after(100):
         save_model(saved_model(), folder)
@@ -242,7 +238,7 @@ def test_damaged_files_are_named(folder, name):
     assert name in refused(folder)
 
 
-def test_missing_and_mistyped_entries_are_named(folder):
+def test_mistyped_entries_are_named(folder):
     original = (folder / CONFIG).read_text()
     whole = json.loads(original)
     of_plain_values = ("trained_on.config.", "trained_on.versions.", "backbone.fingerprint.")
@@ -250,11 +246,10 @@ def test_missing_and_mistyped_entries_are_named(folder):
         last = keys.rpartition(".")[2]
         if keys.startswith(of_plain_values):
             continue
-        for value in (..., [[{"deep": 1}]]):
-            change_config(folder, keys, value)
-            message = refused(folder)
-            assert str(folder / CONFIG) in message and last in message, keys
-            (folder / CONFIG).write_text(original)
+        change_config(folder, keys, [[{"deep": 1}]])
+        message = refused(folder)
+        assert str(folder / CONFIG) in message and last in message, keys
+        (folder / CONFIG).write_text(original)
     assert whole["transfer"]["options"].keys() == {field.name for field in fields(ModelOptions)}
 
 

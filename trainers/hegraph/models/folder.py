@@ -7,7 +7,7 @@ the order of the cache, show the training images that an image resembles.
 
 import json
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -177,24 +177,13 @@ def load_model(folder: Path | str) -> SavedModel:
     """
     path = find_model_folder(Path(folder))
     with reading(path / CONFIG, "the config.json of a model folder"):
-        content = read_json(path / CONFIG)
-        config = ModelConfig.model_validate_json(json.dumps(content))  # in JSON mode, lists become tuples
-        if missing := next(_missing(config.model_dump(mode="json"), content), ""):
-            raise ValueError(f"{missing}: Field required")
+        # In JSON mode, lists become tuples
+        config = ModelConfig.model_validate_json(json.dumps(read_json(path / CONFIG)))
     tensors, _ = read_tensors(path / TENSORS, "a model")
     with reading(path / TENSORS, f"the tensors of {path / CONFIG}"):
         if config.tensors != hash_content(dict(sorted(tensors.items()))):
             raise ValueError(f"its hash differs from the one in {CONFIG}")
         return _model(config, _checked(config, tensors))
-
-
-def _missing(expected: dict[str, Any], content: dict[str, Any], prefix: str = "") -> Iterator[str]:
-    """Names of fields that a file lacks, including fields with a default in the schema."""
-    for name, value in expected.items():
-        if name not in content:
-            yield f"{prefix}{name}"
-        elif isinstance(value, dict):
-            yield from _missing(value, content[name], f"{prefix}{name}.")
 
 
 def _checked(config: ModelConfig, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import ConfigDict, Field, InstanceOf, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import ConfigDict, Field, InstanceOf, model_validator
 from torch import Tensor
 
 from ..backbones.schema import BackboneConfig
@@ -81,7 +81,7 @@ class Scores(StrictModel):
     """Scores on the test images in percent; None without test images.
 
     `ece` is the expected calibration error, `text` HeGraphAdapter's text classifier without the cache, `zero_shot`
-    zero-shot CLIP without temperature. With several labels per image, `map` is the mAP; other folders lack its keys.
+    zero-shot CLIP without temperature. With several labels per image, `map` is the mAP.
     """
 
     accuracy: Percent | None
@@ -93,10 +93,6 @@ class Scores(StrictModel):
     ece_zero_shot: Percent | None = None
     map: Percent | None = None
     map_zero_shot: Percent | None = None
-
-    @model_serializer(mode="wrap")
-    def _without_absent_map(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return {key: v for key, v in serialize(self).items() if v is not None or not key.startswith("map")}
 
 
 NOT_TESTED = Scores(accuracy=None, accuracy_text=None, accuracy_zero_shot=None, macro_f1=None, num_test=0)
