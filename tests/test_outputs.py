@@ -143,12 +143,12 @@ def test_earlier_output_is_replaced(folder, words, out):
     assert any(path.stat().st_size for path in Path(out).parent.glob(f"{Path(out).name}*"))
 
 
-def test_circular_links_are_handled(tmp_path):
+def test_links_to_inputs_are_followed(tmp_path):
     (tmp_path / "a").mkdir()
     os.symlink(tmp_path, tmp_path / "a" / "up")
-    (tmp_path / "rows.csv").touch()
-    check_output(tmp_path / "rows.csv", [str(tmp_path / "a")], (".csv",))
+    (tmp_path / "a" / "rows.csv").touch()
+    check_output(tmp_path / "a" / "rows.csv", [str(tmp_path / "a")], (".csv",))
     with pytest.raises(UserError, match="is read by this command"):
-        check_output(tmp_path / "rows.csv", {"model": [tmp_path / "a"], "other": None})
+        check_output(tmp_path / "a" / "up" / "a" / "rows.csv", {"model": [tmp_path / "a"], "other": None})
     with pytest.raises(UserError, match="contains input of this command"):
         OutputFolder().check(tmp_path / "a", [str(tmp_path / "a" / "up" / "a")])

@@ -61,7 +61,6 @@ def test_failed_replacement_keeps_the_old_folder(tmp_path, monkeypatch):
             raise OSError("the disk is gone")
         replace(source, target)
 
-    monkeypatch.setattr(files, "_exchange", lambda one, other: False)
     monkeypatch.setattr(os, "replace", fail_at_last)
     with pytest.raises(UserError, match="cannot write .*model: the disk"), files.writing_folder(tmp_path / "model"):
         pass
@@ -100,13 +99,8 @@ def test_invalid_json_value_keeps_the_old_file(tmp_path, value, error):
     assert read_json(tmp_path / "file.json") == "old" and os.listdir(tmp_path) == ["file.json"]
 
 
-@pytest.mark.parametrize("count", [0, 1, 3])
-def test_hash_of_canonical_json(count):
+def test_hash_of_canonical_json():
     assert files.hash_json({"b": "é", "a": [1, 2]}) == hashlib.sha256('{"a":[1,2],"b":"é"}'.encode()).hexdigest()
-    rows = [[f"é/{number}", number, "a,b]["] for number in range(count)]
-    assert files.hash_rows(iter(rows)) == files.hash_json(rows)
-    for beside in ({}, {"a": "ü", "z": [2]}):
-        assert files.hash_rows(iter(rows), beside, "images") == files.hash_json(beside | {"images": rows})
 
 
 def test_hash_and_version_of_a_file(tmp_path):
@@ -227,11 +221,8 @@ def test_readers_refuse_other_kinds_of_files(tmp_path, monkeypatch, kind):
 
 
 @pytest.mark.parametrize(("text", "reason"), [
-    ('{"a": NaN}', "NaN"), ("[1e999]", "1e999"),
-    (f"[1{'0' * 40}]", "it has 10000000000000000000..., which is out of range"),
-    (f"[{-(2**63) - 1}]", "out of range"), (f"[{2**64}]", "out of range"),
-    ('{"a": 1, "a": 2}', "it has the key 'a' twice"), ("[" * 100_000, "recursion"),
-    ('["\\udc80"]', "surrogates not allowed"),
+    ('{"a": NaN}', "line 1"), ("[-Infinity]", "invalid number"), (f"[1{'0' * 5000}]", "out of range"),
+    ("[" * 100_000, "recursion"), ('["\\udc80"]', "surrogate"),
 ])  # fmt: skip
 def test_invalid_json_is_refused(text, reason):
     with pytest.raises(ValueError, match=reason):

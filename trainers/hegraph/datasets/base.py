@@ -12,7 +12,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..utils.errors import UserError, first_line
-from ..utils.files import hash_file, hash_rows
+from ..utils.files import hash_file, hash_json
 from ..utils.threads import MAX_THREADS, cores
 from .images import reason
 from .splits import FewShotSample, Item, subsample_labels
@@ -121,7 +121,7 @@ class Dataset:
         """Hash the paths and sizes of all images, equal for a copy of the files; None if items are not files."""
         if self.root is None and self.version is None:
             return None
-        return hash_rows([path, (self.file_version(path) or (0,))[0]] for path in self.paths())
+        return hash_json([[path, (self.file_version(path) or (0,))[0]] for path in self.paths()])
 
     def check_files(self) -> None:
         """Raise UserError, with the number and examples, if files of items are missing."""

@@ -31,7 +31,7 @@ from ..datasets.splits import Item
 from ..prompts.sentences import PromptGroup, negative_prompts, positive_prompts, resolve_source
 from ..utils import processes
 from ..utils.errors import UserError
-from ..utils.files import hash_content, hash_json, hash_rows, write_tensors
+from ..utils.files import hash_content, hash_json, write_tensors
 from ..utils.reading import read_tensors
 from .bank import FeatureBank, has_unit_norm
 from .images import ImageViews
@@ -115,8 +115,8 @@ def encode_images(backbone: Backbone, images: ImageViews, options: EncodingOptio
     Raises:
         UserError: On an unreadable image, NaN or zero features, or a folder that cannot be written.
     """
-    files = ([*item, *(images.dataset.file_version(item.path) or ())] for item in images.items)
-    settings: dict[str, Any] = {
+    settings = {
+        "images": [[*item, *(images.dataset.file_version(item.path) or ())] for item in images.items],
         "dataset": images.dataset.name,
         "transform": describe_transform(images.transform),
         "views": images.views,
@@ -124,7 +124,7 @@ def encode_images(backbone: Backbone, images: ImageViews, options: EncodingOptio
         "code": CODE_VERSION,
         **backbone.fingerprint,
     }
-    key = hash_rows(files, settings, "images")
+    key = hash_json(settings)
     return load_or_encode(folder, name, key, lambda path: _encode(backbone, images, options, path, key, name))[FEATURES]
 
 

@@ -5,15 +5,12 @@ can leave its temporary file or folder, with a name that begins with a dot and e
 writes the same folder removes such folders.
 """
 
-import ctypes
 import hashlib
 import json
 import os
 import shutil
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -27,9 +24,6 @@ if TYPE_CHECKING:
 
 OLD = "old"  # the replaced folder, within the temporary folder of `writing_folder`
 METADATA = "metadata"  # key of all metadata in a `.safetensors` file
-RENAME_EXCHANGE = 2  # flag of Linux's renameat2
-
-_canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode
 
 
 def absolute(path: str | Path) -> Path:
@@ -75,9 +69,9 @@ def check_output(path: Path, reads: Any = (), replaces: tuple[str, ...] = ()) ->
     """Check that a file may be written, or replaced, before the work begins.
 
     Args:
-        path: File to write.
-        reads: Strings and paths, nested in dicts and lists. Existing files among them are protected, and all files of
-            existing folders, also through links.
+        path: File to write, perhaps through links.
+        reads: Strings and paths, nested in dicts and lists. Existing files among them are protected, and all files
+            below existing folders.
         replaces: Endings of files in these folders that are not protected.
 
     Raises:
@@ -96,9 +90,9 @@ def check_not_read(path: Path, reads: Any, replaces: tuple[str, ...] = ()) -> No
         return
     if not path.is_file():
         raise UserError(f"{path} is no file but a folder, a pipe or a device; choose another name")
+    folders = () if path.name.lower().endswith(replaces) else path.resolve().parents
     for read in _named(reads):
-        files = _files_below(read, replaces) if os.path.isdir(read) else [read]
-        if any(map(partial(_is_same, path), files)):
+        if any(_is_same(read, place) for place in (path, *folders)):
             raise UserError(f"{path} is read by this command, and is not overwritten; choose another name")
 
 
@@ -127,17 +121,6 @@ def _named(value: Any) -> Iterator[Path]:
     elif isinstance(value, Iterable):
         for entry in value:
             yield from _named(entry)
-
-
-def _files_below(folder: Path, replaces: tuple[str, ...]) -> Iterator[str | Path]:
-    """Iterate over the files below a folder, through links, except some endings. Unreadable folders are skipped."""
-    seen: set[str] = set()
-    for parent, folders, names in os.walk(folder, followlinks=True):
-        if (real := os.path.realpath(parent)) in seen:
-            folders.clear()
-        else:
-            seen.add(real)
-            yield from (os.path.join(parent, name) for name in names if not name.lower().endswith(replaces))
 
 
 @contextmanager
@@ -177,11 +160,9 @@ def writing_folder(folder: Path) -> Iterator[Path]:
                 _remove(left, folder)
             new.mkdir(parents=True)
             yield new
-            exists = folder.exists()
-            if not (exists and _exchange(new, folder)):
-                if exists:
-                    os.replace(folder, old)
-                os.replace(new, folder)
+            if folder.exists():
+                os.replace(folder, old)
+            os.replace(new, folder)
     finally:
         _remove(temporary, folder)
 
@@ -200,16 +181,6 @@ def _remove(temporary: Path, folder: Path) -> None:
     shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _exchange(one: Path, other: Path) -> bool:
-    """Exchange two folders atomically; False if the system or the file system does not support it."""
-    if sys.platform != "linux":
-        return False
-    with suppress(AttributeError):  # an old C library
-        cwd, paths = -100, (os.fsencode(one), os.fsencode(other))  # AT_FDCWD: relative to the working directory
-        return ctypes.CDLL(None).renameat2(cwd, paths[0], cwd, paths[1], RENAME_EXCHANGE) == 0
-    return False
-
-
 def _name_hash(path: Path) -> str:
     """Part of a temporary name that identifies the target, whose own name may be too long."""
     return hashlib.sha256(os.fsencode(path.name)).hexdigest()[:8]
@@ -217,24 +188,19 @@ def _name_hash(path: Path) -> str:
 
 def _temporaries(folder: Path) -> list[Path]:
     """List the temporary folders of a folder, from all processes."""
-    return [path for path in folder.parent.glob(f".????????{_name_hash(folder)}*.tmp") if path.is_dir()]
+    return [path for path in folder.parent.glob(f".{_name_hash(folder)}*.tmp") if path.is_dir()]
 
 
 def _temporary_path(path: Path) -> Path:
     """Create a temporary name in the folder of a path, and the folder if it is missing."""
     with _converted_errors(path, path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    return path.parent / f".{_session():08x}{_name_hash(path)}{uuid4().hex[:8]}.tmp"
+    return path.parent / f".{_name_hash(path)}{uuid4().hex[:8]}.tmp"
 
 
-def _session() -> int:
-    """Number of the session of this process."""
-    return os.getpid() if sys.platform == "win32" else os.getsid(0)
-
-
-def remove_temporaries(folder: Path, session: int) -> None:
-    """Remove temporary files and folders of the killed processes of a session below a folder."""
-    for path in [*folder.rglob(f".{session:08x}*.tmp")]:
+def remove_temporaries(folder: Path) -> None:
+    """Remove temporary files and folders of killed processes below a folder, which no other process writes."""
+    for path in [*folder.rglob(".*.tmp")]:
         if (path / OLD).exists():  # the only version of a folder: `whole_folder`
             continue
         shutil.rmtree(path, ignore_errors=True)
@@ -285,19 +251,8 @@ def write_tensors(path: Path, tensors: "Mapping[str, Tensor]", metadata: dict[st
 
 def hash_json(value: Any) -> str:
     """SHA-256 of the canonical JSON of `value` (sorted keys, no spaces), as 64 hex digits."""
-    return hashlib.sha256(_canonical(value).encode()).hexdigest()
-
-
-def hash_rows(rows: Iterable[Any], siblings: dict[str, Any] | None = None, name: str = "") -> str:
-    """Compute `hash_json(list(rows))`, or `hash_json(siblings | {name: list(rows)})`, without a list of all rows."""
-    before, after = "[", "]"
-    if siblings is not None:
-        before, after = _canonical({**siblings, name: ["\0"]}).split('"\\u0000"')
-    digest = hashlib.sha256(before.encode())
-    for number, row in enumerate(rows):
-        digest.update(f"{',' if number else ''}{_canonical(row)}".encode())
-    digest.update(after.encode())
-    return digest.hexdigest()
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def hash_file(path: Path) -> str:
