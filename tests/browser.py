@@ -11,7 +11,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from functools import partial
+from functools import cache, partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlsplit
@@ -23,14 +24,29 @@ T = TypeVar("T")
 HTTP = requests.Session()
 HTTP.trust_env = False  # no proxy
 
-PHONE = (360, 740)  # CSS pixels
+PHONE = (390, 844)  # CSS pixels
+DESKTOP = (1280, 800)
 ARGUMENTS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
     *("--disable-background-networking", "--disable-component-update", "--window-size=1280,900"),
+    *("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"),  # a camera that shows a test picture
 )
 SENT = ("Network.requestWillBeSent", "Network.webSocketCreated")
 # Gradio logs an error if an upload ends before a request for its progress, or if a page is left before a response
 GRADIO_ERRORS = ("/gradio_api/upload_progress", " Response", "AbortError", "errored out")
+# Violations of Gradio's own components, as rule of axe-core and part of the element's HTML
+GRADIO_VIOLATIONS = (
+    ("aria-prohibited-attr", '<div aria-label="Empty value" class="empty svelte-'),  # of a File, Gallery or Label
+)
+
+
+@cache
+def axe() -> str:
+    """Script of axe-core, which checks accessibility."""
+    spec = find_spec("axe_playwright_python")  # its import needs playwright
+    if spec is None or spec.origin is None:
+        pytest.skip("axe-playwright-python, which contains axe-core, is not installed")
+    return Path(spec.origin).with_name("axe.min.js").read_text(encoding="utf-8")
 
 
 @contextmanager
@@ -148,24 +164,45 @@ class Browser:
         self.wait(lambda: self.driver.find_elements("css selector", "#image input[type=file]"))
         self.driver.find_element("css selector", "#image input[type=file]").send_keys(str(file))
 
-    def check_on_a_phone(self, *tabs: str) -> None:
-        """Check that all tabs fit the width of a phone and all controls have a name for screen readers."""
-
-        def unnamed() -> list[str]:
-            # Gradio has hidden copies of its tabs, which measure their width
-            controls = self.find("button:not(.tab-container.visually-hidden *), input, canvas, textarea, select, a")
-            return [each.get_attribute("outerHTML")[:200] for each in controls if not each.accessible_name]
-
-        metrics = {"width": PHONE[0], "height": PHONE[1], "deviceScaleFactor": 1, "mobile": True}
+    @contextmanager
+    def emulating(self, size: tuple[int, int], scheme: str = "light") -> Iterator[None]:
+        """Show the page in a size, `DESKTOP` or `PHONE`, and in the "light" or "dark" colour scheme."""
+        metrics = {"width": size[0], "height": size[1], "deviceScaleFactor": 1, "mobile": size == PHONE}
+        media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
         self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+        self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
         try:
-            for tab in tabs:
-                shown = self.settled(lambda: [button.text for button in self.find("button[role=tab]")])
-                self.tab(tab) if tab in shown else None
-                assert self.driver.execute_script("return document.documentElement.scrollWidth") <= PHONE[0]
-                assert self.settled(unnamed) == []
+            yield
         finally:
             self.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+            self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+
+    def violations(self) -> list[str]:
+        """Serious and critical violations that axe-core finds in the page, without those of Gradio itself."""
+        self.driver.execute_script(axe())
+        script = "axe.run(document, {resultTypes: ['violations']}).then(arguments[arguments.length - 1])"
+        return [
+            f"{rule['id']}: {node['target']}: {node['html'][:200]}"
+            for rule in self.driver.execute_async_script(script)["violations"]
+            for node in rule["nodes"]
+            if node["impact"] in ("serious", "critical")
+            if not any(rule["id"] == known and part in node["html"] for known, part in GRADIO_VIOLATIONS)
+        ]
+
+    def check_accessibility(self, show: Callable[[], object], *tabs: str) -> None:
+        """Open the page at both sizes in both schemes, call `show`, and check each tab by axe-core.
+
+        No tab may be wider than the window. Without `tabs`, the page is checked as `show` leaves it.
+        """
+        for size in (DESKTOP, PHONE):
+            for scheme in ("light", "dark"):
+                with self.emulating(size, scheme):
+                    show()
+                    for tab in tabs or ("",):
+                        self.tab(tab) if tab else None
+                        assert self.driver.execute_script("return document.documentElement.scrollWidth") <= size[0], tab
+                        violations = self.settled(self.violations)
+                        assert not violations, (size, scheme, tab, *violations)
 
     def check_logs(self) -> None:
         """Check that no script failed and no request went to another host."""

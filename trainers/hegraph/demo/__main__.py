@@ -95,21 +95,18 @@ def serve(build: "Callable[[Path], Blocks]", host: str, port: int, css: str = ""
         css: Style sheet, added to the one of the demo.
         options: Further arguments of Gradio's `launch`.
     """
-    import gradio as gr
-
     from ..datasets.images import MAX_BYTES
-    from .page import CSS
+    from .page import CSS, gradio_theme
 
     with tempfile.TemporaryDirectory(prefix="hegraph-demo-") as uploads:
         os.environ["GRADIO_TEMP_DIR"] = uploads
         for variable in ("NO_PROXY", "no_proxy"):  # Gradio sends requests to its own server
             os.environ[variable] = ",".join(filter(None, [os.environ.get(variable), "localhost,127.0.0.1"]))
-        theme = gr.themes.Default(font="system-ui", font_mono="monospace")  # local fonts: nothing is downloaded
         page = build(Path(uploads)).queue(max_size=MAX_QUEUE)
         page.launch(
             server_name=host, server_port=port, share=False, ssr_mode=False, pwa=False, mcp_server=False,
             prevent_thread_lock=True, quiet=True, footer_links=[], run_history=False,
-            enable_monitoring=False, theme=theme, css=CSS + css, **{"max_file_size": MAX_BYTES} | options,
+            enable_monitoring=False, theme=gradio_theme(), css=CSS + css, **{"max_file_size": MAX_BYTES} | options,
         )  # fmt: skip
         try:
             echo(f"http://{host}:{port} shows the page; Ctrl+C ends it\n")

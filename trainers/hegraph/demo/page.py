@@ -15,10 +15,11 @@ from ..datasets.images import open_upload
 from ..models.folder import read_thumbnail
 from ..models.images import ImageModel
 from ..utils.errors import UserError, first_line, one_line
+from ..utils.theme import THEME_CSS
 from .answer import MAX_SHOWN, compute_answer, explanation_html, styled, summary, title
 from .drawing import SIDE, classifies_digits, ink_of_canvas, scan_of_ink, scan_of_picture
 
-CSS = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
+CSS = THEME_CSS + (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
 CANVAS_JS = (Path(__file__).parent / "canvas.js").read_text(encoding="utf-8")
 CANVAS_HTML = f"""
 <div class="hg hg-draw">
@@ -32,6 +33,39 @@ HOW_TO_DRAW = "Draw one large digit. Cross the stem of a seven with a bar, as th
 # Screen readers announce a new answer
 ANNOUNCE_JS = """() => document.querySelector("#answer")?.setAttribute("aria-live", "polite")"""
 HINT = styled('<p class="grey">The prediction appears here.</p>')
+
+
+# Variables of Gradio's theme, by colour of `theme.css`. `Base` names the colours of the dark mode "..._dark".
+GRADIO_COLOURS = {
+    "page": "body_background_fill",
+    "surface": "background_fill_primary block_background_fill panel_background_fill input_background_fill "
+    "block_label_background_fill block_title_background_fill checkbox_background_color checkbox_label_background_fill "
+    "table_even_background_fill table_odd_background_fill button_secondary_background_fill",
+    "soft": "background_fill_secondary button_secondary_background_fill_hover checkbox_label_background_fill_hover "
+    "code_background_fill color_accent_soft table_row_focus error_background_fill",
+    "border": "border_color_primary block_border_color block_label_border_color panel_border_color table_border_color "
+    "checkbox_label_border_color",
+    "control": "input_border_color checkbox_border_color button_secondary_border_color "
+    "button_secondary_border_color_hover",
+    "text": "body_text_color block_title_text_color button_secondary_text_color button_secondary_text_color_hover "
+    "checkbox_label_text_color table_text_color accordion_text_color error_text_color",
+    "grey": "body_text_color_subdued block_label_text_color block_info_text_color input_placeholder_color",
+    "accent": "border_color_accent button_primary_background_fill button_primary_border_color "
+    "checkbox_background_color_selected checkbox_border_color_selected input_border_color_focus link_text_color "
+    "link_text_color_hover link_text_color_active link_text_color_visited loader_color slider_color "
+    "stat_background_fill",
+    "accent-strong": "button_primary_background_fill_hover button_primary_border_color_hover",
+    "on-accent": "button_primary_text_color button_primary_text_color_hover",
+    "bad": "error_border_color error_icon_color",
+}
+
+
+def gradio_theme() -> gr.themes.Base:
+    """Theme of Gradio's own components, from the colours of `theme.css`. Fonts are local: nothing is downloaded."""
+    names = [(name, f"var(--hg-{colour})") for colour, each in GRADIO_COLOURS.items() for name in each.split()]
+    values = {f"{name}{mode}": value for name, value in names for mode in ("", "_dark")}
+    theme = gr.themes.Base(font="system-ui", font_mono="monospace")
+    return theme.set(**values, color_accent="var(--hg-accent)", button_border_width="1px")
 
 
 class Page(gr.Blocks):

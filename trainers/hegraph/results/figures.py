@@ -32,6 +32,7 @@ from torch import Tensor
 from ..datasets.splits import images_per_class
 from ..utils.errors import UserError, shortened
 from ..utils.files import atomic_path
+from ..utils.theme import THEME_CSS
 from . import comparison, scores
 from .by_image import confusion_matrix, hardest_pairs
 from .comparison import compare, has_calibration, on_base_classes, split_sweeps
@@ -371,7 +372,7 @@ def write_report(sources: Sequence[Path], out: Path) -> None:
         pieces = [*_record_pieces(records), *(_last_run_pieces(find_runs([source])) if source.is_dir() else ())]
         parts.append({"name": source.resolve().name, "pieces": pieces, "facts": _facts(records)})
     with atomic_path(out) as temporary:
-        temporary.write_text(page.render(parts=parts), encoding="utf-8")
+        temporary.write_text(page.render(parts=parts, theme=Markup(THEME_CSS)), encoding="utf-8")
 
 
 def _record_pieces(records: Sequence[dict]) -> Iterator[Piece]:
