@@ -1,4 +1,4 @@
-"""What several tests need: the shared data, unit features, the options of the method, a small feature bank."""
+"""Fixtures of several test files: shared data, unit features, options of the method, small feature banks and runs."""
 
 import json
 import logging
@@ -39,8 +39,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture(scope="session", autouse=True)
-def hears_ctrl_c() -> Iterator[None]:
-    """Tests of Ctrl-C hold in a suite that was begun with `&` as well, for which a shell has SIGINT ignored."""
+def accept_ctrl_c() -> Iterator[None]:
+    """Accept SIGINT, which a shell ignores for a program started with `&`."""
     before = signal.getsignal(signal.SIGINT)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
@@ -49,7 +49,7 @@ def hears_ctrl_c() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def no_bfloat16() -> None:
-    """The precision "auto" means float32 in all tests but its own, whatever machine they run on."""
+    """Make the precision "auto" mean float32 on any machine, except in tests of "auto"."""
     identity.CPU_INFO = Path("/none")
 
 
@@ -150,11 +150,11 @@ def stopped_at_checkpoint() -> Callable[..., AbstractContextManager]:
 
 @pytest.fixture
 def no_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Nothing is cached, and the hub is a port at which nobody answers. Returns the cache folder."""
+    """Replace the hub by a port without a server, with an empty cache. Returns the cache folder."""
     cache = tmp_path / "hub"
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     for module in ("constants", "file_download", "_snapshot_download"):
-        # Old versions have a copy of the name in every module that uses it; to new ones, it is one that nobody reads.
+        # Old versions have a copy of the name in every module that uses it. New versions ignore it.
         monkeypatch.setattr(f"huggingface_hub.{module}.HF_HUB_CACHE", str(cache), raising=False)
     return cache
 
@@ -229,26 +229,26 @@ def tiny_bank_file(once: Callable[..., Path], unit_features: Callable[..., Tenso
 
 @pytest.fixture
 def tiny_bank(tiny_bank_file: Path, tmp_path: Path) -> Path:
-    """The file of `tiny_bank_file`, for this test alone."""
+    """Copy of `tiny_bank_file` that a test may change."""
     return Path(shutil.copy(tiny_bank_file, tmp_path / "tiny.safetensors"))
 
 
 @pytest.fixture
 def run(tiny_bank: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> Callable[..., tuple[dict, Path] | str]:
-    """Function of flags, then pairs, of a run of 2 shots and seed 1 of a bank: its record and folder.
+    """Function that runs 2 shots with seed 1 on a bank, with flags and options; returns the record and the folder.
 
-    Where it has to end with another code, what it says: with the code 2 one line.
+    With an expected exit code other than 0, it returns the error output, which is one line for code 2.
     """
     from trainers.hegraph.__main__ import main, summary
 
     def start(*words: str, name: str = "run", bank: Path | None = tiny_bank, quick: tuple = QUICK, code: int = 0):
         out, source = tmp_path / name, [] if bank is None else ["--features", str(bank)]
         assert main([*source, "--shots", "2", "--seed", "1", "--output-dir", str(out), *words, *quick]) == code
-        printed, said = capsys.readouterr()
+        printed, stderr = capsys.readouterr()
         if code == 2:
-            assert (printed, said[:7], said.count("\n")) == ("", "error: ", 1)
+            assert (printed, stderr[:7], stderr.count("\n")) == ("", "error: ", 1)
         if code:
-            return said
+            return stderr
         record = json.loads((out / "result.json").read_text())
         assert printed == f"{summary(record)} -> {out}\n"
         return record, out
@@ -261,7 +261,7 @@ def run(tiny_bank: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> Calla
 
 @pytest.fixture(scope="session")
 def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], object]], Path]:
-    """Function of a name and what fills a folder: that folder, filled once for all processes of the tests."""
+    """Function that returns a folder of a name, filled once by another function for all processes of the tests."""
     base = tmp_path_factory.getbasetemp()
     base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
@@ -280,26 +280,26 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[P
 
 @pytest.fixture(scope="session")
 def finished_run_once(once: Callable[..., Path], tiny_bank_file: Path) -> Path:
-    """The output folder of HeGraphAdapter at 2 shots of `tiny_bank_file`, seed 1, 3 epochs; not to be changed."""
+    """Output folder of HeGraphAdapter with 2 shots of `tiny_bank_file`, seed 1 and 3 epochs; read-only."""
     flags = ["--features", str(tiny_bank_file), "--shots", "2", "--seed", "1"]
     return once("finished_run", lambda folder: trained(*flags, "--output-dir", str(folder), *QUICK))
 
 
 @pytest.fixture
 def finished_run(finished_run_once: Path, tmp_path: Path) -> Path:
-    """A copy of `finished_run_once` for this test alone."""
+    """Copy of `finished_run_once` that a test may change."""
     return Path(shutil.copytree(finished_run_once, tmp_path / "finished_run"))
 
 
 @pytest.fixture(scope="session")
 def digits_features(once: Callable[..., Path]) -> Path:
-    """FEATURES.DIR of runs on the digits with mini, which find there what others have encoded."""
+    """FEATURES.DIR with the features that tests have encoded on the digits with mini."""
     return once("digits_features", lambda folder: None)
 
 
 @pytest.fixture(scope="session")
 def finished_digits_once(once: Callable[..., Path], digits_features: Path) -> Path:
-    """The output folder of HeGraphAdapter at 4 shots of the digits, seed 1, with thumbnails; not to be changed."""
+    """Output folder of HeGraphAdapter with 4 shots of the digits, seed 1, with thumbnails; read-only."""
     flags = ["--dataset-config-file", "digits", "--config-file", "mini", "--shots", "4", "--seed", "1"]
     keys = ["TRAINER.HEGRAPHADAPTER.FEATURES.DIR", str(digits_features)]
     return once(
@@ -309,7 +309,7 @@ def finished_digits_once(once: Callable[..., Path], digits_features: Path) -> Pa
 
 @pytest.fixture
 def finished_digits(finished_digits_once: Path, tmp_path: Path) -> Path:
-    """A copy of `finished_digits_once` for this test alone."""
+    """Copy of `finished_digits_once` that a test may change."""
     return Path(shutil.copytree(finished_digits_once, tmp_path / "finished_digits"))
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-WATCHED = ("torch.load", "torch.jit.load", "yaml.load", "eval")  # what could run code from a file
+WATCHED = ("torch.load", "torch.jit.load", "yaml.load", "eval")  # functions that could run code from a file
 LONGEST_FUNCTION = 60  # lines, docstring included
 SOURCES = {
     file.relative_to(ROOT).as_posix(): ast.parse(file.read_text(encoding="utf-8"))

@@ -305,8 +305,8 @@ def test_invalid_variables_of_torchrun_are_refused(refused, tiny_bank, monkeypat
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    said = refused("--features", str(tiny_bank), "--no-train")
-    assert "cannot join the processes of torchrun: " in said and words in said
+    line = refused("--features", str(tiny_bank), "--no-train")
+    assert "cannot join the processes of torchrun: " in line and words in line
 
 
 @pytest.mark.parametrize(
@@ -322,5 +322,5 @@ def test_several_processes_are_refused(refused, monkeypatch, line):
 def test_one_class_is_refused(tiny_bank, finished_run, refused, tmp_path):
     load_bank(tiny_bank).of_classes(torch.tensor([0])).save(tmp_path / "one.safetensors")
     for words in ([], ["--trainer", "ZeroShot"], ["--eval-only", "--model-dir", str(finished_run)]):
-        said = refused("--features", str(tmp_path / "one.safetensors"), *words, "--output-dir", str(tmp_path / "out"))
-        assert "expected at least two classes, got 1" in said
+        line = refused("--features", str(tmp_path / "one.safetensors"), *words, "--output-dir", str(tmp_path / "out"))
+        assert "expected at least two classes, got 1" in line

@@ -132,11 +132,11 @@ def test_outputs_agree_up_to_times_and_rounding():
 @pytest.mark.slow
 def test_python_of_the_readme_prints_its_numbers(tmp_path):
     [snippet] = [block for block in SNIPPETS if "hegraph.run(" in block.text]
-    said = [float(number) for number in re.findall(r"\d+\.\d\d", snippet.text)]
+    message = [float(number) for number in re.findall(r"\d+\.\d\d", snippet.text)]
     with outputs.interpreter(outputs.make_checkout(tmp_path.resolve())) as run:
         printed = [float(number) for number in run("python", snippet.text).split()[-2:]]
-    assert printed[0] == pytest.approx(said[0], abs=0.005)
-    assert printed[1] == pytest.approx(said[1], abs=0.5)  # another processor may round in another way
+    assert printed[0] == pytest.approx(message[0], abs=0.005)
+    assert printed[1] == pytest.approx(message[1], abs=0.5)  # another processor may round in another way
 
 
 def test_snippets_use_public_names():
@@ -217,7 +217,7 @@ def test_configuration_keys_that_pages_name_exist():
     """A key is a word in capitals with a dot or an underscore, written in full or from any of its dots on."""
     endings = {".".join(key.split(".")[start:]) for key in KEYS for start in range(key.count(".") + 1)}
     sources = [*(ROOT / "scripts" / "hegraph").glob("*.sh"), *(ROOT / "trainers" / "hegraph").rglob("*.py")]
-    # what is no key: variables of the scripts, options of other methods, constants
+    # no keys: variables of the scripts, options of other methods, constants
     others = set(re.findall(r"\b[A-Z][A-Z0-9_]+\b", " ".join(map(text_of, sources))))
     others |= {*map(str.upper, ALL_BASELINES), "OMP_NUM_THREADS", "OMP_WAIT_POLICY", "HEGRAPH_MUTATION"}
     for page, prose in PROSE.items():
@@ -269,7 +269,7 @@ def test_paired_differences_agree_with_the_means_of_the_records():
         assert difference.mean == pytest.approx(expected, abs=0.0151), (name, shots)  # all are rounded
 
 
-# The page that tells how to extend
+# extend.md
 
 
 LEFT_OUT = shutil.ignore_patterns(".git", ".venv", ".*_cache", "__pycache__", "output", "data", "build", "dist")
@@ -287,7 +287,7 @@ class Edit(NamedTuple):
     text: str
 
     def put(self, checkout: Path) -> None:
-        """Does what the page says with the block."""
+        """Use a block of code as the page says."""
         file = checkout / self.path
         if not self.below:
             assert not file.exists(), f"{self.path} is not new"
@@ -362,7 +362,7 @@ def put_python(folder: Path) -> Path:
 
 
 def started(words: list[str], cwd: Path) -> str:
-    """What a command prints in a checkout whose interpreter is that of `put_python`."""
+    """Run a command in a checkout with the interpreter of `put_python`; returns its output."""
     kept = {k: v for k, v in os.environ.items() if k not in ("DATA", "OUTPUT", "SEEDS", "METHODS", "PYTHONPATH")}
     environment = {**kept, "PATH": f"{cwd / 'bin'}{os.pathsep}{kept['PATH']}", "PYTHON": sys.executable}
     ran = subprocess.run(words, cwd=cwd, env=environment, capture_output=True, text=True, timeout=400)

@@ -1,4 +1,4 @@
-"""Examples in the docstrings of public names: they run, and give what they show. The site shows them."""
+"""Examples in the docstrings of public names run, and their results are as shown."""
 
 import doctest
 import inspect

@@ -112,7 +112,7 @@ def change_tensors(path: Path, rng: random.Random) -> None:
 
 
 def change_file(path: Path, rng: random.Random) -> None:
-    """Changes a file in place by what fits its kind, or its bytes."""
+    """Change a file in place, by its format or by its bytes."""
     content, kind = path.read_bytes(), path.suffix
     if rng.random() < 0.3 or kind not in (".json", ".drawn", ".partial", ".jsonl", ".yaml", ".safetensors", ".pt"):
         path.write_bytes(change_bytes(content, rng))
@@ -126,12 +126,12 @@ def change_file(path: Path, rng: random.Random) -> None:
     elif kind == ".pt":
         value = torch.load(path, weights_only=True)
         torch.save(change_tensor(value, rng) if isinstance(value, torch.Tensor) else change_value(value, rng), path)
-    else:  # JSON is YAML, but for what follows a half of a pair
+    else:  # JSON is YAML, except after half of a surrogate pair
         value = yaml.safe_load(content) if kind == ".yaml" else json.loads(content)
         path.write_text(json.dumps(change_value(value, rng)))
 
 
-# What reads the files
+# Readers of files
 
 
 @pytest.fixture(scope="module")
@@ -186,7 +186,7 @@ def function(call: Callable[[Path], object]) -> Callable[[Path], int]:
 
 
 def read_kept(folder: Path) -> None:
-    """Reads kept features as an encoding does: those that are not whole are made anew."""
+    """Read cached features as an encoding does, which encodes damaged ones again."""
     if is_valid(folder / "part.safetensors", "key"):
         read_tensors(folder / "part.safetensors", "encoded features")
 

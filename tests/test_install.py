@@ -1,4 +1,4 @@
-"""scripts/hegraph/install.sh: what it puts into a CoOp checkout, and that it leaves everything else alone."""
+"""scripts/hegraph/install.sh adds our files to a CoOp checkout and changes nothing else."""
 
 import os
 from pathlib import Path
@@ -24,7 +24,7 @@ def of_coop(folder: Path) -> dict[str, bytes]:
 
 
 def refused(coop: Path, **options: object) -> str:
-    """What the script says that leaves a checkout as it is."""
+    """Error of the script, which must not change the checkout."""
     before = contents(coop)
     ran = run_install(coop, **options)
     assert (ran.returncode, contents(coop)) == (2, before)

@@ -27,7 +27,7 @@ def bash(output):
 
 
 def table(printed: str) -> dict[str, dict[str, float]]:
-    """The one table in what a script printed: name of the row -> name of the column -> number."""
+    """Table in the output of a script: name of the row -> name of the column -> number."""
     lines = [line.strip("|").split("|") for line in printed.splitlines() if line.startswith("|")]
     (_, *heads), _, *rows = ([cell.strip().strip("*") for cell in line] for line in lines)
     return {name: dict(zip(heads, map(float, numbers))) for name, *numbers in rows}
@@ -146,7 +146,7 @@ def test_unlabelled_images_have_a_row_for_each_protocol(bash, tmp_path):
 def test_wrong_loop_is_refused_first(bash):
     for variables, words in (({"METHODS": "TipAdapter Tip"}, "unknown method 'Tip'"), ({"SEEDS": "one"}, "got 'one'")):
         assert words in bash("compare.sh", "digits", "mini", "2", code=2, **variables)
-    said = bash("ablation.sh", "digits", "mini", code=2, PARTS="graf")
-    assert "unknown part 'graf' in PARTS (known: table2 graph)" in said
+    message = bash("ablation.sh", "digits", "mini", code=2, PARTS="graf")
+    assert "unknown part 'graf' in PARTS (known: table2 graph)" in message
     for name in sorted({*test_scripts.OF_A_DATA_SET} - {"main", "features", "reproduce", "unlabelled"}):
         assert bash(f"{name}.sh", code=2).startswith(f"usage: bash scripts/hegraph/{name}.sh DATASET")

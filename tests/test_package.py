@@ -1,4 +1,4 @@
-"""The wheel: what is in it, and that the digits run from it in an environment that knows no checkout."""
+"""Wheel: its contents, and a run of the digits in an environment without the checkout."""
 
 import json
 import os
@@ -23,7 +23,7 @@ ENVIRONMENT = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "V
 
 
 def start(*command: object, cwd: Path) -> str:
-    """What a command prints that has no trace of this checkout in its environment; its mistake where it fails."""
+    """Run a command without this checkout in its environment; returns its output, or its error output if it fails."""
     environment = ENVIRONMENT | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
     words = [str(word) for word in command]
     ran = subprocess.run(words, cwd=cwd, env=environment, capture_output=True, text=True, timeout=900)

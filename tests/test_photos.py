@@ -199,7 +199,7 @@ def heic(tmp_path) -> Path:
     path = tmp_path / "IMG_1.HEIC"
     heif.register_heif_opener()
     stored(6).save(path, "HEIF", exif=exif(6).tobytes(), quality=95)
-    Image.OPEN.pop("HEIF")  # as in a program that has met no HEIC file yet
+    Image.OPEN.pop("HEIF")  # as in a program that has read no HEIC file
     Image.ID.remove("HEIF")
     return path
 

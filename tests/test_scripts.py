@@ -1,4 +1,4 @@
-"""The scripts: their syntax, the main job as a newcomer starts it, and what they say when something is wrong."""
+"""Shell scripts: syntax, a run of main.sh as a new user starts it, and errors."""
 
 import itertools
 import json
@@ -16,7 +16,7 @@ OURS = ("VIRTUAL_ENV", "CONDA_PREFIX", "SEEDS", "DATA", "OUTPUT")  # variables o
 
 
 def bash(script: str, *arguments: str, cwd: Path = ROOT, code: int = 0, **environment: str | None) -> str:
-    """What a script prints; where it has to fail, its line on stderr. None takes a variable out of the environment."""
+    """Run a script; returns its output, or its error line if it must fail. None removes an environment variable."""
     kept = {k: v for k, v in os.environ.items() if k not in OURS}
     variables = {k: v for k, v in (kept | {"PYTHON": sys.executable} | environment).items() if v is not None}
     command = ["bash", str(SCRIPTS / script), *arguments]
@@ -36,20 +36,20 @@ def test_every_script_is_valid_bash():
 @pytest.fixture
 def asked(tmp_path):
     """Function of a script, words and environment: the words of its first sweep, which is not run."""
-    said, python = tmp_path / "said", tmp_path / "python"
-    python.write_text(f'#!/bin/sh\necho "$@" >>{said}\n')
+    message, python = tmp_path / "message", tmp_path / "python"
+    python.write_text(f'#!/bin/sh\necho "$@" >>{message}\n')
     python.chmod(0o755)
 
     def ask(script: str, *words: str, **environment: str) -> list[str]:
-        said.unlink(missing_ok=True)
+        message.unlink(missing_ok=True)
         bash(script, *words, **{"PYTHON": str(python), "OUTPUT": str(tmp_path), "SHOTS": None, **environment})
-        return next(line.split() for line in said.read_text().splitlines() if " sweep " in line)
+        return next(line.split() for line in message.read_text().splitlines() if " sweep " in line)
 
     return ask
 
 
 def values_of(flag: str, words: list[str]) -> list[str]:
-    """What stands behind a flag, up to the next one or to a key."""
+    """Arguments of a flag, until the next flag or key."""
     behind = words[words.index(flag) + 1 :]
     return list(itertools.takewhile(lambda word: not word.startswith("--") and "." not in word, behind))
 
@@ -80,9 +80,9 @@ def test_targets_and_configurations_may_be_several(asked):
 
 def test_main_job_names_both_recipes(tmp_path):
     for config, whose, other in (("mini", "ours", "mini_paper"), ("mini_paper", "the paper's; ours", "mini")):
-        said = bash("main.sh", "digits", config, "4", PYTHON="true", OUTPUT=str(tmp_path))
-        assert said.startswith(f"recipe: {whose}")
-        assert said.endswith(f": bash scripts/hegraph/main.sh digits {other} 4\n")
+        message = bash("main.sh", "digits", config, "4", PYTHON="true", OUTPUT=str(tmp_path))
+        assert message.startswith(f"recipe: {whose}")
+        assert message.endswith(f": bash scripts/hegraph/main.sh digits {other} 4\n")
 
 
 @pytest.mark.slow
@@ -111,8 +111,8 @@ def test_main_job_ends_with_the_table(tmp_path):
 
 @pytest.mark.slow
 def test_wrong_word_is_one_line_and_leaves_nothing(tmp_path):
-    said = bash("main.sh", "digit", "mini", "4", code=2, OUTPUT=str(tmp_path))
-    assert "'digit'" in said and "'digits'" in said and not list(tmp_path.iterdir())
+    message = bash("main.sh", "digit", "mini", "4", code=2, OUTPUT=str(tmp_path))
+    assert "'digit'" in message and "'digits'" in message and not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow
@@ -144,17 +144,17 @@ def bare(tmp_path_factory) -> Path:
 def test_bare_environment_gets_the_pip_line(bare, tmp_path, script, variable):
     before = sorted(bare.rglob("*")), sorted(path.name for path in ROOT.iterdir())
     active = {"PYTHON": str(bare / "bin" / "python"), "OUTPUT": str(tmp_path), variable: str(bare)}
-    said = bash(script, code=2, **active)
-    assert said.startswith("error: ")
-    assert f"{bare / 'bin' / 'python'} -m pip install -r {ROOT / 'requirements.txt'}" in said
+    message = bash(script, code=2, **active)
+    assert message.startswith("error: ")
+    assert f"{bare / 'bin' / 'python'} -m pip install -r {ROOT / 'requirements.txt'}" in message
     assert (sorted(bare.rglob("*")), sorted(path.name for path in ROOT.iterdir())) == before
     assert not list(tmp_path.iterdir())
 
 
 def test_interpreter_is_found_or_named(bare, tmp_path):
     path = f"{bare / 'bin'}:/usr/bin:/bin"
-    said = bash("main.sh", code=2, PYTHON=None, PATH=path, VIRTUAL_ENV=str(bare), OUTPUT=str(tmp_path))
-    assert f"{bare / 'bin' / 'python3'} -m pip install" in said
+    message = bash("main.sh", code=2, PYTHON=None, PATH=path, VIRTUAL_ENV=str(bare), OUTPUT=str(tmp_path))
+    assert f"{bare / 'bin' / 'python3'} -m pip install" in message
     assert "/nowhere/python" in bash("main.sh", code=2, PYTHON="/nowhere/python", OUTPUT=str(tmp_path))
     assert not (ROOT / ".venv").exists() or (ROOT / ".venv" / "bin").exists()
 

@@ -1,4 +1,4 @@
-"""The Dassl trainer: CoOp's train.py and Dassl drive it, and it gives what the package alone gives.
+"""Dassl trainer: results in CoOp's train.py and Dassl equal those of the package.
 
 Against the real Dassl and CoOp where DASSL_ROOT and COOP_ROOT name checkouts, and against a stand-in anywhere.
 """
@@ -52,7 +52,7 @@ def plain(host):
 
 @pytest.mark.parametrize(("opts", "arguments"), [
     (("DATASET.SUBSAMPLE_CLASSES", "base"), {"shots": 16, "flags": ("--transforms", "random_flip", "normalize")}),
-    (("DATASET.SUBSAMPLE_CLASSES", "new", "INPUT.SIZE", "(32, 32)"), {"seed": 0}),  # as CoOp's own files say it
+    (("DATASET.SUBSAMPLE_CLASSES", "new", "INPUT.SIZE", "(32, 32)"), {"seed": 0}),  # as in CoOp's files
     ((f"{NODE}.VARIANT", "T-N", "DATALOADER.TRAIN_X.BATCH_SIZE", "4", "OPTIM.LR", "1e-2"), {"shots": -1}),
     ((*BASE, f"{NODE}.ALPHA_C", "4"), {"seed": 2}),  # an int, where yacs insists on a float
     ((f"{NODE}.FEATURES.MODE", "online", "OPTIM.MAX_EPOCH", "2", *IN_SEVENS), {}),
@@ -152,8 +152,8 @@ def test_unsafe_samples_of_coop_are_refused(host, tmp_path):
     def errors(name: str) -> list[str]:
         return [host.run(kind, f"{name}-{kind}", *BASE, images=images).error for kind in ("dassl", "alone")]
 
-    said = f"{file} was sampled from another split; delete it to sample again ({drawn} is"
-    assert all(said in error for error in errors("mixed"))
+    message = f"{file} was sampled from another split; delete it to sample again ({drawn} is"
+    assert all(message in error for error in errors("mixed"))
     file.write_bytes(pickle.dumps({"train": Runs(tmp_path / "ran"), "val": []}))
     assert all("nothing in it was run" in error for error in errors("code"))
     assert not (tmp_path / "ran").exists()
@@ -178,7 +178,7 @@ def test_missing_images_are_refused_before_writing(host, tmp_path):
 
 @pytest.fixture(scope="module")
 def killed(host):
-    """Copies of the folder of a run that was killed in a host after 4 of 6 epochs, having kept its checkpoint at 3."""
+    """Copies of the folder of a run that was killed after 4 of 6 epochs, with a checkpoint of epoch 3."""
     folders = {}
     for name in ("dassl", "alone"):
         ran = host.run(name, f"killed-{name}", "TRAIN.CHECKPOINT_FREQ", 3, die_after_epoch=4)
@@ -268,7 +268,7 @@ def test_no_train_encodes_and_tests_nothing(host, plain):
     assert (trained.result, contents(features)) == (plain["dassl"].result, encoded)
 
 
-# What Dassl does with it
+# Use by Dassl
 
 
 def test_dassl_logs_loss_rate_and_accuracy(host, plain):
@@ -343,10 +343,10 @@ def test_selection_on_test_is_refused(host, edited):
 
 
 def test_coops_own_trainer_prints_the_same(host, edited):
-    """With the stand-in, whose trainer needs no weights: what it prints changes with every draw before it."""
+    """With the substitute, whose trainer needs no weights; its output depends on all earlier random numbers."""
     if host.kind == "real":
         pytest.skip("CoOp's own trainers need CLIP's weights, and mends for current torch")
-    packages = host.folder / "packages"  # what the stand-in of Dassl imports and nobody has
+    packages = host.folder / "packages"  # packages that the substitute of Dassl imports
     packages.mkdir()
     (packages / "pandas.py").touch()
     (packages / "wilds.py").write_text("def get_dataset(): pass\n")

@@ -146,7 +146,7 @@ def test_tip_adapter_f_trains_keys_with_adamw(fit):
 
 
 def test_ape_t_trains_residuals_and_image_weights(fit):
-    # Half of the four channels; w_1 = 0 and w_2 = 1 select them by the variance of the text alone
+    # Half of the four channels; w_1 = 0 and w_2 = 1 select them by the variance of the text
     channels = TEXT.var(dim=0).topk(2).indices
 
     def logits(features, residual, weights):

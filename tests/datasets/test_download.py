@@ -277,7 +277,7 @@ def test_archive_is_unpacked_and_removed(server, tmp_path, kind):
     download("Set", [source], tmp_path / "new")
     assert (names_in(tmp_path / "new"), (tmp_path / "new" / "images/b/2.jpg").read_bytes()) == (UNPACKED, BODY)
     assert (tmp_path / "new" / "names.txt").read_bytes() == b"l"
-    fetch(source, tmp_path / "kept")  # a target that exists is left alone, and the missing one is added
+    fetch(source, tmp_path / "kept")  # an existing target is unchanged, and the missing one is added
     assert names_in(tmp_path / "kept") == {"images", "images/mine.jpg", "names.txt"}
     server.asked.clear()
     download("Set", [source], tmp_path / "kept")
@@ -334,7 +334,7 @@ def test_full_disk_while_unpacking_leaves_no_target(server, tmp_path, disk_full_
         fetch(source, tmp_path)
     assert names_in(tmp_path) == {"x.archive", "images"}
     server.asked.clear()
-    make(tmp_path, ".x.archive.unpacking/outer/stale.jpg")  # what a kill leaves
+    make(tmp_path, ".x.archive.unpacking/outer/stale.jpg")  # left by a killed process
     fetch(source, tmp_path)
     assert (names_in(tmp_path), server.asked) == ({*UNPACKED, "images/big.jpg"}, [])
 
@@ -346,7 +346,7 @@ def test_full_disk_while_unpacking_leaves_no_target(server, tmp_path, disk_full_
     ["x.archive", "x.archive.0123456789abcdef.part.version"],
     ["images/1.jpg", "names.txt", "x.archive.0123456789abcdef.part.version"],
     ["x.archive.0123456789abcdef.part", "x.archive.0123456789abcdef.part.version"],
-    ["images/1.jpg", "names.txt", "x.archive"],  # the archive of somebody else, which stays
+    ["images/1.jpg", "names.txt", "x.archive"],  # a file of the user, which stays
 ])  # fmt: skip
 def test_download_removes_files_of_killed_downloads(server, tmp_path, remains):
     make(tmp_path, *remains)
@@ -360,7 +360,7 @@ def test_download_removes_files_of_killed_downloads(server, tmp_path, remains):
 
 def test_archive_without_required_members_is_replaced(server, tmp_path):
     url = server.url("/x", serve(pack("zip", {"set/pictures/1.jpg": b"1"})))
-    rich = {**UNPACK, "other.txt": "other.txt", "absent.txt": "absent.txt"}  # it brings what else is missing
+    rich = {**UNPACK, "other.txt": "other.txt", "absent.txt": "absent.txt"}  # has further files
     other = archive(server.url("/other", serve(pack("tar", FILES))), file="other.tar", unpack=rich)
     refused(archive(url), tmp_path, r"x\.archive does not contain images")
     assert names_in(tmp_path) == set()
@@ -373,7 +373,7 @@ GZ, A, SYM, LNK = pack("tar.gz", FILES), ("images/a", b"a"), tarfile.SYMTYPE, ta
 
 @pytest.mark.parametrize("body", [
     BODY,
-    pack("zip", FILES).replace(BODY[HALF : HALF + 8], bytes(8)),  # which does not compress, so it stands there
+    pack("zip", FILES).replace(BODY[HALF : HALF + 8], bytes(8)),  # stored uncompressed
     GZ[:-100],
     GZ[:-8] + bytes(4) + GZ[-4:],  # its checksum
     tar_with(A, ("images/../../../escaped", b"x")), tar_with(A, ("images/inside", b"", SYM, "a")),
@@ -387,7 +387,7 @@ def test_damaged_or_unsafe_archive_is_replaced(server, tmp_path, body):
     source = archive(bad, unpack={"images": "images"})
     refused(source, folder, "the archive is damaged or unsafe")
     assert names_in(tmp_path) == {"root", "root/set"}
-    fetch(replace(source, urls=(bad, whole)), folder)  # whatever a member is called, it stays inside
+    fetch(replace(source, urls=(bad, whole)), folder)  # all members are written inside the folder
     assert names_in(tmp_path / "root") == {"set"} | {f"set/{name}" for name in UNPACKED - {"names.txt"}}
     assert not Path("/escaped").exists()
 

@@ -334,7 +334,7 @@ def test_check_lists_unreadable_images_and_copies(tmp_path, capsys):
     assert check_own_images(str(own)) == (True, [*COUNTS, f"{train} --config-file vit_b16 --output-dir OUT"])
     write(own / "train/ant/0.png", (own / "train/ant/1.png").read_bytes())  # in one split, nothing is tested on it
     write(own / "train/bee/0.png", (own / "test/bee/1.png").read_bytes())
-    write(own / "train/bee/1.png", (own / "test/cow/0.png").read_bytes())  # whatever its class
+    write(own / "train/bee/1.png", (own / "test/cow/0.png").read_bytes())  # of any class
     write(own / "train/bee/2.png", (own / "train/bee/2.png").read_bytes()[:-20])
     write(own / "train/cow/0.png", b"")  # cannot be read, and is no copy of the next but one
     write(own / "val/bee/0.png", (own / "test/bee/1.png").read_bytes())

@@ -88,7 +88,7 @@ def ucf101(root: Path) -> Truth:
 
 
 def fgvc_aircraft(root: Path) -> Truth:
-    names = ("Model B200", "F/A-18", "707-320")  # labels are lines of variants.txt, whatever their order
+    names = ("Model B200", "F/A-18", "707-320")  # labels are lines of variants.txt, in any order
     write_lines(root / "fgvc_aircraft" / "variants.txt", list(names))
     truth = {}
     for split, labels, first in (("train", MIXED, 1), ("val", MIXED, 101), ("test", TEST, 201)):
@@ -154,7 +154,7 @@ NAMES = ("tench", "goldfish", "great white shark", "tiger shark")
 VAL_LABELS = (1, 0, 3, 2, 1, 0, 3, 2)  # of ILSVRC2012_val_00000001 to 8
 STEMS = [f"ILSVRC2012_val_{number:08d}" for number in range(1, 9)]
 KIT_NUMBERS = (3, 4, 2, 1)  # the development kit does not count in the order of the ids
-# What CoOp selects from the tree with folders: by class, by name in it
+# Selection of CoOp from folders: by class, then by name
 EXPECTED_TEST = [(STEMS[image], label) for image, label in
                  ((1, 0), (5, 0), (0, 1), (4, 1), (3, 2), (7, 2), (2, 3), (6, 3))]  # fmt: skip
 
@@ -193,7 +193,7 @@ def write_kit(folder: Path) -> None:
     savemat(folder / "meta.mat", {"synsets": synsets})
 
 
-# What may label the images of a flat folder: the file, and its lines by stem and label
+# Files of labels for a folder without class folders, with lines of a stem and a label
 TRUTHS = {
     "Kaggle's csv": ("LOC_val_solution.csv", lambda stem, y: f"{stem},{IDS[y]} 1 2 3 4 {IDS[y]} 5 6 7 8 "),
     "Caffe's val.txt": ("val.txt", lambda stem, y: f"{stem}.JPEG {y}"),

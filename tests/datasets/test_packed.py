@@ -137,14 +137,14 @@ def test_damaged_shards_are_refused(tmp_path):
     block = tarfile.BLOCKSIZE
     huge = tarfile.TarInfo("1.cls")
     huge.size = 10**12
-    for damaged, said in (
+    for damaged, output in (
         (compressed, "header"), (content[: second.offset_data + 5], "unexpected end of data"),
         (content[:end], "it is truncated: expected the end of the archive at byte"),
         (content[: second.offset] + bytes(block) + content[second.offset + block :], "it is truncated"),
         (huge.tobuf(tarfile.GNU_FORMAT) + bytes(4096), "unexpected end of data|MemoryError"),
     ):  # fmt: skip
         path.write_bytes(damaged)
-        refused(tmp_path, f"{path} is damaged or not a whole tar file that is not compressed: .*({said})")
+        refused(tmp_path, f"{path} is damaged or not a whole tar file that is not compressed: .*({output})")
     path.write_bytes(content[: end + block])  # some programs write no second block of zeros
     assert counts(load(tmp_path)) == [2, 0, 0]
 
@@ -201,7 +201,7 @@ def test_braces_expand_to_shards(shards, tmp_path, monkeypatch):
     pytest.importorskip("braceexpand", reason="the package braceexpand is not installed")
     assert counts(load(f"{shards}/train/{{000..001}}.tar")) == [4, 0, 0]
     dataset = load(f"train={shards}/train/000.tar;training={shards}/test/000.tar;val={shards}/train/001.tar")
-    assert (counts(dataset), len(dataset.paths())) == ([3, 2, 0], 5)  # shards of one name in one split are told apart
+    assert (counts(dataset), len(dataset.paths())) == ([3, 2, 0], 5)  # one name, one split
     refused(f"{{pipe:touch {tmp_path}/ran #,b}}.tar", SAFE)
     assert not (tmp_path / "ran").exists()
     refused("/nowhere/{0..3.tar", "braces need .* Unbalanced")

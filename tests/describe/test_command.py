@@ -149,8 +149,8 @@ def names_of(tmp_path: Path) -> list[str]:
 def test_a_description_file_in_class_order_comes_out(describe, endpoint, tmp_path):
     sentences = ["Too short a river.", *(good_sentence("river", 5000 + i) for i in range(9))]
     endpoint.replies = [but(river=sentences)]
-    code, said = describe()
-    assert code == 0 and "6 of 6 classes" in said and list(table(tmp_path)) == NAMES
+    code, printed = describe()
+    assert code == 0 and "6 of 6 classes" in printed and list(table(tmp_path)) == NAMES
     assert [len(sentences) for sentences in table(tmp_path).values()] == [5] * 6
     assert table(tmp_path)["river"] == sentences[1:6]  # of more than are wanted, the first good ones
     assert read_descriptions(tmp_path / "out.json", NAMES) == list(table(tmp_path).values())
@@ -183,11 +183,11 @@ def test_sentences_of_earlier_calls_stay(describe, endpoint, tmp_path):
 
 def test_dry_run_sends_and_writes_nothing(describe, endpoint, tmp_path, monkeypatch):
     monkeypatch.delenv(KEY_VARIABLE)
-    code, said = describe("--dry-run", "--context", "a {0}  {context}")
+    code, printed = describe("--dry-run", "--context", "a {0}  {context}")
     assert code == 0
     for words in ("pictures: a {0} {context}\n", f"classes: {'; '.join(NAMES)}\n", "5 for each", "8 to 35"):
-        assert words in said
-    assert said.endswith("- river\n- forest\n\nrequests: 3, classes: 6; nothing was sent\n")
+        assert words in printed
+    assert printed.endswith("- river\n- forest\n\nrequests: 3, classes: 6; nothing was sent\n")
     assert (endpoint.prompts, names_of(tmp_path)) == ([], ["classes.txt"])
 
 
@@ -217,11 +217,11 @@ def test_next_prompt_has_good_sentences_and_problems(describe, endpoint, tmp_pat
 
 def test_failed_classes_are_listed_and_requested_next_time(describe, endpoint, tmp_path):
     endpoint.replies = [but(pasture=["I do not know."])] * 6
-    code, said = describe()
-    assert code == 1 and "5 of 6 classes" in said
+    code, printed = describe()
+    assert code == 1 and "5 of 6 classes" in printed
     assert sum("pasture" in batch for batch in endpoint.batches) == 4
-    assert said.count("failed, run the same command to retry: ") == 1
-    assert "to retry: pasture: expected 8 to 35 words, got 4" in said
+    assert printed.count("failed, run the same command to retry: ") == 1
+    assert "to retry: pasture: expected 8 to 35 words, got 4" in printed
     before = table(tmp_path)
     assert (list(before), describe()[0]) == ([name for name in NAMES if name != "pasture"], 0)
     assert (endpoint.batches[6:], list(table(tmp_path))) == ([["pasture"]], NAMES)
@@ -245,8 +245,8 @@ def test_interrupted_command_continues(describe, endpoint, tmp_path, monkeypatch
     again = [["annual crop", "highway"], ["lake"]]
     assert "requests: 2, classes: 3; nothing was sent\n" in describe("--dry-run")[1]
     endpoint.replies = [fails(401, f"wrong key {KEY}")]
-    code, said = describe()
-    assert code == 2 and "wrong key [key]" in said and describe()[0] == 0
+    code, printed = describe()
+    assert code == 2 and "wrong key [key]" in printed and describe()[0] == 0
     # the third question had no answer; of the second, one class had none
     assert endpoint.batches[2:] == [again[0], *again]
     assert "was refused: expected 8 to 35 words, got 4" in endpoint.prompts[3]
@@ -273,9 +273,9 @@ def test_interrupted_command_continues(describe, endpoint, tmp_path, monkeypatch
 def test_foreign_files_are_refused(describe, endpoint, tmp_path, file, content, words):
     (tmp_path / "aliases.json").write_text("{}")
     (tmp_path / file).write_text(content)
-    code, said = describe("--aliases", str(tmp_path / "aliases.json"))
-    assert code == 2 and words in said
-    assert "out.json" not in file or str(tmp_path / file) in said
+    code, printed = describe("--aliases", str(tmp_path / "aliases.json"))
+    assert code == 2 and words in printed
+    assert "out.json" not in file or str(tmp_path / file) in printed
     assert ((tmp_path / file).read_text(), endpoint.prompts) == (content, [])
 
 
@@ -288,8 +288,8 @@ def test_foreign_files_are_refused(describe, endpoint, tmp_path, file, content, 
     ("--out", "classes.txt", "is read by this command"),
 ])  # fmt: skip
 def test_invalid_options_are_refused(describe, endpoint, tmp_path, option, value, words):
-    code, said = describe(option, str(tmp_path / value) if value == "classes.txt" else value)
-    assert code == 2 and words in said
+    code, printed = describe(option, str(tmp_path / value) if value == "classes.txt" else value)
+    assert code == 2 and words in printed
     assert names_of(tmp_path) == ["classes.txt"] and (tmp_path / "classes.txt").read_text() == "\n".join(NAMES)
     assert endpoint.prompts == []
 
@@ -319,9 +319,9 @@ def gives_up(ask, endpoint, capfd, caplog):
         message = str(caught.value)
         assert message.startswith(url) and words in message and "\n" not in message and len(message) < 300
         assert ("; --endpoint may have to end in /v1" in message) == (url != URL)
-        said = "".join(traceback.format_exception(caught.value)) + caplog.text + "".join(capfd.readouterr())
+        printed = "".join(traceback.format_exception(caught.value)) + caplog.text + "".join(capfd.readouterr())
         assert [headers["authorization"] for headers in endpoint.headers] == [f"Bearer {KEY}"] * requests
-        assert KEY not in said
+        assert KEY not in printed
 
     return check
 
@@ -377,7 +377,7 @@ def test_openais_key_is_for_openai_only(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", f" {KEY}\n")
     assert read_key("https://EU.api.OpenAI.com:443/v1") == KEY
     for url in ("http://api.openai.com/v1", "https://api.openai.com.evil.example/v1", "https://notopenai.com/v1"):
-        assert read_key(url, "OPENAI_API_KEY") == KEY  # the user says so
+        assert read_key(url, "OPENAI_API_KEY") == KEY  # with the user's consent
         with pytest.raises(UserError, match="--key-env NAME"):
             read_key(url)
 

@@ -12,7 +12,7 @@ TOLERANCE = 0.005  # another processor may round in another way; one of another 
 
 
 def shown(notebook: Any) -> tuple[list[float], int]:
-    """The numbers before a percent sign in what the cells of a notebook show, and the number of pictures."""
+    """Percentages in the outputs of a notebook, and its number of pictures."""
     outputs = [output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", [])]
     text = " ".join(str(data.get("text/plain")) for data in outputs)
     return list(map(float, re.findall(r"([\d.]+) %", text))), sum("image/png" in data for data in outputs)

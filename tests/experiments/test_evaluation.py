@@ -1,4 +1,4 @@
-"""Testing a trained method: which columns compete, in which order, by which rule, and what the record says."""
+"""Test of a trained method: classes, their order, the rule of transfer, and the record."""
 
 import json
 import re
@@ -44,7 +44,7 @@ def source(rule: str, target: Task) -> SimpleNamespace:
 
 
 def trained(logits=None, transfer=None) -> tuple[FittedMethod, SavedModel]:
-    """A method on the classes a, b, c, of which zero-shot CLIP knows the axes."""
+    """Create a method of the classes a, b and c, whose text features are the axes."""
     return FittedMethod(logits, transfer=transfer), model_of("Spy", text_positive=AXES)
 
 
@@ -53,7 +53,7 @@ def trained(logits=None, transfer=None) -> tuple[FittedMethod, SavedModel]:
 
 def test_domain_with_reordered_classes_uses_its_own_labels():
     # The target's label 0 is c and its label 1 is a. Four images: zero-shot sees c, a, a, and b, which does not
-    # compete: of c and a that image is nearer to a. The labels say c, a, c, c: right are the first and the second.
+    # compete: of c and a, that image is nearer to a. The labels are c, a, c, c, so the first two are right.
     features = torch.tensor([[0.0, 0.0, 1.0], [1.0, 0.0, 0.0], [1.0, 0.0, 0.0], [0.6, 0.8, 0.0]])
     swapped = trained(lambda images: images[:, [2, 1, 0]])  # turns a into c and c into a: the last two are right
     about = {"num_test": 4, "num_classes": 2, "rule": SAME_CLASSES}
@@ -101,7 +101,7 @@ ORIGIN = TrainedOn(
 
 
 def model_of(method: str = "HeGraphAdapter", **changed: object) -> SavedModel:
-    """Class weights 10 times the axes, and a cache that says class b whatever it sees, with the weight 100."""
+    """Classifier with class weights of 10 times the axes, and a cache that always predicts class b, with weight 100."""
     fields = {
         "classifier": FoldedClassifier(10 * AXES, keys=AXES, labels=torch.tensor([1, 1, 1]), alpha=100.0, beta=0.0),
         "text_positive": AXES[[1, 2, 0]],
@@ -177,16 +177,16 @@ def test_unusable_features_and_logits_are_refused():
     with pytest.raises(UserError, match="'other' features, but the bank holds those of 'm/w'"):
         say(model_of(backbone=BackboneConfig(title="other")), images())
     diverged = partial(trained, lambda images: images / 0)
-    for method, target, said in (
+    for method, target, message in (
         (trained(), images(features=torch.eye(2), labels=(0, 1)), "width 3, got 2"),
         (diverged(), images(), "Spy predicts NaN or infinite logits"),
         (trained(), images("a", labels=(0, 0, 0)), "two classes"),
     ):
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             evaluation.evaluate(*method, target, "cpu")
 
 
-# What a configuration may say of a model
+# Settings of a model and of a configuration
 
 
 def test_classes_are_matched_by_id():
@@ -196,7 +196,7 @@ def test_classes_are_matched_by_id():
         match_classes(["a", "b"], ["w", "a", "x"], "A", "B")
 
 
-@pytest.mark.parametrize(("trained", "asked", "said"), [
+@pytest.mark.parametrize(("trained", "asked", "message"), [
     ({"TRAINING_FREE.KAPPA": [[1, 9.0]]}, [], "end the command with {}.TRAINING_FREE.KAPPA '[[1, 9.0]]'"),
     ({"TRAINING_FREE.KAPPA": [[1, 9.0]]}, ["TRAINING_FREE.KAPPA", "((1, 9.0),)"], ""),  # a model folder holds lists
     ({"SHUFFLE": "negative", "BIAS": False}, [], "{}.BIAS False, not True"),
@@ -204,11 +204,11 @@ def test_classes_are_matched_by_id():
     ({"ALPHA_C": 2.0}, [], ""),  # it follows from the shots, which may be others here
     ({"MIN_STEPS": 7}, [], ""),  # an option of training
 ])  # fmt: skip
-def test_model_with_other_settings_is_refused(trained, asked, said):
+def test_model_with_other_settings_is_refused(trained, asked, message):
     config = run_config(load_cfg()) | {f"{NODE}.{key}": value for key, value in trained.items()}
     model = model_of(trained_on=ORIGIN.model_copy(update={"config": config}))
     cfg = load_cfg(opts=[f"{NODE}.{word}" if n % 2 == 0 else word for n, word in enumerate(asked)])
-    with pytest.raises(UserError, match=re.escape(said.format(NODE))) if said else nullcontext():
+    with pytest.raises(UserError, match=re.escape(message.format(NODE))) if message else nullcontext():
         run_module.check_configuration(model, cfg)
 
 
@@ -216,10 +216,10 @@ def test_all_options_of_a_baseline_are_checked():
     method = ("TipAdapter", {"BETA": 5.5})
     cfg = load_cfg(method=method, opts=["TRAINER.NAME", "TipAdapter", "TRAINER.TIPADAPTER.BETA", 1.0])
     run_module.check_configuration(model_of("TipAdapter"), load_cfg(method=method, opts=["TRAINER.NAME", "TipAdapter"]))
-    for given, said in (
+    for given, message in (
         (cfg, r"TRAINER\.TIPADAPTER\.BETA 5\.5, not 1\.0"), (load_cfg(), "give --trainer TipAdapter, not"),
     ):  # fmt: skip
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             run_module.check_configuration(model_of("TipAdapter"), given)
 
 
@@ -260,11 +260,11 @@ def test_test_on_own_data_repeats_the_record(finished_run_once, tiny_bank, tmp_p
     with pytest.raises(UserError, match="again holds the result of a run with other settings"):
         run_module.test_model(configured, tiny_bank, other, None, "cpu")
     load_bank(tiny_bank).without_test().save(no_test := tmp_path / "no_test.safetensors")
-    for bank, name, said in (
+    for bank, name, message in (
         (tiny_bank, "Digits", r"expected a bank of DATASET\.NAME 'Digits', got 'Tiny'"),
         (no_test, "", r"no_test\.safetensors has no test images"),
     ):
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             run_module.test_model(asking(tmp_path / "x", "DATASET.NAME", name), bank, finished_run_once, None, "cpu")
 
 
@@ -284,14 +284,14 @@ def test_record_without_fitted_temperature(run, tmp_path, how):
     assert (record["calibration"]["fitted_on"], record["calibration"]["temperature"]) == ("nothing", 1.0)
 
 
-@pytest.mark.parametrize(("names", "said"), [
+@pytest.mark.parametrize(("names", "message"), [
     (["elk", "ant", "bee", "cow", "dog"], "Tiny (same classes as the model's), 2 shots"),
     (["vole", "wasp", "yak", "zebra", "ape"], "Tiny (other classes than the model's), 2 shots"),
 ])  # fmt: skip
-def test_result_line_names_the_rule(run, finished_run_once, tiny_bank, tmp_path, names, said):
+def test_result_line_names_the_rule(run, finished_run_once, tiny_bank, tmp_path, names, message):
     replace(load_bank(tiny_bank), classnames=names).save(other := tmp_path / "other.safetensors")
     record, _ = run("--eval-only", "--model-dir", str(finished_run_once), bank=other)
-    assert summary(record).startswith(said)
+    assert summary(record).startswith(message)
 
 
 # Through the command line

@@ -1,4 +1,4 @@
-"""How a method is fitted: what it is given and never given, what is chosen on val, and the temperature."""
+"""Fit of a method: its data, selection on validation images, and the temperature."""
 
 import itertools
 from collections.abc import Callable
@@ -47,7 +47,7 @@ def test_fit_gets_no_test_images_and_is_timed(tiny_bank, monkeypatch):
     for name in ("train_features", "train_labels", "val_features", "val_labels", "text_positive", "text_negative"):
         assert getattr(seen, name) is getattr(bank, name)
     assert (vars(options), rest) == ({"SHARE": 0.25}, [7, None])  # it does not need a backbone
-    assert (fitted.seconds, waited.call_count) == (10, 1)  # with what a GPU had still to do
+    assert (fitted.seconds, waited.call_count) == (10, 1)  # includes pending work of a GPU
     assert fitted.num_parameters == fit(7, None).num_parameters != fit(8, None).num_parameters  # by the seed
     method.needs_backbone = True
     fit(7, "a backbone")
@@ -58,7 +58,7 @@ def test_fit_gets_no_test_images_and_is_timed(tiny_bank, monkeypatch):
 
 
 @pytest.mark.parametrize(("rows", "trainings"), [
-    ([[ALPHA, [2.0, 4.0, 8.0]], [OMEGA, [0.1, 0.3]]], 1),  # these weigh predictions alone
+    ([[ALPHA, [2.0, 4.0, 8.0]], [OMEGA, [0.1, 0.3]]], 1),  # these only weight predictions
     ([[f"{NODE}.CLOSED_FORM.RHO", [0.1, 0.3]], [f"{NODE}.CLOSED_FORM.KAPPA", [2.0, 4.0]]], 2),  # KAPPA is in NOISE
 ])  # fmt: skip
 def test_candidates_that_share_a_training_equal_single_runs(tiny_bank, monkeypatch, rows, trainings):
@@ -134,7 +134,7 @@ def test_model_with_malformed_selection_is_refused(finished_run_once):
             check_configuration(model.model_copy(update={"trained_on": changed}), load_cfg())
 
 
-# The temperature: what is held out is not seen by what classifies it
+# Temperature: the classifier has not seen the held-out images
 
 
 def nearest_mean(bank: FeatureBank) -> Callable[[Tensor], Tensor]:
@@ -152,7 +152,7 @@ def bank(tiny_bank) -> FeatureBank:
 
 @pytest.fixture
 def one_shot(bank) -> FeatureBank:
-    """The same with the first image of each class alone."""
+    """Bank with only the first image of each class."""
     first = torch.stack([(bank.train_labels == label).nonzero()[0, 0] for label in range(5)])
     return replace(bank, train_features=bank.train_features[:, first], train_labels=bank.train_labels[first])
 
@@ -170,7 +170,7 @@ def confidence(logits: list[Tensor], temperature: float) -> float:
     return torch.cat([(part.double() / temperature).softmax(dim=1).amax(dim=1) for part in logits]).mean().item()
 
 
-# What is held out
+# Held-out images
 
 
 def test_every_image_is_held_out_once(bank):
@@ -200,7 +200,7 @@ def test_classes_are_held_out_from_four_on(bank):
     assert (len(list(fitting.without_classes(enough, seed=1))), list(fitting.without_classes(few, seed=1))) == (2, [])
 
 
-# What follows
+# Confidence of the result
 
 
 def test_temperature_is_fitted_on_val_images(tiny_bank):
@@ -235,7 +235,7 @@ def test_one_shot_calibration_matches_zero_shot_confidence(one_shot):
     own = 100.0 * keys @ one_shot.text_positive.t()
     honest = fit_temperature(own, one_shot.train_labels)
     assert confidence(ours, found.temperature) == pytest.approx(confidence(clips, honest))
-    # Known images score as with zero-shot CLIP, plus what the method adds on held-out classes
+    # Score of known images: zero-shot CLIP plus the gain of the method on held-out classes
     gains = [energy(part, found.temperature) - energy(clip, honest) for part, clip in zip(ours, clips)]
     assert found.known.quantiles == pytest.approx(quantiles(energy(own, honest) + torch.cat(gains).mean()), rel=1e-4)
     assert (found.known.fitted_on, found.known.num_images) == ("held-out classes", 5)

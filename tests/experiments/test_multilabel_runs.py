@@ -161,7 +161,7 @@ def test_class_without_images_is_scored_by_its_text(run, bank, saved):
     assert record["map"] == pytest.approx(np.mean([precisions[name] for name in ("ant", "bee", "dog")]))
 
 
-@pytest.mark.parametrize(("flags", "said"), [
+@pytest.mark.parametrize(("flags", "printed"), [
     ("", "Zoo has several labels per image, which VARIANT full does not support; end the command with"),
     ("--trainer GDA", "which GDA does not support; use one of HeGraphAdapter, ZeroShot, ZeroShotStandardised"),
     (f"--unlabelled pool {' '.join(FREE)}", "leave out --unlabelled"),
@@ -169,8 +169,8 @@ def test_class_without_images_is_scored_by_its_text(run, bank, saved):
     (f"--target-datasets Zoo:new {' '.join(FREE)}", "leave out --target-domains and --target-datasets"),
     (f"--select val {' '.join(FREE)}", "leave out --select val"),
 ])  # fmt: skip
-def test_unsupported_requests_are_refused(run, saved, flags, said):
-    assert said in run(*flags.split(), bank=saved, quick=(), code=2)
+def test_unsupported_requests_are_refused(run, saved, flags, printed):
+    assert printed in run(*flags.split(), bank=saved, quick=(), code=2)
 
 
 @pytest.mark.parametrize("name", ["ZeroShotStandardised", "OneVsRest", "Ridge"])

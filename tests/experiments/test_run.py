@@ -1,4 +1,4 @@
-"""Runs: what they write, repeat and refuse, and in which order; unlabelled images; two processes; real features."""
+"""Runs: outputs, repetition, refusals and their order, unlabelled images, two processes, real features."""
 
 import hashlib
 import itertools
@@ -47,7 +47,7 @@ def sha256_of(value: object) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-# What a run writes
+# Outputs of a run
 
 
 def test_run_writes_model_split_and_record(run, tiny_bank):
@@ -82,8 +82,8 @@ def test_run_writes_model_split_and_record(run, tiny_bank):
     data = {"bank": BankFile(tiny_bank).digest}
     assert found["run_id"] == sha256_of({"config": found["config"], "seed": 1, "data": data, "split": split})
     scores = tuple(found[key] for key in ("accuracy_zero_shot", "accuracy_text", "accuracy"))
-    said = "zero-shot {:.2f}, HeGraphAdapter(T) {:.2f}, HeGraphAdapter (full) {:.2f}".format(*scores)
-    assert summary(found) == f"Tiny, 2 shots, seed 1: {said}"
+    message = "zero-shot {:.2f}, HeGraphAdapter(T) {:.2f}, HeGraphAdapter (full) {:.2f}".format(*scores)
+    assert summary(found) == f"Tiny, 2 shots, seed 1: {message}"
 
 
 def test_record_and_model_count_images_of_small_classes(run, tiny_bank):
@@ -105,14 +105,14 @@ def test_record_and_model_count_images_of_small_classes(run, tiny_bank):
 # Bad input
 
 
-@pytest.mark.parametrize(("words", "said"), [
+@pytest.mark.parametrize(("words", "message"), [
     (("OUTPUT_DIR", "tiny.safetensors/out"), "cannot write tiny.safetensors"),
     ((f"{NODE}.FEATURES.MODE", "online"), "--features"),
     (("--resume", "nowhere"), "nothing to resume in nowhere"),
 ])  # fmt: skip
-def test_impossible_settings_are_refused(run, tmp_path, monkeypatch, words, said):
+def test_impossible_settings_are_refused(run, tmp_path, monkeypatch, words, message):
     monkeypatch.chdir(tmp_path)
-    assert said in run(*words, code=2) and not (tmp_path / "run" / "result.json").exists()
+    assert message in run(*words, code=2) and not (tmp_path / "run" / "result.json").exists()
 
 
 def test_installed_copy_knows_its_commit(tmp_path, monkeypatch):
@@ -131,8 +131,8 @@ def test_interrupted_run_resumes_unless_settings_differ(run, finished_run, tmp_p
     before = files(out)
     assert sorted(name for name in before if "/" not in name) == ["checkpoint.pt", "split.json"]
     assert "model-epoch1/model.safetensors" in before
-    said = run("SEED", "2", code=2)
-    assert "checkpoint.pt" in said and "other settings" in said
+    message = run("SEED", "2", code=2)
+    assert "checkpoint.pt" in message and "other settings" in message
     run("--resume", str(out), name="elsewhere")
     assert files(out) == before
     run()
@@ -166,8 +166,8 @@ def test_image_run_writes_paths_and_ordered_thumbnails(run, digits_features):
     for position, (path, *_) in enumerate(split["train"]):
         difference = ImageChops.difference(read_thumbnail(folder, position), open_digit(path))
         assert max(high for _, high in difference.getextrema()) < 80  # JPEG of 8x8 pixels
-    said = run(*DIGITS, "INPUT.SIZE", "(16, 16)", name="none", code=2, **digits)  # which contradicts the backbone
-    assert "INPUT.SIZE" in said and "leave the key out" in said and not (out.parent / "none").exists()
+    message = run(*DIGITS, "INPUT.SIZE", "(16, 16)", name="none", code=2, **digits)  # which contradicts the backbone
+    assert "INPUT.SIZE" in message and "leave the key out" in message and not (out.parent / "none").exists()
 
 
 # The steps of `run`, one after the other
@@ -186,7 +186,7 @@ def cfg(tmp_path):
 
 @pytest.fixture
 def done(monkeypatch) -> list[str]:
-    """What was asked of the task, which takes five seconds to read, and of targets."""
+    """Calls of a task that takes five seconds to read, and of targets."""
     asked: list[str] = []
     for place, name, answer in (
         (BankTask, "prepare", lambda task: None), (BankTask, "bank", BankTask.bank),
@@ -226,7 +226,7 @@ def test_negative_seed_is_replaced_and_gpu_used(cfg, monkeypatch, seed, wanted, 
     def opening(cfg, path, seed, device):
         assert torch.equal(torch.rand(1), torch.rand(1, generator=torch.Generator().manual_seed(seed)))
         assert (seed, device) == seen
-        raise InterruptedError  # the test has seen what it wanted
+        raise InterruptedError  # end of the test
 
     draw = SimpleNamespace(randrange=lambda limit: limit - 1)
     monkeypatch.setattr(run_module.random, "SystemRandom", lambda: draw)
@@ -246,11 +246,11 @@ def test_thumbnails_need_training_images(cfg, tiny_bank, tmp_path):
             run_module.run(cfg(), **where, keep_thumbnails=True)
 
 
-# Runs that hear unlabelled images
+# Runs with unlabelled images
 
 
 def pool_of(bank: FeatureBank, out: Path) -> tuple[torch.Tensor, ClassSums]:
-    """The features of the images of the tiny bank that a run has not drawn, and what those say that it has."""
+    """Features of the training images of the tiny bank that a run has not sampled, and of those that it has."""
     drawn = [row for row, *_ in json.loads((out / "split.json").read_text())["train"]]
     undrawn = [row for row in range(len(bank.train_labels)) if row not in drawn]
     keys = bank.cache_keys()
@@ -325,13 +325,13 @@ def test_images_of_another_bank(run, tiny_bank, tmp_path, unit_features):
     found[:, 3] = bank.test_features[7]
     wide = ("text_positive", "text_negative", "train_features")
     narrow = {name: unit_features(*getattr(made, name).shape[:-1], 8) for name in wide}
-    for name, changes, said in (
+    for name, changes, message in (
         ("test", {"train_features": found}, "1 of 20 unlabelled images are test images as well, such as row 3"),
         ("backbone", {"backbone": "RN50"}, "'RN50'"),
         ("width", narrow, "[M, 16] of unlabelled images, got [20, 8]"),
     ):
         replace(made, **changes).save(other)
-        assert said in run("--unlabelled", str(other), name=name, code=2)
+        assert message in run("--unlabelled", str(other), name=name, code=2)
 
 
 @pytest.mark.parametrize("name", ["TransCLIP", "StatA"])
@@ -379,7 +379,7 @@ def test_pool_and_folder_of_images_are_encoded(run, digits_features, tmp_path):
 
 
 def in_two_processes(*words: object) -> list[tuple[int, str]]:
-    """Exit code and standard error of each of two processes of a command, of which a chunk has 160 images."""
+    """Run a command by two processes with chunks of 160 images; returns exit codes and error outputs."""
     command = [sys.executable, "-m", "trainers.hegraph", *map(str, words), "DATALOADER.TEST.BATCH_SIZE", "10"]
     options = {"cwd": ROOT, "text": True, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     environments = ({**os.environ, "OMP_NUM_THREADS": "1", **added} for added in as_torchrun_sets(2))
@@ -396,7 +396,7 @@ def encoded(folder: Path) -> dict[str, bytes]:
 def test_two_processes_encode_the_same_as_one(run, tmp_path):
     features = (f"{NODE}.FEATURES.DIR", tmp_path / "together", f"{NODE}.FEATURES.VIEWS", "2")
     ended = in_two_processes(*DIGITS, "--no-train", "--seed", "1", "--output-dir", tmp_path / "out", *features)
-    counts = [int(re.search(r"encoded (\d+) test images", said)[1]) for code, said in ended if code == 0]
+    counts = [int(re.search(r"encoded (\d+) test images", message)[1]) for code, message in ended if code == 0]
     assert sum(counts) == 899 and all(counts)
     alone = (
         f"{NODE}.FEATURES.DIR", str(tmp_path / "alone"), *map(str, features[2:]), "DATALOADER.TEST.BATCH_SIZE", "10",
@@ -416,8 +416,8 @@ def test_unreadable_image_ends_both_processes(tmp_path):
     words = ("--dataset-config-file", "folder", "--config-file", "mini", "--root", tmp_path / "photos")
     extract = ("features", "extract", *words, "--out", tmp_path / "bank.safetensors")
     ended = in_two_processes(*extract, f"{NODE}.FEATURES.DIR", tmp_path / "features")
-    lines = [said.splitlines()[-1] for _, said in ended]
-    assert [code for code, _ in ended] == [2, 2] and not any("Traceback" in said for _, said in ended)
+    lines = [message.splitlines()[-1] for _, message in ended]
+    assert [code for code, _ in ended] == [2, 2] and not any("Traceback" in message for _, message in ended)
     assert sorted("cannot read the image" in line for line in lines) == [False, True]
     assert sorted("another process of torchrun has ended" in line for line in lines) == [False, True]
 

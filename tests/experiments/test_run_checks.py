@@ -43,7 +43,7 @@ def banks(tiny_bank, tmp_path, unit_features) -> dict[str, Path]:
     return {name: tmp_path / f"{name}.safetensors" for name in changes}
 
 
-@pytest.mark.parametrize(("bank", "flags", "said"), [
+@pytest.mark.parametrize(("bank", "flags", "message"), [
     ("no_val", "--shots -1 --unlabelled pool", "Tiny has no images left for --unlabelled pool"),
     ("no_test", "--unlabelled test", "Tiny has no test images; give --unlabelled pool, or a path"),
     ("tiny", "--unlabelled backbone.safetensors", "holds features of 'RN50'"),
@@ -56,9 +56,11 @@ def banks(tiny_bank, tmp_path, unit_features) -> dict[str, Path]:
     ("no_val", "--select val", "Tiny has no val images"),
     ("tiny", f"--select val {NODE}.SELECT []", f"--select val needs {NODE}.SELECT"),
 ])  # fmt: skip
-def test_impossible_run_is_refused_before_training(run, no_training, banks, tmp_path, monkeypatch, bank, flags, said):
+def test_impossible_run_is_refused_before_training(
+    run, no_training, banks, tmp_path, monkeypatch, bank, flags, message
+):
     monkeypatch.chdir(tmp_path)
-    assert said in run(*flags.split(), bank=banks[bank], quick=(), code=2)
+    assert message in run(*flags.split(), bank=banks[bank], quick=(), code=2)
     assert not (tmp_path / "run" / "result.json").exists()
 
 
@@ -109,7 +111,7 @@ def photos(tmp_path) -> Path:
 
 @pytest.fixture
 def run_on_photos(run, photos, tmp_path):
-    """Function of flags: a run of all images of `photos`, which has to fail; what it says."""
+    """Function that runs all images of `photos` with flags; returns the error line."""
 
     def start(*flags: str, code: int = 2):
         words = ["--root", str(photos), "--dataset-config-file", "folder", "--config-file", "mini", "--shots", "-1"]
@@ -144,15 +146,15 @@ def unreadable_target(photos: Path) -> list[str]:
     return ["--target-domains", "ImageFolder"]
 
 
-@pytest.mark.parametrize(("arrange", "said"), [
+@pytest.mark.parametrize(("arrange", "message"), [
     (without_test, "ImageFolder has no test images"),
     (all_drawn, "ImageFolder has no images left for --unlabelled pool"),
     (all_unreadable, "none of 1 unlabelled images can be read, such as 1.png"),
     (copied, "other/copy.png"),  # before it is encoded
     (unreadable_target, "test/dog/1.png"),
 ])  # fmt: skip
-def test_impossible_images_are_refused_before_training(run_on_photos, no_training, photos, arrange, said):
-    assert said in run_on_photos(*arrange(photos))
+def test_impossible_images_are_refused_before_training(run_on_photos, no_training, photos, arrange, message):
+    assert message in run_on_photos(*arrange(photos))
 
 
 def test_pool_of_images_is_used_without_test_images(run_on_photos, photos):
@@ -191,8 +193,8 @@ def test_run_does_not_overwrite_its_inputs(run, no_training, tiny_bank, tmp_path
     bank = Path(shutil.copy(tiny_bank, out / f"{name}.safetensors"))
     replace(load_bank(bank), test_features=None, test_labels=None).save(bank)
     content = bank.read_bytes()
-    said = run(bank=bank, code=2) if flag == "--features" else run(flag, str(bank), code=2)
-    assert f"{bank} is read by this command, and is not overwritten" in said
+    message = run(bank=bank, code=2) if flag == "--features" else run(flag, str(bank), code=2)
+    assert f"{bank} is read by this command, and is not overwritten" in message
     assert bank.read_bytes() == content and [*out.iterdir()] == [bank]
 
 
@@ -200,8 +202,8 @@ def test_descriptions_are_not_overwritten(run_on_photos, no_training, tmp_path):
     (tmp_path / "run").mkdir()
     descriptions = tmp_path / "run" / "split.json"
     descriptions.write_text('{"cat": ["a cat."], "dog": ["a dog."]}')
-    said = run_on_photos(f"{NODE}.PROMPTS.DESCRIPTIONS", str(descriptions))
-    assert "split.json is read by this command" in said and "a cat." in descriptions.read_text()
+    message = run_on_photos(f"{NODE}.PROMPTS.DESCRIPTIONS", str(descriptions))
+    assert "split.json is read by this command" in message and "a cat." in descriptions.read_text()
 
 
 def test_bank_in_a_model_folder_is_not_replaced(run, finished_run, no_training, tiny_bank):
@@ -214,16 +216,16 @@ def test_bank_in_a_model_folder_is_not_replaced(run, finished_run, no_training, 
 def test_evaluation_does_not_overwrite_the_bank(run, finished_run_once, tiny_bank, tmp_path):
     (tmp_path / "run").mkdir()
     bank = Path(shutil.copy(tiny_bank, tmp_path / "run" / "predictions.safetensors"))
-    said = run("--eval-only", "--model-dir", str(finished_run_once), bank=bank, code=2)
-    assert "predictions.safetensors is read by this command" in said
+    message = run("--eval-only", "--model-dir", str(finished_run_once), bank=bank, code=2)
+    assert "predictions.safetensors is read by this command" in message
     load_bank(bank)
 
 
-@pytest.mark.parametrize(("place", "said"), [
+@pytest.mark.parametrize(("place", "message"), [
     ("adapter.safetensors", "is no file but a folder"), ("model", "not overwritten"),
     ("model-epoch3", "not overwritten"),
 ])  # fmt: skip
-def test_outputs_must_be_replaceable_before_training(run, no_training, tmp_path, place, said):
+def test_outputs_must_be_replaceable_before_training(run, no_training, tmp_path, place, message):
     (tmp_path / "run" / place).mkdir(parents=True)
     (tmp_path / "run" / place / "notes.txt").touch()
-    assert said in run(code=2)
+    assert message in run(code=2)

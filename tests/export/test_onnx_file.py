@@ -1,5 +1,4 @@
-"""The ONNX file says what torch says, for all that a classifier may have and whole backbones; what `export` prints;
-and the lines of docs/guides/onnx.md that need no torch give what the package gives."""
+"""ONNX files: equality with torch for classifiers and backbones, output of `export`, and the code of the guide."""
 
 import json
 import re
@@ -69,7 +68,7 @@ def random_model(width: int, cache: bool = True, **parts: Tensor) -> SavedModel:
 
 
 def answer(path: Path, values: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits and probabilities, each `[B, K]`, by onnxruntime alone."""
+    """Compute logits and probabilities, each `[B, K]`, with onnxruntime."""
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     logits, probabilities = session.run(["logits", "probabilities"], {session.get_inputs()[0].name: values.numpy()})
     return torch.from_numpy(logits), torch.from_numpy(probabilities)
@@ -167,7 +166,7 @@ def test_the_transform_in_words_becomes_plain_values(transform, resize, interpol
     assert (found["resize"], found["interpolation"], found["transform"]) == (resize, interpolation, transform)
 
 
-# What fails leaves nothing
+# A failure leaves no files
 
 
 def test_file_that_differs_from_torch_is_not_written(tmp_path, monkeypatch):
@@ -178,12 +177,12 @@ def test_file_that_differs_from_torch_is_not_written(tmp_path, monkeypatch):
     monkeypatch.setattr(onnx_file, "TOLERANCE_HALF", 1e-7)
     with pytest.raises(UserError, match="1e-07"):
         write_onnx(model, None, file, half=True)
-    for affinities, said in (
+    for affinities, message in (
         (lambda cosines, beta: cosines, "differ .* 0.0001"),
         (lambda cosines, beta: cosines * torch.linalg.eigvalsh(cosines[:1, :1]), "no form in ONNX: .*eig"),
     ):
         monkeypatch.setattr(onnx_file, "affinities", affinities)
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             write_onnx(model, None, file)
     assert file.read_bytes() == b"the older file" and list(tmp_path.iterdir()) == [file]
     assert torch.backends.mha.get_fastpath_enabled()
@@ -203,9 +202,9 @@ def inputs_of(file: Path) -> list[str]:
 def test_export_prints_file_and_difference(finished_digits_once, tmp_path, capsys):
     file = tmp_path / "new" / "folder" / "model.onnx"
     assert export(finished_digits_once, "--onnx", file) == 0
-    said = capsys.readouterr().out
-    assert said.startswith(f"{file}: {file.stat().st_size / 1e6:.2f} MB; ")
-    found = re.search(r"largest difference from torch: logits (\S+) of the largest, probabilities (\S+)\n$", said)
+    message = capsys.readouterr().out
+    assert message.startswith(f"{file}: {file.stat().st_size / 1e6:.2f} MB; ")
+    found = re.search(r"largest difference from torch: logits (\S+) of the largest, probabilities (\S+)\n$", message)
     assert max(map(float, found.groups())) <= 1e-4
     assert list(file.parent.iterdir()) == [file] and inputs_of(file) == ["pixel_values"]
     assert export(finished_digits_once / "model", "--onnx", file, "--part", "head", "--fp16") == 0  # replaces it
@@ -256,7 +255,7 @@ def wide() -> Image.Image:
 
 
 def see_through() -> Image.Image:
-    """A digit that transparency alone draws: below it all is black."""
+    """Image of a digit in the alpha channel, with black pixels."""
     picture = Image.new("RGBA", (64, 64), "black")
     picture.putalpha(digit(64, 64))
     return picture
@@ -285,8 +284,8 @@ def test_page_lines_give_the_packages_predictions(make, kind, exported, finished
     image.save(file, format=kind, exif=image.getexif())
     monkeypatch.chdir(exported)
     exec(compile(LINES, str(PAGE), "exec"), {})
-    said, *marked = capsys.readouterr().out.splitlines()
-    name, probability = said.split()
+    message, *marked = capsys.readouterr().out.splitlines()
+    name, probability = message.split()
     images = ImageModel.load(finished_digits_once)
     logits = images.logits(images.features([file]))
     expected = images.model.calibrate(logits)[0]

@@ -96,7 +96,7 @@ def test_messages_are_whitened_differences_to_the_mean(monkeypatch):
     expected = (nodes - mean) @ inverse / (length(nodes - mean)[:, None] * scale)
     assert_close(found.to_text.weights.double(), expected, rtol=1e-5, atol=1e-6)
     assert_close(found.to_text.bias.double(), -(expected @ mean), rtol=1e-5, atol=1e-6)
-    whitened = (KEYS[0].double() - mean) @ found.to_text.whitening / scale  # distances, by the inverse alone
+    whitened = (KEYS[0].double() - mean) @ found.to_text.whitening / scale  # distances by the inverse
     expected = length(KEYS[0] - nodes) / scale
     assert_close((whitened - found.to_text.nodes).norm(dim=1), expected, rtol=1e-4, atol=1e-5)
     monkeypatch.setattr(closed_form, "CHUNK_ROWS", 4)  # blocks change nothing

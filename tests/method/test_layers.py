@@ -38,7 +38,7 @@ def test_edge_weights_of_two_classes_by_hand():
     before = features.detach().clone()
     graph = build_graph(*features)
     assert (graph.num_classes, graph.width) == (2, 2)
-    assert features.equal(before)  # the inputs are left alone
+    assert features.equal(before)  # the inputs are unchanged
     assert {relation.edge_type for relation in RELATIONS} == set(EDGES)
     for relation in RELATIONS:
         assert_close(graph.edge_weights(relation), torch.tensor(EDGES[relation.edge_type]), msg=relation.name)
@@ -72,11 +72,11 @@ def test_class_prototypes_of_unequal_unsorted_classes():
     assert_close(class_prototypes(features, labels, ["a", "b", "c"]), expected / expected.norm(dim=1, keepdim=True))
 
 
-@pytest.mark.parametrize(("names", "said"), [
+@pytest.mark.parametrize(("names", "output"), [
     (["cat", "dog", "ant", "eel"], "2 of 4 have none: cat, eel$"), (list("abcdefghijklmno"), r"a, d, .*, l, \.\.\.$"),
 ])  # fmt: skip
-def test_classes_without_an_image_are_named(names, said):
-    with pytest.raises(UserError, match=said):
+def test_classes_without_an_image_are_named(names, output):
+    with pytest.raises(UserError, match=output):
         class_prototypes(torch.eye(2), torch.tensor([1, 2]), names)
 
 
@@ -137,7 +137,7 @@ def message(r: Tensor, x_target: Tensor, x_source: Tensor, weight: Tensor, bias:
 
 
 def method(nodes: dict[str, Tensor], layer: HeteroMessagePassing, bias: Mapping, paths: dict[str, float]) -> Adapted:
-    """Eq. 1-6 with the weights `paths` of the meta-paths: what has no weight, or no nodes that send it, is left out."""
+    """Eq. 1-6 with the weights `paths` of the meta-paths; a relation without weight or source nodes is absent."""
 
     def send(source: str, target: str, key: str, diagonal: float, values: Tensor | None = None, **options):
         if source not in nodes or key not in paths:
@@ -235,7 +235,7 @@ def test_learned_metapath_weights_hold_in_evaluation():
 
 def test_messages_without_w_are_tanh_of_the_bias():
     layer = make_layer(text_weights=False)
-    assert set(layer.weight) == {V} and set(layer.bias) == EVERYTHING - TO_NEGATIVE  # negative nodes tell nothing
+    assert set(layer.weight) == {V} and set(layer.bias) == EVERYTHING - TO_NEGATIVE  # negative nodes send no messages
     sent = {"visual": 0.9, "positive": 0.3, "negative": 0.6}
     expected = GRAPH.x_dict[P] + sum(a * torch.tanh(layer.bias[f"{s}_to_positive"]) for s, a in sent.items())
     for mode in (True, False):

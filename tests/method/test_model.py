@@ -1,4 +1,4 @@
-"""HeGraphAdapter: its variants, its two classifiers (Eq. 7 and 8) and what they share, and its recipes."""
+"""HeGraphAdapter: variants, the two classifiers (Eq. 7 and 8) and their shared parameters, and recipes."""
 
 from pathlib import Path
 
@@ -30,7 +30,7 @@ K, WIDTH, N = 4, 8, len(LABELS)
 CLOSED = ClosedFormOptions(kappa=3.0, rho=0.3, omega=0.2)
 
 
-B, CLASSES = 6, 5  # of queries and, with one that has no image, of classes for the cache alone
+B, CLASSES = 6, 5  # numbers of queries, and of classes in the cache, one of them without images
 OWN = torch.tensor([5, 0, 10, 4, 1, 6])
 KEYS, QUERIES = unit_features(N, WIDTH, seed=1), unit_features(7, WIDTH, seed=4)
 TEXT, NEGATIVE = unit_features(K, WIDTH, seed=2), unit_features(K, WIDTH, seed=3)
@@ -89,7 +89,7 @@ def test_folding_adds_the_closed_form_head(build, variant):
     messages = ClosedForm(KEYS, LABELS, build(variant).x_positive, kappa=3.0, rho=0.3).to_text
     expected = 0.2 * 100 * (QUERIES - messages.mean.float()) @ messages.weights.t()
     gained = closed.parts(QUERIES).text - plain.parts(QUERIES).text
-    # Text that hears of negative nodes alone receives no message from images
+    # Text with messages of negative nodes only receives no message from images
     assert_close(gained, torch.zeros_like(gained) if variant == "T-N" else expected, rtol=1e-3, atol=1e-3)
     if variant == "full":
         assert closed.parts(QUERIES).visual.equal(plain.parts(QUERIES).visual)
@@ -116,7 +116,7 @@ def test_noise_is_the_deviation_of_one_image(build):
     assert distances.min(dim=1).values.max() < 1e-5 and len(set(distances.argmin(dim=1).tolist())) > 1
     assert noisy.equal(model.with_noise(QUERIES, torch.Generator().manual_seed(0)))
     assert build("full", closed_form=CLOSED).with_noise(QUERIES, torch.Generator()).equal(QUERIES)
-    plain, moved = model(QUERIES), model(QUERIES, noisy=QUERIES.flip(0))  # the text classifier alone sees it
+    plain, moved = model(QUERIES), model(QUERIES, noisy=QUERIES.flip(0))  # only the text classifier uses it
     assert moved.visual.equal(plain.visual) and moved.text.equal(plain.text.flip(0))
 
 
@@ -185,7 +185,7 @@ def test_parameter_groups_hold_each_parameter_once(build, variant):
     features = [x.clone() for x in (KEYS, TEXT, NEGATIVE)]
     train(model, steps=1)
     assert [name for name, parameter in model.named_parameters() if parameter.equal(before[name])] == []
-    assert all(x.equal(y) for x, y in zip(features, (KEYS, TEXT, NEGATIVE)))  # training leaves the features alone
+    assert all(x.equal(y) for x, y in zip(features, (KEYS, TEXT, NEGATIVE)))  # training does not change the features
 
 
 @pytest.mark.parametrize("shuffle", ["none", "negative"])
@@ -231,7 +231,7 @@ def test_paper_configurations_have_the_papers_recipe():
 
 def test_each_relation_changes_the_logits(tiny_bank):
     def trained(*pairs: object) -> tuple[HeGraphModel, cache.Logits]:
-        """What the default recipe leaves of two images for each class, and its logits of the test images."""
+        """Train the default recipe on two images per class; returns the model and its logits of the test images."""
         cfg = load_cfg("", "vit_b32", {"DATASET.NUM_SHOTS": 2, f"{NODE}.MIN_STEPS": 30}, list(pairs))
         task = BankTask(tiny_bank, cfg, 1)
         bank = task.bank()
@@ -264,7 +264,7 @@ def test_text_and_cache_logits_by_hand():
 # --- keys that training moves
 
 
-@pytest.mark.parametrize("chunk", [1, 20, 10**6])  # every row alone, a few, all
+@pytest.mark.parametrize("chunk", [1, 20, 10**6])  # one row, a few, all
 @pytest.mark.parametrize(("own", "known", "beta", "width", "dtype", "tolerance"), [
     (OWN, True, 5.5, 8, torch.float32, 1e-5), (OWN, False, 1.0, 2, torch.float64, 1e-8),
     (None, True, 50.0, CLASSES, torch.float64, 1e-8), (None, False, 0.0, 8, torch.float32, 1e-5),

@@ -71,7 +71,7 @@ def test_recommended_training_encodes_nothing_again(capsys, caplog, tmp_path):
     assert main(words) == 0
     encoded = [record.getMessage() for record in caplog.records if "encoded" in record.getMessage()]
     assert [line for line in encoded if "train" in line] == []
-    assert [line for line in encoded if "test" in line] != []  # the comparison leaves test images alone
+    assert [line for line in encoded if "test" in line] != []  # the comparison reads no test images
 
 
 def test_second_comparison_reads_cached_features(capsys, caplog, tmp_path):

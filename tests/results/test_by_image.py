@@ -238,9 +238,9 @@ def test_node_scores_use_the_whitened_space():
 
 
 def test_auroc_and_fpr95_by_hand():
-    # Pairs (known, unknown) in order: 3 with both, 2 and 1 with 0.5 only; all of the known are kept at 1 and above
+    # Pairs (known, unknown) in order: 3 with both, 2 and 1 with 0.5 only; all known images are accepted at 1 and above
     assert separation([3.0, 2.0, 1.0], [2.5, 0.5]) == pytest.approx({"auroc": 100 * 4 / 6, "fpr95": 50.0})
     assert separation([1.0, 1.0], [1.0, 0.0]) == pytest.approx({"auroc": 75.0, "fpr95": 50.0})
-    known = [0.0, *range(2, 21)]  # 20 images, of which one may be lost
+    known = [0.0, *range(2, 21)]  # 20 images; one may be rejected
     assert separation(known, [1.0, 1.0, 5.0, -1.0])["fpr95"] == pytest.approx(25.0)  # at 2 and above
     assert separation(known[:19], [1.0, 1.0, 5.0, -1.0])["fpr95"] == pytest.approx(75.0)  # 18 of 19 are too few

@@ -1,4 +1,4 @@
-"""What the tests of sweeps need: runs made alone, to compare with, and commands in processes of their own."""
+"""Fixtures of sweeps: single runs for comparison, and commands in processes of their own."""
 
 import json
 import os
@@ -33,7 +33,7 @@ def long_grid(tiny_bank, tmp_path) -> list[str]:
 
 @pytest.fixture
 def left_undone(tmp_path) -> Callable[[], int]:
-    """How many runs of `long_grid` have no record yet."""
+    """Number of runs of `long_grid` without a record."""
     return lambda: 4 - len(list((tmp_path / "out").rglob(RECORD)))
 
 
@@ -80,16 +80,16 @@ def hold(wait_for) -> Iterator[Callable[..., tuple[int, Path]]]:
     held: dict[int, Path] = {}
 
     def in_the_middle(holder: Path) -> bool:
-        """Stops the process that a note names, and says whether it is still at the run of the note."""
+        """Stop the process in a note; returns whether it still executes the run of the note."""
         with suppress(FileNotFoundError, ProcessLookupError):  # the run has ended meanwhile
-            said = holder.read_bytes()
-            pid = json.loads(said)["pid"]
+            message = holder.read_bytes()
+            pid = json.loads(message)["pid"]
             if pid in held:
                 return False
             os.kill(pid, signal.SIGSTOP)
             held[pid] = holder.parent
             wait_for(lambda: Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T")
-            if holder.exists() and holder.read_bytes() == said and not (holder.parent / RECORD).exists():
+            if holder.exists() and holder.read_bytes() == message and not (holder.parent / RECORD).exists():
                 return True
             os.kill(pid, signal.SIGCONT)
             del held[pid]
@@ -107,7 +107,7 @@ def hold(wait_for) -> Iterator[Callable[..., tuple[int, Path]]]:
 
 @pytest.fixture(scope="session")
 def left_by() -> Callable[[Path], dict[str, object]]:
-    """What a run has left: every file below its folder, JSON files without what differs between equal runs."""
+    """Files of a run; JSON files without the values that differ between equal runs."""
     not_compared = (*MEASURED, "git_commit")  # the checkout may change while tests run
 
     def comparable(value: object) -> object:

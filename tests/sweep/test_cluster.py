@@ -295,10 +295,10 @@ def test_slurm_script_starts_ray_and_the_sweep(tmp_path):
     words = ["GRID.yaml", "--output", "a folder"]
     ran = subprocess.run(["bash", str(SCRIPT), *words], env=environment | job, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
-    said = ran.stdout.splitlines()
-    sweep = said.index("--") + 1
-    assert said[sweep:] == ["py", "-m", "trainers.hegraph", "sweep", "--ray", "auto", *words]
+    printed = ran.stdout.splitlines()
+    sweep = printed.index("--") + 1
+    assert printed[sweep:] == ["py", "-m", "trainers.hegraph", "sweep", "--ray", "auto", *words]
     for flag, value in (("--nodes", "2"), ("--min-nodes", "2"), ("--address", "node7:6379"), ("--num-cpus", "32")):
-        assert said[said.index(flag) + 1] == value
+        assert printed[printed.index(flag) + 1] == value
     outside = subprocess.run(["bash", str(SCRIPT)], env=environment, capture_output=True, text=True)
     assert (outside.returncode, outside.stderr[:28]) == (2, "error: this is a job for SLU")

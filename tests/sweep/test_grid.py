@@ -150,7 +150,7 @@ def test_invalid_grid_files_are_refused(tmp_path, text, message):
 
 @pytest.fixture
 def sweep(tiny_bank, tmp_path, capsys) -> Callable[..., tuple[int, str, str]]:
-    """Runs a sweep of ZeroShot on the tiny bank in this process; returns its exit code and what it printed."""
+    """Run a sweep of ZeroShot on the tiny bank in this process; returns its exit code and output."""
 
     def run(*words: str, seeds: str = "1 2") -> tuple[int, str, str]:
         grid = ["--datasets", str(tiny_bank), "--configs", "vit_b32", "--methods", "ZeroShot", "--shots", "1"]

@@ -118,7 +118,7 @@ def test_killed_workers_leave_no_temporary_files(runs, tmp_path, wait_for):
 
 @pytest.fixture
 def played(monkeypatch) -> Mock:
-    """Replace workers by threads, of which run 2 ends its own. Returns the function that creates a worker."""
+    """Replace workers by threads, where run 2 ends its thread. Returns the function that creates a worker."""
 
     def attempt(run: Run, verbose: bool) -> Result:
         if run.seed == 2:

@@ -55,7 +55,7 @@ def test_views_differ_between_epochs():
 def test_batches_depend_on_epoch_and_seed():
     state = torch.get_rng_state()
     assert rows(BANK.epoch(5)).equal(rows(BANK.epoch(5)))
-    assert torch.get_rng_state().equal(state)  # the global generator is left alone
+    assert torch.get_rng_state().equal(state)  # the global generator is unchanged
     orders = {tuple(order(b.epoch(e))) for b in (BANK, replace(BANK, seed=2), replace(BANK, seed=0)) for e in range(4)}
     assert len(orders) == 12
 
@@ -167,10 +167,10 @@ def test_free_memory_respects_control_groups(monkeypatch, tmp_path, groups, file
     assert free_bytes() == free
 
 
-@pytest.mark.parametrize(("free", "said"), [(4_000_000_000, False), (3_999_999_999, True), (None, False)])
-def test_estimate_above_half_of_memory_is_logged(caplog, free, said):
+@pytest.mark.parametrize(("free", "logged"), [(4_000_000_000, False), (3_999_999_999, True), (None, False)])
+def test_estimate_above_half_of_memory_is_logged(caplog, free, logged):
     log_large({"keys": 1_500_000_000, "step": 500_000_000, "products": 0}, free)
-    lines = ["training will take about 2.00 GB (keys 1.50, step 0.50) of 4.00 GB free"] if said else []
+    lines = ["training will take about 2.00 GB (keys 1.50, step 0.50) of 4.00 GB free"] if logged else []
     assert caplog.messages == lines
 
 

@@ -1,4 +1,4 @@
-"""Training: steps worked out by hand, learning rates, length, resuming, and what stops it.
+"""Training: steps by hand, learning rates, length, resuming, and errors.
 
 What training resumes from and leaves: everything that does not fit is refused by name.
 """
@@ -55,7 +55,7 @@ class Setup:
         return model, loop.train_to_end(training)
 
     def state(self) -> dict:
-        """What the checkpoint holds."""
+        """Content of the checkpoint."""
         return torch.load(self.folder / "out" / "checkpoint.pt", weights_only=True)
 
 
@@ -149,9 +149,9 @@ def test_training_changes_every_parameter_and_is_repeatable(setup):
         assert not torch.equal(tensor, model.state_dict()[name]), name
     assert untrained.cache_keys.equal(model.cache_keys) and untrained.x_positive.equal(model.x_positive)
     assert same(model, setup.fit(name="b", products=True)[0])
-    anew, _ = setup.fit(name="c")  # products that are kept change nothing but rounding
+    again, _ = setup.fit(name="c")  # cached products only change the rounding
     for name, parameter in model.state_dict().items():
-        torch.testing.assert_close(parameter, anew.state_dict()[name], rtol=0, atol=1e-5)
+        torch.testing.assert_close(parameter, again.state_dict()[name], rtol=0, atol=1e-5)
 
 
 def test_nan_loss_is_refused(setup):
@@ -187,7 +187,7 @@ def test_checkpoints_are_as_frequent_as_requested(setup, monkeypatch):
         kept[epoch] = {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
     setup.fit(on_epoch=keep)
-    assert not (setup.folder / "out").exists() and kept == {}  # a short run leaves none
+    assert not (setup.folder / "out").exists() and kept == {}  # a short run has none
     setup.fit("TRAIN.CHECKPOINT_FREQ", 2, on_epoch=keep)
     assert sorted(kept) == [2, 4] and setup.state()["epoch"] == 4
     assert all(torch.equal(kept[4][name], tensor) for name, tensor in setup.state()["model"].items())
@@ -209,7 +209,7 @@ def options_of(**changed: object) -> TrainingOptions:
 
 
 class FixedModel(nn.Module):
-    """Says the same logits whatever it is asked, and remembers what it was asked, and in which mode.
+    """Model with constant logits that records its inputs and its mode.
 
     Its parameters count in the loss, so that a step can move them, but have no gradient.
     """
@@ -248,7 +248,7 @@ def test_a_step_by_hand(leave_one_out):
         # Of the text: (log(1 + e^-1) + log 2) / 2 = 0.503204. The visual logits (0, 0.5) and (0, 0.5), times 4, are (0,
         # 2): (log(1 + e^2) + log(1 + e^-2)) / 2 = 1.126928
         assert loss.item() == pytest.approx(0.503204 + 3 * 1.126928, abs=1e-5) and not loss.requires_grad
-        # The model is told where its images lie in the cache only to leave them out
+        # The positions of images in the cache serve only to exclude them
         features, own, given, noise = model.asked[-1]
         assert torch.equal(features, IMAGES[:2]) and given is products and noise == "noise"
         assert own is (positions if leave_one_out else None)
@@ -296,7 +296,7 @@ def test_checkpoint_has_epoch_and_time(kept):
 
 
 def changed(change, checksum: bool = True):
-    """Function that changes what a file holds, which has the right checksum afterwards."""
+    """Function that changes the content of a file and its checksum."""
 
     def damage(path: Path) -> None:
         state = torch.load(path, weights_only=True)
@@ -306,7 +306,7 @@ def changed(change, checksum: bool = True):
     return damage
 
 
-@pytest.mark.parametrize(("damage", "said"), [
+@pytest.mark.parametrize(("damage", "message"), [
     (lambda path: os.truncate(path, 2000), "is damaged"), (lambda path: torch.save({}, path), "is damaged"),
     (changed(lambda state: state["moments"][0]["exp_avg"].add_(1e-3), checksum=False), "is damaged .*has changed"),
     (changed(lambda state: state.update(epoch="seven")), "is damaged .*epoch: "),
@@ -318,11 +318,11 @@ def changed(change, checksum: bool = True):
     (changed(lambda state: state["moments"][0].update(exp_avg=torch.zeros(8, 8).double())), "do not fit"),
     (changed(lambda state: state["moments"].update({99: state["moments"][0]})), "do not fit"),
 ])  # fmt: skip
-def test_damaged_checkpoint_changes_nothing(kept, damage, said):
+def test_damaged_checkpoint_changes_nothing(kept, damage, message):
     damage(kept.path_to_resume)
     content, (model, optimizer) = kept.path_to_resume.read_bytes(), adapter(steps=0)
     before = [parameter.clone() for parameter in model.parameters()]
-    with pytest.raises(UserError, match=rf"checkpoint\.pt {said}.*; delete it to train from the start"):
+    with pytest.raises(UserError, match=rf"checkpoint\.pt {message}.*; delete it to train from the start"):
         kept.load(model, optimizer)
     assert kept.path_to_resume.read_bytes() == content
     assert all(map(torch.equal, before, model.parameters()))

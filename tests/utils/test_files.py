@@ -168,7 +168,7 @@ class Words(BaseModel):
     words: list[str]
 
 
-@pytest.mark.parametrize(("read", "said"), [
+@pytest.mark.parametrize(("read", "message"), [
     (lambda path: path.read_text("utf-8"), "'utf-8' codec can't decode byte 0x80 in position 0"),
     (lambda path: {}["classnames"], "it lacks 'classnames'"),
     (lambda path: Words.model_validate({"words": [1, 2]}), "words.0: Input should be a valid string, got 1 (and 1"),
@@ -176,13 +176,13 @@ class Words(BaseModel):
     (lambda path: yaml.safe_load("a: 1\nb: ["), "line 2: expected the node content"),
     (lambda path: int("x\ny"), "invalid literal for int()"),
 ])  # fmt: skip
-def test_exceptions_of_libraries_name_the_file(tmp_path, read, said):
+def test_exceptions_of_libraries_name_the_file(tmp_path, read, message):
     file = tmp_path / "f"
     file.write_bytes(b"\x80 no such thing")
     with pytest.raises(UserError) as caught, reading(file, "a feature bank"):
         read(file)
     assert str(caught.value).startswith(f"{file} is damaged or not a feature bank: ")
-    assert said in str(caught.value) and "\n" not in str(caught.value)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_huge_json_is_not_read(tmp_path):

@@ -71,13 +71,13 @@ def test_invalid_rows_are_refused(row):
 
 
 def test_bounds_of_options():
-    for declared, right, wrong, said in (
+    for declared, right, wrong, message in (
         (Option("EPOCHS", 2, "", least=2), (2, 3), 1, "at least 2"),
         (Option("LR", 0.5, "", above=0.25), (0.5, 1.0), 0.25, "above 0.25"),
     ):
         for value in right:
             declared.check(value)
-        with pytest.raises(UserError, match=f"^{declared.key} must be {said}, got {wrong}$"):
+        with pytest.raises(UserError, match=f"^{declared.key} must be {message}, got {wrong}$"):
             declared.check(wrong)
 
 

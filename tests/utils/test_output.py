@@ -119,8 +119,8 @@ def test_unwritable_standard_output(monkeypatch, capsys, error, code, line):
     monkeypatch.setattr(sys, "stdout", Mock(encoding="utf-8", write=raising(error), fileno=raising(OSError())))
     for work in (lambda: errors.echo("text"), lambda: errors.Parser("it", "Print.").parse_args(["--help"])):
         assert errors.run_cli(work) == code
-        said = capsys.readouterr().err
-        assert said.startswith(line) and bool(said) == bool(line)
+        message = capsys.readouterr().err
+        assert message.startswith(line) and bool(message) == bool(line)
 
 
 def test_closed_standard_output_and_unsupported_characters(monkeypatch, capsys):

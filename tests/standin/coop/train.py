@@ -1,4 +1,4 @@
-"""A stand-in of CoOp's train.py: the flags that tests give it, its functions and its order of configuration."""
+"""Substitute of CoOp's train.py, with the flags that tests use, its functions and its order of configuration."""
 
 import argparse
 import sys

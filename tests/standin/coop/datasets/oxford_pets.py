@@ -1,4 +1,4 @@
-"""What all of CoOp's loaders share: split files, few-shot pickles, halves of the classes."""
+"""Functions of all data set loaders of CoOp: split files, few-shot pickles, halves of the classes."""
 
 import json
 import math
@@ -40,7 +40,7 @@ def read_and_split_data(images):
 
 
 def select_few_shot(cfg, folder, splits):
-    """Draws, or reads what was drawn; a pickle wins over everything."""
+    """Sample few-shot images, or read the pickle of earlier ones."""
     path = os.path.join(folder, "split_fewshot", f"shot_{cfg.DATASET.NUM_SHOTS}-seed_{cfg.SEED}.pkl")
     shots = cfg.DATASET.NUM_SHOTS
     if shots < 1:

@@ -1,4 +1,4 @@
-"""A trainer of CoOp's: what it prints changes with the images, their order and every draw before it."""
+"""Trainer whose output depends on the images, their order, and all earlier random numbers."""
 
 import torch
 from dassl.engine import TRAINER_REGISTRY, TrainerX

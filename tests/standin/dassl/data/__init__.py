@@ -24,6 +24,6 @@ class DataManager:
 
 
 def batch(items: list[Datum]) -> dict:
-    """What loaders hand out of some items."""
+    """Batch of a data loader from items."""
     images = torch.stack([pil_to_tensor(Image.open(item.impath).convert("RGB")) for item in items])
     return {"img": images, "label": torch.tensor([item.label for item in items])}
