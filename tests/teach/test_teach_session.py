@@ -499,5 +499,5 @@ def test_comparison_equals_leave_one_out_of_the_page(session, untrained, monkeyp
 
 def test_comparison_needs_two_classes(tmp_path, mini, refused):
     (tmp_path / "project").mkdir()
-    with refused("labels.classes"):
+    with refused("classes.few"):
         Session(Project(tmp_path / "project"), mini, "hegraph-mini").compare(offline=True)

@@ -53,18 +53,19 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def size(text: str) -> float:
-    """Read a size in megabytes, as an argument type."""
-    from .backbones import parse_size  # slow to import
+    """Read a size such as "500MB" or "1.5 GB", in megabytes, as an argument type."""
+    from pydantic import ByteSize, TypeAdapter  # slow to import
 
-    return parse_size(text)
+    return TypeAdapter(ByteSize).validate_python(text) / 1e6
 
 
 def compare_command(args: argparse.Namespace) -> int:
     """Print the comparison; returns the number of backbones that could not be compared."""
     from ..config_files import load_cfg
+    from ..datasets.base import check_classes
     from ..experiments.tasks import ImageTask, load_image_task  # torch is slow to import
     from ..utils.devices import choose_device
-    from .backbones import TIMED_IMAGES, Encoded, check_number_of_classes, compare, read_candidates, recommend
+    from .backbones import TIMED_IMAGES, Encoded, compare, read_candidates, recommend
 
     def configure(candidate: Candidate) -> Config:
         return load_cfg(args.dataset_config_file, config_file(candidate), keys_of(args, candidate), args.opts)
@@ -73,7 +74,7 @@ def compare_command(args: argparse.Namespace) -> int:
     cfg = configure(candidates[0])  # the data set is the same for all candidates
     seed = max(cfg.run.seed, 0)
     dataset = replace(load_image_task(cfg, seed, device).dataset, val=[], test=[])
-    check_number_of_classes(len({label for item in dataset.train for label in item.labels}))
+    check_classes(len({label for item in dataset.train for label in item.labels}))
     if dataset.multilabel and args.dataset_config_file == OWN_IMAGES:
         args.dataset_config_file = OWN_IMAGES_MULTILABEL  # for the training command
 

@@ -11,9 +11,7 @@ from __future__ import annotations
 import logging
 import tempfile
 import time
-from argparse import ArgumentTypeError
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,6 +25,7 @@ from tqdm import tqdm
 from ..backbones.clip import Backbone, ImageOrPath
 from ..backbones.identity import FOLDER, HUB, MINI_NAME, canonical_name
 from ..backbones.loading import load_backbone, local_weights
+from ..datasets.base import check_classes
 from ..datasets.images import open_any
 from ..features.bank import count_labels
 from ..features.extract import encode_prompts
@@ -54,7 +53,6 @@ logger = logging.getLogger(__name__)
 CANDIDATES = Path(__file__).with_name("candidates.yaml")
 TIMED_IMAGES = 32  # images that are encoded to measure the speed
 REPETITIONS, TIMED_SECONDS = 10, 2.0  # no repetition begins after the limit of either
-UNITS = {"KB": 1e-3, "MB": 1.0, "GB": 1e3}  # in megabytes
 COLUMNS = (
     "backbone", "weights", "zero_shot", "leave_one_out", "low", "high", "images_per_second", "megabytes", "parameters",
     "licence", "error",
@@ -188,15 +186,6 @@ def parse_candidate(text: str, listed: Iterable[Candidate]) -> Candidate:
     name = canonical_name(name)
     candidate = Candidate(name=name, tag=tag, licence="mit" if name == MINI_NAME else "")
     return next((each for each in listed if str(each) == str(candidate)), candidate)
-
-
-def parse_size(text: str) -> float:
-    """Read a size such as "500MB" or "1.5 GB", in megabytes; ArgumentTypeError for other text."""
-    for unit, factor in UNITS.items():
-        if text.upper().endswith(unit):
-            with suppress(ValueError):
-                return float(text[: -len(unit)]) * factor
-    raise ArgumentTypeError(f"expected a size such as 500MB, got {text!r:.80}")
 
 
 def size_of(candidate: Candidate) -> float | None:
@@ -375,11 +364,5 @@ def label_rows(
     rows = [position.get(str(value), value) for value in values]
     if wrong := [row for row in rows if not isinstance(row, int) or not 0 <= row < len(names)]:
         raise UserError(f"expected labels from {names} or indices into them, got {wrong[0]!r:.80}", "labels.unknown")
-    check_number_of_classes(len(set(rows)))
+    check_classes(len(set(rows)))
     return names, torch.tensor(rows)
-
-
-def check_number_of_classes(count: int) -> None:
-    """Raise UserError for fewer than two classes with images."""
-    if count < 2:
-        raise UserError("expected images of at least two classes; add images of another class", "labels.classes")

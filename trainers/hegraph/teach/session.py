@@ -25,6 +25,7 @@ from ..backbones.identity import AUTO, MINI_NAME
 from ..backbones.loading import load_backbone
 from ..backbones.schema import BackboneConfig
 from ..config import Config
+from ..datasets.base import check_classes
 from ..datasets.digits import CLASSNAMES, load_digits_dataset
 from ..datasets.images import open_image, reason
 from ..estimator.training import NO_NAME, Origin, make_configuration, train_model
@@ -33,15 +34,7 @@ from ..features.extract import encode_prompts
 from ..labels import SUSPICIOUS
 from ..labels.issues import LabelIssue, leave_one_out, rank_labels
 from ..labels.suggest import suggest
-from ..model_selection.backbones import (
-    TIMED_IMAGES,
-    Candidate,
-    Encoded,
-    Result,
-    check_number_of_classes,
-    compare,
-    read_candidates,
-)
+from ..model_selection.backbones import TIMED_IMAGES, Candidate, Encoded, Result, compare, read_candidates
 from ..models.saved import Preprocessing, SavedModel
 from ..models.support_set import SupportSet
 from ..utils.errors import UserError, first_line
@@ -169,7 +162,7 @@ class Session:
         """
         contents = self.project.read()
         names = sorted(name for name, pictures in contents.classes.items() if pictures)
-        check_number_of_classes(len(names))
+        check_classes(len(names))
         own = Candidate(name=self.name, tag=self.origin.backbone.pretrained)
         listed = [candidate for candidate in read_candidates() if str(candidate) != str(own)]
 
