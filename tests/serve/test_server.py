@@ -1,22 +1,15 @@
 """HTTP server: answers equal `predict`, limits, tokens, damaged requests, and the command in a process."""
 
 import asyncio
-import base64
 import io
 import json
-import os
 import re
-import signal
-import socket
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 from PIL import Image
+from serving import encoded, form, free_port, serving
 
-from trainers.hegraph import load_few_shot
 from trainers.hegraph.__main__ import main
 from trainers.hegraph.serve.__main__ import read_token
 from trainers.hegraph.serve.batches import Batcher
@@ -32,33 +25,12 @@ from trainers.hegraph.serve.app import Settings, create_app  # noqa: E402
 
 JSON = {"content-type": "application/json"}
 TOKEN = "a-long-secret-of-the-tests"
-CHECKOUT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory) -> list[Path]:
-    """Twelve test scans."""
-    folder, digits = tmp_path_factory.mktemp("scans"), load_few_shot("Digits", "", 1, 1)
-    paths = [folder / f"{number}.png" for number in range(12)]
-    for path, item in zip(paths, digits.test):
-        digits.open(item.path).save(path)
-    return paths
 
 
 @pytest.fixture(scope="module")
 def client(finished_digits_once):
     with TestClient(create_app(Settings(model=finished_digits_once / "model")), "http://127.0.0.1") as client:
         yield client
-
-
-def encoded(*images: bytes) -> dict:
-    """JSON request with images."""
-    return {"images": [{"name": str(n), "data": base64.b64encode(data).decode()} for n, data in enumerate(images)]}
-
-
-def form(*paths: Path) -> list[tuple]:
-    """Form with files."""
-    return [("files", (path.name, path.read_bytes())) for path in paths]
 
 
 # Answers
@@ -262,29 +234,10 @@ def test_error_of_a_batch_does_not_stop_the_next():
 # The command
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_command_serves_until_it_is_interrupted(finished_digits_once, files, workers):
-    port = free_port()
-    words = ["serve", str(finished_digits_once), "--port", str(port), "--workers", workers]
-    command = [sys.executable, "-m", "trainers.hegraph", *words]
-    with subprocess.Popen(command, cwd=CHECKOUT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        try:
-            address = f"http://127.0.0.1:{port}"
-            for _ in range(300):
-                try:
-                    httpx.get(f"{address}/health")
-                    break
-                except httpx.TransportError:
-                    assert process.poll() is None, process.stderr.read()
-                    time.sleep(0.2)
-            answer = httpx.post(f"{address}/v1/predict/files", files=form(*files), timeout=60)
-            assert len(answer.json()["predictions"]) == len(files)
-        finally:
-            os.kill(process.pid, signal.SIGINT)
-        assert process.wait(60) in (0, 130)
+    with serving(finished_digits_once, "--workers", workers) as server:
+        answer = httpx.post(f"{server.address}/v1/predict/files", files=form(*files), timeout=60)
+        assert len(answer.json()["predictions"]) == len(files)
+    assert server.process.returncode in (0, 130)

@@ -44,12 +44,13 @@ def train_more(args: argparse.Namespace) -> int:
 
     dataset = load_own_images(args.root, split_folders=False)
     from ..models.folder import check_place, find_model_folder  # torch takes seconds to import
-    from ..results.records import RECORD
+    from ..models.support_set import as_set
     from .classifier import HeGraphClassifier
+    from .incremental import check_no_record
 
     folder = find_model_folder(Path(args.model))
-    if args.in_place and (folder.parent / RECORD).is_file():
-        raise UserError(f"{folder} belongs to the record of a run and is not changed; use --out FOLDER")
+    if args.in_place:
+        check_no_record(folder, "use --out FOLDER")
     out = folder if args.in_place else args.out
     check_place(out)
     if not args.in_place:
@@ -72,16 +73,8 @@ def train_more(args: argparse.Namespace) -> int:
     return 0
 
 
-def as_set(label: Any) -> frozenset:
-    """Labels of an image: the set itself, or a set of its one label."""
-    return label if isinstance(label, frozenset) else frozenset([label])
-
-
 def new_images(classifier: HeGraphClassifier, dataset: Dataset) -> tuple[list[Any], list[Any], dict[Any, str]]:
     """Select the training images of a data set that are not in the support set of a loaded classifier.
-
-    A class has the label of the model's class with its name. The label of a new class is its name, or the next number
-    if labels are numbers.
 
     Returns:
         The images, their labels, and the class names by label.
@@ -91,24 +84,16 @@ def new_images(classifier: HeGraphClassifier, dataset: Dataset) -> tuple[list[An
             the model have the same name.
     """
     from ..models.support_set import label_kind  # torch takes seconds to import
-    from .incremental import image_ids, support_set_of
+    from .incremental import image_ids, labels_by_name, support_set_of
 
     support_set = support_set_of(classifier.model_)
     if (several := support_set.multilabel) != dataset.multilabel:
         expected, got = map(label_kind, (several, dataset.multilabel))
         raise UserError(f"expected {expected} per image, as the model has, got {got}")
-    labels: dict[str, Any] = {name: label for label, name in support_set.by_label.items()}
-    if len(labels) < len(support_set.names):
-        raise UserError("expected a model with unique class names; rename a class and train the model again")
-    for name in dataset.classnames:
-        if name not in labels:
-            labels[name] = name if support_set.classes.dtype.kind == "U" else max(labels.values()) + 1
+    labels = labels_by_name(support_set, dataset.classnames)
     files = dataset.root is not None and dataset.version is None
     candidates = [dataset.root / item.path if files else dataset.open(item.path) for item in dataset.train]  # type: ignore[operator]
-    rows = support_set.labels.numpy()
-    classes = support_set.classes
-    row_labels = [frozenset(classes[row].tolist()) for row in rows] if several else classes[rows].tolist()
-    label_of = {number: label for number, label in zip(support_set.ids.tolist(), row_labels) if number}
+    label_of = {number: label for number, label in zip(support_set.ids.tolist(), support_set.image_labels()) if number}
     images, y = [], []
     for item, image, number in zip(dataset.train, candidates, image_ids(candidates).tolist()):
         names = [labels[dataset.classnames[each]] for each in item.labels]

@@ -32,7 +32,7 @@ from ..models.support_set import SupportSet
 from ..utils.devices import choose_device
 from ..utils.errors import UserError
 from ..utils.reading import Size, validate
-from .incremental import KEYS, Addition, Trainer, image_ids, support_set_of
+from .incremental import KEYS, Addition, Trainer, image_ids, support_set_of, unlabelled_features_of
 from .inputs import Names, as_array, checked_features, class_names, image_list, labelled, split_labelled, unit_rows
 from .training import recipe_of
 
@@ -458,7 +458,7 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
             reset: Whether to discard the previous model.
         """
         previous = None if reset or not hasattr(self, "model_") else self._fitted
-        unlabelled = None if previous is None else self._unlabelled_features()
+        unlabelled = None if previous is None else unlabelled_features_of(self.model_)
         loaded = None if previous is None or self._image_model is None else self._image_model.backbone
         model, backbone = Trainer(self.get_params(deep=False), previous, self._device(), loaded).train(change)
         assert model.support_set is not None
@@ -468,16 +468,6 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
         if pool or unlabelled is not None:
             self._adapt(pool, unlabelled)
         return self
-
-    def _unlabelled_features(self) -> Tensor | None:
-        """Features of the unlabelled images that the classifier is adapted to; UserError if the model lacks them."""
-        model = self.model_
-        if model.unlabelled and model.unlabelled_features is None:
-            raise UserError(
-                f"the model is adapted to {model.unlabelled} unlabelled images whose features its folder lacks, and a "
-                "change would lose the adaptation; train it again: fit with unlabelled=, or a run with --unlabelled"
-            )
-        return model.unlabelled_features
 
     def _adapt(self, pool: Sequence[Any], features: Tensor | None = None) -> None:
         """Adapt the trained model to the unlabelled images of a pool or, if it is empty, to features."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import random
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -26,6 +26,7 @@ from ..datasets.splits import Item
 from ..experiments.tasks import ImageTask
 from ..models.saved import SavedModel
 from ..models.support_set import SupportSet
+from ..results.records import RECORD
 from ..utils.errors import UserError, printable
 from ..utils.option import NODE
 from .inputs import text_nodes, unit_rows
@@ -69,6 +70,39 @@ def support_set_of(model: SavedModel) -> SupportSet:
     if len(model.support_set.by_label) < len(model.classnames):
         raise UserError("two classes of the model have the same label, so it cannot be changed; use unique labels")
     return model.support_set
+
+
+def labels_by_name(support_set: SupportSet, names: Iterable[str]) -> dict[str, Any]:
+    """Labels of classes by name: the classes of a support set, and new ones for other names.
+
+    The label of a new class is its name, or the next number if labels are numbers.
+
+    Raises:
+        UserError: If two classes of the support set have the same name.
+    """
+    labels: dict[str, Any] = {name: label for label, name in support_set.by_label.items()}
+    if len(labels) < len(support_set.names):
+        raise UserError("expected a model with unique class names; rename a class and train the model again")
+    for name in names:
+        if name not in labels:
+            labels[name] = name if support_set.classes.dtype.kind == "U" else max(labels.values()) + 1
+    return labels
+
+
+def check_no_record(folder: Path, remedy: str) -> None:
+    """Raise UserError, with a remedy, if a model folder belongs to a run, whose record has the scores of the model."""
+    if (folder.parent / RECORD).is_file():
+        raise UserError(f"{folder} belongs to the record of a run and is not changed; {remedy}")
+
+
+def unlabelled_features_of(model: SavedModel) -> torch.Tensor | None:
+    """Features of the unlabelled images that a model is adapted to; UserError if the model lacks them."""
+    if model.unlabelled and model.unlabelled_features is None:
+        raise UserError(
+            f"the model is adapted to {model.unlabelled} unlabelled images whose features its folder lacks, and a "
+            "change would lose the adaptation; train it again: fit with unlabelled=, or a run with --unlabelled"
+        )
+    return model.unlabelled_features
 
 
 class Trainer:

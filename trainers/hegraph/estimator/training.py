@@ -139,7 +139,7 @@ def train_model(support_set: SupportSet, origin: Origin, cfg: Config, device: st
         return train_multilabel(support_set, origin, cfg, device)
     seen, names = support_set.counts > 0, support_set.names
     trains = bool(seen.sum() >= 2)
-    if not trains and support_set.positive is None and not seen.all():
+    if support_set.positive is None and not seen.all():
         raise UserError("classes without images need text_features or a backbone")
     known = support_set.of_classes(seen) if trains else support_set
     task = task_of(known, origin, cfg)

@@ -48,7 +48,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
         UserError: If the folder cannot be written.
     """
     created = not folder.exists()
-    lock = FileLock(folder / LOCK)
+    lock = FileLock(folder / LOCK, thread_local=False)  # a server may end in another thread
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=WAIT, poll_interval=WAIT / 4)

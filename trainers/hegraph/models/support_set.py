@@ -76,6 +76,11 @@ class SupportSet:
         """Class names by label."""
         return dict(zip(self.classes.tolist(), self.names))
 
+    def image_labels(self) -> list[Any]:
+        """Label of each image; with several labels per image, the set of its labels."""
+        rows, classes = self.labels.numpy(), self.classes
+        return [frozenset(classes[row].tolist()) for row in rows] if self.multilabel else classes[rows].tolist()
+
     def index(self, label: Any) -> int:
         """Position of a class; UserError if no class has this label."""
         labels = self.classes.tolist()
@@ -176,6 +181,11 @@ class SupportSet:
 def label_kind(several: bool) -> str:
     """Name in messages of the labels that an image has."""
     return "several labels" if several else "one label"
+
+
+def as_set(label: Any) -> frozenset[Any]:
+    """Labels of an image: the set itself, or a set of its one label."""
+    return label if isinstance(label, frozenset) else frozenset([label])
 
 
 def scatter_state(state: Mapping[str, Tensor], positions: Tensor, num_classes: int) -> dict[str, Tensor]:

@@ -13,14 +13,16 @@ PORT = 8000
 PACKAGES = "fastapi fastapi-offline uvicorn python-multipart prometheus-fastapi-instrumentator"  # the extra "serve"
 EPILOG = """\
 POST /v1/predict takes images in base64, POST /v1/predict/files takes a form with files. GET /v1/model describes the
-model, /health and /metrics are for monitoring, and /docs shows and tries the interface in the browser.
+model, /health and /metrics are for monitoring, and /docs shows and tries the interface in the browser. With --learn,
+POST and DELETE of /v1/examples change the model, POST /v1/suggest orders unlabelled images, and GET /v1/issues lists
+suspicious labels.
 """
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     """Parse the command line."""
     parser = Parser("serve", "Answer HTTP requests with the predictions of a trained model.", epilog=EPILOG)
-    parser.examples = ("output/model", "output/model --host 0.0.0.0 --token-file token.txt --workers 2")
+    parser.examples = ("my_model --learn", "output/model --host 0.0.0.0 --token-file token.txt --workers 2")
     add = parser.add_argument
     add("model", type=Path, metavar="MODEL", help=MODEL)
     add("--port", type=int, default=PORT, metavar="N", help="port of the server")
@@ -28,6 +30,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     add("--token-file", type=Path, metavar="FILE", help="file with a secret that requests must have")
     add("--no-token", action="store_true", help="open the server to the network without a token")
     add("--workers", type=number(int, 1), default=1, metavar="N", help="number of processes, each with the model")
+    add("--learn", action="store_true", help="accept labelled images, which change MODEL")
     add_encoder_arguments(parser)
     add_device_arguments(parser)
     return parser.parse_args(arguments)
@@ -43,6 +46,8 @@ def serve(args: argparse.Namespace) -> None:
         from .app import LOOPBACK, SETTINGS, Settings, create_app, from_environment
     except ImportError as error:
         raise UserError(f"serve needs FastAPI; run: {sys.executable} -m pip install {PACKAGES}") from error
+    if args.learn and args.workers > 1:
+        raise UserError(f"--learn needs a single process, which owns the model, got --workers {args.workers}")
     from ..models.folder import find_model_folder
     from ..utils.devices import choose_device
 
@@ -51,7 +56,7 @@ def serve(args: argparse.Namespace) -> None:
     settings = Settings(
         model=find_model_folder(args.model).absolute(), host=args.host, token=token, workers=args.workers,
         device=choose_device(args.device, "--device"), backbone=args.backbone, pretrained=args.pretrained,
-        precision=args.precision,
+        precision=args.precision, learn=args.learn,
     )  # fmt: skip
     application = create_app(settings)  # UserError before the server starts
     os.environ[SETTINGS] = settings.model_dump_json()

@@ -15,30 +15,31 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 import torch
-from fastapi import FastAPI, File, HTTPException, Query, Request, UploadFile
+from fastapi import FastAPI, File, Form, HTTPException, Query, Request, UploadFile
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi_offline import FastAPIOffline  # /docs loads nothing from other hosts
-from PIL.Image import Image
 from prometheus_fastapi_instrumentator import Instrumentator
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from torch import Tensor
 
 from .. import __version__
-from ..datasets.images import MAX_BYTES, open_upload
+from ..backbones.identity import AUTO
+from ..datasets.images import MAX_BYTES
+from ..labels import SUSPICIOUS
 from ..models.endpoint import decode_base64
+from ..models.folder import load_model
 from ..models.images import ImageModel
-from ..predict.files import Row, json_value
-from ..predict.prediction import Options, default_batch_size, rows_of
 from ..utils.errors import UserError, one_line
 from ..utils.threads import cores
-from .batches import Batcher
+from .learning import CHANGED, UNKNOWN, Learner
+from .server import Server, Upload
 
 SETTINGS = "HEGRAPH_SERVE"  # environment variable with the settings of several workers, as JSON
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -57,6 +58,7 @@ class Settings(BaseModel):
         token: Secret that every request must have, or "".
         workers: Number of processes of the server.
         device, backbone, pretrained, precision: Arguments of `ImageModel.load`.
+        learn: Whether requests may change the model; needs a single worker.
         max_requests: Largest number of requests in flight of a worker.
     """
 
@@ -67,7 +69,8 @@ class Settings(BaseModel):
     device: str = "cpu"
     backbone: str = ""
     pretrained: str = ""
-    precision: str = "auto"
+    precision: str = AUTO
+    learn: bool = False
     max_requests: int = MAX_REQUESTS
 
 
@@ -88,9 +91,36 @@ class ImagesRequest(BaseModel):
     images: Annotated[list[EncodedImage], Field(min_length=1, max_length=MAX_IMAGES)]
 
 
+class LabelledImage(EncodedImage):
+    """Image of a JSON request with its labels."""
+
+    labels: list[str] = Field(description="class names; exactly one for a model with one label per image")
+
+
+class ExamplesRequest(BaseModel):
+    """JSON request with labelled images and further classes."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    images: Annotated[list[LabelledImage], Field(max_length=MAX_IMAGES)] = []
+    classes: list[str] = Field([], description="names of classes, which need no image")
+
+
+class Removal(BaseModel):
+    """Query of a request that removes images and classes."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    ids: list[str] = Field([], alias="id", description="ids of images")
+    classes: list[str] = Field([], alias="class", description="names of classes")
+
+
 Top = Annotated[int, Query(ge=1, description="number of classes of an image, for a model with one label per image")]
 OpenSet = Annotated[float | None, Query(gt=0, lt=1, description="rate of known images to accept, such as 0.95")]
 Files = Annotated[list[UploadFile], File(description="image files")]
+Labels = Annotated[list[str], Form(description="class names, which all files of the form have")]
+Number = Annotated[int, Query(ge=1, description="number of images to select")]
+Above = Annotated[float, Query(description="lowest score to list")]
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -99,16 +129,17 @@ def create_app(settings: Settings) -> FastAPI:
     Raises:
         UserError: As of `ImageModel.load`.
     """
-    arguments = settings.device, settings.backbone, settings.pretrained, settings.precision
-    server = Server(ImageModel.load(settings.model, *arguments))
+    server = load_server(settings)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        task = asyncio.create_task(server.logits.run())
+        task = asyncio.create_task(server.features.run())
         yield
         task.cancel()
         with suppress(asyncio.CancelledError):
             await task
+        if isinstance(server, Learner):
+            server.close()
 
     app = FastAPIOffline(title=f"HeGraphAdapter: {settings.model.name}", version=__version__, lifespan=lifespan)
     app.add_middleware(Limits, settings=settings)
@@ -121,16 +152,12 @@ def create_app(settings: Settings) -> FastAPI:
     @app.post("/v1/predict", summary="Classify images in base64")
     async def predict(request: ImagesRequest, top: Top = 5, open_set: OpenSet = None) -> dict[str, Any]:
         """Classify images that are encoded in base64. An unreadable image has `error` in place of classes."""
-        return await server.predict(
-            [(image.name, decode_base64(image.data)) for image in request.images], top, open_set
-        )
+        return await server.predict(decoded(request.images), top, open_set)
 
     @app.post("/v1/predict/files", summary="Classify uploaded files")
     async def predict_files(files: Files, top: Top = 5, open_set: OpenSet = None) -> dict[str, Any]:
         """Classify the files of a form. An unreadable image has `error` in place of classes."""
-        if len(files) > MAX_IMAGES:
-            raise HTTPException(422, f"expected at most {MAX_IMAGES} images, got {len(files)}; send several requests")
-        return await server.predict([(file.filename or "", await file.read()) for file in files], top, open_set)
+        return await server.predict(await contents(files), top, open_set)
 
     @app.get("/v1/model", summary="Describe the model")
     def describe() -> dict[str, Any]:
@@ -150,7 +177,72 @@ def create_app(settings: Settings) -> FastAPI:
         """State of the server; needs no token."""
         return {"status": "ok"}
 
+    if isinstance(server, Learner):
+        add_learning(app, server)
     return app
+
+
+def load_server(settings: Settings) -> Server:
+    """Load the model; a model that learns is used in the precision of its training by default."""
+    precision = settings.precision
+    if settings.learn and precision == AUTO:
+        precision = load_model(settings.model).backbone.precision
+    names = settings.backbone, settings.pretrained
+    model = ImageModel.load(settings.model, settings.device, *names, precision)
+    return Learner(settings.model, model, *names) if settings.learn else Server(model)
+
+
+def add_learning(app: FastAPI, learner: Learner) -> None:
+    """Add the requests that change the model, and those that help to label."""
+
+    @app.get("/v1/examples", summary="List the labelled images")
+    def list_examples() -> dict[str, Any]:
+        """Id and labels of each labelled image of the model."""
+        return {"examples": [example._asdict() for example in learner.examples()]}
+
+    @app.post("/v1/examples", summary="Add labelled images in base64, and classes")
+    async def add(request: ExamplesRequest) -> dict[str, Any]:
+        """Add images and classes, or change the labels of images. Answers with the ids when the model is saved."""
+        labels = [image.labels for image in request.images]
+        return {"ids": await learner.add(decoded(request.images), labels, request.classes)}
+
+    @app.post("/v1/examples/files", summary="Add labelled files")
+    async def add_files(files: Files, labels: Labels) -> dict[str, Any]:
+        """Add the files of a form, which all have the same labels. Answers with the ids when the model is saved."""
+        return {"ids": await learner.add(await contents(files), [labels] * len(files))}
+
+    @app.delete("/v1/examples", summary="Remove labelled images and classes")
+    async def remove(query: Annotated[Removal, Query()]) -> dict[str, Any]:
+        """Remove images by id, and classes by name. Answers when the model is saved."""
+        await learner.remove(query.ids, query.classes)
+        return {"removed": [*query.ids, *query.classes]}
+
+    @app.post("/v1/suggest", summary="Order unlabelled images in base64")
+    async def suggest(request: ImagesRequest, n: Number = 20, top: Top = 3) -> dict[str, Any]:
+        """Select the images to label next; the most useful one comes first."""
+        return await learner.suggest(decoded(request.images), n, top)
+
+    @app.post("/v1/suggest/files", summary="Order unlabelled files")
+    async def suggest_files(files: Files, n: Number = 20, top: Top = 3) -> dict[str, Any]:
+        """Select the files of a form to label next; the most useful one comes first."""
+        return await learner.suggest(await contents(files), n, top)
+
+    @app.get("/v1/issues", summary="List suspicious labels")
+    def issues(above: Above = SUSPICIOUS) -> dict[str, Any]:
+        """Labelled images whose label is likely wrong, with a more probable class."""
+        return {"issues": learner.issues(above)}
+
+
+def decoded(images: Sequence[EncodedImage]) -> list[Upload]:
+    """Name and bytes of the images of a JSON request."""
+    return [(image.name, decode_base64(image.data)) for image in images]
+
+
+async def contents(files: Sequence[UploadFile]) -> list[Upload]:
+    """Name and bytes of the files of a form."""
+    if len(files) > MAX_IMAGES:
+        raise HTTPException(422, f"expected at most {MAX_IMAGES} images, got {len(files)}; send several requests")
+    return [(file.filename or "", await file.read()) for file in files]
 
 
 def from_environment() -> FastAPI:
@@ -158,53 +250,6 @@ def from_environment() -> FastAPI:
     settings = Settings.model_validate_json(os.environ[SETTINGS])
     torch.set_num_threads(max(cores() // settings.workers, 1))
     return create_app(settings)
-
-
-class Server:
-    """Predictions of a model for concurrent requests, equal to those of the command `predict`.
-
-    Attributes:
-        model: The model with its backbone.
-        logits: Batches of opened images; the result of an image is its logits `[1, K]`, or the reason why its pixels
-            cannot be used.
-    """
-
-    def __init__(self, model: ImageModel) -> None:
-        self.model = model
-        self.logits = Batcher[Image, Tensor | str](self._logits, default_batch_size(model.backbone.input_size))
-
-    def _logits(self, images: Sequence[Image]) -> list[Tensor | str]:
-        [(_, problems, features)] = self.model.encode(images, len(images))
-        rows = iter(self.model.logits(features).split(1))
-        return [problem or next(rows) for problem in problems]
-
-    async def predict(self, images: Sequence[tuple[str, bytes]], top: int, open_set: float | None) -> dict[str, Any]:
-        """Classify images, each as name and bytes of a file.
-
-        Raises:
-            UserError: If the model has no threshold for open-set rejection.
-        """
-        saved, options = self.model.model, Options(top, "jsonl", None, open_set)
-        if open_set is not None:
-            saved.is_known(torch.zeros(0, len(saved.classnames)), open_set)
-        opened = await asyncio.gather(*(asyncio.to_thread(open_or_reason, data) for _, data in images))
-        results = iter(await self.logits([image for image in opened if isinstance(image, Image)]))
-        rows = []
-        for (name, _), image in zip(images, opened):
-            result = image if isinstance(image, str) else next(results)
-            if isinstance(result, str):
-                rows.append(Row(name, error=result))
-            else:
-                rows += rows_of(saved, [name], result, options)
-        return {"predictions": [json_value(row, open_set is not None) for row in rows]}
-
-
-def open_or_reason(data: bytes) -> Image | str:
-    """Open an image from the bytes of a file, or return the reason why it cannot be read."""
-    try:
-        return open_upload(data)
-    except UserError as error:
-        return str(error)
 
 
 def answer_error(request: Request, error: Exception) -> JSONResponse:
@@ -215,7 +260,8 @@ def answer_error(request: Request, error: Exception) -> JSONResponse:
         problem = error.errors()[0]
         text = f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}"
         return JSONResponse({"error": one_line(text)}, 422)
-    return JSONResponse({"error": one_line(str(error))}, 422)
+    code = error.code if isinstance(error, UserError) else ""
+    return JSONResponse({"error": one_line(str(error))}, {UNKNOWN: 404, CHANGED: 409}.get(code, 422))
 
 
 class Limits:
@@ -246,10 +292,13 @@ class Limits:
             self.in_flight -= 1
 
     def _refusal(self, headers: Headers) -> HTTPException | None:
-        """Error for a request without the token, a busy server, or a large body."""
+        """Error for a request without the token, of another site, to a busy server, or with a large body."""
         sent, expected = headers.get("authorization", ""), f"Bearer {self.settings.token}"
         if self.settings.token and not hmac.compare_digest(sent.encode(), expected.encode()):
             return HTTPException(401, "expected the header Authorization: Bearer TOKEN", {"WWW-Authenticate": "Bearer"})
+        origin = urlsplit(headers.get("origin", "")).netloc
+        if self.settings.learn and not self.settings.token and origin not in ("", headers.get("host")):
+            return HTTPException(403, f"pages of {origin} may not change the model; use a token")  # forms need no CORS
         if self.in_flight >= self.settings.max_requests:
             return HTTPException(429, f"{self.in_flight} requests are in flight; try again later", {"Retry-After": "1"})
         length = headers.get("content-length", "0")

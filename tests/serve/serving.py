@@ -1,0 +1,55 @@
+"""Requests to the HTTP server, and the command in a process."""
+
+import base64
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+
+CHECKOUT = Path(__file__).parents[2]
+
+
+def encoded(*images: bytes, **fields: list) -> dict:
+    """JSON request with images, which have one value of each field."""
+    rows = [{"name": str(number), "data": base64.b64encode(data).decode()} for number, data in enumerate(images)]
+    return {"images": [row | {key: fields[key][k] for key in fields} for k, row in enumerate(rows)]}
+
+
+def form(*paths: Path) -> list[tuple]:
+    """Form with files."""
+    return [("files", (path.name, path.read_bytes())) for path in paths]
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+@contextmanager
+def serving(*words: object) -> Iterator[SimpleNamespace]:
+    """Context with `serve` in a process, and its address; the process is interrupted at the end, if it still runs."""
+    import httpx  # the extra `dev`
+
+    port = free_port()
+    command = [sys.executable, "-m", "trainers.hegraph", "serve", *map(str, words), "--port", str(port)]
+    with subprocess.Popen(command, cwd=CHECKOUT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            address = f"http://127.0.0.1:{port}"
+            for _ in range(300):
+                try:
+                    httpx.get(f"{address}/health")
+                    break
+                except httpx.TransportError:
+                    assert process.poll() is None, process.stderr.read()
+                    time.sleep(0.2)
+            yield SimpleNamespace(address=address, process=process)
+        finally:
+            if process.poll() is None:
+                os.kill(process.pid, signal.SIGINT)
+        process.wait(60)
