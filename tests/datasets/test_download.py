@@ -377,7 +377,9 @@ GZ, A, SYM, LNK = pack("tar.gz", FILES), ("images/a", b"a"), tarfile.SYMTYPE, ta
     GZ[:-100],
     GZ[:-8] + bytes(4) + GZ[-4:],  # its checksum
     tar_with(A, ("images/../../../escaped", b"x")), tar_with(A, ("images/inside", b"", SYM, "a")),
-    tar_with(A, ("images/hard", b"", LNK, "../escaped")),
+    tar_with(A, ("images/hard", b"", LNK, "../escaped")), tar_with(A, ("images/a/1.jpg", b"a")),
+    pack("zip", {"images/a": b"a", "images/a/1.jpg": b"a"}), pack("zip", {"images/a/1.jpg": b"a", "images/a": b"a"}),
+    pack("zip", {f"images/{'a' * 300}": b"a"}),
 ])  # fmt: skip
 def test_damaged_or_unsafe_archive_is_replaced(server, tmp_path, body):
     folder = tmp_path / "root" / "set"

@@ -130,6 +130,7 @@ def test_cases_have_their_own_keys_and_folders():
     ((*DIGITS, "--vary", "OPTIM.LR"), "vary.OPTIM.LR"),
     ((*DIGITS, "--vary", "OPTIM.LR", "0.1", "0.2", "--suffix", ""), "two runs have the folder"),
     ((*DIGITS, "--vary", "OPTIM.LR", "/../../../..", "--suffix", "{LR}"), "must stay below output"),
+    ((*DIGITS, "--case", "é" * 150), "of at most 255 bytes, got 313: 'mini_16shots_"),
     (("--datasets", "no.safetensors", "--configs", "mini"), "no.safetensors: No such file"),
     (("--workers", "-1", *DIGITS), "--workers"),
 ])  # fmt: skip

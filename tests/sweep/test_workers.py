@@ -27,7 +27,7 @@ from trainers.hegraph.__main__ import main
 from trainers.hegraph.experiments import lock
 from trainers.hegraph.experiments.lock import HOLDER, LOCK, Locked, is_locked, lock_folder
 from trainers.hegraph.sweep import plan, workers
-from trainers.hegraph.sweep.grid import Run
+from trainers.hegraph.sweep.grid import FEATURES_DIR, Run
 from trainers.hegraph.sweep.plan import Sweep, do_runs, in_words
 from trainers.hegraph.sweep.workers import (
     DONE,
@@ -96,24 +96,24 @@ def test_interrupt_lost_in_a_callback_ends_the_sweep(runs):
 # Workers
 
 
-def write_for_ever(folder: Path) -> None:
-    with atomic_path(folder / "file"), writing_folder(folder / "model") as temporary:
+def write_for_ever(folder: Path, shared: Path) -> None:
+    with atomic_path(folder / "file"), writing_folder(shared / "folder") as temporary:
         (temporary / "begun").touch()
         time.sleep(600)
 
 
 @pytest.mark.slow
 def test_killed_workers_leave_no_temporary_files(runs, tmp_path, wait_for):
-    worker, before = new_worker(), multiprocessing.active_children()
-    worker.submit(write_for_ever, runs[0].folder)
+    worker, features, before = new_worker(), tmp_path / "features", multiprocessing.active_children()
+    worker.submit(write_for_ever, runs[0].folder, features)
     [process] = set(multiprocessing.active_children()) - set(before)
     try:
-        wait_for(lambda: [*runs[0].folder.rglob("begun")])
+        wait_for(lambda: [*features.rglob("begun")])
         assert len([*tmp_path.rglob("*.tmp")]) == 2
-        (tmp_path / ".01234567.tmp").touch()  # of another process
+        (features / ".0123456701234567.tmp").touch()  # of another process
     finally:
-        kill_workers([process], runs[:1])
-    assert [path.name for path in tmp_path.rglob("*.tmp")] == [".01234567.tmp"]
+        kill_workers([process], [replace(runs[0], keys=((FEATURES_DIR, str(features)),))])
+    assert [path.name for path in tmp_path.rglob("*.tmp")] == [".0123456701234567.tmp"]
 
 
 @pytest.fixture

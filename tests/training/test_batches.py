@@ -4,6 +4,9 @@ An epoch has every image once, and depends on its number and the seed alone.
 """
 
 import logging
+import re
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -165,6 +168,21 @@ def test_free_memory_respects_control_groups(monkeypatch, tmp_path, groups, file
         (tmp_path / name).write_text(text)
     monkeypatch.setattr(memory, "ROOT", tmp_path)
     assert free_bytes() == free
+
+
+@pytest.mark.slow
+def test_many_classes_under_an_address_limit_are_refused():
+    code = (
+        "import resource, numpy as np\n"
+        "from trainers.hegraph import HeGraphClassifier, UserError\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (8 * 10**9, -1))\n"
+        "try:\n    HeGraphClassifier().fit(np.eye(20_000, 8) + 1, np.arange(20_000))\n"
+        "except UserError as error:\n    print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    message = r"training on 20000 images of 20000 classes would take \S+ GB of memory, [4-7]\.\d GB are free; .*\n"
+    assert re.fullmatch(message, done.stdout)
 
 
 @pytest.mark.parametrize(("free", "logged"), [(4_000_000_000, False), (3_999_999_999, True), (None, False)])

@@ -8,6 +8,7 @@ successful download removes files of a killed one.
 Archives are untrusted: Python's modules keep members inside the folder, and archives with symbolic links are refused.
 """
 
+import errno
 import gzip
 import hashlib
 import logging
@@ -38,6 +39,8 @@ BUSY = (408, 429, 500, 502, 503, 504)  # status codes that are retried
 CHUNK = 1 << 16  # bytes; an interrupted transfer loses at most one chunk
 DRIVE = "https://drive.google.com/"  # large files there need several requests
 LOCK = ".download.lock"
+# Errors of the file system that names in an archive cause, since the archive is unpacked into an empty folder
+OF_MEMBERS = (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG)
 
 
 class Broken(Exception):
@@ -296,9 +299,12 @@ def _extract(archive: Path, into: Path) -> None:
             while packed.fileobj is not None and packed.fileobj.read(1 << 20):
                 pass  # gzip verifies its checksum at the end
     except Exception as error:  # the modules raise exceptions of many types
+        place = ""
         if isinstance(error, OSError) and not isinstance(error, gzip.BadGzipFile):
-            raise
-        raise Broken(f"the archive is damaged or unsafe: {first_line(error)}") from error
+            if error.errno not in OF_MEMBERS or error.filename is None:
+                raise
+            place = f"{os.path.relpath(error.filename, into)}: "
+        raise Broken(f"the archive is damaged or unsafe: {place}{first_line(error)}") from error
 
 
 def _without_links(member: tarfile.TarInfo, into: str) -> tarfile.TarInfo:

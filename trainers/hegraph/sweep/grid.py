@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import os
 import re
 import shlex
 from collections.abc import Iterator, Mapping
@@ -18,7 +19,7 @@ from ..config_files import load_cfg, with_values
 from ..experiments.run_folder import PRECISION
 from ..features.bank import SUFFIX
 from ..utils.devices import available_device
-from ..utils.errors import UserError, command, unknown
+from ..utils.errors import UserError, command, shortened, unknown
 from ..utils.option import OUR_METHOD
 from ..utils.reading import Count, StrictModel, check_regular, read_yaml, validate
 
@@ -27,6 +28,7 @@ logger = logging.getLogger(__name__)
 ALL_METHODS = (*METHODS, OUR_METHOD)
 ALL = "all"  # stands for all methods
 GRID_KEYS = ("OUTPUT_DIR", "SEED", "DATASET.NUM_SHOTS", "TRAINER.NAME", "DATASET.ROOT", "RESUME")
+LONGEST_NAME = 255  # bytes of a file name, on every common file system
 FEATURES_DIR = "TRAINER.HEGRAPHADAPTER.FEATURES.DIR"
 
 
@@ -183,6 +185,11 @@ class Grid(StrictModel):
             if ".." in PurePath(below).parts or "\0" in below:
                 parts = "--suffix, cases and file names"
                 raise UserError(f"{parts} must stay below {self.output}, got {below!r}", "grid.outside")
+            for name in PurePath(below).parts:
+                if (length := len(os.fsencode(name))) > LONGEST_NAME:
+                    problem = f"expected folder names of at most {LONGEST_NAME} bytes, got {length}"
+                    advice = "use a shorter case or value, or --suffix"
+                    raise UserError(f"{problem}: {shortened(name, 60)!r}; {advice}", "grid.name")
             label = ", ".join(filter(None, (case, *(f"{name}={value}" for name, value in names.items()))))
             keys = (*pairs.items(), *self.cases[case].items(), *values)
             yield Run(Path(self.output) / below, source, config, method, shots, seed, keys, root, label, self.separate)

@@ -20,6 +20,7 @@ from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, ProcessP
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any
 
 from ..config import Config
@@ -33,7 +34,7 @@ from ..utils.errors import ENDINGS, PACKAGE, UserError, deferred_interrupts, fir
 from ..utils.files import hash_json, remove_temporaries, write_json
 from ..utils.reading import read_json
 from ..utils.threads import cores
-from .grid import Run
+from .grid import FEATURES_DIR, Run
 
 logger = logging.getLogger(__name__)
 
@@ -197,13 +198,15 @@ def run_in_workers(runs: Sequence[Run], workers: int, verbose: bool) -> Generato
 
 def kill_workers(processes: Iterable[BaseProcess], runs: Sequence[Run]) -> None:
     """Kill worker processes, and remove their temporary files in the output folders of runs."""
+    folders = {Path(folder) for run in runs for folder in (run.folder, dict(run.keys).get(FEATURES_DIR, run.folder))}
     for process in processes:
+        session = process.pid or 0
         with suppress(OSError):  # before its `os.setsid`
-            os.killpg(process.pid or 0, signal.SIGKILL)
+            os.killpg(session, signal.SIGKILL)
         process.kill()
         process.join()
-    for run in runs:
-        remove_temporaries(run.folder)
+        for folder in folders:
+            remove_temporaries(folder, session)
 
 
 def next_run(waiting: Sequence[Run], loaded: tuple[str, str] | None, in_use: Sequence[tuple[str, str]]) -> Run:

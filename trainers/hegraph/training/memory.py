@@ -6,6 +6,7 @@ Shapes: K classes, N cached images (K times the shots), d feature width, V views
 """
 
 import logging
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
@@ -32,7 +33,10 @@ def training_bytes(
     `messages` adds the closed-form head. Its discriminants are computed after the last step in double precision; "at
     the end" is the memory that this needs beyond a step.
     """
-    nodes, cached = num_classes * width, num_images * width  # entries of one feature per class, and per image
+    nodes, cached = (
+        num_classes * width,
+        num_images * width,
+    )  # entries of one feature per class, and of one feature per image
     products = products_bytes(views, num_images)
     parts = {
         "keys": 2 * cached * FLOAT,  # cache keys, and the mean over views
@@ -53,12 +57,12 @@ def training_bytes(
 def free_bytes(device: str = "cpu") -> int | None:
     """Free memory in bytes of "cpu", "cuda" or "cuda:N", without swapping; None if the system does not report it.
 
-    On the CPU this process may take no more than the machine has, and its control groups allow (containers, batch
-    systems).
+    On the CPU this process may take no more than the machine has, its control groups allow (containers, batch systems)
+    and its address space may grow (`ulimit -v`).
     """
     if device != "cpu":
         return torch.cuda.mem_get_info(device)[0]
-    free = [*_free_of_machine(), *_free_of_groups()]
+    free = [*_free_of_machine(), *_free_of_groups(), *_free_of_address_space()]
     return max(min(free), 0) if free else None
 
 
@@ -87,6 +91,16 @@ def _free_of_groups() -> Iterator[int]:
                 limit, used = (int((folder / name).read_text()) for name in (most, now))
                 files = _numbers(folder / "memory.stat")
                 yield limit - used + sum(files.get(f"{total}{kind}_file", 0) for kind in ("active", "inactive"))
+
+
+def _free_of_address_space() -> Iterator[int]:
+    with suppress(ImportError, OSError, ValueError):  # `resource` is not on Windows, /proc on Linux alone
+        import resource
+
+        limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+        if limit != resource.RLIM_INFINITY:
+            pages = int((ROOT / "proc/self/statm").read_text().split()[0])
+            yield limit - pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def _numbers(path: Path) -> dict[str, int]:

@@ -5,10 +5,12 @@ can leave its temporary file or folder, with a name that begins with a dot and e
 writes the same folder removes such folders.
 """
 
+import ctypes
 import hashlib
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
 OLD = "old"  # the replaced folder, within the temporary folder of `writing_folder`
 METADATA = "metadata"  # key of all metadata in a `.safetensors` file
+RENAME_EXCHANGE = 2  # flag of Linux's renameat2
 
 
 def absolute(path: str | Path) -> Path:
@@ -160,9 +163,11 @@ def writing_folder(folder: Path) -> Iterator[Path]:
                 _remove(left, folder)
             new.mkdir(parents=True)
             yield new
-            if folder.exists():
-                os.replace(folder, old)
-            os.replace(new, folder)
+            exists = folder.exists()
+            if not (exists and _exchange(new, folder)):
+                if exists:
+                    os.replace(folder, old)
+                os.replace(new, folder)
     finally:
         _remove(temporary, folder)
 
@@ -181,6 +186,16 @@ def _remove(temporary: Path, folder: Path) -> None:
     shutil.rmtree(temporary, ignore_errors=True)
 
 
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchange two folders atomically; False if the system or the file system does not support it."""
+    if sys.platform != "linux":
+        return False
+    with suppress(AttributeError):  # an old C library
+        cwd, paths = -100, (os.fsencode(one), os.fsencode(other))  # AT_FDCWD: relative to the working directory
+        return ctypes.CDLL(None).renameat2(cwd, paths[0], cwd, paths[1], RENAME_EXCHANGE) == 0
+    return False
+
+
 def _name_hash(path: Path) -> str:
     """Part of a temporary name that identifies the target, whose own name may be too long."""
     return hashlib.sha256(os.fsencode(path.name)).hexdigest()[:8]
@@ -188,19 +203,24 @@ def _name_hash(path: Path) -> str:
 
 def _temporaries(folder: Path) -> list[Path]:
     """List the temporary folders of a folder, from all processes."""
-    return [path for path in folder.parent.glob(f".{_name_hash(folder)}*.tmp") if path.is_dir()]
+    return [path for path in folder.parent.glob(f".????????{_name_hash(folder)}*.tmp") if path.is_dir()]
 
 
 def _temporary_path(path: Path) -> Path:
     """Create a temporary name in the folder of a path, and the folder if it is missing."""
     with _converted_errors(path, path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    return path.parent / f".{_name_hash(path)}{uuid4().hex[:8]}.tmp"
+    return path.parent / f".{_session():08x}{_name_hash(path)}{uuid4().hex[:8]}.tmp"
 
 
-def remove_temporaries(folder: Path) -> None:
-    """Remove temporary files and folders of killed processes below a folder, which no other process writes."""
-    for path in [*folder.rglob(".*.tmp")]:
+def _session() -> int:
+    """Number of the session of this process."""
+    return os.getpid() if sys.platform == "win32" else os.getsid(0)
+
+
+def remove_temporaries(folder: Path, session: int) -> None:
+    """Remove temporary files and folders of the killed processes of a session below a folder."""
+    for path in [*folder.rglob(f".{session:08x}*.tmp")]:
         if (path / OLD).exists():  # the only version of a folder: `whole_folder`
             continue
         shutil.rmtree(path, ignore_errors=True)

@@ -4,6 +4,8 @@ All readers use `reading`, which converts the errors of libraries to one line wi
 file is a `StrictModel` of pydantic, which `validate` applies.
 """
 
+import json
+import math
 import os
 import pickle
 import stat
@@ -15,7 +17,6 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
-from pydantic_core import from_json
 from safetensors import safe_open
 
 from .errors import UserError, first_line
@@ -24,6 +25,7 @@ from .files import METADATA
 if TYPE_CHECKING:
     from torch import Tensor
 
+LARGEST_INT = 2**63  # of tensors, databases and most other languages
 MAX_LENGTH, MAX_DEPTH, MAX_VALUES = 200_000, 50, 100_000  # of a YAML file; PyYAML needs seconds for this length
 MAX_JSON = 2**28  # bytes, a hundred times the split file of a large data set
 
@@ -93,10 +95,17 @@ def parse_json(text: str) -> Any:
     """Parse JSON.
 
     Raises:
-        ValueError: If the text is not JSON, is nested too deeply, or has NaN or a lone surrogate, which files and
-            terminals cannot encode.
+        ValueError: If the text is not JSON, is nested too deeply, or has a duplicate key, NaN, a number out of range or
+            a lone surrogate, which files and terminals cannot encode.
     """
-    return from_json(text, allow_inf_nan=False)
+    try:
+        numbers: Any = {"parse_constant": _number, "parse_float": _number, "parse_int": _integer}
+        value = json.loads(text, object_pairs_hook=_unique, **numbers)
+        if "\\u" in text:  # only an escape can be a lone surrogate
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+        return value
+    except (RecursionError, UnicodeEncodeError) as error:
+        raise ValueError(first_line(error)) from None
 
 
 def read_yaml(path: Path, kind: str) -> Any:
@@ -117,9 +126,7 @@ class _Loader(yaml.SafeLoader):
     """Rejects duplicate keys; PyYAML would use the last one."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
-        if len(names) > len({*names}):
-            raise ValueError(f"it has the key {max(names, key=names.count)!a:.60} twice")
+        _unique([(key.value, key) for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"])
         return super().construct_mapping(node, deep)
 
 
@@ -213,3 +220,26 @@ def validate(shape: type[Shape], value: Any, where: str, convert: bool = False) 
         return TypeAdapter(shape).validate_python(value, strict=None if is_schema or convert else True)
     except ValidationError as error:
         raise UserError(f"{where}: {first_line(error)}", "schema") from error
+
+
+def _number(digits: str) -> float:
+    number = float(digits)
+    if not math.isfinite(number):
+        raise ValueError(f"it has {digits:.20}, which is out of range")
+    return number
+
+
+def _integer(digits: str) -> int:
+    number = int(digits)  # ValueError for thousands of digits
+    if not -LARGEST_INT <= number < 2 * LARGEST_INT:
+        raise ValueError(f"it has {digits:.20}{'...' if len(digits) > 20 else ''}, which is out of range")
+    return number
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    unique = dict(pairs)
+    if len(unique) < len(pairs):
+        names = [name for name, _ in pairs]
+        duplicate = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"it has the key {duplicate!a:.60} twice")
+    return unique
