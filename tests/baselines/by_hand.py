@@ -55,13 +55,18 @@ def minimise(
     loss: Callable[..., Tensor],
     initial: list,
     rates: list,
+    multiples: Sequence[float] = (),
     **options: float,
 ) -> list[Tensor]:
-    """Parameters of `loss(*parameters)` after one step of an optimizer, in float64, at each learning rate."""
+    """Parameters of `loss(*parameters)` after one step of an optimizer, in float64, at each learning rate.
+
+    `multiples` holds a factor of the rates for each parameter; () means 1.
+    """
     parameters = [parameter.detach().double().clone().requires_grad_() for parameter in initial]
-    optimizer = optimizer_class(parameters, **options)
+    optimizer = optimizer_class([{"params": [parameter]} for parameter in parameters], **options)
     for rate in rates:
-        optimizer.param_groups[0]["lr"] = rate
+        for group, multiple in zip(optimizer.param_groups, multiples or [1.0] * len(parameters)):
+            group["lr"] = multiple * rate
         optimizer.zero_grad()
         loss(*parameters).backward()
         optimizer.step()

@@ -23,7 +23,9 @@ from trainers.hegraph.training.choice import accuracy
 from trainers.hegraph.utils.errors import UserError
 
 # Methods that select hyperparameters on val
-SELECTING = set(METHODS) - {"ZeroShot", "CoOp", "CLIPAdapter", "TaskRes", "GraphAdapter", "CLAP"}
+SELECTING = set(METHODS) - {
+    "ZeroShot", "CoOp", "CLIPAdapter", "TaskRes", "GraphAdapter", "CLAP", "TipAdapterFHOSO",
+}  # fmt: skip
 NOT_SAVED = {"CLIPAdapter", "ProtoCLIP", "ProKeR", "APE"}
 # Number of trained parameters for N images, K classes and width d; other methods are training-free
 PARAMETERS = {
@@ -32,7 +34,8 @@ PARAMETERS = {
     "GraphAdapter": lambda n, k, d: 2 * (d + k) * d,
     "ProtoCLIP": lambda n, k, d: (n + k) * d + 2 * d * (d // 4) + 2 * (d + d // 4), "CoOp": lambda n, k, d: 16 * 64,
     "LPPlusPlus": lambda n, k, d: k * (d + 2), "CLAP": lambda n, k, d: k * d,
-    "APET": lambda n, k, d: k * round(d * 800 / 1024) + n,
+    "APET": lambda n, k, d: k * round(d * 800 / 1024) + n, "SimNL": lambda n, k, d: 4 * k * d,
+    "TipAdapterFHOSO": lambda n, k, d: n * d,
 }  # fmt: skip
 
 
@@ -88,7 +91,8 @@ def test_method_fits_tasks_of_any_shape(make_bank, fit, name, shots):
     fitted = fit(name, bank)
     logits = fitted.logits(bank.test_features)
     assert logits.shape == (20 * len(shots), len(shots)) and logits.isfinite().all()
-    assert fitted.num_parameters == PARAMETERS.get(name, lambda *_: 0)(sum(shots), len(shots), width)
+    num_images = sum(count - (count > 1) for count in shots) if name == "TipAdapterFHOSO" else sum(shots)
+    assert fitted.num_parameters == PARAMETERS.get(name, lambda *_: 0)(num_images, len(shots), width)
     assert (fitted.epochs > 0) == (name in PARAMETERS) and fitted.steps >= fitted.epochs
 
 
@@ -231,6 +235,7 @@ def test_numbers_beyond_limits_are_refused(values, limits):
     ("GDA", "CANDIDATES", ([0.0],), ([],), "CANDIDATES"), ("TIMOS", "BETAS", ([1],), ([1, 1.5], []), "BETAS"),
     ("ProKeR", "SEARCH_RANGE", (), ([["", [0.0, 3.0, 0.1, 1.0]]], [["", [1.0, 2.0]]]), "SEARCH_RANGE"),
     ("ProKeR", "SEARCH_STEP", ([1, 1],), ([0, 1],), "SEARCH_STEP"),
+    ("SimNL", "LAMBDA", ([["", 0.0]],), ([["", 1.1]],), "LAMBDA"),
     ("ProtoCLIP", "ALPHA", (0.0, 1.0), (-0.1, 1.1), "ALPHA"),
     ("ProtoCLIP", "ASK_EVERY", (1,), (0,), "ASK_EVERY"),
 ], ids=str)  # fmt: skip

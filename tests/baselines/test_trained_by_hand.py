@@ -6,6 +6,7 @@ images, so that nothing is random.
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -18,7 +19,9 @@ from yacs.config import CfgNode
 from benchmarks.tasks import unit_features
 from trainers.hegraph.baselines import proto_clip
 from trainers.hegraph.baselines.base import FittedMethod
+from trainers.hegraph.baselines.caches import last_of_each_class
 from trainers.hegraph.baselines.class_features import zero_shot_confidence
+from trainers.hegraph.baselines.simnl import image_weights
 from trainers.hegraph.baselines.trained import BestEpoch, train
 from trainers.hegraph.training.batches import Batch
 from trainers.hegraph.utils.errors import UserError
@@ -160,6 +163,62 @@ def test_ape_t_trains_residuals_and_image_weights(fit):
     rows |= {"CHANNELS": [["", 0.5]], "WEIGHTS": [["", [0.0, 1.0]]]}
     fitted = fit("APET", bank(), **rows, BETA=2.0, BATCH_SIZE=256, WEIGHT_DECAY=0.4, SEARCH=False)
     assert_close(logits_of(fitted, 3), logits(QUERIES, *parameters))
+
+
+def test_simnl_trains_positive_and_negative_residuals(fit):
+    negative_text = unit_features(3, 4, seed=6).double()
+    others = torch.stack([unit(IMAGES[LABELS != k].sum(dim=0)) for k in range(3)])
+    counts = torch.tensor([2.0, 2.0, 1.0])
+
+    def logits(features, text, keys, negative, absent):
+        positive = TAU * features @ unit(TEXT + text).t() + 3 * cache(features, unit(IMAGES + keys[LABELS]), LABELS)
+        excluded = 0.15 * TAU * (1 - features @ unit(negative_text + negative).t())
+        excluded = excluded + 3 * counts * (-2 * features @ unit(others + absent).t()).exp()
+        return 0.6 * positive + 0.4 * excluded
+
+    def loss(*residuals):
+        text, hinge = unit(TEXT + residuals[0]), torch.tensor(0.0).double()
+        for image, label in zip(IMAGES, LABELS):  # all three classes are neighbours
+            for k in range(3):
+                margin = (1 - text[k] @ text[label]) / 4
+                hinge = hinge + ((image - text[label]).norm() + margin - (image - text[k]).norm()).relu() / 15
+        return loss_of(logits)(*residuals) + hinge + 8 * (1 - (text * TEXT).sum(dim=1)).mean()
+
+    initial = [torch.zeros(3, 4)] * 4
+    residuals = minimise(AdamW, loss, initial, COSINE, multiples=[1, 1, 5, 5], weight_decay=0.4, eps=0.05)
+    rows = {"ALPHA": [["", 3.0]], "BETA": [["", 2.0]], "LAMBDA": [["", 0.6]], "LR": [["", 0.02]]}
+    rows |= {"EPOCHS": [["", 3]], "EPS": [["", 0.05]]}
+    task = replace(bank(), text_negative=tensor(negative_text))
+    fitted = fit("SimNL", task, **rows, BATCH_SIZE=256, WEIGHT_DECAY=0.4, SEARCH=False)
+    assert_close(logits_of(fitted, 3), logits(QUERIES, *residuals))
+
+
+def test_simnl_weighs_images_by_their_similarity():
+    # Cosines 0, 0.6 and 0.8 between the images of class 0, so mean cosines 0.3, 0.4 and 0.7; class 1 has one image
+    keys, labels = tensor([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8], [1.0, 0.0]]), torch.tensor([0, 0, 0, 1])
+    sums = tensor([[1.6, 1.8], [1.0, 0.0]])
+    weights = 3 * torch.tensor([0.3, 0.4, 0.7]).softmax(dim=0)
+    assert_close(image_weights(keys, labels, sums), [*weights.tolist(), 1.0], atol=1e-6)
+
+
+def test_hoso_trains_keys_without_the_held_out_images(fit):
+    held = torch.tensor([False, False, False, True, True])  # the last image of classes 0 and 1; class 2 has one image
+    assert torch.equal(last_of_each_class(LABELS), held)
+    options = {"ALPHA": [["", 3.0]], "BETA": 2.0, "LR": 0.02, "EPOCHS": [["", 3]]}
+    fitted = fit("TipAdapterFHOSO", bank(val=(IMAGES[:1], [0])), **options)
+    rest = bank_of(IMAGES[~held], LABELS[~held], TEXT, scale=TAU)
+    without = fit("TipAdapterF", rest, **options, SEARCH=False)
+    assert torch.equal(fitted.classifier.keys, without.classifier.keys) and without.classifier.alpha == 3.0
+    text, cached = without.classifier.parts(tensor(IMAGES[held]))
+    losses = [F.cross_entropy(text + alpha * cached, LABELS[held]) for alpha in torch.linspace(0, TAU, 1001)]
+    assert fitted.classifier.alpha == pytest.approx(min(range(1001), key=losses.__getitem__) * TAU / 1000, abs=0.02)
+    assert_close(fitted.logits(tensor(QUERIES)), fitted.classifier.logits(tensor(QUERIES)))
+
+
+def test_hoso_at_one_shot_keeps_the_initial_alpha(fit):
+    task = bank_of(IMAGES[:3], LABELS[:3], TEXT, scale=TAU)
+    first, second = (fit(name, task).logits(tensor(QUERIES)) for name in ("TipAdapterFHOSO", "TipAdapterF"))
+    assert torch.equal(first, second)
 
 
 def test_clip_adapter_trains_a_bottleneck_with_sgd(fit):

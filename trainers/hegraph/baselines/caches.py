@@ -36,13 +36,17 @@ class Cache:
         text: Function from image features `[B, d]` to text logits `[B, K]`.
         cache: Function from image features, beta and, in APE, gamma to cache logits `[B, K]`.
         parameters: Parameters to train; none for a training-free method.
-        fold: Function that returns the same classifier without alpha and beta; None if it cannot be saved.
+        fold: Function from beta to the same classifier without alpha; None if it cannot be saved.
+        penalty: Function from a batch to the term to add to the cross-entropy.
+        rates: Learning rate of each parameter, as a multiple of the option LR; () means 1 for all.
     """
 
     text: Callable[[Tensor], Tensor]
     cache: Callable[..., Tensor]
     parameters: Sequence[Tensor] = ()
-    fold: Callable[[], FoldedClassifier] | None = None
+    fold: Callable[[float], FoldedClassifier] | None = None
+    penalty: Callable[[Batch], Tensor | float] = lambda batch: 0.0
+    rates: Sequence[float] = ()
 
     def logits(self, features: Tensor, alpha: float, *cache_values: float) -> Tensor:
         """Return `text + alpha * cache`, shape `[B, K]`."""
@@ -73,17 +77,20 @@ class CacheMethod(Method):
         if cache.parameters:
 
             def loss(batch: Batch) -> Tensor:
-                return F.cross_entropy(cache.logits(batch.features, *initial.values()), batch.labels)
+                logits = cache.logits(batch.features, *initial.values())
+                return F.cross_entropy(logits, batch.labels) + cache.penalty(batch)
 
             def cosine(step: int, peak: float) -> float:
                 return 0.5 * peak * (1 + math.cos(math.pi * step / (epochs * data.steps_per_epoch)))
 
             rate, eps, epochs = (value_for_task(options, key, bank) for key in ("LR", "EPS", "EPOCHS"))
-            optimizer = torch.optim.AdamW(cache.parameters, rate, eps=eps, weight_decay=options.WEIGHT_DECAY)
+            multiples = cache.rates or [1.0] * len(cache.parameters)
+            groups = [{"params": [p], "lr": rate * multiple} for p, multiple in zip(cache.parameters, multiples)]
+            optimizer = torch.optim.AdamW(groups, eps=eps, weight_decay=options.WEIGHT_DECAY)
             data = batches(bank, options.BATCH_SIZE, seed)
             steps = train(optimizer, loss, data, epochs, cosine)
         values, selected = search(bank, options, initial, cache, self.grid_order)
-        classifier = None if cache.fold is None else replace(cache.fold(), alpha=values[0], beta=values[1])
+        classifier = None if cache.fold is None else replace(cache.fold(values[1]), alpha=values[0])
         number = count_parameters(cache.parameters)
         return FittedMethod(lambda x: cache.logits(x, *values), number, epochs, steps, selected, classifier=classifier)
 
@@ -102,7 +109,7 @@ def search(
         off: the initial values, and {}.
     """
     values = tuple(initial.values())
-    if not (options.SEARCH and has_val(bank)):
+    if not (has_val(bank) and options.SEARCH):
         return values, {}
     scale = value_for_task(options, "SEARCH_SCALE", bank)
     check_numbers("a value of SEARCH_SCALE", scale, length=len(grid_order))
@@ -172,8 +179,9 @@ class TipAdapter(CacheMethod):
         def cache(features: Tensor, beta: float) -> Tensor:
             return cache_logits(affinities(features @ keys.t(), beta), labels, len(bank.text_positive))
 
-        def fold() -> FoldedClassifier:
-            return replace(cosine_classifier(bank.text_positive, bank.logit_scale), keys=keys, labels=labels)
+        def fold(beta: float) -> FoldedClassifier:
+            text = cosine_classifier(bank.text_positive, bank.logit_scale)
+            return replace(text, keys=keys, labels=labels, beta=beta)
 
         return Cache(zero_shot(bank), cache, [keys] if is_trained else [], fold)
 
@@ -196,6 +204,57 @@ class TipAdapterF(TipAdapter):
         "EPS": 1e-4,  # eps of AdamW
         **SEARCH,
     }  # fmt: skip
+
+
+class TipAdapterFHOSO(TipAdapterF):
+    """Tip-Adapter-F whose alpha is learned on one held-out image per class, with the rule of HOSO.
+
+    Vorster, Maniparambil, O'Connor, Murphy, Molloy: Hold-One-Shot-Out (HOSO) for Validation-Free Few-Shot CLIP
+    Adapters. CVPR 2026 Findings.
+
+        alpha = argmin over a in [0, tau] of the cross-entropy of `text + a * cache` on the held-out images
+
+    The keys are trained on the other images, at the initial alpha. A class with one image holds out none, so at one
+    shot the method is Tip-Adapter-F without the search.
+
+    Differences from the original: HOSO-Adapter is CLIP-Adapter with this rule. It learns the ratio by gradient descent
+    beside the adapter; here the problem has one variable and is convex, and is solved after the training. The authors
+    have released no code.
+    """
+
+    defaults: ClassVar[Defaults] = {k: v for k, v in TipAdapterF.defaults.items() if k not in SEARCH}
+
+    def fit(self, bank: FeatureBank, options: Options, seed: int, backbone: object = None) -> FittedMethod:
+        held = last_of_each_class(bank.train_labels)
+        rest, labels = bank.train_features[:, ~held], bank.train_labels[~held]
+        rest_of_bank = replace(bank, train_features=rest, train_labels=labels, val_features=None, val_labels=None)
+        fitted = super().fit(rest_of_bank, options, seed)
+        assert fitted.classifier is not None
+        if not held.any():
+            return fitted
+        parts = fitted.classifier.parts(bank.cache_keys()[held])
+        alpha = learn_blend(*parts, bank.train_labels[held], bank.logit_scale)
+        classifier = replace(fitted.classifier, alpha=alpha)
+        return replace(fitted, logits=classifier.logits, classifier=classifier)
+
+
+def last_of_each_class(labels: Tensor) -> Tensor:
+    """Return the mask of the last image of every class with more than one image, `[N]`."""
+    last = {label: row for row, label in enumerate(labels.tolist())}
+    mask = torch.zeros_like(labels, dtype=torch.bool)
+    mask[list(last.values())] = True
+    return mask & (labels.bincount()[labels] > 1)
+
+
+def learn_blend(text: Tensor, cache: Tensor | None, labels: Tensor, maximum: float) -> float:
+    """Return the alpha from 0 to `maximum` of least cross-entropy of `text + alpha * cache`, for logits `[B, K]`."""
+    assert cache is not None
+    from scipy.optimize import minimize_scalar  # takes a second to import
+
+    def loss(alpha: float) -> float:
+        return F.cross_entropy(text + alpha * cache, labels).item()
+
+    return float(minimize_scalar(loss, bounds=(0.0, maximum), method="bounded").x)
 
 
 class APE(CacheMethod):
@@ -309,9 +368,9 @@ class APET(CacheMethod):
             similarities = affinities(features @ (keys + residuals()[labels]).t(), beta)
             return cache_logits(similarities * weights, labels, len(text))
 
-        def fold() -> FoldedClassifier:
-            shifted = bank.logit_scale * (text + residuals())
-            return FoldedClassifier(shifted, keys=keys + residuals()[labels], labels=labels, key_weights=weights)
+        def fold(beta: float) -> FoldedClassifier:
+            weight, shifted = bank.logit_scale * (text + residuals()), keys + residuals()[labels]
+            return FoldedClassifier(weight, keys=shifted, labels=labels, key_weights=weights, beta=beta)
 
         return Cache(text_part, cache_part, [residual, weights], fold)
 
