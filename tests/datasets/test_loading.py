@@ -293,6 +293,7 @@ FORM = "is not a split file: expected train, val and test"
 
 @pytest.mark.parametrize(("train", "test", "words"), [
     ("0", "", FORM), ('["a", 0]', "", FORM), ('["a", true, "ant"]', "", FORM), ('["a", -1, "ant"]', "", FORM),
+    ('], "train": [', "", r"split\.json is damaged or not JSON"),
     (GOOD, '["./a/1.jpg", 0, "ant"]', "lists ./a/1.jpg in train with the label 0 and in test with the label 0"),
     (f'{GOOD}, ["b/../a/1.jpg", 1, "bee"]', "", "/a/1.jpg in train with the label 0 and in train with the label 1"),
 ])  # fmt: skip

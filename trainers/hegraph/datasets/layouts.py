@@ -19,6 +19,15 @@ from .splits import SPLITS, Item, Pools, read_coop_pickle
 TRAIN_FRACTION, VAL_FRACTION = 0.5, 0.2  # of the images of a class, in a random split
 WORDNET_ID, CLASSNAMES = re.compile(r"n\d{8}"), "classnames.txt"
 
+# Files with the labels of a flat validation folder, and their possible folders below the folder of ImageNet. The last
+# file, of ILSVRC's development kit, lists class numbers, which the kit's meta.mat converts to WordNet ids. Other files
+# list WordNet ids or image names.
+GROUND_TRUTH = (
+    "LOC_val_solution.csv", "val.txt", "imagenet_2012_validation_synset_labels.txt",
+    "ILSVRC2012_validation_ground_truth.txt",
+)  # fmt: skip
+GROUND_TRUTH_FOLDERS = (".", "images", "images/val", "data", "devkit/data", "ILSVRC2012_devkit_t12/data")
+
 
 def list_names(folder: Path) -> list[str]:
     """List the names in a folder, sorted, without hidden ones; UserError for a name that is not UTF-8."""
@@ -194,11 +203,7 @@ def read_imagenet(folder: Path, rng: Random, images: str) -> Pools:
     else:
         names, ids = class_names_by_id(folder), class_ids(folder, f"{images}/train")
         train = _items(_in_folders(folder, f"{images}/train"), names, ids)
-        test = _items(_in_folders(folder, f"{images}/val"), names, ids)
-        if not test:
-            raise UserError(
-                f"{folder / images / 'val'} has no class folders; sort its images, as by valprep.sh"
-            )
+        test = _items(_validation(folder, f"{images}/val", sorted(names)), names, ids)
     return {"train": train, "val": test, "test": test}
 
 
@@ -238,8 +243,52 @@ def _in_folders(folder: Path, place: str) -> list[tuple[str, str]]:
     return [(f"{place}/{name}/{file}", name) for name in list_folders(top) for file in list_names(top / name)]
 
 
+def _validation(folder: Path, place: str, wordnet_ids: list[str]) -> list[tuple[str, str]]:
+    """List path and WordNet id of the validation images, from class folders or a flat folder with a file of labels.
+
+    Args:
+        folder: Folder of ImageNet.
+        place: Folder of the validation images, relative to `folder`.
+        wordnet_ids: Sorted ids of all classes, including classes without images.
+    """
+    if list_folders(folder / place):
+        return _in_folders(folder, place)
+    files = [name for name in list_names(folder / place) if name.lower().endswith((".jpeg", ".jpg", ".png"))]
+    candidates = [folder / where / name for name in GROUND_TRUTH for where in GROUND_TRUTH_FOLDERS]
+    path = next((path for path in candidates if path.is_file()), None)
+    if path is None:
+        raise UserError(f"no labels of the images in {folder / place}; put one of {', '.join(GROUND_TRUTH)} there")
+    labels = _read_labels(path, files)
+    if all(label.isdigit() for label in labels):
+        # Caffe numbers the sorted ids from 0; the development kit uses another order
+        by_number = dict(enumerate(wordnet_ids)) if path.name == "val.txt" else _numbers_of_kit(path)
+        labels = [by_number[int(label)] for label in labels]
+    return [(f"{place}/{file}", label) for file, label in zip(files, labels)]
+
+
 def _items(labelled: list[tuple[str, str]], names: dict[str, str], ids: list[str]) -> list[Item]:
     """Convert (path, WordNet id) to items, sorted by label; `ids` are in label order. KeyError for an unknown id."""
     labels = {wordnet_id: label for label, wordnet_id in enumerate(ids)}
     items = [Item(path, labels[wordnet_id], names[wordnet_id]) for path, wordnet_id in labelled]
     return sorted(items, key=lambda item: item.label)
+
+
+def _read_labels(path: Path, files: list[str]) -> list[str]:
+    """Read the WordNet id or the class number of each of `files` from a file of `GROUND_TRUTH`."""
+    labels = lines = read_lines(path)  # one class per line, in the order of image names
+    rows = [row for line in lines if len(row := re.split(r"[,\s]", line)) > 1]
+    if rows:  # an image and its class, in Caffe's val.txt or Kaggle's CSV file
+        by_stem = {Path(image).stem: label for image, label, *_ in rows}
+        labels = [by_stem.get(Path(file).stem, "") for file in files]
+    if len(labels) != len(files) or not all(labels):
+        raise UserError(f"{path} does not label the {len(files)} images ({len(lines)} lines)")
+    return labels
+
+
+def _numbers_of_kit(path: Path) -> dict[int, str]:
+    """Read the WordNet id of each ILSVRC class number from `meta.mat`, next to the file or one folder above."""
+    meta = next((p for p in (path.parent / "meta.mat", path.parent.parent / "meta.mat") if p.is_file()), None)
+    if meta is None:
+        raise UserError(f"{path} has class numbers of ILSVRC's development kit; put the kit's data/meta.mat next to it")
+    synsets = read_mat(meta, "synsets")
+    return {int(row[0]["ILSVRC2012_ID"].item()): str(row[0]["WNID"].item()) for row in synsets}
