@@ -238,8 +238,8 @@ class ECALP(TransductiveMethod):
 
     def correct(self, features: Tensor, logits: Tensor, bank: FeatureBank, weights: Tensor, options: Options) -> Tensor:
         def edges(count: int, nodes: Tensor, importance: Tensor | float = 1.0) -> Neighbours:
-            found = Neighbours.nearest(F.normalize(importance * features, dim=1), count, nodes)
-            return Neighbours(found.indices, found.weights.pow(options.GAMMA))
+            nearest = Neighbours.nearest(F.normalize(importance * features, dim=1), count, nodes)
+            return Neighbours(nearest.indices, nearest.weights.pow(options.GAMMA))
 
         labelled, labels = bank.cache_keys(), bank.train_labels
         between = edges(options.IMAGES, features, weights.var(dim=0, correction=0))
