@@ -80,7 +80,8 @@ def write_outputs(
         several = tested.labels.dim() == 2
         predicted = {"scores": tested.logits} if several else {"predicted": tested.logits.argmax(dim=1).int()}
         labels = tested.labels.to(torch.uint8 if several else torch.int)
-        write_tensors_with_classes(folder.path / PREDICTIONS, tested.classnames, **predicted, labels=labels)
+        path, files = folder.path / PREDICTIONS, folder.task.test_files
+        write_tensors_with_classes(path, tested.classnames, files, **predicted, labels=labels)
     values = record.model_dump(exclude_unset=True)
     write_record(folder.path, values)
     if folder.model is None:

@@ -33,7 +33,7 @@ from ..features.bank import SUFFIX, BankFile, FeatureBank, label_list, mean_over
 from ..features.images import ImageViews
 from ..models.saved import Preprocessing, Prompts, TrainedModel
 from ..prompts.sentences import description_file, resolve_source
-from ..results.records import OTHER_CLASSES, SAME_CLASSES
+from ..results.records import OTHER_CLASSES, SAME_CLASSES, ImageFiles
 from ..training.batches import BankBatches, OnlineBatches, TrainingData, products_with_cache
 from ..utils import processes
 from ..utils.errors import UserError
@@ -137,6 +137,11 @@ class Task(ABC):
     @property
     def backbone(self) -> Backbone | None:
         """Frozen CLIP that encodes the images; None for a task of features."""
+        return None
+
+    @property
+    def test_files(self) -> ImageFiles | None:
+        """Files of the test images; None if they are not files."""
         return None
 
     def check_single_label(self, action: str) -> None:
@@ -387,6 +392,12 @@ class ImageTask(Task):
         if resolve_source(self.name, prompts.source, prompts.descriptions) != "templates":
             identity["descriptions"] = hash_json(read_json(description_file(self.name, prompts.descriptions)))
         return identity
+
+    @property
+    def test_files(self) -> ImageFiles | None:
+        root = self.dataset.root
+        test = [item.path for item in self.dataset.test]
+        return None if root is None else ImageFiles(root=str(root), test=test)
 
     @cached_property
     def _backbone_identity(self) -> dict:

@@ -74,7 +74,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     figures.add_argument("--quote", action="store_true", help="also draw the numbers of the paper")
     add("tsne", "draw the text nodes of a run before and after message passing", tsne_command, "STEM", "RUN")
     add("confusion", "draw the confusion matrix of a run, and list its hardest pairs", confusion_command, "STEM", "RUN")
-    add("report", "write tables, curves, t-SNE and confusion matrix as one HTML page", report_command, "FILE.html")
+    add("report", "write summary, example errors, tables and figures as one HTML page", report_command, "FILE.html")
     return parser.parse_args(arguments)
 
 
@@ -180,7 +180,7 @@ def confusion_command(args: argparse.Namespace) -> str:
 
 
 def report_command(args: argparse.Namespace) -> str:
-    from .figures import write_report
+    from ..report.page import write_report
 
     write_report(args.sources, args.out)
     return f"wrote {args.out}\n"

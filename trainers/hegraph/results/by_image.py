@@ -255,24 +255,29 @@ def read_predictions(folder: Path) -> tuple[Tensor, Tensor, list[str]]:
 
 
 def confusion_matrix(folder: Path) -> tuple[np.ndarray, list[str]]:
-    """Number of test images by label (row) and predicted class (column), shape `[K, K]`, and the K class names."""
+    """`count_confusions` of the test images of a run, and the K class names."""
+    predicted, labels, classnames = read_predictions(folder)
+    return count_confusions(predicted, labels, len(classnames)), classnames
+
+
+def count_confusions(predicted: Tensor, labels: Tensor, classes: int) -> np.ndarray:
+    """Number of images by label (row) and predicted class (column), shape `[K, K]`."""
     from sklearn.metrics import confusion_matrix as count  # takes a second to import
 
-    predicted, labels, classnames = read_predictions(folder)
-    return count(labels.numpy(), predicted.numpy(), labels=list(range(len(classnames)))), classnames
+    return count(labels.numpy(), predicted.numpy(), labels=list(range(classes)))
+
+
+def confused_pairs(matrix: np.ndarray, number: int = 10) -> list[tuple[int, int]]:
+    """Up to `number` pairs of classes `a < b` with the most confusions, from a matrix of `count_confusions`."""
+    both = matrix + matrix.T
+    pairs = [(int(a), int(b)) for a, b in np.argwhere(np.triu(both, 1))]
+    return sorted(pairs, key=lambda pair: -both[pair])[:number]  # stable: equal pairs are sorted by label
 
 
 def hardest_pairs(matrix: np.ndarray, classnames: Sequence[str]) -> list[str]:
-    """Up to ten pairs of classes with the most confusions, such as "a and b: 4 (a as b 1, b as a 3)".
-
-    Args:
-        matrix: Matrix from `confusion_matrix`.
-        classnames: The K class names.
-    """
-    both = matrix + matrix.T
-    pairs = [(int(a), int(b)) for a, b in np.argwhere(np.triu(both, 1))]
-    pairs.sort(key=lambda pair: -both[pair])  # stable: equal pairs are sorted by label
-    named = [(classnames[a], classnames[b], matrix[a, b], matrix[b, a]) for a, b in pairs[:10]]
+    """Describe the pairs of `confused_pairs`, such as "a and b: 4 (a as b 1, b as a 3)"."""
+    pairs = confused_pairs(matrix)
+    named = [(classnames[a], classnames[b], matrix[a, b], matrix[b, a]) for a, b in pairs]
     return [f"{a} and {b}: {ab + ba} ({a} as {b} {ab}, {b} as {a} {ba})" for a, b, ab, ba in named]
 
 

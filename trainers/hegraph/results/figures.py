@@ -1,7 +1,4 @@
-"""Figures of results, and an HTML page with all figures and tables.
-
-Figures show accuracy by shots, reliability diagrams, the text nodes of a run by t-SNE, and its confusion matrix. The
-page needs no script and no other file.
+"""Figures of results: accuracy by shots, reliability diagrams, text nodes by t-SNE, and confusion matrices.
 
 Lines of methods differ in colour, marker and dashes, so that they are readable in black and white. A method has the
 same style in all figures.
@@ -9,36 +6,29 @@ same style in all figures.
 Shapes: K classes, d feature width.
 """
 
-import base64
 import io
 import math
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import matplotlib
 import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from sklearn.isotonic import isotonic_regression
 from torch import Tensor
 
-from ..datasets.splits import images_per_class
 from ..utils.errors import UserError, shortened
 from ..utils.files import atomic_path
-from ..utils.theme import THEME_CSS
-from . import comparison, scores
-from .by_image import confusion_matrix, hardest_pairs
-from .comparison import compare, has_calibration, on_base_classes, split_sweeps
-from .records import PREDICTIONS, TEXT_NODES, find_records, find_runs, main_score, read_tensors_with_classes
-from .scores import OUR_METHOD, PAPER, PLACE, VARIANTS, ZERO_SHOT, grouped, method, method_order, metric, place
-from .table import Table
+from . import scores
+from .comparison import compare, has_calibration
+from .records import TEXT_NODES, read_tensors_with_classes
+from .scores import VARIANTS, ZERO_SHOT, grouped, method, method_order, metric
 
 # Palette of Okabe and Ito for colour-blind readers, without yellow, which is too light on white
 COLOURS = ("#000000", "#D55E00", "#0072B2", "#009E73", "#E69F00", "#CC79A7", "#56B4E9")
@@ -46,6 +36,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "*", "h", "d", "8",
 STYLES = {"color": COLOURS, "marker": MARKERS, "linestyle": ("-", "--", "-.", ":")}
 STYLE_ORDER = (*reversed(VARIANTS), *scores.BASELINES)  # the position of a method gives its style
 
+NAME_SIZE = 7  # points, of names next to a panel
 MAX_LINES = 8  # with more methods, only some are in colour
 BEST = 3  # number of baselines in colour then
 MAX_NAMES = 40  # classes whose names fit without overlap
@@ -92,8 +83,8 @@ def curves(records: Sequence[dict], quotes: pd.DataFrame | None = None) -> Figur
     """Draw the test accuracy by shots, with a panel for the mean over data sets and one for each data set.
 
     Bars are 95% intervals of the mean over seeds. The mean over data sets has points where all data sets have one. The
-    paper's numbers are grey. With more than `MAX_LINES` methods, HeGraphAdapter, zero-shot CLIP and the `BEST`
-    baselines at the largest number of shots are in colour. The other methods are grey lines with names next to them.
+    paper's numbers are dotted. With more than `MAX_LINES` methods, HeGraphAdapter, zero-shot CLIP and the `BEST`
+    baselines at the largest number of shots are in colour. The others are thin grey lines, named below the panels.
 
     Raises:
         UserError: As `cells_by_shots`.
@@ -103,20 +94,14 @@ def curves(records: Sequence[dict], quotes: pd.DataFrame | None = None) -> Figur
     several = len(names) > 1
     names = [f"{scores.MEAN_OF}{len(names)}", *names] if several else names
     coloured = _coloured(cells[cells["dataset"] == names[0]])
-    crowded = not coloured.issuperset(cells["method"])
-    width, height = (4.6, 3.4) if crowded else (3.4, 2.8)
-    figure, axes = panels(len(names), width, height) if several else panels(1, width=max(5.6, width), height=3.6)
+    figure, axes = panels(len(names), width=4.6, height=3.4) if several else panels(1, width=5.6, height=3.6)
     label_axes(axes, sorted({record["shots"] for record in records}), metric(records))
     for axis, name in zip(axes, names):
-        panel = cells[cells["dataset"] == name]
-        is_coloured = panel["quoted"] | panel["method"].isin(coloured)
-        _draw_lines(axis, panel[is_coloured])
-        _draw_grey_lines(axis, panel[~is_coloured])
+        _draw_lines(axis, cells[cells["dataset"] == name], coloured)
         axis.set_title(name)
-    entries = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels())}
-    columns = max(1, int(figure.get_figwidth() // 2.1))
-    figure.set_figheight(figure.get_figheight() + 0.2 * math.ceil(len(entries) / columns))
-    figure.legend(list(entries.values()), list(entries), loc="outside lower center", ncols=columns, frameon=False)
+    if grey := sorted({*cells.loc[~cells["quoted"], "method"]} - coloured):
+        text = textwrap.fill(f"grey: {', '.join(grey)}", int(15 * figure.get_figwidth()))
+        figure.supxlabel(text, fontsize=8, color="0.35")
     return figure
 
 
@@ -143,24 +128,40 @@ def _coloured(cells: pd.DataFrame) -> set[str]:
     return always | {*last.drop(list(always)).nlargest(BEST).index}
 
 
-def _draw_grey_lines(axis: Axes, cells: pd.DataFrame) -> None:
-    """Draw thin grey lines without bars, with the name of the method at the right end."""
-    ends = {}
-    for (name,), line in grouped(cells, ["method"]):
-        axis.plot(line["column"].astype(float), line["mean"], color="0.75", linewidth=0.8, label="_grey", zorder=1)
-        ends[name] = line["column"].astype(float).iloc[-1], line["mean"].iloc[-1]
-    if ends:
-        _label_points(axis, list(ends), np.array(list(ends.values())), size=6)
+def _draw_lines(axis: Axes, cells: pd.DataFrame, coloured: set[str]) -> None:
+    """Draw the lines of a panel; those in `coloured` have their name at the right end, the others are thin and grey."""
+    bars = sorted({*cells.loc[~cells["quoted"], "method"]}.intersection(coloured), key=method_order)
+    names, ends, colours = [], [], []
+    for (name, is_quoted), line in grouped(cells, ["method", "quoted"]):
+        shots, means = line["column"].astype(float), line["mean"]
+        if not is_quoted and name not in bars:
+            axis.plot(shots, means, color="0.75", linewidth=0.8, zorder=1)
+            continue
+        style: Any = {"color": "0.5", "marker": "x", "linestyle": ":"}
+        if is_quoted:
+            axis.plot(shots, means, **style)
+        else:
+            position = STYLE_ORDER.index(name) if name in STYLE_ORDER else sum(map(ord, name))
+            style = {key: values[position % len(values)] for key, values in STYLES.items()}
+            # Shifts between methods, so that their bars do not overlap
+            shots = shots * 2 ** (0.03 * (bars.index(name) - (len(bars) - 1) / 2))
+            axis.errorbar(shots, means, yerr=line["interval"].fillna(0), label=name, **LINE_STYLE, **style)
+        names.append(f"{name} (quoted)" if is_quoted else name)
+        ends.append((shots.iloc[-1], means.iloc[-1]))
+        colours.append(style["color"])
+    _label_points(axis, names, np.array(ends), colours)
 
 
-def _label_points(axis: Axes, names: Sequence[str], points: np.ndarray, size: float, left: bool = False) -> None:
+def _label_points(
+    axis: Axes, names: Sequence[str], points: np.ndarray, colours: Sequence[str], left: bool = False
+) -> None:
     """Write the names of points next to the panel without overlap, each with a thin line to its point.
 
     Args:
         axis: The panel.
         names: N names.
         points: Points, shape `[N, 2]`.
-        size: Font size.
+        colours: Colours of the lines.
         left: Whether the names are on the left of the panel.
     """
     if not len(points):
@@ -168,31 +169,18 @@ def _label_points(axis: Axes, names: Sequence[str], points: np.ndarray, size: fl
     order = points[:, 1].argsort(kind="stable")
     low, high = axis.get_ylim()
     inches = axis.get_figure().get_figheight() * axis.get_position().height  # type: ignore[union-attr]
-    gap = 1.25 * size / 72 / inches  # as a share of the panel's height
+    gap = 1.25 * NAME_SIZE / 72 / inches  # as a share of the panel's height
     steps = gap * np.arange(len(order))
     targets = (points[order, 1] - low) / (high - low) - steps
     # The nearest heights with these gaps
     heights = isotonic_regression(targets, y_min=0, y_max=max(1 - steps[-1], 0)) + steps
     for row, height in zip(order, heights):
+        line = {"arrowstyle": "-", "color": colours[row], "linewidth": 0.6, "shrinkA": 0, "shrinkB": 2}
         axis.annotate(
-            names[row], points[row], (-0.02 if left else 1.02, height), xycoords="data", textcoords="axes fraction",
-            fontsize=size, color="0.35", va="center", ha="right" if left else "left",
-            arrowprops={"arrowstyle": "-", "color": "0.75", "linewidth": 0.4, "shrinkA": 0, "shrinkB": 2},
+            names[row], points[row], (-0.03 if left else 1.03, height), xycoords="data", textcoords="axes fraction",
+            fontsize=NAME_SIZE, va="center", ha="right" if left else "left",
+            arrowprops=line | {"relpos": (float(left), 0.5)},
         )  # fmt: skip
-
-
-def _draw_lines(axis: Axes, cells: pd.DataFrame) -> None:
-    lines = {key[0]: line for key, line in grouped(cells[~cells["quoted"]], ["method"])}
-    for number, name in enumerate(sorted(lines, key=method_order)):
-        position = STYLE_ORDER.index(name) if name in STYLE_ORDER else sum(map(ord, name))
-        style: Any = {key: values[position % len(values)] for key, values in STYLES.items()}
-        # Shifts between methods, so that their bars do not overlap
-        shots = lines[name]["column"].astype(float) * 2 ** (0.03 * (number - (len(lines) - 1) / 2))
-        bars = lines[name]["interval"].fillna(0)
-        axis.errorbar(shots, lines[name]["mean"], yerr=bars, label=name, **LINE_STYLE, **style)
-    for (name,), line in grouped(cells[cells["quoted"]], ["method"]):
-        shots, label = line["column"].astype(float), f"{name} (quoted)"
-        axis.plot(shots, line["mean"], label=label, color="0.5", marker="x", linestyle=":")
 
 
 def label_axes(axes: Sequence[Axes], shots: Sequence[int], metric: str = "accuracy") -> None:
@@ -225,8 +213,7 @@ def reliability_diagrams(records: Sequence[dict]) -> Figure:
         _draw_bins(axis, [part["after"]["bins"] for part in parts], "calibrated", COLOURS[2], "-")
         axis.set(title=name, xlabel="confidence (%)", ylabel="accuracy (%)")
         axis.set(xlim=(0, 100), ylim=(0, 100), aspect="equal")
-    if axes[0].get_legend_handles_labels()[0]:
-        axes[0].legend(loc="upper left", frameon=False, fontsize=7)
+    axes[0].legend(loc="upper left", frameon=False, fontsize=7)
     return figure
 
 
@@ -246,9 +233,6 @@ def _draw_bins(axis: Axes, parts: Sequence[dict], label: str, colour: str, dashe
     if len(dots) > 1 and dots[-1][0] < MIN_IMAGES:
         dots[-2:] = [dots[-2] + dots[-1]]
     total, x, y = np.array(dots[::-1]).T
-    if total.sum() < MIN_IMAGES:
-        axis.text(50, 50, f"{total.sum():.0f} test images:\ntoo few to draw", ha="center", va="center", fontsize=7)
-        return
     axis.plot(x / total, y / total, color=colour, linestyle=dashes, linewidth=1.2, label=label)
     axis.scatter(x / total, y / total, s=4 + 60 * total / total.sum(), color=colour, zorder=3)
 
@@ -317,7 +301,7 @@ def tsne(before: Tensor, after: Tensor, classnames: Sequence[str]) -> Figure:
         if names:
             is_left = xy[:, 0] < np.median(xy[:, 0])
             for left, rows in ((True, is_left.nonzero()[0]), (False, (~is_left).nonzero()[0])):
-                _label_points(axis, [names[row] for row in rows], xy[rows], size=7, left=left)
+                _label_points(axis, [names[row] for row in rows], xy[rows], ["0.75"] * len(rows), left)
     return figure
 
 
@@ -345,123 +329,3 @@ def confusion(matrix: np.ndarray, classnames: Sequence[str]) -> Figure:
     axis.set(xlabel="predicted class", ylabel="true class")
     figure.colorbar(image, label="of the images of the true class (%)", shrink=0.8)
     return figure
-
-
-# The page
-
-TEMPLATE = Path(__file__).parent / "page.html"
-
-Piece = dict[str, Any]  # values for the template: a table, an image, a list, or the reason why there is none
-
-
-def write_report(sources: Sequence[Path], out: Path) -> None:
-    """Write the HTML page atomically, with a part for each source.
-
-    Args:
-        sources: Output folders and files of `collect`.
-        out: The page.
-
-    Raises:
-        UserError: If a source has no record, or the page cannot be written.
-    """
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    page = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
-    parts = []
-    for source in sources:
-        records = find_records([source])
-        pieces = [*_record_pieces(records), *(_last_run_pieces(find_runs([source])) if source.is_dir() else ())]
-        parts.append({"name": source.resolve().name, "pieces": pieces, "facts": _facts(records)})
-    with atomic_path(out) as temporary:
-        temporary.write_text(page.render(parts=parts, theme=Markup(THEME_CSS)), encoding="utf-8")
-
-
-def _record_pieces(records: Sequence[dict]) -> Iterator[Piece]:
-    """Tables and figures of records; sweeps, runs with targets and runs on base classes have their own tables."""
-    tested = [record for record in records if main_score(record) is not None]
-    base = [record for record in tested if on_base_classes(record)]
-    with_targets = [record for record in tested if record.get("targets") and not on_base_classes(record)]
-    plain, sweeps = split_sweeps([r for r in tested if not r.get("targets") and not on_base_classes(r)])
-    if plain:
-        several = (key for key in ("shots", *PLACE) if len({place(record)[key] for record in plain}) > 1)
-        yield _piece(partial(compare, plain, next(several, "shots")))
-    if len({record["shots"] for record in plain}) > 1:
-        alt = "Scores on test by shots, a line per method; the numbers are in the table above"
-        yield _piece(lambda: curves(plain), alt=alt, caption="Scores by shots; bars are 95% intervals over seeds.")
-    if with_labels := [record for record in tested if record.get("map") is not None]:
-        yield _piece(lambda: comparison.multilabel_table(with_labels))
-    for sweep in sweeps:
-        yield _piece(partial(compare, sweep, "setting"))
-    for rule in sorted({str(test.get("rule")) for record in with_targets for test in record["targets"].values()}):
-        runs = [r for r in with_targets if rule in {str(test.get("rule")) for test in r["targets"].values()}]
-        yield _piece(partial(compare, runs, "target"))
-    if base:
-        yield _piece(lambda: comparison.base_to_new(base))
-    if any(map(comparison.has_times, plain)):
-        yield _piece(lambda: comparison.complexity(plain))
-    if any(map(has_calibration, plain)):
-        alt = "Accuracy by confidence, a panel per method; the calibration errors are in the table above"
-        caption = f"Reliability diagrams; the diagonal is perfect. Each dot has at least {MIN_IMAGES} test images."
-        yield _piece(lambda: comparison.calibration_table(plain))
-        yield _piece(lambda: reliability_diagrams(plain), alt=alt, caption=caption)
-
-
-def _last_run_pieces(runs: dict[Path, dict]) -> Iterator[Piece]:
-    """Text nodes and confusion matrix of the full run on all classes with the most shots.
-
-    Of several such runs, it is the last one, because choosing the best one would select on test.
-    """
-    full = [folder for folder, r in runs.items() if method(r) in (OUR_METHOD, PAPER) and not on_base_classes(r)]
-    if not full:
-        return
-    folder = max(full, key=lambda folder: (runs[folder]["shots"], runs[folder].get("finished_at") or ""))
-    record = runs[folder]
-    name = f"{record['dataset']}, {record['backbone']}, {_sample(record, ' shots')}, seed {record['seed']}"
-    if (folder / TEXT_NODES).exists():
-        caption = f"Positive text nodes before and after, {name}; t-SNE of both together."
-        alt = "Two panels of points, one per class: text nodes before and after"
-        yield _piece(lambda: tsne(*read_text_nodes(folder)), alt=alt, caption=caption)
-    if (folder / PREDICTIONS).exists() and record.get("map") is None:
-        matrix, classnames = confusion_matrix(folder)
-        alt = "Matrix of true by predicted classes; the pairs that are confused most are listed below"
-        yield _piece(lambda: confusion(matrix, classnames), alt=alt, caption=f"Confusion matrix on test, {name}.")
-        yield {"pairs": hardest_pairs(matrix, classnames)}
-
-
-def _facts(records: Sequence[dict]) -> dict[str, str]:
-    """Metadata of records: fact -> all its values."""
-    versions = [record.get("versions") or {} for record in records]
-    facts: dict[str, set] = {
-        "runs": {len(records)},
-        "methods": {method(record) for record in records},
-        "data sets": {f"{record['dataset']} ({record['num_test']} test images)" for record in records},
-        "backbones": {record["backbone"] for record in records},
-        "training images per class": {_sample(record) for record in records},
-        "seeds": {record["seed"] for record in records},
-        "chosen on": {record["selected_on"].replace("_", " ") for record in records},
-        "versions": {", ".join(f"{name} {number}" for name, number in v.items()) or "unknown" for v in versions},
-        "commits": {record.get("git_commit") or "unknown" for record in records},
-        "machines": {comparison.machine(record) for record in records},
-    }
-    return {name: "; ".join(map(str, sorted(values))) for name, values in facts.items()}
-
-
-def _sample(record: dict, unit: str = "") -> str:
-    """Number of training images per class of a record, as text."""
-    return f"{record['shots']}{unit}{images_per_class(record['shots'], record.get('images_per_class'))}"
-
-
-def _piece(make: Callable[[], Table | Figure], **texts: str) -> Piece:
-    """Make a table or a figure for the template, or the message of its UserError.
-
-    Args:
-        make: Function that makes it.
-        texts: "caption" and "alt" of a figure.
-    """
-    try:
-        result = make()
-    except UserError as error:
-        return {"refused": str(error)}
-    if isinstance(result, Table):
-        rows = result.text_rows(Markup("<strong>{}</strong>").format)
-        return {"heads": result.heads, "columns": result.columns.values(), "rows": rows, "caption": result.caption}
-    return {"image": base64.b64encode(render(result, "svg")).decode(), **texts}

@@ -167,6 +167,18 @@ class RunRecord(TargetRecord):
     finished_at: str | None = None
 
 
+class ImageFiles(LenientModel):
+    """Files of the test images of a run, in the order of its predictions.
+
+    Attributes:
+        root: Folder of the data set, as the run got it; paths of `split.json` are relative to it, too.
+        test: Paths in the folder.
+    """
+
+    root: str
+    test: list[str]
+
+
 def main_score(record: dict) -> float | None:
     """Return the accuracy on test, or the mAP with several labels per image, in percent; None without test images."""
     return record.get("map", record["accuracy"])
@@ -177,14 +189,19 @@ def write_record(folder: Path, record: dict) -> None:
     write_json(folder / RECORD, record)
 
 
-def write_tensors_with_classes(path: Path, classnames: Sequence[str], **tensors: "Tensor") -> None:
+def write_tensors_with_classes(
+    path: Path, classnames: Sequence[str], files: ImageFiles | None = None, **tensors: "Tensor"
+) -> None:
     """Write a file with tensors and the K class names.
 
-    `PREDICTIONS` has the predicted class (`predicted`) and the true class (`labels`) of every test image, each `[M]`.
-    `TEXT_NODES` has the unit-norm text nodes `before` and `after` message passing, each `[K, d]`.
+    `PREDICTIONS` has the predicted class (`predicted`) and the true class (`labels`) of every test image, each `[M]`,
+    and its `files` if images are files. `TEXT_NODES` has the unit-norm text nodes `before` and `after` message passing,
+    each `[K, d]`.
     """
-    names = json.dumps(list(classnames), ensure_ascii=False)
-    write_tensors(path, {name: tensor.cpu() for name, tensor in tensors.items()}, {"classnames": names})
+    metadata = {"classnames": json.dumps(list(classnames), ensure_ascii=False)}
+    if files is not None:
+        metadata["files"] = files.model_dump_json()
+    write_tensors(path, {name: tensor.cpu() for name, tensor in tensors.items()}, metadata)
 
 
 def read_tensors_with_classes(path: Path, content: str, names: Sequence[str]) -> "tuple[list[Tensor], list[str]]":
@@ -202,6 +219,14 @@ def read_tensors_with_classes(path: Path, content: str, names: Sequence[str]) ->
     with reading(path, content):
         classnames = validate(list[str], parse_json(metadata["classnames"]), f"{path} has no list of classnames")
         return [tensors[name] for name in names], classnames
+
+
+def read_test_files(path: Path) -> ImageFiles | None:
+    """Read the files of the test images from `PREDICTIONS`; None if there are none. UserError if it is damaged."""
+    _, metadata = read_tensors(path, "predictions of a run")
+    with reading(path, "predictions of a run"):
+        files = metadata.get("files")
+        return None if files is None else validate(ImageFiles, parse_json(files), f"{path} has damaged paths")
 
 
 def read_record(folder: Path) -> dict | None:

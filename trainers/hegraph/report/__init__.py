@@ -1,0 +1,1 @@
+"""HTML page of runs: a summary of one run for practitioners, then tables and figures of all runs."""
