@@ -46,7 +46,7 @@ def test_record_round_trip(tmp_path, run, caplog):
 @pytest.mark.parametrize(("changes", "named"), [
     ({"accuracy": 101.0}, "accuracy"),
     ({"targets": {"Zoo": {"accuracy": "high"}}}, "targets.Zoo.accuracy"),
-    ({"rejection": {"accepted": float("nan")}}, "NaN"), (None, "Field required"),
+    ({"rejection": {"accepted": float("nan")}}, "not JSON"), (None, "Field required"),
 ])  # fmt: skip
 def test_damaged_records_are_ignored_or_rejected(tmp_path, run, caplog, changes, named):
     record = run()
