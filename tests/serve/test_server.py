@@ -48,6 +48,19 @@ def test_answers_equal_predict(client, files, finished_digits_once, capsys):
         )
 
 
+def test_several_labels_equal_predict(own_model, files, capsys):
+    folder = own_model(several=True)
+    assert main(["predict", str(folder), *map(str, files), "--format", "jsonl"]) == 0
+    expected = [json.loads(line)["top"] for line in capsys.readouterr().out.splitlines()]
+    with TestClient(create_app(Settings(model=folder)), "http://127.0.0.1") as client:
+        answers = [
+            answer["top"] for answer in client.post("/v1/predict/files", files=form(*files)).json()["predictions"]
+        ]
+        assert client.get("/v1/model").json()["several_labels"]
+    assert any(len(top) > 1 for top in answers)
+    assert [[each["class"] for each in top] for top in answers] == [[each["class"] for each in top] for top in expected]
+
+
 def test_base64_equals_files(client, files):
     by_form = client.post("/v1/predict/files", files=form(*files[:3])).json()["predictions"]
     request = encoded(*(file.read_bytes() for file in files[:3]))
