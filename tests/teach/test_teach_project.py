@@ -132,8 +132,8 @@ def test_undo_names_the_change(project):
     project.add_class("elk")
     project.rename_class("cat", "Cat")
     project.delete_class("elk")
-    project.move(picture(project, "train/Cat/a.png"), "dog")
-    project.move(picture(project, "train/dog/a-1.png"), "")
+    project.move([picture(project, "train/Cat/a.png")], "dog")
+    project.move([picture(project, "train/dog/a-1.png")], "")
     project.confirm(picture(project, "train/dog/a.png"))
     project.add("dog", [("c.png", png("lime"))])
     project.keep_in_one_class(picture(project, "train/dog/c.png").digest, "dog")
@@ -147,13 +147,13 @@ def test_undo_names_the_change(project):
 
 def test_change_of_stale_view_is_refused(project):
     image = picture(project, "train/cat/a.png")
-    project.move(image, "dog")
-    refused("was removed or changed", project.move, image, "dog")
-    refused("the class 'elk' was removed", project.move, picture(project, "train/dog/a-1.png"), "elk")
+    project.move([image], "dog")
+    refused("was removed or changed", project.move, [image], "dog")
+    refused("the class 'elk' was removed", project.move, [picture(project, "train/dog/a-1.png")], "elk")
     refused("the class 'elk' was removed", project.add, "elk", [])
     refused("the image was removed", project.keep_in_one_class, image.digest, "elk")
     write(project.folder, {"train/cat/a.png": png("pink")})
-    refused("was removed or changed", project.move, image, "dog")
+    refused("was removed or changed", project.move, [image], "dog")
 
 
 @pytest.mark.parametrize("place", ["unlabelled", "none of these"])
@@ -186,14 +186,14 @@ def test_added_images_get_free_names(project):
 
 def test_undo_drops_change_whose_files_are_missing(project):
     project.add_class("elk")
-    project.move(picture(project, "train/cat/a.png"), "dog")
+    project.move([picture(project, "train/cat/a.png")], "dog")
     (project.folder / "train/dog/a-1.png").unlink()
     refused("cannot be undone: an image moved to dog: No such file", project.undo)
     assert project.undo() == "the class elk added"
 
 
 def test_undo_overwrites_no_file_of_others(project, monkeypatch):
-    project.move(picture(project, "train/cat/b.png"), "dog")
+    project.move([picture(project, "train/cat/b.png")], "dog")
     write(project.folder, {"train/cat/b.png": b"of another program"})
     refused("exists already", project.undo)
     assert (project.folder / "train/cat/b.png").read_bytes() == b"of another program"
@@ -240,7 +240,7 @@ def test_locked_folder_is_refused_after_a_while(project, monkeypatch):
 def test_full_disk_changes_nothing(project, disk_full_after):
     with disk_full_after(100):
         refused("cannot", project.add, "cat", [("large.png", png("navy", (300, 300)))])
-        refused("cannot", project.move, picture(project, "train/cat/a.png"), "dog")
+        refused("cannot", project.move, [picture(project, "train/cat/a.png")], "dog")
     assert (files_of(project.folder), project.read().undo) == (NESTED, "")
     project.add_class("elk")
     for size in (0, 100, 200):
@@ -313,7 +313,7 @@ def zipped(path: Path, members: dict[str, bytes], compression: int = zipfile.ZIP
 @pytest.mark.parametrize("around", ["", "my project/"])
 def test_zip_file_packed_by_macos_is_one_change(project, tmp_path, around):
     (project.folder / "train" / unicodedata.normalize("NFD", "été")).mkdir()
-    project.move(picture(project, "train/cat/b.png"), "none of these")
+    project.move([picture(project, "train/cat/b.png")], "none of these")
     project.add("dog", [("twice.png", png("red"))])
     project.write_zip(tmp_path / "project.zip")
     with zipfile.ZipFile(tmp_path / "project.zip") as file:

@@ -108,7 +108,7 @@ class ProjectMachine(RuleBasedStateMachine):
         if before is not None and (not place or place in self.state):
             state = self.after_move(picture, place)
             confirmed = confirmed if before == place else confirmed - {picture.digest}
-        self.expect(lambda: self.project.move(picture, place), state, confirmed)
+        self.expect(lambda: self.project.move([picture], place), state, confirmed)
 
     @rule(number=POSITIONS)
     def confirm(self, number: int) -> None:

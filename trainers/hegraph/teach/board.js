@@ -1,28 +1,74 @@
-// Buttons, forms and dropped files of a board. Gradio runs this file with `element`, `trigger` and `upload`. Each action
-// is sent as the event "act", with the data attributes of the button and of the elements around it (page.py).
+// Buttons, forms, keys and dropped files of a board. Gradio runs this file with `element`, `trigger` and `upload`. Each
+// action is sent as the event "act", with the data attributes of the button and of the elements around it (page.py).
 const dataOf = node => ({...node.closest("[data-place]")?.dataset, ...node.closest("[data-digest]")?.dataset, ...node.dataset});
 const send = data => trigger("act", data);
-function pick(button) {
-    const dialog = document.createElement("dialog"), image = button.querySelector("img") ?? button.parentElement.querySelector("img");
-    const names = JSON.parse(button.closest("[data-names]").dataset.names);
-    dialog.className = "hg hg-pick";
-    dialog.setAttribute("aria-label", "Choose a class");
-    if (image) dialog.append(image.cloneNode());
-    const choice = (text, to) => {
-        const each = document.createElement("button");
-        each.type = "button"; each.textContent = text;
-        each.addEventListener("click", () => { dialog.close(); if (to !== null) send({...dataOf(button), do: "move", to}); });
-        dialog.append(each);
+const namesOf = node => JSON.parse(node.closest("[data-names]").dataset.names);
+const places = names => [...names.map(name => [name, name]), ["None of these", "none of these"], ["Unlabelled", "unlabelled"], ["Remove", ""]];
+function buttonOf(text, action) {
+    const button = document.createElement("button");
+    button.type = "button"; button.textContent = text;
+    button.addEventListener("click", action);
+    return button;
+}
+function pick(node) { // enlarge an image and choose its class
+    const dialog = document.createElement("dialog"), picture = node.closest("[data-digest]"), data = dataOf(picture);
+    const image = picture.querySelector("img")?.cloneNode(), heading = document.createElement("h2");
+    const step = offset => {
+        const siblings = [...picture.parentElement.children], next = siblings[siblings.indexOf(picture) + offset];
+        if (next?.matches("[data-digest]")) { dialog.close(); pick(next); }
     };
-    for (const name of names) choice(name, name);
-    choice("None of these", "none of these");
-    choice("Unlabelled", "unlabelled");
-    choice("Remove", "");
-    choice("Cancel", null);
+    const name = data.image.split("/").pop();
+    heading.textContent = data.place ? `${name} (${data.place})` : name;
+    dialog.className = "hg hg-pick";
+    dialog.setAttribute("aria-label", `${name}: choose a class`);
+    if (image) { image.loading = "eager"; dialog.append(image); }
+    const row = document.createElement("p");
+    row.textContent = "Move to:";
+    dialog.append(heading, row);
+    for (const [text, to] of places(namesOf(node)))
+        if (to !== data.place) dialog.append(buttonOf(text, () => { dialog.close(); send({...data, do: "move", to}); }));
+    dialog.append(buttonOf("Cancel", () => dialog.close()));
+    dialog.addEventListener("keydown", event => step({ArrowRight: 1, ArrowLeft: -1}[event.key] ?? NaN));
     dialog.addEventListener("close", () => dialog.remove());
     document.body.append(dialog);
     dialog.showModal();
 }
+
+// Selection of several images
+const selected = new Map(), bar = document.createElement("div"); // path -> SHA-256
+let lastBox = null;
+bar.className = "hg hg-selection";
+bar.setAttribute("role", "region");
+bar.setAttribute("aria-label", "Selected images");
+function showSelection() {
+    const boxes = [...element.querySelectorAll(".thumb input")], shown = new Set();
+    for (const box of boxes) {
+        const {image, digest} = box.parentElement.dataset;
+        box.checked = selected.get(image) === digest;
+        if (box.checked) shown.add(image);
+    }
+    for (const image of [...selected.keys()]) if (!shown.has(image)) selected.delete(image);
+    bar.remove();
+    if (!selected.size) return;
+    const choice = document.createElement("select"), images = JSON.stringify([...selected]);
+    choice.setAttribute("aria-label", "Move the selected images to");
+    choice.append(new Option("Move to", "-"), ...places(namesOf(boxes[0])).map(([text, to]) => new Option(text, to)));
+    choice.addEventListener("change", () => finish(() => send({do: "move", images, to: choice.value})));
+    bar.replaceChildren(`${selected.size} selected `, choice,
+        buttonOf("Remove", () => finish(() => send({do: "move", images, to: ""}))), buttonOf("Clear", () => finish(() => {})));
+    document.body.append(bar);
+}
+function finish(action) { selected.clear(); showSelection(); action(); }
+function select(box, range) { // with `range`, all images from the last box to this one
+    const boxes = [...element.querySelectorAll(".thumb input")];
+    const [from, to] = [range && lastBox ? boxes.indexOf(lastBox) : boxes.indexOf(box), boxes.indexOf(box)].sort((a, b) => a - b);
+    for (const {parentElement: {dataset: {image, digest}}} of boxes.slice(from, to + 1))
+        box.checked ? selected.set(image, digest) : selected.delete(image);
+    lastBox = box;
+    showSelection();
+}
+
+// Files
 async function sendFiles(files, to) {
     const sent = [], failed = [], progress = document.createElement("p"); // one request is one change for Undo
     progress.className = "hg hg-sending";
@@ -49,10 +95,41 @@ async function filesOf(entries) { // also of folders
     }
     return files;
 }
+
+// Keys of the cards: the arrows choose a card, the other keys press its buttons
+const sent = new Set(); // SHA-256 of images whose card waits for the answer to a key
+function press(event) {
+    const cards = [...element.querySelectorAll("article[data-digest]")], busy = "dialog, input, select, textarea, canvas, [role=tab]";
+    if (!cards.length || !element.checkVisibility() || event.ctrlKey || event.metaKey || event.altKey || event.target.closest(busy)) return;
+    if (event.key === "Enter" && event.target.closest("button, summary, a")) return;
+    const focused = cards.findIndex(card => card.contains(document.activeElement)), columns = cards.filter(card => card.offsetTop === cards[0].offsetTop).length;
+    const step = {ArrowRight: 1, ArrowLeft: -1, ArrowDown: columns, ArrowUp: -columns}[event.key];
+    const focus = card => { card?.focus(); card?.scrollIntoView({block: "nearest"}); };
+    if (step) focus(cards[focused < 0 ? 0 : Math.min(Math.max(focused + step, 0), cards.length - 1)]);
+    else if (event.key === "u") document.querySelector("#status [data-do=undo]")?.click();
+    else {
+        const card = cards.slice(Math.max(focused, 0)).find(each => !sent.has(each.dataset.digest));
+        const button = card?.querySelector(`button[data-key="${CSS.escape(event.key)}"]`), to = namesOf(cards[0])[event.key - 1];
+        const data = button ? dataOf(button) : card && to !== undefined && event.key <= 9 ? {...dataOf(card), do: "move", to} : null;
+        if (!data) return;
+        sent.add(card.dataset.digest);
+        focus(card);
+        send(data);
+    }
+    event.preventDefault();
+}
+document.addEventListener("keydown", press);
+new MutationObserver(() => {
+    for (const digest of sent) if (!element.querySelector(`article[data-digest="${digest}"]`)) sent.delete(digest);
+    showSelection();
+}).observe(element, {childList: true, subtree: true, attributeFilter: ["data-digest"]});
+
 element.addEventListener("click", event => {
     const button = event.target.closest("button[data-do]");
     if (button?.dataset.do === "pick") pick(button);
+    else if (button?.dataset.do === "camera") openCamera(dataOf(button).place);
     else if (button) send(dataOf(button));
+    else if (event.target.matches(".thumb input")) select(event.target, event.shiftKey);
 });
 element.addEventListener("submit", event => {
     event.preventDefault();
@@ -63,6 +140,10 @@ element.addEventListener("change", event => {
     if (event.target.type !== "file") return;
     sendFiles([...event.target.files], dataOf(event.target));
     event.target.value = "";
+});
+document.addEventListener("paste", event => { // into the class below the pointer or with the focus
+    const place = element.querySelector("[data-place]:focus-within") ?? element.querySelector("[data-place]:hover");
+    if (place && event.clipboardData.files.length) sendFiles([...event.clipboardData.files], {...place.dataset, do: "add"});
 });
 element.addEventListener("dragover", event => { if (event.target.closest("[data-place]")) event.preventDefault(); });
 element.addEventListener("drop", async event => {

@@ -9,8 +9,9 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from html import escape
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote
 from uuid import uuid4
 
@@ -32,13 +33,24 @@ from .project import UNLABELLED, Picture, read_upload
 from .session import MAX_LISTED, Session
 
 TEMPLATE = template(Path(__file__).parent / "board.html")
-BOARD_JS = (Path(__file__).parent / "board.js").read_text(encoding="utf-8")
+BOARD_JS, CAMERA_JS, TABS_JS = (
+    (Path(__file__).parent / f"{name}.js").read_text(encoding="utf-8") for name in ("board", "camera", "tabs")
+)
 BOARDS = ("status", "classes", "check", "label")  # macros of the template
-EXPORTS = {"model.zip": "Model folder", "model.onnx": "ONNX file", "project.zip": "Whole project"}
+TABS = (*BOARDS[1:], "try", "export", "backbone")
+OPEN_FIRST_TAB = f"() => document.querySelector('#tab-{TABS[0]}').click()"
+EXPORTS = {
+    "model.zip": ("Model folder", "Zip file with the model, for <code>predict</code>, <code>demo</code>, "
+                  "<code>train-more</code> and Python. Unpack it first."),
+    "model.onnx": ("ONNX file", "Model with its image encoder in one file, for programs without torch."),
+    "project.zip": ("Whole project", "Zip file with all images and their classes, to continue on another machine."),
+}  # fmt: skip
 MAX_NEAREST = 5  # training images in the gallery
 POLL_SECONDS = 2  # between two checks for changes of other tabs
+TABS_HTML = str(TEMPLATE.make_module().tabs(TABS))  # type: ignore[attr-defined]
 ZIP_CHOOSER = styled('<label class="drop">Open a project.zip<input type="file" data-do="zip" accept=".zip"></label>')
 
+T = TypeVar("T")
 Outcome = tuple[str, str]  # of an action: message, and description of a problem; "" for none
 
 
@@ -75,12 +87,17 @@ class Teacher(Answers):
         texts = {key: value for key, value in data.items() if isinstance(value, str)}
         yield from self.refresh(lambda: self.do(texts, drawing))
 
+    def load(self) -> Iterator[tuple]:
+        """Yield the boards at once, and again as `refresh`."""
+        yield self.boards()
+        yield from self.refresh()
+
     def refresh(self, action: Callable[[], Outcome] = lambda: ("", "")) -> Iterator[tuple]:
-        """Run an action, then yield the boards while images are encoded."""
+        """Run an action, then yield the boards while images are encoded and changes of labels are tried."""
         message = problem = ""
         try:
             message, problem = action()
-            for _ in self.session.update():
+            for _ in chain(self.session.update(), self.session.try_changes()):
                 yield self.boards(message, problem)
         except UserError as error:
             yield self.boards(message, one_line(f"Error: {error}"))
@@ -90,7 +107,8 @@ class Teacher(Answers):
         view, session = self.session.view, self.session
         contents = view.contents
         macros = TEMPLATE.make_module({
-            "view": view, "contents": contents, "message": message, "problem": problem,
+            "folder": session.project.folder.name, "view": view, "contents": contents,
+            "message": message, "problem": problem,
             "accepts_drawings": self.accepts_drawings, "stopped": session.stopping.is_set(),
             "duplicates": {digest: names for digest, names in contents.classes_of().items() if len(names) > 1},
             "pictures": {picture.digest: picture for picture in contents.pictures()},
@@ -107,12 +125,13 @@ class Teacher(Answers):
         """Perform one action on the project."""
         project, session = self.session.project, self.session
         picture = Picture(data.get("image", ""), data.get("digest", ""))
+        pairs = received(list[tuple[str, str]], data, "images") if "images" in data else [picture]
         place, to, name = (data.get(key, "") for key in ("place", "to", "name"))
         actions: dict[str, Callable[[], str | None]] = {
             "add-class": lambda: f"Class {project.add_class(name)} added; drop images on it",
             "rename": lambda: f"Class {place} renamed to {project.rename_class(place, name)}",
             "delete": lambda: project.delete_class(place),
-            "move": lambda: project.move(picture, to),
+            "move": lambda: project.move([Picture(*pair) for pair in pairs], to),
             "confirm": lambda: project.confirm(picture),
             "keep-in": lambda: project.keep_in_one_class(picture.digest, to),
             "undo": lambda: f"Undone: {project.undo()}",
@@ -135,13 +154,9 @@ class Teacher(Answers):
 
     def add_uploads(self, place: str, data: dict[str, str]) -> Outcome:
         """Add uploaded images or zip files, and delete the uploads."""
-        try:
-            uploads = validate(list[Upload], parse_json(data["files"]), "files")
-            files = {uploaded_file({"path": each.path}, self.uploads): each.name for each in uploads}
-            failed = validate(list[str], parse_json(data["failed"]), "failed")
-        except (ValueError, LookupError) as error:
-            raise UserError("the files arrived damaged; send them again") from error
-        problems = [f"{name} did not arrive, or is too large" for name in failed]
+        uploads = received(list[Upload], data, "files")
+        files = {uploaded_file({"path": each.path}, self.uploads): each.name for each in uploads}
+        problems = [f"{name} did not arrive, or is too large" for name in received(list[str], data, "failed")]
         try:
             if data["do"] == "zip":
                 return self.summarize([self.add_zip(path, name) for path, name in files.items()], problems)
@@ -207,28 +222,44 @@ class Teacher(Answers):
         return "", str(path)
 
 
+def received(kind: type[T], data: dict[str, str], key: str) -> T:
+    """Parse a value in JSON of an event. Raise UserError if it is none of a type."""
+    try:
+        return validate(kind, parse_json(data[key]), key)
+    except (ValueError, LookupError) as error:
+        raise UserError(f"the {key} arrived damaged; send them again") from error
+
+
+def panel(name: str) -> gr.Column:
+    """Add the panel of a tab."""
+    return gr.Column(elem_id=f"panel-{name}")
+
+
 def build_page(session: Session, uploads: Path) -> gr.Blocks:
     """Build the page of a session. `uploads` is Gradio's folder of uploads."""
-    teacher, board = Teacher(session, uploads), partial(html, js_on_load=BOARD_JS)
+    teacher, board = Teacher(session, uploads), partial(html, js_on_load=BOARD_JS + CAMERA_JS)
     with Page(title=f"Teach {session.project.folder.name}", analytics_enabled=False) as page:
-        html(styled(f"<h1>{escape(session.project.folder.name)}</h1>"))
-        boards = [board("", elem_id="status")]
+        with gr.Column(elem_id="top"):
+            boards = [board("", elem_id="status")]
+            html(TABS_HTML, js_on_load=TABS_JS)
         drawing: Any = gr.State()
         for name in BOARDS[1:]:
-            with gr.Tab(name.title()):
+            with panel(name):
                 if name == "classes" and teacher.accepts_drawings:
                     with gr.Accordion("Draw an image", open=False, elem_id="draw"):
                         drawing = canvas("sketch")
                 boards.append(board("", elem_id=name))
-        with gr.Tab("Try"):
+        with panel("try"):
             add_answer_section(page, teacher, "Model", "Nearest training images")
-        with gr.Tab("Export"):
-            chooser = board(ZIP_CHOOSER, elem_id="zip")
-            error, file = html(""), gr.File(label="Exported file", interactive=False, elem_id="file", visible=True)
-            for name, text in EXPORTS.items():
+        with panel("export"):
+            error, file = html(""), gr.File(label="Exported file", interactive=False, render=False, elem_id="file")
+            for name, (text, purpose) in EXPORTS.items():
+                html(styled(f"<p>{purpose}</p>"))
                 exporting = gr.Button(text, elem_id=f"export-{name.replace('.', '-')}")
                 exporting.click(partial(teacher.export, name), None, [error, file], api_visibility="private")
-        with gr.Tab("Backbone"):
+            file.render()
+            chooser = board(ZIP_CHOOSER, elem_id="zip")
+        with panel("backbone"):
             html(styled("<p>Which backbone fits these images? Each image is classified by a model without it.</p>"))
             offline = gr.Checkbox(True, label="Only weights on this machine (others are up to 1.7 GB)")
             comparing = gr.Button("Compare backbones", elem_id="compare-backbones")
@@ -240,7 +271,8 @@ def build_page(session: Session, uploads: Path) -> gr.Blocks:
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
         for each in (*boards, chooser):
             each.act(teacher.act, drawing, outputs, trigger_mode="multiple", concurrency_limit=MAX_LISTED, **quiet)
-        page.load(teacher.refresh, None, outputs, **quiet)
+        page.load(None, js=OPEN_FIRST_TAB)
+        page.load(teacher.load, None, outputs, **quiet)
         comparing.click(teacher.compare, offline, [table, reason, chosen], api_visibility="private")
         switching.click(teacher.switch, chosen, outputs, **quiet)
         gr.Timer(POLL_SECONDS).tick(teacher.poll, number, outputs, concurrency_limit=MAX_LISTED, **quiet)

@@ -14,7 +14,7 @@ import re
 import shutil
 import unicodedata
 import zipfile
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -199,19 +199,20 @@ class Project(JournaledFolder):
         with self.opened() as contents:
             self.change(f"the class {name} deleted", [removal(contents.class_folder(name))])
 
-    def move(self, picture: Picture, place: str) -> None:
-        """Move an image to a place; "" removes it. The label of a moved image is not confirmed any more."""
+    def move(self, pictures: Sequence[Picture], place: str) -> None:
+        """Move images to a place; "" removes them. The labels of moved images are not confirmed any more."""
         with self.opened() as contents:
-            if (before := contents.pictures().get(picture)) is None:
-                raise UserError(f"{picture.path} was removed or changed; look at the page again")
-            if before == place:
-                return
-            moves = [removal(picture.path)]
+            places, taken = contents.pictures(), set[str]()
+            if missing := [picture.path for picture in pictures if picture not in places]:
+                raise UserError(f"{missing[0]} was removed or changed; look at the page again")
+            moved = [picture for picture in dict.fromkeys(pictures) if places[picture] != place]
+            moves = [removal(picture.path) for picture in moved]
             if place:
-                moves = [(picture.path, self.free_path(contents.folder(place), picture.name, set()))]
-            if picture.digest in contents.confirmed:
-                moves.append(removal(f"{CONFIRMED}/{picture.digest}"))
-            self.change(f"an image moved to {place}" if place else "an image removed", moves)
+                folder = contents.folder(place)
+                moves = [(picture.path, self.free_path(folder, picture.name, taken)) for picture in moved]
+            what = "an image" if len(moved) == 1 else f"{len(moved)} images"
+            moves += [removal(f"{CONFIRMED}/{digest}") for digest in {p.digest for p in moved} & contents.confirmed]
+            self.change(f"{what} moved to {place}" if place else f"{what} removed", moves)
 
     def confirm(self, picture: Picture) -> None:
         """Confirm the label of an image."""

@@ -9,7 +9,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -18,6 +18,7 @@ from typing import NamedTuple, cast
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from ..backbones.clip import Backbone
@@ -47,9 +48,10 @@ logger = logging.getLogger(__name__)
 
 BATCH = 16  # images that are encoded between two updates of the page
 SAVE_SECONDS = 2.0  # between two writes of the features while images are encoded
-THUMBNAIL_SIDE = 96  # in pixels
+THUMBNAIL_SIDE = 384  # in pixels; tiny images, such as scans, are enlarged to at least half of it
 ENCODER_FILE = f"{OWN}/encoder.json"  # backbone of the next session
 MAX_LISTED = 24  # suggestions, and suspicious labels
+MAX_TRIED = 8  # suspicious labels whose change is tried
 VARIANT = "TRAINER.HEGRAPHADAPTER.VARIANT"
 SAMPLE_SIZE, SAMPLE_SHOTS = 180, 3  # scans in the sample folder, and labelled ones of each class
 
@@ -79,8 +81,11 @@ class View:
         problems: Unreadable images, each with the reason.
         model: Trained model; None with fewer than two classes.
         correct, evaluated: Leave-one-out: number of correctly classified images, and of all images.
+        before: Leave-one-out accuracy before the last change of the images; None if unknown.
+        neediest: Class that needs images most, with the numbers of its correctly classified images and of its images.
         confusions: Leave-one-out errors as (label, predicted class, number of images), most frequent first.
         issues: Images with suspicious labels, most suspicious first.
+        corrected: `correct` after the label of an issue, by its path, is changed to the suggested one.
         suggestions: Unlabelled images, most useful first.
     """
 
@@ -91,9 +96,17 @@ class View:
     model: SavedModel | None = None
     correct: int = 0
     evaluated: int = 0
+    before: float | None = None
+    neediest: tuple[str, int, int] | None = None
     confusions: list[tuple[str, str, int]] = field(default_factory=list)
     issues: list[tuple[Picture, LabelIssue]] = field(default_factory=list)
+    corrected: dict[str, int] = field(default_factory=dict)
     suggestions: list[Suggestion] = field(default_factory=list)
+
+    @property
+    def accuracy(self) -> float | None:
+        """Leave-one-out accuracy, from 0 to 1; None without images in two classes."""
+        return self.correct / self.evaluated if self.evaluated else None
 
 
 class Session:
@@ -202,7 +215,9 @@ class Session:
                     missing = self._missing(labelled + contents.unlabelled)
                     done = not missing or self.stopping.is_set()
                     if (seen := (contents, not self._missing(labelled), done)) != self._seen:
+                        complete, old = self.view.waiting == 0, self.view
                         self.view, self._seen = self._train(contents), seen
+                        self.view = replace(self.view, before=old.accuracy if complete else old.before)
                     self.view = replace(self.view, waiting=len(missing), number=self.view.number + 1)
                     if not done:
                         self._encode(missing[:BATCH])
@@ -215,6 +230,25 @@ class Session:
         finally:
             with suppress(UserError):
                 self.save()
+
+    def try_changes(self) -> Iterator[View]:
+        """Evaluate the model after a change of each suspicious label, and yield a view. Stop if the images change."""
+        view, corrected = self.view, dict[str, int]()
+        if view.model is None or view.corrected:
+            return
+        support_set = cast(SupportSet, view.model.support_set)
+        for picture, issue in view.issues[:MAX_TRIED]:
+            labels = support_set.labels.clone()
+            labels[issue.index] = support_set.names.index(issue.suggested)
+            if len(labels.unique()) > 1:
+                predicted = self._leave_one_out(support_set, labels)[1]
+                corrected[picture.path] = int((predicted == labels).sum())
+            if self.view.model is not view.model:
+                return
+        with self._lock:
+            if corrected and self.view.model is view.model:
+                self.view = replace(self.view, corrected=corrected, number=self.view.number + 1)
+                yield self.view
 
     def save(self) -> None:
         """Write new features to disk. Raise UserError if that fails."""
@@ -231,10 +265,13 @@ class Session:
 
     def thumbnail(self, picture: Picture) -> Path | None:
         """File of the thumbnail of an image, made if missing; None for an unreadable image."""
-        path = self.thumbnails / f"{picture.digest}.png"
+        path = self._thumbnail_file(picture)
         if not path.is_file():
             self._pixels(picture)
         return path if path.is_file() else None
+
+    def _thumbnail_file(self, picture: Picture) -> Path:
+        return self.thumbnails / f"{picture.digest}.jpg"
 
     def _missing(self, pictures: list[Picture]) -> list[Picture]:
         """Readable images without features, each image once."""
@@ -256,8 +293,10 @@ class Session:
             image = open_image(self.project.read_bytes(picture))
             pixels = self.backbone.preprocess(image)
             image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
-            with suppress(UserError), atomic_path(self.thumbnails / f"{picture.digest}.png") as temporary:
-                image.save(temporary, "PNG")  # on a full disk the page shows the file name
+            factor = max(1, THUMBNAIL_SIDE // (2 * max(image.size)))
+            image = image.resize((factor * image.width, factor * image.height), Image.Resampling.NEAREST)
+            with suppress(UserError), atomic_path(self._thumbnail_file(picture)) as temporary:
+                image.save(temporary, "JPEG", quality=85)  # on a full disk the page shows the file name
             return pixels
         except Exception as error:  # Pillow raises many types for damaged bytes
             return reason(error)
@@ -337,15 +376,28 @@ class Session:
         """Add the leave-one-out accuracy, confusions and label issues of the support set to a view."""
         if (support_set.counts > 0).sum() < 2 or support_set.positive is None:
             return view
-        features, labels, names = support_set.features[0], support_set.labels, support_set.names
-        logits, predicted = leave_one_out(features, labels, support_set.positive, self.origin.logit_scale)
+        labels, names = support_set.labels, support_set.names
+        logits, predicted = self._leave_one_out(support_set, labels)
         pairs = Counter((names[a], names[b]) for a, b in zip(labels.tolist(), predicted.tolist()) if a != b)
         ranked = [(pictures[issue.index], issue) for issue in rank_labels(logits, labels, names)]
         issues = [(p, issue) for p, issue in ranked if issue.score > SUSPICIOUS]
         issues = [(p, issue) for p, issue in issues if p.digest not in view.contents.confirmed]
         confusions = [(*pair, count) for pair, count in pairs.most_common(MAX_LISTED)]
-        correct = int((predicted == labels).sum())
-        return replace(view, correct=correct, evaluated=len(labels), confusions=confusions, issues=issues[:MAX_LISTED])
+        right = labels[predicted == labels].bincount(minlength=len(names)).tolist()
+        return replace(
+            view,
+            correct=sum(right),
+            evaluated=len(labels),
+            neediest=find_neediest(names, right, support_set.counts.tolist()),
+            confusions=confusions,
+            issues=issues[:MAX_LISTED],
+        )
+
+    def _leave_one_out(self, support_set: SupportSet, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits and predictions of `leave_one_out` for the images of a support set with other labels."""
+        return leave_one_out(
+            support_set.features[0], labels, cast(Tensor, support_set.positive), self.origin.logit_scale
+        )
 
     def _suggestions(self, model: SavedModel, contents: Contents) -> list[Suggestion]:
         """Unlabelled images that are most useful to label. An image that also lies in a class is left out."""
@@ -361,6 +413,21 @@ class Session:
             Suggestion(pictures[position], model.classnames[label], probability, model.share_below(row))
             for position, label, probability, row in zip(chosen, labels.tolist(), best.tolist(), logits)
         ]
+
+
+def find_neediest(names: Sequence[str], correct: Sequence[int], counts: Sequence[int]) -> tuple[str, int, int]:
+    """Find the class that needs images most: one without images, else the one with the lowest accuracy.
+
+    The accuracy is estimated by Laplace's rule of succession, `(correct + 1) / (count + 2)`.
+
+    Returns:
+        Name, number of correctly classified images, and number of images of the class.
+    """
+    rows = [
+        (count > 0, (right + 1) / (count + 2), count, name, right) for name, right, count in zip(names, correct, counts)
+    ]
+    _, _, count, name, right = min(rows)
+    return name, right, count
 
 
 def write_sample(folder: Path) -> None:
