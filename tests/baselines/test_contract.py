@@ -24,9 +24,9 @@ from trainers.hegraph.utils.errors import UserError
 
 # Methods that select hyperparameters on val
 SELECTING = set(METHODS) - {
-    "ZeroShot", "CoOp", "CLIPAdapter", "TaskRes", "GraphAdapter", "CLAP", "TipAdapterFHOSO",
+    "ZeroShot", "CoOp", "CLIPAdapter", "TaskRes", "GraphAdapter", "CLAP", "ReHARK", "TipAdapterFHOSO",
 }  # fmt: skip
-NOT_SAVED = {"CLIPAdapter", "ProtoCLIP", "ProKeR", "APE"}
+NOT_SAVED = {"CLIPAdapter", "ProtoCLIP", "ProKeR", "ReHARK", "APE"}
 # Number of trained parameters for N images, K classes and width d; other methods are training-free
 PARAMETERS = {
     "LinearProbe": lambda n, k, d: k * (d + 1), "CLIPAdapter": lambda n, k, d: 2 * d * (d // 4),
@@ -235,6 +235,7 @@ def test_numbers_beyond_limits_are_refused(values, limits):
     ("GDA", "CANDIDATES", ([0.0],), ([],), "CANDIDATES"), ("TIMOS", "BETAS", ([1],), ([1, 1.5], []), "BETAS"),
     ("ProKeR", "SEARCH_RANGE", (), ([["", [0.0, 3.0, 0.1, 1.0]]], [["", [1.0, 2.0]]]), "SEARCH_RANGE"),
     ("ProKeR", "SEARCH_STEP", ([1, 1],), ([0, 1],), "SEARCH_STEP"),
+    ("ReHARK", "SHARPNESS", (), ([[1, [1.0]]],), "SHARPNESS"), ("ReHARK", "MIX", (0.0, 1.0), (1.1,), "MIX"),
     ("SimNL", "LAMBDA", ([["", 0.0]],), ([["", 1.1]],), "LAMBDA"),
     ("ProtoCLIP", "ALPHA", (0.0, 1.0), (-0.1, 1.1), "ALPHA"),
     ("ProtoCLIP", "ASK_EVERY", (1,), (0,), "ASK_EVERY"),

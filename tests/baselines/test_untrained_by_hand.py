@@ -127,6 +127,32 @@ def test_proker_selects_the_smallest_of_equals(fit):
     assert_close(fitted.logits(tensor(AXES[:1])), [[10 * (0.6 + 0.8 / 7), 10 * (0.8 - 1.6 / 7)]])
 
 
+def test_rehark_solves_for_images_and_shifted_images(make_bank, fit):
+    bank = make_bank(shots=(1, 3, 2), width=12)
+
+    def unit(features: Tensor) -> Tensor:
+        return F.normalize(features, dim=-1)
+
+    def kernel(x: Tensor, y: Tensor) -> Tensor:
+        squares = torch.cdist(x, y).square()
+        return 0.3 * (-2.0 * squares).exp() + 0.7 * (-0.5 * squares).exp()
+
+    keys, text, images = (
+        unit(x.double().sign() * x.double().abs() ** 0.8)
+        for x in (bank.cache_keys(), bank.text_positive, bank.test_features)
+    )
+    means = torch.stack([keys[bank.train_labels == k].mean(dim=0) for k in range(3)])
+    prior = unit(0.6 * text + 0.4 * unit(means))
+    support = torch.cat([keys, unit(keys + 0.5 * prior[bank.train_labels])])
+    residuals = F.one_hot(bank.train_labels.repeat(2), 3) - 4.0 * support @ prior.t()
+    coefficients = torch.linalg.solve(kernel(support, support) + 0.2 * torch.eye(12), residuals)
+    expected = 4.0 * images @ prior.t() + kernel(images, support) @ coefficients
+    rows = {"SHARPNESS": [[1, [2.0, 0.5]]], "PENALTY": [[1, 9.0], [2, 0.2]], "IMAGES": [[1, 0.4]]}
+    rows |= {"SCALE": [[1, 4.0]]}
+    fitted = fit("ReHARK", bank, **rows, MIX=0.3, SHIFT=0.5, EXPONENT=0.8)
+    assert_close(fitted.logits(bank.test_features), expected, atol=1e-3)
+
+
 # Caches and their search
 
 

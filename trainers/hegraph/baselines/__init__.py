@@ -14,9 +14,9 @@ METHODS: dict[str, str] = {
     "ZeroShot": "class_features", "LinearProbe": "linear_probes", "CoOp": "class_features",
     "CLIPAdapter": "class_features", "TaskRes": "class_features", "TipAdapter": "caches", "TipAdapterF": "caches",
     "TipAdapterFHOSO": "caches", "GraphAdapter": "class_features", "ProtoCLIP": "proto_clip",
-    "LPPlusPlus": "linear_probes",
-    "CLAP": "class_features", "GDA": "closed_form", "TIMO": "closed_form", "TIMOS": "closed_form",
-    "ProKeR": "closed_form", "APE": "caches", "APET": "caches", "SimNL": "simnl",
+    "LPPlusPlus": "linear_probes", "CLAP": "class_features", "GDA": "closed_form", "TIMO": "closed_form",
+    "TIMOS": "closed_form", "ProKeR": "closed_form", "ReHARK": "closed_form", "APE": "caches", "APET": "caches",
+    "SimNL": "simnl",
 }  # fmt: skip
 # Transductive methods. They need `--unlabelled test`, and "all" does not include them
 TRANSDUCTIVE_METHODS: dict[str, str] = dict.fromkeys(("TransCLIP", "ZLaP", "StatA", "ECALP", "ADAPT"), "transductive")
