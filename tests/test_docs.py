@@ -275,20 +275,33 @@ def test_paired_differences_agree_with_the_means_of_the_records():
 LEFT_OUT = shutil.ignore_patterns(".git", ".venv", ".*_cache", "__pycache__", "output", "data", "build", "dist")
 WRITTEN = "docs/reference/configuration.md"  # by `tools.options_page`
 OUTPUT = ("output/", "data/", WRITTEN)  # where the commands of the page write
-STEP = re.compile(r"(?:^`([^`]+)` \((new|add below [^\n]+)\):\n\n)?^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+STEP = re.compile(
+    r"(?:^`([^`]+)` \((new|part|add below [^\n]+)\):\n\n)?^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE
+)
 SECTIONS = re.split(r"^## ", text_of(EXTEND), flags=re.MULTILINE)[1:]
 
 
+def code_lines(text: str) -> str:
+    """Return the lines of a text without indentation and empty lines."""
+    return "\n".join(line.strip() for line in text.splitlines() if line.strip())
+
+
 class Edit(NamedTuple):
-    """A block that goes to a file: below the only line that has `below` in it, or "" if the file is new."""
+    """A block that goes to a file: below the only line that has `below` in it, or "" if the file is new.
+
+    A block that is a part of the file already has `below` None.
+    """
 
     path: str
-    below: str
+    below: str | None
     text: str
 
     def put(self, checkout: Path) -> None:
         """Use a block of code as the page says."""
         file = checkout / self.path
+        if self.below is None:
+            assert code_lines(self.text) in code_lines(text_of(file)), f"{self.path} has no {self.text}"
+            return
         if not self.below:
             assert not file.exists(), f"{self.path} is not new"
             file.write_text(self.text, encoding="utf-8")
@@ -314,10 +327,10 @@ def check_data_set(checkout: Path, printed: str) -> None:
 
 
 def check_method(checkout: Path, printed: str) -> None:
-    [_] = [line for line in printed.splitlines() if "| NearestMean |" in line]
-    by_default = record_below(checkout / "output" / "digits" / "NearestMean")
-    with_option = record_below(checkout / "output" / "nearest_mean")
-    assert with_option["config"]["TRAINER.NEARESTMEAN.ALPHA"] == 0.25
+    [_] = [line for line in printed.splitlines() if "| SimNL |" in line]
+    by_default = record_below(checkout / "output" / "digits" / "SimNL")
+    with_option = record_below(checkout / "output" / "simnl")
+    assert with_option["config"]["TRAINER.SIMNL.LAMBDA"] == [["", 0.5]]
     assert by_default["accuracy"] != with_option["accuracy"]
     assert min(by_default["accuracy"], with_option["accuracy"]) > 50
 
@@ -376,7 +389,8 @@ def test_section_is_complete(section, tmp_path):
     edits, commands = [], []
     for path, how, language, text in STEP.findall(section):
         if path:
-            edits.append(Edit(path, "" if how == "new" else re.search("`(.*)`", how)[1], text))
+            below = {"new": "", "part": None}[how] if how in ("new", "part") else re.search("`(.*)`", how)[1]
+            edits.append(Edit(path, below, text))
         elif language == "bash" and not text.startswith("# needs "):
             commands.append(text)
     assert edits and commands
@@ -391,4 +405,5 @@ def test_section_is_complete(section, tmp_path):
     CHECKS[section.splitlines()[0]](checkout, printed)
     after = contents(checkout)
     changed = {name for name in {*before, *after} if before.get(name) != after.get(name)}
-    assert {name for name in changed if not name.startswith(OUTPUT) and "_cache/" not in name} == files
+    written = {edit.path for edit in edits if edit.below is not None}
+    assert {name for name in changed if not name.startswith(OUTPUT) and "_cache/" not in name} == written
