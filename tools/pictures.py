@@ -259,8 +259,32 @@ def teach() -> None:
                 screenshot(browser, f"teach_{tab.lower()}")
 
 
+def report() -> None:
+    """The beginning of the report of a run on scans of digits, a few of which have a wrong label."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder, dataset = Path(temporary), load_few_shot("Digits", "", -1, 1)
+        for number, item in enumerate(dataset.train[:300]):
+            label = dataset.classnames[(item.label + 5) % 10] if number % 20 == 3 else item.classname
+            (folder / "scans" / label).mkdir(parents=True, exist_ok=True)
+            scan = dataset.open(item.path)
+            scan.resize((8 * scan.width, 8 * scan.height), Image.Resampling.NEAREST).save(
+                folder / "scans" / label / f"{number:04}.png"
+            )
+        words = ["--dataset-config-file", "folder", "--root", str(folder / "scans"), "--config-file", "mini"]
+        for command in ([*words, "--output-dir", str(folder / "run")], ["results", "report", str(folder / "run")]):
+            out = ["--out", str(folder / "report.html")] if command[0] == "results" else ["--shots", "8"]
+            subprocess.run([sys.executable, "-m", "trainers.hegraph", *command, *out], check=True)
+        browser = Browser(folder / "profile", (folder / "report.html").as_uri())
+        browser.driver.set_window_size(1100, 1420)
+        browser.open("h1")
+        browser.driver.execute_script("document.documentElement.style.scrollbarWidth = 'none'")
+        screenshot(browser, "report")
+        browser.driver.quit()
+
+
 PICTURES: dict[str, Callable[[], None]] = {
-    make.__name__: make for make in (predict, wrong_labels, suggested, reliability, open_set, graph, sweep, demo, teach)
+    make.__name__: make
+    for make in (predict, wrong_labels, suggested, reliability, open_set, graph, sweep, demo, teach, report)
 }
 
 
