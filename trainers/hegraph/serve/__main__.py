@@ -10,6 +10,7 @@ from ..demo.__main__ import check_address
 from ..utils.errors import Parser, UserError, echo, number, run_cli
 
 PORT = 8000
+LABEL_STUDIO = "http://localhost:8080"
 PACKAGES = "fastapi fastapi-offline uvicorn python-multipart prometheus-fastapi-instrumentator"  # the extra "serve"
 EPILOG = """\
 POST /v1/predict takes images in base64, POST /v1/predict/files takes a form with files. GET /v1/model describes the
@@ -31,6 +32,9 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     add("--no-token", action="store_true", help="open the server to the network without a token")
     add("--workers", type=number(int, 1), default=1, metavar="N", help="number of processes, each with the model")
     add("--learn", action="store_true", help="accept labelled images, which change MODEL")
+    url = f"address of a Label Studio to pre-label and to learn from (with no URL: {LABEL_STUDIO})"
+    add("--label-studio", nargs="?", const=LABEL_STUDIO, default="", metavar="URL", help=url)
+    add("--label-studio-token", type=Path, metavar="FILE", help="file with a personal access token of Label Studio")
     add_encoder_arguments(parser)
     add_device_arguments(parser)
     return parser.parse_args(arguments)
@@ -40,6 +44,10 @@ def serve(args: argparse.Namespace) -> None:
     """Run the server until the process is interrupted or terminated."""
     check_address(args.host, args.port)
     token = read_token(args.token_file) if args.token_file else ""
+    if bool(args.label_studio) != bool(args.label_studio_token):
+        raise UserError("--label-studio URL and --label-studio-token FILE need each other")
+    label_studio_token = read_token(args.label_studio_token) if args.label_studio else ""
+    args.learn |= bool(args.label_studio)
     try:
         import uvicorn
 
@@ -57,6 +65,7 @@ def serve(args: argparse.Namespace) -> None:
         model=find_model_folder(args.model).absolute(), host=args.host, token=token, workers=args.workers,
         device=choose_device(args.device, "--device"), backbone=args.backbone, pretrained=args.pretrained,
         precision=args.precision, learn=args.learn,
+        label_studio=args.label_studio, label_studio_token=label_studio_token,
     )  # fmt: skip
     application = create_app(settings)  # UserError before the server starts
     os.environ[SETTINGS] = settings.model_dump_json()

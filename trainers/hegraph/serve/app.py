@@ -9,10 +9,11 @@ FastAPI is optional, so `serve.__main__` imports this file only to run the serve
 # No `from __future__ import annotations`: FastAPI reads the annotations of the handlers.
 
 import asyncio
+import base64
 import hmac
 import os
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlsplit
@@ -38,6 +39,7 @@ from ..models.folder import load_model
 from ..models.images import ImageModel
 from ..utils.errors import UserError, one_line
 from ..utils.threads import cores
+from .label_studio import Backend, LabelStudio, add_label_studio
 from .learning import CHANGED, UNKNOWN, Learner
 from .server import Server, Upload
 
@@ -59,6 +61,7 @@ class Settings(BaseModel):
         workers: Number of processes of the server.
         device, backbone, pretrained, precision: Arguments of `ImageModel.load`.
         learn: Whether requests may change the model; needs a single worker.
+        label_studio, label_studio_token: Address of Label Studio, or "", and a token of it; need `learn`.
         max_requests: Largest number of requests in flight of a worker.
     """
 
@@ -71,6 +74,8 @@ class Settings(BaseModel):
     pretrained: str = ""
     precision: str = AUTO
     learn: bool = False
+    label_studio: str = ""
+    label_studio_token: str = ""
     max_requests: int = MAX_REQUESTS
 
 
@@ -127,17 +132,18 @@ def create_app(settings: Settings) -> FastAPI:
     """Create the application of a model, which is loaded at once.
 
     Raises:
-        UserError: As of `ImageModel.load`.
+        UserError: As of `ImageModel.load` and `connect`.
     """
-    server = load_server(settings)
+    api, server = connect(settings), load_server(settings)
+    runs = [server.features.run]
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        task = asyncio.create_task(server.features.run())
+        tasks = [asyncio.create_task(run()) for run in runs]
         yield
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
         if isinstance(server, Learner):
             server.close()
 
@@ -179,7 +185,18 @@ def create_app(settings: Settings) -> FastAPI:
 
     if isinstance(server, Learner):
         add_learning(app, server)
+        if api:
+            runs.append(add_label_studio(app, Backend(server, api, settings.token)))
     return app
+
+
+def connect(settings: Settings) -> LabelStudio | None:
+    """Connect to Label Studio if it is in the settings; UserError if it does not answer, or refuses the token."""
+    if not settings.label_studio:
+        return None
+    api = LabelStudio(settings.label_studio, settings.label_studio_token)
+    api.json("GET", "/api/current-user/whoami")
+    return api
 
 
 def load_server(settings: Settings) -> Server:
@@ -293,8 +310,8 @@ class Limits:
 
     def _refusal(self, headers: Headers) -> HTTPException | None:
         """Error for a request without the token, of another site, to a busy server, or with a large body."""
-        sent, expected = headers.get("authorization", ""), f"Bearer {self.settings.token}"
-        if self.settings.token and not hmac.compare_digest(sent.encode(), expected.encode()):
+        sent, expected = sent_token(headers.get("authorization", "")), self.settings.token
+        if expected and not hmac.compare_digest(sent, expected.encode()):
             return HTTPException(401, "expected the header Authorization: Bearer TOKEN", {"WWW-Authenticate": "Bearer"})
         origin = urlsplit(headers.get("origin", "")).netloc
         if self.settings.learn and not self.settings.token and origin not in ("", headers.get("host")):
@@ -303,6 +320,17 @@ class Limits:
             return HTTPException(429, f"{self.in_flight} requests are in flight; try again later", {"Retry-After": "1"})
         length = headers.get("content-length", "0")
         return too_large() if length.isdecimal() and int(length) > MAX_BODY else None
+
+
+def sent_token(header: str) -> bytes:
+    """Token in a header `Authorization: Bearer TOKEN`, or the password of `Basic`, which Label Studio sends."""
+    scheme, _, value = header.partition(" ")
+    if scheme != "Basic":
+        return value.encode() if scheme == "Bearer" else b""
+    try:
+        return base64.b64decode(value, validate=True).partition(b":")[2]
+    except ValueError:
+        return b""
 
 
 def too_large() -> HTTPException:
