@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from browser import HTTP, Browser, browsing
+from browser import HTTP, PHONE, Browser, browsing
 from PIL import Image
 
 from trainers.hegraph.datasets.digits import load_digits_dataset
@@ -179,6 +179,78 @@ def test_closing_a_tab_saves_features(tmp_path_factory):
         [file] = (folder / ".hegraph").glob("features-*.safetensors")
         browser.wait(lambda: len(read_tensors(file, "features")[0]) >= 3000 - left)
     assert 0 < left < 3000
+
+
+def boxes(page: Browser, name: str) -> list:
+    return page.driver.find_elements("css selector", f"{card(page, name)} .thumb input")
+
+
+def test_held_button_records_distinct_frames(window, folder):
+    window.tab("Classes")
+    add_class(window, "film")
+    click(window, card(window, "film"), "Camera")
+    playing = "return document.querySelector('.hg-camera video').videoWidth"
+    window.wait(lambda: window.driver.execute_script(playing))
+    [record] = window.find(".hg-camera .record")
+    window.actions().click_and_hold(record).pause(3).release().perform()
+    recorded, left_out = map(int, re.findall(r"\d+", window.text(".hg-camera p")))
+    assert recorded > 1 and left_out > 0
+    window.wait(lambda: counts(folder).get("film") == recorded)
+    window.wait(lambda: f"Undo: {recorded} images added to film" in window.text("#status"))
+    click(window, ".hg-camera", "Close")
+    window.wait(lambda: not window.find(".hg-camera"))
+
+
+def test_selected_images_are_one_change(window, folder):
+    window.tab("Classes")
+    before = counts(folder)["zero"]
+    first, *_, last = boxes(window, "zero")
+    window.driver.execute_script("arguments[0].click()", first)
+    script = "arguments[0].dispatchEvent(new MouseEvent('click', {bubbles: true, shiftKey: true}))"
+    window.driver.execute_script(script, last)
+    assert f"{before} selected" in window.text(".hg-selection")
+    click(window, ".hg-selection", "Remove")
+    window.wait(lambda: "zero" not in counts(folder))
+    click(window, "#status", f"Undo: {before} images removed")
+    window.wait(lambda: counts(folder).get("zero") == before)
+    window.wait(lambda: len(boxes(window, "zero")) == before)
+    assert not window.find(".hg-selection")
+
+
+def test_keys_label_images_and_undo(window, folder):
+    def unlabelled() -> int:
+        return len(list((folder / "unlabelled").iterdir()))
+
+    def press(key: str, more: int) -> None:
+        expected = unlabelled() + more
+        window.actions().send_keys(key).perform()
+        window.wait(lambda: unlabelled() == len(suggestions(window)) == expected)
+
+    window.tab("Label")
+    window.wait(lambda: unlabelled() == len(suggestions(window)))
+    window.actions().send_keys(window.keys.ARROW_RIGHT).perform()
+    before, classes = counts(folder), sorted(each.name for each in (folder / "train").iterdir())
+    press("2", -1)
+    assert counts(folder)[classes[1]] == before.get(classes[1], 0) + 1
+    press(window.keys.ENTER, -1)
+    press("0", -1)
+    assert len(list((folder / "none of these").iterdir())) == 1
+    window.tab("Classes")
+    window.wait(lambda: window.find(card(window, "none of these") + " .thumb"))
+    window.tab("Label")
+    for _ in range(3):
+        press("u", 1)
+    assert counts(folder) == before
+
+
+def test_status_and_tabs_stay_in_view_on_a_phone(window):
+    with window.emulating(PHONE):
+        window.tab("Classes")
+        window.driver.execute_script("window.scrollTo(0, 100_000)")
+        script = "return document.querySelector(arguments[0]).getBoundingClientRect().top"
+        window.wait(lambda: window.driver.execute_script("return window.scrollY") > 0)
+        tops = [window.driver.execute_script(script, f"#{name}") for name in ("status", "tab-classes", "tab-backbone")]
+        assert 0 <= tops[0] < tops[1] == tops[2] < 300, "the tabs are in one row"
 
 
 def test_backbones_are_compared(window):

@@ -28,7 +28,7 @@ from trainers.hegraph.models.folder import load_model
 from trainers.hegraph.models.images import ImageModel
 from trainers.hegraph.teach import __main__ as command, session as module
 from trainers.hegraph.teach.project import Project
-from trainers.hegraph.teach.session import Session, View, write_sample
+from trainers.hegraph.teach.session import Session, View, find_neediest, write_sample
 from trainers.hegraph.utils.files import write_tensors
 from trainers.hegraph.utils.reading import read_tensors
 
@@ -101,6 +101,25 @@ def test_check_lists_the_labels_that_label_check_lists(mini, tmp_path):
     expected = [score for score in scores if score > above]
     assert 0 < len(expected) < sum(score > 0 for score in scores)
     assert [issue.score for _, issue in view.issues] == pytest.approx(expected)
+
+
+def test_tried_changes_equal_changed_labels(session):
+    view = last(session)
+    [tried] = session.try_changes()
+    assert tried.number == view.number + 1 and not [*session.try_changes()]
+    picture, issue = tried.issues[0]
+    session.project.move([picture], issue.suggested)
+    after = last(session)
+    assert after.correct == tried.corrected[picture.path] > view.correct
+    assert (view.before, after.before) == (None, view.accuracy)
+
+
+@pytest.mark.parametrize(("correct", "counts", "neediest"), [
+    ((3, 4, 0), (4, 4, 0), ("c", 0, 0)), ((3, 4, 9), (4, 4, 10), ("a", 3, 4)), ((1, 4, 2), (1, 5, 2), ("a", 1, 1)),
+    ((2, 2, 2), (2, 2, 2), ("a", 2, 2)),
+])  # fmt: skip
+def test_neediest_class_has_lowest_estimated_accuracy(correct, counts, neediest):
+    assert find_neediest("abc", correct, counts) == neediest
 
 
 def test_names_make_a_model_and_images_an_evaluation(mini, tmp_path):
@@ -272,7 +291,7 @@ def test_each_button_performs_its_action(teacher):
     for data, message in (
         ({"do": "add-class", "name": "cat"}, "Class cat added; drop images on it"),
         ({"do": "rename", "place": "cat", "name": "dog"}, "Class cat renamed to dog"),
-        ({"do": "move", "to": "dog", **image}, ""), ({"do": "delete", "place": "dog"}, ""),
+        ({"do": "move", "to": "dog", "images": json.dumps([image])}, ""), ({"do": "delete", "place": "dog"}, ""),
         ({"do": "undo"}, "Undone: the class dog deleted"),
     ):  # fmt: skip
         assert teacher.do(data) == (message, "")
@@ -306,6 +325,8 @@ def test_only_uploaded_files_are_added(teacher):
     for names in ('[{"path": "/etc/hostname", "name": "x.png"}]', "[7]", "{", "null", "[" * 10_000):
         with pytest.raises(UserError, match="(send them|upload it) again"):
             teacher.do({"do": "add", "place": "two", "files": names, "failed": "[]"})
+        with pytest.raises(UserError, match="the images arrived damaged"):
+            teacher.do({"do": "move", "to": "two", "images": names})
     shown = list(teacher.refresh(lambda: teacher.do({"do": "add", "place": "two", "files": "{"})))
     assert "Error: the files arrived damaged" in shown[-1][0]
     shutil.rmtree(folder)

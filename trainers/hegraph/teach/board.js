@@ -50,7 +50,7 @@ function showSelection() {
     for (const image of [...selected.keys()]) if (!shown.has(image)) selected.delete(image);
     bar.remove();
     if (!selected.size) return;
-    const choice = document.createElement("select"), images = JSON.stringify([...selected]);
+    const choice = document.createElement("select"), images = JSON.stringify([...selected].map(([image, digest]) => ({image, digest})));
     choice.setAttribute("aria-label", "Move the selected images to");
     choice.append(new Option("Move to", "-"), ...places(namesOf(boxes[0])).map(([text, to]) => new Option(text, to)));
     choice.addEventListener("change", () => finish(() => send({do: "move", images, to: choice.value})));
@@ -99,12 +99,13 @@ async function filesOf(entries) { // also of folders
 // Keys of the cards: the arrows choose a card, the other keys press its buttons
 const sent = new Set(); // SHA-256 of images whose card waits for the answer to a key
 function press(event) {
-    const cards = [...element.querySelectorAll("article[data-digest]")], busy = "dialog, input, select, textarea, canvas, [role=tab]";
+    const cards = [...element.querySelectorAll("article[data-digest]")], busy = "dialog, input, select, textarea, canvas";
     if (!cards.length || !element.checkVisibility() || event.ctrlKey || event.metaKey || event.altKey || event.target.closest(busy)) return;
-    if (event.key === "Enter" && event.target.closest("button, summary, a")) return;
+    if (["Enter", " "].includes(event.key) && event.target.closest("button, summary, a")) return;
     const focused = cards.findIndex(card => card.contains(document.activeElement)), columns = cards.filter(card => card.offsetTop === cards[0].offsetTop).length;
     const step = {ArrowRight: 1, ArrowLeft: -1, ArrowDown: columns, ArrowUp: -columns}[event.key];
     const focus = card => { card?.focus(); card?.scrollIntoView({block: "nearest"}); };
+    if (step && event.target.matches("[role=tab]")) return;
     if (step) focus(cards[focused < 0 ? 0 : Math.min(Math.max(focused + step, 0), cards.length - 1)]);
     else if (event.key === "u") document.querySelector("#status [data-do=undo]")?.click();
     else {

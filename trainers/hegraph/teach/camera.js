@@ -1,15 +1,15 @@
 // Camera of the classes: a panel that stays open while the cards change. It is read after board.js.
 const FRAME_MILLISECONDS = 250, FRAME_SIDE = 640; // pixels of the longer side of a recorded frame
-const HASH_SIDE = 16, SAME = 4; // frames are near-duplicates if 16x16 grey versions differ by less than 4 of 255 on average
+const GREY_SIDE = 16, SAME = 2; // frames are near-duplicates if 16x16 grey versions differ by less than 2 of 255 on average
 const CAMERA = `<div role="dialog" class="hg hg-camera"><video autoplay muted playsinline></video>
 <div><h2></h2><p role="status"></p><button type="button" class="record primary">Hold to record</button>
 <button type="button">Close</button></div></div>`;
 function greyOf(video) {
-    const small = new OffscreenCanvas(HASH_SIDE, HASH_SIDE).getContext("2d");
+    const small = new OffscreenCanvas(GREY_SIDE, GREY_SIDE).getContext("2d");
     small.imageSmoothingQuality = "high";
-    small.drawImage(video, 0, 0, HASH_SIDE, HASH_SIDE);
-    const {data} = small.getImageData(0, 0, HASH_SIDE, HASH_SIDE);
-    return Array.from({length: HASH_SIDE ** 2}, (_, i) => (data[4 * i] + data[4 * i + 1] + data[4 * i + 2]) / 3);
+    small.drawImage(video, 0, 0, GREY_SIDE, GREY_SIDE);
+    const {data} = small.getImageData(0, 0, GREY_SIDE, GREY_SIDE);
+    return Array.from({length: GREY_SIDE ** 2}, (_, i) => (data[4 * i] + data[4 * i + 1] + data[4 * i + 2]) / 3);
 }
 const difference = (first, second) => first.reduce((sum, value, i) => sum + Math.abs(value - second[i]), 0) / first.length;
 async function frameOf(video, name) {

@@ -61,6 +61,16 @@ class Upload(LenientModel):
     name: str
 
 
+class Selected(LenientModel):
+    """Selected image: its path in the project and the SHA-256 of its file."""
+
+    image: str
+    digest: str
+
+    def picture(self) -> Picture:
+        return Picture(self.image, self.digest)
+
+
 class Teacher(Answers):
     """Handlers of the page. They return the HTML of all boards and the number of the view."""
 
@@ -125,13 +135,13 @@ class Teacher(Answers):
         """Perform one action on the project."""
         project, session = self.session.project, self.session
         picture = Picture(data.get("image", ""), data.get("digest", ""))
-        pairs = received(list[tuple[str, str]], data, "images") if "images" in data else [picture]
+        selected = received(list[Selected], data, "images") if "images" in data else []
         place, to, name = (data.get(key, "") for key in ("place", "to", "name"))
         actions: dict[str, Callable[[], str | None]] = {
             "add-class": lambda: f"Class {project.add_class(name)} added; drop images on it",
             "rename": lambda: f"Class {place} renamed to {project.rename_class(place, name)}",
             "delete": lambda: project.delete_class(place),
-            "move": lambda: project.move([Picture(*pair) for pair in pairs], to),
+            "move": lambda: project.move([each.picture() for each in selected] or [picture], to),
             "confirm": lambda: project.confirm(picture),
             "keep-in": lambda: project.keep_in_one_class(picture.digest, to),
             "undo": lambda: f"Undone: {project.undo()}",

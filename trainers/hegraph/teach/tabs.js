@@ -13,7 +13,9 @@ function open(name) {
 }
 document.addEventListener("click", event => {
     const button = event.target.closest("[data-open]");
-    if (button) open(button.dataset.open);
+    if (!button) return;
+    open(button.dataset.open);
+    if (event.detail) button.blur(); // after a click of the mouse, the keys are those of the cards
 });
 element.addEventListener("keydown", event => {
     const at = tabs.indexOf(event.target), last = tabs.length - 1;
