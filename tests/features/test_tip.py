@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from trainers.hegraph import UserError, load_bank, load_cfg
 from trainers.hegraph.features.__main__ import main
 from trainers.hegraph.features.extract import encode_prompts
-from trainers.hegraph.features.tip import read_classnames
+from trainers.hegraph.features.tip import import_tip, read_classnames
 
 K, D, SHOTS, TEST = 3, 8, 2, 4
 NAMES = ["cat", "dog", "bee"]
@@ -69,6 +69,25 @@ def test_import_tip_writes_a_bank(command):
     torch.testing.assert_close(bank.test_features, unit(draw(TEST, D, seed=2).half()))
     torch.testing.assert_close(bank.text_positive, unit(draw(K, D, seed=3)))
     torch.testing.assert_close(bank.text_negative, unit(draw(D, K, seed=4).t()))
+
+
+def test_transposed_square_matrices_are_recognised(folder):
+    size = K * SHOTS
+    square = unit(draw(size, size, seed=0))
+    files = {"val_f": square[:TEST], "test_f": square[:TEST], "text_positive": square, "text_negative": square.t()}
+    for name, tensor in (files | {"values_2shots": torch.eye(size), "keys_2shots": square.t()}).items():
+        torch.save(tensor, folder / f"{name}.pt")
+    bank = import_tip(folder, [f"class {k}" for k in range(size)])
+    for features in (bank.train_features[0], bank.text_positive, bank.text_negative):
+        torch.testing.assert_close(features, square)
+    keys = square.t() / 2
+    keys[0] /= keys[0].norm()  # a single vector of unit norm is not enough
+    torch.save(keys, folder / "keys_2shots.pt")
+    found = import_tip(folder, [f"class {k}" for k in range(size)]).train_features[0]
+    torch.testing.assert_close(found, unit(keys.t()))
+    torch.save(square, folder / "keys_2shots.pt")
+    with pytest.raises(UserError, match=r"keys_2shots\.pt: expected the shape \[d, n\].* transpose it"):
+        import_tip(folder, [f"class {k}" for k in range(size)])
 
 
 def test_text_is_encoded_by_a_backbone(folder, command, backbone, tmp_path):

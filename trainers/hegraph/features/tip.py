@@ -21,7 +21,7 @@ from torch import Tensor
 from ..datasets.layouts import list_names
 from ..utils.errors import UserError
 from ..utils.reading import Name, parse_json, read_text, read_torch, reading
-from .bank import FeatureBank
+from .bank import FeatureBank, has_unit_norm
 
 
 def import_tip(
@@ -106,11 +106,18 @@ def _load(path: Path) -> Tensor:
 
 
 def _rows(path: Path, columns: bool = False) -> Tensor:
-    """Read normalised vectors, shape `[n, d]`, from the rows or the `columns` of a matrix."""
-    matrix = _load(path)
+    """Read normalised vectors, shape `[n, d]`, from the rows or the `columns` of a matrix.
+
+    A transposed matrix, also a square one, is recognised by the norms of its vectors.
+    """
+    form, matrix = "[d, n]" if columns else "[n, d]", _load(path)
     if matrix.dim() != 2:
-        raise UserError(f"{path}: expected the shape {'[d, n]' if columns else '[n, d]'}, got {list(matrix.shape)}")
-    return _unit(matrix.t() if columns else matrix)
+        raise UserError(f"{path}: expected the shape {form}, got {list(matrix.shape)}")
+    rows = matrix.t() if columns else matrix
+    if _are_unit(rows.t()) and not _are_unit(rows):
+        problem = f"{path}: expected the shape {form}, but vectors along the other axis have unit norm"
+        raise UserError(f"{problem}: transpose it")
+    return _unit(rows)
 
 
 def _labels_of_values(path: Path, shape: tuple[int, int]) -> Tensor:
@@ -125,13 +132,18 @@ def _labels_of_values(path: Path, shape: tuple[int, int]) -> Tensor:
 
 
 def _text_features(path: Path, num_classes: int) -> Tensor:
-    """Read text features of shape `[K, d]` or `[d, K]`."""
+    """Read text features of shape `[K, d]` or `[d, K]`; norms decide about a square matrix."""
     if not path.exists():
         raise UserError(f"{path} is missing: add text features [K, d], or encode them with --config-file")
     features = _load(path)
     if features.dim() != 2 or num_classes not in features.shape:
         raise UserError(f"{path}: expected [K, d] or [d, K] with K = {num_classes}, got {list(features.shape)}")
-    return features if features.shape[0] == num_classes else features.t()
+    transposed = features.shape[0] == features.shape[1] and _are_unit(features.t()) and not _are_unit(features)
+    return features.t() if transposed or features.shape[0] != num_classes else features
+
+
+def _are_unit(rows: Tensor) -> bool:
+    return bool(has_unit_norm(rows.float().norm(dim=1)).all())
 
 
 def _unit(features: Tensor) -> Tensor:
