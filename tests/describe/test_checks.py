@@ -12,6 +12,7 @@ from trainers.hegraph.describe.collect import Checker, name_pattern, name_proble
 
 GOOD = "A cat sits on a warm wall and licks its striped paw."
 TABLE = {"cat": ["One.", "Two."], "dog": ["Three."]}
+RECORDS = [{"class": "cat", "sentences": TABLE["cat"]}, {"class": "dog", "sentences": TABLE["dog"]}]
 ONE_EACH = [{name: sentences} for name, sentences in TABLE.items()]
 
 
@@ -21,7 +22,11 @@ ONE_EACH = [{name: sentences} for name, sentences in TABLE.items()]
     f'<think>Maybe {{"cat": ["Draft."]}}?</think>{json.dumps(TABLE)}',
     f'Maybe {{"cat": ["Draft."],}}, it\'s 5" tall?</think>{json.dumps(TABLE)}',
     json.dumps({"Dog": ["Three."], "CAT": [" One. ", "Two."], "cow": ["Not asked for."]}),
-    "\n".join(map(json.dumps, ONE_EACH)), json.dumps(ONE_EACH), json.dumps([TABLE]),
+    *("\n".join(map(json.dumps, rows)) for rows in (ONE_EACH, RECORDS)),
+    *(json.dumps(rows) for rows in (ONE_EACH, RECORDS, [TABLE])),
+    json.dumps({"status": "ok", "result": {"descriptions": TABLE, "count": 2}}),
+    json.dumps({"classes": ["cat", "dog"], "descriptions": RECORDS}),
+    json.dumps({name: {"sentences": sentences} for name, sentences in TABLE.items()}),
     '{"cat": ["One.", "Two."\n  ,\n],\n "dog": ["Three.",]\n,\n}\nDone, I think,]',
 ])  # fmt: skip
 def test_forms_of_answers(text):
@@ -29,7 +34,8 @@ def test_forms_of_answers(text):
 
 
 @pytest.mark.parametrize(("text", "expected"), [
-    (json.dumps(ONE_EACH)[:-20], {"cat": TABLE["cat"]}),  # cut off
+    (json.dumps(RECORDS)[:-20], {"cat": TABLE["cat"]}),  # cut off
+    ('{"dog": ["One."], "note": "cat"}', {"dog": ["One."]}),  # a class name as a value
     ('{"cat": ["One \\ud83d."]}', {"cat": ["One ?."]}),  # a lone surrogate
     *((text, {}) for text in (
         "", "I cannot help with that.", json.dumps(TABLE)[:-3], str(TABLE), '<think>Maybe {"cat": ["Draft."]}',

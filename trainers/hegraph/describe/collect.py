@@ -11,7 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from pydantic import ConfigDict, Field
 from tqdm import tqdm
@@ -200,8 +200,9 @@ def readable(name: str) -> str:
 def read_answer(text: str, classnames: Sequence[str]) -> dict[str, list[str]]:
     """Parse an answer: class name -> sentences, for the `classnames` in it.
 
-    The prompt requests one JSON object. Models also answer with one object per class, with a comma after the last item,
-    and with other text or thoughts around.
+    The prompt requests one JSON object. Models also answer with one object per class, one per line or in a list, with
+    an enclosing object or list, with objects such as `{"class": "cat", "sentences": [...]}`, with a comma after the
+    last item, and with other text or thoughts around. All of these are parsed.
     """
     requested = {normalise_name(name): name for name in classnames}
     table: dict[str, list[str]] = {}
@@ -209,18 +210,17 @@ def read_answer(text: str, classnames: Sequence[str]) -> dict[str, list[str]]:
         # Some models send the closing tag only; unfinished thoughts are ignored
         answer = text.rpartition("</think>")[2].partition("<think>")[0]
         for value in _json_objects(re.sub(r",\s*(?=[\]}])", "", answer)):
-            for key, sentences in value.items():
-                name = requested.get(normalise_name(key))
-                if name and isinstance(sentences, list) and all(isinstance(text, str) for text in sentences):
+            for names, sentences in _lists(value, []):
+                if matches := [key for name in names if (key := requested.get(normalise_name(name)))]:
                     # A lone surrogate, which JSON allows and UTF-8 does not, becomes "?"
                     tidy = [" ".join(text.split()).encode(errors="replace").decode() for text in sentences]
-                    table.setdefault(name, []).extend(tidy)
+                    table.setdefault(matches[0], []).extend(tidy)
     except RecursionError:  # nested too deeply
         return {}
     return {name: table[name] for name in classnames if name in table}
 
 
-def _json_objects(text: str) -> Iterator[dict[str, Any]]:
+def _json_objects(text: str) -> Iterator[object]:
     """Iterate over the outermost JSON objects in a text."""
     position = text.find("{")
     while position >= 0:
@@ -230,6 +230,22 @@ def _json_objects(text: str) -> Iterator[dict[str, Any]]:
         except ValueError:
             end = position + 1
         position = text.find("{", end)
+
+
+def _lists(value: object, names: list[str]) -> Iterator[tuple[list[str], list[str]]]:
+    """Iterate over the lists of strings in a JSON value, each with candidates for its class name, the nearest first.
+
+    Candidates are the keys above the list, and the strings in the same object.
+    """
+    if isinstance(value, dict):
+        siblings = [text for text in value.values() if isinstance(text, str)]
+        for key, entry in value.items():
+            yield from _lists(entry, [key, *siblings, *names])
+    elif isinstance(value, list) and all(isinstance(text, str) for text in value):
+        yield names, value
+    elif isinstance(value, list):
+        for entry in value:
+            yield from _lists(entry, names)
 
 
 # Rules
