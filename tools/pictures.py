@@ -1,8 +1,9 @@
-"""Make the pictures of the pages: graph, predictions, labels, confidence, a sweep, the demo and the teach page.
+"""Make the pictures of the pages: graph, predictions, labels, confidence, a sweep, and web pages.
 
     python -m tools.pictures [NAME ...]
 
-All models are of the embedded digits, without a network. The pages `demo` and `teach` are shown in a headless Chromium.
+All models are of the embedded digits, without a network. The pages are shown in a headless Chromium. The pictures
+`label_studio` need Label Studio: `tests/serve/studio.py` installs it, unless $HEGRAPH_LABEL_STUDIO names its program.
 The images have few colours, so that the files are small.
 """
 
@@ -12,6 +13,7 @@ import math
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 from pathlib import Path
@@ -23,6 +25,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from tests.browser import Browser, browsing
+from tests.serve.serving import serving
+from tests.serve.studio import PASSWORD, USER, Studio, configuration, running
 from trainers.hegraph import HeGraphClassifier, load_few_shot
 from trainers.hegraph.method.relations import RELATIONS
 from trainers.hegraph.results.figures import COLOURS
@@ -282,10 +286,44 @@ def report() -> None:
         browser.driver.quit()
 
 
-PICTURES: dict[str, Callable[[], None]] = {
-    make.__name__: make
-    for make in (predict, wrong_labels, suggested, reliability, open_set, graph, sweep, demo, teach, report)
-}
+def label_studio() -> None:
+    """The Data Manager of Label Studio in the order of the scores, and its first task with a predicted choice."""
+    names = load_few_shot("Digits", "", SHOTS, 1).classnames
+    scans, labels = digits("test")
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        model = HeGraphClassifier("hegraph-mini", variant="training_free")
+        model.fit(scans[:24], [names[label] for label in labels[:24]]).save_pretrained(folder / "digits")
+        files = [folder / f"{number}.png" for number in range(24)]
+        for scan, file in zip(scans[24:], files):
+            scan.resize((64, 64), Image.Resampling.NEAREST).save(file)
+        with running(folder) as studio:
+            (folder / "token").write_text(studio.token)
+            words = ("--label-studio", studio.url, "--label-studio-token", folder / "token")
+            with serving(folder / "digits", *words) as server:
+                project = studio.create_project("Digits", configuration(*names), files)
+                studio.connect(project, server.address)
+                show_project(studio, project, studio.retrieve(project)[0].id, folder / "profile")
+
+
+def show_project(studio: Studio, project: int, task: int, profile: Path) -> None:
+    """Show the Data Manager and a task of a project of Label Studio."""
+    browser, tab = Browser(profile, studio.url), studio.create_tab(project)
+    browser.driver.set_window_size(1060, 660)
+    browser.driver.get(f"{studio.url}/user/login/")
+    for field, value in (("email", USER), ("password", f"{PASSWORD}{browser.keys.ENTER}")):
+        browser.driver.find_element("name", field).send_keys(value)
+    browser.wait(lambda: "Digits" in browser.text("body"))
+    for name, opened, text in (("order", "", "0.042"), ("task", f"&task={task}", "Submit")):
+        browser.driver.get(f"{studio.url}/projects/{project}/data?tab={tab}{opened}")
+        browser.wait(lambda text=text: text in browser.text("body"))
+        time.sleep(5)  # until the images have arrived
+        screenshot(browser, f"label_studio_{name}")
+    browser.driver.quit()
+
+
+MAKERS = (predict, wrong_labels, suggested, reliability, open_set, graph, sweep, demo, teach, report, label_studio)
+PICTURES: dict[str, Callable[[], None]] = {make.__name__: make for make in MAKERS}
 
 
 def main() -> None:

@@ -19,6 +19,7 @@ import requests
 
 PACKAGE = "label-studio==1.23.2"
 USER, PASSWORD = "me@example.com", "password-of-the-tests"
+SHOWN = ("predictions_score", "predictions_results", "data", "scan")  # columns of the Data Manager
 ENVIRONMENT = {
     "ML_BLOCK_LOCAL_IP": "false", "SSRF_PROTECTION_ENABLED": "false",  # a backend on this machine
     "COLLECT_ANALYTICS": "false", "LATEST_VERSION_CHECK": "false", "SENTRY_DSN": "", "FRONTEND_SENTRY_DSN": "",
@@ -29,7 +30,8 @@ def configuration(*choices: str, choice: str = "single") -> str:
     """Labeling configuration with choices of an image."""
     values = "".join(f'<Choice value="{name}"/>' for name in choices)
     image = '<Image name="photo" value="$scan" width="160px"/>'
-    return f'<View>{image}<Choices name="digit" toName="photo" choice="{choice}">{values}</Choices></View>'
+    control = f'name="digit" toName="photo" choice="{choice}" showInline="true"'
+    return f"<View>{image}<Choices {control}>{values}</Choices></View>"
 
 
 def result(*labels: str) -> list[dict]:
@@ -131,6 +133,17 @@ class Studio:
 
     def delete(self, annotation: int) -> None:
         self.json("DELETE", f"/api/annotations/{annotation}/")
+
+    def create_tab(self, project: int) -> int:
+        """Create a tab of the Data Manager with the tasks in the order of their scores; returns its number."""
+        columns = [column["id"] for column in self.json("GET", f"/api/dm/columns?project={project}")["columns"]]
+        hidden = [f"tasks:{name}" for name in columns if name not in SHOWN]
+        data = {
+            "title": "Order", "type": "list", "target": "tasks", "ordering": ["tasks:predictions_score"],
+            "hiddenColumns": {"explore": hidden, "labeling": hidden},
+            "columnsWidth": {"tasks:predictions_results": 560},
+        }  # fmt: skip
+        return self.json("POST", "/api/dm/views", json={"project": project, "data": data})["id"]
 
     def retrieve(self, project: int) -> list[Prediction]:
         """Retrieve predictions of all tasks; returns them in the Data Manager's order by prediction score."""

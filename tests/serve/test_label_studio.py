@@ -291,6 +291,17 @@ def test_restart_knows_the_images_of_annotations(recorded, folder, scans):
         wait_for(lambda: labels(client) == before - Counter(["three"]))
 
 
+def test_change_is_read_again_after_an_error(recorded, folder, scans):
+    tasks = [recorded.add(file) for file in scans.files[20:22]]
+    with connected(recorded, folder) as client:
+        wait_for(lambda: ("GET", f"/api/projects/{PROJECT}/") in recorded.requests)
+        config, recorded.config = recorded.config, "<View/>"
+        client.post("/webhook", json=recorded.annotate(tasks[0], "two"))
+        wait_for(lambda: recorded.requests.count(("GET", f"/api/projects/{PROJECT}/")) >= 2)
+        recorded.config = config
+        assert changes(client, recorded.annotate(tasks[1], "two")) == {"two": 2}
+
+
 @pytest.mark.parametrize("given", [("one", "zero"), ()], ids=["two labels", "no label"])
 def test_unusable_annotation_leaves_others(recorded, folder, scans, given):
     tasks = [recorded.add(file) for file in scans.files[20:22]]

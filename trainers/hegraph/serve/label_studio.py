@@ -4,8 +4,8 @@ Label Studio sends `/setup` when a project is connected, `/predict` for tasks, a
 annotations, the labeling configuration and the images are read through the API of the server that the command line
 names: no other address is opened, and a forged request adds no label. The token that `/setup` contains is not used.
 
-The score of a prediction is the position of its task in the order of `suggest`, from 0 to 1, because the Data Manager
-and the uncertainty sampling of Label Studio sort by this score. The probability is the score of the chosen labels.
+The score of a prediction is the position of its task in the order of `suggest`, from 0 to 1, because Label Studio sorts
+tasks by this score. The probability is the score inside the result.
 """
 
 # No `from __future__ import annotations`: FastAPI reads the annotations of the handlers.
@@ -363,8 +363,9 @@ class Backend:
             for project, tasks in waiting.items():
                 try:
                     await self.update(project, tasks)
-                except Exception as error:
+                except Exception as error:  # such as a Label Studio that does not answer
                     logger.warning("project %d: %s", project, one_line(first_line(error)))
+                    self.waiting[project] |= tasks  # until the next change
 
     async def update(self, project: int, numbers: set[int]) -> None:
         """Update the classes from the labeling configuration, and the training images from the annotations of tasks."""
@@ -446,7 +447,7 @@ def scores_of(model: ImageModel, pool: dict[int, Tensor]) -> dict[int, float]:
 
 
 def choose(model: ImageModel, features: Tensor, labeling: Labeling) -> list[list[dict[str, Any]]]:
-    """Results of images with features `[B, d]`: the predicted choices, and the probability of the least probable one.
+    """Results of images with features `[B, d]`: predicted choices, and the probability of the least probable one.
 
     Classes that are no choices of the project are not predicted.
     """
