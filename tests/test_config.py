@@ -148,15 +148,18 @@ def test_row_for_the_number_of_shots():
         assert cfg.training.min_steps == steps
 
 
-def test_shipped_rows_fill_open_keys(refused):
+def test_shipped_rows_fill_open_keys():
     for shots, pairs in BY_SHOTS:
         cfg = load_cfg(opts=["DATASET.NUM_SHOTS", shots])
         assert all(cfg.values[key] == value for key, value in zip(pairs[0::2], pairs[1::2]))
         assert load_cfg(opts=["DATASET.NUM_SHOTS", shots, "OPTIM.LR", 0.75]).training.learning_rate == 0.75
-    for key in FILLABLE:
-        others = [entry for other in FILLABLE for entry in (other, OPEN if other == key else 1)]
-        with refused("config.open", f"{key} is -1"):
-            load_cfg(opts=[f"{NODE}.BY_SHOTS", "[]", *others])
+
+
+@pytest.mark.parametrize("key", FILLABLE)
+def test_open_keys_without_a_row_are_refused(key, refused):
+    others = [entry for other in FILLABLE for entry in (other, OPEN if other == key else 1)]
+    with refused("config.open", f"{key} is -1"):
+        load_cfg(opts=[f"{NODE}.BY_SHOTS", "[]", *others])
 
 
 # Values
@@ -231,11 +234,14 @@ def test_variants_without_parameters_are_refused(opts, variant, refused):
         load_cfg(opts=[*given, other])
 
 
-def test_select_accepts_options_of_the_adapter_only(refused):
+@pytest.mark.parametrize(("key", "values"), [("OUTPUT_DIR", ["a", "b"]), ("DATALOADER.TRAIN_X.BATCH_SIZE", [8, 16])])
+def test_select_refuses_options_of_other_parts(key, values, refused):
+    with refused("config.select", key):
+        load_cfg(opts=[f"{NODE}.SELECT_ON", "val", f"{NODE}.SELECT", str([["OPTIM.LR", [1.0]], [key, values]])])
+
+
+def test_select_accepts_options_of_the_adapter():
     val = [f"{NODE}.SELECT_ON", "val", f"{NODE}.SELECT"]
-    for key, values in (("OUTPUT_DIR", ["a", "b"]), ("DATALOADER.TRAIN_X.BATCH_SIZE", [8, 16])):
-        with refused("config.select", key):
-            load_cfg(opts=[*val, str([["OPTIM.LR", [1.0]], [key, values]])])
     load_cfg(
         opts=[*val, str([[f"{NODE}.VARIANT", ["full", "training_free"]], [f"{NODE}.TRAINING_FREE.RHO", [0.1, 0.3]]])]
     )

@@ -171,23 +171,16 @@ def test_many_images_are_encoded_in_order(mini):
     assert mini.encode_images([]).shape == (0, mini.width)
 
 
-@pytest.mark.parametrize(("images", "message"), [
-    ("a.jpg", "images: expected a list of paths or of PIL images, .*, got 'a.jpg'"),
-    ([1], r"images: .*, got \[1\]"), (UPRIGHT, "images: expected a list"),
-    (["/none.jpg"], "cannot read /none.jpg: No such file or directory"),
+@pytest.mark.parametrize(("name", "images", "message"), [
+    ("encode_images", "a.jpg", "images: expected a list of paths or of PIL images, .*, got 'a.jpg'"),
+    ("encode_images", [1], r"images: .*, got \[1\]"), ("encode_images", UPRIGHT, "images: expected a list"),
+    ("encode_images", ["/none.jpg"], "cannot read /none.jpg: No such file or directory"),
+    ("preprocess", __file__, "cannot read .*test_photos.py: is not an image"),
+    ("preprocess", 3, "expected a path .* got 3"),
 ])  # fmt: skip
-def test_encoding_other_inputs_is_refused(mini, images, message):
+def test_other_inputs_are_refused(mini, name, images, message):
     with pytest.raises(UserError, match=message):
-        mini.encode_images(images)
-
-
-def test_preprocess_refuses_other_inputs(mini, tmp_path):
-    (tmp_path / "a.jpg").write_bytes(b"no image")
-    for image, message in (
-        (tmp_path / "a.jpg", "cannot read .*a.jpg: is not an image"), (3, "expected a path .* got 3"),
-    ):  # fmt: skip
-        with pytest.raises(UserError, match=message):
-            mini.preprocess(image)
+        getattr(mini, name)(images)
 
 
 # --- HEIC

@@ -134,17 +134,17 @@ def test_unlistable_folders_are_refused(tmp_path, name, code, words, refused):
         list_names(tmp_path / name)
 
 
-def test_damaged_lists_are_refused(tmp_path):
-    for tree, file, content, words in (
-        (stanford_cars, "devkit/cars_meta.mat", b"", r"/cars_meta\.mat is damaged or not a Matlab file"),
-        (fgvc_aircraft, "variants.txt", b"707-320\n", "cannot split the images of .*: it lacks 'Model B200'"),
-    ):
-        name = tree.__name__
-        tree(tmp_path)
-        (tmp_path / name / file).write_bytes(content)
-        with pytest.raises(UserError, match=rf"^\w+: .*{words}.*; see python -m trainers.hegraph datasets check \w+ "):
-            load_few_shot(name, str(tmp_path), 1, 1)
-        assert not list((tmp_path / name).glob("split_zhou_*"))
+@pytest.mark.parametrize(("tree", "file", "content", "words"), [
+    (stanford_cars, "devkit/cars_meta.mat", b"", r"/cars_meta\.mat is damaged or not a Matlab file"),
+    (fgvc_aircraft, "variants.txt", b"707-320\n", "cannot split the images of .*: it lacks 'Model B200'"),
+])  # fmt: skip
+def test_damaged_lists_are_refused(tmp_path, tree, file, content, words):
+    name = tree.__name__
+    tree(tmp_path)
+    (tmp_path / name / file).write_bytes(content)
+    with pytest.raises(UserError, match=rf"^\w+: .*{words}.*; see python -m trainers.hegraph datasets check \w+ "):
+        load_few_shot(name, str(tmp_path), 1, 1)
+    assert not list((tmp_path / name).glob("split_zhou_*"))
 
 
 # --- ImageNet in CoOp's layout, and with a flat validation folder

@@ -286,9 +286,12 @@ def test_fit_without_labelled_images(data, quick):
     assert fitted.classes_.tolist() == [0, 1, 2, 3] and fitted.model_.method == "ZeroShot"
     by_label = quick(text_features=data.text).fit(data.X, none, classnames={7: "a", 3: "b", 5: "c", 9: "d"})
     assert by_label.classes_.tolist() == [3, 5, 7, 9]
-    for names, message in ((LABELS, "text_features or a backbone"), (None, "one class")):
-        with pytest.raises(UserError, match=message):
-            quick().fit(data.X, none, classnames=names)
+
+
+@pytest.mark.parametrize(("names", "message"), [(LABELS, "text_features or a backbone"), (None, "one class")])
+def test_fit_without_labels_needs_text(data, quick, names, message):
+    with pytest.raises(UserError, match=message):
+        quick().fit(data.X, np.full(len(data.X), -1), classnames=names)
 
 
 # The command `train-more`

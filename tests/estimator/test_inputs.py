@@ -45,9 +45,12 @@ def test_unit_rows_keep_normalised_rows():
     assert torch.equal(unit_rows(unit.numpy()), unit) and torch.equal(unit_rows(rows.numpy()), unit)
     assert torch.equal(unit_rows(unit.half().numpy()), F.normalize(unit.half().float(), dim=-1))
     assert torch.equal(unit_rows(np.zeros((1, 3))), torch.zeros(1, 3))
-    for odd in (1e-30, 1e30):  # squares overflow or vanish in float32
-        with pytest.raises(UserError, match="text has a row whose norm"):
-            unit_rows(np.array([[1.0, 0.0], [odd, 0.0]]), "text")
+
+
+@pytest.mark.parametrize("odd", [1e-30, 1e30])
+def test_norms_whose_square_float32_lacks_are_refused(odd):
+    with pytest.raises(UserError, match="text has a row whose norm"):
+        unit_rows(np.array([[1.0, 0.0], [odd, 0.0]]), "text")
 
 
 def test_features_may_have_any_type_and_norm(data, quick):
@@ -79,15 +82,17 @@ def test_mean_of_views_is_classified(data, quick):
     classifier = quick().fit(views, data.y)
     mean = classifier.decision_function(views.mean(axis=1))
     np.testing.assert_allclose(classifier.decision_function(views), mean, atol=1e-3)
-    damaged, whole = views.copy(), torch.zeros(120, 32, 32, dtype=torch.uint8)
-    damaged[3, 1, 2] = np.nan
-    for wrong, message in (
-        (views[:, :0], "0 sample"), (damaged, "contains NaN"), (whole, r"expected a list of paths .*got uint8 \["),
-    ):  # fmt: skip
-        with pytest.raises(ValueError, match=message):
-            classifier.fit(wrong, data.y)
     with pytest.raises(ValueError, match="contains NaN"):
-        classifier.predict(damaged)
+        classifier.predict(np.full_like(views, np.nan))
+
+
+@pytest.mark.parametrize(("features", "message"), [
+    (np.zeros((120, 0, 16)), "0 sample"), (np.full((120, 2, 16), np.nan), "contains NaN"),
+    (torch.zeros(120, 32, 32, dtype=torch.uint8), r"expected a list of paths .*got uint8 \["),
+])  # fmt: skip
+def test_invalid_features_are_refused(data, quick, features, message):
+    with pytest.raises(ValueError, match=message):
+        quick().fit(features, data.y)
 
 
 # Labels and names

@@ -83,12 +83,15 @@ def test_is_known_uses_the_stored_quantiles(data, quick):
     for kept, known in ((0.9, classifier.is_known(data.X, rate=0.9)), (0.95, classifier.is_known(data.X))):
         assert known.dtype == np.bool_ and 60 < known.sum() < 120
         np.testing.assert_array_equal(known, energy >= np.interp(1 - kept, np.arange(101) / 100, quantiles))
-    for odd in (95, 0, float("nan"), "most", None):
-        with pytest.raises(UserError, match=f"rate: .* got {odd!r}"):
-            classifier.is_known(data.X, rate=odd)
     rows = [list(data.y).index(label) for label in (0, 1)]  # one image of each of two classes
     with pytest.raises(UserError, match="has no scores of known images"):
         quick(text_features=data.text[:2]).fit(data.X[rows], [0, 1]).is_known(data.X)
+
+
+@pytest.mark.parametrize("rate", [95, 0, float("nan"), "most", None])
+def test_invalid_open_set_rates_are_refused(model, data, rate):
+    with pytest.raises(UserError, match=f"rate: .* got {rate!r}"):
+        model.is_known(data.X, rate=rate)
 
 
 # Equal data, shots and seed give the bytes of the command line
@@ -180,17 +183,18 @@ def test_uploaded_card_names_the_backbone(model, tmp_path, monkeypatch):
     assert "base_model" not in (tmp_path / "model" / "README.md").read_text()
 
 
-def test_hub_errors_hide_the_token(model, monkeypatch):
-    refused = [(PermissionError(f"401: bad token {TOKEN}\nRequest 7"), r"bad token \*\*\*$")]
-    for kind in (RepositoryNotFoundError, RevisionNotFoundError):
-        refused.append((kind.__new__(kind), "no such model or revision, or it is private"))
-    for error, reason in refused:
-        for name in ("HfApi", "snapshot_download"):
-            monkeypatch.setattr(hub, name, MagicMock(side_effect=error))
-        with pytest.raises(UserError, match=f"^cannot upload to {hub.constants.ENDPOINT}/user/shapes: .*{reason}"):
-            model.push_to_hub("user/shapes", token=TOKEN)
-        with pytest.raises(UserError, match=rf"^user/shapes is not a local folder.* at revision 'v9': .*{reason}"):
-            load("user/shapes", "v9", token=TOKEN)
+@pytest.mark.parametrize(("error", "reason"), [
+    (PermissionError(f"401: bad token {TOKEN}\nRequest 7"), r"bad token \*\*\*$"),
+    *((kind.__new__(kind), "no such model or revision, or it is private")
+      for kind in (RepositoryNotFoundError, RevisionNotFoundError)),
+])  # fmt: skip
+def test_hub_errors_hide_the_token(model, monkeypatch, error, reason):
+    for name in ("HfApi", "snapshot_download"):
+        monkeypatch.setattr(hub, name, MagicMock(side_effect=error))
+    with pytest.raises(UserError, match=f"^cannot upload to {hub.constants.ENDPOINT}/user/shapes: .*{reason}"):
+        model.push_to_hub("user/shapes", token=TOKEN)
+    with pytest.raises(UserError, match=rf"^user/shapes is not a local folder.* at revision 'v9': .*{reason}"):
+        load("user/shapes", "v9", token=TOKEN)
 
 
 def test_offline_models_come_from_cache_or_folder(no_hub, model, data, quick, tmp_path, monkeypatch):

@@ -5,7 +5,6 @@ import re
 import shutil
 from contextlib import nullcontext
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import Mock
@@ -173,17 +172,19 @@ def test_model_is_tested_on_the_given_device(ids, monkeypatch):
     assert {tensor.device.type for tensor in (found.logits, found.zero_shot, found.labels)} == {"meta"}
 
 
-def test_unusable_features_and_logits_are_refused():
+def test_features_of_another_backbone_are_refused():
     with pytest.raises(UserError, match="'other' features, but the bank holds those of 'm/w'"):
         say(model_of(backbone=BackboneConfig(title="other")), images())
-    diverged = partial(trained, lambda images: images / 0)
-    for method, target, message in (
-        (trained(), images(features=torch.eye(2), labels=(0, 1)), "width 3, got 2"),
-        (diverged(), images(), "Spy predicts NaN or infinite logits"),
-        (trained(), images("a", labels=(0, 0, 0)), "two classes"),
-    ):
-        with pytest.raises(UserError, match=message):
-            evaluation.evaluate(*method, target, "cpu")
+
+
+@pytest.mark.parametrize(("logits", "target", "message"), [
+    ((), {"features": torch.eye(2), "labels": (0, 1)}, "width 3, got 2"),
+    ((lambda images: images / 0,), {}, "Spy predicts NaN or infinite logits"),
+    ((), {"ids": "a", "labels": (0, 0, 0)}, "two classes"),
+])  # fmt: skip
+def test_unusable_features_and_logits_are_refused(logits, target, message):
+    with pytest.raises(UserError, match=message):
+        evaluation.evaluate(*trained(*logits), images(**target), "cpu")
 
 
 # Settings of a model and of a configuration
@@ -212,15 +213,14 @@ def test_model_with_other_settings_is_refused(trained, asked, message):
         run_module.check_configuration(model, cfg)
 
 
-def test_all_options_of_a_baseline_are_checked():
-    method = ("TipAdapter", {"BETA": 5.5})
-    cfg = load_cfg(method=method, opts=["TRAINER.NAME", "TipAdapter", "TRAINER.TIPADAPTER.BETA", 1.0])
-    run_module.check_configuration(model_of("TipAdapter"), load_cfg(method=method, opts=["TRAINER.NAME", "TipAdapter"]))
-    for given, message in (
-        (cfg, r"TRAINER\.TIPADAPTER\.BETA 5\.5, not 1\.0"), (load_cfg(), "give --trainer TipAdapter, not"),
-    ):  # fmt: skip
-        with pytest.raises(UserError, match=message):
-            run_module.check_configuration(model_of("TipAdapter"), given)
+@pytest.mark.parametrize(("opts", "message"), [
+    (["TRAINER.NAME", "TipAdapter"], ""), ([], "give --trainer TipAdapter, not"),
+    (["TRAINER.NAME", "TipAdapter", "TRAINER.TIPADAPTER.BETA", 1.0], r"TRAINER\.TIPADAPTER\.BETA 5\.5, not 1\.0"),
+])  # fmt: skip
+def test_all_options_of_a_baseline_are_checked(opts, message):
+    cfg = load_cfg(method=("TipAdapter", {"BETA": 5.5}) if opts else None, opts=opts)
+    with pytest.raises(UserError, match=message) if message else nullcontext():
+        run_module.check_configuration(model_of("TipAdapter"), cfg)
 
 
 def test_only_test_images_are_loaded():
@@ -259,13 +259,16 @@ def test_test_on_own_data_repeats_the_record(finished_run_once, tiny_bank, tmp_p
     (other / "config.json").write_text((other / "config.json").read_text() + " ")
     with pytest.raises(UserError, match="again holds the result of a run with other settings"):
         run_module.test_model(configured, tiny_bank, other, None, "cpu")
-    load_bank(tiny_bank).without_test().save(no_test := tmp_path / "no_test.safetensors")
-    for bank, name, message in (
-        (tiny_bank, "Digits", r"expected a bank of DATASET\.NAME 'Digits', got 'Tiny'"),
-        (no_test, "", r"no_test\.safetensors has no test images"),
-    ):
-        with pytest.raises(UserError, match=message):
-            run_module.test_model(asking(tmp_path / "x", "DATASET.NAME", name), bank, finished_run_once, None, "cpu")
+
+
+@pytest.mark.parametrize(("name", "message"), [
+    ("Digits", r"expected a bank of DATASET\.NAME 'Digits', got 'Tiny'"), ("", "has no test images"),
+])  # fmt: skip
+def test_banks_of_other_data_or_without_test_are_refused(finished_run_once, tiny_bank, tmp_path, name, message):
+    if not name:
+        load_bank(tiny_bank).without_test().save(tiny_bank)
+    with pytest.raises(UserError, match=message):
+        run_module.test_model(asking(tmp_path / "x", "DATASET.NAME", name), tiny_bank, finished_run_once, None, "cpu")
 
 
 def test_test_on_other_data_records_the_rule(run, finished_run_once, tiny_bank, tmp_path):

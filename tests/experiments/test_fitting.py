@@ -126,12 +126,12 @@ def test_selected_value_is_the_only_one_tested(run):
     assert f"{ALPHA} '{float(chosen)}'" in error and not (out.parent / "three").exists()
 
 
-def test_model_with_malformed_selection_is_refused(finished_run_once):
+@pytest.mark.parametrize("selected", [{"keys": 1}, {"keys": ["NO.SUCH"], "value": [1]}])
+def test_model_with_malformed_selection_is_refused(finished_run_once, selected):
     model = load_model(finished_run_once)
-    for selected in ({"keys": 1}, {"keys": ["NO.SUCH"], "value": [1]}):
-        changed = model.trained_on.model_copy(update={"selected": selected})
-        with pytest.raises(UserError):
-            check_configuration(model.model_copy(update={"trained_on": changed}), load_cfg())
+    changed = model.trained_on.model_copy(update={"selected": selected})
+    with pytest.raises(UserError):
+        check_configuration(model.model_copy(update={"trained_on": changed}), load_cfg())
 
 
 # Temperature: the classifier has not seen the held-out images

@@ -240,10 +240,10 @@ def test_negative_seed_is_replaced_and_gpu_used(cfg, monkeypatch, seed, wanted, 
 # Models, thumbnails
 
 
-def test_thumbnails_need_training_images(cfg, tiny_bank, tmp_path):
-    for where in ({"bank_file": tiny_bank}, {"model_dir": tmp_path}):
-        with pytest.raises(UserError, match="--keep-thumbnails needs training images"):
-            run_module.run(cfg(), **where, keep_thumbnails=True)
+@pytest.mark.parametrize("source", ["bank_file", "model_dir"])
+def test_thumbnails_need_training_images(cfg, tiny_bank, source):
+    with pytest.raises(UserError, match="--keep-thumbnails needs training images"):
+        run_module.run(cfg(), **{source: tiny_bank}, keep_thumbnails=True)
 
 
 # Runs with unlabelled images

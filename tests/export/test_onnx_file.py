@@ -169,21 +169,18 @@ def test_the_transform_in_words_becomes_plain_values(transform, resize, interpol
 # A failure leaves no files
 
 
-def test_file_that_differs_from_torch_is_not_written(tmp_path, monkeypatch):
-    file, model = tmp_path / "head.onnx", random_model(WIDTH)
+@pytest.mark.parametrize(("parts", "half", "patches", "message"), [
+    ({"beta": -1e5}, False, {}, "differ from torch by nan"), ({}, True, {"TOLERANCE_HALF": 1e-7}, "1e-07"),
+    ({}, False, {"affinities": lambda cosines, beta: cosines}, "differ .* 0.0001"),
+    ({}, False, {"affinities": lambda cosines, beta: cosines * torch.linalg.eigvalsh(cosines[:1, :1])}, "ONNX: .*eig"),
+])  # fmt: skip
+def test_file_that_differs_from_torch_is_not_written(tmp_path, monkeypatch, parts, half, patches, message):
+    file = tmp_path / "head.onnx"
     file.write_bytes(b"the older file")
-    with pytest.raises(UserError, match="differ from torch by nan"):
-        write_onnx(random_model(WIDTH, beta=-1e5), None, file)
-    monkeypatch.setattr(onnx_file, "TOLERANCE_HALF", 1e-7)
-    with pytest.raises(UserError, match="1e-07"):
-        write_onnx(model, None, file, half=True)
-    for affinities, message in (
-        (lambda cosines, beta: cosines, "differ .* 0.0001"),
-        (lambda cosines, beta: cosines * torch.linalg.eigvalsh(cosines[:1, :1]), "no form in ONNX: .*eig"),
-    ):
-        monkeypatch.setattr(onnx_file, "affinities", affinities)
-        with pytest.raises(UserError, match=message):
-            write_onnx(model, None, file)
+    for name, value in patches.items():
+        monkeypatch.setattr(onnx_file, name, value)
+    with pytest.raises(UserError, match=message):
+        write_onnx(random_model(WIDTH, **parts), None, file, half=half)
     assert file.read_bytes() == b"the older file" and list(tmp_path.iterdir()) == [file]
     assert torch.backends.mha.get_fastpath_enabled()
 

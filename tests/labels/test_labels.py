@@ -203,9 +203,12 @@ def test_suggestions_favour_the_class_with_fewest_labels(few):
     assert truth[found[0]] == 3 and set(truth[found]) == {0, 1, 2, 3}
     everything = classifier.suggest(pool, 100)
     assert everything[:5] == found and sorted(everything) == list(range(40))
-    for number in (0, 1.5):
-        with pytest.raises(UserError, match="n: Input"):
-            classifier.suggest(pool, number)
+
+
+@pytest.mark.parametrize("number", [0, 1.5])
+def test_invalid_numbers_of_suggestions_are_refused(few, number):
+    with pytest.raises(UserError, match="n: Input"):
+        few[0].suggest(few[1], number)
 
 
 def test_adapted_model_suggests_images(few):

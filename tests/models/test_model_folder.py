@@ -166,13 +166,16 @@ def test_failed_save_keeps_the_previous_model(folder, saved_model, disk_full_aft
     assert os.listdir(folder.parent) == ["model"] and load_model(folder).method == "HeGraphAdapter"
 
 
-def test_other_folders_are_not_overwritten(tmp_path, saved_model):
+@pytest.mark.parametrize("name", ["file", "."])
+def test_other_folders_are_not_overwritten(tmp_path, saved_model, name):
     (tmp_path / "file").write_text("mine")
-    for place in (tmp_path / "file", tmp_path):
-        assert "has no config.json" in refused(place)
-        with pytest.raises(UserError, match="expected a model folder or a new path"):
-            save_model(saved_model(), place)
+    assert "has no config.json" in refused(tmp_path / name)
+    with pytest.raises(UserError, match="expected a model folder or a new path"):
+        save_model(saved_model(), tmp_path / name)
     assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_model_is_saved_in_an_empty_folder(tmp_path, saved_model):
     (tmp_path / "empty").mkdir()
     save_model(saved_model(), tmp_path / "empty")
     assert load_model(tmp_path / "empty").method == "HeGraphAdapter"

@@ -115,15 +115,16 @@ def mini_model(finished_digits_once: Path) -> SavedModel:
     return load_model(finished_digits_once)
 
 
-def test_other_backbones_are_rejected(mini_model, mini, unit_features):
+@pytest.mark.parametrize(("key", "message"), [
+    ("backbone", "got {} with another preprocess; use"),
+    ("text_positive", "features of width 64, but the model takes 32"),
+])  # fmt: skip
+def test_other_backbones_are_rejected(mini_model, mini, unit_features, key, message):
     fingerprint = mini.fingerprint | {"preprocess": "else"}
     other = mini_model.backbone.model_copy(update={"fingerprint": fingerprint})
-    for changes, message in (
-        ({"backbone": other}, f"got {mini.name} with another preprocess; use"),
-        ({"text_positive": unit_features(3, 32)}, "features of width 64, but the model takes 32"),
-    ):
-        with pytest.raises(UserError, match=message):
-            ImageModel(mini_model.model_copy(update=changes), mini)
+    changes = {"backbone": other, "text_positive": unit_features(3, 32)}
+    with pytest.raises(UserError, match=message.format(mini.name)):
+        ImageModel(mini_model.model_copy(update={key: changes[key]}), mini)
 
 
 def test_models_from_banks_need_a_named_backbone(mini_model, mini, caplog):

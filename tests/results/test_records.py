@@ -103,17 +103,15 @@ def test_text_nodes_round_trip_with_unit_norm(tmp_path):
     assert (mean_distance(after), classnames) == (pytest.approx(0, abs=1e-3), ["a", "b", "\u00e7"])
 
 
-def test_damaged_text_nodes_are_rejected(tmp_path):
-    with pytest.raises(UserError, match="cannot read .*text_nodes"):
+@pytest.mark.parametrize(("after", "names", "message"), [
+    (2 * torch.ones(3, 2), "a", "nodes .* of 1 classes"), (torch.ones(3, 4), "abc", r"after \[3, 4\]"),
+    (torch.full((3, 2), torch.nan), "abc", "NaN"),
+])  # fmt: skip
+def test_damaged_text_nodes_are_rejected(tmp_path, after, names, message):
+    tensors = {"before": torch.ones(3, 2), "after": after}
+    save_file(tensors, tmp_path / TEXT_NODES, {"classnames": json.dumps(list(names))})
+    with pytest.raises(UserError, match=rf"text_nodes\.safetensors.*{message}"):
         read_text_nodes(tmp_path)
-    (tmp_path / TEXT_NODES).write_bytes(b"no tensors")
-    with pytest.raises(UserError, match="is damaged or not text nodes"):
-        read_text_nodes(tmp_path)
-    ones = torch.ones(3, 2)
-    for after, names in ((2 * ones, ["a"]), (torch.ones(3, 4), list("abc")), (ones * torch.nan, list("abc"))):
-        save_file({"before": ones, "after": after}, tmp_path / TEXT_NODES, {"classnames": json.dumps(names)})
-        with pytest.raises(UserError, match=r"text_nodes\.safetensors"):
-            read_text_nodes(tmp_path)
 
 
 # The command line
@@ -191,8 +189,7 @@ def test_runs_without_test_images_are_skipped(folder, run, caplog, capsys):
     ("compare {}/nowhere", "no complete record below"), ("compare {}/runs --by target", "TARGET_DATASETS"),
     ("paired {}/runs/seed1/result.json", "Not a directory"), ("paired {}/empty", "no run with test images"),
     ("rejection {}/empty --features {}/bank", "no finished run below"),
-    ("curves {}/runs --out {}/runs/seed1/result.json/x", "cannot write"),
-    ("report {}/runs --out {}/runs/seed1/result.json", "is read by this command"),
+    ("curves {}/runs --out {}/runs/seed1/result.json/x", "cannot write"), ("tsne {}/empty --out {}/x", "cannot read"),
 ])  # fmt: skip
 def test_mistake_is_one_line_and_writes_nothing(folder, tmp_path, cli_error, command, words):
     (tmp_path / "empty").mkdir()

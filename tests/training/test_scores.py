@@ -33,9 +33,12 @@ def test_val_is_never_the_test_split(tiny_bank):
     assert val_accuracy(lambda features: torch.eye(5)[[0]].expand(len(features), 5), other) == 25.0
     assert not has_val(replace(bank, val_features=bank.val_features[:0], val_labels=bank.val_labels[:0]))
     assert not has_val(replace(bank, val_features=None))
-    for missing in ("val_features", "val_labels"):
-        with pytest.raises(ValueError, match="no validation images"):
-            val_images(replace(bank, **{missing: None}))
+
+
+@pytest.mark.parametrize("missing", ["val_features", "val_labels"])
+def test_selection_needs_validation_images(tiny_bank, missing):
+    with pytest.raises(ValueError, match="no validation images"):
+        val_images(replace(load_bank(tiny_bank), **{missing: None}))
 
 
 def test_macro_f1_by_hand():

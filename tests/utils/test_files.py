@@ -137,17 +137,19 @@ def test_hash_content_of_flat_values_is_stable():
     assert files.hash_content([1, "x", None]) == hashlib.sha256(b"1;'x';None;").hexdigest()
 
 
-def test_check_output_protects_inputs(tmp_path):
+@pytest.mark.parametrize("name", ["older.json", "new.json", "no folder yet/new.json"])
+def test_new_and_older_outputs_are_allowed(tmp_path, name):
+    (tmp_path / "older.json").write_text("{}")
+    files.check_output(tmp_path / name, [None, "\0", tmp_path / "not there", tmp_path / "read.json"])
+
+
+@pytest.mark.parametrize("name", ["read.json", "link.json", ".", "pipe"])
+def test_inputs_and_special_files_are_not_replaced(tmp_path, name):
     (tmp_path / "read.json").write_text("{}")
     (tmp_path / "link.json").symlink_to("read.json")
-    (tmp_path / "older.json").write_text("{}")
     os.mkfifo(tmp_path / "pipe")
-    reads = [None, "\0", tmp_path / "not there", tmp_path / "read.json"]
-    for name in ("older.json", "new.json", "no folder yet/new.json"):
-        files.check_output(tmp_path / name, reads)
-    for name in ("read.json", "link.json", ".", "pipe"):
-        with pytest.raises(UserError, match="is read by|no file"):
-            files.check_output(tmp_path / name, reads)
+    with pytest.raises(UserError, match="is read by|no file"):
+        files.check_output(tmp_path / name, [tmp_path / "read.json"])
 
 
 def test_home_folder_of_an_unknown_user_is_refused():
@@ -267,12 +269,15 @@ def test_unusable_tensors_are_refused(tmp_path, tensor, reason):
         read_torch(tmp_path / "f.pt", "a checkpoint")
 
 
-def test_schemas_are_strict():
-    class Point(StrictModel):
-        x: float
-        y: int
+class Point(StrictModel):
+    x: float
+    y: int
 
+
+@pytest.mark.parametrize(("shape", "value"), [
+    (Point, {"x": "1", "y": 2}), (Point, {"x": 1, "y": 2, "z": 3}), (list[int], ["1"]),
+])  # fmt: skip
+def test_schemas_are_strict(shape, value):
     assert validate(Point, {"x": 1, "y": 2}, "f") == Point(x=1.0, y=2) and validate(list[int], [1], "f") == [1]
-    for shape, value in ((Point, {"x": "1", "y": 2}), (Point, {"x": 1, "y": 2, "z": 3}), (list[int], ["1"])):
-        with pytest.raises(UserError, match="^f: (x|z|0): "):
-            validate(shape, value, "f")
+    with pytest.raises(UserError, match="^f: (x|z|0): "):
+        validate(shape, value, "f")

@@ -31,24 +31,30 @@ def test_choice_and_synchronization_of_the_gpu(monkeypatch):
     synchronize.assert_called_once_with(torch.device("cuda:1"))
 
 
-def test_invalid_devices_are_refused():
-    for given in ("tpu", "meta", "gpu:0"):
-        with pytest.raises(UserError, match=f"--device must be cpu, cuda or cuda:N, got '{given}'"):
-            choose_device(given, "--device")
-    with pytest.raises(UserError, match="cannot compute on --device cuda:99: "):
-        choose_device("cuda:99", "--device")
+@pytest.mark.parametrize(("device", "message"), [
+    *((name, f"--device must be cpu, cuda or cuda:N, got '{name}'") for name in ("tpu", "meta", "gpu:0")),
+    ("cuda:99", "cannot compute on --device cuda:99: "),
+])  # fmt: skip
+def test_invalid_devices_are_refused(device, message):
     assert choose_device("cpu", "--device") == "cpu"
+    with pytest.raises(UserError, match=message):
+        choose_device(device, "--device")
 
 
 def test_shipped_configurations_are_found_by_name():
     for kind, folder in ((DATA_SET, "datasets"), (METHOD, "trainers/HeGraphAdapter")):
         files = sorted((CONFIGS / folder).glob("*.yaml"))
         assert files and [find_config_file(kind, file.stem) for file in files] == files
-    for kind, name, near in ((DATA_SET, "digit", "digits"), (METHOD, "vit_b61", "vit_b16")):
-        with pytest.raises(UserError, match=f"unknown {kind} configuration '{name}'; did you mean '{near}'"):
-            find_config_file(kind, name)
-    with pytest.raises(UserError, match="unknown method configuration 'digits'"):  # it is one of a data set
-        find_config_file(METHOD, "digits")
+
+
+@pytest.mark.parametrize(("kind", "message"), [
+    (DATA_SET, "configuration 'digit'; did you mean 'digits'"),
+    (METHOD, "configuration 'vit_b61'; did you mean 'vit_b16'"),
+    (METHOD, "configuration 'digits'"),  # it is one of a data set
+])  # fmt: skip
+def test_unknown_configurations_are_refused(kind, message):
+    with pytest.raises(UserError, match=f"unknown {kind} {message}"):
+        find_config_file(kind, message.split("'")[1])
 
 
 def test_paths_take_precedence_over_names(tmp_path, monkeypatch):
@@ -70,15 +76,15 @@ def test_invalid_rows_are_refused(row):
     assert str(caught.value) == f"EPOCHS must have rows [shots, number], got {[[1, 2], row]!r}"
 
 
-def test_bounds_of_options():
-    for declared, right, wrong, message in (
-        (Option("EPOCHS", 2, "", least=2), (2, 3), 1, "at least 2"),
-        (Option("LR", 0.5, "", above=0.25), (0.5, 1.0), 0.25, "above 0.25"),
-    ):
-        for value in right:
-            declared.check(value)
-        with pytest.raises(UserError, match=f"^{declared.key} must be {message}, got {wrong}$"):
-            declared.check(wrong)
+@pytest.mark.parametrize(("declared", "right", "wrong", "message"), [
+    (Option("EPOCHS", 2, "", least=2), (2, 3), 1, "at least 2"),
+    (Option("LR", 0.5, "", above=0.25), (0.5, 1.0), 0.25, "above 0.25"),
+])  # fmt: skip
+def test_bounds_of_options(declared, right, wrong, message):
+    for value in right:
+        declared.check(value)
+    with pytest.raises(UserError, match=f"^{declared.key} must be {message}, got {wrong}$"):
+        declared.check(wrong)
 
 
 def test_checks_of_values():

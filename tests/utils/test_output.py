@@ -28,9 +28,12 @@ def raising(error: BaseException):
 def test_exit_code_and_errors_of_the_program(capsys):
     assert [errors.run_cli(lambda: None), errors.run_cli(lambda: 0), errors.run_cli(lambda: 1)] == [0, 0, 1]
     assert capsys.readouterr() == ("", "")
-    for error in (ValueError("a bug"), RuntimeError("a bug")):
-        with pytest.raises(type(error), match="a bug"):
-            errors.run_cli(raising(error))
+
+
+@pytest.mark.parametrize("error", [ValueError("a bug"), RuntimeError("a bug")])
+def test_bugs_are_raised(error):
+    with pytest.raises(type(error), match="a bug"):
+        errors.run_cli(raising(error))
 
 
 @pytest.mark.parametrize(("raised", "line"), [
