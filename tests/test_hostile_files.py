@@ -215,7 +215,7 @@ READERS: dict[str, tuple[str, Callable[[Path], int]]] = {
     "record, curves": ("run/result.json", command("results curves @/run --out @/curves")),
     "record of a finished run": ("run/result.json", command(TRAIN.replace("/new", "/run"))),
     "collected records": ("all.jsonl", command("results compare @/all.jsonl")),
-    "predictions": ("run/predictions.safetensors", command("results confusion @/run --out @/confusion")),
+    "predictions": ("run/predictions.safetensors", command("results report @/run --out @/run.html")),
     "text nodes": ("run/text_nodes.safetensors", command("results tsne @/run --out @/t")),
     "checkpoint": (f"cut/{CHECKPOINT}", command(TRAIN.replace("/new", "/cut"))),
     "configuration": ("own.yaml", command(f"--config-file @/own.yaml {TRAIN}")),

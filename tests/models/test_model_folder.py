@@ -159,7 +159,7 @@ def test_failed_save_keeps_the_previous_model(folder, saved_model, disk_full_aft
     left = files._temporary_path(folder)
     left.mkdir()
     os.replace(folder, left / "old")  # state after a killed process
-    files.remove_temporaries(folder.parent)
+    files.remove_temporaries(folder.parent, os.getsid(0))
     assert load_model(folder).method == load_model(folder.parent).method == "HeGraphAdapter"
     with pytest.raises(UserError, match=r"cannot write .*model"), disk_full_after(100):
         save_model(saved_model(), folder)
