@@ -257,16 +257,15 @@ def test_every_table_appears_once_between_two_markers():
         assert row.split()[3] == number  # of seed 1, behind name, mean and deviation
 
 
-def test_paired_differences_agree_with_the_means_of_the_records():
-    rows = [
-        line.strip("|").split("|") for line in tables.mean_rows([ROOT / "results" / "real_text.jsonl"]).splitlines()
-    ]
+@pytest.mark.parametrize(("name", "table"), [("real_text", tables.mean_rows), ("digits", tables.means_by_shots)])
+def test_paired_differences_agree_with_the_means_of_the_records(name, table):
+    rows = [line.strip("|").split("|") for line in table([ROOT / "results" / f"{name}.jsonl"]).splitlines()]
     means = {(row[0].strip(), int(n)): float(x.strip(" *")) for row in rows[2:] for n, x in zip(rows[0][1:], row[1:])}
-    pairs = intervals.read_intervals(ROOT / "results" / "paired_real_text.jsonl")
-    assert pairs and {name for name, _ in pairs} <= {name for name, _ in means}
-    for (name, shots), difference in pairs.items():
-        expected = means["HeGraphAdapter", shots] - means[name, shots]
-        assert difference.mean == pytest.approx(expected, abs=0.0151), (name, shots)  # all are rounded
+    pairs = intervals.read_intervals(ROOT / "results" / f"paired_{name}.jsonl")
+    assert pairs and {method for method, _ in pairs} <= {method for method, _ in means}
+    for (method, shots), difference in pairs.items():
+        expected = means["HeGraphAdapter", shots] - means[method, shots]
+        assert difference.mean == pytest.approx(expected, abs=0.0151), (method, shots)  # all are rounded
 
 
 # extend.md
