@@ -388,8 +388,7 @@ def test_section_is_complete(section, tmp_path):
     edits, commands = [], []
     for path, how, language, text in STEP.findall(section):
         if path:
-            below = {"new": "", "part": None}[how] if how in ("new", "part") else re.search("`(.*)`", how)[1]
-            edits.append(Edit(path, below, text))
+            edits.append(Edit(path, None if how == "part" else how.partition("`")[2].rstrip("`"), text))
         elif language == "bash" and not text.startswith("# needs "):
             commands.append(text)
     assert edits and commands
