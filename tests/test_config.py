@@ -176,33 +176,33 @@ def test_text_becomes_a_value_of_the_keys_type():
 
 
 @pytest.mark.parametrize(("key", "value", "code"), [
-    ("OPTIM.LR", "fast", "config.type"), ("OPTIM.LR", "True", "config.type"), ("OPTIM.LR", "1" * 400, "option"),
-    ("OPTIM.LR", "-2", "option"), ("OPTIM.MAX_EPOCH", "2.5", "config.type"), ("USE_CUDA", "1", "config.type"),
+    ("OPTIM.LR", "True", "config.type"), ("OPTIM.MAX_EPOCH", "2.5", "config.type"), ("USE_CUDA", "1", "config.type"),
     ("SEED", str(2**32), "option"), ("SEED", str(-(2**31) - 1), "option"),
     ("INPUT.SIZE", "{[1], [2]}", "config.type"), ("INPUT.PIXEL_MEAN", "[1e999]", "config.plain"),
     ("INPUT.TRANSFORMS", "(1,)", "unknown"), ("INPUT.RRCROP_SCALE", "(0.5, 0.25)", "option"),
     ("OUTPUT_DIR", "a\0b", "config.plain"), ("OUTPUT_DIR", "a\udcff", "config.plain"),
-    (f"{NODE}.VARIANT", "fulll", "unknown"), (f"{NODE}.PROMPTS.TEMPLATES", "[1]", "option"),
+    (f"{NODE}.PROMPTS.TEMPLATES", "[1]", "option"),
     (f"{NODE}.CLOSED_FORM.KAPPA", "0", "option"), (f"{NODE}.TRAINING_FREE.KAPPA", "[[2, 1.0]]", "option"),
-    (f"{NODE}.TRAINING_FREE.OMEGA", "[[1, 0.0]]", "option"), (f"{NODE}.SELECT", "[['OPTIM.LR', []]]", "option"),
+    (f"{NODE}.TRAINING_FREE.OMEGA", "[[1, 0.0]]", "option"),
     (f"{NODE}.BY_DATASET", "[[1, ['OPTIM.LR', 1]]]", "option"),
     (f"{NODE}.BY_DATASET", "[['*', ['OPTIM.WEIGHT_DECAY', 0.1]]]", "config.filled"),
-    ("OPTIM.LRR", "1", "unknown"), ("TRAINER.NAME", "TipAdapter", "config.method"),
+    ("TRAINER.NAME", "TipAdapter", "config.method"),
 ])  # fmt: skip
 def test_invalid_values_are_refused(key, value, code, refused):
     with refused(code, key.rpartition(".")[2]):
         load_cfg(opts=[key, value])
 
 
-@pytest.mark.parametrize(("key", "value", "words"), [
-    ("OPTIM.LR", "fast", "OPTIM.LR: expected type float, such as -1.0, got 'fast'"),
-    ("OPTIM.LR", "-2", "OPTIM.LR must be at least 0, got -2.0"),
-    ("OPTIM.LR", "1" * 400, "a finite number of 32 bits"),
-    (f"{NODE}.SELECT", "[['OPTIM.LR', []]]", "must have rows [KEY, [VALUE, ...]], got"),
-    (f"{NODE}.VARIANT", "fulll", "did you mean 'full'"), ("OPTIM.LRR", "1", "did you mean 'OPTIM.LR'"),
+@pytest.mark.parametrize(("key", "value", "code", "words"), [
+    ("OPTIM.LR", "fast", "config.type", "OPTIM.LR: expected type float, such as -1.0, got 'fast'"),
+    ("OPTIM.LR", "-2", "option", "OPTIM.LR must be at least 0, got -2.0"),
+    ("OPTIM.LR", "1" * 400, "option", "a finite number of 32 bits"),
+    (f"{NODE}.SELECT", "[['OPTIM.LR', []]]", "option", "must have rows [KEY, [VALUE, ...]], got"),
+    (f"{NODE}.VARIANT", "fulll", "unknown", "did you mean 'full'"),
+    ("OPTIM.LRR", "1", "unknown", "did you mean 'OPTIM.LR'"),
 ])  # fmt: skip
-def test_messages_name_the_expected_value(key, value, words):
-    with pytest.raises(UserError, match=re.escape(words)):
+def test_messages_name_the_expected_value(key, value, code, words, refused):
+    with refused(code, words):
         load_cfg(opts=[key, value])
 
 

@@ -91,7 +91,6 @@ def test_bank_has_the_predictions_of_the_run(finished_run_once, tiny_bank, tmp_p
     assert [row["top"][0]["class"] for row in found] == [names[label] for label in labels]
     assert f"accuracy {read_json(run / 'result.json')['accuracy']:.2f} %" in caplog.text
     assert len(rows(run, *of_bank, "--split", "train", "--top", 1)) == 30
-    assert "is read by this command" in cli_error("predict", run, *of_bank, "--out", tiny_bank)
     replace(load_bank(tiny_bank), val_features=None, val_labels=None).save(tiny_bank)
     assert "has no val" in cli_error("predict", run, *of_bank, "--split", "val")
 
