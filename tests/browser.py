@@ -138,7 +138,7 @@ class Browser:
 
     def winner(self) -> str:
         """Likeliest class; "" without an answer."""
-        return self.text("#adapted [data-testid=label-output-value]").strip()
+        return self.text("#answer .winner").strip()
 
     def tab(self, name: str) -> None:
         """Open a tab."""
@@ -158,11 +158,9 @@ class Browser:
             actions.release().perform()
 
     def upload(self, file: Path) -> None:
-        """Choose a file for the image and replace the current one."""
-        for button in self.find("#image button[aria-label='Clear']"):
-            button.click()
-        self.wait(lambda: self.driver.find_elements("css selector", "#image input[type=file]"))
-        self.driver.find_element("css selector", "#image input[type=file]").send_keys(str(file))
+        """Choose a file for the image, which replaces the current one."""
+        self.wait(lambda: self.driver.find_elements("css selector", "#try input[type=file]"))
+        self.driver.find_element("css selector", "#try input[type=file]").send_keys(str(file))
 
     @contextmanager
     def emulating(self, size: tuple[int, int], scheme: str = "light") -> Iterator[None]:

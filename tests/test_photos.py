@@ -12,6 +12,7 @@ from PIL import Image
 
 from trainers.hegraph import HeGraphClassifier, UserError, load_few_shot
 from trainers.hegraph.datasets.images import TURNS, is_image, open_image, to_rgb
+from trainers.hegraph.demo.answer import compute_answer
 from trainers.hegraph.models.images import ImageModel
 from trainers.hegraph.predict.__main__ import main as predict
 
@@ -134,7 +135,10 @@ def test_probabilities_of_a_photo_are_equal_everywhere(photo, images_of, classif
 @every_photo
 def test_the_demo_shows_the_probabilities_of_predict(photo, classifier, predictor, model):
     page = pytest.importorskip("trainers.hegraph.demo.page", reason="gradio is not installed, which shows the page")
-    shown = page.Answers(predictor, model, photo.parent)({"path": str(photo)})[1]
+    answers = page.Answers(lambda: (predictor.model, predictor.backbone), str, photo.parent)
+    picture = answers.open(page.Request(path=str(photo)))
+    scores = compute_answer(predictor.model, predictor.features([picture])).scores
+    shown = {each.name: each.adapted for each in scores}
     assert [shown["a"], shown["b"]] == pytest.approx(classifier.predict_proba([photo])[0].tolist(), abs=1e-5)
 
 

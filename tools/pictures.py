@@ -237,12 +237,10 @@ def demo() -> None:
             str(folder),
         )
         subprocess.run([sys.executable, "-m", "trainers.hegraph", *words, "--keep-thumbnails"], check=True)
-        with browsing(Path(temporary, "profile"), "demo", str(folder)) as browser:
-            browser.driver.set_window_size(1000, 1290)
-            browser.open("#drawing canvas", '#answer[aria-live="polite"]')
+        with browsing(Path(temporary, "profile"), "demo", str(folder)) as browser, browser.emulating((1000, 620)):
+            browser.open("#drawing canvas")
             browser.draw([ZERO])
             browser.wait(lambda: browser.winner() == "zero")
-            browser.wait(lambda: browser.find("#nearest img"))
             screenshot(browser, "demo")
 
 

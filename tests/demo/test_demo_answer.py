@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 from dataclasses import replace
 from html import unescape
 
@@ -10,13 +11,17 @@ import torch
 from PIL import Image
 
 from trainers.hegraph.datasets.digits import SPLIT_ROWS, open_digit
-from trainers.hegraph.demo.answer import Evidence, compute_answer, explanation_html, summary, title
+from trainers.hegraph.demo.answer import ClassScore, Evidence, answer_html, compute_answer, summary, title
 from trainers.hegraph.models.folder import MAX_BYTES, read_thumbnail, write_thumbnails
 
 
 @pytest.fixture(scope="module")
 def features(digits):
     return digits.features([open_digit(f"digits/{row:04d}") for row in SPLIT_ROWS["test"][:20]])
+
+
+def shown(answer, *values: object) -> str:
+    return answer_html(answer, "HeGraphAdapter", *values)
 
 
 def changed(model, **values: object):
@@ -29,9 +34,13 @@ def test_answer_equals_model_and_zero_shot_clip(digits, features):
         found = compute_answer(model, feature)
         adapted = dict(zip(model.classnames, model.probabilities(feature)[0].tolist()))
         zero_shot = dict(zip(model.classnames, model.zero_shot_logits(feature)[0].softmax(dim=0).tolist()))
-        for shown, everything in ((found.adapted, adapted), (found.zero_shot, zero_shot)):
-            assert list(shown) == sorted(everything, key=everything.__getitem__, reverse=True)[:5]
-            assert shown == pytest.approx({name: everything[name] for name in shown})
+        likeliest = sorted(adapted, key=adapted.__getitem__, reverse=True)[:5]
+        best = max(zero_shot, key=zero_shot.__getitem__)
+        assert [each.name for each in found.scores] == [*dict.fromkeys([*likeliest, best])]
+        assert found.predicted == (likeliest[0],)
+        for each in found.scores:
+            assert (each.adapted, each.zero_shot) == pytest.approx((adapted[each.name], zero_shot[each.name]))
+            assert each.threshold is None
         values, labels = model.classifier.logits(feature)[0].topk(2)
         parts = model.classifier.parts(feature)
         for evidence, value, label in zip((found.winner, found.runner_up), values, labels):
@@ -60,26 +69,34 @@ def test_neighbours_contribute_most_to_the_winning_class(digits, features):
             }
             nearest = sorted(contributions, key=contributions.__getitem__, reverse=True)[:5]
             assert [position for position, _ in found.neighbours] == nearest
-            assert [v for _, v in found.neighbours] == pytest.approx([contributions[i] for i in nearest], rel=1e-4)
-            assert found.winner.cache == pytest.approx(sum(contributions.values()), rel=1e-4)
+            total = sum(contributions.values())
+            assert [v for _, v in found.neighbours] == pytest.approx(
+                [contributions[i] / total for i in nearest], rel=1e-4
+            )
+            assert found.winner.cache == pytest.approx(total, rel=1e-4)
+
+
+def test_hint_tells_how_to_keep_thumbnails(digits, features):
+    found = compute_answer(digits.model, features[:1])
+    assert "--keep-thumbnails" in shown(found) and "--keep-thumbnails" not in shown(found, [("a.png", 1.0)])
 
 
 def test_explanation_without_cache_or_with_one_class(digits, features):
     classifier = digits.model.classifier.text_only()
     found = compute_answer(changed(digits.model, classifier=classifier), features[:1])
     assert (found.winner.cache, found.cache_choice, found.neighbours) == (None, None, ())
-    assert "no cache of training images" in explanation_html(found) and "lead of" in explanation_html(found)
-    assert '<th scope="col">cache</th>' not in explanation_html(found)
+    assert "no cache of training images" in shown(found) and "lead of" in shown(found)
+    assert '<th scope="col">cache</th>' not in shown(found)
     one = replace(classifier, **{name: getattr(classifier, name)[:1] for name in ("weights", "bias")})
     names = {"text_positive": digits.model.text_positive[:1], "classnames": digits.model.classnames[:1]}
     found = compute_answer(changed(digits.model, classifier=one, **names), features[:1])
-    assert (len(found.adapted), len(found.zero_shot), found.runner_up) == (1, 1, None)
-    assert "lead of" not in explanation_html(found)
+    assert (len(found.scores), found.runner_up) == (1, None)
+    assert "lead of" not in shown(found)
 
 
 def test_classes_with_equal_names_show_ids(digits, features):
     model = changed(digits.model, classnames=("bat",) * 10, class_ids=tuple(f"{k}: bat" for k in range(10)))
-    assert set(compute_answer(model, features[:1]).adapted) < {f"{k}: bat" for k in range(10)}
+    assert {each.name for each in compute_answer(model, features[:1]).scores} < {f"{k}: bat" for k in range(10)}
 
 
 def test_warning_for_unusually_low_score(digits, features):
@@ -90,23 +107,28 @@ def test_warning_for_unusually_low_score(digits, features):
     assert 100 * found.share_below == pytest.approx(below - 0.5, abs=0.5001)
     assert compute_answer(changed(digits.model, known=None), features[:1]).share_below is None
     for share in (None, 0.05):
-        assert "none of the classes" not in explanation_html(replace(found, share_below=share))
+        assert "none of the classes" not in shown(replace(found, share_below=share))
     for share, text in ((0.049, "only 5 %"), (0.021, "only 2 %"), (0.01, "only 1 %"), (0.009, "less than 1 %")):
-        assert f"{text} of the images of known classes" in explanation_html(replace(found, share_below=share))
+        assert f"{text} of the images of known classes" in shown(replace(found, share_below=share))
 
 
 def test_explanation_has_escaped_names_and_logits(digits, features):
     evil = '<img src=x onerror="alert(1)">&amp;'
     first, second = Evidence(evil, 3.25, 1.5), Evidence("b", 1.0, 2.125)
     found = compute_answer(digits.model, features[:1])
-    agreed = replace(found, winner=first, runner_up=second, text_choice=evil, cache_choice=evil)
-    page = explanation_html(agreed)
+    scores = (ClassScore(evil, 0.7, 0.2), ClassScore("b", 0.3, 0.8))
+    agreed = replace(
+        found, scores=scores, predicted=(evil,), winner=first, runner_up=second, text_choice=evil, cache_choice=evil
+    )
+    page = shown(agreed)
     assert f"both predict <b>{evil}</b>" in unescape(page) and "<img" not in page
-    page = explanation_html(replace(agreed, text_choice="nine", cache_choice="two"), Image.new("RGB", (8, 8)))
+    page = shown(replace(agreed, text_choice="nine", cache_choice="two"), [("/a&b.png", 0.25)], "data:,")
     assert "text classifier predicts <b>nine</b>" in page
     assert "training images predicts <b>two</b>" in page
-    assert '<img alt="Input of the model" src="data:image/png;base64,' in page
-    cells = page.replace("</td>", " ").split("<td>")[1:]
+    assert '<img alt="Input of the model" src="data:,"' in page
+    assert 'src="/a&amp;b.png"><span class="number">25 %</span>' in page
+    assert re.findall(r"--share: ([\d.]+)", page) == ["0.7000", "0.2000", "0.3000", "0.8000"]
+    cells = page.partition("<details>")[2].replace("</td>", " ").split("<td>")[1:]
     assert [float(cell.split()[0]) for cell in cells] == [3.25, 1.5, 4.75, 1.0, 2.12, 3.12, 2.25, -0.62, 1.62]
 
 
@@ -118,6 +140,8 @@ def test_title_and_summary_describe_the_model(digits):
         "HeGraphAdapter adapts the frozen CLIP hegraph-mini/hegraph-mini to 10 classes of Digits, trained on 4 "
         f"images of each class. Accuracy on 899 test images: {score.accuracy:.2f} %, zero-shot CLIP 78.09 %."
     )
+    own = changed(model, trained_on=model.trained_on.model_copy(update={"source": "my pets"}))
+    assert title(own) == "HeGraphAdapter on my pets" and "10 classes of my pets" in summary(own)
     bare = changed(model, scores=score.model_copy(update={"accuracy": None}))
     for shots, images, text in (
         (-1, None, "trained on all images of each class."), (1, None, "trained on 1 image of each class."),

@@ -14,6 +14,8 @@ from PIL import Image
 from trainers.hegraph.datasets.digits import CLASSNAMES, open_digit
 from trainers.hegraph.demo import __main__ as command
 from trainers.hegraph.demo.__main__ import GRADIO, check_address, parse_arguments
+from trainers.hegraph.demo.answer import data_url
+from trainers.hegraph.demo.drawing import as_png
 from trainers.hegraph.utils.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -36,7 +38,7 @@ def uploads(tmp_path) -> Path:
 
 @pytest.fixture
 def answers(page, digits, model_folder, uploads):
-    return page.Answers(digits, model_folder, uploads)
+    return page.Answers(lambda: (digits.model, digits.backbone), str, uploads, True, True)
 
 
 def test_only_files_in_the_upload_folder_are_opened(page, uploads, tmp_path):
@@ -53,30 +55,43 @@ def test_only_files_in_the_upload_folder_are_opened(page, uploads, tmp_path):
             page.uploaded_file(sent, uploads)
 
 
-def test_unusable_upload_gives_an_error(answers, uploads):
+def picture_url(image: Image.Image) -> str:
+    return data_url(as_png(image))
+
+
+def test_unusable_image_gives_an_error(answers, uploads):
     (uploads / "notes.png").write_bytes(b"no <image>")
     Image.new("1", (10_000, 5_001)).save(uploads / "huge.png")
-    for name, text in (("notes", "This file is not an image"), ("huge", "50 million pixels; take a smaller one.")):
-        html, *rest = answers({"path": str(uploads / f"{name}.png")})
-        assert 'role="alert"' in html and text in html and rest == [None] * 3
+    notes, huge = ({"path": str(uploads / f"{name}.png")} for name in ("notes", "huge"))
+    for request, text in (
+        (notes, "This file is not an image"),
+        (huge, "50 million pixels; take a smaller one."),
+        ({"picture": "data:image/png;base64,x"}, "arrived damaged"),
+        ({"picture": "x" * (4 * 2**20 + 1)}, "arrived damaged"),
+        ({"picture": data_url(b"no image")}, "This file is not an image"),
+        ({"picture": picture_url(Image.new("L", (100, 100)))}, "No digit found"),
+        ({"drawing": "7"}, "The drawing arrived damaged"),
+        (7, "The request: "),
+    ):
+        html = answers(request)
+        assert 'role="alert"' in html and text in html, request
 
 
-def test_photo_gets_classes_explanation_and_pictures(answers, uploads):
-    open_digit("digits/0902").resize((200, 200)).save(uploads / "0.jpg")
-    html, adapted, zero_shot, pictures = answers({"path": str(uploads / "0.jpg")})
-    assert next(iter(adapted)) == "zero" and len(adapted) == len(zero_shot) == 5
-    assert "Input of the model" in html
-    assert len(pictures) == 4  # of 4 shots
-    assert all(image.size == (8, 8) and caption.startswith("no. ") for image, caption in pictures)
-    answers.converts_uploads, answers.folder = False, uploads  # a model of other classes, without thumbnails
-    html, adapted, _, pictures = answers({"path": str(uploads / "0.jpg")})
-    assert "Input of the model" not in html and (len(adapted), pictures) == (5, None)
+def test_image_gets_chart_and_neighbours(answers, uploads):
+    image = open_digit("digits/0902").resize((200, 200))
+    image.save(uploads / "0.jpg")
+    for request in ({"path": str(uploads / "0.jpg")}, {"picture": picture_url(image)}):
+        html = answers(request)
+        assert '<h2 class="winner">zero</h2>' in html and html.count("<tr data-name=") == 5
+        assert "Input of the model" in html
+        assert html.count('<span class="number">') == 2 * 5 + 4  # of 4 shots
+    answers.converts, answers.thumbnail = False, lambda position: ""  # a model of other classes, without thumbnails
+    html = answers({"path": str(uploads / "0.jpg")})
+    assert "Input of the model" not in html and "--keep-thumbnails" in html
 
 
-def test_hint_without_image_and_escaped_errors(page, answers):
-    for nothing in ("", None):
-        assert answers(nothing) == (page.HINT, None, None, None)
-    assert "The drawing arrived damaged" in answers("7")[0]
+def test_hint_without_drawing_and_escaped_errors(page, answers):
+    assert "The prediction appears here" in answers({"drawing": ""})
     assert "&lt;b&gt;no&lt;/b&gt;." in page.error_html(UserError("<b>no</b>"))
 
 
@@ -111,14 +126,12 @@ def test_missing_model_and_missing_gradio_are_refused(page, tmp_path, cli_error,
 # The page over HTTP
 
 
-def asked(address: str, kind: str, value: object, session: str) -> str:
-    """Response to a value that a program sends for a component."""
+def asked(address: str, value: object) -> str:
+    """Answer to a value that a program sends to the component."""
     config = HTTP.get(f"{address}/config", timeout=30).json()
-    [part] = [each["id"] for each in config["components"] if kind in (each["type"], each["props"].get("elem_id"))]
-    [number] = [each["id"] for each in config["dependencies"] if each["inputs"] == [part]]
-    sent = {"data": [value], "fn_index": number, "session_hash": session}
-    HTTP.post(f"{address}/gradio_api/queue/join", json=sent, timeout=30).raise_for_status()
-    return HTTP.get(f"{address}/gradio_api/queue/data?session_hash={session}", timeout=30).text
+    [part] = [each["id"] for each in config["components"] if each["props"].get("elem_id") == "try"]
+    sent = {"data": value, "component_id": part, "fn_name": "answer", "session_hash": "a"}
+    return HTTP.post(f"{address}/gradio_api/component_server", json=sent, timeout=30).json()
 
 
 def test_server_limits_uploads_and_serves_no_local_file(page, digits, model_folder, monkeypatch, tmp_path, capfd):
@@ -134,15 +147,10 @@ def test_server_limits_uploads_and_serves_no_local_file(page, digits, model_fold
         for file in (model_folder / "config.json", model_folder / "thumbnails" / "00000.jpg", Path("/etc/hostname")):
             assert HTTP.get(f"{address}/gradio_api/file={file}", timeout=30).status_code in (403, 404)
         open_digit("digits/0900").save(tmp_path / "image.png")
-        meta = {"meta": {"_type": "gradio.FileData"}}
-        paths = [str(tmp_path / "image.png"), "/dev/stdin", None]
-        values = [*({"path": path} | more for path in paths for more in ({}, meta)), 7, [1], "x", meta]
-        for number, value in enumerate(values):
-            text = asked(address, "image", value, f"upload{number}").lower()
-            assert "arrived" in text or "this request cannot be used" in text, (value, text[-3000:])
-        for number, value in enumerate((7, {"a": 1}, "data:image/png;base64,x")):
-            assert "again" in asked(address, "drawing", value, f"draw{number}")
-        assert list(uploads.iterdir())
+        for value in ({"path": str(tmp_path / "image.png")}, {"path": "/dev/stdin"}, {"path": None}, 7, [1], "x", None):
+            text = asked(address, value)
+            assert "no picture arrived" in text or "The request: " in text, (value, text)
+        assert "zero" in asked(address, {"picture": picture_url(open_digit("digits/0902"))})
 
     uploads.mkdir()
     monkeypatch.setattr(command.tempfile, "tempdir", str(uploads))

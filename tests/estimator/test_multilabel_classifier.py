@@ -13,7 +13,7 @@ from sklearn.preprocessing import FunctionTransformer
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from trainers.hegraph import HeGraphClassifier, UserError
-from trainers.hegraph.demo.answer import compute_answer, explanation_html
+from trainers.hegraph.demo.answer import answer_html, compute_answer
 from trainers.hegraph.method.multilabel import MultiLabelHead
 from trainers.hegraph.models.folder import load_model
 
@@ -149,9 +149,10 @@ def test_demo_lists_labels_above_their_thresholds(fitted, scenes):
     predicted = fitted.predict(X)
     image = int(predicted.sum(axis=1).argmax())
     answer = compute_answer(fitted.model_, fitted._encoded(X[image : image + 1]))
-    assert sorted(name for name, *_ in answer.labels) == [NAMES[k] for k in np.flatnonzero(predicted[image])]
-    assert all(probability >= threshold for _, probability, threshold in answer.labels)
-    assert "threshold" in explanation_html(answer)
+    assert sorted(answer.predicted) == [NAMES[k] for k in np.flatnonzero(predicted[image])]
+    for each in answer.scores:
+        assert (each.adapted >= each.threshold) == (each.name in answer.predicted)
+    assert "thresholds" in answer_html(answer, "HeGraphAdapter")
 
 
 Y2 = np.eye(60, 2, dtype=int)

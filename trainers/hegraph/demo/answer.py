@@ -4,18 +4,17 @@ Shapes: K classes, N cached images, d feature width.
 """
 
 import base64
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jinja2
 import torch
-from PIL import Image
 from torch import Tensor
 
 from ..method.cache import affinities
 from ..models.saved import SavedModel
-from .drawing import PNG, as_png
 
 MAX_SHOWN = 5  # classes and neighbours
 UNUSUAL = 0.05  # the page warns if at most this fraction of known images has a lower score
@@ -38,31 +37,40 @@ class Evidence(NamedTuple):
     cache: float | None
 
 
+class ClassScore(NamedTuple):
+    """Probabilities of a class, from the model and from zero-shot CLIP with the same prompts.
+
+    With several labels per image, the model predicts a label whose probability reaches its `threshold`.
+    """
+
+    name: str
+    adapted: float
+    zero_shot: float
+    threshold: float | None = None
+
+
 @dataclass(frozen=True)
 class Answer:
     """Prediction of a model for one image, with its explanation.
 
     Attributes:
-        adapted, zero_shot: Probabilities of the likeliest classes in descending order, from the model and from
-            zero-shot CLIP with the same prompts.
+        scores: The classes that the model finds likeliest, in descending order, and the likeliest of zero-shot CLIP.
+        predicted: Name of the predicted class, or names of the predicted labels.
         winner, runner_up: Evidence for the two likeliest classes; the second is None if there is one class only.
         text_choice, cache_choice: Predictions of the text classifier alone and of the cache alone.
         neighbours: Cached training images of the winning class with the largest contributions, in descending order:
-            position in the cache, and contribution to the logit, `alpha v_k exp(-beta (1 - f . F_k))`.
+            position in the cache, and share of the cache logit, `v_k exp(-beta (1 - f . F_k)) / z_v`.
         share_below: Fraction of images of known classes with a lower score, from 0 to 1; None if unknown.
-        labels: Name, probability and threshold of the predicted labels, the most probable first; None for a model with
-            one label per image.
     """
 
-    adapted: dict[str, float]
-    zero_shot: dict[str, float]
+    scores: tuple[ClassScore, ...]
+    predicted: tuple[str, ...]
     winner: Evidence
     runner_up: Evidence | None
     text_choice: str
     cache_choice: str | None
     neighbours: tuple[tuple[int, float], ...]
     share_below: float | None
-    labels: tuple[tuple[str, float, float], ...] | None = None
 
 
 def compute_answer(model: SavedModel, feature: Tensor) -> Answer:
@@ -75,30 +83,30 @@ def compute_answer(model: SavedModel, feature: Tensor) -> Answer:
     cache = None if parts.visual is None else classifier.alpha * parts.visual[0]
     logits = classifier.combine(parts)[0]
     order = logits.argsort(descending=True).tolist()
-
-    def likeliest(probabilities: Tensor) -> dict[str, float]:
-        values, labels = probabilities.topk(min(MAX_SHOWN, len(probabilities)))
-        return {names[label]: value for label, value in zip(labels.tolist(), values.tolist())}
+    adapted, zero_shot = model.calibrate(logits), model.zero_shot_logits(feature)[0].softmax(dim=0)
+    thresholds = None if model.thresholds is None else model.thresholds.sigmoid()
+    reached = order[:1] if thresholds is None else [label for label in order if adapted[label] >= thresholds[label]]
 
     def evidence(label: int) -> Evidence:
         return Evidence(names[label], text[label].item(), None if cache is None else cache[label].item())
 
     return Answer(
-        adapted=likeliest(model.calibrate(logits)),
-        zero_shot=likeliest(model.zero_shot_logits(feature)[0].softmax(dim=0)),
+        scores=tuple(
+            ClassScore(
+                names[label],
+                adapted[label].item(),
+                zero_shot[label].item(),
+                None if thresholds is None else thresholds[label].item(),
+            )
+            for label in dict.fromkeys([*order[:MAX_SHOWN], int(zero_shot.argmax())])
+        ),
+        predicted=tuple(names[label] for label in reached),
         winner=evidence(order[0]),
         runner_up=evidence(order[1]) if len(order) > 1 else None,
         text_choice=names[int(text.argmax())],
         cache_choice=None if cache is None else names[int(cache.argmax())],
         neighbours=_neighbours(model, feature[0], order[0]),
         share_below=model.share_below(logits),
-        labels=None
-        if model.thresholds is None
-        else tuple(
-            (names[label], logits[label].sigmoid().item(), model.thresholds[label].sigmoid().item())
-            for label in order
-            if logits[label] >= model.thresholds[label]
-        ),
     )
 
 
@@ -111,14 +119,25 @@ def _neighbours(model: SavedModel, feature: Tensor, label: int) -> tuple[tuple[i
     weighted = affinities(classifier.keys[positions] @ feature, classifier.beta)
     if classifier.key_weights is not None:
         weighted = weighted * classifier.key_weights[positions]
-    values, nearest = (classifier.alpha * weighted).topk(min(MAX_SHOWN, len(positions)))
+    values, nearest = (weighted / weighted.sum()).topk(min(MAX_SHOWN, len(positions)))
     return tuple(zip(positions[nearest].tolist(), values.tolist()))
 
 
-def explanation_html(answer: Answer, model_input: Image.Image | None = None) -> str:
-    """Explain the prediction in HTML. `model_input` is the converted image, if the upload was converted."""
-    url = "" if model_input is None else PNG + base64.b64encode(as_png(model_input)).decode("ascii")
-    return str(MACROS.explanation(answer, url))
+def answer_html(answer: Answer, method: str, nearest: Sequence[tuple[str, float]] = (), model_input: str = "") -> str:
+    """Format an answer as HTML.
+
+    Args:
+        answer: The answer.
+        method: Name of the method, a heading of its probabilities.
+        nearest: URL and share of each neighbour that has a thumbnail.
+        model_input: URL of the converted image; "" if the image was not converted.
+    """
+    return str(MACROS.answer(answer, method, nearest, model_input))
+
+
+def data_url(image: bytes) -> str:
+    """URL that contains an image file; browsers detect its format."""
+    return f"data:image/png;base64,{base64.b64encode(image).decode('ascii')}"
 
 
 def styled(html: str) -> str:
@@ -128,13 +147,13 @@ def styled(html: str) -> str:
 
 def title(model: SavedModel) -> str:
     """Title of the page, as plain text."""
-    return f"{model.method} on {model.trained_on.dataset}"
+    return f"{model.method} on {model.trained_on.title}"
 
 
 def summary(model: SavedModel) -> str:
     """Method, training data and accuracy of a model, as plain text."""
     trained, scores = model.trained_on, model.scores
-    classes = f"{len(model.classnames)} classes of {trained.dataset}"
+    classes = f"{len(model.classnames)} classes of {trained.title}"
     text = f"{model.method} adapts the frozen CLIP {model.backbone.title} to {classes}, trained on {model.sample}."
     if scores.map is not None:
         return (

@@ -1,8 +1,14 @@
 """Gradio page of a model: a visitor gives an image, and the page shows the prediction with its explanation.
 
-Gradio is optional and slow to import, so `demo.__main__` imports this file only to build the page.
+The component that tries a model is one `gr.HTML`. Its script (`try.js`) calls `Answers` without Gradio's queue, so that
+the answers follow a camera. Gradio is optional and slow to import: `demo.__main__` imports this file only to build the
+page.
 """
 
+import base64
+import threading
+from collections.abc import Callable
+from functools import lru_cache
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -10,30 +16,24 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
+from ..backbones.clip import Backbone
 from ..datasets.digits import CLASSNAMES, load_digits_dataset
 from ..datasets.images import open_upload
 from ..models.folder import read_thumbnail
 from ..models.images import ImageModel
+from ..models.saved import SavedModel
 from ..utils.errors import UserError, first_line, one_line
+from ..utils.reading import LenientModel, validate
 from ..utils.theme import THEME_CSS
-from .answer import MAX_SHOWN, compute_answer, explanation_html, styled, summary, title
-from .drawing import SIDE, classifies_digits, ink_of_canvas, scan_of_ink, scan_of_picture
+from .answer import answer_html, compute_answer, data_url, styled, summary, template, title
+from .drawing import SIDE, as_png, classifies_digits, ink_of_canvas, scan_of_ink, scan_of_picture
 
-CSS = THEME_CSS + (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
-CANVAS_JS = (Path(__file__).parent / "canvas.js").read_text(encoding="utf-8")
-CANVAS_HTML = f"""
-<div class="hg hg-draw">
-  <canvas width="{SIDE}" height="{SIDE}" tabindex="0" role="application"
-    aria-label="Canvas to draw a digit on" aria-describedby="hg-keys"></canvas>
-  <button type="button">Clear</button>
-  <p id="hg-keys">By keyboard: the arrow keys move the pen, the space bar lowers and lifts it, Delete clears.</p>
-</div>
-"""
-HOW_TO_DRAW = "Draw one large digit. Cross the stem of a seven with a bar, as the writers of the training images did."
-# Screen readers announce a new answer
-ANNOUNCE_JS = """() => document.querySelector("#answer")?.setAttribute("aria-live", "polite")"""
-HINT = styled('<p class="grey">The prediction appears here.</p>')
-
+FOLDER = Path(__file__).parent
+CSS = THEME_CSS + (FOLDER / "page.css").read_text(encoding="utf-8")
+CANVAS_JS, TRY_JS = ((FOLDER / f"{name}.js").read_text(encoding="utf-8") for name in ("canvas", "try"))
+TRY: Any = template(FOLDER / "try.html").module
+MAX_PICTURE = 4 * 2**20  # characters of a data URL
+MAX_THUMBNAILS = 1024  # in memory
 
 # Variables of Gradio's theme, by colour of `theme.css`. `Base` names the colours of the dark mode "..._dark".
 GRADIO_COLOURS = {
@@ -79,52 +79,73 @@ class Page(gr.Blocks):
             raise gr.Error(f"this request cannot be used: {first_line(error)}", print_exception=False) from error
 
 
+class Request(LenientModel):
+    """Request of the component: the path of an upload, or the data URL of a picture or of the canvas."""
+
+    path: str = ""
+    picture: str = ""
+    drawing: str = ""
+
+
 class Answers:
-    """Handler of the images that visitors send.
+    """Answers to the images of visitors.
 
     Attributes:
-        images: Model with its backbone.
-        folder: Model folder, which holds the thumbnails.
+        load: Function that returns the current model and its backbone.
+        thumbnail: Function from the position of a cached image to the URL of its thumbnail; "" without one.
         uploads: Folder of uploads. No file outside it is opened for a visitor.
-        accepts_drawings: Whether the page has a canvas for digits.
-        converts_uploads: Whether an upload is converted into a scan of a digit.
+        draws: Whether visitors can draw a digit, which becomes a scan.
+        converts: Whether other images become scans of digits, too.
     """
 
-    converts_uploads = False
+    def __init__(
+        self,
+        load: Callable[[], tuple[SavedModel, Backbone]],
+        thumbnail: Callable[[int], str],
+        uploads: Path,
+        draws: bool = False,
+        converts: bool = False,
+    ) -> None:
+        self.load, self.thumbnail, self.uploads = load, thumbnail, uploads
+        self.draws, self.converts = draws, converts
+        self._lock = threading.Lock()  # one image at a time, which uses all cores
 
-    def __init__(self, images: ImageModel, folder: Path, uploads: Path) -> None:
-        self.images, self.folder, self.uploads = images, folder, uploads
-        self.accepts_drawings = self.converts_uploads = classifies_digits(images.model)
-
-    def __call__(self, value: Any) -> tuple:
-        """Handle the value of the canvas, an uploaded file as Gradio describes it, or "" or None for no image.
-
-        Returns:
-            HTML, probabilities of the model, probabilities of zero-shot CLIP, and pictures for the gallery. The HTML is
-            the error message if the value is unusable.
-        """
+    def __call__(self, value: Any) -> str:
+        """Answer a request of the component in HTML: with "" for an empty canvas, and with errors as messages."""
         try:
-            if not value:
-                return HINT, None, None, None
-            return self.explain(scan_of_ink(ink_of_canvas(value)) if isinstance(value, str) else self._open(value))
+            request = validate(Request, value, "the request")
+            if request == Request():
+                return styled('<p class="grey">The prediction appears here.</p>')
+            picture = self.open(request)
+            with self._lock:
+                model, backbone = self.load()
+                answer = compute_answer(model, backbone.encode_images([picture]))
         except UserError as error:
-            return error_html(error), None, None, None
+            return error_html(error)
+        scan = data_url(as_png(picture)) if self.converts or request.drawing else ""
+        nearest = [(url, share) for place, share in answer.neighbours if (url := self.thumbnail(place))]
+        return answer_html(answer, model.method, nearest, scan)
 
-    def explain(self, picture: Image.Image) -> tuple:
-        """Classify a picture; returns the outputs of `__call__`."""
-        answer = compute_answer(self.images.model, self.images.features([picture]))
-        thumbnails = ((read_thumbnail(self.folder, position), position, value) for position, value in answer.neighbours)
-        pictures = [(image, f"no. {position + 1}: {value:+.2f}") for image, position, value in thumbnails if image]
-        html = explanation_html(answer, picture if self.converts_uploads else None)
-        return html, answer.adapted, answer.zero_shot, pictures or None
-
-    def _open(self, uploaded: Any) -> Image.Image:
-        path = uploaded_file(uploaded, self.uploads)
+    def open(self, request: Request) -> Image.Image:
+        """Open the image of a request, converted into the input of the model. Raise UserError if it is unusable."""
+        if request.drawing:
+            return scan_of_ink(ink_of_canvas(request.drawing))
         try:
-            picture = open_upload(path)
+            source = decode(request.picture) if request.picture else uploaded_file({"path": request.path}, self.uploads)
+            picture = open_upload(source)
         except UserError as error:
             raise UserError(f"this file {error}") from error
-        return scan_of_picture(picture) if self.converts_uploads else picture
+        return scan_of_picture(picture) if self.converts else picture
+
+
+def decode(url: str) -> bytes:
+    """Decode the data URL of a picture. Raise UserError if it is damaged or too long."""
+    try:
+        if len(url) > MAX_PICTURE:
+            raise ValueError("too long")
+        return base64.b64decode(url.partition(";base64,")[2], validate=True)
+    except ValueError as error:
+        raise UserError("arrived damaged; try again") from error
 
 
 def uploaded_file(uploaded: Any, uploads: Path) -> Path:
@@ -139,35 +160,34 @@ def uploaded_file(uploaded: Any, uploads: Path) -> Path:
 
 
 def build_page(images: ImageModel, folder: Path, uploads: Path) -> gr.Blocks:
-    """Build the page of a model. The arguments are those of `Answers`."""
+    """Build the page of a model. `folder` has its thumbnails, and `uploads` is Gradio's folder of uploads."""
     model = images.model
+
+    @lru_cache(MAX_THUMBNAILS)
+    def thumbnail(position: int) -> str:
+        image = read_thumbnail(folder, position)
+        return "" if image is None else data_url(as_png(image))
+
+    digits = classifies_digits(model)
     with Page(title=title(model), analytics_enabled=False) as page:
-        html(styled(f"<h1>{escape(title(model))}</h1><p>{escape(summary(model))}</p>"))
-        gallery = "Nearest training images of the likeliest class, with their contributions to the cache logit"
-        add_answer_section(page, Answers(images, folder, uploads), model.method, gallery)
+        html(styled(f"<h1>{escape(title(model))}</h1><p class='grey small'>{escape(summary(model))}</p>"))
+        add_try(Answers(lambda: (model, images.backbone), thumbnail, uploads, digits, digits))
     return page
 
 
-def add_answer_section(page: gr.Blocks, answers: Answers, method: str, gallery: str) -> None:
-    """Add inputs for an image and outputs for its answer.
+def add_try(answers: Answers) -> gr.HTML:
+    """Add the component that tries a model: inputs for an image, and its answer."""
 
-    The answer has an explanation, the likeliest classes of `method` and of zero-shot CLIP, and pictures below the
-    caption `gallery`.
-    """
-    with gr.Row():
-        with gr.Column():
-            inputs = _inputs(answers)
-        with gr.Column(elem_id="answer"):
-            adapted = gr.Label(label=method, num_top_classes=MAX_SHOWN, elem_id="adapted")
-            zero_shot = gr.Label(label="Zero-shot CLIP", num_top_classes=MAX_SHOWN, elem_id="zero-shot")
-            why = html(HINT, elem_id="why")
-            layout: dict[str, Any] = {"columns": MAX_SHOWN, "height": "auto", "object_fit": "contain"}
-            pictures = gr.Gallery(label=gallery, buttons=[], interactive=False, elem_id="nearest", **layout)
-    # `Answers` opens the files instead of Gradio, since its errors name the problem
-    options = {"preprocess": False, "trigger_mode": "always_last", "api_visibility": "private"}
-    for component, event in inputs:
-        event(answers, component, [why, adapted, zero_shot, pictures], **options)
-    page.load(None, js=ANNOUNCE_JS)
+    def answer(value: Any) -> str:  # Gradio marks the function
+        return answers(value)
+
+    scans = []
+    if answers.draws:
+        dataset = load_digits_dataset()
+        first = {item.classname: item for item in reversed(dataset.test)}
+        scans = [(name, data_url(as_png(dataset.open(first[name].path)))) for name in CLASSNAMES]
+    component = str(TRY.component(answers.draws, SIDE, scans))
+    return html(component, js_on_load=CANVAS_JS + TRY_JS, server_functions=[answer], elem_id="try")
 
 
 def html(value: str, **options: Any) -> gr.HTML:
@@ -177,34 +197,9 @@ def html(value: str, **options: Any) -> gr.HTML:
 
 def canvas(name: str) -> gr.HTML:
     """Add a canvas for drawing a digit. `ink_of_canvas` decodes its value."""
-    html(styled(f"<p>{HOW_TO_DRAW}</p>"))
-    return html("", html_template=CANVAS_HTML.replace("hg-keys", f"{name}-keys"), js_on_load=CANVAS_JS, elem_id=name)
-
-
-def _inputs(answers: Answers) -> list[tuple]:
-    """Add the inputs; returns each component with its event."""
-    inputs: list[tuple] = []
-    if answers.accepts_drawings:
-        with gr.Tab("Draw"):
-            drawing = canvas("drawing")
-            inputs.append((drawing, drawing.input))
-    with gr.Tab("Image") if answers.accepts_drawings else gr.Column():
-        image = gr.Image(
-            label="Drop or paste an image, or use the camera", type="filepath", image_mode=None, buttons=[],
-            sources=["upload", "clipboard", "webcam"], height=320, elem_id="image",
-        )  # fmt: skip
-        inputs.append((image, image.change))
-        if answers.accepts_drawings:
-            dataset = load_digits_dataset()
-            first = {item.classname: item for item in reversed(dataset.test)}
-            scans = [str(answers.uploads / f"{name}.png") for name in CLASSNAMES]
-            for name, path in zip(CLASSNAMES, scans):
-                dataset.open(first[name].path).save(path)
-            gr.Examples(
-                scans, image, label="Scans of test images", elem_id="scans",
-                example_labels=[f"Scan of {name}" for name in CLASSNAMES], examples_per_page=len(scans),
-            )  # fmt: skip
-    return inputs
+    start = 'startCanvas(element, value => { props.value = value; trigger("input"); });'
+    shell = styled(str(TRY.canvas(name, SIDE)))
+    return html("", html_template=shell, js_on_load=CANVAS_JS + start, elem_id=name)
 
 
 def error_html(error: UserError) -> str:

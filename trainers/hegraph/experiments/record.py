@@ -6,12 +6,14 @@ Shapes: K classes, M test images.
 import datetime
 import logging
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..baselines import load_method
 from ..baselines.base import FittedMethod, zero_shot_transfer
+from ..datasets.loading import OWN
 from ..features.bank import FeatureBank, count_labels
 from ..method.model import TransferableAdapter
 from ..method.unlabelled import ClassSums
@@ -209,6 +211,7 @@ def make_model(folder: RunFolder, bank: FeatureBank, fitted: FittedMethod) -> Tr
             host=folder.host,
             git_commit=git_commit(),
             versions=versions(),
+            source=Path(task.cfg.data.root).absolute().name if task.cfg.data.root and bank.dataset == OWN else "",
         ),
         scores=NOT_TESTED,
         known=fitted.calibration.known,

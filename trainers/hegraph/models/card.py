@@ -40,7 +40,7 @@ def model_card(model: SavedModel, base_model: str | None = None) -> str:
 
 def card_header(model: SavedModel, base_model: str | None = None) -> ModelCardData:
     """Metadata for the Hub."""
-    dataset, scores = plain(model.trained_on.dataset), model.scores
+    dataset, scores = plain(model.trained_on.title), model.scores
     measured = (
         ("accuracy", "Accuracy", scores.accuracy),
         ("mean_average_precision", "mAP", scores.map),

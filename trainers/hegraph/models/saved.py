@@ -62,7 +62,10 @@ class Prompts(StrictModel):
 
 
 class TrainedOn(StrictModel):
-    """Provenance of a model: data, seed, configuration and software."""
+    """Provenance of a model: data, seed, configuration and software.
+
+    `source` is the name of the folder or file of own images; "" for another data set, or if unknown.
+    """
 
     dataset: str
     shots: int
@@ -75,6 +78,12 @@ class TrainedOn(StrictModel):
     host: str
     git_commit: str | None
     versions: dict[str, str]
+    source: str = ""
+
+    @property
+    def title(self) -> str:
+        """Name of the data set for readers."""
+        return self.source or self.dataset
 
 
 class Scores(StrictModel):

@@ -16,12 +16,11 @@ from urllib.parse import quote
 from uuid import uuid4
 
 import gradio as gr
-from PIL import Image
 
 from ..datasets.folder import NONE_OF_THESE
-from ..demo.answer import MACROS, compute_answer, styled, template
+from ..demo.answer import styled, template
 from ..demo.drawing import as_png, ink_of_canvas, scan_of_ink
-from ..demo.page import Answers, Page, add_answer_section, canvas, error_html, html, uploaded_file
+from ..demo.page import Answers, Page, add_try, canvas, error_html, html, uploaded_file
 from ..export.onnx_file import require_packages, write_onnx
 from ..model_selection.__main__ import advice
 from ..model_selection.backbones import parse_candidate, recommend, to_frame
@@ -45,7 +44,6 @@ EXPORTS = {
     "model.onnx": ("ONNX file", "Model with its image encoder in one file, for programs without torch."),
     "project.zip": ("Whole project", "Zip file with all images and their classes, to continue on another machine."),
 }  # fmt: skip
-MAX_NEAREST = 5  # training images in the gallery
 POLL_SECONDS = 2  # between two checks for changes of other tabs
 TABS_HTML = str(TEMPLATE.make_module().tabs(TABS))  # type: ignore[attr-defined]
 ZIP_CHOOSER = styled('<label class="drop">Open a project.zip<input type="file" data-do="zip" accept=".zip"></label>')
@@ -71,25 +69,23 @@ class Selected(LenientModel):
         return Picture(self.image, self.digest)
 
 
-class Teacher(Answers):
+class Teacher:
     """Handlers of the page. They return the HTML of all boards and the number of the view."""
 
     def __init__(self, session: Session, uploads: Path) -> None:
         self.session, self.uploads = session, uploads
         self.accepts_drawings = session.has_digits(session.view.contents.classes)
 
-    def explain(self, picture: Image.Image) -> tuple:
-        session, model = self.session, self.session.model()
-        feature = session.backbone.encode_images([picture])
-        answer = compute_answer(model, feature)
-        labels = {p: name for name, pictures in session.view.contents.classes.items() for p in pictures}
-        cosines = {p: float(session.features[p.digest] @ feature[0]) for p in labels if p.digest in session.features}
-        nearest = sorted(cosines, key=lambda p: -cosines[p])[:MAX_NEAREST]
-        captions = [(session.thumbnail(p), f"{labels[p]}: cosine {cosines[p]:.2f}") for p in nearest]
-        gallery = [(str(path), caption) for path, caption in captions if path]
-        zero_shot, adapted = escape(next(iter(answer.zero_shot))), escape(answer.winner.name)
-        why = f"The model predicts <b>{adapted}</b>; zero-shot CLIP, from the class names alone, <b>{zero_shot}</b>."
-        return styled(f"{MACROS.unusual(answer)}<p>{why}</p>"), answer.adapted, answer.zero_shot, gallery or None
+    def answers(self) -> Answers:
+        """Answers of the latest model."""
+        session = self.session
+
+        def thumbnail(position: int) -> str:
+            pictures = session.view.cached  # a class without images has a key in the cache, too
+            path = session.thumbnail(pictures[position]) if position < len(pictures) else None
+            return f"gradio_api/file={quote(str(path))}" if path else ""
+
+        return Answers(lambda: (session.model(), session.backbone), thumbnail, self.uploads, self.accepts_drawings)
 
     def act(self, drawing: Any, event: gr.EventData) -> Iterator[tuple]:
         """Handle an event of a board."""
@@ -260,7 +256,7 @@ def build_page(session: Session, uploads: Path) -> gr.Blocks:
                         drawing = canvas("sketch")
                 boards.append(board("", elem_id=name))
         with panel("try"):
-            add_answer_section(page, teacher, "Model", "Nearest training images")
+            add_try(teacher.answers())
         with panel("export"):
             error, file = html(""), gr.File(label="Exported file", interactive=False, render=False, elem_id="file")
             for name, (text, purpose) in EXPORTS.items():
