@@ -6,6 +6,7 @@ import re
 from dataclasses import replace
 from html import unescape
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -13,6 +14,7 @@ from PIL import Image
 from trainers.hegraph.datasets.digits import SPLIT_ROWS, open_digit
 from trainers.hegraph.demo.answer import ClassScore, Evidence, answer_html, compute_answer, summary, title
 from trainers.hegraph.models.folder import MAX_BYTES, read_thumbnail, write_thumbnails
+from trainers.hegraph.models.support_set import SupportSet
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +78,20 @@ def test_neighbours_contribute_most_to_the_winning_class(digits, features):
             assert found.winner.cache == pytest.approx(total, rel=1e-4)
 
 
+def test_without_a_cache_neighbours_have_the_largest_cosine(digits, features):
+    cached = digits.model.classifier
+    ids = torch.zeros_like(cached.labels)
+    images = SupportSet(
+        np.array(digits.model.classnames), digits.model.classnames, cached.keys[None], cached.labels, ids
+    )
+    model = changed(digits.model, classifier=cached.text_only(), support_set=images)
+    found = compute_answer(model, features[:1])
+    label = model.classnames.index(found.winner.name)
+    cosines = [(features[0] @ key).item() for key in cached.keys[cached.labels == label]]
+    assert [value for _, value in found.neighbours] == pytest.approx(sorted(cosines, reverse=True), rel=1e-4)
+    assert "cosine similarity" in shown(found, [("a.png", 0.9)]) and "--keep-thumbnails" not in shown(found)
+
+
 def test_hint_tells_how_to_keep_thumbnails(digits, features):
     found = compute_answer(digits.model, features[:1])
     assert "--keep-thumbnails" in shown(found) and "--keep-thumbnails" not in shown(found, [("a.png", 1.0)])
@@ -83,7 +99,7 @@ def test_hint_tells_how_to_keep_thumbnails(digits, features):
 
 def test_explanation_without_cache_or_with_one_class(digits, features):
     classifier = digits.model.classifier.text_only()
-    found = compute_answer(changed(digits.model, classifier=classifier), features[:1])
+    found = compute_answer(changed(digits.model, classifier=classifier, support_set=None), features[:1])
     assert (found.winner.cache, found.cache_choice, found.neighbours) == (None, None, ())
     assert "no cache of training images" in shown(found) and "lead of" in shown(found)
     assert '<th scope="col">cache</th>' not in shown(found)

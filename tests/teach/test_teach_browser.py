@@ -147,7 +147,7 @@ def test_drawing_is_added_and_classified(window, folder):
     window.tab("Try")
     window.draw([[(0.5, 0.1), (0.5, 0.9)]])
     window.wait(lambda: window.winner() == "one")
-    assert window.find("#answer .nearest img")
+    window.wait(lambda: window.find("#answer .nearest img"))
 
 
 def test_thirty_uploads_are_one_change(window, folder, tmp_path):

@@ -58,8 +58,9 @@ class Answer:
         predicted: Name of the predicted class, or names of the predicted labels.
         winner, runner_up: Evidence for the two likeliest classes; the second is None if there is one class only.
         text_choice, cache_choice: Predictions of the text classifier alone and of the cache alone.
-        neighbours: Cached training images of the winning class with the largest contributions, in descending order:
-            position in the cache, and share of the cache logit, `v_k exp(-beta (1 - f . F_k)) / z_v`.
+        neighbours: Nearest training images of the winning class, in descending order: position in the cache, and share
+            of the cache logit, `v_k exp(-beta (1 - f . F_k)) / z_v`. Without a cache, position in the support set, and
+            cosine similarity.
         share_below: Fraction of images of known classes with a lower score, from 0 to 1; None if unknown.
     """
 
@@ -111,15 +112,20 @@ def compute_answer(model: SavedModel, feature: Tensor) -> Answer:
 
 
 def _neighbours(model: SavedModel, feature: Tensor, label: int) -> tuple[tuple[int, float], ...]:
-    """Find the cached images of a class with the largest contributions."""
-    classifier = model.classifier
-    if classifier.keys is None or classifier.labels is None:
+    """Find the training images of a class that are nearest to an image."""
+    classifier, support_set = model.classifier, model.support_set
+    if classifier.keys is not None and classifier.labels is not None:
+        positions = torch.nonzero(classifier.labels == label)[:, 0]
+        values = affinities(classifier.keys[positions] @ feature, classifier.beta)
+        if classifier.key_weights is not None:
+            values = values * classifier.key_weights[positions]
+        values = values / values.sum()
+    elif support_set is not None and not support_set.multilabel:
+        positions = torch.nonzero(support_set.labels == label)[:, 0]
+        values = support_set.keys()[positions] @ feature
+    else:
         return ()
-    positions = torch.nonzero(classifier.labels == label)[:, 0]
-    weighted = affinities(classifier.keys[positions] @ feature, classifier.beta)
-    if classifier.key_weights is not None:
-        weighted = weighted * classifier.key_weights[positions]
-    values, nearest = (weighted / weighted.sum()).topk(min(MAX_SHOWN, len(positions)))
+    values, nearest = values.topk(min(MAX_SHOWN, len(positions)))
     return tuple(zip(positions[nearest].tolist(), values.tolist()))
 
 

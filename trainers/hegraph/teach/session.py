@@ -87,7 +87,7 @@ class View:
         issues: Images with suspicious labels, most suspicious first.
         corrected: `correct` after the label of an issue, by its path, is changed to the suggested one.
         suggestions: Unlabelled images, most useful first.
-        cached: Images of the model's cache, in its order.
+        trained_on: Images of the model's support set, in its order, in which the cache begins with them.
     """
 
     number: int
@@ -103,7 +103,7 @@ class View:
     issues: list[tuple[Picture, LabelIssue]] = field(default_factory=list)
     corrected: dict[str, int] = field(default_factory=dict)
     suggestions: list[Suggestion] = field(default_factory=list)
-    cached: list[Picture] = field(default_factory=list)
+    trained_on: list[Picture] = field(default_factory=list)
 
     @property
     def accuracy(self) -> float | None:
@@ -337,9 +337,9 @@ class Session:
             return view
         support_set = self._support_set(names, pictures)
         model = train_model(support_set, self.origin, self._configuration(names, int(support_set.counts.max())), "cpu")
-        cached = [*pictures.values()]
-        view = replace(view, model=model, suggestions=self._suggestions(model, contents), cached=cached)
-        return self._evaluated(view, support_set, cached)
+        labelled = [*pictures.values()]
+        view = replace(view, model=model, suggestions=self._suggestions(model, contents), trained_on=labelled)
+        return self._evaluated(view, support_set, labelled)
 
     def _encoded(self, names: list[str], contents: Contents) -> dict[tuple[str, int], Picture]:
         """Encoded images of the classes `names`, by SHA-256 and label."""
