@@ -81,7 +81,7 @@ class Teacher:
         session = self.session
 
         def thumbnail(position: int) -> str:
-            pictures = session.view.trained_on  # a class without images has a key in the cache, too
+            pictures = session.view.trained_on  # another tab may have changed them
             path = session.thumbnail(pictures[position]) if position < len(pictures) else None
             return f"gradio_api/file={quote(str(path))}" if path else ""
 

@@ -87,7 +87,7 @@ class View:
         issues: Images with suspicious labels, most suspicious first.
         corrected: `correct` after the label of an issue, by its path, is changed to the suggested one.
         suggestions: Unlabelled images, most useful first.
-        trained_on: Images of the model's support set, in its order, in which the cache begins with them.
+        trained_on: Images of the model's support set, in its order.
     """
 
     number: int
