@@ -273,12 +273,15 @@ def test_new_choices_become_classes(recorded, folder):
         wait_for(lambda: "letter" in client.get("/v1/model").json()["classes"])
 
 
-def test_training_reads_all_annotations(recorded, folder, scans):
+def test_training_reads_all_annotations(recorded, folder, scans, monkeypatch):
+    monkeypatch.setattr(module, "BATCH", 2)
     tasks = [recorded.add(file) for file in scans.files[20:23]]
     with connected(recorded, folder) as client:
+        before = labels(client)
         for task in tasks:
             recorded.annotate(task, "two")
-        assert changes(client, recorded.event("START_TRAINING")) == {"two": 3}
+        client.post("/webhook", json=recorded.event("START_TRAINING"))
+        wait_for(lambda: labels(client) == before + Counter(two=3))
 
 
 def test_restart_knows_the_images_of_annotations(recorded, folder, scans):
@@ -496,6 +499,8 @@ def test_label_studio_learns_several_labels(studio, own_model, scans, tmp_path):
         config = configuration(*CLASSES, "odd", "even", choice="multiple")
         project = studio.create_project("Parity", config, scans.files[12:20])
         studio.connect(project, str(client.base_url), SECRET)
+        opened = studio.json("POST", f"/api/dm/actions?id=next_task&project={project}", json={})
+        assert [row["model_version"][:8] for row in opened["predictions"]] == ["model 20"]
         tasks, before = studio.retrieve(project), labels(client)
         assert max(len(task.choices) for task in tasks) > 1
         studio.annotate(tasks[0].id, "one", "odd")

@@ -43,7 +43,8 @@ logger = logging.getLogger(__name__)
 FILES = ("/data/upload/", "/data/local-files/")  # paths of task files in Label Studio
 BUSY = (500, 502, 503)  # answers of a busy Label Studio: with SQLite, "database is locked" is a 500
 TIMEOUT = 30  # seconds of a request to Label Studio
-PAGE = 100  # tasks of a request to Label Studio, and images encoded at once
+PAGE = 100  # tasks of a request to Label Studio
+BATCH = 32  # images in memory at once
 HAS_ANNOTATION = {"filter": "filter:tasks:total_annotations", "operator": "greater", "type": "Number", "value": 0}
 ANNOTATED = json.dumps({"filters": {"conjunction": "and", "items": [HAS_ANNOTATION]}})  # of the Data Manager
 URL, STATUS = "label_studio.url", "label_studio.status"  # codes of errors
@@ -298,9 +299,9 @@ class Backend:
         features, linked = self.features[request.project], self.links.get(str(request.project), {})
         pool = {task: row for task, (_, row) in features.items() if str(task) not in linked}
         scores = await asyncio.to_thread(scores_of, model, pool)
-        found = [task.id for task in request.tasks if task.id in features]
-        rows = torch.stack([features[task][1] for task in found]) if found else torch.zeros(0, model.backbone.width)
-        results = dict(zip(found, choose(model, rows, labeling)))
+        encoded = [task.id for task in request.tasks if task.id in features]
+        rows = torch.stack([features[task][1] for task in encoded]) if encoded else torch.zeros(0, model.backbone.width)
+        results = dict(zip(encoded, choose(model, rows, labeling)))
         if len(request.tasks) > 1:
             showing = asyncio.create_task(self.show(request.project, version))
             self._shown.add(showing)
@@ -315,8 +316,10 @@ class Backend:
         """Encode the images of tasks that are not encoded yet."""
         features = self.features[project]
         missing = [task for task in tasks if features.get(task.id, (None,))[0] != task.data.get(key)]
-        for start in range(0, len(missing), PAGE):
-            part = missing[start : start + PAGE]
+        for task in missing:
+            features.pop(task.id, None)
+        for start in range(0, len(missing), BATCH):
+            part = missing[start : start + BATCH]
             files = await asyncio.gather(*(self.file(task.data.get(key)) for task in part))
             problems, rows = await self.learner.encode([("", file) for file in files])
             encoded = iter(rows)
@@ -376,7 +379,9 @@ class Backend:
         if ALL in numbers:
             tasks |= {int(task): {"annotations": []} for task in self.links[str(project)]}
             tasks |= {task["id"]: task for task in await asyncio.to_thread(self.api.annotated_tasks, project)}
-        await self.learn(self.links[str(project)], tasks, labeling)
+        items = [*tasks.items()]
+        for start in range(0, max(len(items), 1), BATCH):  # also without a task, for new choices
+            await self.learn(self.links[str(project)], dict(items[start : start + BATCH]), labeling)
         links = {each: {task: link.model_dump() for task, link in row.items()} for each, row in self.links.items()}
         write_json(self.path, links)
 
