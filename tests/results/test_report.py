@@ -172,7 +172,10 @@ def test_wrong_labels_are_found_without_test_images(pictures_run, tmp_path):
 def test_summary_of_collected_records(run, tmp_path):
     collect([run(1, 60.0), run(2, 80.0, shots=16)], tmp_path / "runs.jsonl")
     _, text = report_of(tmp_path / "runs.jsonl", tmp_path / "report.html")
-    assert "classifies 98 of 123 test images correctly: 79.7 %" in text and "16 shots, seed 2. The other 1 runs" in text
+    assert (
+        "classifies 98 of 123 test images correctly: 79.7 %" in text
+        and "16 shots, seed 2. The tables below show all 2 runs." in text
+    )
     assert "are shown for the output folder of a run" in text and "Labels that look wrong" not in text
 
 
