@@ -8,6 +8,7 @@ that were not answered.
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -131,16 +132,17 @@ class Learner(Server):
         support_set = support_set_of(self.model.model)
         label_of = labels_by_name(support_set, chain(classes, *labels))
         opened = [open_named(*image) for image in images]
-        ids, changed = image_ids(opened), dict[int, tuple[Any, Image]]()
+        ids, requested = image_ids(opened), dict[int, tuple[frozenset[Any], Image]]()
         for (name, _), image, number, names in zip(images, opened, ids.tolist(), labels):
             row = frozenset(label_of[each] for each in names)
             if not support_set.multilabel and len(row) != 1:
                 raise UserError(f"expected one label for image {name!r}, got {len(row)}")
-            if changed.setdefault(number, (row, image))[0] != row:
+            if requested.setdefault(number, (row, image))[0] != row:
                 raise UserError(f"image {name!r} is in the request twice, with different labels")
-        for number, row in zip(support_set.ids.tolist(), map(as_set, support_set.image_labels())):
-            if number in changed and changed[number][0] == row:
-                del changed[number]
+        current = defaultdict[int, set[frozenset[Any]]](set)  # an image may be in the support set twice
+        for number, label in zip(support_set.ids.tolist(), support_set.image_labels()):
+            current[number].add(as_set(label))
+        changed = {number: pair for number, pair in requested.items() if current[number] != {pair[0]}}
         new = {label_of[name] for name in classes} - {*support_set.by_label}
         if changed or new:
             rest = support_set.without(torch.isin(support_set.ids, torch.tensor([*changed])))
