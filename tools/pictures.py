@@ -252,7 +252,7 @@ def teach() -> None:
         wrong = sorted((folder / "train" / "six").iterdir())[0]
         wrong.rename(folder / "train" / "four" / wrong.name)
         with browsing(Path(temporary, "profile"), "teach", str(folder), "--backbone", "hegraph-mini") as browser:
-            browser.driver.set_window_size(900, 620)
+            browser.driver.set_window_size(1200, 900)
             browser.open("#classes form", "#accuracy")
             browser.wait(lambda: "left to encode" not in browser.text("body"))
             for tab in ("Check", "Label", "Classes"):

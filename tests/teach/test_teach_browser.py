@@ -190,6 +190,7 @@ def test_held_button_records_distinct_frames(window, folder):
     click(window, card(window, "film"), "Camera")
     playing = "return document.querySelector('.hg-camera video').videoWidth"
     window.wait(lambda: window.driver.execute_script(playing))
+    assert window.violations() == []
     [record] = window.find(".hg-camera .record")
     window.actions().click_and_hold(record).pause(3).release().perform()
     recorded, left_out = map(int, re.findall(r"\d+", window.text(".hg-camera p")))
@@ -208,6 +209,10 @@ def test_selected_images_are_one_change(window, folder):
     script = "arguments[0].dispatchEvent(new MouseEvent('click', {bubbles: true, shiftKey: true}))"
     window.driver.execute_script(script, last)
     assert f"{before} selected" in window.text(".hg-selection")
+    click(window, f"{card(window, 'zero')} .thumb", "")
+    window.wait(lambda: window.find("dialog img"))
+    assert window.violations() == []
+    window.actions().send_keys(window.keys.ESCAPE).perform()
     click(window, ".hg-selection", "Remove")
     window.wait(lambda: "zero" not in counts(folder))
     click(window, "#status", f"Undo: {before} images removed")

@@ -244,7 +244,7 @@ def panel(name: str) -> gr.Column:
 def build_page(session: Session, uploads: Path) -> gr.Blocks:
     """Build the page of a session. `uploads` is Gradio's folder of uploads."""
     teacher, board = Teacher(session, uploads), partial(html, js_on_load=BOARD_JS + CAMERA_JS)
-    with Page(title=f"Teach {session.project.folder.name}", analytics_enabled=False) as page:
+    with Page(title=f"Teach {session.project.folder.name}", analytics_enabled=False, fill_width=True) as page:
         with gr.Column(elem_id="top"):
             boards = [board("", elem_id="status")]
             html(TABS_HTML, js_on_load=TABS_JS)

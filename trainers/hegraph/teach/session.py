@@ -266,9 +266,11 @@ class Session:
         return self.view.model
 
     def thumbnail(self, picture: Picture) -> Path | None:
-        """File of the thumbnail of an image, made if missing; None for an unreadable image."""
+        """File of the thumbnail of an image, made if missing; None for an image that is not encoded."""
         path = self._thumbnail_file(picture)
-        if not path.is_file():
+        if path.is_file():
+            return path
+        if picture.digest in self.features:
             self._pixels(picture)
         return path if path.is_file() else None
 
