@@ -237,7 +237,7 @@ def demo() -> None:
             str(folder),
         )
         subprocess.run([sys.executable, "-m", "trainers.hegraph", *words, "--keep-thumbnails"], check=True)
-        with browsing(Path(temporary, "profile"), "demo", str(folder)) as browser, browser.emulating((1000, 620)):
+        with browsing(Path(temporary, "profile"), "demo", str(folder)) as browser, browser.emulating((1280, 660)):
             browser.open("#drawing canvas")
             browser.draw([ZERO])
             browser.wait(lambda: browser.winner() == "zero")
