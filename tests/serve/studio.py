@@ -40,23 +40,24 @@ def result(*labels: str) -> list[dict]:
 
 
 def executable(folder: Path) -> Path:
-    """Path of the program, which is installed into a folder unless $HEGRAPH_LABEL_STUDIO names it."""
-    if path := os.environ.get("HEGRAPH_LABEL_STUDIO"):
-        return Path(path)
+    """Path of the program, which is installed into a folder once, unless $HEGRAPH_LABEL_STUDIO names it."""
+    program = Path(os.environ.get("HEGRAPH_LABEL_STUDIO", folder / "bin/label-studio"))
+    if program.exists():
+        return program
     for command in ([sys.executable, "-m", "venv", folder], [folder / "bin/python", "-m", "pip", "install", PACKAGE]):
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             pytest.skip(f"{PACKAGE} cannot be installed: {done.stderr.strip()[-200:]}")
-    return folder / "bin/label-studio"
+    return program
 
 
 @contextmanager
-def running(folder: Path) -> Iterator[Studio]:
-    """Context with Label Studio, whose data are in a folder."""
+def running(folder: Path, environment: Path | None = None) -> Iterator[Studio]:
+    """Context with Label Studio, whose data are in a folder, from a virtual environment or a new one."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     words = ["start", "--no-browser", "--internal-host", "127.0.0.1", "--port", port, "--data-dir", folder / "data"]
-    command = [executable(folder / "venv"), *words, "--username", USER, "--password", PASSWORD]
+    command = [executable(environment or folder / "venv"), *words, "--username", USER, "--password", PASSWORD]
     log = (folder / "log").open("w")
     process = subprocess.Popen(
         [*map(str, command)], env=os.environ | ENVIRONMENT, stdout=log, stderr=log, start_new_session=True

@@ -12,7 +12,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from serving import form, free_port, serving
-from studio import Studio, configuration, result, running
+from studio import Studio, configuration, executable, result, running
 
 from trainers.hegraph.__main__ import main
 
@@ -449,8 +449,8 @@ def test_label_studio_needs_its_token(folder, capsys):
 
 
 @pytest.fixture(scope="module")
-def studio(tmp_path_factory) -> Iterator[Studio]:
-    with running(tmp_path_factory.mktemp("studio")) as studio:
+def studio(once, tmp_path_factory) -> Iterator[Studio]:
+    with running(tmp_path_factory.mktemp("studio"), once("label_studio", executable)) as studio:
         yield studio
 
 
