@@ -248,9 +248,10 @@ class Session:
             if self.view.model is not view.model:
                 return
         with self._lock:
-            if corrected and self.view.model is view.model:
-                self.view = replace(self.view, corrected=corrected, number=self.view.number + 1)
-                yield self.view
+            if not corrected or self.view.model is not view.model:
+                return
+            self.view = replace(self.view, corrected=corrected, number=self.view.number + 1)
+        yield self.view  # without the lock: Gradio may continue in another thread, which cannot release it
 
     def save(self) -> None:
         """Write new features to disk. Raise UserError if that fails."""
