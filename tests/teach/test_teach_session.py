@@ -277,7 +277,7 @@ def test_boards_escape_names_and_show_the_view(teacher):
         assert "<img src=x" not in html and 'alert(1)>".png' not in html
     assert "&lt;img src=x onerror=alert(1)&gt;" in shown["classes"]
     in_check = ("against <b>one</b>", "Move to zero", "Confused classes", 'data-to="two">Keep in two only')
-    in_status = ("Encode 1 more image", " to check</button>", "(no image)", f"({session.view.correct} of 14 images)")
+    in_status = ("Encode 1 more image", " to check</span>", "(no image)", f"({session.view.correct} of 14 images)")
     assert all(text in shown["check"] for text in in_check) and all(text in shown["status"] for text in in_status)
     teacher.do({"do": "keep-in", "digest": session.view.contents.classes["two"][0].digest, "to": "two"})
     last(session)
