@@ -237,7 +237,7 @@ def test_labels_may_be_indices(digits):
         (["a"], None, "labels.number"),
         (["a", "c", "b"], ["a", "b"], "labels.unknown"),
         ([0, 1, 5], ["a", "b"], "labels.unknown"),
-        (["a", "a", "a"], None, "labels.classes"),
+        (["a", "a", "a"], None, "classes.few"),
     ],
 )
 def test_wrong_labels_are_refused(labels, names, code, refused):
