@@ -13,6 +13,7 @@ from scipy.stats import binomtest
 from tests.browser import Browser
 from trainers.hegraph.__main__ import main as train
 from trainers.hegraph.datasets.digits import load_digits_dataset
+from trainers.hegraph.models.folder import load_model
 from trainers.hegraph.report.page import write_report
 from trainers.hegraph.report.summary import choose_run
 from trainers.hegraph.results.__main__ import main
@@ -122,6 +123,11 @@ def pictures_run(once) -> Path:
         assert train([*flags, "--shots", "8", "--output-dir", str(folder / "run"), *keys]) == 0
 
     return once("pictures", fill)
+
+
+def test_model_has_the_name_of_the_image_folder(pictures_run):
+    model = load_model(pictures_run / "run")
+    assert (model.trained_on.dataset, model.trained_on.title) == ("ImageFolder", "pictures")
 
 
 def report_of(run: Path, out: Path) -> tuple[list[tuple[str, dict]], str]:
