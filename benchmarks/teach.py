@@ -44,7 +44,7 @@ def run(num_classes: int = 20, images: int = 16, unlabelled: int = 200, width: i
         for number in range(changes):
             picture = project.read().classes[names[0]][0 if number else -1]
             started = time.monotonic()
-            project.move(picture, names[1 + number % (num_classes - 1)])
+            project.move([picture], names[1 + number % (num_classes - 1)])
             for _ in session.update():
                 pass
             seconds.append(time.monotonic() - started)

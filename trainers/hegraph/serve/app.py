@@ -23,6 +23,7 @@ from fastapi import FastAPI, File, Form, HTTPException, Query, Request, UploadFi
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi_offline import FastAPIOffline  # /docs loads nothing from other hosts
+from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_fastapi_instrumentator import Instrumentator
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.datastructures import Headers
@@ -153,7 +154,7 @@ def create_app(settings: Settings) -> FastAPI:
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*LOOPBACK, "[::1]"])
     for kind in (StarletteHTTPException, RequestValidationError, UserError):
         app.add_exception_handler(kind, answer_error)
-    Instrumentator().instrument(app).expose(app)
+    add_metrics(app)
 
     @app.post("/v1/predict", summary="Classify images in base64")
     async def predict(request: ImagesRequest, top: Top = 5, open_set: OpenSet = None) -> dict[str, Any]:
@@ -207,6 +208,13 @@ def load_server(settings: Settings) -> Server:
     names = settings.backbone, settings.pretrained
     model = ImageModel.load(settings.model, settings.device, *names, precision)
     return Learner(settings.model, model, *names) if settings.learn else Server(model)
+
+
+def add_metrics(app: FastAPI) -> None:
+    """Add counts and durations of the requests of this application, and the memory of the process."""
+    registry = CollectorRegistry()  # the default one counts the first application of a process only
+    ProcessCollector(registry=registry)
+    Instrumentator(registry=registry).instrument(app).expose(app)
 
 
 def add_learning(app: FastAPI, learner: Learner) -> None:
