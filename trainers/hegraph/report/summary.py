@@ -34,7 +34,7 @@ from ..results.by_image import (
 )
 from ..results.comparison import has_calibration, on_base_classes
 from ..results.figures import MIN_IMAGES
-from ..results.records import PREDICTIONS, SPLIT, main_score, read_test_files
+from ..results.records import PREDICTIONS, SPLIT, ImageFiles, main_score, read_test_files
 from ..results.scores import OUR_METHOD, PAPER, method
 from ..results.table import CONFIDENCE
 from ..utils.errors import UserError
@@ -141,9 +141,11 @@ def summarise(folder: Path | None, record: dict, run: str) -> Summary:
     Raises:
         UserError: If a file of the run is damaged.
     """
-    left_out = None if folder is None else leave_out(folder)
     has_predictions = folder is not None and (folder / PREDICTIONS).exists()
-    if record.get("map") is not None:
+    ranks = record.get("map") is not None
+    files = read_test_files(folder / PREDICTIONS) if folder is not None and has_predictions and not ranks else None
+    left_out = None if folder is None else leave_out(folder, files)
+    if ranks:
         summary = Summary(run, map_sentence(record, folder if has_predictions else None))
         precision = (record.get("average_precision") or {}).items()
         summary.classes = sort_scores(
@@ -151,7 +153,6 @@ def summarise(folder: Path | None, record: dict, run: str) -> Summary:
         )
     elif folder is not None and has_predictions:
         predicted, labels, names = read_predictions(folder)
-        files = read_test_files(folder / PREDICTIONS)
         paths = [Path(files.root) / path for path in files.test] if files and len(files.test) == len(labels) else []
         summary = Summary(run, accuracy_sentence(record))
         add_classes(summary, Judged(predicted, labels, names, paths), left_out)
@@ -167,7 +168,7 @@ def summarise(folder: Path | None, record: dict, run: str) -> Summary:
     summary.weak = weak_classes(summary.classes)
     if left_out is not None:
         add_issues(summary, left_out)
-    elif folder is not None and record.get("map") is None:
+    elif folder is not None and not ranks:
         summary.labels = f"They are found in models of HeGraphAdapter with up to {MAX_LEFT_OUT:,} training images."
     if has_calibration(record):
         summary.calibration = calibration_sentence(record)
@@ -253,8 +254,10 @@ def weak_classes(scores: Sequence[ClassScore]) -> list[ClassScore]:
 # Training images
 
 
-def leave_out(folder: Path) -> LeftOut | None:
+def leave_out(folder: Path, files: ImageFiles | None) -> LeftOut | None:
     """Judge the training images of a run by leave-one-out; None if the run has none, or too many.
+
+    `files` are the files of its test images, below the same folder as those of its training images.
 
     Raises:
         UserError: If the model is damaged.
@@ -270,20 +273,19 @@ def leave_out(folder: Path) -> LeftOut | None:
     if len(support.labels.unique()) < 2:
         return None
     logits, predicted = leave_one_out(support.keys(), support.labels, support.positive, model.logit_scale)
-    files = train_files(folder, len(support.labels))
+    paths = [] if files is None else train_files(folder, files.root, len(support.labels))
     return LeftOut(
-        Judged(predicted, support.labels, support.names, files), rank_labels(logits, support.labels, support.names)
+        Judged(predicted, support.labels, support.names, paths), rank_labels(logits, support.labels, support.names)
     )
 
 
-def train_files(folder: Path, count: int) -> list[Path]:
-    """Files of the `count` training images of a run; [] if they are unknown."""
+def train_files(folder: Path, root: str, count: int) -> list[Path]:
+    """Files of the `count` training images of a run, below a root; [] if they are unknown."""
     path = folder / SPLIT
-    files = read_test_files(folder / PREDICTIONS) if (folder / PREDICTIONS).exists() else None
-    if files is None or not path.exists():
+    if not path.exists():
         return []
     rows = validate(dict[str, list[list]], read_json(path), f"{path} is damaged").get("train", [])
-    return [Path(files.root) / str(row[0]) for row in rows if row] if len(rows) == count else []
+    return [Path(root) / str(row[0]) for row in rows if row] if len(rows) == count else []
 
 
 def add_issues(summary: Summary, left_out: LeftOut) -> None:
