@@ -202,11 +202,11 @@ def connect(settings: Settings) -> LabelStudio | None:
 
 def load_server(settings: Settings) -> Server:
     """Load the model; a model that learns is used in the precision of its training by default."""
-    precision = settings.precision
+    saved, precision = load_model(settings.model), settings.precision
     if settings.learn and precision == AUTO:
-        precision = load_model(settings.model).backbone.precision
+        precision = saved.backbone.precision
     names = settings.backbone, settings.pretrained
-    model = ImageModel.load(settings.model, settings.device, *names, precision)
+    model = ImageModel.load(saved, settings.device, *names, precision)
     return Learner(settings.model, model, *names) if settings.learn else Server(model)
 
 
