@@ -61,12 +61,12 @@ def test_links_and_copies_replace_each_other(coop):
 def test_foreign_folder_is_refused_before_any_change(coop, folder):
     (coop / folder).mkdir(parents=True)
     (coop / folder / "mine.txt").write_text("mine\n")
-    assert f"{coop / folder} exists and was not put there by this script" in refused(coop)
+    assert f"{coop / folder} exists, but was not installed by this script" in refused(coop)
 
 
 def test_install_from_another_checkout(coop, tmp_path):
     install(coop)
-    assert "is this checkout itself" in refused(coop, source=coop)
+    assert "is this checkout" in refused(coop, source=coop)
     other = install(copy_coop("standin", tmp_path / "other"), source=coop)
     ours = [{k: v for k, v in contents(folder).items() if k.startswith(OURS + FILES)} for folder in (coop, other)]
     assert ours[0] == ours[1]
@@ -87,4 +87,4 @@ def test_wrong_arguments_print_the_usage(words):
 
 
 def test_folder_without_coop_is_refused(tmp_path):
-    assert "is no CoOp checkout" in refused(tmp_path)
+    assert "is not a CoOp checkout" in refused(tmp_path)

@@ -416,7 +416,7 @@ def test_dassl_is_refused_outside_a_checkout(caplog, monkeypatch, tmp_path):
         _, of_dassl = configure(parse_arguments([]))
     assert of_dassl is None and not caplog.messages
     with pytest.raises(
-        UserError, match=r"is no CoOp checkout \(scripts/hegraph/install.sh installs this package into one"
+        UserError, match=r"is not a CoOp checkout \(scripts/hegraph/install.sh installs this package into one"
     ):
         configure(parse_arguments(["--host", "dassl"]))
 

@@ -1,19 +1,18 @@
 #!/bin/bash
-# What each part of the method adds: Table 2 of the paper, and whether the graph earns its place.
+# Ablations: Table 2 of the paper, and a study of the graph.
 #
 #   bash scripts/hegraph/ablation.sh DATASET[,DATASET...] CONFIG [SHOTS] [KEY VALUE ...]
 #
-# Table 2 has the rows base, T-N, T-P, T and full. For the paper's reading of them, give one of the configurations that
-# end in _paper: the default recipe adds messages in closed form.
-# The second table is about the default recipe, with CONFIG less its _paper: zero-shot CLIP, biases without a graph,
-# each relation left out, and controls whose messages go to wrong classes. Its rows are explained in
-# configs/sweeps/graph.yaml.
+# Table 2 has the rows base, T-N, T-P, T and full. For the paper's recipe, use a configuration that ends in _paper. The
+# default recipe also has messages in closed form.
+# The second table compares the default recipe (CONFIG without _paper) with zero-shot CLIP, biases without a graph, the
+# removal of each relation, and controls whose messages go to wrong classes. configs/sweeps/graph.yaml explains its rows.
 #
-# A DATASET may be a feature bank. From the environment: PARTS (default "table2 graph"), SHOTS (default 16 for Table 2 and
-# "1 4 16" for the other), and what runs.sh names.
+# DATASET can be a feature bank. Environment variables: PARTS (default "table2 graph"), SHOTS (default 16 for Table 2,
+# "1 4 16" for the second table), and those of runs.sh.
 
 source "$(dirname "${BASH_SOURCE[0]}")/runs.sh"
-take "DATASET[,DATASET...] CONFIG [SHOTS] [KEY VALUE ...]" "$@"
+parse "DATASET[,DATASET...] CONFIG [SHOTS] [KEY VALUE ...]" "$@"
 
 NODE=TRAINER.HEGRAPHADAPTER.VARIANT
 GRAPH=$ROOT/configs/sweeps/graph.yaml

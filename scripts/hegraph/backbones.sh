@@ -1,9 +1,9 @@
 #!/bin/bash
-# HeGraphAdapter on several backbones (Table 4).
+# Compare backbones with HeGraphAdapter (Table 4).
 #
 #   bash scripts/hegraph/backbones.sh DATASET CONFIG [CONFIG ...] [SHOTS] [KEY VALUE ...]
 #
-# From the environment: SHOTS (default 16), and what runs.sh names.
+# Environment variables: SHOTS (default 16), and those of runs.sh.
 
 source "$(dirname "${BASH_SOURCE[0]}")/runs.sh"
 CONFIGS=()
@@ -12,7 +12,7 @@ while [ $# -ge 2 ] && [[ ! $2 =~ ^(-|[0-9]|[[:upper:]][[:upper:][:digit:]_.]*$) 
     set -- "$1" "${@:3}"
 done
 [ ${#CONFIGS[@]} -gt 0 ] || usage "DATASET CONFIG [CONFIG ...] [SHOTS] [KEY VALUE ...]"
-take "" "$1" "${CONFIGS[0]}" "${@:2}"
+parse "" "$1" "${CONFIGS[0]}" "${@:2}"
 
 sweep "${MORE[@]}" --datasets "$DATASET" --configs "${CONFIGS[@]}" --shots ${SHOTS:-16}
 "$PYTHON" -m trainers.hegraph.results compare --by backbone "${RUNS[@]}"

@@ -1,13 +1,14 @@
 #!/bin/bash
-# Trains on the first half of the classes, tests on it and on the other half; the harmonic mean of the two (CoCoOp).
+# Base-to-new generalization (CoCoOp): train on the first half of the classes, test on both halves, and print the
+# harmonic mean.
 #
 #   bash scripts/hegraph/base_to_new.sh DATASET CONFIG [SHOTS] [KEY VALUE ...]
 #
-# DATASET may be a feature bank. From the environment: SHOTS (default 16), METHODS (default those that have a rule for
-# other classes; from a bank without CoOp, which needs images), and what runs.sh names.
+# DATASET can be a feature bank. Environment variables: SHOTS (default 16), METHODS (default: methods that can classify
+# new classes, for a bank without CoOp, which needs images), and those of runs.sh.
 
 source "$(dirname "${BASH_SOURCE[0]}")/runs.sh"
-take "DATASET CONFIG [SHOTS] [KEY VALUE ...]" "$@"
+parse "DATASET CONFIG [SHOTS] [KEY VALUE ...]" "$@"
 DEFAULT="ZeroShot CLIPAdapter HeGraphAdapter"
 if [ -f "$DATASET" ]; then
     NAME=$("$PYTHON" - "$DATASET" <<'EOF'

@@ -1,14 +1,14 @@
 #!/bin/bash
-# Trains on one data set and tests on others, which have other classes (CoCoOp's protocol).
+# Cross-dataset transfer (CoCoOp): train on one data set, and test on data sets with other classes.
 #
 #   bash scripts/hegraph/cross_dataset.sh DATASET CONFIG [SHOTS] [TARGET ...] [KEY VALUE ...]
 #
-# The TARGETs of imagenet, digits_low and digits_high are known. From the environment: SHOTS (default 16), METHODS
-# (default those that have a rule for other classes), and what runs.sh names.
+# imagenet, digits_low and digits_high have default targets. Environment variables: SHOTS (default 16), METHODS
+# (default: methods that can classify new classes), and those of runs.sh.
 
 source "$(dirname "${BASH_SOURCE[0]}")/runs.sh"
-take "DATASET CONFIG [SHOTS] [TARGET ...] [KEY VALUE ...]" "$@"
-take_targets
+parse "DATASET CONFIG [SHOTS] [TARGET ...] [KEY VALUE ...]" "$@"
+parse_targets
 case ${#TARGETS[@]}$DATASET in
     0imagenet)
         TARGETS=(Caltech101 OxfordPets StanfordCars OxfordFlowers Food101 FGVCAircraft SUN397 DescribableTextures EuroSAT UCF101)

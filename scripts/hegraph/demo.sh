@@ -1,10 +1,10 @@
 #!/bin/bash
-# Show a page for trying a trained model. Without MODEL, it shows the digits with mini
-# (OUTPUT/digits/HeGraphAdapter/mini_16shots/seed1), and trains the model if it is missing.
+# Open the demo page of a trained model. Without MODEL, open that of mini on the digits
+# (OUTPUT/digits/HeGraphAdapter/mini_16shots/seed1), which is trained first if it does not exist.
 #
 #   bash scripts/hegraph/demo.sh [MODEL] [--port N] [--host ADDRESS] [--space DIR]
 #
-# From the environment: OUTPUT (default output).
+# Environment variable: OUTPUT (default output).
 
 source "$(dirname "${BASH_SOURCE[0]}")/runs.sh"
 

@@ -1,14 +1,14 @@
 #!/bin/bash
-# Trains on one data set and tests on other domains of its classes (Table 1), with the text classifier.
+# Domain generalization: train on one data set, and test the text classifier on other domains of its classes (Table 1).
 #
 #   bash scripts/hegraph/domain_generalization.sh DATASET CONFIG [SHOTS] [TARGET ...] [KEY VALUE ...]
 #
-# The TARGETs of imagenet and digits are known. From the environment: SHOTS (default 16), METHODS (default those of the
-# table), and what runs.sh names.
+# imagenet and digits have default targets. Environment variables: SHOTS (default 16), METHODS (default: methods of
+# Table 1), and those of runs.sh.
 
 source "$(dirname "${BASH_SOURCE[0]}")/runs.sh"
-take "DATASET CONFIG [SHOTS] [TARGET ...] [KEY VALUE ...]" "$@"
-take_targets
+parse "DATASET CONFIG [SHOTS] [TARGET ...] [KEY VALUE ...]" "$@"
+parse_targets
 case ${#TARGETS[@]}$DATASET in
     0imagenet) TARGETS=(ImageNetV2 ImageNetSketch ImageNetA ImageNetR) ;;
     0digits) TARGETS=(DigitsInverted DigitsRotated DigitsNoisy DigitsBlurred) ;;

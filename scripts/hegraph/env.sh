@@ -1,17 +1,17 @@
-# Sourced by the scripts beside it: sets PYTHON to an interpreter that has the packages, and ROOT to the checkout.
+# Sourced by the other scripts: set PYTHON to an interpreter that has the required packages, and ROOT to the checkout.
 #
-# The interpreter at hand is used if it has the packages. If it lacks some and a virtual or conda environment is active,
-# nothing is changed, and the command that installs them is printed. If none is active, .venv is made in the checkout
-# and filled; that happens once, and again when requirements.txt changes.
+# The current interpreter is used if it has the packages. Otherwise, if a virtual or conda environment is active, the
+# script prints the command that installs them, and stops. If none is active, the packages are installed into .venv in the
+# checkout. This happens once, and again when requirements.txt changes.
 
-unset CDPATH # with it, cd may go elsewhere and print where
+unset CDPATH # it can redirect cd
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
-REQUIREMENTS=$ROOT/requirements-hegraph.txt # its name in a CoOp checkout, which has a requirements.txt of its own
+REQUIREMENTS=$ROOT/requirements-hegraph.txt # its name in a CoOp checkout, where requirements.txt is CoOp's
 [ -f "$REQUIREMENTS" ] || REQUIREMENTS=$ROOT/requirements.txt
-# Python finds the package by this path, so that the caller may stay in any folder, with relative paths of its own
+# The scripts work in any current folder, so Python finds the package by this path
 export PYTHONPATH=$ROOT${PYTHONPATH:+:$PYTHONPATH}
 
-# The packages of the tests are asked for by test.sh alone
+# test.sh sets TESTED to the packages of the tests
 has_packages() {
     "$1" - ${TESTED:-} <<'EOF' >/dev/null 2>&1
 import sys
@@ -23,7 +23,7 @@ EOF
 
 PYTHON=${PYTHON:-$(command -v python3 || command -v python)}
 if [ -n "$PYTHON" ] && ! command -v "$PYTHON" >/dev/null; then
-    echo "error: PYTHON=$PYTHON is no program" >&2
+    echo "error: PYTHON=$PYTHON is not a program; expected a Python interpreter" >&2
     exit 2
 fi
 if [ -z "$PYTHON" ]; then
@@ -41,14 +41,14 @@ if ! has_packages "$PYTHON"; then
         exit 2
     fi
     VENV=$ROOT/.venv
-    MARK=$VENV/hegraph-requirements.txt # a copy of the requirements that were installed; written last
-    if [ -d "$VENV" ] && [ ! -f "$MARK" ] && [ ! -f "$VENV/hegraph-unfinished" ]; then # made by the user
+    MARK=$VENV/hegraph-requirements.txt # copy of the installed requirements, written last
+    if [ -d "$VENV" ] && [ ! -f "$MARK" ] && [ ! -f "$VENV/hegraph-unfinished" ]; then # created by the user
         if ! has_packages "$VENV/bin/python"; then
             echo "error: $VENV lacks packages; run: $VENV/bin/python -m pip install -r $REQUIREMENTS" >&2
             exit 2
         fi
     elif ! cmp -s "$REQUIREMENTS" "$MARK"; then
-        echo "Installing $(basename "$REQUIREMENTS") into $VENV (once; some minutes and up to a few GB) ..."
+        echo "Installing $(basename "$REQUIREMENTS") into $VENV (once; takes minutes, and up to a few GB) ..."
         rm -rf "$VENV"
         mkdir "$VENV" && touch "$VENV/hegraph-unfinished" || exit 1
         "$PYTHON" -m venv "$VENV" || exit 1

@@ -1,12 +1,12 @@
 #!/bin/bash
-# Puts HeGraphAdapter into a CoOp checkout. No file of CoOp's is changed; run it again after an update.
+# Install HeGraphAdapter into a CoOp checkout, without changing CoOp's files. To update it, run the script again.
 #
 #   bash scripts/hegraph/install.sh PATH_TO_COOP [--link]
 #
-# --link makes symbolic links instead of copies, so that edits here are seen there at once.
+# --link creates symbolic links instead of copies, so that changes of this checkout take effect there.
 
 set -euo pipefail
-unset CDPATH # with it, cd may go elsewhere and print where
+unset CDPATH # it can redirect cd
 SOURCE=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 
 usage() {
@@ -25,30 +25,30 @@ for ARGUMENT in "$@"; do
 done
 [ -n "$COOP" ] || usage
 if [ ! -f "$COOP/train.py" ] || [ ! -f "$COOP/datasets/oxford_pets.py" ]; then
-    echo "error: $COOP is no CoOp checkout: it has no train.py and datasets/oxford_pets.py" >&2
+    echo "error: $COOP is not a CoOp checkout: expected train.py and datasets/oxford_pets.py" >&2
     exit 2
 fi
 COOP=$(cd "$COOP" && pwd)
 if [ "$COOP" = "$SOURCE" ]; then
-    echo "error: $COOP is this checkout itself" >&2
+    echo "error: $COOP is this checkout; expected the folder of CoOp" >&2
     exit 2
 fi
 
 FOLDERS="trainers/hegraph configs/trainers/HeGraphAdapter scripts/hegraph"
-FILES="configs/datasets/digits.yaml configs/datasets/folder.yaml configs/sweeps/graph.yaml" # beside CoOp's, which has none of these names
+FILES="configs/datasets/digits.yaml configs/datasets/folder.yaml configs/sweeps/graph.yaml" # CoOp has no files of these names
 RENAMED="requirements.txt:requirements-hegraph.txt LICENSE:LICENSE-hegraph" # CoOp has files of these names
-MARK=.hegraph-installed # a copy of a folder of ours holds this file, which names the commit
+MARK=.hegraph-installed # file in each copied folder, with the commit
 
-for FOLDER in $FOLDERS; do # check everything before anything is changed
+for FOLDER in $FOLDERS; do # check all folders before the first change
     TO=$COOP/$FOLDER
     if [ -e "$TO" ] && [ ! -L "$TO" ] && [ ! -e "$TO/$MARK" ]; then
-        echo "error: $TO exists and was not put there by this script; move it away" >&2
+        echo "error: $TO exists, but was not installed by this script; rename or move it" >&2
         exit 2
     fi
 done
 
 COMMIT=$(git -C "$SOURCE" describe --always --dirty --abbrev=12 --exclude='*' 2>/dev/null || echo unknown)
-echo "HeGraphAdapter is in"
+echo "Installed HeGraphAdapter in"
 for FOLDER in $FOLDERS; do
     FROM=$SOURCE/$FOLDER
     TO=$COOP/$FOLDER
@@ -56,7 +56,7 @@ for FOLDER in $FOLDERS; do
     rm -rf "$TO.new"
     if [ -n "$LINK" ]; then
         ln -s "$FROM" "$TO.new"
-    else # the copy takes its name when it is complete
+    else # renamed when it is complete
         cp -R "$FROM" "$TO.new"
         find "$TO.new" -name __pycache__ -prune -exec rm -rf {} +
         [ -e "$TO.new/$MARK" ] || echo "$COMMIT" >"$TO.new/$MARK"
@@ -71,7 +71,7 @@ for FILE in $FILES; do
     echo "  $COOP/$FILE"
 done
 for PAIR in $RENAMED; do
-    FROM=$SOURCE/${PAIR#*:} # this checkout may itself be one of CoOp's, with ours in it
+    FROM=$SOURCE/${PAIR#*:} # this checkout can be a CoOp checkout with HeGraphAdapter installed
     [ -f "$FROM" ] || FROM=$SOURCE/${PAIR%:*}
     cp "$FROM" "$COOP/${PAIR#*:}"
     echo "  $COOP/${PAIR#*:}"

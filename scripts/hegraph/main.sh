@@ -1,15 +1,14 @@
 #!/bin/bash
-# Trains and tests HeGraphAdapter over seeds, then prints the table.
+# Train and test HeGraphAdapter over seeds, and print the table of accuracies.
 #
-#   bash scripts/hegraph/main.sh [DATASET CONFIG [SHOTS] [KEY VALUE ...]]     default: digits mini 16
+#   bash scripts/hegraph/main.sh [DATASET CONFIG [SHOTS] [KEY VALUE ...]]     (default: digits mini 16)
 #
-# SHOTS is the number of training images per class. From the environment: SHOTS (default 16), DATA (folder of the data
-# sets), OUTPUT (default output), SEEDS (default "1 2 3").
+# SHOTS is the number of training images per class. Environment variables: SHOTS (default 16), and those of runs.sh.
 
 source "$(dirname "${BASH_SOURCE[0]}")/runs.sh"
 
-[ $# -gt 1 ] || set -- "${1:-digits}" mini # a data set, and a file of configs/trainers/HeGraphAdapter
-take "[DATASET CONFIG [SHOTS] [KEY VALUE ...]]" "$@"
+[ $# -gt 1 ] || set -- "${1:-digits}" mini # CONFIG is a file in configs/trainers/HeGraphAdapter
+parse "[DATASET CONFIG [SHOTS] [KEY VALUE ...]]" "$@"
 
 OTHER=${CONFIG}_paper
 RECIPE="ours, on top of the paper's graph; the paper's own"

@@ -1,7 +1,7 @@
-# Sourced by the scripts beside it: what they share.
+# Sourced by the other scripts: functions that they share.
 #
-# From the environment: DATA (folder of the data sets), OUTPUT (default output), SEEDS (default "1 2 3"), and where a
-# script compares methods or runs one number of shots, METHODS and SHOTS.
+# Environment variables of all scripts: DATA (folder of the data sets, default data), OUTPUT (default output), SEEDS
+# (default "1 2 3"), and PYTHON (interpreter, default python3).
 
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 
@@ -9,19 +9,19 @@ DATA=${DATA:-data}
 OUTPUT=${OUTPUT:-output}
 SEEDS=${SEEDS:-1 2 3}
 
-# Inside CoOp, Dassl drives the runs, and Dassl trains once in a process; so each run has its own
+# In a CoOp checkout Dassl trains, which it does once in a process, so each run has its own process
 SEPARATE=()
 [ ! -f "$ROOT/train.py" ] || SEPARATE=(--separate --verbose)
 
-# Prints how a script is called, and ends it
+# usage ARGUMENTS: print the usage of the script, and exit
 usage() {
     echo "usage: bash scripts/hegraph/$(basename "$0") $1" >&2
     exit 2
 }
 
-# take USAGE WORD ...: puts the words of a script, DATASET CONFIG [SHOTS] [MORE ...], into DATASET, CONFIG, SHOTS and the
-# list MORE. SHOTS is a number, or several with commas or spaces between them; else that of the environment stays.
-take() {
+# parse USAGE ARGUMENT ...: parse DATASET CONFIG [SHOTS] [MORE ...] to the variables DATASET, CONFIG, SHOTS and the array
+# MORE. SHOTS is a number, or numbers separated by commas or spaces. Without it the environment variable is used.
+parse() {
     local USAGE=$1
     shift
     [ $# -ge 2 ] || usage "$USAGE"
@@ -35,14 +35,14 @@ take() {
     MORE=("$@")
 }
 
-# Of a data set or a feature bank: the name of its folder below OUTPUT
+# name_of DATASET: print the name of the folder in OUTPUT for a data set or a feature bank
 name_of() {
     basename "$1" .safetensors
 }
 
 # sweep ARGUMENT ...
-# Does the runs of a grid, see `python -m trainers.hegraph sweep --help`; what is there is not run again. The folders of
-# the runs, without seeds, are put into RUNS.
+# Run a grid (see `python -m trainers.hegraph sweep --help`) without the finished runs, and set RUNS to the folders of its
+# runs without seeds.
 sweep() {
     local GRID=("$@" --root "$DATA" --output "$OUTPUT" --seeds $SEEDS) FOLDER
     "$PYTHON" -m trainers.hegraph sweep "${GRID[@]}" "${SEPARATE[@]}" || exit $?
@@ -52,8 +52,8 @@ sweep() {
     done < <("$PYTHON" -m trainers.hegraph sweep "${GRID[@]}" --folders)
 }
 
-# take_targets: moves the words of MORE that stand before its KEY VALUE pairs, whose keys have a dot, into the list TARGETS
-take_targets() {
+# parse_targets: move the names before the KEY VALUE pairs from MORE to the array TARGETS; keys contain a dot
+parse_targets() {
     TARGETS=()
     while [ ${#MORE[@]} -gt 0 ] && [[ ${MORE[0]} != *.* && ${MORE[0]} != -* ]]; do
         TARGETS+=("${MORE[0]}")
@@ -61,14 +61,14 @@ take_targets() {
     done
 }
 
-# list_of NAME ...: a list of names as a configuration key takes it
+# list_of NAME ...: print the names as a list for a configuration key
 list_of() {
     printf '['
     printf "'%s'," "$@"
     printf ']'
 }
 
-# For a page: the environment that env.sh has made gets Gradio as well; any other is left alone
+# Install Gradio for a page, only into the environment of env.sh
 need_gradio() {
     local GRADIO
     if [ "$PYTHON" = "$ROOT/.venv/bin/python" ] && [ -f "$ROOT/.venv/hegraph-requirements.txt" ] &&

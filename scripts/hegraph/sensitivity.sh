@@ -1,16 +1,16 @@
 #!/bin/bash
-# The weight of each meta-path swept over the paper's grid, and learned (Table 3); text classifier only.
+# Sensitivity to the weight of each meta-path, over the paper's grid and learned (Table 3). Text classifier only.
 #
 #   bash scripts/hegraph/sensitivity.sh DATASET CONFIG [SHOTS] [KEY VALUE ...]
 #
-# For the paper's table, give one of the configurations that end in _paper.
+# For the paper's table, use a configuration that ends in _paper.
 #
-# From the environment: SHOTS (default 16), WEIGHTS (the meta-path weights to sweep, default all four), VALUES (instead of
-# the paper's grid), and what runs.sh names. ALPHA_NP_TEST changes the prediction and not the training; every one of its
-# values is trained all the same, since a trained model keeps the values that it was trained with.
+# Environment variables: SHOTS (default 16), WEIGHTS (weights of meta-paths, default all four), VALUES (default the
+# paper's grid), and those of runs.sh. ALPHA_NP_TEST affects only the prediction. Each of its values is a training all the
+# same, since a trained model has fixed values.
 
 source "$(dirname "${BASH_SOURCE[0]}")/runs.sh"
-take "DATASET CONFIG [SHOTS] [KEY VALUE ...]" "$@"
+parse "DATASET CONFIG [SHOTS] [KEY VALUE ...]" "$@"
 SHOTS=${SHOTS:-16}
 WEIGHTS=${WEIGHTS:-ALPHA_PP ALPHA_VP ALPHA_NP ALPHA_NP_TEST}
 
@@ -29,8 +29,8 @@ grid() {
 NODE=TRAINER.HEGRAPHADAPTER
 GRID=("${MORE[@]}" --datasets "$DATASET" --configs "$CONFIG" --shots $SHOTS $NODE.VARIANT T)
 for WEIGHT in $WEIGHTS; do
-    OF_PAPER=$(grid "$WEIGHT") || exit 2
-    sweep "${GRID[@]}" --vary $NODE."$WEIGHT" ${VALUES:-$OF_PAPER} --suffix "_sensitivity/$WEIGHT={$WEIGHT}"
+    PAPER_VALUES=$(grid "$WEIGHT") || exit 2
+    sweep "${GRID[@]}" --vary $NODE."$WEIGHT" ${VALUES:-$PAPER_VALUES} --suffix "_sensitivity/$WEIGHT={$WEIGHT}"
     "$PYTHON" -m trainers.hegraph.results compare --by setting "${RUNS[@]}" || exit $?
 done
 sweep "${GRID[@]}" $NODE.LEARN_METAPATH True --suffix _sensitivity/learned

@@ -1,6 +1,6 @@
 #!/bin/bash
-# Show a page for training a model on the images of a folder. Without FOLDER, it shows a sample of the digits with mini,
-# which is written to output/teach-digits.
+# Open the teach page, which trains a model on the images of a folder. Without FOLDER, open a sample of the digits with
+# mini, which is written to output/teach-digits.
 #
 #   bash scripts/hegraph/teach.sh [FOLDER] [--port N] [--host ADDRESS] [--backbone NAME] [--pretrained TAG]
 

@@ -1,5 +1,5 @@
 #!/bin/bash
-# Runs the tests, in two processes of one thread each. --runslow adds those that take long, see CONTRIBUTING.md.
+# Run the tests in two processes with one thread each. --runslow includes the slow tests (see CONTRIBUTING.md).
 #
 #   bash scripts/hegraph/test.sh [PYTEST_ARGUMENT ...]
 

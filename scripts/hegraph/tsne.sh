@@ -1,12 +1,12 @@
 #!/bin/bash
-# The positive text nodes before and after message passing, by t-SNE, and their mean distance (Fig. 3).
+# Draw the positive text nodes before and after message passing by t-SNE, and print their mean distance (Fig. 3).
 #
 #   bash scripts/hegraph/tsne.sh DATASET CONFIG [SHOTS] [KEY VALUE ...]
 #
-# From the environment: SHOTS (default 16), and what runs.sh names. The picture is of the first of SEEDS.
+# Environment variables: SHOTS (default 16), and those of runs.sh. The figure uses the first of SEEDS.
 
 source "$(dirname "${BASH_SOURCE[0]}")/runs.sh"
-take "DATASET CONFIG [SHOTS] [KEY VALUE ...]" "$@"
+parse "DATASET CONFIG [SHOTS] [KEY VALUE ...]" "$@"
 SEEDS=${SEEDS%% *}
 
 sweep "${MORE[@]}" --datasets "$DATASET" --configs "$CONFIG" --shots ${SHOTS:-16}

@@ -114,7 +114,7 @@ def dassl_obstacles(args: argparse.Namespace) -> list[str]:
     name, several = args.trainer, os.environ.get("WORLD_SIZE", "1") != "1"
     of_coop = name in ALL_BASELINES and load_method(name).trainer_of_coop
     checks = {
-        f"{CHECKOUT} is no CoOp checkout (scripts/hegraph/install.sh installs this package into one)": not in_coop(),
+        f"{CHECKOUT} is not a CoOp checkout (scripts/hegraph/install.sh installs this package into one)": not in_coop(),
         "--features needs no images, which Dassl loads": args.features is not None,
         "--keep-thumbnails is not available with Dassl": args.keep_thumbnails,
         "Dassl does not support several processes of torchrun": several,
