@@ -252,7 +252,7 @@ def test_scan_in_the_wrong_folder_is_reported(folder, digits, capsys):
     assert (main([*arguments, "--format", "csv"]), capsys.readouterr().out) == (0, "path,label,suggested,score\n")
 
 
-def test_images_are_encoded_once_in_the_precision(digits, monkeypatch):
+def test_images_are_encoded_once_in_the_precision(digits, monkeypatch, caplog):
     encoded, encode = [], Backbone.encode_images
 
     def counted(backbone, *arguments):
@@ -263,6 +263,7 @@ def test_images_are_encoded_once_in_the_precision(digits, monkeypatch):
     arguments = ["check", "--root", str(digits), "--config-file", "mini"]
     assert main([*arguments, "TRAINER.HEGRAPHADAPTER.PREC", "bf16"]) == 1
     assert (main([*arguments, "--precision", "fp32"]), encoded) == (1, [("bf16", 16), ("fp32", 16)])
+    assert caplog.messages.count("encoded 16 train images") == 2
 
 
 def test_check_of_a_bank_writes_all_formats(tiny_bank, tmp_path, capsys):

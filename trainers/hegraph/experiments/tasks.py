@@ -27,7 +27,7 @@ from ..baselines import MULTILABEL_METHODS, TRANSDUCTIVE_METHODS
 from ..config import Config
 from ..datasets.base import Dataset, check_classes, find_copies, refuse_tested
 from ..datasets.loading import OWN, load_few_shot, load_test_images, load_unlabelled
-from ..datasets.splits import FewShotSample, sample_few_shot, subsample_labels
+from ..datasets.splits import FewShotSample, Item, sample_few_shot, subsample_labels
 from ..features import extract
 from ..features.bank import SUFFIX, BankFile, FeatureBank, label_list, mean_over_views, refuse_test_rows, sample_bank
 from ..features.images import ImageViews
@@ -443,7 +443,13 @@ class ImageTask(Task):
     def test_features(self) -> tuple[Tensor | None, Tensor | None]:
         if not self.has_test:
             return None, None
-        return extract.encode_test(self.dataset, self.backbone, self.cfg.encoding, self._folder)
+        images = self.dataset.test
+        return self.encode(self.dataset, images, "test"), extract.labels_of(self.dataset, images)
+
+    def encode(self, dataset: Dataset, images: Sequence[Item], name: str) -> Tensor:
+        """Return one feature per image of a data set, without augmentation, `[M, d]`; `name` is shown to the user."""
+        views = ImageViews(dataset, images, self.backbone.preprocess)
+        return extract.encode_images(self.backbone, views, self.cfg.encoding, self._folder, name)[0]
 
     def text_features(self) -> tuple[Tensor, Tensor]:
         """Return positive and negative text nodes of the classes, each `[K, d]`."""
@@ -479,8 +485,7 @@ class ImageTask(Task):
             if len(left_out) == len(images.test):
                 raise UserError(f"none of {len(left_out)} unlabelled images can be read, such as {left_out[0]}")
             images = images.without(left_out)
-        views = ImageViews(images, images.test, self.backbone.preprocess)
-        return extract.encode_images(self.backbone, views, self.cfg.encoding, self._folder, "unlabelled")[0]
+        return self.encode(images, images.test, "unlabelled")
 
     def backbone_config(self) -> BackboneConfig:
         """Return the backbone as a model folder stores it."""

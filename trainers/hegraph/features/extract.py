@@ -96,12 +96,6 @@ def encode_task(dataset: Dataset, backbone: Backbone, options: EncodingOptions, 
     )
 
 
-def encode_test(dataset: Dataset, backbone: Backbone, options: EncodingOptions, folder: Path) -> tuple[Tensor, Tensor]:
-    """Return features `[M, d]` and labels of the test images of a data set, as `encode_task`."""
-    images = ImageViews(dataset, dataset.test, backbone.preprocess)
-    return encode_images(backbone, images, options, folder, "test")[0], labels_of(dataset, dataset.test)
-
-
 def encode_images(backbone: Backbone, images: ImageViews, options: EncodingOptions, folder: Path, name: str) -> Tensor:
     """Encode all views of images, or read their cached features; shape `[V, N, d]`.
 
@@ -110,7 +104,7 @@ def encode_images(backbone: Backbone, images: ImageViews, options: EncodingOptio
         images: The views.
         options: Batch size and number of threads, which do not change the key of the file.
         folder: Folder of cached features.
-        name: "train", "val" or "test".
+        name: Name of the images in log lines and of the file, such as "train" or "unlabelled".
 
     Raises:
         UserError: On an unreadable image, NaN or zero features, or a folder that cannot be written.

@@ -6,7 +6,6 @@ import argparse
 import json
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -127,6 +126,7 @@ def labelled_images(cfg: Config, args: argparse.Namespace) -> tuple[tuple[Any, .
     """
     from ..datasets.loading import OWN, load_own_images
     from ..experiments.tasks import BankTask, ImageTask, load_image_task  # torch is slow to import
+    from ..features.extract import labels_of
     from ..utils.devices import choose_device
 
     seed, device = max(cfg.run.seed, 0), choose_device(args.device, "--device")
@@ -145,10 +145,10 @@ def labelled_images(cfg: Config, args: argparse.Namespace) -> tuple[tuple[Any, .
     paths = [str((root.parent if root.is_file() else root) / item.path) for item in train]
     if args.out is not None:
         check_output(args.out, paths)
-    images.dataset = replace(images.dataset, train=[], val=[], test=train)
-    (features, labels), (text, _) = images.test_features(), images.text_features()
-    if features is None or labels is None:
+    if not train:
         raise UserError(f"expected training images in {args.root}, found none")
+    features, labels = images.encode(images.dataset, train, "train"), labels_of(images.dataset, train)
+    text, _ = images.text_features()
     return (features, labels, text, images.backbone.logit_scale, list(images.classnames)), paths
 
 
