@@ -125,9 +125,12 @@ def pictures_run(once) -> Path:
     return once("pictures", fill)
 
 
-def test_model_has_the_name_of_the_image_folder(pictures_run):
-    model = load_model(pictures_run / "run")
+def test_image_folder_is_shown_by_its_name(pictures_run, tmp_path):
+    model, record = load_model(pictures_run / "run"), read_record(pictures_run / "run")
     assert (model.trained_on.dataset, model.trained_on.title) == ("ImageFolder", "pictures")
+    assert (record["dataset"], record["source"]) == ("ImageFolder", "pictures")
+    _, text = report_of(pictures_run / "run", tmp_path / "report.html")
+    assert "Accuracy on test (%) by shots, pictures, " in text and "ImageFolder" not in text
 
 
 def report_of(run: Path, out: Path) -> tuple[list[tuple[str, dict]], str]:

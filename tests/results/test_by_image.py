@@ -120,6 +120,12 @@ def test_runs_with_other_test_images_are_rejected(finish, tmp_path, other):
         read_runs([tmp_path])
 
 
+def test_own_folders_have_their_own_test_images(finish, tmp_path):
+    finish("one", [0, 0], source="pictures")
+    finish("two", [0, 0, 0], source="photos")
+    assert set(read_runs([tmp_path])["dataset"]) == {"pictures", "photos"}
+
+
 def test_models_of_other_data_sets_are_not_paired(finish, tmp_path):
     finish("ours", [0, 0])
     finish("theirs", [0, 1], **TASKRES, rule="same classes", trained_on="Other")

@@ -13,7 +13,7 @@ from trainers.hegraph.results.comparison import (
     shortest_names,
     split_sweeps,
 )
-from trainers.hegraph.results.figures import reliability_diagrams
+from trainers.hegraph.results.figures import curves, reliability_diagrams
 from trainers.hegraph.results.table import Table
 from trainers.hegraph.utils.errors import UserError
 
@@ -72,6 +72,14 @@ def test_missing_cell_leaves_no_mean_over_data_sets(run):
         ("Zoo", "TipAdapter"): ["90.00", "", ""], ("Zoo", "HeGraphAdapter"): ["", "50.00", "80.00"],
         ("mean of 2", "TipAdapter"): ["80.00", "", ""], ("mean of 2", "HeGraphAdapter"): ["", "37.50", "70.00"],
     }  # fmt: skip
+
+
+def test_own_folders_are_separate_data_sets(run):
+    one, other = (run(1, value, dataset="ImageFolder", source=name) for name, value in (("a", 60.0), ("b", 80.0)))
+    assert shown([one, other], "dataset")["HeGraphAdapter",] == ["60.00", "80.00", "70.00"]
+    assert [axis.get_title() for axis in curves([one, other]).axes] == ["mean of 2", "a", "b"]
+    evaluated = compare([other | {"rule": "same classes", "trained_on": "a"}], "dataset")
+    assert "; b with models trained on a (same classes)" in evaluated.caption
 
 
 def test_mean_over_data_sets_by_seed(run):

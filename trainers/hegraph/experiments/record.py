@@ -5,14 +5,15 @@ Shapes: K classes, M test images.
 
 import datetime
 import logging
+import os
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..baselines import load_method
 from ..baselines.base import FittedMethod, zero_shot_transfer
+from ..config import Config
 from ..datasets.loading import OWN
 from ..features.bank import FeatureBank, count_labels
 from ..method.model import TransferableAdapter
@@ -103,9 +104,10 @@ def make_record(
     """Score the predictions and return the record of the run; arguments as of `write_outputs`."""
     started, labels, origin = time.monotonic(), tested.labels, model.trained_on
     counts = None if labels is None else count_labels(labels, len(tested.classnames))
-    rule: dict[str, Any] = {}
+    source = own_source(folder.task.cfg, tested.dataset)
+    optional: dict[str, Any] = {"source": source} if source else {}
     if tested.rule:
-        rule = {"rule": tested.rule, "num_classes": len(tested.classnames), "trained_on": origin.dataset}
+        optional |= {"rule": tested.rule, "num_classes": len(tested.classnames), "trained_on": origin.title}
     return RunRecord(
         dataset=tested.dataset,
         trainer=model.method,
@@ -122,7 +124,7 @@ def make_record(
         rejection=rejection_on_test(tested.logits, fitted.calibration),
         targets=targets,
         **fitted.adaptation,
-        **rule,
+        **optional,
         adapter_from=None if folder.model is None else str(folder.model),
         config=folder.config,
         config_hash=hash_json(folder.config),
@@ -141,6 +143,11 @@ def make_record(
         peak_memory_mb=peak_memory_mb(),
         finished_at=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     )
+
+
+def own_source(cfg: Config, dataset: str) -> str:
+    """Return the name of the folder or file of a user's own images; "" for another data set, or if it is unknown."""
+    return os.path.basename(os.path.abspath(cfg.data.root)) if cfg.data.root and dataset == OWN else ""
 
 
 def scores_on_test(tested: Tested, calibration: Calibration) -> dict[str, Any]:
@@ -211,7 +218,7 @@ def make_model(folder: RunFolder, bank: FeatureBank, fitted: FittedMethod) -> Tr
             host=folder.host,
             git_commit=git_commit(),
             versions=versions(),
-            source=Path(task.cfg.data.root).absolute().name if task.cfg.data.root and bank.dataset == OWN else "",
+            source=own_source(task.cfg, bank.dataset),
         ),
         scores=NOT_TESTED,
         known=fitted.calibration.known,

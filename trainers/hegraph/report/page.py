@@ -16,7 +16,7 @@ from ..results.by_image import confusion_matrix
 from ..results.comparison import compare, has_calibration, on_base_classes, split_sweeps
 from ..results.figures import confusion, curves, read_text_nodes, reliability_diagrams, render, tsne
 from ..results.records import PREDICTIONS, TEXT_NODES, find_records, find_runs, main_score
-from ..results.scores import PLACE, method, place
+from ..results.scores import PLACE, data_set, method, place
 from ..results.table import Table
 from ..utils.errors import UserError
 from ..utils.files import atomic_path
@@ -44,7 +44,7 @@ def write_report(sources: Sequence[Path], out: Path) -> None:
     for source in sources:
         records = find_records([source])
         folder, record = choose_run([*find_runs([source]).items()] if source.is_dir() else [(None, r) for r in records])
-        run = f"{record['dataset']}, {record['backbone']}, {_sample(record, ' shots')}, seed {record['seed']}"
+        run = f"{data_set(record)}, {record['backbone']}, {_sample(record, ' shots')}, seed {record['seed']}"
         part = {"name": source.resolve().name, "runs": len(records), "facts": _facts(records)}
         part["summary"] = summarise(folder, record, f"{method(record)}, {run}")
         part["pieces"] = [*_record_pieces(records), *(_run_pieces(folder, record, run) if folder is not None else ())]
@@ -105,7 +105,7 @@ def _facts(records: Sequence[dict]) -> dict[str, str]:
     facts: dict[str, set] = {
         "runs": {len(records)},
         "methods": {method(record) for record in records},
-        "data sets": {f"{record['dataset']} ({record['num_test']} test images)" for record in records},
+        "data sets": {f"{data_set(record)} ({record['num_test']} test images)" for record in records},
         "backbones": {record["backbone"] for record in records},
         "training images per class": {_sample(record) for record in records},
         "seeds": {record["seed"] for record in records},

@@ -43,10 +43,12 @@ from .scores import (
     PROTOCOL,
     cells,
     check_averaged,
+    data_set,
     grouped,
     method,
     method_order,
     metric,
+    place,
     score,
     title,
 )
@@ -138,9 +140,10 @@ def read_runs(folders: Sequence[Path]) -> pd.DataFrame:
         if main_score(record) is None:
             continue
         predicted, labels = read_scores(folder) if metric([record]) == "mAP" else read_predictions(folder)[:2]
-        test = {"shots": record["shots"]} | {key: record.get(key) or "" for key in PAIR_KEYS}
+        values = record | place(record)
+        test = {"shots": record["shots"]} | {key: values.get(key) or "" for key in PAIR_KEYS}
         if not torch.equal(test_labels.setdefault(tuple(test.values()), labels), labels):
-            other = f"another run on {record['dataset']} with {record['shots']} shots"
+            other = f"another run on {data_set(record)} with {record['shots']} shots"
             raise UserError(f"{folder}: not tested on the same images as {other}; name runs with one test set")
         name = ", ".join(filter(None, (method(record), record.get(PROTOCOL))))
         outcome = (predicted == labels).numpy() if labels.dim() == 1 else Ranking(predicted.numpy(), labels.numpy())

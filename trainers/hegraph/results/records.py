@@ -117,13 +117,15 @@ class RejectionRecord(LenientModel):
 class RunRecord(TargetRecord):
     """Schema of `result.json`; docs/reference/protocol.md describes every key.
 
-    A run writes all keys, apart from `rule`, `num_classes` and `trained_on`, which a test on another data set adds, and
-    `protocol` and `unlabelled`, which adaptation to unlabelled images adds. With several labels per image, the keys
+    A run writes all keys, apart from `source`, which only a user's own images have, `rule`, `num_classes` and
+    `trained_on`, which a test on another data set adds, and `protocol` and `unlabelled`, which adaptation to unlabelled
+    images adds. With several labels per image, the keys
     `map` to `average_precision` replace accuracy and calibration. Keys with a default may be absent from records of
     earlier versions.
     """
 
     dataset: str
+    source: str | None = None
     trainer: Name
     variant: str
     backbone: str

@@ -88,9 +88,15 @@ def method_order(name: str, cases: Sequence[str] = ()) -> tuple[int, int, str]:
     return 1, 0, name
 
 
+def data_set(record: dict) -> str:
+    """Name of the data set that a run was tested on; of a user's own images, the name of their folder, if known."""
+    return record.get("source") or record["dataset"]
+
+
 def place(record: dict) -> dict[str, Any]:
     """Return what identifies the table cell of a run apart from its method: the values of the keys `PLACE`."""
-    return {key: record.get(key) or INDUCTIVE if key == PROTOCOL else record[key] for key in PLACE}
+    values = {key: record.get(key) for key in PLACE}
+    return values | {"dataset": data_set(record), PROTOCOL: record.get(PROTOCOL) or INDUCTIVE}
 
 
 def score(record: dict, name: str, column: object, value: Any, test: dict | None = None, own: bool = True) -> dict:
