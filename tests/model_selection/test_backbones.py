@@ -140,15 +140,16 @@ def test_candidate_is_read(text, name, tag):
     assert (candidate.name, candidate.tag) == (name, tag)
 
 
-@pytest.mark.parametrize(("text", "megabytes"), [("500MB", 500), ("1.5 GB", 1500), ("1gb", 1000), ("200KB", 0.2)])
+@pytest.mark.parametrize(("text", "megabytes"), [("500MB", 500), ("1.5 GB", 1500), ("1gb", 1000), (" 1000KB ", 1)])
 def test_size_is_read(text, megabytes):
     assert size(text) == megabytes
 
 
-@pytest.mark.parametrize("text", ["MB", "manyGB", "500 photos"])
+@pytest.mark.parametrize("text", ["", "MB", "manyGB", "500 photos", "500", "5000000", "999KB"])
 def test_other_sizes_are_refused(capsys, text):
     assert main(["backbones", "--max-size", text]) == 2
-    assert f"argument --max-size: invalid size value: '{text}'" in capsys.readouterr().err
+    expected = "argument --max-size: expected a number with a unit, 1 MB or more, such as 500MB, got "
+    assert f"{expected}{text!r}" in capsys.readouterr().err
 
 
 def test_large_candidates_are_left_out(no_hub):
@@ -237,6 +238,8 @@ def test_labels_may_be_indices(digits):
         (["a"], None, "labels.number"),
         (["a", "c", "b"], ["a", "b"], "labels.unknown"),
         ([0, 1, 5], ["a", "b"], "labels.unknown"),
+        (["a", 1, "a"], None, "labels.type"),
+        ([["a"], ["b"], ["a"]], None, "labels.type"),
         (["a", "a", "a"], None, "classes.few"),
     ],
 )

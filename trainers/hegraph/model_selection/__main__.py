@@ -40,7 +40,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--shots", type=int, metavar="N", help="number of labelled images per class; -1: all (default: 16)")
     add("--seed", type=int, metavar="N", help="random seed of the few-shot sample (default: 1)")
     add("--candidates", nargs="+", default=(), metavar="NAME:TAG", help="backbones to compare (default: a list of six)")
-    add("--max-size", type=size, metavar="SIZE", help="largest weights to compare, such as 500MB")
+    add("--max-size", type=size, metavar="SIZE", help="size of the largest weights to compare, such as 500MB")
     add("--offline", action="store_true", help="skip backbones whose weights are not on this machine")
     add("opts", nargs="*", metavar="KEY VALUE", help="configuration keys and their values")
     add_device_arguments(parser, "value of the key PREC")
@@ -56,11 +56,18 @@ def size(text: str) -> float:
     """Read a size such as "500MB" or "1.5 GB", in megabytes, as an argument type."""
     from pydantic import ByteSize, TypeAdapter  # slow to import
 
-    return TypeAdapter(ByteSize).validate_python(text) / 1e6
+    try:
+        megabytes = TypeAdapter(ByteSize).validate_python(text) / 1e6
+    except ValueError:
+        megabytes = 0.0
+    if megabytes < 1 or not text.strip()[-1].isalpha():  # pydantic reads a number without a unit as bytes
+        expected = "expected a number with a unit, 1 MB or more, such as 500MB"
+        raise argparse.ArgumentTypeError(f"{expected}, got {text!r:.80}")
+    return megabytes
 
 
 def compare_command(args: argparse.Namespace) -> int:
-    """Print the comparison; returns the number of backbones that could not be compared."""
+    """Print the comparison; returns the exit code, 1 if a backbone could not be compared."""
     from ..config_files import load_cfg
     from ..datasets.base import check_classes
     from ..experiments.tasks import ImageTask, load_image_task  # torch is slow to import
@@ -92,7 +99,7 @@ def compare_command(args: argparse.Namespace) -> int:
     recommended, difference = recommend(results)
     training = training_command(args, recommended.candidate)
     echo(f"\n{advice(results, recommended, difference)}. Train with\n    {training}\n")
-    return sum(bool(result.error) for result in results)
+    return int(any(result.error for result in results))
 
 
 def config_file(candidate: Candidate) -> str:
@@ -155,8 +162,8 @@ def advice(results: Sequence[Result], recommended: Result, difference: Differenc
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit code, 1 if a backbone could not be compared."""
-    return run_cli(lambda: int(compare_command(parse_arguments(arguments)) > 0))
+    """Run the command and return its exit code."""
+    return run_cli(lambda: compare_command(parse_arguments(arguments)))
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ from ..results.by_image import (
 )
 from ..results.table import CONFIDENCE
 from ..utils.devices import choose_device
-from ..utils.errors import UserError, is_out_of_memory, one_line
+from ..utils.errors import UserError, is_out_of_memory, one_line, shown
 from ..utils.reading import StrictModel, read_yaml, validate
 
 if TYPE_CHECKING:
@@ -340,6 +340,7 @@ def compare_backbones(
     >>> compare_backbones(images, labels, candidates=["mini"])["backbone"].tolist()
     ['hegraph-mini']
     """
+    candidates = validate(list[str], candidates, "candidates", convert=True)
     names, rows = label_rows(images, labels, classnames)
     target = choose_device(device, "device")
 
@@ -359,7 +360,10 @@ def label_rows(
     values = [label.item() if isinstance(label, np.generic) else label for label in labels]
     if len(values) != len(images):
         raise UserError(f"expected a label for each of {len(images)} images, got {len(values)}", "labels.number")
-    names = [str(name) for name in (sorted(set(values)) if classnames is None else classnames)]
+    try:
+        names = [str(name) for name in (sorted(set(values)) if classnames is None else classnames)]
+    except TypeError as error:
+        raise UserError(f"expected labels all of one type, got {shown(values)}", "labels.type") from error
     position = {name: row for row, name in enumerate(names)}
     rows = [position.get(str(value), value) for value in values]
     if wrong := [row for row in rows if not isinstance(row, int) or not 0 <= row < len(names)]:
