@@ -135,7 +135,12 @@ def test_public_names_are_documented():
     (lambda: hegraph.load_few_shot("Digits", "", shots=1, seed="x"), "seed: .*got 'x'"),
     (lambda: hegraph.load_backbone(3), "name: .*got 3"),
     (lambda: hegraph.load_backbone("hegraph-mini", device="abacus"), "device must be .*got 'abacus'"),
-    (lambda: hegraph.load_backbone("hegraph-mini").encode_images([1]), r"images: .*got \[1\]"),
+    (lambda: hegraph.load_backbone("hegraph-mini").encode_images([1]), "image: .*got 1"),
+    (lambda: hegraph.load_backbone("hegraph-mini").encode_images("a.jpg"), "images: .*got 'a.jpg'"),
+    (lambda: hegraph.load_backbone("hegraph-mini").encode_images([], batch_size=0), "batch_size: .*got 0"),
+    (lambda: hegraph.load_backbone("hegraph-mini").encode_text("a cat"), "sentences: .*got 'a cat'"),
+    (lambda: hegraph.load_backbone("hegraph-mini", precision=None), "precision: .*got None"),
+    (lambda: hegraph.compare_backbones([], [], candidates="mini"), "candidates: .*got 'mini'"),
     (lambda: hegraph.build_graph(*torch.full((3, 2, 4), torch.nan)), "must be finite"),
 ])  # fmt: skip
 def test_arguments_of_another_type_are_refused(call, message):

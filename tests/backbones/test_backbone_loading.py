@@ -240,14 +240,15 @@ def test_weights_files_are_identified_by_content(tiny_model, tmp_path, monkeypat
         assert identity_of(load_backbone(TINY, pretrained)) == expected
 
 
-def test_bundles_are_identified_by_content(bundle, no_hub):
+def test_bundles_are_identified_by_content(bundle, no_hub, monkeypatch):
+    monkeypatch.setenv("HOME", str(bundle.parent))
     of_files = {
         "model": hash_file(bundle / "open_clip_config.json"),
         "weights": hash_file(bundle / "open_clip_pytorch_model.bin"),
     }
     for name in ("open_clip_config.json", "open_clip_pytorch_model.bin"):
         shutil.copy(bundle / name, cache_file(no_hub, "org/birds", name))
-    for name in ("hf-hub:org/birds", f"local-dir:{bundle}"):
+    for name in ("hf-hub:org/birds", f"local-dir:{bundle}", f"local-dir:~/{bundle.name}"):
         assert backbone_identity(name, "auto", "fp32", "cpu") == of_files
         assert identity_of(load_backbone(name)) == of_files
     (bundle / "tokenizer.json").write_text("{}")

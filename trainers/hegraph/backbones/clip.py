@@ -24,6 +24,7 @@ from torchvision.transforms.functional import hflip, resized_crop
 
 from ..datasets.images import ImageOrPath, open_any, reason
 from ..utils.errors import UserError, shown
+from ..utils.reading import Size, validate
 from ..utils.threads import MAX_THREADS, cores, in_batches
 
 CONTEXT_LENGTH = 77  # tokens of a sentence, longer ones are cut
@@ -124,7 +125,7 @@ class Backbone:
             Unit-norm float32 features `[B, d]` on the CPU.
 
         Raises:
-            UserError: If `images` is something else, or if an image cannot be read; the message names it.
+            UserError: If `images` or an image is something else, or an image cannot be read; the message names it.
 
         Examples:
             >>> from PIL import Image
@@ -139,18 +140,23 @@ class Backbone:
                 [images],
                 PART_ROWS,
             )
-        known = (Image.Image, os.PathLike, str)
-        if not isinstance(images, (list, tuple)) or not all(isinstance(image, known) for image in images):
+        if not isinstance(images, (list, tuple)):
             raise UserError(
                 f"images: expected a list of paths or of PIL images, or a tensor [B, 3, H, W], got {shown(images)}"
             )
+        batch_size = validate(Size, batch_size, "batch_size", convert=True)
         batches = in_batches(self.preprocess, images, batch_size, min(cores(), MAX_THREADS))
         encoded = (self.encode_images(torch.stack(pixels)) for _, pixels in batches)
         return torch.cat([torch.zeros(0, self.width), *encoded])
 
     def encode_text(self, sentences: Sequence[str], batch_size: int = 256, normalize: bool = True) -> Tensor:
-        """Encode S sentences as float32 features `[S, d]` on the CPU, of unit norm if `normalize` is set."""
-        batches = [list(sentences[i : i + batch_size]) for i in range(0, len(sentences), batch_size)]
+        """Encode S sentences as float32 features `[S, d]` on the CPU, of unit norm if `normalize` is set.
+
+        Raises:
+            UserError: If `sentences` is no list of strings, such as a single string.
+        """
+        sentences = validate(list[str], sentences, "sentences", convert=True)
+        batches = [sentences[i : i + batch_size] for i in range(0, len(sentences), batch_size)]
         tokens = [self.tokenizer(batch).to(self.device) for batch in batches]
         return self._features(self.model.encode_text, tokens, 2 * PART_ROWS, normalize)
 

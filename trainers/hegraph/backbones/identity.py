@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..utils.errors import UserError, first_line, unknown
-from ..utils.files import file_version, hash_file
+from ..utils.files import absolute, file_version, hash_file
 
 MINI_NAME = "hegraph-mini"
 MINI_ALIAS = "mini"  # name of its configuration file
@@ -152,7 +152,7 @@ def find_bundle(name: str) -> Bundle:
         needed, use = f"{CONFIG_NAME} and {WEIGHTS_NAMES[0]}", f"put them into a folder, {USE_FOLDER}"
         config, weights = (fetch_file(place, names, name, needed, use) for names in ((CONFIG_NAME,), WEIGHTS_NAMES))
         return Bundle(place, config, weights)
-    folder = Path(place)
+    folder = absolute(place)
     files = [file for file in sorted(folder.glob("*")) if file.suffix in WEIGHTS_SUFFIXES and file.is_file()]
     known = [folder / filename for filename in WEIGHTS_NAMES if folder / filename in files]
     if not (folder / CONFIG_NAME).is_file() or not (known or len(files) == 1):

@@ -85,8 +85,8 @@ def load_backbone(name: str, pretrained: str = "", device: str = "cpu", precisio
     device = choose_device(device, "device")
     name = identity.canonical_name(validate(str, name, "name"))
     source = find_source(name, validate(str, pretrained, "pretrained"))
+    precision = identity.resolve_precision(validate(str, precision, "precision"), name, device)
     fingerprint = identity.backbone_identity(name, pretrained, precision, device)
-    precision = identity.resolve_precision(precision, name, device)
     model, preprocess, tokenizer = build(source, "fp16" if precision == "fp16" else "fp32")
     model = model.to(device).eval().requires_grad_(False)
     if precision == "bf16":
