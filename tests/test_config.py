@@ -253,7 +253,8 @@ def test_select_accepts_options_of_the_adapter():
 
 @pytest.mark.parametrize(("text", "words"), [
     ("OPTIM: {LRR: 1.0}", "'OPTIM.LRR'"), ('DATASET:\n  NAME "Digits"\n', "'DATASET'"), ("OPTIM: [1, 2", "damaged"),
-    ("- a\n- list", "KEY: VALUE"), ("OUTPUT_DIR: 2024-01-01", "str"), ("\0", ""),
+    ("- a\n- list", "KEY: VALUE"), ("OUTPUT_DIR: 2024-01-01", "str"),
+    (f"OUTPUT_DIR: 0x{'f' * 4500}", "OUTPUT_DIR: expected type str, such as './output', got a int"), ("\0", ""),
 ])  # fmt: skip
 def test_invalid_files_are_named(yaml, text, words):
     with pytest.raises(UserError, match=rf"config\.yaml.*{re.escape(words)}"):

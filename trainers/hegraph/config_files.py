@@ -143,14 +143,14 @@ def _coerce(key: str, value: object, default: object) -> object:
     Raises:
         UserError: If the value has another type, or is not valid in JSON.
     """
-    if isinstance(value, str) and not isinstance(default, str):
-        # Other text stays a string, whose type is wrong
-        with contextlib.suppress(ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+    # A value that cannot be converted, such as an integer of thousands of digits, has the wrong type
+    with contextlib.suppress(ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+        if isinstance(value, str) and not isinstance(default, str):
             value = ast.literal_eval(value)
+        elif isinstance(default, str) and isinstance(value, (int, float)):
+            value = str(value)
     if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
         value = float(value) if abs(value) <= LARGEST_FLOAT else math.inf
-    if isinstance(default, str) and isinstance(value, (int, float)):
-        value = str(value)
     if isinstance(default, (tuple, list)) and isinstance(value, (tuple, list)):
         value = type(default)(value)
     if type(value) is not type(default):
