@@ -137,9 +137,10 @@ def test_hash_content_of_flat_values_is_stable():
     assert files.hash_content([1, "x", None]) == hashlib.sha256(b"1;'x';None;").hexdigest()
 
 
-@pytest.mark.parametrize("name", ["older.json", "new.json", "no folder yet/new.json"])
+@pytest.mark.parametrize("name", ["older.json", "new.json", "no folder yet/new.json", "circle/new.json"])
 def test_new_and_older_outputs_are_allowed(tmp_path, name):
     (tmp_path / "older.json").write_text("{}")
+    (tmp_path / "circle").symlink_to("circle")  # an error of the system when it is written
     files.check_output(tmp_path / name, [None, "\0", tmp_path / "not there", tmp_path / "read.json"])
 
 

@@ -63,7 +63,7 @@ class OutputFolder(OutputFile):
     def check(self, path: Path, reads: Any) -> None:
         """Raise UserError if the folder is inside a model or project, or contains one of the paths in `reads`."""
         _check_place(path)
-        whole = path.resolve()
+        whole = _real_path(path)
         if whole.exists() and any(whole in (read, *read.parents) for read in map(Path.resolve, _named(reads))):
             raise UserError(f"{path} contains input of this command, and is not replaced; choose another folder")
 
@@ -109,9 +109,14 @@ def _is_same(path: Path, other: Path | str) -> bool:
 
 def _check_place(path: Path) -> None:
     """Raise UserError if a path is inside a model folder or a `.hegraph` folder."""
-    for parent in {*path.absolute().parents, *path.resolve().parents}:
+    for parent in {*path.absolute().parents, *_real_path(path).parents}:
         if parent.name == ".hegraph" or all((parent / name).is_file() for name in ("config.json", "model.safetensors")):
             raise UserError(f"{path} is inside {parent}, the folder of a model or project; choose another folder")
+
+
+def _real_path(path: Path) -> Path:
+    """Resolve a path as `Path.resolve`, which raises RuntimeError for links in a circle before Python 3.13."""
+    return Path(os.path.realpath(path))
 
 
 def _named(value: Any) -> Iterator[Path]:

@@ -3,7 +3,7 @@
     torchrun --nproc_per_node 4 -m trainers.hegraph ... --no-train
 
 Everything but `--no-train` and `features extract` refuses more than one process (`refuse_several_processes`). With a
-single process, `joined` and `wait` do nothing, `rank` is 0 and `world_size` is 1.
+single process, `process_group` and `wait` do nothing, `rank` is 0 and `world_size` is 1.
 """
 
 import datetime
