@@ -125,12 +125,25 @@ def test_coco_has_its_categories_in_order(tmp_path, folder):
     assert len(load(tmp_path / "annotations/instances_train2014.json").train) == 2
 
 
+def test_blank_coco_category_without_objects_is_no_class(tmp_path):
+    categories = [{"id": 7, "name": "dog"}, {"id": 8, "name": " "}]
+    assert load(coco(tmp_path, "train2014", {"1.jpg": [7]}, categories=categories)).classnames == ["dog"]
+
+
+def test_coco_files_with_unclear_split_are_refused(tmp_path):
+    coco(tmp_path, "minival2014", {"1.jpg": [7]})
+    assert len(load(tmp_path).train) == 1
+    refused(coco(tmp_path, "train2014", {"2.jpg": [7]}), "instances_minival2014.json has no split, but others have one")
+
+
 @pytest.mark.parametrize(("changes", "message"), [
     ({"annotations": [{"image_id": 0, "category_id": 8}]}, "category 8, but categories have no id 8"),
     ({"annotations": [{"image_id": 4, "category_id": 7}]}, "image 4 and category 7, but images have no id 4"),
     ({"categories": [{"id": 7}]}, "is damaged or not COCO's instances"),
     ({"images": [], "annotations": []}, "lists no image"),
-    ({"images": [{"id": 0, "file_name": "1.jpg"}] * 2}, "1.jpg is listed more than once"),
+    ({"images": [{"id": 0, "file_name": "1.jpg"}] * 2}, "two images, or two categories, have the same id"),
+    ({"categories": [{"id": 7, "name": "dog"}, {"id": 7, "name": "cat"}]}, "two images, or two categories, have the"),
+    ({"images": [{"id": n, "file_name": "1.jpg"} for n in (0, 1)]}, "1.jpg is listed more than once"),
 ])  # fmt: skip
 def test_invalid_coco_annotations_are_refused(tmp_path, changes, message):
     refused(coco(tmp_path, "train2014", {"1.jpg": [7]}, **changes), message)

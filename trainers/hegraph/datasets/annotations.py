@@ -9,14 +9,16 @@ images if no test image has labels, and training images otherwise.
 
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from xml.etree import ElementTree
 
 from ..utils.errors import UserError
 from ..utils.files import absolute
 from ..utils.reading import LenientModel, Name, reading
-from .folder import OwnImages, Row, image_files, splits_of_words
+from .images import open_below
 from .layouts import list_names, read_lines
+from .own_images import OwnImages, Row, complete_splits, split_in
 from .splits import SPLITS
 
 INSTANCES = "instances_"  # prefix of COCO's files
@@ -49,7 +51,7 @@ def read_annotations(root: str) -> OwnImages | None:
     """Read the annotations of VOC or COCO, without opening an image; None without any.
 
     Raises:
-        UserError: If a file is damaged, or an image is listed twice.
+        UserError: If a file is damaged, or only some of COCO's files have a split in their names.
     """
     base = absolute(root)
     names: list[str] = []
@@ -57,12 +59,14 @@ def read_annotations(root: str) -> OwnImages | None:
         rows = _read_voc(base)
     elif files := _coco_files(base):
         base = files[0].parent.parent if files[0].parent.name == "annotations" else files[0].parent
-        rows = [row for file in files for row in _read_coco(base, file, names)]
+        splits = {str(file): split_in(file.stem) for file in files}
+        splits = complete_splits(splits, base, "rename it after its split, or move it away")
+        rows = [row for file, split in splits.items() for row in _read_coco(base, Path(file), split, names)]
     else:
         return None
     val = "train" if any(row.split == "test" and row.label is not None for row in rows) else "test"
     rows = [row._replace(split=val) if row.split == "val" else row for row in rows]
-    return image_files(base, rows, list(dict.fromkeys(names)))
+    return OwnImages(rows, partial(open_below, base), base, classnames=names)
 
 
 def _read_voc(base: Path) -> list[Row]:
@@ -92,12 +96,14 @@ def _coco_files(base: Path) -> list[Path]:
     return [path for path in names if path.name.startswith(INSTANCES) and path.suffix == ".json"]
 
 
-def _read_coco(base: Path, path: Path, names: list[str]) -> list[Row]:
+def _read_coco(base: Path, path: Path, split: str, names: list[str]) -> list[Row]:
     """Read a file of objects, and append its category names to `names`; an image without an object has no label."""
     with reading(path, "COCO's instances"):
         content = _Instances.model_validate_json(path.read_bytes())
         categories = {category.id: category.name for category in content.categories}
         labels: dict[int | str, list[str]] = {image.id: [] for image in content.images}
+        if len(labels) < len(content.images) or len(categories) < len(content.categories):
+            raise ValueError("two images, or two categories, have the same id")
         for image, category in ((each.image_id, each.category_id) for each in content.annotations):
             if image not in labels or category not in categories:
                 place = f"images have no id {image}" if image not in labels else f"categories have no id {category}"
@@ -107,7 +113,6 @@ def _read_coco(base: Path, path: Path, names: list[str]) -> list[Row]:
         raise UserError(f"{path} lists no image")
     names += categories.values()
     name = path.stem.removeprefix(INSTANCES)
-    split = next(filter(None, splits_of_words(name)), "train")
     folders = (name, f"images/{name}", "images", ".")
     folder = next((each for each in folders if (base / each / content.images[0].file_name).is_file()), name)
     return [Row(split, f"{folder}/{image.file_name}", tuple(labels[image.id])) for image in content.images]

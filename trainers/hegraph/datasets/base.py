@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -11,7 +12,7 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
-from ..utils.errors import UserError, first_line
+from ..utils.errors import UserError, command, first_line
 from ..utils.files import hash_file, hash_json
 from ..utils.threads import MAX_THREADS, cores
 from .images import reason
@@ -198,6 +199,11 @@ def refuse_tested(copies: Sequence[object], count: int, part: str) -> None:
 def abbreviate(names: Sequence[str], limit: int = MAX_NAMED) -> str:
     """Join up to `limit` names for a message."""
     return ", ".join([*names[:limit], *(["..."] if len(names) > limit else [])])
+
+
+def check_command(name: str, root: str) -> str:
+    """Return the command line that checks a data set in a data root, or your own images as `folder`."""
+    return command(f"datasets check {name} --root {shlex.quote(root)}")
 
 
 def check_classes(count: int, target: str = "") -> None:

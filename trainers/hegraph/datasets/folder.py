@@ -9,8 +9,6 @@ ROOT/metadata.csv                with the columns file_name,label[,split] (defau
 
 Commas, semicolons or tabs separate the columns of a table. Windows paths with `\\` are accepted. An empty cell of
 `labels` is an unlabelled image, and `|` alone an image without any label.
-
-The module also defines `OwnImages`, the common form of all sources of own images, and the names of splits and classes.
 """
 
 import csv
@@ -18,22 +16,18 @@ import logging
 import os
 import random
 import re
-import unicodedata
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache, partial
 from itertools import groupby
 from pathlib import Path
-from typing import Any, NamedTuple
-
-from PIL import Image
 
 from ..utils.errors import UserError
 from ..utils.files import absolute
 from ..utils.reading import read_text, reading
 from .images import is_image, open_below
 from .layouts import list_folders, list_names, split_classes
-from .splits import SPLIT_NAMES, SPLITS
+from .own_images import OwnImages, Row, complete_splits
+from .splits import SPLITS, split_of
 
 logger = logging.getLogger(__name__)
 
@@ -47,95 +41,21 @@ SPLIT_SEED = 1  # of the split of class folders, for all seeds of runs
 MIN_IMAGES = 4  # per class, so that each of the three splits has an image
 
 
-class Row(NamedTuple):
-    """An own image, with its path or another identifier and its label as read.
-
-    With several labels per image, the label is a tuple of names, or None for an unlabelled image.
-    """
-
-    split: str
-    path: str
-    label: Any
-
-
-class OwnImages(NamedTuple):
-    """Own images from any source.
-
-    Attributes:
-        rows: One row for each image.
-        open, root, version: As of `Dataset`.
-        classnames: Class names in label order; () sorts the names of the rows.
-    """
-
-    rows: list[Row]
-    open: Callable[[str], Image.Image]
-    root: Path | None = None
-    version: Callable[[str], tuple[int, int]] | None = None
-    classnames: Sequence[str] = ()
-
-
-def class_name(label: Any, where: str) -> str:
-    """Convert a label to a class name in Unicode's form NFC; "" for null, NaN and blank text."""
-    if isinstance(label, (list, dict, bytes)):
-        raise UserError(f"{where}: expected text or a number as label, got {label!r:.60}")
-    return "" if label is None or label != label else unicodedata.normalize("NFC", str(label).strip())  # NaN != NaN
-
-
-def files_of_splits(root: Path, suffix: str) -> list[tuple[str, str]]:
-    """Find the files with a suffix in a folder, in its subfolders of splits, and in the subfolder `data`.
-
-    The split of a file is the name of its folder or the first word of the file name, in any case. If no name has a
-    split, all files are train.
-
-    Returns:
-        Split and path of each file.
-
-    Raises:
-        UserError: If only some names begin with a split, or a name has "val" or "test" in another place. Images with an
-            unclear split must not become training images.
-    """
-    splits: dict[str, list[str]] = {}  # path -> splits named by the words of the file name, "" for other words
-    for folder in ("", *list_folders(root)):
-        files = [os.path.join(folder, name) for name in list_names(root / folder) if name.endswith(suffix)]
-        if folder.lower() in SPLIT_NAMES:
-            splits |= {file: [SPLIT_NAMES[folder.lower()]] for file in files}
-        elif folder in ("", "data"):
-            splits |= {file: splits_of_words(os.path.basename(file)) for file in files}
-        elif files:
-            warning = "%s: skipped the %s files in %s; folders of splits are named %s"
-            logger.warning(warning, root, suffix, folder, ", ".join(SPLIT_NAMES))
-    named = any(words[0] for words in splits.values())
-    for file, words in splits.items():
-        if not words[0] and (named or {"val", "test"} & set(words)):
-            allowed = ", ".join(SPLIT_NAMES)
-            raise UserError(f"{root}: {file} must begin with its split, one of {allowed}, or be moved away")
-    return [(words[0] or "train", file) for file, words in splits.items()]
-
-
-def splits_of_words(name: str) -> list[str]:
-    """Return the split named by each word of a name, "" for other words; the words of "testA-0" are "test" and "A"."""
-    return [SPLIT_NAMES.get(word.lower(), "") for word in re.findall(r"[A-Z]*[a-z]*", name)]
-
-
-# --- class folders and tables
-
-
 def read_files(root: str) -> OwnImages | None:
     """Read own images from folders of splits or a CSV file, without opening an image; None for other sources."""
     path = absolute(root)
     if not os.path.exists(path):  # URLs may be too long for `path.exists`
         return None
-    names = list_names(path) if path.is_dir() else [path.name]
-    base = path if path.is_dir() else path.parent
+    base, names = (path, list_names(path)) if path.is_dir() else (path.parent, [path.name])
     tables = [base / name for name in names if name.lower().endswith(".csv") and not (base / name).is_dir()]
-    named_splits = [name for name in names if name.lower() in SPLIT_NAMES and (base / name).is_dir()]
-    folders = {name: SPLIT_NAMES[name.lower()] for name in named_splits}
-    if with_metadata := {name: split for name, split in folders.items() if (base / name / METADATA).is_file()}:
-        items = with_metadata.items()
-        rows = [row for name, split in items for row in _read_table(base / name / METADATA, name, split)]
+    folders = {name: split_of(name) for name in names if split_of(name) and (base / name).is_dir()}
+    with_metadata = {name: split for name, split in folders.items() if (base / name / METADATA).is_file()}
+    if with_metadata:
+        tops = with_metadata.items()
+        rows = [row for name, split in tops for row in _rows_of_table(base / name / METADATA, name, split)]
         _check_folders(base, with_metadata)
-    elif base / METADATA in tables and "file_name" in read_text(base / METADATA).partition("\n")[0].lower():
-        rows = _read_table(base / METADATA)
+    elif base / METADATA in tables and "file_name" in _columns(base / METADATA):
+        rows = _rows_of_table(base / METADATA)
     elif any(split == "train" and list_folders(base / name) for name, split in folders.items()):
         places = [(f"{top}/{name}", split, name) for top, split in folders.items() for name in list_names(base / top)]
         rows = _rows_of_folders(base, places, "train/<class>", [])
@@ -144,18 +64,13 @@ def read_files(root: str) -> OwnImages | None:
             warning = "%s: skipped %d CSV files next to class folders; to read a CSV file: --root %s"
             logger.warning(warning, base, len(tables), tables[0])
     elif len(tables) == 1 and (not path.is_dir() or _lists_images(tables[0]) or not class_folders(base)):
-        rows = _read_table(tables[0])
+        rows = _rows_of_table(tables[0])
     else:
         return None
-    return image_files(base, rows)
+    return OwnImages(rows, partial(open_below, base), base)
 
 
-def image_files(base: Path, rows: list[Row], classnames: Sequence[str] = ()) -> OwnImages:
-    """Return images whose paths are relative to `base`; UserError if one is listed twice."""
-    numbers = Counter(os.path.abspath(base / row.path) for row in rows)
-    if twice := next((file for file, number in numbers.items() if number > 1), ""):
-        raise UserError(f"{base}: {twice} is listed more than once; expected one row for each image")
-    return OwnImages(rows, partial(open_below, base), base, classnames=classnames)
+# --- class folders
 
 
 def class_folders(base: Path) -> list[str]:
@@ -169,7 +84,7 @@ def class_folders(base: Path) -> list[str]:
     classes, splits = [], []
     for name in list_folders(base):
         files = list_names(base / name)
-        if name.lower() in SPLIT_NAMES:
+        if split_of(name):
             splits.append(name)
         elif name.lower() not in NON_CLASS_FOLDERS and not {*OUTPUT_FILES} & {*files} and any(map(is_image, files)):
             classes.append(name)
@@ -180,7 +95,7 @@ def class_folders(base: Path) -> list[str]:
     return classes
 
 
-def read_class_folders(root: str, split: bool = True) -> OwnImages | None:
+def read_unsplit_folders(root: str, split: bool = True) -> OwnImages | None:
     """Read class folders directly in a folder; None without any.
 
     Each class is split into 50 % train, 20 % val and 30 % test by CoOp's protocol. The split depends only on the names
@@ -200,7 +115,7 @@ def read_class_folders(root: str, split: bool = True) -> OwnImages | None:
 
 
 def _split(base: Path, classes: Sequence[str], rows: Sequence[Row]) -> list[Row]:
-    """Split the images of each class folder; errors as for `read_class_folders`."""
+    """Split the images of each class folder; errors as for `read_unsplit_folders`."""
     if len(classes) < 2:
         raise UserError(f"{base} has images in only one folder, {classes[0]}; expected at least two class folders")
     paths = {name: [row.path for row in of_class] for name, of_class in groupby(rows, lambda row: row.label)}
@@ -308,35 +223,31 @@ def _posix(base: Path, path: str) -> str:
     return Path(os.path.normpath(path)).as_posix()
 
 
-def _read_table(path: Path, folder: str = "", default: str = "") -> list[Row]:
+def _rows_of_table(path: Path, folder: str = "", default: str = "") -> list[Row]:
     """Read the rows of a CSV file, with images relative to `folder`.
 
     The split of a row is its column `split`, else `default`, else the first folder of its `file_name`, else train.
 
-    Raises:
-        UserError: If some rows have a split and others do not: images with an unclear split must not become training
-            images.
+    Errors as of `complete_splits`, and if there are two columns of labels.
     """
     if {"label", "labels"} <= (columns := _columns(path)):
         raise UserError(f"{path}: expected the column label or labels, got both; remove one")
     column, table = read_table(path, *([] if "labels" in columns else ["label"]))
     rows = [_read_row(row, column) for row in table]
     if column == "file_name" and not default:
-        tops = [os.path.dirname(row.path).partition("/")[0].lower() for row in rows]
-        rows = [row._replace(split=row.split or SPLIT_NAMES.get(top, "")) for row, top in zip(rows, tops)]
-        lacking = next((row.path for row in rows if not row.split), "")
-        if lacking and any(row.split for row in rows):
-            problem = "has no split, but other images have one; move it to a folder train, or add a column split"
-            raise UserError(f"{path}: {lacking} {problem}")
+        tops = [os.path.dirname(row.path).partition("/")[0] for row in rows]
+        splits = {row.path: row.split or split_of(top) for row, top in zip(rows, tops)}
+        splits = complete_splits(splits, path, "move it to a folder train, or add a column split")
+        rows = [row._replace(split=splits[row.path]) for row in rows]
     return [Row(row.split or default or "train", os.path.join(folder, row.path), row.label) for row in rows]
 
 
 def _read_row(row: dict[str, str], path_column: str) -> Row:
     """Convert a row of a table; the split is "" without a value."""
     split = row.get("split", "")
-    if split and split.lower() not in SPLIT_NAMES:
+    if split and not split_of(split):
         raise UserError(f"{row['where']}: expected train, val or test as split, got {split!r}")
-    return Row(SPLIT_NAMES.get(split.lower(), ""), row[path_column], row["label"] if "label" in row else _names(row))
+    return Row(split_of(split), row[path_column], row["label"] if "label" in row else _names(row))
 
 
 def _names(row: dict[str, str]) -> tuple[str, ...] | None:

@@ -3,13 +3,9 @@
 Splits are read from CoOp's split file. If it is missing, a random split is generated from the seed and written, as by
 CoOp. A second file (`.drawn`) records the seed and the state of the random generator afterwards, so later runs with
 this seed sample the same few-shot task as the first.
-
-Classes of own images keep the order of their source, or are sorted with numbers first, by value.
 """
 
 import logging
-import re
-import shlex
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -17,16 +13,17 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from ..utils.errors import UserError, command, first_line, unknown
+from ..utils.errors import UserError, first_line, unknown
 from ..utils.files import absolute
 from ..utils.reading import validate
 from . import splits
 from .annotations import read_annotations
-from .base import Dataset, abbreviate, class_names
+from .base import Dataset, abbreviate, check_command, class_names
 from .digits import load_digit_scenes, load_digits_dataset
-from .folder import Row, class_name, read_class_folders, read_files, read_table
+from .folder import read_files, read_table, read_unsplit_folders
 from .images import is_image, open_below
 from .layouts import class_ids, list_names
+from .own_images import LAYOUT, build_dataset
 from .packed import read_hugging_face, read_shards
 from .registry import ENTRIES, Entry, find_entry
 from .splits import SPLITS, Item, Pools, read_coop_pickle, read_random_split, read_split_file, sample_few_shot
@@ -34,10 +31,6 @@ from .splits import SPLITS, Item, Pools, read_coop_pickle, read_random_split, re
 logger = logging.getLogger(__name__)
 
 OWN = "ImageFolder"  # DATASET.NAME of own images
-LAYOUT = (
-    "expected ROOT/train/<class>/*.jpg (and val, test), ROOT/<class>/*.jpg, or a CSV file with the columns "
-    "path,label[,split]; for several labels per image, path,labels[,split], or annotations of Pascal VOC or COCO"
-)
 
 
 class NoOwnImages(UserError):
@@ -161,7 +154,7 @@ def load_own_images(root: str, name: str = OWN, split_folders: bool = True) -> D
         raise UserError(f"{OWN} needs --root, your folder or CSV file; {LAYOUT}")
     # Each function returns None for images in another form
     images = read_annotations(root) or read_files(root) or read_hugging_face(root) or read_shards(root)
-    images = images or read_class_folders(root, split_folders)
+    images = images or read_unsplit_folders(root, split_folders)
     if images is None:
         base = absolute(root)
         try:
@@ -169,52 +162,7 @@ def load_own_images(root: str, name: str = OWN, split_folders: bool = True) -> D
         except UserError as error:
             raise NoOwnImages(str(error)) from error
         raise NoOwnImages(f"{base} contains {content}, neither class folders in train nor one CSV file; {LAYOUT}")
-    where = images.root or root
-    several = any(isinstance(row.label, tuple) for row in images.rows)
-    rows: dict[str, list[tuple[str, list[str]]]] = {split: [] for split in SPLITS}
-    for split, path, label in images.rows if not several else labelled_rows(images.rows, where):
-        names_of_image = [class_name(each, f"{where}: {path}") for each in (label if several else [label])]
-        if "" in names_of_image:
-            raise UserError(f"{where}: {path} has no label; label it or remove it")
-        rows[split].append((path, names_of_image))
-    classes = {split: {each for _, names_of_image in rows[split] for each in names_of_image} for split in SPLITS}
-    if not classes["train"]:
-        raise UserError(f"{where} has no training image; {LAYOUT}")
-    ordered = dict.fromkeys(class_name(each, root) for each in images.classnames)
-    if several:  # the classes that COCO lists, also those without an image
-        classes["train"] |= {*ordered}
-    if unseen := sorted((classes["val"] | classes["test"]) - classes["train"]):
-        raise UserError(f"{where}: {len(unseen)} classes of val or test have no training image: {abbreviate(unseen)}")
-    names = [name_of_class for name_of_class in ordered if name_of_class in classes["train"]]
-    if len(names) < len(classes["train"]):
-        names = sorted(classes["train"], key=_class_order)
-    if all(re.fullmatch(r"[-+]?\d+([.,]\d+)?", name_of_class) for name_of_class in names):
-        warning = '%s: all class names are numbers (%s), so prompts read "a photo of a %s."; name the classes in words'
-        logger.warning(warning, where, abbreviate(names), names[0])
-    labels_of = {name_of_class: label for label, name_of_class in enumerate(names)}
-
-    def item(path: str, names_of_image: list[str]) -> Item:
-        labels = tuple(sorted({labels_of[each] for each in names_of_image}))
-        return Item(path, labels if several else labels[0], "|".join(names[label] for label in labels))
-
-    train, val, test = ([item(*row) for row in rows[split]] for split in SPLITS)
-    check = command(f"datasets check folder --root {shlex.quote(root)}")
-    return Dataset(name, names, train, val, test, images.open, images.root, (), images.version, check)
-
-
-def labelled_rows(rows: list[Row], where: object) -> list[Row]:
-    """Return the labelled rows, and warn of the others. An empty set of labels is a label, too."""
-    labelled = [row for row in rows if row.label is not None]
-    if left_out := len(rows) - len(labelled):
-        path = next(row.path for row in rows if row.label is None)
-        warning = "%s: left out %d of %d images, which are unlabelled, such as %s; for an image without labels, write |"
-        logger.warning(warning, where, left_out, len(rows), path)
-    return labelled
-
-
-def _class_order(name: str) -> tuple[int, int, str]:
-    """Sort key: numbers by value, then other names. Python does not convert numbers of thousands of digits."""
-    return (0, int(name), name) if name.isdecimal() and len(name) <= 1000 else (1, 0, name)
+    return build_dataset(images, name, root)
 
 
 # Data sets without a folder in the data root: name in `entries.yaml` -> function of `DATASET.ROOT` and the name
@@ -230,7 +178,7 @@ def _load_stored(entry: Entry, root: str, seed: int, rng: Random) -> Dataset:
     """Load a data set from its folder in the data root; arguments as for `load_dataset`."""
     name, base = entry.name, absolute(root)
     folder = base / entry.folder
-    hint = "see " + command(f"datasets check {name} --root {root or '.'}")
+    hint = f"see {check_command(name, root or '.')}"
     if not folder.is_dir():
         raise UserError(f"{name} is not in {folder}; set --root to the folder with {entry.folder}/, or {hint}")
     try:
@@ -272,7 +220,7 @@ def read_stored(entry: Entry, folder: Path, seed: int, rng: Random, write: bool 
     if entry.split_file and not exists and write:
         try:
             splits.write_split(split_file, prefix, pools, seed, rng.getstate())
-            hint = command(f"datasets check {entry.name} --root {folder.parent}")
+            hint = check_command(entry.name, str(folder.parent))
             warning = "%s was missing: wrote a random split with seed %d, as CoOp does, not the published split: %s"
             logger.warning(warning, split_file, seed, hint)
         except UserError as error:

@@ -10,7 +10,7 @@ shards are downloaded once, only by HTTP, since the package webdataset would pas
 are read from their positions in the shard.
 
     hf:NAME, or hf:NAME#CONFIGURATION         a data set of the Hub, or a folder for `datasets.load_dataset`
-    ROOT/*.parquet, ROOT/data/*.parquet       files with names that begin with the split, or all train
+    ROOT/*.parquet, ROOT/data/*.parquet       files with the split in their names, or all train
     FILE.parquet                              one file, which is train
 
 A table has the columns `image` and `label`. With HF_HUB_OFFLINE=1 nothing is downloaded.
@@ -35,10 +35,10 @@ from PIL import Image
 from ..utils.errors import UserError, first_line, shortened
 from ..utils.files import absolute, cannot_write, hash_json
 from ..utils.reading import check_regular, parse_json, read_text, reading
-from .folder import OwnImages, Row, class_name, files_of_splits
 from .images import IMAGE_SUFFIXES, open_image
 from .layouts import CLASSNAMES
-from .splits import SPLIT_NAMES
+from .own_images import OwnImages, Row, class_name, files_of_splits
+from .splits import SPLIT_NAMES, split_of
 
 logger = logging.getLogger(__name__)
 
@@ -71,15 +71,16 @@ def read_shards(root: str) -> OwnImages | None:
     """Read own images from tar shards; None if `root` has none."""
     folder = absolute(root)
     if local := os.path.isdir(folder):
-        shards = [(split, path, folder / path) for split, path in files_of_splits(folder, ".tar")]
+        shards = [(split, path, folder / path) for path, split in files_of_splits(folder, ".tar").items()]
     else:
         shards = _named_shards(root) if ".tar" in root else []
     if not shards:
         return None
-    split_of: dict[str, str] = {}
+    listed: dict[str, str] = {}  # shard -> its split
     for split, _, file in shards:
-        if (first := split_of.setdefault(os.path.realpath(file), split)) != split:
-            raise UserError(f"the shard {file} is in {first} and in {split}; expected one split for each shard")
+        if first := listed.get(os.path.realpath(file)):
+            raise UserError(f"the shard {file} is in {first} and in {split}; expected each shard once, in one split")
+        listed[os.path.realpath(file)] = split
     names = _read_classnames((folder if local else shards[0][2].parent) / CLASSNAMES)
     rows: list[Row] = []
     members: dict[str, Member] = {}
@@ -104,9 +105,10 @@ def read_shards(root: str) -> OwnImages | None:
 def _named_shards(root: str) -> list[Shard]:
     """Parse "train=URLS;val=URLS", or URLS for train, and download remote shards."""
     urls_of: dict[str, list[str]] = defaultdict(list)
-    for part in filter(None, map(str.strip, root.split(";"))) if re.match(r"\w+\s*=", root) else [f"train={root}"]:
+    parts = root.split(";") if re.match(r"\w+\s*=", root) else [f"train={root}"]
+    for part in filter(None, map(str.strip, parts)):
         name, _, urls = part.partition("=")
-        split = SPLIT_NAMES.get(name.strip().lower())
+        split = split_of(name.strip())
         if not split or not urls.strip():
             expected = f"train=URLS;val=URLS;test=URLS, without other ; and with a SPLIT of {', '.join(SPLIT_NAMES)}"
             raise UserError(f"--root has {shortened(part, 80)!r}, which is not SPLIT=URLS; expected {expected}")
@@ -178,8 +180,8 @@ def _samples(shard: Path, names: Sequence[str]) -> list[tuple[str, Member, str]]
             entry.name.encode()  # fails for names that are not UTF-8, which records cannot contain
             folder, _, last = entry.name.rpartition("/")
             stem, _, extension = last.partition(".")  # as in webdataset
-            key = f"{folder}/{stem}"
-            if entry.isfile() and f".{extension.lower()}" in IMAGE_SUFFIXES:
+            key, extension = f"{folder}/{stem}", extension.lower()
+            if entry.isfile() and f".{extension}" in IMAGE_SUFFIXES:
                 member = Member(shard, entry.offset_data, entry.size, status.st_mtime_ns)
                 images[key].append((entry.name, member))
             elif entry.isfile() and extension in LABELS:
@@ -254,7 +256,7 @@ def _parquet_files(path: Path) -> dict[str, list[str]]:
     """List the Parquet files of a folder, or one file, by split."""
     files: dict[str, list[str]] = defaultdict(list)
     if os.path.isdir(path):  # URLs may be too long for `path.is_dir`
-        for split, name in files_of_splits(path, ".parquet"):
+        for name, split in files_of_splits(path, ".parquet").items():
             files[split].append(str(path / name))
     elif path.suffix == ".parquet" and os.path.exists(path):
         files["train"] = [str(path)]
@@ -279,7 +281,7 @@ def _load_tables(root: str, files: dict[str, list[str]]) -> dict[str, Any]:
             loaded = datasets.load_dataset("parquet", data_files=files)
         else:
             loaded = datasets.load_dataset(name, configuration or None)
-        names = {SPLIT_NAMES[each.lower()]: each for each in map(str, loaded) if each.lower() in SPLIT_NAMES}
+        names = {split_of(each): each for each in map(str, loaded) if split_of(each)}
         encoded = datasets.Image(decode=False)
         columns = {split: loaded[each].select_columns([IMAGE, LABEL]) for split, each in names.items()}
         tables = {split: table.cast_column(IMAGE, encoded) for split, table in columns.items()}

@@ -39,6 +39,11 @@ SPLIT_NAMES = {
 }  # fmt: skip
 
 
+def split_of(name: str) -> str:
+    """Return the split, one of `SPLITS`, that a name such as "Validation" stands for; "" for another name."""
+    return SPLIT_NAMES.get(name.lower(), "")
+
+
 class Item(NamedTuple):
     """A labelled image, with its path relative to the data root.
 

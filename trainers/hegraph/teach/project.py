@@ -21,9 +21,10 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import IO, NamedTuple
 
-from ..datasets.folder import NON_CLASS_FOLDERS, OUTPUT_FILES, class_name
+from ..datasets.folder import NON_CLASS_FOLDERS, OUTPUT_FILES
 from ..datasets.images import MAX_BYTES, is_image, open_upload
-from ..datasets.splits import SPLIT_NAMES
+from ..datasets.own_images import class_name
+from ..datasets.splits import split_of
 from ..predict.files import FORBIDDEN, MAX_NAME, folder_name
 from ..utils.errors import UserError, printable, shortened
 from ..utils.files import atomic_path, hash_file
@@ -129,7 +130,7 @@ class Contents:
             UserError: If the name is taken, or is none for a class.
         """
         name = normalize_class_name(name, self.folders.keys() - {renamed})
-        if not self.base and name.lower() in SPLIT_NAMES:
+        if not self.base and split_of(name):
             raise UserError(f"expected a class name, got {name!r}, the name of a split; choose another")
         return name, join(self.base, name)
 
@@ -320,8 +321,7 @@ class Project(JournaledFolder):
         """
         skipped: list[str] = []
         folders, images = self._list(path, skipped)
-        reserved = path in NON_CLASS_FOLDERS or path.lower() in SPLIT_NAMES
-        if reserved or {join(path, name) for name in OUTPUT_FILES} & {*skipped}:
+        if path in NON_CLASS_FOLDERS or split_of(path) or {join(path, name) for name in OUTPUT_FILES} & {*skipped}:
             return False
         return bool(images) or not (folders or skipped)
 
@@ -331,7 +331,7 @@ class Project(JournaledFolder):
         skipped += files
         if not base:
             non_classes = [path for path in paths if not self._may_be_class(path)]
-            if splits := [path for path in non_classes if path.lower() in SPLIT_NAMES and self._list(path, [])[1]]:
+            if splits := [path for path in non_classes if split_of(path) and self._list(path, [])[1]]:
                 problem = "has the name of a split, but lies next to class folders; rename it if it is a class"
                 raise UserError(f"{self.folder}: {splits[0]!r} {problem}")
             skipped += [path for path in non_classes if path not in NON_CLASS_FOLDERS]
