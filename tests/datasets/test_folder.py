@@ -160,6 +160,11 @@ def test_unlabelled_table_is_read(tmp_path, text, paths):
     assert [item.path for item in load_unlabelled(write(tmp_path / "u.csv", text)).test] == paths
 
 
+def test_hidden_images_are_not_unlabelled_images(tmp_path):
+    make(tmp_path, "a.jpg", "b/._c.jpg", ".hegraph/removed/d.jpg", "b/c.JPG", "b/notes.txt", "e.jpg/f.txt")
+    assert [item.path for item in load_unlabelled(tmp_path).test] == ["a.jpg", "b/c.JPG"]
+
+
 @pytest.mark.parametrize(("text", "message"), [
     ("label,path\ncat\n", r"u\.csv, line 2: path must not be empty"),
     ("path\na.jpg\n ,\n", r"u\.csv, line 3: "),
@@ -236,8 +241,8 @@ def write_split_file(root: Path) -> None:
 @pytest.fixture
 def food(tmp_path) -> Path:
     """A root with Food101 of three classes with five images each, without a split file."""
-    make(tmp_path / "food-101" / "images", *(f"{name}/{number}.jpg" for name in NAMES for number in range(5)))
-    return tmp_path
+    numbered = (f"food-101/images/{name}/{number}.jpg" for name in NAMES for number in range(5))
+    return make(tmp_path / "my data", *numbered)
 
 
 def test_check_explains_an_absent_data_set(tmp_path):
@@ -248,7 +253,7 @@ def test_check_explains_an_absent_data_set(tmp_path):
 
 
 def test_check_compares_sizes_and_split_with_published(food, monkeypatch):
-    remedy = REMEDY.format(name="Food101", root=food)
+    remedy = REMEDY.format(name="Food101", root=f"'{food}'")
 
     def check() -> tuple[bool, list[str]]:
         return check_dataset("Food101", str(food))
@@ -304,6 +309,7 @@ def test_check_recognises_a_folder_of_own_images(tmp_path, capsys, files, messag
 @pytest.mark.parametrize(("words", "message"), [
     ("check dtd flowers17", "'flowers17'; did you mean 'OxfordFlowers'?"),
     ("check folder dtd", "your own images"), ("download folder", "your own images"),
+    ("check digits", "Digits is embedded in this package and needs no files"),
 ])  # fmt: skip
 def test_invalid_arguments_are_refused_first(cli_error, words, message):
     assert message in cli_error("datasets", *words.split(), "--root", "absent")

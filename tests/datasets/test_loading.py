@@ -27,7 +27,7 @@ from trainers.hegraph.datasets import layouts
 from trainers.hegraph.datasets.base import Dataset
 from trainers.hegraph.datasets.digits import DOMAINS, HALVES
 from trainers.hegraph.datasets.loading import LOADERS, load_dataset, load_few_shot, read_stored
-from trainers.hegraph.datasets.registry import ENTRIES, canonical_name, find_entry, stored_datasets
+from trainers.hegraph.datasets.registry import ENTRIES, Entry, canonical_name, find_entry, stored_datasets
 from trainers.hegraph.datasets.splits import (
     FewShotSample,
     Item,
@@ -206,6 +206,22 @@ def test_random_split_is_written_with_a_warning(golden, new_root, caplog, disk_f
     (message,) = caplog.messages
     assert "split_zhou_DescribableTextures.json was missing: wrote a random split with seed 7" in message
     assert message.endswith(f"not the published split: {CHECK} DescribableTextures --root {root}")
+
+
+def test_split_of_a_faster_process_is_used(tmp_path, monkeypatch):
+    make(tmp_path, *(f"food-101/images/{name}/{number}.jpg" for name in ("ant", "bee") for number in range(9)))
+    first, read = {}, Entry.read
+
+    def read_slowly(entry: Entry, folder: Path, rng: random.Random) -> dict[str, list[Item]]:
+        monkeypatch.setattr(Entry, "read", read)
+        pools = entry.read(folder, rng)
+        first["task"] = load_few_shot("Food101", str(tmp_path), 2, seed=2)  # by another process
+        return pools
+
+    monkeypatch.setattr(Entry, "read", read_slowly)
+    dataset = load_few_shot("Food101", str(tmp_path), 2, seed=1)
+    assert dataset.test == first["task"].test
+    assert dataset.splits == load_few_shot("Food101", str(tmp_path), 2, seed=1).splits
 
 
 @pytest.mark.parametrize("name", VARIANTS)

@@ -4,7 +4,6 @@ import argparse
 import random
 import shlex
 from collections import Counter
-from contextlib import suppress
 from itertools import combinations
 from typing import TYPE_CHECKING
 
@@ -51,27 +50,28 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run(args: argparse.Namespace) -> int:
     from .loading import OWN, NoOwnImages  # slow to import, as the modules below
-    from .registry import canonical_name, stored_datasets
+    from .registry import ENTRIES, canonical_name, stored_datasets
 
     known = stored_datasets()
     names = [canonical_name(name) for name in args.datasets] or list(known)
     if wrong := next((name for name in names if name not in (*known, OWN)), ""):
+        if wrong in ENTRIES:
+            raise UserError(f"{wrong} is embedded in this package and needs no files; name another data set")
         raise unknown("data set", wrong, (*known, OWN))
     if OWN in names and (args.command == "download" or len(names) > 1):
         raise UserError(f"{OWN} means your own images: check them without other data sets; they cannot be downloaded")
-    if not args.datasets and not any((absolute(args.root) / entry.folder).is_dir() for entry in known.values()):
-        with suppress(NoOwnImages):
-            return show(OWN, check_own_images(args.root))
     if args.command == "download":
         from .download import download
 
         for name in names:
             download(name, known[name].sources, absolute(args.root) / known[name].folder)
-    if OWN in names:
+    has_data_sets = any((absolute(args.root) / entry.folder).is_dir() for entry in known.values())
+    if OWN in names or not (args.datasets or has_data_sets):
         try:
             return show(OWN, check_own_images(args.root))
         except NoOwnImages as error:
-            return show(OWN, (False, [str(error)]))
+            if OWN in names:
+                return show(OWN, (False, [str(error)]))
     return max([show(name, check_dataset(name, args.root)) for name in names])
 
 
@@ -96,7 +96,8 @@ def check_dataset(name: str, root: str) -> State:
     entry = stored_datasets()[name]
     folder = absolute(root) / entry.folder
     split_file = folder / entry.split_file  # the folder itself if the split is official
-    remedy = [f"to download it: {command(f'datasets download {name} --root {root}')}"] if entry.sources else []
+    download = command(f"datasets download {name} --root {shlex.quote(root)}")
+    remedy = [f"to download it: {download}"] if entry.sources else []
     if entry.by_hand:
         remedy.append(f"by hand: {entry.by_hand}")
     try:

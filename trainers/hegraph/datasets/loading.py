@@ -113,15 +113,16 @@ def load_unlabelled(source: Path) -> Dataset:
     """Load unlabelled images as the test images of a data set without classes; no image is opened.
 
     Args:
-        source: Folder, searched with its subfolders, or CSV file with the column `path`, relative to its folder.
+        source: Folder, searched with its subfolders except hidden ones; or CSV file with the column `path`, relative to
+            its folder.
 
     Raises:
         UserError: If there is no image, or an image is missing.
     """
     if source.is_dir():
         base = source
-        files = (path for path in base.rglob("*") if is_image(path.name) and not path.is_dir())
-        paths = sorted(path.relative_to(base).as_posix() for path in files)
+        files = (path.relative_to(base) for path in base.rglob("*") if is_image(path.name) and not path.is_dir())
+        paths = sorted(path.as_posix() for path in files if not any(part.startswith(".") for part in path.parts))
     else:
         base = source.parent
         column, rows = read_table(source)
@@ -201,7 +202,7 @@ def read_stored(entry: Entry, folder: Path, seed: int, rng: Random, write: bool 
     """
     split_file = folder / entry.split_file  # the folder itself if the split is official
     prefix = f"{entry.images}/" if entry.images else ""  # of paths, which the split file omits
-    exists = split_file.is_file()
+    exists, seeded = split_file.is_file(), rng.getstate()
     if exists:
         record = read_random_split(split_file)
         if record is not None and record.seed == seed:
@@ -218,6 +219,9 @@ def read_stored(entry: Entry, folder: Path, seed: int, rng: Random, write: bool 
         raise UserError(f"there is no {empty} image")
     names = class_names(*(pools[split] for split in needed))
     if entry.split_file and not exists and write:
+        if split_file.is_file():  # another process was faster, perhaps with another seed
+            rng.setstate(seeded)
+            return read_stored(entry, folder, seed, rng)
         try:
             splits.write_split(split_file, prefix, pools, seed, rng.getstate())
             hint = check_command(entry.name, str(folder.parent))
