@@ -313,10 +313,12 @@ def test_curves_of_many_methods_have_grey_lines(run):
     [axis] = figure.axes
     named = ["zero-shot", "Other9", "Other10", "Other11", "HeGraphAdapter(T)", "HeGraphAdapter"]
     assert [text.get_text() for text in axis.texts] == named and overlaps(figure) == []
-    grey = "grey: Other0, Other1, Other2, Other3, Other4, Other5, Other6, Other7, Other8"
-    assert " ".join(figure.get_supxlabel().split()) == grey
-    lines = [line for line in axis.lines if line.get_color() == "0.75"]
-    assert sorted(line.get_ydata()[-1] for line in lines) == pytest.approx([62 + number / 10 for number in range(9)])
+    others_text = "grey: Other0, Other1, Other2, Other3, Other4, Other5, Other6, Other7, Other8"
+    assert " ".join(figure.get_supxlabel().split()) == others_text
+    assert len({bars.lines[0].get_color() for bars in axis.containers}) == len(named)
+    assert axis.containers[-1].lines[0].get_color() == "#000000"  # HeGraphAdapter
+    grey = [line for line in axis.lines if line.get_alpha() == 0.5]
+    assert sorted(line.get_ydata()[-1] for line in grey) == pytest.approx([62 + number / 10 for number in range(9)])
 
 
 def test_confusion_matrix_is_in_percent_of_rows():

@@ -1,7 +1,6 @@
 """Figures of results: accuracy by shots, reliability diagrams, text nodes by t-SNE, and confusion matrices.
 
-Lines of methods differ in colour, marker and dashes, so that they are readable in black and white. A method has the
-same style in all figures.
+Lines of methods differ in colour, marker and dashes, so that they are readable in black and white.
 
 Shapes: K classes, d feature width.
 """
@@ -9,7 +8,7 @@ Shapes: K classes, d feature width.
 import io
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +33,6 @@ from .scores import VARIANTS, ZERO_SHOT, data_set, grouped, method, method_order
 COLOURS = ("#000000", "#D55E00", "#0072B2", "#009E73", "#E69F00", "#CC79A7", "#56B4E9")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "*", "h", "d", "8", "H")
 STYLES = {"color": COLOURS, "marker": MARKERS, "linestyle": ("-", "--", "-.", ":")}
-STYLE_ORDER = (*reversed(VARIANTS), *scores.BASELINES)  # the position of a method gives its style
 
 NAME_SIZE = 7  # points, of names next to a panel
 MAX_LINES = 8  # with more methods, only some are in colour
@@ -49,6 +47,7 @@ RC: Any = {  # matplotlib's settings for all figures
     "text.parse_math": False,  # class names may hold `$`
 }  # fmt: skip
 LINE_STYLE: Any = {"capsize": 2, "markersize": 4.5, "linewidth": 1.3, "elinewidth": 0.8}
+GREY_LINE: Any = {"color": "0.5", "alpha": 0.5, "linewidth": 0.8, "zorder": 1}  # of methods without a style
 
 
 def save(figure: Figure, stem: Path) -> str:
@@ -97,7 +96,8 @@ def curves(records: Sequence[dict], quotes: pd.DataFrame | None = None) -> Figur
     figure, axes = panels(len(names), width=4.6, height=3.4) if several else panels(1, width=5.6, height=3.6)
     label_axes(axes, sorted({record["shots"] for record in records}), metric(records))
     for axis, name in zip(axes, names):
-        _draw_lines(axis, cells[cells["dataset"] == name], coloured)
+        lines = draw_lines(axis, cells[cells["dataset"] == name], line_styles(coloured))
+        _label_points(axis, *lines)
         axis.set_title(name)
     if grey := sorted({*cells.loc[~cells["quoted"], "method"]} - coloured):
         text = textwrap.fill(f"grey: {', '.join(grey)}", int(15 * figure.get_figwidth()))
@@ -128,28 +128,37 @@ def _coloured(cells: pd.DataFrame) -> set[str]:
     return always | {*last.drop(list(always)).nlargest(BEST).index}
 
 
-def _draw_lines(axis: Axes, cells: pd.DataFrame, coloured: set[str]) -> None:
-    """Draw the lines of a panel; those in `coloured` have their name at the right end, the others are thin and grey."""
-    bars = sorted({*cells.loc[~cells["quoted"], "method"]}.intersection(coloured), key=method_order)
+def line_styles(methods: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Style of the line of each method, HeGraphAdapter first."""
+    ordered = sorted(methods, key=method_order, reverse=True)
+    return {name: {key: values[i % len(values)] for key, values in STYLES.items()} for i, name in enumerate(ordered)}
+
+
+def draw_lines(
+    axis: Axes, cells: pd.DataFrame, styles: Mapping[str, Mapping[str, Any]]
+) -> tuple[list[str], np.ndarray, list[str]]:
+    """Draw a line for each method in a panel; those without a style are thin and grey, quoted numbers are dotted.
+
+    Returns:
+        Names, last points `[N, 2]` and colours of the N other lines.
+    """
     names, ends, colours = [], [], []
+    has_bars = cells["interval"].notna().any()
     for (name, is_quoted), line in grouped(cells, ["method", "quoted"]):
         shots, means = line["column"].astype(float), line["mean"]
-        if not is_quoted and name not in bars:
-            axis.plot(shots, means, color="0.75", linewidth=0.8, zorder=1)
+        if not is_quoted and name not in styles:
+            axis.plot(shots, means, **GREY_LINE)
             continue
-        style: Any = {"color": "0.5", "marker": "x", "linestyle": ":"}
-        if is_quoted:
-            axis.plot(shots, means, **style)
-        else:
-            position = STYLE_ORDER.index(name) if name in STYLE_ORDER else sum(map(ord, name))
-            style = {key: values[position % len(values)] for key, values in STYLES.items()}
-            # Shifts between methods, so that their bars do not overlap
-            shots = shots * 2 ** (0.03 * (bars.index(name) - (len(bars) - 1) / 2))
-            axis.errorbar(shots, means, yerr=line["interval"].fillna(0), label=name, **LINE_STYLE, **style)
+        style: Any = {"color": "0.5", "marker": "x", "linestyle": ":"} if is_quoted else styles[name]
+        bars = None
+        if has_bars and not is_quoted:  # shift methods, so that their bars do not overlap
+            bars = line["interval"].fillna(0)
+            shots = shots * 2 ** (0.03 * ((len(styles) - 1) / 2 - [*styles].index(name)))
         names.append(f"{name} (quoted)" if is_quoted else name)
+        axis.errorbar(shots, means, yerr=bars, label=names[-1], **LINE_STYLE, **style)
         ends.append((shots.iloc[-1], means.iloc[-1]))
         colours.append(style["color"])
-    _label_points(axis, names, np.array(ends), colours)
+    return names, np.array(ends), colours
 
 
 def _label_points(
