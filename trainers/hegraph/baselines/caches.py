@@ -384,7 +384,7 @@ def select_channels(bank: FeatureBank, options: Options, use_images: bool) -> Te
     check_numbers("a value of CHANNELS", [share], maximum=1)
     check_numbers("a value of WEIGHTS", weights, -math.inf, length=2)
     text = bank.text_positive
-    sums, counts = text.clone(), torch.ones_like(text[:, 0])
+    sums, counts = text, torch.ones_like(text[:, 0])
     if use_images:
         sums = sums.index_add(0, bank.train_labels, bank.cache_keys())
         counts = counts + bank.train_labels.bincount(minlength=len(text))

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..features.bank import FeatureBank, text_with_norm
 from ..method.cache import text_logits
+from ..method.graph import sum_by_class
 from ..utils.errors import UserError
 from . import base
 from .base import Defaults, FittedMethod, Method, Options, by_dataset, check_numbers, value_for_task
@@ -129,7 +130,7 @@ def zero_shot_confidence(bank: FeatureBank) -> Tensor:
     probabilities = text_logits(views, bank.text_positive, bank.logit_scale).softmax(dim=-1)  # [V, N, K]
     confidences = probabilities.mean(dim=0).gather(1, bank.train_labels[:, None])[:, 0]  # of the true class, [N]
     counts = bank.train_labels.bincount(minlength=num_classes)
-    means = confidences.new_zeros(num_classes).index_add(0, bank.train_labels, confidences) / counts
+    means = sum_by_class(confidences, bank.train_labels, num_classes) / counts
     return torch.where(counts > 0, means, means[counts > 0].mean())
 
 
@@ -262,7 +263,7 @@ class GraphAdapter(TrainedClassifier):
         check_numbers("ALPHA and BETA", [options.ALPHA, options.BETA], 0, 1)
         text, (num_classes, width) = text_with_norm(bank), bank.text_positive.shape
         groups = min(options.GROUPS, num_classes)
-        sums = torch.zeros_like(bank.text_positive).index_add(0, bank.train_labels, bank.cache_keys())
+        sums = sum_by_class(bank.cache_keys(), bank.train_labels, num_classes)
         means = sums / bank.train_labels.bincount(minlength=num_classes).clamp_min(1)[:, None]
         images = means * text.norm(dim=-1).mean()
         # A_0j * n_j of the text and the image graph, each [groups, K, d]

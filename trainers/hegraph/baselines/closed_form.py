@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..features.bank import FeatureBank
 from ..method.cache import FoldedClassifier, affinities, cache_affinities, text_logits
+from ..method.graph import sum_by_class
 from ..training.choice import accuracy, choose, has_val, val_accuracy, val_images
 from .base import Defaults, FittedMethod, Method, Options, by_dataset, check_numbers, value_for_task
 
@@ -150,8 +151,7 @@ def views_as_images(bank: FeatureBank) -> tuple[Tensor, Tensor]:
 def class_means(images: Tensor, labels: Tensor, num_classes: int) -> Tensor:
     """Return the mean of each class's images `[M, d]`, shape `[K, d]`; for a class without images, of all images."""
     counts = labels.bincount(minlength=num_classes)[:, None]
-    sums = images.new_zeros(num_classes, images.shape[1]).index_add(0, labels, images)
-    return torch.where(counts > 0, sums / counts, images.mean(dim=0))
+    return torch.where(counts > 0, sum_by_class(images, labels, num_classes) / counts, images.mean(dim=0))
 
 
 def gaussian_classifier(images: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
@@ -293,7 +293,7 @@ class ReHARK(Method):
             return options.MIX * narrow + (1 - options.MIX) * wide
 
         keys, labels, text = transform(bank.cache_keys()), bank.train_labels, transform(bank.text_positive)
-        means = F.normalize(torch.zeros_like(text).index_add(0, labels, keys), dim=-1)
+        means = F.normalize(sum_by_class(keys, labels, len(text)), dim=-1)
         prior = F.normalize((1 - images) * text + images * means, dim=-1)
         support = torch.cat([keys, F.normalize(keys + options.SHIFT * prior[labels], dim=-1)])
         targets = F.one_hot(labels.repeat(2), len(text)) - scale * support @ prior.t()

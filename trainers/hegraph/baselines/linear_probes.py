@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..features.bank import FeatureBank
 from ..method.cache import FoldedClassifier
+from ..method.graph import sum_by_class
 from ..training.choice import choose, has_val, val_accuracy
 from ..utils.errors import UserError
 from .base import Defaults, FittedMethod, Method, Options, check_numbers
@@ -165,8 +166,7 @@ class LPPlusPlus(Method):
 def initial_weights(bank: FeatureBank, alpha_scale: float) -> tuple[Tensor, Tensor, Tensor]:
     """Return the initial w `[K, d]`, b `[K]` and alpha `[K]` of LP++."""
     features, labels, text = bank.cache_keys(), bank.train_labels, bank.text_positive
-    weight = torch.zeros_like(text).index_add(0, labels, features)
+    weight, counts = sum_by_class(features, labels, len(text)), labels.bincount(minlength=len(text))
     cosines = (features * text[labels]).sum(dim=1)
-    counts = labels.bincount(minlength=len(text))
-    means = cosines.new_zeros(len(text)).index_add(0, labels, cosines)[counts > 0] / counts[counts > 0]
+    means = (sum_by_class(cosines, labels, len(text)) / counts)[counts > 0]
     return weight, text.new_zeros(len(text)), text.new_full((len(text),), alpha_scale * means.mean().item())

@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ..features.bank import FeatureBank
+from ..method.graph import sum_by_class
 from ..training.batches import Batch
 from ..training.choice import accuracy, choose, has_val, val_accuracy, val_images
 from .base import EPSILON, Defaults, FittedMethod, Method, Options, check_numbers, value_for_task
@@ -119,8 +120,7 @@ class Prototypes(nn.Module):
 
     def prototypes(self) -> tuple[Tensor, Tensor]:
         """Return the image prototypes c and the text prototypes t, unit-norm, both `[K, d]`."""
-        means = torch.zeros_like(self.text).index_add(0, self.labels, unit(self.images))
-        return unit(means), unit(self.text)
+        return unit(sum_by_class(unit(self.images), self.labels, len(self.text))), unit(self.text)
 
     def cosines(self, queries: Tensor) -> tuple[Tensor, Tensor]:
         """Return the cosines of unit-norm features `[B, d]` with the image and the text prototypes, both `[B, K]`."""

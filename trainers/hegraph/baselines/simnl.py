@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..features.bank import FeatureBank
 from ..method.cache import FoldedClassifier, affinities, cache_logits
+from ..method.graph import sum_by_class
 from ..training.batches import Batch
 from .base import Defaults, Options, by_dataset, check_numbers, value_for_task
 from .caches import Cache, CacheMethod
@@ -72,7 +73,7 @@ class SimNL(CacheMethod):
         share, tau, labels = value_for_task(options, "LAMBDA", bank), bank.logit_scale, bank.train_labels
         check_numbers("LAMBDA", [share], 0, 1)
         text, keys = bank.text_positive, bank.cache_keys()
-        sums, counts = torch.zeros_like(text).index_add(0, labels, keys), labels.bincount(minlength=len(text))
+        sums, counts = sum_by_class(keys, labels, len(text)), labels.bincount(minlength=len(text))
         weights, classes = image_weights(keys, labels, sums), torch.arange(len(text), device=labels.device)
         others = F.normalize(sums.sum(dim=0) - sums, dim=-1)  # initial G_k
         initial = [(text, classes), (keys, labels), (bank.text_negative, classes), (others, classes)]
@@ -116,7 +117,7 @@ def image_weights(keys: Tensor, labels: Tensor, sums: Tensor) -> Tensor:
     counts = labels.bincount(minlength=len(sums))[labels]  # N_k, shape [N]
     similarities = ((keys * sums[labels]).sum(dim=1) - 1) / (counts - 1).clamp_min(1)
     shares = similarities.exp()
-    return counts * shares / torch.zeros_like(sums[:, 0]).index_add(0, labels, shares)[labels]
+    return counts * shares / sum_by_class(shares, labels, len(sums))[labels]
 
 
 def reranking(batch: Batch, text: Tensor) -> Tensor:

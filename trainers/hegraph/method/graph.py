@@ -166,5 +166,9 @@ def class_prototypes(features: Tensor, labels: Tensor, classnames: Sequence[str]
         problem = f"{len(empty)} of {len(classnames)} have none"
         listed = f"{', '.join(empty[:10])}{', ...' if len(empty) > 10 else ''}"
         raise UserError(f"every class needs a training image for its visual node, but {problem}: {listed}")
-    total = features.new_zeros(len(classnames), features.shape[1]).index_add_(0, labels, features)
-    return F.normalize(total / count.unsqueeze(1), dim=-1)
+    return F.normalize(sum_by_class(features, labels, len(classnames)) / count.unsqueeze(1), dim=-1)
+
+
+def sum_by_class(values: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    """Sum the values `[N, ...]` of images by class, shape `[K, ...]`; 0 for a class without images."""
+    return values.new_zeros(num_classes, *values.shape[1:]).index_add(0, labels, values)
