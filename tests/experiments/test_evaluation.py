@@ -17,7 +17,9 @@ from trainers.hegraph import FeatureBank, ModelOptions, UserError, load_bank, lo
 from trainers.hegraph.__main__ import summary
 from trainers.hegraph.backbones.schema import BackboneConfig
 from trainers.hegraph.baselines.base import FittedMethod
-from trainers.hegraph.experiments import evaluation, run as run_module
+from trainers.hegraph.datasets import loading
+from trainers.hegraph.datasets.loading import load_few_shot
+from trainers.hegraph.experiments import evaluation, run as run_module, tasks
 from trainers.hegraph.experiments.run_folder import run_config
 from trainers.hegraph.experiments.tasks import FeatureTask, Task, ids_of_names, load_image_task, match_classes
 from trainers.hegraph.method.cache import FoldedClassifier
@@ -225,11 +227,32 @@ def test_all_options_of_a_baseline_are_checked(opts, message):
 
 def test_only_test_images_are_loaded():
     keys = ["DATASET.NAME", "Digits", "SEED", -1, "DATASET.SUBSAMPLE_CLASSES", "new"]
-    task = load_image_task(load_cfg(opts=keys), 3, "cpu", only_test=True)
+    task = load_image_task(load_cfg(opts=keys), 3, "cpu", trained_shots=1)
     assert (task.split, task.seed, len(task.dataset.test)) == ({"train": [], "val": []}, 3, 899 - 448)
     assert list(task.classnames) == ["five", "six", "seven", "eight", "nine"]
     with pytest.raises(UserError, match="--dataset-config-file"):
-        load_image_task(load_cfg(), 3, "cpu", only_test=True)
+        load_image_task(load_cfg(), 3, "cpu", trained_shots=1)
+
+
+def test_pool_of_a_test_is_read_with_its_images(monkeypatch):
+    monkeypatch.setattr(loading, "load_dataset", read := Mock(wraps=loading.load_dataset))
+    keys = ["DATASET.NAME", "Digits", "DATASET.NUM_SHOTS", 16, "DATASET.UNLABELLED", "pool"]
+    task = load_image_task(load_cfg(opts=keys), 3, "cpu", trained_shots=1)
+    trained = load_few_shot("Digits", "", 1, 3, pool=True)
+    assert (task.split, task.dataset.test, task.dataset.pool) == ({"train": [], "val": []}, trained.test, trained.pool)
+    assert len(trained.pool) == 698 - 10 + 200 and read.call_count == 2  # once each
+    monkeypatch.setattr(tasks, "load_few_shot", lambda *_: replace(trained, test=[]))
+    with pytest.raises(UserError, match="Digits has no test images"):
+        load_image_task(load_cfg(opts=keys), 3, "cpu", trained_shots=1)
+
+
+def test_test_with_other_unlabelled_images_is_refused(run, finished_run_once, tiny_bank, tmp_path):
+    words = ("--eval-only", "--model-dir", str(finished_run_once), "--unlabelled", str(tmp_path / "more.safetensors"))
+    bank = load_bank(tiny_bank).without_test()
+    bank.save(tmp_path / "more.safetensors")
+    run(*words)
+    replace(bank, val_features=None, val_labels=None).save(tmp_path / "more.safetensors")
+    assert "holds the result of a run with other settings or data" in run(*words, code=2)
 
 
 # The record of a test

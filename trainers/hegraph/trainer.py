@@ -21,7 +21,6 @@ import random
 import sys
 import time
 import types
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -167,8 +166,7 @@ class FeatureTrainer(TrainerX):
         path = find_model_of_epoch(Path(directory), epoch)
         self.saved = load_model(path)
         check_configuration(self.saved, self.settings)
-        tested = replace(self.dataset, train=[], val=[])
-        task = ImageTask(tested, self.settings, self.saved.trained_on.seed, self.device.type)
+        task = ImageTask(self.dataset.only_test(), self.settings, self.saved.trained_on.seed, self.device.type)
         self.folder = RunFolder(task, "dassl", path)
 
     def test(self, split: str | None = None) -> float:

@@ -87,6 +87,12 @@ class Dataset:
         halved = self._filtered(lambda item: item.label in new, lambda item: item._replace(label=new[item.label]))
         return replace(halved, classnames=names, class_ids=ids)
 
+    def only_test(self) -> Dataset:
+        """Return the data set without training and validation images; UserError if there are no test images."""
+        if not self.test:
+            raise UserError(f"{self.name} has no test images, so no model can be tested on it")
+        return replace(self, train=[], val=[])
+
     def without(self, paths: Collection[str]) -> Dataset:
         """Return the data set without the items at `paths`."""
         return self._filtered(lambda item: item.path not in paths)

@@ -102,9 +102,7 @@ def load_few_shot(name: str, root: str, shots: int, seed: int, subsample: str = 
 
 def load_test_images(name: str, root: str, seed: int, subsample: str = "all") -> Dataset:
     """Load the test images of a data set; arguments as for `load_few_shot`, UserError if there are none."""
-    dataset = replace(load_dataset(name, root, seed).subsample(subsample), train=[], val=[])
-    if not dataset.test:
-        raise UserError(f"{name} has no test images, so no model can be tested on it")
+    dataset = load_dataset(name, root, seed).subsample(subsample).only_test()
     dataset.check_files()
     return dataset
 

@@ -24,17 +24,16 @@ from ..results.records import SEMI_SUPERVISED, TRANSDUCTIVE
 from ..utils.devices import wait_for
 from ..utils.errors import UserError
 from ..utils.files import hash_content
-from .tasks import POOL, TEST_SET, Task
+from .tasks import TEST_SET, Task
 
 logger = logging.getLogger(__name__)
 
 
-def read_unlabelled(task: Task, pool_task: Task, text: Tensor, backbone: str, device: str) -> Tensor:
+def read_unlabelled(task: Task, text: Tensor, backbone: str, device: str) -> Tensor:
     """Encode or read the unlabelled images that the configuration of a task names.
 
     Args:
-        task: Task with the test images.
-        pool_task: Task whose remaining images are the pool.
+        task: Task with the unlabelled images and the test images.
         text: Text features `[K, d]` of the method.
         backbone: Backbone of the method's features.
         device: Device of the adaptation.
@@ -47,7 +46,7 @@ def read_unlabelled(task: Task, pool_task: Task, text: Tensor, backbone: str, de
             `check_adaptable`.
     """
     source = task.cfg.data.unlabelled
-    images = (pool_task if source == POOL else task).unlabelled
+    images = task.unlabelled
     if images.backbone not in ("", backbone):
         raise UserError(f"{source} holds features of {images.backbone!r}, but the method's are of {backbone!r}")
     features = images.features()

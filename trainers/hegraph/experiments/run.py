@@ -34,7 +34,7 @@ from .evaluation import encode_targets, evaluate, fitted_model, rule_for, score_
 from .fitting import calibrated, fit, fitted_adapter, set_random_seed
 from .record import make_model, write_outputs
 from .run_folder import RunFolder, find_model_of_epoch, run_config
-from .tasks import POOL, TEST_SET, FeatureTask, ImageTask, Tested, open_task
+from .tasks import TEST_SET, FeatureTask, ImageTask, Tested, open_task
 
 logger = logging.getLogger(__name__)
 
@@ -145,7 +145,7 @@ def train_and_test(folder: RunFolder, device: str) -> dict:
     encode_targets(task)  # before the training, so that an unreadable image ends the run early
     unlabelled = None
     if task.cfg.data.unlabelled:
-        unlabelled = read_unlabelled(task, task, bank.text_positive, bank.backbone, device)
+        unlabelled = read_unlabelled(task, bank.text_positive, bank.backbone, device)
     bank = bank.to(device)
     fitted = fit(task, bank, keep_epochs(folder, bank))
     return test_and_finish(folder, bank, fitted, seconds, unlabelled)
@@ -228,25 +228,28 @@ def test_model(cfg: Config, bank_file: Path | None, folder: Path, epoch: int | N
         UserError: If model or data cannot be read, or do not fit each other.
     """
     path = find_model_of_epoch(folder, epoch)
-    model: TrainedModel = (loaded := load_model(path))
-    check_configuration(loaded, cfg)
-    target = open_task(cfg, bank_file, model.trained_on.seed, device, only_test=True)
-    if target.multilabel != (loaded.thresholds is not None):
+    model = load_model(path)
+    check_configuration(model, cfg)
+    target = open_task(cfg, bank_file, model.trained_on.seed, device, model.trained_on.shots)
+    if target.multilabel != (model.thresholds is not None):
         own, of_model = map(label_kind, (target.multilabel, not target.multilabel))
         raise UserError(f"{target.name} has {own} per image, but the model has {of_model}; train on such data")
     run_folder = RunFolder(target, model=path)
     if (record := run_folder.finished()) is not None:
         return record
-    fitted = fitted_model(loaded, device)
-    if what := cfg.data.unlabelled:
-        if rule_for(model, target) == OTHER_CLASSES:
-            raise UserError(f"--unlabelled adapts to classes of the model, but {target.name} has others; leave it out")
-        as_trained = with_values(cfg, {"DATASET.NUM_SHOTS": model.trained_on.shots})
-        source = open_task(as_trained, bank_file, model.trained_on.seed, device) if what == POOL else target
-        check_unlabelled(source)
-        unlabelled = read_unlabelled(target, source, model.text_positive, model.backbone.title, device)
-        fitted, model = adapt_method(fitted, model, unlabelled, what, device)
-    return run_folder.do(lambda: test_and_write(run_folder, fitted, model, device))
+    fitted, source = fitted_model(model, device), cfg.data.unlabelled
+    if not source:
+        return run_folder.do(lambda: test_and_write(run_folder, fitted, model, device))
+    if rule_for(model, target) == OTHER_CLASSES:
+        raise UserError(f"--unlabelled adapts to classes of the model, but {target.name} has others; leave it out")
+    check_unlabelled(target)
+
+    def adapt_and_test() -> dict:
+        unlabelled = read_unlabelled(target, model.text_positive, model.backbone.title, device)
+        adapted = adapt_method(fitted, model, unlabelled, source, device)
+        return test_and_write(run_folder, *adapted, device)
+
+    return run_folder.do(adapt_and_test)
 
 
 def test_and_write(

@@ -91,12 +91,14 @@ class RunFolder:
             UserError: If data or model cannot be read.
         """
         inputs = {"config": self.config, "seed": self.task.seed, "data": self.task.identity}
-        if self.model is not None:
-            with reading(self.model / CONFIG, "a model"):
-                return hash_json(inputs | {"model": hash_json([hash_file(self.model / n) for n in (CONFIG, TENSORS)])})
         if self.task.cfg.data.unlabelled not in ("", TEST_SET):  # the identity of the task covers test images
             inputs["unlabelled"] = self.task.unlabelled.identity()
-        return hash_json(inputs | {"split": self.task.split})
+        if self.model is None:
+            inputs["split"] = self.task.split
+        else:
+            with reading(self.model / CONFIG, "a model"):
+                inputs["model"] = hash_json([hash_file(self.model / name) for name in (CONFIG, TENSORS)])
+        return hash_json(inputs)
 
     def finished(self) -> dict | None:
         """Return the record of this run if the folder holds it, else None.

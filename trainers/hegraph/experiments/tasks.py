@@ -25,6 +25,7 @@ from ..backbones.identity import backbone_identity
 from ..backbones.schema import BackboneConfig
 from ..baselines import MULTILABEL_METHODS, TRANSDUCTIVE_METHODS
 from ..config import Config
+from ..config_files import with_values
 from ..datasets.base import Dataset, check_classes, find_copies, refuse_tested
 from ..datasets.loading import OWN, load_few_shot, load_test_images, load_unlabelled
 from ..datasets.splits import FewShotSample, Item, sample_few_shot, subsample_labels
@@ -190,8 +191,8 @@ class Task(ABC):
     def unlabelled(self) -> Unlabelled:
         """Unlabelled images that DATASET.UNLABELLED names; UserError if there are none.
 
-        The value is "test" for the test images, "pool" for the images of the task's classes that are neither sampled
-        nor test images, or the path of a feature bank, a folder or a CSV file.
+        The value is "test" for the test images, "pool" for the validation images and the training images that are not
+        sampled, or the path of a feature bank, a folder or a CSV file.
         """
         what = self.cfg.data.unlabelled
         if what == TEST_SET:
@@ -458,7 +459,7 @@ class ImageTask(Task):
 
     def test_bank(self) -> FeatureBank:
         """Return the features of the test images and the text nodes, without training images."""
-        dataset = replace(self.dataset, train=[], val=[])
+        dataset = self.dataset.only_test()
         return extract.encode_task(dataset, self.backbone, self.cfg.encoding, self.seed, self._folder)
 
     @cached_property
@@ -534,13 +535,14 @@ def _shared_backbone(name: str, pretrained: str, device: str, precision: str, ve
 # Opening the task of a run
 
 
-def open_task(cfg: Config, bank_file: Path | None, seed: int, device: str, only_test: bool = False) -> Task:
+def open_task(cfg: Config, bank_file: Path | None, seed: int, device: str, trained_shots: int | None = None) -> Task:
     """Return the task of a run: rows of a feature bank, or images of `DATASET.NAME`. Nothing is encoded yet.
 
     Args:
         seed: Seed of the few-shot sample and the run.
         device: Device of the backbone.
-        only_test: Whether the task has test images alone, for the test of a trained model.
+        trained_shots: Number of shots of a trained model to test, which with `seed` determines the pool of
+            `--unlabelled pool`; the task has no training images. None for a training.
 
     Raises:
         UserError: If bank, data set or weights are missing, a transductive method lacks `--unlabelled test`, or further
@@ -552,11 +554,14 @@ def open_task(cfg: Config, bank_file: Path | None, seed: int, device: str, only_
     if what == TEST_SET and (cfg.data.target_domains or cfg.data.target_datasets):
         raise UserError(f"--unlabelled {TEST_SET} reaches no other data set; leave out the targets, or give {POOL}")
     if bank_file is None:
-        task: Task = load_image_task(cfg, seed, device, only_test)
-    elif not only_test:
+        task: Task = load_image_task(cfg, seed, device, trained_shots)
+    elif trained_shots is None:
         task = BankTask(bank_file, cfg, seed)
     else:
         task = bank_to_test(shared_bank(bank_file, cfg), cfg.data.classes, cfg, seed)
+        if what == POOL:
+            as_trained = with_values(cfg, {"DATASET.NUM_SHOTS": trained_shots})
+            task.unlabelled = BankTask(bank_file, as_trained, seed).unlabelled
     check_multilabel(task)
     return task
 
@@ -586,17 +591,18 @@ def check_multilabel(task: Task) -> None:
         raise UserError(f"{task.name} has several labels per image; leave out {asked[0]}")
 
 
-def load_image_task(cfg: Config, seed: int, device: str, only_test: bool = False) -> ImageTask:
+def load_image_task(cfg: Config, seed: int, device: str, trained_shots: int | None = None) -> ImageTask:
     """Return the task that CoOp's protocol samples from a data set on disk; arguments and errors as of `open_task`."""
     data = cfg.data
+    pool, tests = data.unlabelled == POOL, trained_shots is not None
     if not data.name:
         raise UserError("no data: give --dataset-config-file configs/datasets/NAME.yaml, or --features BANK")
-    if only_test:
+    if tests and not pool:
         dataset = load_test_images(data.name, data.root, max(cfg.run.seed, 0), data.classes)
     else:
-        pool = data.unlabelled == POOL
-        dataset = load_few_shot(data.name, data.root, data.shots, seed, data.classes, pool)
-    return ImageTask(dataset, cfg, seed, device)
+        shots = data.shots if trained_shots is None else trained_shots
+        dataset = load_few_shot(data.name, data.root, shots, seed, data.classes, pool)
+    return ImageTask(dataset.only_test() if tests else dataset, cfg, seed, device)
 
 
 # Comparison of tasks
