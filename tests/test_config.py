@@ -12,7 +12,7 @@ from yacs.config import CfgNode
 from trainers.hegraph import UserError, config, load_cfg
 from trainers.hegraph.backbones.identity import DEFAULT_BACKBONE
 from trainers.hegraph.config import BY_SHOTS, FILLABLE, OPTIONS, default_values, extend_cfg, is_filled
-from trainers.hegraph.config_files import flatten, from_dassl, with_values
+from trainers.hegraph.config_files import DATA_SET, METHOD, find_config_file, flatten, from_dassl, with_values
 from trainers.hegraph.labels.__main__ import parse_arguments as parse_labels
 from trainers.hegraph.teach.__main__ import find_encoder
 from trainers.hegraph.utils.option import NODE, OPEN
@@ -264,6 +264,32 @@ def test_invalid_files_are_named(yaml, text, words):
 def test_a_missing_file_is_named():
     with pytest.raises(UserError, match=r"absent\.yaml: No such file"):
         load_cfg("absent.yaml")
+
+
+def test_shipped_configurations_are_found_by_name():
+    for kind, folder in ((DATA_SET, "datasets"), (METHOD, "trainers/HeGraphAdapter")):
+        files = sorted((CONFIGS / folder).glob("*.yaml"))
+        assert files and [find_config_file(kind, file.stem) for file in files] == files
+
+
+@pytest.mark.parametrize(("kind", "message"), [
+    (DATA_SET, "configuration 'digit'; did you mean 'digits'"),
+    (METHOD, "configuration 'vit_b61'; did you mean 'vit_b16'"),
+    (METHOD, "configuration 'digits'"),  # it is one of a data set
+])  # fmt: skip
+def test_unknown_configurations_are_refused(kind, message):
+    with pytest.raises(UserError, match=f"unknown {kind} {message}"):
+        find_config_file(kind, message.split("'")[1])
+
+
+def test_paths_take_precedence_over_names(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "digits").mkdir()
+    (tmp_path / "mini").write_text("SEED: 5\n")
+    assert find_config_file(DATA_SET, "digits") == CONFIGS / "datasets" / "digits.yaml"
+    assert find_config_file(METHOD, "mini") == Path("mini")
+    for path in ("nowhere.yaml", "nowhere/mini"):
+        assert find_config_file(METHOD, path) == Path(path)
 
 
 # With Dassl

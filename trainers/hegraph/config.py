@@ -22,7 +22,7 @@ from .features.options import EncodingOptions
 from .method.options import ClosedFormOptions, ModelOptions, TrainingFreeOptions
 from .training.options import TrainingOptions
 from .utils.errors import UserError
-from .utils.option import NODE, OUR_METHOD, is_list, is_pairs, is_strings, option, option_of, options_of, values_up_to
+from .utils.option import NODE, OUR_METHOD, is_list, is_strings, option, option_of, options_of, values_up_to
 
 # Large learning rates overfit few shots. At one shot, a class has no key left without the key of the image itself, so
 # that the visual loss is hardly informative. Selected on validation data (docs/development/trials.md).
@@ -40,6 +40,11 @@ BY_SHOTS = [
         (16, 0.0012, 200, 0.01, 1.0, 2.0, 0.15),
     )
 ]
+
+
+def is_pairs(value: Any) -> bool:
+    """Whether a value is a non-empty list `[KEY, VALUE, KEY, VALUE, ...]`."""
+    return is_list(value) and len(value) % 2 == 0
 
 
 # Options with common attributes

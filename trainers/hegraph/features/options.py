@@ -4,9 +4,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..utils.option import is_fraction_range, is_strings, option
+from ..utils.option import is_positive, is_strings, option
 
 TRANSFORMS = ("random_resized_crop", "random_flip", "normalize")
+
+
+def is_fraction_range(value: Sequence[float]) -> bool:
+    """Whether a list is a range of fractions `[low, high]` with 0 < low <= high <= 1."""
+    return len(value) == 2 and all(map(is_positive, value)) and value[0] <= value[1] <= 1
 
 
 def _templates(key: str, meaning: str) -> Any:

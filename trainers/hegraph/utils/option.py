@@ -29,11 +29,6 @@ def is_list(value: Any) -> bool:
     return isinstance(value, (list, tuple)) and len(value) > 0
 
 
-def is_pairs(value: Any) -> bool:
-    """Whether a value is a non-empty list `[KEY, VALUE, KEY, VALUE, ...]`."""
-    return is_list(value) and len(value) % 2 == 0
-
-
 def is_positive(value: Any) -> bool:
     """Whether a value is a finite number above 0."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf
@@ -42,11 +37,6 @@ def is_positive(value: Any) -> bool:
 def is_strings(value: Any) -> bool:
     """Whether all entries of a list are strings."""
     return all(isinstance(entry, str) for entry in value)
-
-
-def is_fraction_range(value: Any) -> bool:
-    """Whether a list is a range of fractions `[low, high]` with 0 < low <= high <= 1."""
-    return len(value) == 2 and all(map(is_positive, value)) and value[0] <= value[1] <= 1
 
 
 def values_up_to(rows: Sequence[Sequence], shots: float) -> list:

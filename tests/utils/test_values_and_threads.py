@@ -1,22 +1,20 @@
-"""Devices, shipped configuration files, values of options, and worker threads."""
+"""Devices, values of options, and worker threads."""
 
 import math
 import os
 from itertools import count
-from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
 import torch
 
-from trainers.hegraph.config_files import DATA_SET, METHOD, find_config_file
+from trainers.hegraph.config import is_pairs
+from trainers.hegraph.features.options import is_fraction_range
 from trainers.hegraph.utils import option
 from trainers.hegraph.utils.devices import available_device, choose_device, wait_for
 from trainers.hegraph.utils.errors import UserError
 from trainers.hegraph.utils.option import Option, values_up_to
 from trainers.hegraph.utils.threads import BATCHES_AHEAD, cores, in_batches
-
-CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 def test_choice_and_synchronization_of_the_gpu(monkeypatch):
@@ -41,32 +39,6 @@ def test_invalid_devices_are_refused(device, message):
         choose_device(device, "--device")
 
 
-def test_shipped_configurations_are_found_by_name():
-    for kind, folder in ((DATA_SET, "datasets"), (METHOD, "trainers/HeGraphAdapter")):
-        files = sorted((CONFIGS / folder).glob("*.yaml"))
-        assert files and [find_config_file(kind, file.stem) for file in files] == files
-
-
-@pytest.mark.parametrize(("kind", "message"), [
-    (DATA_SET, "configuration 'digit'; did you mean 'digits'"),
-    (METHOD, "configuration 'vit_b61'; did you mean 'vit_b16'"),
-    (METHOD, "configuration 'digits'"),  # it is one of a data set
-])  # fmt: skip
-def test_unknown_configurations_are_refused(kind, message):
-    with pytest.raises(UserError, match=f"unknown {kind} {message}"):
-        find_config_file(kind, message.split("'")[1])
-
-
-def test_paths_take_precedence_over_names(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "digits").mkdir()
-    (tmp_path / "mini").write_text("SEED: 5\n")
-    assert find_config_file(DATA_SET, "digits") == CONFIGS / "datasets" / "digits.yaml"
-    assert find_config_file(METHOD, "mini") == Path("mini")
-    for path in ("nowhere.yaml", "nowhere/mini"):
-        assert find_config_file(METHOD, path) == Path(path)
-
-
 @pytest.mark.parametrize("row", [["1", 2], [1], [1, 2, 3], 1, "12", [1, "x"]])
 def test_invalid_rows_are_refused(row):
     declared = Option("EPOCHS", [], "", rows=(int, "[shots, number]", lambda value: value != "x"))
@@ -89,12 +61,12 @@ def test_bounds_of_options(declared, right, wrong, message):
 
 def test_checks_of_values():
     values = ([1, 2], (1, 0.5), [0.5, 1], [1], [], "ab", ["a"])
-    kinds = [[check(value) for value in values] for check in (option.is_list, option.is_pairs, option.is_strings)]
+    kinds = [[check(value) for value in values] for check in (option.is_list, is_pairs, option.is_strings)]
     assert kinds[0] == [True, True, True, True, False, False, True]
     assert kinds[1] == [True, True, True, False, False, False, False]
     assert kinds[2] == [False, False, False, False, True, True, True]
     ranges = ([0.5, 1], [1, 1], (0.08, 0.9), [1, 0.5], [0, 1], [0.5, 1.5], [0.5])
-    assert [option.is_fraction_range(value) for value in ranges] == [True] * 3 + [False] * 4
+    assert [is_fraction_range(value) for value in ranges] == [True] * 3 + [False] * 4
     assert [option.is_positive(value) for value in (1, 0.1, 0, -1, math.inf, True, "1")] == [True] * 2 + [False] * 5
 
 
