@@ -173,13 +173,13 @@ class FeatureTrainer(TrainerX):
         """Test with Dassl's evaluator and write the record; return the accuracy in percent."""
         folder, saved, device = self.folder, self.saved, self.device.type
         if saved is None:
-            self.record = test_and_finish(folder, self.bank, self.fitted, self.features_seconds, show=self.judge)
+            self.record = test_and_finish(folder, self.bank, self.fitted, self.features_seconds, show=self.show_scores)
         else:
-            test = partial(test_and_write, folder, fitted_model(saved, device), saved, device, self.judge)
+            test = partial(test_and_write, folder, fitted_model(saved, device), saved, device, self.show_scores)
             self.record = folder.finished() or folder.do(test)
         return self.record["accuracy"]
 
-    def judge(self, tested: Tested) -> None:
+    def show_scores(self, tested: Tested) -> None:
         """Pass the predictions to Dassl's evaluator, which prints its scores, and write these to TensorBoard."""
         self.evaluator.reset()
         self.evaluator.process(tested.logits, tested.labels)

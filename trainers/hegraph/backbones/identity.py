@@ -31,7 +31,7 @@ WEIGHTS_NAMES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 WEIGHTS_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 TOKENIZER_NAMES = ("tokenizer.json", "tokenizer_config.json", "spiece.model")
 TIMEOUT = 5  # seconds to wait for the Hub
-# Phrases of messages, for commands with keys and commands with flags
+# Remedies in messages. A command sets the backbone by keys or by flags
 USE_FOLDER = f"set MODEL.BACKBONE.NAME (or --backbone) to {FOLDER}FOLDER"
 USE_WEIGHTS = "set MODEL.BACKBONE.PRETRAINED (or --pretrained) to its path"
 

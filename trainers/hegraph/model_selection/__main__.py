@@ -94,8 +94,8 @@ def compare_command(args: argparse.Namespace) -> int:
     results = compare(candidates, encode, args.offline)
     for line in table_lines(results):
         echo(line)
-    if alone := max(result.alone for result in results):
-        echo(f"\n{alone} of the classes have one image, which leave-one-out classifies by the text of its class.\n")
+    if count := max(result.single_image_classes for result in results):
+        echo(f"\n{count} of the classes have one image, which leave-one-out classifies by the text of its class.\n")
     recommended, difference = recommend(results)
     training = training_command(args, recommended.candidate)
     echo(f"\n{advice(results, recommended, difference)}. Train with\n    {training}\n")
@@ -153,7 +153,7 @@ def table_lines(results: Sequence[Result]) -> Iterator[str]:
 
 
 def advice(results: Sequence[Result], recommended: Result, difference: Difference | None) -> str:
-    """Reason for the recommendation."""
+    """Sentence with the recommended backbone and the reason, without a full stop."""
     if difference is None:
         reason = "the best leave-one-out accuracy, and no faster backbone ties with it"
     else:

@@ -108,7 +108,7 @@ class Result:
         images_per_second: Speed of preprocessing and encoding images on this machine.
         megabytes: Size of the weights; None if unknown.
         parameters: Number of parameters.
-        alone: Number of classes with one image. Without this image, a class is known by its text only.
+        single_image_classes: Number of classes with one image. Without it, a class is known by its text only.
         error: Reason why the candidate could not be compared, or "".
     """
 
@@ -118,7 +118,7 @@ class Result:
     images_per_second: float = np.nan
     megabytes: float | None = None
     parameters: int = 0
-    alone: int = 0
+    single_image_classes: int = 0
     error: str = ""
 
     @property
@@ -224,6 +224,7 @@ def compare(
 
 
 def _result(candidate: Candidate, encode: Callable[[Candidate], Encoded], offline: bool) -> Result:
+    """Result of one candidate; arguments as of `compare`, errors as of `load_backbone`."""
     is_local = local_weights(candidate.name, candidate.tag) is not None
     if offline and not is_local:
         raise UserError("its weights are not on this machine", "candidates.offline")
@@ -248,7 +249,7 @@ def _result(candidate: Candidate, encode: Callable[[Candidate], Encoded], offlin
         images_per_second=measure_speed(backbone, encoded.sample),
         megabytes=size_of(candidate),
         parameters=sum(parameter.numel() for parameter in backbone.model.parameters()),
-        alone=count_labels(labels, len(encoded.text)).count(1),
+        single_image_classes=count_labels(labels, len(encoded.text)).count(1),
     )
 
 

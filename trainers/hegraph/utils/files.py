@@ -64,7 +64,7 @@ class OutputFolder(OutputFile):
         """Raise UserError if the folder is inside a model or project, or contains one of the paths in `reads`."""
         _check_place(path)
         whole = _real_path(path)
-        if whole.exists() and any(whole in (read, *read.parents) for read in map(Path.resolve, _named(reads))):
+        if whole.exists() and any(whole in (read, *read.parents) for read in map(Path.resolve, _existing_paths(reads))):
             raise UserError(f"{path} contains input of this command, and is not replaced; choose another folder")
 
 
@@ -94,7 +94,7 @@ def check_not_read(path: Path, reads: Any, replaces: tuple[str, ...] = ()) -> No
     if not path.is_file():
         raise UserError(f"{path} is no file but a folder, a pipe or a device; choose another name")
     folders = () if path.name.lower().endswith(replaces) else path.resolve().parents
-    for read in _named(reads):
+    for read in _existing_paths(reads):
         if any(_is_same(read, place) for place in (path, *folders)):
             raise UserError(f"{path} is read by this command, and is not overwritten; choose another name")
 
@@ -119,7 +119,7 @@ def _real_path(path: Path) -> Path:
     return Path(os.path.realpath(path))
 
 
-def _named(value: Any) -> Iterator[Path]:
+def _existing_paths(value: Any) -> Iterator[Path]:
     """Iterate over the existing files and folders among strings and paths in nested dicts and lists."""
     if isinstance(value, dict):
         value = list(value.values())
@@ -128,7 +128,7 @@ def _named(value: Any) -> Iterator[Path]:
             yield Path(path)
     elif isinstance(value, Iterable):
         for entry in value:
-            yield from _named(entry)
+            yield from _existing_paths(entry)
 
 
 @contextmanager
@@ -164,8 +164,8 @@ def writing_folder(folder: Path) -> Iterator[Path]:
     new, old = temporary / "new", temporary / OLD
     try:
         with _converted_errors(folder, new):
-            for left in _temporaries(folder):
-                _remove(left, folder)
+            for leftover in _temporaries(folder):
+                _remove(leftover, folder)
             new.mkdir(parents=True)
             yield new
             exists = folder.exists()
@@ -181,7 +181,8 @@ def whole_folder(folder: Path) -> Path:
     """Return the folder, or its old version if a process was killed while it replaced the folder."""
     if folder.exists():
         return folder
-    return next((old for left in _temporaries(folder) if (old := left / OLD).is_dir()), folder)
+    old_versions = [temporary / OLD for temporary in _temporaries(folder) if (temporary / OLD).is_dir()]
+    return old_versions[0] if old_versions else folder
 
 
 def _remove(temporary: Path, folder: Path) -> None:
@@ -219,12 +220,12 @@ def _temporary_path(path: Path) -> Path:
 
 
 def _session() -> int:
-    """Number of the session of this process."""
+    """POSIX session of this process, such as the one of its terminal; on Windows, the process itself."""
     return os.getpid() if sys.platform == "win32" else os.getsid(0)
 
 
 def remove_temporaries(folder: Path, session: int) -> None:
-    """Remove temporary files and folders of the killed processes of a session below a folder."""
+    """Remove temporary files and folders below a folder that killed processes of a POSIX session have left."""
     for path in [*folder.rglob(f".{session:08x}*.tmp")]:
         if (path / OLD).exists():  # the only version of a folder: `whole_folder`
             continue

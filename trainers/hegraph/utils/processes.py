@@ -64,18 +64,19 @@ def wait() -> None:
             torch.distributed.barrier()
 
 
-def broadcast_from_rank0(ask: Callable[[], T]) -> T:
+def broadcast_from_rank0(function: Callable[[], T]) -> T:
     """Call a function in the first process only, and return its result in all processes; UserError as `wait`."""
     if not _in_group():
-        return ask()
-    answer = [ask() if rank() == 0 else None]
+        return function()
+    results = [function() if rank() == 0 else None]
     with _all_alive():
-        torch.distributed.broadcast_object_list(answer)
-    return cast(T, answer[0])
+        torch.distributed.broadcast_object_list(results)
+    return cast(T, results[0])
 
 
 @contextmanager
 def _all_alive() -> Iterator[None]:
+    """Context that raises UserError if another process of the group has ended."""
     try:
         yield
     except RuntimeError as error:  # gloo's, when a connection is closed

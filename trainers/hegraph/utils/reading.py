@@ -29,6 +29,7 @@ LARGEST_INT = 2**63  # of tensors, databases and most other languages
 MAX_LENGTH, MAX_DEPTH, MAX_VALUES = 200_000, 50, 100_000  # of a YAML file; PyYAML needs seconds for this length
 MAX_JSON = 2**28  # bytes, a hundred times the split file of a large data set
 
+# Types of numbers and names in schemas
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -38,7 +39,7 @@ Name = Annotated[str, Field(min_length=1)]
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 Size = Annotated[int, Field(ge=1, lt=2**31)]
 
-Shape = TypeVar("Shape")
+Schema = TypeVar("Schema")
 
 
 @contextmanager
@@ -204,11 +205,12 @@ class LenientModel(BaseModel):
     model_config = ConfigDict(extra="ignore", strict=True, frozen=True)
 
 
-def validate(shape: type[Shape], value: Any, where: str, convert: bool = False) -> Shape:
+def validate(schema: type[Schema], value: Any, where: str, convert: bool = False) -> Schema:
     """Validate a value by a type or schema.
 
     Args:
-        shape: Type or schema, which decides about conversion if it is a schema.
+        schema: Type, or model of pydantic, which decides about conversion itself.
+        value: Value to validate.
         where: Start of the error message.
         convert: Whether to convert values, such as NumPy's numbers in arguments.
 
@@ -216,8 +218,8 @@ def validate(shape: type[Shape], value: Any, where: str, convert: bool = False) 
         UserError: If the value does not match.
     """
     try:
-        is_schema = isinstance(shape, type(BaseModel))  # on Python 3.10 isinstance(list[int], type) is true
-        return TypeAdapter(shape).validate_python(value, strict=None if is_schema or convert else True)
+        is_model = isinstance(schema, type(BaseModel))  # on Python 3.10 isinstance(list[int], type) is true
+        return TypeAdapter(schema).validate_python(value, strict=None if is_model or convert else True)
     except ValidationError as error:
         raise UserError(f"{where}: {first_line(error)}", "schema") from error
 
