@@ -221,6 +221,15 @@ def test_command_shows_what_is_missing(server, tmp_path, monkeypatch, capsys, an
     assert (tmp_path / "imagenet" / "classnames.txt").exists() == (code == 1)
 
 
+def test_failed_data_set_does_not_stop_others(server, tmp_path, monkeypatch, capsys):
+    for name, answer in (("DescribableTextures", status(404)), ("ImageNet", serve(b"n01440764 tench\n"))):
+        source = one_file(server.url(f"/{name}", answer), file="classnames.txt")
+        monkeypatch.setitem(ENTRIES, name, replace(ENTRIES[name], sources=(source,)))
+    assert main(["download", "dtd", "imagenet", "--root", str(tmp_path)]) == 2
+    assert "DescribableTextures is not complete: " in capsys.readouterr().err
+    assert (tmp_path / "imagenet" / "classnames.txt").exists()
+
+
 def test_sources_provide_images_and_split_files():
     for name, entry in stored_datasets().items():
         targets = [target for source in entry.sources for target in source.targets]

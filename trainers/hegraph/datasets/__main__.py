@@ -63,8 +63,14 @@ def run(args: argparse.Namespace) -> int:
     if args.command == "download":
         from .download import download
 
+        errors = []
         for name in names:
-            download(name, known[name].sources, absolute(args.root) / known[name].folder)
+            try:
+                download(name, known[name].sources, absolute(args.root) / known[name].folder)
+            except UserError as error:  # the other data sets may have other mirrors
+                errors.append(str(error))
+        if errors:
+            raise UserError("; ".join(errors))
     has_data_sets = any((absolute(args.root) / entry.folder).is_dir() for entry in known.values())
     if OWN in names or not (args.datasets or has_data_sets):
         try:
