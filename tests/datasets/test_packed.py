@@ -175,6 +175,10 @@ def test_remote_shards_are_downloaded_once(server, shards, tmp_path, monkeypatch
     assert [item.path for item in dataset.train][::2] == ["train/000.tar/0000.png", "train/001.tar/0002.png"]
     assert [item.path for item in dataset.test] == ["test/000.tar/0000.png"]
     assert dataset.classnames == ["red", "blue", "green"]  # of the list beside the first shard
+    [cached] = (tmp_path / "cache").glob("*.tar")
+    lock = cached.with_suffix(".lock")
+    lock.unlink(missing_ok=True)
+    lock.mkdir()  # cannot be written, as in the cache of another user
     again = load(f"train={shards}/train/001.tar;test={url}")
     assert (again.open(again.test[0].path).getpixel((0, 0)), len(server.asked)) == (COLOURS["blue"], 1)
     gone = server.url("/gone.tar", status(404))

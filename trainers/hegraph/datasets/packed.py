@@ -25,7 +25,7 @@ import re
 import tarfile
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -149,17 +149,19 @@ def _local_file(url: str) -> Path:
     """Return the file of a shard, after a download to the cache if it is remote."""
     if "://" not in url:
         return absolute(url)
-    from .download import Broken, fetch_file  # imports requests, which few tasks need
+    from .download import DownloadError, fetch_file  # imports requests, which few tasks need
 
     cache = Path(os.environ.get("WDS_CACHE") or Path.home() / ".cache" / "hegraph" / "shards")
     path = cache / f"{hash_json(url)[:16]}.tar"
+    if path.is_file():  # perhaps in a folder that this user cannot write
+        return path
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_suffix(".lock")):  # several runs may start together
             if not path.is_file():
                 logger.info("downloading %s to %s", url, path)
                 fetch_file(url, path)
-    except Broken as error:
+    except DownloadError as error:
         raise UserError(f"cannot download the shard {url}: {error}") from error
     except OSError as error:
         raise cannot_write(path, error) from error
@@ -272,7 +274,7 @@ def _load_tables(root: str, files: dict[str, list[str]]) -> dict[str, Any]:
             raise ImportError
     except ImportError as error:
         raise UserError(f"{root} needs the package datasets: pip install 'datasets>=4'") from error
-    for file in [file for of_split in files.values() for file in of_split]:
+    for file in chain.from_iterable(files.values()):
         check_regular(Path(file))  # the package would block on a pipe
     name, _, configuration = root.removeprefix(PREFIX).partition("#")
     datasets.disable_progress_bars()
