@@ -54,7 +54,7 @@ def test_missing_images_are_counted_once(on_disk):
     (on_disk.root / "test/0.jpg").unlink()
     with pytest.raises(UserError, match=r"1 of 12 images are missing below .*: test/0\.jpg; list all: look DIR"):
         replace(on_disk, val=on_disk.test, check_command="look DIR").check_files()
-    assert str(on_disk.unreadable("val/3.jpg", "is empty")) == "cannot read the image val/3.jpg of Farm: is empty"
+    assert str(on_disk.unreadable_error("val/3.jpg", "is empty")) == "cannot read the image val/3.jpg of Farm: is empty"
     assert [abbreviate(names) for names in ("abcd", "abc", "")] == ["a, b, c, ...", "a, b, c", ""]
     assert abbreviate("ab", 1) == "a, ..."
 

@@ -121,7 +121,7 @@ class Dataset:
                 return None
             status = (self.root / path).stat()
         except (UserError, OSError) as error:
-            raise self.unreadable(path, first_line(error)) from error
+            raise self.unreadable_error(path, first_line(error)) from error
         return status.st_size, status.st_mtime_ns
 
     def file_sizes(self) -> str | None:
@@ -159,7 +159,7 @@ class Dataset:
         try:
             return self.open(path).convert("RGB")
         except Exception as error:  # Pillow raises exceptions of many types on damaged bytes
-            raise self.unreadable(path, reason(error)) from error
+            raise self.unreadable_error(path, reason(error)) from error
 
     def unreadable_images(self) -> dict[str, str]:
         """Decode all images in parallel, and return the path and the problem of each unreadable one."""
@@ -176,7 +176,7 @@ class Dataset:
             problems = list(tqdm(pool.map(problem_of, paths), "reading images", len(paths), unit="img", disable=None))
         return {path: problem for path, problem in zip(paths, problems) if problem}
 
-    def unreadable(self, path: str, why: str) -> UserError:
+    def unreadable_error(self, path: str, why: str) -> UserError:
         """Return the error for an unreadable image, with the command that lists all of them."""
         return UserError(f"cannot read the image {path} of {self.name}: {why}{self._hint()}")
 

@@ -40,10 +40,10 @@ CHUNK = 1 << 16  # bytes; an interrupted transfer loses at most one chunk
 DRIVE = "https://drive.google.com/"  # large files there need several requests
 LOCK = ".download.lock"
 # Errors of the file system that names in an archive cause, since the archive is unpacked into an empty folder
-OF_MEMBERS = (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG)
+MEMBER_ERRORS = (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG)
 
 
-class Broken(Exception):
+class DownloadError(Exception):
     """A mirror or a downloaded file is unusable. The message is a reason in one line."""
 
 
@@ -84,7 +84,7 @@ def fetch(source: Source, folder: Path) -> None:
         try:
             check_file(path, local.size, local.checksum)
             _unpack(path, local, source.targets)
-        except Broken as error:
+        except DownloadError as error:
             raise UserError(f"{path} is unusable: {error}; delete it and run the same command again") from error
     else:
         _fetch_from_any(alternatives, folder)
@@ -114,7 +114,7 @@ def _fetch_from_any(alternatives: Sequence[Source], folder: Path) -> None:
             if source.unpack:
                 _unpack(path, source, wanted.targets)
             return
-        except Broken as error:
+        except DownloadError as error:
             reasons.append(f"{url}: {error}")
             logger.warning("%s", reasons[-1])
             path.unlink(missing_ok=True)
@@ -146,7 +146,7 @@ def fetch_file(url: str, path: Path, size: int | None = None, checksum: str = ""
         checksum: Expected checksum, such as "md5:..."; "" if unknown.
 
     Raises:
-        Broken: If the mirror does not have the file, or has a file of another size or checksum.
+        DownloadError: If the mirror does not have the file, or has a file of another size or checksum.
         OSError: If `path` cannot be written.
     """
     part = path.with_name(f"{path.name}.{hash_json(url)[:16]}.part")
@@ -157,7 +157,7 @@ def fetch_file(url: str, path: Path, size: int | None = None, checksum: str = ""
         _from_server(url, part, note)
     try:
         check_file(part, size, checksum)
-    except Broken:
+    except DownloadError:
         part.unlink()
         note.unlink(missing_ok=True)
         raise
@@ -166,26 +166,26 @@ def fetch_file(url: str, path: Path, size: int | None = None, checksum: str = ""
 
 
 def check_file(path: Path, size: int | None, checksum: str) -> None:
-    """Raise `Broken` if a file is empty or a web page, or differs from the known size or checksum."""
+    """Raise `DownloadError` if a file is empty or a web page, or differs from the known size or checksum."""
     actual_size = path.stat().st_size
     if actual_size == 0 or size not in (None, actual_size):
-        raise Broken(f"expected {f'{size:,}' if size else 'more than 0'} bytes, got {actual_size:,}")
+        raise DownloadError(f"expected {f'{size:,}' if size else 'more than 0'} bytes, got {actual_size:,}")
     algorithm, _, expected = checksum.partition(":")
     digest = hashlib.new(algorithm or "md5")
     with path.open("rb") as file:
         if file.read(64).lstrip().lower().startswith((b"<!doctype html", b"<html")):
-            raise Broken("expected a file, got a web page (about a quota, a login or an error)")
+            raise DownloadError("expected a file, got a web page (about a quota, a login or an error)")
         file.seek(0)
         while expected and (block := file.read(1 << 20)):
             digest.update(block)
     if expected and digest.hexdigest() != expected:
-        raise Broken(f"expected the {algorithm} checksum {expected}, got {digest.hexdigest()}")
+        raise DownloadError(f"expected the {algorithm} checksum {expected}, got {digest.hexdigest()}")
 
 
 def _from_server(url: str, part: Path, note: Path) -> None:
     """Complete a partial file, by further requests while each one makes progress."""
     retries = urllib3.Retry(RETRIES, status_forcelist=BUSY, backoff_factor=PAUSE, respect_retry_after_header=False)
-    reached = -1
+    previous_size = -1
     with requests.Session() as session:
         for scheme in ("http://", "https://"):
             session.mount(scheme, HTTPAdapter(max_retries=retries))
@@ -193,10 +193,10 @@ def _from_server(url: str, part: Path, note: Path) -> None:
             try:
                 return _request(session, url, part, note)
             except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
-                here = part.stat().st_size if part.is_file() else 0
-                if isinstance(error, requests.RequestException) or here <= reached:
-                    raise Broken(_reason(error)) from error
-                reached = here
+                size = part.stat().st_size if part.is_file() else 0
+                if isinstance(error, requests.RequestException) or size <= previous_size:
+                    raise DownloadError(_reason(error)) from error
+                previous_size = size
 
 
 def _reason(error: Exception) -> str:
@@ -219,8 +219,8 @@ def _request(session: requests.Session, url: str, part: Path, note: Path) -> Non
             return
         response.raise_for_status()
         begin = begin if response.status_code == 206 else 0
-        coming = response.raw.length_remaining
-        total = None if coming is None else begin + coming
+        remaining = response.raw.length_remaining
+        total = None if remaining is None else begin + remaining
         if not begin:
             tag = response.headers.get("ETag", "")  # a weak tag, W/"...", does not imply equal bytes
             version = tag if tag.startswith('"') else response.headers.get("Last-Modified", "")
@@ -243,7 +243,7 @@ def _from_drive(url: str, part: Path) -> None:
     except Exception as error:  # gdown raises exceptions of many types, such as KeyError for a missing header
         if isinstance(error, OSError) and not isinstance(error, requests.RequestException):
             raise
-        raise Broken(f"gdown: {' '.join(str(error).split())}") from error
+        raise DownloadError(f"gdown: {' '.join(str(error).split())}") from error
 
 
 # --- archives
@@ -253,7 +253,7 @@ def _unpack(archive: Path, source: Source, required: Sequence[str]) -> None:
     """Unpack an archive, move the missing targets of a source next to it, and remove the archive.
 
     Raises:
-        Broken: If the archive is damaged or unsafe, or lacks one of the `required` targets.
+        DownloadError: If the archive is damaged or unsafe, or lacks one of the `required` targets.
     """
     logger.info("unpacking %s", archive)
     folder, temporary = archive.parent, _unpacking(archive)
@@ -264,12 +264,12 @@ def _unpack(archive: Path, source: Source, required: Sequence[str]) -> None:
         if source.inner:
             packed, content = _find(source.inner, content), temporary / "inner"
             if packed is None:
-                raise Broken(f"{archive.name} does not contain {source.inner}")
+                raise DownloadError(f"{archive.name} does not contain {source.inner}")
             _extract(packed, content)
         wanted = [to for to in missing_of(source.targets, folder) if not _is_dangling(folder / to)]
         members = {to: _find(end, content) for end, to in source.unpack.items() if to in wanted}
         if absent := [target for target in required if members.get(target, folder) is None]:
-            raise Broken(f"{archive.name} does not contain {absent[0]}")
+            raise DownloadError(f"{archive.name} does not contain {absent[0]}")
         for target, path in members.items():
             if path is not None:
                 (folder / target).parent.mkdir(parents=True, exist_ok=True)
@@ -285,7 +285,7 @@ def _unpacking(archive: Path) -> Path:
 
 
 def _extract(archive: Path, into: Path) -> None:
-    """Unpack an archive into a new folder; `Broken` if it is damaged or unsafe."""
+    """Unpack an archive into a new folder; `DownloadError` if it is damaged or unsafe."""
     if not hasattr(tarfile, "data_filter"):
         raise UserError(f"{archive}: this Python cannot unpack it safely; use 3.10.12, 3.11.4 or later")
     into.mkdir(parents=True)
@@ -301,10 +301,10 @@ def _extract(archive: Path, into: Path) -> None:
     except Exception as error:  # the modules raise exceptions of many types
         place = ""
         if isinstance(error, OSError) and not isinstance(error, gzip.BadGzipFile):
-            if error.errno not in OF_MEMBERS or error.filename is None:
+            if error.errno not in MEMBER_ERRORS or error.filename is None:
                 raise
             place = f"{os.path.relpath(error.filename, into)}: "
-        raise Broken(f"the archive is damaged or unsafe: {place}{first_line(error)}") from error
+        raise DownloadError(f"the archive is damaged or unsafe: {place}{first_line(error)}") from error
 
 
 def _without_links(member: tarfile.TarInfo, into: str) -> tarfile.TarInfo:
@@ -315,9 +315,13 @@ def _without_links(member: tarfile.TarInfo, into: str) -> tarfile.TarInfo:
 
 
 def _find(end: str, content: Path) -> Path | None:
-    """Find the file or folder nearest to the root whose path ends with `end`; None without one, `Broken` for two."""
-    paths = [path for path in content.rglob(end) if "__MACOSX" not in path.relative_to(content).parts]
-    paths.sort(key=lambda path: (len(path.parts), path))
+    """Find the file or folder nearest to the root whose path ends with `end`; None without one.
+
+    Raises:
+        DownloadError: If two are equally near.
+    """
+    paths = [path.relative_to(content) for path in content.rglob(end)]
+    paths = sorted((path for path in paths if "__MACOSX" not in path.parts), key=lambda path: (len(path.parts), path))
     if len(paths) > 1 and len(paths[0].parts) == len(paths[1].parts):
-        raise Broken(f"it contains two {end}: {paths[0].relative_to(content)} and {paths[1].relative_to(content)}")
-    return paths[0] if paths else None
+        raise DownloadError(f"it contains two {end}: {paths[0]} and {paths[1]}")
+    return content / paths[0] if paths else None

@@ -118,7 +118,7 @@ def _split(base: Path, classes: Sequence[str], rows: Sequence[Row]) -> list[Row]
     """Split the images of each class folder; errors as for `read_unsplit_folders`."""
     if len(classes) < 2:
         raise UserError(f"{base} has images in only one folder, {classes[0]}; expected at least two class folders")
-    paths = {name: [row.path for row in of_class] for name, of_class in groupby(rows, lambda row: row.label)}
+    paths = {name: [row.path for row in group] for name, group in groupby(rows, lambda row: row.label)}
     if small := [name for name in classes if len(paths[name]) < MIN_IMAGES]:
         problem = f"{len(small)} of {len(classes)} classes have fewer than {MIN_IMAGES} images, too few to split"
         advice = f"add images, or move all class folders into {base / 'train'}, which is not split"

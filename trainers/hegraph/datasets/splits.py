@@ -173,8 +173,8 @@ class RandomSplit(LenientModel):
 def read_split_file(path: Path, prefix: str) -> Pools:
     """Read a split file `split_zhou_*.json`, and prepend `prefix` to its paths."""
     form = "expected train, val and test, each a list of [path, label, class name]"
-    splits = validate(_SplitFile, read_json(path), f"{path} is not a split file: {form}")
-    pools = {split: [Item(prefix + image, *of) for image, *of in getattr(splits, split)] for split in SPLITS}
+    content = validate(_SplitFile, read_json(path), f"{path} is not a split file: {form}")
+    pools = {s: [Item(prefix + image, label, name) for image, label, name in getattr(content, s)] for s in SPLITS}
     check_pools(pools, str(path))
     return pools
 
@@ -203,7 +203,8 @@ def read_random_split(split_file: Path) -> RandomSplit | None:
 
 def write_split(split_file: Path, prefix: str, pools: Pools, seed: int, state: tuple) -> None:
     """Write a generated split, with paths without `prefix`, then a record of how it was generated."""
-    write_json(split_file, {s: [[path.removeprefix(prefix), *of] for path, *of in pools[s]] for s in SPLITS})
+    rows = {s: [[path.removeprefix(prefix), label, name] for path, label, name in pools[s]] for s in SPLITS}
+    write_json(split_file, rows)
     write_json(Path(f"{split_file}{RECORD_SUFFIX}"), {"seed": seed, "sha256": hash_file(split_file), "state": state})
 
 
