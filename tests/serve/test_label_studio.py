@@ -32,6 +32,7 @@ TOKEN, ACCESS = "header.refresh.signature", "header.access.signature"
 SECRET = "a-long-secret-of-the-tests"
 PROJECT = 3
 UPLOADS = f"/data/upload/{PROJECT}"
+READ_PROJECT = ("GET", f"/api/projects/{PROJECT}/")
 
 
 def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
@@ -53,6 +54,7 @@ class Recorded(ThreadingHTTPServer):
         config: Labeling configuration.
         version: Model version that the project shows.
         webhook: Webhook of the project, as Label Studio creates it.
+        refuses: Whether it answers 403 to requests for tasks.
         requests: Method and path of all requests.
     """
 
@@ -61,7 +63,7 @@ class Recorded(ThreadingHTTPServer):
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
         self.files, self.tasks, self.config, self.version = {}, {}, configuration(*CLASSES), "hegraph"
         self.webhook = {"id": 9, "url": "http://127.0.0.1/webhook", "headers": {}}
-        self.requests, self.versions, self.next = [], [], 100
+        self.requests, self.versions, self.next, self.refuses = [], [], 100, False
 
     def add(self, file: Path) -> int:
         """Import an image; returns the number of its task, 11 for the first."""
@@ -99,6 +101,9 @@ class Handler(BaseHTTPRequestHandler):
             return self.send(401, {"detail": "Authentication credentials were not provided."})
         if url.path in server.files:
             return self.send(200, server.files[url.path])
+        if url.path == "/data/upload/cut.png":
+            self.close_connection = True
+            return self.send(200, b"half", length=8)
         if url.path == "/data/upload/redirect.png":
             self.send_response(302)
             self.send_header("location", f"{server.url}{next(iter(server.files))}")
@@ -108,25 +113,25 @@ class Handler(BaseHTTPRequestHandler):
         if url.path == f"/api/projects/{PROJECT}/":
             server.version = body.get("model_version", server.version)
             return self.send(200, {"id": PROJECT, "label_config": server.config})
-        if url.path == "/api/tasks":
-            tasks = [task for task in server.tasks.values() if task["annotations"]]
-            page = int(parse_qs(url.query)["page"][0])
-            return self.send(200, {"total": len(tasks), "tasks": tasks if page == 1 else []})
-        if url.path.startswith("/api/tasks/") and (task := server.tasks.get(int(url.path.split("/")[3]))):
-            return self.send(200, task)
+        if url.path == "/api/tasks" and not server.refuses:
+            values = {name: value for name, [value] in parse_qs(url.query).items()}
+            selected, size = json.loads(values["query"])["selectedItems"], int(values["page_size"])
+            numbers = server.tasks if selected["all"] else selected["included"]
+            tasks = [task for number, task in server.tasks.items() if number in numbers and task["annotations"]]
+            return self.send(200, {"total": len(tasks), "tasks": tasks[size * (int(values["page"]) - 1) :][:size]})
         if url.path.startswith("/api/webhooks/"):
             server.webhook |= body
             return self.send(200, [server.webhook])
         if url.path == "/api/current-user/whoami":
             return self.send(200, {"id": 1})
-        return self.send(404, {"detail": "Not found."})
+        return self.send(403 if server.refuses else 404, {"detail": "Not found."})
 
     do_GET = do_POST = do_PATCH = answer
 
-    def send(self, status: int, content: object) -> None:
+    def send(self, status: int, content: object, length: int = 0) -> None:
         data = content if isinstance(content, bytes) else json.dumps(content).encode()
         self.send_response(status)
-        self.send_header("content-length", str(len(data)))
+        self.send_header("content-length", str(length or len(data)))
         self.end_headers()
         self.wfile.write(data)
 
@@ -162,7 +167,7 @@ def connected(recorded: Recorded, folder: Path, token: str = "") -> Iterator[Tes
 
 
 def readings(recorded: Recorded) -> int:
-    """Number of requests for all tasks with annotations."""
+    """Number of requests for tasks with annotations."""
     return sum(path.startswith("/api/tasks?") for _, path in recorded.requests)
 
 
@@ -195,6 +200,14 @@ def changes(client: TestClient, event: dict) -> Counter:
     after = labels(client)
     after.subtract(before)
     return Counter({name: number for name, number in after.items() if number})
+
+
+def process(client: TestClient, recorded: Recorded, event: dict) -> None:
+    """Send the event of a webhook, and another one whose processing begins when that of the first has ended."""
+    for each in (event, recorded.event("PROJECT_UPDATED")):
+        before = recorded.requests.count(READ_PROJECT)
+        assert client.post("/webhook", json=each).status_code == 200
+        wait_for(lambda before=before: recorded.requests.count(READ_PROJECT) > before)
 
 
 # Predictions
@@ -230,6 +243,26 @@ def test_new_predictions_are_shown(recorded, folder, scans):
         [version] = {row["model_version"] for row in predictions(client, recorded)}
         recorded.versions.append(version)
         wait_for(lambda: recorded.version == version)
+
+
+def test_number_of_kept_features_is_limited(recorded, folder, scans, monkeypatch):
+    monkeypatch.setattr(module, "MAX_FEATURES", 2)
+    for file in scans.files[:3]:
+        recorded.add(file)
+    with connected(recorded, folder) as client:
+        first = predictions(client, recorded)
+        assert [row["score"] for row in predictions(client, recorded)] == [row["score"] for row in first]
+    assert all(row["result"] for row in first)
+    assert [sum(path == file for _, path in recorded.requests) for file in recorded.files] == [2, 1, 1]
+
+
+def test_changed_address_is_encoded_again(recorded, folder, scans):
+    tasks = [recorded.add(file) for file in scans.files[:2]]
+    with connected(recorded, folder) as client:
+        first, second = predictions(client, recorded)
+        recorded.tasks[tasks[0]]["data"] = recorded.tasks[tasks[1]]["data"]
+        changed, _ = predictions(client, recorded)
+    assert changed["result"] == second["result"] != first["result"]
 
 
 def test_unreadable_image_has_no_choice(recorded, folder, scans):
@@ -281,8 +314,9 @@ def test_new_choices_become_classes(recorded, folder):
         wait_for(lambda: "letter" in client.get("/v1/model").json()["classes"])
 
 
-def test_training_reads_all_annotations(recorded, folder, scans, monkeypatch):
-    monkeypatch.setattr(module, "BATCH", 2)
+@pytest.mark.parametrize("size", ["BATCH", "PAGE"])
+def test_training_reads_all_annotations(recorded, folder, scans, monkeypatch, size):
+    monkeypatch.setattr(module, size, 2)
     tasks = [recorded.add(file) for file in scans.files[20:23]]
     with connected(recorded, folder) as client:
         before = labels(client)
@@ -303,16 +337,27 @@ def test_restart_knows_the_images_of_annotations(recorded, folder, scans):
 
 
 def test_change_is_read_again_after_an_error(recorded, folder, scans):
-    tasks, read_project = [recorded.add(file) for file in scans.files[20:22]], ("GET", f"/api/projects/{PROJECT}/")
+    tasks = [recorded.add(file) for file in scans.files[20:22]]
     with connected(recorded, folder) as client:
-        before, requests = labels(client)["two"], recorded.requests.count(read_project)
-        config, recorded.config = recorded.config, "<View/>"
-        client.post("/webhook", json=recorded.annotate(tasks[0], "two"))
-        wait_for(lambda: recorded.requests.count(read_project) > requests)
-        assert labels(client)["two"] == before
-        recorded.config = config
+        changes(client, recorded.annotate(tasks[0], "three"))
+        before, recorded.refuses = labels(client), True
+        process(client, recorded, recorded.annotate(tasks[0], "two"))
+        assert labels(client) == before
+        recorded.refuses = False
         client.post("/webhook", json=recorded.annotate(tasks[1], "two"))
-        wait_for(lambda: labels(client)["two"] == before + 2)
+        wait_for(lambda: labels(client) == before + Counter(two=2) - Counter(["three"]))
+
+
+def test_image_of_another_task_stays(recorded, folder, scans):
+    tasks = [recorded.add(scans.files[20]) for _ in range(2)]
+    with connected(recorded, folder) as client:
+        before = labels(client)
+        for task in tasks:
+            process(client, recorded, recorded.annotate(task, "three"))
+        for task, count in zip(tasks, (1, 0)):
+            recorded.tasks[task]["annotations"] = []
+            process(client, recorded, recorded.event("ANNOTATIONS_DELETED", annotations=[{"id": 1}]))
+            assert labels(client) == before + Counter(three=count)
 
 
 @pytest.mark.parametrize("given", [("one", "zero"), ()], ids=["two labels", "no label"])
@@ -399,17 +444,20 @@ def test_task_files_are_accepted(url, address, path):
     assert LabelStudio(url, TOKEN).path(address) == path
 
 
-def test_redirect_is_not_followed(recorded, scans, refused):
-    recorded.add(scans.files[0])
-    with refused("label_studio.status", "302"):
-        LabelStudio(recorded.url, TOKEN).file("/data/upload/redirect.png")
-
-
-def test_large_file_is_refused(recorded, refused, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "code", "word"),
+    [
+        ("redirect.png", "label_studio.status", "302"),
+        ("cut.png", "label_studio.url", "broke off"),
+        ("large.png", "", "at most"),
+    ],
+)
+def test_answers_without_the_file_are_refused(recorded, scans, refused, monkeypatch, name, code, word):
     monkeypatch.setattr(module, "MAX_BYTES", 1000)
-    recorded.files["/data/upload/1/large.png"] = bytes(1001)
-    with refused("", "at most"):
-        LabelStudio(recorded.url, TOKEN).file("/data/upload/1/large.png")
+    recorded.add(scans.files[0])
+    recorded.files["/data/upload/large.png"] = bytes(1001)
+    with refused(code, word):
+        LabelStudio(recorded.url, TOKEN).file(f"/data/upload/{name}")
 
 
 # Tokens

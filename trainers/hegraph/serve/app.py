@@ -187,7 +187,9 @@ def create_app(settings: Settings) -> FastAPI:
     if isinstance(server, Learner):
         add_learning(app, server)
         if api:
-            runs.append(add_label_studio(app, Backend(server, api, settings.token)))
+            backend = Backend(server, api, settings.token)
+            add_label_studio(app, backend)
+            runs.append(backend.run)
     return app
 
 

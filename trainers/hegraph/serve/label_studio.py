@@ -15,7 +15,7 @@ import json
 import logging
 import re
 from collections import defaultdict
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from datetime import datetime
 from typing import Annotated, Any, NamedTuple
@@ -29,13 +29,14 @@ from pydantic import BaseModel, BeforeValidator, Field
 from requests.adapters import HTTPAdapter
 from torch import Tensor
 from urllib3 import Retry
+from urllib3.exceptions import HTTPError
 
 from ..datasets.images import MAX_BYTES
 from ..labels.suggest import suggest
 from ..models.images import ImageModel
 from ..utils.errors import UserError, first_line, one_line, shown
 from ..utils.files import write_json
-from ..utils.reading import StrictModel, read_json, validate
+from ..utils.reading import read_json, validate
 from .learning import Learner
 
 logger = logging.getLogger(__name__)
@@ -45,13 +46,17 @@ BUSY = (500, 502, 503)  # answers of a busy Label Studio: with SQLite, "database
 TIMEOUT = 30  # seconds of a request to Label Studio
 PAGE = 100  # tasks of a request to Label Studio
 BATCH = 32  # images in memory at once
+MAX_FEATURES = 50_000  # images whose features are kept, 100 MB with width 512
 HAS_ANNOTATION = {"filter": "filter:tasks:total_annotations", "operator": "greater", "type": "Number", "value": 0}
-ANNOTATED = json.dumps({"filters": {"conjunction": "and", "items": [HAS_ANNOTATION]}})  # of the Data Manager
-URL, STATUS = "label_studio.url", "label_studio.status"  # codes of errors
+ANNOTATED = {"conjunction": "and", "items": [HAS_ANNOTATION]}  # filters of the Data Manager
+READ_ALL = ("ANNOTATIONS_DELETED", "TASKS_DELETED", "START_TRAINING")  # actions after which all annotations are read
+URL = "label_studio.url"  # code of errors
 ALL = 0  # stands for all tasks of a project; tasks are numbered from 1
 STORING_SECONDS = 60  # until Label Studio has stored the predictions of a request
 
 ProjectId = Annotated[int, BeforeValidator(lambda value: str(value).partition(".")[0])]  # "ID.TIME"
+# Id of the training image of a task; early versions stored it with the numbers of the annotations
+ImageId = Annotated[str, BeforeValidator(lambda value: value.get("example") if isinstance(value, dict) else value)]
 
 
 class Task(BaseModel):
@@ -76,28 +81,24 @@ class SetupRequest(BaseModel):
     label_config: str = Field(alias="schema")
 
 
-class Numbered(BaseModel):
-    """Reference to an object of Label Studio by its number."""
+class Project(BaseModel):
+    """Project of an event."""
 
     id: int
-    task: int | None = None
+
+
+class Annotation(BaseModel):
+    """Annotation of an event, with the number of its task."""
+
+    task: int
 
 
 class Event(BaseModel):
     """Change in a project. The new content is not read from the request, but from Label Studio."""
 
     action: str
-    project: Numbered | None = None
-    annotation: Numbered | list[Numbered] = []
-    annotations: list[Numbered] = []
-    tasks: list[Numbered] = []
-
-
-class Link(StrictModel):
-    """Training image of a task: its id, and the numbers of the annotations of the task."""
-
-    example: str
-    annotations: list[int]
+    project: Project
+    annotation: Annotation | list[Annotation] = []
 
 
 class Labeling(NamedTuple):
@@ -178,7 +179,8 @@ class LabelStudio:
             problem = "expected a personal access token (Account & Settings)"
             raise UserError(f"Label Studio at {self.url} refused the token; {problem}", "label_studio.token")
         if not response.ok or response.is_redirect:
-            raise UserError(f"Label Studio at {self.url} answered {response.status_code} to {method} {path}", STATUS)
+            problem = f"Label Studio at {self.url} answered {response.status_code} to {method} {path}"
+            raise UserError(problem, "label_studio.status")
         return response
 
     def _new_header(self) -> str:
@@ -194,29 +196,24 @@ class LabelStudio:
         except requests.RequestException as error:
             raise UserError(f"expected Label Studio at {self.url}, got another server", URL) from error
 
-    def task(self, number: int) -> dict[str, Any]:
-        """Task with its annotations; a deleted task has none."""
-        try:
-            return self.json("GET", f"/api/tasks/{number}/")
-        except UserError as error:
-            if error.code != STATUS:
-                raise
-            return {"id": number, "data": {}, "annotations": []}
-
-    def annotated_tasks(self, project: int) -> list[dict[str, Any]]:
-        """Tasks of a project that have annotations."""
+    def annotated_tasks(self, project: int, numbers: Iterable[int] | None = None) -> list[dict[str, Any]]:
+        """Tasks of a project that have annotations, or those with some numbers among them."""
+        selected = {"all": True, "excluded": []} if numbers is None else {"all": False, "included": [*numbers]}
+        query = json.dumps({"filters": ANNOTATED, "selectedItems": selected})
+        values = {"project": project, "fields": "all", "query": query, "page_size": PAGE}
         tasks, total = list[dict[str, Any]](), 1
         while len(tasks) < total:
-            values = {"project": project, "fields": "all", "query": ANNOTATED, "page_size": PAGE}
             answer = self.json("GET", "/api/tasks", params=values | {"page": len(tasks) // PAGE + 1})
             tasks, total = tasks + answer["tasks"], answer["total"] if answer["tasks"] else 0
         return tasks
 
     def file(self, address: Any) -> bytes:
         """Content of a task file; UserError for any other address, and for a large file."""
-        response = self.request("GET", self.path(address))
-        content = response.raw.read(MAX_BYTES + 1, decode_content=True)
-        response.close()
+        with self.request("GET", self.path(address)) as response:
+            try:
+                content = response.raw.read(MAX_BYTES + 1, decode_content=True)
+            except HTTPError as error:
+                raise UserError(f"{address}: the download broke off: {type(error).__name__}", URL) from error
         if len(content) > MAX_BYTES:
             raise UserError(f"{address}: expected at most {MAX_BYTES >> 20} MB")
         return content
@@ -247,8 +244,8 @@ class Backend:
         self.learner, self.api, self.token = learner, api, token
         self.path = learner.folder.with_name(f".{learner.folder.name}.label_studio.json")
         links = read_json(self.path) if self.path.exists() else {}
-        self.links = validate(dict[str, dict[str, Link]], links, str(self.path))  # by project and task
-        self.features = defaultdict[int, dict[int, tuple[Any, Tensor]]](dict)  # address and features by task
+        self.links = validate(dict[int, dict[int, ImageId]], links, str(self.path), convert=True)  # by project and task
+        self.features = dict[tuple[int, int], tuple[Any, Tensor]]()  # address and features by project and task
         self.waiting, self.wake = defaultdict[int, set[int]](set), asyncio.Event()
         self.webhooks: dict[int, str] = {}  # address of the webhook of each project, without scheme
         self._shown: set[asyncio.Task] = set()
@@ -270,22 +267,16 @@ class Backend:
         if read_labeling(request.label_config).several != several:
             raise UserError(f'expected <Choices choice="{"multiple" if several else "single"}"> for this model')
         first = request.project not in self.webhooks
-        self.links.setdefault(str(request.project), {})
+        self.links.setdefault(request.project, {})
         self.webhooks[request.project] = f"{address}/webhook"
         self.note(request.project, [ALL] if first else [])
         return {"model_version": self.version}
 
     def webhook(self, event: Event) -> None:
         """Note the tasks of a change."""
-        if event.project is None or str(event.project.id) not in self.links:
-            return
-        annotations = event.annotation if isinstance(event.annotation, list) else [event.annotation]
-        removed = {each.id for each in event.annotations}
-        linked = self.links[str(event.project.id)]
-        tasks = [each.task for each in annotations if each.task]
-        tasks += [each.id for each in event.tasks if str(each.id) in linked]
-        tasks += [int(task) for task, link in linked.items() if removed.intersection(link.annotations)]
-        self.note(event.project.id, [ALL] if event.action == "START_TRAINING" else tasks)
+        if event.project.id in self.links:
+            annotations = event.annotation if isinstance(event.annotation, list) else [event.annotation]
+            self.note(event.project.id, [ALL] if event.action in READ_ALL else [each.task for each in annotations])
 
     def note(self, project: int, tasks: Iterable[int]) -> None:
         """Let `run` update the model from tasks, or from all tasks of a project for `ALL`."""
@@ -294,14 +285,13 @@ class Backend:
 
     async def predict(self, request: PredictRequest) -> dict[str, Any]:
         """Predict tasks. A task whose image cannot be read has no choice."""
-        labeling, model, version = read_labeling(request.label_config), self.learner.model, self.version
-        await self.encode(request.project, request.tasks, labeling.key)
-        features, linked = self.features[request.project], self.links.get(str(request.project), {})
-        pool = {task: row for task, (_, row) in features.items() if str(task) not in linked}
+        labeling, version, model = read_labeling(request.label_config), self.version, self.learner.model
+        features = await self.encode(request.project, request.tasks, labeling.key)
+        kept = {task: row for (project, task), (_, row) in self.features.items() if project == request.project}
+        linked = self.links.get(request.project, {})
+        pool = {task: row for task, row in (kept | features).items() if task not in linked}
         scores = await asyncio.to_thread(scores_of, model, pool)
-        encoded = [task.id for task in request.tasks if task.id in features]
-        rows = torch.stack([features[task][1] for task in encoded]) if encoded else torch.zeros(0, model.backbone.width)
-        results = dict(zip(encoded, choose(model, rows, labeling)))
+        results = dict(zip(features, choose(model, [*features.values()], labeling)))
         if len(request.tasks) > 1:
             showing = asyncio.create_task(self.show(request.project, version))
             self._shown.add(showing)
@@ -312,22 +302,28 @@ class Backend:
         ]
         return {"results": answers, "model_version": version}
 
-    async def encode(self, project: int, tasks: Sequence[Task], key: str) -> None:
-        """Encode the images of tasks that are not encoded yet."""
-        features = self.features[project]
-        missing = [task for task in tasks if features.get(task.id, (None,))[0] != task.data.get(key)]
-        for task in missing:
-            features.pop(task.id, None)
+    async def encode(self, project: int, tasks: Sequence[Task], key: str) -> dict[int, Tensor]:
+        """Features of the tasks whose image can be read. The last `MAX_FEATURES` encoded ones are kept."""
+        addresses = {task.id: task.data.get(key) for task in tasks}
+        features = dict[int, Tensor]()
+        for task, address in addresses.items():
+            known, row = self.features.get((project, task), (None, None))
+            if row is not None and known == address:
+                features[task] = row
+        missing = [task for task in addresses if task not in features]
         for start in range(0, len(missing), BATCH):
             part = missing[start : start + BATCH]
-            files = await asyncio.gather(*(self.file(task.data.get(key)) for task in part))
+            files = await asyncio.gather(*(self.file(addresses[task]) for task in part))
             problems, rows = await self.learner.encode([("", file) for file in files])
-            encoded = iter(rows)
             for task, file, problem in zip(part, files, problems):
-                if not problem:
-                    features[task.id] = task.data.get(key), next(encoded)
-                elif file:
-                    logger.warning("task %d: %s", task.id, problem)
+                if file and problem:
+                    logger.warning("task %d: %s", task, problem)
+            encoded = dict(zip([task for task, problem in zip(part, problems) if not problem], rows))
+            features |= encoded
+            self.features |= {(project, task): (addresses[task], row) for task, row in encoded.items()}
+        for oldest in [*self.features][:-MAX_FEATURES]:
+            del self.features[oldest]
+        return features
 
     async def file(self, address: Any) -> bytes:
         """Content of a task file, or b"" with a warning."""
@@ -375,30 +371,28 @@ class Backend:
         labeling = read_labeling((await self.call("GET", f"/api/projects/{project}/"))["label_config"])
         if self.token and (address := self.webhooks.get(project)):
             await self.authorize(project, address)
-        tasks = {number: await asyncio.to_thread(self.api.task, number) for number in numbers - {ALL}}
-        if ALL in numbers:
-            tasks |= {int(task): {"annotations": []} for task in self.links[str(project)]}
-            tasks |= {task["id"]: task for task in await asyncio.to_thread(self.api.annotated_tasks, project)}
+        links, selected = self.links[project], None if ALL in numbers or len(numbers) > PAGE else numbers
+        tasks: dict[int, Any] = {number: {"annotations": []} for number in (links if selected is None else selected)}
+        if numbers:
+            annotated = await asyncio.to_thread(self.api.annotated_tasks, project, selected)
+            tasks |= {task["id"]: task for task in annotated}
         items = [*tasks.items()]
         for start in range(0, max(len(items), 1), BATCH):  # also without a task, for new choices
-            await self.learn(self.links[str(project)], dict(items[start : start + BATCH]), labeling)
-        links = {each: {task: link.model_dump() for task, link in row.items()} for each, row in self.links.items()}
-        write_json(self.path, links)
+            await self.learn(links, dict(items[start : start + BATCH]), labeling)
+        write_json(self.path, self.links)
 
-    async def learn(self, links: dict[str, Link], tasks: dict[int, dict[str, Any]], labeling: Labeling) -> None:
+    async def learn(self, links: dict[int, str], tasks: dict[int, dict[str, Any]], labeling: Labeling) -> None:
         """Add the images of annotated tasks with their labels, and remove those of other tasks."""
         examples = {example.id: sorted(example.labels) for example in self.learner.examples()}
-        images, removed = dict[int, tuple[bytes, list[str], list[int]]](), set()
+        images, removed = dict[int, tuple[bytes, list[str]]](), set[str]()
         for number, task in tasks.items():
-            link, labels = links.get(str(number)), labels_of(task, labeling)
-            annotations = [annotation["id"] for annotation in task["annotations"]]
+            labels = labels_of(task, labeling)
             if labels is None:
-                if links.pop(str(number), None) and link and link.example in examples:
-                    removed.add(link.example)
-            elif link and examples.get(link.example) == sorted(labels):
-                links[str(number)] = link.model_copy(update={"annotations": annotations})
+                removed.add(links.pop(number, ""))
+            elif examples.get(links.get(number, "")) == sorted(labels):
+                continue
             elif file := await self.file(task["data"].get(labeling.key)):
-                images[number] = file, labels, annotations
+                images[number] = file, labels
         new = [name for name in labeling.choices if name not in self.learner.model.model.classnames]
         try:
             await self.add(links, images, new)
@@ -408,18 +402,16 @@ class Backend:
                     await self.add(links, {number: image}, [])
                 except UserError as error:
                     logger.warning("%s", one_line(str(error)))
-        if removed:
+        used = {example for row in self.links.values() for example in row.values()}  # by another task with this image
+        if removed := removed.intersection(examples) - used:
             await self.learner.remove([*removed])
 
-    async def add(
-        self, links: dict[str, Link], images: dict[int, tuple[bytes, list[str], list[int]]], classes: list[str]
-    ) -> None:
-        """Add classes, and the images of tasks, each with its labels and the numbers of its annotations."""
+    async def add(self, links: dict[int, str], images: dict[int, tuple[bytes, list[str]]], classes: list[str]) -> None:
+        """Add classes, and the images of tasks, each with its labels."""
         if images or classes:
-            files = [(f"task {number}", file) for number, (file, _, _) in images.items()]
-            ids = await self.learner.add(files, [labels for _, labels, _ in images.values()], classes)
-            for (number, (_, _, annotations)), example in zip(images.items(), ids):
-                links[str(number)] = Link(example=example, annotations=annotations)
+            files = [(f"task {number}", file) for number, (file, _) in images.items()]
+            ids = await self.learner.add(files, [labels for _, labels in images.values()], classes)
+            links |= zip(images, ids)
 
     async def authorize(self, project: int, address: str) -> None:
         """Let the webhook of a project send the token; Label Studio creates it without."""
@@ -451,16 +443,16 @@ def scores_of(model: ImageModel, pool: dict[int, Tensor]) -> dict[int, float]:
     return {tasks[index]: rank / len(tasks) for rank, index in enumerate(order)}
 
 
-def choose(model: ImageModel, features: Tensor, labeling: Labeling) -> list[list[dict[str, Any]]]:
-    """Results of images with features `[B, d]`: predicted choices, and the probability of the least probable one.
+def choose(model: ImageModel, features: Sequence[Tensor], labeling: Labeling) -> list[list[dict[str, Any]]]:
+    """Results of images with features `[d]` each: predicted choices, and the probability of the least probable one.
 
     Classes that are no choices of the project are not predicted.
     """
     saved = model.model
     columns = [index for index, name in enumerate(saved.classnames) if name in labeling.choices]
-    if not columns:
+    if not columns or not features:
         return [[] for _ in features]
-    logits = model.logits(features)[:, columns]
+    logits = model.logits(torch.stack([*features]))[:, columns]
     probabilities = saved.calibrate(logits)
     if saved.thresholds is None:
         chosen = logits.argmax(dim=1, keepdim=True) == torch.arange(len(columns))
@@ -475,8 +467,8 @@ def choose(model: ImageModel, features: Tensor, labeling: Labeling) -> list[list
     return results
 
 
-def add_label_studio(app: FastAPI, backend: Backend) -> Callable[[], Coroutine[Any, Any, None]]:
-    """Add the requests of Label Studio to an application, which must run the returned function meanwhile."""
+def add_label_studio(app: FastAPI, backend: Backend) -> None:
+    """Add the requests of Label Studio to an application, which must run `backend.run` meanwhile."""
 
     @app.post("/setup", summary="Connect a project of Label Studio")
     async def setup(request: SetupRequest, http: Request) -> dict[str, Any]:
@@ -493,5 +485,3 @@ def add_label_studio(app: FastAPI, backend: Backend) -> Callable[[], Coroutine[A
         """The update follows after the answer."""
         backend.webhook(event)
         return {}
-
-    return backend.run
