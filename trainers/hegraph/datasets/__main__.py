@@ -75,8 +75,8 @@ def run(args: argparse.Namespace) -> int:
     if OWN in names or not (args.datasets or has_data_sets):
         try:
             return show(OWN, check_own_images(args.root))
-        except NoOwnImages as error:
-            if OWN in names:
+        except UserError as error:
+            if OWN in names or not isinstance(error, NoOwnImages):
                 return show(OWN, (False, [str(error)]))
     return max([show(name, check_dataset(name, args.root)) for name in names])
 
@@ -130,18 +130,13 @@ def check_dataset(name: str, root: str) -> State:
 
 
 def check_own_images(root: str) -> State:
-    """Check own images by decoding all of them in parallel; NoOwnImages if `root` contains none."""
+    """Check own images by decoding all of them in parallel; UserError if they cannot be loaded."""
     from ..backbones.identity import DEFAULT_BACKBONE
     from .base import check_classes
-    from .loading import NoOwnImages, load_own_images
+    from .loading import load_own_images
 
-    try:
-        dataset = load_own_images(root)
-        check_classes(len(dataset.classnames))
-    except NoOwnImages:
-        raise
-    except UserError as error:
-        return (False, [str(error)])
+    dataset = load_own_images(root)
+    check_classes(len(dataset.classnames))
     problems = dataset.unreadable_images()
     lines = [f"{len(problems)} of {len(dataset.paths())} images cannot be read:"] if problems else []
     lines += [f"  {path}: {problem}" for path, problem in problems.items()]
