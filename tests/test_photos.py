@@ -177,7 +177,8 @@ def test_many_images_are_encoded_in_order(mini):
 
 @pytest.mark.parametrize(("name", "images", "message"), [
     ("encode_images", "a.jpg", "images: expected a list of paths or of PIL images, .*, got 'a.jpg'"),
-    ("encode_images", [1], "expected a path or a PIL image, got 1"), ("encode_images", UPRIGHT, "images: expected a list"),
+    ("encode_images", [1], "expected a path or a PIL image, got 1"),
+    ("encode_images", UPRIGHT, "images: expected a list"),
     ("encode_images", ["/none.jpg"], "cannot read /none.jpg: No such file or directory"),
     ("preprocess", __file__, "cannot read .*test_photos.py: is not an image"),
     ("preprocess", 3, "expected a path .* got 3"),
