@@ -59,8 +59,12 @@ def voc(root: Path, **lists: dict[str, list[str] | None]) -> Path:
 
 
 def test_voc_images_have_the_classes_of_all_objects(tmp_path):
-    dataset = load(voc(tmp_path, train={"1": ["dog", "cat", "dog"], "2": []}, val={"3": ["cat"]}, test={"4": ["dog"]}))
-    images = [("JPEGImages/1.jpg", "cat|dog"), ("JPEGImages/2.jpg", ""), ("JPEGImages/3.jpg", "cat")]
+    train = {"a b": ["dog", "cat", "dog"], "2": []}
+    dataset = load(voc(tmp_path, train=train, val={"3": ["cat"]}, test={"4": ["dog"]}))
+    images = [("JPEGImages/a b.jpg", "cat|dog"), ("JPEGImages/2.jpg", ""), ("JPEGImages/3.jpg", "cat")]
+    assert label_sets(dataset) == {"train": images, "val": [], "test": [("JPEGImages/4.jpg", "dog")]}
+    write(tmp_path / "ImageSets/Main/train.txt", "a b\n2\n")  # without flags
+    dataset = load(tmp_path)
     assert label_sets(dataset) == {"train": images, "val": [], "test": [("JPEGImages/4.jpg", "dog")]}
     dataset.check_files()
 

@@ -73,8 +73,14 @@ def _read_voc(base: Path) -> list[Row]:
     """Read the lists of images, and the file of each image; an image without a file is unlabelled."""
     lists = {path.stem: path for path in (base / "ImageSets" / "Main").glob("*.txt")}
     lists.setdefault("train", lists.get("trainval", base / "ImageSets" / "Main" / "train.txt"))
-    images = [(split, line.split()[0]) for split in SPLITS if split in lists for line in read_lines(lists[split])]
+    lines = [(split, line) for split in SPLITS if split in lists for line in read_lines(lists[split])]
+    images = [(split, _image_name(base, line)) for split, line in lines]
     return [Row(split, f"JPEGImages/{name}.jpg", _objects(base / f"Annotations/{name}.xml")) for split, name in images]
+
+
+def _image_name(base: Path, line: str) -> str:
+    """Return the name of an image, perhaps with spaces, in a line that may end with a flag, 1 or -1."""
+    return line if (base / f"JPEGImages/{line}.jpg").exists() else line.rsplit(maxsplit=1)[0]
 
 
 def _objects(path: Path) -> Sequence[str] | None:

@@ -136,13 +136,13 @@ def _warn_once(message: str) -> None:
     logger.warning(message)
 
 
-def _check_folders(base: Path, read: dict[str, str]) -> None:
-    """Raise UserError if two folders in `read`, name -> split, have the same split; warn of skipped folders."""
-    splits = list(read.values())
-    if double := [name for name, split in read.items() if splits.count(split) > 1]:
-        raise UserError(f"{base}: the folders {' and '.join(double)} both mean {read[double[0]]}; merge them")
-    if skipped := [name for name in list_folders(base) if name not in read]:
-        logger.warning("%s: read the folders %s, skipped %s", base, ", ".join(read), ", ".join(skipped))
+def _check_folders(base: Path, folders: dict[str, str]) -> None:
+    """Raise UserError if two folders, name -> split, have the same split; warn of other folders, which are skipped."""
+    splits = list(folders.values())
+    if repeated := [name for name, split in folders.items() if splits.count(split) > 1]:
+        raise UserError(f"{base}: the folders {' and '.join(repeated)} both mean {folders[repeated[0]]}; merge them")
+    if skipped := [name for name in list_folders(base) if name not in folders]:
+        logger.warning("%s: read the folders %s, skipped %s", base, ", ".join(folders), ", ".join(skipped))
 
 
 def _rows_of_folders(base: Path, folders: Iterable[tuple[str, str, str]], form: str, skipped: list[str]) -> list[Row]:
