@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from trainers.hegraph import UserError, load_bank, load_cfg
+from trainers.hegraph.baselines import method_options
 from trainers.hegraph.experiments import run as run_module
 from trainers.hegraph.utils import processes
 
@@ -53,6 +54,8 @@ def banks(tiny_bank, tmp_path, unit_features) -> dict[str, Path]:
     ("tiny", "--trainer TipAdapter --target-datasets Tiny:new", "TipAdapter has no rule for other classes"),
     ("tiny", "--trainer CoOp", "CoOp learns prompts through the text tower; give images"),
     ("tiny", "--trainer StatA --unlabelled test TRAINER.STATA.BASE GDA", "unknown BASE 'GDA'"),
+    ("tiny", "--trainer StatA", "StatA predicts all test images together: give --unlabelled test"),
+    ("tiny", "--unlabelled test --target-datasets Tiny:new", "leave out the targets"),
     ("no_val", "--select val", "Tiny has no val images"),
     ("tiny", f"--select val {NODE}.SELECT []", f"--select val needs {NODE}.SELECT"),
 ])  # fmt: skip
@@ -76,9 +79,15 @@ def test_unlabelled_images_cannot_adapt_to_other_classes(run, finished_run_once,
     assert "adapts to classes of the model, but Tiny has others" in run(*words, bank=renamed, code=2)
 
 
-def test_thumbnails_need_a_model_that_is_saved(tmp_path):
-    cfg = load_cfg("digits", "mini", opts=["DATASET.UNLABELLED", "test", "OUTPUT_DIR", str(tmp_path / "out")])
-    with pytest.raises(UserError, match="--keep-thumbnails .*leaves none"):
+@pytest.mark.parametrize(("data", "opts", "reason"), [
+    ("digits", ["DATASET.UNLABELLED", "test"], "its prediction of a test image depends on the other ones"),
+    ("digits", ["TRAINER.NAME", "ProKeR"], "each image of its cache has a weight for every class"),
+    ("digit_scenes", ["TRAINER.NAME", "ZeroShot"], "it chooses no thresholds for several labels per image"),
+])  # fmt: skip
+def test_thumbnails_need_a_model_that_is_saved(tmp_path, data, opts, reason):
+    method = method_options(opts[1])
+    cfg = load_cfg(data, "mini", method=method, opts=[*opts, "OUTPUT_DIR", str(tmp_path / "out")])
+    with pytest.raises(UserError, match=f"--keep-thumbnails needs a model folder, and .* saves none: {reason}"):
         run_module.run(cfg, keep_thumbnails=True)
 
 
@@ -125,7 +134,7 @@ def without_test(photos: Path) -> list[str]:
     return ["--unlabelled", "test"]
 
 
-def all_drawn(photos: Path) -> list[str]:
+def all_sampled(photos: Path) -> list[str]:
     return ["--unlabelled", "pool"]
 
 
@@ -148,7 +157,7 @@ def unreadable_target(photos: Path) -> list[str]:
 
 @pytest.mark.parametrize(("arrange", "message"), [
     (without_test, "ImageFolder has no test images"),
-    (all_drawn, "ImageFolder has no images left for --unlabelled pool"),
+    (all_sampled, "ImageFolder has no images left for --unlabelled pool"),
     (all_unreadable, "none of 1 unlabelled images can be read, such as 1.png"),
     (copied, "other/copy.png"),  # before it is encoded
     (unreadable_target, "test/dog/1.png"),

@@ -1,10 +1,9 @@
-"""Checks before a run encodes or trains anything: it can do all that its configuration asks."""
+"""Checks of a run before images are encoded or anything is trained."""
 
 import logging
 from pathlib import Path
 
 from ..baselines import ALL_BASELINES, load_method
-from ..config import Config
 from ..datasets.base import check_classes
 from ..utils.errors import UserError, unknown
 from ..utils.option import OUR_METHOD
@@ -16,16 +15,16 @@ BASES = (OUR_METHOD, "ZeroShot")  # methods that a transductive method may start
 
 
 def check_training(task: Task) -> None:
-    """Check the training run of a task. No image is encoded for that.
+    """Check the training run of a task, without encoding an image.
 
     Raises:
-        UserError: If there are too few classes, the method cannot do what is asked, there are no val images to choose
-            on, or a target or the unlabelled images cannot be had.
+        UserError: If there are too few classes, the method does not support an option, there are no val images to
+            select on, or a target or the unlabelled images are missing.
     """
     cfg = task.cfg
     labels = (label if isinstance(label, (tuple, list)) else [label] for _, label, _ in task.split["train"])
     check_classes(len({each for of_image in labels for each in of_image}))
-    check_method(cfg, isinstance(task, BankTask))
+    check_method(task)
     if cfg.run.select_on == "val":
         if not task.has_val:
             raise UserError(f"{task.name} has no val images, so nothing can be chosen on them; leave out --select val")
@@ -36,12 +35,13 @@ def check_training(task: Task) -> None:
         check_unlabelled(task)
 
 
-def check_method(cfg: Config, from_bank: bool) -> None:
-    """Raise UserError if the method of a training run cannot do what is asked; the task may be `from_bank`."""
+def check_method(task: Task) -> None:
+    """Raise UserError if the method of a training run does not support an option of the configuration."""
+    cfg = task.cfg
     if cfg.run.trainer not in ALL_BASELINES:
         return
     method = load_method(cfg.run.trainer)
-    if method.needs_backbone and from_bank:
+    if method.needs_backbone and isinstance(task, BankTask):
         raise UserError(f"{method.name} learns prompts through the text tower; give images instead of --features")
     if method.needs_base:
         if cfg.method.BASE not in BASES:
@@ -50,6 +50,16 @@ def check_method(cfg: Config, from_bank: bool) -> None:
         raise UserError(f"{method.name} has no class weights to adapt to unlabelled images; leave out --unlabelled")
     if cfg.data.target_datasets and not method.transfers:
         raise UserError(f"{method.name} has no rule for other classes than its own; leave out --target-datasets")
+
+
+def reason_not_saved(task: Task) -> str:
+    """Return the reason why a training run of a task saves no model folder; "" if it saves one."""
+    name = task.cfg.run.trainer
+    if task.cfg.data.unlabelled == TEST_SET:
+        return "its prediction of a test image depends on the other ones"
+    if name == "ZeroShot" and task.multilabel:
+        return "it chooses no thresholds for several labels per image, as HeGraphAdapter does"
+    return load_method(name).not_saved if name in ALL_BASELINES else ""
 
 
 def check_unlabelled(task: Task) -> None:

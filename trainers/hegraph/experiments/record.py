@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 
-from ..baselines import load_method
 from ..baselines.base import FittedMethod, zero_shot_transfer
 from ..config import Config
 from ..datasets.loading import OWN
@@ -39,8 +38,9 @@ from ..training.memory import peak_memory_mb
 from ..utils.commit import git_commit, versions
 from ..utils.files import hash_json
 from ..utils.option import OUR_METHOD
+from .checks import reason_not_saved
 from .run_folder import RunFolder, precision_of
-from .tasks import Tested
+from .tasks import Tested, ids_of_names
 
 logger = logging.getLogger(__name__)
 
@@ -72,10 +72,7 @@ def write_outputs(
             changes = {"scores": _scores_of_model(record), "images": images}
             save_model(model.model_copy(update=changes), folder.model_folder)
         else:
-            reason = "its prediction of a test image depends on the other ones"
-            if not fitted.transductive:
-                reason = load_method(model.method).not_saved or "it chooses no thresholds for several labels per image"
-            logger.info("%s saves no model folder: %s", model.method, reason)
+            logger.info("%s saves no model folder: %s", model.method, reason_not_saved(folder.task))
     if fitted.text_nodes is not None:
         before, after = fitted.text_nodes
         write_tensors_with_classes(folder.path / TEXT_NODES, tested.classnames, before=before, after=after)
@@ -162,9 +159,10 @@ def scores_on_test(tested: Tested, calibration: Calibration) -> dict[str, Any]:
         nothing = dict.fromkeys(("accuracy", "macro_f1", "accuracy_text", "accuracy_zero_shot"))
         return nothing | {"calibration": CalibrationRecord(**fitted, before=None, after=None, zero_shot=None)}
     if labels.dim() == 2:
-        clip = score_multilabel(zero_shot, labels, tested.classnames)
+        names = ids_of_names(tested.classnames)
+        clip = score_multilabel(zero_shot, labels, names)
         nothing = dict.fromkeys(("accuracy", "accuracy_text", "accuracy_zero_shot"))
-        own = score_multilabel(logits, labels, tested.classnames, tested.thresholds)
+        own = score_multilabel(logits, labels, names, tested.thresholds)
         return nothing | own | {"map_zero_shot": clip["map"]}
     scores: dict[str, Any] = score(logits, labels)
     clip = score(zero_shot, labels) | confidence_scores(zero_shot, labels)

@@ -11,7 +11,6 @@ from pathlib import Path
 from pydantic import InstanceOf
 from torch import Tensor
 
-from ..baselines import ALL_BASELINES, load_method
 from ..baselines.base import FittedMethod
 from ..config import OPTIONS, Config, is_filled
 from ..config_files import with_values
@@ -29,12 +28,12 @@ from ..utils.errors import UserError
 from ..utils.option import OUR_METHOD
 from ..utils.reading import validate
 from .adaptation import adapt_method, read_unlabelled
-from .checks import check_training, check_unlabelled
+from .checks import check_training, check_unlabelled, reason_not_saved
 from .evaluation import encode_targets, evaluate, fitted_model, rule_for, score_targets
 from .fitting import calibrated, fit, fitted_adapter, set_random_seed
 from .record import make_model, write_outputs
 from .run_folder import RunFolder, find_model_of_epoch, run_config
-from .tasks import TEST_SET, FeatureTask, ImageTask, Tested, open_task
+from .tasks import FeatureTask, ImageTask, Tested, open_task
 
 logger = logging.getLogger(__name__)
 
@@ -87,17 +86,18 @@ def run(
     device = available_device(cfg.run.use_cuda)
     seed = cfg.run.seed if cfg.run.seed >= 0 else draw_seed()
     set_random_seed(seed)
-    if keep_thumbnails and (bank_file is not None or model_dir is not None):
-        raise UserError("--keep-thumbnails needs training images; leave it out with --features and --eval-only")
-    if keep_thumbnails and not leaves_model(cfg):
-        raise UserError(f"--keep-thumbnails puts them beside a model, and this run of {cfg.run.trainer} leaves none")
+    if keep_thumbnails and (bank_file is not None or model_dir is not None or not train):
+        problem = "--keep-thumbnails needs a training on images"
+        raise UserError(f"{problem}; leave it out with --features, --eval-only and --no-train")
     if model_dir is not None:
         return test_model(cfg, bank_file, model_dir, load_epoch, device)
-    folder = RunFolder(open_task(cfg, bank_file, seed, device))
+    task = open_task(cfg, bank_file, seed, device)
+    if keep_thumbnails and (reason := reason_not_saved(task)):
+        raise UserError(f"--keep-thumbnails needs a model folder, and {cfg.run.trainer} saves none: {reason}")
+    folder = RunFolder(task)
     if not train:
         return encode_only(folder)
-    record = train_in(folder, device)
-    task, model = folder.task, folder.model_folder
+    record, model = train_in(folder, device), folder.model_folder
     missing = keep_thumbnails and (model / CONFIG).is_file() and not (model / THUMBNAILS).is_dir()
     if missing and isinstance(task, ImageTask):
         write_thumbnails(model, (task.dataset.read(item.path) for item in task.dataset.train))
@@ -107,12 +107,6 @@ def run(
 def draw_seed() -> int:
     """Return a random seed below 2**31, the same in all processes of `torchrun`."""
     return processes.broadcast_from_rank0(lambda: random.SystemRandom().randrange(2**31))
-
-
-def leaves_model(cfg: Config) -> bool:
-    """Return whether a training run saves a model folder."""
-    saved = cfg.run.trainer not in ALL_BASELINES or not load_method(cfg.run.trainer).not_saved
-    return saved and cfg.data.unlabelled != TEST_SET
 
 
 def encode_only(folder: RunFolder) -> dict:
@@ -206,19 +200,20 @@ def check_configuration(model: SavedModel, cfg: Config) -> None:
     """
     if cfg.run.trainer != model.method:
         raise UserError(f"the model is of {model.method}; give --trainer {model.method}, not {cfg.run.trainer}")
-    here = json.loads(json.dumps(run_config(cfg)))  # turns tuples into lists, as in the folder
-    before, ours, prefix = model.trained_on.config, model.method == OUR_METHOD, f"TRAINER.{model.method.upper()}."
-    there = dict(before)
-    if ours and model.trained_on.selected:  # on val
+    configured = json.loads(json.dumps(run_config(cfg)))  # turns tuples into lists, as in the folder
+    is_ours, prefix = model.method == OUR_METHOD, f"TRAINER.{model.method.upper()}."
+    expected = dict(model.trained_on.config)
+    if is_ours and model.trained_on.selected:  # on val
         selected = tuple(model.trained_on.selected.get(name) for name in ("keys", "value"))
         keys, values = validate(tuple[list[str], list], selected, "the model lacks the keys selected on val")
         with_selected = run_config(with_values(cfg, dict(zip(keys, values))))
-        there |= {key: with_selected.get(key) for key in keys}
-    for key, value in before.items():
-        stored = key in MODEL_KEYS if ours else key.startswith(prefix)
-        if stored and here.get(key) not in (there[key], value) and not is_filled(cfg, key):
-            problem = f"the model was trained with other settings, which a test cannot change: {key} {there[key]}"
-            raise UserError(f"{problem}, not {here.get(key)}; to test it, end the command with {key} '{there[key]}'")
+        expected |= {key: with_selected.get(key) for key in keys}
+    for key, before_selection in model.trained_on.config.items():
+        is_stored = key in MODEL_KEYS if is_ours else key.startswith(prefix)
+        value, allowed = configured.get(key), (expected[key], before_selection)
+        if is_stored and value not in allowed and not is_filled(cfg, key):
+            problem = f"the model was trained with other settings, which a test cannot change: {key} {expected[key]}"
+            raise UserError(f"{problem}, not {value}; to test it, end the command with {key} '{expected[key]}'")
 
 
 def test_model(cfg: Config, bank_file: Path | None, folder: Path, epoch: int | None, device: str) -> dict:
