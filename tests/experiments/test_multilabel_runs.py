@@ -17,10 +17,13 @@ from trainers.hegraph.__main__ import main
 from trainers.hegraph.baselines import load_method
 from trainers.hegraph.datasets.loading import load_dataset
 from trainers.hegraph.demo.answer import summary
-from trainers.hegraph.features.bank import FeatureBank, as_indicators, load_bank
+from trainers.hegraph.experiments.record import scores_on_test
+from trainers.hegraph.experiments.tasks import Tested
+from trainers.hegraph.features.bank import FeatureBank, load_bank
 from trainers.hegraph.method.multilabel import MultiLabelHead
 from trainers.hegraph.models.folder import load_model
 from trainers.hegraph.training.choice import score_multilabel
+from trainers.hegraph.training.confidence import Calibration
 
 FREE = ("TRAINER.HEGRAPHADAPTER.VARIANT", "training_free")
 NAMES = ["ant", "bee", "cow", "dog"]
@@ -53,12 +56,6 @@ def saved(bank, tmp_path) -> Path:
 # --- banks
 
 
-def test_bank_with_indicators_loads_unchanged(bank, saved):
-    loaded = load_bank(saved)
-    assert loaded.multilabel and torch.equal(loaded.train_labels, bank.train_labels)
-    assert torch.equal(loaded.test_labels, bank.test_labels)
-
-
 def rewritten(path: Path, **changes: torch.Tensor) -> Path:
     from safetensors import safe_open
 
@@ -68,10 +65,13 @@ def rewritten(path: Path, **changes: torch.Tensor) -> Path:
     return path
 
 
-@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint8, torch.float32, torch.float64, torch.float16])
-def test_indicators_of_any_type_are_read(bank, saved, dtype):
+@pytest.mark.parametrize("name", ["bool", "int64", "int32", "uint8", "float32", "float64", "float16"])
+def test_indicators_of_any_type_are_read(bank, saved, name):
+    dtype = getattr(torch, name)
     path = rewritten(saved, train_labels=bank.train_labels.to(dtype), test_labels=bank.test_labels.to(dtype))
-    assert torch.equal(load_bank(path).train_labels, bank.train_labels)
+    loaded = load_bank(path)
+    assert loaded.multilabel and torch.equal(loaded.train_labels, bank.train_labels)
+    assert torch.equal(loaded.test_labels, bank.test_labels)
 
 
 def changed(value: float, row: int = 3, column: int = 2) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -256,5 +256,9 @@ def test_scores_without_positive_test_images():
     assert nothing["macro_f1"] is None and nothing["micro_f1"] is None
 
 
-def test_indicators_become_booleans():
-    assert as_indicators(torch.tensor([[0, 1]]), "y").tolist() == [[False, True]]
+def test_classes_of_equal_names_are_scored_apart():
+    # The image of both classes is first in the order of the first class, and second in that of the other
+    scores, labels = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([[True, True], [False, False]])
+    found = scores_on_test(Tested("Zoo", ["crane", "crane"], scores, None, scores, labels), Calibration())
+    assert found["average_precision"] == {"0: crane": 100.0, "1: crane": 50.0}
+    assert found["map"] == found["map_zero_shot"] == 75.0

@@ -36,7 +36,7 @@ def score_multilabel(
     """Scores of logits `[M, K]` with indicators `[M, K]`, in percent.
 
     Args:
-        classnames: The K class names.
+        classnames: The K class names, which are distinct.
         thresholds: Least logit with which a class is predicted, `[K]`; None: F1 is None.
 
     Returns:
@@ -48,15 +48,14 @@ def score_multilabel(
 
     scores, true = logits.cpu().numpy(), labels.cpu().numpy()
     tested = np.flatnonzero(true.any(axis=0)).tolist()
-    by_class: dict[str, float | None] = dict.fromkeys(classnames)
-    by_class |= {classnames[k]: 100 * float(average_precision_score(true[:, k], scores[:, k])) for k in tested}
-    precisions = [value for value in by_class.values() if value is not None]
+    precisions = {k: 100 * float(average_precision_score(true[:, k], scores[:, k])) for k in tested}
     macro = micro = None
     if thresholds is not None and tested:
         predicted = (logits >= thresholds.to(logits.device)).cpu().numpy()
         macro = 100 * float(np.mean(f1_score(true, predicted, average=None, zero_division=0)[tested]))
         micro = 100 * float(f1_score(true, predicted, average="micro"))
-    mean = float(np.mean(precisions)) if precisions else None
+    mean = float(np.mean(list(precisions.values()))) if precisions else None
+    by_class = {name: precisions.get(k) for k, name in enumerate(classnames)}
     return {"map": mean, "macro_f1": macro, "micro_f1": micro, "average_precision": by_class}
 
 
