@@ -91,6 +91,11 @@ def test_description_keys_match_normalised_class_names(descriptions, key, classn
     assert read_descriptions(descriptions({key: ["x"]}), [classname]) == [["x"]]
 
 
+def test_equal_key_precedes_normalised_ones(descriptions):
+    file = descriptions({"A": ["upper case"], "a": ["lower case"]})
+    assert read_descriptions(file, ["A", "a"]) == [["upper case"], ["lower case"]]
+
+
 def test_data_set_without_descriptions_is_refused():
     message = r"'Birds' \(available for: Caltech101, .*PROMPTS\.DESCRIPTIONS.*PROMPTS\.SOURCE templates"
     with pytest.raises(UserError, match=message):

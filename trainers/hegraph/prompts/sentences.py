@@ -105,18 +105,19 @@ def fill_templates(templates: Sequence[str], classnames: Sequence[str]) -> Promp
 def read_descriptions(path: Path, classnames: Sequence[str]) -> PromptGroup:
     """Read a description file in CuPL's format, `{class name: [sentence, ...]}`.
 
-    Keys and class names match if their `normalise_name` is equal.
+    A class has the sentences of the key that equals its name, else those of a key with the same `normalise_name`.
 
     Raises:
         UserError: If the file has another structure, or a class has no sentence.
     """
     table = validate(dict[str, list[Name]], read_json(path), f"{path} must hold {{class name: [sentence, ...]}}")
     by_name = {normalise_name(name): sentences for name, sentences in table.items()}
-    missing = [name for name in classnames if not by_name.get(normalise_name(name))]
+    by_class = {name: table.get(name) or by_name.get(normalise_name(name), []) for name in classnames}
+    missing = [name for name in classnames if not by_class[name]]
     if missing:
         problem = f"{path} has no description for {len(missing)} of {len(classnames)} classes"
         raise UserError(f"{problem}: {', '.join(missing[:10])}{', ...' if len(missing) > 10 else ''}")
-    return [list(by_name[normalise_name(name)]) for name in classnames]
+    return [list(by_class[name]) for name in classnames]
 
 
 def normalise_name(name: str) -> str:
