@@ -21,7 +21,7 @@ from trainers.hegraph.datasets import loading
 from trainers.hegraph.datasets.loading import load_few_shot
 from trainers.hegraph.experiments import evaluation, run as run_module, tasks
 from trainers.hegraph.experiments.run_folder import run_config
-from trainers.hegraph.experiments.tasks import FeatureTask, Task, ids_of_names, load_image_task, match_classes
+from trainers.hegraph.experiments.tasks import FeatureTask, Task, Tested, ids_of_names, load_image_task, match_classes
 from trainers.hegraph.method.cache import FoldedClassifier
 from trainers.hegraph.method.closed_form import NewClassMessages
 from trainers.hegraph.method.model import TransferableAdapter
@@ -118,7 +118,7 @@ def model_of(method: str = "HeGraphAdapter", **changed: object) -> SavedModel:
     return SavedModel(**fields | changed)
 
 
-def say(model: SavedModel, target: Task, device: str = "cpu"):
+def predict(model: SavedModel, target: Task, device: str = "cpu") -> Tested:
     target.check_backbone(model)
     return evaluation.evaluate(evaluation.fitted_model(model, device), model, target, device)
 
@@ -132,7 +132,7 @@ def test_rule_follows_from_classes_and_data_set():
 
 
 def test_model_is_tested_whole_on_its_data_set():
-    found = say(model_of(), images(name="Source"))
+    found = predict(model_of(), images(name="Source"))
     assert torch.equal(found.logits, 10 * AXES + torch.tensor([0.0, 300.0, 0.0]))  # the cache adds 100 * 3 for b
     assert torch.equal(found.text_logits, 10 * AXES)
     assert torch.equal(found.zero_shot, 10 * AXES[:, [1, 2, 0]])
@@ -141,27 +141,27 @@ def test_model_is_tested_whole_on_its_data_set():
 
 
 def test_other_domain_drops_the_adapters_cache_only():
-    found = say(model_of(), images("ca", labels=(0, 1, 1)))
+    found = predict(model_of(), images("ca", labels=(0, 1, 1)))
     assert torch.equal(found.logits, torch.tensor([[0.0, 10.0], [0.0, 0.0], [10.0, 0.0]]))
     assert torch.equal(found.text_logits, found.logits)
     assert torch.equal(found.zero_shot, 10 * torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]]))  # c and a, the model's
     assert found.rule == "same classes"
-    found = say(model_of("TipAdapter"), images("ba", labels=(0, 1, 1)))
+    found = predict(model_of("TipAdapter"), images("ba", labels=(0, 1, 1)))
     assert torch.equal(found.logits, torch.tensor([[300.0, 10.0], [310.0, 0.0], [300.0, 0.0]]))
     assert found.text_logits is None  # only HeGraphAdapter has a text classifier of its own
 
 
 def test_other_classes_use_the_saved_transfer_rule():
     target = images("xy", labels=(0, 1, 1))
-    found = say(model_of("ZeroShot", transfer_rule="zero-shot"), target)
+    found = predict(model_of("ZeroShot", transfer_rule="zero-shot"), target)
     assert torch.equal(found.logits, 10 * AXES[:, :2]) and torch.equal(found.zero_shot, found.logits)
     assert (found.rule, found.text_logits) == ("other classes", None)
     base = TransferableAdapter(ModelOptions(variant="base"), {})  # it leaves the text features as they are
-    found = say(model_of(transfer_rule="adapter", transfer=base), target)
+    found = predict(model_of(transfer_rule="adapter", transfer=base), target)
     assert torch.equal(found.logits, 10 * AXES[:, :2]) and torch.equal(found.text_logits, found.logits)
     for changed in ({"transfer_rule": "none"}, {"transfer_rule": "adapter", "transfer": None}):
         with pytest.raises(UserError, match="TipAdapter has no rule"):
-            say(model_of("TipAdapter", **changed), target)
+            predict(model_of("TipAdapter", **changed), target)
 
 
 @pytest.mark.parametrize("ids", ["abc", "xy"])
@@ -170,13 +170,13 @@ def test_model_is_tested_on_the_given_device(ids, monkeypatch):
     monkeypatch.setattr(torch.Tensor, "isfinite", lambda tensor: torch.ones(1).bool())
     messages = NewClassMessages(torch.eye(3), torch.zeros(3), torch.eye(3), torch.zeros(3))
     adapter = TransferableAdapter(ModelOptions(variant="training_free"), {}, messages)
-    found = say(model_of(transfer_rule="adapter", transfer=adapter), images(ids, labels=(0, 1, 1)), "meta")
+    found = predict(model_of(transfer_rule="adapter", transfer=adapter), images(ids, labels=(0, 1, 1)), "meta")
     assert {tensor.device.type for tensor in (found.logits, found.zero_shot, found.labels)} == {"meta"}
 
 
 def test_features_of_another_backbone_are_refused():
     with pytest.raises(UserError, match="'other' features, but the bank holds those of 'm/w'"):
-        say(model_of(backbone=BackboneConfig(title="other")), images())
+        predict(model_of(backbone=BackboneConfig(title="other")), images())
 
 
 @pytest.mark.parametrize(("logits", "target", "message"), [
@@ -294,13 +294,16 @@ def test_banks_of_other_data_or_without_test_are_refused(finished_run_once, tiny
         run_module.test_model(asking(tmp_path / "x", "DATASET.NAME", name), tiny_bank, finished_run_once, None, "cpu")
 
 
-def test_test_on_other_data_records_the_rule(run, finished_run_once, tiny_bank, tmp_path):
-    bank, other = load_bank(tiny_bank), tmp_path / "other.safetensors"
-    replace(bank, dataset="Other", classnames=["elk", "ant", "bee", "cow", "dog"]).save(other)
-    found, _ = run("--eval-only", "--model-dir", str(finished_run_once), bank=other)
-    about = {"dataset": "Other", "rule": "same classes", "num_classes": 5, "trained_on": "Tiny"}
-    assert found.items() >= about.items()
-    assert (found["calibration"]["fitted_on"], found["calibration"]["temperature"]) == ("nothing", 1.0)
+@pytest.mark.parametrize(("names", "rule", "message"), [
+    (["elk", "ant", "bee", "cow", "dog"], "same classes", "Other (same classes as the model's), 2 shots"),
+    (["vole", "wasp", "yak", "zebra", "ape"], "other classes", "Other (other classes than the model's), 2 shots"),
+])  # fmt: skip
+def test_test_on_other_data_records_the_rule(run, finished_run_once, tiny_bank, tmp_path, names, rule, message):
+    replace(load_bank(tiny_bank), dataset="Other", classnames=names).save(other := tmp_path / "other.safetensors")
+    record, _ = run("--eval-only", "--model-dir", str(finished_run_once), bank=other)
+    assert record.items() >= {"dataset": "Other", "rule": rule, "num_classes": 5, "trained_on": "Tiny"}.items()
+    assert (record["calibration"]["fitted_on"], record["calibration"]["temperature"]) == ("nothing", 1.0)
+    assert summary(record).startswith(message)
 
 
 @pytest.mark.parametrize("how", [("--load-epoch", "2"), (f"{NODE}.CALIBRATE", "off")])
@@ -308,16 +311,6 @@ def test_record_without_fitted_temperature(run, tmp_path, how):
     run("TRAIN.CHECKPOINT_FREQ", "2", *([] if "--load-epoch" in how else how), name="trained")
     record, _ = run("--eval-only", "--model-dir", str(tmp_path / "trained"), *how, name="tested")
     assert (record["calibration"]["fitted_on"], record["calibration"]["temperature"]) == ("nothing", 1.0)
-
-
-@pytest.mark.parametrize(("names", "message"), [
-    (["elk", "ant", "bee", "cow", "dog"], "Tiny (same classes as the model's), 2 shots"),
-    (["vole", "wasp", "yak", "zebra", "ape"], "Tiny (other classes than the model's), 2 shots"),
-])  # fmt: skip
-def test_result_line_names_the_rule(run, finished_run_once, tiny_bank, tmp_path, names, message):
-    replace(load_bank(tiny_bank), classnames=names).save(other := tmp_path / "other.safetensors")
-    record, _ = run("--eval-only", "--model-dir", str(finished_run_once), bank=other)
-    assert summary(record).startswith(message)
 
 
 # Through the command line

@@ -233,11 +233,12 @@ def test_one_shot_calibration_matches_zero_shot_confidence(one_shot):
     ours = [nearest_mean(rest)(keys[held]) for rest, held in parts]
     clips = [100.0 * keys[held] @ rest.text_positive.t() for rest, held in parts]
     own = 100.0 * keys @ one_shot.text_positive.t()
-    honest = fit_temperature(own, one_shot.train_labels)
-    assert confidence(ours, found.temperature) == pytest.approx(confidence(clips, honest))
+    clip_temperature = fit_temperature(own, one_shot.train_labels)
+    assert confidence(ours, found.temperature) == pytest.approx(confidence(clips, clip_temperature))
     # Score of known images: zero-shot CLIP plus the gain of the method on held-out classes
-    gains = [energy(part, found.temperature) - energy(clip, honest) for part, clip in zip(ours, clips)]
-    assert found.known.quantiles == pytest.approx(quantiles(energy(own, honest) + torch.cat(gains).mean()), rel=1e-4)
+    gains = [energy(part, found.temperature) - energy(clip, clip_temperature) for part, clip in zip(ours, clips)]
+    scores = energy(own, clip_temperature) + torch.cat(gains).mean()
+    assert found.known.quantiles == pytest.approx(quantiles(scores), rel=1e-4)
     assert (found.known.fitted_on, found.known.num_images) == ("held-out classes", 5)
     nothing = fitting.calibrate(one_shot.of_classes(torch.arange(3)), None, nearest_mean, True, 1)
     assert (nothing.temperature, nothing.fitted_on, nothing.known) == (1.0, "nothing", None)

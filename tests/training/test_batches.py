@@ -110,7 +110,7 @@ def test_estimate_counts_the_tensors_of_a_model(width, model_options):
         messages.weights, messages.whitening, messages.nodes, model.closed_form.noise, prior.left_out, prior.texts,
     ]  # fmt: skip
     dual = prior.left_out if prior.dual is None else prior.dual  # None where text does not predict class means
-    assert parts["messages"] == sum(tensor.numel() * tensor.element_size() for tensor in [*tensors, dual])
+    assert parts["closed form"] == sum(tensor.numel() * tensor.element_size() for tensor in [*tensors, dual])
     # Some of the ten features per class are there while the graph is built
     assert 0.5 * parts["graph"] < sum(buffers.values()) - cached <= parts["graph"]
 
@@ -122,14 +122,14 @@ def test_stored_products_are_counted():
     assert large["step"] == 4 * (100_000 * 8 + 24 * 10 * 16)
 
 
-def test_messages_and_end_of_training_are_counted():
+def test_closed_form_and_end_of_training_are_counted():
     large = training_bytes(1000, 16_000, 1024, views=1, batch=256)
     double = 3 * 4096 * 1024 + 3 * 1000 * 1024 + 5 * 1024**2  # three blocks of keys, nodes, matrices
     assert large["step"] + large["at the end"] == 8 * double
     small = training_bytes(10, 160, 16, views=1, batch=256)
-    assert small["at the end"] == 0 < small["messages"]
-    without = training_bytes(1000, 16_000, 1024, views=1, batch=256, messages=False)
-    assert without["messages"] == without["at the end"] == 0
+    assert small["at the end"] == 0 < small["closed form"]
+    without = training_bytes(1000, 16_000, 1024, views=1, batch=256, closed_form=False)
+    assert without["closed form"] == without["at the end"] == 0
 
 
 def test_more_than_the_free_memory_is_refused(monkeypatch, tmp_path):

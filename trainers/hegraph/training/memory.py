@@ -26,17 +26,14 @@ WARNING_RATIO = 0.5  # an estimate above this fraction of the free memory is log
 
 
 def training_bytes(
-    num_classes: int, num_images: int, width: int, views: int, batch: int, messages: bool = True
+    num_classes: int, num_images: int, width: int, views: int, batch: int, closed_form: bool = True
 ) -> dict[str, int]:
     """Memory in bytes of a training of the full variant, by purpose, without features and process.
 
-    `messages` adds the closed-form head. Its discriminants are computed after the last step in double precision; "at
+    `closed_form` adds the closed-form head. Its discriminants are computed after the last step in double precision; "at
     the end" is the memory that this needs beyond a step.
     """
-    nodes, cached = (
-        num_classes * width,
-        num_images * width,
-    )  # entries of one feature per class, and of one feature per image
+    nodes, cached = num_classes * width, num_images * width  # entries of a feature per class, and per image
     products = products_bytes(views, num_images)
     parts = {
         "keys": 2 * cached * FLOAT,  # cache keys, and the mean over views
@@ -44,11 +41,11 @@ def training_bytes(
         "parameters": 4 * (3 * width**2 + 6 * nodes) * FLOAT,  # with gradients and AdamW's two moments
         "step": (num_images * batch * (2 if products else 1) + 24 * nodes) * FLOAT,
         "products": products,
-        "messages": 0,
+        "closed form": 0,
         "at the end": 0,
     }
-    if messages:
-        parts["messages"] = (cached + 2 * nodes) * FLOAT + (width**2 + 3 * nodes) * DOUBLE
+    if closed_form:
+        parts["closed form"] = (cached + 2 * nodes) * FLOAT + (width**2 + 3 * nodes) * DOUBLE
         block = min(num_images, CHUNK_ROWS) * width
         parts["at the end"] = max((3 * block + 3 * nodes + 5 * width**2) * DOUBLE - parts["step"], 0)
     return parts
@@ -57,8 +54,8 @@ def training_bytes(
 def free_bytes(device: str = "cpu") -> int | None:
     """Free memory in bytes of "cpu", "cuda" or "cuda:N", without swapping; None if the system does not report it.
 
-    On the CPU this process may take no more than the machine has, its control groups allow (containers, batch systems)
-    and its address space may grow (`ulimit -v`).
+    On the CPU it is the least of the free memory of the machine, the rest of the limits of the control groups
+    (containers, batch systems), and the rest of the limit of the address space (`ulimit -v`).
     """
     if device != "cpu":
         return torch.cuda.mem_get_info(device)[0]
@@ -72,12 +69,13 @@ def _free_of_machine() -> Iterator[int]:
 
 
 def _free_of_groups() -> Iterator[int]:
-    """Of each control group of this process, version 1 and 2. The page cache of files counts as free.
+    """Iterate over the free memory of each control group of this process, of version 1 or 2.
 
-    A container may see its own group as the root, whatever path /proc/self/cgroup has: every folder above is read, too.
+    The page cache of files counts as free. A container may see its own group as the root, whatever path
+    /proc/self/cgroup names, so the folders above that path are read as well.
     """
     table = ROOT / "proc/self/cgroup"
-    for line in table.read_text().splitlines() if table.exists() else ():  # it is there on Linux alone
+    for line in table.read_text().splitlines() if table.exists() else ():  # only Linux has it
         _, controllers, path = line.split(":", 2)
         if not controllers:
             base, most, now, total = "sys/fs/cgroup", "memory.max", "memory.current", ""
@@ -85,8 +83,8 @@ def _free_of_groups() -> Iterator[int]:
             base, most, now, total = "sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_"
         else:
             continue
-        for place in (group := PurePosixPath(path.lstrip("/")), *group.parents):
-            folder = ROOT / base / place
+        group = PurePosixPath(path.lstrip("/"))
+        for folder in (ROOT / base / place for place in (group, *group.parents)):
             with suppress(OSError, ValueError):  # there is no such group, or its limit is "max"
                 limit, used = (int((folder / name).read_text()) for name in (most, now))
                 files = _numbers(folder / "memory.stat")
@@ -94,7 +92,7 @@ def _free_of_groups() -> Iterator[int]:
 
 
 def _free_of_address_space() -> Iterator[int]:
-    with suppress(ImportError, OSError, ValueError):  # `resource` is not on Windows, /proc on Linux alone
+    with suppress(ImportError, OSError, ValueError):  # Windows lacks `resource`, and only Linux has /proc
         import resource
 
         limit, _ = resource.getrlimit(resource.RLIMIT_AS)
@@ -104,7 +102,7 @@ def _free_of_address_space() -> Iterator[int]:
 
 
 def _numbers(path: Path) -> dict[str, int]:
-    """The first two words of each line of a file of the kernel."""
+    """Read a file of the kernel whose lines begin with a name and a number."""
     return {name: int(number) for name, number, *_ in map(str.split, path.read_text().splitlines())}
 
 
