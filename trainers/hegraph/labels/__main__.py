@@ -13,7 +13,7 @@ from ..backbones.arguments import MODEL, add_device_arguments, add_encoder_argum
 from ..backbones.identity import AUTO, DEFAULT_BACKBONE
 from ..predict.__main__ import chosen_format, whole
 from ..predict.files import FORMATS, REPLACED, Row, aligned, check_inputs, csv_line, image_paths, utf8
-from ..utils.errors import Parser, UserError, run_cli
+from ..utils.errors import Parser, run_cli
 from ..utils.files import OutputFile, check_output
 from ..utils.option import NODE
 from . import SUSPICIOUS
@@ -145,8 +145,6 @@ def labelled_images(cfg: Config, args: argparse.Namespace) -> tuple[tuple[Any, .
     paths = [str((root.parent if root.is_file() else root) / item.path) for item in train]
     if args.out is not None:
         check_output(args.out, paths)
-    if not train:
-        raise UserError(f"expected training images in {args.root}, found none")
     features, labels = images.encode(images.dataset, train, "train"), labels_of(images.dataset, train)
     text, _ = images.text_features()
     return (features, labels, text, images.backbone.logit_scale, list(images.classnames)), paths
