@@ -206,7 +206,7 @@ def test_known_class_in_another_bank_is_not_unknown(two_classes):
         score_images(two_classes, bank, bank)
 
 
-def test_rejection_table_averages_seeds_and_data_sets(tiny_bank, tmp_path, capsys):
+def test_rejection_table_averages_seeds_and_data_sets(tiny_bank, tmp_path, run, capsys, caplog):
     replace(load_bank(tiny_bank), dataset="Other").save(tmp_path / "other.safetensors")
     banks, found = [str(tiny_bank), str(tmp_path / "other.safetensors")], []
     quick = ("OPTIM.MAX_EPOCH", "2", "TRAINER.HEGRAPHADAPTER.MIN_STEPS", "0", "DATASET.SUBSAMPLE_CLASSES", "base")
@@ -219,7 +219,9 @@ def test_rejection_table_averages_seeds_and_data_sets(tiny_bank, tmp_path, capsy
         found.append(separation(energy[features.test_labels < 3], energy[features.test_labels >= 3]))
     assert main(["rejection", str(tmp_path / "runs"), "--features", banks[0]]) == 2
     assert "--features 'Other' (known: Tiny)" in capsys.readouterr().err
+    write_record(tmp_path / "runs" / "transductive", run(dataset="Tiny"))
     assert main(["rejection", str(tmp_path / "runs"), "--features", *banks]) == 0
+    assert "1 of 4 runs are without a model and are skipped" in caplog.text
     lines = [[cell.strip() for cell in line[2:-2].split(" | ")] for line in capsys.readouterr().out.splitlines()[4:]]
     ours = {(place, name): numbers for place, name, _, *numbers in lines}
     names = {ZERO_SHOT_SCORE, "probability", "energy", "distance", "angle", "own text", "margin", "margin, shuffled"}

@@ -172,6 +172,8 @@ def test_targets_need_a_rule_and_equal_images(run):
     assert shown([run(targets=full)], "target")["HeGraphAdapter(T)",] == ["79.00", "60.00", "50.00", "55.00"]
     runs = [run(trainer="APE", variant="", targets={"A": target(None, rule="other classes")})]
     assert list(shown(runs, "target")) == [("zero-shot",)]
+    with pytest.raises(UserError, match="expected runs with scores for this table, got none"):
+        compare([run(targets={"A": {}})], "target")
     with pytest.raises(UserError, match="different num_test: 10, 9;"):
         compare([run(1, targets={"A": target(60.0)}), run(2, targets={"A": target(60.0, num_test=10)})], "target")
 

@@ -187,8 +187,8 @@ def test_runs_without_test_images_are_skipped(folder, run, caplog, capsys):
 
 @pytest.mark.parametrize(("command", "words"), [
     ("compare {}/nowhere", "no complete record below"), ("compare {}/runs --by target", "TARGET_DATASETS"),
-    ("paired {}/runs/seed1/result.json", "Not a directory"), ("paired {}/empty", "no run with test images"),
-    ("rejection {}/empty --features {}/bank", "no finished run below"),
+    ("paired {}/runs/seed1/result.json", "result.json is a file"), ("paired {}/empty", "no run with test images"),
+    ("rejection {}/empty --features {}/bank", "no finished run with a model below"),
     ("curves {}/runs --out {}/runs/seed1/result.json/x", "cannot write"), ("tsne {}/empty --out {}/x", "cannot read"),
 ])  # fmt: skip
 def test_mistake_is_one_line_and_writes_nothing(folder, tmp_path, cli_error, command, words):

@@ -25,7 +25,7 @@ from .summary import MAX_BARS, choose_run, summarise
 
 TEMPLATE = Path(__file__).parent / "page.html"
 
-Piece = dict[str, Any]  # values for the template: a table, an image, a list, or the reason why there is none
+Piece = dict[str, Any]  # values for the template: a table, an image, or the reason why there is none
 
 
 def write_report(sources: Sequence[Path], out: Path) -> None:

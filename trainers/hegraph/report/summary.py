@@ -142,10 +142,10 @@ def summarise(folder: Path | None, record: dict, run: str) -> Summary:
         UserError: If a file of the run is damaged.
     """
     has_predictions = folder is not None and (folder / PREDICTIONS).exists()
-    ranks = record.get("map") is not None
-    files = read_test_files(folder / PREDICTIONS) if folder is not None and has_predictions and not ranks else None
+    multilabel = record.get("map") is not None
+    files = read_test_files(folder / PREDICTIONS) if folder is not None and has_predictions and not multilabel else None
     left_out = None if folder is None else leave_out(folder, files)
-    if ranks:
+    if multilabel:
         summary = Summary(run, map_sentence(record, folder if has_predictions else None))
         precision = (record.get("average_precision") or {}).items()
         summary.classes = sort_scores(
@@ -168,7 +168,7 @@ def summarise(folder: Path | None, record: dict, run: str) -> Summary:
     summary.weak = weak_classes(summary.classes)
     if left_out is not None:
         add_issues(summary, left_out)
-    elif folder is not None and not ranks:
+    elif folder is not None and not multilabel:
         summary.labels = f"They are found in models of HeGraphAdapter with up to {MAX_LEFT_OUT:,} training images."
     if has_calibration(record):
         summary.calibration = calibration_sentence(record)

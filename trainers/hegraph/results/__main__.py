@@ -15,15 +15,15 @@ if TYPE_CHECKING:
     from .table import Table
 
 EPILOG = """\
-A SOURCE is an output folder or a file that `collect` wrote. A RUN is the output folder of one run. Figures are
-written as STEM.png and STEM.svg."""
+A SOURCE is an output folder or a file that `collect` wrote. A FOLDER is an output folder, with the runs below it. A RUN
+is the output folder of one run. Figures are written as STEM.png and STEM.svg."""
 
 FORMAT_NAMES = ("markdown", "latex", "csv", "text")  # keys of `table.FORMATS`, without importing pandas
 STEM = OutputFile(".png", ".svg", added=(".png", ".svg"))  # argument type: path of a figure without suffix
 OUTPUTS = {"FILE": OutputFile(".jsonl"), "STEM": STEM, "FILE.html": OutputFile(".html")}  # metavar -> type of --out
 
 EXAMPLE_OUTPUTS = {"FILE": "runs.jsonl", "STEM": "figures/dtd", "FILE.html": "report.html"}
-EXAMPLE_SOURCES = {"SOURCE": ("output", "output/dtd output/pets"), "RUN": ("output/run", "output/digits/seed1")}
+SOURCES = {"SOURCE": "output folder or .jsonl file", "FOLDER": "output folder", "RUN": "output folder of one run"}
 
 Run = Callable[[argparse.Namespace], "str | Table"]
 
@@ -36,17 +36,18 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     def add(name: str, summary: str, run: Run, out: str = "", source: str = "SOURCE", more: str = "") -> Parser:
         end = f" --out {EXAMPLE_OUTPUTS[out]}" if out else more
         subparser = parser.add_command(name, summary)
-        subparser.examples = [f"{path}{end}" for path in EXAMPLE_SOURCES[source]]
+        examples = ("output/run", "output/digits/seed1") if source == "RUN" else ("output", "output/dtd output/pets")
+        subparser.examples = [f"{path}{end}" for path in examples]
         subparser.set_defaults(run=run, out=None)
-        text = "output folder of one run" if source == "RUN" else "output folder or .jsonl file"
-        subparser.add_argument("sources", type=Path, nargs=1 if source == "RUN" else "+", metavar=source, help=text)
+        count = 1 if source == "RUN" else "+"
+        subparser.add_argument("sources", type=Path, nargs=count, metavar=source, help=SOURCES[source])
         if out:
             kind = "figures to write, without the ending" if out == "STEM" else "file to write"
             subparser.add_argument("--out", type=OUTPUTS[out], required=True, metavar=out, help=kind)
         return subparser
 
-    def add_table(name: str, summary: str, run: Run, more: str = "") -> Parser:
-        subparser = add(name, summary, run, more=more)
+    def add_table(name: str, summary: str, run: Run, source: str = "SOURCE", more: str = "") -> Parser:
+        subparser = add(name, summary, run, source=source, more=more)
         formats = [key for key in FORMAT_NAMES if key != "text" or name == "compare"]  # text is for accuracies
         subparser.add_argument("--format", choices=formats, default="markdown", help="format of the table")
         if name in ("compare", "complexity"):
@@ -63,12 +64,13 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add_table("labels", "show mAP, F1 and AP by class, for several labels per image", labels_command)
     table = add_table("calibration", "show NLL, Brier score and ECE before and after scaling", calibration_command)
     table.add_argument("--out", type=STEM, metavar="STEM", help="reliability diagrams to write, without the ending")
-    more = " --features bank.safetensors"
-    table = add_table("rejection", "show AUROC and FPR95 of open-set scores on feature banks", rejection_command, more)
+    summary, more = "show AUROC and FPR95 of open-set scores on feature banks", " --features bank.safetensors"
+    table = add_table("rejection", summary, rejection_command, "FOLDER", more)
     table.add_argument("--features", type=Path, nargs="+", required=True, metavar="BANK", help="banks of the runs")
     unknown = "unknown images: of classes that are not in the training (new), or of a feature bank"
     table.add_argument("--unknown", default="new", metavar="new|BANK", help=unknown)
-    table = add("paired", "compare accuracy on the same images, with bootstrap intervals", paired_command)
+    summary = "compare accuracy on the same images, with bootstrap intervals"
+    table = add("paired", summary, paired_command, source="FOLDER")
     table.add_argument("--of", default=OUR_METHOD, metavar="METHOD", help="method to compare with all others")
     figures = add("curves", "draw accuracy by shots", curves_command, "STEM")
     figures.add_argument("--quote", action="store_true", help="also draw the numbers of the paper")

@@ -36,6 +36,7 @@ from ..models.folder import load_model
 from ..models.saved import SavedModel
 from ..training.confidence import DEFAULT, known_score
 from ..utils.errors import UserError, unknown
+from .comparison import warn_skipped
 from .records import OPEN_SET_RATE, PREDICTIONS, find_runs, main_score, read_tensors_with_classes
 from .scores import (
     OUR_METHOD,
@@ -295,13 +296,17 @@ def rejection_table(folders: Sequence[Path], banks: Sequence[Path], unknown_imag
         banks: A feature bank for the data set of each run. Test images of the model's classes are known.
         unknown_images: `NEW`, the test images of the other classes of the same bank, or the path of another bank.
 
+    Runs without a model are skipped with a warning.
+
     Raises:
-        UserError: If there is no run, a data set has no bank, a bank has other features than the model, or runs of a
+        UserError: If no run has a model, a data set has no bank, a bank has other features than the model, or runs of a
             row are not comparable.
     """
-    runs = find_runs(folders)
+    found = find_runs(folders)
+    runs = {folder: run for folder, run in found.items() if (folder / "model").exists()}
+    warn_skipped([*found], [*runs], "without a model")
     if not runs:
-        raise UserError(f"no finished run below {', '.join(map(str, folders))}; run an experiment first")
+        raise UserError(f"no finished run with a model below {', '.join(map(str, folders))}; run an experiment first")
     by_dataset = {bank.dataset: bank for bank in map(load_bank, banks)}
     other = None if unknown_images == NEW else load_bank(Path(unknown_images))
     rows = []

@@ -297,7 +297,7 @@ def name_cases(records: Sequence[dict], cases: Cases) -> list[dict]:
     return named
 
 
-def warn_skipped(records: Sequence[dict], selected: Sequence[dict], description: str) -> None:
+def warn_skipped(records: Sequence, selected: Sequence, description: str) -> None:
     """Log a warning with the number of runs that are not selected, such as runs "of no case"."""
     if len(selected) < len(records):
         logger.warning("%d of %d runs are %s and are skipped", len(records) - len(selected), len(records), description)

@@ -24,10 +24,9 @@ from torch import Tensor
 
 from ..utils.errors import UserError, shortened
 from ..utils.files import atomic_path
-from . import scores
 from .comparison import compare, has_calibration
 from .records import TEXT_NODES, read_tensors_with_classes
-from .scores import VARIANTS, ZERO_SHOT, data_set, grouped, method, method_order, metric
+from .scores import MEAN_OF, VARIANTS, ZERO_SHOT, data_set, grouped, method, method_order, metric
 
 # Palette of Okabe and Ito for colour-blind readers, without yellow, which is too light on white
 COLOURS = ("#000000", "#D55E00", "#0072B2", "#009E73", "#E69F00", "#CC79A7", "#56B4E9")
@@ -91,7 +90,7 @@ def curves(records: Sequence[dict], quotes: pd.DataFrame | None = None) -> Figur
     cells = cells_by_shots(records, quotes)
     names = sorted(set(map(data_set, records)))
     several = len(names) > 1
-    names = [f"{scores.MEAN_OF}{len(names)}", *names] if several else names
+    names = [f"{MEAN_OF}{len(names)}", *names] if several else names
     coloured = _coloured(cells[cells["dataset"] == names[0]])
     figure, axes = panels(len(names), width=4.6, height=3.4) if several else panels(1, width=5.6, height=3.6)
     label_axes(axes, sorted({record["shots"] for record in records}), metric(records))

@@ -278,7 +278,12 @@ def find_runs(folders: Sequence[Path]) -> dict[Path, dict]:
     """Find finished runs below folders at any depth: output folder -> complete record.
 
     Other processes may remove folders during the search.
+
+    Raises:
+        UserError: If one of the folders is a file.
     """
+    if files := [folder for folder in folders if folder.is_file()]:
+        raise UserError(f"{files[0]} is a file, without the predictions and models of runs; name their output folders")
 
     def on_error(error: OSError) -> None:
         if not isinstance(error, FileNotFoundError):

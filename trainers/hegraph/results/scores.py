@@ -114,7 +114,9 @@ def score(record: dict, name: str, column: object, value: Any, test: dict | None
     row = {"method": name, "column": column, "seed": record["seed"], "value": value, "own": own, "quoted": False}
     fewest = min(record.get("images_per_class") or [math.inf])
     row["fewest"] = fewest if fewest < record["shots"] else None  # images of the smallest class, if below the shots
-    compared = {key: (test or record).get(key) for key in TEST_KEYS} | {key: record.get(key) for key in RUN_KEYS}
+    compared = {key: (record if test is None else test).get(key) for key in TEST_KEYS} | {
+        key: record.get(key) for key in RUN_KEYS
+    }
     return place(record) | row | compared
 
 
@@ -139,7 +141,7 @@ def accuracies(record: dict, column: object, test: dict | None = None) -> list[d
     """
     from .records import SAME_CLASSES
 
-    scores, name = test or record, method(record)
+    scores, name = record if test is None else test, method(record)
     key = "accuracy" if record.get("map") is None else "map"  # with several labels per image
     rows = [(name, key, True), (ZERO_SHOT, f"{key}_zero_shot", True)]
     if name == OUR_METHOD and scores.get("rule") == SAME_CLASSES:
@@ -169,7 +171,7 @@ def cells(rows: Iterable[dict], keys: Sequence[str], tolerance: float = 0.005) -
             printed digit.
 
     Raises:
-        UserError: If runs of a cell are not comparable.
+        UserError: If runs of a cell are not comparable, or no cell has a score.
     """
     import pandas as pd
 
@@ -181,6 +183,8 @@ def cells(rows: Iterable[dict], keys: Sequence[str], tolerance: float = 0.005) -
         title = ", ".join(filter(None, (str(part).strip("\x1f") for part in cell)))
         seed_rows = _rows_by_seed(cell_rows, title, tolerance)
         selected += seed_rows if all(row["value"] is not None for row in seed_rows) else ()
+    if not selected:
+        raise UserError("expected runs with scores for this table, got none; name other runs")
     return pd.DataFrame(selected, dtype=object)
 
 
