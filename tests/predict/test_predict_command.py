@@ -151,6 +151,17 @@ def test_images_with_several_labels_are_sorted_into_all_their_folders(run, image
     assert len([*(tmp_path / "sorted").glob("*/a.png")]) == 10
 
 
+@pytest.mark.parametrize("into", ["out/model", "out/model/sorted", "link", "out", "project/.hegraph"])
+def test_images_are_not_sorted_into_a_model(run, images, tmp_path, cli_error, into):
+    model = load_model(run)
+    save_model(model.model_copy(update={"classnames": ("model", *model.classnames[1:])}), tmp_path / "out" / "model")
+    (tmp_path / "link").symlink_to("out/model")
+    before = set(tmp_path.rglob("*"))
+    error = cli_error("predict", tmp_path / "out" / "model", images, "--sort-into", tmp_path / into)
+    assert "IMAGE is inside" in error and "the folder of a model or project; choose another folder" in error
+    assert set(tmp_path.rglob("*")) == before
+
+
 # Open-set rejection
 
 

@@ -25,7 +25,7 @@ from ..models.images import ImageModel, backbone_files
 from ..models.saved import SavedModel, adapt
 from ..utils.devices import choose_device
 from ..utils.errors import UserError, echo
-from ..utils.files import atomic_path, check_output
+from ..utils.files import atomic_path, check_output, check_outside_models
 from .files import FORMATS, Row, copy_into, folder_name, image_paths, unique_names
 
 logger = logging.getLogger(__name__)
@@ -60,9 +60,13 @@ def predict_images(args: Namespace, options: Options) -> int:
         Number of images that could not be read.
 
     Raises:
-        UserError: If the model is damaged, its backbone is not available, or an output cannot be written.
+        UserError: If the model is damaged, its backbone is not available, an output cannot be written, or images would
+            be sorted into a model folder or a teach project.
     """
     saved = open_model(args, options)
+    if args.sort_into is not None:
+        for name in (*saved.classnames, NONE_OF_THESE):
+            check_outside_models(args.sort_into / folder_name(name) / "IMAGE")
     device = choose_device(args.device, "--device")
     model = ImageModel.load(saved, device, args.backbone, args.pretrained, args.precision)
     batch_size = args.batch_size or default_batch_size(model.backbone.input_size)

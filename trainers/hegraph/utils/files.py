@@ -62,7 +62,7 @@ class OutputFolder(OutputFile):
 
     def check(self, path: Path, reads: Any) -> None:
         """Raise UserError if the folder is inside a model or project, or contains one of the paths in `reads`."""
-        _check_place(path)
+        check_outside_models(path)
         whole = _real_path(path)
         if whole.exists() and any(whole in (read, *read.parents) for read in map(Path.resolve, _existing_paths(reads))):
             raise UserError(f"{path} contains input of this command, and is not replaced; choose another folder")
@@ -82,7 +82,7 @@ def check_output(path: Path, reads: Any = (), replaces: tuple[str, ...] = ()) ->
             `.hegraph` folder of a teach project.
     """
     check_not_read(path, reads, replaces)
-    _check_place(path)
+    check_outside_models(path)
     if (path.parent / "result.json").is_file():  # the output folder of a run
         check_not_read(path, path.parent, replaces)
 
@@ -107,8 +107,8 @@ def _is_same(path: Path, other: Path | str) -> bool:
         return False
 
 
-def _check_place(path: Path) -> None:
-    """Raise UserError if a path is inside a model folder or a `.hegraph` folder."""
+def check_outside_models(path: Path) -> None:
+    """Raise UserError if a file or folder to write is inside a model folder or a `.hegraph` folder."""
     for parent in {*path.absolute().parents, *_real_path(path).parents}:
         if parent.name == ".hegraph" or all((parent / name).is_file() for name in ("config.json", "model.safetensors")):
             raise UserError(f"{path} is inside {parent}, the folder of a model or project; choose another folder")
