@@ -111,14 +111,25 @@ def test_other_methods_keep_exact_keys(tmp_path, saved_model, unit_features):
 # Writing
 
 
-def test_folders_are_replaced_completely(folder, saved_model, disk_full_after):
+def test_model_is_replaced_completely_or_not_at_all(folder, saved_model, disk_full_after):
     with pytest.raises(UserError, match=r"cannot write .*model"), disk_full_after(100):
         save_model(saved_model(method="TipAdapter"), folder)
     assert load_model(folder).method == "HeGraphAdapter" and os.listdir(folder.parent) == ["model"]
-    (folder / "thumbnails").mkdir()
     save_model(saved_model(method="TipAdapter"), folder)
     assert load_model(folder).method == "TipAdapter" and os.listdir(folder.parent) == ["model"]
-    assert sorted(os.listdir(folder)) == sorted([CONFIG, TENSORS, CARD])
+    assert "# TipAdapter on" in (folder / CARD).read_text()
+
+
+def test_other_files_stay_but_thumbnails(folder, saved_model):
+    for name in (".git/HEAD", "hegraph/config.json", "thumbnails/00000.jpg", "handler.py"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(name)
+    (folder / "link").symlink_to("nowhere")
+    save_model(saved_model(), folder)
+    others = {path.name for path in folder.iterdir()} - {CONFIG, TENSORS, CARD}
+    assert others == {".git", "hegraph", "handler.py", "link"} and os.readlink(folder / "link") == "nowhere"
+    for name in (".git/HEAD", "hegraph/config.json", "handler.py"):
+        assert (folder / name).read_text() == name
 
 
 CHANGES = ("os.mkdir", "os.rename", "os.chmod", "os.remove", "os.rmdir", "shutil.rmtree")
@@ -166,13 +177,13 @@ def test_failed_save_keeps_the_previous_model(folder, saved_model, disk_full_aft
     assert os.listdir(folder.parent) == ["model"] and load_model(folder).method == "HeGraphAdapter"
 
 
-@pytest.mark.parametrize("name", ["file", "."])
-def test_other_folders_are_not_overwritten(tmp_path, saved_model, name):
-    (tmp_path / "file").write_text("mine")
-    assert "has no config.json" in refused(tmp_path / name)
+@pytest.mark.parametrize(("file", "name"), [("file", "file"), ("file", "."), (CONFIG, ".")])
+def test_other_folders_are_not_overwritten(tmp_path, saved_model, file, name):
+    (tmp_path / file).write_text('{"model_type": "clip"}')
+    assert CONFIG in refused(tmp_path / name)
     with pytest.raises(UserError, match="expected a model folder or a new path"):
         save_model(saved_model(), tmp_path / name)
-    assert (tmp_path / "file").read_text() == "mine"
+    assert (tmp_path / file).read_text() == '{"model_type": "clip"}' and os.listdir(tmp_path) == [file]
 
 
 def test_model_is_saved_in_an_empty_folder(tmp_path, saved_model):

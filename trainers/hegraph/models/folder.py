@@ -7,6 +7,7 @@ the order of the cache, show the training images that an image resembles.
 
 import json
 import logging
+import shutil
 from collections.abc import Iterable
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -34,6 +35,7 @@ from .support_set import SupportSet
 
 logger = logging.getLogger(__name__)
 
+FORMAT: Literal["hegraph-model"] = "hegraph-model"
 CONFIG, TENSORS, CARD, THUMBNAILS = "config.json", "model.safetensors", "README.md", "thumbnails"
 TRANSFER, MESSAGES = "transfer.", "transfer.messages."  # prefixes of `TransferableAdapter` and `NewClassMessages`
 LABELLED, STATE = "labelled.", "labelled.state."  # prefixes of `SupportSet` and its trained parameters
@@ -97,7 +99,7 @@ class OtherTransfer(StrictModel):
 class ModelConfig(ModelMetadata):
     """Schema of `config.json`: metadata of the model, and the width, the hash and the meaning of its tensors."""
 
-    format: Literal["hegraph-model"] = "hegraph-model"
+    format: Literal["hegraph-model"] = FORMAT
     version: Literal[1] = 1
     width: Size
     fusion: Fusion
@@ -106,7 +108,10 @@ class ModelConfig(ModelMetadata):
 
 
 def save_model(model: SavedModel, folder: Path, endpoint: bool = False) -> None:
-    """Write a model folder, completely or not at all. An existing model folder is replaced.
+    """Write a model folder, completely or not at all.
+
+    An existing model folder is replaced. Its thumbnails are removed, because they may show images of another cache. Its
+    other files stay, such as those of an endpoint or of a Git repository.
 
     With `endpoint`, the folder also has the files of an inference endpoint (`endpoint.py`).
 
@@ -132,13 +137,27 @@ def save_model(model: SavedModel, folder: Path, endpoint: bool = False) -> None:
         (temporary / CARD).write_text(model_card(model), encoding="utf-8")
         if endpoint:
             write_endpoint(temporary)
+        _copy_other_files(folder, temporary)
         write_json(temporary / CONFIG, config.model_dump(mode="json"))
 
 
 def check_place(folder: Path) -> None:
     """Raise UserError if a folder exists that is neither empty nor a model folder."""
-    if folder.exists() and not (folder / CONFIG).is_file() and (not folder.is_dir() or any(folder.iterdir())):
+    config = folder / CONFIG
+    is_model = config.is_file() and FORMAT in config.read_text(encoding="utf-8", errors="replace")
+    if folder.exists() and not is_model and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"expected a model folder or a new path, got {folder}, which is not overwritten; use another")
+
+
+def _copy_other_files(folder: Path, target: Path) -> None:
+    """Copy the files of an old model folder that the new one neither has nor makes invalid."""
+    for path in folder.glob("*"):
+        if path.name in (CONFIG, THUMBNAILS) or (target / path.name).exists():
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.copytree(path, target / path.name, symlinks=True)
+        else:
+            shutil.copy2(path, target / path.name, follow_symlinks=False)
 
 
 def _tensors(model: SavedModel) -> dict[str, Tensor]:
