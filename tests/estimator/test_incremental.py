@@ -15,6 +15,7 @@ from training_free import LABELS, assert_same, training_free
 
 from trainers.hegraph import HeGraphClassifier, UserError
 from trainers.hegraph.__main__ import main
+from trainers.hegraph.estimator.incremental import labels_by_name
 from trainers.hegraph.method.cache import FoldedClassifier
 from trainers.hegraph.method.closed_form import OMEGA_NEW, TextPrior
 from trainers.hegraph.method.unlabelled import ClassSums, adapt_to_unlabelled
@@ -332,6 +333,16 @@ def test_train_more_adds_images_and_classes(labels, root, digits, tmp_path, caps
     assert "all 6 are in the support set of the model" in capsys.readouterr().err
     assert main(["train-more", str(model), "--root", str(root), "--in-place"]) == 0
     assert (model / "config.json").read_bytes() == (more / "config.json").read_bytes()
+
+
+def test_new_names_are_not_labels_of_other_classes(labelled, refused):
+    names = dict(zip(LABELS.tolist(), ("emmet", "bee", "cow", "dog")))
+    support_set = training_free().fit(*labelled, classnames=names).model_.support_set
+    assert labels_by_name(support_set, ["bee", "emu", "emmet"]) == {"emmet": "ant"} | {
+        x: x for x in ("bee", "cow", "dog", "emu")
+    }
+    with refused("", "the new class 'ant' has the label of the class 'emmet'"):
+        labels_by_name(support_set, ["bee", "ant"])
 
 
 def test_train_more_repeats_the_adaptation(root, digits, tmp_path, capsys):

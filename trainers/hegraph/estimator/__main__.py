@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 EPILOG = """\
 DIR contains train/CLASS/*.jpg, or another layout that --root of a training accepts. Its test images are not read.
-Images of classes that the model knows by name are added to these classes; other classes are new. Images that are
-already in the support set are skipped.
+Images of classes that the model knows by name are added to these classes; other classes are new. Images that an earlier
+train-more, serve --learn or the Python API has added are skipped. A run stores no pixels, so leave out its images.
 """
 
 
@@ -32,7 +32,9 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--root", required=True, metavar="DIR", help="folder of class folders with images, or a CSV file")
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--out", type=OutputFolder(), metavar="FOLDER", help="model folder to write or to replace")
-    where.add_argument("--in-place", action="store_true", help="replace MODEL")
+    where.add_argument(
+        "--in-place", action="store_true", help="replace MODEL; its thumbnails are removed, its other files stay"
+    )
     add_encoder_arguments(parser)
     add_device_arguments(parser, "the one of the training")
     return parser.parse_args(arguments)

@@ -78,14 +78,18 @@ def labels_by_name(support_set: SupportSet, names: Iterable[str]) -> dict[str, A
     The label of a new class is its name, or the next number if labels are numbers.
 
     Raises:
-        UserError: If two classes of the support set have the same name.
+        UserError: If two classes of the support set have the same name, or a new name is the label of another class.
     """
     labels: dict[str, Any] = {name: label for label, name in support_set.by_label.items()}
     if len(labels) < len(support_set.names):
         raise UserError("expected a model with unique class names; rename a class and train the model again")
     for name in names:
-        if name not in labels:
-            labels[name] = name if support_set.classes.dtype.kind == "U" else max(labels.values()) + 1
+        if name in labels:
+            continue
+        if name in support_set.by_label:
+            problem = f"the new class {name!r} has the label of the class {support_set.by_label[name]!r}"
+            raise UserError(f"{problem}; choose another name")
+        labels[name] = name if support_set.classes.dtype.kind == "U" else max(labels.values()) + 1
     return labels
 
 
