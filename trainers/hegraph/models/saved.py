@@ -227,6 +227,14 @@ class SavedModel(TrainedModel):
         """Logits of zero-shot CLIP with the same prompts, shape `[B, K]`."""
         return self.logit_scale * features @ self.text_positive.t()
 
+    def check_open_set(self, rate: float) -> None:
+        """Raise UserError if the model has no scores of known images for `is_known`, or `rate` is out of range."""
+        self.check_single_label("open-set rejection")
+        validate(Share, rate, "rate", convert=True)
+        if self.known is None:
+            problem = "the model has no scores of known images for a threshold; train it again with CALIBRATE auto"
+            raise UserError(f"{problem}, at least four classes or two images of a class, and without unlabelled images")
+
     def is_known(self, logits: Tensor, rate: float) -> Tensor:
         """Open-set rejection: which images are accepted as one of the classes, booleans of shape `[B]`.
 
@@ -235,14 +243,11 @@ class SavedModel(TrainedModel):
             rate: Fraction of images of known classes to accept, between 0 and 1.
 
         Raises:
-            UserError: If the model has no scores of known images, or `rate` is out of range.
+            UserError: As of `check_open_set`.
         """
-        self.check_single_label("open-set rejection")
-        rate = validate(Share, rate, "rate", convert=True)
-        if self.known is None:
-            problem = "the model has no scores of known images for a threshold; train it again with CALIBRATE auto"
-            raise UserError(f"{problem}, at least four classes or two images of a class, and without unlabelled images")
-        return known_score(logits, self.temperature, self.known.score) >= self.known.threshold(rate)
+        self.check_open_set(rate)
+        assert self.known is not None
+        return known_score(logits, self.temperature, self.known.score) >= self.known.threshold(float(rate))
 
     def share_below(self, logits: Tensor) -> float | None:
         """Fraction of images of known classes with a lower score than an image with logits `[K]`, from 0 to 1.

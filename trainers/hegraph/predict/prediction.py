@@ -120,7 +120,7 @@ def open_model(args: Namespace, options: Options) -> SavedModel:
     if options.out is not None:
         check_output(options.out, backbone_files(model, args.backbone, args.pretrained))
     if options.open_set is not None:
-        model.is_known(torch.zeros(0, len(model.classnames)), options.open_set)
+        model.check_open_set(options.open_set)
     return model
 
 

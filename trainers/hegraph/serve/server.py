@@ -62,7 +62,7 @@ class Server:
         """
         model, options = self.model, Options(top, "jsonl", None, open_set)
         if open_set is not None:
-            model.model.is_known(torch.zeros(0, len(model.model.classnames)), open_set)
+            model.model.check_open_set(open_set)
         problems, features = await self.encode(images)
         readable = [name for (name, _), problem in zip(images, problems) if not problem]
         predicted = rows_of(model.model, readable, model.logits(features), options)
