@@ -360,6 +360,18 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
         """
         validate(str, backbone or "", "backbone")
         model = load_model(local_folder(str(name), revision, token))
+        return cls.from_model(model, device, precision, backbone, pretrained)
+
+    @classmethod
+    def from_model(
+        cls,
+        model: SavedModel,
+        device: str | None = None,
+        precision: str | None = None,
+        backbone: str | None = None,
+        pretrained: str = "auto",
+    ) -> HeGraphClassifier:
+        """Classifier of a model in memory; arguments as of `from_pretrained`."""
         if backbone is None and model.backbone.model:
             backbone, pretrained = model.backbone.model, model.backbone.pretrained
         classifier = cls(
