@@ -1,4 +1,4 @@
-"""The embedded backbone, and a function that changes tensor files."""
+"""A function that changes tensor files."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,13 +7,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from trainers.hegraph import Backbone
 from trainers.hegraph.utils.reading import read_metadata
-
-
-@pytest.fixture(scope="session")
-def backbone(mini: Backbone) -> Backbone:
-    return mini
 
 
 @pytest.fixture(scope="session")

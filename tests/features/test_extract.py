@@ -52,12 +52,12 @@ def selected(dataset: Dataset, shots: int, seed: int) -> Dataset:
 
 
 @pytest.fixture
-def encode(digits, backbone, tmp_path) -> Callable[..., FeatureBank]:
+def encode(digits, mini, tmp_path) -> Callable[..., FeatureBank]:
     """Function from shots and seed to the bank of a task, with cached features."""
 
     def bank(shots: int, seed: int, **changes) -> FeatureBank:
         task = replace(selected(digits, shots, seed), **changes)
-        return extract.encode_task(task, backbone, make_options(), seed, tmp_path)
+        return extract.encode_task(task, mini, make_options(), seed, tmp_path)
 
     return bank
 
@@ -87,9 +87,9 @@ def encoded(monkeypatch) -> Calls:
 
 
 @pytest.fixture
-def images(digits, backbone) -> ImageViews:
+def images(digits, mini) -> ImageViews:
     return ImageViews(
-        digits, digits.train[:4], extract.training_augmentation(backbone, make_options()), views=VIEWS, seed=1
+        digits, digits.train[:4], extract.training_augmentation(mini, make_options()), views=VIEWS, seed=1
     )
 
 
@@ -100,20 +100,20 @@ def read(images: ImageViews, *positions: int) -> list[torch.Tensor]:
     return list(torch.cat(list(images.batches(positions, 5))))
 
 
-def test_pixels_equal_those_of_the_transform(tmp_path, backbone):
+def test_pixels_equal_those_of_the_transform(tmp_path, mini):
     paths = []
     for width, height in ((8, 8), (40, 24), (24, 40), (32, 32), (33, 32)):
         paths.append(tmp_path / f"{width}x{height}.png")
         open_digit("digits/0003").resize((width, height)).save(paths[-1])
-    unusual = type(backbone.preprocess)([*backbone.preprocess.transforms, lambda pixels: pixels + 1])
-    for transform in (backbone.preprocess, unusual):
+    unusual = type(mini.preprocess)([*mini.preprocess.transforms, lambda pixels: pixels + 1])
+    for transform in (mini.preprocess, unusual):
         [(_, pixels, _)] = ImageReader(transform).batches(paths, len(paths))
         assert torch.equal(pixels, torch.stack([transform(to_rgb(Image.open(path))) for path in paths]))
 
 
 @pytest.mark.parametrize("transforms", [("random_resized_crop", "random_flip"), ("random_flip",), ()])
-def test_view_equals_seeded_torchvision_transform(images, backbone, transforms):
-    transform = backbone.training_transform(transforms, (0.08, 1.0), "bilinear")
+def test_view_equals_seeded_torchvision_transform(images, mini, transforms):
+    transform = mini.training_transform(transforms, (0.08, 1.0), "bilinear")
     found = read(replace(images, transform=transform), *range(12))
     for position, pixels in enumerate(found):
         with torch.random.fork_rng(devices=[]):
@@ -137,46 +137,46 @@ def test_unreadable_image_is_refused(images, tmp_path):
         read(replace(images, items=items), 0, 1)
 
 
-def test_any_exception_of_pillow_becomes_a_line(backbone, monkeypatch):
+def test_any_exception_of_pillow_becomes_a_line(mini, monkeypatch):
     def broken(image: Image.Image) -> Image.Image:
         raise SyntaxError("broken PNG\nmore")
 
     monkeypatch.setattr(reading, "open_any", broken)
-    [(_, pixels, problems)] = ImageReader(backbone.preprocess).batches([Image.new("L", (9, 9))], 1)
+    [(_, pixels, problems)] = ImageReader(mini.preprocess).batches([Image.new("L", (9, 9))], 1)
     assert len(pixels) == 0 and problems == ["broken PNG"]
 
 
 @pytest.mark.parametrize(("num_cores", "threads", "expected"), [(1, 0, 1), (8, 0, 8), (64, 0, 16), (2, 3, 3)])
-def test_number_of_threads(backbone, monkeypatch, num_cores, threads, expected):
+def test_number_of_threads(mini, monkeypatch, num_cores, threads, expected):
     monkeypatch.setattr(reading, "cores", lambda: num_cores)
-    assert ImageReader(backbone.preprocess, threads).threads == expected
+    assert ImageReader(mini.preprocess, threads).threads == expected
 
 
 # Encoding
 
 
-def test_features_do_not_depend_on_batch_size(images, backbone, tmp_path, encoded):
-    features = extract.encode_images(backbone, images, make_options(), tmp_path / "a", "train")
+def test_features_do_not_depend_on_batch_size(images, mini, tmp_path, encoded):
+    features = extract.encode_images(mini, images, make_options(), tmp_path / "a", "train")
     assert features.shape[:2] == (VIEWS, 4)
     torch.testing.assert_close(features.norm(dim=-1), torch.ones(VIEWS, 4))
     options = make_options("DATALOADER.TEST.BATCH_SIZE", 5, "DATALOADER.NUM_WORKERS", 1)
-    found = extract.encode_images(backbone, images, options, tmp_path / "b", "train")
+    found = extract.encode_images(mini, images, options, tmp_path / "b", "train")
     torch.testing.assert_close(found, features, rtol=0, atol=1e-5)
     assert encoded == [12, 5, 5, 2]
-    extract.encode_images(backbone, images, options, tmp_path / "a", "train")  # the file is shared
+    extract.encode_images(mini, images, options, tmp_path / "a", "train")  # the file is shared
     assert len(encoded) == 4
-    alone = backbone.encode_images(next(images.batches([2 * 4 + 3], 1)))[0]
+    alone = mini.encode_images(next(images.batches([2 * 4 + 3], 1)))[0]
     torch.testing.assert_close(features[2, 3], alone, rtol=0, atol=1e-5)
 
 
-def test_encoded_task_is_cached(digits, encode, backbone, tmp_path, encoded):
+def test_encoded_task_is_cached(digits, encode, mini, tmp_path, encoded):
     bank = encode(1, 1)
     assert bank.train_features.shape[:2] == (VIEWS, 10)
     for split, items in selected(digits, 1, 1).splits.items():
         assert getattr(bank, f"{split}_labels").tolist() == [item.label for item in items]
-    assert (bank.dataset, bank.backbone, list(bank.classnames)) == ("Digits", backbone.name, list(digits.classnames))
-    assert bank.logit_scale == pytest.approx(backbone.logit_scale)
-    text = extract.encode_prompts(backbone, "Digits", digits.classnames, make_options(), tmp_path)
+    assert (bank.dataset, bank.backbone, list(bank.classnames)) == ("Digits", mini.name, list(digits.classnames))
+    assert bank.logit_scale == pytest.approx(mini.logit_scale)
+    text = extract.encode_prompts(mini, "Digits", digits.classnames, make_options(), tmp_path)
     for name, nodes in (("text_positive", "positive"), ("text_negative", "negative"), ("text_norms", "norms")):
         assert torch.equal(getattr(bank, name), text[nodes])
     encoded.clear()
@@ -184,9 +184,9 @@ def test_encoded_task_is_cached(digits, encode, backbone, tmp_path, encoded):
     for name, value in bank.__dict__.items():
         assert not isinstance(value, torch.Tensor) or torch.equal(value, getattr(again, name))
     assert encoded == []
-    test_image = backbone.preprocess(digits.read(digits.test[7].path)).unsqueeze(0)
-    torch.testing.assert_close(bank.test_features[7], backbone.encode_images(test_image)[0], rtol=0, atol=1e-5)
-    assert encode(1, 1, train=[]).train_features.shape == (1, 0, backbone.width)
+    test_image = mini.preprocess(digits.read(digits.test[7].path)).unsqueeze(0)
+    torch.testing.assert_close(bank.test_features[7], mini.encode_images(test_image)[0], rtol=0, atol=1e-5)
+    assert encode(1, 1, train=[]).train_features.shape == (1, 0, mini.width)
     for val in ([], digits.test):  # no selection on test images
         assert encode(1, 1, val=val).val_features is None
     encode(2, 2)  # whose test features are the same
@@ -194,26 +194,26 @@ def test_encoded_task_is_cached(digits, encode, backbone, tmp_path, encoded):
 
 
 @pytest.mark.parametrize("value", [torch.nan, 0.0])
-def test_nan_and_zero_features_are_refused(images, backbone, tmp_path, monkeypatch, value):
+def test_nan_and_zero_features_are_refused(images, mini, tmp_path, monkeypatch, value):
     for name in ("encode_images", "encode_text"):
         monkeypatch.setattr(Backbone, name, lambda self, batch, **more: torch.full((len(batch), 4), value))
     with pytest.raises(UserError, match="gives NaN or zero features for train images of Digits"):
-        extract.encode_images(backbone, images, make_options(), tmp_path, "train")
+        extract.encode_images(mini, images, make_options(), tmp_path, "train")
     with pytest.raises(UserError, match="gives NaN or zero features for the prompts of Digits"):
-        extract.encode_prompts(backbone, "Digits", ["zero", "one"], make_options(), tmp_path)
+        extract.encode_prompts(mini, "Digits", ["zero", "one"], make_options(), tmp_path)
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
 # Cached features
 
 
-def test_each_input_has_its_own_file(images, backbone, tmp_path):
-    other = replace(backbone, fingerprint=backbone.fingerprint | {"weights": "others"})
+def test_each_input_has_its_own_file(images, mini, tmp_path):
+    other = replace(mini, fingerprint=mini.fingerprint | {"weights": "others"})
     inputs = [
-        (backbone, images), (other, images), (backbone, replace(images, seed=2)),
-        (backbone, replace(images, views=VIEWS + 1)), (backbone, replace(images, items=images.items[::-1])),
-        (backbone, replace(images, transform=backbone.preprocess)),
-        (backbone, replace(images, dataset=replace(images.dataset, name="Other"))),
+        (mini, images), (other, images), (mini, replace(images, seed=2)),
+        (mini, replace(images, views=VIEWS + 1)), (mini, replace(images, items=images.items[::-1])),
+        (mini, replace(images, transform=mini.preprocess)),
+        (mini, replace(images, dataset=replace(images.dataset, name="Other"))),
     ]  # fmt: skip
     for encoder, views in inputs:
         extract.encode_images(encoder, views, make_options(), tmp_path, "train")
@@ -231,7 +231,7 @@ def test_cache_format_is_stable(tmp_path):
 @pytest.mark.parametrize("change", [
     torch.Tensor.double, torch.Tensor.half, torch.zeros_like, lambda t: t / 0, lambda t: -9 * t,
 ])  # fmt: skip
-def test_unusable_cached_features_are_encoded_again(digits, backbone, encode, encoded, tmp_path, caplog, part, change):
+def test_unusable_cached_features_are_encoded_again(encode, encoded, tmp_path, caplog, part, change):
     expected = encode(1, 1)
     [path] = tmp_path.glob(f"{part}-*")
     key = read_metadata(safe_open(path, "pt"))["fingerprint"]
@@ -243,9 +243,9 @@ def test_unusable_cached_features_are_encoded_again(digits, backbone, encode, en
     assert encoded and f"{path} is damaged or of another version" in caplog.text
 
 
-def test_damaged_part_is_replaced_with_a_warning(images, backbone, tmp_path, caplog, rewrite):
+def test_damaged_part_is_replaced_with_a_warning(images, mini, tmp_path, caplog, rewrite):
     def encode() -> torch.Tensor:
-        return extract.encode_images(backbone, images, make_options(), tmp_path, "train")
+        return extract.encode_images(mini, images, make_options(), tmp_path, "train")
 
     expected = encode()
     [path] = tmp_path.glob("train-*.safetensors")
@@ -262,12 +262,12 @@ BATCH, IMAGES = 4, 22  # two batches a chunk: 8 + 8 + 6 images
 
 
 @pytest.fixture
-def in_chunks(digits, backbone, monkeypatch) -> Callable[[Path], torch.Tensor]:
+def in_chunks(digits, mini, monkeypatch) -> Callable[[Path], torch.Tensor]:
     """Function that encodes images in small chunks, in a folder."""
     monkeypatch.setattr(extract, "CHUNK_BATCHES", 2)
-    views = ImageViews(digits, load_dataset("Digits").test[:IMAGES], backbone.preprocess)
+    views = ImageViews(digits, load_dataset("Digits").test[:IMAGES], mini.preprocess)
     options = make_options("DATALOADER.TEST.BATCH_SIZE", BATCH)
-    return lambda folder: extract.encode_images(backbone, views, options, folder, "test")
+    return lambda folder: extract.encode_images(mini, views, options, folder, "test")
 
 
 @pytest.mark.parametrize(("batches", "done", "damaged"), [(1, 0, False), (2, 8, False), (5, 16, False), (5, 8, True)])
@@ -304,7 +304,7 @@ def test_part_of_a_concurrent_run_is_used(in_chunks, tmp_path, monkeypatch):
 # Text features
 
 
-def test_text_features_average_groups_first(backbone, tmp_path):
+def test_text_features_average_groups_first(mini, tmp_path):
     described = {"one": ["a stroke.", "a thin line.", "a bar."], "two": ["a swan."]}
     (tmp_path / "cupl.json").write_text(json.dumps(described))
     templates, negative = ["a photo of a {}.", "the digit {}."], ["no {}.", "anything but {}."]
@@ -313,10 +313,10 @@ def test_text_features_average_groups_first(backbone, tmp_path):
     options = make_options(
         *itertools.chain.from_iterable((f"{NODE}.PROMPTS.{key}", value) for key, value in keys.items())
     )
-    text = extract.encode_prompts(backbone, "Digits", ["one", "two"], options, tmp_path / "parts")
+    text = extract.encode_prompts(mini, "Digits", ["one", "two"], options, tmp_path / "parts")
 
     def mean(sentences: list[str], normalize: bool = True) -> torch.Tensor:
-        return backbone.encode_text(sentences, normalize=normalize).mean(dim=0)
+        return mini.encode_text(sentences, normalize=normalize).mean(dim=0)
 
     for k, name in enumerate(described):
         groups = [[t.format(name) for t in templates], described[name]]

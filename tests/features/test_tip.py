@@ -90,30 +90,30 @@ def test_transposed_square_matrices_are_recognised(folder):
         import_tip(folder, [f"class {k}" for k in range(size)])
 
 
-def test_text_is_encoded_by_a_backbone(folder, command, backbone, tmp_path):
+def test_text_is_encoded_by_a_backbone(folder, command, mini, tmp_path):
     for name in ("text_positive", "text_negative", "val_f", "val_l"):  # val is optional
         (folder / f"{name}.pt").unlink()
-    torch.save(draw(backbone.width, K * SHOTS, seed=0), folder / "keys_2shots.pt")
-    torch.save(draw(TEST, backbone.width, seed=1), folder / "test_f.pt")
+    torch.save(draw(mini.width, K * SHOTS, seed=0), folder / "keys_2shots.pt")
+    torch.save(draw(TEST, mini.width, seed=1), folder / "test_f.pt")
     bank = command("--dataset-config-file", "digits", "--config-file", "mini")
-    assert (bank.dataset, bank.backbone, bank.val_features) == ("Digits", backbone.name, None)
-    assert bank.logit_scale == pytest.approx(backbone.logit_scale)
-    text = encode_prompts(backbone, "Digits", NAMES, load_cfg().encoding, tmp_path)
+    assert (bank.dataset, bank.backbone, bank.val_features) == ("Digits", mini.name, None)
+    assert bank.logit_scale == pytest.approx(mini.logit_scale)
+    text = encode_prompts(mini, "Digits", NAMES, load_cfg().encoding, tmp_path)
     torch.testing.assert_close(bank.text_positive, text["positive"])
     torch.testing.assert_close(bank.text_norms, text["norms"])
 
 
-def test_text_is_encoded_in_the_precision_option(folder, backbone, tmp_path):
-    torch.save(draw(backbone.width, K * SHOTS, seed=0), folder / "keys_2shots.pt")
+def test_text_is_encoded_in_the_precision_option(folder, mini, tmp_path):
+    torch.save(draw(mini.width, K * SHOTS, seed=0), folder / "keys_2shots.pt")
     for name in ("val_f", "test_f"):
-        torch.save(draw(TEST, backbone.width, seed=1), folder / f"{name}.pt")
+        torch.save(draw(TEST, mini.width, seed=1), folder / f"{name}.pt")
     (tmp_path / "names.json").write_text(json.dumps(NAMES))
     out = tmp_path / "bank.safetensors"
     key = ["TRAINER.HEGRAPHADAPTER.PREC", "bf16"]
     flags = ["--out", str(out), "--classnames", str(tmp_path / "names.json"), "--config-file", "mini"]
     assert main(["import-tip", str(folder), *key, *flags, "--dataset-config-file", "digits"]) == 0
     found = load_bank(out).text_positive
-    exact = encode_prompts(backbone, "Digits", NAMES, load_cfg().encoding, tmp_path)["positive"]
+    exact = encode_prompts(mini, "Digits", NAMES, load_cfg().encoding, tmp_path)["positive"]
     assert not torch.equal(found, exact)
     torch.testing.assert_close(found, exact, atol=0.01, rtol=0)
 
