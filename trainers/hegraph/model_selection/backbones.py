@@ -42,7 +42,7 @@ from ..results.by_image import (
 )
 from ..results.table import CONFIDENCE
 from ..utils.devices import choose_device
-from ..utils.errors import UserError, is_out_of_memory, one_line, shown
+from ..utils.errors import UserError, one_line, shown, user_message
 from ..utils.reading import StrictModel, read_yaml, validate
 
 if TYPE_CHECKING:
@@ -214,10 +214,8 @@ def compare(
     for candidate in tqdm(candidates, desc="comparing backbones", unit="backbone", disable=None):
         try:
             results.append(_result(candidate, encode, offline))
-        except (UserError, MemoryError, RuntimeError) as error:
-            if not isinstance(error, UserError) and not is_out_of_memory(error):
-                raise
-            message = str(error) if isinstance(error, UserError) else "out of memory"
+        except Exception as error:
+            message = user_message(error)
             results.append(Result(candidate, megabytes=candidate.megabytes, error=one_line(message)))
             logger.warning("%s: %s", candidate, message)
     return sorted(results, key=lambda result: np.inf if result.error else -result.accuracy)

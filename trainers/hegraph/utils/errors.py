@@ -305,29 +305,24 @@ def run_cli(command: Callable[[], int | None], several_processes: bool = False) 
             return 0
         except (KeyboardInterrupt, Exception) as error:
             interrupted = was_interrupted() or isinstance(error, KeyboardInterrupt)
-            line = f"\n{INTERRUPTED}\n" if interrupted else f"error: {one_line(_user_message(error))}\n"
+            line = f"\n{INTERRUPTED}\n" if interrupted else f"error: {one_line(user_message(error))}\n"
     with suppress(OSError, ValueError, AttributeError):  # stderr may be closed
         sys.stderr.write(line)
         sys.stderr.flush()
     return 130 if interrupted else 2
 
 
-def _user_message(error: BaseException) -> str:
+def user_message(error: BaseException) -> str:
     """Return the message of an exception for the user; raise it again if it is an error of the program."""
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, OSError):
         path = f": {os.fsdecode(error.filename)}" if isinstance(error.filename, (str, bytes)) else ""
         return first_line(error) + path
-    if is_out_of_memory(error):
+    no_memory = "allocate memory" in str(error) or "out of memory" in str(error)  # torch's messages
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and no_memory):
         return OUT_OF_MEMORY
     raise error
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether Python or torch could not allocate memory."""
-    no_memory = "allocate memory" in str(error) or "out of memory" in str(error)  # torch's messages
-    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and no_memory)
 
 
 def echo(text: str) -> None:
