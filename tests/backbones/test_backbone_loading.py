@@ -55,15 +55,6 @@ def test_unknown_models_and_weights_are_rejected(no_hub, name, pretrained, messa
         load_backbone(name, pretrained)
 
 
-def test_mini_is_an_alias(mini):
-    short = load_backbone("mini")
-    assert (short.name, short.fingerprint) == (mini.name, mini.fingerprint)
-
-
-def test_repr_of_a_backbone_is_one_line(mini):
-    assert repr(mini) == "Backbone(name='hegraph-mini/hegraph-mini', precision='fp32')"
-
-
 # --- files
 
 
@@ -221,7 +212,7 @@ def identity_of(backbone: Backbone) -> dict[str, str]:
 def test_mini_is_identified_by_its_weights(pretrained):
     """Keys of cached features contain this value."""
     assert backbone_identity("hegraph-mini", pretrained, "auto", "cpu") == OF_MINI
-    assert identity_of(load_backbone("hegraph-mini", pretrained)) == OF_MINI
+    assert identity_of(load_backbone("mini", pretrained)) == OF_MINI
     assert backbone_identity("hegraph-mini", pretrained, "amp", "cuda:1") == {**OF_MINI, "precision": "amp"}
 
 

@@ -78,9 +78,8 @@ def load_backbone(name: str, pretrained: str = "", device: str = "cpu", precisio
 
     Examples:
         >>> from hegraph import load_backbone
-        >>> backbone = load_backbone("mini", device="cpu")  # or ViT-B-32-quickgelu, which is downloaded
-        >>> backbone.name, backbone.precision
-        ('hegraph-mini/hegraph-mini', 'fp32')
+        >>> load_backbone("mini", device="cpu")  # or ViT-B-32-quickgelu, which is downloaded
+        Backbone(name='hegraph-mini/hegraph-mini', precision='fp32')
     """
     device = choose_device(device, "device")
     name = identity.canonical_name(validate(str, name, "name"))
