@@ -162,6 +162,12 @@ def test_unknown_suggests_a_name():
     assert str(errors.unknown("key", "x", [])) == "unknown key 'x'"
 
 
+def test_shown_values_are_one_short_line():
+    assert errors.shown(torch.zeros(2, 1)) == r"tensor([[0.],\n        [0.]])"
+    assert errors.shown("é" * 99) == "'" + "é" * 79
+    assert errors.shown(16**4000) == "a int that is too long to show"
+
+
 def test_command_has_the_name_of_the_program(monkeypatch):
     assert errors.command() == "python -m trainers.hegraph"
     assert errors.command("--shots 1") == "python -m trainers.hegraph --shots 1"

@@ -95,7 +95,8 @@ def build_parser() -> Parser:
     add("--select", dest=SELECT_ON, choices=("last_step", "val"), help="val: select the values of SELECT on val images")
     add("--no-train", action="store_true", help="encode the features without training")
     add("--keep-thumbnails", action="store_true", help="save thumbnails of the training images with the model")
-    add("--host", choices=("auto", "dassl", "alone"), default="auto", help="program that runs the training")
+    host = "program that runs the training: Dassl, or this package alone; auto: Dassl in a CoOp checkout"
+    add("--host", choices=("auto", "dassl", "alone"), default="auto", help=host)
     unlabelled = "adapt with unlabelled images: pool (images not sampled), test (transductive), or a path"
     add("--unlabelled", dest="DATASET.UNLABELLED", metavar="SOURCE", help=unlabelled)
     skip: dict[str, Any] = {"action": "store_true", "default": None}

@@ -23,8 +23,8 @@ HEADER = ("backbone", "zero-shot", "leave-one-out", "95 % interval", "speed", "w
 OWN_IMAGES, OWN_IMAGES_MULTILABEL = "folder", "multilabel"  # configurations of your own images
 EPILOG = """\
 Every image is classified by the training-free variant that was fitted to all other images. This needs no validation
-images, and test images are not used. The recommended backbone is the fastest one that is not worse than the best one
-outside the paired interval. Near-duplicate images make all accuracies too high.
+images, and test images are not used. The recommended backbone is the fastest one whose accuracy is not significantly
+below the best one (95 % paired interval over images). Near-duplicate images make all accuracies too high.
 """
 
 
@@ -43,7 +43,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--max-size", type=size, metavar="SIZE", help="size of the largest weights to compare, such as 500MB")
     add("--offline", action="store_true", help="skip backbones whose weights are not on this machine")
     add("opts", nargs="*", metavar="KEY VALUE", help="configuration keys and their values")
-    add_device_arguments(parser, "value of the key PREC")
+    add_device_arguments(parser, f"the value of {NODE}.PREC")
     args = parser.parse_args(arguments)
     from ..config import split_at_key  # slow to import
 

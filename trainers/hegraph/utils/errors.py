@@ -106,9 +106,9 @@ def _first_problem(error: "ValidationError") -> str:
 
 
 def shown(value: object) -> str:
-    """Format a value with at most 80 characters, also numbers of thousands of digits, which Python does not format."""
+    """Format a value as one line of about 80 characters, also an integer too long for Python to format."""
     try:
-        return f"{value!r:.80}"
+        return printable(f"{value!r:.80}")
     except (RecursionError, ValueError):
         return f"a {type(value).__name__} that is too long to show"
 
