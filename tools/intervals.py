@@ -1,9 +1,9 @@
-"""Write the paired intervals of docs/results/accuracy.md: HeGraphAdapter minus every other method.
+"""Write the paired intervals of docs/results/accuracy.md and docs/guides/unlabelled.md: a method minus every other one.
 
-    python -m tools.intervals OUTPUT [OUTPUT ...] --out FILE
+    python -m tools.intervals OUTPUT [OUTPUT ...] --out FILE [--of METHOD]
 
-OUTPUT has runs of HeGraphAdapter and of other methods, with their predictions. FILE gets a JSON line for each method
-and number of shots. It keeps its lines of other methods.
+OUTPUT has runs of METHOD (default: HeGraphAdapter) and of other methods, with their predictions. FILE gets a JSON line
+for each method and number of shots. It keeps its lines of other methods.
 """
 
 import argparse
@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from trainers.hegraph.results.by_image import Difference, paired_differences, read_runs
-from trainers.hegraph.results.scores import method_order
+from trainers.hegraph.results.scores import OUR_METHOD, method_order
 from trainers.hegraph.results.table import markdown_table
 from trainers.hegraph.utils.files import atomic_path
 
@@ -25,28 +25,29 @@ def read_intervals(file: Path) -> Intervals:
     return {(line["method"], line["shots"]): Difference(line["mean"], line["low"], line["high"]) for line in lines}
 
 
-def table(files: list[Path]) -> str:
-    """Table in Markdown with a row for each method, in points; bold if the interval excludes 0."""
+def table(files: list[Path], of: str = OUR_METHOD) -> str:
+    """Table in Markdown with the method `of` minus each other one, in points; bold if the interval excludes 0."""
     intervals = read_intervals(files[0])
     shots = sorted({n for _, n in intervals})
     methods = sorted({name for name, _ in intervals}, key=method_order)
     rows = [[name, *(str(intervals.get((name, n), "")) for n in shots)] for name in methods]
-    return markdown_table(["HeGraphAdapter minus", *map(str, shots)], rows)
+    return markdown_table([f"{of} minus", *map(str, shots)], rows)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.intervals", description=__doc__)
     parser.add_argument("output", type=Path, nargs="+")
     parser.add_argument("--out", type=Path, required=True, help=".jsonl file to update")
+    parser.add_argument("--of", default=OUR_METHOD, metavar="METHOD", help="method to compare with all others")
     args = parser.parse_args()
     intervals = read_intervals(args.out) if args.out.exists() else {}
-    for name, by_shots in paired_differences(read_runs(args.output)).items():
+    for name, by_shots in paired_differences(read_runs(args.output), args.of).items():
         intervals |= {(name, n): value for n, value in by_shots.items()}
     with atomic_path(args.out) as temporary, temporary.open("w", encoding="utf-8") as file:
         for name, n in sorted(intervals, key=lambda key: (method_order(key[0]), key[1])):
             numbers = {key: round(value, 4) for key, value in intervals[name, n]._asdict().items()}
             file.write(json.dumps({"method": name, "shots": n} | numbers) + "\n")
-    sys.stdout.write(table([args.out]))
+    sys.stdout.write(table([args.out], args.of))
     return 0
 
 

@@ -155,6 +155,7 @@ MAKERS: dict[str, Callable[[list[Path]], str]] = {
     "scans": means_by_shots,
     "paired": intervals.table,
     "paired_digits": intervals.table,
+    "paired_transductive": partial(intervals.table, of="HeGraphAdapter, transductive"),
     "leads": leads,
     "graph": graph_cases,
     "base_to_new": new_classes,
