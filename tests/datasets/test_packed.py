@@ -70,7 +70,7 @@ def test_shards_become_items(shards, caplog):
 
 @pytest.mark.parametrize(("names", "expected"), [
     (["Train-000.tar", "VAL-000.tar", "Test-000.tar"], [2, 2, 2]),
-    (["TRAINING/0.tar", "dev/0.tar", "evaluation/0.tar"], [2, 2, 2]),
+    (["TRAINING/val-0.tar", "dev/0.tar", "evaluation/0.tar"], [2, 2, 2]),
     (["shard-000.tar", "data/shard-001.tar"], [4, 0, 0]), (["train-0.tar", "holdout-0.tar"], None),
     (["imagenet-train-0.tar", "imagenet-val-0.tar"], [2, 2, 0]), (["myTrain-val0.tar", "data/trainval-0.tar"], None),
 ])  # fmt: skip
@@ -302,7 +302,8 @@ def test_folder_with_a_script_is_refused(hf, monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(("labels", "words"), [
-    (["a", "  "], "train/1 has no label"), ([[3], [4]], r"train/0: expected text or a number as label, got \[3\]"),
+    (["a", "  "], "train/1 has no label"), ([0.5, float("nan")], "train/1 has no label"),
+    ([[3], [4]], r"train/0: expected text or a number as label, got \[3\]"),
 ])  # fmt: skip
 def test_parquet_rows_need_labels(hf, tmp_path, labels, words):
     write_columns(tmp_path / "train.parquet", [stored(0), stored(1)], labels)
