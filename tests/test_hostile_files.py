@@ -8,8 +8,8 @@ import json
 import os
 import random
 import shutil
+import tarfile
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from trainers.hegraph.utils.files import hash_file
 from trainers.hegraph.utils.reading import read_tensors
 
 CHANGES = os.environ.get("HEGRAPH_FUZZ")  # of each kind of file; by default 1, and 6 with --runslow
+VOC_LIST = "ImageSets/Main/train.txt"
 NAMES = ["ant", "bee", "cow", "dog", "elk"]  # of the tiny bank
 ODD = (
     None, True, -1, 0, 0.7, 1e400, float("nan"), -1e308, 10**30, 2**63, "", "word", "\ud800", "$x$", "a\nb", "x" * 5000,
@@ -158,6 +159,11 @@ def made(tmp_path_factory, finished_run_once, tiny_bank_file, stopped_at_checkpo
         "split.json": rows | {"test": [["ant/t.jpg", 0, "ant"]]},
         "described.json": {name: [f"a {name}", f"the {name}"] for name in NAMES},
         "out.json.partial": {"context": "photos", "classes": {"ant": entry}},
+        "instances_train.json": {
+            "images": [{"id": 1, "file_name": "a.png"}, {"id": 2, "file_name": "b.png"}],
+            "annotations": [{"image_id": 1, "category_id": 3}],
+            "categories": [{"id": 3, "name": "ant"}, {"id": 4, "name": "bee"}],
+        },
         "own.yaml": {"OPTIM": {"LR": 0.01, "MAX_EPOCH": 1}, "INPUT": {"RRCROP_SCALE": [0.1, 1.0]}, "SEED": 3},
     }
     for name, value in values.items():
@@ -167,11 +173,18 @@ def made(tmp_path_factory, finished_run_once, tiny_bank_file, stopped_at_checkpo
     (folder / "names.txt").write_text("\n".join(NAMES))
     (folder / "labels.csv").write_text("path,label,split\na.png,ant,train\nb.png,bee,train\nc.png,ant,test\n")
     (folder / "coop.pkl").write_bytes(b"\x80\x04}\x94.")
+    for place, content in (("Annotations/1.xml", "<a><object><name>ant</name></object></a>"), (VOC_LIST, "1  1\n")):
+        (folder / "voc" / place).parent.mkdir(parents=True)
+        (folder / "voc" / place).write_text(content)
     image = Image.effect_noise((20, 30), 50)
     exif = image.getexif()
     exif[0x0112], exif[0x010E] = 6, "words"
     for suffix in IMAGES:
         image.save(folder / f"a.{suffix}", **({} if suffix == "gif" else {"exif": exif}))
+    (folder / "a.cls").write_text("ant")
+    with tarfile.open(folder / "train.tar", "w") as tar:
+        for name in ("a.png", "a.cls"):
+            tar.add(folder / name, name)
     write_features(folder / "part.safetensors", {"features": unit_features(1, 4, 6)}, "key")
     return folder
 
@@ -181,24 +194,26 @@ def command(line: str) -> Callable[[Path], int]:
     return lambda folder: main(line.replace("@", str(folder)).split())
 
 
-def function(call: Callable[[Path], object]) -> Callable[[Path], int]:
-    return lambda folder: run_cli(lambda: (call(folder), None)[1])
+def function(name: str, call: Callable[[Path], object]) -> tuple[str, Callable[[Path], int]]:
+    """The name of a file, and a function that reads it in a folder as a command does."""
+    return name, lambda folder: run_cli(lambda: (call(folder / name), None)[1])
 
 
-def read_kept(folder: Path) -> None:
+def read_cached(path: Path) -> None:
     """Read cached features as an encoding does, which encodes damaged ones again."""
-    if is_valid(folder / "part.safetensors", "key"):
-        read_tensors(folder / "part.safetensors", "encoded features")
+    if is_valid(path, "key"):
+        read_tensors(path, "encoded features")
 
 
-def read_image(folder: Path, suffix: str) -> None:
+def read_image(path: Path) -> None:
     from torchvision import transforms as T
 
     steps = T.Compose([T.Resize(8), T.CenterCrop(8), T.ToTensor(), T.Normalize([0.5] * 3, [0.5] * 3)])
-    ImageReader(steps).read(folder / f"a.{suffix}")
+    ImageReader(steps).read(path)
 
 
 IMAGES = ("png", "jpg", "gif", "tif", "webp")
+OWN_IMAGES = ("labels.csv", "instances_train.json", "train.tar")
 QUICK = "OPTIM.MAX_EPOCH 3 OPTIM.WARMUP_EPOCH 0 TRAINER.HEGRAPHADAPTER.MIN_STEPS 0"  # as of the finished run
 TRAIN = f"--features @/bank.safetensors --shots 2 --seed 1 --output-dir @/new {QUICK}"
 PREDICT = "predict @/run/model --features @/bank.safetensors"
@@ -226,17 +241,18 @@ READERS: dict[str, tuple[str, Callable[[Path], int]]] = {
     "text features": ("tip/text_positive.pt", command(f"{TIP}.json")),
     "class names": ("names.json", command(f"{TIP}.json")),
     "lines of class names": ("names.txt", command(f"{TIP}.txt")),
-    "split file": ("split.json", function(lambda folder: read_split_file(folder / "split.json", ""))),
-    "drawn split": ("split.json.drawn", function(lambda folder: read_random_split(folder / "split.json"))),
-    "descriptions": ("described.json", function(lambda folder: read_descriptions(folder / "described.json", NAMES))),
-    "unfinished descriptions": (
-        "out.json.partial",
-        function(lambda folder: Collection(NAMES, folder / "out.json", "photos", 2, 2)),
+    "split file": function("split.json", lambda path: read_split_file(path, "")),
+    "random split": function("split.json.drawn", lambda path: read_random_split(path.with_suffix(""))),
+    "descriptions": function("described.json", lambda path: read_descriptions(path, NAMES)),
+    "unfinished descriptions": function(
+        "out.json.partial", lambda path: Collection(NAMES, path.with_suffix(""), "photos", 2, 2)
     ),
-    "table of images": ("labels.csv", function(lambda folder: load_own_images(str(folder / "labels.csv")))),
-    "kept features": ("part.safetensors", function(read_kept)),
-    "pickle": ("coop.pkl", function(lambda folder: read_coop_pickle(folder / "coop.pkl", "data"))),
-    **{f"image, {suffix}": (f"a.{suffix}", function(partial(read_image, suffix=suffix))) for suffix in IMAGES},
+    **{f"own images, {name}": function(name, lambda path: load_own_images(str(path))) for name in OWN_IMAGES},
+    "list of Pascal VOC": function(f"voc/{VOC_LIST}", lambda path: load_own_images(str(path.parents[2]))),
+    "annotation of Pascal VOC": function("voc/Annotations/1.xml", lambda path: load_own_images(str(path.parents[1]))),
+    "cached features": function("part.safetensors", read_cached),
+    "pickle": function("coop.pkl", lambda path: read_coop_pickle(path, "data")),
+    **{f"image, {suffix}": function(f"a.{suffix}", read_image) for suffix in IMAGES},
 }
 
 
