@@ -24,7 +24,7 @@ from trainers.hegraph.features.extract import encode_images
 from trainers.hegraph.features.images import ImageViews
 from trainers.hegraph.models.images import ImageModel
 from trainers.hegraph.predict.files import image_paths
-from trainers.hegraph.predict.prediction import Options, image_rows, write_rows
+from trainers.hegraph.predict.prediction import image_rows, write_rows
 
 from .extraction import SIZE, write_image
 from .predict_images import random_model
@@ -100,8 +100,8 @@ def functions_of(
     banks = iter(range(repeats + 1))
 
     def predict() -> torch.Tensor:
-        options = Options(5, "csv", root / "rows.csv")
-        return torch.tensor(write_rows(image_rows(model, image_paths([str(folder)]), options, batch), options))
+        rows = image_rows(model, image_paths([str(folder)]), batch)
+        return torch.tensor(write_rows(rows, root / "rows.csv", "csv"))
 
     return {
         PROGRAMS[0]: lambda: torch.cat([backbone.encode_images(part) for part in pixels]),

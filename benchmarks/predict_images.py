@@ -24,7 +24,7 @@ from trainers.hegraph.models.folder import save_model
 from trainers.hegraph.models.images import ImageModel
 from trainers.hegraph.models.saved import SavedModel, Scores, TrainedOn
 from trainers.hegraph.predict.files import image_paths
-from trainers.hegraph.predict.prediction import Options, default_batch_size, image_rows, write_rows
+from trainers.hegraph.predict.prediction import default_batch_size, image_rows, write_rows
 
 from .extraction import write_image
 from .report import Report
@@ -81,10 +81,9 @@ def throughput(report: Report, backbone: Backbone, folder: Path, batch: int, rep
     model = ImageModel(random_model(backbone, backbone.width), backbone)
     paths = list(image_paths([str(folder)]))
     pixels = [pixels for _, pixels, _ in ImageReader(backbone.preprocess).batches(paths, batch)]
-    options = Options(5, "csv", folder.parent / "rows.csv")
 
     def predict() -> None:
-        write_rows(image_rows(model, image_paths([str(folder)]), options, batch), options)
+        write_rows(image_rows(model, image_paths([str(folder)]), batch), folder.parent / "rows.csv", "csv")
 
     alone = f"{backbone.name}, encoder alone"
     seconds = alternate(

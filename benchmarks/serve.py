@@ -26,7 +26,7 @@ from trainers.hegraph.backbones.loading import load_backbone
 from trainers.hegraph.models.folder import save_model
 from trainers.hegraph.models.images import ImageModel
 from trainers.hegraph.predict.files import image_paths
-from trainers.hegraph.predict.prediction import Options, default_batch_size, image_rows, write_rows
+from trainers.hegraph.predict.prediction import default_batch_size, image_rows, write_rows
 
 from .predict_images import random_model, write_photographs, write_scans
 from .report import Report
@@ -96,7 +96,7 @@ def compare(report: Report, folder: Path, backbone: str, photographs: Path, repe
 
     model = save_random(folder, backbone)
     paths, contents = [*image_paths([str(photographs)])], [path.read_bytes() for path in photographs.iterdir()]
-    options = Options(5, "csv", folder.parent / "rows.csv")
+    out = folder.parent / "rows.csv"
     batch = default_batch_size(model.backbone.input_size)
     with serving(folder) as address, httpx.Client(timeout=120) as client, ThreadPoolExecutor(CLIENTS) as clients:
 
@@ -111,7 +111,7 @@ def compare(report: Report, folder: Path, backbone: str, photographs: Path, repe
 
         seconds = alternate(
             {
-                "predict": lambda: write_rows(image_rows(model, paths, options, batch), options),
+                "predict": lambda: write_rows(image_rows(model, paths, batch), out, "csv"),
                 "eight clients": lambda: list(clients.map(send, contents)),
                 "bare script, 8 images": bare,
                 "one client, 8 images": lambda: [send(content) for content in contents[:8]],
@@ -133,7 +133,7 @@ def endure(report: Report, folder: Path, scans: Path, requests: int, warm_up: in
 
     model = save_random(folder, MINI_NAME)
     contents = [path.read_bytes() for path in sorted(scans.iterdir())]
-    rows = image_rows(model, map(str, sorted(scans.iterdir())), Options(1, "csv"), len(contents))
+    rows = image_rows(model, map(str, sorted(scans.iterdir())), len(contents), top=1)
     expected = [row.top[0][0] for batch in rows for row in batch]
     wrong = []
     with serving(folder) as address, httpx.Client(timeout=120) as client, ThreadPoolExecutor(CLIENTS) as clients:

@@ -19,7 +19,7 @@ from trainers.hegraph.estimator.incremental import labels_by_name
 from trainers.hegraph.method.cache import FoldedClassifier
 from trainers.hegraph.method.closed_form import OMEGA_NEW, TextPrior
 from trainers.hegraph.method.unlabelled import ClassSums, adapt_to_unlabelled
-from trainers.hegraph.predict.prediction import Options, open_model
+from trainers.hegraph.predict.prediction import open_model
 from trainers.hegraph.training import memory
 from trainers.hegraph.utils.files import hash_content
 
@@ -157,7 +157,7 @@ def test_folder_stores_the_support_set(data, labelled, tmp_path, caplog):
     fitted.add_class("emu", text_features=data.negative[0]).save_pretrained(tmp_path)
     card = (tmp_path / "README.md").read_text()
     assert card.count("(no images, from text alone)") == 1 and "- emu (no images" in card
-    open_model(SimpleNamespace(model=str(tmp_path), backbone="", pretrained=""), Options(1, "table"))
+    open_model(SimpleNamespace(model=str(tmp_path), out=None))
     assert "1 of 5 classes have no training images, and are predicted from their text: emu" in caplog.text
     tensors = load((tmp_path / "model.safetensors").read_bytes())  # not mapped, because the file is overwritten
     config = json.loads((tmp_path / "config.json").read_text())

@@ -123,7 +123,7 @@ def test_nan_is_an_error_and_names_are_unique(run):
     logits = torch.zeros(2, 10)
     logits[0, 3] = float("nan")
     model = load_model(run).model_copy(update=names)
-    failed, row = prediction.rows_of(model, ["x", "y"], logits, prediction.Options(top=3, format="csv"))
+    failed, row = prediction.rows_of(model, ["x", "y"], logits, top=3)
     assert failed.error == "the model predicts NaN"
     # Equal probabilities are in class order
     assert row.top == [(name, pytest.approx(0.1)) for name in ("crane (0)", "crane (1)", "a")]
@@ -134,7 +134,7 @@ def test_several_labels_are_those_above_their_thresholds(run):
     model = load_model(run).model_copy(update={"thresholds": thresholds})
     logits = torch.full((2, 10), -5.0)
     logits[0, :3] = torch.tensor([1.0, 0.0, 1.0])  # class 0 is as probable as class 2, and below its threshold
-    first, second = prediction.rows_of(model, ["x", "y"], logits, prediction.Options(top=1, format="csv"))
+    first, second = prediction.rows_of(model, ["x", "y"], logits, top=1)
     names = model.classnames
     assert first.top == [(names[2], pytest.approx(1 / (1 + math.exp(-1)))), (names[1], 0.5)]
     assert second.top == [] and not second.error

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..backbones.arguments import MODEL, add_device_arguments, add_encoder_arguments
 from ..backbones.identity import AUTO, DEFAULT_BACKBONE
-from ..predict.__main__ import chosen_format, whole
-from ..predict.files import FORMATS, REPLACED, Row, aligned, check_inputs, csv_line, image_paths, utf8
+from ..predict.__main__ import whole
+from ..predict.files import FORMATS, REPLACED, Row, aligned, check_inputs, chosen_format, csv_line, image_paths, utf8
 from ..utils.errors import Parser, run_cli
 from ..utils.files import OutputFile, check_output
 from ..utils.option import NODE
@@ -74,12 +74,11 @@ def suggest_command(args: argparse.Namespace) -> int:
     import torch  # slow to import
 
     from ..models.images import ImageModel
-    from ..predict.prediction import Options, default_batch_size, open_model, rows_of, write_rows
+    from ..predict.prediction import default_batch_size, open_model, rows_of, write_rows
     from ..utils.devices import choose_device
     from .suggest import suggest
 
-    options = Options(args.top, chosen_format(args), args.out)
-    saved = open_model(args, options)
+    saved = open_model(args)
     device = choose_device(args.device, "--device")
     model = ImageModel.load(saved, device, args.backbone, args.pretrained, args.precision)
     paths, unreadable, features = [], [], [torch.zeros(0, saved.classifier.width)]
@@ -90,8 +89,8 @@ def suggest_command(args: argparse.Namespace) -> int:
         features.append(batch_features.cpu())
     pool = torch.cat(features)
     order = suggest(saved, pool, args.number) if len(pool) else []
-    rows = rows_of(saved, [paths[index] for index in order], saved.classifier.logits(pool[order]), options)
-    return write_rows([[*rows, *unreadable]], options)
+    rows = rows_of(saved, [paths[index] for index in order], saved.classifier.logits(pool[order]), args.top)
+    return write_rows([[*rows, *unreadable]], args.out, chosen_format(args))
 
 
 def check_command(args: argparse.Namespace) -> int:

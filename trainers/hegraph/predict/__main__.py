@@ -61,16 +61,9 @@ def check_arguments(args: argparse.Namespace) -> None:
 def predict(args: argparse.Namespace) -> int:
     """Run the command; returns the number of images that could not be read."""
     check_arguments(args)
-    from .prediction import Options, predict_bank, predict_images  # slow imports
+    from .prediction import predict_bank, predict_images  # slow imports
 
-    options = Options(args.top, chosen_format(args), args.out, args.open_set, args.transductive)
-    return predict_images(args, options) if args.features is None else predict_bank(args, options)
-
-
-def chosen_format(args: argparse.Namespace) -> str:
-    """Format of the rows: `--format`, else by the suffix of `--out`, else a table."""
-    ending = args.out.suffix[1:].lower() if args.out else ""
-    return args.format or (ending if ending in FORMATS else "table")
+    return predict_images(args) if args.features is None else predict_bank(args)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -12,6 +12,7 @@ import logging
 import os
 import re
 import sys
+from argparse import Namespace
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -215,6 +216,12 @@ def json_value(row: Row, open_set: bool) -> dict[str, object]:
 
 
 FORMATS = {"table": table_lines, "csv": csv_lines, "jsonl": json_lines}
+
+
+def chosen_format(args: Namespace) -> str:
+    """Format of the rows: `--format`, else by the suffix of `--out`, else a table."""
+    ending = args.out.suffix[1:].lower() if args.out else ""
+    return args.format or (ending if ending in FORMATS else "table")
 
 
 def csv_line(*cells: object) -> str:

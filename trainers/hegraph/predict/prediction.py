@@ -12,7 +12,6 @@ from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,7 +25,7 @@ from ..models.saved import SavedModel, adapt
 from ..utils.devices import choose_device
 from ..utils.errors import UserError, echo
 from ..utils.files import atomic_path, check_output, check_outside_models
-from .files import FORMATS, Row, copy_into, folder_name, image_paths, unique_names
+from .files import FORMATS, Row, chosen_format, copy_into, folder_name, image_paths, unique_names
 
 logger = logging.getLogger(__name__)
 
@@ -35,25 +34,7 @@ BATCH_PIXELS = 64 * 224 * 224  # pixels of a batch of images
 MAX_BATCH = 256  # images of a batch
 
 
-class Options(NamedTuple):
-    """Options of the output.
-
-    Attributes:
-        top: Number of classes per row, for a model with one label per image.
-        format: One of `FORMATS`.
-        out: File to write; None for standard output.
-        open_set: Rate of images of known classes to accept; images with lower scores are rejected. None rejects none.
-        transductive: Whether the model is adapted to the images before they are predicted.
-    """
-
-    top: int
-    format: str
-    out: Path | None = None
-    open_set: float | None = None
-    transductive: bool = False
-
-
-def predict_images(args: Namespace, options: Options) -> int:
+def predict_images(args: Namespace) -> int:
     """Classify the images that the command line names, and write their rows.
 
     Returns:
@@ -63,18 +44,19 @@ def predict_images(args: Namespace, options: Options) -> int:
         UserError: If the model is damaged, its backbone is not available, an output cannot be written, or images would
             be sorted into a model folder or a teach project.
     """
-    saved = open_model(args, options)
+    saved = open_model(args, args.open_set)
     if args.sort_into is not None:
         for name in (*saved.classnames, NONE_OF_THESE):
             check_outside_models(args.sort_into / folder_name(name) / "IMAGE")
     device = choose_device(args.device, "--device")
     model = ImageModel.load(saved, device, args.backbone, args.pretrained, args.precision)
     batch_size = args.batch_size or default_batch_size(model.backbone.input_size)
-    paths = image_paths(args.inputs, args.null, args.sort_into, options.out)
-    return write_rows(image_rows(model, paths, options, batch_size, args.sort_into), options)
+    paths = image_paths(args.inputs, args.null, args.sort_into, args.out)
+    rows = image_rows(model, paths, batch_size, args.top, args.open_set, args.transductive, args.sort_into)
+    return write_rows(rows, args.out, chosen_format(args), args.open_set is not None)
 
 
-def predict_bank(args: Namespace, options: Options) -> int:
+def predict_bank(args: Namespace) -> int:
     """Classify the features of a bank, and write their rows.
 
     Returns:
@@ -83,7 +65,7 @@ def predict_bank(args: Namespace, options: Options) -> int:
     Raises:
         UserError: If the bank lacks the split, or has features of another backbone than the model.
     """
-    model, bank = open_model(args, options), BankFile(args.features)
+    model, bank = open_model(args, args.open_set), BankFile(args.features)
     if args.split not in bank.labels:
         raise UserError(f"{args.features} has no {args.split} images; choose another --split")
     width = bank.text_positive.shape[1]
@@ -97,17 +79,22 @@ def predict_bank(args: Namespace, options: Options) -> int:
         features = mean_over_views(features)
     parts = [slice(start, start + BANK_BATCH) for start in range(0, len(features), BANK_BATCH)]
     predict = model.classifier.logits
-    logits = predict_transductively(model, features, "cpu") if options.transductive else predict(features)
+    logits = predict_transductively(model, features, "cpu") if args.transductive else predict(features)
     paths = [f"{args.features}#{args.split}/{row}" for row in range(len(features))]
-    failed = write_rows((list(rows_of(model, paths[part], logits[part], options)) for part in parts), options)
+    rows = ([*rows_of(model, paths[part], logits[part], args.top, args.open_set)] for part in parts)
+    failed = write_rows(rows, args.out, chosen_format(args), args.open_set is not None)
     if tuple(bank.classnames) == model.classnames:
         correct = logits.argmax(dim=1) == bank.labels[args.split]
         logger.info("accuracy %.2f %%", 100 * correct.double().mean().item())
     return failed
 
 
-def open_model(args: Namespace, options: Options) -> SavedModel:
-    """Load the model, and check that it supports the options.
+def open_model(args: Namespace, open_set: float | None = None) -> SavedModel:
+    """Load the model that the command line names, and check that it supports the options.
+
+    Args:
+        args: Arguments of the command.
+        open_set: As of `rows_of`.
 
     Raises:
         UserError: If the model is damaged, `--out` is a file of its backbone, or it has no threshold for open-set
@@ -117,38 +104,45 @@ def open_model(args: Namespace, options: Options) -> SavedModel:
     if text_only := model.named_only:
         message = "%d of %d classes have no training images, and are predicted from their text: %s"
         logger.warning(message, len(text_only), len(model.classnames), ", ".join(text_only[:5]))
-    if options.out is not None:
-        check_output(options.out, backbone_files(model, args.backbone, args.pretrained))
-    if options.open_set is not None:
-        model.check_open_set(options.open_set)
+    if args.out is not None:
+        check_output(args.out, backbone_files(model, args.backbone, args.pretrained))
+    if open_set is not None:
+        model.check_open_set(open_set)
     return model
 
 
 def image_rows(
-    model: ImageModel, paths: Iterable[str], options: Options, batch_size: int, sort_into: Path | None = None
+    model: ImageModel,
+    paths: Iterable[str],
+    batch_size: int,
+    top: int = 5,
+    open_set: float | None = None,
+    transductive: bool = False,
+    sort_into: Path | None = None,
 ) -> Iterator[list[Row]]:
     """Predict images in batches, in the order of their paths.
 
     Args:
         model: The model with its backbone.
         paths: Paths of the images.
-        options: Options of the output.
         batch_size: Number of images to encode at once.
+        top, open_set: As of `rows_of`.
+        transductive: Whether the model is adapted to the images before they are predicted.
         sort_into: Folder for copies of the images, in folders by predicted class.
 
     Raises:
         UserError: If a copy cannot be written.
     """
     encoded = model.encode(paths, batch_size)
-    if options.transductive and (batches := list(encoded)):
+    if transductive and (batches := list(encoded)):
         encoded = iter(batches)
         features = [batch_features for *_, batch_features in batches]
         all_logits = predict_transductively(model.model, torch.cat(features), str(model.backbone.device))
         batch_logits = all_logits.split([*map(len, features)])
     for number, (images, problems, batch_features) in enumerate(encoded):
-        logits = batch_logits[number] if options.transductive else model.logits(batch_features)
+        logits = batch_logits[number] if transductive else model.logits(batch_features)
         readable = [str(image) for image, problem in zip(images, problems) if not problem]
-        predicted = rows_of(model.model, readable, logits, options)
+        predicted = rows_of(model.model, readable, logits, top, open_set)
         rows = []
         for image, problem in zip(images, problems):
             row = Row(str(image), error=problem) if problem else next(predicted)
@@ -179,16 +173,24 @@ def predict_transductively(model: SavedModel, features: Tensor, device: str) -> 
     return adaptation.logits.cpu()
 
 
-def rows_of(model: SavedModel, paths: Sequence[str], logits: Tensor, options: Options) -> Iterator[Row]:
-    """Iterate over the rows of images, from their paths and logits `[B, K]`.
+def rows_of(
+    model: SavedModel, paths: Sequence[str], logits: Tensor, top: int, open_set: float | None = None
+) -> Iterator[Row]:
+    """Iterate over the rows of images.
 
-    With several labels per image, a row has all labels whose logits reach their thresholds.
+    Args:
+        model: The model.
+        paths: Paths of the images.
+        logits: Their logits, shape `[B, K]`.
+        top: Number of classes in a row. With several labels per image, a row has all labels whose logits reach their
+            thresholds.
+        open_set: Rate of images of known classes to accept; images with lower scores are rejected. None rejects none.
     """
-    names = unique_names(model.classnames, model.class_ids, () if options.open_set is None else [NONE_OF_THESE])
+    names = unique_names(model.classnames, model.class_ids, () if open_set is None else [NONE_OF_THESE])
     probabilities = model.calibrate(logits)
-    known = [None] * len(logits) if options.open_set is None else model.is_known(logits, options.open_set).tolist()
+    known = [None] * len(logits) if open_set is None else model.is_known(logits, open_set).tolist()
     finite = probabilities.isfinite().all(dim=1).tolist()
-    counts = [options.top] * len(logits)
+    counts = [top] * len(logits)
     if model.thresholds is not None:  # predicted labels come first, even if another one is more probable
         predicted = logits >= model.thresholds
         probabilities, counts = probabilities.where(predicted, -1), predicted.sum(dim=1).tolist()
@@ -196,12 +198,18 @@ def rows_of(model: SavedModel, paths: Sequence[str], logits: Tensor, options: Op
     most = max(counts, default=0)
     best = zip(values[:, :most].tolist(), labels[:, :most].tolist(), counts)
     for path, usable, (row_values, row_labels, count), is_known in zip(paths, finite, best, known):
-        top = [(names[label], value) for label, value in zip(row_labels[:count], row_values)]
-        yield Row(path, top, known=is_known) if usable else Row(path, error="the model predicts NaN")
+        classes = [(names[label], value) for label, value in zip(row_labels[:count], row_values)]
+        yield Row(path, classes, known=is_known) if usable else Row(path, error="the model predicts NaN")
 
 
-def write_rows(batches: Iterable[Sequence[Row]], options: Options) -> int:
+def write_rows(batches: Iterable[Sequence[Row]], out: Path | None, format: str, open_set: bool = False) -> int:
     """Write rows as their batches arrive, with a progress bar and the rate on stderr.
+
+    Args:
+        batches: The rows.
+        out: File to write; None for standard output.
+        format: One of `FORMATS`.
+        open_set: Whether images may be rejected as unknown.
 
     Returns:
         Number of rows with an error.
@@ -211,7 +219,7 @@ def write_rows(batches: Iterable[Sequence[Row]], options: Options) -> int:
     """
     written, started = 0, time.monotonic()
     errors: list[str] = []
-    on_terminal = options.out is None and sys.stdout is not None and sys.stdout.isatty()
+    on_terminal = out is None and sys.stdout is not None and sys.stdout.isatty()
 
     def counted() -> Iterator[Sequence[Row]]:
         nonlocal written
@@ -222,8 +230,8 @@ def write_rows(batches: Iterable[Sequence[Row]], options: Options) -> int:
                 yield rows
                 bar.update(len(rows))
 
-    with open_output(options.out) as write:
-        for line in FORMATS[options.format](counted(), options.open_set is not None):
+    with open_output(out) as write:
+        for line in FORMATS[format](counted(), open_set):
             write(line)
         if not written:
             raise UserError("expected at least one image, got none: the folders have no images, or the list is empty")

@@ -43,7 +43,7 @@ from ..models.images import ImageModel
 from ..models.saved import adapt
 from ..models.support_set import SupportSet, as_set
 from ..predict.files import Row, json_value
-from ..predict.prediction import Options, rows_of
+from ..predict.prediction import rows_of
 from ..utils.errors import UserError, unknown
 from ..utils.files import file_version, hash_content
 from .server import Server, Upload
@@ -191,11 +191,11 @@ class Learner(Server):
 
         Unreadable images follow at the end.
         """
-        model, options = self.model, Options(top, "jsonl")
+        model = self.model
         problems, features = await self.encode(images)
         order = await asyncio.to_thread(suggest, model.model, features, number) if len(features) else []
         readable = [name for (name, _), problem in zip(images, problems) if not problem]
-        rows = rows_of(model.model, [readable[index] for index in order], model.logits(features[order]), options)
+        rows = rows_of(model.model, [readable[index] for index in order], model.logits(features[order]), top)
         unreadable = [Row(name, error=problem) for (name, _), problem in zip(images, problems) if problem]
         return {"suggestions": [json_value(row, False) for row in (*rows, *unreadable)]}
 

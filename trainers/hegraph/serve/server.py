@@ -13,7 +13,7 @@ from ..datasets.images import open_upload
 from ..features.images import ImageReader
 from ..models.images import ImageModel
 from ..predict.files import Row, json_value
-from ..predict.prediction import Options, default_batch_size, rows_of
+from ..predict.prediction import default_batch_size, rows_of
 from ..utils.errors import UserError
 from .batches import Batcher
 
@@ -60,12 +60,12 @@ class Server:
         Raises:
             UserError: If the model has no threshold for open-set rejection.
         """
-        model, options = self.model, Options(top, "jsonl", None, open_set)
+        model = self.model
         if open_set is not None:
             model.model.check_open_set(open_set)
         problems, features = await self.encode(images)
         readable = [name for (name, _), problem in zip(images, problems) if not problem]
-        predicted = rows_of(model.model, readable, model.logits(features), options)
+        predicted = rows_of(model.model, readable, model.logits(features), top, open_set)
         return {"predictions": [json_value(row, open_set is not None) for row in merge(images, problems, predicted)]}
 
 
