@@ -21,7 +21,14 @@ from trainers.hegraph.datasets import loading
 from trainers.hegraph.datasets.loading import load_few_shot
 from trainers.hegraph.experiments import evaluation, run as run_module, tasks
 from trainers.hegraph.experiments.run_folder import run_config
-from trainers.hegraph.experiments.tasks import FeatureTask, Task, Tested, ids_of_names, load_image_task, match_classes
+from trainers.hegraph.experiments.tasks import (
+    FeatureTask,
+    Predictions,
+    Task,
+    ids_of_names,
+    load_image_task,
+    match_classes,
+)
 from trainers.hegraph.method.cache import FoldedClassifier
 from trainers.hegraph.method.closed_form import NewClassMessages
 from trainers.hegraph.method.model import TransferableAdapter
@@ -118,7 +125,7 @@ def model_of(method: str = "HeGraphAdapter", **changed: object) -> SavedModel:
     return SavedModel(**fields | changed)
 
 
-def predict(model: SavedModel, target: Task, device: str = "cpu") -> Tested:
+def predict(model: SavedModel, target: Task, device: str = "cpu") -> Predictions:
     target.check_backbone(model)
     return evaluation.evaluate(evaluation.fitted_model(model, device), model, target, device)
 
@@ -175,7 +182,7 @@ def test_model_is_tested_on_the_given_device(ids, monkeypatch):
 
 
 def test_features_of_another_backbone_are_refused():
-    with pytest.raises(UserError, match="'other' features, but the bank holds those of 'm/w'"):
+    with pytest.raises(UserError, match="expected a bank of 'other' features.*, got one of 'm/w'"):
         predict(model_of(backbone=BackboneConfig(title="other")), images())
 
 

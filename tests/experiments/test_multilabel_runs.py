@@ -18,7 +18,7 @@ from trainers.hegraph.baselines import load_method
 from trainers.hegraph.datasets.loading import load_dataset
 from trainers.hegraph.demo.answer import summary
 from trainers.hegraph.experiments.record import scores_on_test
-from trainers.hegraph.experiments.tasks import Tested
+from trainers.hegraph.experiments.tasks import Predictions
 from trainers.hegraph.features.bank import FeatureBank, load_bank
 from trainers.hegraph.method.multilabel import MultiLabelHead
 from trainers.hegraph.models.folder import load_model
@@ -259,6 +259,6 @@ def test_scores_without_positive_test_images():
 def test_classes_of_equal_names_are_scored_apart():
     # The image of both classes is first in the order of the first class, and second in that of the other
     scores, labels = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([[True, True], [False, False]])
-    found = scores_on_test(Tested("Zoo", ["crane", "crane"], scores, None, scores, labels), Calibration())
+    found = scores_on_test(Predictions("Zoo", ["crane", "crane"], scores, None, scores, labels), Calibration())
     assert found["average_precision"] == {"0: crane": 100.0, "1: crane": 50.0}
     assert found["map"] == found["map_zero_shot"] == 75.0

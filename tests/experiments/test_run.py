@@ -206,7 +206,7 @@ def test_run_steps_are_ordered_and_not_repeated(cfg, done, tiny_bank, tmp_path):
     assert run_module.run(cfg(), tiny_bank) == record
     assert done == ["prepare", "bank", "encode_targets", "score_targets"]
     # Nor where another process has left the record since it was looked for
-    assert RunFolder(BankTask(tiny_bank, cfg(), 3)).do(lambda: pytest.fail("done again")) == record
+    assert RunFolder(BankTask(tiny_bank, cfg(), 3)).run_once(lambda: pytest.fail("done again")) == record
 
 
 @pytest.mark.parametrize("rank", [0, 1])

@@ -39,9 +39,9 @@ from .datasets.splits import Item, path_from
 from .experiments.checks import check_training
 from .experiments.evaluation import fitted_model
 from .experiments.fitting import fit_method, fitted_adapter, new_model, set_random_seed
-from .experiments.run import check_configuration, draw_seed, keep_epochs, test_and_finish, test_and_write
+from .experiments.run import check_configuration, checkpoints_with_models, draw_seed, test_and_finish, test_and_write
 from .experiments.run_folder import RunFolder, find_model_of_epoch
-from .experiments.tasks import ImageTask, Tested
+from .experiments.tasks import ImageTask, Predictions
 from .features.bank import FeatureBank
 from .models.folder import load_model
 from .models.saved import SavedModel
@@ -148,7 +148,7 @@ class FeatureTrainer(TrainerX):
             check_trainable(self.stored)
             check_training(self.folder.task)
             self.folder.task.prepare()
-            self.folder.do(self.fit_and_test)
+            self.folder.run_once(self.fit_and_test)
 
     def fit_and_test(self) -> dict:
         """Encode, fit and test; return the record."""
@@ -176,13 +176,13 @@ class FeatureTrainer(TrainerX):
             self.record = test_and_finish(folder, self.bank, self.fitted, self.features_seconds, show=self.show_scores)
         else:
             test = partial(test_and_write, folder, fitted_model(saved, device), saved, device, self.show_scores)
-            self.record = folder.finished() or folder.do(test)
+            self.record = folder.finished() or folder.run_once(test)
         return self.record["accuracy"]
 
-    def show_scores(self, tested: Tested) -> None:
+    def show_scores(self, predictions: Predictions) -> None:
         """Pass the predictions to Dassl's evaluator, which prints its scores, and write these to TensorBoard."""
         self.evaluator.reset()
-        self.evaluator.process(tested.logits, tested.labels)
+        self.evaluator.process(predictions.logits, predictions.labels)
         for name, score in self.evaluator.evaluate().items():
             self.write_scalar(f"test/{name}", score)
 
@@ -197,7 +197,7 @@ class HeGraphAdapter(FeatureTrainer):
         task, settings = self.folder.task, self.settings
         self.model = new_model(self.bank, settings, self.seed)
         self.register_model("hegraph", self.model)
-        self.checkpoints = keep_epochs(self.folder, self.bank)
+        self.checkpoints = checkpoints_with_models(self.folder, self.bank)
         self.max_epoch = 0
         if self.model.layers is not None:
             data = task.batches(self.bank)

@@ -1,4 +1,4 @@
-"""Test of a trained method on the images of any data set, after training as with `--eval-only`.
+"""Test of a trained method on the images of any data set, after the training and with `--eval-only`.
 
 The classes decide the rule of the test:
 
@@ -26,7 +26,7 @@ from ..training.choice import accuracy
 from ..training.confidence import Calibration
 from ..utils.errors import UserError
 from .fitting import classify_in_batches
-from .tasks import Task, Tested, match_classes
+from .tasks import Predictions, Task, match_classes
 
 
 def fitted_model(model: SavedModel, device: str) -> FittedMethod:
@@ -64,7 +64,7 @@ def rule_for(model: TrainedModel, target: Task) -> str:
 
 def evaluate(
     fitted: FittedMethod, model: TrainedModel, target: Task, device: str | torch.device, rule: str | None = None
-) -> Tested:
+) -> Predictions:
     """Predict the test images of a target with the method of a model, by a rule (default: that of `rule_for`).
 
     Raises:
@@ -74,45 +74,47 @@ def evaluate(
     check_classes(len(target.class_ids), target.name)
     rule = rule_for(model, target) if rule is None else rule
     if rule != OTHER_CLASSES:
-        tested = test_known_classes(fitted, model, target, device, rule)
+        predictions = test_known_classes(fitted, model, target, device, rule)
     elif fitted.transfer is not None:
-        tested = test_other_classes(fitted, fitted.transfer, model, target, device)
+        predictions = test_other_classes(fitted, fitted.transfer, model, target, device)
     else:
         raise UserError(f"{model.method} has no rule for other classes than its own; test it on those", "run.rule")
-    if tested.logits is not None and not tested.logits.isfinite().all():
+    if predictions.logits is not None and not predictions.logits.isfinite().all():
         raise UserError(f"{model.method} predicts NaN or infinite logits")
-    return tested
+    return predictions
 
 
 def test_known_classes(
     fitted: FittedMethod, model: TrainedModel, target: Task, device: str | torch.device, rule: str
-) -> Tested:
+) -> Predictions:
     """Test a method on classes that it was fitted to; arguments and errors as of `evaluate`."""
     columns = match_classes(model.class_ids, target.class_ids, model.trained_on.dataset, target.name)
     features, labels = target.test_features()
     if features is None or labels is None:
-        return Tested(target.name, target.classnames)
-    features, text_positive = _on_device(model, features, device), model.text_positive.to(device)
+        return Predictions(target.name, target.classnames)
+    features, text_positive = _checked_features(model, features, device), model.text_positive.to(device)
     zero_shot = text_logits(features, text_positive[columns], model.logit_scale)
     logits, text = _known_logits(fitted, features, in_domain=not rule)
     text = None if text is None else text[:, columns]
     thresholds = None if fitted.thresholds is None else fitted.thresholds[columns]
     logits, labels = logits[:, columns], labels.to(device)
-    return Tested(target.name, target.classnames, logits, text, zero_shot, labels, rule, thresholds)
+    return Predictions(target.name, target.classnames, logits, text, zero_shot, labels, rule, thresholds)
 
 
 def test_other_classes(
     fitted: FittedMethod, transfer: Transfer, model: TrainedModel, target: Task, device: str | torch.device
-) -> Tested:
+) -> Predictions:
     """Test a method on unseen classes, by its `transfer`; arguments and errors as of `evaluate`."""
     bank = target.test_bank().to(str(device))
-    zero_shot = zero_shot_transfer(replace(bank, test_features=_on_device(model, bank.features_to_classify, device)))
+    features = _checked_features(model, bank.features_to_classify, device)
+    zero_shot = zero_shot_transfer(replace(bank, test_features=features))
     logits = transfer(bank)
     text = None if fitted.text_classifier is None else logits
-    return Tested(target.name, target.classnames, logits, text, zero_shot, bank.test_labels, OTHER_CLASSES)
+    return Predictions(target.name, target.classnames, logits, text, zero_shot, bank.test_labels, OTHER_CLASSES)
 
 
-def _on_device(model: TrainedModel, features: Tensor, device: str | torch.device) -> Tensor:
+def _checked_features(model: TrainedModel, features: Tensor, device: str | torch.device) -> Tensor:
+    """Move features to a device; UserError if they have another width than those of the model."""
     width = model.text_positive.shape[1]
     if features.shape[1] != width:
         raise UserError(f"the model takes features of width {width}, got {features.shape[1]}")
@@ -143,14 +145,14 @@ def score_targets(
     """Test a method on the further data sets of a task."""
     scores = {}
     for name, target, rule in task.targets:
-        tested = evaluate(fitted, model, target, device, rule)
+        predictions = evaluate(fitted, model, target, device, rule)
         # `check_training` refuses a target without test images, or one that the method cannot classify
-        assert tested.labels is not None and tested.zero_shot is not None and tested.logits is not None
+        assert predictions.labels is not None and predictions.zero_shot is not None and predictions.logits is not None
         scores[name] = TargetRecord(
-            accuracy=accuracy(tested.logits, tested.labels),
-            accuracy_zero_shot=accuracy(tested.zero_shot, tested.labels),
-            num_test=len(tested.labels),
-            num_classes=tested.zero_shot.shape[1],
+            accuracy=accuracy(predictions.logits, predictions.labels),
+            accuracy_zero_shot=accuracy(predictions.zero_shot, predictions.labels),
+            num_test=len(predictions.labels),
+            num_classes=predictions.zero_shot.shape[1],
             rule=rule,
         )
     return scores

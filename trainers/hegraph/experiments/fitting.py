@@ -269,13 +269,13 @@ def calibrated(fitted: FittedMethod, task: Task, bank: FeatureBank) -> FittedMet
     return replace(fitted, calibration=result)
 
 
-def calibrate(bank: FeatureBank, classify: Classify, fit: Fit, trains: bool, seed: int) -> Calibration:
+def calibrate(bank: FeatureBank, classify: Classify, fit_again: Fit, trains: bool, seed: int) -> Calibration:
     """Fit the temperature of a method on val images, else on training images or classes that are held out.
 
     Args:
         bank: Bank without test images, which the method was fitted to.
         classify: The method.
-        fit: Fits the method to a part of the bank.
+        fit_again: Fits the method to a part of the bank.
         trains: Whether the method takes training steps, so that it is fitted again only once.
         seed: Seed of the held-out images or classes.
     """
@@ -284,10 +284,10 @@ def calibrate(bank: FeatureBank, classify: Classify, fit: Fit, trains: bool, see
         return calibration_on(classify_in_batches(classify, features), labels, "val")
     keys, max_parts = bank.cache_keys(), 1 if trains else None
     if parts := list(itertools.islice(without_images(bank, seed), max_parts)):
-        logits = torch.cat([classify_in_batches(fit(rest), keys[mask]) for rest, mask in parts])
+        logits = torch.cat([classify_in_batches(fit_again(rest), keys[mask]) for rest, mask in parts])
         return calibration_on(logits, torch.cat([bank.train_labels[mask] for _, mask in parts]), "held-out images")
     if parts := list(itertools.islice(without_classes(bank, seed), max_parts)):
-        logits_of_parts = [classify_in_batches(fit(rest), keys[mask]) for rest, mask in parts]
+        logits_of_parts = [classify_in_batches(fit_again(rest), keys[mask]) for rest, mask in parts]
         clip_of_parts = [text_logits(keys[mask], rest.text_positive, rest.logit_scale) for rest, mask in parts]
         train_clip = text_logits(keys, bank.text_positive, bank.logit_scale)
         return calibration_by_zero_shot(logits_of_parts, clip_of_parts, train_clip, bank.train_labels)

@@ -40,7 +40,7 @@ from ..utils.files import hash_json
 from ..utils.option import OUR_METHOD
 from .checks import reason_not_saved
 from .run_folder import RunFolder, precision_of
-from .tasks import Tested, ids_of_names
+from .tasks import Predictions, ids_of_names
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ def write_outputs(
     folder: RunFolder,
     fitted: FittedMethod,
     model: TrainedModel,
-    tested: Tested,
+    predictions: Predictions,
     device: str | torch.device,
     seconds: float,
     targets: dict[str, TargetRecord] | None = None,
@@ -60,12 +60,12 @@ def write_outputs(
         folder: Output folder, which this process has locked.
         fitted: The tested method.
         model: Its model, which a training run saves.
-        tested: Predictions on the test images.
+        predictions: Predictions on the test images.
         device: Device of the computation.
         seconds: Time of encoding or reading the features.
         targets: Scores on further data sets by name.
     """
-    record = make_record(folder, fitted, model, tested, device, seconds, targets or {})
+    record = make_record(folder, fitted, model, predictions, device, seconds, targets or {})
     if folder.model is None:
         if isinstance(model, SavedModel) and not fitted.transductive:
             images = None if model.method == "ZeroShot" else model.images
@@ -75,13 +75,13 @@ def write_outputs(
             logger.info("%s saves no model folder: %s", model.method, reason_not_saved(folder.task))
     if fitted.text_nodes is not None:
         before, after = fitted.text_nodes
-        write_tensors_with_classes(folder.path / TEXT_NODES, tested.classnames, before=before, after=after)
-    if tested.logits is not None and tested.labels is not None:
-        several = tested.labels.dim() == 2
-        predicted = {"scores": tested.logits} if several else {"predicted": tested.logits.argmax(dim=1).int()}
-        labels = tested.labels.to(torch.uint8 if several else torch.int)
+        write_tensors_with_classes(folder.path / TEXT_NODES, predictions.classnames, before=before, after=after)
+    if predictions.logits is not None and predictions.labels is not None:
+        several = predictions.labels.dim() == 2
+        predicted = {"scores": predictions.logits} if several else {"predicted": predictions.logits.argmax(dim=1).int()}
+        labels = predictions.labels.to(torch.uint8 if several else torch.int)
         path, files = folder.path / PREDICTIONS, folder.task.test_files
-        write_tensors_with_classes(path, tested.classnames, files, **predicted, labels=labels)
+        write_tensors_with_classes(path, predictions.classnames, files, **predicted, labels=labels)
     values = record.model_dump(exclude_unset=True)
     write_record(folder.path, values)
     if folder.model is None:
@@ -93,20 +93,20 @@ def make_record(
     folder: RunFolder,
     fitted: FittedMethod,
     model: TrainedModel,
-    tested: Tested,
+    predictions: Predictions,
     device: str | torch.device,
     seconds: float,
     targets: dict[str, TargetRecord],
 ) -> RunRecord:
     """Score the predictions and return the record of the run; arguments as of `write_outputs`."""
-    started, labels, origin = time.monotonic(), tested.labels, model.trained_on
-    counts = None if labels is None else count_labels(labels, len(tested.classnames))
-    source = own_source(folder.task.cfg, tested.dataset)
+    started, labels, origin = time.monotonic(), predictions.labels, model.trained_on
+    counts = None if labels is None else count_labels(labels, len(predictions.classnames))
+    source = own_source(folder.task.cfg, predictions.dataset)
     optional: dict[str, Any] = {"source": source} if source else {}
-    if tested.rule:
-        optional |= {"rule": tested.rule, "num_classes": len(tested.classnames), "trained_on": origin.title}
+    if predictions.rule:
+        optional |= {"rule": predictions.rule, "num_classes": len(predictions.classnames), "trained_on": origin.title}
     return RunRecord(
-        dataset=tested.dataset,
+        dataset=predictions.dataset,
         trainer=model.method,
         **{name: getattr(fitted, name) for name in ("variant", "epochs", "steps", "num_parameters")},
         **origin.model_dump(include={"shots", "num_train", "selected_on", "selected", "split_hash"}),
@@ -114,11 +114,11 @@ def make_record(
         precision=precision_of(folder.task.identity),
         images_per_class=[min(model.images), max(model.images)] if model.images else None,
         seed=folder.task.seed,
-        **scores_on_test(tested, fitted.calibration),
+        **scores_on_test(predictions, fitted.calibration),
         num_test=0 if labels is None else len(labels),
         # Distinguishes test sets of one name, such as those of a user's own data sets
-        test_set=None if counts is None else hash_json([list(tested.classnames), counts]),
-        rejection=rejection_on_test(tested.logits, fitted.calibration),
+        test_set=None if counts is None else hash_json([list(predictions.classnames), counts]),
+        rejection=rejection_on_test(predictions.logits, fitted.calibration),
         targets=targets,
         **fitted.adaptation,
         **optional,
@@ -147,22 +147,23 @@ def own_source(cfg: Config, dataset: str) -> str:
     return os.path.basename(os.path.abspath(cfg.data.root)) if cfg.data.root and dataset == OWN else ""
 
 
-def scores_on_test(tested: Tested, calibration: Calibration) -> dict[str, Any]:
+def scores_on_test(predictions: Predictions, calibration: Calibration) -> dict[str, Any]:
     """Return the entries of a record about the predictions and their probabilities; None where nothing was tested.
 
     "accuracy" and "macro_f1" are of the method, "accuracy_text" is of HeGraphAdapter's text classifier.
     """
     fitted = {key: getattr(calibration, key) for key in ("temperature", "fitted_on", "num_images")}
-    logits, labels, text, zero_shot = tested.logits, tested.labels, tested.text_logits, tested.zero_shot
+    logits, labels = predictions.logits, predictions.labels
+    text, zero_shot = predictions.text_logits, predictions.zero_shot
     if logits is None or labels is None or zero_shot is None:
-        logger.warning("%s has no test images: nothing is scored", tested.dataset)
+        logger.warning("%s has no test images: nothing is scored", predictions.dataset)
         nothing = dict.fromkeys(("accuracy", "macro_f1", "accuracy_text", "accuracy_zero_shot"))
         return nothing | {"calibration": CalibrationRecord(**fitted, before=None, after=None, zero_shot=None)}
     if labels.dim() == 2:
-        names = ids_of_names(tested.classnames)
+        names = ids_of_names(predictions.classnames)
         clip = score_multilabel(zero_shot, labels, names)
         nothing = dict.fromkeys(("accuracy", "accuracy_text", "accuracy_zero_shot"))
-        own = score_multilabel(logits, labels, names, tested.thresholds)
+        own = score_multilabel(logits, labels, names, predictions.thresholds)
         return nothing | own | {"map_zero_shot": clip["map"]}
     scores: dict[str, Any] = score(logits, labels)
     clip = score(zero_shot, labels) | confidence_scores(zero_shot, labels)

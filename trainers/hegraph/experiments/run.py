@@ -33,11 +33,11 @@ from .evaluation import encode_targets, evaluate, fitted_model, rule_for, score_
 from .fitting import calibrated, fit, fitted_adapter, set_random_seed
 from .record import make_model, write_outputs
 from .run_folder import RunFolder, find_model_of_epoch, run_config
-from .tasks import FeatureTask, ImageTask, Tested, open_task
+from .tasks import FeatureTask, ImageTask, Predictions, open_task
 
 logger = logging.getLogger(__name__)
 
-Show = Callable[[Tested], None]  # receives the predictions before the record is written
+Show = Callable[[Predictions], None]  # receives the predictions before the record is written
 # Keys that a model of HeGraphAdapter stores, and that a test cannot change
 MODEL_KEYS = tuple(key for key, option in OPTIONS.items() if option.shapes_model)
 
@@ -119,7 +119,7 @@ def encode_only(folder: RunFolder) -> dict:
         folder.task.bank()
         return {}
 
-    return encode() if processes.rank() else folder.do(encode)  # the first process locks the folder
+    return encode() if processes.rank() else folder.run_once(encode)  # the first process locks the folder
 
 
 def train_in(folder: RunFolder, device: str) -> dict:
@@ -128,7 +128,7 @@ def train_in(folder: RunFolder, device: str) -> dict:
         return record
     check_training(folder.task)
     folder.task.prepare()
-    return folder.do(lambda: train_and_test(folder, device))
+    return folder.run_once(lambda: train_and_test(folder, device))
 
 
 def train_and_test(folder: RunFolder, device: str) -> dict:
@@ -141,7 +141,7 @@ def train_and_test(folder: RunFolder, device: str) -> dict:
     if task.cfg.data.unlabelled:
         unlabelled = read_unlabelled(task, bank.text_positive, bank.backbone, device)
     bank = bank.to(device)
-    fitted = fit(task, bank, keep_epochs(folder, bank))
+    fitted = fit(task, bank, checkpoints_with_models(folder, bank))
     return test_and_finish(folder, bank, fitted, seconds, unlabelled)
 
 
@@ -168,15 +168,15 @@ def test_and_finish(
     model = make_model(folder, bank, fitted)
     if unlabelled is not None:
         fitted, model = adapt_method(fitted, model, unlabelled, task.cfg.data.unlabelled, device)
-    tested = evaluate(fitted, model, FeatureTask(bank, task.cfg, task.seed, class_ids=task.class_ids), device)
+    predictions = evaluate(fitted, model, FeatureTask(bank, task.cfg, task.seed, class_ids=task.class_ids), device)
     if show is not None:
-        show(tested)
+        show(predictions)
     targets = score_targets(fitted, model, task, device)
-    return write_outputs(folder, fitted, model, tested, device, seconds, targets)
+    return write_outputs(folder, fitted, model, predictions, device, seconds, targets)
 
 
-def keep_epochs(folder: RunFolder, bank: FeatureBank) -> Checkpoints:
-    """Return the checkpoints of a run, which also save a model folder for each epoch; `bank` has its features."""
+def checkpoints_with_models(folder: RunFolder, bank: FeatureBank) -> Checkpoints:
+    """Return the checkpoints of a run on a bank; with TRAIN.CHECKPOINT_FREQ, they also save model folders."""
 
     def save_epoch(model: HeGraphModel, epoch: int) -> None:
         saved = make_model(folder, bank, fitted_adapter(model))
@@ -234,7 +234,7 @@ def test_model(cfg: Config, bank_file: Path | None, folder: Path, epoch: int | N
         return record
     fitted, source = fitted_model(model, device), cfg.data.unlabelled
     if not source:
-        return run_folder.do(lambda: test_and_write(run_folder, fitted, model, device))
+        return run_folder.run_once(lambda: test_and_write(run_folder, fitted, model, device))
     if rule_for(model, target) == OTHER_CLASSES:
         raise UserError(f"--unlabelled adapts to classes of the model, but {target.name} has others; leave it out")
     check_unlabelled(target)
@@ -244,7 +244,7 @@ def test_model(cfg: Config, bank_file: Path | None, folder: Path, epoch: int | N
         adapted = adapt_method(fitted, model, unlabelled, source, device)
         return test_and_write(run_folder, *adapted, device)
 
-    return run_folder.do(adapt_and_test)
+    return run_folder.run_once(adapt_and_test)
 
 
 def test_and_write(
@@ -256,11 +256,11 @@ def test_and_write(
     """
     started = time.monotonic()
     folder.task.check_backbone(model)
-    tested = evaluate(fitted, model, folder.task, device)
+    predictions = evaluate(fitted, model, folder.task, device)
     if show is not None:
-        show(tested)
+        show(predictions)
     # The temperature was fitted to the whole model on its own classes
-    if tested.rule == OTHER_CLASSES or (tested.rule and model.method == OUR_METHOD):
+    if predictions.rule == OTHER_CLASSES or (predictions.rule and model.method == OUR_METHOD):
         fitted = replace(fitted, calibration=Calibration())
     seconds = time.monotonic() - started
-    return write_outputs(folder, fitted, model, tested, device, seconds)
+    return write_outputs(folder, fitted, model, predictions, device, seconds)

@@ -115,8 +115,8 @@ class RunFolder:
         logger.info("%s holds the complete result of this run: skipped", self.path)
         return record
 
-    def do(self, work: Callable[[], dict]) -> dict:
-        """Return the record of the run, from `work` unless another process has finished the run; locks the folder.
+    def run_once(self, work: Callable[[], dict]) -> dict:
+        """Lock the folder and return the record of the run, from `work` unless another process has finished the run.
 
         Raises:
             Locked: If another process works in the folder.
@@ -139,7 +139,7 @@ class RunFolder:
     def check_outputs(self) -> None:
         """Raise UserError if a file that the run writes or replaces is one of its inputs, or is no file."""
         cfg, prompts = self.task.cfg, self.task.cfg.encoding
-        inputs: list[Path | str] = [*self.task.reads, cfg.data.root, cfg.data.unlabelled, cfg.backbone.pretrained]
+        inputs: list[Path | str] = [*self.task.bank_files, cfg.data.root, cfg.data.unlabelled, cfg.backbone.pretrained]
         if prompts.descriptions:
             inputs.append(description_file(self.task.name, prompts.descriptions))
         outputs = [self.path / name for name in (RECORD, PREDICTIONS)]

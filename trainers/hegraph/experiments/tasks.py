@@ -53,7 +53,7 @@ Split = dict[str, list[list]]  # "train" and "val", each rows of [path or bank r
 
 
 @dataclass(frozen=True)
-class Tested:
+class Predictions:
     """Predictions on the M test images of a data set with K classes; None where nothing was predicted.
 
     Attributes:
@@ -98,7 +98,7 @@ class Task(ABC):
         name, classnames: Name of the data set, and of its K classes in label order.
         class_ids: Identifiers of the classes across data sets, in label order.
         split: Sampled training and validation images; {} where no run records them.
-        reads: Files of the features.
+        bank_files: Feature banks that the task reads.
         multilabel: Whether images have several labels each.
     """
 
@@ -110,11 +110,11 @@ class Task(ABC):
         classnames: Sequence[str],
         class_ids: Sequence[str],
         split: Split,
-        reads: Sequence[Path] = (),
+        bank_files: Sequence[Path] = (),
         multilabel: bool = False,
     ) -> None:
         self.cfg, self.seed, self.name, self.classnames = cfg, seed, name, classnames
-        self.class_ids, self.split, self.reads, self.multilabel = class_ids, split, reads, multilabel
+        self.class_ids, self.split, self.bank_files, self.multilabel = class_ids, split, bank_files, multilabel
 
     @property
     @abstractmethod
@@ -151,10 +151,10 @@ class Task(ABC):
             raise UserError(f"{action} needs one label per image, and {self.name} has several")
 
     def prepare(self) -> None:
-        """Read the features before anything is written.
+        """Read the bank, or load the backbone, before anything is written.
 
         Raises:
-            UserError: If they cannot be read, or a training or validation image is a test image as well.
+            UserError: If that fails, or a training or validation image is a test image as well.
         """
         refuse_test_rows(self.bank())
 
@@ -183,8 +183,8 @@ class Task(ABC):
         """Raise UserError if the features are of another backbone than the model."""
         bank = self.bank()
         if bank.backbone != model.backbone.title:
-            problem = f"the model is of {model.backbone.title!r} features"
-            raise UserError(f"{problem}, but the bank holds those of {bank.backbone!r}")
+            problem = f"expected a bank of {model.backbone.title!r} features, which the model takes"
+            raise UserError(f"{problem}, got one of {bank.backbone!r}")
         model.backbone.compare_precision(bank.encoder.precision)
 
     @cached_property
@@ -240,10 +240,10 @@ class FeatureTask(Task):
         split: Split | None = None,
         identity: dict | None = None,
         class_ids: Sequence[str] = (),
-        reads: Sequence[Path] = (),
+        bank_files: Sequence[Path] = (),
     ) -> None:
         ids = class_ids or ids_of_names(bank.classnames)
-        super().__init__(cfg, seed, bank.dataset, bank.classnames, ids, split or {}, reads, bank.multilabel)
+        super().__init__(cfg, seed, bank.dataset, bank.classnames, ids, split or {}, bank_files, bank.multilabel)
         self._bank, self._identity = bank, identity or {}
 
     @property
@@ -275,19 +275,16 @@ class BankTask(Task):
         of_all = cfg.data.classes == "all" or file.multilabel  # `check_multilabel` refuses a part of the classes
         sampled = range(len(file.classnames)) if of_all else {labels["train"][row] for row in self.selection.train}
         # Labels in the file of the classes of this task
-        self.kept = subsample_labels(sampled, "all" if of_all else cfg.data.classes)
-        new: dict = {label: position for position, label in enumerate(self.kept)}
-        classnames = [file.classnames[label] for label in self.kept]
-        if file.multilabel:
-            new = {label: label for part in labels.values() for label in part}
-        split = {
-            name: [
-                [row, new[label], names_of(file.classnames, label)]
-                for row in rows
-                if (label := labels[name][row]) in new
-            ]
-            for name, rows in (("train", self.selection.train), ("val", self.selection.val))
-        }
+        self.file_labels = subsample_labels(sampled, "all" if of_all else cfg.data.classes)
+        classnames = [file.classnames[label] for label in self.file_labels]
+        new_labels = {label: position for position, label in enumerate(self.file_labels)}
+        split: Split = {"train": [], "val": []}
+        for part, rows in self.selection._asdict().items():
+            for row in rows:
+                label = labels[part][row]
+                if of_all or label in new_labels:
+                    new = label if of_all else new_labels[label]
+                    split[part].append([row, new, names_of(file.classnames, label)])
         super().__init__(cfg, seed, file.dataset, classnames, ids_of_names(classnames), split, (path,), file.multilabel)
 
     @cached_property
@@ -310,7 +307,7 @@ class BankTask(Task):
     def unlabelled(self) -> Unlabelled:
         if self.cfg.data.unlabelled != POOL:
             return super().unlabelled
-        pool = {name: torch.isin(labels, torch.tensor(self.kept)) for name, labels in self.file.labels.items()}
+        pool = {name: torch.isin(labels, torch.tensor(self.file_labels)) for name, labels in self.file.labels.items()}
         pool["train"][self.selection.train] = False
         rows = {name: selected.nonzero().flatten().tolist() for name, selected in pool.items() if name != "test"}
         if not any(rows.values()):
@@ -356,7 +353,7 @@ def bank_to_test(file: BankFile, which: str, cfg: Config, seed: int) -> Task:
     if which != "all":
         half = subsample_labels(set(file.labels["train"].tolist()), which)
         bank = bank.of_classes(torch.tensor(half, dtype=torch.long))
-    return FeatureTask(bank, cfg, seed, identity=bank_identity(file, lambda: bank), reads=(file.path,))
+    return FeatureTask(bank, cfg, seed, identity=bank_identity(file, lambda: bank), bank_files=(file.path,))
 
 
 def bank_identity(file: BankFile, take: Callable[[], FeatureBank]) -> dict:

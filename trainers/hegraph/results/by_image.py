@@ -34,7 +34,7 @@ from ..features.bank import FeatureBank, load_bank
 from ..method.model import shuffled
 from ..models.folder import load_model
 from ..models.saved import SavedModel
-from ..training.confidence import DEFAULT, known_score
+from ..training.confidence import DEFAULT_SCORE, known_score
 from ..utils.errors import UserError, unknown
 from .comparison import warn_skipped
 from .records import OPEN_SET_RATE, PREDICTIONS, find_runs, main_score, read_tensors_with_classes
@@ -317,7 +317,7 @@ def rejection_table(folders: Sequence[Path], banks: Sequence[Path], unknown_imag
         for name, values in score_images(load_model(folder), bank, other or bank).items():
             rows += [score(run, method(run), column, values.get(column)) | {SCORE: name} for column in COLUMNS]
     keys, against = [*PLACE, SCORE], other.dataset if other else "classes that were not in the training"
-    accepted = f"accepted: by the threshold for {OPEN_SET_RATE:.0%} of known images, on {DEFAULT}"
+    accepted = f"accepted: by the threshold for {OPEN_SET_RATE:.0%} of known images, on {DEFAULT_SCORE}"
     caption = f"Images of known classes against {against}, in %; {accepted}"
     return Table(caption, keys, add_mean_places(cells(rows, keys), keys), COLUMNS, decimals=dict.fromkeys(COLUMNS, 2))
 

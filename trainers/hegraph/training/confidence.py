@@ -33,7 +33,7 @@ BINS = 15  # of the expected calibration error
 # make T zero.
 LOG_DEVIATION = 0.5
 LOG_RANGE = (-3.0, 3.0)  # range of log T
-DEFAULT: Literal["energy"] = "energy"  # docs/guides/confidence.md says how it was chosen
+DEFAULT_SCORE: Literal["energy"] = "energy"  # docs/guides/confidence.md says how it was chosen
 NUM_QUANTILES = 101  # stored quantiles of the scores of known images: 0 %, 1 % ... 100 %
 QUANTILES = np.linspace(0, 1, NUM_QUANTILES)
 BATCH = 8192  # images scored at once, which limits the memory for large test sets
@@ -52,7 +52,7 @@ class KnownScores(StrictModel):
     quantiles: Annotated[tuple[Finite, ...], Field(strict=False, min_length=NUM_QUANTILES, max_length=NUM_QUANTILES)]
     fitted_on: str
     num_images: Size
-    score: Literal["probability", "energy"] = DEFAULT
+    score: Literal["probability", "energy"] = DEFAULT_SCORE
 
     @model_validator(mode="after")
     def quantiles_ascend(self) -> KnownScores:
@@ -164,7 +164,7 @@ def calibration_by_zero_shot(
     return Calibration(temperature, fitted_on, sum(map(len, held_out)), known=known)
 
 
-def known_score(logits: Tensor, temperature: float, score: str = DEFAULT) -> Tensor:
+def known_score(logits: Tensor, temperature: float, score: str = DEFAULT_SCORE) -> Tensor:
     """Open-set score of images, "probability" or "energy", from their logits `[B, K]`; shape `[B]`."""
     scaled = logits / temperature
     return scaled.logsumexp(dim=1) if score == "energy" else scaled.softmax(dim=1).amax(dim=1)

@@ -1,6 +1,6 @@
 """Training of an adapter with AdamW, one epoch of warm-up, a cosine schedule and checkpoints.
 
-`AdapterTraining` is shared by both hosts. `train_to_end` is the training loop without Dassl, which has its own loop.
+Both runners use `AdapterTraining`. `train_to_end` is the training loop without Dassl, which has its own loop.
 Test features are never used. Checkpoints hold tensors and plain values, and reading one executes no code.
 
 The learning rate is small at one shot, because single images degrade good text features. Weak text needs a larger rate:
@@ -158,7 +158,7 @@ class TrainingSummary:
 
 @dataclass(eq=False)
 class AdapterTraining:
-    """State of a training: optimizer, schedule and checkpoints. The host runs the epochs.
+    """State of a training: optimizer, schedule and checkpoints. The runner has the loop over epochs.
 
     Attributes:
         model: Adapter, trained in place.
@@ -199,7 +199,6 @@ class AdapterTraining:
             self.epoch, self.seconds_before = state
             path = self.checkpoints.path_to_resume
             logger.info("resuming from %s after epoch %d of %d", path, self.epoch, self.epochs)
-        self.started = self.last_saved = time.monotonic()
 
     @property
     def summary(self) -> TrainingSummary:

@@ -110,7 +110,8 @@ def refuse_beyond_memory(takes: int, what: str, device: str) -> None:
     """Raise UserError if `what`, which needs `takes` bytes, exceeds the free memory."""
     free = free_bytes(device)
     if free is not None and takes > free:
-        raise UserError(f"{what} would take {takes / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free; give fewer")
+        needed = f"{what} would take {takes / 1e9:.1f} GB of memory"
+        raise UserError(f"{needed}, {free / 1e9:.1f} GB are free; give fewer images or classes")
 
 
 def log_large(parts: dict[str, int], free: int | None) -> None:
