@@ -208,6 +208,7 @@ def learning(own_model):
         ("POST", "/v1/suggest?n=0", {"json": encoded(b"")}, 422, "n:"),
         ("GET", "/v1/issues?above=x", {}, 422, "above"),
         ("POST", "/v1/examples", {"headers": {"origin": "http://evil.example"}}, 403, "evil.example"),
+        ("POST", "/v1/examples", {"headers": {"origin": "null"}}, 403, "pages of null"),
     ],
 )
 def test_invalid_changes_are_refused(learning, method, path, content, status, word):

@@ -12,11 +12,11 @@ import asyncio
 import base64
 import hmac
 import os
+import re
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Annotated, Any
-from urllib.parse import urlsplit
 
 import torch
 from fastapi import FastAPI, File, Form, HTTPException, Query, Request, UploadFile
@@ -28,7 +28,6 @@ from prometheus_fastapi_instrumentator import Instrumentator
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException as StarletteHTTPException
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .. import __version__
@@ -150,8 +149,6 @@ def create_app(settings: Settings) -> FastAPI:
 
     app = FastAPIOffline(title=f"HeGraphAdapter: {settings.model.name}", version=__version__, lifespan=lifespan)
     app.add_middleware(Limits, settings=settings)
-    if settings.host in LOOPBACK:  # a web page cannot reach the server under another name of this machine
-        app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*LOOPBACK, "[::1]"])
     for kind in (StarletteHTTPException, RequestValidationError, UserError):
         app.add_exception_handler(kind, answer_error)
     add_metrics(app)
@@ -320,12 +317,16 @@ class Limits:
 
     def _refusal(self, headers: Headers) -> HTTPException | None:
         """Error for a request without the token, of another site, to a busy server, or with a large body."""
+        host, origin = headers.get("host", ""), headers.get("origin")
+        if self.settings.host in LOOPBACK and re.sub(r":\d+$", "", host).strip("[]").lower() not in LOOPBACK:
+            # A web page could reach the server under another name of this machine
+            return HTTPException(400, f"expected a request to {' or '.join(LOOPBACK)}, got one to {host!r}")
         sent, expected = sent_token(headers.get("authorization", "")), self.settings.token
         if expected and not hmac.compare_digest(sent, expected.encode()):
             return HTTPException(401, "expected the header Authorization: Bearer TOKEN", {"WWW-Authenticate": "Bearer"})
-        origin = urlsplit(headers.get("origin", "")).netloc
-        if self.settings.learn and not self.settings.token and origin not in ("", headers.get("host")):
-            return HTTPException(403, f"pages of {origin} may not change the model; use a token")  # forms need no CORS
+        other_site = origin is not None and origin.partition("://")[2] != host  # "null" in a sandbox of a page
+        if self.settings.learn and not expected and other_site:  # a form needs no CORS
+            return HTTPException(403, f"pages of {origin} may not change the model; use a token")
         if self.in_flight >= self.settings.max_requests:
             return HTTPException(429, f"{self.in_flight} requests are in flight; try again later", {"Retry-After": "1"})
         length = headers.get("content-length", "0")
