@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -78,12 +79,13 @@ def serve(args: argparse.Namespace) -> None:
 
 
 def read_token(path: Path) -> str:
-    """Read a token; UserError if the file is unreadable or has fewer than 16 characters."""
+    """Read a token, which HTTP headers can hold; UserError for an unreadable file, and for any other content."""
     from ..utils.reading import read_text  # slow to import
 
     token = read_text(path).strip()
-    if len(token) < 16:
-        raise UserError(f"expected a token of at least 16 characters in {path}, got {len(token)}", "serve.token")
+    if not re.fullmatch(r"[!-~]{16,}", token):
+        expected = f"expected a token of at least 16 letters, digits or signs of ASCII in {path}, without spaces"
+        raise UserError(f"{expected}, got {len(token)} characters", "serve.token")
     return token
 
 
