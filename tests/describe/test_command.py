@@ -171,7 +171,7 @@ def test_duplicate_names_and_aliases(describe, endpoint, tmp_path):
 
 
 def test_sentences_of_earlier_calls_stay(describe, endpoint, tmp_path):
-    (tmp_path / "out.json").write_text(json.dumps({"lake": OWN}))
+    (tmp_path / "out.json").write_text(json.dumps({"lake": OWN, "river": []}))
     endpoint.replies = [but(forest=[good_sentence("forest", 5000)]), fails(401)]
     assert describe()[0] == 2
     endpoint.replies = [but(forest=[good_sentence("forest", 5000)])]  # which is there already

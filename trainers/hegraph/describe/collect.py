@@ -83,7 +83,7 @@ class Collection:
 
     Args:
         classnames: Classes in label order; duplicates are one class.
-        out: Description file to write. Its classes are complete, whatever their sentences.
+        out: Description file to write. Classes that it describes are complete, whatever their sentences.
         context: Content of the images, such as "satellite photos of land use".
         per_class: Number of sentences per class.
         batch_size: Maximum number of classes per prompt.
@@ -111,10 +111,8 @@ class Collection:
         written, partial = self._read(out, Texts), self._read(self.partial, _Partial)
         if partial.classes and partial.context != context:
             raise UserError(f"{self.partial} has answers for --context {partial.context!r}; choose another --out")
-        self.done = frozenset(written)
-        self.progress |= partial.classes
-        for name, sentences in written.items():
-            self.progress[name] = Progress(sentences=sentences)
+        self.done = frozenset(name for name, sentences in written.items() if sentences)
+        self.progress |= partial.classes | {name: Progress(sentences=written[name]) for name in self.done}
         self.checker = Checker(sum(max(per_class, len(p.sentences)) for p in self.progress.values()), self.aliases)
         for name, progress in self.progress.items():
             self.checker.sift(name, progress.sentences)  # registers them as used
