@@ -300,7 +300,7 @@ def label_studio() -> None:
             words = ("--label-studio", studio.url, "--label-studio-token", folder / "token")
             with serving(folder / "digits", *words) as server:
                 project = studio.create_project("Digits", configuration(*names), files)
-                studio.connect(project, server.address)
+                studio.connect(project, str(server.client.base_url))
                 show_project(studio, project, studio.retrieve(project)[0].id, folder / "profile")
 
 

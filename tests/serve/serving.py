@@ -1,4 +1,4 @@
-"""Requests to the HTTP server, and the command in a process."""
+"""Requests to the HTTP server, and the command in a process. Skips test files that import it without its packages."""
 
 import base64
 import os
@@ -11,6 +11,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
+
+import pytest
+
+for package in ("fastapi_offline", "httpx", "prometheus_fastapi_instrumentator"):
+    pytest.importorskip(package, reason="the extras `serve` and `dev` are not installed")
+
+from fastapi.testclient import TestClient  # noqa: E402
+from httpx import Client, TransportError, get  # noqa: E402
+
+from trainers.hegraph.serve.app import Settings, create_app  # noqa: E402
 
 CHECKOUT = Path(__file__).parents[2]
 
@@ -26,6 +36,11 @@ def form(*paths: Path) -> list[tuple]:
     return [("files", (path.name, path.read_bytes())) for path in paths]
 
 
+def client_of(model: Path, url: str = "http://127.0.0.1", **settings: object) -> TestClient:
+    """Client of a server of a model folder in this process."""
+    return TestClient(create_app(Settings(model=model, **settings)), url)
+
+
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as server:
         return server.getsockname()[1]
@@ -33,9 +48,7 @@ def free_port() -> int:
 
 @contextmanager
 def serving(*words: object) -> Iterator[SimpleNamespace]:
-    """Context with `serve` in a process, and its address; the process is interrupted at the end, if it still runs."""
-    import httpx  # the extra `dev`
-
+    """Context with `serve` in a process, and a client; the process is interrupted at the end, if it still runs."""
     port = free_port()
     command = [sys.executable, "-m", "trainers.hegraph", "serve", *map(str, words), "--port", str(port)]
     with subprocess.Popen(command, cwd=CHECKOUT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
@@ -43,12 +56,13 @@ def serving(*words: object) -> Iterator[SimpleNamespace]:
             address = f"http://127.0.0.1:{port}"
             for _ in range(300):
                 try:
-                    httpx.get(f"{address}/health")
+                    get(f"{address}/health")
                     break
-                except httpx.TransportError:
+                except TransportError:
                     assert process.poll() is None, process.stderr.read()
                     time.sleep(0.2)
-            yield SimpleNamespace(address=address, process=process)
+            with Client(base_url=address, timeout=60) as client:
+                yield SimpleNamespace(client=client, process=process)
         finally:
             if process.poll() is None:
                 os.kill(process.pid, signal.SIGINT)

@@ -11,21 +11,14 @@ from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
-from serving import form, free_port, serving
+from serving import Client, TestClient, client_of, form, free_port, serving
 from studio import Studio, configuration, executable, result, running
 
 from trainers.hegraph.__main__ import main
 from trainers.hegraph.models.folder import load_model
-
-for package in ("fastapi_offline", "httpx", "prometheus_fastapi_instrumentator"):
-    pytest.importorskip(package, reason="the extras `serve` and `dev` are not installed")
-
-import httpx  # noqa: E402
-from fastapi.testclient import TestClient  # noqa: E402
-
-from trainers.hegraph.serve import label_studio as module  # noqa: E402
-from trainers.hegraph.serve.app import Settings, create_app, sent_token  # noqa: E402
-from trainers.hegraph.serve.label_studio import LabelStudio  # noqa: E402
+from trainers.hegraph.serve import label_studio as module
+from trainers.hegraph.serve.app import sent_token
+from trainers.hegraph.serve.label_studio import LabelStudio
 
 CLASSES = "zero one two three four eight nine".split()
 TOKEN, ACCESS = "header.refresh.signature", "header.access.signature"
@@ -156,9 +149,9 @@ def folder(own_model) -> Path:
 @contextmanager
 def connected(recorded: Recorded, folder: Path, token: str = "") -> Iterator[TestClient]:
     """Client of a server that is connected to Label Studio."""
-    settings = Settings(model=folder, token=token, learn=True, label_studio=recorded.url, label_studio_token=TOKEN)
+    settings = {"token": token, "learn": True, "label_studio": recorded.url, "label_studio_token": TOKEN}
     before = readings(recorded)
-    with TestClient(create_app(settings), "http://127.0.0.1") as client:
+    with client_of(folder, **settings) as client:
         client.auth = ("hegraph", token) if token else None
         answer = client.post("/setup", json=setup_request(recorded))
         assert answer.json()["model_version"].startswith("model 20"), answer.text
@@ -245,7 +238,7 @@ def test_new_predictions_are_shown(recorded, folder, scans):
         wait_for(lambda: recorded.version == version)
 
 
-def test_number_of_kept_features_is_limited(recorded, folder, scans, monkeypatch):
+def test_number_of_features_in_memory_is_limited(recorded, folder, scans, monkeypatch):
     monkeypatch.setattr(module, "MAX_FEATURES", 2)
     for file in scans.files[:3]:
         recorded.add(file)
@@ -493,9 +486,8 @@ def test_webhook_gets_the_token(recorded, folder):
     ],
 )
 def test_wrong_server_or_token_is_refused(recorded, folder, refused, url, token, code):
-    settings = {"label_studio": url.format(recorded.url), "label_studio_token": token}
     with refused(code):
-        create_app(Settings(model=folder, learn=True, **settings))
+        client_of(folder, learn=True, label_studio=url.format(recorded.url), label_studio_token=token)
 
 
 def test_label_studio_needs_its_token(folder, capsys):
@@ -513,17 +505,15 @@ def studio(once, tmp_path_factory) -> Iterator[Studio]:
 
 
 @contextmanager
-def backend(studio: Studio, folder: Path, tmp_path: Path) -> Iterator[httpx.Client]:
+def backend(studio: Studio, folder: Path, tmp_path: Path) -> Iterator[Client]:
     """Client of `serve` in a process, with a token; its `base_url` is the address for Label Studio."""
     files = {name: tmp_path / name for name in (SECRET, "label_studio_token")}
     for file, token in zip(files.values(), (SECRET, studio.token)):
         file.write_text(token)
     words = ["--label-studio", studio.url, "--label-studio-token", files["label_studio_token"]]
-    with (
-        serving(folder, *words, "--token-file", files[SECRET]) as server,
-        httpx.Client(base_url=server.address, auth=("", SECRET), timeout=60) as client,
-    ):
-        yield client
+    with serving(folder, *words, "--token-file", files[SECRET]) as server:
+        server.client.auth = ("", SECRET)
+        yield server.client
 
 
 @pytest.mark.slow

@@ -4,27 +4,19 @@ import asyncio
 import json
 import shutil
 import threading
+from contextlib import suppress
+from functools import partial
 
 import numpy as np
 import pytest
-from serving import encoded, form, serving
+from serving import TransportError, client_of, encoded, form, serving
 
 from trainers.hegraph import HeGraphClassifier
 from trainers.hegraph.__main__ import main
 from trainers.hegraph.models.images import ImageModel
+from trainers.hegraph.serve.learning import Learner
 
-for package in ("fastapi_offline", "httpx", "prometheus_fastapi_instrumentator"):
-    pytest.importorskip(package, reason="the extras `serve` and `dev` are not installed")
-
-import httpx  # noqa: E402
-from fastapi.testclient import TestClient  # noqa: E402
-
-from trainers.hegraph.serve.app import Settings, create_app  # noqa: E402
-from trainers.hegraph.serve.learning import Learner  # noqa: E402
-
-
-def client_of(folder, learn=True, **settings) -> TestClient:
-    return TestClient(create_app(Settings(model=folder, learn=learn, **settings)), "http://127.0.0.1")
+learner_of = partial(client_of, learn=True)  # client of a server that learns
 
 
 def added(scans, *numbers: int, labels: list | None = None) -> dict:
@@ -35,7 +27,7 @@ def added(scans, *numbers: int, labels: list | None = None) -> dict:
 
 def stored(folder) -> dict[str, list[str]]:
     """Labels of the examples in a model folder, by id."""
-    with client_of(folder) as client:
+    with learner_of(folder) as client:
         return {example["id"]: example["labels"] for example in client.get("/v1/examples").json()["examples"]}
 
 
@@ -45,7 +37,7 @@ def stored(folder) -> dict[str, list[str]]:
 def test_added_images_equal_partial_fit(own_model, scans):
     folder = own_model()
     expected = HeGraphClassifier.from_pretrained(folder)
-    with client_of(folder) as client:
+    with learner_of(folder) as client:
         assert len(client.post("/v1/examples", json=added(scans, *range(12, 16))).json()["ids"]) == 4
         client.post("/v1/examples/files", files=form(scans.files[16]), data={"labels": "letter"})
         answers = client.post("/v1/predict/files?top=99", files=form(*scans.files[20:24])).json()["predictions"]
@@ -60,7 +52,7 @@ def test_added_images_equal_partial_fit(own_model, scans):
 
 def test_class_can_be_added_by_name(own_model):
     folder = own_model()
-    with client_of(folder) as client:
+    with learner_of(folder) as client:
         assert client.post("/v1/examples", json={"classes": ["letter"]}).json() == {"ids": []}
         assert "letter" in client.get("/v1/model").json()["classes"]
     assert ImageModel.load(folder).model.named_only[-1:] == ("letter",)
@@ -68,7 +60,7 @@ def test_class_can_be_added_by_name(own_model):
 
 def test_repeated_request_changes_nothing(own_model, scans):
     folder = own_model()
-    with client_of(folder) as client:
+    with learner_of(folder) as client:
         first = client.post("/v1/examples", json=added(scans, 12)).json()
         before = (folder / "config.json").stat()
         assert client.post("/v1/examples", json=added(scans, 12)).json() == first
@@ -78,7 +70,7 @@ def test_repeated_request_changes_nothing(own_model, scans):
 def test_new_label_replaces_the_old_one(own_model, scans):
     folder = own_model()
     before = stored(folder)
-    with client_of(folder) as client:
+    with learner_of(folder) as client:
         [number] = client.post("/v1/examples", json=added(scans, 0, labels=[["letter"]])).json()["ids"]
     assert before[number] == [scans.labels[0]]
     assert stored(folder) == before | {number: ["letter"]}
@@ -87,7 +79,7 @@ def test_new_label_replaces_the_old_one(own_model, scans):
 def test_removed_images_and_classes_are_forgotten(own_model, scans):
     folder = own_model()
     before = stored(folder)
-    with client_of(folder) as client:
+    with learner_of(folder) as client:
         ids = client.post("/v1/examples", json=added(scans, 12, 13, labels=[["letter"], ["sign"]])).json()["ids"]
         assert client.delete("/v1/examples", params={"id": ids, "class": "sign"}).status_code == 200
         assert "letter" in client.get("/v1/model").json()["classes"]
@@ -100,7 +92,7 @@ def test_images_of_a_run_can_be_removed(finished_digits):
     shutil.copytree(finished_digits / "model", folder)
     before = stored(folder)
     assert len(before) == 40
-    with client_of(folder) as client:
+    with learner_of(folder) as client:
         assert client.delete("/v1/examples", params={"id": min(before)}).status_code == 200
     assert stored(folder) == {number: labels for number, labels in before.items() if number != min(before)}
 
@@ -108,7 +100,7 @@ def test_images_of_a_run_can_be_removed(finished_digits):
 def test_image_can_have_several_labels(own_model, scans):
     folder = own_model(several=True)
     before = stored(folder)
-    with client_of(folder) as client:
+    with learner_of(folder) as client:
         request = added(scans, 12, 13, 0, labels=[["new", "even"], [], ["odd"]])
         one, two, three = client.post("/v1/examples", json=request).json()["ids"]
         assert three in before
@@ -118,7 +110,7 @@ def test_image_can_have_several_labels(own_model, scans):
 def test_change_repeats_the_adaptation(own_model, scans):
     folder = own_model()
     HeGraphClassifier.from_pretrained(folder).adapt(scans.images[20:]).save_pretrained(folder)
-    with client_of(folder) as client:
+    with learner_of(folder) as client:
         assert client.post("/v1/examples", json=added(scans, 12)).status_code == 200
     assert ImageModel.load(folder).model.unlabelled == 20
 
@@ -164,7 +156,7 @@ def test_suggestions_equal_the_command(own_model, scans, capsys):
     folder = own_model()
     assert main(["label", "suggest", str(folder), *map(str, scans.files[20:]), "-n", "5", "--format", "jsonl"]) == 0
     expected = [json.loads(line)["path"] for line in capsys.readouterr().out.splitlines()]
-    with client_of(folder) as client:
+    with learner_of(folder) as client:
         answers = client.post("/v1/suggest/files?n=5", files=form(*scans.files[20:])).json()["suggestions"]
         damaged = client.post("/v1/suggest", json=encoded(b"no image")).json()["suggestions"]
     assert [answer["path"] for answer in answers] == [path.rpartition("/")[2] for path in expected]
@@ -173,7 +165,7 @@ def test_suggestions_equal_the_command(own_model, scans, capsys):
 
 def test_issues_equal_those_of_the_classifier(own_model, scans):
     folder = own_model()
-    with client_of(folder) as client:
+    with learner_of(folder) as client:
         [number] = client.post("/v1/examples", json=added(scans, 0, labels=[["nine"]])).json()["ids"]
         issues = client.get("/v1/issues?above=-100").json()["issues"]
     classifier = HeGraphClassifier.from_pretrained(folder)
@@ -189,7 +181,7 @@ def test_issues_equal_those_of_the_classifier(own_model, scans):
 
 @pytest.fixture(scope="module")
 def learning(own_model):
-    with client_of(own_model()) as client:
+    with learner_of(own_model()) as client:
         yield client
 
 
@@ -234,20 +226,20 @@ def test_contradicting_labels_are_refused(learning, scans, labels, word):
 
 @pytest.mark.parametrize("path", ["/v1/issues", "/v1/suggest"])
 def test_models_with_several_labels_have_no_help(own_model, scans, path):
-    with client_of(own_model(several=True)) as client:
+    with learner_of(own_model(several=True)) as client:
         answer = client.get(path) if path == "/v1/issues" else client.post(path, json=added(scans, 12, labels=[[]]))
         assert answer.status_code == 422
 
 
 def test_server_does_not_learn_by_default(own_model):
-    with client_of(own_model(), learn=False) as client:
+    with client_of(own_model()) as client:
         for path in ("/v1/examples", "/v1/suggest", "/v1/issues"):
             assert client.get(path).status_code == client.post(path, json={}).status_code == 404
 
 
 def test_change_by_another_program_is_not_overwritten(own_model, scans):
     folder = own_model()
-    with client_of(folder) as client:
+    with learner_of(folder) as client:
         HeGraphClassifier.from_pretrained(folder).add_class("letter").save_pretrained(folder)
         answer = client.post("/v1/examples", json=added(scans, 12))
     assert (answer.status_code, list(answer.json())) == (409, ["error"])
@@ -256,7 +248,7 @@ def test_change_by_another_program_is_not_overwritten(own_model, scans):
 
 def test_second_server_is_refused(own_model, cli_error):
     folder = own_model()
-    with client_of(folder):
+    with learner_of(folder):
         assert f"{folder} is in use by process" in cli_error("serve", folder, "--learn")
     assert not [*folder.parent.glob(".*")]
 
@@ -273,16 +265,13 @@ def test_start_of_learning_is_refused(finished_digits_once, own_model, cli_error
 def test_killed_server_has_all_answered_changes(own_model, scans):
     folder, answered = own_model(), []
 
-    def add_until_killed(address: str) -> None:
-        with httpx.Client(timeout=60) as client:
+    def add_until_killed() -> None:
+        with suppress(TransportError):
             for number in range(12, 40):
-                try:
-                    answered.extend(client.post(f"{address}/v1/examples", json=added(scans, number)).json()["ids"])
-                except httpx.TransportError:
-                    return
+                answered.extend(server.client.post("/v1/examples", json=added(scans, number)).json()["ids"])
 
     with serving(folder, "--learn") as server:
-        thread = threading.Thread(target=add_until_killed, args=[server.address])
+        thread = threading.Thread(target=add_until_killed)
         thread.start()
         while len(answered) < 3:
             thread.join(0.01)
@@ -291,5 +280,5 @@ def test_killed_server_has_all_answered_changes(own_model, scans):
     examples = stored(folder)
     assert set(answered) <= examples.keys()
     assert len(examples) - 12 - len(answered) in (0, 1)  # the change that was not answered
-    with client_of(folder) as client:
+    with learner_of(folder) as client:
         assert client.post("/v1/examples", json=added(scans, 39)).status_code == 200

@@ -8,20 +8,12 @@ import time
 
 import pytest
 from PIL import Image
-from serving import encoded, form, free_port, serving
+from serving import client_of, encoded, form, free_port, serving
 
 from trainers.hegraph.__main__ import main
+from trainers.hegraph.serve import app as module
 from trainers.hegraph.serve.__main__ import read_token
 from trainers.hegraph.serve.batches import Batcher
-
-for package in ("fastapi_offline", "httpx", "prometheus_fastapi_instrumentator"):
-    pytest.importorskip(package, reason="the extras `serve` and `dev` are not installed")
-
-import httpx  # noqa: E402
-from fastapi.testclient import TestClient  # noqa: E402
-
-from trainers.hegraph.serve import app as module  # noqa: E402
-from trainers.hegraph.serve.app import Settings, create_app  # noqa: E402
 
 JSON = {"content-type": "application/json"}
 TOKEN = "a-long-secret-of-the-tests"
@@ -29,7 +21,7 @@ TOKEN = "a-long-secret-of-the-tests"
 
 @pytest.fixture(scope="module")
 def client(finished_digits_once):
-    with TestClient(create_app(Settings(model=finished_digits_once / "model")), "http://127.0.0.1") as client:
+    with client_of(finished_digits_once / "model") as client:
         yield client
 
 
@@ -52,7 +44,7 @@ def test_several_labels_equal_predict(own_model, files, capsys):
     folder = own_model(several=True)
     assert main(["predict", str(folder), *map(str, files), "--format", "jsonl"]) == 0
     expected = [json.loads(line)["top"] for line in capsys.readouterr().out.splitlines()]
-    with TestClient(create_app(Settings(model=folder)), "http://127.0.0.1") as client:
+    with client_of(folder) as client:
         answers = [
             answer["top"] for answer in client.post("/v1/predict/files", files=form(*files)).json()["predictions"]
         ]
@@ -144,8 +136,7 @@ def test_images_with_many_pixels_are_refused(client):
 
 
 def test_busy_server_refuses_requests(finished_digits_once, files):
-    settings = Settings(model=finished_digits_once / "model", max_requests=0)
-    with TestClient(create_app(settings), "http://127.0.0.1") as client:
+    with client_of(finished_digits_once / "model", max_requests=0) as client:
         answer = client.post("/v1/predict/files", files=form(files[0]))
         assert (answer.status_code, answer.headers["retry-after"]) == (429, "1")
         assert client.get("/health").status_code == 200
@@ -170,8 +161,7 @@ def test_pages_of_other_sites_are_not_allowed(client):
 
 @pytest.fixture(scope="module")
 def guarded(finished_digits_once):
-    settings = Settings(model=finished_digits_once / "model", host="0.0.0.0", token=TOKEN)
-    with TestClient(create_app(settings), "http://server") as client:
+    with client_of(finished_digits_once / "model", "http://server", host="0.0.0.0", token=TOKEN) as client:
         yield client
 
 
@@ -245,6 +235,6 @@ def test_error_of_a_batch_does_not_stop_the_next():
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_command_serves_until_it_is_interrupted(finished_digits_once, files, workers):
     with serving(finished_digits_once, "--workers", workers) as server:
-        answer = httpx.post(f"{server.address}/v1/predict/files", files=form(*files), timeout=60)
+        answer = server.client.post("/v1/predict/files", files=form(*files))
         assert len(answer.json()["predictions"]) == len(files)
     assert server.process.returncode in (0, 130)

@@ -46,7 +46,7 @@ BUSY = (500, 502, 503)  # answers of a busy Label Studio: with SQLite, "database
 TIMEOUT = 30  # seconds of a request to Label Studio
 PAGE = 100  # tasks of a request to Label Studio
 BATCH = 32  # images in memory at once
-MAX_FEATURES = 50_000  # images whose features are kept, 100 MB with width 512
+MAX_FEATURES = 50_000  # images whose features stay in memory, 100 MB with width 512
 HAS_ANNOTATION = {"filter": "filter:tasks:total_annotations", "operator": "greater", "type": "Number", "value": 0}
 ANNOTATED = {"conjunction": "and", "items": [HAS_ANNOTATION]}  # filters of the Data Manager
 READ_ALL = ("ANNOTATIONS_DELETED", "TASKS_DELETED", "START_TRAINING")  # actions after which all annotations are read
@@ -287,9 +287,9 @@ class Backend:
         """Predict tasks. A task whose image cannot be read has no choice."""
         labeling, version, model = read_labeling(request.label_config), self.version, self.learner.model
         features = await self.encode(request.project, request.tasks, labeling.key)
-        kept = {task: row for (project, task), (_, row) in self.features.items() if project == request.project}
+        earlier = {task: row for (project, task), (_, row) in self.features.items() if project == request.project}
         linked = self.links.get(request.project, {})
-        pool = {task: row for task, row in (kept | features).items() if task not in linked}
+        pool = {task: row for task, row in (earlier | features).items() if task not in linked}
         scores = await asyncio.to_thread(scores_of, model, pool)
         results = dict(zip(features, choose(model, [*features.values()], labeling)))
         if len(request.tasks) > 1:
@@ -303,7 +303,7 @@ class Backend:
         return {"results": answers, "model_version": version}
 
     async def encode(self, project: int, tasks: Sequence[Task], key: str) -> dict[int, Tensor]:
-        """Features of the tasks whose image can be read. The last `MAX_FEATURES` encoded ones are kept."""
+        """Features `[d]` of the tasks whose image can be read. The last `MAX_FEATURES` stay in memory."""
         addresses = {task.id: task.data.get(key) for task in tasks}
         features = dict[int, Tensor]()
         for task, address in addresses.items():
