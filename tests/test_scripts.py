@@ -12,13 +12,13 @@ from standin.hosts import QUICK, STANDIN, copy_coop, install, make_images, write
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = ROOT / "scripts" / "hegraph"
-OURS = ("VIRTUAL_ENV", "CONDA_PREFIX", "SEEDS", "DATA", "OUTPUT")  # variables of the caller's that no test shall see
+CLEARED = ("VIRTUAL_ENV", "CONDA_PREFIX", "SEEDS", "DATA", "OUTPUT")  # variables that tests do not inherit
 
 
 def bash(script: str, *arguments: str, cwd: Path = ROOT, code: int = 0, **environment: str | None) -> str:
     """Run a script; returns its output, or its error line if it must fail. None removes an environment variable."""
-    kept = {k: v for k, v in os.environ.items() if k not in OURS}
-    variables = {k: v for k, v in (kept | {"PYTHON": sys.executable} | environment).items() if v is not None}
+    inherited = {k: v for k, v in os.environ.items() if k not in CLEARED}
+    variables = {k: v for k, v in (inherited | {"PYTHON": sys.executable} | environment).items() if v is not None}
     command = ["bash", str(SCRIPTS / script), *arguments]
     ran = subprocess.run(command, cwd=cwd, env=variables, capture_output=True, text=True, timeout=900)
     assert ran.returncode == code, ran.stderr
@@ -34,51 +34,51 @@ def test_every_script_is_valid_bash():
 
 
 @pytest.fixture
-def asked(tmp_path):
-    """Function of a script, words and environment: the words of its first sweep, which is not run."""
-    message, python = tmp_path / "message", tmp_path / "python"
-    python.write_text(f'#!/bin/sh\necho "$@" >>{message}\n')
+def sweep_of(tmp_path):
+    """Function that runs a script without its commands, and returns the arguments of its first sweep."""
+    commands, python = tmp_path / "commands", tmp_path / "python"
+    python.write_text(f'#!/bin/sh\necho "$@" >>{commands}\n')
     python.chmod(0o755)
 
-    def ask(script: str, *words: str, **environment: str) -> list[str]:
-        message.unlink(missing_ok=True)
+    def arguments(script: str, *words: str, **environment: str) -> list[str]:
+        commands.unlink(missing_ok=True)
         bash(script, *words, **{"PYTHON": str(python), "OUTPUT": str(tmp_path), "SHOTS": None, **environment})
-        return next(line.split() for line in message.read_text().splitlines() if " sweep " in line)
+        return next(line.split() for line in commands.read_text().splitlines() if " sweep " in line)
 
-    return ask
+    return arguments
 
 
 def values_of(flag: str, words: list[str]) -> list[str]:
     """Arguments of a flag, until the next flag or key."""
-    behind = words[words.index(flag) + 1 :]
-    return list(itertools.takewhile(lambda word: not word.startswith("--") and "." not in word, behind))
+    following = words[words.index(flag) + 1 :]
+    return list(itertools.takewhile(lambda word: not word.startswith("--") and "." not in word, following))
 
 
-OF_A_DATA_SET = (
+SCRIPTS_OF_DATA_SETS = (
     "ablation", "backbones", "base_to_new", "compare", "complexity", "cross_dataset", "domain_generalization",
     "features", "few_shot", "main", "reproduce", "sensitivity", "tsne", "unlabelled",
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("name", OF_A_DATA_SET)
-def test_every_script_takes_the_same_words(asked, name):
+@pytest.mark.parametrize("name", SCRIPTS_OF_DATA_SETS)
+def test_every_script_takes_the_same_arguments(sweep_of, name):
     dataset = "digits_low" if name == "cross_dataset" else "digits"
-    words = asked(f"{name}.sh", dataset, "mini", "2", "OPTIM.LR", "0.1")
+    words = sweep_of(f"{name}.sh", dataset, "mini", "2", "OPTIM.LR", "0.1")
     assert [values_of(f"--{flag}", words) for flag in ("datasets", "configs", "shots")] == [[dataset], ["mini"], ["2"]]
     assert words[words.index("OPTIM.LR") + 1] == "0.1"
-    assert values_of("--shots", asked(f"{name}.sh", dataset, "mini", "OPTIM.LR", "0.1", SHOTS="4")) == ["4"]
-    assert values_of("--shots", asked(f"{name}.sh", dataset, "mini", "1,8")) == ["1", "8"]
+    assert values_of("--shots", sweep_of(f"{name}.sh", dataset, "mini", "OPTIM.LR", "0.1", SHOTS="4")) == ["4"]
+    assert values_of("--shots", sweep_of(f"{name}.sh", dataset, "mini", "1,8")) == ["1", "8"]
 
 
-def test_targets_and_configurations_may_be_several(asked):
-    words = asked("cross_dataset.sh", "digits", "mini", "2", "DigitsLow", "EuroSAT", "OPTIM.LR", "1")
+def test_scripts_take_several_targets_and_configurations(sweep_of):
+    words = sweep_of("cross_dataset.sh", "digits", "mini", "2", "DigitsLow", "EuroSAT", "OPTIM.LR", "1")
     assert "['DigitsLow','EuroSAT',]" in words
-    assert values_of("--configs", asked("backbones.sh", "dtd", "rn50", "vit_b16", "8")) == ["rn50", "vit_b16"]
-    assert values_of("--datasets", asked("few_shot.sh", "dtd,eurosat", "rn50")) == ["dtd", "eurosat"]
-    assert values_of("--configs", asked("main.sh")) == ["mini"]
+    assert values_of("--configs", sweep_of("backbones.sh", "dtd", "rn50", "vit_b16", "8")) == ["rn50", "vit_b16"]
+    assert values_of("--datasets", sweep_of("few_shot.sh", "dtd,eurosat", "rn50")) == ["dtd", "eurosat"]
+    assert values_of("--configs", sweep_of("main.sh")) == ["mini"]
 
 
-def test_main_job_names_both_recipes(tmp_path):
+def test_main_script_names_both_recipes(tmp_path):
     for config, whose, other in (("mini", "ours", "mini_paper"), ("mini_paper", "the paper's; ours", "mini")):
         message = bash("main.sh", "digits", config, "4", PYTHON="true", OUTPUT=str(tmp_path))
         assert message.startswith(f"recipe: {whose}")
@@ -86,7 +86,7 @@ def test_main_job_names_both_recipes(tmp_path):
 
 
 @pytest.mark.slow
-def test_main_job_ends_with_the_table(tmp_path):
+def test_main_script_ends_with_the_table(tmp_path):
     printed = bash("main.sh", "digits", "mini", "4", OUTPUT=str(tmp_path), SEEDS="1 2").splitlines()
     runs = tmp_path / "digits" / "HeGraphAdapter" / "mini_4shots"
     assert sorted(folder.name for folder in runs.iterdir()) == ["seed1", "seed2"]
@@ -110,13 +110,13 @@ def test_main_job_ends_with_the_table(tmp_path):
 
 
 @pytest.mark.slow
-def test_wrong_word_is_one_line_and_leaves_nothing(tmp_path):
+def test_unknown_data_set_is_refused(tmp_path):
     message = bash("main.sh", "digit", "mini", "4", code=2, OUTPUT=str(tmp_path))
     assert "'digit'" in message and "'digits'" in message and not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow
-def test_script_inside_coop_runs_through_dassl(tmp_path):
+def test_script_in_coop_runs_with_dassl(tmp_path):
     coop = install(copy_coop("standin", tmp_path / "CoOp"))
     make_images(tmp_path / "images")
     write_split(tmp_path / "images")
@@ -133,7 +133,7 @@ def test_script_inside_coop_runs_through_dassl(tmp_path):
 
 @pytest.fixture(scope="module")
 def bare(tmp_path_factory) -> Path:
-    """A virtual environment with no packages at all."""
+    """Virtual environment without packages."""
     folder = tmp_path_factory.mktemp("bare") / "venv"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
     return folder
@@ -151,7 +151,7 @@ def test_bare_environment_gets_the_pip_line(bare, tmp_path, script, variable):
     assert not list(tmp_path.iterdir())
 
 
-def test_interpreter_is_found_or_named(bare, tmp_path):
+def test_interpreter_is_found_or_reported(bare, tmp_path):
     path = f"{bare / 'bin'}:/usr/bin:/bin"
     message = bash("main.sh", code=2, PYTHON=None, PATH=path, VIRTUAL_ENV=str(bare), OUTPUT=str(tmp_path))
     assert f"{bare / 'bin' / 'python3'} -m pip install" in message
@@ -160,11 +160,11 @@ def test_interpreter_is_found_or_named(bare, tmp_path):
 
 
 @pytest.mark.slow
-def test_relative_folders_are_those_of_the_caller(tiny_bank, tmp_path):
+def test_relative_folders_begin_at_the_working_directory(tiny_bank, tmp_path):
     bash("features.sh", tiny_bank.name, "vit_b32", "1", cwd=tmp_path, OUTPUT="out", SEEDS="1")
     assert (tmp_path / "out" / "tiny" / "HeGraphAdapter" / "vit_b32_1shots" / "seed1" / "result.json").exists()
 
 
 @pytest.mark.slow
-def test_teach_script_takes_the_commands_words():
+def test_teach_script_passes_arguments_on():
     assert "FOLDER" in bash("teach.sh", "--help")

@@ -21,7 +21,7 @@ KEY_VARIABLE = "FAKE_ENDPOINT_KEY"
 URL = "http://endpoint:8000/v1"
 NAMES = ["river", "forest", "annual crop", "pasture", "highway", "lake"]
 DONE = ["classes.txt", "out.json"]
-OWN = ["A lake."]  # which is no good sentence
+OWN = ["A lake."]  # breaks the rules
 
 
 def good_sentence(name: str, number: int) -> str:
@@ -30,14 +30,14 @@ def good_sentence(name: str, number: int) -> str:
 
 
 class FakeEndpoint:
-    """Answers each request with the next of its `replies`, and with good sentences when they are used up.
+    """Chat endpoint that answers each request with the next of its `replies`, and then with good descriptions.
 
-    A reply takes the endpoint and the request, and returns a response of the library `http`.
+    A reply is a function from the endpoint and the request to a response of the library `http`.
 
     Attributes:
-        prompts: Every message that came, in order.
-        batches: The classes that each asked for.
-        requests, headers: The body and the headers, in lower case, of every request.
+        prompts: Message of each request.
+        batches: Classes that each prompt requests.
+        requests, headers: Body, and headers in lower case, of each request.
     """
 
     number = 0  # of the last good sentence
@@ -54,9 +54,9 @@ class FakeEndpoint:
         self.requests.append(json.loads(request.content))
         self.headers.append(dict(request.headers))
         self.prompts.append(self.requests[-1]["messages"][-1]["content"])
-        wanted = self.prompts[-1].partition("classes to describe:")[2]
-        self.batches.append(re.findall(r"^- (.+?)(?: \(a sentence.*\))?(?::.*)?$", wanted, re.M))
-        return (self.replies.pop(0) if self.replies else but())(self, request)
+        requested = self.prompts[-1].partition("classes to describe:")[2]
+        self.batches.append(re.findall(r"^- (.+?)(?: \(a sentence.*\))?(?::.*)?$", requested, re.M))
+        return (self.replies.pop(0) if self.replies else descriptions())(self, request)
 
     def sentences(self, name: str, count: int) -> list[str]:
         self.number += count
@@ -64,23 +64,23 @@ class FakeEndpoint:
 
 
 def raw(body: str, status: int = 200, kind: str = "application/json") -> Callable:
-    """A reply that may be anything."""
+    """Create a reply with any body."""
     return lambda endpoint, request: endpoint.http.Response(status, text=body, headers={"content-type": kind})
 
 
-def says(text: str | None, end: str = "stop") -> Callable:
-    """A reply of the model with this text, and why it ends there."""
-    choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": end}
+def completion(text: str | None, finish_reason: str = "stop") -> Callable:
+    """Create a reply with a chat completion."""
+    choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": finish_reason}
     return raw(json.dumps({"id": "1", "object": "chat.completion", "choices": [choice]}))
 
 
-def fails(status: int, message: str = "no luck") -> Callable:
-    """A reply with an error status."""
+def error_status(status: int, message: str = "no luck") -> Callable:
+    """Create a reply with an error status."""
     return raw(json.dumps({"error": {"message": message}}), status)
 
 
-def breaks(name: str) -> Callable:
-    """No reply, but the error of this name, as of a connection that breaks."""
+def connection_error(name: str) -> Callable:
+    """Create a reply that raises an error of the library, such as "ReadTimeout"."""
 
     def reply(endpoint: FakeEndpoint, request: Any) -> None:
         raise getattr(endpoint.http, name)("Connection refused", request=request)
@@ -88,24 +88,30 @@ def breaks(name: str) -> Callable:
     return reply
 
 
-def but(**sentences: Sequence[str] | None) -> Callable:
-    """As many good sentences for each class as are asked for, but for some classes others, or none at all."""
+def descriptions(**sentences: Sequence[str] | None) -> Callable:
+    """Create a reply with the requested number of good sentences for each class.
+
+    Some classes have other sentences, or with None no entry.
+    """
 
     def reply(endpoint: FakeEndpoint, request: Any) -> Any:
         names, prompt = endpoint.batches[-1], endpoint.prompts[-1]
         each = re.search(r"at the end of this message, (\d+) for each", prompt)[1]
-        wanted = dict.fromkeys(names, each) | dict(re.findall(r"^- (.+?)(?: \(.*\))?: (\d+) more", prompt, re.M))
-        good = {name: endpoint.sentences(name, int(wanted[name])) for name in names}
+        counts = dict.fromkeys(names, each) | dict(re.findall(r"^- (.+?)(?: \(.*\))?: (\d+) more", prompt, re.M))
+        good = {name: endpoint.sentences(name, int(counts[name])) for name in names}
         table = {name: sentences.get(name.replace(" ", "_"), good[name]) for name in names}
-        return says(json.dumps({name: found for name, found in table.items() if found is not None}))(endpoint, request)
+        return completion(json.dumps({name: found for name, found in table.items() if found is not None}))(
+            endpoint, request
+        )
 
     return reply
 
 
 @pytest.fixture
 def endpoint(monkeypatch, caplog) -> FakeEndpoint:
-    """The endpoint, its key in the environment, and hardly any waiting. Everything is logged, so that a test that looks
-    for the key sees all that any library says.
+    """Fake endpoint whose key is in the environment, with short delays before retries.
+
+    All messages are logged, so that tests find the key in messages of any library.
     """
     openai = pytest.importorskip("openai", reason="the extra `describe` is not installed: pip install openai")
     http = getattr(openai._base_client, "httpx2", None) or openai._base_client.httpx  # by its version
@@ -121,8 +127,9 @@ def endpoint(monkeypatch, caplog) -> FakeEndpoint:
 
 @pytest.fixture
 def describe(endpoint, tmp_path, capfd, caplog) -> Callable[..., tuple[int, str]]:
-    """Runs the command for six classes, two to a question; further arguments win. Returns its exit code and all it
-    says. The key is in no output, log or file.
+    """Function that runs the command for six classes, two per prompt; further arguments take precedence.
+
+    Returns the exit code and everything printed. The key must not be in an output, log or file.
     """
     (tmp_path / "classes.txt").write_text("\n".join(NAMES), encoding="utf-8")
 
@@ -146,25 +153,25 @@ def names_of(tmp_path: Path) -> list[str]:
     return sorted(path.name for path in tmp_path.iterdir())
 
 
-def test_a_description_file_in_class_order_comes_out(describe, endpoint, tmp_path):
+def test_description_file_has_class_order(describe, endpoint, tmp_path):
     sentences = ["Too short a river.", *(good_sentence("river", 5000 + i) for i in range(9))]
-    endpoint.replies = [but(river=sentences)]
+    endpoint.replies = [descriptions(river=sentences)]
     code, printed = describe()
     assert code == 0 and "6 of 6 classes" in printed and list(table(tmp_path)) == NAMES
     assert [len(sentences) for sentences in table(tmp_path).values()] == [5] * 6
-    assert table(tmp_path)["river"] == sentences[1:6]  # of more than are wanted, the first good ones
+    assert table(tmp_path)["river"] == sentences[1:6]  # the first good ones
     assert read_descriptions(tmp_path / "out.json", NAMES) == list(table(tmp_path).values())
     assert endpoint.batches == [NAMES[0:2], NAMES[2:4], NAMES[4:6]]
     assert ({request["model"] for request in endpoint.requests}, names_of(tmp_path)) == ({"m"}, DONE)
     describe()
-    assert len(endpoint.prompts) == 3, "nothing is asked twice"
+    assert len(endpoint.prompts) == 3  # the second call sends none
 
 
 def test_duplicate_names_and_aliases(describe, endpoint, tmp_path):
     (tmp_path / "list.txt").write_text(json.dumps(["Sea_Lake", "river", "Sea_Lake"]))
     (tmp_path / "aliases.json").write_text(json.dumps({"river": ["field", "crop"]}))
     fields = [good_sentence("field", 5000 + i) for i in range(2)]
-    endpoint.replies = [but(river=fields)]
+    endpoint.replies = [descriptions(river=fields)]
     flags = ["--classes", str(tmp_path / "list.txt"), "--aliases", str(tmp_path / "aliases.json"), "--per-class", "2"]
     assert (describe(*flags)[0], [*table(tmp_path)], table(tmp_path)["river"]) == (0, ["Sea_Lake", "river"], fields)
     assert endpoint.prompts[0].endswith("- Sea Lake\n- river (a sentence may also call it field, or crop)\n")
@@ -172,9 +179,9 @@ def test_duplicate_names_and_aliases(describe, endpoint, tmp_path):
 
 def test_sentences_of_earlier_calls_stay(describe, endpoint, tmp_path):
     (tmp_path / "out.json").write_text(json.dumps({"lake": OWN, "river": []}))
-    endpoint.replies = [but(forest=[good_sentence("forest", 5000)]), fails(401)]
+    endpoint.replies = [descriptions(forest=[good_sentence("forest", 5000)]), error_status(401)]
     assert describe()[0] == 2
-    endpoint.replies = [but(forest=[good_sentence("forest", 5000)])]  # which is there already
+    endpoint.replies = [descriptions(forest=[good_sentence("forest", 5000)])]  # equal to the first
     assert describe("--model", "other")[0] == 0
     assert endpoint.batches == [NAMES[0:2], NAMES[2:4], NAMES[1:3], NAMES[3:5], ["forest"]]
     assert "was refused: equal to a sentence of 'forest' except for names" in endpoint.prompts[-1]
@@ -192,7 +199,11 @@ def test_dry_run_sends_and_writes_nothing(describe, endpoint, tmp_path, monkeypa
 
 
 def test_incomplete_answers_are_requested_again(describe, endpoint, tmp_path):
-    endpoint.replies = [says("I cannot do that."), but(pasture=None), but(lake=[good_sentence("lake", 5000)])]
+    endpoint.replies = [
+        completion("I cannot do that."),
+        descriptions(pasture=None),
+        descriptions(lake=[good_sentence("lake", 5000)]),
+    ]
     assert describe()[0] == 0
     again = [["river"], ["forest"], ["pasture"], ["lake"]]
     assert endpoint.batches == [NAMES[0:2], NAMES[2:4], NAMES[4:6], *again]
@@ -204,19 +215,19 @@ def test_incomplete_answers_are_requested_again(describe, endpoint, tmp_path):
 
 def test_next_prompt_has_good_sentences_and_problems(describe, endpoint, tmp_path):
     good = [good_sentence("forest", 5000 + i) for i in range(3)]
-    endpoint.replies = [but(forest=[*good, "A short forest.", good_sentence("wood", 5077)])]
+    endpoint.replies = [descriptions(forest=[*good, "A short forest.", good_sentence("wood", 5077)])]
     assert describe()[0] == 0
     assert [batch for batch in endpoint.batches if "forest" in batch] == [NAMES[0:2], ["forest"]]
-    question = endpoint.prompts[3].partition("classes to describe:")[2]
-    assert question.startswith("\n- forest: 2 more, unlike the ones there:\n")
-    assert [line for line in question.splitlines() if "has:" in line] == [f"  has: {sentence}" for sentence in good]
-    assert "was refused: expected 8 to 35 words, got 3: 'A short forest.'\n" in question
-    assert "was refused: the class name is missing: " in question
+    prompt = endpoint.prompts[3].partition("classes to describe:")[2]
+    assert prompt.startswith("\n- forest: 2 more, unlike the ones there:\n")
+    assert [line for line in prompt.splitlines() if "has:" in line] == [f"  has: {sentence}" for sentence in good]
+    assert "was refused: expected 8 to 35 words, got 3: 'A short forest.'\n" in prompt
+    assert "was refused: the class name is missing: " in prompt
     assert (table(tmp_path)["forest"][:3], len(table(tmp_path)["forest"])) == (good, 5)
 
 
 def test_failed_classes_are_listed_and_requested_next_time(describe, endpoint, tmp_path):
-    endpoint.replies = [but(pasture=["I do not know."])] * 6
+    endpoint.replies = [descriptions(pasture=["I do not know."])] * 6
     code, printed = describe()
     assert code == 1 and "5 of 6 classes" in printed
     assert sum("pasture" in batch for batch in endpoint.batches) == 4
@@ -236,7 +247,7 @@ def test_interrupted_command_continues(describe, endpoint, tmp_path, monkeypatch
             raise KeyboardInterrupt
         return real(self, prompt)
 
-    endpoint.replies = [but(), but(annual_crop=["I do not know."])]
+    endpoint.replies = [descriptions(), descriptions(annual_crop=["I do not know."])]
     with monkeypatch.context() as patch:
         patch.setattr(ChatClient, "ask", ends)
         assert describe()[0] == 130
@@ -244,10 +255,10 @@ def test_interrupted_command_continues(describe, endpoint, tmp_path, monkeypatch
     partial_file = json.loads((tmp_path / "out.json.partial").read_text())
     again = [["annual crop", "highway"], ["lake"]]
     assert "requests: 2, classes: 3; nothing was sent\n" in describe("--dry-run")[1]
-    endpoint.replies = [fails(401, f"wrong key {KEY}")]
+    endpoint.replies = [error_status(401, f"wrong key {KEY}")]
     code, printed = describe()
     assert code == 2 and "wrong key [key]" in printed and describe()[0] == 0
-    # the third question had no answer; of the second, one class had none
+    # The third prompt had no answer, and one class of the second prompt had none
     assert endpoint.batches[2:] == [again[0], *again]
     assert "was refused: expected 8 to 35 words, got 4" in endpoint.prompts[3]
     assert list(table(tmp_path)) == NAMES
@@ -257,7 +268,7 @@ def test_interrupted_command_continues(describe, endpoint, tmp_path, monkeypatch
     assert names_of(tmp_path) == DONE
 
 
-# Mistakes
+# Invalid input
 
 
 @pytest.mark.parametrize(("file", "content", "words"), [
@@ -291,23 +302,25 @@ def test_invalid_options_are_refused(describe, endpoint, tmp_path, option, value
     assert code == 2 and words in printed and (names_of(tmp_path), endpoint.prompts) == (["classes.txt"], [])
 
 
-# One question
+# One prompt
 
 
 @pytest.fixture
 def ask(endpoint, monkeypatch):
-    def question(*flags: str, url: str = URL, key: str = KEY) -> str:
+    """Function that sends one prompt, and returns its answer."""
+
+    def send(*flags: str, url: str = URL, key: str = KEY) -> str:
         monkeypatch.setenv(KEY_VARIABLE, key)
         words = ["--classes=c", "--context=c", "--out=o", "--model=some-model", "--timeout=30", "--retries=2"]
         words += [f"--endpoint={url}", f"--key-env={KEY_VARIABLE}"]
         return ChatClient(parse_arguments([*words, *flags])).ask("Well?")
 
-    return question
+    return send
 
 
 @pytest.fixture
-def gives_up(ask, endpoint, capfd, caplog):
-    """The question must fail with these words after so many requests, and the key must be nowhere."""
+def fails_with(ask, endpoint, capfd, caplog):
+    """Function that sends a prompt, and checks its error, the number of requests, and that the key is not printed."""
 
     def check(words: str, *flags: str, requests: int = 1, url: str = URL) -> None:
         endpoint.headers.clear()
@@ -324,7 +337,11 @@ def gives_up(ask, endpoint, capfd, caplog):
 
 
 def test_answer_is_the_text_of_the_message(ask, endpoint, caplog):
-    endpoint.replies = [says("Yes.\n\nOf course."), says(None), says("Half an", end="length")]
+    endpoint.replies = [
+        completion("Yes.\n\nOf course."),
+        completion(None),
+        completion("Half an", finish_reason="length"),
+    ]
     assert [ask(), ask("--max-tokens=500", "--temperature=0")] == ["Yes.\n\nOf course.", ""]
     message = [{"role": "user", "content": "Well?"}]
     assert endpoint.requests == [
@@ -335,37 +352,39 @@ def test_answer_is_the_text_of_the_message(ask, endpoint, caplog):
     assert "cut off: raise --max-tokens" in caplog.text
 
 
-@pytest.mark.parametrize("failure", [fails(429), fails(503), breaks("ReadTimeout")], ids=["429", "503", "silence"])
+@pytest.mark.parametrize(
+    "failure", [error_status(429), error_status(503), connection_error("ReadTimeout")], ids=["429", "503", "silence"]
+)
 def test_temporary_failures_are_retried(ask, endpoint, caplog, failure):
-    endpoint.replies = [failure, failure, says("Yes.")]
+    endpoint.replies = [failure, failure, completion("Yes.")]
     assert (ask(), len(endpoint.prompts)) == ("Yes.", 3) and "Retrying request" in caplog.text
 
 
-def test_permanent_failures_show_the_reason(gives_up, endpoint):
-    endpoint.replies = [fails(401, f"no such model for {KEY}")]
-    gives_up("no such model for [key]")
-    endpoint.replies = [fails(503, "overloaded")] * 3
-    gives_up("overloaded", requests=3)
+def test_permanent_failures_show_the_reason(fails_with, endpoint):
+    endpoint.replies = [error_status(401, f"no such model for {KEY}")]
+    fails_with("no such model for [key]")
+    endpoint.replies = [error_status(503, "overloaded")] * 3
+    fails_with("overloaded", requests=3)
     for name in ("ReadTimeout", "ConnectTimeout", "ConnectError"):
-        endpoint.replies = [breaks(name)]
-        gives_up("no answer (Connection refused); check the address, or raise --timeout", "--retries=0")
+        endpoint.replies = [connection_error(name)]
+        fails_with("no answer (Connection refused); check the address, or raise --timeout", "--retries=0")
     for body in ('{"choices": [', "[]", '{"choices": []}', '{"choices": [{"message": {"content": [1]}}]}', "[" * 10**5):
         endpoint.replies = [raw(body)]
-        gives_up("the response is no chat completion")
-    for reply, path in ((raw("<html>", kind="text/html"), "/"), (fails(404, "no page"), "/v1/chat/completions")):
+        fails_with("the response is no chat completion")
+    for reply, path in ((raw("<html>", kind="text/html"), "/"), (error_status(404, "no page"), "/v1/chat/completions")):
         endpoint.replies = [reply]
-        gives_up("", url=URL.removesuffix("/v1") + path)
+        fails_with("", url=URL.removesuffix("/v1") + path)
 
 
 # The key
 
 
-def test_repeated_key_is_removed(gives_up, ask, endpoint, caplog):
+def test_repeated_key_is_removed(fails_with, ask, endpoint, caplog):
     logging.getLogger("openai").setLevel(logging.DEBUG)
-    endpoint.replies = [lambda endpoint, request: fails(500, str(request.headers.raw))(endpoint, request)]
-    gives_up("", "--retries=0")
+    endpoint.replies = [lambda endpoint, request: error_status(500, str(request.headers.raw))(endpoint, request)]
+    fails_with("", "--retries=0")
     assert "/chat/completions" in caplog.text
-    endpoint.replies = [says(f"The key is {KEY}!"), says("There is none.")]
+    endpoint.replies = [completion(f"The key is {KEY}!"), completion("There is none.")]
     assert ask() == "The key is [key]!"
     assert ask(key="none") == "There is none."  # the key of a server that needs none may be a word
 
@@ -384,7 +403,7 @@ def test_openais_key_is_for_openai_only(monkeypatch, url):
 def test_openais_headers_are_for_openai_only(ask, endpoint, monkeypatch):
     for name, value in (("ORG_ID", "org-7"), ("PROJECT_ID", "proj-7"), ("CUSTOM_HEADERS", "X-Mine: mine-7")):
         monkeypatch.setenv(f"OPENAI_{name}", value)
-    endpoint.replies = [says("Yes.")] * 2
+    endpoint.replies = [completion("Yes.")] * 2
     ask()
     assert not {"openai-organization", "openai-project", "x-mine"} & set(endpoint.headers[0])
     assert os.environ["OPENAI_ORG_ID"] == "org-7"

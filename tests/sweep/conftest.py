@@ -1,4 +1,4 @@
-"""Fixtures of sweeps: single runs for comparison, and commands in processes of their own."""
+"""Fixtures of sweeps: runs, commands in new processes, and the files of a run for comparison."""
 
 import json
 import os
@@ -26,20 +26,20 @@ def runs(tiny_bank, tmp_path) -> list[Run]:
 
 @pytest.fixture
 def long_grid(tiny_bank, tmp_path) -> list[str]:
-    """A sweep of four runs that take a while, into `tmp_path / "out"`."""
+    """Arguments of a sweep of four runs that take seconds, with the output folder `tmp_path / "out"`."""
     grid = ["sweep", "--datasets", str(tiny_bank), "--configs", "vit_b32", "--shots", "1", "--seeds", *"1234"]
     return [*grid, "--output", str(tmp_path / "out"), "TRAINER.HEGRAPHADAPTER.MIN_STEPS", "150"]
 
 
 @pytest.fixture
-def left_undone(tmp_path) -> Callable[[], int]:
-    """Number of runs of `long_grid` without a record."""
+def count_pending(tmp_path) -> Callable[[], int]:
+    """Function that counts the runs of `long_grid` without a record."""
     return lambda: 4 - len(list((tmp_path / "out").rglob(RECORD)))
 
 
 @pytest.fixture
 def start() -> Iterator[Callable[..., subprocess.Popen]]:
-    """Starts the package in a process of its own with one thread, in a new session; its output is text."""
+    """Function that starts a command in a new process with one thread, in a new session; its output is text."""
     started = []
 
     def begin(*arguments: object) -> subprocess.Popen:
@@ -58,11 +58,11 @@ def start() -> Iterator[Callable[..., subprocess.Popen]]:
 
 @pytest.fixture
 def wait_for() -> Callable[..., None]:
-    """Waits until something is so; `process` has to live meanwhile."""
+    """Function that waits until a condition is true, while a process must not end."""
 
-    def wait(what: Callable[[], object], process: subprocess.Popen | None = None) -> None:
+    def wait(condition: Callable[[], object], process: subprocess.Popen | None = None) -> None:
         end = time.monotonic() + 240
-        while not what():
+        while not condition():
             assert time.monotonic() < end
             assert process is None or process.poll() is None, process.communicate()
             time.sleep(0.02)
@@ -71,43 +71,44 @@ def wait_for() -> Callable[..., None]:
 
 
 @pytest.fixture
-def hold(wait_for) -> Iterator[Callable[..., tuple[int, Path]]]:
-    """Stops a process in the middle of a run, so that no test depends on how long a run takes.
+def pause_run(wait_for) -> Iterator[Callable[..., tuple[int, Path]]]:
+    """Function that pauses a process in the middle of a run, so that no test depends on the duration of a run.
 
-    It takes a function that finds the notes of who holds a lock, and the process that has to live meanwhile, and gives
-    the process that is held and the folder of its run. SIGCONT has it go on, which the end of the test sends as well.
+    Its arguments are a function that lists the files `HOLDER` of locked folders, and a process that must not end. It
+    returns the id of the paused process and the folder of its run. SIGCONT resumes the process, at the latest at the
+    end of the test.
     """
-    held: dict[int, Path] = {}
+    paused: dict[int, Path] = {}
 
-    def in_the_middle(holder: Path) -> bool:
-        """Stop the process in a note; returns whether it still executes the run of the note."""
-        with suppress(FileNotFoundError, ProcessLookupError):  # the run has ended meanwhile
-            message = holder.read_bytes()
-            pid = json.loads(message)["pid"]
-            if pid in held:
+    def pause(holder: Path) -> bool:
+        """Pause the process that holds a lock; returns whether it is still in its run."""
+        with suppress(FileNotFoundError, ProcessLookupError):  # the run has ended
+            content = holder.read_bytes()
+            pid = json.loads(content)["pid"]
+            if pid in paused:
                 return False
             os.kill(pid, signal.SIGSTOP)
-            held[pid] = holder.parent
+            paused[pid] = holder.parent
             wait_for(lambda: Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T")
-            if holder.exists() and holder.read_bytes() == message and not (holder.parent / RECORD).exists():
+            if holder.exists() and holder.read_bytes() == content and not (holder.parent / RECORD).exists():
                 return True
             os.kill(pid, signal.SIGCONT)
-            del held[pid]
+            del paused[pid]
         return False
 
-    def hold_one(notes: Callable[[], Iterable[Path]], process: subprocess.Popen) -> tuple[int, Path]:
-        wait_for(lambda: any(map(in_the_middle, notes())), process)
-        return list(held.items())[-1]
+    def pause_one(holders: Callable[[], Iterable[Path]], process: subprocess.Popen) -> tuple[int, Path]:
+        wait_for(lambda: any(map(pause, holders())), process)
+        return list(paused.items())[-1]
 
-    yield hold_one
-    for pid in held:
+    yield pause_one
+    for pid in paused:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGCONT)
 
 
 @pytest.fixture(scope="session")
-def left_by() -> Callable[[Path], dict[str, object]]:
-    """Files of a run; JSON files without the values that differ between equal runs."""
+def files_of() -> Callable[[Path], dict[str, object]]:
+    """Function that reads the files below a folder, and removes values that differ between equal runs from JSON."""
     not_compared = (*MEASURED, "git_commit")  # the checkout may change while tests run
 
     def comparable(value: object) -> object:

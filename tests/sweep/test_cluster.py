@@ -49,19 +49,19 @@ class FakeRay:
     exceptions = SimpleNamespace(RayError=Lost, RayTaskError=TaskError)
 
     def __init__(self, answer: Callable = do_run) -> None:
-        self.answer, self.away, self.most, self.count, self.banks = answer, {}, 0, 0, 0
+        self.answer, self.submitted, self.most, self.count, self.banks = answer, {}, 0, 0, 0
 
     def remote(self, function: Callable) -> FakeRay:
         return self
 
-    def options(self, **asked: object) -> SimpleNamespace:
-        self.asked = asked
-        return SimpleNamespace(remote=self.send)
+    def options(self, **resources: object) -> SimpleNamespace:
+        self.resources = resources
+        return SimpleNamespace(remote=self.submit)
 
-    def send(self, *job: object) -> int:
+    def submit(self, *job: object) -> int:
         self.count += 1
-        self.away[self.count] = job
-        self.most = max(self.most, len(self.away))
+        self.submitted[self.count] = job
+        self.most = max(self.most, len(self.submitted))
         return self.count
 
     def put(self, value: object) -> object:
@@ -72,31 +72,31 @@ class FakeRay:
         return [min(references)], []
 
     def get(self, reference: int) -> tuple:
-        return self.answer(*self.away.pop(reference))
+        return self.answer(*self.submitted.pop(reference))
 
     def nodes(self) -> list[dict]:
         return [{"Alive": True, "Resources": {"CPU": 2.0}}, {"Alive": False, "Resources": {"CPU": 50.0}}]
 
 
-def test_cluster_writes_the_files_of_a_local_run(runs, tmp_path, left_by, monkeypatch):
+def test_cluster_writes_the_files_of_a_local_run(runs, tmp_path, files_of, monkeypatch):
     monkeypatch.setattr(module.tempfile, "tempdir", str(tmp_path))
-    played = FakeRay()
-    cluster = Cluster(played, 1, 0, False)
+    ray = FakeRay()
+    cluster = Cluster(ray, 1, 0, False)
     assert cluster.runs_at_a_time() == 2
     results = []
     for result in cluster.results(runs):
         results.append(result)
         assert all(is_locked(run.folder) for run, _ in cluster.submitted.values())
     assert [(result.run, result.status) for result in results] == [(run, DONE) for run in runs]
-    assert (played.most, played.banks) == (AHEAD * 2, 1)
-    assert played.asked == {"num_cpus": 1.0, "num_gpus": 0.0, "max_retries": 3, "retry_exceptions": False}
+    assert (ray.most, ray.banks) == (AHEAD * 2, 1)
+    assert ray.resources == {"num_cpus": 1.0, "num_gpus": 0.0, "max_retries": 3, "retry_exceptions": False}
     assert all(read_record(run.folder)["seed"] == run.seed for run in runs)
     assert not [path for run in runs for path in run.folder.rglob(LOCK)]
     assert not list(tmp_path.glob("hegraph-run-*"))
     alone = Run(tmp_path / "alone", *list(vars(runs[3]).values())[1:])
     run_alone(alone.configuration(), alone.bank)
     assert results[3].message == f"{read_record(alone.folder)['accuracy']:.2f}"
-    assert left_by(alone.folder) == left_by(runs[3].folder) != {}
+    assert files_of(alone.folder) == files_of(runs[3].folder) != {}
 
 
 def test_worker_with_another_version_ends_the_sweep(runs):
@@ -108,7 +108,7 @@ def test_worker_with_another_version_ends_the_sweep(runs):
     cluster = Cluster(FakeRay(answer), 1, 0, False)
     with pytest.raises(UserError, match="a Ray worker failed: No module named 'hegraph'"):
         list(cluster.results(runs))
-    cluster.ray = None  # nothing more can be asked of it
+    cluster.ray = None  # `close` sends no request to Ray
     cluster.close()
     assert not any(run.folder.exists() for run in runs)
 
@@ -121,9 +121,9 @@ def test_lost_runs_and_full_disks_are_failures(runs, disk_full_after, monkeypatc
             raise Lost if run.seed else TaskError(OSError(28, "No space left on device"))
         return do_run(run, *job)
 
-    def full_for_one(left: bytes, folder: Path) -> None:
+    def full_for_one(packed: bytes, folder: Path) -> None:
         with disk_full_after(200 if folder == runs[2].folder else 10**9):
-            unpack(left, folder)
+            unpack(packed, folder)
 
     monkeypatch.setattr(module, "unpack", full_for_one)
     results = {result.run.seed: result for result in Cluster(FakeRay(answer), 1, 0, False).results(runs[:4])}
@@ -173,9 +173,9 @@ def test_interrupted_run_continues_from_its_checkpoint(runs, tmp_path, stopped_a
 
 @pytest.mark.parametrize(("cpus", "gpus", "count"), [(3, 0, 2), (0.5, 0, 16), (1, 0.25, 4), (9, 0, 0)])
 def test_number_of_simultaneous_runs(runs, caplog, monkeypatch, cpus, gpus, count):
-    played = FakeRay()
-    monkeypatch.setattr(played, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 8.0, "GPU": 1.0}}])
-    cluster = Cluster(played, cpus, gpus, False)
+    ray = FakeRay()
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 8.0, "GPU": 1.0}}])
+    cluster = Cluster(ray, cpus, gpus, False)
     assert cluster.runs_at_a_time() == count
     if not count:
         assert [result.status for result in cluster.results(runs[:1])] == [DONE]
@@ -200,34 +200,34 @@ def test_unreachable_clusters_are_refused(long_grid, cli_error):
     assert "--workers and --ray exclude each other" in cli_error(*long_grid, "--ray", "auto", "--workers", "2")
     pytest.importorskip("ray", reason="Ray is not installed")
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        nobody = f"127.0.0.1:{taken.getsockname()[1]}"
-    for address in (nobody, "ray://head:port"):
+        closed = f"127.0.0.1:{taken.getsockname()[1]}"
+    for address in (closed, "ray://head:port"):
         error = cli_error(*long_grid, "--ray", address)
         assert error.startswith(f"error: no Ray cluster answers at {address} (")
 
 
 def test_connection_sets_threads_and_keeps_signal_handlers(monkeypatch):
-    asked, left = {}, []
+    arguments, shutdowns = {}, []
 
-    def init(**words: object) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as Ray sets one of its own
-        asked.update(words)
+    def init(**values: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # Ray sets a handler, too
+        arguments.update(values)
 
     before = signal.getsignal(signal.SIGTERM)
     ray = FakeRay()
-    ray.init, ray.shutdown, ray.cluster_resources = init, lambda: left.append(1), lambda: {"CPU": 2.0}
+    ray.init, ray.shutdown, ray.cluster_resources = init, lambda: shutdowns.append(1), lambda: {"CPU": 2.0}
     monkeypatch.setitem(sys.modules, "ray", ray)
     for cpus, threads in ((2.0, "2"), (0.5, "1")):
         with connected("local", cpus, 0, False) as found:
-            assert found.ray is ray and (asked["address"], asked["include_dashboard"]) == ("local", False)
-            assert asked["runtime_env"] == {"env_vars": {"OMP_NUM_THREADS": threads}}
+            assert found.ray is ray and (arguments["address"], arguments["include_dashboard"]) == ("local", False)
+            assert arguments["runtime_env"] == {"env_vars": {"OMP_NUM_THREADS": threads}}
             assert signal.getsignal(signal.SIGTERM) == before
     with (
         pytest.raises(UserError, match="expected a machine with 3 CPUs .* got 1 smaller"),
         connected("auto", 3, 0, False),
     ):
         pass
-    assert len(left) == 3
+    assert len(shutdowns) == 3
 
 
 # A real cluster
@@ -235,9 +235,9 @@ def test_connection_sets_threads_and_keeps_signal_handlers(monkeypatch):
 
 @pytest.fixture
 def nodes() -> Iterator:
-    """The head and another node, of one CPU each; their temporary folder is `nodes.temporary`.
+    """Ray cluster of two nodes with one CPU each, `other` is the second one; its temporary folder is `temporary`.
 
-    It is none of pytest's, since the paths of Ray's sockets may have 107 bytes.
+    The folder is not one of pytest's, because the paths of Ray's sockets have at most 107 bytes.
     """
     pytest.importorskip("ray", reason="Ray is not installed")
     from ray.cluster_utils import Cluster as Nodes
@@ -258,24 +258,24 @@ def nodes() -> Iterator:
 
 
 @pytest.mark.slow
-def test_real_cluster_repeats_lost_runs(nodes, long_grid, tmp_path, start, hold, wait_for, left_undone):
+def test_real_cluster_repeats_lost_runs(nodes, long_grid, tmp_path, start, pause_run, wait_for, count_pending):
     words, at_work = [*long_grid, "--ray", nodes.address], partial(nodes.temporary.glob, f"hegraph-run-*/run/{HOLDER}")
     first = start(*words)
-    killed, _ = hold(at_work, first)
+    killed, _ = pause_run(at_work, first)
     os.kill(killed, signal.SIGKILL)  # as the system does when memory runs out
-    wait_for(lambda: left_undone() < 4, first)
-    hold(at_work, first)  # so that not all are done before the driver is killed
+    wait_for(lambda: count_pending() < 4, first)
+    pause_run(at_work, first)  # not all runs end before the driver is killed
     first.kill()
     first.communicate()
-    before = 4 - left_undone()
+    before = 4 - count_pending()
     assert 0 < before < 4
     again = start(*words)
-    held, _ = hold(at_work, again)
+    paused, _ = pause_run(at_work, again)
     nodes.remove_node(nodes.other, allow_graceful=False)
     with suppress(ProcessLookupError):
-        os.kill(held, signal.SIGCONT)
+        os.kill(paused, signal.SIGCONT)
     out, log = again.communicate(timeout=300)
-    assert (again.returncode, left_undone()) == (0, 0), log
+    assert (again.returncode, count_pending()) == (0, 0), log
     assert "Ray cluster of 2 machines" in log and f"{before} finished before" in out
     assert not list((tmp_path / "out").rglob("error.json")) and not list((tmp_path / "out").rglob(LOCK))
 

@@ -117,8 +117,8 @@ def test_killed_workers_leave_no_temporary_files(runs, tmp_path, wait_for):
 
 
 @pytest.fixture
-def played(monkeypatch) -> Mock:
-    """Replace workers by threads, where run 2 ends its thread. Returns the function that creates a worker."""
+def worker_threads(monkeypatch) -> Mock:
+    """Replace workers by threads, one of which breaks in run 2. Returns the mock that creates a worker."""
 
     def attempt(run: Run, verbose: bool) -> Result:
         if run.seed == 2:
@@ -130,12 +130,12 @@ def played(monkeypatch) -> Mock:
     return begin
 
 
-def test_dead_worker_fails_its_run_only(runs, played, monkeypatch, caplog):
+def test_dead_worker_fails_its_run_only(runs, worker_threads, monkeypatch, caplog):
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
     with caplog.at_level("INFO"):
         results = {result.run.seed: result for result in run_in_workers(runs, 2, verbose=True)}
         assert [results[seed].status for seed in range(8)] == [DONE] * 2 + [FAILED] + [DONE] * 5
-        assert played.call_count == 2 + 1
+        assert worker_threads.call_count == 2 + 1
         [alone] = run_in_workers(runs[:1], 8, False)
         monkeypatch.delenv("OMP_NUM_THREADS")
         monkeypatch.setattr(workers, "cores", lambda: 1)
@@ -160,23 +160,23 @@ def test_order_of_runs_for_a_worker(tmp_path):
 def test_separate_run_is_its_command_line(runs, capsys, monkeypatch):
     monkeypatch.setattr(workers.subprocess, "run", process := Mock())
 
-    def says(run: Run, printed: str, code: int = 0) -> Result:
+    def attempt_separately(run: Run, printed: str, code: int = 0) -> Result:
         process.return_value = Mock(stdout=printed, returncode=code)
         return attempt(replace(run, separate=True), True)
 
     first, second, third, fourth = runs[:4]
     attempt(first, False)
-    assert (says(first, "well\n").status, capsys.readouterr().err) == (DONE, "well\n")
+    assert (attempt_separately(first, "well\n").status, capsys.readouterr().err) == (DONE, "well\n")
     assert process.call_args[0][0] == [sys.executable, "-m", "trainers.hegraph", *first.arguments()]
-    assert says(second, "loading\nerror: no such bank\n", 2).message == "no such bank"
-    assert says(third, "loading\nkilled\n", 9).message == "RuntimeError: killed"
+    assert attempt_separately(second, "loading\nerror: no such bank\n", 2).message == "no such bank"
+    assert attempt_separately(third, "loading\nkilled\n", 9).message == "RuntimeError: killed"
     assert "loading" in json.loads((third.folder / "error.json").read_text())["traceback"]
-    assert "without a record" in says(fourth, "well\n").message
+    assert "without a record" in attempt_separately(fourth, "well\n").message
     with lock_folder(fourth.folder):
-        assert says(fourth, "", 2).status == LOCKED
+        assert attempt_separately(fourth, "", 2).status == LOCKED
 
 
-def test_interrupted_sweep_kills_its_workers(runs, played, monkeypatch):
+def test_interrupted_sweep_kills_its_workers(runs, worker_threads, monkeypatch):
     seen, process = [], Mock(pid=4711)
     children = iter([["another"], ["another", process]])
     monkeypatch.setattr(workers.multiprocessing, "active_children", lambda: next(children))
@@ -260,7 +260,7 @@ def test_progress_shows_counts_and_remaining_time(runs, caplog, monkeypatch):
 
 
 @pytest.mark.slow
-def test_workers_write_the_files_of_single_commands(tiny_bank, tmp_path, left_by, monkeypatch):
+def test_workers_write_the_files_of_single_commands(tiny_bank, tmp_path, files_of, monkeypatch):
     methods = ("TaskRes", "HeGraphAdapter")
     for method in methods:
         alone = ["--features", tiny_bank, "--trainer", method, "--shots", 2, "--seed", 1, "--config-file", "vit_b32"]
@@ -269,7 +269,7 @@ def test_workers_write_the_files_of_single_commands(tiny_bank, tmp_path, left_by
     swept = ["sweep", "--datasets", str(tiny_bank), "--configs", "vit_b32", "--shots", "2", "--seeds", "1"]
     monkeypatch.setenv("OMP_NUM_THREADS", str(2 * torch.get_num_threads()))
     assert main([*swept, "--methods", *methods, "--output", str(tmp_path / "swept"), "--workers", "2"]) == 0
-    assert left_by(tmp_path / "swept") == left_by(tmp_path / "alone") != {}
+    assert files_of(tmp_path / "swept") == files_of(tmp_path / "alone") != {}
 
 
 def send_twice(group: int, number: int) -> None:
@@ -286,31 +286,31 @@ def send_twice(group: int, number: int) -> None:
     (["--workers", "2"], send_twice, signal.SIGINT),
 ], ids=["docker stop", "Ctrl-C", "Ctrl-C twice"])  # fmt: skip
 def test_interrupted_sweep_continues(
-    long_grid, tmp_path, start, hold, wait_for, left_undone, flags, send, number, capsys
+    long_grid, tmp_path, start, pause_run, wait_for, count_pending, flags, send, number, capsys
 ):
     sweep = start(*long_grid, *flags)
-    wait_for(lambda: left_undone() < 4, sweep)
-    held, _ = hold(partial((tmp_path / "out").rglob, HOLDER), sweep)
+    wait_for(lambda: count_pending() < 4, sweep)
+    paused, _ = pause_run(partial((tmp_path / "out").rglob, HOLDER), sweep)
     send(sweep.pid, number)
     with suppress(ProcessLookupError):  # it has been killed
-        os.kill(held, signal.SIGCONT)
-    out, error = sweep.communicate(timeout=240)  # its workers have let go of stderr too
+        os.kill(paused, signal.SIGCONT)
+    out, error = sweep.communicate(timeout=240)  # until its workers have closed stderr
     assert (sweep.returncode, out) == (130, ""), error
     assert "Traceback" not in error
-    assert not [*tmp_path.rglob("error.json"), *tmp_path.rglob("*.tmp")] and left_undone()
-    assert (main(long_grid), left_undone()) == (0, 0) and not list(tmp_path.rglob(LOCK))
+    assert not [*tmp_path.rglob("error.json"), *tmp_path.rglob("*.tmp")] and count_pending()
+    assert (main(long_grid), count_pending()) == (0, 0) and not list(tmp_path.rglob(LOCK))
     assert "finished before" in capsys.readouterr().out
 
 
 @pytest.mark.slow
-def test_killed_worker_fails_its_run_only(long_grid, tmp_path, start, hold, wait_for, left_undone):
+def test_killed_worker_fails_its_run_only(long_grid, tmp_path, start, pause_run, wait_for, count_pending):
     sweep = start(*long_grid, "--workers", "2")
-    pid, folder = hold(partial((tmp_path / "out").rglob, HOLDER), sweep)
+    pid, folder = pause_run(partial((tmp_path / "out").rglob, HOLDER), sweep)
     os.kill(pid, signal.SIGKILL)
     wait_for((folder / "error.json").exists, sweep)
     assert "worker process was killed" in json.loads((folder / "error.json").read_text())["message"]
-    held, _ = hold(partial((tmp_path / "out").rglob, HOLDER), sweep)
+    paused, _ = pause_run(partial((tmp_path / "out").rglob, HOLDER), sweep)
     sweep.kill()
-    os.kill(held, signal.SIGCONT)
+    os.kill(paused, signal.SIGCONT)
     _, error = sweep.communicate(timeout=240)  # the workers hold stderr until they end
-    assert "Traceback" not in error and (main([*long_grid, "--retry-failed"]), left_undone()) == (0, 0)
+    assert "Traceback" not in error and (main([*long_grid, "--retry-failed"]), count_pending()) == (0, 0)
