@@ -7,11 +7,8 @@ test of each block. The steps of docs/development/extend.md are done in a copy o
 
 import difflib
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -373,24 +370,6 @@ def test_every_section_of_the_page_has_a_check():
     assert [section.splitlines()[0] for section in SECTIONS] == list(CHECKS)
 
 
-def put_python(folder: Path) -> Path:
-    """Makes this interpreter the `bin/python` of a checkout; returns the checkout."""
-    interpreter = folder / "bin" / "python"
-    interpreter.parent.mkdir()
-    interpreter.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
-    interpreter.chmod(0o755)
-    return folder
-
-
-def started(words: list[str], cwd: Path) -> str:
-    """Run a command in a checkout with the interpreter of `put_python`; returns its output."""
-    kept = {k: v for k, v in os.environ.items() if k not in ("DATA", "OUTPUT", "SEEDS", "METHODS", "PYTHONPATH")}
-    environment = {**kept, "PATH": f"{cwd / 'bin'}{os.pathsep}{kept['PATH']}", "PYTHON": sys.executable}
-    ran = subprocess.run(words, cwd=cwd, env=environment, capture_output=True, text=True, timeout=400)
-    assert ran.returncode == 0, ran.stderr
-    return ran.stdout
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("section", SECTIONS, ids=list(CHECKS))
 def test_section_is_complete(section, tmp_path):
@@ -404,11 +383,12 @@ def test_section_is_complete(section, tmp_path):
     files = {edit.path for edit in edits}
     assert len(files) == int(re.search(r"\*\*Files: (\d)", section)[1])
 
-    checkout = put_python(Path(shutil.copytree(ROOT, tmp_path / "checkout", ignore=LEFT_OUT)))
+    checkout = outputs.add_programs(Path(shutil.copytree(ROOT, tmp_path.resolve() / "checkout", ignore=LEFT_OUT)))
     before = contents(checkout)
     for edit in edits:
         edit.put(checkout)
-    printed = started(["bash", "-c", "set -e\n" + "".join(commands)], checkout)
+    with outputs.interpreter(checkout) as run:
+        printed = run("bash", "trap 'exit 2' ERR\n" + "".join(commands))
     CHECKS[section.splitlines()[0]](checkout, printed)
     after = contents(checkout)
     changed = {name for name in {*before, *after} if before.get(name) != after.get(name)}

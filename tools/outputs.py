@@ -57,6 +57,16 @@ DECIMAL = re.compile(r"(\d+)\.\d+( %)?")
 TOLERANCE, TOLERANCE_BELOW_ONE = 3, 0.03  # of percentages and of fractions, for other processors
 
 
+def add_programs(folder: Path) -> Path:
+    """Add `bin/python` and `bin/hegraph`, which run with this interpreter, to a folder; returns the folder."""
+    (folder / "bin").mkdir()
+    for name, words in (("python", ""), ("hegraph", "-m hegraph ")):
+        program = folder / "bin" / name
+        program.write_text(f'#!/bin/sh\nexec "{sys.executable}" {words}"$@"\n')
+        program.chmod(0o755)
+    return folder
+
+
 def make_checkout(folder: Path) -> Path:
     """Fill a folder with links to the entries of the checkout, and programs `python` and `hegraph`."""
     for entry in ROOT.iterdir():
@@ -66,12 +76,7 @@ def make_checkout(folder: Path) -> Path:
     installed.mkdir(parents=True)
     for entry in [*(ROOT / "trainers" / "hegraph").iterdir(), ROOT / "configs"]:
         (installed / entry.name).symlink_to(entry)
-    (folder / "bin").mkdir()
-    for name, words in (("python", ""), ("hegraph", "-m hegraph ")):
-        program = folder / "bin" / name
-        program.write_text(f'#!/bin/sh\nexec "{sys.executable}" {words}"$@"\n')
-        program.chmod(0o755)
-    return folder
+    return add_programs(folder)
 
 
 def copy_checkout(checkout: Path, folder: Path) -> Path:
