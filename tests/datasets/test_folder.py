@@ -162,7 +162,11 @@ def test_unlabelled_table_is_read(tmp_path, text, paths):
 
 def test_hidden_images_are_not_unlabelled_images(tmp_path):
     make(tmp_path, "a.jpg", "b/._c.jpg", ".hegraph/removed/d.jpg", "b/c.JPG", "b/notes.txt", "e.jpg/f.txt")
+    (tmp_path / "b" / "loop").symlink_to(tmp_path)
     assert [item.path for item in load_unlabelled(tmp_path).test] == ["a.jpg", "b/c.JPG"]
+    make(tmp_path, "b/caf\udce9.jpg")
+    with pytest.raises(UserError, match=r"/b contains 'caf\\udce9.jpg', a name that is not UTF-8; rename it"):
+        load_unlabelled(tmp_path)
 
 
 @pytest.mark.parametrize(("text", "message"), [

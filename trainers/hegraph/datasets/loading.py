@@ -6,7 +6,8 @@ this seed sample the same few-shot task as the first.
 """
 
 import logging
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -118,9 +119,7 @@ def load_unlabelled(source: Path) -> Dataset:
         UserError: If there is no image, or an image is missing.
     """
     if source.is_dir():
-        base = source
-        files = (path.relative_to(base) for path in base.rglob("*") if is_image(path.name) and not path.is_dir())
-        paths = sorted(path.as_posix() for path in files if not any(part.startswith(".") for part in path.parts))
+        base, paths = source, sorted(_images_below(source))
     else:
         base = source.parent
         column, rows = read_table(source)
@@ -131,6 +130,17 @@ def load_unlabelled(source: Path) -> Dataset:
     dataset = Dataset(str(source), [], [], [], items, partial(open_below, base), absolute(base))
     dataset.check_files()
     return dataset
+
+
+def _images_below(base: Path, folder: str = "") -> Iterator[str]:
+    """Iterate over the images below a folder by `list_names`, so without hidden ones; links to folders are skipped."""
+    for name in list_names(base / folder):
+        path = os.path.join(folder, name)
+        if (base / path).is_dir():
+            if not (base / path).is_symlink():
+                yield from _images_below(base, path)
+        elif is_image(name):
+            yield path
 
 
 def check_trainable(dataset: Dataset) -> None:
