@@ -14,8 +14,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load_file
+from sklearn.metrics import average_precision_score
 
 from trainers.hegraph.datasets.digits import open_digit
 from trainers.hegraph.features.bank import load_bank
@@ -93,6 +95,21 @@ def test_bank_has_the_predictions_of_the_run(finished_run_once, tiny_bank, tmp_p
     assert len(rows(run, *of_bank, "--split", "train", "--top", 1)) == 30
     replace(load_bank(tiny_bank), val_features=None, val_labels=None).save(tiny_bank)
     assert "has no val" in cli_error("predict", run, *of_bank, "--split", "val")
+
+
+def test_bank_with_several_labels_has_its_map(finished_run_once, tiny_bank, rows, caplog):
+    caplog.set_level("INFO", "trainers.hegraph")
+    bank, model = load_bank(tiny_bank), load_model(finished_run_once)
+    labels = {name: F.one_hot(getattr(bank, name), 5).bool() for name in ("train_labels", "val_labels", "test_labels")}
+    several = replace(bank, **labels)
+    several.save(tiny_bank)
+    assert len(rows(finished_run_once, "--features", tiny_bank)) == 40
+    expected = average_precision_score(several.test_labels, model.classifier.logits(bank.test_features))
+    assert f"mAP {100 * expected:.2f} %" in caplog.text
+    replace(several, test_labels=torch.zeros(40, 5, dtype=torch.bool)).save(tiny_bank)
+    caplog.clear()
+    rows(finished_run_once, "--features", tiny_bank)
+    assert "mAP" not in caplog.text and "accuracy" not in caplog.text
 
 
 def test_transductive_predictions(finished_digits_once, finished_run_once, tiny_bank, images, rows, cli_error):

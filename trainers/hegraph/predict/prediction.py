@@ -22,6 +22,7 @@ from ..features.bank import BankFile, mean_over_views
 from ..models.folder import load_model
 from ..models.images import ImageModel, backbone_files
 from ..models.saved import SavedModel, adapt
+from ..training.choice import accuracy, score_multilabel
 from ..utils.devices import choose_device
 from ..utils.errors import UserError, echo
 from ..utils.files import atomic_path, check_output, check_outside_models
@@ -57,7 +58,7 @@ def predict_images(args: Namespace) -> int:
 
 
 def predict_bank(args: Namespace) -> int:
-    """Classify the features of a bank, and write their rows.
+    """Classify the features of a bank, write their rows, and log the accuracy or, with several labels per image, mAP.
 
     Returns:
         Number of features for which the model predicts NaN.
@@ -83,10 +84,14 @@ def predict_bank(args: Namespace) -> int:
     paths = [f"{args.features}#{args.split}/{row}" for row in range(len(features))]
     rows = ([*rows_of(model, paths[part], logits[part], args.top, args.open_set)] for part in parts)
     failed = write_rows(rows, args.out, chosen_format(args), args.open_set is not None)
-    if tuple(bank.classnames) == model.classnames:
-        correct = logits.argmax(dim=1) == bank.labels[args.split]
-        logger.info("accuracy %.2f %%", 100 * correct.double().mean().item())
-    return failed
+    labels = bank.labels[args.split]
+    if failed or tuple(bank.classnames) != model.classnames:
+        return failed
+    if labels.ndim == 1:
+        logger.info("accuracy %.2f %%", accuracy(logits, labels))
+    elif labels.any():
+        logger.info("mAP %.2f %%", score_multilabel(logits, labels, bank.classnames)["map"])
+    return 0
 
 
 def open_model(args: Namespace, open_set: float | None = None) -> SavedModel:
