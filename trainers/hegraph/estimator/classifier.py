@@ -33,8 +33,8 @@ from ..utils.devices import choose_device
 from ..utils.errors import UserError
 from ..utils.reading import Size, validate
 from .incremental import KEYS, Addition, Trainer, image_ids, support_set_of, unlabelled_features_of
-from .inputs import Names, as_array, checked_features, class_names, image_list, labelled, split_labelled, unit_rows
-from .training import recipe_of
+from .inputs import Names, as_array, checked_features, checked_X_y, class_names, image_list, split_labelled, unit_rows
+from .training import options_of
 
 BATCH = 256  # images in a batch of the backbone
 
@@ -134,21 +134,19 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
             unlabelled: Unlabelled images for semi-supervised learning, passed to `adapt`.
         """
         names = self.classnames if classnames is None else classnames
-        X, y, classes = labelled(self, X, y)
-        if y.ndim == 2:
-            if unlabelled is not None:
-                raise UserError("adaptation to unlabelled images needs one label per image, and y has several")
-            text = self._text(text_features, negative_text_features)
-            return self._train(Addition(X, y, classes, class_names(classes, names), *text), reset=True)
-        X, y, rest = split_labelled(X, y, names)
-        pool = rest if unlabelled is None else [unlabelled, *rest]
+        X, y, classes = checked_X_y(self, X, y)
+        pool: list[Any] = [] if unlabelled is None else [unlabelled]
+        if y.ndim == 1:
+            X, y, rest = split_labelled(X, y, names)
+            pool, classes = [*pool, *rest], np.unique(y)
+        elif pool:
+            raise UserError("adaptation to unlabelled images needs one label per image, and y has several")
         if pool and not isinstance(X, list) and image_list(pool[0]) is None:
             checked_features(self, pool[0])  # rejects another width before the training
-        classes = np.unique(y)
         if not len(y):
             assert names is not None  # without names, -1 is a class
             classes = np.unique(list(names)) if isinstance(names, Mapping) else np.arange(len(names))
-        elif len(classes) < 2:
+        elif y.ndim == 1 and len(classes) < 2:
             raise UserError(f"expected at least two classes in y, got one class: {classes.tolist()}")
         text = self._text(text_features, negative_text_features)
         return self._train(Addition(X, y, classes, class_names(classes, names), *text), pool, reset=True)
@@ -173,10 +171,11 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
                 `classes`.
             classnames, text_features, negative_text_features: Names and text of the classes in `y`, in the order of
                 their sorted labels. Existing classes keep their own by default.
-            classes: All labels of all calls, for scikit-learn; optional, other labels in `y` are rejected.
+            classes: All labels of all calls, as in other classifiers of scikit-learn. Optional; if passed, other labels
+                in `y` are rejected.
         """
         known = self._support_set().by_label if hasattr(self, "model_") else None
-        X, y, labels = labelled(self, X, y, known is None, classes if known is None else list(known))
+        X, y, labels = checked_X_y(self, X, y, known is None, classes if known is None else list(known))
         if classes is not None and (rest := set(labels.tolist()) - set(np.atleast_1d(as_array(classes)).tolist())):
             raise UserError(f"expected labels of classes in y, got {sorted(rest)[:5]}")
         text = text_features, negative_text_features
@@ -237,7 +236,7 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
         """
         support_set = self._support_set()
         self.model_.check_single_label("forget")
-        X, y, _ = labelled(self, X, y, reset=False)
+        X, y, _ = checked_X_y(self, X, y, reset=False)
         queries = image_ids(X) if isinstance(X, list) else mean_over_views(unit_rows(X.swapaxes(0, 1)))
         rest = support_set.without(support_set.find(y.tolist(), queries))
         return self._train(rest.of_classes(rest.counts > 0) if rest.positive is None else rest)
@@ -276,7 +275,7 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
         """Accuracy or, with several labels per image, mAP: the mean average precision of the classes in `y`."""
         if not self._multilabel():
             return super().score(X, y, sample_weight)
-        X, y, classes = labelled(self, X, y, reset=False, columns=self.classes_.tolist())
+        X, y, classes = checked_X_y(self, X, y, reset=False, columns=self.classes_.tolist())
         tested = y.any(axis=0)
         if not tested.any() or not np.isin(classes[tested], self.classes_).all():
             raise UserError(f"expected labels of classes_ in y, got {classes[tested].tolist()[:5]}")
@@ -284,7 +283,7 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
         return average_precision_score(y[:, tested], scores, average="macro", sample_weight=sample_weight)
 
     def is_known(self, X: Any, rate: float = 0.95) -> np.ndarray:
-        """Open-set rejection: which images are accepted as one of the classes, booleans of shape `[n]`.
+        """Open-set rejection: whether each image is accepted as one of the classes, booleans of shape `[n]`.
 
         `rate` is the fraction of images of known classes to accept. UserError if it is out of range, or the model has
         no scores of known images.
@@ -379,7 +378,7 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
             pretrained,
             device=device,
             precision=precision or AUTO,
-            options=recipe_of(model),
+            options=options_of(model),
             variant=model.trained_on.config.get(KEYS["variant"]),  # also without images
             logit_scale=model.logit_scale,
             random_state=model.trained_on.seed,

@@ -85,7 +85,7 @@ def checked_features(estimator: BaseEstimator, X: Any, reset: bool = False, **la
     return first[:, None] if views is None else views, y
 
 
-def labelled(
+def checked_X_y(
     estimator: BaseEstimator, X: Any, y: Any, reset: bool = True, columns: Sequence[Any] | None = None
 ) -> tuple[Any, np.ndarray, np.ndarray]:
     """Validate features `[n, V, d]` or a list of images, and their labels.

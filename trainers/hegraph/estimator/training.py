@@ -68,7 +68,7 @@ def make_configuration(
     return cfg
 
 
-def recipe_of(model: SavedModel) -> dict[str, Any]:
+def options_of(model: SavedModel) -> dict[str, Any]:
     """Configuration keys of a model that differ from the defaults, for the parameter `options`.
 
     Keys filled by BY_SHOTS are omitted, so that they are filled again for another number of shots. Empty for another

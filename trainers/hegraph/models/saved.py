@@ -236,7 +236,7 @@ class SavedModel(TrainedModel):
             raise UserError(f"{problem}, at least four classes or two images of a class, and without unlabelled images")
 
     def is_known(self, logits: Tensor, rate: float) -> Tensor:
-        """Open-set rejection: which images are accepted as one of the classes, booleans of shape `[B]`.
+        """Open-set rejection: whether each image is accepted as one of the classes, booleans of shape `[B]`.
 
         Args:
             logits: Logits of the images, shape `[B, K]`.
