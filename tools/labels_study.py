@@ -251,15 +251,8 @@ def threshold_table(results: pd.DataFrame) -> str:
             for name in ("flagged", "found")
         )
         rows.append([f"{t:g}", *(f"{value:.1f}" for value in (hits["any"], hits["nearest"], *flagged[list(KINDS)]))])
-    head = [
-        "score above",
-        "found, any",
-        "found, nearest",
-        "right ones, any",
-        "right ones, nearest",
-        "where all are right",
-    ]
-    return markdown_table(head, rows, 0)
+    wrong, right = ("found, any", "found, nearest"), ("right ones, any", "right ones, nearest", "where all are right")
+    return markdown_table(["score above", *wrong, *right], rows, 0)
 
 
 def suggest_table(results: pd.DataFrame) -> str:
@@ -270,10 +263,8 @@ def suggest_table(results: pd.DataFrame) -> str:
     for budget in BUDGETS:
         complete = [bank for bank in banks if (bank, budget) in means.index]
         values = means.loc[[(bank, budget) for bank in complete]]
-        for name, of_scores in [
-            *zip(complete, values.to_numpy()),
-            (f"mean of {len(complete)}", values.mean().to_numpy()),
-        ]:
+        mean = (f"mean of {len(complete)}", values.mean().to_numpy())
+        for name, of_scores in [*zip(complete, values.to_numpy()), mean]:
             best = of_scores.round(2).max()
             cells = [f"**{v:.2f}**" if round(v, 2) == best else f"{v:.2f}" for v in of_scores]
             rows.append([str(budget), name, *cells])

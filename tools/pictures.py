@@ -226,17 +226,9 @@ def demo() -> None:
     """The demo page with a drawn zero."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary, "run")
-        words = (
-            "--dataset-config-file",
-            "digits",
-            "--config-file",
-            "mini",
-            "--shots",
-            "4",
-            "--output-dir",
-            str(folder),
-        )
-        subprocess.run([sys.executable, "-m", "trainers.hegraph", *words, "--keep-thumbnails"], check=True)
+        words = "--dataset-config-file digits --config-file mini --shots 4 --keep-thumbnails".split()
+        command = [sys.executable, "-m", "trainers.hegraph", *words, "--output-dir", str(folder)]
+        subprocess.run(command, check=True)
         with browsing(Path(temporary, "profile"), "demo", str(folder)) as browser, browser.emulating((1280, 660)):
             browser.open("#drawing canvas")
             browser.draw([ZERO])

@@ -168,6 +168,7 @@ MAKERS: dict[str, Callable[[list[Path]], str]] = {
 }
 
 
+# Methods in colour
 HIGHLIGHTED = (
     "HeGraphAdapter",
     "HeGraphAdapter(paper)",

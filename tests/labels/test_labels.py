@@ -14,7 +14,7 @@ from torch import Tensor
 from trainers.hegraph import Backbone, HeGraphClassifier, LabelIssue, UserError, load_bank
 from trainers.hegraph.datasets.digits import load_digits_dataset
 from trainers.hegraph.labels.__main__ import main
-from trainers.hegraph.labels.issues import find_label_issues, label_scores, left_out_logits, training_free_options
+from trainers.hegraph.labels.issues import find_label_issues, left_out_logits, training_free_options
 from trainers.hegraph.labels.suggest import select, suggest, typicality
 from trainers.hegraph.method.cache import FoldedClassifier
 from trainers.hegraph.method.closed_form import ClosedForm, class_offsets, left_out_offsets
@@ -76,13 +76,6 @@ def test_scores_from_calibrated_probabilities(wrong):
         others = [of_image[c].item() for c in range(4) if c != issue.label]
         expected = math.log(math.hypot(*others) / of_image[issue.label].item())
         assert (issue.score, of_image[issue.suggested].item()) == (pytest.approx(expected, rel=1e-4), max(others))
-
-
-def test_the_best_other_class_counts_most():
-    logits = torch.tensor([[0.25, 0.25, 0.5], [0.6, 0.0, 0.4], [0.1, 0.45, 0.45]]).log()
-    values, others = label_scores(logits, torch.tensor([2, 2, 0]))
-    assert values.exp().tolist() == pytest.approx([0.125**0.5 / 0.5, 1.5, 0.45 * 2**0.5 / 0.1])
-    assert others[:2].tolist() == [0, 0]
 
 
 def test_label_issues_of_the_classifier(wrong):

@@ -44,7 +44,7 @@ def write_report(sources: Sequence[Path], out: Path) -> None:
     for source in sources:
         records = find_records([source])
         folder, record = choose_run([*find_runs([source]).items()] if source.is_dir() else [(None, r) for r in records])
-        run = f"{data_set(record)}, {record['backbone']}, {_sample(record, ' shots')}, seed {record['seed']}"
+        run = f"{data_set(record)}, {record['backbone']}, {_shots_text(record, ' shots')}, seed {record['seed']}"
         part = {"name": source.resolve().name, "runs": len(records), "facts": _facts(records)}
         part["summary"] = summarise(folder, record, f"{method(record)}, {run}")
         part["pieces"] = [*_record_pieces(records), *(_run_pieces(folder, record, run) if folder is not None else ())]
@@ -107,7 +107,7 @@ def _facts(records: Sequence[dict]) -> dict[str, str]:
         "methods": {method(record) for record in records},
         "data sets": {f"{data_set(record)} ({record['num_test']} test images)" for record in records},
         "backbones": {record["backbone"] for record in records},
-        "training images per class": {_sample(record) for record in records},
+        "training images per class": {_shots_text(record) for record in records},
         "seeds": {record["seed"] for record in records},
         "chosen on": {record["selected_on"].replace("_", " ") for record in records},
         "versions": {", ".join(f"{name} {number}" for name, number in v.items()) or "unknown" for v in versions},
@@ -117,7 +117,7 @@ def _facts(records: Sequence[dict]) -> dict[str, str]:
     return {name: "; ".join(map(str, sorted(values))) for name, values in facts.items()}
 
 
-def _sample(record: dict, unit: str = "") -> str:
+def _shots_text(record: dict, unit: str = "") -> str:
     """Number of training images per class of a record, as text."""
     return f"{record['shots']}{unit}{images_per_class(record['shots'], record.get('images_per_class'))}"
 

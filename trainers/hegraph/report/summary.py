@@ -1,8 +1,8 @@
 """Summary of one run: accuracy in total and by class, example errors, suspicious labels, and calibration.
 
-A run without test images is judged by leave-one-out on its training images.
+A run without test images is evaluated by leave-one-out on its training images.
 
-Shapes: M images that the run is judged by, N training images, K classes.
+Shapes: M images that the run is evaluated on, N training images, K classes.
 """
 
 import base64
@@ -97,7 +97,7 @@ class Summary:
     calibration: str = ""
 
 
-class Judged(NamedTuple):
+class Predictions(NamedTuple):
     """Predicted classes and labels of M images, each `[M]`, the K class names, and the files, if known."""
 
     predicted: Tensor
@@ -106,10 +106,10 @@ class Judged(NamedTuple):
     files: Sequence[Path]
 
 
-class LeftOut(NamedTuple):
-    """Training images of a run judged by leave-one-out, and their labels from the most to the least suspicious one."""
+class LeaveOneOut(NamedTuple):
+    """Leave-one-out predictions of the training images, and their labels from the most to the least suspicious one."""
 
-    judged: Judged
+    predictions: Predictions
     issues: Sequence[LabelIssue]
 
 
@@ -144,7 +144,7 @@ def summarise(folder: Path | None, record: dict, run: str) -> Summary:
     has_predictions = folder is not None and (folder / PREDICTIONS).exists()
     multilabel = record.get("map") is not None
     files = read_test_files(folder / PREDICTIONS) if folder is not None and has_predictions and not multilabel else None
-    left_out = None if folder is None else leave_out(folder, files)
+    left_out = None if folder is None else leave_one_out_of_run(folder, files)
     if multilabel:
         summary = Summary(run, map_sentence(record, folder if has_predictions else None))
         precision = (record.get("average_precision") or {}).items()
@@ -155,14 +155,15 @@ def summarise(folder: Path | None, record: dict, run: str) -> Summary:
         predicted, labels, names = read_predictions(folder)
         paths = [Path(files.root) / path for path in files.test] if files and len(files.test) == len(labels) else []
         summary = Summary(run, accuracy_sentence(record))
-        add_classes(summary, Judged(predicted, labels, names, paths), left_out)
+        add_classes(summary, Predictions(predicted, labels, names, paths), left_out)
     elif main_score(record) is not None:
         summary = Summary(run, accuracy_sentence(record))
     elif left_out is not None:
-        right, count = int((left_out.judged.predicted == left_out.judged.labels).sum()), len(left_out.judged.labels)
+        predictions = left_out.predictions
+        right = int((predictions.predicted == predictions.labels).sum())
         start = "The run has no test images. Fitted to all other training images (leave-one-out), the model"
-        summary = Summary(run, f"{start} classifies {share_with_interval(right, count, 'training')}.")
-        add_classes(summary, left_out.judged, left_out)
+        summary = Summary(run, f"{start} classifies {share_with_interval(right, len(predictions.labels), 'training')}.")
+        add_classes(summary, predictions, left_out)
     else:
         summary = Summary(run, "The run has no test images, so its accuracy is unknown.")
     summary.weak = weak_classes(summary.classes)
@@ -219,11 +220,11 @@ def calibration_sentence(record: dict) -> str:
 # Classes
 
 
-def add_classes(summary: Summary, judged: Judged, left_out: LeftOut | None) -> None:
+def add_classes(summary: Summary, predictions: Predictions, left_out: LeaveOneOut | None) -> None:
     """Add the accuracy by class and the most confused pairs."""
-    predicted, labels, names, files = judged
+    predicted, labels, names, files = predictions
     matrix = count_confusions(predicted, labels, len(names))
-    training = None if left_out is None else np.bincount(left_out.judged.labels.numpy(), minlength=len(names))
+    training = None if left_out is None else np.bincount(left_out.predictions.labels.numpy(), minlength=len(names))
     for c, (right, count) in enumerate(zip(matrix.diagonal().tolist(), matrix.sum(axis=1).tolist())):
         if count:
             images = None if training is None else int(training[c])
@@ -254,8 +255,8 @@ def weak_classes(scores: Sequence[ClassScore]) -> list[ClassScore]:
 # Training images
 
 
-def leave_out(folder: Path, files: ImageFiles | None) -> LeftOut | None:
-    """Judge the training images of a run by leave-one-out; None if the run has none, or too many.
+def leave_one_out_of_run(folder: Path, files: ImageFiles | None) -> LeaveOneOut | None:
+    """Predict the training images of a run by leave-one-out; None if the run has none, or too many.
 
     `files` are the files of its test images, below the same folder as those of its training images.
 
@@ -274,9 +275,8 @@ def leave_out(folder: Path, files: ImageFiles | None) -> LeftOut | None:
         return None
     logits, predicted = leave_one_out(support.keys(), support.labels, support.positive, model.logit_scale)
     paths = [] if files is None else train_files(folder, files.root, len(support.labels))
-    return LeftOut(
-        Judged(predicted, support.labels, support.names, paths), rank_labels(logits, support.labels, support.names)
-    )
+    predictions = Predictions(predicted, support.labels, support.names, paths)
+    return LeaveOneOut(predictions, rank_labels(logits, support.labels, support.names))
 
 
 def train_files(folder: Path, root: str, count: int) -> list[Path]:
@@ -288,14 +288,12 @@ def train_files(folder: Path, root: str, count: int) -> list[Path]:
     return [Path(root) / str(row[0]) for row in rows if row] if len(rows) == count else []
 
 
-def add_issues(summary: Summary, left_out: LeftOut) -> None:
+def add_issues(summary: Summary, left_out: LeaveOneOut) -> None:
     """Add the training images with suspicious labels."""
     suspicious = [issue for issue in left_out.issues if issue.score > SUSPICIOUS]
-    count, files = len(left_out.issues), left_out.judged.files
-    start = (
-        f"{len(suspicious) or 'None'} of {count:,} training labels {'look' if len(suspicious) > 1 else 'looks'} wrong"
-    )
-    summary.labels = f"{start} to a model that was fitted to the other training images."
+    count, files = len(left_out.issues), left_out.predictions.files
+    start = f"{len(suspicious) or 'None'} of {count:,} training labels {'look' if len(suspicious) > 1 else 'looks'}"
+    summary.labels = f"{start} wrong to a model that was fitted to the other training images."
     for issue in suspicious[:MAX_ISSUES]:
         caption = f"labelled {issue.label}, likely {issue.suggested} (score {issue.score:.1f})"
         path = files[issue.index] if files else Path(f"training image {issue.index + 1}")

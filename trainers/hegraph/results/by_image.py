@@ -44,7 +44,6 @@ from .scores import (
     PROTOCOL,
     cells,
     check_averaged,
-    data_set,
     grouped,
     method,
     method_order,
@@ -144,7 +143,7 @@ def read_runs(folders: Sequence[Path]) -> pd.DataFrame:
         values = record | place(record)
         test = {"shots": record["shots"]} | {key: values.get(key) or "" for key in PAIR_KEYS}
         if not torch.equal(test_labels.setdefault(tuple(test.values()), labels), labels):
-            other = f"another run on {data_set(record)} with {record['shots']} shots"
+            other = f"another run on {values['dataset']} with {record['shots']} shots"
             raise UserError(f"{folder}: not tested on the same images as {other}; name runs with one test set")
         name = ", ".join(filter(None, (method(record), record.get(PROTOCOL))))
         outcome = (predicted == labels).numpy() if labels.dim() == 1 else Ranking(predicted.numpy(), labels.numpy())

@@ -226,7 +226,7 @@ def reliability_diagrams(records: Sequence[dict]) -> Figure:
 
 
 def _draw_bins(axis: Axes, parts: Sequence[dict], label: str, colour: str, dashes: str) -> None:
-    """Draw the sum of the bins of several runs; larger dots have more images.
+    """Draw accuracy by confidence from the bins of several runs; larger dots have more images.
 
     From the most confident bin on, neighbouring bins are merged until a dot has `MIN_IMAGES` images. A smaller rest is
     merged with the dot above it.

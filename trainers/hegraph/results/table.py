@@ -22,7 +22,7 @@ MIN_NAME_WIDTH = 18  # characters of the methods' column in plain text
 def add_means(
     frame: pd.DataFrame, over: str, keys: Sequence[str], names: Sequence = (), title: str = "", mean: Callable = fmean
 ) -> pd.DataFrame:
-    """Append the mean of every method over several values of a column of the frame.
+    """Append rows with the mean of each method over values of a column, such as over data sets.
 
     The mean is computed for each seed if all values have the same seeds. Otherwise it is the mean of the means over
     seeds, and its seed is None.
@@ -97,7 +97,7 @@ class Table:
             decimals: Number of decimals of each column, for scores that are no accuracies. These have no intervals,
                 and none is bold.
             intervals: Whether to print means with their intervals.
-            by: Key with the values of the columns, if there is one.
+            by: Key of the records whose values are the columns; "" if there is none.
             cases: Names of rows that are cases of a sweep, in order.
         """
         names = sorted(frame["method"].unique(), key=lambda name: method_order(name, cases))
@@ -156,7 +156,7 @@ class Table:
 
 
 def place_text(place: Iterable[tuple[str, Any]]) -> list[str]:
-    """Words for pairs of a key and its value; the inductive protocol is the default and has none."""
+    """Text of keys and their values, such as "4 shots"; the inductive protocol is the default and is left out."""
     named = (pair for pair in place if pair != (PROTOCOL, INDUCTIVE))
     return [f"{value} shots" if key == "shots" else str(value) for key, value in named]
 
@@ -169,7 +169,7 @@ def _notes(frame: pd.DataFrame) -> list[str]:
 
 
 def _seeds_text(counts: pd.Series, intervals: bool) -> str:
-    """Explanation of the scores from the numbers of seeds of the cells, 0 for a quoted score."""
+    """Text such as "mean over n = 3 seeds", from the number of seeds of each cell, which is 0 for a quoted score."""
     fewest, most = counts[counts > 0].min(), counts.max()
     if most <= 1:
         return "1 seed"
