@@ -79,7 +79,7 @@ def split_classes(by_class: Iterable[tuple[int, str, list[str]]], rng: Random) -
     """Split each class at random into 50 % train, 20 % val and 30 % test (CoOp's `read_and_split_data`).
 
     Args:
-        by_class: Label, name and image paths of each class.
+        by_class: Label, name and image paths of each class; the lists of paths are shuffled in place.
         rng: Generator of the split.
 
     Raises:
@@ -88,9 +88,9 @@ def split_classes(by_class: Iterable[tuple[int, str, list[str]]], rng: Random) -
     pools: Pools = {split: [] for split in SPLITS}
     for label, name, paths in by_class:
         rng.shuffle(paths)
-        val = round(len(paths) * TRAIN_FRACTION)
-        test = val + round(len(paths) * VAL_FRACTION)
-        parts = {"train": paths[:val], "val": paths[val:test], "test": paths[test:]}
+        val_start = round(len(paths) * TRAIN_FRACTION)
+        test_start = val_start + round(len(paths) * VAL_FRACTION)
+        parts = {"train": paths[:val_start], "val": paths[val_start:test_start], "test": paths[test_start:]}
         if not all(parts.values()):
             raise UserError(f"class {name!r} has {len(paths)} images, too few to split into train, val and test")
         for split, part in parts.items():

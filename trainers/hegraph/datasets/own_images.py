@@ -128,13 +128,14 @@ def build_dataset(images: OwnImages, name: str, root: str) -> Dataset:
     """
     where = images.root or root
     _refuse_repeated(images, where)
-    several = any(isinstance(row.label, tuple) for row in images.rows)
-    rows = [row._replace(label=_names(row, where)) for row in (_labelled(images, where) if several else images.rows)]
+    multilabel = any(isinstance(row.label, tuple) for row in images.rows)
+    rows = _labelled(images, where) if multilabel else images.rows
+    rows = [row._replace(label=_names(row, where)) for row in rows]
     classes = {split: {each for row in rows if row.split == split for each in row.label} for split in SPLITS}
     if not classes["train"]:
         raise UserError(f"{where} has no training image; {LAYOUT}")
     listed = dict.fromkeys(filter(None, (class_name(each, root) for each in images.classnames)))
-    if several:  # the classes that COCO lists, also those without an image
+    if multilabel:  # the classes that COCO lists, also those without an image
         classes["train"] |= listed.keys()
     if unseen := sorted((classes["val"] | classes["test"]) - classes["train"]):
         raise UserError(f"{where}: {len(unseen)} classes of val or test have no training image: {abbreviate(unseen)}")
@@ -148,7 +149,7 @@ def build_dataset(images: OwnImages, name: str, root: str) -> Dataset:
     items: dict[str, list[Item]] = {split: [] for split in SPLITS}
     for row in rows:
         labels = tuple(sorted({label_of[each] for each in row.label}))
-        item = Item(row.path, labels if several else labels[0], "|".join(names[label] for label in labels))
+        item = Item(row.path, labels if multilabel else labels[0], "|".join(names[label] for label in labels))
         items[row.split].append(item)
     train, val, test = items.values()
     check = check_command("folder", root)

@@ -95,8 +95,10 @@ def read_shards(root: str) -> OwnImages | None:
             file.seek(member.start)
             return open_image(file.read(member.size))
 
-    # The version of an image is its size and the time of its shard
-    return OwnImages(rows, open_member, version=lambda path: members[path][2:], classnames=names)
+    def version(path: str) -> tuple[int, int]:
+        return members[path].size, members[path].changed
+
+    return OwnImages(rows, open_member, version=version, classnames=names)
 
 
 # --- lists of shards

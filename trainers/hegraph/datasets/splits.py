@@ -95,12 +95,12 @@ def sample_few_shot(train_labels: Sequence, val_labels: Sequence, shots: int, rn
         return FewShotSample(list(range(len(train_labels))), list(range(len(val_labels))))
     if shots < 1:
         raise UserError(f"shots must be at least 1, or -1 for all, got {shots}", "shots")
-    several = any(isinstance(label, tuple) for label in train_labels[:1])
-    counts = Counter(label for labels in train_labels for label in labels) if several else Counter(train_labels)
+    multilabel = any(isinstance(label, tuple) for label in train_labels[:1])
+    counts = Counter(label for labels in train_labels for label in labels) if multilabel else Counter(train_labels)
     if small := [label for label, count in counts.items() if count < shots]:
         warning = "%d of %d classes have fewer than %d training images (minimum: %d) and contribute all of them"
         logger.warning(warning, len(small), len(counts), shots, min(counts.values()))
-    sample = _sample_per_label if several else _sample_per_class
+    sample = _sample_per_label if multilabel else _sample_per_class
     return FewShotSample(sample(train_labels, shots, rng), sample(val_labels, min(shots, MAX_VAL_SHOTS), rng))
 
 
