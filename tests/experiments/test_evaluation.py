@@ -251,6 +251,8 @@ def test_pool_of_a_test_is_read_with_its_images(monkeypatch):
     monkeypatch.setattr(tasks, "load_few_shot", lambda *_: replace(trained, test=[]))
     with pytest.raises(UserError, match="Digits has no test images"):
         load_image_task(load_cfg(opts=keys), 3, "cpu", trained_shots=1)
+    with pytest.raises(UserError, match="DigitsInverted has no images left for --unlabelled pool"):
+        load_image_task(load_cfg(opts=[*keys, "DATASET.NAME", "DigitsInverted"]), 3, "cpu", trained_shots=1)
 
 
 def test_test_with_other_unlabelled_images_is_refused(run, finished_run_once, tiny_bank, tmp_path):

@@ -33,9 +33,11 @@ def banks(tiny_bank, tmp_path, unit_features) -> dict[str, Path]:
     features = bank.train_features.clone()
     features[:, 3] = bank.test_features[7]
     no_val = {"val_features": None, "val_labels": None}
+    base = bank.test_labels < 3
     changes = {
         "tiny": {}, "no_val": no_val, "no_test": {"test_features": None, "test_labels": None},
         "backbone": {"backbone": "RN50"}, "tested": {"train_features": features},
+        "base_test": {"test_features": bank.test_features[base], "test_labels": bank.test_labels[base]},
         "narrow": narrow | no_val | {"train_features": unit_features(2, 30, 8)},
     }  # fmt: skip
     for name, change in changes.items():
@@ -52,6 +54,8 @@ def banks(tiny_bank, tmp_path, unit_features) -> dict[str, Path]:
     ("tiny", "--unlabelled tested.safetensors", "1 of 45 unlabelled images are test images as well, such as row 3"),
     ("tiny", "--trainer CLIPAdapter --unlabelled pool", "CLIPAdapter has no class weights to adapt"),
     ("tiny", "--trainer TipAdapter --target-datasets Tiny:new", "TipAdapter has no rule for other classes"),
+    ("base_test", "--target-datasets Tiny:new", "has no test images of the new classes"),
+    ("base_test", "--unlabelled test DATASET.SUBSAMPLE_CLASSES new", "Tiny has no test images"),
     ("tiny", "--trainer CoOp", "CoOp learns prompts through the text tower; give images"),
     ("tiny", "--trainer StatA --unlabelled test TRAINER.STATA.BASE GDA", "unknown BASE 'GDA'"),
     ("tiny", "--trainer StatA", "StatA predicts all test images together: give --unlabelled test"),

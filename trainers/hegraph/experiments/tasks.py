@@ -28,6 +28,7 @@ from ..config import Config
 from ..config_files import with_values
 from ..datasets.base import Dataset, check_classes, find_copies, refuse_tested
 from ..datasets.loading import OWN, load_few_shot, load_test_images, load_unlabelled
+from ..datasets.registry import find_entry
 from ..datasets.splits import FewShotSample, Item, sample_few_shot, subsample_labels
 from ..features import extract
 from ..features.bank import SUFFIX, BankFile, FeatureBank, label_list, mean_over_views, refuse_test_rows, sample_bank
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 POOL, TEST_SET = "pool", "test"  # values of DATASET.UNLABELLED for images of the task's own data set
-NO_POOL = "{} has no images left for --unlabelled pool: all are sampled or test images; give fewer --shots, or a path"
+NO_POOL = "{} has no images left for --unlabelled pool: train with fewer --shots, or give a path"
 Split = dict[str, list[list]]  # "train" and "val", each rows of [path or bank row, label, class name]
 
 
@@ -293,7 +294,7 @@ class BankTask(Task):
 
     @property
     def has_test(self) -> bool:
-        return "test" in self.file.labels
+        return "test" in self.file.labels and (self.multilabel or bool(self._in_classes("test").any()))
 
     @cached_property
     def _bank(self) -> FeatureBank:
@@ -307,12 +308,16 @@ class BankTask(Task):
     def unlabelled(self) -> Unlabelled:
         if self.cfg.data.unlabelled != POOL:
             return super().unlabelled
-        pool = {name: torch.isin(labels, torch.tensor(self.file_labels)) for name, labels in self.file.labels.items()}
+        pool = {part: self._in_classes(part) for part in self.file.labels if part != "test"}
         pool["train"][self.selection.train] = False
-        rows = {name: selected.nonzero().flatten().tolist() for name, selected in pool.items() if name != "test"}
+        rows = {part: selected.nonzero().flatten().tolist() for part, selected in pool.items()}
         if not any(rows.values()):
             raise UserError(NO_POOL.format(self.name))
         return Unlabelled(lambda: self.file.digest, lambda: _features_of(self.file, rows))
+
+    def _in_classes(self, part: str) -> Tensor:
+        """Return whether each image of a part of the file has a class of this task, shape `[N]`."""
+        return torch.isin(self.file.labels[part], torch.tensor(self.file_labels))
 
     def target(self, name: str, same_classes: bool) -> Task:
         """Return the test images of a half of the bank's classes, the only further data sets of a bank."""
@@ -347,13 +352,15 @@ def shared_bank(path: Path, cfg: Config) -> BankFile:
 
 def bank_to_test(file: BankFile, which: str, cfg: Config, seed: int) -> Task:
     """Return the test images of a bank, of "all" classes or of the half "base" or "new"; UserError without any."""
-    if "test" not in file.labels:
-        raise UserError(f"{file.path} has no test images, so no model can be tested on it")
     bank = sample_bank(file, FewShotSample([], []))
     if which != "all":
         half = subsample_labels(set(file.labels["train"].tolist()), which)
         bank = bank.of_classes(torch.tensor(half, dtype=torch.long))
-    return FeatureTask(bank, cfg, seed, identity=bank_identity(file, lambda: bank), bank_files=(file.path,))
+    task = FeatureTask(bank, cfg, seed, identity=bank_identity(file, lambda: bank), bank_files=(file.path,))
+    if not task.has_test:
+        images = "test images" if which == "all" else f"test images of the {which} classes"
+        raise UserError(f"{file.path} has no {images}, so no model can be tested on it")
+    return task
 
 
 def bank_identity(file: BankFile, take: Callable[[], FeatureBank]) -> dict:
@@ -594,6 +601,8 @@ def load_image_task(cfg: Config, seed: int, device: str, trained_shots: int | No
     pool, tests = data.unlabelled == POOL, trained_shots is not None
     if not data.name:
         raise UserError("no data: give --dataset-config-file configs/datasets/NAME.yaml, or --features BANK")
+    if tests and pool and (entry := find_entry(data.name)) and entry.train_on:  # a data set of test images alone
+        raise UserError(NO_POOL.format(data.name))
     if tests and not pool:
         dataset = load_test_images(data.name, data.root, max(cfg.run.seed, 0), data.classes)
     else:
