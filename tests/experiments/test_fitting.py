@@ -94,9 +94,8 @@ def test_fitted_adapter_equals_its_model(tiny_bank):
     assert torch.equal(fitted.class_nodes, model.closed_form.to_text.nodes)
     trained = fitting.train_adapter(BankTask(tiny_bank, load_cfg(opts=[*SHORT, OMEGA, 0.0]), 1), bank)
     assert trained.class_nodes is None  # no messages in closed form
-    assert trained.num_parameters == sum(
-        p.numel() for p in fitting.new_model(bank, load_cfg(opts=SHORT), 1).parameters()
-    )
+    parameters = fitting.new_model(bank, load_cfg(opts=SHORT), 1).parameters()
+    assert trained.num_parameters == sum(parameter.numel() for parameter in parameters)
     before, after = trained.text_nodes
     assert torch.equal(before, bank.text_positive) and torch.allclose(after.norm(dim=1), torch.ones(5))
 
@@ -290,8 +289,7 @@ def test_test_images_have_no_part_in_the_temperature(run, finished_run_once, tin
     without, out = run(bank=tmp_path / "none.safetensors", name="none")
     assert other["accuracy"] != record["accuracy"]
     assert load_model(out).temperature == record["calibration"]["temperature"] == other["calibration"]["temperature"]
-    assert (
-        without["calibration"]["before"] is without["calibration"]["after"] is without["rejection"]["accepted"] is None
-    )
+    not_tested = without["calibration"]["before"], without["calibration"]["after"], without["rejection"]["accepted"]
+    assert not_tested == (None, None, None)
     assert (without["accuracy"], without["num_test"], without["test_set"]) == (None, 0, None)
     assert (out / "adapter.safetensors").exists() and not (out / "predictions.safetensors").exists()

@@ -91,12 +91,14 @@ def test_rate_is_a_cosine_after_the_warm_up(epoch, warmup_epochs, rate):
 
 @pytest.mark.parametrize(("meant_for", "scale", "factor"), [(0, 0, 1), (4 * WIDTH, 0, 2), (0, 300, 3)])
 def test_every_parameter_group_has_its_peak(setup, monkeypatch, meant_for, scale, factor):
-    """Where OPTIM.LR is meant for wider features, the rates of the text relations are larger by the root; where it is
-    meant for a larger logit scale, they are larger by the quotient."""
+    """An LR_WIDTH above the width raises the rates of the text relations by the root, LR_TAU by the quotient."""
     seen, step = [], AdamW.step
-    monkeypatch.setattr(
-        AdamW, "step", lambda self: (seen.append([group["lr"] for group in self.param_groups]), step(self))[1]
-    )
+
+    def record_and_step(optimizer: AdamW) -> None:
+        seen.append([group["lr"] for group in optimizer.param_groups])
+        step(optimizer)
+
+    monkeypatch.setattr(AdamW, "step", record_and_step)
     rates = ("OPTIM.LR", 0.1, f"{NODE}.WEIGHT_LR_MULT", 0.5, f"{NODE}.VISUAL_LR", 0.03)
     setup.fit(*rates, f"{NODE}.LR_WIDTH", meant_for, f"{NODE}.LR_TAU", scale)
     assert len(seen) == EPOCHS * 4
@@ -260,10 +262,7 @@ def test_a_step_by_hand(leave_one_out):
 
 @pytest.mark.parametrize(("least", "epochs"), [(0, 4), (12, 4), (13, 5), (16, 6)])
 def test_epochs_reach_the_least_steps(least, epochs):
-    model, data = (
-        FixedModel().eval(),
-        BankBatches(IMAGES[None], LABELS, batch_size=1, seed=1),
-    )  # three steps in an epoch
+    model, data = FixedModel().eval(), BankBatches(IMAGES[None], LABELS, batch_size=1, seed=1)  # three steps per epoch
     summary = loop.train_to_end(loop.AdapterTraining(model, data, options_of(epochs=4, min_steps=least)))
     assert (summary.epochs, summary.steps, model.modes) == (epochs, 3 * epochs, [True] * 3 * epochs)
 

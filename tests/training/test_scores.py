@@ -76,9 +76,8 @@ def test_confidence_is_matched_within_the_range():
     assert confidence.mean_confidence(groups, confidence.match_confidence(groups, 0.6)) == pytest.approx(0.6)
     assert confidence.match_confidence([log_of([0.9, 0.1])], 0.75) == pytest.approx(2.0)  # sigmoid(log(9) / 2) = 3/4
     assert confidence.match_confidence([torch.zeros(2, 4)], 0.9) == pytest.approx(math.exp(confidence.LOG_RANGE[0]))
-    assert confidence.match_confidence([log_of([0.99999999, 0.00000001])], 0.5) == pytest.approx(
-        math.exp(confidence.LOG_RANGE[1])
-    )
+    highest = confidence.match_confidence([log_of([0.99999999, 0.00000001])], 0.5)
+    assert highest == pytest.approx(math.exp(confidence.LOG_RANGE[1]))
 
 
 def test_confidence_scores_by_hand():
