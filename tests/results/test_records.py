@@ -172,10 +172,10 @@ def test_figures_of_one_run_print_their_numbers(tmp_path, capsys):
 
 
 def test_report_and_collect_write_their_file(folder, tmp_path, capsys):
-    assert main(["report", str(folder), "--out", str(tmp_path / "page.html")]) == 0
-    assert capsys.readouterr().out == f"wrote {tmp_path / 'page.html'}\n"
+    for command, out in (("report", tmp_path / "page.html"), ("collect", tmp_path / "all.jsonl")):
+        assert main([command, str(folder), "--out", str(out)]) == 0
+        assert capsys.readouterr().out == f"wrote {out}\n"
     assert "82.00" in (tmp_path / "page.html").read_text(encoding="utf-8")
-    assert main(["collect", str(folder), "--out", str(tmp_path / "all.jsonl")]) == 0
     assert [json.loads(line)["seed"] for line in (tmp_path / "all.jsonl").read_text().splitlines()] == [1, 2]
 
 

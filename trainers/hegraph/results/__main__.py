@@ -66,7 +66,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     table.add_argument("--out", type=STEM, metavar="STEM", help="reliability diagrams to write, without the ending")
     summary, more = "show AUROC and FPR95 of open-set scores on feature banks", " --features bank.safetensors"
     table = add_table("rejection", summary, rejection_command, "FOLDER", more)
-    table.add_argument("--features", type=Path, nargs="+", required=True, metavar="BANK", help="banks of the runs")
+    table.add_argument("--features", type=Path, nargs="+", required=True, metavar="BANK", help="feature bank of each data set")
     unknown = "unknown images: of classes that are not in the training (new), or of a feature bank"
     table.add_argument("--unknown", default="new", metavar="new|BANK", help=unknown)
     summary = "compare accuracy on the same images, with bootstrap intervals"
@@ -101,7 +101,7 @@ def collect_command(args: argparse.Namespace) -> str:
     from .records import collect, find_records
 
     collect(find_records(args.sources), args.out)
-    return ""
+    return f"wrote {args.out}\n"
 
 
 def compare_command(args: argparse.Namespace) -> Table:
