@@ -160,7 +160,8 @@ def summary(model: SavedModel) -> str:
     """Method, training data and accuracy of a model, as plain text."""
     trained, scores = model.trained_on, model.scores
     classes = f"{len(model.classnames)} classes of {trained.title}"
-    text = f"{model.method} adapts the frozen CLIP {model.backbone.title} to {classes}, trained on {model.sample}."
+    text = f"{model.method} adapts the frozen CLIP {model.backbone.title} to {classes}, trained on "
+    text += f"{model.sample_description}."
     if scores.map is not None:
         return (
             f"{text} mAP on {scores.num_test} test images: {scores.map:.2f} %, zero-shot {scores.map_zero_shot:.2f} %."

@@ -164,8 +164,8 @@ class ModelMetadata(StrictModel):
         return tuple(name for name, count in zip(self.classnames, images) if not count) if any(images) else ()
 
     @property
-    def sample(self) -> str:
-        """Description of the number of labelled images."""
+    def sample_description(self) -> str:
+        """Number of labelled images in words, such as "16 images of each class"."""
         shots = self.trained_on.shots
         if counts := images_per_class(shots, self.images):
             return f"{shots} shots{counts}"
