@@ -227,7 +227,7 @@ def test_shots_are_those_of_the_largest_class(data, quick):
 # scikit-learn
 
 
-@parametrize_with_checks([HeGraphClassifier(options=QUICK)])
+@parametrize_with_checks([HeGraphClassifier(options=QUICK), HeGraphClassifier(variant="training_free")])
 def test_scikit_learn_checks_pass(estimator, check):
     check(estimator)
 

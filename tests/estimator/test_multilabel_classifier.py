@@ -10,7 +10,6 @@ from sklearn.metrics import average_precision_score
 from sklearn.model_selection import GridSearchCV, KFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
-from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from trainers.hegraph import HeGraphClassifier, UserError
 from trainers.hegraph.demo.answer import answer_html, compute_answer
@@ -37,11 +36,6 @@ def fitted(scenes) -> HeGraphClassifier:
 
 def fit(X, Y, **arguments) -> HeGraphClassifier:
     return HeGraphClassifier(variant="training_free").fit(X, Y, **arguments)
-
-
-@parametrize_with_checks([HeGraphClassifier(variant="training_free")])
-def test_scikit_learn_checks_pass(estimator, check):
-    check(estimator)
 
 
 def test_predictions_are_those_of_the_head(fitted, scenes):
@@ -110,9 +104,7 @@ def test_parts_equal_one_fit(scenes):
 
 def test_add_class_takes_images_with_this_label_alone(scenes):
     X, Y, text = scenes
-    classifier = fit(X[:40], Y[:40], text_features=text).add_class(
-        "new" if False else 7, X[40:], text_features=-text[0]
-    )
+    classifier = fit(X[:40], Y[:40], text_features=text).add_class(7, X[40:], text_features=-text[0])
     assert classifier.model_.support_set.labels[40:].sum(dim=0).tolist() == [0, 0, 0, 0, 20]
 
 
