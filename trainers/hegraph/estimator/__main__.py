@@ -50,13 +50,12 @@ def train_more(args: argparse.Namespace) -> int:
     from .classifier import HeGraphClassifier
     from .incremental import check_no_record
 
-    folder = find_model_folder(Path(args.model))
+    out = folder = find_model_folder(Path(args.model))
     if args.in_place:
         check_no_record(folder, "use --out FOLDER")
-    out = folder if args.in_place else args.out
-    check_place(out)
-    if not args.in_place:
-        images = [dataset.root / item.path for item in dataset.train] if dataset.root else []
+    else:
+        out, images = args.out, [dataset.root / item.path for item in dataset.train] if dataset.root else []
+        check_place(out)
         OutputFolder().check(out, [folder, *images])
     classifier = HeGraphClassifier.from_pretrained(
         folder, device=args.device or None, backbone=args.backbone or None, pretrained=args.pretrained or AUTO
