@@ -47,9 +47,13 @@ def test_edge_weights_of_two_classes_by_hand():
         assert not found.requires_grad
 
 
-def test_nodes_of_different_shapes_are_refused():
-    with pytest.raises(ValueError, match=r"got \[\(3, 4\), \(2, 4\), \(3, 4\)\]"):
-        build_graph(unit_features(3, 4), unit_features(2, 4), unit_features(3, 4))
+@pytest.mark.parametrize(("negative", "message"), [
+    (unit_features(2, 4), r"one shape \[K, d\], got \[\(3, 4\), \(2, 4\), \(3, 4\)\]"),
+    (torch.full((3, 4), math.nan), "must be finite numbers"),
+], ids=["shape", "NaN"])  # fmt: skip
+def test_unusable_nodes_are_refused(negative, message):
+    with pytest.raises(ValueError, match=message):
+        build_graph(unit_features(3, 4), negative, unit_features(3, 4))
 
 
 @pytest.mark.parametrize("size", [1, 4])

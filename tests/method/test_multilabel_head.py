@@ -142,10 +142,13 @@ def test_class_without_positives_has_the_text_prior():
 
 
 @pytest.mark.parametrize("constant", [True, False])
-def test_class_with_equal_labels_is_constant_without_text(constant):
-    features, labels, _ = example()
+def test_class_with_equal_labels_is_constant_without_text(constant, caplog):
+    features, labels, text = example()
     labels[:, 2] = constant
+    MultiLabelHead(features, labels, text)
     head = MultiLabelHead(features, labels)
+    numbers = f"of 5 classes, {1 - constant} have no positive image and {0 + constant} no negative one"
+    assert caplog.messages == [f"{numbers}: text alone predicts them", f"{numbers}: their scores are constant"]
     torch.testing.assert_close(head.scores(features)[:, 2], torch.full((30,), float(constant)).double())
     assert bool(head.predict(features)[:, 2].all()) is constant
 

@@ -129,7 +129,7 @@ def test_copies_of_an_image_count_once():
     assert torch.equal(copied.logits, once.logits[copies])
 
 
-# Class class_prior
+# Class prior
 
 
 SCALE = 8.0  # logit scale of the text classifier: correct predictions of moderate confidence

@@ -17,9 +17,9 @@ All choices use these scores, so that no validation images are needed:
 - The threshold of a class is the mean of its own threshold with the best F1 and the common one with the best micro F1.
 - Probabilities are `sigmoid(a score + b)` (Platt, 1999), with one `a` and one `b` for all classes.
 
-The absence of a label among few images says little. A class without positive images therefore has the mean indicator of
-the other classes as the indicator of all images, so that text alone distinguishes them. Without text, it has 0. Classes
-with equal indicators take no part in the choices.
+The absence of a label among few images is weak evidence. A class without positive images therefore has the mean
+indicator of the other classes as the indicator of all images, so that text alone distinguishes them. Without text, it
+has 0. Classes with equal indicators take no part in the choices.
 
 Shapes: N images, K classes, d feature width, B images of a batch. Computed in float64, in chunks of rows.
 """
@@ -66,8 +66,9 @@ class MultiLabelHead:
         counts = labels.sum(dim=0).double()
         self._absent, self.varied = counts == 0, (counts > 0) & (counts < len(labels))
         if not self.varied.all():
-            message = "of %d classes, %d have no positive image and %d no negative one: text alone predicts them"
-            logger.warning(message, len(counts), int(self._absent.sum()), int((counts == len(labels)).sum()))
+            scores = "their scores are constant" if text is None else "text alone predicts them"
+            message = "of %d classes, %d have no positive image and %d no negative one: %s"
+            logger.warning(message, len(counts), int(self._absent.sum()), int((counts == len(labels)).sum()), scores)
         self._mean, self._mean_label = features.double().mean(dim=0), counts / len(labels)
         if text is not None and self.varied.any():
             self._mean_label[self._absent] = self._mean_label[self.varied].mean()
@@ -125,7 +126,7 @@ class MultiLabelHead:
             self._text = self._basis.t() @ (text.double() - text.double().mean(dim=0)).t()
 
     def _parts(self, ridge: float) -> tuple[Tensor, Tensor]:
-        """`W` without text in the eigenbasis, and what the text prior adds for `g = 1`, each `[d, K]`."""
+        """`W` in the eigenbasis: the part without text, and the part that is added `g` times, each `[d, K]`."""
         strength = ridge * self._spread
         return self._cross / (self._eigenvalues + strength), self._text * (strength / (self._eigenvalues + strength))
 
@@ -136,7 +137,8 @@ class MultiLabelHead:
 
     def _choose(self) -> tuple[float, float]:
         """`lambda` and `g` with the least squared leave-one-out error."""
-        products = self._mean.new_zeros(len(RIDGES), 2, 2)  # of the error for `g = 0`, and of what `g = 1` removes
+        # Per ridge, the products of the error at `g = 0` and of its decrease at `g = 1` with each other
+        products = self._mean.new_zeros(len(RIDGES), 2, 2)
         parts = [[part[:, self.varied] for part in self._parts(ridge)] for ridge in RIDGES]
         for deviations, indicators in self._chunks(-(-len(self._features) // MAX_ROWS)):
             projected = deviations @ self._basis

@@ -16,9 +16,9 @@ class RelationType:
 
     Attributes:
         source, target: Node types.
-        diagonal: Factor on the edge between the two nodes of one class. All other edges weigh the cosine of their
-            nodes. A negative prompt contradicts its class, so relations with negative nodes use the dissimilarity, -1.
-            Within one node type the self term replaces this edge, 0.
+        diagonal: Factor on the weight of the edge between the two nodes of one class; the weight of an edge is the
+            cosine of its nodes. A negative prompt contradicts its class, so the factor is -1 for relations with
+            negative nodes. It is 0 within one node type, where the self term replaces this edge.
         weight_key: Configuration key of the meta-path weight. "" marks a relation that updates no node and moves the
             cache keys of its class (Eq. 6).
         weight: Default meta-path weight, the paper's for ImageNet (Table 3). The paper gives none for negative nodes.
