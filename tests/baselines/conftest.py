@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -17,9 +16,6 @@ from yacs.config import CfgNode
 from trainers.hegraph.baselines import load_method
 from trainers.hegraph.baselines.base import FittedMethod
 from trainers.hegraph.features.bank import FeatureBank
-
-if TYPE_CHECKING:
-    pass
 
 NAMES = ["one", "two", "three", "four", "five", "six", "seven"]
 

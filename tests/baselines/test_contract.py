@@ -39,16 +39,12 @@ PARAMETERS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", ALL_BASELINES)
 def test_method_has_serialisable_default_options(name):
     method = load_method(name)
     assert method.name == name and all(key == key.upper() for key in method.defaults)
     assert json.loads(json.dumps(method.defaults)) == method.defaults
-    assert method_options(name) == (name, method.defaults)
-
-
-def test_hegraphadapter_has_no_baseline_options():
-    assert method_options("HeGraphAdapter") is None
+    assert method_options(name) == (name, method.defaults) and method_options("HeGraphAdapter") is None
 
 
 @pytest.mark.parametrize(("flags", "excluded"), [([], []), (["--from-bank"], ["CoOp"])], ids=str)
@@ -60,11 +56,14 @@ def test_command_lists_method_names(capsys, flags, excluded):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_logits_depend_on_the_seed_only(make_bank, fit, fit_once, name):
-    bank = make_bank()
+def test_fit_depends_on_bank_and_seed_only(make_bank, fit, fit_once, name):
+    bank, fresh = make_bank(), make_bank()
     torch.manual_seed(6)
     logits = fit(name, bank).logits(bank.test_features)
     assert torch.equal(logits, fit_once(name).logits(bank.test_features))
+    for key, value in vars(fresh).items():
+        if isinstance(value, Tensor):  # the bank is unchanged
+            assert torch.equal(getattr(bank, key), value) and not getattr(bank, key).requires_grad
 
 
 @pytest.mark.parametrize("name", ["CLIPAdapter", "GraphAdapter", "ProtoCLIP", "CoOp"])
@@ -72,15 +71,6 @@ def test_seed_changes_the_initial_weights(make_bank, fit, fit_once, name):
     bank = make_bank()
     first, second = (fitted.logits(bank.test_features) for fitted in (fit_once(name), fit(name, bank, seed=2)))
     assert not torch.allclose(first, second, atol=1e-4)
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_fit_leaves_the_bank_unchanged(make_bank, fit, name):
-    bank, fresh = make_bank(), make_bank()
-    fit(name, bank)
-    for key, value in vars(fresh).items():
-        if isinstance(value, Tensor):
-            assert torch.equal(getattr(bank, key), value) and not getattr(bank, key).requires_grad
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -106,11 +96,8 @@ def test_selected_value_is_the_best_on_val(fit_once, name):
 
 
 @pytest.mark.parametrize("name", sorted(SELECTING))
-@pytest.mark.parametrize("split", ["none", "empty"])
-def test_nothing_is_selected_without_val_images(make_bank, fit, name, split):
+def test_nothing_is_selected_without_val_images(make_bank, fit, name):
     bank = make_bank(val=0)
-    if split == "empty":
-        bank = replace(bank, val_features=torch.empty(0, 64), val_labels=torch.empty(0, dtype=torch.long))
     fitted = fit(name, bank)
     assert fitted.selected == {} and fitted.logits(bank.test_features).isfinite().all()
 
@@ -175,11 +162,11 @@ def test_foreign_text_encoder_is_refused(mini):
 # Options by data set and shots, and their ranges
 
 
-def value(rows: object, *shots: int, dataset: str = "Tiny") -> object:
+def value(rows: object, *shots: int, dataset: str = "Tiny", length: int = 0) -> object:
     """Value of an option for a task with these numbers of images per class."""
     labels = [label for label, count in enumerate(shots) for _ in range(count)]
     bank = bank_of([AXES[0]] * len(labels), labels, AXES, dataset=dataset)
-    return value_for_task(CfgNode({"KEY": rows}), "KEY", bank)
+    return value_for_task(CfgNode({"KEY": rows}), "KEY", bank, length=length)
 
 
 @pytest.mark.parametrize(("shots", "expected"), [((1, 1), 10), ((3, 2), 10), ((2, 4), 20), ((16, 0), 30)])
@@ -193,12 +180,20 @@ def test_row_of_the_data_set_applies(row, dataset, expected):
     assert value([["", 1.0], [row, 2.0]], 1, 1, dataset=dataset) == expected
 
 
-@pytest.mark.parametrize(("option", "expected"), [(7, 7), ([["Tiny", [0.5, 2]]], [0.5, 2])])
-def test_option_is_a_number_or_rows_of_lists(option, expected):
-    assert value(option, 1, 1) == expected
+@pytest.mark.parametrize(("option", "length", "expected"), [(7, 0, 7), ([["Tiny", [0.5, 2]]], 2, [0.5, 2])])
+def test_option_is_a_number_or_rows_of_lists(option, length, expected):
+    assert value(option, 1, 1, length=length) == expected
 
 
-@pytest.mark.parametrize("rows", [[[4, 20]], [["OxfordPets", 3.0]], [["", 20], [1, 20]], [["", [1, "x"]]], []], ids=str)
+@pytest.mark.parametrize(("option", "length"), [
+    (0, 0), ("x", 0), ([["", -1.0]], 0), ([["", [1, 2]]], 0), ([["", 1.0]], 1), ([["", [1, "x"]]], 2),
+], ids=str)  # fmt: skip
+def test_value_of_another_form_is_refused(option, length):
+    with pytest.raises(UserError, match=f"^the value of KEY for 'Tiny' or 1 shots must be {length or 1} number.* from"):
+        value(option, 1, 1, length=length)
+
+
+@pytest.mark.parametrize("rows", [[[4, 20]], [["OxfordPets", 3.0]], [["", 20], [1, 20]], []], ids=str)
 def test_rows_must_cover_the_task(rows):
     with pytest.raises(UserError, match="KEY must have rows .* for 'Tiny' or 2 shots, got"):
         value(rows, 2, 1)
@@ -222,27 +217,34 @@ def test_numbers_beyond_limits_are_refused(values, limits):
     ("CLIPAdapter", "RATIO", (0.0, 1.0), (-0.1, 1.1), "RATIO"),
     ("CLIPAdapter", "REDUCTION", (1, 4), (0, 5), "REDUCTION"),
     ("TaskRes", "EPOCHS", ([[1, 1]],), ([[1, 0]], [[1, 1.5]]), "EPOCHS"),
-    ("TaskRes", "LR", (), ([["", float("inf")]],), "lower LR"),
+    ("TaskRes", "LR", (), ([["", float("inf")]],), "lower LR"), ("TaskRes", "LR", ([["", 0.0]],), (-0.1,), "LR"),
+    ("TaskRes", "ALPHA", (0.0,), ([["", [1.0]]],), "ALPHA"),
+    ("TaskRes", "WEIGHT_DECAY", (0.0,), (-0.1,), "WEIGHT_DECAY"),
+    ("CLIPAdapter", "MOMENTUM", (0.0,), (-0.1,), "MOMENTUM"),
     ("TaskRes", "BATCH_SIZE", (1,), (0,), "BATCH_SIZE"), ("GraphAdapter", "GROUPS", (1,), (0,), "GROUPS"),
     ("GraphAdapter", "ALPHA", (0.0, 1.0), (-0.1, 1.1), "ALPHA"),
+    ("TipAdapterF", "WEIGHT_DECAY", (0.0,), (-0.1,), "WEIGHT_DECAY"),
+    ("TipAdapterF", "EPS", (), ([["", -0.1]], [["", [0.1]]]), "EPS"),
     ("TipAdapter", "SEARCH_SCALE", (), ([["", [1.0, 0.0]]], [["", [1.0]]]), "SEARCH_SCALE"),
     ("TipAdapter", "SEARCH_STEP", ([1, 1],), ([0, 1], [1]), "SEARCH_STEP"),
     ("APE", "CHANNELS", ([["", 1.0]],), ([["", 0.0]], [["", 1.01]]), "CHANNELS"),
     ("APE", "WEIGHTS", (), ([["", [0.5]]],), "WEIGHTS"),
     ("LPPlusPlus", "BLOCK", (1, 300), (0, 301), "BLOCK|STEPS"),
-    ("LPPlusPlus", "MOMENTUM", (), (9.0,), "lower MOMENTUM"),
+    ("LPPlusPlus", "MOMENTUM", (0.0,), (-0.1, 9.0), "MOMENTUM"),
     ("LinearProbe", "CANDIDATES", (), ([], [1.0, 0.0]), "CANDIDATES"),
     ("GDA", "CANDIDATES", ([0.0],), ([],), "CANDIDATES"), ("TIMOS", "BETAS", ([1],), ([1, 1.5], []), "BETAS"),
     ("ProKeR", "SEARCH_RANGE", (), ([["", [0.0, 3.0, 0.1, 1.0]]], [["", [1.0, 2.0]]]), "SEARCH_RANGE"),
     ("ProKeR", "SEARCH_STEP", ([1, 1],), ([0, 1],), "SEARCH_STEP"),
     ("ReHARK", "SHARPNESS", (), ([[1, [1.0]]],), "SHARPNESS"), ("ReHARK", "MIX", (0.0, 1.0), (1.1,), "MIX"),
     ("SimNL", "LAMBDA", ([["", 0.0]],), ([["", 1.1]],), "LAMBDA"),
+    ("OneVsRest", "C", (), (0.0,), "C"), ("OneVsRest", "MAX_ITERATIONS", (), (0,), "MAX_ITERATIONS"),
     ("ProtoCLIP", "ALPHA", (0.0, 1.0), (-0.1, 1.1), "ALPHA"),
-    ("ProtoCLIP", "ASK_EVERY", (1,), (0,), "ASK_EVERY"),
+    ("ProtoCLIP", "ASK_EVERY", (1,), (0,), "ASK_EVERY"), ("ProtoCLIP", "EPS", (), (-0.1,), "EPS"),
 ], ids=str)  # fmt: skip
 def test_option_ranges_are_checked(fit, name, key, accepted, refused, message):
-    quick = {"CLIPAdapter": {"EPOCHS": [[1, 1]]}, "GraphAdapter": {"EPOCHS": 1}, "ProtoCLIP": {"EPOCHS": 1}}
-    bank, options = bank_of(IMAGES, LABELS, TEXT, val=(IMAGES[:1], [0])), quick.get(name, {})
+    quick = {"CLIPAdapter": [[1, 1]], "TaskRes": [[1, 3]], "GraphAdapter": 1, "ProtoCLIP": 1}
+    bank = bank_of(IMAGES, LABELS, TEXT, val=(IMAGES[:1], [0]))
+    options = {"EPOCHS": quick[name]} if name in quick else {}
     for option in accepted:
         logits = fit(name, bank, **options | {key: option}).logits(tensor(IMAGES))
         assert logits.shape == (5, 3) and logits.isfinite().all()

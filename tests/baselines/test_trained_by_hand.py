@@ -398,11 +398,6 @@ def test_adapter_adds_its_output_to_the_feature():
     assert_close(model.adapt(tensor([[0.8, 0.6]])), [[0.943349, 0.331813]])
 
 
-def test_adapter_has_a_bottleneck():
-    model = proto_clip.Prototypes(bank_of(IMAGES, LABELS, TEXT), CfgNode({"RATIO": 0.25, "REDUCTION": 3}), 1)
-    assert [tuple(p.shape) for p in model.layers.parameters()] == [(1, 4), (1,), (1,), (4, 1), (4,), (4,)]
-
-
 def search_options(**changed: object) -> CfgNode:
     return CfgNode({"SEARCH": True, "ALPHA": 0.52, "BETA": 9.3, "ALPHA_WITHOUT_VAL": [[1, 0.1], [2, 0.4]], **changed})
 

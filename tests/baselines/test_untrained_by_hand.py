@@ -17,13 +17,14 @@ from torch import Tensor
 from yacs.config import CfgNode
 
 from benchmarks.tasks import unit_features
-from trainers.hegraph.baselines import TRANSDUCTIVE_METHODS, caches, linear_probes, load_method
+from trainers.hegraph.baselines import TRANSDUCTIVE_METHODS, caches, linear_probes, load_method, transductive
 from trainers.hegraph.baselines.base import FittedMethod
 from trainers.hegraph.baselines.caches import Cache, search
 from trainers.hegraph.baselines.closed_form import gaussian_classifier, text_guided_classifier
 from trainers.hegraph.baselines.transductive import Neighbours
 from trainers.hegraph.features.bank import FeatureBank
 from trainers.hegraph.method.cache import FoldedClassifier
+from trainers.hegraph.utils.errors import UserError
 
 QUERY = torch.tensor([[0.6, 0.8]])
 
@@ -427,7 +428,23 @@ def test_transductive_method_predicts_a_single_image(name):
     assert corrected(name, images=IMAGES[:1]).sum().item() == pytest.approx(1)
 
 
-def test_neighbours_propagate_labels_in_both_directions():
+@pytest.mark.parametrize(("name", "key", "accepted", "refused"), [
+    ("StatA", "ANCHOR", [0.0], [-0.1]), ("ZLaP", "NEIGHBOURS", [1], [0]), ("ZLaP", "GAMMA", [0.0], [-0.1]),
+    ("ZLaP", "ALPHA", [0.0, 1.0], [-0.1, 1.1]), ("ECALP", "IMAGES", [0], [-1]), ("ECALP", "CLASSES", [0], [-1]),
+    ("ECALP", "LABELLED", [0], [-1]), ("ECALP", "GAMMA", [0.0], [-0.1]), ("ADAPT", "BANK_SIZE", [1], [0]),
+    ("ADAPT", "SCALE", [1.0], [0.0, [["", [1.0]]]]),
+])  # fmt: skip
+def test_option_ranges_of_transductive_methods(name, key, accepted, refused):
+    for value in accepted:
+        assert corrected(name, **{key: value}).isfinite().all()
+    for value in refused:
+        with pytest.raises(UserError, match=key):
+            corrected(name, **{key: value})
+
+
+@pytest.mark.parametrize("chunk", [5, M])
+def test_neighbours_propagate_labels_in_both_directions(monkeypatch, chunk):
+    monkeypatch.setattr(transductive, "CHUNK_ROWS", chunk)
     edges, labels = nearest(3), torch.eye(M).double()
     torch.testing.assert_close(Neighbours.nearest(IMAGES, 3).propagate(labels), edges + edges.t())
 

@@ -149,33 +149,35 @@ def by_dataset(default: Any, **values: Any) -> list[list]:
     return [["", default], *([name, value] for name, value in values.items())]
 
 
-def value_for_task(options: Options, key: str, bank: FeatureBank) -> Any:
-    """Return the value of an option for a task.
+def value_for_task(
+    options: Options, key: str, bank: FeatureBank, minimum: float = EPSILON, maximum: float = math.inf, length: int = 0
+) -> Any:
+    """Return the value of an option for a task: a number, or a list of `length` numbers where a length is given.
 
-    The option is a number, or a list of rows of one of two kinds. The value in a row is a number or a list of numbers.
+    The option is a number, or a list of rows of one of two kinds:
 
     - `[data set, value]`: the row of the task's data set applies, else the row of the data set "".
     - `[shots, value]`: of the rows with at most as many shots as the task, the one with the most shots applies. The
       shots of a task are the training images of its largest class.
 
     Raises:
-        UserError: If no row applies, or a row has another form.
+        UserError: If no row applies, or the value has another form, or is out of range, by default not positive.
     """
-    rows = getattr(options, key)
-    if not isinstance(rows, (list, tuple)):
-        return rows
-    shots = int(bank.train_labels.bincount().max())
-    try:
-        if all(isinstance(first, str) for first, _ in rows):
-            values = {canonical_name(name): value for name, value in rows}
-            value = values.get(canonical_name(bank.dataset), values.get(""))
-        else:
-            value = values_up_to(rows, shots)[-1]
-    except (IndexError, TypeError, ValueError):
-        value = None
-    if not all(isinstance(number, (int, float)) for number in (value if isinstance(value, (list, tuple)) else [value])):
-        form = "rows [data set, number] or [from this many shots, number]"
-        raise UserError(f"{key} must have {form}, one of them for {bank.dataset!r} or {shots} shots, got {rows}")
+    rows = value = getattr(options, key)
+    shots, dataset = int(bank.train_labels.bincount().max()), canonical_name(bank.dataset)
+    if isinstance(rows, (list, tuple)):
+        try:
+            if all(isinstance(first, str) for first, _ in rows):
+                values = {canonical_name(name): value for name, value in rows}
+                value = values[dataset if dataset in values else ""]
+            else:
+                value = values_up_to(rows, shots)[-1]
+        except (IndexError, KeyError, TypeError, ValueError):
+            form = "rows [data set, value] or [from this many shots, value]"
+            problem = f"must have {form}, one of them for {bank.dataset!r} or {shots} shots"
+            raise UserError(f"{key} {problem}, got {rows}") from None
+    name = f"the value of {key} for {bank.dataset!r} or {shots} shots"
+    check_numbers(name, value if length else [value], minimum, maximum, length or 1)
     return value
 
 
@@ -190,5 +192,5 @@ def check_numbers(
     types = int if integer else (int, float)
     is_list = isinstance(values, (list, tuple)) and len(values) == (length or max(len(values), 1))
     if not (is_list and all(isinstance(value, types) and minimum <= value <= maximum for value in values)):
-        number = f"{length or 'one or more'} {'whole ' if integer else ''}numbers"
-        raise UserError(f"{name} must be {number} from {minimum} to {maximum}, got {values}")
+        numbers = f"{length or 'one or more'} {'whole ' if integer else ''}{'number' if length == 1 else 'numbers'}"
+        raise UserError(f"{name} must be {numbers} from {minimum} to {maximum}, got {values}")

@@ -36,7 +36,7 @@ class Cache:
         text: Function from image features `[B, d]` to text logits `[B, K]`.
         cache: Function from image features, beta and, in APE, gamma to cache logits `[B, K]`.
         parameters: Parameters to train; none for a training-free method.
-        fold: Function from beta to the same classifier without alpha; None if it cannot be saved.
+        fold: Function from beta to the classifier to save, whose alpha is set later; None if it cannot be saved.
         penalty: Function from a batch to the term to add to the cross-entropy.
         rates: Learning rate of each parameter, as a multiple of the option LR; () means 1 for all.
     """
@@ -60,11 +60,10 @@ class CacheMethod(Method):
     the hyperparameters are searched on val.
 
     Attributes:
-        hyperparameters: Names of the options to search.
-        grid_order: The same names in the order of the values of SEARCH_SCALE and SEARCH_STEP, which is the authors'.
+        grid_order: Names of the options to search, in the order of the values of SEARCH_SCALE and SEARCH_STEP, which is
+            the authors'.
     """
 
-    hyperparameters: ClassVar[Sequence[str]] = ("ALPHA", "BETA")
     grid_order: ClassVar[Sequence[str]] = ("ALPHA", "BETA")
 
     @abstractmethod
@@ -72,7 +71,7 @@ class CacheMethod(Method):
         """Return the untrained cache; arguments as in `fit`."""
 
     def fit(self, bank: FeatureBank, options: Options, seed: int, backbone: object = None) -> FittedMethod:
-        initial = {name: value_for_task(options, name, bank) for name in self.hyperparameters}
+        initial = {name: value_for_task(options, name, bank, 0) for name in sorted(self.grid_order)}  # ALPHA first
         cache, epochs, steps = self.build(bank, options), 0, 0
         if cache.parameters:
 
@@ -83,7 +82,8 @@ class CacheMethod(Method):
             def cosine(step: int, peak: float) -> float:
                 return 0.5 * peak * (1 + math.cos(math.pi * step / (epochs * data.steps_per_epoch)))
 
-            rate, eps, epochs = (value_for_task(options, key, bank) for key in ("LR", "EPS", "EPOCHS"))
+            rate, eps, epochs = (value_for_task(options, key, bank, 0) for key in ("LR", "EPS", "EPOCHS"))
+            check_numbers("WEIGHT_DECAY", [options.WEIGHT_DECAY], 0)
             multiples = cache.rates or [1.0] * len(cache.parameters)
             groups = [{"params": [p], "lr": rate * multiple} for p, multiple in zip(cache.parameters, multiples)]
             optimizer = torch.optim.AdamW(groups, eps=eps, weight_decay=options.WEIGHT_DECAY)
@@ -111,8 +111,7 @@ def search(
     values = tuple(initial.values())
     if not (has_val(bank) and options.SEARCH):
         return values, {}
-    scale = value_for_task(options, "SEARCH_SCALE", bank)
-    check_numbers("a value of SEARCH_SCALE", scale, length=len(grid_order))
+    scale = value_for_task(options, "SEARCH_SCALE", bank, length=len(grid_order))
     check_numbers("SEARCH_STEP", options.SEARCH_STEP, 1, length=len(grid_order), integer=True)
     ends, counts = dict(zip(grid_order, scale)), dict(zip(grid_order, options.SEARCH_STEP))
     alphas, *axes = (
@@ -225,17 +224,24 @@ class TipAdapterFHOSO(TipAdapterF):
     defaults: ClassVar[Defaults] = {k: v for k, v in TipAdapterF.defaults.items() if k not in SEARCH}
 
     def fit(self, bank: FeatureBank, options: Options, seed: int, backbone: object = None) -> FittedMethod:
-        held = last_of_each_class(bank.train_labels)
-        rest, labels = bank.train_features[:, ~held], bank.train_labels[~held]
+        from scipy.optimize import minimize_scalar  # takes a second to import
+
+        held_out = last_of_each_class(bank.train_labels)
+        rest, labels = bank.train_features[:, ~held_out], bank.train_labels[~held_out]
         rest_of_bank = replace(bank, train_features=rest, train_labels=labels, val_features=None, val_labels=None)
         fitted = super().fit(rest_of_bank, options, seed)
-        assert fitted.classifier is not None
-        if not held.any():
+        classifier = fitted.classifier
+        assert classifier is not None  # of Tip-Adapter-F
+        if not held_out.any():
             return fitted
-        parts = fitted.classifier.parts(bank.cache_keys()[held])
-        alpha = learn_blend(*parts, bank.train_labels[held], bank.logit_scale)
-        classifier = replace(fitted.classifier, alpha=alpha)
-        return replace(fitted, logits=classifier.logits, classifier=classifier)
+        parts, held_out_labels = classifier.parts(bank.cache_keys()[held_out]), bank.train_labels[held_out]
+
+        def loss(alpha: float) -> float:
+            return F.cross_entropy(replace(classifier, alpha=alpha).combine(parts), held_out_labels).item()
+
+        alpha = float(minimize_scalar(loss, bounds=(0.0, bank.logit_scale), method="bounded").x)
+        learned = replace(classifier, alpha=alpha)
+        return replace(fitted, logits=learned.logits, classifier=learned)
 
 
 def last_of_each_class(labels: Tensor) -> Tensor:
@@ -244,17 +250,6 @@ def last_of_each_class(labels: Tensor) -> Tensor:
     mask = torch.zeros_like(labels, dtype=torch.bool)
     mask[list(last.values())] = True
     return mask & (labels.bincount()[labels] > 1)
-
-
-def learn_blend(text: Tensor, cache: Tensor | None, labels: Tensor, maximum: float) -> float:
-    """Return the alpha from 0 to `maximum` of least cross-entropy of `text + alpha * cache`, for logits `[B, K]`."""
-    assert cache is not None
-    from scipy.optimize import minimize_scalar  # takes a second to import
-
-    def loss(alpha: float) -> float:
-        return F.cross_entropy(text + alpha * cache, labels).item()
-
-    return float(minimize_scalar(loss, bounds=(0.0, maximum), method="bounded").x)
 
 
 class APE(CacheMethod):
@@ -314,7 +309,7 @@ class APE(CacheMethod):
         "SEARCH_STEP": [20, 20, 5],  # number of values of [ALPHA, BETA, GAMMA] in the grid
     }  # fmt: skip
     not_saved: ClassVar[str] = "it compares images with the cache on selected channels, normalised again"
-    hyperparameters = grid_order = ("ALPHA", "BETA", "GAMMA")
+    grid_order = ("ALPHA", "BETA", "GAMMA")
 
     def build(self, bank: FeatureBank, options: Options) -> Cache:
         channels, labels = select_channels(bank, options, use_images=True), bank.train_labels
@@ -380,9 +375,8 @@ def select_channels(bank: FeatureBank, options: Options, use_images: bool) -> Te
 
     The similarity is over the text features and, if `use_images`, the training images.
     """
-    share, weights = (value_for_task(options, key, bank) for key in ("CHANNELS", "WEIGHTS"))
-    check_numbers("a value of CHANNELS", [share], maximum=1)
-    check_numbers("a value of WEIGHTS", weights, -math.inf, length=2)
+    share = value_for_task(options, "CHANNELS", bank, maximum=1)
+    weights = value_for_task(options, "WEIGHTS", bank, -math.inf, length=2)
     text = bank.text_positive
     sums, counts = text, torch.ones_like(text[:, 0])
     if use_images:

@@ -82,7 +82,7 @@ class TaskRes(TrainedClassifier):
     }
 
     def build(self, bank: FeatureBank, options: Options, seed: int, backbone: object) -> Trainable:
-        alpha, text = value_for_task(options, "ALPHA", bank), text_with_norm(bank)
+        alpha, text = value_for_task(options, "ALPHA", bank, 0), text_with_norm(bank)
         residual = torch.zeros_like(text).requires_grad_()
         return Trainable([residual], lambda: text + alpha * residual)
 

@@ -205,7 +205,6 @@ class ProKeR(Method):
 
     def fit(self, bank: FeatureBank, options: Options, seed: int, backbone: object = None) -> FittedMethod:
         beta, lam = (value_for_task(options, key, bank) for key in ("BETA", "LAMBDA"))
-        check_numbers("BETA and LAMBDA", [beta, lam])
         selected = {}
         if options.SEARCH and has_val(bank):
             (beta, lam), selected["BETA, LAMBDA"] = choose(accuracies_on_val(bank, options))
@@ -230,8 +229,7 @@ def solve(bank: FeatureBank, beta: float, lambdas: list[float]) -> list[Tensor]:
 
 def accuracies_on_val(bank: FeatureBank, options: Options) -> dict[tuple[float, float], float]:
     """Return (beta, lambda) -> accuracy on val in percent for the grid, in ascending order."""
-    ends = value_for_task(options, "SEARCH_RANGE", bank)
-    check_numbers("a value of SEARCH_RANGE", ends, length=4)
+    ends = value_for_task(options, "SEARCH_RANGE", bank, length=4)
     check_numbers("SEARCH_STEP", options.SEARCH_STEP, 1, length=2, integer=True)
     betas, lambdas = (
         torch.linspace(low, high, count, dtype=torch.float64).tolist()
@@ -278,12 +276,11 @@ class ReHARK(Method):
     not_saved: ClassVar[str] = ProKeR.not_saved
 
     def fit(self, bank: FeatureBank, options: Options, seed: int, backbone: object = None) -> FittedMethod:
-        sharpness, penalty, images, scale = (
-            value_for_task(options, key, bank) for key in ("SHARPNESS", "PENALTY", "IMAGES", "SCALE")
-        )
-        check_numbers("a value of SHARPNESS", sharpness, length=2)
-        check_numbers("EXPONENT and a value of PENALTY or SCALE", [options.EXPONENT, penalty, scale])
-        check_numbers("MIX and a value of IMAGES", [options.MIX, images], 0, 1)
+        sharpness = value_for_task(options, "SHARPNESS", bank, length=2)
+        penalty, scale = (value_for_task(options, key, bank) for key in ("PENALTY", "SCALE"))
+        images = value_for_task(options, "IMAGES", bank, 0, 1)
+        check_numbers("EXPONENT", [options.EXPONENT])
+        check_numbers("MIX", [options.MIX], 0, 1)
 
         def transform(features: Tensor) -> Tensor:
             return F.normalize(features.sign() * features.abs() ** options.EXPONENT, dim=-1)

@@ -136,6 +136,7 @@ class LPPlusPlus(Method):
     def fit(self, bank: FeatureBank, options: Options, seed: int, backbone: object = None) -> FittedMethod:
         check_numbers("BLOCK", [options.BLOCK], 1, integer=True)
         check_numbers("STEPS", [options.STEPS], options.BLOCK, integer=True)
+        check_numbers("MOMENTUM", [options.MOMENTUM], 0)
         features, labels, text = bank.cache_keys(), bank.train_labels, bank.text_positive
         weights = weight, bias, alpha = [w.requires_grad_() for w in initial_weights(bank, options.ALPHA_SCALE)]
         largest = torch.linalg.eigvalsh(features.t() @ features)[-1].item()

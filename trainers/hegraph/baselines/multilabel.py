@@ -55,6 +55,7 @@ class OneVsRest(Method):
         from sklearn.linear_model import LogisticRegression  # takes a second to import
 
         check_numbers("C", [options.C])
+        check_numbers("MAX_ITERATIONS", [options.MAX_ITERATIONS], 1, integer=True)
         keys, labels = bank.cache_keys(), bank.train_labels.cpu().numpy()
         weight, bias = torch.zeros_like(bank.text_positive), keys.new_zeros(len(bank.text_positive))
         for k, answers in enumerate(labels.T):

@@ -68,6 +68,7 @@ class ProtoCLIP(Method):
         check_numbers("ALPHA", [options.ALPHA], 0, 1)
         check_numbers("BETA and TEMPERATURE", [options.BETA, options.TEMPERATURE])
         check_numbers("ASK_EVERY", [options.ASK_EVERY], 1, integer=True)
+        check_numbers("LR, EPS and WEIGHT_DECAY", [options.LR, options.EPS, options.WEIGHT_DECAY], 0)
         model = Prototypes(bank, options, seed)
         (alpha, beta), before = search(bank, options, model.cosines)
         epochs = options.EPOCHS if before else value_for_task(options, "EPOCHS_WITHOUT_VAL", bank)
@@ -175,7 +176,7 @@ def search(
         ALPHA_WITHOUT_VAL and BETA, and {}.
     """
     if not (options.SEARCH and has_val(bank)):
-        return (value_for_task(options, "ALPHA_WITHOUT_VAL", bank), options.BETA), {}
+        return (value_for_task(options, "ALPHA_WITHOUT_VAL", bank, 0, 1), options.BETA), {}
     initial = (options.ALPHA, options.BETA)
 
     def distance(values: tuple[float, float]) -> float:

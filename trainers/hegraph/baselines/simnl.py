@@ -11,7 +11,7 @@ from ..features.bank import FeatureBank
 from ..method.cache import FoldedClassifier, affinities, cache_logits
 from ..method.graph import sum_by_class
 from ..training.batches import Batch
-from .base import Defaults, Options, by_dataset, check_numbers, value_for_task
+from .base import Defaults, Options, by_dataset, value_for_task
 from .caches import Cache, CacheMethod
 
 NEGATIVE_TEXT = 0.15  # scale of the logits of negative text
@@ -70,13 +70,12 @@ class SimNL(CacheMethod):
     grid_order = ("BETA", "ALPHA")
 
     def build(self, bank: FeatureBank, options: Options) -> Cache:
-        share, tau, labels = value_for_task(options, "LAMBDA", bank), bank.logit_scale, bank.train_labels
-        check_numbers("LAMBDA", [share], 0, 1)
+        lam, tau, labels = value_for_task(options, "LAMBDA", bank, 0, 1), bank.logit_scale, bank.train_labels
         text, keys = bank.text_positive, bank.cache_keys()
         sums, counts = sum_by_class(keys, labels, len(text)), labels.bincount(minlength=len(text))
         weights, classes = image_weights(keys, labels, sums), torch.arange(len(text), device=labels.device)
-        others = F.normalize(sums.sum(dim=0) - sums, dim=-1)  # initial G_k
-        initial = [(text, classes), (keys, labels), (bank.text_negative, classes), (others, classes)]
+        other_means = F.normalize(sums.sum(dim=0) - sums, dim=-1)  # initial G_k
+        initial = [(text, classes), (keys, labels), (bank.text_negative, classes), (other_means, classes)]
         residuals = [torch.zeros_like(text).requires_grad_() for _ in initial]
 
         def features() -> list[Tensor]:  # t_k [K, d], F_i [N, d], n_k [K, d] and G_k [K, d]
@@ -84,13 +83,13 @@ class SimNL(CacheMethod):
 
         def text_logits(images: Tensor) -> Tensor:
             positive, _, negative, _ = features()
-            cosines = share * images @ positive.t() + (1 - share) * NEGATIVE_TEXT * (1 - images @ negative.t())
+            cosines = lam * images @ positive.t() + (1 - lam) * NEGATIVE_TEXT * (1 - images @ negative.t())
             return tau * cosines
 
         def cached(images: Tensor, beta: float) -> Tensor:
             _, positive, _, negative = features()
             similar = cache_logits(affinities(images @ positive.t(), beta) * weights, labels, len(text))
-            return share * similar + (1 - share) * counts * (-beta * images @ negative.t()).exp()
+            return lam * similar + (1 - lam) * counts * (-beta * images @ negative.t()).exp()
 
         def penalty(batch: Batch) -> Tensor:
             positive = features()[0]
@@ -98,14 +97,14 @@ class SimNL(CacheMethod):
 
         def fold(beta: float) -> FoldedClassifier:
             # exp(-beta f . G) = exp(beta) exp(-beta (1 - f . (-G))): the cache of the other classes has the keys -G_k
-            positive, keys, negative, others = features()
-            scale = (1 - share) * NEGATIVE_TEXT * tau
+            positive, keys, negative, other_means = features()
+            scale = (1 - lam) * NEGATIVE_TEXT * tau
             return FoldedClassifier(
-                share * tau * positive - scale * negative,
+                lam * tau * positive - scale * negative,
                 torch.full_like(text[:, 0], scale),
-                torch.cat([keys, -others]),
+                torch.cat([keys, -other_means]),
                 torch.cat([labels, classes]),
-                torch.cat([share * weights, (1 - share) * math.exp(beta) * counts]),
+                torch.cat([lam * weights, (1 - lam) * math.exp(beta) * counts]),
                 beta=beta,
             )
 
@@ -116,8 +115,8 @@ def image_weights(keys: Tensor, labels: Tensor, sums: Tensor) -> Tensor:
     """Return the weights `w_i` of the keys `[N, d]`, shape `[N]`; `sums` has the sum of each class, `[K, d]`."""
     counts = labels.bincount(minlength=len(sums))[labels]  # N_k, shape [N]
     similarities = ((keys * sums[labels]).sum(dim=1) - 1) / (counts - 1).clamp_min(1)
-    shares = similarities.exp()
-    return counts * shares / sum_by_class(shares, labels, len(sums))[labels]
+    exponentials = similarities.exp()
+    return counts * exponentials / sum_by_class(exponentials, labels, len(sums))[labels]
 
 
 def reranking(batch: Batch, text: Tensor) -> Tensor:

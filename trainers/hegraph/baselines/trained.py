@@ -55,7 +55,8 @@ class TrainedClassifier(Method):
         """Return the untrained classifier; arguments as in `fit`."""
 
     def fit(self, bank: FeatureBank, options: Options, seed: int, backbone: "Backbone | None" = None) -> FittedMethod:
-        rate, epochs = value_for_task(options, "LR", bank), value_for_task(options, "EPOCHS", bank)
+        rate, epochs = (value_for_task(options, key, bank, 0) for key in ("LR", "EPOCHS"))
+        check_numbers("WEIGHT_DECAY", [options.WEIGHT_DECAY], 0)
         model = self.build(bank, options, seed, backbone)
 
         def loss(batch: Batch) -> Tensor:
@@ -65,6 +66,7 @@ class TrainedClassifier(Method):
 
         optimizer: torch.optim.Optimizer
         if "MOMENTUM" in self.defaults:
+            check_numbers("MOMENTUM", [options.MOMENTUM], 0)
             optimizer = torch.optim.SGD(model.parameters, rate, options.MOMENTUM, weight_decay=options.WEIGHT_DECAY)
         else:
             optimizer = torch.optim.Adam(model.parameters, rate, weight_decay=options.WEIGHT_DECAY)

@@ -46,7 +46,7 @@ from torch import Tensor
 
 from ..features.bank import FeatureBank
 from ..utils.option import OUR_METHOD
-from .base import EPSILON, Defaults, FittedMethod, Method, Options, by_dataset, value_for_task
+from .base import EPSILON, Defaults, FittedMethod, Method, Options, by_dataset, check_numbers, value_for_task
 
 CHUNK_ROWS = 2048  # number of images to compare with all others at a time
 NEIGHBOURS = 3  # edges of an image in TransCLIP and StatA
@@ -156,6 +156,7 @@ class StatA(TransductiveMethod):
     }
 
     def correct(self, features: Tensor, logits: Tensor, bank: FeatureBank, weights: Tensor, options: Options) -> Tensor:
+        check_numbers("ANCHOR", [options.ANCHOR], 0)
         initial, neighbours = logits.log_softmax(dim=1), Neighbours.nearest(features, NEIGHBOURS)
         text = bank.text_positive
         labels, means = initial.exp(), text
@@ -192,6 +193,9 @@ class ZLaP(TransductiveMethod):
     }
 
     def correct(self, features: Tensor, logits: Tensor, bank: FeatureBank, weights: Tensor, options: Options) -> Tensor:
+        check_numbers("NEIGHBOURS", [options.NEIGHBOURS], 1, integer=True)
+        check_numbers("GAMMA", [options.GAMMA], 0)
+        check_numbers("ALPHA", [options.ALPHA], 0, 1)
         num_images, num_classes = logits.shape
         neighbours = Neighbours.nearest(features, options.NEIGHBOURS - 1)
         nearest = (features @ weights.t()).clamp_min(0).topk(min(options.NEIGHBOURS, num_classes), dim=1)
@@ -201,10 +205,11 @@ class ZLaP(TransductiveMethod):
         image_degrees = class_edges.sum(dim=1) + neighbours.propagate(ones)[:, 0]
         class_root, image_root = (d.clamp_min(EPSILON).rsqrt().unsqueeze(1) for d in (class_degrees, image_degrees))
         edges = image_root * class_edges * class_root.t()
-        classes, images = torch.eye(num_classes).to(features), torch.zeros_like(logits)
+        identity = torch.eye(num_classes).to(features)  # e
+        classes, images = identity, torch.zeros_like(logits)
         for _ in range(SERIES):  # x <- e + ALPHA S x
             propagated = options.ALPHA * (edges @ classes + image_root * neighbours.propagate(image_root * images))
-            classes = torch.eye(num_classes).to(features) + options.ALPHA * (edges.t() @ images)
+            classes = identity + options.ALPHA * (edges.t() @ images)
             images = propagated
         return images.clamp_min(EPSILON).log()
 
@@ -237,6 +242,9 @@ class ECALP(TransductiveMethod):
     }
 
     def correct(self, features: Tensor, logits: Tensor, bank: FeatureBank, weights: Tensor, options: Options) -> Tensor:
+        check_numbers("IMAGES, CLASSES and LABELLED", [options.IMAGES, options.CLASSES, options.LABELLED], 0)
+        check_numbers("GAMMA", [options.GAMMA], 0)
+
         def edges(count: int, nodes: Tensor, importance: Tensor | float = 1.0) -> Neighbours:
             nearest = Neighbours.nearest(F.normalize(importance * features, dim=1), count, nodes)
             return Neighbours(nearest.indices, nearest.weights.pow(options.GAMMA))
@@ -291,14 +299,15 @@ class ADAPT(TransductiveMethod):
     }  # fmt: skip
 
     def correct(self, features: Tensor, logits: Tensor, bank: FeatureBank, weights: Tensor, options: Options) -> Tensor:
+        check_numbers("BANK_SIZE", [options.BANK_SIZE], 1, integer=True)
         scale, log_y = value_for_task(options, "SCALE", bank), logits.log_softmax(dim=1)
-        shares, predicted = log_y.exp(), logits.argmax(dim=1)
-        rows = _most_confident((shares * log_y).sum(dim=1), predicted, options.BANK_SIZE)
+        y, predicted = log_y.exp(), logits.argmax(dim=1)
+        rows = _most_confident((y * log_y).sum(dim=1), predicted, options.BANK_SIZE)
         images, labels = features[rows], predicted[rows]
-        confident = torch.zeros_like(shares[rows]).scatter_(1, labels[:, None], shares[rows, labels][:, None])
+        confident = F.one_hot(labels, len(weights)) * y[rows]  # y_jk of the images j in the bank of class k, [n, K]
         sums = confident.t() @ images  # [K, d]
-        totals = (confident.sum(dim=0) + shares.sum(dim=0)).clamp_min(EPSILON)
-        average = (sums + shares.t() @ features) / totals[:, None]
+        totals = (confident.sum(dim=0) + y.sum(dim=0)).clamp_min(EPSILON)
+        average = (sums + y.t() @ features) / totals[:, None]
         is_predicted = (predicted.bincount(minlength=len(weights)) > 0)[:, None]
         means = torch.where(is_predicted, options.ALPHA * average + (1 - options.ALPHA) * weights, weights)
         deviations = images - means[labels]
