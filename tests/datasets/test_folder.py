@@ -310,6 +310,11 @@ def test_check_recognises_a_folder_of_own_images(tmp_path, capsys, files, messag
         assert (code == 0) == ("images of" in message)
 
 
+def test_check_reads_a_long_list_of_shards(tmp_path, capsys):
+    assert main(["datasets", "check", "--root", "::".join(f"{tmp_path}/{n}.tar" for n in range(500))]) == 1
+    assert re.match(r"ImageFolder +not ready +cannot read .*/0\.tar: No such file", capsys.readouterr().out)
+
+
 @pytest.mark.parametrize(("words", "message"), [
     ("check dtd flowers17", "'flowers17'; did you mean 'OxfordFlowers'?"),
     ("check folder dtd", "your own images"), ("download folder", "your own images"),

@@ -1,6 +1,7 @@
 """The command `datasets`, which checks and downloads data sets."""
 
 import argparse
+import os
 import random
 import shlex
 from collections import Counter
@@ -71,7 +72,8 @@ def run(args: argparse.Namespace) -> int:
                 errors.append(str(error))
         if errors:
             raise UserError("; ".join(errors))
-    has_data_sets = any((absolute(args.root) / entry.folder).is_dir() for entry in known.values())
+    # URLs of shards may be too long for `Path.is_dir`
+    has_data_sets = any(os.path.isdir(absolute(args.root) / entry.folder) for entry in known.values())
     if OWN in names or not (args.datasets or has_data_sets):
         try:
             return show(OWN, check_own_images(args.root))
