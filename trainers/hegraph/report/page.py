@@ -2,7 +2,6 @@
 
 import base64
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from ..results.by_image import confusion_matrix
 from ..results.comparison import compare, has_calibration, on_base_classes, split_sweeps
 from ..results.figures import confusion, curves, read_text_nodes, reliability_diagrams, render, tsne
 from ..results.records import PREDICTIONS, TEXT_NODES, find_records, find_runs, main_score
-from ..results.scores import PLACE, data_set, method, place
+from ..results.scores import PLACE, data_set, is_multilabel, method, place
 from ..results.table import Table
 from ..utils.errors import UserError
 from ..utils.files import atomic_path
@@ -50,7 +49,7 @@ def write_report(sources: Sequence[Path], out: Path) -> None:
         part["pieces"] = [*_record_pieces(records), *(_run_pieces(folder, record, run) if folder is not None else ())]
         if has_calibration(record):
             alt = "Accuracy by confidence before and after temperature scaling"
-            part["calibration"] = _piece(partial(reliability_diagrams, [record]), alt=alt)
+            part["calibration"] = _piece(reliability_diagrams, [record], alt=alt)
         parts.append(part)
     with atomic_path(out) as temporary:
         temporary.write_text(page.render(parts=parts, theme=Markup(THEME_CSS), max_bars=MAX_BARS), encoding="utf-8")
@@ -64,27 +63,27 @@ def _record_pieces(records: Sequence[dict]) -> Iterator[Piece]:
     plain, sweeps = split_sweeps([r for r in tested if not r.get("targets") and not on_base_classes(r)])
     if plain:
         several = (key for key in ("shots", *PLACE) if len({place(record)[key] for record in plain}) > 1)
-        yield _piece(partial(compare, plain, next(several, "shots")))
+        yield _piece(compare, plain, next(several, "shots"))
     if len({record["shots"] for record in plain}) > 1:
         alt = "Scores on test by shots, a line per method; the numbers are in the table above"
-        yield _piece(lambda: curves(plain), alt=alt, caption="Scores by shots; bars are 95% intervals over seeds.")
-    if with_labels := [record for record in tested if record.get("map") is not None]:
-        yield _piece(lambda: comparison.multilabel_table(with_labels))
+        yield _piece(curves, plain, alt=alt, caption="Scores by shots; bars are 95% intervals over seeds.")
+    if several_labels := list(filter(is_multilabel, tested)):
+        yield _piece(comparison.multilabel_table, several_labels)
     for sweep in sweeps:
-        yield _piece(partial(compare, sweep, "setting"))
+        yield _piece(compare, sweep, "setting")
     for rule in sorted({str(test.get("rule")) for record in with_targets for test in record["targets"].values()}):
         runs = [r for r in with_targets if rule in {str(test.get("rule")) for test in r["targets"].values()}]
-        yield _piece(partial(compare, runs, "target"))
+        yield _piece(compare, runs, "target")
     if base:
-        yield _piece(lambda: comparison.base_to_new(base))
+        yield _piece(comparison.base_to_new, base)
     if any(map(comparison.has_times, plain)):
-        yield _piece(lambda: comparison.complexity(plain))
+        yield _piece(comparison.complexity, plain)
     if any(map(has_calibration, plain)):
-        yield _piece(lambda: comparison.calibration_table(plain))
+        yield _piece(comparison.calibration_table, plain)
     if sum(map(has_calibration, plain)) > 1:  # the summary has the diagram of a single run
         alt = "Accuracy by confidence, a panel per method; the calibration errors are in the table above"
         caption = "Reliability diagrams; the diagonal is perfect, and larger dots have more test images."
-        yield _piece(lambda: reliability_diagrams(plain), alt=alt, caption=caption)
+        yield _piece(reliability_diagrams, plain, alt=alt, caption=caption)
 
 
 def _run_pieces(folder: Path, record: dict, run: str) -> Iterator[Piece]:
@@ -93,7 +92,7 @@ def _run_pieces(folder: Path, record: dict, run: str) -> Iterator[Piece]:
         caption = f"Positive text nodes before and after, {run}; t-SNE of both together."
         alt = "Two panels of points, one per class: text nodes before and after"
         yield _piece(lambda: tsne(*read_text_nodes(folder)), alt=alt, caption=caption)
-    if (folder / PREDICTIONS).exists() and record.get("map") is None:
+    if (folder / PREDICTIONS).exists() and not is_multilabel(record):
         alt = "Matrix of true by predicted classes; the pairs that are confused most are listed above"
         caption = f"Confusion matrix on test, {run}."
         yield _piece(lambda: confusion(*confusion_matrix(folder)), alt=alt, caption=caption)
@@ -122,15 +121,16 @@ def _shots_text(record: dict, unit: str = "") -> str:
     return f"{record['shots']}{unit}{images_per_class(record['shots'], record.get('images_per_class'))}"
 
 
-def _piece(make: Callable[[], Table | Figure], **texts: str) -> Piece:
+def _piece(make: Callable[..., Table | Figure], *arguments: Any, **texts: str) -> Piece:
     """Make a table or a figure for the template, or the message of its UserError.
 
     Args:
         make: Function that makes it.
+        arguments: Arguments of the function.
         texts: "caption" and "alt" of a figure.
     """
     try:
-        result = make()
+        result = make(*arguments)
     except UserError as error:
         return {"refused": str(error)}
     if isinstance(result, Table):

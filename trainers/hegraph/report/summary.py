@@ -35,7 +35,7 @@ from ..results.by_image import (
 from ..results.comparison import has_calibration, on_base_classes
 from ..results.figures import MIN_IMAGES
 from ..results.records import PREDICTIONS, SPLIT, ImageFiles, main_score, read_test_files
-from ..results.scores import OUR_METHOD, PAPER, method
+from ..results.scores import OUR_METHOD, PAPER, is_multilabel, method
 from ..results.table import CONFIDENCE
 from ..utils.errors import UserError
 from ..utils.reading import read_json, validate
@@ -142,7 +142,7 @@ def summarise(folder: Path | None, record: dict, run: str) -> Summary:
         UserError: If a file of the run is damaged.
     """
     has_predictions = folder is not None and (folder / PREDICTIONS).exists()
-    multilabel = record.get("map") is not None
+    multilabel = is_multilabel(record)
     files = read_test_files(folder / PREDICTIONS) if folder is not None and has_predictions and not multilabel else None
     left_out = None if folder is None else leave_one_out_of_run(folder, files)
     if multilabel:

@@ -66,7 +66,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     table.add_argument("--out", type=STEM, metavar="STEM", help="reliability diagrams to write, without the ending")
     summary, more = "show AUROC and FPR95 of open-set scores on feature banks", " --features bank.safetensors"
     table = add_table("rejection", summary, rejection_command, "FOLDER", more)
-    table.add_argument("--features", type=Path, nargs="+", required=True, metavar="BANK", help="feature bank of each data set")
+    banks = "feature bank of each data set"
+    table.add_argument("--features", type=Path, nargs="+", required=True, metavar="BANK", help=banks)
     unknown = "unknown images: of classes that are not in the training (new), or of a feature bank"
     table.add_argument("--unknown", default="new", metavar="new|BANK", help=unknown)
     summary = "compare accuracy on the same images, with bootstrap intervals"

@@ -45,9 +45,9 @@ from .scores import (
     cells,
     check_averaged,
     grouped,
+    is_multilabel,
     method,
     method_order,
-    metric,
     place,
     score,
     title,
@@ -139,7 +139,7 @@ def read_runs(folders: Sequence[Path]) -> pd.DataFrame:
     for folder, record in find_runs(folders).items():
         if main_score(record) is None:
             continue
-        predicted, labels = read_scores(folder) if metric([record]) == "mAP" else read_predictions(folder)[:2]
+        predicted, labels = read_scores(folder) if is_multilabel(record) else read_predictions(folder)[:2]
         values = record | place(record)
         test = {"shots": record["shots"]} | {key: values.get(key) or "" for key in PAIR_KEYS}
         if not torch.equal(test_labels.setdefault(tuple(test.values()), labels), labels):

@@ -199,7 +199,7 @@ def multilabel_table(records: Sequence[dict]) -> Table:
     Raises:
         UserError: If no run has several labels per image, or runs of a row are not comparable.
     """
-    several = [record for record in records if record.get("map") is not None]
+    several = [record for record in records if record.get("average_precision")]
     if not several:
         raise UserError("expected runs with several labels per image, got none; name such runs")
     columns = {"map": "mAP", "macro_f1": "macro F1", "micro_f1": "micro F1"}

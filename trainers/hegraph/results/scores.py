@@ -120,9 +120,14 @@ def score(record: dict, name: str, column: object, value: Any, test: dict | None
     return place(record) | row | compared
 
 
+def is_multilabel(record: dict) -> bool:
+    """Whether the images of a run have several labels each, so that its main score is the mAP."""
+    return record.get("map") is not None
+
+
 def metric(records: Iterable[dict]) -> str:
     """Name of the main score of records, "accuracy" or "mAP"; UserError if they have different ones."""
-    several = {record.get("map") is not None for record in records}
+    several = set(map(is_multilabel, records))
     if len(several) > 1:
         raise UserError("some runs have one label per image and others several; name runs of one kind")
     return "mAP" if True in several else "accuracy"
@@ -142,7 +147,7 @@ def accuracies(record: dict, column: object, test: dict | None = None) -> list[d
     from .records import SAME_CLASSES
 
     scores, name = record if test is None else test, method(record)
-    key = "accuracy" if record.get("map") is None else "map"  # with several labels per image
+    key = "map" if is_multilabel(record) else "accuracy"
     rows = [(name, key, True), (ZERO_SHOT, f"{key}_zero_shot", True)]
     if name == OUR_METHOD and scores.get("rule") == SAME_CLASSES:
         rows[0] = (TEXT, "accuracy", False)
