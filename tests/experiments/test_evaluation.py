@@ -289,7 +289,7 @@ def test_test_on_own_data_repeats_the_record(finished_run_once, tiny_bank, tmp_p
     assert run_module.run(configured, tiny_bank, finished_run_once) == found
     other = Path(shutil.copytree(finished_run_once / "model", tmp_path / "other"))
     (other / "config.json").write_text((other / "config.json").read_text() + " ")
-    with pytest.raises(UserError, match="again holds the result of a run with other settings"):
+    with pytest.raises(UserError, match="again holds the result .*; choose another output folder$"):
         run_module.test_model(configured, tiny_bank, other, None, "cpu")
 
 

@@ -1,6 +1,7 @@
 """Fit of a method: its data, selection on validation images, and the temperature."""
 
 import itertools
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
@@ -17,7 +18,7 @@ from trainers.hegraph import FeatureBank, UserError, load_bank, load_cfg
 from trainers.hegraph.baselines.base import FittedMethod
 from trainers.hegraph.experiments import fitting
 from trainers.hegraph.experiments.run import check_configuration
-from trainers.hegraph.experiments.tasks import BankTask
+from trainers.hegraph.experiments.tasks import BankTask, FeatureTask
 from trainers.hegraph.models.folder import load_model
 from trainers.hegraph.results.records import read_record
 from trainers.hegraph.training.confidence import fit_temperature
@@ -239,8 +240,15 @@ def test_one_shot_calibration_matches_zero_shot_confidence(one_shot):
     scores = energy(own, clip_temperature) + torch.cat(gains).mean()
     assert found.known.quantiles == pytest.approx(quantiles(scores), rel=1e-4)
     assert (found.known.fitted_on, found.known.num_images) == ("held-out classes", 5)
-    nothing = fitting.calibrate(one_shot.of_classes(torch.arange(3)), None, nearest_mean, True, 1)
+
+
+def test_too_few_images_leave_the_temperature_at_one(one_shot, caplog):
+    bank = one_shot.of_classes(torch.arange(3))
+    task = FeatureTask(bank, load_cfg(opts=[*SHORT, f"{NODE}.VARIANT", "training_free"]), 1)
+    with caplog.at_level(logging.INFO):
+        nothing = fitting.calibrated(fitting.train_adapter(task, bank), task, bank).calibration
     assert (nothing.temperature, nothing.fitted_on, nothing.known) == (1.0, "nothing", None)
+    assert "no temperature is fitted, which needs a class with two training images, or four classes" in caplog.text
 
 
 # In a run

@@ -5,6 +5,7 @@ import logging
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from PIL import Image
 from trainers.hegraph import UserError, load_bank, load_cfg
 from trainers.hegraph.baselines import method_options
 from trainers.hegraph.experiments import run as run_module
+from trainers.hegraph.experiments.checks import reason_not_saved
 from trainers.hegraph.utils import processes
 
 NODE = "TRAINER.HEGRAPHADAPTER"
@@ -83,15 +85,21 @@ def test_unlabelled_images_cannot_adapt_to_other_classes(run, finished_run_once,
     assert "adapts to classes of the model, but Tiny has others" in run(*words, bank=renamed, code=2)
 
 
-@pytest.mark.parametrize(("data", "opts", "reason"), [
-    ("digits", ["DATASET.UNLABELLED", "test"], "its prediction of a test image depends on the other ones"),
-    ("digits", ["TRAINER.NAME", "ProKeR"], "each image of its cache has a weight for every class"),
-    ("digit_scenes", ["TRAINER.NAME", "ZeroShot"], "it chooses no thresholds for several labels per image"),
+@pytest.mark.parametrize(("name", "unlabelled", "multilabel", "reason"), [
+    ("HeGraphAdapter", "test", False, "its prediction of a test image depends on the other ones"),
+    ("HeGraphAdapter", "pool", True, ""), ("ZeroShot", "", False, ""),
+    ("ZeroShot", "", True, "it chooses no thresholds for several labels per image, as HeGraphAdapter does"),
+    ("ProKeR", "", False, "each image of its cache has a weight for every class"),
 ])  # fmt: skip
-def test_thumbnails_need_a_model_that_is_saved(tmp_path, data, opts, reason):
-    method = method_options(opts[1])
-    cfg = load_cfg(data, "mini", method=method, opts=[*opts, "OUTPUT_DIR", str(tmp_path / "out")])
-    with pytest.raises(UserError, match=f"--keep-thumbnails needs a model folder, and .* saves none: {reason}"):
+def test_reason_why_a_run_saves_no_model(name, unlabelled, multilabel, reason):
+    cfg = load_cfg(method=method_options(name), opts=["TRAINER.NAME", name, "DATASET.UNLABELLED", unlabelled])
+    assert reason_not_saved(SimpleNamespace(cfg=cfg, multilabel=multilabel)) == reason
+
+
+def test_thumbnails_need_a_model_that_is_saved(tmp_path):
+    opts = ["TRAINER.NAME", "ZeroShot", "OUTPUT_DIR", str(tmp_path / "out")]
+    cfg = load_cfg("digit_scenes", "mini", method=method_options("ZeroShot"), opts=opts)
+    with pytest.raises(UserError, match="--keep-thumbnails needs a model folder, and ZeroShot saves none: it chooses"):
         run_module.run(cfg, keep_thumbnails=True)
 
 

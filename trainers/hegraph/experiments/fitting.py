@@ -265,7 +265,10 @@ def calibrated(fitted: FittedMethod, task: Task, bank: FeatureBank) -> FittedMet
     classify = fitted.logits if fitted.classifier is None else fitted.classifier.logits
     result = calibrate(bank.without_test(), classify, fit_again, fitted.steps > 0, seed)
     result = replace(result, seconds=time.monotonic() - started)
-    logger.info("temperature %.3f, from %d images (%s)", result.temperature, result.num_images, result.fitted_on)
+    if result.num_images:
+        logger.info("temperature %.3f, from %d images (%s)", result.temperature, result.num_images, result.fitted_on)
+    else:
+        logger.info("no temperature is fitted, which needs a class with two training images, or four classes")
     return replace(fitted, calibration=result)
 
 

@@ -110,8 +110,10 @@ class RunFolder:
         if record is None:
             return None
         if record["run_id"] != self.run_id:
-            content = "the result of a run with other settings or data"
-            raise UserError(f"{self.path} holds {content}; choose another output folder, or delete it")
+            remedy = "choose another output folder"
+            if self.model is None:  # else the folder may hold the model to test
+                remedy += ", or delete it"
+            raise UserError(f"{self.path} holds the result of a run with other settings or data; {remedy}")
         logger.info("%s holds the complete result of this run: skipped", self.path)
         return record
 
