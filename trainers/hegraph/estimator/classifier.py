@@ -248,7 +248,7 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
         apply. A second call replaces the first. A loaded model that is adapted already raises UserError.
         """
         check_is_fitted(self, "model_")
-        self._adapt([U])
+        self.model_, _ = adapt(self._fitted, self._encoded(U).cpu(), self._device())
         return self
 
     def decision_function(self, X: Any) -> np.ndarray:
@@ -476,13 +476,8 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
         self.classes_, self.n_features_in_ = model.support_set.classes, model.classifier.width
         self.model_ = self._fitted = model
         self._image_model = None if backbone is None else ImageModel(model, backbone)
-        if pool or unlabelled is not None:
-            self._adapt(pool, unlabelled)
-        return self
-
-    def _adapt(self, pool: Sequence[Any], features: Tensor | None = None) -> None:
-        """Adapt the trained model to the unlabelled images of a pool or, if it is empty, to features."""
         if pool:
-            features = torch.cat([self._encoded(U).cpu() for U in pool])
-        assert features is not None
-        self.model_, _ = adapt(self._fitted, features, self._device())
+            unlabelled = torch.cat([self._encoded(U).cpu() for U in pool])
+        if unlabelled is not None:
+            self.model_, _ = adapt(model, unlabelled, self._device())
+        return self
