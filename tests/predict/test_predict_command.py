@@ -246,6 +246,7 @@ def test_closed_standard_output_is_no_traceback(run, images, shell, code, error)
     (["RUN", "IMAGES", "--top", "0"], "'0'"), (["RUN", "IMAGES", "--batch-size", "9" * 20], "999"),
     (["RUN", "IMAGES", "--open-set", "1"], "--open-set must be between 0 and 1"),
     (["RUN", "IMAGES", "--split", "val"], "--split val needs --features"),
+    (["RUN", "a.png", "IMAGES", "--sort-into", "IMAGES"], "is an input too"),
     (["RUN", "--features", "x", "--sort-into", "y"], "which --sort-into needs"),
     (["RUN", "--features", "BANK"], "got 'none' with width 16"),
 ])  # fmt: skip

@@ -49,6 +49,9 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise UserError("--open-set needs predictions of single images; leave it out with --transductive")
     if args.features is None:
         check_inputs(args.inputs)
+        if args.sort_into in map(Path, args.inputs):
+            problem = f"--sort-into {args.sort_into} is an input too, and the folder of the copies is not searched"
+            raise UserError(f"{problem}; choose another folder")
         if args.split != "test":
             raise UserError(f"--split {args.split} needs --features")
     else:
