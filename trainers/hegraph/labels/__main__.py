@@ -12,7 +12,17 @@ from typing import TYPE_CHECKING, Any
 from ..backbones.arguments import MODEL, add_device_arguments, add_encoder_arguments
 from ..backbones.identity import AUTO, DEFAULT_BACKBONE
 from ..predict.__main__ import whole
-from ..predict.files import FORMATS, REPLACED, Row, aligned, check_inputs, chosen_format, csv_line, image_paths, utf8
+from ..predict.files import (
+    FORMATS,
+    REPLACED,
+    Row,
+    aligned_lines,
+    check_inputs,
+    chosen_format,
+    csv_line,
+    image_paths,
+    utf8,
+)
 from ..utils.errors import Parser, run_cli
 from ..utils.files import OutputFile, check_output
 from ..utils.option import NODE
@@ -153,7 +163,7 @@ def issue_lines(issues: Sequence[LabelIssue], paths: Sequence[str], row_format: 
     """Lines with path, label, suggested class and score of each image, as "table", "csv" or "jsonl"."""
     rows = [(utf8(paths[i.index]), utf8(i.label), utf8(i.suggested), round(i.score, 4)) for i in issues]
     if row_format == "table":
-        yield from aligned(COLUMNS, [[(*names, f"{score:.2f}") for *names, score in rows]])
+        yield from aligned_lines(COLUMNS, [[(*names, f"{score:.2f}") for *names, score in rows]])
     elif row_format == "csv":
         yield from (csv_line(*row) for row in (COLUMNS, *rows))
     else:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..backbones.arguments import add_device_arguments
 from ..backbones.identity import DEFAULT_BACKBONE, MINI_ALIAS, MINI_NAME
-from ..predict.files import aligned
+from ..predict.files import aligned_lines
 from ..utils.errors import Parser, command, echo, run_cli
 from ..utils.option import NODE
 
@@ -149,7 +149,7 @@ def table_lines(results: Sequence[Result]) -> Iterator[str]:
             f"{result.images_per_second:.1f} images/s", megabytes, f"{result.parameters / 1e6:.1f} M",
             result.candidate.licence or "unknown",
         ])  # fmt: skip
-    return aligned(HEADER, [rows])
+    return aligned_lines(HEADER, [rows])
 
 
 def advice(results: Sequence[Result], recommended: Result, difference: Difference | None) -> str:

@@ -149,7 +149,7 @@ class Row(NamedTuple):
     known: bool | None = None
 
 
-def aligned(head: Sequence[str], batches: Iterable[Sequence[Sequence[str]]]) -> Iterator[str]:
+def aligned_lines(head: Sequence[str], batches: Iterable[Sequence[Sequence[str]]]) -> Iterator[str]:
     """Lines of a table with aligned columns, for rows that arrive in batches.
 
     Columns are as wide as their widest cell so far. A table without rows has no header.
@@ -178,7 +178,7 @@ def table_lines(batches: Iterable[Sequence[Row]], open_set: bool) -> Iterator[st
             first, *following = classes or [("error:" if row.error else "-", "")]
         return [*map(utf8, (row.path, *first, row.error or ", ".join(map(" ".join, following))))]
 
-    return aligned(("path", "class", "probability", "next classes"), (list(map(cells, rows)) for rows in batches))
+    return aligned_lines(("path", "class", "probability", "next classes"), (list(map(cells, rows)) for rows in batches))
 
 
 def csv_lines(batches: Iterable[Sequence[Row]], open_set: bool) -> Iterator[str]:
