@@ -30,7 +30,9 @@ from .drawing import SIDE, as_png, classifies_digits, ink_of_canvas, scan_of_ink
 
 FOLDER = Path(__file__).parent
 CSS = THEME_CSS + (FOLDER / "page.css").read_text(encoding="utf-8")
-CANVAS_JS, TRY_JS = ((FOLDER / f"{name}.js").read_text(encoding="utf-8") for name in ("canvas", "try"))
+CANVAS_JS, CAMERA_JS, TRY_JS = (
+    (FOLDER / f"{name}.js").read_text(encoding="utf-8") for name in ("canvas", "camera", "try")
+)
 TRY: Any = template(FOLDER / "try.html").module
 MAX_PICTURE = 4 * 2**20  # characters of a data URL
 MAX_THUMBNAILS = 1024  # in memory
@@ -187,7 +189,7 @@ def add_try(answers: Answers) -> gr.HTML:
         first = {item.classname: item for item in reversed(dataset.test)}
         scans = [(name, data_url(as_png(dataset.open(first[name].path)))) for name in CLASSNAMES]
     component = str(TRY.component(answers.draws, SIDE, scans))
-    return html(component, js_on_load=CANVAS_JS + TRY_JS, server_functions=[answer], elem_id="try")
+    return html(component, js_on_load=CANVAS_JS + CAMERA_JS + TRY_JS, server_functions=[answer], elem_id="try")
 
 
 def html(value: str, **options: Any) -> gr.HTML:

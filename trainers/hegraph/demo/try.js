@@ -1,13 +1,15 @@
-// Component that tries a model. Gradio runs this file with `element`, `upload` and `server`, after canvas.js.
+// Component that tries a model. Gradio runs this file with `element`, `upload` and `server`, after canvas.js and camera.js.
 const answer = element.querySelector("#answer"), video = element.querySelector("video");
-const preview = element.querySelector(".drop img"), PAUSE = 100; // milliseconds, at least between two frames
+const preview = element.querySelector(".drop img");
+const PAUSE = 100; // milliseconds, at least between two frames
+const FRAME_SIDE = 336; // pixels of a frame
 let latest = 0, stream = null;
 
-function grab(side = 336) { // the square in the middle of the camera's picture, as a data URL
+function grab() { // the square in the middle of the camera's picture, as a data URL
     const canvas = document.createElement("canvas"), size = Math.min(video.videoWidth, video.videoHeight);
-    canvas.width = canvas.height = side;
+    canvas.width = canvas.height = FRAME_SIDE;
     canvas.getContext("2d").drawImage(
-        video, (video.videoWidth - size) / 2, (video.videoHeight - size) / 2, size, size, 0, 0, side, side);
+        video, (video.videoWidth - size) / 2, (video.videoHeight - size) / 2, size, size, 0, 0, FRAME_SIDE, FRAME_SIDE);
     return canvas.toDataURL("image/jpeg", 0.9);
 }
 // Only the answer to the latest request is shown. `make` returns the request, or a promise of it.
@@ -48,14 +50,13 @@ async function openSource(name) {
 }
 async function startCamera() {
     try {
-        const opened = await navigator.mediaDevices.getUserMedia({video: {facingMode: {ideal: "environment"}}});
+        const opened = await openCamera();
         if (!video.offsetParent) return closeCamera(opened); // another source was chosen meanwhile
         stream = video.srcObject = opened;
         await video.play();
     } catch (error) {
         show('<p class="problem" role="alert"></p>');
-        answer.firstChild.textContent = window.isSecureContext
-            ? `The camera cannot be used: ${error.message}.` : "Browsers allow the camera only on this machine or over https.";
+        answer.firstChild.textContent = error.message;
         return;
     }
     for (const own = stream; stream === own;) {
@@ -65,7 +66,6 @@ async function startCamera() {
         await new Promise(done => setTimeout(done, Math.max(PAUSE - performance.now() + start, 10)));
     }
 }
-function closeCamera(opened) { for (const track of opened?.getTracks() ?? []) track.stop(); }
 function stopCamera() { closeCamera(stream); stream = null; latest++; }
 function showPreview(url) {
     preview.src = url;

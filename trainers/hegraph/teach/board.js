@@ -128,7 +128,7 @@ new MutationObserver(() => {
 element.addEventListener("click", event => {
     const button = event.target.closest("button[data-do]");
     if (button?.dataset.do === "pick") pick(button);
-    else if (button?.dataset.do === "camera") openCamera(dataOf(button).place);
+    else if (button?.dataset.do === "camera") openRecorder(dataOf(button).place);
     else if (button) send(dataOf(button));
     else if (event.target.matches(".thumb input")) select(event.target, event.shiftKey);
 });

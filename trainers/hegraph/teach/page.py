@@ -20,7 +20,7 @@ import gradio as gr
 from ..datasets.folder import NONE_OF_THESE
 from ..demo.answer import styled, template
 from ..demo.drawing import as_png, ink_of_canvas, scan_of_ink
-from ..demo.page import Answers, Page, add_try, canvas, error_html, html, uploaded_file
+from ..demo.page import CAMERA_JS, Answers, Page, add_try, canvas, error_html, html, uploaded_file
 from ..export.onnx_file import require_packages, write_onnx
 from ..model_selection.__main__ import advice
 from ..model_selection.backbones import parse_candidate, recommend, to_frame
@@ -32,8 +32,8 @@ from .project import UNLABELLED, Picture, read_upload
 from .session import MAX_LISTED, Session
 
 TEMPLATE = template(Path(__file__).parent / "board.html")
-BOARD_JS, CAMERA_JS, TABS_JS = (
-    (Path(__file__).parent / f"{name}.js").read_text(encoding="utf-8") for name in ("board", "camera", "tabs")
+BOARD_JS, RECORDER_JS, TABS_JS = (
+    (Path(__file__).parent / f"{name}.js").read_text(encoding="utf-8") for name in ("board", "recorder", "tabs")
 )
 BOARDS = ("status", "classes", "check", "label")  # macros of the template
 TABS = (*BOARDS[1:], "try", "export", "backbone")
@@ -243,7 +243,7 @@ def panel(name: str) -> gr.Column:
 
 def build_page(session: Session, uploads: Path) -> gr.Blocks:
     """Build the page of a session. `uploads` is Gradio's folder of uploads."""
-    teacher, board = Teacher(session, uploads), partial(html, js_on_load=BOARD_JS + CAMERA_JS)
+    teacher, board = Teacher(session, uploads), partial(html, js_on_load=BOARD_JS + CAMERA_JS + RECORDER_JS)
     with Page(title=f"Teach {session.project.folder.name}", analytics_enabled=False, fill_width=True) as page:
         with gr.Column(elem_id="top"):
             boards = [board("", elem_id="status")]

@@ -1,7 +1,7 @@
-// Camera of the classes: a panel that stays open while the cards change. It is read after board.js.
+// Recorder of a class: a panel with the camera, which stays open while the cards change. It is read after camera.js.
 const FRAME_MILLISECONDS = 250, FRAME_SIDE = 640; // pixels of the longer side of a recorded frame
 const GREY_SIDE = 16, SAME = 2; // frames are near-duplicates if 16x16 grey versions differ by less than 2 of 255 on average
-const CAMERA = `<div role="dialog" class="hg hg-camera"><video autoplay muted playsinline></video>
+const PANEL = `<div role="dialog" class="hg hg-camera"><video autoplay muted playsinline></video>
 <div><h2></h2><p role="status"></p><button type="button" class="record primary">Hold to record</button>
 <button type="button">Close</button></div></div>`;
 function greyOf(video) {
@@ -18,12 +18,12 @@ async function frameOf(video, name) {
     canvas.getContext("2d").drawImage(video, 0, 0, canvas.width, canvas.height);
     return new File([await canvas.convertToBlob({type: "image/jpeg", quality: 0.9})], name, {type: "image/jpeg"});
 }
-async function openCamera(place) {
+async function openRecorder(place) {
     document.querySelector(".hg-camera")?.dispatchEvent(new Event("close"));
     const holder = document.createElement("div");
-    holder.innerHTML = CAMERA;
+    holder.innerHTML = PANEL;
     const panel = holder.firstChild, video = panel.querySelector("video"), [record, close] = panel.querySelectorAll("button");
-    const tell = text => { panel.querySelector("p").textContent = text; };
+    const report = text => { panel.querySelector("p").textContent = text; };
     const greys = []; // of the recorded frames
     let frames = [], left = 0, timer = null, stream = null;
     panel.setAttribute("aria-label", `Camera for ${place}`);
@@ -35,9 +35,9 @@ async function openCamera(place) {
             greys.push(grey);
             frames.push(frameOf(video, `camera-${Date.now()}.jpg`));
         }
-        tell(`${greys.length} recorded, ${left} left out as near-duplicates`);
+        report(`${greys.length} recorded, ${left} left out as near-duplicates`);
     };
-    const start = () => { if (timer === null && stream) { timer = setInterval(take, FRAME_MILLISECONDS); take(); } };
+    const start = () => { if (timer === null && video.videoWidth) { timer = setInterval(take, FRAME_MILLISECONDS); take(); } };
     const stop = async () => {
         clearInterval(timer);
         timer = null;
@@ -50,14 +50,14 @@ async function openCamera(place) {
     record.addEventListener("keydown", event => { if ([" ", "Enter"].includes(event.key)) { event.preventDefault(); start(); } });
     record.addEventListener("contextmenu", event => event.preventDefault()); // a long touch opens a menu
     panel.addEventListener("keydown", event => { if (event.key === "Escape") close.click(); });
-    panel.addEventListener("close", () => { stop(); stream?.getTracks().forEach(track => track.stop()); panel.remove(); });
+    panel.addEventListener("close", () => { stop(); closeCamera(stream); panel.remove(); });
     close.addEventListener("click", () => panel.dispatchEvent(new Event("close")));
     document.body.append(panel);
     record.focus();
     try {
-        stream = video.srcObject = await navigator.mediaDevices.getUserMedia({video: {facingMode: {ideal: "environment"}}});
-        if (!panel.isConnected) stream.getTracks().forEach(track => track.stop());
+        stream = video.srcObject = await openCamera();
+        if (!panel.isConnected) closeCamera(stream);
     } catch (error) {
-        tell(window.isSecureContext ? `The camera cannot be used: ${error.message}` : "Browsers allow the camera only on this machine or over https.");
+        report(error.message);
     }
 }
