@@ -264,12 +264,16 @@ def calibrated(fitted: FittedMethod, task: Task, bank: FeatureBank) -> FittedMet
     started = time.monotonic()
     classify = fitted.logits if fitted.classifier is None else fitted.classifier.logits
     result = calibrate(bank.without_test(), classify, fit_again, fitted.steps > 0, seed)
-    result = replace(result, seconds=time.monotonic() - started)
-    if result.num_images:
-        logger.info("temperature %.3f, from %d images (%s)", result.temperature, result.num_images, result.fitted_on)
-    else:
+    return replace(fitted, calibration=replace(result, seconds=time.monotonic() - started))
+
+
+def log_calibration(calibration: Calibration) -> None:
+    """Log the temperature that `calibrated` fitted, or that it had too few images for a fit."""
+    if calibration.num_images:
+        parts = calibration.temperature, calibration.num_images, calibration.fitted_on
+        logger.info("temperature %.3f, from %d images (%s)", *parts)
+    elif calibration.seconds:
         logger.info("no temperature is fitted, which needs a class with two training images, or four classes")
-    return replace(fitted, calibration=result)
 
 
 def calibrate(bank: FeatureBank, classify: Classify, fit_again: Fit, trains: bool, seed: int) -> Calibration:
