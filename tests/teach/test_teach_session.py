@@ -111,6 +111,7 @@ def test_tried_changes_equal_changed_labels(session):
     with ThreadPoolExecutor(1) as pool:
         tried = pool.submit(next, views).result()
     assert tried.number == view.number + 1 and not [*views] and not [*session.try_changes()]
+    assert tried.corrected.keys() == {picture.path for picture, _ in tried.issues}
     picture, issue = tried.issues[0]
     session.project.move([picture], issue.suggested)
     after = last(session)
@@ -230,6 +231,24 @@ def test_damaged_files_are_not_counted(session):
     view = last(session)
     assert (len(view.contents.classes["one"]), len(view.contents.unlabelled)) == (4, 11)
     assert sorted(problem.split()[0] for problem in view.problems) == ["train/one/cut.png", "unlabelled/cut.png"]
+
+
+def test_image_moved_while_encoding_is_encoded_later(session):
+    picture = session.view.contents.unlabelled[0]
+    session.project.move([picture], "six")
+    session._encode([picture])
+    assert (last(session).problems, len(session.view.contents.classes["six"])) == ([], 4)
+
+
+def test_every_suspicious_label_is_tried(session, monkeypatch):
+    monkeypatch.setattr(module, "TRIED_AT_ONCE", 2)
+    one, two = (session.view.contents.classes[name] for name in ("one", "two"))
+    session.project.move(one[:2], "two")
+    session.project.move(two[:2], "one")
+    issues = last(session).issues
+    assert len(issues) > 2
+    tried = [len(view.corrected) for view in session.try_changes()]
+    assert tried == [*range(2, len(issues), 2), len(issues)]
 
 
 def test_encoding_stops_and_resumes_labelled_first(session, monkeypatch):

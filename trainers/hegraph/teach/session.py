@@ -29,6 +29,7 @@ from ..config import Config
 from ..datasets.base import check_classes
 from ..datasets.digits import CLASSNAMES, load_digits_dataset
 from ..datasets.images import open_image, reason
+from ..estimator.incremental import support_set_of
 from ..estimator.training import NO_NAME, Origin, make_configuration, train_model
 from ..features.bank import has_unit_norm
 from ..features.extract import encode_prompts
@@ -51,7 +52,7 @@ SAVE_SECONDS = 2.0  # between two writes of the features while images are encode
 THUMBNAIL_SIDE = 384  # in pixels; tiny images, such as scans, are enlarged to at least half of it
 ENCODER_FILE = f"{OWN}/encoder.json"  # backbone of the next session
 MAX_LISTED = 24  # suggestions, and suspicious labels
-MAX_TRIED = 8  # suspicious labels whose change is tried
+TRIED_AT_ONCE = 8  # suspicious labels whose change is tried between two updates of the page
 VARIANT = "TRAINER.HEGRAPHADAPTER.VARIANT"
 SAMPLE_SIZE, SAMPLE_SHOTS = 180, 3  # scans in the sample folder, and labelled ones of each class
 
@@ -234,24 +235,30 @@ class Session:
                 self.save()
 
     def try_changes(self) -> Iterator[View]:
-        """Evaluate the model after a change of each suspicious label, and yield a view. Stop if the images change."""
+        """Evaluate the model after a change of each suspicious label. Yields a view after every `TRIED_AT_ONCE` labels.
+
+        It stops if the images change. Labels that are in `View.corrected` are not tried again.
+        """
         view, corrected = self.view, dict[str, int]()
-        if view.model is None or view.corrected:
+        if view.model is None:
             return
-        support_set = cast(SupportSet, view.model.support_set)
-        for picture, issue in view.issues[:MAX_TRIED]:
-            labels = support_set.labels.clone()
-            labels[issue.index] = support_set.names.index(issue.suggested)
-            if len(labels.unique()) > 1:
-                predicted = self._leave_one_out(support_set, labels)[1]
-                corrected[picture.path] = int((predicted == labels).sum())
-            if self.view.model is not view.model:
-                return
-        with self._lock:
-            if not corrected or self.view.model is not view.model:
-                return
-            self.view = replace(self.view, corrected=corrected, number=self.view.number + 1)
-        yield self.view  # without the lock: Gradio may continue in another thread, which cannot release it
+        support_set = support_set_of(view.model)
+        untried = [(picture, issue) for picture, issue in view.issues if picture.path not in view.corrected]
+        for start in range(0, len(untried), TRIED_AT_ONCE):
+            for picture, issue in untried[start : start + TRIED_AT_ONCE]:
+                labels = support_set.labels.clone()
+                labels[issue.index] = support_set.names.index(issue.suggested)
+                if len(labels.unique()) > 1:
+                    _, predicted = leave_one_out_of(view.model, labels)
+                    corrected[picture.path] = int((predicted == labels).sum())
+                if self.view.model is not view.model:
+                    return
+            with self._lock:
+                if self.view.model is not view.model:
+                    return
+                tried = self.view.corrected | corrected
+                self.view = replace(self.view, corrected=tried, number=self.view.number + 1)
+            yield self.view  # without the lock: Gradio may continue in another thread, which cannot release it
 
     def save(self) -> None:
         """Write new features to disk. Raise UserError if that fails."""
@@ -269,9 +276,7 @@ class Session:
     def thumbnail(self, picture: Picture) -> Path | None:
         """File of the thumbnail of an image, made if missing; None for an image that is not encoded."""
         path = self._thumbnail_file(picture)
-        if path.is_file():
-            return path
-        if picture.digest in self.features:
+        if not path.is_file() and picture.digest in self.features:
             self._pixels(picture)
         return path if path.is_file() else None
 
@@ -286,7 +291,10 @@ class Session:
     def _encode(self, pictures: list[Picture]) -> None:
         with ThreadPoolExecutor(cores()) as pool:
             read = dict(zip(pictures, pool.map(self._pixels, pictures)))
-        self._unreadable |= {p.digest: f"{p.path} {problem}" for p, problem in read.items() if isinstance(problem, str)}
+        for picture, problem in read.items():
+            moved = not (self.project.folder / picture.path).exists()  # meanwhile; it is read again at its new place
+            if isinstance(problem, str) and not moved:
+                self._unreadable[picture.digest] = f"{picture.path} {problem}"
         pixels = {p.digest: image for p, image in read.items() if isinstance(image, Tensor)}
         if pixels:
             rows = self.backbone.encode_images(torch.stack([*pixels.values()]))
@@ -342,7 +350,7 @@ class Session:
         model = train_model(support_set, self.origin, self._configuration(names, int(support_set.counts.max())), "cpu")
         labelled = [*pictures.values()]
         view = replace(view, model=model, suggestions=self._suggestions(model, contents), trained_on=labelled)
-        return self._evaluated(view, support_set, labelled)
+        return evaluated(view)
 
     def _encoded(self, names: list[str], contents: Contents) -> dict[tuple[str, int], Picture]:
         """Encoded images of the classes `names`, by SHA-256 and label."""
@@ -378,33 +386,6 @@ class Session:
         values = {"DATASET.NUM_SHOTS": max(shots, 1), VARIANT: "training_free"}
         return make_configuration(files, values, None, 1, "")
 
-    def _evaluated(self, view: View, support_set: SupportSet, pictures: list[Picture]) -> View:
-        """Add the leave-one-out accuracy, confusions and label issues of the support set to a view."""
-        if (support_set.counts > 0).sum() < 2 or support_set.positive is None:
-            return view
-        labels, names = support_set.labels, support_set.names
-        logits, predicted = self._leave_one_out(support_set, labels)
-        pairs = Counter((names[a], names[b]) for a, b in zip(labels.tolist(), predicted.tolist()) if a != b)
-        ranked = [(pictures[issue.index], issue) for issue in rank_labels(logits, labels, names)]
-        issues = [(p, issue) for p, issue in ranked if issue.score > SUSPICIOUS]
-        issues = [(p, issue) for p, issue in issues if p.digest not in view.contents.confirmed]
-        confusions = [(*pair, count) for pair, count in pairs.most_common(MAX_LISTED)]
-        right = labels[predicted == labels].bincount(minlength=len(names)).tolist()
-        return replace(
-            view,
-            correct=sum(right),
-            evaluated=len(labels),
-            neediest=find_neediest(names, right, support_set.counts.tolist()),
-            confusions=confusions,
-            issues=issues[:MAX_LISTED],
-        )
-
-    def _leave_one_out(self, support_set: SupportSet, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits and predictions of `leave_one_out` for the images of a support set with other labels."""
-        return leave_one_out(
-            support_set.features[0], labels, cast(Tensor, support_set.positive), self.origin.logit_scale
-        )
-
     def _suggestions(self, model: SavedModel, contents: Contents) -> list[Suggestion]:
         """Unlabelled images that are most useful to label. An image that also lies in a class is left out."""
         labelled = contents.classes_of()
@@ -419,6 +400,38 @@ class Session:
             Suggestion(pictures[position], model.classnames[label], probability, model.share_below(row))
             for position, label, probability, row in zip(chosen, labels.tolist(), best.tolist(), logits)
         ]
+
+
+def evaluated(view: View) -> View:
+    """Add the leave-one-out accuracy, confusions and label issues of the model to a view.
+
+    The view is unchanged if it has no model, or fewer than two classes have images.
+    """
+    if view.model is None:
+        return view
+    support_set = support_set_of(view.model)
+    labels, names, counts = support_set.labels, support_set.names, support_set.counts
+    if (counts > 0).sum() < 2:
+        return view
+    logits, predicted = leave_one_out_of(view.model, labels)
+    pairs = Counter((names[a], names[b]) for a, b in zip(labels.tolist(), predicted.tolist()) if a != b)
+    ranked = [(view.trained_on[issue.index], issue) for issue in rank_labels(logits, labels, names)]
+    issues = [(p, issue) for p, issue in ranked if issue.score > SUSPICIOUS and p.digest not in view.contents.confirmed]
+    right = labels[predicted == labels].bincount(minlength=len(names)).tolist()
+    return replace(
+        view,
+        correct=sum(right),
+        evaluated=len(labels),
+        neediest=find_neediest(names, right, counts.tolist()),
+        confusions=[(*pair, count) for pair, count in pairs.most_common(MAX_LISTED)],
+        issues=issues[:MAX_LISTED],
+    )
+
+
+def leave_one_out_of(model: SavedModel, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits and predictions of `leave_one_out` for the support set of a model with other labels."""
+    support_set = support_set_of(model)
+    return leave_one_out(support_set.features[0], labels, cast(Tensor, support_set.positive), model.logit_scale)
 
 
 def find_neediest(names: Sequence[str], correct: Sequence[int], counts: Sequence[int]) -> tuple[str, int, int]:
