@@ -98,6 +98,7 @@ def serve(build: "Callable[[Path], Blocks]", host: str, port: int, css: str = ""
     from ..datasets.images import MAX_BYTES
     from .page import CSS, gradio_theme
 
+    host = f"[{host}]" if ":" in host else host  # IPv6 in a URL
     with tempfile.TemporaryDirectory(prefix="hegraph-demo-") as uploads:
         os.environ["GRADIO_TEMP_DIR"] = uploads
         for variable in ("NO_PROXY", "no_proxy"):  # Gradio sends requests to its own server
