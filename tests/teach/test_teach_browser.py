@@ -247,6 +247,52 @@ def test_keys_label_images_and_undo(window, folder):
     assert counts(folder) == before
 
 
+def test_key_works_again_after_a_refused_action(window, folder):
+    window.tab("Label")
+    window.wait(lambda: suggestions(window))
+    first = suggestions(window)[0]
+    (folder / "train/ZERO").mkdir()  # next to zero, which no project may have
+    window.actions().send_keys(window.keys.ENTER).perform()
+    window.wait(lambda: "differ only in case" in window.text("#status .problem"))
+    (folder / "train/ZERO").rmdir()
+    window.actions().send_keys(window.keys.ENTER).perform()
+    window.wait(lambda: first not in suggestions(window))
+    click(window, "#status", "Undo: an image moved")
+    window.wait(lambda: first in suggestions(window))
+
+
+def drop(page: Browser, selector: str, path: Path) -> None:
+    """Drop a file or folder on an element."""
+    script = """
+        const target = document.querySelector(arguments[0]);
+        target.scrollIntoView({block: "center"});
+        const box = target.getBoundingClientRect();
+        return [box.x, box.y];
+    """
+    x, y = page.driver.execute_script(script, selector)
+    data = {"items": [], "files": [str(path)], "dragOperationsMask": 1}
+    for kind in ("dragEnter", "dragOver", "drop"):
+        command = {"type": kind, "x": x + 5, "y": y + 5, "data": data}
+        page.driver.execute_cdp_cmd("Input.dispatchDragEvent", command)
+
+
+def test_dropped_folder_is_added_to_its_class(window, folder, tmp_path):
+    window.tab("Classes")
+    add_class(window, "drop")
+    scans(tmp_path / "photos", "one", 40, 3)
+    (tmp_path / "photos/.DS_Store").write_text("no image")
+    drag = """
+        const event = new DragEvent("dragover", {bubbles: true, cancelable: true, dataTransfer: new DataTransfer()});
+        document.body.dispatchEvent(event);
+        return event.defaultPrevented;
+    """
+    assert window.driver.execute_script(drag), "the browser would open a file that misses the classes"
+    drop(window, card(window, "drop"), tmp_path / "photos")
+    window.wait(lambda: counts(folder).get("drop") == 3)
+    window.wait(lambda: "Undo: 3 images added to drop" in window.text("#status"))
+    assert not window.find("#status .problem")
+
+
 def test_status_and_tabs_stay_in_view_on_a_phone(window):
     with window.emulating(PHONE):
         window.tab("Classes")

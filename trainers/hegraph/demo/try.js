@@ -88,6 +88,11 @@ element.querySelector("input[type=file]").addEventListener("change", event => {
     event.target.value = "";
 });
 element.addEventListener("dragover", event => event.preventDefault());
+document.addEventListener("dragover", event => { // the browser would replace the page by a file that misses its target
+    if (event.defaultPrevented || event.target.closest(".drop")) return;
+    event.preventDefault();
+    event.dataTransfer.dropEffect = "none";
+});
 element.addEventListener("drop", event => { event.preventDefault(); openFile(event.dataTransfer.files[0]); });
 document.addEventListener("paste", event => {
     const file = [...event.clipboardData.files].find(each => each.type.startsWith("image/"));

@@ -13,10 +13,7 @@ function buttonOf(text, action) {
 function pick(node) { // enlarge an image and choose its class
     const dialog = document.createElement("dialog"), picture = node.closest("[data-digest]"), data = dataOf(picture);
     const image = picture.querySelector("img")?.cloneNode(), heading = document.createElement("h2");
-    const step = offset => {
-        const siblings = [...picture.parentElement.children], next = siblings[siblings.indexOf(picture) + offset];
-        if (next?.matches("[data-digest]")) { dialog.close(); pick(next); }
-    };
+    const show = next => { if (next?.matches("[data-digest]")) { dialog.close(); pick(next); } };
     const name = data.image.split("/").pop();
     heading.textContent = data.place ? `${name} (${data.place})` : name;
     dialog.className = "hg hg-pick";
@@ -28,7 +25,10 @@ function pick(node) { // enlarge an image and choose its class
     for (const [text, to] of places(namesOf(node)))
         if (to !== data.place) dialog.append(buttonOf(text, () => { dialog.close(); send({...data, do: "move", to}); }));
     dialog.append(buttonOf("Cancel", () => dialog.close()));
-    dialog.addEventListener("keydown", event => step({ArrowRight: 1, ArrowLeft: -1}[event.key] ?? NaN));
+    dialog.addEventListener("keydown", event => {
+        if (event.key === "ArrowRight") show(picture.nextElementSibling);
+        if (event.key === "ArrowLeft") show(picture.previousElementSibling);
+    });
     dialog.addEventListener("close", () => dialog.remove());
     document.body.append(dialog);
     dialog.showModal();
@@ -50,7 +50,7 @@ function showSelection() {
     for (const image of [...selected.keys()]) if (!shown.has(image)) selected.delete(image);
     bar.remove();
     if (!selected.size) return;
-    const choice = document.createElement("select"), images = JSON.stringify([...selected].map(([image, digest]) => ({image, digest})));
+    const choice = document.createElement("select"), images = JSON.stringify([...selected]);
     choice.setAttribute("aria-label", "Move the selected images to");
     choice.append(new Option("Move to", "-"), ...places(namesOf(boxes[0])).map(([text, to]) => new Option(text, to)));
     choice.addEventListener("change", () => finish(() => send({do: "move", images, to: choice.value})));
@@ -61,60 +61,75 @@ function showSelection() {
 function finish(action) { selected.clear(); showSelection(); action(); }
 function select(box, range) { // with `range`, all images from the last box to this one
     const boxes = [...element.querySelectorAll(".thumb input")];
-    const [from, to] = [range && lastBox ? boxes.indexOf(lastBox) : boxes.indexOf(box), boxes.indexOf(box)].sort((a, b) => a - b);
-    for (const {parentElement: {dataset: {image, digest}}} of boxes.slice(from, to + 1))
-        box.checked ? selected.set(image, digest) : selected.delete(image);
+    const to = boxes.indexOf(box), last = boxes.indexOf(lastBox), from = range && last >= 0 ? last : to;
+    for (const each of boxes.slice(Math.min(from, to), Math.max(from, to) + 1)) {
+        const {image, digest} = each.parentElement.dataset;
+        if (box.checked) selected.set(image, digest);
+        else selected.delete(image);
+    }
     lastBox = box;
     showSelection();
 }
 
 // Files
-async function sendFiles(files, to) {
-    const sent = [], failed = [], progress = document.createElement("p"); // one request is one change for Undo
+async function sendFiles(files, to, failed = []) { // with the names of files that could not be read
+    const sent = [], progress = document.createElement("p"); // one request is one change for Undo
     progress.className = "hg hg-sending";
     document.body.append(progress);
     for (const [number, file] of files.entries()) {
         progress.textContent = `Sending ${number + 1} of ${files.length} files`;
-        try { sent.push({path: (await upload(file)).path, name: file.name}); } catch { failed.push(file.name); }
+        try { sent.push([(await upload(file)).path, file.name]); } catch { failed.push(file.name); }
     }
     progress.remove();
-    if (files.length) send({...to, files: JSON.stringify(sent), failed: JSON.stringify(failed)});
+    if (files.length || failed.length) send({...to, files: JSON.stringify(sent), failed: JSON.stringify(failed)});
 }
-async function filesOf(entries) { // also of folders
+async function filesOf(entries, failed) { // also in folders, without hidden ones; adds the names of unreadable entries to `failed`
     const files = [];
-    for (const entry of entries.filter(Boolean)) {
-        if (entry.isFile) files.push(await new Promise((done, failed) => entry.file(done, failed)));
-        else {
-            const reader = entry.createReader();
-            for (;;) {
-                const inside = await new Promise((done, failed) => reader.readEntries(done, failed));
-                if (!inside.length) break;
-                files.push(...await filesOf(inside));
-            }
-        }
+    for (const entry of entries.filter(each => each && !each.name.startsWith("."))) {
+        try {
+            if (entry.isFile) files.push(await new Promise((done, refused) => entry.file(done, refused)));
+            else files.push(...await filesOf(await entriesOf(entry), failed));
+        } catch { failed.push(entry.name); }
     }
     return files;
+}
+async function entriesOf(folder) {
+    const reader = folder.createReader(), entries = [];
+    for (;;) {
+        const more = await new Promise((done, refused) => reader.readEntries(done, refused)); // up to 100
+        if (!more.length) return entries;
+        entries.push(...more);
+    }
 }
 
 // Keys of the cards: the arrows choose a card, the other keys press its buttons
 const sent = new Set(); // SHA-256 of images whose card waits for the answer to a key
+const OTHER_KEYS = "dialog, input, select, textarea, canvas"; // elements that have keys of their own
+function actionOf(card, key) { // of a button of the card, or of the number of a class; undefined for another key
+    const button = card.querySelector(`button[data-key="${CSS.escape(key)}"]`);
+    if (button) return dataOf(button);
+    const to = /^[1-9]$/.test(key) ? namesOf(card)[key - 1] : undefined;
+    return to && {...dataOf(card), do: "move", to};
+}
+function focusCard(card) { card.focus(); card.scrollIntoView({block: "nearest"}); }
 function press(event) {
-    const cards = [...element.querySelectorAll("article[data-digest]")], busy = "dialog, input, select, textarea, canvas";
-    if (!cards.length || !element.checkVisibility() || event.ctrlKey || event.metaKey || event.altKey || event.target.closest(busy)) return;
+    const cards = [...element.querySelectorAll("article[data-digest]")];
+    if (!cards.length || !element.checkVisibility()) return;
+    if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest(OTHER_KEYS)) return;
     if (["Enter", " "].includes(event.key) && event.target.closest("button, summary, a")) return;
-    const focused = cards.findIndex(card => card.contains(document.activeElement)), columns = cards.filter(card => card.offsetTop === cards[0].offsetTop).length;
+    if (document.querySelector("#status .problem")) sent.clear(); // a refused action can be repeated
+    const focused = cards.findIndex(card => card.contains(document.activeElement));
+    const columns = cards.filter(card => card.offsetTop === cards[0].offsetTop).length;
     const step = {ArrowRight: 1, ArrowLeft: -1, ArrowDown: columns, ArrowUp: -columns}[event.key];
-    const focus = card => { card?.focus(); card?.scrollIntoView({block: "nearest"}); };
     if (step && event.target.matches("[role=tab]")) return;
-    if (step) focus(cards[focused < 0 ? 0 : Math.min(Math.max(focused + step, 0), cards.length - 1)]);
+    if (step) focusCard(cards[focused < 0 ? 0 : Math.min(Math.max(focused + step, 0), cards.length - 1)]);
     else if (event.key === "u") document.querySelector("#status [data-do=undo]")?.click();
     else {
         const card = cards.slice(Math.max(focused, 0)).find(each => !sent.has(each.dataset.digest));
-        const button = card?.querySelector(`button[data-key="${CSS.escape(event.key)}"]`), to = namesOf(cards[0])[event.key - 1];
-        const data = button ? dataOf(button) : card && to !== undefined && event.key <= 9 ? {...dataOf(card), do: "move", to} : null;
+        const data = card && actionOf(card, event.key);
         if (!data) return;
         sent.add(card.dataset.digest);
-        focus(card);
+        focusCard(card);
         send(data);
     }
     event.preventDefault();
@@ -151,6 +166,6 @@ element.addEventListener("drop", async event => {
     const place = event.target.closest("[data-place]");
     if (!place) return;
     event.preventDefault();
-    const entries = [...event.dataTransfer.items].map(item => item.webkitGetAsEntry());
-    sendFiles(await filesOf(entries), {...place.dataset, do: "add"});
+    const entries = [...event.dataTransfer.items].map(item => item.webkitGetAsEntry()), failed = [];
+    sendFiles(await filesOf(entries, failed), {...place.dataset, do: "add"}, failed);
 });
