@@ -60,21 +60,18 @@ def test_only_models_of_digits_get_a_canvas(digits):
     )
 
 
-def url(image: Image.Image) -> str:
-    return drawing.PNG + base64.b64encode(drawing.as_png(image)).decode()
-
-
 def test_ink_of_canvas_and_refused_values():
-    image = Image.new("RGBA", (drawing.SIDE, drawing.SIDE), "black")
+    side, url = (drawing.SIDE, drawing.SIDE), drawing.data_url
+    image = Image.new("RGBA", side, "black")
     image.paste("white", (10, 20, 30, 40))
     ink = drawing.ink_of_canvas(url(image))
-    assert (ink.shape, ink.sum(), ink[20:40, 10:30].min()) == ((drawing.SIDE, drawing.SIDE), 400, 1)
+    assert (ink.shape, ink.sum(), ink[20:40, 10:30].min()) == (side, 400, 1)
     gif = io.BytesIO()
     image.save(gif, "GIF")
-    blank, large = Image.new("L", (drawing.SIDE, drawing.SIDE)), Image.new("1", (60_000, 10_000), 1)
+    blank, large, start = Image.new("L", side), Image.new("1", (60_000, 10_000), 1), "data:image/png;base64,"
     for value in (
-        None, 7, "http://127.0.0.1/image.png", drawing.PNG, drawing.PNG + "A" * 300_000, url(blank), url(image)[:60],
-        url(large), drawing.PNG + base64.b64encode(gif.getvalue()).decode(), url(Image.new("L", (8, 8), 255)),
+        None, 7, "http://127.0.0.1/image.png", start, start + "A" * 300_000, url(blank), url(image)[:60],
+        url(large), start + base64.b64encode(gif.getvalue()).decode(), url(Image.new("L", (8, 8), 255)),
     ):  # fmt: skip
         with pytest.raises(UserError, match="the drawing arrived damaged"):
             drawing.ink_of_canvas(value)

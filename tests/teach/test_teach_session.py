@@ -1,6 +1,5 @@
 """Session of the teach page: its model, evaluation, features on disk, handlers and command."""
 
-import base64
 import json
 import re
 import shutil
@@ -20,7 +19,7 @@ from trainers.hegraph.backbones.identity import MINI_CONFIG
 from trainers.hegraph.datasets.digits import load_digits_dataset
 from trainers.hegraph.datasets.images import open_image
 from trainers.hegraph.demo.answer import compute_answer
-from trainers.hegraph.demo.drawing import PNG, SIDE, as_png
+from trainers.hegraph.demo.drawing import SIDE, data_url
 from trainers.hegraph.estimator.training import train_model
 from trainers.hegraph.labels.__main__ import parse_arguments
 from trainers.hegraph.labels.issues import find_label_issues
@@ -314,7 +313,7 @@ def test_each_button_performs_its_action(teacher):
     for data, message in (
         ({"do": "add-class", "name": "cat"}, "Class cat added; drop images on it"),
         ({"do": "rename", "place": "cat", "name": "dog"}, "Class cat renamed to dog"),
-        ({"do": "move", "to": "dog", "images": json.dumps([image])}, ""), ({"do": "delete", "place": "dog"}, ""),
+        ({"do": "move", "to": "dog", "images": json.dumps([picture])}, ""), ({"do": "delete", "place": "dog"}, ""),
         ({"do": "undo"}, "Undone: the class dog deleted"),
     ):  # fmt: skip
         assert teacher.do(data) == (message, "")
@@ -332,7 +331,7 @@ def test_each_button_performs_its_action(teacher):
 
 def sent(teacher, *files: Path) -> str:
     """Upload files as the script of the page does; returns its description of them."""
-    return json.dumps([{"path": shutil.copy(file, teacher.uploads), "name": file.name} for file in files])
+    return json.dumps([[shutil.copy(file, teacher.uploads), file.name] for file in files])
 
 
 def test_only_uploaded_files_are_added(teacher):
@@ -385,7 +384,7 @@ def test_damaged_file_has_no_thumbnail(teacher):
 def test_drawing_is_added_and_prediction_explained(teacher):
     canvas = Image.new("L", (SIDE, SIDE))
     canvas.paste(255, (130, 40, 160, 240))
-    drawing = PNG + base64.b64encode(as_png(canvas)).decode()
+    drawing = data_url(canvas)
     assert teacher.do({"do": "draw", "place": "two"}, drawing) == ("1 image added", "")
     session, model = teacher.session, last(teacher.session).model
     [drawn] = [each for each in session.view.contents.classes["two"] if each.name.startswith("drawing-")]

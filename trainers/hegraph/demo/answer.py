@@ -3,7 +3,6 @@
 Shapes: K classes, N cached images, d feature width.
 """
 
-import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,11 +138,6 @@ def answer_html(answer: Answer, method: str, nearest: Sequence[tuple[str, float]
         model_input: URL of the converted image; "" if the image was not converted.
     """
     return str(MACROS.answer(answer, method, nearest, model_input))
-
-
-def data_url(image: bytes) -> str:
-    """URL that contains an image file; browsers detect its format."""
-    return f"data:image/png;base64,{base64.b64encode(image).decode('ascii')}"
 
 
 def styled(html: str) -> str:

@@ -21,7 +21,7 @@ INKED_DOTS = 314  # mean number of inked dots of a training scan; its variance i
 BLUR = 1.0  # in dots, applied before the threshold that sets the stroke width
 MIN_CONTRAST = 24  # between ink and paper, in grey levels from 0 to 255
 SIDE = 280  # side of the canvas in pixels
-PNG = "data:image/png;base64,"  # start of a data URL
+MAX_URL = 4 * 2**20  # characters of a data URL
 
 
 def classifies_digits(model: SavedModel) -> bool:
@@ -67,6 +67,21 @@ def as_png(image: Image.Image) -> bytes:
     return data.getvalue()
 
 
+def data_url(image: Image.Image) -> str:
+    """Encode a picture as a data URL with a PNG file."""
+    return f"data:image/png;base64,{base64.b64encode(as_png(image)).decode('ascii')}"
+
+
+def decode_data_url(url: str) -> bytes:
+    """Decode the file in a data URL. Raise UserError if it is damaged or too long."""
+    try:
+        if len(url) > MAX_URL:
+            raise ValueError("too long")
+        return base64.b64decode(url.partition(";base64,")[2], validate=True)
+    except ValueError as error:
+        raise UserError("arrived damaged; try again") from error
+
+
 def ink_of_canvas(value: Any) -> np.ndarray:
     """Decode the PNG data URL of the canvas into the ink of each pixel, shape `[SIDE, SIDE]`, from 0 to 1.
 
@@ -74,8 +89,7 @@ def ink_of_canvas(value: Any) -> np.ndarray:
         UserError: For any other value, and for an empty canvas.
     """
     try:
-        data = base64.b64decode(value.removeprefix(PNG), validate=True)
-        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+        with Image.open(io.BytesIO(decode_data_url(value)), formats=["PNG"]) as image:
             if image.size != (SIDE, SIDE):
                 raise ValueError("wrong size")
             ink = np.asarray(image.convert("L"), dtype=np.float32) / 255

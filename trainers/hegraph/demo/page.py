@@ -5,7 +5,6 @@ the answers follow a camera. Gradio is optional and slow to import: `demo.__main
 page.
 """
 
-import base64
 import threading
 from collections.abc import Callable
 from functools import lru_cache
@@ -25,8 +24,8 @@ from ..models.saved import SavedModel
 from ..utils.errors import UserError, first_line, one_line
 from ..utils.reading import LenientModel, validate
 from ..utils.theme import THEME_CSS
-from .answer import answer_html, compute_answer, data_url, styled, summary, template, title
-from .drawing import SIDE, as_png, classifies_digits, ink_of_canvas, scan_of_ink, scan_of_picture
+from .answer import answer_html, compute_answer, styled, summary, template, title
+from .drawing import SIDE, classifies_digits, data_url, decode_data_url, ink_of_canvas, scan_of_ink, scan_of_picture
 
 FOLDER = Path(__file__).parent
 CSS = THEME_CSS + (FOLDER / "page.css").read_text(encoding="utf-8")
@@ -34,7 +33,6 @@ CANVAS_JS, CAMERA_JS, TRY_JS = (
     (FOLDER / f"{name}.js").read_text(encoding="utf-8") for name in ("canvas", "camera", "try")
 )
 TRY: Any = template(FOLDER / "try.html").module
-MAX_PICTURE = 4 * 2**20  # characters of a data URL
 MAX_THUMBNAILS = 1024  # in memory
 
 # Variables of Gradio's theme, by colour of `theme.css`. `Base` names the colours of the dark mode "..._dark".
@@ -117,14 +115,14 @@ class Answers:
         try:
             request = validate(Request, value, "the request")
             if request == Request():
-                return styled('<p class="grey">The prediction appears here.</p>')
+                return str(TRY.hint())
             picture = self.open(request)
             with self._lock:
                 model, backbone = self.load()
                 answer = compute_answer(model, backbone.encode_images([picture]))
         except UserError as error:
             return error_html(error)
-        scan = data_url(as_png(picture)) if self.converts or request.drawing else ""
+        scan = data_url(picture) if self.converts or request.drawing else ""
         nearest = [(url, share) for place, share in answer.neighbours if (url := self.thumbnail(place))]
         return answer_html(answer, model.method, nearest, scan)
 
@@ -133,30 +131,20 @@ class Answers:
         if request.drawing:
             return scan_of_ink(ink_of_canvas(request.drawing))
         try:
-            source = decode(request.picture) if request.picture else uploaded_file({"path": request.path}, self.uploads)
-            picture = open_upload(source)
+            url, path = request.picture, request.path
+            picture = open_upload(decode_data_url(url) if url else uploaded_file(path, self.uploads))
         except UserError as error:
             raise UserError(f"this file {error}") from error
         return scan_of_picture(picture) if self.converts else picture
 
 
-def decode(url: str) -> bytes:
-    """Decode the data URL of a picture. Raise UserError if it is damaged or too long."""
+def uploaded_file(name: str, uploads: Path) -> Path:
+    """Resolved path of an upload. Raise UserError for any path outside the folder of uploads."""
     try:
-        if len(url) > MAX_PICTURE:
-            raise ValueError("too long")
-        return base64.b64decode(url.partition(";base64,")[2], validate=True)
-    except ValueError as error:
-        raise UserError("arrived damaged; try again") from error
-
-
-def uploaded_file(uploaded: Any, uploads: Path) -> Path:
-    """Path of an upload as Gradio describes it. Raise UserError for any path outside the folder of uploads."""
-    try:
-        path = Path(uploaded["path"]).resolve(strict=True)
+        path = Path(name).resolve(strict=True)
         if not (path.is_relative_to(uploads.resolve()) and path.is_file()):
             raise ValueError("not an upload")
-    except (TypeError, LookupError, ValueError, OSError, RuntimeError) as error:
+    except (ValueError, OSError, RuntimeError) as error:
         raise UserError("no picture arrived; upload it again") from error
     return path
 
@@ -168,7 +156,7 @@ def build_page(images: ImageModel, folder: Path, uploads: Path) -> gr.Blocks:
     @lru_cache(MAX_THUMBNAILS)
     def thumbnail(position: int) -> str:
         image = read_thumbnail(folder, position)
-        return "" if image is None else data_url(as_png(image))
+        return "" if image is None else data_url(image)
 
     digits = classifies_digits(model)
     with Page(title=title(model), analytics_enabled=False) as page:
@@ -187,7 +175,7 @@ def add_try(answers: Answers) -> gr.HTML:
     if answers.draws:
         dataset = load_digits_dataset()
         first = {item.classname: item for item in reversed(dataset.test)}
-        scans = [(name, data_url(as_png(dataset.open(first[name].path)))) for name in CLASSNAMES]
+        scans = [(name, data_url(dataset.open(first[name].path))) for name in CLASSNAMES]
     component = str(TRY.component(answers.draws, SIDE, scans))
     return html(component, js_on_load=CANVAS_JS + CAMERA_JS + TRY_JS, server_functions=[answer], elem_id="try")
 

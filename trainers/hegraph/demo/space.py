@@ -3,6 +3,7 @@
 The Space needs no release of this package on PyPI.
 """
 
+import json
 import shutil
 import sys
 from importlib.metadata import version
@@ -55,7 +56,7 @@ def write_space(
         got = f"expected a backbone that a Space can download, got local weights ({files[0]})"
         raise UserError(f"{got}; upload them to the Hub and use --backbone hf-hub:USER/NAME")
     values = {"--backbone": backbone, "--pretrained": pretrained, "--precision": precision.replace(AUTO, "")}
-    flags = "".join(f", {flag!r}, {value!r}" for flag, value in values.items() if value)
+    flags = "".join(f", {json.dumps(flag)}, {json.dumps(value)}" for flag, value in values.items() if value)
     more = TOKENIZER_REQUIREMENTS if type(images.backbone.tokenizer).__name__ == "HFTokenizer" else ()
     packages = "\n".join([*requirements(), *more, ""])
     header = {
@@ -71,7 +72,7 @@ def write_space(
                 (space / MODEL / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(file, space / MODEL / name)
         copy_package(space / "hegraph")
-        (space / "app.py").write_text(APP.format(model=MODEL, flags=flags.replace("'", '"')), encoding="utf-8")
+        (space / "app.py").write_text(APP.format(model=MODEL, flags=flags), encoding="utf-8")
         (space / "requirements.txt").write_text(packages, encoding="utf-8")
         front = yaml.safe_dump(header, sort_keys=False, allow_unicode=True)
         text = f"---\n{front}---\n\n# {title(model)}\n\n{summary(model)}\n"

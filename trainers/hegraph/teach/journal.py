@@ -83,7 +83,8 @@ class JournaledFolder:
         except Timeout as error:
             raise UserError(f"another program is changing {self.folder}; try again when it has finished") from error
         except OSError as error:
-            raise UserError(f"cannot change {self.folder}: {first_line(error)}") from error
+            path = error.filename or self.folder
+            raise UserError(f"cannot read or write {path}: {first_line(error)}") from error
 
     def change(self, what: str, moves: list[Move]) -> None:
         """Make a change that can be undone. An empty list of renamings is no change."""

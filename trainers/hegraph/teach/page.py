@@ -11,7 +11,7 @@ from functools import partial
 from html import escape
 from itertools import chain
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import quote
 from uuid import uuid4
 
@@ -27,7 +27,7 @@ from ..model_selection.backbones import parse_candidate, recommend, to_frame
 from ..models.folder import save_model
 from ..models.images import ImageModel
 from ..utils.errors import UserError, one_line
-from ..utils.reading import LenientModel, parse_json, validate
+from ..utils.reading import parse_json, validate
 from .project import UNLABELLED, Picture, read_upload
 from .session import MAX_LISTED, Session
 
@@ -52,21 +52,11 @@ T = TypeVar("T")
 Outcome = tuple[str, str]  # of an action: message, and description of a problem; "" for none
 
 
-class Upload(LenientModel):
+class Upload(NamedTuple):
     """Uploaded file: its path on this machine and its name on the machine of the user."""
 
     path: str
     name: str
-
-
-class Selected(LenientModel):
-    """Selected image: its path in the project and the SHA-256 of its file."""
-
-    image: str
-    digest: str
-
-    def picture(self) -> Picture:
-        return Picture(self.image, self.digest)
 
 
 class Teacher:
@@ -131,13 +121,13 @@ class Teacher:
         """Perform one action on the project."""
         project, session = self.session.project, self.session
         picture = Picture(data.get("image", ""), data.get("digest", ""))
-        selected = received(list[Selected], data, "images") if "images" in data else []
+        moved = received(list[Picture], data, "images") if "images" in data else [picture]
         place, to, name = (data.get(key, "") for key in ("place", "to", "name"))
         actions: dict[str, Callable[[], str | None]] = {
             "add-class": lambda: f"Class {project.add_class(name)} added; drop images on it",
             "rename": lambda: f"Class {place} renamed to {project.rename_class(place, name)}",
             "delete": lambda: project.delete_class(place),
-            "move": lambda: project.move([each.picture() for each in selected] or [picture], to),
+            "move": lambda: project.move(moved, to),
             "confirm": lambda: project.confirm(picture),
             "keep-in": lambda: project.keep_in_one_class(picture.digest, to),
             "undo": lambda: f"Undone: {project.undo()}",
@@ -161,7 +151,7 @@ class Teacher:
     def add_uploads(self, place: str, data: dict[str, str]) -> Outcome:
         """Add uploaded images or zip files, and delete the uploads."""
         uploads = received(list[Upload], data, "files")
-        files = {uploaded_file({"path": each.path}, self.uploads): each.name for each in uploads}
+        files = {uploaded_file(each.path, self.uploads): each.name for each in uploads}
         problems = [f"{name} did not arrive, or is too large" for name in received(list[str], data, "failed")]
         try:
             if data["do"] == "zip":

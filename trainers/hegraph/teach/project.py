@@ -402,7 +402,7 @@ def normalize_class_name(name: str, existing: Iterable[str]) -> str:
     Raises:
         UserError: If a folder cannot have the name, or if it equals an existing name except for case or Unicode form.
     """
-    normalized = unicodedata.normalize("NFC", " ".join(str(name).split()))
+    normalized = unicodedata.normalize("NFC", " ".join(name.split()))
     invalid = not normalized or FORBIDDEN.search(normalized.replace("%", "")) or printable(normalized) != normalized
     if invalid or len(normalized.encode()) > MAX_NAME:
         raise UserError(
