@@ -29,6 +29,7 @@ Shapes: N images, K classes, P classes with images, d feature width, J images of
 and take O(N^2 (K + d)).
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -72,6 +73,11 @@ class LabelIssue:
     label: Any
     suggested: Any
     score: float
+
+    @property
+    def odds(self) -> float:
+        """Approximate odds of the other classes against the label."""
+        return math.exp(self.score)
 
 
 def find_label_issues(
