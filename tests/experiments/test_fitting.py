@@ -245,8 +245,9 @@ def test_one_shot_calibration_matches_zero_shot_confidence(one_shot):
 def test_too_few_images_leave_the_temperature_at_one(one_shot, caplog):
     bank = one_shot.of_classes(torch.arange(3))
     task = FeatureTask(bank, load_cfg(opts=[*SHORT, f"{NODE}.VARIANT", "training_free"]), 1)
+    nothing = fitting.calibrated(fitting.train_adapter(task, bank), task, bank).calibration
     with caplog.at_level(logging.INFO):
-        nothing = fitting.calibrated(fitting.train_adapter(task, bank), task, bank).calibration
+        fitting.log_calibration(nothing)
     assert (nothing.temperature, nothing.fitted_on, nothing.known) == (1.0, "nothing", None)
     assert "no temperature is fitted, which needs a class with two training images, or four classes" in caplog.text
 
