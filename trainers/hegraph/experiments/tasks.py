@@ -90,6 +90,7 @@ class Unlabelled(NamedTuple):
     backbone: str = ""
 
 
+@dataclass(eq=False, repr=False)
 class Task(ABC):
     """Images that a method is fitted to, tested on, or both.
 
@@ -103,19 +104,14 @@ class Task(ABC):
         multilabel: Whether images have several labels each.
     """
 
-    def __init__(
-        self,
-        cfg: Config,
-        seed: int,
-        name: str,
-        classnames: Sequence[str],
-        class_ids: Sequence[str],
-        split: Split,
-        bank_files: Sequence[Path] = (),
-        multilabel: bool = False,
-    ) -> None:
-        self.cfg, self.seed, self.name, self.classnames = cfg, seed, name, classnames
-        self.class_ids, self.split, self.bank_files, self.multilabel = class_ids, split, bank_files, multilabel
+    cfg: Config
+    seed: int
+    name: str
+    classnames: Sequence[str]
+    class_ids: Sequence[str]
+    split: Split
+    bank_files: Sequence[Path] = ()
+    multilabel: bool = False
 
     @property
     @abstractmethod
