@@ -14,7 +14,15 @@ from sklearn.datasets import load_digits
 
 from trainers.hegraph import UserError, load_dataset
 from trainers.hegraph.datasets.base import Dataset, abbreviate, check_classes, class_names, find_copies
-from trainers.hegraph.datasets.images import IMAGE_SUFFIXES, MAX_RATIO, is_image, open_image, reason, to_rgb
+from trainers.hegraph.datasets.images import (
+    IMAGE_SUFFIXES,
+    MAX_RATIO,
+    is_image,
+    open_image,
+    open_upload,
+    reason,
+    to_rgb,
+)
 from trainers.hegraph.datasets.splits import Item
 
 CLASSES = ("ant", "bee", "cow", "dog", "elk")
@@ -193,6 +201,9 @@ def test_transparent_parts_become_white(tmp_path):
     assert opened(tmp_path, image.convert("LA"), "d.png").tolist() == [[[255] * 3, [117] * 3]]  # 0.587 * 200
     half = opened(tmp_path, Image.new("RGBA", (2, 2), (200, 0, 0, 128)), "e.png")[0, 0]
     assert np.abs(half - [227, 127, 127]).max() <= 1
+    for mode, premultiplied in (("LA", "La"), ("RGBA", "RGBa")):
+        stored = image.convert(mode)
+        assert to_rgb(stored.convert(premultiplied)).tobytes() == to_rgb(stored).tobytes()
 
 
 # --- EXIF
@@ -260,4 +271,8 @@ def test_files_that_cannot_be_opened_are_refused(tmp_path, source, problem):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "empty").touch()
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
-    assert problem_of(source if isinstance(source, bytes) else tmp_path / source) == problem
+    source = source if isinstance(source, bytes) else tmp_path / source
+    assert problem_of(source) == problem
+    with pytest.raises(UserError) as caught:
+        open_upload(source)
+    assert str(caught.value) == problem

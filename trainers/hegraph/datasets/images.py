@@ -97,9 +97,9 @@ def _identify(source: os.PathLike[str] | str | bytes) -> Image.Image:
 
 def open_upload(source: Path | bytes) -> Image.Image:
     """Open an uploaded image; UserError, worded as the end of a sentence, if it is too large or not an image."""
-    if (len(source) if isinstance(source, bytes) else source.stat().st_size) > MAX_BYTES:
-        raise UserError(f"has more than {MAX_BYTES >> 20} MB; take a smaller one")
     try:
+        if (len(source) if isinstance(source, bytes) else source.stat().st_size) > MAX_BYTES:
+            raise ValueError(f"has more than {MAX_BYTES >> 20} MB; take a smaller one")
         return open_image(source, max_pixels=MAX_PIXELS)
     except Image.DecompressionBombError as error:  # Pillow's own limit is higher
         raise UserError(f"has more than {MAX_PIXELS // 10**6} million pixels; take a smaller one") from error
@@ -122,7 +122,7 @@ def to_rgb(file: Image.Image) -> Image.Image:
     if image.mode.startswith(("I", "F")):  # Pillow would clip values above 255
         image = _to_8_bits(image)
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        image = image.convert("RGBA")
+        image = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")  # Pillow lacks La to RGBA
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return _strip_metadata(image if image.mode == "RGB" else image.convert("RGB"))  # `convert` copies
 
