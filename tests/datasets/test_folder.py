@@ -53,7 +53,7 @@ def test_class_names_are_normalised_and_sorted(tmp_path, caplog, names, warned):
 
 
 @pytest.mark.parametrize(("files", "message"), [
-    (["train/ant/._1.JPG", "train/.cache/1.jpg"], ""),
+    (["train/ant/._1.JPG", "train/.cache/1.jpg", "val"], ""),
     (["train/ant/old/3.jpg", "test/ant/x/4.jpg", "train/2.jpg"], "skipped 3 files and folders that are not train/"),
     (["train/ant/Thumbs.db"], "skipped 1 files and folders that are not train/<class>/IMAGE, such as "),
     (["holdout/ant/2.jpg"], "read the folders train, skipped holdout"),
@@ -310,9 +310,13 @@ def test_check_recognises_a_folder_of_own_images(tmp_path, capsys, files, messag
         assert (code == 0) == ("images of" in message)
 
 
-def test_check_reads_a_long_list_of_shards(tmp_path, capsys):
-    assert main(["datasets", "check", "--root", "::".join(f"{tmp_path}/{n}.tar" for n in range(500))]) == 1
-    assert re.match(r"ImageFolder +not ready +cannot read .*/0\.tar: No such file", capsys.readouterr().out)
+@pytest.mark.parametrize(("words", "problem"), [
+    (["folder", "--root", "/nowhere"], "cannot list the folder /nowhere: No such file"),
+    (["--root", "::".join(f"/nowhere/{n}.tar" for n in range(500))], "cannot read /nowhere/0.tar: No such file"),
+], ids=["absent folder", "longer than a path"])  # fmt: skip
+def test_check_explains_absent_own_images(capsys, words, problem):
+    assert main(["datasets", "check", *words]) == 1
+    assert re.match(f"ImageFolder +not ready +{problem}", capsys.readouterr().out)
 
 
 @pytest.mark.parametrize(("words", "message"), [
