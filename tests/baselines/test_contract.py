@@ -15,7 +15,7 @@ from yacs.config import CfgNode
 
 from trainers.hegraph.baselines import ALL_BASELINES, METHODS, load_method, method_options
 from trainers.hegraph.baselines.__main__ import main
-from trainers.hegraph.baselines.base import check_numbers, value_for_task, zero_shot_transfer
+from trainers.hegraph.baselines.base import check_number, check_numbers, value_for_task, zero_shot_transfer
 from trainers.hegraph.datasets.splits import sample_few_shot
 from trainers.hegraph.features.bank import BankFile, sample_bank
 from trainers.hegraph.models.folder import load_model
@@ -189,7 +189,7 @@ def test_option_is_a_number_or_rows_of_lists(option, length, expected):
     (0, 0), ("x", 0), ([["", -1.0]], 0), ([["", [1, 2]]], 0), ([["", 1.0]], 1), ([["", [1, "x"]]], 2),
 ], ids=str)  # fmt: skip
 def test_value_of_another_form_is_refused(option, length):
-    with pytest.raises(UserError, match=f"^the value of KEY for 'Tiny' or 1 shots must be {length or 1} number.* from"):
+    with pytest.raises(UserError, match="^(every number of )?the value of KEY for 'Tiny' or 1 shots must be a "):
         value(option, 1, 1, length=length)
 
 
@@ -202,6 +202,7 @@ def test_rows_must_cover_the_task(rows):
 def test_numbers_within_limits_are_accepted():
     check_numbers("X", (1,), 1, 1, length=1, integer=True)
     check_numbers("X", [3, 0.5])
+    check_number("X", 0.5)
 
 
 @pytest.mark.parametrize(("values", "limits"), [
@@ -209,8 +210,17 @@ def test_numbers_within_limits_are_accepted():
     ([1.0], {"length": 2}), ([1.0, 2.0], {"integer": True}), ([0], {"minimum": 1}), ([1.1], {"maximum": 1}),
 ], ids=str)  # fmt: skip
 def test_numbers_beyond_limits_are_refused(values, limits):
-    with pytest.raises(UserError, match=r"^X must be .*numbers from .* to .*, got [^\n]*$"):
+    with pytest.raises(UserError, match=r"^(every number of )?X must be a .*numbers?\b.*, got [^\n]*$"):
         check_numbers("X", values, **limits)
+
+
+@pytest.mark.parametrize(("value", "limits", "expected"), [
+    (-1, {"minimum": 0}, "a number of at least 0"), (2, {"maximum": 1}, "a number from 1e-12 to 1"),
+    (1.5, {"minimum": 1, "integer": True}, "a whole number of at least 1"),
+])  # fmt: skip
+def test_refusal_states_the_range(value, limits, expected):
+    with pytest.raises(UserError, match=f"^X must be {expected}, got {value}$"):
+        check_number("X", value, **limits)
 
 
 @pytest.mark.parametrize(("name", "key", "accepted", "refused", "message"), [

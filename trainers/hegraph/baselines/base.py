@@ -177,20 +177,27 @@ def value_for_task(
             problem = f"must have {form}, one of them for {bank.dataset!r} or {shots} shots"
             raise UserError(f"{key} {problem}, got {rows}") from None
     name = f"the value of {key} for {bank.dataset!r} or {shots} shots"
-    check_numbers(name, value if length else [value], minimum, maximum, length or 1)
+    if length:
+        check_numbers(name, value, minimum, maximum, length)
+    else:
+        check_number(name, value, minimum, maximum)
     return value
+
+
+def check_number(
+    name: str, value: Any, minimum: float = EPSILON, maximum: float = math.inf, integer: bool = False
+) -> None:
+    """Raise UserError unless an option is a number in a range, by default a positive number."""
+    if not (isinstance(value, int if integer else (int, float)) and minimum <= value <= maximum):
+        limits = f"of at least {minimum:g}" if maximum == math.inf else f"from {minimum:g} to {maximum:g}"
+        raise UserError(f"{name} must be a {'whole ' if integer else ''}number {limits}, got {value}")
 
 
 def check_numbers(
     name: str, values: Any, minimum: float = EPSILON, maximum: float = math.inf, length: int = 0, integer: bool = False
 ) -> None:
-    """Check that an option is a list of numbers in a range, by default one or more positive numbers.
-
-    Raises:
-        UserError: If `values` is no list, has another length, or holds a value of another type or out of range.
-    """
-    types = int if integer else (int, float)
-    is_list = isinstance(values, (list, tuple)) and len(values) == (length or max(len(values), 1))
-    if not (is_list and all(isinstance(value, types) and minimum <= value <= maximum for value in values)):
-        numbers = f"{length or 'one or more'} {'whole ' if integer else ''}{'number' if length == 1 else 'numbers'}"
-        raise UserError(f"{name} must be {numbers} from {minimum} to {maximum}, got {values}")
+    """Raise UserError unless an option is a list of numbers in a range: `length` numbers, or one or more if it is 0."""
+    if not isinstance(values, (list, tuple)) or len(values) != (length or max(len(values), 1)):
+        raise UserError(f"{name} must be a list of {length or 'one or more'} numbers, got {values}")
+    for value in values:
+        check_number(f"every number of {name}", value, minimum, maximum, integer)

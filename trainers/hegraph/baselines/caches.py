@@ -19,7 +19,8 @@ from ..features.bank import FeatureBank
 from ..method.cache import FoldedClassifier, affinities, cache_affinities, cache_logits, text_logits
 from ..training.batches import Batch
 from ..training.choice import accuracy, choose, has_val, val_images
-from .base import Defaults, FittedMethod, Method, Options, by_dataset, check_numbers, cosine_classifier, value_for_task
+from . import base
+from .base import Defaults, FittedMethod, Method, Options, by_dataset, check_number, check_numbers, value_for_task
 from .class_features import zero_shot
 from .trained import batches, count_parameters, train
 
@@ -83,7 +84,7 @@ class CacheMethod(Method):
                 return 0.5 * peak * (1 + math.cos(math.pi * step / (epochs * data.steps_per_epoch)))
 
             rate, eps, epochs = (value_for_task(options, key, bank, 0) for key in ("LR", "EPS", "EPOCHS"))
-            check_numbers("WEIGHT_DECAY", [options.WEIGHT_DECAY], 0)
+            check_number("WEIGHT_DECAY", options.WEIGHT_DECAY, 0)
             multiples = cache.rates or [1.0] * len(cache.parameters)
             groups = [{"params": [p], "lr": rate * multiple} for p, multiple in zip(cache.parameters, multiples)]
             optimizer = torch.optim.AdamW(groups, eps=eps, weight_decay=options.WEIGHT_DECAY)
@@ -179,7 +180,7 @@ class TipAdapter(CacheMethod):
             return cache_logits(affinities(features @ keys.t(), beta), labels, len(bank.text_positive))
 
         def fold(beta: float) -> FoldedClassifier:
-            text = cosine_classifier(bank.text_positive, bank.logit_scale)
+            text = base.cosine_classifier(bank.text_positive, bank.logit_scale)
             return replace(text, keys=keys, labels=labels, beta=beta)
 
         return Cache(zero_shot(bank), cache, [keys] if is_trained else [], fold)
@@ -231,7 +232,7 @@ class TipAdapterFHOSO(TipAdapterF):
         rest_of_bank = replace(bank, train_features=rest, train_labels=labels, val_features=None, val_labels=None)
         fitted = super().fit(rest_of_bank, options, seed)
         classifier = fitted.classifier
-        assert classifier is not None  # of Tip-Adapter-F
+        assert classifier is not None  # Tip-Adapter-F has one
         if not held_out.any():
             return fitted
         parts, held_out_labels = classifier.parts(bank.cache_keys()[held_out]), bank.train_labels[held_out]

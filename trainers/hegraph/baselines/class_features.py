@@ -18,7 +18,7 @@ from ..method.cache import text_logits
 from ..method.graph import sum_by_class
 from ..utils.errors import UserError
 from . import base
-from .base import Defaults, FittedMethod, Method, Options, by_dataset, check_numbers, value_for_task
+from .base import Defaults, FittedMethod, Method, Options, by_dataset, check_number, value_for_task
 from .trained import Trainable, TrainedClassifier, bottleneck
 
 if TYPE_CHECKING:
@@ -194,7 +194,7 @@ class CoOp(TrainedClassifier):
     def build(self, bank: FeatureBank, options: Options, seed: int, backbone: "Backbone | None") -> Trainable:
         if backbone is None:
             raise ValueError("CoOp trains through the text encoder, so `fit` needs the backbone")
-        check_numbers("N_CTX", [options.N_CTX], 1, integer=True)
+        check_number("N_CTX", options.N_CTX, 1, integer=True)
         generator = torch.Generator().manual_seed(seed)
         initial = INIT_STD * torch.randn(options.N_CTX, backbone.token_embedding.embedding_dim, generator=generator)
         context = initial.to(backbone.device).requires_grad_()
@@ -259,8 +259,9 @@ class GraphAdapter(TrainedClassifier):
     }
 
     def build(self, bank: FeatureBank, options: Options, seed: int, backbone: object) -> Trainable:
-        check_numbers("GROUPS", [options.GROUPS], 1, integer=True)
-        check_numbers("ALPHA and BETA", [options.ALPHA, options.BETA], 0, 1)
+        check_number("GROUPS", options.GROUPS, 1, integer=True)
+        check_number("ALPHA", options.ALPHA, 0, 1)
+        check_number("BETA", options.BETA, 0, 1)
         text, (num_classes, width) = text_with_norm(bank), bank.text_positive.shape
         groups = min(options.GROUPS, num_classes)
         sums = sum_by_class(bank.cache_keys(), bank.train_labels, num_classes)

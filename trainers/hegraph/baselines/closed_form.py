@@ -21,7 +21,7 @@ from ..features.bank import FeatureBank
 from ..method.cache import FoldedClassifier, affinities, cache_affinities, text_logits
 from ..method.graph import sum_by_class
 from ..training.choice import accuracy, choose, has_val, val_accuracy, val_images
-from .base import Defaults, FittedMethod, Method, Options, by_dataset, check_numbers, value_for_task
+from .base import Defaults, FittedMethod, Method, Options, by_dataset, check_number, check_numbers, value_for_task
 
 T = TypeVar("T")
 
@@ -99,7 +99,7 @@ class TIMOS(Method):
     }
 
     def fit(self, bank: FeatureBank, options: Options, seed: int, backbone: object = None) -> FittedMethod:
-        check_numbers("BETA", [options.BETA], 1, integer=True)
+        check_number("BETA", options.BETA, 1, integer=True)
         check_numbers("BETAS", options.BETAS, 1, integer=True)
         gaussians = {beta: text_guided_classifier(bank, times=beta) for beta in (options.BETA, *options.BETAS)}
 
@@ -279,8 +279,8 @@ class ReHARK(Method):
         sharpness = value_for_task(options, "SHARPNESS", bank, length=2)
         penalty, scale = (value_for_task(options, key, bank) for key in ("PENALTY", "SCALE"))
         images = value_for_task(options, "IMAGES", bank, 0, 1)
-        check_numbers("EXPONENT", [options.EXPONENT])
-        check_numbers("MIX", [options.MIX], 0, 1)
+        check_number("EXPONENT", options.EXPONENT)
+        check_number("MIX", options.MIX, 0, 1)
 
         def transform(features: Tensor) -> Tensor:
             return F.normalize(features.sign() * features.abs() ** options.EXPONENT, dim=-1)

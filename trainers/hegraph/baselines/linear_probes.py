@@ -14,7 +14,7 @@ from ..method.cache import FoldedClassifier
 from ..method.graph import sum_by_class
 from ..training.choice import choose, has_val, val_accuracy
 from ..utils.errors import UserError
-from .base import Defaults, FittedMethod, Method, Options, check_numbers
+from .base import Defaults, FittedMethod, Method, Options, check_number, check_numbers
 from .trained import BestEpoch, count_parameters
 
 TOLERANCE = 1e-4  # scikit-learn's `tol`: L-BFGS stops once no entry of the mean loss's gradient is larger
@@ -50,7 +50,7 @@ class LinearProbe(Method):
 
     def fit(self, bank: FeatureBank, options: Options, seed: int, backbone: object = None) -> FittedMethod:
         check_numbers("CANDIDATES", options.CANDIDATES)
-        check_numbers("C", [options.C])
+        check_number("C", options.C)
         probe = cache(lambda c: logistic_regression(bank, c, options.MAX_ITERATIONS))
         c, selected = options.C, {}
         if options.SEARCH and has_val(bank):
@@ -134,9 +134,9 @@ class LPPlusPlus(Method):
     }
 
     def fit(self, bank: FeatureBank, options: Options, seed: int, backbone: object = None) -> FittedMethod:
-        check_numbers("BLOCK", [options.BLOCK], 1, integer=True)
-        check_numbers("STEPS", [options.STEPS], options.BLOCK, integer=True)
-        check_numbers("MOMENTUM", [options.MOMENTUM], 0)
+        check_number("BLOCK", options.BLOCK, 1, integer=True)
+        check_number("STEPS", options.STEPS, options.BLOCK, integer=True)
+        check_number("MOMENTUM", options.MOMENTUM, 0)
         features, labels, text = bank.cache_keys(), bank.train_labels, bank.text_positive
         weights = weight, bias, alpha = [w.requires_grad_() for w in initial_weights(bank, options.ALPHA_SCALE)]
         largest = torch.linalg.eigvalsh(features.t() @ features)[-1].item()

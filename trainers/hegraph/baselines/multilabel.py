@@ -13,7 +13,7 @@ from torch import Tensor
 from ..features.bank import FeatureBank
 from ..method.cache import FoldedClassifier, text_logits
 from ..method.multilabel import MultiLabelHead
-from .base import EPSILON, Defaults, FittedMethod, Method, Options, check_numbers
+from .base import EPSILON, Defaults, FittedMethod, Method, Options, check_number
 
 NOT_SAVED = "it serves as a comparison for several labels per image"
 
@@ -54,8 +54,8 @@ class OneVsRest(Method):
     def fit(self, bank: FeatureBank, options: Options, seed: int, backbone: object = None) -> FittedMethod:
         from sklearn.linear_model import LogisticRegression  # takes a second to import
 
-        check_numbers("C", [options.C])
-        check_numbers("MAX_ITERATIONS", [options.MAX_ITERATIONS], 1, integer=True)
+        check_number("C", options.C)
+        check_number("MAX_ITERATIONS", options.MAX_ITERATIONS, 1, integer=True)
         keys, labels = bank.cache_keys(), bank.train_labels.cpu().numpy()
         weight, bias = torch.zeros_like(bank.text_positive), keys.new_zeros(len(bank.text_positive))
         for k, answers in enumerate(labels.T):

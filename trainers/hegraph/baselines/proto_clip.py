@@ -36,7 +36,7 @@ from ..features.bank import FeatureBank
 from ..method.graph import sum_by_class
 from ..training.batches import Batch
 from ..training.choice import accuracy, choose, has_val, val_accuracy, val_images
-from .base import EPSILON, Defaults, FittedMethod, Method, Options, check_numbers, value_for_task
+from .base import EPSILON, Defaults, FittedMethod, Method, Options, check_number, value_for_task
 from .trained import BestEpoch, batches, bottleneck, count_parameters, train
 
 ALPHAS = [i / 10 for i in range(11)]
@@ -65,10 +65,12 @@ class ProtoCLIP(Method):
     not_saved: ClassVar[str] = "its adapter changes the feature of the image to classify"
 
     def fit(self, bank: FeatureBank, options: Options, seed: int, backbone: object = None) -> FittedMethod:
-        check_numbers("ALPHA", [options.ALPHA], 0, 1)
-        check_numbers("BETA and TEMPERATURE", [options.BETA, options.TEMPERATURE])
-        check_numbers("ASK_EVERY", [options.ASK_EVERY], 1, integer=True)
-        check_numbers("LR, EPS and WEIGHT_DECAY", [options.LR, options.EPS, options.WEIGHT_DECAY], 0)
+        check_number("ALPHA", options.ALPHA, 0, 1)
+        check_number("BETA", options.BETA)
+        check_number("TEMPERATURE", options.TEMPERATURE)
+        check_number("ASK_EVERY", options.ASK_EVERY, 1, integer=True)
+        for key in ("LR", "EPS", "WEIGHT_DECAY"):
+            check_number(key, getattr(options, key), 0)
         model = Prototypes(bank, options, seed)
         (alpha, beta), before = search(bank, options, model.cosines)
         epochs = options.EPOCHS if before else value_for_task(options, "EPOCHS_WITHOUT_VAL", bank)

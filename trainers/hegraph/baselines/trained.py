@@ -14,7 +14,7 @@ from ..method.cache import text_logits
 from ..training.batches import BankBatches, Batch, TrainingData
 from ..training.loop import learning_rate
 from ..utils.errors import UserError
-from .base import FittedMethod, Method, Options, check_numbers, cosine_classifier, value_for_task
+from .base import FittedMethod, Method, Options, check_number, cosine_classifier, value_for_task
 
 if TYPE_CHECKING:
     from ..backbones.clip import Backbone
@@ -56,7 +56,7 @@ class TrainedClassifier(Method):
 
     def fit(self, bank: FeatureBank, options: Options, seed: int, backbone: "Backbone | None" = None) -> FittedMethod:
         rate, epochs = (value_for_task(options, key, bank, 0) for key in ("LR", "EPOCHS"))
-        check_numbers("WEIGHT_DECAY", [options.WEIGHT_DECAY], 0)
+        check_number("WEIGHT_DECAY", options.WEIGHT_DECAY, 0)
         model = self.build(bank, options, seed, backbone)
 
         def loss(batch: Batch) -> Tensor:
@@ -66,7 +66,7 @@ class TrainedClassifier(Method):
 
         optimizer: torch.optim.Optimizer
         if "MOMENTUM" in self.defaults:
-            check_numbers("MOMENTUM", [options.MOMENTUM], 0)
+            check_number("MOMENTUM", options.MOMENTUM, 0)
             optimizer = torch.optim.SGD(model.parameters, rate, options.MOMENTUM, weight_decay=options.WEIGHT_DECAY)
         else:
             optimizer = torch.optim.Adam(model.parameters, rate, weight_decay=options.WEIGHT_DECAY)
@@ -98,8 +98,8 @@ def bottleneck(width: int, options: Options, seed: int) -> tuple[nn.Linear, nn.L
     Raises:
         UserError: If REDUCTION is out of range, or RATIO, the share of the layers' output in the adapted feature.
     """
-    check_numbers("REDUCTION", [options.REDUCTION], 1, width, integer=True)
-    check_numbers("RATIO", [options.RATIO], 0, 1)
+    check_number("REDUCTION", options.REDUCTION, 1, width, integer=True)
+    check_number("RATIO", options.RATIO, 0, 1)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         hidden = width // options.REDUCTION
@@ -108,7 +108,7 @@ def bottleneck(width: int, options: Options, seed: int) -> tuple[nn.Linear, nn.L
 
 def batches(bank: FeatureBank, batch_size: int, seed: int) -> BankBatches:
     """Return batches of a bank's training images; each epoch samples one view of every image, in a new order."""
-    check_numbers("BATCH_SIZE", [batch_size], 1)
+    check_number("BATCH_SIZE", batch_size, 1)
     return BankBatches(bank.train_features, bank.train_labels, batch_size, seed)
 
 
@@ -133,7 +133,7 @@ def train(
     Raises:
         UserError: If `epochs` is below 1, or the loss becomes infinite or NaN.
     """
-    check_numbers("EPOCHS", [epochs], 1, integer=True)
+    check_number("EPOCHS", epochs, 1, integer=True)
     peaks = [group["lr"] for group in optimizer.param_groups]
     step = 0
     for epoch in range(epochs):

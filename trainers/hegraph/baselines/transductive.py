@@ -46,7 +46,7 @@ from torch import Tensor
 
 from ..features.bank import FeatureBank
 from ..utils.option import OUR_METHOD
-from .base import EPSILON, Defaults, FittedMethod, Method, Options, by_dataset, check_numbers, value_for_task
+from .base import EPSILON, Defaults, FittedMethod, Method, Options, by_dataset, check_number, value_for_task
 
 CHUNK_ROWS = 2048  # number of images to compare with all others at a time
 NEIGHBOURS = 3  # edges of an image in TransCLIP and StatA
@@ -156,7 +156,7 @@ class StatA(TransductiveMethod):
     }
 
     def correct(self, features: Tensor, logits: Tensor, bank: FeatureBank, weights: Tensor, options: Options) -> Tensor:
-        check_numbers("ANCHOR", [options.ANCHOR], 0)
+        check_number("ANCHOR", options.ANCHOR, 0)
         initial, neighbours = logits.log_softmax(dim=1), Neighbours.nearest(features, NEIGHBOURS)
         text = bank.text_positive
         labels, means = initial.exp(), text
@@ -193,9 +193,9 @@ class ZLaP(TransductiveMethod):
     }
 
     def correct(self, features: Tensor, logits: Tensor, bank: FeatureBank, weights: Tensor, options: Options) -> Tensor:
-        check_numbers("NEIGHBOURS", [options.NEIGHBOURS], 1, integer=True)
-        check_numbers("GAMMA", [options.GAMMA], 0)
-        check_numbers("ALPHA", [options.ALPHA], 0, 1)
+        check_number("NEIGHBOURS", options.NEIGHBOURS, 1, integer=True)
+        check_number("GAMMA", options.GAMMA, 0)
+        check_number("ALPHA", options.ALPHA, 0, 1)
         num_images, num_classes = logits.shape
         neighbours = Neighbours.nearest(features, options.NEIGHBOURS - 1)
         nearest = (features @ weights.t()).clamp_min(0).topk(min(options.NEIGHBOURS, num_classes), dim=1)
@@ -242,8 +242,8 @@ class ECALP(TransductiveMethod):
     }
 
     def correct(self, features: Tensor, logits: Tensor, bank: FeatureBank, weights: Tensor, options: Options) -> Tensor:
-        check_numbers("IMAGES, CLASSES and LABELLED", [options.IMAGES, options.CLASSES, options.LABELLED], 0)
-        check_numbers("GAMMA", [options.GAMMA], 0)
+        for key in ("IMAGES", "CLASSES", "LABELLED", "GAMMA"):
+            check_number(key, getattr(options, key), 0)
 
         def edges(count: int, nodes: Tensor, importance: Tensor | float = 1.0) -> Neighbours:
             nearest = Neighbours.nearest(F.normalize(importance * features, dim=1), count, nodes)
@@ -299,7 +299,7 @@ class ADAPT(TransductiveMethod):
     }  # fmt: skip
 
     def correct(self, features: Tensor, logits: Tensor, bank: FeatureBank, weights: Tensor, options: Options) -> Tensor:
-        check_numbers("BANK_SIZE", [options.BANK_SIZE], 1, integer=True)
+        check_number("BANK_SIZE", options.BANK_SIZE, 1, integer=True)
         scale, log_y = value_for_task(options, "SCALE", bank), logits.log_softmax(dim=1)
         y, predicted = log_y.exp(), logits.argmax(dim=1)
         rows = _most_confident((y * log_y).sum(dim=1), predicted, options.BANK_SIZE)
