@@ -1,4 +1,4 @@
-"""Incremental training and adapted to unlabelled images, in Python and with the command `train-more`."""
+"""Incremental training and adaptation to unlabelled images, in Python and with the command `train-more`."""
 
 import json
 import pickle
@@ -167,9 +167,9 @@ def test_folder_stores_the_support_set(data, labelled, tmp_path, caplog):
     (tmp_path / "config.json").write_text(json.dumps(config | {"image_ids": [1, 2]}))
     with pytest.raises(UserError, match="2 image_ids for 24 images"):
         HeGraphClassifier.from_pretrained(tmp_path)
-    kept = {k: v for k, v in tensors.items() if not k.startswith("labelled.")}
-    save_file(kept, tmp_path / "model.safetensors")
-    config |= {"images": None, "image_ids": None, "tensors": hash_content(dict(sorted(kept.items())))}
+    rest = {k: v for k, v in tensors.items() if not k.startswith("labelled.")}
+    save_file(rest, tmp_path / "model.safetensors")
+    config |= {"images": None, "image_ids": None, "tensors": hash_content(dict(sorted(rest.items())))}
     config["trained_on"]["config"]["OPTIM.LR"] = "of a stranger"
     (tmp_path / "config.json").write_text(json.dumps(config))
     before = HeGraphClassifier.from_pretrained(tmp_path)
@@ -193,7 +193,7 @@ def parts(data):
 
 @pytest.fixture(scope="module")
 def fitted(parts, data, quick) -> HeGraphClassifier:
-    """Classifier without an adapted, which tests must not change."""
+    """Classifier without an adaptation, which tests must not change."""
     return quick(text_features=data.text).fit(*parts[:2])
 
 
@@ -248,7 +248,7 @@ def test_folder_stores_data_for_adaptation(own, fitted, parts, tmp_path):
         np.testing.assert_allclose(classifier.predict_proba(U), own.predict_proba(U), atol=2e-3)
         assert classifier.model_.unlabelled == 112
     assert "adapted to 112 unlabelled images" in (tmp_path / "adapted" / "README.md").read_text()
-    # scores of the model before the adapted are removed
+    # scores of the model before the adaptation are removed
     assert own.model_.known is None and own.model_.scores.num_test == 0
     assert own.model_.temperature == fitted.model_.temperature
     with pytest.raises(UserError, match="without unlabelled images"):

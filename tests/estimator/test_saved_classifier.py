@@ -80,9 +80,9 @@ def test_is_known_uses_the_stored_quantiles(data, quick):
     classifier = quick(text_features=data.text).fit(data.X, data.y)
     logits = classifier.decision_function(data.X) / classifier.model_.temperature
     energy, quantiles = np.log(np.exp(logits).sum(axis=1)), classifier.model_.known.quantiles
-    for kept, known in ((0.9, classifier.is_known(data.X, rate=0.9)), (0.95, classifier.is_known(data.X))):
+    for rate, known in ((0.9, classifier.is_known(data.X, rate=0.9)), (0.95, classifier.is_known(data.X))):
         assert known.dtype == np.bool_ and 60 < known.sum() < 120
-        np.testing.assert_array_equal(known, energy >= np.interp(1 - kept, np.arange(101) / 100, quantiles))
+        np.testing.assert_array_equal(known, energy >= np.interp(1 - rate, np.arange(101) / 100, quantiles))
     rows = [list(data.y).index(label) for label in (0, 1)]  # one image of each of two classes
     with pytest.raises(UserError, match="has no scores of known images"):
         quick(text_features=data.text[:2]).fit(data.X[rows], [0, 1]).is_known(data.X)

@@ -92,8 +92,9 @@ def test_head_equals_the_classifier(parts, tmp_path):
     for batch in (1, 50):
         assert_answers(file, features := unit(batch, WIDTH, seed=3), model.classifier.logits(features))
     assert list(tmp_path.iterdir()) == [file]
-    about = metadata_of(file)
-    assert about["known"] is about["preprocessing"] is None and about["inputs"] == {"features": ["batch", WIDTH]}
+    metadata = metadata_of(file)
+    assert metadata["known"] is metadata["preprocessing"] is None
+    assert metadata["inputs"] == {"features": ["batch", WIDTH]}
 
 
 def test_several_labels_per_image_have_sigmoids_and_thresholds(tmp_path):
@@ -140,11 +141,11 @@ def test_whole_model_equals_torch_and_has_metadata(finished_digits_once, tmp_pat
     _, probabilities = answer(tmp_path / "x.onnx", pixels)
     assert len(pixels) == 899 and torch.equal(probabilities.argmax(1), expected.argmax(1))
     torch.testing.assert_close(probabilities, expected, atol=1e-5, rtol=0)
-    about, proto = metadata_of(tmp_path / "x.onnx"), onnx.load(tmp_path / "x.onnx")
+    metadata, proto = metadata_of(tmp_path / "x.onnx"), onnx.load(tmp_path / "x.onnx")
     assert proto.opset_import[0].version >= 17
-    how = about.pop("preprocessing")
-    assert KnownScores(**about.pop("known")) == model.known
-    assert about == {
+    preprocessing = metadata.pop("preprocessing")
+    assert KnownScores(**metadata.pop("known")) == model.known
+    assert metadata == {
         "inputs": {"pixel_values": ["batch", 3, 32, 32]},
         "outputs": {"logits": ["batch", 10], "probabilities": ["batch", 10]}, "classes": list(model.classnames),
         "class_ids": list(model.class_ids), "tau": model.logit_scale, "temperature": model.temperature,
@@ -153,7 +154,7 @@ def test_whole_model_equals_torch_and_has_metadata(finished_digits_once, tmp_pat
     }  # fmt: skip
     expected = {"size": [32, 32], "resize": "shortest", "interpolation": "bicubic", "crop": "center"}
     expected |= {"mean": list(images.backbone.mean), "std": list(images.backbone.std)}
-    assert {key: how[key] for key in expected} == expected
+    assert {key: preprocessing[key] for key in expected} == expected
 
 
 @pytest.mark.parametrize(("transform", "resize", "interpolation"), [

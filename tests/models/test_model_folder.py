@@ -124,10 +124,12 @@ def test_other_files_stay_but_thumbnails(folder, saved_model):
     for name in (".git/HEAD", "hegraph/config.json", "thumbnails/00000.jpg", "handler.py"):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(name)
-    (folder / "link").symlink_to("nowhere")
+    for link in ("link", ".git/link"):
+        (folder / link).symlink_to("nowhere")
     save_model(saved_model(), folder)
     others = {path.name for path in folder.iterdir()} - {CONFIG, TENSORS, CARD}
     assert others == {".git", "hegraph", "handler.py", "link"} and os.readlink(folder / "link") == "nowhere"
+    assert os.readlink(folder / ".git" / "link") == "nowhere"
     for name in (".git/HEAD", "hegraph/config.json", "handler.py"):
         assert (folder / name).read_text() == name
 

@@ -106,9 +106,10 @@ def test_bank_with_several_labels_has_its_map(finished_run_once, tiny_bank, rows
     assert len(rows(finished_run_once, "--features", tiny_bank)) == 40
     expected = average_precision_score(several.test_labels, model.classifier.logits(bank.test_features))
     assert f"mAP {100 * expected:.2f} %" in caplog.text
-    replace(several, test_labels=torch.zeros(40, 5, dtype=torch.bool)).save(tiny_bank)
     caplog.clear()
-    rows(finished_run_once, "--features", tiny_bank)
+    for changes in ({"test_labels": torch.zeros(40, 5, dtype=torch.bool)}, {"classnames": list("vwxyz")}):
+        replace(several, **changes).save(tiny_bank)
+        rows(finished_run_once, "--features", tiny_bank)
     assert "mAP" not in caplog.text and "accuracy" not in caplog.text
 
 
