@@ -325,7 +325,10 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
         return find_label_issues(features, labels, model.text_positive, model.logit_scale, classes)
 
     def save_pretrained(self, directory: str | Path, *, endpoint: bool = False) -> None:
-        """Write a model folder, which the command line reads too. Only an existing model folder is replaced.
+        """Write a model folder, which the command line reads too.
+
+        In an existing model folder, the files of the model are replaced, thumbnails are removed, and other files stay.
+        Any other existing folder raises UserError unless it is empty.
 
         Args:
             directory: The folder.
