@@ -153,10 +153,11 @@ class Backbone:
         """Encode S sentences as float32 features `[S, d]` on the CPU, of unit norm if `normalize` is set.
 
         Raises:
-            UserError: If `sentences` is no list of strings, such as a single string.
+            UserError: If `sentences` is a single string, whose letters would be encoded.
         """
-        sentences = validate(list[str], sentences, "sentences", convert=True)
-        batches = [sentences[i : i + batch_size] for i in range(0, len(sentences), batch_size)]
+        if isinstance(sentences, str):
+            raise UserError(f"sentences: expected a list of strings, got {shown(sentences)}")
+        batches = [list(sentences[i : i + batch_size]) for i in range(0, len(sentences), batch_size)]
         tokens = [self.tokenizer(batch).to(self.device) for batch in batches]
         return self._features(self.model.encode_text, tokens, 2 * PART_ROWS, normalize)
 

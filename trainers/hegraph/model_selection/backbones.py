@@ -339,7 +339,8 @@ def compare_backbones(
     >>> compare_backbones(images, labels, candidates=["mini"])["backbone"].tolist()
     ['hegraph-mini']
     """
-    candidates = validate(list[str], candidates, "candidates", convert=True)
+    if isinstance(candidates, str):
+        raise UserError(f"candidates: expected a list of names, got {shown(candidates)}")
     names, rows = label_rows(images, labels, classnames)
     target = choose_device(device, "device")
 
