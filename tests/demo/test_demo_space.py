@@ -83,7 +83,8 @@ def test_app_passes_model_host_and_backbone(space, monkeypatch):
     assert words == [str(space / "model"), "--host", "0.0.0.0", "--backbone", "hegraph-mini", "--precision", "fp32"]
 
 
-def test_existing_folder_and_local_weights_are_refused(digits, model_folder, tmp_path):
+def test_existing_folder_and_local_weights_are_refused(digits, model_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "folder").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     for file in (tmp_path / "folder" / "README.md", tmp_path / "weights.pt"):
@@ -91,7 +92,7 @@ def test_existing_folder_and_local_weights_are_refused(digits, model_folder, tmp
     for name in ("weights.pt", "folder", "link"):
         with pytest.raises(UserError, match="exists and is not overwritten"):
             write_space(digits, model_folder, tmp_path / name)
-    for name, weights in (("ViT-B-32", str(tmp_path / "weights.pt")), (f"local-dir:{tmp_path}", "")):
+    for name, weights in (("ViT-B-32", str(tmp_path / "weights.pt")), ("local-dir:~", "")):
         backbone = digits.model.backbone.model_copy(update={"model": name, "pretrained": weights})
         images = ImageModel(digits.model.model_copy(update={"backbone": backbone}), digits.backbone)
         with pytest.raises(UserError, match="got local weights"):

@@ -121,7 +121,7 @@ def resolve_pretrained(name: str, pretrained: str) -> str:
         UserError: If `name` is empty, or weights are specified for a bundle.
     """
     if not name:
-        raise UserError("MODEL.BACKBONE.NAME is empty; give --config-file configs/trainers/HeGraphAdapter/NAME.yaml")
+        raise UserError("MODEL.BACKBONE.NAME is empty; give --config-file NAME, such as vit_b16 or mini")
     if pretrained in ("", AUTO):
         pretrained = "" if name == MINI_NAME or is_bundle(name) else "openai"
     if is_bundle(name) and pretrained:

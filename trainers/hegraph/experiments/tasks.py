@@ -596,7 +596,7 @@ def load_image_task(cfg: Config, seed: int, device: str, trained_shots: int | No
     data = cfg.data
     pool, tests = data.unlabelled == POOL, trained_shots is not None
     if not data.name:
-        raise UserError("no data: give --dataset-config-file configs/datasets/NAME.yaml, or --features BANK")
+        raise UserError("no data: give --dataset-config-file NAME, such as digits, or --features BANK")
     if tests and pool and (entry := find_entry(data.name)) and entry.train_on:  # a data set of test images alone
         raise UserError(NO_POOL.format(data.name))
     if tests and not pool:

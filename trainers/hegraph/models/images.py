@@ -17,6 +17,7 @@ from ..backbones.identity import AUTO, FOLDER, canonical_name
 from ..datasets.images import ImageOrPath
 from ..features.images import ImageLike, ImageReader
 from ..utils.errors import UserError
+from ..utils.files import absolute
 from .folder import load_model
 from .saved import SavedModel, TrainedModel
 
@@ -117,5 +118,5 @@ def check_backbone(model: TrainedModel, backbone: Backbone) -> None:
 def backbone_files(model: SavedModel, backbone: str = "", pretrained: str = "") -> list[Path]:
     """Local files of a model's backbone; arguments as of `ImageModel.load`."""
     name, weights = canonical_name(backbone) or model.backbone.model, pretrained or model.backbone.pretrained
-    bundle = Path(name.removeprefix(FOLDER)).glob("*") if name.startswith(FOLDER) else ()
+    bundle = absolute(name.removeprefix(FOLDER)).glob("*") if name.startswith(FOLDER) else ()
     return [Path(weights), *bundle] if weights else [*bundle]
