@@ -14,6 +14,7 @@ from torch import Tensor
 from ..baselines.base import FittedMethod
 from ..config import OPTIONS, Config, is_filled
 from ..config_files import with_values
+from ..datasets.base import Dataset
 from ..features.bank import FeatureBank
 from ..method.model import HeGraphModel
 from ..models.folder import CONFIG, THUMBNAILS, load_model, save_model, write_thumbnails
@@ -97,11 +98,16 @@ def run(
     folder = RunFolder(task)
     if not train:
         return encode_only(folder)
-    record, model = train_in(folder, device), folder.model_folder
-    missing = keep_thumbnails and (model / CONFIG).is_file() and not (model / THUMBNAILS).is_dir()
-    if missing and isinstance(task, ImageTask):
-        write_thumbnails(model, (task.dataset.read(item.path) for item in task.dataset.train))
+    record = train_in(folder, device)
+    if keep_thumbnails and isinstance(task, ImageTask):
+        add_thumbnails(folder.model_folder, task.dataset)
     return record
+
+
+def add_thumbnails(model: Path, dataset: Dataset) -> None:
+    """Write thumbnails of the training images into a model folder, unless it has them."""
+    if (model / CONFIG).is_file() and not (model / THUMBNAILS).is_dir():
+        write_thumbnails(model, (dataset.read(item.path) for item in dataset.train))
 
 
 def draw_seed() -> int:
