@@ -85,7 +85,7 @@ def test_spellings_of_a_class_name():
 
 def test_aliases_and_full_stops_in_names():
     checker = Checker(100, {"Apply_Eye_Makeup": ["eye makeup"]})
-    good, problems = checker.sift("Apply_Eye_Makeup", ["A brush spreads eye makeup over the closed lid of a woman."])
+    good, problems = checker.select("Apply_Eye_Makeup", ["A brush spreads eye makeup over the closed lid of a woman."])
     assert (len(good), problems) == (1, [])
     sentence = "Snow covers the massive head of a Conv. Convertible car."
     assert sentence_problems(sentence, name_pattern(["Conv. Convertible"])) == []
@@ -94,18 +94,18 @@ def test_aliases_and_full_stops_in_names():
 
 def problems_of(checker: Checker, table: dict[str, str]) -> list[str]:
     """The problems of one sentence for each class, "" for a good one."""
-    return ["; ".join(checker.sift(name, [sentence])[1]) for name, sentence in table.items()]
+    return ["; ".join(checker.select(name, [sentence])[1]) for name, sentence in table.items()]
 
 
 def test_repeated_sentences_are_problems():
     other = GOOD.replace("cat", "Cat")
-    (problem,) = Checker(100).sift("cat", [GOOD, other])[1]
+    (problem,) = Checker(100).select("cat", [GOOD, other])[1]
     assert "equal to a sentence of 'cat'" in problem and repr(other) in problem
     swapped = {"cat": GOOD, "guinea_pig": GOOD.replace("cat", "guinea pig")}
     first, second = problems_of(Checker(100), swapped)
     assert first == "" and "equal to a sentence of 'cat' except for names" in second
     assert problems_of(Checker(100), swapped | {"cat": "A cat sits."})[1] == ""
-    (problem, *_) = Checker(10).sift("cat", ["Cat " * 1000])[1]
+    (problem, *_) = Checker(10).select("cat", ["Cat " * 1000])[1]
     assert len(problem.partition(" words, got 1000: ")[2]) == 240 + len("''")
 
 
@@ -113,10 +113,10 @@ def test_repeated_sentences_are_problems():
 def test_frequency_of_openings(total, most):
     colours = ("red", "blue", "green", "grey", "pink", "brown")
     sentences = [f"Seen from behind, a cat on a wall of a dull {colour} colour." for colour in colours]
-    good, problems = Checker(total).sift("cat", sentences)
+    good, problems = Checker(total).select("cat", sentences)
     assert good == sentences[:most]
     assert f"already {most} sentences begin with 'seen from behind, a'" in problems[0]
-    assert Checker(100).sift("cat", sentences, 1) == (sentences[:1], [])
+    assert Checker(100).select("cat", sentences, 1) == (sentences[:1], [])
 
 
 def test_openings_count_across_classes():

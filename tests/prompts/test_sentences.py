@@ -173,7 +173,7 @@ def test_each_class_has_enough_valid_sentences(file, aliases):
     assert len(table) == NUM_CLASSES[file] and min(map(len, table.values())) >= MIN_SENTENCES.get(file, 5)
     assert name_problems(list(table), file_aliases) == []
     checker = Checker(sum(map(len, table.values())), file_aliases)
-    assert [problem for name, sentences in table.items() for problem in checker.sift(name, sentences)[1]] == []
+    assert [problem for name, sentences in table.items() for problem in checker.select(name, sentences)[1]] == []
 
 
 @pytest.mark.parametrize("file", FILES)

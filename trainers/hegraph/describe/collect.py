@@ -115,7 +115,7 @@ class Collection:
         self.progress |= partial.classes | {name: Progress(sentences=written[name]) for name in self.done}
         self.checker = Checker(sum(max(per_class, len(p.sentences)) for p in self.progress.values()), self.aliases)
         for name, progress in self.progress.items():
-            self.checker.sift(name, progress.sentences)  # registers them as used
+            self.checker.select(name, progress.sentences)  # registers them as used
 
     def unfinished(self) -> list[str]:
         """List classes that lack sentences, in label order."""
@@ -145,18 +145,19 @@ class Collection:
         words = {"least": LEAST_WORDS, "most": MOST_WORDS, "count": self.per_class, "context": self.context}
         return PROMPT.format(listed=listed, classes="\n".join(lines), **words)
 
-    def take(self, batch: Sequence[str], answer: str) -> None:
+    def add_answer(self, batch: Sequence[str], answer: str) -> None:
         """Add the good sentences of an answer for a batch of classes, and write them to `<out>.partial`."""
         table = read_answer(answer, batch)
         for name in batch:
             progress = self.progress[name]
             missing = self.per_class - len(progress.sentences)
-            good, problems = self.checker.sift(name, table.get(name, ()), missing)
+            good, problems = self.checker.select(name, table.get(name, ()), missing)
             progress.sentences += good
             progress.problems = [] if len(good) == missing else problems or [TOO_FEW if table else WRONG_FORM]
         self.save()
 
     def save(self) -> None:
+        """Write the sentences and problems so far to `<out>.partial`."""
         classes = {name: progress.model_dump() for name, progress in self.progress.items() if progress != Progress()}
         write_json(self.partial, {"context": self.context, "classes": classes})
 
@@ -184,7 +185,7 @@ def collect(collection: Collection, ask: Callable[[str], str], tries: int) -> No
     collection.save()  # fails before the first paid request if the folder is not writable
     for attempt in range(tries):
         for batch in tqdm(collection.batches(attempt), desc="describing", unit="request", leave=False, disable=None):
-            collection.take(batch, ask(collection.prompt(batch)))
+            collection.add_answer(batch, ask(collection.prompt(batch)))
 
 
 # Answers
@@ -263,7 +264,7 @@ class Checker:
         self.texts: dict[str, str] = {}  # normalised good sentence, with and without class name -> class
         self.openings: Counter[str] = Counter()  # first words of good sentences -> frequency
 
-    def sift(self, name: str, sentences: Sequence[str], most: int | None = None) -> tuple[list[str], list[str]]:
+    def select(self, name: str, sentences: Sequence[str], most: int | None = None) -> tuple[list[str], list[str]]:
         """Return the first `most` good sentences of a class, and the problems of bad ones.
 
         Later sentences may not repeat the good ones.
@@ -277,10 +278,10 @@ class Checker:
             texts = normalise_name(sentence), normalise_name(pattern.sub(MASK, sentence))
             openings = {" ".join(text.split()[:OPENING_WORDS]) for text in texts}
             broken = sentence_problems(sentence, pattern)
-            if twin := next((text for text in texts if text in self.texts), None):
-                broken.append(f"equal to a sentence of {self.texts[twin]!r} except for names")
-            if worn := [opening for opening in sorted(openings) if self.openings[opening] >= self.most_openings]:
-                broken.append(f"already {self.openings[worn[0]]} sentences begin with {worn[0]!r}")
+            if repeated := next((text for text in texts if text in self.texts), None):
+                broken.append(f"equal to a sentence of {self.texts[repeated]!r} except for names")
+            if overused := [opening for opening in sorted(openings) if self.openings[opening] >= self.most_openings]:
+                broken.append(f"already {self.openings[overused[0]]} sentences begin with {overused[0]!r}")
             problems += [f"{problem}: {shortened(sentence, MAX_QUOTE)!r}" for problem in broken]
             if not broken:
                 good.append(sentence)

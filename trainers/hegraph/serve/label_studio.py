@@ -269,17 +269,17 @@ class Backend:
         first = request.project not in self.webhooks
         self.links.setdefault(request.project, {})
         self.webhooks[request.project] = f"{address}/webhook"
-        self.note(request.project, [ALL] if first else [])
+        self.schedule(request.project, [ALL] if first else [])
         return {"model_version": self.version}
 
     def webhook(self, event: Event) -> None:
-        """Note the tasks of a change."""
+        """Schedule an update after a change. Deletions do not name their tasks."""
         if event.project.id in self.links:
             annotations = event.annotation if isinstance(event.annotation, list) else [event.annotation]
-            self.note(event.project.id, [ALL] if event.action in READ_ALL else [each.task for each in annotations])
+            self.schedule(event.project.id, [ALL] if event.action in READ_ALL else [each.task for each in annotations])
 
-    def note(self, project: int, tasks: Iterable[int]) -> None:
-        """Let `run` update the model from tasks, or from all tasks of a project for `ALL`."""
+    def schedule(self, project: int, tasks: Iterable[int]) -> None:
+        """Schedule an update of the model from tasks of a project; `ALL` stands for all of them."""
         self.waiting[project].update(tasks)
         self.wake.set()
 
@@ -291,9 +291,9 @@ class Backend:
         linked = self.links.get(request.project, {})
         pool = {task: row for task, row in (earlier | features).items() if task not in linked}
         scores = await asyncio.to_thread(scores_of, model, pool)
-        results = dict(zip(features, choose(model, [*features.values()], labeling)))
+        results = dict(zip(features, results_of(model, [*features.values()], labeling)))
         if len(request.tasks) > 1:
-            showing = asyncio.create_task(self.show(request.project, version))
+            showing = asyncio.create_task(self.select_version(request.project, version))
             self._shown.add(showing)
             showing.add_done_callback(self._shown.discard)
         answers = [
@@ -333,7 +333,7 @@ class Backend:
             logger.warning("%s", one_line(str(error)))
             return b""
 
-    async def show(self, project: int, version: str) -> None:
+    async def select_version(self, project: int, version: str) -> None:
         """Select the predictions of a version in a project, as soon as Label Studio has stored them.
 
         Label Studio sorts tasks by the scores of the selected version only.
@@ -443,7 +443,7 @@ def scores_of(model: ImageModel, pool: dict[int, Tensor]) -> dict[int, float]:
     return {tasks[index]: rank / len(tasks) for rank, index in enumerate(order)}
 
 
-def choose(model: ImageModel, features: Sequence[Tensor], labeling: Labeling) -> list[list[dict[str, Any]]]:
+def results_of(model: ImageModel, features: Sequence[Tensor], labeling: Labeling) -> list[list[dict[str, Any]]]:
     """Results of images with features `[d]` each: predicted choices, and the probability of the least probable one.
 
     Classes that are no choices of the project are not predicted.
