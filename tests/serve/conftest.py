@@ -42,3 +42,9 @@ def own_model(once, scans, tmp_path_factory) -> Callable[..., Path]:
         return Path(shutil.copytree(source, tmp_path_factory.mktemp("own") / "model"))
 
     return copy
+
+
+@pytest.fixture
+def folder(own_model) -> Path:
+    """Copy of the model with one label per image and the classes zero, one, two, three, four, eight and nine."""
+    return own_model()

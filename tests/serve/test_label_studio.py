@@ -58,12 +58,13 @@ class Recorded(ThreadingHTTPServer):
         self.webhook = {"id": 9, "url": "http://127.0.0.1/webhook", "headers": {}}
         self.requests, self.versions, self.next, self.refuses = [], [], 100, False
 
-    def add(self, file: Path) -> int:
-        """Import an image; returns the number of its task, 11 for the first."""
-        number, path = len(self.tasks) + 11, f"{UPLOADS}/{file.name}"
-        self.files[path] = file.read_bytes()
-        self.tasks[number] = {"id": number, "data": {"scan": path}, "annotations": []}
-        return number
+    def add(self, *files: Path) -> list[int]:
+        """Import images; returns the numbers of their tasks, 11 for the first."""
+        numbers = [*range(len(self.tasks) + 11, len(self.tasks) + 11 + len(files))]
+        for number, file in zip(numbers, files):
+            self.files[path := f"{UPLOADS}/{file.name}"] = file.read_bytes()
+            self.tasks[number] = {"id": number, "data": {"scan": path}, "annotations": []}
+        return numbers
 
     def annotate(self, task: int, *labels: str, cancelled: bool = False) -> dict:
         """Submit an annotation; returns the request of the webhook."""
@@ -140,12 +141,6 @@ def recorded() -> Iterator[Recorded]:
         server.shutdown()
 
 
-@pytest.fixture
-def folder(own_model) -> Path:
-    """Model folder that may change, with the classes zero, one, two, three, four, eight and nine."""
-    return own_model()
-
-
 @contextmanager
 def connected(recorded: Recorded, folder: Path, token: str = "") -> Iterator[TestClient]:
     """Client of a server that is connected to Label Studio."""
@@ -207,8 +202,7 @@ def process(client: TestClient, recorded: Recorded, event: dict) -> None:
 
 
 def test_predictions_have_choices_with_probabilities(recorded, folder, scans):
-    for file in scans.files:
-        recorded.add(file)
+    recorded.add(*scans.files)
     with connected(recorded, folder) as client:
         rows = [row["result"][0] for row in predictions(client, recorded)]
     assert all(row | {"value": 0, "score": 0} == result()[0] | {"value": 0, "score": 0} for row in rows)
@@ -219,8 +213,7 @@ def test_predictions_have_choices_with_probabilities(recorded, folder, scans):
 
 
 def test_scores_have_the_order_of_suggest(recorded, folder, scans):
-    for file in scans.files:
-        recorded.add(file)
+    recorded.add(*scans.files)
     with connected(recorded, folder) as client:
         scores = [row["score"] for row in predictions(client, recorded)]
         suggestions = client.post("/v1/suggest/files?n=40", files=form(*scans.files)).json()["suggestions"]
@@ -230,8 +223,7 @@ def test_scores_have_the_order_of_suggest(recorded, folder, scans):
 
 
 def test_new_predictions_are_shown(recorded, folder, scans):
-    for file in scans.files[:3]:
-        recorded.add(file)
+    recorded.add(*scans.files[:3])
     with connected(recorded, folder) as client:
         [version] = {row["model_version"] for row in predictions(client, recorded)}
         recorded.versions.append(version)
@@ -240,8 +232,7 @@ def test_new_predictions_are_shown(recorded, folder, scans):
 
 def test_number_of_features_in_memory_is_limited(recorded, folder, scans, monkeypatch):
     monkeypatch.setattr(module, "MAX_FEATURES", 2)
-    for file in scans.files[:3]:
-        recorded.add(file)
+    recorded.add(*scans.files[:3])
     with connected(recorded, folder) as client:
         first = predictions(client, recorded)
         assert [row["score"] for row in predictions(client, recorded)] == [row["score"] for row in first]
@@ -250,7 +241,7 @@ def test_number_of_features_in_memory_is_limited(recorded, folder, scans, monkey
 
 
 def test_changed_address_is_encoded_again(recorded, folder, scans):
-    tasks = [recorded.add(file) for file in scans.files[:2]]
+    tasks = recorded.add(*scans.files[:2])
     with connected(recorded, folder) as client:
         first, second = predictions(client, recorded)
         recorded.tasks[tasks[0]]["data"] = recorded.tasks[tasks[1]]["data"]
@@ -259,8 +250,7 @@ def test_changed_address_is_encoded_again(recorded, folder, scans):
 
 
 def test_unreadable_image_has_no_choice(recorded, folder, scans):
-    for file in scans.files[:3]:
-        recorded.add(file)
+    recorded.add(*scans.files[:3])
     recorded.files[f"{UPLOADS}/0.png"] = b"no image"
     recorded.tasks[13]["data"] = {"scan": "http://evil.example/data/upload/2.png"}
     with connected(recorded, folder) as client:
@@ -270,7 +260,7 @@ def test_unreadable_image_has_no_choice(recorded, folder, scans):
 
 def test_several_labels_are_predicted_and_learned(recorded, own_model, scans):
     recorded.config = configuration(*CLASSES, "odd", "even", choice="multiple")
-    tasks = [recorded.add(file) for file in scans.files[12:24]]
+    tasks = recorded.add(*scans.files[12:24])
     with connected(recorded, own_model(several=True)) as client:
         rows = predictions(client, recorded)
         answers = client.post("/v1/predict/files", files=form(*scans.files[12:24])).json()["predictions"]
@@ -285,7 +275,7 @@ def test_several_labels_are_predicted_and_learned(recorded, own_model, scans):
 
 
 def test_annotations_change_the_model(recorded, folder, scans):
-    task = recorded.add(scans.files[20])
+    [task] = recorded.add(scans.files[20])
     with connected(recorded, folder) as client:
         first = predictions(client, recorded)[0]["model_version"]
         assert changes(client, recorded.annotate(task, "three")) == {"three": 1}
@@ -310,7 +300,7 @@ def test_new_choices_become_classes(recorded, folder):
 @pytest.mark.parametrize("size", ["BATCH", "PAGE"])
 def test_training_reads_all_annotations(recorded, folder, scans, monkeypatch, size):
     monkeypatch.setattr(module, size, 2)
-    tasks = [recorded.add(file) for file in scans.files[20:23]]
+    tasks = recorded.add(*scans.files[20:23])
     with connected(recorded, folder) as client:
         before = labels(client)
         for task in tasks:
@@ -320,7 +310,7 @@ def test_training_reads_all_annotations(recorded, folder, scans, monkeypatch, si
 
 
 def test_restart_knows_the_images_of_annotations(recorded, folder, scans):
-    task = recorded.add(scans.files[20])
+    [task] = recorded.add(scans.files[20])
     with connected(recorded, folder) as client:
         changes(client, recorded.annotate(task, "three"))
         before = labels(client)
@@ -330,7 +320,7 @@ def test_restart_knows_the_images_of_annotations(recorded, folder, scans):
 
 
 def test_change_is_read_again_after_an_error(recorded, folder, scans):
-    tasks = [recorded.add(file) for file in scans.files[20:22]]
+    tasks = recorded.add(*scans.files[20:22])
     with connected(recorded, folder) as client:
         changes(client, recorded.annotate(tasks[0], "three"))
         before, recorded.refuses = labels(client), True
@@ -342,7 +332,7 @@ def test_change_is_read_again_after_an_error(recorded, folder, scans):
 
 
 def test_image_of_another_task_stays(recorded, folder, scans):
-    tasks = [recorded.add(scans.files[20]) for _ in range(2)]
+    tasks = recorded.add(*scans.files[20:21] * 2)
     with connected(recorded, folder) as client:
         before = labels(client)
         for task in tasks:
@@ -355,7 +345,7 @@ def test_image_of_another_task_stays(recorded, folder, scans):
 
 @pytest.mark.parametrize("given", [("one", "zero"), ()], ids=["two labels", "no label"])
 def test_unusable_annotation_leaves_others(recorded, folder, scans, given):
-    tasks, support_set = [recorded.add(file) for file in scans.files[20:22]], load_model(folder).support_set
+    tasks, support_set = recorded.add(*scans.files[20:22]), load_model(folder).support_set
     before = support_set.counts[support_set.names.index("two")]
     recorded.annotate(tasks[0], *given)
     recorded.annotate(tasks[1], "two")
@@ -363,26 +353,22 @@ def test_unusable_annotation_leaves_others(recorded, folder, scans, given):
         wait_for(lambda: labels(client)["two"] == before + 1)
 
 
-def test_skipped_tasks_are_not_learned(recorded, folder, scans):
-    tasks = [recorded.add(file) for file in scans.files[20:22]]
-    with connected(recorded, folder) as client:
-        client.post("/webhook", json=recorded.annotate(tasks[0], "one", cancelled=True))
-        assert changes(client, recorded.annotate(tasks[1], "two")) == {"two": 1}
-
-
 # Requests that are refused
 
 
-def test_forged_annotation_is_not_learned(recorded, folder, scans):
-    tasks = [recorded.add(file) for file in scans.files[20:22]]
+@pytest.mark.parametrize("submitted", [True, False], ids=["skipped", "forged"])
+def test_skipped_and_forged_annotations_are_not_learned(recorded, folder, scans, submitted):
+    tasks = recorded.add(*scans.files[20:22])
     with connected(recorded, folder) as client:
-        forged = {"id": 1, "task": tasks[0], "result": result("nine"), "was_cancelled": False}
-        client.post("/webhook", json=recorded.event("ANNOTATION_CREATED", annotation=forged))
+        event = recorded.annotate(tasks[0], "nine", cancelled=submitted)
+        if not submitted:
+            recorded.tasks[tasks[0]]["annotations"] = []
+        client.post("/webhook", json=event)
         assert changes(client, recorded.annotate(tasks[1], "two")) == {"two": 1}
 
 
 def test_project_that_is_not_connected_is_ignored(recorded, folder, scans):
-    task = recorded.add(scans.files[20])
+    [task] = recorded.add(scans.files[20])
     with connected(recorded, folder) as client:
         event = recorded.annotate(task, "two")
         before = len(recorded.requests)

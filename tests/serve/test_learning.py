@@ -34,8 +34,7 @@ def stored(folder) -> dict[str, list[str]]:
 # Changes
 
 
-def test_added_images_equal_partial_fit(own_model, scans):
-    folder = own_model()
+def test_added_images_equal_partial_fit(folder, scans):
     expected = HeGraphClassifier.from_pretrained(folder)
     with learner_of(folder) as client:
         assert len(client.post("/v1/examples", json=added(scans, *range(12, 16))).json()["ids"]) == 4
@@ -50,16 +49,14 @@ def test_added_images_equal_partial_fit(own_model, scans):
         assert [served[label] for label in expected.classes_] == pytest.approx(row, abs=1e-5)
 
 
-def test_class_can_be_added_by_name(own_model):
-    folder = own_model()
+def test_class_can_be_added_by_name(folder):
     with learner_of(folder) as client:
         assert client.post("/v1/examples", json={"classes": ["letter"]}).json() == {"ids": []}
         assert "letter" in client.get("/v1/model").json()["classes"]
     assert ImageModel.load(folder).model.named_only[-1:] == ("letter",)
 
 
-def test_repeated_request_changes_nothing(own_model, scans):
-    folder = own_model()
+def test_repeated_request_changes_nothing(folder, scans):
     with learner_of(folder) as client:
         first = client.post("/v1/examples", json=added(scans, 12)).json()
         before = (folder / "config.json").stat()
@@ -67,8 +64,7 @@ def test_repeated_request_changes_nothing(own_model, scans):
         assert (folder / "config.json").stat() == before
 
 
-def test_new_label_replaces_the_old_one(own_model, scans):
-    folder = own_model()
+def test_new_label_replaces_the_old_one(folder, scans):
     before = stored(folder)
     with learner_of(folder) as client:
         [number] = client.post("/v1/examples", json=added(scans, 0, labels=[["letter"]])).json()["ids"]
@@ -76,8 +72,7 @@ def test_new_label_replaces_the_old_one(own_model, scans):
     assert stored(folder) == before | {number: ["letter"]}
 
 
-def test_removed_images_and_classes_are_forgotten(own_model, scans):
-    folder = own_model()
+def test_removed_images_and_classes_are_forgotten(folder, scans):
     before = stored(folder)
     with learner_of(folder) as client:
         ids = client.post("/v1/examples", json=added(scans, 12, 13, labels=[["letter"], ["sign"]])).json()["ids"]
@@ -107,16 +102,14 @@ def test_image_can_have_several_labels(own_model, scans):
     assert stored(folder) == before | {one: ["even", "new"], two: [], three: ["odd"]}
 
 
-def test_change_repeats_the_adaptation(own_model, scans):
-    folder = own_model()
+def test_change_repeats_the_adaptation(folder, scans):
     HeGraphClassifier.from_pretrained(folder).adapt(scans.images[20:]).save_pretrained(folder)
     with learner_of(folder) as client:
         assert client.post("/v1/examples", json=added(scans, 12)).status_code == 200
     assert ImageModel.load(folder).model.unlabelled == 20
 
 
-def test_concurrent_changes_are_all_stored(own_model, scans):
-    folder = own_model()
+def test_concurrent_changes_are_all_stored(folder, scans):
     learner = Learner(folder, ImageModel.load(folder))
 
     async def add_all() -> list:
@@ -130,8 +123,7 @@ def test_concurrent_changes_are_all_stored(own_model, scans):
     assert set(ids) <= stored(folder).keys()
 
 
-def test_request_in_flight_uses_one_model(own_model, scans):
-    folder = own_model()
+def test_request_in_flight_uses_one_model(folder, scans):
     learner = Learner(folder, ImageModel.load(folder))
 
     async def predict_during_change() -> dict:
@@ -152,8 +144,7 @@ def test_request_in_flight_uses_one_model(own_model, scans):
 # Help with labels
 
 
-def test_suggestions_equal_the_command(own_model, scans, capsys):
-    folder = own_model()
+def test_suggestions_equal_the_command(folder, scans, capsys):
     assert main(["label", "suggest", str(folder), *map(str, scans.files[20:]), "-n", "5", "--format", "jsonl"]) == 0
     expected = [json.loads(line)["path"] for line in capsys.readouterr().out.splitlines()]
     with learner_of(folder) as client:
@@ -163,8 +154,7 @@ def test_suggestions_equal_the_command(own_model, scans, capsys):
     assert [bool(answer["error"]) for answer in damaged] == [True]
 
 
-def test_issues_equal_those_of_the_classifier(own_model, scans):
-    folder = own_model()
+def test_issues_equal_those_of_the_classifier(folder, scans):
     with learner_of(folder) as client:
         [number] = client.post("/v1/examples", json=added(scans, 0, labels=[["nine"]])).json()["ids"]
         issues = client.get("/v1/issues?above=-100").json()["issues"]
@@ -237,8 +227,7 @@ def test_server_does_not_learn_by_default(own_model):
             assert client.get(path).status_code == client.post(path, json={}).status_code == 404
 
 
-def test_change_by_another_program_is_not_overwritten(own_model, scans):
-    folder = own_model()
+def test_change_by_another_program_is_not_overwritten(folder, scans):
     with learner_of(folder) as client:
         HeGraphClassifier.from_pretrained(folder).add_class("letter").save_pretrained(folder)
         answer = client.post("/v1/examples", json=added(scans, 12))
@@ -246,8 +235,7 @@ def test_change_by_another_program_is_not_overwritten(own_model, scans):
     assert "letter" in ImageModel.load(folder).model.classnames
 
 
-def test_second_server_is_refused(own_model, cli_error):
-    folder = own_model()
+def test_second_server_is_refused(folder, cli_error):
     with learner_of(folder):
         assert f"{folder} is in use by process" in cli_error("serve", folder, "--learn")
     assert not [*folder.parent.glob(".*")]
@@ -262,8 +250,8 @@ def test_start_of_learning_is_refused(finished_digits_once, own_model, cli_error
 
 
 @pytest.mark.slow
-def test_killed_server_has_all_answered_changes(own_model, scans):
-    folder, answered = own_model(), []
+def test_killed_server_has_all_answered_changes(folder, scans):
+    answered = []
 
     def add_until_killed() -> None:
         with suppress(TransportError):

@@ -28,29 +28,20 @@ def client(finished_digits_once):
 # Answers
 
 
-def test_answers_equal_predict(client, files, finished_digits_once, capsys):
-    assert main(["predict", str(finished_digits_once), *map(str, files), "--top", "3", "--format", "jsonl"]) == 0
-    expected = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    answers = client.post("/v1/predict/files?top=3", files=form(*files)).json()["predictions"]
-    assert [answer["path"] for answer in answers] == [file.name for file in files]
-    for answer, row in zip(answers, expected):
-        assert [each["class"] for each in answer["top"]] == [each["class"] for each in row["top"]]
-        assert [each["probability"] for each in answer["top"]] == pytest.approx(
-            [each["probability"] for each in row["top"]], abs=1e-5
-        )
-
-
-def test_several_labels_equal_predict(own_model, files, capsys):
-    folder = own_model(several=True)
-    assert main(["predict", str(folder), *map(str, files), "--format", "jsonl"]) == 0
+@pytest.mark.parametrize("several", [False, True])
+def test_answers_equal_predict(own_model, files, capsys, several):
+    folder = own_model(several)
+    assert main(["predict", str(folder), *map(str, files), "--top", "3", "--format", "jsonl"]) == 0
     expected = [json.loads(line)["top"] for line in capsys.readouterr().out.splitlines()]
     with client_of(folder) as client:
-        answers = [
-            answer["top"] for answer in client.post("/v1/predict/files", files=form(*files)).json()["predictions"]
-        ]
-        assert client.get("/v1/model").json()["several_labels"]
-    assert any(len(top) > 1 for top in answers)
-    assert [[each["class"] for each in top] for top in answers] == [[each["class"] for each in top] for top in expected]
+        answers = client.post("/v1/predict/files?top=3", files=form(*files)).json()["predictions"]
+        assert client.get("/v1/model").json()["several_labels"] == several
+    assert [answer["path"] for answer in answers] == [file.name for file in files]
+    assert several or {len(top) for top in expected} == {3}
+    for answer, top in zip(answers, expected):
+        assert [each["class"] for each in answer["top"]] == [each["class"] for each in top]
+        probabilities = pytest.approx([each["probability"] for each in top], abs=1e-5)
+        assert [each["probability"] for each in answer["top"]] == probabilities
 
 
 def test_base64_equals_files(client, files):
