@@ -469,11 +469,13 @@ def test_webhook_gets_the_token(recorded, folder):
         ("http://127.0.0.1:1", TOKEN, "label_studio.url"),
         ("localhost:8080", TOKEN, "label_studio.url"),
         ("file:///etc", TOKEN, "label_studio.url"),
+        ("http://[", TOKEN, "label_studio.url"),
+        ("http://me:secret@{1}", TOKEN, "label_studio.url"),
     ],
 )
 def test_wrong_server_or_token_is_refused(recorded, folder, refused, url, token, code):
     with refused(code):
-        client_of(folder, learn=True, label_studio=url.format(recorded.url), label_studio_token=token)
+        client_of(folder, learn=True, label_studio=url.format(recorded.url, recorded.url[7:]), label_studio_token=token)
 
 
 def test_label_studio_needs_its_token(folder, capsys):

@@ -4,7 +4,6 @@ import argparse
 import logging
 import os
 import re
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -153,14 +152,9 @@ def read_key(endpoint: str, variable: str | None = None) -> str:
         UserError: If the endpoint is no plain URL, the key is missing or has invalid characters, or no variable is
             named for another endpoint than OpenAI's. The message never contains the key.
     """
-    from pydantic import HttpUrl, TypeAdapter
+    from ..utils.reading import is_plain_url  # slow to import
 
-    plain = False
-    with suppress(ValueError):
-        url = TypeAdapter(HttpUrl).validate_python(endpoint)
-        (url.host or "").encode("idna")  # as in a DNS query
-        plain = endpoint.isprintable() and not (url.username or url.password or url.query)
-    if not plain:  # the message does not repeat it, as it may contain a secret
+    if not is_plain_url(endpoint):  # the message does not repeat it, as it may contain a secret
         raise UserError(f"--endpoint must be a URL such as {ENDPOINT}, with no user, password or query")
     if variable is None and not is_openai(endpoint):
         advice = "name the variable of its key with --key-env NAME (any text for a server without keys)"

@@ -36,7 +36,7 @@ from ..labels.suggest import suggest
 from ..models.images import ImageModel
 from ..utils.errors import UserError, first_line, one_line, shown
 from ..utils.files import write_json
-from ..utils.reading import read_json, validate
+from ..utils.reading import is_plain_url, read_json, validate
 from .learning import Learner
 
 logger = logging.getLogger(__name__)
@@ -142,14 +142,14 @@ class LabelStudio:
         token: Personal access token, which is exchanged for access tokens of some minutes, or a legacy token.
 
     Raises:
-        UserError: If the address is not one of HTTP. Of all methods: if the server does not answer as expected.
+        UserError: If the address is no plain URL. Of all methods: if the server does not answer as expected.
     """
 
     def __init__(self, url: str, token: str) -> None:
         self.url, self._token, self._header = url.rstrip("/"), token, ""
-        parts = urlsplit(self.url)
-        if parts.scheme not in ("http", "https") or not parts.netloc or parts.query or parts.fragment:
-            raise UserError(f"expected the address of Label Studio, such as http://localhost:8080, got {url!r}", URL)
+        if not is_plain_url(url):  # the message does not repeat it, as it may contain a password
+            expected = "expected a URL of Label Studio such as http://localhost:8080"
+            raise UserError(f"{expected}, with no user, password, query or fragment", URL)
         self._session = requests.Session()
         self._session.auth = self._authorize  # a function, so that ~/.netrc is not read
         again = Retry(2, backoff_factor=0.5, status_forcelist=BUSY, allowed_methods=None, raise_on_status=False)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, HttpUrl, TypeAdapter, ValidationError
 from safetensors import safe_open
 
 from .errors import UserError, first_line
@@ -222,6 +222,16 @@ def validate(schema: type[Schema], value: Any, where: str, convert: bool = False
         return TypeAdapter(schema).validate_python(value, strict=None if is_model or convert else True)
     except ValidationError as error:
         raise UserError(f"{where}: {first_line(error)}", "schema") from error
+
+
+def is_plain_url(text: str) -> bool:
+    """Whether a text is an address of HTTP or HTTPS without a user, a password, a query and a fragment."""
+    try:
+        url = TypeAdapter(HttpUrl).validate_python(text)
+        (url.host or "").encode("idna")  # as in a DNS query
+    except ValueError:
+        return False
+    return text.isprintable() and not (url.username or url.password or url.query or url.fragment)
 
 
 def _number(digits: str) -> float:
