@@ -165,13 +165,14 @@ def test_open_keys_without_a_row_are_refused(key, refused):
 # Values
 
 
-def test_text_becomes_a_value_of_the_keys_type():
-    for key, text, value in (
+def test_values_take_the_type_of_their_key():
+    for key, given, value in (
         ("OPTIM.LR", "1e-3", 0.001), ("OPTIM.LR", "1", 1.0), ("INPUT.SIZE", "[32, 32]", (32, 32)),
         ("INPUT.PIXEL_MEAN", "(0.5, 0.5, 0.5)", [0.5, 0.5, 0.5]), ("OUTPUT_DIR", "2024", "2024"),
+        ("OUTPUT_DIR", 2024, "2024"), ("OUTPUT_DIR", 0.5, "0.5"), ("OPTIM.LR", 1, 1.0),
         ("SEED", str(2**32 - 1), 2**32 - 1), (f"{NODE}.PROMPTS.TEMPLATES", "['a {}.']", ["a {}."]),
     ):  # fmt: skip
-        loaded = load_cfg(opts=[key, text]).values[key]
+        loaded = load_cfg(opts=[key, given]).values[key]
         assert (type(loaded), loaded) == (type(value), value)
 
 

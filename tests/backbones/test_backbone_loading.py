@@ -182,6 +182,7 @@ def test_model_is_frozen_and_features_have_unit_norm(mini):
     features = mini.encode_text(SENTENCES, batch_size=2)
     assert (features.dtype, features.requires_grad, features.shape) == (torch.float32, False, (3, mini.width))
     torch.testing.assert_close(features, mini.encode_text(SENTENCES))
+    assert mini.encode_text([]).shape == mini.encode_images([]).shape == (0, mini.width)
     lengths = mini.encode_text(SENTENCES, normalize=False).norm(dim=1, keepdim=True)
     torch.testing.assert_close(features * lengths, mini.encode_text(SENTENCES, normalize=False))
 

@@ -157,6 +157,8 @@ class Backbone:
         """
         if isinstance(sentences, str):
             raise UserError(f"sentences: expected a list of strings, got {shown(sentences)}")
+        if len(sentences) == 0:
+            return torch.zeros(0, self.width)
         batches = [list(sentences[i : i + batch_size]) for i in range(0, len(sentences), batch_size)]
         tokens = [self.tokenizer(batch).to(self.device) for batch in batches]
         return self._features(self.model.encode_text, tokens, 2 * PART_ROWS, normalize)
