@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+Model = SavedModel | Path | str  # model, model folder, or output folder of a run
+
 
 class ImageModel:
     """Trained model with images as input. Logits are computed on the device of the backbone.
@@ -41,17 +43,12 @@ class ImageModel:
 
     @classmethod
     def load(
-        cls,
-        model: SavedModel | Path | str,
-        device: str = "cpu",
-        backbone: str = "",
-        pretrained: str = "",
-        precision: str = AUTO,
+        cls, model: Model, device: str = "cpu", backbone: str = "", pretrained: str = "", precision: str = AUTO
     ) -> ImageModel:
         """Load a model and its backbone.
 
         Args:
-            model: Model, its folder, or the output folder of a run.
+            model: Model, or its folder.
             device: Device of the backbone.
             backbone, pretrained: Arguments of `load_backbone`; "" takes the names in the model. A model from a feature
                 bank may have none, and weights files may have another path on this machine.
