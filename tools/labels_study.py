@@ -251,8 +251,9 @@ def threshold_table(results: pd.DataFrame) -> str:
             for name in ("flagged", "found")
         )
         rows.append([f"{t:g}", *(f"{value:.1f}" for value in (hits["any"], hits["nearest"], *flagged[list(KINDS)]))])
-    wrong, right = ("found, any", "found, nearest"), ("right ones, any", "right ones, nearest", "where all are right")
-    return markdown_table(["score above", *wrong, *right], rows, 0)
+    heads = ["score above", "found, any", "found, nearest"]
+    heads += ["right ones, any", "right ones, nearest", "where all are right"]
+    return markdown_table(heads, rows, 0)
 
 
 def suggest_table(results: pd.DataFrame) -> str:

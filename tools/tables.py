@@ -30,8 +30,8 @@ ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "results" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
-def first_screen(files: list[Path]) -> str:
-    """Last lines that the first command of README.md prints."""
+def printed_table(files: list[Path]) -> str:
+    """Table that the first command of README.md prints last."""
     runs = [r for r in find_records(files) if method(r) == OUR_METHOD and r["shots"] == 16]
     return f"```text\n{as_text(compare(runs))}```\n"
 
@@ -149,7 +149,7 @@ def labels_table(table: Callable[[pd.DataFrame], str]) -> Callable[[list[Path]],
 
 
 MAKERS: dict[str, Callable[[list[Path]], str]] = {
-    "digits": first_screen,
+    "digits": printed_table,
     "summary": partial(mean_rows, left_out=NOT_IN_README),
     "real": mean_rows,
     "scans": means_by_shots,
