@@ -167,7 +167,7 @@ class Cluster:
             except Locked as error:
                 return Result(run, LOCKED, str(error))
             except (UserError, OSError, self.ray.exceptions.RayError) as error:
-                return Result(run, FAILED, record_failure(run, error))
+                return record_failure(run, error)
             self.submitted[reference] = run, lock.pop_all()
         return None
 
@@ -200,7 +200,7 @@ class Cluster:
                 why = RuntimeError(f"lost its worker or machine {TRIES} times ({kind}); raise --cpus-per-run")
             except OSError as error:
                 why = error
-            return Result(run, FAILED, record_failure(run, why))
+            return record_failure(run, why)
 
 
 def do_run(

@@ -50,7 +50,7 @@ class Result:
     Attributes:
         status: `DONE`, `FAILED`, or `LOCKED` by another process.
         message: Accuracy, or reason of the failure.
-        seconds: Duration.
+        seconds: Duration of a run that did not fail.
     """
 
     run: Run
@@ -80,7 +80,7 @@ def attempt(run: Run, verbose: bool, cfg: Config | None = None) -> Result:
     except Exception as error:
         if was_interrupted():  # an import can convert it to another exception
             raise KeyboardInterrupt from error
-        status, message = FAILED, record_failure(run, error, cfg)
+        return record_failure(run, error, cfg)
     return Result(run, status, message, time.monotonic() - started)
 
 
@@ -107,8 +107,8 @@ def run_separately(run: Run, verbose: bool) -> dict:
     raise UserError(last) if done.returncode == 2 else RuntimeError("\n".join([last, *printed]))
 
 
-def record_failure(run: Run, error: Exception, cfg: Config | None = None) -> str:
-    """Write `error.json` of a run, unless its folder has a record; return the message in one line."""
+def record_failure(run: Run, error: Exception, cfg: Config | None = None) -> Result:
+    """Write `error.json` of a run, unless its folder has a record; return the result, with the message in one line."""
     message = first_line(error) if isinstance(error, UserError) else f"{type(error).__name__}: {first_line(error)}"
     try:
         if read_record(run.folder) is None:
@@ -117,7 +117,7 @@ def record_failure(run: Run, error: Exception, cfg: Config | None = None) -> str
             write_json(run.folder / ERROR, failure)
     except UserError as other:  # the disk may be full
         logger.warning("%s", other)
-    return message
+    return Result(run, FAILED, message)
 
 
 def has_failed(run: Run, cfg: Config) -> bool:
@@ -186,7 +186,7 @@ def run_in_workers(runs: Sequence[Run], workers: int, verbose: bool) -> Generato
                 try:
                     result = future.result()
                 except BrokenExecutor:
-                    result = Result(run, FAILED, record_failure(run, RuntimeError(DIED)))
+                    result = record_failure(run, RuntimeError(DIED))
                     worker = new_worker()
                 loaded[worker] = run.loads
                 idle.append(worker)
