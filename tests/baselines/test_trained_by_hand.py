@@ -21,7 +21,7 @@ from trainers.hegraph.baselines import proto_clip
 from trainers.hegraph.baselines.base import FittedMethod
 from trainers.hegraph.baselines.caches import last_of_each_class
 from trainers.hegraph.baselines.class_features import zero_shot_confidence
-from trainers.hegraph.baselines.simnl import image_weights
+from trainers.hegraph.baselines.simnl import image_weights, reranking
 from trainers.hegraph.baselines.trained import BestEpoch, train
 from trainers.hegraph.training.batches import Batch
 from trainers.hegraph.utils.errors import UserError
@@ -199,6 +199,16 @@ def test_simnl_weighs_images_by_their_similarity():
     sums = tensor([[1.6, 1.8], [1.0, 0.0]])
     weights = 3 * torch.tensor([0.3, 0.4, 0.7]).softmax(dim=0)
     assert_close(image_weights(keys, labels, sums), [*weights.tolist(), 1.0], atol=1e-6)
+
+
+def test_simnl_ranks_the_true_class_before_the_three_nearest():
+    text, labels = unit_features(5, 4, seed=7).double(), torch.tensor([0, 1, 2, 3, 4, 0])
+    expected = torch.tensor(0.0).double()
+    for image, label in zip(QUERIES, labels):
+        distances = (text - image).norm(dim=1)
+        for k in distances.argsort()[:3]:
+            expected += (distances[label] + (1 - text[k] @ text[label]) / 4 - distances[k]).relu() / (6 * 3)
+    torch.testing.assert_close(reranking(Batch(QUERIES, labels, torch.arange(6)), text), expected)
 
 
 def test_hoso_trains_keys_without_the_held_out_images(fit):
