@@ -37,7 +37,7 @@ KEYS = default_values()
 
 # How a block of commands starts -> the test that runs it
 RUN_BY = {
-    "bash scripts/hegraph/main.sh # trains": "tests/test_scripts.py::test_main_job_ends_with_the_table",
+    "bash scripts/hegraph/main.sh # trains": "tests/test_scripts.py::test_main_script_ends_with_the_table",
     "python -m benchmarks": "tests/test_benchmarks.py::test_benchmark_runs_and_writes_its_figures",
 }
 PROGRAMS = ("bash", "python", "pip", "torchrun", "hegraph", "cd", "git", "export")
