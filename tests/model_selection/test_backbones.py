@@ -147,6 +147,12 @@ def test_other_sizes_are_refused(capsys, text):
     assert f"{expected}{text!r}" in capsys.readouterr().err
 
 
+def test_key_instead_of_a_candidate_is_refused(cli_error):
+    assert "--candidates: expected at least one backbone before the key SEED" in cli_error(
+        "backbones", "--candidates", "SEED", "2"
+    )
+
+
 def test_large_candidates_are_left_out(no_hub):
     assert {candidate.name for candidate in read_candidates(max_megabytes=400)} == {"MobileCLIP-S1"}
 

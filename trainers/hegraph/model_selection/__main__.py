@@ -48,6 +48,8 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     from ..config import split_at_key  # slow to import
 
     args.candidates, pairs = split_at_key(args.candidates)
+    if pairs and not args.candidates:
+        parser.error(f"argument --candidates: expected at least one backbone before the key {pairs[0]}")
     args.opts[:0] = pairs
     return args
 
