@@ -76,6 +76,7 @@ def test_scores_from_calibrated_probabilities(wrong):
         others = [of_image[c].item() for c in range(4) if c != issue.label]
         expected = math.log(math.hypot(*others) / of_image[issue.label].item())
         assert (issue.score, of_image[issue.suggested].item()) == (pytest.approx(expected, rel=1e-4), max(others))
+        assert issue.odds == pytest.approx(math.exp(expected), rel=1e-3)
 
 
 def test_label_issues_of_the_classifier(wrong):
