@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import os
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -329,8 +330,12 @@ def test_damaged_checkpoint_changes_nothing(kept, damage, message):
 
 def test_checkpoint_of_another_run_is_refused(kept, tmp_path):
     content = kept.path_to_resume.read_bytes()
-    with pytest.raises(UserError, match="belongs to a run with other settings or data"):
-        loop.Checkpoints(tmp_path, kept.folder, "another run").read()
+    for folder, remedy in (
+        (tmp_path, "leave out --resume"),
+        (kept.folder, f".* or delete {re.escape(str(kept.folder))}"),
+    ):
+        with pytest.raises(UserError, match=f"belongs to a run with other settings or data; {remedy}$"):
+            loop.Checkpoints(folder, kept.folder, "another run").read()
     assert kept.path_to_resume.read_bytes() == content
 
 

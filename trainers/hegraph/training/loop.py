@@ -93,7 +93,10 @@ class Checkpoints:
         except UserError as error:
             raise UserError(f"{error}; delete it to train from the start") from error
         if state.run_id != self.run_id:
-            raise UserError(f"{path} belongs to a run with other settings or data; delete it or change --output-dir")
+            # The folder may also hold models of the other run, which --load-epoch would take for those of this run
+            own = f"choose another --output-dir, or delete {self.folder}"
+            remedy = own if self.resume_from == self.folder else "leave out --resume"
+            raise UserError(f"{path} belongs to a run with other settings or data; {remedy}")
         return state
 
     def load(self, model: HeGraphModel, optimizer: AdamW) -> tuple[int, float] | None:
