@@ -24,6 +24,7 @@ from trainers.hegraph.baselines import method_options
 from trainers.hegraph.datasets.digits import open_digit
 from trainers.hegraph.datasets.splits import sample_few_shot
 from trainers.hegraph.experiments import run as run_module
+from trainers.hegraph.experiments.record import own_source
 from trainers.hegraph.experiments.run_folder import RunFolder, find_model_of_epoch
 from trainers.hegraph.experiments.tasks import BankTask
 from trainers.hegraph.features.bank import BankFile
@@ -48,6 +49,14 @@ def sha256_of(value: object) -> str:
 
 
 # Outputs of a run
+
+
+@pytest.mark.parametrize(("root", "dataset", "name"), [
+    ("a/pictures/", "ImageFolder", "pictures"), ("a/b/..", "ImageFolder", "a"), ("a/b.csv", "ImageFolder", "b.csv"),
+    ("data", "Digits", ""), ("", "ImageFolder", ""),
+])  # fmt: skip
+def test_own_images_have_the_name_of_their_folder(root, dataset, name):
+    assert own_source(SimpleNamespace(data=SimpleNamespace(root=root)), dataset) == name
 
 
 def test_run_writes_model_split_and_record(run, tiny_bank):
