@@ -539,6 +539,13 @@ def test_comparison_equals_leave_one_out_of_the_page(session, untrained, monkeyp
     assert session.name == "hegraph-mini"
 
 
+def test_comparison_leaves_out_images_removed_meanwhile(session, monkeypatch):
+    picture = session.project.read().classes["one"][0]
+    monkeypatch.setattr(module, "read_candidates", lambda: session.project.move([picture], "") or [])
+    [result] = session.compare(offline=True)
+    assert (result.error, len(result.outcome)) == ("", 12)
+
+
 def test_comparison_needs_two_classes(tmp_path, mini, refused):
     (tmp_path / "project").mkdir()
     with refused("classes.few"):

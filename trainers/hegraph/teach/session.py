@@ -43,14 +43,14 @@ from ..utils.errors import UserError, first_line
 from ..utils.files import atomic_path, hash_json, write_json, write_tensors, writing_folder
 from ..utils.reading import read_tensors
 from ..utils.threads import cores
-from .project import OWN, TRAIN, UNLABELLED, Contents, Picture, Project
+from .project import STATE_FOLDER, TRAIN, UNLABELLED, Contents, Picture, Project
 
 logger = logging.getLogger(__name__)
 
 BATCH = 16  # images that are encoded between two updates of the page
 SAVE_SECONDS = 2.0  # between two writes of the features while images are encoded
 THUMBNAIL_SIDE = 384  # in pixels; tiny images, such as scans, are enlarged to at least half of it
-ENCODER_FILE = f"{OWN}/encoder.json"  # backbone of the next session
+ENCODER_FILE = f"{STATE_FOLDER}/encoder.json"  # backbone of the next session
 MAX_LISTED = 24  # suggestions, and suspicious labels
 TRIED_AT_ONCE = 8  # suspicious labels whose change is tried between two updates of the page
 VARIANT = "TRAINER.HEGRAPHADAPTER.VARIANT"
@@ -131,7 +131,7 @@ class Session:
 
     def __init__(self, project: Project, backbone: Backbone, name: str, pretrained: str = "") -> None:
         self.project = project
-        self.thumbnails = project.path_of(f"{OWN}/thumbnails/any").parent  # UserError if the folder is a link
+        self.thumbnails = project.path_of(f"{STATE_FOLDER}/thumbnails/any").parent  # UserError if the folder is a link
         self._unreadable: dict[str, str] = {}  # SHA-256 -> reason
         self.stopping, self._lock = threading.Event(), threading.RLock()
         self.view = View(0, project.read())
@@ -140,16 +140,16 @@ class Session:
     # Backbone
 
     def _use(self, backbone: Backbone, name: str, pretrained: str) -> None:
-        """Take a backbone, and its features of earlier sessions."""
+        """Set the current backbone, and read its features of earlier sessions."""
         self.backbone, self.name = backbone, name
         config = BackboneConfig.of(backbone, name, pretrained)
         self.origin = Origin(config, Preprocessing.of(backbone), backbone.logit_scale, prompted=True)
         self._text: dict[tuple[str, str], tuple[Tensor, Tensor]] = {}  # (data set, class) -> text nodes
         self._key = hash_json(backbone.fingerprint)
-        self.features_file = self.project.folder / OWN / f"features-{self._key[:16]}.safetensors"
+        self.features_file = self.project.folder / STATE_FOLDER / f"features-{self._key[:16]}.safetensors"
         self.features = self._read_features()
         self._saved, self._saved_at = len(self.features), 0.0  # number of features on disk, and time of the last write
-        self._seen: object = None
+        self._seen: object = None  # input of the latest training
 
     def switch(self, name: str, pretrained: str) -> None:
         """Continue with another backbone, also in later sessions; the features of the current one stay on disk.
@@ -189,8 +189,9 @@ class Session:
                 session = Session(self.project, backbone, candidate.name, candidate.tag)
             labelled = [picture for name in names for picture in contents.classes[name]]
             with session._lock:
-                while missing := session._missing(labelled):
-                    session._encode(missing[:BATCH])
+                missing = session._missing(labelled)
+                for start in range(0, len(missing), BATCH):
+                    session._encode(missing[start : start + BATCH])
                 session.save()
                 pictures = session._encoded(names, contents)
                 images = session._support_set(names, pictures)
