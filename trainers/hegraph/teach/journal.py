@@ -25,8 +25,8 @@ from ..utils.reading import StrictModel, read_json, validate
 
 logger = logging.getLogger(__name__)
 
-OWN = ".hegraph"
-NEW, REMOVED, JOURNAL = f"{OWN}/new", f"{OWN}/removed", f"{OWN}/journal.json"
+STATE_FOLDER = ".hegraph"  # of undo history and caches, in the folder of the user
+NEW, REMOVED, JOURNAL = f"{STATE_FOLDER}/new", f"{STATE_FOLDER}/removed", f"{STATE_FOLDER}/journal.json"
 MAX_CHANGES = 200  # that can be undone
 LOCK_SECONDS = 60  # until waiting for the lock fails
 
@@ -56,7 +56,7 @@ class JournaledFolder:
 
     def __init__(self, folder: Path) -> None:
         self.folder = Path(os.path.realpath(absolute(folder)))
-        self._lock = FileLock(self.folder / OWN / "lock")
+        self._lock = FileLock(self.folder / STATE_FOLDER / "lock")
         self._is_new = not os.path.lexists(self.folder)
 
     @contextmanager
@@ -70,7 +70,7 @@ class JournaledFolder:
                 if self.folder.exists():
                     raise UserError(f"expected a folder, got the file {self.folder}; choose another")
                 raise UserError(f"the folder {self.folder} was removed; put it back, or choose another")
-            self.path_of(f"{OWN}/lock").parent.mkdir(exist_ok=True)
+            self.path_of(f"{STATE_FOLDER}/lock").parent.mkdir(exist_ok=True)
             with self._lock.acquire(timeout=LOCK_SECONDS):
                 self._roll_back()
                 yield
@@ -86,10 +86,10 @@ class JournaledFolder:
             path = error.filename or self.folder
             raise UserError(f"cannot read or write {path}: {first_line(error)}") from error
 
-    def change(self, what: str, moves: list[Move]) -> None:
-        """Make a change that can be undone. An empty list of renamings is no change."""
+    def change(self, description: str, moves: list[Move]) -> None:
+        """Perform renamings as one change that can be undone. Nothing changes without renamings."""
         if moves:
-            self._perform(moves, [*self.journal().changes, Change(what=what, moves=moves)])
+            self._perform(moves, [*self.journal().changes, Change(what=description, moves=moves)])
 
     def undo(self) -> str:
         """Undo the last change of any tab or program; returns its description.

@@ -45,6 +45,7 @@ EXPORTS = {
     "project.zip": ("Whole project", "Zip file with all images and their classes, to continue on another machine."),
 }  # fmt: skip
 POLL_SECONDS = 2  # between two checks for changes of other tabs
+MAX_ACTIONS = MAX_LISTED  # at the same time: one for each listed image
 TABS_HTML = str(TEMPLATE.make_module().tabs(TABS))  # type: ignore[attr-defined]
 ZIP_CHOOSER = styled('<label class="drop">Open a project.zip<input type="file" data-do="zip" accept=".zip"></label>')
 
@@ -219,7 +220,7 @@ class Teacher:
 
 
 def received(kind: type[T], data: dict[str, str], key: str) -> T:
-    """Parse a value in JSON of an event. Raise UserError if it is none of a type."""
+    """Parse the JSON in the value `key` of an event. Raise UserError if it does not have the type `kind`."""
     try:
         return validate(kind, parse_json(data[key]), key)
     except (ValueError, LookupError) as error:
@@ -266,10 +267,10 @@ def build_page(session: Session, uploads: Path) -> gr.Blocks:
         outputs = [*boards, number]
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
         for each in (*boards, chooser):
-            each.act(teacher.act, drawing, outputs, trigger_mode="multiple", concurrency_limit=MAX_LISTED, **quiet)
+            each.act(teacher.act, drawing, outputs, trigger_mode="multiple", concurrency_limit=MAX_ACTIONS, **quiet)
         page.load(None, js=OPEN_FIRST_TAB)
         page.load(teacher.load, None, outputs, **quiet)
         comparing.click(teacher.compare, offline, [table, reason, chosen], api_visibility="private")
         switching.click(teacher.switch, chosen, outputs, **quiet)
-        gr.Timer(POLL_SECONDS).tick(teacher.poll, number, outputs, concurrency_limit=MAX_LISTED, **quiet)
+        gr.Timer(POLL_SECONDS).tick(teacher.poll, number, outputs, concurrency_limit=MAX_ACTIONS, **quiet)
     return page

@@ -29,9 +29,9 @@ from ..predict.files import FORBIDDEN, MAX_NAME, folder_name
 from ..utils.errors import UserError, printable, shortened
 from ..utils.files import atomic_path, hash_file
 from ..utils.reading import reading
-from .journal import OWN, JournaledFolder, Move, removal
+from .journal import STATE_FOLDER, JournaledFolder, Move, removal
 
-TRAIN, CONFIRMED = "train", f"{OWN}/kept"
+TRAIN, CONFIRMED = "train", f"{STATE_FOLDER}/kept"
 UNLABELLED = NON_CLASS_FOLDERS[0]
 MAX_DIGESTS = 200_000  # cached SHA-256 of files
 MAX_ZIP_FILES, MAX_ZIP_BYTES = 50_000, 8 * 2**30
