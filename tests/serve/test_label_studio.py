@@ -309,11 +309,16 @@ def test_training_reads_all_annotations(recorded, folder, scans, monkeypatch, si
         wait_for(lambda: labels(client) == before + Counter(two=3))
 
 
-def test_restart_knows_the_images_of_annotations(recorded, folder, scans):
+@pytest.mark.parametrize("early_version", [False, True])
+def test_restart_knows_the_images_of_annotations(recorded, folder, scans, early_version):
     [task] = recorded.add(scans.files[20])
     with connected(recorded, folder) as client:
         changes(client, recorded.annotate(task, "three"))
         before = labels(client)
+    if early_version:
+        path = folder.with_name(f".{folder.name}.label_studio.json")
+        example = json.loads(path.read_text())[str(PROJECT)][str(task)]
+        path.write_text(json.dumps({PROJECT: {task: {"example": example, "annotations": [101]}}}))
     recorded.tasks[task]["annotations"] = []
     with connected(recorded, folder) as client:
         wait_for(lambda: labels(client) == before - Counter(["three"]))
