@@ -59,7 +59,8 @@ def change_config(folder: Path, keys: str, value: object) -> None:
 def change_tensors(folder: Path, changes: dict[str, torch.Tensor | None]) -> None:
     """Set tensors and their hash in config.json; None removes a tensor."""
     tensors = load_file(folder / TENSORS) | changes
-    tensors = {name: value for name, value in sorted(tensors.items()) if value is not None}
+    # copies, because the tensors of an old safetensors are parts of the file that is overwritten
+    tensors = {name: value.clone() for name, value in sorted(tensors.items()) if value is not None}
     save_file(tensors, folder / TENSORS)
     change_config(folder, "tensors", files.hash_content(tensors))
 
