@@ -268,6 +268,17 @@ def test_adapt_rejects_invalid_images(own, parts, monkeypatch, wrong, words):
     own.adapt(parts[2][:104])
 
 
+def test_failed_adaptation_undoes_the_change(own, parts, monkeypatch):
+    X, _, U, truth = parts
+    own.adapt(np.tile(U, (20, 1)))
+    before = own.decision_function(X)
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 140_000)  # the adaptation needs 143,360 bytes
+    with pytest.raises(UserError, match="2240 unlabelled images of 4 classes"):
+        own.partial_fit(U[:4], truth[:4])
+    np.testing.assert_array_equal(own.decision_function(X), before)
+    assert own.model_.unlabelled == 2240 and own._support_set().counts.tolist() == [2] * 4
+
+
 def test_adapt_accepts_pil_images(digits, digit_classifier):
     own = pickle.loads(pickle.dumps(digit_classifier)).adapt(digits.tests)
     fitted = HeGraphClassifier(**digit_classifier.get_params())

@@ -476,11 +476,11 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
         loaded = None if previous is None or self._image_model is None else self._image_model.backbone
         model, backbone = Trainer(self.get_params(deep=False), previous, self._device(), loaded).train(change)
         assert model.support_set is not None
+        adapted = model if unlabelled is None else adapt(model, unlabelled, self._device())[0]
         self.classes_, self.n_features_in_ = model.support_set.classes, model.classifier.width
-        self.model_ = self._fitted = model
+        self.model_, self._fitted = adapted, model
         self._image_model = None if backbone is None else ImageModel(model, backbone)
         if pool:
             unlabelled = torch.cat([self._encoded(U).cpu() for U in pool])
-        if unlabelled is not None:
             self.model_, _ = adapt(model, unlabelled, self._device())
         return self
