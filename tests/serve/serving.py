@@ -54,7 +54,7 @@ def serving(*words: object) -> Iterator[SimpleNamespace]:
     with subprocess.Popen(command, cwd=CHECKOUT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
             address = f"http://127.0.0.1:{port}"
-            for _ in range(300):
+            for _ in range(1200):  # at most 4 minutes
                 try:
                     get(f"{address}/health")
                     break

@@ -301,4 +301,4 @@ def test_slurm_script_starts_ray_and_the_sweep(tmp_path):
     for flag, value in (("--nodes", "2"), ("--min-nodes", "2"), ("--address", "node7:6379"), ("--num-cpus", "32")):
         assert printed[printed.index(flag) + 1] == value
     outside = subprocess.run(["bash", str(SCRIPT)], env=environment, capture_output=True, text=True)
-    assert (outside.returncode, outside.stderr[:28]) == (2, "error: this is a job for SLU")
+    assert outside.returncode == 2 and outside.stderr.startswith("error: not in a SLURM job; run: sbatch ")
