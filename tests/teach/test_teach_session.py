@@ -306,6 +306,20 @@ def counts(teacher) -> dict[str, int]:
     return {name: len(pictures) for name, pictures in teacher.session.project.read().classes.items()}
 
 
+def event(data: dict) -> tuple[SimpleNamespace, SimpleNamespace]:
+    """Event of a board and its request, as Gradio passes them."""
+    return SimpleNamespace(_data=data), SimpleNamespace(session_hash="tab")
+
+
+def test_message_of_the_later_action_stays(teacher):
+    first, second, other = (
+        teacher.refresh(lambda text=text: (text, ""), tab)
+        for text, tab in (("first", "a"), ("second", "a"), ("third", "b"))
+    )
+    assert ["first" in next(first)[0], "second" in next(second)[0], "third" in next(other)[0]] == [True] * 3
+    assert not any(isinstance(board, str) for board in next(first))
+
+
 def test_each_button_performs_its_action(teacher):
     before = counts(teacher)
     picture = teacher.session.view.contents.classes["one"][0]
@@ -322,7 +336,7 @@ def test_each_button_performs_its_action(teacher):
     teacher.do({"do": "confirm", **image})
     assert teacher.session.project.read().confirmed == {picture.digest}
     for what, stopped, message in (("stop", True, ""), ("resume", False, ""), ("fly", False, "Unknown action.")):
-        *_, (status, *_, number) = teacher.act(None, SimpleNamespace(_data={"do": what}))
+        *_, (status, *_, number) = teacher.act(None, *event({"do": what}))
         assert message in status and number == teacher.session.view.number
         assert teacher.session.stopping.is_set() == stopped
     with pytest.raises(UserError, match="the canvas is empty"):
@@ -365,13 +379,13 @@ def test_refused_uploads_are_named_as_sent(teacher, tmp_path):
     teacher.session.view = View(0, teacher.session.view.contents)
     teacher.do({"do": "add-class", "name": "cat"})
     events = {"do": "rename", "place": "cat", "name": "Mouse"}, {"do": "rename", "place": "unlabelled", "name": "Mouse"}
-    message, problem = (list(teacher.act(None, SimpleNamespace(_data=data)))[-1][0] for data in events)
+    message, problem = (list(teacher.act(None, *event(data)))[-1][0] for data in events)
     assert "Class cat renamed to Mouse." in message
     assert "Error: &#39;unlabelled&#39; is not a class" in problem
     deep: list = []
     for _ in range(2_000):
         deep = [deep]
-    assert "Unknown action" in list(teacher.act(None, SimpleNamespace(_data={"do": deep})))[-1][0]
+    assert "Unknown action" in list(teacher.act(None, *event({"do": deep})))[-1][0]
 
 
 def test_damaged_file_has_no_thumbnail(teacher):

@@ -37,6 +37,7 @@ BOARD_JS, RECORDER_JS, TABS_JS = (
 )
 BOARDS = ("status", "classes", "check", "label")  # macros of the template
 TABS = (*BOARDS[1:], "try", "export", "backbone")
+UNCHANGED = (gr.skip(),) * (len(BOARDS) + 1)  # all boards and the number of the view
 OPEN_FIRST_TAB = f"() => document.querySelector('#tab-{TABS[0]}').click()"
 EXPORTS = {
     "model.zip": ("Model folder", "Zip file with the model, for <code>predict</code>, <code>demo</code>, "
@@ -66,6 +67,7 @@ class Teacher:
     def __init__(self, session: Session, uploads: Path) -> None:
         self.session, self.uploads = session, uploads
         self.accepts_drawings = session.has_digits(session.view.contents.classes)
+        self._latest: dict[str, object] = {}  # tab of the browser -> mark of its last action
 
     def answers(self) -> Answers:
         """Answers of the latest model."""
@@ -78,24 +80,28 @@ class Teacher:
 
         return Answers(lambda: (session.model(), session.backbone), thumbnail, self.uploads, self.accepts_drawings)
 
-    def act(self, drawing: Any, event: gr.EventData) -> Iterator[tuple]:
+    def act(self, drawing: Any, event: gr.EventData, request: gr.Request) -> Iterator[tuple]:
         """Handle an event of a board."""
         data = event._data if isinstance(event._data, dict) else {}
         texts = {key: value for key, value in data.items() if isinstance(value, str)}
-        yield from self.refresh(lambda: self.do(texts, drawing))
+        yield from self.refresh(lambda: self.do(texts, drawing), request.session_hash or "")
 
     def load(self) -> Iterator[tuple]:
         """Yield the boards at once, and again as `refresh`."""
         yield self.boards()
         yield from self.refresh()
 
-    def refresh(self, action: Callable[[], Outcome] = lambda: ("", "")) -> Iterator[tuple]:
-        """Run an action, then yield the boards while images are encoded and changes of labels are tried."""
+    def refresh(self, action: Callable[[], Outcome] = lambda: ("", ""), tab: str = "") -> Iterator[tuple]:
+        """Run an action, then yield the boards while images are encoded and changes of labels are tried.
+
+        The boards of a tab stay unchanged once a later action of the tab is done, whose message they show.
+        """
         message = problem = ""
         try:
             message, problem = action()
+            own = self._latest[tab] = object()
             for _ in chain(self.session.update(), self.session.try_changes()):
-                yield self.boards(message, problem)
+                yield self.boards(message, problem) if self._latest[tab] is own else UNCHANGED
         except UserError as error:
             yield self.boards(message, one_line(f"Error: {error}"))
 
@@ -116,7 +122,7 @@ class Teacher:
 
     def poll(self, number: int) -> Any:
         """Render the boards if another tab has changed the project since the view `number`."""
-        return self.boards() if number != self.session.view.number else (gr.skip(),) * (len(BOARDS) + 1)
+        return self.boards() if number != self.session.view.number else UNCHANGED
 
     def do(self, data: dict[str, str], drawing: Any = None) -> Outcome:
         """Perform one action on the project."""
