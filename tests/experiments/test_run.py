@@ -103,7 +103,7 @@ def test_record_and_model_count_images_of_small_classes(run, tiny_bank):
     record, out = run("--shots", "2")
     assert (record["shots"], record["num_train"], record["images_per_class"]) == (2, 9, [1, 2])
     assert summary(record).startswith("Tiny, 2 shots (1 to 2 images per class), seed 1: ")
-    assert load_model(out).sample == "2 shots (1 to 2 images per class)"
+    assert load_model(out).sample_description == "2 shots (1 to 2 images per class)"
     assert "trained on\n2 shots (1 to 2 images per class), 9 images in all, with seed 1." in (
         (out / "model" / "README.md").read_text()
     )
