@@ -37,7 +37,6 @@ BOARD_JS, RECORDER_JS, TABS_JS = (
 )
 BOARDS = ("status", "classes", "check", "label")  # macros of the template
 TABS = (*BOARDS[1:], "try", "export", "backbone")
-UNCHANGED = (gr.skip(),) * (len(BOARDS) + 1)  # all boards and the number of the view
 OPEN_FIRST_TAB = f"() => document.querySelector('#tab-{TABS[0]}').click()"
 EXPORTS = {
     "model.zip": ("Model folder", "Zip file with the model, for <code>predict</code>, <code>demo</code>, "
@@ -67,7 +66,7 @@ class Teacher:
     def __init__(self, session: Session, uploads: Path) -> None:
         self.session, self.uploads = session, uploads
         self.accepts_drawings = session.has_digits(session.view.contents.classes)
-        self._latest: dict[str, object] = {}  # tab of the browser -> mark of its last action
+        self._outcomes: dict[str, Outcome] = {}  # of the last action of each tab of a browser
 
     def answers(self) -> Answers:
         """Answers of the latest model."""
@@ -92,18 +91,17 @@ class Teacher:
         yield from self.refresh()
 
     def refresh(self, action: Callable[[], Outcome] = lambda: ("", ""), tab: str = "") -> Iterator[tuple]:
-        """Run an action, then yield the boards while images are encoded and changes of labels are tried.
+        """Run an action of a tab, then yield the boards while images are encoded and changes of labels are tried.
 
-        The boards of a tab stay unchanged once a later action of the tab is done, whose message they show.
+        The boards show the outcome of the last action of the tab, which may be a later one.
         """
-        message = problem = ""
         try:
-            message, problem = action()
-            own = self._latest[tab] = object()
+            self._outcomes[tab] = action()
             for _ in chain(self.session.update(), self.session.try_changes()):
-                yield self.boards(message, problem) if self._latest[tab] is own else UNCHANGED
+                yield self.boards(*self._outcomes[tab])
         except UserError as error:
-            yield self.boards(message, one_line(f"Error: {error}"))
+            self._outcomes[tab] = "", one_line(f"Error: {error}")
+            yield self.boards(*self._outcomes[tab])
 
     def boards(self, message: str = "", problem: str = "") -> tuple:
         """Render the latest view; returns the HTML of `BOARDS` and the number of the view."""
@@ -120,9 +118,11 @@ class Teacher:
         })  # fmt: skip
         return (*(str(getattr(macros, name)()) for name in BOARDS), view.number)
 
-    def poll(self, number: int) -> Any:
+    def poll(self, number: int, request: gr.Request) -> tuple:
         """Render the boards if another tab has changed the project since the view `number`."""
-        return self.boards() if number != self.session.view.number else UNCHANGED
+        if number == self.session.view.number:
+            return (gr.skip(),) * (len(BOARDS) + 1)
+        return self.boards(*self._outcomes.get(request.session_hash or "", ("", "")))
 
     def do(self, data: dict[str, str], drawing: Any = None) -> Outcome:
         """Perform one action on the project."""
