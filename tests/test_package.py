@@ -100,7 +100,7 @@ def test_wheel_gives_the_adapter_of_the_checkout(installed, tmp_path):
     names = ("--config-file", "mini", "--dataset-config-file", "digits", *QUICK)
     features = ("TRAINER.HEGRAPHADAPTER.FEATURES.DIR", tmp_path / "features")
     printed = start(installed / "hegraph", "--output-dir", "OUT", *names, *features, cwd=tmp_path)
-    assert printed.startswith("Digits, 1 shots, seed 1: zero-shot 78.09, ")
+    assert printed.startswith("Digits, 1 shot, seed 1: zero-shot 78.09, ")
     record = json.loads((tmp_path / "OUT" / "result.json").read_text())
     assert (record["dataset"], record["shots"], record["seed"]) == ("Digits", 1, 1)
     assert record["git_commit"] == (git_commit() or "unknown")
@@ -111,4 +111,4 @@ def test_wheel_gives_the_adapter_of_the_checkout(installed, tmp_path):
     assert adapters[0].read_bytes() == adapters[1].read_bytes()
     assert json.loads((other / "result.json").read_text())["accuracy"] == record["accuracy"]
     table = start(installed / "hegraph", "results", "compare", "OUT", "--format", "text", cwd=tmp_path)
-    assert table.startswith("Digits, hegraph-mini/hegraph-mini, 1 shots")
+    assert table.startswith("Digits, hegraph-mini/hegraph-mini, 1 shot")

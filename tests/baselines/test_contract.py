@@ -189,7 +189,7 @@ def test_option_is_a_number_or_rows_of_lists(option, length, expected):
     (0, 0), ("x", 0), ([["", -1.0]], 0), ([["", [1, 2]]], 0), ([["", 1.0]], 1), ([["", [1, "x"]]], 2),
 ], ids=str)  # fmt: skip
 def test_value_of_another_form_is_refused(option, length):
-    with pytest.raises(UserError, match="^(every number of )?the value of KEY for 'Tiny' or 1 shots must be a "):
+    with pytest.raises(UserError, match="^(every number of )?the value of KEY for 'Tiny' or 1 shot must be a "):
         value(option, 1, 1, length=length)
 
 

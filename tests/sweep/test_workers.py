@@ -249,8 +249,8 @@ def test_progress_shows_counts_and_remaining_time(runs, caplog, monkeypatch):
         sweep.count(Result(runs[0], DONE, "91.00", 2.0))
         sweep.count(Result(runs[1], FAILED, "no space", 1.0))
     assert caplog.messages == [
-        "[1/4] tiny ZeroShot vit_b32, 1 shots, seed 0: 91.00 in 2.0 s (3 left, 20 s a run, 60 s to go)",
-        "[2/4] tiny ZeroShot vit_b32, 1 shots, seed 1: failed: no space (2 left, 1 failed, 30 s a run, 60 s to go)",
+        "[1/4] tiny ZeroShot vit_b32, 1 shot, seed 0: 91.00 in 2.0 s (3 left, 20 s a run, 60 s to go)",
+        "[2/4] tiny ZeroShot vit_b32, 1 shot, seed 1: failed: no space (2 left, 1 failed, 30 s a run, 60 s to go)",
     ]
     times = (0.44, 9.96, 89, 91, 5399, 5400)
     assert list(map(in_words, times)) == ["0.4 s", "10.0 s", "89 s", "2 min", "90 min", "1.5 h"]

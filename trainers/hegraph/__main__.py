@@ -229,11 +229,9 @@ def version() -> str:
 def summary(record: dict) -> str:
     """Result of a run in one line."""
     rule = f" ({record['rule']} {RULES[record['rule']]})" if "rule" in record else ""
-    from .datasets.splits import images_per_class
-    from .results.scores import data_set
+    from .results.scores import data_set, shots_of
 
-    shots = f"{record['shots']} shots{images_per_class(record['shots'], record.get('images_per_class'))}"
-    task = f"{data_set(record)}{rule}, {shots}, seed {record['seed']}"
+    task = f"{data_set(record)}{rule}, {shots_of(record)}, seed {record['seed']}"
     if record["accuracy"] is None and record.get("map") is None:
         return f"{task}: trained, no test images"
     method = f"{record['trainer']} ({record['variant']})" if record["variant"] else record["trainer"]

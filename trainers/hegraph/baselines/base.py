@@ -30,7 +30,7 @@ from ..features.bank import FeatureBank
 from ..method.cache import FoldedClassifier, text_logits
 from ..training.confidence import Calibration
 from ..utils.errors import UserError
-from ..utils.option import values_up_to
+from ..utils.option import describe_shots, values_up_to
 
 if TYPE_CHECKING:  # open_clip takes seconds to import, and most methods do not need it
     from ..backbones.clip import Backbone
@@ -174,9 +174,9 @@ def value_for_task(
                 value = values_up_to(rows, shots)[-1]
         except (IndexError, KeyError, TypeError, ValueError):
             form = "rows [data set, value] or [from this many shots, value]"
-            problem = f"must have {form}, one of them for {bank.dataset!r} or {shots} shots"
+            problem = f"must have {form}, one of them for {bank.dataset!r} or {describe_shots(shots)}"
             raise UserError(f"{key} {problem}, got {rows}") from None
-    name = f"the value of {key} for {bank.dataset!r} or {shots} shots"
+    name = f"the value of {key} for {bank.dataset!r} or {describe_shots(shots)}"
     if length:
         check_numbers(name, value, minimum, maximum, length)
     else:

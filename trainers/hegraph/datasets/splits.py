@@ -71,17 +71,6 @@ class FewShotSample(NamedTuple):
     val: list[int]
 
 
-def images_per_class(shots: int, counts: Sequence[int] | None) -> str:
-    """Text after a number of shots, such as " (8 to 16 images per class)"; "" if each class has that many images.
-
-    `counts` are the sampled images of each class, or the fewest and the most; None if they are unknown.
-    """
-    if shots == -1 or not counts or set(counts) == {shots}:
-        return ""
-    fewest, most = min(counts), max(counts)
-    return f" ({f'{fewest} to ' if fewest < most else ''}{most} images per class)"
-
-
 def sample_few_shot(train_labels: Sequence, val_labels: Sequence, shots: int, rng: Random) -> FewShotSample:
     """Sample few-shot training and validation sets by CoOp's protocol, or by that of several labels per image.
 

@@ -13,13 +13,13 @@ from pydantic import ConfigDict, Field, InstanceOf, model_validator
 from torch import Tensor
 
 from ..backbones.schema import BackboneConfig
-from ..datasets.splits import images_per_class
 from ..method.cache import FoldedClassifier
 from ..method.model import TransferableAdapter
 from ..method.unlabelled import ClassSums, UnlabelledAdaptation, adapt_to_unlabelled
 from ..training.confidence import KnownScores, known_score
 from ..training.memory import refuse_beyond_memory
 from ..utils.errors import UserError
+from ..utils.option import describe_shots, images_per_class
 from ..utils.reading import Count, Finite, Name, Percent, Positive, Share, Size, StrictModel, validate
 from .support_set import SupportSet
 
@@ -167,8 +167,8 @@ class ModelMetadata(StrictModel):
     def sample_description(self) -> str:
         """Number of labelled images in words, such as "16 images of each class"."""
         shots = self.trained_on.shots
-        if counts := images_per_class(shots, self.images):
-            return f"{shots} shots{counts}"
+        if images_per_class(shots, self.images):
+            return describe_shots(shots, self.images)
         return {-1: "all images", 1: "1 image"}.get(shots, f"{shots} images") + " of each class"
 
 

@@ -9,13 +9,12 @@ import jinja2
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from ..datasets.splits import images_per_class
 from ..results import comparison
 from ..results.by_image import confusion_matrix
 from ..results.comparison import compare, has_calibration, on_base_classes, split_sweeps
 from ..results.figures import confusion, curves, read_text_nodes, reliability_diagrams, render, tsne
 from ..results.records import PREDICTIONS, TEXT_NODES, find_records, find_runs, main_score
-from ..results.scores import PLACE, data_set, is_multilabel, method, place
+from ..results.scores import PLACE, data_set, is_multilabel, method, place, shots_of
 from ..results.table import Table
 from ..utils.errors import UserError
 from ..utils.files import atomic_path
@@ -43,7 +42,7 @@ def write_report(sources: Sequence[Path], out: Path) -> None:
     for source in sources:
         records = find_records([source])
         folder, record = choose_run([*find_runs([source]).items()] if source.is_dir() else [(None, r) for r in records])
-        run = f"{data_set(record)}, {record['backbone']}, {_shots_text(record, ' shots')}, seed {record['seed']}"
+        run = f"{data_set(record)}, {record['backbone']}, {shots_of(record)}, seed {record['seed']}"
         part = {"name": source.resolve().name, "runs": len(records), "facts": _facts(records)}
         part["summary"] = summarise(folder, record, f"{method(record)}, {run}")
         part["pieces"] = [*_record_pieces(records), *(_run_pieces(folder, record, run) if folder is not None else ())]
@@ -106,7 +105,7 @@ def _facts(records: Sequence[dict]) -> dict[str, str]:
         "methods": {method(record) for record in records},
         "data sets": {f"{data_set(record)} ({record['num_test']} test images)" for record in records},
         "backbones": {record["backbone"] for record in records},
-        "training images per class": {_shots_text(record) for record in records},
+        "shots": {shots_of(record) for record in records},
         "seeds": {record["seed"] for record in records},
         "chosen on": {record["selected_on"].replace("_", " ") for record in records},
         "versions": {", ".join(f"{name} {number}" for name, number in v.items()) or "unknown" for v in versions},
@@ -114,11 +113,6 @@ def _facts(records: Sequence[dict]) -> dict[str, str]:
         "machines": {comparison.machine(record) for record in records},
     }
     return {name: "; ".join(map(str, sorted(values))) for name, values in facts.items()}
-
-
-def _shots_text(record: dict, unit: str = "") -> str:
-    """Number of training images per class of a record, as text."""
-    return f"{record['shots']}{unit}{images_per_class(record['shots'], record.get('images_per_class'))}"
 
 
 def _piece(make: Callable[..., Table | Figure], *arguments: Any, **texts: str) -> Piece:

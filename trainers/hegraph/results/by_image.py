@@ -36,6 +36,7 @@ from ..models.folder import load_model
 from ..models.saved import SavedModel
 from ..training.confidence import DEFAULT_SCORE, known_score
 from ..utils.errors import UserError, unknown
+from ..utils.option import describe_shots
 from .comparison import warn_skipped
 from .records import OPEN_SET_RATE, PREDICTIONS, find_runs, main_score, read_tensors_with_classes
 from .scores import (
@@ -143,7 +144,7 @@ def read_runs(folders: Sequence[Path]) -> pd.DataFrame:
         values = record | place(record)
         test = {"shots": record["shots"]} | {key: values.get(key) or "" for key in PAIR_KEYS}
         if not torch.equal(test_labels.setdefault(tuple(test.values()), labels), labels):
-            other = f"another run on {values['dataset']} with {record['shots']} shots"
+            other = f"another run on {values['dataset']} with {describe_shots(record['shots'])}"
             raise UserError(f"{folder}: not tested on the same images as {other}; name runs with one test set")
         name = ", ".join(filter(None, (method(record), record.get(PROTOCOL))))
         outcome = (predicted == labels).numpy() if labels.dim() == 1 else Ranking(predicted.numpy(), labels.numpy())
@@ -152,7 +153,7 @@ def read_runs(folders: Sequence[Path]) -> pd.DataFrame:
         raise UserError(f"no run with test images below {', '.join(map(str, folders))}; run an experiment first")
     runs = pd.DataFrame(rows)
     for (dataset, name, shots, *_), group in grouped(runs, ["dataset", "method", "shots", *PAIR_KEYS[1:]]):
-        check_averaged(list(group["record"]), f"{dataset}, {name}, {shots} shots")
+        check_averaged(list(group["record"]), f"{dataset}, {name}, {describe_shots(shots)}")
     return runs
 
 

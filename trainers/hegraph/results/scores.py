@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from ..baselines import ALL_BASELINES
 from ..utils.errors import UserError, shortened
 from ..utils.files import hash_json
-from ..utils.option import NODE, OUR_METHOD
+from ..utils.option import NODE, OUR_METHOD, describe_shots
 
 if TYPE_CHECKING:  # pandas is slow to import, and the parser of the command line does not need it
     import pandas as pd
@@ -91,6 +91,11 @@ def method_order(name: str, cases: Sequence[str] = ()) -> tuple[int, int, str]:
 def data_set(record: dict) -> str:
     """Name of the data set that a run was tested on; of a user's own images, the name of their folder, if known."""
     return record.get("source") or record["dataset"]
+
+
+def shots_of(record: dict) -> str:
+    """Number of shots of a run in words, with the sampled images of its classes if they are fewer."""
+    return describe_shots(record["shots"], record.get("images_per_class"))
 
 
 def place(record: dict) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 from scipy.special import stdtrit
 
+from ..utils.option import describe_shots
 from .scores import INDUCTIVE, MEAN_OF, PLACE, PROTOCOL, grouped, method_order
 
 CONFIDENCE = 0.95
@@ -158,14 +159,14 @@ class Table:
 def place_text(place: Iterable[tuple[str, Any]]) -> list[str]:
     """Text of keys and their values, such as "4 shots"; the inductive protocol is the default and is left out."""
     named = (pair for pair in place if pair != (PROTOCOL, INDUCTIVE))
-    return [f"{value} shots" if key == "shots" else str(value) for key, value in named]
+    return [describe_shots(value) if key == "shots" else str(value) for key, value in named]
 
 
 def _notes(frame: pd.DataFrame) -> list[str]:
     """Notes about classes with fewer training images than shots."""
     short = frame[frame["fewest"].notna()] if "fewest" in frame else frame[:0]
     by_shots = grouped(short, ["shots"]) if len(short) else []
-    return [f"{shots} shots: as few as {rows['fewest'].min()} in a class" for (shots,), rows in by_shots]
+    return [f"{describe_shots(shots)}: as few as {rows['fewest'].min()} in a class" for (shots,), rows in by_shots]
 
 
 def _seeds_text(counts: pd.Series, intervals: bool) -> str:

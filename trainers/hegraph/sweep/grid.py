@@ -20,7 +20,7 @@ from ..experiments.run_folder import PRECISION
 from ..features.bank import SUFFIX
 from ..utils.devices import available_device
 from ..utils.errors import UserError, command, shortened, unknown
-from ..utils.option import OUR_METHOD
+from ..utils.option import OUR_METHOD, describe_shots
 from ..utils.reading import Count, StrictModel, check_regular, read_yaml, validate
 
 logger = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ class Run:
     @property
     def title(self) -> str:
         """Description of the run for people."""
-        words = (f"{name_of(self.source)} {self.method} {name_of(self.config)}", self.label, f"{self.shots} shots")
+        words = (f"{name_of(self.source)} {self.method} {name_of(self.config)}", self.label, describe_shots(self.shots))
         return ", ".join([*filter(None, words), f"seed {self.seed}"])
 
     @property

@@ -47,6 +47,22 @@ def values_up_to(rows: Sequence[Sequence], shots: float) -> list:
 POSITIVE_BY_SHOTS = (int, "[from this many shots, number above 0]", is_positive)
 
 
+def images_per_class(shots: int, counts: Sequence[int] | None) -> str:
+    """Text after a number of shots, such as " (8 to 16 images per class)"; "" if each class has that many images.
+
+    `counts` are the sampled images of each class, or the fewest and the most; None if they are unknown.
+    """
+    if shots == -1 or not counts or set(counts) == {shots}:
+        return ""
+    fewest, most = min(counts), max(counts)
+    return f" ({f'{fewest} to ' if fewest < most else ''}{most} images per class)"
+
+
+def describe_shots(shots: int, counts: Sequence[int] | None = None) -> str:
+    """Text such as "1 shot", "16 shots (8 to 16 images per class)" or "all images"; see `images_per_class`."""
+    return {-1: "all images", 1: "1 shot"}.get(shots, f"{shots} shots") + images_per_class(shots, counts)
+
+
 @dataclass(frozen=True)
 class Option:
     """One key of the configuration.
