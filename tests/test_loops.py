@@ -148,5 +148,5 @@ def test_wrong_loop_is_refused_first(bash):
         assert words in bash("compare.sh", "digits", "mini", "2", code=2, **variables)
     message = bash("ablation.sh", "digits", "mini", code=2, PARTS="graf")
     assert "unknown part 'graf' in PARTS (known: table2 graph)" in message
-    for name in sorted({*test_scripts.OF_A_DATA_SET} - {"main", "features", "reproduce", "unlabelled"}):
+    for name in sorted({*test_scripts.SCRIPTS_OF_DATA_SETS} - {"main", "features", "reproduce", "unlabelled"}):
         assert bash(f"{name}.sh", code=2).startswith(f"usage: bash scripts/hegraph/{name}.sh DATASET")
