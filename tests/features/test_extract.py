@@ -243,6 +243,14 @@ def test_unusable_cached_features_are_encoded_again(encode, encoded, tmp_path, c
     assert encoded and f"{path} is damaged or of another version" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("norm", "usable"), [(9.0, True), (0.0, False), (-0.5, False), (math.inf, False), (math.nan, False)]
+)
+def test_stored_norms_are_positive_and_finite(norm, usable):
+    text = F.normalize(torch.arange(6.0).view(1, 2, 3), dim=-1)
+    assert extract.is_usable({"positive": text, extract.NORMS: torch.tensor([1.0, norm])}) == usable
+
+
 def test_damaged_part_is_replaced_with_a_warning(images, mini, tmp_path, caplog, rewrite):
     def encode() -> torch.Tensor:
         return extract.encode_images(mini, images, make_options(), tmp_path, "train")
