@@ -12,8 +12,12 @@ images are selected one by one, each for the class with the fewest labels, which
 2. For other classes, the image that is predicted as the class with the smallest margin between its two largest
    `q_ic`. If no image is predicted as the class, the image with the smallest margin.
 
-Shapes: M unlabelled images, K classes, d feature width. Selecting n images takes O(M K d + n M) after the adaptation.
+Shapes: M unlabelled images, K classes, d feature width. Selecting n images takes O(M K d + M log M + n K) after the
+adaptation.
 """
+
+from collections import defaultdict
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -72,13 +76,20 @@ def select(soft_labels: Tensor, typical: Tensor, counts: Tensor, number: int) ->
     """
     best = soft_labels.max(dim=1)
     margins = best.values - soft_labels.scatter(1, best.indices.unsqueeze(1), 0.0).amax(dim=1)
-    counts, typical, selected = counts.clone(), typical.t().contiguous(), []
-    for _ in range(min(number, len(soft_labels))):
+    order, predicted = margins.argsort(stable=True).tolist(), best.indices.tolist()
+    of_class: dict[int, list[int]] = defaultdict(list)
+    for index in order:
+        of_class[predicted[index]].append(index)
+    # iterators, which continue after the images of earlier rounds
+    uncertain, of_any_class = {c: iter(indices) for c, indices in of_class.items()}, iter(order)
+    counts, typical, selected = counts.clone(), typical.t().contiguous(), dict[int, None]()
+    for _ in range(min(number, len(order))):
         c = int(counts.argmin())
-        costs = -typical[c] if counts[c] < 1 else margins + (best.indices != c)  # margins are at most 1
-        index = int(costs.argmin())
-        selected.append(index)
+        if counts[c] < 1:
+            index = int(typical[c].argmax())
+        else:
+            index = next(i for i in chain(uncertain.get(c, ()), of_any_class) if i not in selected)
+        selected[index] = None
         typical[:, index] = -torch.inf
-        margins[index] = torch.inf
         counts[c] += 1
-    return selected
+    return [*selected]
