@@ -10,6 +10,7 @@ from dataclasses import fields, replace
 from itertools import count
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pandas as pd
 import pytest
@@ -121,13 +122,18 @@ def test_model_is_replaced_completely_or_not_at_all(folder, saved_model, disk_fu
     assert "# TipAdapter on" in (folder / CARD).read_text()
 
 
-def test_other_files_stay_but_thumbnails(folder, saved_model):
+@pytest.mark.parametrize("has_links", [True, False])
+def test_other_files_stay_but_thumbnails(folder, saved_model, monkeypatch, has_links):
+    if not has_links:
+        monkeypatch.setattr(os, "link", Mock(side_effect=OSError("no links")))
     for name in (".git/HEAD", "hegraph/config.json", "thumbnails/00000.jpg", "handler.py"):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(name)
     for link in ("link", ".git/link"):
         (folder / link).symlink_to("nowhere")
+    before = (folder / ".git" / "HEAD").stat().st_ino
     save_model(saved_model(), folder)
+    assert ((folder / ".git" / "HEAD").stat().st_ino == before) == has_links
     others = {path.name for path in folder.iterdir()} - {CONFIG, TENSORS, CARD}
     assert others == {".git", "hegraph", "handler.py", "link"} and os.readlink(folder / "link") == "nowhere"
     assert os.readlink(folder / ".git" / "link") == "nowhere"

@@ -7,6 +7,7 @@ the order of the cache, show the training images that an image resembles.
 
 import json
 import logging
+import os
 import shutil
 from collections.abc import Iterable
 from dataclasses import asdict, fields
@@ -154,10 +155,23 @@ def _copy_other_files(folder: Path, target: Path) -> None:
     for path in folder.glob("*"):
         if path.name in (CONFIG, THUMBNAILS) or (target / path.name).exists():
             continue
-        if path.is_dir() and not path.is_symlink():
-            shutil.copytree(path, target / path.name, symlinks=True)
-        else:
+        if path.is_symlink():
             shutil.copy2(path, target / path.name, follow_symlinks=False)
+        elif path.is_dir():
+            shutil.copytree(path, target / path.name, symlinks=True, copy_function=_link_or_copy)
+        else:
+            _link_or_copy(path, target / path.name)
+
+
+def _link_or_copy(source: str | Path, target: str | Path) -> None:
+    """Link a file to a second name; copy it if the file system has no such links.
+
+    A learning server replaces its folder for every label, and the folder may be a clone with a large `.git`.
+    """
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 def _tensors(model: SavedModel) -> dict[str, Tensor]:
