@@ -40,6 +40,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..method.closed_form import BLOCK, CONSTANT, RIDGES, SMALLEST, kernel_eigenvectors, left_out_offsets
+from ..method.graph import sum_by_class
 from ..method.options import TrainingFreeOptions
 from ..training.confidence import fit_temperature
 from ..utils.errors import UserError
@@ -200,7 +201,7 @@ class _Messages:
     def __init__(self, features: Tensor, labels: Tensor, text: Tensor, options: TrainingFreeOptions) -> None:
         self.features, self.labels, self.kappa, self.rho = features, labels, options.kappa, options.rho
         self.counts = torch.bincount(labels, minlength=len(text)).double()
-        self.sums = features.new_zeros(text.shape).index_add_(0, labels, features)
+        self.sums = sum_by_class(features, labels, len(text))
         present = (self.counts > 0).nonzero()[:, 0]
         self.rows = torch.searchsorted(present, labels)
         means = self.sums[present] / self.counts[present].unsqueeze(1)
