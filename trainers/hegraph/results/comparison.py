@@ -21,7 +21,21 @@ from pydantic import Field
 from ..utils.errors import UserError
 from ..utils.reading import LenientModel, read_yaml, validate
 from .records import OPEN_SET_RATE, main_score
-from .scores import CASE, MEAN, PLACE, SOURCE, ZERO_SHOT, accuracies, cells, method, place, score, title, with_quotes
+from .scores import (
+    CASE,
+    MEAN,
+    PLACE,
+    SOURCE,
+    ZERO_SHOT,
+    accuracies,
+    cells,
+    data_set,
+    method,
+    place,
+    score,
+    title,
+    with_quotes,
+)
 from .table import Table, add_mean_places, add_means
 
 logger = logging.getLogger(__name__)
@@ -93,7 +107,7 @@ def _compare_targets(records: Sequence[dict], quotes: Frame, intervals: bool) ->
     if not records:
         raise UserError("expected runs with DATASET.TARGET_DATASETS or DATASET.TARGET_DOMAINS, got none")
     frame = cells((row for record in records for row in _target_rows(record, SOURCE, record["targets"])), KEYS)
-    sources = sorted({place(record)["dataset"] for record in records})
+    sources = sorted(set(map(data_set, records)))
     targets = list(dict.fromkeys(name for record in records for name in record["targets"]))
     columns = {SOURCE: f"{sources[0]} (source)" if len(sources) == 1 else "source", **{name: name for name in targets}}
     if len(targets) > 1:
@@ -132,9 +146,7 @@ def on_base_classes(record: dict) -> bool:
 
 def _source_notes(records: Sequence[dict]) -> list[str]:
     """Notes for the caption on models that were trained on another data set than they are tested on."""
-    tests = {
-        (r["rule"], r.get("trained_on") or "another data set", place(r)["dataset"]) for r in records if r.get("rule")
-    }
+    tests = {(r["rule"], r.get("trained_on") or "another data set", data_set(r)) for r in records if r.get("rule")}
     return [
         f"{', '.join(dataset for *_, dataset in tested)} with models trained on {source} ({rule})"
         for (rule, source), tested in groupby(sorted(tests), key=itemgetter(0, 1))
