@@ -594,17 +594,18 @@ def check_multilabel(task: Task) -> None:
 def load_image_task(cfg: Config, seed: int, device: str, trained_shots: int | None = None) -> ImageTask:
     """Return the task that CoOp's protocol samples from a data set on disk; arguments and errors as of `open_task`."""
     data = cfg.data
-    pool, tests = data.unlabelled == POOL, trained_shots is not None
+    pool = data.unlabelled == POOL
     if not data.name:
         raise UserError("no data: give --dataset-config-file NAME, such as digits, or --features BANK")
-    if tests and pool and (entry := find_entry(data.name)) and entry.train_on:  # a data set of test images alone
-        raise UserError(NO_POOL.format(data.name))
-    if tests and not pool:
+    if trained_shots is None:
+        dataset = load_few_shot(data.name, data.root, data.shots, seed, data.classes, pool)
+    elif not pool:
         dataset = load_test_images(data.name, data.root, max(cfg.run.seed, 0), data.classes)
     else:
-        shots = data.shots if trained_shots is None else trained_shots
-        dataset = load_few_shot(data.name, data.root, shots, seed, data.classes, pool)
-    return ImageTask(dataset.only_test() if tests else dataset, cfg, seed, device)
+        if (entry := find_entry(data.name)) and entry.train_on:  # a data set of test images alone
+            raise UserError(NO_POOL.format(data.name))
+        dataset = load_few_shot(data.name, data.root, trained_shots, seed, data.classes, pool).only_test()
+    return ImageTask(dataset, cfg, seed, device)
 
 
 # Comparison of tasks
