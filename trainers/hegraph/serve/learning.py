@@ -81,8 +81,9 @@ class Learner(Server):
     def __init__(self, folder: Path, model: ImageModel, backbone: str = "", pretrained: str = "") -> None:
         check_no_record(folder, f"copy it: cp -r {folder} my_model")
         labels_by_name(support_set_of(model.model), ())  # UserError for names that are not unique
-        weights = backbone or None, pretrained or AUTO
-        classifier = HeGraphClassifier.from_model(model.model, None, model.backbone.precision, *weights)
+        classifier = HeGraphClassifier.from_model(
+            model.model, backbone=backbone or None, pretrained=pretrained or AUTO, precision=model.backbone.precision
+        )
         super().__init__(with_ids(model))
         self.folder, self._parameters = folder, classifier.get_params(deep=False)
         self._version = file_version(folder / CONFIG)
