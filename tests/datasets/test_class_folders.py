@@ -52,6 +52,7 @@ def test_other_folders_are_skipped(tmp_path, caplog):
 @pytest.mark.parametrize(("table", "files", "expected"), [
     ("path,label\nant/0.png,ant\n", [], [1, 0, 0]),
     ("Label;file_name;split\nbee;ant/0.png;train\n", [], [1, 0, 0]),
+    ('"path"\t label \tsplit\nant/0.png\tbee\ttrain\n', [], [1, 0, 0]),
     ("", ["train/ant/1.png", "train/bee/1.png", "test/bee/2.png"], [2, 0, 1]),
 ])  # fmt: skip
 def test_tables_and_splits_have_priority_over_class_folders(tmp_path, table, files, expected):
@@ -66,7 +67,7 @@ def test_tables_and_splits_have_priority_over_class_folders(tmp_path, table, fil
     (["train/1.png", "Test/1.png"], {}, "contains the folder of a split, (train|Test), next .*/train/<class>/"),
     (["val/ant/1.png"], {}, "contains the folder of a split, val"),
     (["dog/1.png", "dog/2.png"], {}, "1 of 4 classes have fewer than 4 images, .* such as dog; .*/train"),
-    ([], {"photos": 9}, "images in only one folder, photos; expected at least two class folders"),
+    ([], {"photos": 9}, "images in only one folder, photos; expected at least two class folders, or one CSV file"),
 ])  # fmt: skip
 def test_unsplittable_folders_are_refused(tmp_path, files, classes, message):
     refused(make(animals(tmp_path, **classes), *files), message)

@@ -117,7 +117,8 @@ def read_unsplit_folders(root: str, split: bool = True) -> OwnImages | None:
 def _split(base: Path, classes: Sequence[str], rows: Sequence[Row]) -> list[Row]:
     """Split the images of each class folder; errors as for `read_unsplit_folders`."""
     if len(classes) < 2:
-        raise UserError(f"{base} has images in only one folder, {classes[0]}; expected at least two class folders")
+        expected = "expected at least two class folders, or one CSV file with the columns path,label[,split]"
+        raise UserError(f"{base} has images in only one folder, {classes[0]}; {expected}")
     paths = {name: [row.path for row in group] for name, group in groupby(rows, lambda row: row.label)}
     if small := [name for name in classes if len(paths[name]) < MIN_IMAGES]:
         problem = f"{len(small)} of {len(classes)} classes have fewer than {MIN_IMAGES} images, too few to split"
@@ -213,7 +214,8 @@ def _lists_images(path: Path) -> bool:
 
 def _columns(path: Path) -> set[str]:
     """Names in the first line of a CSV file."""
-    return set(re.split(rf"[{DELIMITERS}]", re.sub(r'[\s"]', "", read_text(path, TABLE).partition("\n")[0].lower())))
+    first = read_text(path, TABLE).partition("\n")[0].lower()
+    return {column.strip(' "\r') for column in re.split(rf"[{DELIMITERS}]", first)}
 
 
 def _posix(base: Path, path: str) -> str:
