@@ -69,6 +69,15 @@ def test_voc_images_have_the_classes_of_all_objects(tmp_path):
     dataset.check_files()
 
 
+def test_voc_images_of_any_format_are_found_by_name(tmp_path):
+    voc(tmp_path, train={"a b": ["dog"], "c": ["cat"], "d": ["cat"]})
+    for name, file in ("a b", "a b.png"), ("c", "c.JPEG"):
+        (tmp_path / f"JPEGImages/{name}.jpg").rename(tmp_path / "JPEGImages" / file)
+    make(tmp_path, "JPEGImages/d.png", "JPEGImages/a b.txt")
+    paths = ["JPEGImages/a b.png", "JPEGImages/c.JPEG", "JPEGImages/d.jpg"]
+    assert [item.path for item in load(tmp_path).train] == paths
+
+
 def test_voc_without_annotated_test_images_is_tested_on_val(tmp_path, caplog):
     dataset = load(voc(tmp_path, trainval={"1": ["dog"]}, val={"3": ["dog"]}, test={"4": None}))
     assert {split: len(items) for split, items in dataset.splits.items()} == {"train": 1, "val": 0, "test": 1}

@@ -1,6 +1,6 @@
 """Own images with several labels each, from the annotations of Pascal VOC or COCO.
 
-ROOT/ImageSets/Main/<split>.txt, Annotations/*.xml, JPEGImages/*.jpg              Pascal VOC
+ROOT/ImageSets/Main/<split>.txt, Annotations/*.xml, JPEGImages/*                  Pascal VOC
 ROOT[/annotations]/instances_<split><year>.json, ROOT[/images][/<split><year>]    COCO
 
 The labels of an image are the classes of all its objects, also of difficult and crowded ones. Images of val are test
@@ -16,7 +16,7 @@ from xml.etree import ElementTree
 from ..utils.errors import UserError
 from ..utils.files import absolute
 from ..utils.reading import LenientModel, Name, reading
-from .images import open_below
+from .images import is_image, open_below
 from .layouts import list_names, read_lines
 from .own_images import OwnImages, Row, complete_splits, split_in
 from .splits import SPLITS
@@ -73,14 +73,14 @@ def _read_voc(base: Path) -> list[Row]:
     """Read the lists of images, and the file of each image; an image without a file is unlabelled."""
     lists = {path.stem: path for path in (base / "ImageSets" / "Main").glob("*.txt")}
     lists.setdefault("train", lists.get("trainval", base / "ImageSets" / "Main" / "train.txt"))
-    lines = [(split, line) for split in SPLITS if split in lists for line in read_lines(lists[split])]
-    images = [(split, _image_name(base, line)) for split, line in lines]
-    return [Row(split, f"JPEGImages/{name}.jpg", _objects(base / f"Annotations/{name}.xml")) for split, name in images]
-
-
-def _image_name(base: Path, line: str) -> str:
-    """Return the name of an image, perhaps with spaces, in a line that may end with a flag, 1 or -1."""
-    return line if (base / f"JPEGImages/{line}.jpg").exists() else line.rsplit(maxsplit=1)[0]
+    files = {Path(file).stem: file for file in reversed(list_names(base / "JPEGImages")) if is_image(file)}
+    rows = []
+    for split in filter(lists.__contains__, SPLITS):
+        for line in read_lines(lists[split]):
+            name = line if line in files else line.rsplit(maxsplit=1)[0]  # without the flag, 1 or -1, at the end
+            path = f"JPEGImages/{files.get(name, f'{name}.jpg')}"
+            rows.append(Row(split, path, _objects(base / f"Annotations/{name}.xml")))
+    return rows
 
 
 def _objects(path: Path) -> Sequence[str] | None:
