@@ -65,7 +65,7 @@ def test_skipped_files_are_counted(tmp_path, caplog, files, message):
 
 
 @pytest.mark.parametrize(("files", "root", "words"), [
-    (["train/1.jpg"], "", "contains train, neither class folders in train nor one CSV"),
+    (["train/1.jpg"], "", "contains train, neither class folders nor one CSV"),
     (["a.csv", "b.csv"], "", "contains a.csv, b.csv, neither"),
     (["train/ant/readme.txt"], "", "has no training image; expected ROOT"),
     (["train/ant/1.jpg", "val/Ant/1.jpg", "val/wasp/1.jpg"], "", ": 2 classes of val or test have no .*: Ant, wasp$"),
@@ -296,7 +296,8 @@ def test_check_covers_all_data_sets_by_default(food, capsys):
     ([f"{name}/{n}.png" for name in ("ant", "bee") for n in range(4)], "4 train, 2 val and 2 test images of"),
     (["train/ant/1.png"], "at least two classes"), (["ant/1.png"], "has images in only one folder, ant"),
     (["a.csv"], "is damaged or not a UTF-8 table"),
-    ([], None), (["notes.txt"], None), (["dtd/images/ant/1.png", "ant/1.png"], None),  # a folder of data sets
+    ([], "contains nothing, neither"), (["a.png", "b.png"], "contains a.png, b.png, neither class folders nor one CSV"),
+    (["dtd/images/ant/1.png", "ant/1.png"], None),  # a folder of data sets
 ])  # fmt: skip
 def test_check_recognises_a_folder_of_own_images(tmp_path, capsys, files, message):
     for number, file in enumerate(files):

@@ -33,7 +33,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.examples = ("check --root data", "download dtd --root data")
     check = parser.add_command("check", "check whether data sets are complete")
     check.examples = ("--root data", "dtd pets --root data")
-    default = "data set, or `folder` for your own images (default: your own images if DATA contains them, else all)"
+    default = "data set, or `folder` for your own images (default: all if DATA contains one, else your own images)"
     check.add_argument("datasets", nargs="*", metavar="DATASET", help=default)
     fetch = parser.add_command("download", "download missing files")
     fetch.examples = ("dtd --root data", "dtd pets eurosat --root data")
@@ -50,7 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    from .loading import OWN, NoOwnImages  # slow to import, as the modules below
+    from .loading import OWN  # slow to import, as the modules below
     from .registry import ENTRIES, canonical_name, stored_datasets
 
     known = stored_datasets()
@@ -76,10 +76,11 @@ def run(args: argparse.Namespace) -> int:
     has_data_sets = any(os.path.isdir(absolute(args.root) / entry.folder) for entry in known.values())
     if OWN in names or not (args.datasets or has_data_sets):
         try:
-            return show(OWN, check_own_images(args.root))
+            state = check_own_images(args.root)
         except UserError as error:
-            if OWN in names or not isinstance(error, NoOwnImages):
-                return show(OWN, (False, [str(error)]))
+            name = command(f"datasets check caltech101 --root {shlex.quote(args.root)}")
+            state = (False, [str(error), *([] if args.datasets else [f"to check a data set, name it, as in: {name}"])])
+        return show(OWN, state)
     return max([show(name, check_dataset(name, args.root)) for name in names])
 
 

@@ -34,10 +34,6 @@ logger = logging.getLogger(__name__)
 OWN = "ImageFolder"  # DATASET.NAME of own images
 
 
-class NoOwnImages(UserError):
-    """A folder contains no images in a form of docs/guides/data.md."""
-
-
 def load_dataset(name: str, root: str = "", seed: int = 1, rng: Random | None = None) -> Dataset:
     """Load a data set with its full splits, without opening an image.
 
@@ -165,12 +161,8 @@ def load_own_images(root: str, name: str = OWN, split_folders: bool = True) -> D
     images = read_annotations(root) or read_files(root) or read_hugging_face(root) or read_shards(root)
     images = images or read_unsplit_folders(root, split_folders)
     if images is None:
-        base = absolute(root)
-        try:
-            content = abbreviate(list_names(base)) or "nothing"
-        except UserError as error:
-            raise NoOwnImages(str(error)) from error
-        raise NoOwnImages(f"{base} contains {content}, neither class folders in train nor one CSV file; {LAYOUT}")
+        content = abbreviate(list_names(absolute(root))) or "nothing"
+        raise UserError(f"{absolute(root)} contains {content}, neither class folders nor one CSV file; {LAYOUT}")
     return build_dataset(images, name, root)
 
 
