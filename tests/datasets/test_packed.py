@@ -83,6 +83,14 @@ def test_shard_names_define_splits(tmp_path, names, expected):
         refused(tmp_path, f": {names[1]} has no split, but others have one; rename it .*, such as train-0.tar,")
 
 
+def test_copies_inside_shards_are_found(shards):
+    write_tar(shards / "val.tar", {**samples(7, "red"), "0.png": picture(*COLOURS["blue"]), "0.cls": b"blue"})
+    dataset = load(shards)
+    assert dataset.copies_in_test() == {"val": ["val.tar/0.png"]}
+    with pytest.raises(UserError, match=r"1 of 2 val images are test images as well, such as val\.tar/0\.png; "):
+        dataset.refuse_copies()
+
+
 # --- labels
 
 
@@ -273,6 +281,8 @@ def test_parquet_rows_become_items(hf, tmp_path, caplog):
     table(hf, [1, 0, 1, 2], start=9).to_parquet(data / "train-00000-of-00001.parquet")
     assert load(f"hf:{data.parent}").file_version("train/0") != dataset.file_version("train/0")
     assert not [record for record in caplog.records if record.name.startswith("trainers")]
+    table(hf, [1], 61).to_parquet(data / "validation-00000-of-00001.parquet")
+    assert load(data.parent).copies_in_test() == {"val": ["val/0"]}
     os.mkfifo(data / "train-1.parquet")
     refused(data.parent, r"train-1\.parquet: it is no regular file")
 
@@ -319,7 +329,7 @@ def test_parquet_rows_need_images(hf, tmp_path):
     assert [tuple(item)[1:] for item in dataset.train] == [(1, "b"), (0, "a"), (2, "c"), (3, "d")]
     assert dataset.open("train/1").getpixel((0, 0)) == (7, 60, 60)
     assert dataset.file_version("train/1")[0] == len(picture(7))
-    with pytest.raises(UserError, match="cannot read the image train/0 of ImageFolder: is not a regular file"):
+    with pytest.raises(UserError, match="cannot read the image train/0 of ImageFolder: .*/pipe: it is no regular"):
         dataset.read("train/0")
     for row in (2, 3):
         for ask in (dataset.read, dataset.file_version):
@@ -329,6 +339,7 @@ def test_parquet_rows_need_images(hf, tmp_path):
 
 def test_unloadable_tables_are_refused(hf, tmp_path, monkeypatch):
     clear = "^cannot load {} with the package datasets as columns image and label: [^\n]*{}[^\n]*$"
+    refused("hf:", r"expected the name of a data set of the Hub, such as hf:cifar10, got 'hf:'")
     refused("hf:somebody/nothing", clear.format("hf:somebody/nothing", "somebody/nothing"))
     write(tmp_path / "train.parquet", "nothing of the kind")
     refused(tmp_path, clear.format(tmp_path, ""))

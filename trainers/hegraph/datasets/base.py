@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shlex
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 from tqdm import tqdm
@@ -34,6 +36,7 @@ class Dataset:
         class_ids: K ids in label order that identify classes across data sets; () if class names do.
         version: Function from the path of an item inside a larger file, such as a tar shard, to its size in bytes and a
             number that changes with the larger file; None for other items.
+        stored: Function from the path of such an item to its encoded bytes.
         check_command: Command that lists all unreadable images; "" if there is none.
         pool: Images of train and val that a few-shot task did not sample (`load_few_shot`).
     """
@@ -47,6 +50,7 @@ class Dataset:
     root: Path | None = None
     class_ids: Sequence[str] = ()
     version: Callable[[str], tuple[int, int]] | None = None
+    stored: Callable[[str], bytes] | None = None
     check_command: str = ""
     pool: Sequence[Item] = ()
 
@@ -144,13 +148,22 @@ class Dataset:
         """Return the image files of a split; [] if items are not files."""
         return [] if self.root is None else [self.root / item.path for item in self.splits[split]]
 
-    def copies_in_test(self) -> dict[str, list[Path]]:
-        """Return the files of "train" and "val" that are copies of test files, by split (only nonempty)."""
-        test = self.files("test")
-        return {split: copies for split in ("train", "val") if (copies := find_copies(self.files(split), test))}
+    def copies_in_test(self) -> dict[str, list[Any]]:
+        """Return the images of "train" and "val" that are copies of test images, by split (only nonempty).
+
+        They are files, or the paths of items inside larger files.
+        """
+        images: dict[str, list[Any]] = {split: self.files(split) for split in self.splits}
+        keys: tuple[Callable, ...] = SIZE_AND_HASH
+        if self.stored is not None and self.version is not None:
+            stored, version = self.stored, self.version
+            images = {split: [item.path for item in items] for split, items in self.splits.items()}
+            keys = (lambda path: version(path)[0]), (lambda path: hashlib.sha256(stored(path)).digest())
+        copies = {split: find_copies(images[split], images["test"], keys) for split in ("train", "val")}
+        return {split: found for split, found in copies.items() if found}
 
     def refuse_copies(self) -> None:
-        """Raise UserError if training or validation files are copies of test files, byte for byte."""
+        """Raise UserError if training or validation images are copies of test images, byte for byte."""
         for split, copies in self.copies_in_test().items():
             refuse_tested(copies, len(self.splits[split]), split)
 
@@ -184,14 +197,20 @@ class Dataset:
         return f"; list all: {self.check_command}" if self.check_command else ""
 
 
-def find_copies(files: list[Path], other_files: list[Path]) -> list[Path]:
-    """Return the files with the same content as one of `other_files`. Contents are read only if sizes are equal."""
-    for key in (os.path.getsize, hash_file):
-        keys, other_keys = ({path: key(path) for path in paths} for paths in (files, other_files))
-        common = {*keys.values()} & {*other_keys.values()}
-        files = [path for path in files if keys[path] in common]
-        other_files = [path for path in other_files if other_keys[path] in common]
-    return files
+SIZE_AND_HASH = os.path.getsize, hash_file
+
+
+def find_copies(images: list, other_images: list, keys: Sequence[Callable] = SIZE_AND_HASH) -> list:
+    """Return the images with the same content as one of `other_images`, by default of two lists of files.
+
+    Images are compared by each of the `keys` in turn. Contents are read only if sizes are equal.
+    """
+    for key in keys:
+        values, other_values = ({image: key(image) for image in each} for each in (images, other_images))
+        common = {*values.values()} & {*other_values.values()}
+        images = [image for image in images if values[image] in common]
+        other_images = [image for image in other_images if other_values[image] in common]
+    return images
 
 
 def refuse_tested(copies: Sequence[object], count: int, part: str) -> None:

@@ -47,7 +47,7 @@ class OwnImages(NamedTuple):
 
     Attributes:
         rows: One row for each image.
-        open, root, version: As of `Dataset`.
+        open, root, version, stored: As of `Dataset`.
         classnames: Class names in label order; () sorts the names of the rows.
     """
 
@@ -55,6 +55,7 @@ class OwnImages(NamedTuple):
     open: Callable[[str], Image.Image]
     root: Path | None = None
     version: Callable[[str], tuple[int, int]] | None = None
+    stored: Callable[[str], bytes] | None = None
     classnames: Sequence[str] = ()
 
 
@@ -153,7 +154,7 @@ def build_dataset(images: OwnImages, name: str, root: str) -> Dataset:
         items[row.split].append(item)
     train, val, test = items.values()
     check = check_command("folder", root)
-    return Dataset(name, names, train, val, test, images.open, images.root, (), images.version, check)
+    return Dataset(name, names, train, val, test, images.open, images.root, (), images.version, images.stored, check)
 
 
 def _refuse_repeated(images: OwnImages, where: object) -> None:

@@ -30,7 +30,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from filelock import FileLock
-from PIL import Image
 
 from ..utils.errors import UserError, first_line, shortened
 from ..utils.files import absolute, cannot_write, hash_json
@@ -89,16 +88,16 @@ def read_shards(root: str) -> OwnImages | None:
             rows.append(Row(split, f"{prefix}/{name}", label))
             members[f"{prefix}/{name}"] = member
 
-    def open_member(path: str) -> Image.Image:
+    def stored(path: str) -> bytes:
         member = members[path]
         with member.shard.open("rb") as file:
             file.seek(member.start)
-            return open_image(file.read(member.size))
+            return file.read(member.size)
 
     def version(path: str) -> tuple[int, int]:
         return members[path].size, members[path].changed
 
-    return OwnImages(rows, open_member, version=version, classnames=names)
+    return OwnImages(rows, lambda path: open_image(stored(path)), None, version, stored, names)
 
 
 # --- lists of shards
@@ -248,12 +247,13 @@ def read_hugging_face(root: str) -> OwnImages | None:
                 label = names[label] if 0 <= label < len(names) else None
             rows.append(Row(split, f"{split}/{number}", label))
 
-    def version(path: str) -> tuple[int, int]:
-        stored = _stored_image(tables, path)
-        size = len(stored) if isinstance(stored, bytes) else os.path.getsize(stored)
-        return size, int(tables[path.partition("/")[0]]._fingerprint, 16)
+    def stored(path: str) -> bytes:
+        return _stored_image(tables, path)
 
-    return OwnImages(rows, lambda path: open_image(_stored_image(tables, path)), version=version, classnames=classnames)
+    def version(path: str) -> tuple[int, int]:
+        return len(stored(path)), int(tables[path.partition("/")[0]]._fingerprint, 16)
+
+    return OwnImages(rows, lambda path: open_image(stored(path)), None, version, stored, classnames)
 
 
 def _parquet_files(path: Path) -> dict[str, list[str]]:
@@ -279,6 +279,8 @@ def _load_tables(root: str, files: dict[str, list[str]]) -> dict[str, Any]:
     for file in chain.from_iterable(files.values()):
         check_regular(Path(file))  # the package would block on a pipe
     name, _, configuration = root.removeprefix(PREFIX).partition("#")
+    if not name:
+        raise UserError(f"expected the name of a data set of the Hub, such as {PREFIX}cifar10, got {root!r}")
     datasets.disable_progress_bars()
     try:
         if files:
@@ -298,11 +300,13 @@ def _load_tables(root: str, files: dict[str, list[str]]) -> dict[str, Any]:
     return tables
 
 
-def _stored_image(tables: dict[str, Any], path: str) -> bytes | str:
-    """Return the encoded bytes of an image, or the path of its file; UserError if the row has neither."""
+def _stored_image(tables: dict[str, Any], path: str) -> bytes:
+    """Return the encoded bytes of an image, from its row or its file; UserError if the row has neither."""
     split, _, row = path.partition("/")
     stored = tables[split][int(row)][IMAGE] or {}
-    for image in (stored.get("bytes"), stored.get("path")):
-        if image is not None:
-            return image
-    raise UserError(f"row {row} of {split} has no image in the column {IMAGE}; add one or remove the row")
+    if stored.get("bytes") is not None:
+        return stored["bytes"]
+    if stored.get("path") is None:
+        raise UserError(f"row {row} of {split} has no image in the column {IMAGE}; add one or remove the row")
+    check_regular(file := Path(stored["path"]))
+    return file.read_bytes()
