@@ -245,7 +245,7 @@ READERS: dict[str, tuple[str, Callable[[Path], int]]] = {
     "random split": function("split.json.drawn", lambda path: read_random_split(path.with_suffix(""))),
     "descriptions": function("described.json", lambda path: read_descriptions(path, NAMES)),
     "unfinished descriptions": function(
-        "out.json.partial", lambda path: Collection(NAMES, path.with_suffix(""), "photos", 2, 2)
+        "out.json.partial", lambda path: Collection(NAMES, path.with_suffix(""), "photos", 2, 2, "m")
     ),
     **{f"own images, {name}": function(name, lambda path: load_own_images(str(path))) for name in OWN_IMAGES},
     "list of Pascal VOC": function(f"voc/{VOC_LIST}", lambda path: load_own_images(str(path.parents[2]))),

@@ -20,7 +20,7 @@ KEY = "sk-do-not-tell-0123456789abcdef"
 KEY_VARIABLE = "FAKE_ENDPOINT_KEY"
 URL = "http://endpoint:8000/v1"
 NAMES = ["river", "forest", "annual crop", "pasture", "highway", "lake"]
-DONE = ["classes.txt", "out.json"]
+DONE = ["classes.txt", "out.json", "out.models.json"]
 OWN = ["A lake."]  # breaks the rules
 
 
@@ -177,15 +177,20 @@ def test_duplicate_names_and_aliases(describe, endpoint, tmp_path):
     assert endpoint.prompts[0].endswith("- Sea Lake\n- river (a sentence may also call it field, or crop)\n")
 
 
-def test_sentences_of_earlier_calls_stay(describe, endpoint, tmp_path):
+def test_change_of_model_is_recorded(describe, endpoint, tmp_path):
     (tmp_path / "out.json").write_text(json.dumps({"lake": OWN, "river": []}))
     endpoint.replies = [descriptions(forest=[good_sentence("forest", 5000)]), error_status(401)]
-    assert describe()[0] == 2
+    code, messages = describe()
+    assert (code, "writes the rest" in messages) == (2, False)
     endpoint.replies = [descriptions(forest=[good_sentence("forest", 5000)])]  # equal to the first
-    assert describe("--model", "other")[0] == 0
-    assert endpoint.batches == [NAMES[0:2], NAMES[2:4], NAMES[1:3], NAMES[3:5], ["forest"]]
+    code, messages = describe("--model", "other")
+    assert (code, endpoint.batches) == (0, [NAMES[0:2], NAMES[2:4], NAMES[1:3], NAMES[3:5], ["forest"]])
     assert "was refused: equal to a sentence of 'forest' except for names" in endpoint.prompts[-1]
+    assert "m wrote sentences of 2 classes, other writes the rest" in messages
+    expected = {name: ["other"] for name in NAMES[:5]} | {"river": ["m"], "forest": ["m", "other"]}
+    assert table(tmp_path, "out.models.json") == expected
     assert (list(table(tmp_path)), table(tmp_path)["lake"]) == (NAMES, OWN)
+    assert "third writes the rest" not in describe("--model", "third")[1]  # sends nothing
 
 
 def test_dry_run_sends_and_writes_nothing(describe, endpoint, tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ import argparse
 import logging
 import os
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -63,8 +64,11 @@ def describe(args: argparse.Namespace) -> int:
     names, aliases = read_classnames(args.classes), {}
     if args.aliases:
         aliases = validate(Texts, read_json(args.aliases), f"{args.aliases} must hold {{class name: [alias, ...]}}")
-    collection = Collection(names, args.out, context, args.per_class, args.batch_size, aliases)
+    collection = Collection(names, args.out, context, args.per_class, args.batch_size, args.model, aliases)
     batches = collection.batches(0)
+    models = Counter(model for progress in collection.progress.values() for model in progress.models)
+    for model in sorted(models.keys() - {args.model}) if batches else ():
+        logger.warning("%s wrote sentences of %d classes, %s writes the rest", model, models[model], args.model)
     if args.dry_run:
         if batches:
             echo(f"{collection.prompt(batches[0])}\n")

@@ -2,6 +2,7 @@
 
 Good sentences are written to `<out>.partial` after each answer, and to the output file at the end. The next start reads
 both files, so that a killed command loses nothing and no complete class is requested again.
+`<out without .json>.models.json` lists the models that wrote the sentences of each class.
 
 A test checks that the files in `prompts/descriptions/` follow the same rules.
 """
@@ -57,17 +58,18 @@ The classes to describe:
 {classes}
 """
 
-Texts = dict[str, list[str]]  # class name -> sentences or aliases
+Texts = dict[str, list[str]]  # class name -> sentences, aliases or models
 Table = Mapping[str, Sequence[str]]  # class name -> sentences or aliases
 Form = TypeVar("Form", Texts, "_Partial")
 
 
 class Progress(LenientModel):
-    """Progress of a class: good sentences, and problems of the last answer."""
+    """Progress of a class: good sentences, the models that wrote them, and problems of the last answer."""
 
     model_config = ConfigDict(frozen=False)  # sentences are added one by one
 
     sentences: list[str] = Field(default_factory=list)
+    models: list[str] = Field(default_factory=list)
     problems: list[str] = Field(default_factory=list)
 
 
@@ -87,6 +89,7 @@ class Collection:
         context: Content of the images, such as "satellite photos of land use".
         per_class: Number of sentences per class.
         batch_size: Maximum number of classes per prompt.
+        model: Name of the chat model.
         aliases: Class name -> other names that sentences may use instead.
 
     Raises:
@@ -100,19 +103,24 @@ class Collection:
         context: str,
         per_class: int,
         batch_size: int,
+        model: str,
         aliases: Texts | None = None,
     ) -> None:
         self.classnames, self.aliases = list(dict.fromkeys(classnames)), aliases or {}
         self.out, self.partial, self.context = out, out.with_name(f"{out.name}.partial"), context
-        self.per_class, self.batch_size = per_class, batch_size
+        self.models_file = out.with_suffix(".models.json")
+        self.per_class, self.batch_size, self.model = per_class, batch_size, model
         if problems := name_problems(self.classnames, self.aliases):
             raise UserError(problems[0])
         self.progress = {name: Progress() for name in self.classnames}
-        written, partial = self._read(out, Texts), self._read(self.partial, _Partial)
+        written, models = self._read(out, Texts), self._read(self.models_file, Texts)
+        partial = self._read(self.partial, _Partial)
         if partial.classes and partial.context != context:
             raise UserError(f"{self.partial} has answers for --context {partial.context!r}; choose another --out")
         self.done = frozenset(name for name, sentences in written.items() if sentences)
-        self.progress |= partial.classes | {name: Progress(sentences=written[name]) for name in self.done}
+        self.progress |= partial.classes
+        for name in self.done:
+            self.progress[name] = Progress(sentences=written[name], models=models.get(name, []))
         self.checker = Checker(sum(max(per_class, len(p.sentences)) for p in self.progress.values()), self.aliases)
         for name, progress in self.progress.items():
             self.checker.select(name, progress.sentences)  # registers them as used
@@ -153,6 +161,8 @@ class Collection:
             missing = self.per_class - len(progress.sentences)
             good, problems = self.checker.select(name, table.get(name, ()), missing)
             progress.sentences += good
+            if good and self.model not in progress.models:
+                progress.models.append(self.model)
             progress.problems = [] if len(good) == missing else problems or [TOO_FEW if table else WRONG_FORM]
         self.save()
 
@@ -166,6 +176,8 @@ class Collection:
         failed = {name: (self.progress[name].problems or ["not requested"])[0] for name in self.unfinished()}
         if table := {name: self.progress[name].sentences for name in self.classnames if name not in failed}:
             write_json(self.out, table)
+            models = {name: self.progress[name].models for name in table if self.progress[name].models}
+            write_json(self.models_file, models)
         if not failed:
             self.partial.unlink(missing_ok=True)
         return failed
