@@ -48,6 +48,7 @@ def test_card_states_provenance_and_scores(saved_model):
         ("accuracy", "Accuracy", 0.9), ("f1", "Macro F1", 0.89),
         ("accuracy", "Accuracy of the text classifier alone", 0.8), ("ece", "Expected calibration error", 0.025),
     ]  # fmt: skip
+    assert header["metrics"] == ["accuracy", "f1", "ece"]
 
 
 def test_card_omits_unknown_values_and_shortens_lists(saved_model):
@@ -59,7 +60,7 @@ def test_card_omits_unknown_values_and_shortens_lists(saved_model):
     names = tuple(f"class {number}" for number in range(52))
     bank = BackboneConfig(title="ViT-B-32/openai")
     card = model_card(saved_model(scores=NOT_TESTED, classnames=names, class_ids=names, prompts=None, backbone=bank))
-    assert "It was not tested, so it has no scores" in card and "model-index" not in header_of(card)
+    assert "It was not tested, so it has no scores" in card and not {"model-index", "metrics"} & {*header_of(card)}
     assert "\n- class 49\n- and 2 more, in `config.json`\n" in card and "class 50" not in card
     assert "hegraph predict MODEL_FOLDER IMAGE --backbone NAME --pretrained TAG\n" in card
     assert 'from_pretrained("MODEL_FOLDER", backbone="NAME", pretrained="TAG")' in card

@@ -249,6 +249,7 @@ def test_closed_standard_output_is_no_traceback(run, images, shell, code, error)
     (["RUN", "IMAGES", "--split", "val"], "--split val needs --features"),
     (["RUN", "a.png", "IMAGES", "--sort-into", "IMAGES"], "is an input too"),
     (["RUN", "--features", "x", "--sort-into", "y"], "which --sort-into needs"),
+    (["RUN", "--features", "x", "--batch-size", "9"], "which --batch-size needs"),
     (["RUN", "--features", "BANK"], "got 'none' with width 16"),
 ])  # fmt: skip
 def test_a_mistake_is_one_line(run, images, tiny_bank, cli_error, arguments, expected):

@@ -39,6 +39,17 @@ def test_writing_is_atomic_and_creates_folders(tmp_path):
     assert os.listdir(tmp_path / "model") == ["new"] and sorted(os.listdir(tmp_path)) == ["model", "new"]
 
 
+def test_links_to_folders_stay(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    link = tmp_path / "elsewhere" / "link"
+    link.symlink_to(tmp_path / "model")
+    with files.writing_folder(link) as temporary:
+        (temporary / "new").touch()
+    assert link.is_symlink() and os.listdir(tmp_path / "model") == ["new"]
+    assert sorted(os.listdir(tmp_path)) == ["elsewhere", "model"] and os.listdir(tmp_path / "elsewhere") == ["link"]
+
+
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, OSError])
 def test_exception_keeps_the_old_content(tmp_path, error):
     (tmp_path / "file").write_text("old")
@@ -66,6 +77,15 @@ def test_failed_replacement_keeps_the_old_folder(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="cannot write .*model: the disk"), files.writing_folder(tmp_path / "model"):
         pass
     assert os.listdir(tmp_path) == ["model"] and os.listdir(tmp_path / "model") == ["old"]
+
+
+def test_unwritable_outputs_are_refused_early(tmp_path):
+    files.check_writable(tmp_path / "new" / "folder" / "file")
+    assert not os.listdir(tmp_path)
+    (tmp_path / "file").touch()
+    for output in (files.OutputFile(), files.OutputFolder()):
+        with pytest.raises(UserError, match=f"^cannot write {tmp_path}/file/x: Not a directory$"):
+            output.check(tmp_path / "file" / "x", {})
 
 
 def test_files_have_the_mode_of_the_umask(tmp_path):

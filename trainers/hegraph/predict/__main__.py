@@ -56,7 +56,8 @@ def check_arguments(args: argparse.Namespace) -> None:
             raise UserError(f"--split {args.split} needs --features")
     else:
         flags = {"--sort-into": args.sort_into, "--backbone": args.backbone, "--pretrained": args.pretrained}
-        flags |= {"INPUT": args.inputs, "--precision": args.precision != AUTO}
+        flags |= {"INPUT": args.inputs, "--precision": args.precision != AUTO, "--batch-size": args.batch_size}
+        flags["--device"] = args.device
         if conflicts := [name for name, value in flags.items() if value]:
             raise UserError(f"--features replaces images, which {conflicts[0]} needs; leave one of them out")
 

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -38,7 +39,7 @@ def absolute(path: str | Path) -> Path:
 
 
 class OutputFile:
-    """Argument type of a file to write. `Parser` checks that no other argument reads it.
+    """Argument type of a file to write. `Parser` checks that it can be written and that no other argument reads it.
 
     Args:
         replaces: Endings of earlier outputs, which may be replaced in a folder that the command reads.
@@ -55,6 +56,7 @@ class OutputFile:
         """Raise UserError as `check_output`; `reads` are the values of the other arguments."""
         for ending in self.added:
             check_output(Path(f"{path}{ending}"), reads, self.replaces)
+        check_writable(path)
 
 
 class OutputFolder(OutputFile):
@@ -66,6 +68,7 @@ class OutputFolder(OutputFile):
         whole = _real_path(path)
         if whole.exists() and any(whole in (read, *read.parents) for read in map(Path.resolve, _existing_paths(reads))):
             raise UserError(f"{path} contains input of this command, and is not replaced; choose another folder")
+        check_writable(path)
 
 
 def check_output(path: Path, reads: Any = (), replaces: tuple[str, ...] = ()) -> None:
@@ -97,6 +100,15 @@ def check_not_read(path: Path, reads: Any, replaces: tuple[str, ...] = ()) -> No
     for read in _existing_paths(reads):
         if any(_is_same(read, place) for place in (path, *folders)):
             raise UserError(f"{path} is read by this command, and is not overwritten; choose another name")
+
+
+def check_writable(path: Path) -> None:
+    """Raise UserError if no file can be created in the folder of a path, or in the one where this would be created."""
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    try:
+        TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise cannot_write(path, error) from error
 
 
 def _is_same(path: Path, other: Path | str) -> bool:
@@ -155,11 +167,14 @@ def atomic_path(path: Path) -> Iterator[Path]:
 def writing_folder(folder: Path) -> Iterator[Path]:
     """Context of a temporary folder, which replaces `folder` at the end without an exception.
 
+    If `folder` is a symbolic link, the folder that it points to is replaced, and the link stays.
+
     If the process is killed, `whole_folder(folder)` is the old folder or the new one.
 
     Raises:
         UserError: If the folder cannot be written, as of `atomic_path`.
     """
+    folder = _real_path(folder)
     temporary = _temporary_path(folder)
     new, old = temporary / "new", temporary / OLD
     try:
