@@ -1,4 +1,4 @@
-"""Write the paired intervals of docs/results/accuracy.md and docs/guides/unlabelled.md: a method minus every other one.
+"""Write the paired intervals of results/README.md and docs/results/accuracy.md: a method minus every other one.
 
     python -m tools.intervals OUTPUT [OUTPUT ...] --out FILE [--of METHOD]
 
@@ -25,11 +25,11 @@ def read_intervals(file: Path) -> Intervals:
     return {(line["method"], line["shots"]): Difference(line["mean"], line["low"], line["high"]) for line in lines}
 
 
-def table(files: list[Path], of: str = OUR_METHOD) -> str:
+def table(files: list[Path], of: str = OUR_METHOD, left_out: tuple[str, ...] = ()) -> str:
     """Table in Markdown with the method `of` minus each other one, in points; bold if the interval excludes 0."""
     intervals = read_intervals(files[0])
     shots = sorted({n for _, n in intervals})
-    methods = sorted({name for name, _ in intervals}, key=method_order)
+    methods = sorted({name for name, _ in intervals if name not in left_out}, key=method_order)
     rows = [[name, *(str(intervals.get((name, n), "")) for n in shots)] for name in methods]
     return markdown_table([f"{of} minus", *map(str, shots)], rows)
 
