@@ -70,7 +70,9 @@ class ModelOptions:
         ['negative', 'positive']
     """
 
-    variant: str = _option("full", ".VARIANT", "parts of the model (Table 2), [below](#the-method)", choices=VARIANTS)
+    variant: str = _option(
+        "full", ".VARIANT", "[parts of the model](../glossary.md#variants-of-hegraphadapter)", choices=VARIANTS
+    )
     # By key; a weight of 0 removes the relation
     metapath: Mapping[str, float] = field(default_factory=metapath_defaults, metadata={"options": metapath_options()})
     learn_metapath: bool = _option(False, ".LEARN_METAPATH", "whether to train nonzero meta-path weights (Table 3)")
