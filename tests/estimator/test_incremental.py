@@ -346,6 +346,17 @@ def test_train_more_adds_images_and_classes(labels, root, digits, tmp_path, caps
     assert (model / "config.json").read_bytes() == (more / "config.json").read_bytes()
 
 
+def test_train_more_recognises_images_of_a_run(root, digits, tmp_path, capsys):
+    run, more = str(tmp_path / "run"), str(tmp_path / "more")
+    data = ["--dataset-config-file", "folder", "--root", str(root), "--shots", "-1"]
+    variant = ["TRAINER.HEGRAPHADAPTER.VARIANT", "training_free"]
+    assert main([*data, "--config-file", "mini", "--output-dir", run, *variant]) == 0
+    digits.pictures[9].save(root / "train" / "two" / "9.png")
+    capsys.readouterr()
+    assert main(["train-more", run, "--root", str(root), "--out", more]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == "two: 1 images added, 4 in total"
+
+
 def test_new_names_are_not_labels_of_other_classes(labelled, refused):
     names = dict(zip(LABELS.tolist(), ("emmet", "bee", "cow", "dog")))
     support_set = training_free().fit(*labelled, classnames=names).model_.support_set

@@ -6,6 +6,7 @@ pillow-heif, imported for the first HEIC file, reads this format of iPhones.
 An opened image has pixels and a colour profile. Other metadata is removed, so that no program rotates it again.
 """
 
+import hashlib
 import io
 import math
 import os
@@ -131,6 +132,12 @@ def _strip_metadata(image: Image.Image) -> Image.Image:
     """Remove metadata from an image, in place, except the colour profile, which displays need."""
     image.info = {key: value for key, value in image.info.items() if key == "icc_profile"}
     return image
+
+
+def pixel_hash(image: Image.Image) -> int:
+    """Hash the size and the pixels of an image to 64 bits, by which a model recognises its training images."""
+    digest = hashlib.sha256(f"{image.size}".encode() + image.tobytes()).digest()
+    return int.from_bytes(digest[:8], "little", signed=True)
 
 
 def check_sides(image: Image.Image) -> None:

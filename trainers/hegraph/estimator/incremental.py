@@ -5,7 +5,6 @@ Shapes: n images, V views of each, K classes, d feature width.
 
 from __future__ import annotations
 
-import hashlib
 import random
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,7 +20,7 @@ from sklearn.utils import check_random_state
 from ..backbones.identity import DEFAULT_BACKBONE
 from ..config import Config
 from ..datasets.base import Dataset
-from ..datasets.images import open_any, reason
+from ..datasets.images import open_any, pixel_hash, reason
 from ..datasets.splits import Item
 from ..experiments.tasks import ImageTask
 from ..models.saved import SavedModel
@@ -258,10 +257,9 @@ class Trainer:
 
 
 def open_with_id(image: Path | Image.Image) -> tuple[Image.Image, int]:
-    """Open an image, and compute its id, a hash of 64 bits of its size and pixels."""
+    """Open an image, and compute its id by `pixel_hash`."""
     pixels = open_any(image)
-    digest = hashlib.sha256(f"{pixels.size}".encode() + pixels.tobytes()).digest()
-    return pixels, int.from_bytes(digest[:8], "little", signed=True)
+    return pixels, pixel_hash(pixels)
 
 
 def image_ids(images: Sequence[Path | Image.Image]) -> torch.Tensor:

@@ -69,7 +69,8 @@ def write_outputs(
     if folder.model is None:
         if isinstance(model, SavedModel) and not fitted.transductive:
             images = None if model.method == "ZeroShot" else model.images
-            changes = {"scores": _scores_of_model(record), "images": images}
+            ids = None if model.support_set is None else folder.task.image_ids()
+            changes = {"scores": _scores_of_model(record), "images": images, "image_ids": ids}
             save_model(model.model_copy(update=changes), folder.model_folder)
         else:
             logger.info("%s saves no model folder: %s", model.method, reason_not_saved(folder.task))

@@ -13,6 +13,7 @@ import os
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -27,6 +28,7 @@ from ..baselines import MULTILABEL_METHODS, TRANSDUCTIVE_METHODS
 from ..config import Config
 from ..config_files import with_values
 from ..datasets.base import Dataset, check_classes, find_copies, refuse_tested
+from ..datasets.images import pixel_hash
 from ..datasets.loading import OWN, load_few_shot, load_test_images, load_unlabelled
 from ..datasets.registry import find_entry
 from ..datasets.splits import FewShotSample, Item, sample_few_shot, subsample_labels
@@ -42,6 +44,7 @@ from ..utils.errors import UserError
 from ..utils.files import file_version, hash_json
 from ..utils.option import NODE, OUR_METHOD
 from ..utils.reading import read_json
+from ..utils.threads import MAX_THREADS, cores
 
 if TYPE_CHECKING:
     from ..backbones.clip import Backbone
@@ -140,6 +143,10 @@ class Task(ABC):
     @property
     def test_files(self) -> ImageFiles | None:
         """Files of the test images; None if they are not files."""
+        return None
+
+    def image_ids(self) -> tuple[int, ...] | None:
+        """Return hashes by which `train-more` recognises the training images; None for other than own images."""
         return None
 
     def check_single_label(self, action: str) -> None:
@@ -393,6 +400,13 @@ class ImageTask(Task):
         if resolve_source(self.name, prompts.source, prompts.descriptions) != "templates":
             identity["descriptions"] = hash_json(read_json(description_file(self.name, prompts.descriptions)))
         return identity
+
+    def image_ids(self) -> tuple[int, ...] | None:
+        if self.name != OWN:
+            return None
+        paths = [item.path for item in self.dataset.train]
+        with ThreadPoolExecutor(min(cores(), MAX_THREADS)) as pool:
+            return tuple(pool.map(lambda path: pixel_hash(self.dataset.read(path)), paths))
 
     @property
     def test_files(self) -> ImageFiles | None:
