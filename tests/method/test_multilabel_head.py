@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,7 @@ from sklearn.metrics import f1_score
 
 from trainers.hegraph.method import multilabel
 from trainers.hegraph.method.closed_form import RIDGES
-from trainers.hegraph.method.multilabel import MultiLabelHead, best_thresholds, logistic_calibration
+from trainers.hegraph.method.multilabel import LEAST_SLOPE, MultiLabelHead, best_thresholds, logistic_calibration
 
 
 def example(num_images=30, num_classes=5, width=12, seed=0):
@@ -117,6 +119,20 @@ def test_calibration_equals_logistic_regression():
 def test_calibration_of_separable_scores_is_finite():
     slope, intercept = logistic_calibration(torch.tensor([[0.0], [1.0]]), torch.tensor([[False], [True]]))
     assert 0 < slope < 100 and abs(intercept) < 100
+
+
+def test_calibration_converges_for_widely_spread_scores():
+    generator = torch.Generator().manual_seed(2)
+    scores = 2 * torch.randn(4000, 2, generator=generator)  # full Newton steps diverge
+    labels = torch.rand(4000, 2, generator=generator) < (scores - 1).sigmoid()
+    assert logistic_calibration(scores, labels) == pytest.approx((1, -1), abs=0.1)
+
+
+def test_calibration_of_reversed_scores_keeps_their_order():
+    labels = torch.tensor([[True, False, False, False]] * 100)
+    slope, intercept = logistic_calibration((~labels).float(), labels)
+    assert slope == LEAST_SLOPE
+    assert intercept == pytest.approx(math.log(1 / 3), abs=0.1)  # log-odds of the labels
 
 
 def test_logits_are_the_log_odds_of_probabilities():

@@ -15,7 +15,8 @@ All choices use these scores, so that no validation images are needed:
 
 - `lambda` and `g >= 0` have the least squared leave-one-out error, which is quadratic in `g`. Without text, `g` is 0.
 - The threshold of a class is the mean of its own threshold with the best F1 and the common one with the best micro F1.
-- Probabilities are `sigmoid(a score + b)` (Platt, 1999), with one `a` and one `b` for all classes.
+- Probabilities are `sigmoid(a score + b)` (Platt, 1999), with one `a` and one `b` for all classes. If few images
+  have lower scores with a label than without, `a` is `LEAST_SLOPE`, which keeps the order of the scores.
 
 The absence of a label among few images is weak evidence. A class without positive images therefore has the mean
 indicator of the other classes as the indicator of all images, so that text alone distinguishes them. Without text, it
@@ -29,6 +30,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .cache import FoldedClassifier
@@ -41,6 +43,8 @@ MAX_SCORES = 2**20  # most scores in the calibration
 CLASS_BLOCK = 64  # classes whose scores are sorted at once
 CANDIDATES = 4096  # most candidates of the common threshold
 NEWTON_STEPS = 25
+ROUNDING = 1e-9  # relative increase of the loss that a Newton step may have by rounding
+LEAST_SLOPE = 0.01  # far above the rounding errors of log-odds in float32
 SLOPE, PRIOR_WEIGHT = 4.0, 1.0  # prior of `a`: the logistic function has the slope of the score at 0.5
 
 
@@ -187,18 +191,31 @@ def best_thresholds(scores: Tensor, labels: Tensor, varied: Tensor) -> Tensor:
 
 
 def logistic_calibration(scores: Tensor, labels: Tensor) -> tuple[float, float]:
-    """`a > 0` and `b` of `sigmoid(a score + b)` with the largest likelihood, by Newton's method (Platt, 1999).
+    """`a >= LEAST_SLOPE` and `b` of `sigmoid(a score + b)` with the largest likelihood (Platt, 1999).
 
-    A weak prior keeps them finite where the scores separate the labels.
+    Newton's method with shorter steps where a whole step raises the loss. A weak prior keeps `a` and `b` finite where
+    the scores separate the labels.
     """
     target, scores = labels.double().flatten(), scores.double().flatten()
     design = torch.stack([scores, torch.ones_like(scores)], dim=1)
     prior = design.new_tensor([SLOPE, -SLOPE / 2])
-    solution = prior.clone()
+
+    def loss(solution: Tensor) -> Tensor:
+        logits = design @ solution
+        penalty = PRIOR_WEIGHT / 2 * (solution - prior).square().sum()
+        return F.binary_cross_entropy_with_logits(logits, target, reduction="sum") + penalty
+
+    solution, least = prior.clone(), loss(prior)
     for _ in range(NEWTON_STEPS):
         probability = (design @ solution).sigmoid()
         gradient = design.t() @ (probability - target) + PRIOR_WEIGHT * (solution - prior)
         curvature = (design * (probability * (1 - probability)).unsqueeze(1)).t() @ design
-        solution = solution - torch.linalg.solve(curvature + PRIOR_WEIGHT * torch.eye(2).to(curvature), gradient)
+        step = torch.linalg.solve(curvature + PRIOR_WEIGHT * torch.eye(2).to(curvature), gradient)
+        while loss(solution - step) > (1 + ROUNDING) * least:
+            step = step / 2
+        solution = solution - step
+        least = loss(solution)
     slope, intercept = solution.tolist()
-    return max(slope, SMALLEST), intercept
+    if slope < LEAST_SLOPE:
+        return LEAST_SLOPE, logistic_calibration(torch.zeros_like(scores), labels)[1]
+    return slope, intercept
