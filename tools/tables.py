@@ -64,7 +64,7 @@ CLOSE_ON_DIGITS = ("LinearProbe", "ProtoCLIP", "GDA", "TIMO", "APE")
 # Rows that docs/guides/unlabelled.md omits. On zero-shot CLIP, only ECALP uses the labelled images
 ON_ZERO_SHOT = (f"{name}(zero-shot)" for name in TRANSDUCTIVE_METHODS if name != "ECALP")
 NOT_ADAPTED = ("zero-shot", "HeGraphAdapter(T)", *ON_ZERO_SHOT)
-# Scores that docs/guides/labels.md omits
+# Scores that results/README.md omits
 WORSE_SCORES = ("cleanlab, normalized_margin", "cleanlab, confidence_weighted_entropy")
 
 
