@@ -188,7 +188,7 @@ def test_features_of_another_backbone_are_refused():
 
 @pytest.mark.parametrize(("logits", "target", "message"), [
     ((), {"features": torch.eye(2), "labels": (0, 1)}, "width 3, got 2"),
-    ((lambda images: images / 0,), {}, "Spy predicts NaN or infinite logits"),
+    ((lambda images: images / 0,), {}, "the method predicts NaN or infinite logits"),
     ((), {"ids": "a", "labels": (0, 0, 0)}, "two classes"),
 ])  # fmt: skip
 def test_unusable_features_and_logits_are_refused(logits, target, message):

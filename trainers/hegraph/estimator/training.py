@@ -146,10 +146,7 @@ def train_model(support_set: SupportSet, origin: Origin, cfg: Config, device: st
     bank = task.bank().to(device)
     if trains:
         check_memory(bank, cfg.data.batch_size, device)
-        fitted = train_adapter(task, bank, start=known.state)
-        if fitted.classifier is None or not fitted.classifier.weights.isfinite().all():
-            raise UserError("the trained adapter has NaN or infinite values; lower OPTIM.LR")
-        fitted = calibrated(fitted, task, bank)
+        fitted = calibrated(train_adapter(task, bank, start=known.state), task, bank)
         support_set = replace(support_set, state=scatter_state(fitted.state, seen.nonzero().flatten(), len(names)))
     else:
         bank = replace(bank, train_features=bank.train_features[:1, :0], train_labels=bank.train_labels[:0])

@@ -25,7 +25,7 @@ from ..results.records import OTHER_CLASSES, SAME_CLASSES, TargetRecord
 from ..training.choice import accuracy
 from ..training.confidence import Calibration
 from ..utils.errors import UserError
-from .fitting import classify_in_batches
+from .fitting import check_finite, classify_in_batches
 from .tasks import Predictions, Task, match_classes
 
 
@@ -79,8 +79,8 @@ def evaluate(
         predictions = test_other_classes(fitted, fitted.transfer, model, target, device)
     else:
         raise UserError(f"{model.method} has no rule for other classes than its own; test it on those", "run.rule")
-    if predictions.logits is not None and not predictions.logits.isfinite().all():
-        raise UserError(f"{model.method} predicts NaN or infinite logits")
+    if predictions.logits is not None:
+        check_finite(predictions.logits)
     return predictions
 
 

@@ -46,6 +46,7 @@ from ..training.confidence import Calibration, calibration_by_zero_shot, calibra
 from ..training.loop import AdapterTraining, Checkpoints, TrainingSummary, train_to_end
 from ..training.memory import free_bytes, log_large, training_bytes
 from ..utils.devices import wait_for
+from ..utils.errors import UserError
 from .tasks import FeatureTask, Task
 
 logger = logging.getLogger(__name__)
@@ -243,17 +244,32 @@ def assign_folds(labels: Tensor, seed: int) -> Tensor:
 
 @torch.no_grad()
 def classify_in_batches(classify: Classify, features: Tensor) -> Tensor:
-    """Return the logits `[n, K]` of features `[n, d]`, computed in batches."""
-    return torch.cat([classify(batch) for batch in features.split(BATCH)])
+    """Return the logits `[n, K]` of features `[n, d]`, computed in batches; errors as of `check_finite`."""
+    logits = torch.cat([classify(batch) for batch in features.split(BATCH)])
+    check_finite(logits)
+    return logits
+
+
+def check_finite(logits: Tensor) -> None:
+    """Raise UserError if a logit is NaN or infinite, as options far from their defaults can make it."""
+    if not logits.isfinite().all():
+        problem = "the method predicts NaN or infinite logits"
+        raise UserError(f"{problem}; lower its learning rate and options far above their defaults", "logits.finite")
 
 
 def calibrated(fitted: FittedMethod, task: Task, bank: FeatureBank) -> FittedMethod:
     """Return a fitted method with its calibration.
 
     It is unchanged if CALIBRATE is "off", the method is transductive, or images have several labels.
+
+    Raises:
+        UserError: As of `check_finite`, for training images in any case but that of a transductive method.
     """
     cfg, seed = task.cfg, task.seed
-    if cfg.run.calibrate == "off" or fitted.transductive or bank.multilabel:
+    if fitted.transductive:
+        return fitted
+    classify_in_batches(fitted.logits, bank.cache_keys()[:BATCH])
+    if cfg.run.calibrate == "off" or bank.multilabel:
         return fitted
 
     def fit_again(part: FeatureBank) -> Classify:
