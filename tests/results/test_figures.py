@@ -130,6 +130,9 @@ def test_plain_text_layout(run):
     *_, last = as_text(compare([run(1, 80.0), run(1, 60.0, dataset="Zoo")])).split("\n\n")
     assert last.startswith("mean of 2, mini/mini, 4 shots, accuracy on test (%)\n")
     assert last.splitlines()[-1].split() == ["HeGraphAdapter", "70.00", "-", "70.00"]
+    for shots, words in (1, "1 shot"), (-1, "all images"):
+        shown = as_text(compare([run(1, 80.0, shots=shots)]))
+        assert shown.startswith(f"Toy, mini/mini, {words}, accuracy on 123 test images (%)\n")
     shown = as_text(compare([run(1, 80 + a, {"TRAINER.X.ALPHA": a}) for a in (0.0, 0.5)], "setting"))
     assert shown.split("\n\n")[1].startswith("Toy, mini/mini, 4 shots, ALPHA=0.5, accuracy on 123 test images (%)\n")
 

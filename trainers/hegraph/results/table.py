@@ -234,7 +234,8 @@ def as_text(table: Table) -> str:
     blocks = []
     for place, place_cells in grouped(table.cells, table.keys):
         for column, head in table.columns.items():
-            title = ", ".join(place_text([*zip(table.keys, place), (table.by, head)]))
+            value = column if table.by == "shots" else head  # a header has no unit
+            title = ", ".join(place_text([*zip(table.keys, place), (table.by, value)]))
             if len(cells := place_cells[place_cells["column"] == column]):
                 blocks.append(_block(title, cells, table))
     return "\n".join([*blocks, *(f"{note}\n" for note in table.notes)])
