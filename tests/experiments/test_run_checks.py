@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -73,6 +74,11 @@ def test_impossible_run_is_refused_before_training(
     assert not (tmp_path / "run" / "result.json").exists()
 
 
+def test_selection_on_val_concerns_hegraphadapter_only(run, banks):
+    record, _ = run("--trainer", "GDA", f"{NODE}.SELECT_ON", "val", bank=banks["no_val"], quick=())
+    assert record["selected_on"] == "last_step"
+
+
 def test_pool_is_used_without_test_images(run, banks):
     record, _ = run("--unlabelled", "pool", bank=banks["no_test"])
     assert record["unlabelled"]["num_images"] == 35 and record["accuracy"] is None
@@ -134,9 +140,10 @@ def photos(tmp_path) -> Path:
 def run_on_photos(run, photos, tmp_path):
     """Function that runs all images of `photos` with flags; returns the error line."""
 
-    def start(*flags: str, code: int = 2):
+    def start(*flags: str, code: int = 2, name: str = "run"):
         words = ["--root", str(photos), "--dataset-config-file", "folder", "--config-file", "mini", "--shots", "-1"]
-        return run(*words, *flags, f"{NODE}.FEATURES.DIR", str(tmp_path / "features"), bank=None, code=code)
+        features = f"{NODE}.FEATURES.DIR", str(tmp_path / "features")
+        return run(*words, *flags, *features, name=name, bank=None, code=code)
 
     return start
 
@@ -189,6 +196,23 @@ def test_model_is_not_tested_without_test_images(run_on_photos, photos, tmp_path
     shutil.rmtree(photos / "test")
     flags = ("--eval-only", "--model-dir", str(tmp_path / "run"), "OUTPUT_DIR", str(tmp_path / "elsewhere"))
     assert "ImageFolder has no test images" in run_on_photos(*flags)
+
+
+def test_former_training_images_are_not_tested(run_on_photos, photos, tmp_path):
+    """Class folders are split again when images are added; images of another folder may have the same paths."""
+    for file in sorted(photos.rglob("*.png")):
+        (photos / file.parent.name).mkdir(exist_ok=True)
+        file.rename(photos / file.parent.name / f"{file.parent.parent.name}{file.name}")
+    for split in ("train", "test"):
+        shutil.rmtree(photos / split)
+    run_on_photos(code=0)
+    flags = ("--eval-only", "--model-dir", str(tmp_path / "run"))
+    for number in range(5):
+        shutil.copy(photos / "dog" / "test0.png", photos / "cat" / f"{number}.png")
+    message = r"[1-4] of 5 test images were training images of .*run/model, such as (cat|dog)/t.*\.png"
+    assert re.search(message, run_on_photos(*flags, name="test"))
+    others = Path(shutil.copytree(photos, tmp_path / "others"))
+    run_on_photos("--root", str(others), *flags, name="test", code=0)
 
 
 @pytest.mark.parametrize("name", ["pool", "test"])

@@ -5,8 +5,10 @@ from pathlib import Path
 
 from ..baselines import ALL_BASELINES, load_method
 from ..datasets.base import check_classes
+from ..results.records import PREDICTIONS, SPLIT, read_test_files
 from ..utils.errors import UserError, unknown
 from ..utils.option import OUR_METHOD
+from ..utils.reading import read_json, validate
 from .tasks import POOL, TEST_SET, BankTask, Task
 
 logger = logging.getLogger(__name__)
@@ -25,7 +27,7 @@ def check_training(task: Task) -> None:
     labels = (label if isinstance(label, (tuple, list)) else [label] for _, label, _ in task.split["train"])
     check_classes(len({each for of_image in labels for each in of_image}))
     check_method(task)
-    if cfg.run.select_on == "val":
+    if cfg.run.select_on == "val" and cfg.run.trainer == OUR_METHOD:
         if not task.has_val:
             raise UserError(f"{task.name} has no val images, so nothing can be chosen on them; leave out --select val")
         if not cfg.run.select:
@@ -72,3 +74,25 @@ def check_unlabelled(task: Task) -> None:
         meaning = "the images that were not sampled" if what == POOL else "the test images"
         logger.warning("--unlabelled %s means %s of %s; for the path, write ./%s", what, meaning, task.name, what)
     _ = task.unlabelled
+
+
+def check_unseen(model: Path, task: Task) -> None:
+    """Check that no test image of a task was a training image of the run that saved a model.
+
+    A split can change after the training, such as that of class folders when an image is added. Images are compared by
+    path if the output folder of the run holds its model, and the run read the same data root.
+
+    Raises:
+        UserError: If a test image was a training image, or the files of the run are damaged.
+    """
+    predictions, split, tested = model.parent / PREDICTIONS, model.parent / SPLIT, task.test_files
+    if tested is None or not (predictions.is_file() and split.is_file()):
+        return
+    before = read_test_files(predictions)
+    if before is None or before.root != tested.root:
+        return
+    rows = validate(dict[str, list[list]], read_json(split), f"{split} is damaged")
+    trained = {str(row[0]) for row in rows.get("train", []) if row}
+    if seen := [path for path in tested.test if path in trained]:
+        problem = f"{len(seen)} of {len(tested.test)} test images were training images of {model}, such as {seen[0]}"
+        raise UserError(f"{problem}; the split has changed since the training, so train again", "run.seen")

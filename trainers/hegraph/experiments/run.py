@@ -29,7 +29,7 @@ from ..utils.errors import UserError
 from ..utils.option import OUR_METHOD
 from ..utils.reading import validate
 from .adaptation import adapt_method, read_unlabelled
-from .checks import check_training, check_unlabelled, reason_not_saved
+from .checks import check_training, check_unlabelled, check_unseen, reason_not_saved
 from .evaluation import encode_targets, evaluate, fitted_model, rule_for, score_targets
 from .fitting import calibrated, fit, fitted_adapter, log_calibration, set_random_seed
 from .record import make_model, write_outputs
@@ -227,12 +227,13 @@ def test_model(cfg: Config, bank_file: Path | None, folder: Path, epoch: int | N
     """Test the model of `find_model_of_epoch` on a bank or on DATASET.NAME; write and return the record.
 
     Raises:
-        UserError: If model or data cannot be read, or do not fit each other.
+        UserError: If model or data cannot be read, or do not fit each other, or as `check_unseen`.
     """
     path = find_model_of_epoch(folder, epoch)
     model = load_model(path)
     check_configuration(model, cfg)
     target = open_task(cfg, bank_file, model.trained_on.seed, device, model.trained_on.shots)
+    check_unseen(path, target)
     if target.multilabel != (model.thresholds is not None):
         own, of_model = map(label_kind, (target.multilabel, not target.multilabel))
         raise UserError(f"{target.name} has {own} per image, but the model has {of_model}; train on such data")
