@@ -36,7 +36,7 @@ from .datasets.images import open_below
 from .datasets.loading import check_trainable, load_dataset, read_coop_sample
 from .datasets.registry import stored_datasets
 from .datasets.splits import Item, path_from
-from .experiments.checks import check_training
+from .experiments.checks import check_training, check_unseen
 from .experiments.evaluation import fitted_model
 from .experiments.fitting import fit_method, fitted_adapter, new_model, set_random_seed
 from .experiments.run import check_configuration, checkpoints_with_models, draw_seed, test_and_finish, test_and_write
@@ -48,7 +48,7 @@ from .models.saved import SavedModel
 from .results.records import read_record
 from .training.batches import Batch
 from .training.loop import AdapterTraining
-from .utils.errors import UserError, command, refuse_several_processes, show_messages
+from .utils.errors import UserError, command, echo, refuse_several_processes, show_messages
 from .utils.files import absolute
 from .utils.option import NODE
 
@@ -159,6 +159,7 @@ class FeatureTrainer(TrainerX):
     def fit(self) -> None:
         """Fit and test a method of `baselines/`, without Dassl's epochs."""
         self.fitted = fit_method(self.folder.task, self.bank)
+        echo("Finish training\n")  # as after Dassl's epochs; CoOp's parse_test_res.py reads scores below this line
         self.test()
 
     def load_model(self, directory: str, epoch: int | None = None) -> None:
@@ -167,6 +168,7 @@ class FeatureTrainer(TrainerX):
         self.saved = load_model(path)
         check_configuration(self.saved, self.settings)
         task = ImageTask(self.dataset.only_test(), self.settings, self.saved.trained_on.seed, self.device.type)
+        check_unseen(path, task)
         self.folder = RunFolder(task, "dassl", path)
 
     def test(self, split: str | None = None) -> float:
