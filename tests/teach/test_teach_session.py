@@ -20,6 +20,7 @@ from trainers.hegraph.datasets.digits import load_digits_dataset
 from trainers.hegraph.datasets.images import open_image
 from trainers.hegraph.demo.answer import compute_answer
 from trainers.hegraph.demo.drawing import SIDE, data_url
+from trainers.hegraph.estimator.incremental import image_ids
 from trainers.hegraph.estimator.training import train_model
 from trainers.hegraph.labels.__main__ import parse_arguments
 from trainers.hegraph.labels.issues import find_label_issues
@@ -425,6 +426,8 @@ def test_exported_model_and_project_open_again(teacher, tmp_path):
     torch.testing.assert_close(taken.probabilities(features), expected)
     assert taken.prompts is not None, "needed to add a class"
     assert taken.trained_on.seed == 1
+    labelled = [project.folder / picture.path for picture in session.view.trained_on]
+    assert taken.image_ids == tuple(image_ids(labelled).tolist()), "train-more skips images of the project"
     project.move([session.view.contents.unlabelled[0]], "")
     project.add_class("empty")
     _, path = teacher.export("project.zip")

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 EPILOG = """\
 DIR contains train/CLASS/*.jpg, or another layout that --root of a training accepts. Its test images are not read.
-Images of classes that the model knows by name are added to these classes; other classes are new. Images that an earlier
-train-more, serve --learn or the Python API has added are skipped. A run stores no pixels, so leave out its images.
+Images of classes that the model knows by name are added to these classes; other classes are new. Images on which the
+model was trained are skipped, except those of a data set of CoOp or of a feature bank.
 """
 
 

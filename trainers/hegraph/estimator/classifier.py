@@ -230,8 +230,8 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
         """Remove images from the support set. A class without images keeps its text or, without text, is removed.
 
         Args:
-            X: Images with the same pixels as before or, if features were passed, the same features. A model of the
-                command line stores no pixels, but the mean feature of the views of each image.
+            X: Images with the same pixels as before or, if features were passed, the same features. A model of a data
+                set of CoOp or of a feature bank has no hashes of pixels, but the mean feature of the views of each image.
             y: Labels of the images. UserError if an image is not in the support set, or no image would remain.
         """
         support_set = self._support_set()

@@ -213,12 +213,12 @@ class Teacher:
             if name == "project.zip":
                 self.session.project.write_zip(path)
                 return "", str(path)
-            model = self.session.model()
             if name == "model.zip":
-                save_model(model, path.with_name("model"))
+                save_model(self.session.model_to_export(), path.with_name("model"))
                 shutil.make_archive(str(path.with_suffix("")), "zip", path.parent, "model")
             else:
                 require_packages()
+                model = self.session.model()
                 write_onnx(model, ImageModel.load(model, "cpu", precision="fp32").backbone, path)
         except UserError as error:
             return error_html(UserError(str(error).replace(str(path), name))), None

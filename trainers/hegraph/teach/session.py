@@ -28,7 +28,7 @@ from ..backbones.schema import BackboneConfig
 from ..config import Config
 from ..datasets.base import check_classes
 from ..datasets.digits import CLASSNAMES, load_digits_dataset
-from ..datasets.images import open_image, reason
+from ..datasets.images import open_image, pixel_hash, reason
 from ..estimator.incremental import support_set_of
 from ..estimator.training import NO_NAME, Origin, make_configuration, train_model
 from ..features.bank import has_unit_norm
@@ -273,6 +273,14 @@ class Session:
         if self.view.model is None:
             raise UserError("there is no model yet: add two classes")
         return self.view.model
+
+    def model_to_export(self) -> SavedModel:
+        """Latest model, with the hashes by which `train-more` recognises its images; UserError if there is none."""
+        with self._lock:
+            model, pictures = self.model(), self.view.trained_on
+        with ThreadPoolExecutor(cores()) as pool:
+            ids = pool.map(lambda picture: pixel_hash(open_image(self.project.read_bytes(picture))), pictures)
+            return model.model_copy(update={"image_ids": tuple(ids)})
 
     def thumbnail(self, picture: Picture) -> Path | None:
         """File of the thumbnail of an image, made if missing; None for an image that is not encoded."""
