@@ -231,7 +231,7 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
 
         Args:
             X: Images with the same pixels as before or, if features were passed, the same features. A model of a data
-                set of CoOp or of a feature bank has no hashes of pixels, but the mean feature of the views of each image.
+                set of CoOp or of a feature bank stores the mean feature of the views of each image, not its pixels.
             y: Labels of the images. UserError if an image is not in the support set, or no image would remain.
         """
         support_set = self._support_set()
