@@ -1,7 +1,6 @@
 """Support set of a classifier: labelled images, and names and text nodes of its classes.
 
-Images and classes can be added and removed, and a model is trained on the whole support set. The result therefore does
-not depend on the order of changes.
+Images and classes can be added and removed, and a model is trained on the whole support set.
 
 Shapes: N images, V views of each, K classes, d feature width.
 """
