@@ -1,7 +1,7 @@
-"""A step of building the wheel: what it carries beside the package.
+"""A step of building the source distribution and the wheel: what they carry beside the files of the checkout.
 
-That is the folder `configs`, which goes into the package, and the commit that the wheel was built from, which the
-records of runs name. An editable install has neither, since it uses the checkout itself.
+Both carry the commit that they were built from, which the records of runs name. The wheel also carries the folder
+`configs`, which goes into the package. An editable install has neither, since it uses the checkout itself.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 MARK = ".hegraph-installed"  # copies that scripts/hegraph/install.sh makes have such a file too
+PACKAGE = "trainers/hegraph"
 
 
-class WheelHook(BuildHookInterface):
+class CommitHook(BuildHookInterface):
     """Adds the configurations, and the file that `utils/commit.py` reads the commit from."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
@@ -24,15 +25,16 @@ class WheelHook(BuildHookInterface):
         self.folder = tempfile.TemporaryDirectory()
         if version == "editable":
             return
-        mark = Path(self.folder.name) / MARK
-        mark.write_text(f"{self.commit()}\n", encoding="utf-8")
-        build_data["force_include"] |= {
-            str(mark): f"hegraph/{MARK}",
-            str(Path(self.root) / "configs"): "hegraph/configs",
-        }
+        root, is_wheel = Path(self.root), self.target_name == "wheel"
+        if is_wheel:
+            build_data["force_include"][str(root / "configs")] = "hegraph/configs"
+        if not (root / PACKAGE / MARK).exists():  # a source distribution has the file
+            mark = Path(self.folder.name) / MARK
+            mark.write_text(f"{self.commit()}\n", encoding="utf-8")
+            build_data["force_include"][str(mark)] = f"{'hegraph' if is_wheel else PACKAGE}/{MARK}"
 
     def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
-        """Called by hatchling after it has built the wheel."""
+        """Called by hatchling after it has built the files."""
         self.folder.cleanup()
 
     def commit(self) -> str:

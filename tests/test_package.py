@@ -57,16 +57,28 @@ def installed(wheel, tmp_path_factory) -> Path:
     return environment / "bin"
 
 
+def files_of(wheel: Path) -> dict[str, bytes]:
+    """Content of the files in a wheel by name, without the list of the files."""
+    with zipfile.ZipFile(wheel) as archive:
+        return {name: archive.read(name) for name in archive.namelist() if not name.endswith("/RECORD")}
+
+
 def test_wheel_holds_package_and_configurations_only(wheel):
     package = {f"hegraph/{name}": content for name, content in contents(ROOT / "trainers" / "hegraph").items()}
     configurations = {f"hegraph/configs/{name}": content for name, content in contents(ROOT / "configs").items()}
-    with zipfile.ZipFile(wheel) as archive:
-        found = {name: archive.read(name) for name in archive.namelist()}
+    found = files_of(wheel)
     assert found.pop("hegraph/.hegraph-installed").decode().strip() == (git_commit() or "unknown")
     assert {name: found[name] for name in found if ".dist-info/" not in name} == package | configurations
     assert found[f"{ABOUT}/licenses/LICENSE"] == (ROOT / "LICENSE").read_bytes()
     metadata = found[f"{ABOUT}/METADATA"].decode()
     assert f"\nVersion: {__version__}\n" in metadata and "\nLicense-Expression: MIT\n" in metadata
+
+
+def test_release_has_the_wheel_of_the_checkout(wheel, tmp_path):
+    pytest.importorskip("build", reason="the extra `dev` is not installed, which builds a release")
+    start(sys.executable, "-m", "build", "--outdir", tmp_path, ROOT, cwd=tmp_path)  # by way of the source distribution
+    [released] = tmp_path.glob("*.whl")
+    assert files_of(released) == files_of(wheel)
 
 
 def requirements(text: str) -> set[str]:
