@@ -104,6 +104,22 @@ def test_ambiguous_preprocessing_is_logged(caplog):
     assert ["weights.pt" in record.getMessage() for record in caplog.records] == [True]
 
 
+def test_logging_of_the_program_stays(monkeypatch, tmp_path):
+    load = loading.load_weights
+
+    def load_beside(*arguments: object) -> bool:  # while a model is built, as another thread would
+        logging.warning("of the program")
+        return load(*arguments)
+
+    monkeypatch.setattr(logging.root, "handlers", [])  # pytest's
+    load_backbone("hegraph-mini")
+    assert not logging.root.handlers
+    logging.basicConfig(filename=tmp_path / "log.txt")
+    monkeypatch.setattr(loading, "load_weights", load_beside)
+    load_backbone("hegraph-mini")
+    assert (tmp_path / "log.txt").read_text() == "WARNING:root:of the program\n"
+
+
 # --- OpenAI's archives
 
 

@@ -12,7 +12,8 @@ import re
 import tempfile
 import zipfile
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -185,12 +186,32 @@ def check_activation(model: str, quick: bool, what: str) -> None:
         raise UserError(f"{what} were trained with{'' if quick else 'out'} QuickGELU: use {use}")
 
 
+@contextmanager
+def _silent_open_clip() -> Iterator[None]:
+    """Context without the messages of open_clip, such as warnings of missing weights that are loaded afterwards.
+
+    open_clip logs to the root logger. Its first message would also give the root logger a handler if it has none, and
+    `logging.basicConfig` of the program would then have no effect. Messages of other packages and threads stay.
+    """
+    folder, handler = str(Path(open_clip.__file__).parent), logging.NullHandler()
+
+    def is_foreign(record: logging.LogRecord) -> bool:
+        return not record.pathname.startswith(folder)
+
+    logging.root.addHandler(handler)
+    logging.root.addFilter(is_foreign)
+    try:
+        yield
+    finally:
+        logging.root.removeFilter(is_foreign)
+        logging.root.removeHandler(handler)
+
+
+@_silent_open_clip()
 def build(source: Source, precision: str = "fp32") -> Built:
     """Build a model on the CPU, in "fp32" or "fp16", and load its weights; returns and errors as of `create_model`."""
-    disabled = logging.root.manager.disable
     try:
         tokenizer, preprocessing = _tokenizer(source), _preprocessing(source)
-        logging.disable(logging.WARNING)  # open_clip warns about missing weights, which are loaded below
         model, _, preprocess = open_clip.create_model_and_transforms(
             source.model, load_weights=False, precision=precision, pretrained_text=False, **preprocessing
         )
@@ -206,8 +227,6 @@ def build(source: Source, precision: str = "fp32") -> Built:
             reason = "it is of another model: " + re.sub('", .*', '"', str(error).splitlines()[1].strip())
         weights = f" with weights {str(source.weights)!r}" if source.weights else ""
         raise UserError(f"cannot load {source.name}{weights}: {reason}") from error
-    finally:
-        logging.disable(disabled)
 
 
 def _tag_config(name: str, tag: str) -> dict[str, Any]:
