@@ -256,7 +256,8 @@ def test_random_state_is_a_seed_or_generator(data, quick):
 
 
 def test_pickles_do_not_contain_the_backbone(digits, digit_classifier):
+    loaded = digit_classifier._image_model
     packed = pickle.dumps(digit_classifier)
-    assert len(packed) < 1_000_000
+    assert len(packed) < 1_000_000 and loaded is not None and digit_classifier._image_model is loaded
     again = pickle.loads(packed)
     np.testing.assert_array_equal(again.predict(digits.tests), digit_classifier.predict(digits.tests))

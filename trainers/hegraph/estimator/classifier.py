@@ -421,9 +421,8 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
         return tags
 
     def __getstate__(self) -> dict:
-        state = super().__getstate__()
-        state.pop("_image_model", None)  # the backbone is loaded again on demand
-        return state
+        # Without the backbone, which is loaded again on demand. The state may be the attributes themselves, not a copy
+        return {name: value for name, value in super().__getstate__().items() if name != "_image_model"}
 
     def _encoded(self, X: Any) -> Tensor:
         """Encode `X` as unit-norm features `[n, d]`; several views are averaged."""
