@@ -34,7 +34,7 @@ def test_choice_and_synchronization_of_the_gpu(monkeypatch):
     ("cuda:99", "cannot compute on --device cuda:99: "),
 ])  # fmt: skip
 def test_invalid_devices_are_refused(device, message):
-    assert choose_device("cpu", "--device") == "cpu"
+    assert choose_device("cpu", "--device") == choose_device(torch.device("cpu"), "--device") == "cpu"
     with pytest.raises(UserError, match=message):
         choose_device(device, "--device")
 

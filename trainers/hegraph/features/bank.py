@@ -344,7 +344,7 @@ def _read_layout(path: Path, names: Collection[str]) -> dict[str, tuple[int, lis
     return {name: (begin + e["data_offsets"][0], e["shape"], DTYPES[e["dtype"]]) for name, e in known}
 
 
-def load_bank(path: Path) -> FeatureBank:
+def load_bank(path: str | Path) -> FeatureBank:
     """Read a feature bank from a file, and check it.
 
     Raises:

@@ -14,7 +14,7 @@ def available_device(use_cuda: bool = True) -> str:
     return "cuda" if use_cuda and torch.cuda.is_available() else "cpu"
 
 
-def choose_device(name: str | None, option: str) -> str:
+def choose_device(name: str | torch.device | None, option: str) -> str:
     """Device with the name "cpu", "cuda" or "cuda:N"; None or "" chooses a GPU if there is one.
 
     Raises:
@@ -28,7 +28,7 @@ def choose_device(name: str | None, option: str) -> str:
         torch.zeros(1, device=name).item()
     except (RuntimeError, AssertionError) as error:  # AssertionError: torch was built without CUDA
         raise UserError(f"cannot compute on {option} {name}: {first_line(error)}; leave it out, or use cpu") from error
-    return name
+    return str(name)
 
 
 def wait_for(device: torch.device) -> None:
