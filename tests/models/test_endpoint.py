@@ -67,9 +67,10 @@ def test_loading_runs_no_handler(installed, finished_digits_once, tmp_path):
 
 def test_all_kinds_of_input_have_equal_answers(handler, scan, content):
     encoded = base64.b64encode(content).decode()
-    inputs = [scan, content, encoded, f"data:image/png;base64,{encoded}"]
+    lines = base64.encodebytes(content).decode()
+    inputs = [scan, content, encoded, lines, f"data:image/png;base64,{encoded}"]
     answers = handler({"inputs": inputs})
-    assert len(answers) == 4 and len(answers[0]) == 5
+    assert len(answers) == 5 and len(answers[0]) == 5
     for answer in [*answers, handler({"inputs": content})]:
         assert [each["label"] for each in answer] == [each["label"] for each in answers[0]]
         assert answer[0]["score"] == pytest.approx(answers[0][0]["score"], abs=1e-5)

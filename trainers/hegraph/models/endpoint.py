@@ -62,7 +62,8 @@ def open_input(value: Any) -> Image:
 
 def decode_base64(text: str) -> bytes:
     """Decode base64, also behind the prefix of a data URL; UserError for other text, such as a path or an address."""
+    encoded = text.partition(",")[2] if text.startswith("data:") else text
     try:
-        return base64.b64decode(text.partition(",")[2] if text.startswith("data:") else text, validate=True)
+        return base64.b64decode("".join(encoded.split()), validate=True)  # many encoders break lines
     except ValueError as error:  # binascii's error is one
         raise UserError(f"expected an image in base64, got {text[:20]!r}", "endpoint.base64") from error

@@ -79,19 +79,21 @@ class Settings(BaseModel):
     max_requests: int = MAX_REQUESTS
 
 
-class EncodedImage(BaseModel):
+class Strict(BaseModel):
+    """Part of a request, in which unknown keys and parameters are an error."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class EncodedImage(Strict):
     """Image of a JSON request."""
 
-    model_config = ConfigDict(extra="forbid")
-
     data: str = Field(description="bytes of an image file, encoded in base64")
-    name: str = Field(default="", description="name that the answer repeats as `path`")
+    name: str = Field(default="", max_length=4096, description="name that the answer repeats as `path`")
 
 
-class ImagesRequest(BaseModel):
+class ImagesRequest(Strict):
     """JSON request with images."""
-
-    model_config = ConfigDict(extra="forbid")
 
     images: Annotated[list[EncodedImage], Field(min_length=1, max_length=MAX_IMAGES)]
 
@@ -102,30 +104,42 @@ class LabelledImage(EncodedImage):
     labels: list[str] = Field(description="class names; exactly one for a model with one label per image")
 
 
-class ExamplesRequest(BaseModel):
+class ExamplesRequest(Strict):
     """JSON request with labelled images and further classes."""
-
-    model_config = ConfigDict(extra="forbid")
 
     images: Annotated[list[LabelledImage], Field(max_length=MAX_IMAGES)] = []
     classes: list[str] = Field([], description="names of classes, which need no image")
 
 
-class Removal(BaseModel):
-    """Query of a request that removes images and classes."""
+class PredictQuery(Strict):
+    """Query of a request for predictions."""
 
-    model_config = ConfigDict(extra="forbid")
+    top: int = Field(5, ge=1, description="number of classes of an image, for a model with one label per image")
+    open_set: float | None = Field(None, gt=0, lt=1, description="rate of known images to accept, such as 0.95")
+
+
+class SuggestQuery(Strict):
+    """Query of a request for the images to label next."""
+
+    n: int = Field(20, ge=1, description="number of images to select")
+    top: int = Field(3, ge=1, description="number of classes of an image")
+
+
+class IssuesQuery(Strict):
+    """Query of a request for suspicious labels."""
+
+    above: float = Field(SUSPICIOUS, description="lowest score to list")
+
+
+class RemoveQuery(Strict):
+    """Query of a request that removes images and classes."""
 
     ids: list[str] = Field([], alias="id", description="ids of images")
     classes: list[str] = Field([], alias="class", description="names of classes")
 
 
-Top = Annotated[int, Query(ge=1, description="number of classes of an image, for a model with one label per image")]
-OpenSet = Annotated[float | None, Query(gt=0, lt=1, description="rate of known images to accept, such as 0.95")]
 Files = Annotated[list[UploadFile], File(description="image files")]
 Labels = Annotated[list[str], Form(description="class names, which all files of the form have")]
-Number = Annotated[int, Query(ge=1, description="number of images to select")]
-Above = Annotated[float, Query(description="lowest score to list")]
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -154,14 +168,14 @@ def create_app(settings: Settings) -> FastAPI:
     add_metrics(app)
 
     @app.post("/v1/predict", summary="Classify images in base64")
-    async def predict(request: ImagesRequest, top: Top = 5, open_set: OpenSet = None) -> dict[str, Any]:
+    async def predict(request: ImagesRequest, query: Annotated[PredictQuery, Query()]) -> dict[str, Any]:
         """Classify images that are encoded in base64. An unreadable image has `error` in place of classes."""
-        return await server.predict(decoded(request.images), top, open_set)
+        return await server.predict(decoded(request.images), query.top, query.open_set)
 
     @app.post("/v1/predict/files", summary="Classify uploaded files")
-    async def predict_files(files: Files, top: Top = 5, open_set: OpenSet = None) -> dict[str, Any]:
+    async def predict_files(files: Files, query: Annotated[PredictQuery, Query()]) -> dict[str, Any]:
         """Classify the files of a form. An unreadable image has `error` in place of classes."""
-        return await server.predict(await contents(files), top, open_set)
+        return await server.predict(await contents(files), query.top, query.open_set)
 
     @app.get("/v1/model", summary="Describe the model")
     def describe() -> dict[str, Any]:
@@ -236,25 +250,25 @@ def add_learning(app: FastAPI, learner: Learner) -> None:
         return {"ids": await learner.add(await contents(files), [labels] * len(files))}
 
     @app.delete("/v1/examples", summary="Remove labelled images and classes")
-    async def remove(query: Annotated[Removal, Query()]) -> dict[str, Any]:
+    async def remove(query: Annotated[RemoveQuery, Query()]) -> dict[str, Any]:
         """Remove images by id, and classes by name. Answers when the model is saved."""
         await learner.remove(query.ids, query.classes)
         return {"removed": [*query.ids, *query.classes]}
 
     @app.post("/v1/suggest", summary="Order unlabelled images in base64")
-    async def suggest(request: ImagesRequest, n: Number = 20, top: Top = 3) -> dict[str, Any]:
+    async def suggest(request: ImagesRequest, query: Annotated[SuggestQuery, Query()]) -> dict[str, Any]:
         """Select the images to label next; the most useful one comes first."""
-        return await learner.suggest(decoded(request.images), n, top)
+        return await learner.suggest(decoded(request.images), query.n, query.top)
 
     @app.post("/v1/suggest/files", summary="Order unlabelled files")
-    async def suggest_files(files: Files, n: Number = 20, top: Top = 3) -> dict[str, Any]:
+    async def suggest_files(files: Files, query: Annotated[SuggestQuery, Query()]) -> dict[str, Any]:
         """Select the files of a form to label next; the most useful one comes first."""
-        return await learner.suggest(await contents(files), n, top)
+        return await learner.suggest(await contents(files), query.n, query.top)
 
     @app.get("/v1/issues", summary="List suspicious labels")
-    def issues(above: Above = SUSPICIOUS) -> dict[str, Any]:
+    def issues(query: Annotated[IssuesQuery, Query()]) -> dict[str, Any]:
         """Labelled images whose label is likely wrong, with a more probable class."""
-        return {"issues": learner.issues(above)}
+        return {"issues": learner.issues(query.above)}
 
 
 def decoded(images: Sequence[EncodedImage]) -> list[Upload]:
@@ -283,6 +297,8 @@ def answer_error(request: Request, error: Exception) -> JSONResponse:
     if isinstance(error, RequestValidationError):
         problem = error.errors()[0]
         text = f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}"
+        if problem["loc"] == ("body",):  # also JSON without its header, which curl does not send by itself
+            text = "body: expected a JSON object, and the header Content-Type: application/json"
         return JSONResponse({"error": one_line(text)}, 422)
     code = error.code if isinstance(error, UserError) else ""
     return JSONResponse({"error": one_line(str(error))}, {UNKNOWN: 404, CHANGED: 409}.get(code, 422))
