@@ -158,16 +158,20 @@ def test_summary_of_a_run_on_files(pictures_run, tmp_path):
     assert shares == sorted(shares) and len(shares) == 3
 
 
-def test_missing_image_files_are_named(pictures_run, tmp_path):
+def test_missing_image_files_are_named(pictures_run, tmp_path, caplog):
+    caplog.set_level("INFO")
     run = shutil.copytree(pictures_run, tmp_path / "moved") / "run"
     tensors, names = load_file(run / PREDICTIONS), ["eight", "one", "three"]
     files = ImageFiles(root=str(tmp_path / "gone"), test=[f"{n}.png" for n in range(len(tensors["labels"]))])
     write_tensors_with_classes(run / PREDICTIONS, names, files, **tensors)
     tags, text = report_of(run, tmp_path / "report.html")
     assert re.search(r"no picture \w+, predicted as", text) and "img" in dict(tags)
+    problems = [line for line in caplog.messages if "is not shown" in line]
+    assert problems and all(line.endswith(".png is not shown: No such file or directory") for line in problems)
 
 
-def test_wrong_labels_are_found_without_test_images(pictures_run, tmp_path):
+def test_wrong_labels_are_found_without_test_images(pictures_run, tmp_path, caplog):
+    caplog.set_level("INFO")
     run = shutil.copytree(pictures_run, tmp_path / "untested") / "run"
     (run / PREDICTIONS).unlink()
     scores = dict.fromkeys(("accuracy", "macro_f1", "accuracy_text", "accuracy_zero_shot", "calibration"))
@@ -176,6 +180,7 @@ def test_wrong_labels_are_found_without_test_images(pictures_run, tmp_path):
     assert re.search(r"\(leave-one-out\), the model classifies \d+ of 24 training images correctly", text)
     assert re.search(r"labelled \w+, likely \w+ \(score \d\.\d\) training image \d", text)
     assert "Not shown: the run has no probabilities of test images" in text
+    assert "is not shown" not in caplog.text
 
 
 def test_summary_of_collected_records(run, tmp_path):

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
-from ..datasets.images import open_image
+from ..datasets.images import open_image, reason
 from ..labels import SUSPICIOUS
 from ..labels.issues import LabelIssue, leave_one_out, rank_labels
 from ..models.folder import load_model
@@ -296,8 +296,8 @@ def add_issues(summary: Summary, left_out: LeaveOneOut) -> None:
     summary.labels = f"{start} wrong to a model that was fitted to the other training images."
     for issue in suspicious[:MAX_ISSUES]:
         caption = f"labelled {issue.label}, likely {issue.suggested} (score {issue.score:.1f})"
-        path = files[issue.index] if files else Path(f"training image {issue.index + 1}")
-        summary.issues.append(make_example(path, caption))
+        unknown = Example("", f"training image {issue.index + 1}", caption)
+        summary.issues.append(make_example(files[issue.index], caption) if files else unknown)
 
 
 def make_example(path: Path, caption: str) -> Example:
@@ -309,6 +309,6 @@ def make_example(path: Path, caption: str) -> Example:
         image.info.clear()
         image.save(content, "JPEG", quality=85)
     except Exception as error:  # Pillow raises exceptions of many types on damaged bytes
-        logger.info("%s is not shown: %s", path, error)
+        logger.info("%s is not shown: %s", path, reason(error))
         return Example("", path.name, caption)
     return Example(f"data:image/jpeg;base64,{base64.b64encode(content.getvalue()).decode()}", path.name, caption)
