@@ -296,14 +296,18 @@ def test_check_covers_all_data_sets_by_default(food, capsys):
     ([f"{name}/{n}.png" for name in ("ant", "bee") for n in range(4)], "4 train, 2 val and 2 test images of"),
     (["train/ant/1.png"], "at least two classes"), (["ant/1.png"], "has images in only one folder, ant"),
     (["a.csv"], "is damaged or not a UTF-8 table"),
-    ([], "contains nothing, neither"), (["a.png", "b.png"], "contains a.png, b.png, neither class folders nor one CSV"),
+    ([], "contains nothing, neither class folders nor"),
+    (["a.png", "b.png"], "contains a.png, b.png, neither class folders nor one CSV"),
     (["dtd/images/ant/1.png", "ant/1.png"], None),  # a folder of data sets
 ])  # fmt: skip
 def test_check_recognises_a_folder_of_own_images(tmp_path, capsys, files, message):
     for number, file in enumerate(files):
         write(tmp_path / file, picture(number))
     code = main(["datasets", "check", "--root", str(tmp_path)])
-    lines = [line for line in capsys.readouterr().out.splitlines() if line[0] != " "]
+    text = capsys.readouterr().out
+    lines = [line for line in text.splitlines() if line[0] != " "]
+    advice = f"name it, as in: python -m trainers.hegraph datasets check caltech101 --root {tmp_path}\n"
+    assert text.endswith(advice) == (message is not None and "neither class folders" in message)
     if message is None:
         assert (code, len(lines)) == (1, len(stored_datasets()))
     else:

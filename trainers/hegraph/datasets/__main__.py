@@ -50,7 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    from .loading import OWN  # slow to import, as the modules below
+    from .loading import NOT_OWN, OWN  # slow to import, as the modules below
     from .registry import ENTRIES, canonical_name, stored_datasets
 
     known = stored_datasets()
@@ -79,7 +79,8 @@ def run(args: argparse.Namespace) -> int:
             state = check_own_images(args.root)
         except UserError as error:
             name = command(f"datasets check caltech101 --root {shlex.quote(args.root)}")
-            state = (False, [str(error), *([] if args.datasets else [f"to check a data set, name it, as in: {name}"])])
+            advice = [f"to check a data set, name it, as in: {name}"] if error.code == NOT_OWN else []
+            state = (False, [str(error), *advice])
         return show(OWN, state)
     return max([show(name, check_dataset(name, args.root)) for name in names])
 

@@ -32,6 +32,7 @@ from .splits import SPLITS, Item, Pools, read_coop_pickle, read_random_split, re
 logger = logging.getLogger(__name__)
 
 OWN = "ImageFolder"  # DATASET.NAME of own images
+NOT_OWN = "images.layout"  # code of the error for a folder without own images
 
 
 def load_dataset(name: str, root: str = "", seed: int = 1, rng: Random | None = None) -> Dataset:
@@ -162,7 +163,8 @@ def load_own_images(root: str, name: str = OWN, split_folders: bool = True) -> D
     images = images or read_unsplit_folders(root, split_folders)
     if images is None:
         content = abbreviate(list_names(absolute(root))) or "nothing"
-        raise UserError(f"{absolute(root)} contains {content}, neither class folders nor one CSV file; {LAYOUT}")
+        problem = f"{absolute(root)} contains {content}, neither class folders nor one CSV file"
+        raise UserError(f"{problem}; {LAYOUT}", NOT_OWN)
     return build_dataset(images, name, root)
 
 
