@@ -54,7 +54,7 @@ def banks(tiny_bank, tmp_path, unit_features) -> dict[str, Path]:
     ("no_test", "--unlabelled test", "Tiny has no test images; give --unlabelled pool, or a path"),
     ("tiny", "--unlabelled backbone.safetensors", "holds features of 'RN50'"),
     ("no_test", "--unlabelled narrow.safetensors", "[M, 16] of unlabelled images, got [30, 8]"),
-    ("tiny", "--unlabelled tested.safetensors", "1 of 45 unlabelled images are test images as well, such as row 3"),
+    ("tiny", "--unlabelled tested.safetensors", "1 of 45 unlabelled images are test images as well, such as image 4"),
     ("tiny", "--trainer CLIPAdapter --unlabelled pool", "CLIPAdapter has no class weights to adapt"),
     ("tiny", "--trainer TipAdapter --target-datasets Tiny:new", "TipAdapter has no rule for other classes"),
     ("base_test", "--target-datasets Tiny:new", "has no test images of the new classes"),

@@ -237,18 +237,23 @@ def test_text_norms_are_stored_or_default(caplog, name):
 
 @pytest.mark.parametrize(("name", "place", "words"), [("val", 3, "1 of 15 val"), ("train", (1, 4), "1 of 30 train")])
 def test_copies_of_test_rows_are_refused(tiny_bank, name, place, words):
-    bank = load_bank(tiny_bank)
+    bank, rows = load_bank(tiny_bank), {"train": range(30), "val": range(15)}
     features = getattr(bank, f"{name}_features").clone()
     features[place] = bank.test_features[7]
     same = replace(bank, **{f"{name}_features": features.clone()})
     with pytest.raises(UserError, match=f"{words} images are test images as well"):
-        refuse_test_rows(same)
-    refuse_test_rows(same.without_test())
+        refuse_test_rows(same, rows)
+    refuse_test_rows(same.without_test(), rows)
     features[place][-1] += 1e-6  # only whole rows count
-    refuse_test_rows(replace(bank, **{f"{name}_features": features}))
+    refuse_test_rows(replace(bank, **{f"{name}_features": features}), rows)
 
 
 def test_run_on_test_images_writes_nothing(run, tiny_bank, tmp_path):
     bank = load_bank(tiny_bank)
-    replace(bank, train_features=bank.test_features[:30].clone().unsqueeze(0)).save(tiny_bank)
-    assert "train images are test images as well" in run(code=2) and not (tmp_path / "run").exists()
+    row, tested = ((labels == 4).nonzero()[-1].item() for labels in (bank.train_labels, bank.test_labels))
+    features = bank.train_features.clone()
+    features[:, row] = bank.test_features[tested]
+    replace(bank, train_features=features).save(tiny_bank)
+    message = f"1 of 12 train images are test images as well, such as row {row};"  # the row in the file
+    assert message in run("--shots", "-1", "DATASET.SUBSAMPLE_CLASSES", "new", code=2)
+    assert not (tmp_path / "run").exists()

@@ -51,7 +51,8 @@ def read_unlabelled(task: Task, text: Tensor, backbone: str, device: str) -> Ten
         raise UserError(f"{source} holds features of {images.backbone!r}, but the method's are of {backbone!r}")
     features = images.features()
     if source != TEST_SET and (tested := task.test_features()[0]) is not None:
-        refuse_tested(copied_rows(features, tested), len(features), "unlabelled")
+        copies = [f"image {n + 1}" for n in copied_rows(features, tested)]
+        refuse_tested(copies, len(features), "unlabelled")
     if task.cfg.run.trainer not in TRANSDUCTIVE_METHODS:
         check_adaptable(features, text, device)
     return features

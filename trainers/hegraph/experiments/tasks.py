@@ -160,7 +160,7 @@ class Task(ABC):
         Raises:
             UserError: If that fails, or a training or validation image is a test image as well.
         """
-        refuse_test_rows(self.bank())
+        refuse_test_rows(self.bank(), {part: [row for row, *_ in items] for part, items in self.split.items()})
 
     def test_bank(self) -> FeatureBank:
         """Return the features of the test images and the text nodes."""

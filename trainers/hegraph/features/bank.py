@@ -15,7 +15,7 @@ import logging
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -375,17 +375,23 @@ def sample_bank(file: BankFile, sample: FewShotSample | None = None) -> FeatureB
     return FeatureBank(**fields)
 
 
-def refuse_test_rows(bank: FeatureBank) -> None:
-    """Raise UserError if a row of train, in any view, or of val equals a row of test, bit for bit."""
+def refuse_test_rows(bank: FeatureBank, rows: Mapping[str, Sequence[int]]) -> None:
+    """Raise UserError if a row of train, in any view, or of val equals a row of test, bit for bit.
+
+    Args:
+        bank: The bank.
+        rows: Row of each image of "train" and "val" in the file of the bank, for the message.
+    """
     for part, views in (("train", bank.train_features), ("val", bank.val_features)):
         if views is not None and bank.test_features is not None:
-            refuse_tested(copied_rows(views, bank.test_features), views.shape[-2], part)
+            copies = [f"row {rows[part][n]}" for n in copied_rows(views, bank.test_features)]
+            refuse_tested(copies, views.shape[-2], part)
 
 
-def copied_rows(features: Tensor, test: Tensor) -> list[str]:
-    """Name the rows of features, `[n, d]` or `[V, n, d]`, that equal a row of test in any view, bit for bit."""
+def copied_rows(features: Tensor, test: Tensor) -> list[int]:
+    """Return the rows of features, `[n, d]` or `[V, n, d]`, that equal a row of test in any view, bit for bit."""
     views, tested = features[None] if features.dim() == 2 else features, set(row_hashes(test))
-    return [f"row {n}" for n, hashes in enumerate(zip(*map(row_hashes, views))) if not tested.isdisjoint(hashes)]
+    return [n for n, hashes in enumerate(zip(*map(row_hashes, views))) if not tested.isdisjoint(hashes)]
 
 
 def row_hashes(rows: Tensor) -> list[int]:
