@@ -264,6 +264,7 @@ def refused(tmp_path, cli_error, monkeypatch):
     ("OPTIM.LRR 1", "unknown configuration key 'OPTIM.LRR'"),
     ("--host alone optim.lr 1", "unknown configuration key 'optim.lr'"),
     ("SEEDS 1", "unknown configuration key 'SEEDS'"),
+    ("OPTIM.LR 1 --seed 2", "--seed follows KEY VALUE pairs; put all flags before them"),
     ("--trainer HeGraphAdaptor", "unknown trainer 'HeGraphAdaptor'; did you mean 'HeGraphAdapter'"),
     ("--load-epoch 1", "--load-epoch needs --eval-only"),
     ("--eval-only --model-dir x --load-epoch 1 --trainer GDA", "--load-epoch needs --eval-only"),

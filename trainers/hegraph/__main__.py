@@ -169,6 +169,8 @@ def check_flags(args: argparse.Namespace) -> None:
     word = args.opts[0] if args.opts else ""
     if word[:1].isalpha() and "." not in word and word != word.upper():  # a key has a dot or is in capitals
         raise unknown("command", word, SUBCOMMANDS)
+    if late := next((key for key in args.opts[::2] if key.startswith("--")), ""):
+        raise UserError(f"{late[:80]} follows KEY VALUE pairs; put all flags before them")
     if args.trainer not in TRAINERS:
         raise unknown("trainer", args.trainer, TRAINERS)
     if args.eval_only != bool(args.model_dir):
