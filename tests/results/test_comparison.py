@@ -331,7 +331,7 @@ def test_calibration_table_has_method_and_zero_shot(calibrated, run):
     own = calibrated(1, 5.0, 1.5, 0.8, trainer="ZeroShot", variant="")
     row = cells(calibration_table([records[0], own]))["zero-shot",]
     assert (row["ECE"], row["ECE at T"], row["T"]) == ("5.00", "1.50", "0.80")
-    with pytest.raises(UserError, match="no record has calibration scores"):
+    with pytest.raises(UserError, match="expected runs with calibration scores, got none"):
         calibration_table(records[2:])
     own["calibration"]["zero_shot"]["accuracy"] = 51.0
     with pytest.raises(UserError, match=r"zero-shot, accuracy: the runs disagree about .* \(50.00 and 51.00\)"):

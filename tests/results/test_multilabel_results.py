@@ -106,6 +106,11 @@ def test_damaged_scores_are_refused(folders, capsys):
     assert "expected finite scores and labels of shape [M, 3]" in capsys.readouterr().err
 
 
+def test_confusion_matrix_needs_one_label(folders, tmp_path, capsys):
+    assert main(["confusion", str(folders / "Ridge" / "1"), "--out", str(tmp_path / "figure")]) == 2
+    assert "a confusion matrix needs one label per image" in capsys.readouterr().err
+
+
 def test_report_shows_map_and_precision_by_class(folders, tmp_path):
     assert main(["report", str(folders), "--out", str(tmp_path / "report.html")]) == 0
     page = (tmp_path / "report.html").read_text()

@@ -263,6 +263,8 @@ def leave_one_out_of_run(folder: Path, files: ImageFiles | None) -> LeaveOneOut 
     Raises:
         UserError: If the model is damaged.
     """
+    if not (folder / "model").exists():  # such as that of a transductive method
+        return None
     try:
         model = load_model(folder)
     except UserError as error:

@@ -38,7 +38,7 @@ from ..training.confidence import DEFAULT_SCORE, known_score
 from ..utils.errors import UserError, unknown
 from ..utils.option import describe_shots
 from .comparison import warn_skipped
-from .records import OPEN_SET_RATE, PREDICTIONS, find_runs, main_score, read_tensors_with_classes
+from .records import OPEN_SET_RATE, PREDICTIONS, find_runs, main_score, read_record, read_tensors_with_classes
 from .scores import (
     OUR_METHOD,
     PLACE,
@@ -259,7 +259,13 @@ def read_predictions(folder: Path) -> tuple[Tensor, Tensor, list[str]]:
 
 
 def confusion_matrix(folder: Path) -> tuple[np.ndarray, list[str]]:
-    """`count_confusions` of the test images of a run, and the K class names."""
+    """`count_confusions` of the test images of a run, and the K class names.
+
+    Raises:
+        UserError: If the run has several labels per image, or as `read_predictions`.
+    """
+    if is_multilabel(read_record(folder) or {}):
+        raise UserError(f"{folder}: a confusion matrix needs one label per image; `results labels` shows AP by class")
     predicted, labels, classnames = read_predictions(folder)
     return count_confusions(predicted, labels, len(classnames)), classnames
 

@@ -236,7 +236,8 @@ def calibration_table(records: Sequence[dict]) -> Table:
     """
     calibrated = list(filter(has_calibration, records))
     if not calibrated:
-        raise UserError("no record has calibration scores, which earlier versions did not compute; run it again")
+        kind = "runs with several labels per image have none"
+        raise UserError(f"expected runs with calibration scores, got none: {kind}; repeat runs of earlier versions")
     frame = add_mean_places(cells((row for record in calibrated for row in _calibration(record)), KEYS), KEYS)
     units = "NLL in nats, T the temperature, other columns in %"
     caption = f"Probabilities on test: {units}; accepted: by the threshold for {OPEN_SET_RATE:.0%}"
