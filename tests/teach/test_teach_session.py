@@ -544,6 +544,17 @@ def test_switching_back_encodes_nothing_again(session, untrained, monkeypatch):
     assert len([*(session.project.folder / ".hegraph").glob("features-*.safetensors")]) == 2
 
 
+def test_answers_use_the_backbone_of_the_model(teacher, untrained):
+    session, answers = teacher.session, teacher.answers()
+    picture = session.view.trained_on[0]
+    shutil.copy(session.project.folder / picture.path, teacher.uploads)
+    before = answers({"path": str(teacher.uploads / picture.name)})
+    session.switch(untrained, "")  # a model of the new backbone is not trained yet
+    assert answers({"path": str(teacher.uploads / picture.name)}) == before
+    last(session)
+    assert answers({"path": str(teacher.uploads / picture.name)}) != before
+
+
 def test_next_session_has_the_chosen_backbone(session, untrained):
     session.switch(untrained, "")
     assert command.find_encoder(session.project.folder / ".hegraph/encoder.json", "", "") == (untrained, "")

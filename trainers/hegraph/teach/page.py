@@ -77,7 +77,7 @@ class Teacher:
             path = session.thumbnail(pictures[position]) if position < len(pictures) else None
             return f"gradio_api/file={quote(str(path))}" if path else ""
 
-        return Answers(lambda: (session.model(), session.backbone), thumbnail, self.uploads, self.accepts_drawings)
+        return Answers(session.model, thumbnail, self.uploads, self.accepts_drawings)
 
     def act(self, drawing: Any, event: gr.EventData, request: gr.Request) -> Iterator[tuple]:
         """Handle an event of a board."""
@@ -218,7 +218,7 @@ class Teacher:
                 shutil.make_archive(str(path.with_suffix("")), "zip", path.parent, "model")
             else:
                 require_packages()
-                model = self.session.model()
+                model, _ = self.session.model()
                 write_onnx(model, ImageModel.load(model, "cpu", precision="fp32").backbone, path)
         except UserError as error:
             return error_html(UserError(str(error).replace(str(path), name))), None

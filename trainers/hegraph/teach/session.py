@@ -81,6 +81,7 @@ class View:
         waiting: Number of images that are not encoded yet.
         problems: Unreadable images, each with the reason.
         model: Trained model; None with fewer than two classes.
+        backbone: Backbone of the model.
         correct, evaluated: Leave-one-out: number of correctly classified images, and of all images.
         before: Leave-one-out accuracy before the last change of the images; None if unknown.
         neediest: Class that needs images most, with the numbers of its correctly classified images and of its images.
@@ -96,6 +97,7 @@ class View:
     waiting: int = 0
     problems: list[str] = field(default_factory=list)
     model: SavedModel | None = None
+    backbone: Backbone | None = None
     correct: int = 0
     evaluated: int = 0
     before: float | None = None
@@ -268,16 +270,17 @@ class Session:
                 write_tensors(self.features_file, self.features, {"backbone": self._key})
                 self._saved, self._saved_at = len(self.features), time.monotonic()
 
-    def model(self) -> SavedModel:
-        """Latest model. Raise UserError if there is none."""
-        if self.view.model is None:
+    def model(self) -> tuple[SavedModel, Backbone]:
+        """Latest model with its backbone, which may differ from the current one. Raise UserError if there is none."""
+        view = self.view
+        if view.model is None or view.backbone is None:
             raise UserError("there is no model yet: add two classes")
-        return self.view.model
+        return view.model, view.backbone
 
     def model_to_export(self) -> SavedModel:
         """Latest model, with the hashes by which `train-more` recognises its images; UserError if there is none."""
         with self._lock:
-            model, pictures = self.model(), self.view.trained_on
+            (model, _), pictures = self.model(), self.view.trained_on
         with ThreadPoolExecutor(cores()) as pool:
             ids = pool.map(lambda picture: pixel_hash(open_image(self.project.read_bytes(picture))), pictures)
             return model.model_copy(update={"image_ids": tuple(ids)})
@@ -358,7 +361,8 @@ class Session:
         support_set = self._support_set(names, pictures)
         model = train_model(support_set, self.origin, self._configuration(names, int(support_set.counts.max())), "cpu")
         labelled = [*pictures.values()]
-        view = replace(view, model=model, suggestions=self._suggestions(model, contents), trained_on=labelled)
+        suggestions = self._suggestions(model, contents)
+        view = replace(view, model=model, backbone=self.backbone, suggestions=suggestions, trained_on=labelled)
         return evaluated(view)
 
     def _encoded(self, names: list[str], contents: Contents) -> dict[tuple[str, int], Picture]:
