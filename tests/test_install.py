@@ -47,6 +47,19 @@ def test_install_adds_our_files_and_changes_none(coop):
     assert contents(install(coop)) == after
 
 
+def test_update_keeps_files_of_the_user(coop):
+    install(coop)
+    names = [f"{folder}{name}" for folder in OURS[1:] for name in ("my own.txt", "deeper/other.txt")]
+    for name in names:
+        (coop / name).parent.mkdir(exist_ok=True)
+        (coop / name).write_text("mine\n")
+    before = contents(coop)
+    assert contents(install(coop)) == before
+    linked = run_install(coop, "--link")
+    assert (linked.returncode, contents(coop)) == (2, before)
+    assert "a link would replace your files" in linked.stderr and "my own.txt" in linked.stderr
+
+
 def test_links_and_copies_replace_each_other(coop):
     folder = install(coop, "--link") / "trainers" / "hegraph"
     assert folder.is_symlink() and folder.resolve() == ROOT / "trainers" / "hegraph"

@@ -1,5 +1,6 @@
 #!/bin/bash
-# Install HeGraphAdapter into a CoOp checkout, without changing CoOp's files. To update it, run the script again.
+# Install HeGraphAdapter into a CoOp checkout, without changing CoOp's files. To update it, run the script again: it
+# replaces its files, and keeps yours in its folders of configurations and scripts.
 #
 #   bash scripts/hegraph/install.sh PATH_TO_COOP [--link]
 #
@@ -39,10 +40,22 @@ FILES="configs/datasets/digits.yaml configs/datasets/folder.yaml configs/sweeps/
 RENAMED="requirements.txt:requirements-hegraph.txt LICENSE:LICENSE-hegraph" # CoOp has files of these names
 MARK=.hegraph-installed # file in each copied folder, with the commit
 
+# List the files in an installed folder that this checkout lacks, such as the user's own configurations
+own_files() {
+    [ "$1" != trainers/hegraph ] && [ -d "$COOP/$1" ] && [ ! -L "$COOP/$1" ] || return 0
+    (cd "$COOP/$1" && find . -type f ! -name $MARK) | while IFS= read -r FILE; do
+        [ -e "$SOURCE/$1/$FILE" ] || printf '%s\n' "$FILE"
+    done
+}
+
 for FOLDER in $FOLDERS; do # check all folders before the first change
     TO=$COOP/$FOLDER
     if [ -e "$TO" ] && [ ! -L "$TO" ] && [ ! -e "$TO/$MARK" ]; then
         echo "error: $TO exists, but was not installed by this script; rename or move it" >&2
+        exit 2
+    fi
+    if [ -n "$LINK" ] && [ -n "$(own_files "$FOLDER")" ]; then
+        echo "error: a link would replace your files in $TO:" $(own_files "$FOLDER") "; move them" >&2
         exit 2
     fi
 done
@@ -60,6 +73,10 @@ for FOLDER in $FOLDERS; do
         cp -R "$FROM" "$TO.new"
         find "$TO.new" -name __pycache__ -prune -exec rm -rf {} +
         [ -e "$TO.new/$MARK" ] || echo "$COMMIT" >"$TO.new/$MARK"
+        own_files "$FOLDER" | while IFS= read -r FILE; do
+            mkdir -p "$(dirname "$TO.new/$FILE")"
+            cp "$TO/$FILE" "$TO.new/$FILE"
+        done
     fi
     rm -rf "$TO"
     mv "$TO.new" "$TO"
