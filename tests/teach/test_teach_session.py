@@ -303,6 +303,21 @@ def test_boards_escape_names_and_show_the_view(teacher):
     assert 'data-do="keep-in"' not in teacher.boards()[2]
 
 
+def test_missing_suggestions_are_explained(teacher):
+    session, folder = teacher.session, teacher.session.project.folder
+    label = 3  # position of the board
+    assert "Most useful images first" in teacher.boards()[label]
+    shutil.rmtree(folder / "unlabelled")
+    last(session)
+    assert "No unlabelled images" in teacher.boards()[label]
+    shutil.copytree(folder / "train/six", folder / "unlabelled")
+    last(session)
+    assert "copies of images in the classes" in teacher.boards()[label]
+    Image.new("RGB", (20, 20)).save(folder / "unlabelled/new.png")
+    next(session.update())
+    assert "appear when the images are encoded" in teacher.boards()[label]
+
+
 def counts(teacher) -> dict[str, int]:
     return {name: len(pictures) for name, pictures in teacher.session.project.read().classes.items()}
 
