@@ -80,7 +80,8 @@ def test_splits_and_outputs_are_skipped_in_flat_layout(flat):
 
 
 @pytest.mark.parametrize(("name", "message"), [
-    ("Dog", "'dog' .*differ only in case"), ("unlabelled", "'unlabelled' is no valid class name"),
+    ("Dog", "'dog' .*differ only in case"), ("dog ", "'dog' and 'dog ' differ only in case, spaces"),
+    ("unlabelled", "'unlabelled' is no valid class name"),
 ])  # fmt: skip
 def test_two_folders_of_one_name_are_refused(project, name, message):
     (project.folder / "train" / name).mkdir()

@@ -339,11 +339,12 @@ class Project(JournaledFolder):
         keys, folders = {name_key(place): place for place in NON_CLASS_FOLDERS}, dict[str, str]()
         for path in paths:
             name = PurePosixPath(path).name
-            if other := keys.get(name_key(name)):
-                problem = f"the class names {other!a} and {name!a} differ only in case or Unicode form"
+            key = name_key(class_name(name, base))
+            if other := keys.get(key):
+                problem = f"the class names {other!a} and {name!a} differ only in case, spaces or Unicode form"
                 problem = f"{name!a} is no valid class name" if other in NON_CLASS_FOLDERS else problem
                 raise UserError(f"{self.folder / base}: {problem}; rename one, or move its images to the other")
-            keys[name_key(name)], folders[class_name(name, base)] = name, path
+            keys[key], folders[class_name(name, base)] = name, path
         return folders
 
     def _pictures(self, place: str, skipped: list[str], recursive: bool) -> list[Picture]:
