@@ -89,7 +89,7 @@ def check_unseen(model: Path, task: Task) -> None:
     if tested is None or not (predictions.is_file() and split.is_file()):
         return
     before = read_test_files(predictions)
-    if before is None or before.root != tested.root:
+    if before is None or Path(before.root).resolve() != Path(tested.root).resolve():
         return
     rows = validate(dict[str, list[list]], read_json(split), f"{split} is damaged")
     trained = {str(row[0]) for row in rows.get("train", []) if row}
