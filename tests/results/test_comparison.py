@@ -274,6 +274,8 @@ def test_run_belongs_to_case_with_most_keys(run, tmp_path, caplog):
     assert shown["1",]["16"] == "70.00" and "1 of 6 runs are of no case and are skipped" in caplog.text
     with pytest.raises(UserError, match="no run belongs to one of the cases plain, 1, both"):
         name_cases(runs[5:], read_cases(grid))
+    with pytest.raises(UserError, match="expected cases of one method, got runs of HeGraphAdapter, TipAdapter;"):
+        name_cases([runs[0], runs[0] | {"trainer": "TipAdapter"}], read_cases(grid))
 
 
 @pytest.mark.parametrize("text", ["", "cases: {a: 1}", "cases: {}"])

@@ -284,7 +284,7 @@ def name_cases(records: Sequence[dict], cases: Cases) -> list[dict]:
     applies, because a case leaves other keys at their defaults.
 
     Raises:
-        UserError: If no run belongs to a case.
+        UserError: If no run belongs to a case, or runs of several methods do.
     """
     named = []
     for record in records:
@@ -294,6 +294,8 @@ def name_cases(records: Sequence[dict], cases: Cases) -> list[dict]:
             named.append(record | {CASE: max(matching, key=lambda name: len(cases[name]))})
     if not named:
         raise UserError(f"no run belongs to one of the cases {', '.join(cases)}; name runs of that sweep")
+    if len(methods := sorted({record["trainer"] for record in named})) > 1:
+        raise UserError(f"expected cases of one method, got runs of {', '.join(methods)}; name the folder of one")
     warn_skipped(records, named, "of no case")
     return named
 
