@@ -61,8 +61,7 @@ class CacheMethod(Method):
     the hyperparameters are searched on val.
 
     Attributes:
-        grid_order: Names of the options to search, in the order of the values of SEARCH_SCALE and SEARCH_STEP, which is
-            the authors'.
+        grid_order: Names of the options to search, in the order of the values of SEARCH_SCALE and SEARCH_STEP.
     """
 
     grid_order: ClassVar[Sequence[str]] = ("ALPHA", "BETA")
@@ -273,11 +272,11 @@ class APE(CacheMethod):
     not normalised again. All values by data set below are the released code's.
 
     Differences from the original: as for Tip-Adapter, with a grid of 20 by 20 by 5 instead of 20 by 200 by 20 (on
-    ImageNet by 5). The authors' numbers of channels are for the 1024 channels of RN50; other widths use the same share.
-    Classes may have unequal numbers of images. The released file of APE-T does not run as it is: it reads a key that no
-    configuration has, takes APE's number of channels where the residual has another, and reuses APE's channels if they
-    are stored. Its authors select the epoch on val and train in half precision; here the last epoch counts, in single
-    precision.
+    ImageNet by 5), and with alpha before beta in SEARCH_SCALE and SEARCH_STEP. The authors' numbers of channels are for
+    the 1024 channels of RN50; other widths use the same share. Classes may have unequal numbers of images. The released
+    file of APE-T does not run as it is: it reads a key that no configuration has, takes APE's number of channels where
+    the residual has another, and reuses APE's channels if they are stored. Its authors select the epoch on val and
+    train in half precision; here the last epoch counts, in single precision.
     """
 
     # Values by data set are the authors'. Defaults are theirs for ImageNet, except those of ALPHA and SEARCH_SCALE
