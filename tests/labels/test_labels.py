@@ -14,7 +14,7 @@ from torch import Tensor
 from trainers.hegraph import Backbone, HeGraphClassifier, LabelIssue, UserError, load_bank
 from trainers.hegraph.datasets.digits import load_digits_dataset
 from trainers.hegraph.labels.__main__ import main
-from trainers.hegraph.labels.issues import find_label_issues, left_out_logits, training_free_options
+from trainers.hegraph.labels.issues import find_label_issues, leave_one_out, left_out_logits, training_free_options
 from trainers.hegraph.labels.suggest import select, suggest, typicality
 from trainers.hegraph.method.cache import FoldedClassifier
 from trainers.hegraph.method.closed_form import ClosedForm, class_offsets, left_out_offsets
@@ -128,6 +128,22 @@ def test_single_image_of_a_class_leaves_text_prior():
     expected = zero_shot[alone] + class_offsets(zero_shot[others], labels[others]) + options.omega * SCALE * messages
     # Without its class, the ridge regression has another centre: 1 of 6 classes
     torch.testing.assert_close(found - found.mean(), expected - expected.mean(), rtol=0, atol=0.15)
+
+
+@pytest.mark.parametrize("counts", [[1, 1], [1, 4], [2, 0, 1]])
+def test_zero_shot_where_other_images_are_of_one_class(counts):
+    features, labels, text = images_of(counts, 8, seed=5)
+    logits, predicted = leave_one_out(features, labels, text, SCALE)
+    zero_shot = SCALE * features @ text.t()
+    single = torch.tensor(counts)[labels] == 1
+    torch.testing.assert_close(logits[single], zero_shot[single])
+    assert torch.equal(predicted[single], zero_shot[single].argmax(dim=1))
+    assert ((logits - zero_shot)[~single].abs().amax(dim=1) > 1e-3).all()
+
+
+def test_odds_of_any_score_are_finite():
+    issue = LabelIssue(0, "cat", "dog", score=1e6)
+    assert 1e300 < issue.odds < math.inf and LabelIssue(0, "cat", "dog", score=2.0).odds == pytest.approx(math.e**2)
 
 
 def test_class_without_images_has_its_text_prior():

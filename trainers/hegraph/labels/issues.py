@@ -25,6 +25,8 @@ Leaving out the only image of a class leaves a class without images, whose mean 
 without a class equals the one with the class mean at its own prediction, except for the share 1/K of the class in the
 centre. Other classes without images have their text prior as mean, too.
 
+If all other images are of one class, no model can be trained without the image, and zero-shot CLIP classifies it.
+
 Shapes: N images, K classes, P classes with images, d feature width, J images of a block. Computations are in float64
 and take O(N^2 (K + d)).
 """
@@ -46,6 +48,7 @@ from ..training.confidence import fit_temperature
 from ..utils.errors import UserError
 from ..utils.option import options_of
 
+LARGEST_SCORE = 700.0  # whose exponential is finite
 SLOPE_ERROR = 1e-6  # approximate error of the interpolation between slopes
 MAX_SLOPES = 6
 
@@ -78,7 +81,7 @@ class LabelIssue:
     @property
     def odds(self) -> float:
         """Approximate odds of the other classes against the label."""
-        return math.exp(self.score)
+        return math.exp(min(self.score, LARGEST_SCORE))
 
 
 def find_label_issues(
@@ -140,6 +143,7 @@ def left_out_logits(
     """
     features, text = features.double(), text.double()
     messages = _Messages(features, labels, text, options).left_out()
+    messages = messages.masked_fill(_others_of_one_class(labels), 0)
     return logit_scale * features @ text.t() + options.omega * logit_scale * messages
 
 
@@ -155,7 +159,14 @@ def leave_one_out(features: Tensor, labels: Tensor, text: Tensor, logit_scale: f
     options = training_free_options(int(labels.bincount().max()))
     logits = left_out_logits(features, labels, text, logit_scale, options)
     offsets = left_out_offsets(logit_scale * (features @ text.t()).double(), labels)
+    offsets = offsets.masked_fill(_others_of_one_class(labels), 0)
     return logits, (logits + offsets).argmax(dim=1)
+
+
+def _others_of_one_class(labels: Tensor) -> Tensor:
+    """Whether all other images are of one class, for each image, shape `[N, 1]`."""
+    counts = labels.bincount()
+    return ((counts[labels] == 1) & ((counts > 0).sum() == 2)).unsqueeze(1)
 
 
 class _Smoother:
