@@ -163,8 +163,9 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
     ) -> HeGraphClassifier:
         """Add images to the support set, and train on all of it. The classes of `y` may be new.
 
-        With `variant="training_free"` the class weights equal those of one `fit` on all images. Other variants train
-        for fewer steps, from the current parameters. Names of new classes are encoded as in `fit`.
+        With `variant="training_free"` the class weights equal those of one `fit` on the same features; the random
+        crops of an image depend on its position in `X`. Other variants train for fewer steps, from the current
+        parameters. Names of new classes are encoded as in `fit`.
 
         Args:
             X, y: Images and labels, as in `fit`. The columns of indicators are `classes_` or, in the first call,
