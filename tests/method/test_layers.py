@@ -56,6 +56,26 @@ def test_unusable_nodes_are_refused(negative, message):
         build_graph(unit_features(3, 4), negative, unit_features(3, 4))
 
 
+def test_nodes_of_one_class_need_two_dimensions():
+    with pytest.raises(ValueError, match=r"one shape \[K, d\], got \[\(4,\), \(4,\), \(4,\)\]"):
+        build_graph(*unit_features(3, 4))
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"variant": "training-free"}, "did you mean 'training_free'"),
+    ({"beta_c": -1.0}, "BETA_C must be at least 0, got -1.0"),
+    ({"metapath": {"BETA_PN": 0.1}}, "metapath must have the keys .*, got BETA_PN"),
+])  # fmt: skip
+def test_invalid_options_are_refused(options, message):
+    with pytest.raises(UserError, match=message):
+        ModelOptions(**options)
+
+
+def test_invalid_constants_of_the_head_are_refused():
+    with pytest.raises(UserError, match="KAPPA must be above 0, got 0"):
+        ClosedFormOptions(kappa=0.0)
+
+
 @pytest.mark.parametrize("size", [1, 4])
 def test_degrees_are_sums_of_absolute_weights(monkeypatch, size):
     monkeypatch.setattr(module, "EDGE_ROWS", size)

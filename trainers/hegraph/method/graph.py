@@ -144,7 +144,7 @@ def build_graph(positive: Tensor, negative: Tensor, visual: Tensor) -> HeteroGra
     nodes = positive, negative, visual
     if not all(x.isfinite().all() for x in nodes):
         raise ValueError("positive, negative and visual nodes must be finite numbers")
-    if len({x.shape for x in nodes}) != 1:
+    if len({x.shape for x in nodes}) != 1 or positive.dim() != 2:
         shapes = [tuple(x.shape) for x in nodes]
         raise ValueError(f"positive, negative and visual nodes must have one shape [K, d], got {shapes}")
     return HeteroGraph({name: F.normalize(x.detach(), dim=-1) for name, x in zip(NODE_TYPES, nodes)})

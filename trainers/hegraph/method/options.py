@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-from ..utils.option import NODE, POSITIVE_BY_SHOTS, SHOT_ROWS, Option, option
+from ..utils.errors import UserError
+from ..utils.option import NODE, POSITIVE_BY_SHOTS, SHOT_ROWS, Option, check_options, option
 from .relations import REFINED, RELATIONS, RelationType
 
 VARIANTS = ("base", "training_free", "T-N", "T-P", "T", "full")
@@ -24,11 +25,14 @@ RHO = "shrinkage of the within-class covariance, as a multiple of feature width 
 
 @dataclass(frozen=True)
 class ClosedFormOptions:
-    """Constants of the closed-form head (`closed_form.py`) for one number of shots."""
+    """Constants of the closed-form head (`closed_form.py`) for one number of shots; UserError for invalid ones."""
 
     kappa: float = _option(4.0, f"{CLOSED}.KAPPA", KAPPA, filled=True, above=0)
     rho: float = _option(0.3, f"{CLOSED}.RHO", RHO, above=0)
     omega: float = _option(0.0, f"{CLOSED}.OMEGA", f"{OMEGA}; 0: no head, as in the paper", filled=True, least=0)
+
+    def __post_init__(self) -> None:
+        check_options(self)
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,9 @@ def metapath_defaults() -> dict[str, float]:
 class ModelOptions:
     """Options of `HeGraphModel`. The defaults in Python are the paper's, those of the configuration keys are ours.
 
+    Raises:
+        UserError: If a value is not allowed.
+
     Examples:
         >>> from hegraph import ModelOptions
         >>> sorted({relation.target for relation in ModelOptions(variant="T").relations})  # no visual nodes
@@ -94,6 +101,12 @@ class ModelOptions:
     shuffle: str = _option(
         "none", ".SHUFFLE", "relation whose messages go to wrong classes (ablation)", choices=SHUFFLES
     )
+
+    def __post_init__(self) -> None:
+        check_options(self)
+        if self.metapath.keys() != (expected := metapath_defaults()).keys():
+            keys = ", ".join(sorted(self.metapath))
+            raise UserError(f"metapath must have the keys {', '.join(expected)}, got {keys}")
 
     @property
     def has_closed_form(self) -> bool:

@@ -17,17 +17,17 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import torch
 from PIL import Image
-from pydantic import Field, field_validator
+from pydantic import Field
 from torch import Tensor
 
 from ..method.cache import FoldedClassifier
 from ..method.closed_form import NewClassMessages
 from ..method.model import TransferableAdapter
-from ..method.options import ModelOptions, metapath_defaults
+from ..method.options import ModelOptions
 from ..method.unlabelled import ClassSums
 from ..utils.errors import UserError
 from ..utils.files import hash_content, whole_folder, write_json, write_tensors, writing_folder
-from ..utils.option import OUR_METHOD, option_of
+from ..utils.option import OUR_METHOD
 from ..utils.reading import Finite, Size, StrictModel, read_json, read_tensors, reading
 from .card import model_card
 from .package import write_endpoint
@@ -75,19 +75,6 @@ class AdapterTransfer(StrictModel):
 
     rule: Literal["adapter"]
     options: ModelOptions
-
-    @field_validator("options")
-    @classmethod
-    def valid_options(cls, options: ModelOptions) -> ModelOptions:
-        """Check every value against its option, and the names of the meta-path weights."""
-        for part in (options, options.closed_form):
-            for entry in fields(part):
-                if (option := option_of(entry)) is not None:
-                    option.check(getattr(part, entry.name))
-        expected, actual = metapath_defaults(), options.metapath
-        if actual.keys() != expected.keys():
-            raise ValueError(f"metapath must have the keys {', '.join(expected)}, got {', '.join(sorted(actual))}")
-        return options
 
 
 class OtherTransfer(StrictModel):

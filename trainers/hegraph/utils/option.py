@@ -155,6 +155,13 @@ def option_of(of_field: Field) -> Option | None:
     return of_field.metadata.get("option")
 
 
+def check_options(holder: Any) -> None:
+    """Raise UserError if a field of a dataclass has a value that its option does not allow."""
+    for of_field in fields(holder):
+        if (declared := option_of(of_field)) is not None:
+            declared.check(getattr(holder, of_field.name))
+
+
 def options_of(holder: type) -> Iterator[Option]:
     """Iterate over the options of a dataclass, including nested dataclasses and fields with several options."""
     for of_field in fields(holder):
