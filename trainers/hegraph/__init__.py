@@ -40,8 +40,12 @@ import signal
 import sys
 from typing import TYPE_CHECKING, Any
 
-# In a command line (`python -m`, or the installed program), Ctrl-C during imports ends without a traceback
-if os.path.basename(sys.argv[0]) in ("-m", "hegraph") and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+# In a command line (`python -m` with this package, or the installed program), Ctrl-C during imports ends without a
+# traceback. Other programs keep their handler, also if `python -m` imports them first.
+_is_command = os.path.basename(sys.argv[0]) == "hegraph" or (
+    sys.argv[0] == "-m" and any(f"{word}.".startswith(f"{__name__}.") for word in sys.orig_argv)
+)
+if _is_command and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 if TYPE_CHECKING:
