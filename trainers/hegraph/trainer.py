@@ -168,7 +168,7 @@ class FeatureTrainer(TrainerX):
         self.saved = load_model(path)
         check_configuration(self.saved, self.settings)
         task = ImageTask(self.dataset.only_test(), self.settings, self.saved.trained_on.seed, self.device.type)
-        check_unseen(path, task)
+        check_unseen(path, self.saved, task)
         self.folder = RunFolder(task, "dassl", path)
 
     def test(self, split: str | None = None) -> float:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ..baselines import ALL_BASELINES, load_method
 from ..datasets.base import check_classes
+from ..models.saved import SavedModel
 from ..results.records import PREDICTIONS, SPLIT, read_test_files
 from ..utils.errors import UserError, unknown
 from ..utils.option import OUR_METHOD
@@ -76,23 +77,38 @@ def check_unlabelled(task: Task) -> None:
     _ = task.unlabelled
 
 
-def check_unseen(model: Path, task: Task) -> None:
-    """Check that no test image of a task was a training image of the run that saved a model.
+def check_unseen(path: Path, model: SavedModel, task: Task) -> None:
+    """Check that no test image of a task was a training image of a model.
 
-    A split can change after the training, such as that of class folders when an image is added. Images are compared by
-    path if the output folder of the run holds its model, and the run read the same data root.
+    A split can change after the training, such as that of class folders when an image is added. The model of own images
+    has hashes of its training images. Others are compared by path, if the run and the test read the same data root.
+
+    Args:
+        path: Folder of the model.
+        model: The model.
+        task: Task with the test images.
 
     Raises:
-        UserError: If a test image was a training image, or the files of the run are damaged.
+        UserError: If a test image was a training image, an own image cannot be read, or a file of the run is damaged.
     """
-    predictions, split, tested = model.parent / PREDICTIONS, model.parent / SPLIT, task.test_files
+    if model.image_ids:
+        trained = set(model.image_ids)
+        seen = [image for image, hashed in task.image_ids("test").items() if hashed in trained]
+    else:
+        trained_paths = training_paths(path.parent, task)
+        seen = [image for image in (task.test_files.test if task.test_files else ()) if image in trained_paths]
+    if seen:
+        problem = f"{len(seen)} test images were training images of {path}, such as {seen[0]}"
+        raise UserError(f"{problem}; the split may have changed since: train again, or test on new images", "run.seen")
+
+
+def training_paths(run: Path, task: Task) -> set[str]:
+    """Return the paths of the training images of a run, if its data root is that of a task; else nothing."""
+    predictions, split, tested = run / PREDICTIONS, run / SPLIT, task.test_files
     if tested is None or not (predictions.is_file() and split.is_file()):
-        return
+        return set()
     before = read_test_files(predictions)
     if before is None or Path(before.root).resolve() != Path(tested.root).resolve():
-        return
+        return set()
     rows = validate(dict[str, list[list]], read_json(split), f"{split} is damaged")
-    trained = {str(row[0]) for row in rows.get("train", []) if row}
-    if seen := [path for path in tested.test if path in trained]:
-        problem = f"{len(seen)} of {len(tested.test)} test images were training images of {model}, such as {seen[0]}"
-        raise UserError(f"{problem}; the split has changed since the training, so train again", "run.seen")
+    return {str(row[0]) for row in rows.get("train", []) if row}

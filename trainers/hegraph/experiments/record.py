@@ -69,8 +69,8 @@ def write_outputs(
     if folder.model is None:
         if isinstance(model, SavedModel) and not fitted.transductive:
             images = None if model.method == "ZeroShot" else model.images
-            ids = None if model.support_set is None else folder.task.image_ids()
-            changes = {"scores": _scores_of_model(record), "images": images, "image_ids": ids}
+            ids = () if model.support_set is None else tuple(folder.task.image_ids("train").values())
+            changes = {"scores": _scores_of_model(record), "images": images, "image_ids": ids or None}
             save_model(model.model_copy(update=changes), folder.model_folder)
         else:
             logger.info("%s saves no model folder: %s", model.method, reason_not_saved(folder.task))

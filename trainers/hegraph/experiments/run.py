@@ -233,13 +233,13 @@ def test_model(cfg: Config, bank_file: Path | None, folder: Path, epoch: int | N
     model = load_model(path)
     check_configuration(model, cfg)
     target = open_task(cfg, bank_file, model.trained_on.seed, device, model.trained_on.shots)
-    check_unseen(path, target)
     if target.multilabel != (model.thresholds is not None):
         own, of_model = map(label_kind, (target.multilabel, not target.multilabel))
         raise UserError(f"{target.name} has {own} per image, but the model has {of_model}; train on such data")
     run_folder = RunFolder(target, model=path)
     if (record := run_folder.finished()) is not None:
         return record
+    check_unseen(path, model, target)
     fitted, source = fitted_model(model, device), cfg.data.unlabelled
     if not source:
         return run_folder.run_once(lambda: test_and_write(run_folder, fitted, model, device))

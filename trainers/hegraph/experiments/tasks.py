@@ -145,9 +145,13 @@ class Task(ABC):
         """Files of the test images; None if they are not files."""
         return None
 
-    def image_ids(self) -> tuple[int, ...] | None:
-        """Return hashes by which `train-more` recognises the training images; None for other than own images."""
-        return None
+    def image_ids(self, split: str) -> dict[str, int]:
+        """Return hashes by which a model recognises images of "train" or "test", by path; {} for other than own images.
+
+        Raises:
+            UserError: If an image cannot be read.
+        """
+        return {}
 
     def check_single_label(self, action: str) -> None:
         """Raise UserError with the name of an action that several labels per image exclude."""
@@ -401,12 +405,10 @@ class ImageTask(Task):
             identity["descriptions"] = hash_json(read_json(description_file(self.name, prompts.descriptions)))
         return identity
 
-    def image_ids(self) -> tuple[int, ...] | None:
-        if self.name != OWN:
-            return None
-        paths = [item.path for item in self.dataset.train]
+    def image_ids(self, split: str) -> dict[str, int]:
+        paths = [item.path for item in self.dataset.splits[split]] if self.name == OWN else []
         with ThreadPoolExecutor(min(cores(), MAX_THREADS)) as pool:
-            return tuple(pool.map(lambda path: pixel_hash(self.dataset.read(path)), paths))
+            return dict(zip(paths, pool.map(lambda path: pixel_hash(self.dataset.read(path)), paths)))
 
     @property
     def test_files(self) -> ImageFiles | None:
