@@ -173,6 +173,7 @@ def made(tmp_path_factory, finished_run_once, tiny_bank_file, stopped_at_checkpo
     (folder / "names.txt").write_text("\n".join(NAMES))
     (folder / "labels.csv").write_text("path,label,split\na.png,ant,train\nb.png,bee,train\nc.png,ant,test\n")
     (folder / "coop.pkl").write_bytes(b"\x80\x04}\x94.")
+    (folder / "voc" / "JPEGImages").mkdir(parents=True)
     for place, content in (("Annotations/1.xml", "<a><object><name>ant</name></object></a>"), (VOC_LIST, "1  1\n")):
         (folder / "voc" / place).parent.mkdir(parents=True)
         (folder / "voc" / place).write_text(content)
