@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import open_clip
 import pytest
+import torch
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -23,6 +24,7 @@ from trainers.hegraph.model_selection.backbones import (
     COLUMNS,
     Candidate,
     Result,
+    class_indices,
     compare,
     parse_candidate,
     read_candidates,
@@ -237,6 +239,14 @@ def test_labels_may_be_indices(digits):
     assert by_index["leave_one_out"].tolist() == by_name["leave_one_out"].tolist()
 
 
+@pytest.mark.parametrize("labels", [torch.tensor([0, 1, 1]), np.array([0, 1, 1]), [False, True, True]])
+def test_labels_may_be_tensors_arrays_or_booleans(labels):
+    names, indices = class_indices(["1.jpg", "2.jpg", "3.jpg"], labels, ["a", "b"])
+    assert (names, indices.dtype, indices.tolist()) == (["a", "b"], torch.int64, [0, 1, 1])
+    names, _ = class_indices(["1.jpg", "2.jpg", "3.jpg"], labels, None)
+    assert len(names) == 2
+
+
 @pytest.mark.parametrize(
     ("labels", "names", "code"),
     [
@@ -246,6 +256,8 @@ def test_labels_may_be_indices(digits):
         (["a", 1, "a"], None, "labels.type"),
         ([["a"], ["b"], ["a"]], None, "labels.type"),
         (["a", "a", "a"], None, "classes.few"),
+        (torch.eye(3), None, "labels.type"),
+        (np.eye(3), ["a", "b", "c"], "labels.unknown"),
     ],
 )
 def test_wrong_labels_are_refused(labels, names, code, refused):

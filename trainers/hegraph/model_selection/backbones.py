@@ -181,7 +181,11 @@ def read_candidates(specified: Sequence[str] = (), max_megabytes: float | None =
 
 
 def parse_candidate(text: str, listed: Iterable[Candidate]) -> Candidate:
-    """Read a candidate such as "ViT-B-32:openai". A listed one has its size and licence, others none."""
+    """Parse a candidate such as "ViT-B-32:openai", whether or not such a backbone exists.
+
+    A candidate in `listed` is returned from there, with its size and licence; others have no size, and no licence but
+    that of "mini".
+    """
     name, _, tag = (text, "", "") if text.startswith((HUB, FOLDER)) else text.partition(":")
     name = canonical_name(name)
     candidate = Candidate(name=name, tag=tag, licence="mit" if name == MINI_NAME else "")
@@ -341,32 +345,43 @@ def compare_backbones(
     """
     if isinstance(candidates, str):
         raise UserError(f"candidates: expected a list of names, got {shown(candidates)}")
-    names, rows = label_rows(images, labels, classnames)
+    names, indices = class_indices(images, labels, classnames)
     target = choose_device(device, "device")
 
     def encode(candidate: Candidate) -> Encoded:
         backbone = load_backbone(candidate.name, candidate.tag, target, precision)
         with tempfile.TemporaryDirectory() as folder:
             text = encode_prompts(backbone, "images", names, EncodingOptions(), Path(folder))["positive"]
-        return Encoded(backbone, backbone.encode_images(list(images)), rows, text, images[:TIMED_IMAGES])
+        return Encoded(backbone, backbone.encode_images(list(images)), indices, text, images[:TIMED_IMAGES])
 
     return to_frame(compare(read_candidates(candidates), encode, offline))
 
 
-def label_rows(
+def class_indices(
     images: Sequence[ImageOrPath], labels: Sequence[Any], classnames: Sequence[str] | None
 ) -> tuple[list[str], Tensor]:
-    """Return the K class names and the class of each image, shape `[N]`; errors as of `compare_backbones`."""
-    values = [label.item() if isinstance(label, np.generic) else label for label in labels]
+    """Return the K class names, and the index of each image's class, int64 of shape `[N]`.
+
+    Args:
+        images: N images. Only their number is used.
+        labels: Class of each image: a name, or an index into `classnames`.
+        classnames: The K class names; None takes the sorted labels.
+
+    Raises:
+        UserError: If images and labels differ in number, a label is unknown, the labels cannot be sorted, or fewer than
+            two classes have images.
+    """
+    arrays = (np.generic, np.ndarray, Tensor)
+    values = [label.tolist() if isinstance(label, arrays) else label for label in labels]
     if len(values) != len(images):
         raise UserError(f"expected a label for each of {len(images)} images, got {len(values)}", "labels.number")
     try:
         names = [str(name) for name in (sorted(set(values)) if classnames is None else classnames)]
     except TypeError as error:
         raise UserError(f"expected labels all of one type, got {shown(values)}", "labels.type") from error
-    position = {name: row for row, name in enumerate(names)}
-    rows = [position.get(str(value), value) for value in values]
-    if wrong := [row for row in rows if not isinstance(row, int) or not 0 <= row < len(names)]:
+    position = {name: index for index, name in enumerate(names)}
+    indices = [position.get(str(value), value) for value in values]
+    if wrong := [index for index in indices if not isinstance(index, int) or not 0 <= index < len(names)]:
         raise UserError(f"expected labels from {names} or indices into them, got {wrong[0]!r:.80}", "labels.unknown")
-    check_classes(len(set(rows)))
-    return names, torch.tensor(rows)
+    check_classes(len(set(indices)))
+    return names, torch.tensor(indices, dtype=torch.long)
