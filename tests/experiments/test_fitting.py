@@ -247,13 +247,13 @@ def test_nonfinite_logits_are_refused_after_training(tiny_bank, calibrate):
     cfg = load_cfg(opts=[*SHORT, BETA, 1e30, f"{NODE}.CALIBRATE", calibrate])  # exp(1e30 * rounding error) is infinite
     task = FeatureTask(load_bank(tiny_bank), cfg, 1)
     with pytest.raises(UserError, match="NaN or infinite logits; lower its learning rate and options"):
-        fitting.calibrated(fitting.train_adapter(task, task.bank()), task, task.bank())
+        fitting.calibrate_method(fitting.train_adapter(task, task.bank()), task, task.bank())
 
 
 def test_too_few_images_leave_the_temperature_at_one(one_shot, caplog):
     bank = one_shot.of_classes(torch.arange(3))
     task = FeatureTask(bank, load_cfg(opts=[*SHORT, f"{NODE}.VARIANT", "training_free"]), 1)
-    nothing = fitting.calibrated(fitting.train_adapter(task, bank), task, bank).calibration
+    nothing = fitting.calibrate_method(fitting.train_adapter(task, bank), task, bank).calibration
     with caplog.at_level(logging.INFO):
         fitting.log_calibration(nothing)
     assert (nothing.temperature, nothing.fitted_on, nothing.known) == (1.0, "nothing", None)

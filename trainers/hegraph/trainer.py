@@ -157,7 +157,7 @@ class FeatureTrainer(TrainerX):
         return self.record
 
     def fit(self) -> None:
-        """Fit and test a method of `baselines/`, without Dassl's epochs."""
+        """Fit and test a method of `baselines/`, without Dassl's loop over epochs, and set `record`."""
         self.fitted = fit_method(self.folder.task, self.bank)
         echo("Finish training\n")  # as after Dassl's epochs; CoOp's parse_test_res.py reads scores below this line
         self.test()

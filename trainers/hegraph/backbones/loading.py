@@ -268,7 +268,11 @@ def _tokenizer(source: Source) -> Tokenizer:
 
 
 def _tokenizer_files(source: Source, repository: str) -> str:
-    """Folder of a tokenizer's files, or its repository if they have to be downloaded."""
+    """Return the folder of a tokenizer's files, or its repository on the Hub if they have to be downloaded.
+
+    Raises:
+        UserError: If a local model lacks the files, or they are not cached and the Hub cannot be reached.
+    """
     what, files = f"the tokenizer of {source.name}", "tokenizer.json and tokenizer_config.json"
     if source.name.startswith(identity.FOLDER):
         place = source.model[len(identity.FOLDER) :]

@@ -18,8 +18,8 @@ SHOTS = (1, 2, 4, 8, 16)  # common numbers
 MAX_CLASSES = 10  # classes listed on a line
 MAX_PAIRS = 5  # labels, or pairs of labels, listed on a line
 
-
-State = tuple[bool, list[str]]  # whether a data set is ready; lines on its content, on problems and their remedies
+# Whether a data set is ready; lines on its content, on problems and their remedies
+CheckResult = tuple[bool, list[str]]
 
 
 NAMES = """\
@@ -76,18 +76,18 @@ def run(args: argparse.Namespace) -> int:
     has_data_sets = any(os.path.isdir(absolute(args.root) / entry.folder) for entry in known.values())
     if OWN in names or not (args.datasets or has_data_sets):
         try:
-            state = check_own_images(args.root)
+            result = check_own_images(args.root)
         except UserError as error:
             name = command(f"datasets check caltech101 --root {shlex.quote(args.root)}")
             advice = [f"to check a data set, name it, as in: {name}"] if error.code == NOT_OWN else []
-            state = (False, [str(error), *advice])
-        return show(OWN, state)
+            result = (False, [str(error), *advice])
+        return show(OWN, result)
     return max([show(name, check_dataset(name, args.root)) for name in names])
 
 
-def show(name: str, state: State) -> int:
-    """Print the state of a data set, and return its exit code: 0 if it is ready, else 1."""
-    ready, lines = state
+def show(name: str, result: CheckResult) -> int:
+    """Print the result of a check, and return its exit code: 0 if the data set is ready, else 1."""
+    ready, lines = result
     first, *more = map(printable, lines)
     echo(f"{name:20} {'ready' if ready else 'not ready':10} {first}\n")
     echo("".join(f"{'':31} {line}\n" for line in more))
@@ -97,7 +97,7 @@ def show(name: str, state: State) -> int:
 # --- data sets in the data root
 
 
-def check_dataset(name: str, root: str) -> State:
+def check_dataset(name: str, root: str) -> CheckResult:
     """Check whether a data set of `stored_datasets` is complete, without opening images or writing files."""
     from .loading import read_stored
     from .registry import Sizes, stored_datasets
@@ -133,8 +133,14 @@ def check_dataset(name: str, root: str) -> State:
 # --- own images
 
 
-def check_own_images(root: str) -> State:
-    """Check own images by decoding all of them in parallel; UserError if they cannot be loaded."""
+def check_own_images(root: str) -> CheckResult:
+    """Check own images by decoding all of them in parallel.
+
+    Images that cannot be read, and copies of test images in other splits, are problems in the result.
+
+    Raises:
+        UserError: If the files or folders cannot be listed as a data set, or it has fewer than two classes.
+    """
     from ..backbones.identity import DEFAULT_BACKBONE
     from .base import check_classes
     from .loading import load_own_images

@@ -48,7 +48,12 @@ class _Instances(LenientModel):
 
 
 def read_annotations(root: str) -> OwnImages | None:
-    """Read the annotations of VOC or COCO, without opening an image; None without any.
+    """Read the annotations of Pascal VOC or COCO, without opening an image.
+
+    Images of val become test images if no test image has labels, and training images otherwise.
+
+    Returns:
+        The images; None if `root` has no annotations.
 
     Raises:
         UserError: If a file is damaged, or only some of COCO's files have a split in their names.

@@ -48,7 +48,18 @@ class DownloadError(Exception):
 
 
 def download(name: str, sources: Sequence[Source], folder: Path) -> None:
-    """Download the missing files of a data set; UserError, after all other files, if a file cannot be downloaded."""
+    """Download the missing files of a data set, one process at a time.
+
+    After a failure the other files are still downloaded, because their archives may contain the same targets.
+
+    Args:
+        name: Name of the data set in messages.
+        sources: Files, with the targets that each of them provides.
+        folder: Folder of the data set, which is created if it is missing.
+
+    Raises:
+        UserError: If targets are still missing after the last file, or the folder cannot be written.
+    """
     failures = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -123,7 +134,7 @@ def _fetch_from_any(alternatives: Sequence[Source], folder: Path) -> None:
 
 
 def missing_of(targets: Sequence[str], folder: Path) -> list[str]:
-    """List the targets that are missing in `folder`, empty folders, or dangling links."""
+    """List the targets without a file or files in `folder`: absent paths, dangling links and empty folders."""
     paths = {target: folder / target for target in targets}
     return [t for t, path in paths.items() if not path.exists() or (path.is_dir() and not any(path.iterdir()))]
 

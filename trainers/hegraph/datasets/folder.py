@@ -41,8 +41,15 @@ SPLIT_SEED = 1  # of the split of class folders, for all seeds of runs
 MIN_IMAGES = 4  # per class, so that each of the three splits has an image
 
 
-def read_files(root: str) -> OwnImages | None:
-    """Read own images from folders of splits or a CSV file, without opening an image; None for other sources."""
+def read_folders_or_table(root: str) -> OwnImages | None:
+    """Read own images from folders of splits, a CSV file or Hugging Face's `metadata.csv`, without opening an image.
+
+    Returns:
+        The images; None if `root` has none of these layouts, as for class folders without splits.
+
+    Raises:
+        UserError: If a table is malformed, or two folders are named after the same split.
+    """
     path = absolute(root)
     if not os.path.exists(path):  # URLs may be too long for `path.exists`
         return None

@@ -21,7 +21,7 @@ from . import splits
 from .annotations import read_annotations
 from .base import Dataset, abbreviate, check_command, class_names
 from .digits import load_digit_scenes, load_digits_dataset
-from .folder import read_files, read_table, read_unsplit_folders
+from .folder import read_folders_or_table, read_table, read_unsplit_folders
 from .images import is_image, open_below
 from .layouts import class_ids, list_names
 from .own_images import LAYOUT, build_dataset
@@ -159,7 +159,7 @@ def load_own_images(root: str, name: str = OWN, split_folders: bool = True) -> D
     if not root:
         raise UserError(f"{OWN} needs --root, your folder or CSV file; {LAYOUT}")
     # Each function returns None for images in another form
-    images = read_annotations(root) or read_files(root) or read_hugging_face(root) or read_shards(root)
+    images = read_annotations(root) or read_folders_or_table(root) or read_hugging_face(root) or read_shards(root)
     images = images or read_unsplit_folders(root, split_folders)
     if images is None:
         content = abbreviate(list_names(absolute(root))) or "nothing"

@@ -107,7 +107,18 @@ def files_of_splits(root: Path, suffix: str) -> dict[str, str]:
 
 
 def class_name(label: Any, where: str) -> str:
-    """Convert a label to a class name in Unicode's form NFC; "" for null, NaN and blank text."""
+    """Convert a label to a class name: its text without outer white space, in Unicode's form NFC.
+
+    Args:
+        label: Label of a table or a file, such as text or a number.
+        where: Start of the error message.
+
+    Returns:
+        The class name; "" for null, NaN and blank text.
+
+    Raises:
+        UserError: If the label is a list, a dict or bytes.
+    """
     if isinstance(label, (list, dict, bytes)):
         raise UserError(f"{where}: expected text or a number as label, got {label!r:.60}")
     return "" if label is None or label != label else unicodedata.normalize("NFC", str(label).strip())  # NaN != NaN

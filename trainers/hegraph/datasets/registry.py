@@ -88,9 +88,14 @@ class Entry:
     class_ids: str = ""
 
     def read(self, folder: Path, rng: Random) -> Pools:
-        """List the images in the folder of the data set by its layout, as full splits; no split file is read.
+        """List all images of the data set by split. The function of its layout reads `folder`, but no split file.
 
-        `rng` generates splits that are not official.
+        Args:
+            folder: Folder of the data set in the data root.
+            rng: Random generator of the split, if no official split exists.
+
+        Raises:
+            UserError: If a file is missing or damaged, or an image is listed in two splits or with two labels.
         """
         pools: Pools = getattr(layouts, f"read_{self.layout}")(folder, rng, self.images, **self.options)
         if self.split_file:

@@ -209,11 +209,15 @@ def readable(name: str) -> str:
 
 
 def read_answer(text: str, classnames: Sequence[str]) -> dict[str, list[str]]:
-    """Parse an answer: class name -> sentences, for the `classnames` in it.
+    """Parse the answer of a language model to a prompt for sentences about classes.
 
     The prompt requests one JSON object. Models also answer with one object per class, one per line or in a list, with
     an enclosing object or list, with objects such as `{"class": "cat", "sentences": [...]}`, with a comma after the
     last item, and with other text or thoughts around. All of these are parsed.
+
+    Returns:
+        Sentences of each class in the answer, in the order of `classnames`; {} for an answer without any. Names are
+        compared as by `normalise_name`.
     """
     requested = {normalise_name(name): name for name in classnames}
     table: dict[str, list[str]] = {}

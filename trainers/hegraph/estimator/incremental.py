@@ -93,7 +93,10 @@ def labels_by_name(support_set: SupportSet, names: Iterable[str]) -> dict[str, A
 
 
 def check_no_record(folder: Path, remedy: str) -> None:
-    """Raise UserError, with a remedy, if a model folder belongs to a run, whose record has the scores of the model."""
+    """Raise UserError if a run wrote a model folder, because the scores in the run's record are of this model.
+
+    `remedy` ends the message.
+    """
     if (folder.parent / RECORD).is_file():
         raise UserError(f"{folder} belongs to the record of a run and is not changed; {remedy}")
 

@@ -19,7 +19,7 @@ from ..backbones.schema import BackboneConfig
 from ..baselines import load_method
 from ..config import OPTIONS, Config, default_values, is_filled
 from ..config_files import load_cfg
-from ..experiments.fitting import calibrated, fit_multilabel, train_adapter
+from ..experiments.fitting import calibrate_method, fit_multilabel, train_adapter
 from ..experiments.record import make_model
 from ..experiments.run_folder import RunFolder
 from ..experiments.tasks import FeatureTask, ImageTask, Task, ids_of_names, names_of
@@ -146,7 +146,7 @@ def train_model(support_set: SupportSet, origin: Origin, cfg: Config, device: st
     bank = task.bank().to(device)
     if trains:
         check_memory(bank, cfg.data.batch_size, device)
-        fitted = calibrated(train_adapter(task, bank, start=known.state), task, bank)
+        fitted = calibrate_method(train_adapter(task, bank, start=known.state), task, bank)
         support_set = replace(support_set, state=scatter_state(fitted.state, seen.nonzero().flatten(), len(names)))
     else:
         bank = replace(bank, train_features=bank.train_features[:1, :0], train_labels=bank.train_labels[:0])

@@ -36,14 +36,14 @@ def read_unlabelled(task: Task, text: Tensor, backbone: str, device: str) -> Ten
         task: Task with the unlabelled images and the test images.
         text: Text features `[K, d]` of the method.
         backbone: Backbone of the method's features.
-        device: Device of the adaptation.
+        device: Device of the adaptation, whose free memory is checked. The features are not moved there.
 
     Returns:
         Unit-norm features, shape `[M, d]`.
 
     Raises:
-        UserError: If the images cannot be read, are of another backbone, or are test images in a pool; or as
-            `check_adaptable`.
+        UserError: If the images cannot be read, or features are of another backbone; if an image of a pool is a test
+            image; or as of `check_adaptable`, for methods that are not transductive themselves.
     """
     source = task.cfg.data.unlabelled
     images = task.unlabelled

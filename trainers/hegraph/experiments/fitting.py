@@ -257,13 +257,14 @@ def check_finite(logits: Tensor) -> None:
         raise UserError(f"{problem}; lower its learning rate and options far above their defaults", "logits.finite")
 
 
-def calibrated(fitted: FittedMethod, task: Task, bank: FeatureBank) -> FittedMethod:
-    """Return a fitted method with its calibration.
+def calibrate_method(fitted: FittedMethod, task: Task, bank: FeatureBank) -> FittedMethod:
+    """Calibrate a fitted method on its training images; return a copy with the calibration.
 
-    It is unchanged if CALIBRATE is "off", the method is transductive, or images have several labels.
+    The method itself is returned if it is transductive, CALIBRATE is "off", or images have several labels.
 
     Raises:
-        UserError: As of `check_finite`, for training images in any case but that of a transductive method.
+        UserError: If the method is inductive and predicts NaN or infinite logits for the first `BATCH` training images.
+            This is checked without calibration as well.
     """
     cfg, seed = task.cfg, task.seed
     if fitted.transductive:

@@ -31,7 +31,7 @@ from ..utils.reading import validate
 from .adaptation import adapt_method, read_unlabelled
 from .checks import check_training, check_unlabelled, check_unseen, reason_not_saved
 from .evaluation import encode_targets, evaluate, fitted_model, rule_for, score_targets
-from .fitting import calibrated, fit, fitted_adapter, log_calibration, set_random_seed
+from .fitting import calibrate_method, fit, fitted_adapter, log_calibration, set_random_seed
 from .record import make_model, write_outputs
 from .run_folder import RunFolder, find_model_of_epoch, run_config
 from .tasks import FeatureTask, ImageTask, Predictions, open_task
@@ -170,7 +170,7 @@ def test_and_finish(
         show: Function that receives the predictions before the record is written.
     """
     task, device = folder.task, bank.train_features.device
-    fitted = calibrated(fitted, task, bank)
+    fitted = calibrate_method(fitted, task, bank)
     log_calibration(fitted.calibration)
     model = make_model(folder, bank, fitted)
     if unlabelled is not None:

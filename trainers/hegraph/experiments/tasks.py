@@ -154,7 +154,7 @@ class Task(ABC):
         return {}
 
     def check_single_label(self, action: str) -> None:
-        """Raise UserError with the name of an action that several labels per image exclude."""
+        """Raise UserError if images have several labels. `action` is the subject of its message."""
         if self.multilabel:
             raise UserError(f"{action} needs one label per image, and {self.name} has several")
 

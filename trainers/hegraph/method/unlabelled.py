@@ -98,12 +98,18 @@ class ClassSums:
         return cls(counts, sums, second_moment(keys))
 
     @classmethod
-    def soft(cls, features: Tensor, edges: Tensor, moment: Tensor) -> ClassSums:
-        """Sums of unlabelled images with features `[M, d]`, probabilities `[M, K]` and a known moment."""
-        sums = torch.zeros(edges.shape[1], features.shape[1]).to(moment)
-        for block, soft in zip(features.split(CHUNK_ROWS), edges.split(CHUNK_ROWS)):
+    def soft(cls, features: Tensor, soft_labels: Tensor, moment: Tensor) -> ClassSums:
+        """Sums of unlabelled images, weighted by their soft labels.
+
+        Args:
+            features: Unit-norm features, shape `[M, d]`.
+            soft_labels: `q`, shape `[M, K]`.
+            moment: `second_moment(features)`, shape `[d, d]`. Callers with several soft labels compute it once.
+        """
+        sums = torch.zeros(soft_labels.shape[1], features.shape[1]).to(moment)
+        for block, soft in zip(features.split(CHUNK_ROWS), soft_labels.split(CHUNK_ROWS)):
             sums += (soft.t() @ block).double()
-        return cls(edges.sum(dim=0, dtype=torch.float64), sums, moment)
+        return cls(soft_labels.sum(dim=0, dtype=torch.float64), sums, moment)
 
     def __add__(self, other: ClassSums) -> ClassSums:
         return ClassSums(self.counts + other.counts, self.sums + other.sums, self.moment + other.moment)

@@ -219,7 +219,7 @@ class SavedModel(TrainedModel):
         return (logits / self.temperature).softmax(dim=-1) if self.thresholds is None else logits.sigmoid()
 
     def check_single_label(self, action: str) -> None:
-        """Raise UserError with the name of an action that a model with several labels per image does not support."""
+        """Raise UserError if the model predicts several labels per image. `action` is the subject of its message."""
         if self.thresholds is not None:
             raise UserError(f"{action} needs a model with one label per image, and this one has several")
 

@@ -130,7 +130,7 @@ def has_failed(run: Run, cfg: Config) -> bool:
 
 
 def is_done(run: Run, cfg: Config) -> bool:
-    """Whether the folder of a run has its record.
+    """Whether a run is finished: its folder has a record with the same configuration and data.
 
     Raises:
         UserError: If the folder has the record of another run, or the feature bank or the data set cannot be read.

@@ -145,10 +145,11 @@ def calibration_on(logits: Tensor, labels: Tensor, fitted_on: str) -> Calibratio
 def calibration_by_zero_shot(
     held_out: Sequence[Tensor], held_out_clip: Sequence[Tensor], train_clip: Tensor, labels: Tensor
 ) -> Calibration:
-    """Calibration on held-out classes, where the method matches the mean confidence of zero-shot CLIP.
+    """Calibrate a method on held-out classes by matching the mean confidence of calibrated zero-shot CLIP.
 
-    Zero-shot CLIP is calibrated on the training images. Scores of known images are those of zero-shot CLIP on the
-    training images, plus the mean difference between the method and zero-shot CLIP on the held-out classes.
+    The temperature of zero-shot CLIP is fitted on the training images. The open-set scores of known images are its
+    scores of the training images, plus the mean difference between the method and zero-shot CLIP on the held-out
+    classes.
 
     Args:
         held_out: Logits of the method for images of held-out classes, one `[n, K]` for each group of classes.

@@ -59,7 +59,10 @@ def images_per_class(shots: int, counts: Sequence[int] | None) -> str:
 
 
 def describe_shots(shots: int, counts: Sequence[int] | None = None) -> str:
-    """Text such as "1 shot", "16 shots (8 to 16 images per class)" or "all images"; see `images_per_class`."""
+    """Text such as "1 shot", "16 shots (8 to 16 images per class)", or "all images" for -1.
+
+    `counts` are those of `images_per_class`.
+    """
     return {-1: "all images", 1: "1 shot"}.get(shots, f"{shots} shots") + images_per_class(shots, counts)
 
 

@@ -76,7 +76,7 @@ def broadcast_from_rank0(function: Callable[[], T]) -> T:
 
 @contextmanager
 def _all_alive() -> Iterator[None]:
-    """Context that raises UserError if another process of the group has ended."""
+    """Context of a collective operation, which converts its RuntimeError to a UserError that a process has ended."""
     try:
         yield
     except RuntimeError as error:  # gloo's, when a connection is closed
