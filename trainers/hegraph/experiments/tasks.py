@@ -13,7 +13,6 @@ import os
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -44,7 +43,7 @@ from ..utils.errors import UserError
 from ..utils.files import file_version, hash_json
 from ..utils.option import NODE, OUR_METHOD
 from ..utils.reading import read_json
-from ..utils.threads import MAX_THREADS, cores
+from ..utils.threads import map_in_threads
 
 if TYPE_CHECKING:
     from ..backbones.clip import Backbone
@@ -407,8 +406,7 @@ class ImageTask(Task):
 
     def image_ids(self, split: str) -> dict[str, int]:
         paths = [item.path for item in self.dataset.splits[split]] if self.name == OWN else []
-        with ThreadPoolExecutor(min(cores(), MAX_THREADS)) as pool:
-            return dict(zip(paths, pool.map(lambda path: pixel_hash(self.dataset.read(path)), paths)))
+        return dict(zip(paths, map_in_threads(lambda path: pixel_hash(self.dataset.read(path)), paths)))
 
     @property
     def test_files(self) -> ImageFiles | None:

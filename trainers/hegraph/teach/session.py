@@ -10,7 +10,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -42,7 +41,7 @@ from ..models.support_set import SupportSet
 from ..utils.errors import UserError, first_line
 from ..utils.files import atomic_path, hash_json, write_json, write_tensors, writing_folder
 from ..utils.reading import read_tensors
-from ..utils.threads import cores
+from ..utils.threads import map_in_threads
 from .project import STATE_FOLDER, TRAIN, UNLABELLED, Contents, Picture, Project
 
 logger = logging.getLogger(__name__)
@@ -281,9 +280,8 @@ class Session:
         """Latest model, with the hashes by which `train-more` recognises its images; UserError if there is none."""
         with self._lock:
             (model, _), pictures = self.model(), self.view.trained_on
-        with ThreadPoolExecutor(cores()) as pool:
-            ids = pool.map(lambda picture: pixel_hash(open_image(self.project.read_bytes(picture))), pictures)
-            return model.model_copy(update={"image_ids": tuple(ids)})
+        ids = map_in_threads(lambda picture: pixel_hash(open_image(self.project.read_bytes(picture))), pictures)
+        return model.model_copy(update={"image_ids": tuple(ids)})
 
     def thumbnail(self, picture: Picture) -> Path | None:
         """File of the thumbnail of an image, made if missing; None for an image that is not encoded."""
@@ -301,8 +299,7 @@ class Session:
         return [by_digest[key] for key in by_digest if key not in self.features and key not in self._unreadable]
 
     def _encode(self, pictures: list[Picture]) -> None:
-        with ThreadPoolExecutor(cores()) as pool:
-            read = dict(zip(pictures, pool.map(self._pixels, pictures)))
+        read = dict(zip(pictures, map_in_threads(self._pixels, pictures)))
         for picture, problem in read.items():
             moved = not (self.project.folder / picture.path).exists()  # meanwhile; it is read again at its new place
             if isinstance(problem, str) and not moved:

@@ -1,4 +1,4 @@
-"""Parallel map over batches in threads, in order and with bounded memory."""
+"""Parallel maps in threads, in order: over all items, or over batches with bounded memory."""
 
 import os
 from collections import deque
@@ -20,6 +20,12 @@ MAX_THREADS = 16
 def cores() -> int:
     """Number of CPU cores available to this process."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def map_in_threads(work: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
+    """Return the results of `work` for all items in order, from one thread per core, at most `MAX_THREADS`."""
+    with ThreadPoolExecutor(min(cores(), MAX_THREADS)) as pool:
+        return list(pool.map(work, items))
 
 
 def in_batches(
