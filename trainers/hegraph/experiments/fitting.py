@@ -36,7 +36,7 @@ from ..baselines import ALL_BASELINES, load_method
 from ..baselines.base import FittedMethod
 from ..config import Config
 from ..config_files import candidates
-from ..features.bank import FeatureBank
+from ..features.bank import FeatureBank, mean_over_views
 from ..method.cache import text_logits
 from ..method.model import HeGraphModel, TransferableAdapter, build_model
 from ..method.multilabel import MultiLabelHead
@@ -269,7 +269,7 @@ def calibrate_method(fitted: FittedMethod, task: Task, bank: FeatureBank) -> Fit
     cfg, seed = task.cfg, task.seed
     if fitted.transductive:
         return fitted
-    classify_in_batches(fitted.logits, bank.cache_keys()[:BATCH])
+    classify_in_batches(fitted.logits, mean_over_views(bank.train_features[:, :BATCH]))
     if cfg.run.calibrate == "off" or bank.multilabel:
         return fitted
 
