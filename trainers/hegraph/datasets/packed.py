@@ -25,6 +25,7 @@ import re
 import tarfile
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -247,8 +248,7 @@ def read_hugging_face(root: str) -> OwnImages | None:
                 label = names[label] if 0 <= label < len(names) else None
             rows.append(Row(split, f"{split}/{number}", label))
 
-    def stored(path: str) -> bytes:
-        return _stored_image(tables, path)
+    stored = partial(_stored_image, tables)
 
     def version(path: str) -> tuple[int, int]:
         return len(stored(path)), int(tables[path.partition("/")[0]]._fingerprint, 16)
