@@ -41,16 +41,15 @@ def rows_of(printed: str) -> str:
     return printed[printed.index("| ") :]
 
 
-def means_by_shots(files: list[Path]) -> str:
-    """Table of `results compare --no-interval`."""
-    return rows_of(markdown(compare(find_records(files), intervals=False)))
+def means_by_shots(files: list[Path], is_shown: Callable[[str], bool] = lambda name: True) -> str:
+    """Table of `results compare --no-interval` for the methods whose name `is_shown` accepts."""
+    records = [record for record in find_records(files) if is_shown(method(record))]
+    return rows_of(markdown(compare(records, intervals=False)))
 
 
 def digits_rows(files: list[Path]) -> str:
-    """Rows of `means_by_shots` of zero-shot CLIP, the closest methods and HeGraphAdapter."""
-    heads, *rows = means_by_shots(files).splitlines(keepends=True)
-    shown = ("---", "zero-shot", OUR_METHOD, *(f"{name} " for name in CLOSE_ON_DIGITS))
-    return "".join([heads, *(row for row in rows if row.startswith(tuple(f"| {name}" for name in shown)))])
+    """Table of `means_by_shots` with zero-shot CLIP, the closest methods and HeGraphAdapter."""
+    return means_by_shots(files, lambda name: name in CLOSE_ON_DIGITS or name.startswith(OUR_METHOD))
 
 
 # Methods with low accuracy, or with a better method of the same paper; docs/results/accuracy.md has the means of all
