@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from trainers.hegraph.backbones.clip import Backbone
-from trainers.hegraph.backbones.loading import create_model
 from trainers.hegraph.config_files import load_cfg
 from trainers.hegraph.datasets.base import Dataset
 from trainers.hegraph.datasets.images import open_below
 from trainers.hegraph.datasets.splits import Item
+from trainers.hegraph.features.backbones.clip import Backbone
+from trainers.hegraph.features.backbones.loading import create_model
 from trainers.hegraph.features.extract import encode_images
 from trainers.hegraph.features.images import ImageViews
 

@@ -16,7 +16,7 @@ LEAST = ("-c", "import os, torch; torch.optim.AdamW([torch.ones(1)], fused=True)
 def main() -> None:
     """Run the command line until its first step."""
     from trainers.hegraph.__main__ import main as command_line
-    from trainers.hegraph.training.loop import AdapterTraining
+    from trainers.hegraph.method.training.loop import AdapterTraining
 
     real = AdapterTraining.step
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from trainers.hegraph import FeatureBank, HeGraphClassifier, load_bank
 from trainers.hegraph.datasets.splits import sample_few_shot
-from trainers.hegraph.training.choice import accuracy
+from trainers.hegraph.method.training.choice import accuracy
 
 from .report import Report
 from .tasks import random_bank

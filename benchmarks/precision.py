@@ -14,17 +14,17 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from trainers.hegraph.backbones.clip import Backbone
-from trainers.hegraph.backbones.identity import has_fast_bfloat16
-from trainers.hegraph.backbones.loading import create_model, load_backbone
 from trainers.hegraph.config_files import load_cfg
 from trainers.hegraph.datasets.base import Dataset
 from trainers.hegraph.datasets.images import open_below
+from trainers.hegraph.features.backbones.clip import Backbone
+from trainers.hegraph.features.backbones.identity import has_fast_bfloat16
+from trainers.hegraph.features.backbones.loading import create_model, load_backbone
 from trainers.hegraph.features.extract import encode_images
 from trainers.hegraph.features.images import ImageViews
 from trainers.hegraph.models.images import ImageModel
-from trainers.hegraph.predict.files import image_paths
-from trainers.hegraph.predict.prediction import image_rows, write_rows
+from trainers.hegraph.models.predict.files import image_paths
+from trainers.hegraph.models.predict.prediction import image_rows, write_rows
 
 from .extraction import SIZE, write_image
 from .predict_images import random_model

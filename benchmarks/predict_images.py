@@ -13,18 +13,18 @@ from pathlib import Path
 
 import torch
 
-from trainers.hegraph.backbones.clip import Backbone
-from trainers.hegraph.backbones.identity import MINI_CONFIG, MINI_NAME, MINI_WEIGHTS
-from trainers.hegraph.backbones.loading import create_model, load_backbone
-from trainers.hegraph.backbones.schema import BackboneConfig
 from trainers.hegraph.datasets.digits import open_digit
+from trainers.hegraph.features.backbones.clip import Backbone
+from trainers.hegraph.features.backbones.identity import MINI_CONFIG, MINI_NAME, MINI_WEIGHTS
+from trainers.hegraph.features.backbones.loading import create_model, load_backbone
+from trainers.hegraph.features.backbones.schema import BackboneConfig
 from trainers.hegraph.features.images import ImageReader
 from trainers.hegraph.method.cache import FoldedClassifier
 from trainers.hegraph.models.folder import save_model
 from trainers.hegraph.models.images import ImageModel
+from trainers.hegraph.models.predict.files import image_paths
+from trainers.hegraph.models.predict.prediction import default_batch_size, image_rows, write_rows
 from trainers.hegraph.models.saved import SavedModel, Scores, TrainedOn
-from trainers.hegraph.predict.files import image_paths
-from trainers.hegraph.predict.prediction import default_batch_size, image_rows, write_rows
 
 from .extraction import write_image
 from .report import Report
@@ -100,7 +100,7 @@ def start(report: Report, backbone: Backbone, image: Path, folder: Path, repeats
     save_model(random_model(backbone, backbone.width), folder / "model")
     arguments = (MINI_NAME, str(MINI_CONFIG), str(MINI_WEIGHTS), str(image))
     encode: Callable[[], object] = partial(python, "-c", ENCODE, *arguments)
-    predict = partial(process, "trainers.hegraph.predict", str(folder / "model"), str(image))
+    predict = partial(process, "trainers.hegraph.models.predict", str(folder / "model"), str(image))
     seconds = alternate({"one image, import and encode": encode, "one image, predict": predict}, repeats)
     report.rows += [[name, statistics.median(s)] for name, s in seconds.items()]
     encoded, predicted = seconds.values()

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import torch
 
-from trainers.hegraph.sweep.cluster import THREADS, Cluster
-from trainers.hegraph.sweep.grid import Run
-from trainers.hegraph.sweep.workers import DONE, Result, attempt
+from trainers.hegraph.experiments.sweep.cluster import THREADS, Cluster
+from trainers.hegraph.experiments.sweep.grid import Run
+from trainers.hegraph.experiments.sweep.workers import DONE, Result, attempt
 
 from .report import Report
 from .tasks import random_bank

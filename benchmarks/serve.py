@@ -21,12 +21,12 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from trainers.hegraph.backbones.identity import CONFIG_NAME, FOLDER, MINI_NAME, WEIGHTS_NAMES
-from trainers.hegraph.backbones.loading import load_backbone
+from trainers.hegraph.features.backbones.identity import CONFIG_NAME, FOLDER, MINI_NAME, WEIGHTS_NAMES
+from trainers.hegraph.features.backbones.loading import load_backbone
 from trainers.hegraph.models.folder import save_model
 from trainers.hegraph.models.images import ImageModel
-from trainers.hegraph.predict.files import image_paths
-from trainers.hegraph.predict.prediction import default_batch_size, image_rows, write_rows
+from trainers.hegraph.models.predict.files import image_paths
+from trainers.hegraph.models.predict.prediction import default_batch_size, image_rows, write_rows
 
 from .predict_images import random_model, write_photographs, write_scans
 from .report import Report
@@ -73,7 +73,7 @@ def serving(folder: Path) -> Iterator[str]:
     """Serves a model folder in a thread; gives the address."""
     import uvicorn
 
-    from trainers.hegraph.serve.app import Settings, create_app  # the extra "serve"
+    from trainers.hegraph.apps.serve.app import Settings, create_app  # the extra "serve"
 
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]

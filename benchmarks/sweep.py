@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 from trainers.hegraph.baselines import METHODS, needs_backbone
-from trainers.hegraph.sweep.grid import Grid
+from trainers.hegraph.experiments.sweep.grid import Grid
 from trainers.hegraph.utils.option import OUR_METHOD
 
 from .report import Report

@@ -8,8 +8,8 @@ from trainers.hegraph.config import Config
 from trainers.hegraph.config_files import load_cfg
 from trainers.hegraph.features.bank import FeatureBank
 from trainers.hegraph.method.model import build_model
-from trainers.hegraph.training.batches import BankBatches
-from trainers.hegraph.training.loop import AdapterTraining
+from trainers.hegraph.method.training.batches import BankBatches
+from trainers.hegraph.method.training.loop import AdapterTraining
 
 
 def unit_features(*shape: int, seed: int = 0) -> Tensor:

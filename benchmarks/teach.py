@@ -20,9 +20,9 @@ BAR = 1.0  # seconds
 
 
 def run(num_classes: int = 20, images: int = 16, unlabelled: int = 200, width: int = 512, changes: int = 7) -> Report:
-    from trainers.hegraph.backbones.loading import load_backbone
-    from trainers.hegraph.teach.project import Project
-    from trainers.hegraph.teach.session import Session
+    from trainers.hegraph.apps.teach.project import Project
+    from trainers.hegraph.apps.teach.session import Session
+    from trainers.hegraph.features.backbones.loading import load_backbone
 
     centres = F.normalize(torch.randn(num_classes, width, generator=torch.Generator().manual_seed(1)), dim=1)
     names = [f"class {number:02d}" for number in range(num_classes)]

@@ -10,7 +10,7 @@ from trainers.hegraph.method.cache import Logits, adapter_loss, cache_affinities
 from trainers.hegraph.method.graph import HeteroGraph, build_graph, class_prototypes
 from trainers.hegraph.method.model import HeGraphModel
 from trainers.hegraph.method.relations import RelationType
-from trainers.hegraph.training.batches import Batch
+from trainers.hegraph.method.training.batches import Batch
 
 from .floor import multiply_adds, product_for
 from .pyg_layer import RelationConv

@@ -4,8 +4,8 @@ import statistics
 
 from trainers.hegraph.config_files import load_cfg
 from trainers.hegraph.method.model import build_model
-from trainers.hegraph.training.batches import BankBatches, products_with_cache
-from trainers.hegraph.training.loop import AdapterTraining, train_to_end
+from trainers.hegraph.method.training.batches import BankBatches, products_with_cache
+from trainers.hegraph.method.training.loop import AdapterTraining, train_to_end
 
 from .report import Report
 from .tasks import random_bank

@@ -18,9 +18,9 @@ from filelock import FileLock
 from torch import Tensor
 
 from trainers.hegraph import FeatureBank, ModelOptions, UserError
-from trainers.hegraph.backbones import identity
+from trainers.hegraph.features.backbones import identity
 from trainers.hegraph.method.options import metapath_defaults
-from trainers.hegraph.training.loop import Checkpoints
+from trainers.hegraph.method.training.loop import Checkpoints
 
 QUICK = ("OPTIM.MAX_EPOCH", "3", "OPTIM.WARMUP_EPOCH", "0", "TRAINER.HEGRAPHADAPTER.MIN_STEPS", "0")
 

@@ -123,7 +123,7 @@ def double(x: int | None = 3) -> int | None:
 def test_every_source_has_tests_for_mutation():
     sources = [path.relative_to(ROOT).as_posix() for path in (ROOT / "trainers" / "hegraph").rglob("*.py")]
     assert sources and all(belonging_tests([source]) for source in sources)
-    assert belonging_tests(["trainers/hegraph/training/choice.py"]) == ["tests/training"]
+    assert belonging_tests(["trainers/hegraph/method/training/choice.py"]) == ["tests/method/training"]
     assert belonging_tests(["trainers/hegraph/config.py", "README.md"]) == ["tests/test_config.py"]
     assert belonging_tests([]) == []
 

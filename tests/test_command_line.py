@@ -83,7 +83,7 @@ def test_first_step_needs_no_slow_imports(tiny_bank, tmp_path):
     program = (
         "import sys\n"
         "from trainers.hegraph.__main__ import main\n"
-        "from trainers.hegraph.training.loop import AdapterTraining\n"
+        "from trainers.hegraph.method.training.loop import AdapterTraining\n"
         "step = AdapterTraining.step\n"
         "def only(self, batch):\n"
         "    step(self, batch)\n"
@@ -100,7 +100,7 @@ def test_first_step_needs_no_slow_imports(tiny_bank, tmp_path):
     ("import trainers.hegraph as h; h.__version__, dir(h)", {"trainers.hegraph.utils", "torch", "numpy", "yacs"}),
     ("from trainers.hegraph import UserError, load_cfg; load_cfg('digits', 'mini')", {"torch"}),
     ("import trainers.hegraph.experiments.run", {"open_clip", "torchvision"}),  # a bank needs no backbone
-    ("import trainers.hegraph.backbones", {"open_clip", "torchvision", "torch"}),
+    ("import trainers.hegraph.features.backbones", {"open_clip", "torchvision", "torch"}),
 ])  # fmt: skip
 def test_imports_are_lazy(line, absent):
     assert python(f"import sys\n{line}\nprint('imported', *({absent} & set(sys.modules)))") == ["imported"]
@@ -230,16 +230,15 @@ def test_key_right_after_a_list_ends_the_list(flag, keys):
 
 
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
-def test_modules_run_as_their_command(capsys, monkeypatch):
-    outputs = []
-    for module, first in (("trainers.hegraph", ["results"]), ("trainers.hegraph.results", [])):
-        words = [*first, "compare", str(ROOT / "results" / "digits.jsonl")]
-        monkeypatch.setattr(sys, "argv", [module, *words])
-        with pytest.raises(SystemExit) as ended:
-            runpy.run_module(module, run_name="__main__")
-        assert ended.value.code == 0
-        outputs.append(capsys.readouterr().out)
-    assert outputs[0] == outputs[1] != ""
+def test_package_runs_as_the_command_line(capsys, monkeypatch):
+    words = ["results", "compare", str(ROOT / "results" / "digits.jsonl")]
+    assert main(words) == 0
+    expected = capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["trainers.hegraph", *words])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("trainers.hegraph", run_name="__main__")
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == expected != ""
 
 
 # Refusals

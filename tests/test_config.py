@@ -10,11 +10,11 @@ import pytest
 from yacs.config import CfgNode
 
 from trainers.hegraph import UserError, config, load_cfg
-from trainers.hegraph.backbones.identity import DEFAULT_BACKBONE
+from trainers.hegraph.commands.label import parse_arguments as parse_labels
+from trainers.hegraph.commands.teach import find_encoder
 from trainers.hegraph.config import BY_SHOTS, FILLABLE, OPTIONS, default_values, extend_cfg, is_filled
 from trainers.hegraph.config_files import DATA_SET, METHOD, find_config_file, flatten, from_dassl, with_values
-from trainers.hegraph.labels.__main__ import parse_arguments as parse_labels
-from trainers.hegraph.teach.__main__ import find_encoder
+from trainers.hegraph.features.backbones.identity import DEFAULT_BACKBONE
 from trainers.hegraph.utils.option import NODE, OPEN
 
 CONFIGS = Path(__file__).parent.parent / "configs"

@@ -24,12 +24,12 @@ from safetensors.torch import load_file, save_file
 from trainers.hegraph.__main__ import main
 from trainers.hegraph.datasets.loading import load_own_images
 from trainers.hegraph.datasets.splits import read_coop_pickle, read_random_split, read_split_file
-from trainers.hegraph.describe.collect import Collection
 from trainers.hegraph.features.extract import is_valid, write_features
 from trainers.hegraph.features.images import ImageReader
-from trainers.hegraph.prompts.sentences import read_descriptions
+from trainers.hegraph.features.prompts.collect import Collection
+from trainers.hegraph.features.prompts.sentences import read_descriptions
+from trainers.hegraph.method.training.loop import CHECKPOINT
 from trainers.hegraph.results.records import collect as collect_records, find_records
-from trainers.hegraph.training.loop import CHECKPOINT
 from trainers.hegraph.utils.errors import run_cli
 from trainers.hegraph.utils.files import hash_file
 from trainers.hegraph.utils.reading import read_tensors
@@ -143,7 +143,7 @@ def made(tmp_path_factory, finished_run_once, tiny_bank_file, stopped_at_checkpo
     shutil.copytree(finished_run_once, folder / "run")
     collect_records(find_records([folder / "run"]), folder / "all.jsonl")
     with stopped_at_checkpoint(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr("trainers.hegraph.training.loop.CHECKPOINT_SECONDS", -1.0)
+        patch.setattr("trainers.hegraph.method.training.loop.CHECKPOINT_SECONDS", -1.0)
         assert command(TRAIN.replace("/new", "/cut"))(folder) == 130
     (folder / "tip").mkdir()
     labels = torch.arange(5)

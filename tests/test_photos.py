@@ -11,10 +11,10 @@ import torch
 from PIL import Image, ImageOps
 
 from trainers.hegraph import HeGraphClassifier, UserError, load_few_shot
+from trainers.hegraph.apps.demo.answer import compute_answer
+from trainers.hegraph.commands.predict import main as predict
 from trainers.hegraph.datasets.images import TURNS, is_image, open_image, to_rgb
-from trainers.hegraph.demo.answer import compute_answer
 from trainers.hegraph.models.images import ImageModel
-from trainers.hegraph.predict.__main__ import main as predict
 
 BLOCKS = np.random.default_rng(3).integers(0, 256, (3, 4, 3), dtype=np.uint8)
 UPRIGHT = Image.fromarray(BLOCKS.repeat(16, 0).repeat(16, 1))  # of 64 x 48 pixels, without any symmetry
@@ -134,7 +134,8 @@ def test_probabilities_of_a_photo_are_equal_everywhere(photo, images_of, classif
 
 @every_photo
 def test_the_demo_shows_the_probabilities_of_predict(photo, classifier, predictor, model):
-    page = pytest.importorskip("trainers.hegraph.demo.page", reason="gradio is not installed, which shows the page")
+    reason = "gradio is not installed, which shows the page"
+    page = pytest.importorskip("trainers.hegraph.apps.demo.page", reason=reason)
     answers = page.Answers(lambda: (predictor.model, predictor.backbone), str, photo.parent)
     picture = answers.open(page.Request(path=str(photo)))
     scores = compute_answer(predictor.model, predictor.features([picture])).scores

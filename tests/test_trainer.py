@@ -20,8 +20,8 @@ from trainers.hegraph import __main__ as command_line
 from trainers.hegraph.__main__ import configure, parse_arguments
 from trainers.hegraph.config import default_values
 from trainers.hegraph.datasets.splits import read_coop_pickle
+from trainers.hegraph.method.training.loop import learning_rate
 from trainers.hegraph.models.folder import load_model
-from trainers.hegraph.training.loop import learning_rate
 from trainers.hegraph.utils.errors import UserError
 
 BASE = (f"{NODE}.VARIANT", "base")  # which trains nothing

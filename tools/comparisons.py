@@ -8,7 +8,7 @@ descriptions give a size ("no bigger than a biscuit") or a location ("where a ro
 import re
 from collections.abc import Mapping, Sequence
 
-from trainers.hegraph.describe.collect import MASK, Table, name_pattern
+from trainers.hegraph.features.prompts.collect import MASK, Table, name_pattern
 
 OTHER = "OTHERCLASS"  # replaces the names of other classes of the data set; no sentence has this word
 

@@ -23,14 +23,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trainers.hegraph.datasets.splits import sample_few_shot
+from trainers.hegraph.estimator.labels.issues import (
+    find_label_issues,
+    label_scores,
+    left_out_logits,
+    training_free_options,
+)
+from trainers.hegraph.estimator.labels.suggest import select, typicality
 from trainers.hegraph.features.bank import FeatureBank, load_bank
-from trainers.hegraph.labels.issues import find_label_issues, label_scores, left_out_logits, training_free_options
-from trainers.hegraph.labels.suggest import select, typicality
 from trainers.hegraph.method.cache import FoldedClassifier
 from trainers.hegraph.method.closed_form import OMEGA_NEW, ClosedForm, class_offsets, left_out_offsets
+from trainers.hegraph.method.training.confidence import fit_temperature
 from trainers.hegraph.method.unlabelled import ClassSums, adapt_to_unlabelled
 from trainers.hegraph.results.table import markdown_table
-from trainers.hegraph.training.confidence import fit_temperature
 
 SHOTS = (4, 8, 16)
 WRONG = 0.1  # share of wrong labels

@@ -3,8 +3,8 @@
     python -m tools.pictures [NAME ...]
 
 All models are of the embedded digits, without a network. The pages are shown in a headless Chromium. The pictures
-`label_studio` need Label Studio: `tests/serve/studio.py` installs it, unless $HEGRAPH_LABEL_STUDIO names its program.
-The images have few colours, so that the files are small.
+`label_studio` need Label Studio: `tests/apps/serve/studio.py` installs it, unless $HEGRAPH_LABEL_STUDIO names its
+program. The images have few colours, so that the files are small.
 """
 
 import html
@@ -23,15 +23,15 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
-
-from tests.browser import Browser, browsing
 from tests.serve.serving import serving
 from tests.serve.studio import PASSWORD, USER, Studio, configuration, running
+
+from tests.browser import Browser, browsing
 from trainers.hegraph import HeGraphClassifier, load_few_shot
+from trainers.hegraph.apps.teach.session import write_sample
 from trainers.hegraph.method.relations import RELATIONS
+from trainers.hegraph.method.training.confidence import known_score
 from trainers.hegraph.results.figures import COLOURS
-from trainers.hegraph.teach.session import write_sample
-from trainers.hegraph.training.confidence import known_score
 
 from .mini.letters import LETTERS, SIZES, draw_letter
 from .outputs import make_checkout

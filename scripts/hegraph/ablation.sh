@@ -21,11 +21,11 @@ for PART in ${PARTS:-table2 graph}; do
         table2)
             sweep "${MORE[@]}" --datasets ${DATASET//,/ } --configs "$CONFIG" --shots ${SHOTS:-16} \
                 --case base $NODE base --case T-N $NODE T-N --case T-P $NODE T-P --case T $NODE T --case "" $NODE full
-            "$PYTHON" -m trainers.hegraph.results compare --by dataset "${RUNS[@]}" || exit $?
+            "$PYTHON" -m trainers.hegraph results compare --by dataset "${RUNS[@]}" || exit $?
             ;;
         graph)
             sweep "$GRAPH" "${MORE[@]}" --suffix _graph --datasets ${DATASET//,/ } --configs "${CONFIG%_paper}" --shots ${SHOTS:-1 4 16}
-            "$PYTHON" -m trainers.hegraph.results compare --cases "$GRAPH" "${RUNS[@]}" || exit $?
+            "$PYTHON" -m trainers.hegraph results compare --cases "$GRAPH" "${RUNS[@]}" || exit $?
             ;;
         *)
             echo "error: unknown part '$PART' in PARTS (known: table2 graph)" >&2

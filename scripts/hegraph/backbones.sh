@@ -15,4 +15,4 @@ done
 parse "" "$1" "${CONFIGS[0]}" "${@:2}"
 
 sweep "${MORE[@]}" --datasets "$DATASET" --configs "${CONFIGS[@]}" --shots ${SHOTS:-16}
-"$PYTHON" -m trainers.hegraph.results compare --by backbone "${RUNS[@]}"
+"$PYTHON" -m trainers.hegraph results compare --by backbone "${RUNS[@]}"

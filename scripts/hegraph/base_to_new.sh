@@ -27,4 +27,4 @@ fi
 sweep "${MORE[@]}" --datasets "$DATASET" --configs "$CONFIG" --methods ${METHODS:-$DEFAULT} \
     --shots ${SHOTS:-16} --suffix _base_to_new \
     DATASET.SUBSAMPLE_CLASSES base DATASET.TARGET_DATASETS "$(list_of "$NAME:new")"
-"$PYTHON" -m trainers.hegraph.results base-to-new "${RUNS[@]}"
+"$PYTHON" -m trainers.hegraph results base-to-new "${RUNS[@]}"

@@ -9,4 +9,4 @@ source "$(dirname "${BASH_SOURCE[0]}")/runs.sh"
 parse "DATASET CONFIG [SHOTS] [KEY VALUE ...]" "$@"
 
 sweep "${MORE[@]}" --datasets "$DATASET" --configs "$CONFIG" --methods ${METHODS:-all} --shots ${SHOTS:-16}
-"$PYTHON" -m trainers.hegraph.results compare --by dataset "${RUNS[@]}"
+"$PYTHON" -m trainers.hegraph results compare --by dataset "${RUNS[@]}"

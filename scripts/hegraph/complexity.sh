@@ -12,4 +12,4 @@ parse "DATASET CONFIG [SHOTS] [KEY VALUE ...]" "$@"
 # each run in its own process, so that its peak memory does not include that of other runs
 SEPARATE=(--separate)
 sweep "${MORE[@]}" --datasets "$DATASET" --configs "$CONFIG" --methods ${METHODS:-all} --shots ${SHOTS:-16}
-"$PYTHON" -m trainers.hegraph.results complexity "${RUNS[@]}"
+"$PYTHON" -m trainers.hegraph results complexity "${RUNS[@]}"

@@ -21,4 +21,4 @@ esac
 sweep "${MORE[@]}" --datasets "$DATASET" --configs "$CONFIG" --shots ${SHOTS:-16} --suffix _datasets \
     --methods ${METHODS:-ZeroShot CoOp CLIPAdapter HeGraphAdapter} \
     DATASET.TARGET_DATASETS "$(list_of "${TARGETS[@]}")"
-"$PYTHON" -m trainers.hegraph.results compare --by target "${RUNS[@]}"
+"$PYTHON" -m trainers.hegraph results compare --by target "${RUNS[@]}"

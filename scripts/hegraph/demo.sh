@@ -19,4 +19,4 @@ else
         --output-dir "$RUN" --keep-thumbnails TRAINER.HEGRAPHADAPTER.FEATURES.DIR "$OUTPUT/features" || exit $?
     MODEL=$RUN/model
 fi
-exec "$PYTHON" -m trainers.hegraph.demo "$MODEL" "$@"
+exec "$PYTHON" -m trainers.hegraph demo "$MODEL" "$@"

@@ -18,4 +18,4 @@ esac
 sweep "${MORE[@]}" --datasets "$DATASET" --configs "$CONFIG" --shots ${SHOTS:-16} --suffix _domains \
     --methods ${METHODS:-ZeroShot LinearProbe CoOp TaskRes GraphAdapter HeGraphAdapter} \
     DATASET.TARGET_DOMAINS "$(list_of "${TARGETS[@]}")"
-"$PYTHON" -m trainers.hegraph.results compare --by target "${RUNS[@]}"
+"$PYTHON" -m trainers.hegraph results compare --by target "${RUNS[@]}"

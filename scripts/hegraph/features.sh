@@ -9,4 +9,4 @@ source "$(dirname "${BASH_SOURCE[0]}")/runs.sh"
 parse "BANK[,BANK...] CONFIG [SHOTS] [KEY VALUE ...]" "$@"
 
 sweep "${MORE[@]}" --datasets ${DATASET//,/ } --configs "$CONFIG" --shots ${SHOTS:-16}
-"$PYTHON" -m trainers.hegraph.results compare --no-interval "${RUNS[@]}"
+"$PYTHON" -m trainers.hegraph results compare --no-interval "${RUNS[@]}"

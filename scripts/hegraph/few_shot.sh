@@ -10,5 +10,5 @@ source "$(dirname "${BASH_SOURCE[0]}")/runs.sh"
 parse "DATASET[,DATASET...] CONFIG [SHOTS] [KEY VALUE ...]" "$@"
 
 sweep "${MORE[@]}" --datasets ${DATASET//,/ } --configs "$CONFIG" --methods ${METHODS:-all} --shots ${SHOTS:-1 2 4 8 16}
-"$PYTHON" -m trainers.hegraph.results compare --by shots "${RUNS[@]}" || exit $?
-"$PYTHON" -m trainers.hegraph.results curves "${RUNS[@]}" --out "$OUTPUT/few_shot/$CONFIG"
+"$PYTHON" -m trainers.hegraph results compare --by shots "${RUNS[@]}" || exit $?
+"$PYTHON" -m trainers.hegraph results curves "${RUNS[@]}" --out "$OUTPUT/few_shot/$CONFIG"

@@ -18,4 +18,4 @@ SHOTS=${SHOTS:-16}
 sweep "${MORE[@]}" --datasets "$DATASET" --configs "$CONFIG" --shots $SHOTS --verbose
 [ ! -f "$ROOT/configs/trainers/HeGraphAdapter/$OTHER.yaml" ] ||
     echo "recipe: $RECIPE: bash scripts/hegraph/main.sh $DATASET $OTHER $SHOTS"
-"$PYTHON" -m trainers.hegraph.results compare --format text "${RUNS[@]}"
+"$PYTHON" -m trainers.hegraph results compare --format text "${RUNS[@]}"

@@ -48,5 +48,5 @@ for DATASET in ${DATASETS//,/ }; do
     RUNS+=("$OUTPUT/$DATASET")
     PAPER_RUNS+=("$OUTPUT/paper/$DATASET")
 done
-"$PYTHON" -m trainers.hegraph.results report "${RUNS[@]}" --out "$OUTPUT/report.html" || exit $?
-"$PYTHON" -m trainers.hegraph.results report "${PAPER_RUNS[@]}" --out "$OUTPUT/report_paper.html"
+"$PYTHON" -m trainers.hegraph results report "${RUNS[@]}" --out "$OUTPUT/report.html" || exit $?
+"$PYTHON" -m trainers.hegraph results report "${PAPER_RUNS[@]}" --out "$OUTPUT/report_paper.html"

@@ -73,7 +73,7 @@ need_gradio() {
     local GRADIO
     if [ "$PYTHON" = "$ROOT/.venv/bin/python" ] && [ -f "$ROOT/.venv/hegraph-requirements.txt" ] &&
         ! "$PYTHON" -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("gradio") is None)'; then
-        GRADIO=$("$PYTHON" -c 'from trainers.hegraph.demo.__main__ import GRADIO; print(GRADIO)') || exit 1
+        GRADIO=$("$PYTHON" -c 'from trainers.hegraph.apps.launch import GRADIO; print(GRADIO)') || exit 1
         "$PYTHON" -m pip install --quiet --disable-pip-version-check "$GRADIO" || exit 1
     fi
 }

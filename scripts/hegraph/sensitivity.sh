@@ -31,7 +31,7 @@ GRID=("${MORE[@]}" --datasets "$DATASET" --configs "$CONFIG" --shots $SHOTS $NOD
 for WEIGHT in $WEIGHTS; do
     PAPER_VALUES=$(grid "$WEIGHT") || exit 2
     sweep "${GRID[@]}" --vary $NODE."$WEIGHT" ${VALUES:-$PAPER_VALUES} --suffix "_sensitivity/$WEIGHT={$WEIGHT}"
-    "$PYTHON" -m trainers.hegraph.results compare --by setting "${RUNS[@]}" || exit $?
+    "$PYTHON" -m trainers.hegraph results compare --by setting "${RUNS[@]}" || exit $?
 done
 sweep "${GRID[@]}" $NODE.LEARN_METAPATH True --suffix _sensitivity/learned
-"$PYTHON" -m trainers.hegraph.results compare --by dataset "${RUNS[@]}"
+"$PYTHON" -m trainers.hegraph results compare --by dataset "${RUNS[@]}"

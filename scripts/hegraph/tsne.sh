@@ -10,4 +10,4 @@ parse "DATASET CONFIG [SHOTS] [KEY VALUE ...]" "$@"
 SEEDS=${SEEDS%% *}
 
 sweep "${MORE[@]}" --datasets "$DATASET" --configs "$CONFIG" --shots ${SHOTS:-16}
-"$PYTHON" -m trainers.hegraph.results tsne "${RUNS[0]}/seed$SEEDS" --out "$OUTPUT/tsne/$(name_of "$DATASET")_$CONFIG"
+"$PYTHON" -m trainers.hegraph results tsne "${RUNS[0]}/seed$SEEDS" --out "$OUTPUT/tsne/$(name_of "$DATASET")_$CONFIG"

@@ -18,4 +18,4 @@ for UNLABELLED in "" pool test; do
         --shots ${SHOTS:-1} --suffix "${UNLABELLED:+_unlabelled_$UNLABELLED}"
     ALL+=("${RUNS[@]}")
 done
-"$PYTHON" -m trainers.hegraph.results compare --no-interval "${ALL[@]}"
+"$PYTHON" -m trainers.hegraph results compare --no-interval "${ALL[@]}"

@@ -14,12 +14,12 @@ from torch import Tensor
 from yacs.config import CfgNode
 
 from trainers.hegraph.baselines import ALL_BASELINES, METHODS, load_method, method_options
-from trainers.hegraph.baselines.__main__ import main
 from trainers.hegraph.baselines.base import check_number, check_numbers, value_for_task, zero_shot_transfer
+from trainers.hegraph.commands.baselines import main
 from trainers.hegraph.datasets.splits import sample_few_shot
 from trainers.hegraph.features.bank import BankFile, sample_bank
+from trainers.hegraph.method.training.choice import accuracy
 from trainers.hegraph.models.folder import load_model
-from trainers.hegraph.training.choice import accuracy
 from trainers.hegraph.utils.errors import UserError
 
 # Methods that select hyperparameters on val

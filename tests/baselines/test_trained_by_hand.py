@@ -23,7 +23,7 @@ from trainers.hegraph.baselines.caches import last_of_each_class
 from trainers.hegraph.baselines.class_features import zero_shot_confidence
 from trainers.hegraph.baselines.simnl import image_weights, reranking
 from trainers.hegraph.baselines.trained import BestEpoch, train
-from trainers.hegraph.training.batches import Batch
+from trainers.hegraph.method.training.batches import Batch
 from trainers.hegraph.utils.errors import UserError
 
 NORMS = [1.5, 0.5, 2.0]  # of the text features before normalisation

@@ -16,8 +16,8 @@ import pytest
 import requests
 from dataset_files import Server, fall_silent, make, serve, status, tar_with
 
+from trainers.hegraph.commands.datasets import main
 from trainers.hegraph.datasets import download as module
-from trainers.hegraph.datasets.__main__ import main
 from trainers.hegraph.datasets.download import CHUNK, LOCK, download, fetch
 from trainers.hegraph.datasets.registry import ENTRIES, Source, stored_datasets
 from trainers.hegraph.utils.errors import UserError

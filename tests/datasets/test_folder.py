@@ -12,7 +12,7 @@ import pytest
 from dataset_files import counts, load, make, picture, refused, rows_of, write
 
 from trainers.hegraph.__main__ import main
-from trainers.hegraph.datasets.__main__ import check_dataset, check_own_images
+from trainers.hegraph.commands.datasets import check_dataset, check_own_images
 from trainers.hegraph.datasets.images import FORMATS
 from trainers.hegraph.datasets.loading import load_few_shot, load_unlabelled
 from trainers.hegraph.datasets.registry import ENTRIES, Sizes, stored_datasets

@@ -38,7 +38,7 @@ from trainers.hegraph.datasets.splits import (
     subsample_labels,
     write_split,
 )
-from trainers.hegraph.prompts.sentences import DESCRIPTIONS
+from trainers.hegraph.features.prompts.sentences import DESCRIPTIONS
 from trainers.hegraph.utils.errors import UserError
 
 STORED = stored_datasets()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from dataset_files import load, make, picture, refused, write
 
-from trainers.hegraph.datasets.__main__ import check_own_images
+from trainers.hegraph.commands.datasets import check_own_images
 from trainers.hegraph.datasets.digits import SPLIT_ROWS, open_digit, open_scene
 from trainers.hegraph.datasets.loading import load_dataset
 from trainers.hegraph.datasets.splits import sample_few_shot

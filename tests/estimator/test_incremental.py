@@ -18,9 +18,9 @@ from trainers.hegraph.__main__ import main
 from trainers.hegraph.estimator.incremental import labels_by_name
 from trainers.hegraph.method.cache import FoldedClassifier
 from trainers.hegraph.method.closed_form import OMEGA_NEW, TextPrior
+from trainers.hegraph.method.training import memory
 from trainers.hegraph.method.unlabelled import ClassSums, adapt_to_unlabelled
-from trainers.hegraph.predict.prediction import open_model
-from trainers.hegraph.training import memory
+from trainers.hegraph.models.predict.prediction import open_model
 from trainers.hegraph.utils.files import hash_content
 
 

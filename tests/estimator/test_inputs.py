@@ -17,8 +17,8 @@ from trainers.hegraph import HeGraphClassifier, UserError, load_backbone, load_c
 from trainers.hegraph.estimator.inputs import class_names, image_list, split_labelled, unit_rows
 from trainers.hegraph.estimator.training import Origin, task_of
 from trainers.hegraph.method.cache import text_logits
+from trainers.hegraph.method.training import memory
 from trainers.hegraph.models.support_set import SupportSet
-from trainers.hegraph.training import memory
 
 PICTURE = Image.new("RGB", (8, 8))
 NODE = "TRAINER.HEGRAPHADAPTER."

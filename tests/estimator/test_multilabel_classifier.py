@@ -12,7 +12,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 
 from trainers.hegraph import HeGraphClassifier, UserError
-from trainers.hegraph.demo.answer import answer_html, compute_answer
+from trainers.hegraph.apps.demo.answer import answer_html, compute_answer
 from trainers.hegraph.method.multilabel import MultiLabelHead
 from trainers.hegraph.models.folder import load_model
 

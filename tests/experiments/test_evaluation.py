@@ -15,7 +15,6 @@ from torch import Tensor
 
 from trainers.hegraph import FeatureBank, ModelOptions, UserError, load_bank, load_cfg
 from trainers.hegraph.__main__ import summary
-from trainers.hegraph.backbones.schema import BackboneConfig
 from trainers.hegraph.baselines.base import FittedMethod
 from trainers.hegraph.datasets import loading
 from trainers.hegraph.datasets.loading import load_few_shot
@@ -29,6 +28,7 @@ from trainers.hegraph.experiments.tasks import (
     load_image_task,
     match_classes,
 )
+from trainers.hegraph.features.backbones.schema import BackboneConfig
 from trainers.hegraph.method.cache import FoldedClassifier
 from trainers.hegraph.method.closed_form import NewClassMessages
 from trainers.hegraph.method.model import TransferableAdapter

@@ -19,9 +19,9 @@ from trainers.hegraph.baselines.base import FittedMethod
 from trainers.hegraph.experiments import fitting
 from trainers.hegraph.experiments.run import check_configuration
 from trainers.hegraph.experiments.tasks import BankTask, FeatureTask
+from trainers.hegraph.method.training.confidence import fit_temperature
 from trainers.hegraph.models.folder import load_model
 from trainers.hegraph.results.records import read_record
-from trainers.hegraph.training.confidence import fit_temperature
 
 NODE = "TRAINER.HEGRAPHADAPTER"
 ALPHA, BETA, OMEGA = (f"{NODE}.{name}" for name in ("ALPHA_C", "BETA_C", "CLOSED_FORM.OMEGA"))

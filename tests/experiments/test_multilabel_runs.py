@@ -15,16 +15,16 @@ from sklearn.metrics import average_precision_score, f1_score
 from torch.testing import assert_close
 
 from trainers.hegraph.__main__ import main
+from trainers.hegraph.apps.demo.answer import summary
 from trainers.hegraph.baselines import load_method
 from trainers.hegraph.datasets.loading import load_dataset
-from trainers.hegraph.demo.answer import summary
 from trainers.hegraph.experiments.record import scores_on_test
 from trainers.hegraph.experiments.tasks import Predictions
 from trainers.hegraph.features.bank import FeatureBank, load_bank
 from trainers.hegraph.method.multilabel import MultiLabelHead
+from trainers.hegraph.method.training.choice import score_multilabel
+from trainers.hegraph.method.training.confidence import Calibration
 from trainers.hegraph.models.folder import load_model
-from trainers.hegraph.training.choice import score_multilabel
-from trainers.hegraph.training.confidence import Calibration
 
 FREE = ("TRAINER.HEGRAPHADAPTER.VARIANT", "training_free")
 NAMES = ["ant", "bee", "cow", "dog"]

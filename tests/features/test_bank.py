@@ -9,9 +9,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from trainers.hegraph.backbones.schema import BackboneConfig
 from trainers.hegraph.datasets.splits import FewShotSample
 from trainers.hegraph.features import bank as bank_module
+from trainers.hegraph.features.backbones.schema import BackboneConfig
 from trainers.hegraph.features.bank import (
     BankFile,
     FeatureBank,

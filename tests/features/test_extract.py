@@ -20,12 +20,12 @@ from safetensors.torch import load_file, save_file
 
 from trainers.hegraph import Backbone, FeatureBank, UserError, load_bank, load_cfg, load_dataset
 from trainers.hegraph.__main__ import main as train
+from trainers.hegraph.commands.features import main
 from trainers.hegraph.datasets.base import Dataset
 from trainers.hegraph.datasets.digits import open_digit
 from trainers.hegraph.datasets.images import to_rgb
 from trainers.hegraph.datasets.splits import Item, sample_few_shot
 from trainers.hegraph.features import extract, images as reading
-from trainers.hegraph.features.__main__ import main
 from trainers.hegraph.features.images import ImageReader, ImageViews
 from trainers.hegraph.features.options import EncodingOptions
 from trainers.hegraph.models.images import ImageModel

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from trainers.hegraph import UserError, load_bank, load_cfg
-from trainers.hegraph.features.__main__ import main
+from trainers.hegraph.commands.features import main
 from trainers.hegraph.features.extract import encode_prompts
 from trainers.hegraph.features.tip import import_tip, read_classnames
 

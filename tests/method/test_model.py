@@ -19,7 +19,7 @@ from trainers.hegraph.method.graph import class_prototypes
 from trainers.hegraph.method.model import build_model, shuffled
 from trainers.hegraph.method.options import ClosedFormOptions
 from trainers.hegraph.method.relations import RELATIONS
-from trainers.hegraph.training.loop import AdapterTraining, train_to_end
+from trainers.hegraph.method.training.loop import AdapterTraining, train_to_end
 
 NODE = "TRAINER.HEGRAPHADAPTER"
 FILES = sorted((Path(__file__).parents[2] / "configs" / "trainers" / "HeGraphAdapter").glob("*.yaml"))

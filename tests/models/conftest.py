@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from trainers.hegraph.backbones.schema import BackboneConfig
+from trainers.hegraph.features.backbones.schema import BackboneConfig
 from trainers.hegraph.method.cache import FoldedClassifier
 from trainers.hegraph.method.closed_form import NewClassMessages
 from trainers.hegraph.method.model import TransferableAdapter

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
 from trainers.hegraph import ModelOptions, UserError
+from trainers.hegraph.method.training.confidence import KnownScores
 from trainers.hegraph.models.folder import (
     CARD,
     CONFIG,
@@ -32,7 +33,6 @@ from trainers.hegraph.models.folder import (
     write_thumbnails,
 )
 from trainers.hegraph.models.saved import ModelMetadata, SavedModel
-from trainers.hegraph.training.confidence import KnownScores
 from trainers.hegraph.utils import files
 from trainers.hegraph.utils.reading import read_json
 

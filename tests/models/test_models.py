@@ -11,9 +11,9 @@ import yaml
 from PIL import Image
 
 from trainers.hegraph import UserError, load_bank
-from trainers.hegraph.backbones import loading
-from trainers.hegraph.backbones.schema import BackboneConfig
 from trainers.hegraph.datasets.digits import open_digit
+from trainers.hegraph.features.backbones import loading
+from trainers.hegraph.features.backbones.schema import BackboneConfig
 from trainers.hegraph.models.card import base_model_of, model_card
 from trainers.hegraph.models.folder import load_model
 from trainers.hegraph.models.images import ImageModel

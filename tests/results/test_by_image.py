@@ -13,9 +13,10 @@ from torch.testing import assert_close
 
 from trainers.hegraph import FeatureBank, UserError, load_bank
 from trainers.hegraph.__main__ import main as train
+from trainers.hegraph.commands.results import main
 from trainers.hegraph.method.cache import FoldedClassifier
+from trainers.hegraph.method.training.confidence import KnownScores
 from trainers.hegraph.models.folder import load_model
-from trainers.hegraph.results.__main__ import main
 from trainers.hegraph.results.by_image import (
     PAIR_KEYS,
     ZERO_SHOT_SCORE,
@@ -31,7 +32,6 @@ from trainers.hegraph.results.by_image import (
     separation,
 )
 from trainers.hegraph.results.records import PREDICTIONS, write_record, write_tensors_with_classes
-from trainers.hegraph.training.confidence import KnownScores
 
 # Differences
 

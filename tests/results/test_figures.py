@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from sklearn.manifold import TSNE
 
-from trainers.hegraph.results.__main__ import main
+from trainers.hegraph.commands.results import main
 from trainers.hegraph.results.comparison import compare, complexity
 from trainers.hegraph.results.figures import confusion, curves, mean_distance, render, tsne
 from trainers.hegraph.results.records import TEXT_NODES, write_record, write_tensors_with_classes

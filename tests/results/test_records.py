@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from trainers.hegraph.results.__main__ import main
+from trainers.hegraph.commands.results import main
 from trainers.hegraph.results.comparison import base_to_new, compare, complexity
 from trainers.hegraph.results.figures import mean_distance, read_text_nodes
 from trainers.hegraph.results.records import (

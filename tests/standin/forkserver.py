@@ -61,7 +61,7 @@ def run(words: Sequence[str], path: Sequence[str], log: str, environment: dict[s
 
 def die_after(epoch: int) -> None:
     """Kill this process after a number of training epochs."""
-    training_class = importlib.import_module("trainers.hegraph.training.loop").AdapterTraining
+    training_class = importlib.import_module("trainers.hegraph.method.training.loop").AdapterTraining
     end_epoch = training_class.end_epoch
 
     def end_and_die(training, loss) -> None:

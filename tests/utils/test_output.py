@@ -14,7 +14,7 @@ from unittest.mock import Mock
 import pytest
 import torch
 
-from trainers.hegraph.training.batches import BankBatches
+from trainers.hegraph.method.training.batches import BankBatches
 from trainers.hegraph.utils import errors
 from trainers.hegraph.utils.threads import in_batches
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from trainers.hegraph.backbones.identity import MINI_NAME
-from trainers.hegraph.backbones.loading import create_model
+from trainers.hegraph.features.backbones.identity import MINI_NAME
+from trainers.hegraph.features.backbones.loading import create_model
 from trainers.hegraph.utils.errors import run_cli, show_messages
 from trainers.hegraph.utils.files import atomic_path
 

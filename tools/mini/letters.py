@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from trainers.hegraph.backbones.clip import Backbone
 from trainers.hegraph.config_files import load_cfg
 from trainers.hegraph.experiments.tasks import ImageTask, load_image_task
+from trainers.hegraph.features.backbones.clip import Backbone
 from trainers.hegraph.features.bank import FeatureBank
 from trainers.hegraph.features.extract import encode_prompts
 from trainers.hegraph.utils.errors import run_cli

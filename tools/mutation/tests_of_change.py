@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 PACKAGE = "trainers/hegraph/"
-# Tests of single files. The tests of a package are in the folder of its name in tests/
+# Tests of single files. The tests of a folder are in the folder of its name in tests/
 OF_FILES = {
     "__init__.py": "tests/test_command_line.py",
     "__main__.py": "tests/test_command_line.py",
@@ -24,8 +24,14 @@ OF_FILES = {
 def belonging_tests(paths: Sequence[str]) -> list[str]:
     """Paths of the tests of changed packages and files."""
     inside = [path.removeprefix(PACKAGE) for path in paths if path.startswith(PACKAGE)]
-    found = [OF_FILES[path] if path in OF_FILES else f"tests/{path.split('/')[0]}" for path in inside]
+    found = [OF_FILES[path] if path in OF_FILES else nearest_folder(path) for path in inside]
     return list(dict.fromkeys(test for test in found if Path(test).exists()))
+
+
+def nearest_folder(path: str) -> str:
+    """Folder of tests that belongs to a source file: the one of its folder, or else of the nearest folder above it."""
+    folders = (f"tests/{parent.as_posix()}" for parent in Path(path).parents)
+    return next(folder for folder in folders if Path(folder).exists())
 
 
 def main() -> int:

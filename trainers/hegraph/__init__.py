@@ -49,31 +49,41 @@ if _is_command and signal.getsignal(signal.SIGINT) is signal.default_int_handler
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 if TYPE_CHECKING:
-    from .backbones.clip import Backbone as Backbone
-    from .backbones.loading import load_backbone as load_backbone
     from .config_files import load_cfg as load_cfg
     from .datasets.loading import load_dataset as load_dataset, load_few_shot as load_few_shot
     from .estimator.classifier import HeGraphClassifier as HeGraphClassifier
+    from .estimator.labels.issues import LabelIssue as LabelIssue
+    from .estimator.model_selection.backbones import compare_backbones as compare_backbones
     from .experiments.run import run as run
+    from .features.backbones.clip import Backbone as Backbone
+    from .features.backbones.loading import load_backbone as load_backbone
     from .features.bank import FeatureBank as FeatureBank, load_bank as load_bank
-    from .labels.issues import LabelIssue as LabelIssue
     from .method.graph import HeteroGraph as HeteroGraph, build_graph as build_graph
     from .method.model import HeGraphModel as HeGraphModel
     from .method.options import ModelOptions as ModelOptions
-    from .model_selection.backbones import compare_backbones as compare_backbones
     from .utils.errors import UserError as UserError
 
 __version__ = "0.1.0"
 
 # public name -> module that defines it
 _HOMES = {
-    "Backbone": ".backbones.clip", "FeatureBank": ".features.bank", "HeGraphClassifier": ".estimator.classifier",
-    "HeGraphModel": ".method.model", "HeteroGraph": ".method.graph", "LabelIssue": ".labels.issues",
-    "ModelOptions": ".method.options", "UserError": ".utils.errors", "build_graph": ".method.graph",
-    "load_backbone": ".backbones.loading", "load_bank": ".features.bank", "load_cfg": ".config_files",
-    "compare_backbones": ".model_selection.backbones", "load_dataset": ".datasets.loading",
-    "load_few_shot": ".datasets.loading", "run": ".experiments.run",
-}  # fmt: skip
+    "Backbone": ".features.backbones.clip",
+    "FeatureBank": ".features.bank",
+    "HeGraphClassifier": ".estimator.classifier",
+    "HeGraphModel": ".method.model",
+    "HeteroGraph": ".method.graph",
+    "LabelIssue": ".estimator.labels.issues",
+    "ModelOptions": ".method.options",
+    "UserError": ".utils.errors",
+    "build_graph": ".method.graph",
+    "compare_backbones": ".estimator.model_selection.backbones",
+    "load_backbone": ".features.backbones.loading",
+    "load_bank": ".features.bank",
+    "load_cfg": ".config_files",
+    "load_dataset": ".datasets.loading",
+    "load_few_shot": ".datasets.loading",
+    "run": ".experiments.run",
+}
 __all__ = ["__version__", *_HOMES]
 
 

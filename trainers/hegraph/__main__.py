@@ -25,20 +25,20 @@ if TYPE_CHECKING:
 
 # Command -> module of this package with its `main`, and summary
 SUBCOMMANDS = {
-    "sweep": ("sweep.__main__", "run a grid of data sets, methods, shots and seeds"),
-    "results": ("results.__main__", "make tables, figures and pages from the records of runs"),
-    "datasets": ("datasets.__main__", "check or download data sets"),
-    "features": ("features.__main__", "encode a data set as a feature bank, or import a Tip-Adapter cache"),
-    "baselines": ("baselines.__main__", "list the methods"),
-    "describe": ("describe.__main__", "generate class descriptions with a chat model"),
-    "predict": ("predict.__main__", "classify images with a trained model"),
-    "train-more": ("estimator.__main__", "add images and classes to a trained model"),
-    "backbones": ("model_selection.__main__", "compare backbones on labelled images, and recommend one"),
-    "label": ("labels.__main__", "select images to label, or find wrong labels"),
-    "export": ("export.__main__", "export a trained model to an ONNX file"),
-    "demo": ("demo.__main__", "try a trained model in the browser"),
-    "serve": ("serve.__main__", "answer HTTP requests with the predictions of a trained model"),
-    "teach": ("teach.__main__", "train a model interactively in the browser"),
+    "sweep": ("commands.sweep", "run a grid of data sets, methods, shots and seeds"),
+    "results": ("commands.results", "make tables, figures and pages from the records of runs"),
+    "datasets": ("commands.datasets", "check or download data sets"),
+    "features": ("commands.features", "encode a data set as a feature bank, or import a Tip-Adapter cache"),
+    "baselines": ("commands.baselines", "list the methods"),
+    "describe": ("commands.describe", "generate class descriptions with a chat model"),
+    "predict": ("commands.predict", "classify images with a trained model"),
+    "train-more": ("commands.train_more", "add images and classes to a trained model"),
+    "backbones": ("commands.backbones", "compare backbones on labelled images, and recommend one"),
+    "label": ("commands.label", "select images to label, or find wrong labels"),
+    "export": ("commands.export", "export a trained model to an ONNX file"),
+    "demo": ("commands.demo", "try a trained model in the browser"),
+    "serve": ("commands.serve", "answer HTTP requests with the predictions of a trained model"),
+    "teach": ("commands.teach", "train a model interactively in the browser"),
 }
 TRAINERS = (OUR_METHOD, *ALL_BASELINES)
 CHECKOUT = Path(__file__).parents[2]  # not resolved: with `install.sh --link`, this is CoOp's

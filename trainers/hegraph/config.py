@@ -1,7 +1,7 @@
 """Configuration: all options, and the keys that set them. `config_files.py` reads configurations.
 
 Options are declared in the packages that use them (`utils/option.py`): of the model in `method/options.py`, of training
-in `training/options.py`, of encoding in `features/options.py`, and all other ones here. Keys outside
+in `method/training/options.py`, of encoding in `features/options.py`, and all other ones here. Keys outside
 `TRAINER.HEGRAPHADAPTER` have the names and types of Dassl's and CoOp's keys, so that one YAML file works with and
 without Dassl. The exception is `MODEL.BACKBONE.PRETRAINED`: the weights here, a boolean in Dassl. The defaults are the
 recipe of the published results.
@@ -17,10 +17,10 @@ from typing import Any, get_type_hints
 
 from yacs.config import CfgNode
 
-from .backbones.identity import PRECISIONS
+from .features.backbones.identity import PRECISIONS
 from .features.options import EncodingOptions
 from .method.options import ClosedFormOptions, ModelOptions, TrainingFreeOptions
-from .training.options import TrainingOptions
+from .method.training.options import TrainingOptions
 from .utils.errors import UserError
 from .utils.option import NODE, OUR_METHOD, is_list, is_strings, option, option_of, options_of, values_up_to
 

@@ -11,10 +11,10 @@ from typing import Any
 
 from yacs.config import CfgNode
 
-from .backbones.identity import canonical_name
 from .config import BACKBONE_KEYS, FILLABLE, OPTIONS, Config, default_values, matching_rows, pairs_of
+from .features.backbones.identity import canonical_name
 from .method.options import UNTRAINED, ModelOptions, TrainingFreeOptions
-from .training.options import TrainingOptions
+from .method.training.options import TrainingOptions
 from .utils.errors import UserError, shown, unknown
 from .utils.option import LARGEST_FLOAT, NODE, OPEN, OUR_METHOD, Option, options_of
 from .utils.reading import parse_json, read_yaml, validate

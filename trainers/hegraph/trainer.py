@@ -43,11 +43,11 @@ from .experiments.run import check_configuration, checkpoints_with_models, draw_
 from .experiments.run_folder import RunFolder, find_model_of_epoch
 from .experiments.tasks import ImageTask, Predictions
 from .features.bank import FeatureBank
+from .method.training.batches import Batch
+from .method.training.loop import AdapterTraining
 from .models.folder import load_model
 from .models.saved import SavedModel
 from .results.records import read_record
-from .training.batches import Batch
-from .training.loop import AdapterTraining
 from .utils.errors import UserError, command, echo, refuse_several_processes, show_messages
 from .utils.files import absolute
 from .utils.option import NODE

@@ -28,12 +28,12 @@ from torch import Tensor
 from ..datasets.registry import canonical_name
 from ..features.bank import FeatureBank
 from ..method.cache import FoldedClassifier, text_logits
-from ..training.confidence import Calibration
+from ..method.training.confidence import Calibration
 from ..utils.errors import UserError
 from ..utils.option import describe_shots, values_up_to
 
 if TYPE_CHECKING:  # open_clip takes seconds to import, and most methods do not need it
-    from ..backbones.clip import Backbone
+    from ..features.backbones.clip import Backbone
 
 Transfer = Callable[[FeatureBank], Tensor]
 Defaults = Mapping[str, Any]  # option name -> a bool, a number, a string or a list of these

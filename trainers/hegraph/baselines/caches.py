@@ -17,8 +17,8 @@ from torch import Tensor
 
 from ..features.bank import FeatureBank
 from ..method.cache import FoldedClassifier, affinities, cache_affinities, cache_logits, text_logits
-from ..training.batches import Batch
-from ..training.choice import accuracy, choose, has_val, val_images
+from ..method.training.batches import Batch
+from ..method.training.choice import accuracy, choose, has_val, val_images
 from . import base
 from .base import Defaults, FittedMethod, Method, Options, by_dataset, check_number, check_numbers, value_for_task
 from .class_features import zero_shot

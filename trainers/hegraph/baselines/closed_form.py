@@ -20,7 +20,7 @@ from torch import Tensor
 from ..features.bank import FeatureBank
 from ..method.cache import FoldedClassifier, affinities, cache_affinities, text_logits
 from ..method.graph import sum_by_class
-from ..training.choice import accuracy, choose, has_val, val_accuracy, val_images
+from ..method.training.choice import accuracy, choose, has_val, val_accuracy, val_images
 from .base import Defaults, FittedMethod, Method, Options, by_dataset, check_number, check_numbers, value_for_task
 
 T = TypeVar("T")

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..features.bank import FeatureBank
 from ..method.cache import FoldedClassifier
 from ..method.graph import sum_by_class
-from ..training.choice import choose, has_val, val_accuracy
+from ..method.training.choice import choose, has_val, val_accuracy
 from ..utils.errors import UserError
 from .base import Defaults, FittedMethod, Method, Options, check_number, check_numbers
 from .trained import BestEpoch, count_parameters

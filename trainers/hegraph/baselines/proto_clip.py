@@ -34,8 +34,8 @@ from torch.autograd.function import once_differentiable
 
 from ..features.bank import FeatureBank
 from ..method.graph import sum_by_class
-from ..training.batches import Batch
-from ..training.choice import accuracy, choose, has_val, val_accuracy, val_images
+from ..method.training.batches import Batch
+from ..method.training.choice import accuracy, choose, has_val, val_accuracy, val_images
 from .base import EPSILON, Defaults, FittedMethod, Method, Options, check_number, value_for_task
 from .trained import BestEpoch, batches, bottleneck, count_parameters, train
 

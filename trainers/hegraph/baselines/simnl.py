@@ -10,7 +10,7 @@ from torch import Tensor
 from ..features.bank import FeatureBank
 from ..method.cache import FoldedClassifier, affinities, cache_logits
 from ..method.graph import sum_by_class
-from ..training.batches import Batch
+from ..method.training.batches import Batch
 from .base import Defaults, Options, by_dataset, value_for_task
 from .caches import Cache, CacheMethod
 

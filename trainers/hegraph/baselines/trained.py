@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from ..features.bank import FeatureBank
 from ..method.cache import text_logits
-from ..training.batches import BankBatches, Batch, TrainingData
-from ..training.loop import learning_rate
+from ..method.training.batches import BankBatches, Batch, TrainingData
+from ..method.training.loop import learning_rate
 from ..utils.errors import UserError
 from .base import FittedMethod, Method, Options, check_number, cosine_classifier, value_for_task
 
 if TYPE_CHECKING:
-    from ..backbones.clip import Backbone
+    from ..features.backbones.clip import Backbone
 
 
 @dataclass(frozen=True)

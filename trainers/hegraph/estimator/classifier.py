@@ -20,10 +20,8 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, column_or_1d
 from torch import Tensor
 
-from ..backbones.identity import AUTO
+from ..features.backbones.identity import AUTO
 from ..features.bank import mean_over_views
-from ..labels.issues import LabelIssue, find_label_issues
-from ..labels.suggest import suggest
 from ..models.folder import load_model, save_model
 from ..models.hub import local_folder, push_model
 from ..models.images import ImageModel
@@ -34,6 +32,8 @@ from ..utils.errors import UserError
 from ..utils.reading import Size, validate
 from .incremental import KEYS, Addition, Trainer, image_ids, support_set_of, unlabelled_features_of
 from .inputs import Names, as_array, checked_features, checked_X_y, class_names, image_list, split_labelled, unit_rows
+from .labels.issues import LabelIssue, find_label_issues
+from .labels.suggest import suggest
 from .training import options_of
 
 BATCH = 256  # images in a batch of the backbone

@@ -17,12 +17,12 @@ import torch
 from PIL import Image
 from sklearn.utils import check_random_state
 
-from ..backbones.identity import DEFAULT_BACKBONE
 from ..config import Config
 from ..datasets.base import Dataset
 from ..datasets.images import open_any, pixel_hash, reason
 from ..datasets.splits import Item
 from ..experiments.tasks import ImageTask
+from ..features.backbones.identity import DEFAULT_BACKBONE
 from ..models.saved import SavedModel
 from ..models.support_set import SupportSet
 from ..results.records import RECORD
@@ -32,7 +32,7 @@ from .inputs import text_nodes, unit_rows
 from .training import NO_NAME, Origin, make_configuration, train_model
 
 if TYPE_CHECKING:
-    from ..backbones.clip import Backbone
+    from ..features.backbones.clip import Backbone
 
 # Parameters of the classifier and their configuration keys
 KEYS = {

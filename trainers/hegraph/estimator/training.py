@@ -15,7 +15,6 @@ from typing import Any, NamedTuple, cast
 import torch
 import torch.nn.functional as F
 
-from ..backbones.schema import BackboneConfig
 from ..baselines import load_method
 from ..config import OPTIONS, Config, default_values, is_filled
 from ..config_files import load_cfg
@@ -23,14 +22,15 @@ from ..experiments.fitting import calibrate_method, fit_multilabel, train_adapte
 from ..experiments.record import make_model
 from ..experiments.run_folder import RunFolder
 from ..experiments.tasks import FeatureTask, ImageTask, Task, ids_of_names, names_of
+from ..features.backbones.schema import BackboneConfig
 from ..features.bank import FeatureBank, label_list
 from ..features.extract import class_prompts
 from ..method.closed_form import OMEGA_NEW, TextPrior
 from ..method.graph import class_prototypes
+from ..method.training.memory import refuse_beyond_memory, training_bytes
 from ..method.unlabelled import ClassSums
 from ..models.saved import Preprocessing, Prompts, SavedModel
 from ..models.support_set import SupportSet, scatter_state
-from ..training.memory import refuse_beyond_memory, training_bytes
 from ..utils.errors import UserError, first_line
 from ..utils.option import NODE, OUR_METHOD
 from ..utils.reading import Positive, validate

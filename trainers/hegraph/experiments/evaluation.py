@@ -20,10 +20,10 @@ from ..baselines.base import FittedMethod, Transfer, zero_shot_transfer
 from ..datasets.base import check_classes
 from ..features.bank import FeatureBank
 from ..method.cache import text_logits
+from ..method.training.choice import accuracy
+from ..method.training.confidence import Calibration
 from ..models.saved import SavedModel, TrainedModel
 from ..results.records import OTHER_CLASSES, SAME_CLASSES, TargetRecord
-from ..training.choice import accuracy
-from ..training.confidence import Calibration
 from ..utils.errors import UserError
 from .fitting import check_finite, classify_in_batches
 from .tasks import Predictions, Task, match_classes

@@ -13,7 +13,7 @@ The first of these sources that exists is used:
    of the other half, its mean confidence matches that of zero-shot CLIP among the same classes. The temperature of
    zero-shot CLIP is fitted on all training images.
 
-The same images give the scores of known classes (`training/confidence.py`). At one shot these are the scores of
+The same images give the scores of known classes (`method/training/confidence.py`). At one shot these are the scores of
 zero-shot CLIP, plus the difference between the method and zero-shot CLIP on the held-out classes.
 
 Shapes: N training images, n held-out images, K classes, d feature width, B images of a batch.
@@ -40,11 +40,11 @@ from ..features.bank import FeatureBank, mean_over_views
 from ..method.cache import text_logits
 from ..method.model import HeGraphModel, TransferableAdapter, build_model
 from ..method.multilabel import MultiLabelHead
-from ..training.batches import TrainingData
-from ..training.choice import has_val, val_accuracy, val_images
-from ..training.confidence import Calibration, calibration_by_zero_shot, calibration_on
-from ..training.loop import AdapterTraining, Checkpoints, TrainingSummary, train_to_end
-from ..training.memory import free_bytes, log_large, training_bytes
+from ..method.training.batches import TrainingData
+from ..method.training.choice import has_val, val_accuracy, val_images
+from ..method.training.confidence import Calibration, calibration_by_zero_shot, calibration_on
+from ..method.training.loop import AdapterTraining, Checkpoints, TrainingSummary, train_to_end
+from ..method.training.memory import free_bytes, log_large, training_bytes
 from ..utils.devices import wait_for
 from ..utils.errors import UserError
 from .tasks import FeatureTask, Task

@@ -16,6 +16,9 @@ from ..config import Config
 from ..datasets.loading import OWN
 from ..features.bank import FeatureBank, count_labels
 from ..method.model import TransferableAdapter
+from ..method.training.choice import accuracy, score, score_multilabel
+from ..method.training.confidence import Calibration, confidence_scores, known_score
+from ..method.training.memory import peak_memory_mb
 from ..method.unlabelled import ClassSums
 from ..models.folder import save_model
 from ..models.saved import NOT_TESTED, SavedModel, Scores, TrainedModel, TrainedOn
@@ -32,9 +35,6 @@ from ..results.records import (
     write_record,
     write_tensors_with_classes,
 )
-from ..training.choice import accuracy, score, score_multilabel
-from ..training.confidence import Calibration, confidence_scores, known_score
-from ..training.memory import peak_memory_mb
 from ..utils.commit import git_commit, versions
 from ..utils.files import hash_json
 from ..utils.option import OUR_METHOD

@@ -17,12 +17,12 @@ from ..config_files import with_values
 from ..datasets.base import Dataset
 from ..features.bank import FeatureBank
 from ..method.model import HeGraphModel
+from ..method.training.confidence import Calibration
+from ..method.training.loop import Checkpoints
 from ..models.folder import CONFIG, THUMBNAILS, load_model, save_model, write_thumbnails
 from ..models.saved import SavedModel, TrainedModel
 from ..models.support_set import label_kind
 from ..results.records import OTHER_CLASSES
-from ..training.confidence import Calibration
-from ..training.loop import Checkpoints
 from ..utils import processes
 from ..utils.devices import available_device
 from ..utils.errors import UserError

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from ..backbones.identity import AUTO
 from ..baselines import ALL_BASELINES, TRANSDUCTIVE_METHODS
 from ..config import OPTIONS, Config
+from ..features.backbones.identity import AUTO
+from ..features.prompts.sentences import description_file
+from ..method.training.loop import ADAPTER, CHECKPOINT, Checkpoints
 from ..models.folder import CONFIG, TENSORS, check_place, find_model_folder, model_files
-from ..prompts.sentences import description_file
 from ..results.records import PREDICTIONS, RECORD, SPLIT, TEXT_NODES, read_record
-from ..training.loop import ADAPTER, CHECKPOINT, Checkpoints
 from ..utils.errors import UserError
 from ..utils.files import check_not_read, hash_file, hash_json, write_json
 from ..utils.option import NODE, OUR_METHOD

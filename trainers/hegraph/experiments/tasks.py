@@ -21,8 +21,6 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from ..backbones.identity import backbone_identity
-from ..backbones.schema import BackboneConfig
 from ..baselines import MULTILABEL_METHODS, TRANSDUCTIVE_METHODS
 from ..config import Config
 from ..config_files import with_values
@@ -32,12 +30,14 @@ from ..datasets.loading import OWN, load_few_shot, load_test_images, load_unlabe
 from ..datasets.registry import find_entry
 from ..datasets.splits import FewShotSample, Item, sample_few_shot, subsample_labels
 from ..features import extract
+from ..features.backbones.identity import backbone_identity
+from ..features.backbones.schema import BackboneConfig
 from ..features.bank import SUFFIX, BankFile, FeatureBank, label_list, mean_over_views, refuse_test_rows, sample_bank
 from ..features.images import ImageViews
+from ..features.prompts.sentences import description_file, resolve_source
+from ..method.training.batches import BankBatches, OnlineBatches, TrainingData, products_with_cache
 from ..models.saved import Preprocessing, Prompts, TrainedModel
-from ..prompts.sentences import description_file, resolve_source
 from ..results.records import OTHER_CLASSES, SAME_CLASSES, ImageFiles
-from ..training.batches import BankBatches, OnlineBatches, TrainingData, products_with_cache
 from ..utils import processes
 from ..utils.errors import UserError
 from ..utils.files import file_version, hash_json
@@ -46,7 +46,7 @@ from ..utils.reading import read_json
 from ..utils.threads import map_in_threads
 
 if TYPE_CHECKING:
-    from ..backbones.clip import Backbone
+    from ..features.backbones.clip import Backbone
 
 logger = logging.getLogger(__name__)
 
@@ -541,7 +541,7 @@ class ImageTask(Task):
 @lru_cache(maxsize=1)
 def _shared_backbone(name: str, pretrained: str, device: str, precision: str, version: str) -> Backbone:
     """Return the backbone that the runs of a process share; `version` changes whenever its weights do."""
-    from ..backbones.loading import load_backbone  # imports open_clip
+    from ..features.backbones.loading import load_backbone  # imports open_clip
 
     return load_backbone(name, pretrained, device, precision)
 

@@ -27,12 +27,12 @@ from pydantic import BeforeValidator, Json
 from safetensors import safe_open
 from torch import Tensor
 
-from ..backbones.schema import BackboneConfig
 from ..datasets.base import refuse_tested
 from ..datasets.splits import SPLITS, FewShotSample, subsample_labels
 from ..utils.errors import UserError
 from ..utils.files import file_version, hash_content, hash_file, write_tensors
 from ..utils.reading import LenientModel, Name, Positive, read_metadata, reading, validate
+from .backbones.schema import BackboneConfig
 
 logger = logging.getLogger(__name__)
 

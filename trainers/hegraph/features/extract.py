@@ -25,20 +25,20 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from ..backbones.identity import describe_transform
 from ..datasets.base import Dataset
 from ..datasets.splits import Item
-from ..prompts.sentences import PromptGroup, negative_prompts, positive_prompts, resolve_source
 from ..utils import processes
 from ..utils.errors import UserError
 from ..utils.files import hash_content, hash_json, write_tensors
 from ..utils.reading import read_tensors
+from .backbones.identity import describe_transform
 from .bank import FeatureBank, has_unit_norm
 from .images import ImageViews
 from .options import EncodingOptions
+from .prompts.sentences import PromptGroup, negative_prompts, positive_prompts, resolve_source
 
 if TYPE_CHECKING:
-    from ..backbones.clip import Backbone, Transform
+    from .backbones.clip import Backbone, Transform
 
 logger = logging.getLogger(__name__)
 

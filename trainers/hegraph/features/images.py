@@ -21,7 +21,7 @@ from ..utils.errors import UserError
 from ..utils.threads import MAX_THREADS, cores, in_batches
 
 if TYPE_CHECKING:
-    from ..backbones.clip import Transform
+    from .backbones.clip import Transform
 
 
 class View(NamedTuple):
@@ -47,7 +47,7 @@ class ImageReader:
     """
 
     def __init__(self, transform: Transform, threads: int = 0) -> None:
-        from ..backbones.clip import split_transform  # open_clip takes seconds to import
+        from .backbones.clip import split_transform  # open_clip takes seconds to import
 
         self.steps, self.finish = split_transform(transform)
         self.threads = threads or min(cores(), MAX_THREADS)
@@ -71,7 +71,7 @@ class ImageReader:
 
         No exception is raised, although Pillow raises exceptions of many types on damaged bytes.
         """
-        from ..backbones.clip import sample_steps
+        from .backbones.clip import sample_steps
 
         try:
             pixels: Any  # an image, which the last step converts to a tensor

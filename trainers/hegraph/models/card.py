@@ -11,8 +11,8 @@ from pathlib import Path
 import jinja2
 from huggingface_hub import EvalResult, ModelCardData
 
-from ..backbones.identity import resolve_pretrained
-from ..backbones.schema import BackboneConfig
+from ..features.backbones.identity import resolve_pretrained
+from ..features.backbones.schema import BackboneConfig
 from .saved import SavedModel
 
 TEMPLATE = Path(__file__).with_name("card.jinja")
@@ -91,7 +91,7 @@ def base_model_of(backbone: BackboneConfig) -> str | None:
     """
     if not backbone.model:
         return None
-    from ..backbones.loading import hub_repository
+    from ..features.backbones.loading import hub_repository
 
     name = hub_repository(backbone.model, resolve_pretrained(backbone.model, backbone.pretrained))
     return name if name and re.fullmatch(r"[\w.-]+/[\w.-]+", name) else None

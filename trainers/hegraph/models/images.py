@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..backbones.identity import AUTO, FOLDER, canonical_name
 from ..datasets.images import ImageOrPath
+from ..features.backbones.identity import AUTO, FOLDER, canonical_name
 from ..features.images import ImageLike, ImageReader
 from ..utils.errors import UserError
 from ..utils.files import absolute
@@ -22,7 +22,7 @@ from .folder import load_model
 from .saved import SavedModel, TrainedModel
 
 if TYPE_CHECKING:
-    from ..backbones.clip import Backbone
+    from ..features.backbones.clip import Backbone
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ class ImageModel:
                 '--backbone NAME --pretrained TAG (in Python backbone="NAME", pretrained="TAG")'
             )
         weights = pretrained or (own.pretrained if name == own.model else "")
-        from ..backbones.loading import load_backbone  # open_clip takes seconds to import
+        from ..features.backbones.loading import load_backbone  # open_clip takes seconds to import
 
         return cls(model, load_backbone(name, weights, device, precision))
 

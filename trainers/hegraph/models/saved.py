@@ -12,19 +12,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import ConfigDict, Field, InstanceOf, model_validator
 from torch import Tensor
 
-from ..backbones.schema import BackboneConfig
+from ..features.backbones.schema import BackboneConfig
 from ..method.cache import FoldedClassifier
 from ..method.model import TransferableAdapter
+from ..method.training.confidence import KnownScores, known_score
+from ..method.training.memory import refuse_beyond_memory
 from ..method.unlabelled import ClassSums, UnlabelledAdaptation, adapt_to_unlabelled
-from ..training.confidence import KnownScores, known_score
-from ..training.memory import refuse_beyond_memory
 from ..utils.errors import UserError
 from ..utils.option import describe_shots, images_per_class
 from ..utils.reading import Count, Finite, Name, Percent, Positive, Share, Size, StrictModel, validate
 from .support_set import SupportSet
 
 if TYPE_CHECKING:
-    from ..backbones.clip import Backbone
+    from ..features.backbones.clip import Backbone
 
 Three = Field(min_length=3, max_length=3)
 COPIES = 4  # float32 copies of all unlabelled images' logits in memory during adaptation

@@ -35,7 +35,7 @@ class SupportSet:
         labels: Positions of the images' classes in `classes`, shape `[N]`; with several labels per image, indicators,
             booleans of shape `[N, K]`. A class may have no image.
         ids: Hashes of the images' pixels, shape `[N]`, int64; 0 for images that were passed as features, until a server
-            that learns (`serve/learning.py`) gives them hashes of their features.
+            that learns (`apps/serve/learning.py`) gives them hashes of their features.
         positive, negative: Text nodes, each `[K, d]`; None if they are computed from the images.
         state: Trained parameters of HeGraphAdapter by name, where further training starts; {} without training.
     """

@@ -8,7 +8,7 @@ and the bootstrap samples images and computes both mAPs for each sample.
 
 Open-set scores are compared on the test images of feature banks, with the models that runs saved. A class of a bank is
 known if the model has a class of that name, so half of the classes are unknown to a run with DATASET.SUBSAMPLE_CLASSES
-base. Besides the scores of `training/confidence.py`, there are
+base. Besides the scores of `method/training/confidence.py`, there are
 
 - "distance": `-min_c |A^-1/2 (f - u_c)| / s`, the distance to the nearest class node in the whitened space of the
   closed-form head (`method/closed_form.py`); "angle": the cosine with the nearest class node in that space, relative to
@@ -32,9 +32,9 @@ from torch import Tensor
 
 from ..features.bank import FeatureBank, load_bank
 from ..method.model import shuffled
+from ..method.training.confidence import DEFAULT_SCORE, known_score
 from ..models.folder import load_model
 from ..models.saved import SavedModel
-from ..training.confidence import DEFAULT_SCORE, known_score
 from ..utils.errors import UserError, unknown
 from ..utils.option import describe_shots
 from .comparison import warn_skipped

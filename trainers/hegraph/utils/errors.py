@@ -203,6 +203,9 @@ def number(kind: Callable[[str], float], least: float, most: float = math.inf) -
     return parse
 
 
+whole = number(int, 1, 2**31 - 1)  # argument type: an integer of at least 1
+
+
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
     """Help of an argument: its meaning, the configuration key that it sets in brackets, and its default."""
 

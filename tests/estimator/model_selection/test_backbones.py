@@ -1,0 +1,276 @@
+"""Comparison of backbones: hegraph-mini against random models on the digits, errors, the recommendation."""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import shlex
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from trainers.hegraph import compare_backbones, load_few_shot
+from trainers.hegraph.__main__ import main
+from trainers.hegraph.commands.backbones import size
+from trainers.hegraph.estimator.model_selection.backbones import (
+    COLUMNS,
+    Candidate,
+    Result,
+    class_indices,
+    compare,
+    parse_candidate,
+    read_candidates,
+    recommend,
+)
+from trainers.hegraph.features.backbones.identity import MINI_CONFIG
+from trainers.hegraph.features.backbones.loading import local_weights
+from trainers.hegraph.utils.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def random_model(tmp_path_factory) -> str:
+    """Name of a model with the architecture of hegraph-mini and random weights."""
+    folder, config = tmp_path_factory.mktemp("random"), json.loads(MINI_CONFIG.read_text())
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": {}}))
+    save_file(open_clip.CLIP(**config).state_dict(), folder / "open_clip_model.safetensors")
+    return f"local-dir:{folder}"
+
+
+def result(name: str, correct: str, speed: float = 1.0) -> Result:
+    """Result of a candidate; `correct` has a "1" for each correctly classified image."""
+    return Result(Candidate(name=name), 50.0, np.array([sign == "1" for sign in correct]), speed)
+
+
+# The command
+
+
+def call(capsys, folder: Path, *words: str, code: int = 0, data: str = "digits") -> list[str]:
+    """Compare backbones on the digits; returns the lines of standard output."""
+    features = ["TRAINER.HEGRAPHADAPTER.FEATURES.DIR", str(folder), "TRAINER.HEGRAPHADAPTER.FEATURES.VIEWS", "2"]
+    assert main(["backbones", "--dataset-config-file", data, "--shots", "4", *words, *features]) == code
+    return capsys.readouterr().out.splitlines()
+
+
+@pytest.mark.parametrize(("data", "shots", "margin"), [("digits", "4", 30), ("digit_scenes", "16", 5)])
+def test_trained_backbone_is_ahead_of_random_one(capsys, tmp_path, random_model, data, shots, margin):
+    lines = call(capsys, tmp_path, "--candidates", random_model, "mini", "--offline", "--shots", shots, data=data)
+    assert [line.split()[0] for line in lines[1:3]] == ["hegraph-mini", random_model]
+    trained, random = (float(line.split()[2]) for line in lines[1:3])
+    assert trained > random + margin and lines[4].startswith("Recommended: hegraph-mini,")
+
+
+def test_recommended_training_encodes_nothing_again(capsys, caplog, tmp_path):
+    lines = call(capsys, tmp_path, "--candidates", "mini")
+    words = shlex.split(lines[-1])[3:]
+    words[words.index("--output-dir") + 1] = str(tmp_path / "run")
+    caplog.set_level(logging.INFO)
+    caplog.clear()
+    assert main(words) == 0
+    encoded = [record.getMessage() for record in caplog.records if "encoded" in record.getMessage()]
+    assert [line for line in encoded if "train" in line] == []
+    assert [line for line in encoded if "test" in line] != []  # the comparison reads no test images
+
+
+def test_second_comparison_reads_cached_features(capsys, caplog, tmp_path):
+    first = call(capsys, tmp_path, "--candidates", "mini")
+    caplog.set_level(logging.INFO)
+    caplog.clear()
+    second = call(capsys, tmp_path, "--candidates", "mini")
+    assert [line.split()[:3] for line in first[:2]] == [line.split()[:3] for line in second[:2]]
+    assert "encoded" not in caplog.text
+
+
+def test_failed_candidates_have_their_error_in_a_row(capsys, tmp_path, random_model, no_hub):
+    broken = tmp_path / "broken.safetensors"
+    broken.write_bytes(b"no weights")
+    names = ["--candidates", "mini", f"mini:{broken}", "ViT-B-99:openai", "ViT-B-32-quickgelu:openai"]
+    lines = call(capsys, tmp_path, *names, code=1)
+    assert [line.split()[0] for line in lines[1:5]] == ["hegraph-mini", f"hegraph-mini:{broken}", *names[3:]]
+    for line, reason in zip(lines[2:5], ("broken.safetensors", "unknown backbone", "cannot be reached")):
+        assert "error: " in line and reason in line
+
+
+def test_offline_skips_weights_that_are_not_here(capsys, tmp_path, no_hub):
+    lines = call(capsys, tmp_path, "--candidates", "mini", "ViT-B-32-quickgelu:openai", "--offline", code=1)
+    assert lines[2].split("  ")[-1].strip() == "error: its weights are not on this machine"
+
+
+def test_classes_with_one_image_are_reported(capsys, tmp_path):
+    lines = call(capsys, tmp_path, "--candidates", "mini", "--shots", "1")
+    assert "10 of the classes have one image, which leave-one-out classifies by the text of its class." in lines
+
+
+def test_one_class_is_refused_before_encoding(capsys, tmp_path):
+    (tmp_path / "labels.csv").write_text("path,label\n" + "".join(f"{n}.png,cat\n" for n in range(3)))
+    for number in range(3):
+        Image.new("RGB", (9, 9), (80 * number, 0, 0)).save(tmp_path / f"{number}.png")
+    assert main(["backbones", "--root", str(tmp_path / "labels.csv"), "--candidates", "mini"]) == 2
+    assert "expected at least two classes, got 1" in capsys.readouterr().err
+
+
+# Candidates
+
+
+def test_listed_candidates_are_known_to_open_clip():
+    for candidate in read_candidates():
+        assert candidate.tag in open_clip.list_pretrained_tags_by_model(candidate.name)
+        assert candidate.licence and candidate.megabytes
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "tag"),
+    [
+        ("ViT-B-32:openai", "ViT-B-32", "openai"),
+        ("mini", "hegraph-mini", ""),
+        ("hf-hub:some/model", "hf-hub:some/model", ""),
+        ("RN50", "RN50", ""),
+    ],
+)
+def test_candidate_is_read(text, name, tag):
+    candidate = parse_candidate(text, [])
+    assert (candidate.name, candidate.tag) == (name, tag)
+
+
+@pytest.mark.parametrize(("text", "megabytes"), [("500MB", 500), ("1.5 GB", 1500), ("1gb", 1000), (" 1000KB ", 1)])
+def test_size_is_read(text, megabytes):
+    assert size(text) == megabytes
+
+
+@pytest.mark.parametrize("text", ["", "MB", "manyGB", "500 photos", "500", "5000000", "999KB"])
+def test_other_sizes_are_refused(capsys, text):
+    assert main(["backbones", "--max-size", text]) == 2
+    expected = "argument --max-size: expected a number with a unit, 1 MB or more, such as 500MB, got "
+    assert f"{expected}{text!r}" in capsys.readouterr().err
+
+
+def test_key_instead_of_a_candidate_is_refused(cli_error):
+    assert "--candidates: expected at least one backbone before the key SEED" in cli_error(
+        "backbones", "--candidates", "SEED", "2"
+    )
+
+
+def test_large_candidates_are_left_out(no_hub):
+    assert {candidate.name for candidate in read_candidates(max_megabytes=400)} == {"MobileCLIP-S1"}
+
+
+@pytest.mark.parametrize(
+    ("names", "most", "code"), [(["mini", "hegraph-mini"], None, "candidates.repeated"), ([], 1.0, "candidates.size")]
+)
+def test_unusable_candidates_are_refused(names, most, code, refused, no_hub):
+    with refused(code):
+        read_candidates(names, most)
+
+
+def test_local_weights_are_found_without_a_request(no_hub, random_model):
+    assert local_weights("hegraph-mini", "") == MINI_CONFIG.with_suffix(".safetensors")
+    assert local_weights(random_model, "").name == "open_clip_model.safetensors"
+    assert local_weights("ViT-B-32-quickgelu", "openai") is None
+
+
+# The recommendation
+
+
+def test_fastest_tie_is_recommended():
+    results = [result("best", "1" * 30), result("slow", "1" * 29 + "0", 0.5), result("fast", "1" * 28 + "00", 9)]
+    recommended, difference = recommend(results)
+    assert recommended.candidate.name == "fast"
+    assert difference.low < difference.mean < 0 <= difference.high
+
+
+def test_worse_backbone_is_not_recommended():
+    recommended, difference = recommend([result("best", "1" * 30), result("fast", "10" * 15, 9)])
+    assert (recommended.candidate.name, difference) == ("best", None)
+
+
+def test_no_usable_candidate_is_one_error(refused):
+    with refused("candidates.none", "out of memory"):
+        recommend([Result(Candidate(name="large"), error="out of memory")])
+
+
+@pytest.mark.parametrize(("error", "message"), [
+    (MemoryError(), "out of memory; use smaller batches"),
+    (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "out of memory; use smaller batches"),
+    (OSError(errno.ENOSPC, "No space left on device", "/cache/x"), "No space left on device: /cache/x"),
+])  # fmt: skip
+def test_lack_of_memory_or_disk_is_a_row(error, message):
+    def encode(candidate):
+        raise error
+
+    [found] = compare([Candidate(name="hegraph-mini")], encode)
+    assert found.error.startswith(message)
+
+
+def test_other_exceptions_are_raised():
+    def encode(candidate):
+        raise RuntimeError("size of tensor a must match")
+
+    with pytest.raises(RuntimeError, match="must match"):
+        compare([Candidate(name="hegraph-mini")], encode)
+
+
+# Python
+
+
+@pytest.fixture(scope="module")
+def digits() -> tuple[list, list]:
+    dataset = load_few_shot("Digits", "", 3, 1)
+    return [dataset.open(item.path) for item in dataset.train], [item.classname for item in dataset.train]
+
+
+def test_frame_is_sorted_by_accuracy(digits, random_model):
+    frame = compare_backbones(*digits, candidates=[random_model, "mini"])
+    assert (tuple(frame), frame["backbone"].tolist()) == (COLUMNS, ["hegraph-mini", random_model])
+    assert frame["leave_one_out"].is_monotonic_decreasing
+    assert (frame["low"] <= frame["leave_one_out"]).all()
+    assert (frame["leave_one_out"] < frame["high"]).all()
+
+
+def test_labels_may_be_indices(digits):
+    images, labels = digits
+    names = sorted(set(labels))
+    by_index = compare_backbones(images, [names.index(label) for label in labels], names, candidates=["mini"])
+    by_name = compare_backbones(images, labels, candidates=["mini"])
+    assert by_index["leave_one_out"].tolist() == by_name["leave_one_out"].tolist()
+
+
+@pytest.mark.parametrize("labels", [torch.tensor([0, 1, 1]), np.array([0, 1, 1]), [False, True, True]])
+def test_labels_may_be_tensors_arrays_or_booleans(labels):
+    names, indices = class_indices(["1.jpg", "2.jpg", "3.jpg"], labels, ["a", "b"])
+    assert (names, indices.dtype, indices.tolist()) == (["a", "b"], torch.int64, [0, 1, 1])
+    names, _ = class_indices(["1.jpg", "2.jpg", "3.jpg"], labels, None)
+    assert len(names) == 2
+
+
+@pytest.mark.parametrize(
+    ("labels", "names", "code"),
+    [
+        (["a"], None, "labels.number"),
+        (["a", "c", "b"], ["a", "b"], "labels.unknown"),
+        ([0, 1, 5], ["a", "b"], "labels.unknown"),
+        (["a", 1, "a"], None, "labels.type"),
+        ([["a"], ["b"], ["a"]], None, "labels.type"),
+        (["a", "a", "a"], None, "classes.few"),
+        (torch.eye(3), None, "labels.type"),
+        (np.eye(3), ["a", "b", "c"], "labels.unknown"),
+    ],
+)
+def test_wrong_labels_are_refused(labels, names, code, refused):
+    with refused(code):
+        compare_backbones(["1.jpg", "2.jpg", "3.jpg"], labels, names)
+
+
+def test_unreadable_images_are_an_error_of_the_row(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(b"no image")
+    frame = compare_backbones([tmp_path / "a.jpg"] * 2, ["a", "b"], candidates=["mini"])
+    assert "a.jpg" in frame["error"][0]
+
+
+def test_invalid_repository_is_refused():
+    with pytest.raises(UserError, match="expected the name of a repository"):
+        read_candidates(["hf-hub:no name"], 1.0)

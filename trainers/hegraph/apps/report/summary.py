@@ -1,0 +1,316 @@
+"""Summary of one run: accuracy in total and by class, example errors, suspicious labels, and calibration.
+
+A run without test images is evaluated by leave-one-out on its training images.
+
+Shapes: M images that the run is evaluated on, N training images, K classes.
+"""
+
+import base64
+import io
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+from ...datasets.images import open_image, reason
+from ...estimator.labels import SUSPICIOUS
+from ...estimator.labels.issues import LabelIssue, leave_one_out, rank_labels
+from ...models.folder import load_model
+from ...models.saved import SavedModel
+from ...results.by_image import (
+    Ranking,
+    bootstrap_weights,
+    confused_pairs,
+    count_confusions,
+    mean_precision,
+    percentile_interval,
+    read_predictions,
+    read_scores,
+)
+from ...results.comparison import has_calibration, on_base_classes
+from ...results.figures import MIN_IMAGES
+from ...results.records import PREDICTIONS, SPLIT, ImageFiles, main_score, read_test_files
+from ...results.scores import OUR_METHOD, PAPER, is_multilabel, method
+from ...results.table import CONFIDENCE
+from ...utils.errors import UserError
+from ...utils.reading import read_json, validate
+
+logger = logging.getLogger(__name__)
+
+MAX_LEFT_OUT = 5000  # training images, since leave-one-out takes O(N^2)
+MAX_BARS = 20  # classes that are shown at once
+MAX_PAIRS, MAX_EXAMPLES, MAX_ISSUES, MAX_WEAK = 5, 4, 8, 3
+SIDE = 160  # pixels of an example image
+
+
+class Example(NamedTuple):
+    """Image with a caption. `source` is a data URI, or "" if the file cannot be read."""
+
+    source: str
+    name: str
+    caption: str
+
+
+class ClassScore(NamedTuple):
+    """Score of a class in percent, its explanation, and its number of training images, if known."""
+
+    name: str
+    percent: float
+    text: str
+    images: int | None
+
+
+class Pair(NamedTuple):
+    """Two confused classes in words, with example images."""
+
+    text: str
+    examples: list[Example]
+
+
+@dataclass
+class Summary:
+    """Values of the template.
+
+    Attributes:
+        run: Description of the run.
+        sentence: Accuracy with its interval.
+        classes: Scores by class, the lowest one first; [] if the run has no output folder.
+        pairs: Most confused pairs; None where nothing is known of them.
+        labels: Sentence about suspicious training labels; "" without an output folder.
+        issues: Training images with suspicious labels.
+        weak: Classes to add images of, the most urgent one first.
+        calibration: Sentence about confidence; "" without calibration scores.
+    """
+
+    run: str
+    sentence: str
+    classes: list[ClassScore] = field(default_factory=list)
+    pairs: list[Pair] | None = None
+    labels: str = ""
+    issues: list[Example] = field(default_factory=list)
+    weak: list[ClassScore] = field(default_factory=list)
+    calibration: str = ""
+
+
+class Predictions(NamedTuple):
+    """Predicted classes and labels of M images, each `[M]`, the K class names, and the files, if known."""
+
+    predicted: Tensor
+    labels: Tensor
+    classnames: Sequence[str]
+    files: Sequence[Path]
+
+
+class LeaveOneOut(NamedTuple):
+    """Leave-one-out predictions of the training images, and their labels from the most to the least suspicious one."""
+
+    predictions: Predictions
+    issues: Sequence[LabelIssue]
+
+
+def choose_run(runs: Sequence[tuple[Path | None, dict]]) -> tuple[Path | None, dict]:
+    """Choose the run to summarise from output folders (None for a collected record) and records.
+
+    It is a run with test images, of HeGraphAdapter and on all classes, if there is one, with the most shots. Of several
+    such runs, it is the last one, because choosing the best one would select on test.
+    """
+
+    def priority(run: tuple[Path | None, dict]) -> tuple:
+        record = run[1]
+        ours = method(record) in (OUR_METHOD, PAPER)
+        shots = record["shots"] if record["shots"] > 0 else math.inf
+        is_tested = main_score(record) is not None
+        return is_tested, not on_base_classes(record), ours, shots, record.get("finished_at") or ""
+
+    return max(runs, key=priority)
+
+
+def summarise(folder: Path | None, record: dict, run: str) -> Summary:
+    """Summarise a run.
+
+    Args:
+        folder: Output folder of the run; None for a collected record.
+        record: Record of the run.
+        run: Description of the run.
+
+    Raises:
+        UserError: If a file of the run is damaged.
+    """
+    has_predictions = folder is not None and (folder / PREDICTIONS).exists()
+    multilabel = is_multilabel(record)
+    files = read_test_files(folder / PREDICTIONS) if folder is not None and has_predictions and not multilabel else None
+    left_out = None if folder is None else leave_one_out_of_run(folder, files)
+    if multilabel:
+        summary = Summary(run, map_sentence(record, folder if has_predictions else None))
+        precision = (record.get("average_precision") or {}).items()
+        summary.classes = sort_scores(
+            [ClassScore(name, ap, f"AP {ap:.1f} %", None) for name, ap in precision if ap is not None]
+        )
+    elif folder is not None and has_predictions:
+        predicted, labels, names = read_predictions(folder)
+        paths = [Path(files.root) / path for path in files.test] if files and len(files.test) == len(labels) else []
+        summary = Summary(run, accuracy_sentence(record))
+        add_classes(summary, Predictions(predicted, labels, names, paths), left_out)
+    elif main_score(record) is not None:
+        summary = Summary(run, accuracy_sentence(record))
+    elif left_out is not None:
+        predictions = left_out.predictions
+        right = int((predictions.predicted == predictions.labels).sum())
+        start = "The run has no test images. Fitted to all other training images (leave-one-out), the model"
+        summary = Summary(run, f"{start} classifies {share_with_interval(right, len(predictions.labels), 'training')}.")
+        add_classes(summary, predictions, left_out)
+    else:
+        summary = Summary(run, "The run has no test images, so its accuracy is unknown.")
+    summary.weak = weak_classes(summary.classes)
+    if left_out is not None:
+        add_issues(summary, left_out)
+    elif folder is not None and not multilabel:
+        summary.labels = f"They are found in models of HeGraphAdapter with up to {MAX_LEFT_OUT:,} training images."
+    if has_calibration(record):
+        summary.calibration = calibration_sentence(record)
+    return summary
+
+
+def share_with_interval(right: int, count: int, kind: str) -> str:
+    """Words for a share of correct images with Wilson's interval."""
+    from scipy.stats import binomtest  # takes half a second to import
+
+    low, high = binomtest(right, count).proportion_ci(CONFIDENCE, method="wilson")
+    interval = f"{CONFIDENCE:.0%} interval: {100 * low:.1f} to {100 * high:.1f} %"
+    return f"{right:,} of {count:,} {kind} images correctly: {100 * right / count:.1f} % ({interval})"
+
+
+def accuracy_sentence(record: dict) -> str:
+    """Sentence about the accuracy of a record, with its interval over test images."""
+    count = max(record["num_test"], 1)  # a record from elsewhere may lack the number
+    share = share_with_interval(round(record["accuracy"] / 100 * count), count, "test")
+    return f"The model classifies {share}. CLIP without training images reaches {record['accuracy_zero_shot']:.1f} %."
+
+
+def map_sentence(record: dict, folder: Path | None) -> str:
+    """Sentence about the mAP of a record, with its bootstrap interval over test images if the predictions are there."""
+    interval = ""
+    if folder is not None:
+        ranking = Ranking(*(values.numpy() for values in read_scores(folder)))
+        weights = bootstrap_weights(len(ranking.labels), np.random.default_rng(0))
+        _, low, high = percentile_interval(100 * mean_precision(ranking, weights))
+        interval = f" ({CONFIDENCE:.0%} interval: {low:.1f} to {high:.1f} %)"
+    start = f"The mean average precision on {record['num_test']:,} test images is {record['map']:.1f} %{interval}"
+    return f"{start}. CLIP without training images reaches {record['map_zero_shot']:.1f} %."
+
+
+def calibration_sentence(record: dict) -> str:
+    """Sentence about the confidence of a record with calibration scores, and about merged bins."""
+    before, after = (record["calibration"][part] for part in ("before", "after"))
+    counts, confidence = (np.array(after["bins"][key]) for key in ("count", "confidence"))
+    mean = (counts * confidence).sum() / counts.sum()
+    means = f"On average, the model is {mean:.1f} % confident and {after['accuracy']:.1f} % correct"
+    error = f"expected calibration error is {after['ece']:.1f} % ({before['ece']:.1f} % before temperature scaling)"
+    merged = f"Neighbouring dots are merged until each has {MIN_IMAGES} images."
+    if counts.sum() < 2 * MIN_IMAGES:
+        merged = f"{counts.sum()} test images are few: all of them are one dot."
+    return f"{means}; its {error}. {merged}"
+
+
+# Classes
+
+
+def add_classes(summary: Summary, predictions: Predictions, left_out: LeaveOneOut | None) -> None:
+    """Add the accuracy by class and the most confused pairs."""
+    predicted, labels, names, files = predictions
+    matrix = count_confusions(predicted, labels, len(names))
+    training = None if left_out is None else np.bincount(left_out.predictions.labels.numpy(), minlength=len(names))
+    for c, (right, count) in enumerate(zip(matrix.diagonal().tolist(), matrix.sum(axis=1).tolist())):
+        if count:
+            images = None if training is None else int(training[c])
+            summary.classes.append(ClassScore(names[c], 100 * right / count, f"{right} of {count} correct", images))
+    summary.classes, summary.pairs = sort_scores(summary.classes), []
+    for pair in confused_pairs(matrix, MAX_PAIRS):
+        directions = [(i, j) for i, j in (pair, pair[::-1]) if matrix[i, j]]
+        parts = [f"{matrix[i, j]} of {matrix[i].sum()} {names[i]} predicted as {names[j]}" for i, j in directions]
+        shown = [
+            (files[row], f"{names[i]}, predicted as {names[j]}")
+            for i, j in directions
+            for row in ((labels == i) & (predicted == j)).nonzero()[:, 0].tolist()
+            if files
+        ]
+        summary.pairs.append(Pair("; ".join(parts), [make_example(*each) for each in shown[:MAX_EXAMPLES]]))
+
+
+def sort_scores(scores: Sequence[ClassScore]) -> list[ClassScore]:
+    """Sort classes from the lowest to the highest score; of equal scores, the one with the fewest images first."""
+    return sorted(scores, key=lambda score: (score.percent, score.images or 0))
+
+
+def weak_classes(scores: Sequence[ClassScore]) -> list[ClassScore]:
+    """Return up to `MAX_WEAK` classes with errors, the lowest score first."""
+    return [score for score in scores if score.percent < 100][:MAX_WEAK]
+
+
+# Training images
+
+
+def leave_one_out_of_run(folder: Path, files: ImageFiles | None) -> LeaveOneOut | None:
+    """Predict the training images of a run by leave-one-out; None if the run has none, or too many.
+
+    `files` are the files of its test images, below the same folder as those of its training images.
+
+    Raises:
+        UserError: If the model is damaged.
+    """
+    if not (folder / "model").exists():  # such as that of a transductive method
+        return None
+    try:
+        model = load_model(folder)
+    except UserError as error:
+        logger.info("no leave-one-out: %s", error)
+        return None
+    support = model.support_set if isinstance(model, SavedModel) else None
+    if support is None or support.multilabel or support.positive is None or not 0 < len(support.labels) <= MAX_LEFT_OUT:
+        return None
+    if len(support.labels.unique()) < 2:
+        return None
+    logits, predicted = leave_one_out(support.keys(), support.labels, support.positive, model.logit_scale)
+    paths = [] if files is None else train_files(folder, files.root, len(support.labels))
+    predictions = Predictions(predicted, support.labels, support.names, paths)
+    return LeaveOneOut(predictions, rank_labels(logits, support.labels, support.names))
+
+
+def train_files(folder: Path, root: str, count: int) -> list[Path]:
+    """Files of the `count` training images of a run, below a root; [] if they are unknown."""
+    path = folder / SPLIT
+    if not path.exists():
+        return []
+    rows = validate(dict[str, list[list]], read_json(path), f"{path} is damaged").get("train", [])
+    return [Path(root) / str(row[0]) for row in rows if row] if len(rows) == count else []
+
+
+def add_issues(summary: Summary, left_out: LeaveOneOut) -> None:
+    """Add the training images with suspicious labels."""
+    suspicious = [issue for issue in left_out.issues if issue.score > SUSPICIOUS]
+    count, files = len(left_out.issues), left_out.predictions.files
+    start = f"{len(suspicious) or 'None'} of {count:,} training labels {'look' if len(suspicious) > 1 else 'looks'}"
+    summary.labels = f"{start} wrong to a model that was fitted to the other training images."
+    for issue in suspicious[:MAX_ISSUES]:
+        caption = f"labelled {issue.label}, likely {issue.suggested} (score {issue.score:.1f})"
+        unknown = Example("", f"training image {issue.index + 1}", caption)
+        summary.issues.append(make_example(files[issue.index], caption) if files else unknown)
+
+
+def make_example(path: Path, caption: str) -> Example:
+    """Example of an image file, without its metadata."""
+    content = io.BytesIO()
+    try:
+        image = open_image(path)
+        image.thumbnail((SIDE, SIDE))
+        image.info.clear()
+        image.save(content, "JPEG", quality=85)
+    except Exception as error:  # Pillow raises exceptions of many types on damaged bytes
+        logger.info("%s is not shown: %s", path, reason(error))
+        return Example("", path.name, caption)
+    return Example(f"data:image/jpeg;base64,{base64.b64encode(content.getvalue()).decode()}", path.name, caption)

@@ -1,0 +1,75 @@
+"""Predictions of a model for concurrent requests."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...datasets.images import open_upload
+from ...features.images import ImageReader
+from ...models.images import ImageModel
+from ...models.predict.files import Row, json_value
+from ...models.predict.prediction import default_batch_size, rows_of
+from ...utils.errors import UserError
+from .batches import Batcher
+
+Upload = tuple[str, bytes]  # name and bytes of an image file
+
+
+class Server:
+    """Predictions of a model for concurrent requests, equal to those of the command `predict`.
+
+    Attributes:
+        model: The model with its backbone. A request uses one model from its start to its end.
+        features: Batches of the pixels of images; the result of an image is its unit-norm features `[1, d]`.
+    """
+
+    def __init__(self, model: ImageModel) -> None:
+        self.model = model
+        self.reader = ImageReader(model.backbone.preprocess)
+        self.features = Batcher[Tensor, Tensor](self._features, default_batch_size(model.backbone.input_size))
+
+    def _features(self, pixels: Sequence[Tensor]) -> Sequence[Tensor]:
+        return self.model.backbone.encode_images(self.reader.finish(torch.stack([*pixels]))).split(1)
+
+    def _read(self, data: bytes) -> Tensor | str:
+        """Pixels of an image, or the reason why it cannot be read."""
+        try:
+            return self.reader.read(open_upload(data))
+        except UserError as error:
+            return str(error)
+
+    async def encode(self, images: Sequence[Upload]) -> tuple[list[str], Tensor]:
+        """Encode images.
+
+        Returns:
+            For each image, the reason why it cannot be read, or ""; and the features of the readable images.
+        """
+        read = await asyncio.gather(*(asyncio.to_thread(self._read, data) for _, data in images))
+        rows = await self.features([pixels for pixels in read if isinstance(pixels, Tensor)])
+        problems = [result if isinstance(result, str) else "" for result in read]
+        return problems, torch.cat([torch.zeros(0, self.model.backbone.width), *rows])
+
+    async def predict(self, images: Sequence[Upload], top: int, open_set: float | None) -> dict[str, Any]:
+        """Classify images.
+
+        Raises:
+            UserError: If the model has no threshold for open-set rejection.
+        """
+        model = self.model
+        if open_set is not None:
+            model.model.check_open_set(open_set)
+        problems, features = await self.encode(images)
+        readable = [name for (name, _), problem in zip(images, problems) if not problem]
+        predicted = rows_of(model.model, readable, model.logits(features), top, open_set)
+        return {"predictions": [json_value(row, open_set is not None) for row in merge(images, problems, predicted)]}
+
+
+def merge(images: Sequence[Upload], problems: Sequence[str], predicted: Iterator[Row]) -> Iterator[Row]:
+    """Iterate over the rows of all images, from the rows of the readable ones."""
+    for (name, _), problem in zip(images, problems):
+        yield Row(name, error=problem) if problem else next(predicted)

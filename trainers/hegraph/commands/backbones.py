@@ -1,0 +1,158 @@
+"""The command `backbones`, which compares backbones on labelled images."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from ..features.backbones.arguments import add_device_arguments
+from ..features.backbones.identity import DEFAULT_BACKBONE, MINI_ALIAS, MINI_NAME
+from ..models.predict.files import aligned_lines
+from ..utils.errors import Parser, command, echo, run_cli
+from ..utils.option import NODE
+
+if TYPE_CHECKING:
+    from ..config import Config
+    from ..estimator.model_selection.backbones import Candidate, Encoded, Result
+
+HEADER = ("backbone", "zero-shot", "leave-one-out", "95 % interval", "speed", "weights", "parameters", "licence")
+OWN_IMAGES, OWN_IMAGES_MULTILABEL = "folder", "multilabel"  # configurations of your own images
+EPILOG = """\
+Every image is classified by the training-free variant that was fitted to all other images. This needs no validation
+images, and test images are not used. The recommended backbone is the fastest one whose accuracy is not significantly
+below the best one (95 % paired interval over images). Near-duplicate images make all accuracies too high.
+"""
+
+
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the command line."""
+    summary = "Compare backbones on labelled images by leave-one-out, and recommend one."
+    parser = Parser("backbones", summary, epilog=EPILOG)
+    parser.examples = ("--root photos", "--root photos --candidates mini ViT-B-32-quickgelu:openai --offline")
+    parser.failure = "a backbone could not be compared"
+    add = parser.add_argument
+    add("--root", default="", metavar="DIR", help="folder of the data sets, or your own folder or CSV file")
+    add("--dataset-config-file", default=OWN_IMAGES, metavar="NAME", help="YAML file or name of the data set")
+    add("--shots", type=int, metavar="N", help="number of labelled images per class; -1: all (default: 16)")
+    add("--seed", type=int, metavar="N", help="random seed of the few-shot sample (default: 1)")
+    add("--candidates", nargs="+", default=(), metavar="NAME:TAG", help="backbones to compare (default: a list of six)")
+    add("--max-size", type=size, metavar="SIZE", help="size of the largest weights to compare, such as 500MB")
+    add("--offline", action="store_true", help="skip backbones whose weights are not on this machine")
+    add("opts", nargs="*", metavar="KEY VALUE", help="configuration keys and their values")
+    add_device_arguments(parser, f"the value of {NODE}.PREC")
+    args = parser.parse_args(arguments)
+    from ..config import split_at_key  # slow to import
+
+    args.candidates, pairs = split_at_key(args.candidates)
+    if pairs and not args.candidates:
+        parser.error(f"argument --candidates: expected at least one backbone before the key {pairs[0]}")
+    args.opts[:0] = pairs
+    return args
+
+
+def size(text: str) -> float:
+    """Read a size such as "500MB" or "1.5 GB", in megabytes, as an argument type."""
+    from pydantic import ByteSize, TypeAdapter  # slow to import
+
+    try:
+        megabytes = TypeAdapter(ByteSize).validate_python(text) / 1e6
+    except ValueError:
+        megabytes = 0.0
+    if megabytes < 1 or not text.strip()[-1].isalpha():  # pydantic reads a number without a unit as bytes
+        expected = "expected a number with a unit, 1 MB or more, such as 500MB"
+        raise argparse.ArgumentTypeError(f"{expected}, got {text!r:.80}")
+    return megabytes
+
+
+def compare_command(args: argparse.Namespace) -> int:
+    """Print the comparison; returns the exit code, 1 if a backbone could not be compared."""
+    from ..config_files import load_cfg
+    from ..datasets.base import check_classes
+    from ..estimator.model_selection.backbones import TIMED_IMAGES, Encoded, advice, compare, read_candidates, recommend
+    from ..experiments.tasks import ImageTask, load_image_task  # torch is slow to import
+    from ..utils.devices import choose_device
+
+    def configure(candidate: Candidate) -> Config:
+        return load_cfg(args.dataset_config_file, config_file(candidate), keys_of(args, candidate), args.opts)
+
+    device, candidates = choose_device(args.device, "--device"), read_candidates(args.candidates, args.max_size)
+    cfg = configure(candidates[0])  # the data set is the same for all candidates
+    seed = max(cfg.run.seed, 0)
+    dataset = replace(load_image_task(cfg, seed, device).dataset, val=[], test=[])
+    check_classes(len({label for item in dataset.train for label in item.labels}))
+    if dataset.multilabel and args.dataset_config_file == OWN_IMAGES:
+        args.dataset_config_file = OWN_IMAGES_MULTILABEL  # for the training command
+
+    def encode(candidate: Candidate) -> Encoded:
+        task = ImageTask(dataset, configure(candidate), seed, device)
+        bank = task.bank()
+        sample = [dataset.open(item.path) for item in dataset.train[:TIMED_IMAGES]]
+        return Encoded(task.backbone, bank.cache_keys(), bank.train_labels, bank.text_positive, sample)
+
+    results = compare(candidates, encode, args.offline)
+    for line in table_lines(results):
+        echo(line)
+    if count := max(result.single_image_classes for result in results):
+        echo(f"\n{count} of the classes have one image, which leave-one-out classifies by the text of its class.\n")
+    recommended, difference = recommend(results)
+    training = training_command(args, recommended.candidate)
+    echo(f"\n{advice(results, recommended, difference)}. Train with\n    {training}\n")
+    return int(any(result.error for result in results))
+
+
+def config_file(candidate: Candidate) -> str:
+    """Name of the configuration file for a candidate; its backbone is replaced by the candidate."""
+    return MINI_ALIAS if candidate.name == MINI_NAME else DEFAULT_BACKBONE.config
+
+
+def keys_of(args: argparse.Namespace, candidate: Candidate) -> dict[str, Any]:
+    """Configuration keys of a comparison with a candidate."""
+    keys = {
+        "DATASET.ROOT": args.root,
+        "DATASET.NUM_SHOTS": args.shots,
+        "SEED": args.seed,
+        f"{NODE}.PREC": args.precision,
+    }
+    backbone = {"MODEL.BACKBONE.NAME": candidate.name, "MODEL.BACKBONE.PRETRAINED": candidate.tag}
+    return {key: value for key, value in keys.items() if value not in (None, "")} | backbone
+
+
+def training_command(args: argparse.Namespace, candidate: Candidate) -> str:
+    """Command line that trains with a candidate on the same images."""
+    flags = {
+        "--dataset-config-file": args.dataset_config_file,
+        "--root": args.root,
+        "--shots": args.shots,
+        "--seed": args.seed,
+        "--config-file": config_file(candidate),
+        "--backbone": candidate.name,
+        "--output-dir": f"output/{candidate.name.rpartition('/')[2]}",
+    }
+    words = [str(word) for flag, value in flags.items() if value not in (None, "") for word in (flag, value)]
+    words += ["MODEL.BACKBONE.PRETRAINED", candidate.tag, *args.opts]
+    return command(shlex.join(words + ([f"{NODE}.PREC", args.precision] if args.precision else [])))
+
+
+def table_lines(results: Sequence[Result]) -> Iterator[str]:
+    """Lines of an aligned table, the best backbone first; a row of a failed candidate has its error."""
+    rows = []
+    for result in results:
+        if result.error:
+            rows.append([str(result.candidate), *[""] * (len(HEADER) - 2), f"error: {result.error}"])
+            continue
+        low, high = result.interval()
+        megabytes = "" if result.megabytes is None else f"{result.megabytes:.0f} MB"
+        rows.append([
+            str(result.candidate), f"{result.zero_shot:.2f}", f"{result.accuracy:.2f}", f"{low:.1f} to {high:.1f}",
+            f"{result.images_per_second:.1f} images/s", megabytes, f"{result.parameters / 1e6:.1f} M",
+            result.candidate.licence or "unknown",
+        ])  # fmt: skip
+    return aligned_lines(HEADER, [rows])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    return run_cli(lambda: compare_command(parse_arguments(arguments)))

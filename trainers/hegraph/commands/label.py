@@ -1,0 +1,179 @@
+"""The command `label`, which selects images to label and finds wrong labels."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..estimator.labels import SUSPICIOUS
+from ..features.backbones.arguments import MODEL, add_device_arguments, add_encoder_arguments
+from ..features.backbones.identity import AUTO, DEFAULT_BACKBONE
+from ..models.predict.files import (
+    FORMATS,
+    REPLACED,
+    Row,
+    aligned_lines,
+    check_inputs,
+    chosen_format,
+    csv_line,
+    image_paths,
+    utf8,
+)
+from ..utils.errors import Parser, run_cli, whole
+from ..utils.files import OutputFile, check_output
+from ..utils.option import NODE
+
+if TYPE_CHECKING:
+    from ..config import Config
+    from ..estimator.labels.issues import LabelIssue
+
+logger = logging.getLogger(__name__)
+
+COLUMNS = ("path", "label", "suggested", "score")
+CHECK = """\
+A model that was fitted without an image checks the label of this image. Each row has an image with a suspicious label,
+the most probable other class, and a score: the approximate log odds of the other classes.
+"""
+SUGGEST = "The rows have the columns of `predict`. The image to label first is in the first row."
+
+
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = Parser("label", "Select images to label, or find wrong labels.")
+    parser.examples = ("suggest output/model unlabelled -n 10", "check --root photos")
+    suggest = parser.add_command("suggest", "select the images to label next", epilog=SUGGEST)
+    suggest.examples = ("output/model unlabelled -n 10", "output/model unlabelled --out next.csv")
+    suggest.failure = "an image could not be read"
+    add = suggest.add_argument
+    add("model", metavar="MODEL", help=MODEL)
+    add("inputs", nargs="+", metavar="INPUT", help="images, folders, .txt files of paths, or - for paths on stdin")
+    add("-n", "--number", type=whole, default=20, metavar="N", help="number of images to select")
+    add("--top", type=whole, default=3, metavar="N", help="number of classes in a row")
+    add_encoder_arguments(suggest)
+    suggest.set_defaults(run=suggest_command)
+    check = parser.add_command("check", "find labels that are likely wrong", epilog=CHECK)
+    check.examples = ("--root photos", "--features bank.safetensors --above 3 --out wrong.csv")
+    check.failure = "a label is suspicious"
+    add = check.add_mutually_exclusive_group(required=True).add_argument
+    add("--root", metavar="DIR", help="folder of class folders with images, or a CSV file")
+    add("--features", type=Path, metavar="BANK", help="feature bank instead of images")
+    add = check.add_argument
+    add("--config-file", default=DEFAULT_BACKBONE.config, metavar="NAME", help="YAML file or name of the method")
+    add("--dataset-config-file", default="folder", metavar="NAME", help="YAML file or name of the data set")
+    add("opts", nargs="*", metavar="KEY VALUE", help="configuration keys and their values")
+    add("--above", type=float, default=SUSPICIOUS, metavar="SCORE", help="lowest score to list")
+    check.set_defaults(run=check_command)
+    # `check` never replaces a CSV file, because it may hold the labels
+    rows = (suggest, OutputFile(*REPLACED), AUTO), (check, OutputFile(), "value of the key PREC")
+    for subparser, out, precision in rows:
+        add = subparser.add_argument
+        add("--format", choices=tuple(FORMATS), help="format of the rows (default: the ending of --out, or table)")
+        add("--out", type=out, metavar="FILE", help="file to write or to replace (default: standard output)")
+        add_device_arguments(subparser, precision)
+    return parser.parse_args(arguments)
+
+
+def suggest_command(args: argparse.Namespace) -> int:
+    """Write the images to label next; returns the number of images that could not be read."""
+    check_inputs(args.inputs)
+    import torch  # slow to import
+
+    from ..estimator.labels.suggest import suggest
+    from ..models.images import ImageModel
+    from ..models.predict.prediction import default_batch_size, open_model, rows_of, write_rows
+    from ..utils.devices import choose_device
+
+    saved = open_model(args)
+    device = choose_device(args.device, "--device")
+    model = ImageModel.load(saved, device, args.backbone, args.pretrained, args.precision)
+    paths, unreadable, features = [], [], [torch.zeros(0, saved.classifier.width)]
+    images = image_paths(args.inputs, out=args.out)
+    for batch, problems, batch_features in model.encode(images, default_batch_size(model.backbone.input_size)):
+        paths += [str(path) for path, problem in zip(batch, problems) if not problem]
+        unreadable += [Row(str(path), error=problem) for path, problem in zip(batch, problems) if problem]
+        features.append(batch_features.cpu())
+    pool = torch.cat(features)
+    order = suggest(saved, pool, args.number) if len(pool) else []
+    rows = rows_of(saved, [paths[index] for index in order], saved.classifier.logits(pool[order]), args.top)
+    return write_rows([[*rows, *unreadable]], args.out, chosen_format(args))
+
+
+def check_command(args: argparse.Namespace) -> int:
+    """Write the images with suspicious labels; returns their number."""
+    from ..config_files import DATA_SET, METHOD, find_config_file, load_cfg
+    from ..estimator.labels.issues import find_label_issues
+    from ..models.predict.prediction import open_output  # torch is slow to import
+
+    files = "" if args.features else args.dataset_config_file, args.config_file
+    flags = {"DATASET.ROOT": args.root or ""} | ({f"{NODE}.PREC": args.precision} if args.precision else {})
+    cfg = load_cfg(*files, flags, [*args.opts, "DATASET.NUM_SHOTS", "-1"])
+    if args.out is not None:
+        config_files = [find_config_file(kind, file) for kind, file in zip((DATA_SET, METHOD), files) if file]
+        check_output(args.out, [config_files, {key: value for key, value in cfg.values.items() if key != "OUTPUT_DIR"}])
+    labelled, paths = labelled_images(cfg, args)
+    issues = [issue for issue in find_label_issues(*labelled) if issue.score > args.above]
+    with open_output(args.out) as write:
+        for line in issue_lines(issues, paths, chosen_format(args)):
+            write(line)
+    logger.info("%d of %d labels are suspicious", len(issues), len(paths))
+    return len(issues)
+
+
+def labelled_images(cfg: Config, args: argparse.Namespace) -> tuple[tuple[Any, ...], list[str]]:
+    """Read the labelled images, each encoded once with the test transform.
+
+    Returns:
+        The arguments of `find_label_issues`, and the paths of the images.
+
+    Raises:
+        UserError: If --out is one of the images, or an image cannot be read.
+    """
+    from ..datasets.loading import OWN, load_own_images
+    from ..experiments.tasks import BankTask, ImageTask, load_image_task  # torch is slow to import
+    from ..features.extract import labels_of
+    from ..utils.devices import choose_device
+
+    seed, device = max(cfg.run.seed, 0), choose_device(args.device, "--device")
+    if args.features:
+        task = BankTask(args.features, cfg, seed)
+        task.check_single_label("label check")
+        bank, rows = task.bank(), task.split["train"]
+        labelled = bank.cache_keys(), bank.train_labels, bank.text_positive, bank.logit_scale, list(bank.classnames)
+        return labelled, [f"{args.features}#train/{row}" for row, _, _ in rows]
+    if cfg.data.name == OWN and cfg.data.classes == "all":  # class folders are not split
+        images = ImageTask(load_own_images(args.root, split_folders=False), cfg, seed, device)
+    else:
+        images = load_image_task(cfg, seed, device)
+    images.check_single_label("label check")
+    root, train = Path(args.root), images.dataset.train
+    paths = [str((root.parent if root.is_file() else root) / item.path) for item in train]
+    if args.out is not None:
+        check_output(args.out, paths)
+    features, labels = images.encode(images.dataset, train, "train"), labels_of(images.dataset, train)
+    text, _ = images.text_features()
+    return (features, labels, text, images.backbone.logit_scale, list(images.classnames)), paths
+
+
+def issue_lines(issues: Sequence[LabelIssue], paths: Sequence[str], row_format: str) -> Iterator[str]:
+    """Lines with path, label, suggested class and score of each image, as "table", "csv" or "jsonl"."""
+    rows = [(utf8(paths[i.index]), utf8(i.label), utf8(i.suggested), round(i.score, 4)) for i in issues]
+    if row_format == "table":
+        yield from aligned_lines(COLUMNS, [[(*names, f"{score:.2f}") for *names, score in rows]])
+    elif row_format == "csv":
+        yield from (csv_line(*row) for row in (COLUMNS, *rows))
+    else:
+        yield from (json.dumps(dict(zip(COLUMNS, row)), ensure_ascii=False) + "\n" for row in rows)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code, 1 for a suspicious label or an unreadable image."""
+
+    def run() -> int:
+        args = parse_arguments(arguments)
+        return int(args.run(args) > 0)
+
+    return run_cli(run)

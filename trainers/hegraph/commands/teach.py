@@ -1,0 +1,75 @@
+"""The command `teach`, which trains a model interactively in the browser."""
+
+import argparse
+import logging
+from functools import partial
+from pathlib import Path
+
+from ..apps.arguments import add_page_arguments
+from ..apps.launch import check_address, launch_page, require_gradio
+from ..features.backbones.identity import DEFAULT_BACKBONE, MINI_NAME, canonical_name
+from ..utils.errors import Parser, run_cli
+
+logger = logging.getLogger(__name__)
+
+SAMPLE = Path("output/teach-digits")
+
+
+def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
+    parser = Parser("teach", "Train a model interactively in the browser: add images and classes, correct labels.")
+    parser.examples = ("", "photos --backbone ViT-B-32-quickgelu")
+    folder = f"folder of the project (default: {SAMPLE}, an example with digits)"
+    parser.add_argument("folder", type=Path, nargs="?", metavar="FOLDER", help=folder)
+    add_page_arguments(parser, f"the one used last in FOLDER, or {DEFAULT_BACKBONE.model}")
+    return parser.parse_args(arguments)
+
+
+def teach(args: argparse.Namespace) -> None:
+    """Run the command."""
+    check_address(args.host, args.port)
+    require_gradio()
+    from ..apps.teach.page import CSS, build_page
+    from ..apps.teach.project import MAX_ZIP_BYTES, Project
+    from ..apps.teach.session import ENCODER_FILE, Session, write_sample
+    from ..features.backbones.loading import load_backbone  # slow to import
+    from ..utils.devices import choose_device
+
+    if args.folder is None:
+        args.folder, args.backbone = SAMPLE, args.backbone or MINI_NAME
+        if not SAMPLE.exists():
+            write_sample(SAMPLE)
+    project = Project(args.folder)
+    model, weights = find_encoder(project.path_of(ENCODER_FILE), args.backbone, args.pretrained)
+    device = choose_device(args.device, "--device")
+    backbone = load_backbone(model, weights, device, args.precision)
+    session = Session(project, backbone, model, weights)
+    session.remember()
+    if not session.view.contents.base:
+        logger.info("%s: class folders are read from this folder, and new classes are added to it", project.folder)
+    page, thumbnails = partial(build_page, session), str(session.thumbnails)
+    try:
+        launch_page(page, args.host, args.port, CSS, max_file_size=MAX_ZIP_BYTES, allowed_paths=[thumbnails])
+    finally:
+        session.save()
+
+
+def find_encoder(path: Path, backbone: str, pretrained: str) -> tuple[str, str]:
+    """Choose the image encoder: the arguments, else the one that the file at `path` names, else the default.
+
+    Returns:
+        Name and weights.
+    """
+    from ..features.backbones.schema import BackboneConfig
+    from ..utils.reading import read_json, validate
+
+    if backbone:
+        return canonical_name(backbone), pretrained
+    stored = BackboneConfig(model=DEFAULT_BACKBONE.model, pretrained=DEFAULT_BACKBONE.weights)
+    if path.is_file() and not path.is_symlink():
+        stored = validate(BackboneConfig, read_json(path), str(path))
+    return canonical_name(stored.model), pretrained or stored.pretrained
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line. Return the exit code, 2 for a user error."""
+    return run_cli(lambda: teach(parse_arguments(arguments)))

@@ -1,0 +1,114 @@
+"""The command `train-more`, which adds images and classes to a trained model."""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..features.backbones.arguments import MODEL, add_device_arguments, add_encoder_arguments
+from ..features.backbones.identity import AUTO
+from ..utils.errors import Parser, UserError, echo, printable, run_cli
+from ..utils.files import OutputFolder
+
+if TYPE_CHECKING:
+    from ..datasets.base import Dataset
+    from ..estimator.classifier import HeGraphClassifier
+
+EPILOG = """\
+DIR contains train/CLASS/*.jpg, or another layout that --root of a training accepts. Its test images are not read.
+Images of classes that the model knows by name are added to these classes; other classes are new. Images on which the
+model was trained are skipped, except those of a data set of CoOp or of a feature bank.
+"""
+
+
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = Parser("train-more", "Add images and classes to a trained model.", epilog=EPILOG)
+    parser.examples = ("output/model --root new_photos --out output/larger", "my_model --root new_photos --in-place")
+    add = parser.add_argument
+    add("model", metavar="MODEL", help=MODEL)
+    add("--root", required=True, metavar="DIR", help="folder of class folders with images, or a CSV file")
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument("--out", type=OutputFolder(), metavar="FOLDER", help="model folder to write or to replace")
+    where.add_argument(
+        "--in-place", action="store_true", help="replace MODEL; its thumbnails are removed, its other files stay"
+    )
+    add_encoder_arguments(parser)
+    add_device_arguments(parser, "the one of the training")
+    return parser.parse_args(arguments)
+
+
+def train_more(args: argparse.Namespace) -> int:
+    """Run the command, and print the number of images added to each class."""
+    from ..datasets.loading import load_own_images
+
+    dataset = load_own_images(args.root, split_folders=False)
+    from ..estimator.classifier import HeGraphClassifier
+    from ..estimator.incremental import check_no_record
+    from ..models.folder import check_place, find_model_folder  # torch takes seconds to import
+    from ..models.support_set import as_set
+
+    out = folder = find_model_folder(Path(args.model))
+    if args.in_place:
+        check_no_record(folder, "use --out FOLDER")
+    else:
+        out, images = args.out, [dataset.root / item.path for item in dataset.train] if dataset.root else []
+        check_place(out)
+        OutputFolder().check(out, [folder, *images])
+    classifier = HeGraphClassifier.from_pretrained(
+        folder, device=args.device or None, backbone=args.backbone or None, pretrained=args.pretrained or AUTO
+    )
+    classifier.precision = args.precision or classifier.model_.backbone.precision
+    images, y, names = new_images(classifier, dataset)
+    classifier.partial_fit(images, y, names)
+    classifier.save_pretrained(out)
+    model, added = classifier.model_, Counter(each for label in y for each in as_set(label))
+    for label, name, count in zip(classifier.classes_.tolist(), model.classnames, model.images or ()):
+        if added[label]:
+            echo(printable(f"{name}: {added[label]} images added, {count} in total") + "\n")
+    if model.unlabelled:
+        echo(f"adapted again to the same {model.unlabelled} unlabelled images\n")
+    echo(f"{len(y)} images added, {len(model.classnames)} classes -> {out}\n")
+    return 0
+
+
+def new_images(classifier: HeGraphClassifier, dataset: Dataset) -> tuple[list[Any], list[Any], dict[Any, str]]:
+    """Select the training images of a data set that are not in the support set of a loaded classifier.
+
+    Returns:
+        The images, their labels, and the class names by label.
+
+    Raises:
+        UserError: If an image is unreadable or in the support set of another class, no image is new, or two classes of
+            the model have the same name.
+    """
+    from ..estimator.incremental import image_ids, labels_by_name, support_set_of
+    from ..models.support_set import label_kind  # torch takes seconds to import
+
+    support_set = support_set_of(classifier.model_)
+    if (several := support_set.multilabel) != dataset.multilabel:
+        expected, got = map(label_kind, (several, dataset.multilabel))
+        raise UserError(f"expected {expected} per image, as the model has, got {got}")
+    labels = labels_by_name(support_set, dataset.classnames)
+    files = dataset.root is not None and dataset.version is None
+    candidates = [dataset.root / item.path if files else dataset.open(item.path) for item in dataset.train]  # type: ignore[operator]
+    label_of = {number: label for number, label in zip(support_set.ids.tolist(), support_set.image_labels()) if number}
+    images, y = [], []
+    for item, image, number in zip(dataset.train, candidates, image_ids(candidates).tolist()):
+        names = [labels[dataset.classnames[each]] for each in item.labels]
+        label = frozenset(names) if several else names[0]
+        if number not in label_of:
+            images.append(image)
+            y.append(label)
+        if label_of.setdefault(number, label) != label:
+            raise UserError(f"{item.path} is also an image of class {label_of[number]!r}; remove it from one class")
+    if not images:
+        raise UserError(f"expected new images, but all {len(candidates)} are in the support set of the model")
+    return images, y, {label: name for name, label in labels.items()}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command, and return its exit code."""
+    return run_cli(lambda: train_more(parse_arguments(arguments)))

@@ -1,0 +1,396 @@
+"""Compare backbones on a few labelled images by the exact leave-one-out of the training-free variant.
+
+Each image is classified by a model that was fitted to all other images (`labels/issues.py`), so the comparison needs
+neither validation images nor training, and the test images take no part in it. With several labels per image, the score
+is the mAP of the multi-label head, whose leave-one-out is exact as well. The result is an estimate of the accuracy on
+images from the same source. Near-duplicates among the images, such as frames of one video, make it too high.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ...datasets.base import check_classes
+from ...datasets.images import open_any
+from ...features.backbones.clip import Backbone, ImageOrPath
+from ...features.backbones.identity import FOLDER, HUB, MINI_NAME, canonical_name
+from ...features.backbones.loading import load_backbone, local_weights
+from ...features.bank import count_labels
+from ...features.extract import encode_prompts
+from ...features.options import EncodingOptions
+from ...method.multilabel import MultiLabelHead
+from ...results.by_image import (
+    Difference,
+    Ranking,
+    bootstrap_weights,
+    mean_difference,
+    mean_precision,
+    percentile_interval,
+)
+from ...results.table import CONFIDENCE
+from ...utils.devices import choose_device
+from ...utils.errors import UserError, one_line, shown, user_message
+from ...utils.reading import StrictModel, read_yaml, validate
+from ..labels.issues import leave_one_out
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+logger = logging.getLogger(__name__)
+
+CANDIDATES = Path(__file__).with_name("candidates.yaml")
+TIMED_IMAGES = 32  # images that are encoded to measure the speed
+REPETITIONS, TIMED_SECONDS = 10, 2.0  # no repetition begins after the limit of either
+COLUMNS = (
+    "backbone", "weights", "zero_shot", "leave_one_out", "low", "high", "images_per_second", "megabytes", "parameters",
+    "licence", "error",
+)  # fmt: skip
+
+
+class Candidate(StrictModel):
+    """A backbone to compare.
+
+    Attributes:
+        name: Name, as of `load_backbone`.
+        tag: Weights, as `pretrained` of `load_backbone`.
+        megabytes: Size of the weights; None if unknown.
+        licence: Licence of the weights; "" if unknown.
+    """
+
+    name: str
+    tag: str = ""
+    megabytes: float | None = None
+    licence: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.name}:{self.tag}" if self.tag else self.name
+
+
+class Encoded(NamedTuple):
+    """Labelled images and class names, encoded by a backbone.
+
+    Attributes:
+        backbone: The backbone.
+        features: Unit-norm image features, shape `[N, d]`.
+        labels: Classes of the images, shape `[N]`, or label indicators, shape `[N, K]`.
+        text: Unit-norm text features of the classes, shape `[K, d]`.
+        sample: Up to `TIMED_IMAGES` of the images.
+    """
+
+    backbone: Backbone
+    features: Tensor
+    labels: Tensor
+    text: Tensor
+    sample: Sequence[ImageOrPath]
+
+
+@dataclass(frozen=True)
+class Result:
+    """Result of a candidate.
+
+    Attributes:
+        candidate: The candidate.
+        zero_shot: Accuracy (mAP) of zero-shot CLIP on the labelled images, in percent.
+        outcome: Whether each image is classified correctly without itself, booleans `[N]`; with several labels per
+            image, its scores and labels. None after an error.
+        images_per_second: Speed of preprocessing and encoding images on this machine.
+        megabytes: Size of the weights; None if unknown.
+        parameters: Number of parameters.
+        single_image_classes: Number of classes with one image. Without it, a class is known by its text only.
+        error: Reason why the candidate could not be compared, or "".
+    """
+
+    candidate: Candidate
+    zero_shot: float = np.nan
+    outcome: np.ndarray | Ranking | None = None
+    images_per_second: float = np.nan
+    megabytes: float | None = None
+    parameters: int = 0
+    single_image_classes: int = 0
+    error: str = ""
+
+    @property
+    def accuracy(self) -> float:
+        """Leave-one-out accuracy (mAP) in percent; NaN after an error."""
+        if self.outcome is None:
+            return np.nan
+        return self.precision[0] if isinstance(self.outcome, Ranking) else 100 * float(self.outcome.mean())
+
+    def interval(self) -> tuple[float, float]:
+        """Interval of the accuracy over images in percent: Wilson's, or for the mAP the bootstrap interval."""
+        from scipy.stats import binomtest
+
+        if self.outcome is None:
+            return np.nan, np.nan
+        if isinstance(self.outcome, Ranking):
+            return percentile_interval(self.precision)[1:]
+        ends = binomtest(int(self.outcome.sum()), len(self.outcome)).proportion_ci(CONFIDENCE, method="wilson")
+        return 100 * ends.low, 100 * ends.high
+
+    @cached_property
+    def precision(self) -> np.ndarray:
+        """Leave-one-out mAP in percent, then its bootstrap samples, which are the same images for all candidates."""
+        assert isinstance(self.outcome, Ranking)
+        weights = bootstrap_weights(len(self.outcome.labels), np.random.default_rng(0))
+        return 100 * mean_precision(self.outcome, weights)
+
+    def minus(self, other: Result) -> Difference:
+        """Difference of the accuracies of two results, with its paired interval over images."""
+        if isinstance(self.outcome, Ranking):
+            return percentile_interval(self.precision - other.precision)
+        assert isinstance(self.outcome, np.ndarray) and isinstance(other.outcome, np.ndarray)
+        return mean_difference([100 * (self.outcome.astype(float) - other.outcome)])
+
+
+# Candidates
+
+
+def read_candidates(specified: Sequence[str] = (), max_megabytes: float | None = None) -> list[Candidate]:
+    """List the candidates: the specified ones, or else those of `candidates.yaml`.
+
+    Args:
+        specified: Names such as "ViT-B-32:openai", "mini" or "local-dir:FOLDER".
+        max_megabytes: Largest size of the weights. A candidate of unknown size stays.
+
+    Raises:
+        UserError: If no candidate is left, or one is specified twice.
+    """
+    listed = validate(list[Candidate], read_yaml(CANDIDATES, "a list of candidates"), str(CANDIDATES))
+    candidates = [parse_candidate(text, listed) for text in specified] or listed
+    if len({str(candidate) for candidate in candidates}) < len(candidates):
+        raise UserError(f"expected different candidates, got {', '.join(map(str, candidates))}", "candidates.repeated")
+    fitting = [
+        candidate for candidate in candidates if max_megabytes is None or (size_of(candidate) or 0) <= max_megabytes
+    ]
+    if not fitting:
+        sizes = ", ".join(f"{candidate} {size_of(candidate):.0f} MB" for candidate in candidates)
+        raise UserError(f"no candidate has up to {max_megabytes:.0f} MB ({sizes}); raise --max-size", "candidates.size")
+    return fitting
+
+
+def parse_candidate(text: str, listed: Iterable[Candidate]) -> Candidate:
+    """Parse a candidate such as "ViT-B-32:openai", whether or not such a backbone exists.
+
+    A candidate in `listed` is returned from there, with its size and licence; others have no size, and no licence but
+    that of "mini".
+    """
+    name, _, tag = (text, "", "") if text.startswith((HUB, FOLDER)) else text.partition(":")
+    name = canonical_name(name)
+    candidate = Candidate(name=name, tag=tag, licence="mit" if name == MINI_NAME else "")
+    return next((each for each in listed if str(each) == str(candidate)), candidate)
+
+
+def size_of(candidate: Candidate) -> float | None:
+    """Size of the weights in megabytes: of the local file, else of the list; None if unknown."""
+    file = local_weights(candidate.name, candidate.tag)
+    return candidate.megabytes if file is None else file.stat().st_size / 1e6
+
+
+# Comparison
+
+
+def compare(
+    candidates: Sequence[Candidate], encode: Callable[[Candidate], Encoded], offline: bool = False
+) -> list[Result]:
+    """Compare candidates. An error of a candidate is part of its result, and the others go on.
+
+    Args:
+        candidates: The candidates.
+        encode: Function that encodes the labelled images and the class names with a candidate.
+        offline: Whether to skip candidates whose weights are not on this machine.
+
+    Returns:
+        Results sorted by accuracy, the best one first, and those with an error last.
+    """
+    results = []
+    for candidate in tqdm(candidates, desc="comparing backbones", unit="backbone", disable=None):
+        try:
+            results.append(_result(candidate, encode, offline))
+        except Exception as error:
+            message = user_message(error)
+            results.append(Result(candidate, megabytes=candidate.megabytes, error=one_line(message)))
+            logger.warning("%s: %s", candidate, message)
+    return sorted(results, key=lambda result: np.inf if result.error else -result.accuracy)
+
+
+def _result(candidate: Candidate, encode: Callable[[Candidate], Encoded], offline: bool) -> Result:
+    """Result of one candidate; arguments as of `compare`, errors as of `load_backbone`."""
+    is_local = local_weights(candidate.name, candidate.tag) is not None
+    if offline and not is_local:
+        raise UserError("its weights are not on this machine", "candidates.offline")
+    if not is_local:
+        size = "unknown size" if candidate.megabytes is None else f"{candidate.megabytes:.0f} MB"
+        logger.info("%s: downloading its weights (%s)", candidate, size)
+    encoded = encode(candidate)
+    backbone, features, labels = encoded.backbone, encoded.features, encoded.labels
+    similarities = features @ encoded.text.t()
+    outcome: np.ndarray | Ranking
+    if labels.dim() == 1:
+        zero_shot = (similarities.argmax(dim=1) == labels).double().mean().item()
+        outcome = (leave_one_out(features, labels, encoded.text, backbone.logit_scale)[1] == labels).numpy()
+    else:
+        indicators, scores = labels.numpy(), MultiLabelHead(features, labels.bool(), encoded.text).left_out.numpy()
+        zero_shot = mean_precision(Ranking(similarities.numpy(), indicators), np.ones((1, len(indicators))))[0]
+        outcome = Ranking(scores, indicators)
+    return Result(
+        candidate,
+        zero_shot=100 * zero_shot,
+        outcome=outcome,
+        images_per_second=measure_speed(backbone, encoded.sample),
+        megabytes=size_of(candidate),
+        parameters=sum(parameter.numel() for parameter in backbone.model.parameters()),
+        single_image_classes=count_labels(labels, len(encoded.text)).count(1),
+    )
+
+
+def measure_speed(backbone: Backbone, images: Sequence[ImageOrPath]) -> float:
+    """Measure how many images a backbone preprocesses and encodes in a second; files are opened before.
+
+    The fastest of several repetitions counts, because other programs slow down single ones.
+    """
+    opened = [open_any(image) for image in images]
+    backbone.encode_images(opened[:1])  # the first call is slower
+    seconds: list[float] = []
+    while len(seconds) < REPETITIONS and sum(seconds) < TIMED_SECONDS:
+        start = time.perf_counter()
+        backbone.encode_images(opened)
+        seconds.append(time.perf_counter() - start)
+    return len(opened) / min(seconds)
+
+
+def recommend(results: Sequence[Result]) -> tuple[Result, Difference | None]:
+    """Choose the fastest backbone that is not significantly less accurate than the best one.
+
+    Args:
+        results: Results of `compare`, the most accurate one first.
+
+    Returns:
+        The recommended result, and its accuracy minus the accuracy of the best one, with the bootstrap interval over
+        images; None if it is the best one.
+
+    Raises:
+        UserError: If every candidate has an error.
+    """
+    usable = [result for result in results if not result.error]
+    if not usable:
+        raise UserError(f"no candidate can be compared; {results[0].candidate}: {results[0].error}", "candidates.none")
+    best, recommended, difference = usable[0], usable[0], None
+    for result in usable[1:]:
+        paired = result.minus(best)
+        if paired.high >= 0 and result.images_per_second > recommended.images_per_second:
+            recommended, difference = result, paired
+    return recommended, difference
+
+
+def to_frame(results: Sequence[Result]) -> pd.DataFrame:
+    """Convert results to a frame with `COLUMNS`; accuracies and interval ends in percent."""
+    import pandas as pd
+
+    rows: list[tuple[Any, ...]] = []
+    for result in results:
+        candidate, numbers = result.candidate, (result.zero_shot, result.accuracy, *result.interval())
+        size = np.nan if result.megabytes is None else result.megabytes
+        costs = (result.images_per_second, size, result.parameters, candidate.licence, result.error)
+        rows.append((candidate.name, candidate.tag, *numbers, *costs))
+    return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def compare_backbones(
+    images: Sequence[ImageOrPath],
+    labels: Sequence[Any],
+    classnames: Sequence[str] | None = None,
+    candidates: Sequence[str] = (),
+    device: str = "",
+    precision: str = "auto",
+    offline: bool = False,
+) -> pd.DataFrame:
+    """Compare backbones on labelled images by exact leave-one-out, without validation images and without training.
+
+    Args:
+        images: N paths or PIL images.
+        labels: Class of each image: a name, or an index into `classnames`.
+        classnames: The K class names; None takes the sorted labels.
+        candidates: Backbones such as "ViT-B-32:openai", "mini" or "local-dir:FOLDER"; () takes a list of six from 85
+            to 428 million parameters.
+        device: "cpu", "cuda" or "cuda:N"; "" takes a GPU if one is available.
+        precision: As of `load_backbone`.
+        offline: Whether to skip candidates whose weights are not on this machine.
+
+    Returns:
+        Frame sorted by leave-one-out accuracy with a row per candidate and the columns "backbone", "weights",
+        "zero_shot" and "leave_one_out" (accuracy in percent), "low" and "high" (95 % interval over images),
+        "images_per_second", "megabytes", "parameters", "licence" and "error".
+
+    Raises:
+        UserError: If images and labels do not match, or fewer than two classes have images.
+
+    >>> from hegraph import compare_backbones, load_few_shot
+    >>> digits = load_few_shot("Digits", root="", shots=2, seed=1)
+    >>> images = [digits.open(item.path) for item in digits.train]
+    >>> labels = [item.classname for item in digits.train]
+    >>> compare_backbones(images, labels, candidates=["mini"])["backbone"].tolist()
+    ['hegraph-mini']
+    """
+    if isinstance(candidates, str):
+        raise UserError(f"candidates: expected a list of names, got {shown(candidates)}")
+    names, indices = class_indices(images, labels, classnames)
+    target = choose_device(device, "device")
+
+    def encode(candidate: Candidate) -> Encoded:
+        backbone = load_backbone(candidate.name, candidate.tag, target, precision)
+        with tempfile.TemporaryDirectory() as folder:
+            text = encode_prompts(backbone, "images", names, EncodingOptions(), Path(folder))["positive"]
+        return Encoded(backbone, backbone.encode_images(list(images)), indices, text, images[:TIMED_IMAGES])
+
+    return to_frame(compare(read_candidates(candidates), encode, offline))
+
+
+def class_indices(
+    images: Sequence[ImageOrPath], labels: Sequence[Any], classnames: Sequence[str] | None
+) -> tuple[list[str], Tensor]:
+    """Return the K class names, and the index of each image's class, int64 of shape `[N]`.
+
+    Args:
+        images: N images. Only their number is used.
+        labels: Class of each image: a name, or an index into `classnames`.
+        classnames: The K class names; None takes the sorted labels.
+
+    Raises:
+        UserError: If images and labels differ in number, a label is unknown, the labels cannot be sorted, or fewer than
+            two classes have images.
+    """
+    arrays = (np.generic, np.ndarray, Tensor)
+    values = [label.tolist() if isinstance(label, arrays) else label for label in labels]
+    if len(values) != len(images):
+        raise UserError(f"expected a label for each of {len(images)} images, got {len(values)}", "labels.number")
+    try:
+        names = [str(name) for name in (sorted(set(values)) if classnames is None else classnames)]
+    except TypeError as error:
+        raise UserError(f"expected labels all of one type, got {shown(values)}", "labels.type") from error
+    position = {name: index for index, name in enumerate(names)}
+    indices = [position.get(str(value), value) for value in values]
+    if wrong := [index for index in indices if not isinstance(index, int) or not 0 <= index < len(names)]:
+        raise UserError(f"expected labels from {names} or indices into them, got {wrong[0]!r:.80}", "labels.unknown")
+    check_classes(len(set(indices)))
+    return names, torch.tensor(indices, dtype=torch.long)
+
+
+def advice(results: Sequence[Result], recommended: Result, difference: Difference | None) -> str:
+    """Sentence with the recommended backbone and the reason, without a full stop."""
+    if difference is None:
+        reason = "the best leave-one-out accuracy, and no faster backbone ties with it"
+    else:
+        reason = f"the fastest one that ties with the best ({difference} points against {results[0].candidate})"
+    return f"Recommended: {recommended.candidate}, {reason}"

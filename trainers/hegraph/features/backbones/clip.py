@@ -1,0 +1,303 @@
+"""A frozen CLIP: encoding of images and sentences, test transform, augmentation, learned context.
+
+Shapes: B images, S sentences, d feature width (the model's own), H x W the model's input resolution.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from functools import cache, cached_property, partial
+from threading import Lock
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from open_clip import SimpleTokenizer
+from open_clip.transform import CenterCropOrPad, ResizeKeepRatio
+from PIL import Image
+from torch import Tensor, nn
+from torchvision import transforms as T
+from torchvision.transforms.functional import hflip, resized_crop
+
+from ...datasets.images import ImageOrPath, open_any, reason
+from ...utils.errors import UserError, shown
+from ...utils.reading import Size, validate
+from ...utils.threads import MAX_THREADS, cores, in_batches
+
+CONTEXT_LENGTH = 77  # tokens of a sentence, longer ones are cut
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}  # of matrices and input images
+PART_ROWS = 16  # images that a thread encodes together in bf16 (sentences: twice as many), so that they fit its cache
+RESIZING = (T.Resize, T.CenterCrop, ResizeKeepRatio, CenterCropOrPad)  # steps that a random crop replaces
+
+Transform = Callable[[Image.Image], Tensor]
+Tokenizer = Callable[[Sequence[str]], Tensor]
+
+_ENCODING = Lock()  # one batch at a time
+_SAMPLING = Lock()  # guards torch's global generator, which torchvision samples from
+
+
+class Preprocess(T.Compose):
+    """Test transform of a model, from a path or a PIL image of any mode to `[3, H, W]`.
+
+    The image is first converted to RGB, turned upright, and blended with white where it is transparent.
+
+    Raises:
+        UserError: If the image cannot be read.
+    """
+
+    def __call__(self, image: ImageOrPath) -> Tensor:
+        if not isinstance(image, (Image.Image, os.PathLike, str)):
+            raise UserError(f"image: expected a path or a PIL image, got {shown(image)}")
+        try:
+            pixels = open_any(image)
+        except Exception as error:  # Pillow raises any type on damaged bytes
+            raise UserError(f"cannot read {image}: {reason(error)}") from error
+        return super().__call__(pixels)
+
+    def __repr__(self) -> str:
+        return repr(T.Compose(self.transforms))  # keys of cached features and model folders contain this text
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A frozen CLIP with its tokenizer and image transforms.
+
+    Attributes:
+        name: Model and weights, for people and records.
+        model: An open_clip model on its device, in evaluation mode; no parameter requires a gradient.
+        tokenizer: Function from S sentences to tokens `[S, context length]`.
+        preprocess: Test transform of the model, from a path or a PIL image to `[3, H, W]`.
+        mean, std: Mean and standard deviation of the normalisation, for each channel.
+        fingerprint: `identity.backbone_identity` and the test transform as text. Changes whenever the features change.
+        precision: "fp32"; "bf16" or "fp16", with converted weights; or "amp" (autocast to fp16).
+
+    Examples:
+        >>> from hegraph import load_backbone
+        >>> backbone = load_backbone("mini")
+        >>> backbone.name, backbone.width, backbone.input_size
+        ('hegraph-mini/hegraph-mini', 64, (32, 32))
+        >>> backbone.encode_text(["a photo of a cat", "a photo of no cat"]).shape
+        torch.Size([2, 64])
+    """
+
+    name: str
+    model: Any = field(repr=False)  # open_clip's models have no common base class
+    tokenizer: Tokenizer = field(repr=False)
+    preprocess: Preprocess = field(repr=False)
+    mean: tuple[float, ...] = field(repr=False)
+    std: tuple[float, ...] = field(repr=False)
+    fingerprint: dict[str, str] = field(repr=False)
+    precision: str = "fp32"
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the model."""
+        return next(self.model.parameters()).device
+
+    @property
+    def logit_scale(self) -> float:
+        """CLIP's `tau`, the factor of cosine similarities; 100 for OpenAI's weights."""
+        return self.model.logit_scale.exp().item()
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """Height and width of input images, `(H, W)`."""
+        size = self.model.visual.image_size
+        return (size, size) if isinstance(size, int) else tuple(size)
+
+    @cached_property
+    def width(self) -> int:
+        """Feature width `d`, measured by encoding a sentence, because open_clip's models have no common attribute."""
+        return self.encode_text([""]).shape[1]
+
+    def encode_images(self, images: Tensor | Sequence[ImageOrPath], batch_size: int = 64) -> Tensor:
+        """Encode images as `HeGraphClassifier` and the command line do.
+
+        Args:
+            images: B paths or PIL images, which may have any size, mode and EXIF orientation; or a tensor
+                `[B, 3, H, W]` that `preprocess` made.
+            batch_size: Number of paths or PIL images in a batch.
+
+        Returns:
+            Unit-norm float32 features `[B, d]` on the CPU.
+
+        Raises:
+            UserError: If `images` or an image is something else, or an image cannot be read; the message names it.
+
+        Examples:
+            >>> from PIL import Image
+            >>> from hegraph import load_backbone
+            >>> backbone = load_backbone("mini")
+            >>> backbone.encode_images([Image.new("L", (40, 30)), Image.new("RGBA", (8, 8))]).shape
+            torch.Size([2, 64])
+        """
+        if isinstance(images, Tensor):
+            return self._features(
+                lambda part: self.model.encode_image(part.to(self.device, DTYPES.get(self.precision))),
+                [images],
+                PART_ROWS,
+            )
+        if not isinstance(images, (list, tuple)):
+            raise UserError(
+                f"images: expected a list of paths or of PIL images, or a tensor [B, 3, H, W], got {shown(images)}"
+            )
+        batch_size = validate(Size, batch_size, "batch_size", convert=True)
+        batches = in_batches(self.preprocess, images, batch_size, min(cores(), MAX_THREADS))
+        encoded = (self.encode_images(torch.stack(pixels)) for _, pixels in batches)
+        return torch.cat([torch.zeros(0, self.width), *encoded])
+
+    def encode_text(self, sentences: Sequence[str], batch_size: int = 256, normalize: bool = True) -> Tensor:
+        """Encode S sentences as float32 features `[S, d]` on the CPU, of unit norm if `normalize` is set.
+
+        Raises:
+            UserError: If `sentences` is a single string, whose letters would be encoded.
+        """
+        if isinstance(sentences, str):
+            raise UserError(f"sentences: expected a list of strings, got {shown(sentences)}")
+        if len(sentences) == 0:
+            return torch.zeros(0, self.width)
+        batches = [list(sentences[i : i + batch_size]) for i in range(0, len(sentences), batch_size)]
+        tokens = [self.tokenizer(batch).to(self.device) for batch in batches]
+        return self._features(self.model.encode_text, tokens, 2 * PART_ROWS, normalize)
+
+    def context_tokens(self, sentences: Sequence[str], length: int) -> Tensor:
+        """Tokens `[S, 77]` for `encode_with_context`, on the model's device.
+
+        All sentences begin with the same word, repeated `length` times, as placeholders of the context vectors.
+
+        Raises:
+            UserError: If the tokenizer does not turn each placeholder into one token, after a start token.
+        """
+        tokens = self.tokenizer(sentences)
+        if (tokens[:, 1 : 1 + length] != tokens[0, 1]).any():
+            raise UserError(f"learned context needs CLIP's tokenizer, got the tokenizer of {self.name}")
+        return tokens.to(self.device)
+
+    def encode_with_context(self, tokens: Tensor, context: Tensor) -> Tensor:
+        """Encode sentences that begin with learned vectors, as in CoOp (Zhou et al., IJCV 2022).
+
+        Args:
+            tokens: Tokens from `context_tokens`.
+            context: Vectors `[length, width]` that replace the token embeddings of the placeholders.
+
+        Returns:
+            Unit-norm float32 features `[S, d]` on the model's device, with gradients to `context`.
+
+        Raises:
+            UserError: If the text tower is not from open_clip.
+        """
+
+        def replace(module: nn.Module, args: tuple, embedded: Tensor) -> Tensor:
+            vectors = context.to(embedded.dtype).expand(len(embedded), -1, -1)
+            return torch.cat([embedded[:, :1], vectors, embedded[:, 1 + len(context) :]], dim=1)
+
+        hook = self.token_embedding.register_forward_hook(replace)
+        try:
+            with self._autocast():
+                features = self.model.encode_text(tokens)
+        finally:
+            hook.remove()
+        return F.normalize(features.float(), dim=-1)
+
+    @property
+    def token_embedding(self) -> nn.Embedding:
+        """Token embedding of the text tower; UserError if the tower is not from open_clip."""
+        tower = getattr(self.model, "text", self.model)
+        if not hasattr(tower, "token_embedding"):
+            raise UserError(f"learned context needs a text tower of open_clip, got the text tower of {self.name}")
+        return tower.token_embedding
+
+    def _autocast(self) -> AbstractContextManager:
+        # Not autocast(enabled=False): older versions of torch refuse float16 on the CPU even then
+        return torch.autocast(self.device.type, torch.float16) if self.precision == "amp" else nullcontext()
+
+    @torch.no_grad()
+    def _features(
+        self, encode: Callable[[Tensor], Tensor], batches: Sequence[Tensor], part_rows: int, normalize: bool = True
+    ) -> Tensor:
+        if self.precision == "bf16" and self.device.type == "cpu":
+            features = torch.cat([encode_in_parts(encode, batch, part_rows) for batch in batches])
+        else:
+            with self._autocast():
+                features = torch.cat([encode(batch) for batch in batches])
+        features = features.float()
+        return (F.normalize(features, dim=-1) if normalize else features).cpu()
+
+    def training_transform(self, names: Sequence[str], crop_scale: Sequence[float], interpolation: str) -> T.Compose:
+        """Augmentation of training images.
+
+        Args:
+            names: Any of "random_resized_crop", "random_flip" and "normalize". Images are always normalised. Without a
+                crop they are resized as in the test transform.
+            crop_scale: Smallest and largest fraction of the area in a crop.
+            interpolation: Name of a torchvision `InterpolationMode` for the crop.
+        """
+        steps = list(self.preprocess.transforms)
+        if "random_resized_crop" in names:
+            mode = T.InterpolationMode(interpolation)
+            crop = T.RandomResizedCrop(self.input_size, scale=tuple(crop_scale), interpolation=mode)
+            steps = [crop] + [step for step in steps if not isinstance(step, RESIZING)]
+        if "random_flip" in names:
+            steps.insert(0, T.RandomHorizontalFlip())
+        return T.Compose(steps)
+
+
+def split_transform(transform: Transform) -> tuple[Sequence[Callable], Callable[[Tensor], Tensor]]:
+    """Split a transform so that waiting images take a quarter of the memory.
+
+    Returns:
+        Steps from an image to bytes `[H, W, 3]`, and a function from a batch of bytes to floats `[B, 3, H, W]`. A
+        transform without CLIP's last two steps is returned whole, with the identity.
+    """
+    steps = transform.transforms if isinstance(transform, T.Compose) else [transform]
+    if len(steps) < 2 or not (isinstance(steps[-2], T.ToTensor) and isinstance(steps[-1], T.Normalize)):
+        return steps, lambda batch: batch
+    normalize = T.Normalize(steps[-1].mean, steps[-1].std, inplace=True)
+
+    def finish(batch: Tensor) -> Tensor:
+        return normalize(batch.permute(0, 3, 1, 2).contiguous().float().div_(255))
+
+    return [*steps[:-2], np.array, torch.from_numpy], finish
+
+
+def sample_steps(steps: Sequence[Callable], image: Image.Image, seed: int) -> list[Callable]:
+    """Replace the random steps of a transform by fixed ones for an image, sampled with a seed."""
+    sampled: list[Callable] = []
+    with _SAMPLING, torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        for step in steps:
+            if isinstance(step, T.RandomResizedCrop):
+                box = zip(("top", "left", "height", "width"), step.get_params(image, [*step.scale], [*step.ratio]))
+                sampled.append(partial(resized_crop, **dict(box), size=step.size, interpolation=step.interpolation))
+            elif not isinstance(step, T.RandomHorizontalFlip):
+                sampled.append(step)
+            elif torch.rand(1) < step.p:
+                sampled.append(hflip)
+    return sampled
+
+
+def encode_in_parts(encode: Callable[[Tensor], Tensor], batch: Tensor, part_rows: int) -> Tensor:
+    """Encode a batch in parts of at most `part_rows` rows, each on one of torch's threads.
+
+    Threads that share a layer wait for each other at its end, which is slow if other processes use the cores.
+    """
+    threads = torch.get_num_threads()
+    parts = batch.tensor_split(min(-(-len(batch) // (part_rows * threads)) * threads, max(len(batch), 1)))
+    if threads == 1 or len(parts) == 1:
+        return torch.cat([encode(part) for part in parts])
+    with _ENCODING, ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        try:
+            return torch.cat(list(pool.map(torch.no_grad()(encode), parts)))
+        finally:
+            torch.set_num_threads(threads)  # new threads take the number set last by any thread
+
+
+def count_tokens(sentence: str) -> int:
+    """Number of OpenAI's tokens in a sentence, with start and end token."""
+    return len(_openai_tokenizer().encode(sentence)) + 2
+
+
+_openai_tokenizer = cache(SimpleTokenizer)

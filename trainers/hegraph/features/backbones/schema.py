@@ -1,0 +1,44 @@
+"""Name and fingerprint of a backbone, as feature banks, model folders and teach projects store them."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
+
+from ...utils.reading import StrictModel
+
+if TYPE_CHECKING:  # open_clip takes seconds to import
+    from .clip import Backbone
+
+logger = logging.getLogger(__name__)
+
+
+class BackboneConfig(StrictModel):
+    """Frozen CLIP model that encodes or encoded features.
+
+    Attributes:
+        title: Model and weights, for people.
+        model, pretrained, precision: Arguments of `load_backbone`; "" for features whose backbone is unknown.
+        fingerprint: Plain values that change whenever the features change; {} if unknown.
+    """
+
+    title: str = ""
+    model: str = ""
+    pretrained: str = ""
+    precision: Annotated[str, Field(pattern="^(fp32|bf16|fp16|amp)$")] = "fp32"
+    fingerprint: dict[str, str] = Field(default={})
+
+    @classmethod
+    def of(cls, backbone: Backbone, model: str, pretrained: str) -> BackboneConfig:
+        """Description of a backbone from `load_backbone(model, pretrained)`."""
+        return cls(
+            title=backbone.name, model=model, pretrained=pretrained, precision=backbone.precision,
+            fingerprint=backbone.fingerprint,
+        )  # fmt: skip
+
+    def compare_precision(self, precision: str) -> None:
+        """Log a warning if features have another precision than in the training."""
+        if self.model and precision != self.precision:
+            logger.warning("the model was trained on features in %s, and these are in %s", self.precision, precision)

@@ -1,0 +1,298 @@
+"""Input paths and output rows of `predict`, and copies of images in folders by class.
+
+Paths are read one by one, so that memory does not depend on the number of images. File names may contain any byte
+except NUL and "/". Rows have file names as of `utf8`, so that every output is valid UTF-8.
+"""
+
+import codecs
+import csv
+import io
+import json
+import logging
+import os
+import re
+import sys
+from argparse import Namespace
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from itertools import chain
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+from ...utils.errors import UserError, first_line, printable
+from ...utils.files import atomic_path, check_not_read, hash_json
+
+logger = logging.getLogger(__name__)
+
+STDIN = "-"
+LIST_SUFFIX = ".txt"
+BLOCK = MAX_PATH = 1 << 16  # bytes of a list to read at once, and bytes of a path
+REPLACED = (".csv", ".jsonl", ".txt")  # suffixes of files that `--out` may replace in a folder of images
+# Characters that a file system may reject, and "%", so that two classes never share a folder
+FORBIDDEN = re.compile(r'[\x00-\x1f\x7f/\\:*?"<>|%]|^\.|[. ]$|^ ')
+MAX_NAME = 200  # bytes of a folder's name
+DIGITS = ".6g"  # format of probabilities, with the precision of float32
+
+
+def check_inputs(inputs: Sequence[str]) -> None:
+    """Raise UserError for no input, a closed or repeated standard input, or a single input that does not exist.
+
+    If one of several inputs does not exist, its row has the error.
+    """
+    if not inputs:
+        raise UserError("nothing to classify: give images, folders, a .txt file that lists paths, - or --features")
+    if STDIN in inputs and (inputs.count(STDIN) > 1 or sys.stdin is None):
+        raise UserError("standard input (-) is closed, or given twice")
+    if len(inputs) == 1 and inputs[0] != STDIN and not os.path.exists(inputs[0]):
+        raise UserError(f"cannot read {inputs[0]}: no such file or folder")
+
+
+def image_paths(
+    inputs: Sequence[str], null: bool = False, skipped: Path | None = None, out: Path | None = None
+) -> Iterator[str]:
+    """Iterate over the paths of the images that the command line names.
+
+    Args:
+        inputs: Images, folders, `.txt` files with paths, and "-" for paths on standard input.
+        null: Whether paths in lists end with a NUL character.
+        skipped: Folder that is not searched.
+        out: Output file, which must be none of the images.
+
+    Raises:
+        UserError: If a list cannot be read, or an image is the file `out`.
+    """
+    for path in _image_paths(inputs, null, skipped):
+        if out is not None:
+            check_not_read(out, path)
+        yield path
+
+
+def _image_paths(inputs: Sequence[str], null: bool, skipped: Path | None) -> Iterator[str]:
+    for name in inputs:
+        if name == STDIN:
+            yield from read_list(sys.stdin.buffer, null)
+        elif os.path.isdir(name):
+            yield from _walk(name, skipped)
+        elif name.lower().endswith(LIST_SUFFIX):
+            from ...utils.reading import reading
+
+            with reading(Path(name), "a list of paths"), open(name, "rb") as file:
+                yield from read_list(file, null)
+        else:
+            yield name
+
+
+def _walk(folder: str, skipped: Path | None) -> Iterator[str]:
+    """Iterate over the images below a folder in sorted order, and over folders that cannot be listed.
+
+    Hidden files and folders are skipped. Links are followed, and no folder is searched twice.
+    """
+    from ...datasets.images import is_image
+
+    num_skipped, stack = 0, [folder]
+    seen = set() if skipped is None else {os.path.realpath(skipped)}
+    while stack:
+        path = stack.pop()
+        if not os.path.isdir(path):
+            if is_image(path):
+                yield path
+            else:
+                num_skipped += 1
+        elif (real := os.path.realpath(path)) not in seen:
+            seen.add(real)
+            try:
+                names = sorted(os.listdir(path), reverse=True)
+            except OSError:
+                yield path
+                continue
+            stack += [os.path.join(path, name) for name in names if not name.startswith(".")]
+    if num_skipped:
+        logger.warning("%s: %d files are skipped, because their suffix is not one of an image", folder, num_skipped)
+
+
+def read_list(file: BinaryIO, null: bool) -> Iterator[str]:
+    """Iterate over the paths in a file, in the encoding of the file system.
+
+    Each path ends with a NUL character, or is a line that ends as on Linux or Windows. Empty lines are skipped. Spaces
+    are part of a path.
+
+    Raises:
+        UserError: If a path has more than `MAX_PATH` bytes, so that the file is no list and may never end.
+    """
+    read = getattr(file, "read1", file.read)  # read1 returns the available bytes, without waiting for more
+    end, rest, block = b"\0" if null else b"\n", b"", read(BLOCK).removeprefix(codecs.BOM_UTF8)
+    while block or rest:
+        *paths, rest = (rest + block).split(end) if block else (rest, b"")
+        for path in paths:
+            if name := path if null else path.removesuffix(b"\r"):
+                yield os.fsdecode(name)
+        if len(rest) > MAX_PATH:
+            raise UserError(f"the list holds a path of more than {MAX_PATH} bytes; is it a list of paths?")
+        block = read(BLOCK)
+
+
+class Row(NamedTuple):
+    """Prediction for one image.
+
+    Attributes:
+        path: Path of the image.
+        top: The most probable classes with their probabilities, in descending order; empty with an error. With several
+            labels per image, all predicted labels, perhaps none.
+        error: Reason why there is no prediction.
+        known: Whether the image is accepted as one of a known class; None without open-set rejection.
+    """
+
+    path: str
+    top: Sequence[tuple[str, float]] = ()
+    error: str = ""
+    known: bool | None = None
+
+
+def aligned_lines(head: Sequence[str], batches: Iterable[Sequence[Sequence[str]]]) -> Iterator[str]:
+    """Lines of a table with aligned columns, for rows that arrive in batches.
+
+    Columns are as wide as their widest cell so far. A table without rows has no header.
+    """
+    widths, heads = [0] * len(head), [head]
+    for rows in filter(None, batches):
+        lines = [list(map(printable, cells)) for cells in (*heads, *rows)]
+        widths = [max(width, *map(len, column)) for width, column in zip(widths, zip(*lines))]
+        yield from ("  ".join(map(str.ljust, cells, widths)).rstrip() + "\n" for cells in lines)
+        heads = []
+
+
+def table_lines(batches: Iterable[Sequence[Row]], open_set: bool) -> Iterator[str]:
+    """Lines of an aligned table with the columns path, class, probability and next classes.
+
+    The class of a rejected image is `NONE_OF_THESE`, and all its classes are next classes.
+    """
+
+    def cells(row: Row) -> Sequence[str]:
+        classes = [(name, f"{100 * value:.2f} %") for name, value in row.top]
+        if row.known is False:
+            from ...datasets.folder import NONE_OF_THESE
+
+            first, following = (NONE_OF_THESE, ""), classes
+        else:
+            first, *following = classes or [("error:" if row.error else "-", "")]
+        return [*map(utf8, (row.path, *first, row.error or ", ".join(map(" ".join, following))))]
+
+    return aligned_lines(("path", "class", "probability", "next classes"), (list(map(cells, rows)) for rows in batches))
+
+
+def csv_lines(batches: Iterable[Sequence[Row]], open_set: bool) -> Iterator[str]:
+    """Lines `path,class,probability,rank,error`, one for each of the top classes; one line if there is none.
+
+    With `open_set`, the column `none_of_these` is "true" for rejected images, else "false".
+    """
+    columns = 6 if open_set else 5
+    for number, row in enumerate(chain.from_iterable(batches)):
+        if number == 0:
+            yield csv_line(*("path", "class", "probability", "rank", "error", "none_of_these")[:columns])
+        if not row.top:
+            yield csv_line(*(row.path, "", "", "", row.error, "")[:columns])
+        for rank, (name, value) in enumerate(row.top, start=1):
+            rejected = "true" if row.known is False else "false"
+            yield csv_line(*(row.path, name, f"{value:{DIGITS}}", rank, "", rejected)[:columns])
+
+
+def json_lines(batches: Iterable[Sequence[Row]], open_set: bool) -> Iterator[str]:
+    """Lines of `json_value`."""
+    for row in chain.from_iterable(batches):
+        yield json.dumps(json_value(row, open_set), ensure_ascii=False) + "\n"
+
+
+def json_value(row: Row, open_set: bool) -> dict[str, object]:
+    """Value `{"path", "top": [{"class", "probability"}], "error"}` of a row; `error` is None or text.
+
+    With `open_set`, the key `none_of_these` is true for rejected images, else false; with an error, it is None.
+    """
+    top = [{"class": name, "probability": float(f"{value:{DIGITS}}")} for name, value in row.top]
+    value: dict[str, object] = {"path": utf8(row.path), "top": top, "error": utf8(row.error) or None}
+    if open_set:
+        value["none_of_these"] = None if row.error else row.known is False
+    return value
+
+
+FORMATS = {"table": table_lines, "csv": csv_lines, "jsonl": json_lines}
+
+
+def chosen_format(args: Namespace) -> str:
+    """Format of the rows: `--format`, else by the suffix of `--out`, else a table."""
+    ending = args.out.suffix[1:].lower() if args.out else ""
+    return args.format or (ending if ending in FORMATS else "table")
+
+
+def csv_line(*cells: object) -> str:
+    """Encode a line of a CSV file."""
+    text = io.StringIO()
+    # With the terminator "\n", Python's writer does not quote a carriage return in a name
+    csv.writer(text, lineterminator="\r\n").writerow([utf8(str(cell)) for cell in cells])
+    return text.getvalue().removesuffix("\r\n") + "\n"
+
+
+def utf8(text: str) -> str:
+    r"""Replace bytes of a file name that are not UTF-8 by their values, such as `\xff`."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def copy_into(folder: Path, path: str) -> str:
+    """Copy an image into a folder atomically.
+
+    If a file with other content has the name, the copy gets a number, as in `photo-1.jpg`. A file with the same content
+    is not replaced. The image is opened once, because another program may remove it.
+
+    Returns:
+        Reason why the image cannot be read; "" if the folder has its copy.
+    """
+    try:
+        with open(path, "rb") as file:
+            content, status = file.read(), os.fstat(file.fileno())
+    except OSError as error:
+        return f"cannot be copied: {first_line(error)}"
+    number, first = 0, folder / os.path.basename(path)
+    while os.path.lexists(target := numbered_path(first, number)):
+        with suppress(OSError):
+            if target.is_file() and target.stat().st_size == len(content) and target.read_bytes() == content:
+                return ""
+        number += 1
+    with atomic_path(target) as temporary:
+        temporary.write_bytes(content)
+        os.utime(temporary, ns=(status.st_atime_ns, status.st_mtime_ns))
+    return ""
+
+
+def unique_names(names: Sequence[str], ids: Sequence[str], taken: Iterable[str] = ()) -> list[str]:
+    """Make K class names unique.
+
+    A repeated name gets the id of its class, as in "crane (n02012849)", and also its index if that is taken, too.
+
+    Args:
+        names: The K class names.
+        ids: The K class ids.
+        taken: Other names that no class may have.
+    """
+    counts, seen = Counter([*names, *taken]), {*names, *taken}
+    unique = list(names)
+    for position, name in enumerate(names):
+        if counts[name] > 1:
+            unique[position] = f"{name} ({ids[position]})"
+            while unique[position] in seen:
+                unique[position] += f" ({position})"
+            seen.add(unique[position])
+    return unique
+
+
+def folder_name(classname: str) -> str:
+    """Folder name of a class: forbidden characters are percent-encoded (`%2F`), and a long name ends in a hash."""
+    name = FORBIDDEN.sub(lambda match: "".join(f"%{byte:02X}" for byte in match[0].encode()), classname)
+    if len(name.encode()) <= MAX_NAME:
+        return name
+    end = f"~{hash_json(classname)[:16]}"
+    return name.encode()[: MAX_NAME - len(end)].decode(errors="ignore") + end
+
+
+def numbered_path(path: Path, number: int) -> Path:
+    """Insert a number before the suffix, as in `photo-1.jpg`; 0 returns the path itself."""
+    return path.with_name(f"{path.stem}-{number}{path.suffix}") if number else path

@@ -1,0 +1,267 @@
+"""Prediction of images or feature banks, and output of the rows.
+
+Shapes: B images of a batch, K classes, d feature width.
+"""
+
+import io
+import logging
+import math
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ...datasets.folder import NONE_OF_THESE
+from ...features.bank import BankFile, mean_over_views
+from ...method.training.choice import accuracy, score_multilabel
+from ...utils.devices import choose_device
+from ...utils.errors import UserError, echo
+from ...utils.files import atomic_path, check_output, check_outside_models
+from ..folder import load_model
+from ..images import ImageModel, backbone_files
+from ..saved import SavedModel, adapt
+from .files import FORMATS, Row, chosen_format, copy_into, folder_name, image_paths, unique_names
+
+logger = logging.getLogger(__name__)
+
+BANK_BATCH = 1024  # features of a bank predicted at once
+BATCH_PIXELS = 64 * 224 * 224  # pixels of a batch of images
+MAX_BATCH = 256  # images of a batch
+
+
+def predict_images(args: Namespace) -> int:
+    """Classify the images that the command line names, and write their rows.
+
+    Returns:
+        Number of images that could not be read.
+
+    Raises:
+        UserError: If the model is damaged, its backbone is not available, an output cannot be written, or images would
+            be sorted into a model folder or a teach project.
+    """
+    saved = open_model(args, args.open_set)
+    if args.sort_into is not None:
+        for name in (*saved.classnames, NONE_OF_THESE):
+            check_outside_models(args.sort_into / folder_name(name) / "IMAGE")
+    device = choose_device(args.device, "--device")
+    model = ImageModel.load(saved, device, args.backbone, args.pretrained, args.precision)
+    batch_size = args.batch_size or default_batch_size(model.backbone.input_size)
+    paths = image_paths(args.inputs, args.null, args.sort_into, args.out)
+    rows = image_rows(model, paths, batch_size, args.top, args.open_set, args.transductive, args.sort_into)
+    return write_rows(rows, args.out, chosen_format(args), args.open_set is not None)
+
+
+def predict_bank(args: Namespace) -> int:
+    """Classify the features of a bank, write their rows, and log the accuracy or, with several labels per image, mAP.
+
+    Returns:
+        Number of features for which the model predicts NaN.
+
+    Raises:
+        UserError: If the bank lacks the split, or has features of another backbone than the model.
+    """
+    model, bank = open_model(args, args.open_set), BankFile(args.features)
+    if args.split not in bank.labels:
+        raise UserError(f"{args.features} has no {args.split} images; choose another --split")
+    width = bank.text_positive.shape[1]
+    if bank.backbone != model.backbone.title or width != model.classifier.width:
+        expected = f"{model.backbone.title!r} with width {model.classifier.width}"
+        got = f"{bank.backbone!r} with width {width} in {args.features}"
+        raise UserError(f"expected features of {expected}, got {got}; extract the bank with the model's backbone")
+    model.backbone.compare_precision(bank.encoder.precision)
+    features = bank.features(args.split)
+    if args.split == "train":
+        features = mean_over_views(features)
+    parts = [slice(start, start + BANK_BATCH) for start in range(0, len(features), BANK_BATCH)]
+    predict = model.classifier.logits
+    logits = predict_transductively(model, features, "cpu") if args.transductive else predict(features)
+    paths = [f"{args.features}#{args.split}/{row}" for row in range(len(features))]
+    rows = ([*rows_of(model, paths[part], logits[part], args.top, args.open_set)] for part in parts)
+    failed = write_rows(rows, args.out, chosen_format(args), args.open_set is not None)
+    labels = bank.labels[args.split]
+    if failed or tuple(bank.classnames) != model.classnames:
+        return failed
+    if labels.ndim == 1:
+        logger.info("accuracy %.2f %%", accuracy(logits, labels))
+    elif labels.any():
+        logger.info("mAP %.2f %%", score_multilabel(logits, labels, bank.classnames)["map"])
+    return 0
+
+
+def open_model(args: Namespace, open_set: float | None = None) -> SavedModel:
+    """Load the model that the command line names, and check that it supports the options.
+
+    Args:
+        args: Arguments of the command.
+        open_set: As of `rows_of`.
+
+    Raises:
+        UserError: If the model is damaged, `--out` is a file of its backbone, or it has no threshold for open-set
+            rejection.
+    """
+    model = load_model(args.model)
+    if text_only := model.named_only:
+        message = "%d of %d classes have no training images, and are predicted from their text: %s"
+        logger.warning(message, len(text_only), len(model.classnames), ", ".join(text_only[:5]))
+    if args.out is not None:
+        check_output(args.out, backbone_files(model, args.backbone, args.pretrained))
+    if open_set is not None:
+        model.check_open_set(open_set)
+    return model
+
+
+def image_rows(
+    model: ImageModel,
+    paths: Iterable[str],
+    batch_size: int,
+    top: int = 5,
+    open_set: float | None = None,
+    transductive: bool = False,
+    sort_into: Path | None = None,
+) -> Iterator[list[Row]]:
+    """Predict images in batches, in the order of their paths.
+
+    Args:
+        model: The model with its backbone.
+        paths: Paths of the images.
+        batch_size: Number of images to encode at once.
+        top, open_set: As of `rows_of`.
+        transductive: Whether the model is adapted to the images before they are predicted.
+        sort_into: Folder for copies of the images, in folders by predicted class.
+
+    Raises:
+        UserError: If a copy cannot be written.
+    """
+    encoded = model.encode(paths, batch_size)
+    if transductive and (batches := list(encoded)):
+        encoded = iter(batches)
+        features = [batch_features for *_, batch_features in batches]
+        all_logits = predict_transductively(model.model, torch.cat(features), str(model.backbone.device))
+        batch_logits = all_logits.split([*map(len, features)])
+    for number, (images, problems, batch_features) in enumerate(encoded):
+        logits = batch_logits[number] if transductive else model.logits(batch_features)
+        readable = [str(image) for image, problem in zip(images, problems) if not problem]
+        predicted = rows_of(model.model, readable, logits, top, open_set)
+        rows = []
+        for image, problem in zip(images, problems):
+            row = Row(str(image), error=problem) if problem else next(predicted)
+            if sort_into is not None and not row.error:
+                classes = [name for name, _ in row.top[: 1 if model.model.thresholds is None else None]]
+                for folder in [NONE_OF_THESE] if row.known is False else classes:
+                    if problem := copy_into(sort_into / folder_name(folder), row.path):
+                        row = Row(row.path, error=problem)
+            rows.append(row)
+        yield rows
+
+
+def predict_transductively(model: SavedModel, features: Tensor, device: str) -> Tensor:
+    """Adapt the model to images, and return their logits `[B, K]`.
+
+    Args:
+        model: Model without adaptation.
+        features: Unit-norm features of the images, shape `[B, d]`.
+        device: Device of the adaptation.
+
+    Raises:
+        UserError: If the model cannot be adapted.
+    """
+    _, adaptation = adapt(model, features, device)
+    prior = adaptation.class_prior
+    message = "adapted to %d images (weights: class offsets %.2f, class prior %.2f); each prediction depends on all"
+    logger.info(message, len(features), prior.offset_weight, prior.prior_weight)
+    return adaptation.logits.cpu()
+
+
+def rows_of(
+    model: SavedModel, paths: Sequence[str], logits: Tensor, top: int, open_set: float | None = None
+) -> Iterator[Row]:
+    """Iterate over the rows of images.
+
+    Args:
+        model: The model.
+        paths: Paths of the images.
+        logits: Their logits, shape `[B, K]`.
+        top: Number of classes in a row. With several labels per image, a row has all labels whose logits reach their
+            thresholds.
+        open_set: Rate of images of known classes to accept; images with lower scores are rejected. None rejects none.
+    """
+    names = unique_names(model.classnames, model.class_ids, () if open_set is None else [NONE_OF_THESE])
+    probabilities = model.calibrate(logits)
+    known = [None] * len(logits) if open_set is None else model.is_known(logits, open_set).tolist()
+    finite = probabilities.isfinite().all(dim=1).tolist()
+    counts = [top] * len(logits)
+    if model.thresholds is not None:  # predicted labels come first, even if another one is more probable
+        predicted = logits >= model.thresholds
+        probabilities, counts = probabilities.where(predicted, -1), predicted.sum(dim=1).tolist()
+    values, labels = probabilities.sort(dim=1, descending=True, stable=True)  # equal probabilities in class order
+    most = max(counts, default=0)
+    best = zip(values[:, :most].tolist(), labels[:, :most].tolist(), counts)
+    for path, usable, (row_values, row_labels, count), is_known in zip(paths, finite, best, known):
+        classes = [(names[label], value) for label, value in zip(row_labels[:count], row_values)]
+        yield Row(path, classes, known=is_known) if usable else Row(path, error="the model predicts NaN")
+
+
+def write_rows(batches: Iterable[Sequence[Row]], out: Path | None, format: str, open_set: bool = False) -> int:
+    """Write rows as their batches arrive, with a progress bar and the rate on stderr.
+
+    Args:
+        batches: The rows.
+        out: File to write; None for standard output.
+        format: One of `FORMATS`.
+        open_set: Whether images may be rejected as unknown.
+
+    Returns:
+        Number of rows with an error.
+
+    Raises:
+        UserError: If there is no row.
+    """
+    written, started = 0, time.monotonic()
+    errors: list[str] = []
+    on_terminal = out is None and sys.stdout is not None and sys.stdout.isatty()
+
+    def counted() -> Iterator[Sequence[Row]]:
+        nonlocal written
+        with tqdm(desc="predicting", unit="img", disable=on_terminal or None) as bar:  # None: unless stderr is a file
+            for rows in batches:
+                written += len(rows)
+                errors.extend(row.path for row in rows if row.error)
+                yield rows
+                bar.update(len(rows))
+
+    with open_output(out) as write:
+        for line in FORMATS[format](counted(), open_set):
+            write(line)
+        if not written:
+            raise UserError("expected at least one image, got none: the folders have no images, or the list is empty")
+    seconds = time.monotonic() - started
+    logger.info("rows: %d, in %.1f s, %.0f per second", written, seconds, written / max(seconds, 1e-9))
+    if errors:
+        logger.warning("%d of %d could not be read; the first is %s", len(errors), written, errors[0])
+    return len(errors)
+
+
+@contextmanager
+def open_output(out: Path | None) -> Iterator[Callable[[str], object]]:
+    """Context with a function that writes text as UTF-8, to a file, or to standard output if `out` is None.
+
+    The file replaces an older one at the end of the block.
+    """
+    if out is None:
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(encoding="utf-8", newline="")
+        yield echo
+        return
+    with atomic_path(out) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        yield file.write
+
+
+def default_batch_size(input_size: tuple[int, int]) -> int:
+    """Number of images with `BATCH_PIXELS` pixels, so that memory does not depend on the input size of the backbone."""
+    return min(max(BATCH_PIXELS // math.prod(input_size), 1), MAX_BATCH)
