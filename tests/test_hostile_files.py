@@ -30,7 +30,7 @@ from trainers.hegraph.features.prompts.collect import Collection
 from trainers.hegraph.features.prompts.sentences import read_descriptions
 from trainers.hegraph.method.training.loop import CHECKPOINT
 from trainers.hegraph.results.records import collect as collect_records, find_records
-from trainers.hegraph.utils.errors import run_cli
+from trainers.hegraph.utils.command_line import run_cli
 from trainers.hegraph.utils.files import hash_file
 from trainers.hegraph.utils.reading import read_tensors
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from trainers.hegraph.__main__ import SUBCOMMANDS, main
-from trainers.hegraph.utils.errors import Parser
+from trainers.hegraph.utils.command_line import Parser
 from trainers.hegraph.utils.files import OutputFile, OutputFolder, check_output
 from trainers.hegraph.utils.option import NODE
 from trainers.hegraph.utils.reading import UserError

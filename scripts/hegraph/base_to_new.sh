@@ -15,7 +15,7 @@ if [ -f "$DATASET" ]; then
 import sys
 from pathlib import Path
 from trainers.hegraph.features.bank import BankFile
-from trainers.hegraph.utils.errors import run_cli
+from trainers.hegraph.utils.command_line import run_cli
 sys.exit(run_cli(lambda: print(BankFile(Path(sys.argv[1])).dataset)))
 EOF
     ) || exit $?

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from trainers.hegraph.method.training.batches import BankBatches
-from trainers.hegraph.utils import errors
+from trainers.hegraph.utils import command_line, errors, logs, signals, text
 from trainers.hegraph.utils.threads import in_batches
 
 ROOT = Path(__file__).parents[2]
@@ -26,14 +26,18 @@ def raising(error: BaseException):
 
 
 def test_exit_code_and_errors_of_the_program(capsys):
-    assert [errors.run_cli(lambda: None), errors.run_cli(lambda: 0), errors.run_cli(lambda: 1)] == [0, 0, 1]
+    assert [command_line.run_cli(lambda: None), command_line.run_cli(lambda: 0), command_line.run_cli(lambda: 1)] == [
+        0,
+        0,
+        1,
+    ]
     assert capsys.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("error", [ValueError("a bug"), RuntimeError("a bug")])
 def test_bugs_are_raised(error):
     with pytest.raises(type(error), match="a bug"):
-        errors.run_cli(raising(error))
+        command_line.run_cli(raising(error))
 
 
 @pytest.mark.parametrize(("raised", "line"), [
@@ -44,7 +48,7 @@ def test_bugs_are_raised(error):
     (RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes"), "error: out of memory"),
 ])  # fmt: skip
 def test_user_and_system_errors_are_one_line(capsys, raised, line):
-    assert errors.run_cli(raising(raised)) == 2
+    assert command_line.run_cli(raising(raised)) == 2
     out, error = capsys.readouterr()
     assert out == "" and error.startswith(line) and error.count("\n") == 1
 
@@ -58,11 +62,11 @@ def test_interrupt_restores_signals_without_a_traceback(capsys):
 
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     for work in (raising(KeyboardInterrupt()), half_an_import, lambda: signal.raise_signal(signal.SIGTERM)):
-        assert (errors.run_cli(work), capsys.readouterr().err) == (130, f"\n{errors.INTERRUPTED}\n")
+        assert (command_line.run_cli(work), capsys.readouterr().err) == (130, f"\n{command_line.INTERRUPTED}\n")
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as SIGHUP is with nohup
     try:
-        assert errors.run_cli(lambda: signal.raise_signal(signal.SIGTERM)) == 0
+        assert command_line.run_cli(lambda: signal.raise_signal(signal.SIGTERM)) == 0
     finally:
         signal.signal(signal.SIGTERM, before[1])
 
@@ -87,7 +91,7 @@ def test_interrupt_lost_in_a_callback_is_noticed(steps, capsys):
             done.append(step)
             interrupt_in_a_callback()
 
-    assert (errors.run_cli(work), len(done)) == (130, 1)
+    assert (command_line.run_cli(work), len(done)) == (130, 1)
 
 
 def test_second_interrupt_does_not_stop_clean_up(capsys):
@@ -97,12 +101,12 @@ def test_second_interrupt_does_not_stop_clean_up(capsys):
         try:
             signal.raise_signal(signal.SIGINT)
         finally:
-            with errors.deferred_interrupts():
+            with signals.deferred_interrupts():
                 signal.raise_signal(signal.SIGINT)
                 cleaned.append(True)
 
-    assert (errors.run_cli(work), cleaned) == (130, [True])
-    assert errors.run_cli(lambda: signal.raise_signal(signal.SIGINT)) == 130
+    assert (command_line.run_cli(work), cleaned) == (130, [True])
+    assert command_line.run_cli(lambda: signal.raise_signal(signal.SIGINT)) == 130
 
 
 @pytest.mark.slow
@@ -122,19 +126,19 @@ def test_ctrl_c_during_imports_of_a_command_has_no_traceback(module, last_line):
 ])  # fmt: skip
 def test_unwritable_standard_output(monkeypatch, capsys, error, code, line):
     monkeypatch.setattr(sys, "stdout", Mock(encoding="utf-8", write=raising(error), fileno=raising(OSError())))
-    for work in (lambda: errors.echo("text"), lambda: errors.Parser("it", "Print.").parse_args(["--help"])):
-        assert errors.run_cli(work) == code
+    for work in (lambda: command_line.echo("text"), lambda: command_line.Parser("it", "Print.").parse_args(["--help"])):
+        assert command_line.run_cli(work) == code
         message = capsys.readouterr().err
         assert message.startswith(line) and bool(message) == bool(line)
 
 
 def test_closed_standard_output_and_unsupported_characters(monkeypatch, capsys):
     monkeypatch.setattr(sys, "stdout", None)
-    assert errors.run_cli(lambda: errors.echo("text")) == 2
+    assert command_line.run_cli(lambda: command_line.echo("text")) == 2
     assert capsys.readouterr().err.startswith("error: standard output is closed")
     terminal = io.TextIOWrapper(io.BytesIO(), encoding="latin-1")
     monkeypatch.setattr(sys, "stdout", terminal)
-    errors.echo("é — \udc80\n")
+    command_line.echo("é — \udc80\n")
     assert terminal.buffer.getvalue() == b"\xe9 \\u2014 \\udc80\n"
 
 
@@ -144,13 +148,13 @@ def test_log_messages_are_one_line(monkeypatch):
     monkeypatch.setattr(logging.root, "level", logging.WARNING)
     monkeypatch.setattr(logging, "raiseExceptions", True)
     monkeypatch.setattr(sys, "stderr", written)
-    errors.show_messages()
+    logs.show_messages()
     logging.getLogger("trainers.hegraph.x").info("%s is empty", "a\n\x1b[31m" + "b" * 1000)
     logging.getLogger("other").info("is not shown")
     assert written.getvalue().startswith("a \\x1b[31mbbb") and written.getvalue().endswith("bbb is empty\n")
-    assert len(written.getvalue()) == errors.MAX_MESSAGE + 1
+    assert len(written.getvalue()) == text.MAX_MESSAGE + 1
     monkeypatch.setattr(sys, "stderr", None)
-    errors.show_messages()
+    logs.show_messages()
     sys.stderr.write("nobody reads this")
     sys.stderr.close()
 
@@ -165,13 +169,13 @@ def test_unknown_suggests_a_name():
 
 
 def test_shown_values_are_one_short_line():
-    assert errors.shown(torch.zeros(2, 1)) == r"tensor([[0.],\n        [0.]])"
-    assert errors.shown("é" * 99) == "'" + "é" * 79
-    assert errors.shown(16**4000) == "a int that is too long to show"
+    assert text.shown(torch.zeros(2, 1)) == r"tensor([[0.],\n        [0.]])"
+    assert text.shown("é" * 99) == "'" + "é" * 79
+    assert text.shown(16**4000) == "a int that is too long to show"
 
 
 def test_command_has_the_name_of_the_program(monkeypatch):
-    assert errors.command() == "python -m trainers.hegraph"
-    assert errors.command("--shots 1") == "python -m trainers.hegraph --shots 1"
-    monkeypatch.setattr(errors, "PACKAGE", "hegraph")
-    assert (errors.command(), errors.command("datasets check")) == ("hegraph", "hegraph datasets check")
+    assert command_line.command() == "python -m trainers.hegraph"
+    assert command_line.command("--shots 1") == "python -m trainers.hegraph --shots 1"
+    monkeypatch.setattr(command_line, "PACKAGE", "hegraph")
+    assert (command_line.command(), command_line.command("datasets check")) == ("hegraph", "hegraph datasets check")

@@ -19,7 +19,7 @@ from trainers.hegraph.experiments.tasks import ImageTask, load_image_task
 from trainers.hegraph.features.backbones.clip import Backbone
 from trainers.hegraph.features.bank import FeatureBank
 from trainers.hegraph.features.extract import encode_prompts
-from trainers.hegraph.utils.errors import run_cli
+from trainers.hegraph.utils.command_line import run_cli
 
 LETTERS = string.ascii_uppercase + string.ascii_lowercase
 SIZES = range(10, 34, 4)  # font sizes in pixels

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .baselines import ALL_BASELINES, TRANSDUCTIVE_METHODS, load_method, method_options
-from .utils.errors import Parser, UserError, command, echo, first_line, refuse_several_processes, run_cli, unknown
+from .utils.command_line import Parser, command, echo, refuse_several_processes, run_cli
+from .utils.errors import UserError, first_line, unknown
 from .utils.option import NODE, OUR_METHOD
 
 if TYPE_CHECKING:

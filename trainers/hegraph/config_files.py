@@ -15,9 +15,10 @@ from .config import BACKBONE_KEYS, FILLABLE, OPTIONS, Config, default_values, ma
 from .features.backbones.identity import canonical_name
 from .method.options import UNTRAINED, ModelOptions, TrainingFreeOptions
 from .method.training.options import TrainingOptions
-from .utils.errors import UserError, shown, unknown
+from .utils.errors import UserError, unknown
 from .utils.option import LARGEST_FLOAT, NODE, OPEN, OUR_METHOD, Option, options_of
 from .utils.reading import parse_json, read_yaml, validate
+from .utils.text import shown
 
 Values = dict[str, Any]  # key -> value
 SELECTABLE = {

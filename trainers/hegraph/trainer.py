@@ -48,8 +48,10 @@ from .method.training.loop import AdapterTraining
 from .models.folder import load_model
 from .models.saved import SavedModel
 from .results.records import read_record
-from .utils.errors import UserError, command, echo, refuse_several_processes, show_messages
+from .utils.command_line import command, echo, refuse_several_processes
+from .utils.errors import UserError
 from .utils.files import absolute
+from .utils.logs import show_messages
 from .utils.option import NODE
 
 # Dassl imports `wilds` for data sets that this package never loads, and mutes the logging of the whole process

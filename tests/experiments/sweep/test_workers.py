@@ -41,8 +41,9 @@ from trainers.hegraph.experiments.sweep.workers import (
     run_here,
     run_in_workers,
 )
-from trainers.hegraph.utils.errors import UserError, noted_interrupts
+from trainers.hegraph.utils.errors import UserError
 from trainers.hegraph.utils.files import atomic_path, writing_folder
+from trainers.hegraph.utils.signals import noted_interrupts
 
 
 def test_attempt_logs_warnings_and_records_failures(runs, monkeypatch):

@@ -20,7 +20,8 @@ from torchvision import transforms as T
 
 from trainers.hegraph.features.backbones import loading
 from trainers.hegraph.features.backbones.loading import Source, create_model, find_source, load_backbone
-from trainers.hegraph.utils.errors import UserError, one_line
+from trainers.hegraph.utils.errors import UserError
+from trainers.hegraph.utils.text import one_line
 
 
 def test_siglip_folder_has_its_own_preprocessing_and_tokenizer(siglip):

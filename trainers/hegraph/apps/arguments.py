@@ -1,7 +1,7 @@
 """Arguments of the command lines that show a page."""
 
 from ..features.backbones.arguments import add_device_arguments, add_encoder_arguments
-from ..utils.errors import Parser
+from ..utils.command_line import Parser
 
 HOST, PORT = "127.0.0.1", 7860  # the port is Gradio's default, which Spaces expect
 

@@ -10,7 +10,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..utils.errors import UserError, echo, first_line
+from ..utils.command_line import echo
+from ..utils.errors import UserError, first_line
 
 if TYPE_CHECKING:
     from gradio import Blocks

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..features.backbones.arguments import add_device_arguments
 from ..features.backbones.identity import DEFAULT_BACKBONE, MINI_ALIAS, MINI_NAME
 from ..models.predict.files import aligned_lines
-from ..utils.errors import Parser, command, echo, run_cli
+from ..utils.command_line import Parser, command, echo, run_cli
 from ..utils.option import NODE
 
 if TYPE_CHECKING:

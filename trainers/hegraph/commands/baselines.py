@@ -3,7 +3,7 @@
 import logging
 
 from ..baselines import ALL_BASELINES, MULTILABEL_METHODS, TRANSDUCTIVE_METHODS, needs_backbone
-from ..utils.errors import Parser, echo, run_cli
+from ..utils.command_line import Parser, echo, run_cli
 from ..utils.option import OUR_METHOD
 
 logger = logging.getLogger(__name__)

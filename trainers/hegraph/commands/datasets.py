@@ -8,8 +8,10 @@ from collections import Counter
 from itertools import combinations
 from typing import TYPE_CHECKING
 
-from ..utils.errors import Parser, UserError, command, echo, printable, run_cli, unknown
+from ..utils.command_line import Parser, command, echo, run_cli
+from ..utils.errors import UserError, unknown
 from ..utils.files import absolute
+from ..utils.text import printable
 
 if TYPE_CHECKING:
     from ..datasets.base import Dataset

@@ -7,7 +7,7 @@ from pathlib import Path
 from ..apps.arguments import add_page_arguments
 from ..apps.launch import check_address, launch_page, require_gradio
 from ..features.backbones.arguments import MODEL
-from ..utils.errors import Parser, echo, run_cli
+from ..utils.command_line import Parser, echo, run_cli
 from ..utils.files import OutputFolder
 
 

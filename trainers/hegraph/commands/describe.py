@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from ..utils.errors import Parser, UserError, echo, number, run_cli
+from ..utils.command_line import Parser, echo, number, run_cli
+from ..utils.errors import UserError
 from ..utils.files import OutputFile
 
 ENDPOINT, MODEL = "https://api.openai.com/v1", "gpt-4o-mini"  # the defaults

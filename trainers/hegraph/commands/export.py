@@ -4,7 +4,8 @@ import argparse
 from pathlib import Path
 
 from ..features.backbones.arguments import MODEL, add_encoder_arguments
-from ..utils.errors import Parser, UserError, echo, run_cli
+from ..utils.command_line import Parser, echo, run_cli
+from ..utils.errors import UserError
 from ..utils.files import OutputFile, check_output
 
 

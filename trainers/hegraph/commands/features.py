@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from ..features.backbones.identity import AUTO, PRECISIONS
-from ..utils.errors import Parser, UserError, echo, refuse_several_processes, run_cli
+from ..utils.command_line import Parser, echo, refuse_several_processes, run_cli
+from ..utils.errors import UserError
 from ..utils.files import OutputFile, atomic_path
 from ..utils.option import NODE
 

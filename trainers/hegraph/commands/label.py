@@ -23,7 +23,7 @@ from ..models.predict.files import (
     image_paths,
     utf8,
 )
-from ..utils.errors import Parser, run_cli, whole
+from ..utils.command_line import Parser, run_cli, whole
 from ..utils.files import OutputFile, check_output
 from ..utils.option import NODE
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from ..features.backbones.arguments import MODEL, add_device_arguments, add_encoder_arguments
 from ..features.backbones.identity import AUTO
 from ..models.predict.files import FORMATS, REPLACED, check_inputs
-from ..utils.errors import Parser, UserError, run_cli, whole
+from ..utils.command_line import Parser, run_cli, whole
+from ..utils.errors import UserError
 from ..utils.files import OutputFile
 
 EPILOG = """\

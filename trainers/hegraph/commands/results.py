@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..results.scores import BY, OUR_METHOD, QUOTED, read_quotes
-from ..utils.errors import Parser, UserError, echo, run_cli
+from ..utils.command_line import Parser, echo, run_cli
+from ..utils.errors import UserError
 from ..utils.files import OutputFile
 
 if TYPE_CHECKING:

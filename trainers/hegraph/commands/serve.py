@@ -8,7 +8,8 @@ from pathlib import Path
 
 from ..apps.launch import check_address
 from ..features.backbones.arguments import MODEL, add_device_arguments, add_encoder_arguments
-from ..utils.errors import Parser, UserError, echo, number, run_cli
+from ..utils.command_line import Parser, echo, number, run_cli
+from ..utils.errors import UserError
 
 PORT = 8000
 LABEL_STUDIO = "http://localhost:8080"

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from ..utils.errors import Parser, command, run_cli
+from ..utils.command_line import Parser, command, run_cli
 
 LISTS = ("datasets", "configs", "methods", "shots", "seeds")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from ..apps.arguments import add_page_arguments
 from ..apps.launch import check_address, launch_page, require_gradio
 from ..features.backbones.identity import DEFAULT_BACKBONE, MINI_NAME, canonical_name
-from ..utils.errors import Parser, run_cli
+from ..utils.command_line import Parser, run_cli
 
 logger = logging.getLogger(__name__)
 

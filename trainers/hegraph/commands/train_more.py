@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from ..features.backbones.arguments import MODEL, add_device_arguments, add_encoder_arguments
 from ..features.backbones.identity import AUTO
-from ..utils.errors import Parser, UserError, echo, printable, run_cli
+from ..utils.command_line import Parser, echo, run_cli
+from ..utils.errors import UserError
 from ..utils.files import OutputFolder
+from ..utils.text import printable
 
 if TYPE_CHECKING:
     from ..datasets.base import Dataset

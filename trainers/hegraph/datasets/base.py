@@ -14,7 +14,8 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
-from ..utils.errors import UserError, command, first_line
+from ..utils.command_line import command
+from ..utils.errors import UserError, first_line
 from ..utils.files import hash_file, hash_json
 from ..utils.threads import MAX_THREADS, cores
 from .images import reason

@@ -32,9 +32,10 @@ from typing import Any, NamedTuple
 
 from filelock import FileLock
 
-from ..utils.errors import UserError, first_line, shortened
+from ..utils.errors import UserError, first_line
 from ..utils.files import absolute, cannot_write, hash_json
 from ..utils.reading import check_regular, parse_json, read_text, reading
+from ..utils.text import shortened
 from .images import IMAGE_SUFFIXES, open_image
 from .layouts import CLASSNAMES
 from .own_images import OwnImages, Row, class_name, files_of_splits

@@ -26,8 +26,9 @@ from ..features.backbones.identity import DEFAULT_BACKBONE
 from ..models.saved import SavedModel
 from ..models.support_set import SupportSet
 from ..results.records import RECORD
-from ..utils.errors import UserError, printable
+from ..utils.errors import UserError
 from ..utils.option import NODE
+from ..utils.text import printable
 from .inputs import text_nodes, unit_rows
 from .training import NO_NAME, Origin, make_configuration, train_model
 

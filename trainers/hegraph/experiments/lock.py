@@ -14,9 +14,10 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from ..utils.errors import UserError, deferred_interrupts
+from ..utils.errors import UserError
 from ..utils.files import cannot_write, write_json
 from ..utils.reading import read_json
+from ..utils.signals import deferred_interrupts
 
 logger = logging.getLogger(__name__)
 

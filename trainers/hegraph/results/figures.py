@@ -22,8 +22,9 @@ from matplotlib.figure import Figure
 from sklearn.isotonic import isotonic_regression
 from torch import Tensor
 
-from ..utils.errors import UserError, shortened
+from ..utils.errors import UserError
 from ..utils.files import atomic_path
+from ..utils.text import shortened
 from .comparison import compare, has_calibration
 from .records import TEXT_NODES, read_tensors_with_classes
 from .scores import MEAN_OF, VARIANTS, ZERO_SHOT, data_set, grouped, method, method_order, metric

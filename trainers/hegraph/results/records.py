@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from ..utils.errors import UserError, one_line
+from ..utils.errors import UserError
 from ..utils.files import atomic_path, write_json, write_tensors
 from ..utils.reading import (
     Count,
@@ -28,6 +28,7 @@ from ..utils.reading import (
     reading,
     validate,
 )
+from ..utils.text import one_line
 
 if TYPE_CHECKING:
     from torch import Tensor

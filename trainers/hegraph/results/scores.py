@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..baselines import ALL_BASELINES
-from ..utils.errors import UserError, shortened
+from ..utils.errors import UserError
 from ..utils.files import hash_json
 from ..utils.option import NODE, OUR_METHOD, describe_shots
+from ..utils.text import shortened
 
 if TYPE_CHECKING:  # pandas is slow to import, and the parser of the command line does not need it
     import pandas as pd

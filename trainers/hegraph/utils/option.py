@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from typing import Any
 
-from .errors import UserError, shown, unknown
+from .errors import UserError, unknown
+from .text import shown
 
 OUR_METHOD = "HeGraphAdapter"  # value of `--trainer` and TRAINER.NAME
 NODE = f"TRAINER.{OUR_METHOD.upper()}"  # prefix of the keys of HeGraphAdapter; Dassl and CoOp have the other keys

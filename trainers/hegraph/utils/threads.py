@@ -7,7 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import TypeVar
 
-from .errors import stop_if_interrupted
+from .signals import stop_if_interrupted
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

@@ -21,8 +21,9 @@ from ...features.backbones.clip import Backbone
 from ...models.folder import read_thumbnail
 from ...models.images import ImageModel
 from ...models.saved import SavedModel
-from ...utils.errors import UserError, first_line, one_line
+from ...utils.errors import UserError, first_line
 from ...utils.reading import LenientModel, validate
+from ...utils.text import one_line
 from ...utils.theme import THEME_CSS
 from .answer import answer_html, compute_answer, styled, summary, template, title
 from .drawing import SIDE, classifies_digits, data_url, decode_data_url, ink_of_canvas, scan_of_ink, scan_of_picture

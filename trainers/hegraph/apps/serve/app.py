@@ -37,7 +37,8 @@ from ...features.backbones.identity import AUTO
 from ...models.endpoint import decode_base64
 from ...models.folder import load_model
 from ...models.images import ImageModel
-from ...utils.errors import UserError, one_line
+from ...utils.errors import UserError
+from ...utils.text import one_line
 from ...utils.threads import cores
 from .label_studio import Backend, LabelStudio, add_label_studio
 from .learning import CHANGED, UNKNOWN, Learner

@@ -34,9 +34,10 @@ from urllib3.exceptions import HTTPError
 from ...datasets.images import MAX_BYTES
 from ...estimator.labels.suggest import suggest
 from ...models.images import ImageModel
-from ...utils.errors import UserError, first_line, one_line, shown
+from ...utils.errors import UserError, first_line
 from ...utils.files import write_json
 from ...utils.reading import is_plain_url, read_json, validate
+from ...utils.text import one_line, shown
 from .learning import Learner
 
 logger = logging.getLogger(__name__)

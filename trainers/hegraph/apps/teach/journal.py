@@ -19,9 +19,10 @@ from filelock import FileLock, Timeout
 from pydantic import Field
 
 from ...models.predict.files import numbered_path
-from ...utils.errors import UserError, first_line, shortened
+from ...utils.errors import UserError, first_line
 from ...utils.files import absolute, write_json
 from ...utils.reading import StrictModel, read_json, validate
+from ...utils.text import shortened
 
 logger = logging.getLogger(__name__)
 

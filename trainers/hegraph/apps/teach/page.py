@@ -22,8 +22,9 @@ from ...estimator.model_selection.backbones import advice, parse_candidate, reco
 from ...models.export.onnx_file import require_packages, write_onnx
 from ...models.folder import save_model
 from ...models.images import ImageModel
-from ...utils.errors import UserError, one_line
+from ...utils.errors import UserError
 from ...utils.reading import parse_json, validate
+from ...utils.text import one_line
 from ..demo.answer import styled, template
 from ..demo.drawing import as_png, ink_of_canvas, scan_of_ink
 from ..demo.page import CAMERA_JS, Answers, Page, add_try, canvas, error_html, html, uploaded_file

@@ -26,9 +26,10 @@ from ...datasets.images import MAX_BYTES, is_image, open_upload
 from ...datasets.own_images import class_name
 from ...datasets.splits import split_of
 from ...models.predict.files import FORBIDDEN, MAX_NAME, folder_name
-from ...utils.errors import UserError, printable, shortened
+from ...utils.errors import UserError
 from ...utils.files import atomic_path, hash_file
 from ...utils.reading import reading
+from ...utils.text import printable, shortened
 from .journal import STATE_FOLDER, JournaledFolder, Move, removal
 
 TRAIN, CONFIRMED = "train", f"{STATE_FOLDER}/kept"

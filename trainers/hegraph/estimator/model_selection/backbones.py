@@ -41,8 +41,9 @@ from ...results.by_image import (
 )
 from ...results.table import CONFIDENCE
 from ...utils.devices import choose_device
-from ...utils.errors import UserError, one_line, shown, user_message
+from ...utils.errors import UserError, user_message
 from ...utils.reading import StrictModel, read_yaml, validate
+from ...utils.text import one_line, shown
 from ..labels.issues import leave_one_out
 
 if TYPE_CHECKING:

@@ -28,8 +28,9 @@ from ...config import Config
 from ...config_files import with_values
 from ...method.training.loop import CHECKPOINT
 from ...results.records import RECORD
-from ...utils.errors import PACKAGE, UserError, first_line, show_messages
+from ...utils.errors import UserError, first_line
 from ...utils.files import hash_file, hash_json, write_json
+from ...utils.logs import PACKAGE, show_messages
 from ...utils.reading import read_json, reading
 from ..lock import Locked, lock_folder
 from ..run_folder import ERROR

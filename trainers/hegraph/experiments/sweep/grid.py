@@ -17,10 +17,12 @@ from ...config import Config
 from ...config_files import load_cfg, with_values
 from ...features.backbones.identity import resolve_precision
 from ...features.bank import SUFFIX
+from ...utils.command_line import command
 from ...utils.devices import available_device
-from ...utils.errors import UserError, command, shortened, unknown
+from ...utils.errors import UserError, unknown
 from ...utils.option import OUR_METHOD, describe_shots
 from ...utils.reading import Count, StrictModel, check_regular, read_yaml, validate
+from ...utils.text import shortened
 from ..run_folder import PRECISION
 
 logger = logging.getLogger(__name__)

@@ -13,7 +13,9 @@ from pathlib import Path
 
 from ...config import KEY_PATTERN, pairs_of
 from ...results.records import find_runs
-from ...utils.errors import UserError, echo, stop_if_interrupted
+from ...utils.command_line import echo
+from ...utils.errors import UserError
+from ...utils.signals import stop_if_interrupted
 from ..lock import is_locked
 from .cluster import connected
 from .grid import Grid, Run, read_grid

@@ -26,9 +26,11 @@ from typing import Any
 from ...config import Config
 from ...results.records import main_score, read_record
 from ...utils.devices import available_device
-from ...utils.errors import ENDINGS, PACKAGE, UserError, deferred_interrupts, first_line, show_messages, was_interrupted
+from ...utils.errors import UserError, first_line
 from ...utils.files import hash_json, remove_temporaries, write_json
+from ...utils.logs import PACKAGE, show_messages
 from ...utils.reading import read_json
+from ...utils.signals import ENDINGS, deferred_interrupts, was_interrupted
 from ...utils.threads import cores
 from ..lock import Locked, is_locked
 from ..run import run as run_one

@@ -1,6 +1,6 @@
 """Command line arguments of the image encoder, the same in all commands."""
 
-from ...utils.errors import Parser
+from ...utils.command_line import Parser
 from .identity import AUTO, PRECISIONS
 
 MODEL = "model folder, or output folder of a run"

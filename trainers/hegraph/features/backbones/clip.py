@@ -23,8 +23,9 @@ from torchvision import transforms as T
 from torchvision.transforms.functional import hflip, resized_crop
 
 from ...datasets.images import ImageOrPath, open_any, reason
-from ...utils.errors import UserError, shown
+from ...utils.errors import UserError
 from ...utils.reading import Size, validate
+from ...utils.text import shown
 from ...utils.threads import MAX_THREADS, cores, in_batches
 
 CONTEXT_LENGTH = 77  # tokens of a sentence, longer ones are cut

@@ -17,9 +17,10 @@ from typing import TypeVar
 from pydantic import ConfigDict, Field
 from tqdm import tqdm
 
-from ...utils.errors import UserError, shortened
+from ...utils.errors import UserError
 from ...utils.files import write_json
 from ...utils.reading import LenientModel, StrictModel, read_json, validate
+from ...utils.text import shortened
 from ..backbones.clip import CONTEXT_LENGTH, count_tokens
 from .sentences import normalise_name
 

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ...datasets.registry import ENTRIES, Entry, find_entry
-from ...utils.errors import UserError, command
+from ...utils.command_line import command
+from ...utils.errors import UserError
 from ...utils.reading import Name, read_json, validate
 
 DESCRIPTIONS = Path(__file__).parent / "descriptions"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from ...utils.errors import stop_if_interrupted
+from ...utils.signals import stop_if_interrupted
 
 if TYPE_CHECKING:  # open_clip takes seconds to import
     from ...features.backbones.clip import Backbone

@@ -20,8 +20,9 @@ from itertools import chain
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from ...utils.errors import UserError, first_line, printable
+from ...utils.errors import UserError, first_line
 from ...utils.files import atomic_path, check_not_read, hash_json
+from ...utils.text import printable
 
 logger = logging.getLogger(__name__)
 

@@ -20,8 +20,9 @@ from tqdm import tqdm
 from ...datasets.folder import NONE_OF_THESE
 from ...features.bank import BankFile, mean_over_views
 from ...method.training.choice import accuracy, score_multilabel
+from ...utils.command_line import echo
 from ...utils.devices import choose_device
-from ...utils.errors import UserError, echo
+from ...utils.errors import UserError
 from ...utils.files import atomic_path, check_output, check_outside_models
 from ..folder import load_model
 from ..images import ImageModel, backbone_files

@@ -1,0 +1,32 @@
+"""Log messages of the package and warnings of libraries, one line each on stderr."""
+
+import logging
+import os
+import sys
+import warnings
+
+from .text import one_line
+
+PACKAGE = __name__.rpartition(".utils.")[0]  # "trainers.hegraph" in a checkout, "hegraph" once installed
+
+
+class _OneLine(logging.Formatter):
+    """Formats log messages by `one_line`, because names of files and classes may contain any character."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return one_line(super().format(record))
+
+
+def show_messages() -> None:
+    """Log messages of this package and warnings of others to stderr, one per line, except Pillow's about images.
+
+    Handlers of the calling program stay. A closed stderr is replaced, because progress bars and warnings write to it.
+    """
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115  (open until the program ends)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_OneLine())
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    warnings.filterwarnings("ignore", module="PIL")
+    logging.raiseExceptions = False  # no traceback for an unwritable stderr
+    logging.getLogger(PACKAGE).setLevel(logging.INFO)
