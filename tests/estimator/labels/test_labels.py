@@ -14,12 +14,8 @@ from torch import Tensor
 from trainers.hegraph import Backbone, HeGraphClassifier, LabelIssue, UserError, load_bank
 from trainers.hegraph.commands.label import main
 from trainers.hegraph.datasets.digits import load_digits_dataset
-from trainers.hegraph.estimator.labels.issues import (
-    find_label_issues,
-    leave_one_out,
-    left_out_logits,
-    training_free_options,
-)
+from trainers.hegraph.estimator.labels.issues import find_label_issues
+from trainers.hegraph.estimator.labels.left_out import leave_one_out, left_out_logits, training_free_options
 from trainers.hegraph.estimator.labels.suggest import select, suggest, typicality
 from trainers.hegraph.method.cache import FoldedClassifier
 from trainers.hegraph.method.closed_form import ClosedForm, class_offsets, left_out_offsets

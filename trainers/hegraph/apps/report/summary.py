@@ -19,7 +19,8 @@ from torch import Tensor
 
 from ...datasets.images import open_image, reason
 from ...estimator.labels import SUSPICIOUS
-from ...estimator.labels.issues import LabelIssue, leave_one_out, rank_labels
+from ...estimator.labels.issues import LabelIssue, rank_labels
+from ...estimator.labels.left_out import leave_one_out
 from ...models.folder import load_model
 from ...models.saved import SavedModel
 from ...results.by_image import (

@@ -1,7 +1,7 @@
 """Session of the teach page: encodes the images of a project, trains a model after every change, and evaluates it.
 
-Labels are checked and the accuracy is measured by leave-one-out (`labels/issues.py`). Unlabelled images are ordered by
-`labels/suggest.py`.
+Labels are checked and the accuracy is measured by leave-one-out (`labels/left_out.py`). Unlabelled images are ordered
+by `labels/suggest.py`.
 """
 
 import logging
@@ -26,7 +26,8 @@ from ...datasets.digits import CLASSNAMES, load_digits_dataset
 from ...datasets.images import open_image, pixel_hash, reason
 from ...estimator.incremental import support_set_of
 from ...estimator.labels import SUSPICIOUS
-from ...estimator.labels.issues import LabelIssue, leave_one_out, rank_labels
+from ...estimator.labels.issues import LabelIssue, rank_labels
+from ...estimator.labels.left_out import leave_one_out
 from ...estimator.labels.suggest import suggest
 from ...estimator.model_selection.backbones import TIMED_IMAGES, Candidate, Encoded, Result, compare, read_candidates
 from ...estimator.training import NO_NAME, Origin, make_configuration, train_model

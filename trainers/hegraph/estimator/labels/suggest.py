@@ -41,12 +41,14 @@ def suggest(model: SavedModel, features: Tensor, number: int) -> list[int]:
         UserError: If the model has several labels per image.
     """
     model.check_single_label("active learning")
-    text, labelled, temperature = model.text_positive, model.labelled, model.temperature
+    text = model.text_positive
+    labelled = model.labelled
     if labelled is None:
         labelled = ClassSums.of(features[:0], torch.zeros(0, dtype=torch.long), len(text))
-    adaptation = adapt_to_unlabelled(model.classifier, labelled, text, features, model.logit_scale, temperature)
-    soft_labels = (adaptation.logits / temperature).softmax(dim=1)
-    return select(soft_labels, typicality(soft_labels, features, labelled), labelled.counts, number)
+    adaptation = adapt_to_unlabelled(model.classifier, labelled, text, features, model.logit_scale, model.temperature)
+    soft_labels = (adaptation.logits / model.temperature).softmax(dim=1)
+    typical = typicality(soft_labels, features, labelled)
+    return select(soft_labels, typical, labelled.counts, number)
 
 
 def typicality(soft_labels: Tensor, features: Tensor, labelled: ClassSums) -> Tensor:
@@ -58,7 +60,8 @@ def typicality(soft_labels: Tensor, features: Tensor, labelled: ClassSums) -> Te
         labelled: Sums of the labelled images.
     """
     both = labelled + ClassSums.soft(features, soft_labels, second_moment(features))
-    nodes, total = both.sums / both.counts.clamp_min(SMALLEST).unsqueeze(1), both.counts.sum()
+    nodes = both.sums / both.counts.clamp_min(SMALLEST).unsqueeze(1)
+    total = both.counts.sum()
     covariance = (both.moment - both.sums.t() @ nodes) / total
     whitening = whitening_of(covariance, RIDGE * len(covariance) / total, SMALLEST).float()
     squares = torch.cdist(features @ whitening, nodes.float() @ whitening).square()
@@ -76,13 +79,17 @@ def select(soft_labels: Tensor, typical: Tensor, counts: Tensor, number: int) ->
     """
     best = soft_labels.max(dim=1)
     margins = best.values - soft_labels.scatter(1, best.indices.unsqueeze(1), 0.0).amax(dim=1)
-    order, predicted = margins.argsort(stable=True).tolist(), best.indices.tolist()
+    order = margins.argsort(stable=True).tolist()
+    predicted = best.indices.tolist()
     of_class: dict[int, list[int]] = defaultdict(list)
     for index in order:
         of_class[predicted[index]].append(index)
     # iterators, which continue after the images of earlier rounds
-    uncertain, of_any_class = {c: iter(indices) for c, indices in of_class.items()}, iter(order)
-    counts, typical, selected = counts.clone(), typical.t().contiguous(), dict[int, None]()
+    uncertain = {c: iter(indices) for c, indices in of_class.items()}
+    of_any_class = iter(order)
+    counts = counts.clone()
+    typical = typical.t().contiguous()
+    selected: dict[int, None] = {}
     for _ in range(min(number, len(order))):
         c = int(counts.argmin())
         if counts[c] < 1:

@@ -1,6 +1,6 @@
 """Compare backbones on a few labelled images by the exact leave-one-out of the training-free variant.
 
-Each image is classified by a model that was fitted to all other images (`labels/issues.py`), so the comparison needs
+Each image is classified by a model that was fitted to all other images (`labels/left_out.py`), so the comparison needs
 neither validation images nor training, and the test images take no part in it. With several labels per image, the score
 is the mAP of the multi-label head, whose leave-one-out is exact as well. The result is an estimate of the accuracy on
 images from the same source. Near-duplicates among the images, such as frames of one video, make it too high.
@@ -44,7 +44,7 @@ from ...utils.devices import choose_device
 from ...utils.errors import UserError, user_message
 from ...utils.reading import StrictModel, read_yaml, validate
 from ...utils.text import one_line, shown
-from ..labels.issues import leave_one_out
+from ..labels.left_out import leave_one_out
 
 if TYPE_CHECKING:
     import pandas as pd

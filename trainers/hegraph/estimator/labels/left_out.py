@@ -1,0 +1,445 @@
+"""Exact leave-one-out of the training-free variant: classify each labelled image without itself.
+
+`method/closed_form.py` is linear in the class means, except for one number, the slope `a`, and one choice, the ridge
+regression `L`. If both are fixed, leaving out one image is a change of low rank. Let the image have feature `f` and
+class `y` of `S` images. Further,
+
+    q = f - u_y            deviation of the image from its visual node
+    r = m_y - u_y          residual of its class: class mean minus visual node
+    n = f - m              image, centred
+    g = 1/P + L (e_y - 1/P)
+    h_c = kappa g_c / (S_c + kappa)     for c != y, and h_y = 0
+    s = sum_c h_c S_c (m_c - u_c)
+
+Without the image, the mean of its class moves by `delta`, and with it the text priors and the visual nodes:
+
+    delta = (m_y - f) / (S - 1) = (r - q) / (S - 1)
+    p_c' = p_c + g_c delta
+    u_c' = u_c + h_c delta              for c != y
+    u_y' = u_y + epsilon,   epsilon = (kappa g_y delta - q) / (S - 1 + kappa)
+    m' = m - n / (N - 1)
+
+The scatter matrix `C = N Sigma` becomes
+
+    C' = C - s delta^T - delta s^T - t epsilon^T - epsilon t^T - q q^T
+           + (sum_c h_c^2 S_c) delta delta^T + (S - 1) epsilon epsilon^T,   t = S r - q
+       = C + Z W Z^T
+
+with `Z = [q, r, s, n]` and a `W` of shape `[4, 4]`, whose entries for `n` are 0. The ridge, `lambda = rho tr C' /
+(N - 1)`, is different for each image. In the eigenbasis of `C` it is added to the eigenvalues, so one decomposition is
+enough for all images. Woodbury's identity gives the inverse:
+
+    A = (C + lambda I)^-1
+    (C' + lambda I)^-1 = A - A Z M Z^T A,   M = W (I + Z^T A Z W)^-1
+
+Norms below are of this inverse. With `v_c = u_c' - m'`, the message of class c to the image is
+
+    n . v_c / (|v_c| scale),   scale = (sum_i |F_i - m'| over all other images) / N
+
+The head has `(f - m') . v_c` with the mean norm over N - 1 images, and `f - m' = n N / (N - 1)`, so the factors cancel.
+
+The slope changes by about 1/N, and the logits are smooth in it. They are computed at a few slopes and interpolated.
+
+Leaving out the only image of a class leaves a class without images, whose mean is its text prior:
+
+    delta = p_y - f = -(1 + kappa) / kappa q
+
+The ridge regression without a class equals the one with the class mean at its own prediction, except for the share 1/P
+of the class in the centre. Other classes without images have their text prior as mean, too.
+
+If all other images are of one class, no model can be trained without the image, and zero-shot CLIP classifies it.
+
+Shapes: N images, K classes, P classes with images, d feature width, J images of a block. Computations are in float64
+and take O(N^2 (K + d)).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...method.closed_form import BLOCK, CONSTANT, RIDGES, SMALLEST, kernel_eigenvectors, left_out_offsets
+from ...method.graph import sum_by_class
+from ...method.options import TrainingFreeOptions
+from ...utils.option import options_of
+
+SLOPE_ERROR = 1e-6  # approximate error of the interpolation between slopes
+MAX_SLOPES = 6
+
+
+def training_free_options(shots: int) -> TrainingFreeOptions:
+    """Default options of the training-free variant for a number of images per class."""
+    at_least_one = max(shots, 1)
+    values = [option.at_shots(option.default, at_least_one) for option in options_of(TrainingFreeOptions)]
+    return TrainingFreeOptions(*values)
+
+
+@torch.no_grad()
+def left_out_logits(
+    features: Tensor, labels: Tensor, text: Tensor, logit_scale: float, options: TrainingFreeOptions
+) -> Tensor:
+    """Compute the logits of each image by the training-free variant fitted to all other images.
+
+    Args:
+        features: Unit-norm image features of at least two classes, shape `[N, d]`.
+        labels: Classes of the images, shape `[N]`.
+        text: Unit-norm text features, shape `[K, d]`.
+        logit_scale: CLIP's `tau`.
+        options: Options of the closed-form head.
+
+    Returns:
+        Logits without class offsets, shape `[N, K]`, float64.
+    """
+    features = features.double()
+    text = text.double()
+    messages = _Messages(features, labels, text, options).left_out()
+    messages = messages.masked_fill(_others_of_one_class(labels), 0)
+    return logit_scale * features @ text.t() + options.omega * logit_scale * messages
+
+
+def leave_one_out(features: Tensor, labels: Tensor, text: Tensor, logit_scale: float) -> tuple[Tensor, Tensor]:
+    """Classify each image by the training-free variant, with its default options, fitted to all other images.
+
+    The default options are those for the number of images of the largest class.
+
+    Args:
+        features, labels, text, logit_scale: As for `left_out_logits`.
+
+    Returns:
+        Logits without class offsets, shape `[N, K]`, and predicted classes with class offsets, shape `[N]`.
+    """
+    options = training_free_options(int(labels.bincount().max()))
+    logits = left_out_logits(features, labels, text, logit_scale, options)
+    offsets = left_out_offsets(logit_scale * (features @ text.t()).double(), labels)
+    offsets = offsets.masked_fill(_others_of_one_class(labels), 0)
+    return logits, (logits + offsets).argmax(dim=1)
+
+
+def _others_of_one_class(labels: Tensor) -> Tensor:
+    """Whether all other images are of one class, for each image, shape `[N, 1]`."""
+    counts = labels.bincount()
+    is_alone = counts[labels] == 1
+    has_two_classes = (counts > 0).sum() == 2
+    return (is_alone & has_two_classes).unsqueeze(1)
+
+
+class _Smoother:
+    """Ridge regression from text with one strength, as a linear smoother with its leave-one-class-out errors.
+
+    Attributes:
+        matrix: `L`, shape `[K, P]`, which maps the residuals of the class means to their predictions from the other
+            classes.
+        images, texts: `(I - L)` times the centred class means and times the centred texts, shape `[P, d]`.
+        units: `(I - L)` times the centred unit vectors, shape `[P, P]`.
+    """
+
+    def __init__(self, matrix: Tensor, present: Tensor, images: Tensor, texts: Tensor) -> None:
+        error = torch.eye(len(images), dtype=matrix.dtype, device=matrix.device) - matrix[present]
+        self.matrix = matrix
+        self.images = error @ images
+        self.texts = error @ texts
+        self.units = error - error.mean(dim=1, keepdim=True)
+
+    def errors(self, rows: Tensor, deltas: Tensor, slopes: Tensor) -> Tensor:
+        """Squared error without each image, shape `[N]`: the squared norm of `images + unit delta^T - slope texts`.
+
+        Args:
+            rows: Row of each image's class among the classes with images, shape `[N]`.
+            deltas: Change of the class mean without each image, shape `[N, d]`.
+            slopes: Slope without each image, shape `[N]`.
+        """
+        from_images = (self.units.t() @ self.images)[rows]
+        from_texts = (self.units.t() @ self.texts)[rows]
+        moved = from_images - slopes.unsqueeze(1) * from_texts
+        fixed = self.images.square().sum() - 2 * slopes * (self.images * self.texts).sum()
+        lengths = self.units.square().sum(dim=0)[rows] * deltas.square().sum(dim=1)
+        return fixed + slopes.square() * self.texts.square().sum() + 2 * (moved * deltas).sum(dim=1) + lengths
+
+
+class _Messages:
+    """Messages of the closed-form head, with and without each labelled image.
+
+    Attributes:
+        features, labels: Image features `[N, d]` and their classes `[N]`.
+        kappa, rho: Options of the closed-form head.
+        counts, sums: Number `[K]` and feature sum `[K, d]` of the images of each class.
+        present: Classes with images, shape `[P]`.
+        rows: Row of each image's class in `present`, shape `[N]`.
+        means, centre: Class means `[P, d]` and their mean.
+        images, texts: Centred class means `[P, d]`, and texts minus the mean text of `present`, `[K, d]`.
+    """
+
+    def __init__(self, features: Tensor, labels: Tensor, text: Tensor, options: TrainingFreeOptions) -> None:
+        self.features = features
+        self.labels = labels
+        self.kappa = options.kappa
+        self.rho = options.rho
+        self.counts = torch.bincount(labels, minlength=len(text)).double()
+        self.sums = sum_by_class(features, labels, len(text))
+        self.present = (self.counts > 0).nonzero()[:, 0]
+        self.rows = torch.searchsorted(self.present, labels)
+        self.means = self.sums[self.present] / self.counts[self.present].unsqueeze(1)
+        self.centre = self.means.mean(dim=0)
+        self.images = self.means - self.centre
+        self.texts = text - text[self.present].mean(dim=0)
+
+    @cached_property
+    def smoothers(self) -> list[_Smoother]:
+        """Return the smoothers of the candidate text priors: one without ridge regression, and one per strength."""
+        texts = self.texts[self.present]
+        constant = CONSTANT * texts.square().sum(dim=1).mean()
+        eigenvalues, vectors = kernel_eigenvectors(texts, constant)
+        kernel = (self.texts @ texts.t() + constant) @ vectors
+        unit = (eigenvalues[:-1].sum() / (len(texts) - 1)).clamp_min(SMALLEST)
+        matrices = [torch.zeros(len(self.texts), len(texts), dtype=texts.dtype, device=texts.device)]
+        for strength in RIDGES:
+            matrix = (kernel / (eigenvalues + strength * unit)) @ vectors.t()
+            leverage = matrix[self.present, torch.arange(len(texts))].clone()
+            own = matrix[self.present] - torch.diag(leverage)
+            matrix[self.present] = own / (1 - leverage).unsqueeze(1)
+            matrices.append(matrix)
+        return [_Smoother(matrix, self.present, self.images, texts) for matrix in matrices]
+
+    def prior(self, matrix: Tensor, slope: float) -> Tensor:
+        """Text priors `p_c` of all classes, shape `[K, d]`."""
+        residuals = self.images - slope * self.texts[self.present]
+        return self.centre + slope * self.texts + matrix @ residuals
+
+    def left_out(self) -> Tensor:
+        """Messages to each image from the classes without that image, shape `[N, K]`."""
+        texts = self.texts[self.present]
+        square = texts.square().sum().clamp_min(SMALLEST)
+        slope = (texts * self.images).sum() / square
+        deltas = self._deltas(slope.clamp_min(0))
+        slopes = (slope + (texts[self.rows] * deltas).sum(dim=1) / square).clamp_min(0)
+        errors = torch.stack([smoother.errors(self.rows, deltas, slopes) for smoother in self.smoothers])
+        best = errors.argmin(dim=0)
+        messages = self.features.new_empty(len(self.features), len(self.texts))
+        for number in best.unique().tolist():
+            images = (best == number).nonzero()[:, 0]
+            matrix = self.smoothers[number].matrix
+            nodes, weights = _interpolation(slopes[images])
+            at_nodes = torch.stack([_Classes(self, matrix, node).messages(images) for node in nodes.tolist()])
+            messages[images] = torch.einsum("rn,nrk->rk", weights, at_nodes)
+        return messages
+
+    def _deltas(self, slope: Tensor) -> Tensor:
+        """`delta` of each image, shape `[N, d]`."""
+        count = self.counts[self.labels].unsqueeze(1)
+        deltas = (self.means[self.rows] - self.features) / (count - 1).clamp_min(1)
+        alone = count[:, 0] == 1
+        if alone.any():
+            row = self.rows[:1]  # any image, because the class means do not move
+            errors = [smoother.errors(row, deltas[:1] * 0, slope.reshape(1)) for smoother in self.smoothers]
+            best = int(torch.cat(errors).argmin())
+            prior = self.prior(self.smoothers[best].matrix, slope.item())
+            deltas[alone] = prior[self.labels[alone]] - self.features[alone]
+        return deltas
+
+
+class _Classes:
+    """Classes at one slope and one strength of the ridge regression, and their messages to images that are left out.
+
+    Vectors are in the eigenbasis of `C`.
+
+    Attributes:
+        whole: The labelled images.
+        eigenvalues: Eigenvalues of `C`, shape `[d]`.
+        nodes: `u_c - m`, shape `[K, d]`.
+        images: `F_i - m`, shape `[N, d]`.
+        residuals: `S_c (m_c - u_c)`, shape `[K, d]`.
+        shifts: `h` by class `y`, shape `[P, K]`, before `h_y` is set to 0.
+        own_shifts: `kappa g_y` by class `y`, shape `[P]`.
+    """
+
+    def __init__(self, whole: _Messages, matrix: Tensor, slope: float) -> None:
+        kappa = whole.kappa
+        weight = (whole.counts + kappa).unsqueeze(1)
+        nodes = (whole.sums + kappa * whole.prior(matrix, slope)) / weight
+        mean = whole.features.mean(dim=0)
+        deviations = whole.features - nodes[whole.labels]
+        eigenvalues, vectors = torch.linalg.eigh(deviations.t() @ deviations)
+        self.whole = whole
+        self.eigenvalues = eigenvalues.clamp_min(0)
+        self.nodes = (nodes - mean) @ vectors
+        self.images = (whole.features - mean) @ vectors
+        self.residuals = (whole.sums - whole.counts.unsqueeze(1) * nodes) @ vectors
+        g = (matrix - matrix.mean(dim=1, keepdim=True)).t().contiguous() + 1 / len(whole.present)
+        self.shifts = g * kappa / (whole.counts + kappa)
+        self.own_shifts = g[torch.arange(len(g)), whole.present] * kappa
+
+    def messages(self, indices: Tensor) -> Tensor:
+        """Messages to R images from the classes without the image, from their indices `[R]`; shape `[R, K]`."""
+        size = max(1, BLOCK // (4 * max(len(self.images), *self.nodes.shape)))
+        return torch.cat([_Block.of(self, block).messages() for block in indices.split(size)])
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Changes of the classes without each of J images. A vector is given by its coefficients in `Z = [q, r, s, n]`.
+
+    Attributes:
+        classes: The classes with all images.
+        indices: Indices of the images, shape `[J]`.
+        Z: The basis of each image, shape `[J, 4, d]`.
+        h: Shifts of the other classes, shape `[J, K]`.
+        delta, epsilon: Coefficients of the shifts, shape `[J, 4]`.
+        moved: Coefficients of `m - m'`, shape `[4, 1]`.
+    """
+
+    classes: _Classes
+    indices: Tensor
+    Z: Tensor
+    h: Tensor
+    delta: Tensor
+    epsilon: Tensor
+    moved: Tensor
+
+    @classmethod
+    def of(cls, classes: _Classes, indices: Tensor) -> _Block:
+        """The changes without each of the images with these indices `[J]`."""
+        whole = classes.whole
+        kappa = whole.kappa
+        labels = whole.labels[indices]
+        rows = whole.rows[indices]
+        S = whole.counts[labels]
+        h = classes.shifts[rows].scatter(1, labels.unsqueeze(1), 0.0)
+        n = classes.images[indices]
+        q = n - classes.nodes[labels]
+        r = classes.residuals[labels] / S.unsqueeze(1)
+        s = h @ classes.residuals
+        Z = torch.stack([q, r, s, n], dim=1)
+
+        e_q, e_r, _, e_n = _units(Z)
+        fewer = (S - 1).clamp_min(1)
+        delta_q = torch.where(S == 1, -(1 + kappa) / kappa, -1 / fewer)
+        delta_r = torch.where(S == 1, 0.0, 1 / fewer)
+        delta = delta_q.unsqueeze(1) * e_q + delta_r.unsqueeze(1) * e_r
+        own_shift = classes.own_shifts[rows].unsqueeze(1) * delta  # kappa g_y delta
+        epsilon = (own_shift - e_q) / (S - 1 + kappa).unsqueeze(1)
+        moved = (e_n / (len(classes.images) - 1)).unsqueeze(1)
+        return cls(classes, indices, Z, h, delta, epsilon, moved)
+
+    @cached_property
+    def labels(self) -> Tensor:
+        """Classes of the images, shape `[J]`."""
+        return self.classes.whole.labels[self.indices]
+
+    @cached_property
+    def W(self) -> Tensor:
+        """Change `W` of the scatter matrix, shape `[J, 4, 4]`."""
+        counts = self.classes.whole.counts
+        S = counts[self.labels]
+        e_q, e_r, e_s, _ = _units(self.Z)
+        s = e_s.expand_as(self.delta)
+        t = S.unsqueeze(1) * e_r - e_q
+        sum_of_squares = self.h.square() @ counts  # sum_c h_c^2 S_c
+        W = -_symmetric(s, self.delta)
+        W = W - _symmetric(t, self.epsilon)
+        W = W - torch.outer(e_q, e_q)
+        W = W + sum_of_squares[:, None, None] * _outer(self.delta, self.delta)
+        W = W + (S - 1)[:, None, None] * _outer(self.epsilon, self.epsilon)
+        return W
+
+    def messages(self) -> Tensor:
+        """Messages to each image from the classes without it, shape `[J, K]`."""
+        total = len(self.classes.images)
+        metric = _Metric.of(self)
+        own_class = F.one_hot(self.labels, len(self.classes.nodes)).to(self.Z.dtype)
+        of_others = self.delta.unsqueeze(2) * self.h.unsqueeze(1)
+        of_own = self.epsilon.unsqueeze(2) * own_class.unsqueeze(1)
+        node_squares, products = metric.lengths(self.classes.nodes, of_others + of_own + self.moved)
+        image_squares, _ = metric.lengths(self.classes.images, self.moved.expand(len(self.indices), 4, 1))
+        node_norms = node_squares.clamp_min(SMALLEST**2).sqrt()
+        image_norms = image_squares.clamp_min(0).sqrt()
+        own_norm = image_norms[torch.arange(len(self.indices)), self.indices]
+        scale = (image_norms.sum(dim=1) - own_norm) / total
+        n_products = metric.with_n(products)
+        return n_products / (node_norms * scale.clamp_min(SMALLEST).unsqueeze(1))
+
+
+@dataclass(frozen=True)
+class _Metric:
+    """Metric `(C' + lambda I)^-1` without each of J images, by Woodbury's identity.
+
+    Attributes:
+        A: Diagonal of `(C + lambda I)^-1`, shape `[J, d]`.
+        AZ: `A Z`, shape `[J, 4, d]`.
+        ZAZ: `Z^T A Z`, shape `[J, 4, 4]`.
+        M: `W (I + Z^T A Z W)^-1`, shape `[J, 4, 4]`.
+    """
+
+    A: Tensor
+    AZ: Tensor
+    ZAZ: Tensor
+    M: Tensor
+
+    @classmethod
+    def of(cls, block: _Block) -> _Metric:
+        """The metric without each image of a block."""
+        classes = block.classes
+        Z = block.Z
+        W = block.W
+        trace = classes.eigenvalues.sum() + (W * (Z @ Z.transpose(1, 2))).sum(dim=(1, 2))  # tr C'
+        ridge = (classes.whole.rho * trace / (len(classes.images) - 1)).clamp_min(SMALLEST)  # lambda
+        A = 1 / (classes.eigenvalues + ridge.unsqueeze(1))
+        AZ = A.unsqueeze(1) * Z
+        ZAZ = AZ @ Z.transpose(1, 2)
+        M = W @ torch.linalg.inv(_units(Z) + ZAZ @ W)
+        return cls(A, AZ, ZAZ, M)
+
+    def lengths(self, vectors: Tensor, coefficients: Tensor) -> tuple[Tensor, Tensor]:
+        """Squared lengths of vectors `v + Z a`.
+
+        Args:
+            vectors: `v`, V vectors that all images share, shape `[V, d]`.
+            coefficients: `a`, for each image and vector, shape `[J, 4, V]`.
+
+        Returns:
+            Squared lengths `[J, V]`, and the products `b = Z^T A (v + Z a)`, `[J, 4, V]`.
+        """
+        ZAv = (self.AZ.flatten(0, 1) @ vectors.t()).unflatten(0, self.AZ.shape[:2])
+        b = ZAv + self.ZAZ @ coefficients
+        plain = self.A @ vectors.square().t() + ((ZAv + b) * coefficients).sum(dim=1)
+        return plain - ((self.M @ b) * b).sum(dim=1), b
+
+    def with_n(self, b: Tensor) -> Tensor:
+        """Inner products of `n` with the vectors of `lengths`, `[J, V]`, from their products `b`."""
+        n = 3  # row of n in Z
+        return b[:, n] - (self.ZAZ[:, n:] @ self.M @ b)[:, 0]
+
+
+def _units(Z: Tensor) -> Tensor:
+    """Coefficients of q, r, s and n in `Z`: the unit matrix, shape `[4, 4]`."""
+    return torch.eye(4, dtype=Z.dtype, device=Z.device)
+
+
+def _outer(left: Tensor, right: Tensor) -> Tensor:
+    return left.unsqueeze(2) * right.unsqueeze(1)
+
+
+def _symmetric(left: Tensor, right: Tensor) -> Tensor:
+    return _outer(left, right) + _outer(right, left)
+
+
+def _interpolation(slopes: Tensor) -> tuple[Tensor, Tensor]:
+    """Chebyshev interpolation between slopes `[R]`, with more nodes for a wider range.
+
+    Returns:
+        Nodes `[n]`, and weights `[R, n]` of a function's values at the nodes in its values at the slopes.
+    """
+    middle = (slopes.max() + slopes.min()) / 2
+    half = (slopes.max() - slopes.min()) / 2
+    number = 1
+    while half**number > SLOPE_ERROR and number < MAX_SLOPES:
+        number += 1
+    degrees = torch.arange(number, dtype=torch.float64, device=slopes.device)
+    angles = (degrees + 0.5) * torch.pi / number
+    positions = ((slopes - middle) / half.clamp_min(SMALLEST)).clamp(-1, 1).acos()
+    at_slopes = (positions.unsqueeze(1) * degrees).cos()
+    at_nodes = (angles.unsqueeze(1) * degrees).cos()
+    return middle + half * angles.cos(), at_slopes @ torch.linalg.inv(at_nodes)
