@@ -11,7 +11,8 @@ import json
 import sys
 from pathlib import Path
 
-from trainers.hegraph.results.by_image import Difference, paired_differences, read_runs
+from trainers.hegraph.results.intervals import Difference
+from trainers.hegraph.results.paired import paired_differences, read_runs
 from trainers.hegraph.results.scores import OUR_METHOD, method_order
 from trainers.hegraph.results.table import markdown_table
 from trainers.hegraph.utils.files import atomic_path

@@ -17,10 +17,11 @@ import pandas as pd
 from tools import intervals, labels_study
 from tools.unlabelled_study import table as study_table
 from trainers.hegraph.baselines import TRANSDUCTIVE_METHODS
-from trainers.hegraph.results.comparison import base_to_new, compare, read_cases
+from trainers.hegraph.results.comparison import base_to_new, compare
 from trainers.hegraph.results.figures import render
 from trainers.hegraph.results.records import find_records
 from trainers.hegraph.results.scores import OUR_METHOD, method
+from trainers.hegraph.results.settings import read_cases
 from trainers.hegraph.results.table import as_text, markdown, markdown_table
 from trainers.hegraph.utils.files import atomic_path
 

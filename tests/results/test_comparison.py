@@ -3,17 +3,9 @@
 import pytest
 
 from trainers.hegraph.baselines import METHODS
-from trainers.hegraph.results.comparison import (
-    base_to_new,
-    calibration_table,
-    compare,
-    complexity,
-    name_cases,
-    read_cases,
-    shortest_names,
-    split_sweeps,
-)
+from trainers.hegraph.results.comparison import base_to_new, calibration_table, compare, complexity
 from trainers.hegraph.results.figures import curves, reliability_diagrams
+from trainers.hegraph.results.settings import name_cases, read_cases, shortest_names, split_sweeps
 from trainers.hegraph.results.table import Table
 from trainers.hegraph.utils.errors import UserError
 

@@ -88,8 +88,7 @@ def tested_records(sources: Sequence[Path]) -> list[dict]:
     Raises:
         UserError: If there is none.
     """
-    from ..results.comparison import warn_skipped  # pandas is slow to import, here and below
-    from ..results.records import find_records, main_score
+    from ..results.records import find_records, main_score, warn_skipped  # slow to import, here and below
 
     records = find_records(sources)
     tested = [record for record in records if main_score(record) is not None]
@@ -107,9 +106,11 @@ def collect_command(args: argparse.Namespace) -> str:
 
 
 def compare_command(args: argparse.Namespace) -> Table:
-    from ..results.comparison import compare, read_cases
+    from ..results.comparison import compare
+    from ..results.settings import read_cases
 
-    quotes, cases = args.quote and read_quotes(args.quote), args.cases and read_cases(args.cases)
+    quotes = read_quotes(args.quote) if args.quote else None
+    cases = read_cases(args.cases) if args.cases else None
     return compare(tested_records(args.sources), args.by, quotes, not args.no_interval, cases)
 
 
@@ -122,7 +123,8 @@ def base_to_new_command(args: argparse.Namespace) -> Table:
 def complexity_command(args: argparse.Namespace) -> Table:
     from ..results.comparison import complexity
 
-    return complexity(tested_records(args.sources), args.quote and read_quotes(args.quote))
+    quotes = read_quotes(args.quote) if args.quote else None
+    return complexity(tested_records(args.sources), quotes)
 
 
 def labels_command(args: argparse.Namespace) -> Table:
@@ -145,13 +147,13 @@ def calibration_command(args: argparse.Namespace) -> str:
 
 
 def rejection_command(args: argparse.Namespace) -> Table:
-    from ..results.by_image import rejection_table
+    from ..results.rejection import rejection_table
 
     return rejection_table(args.sources, args.features, args.unknown)
 
 
 def paired_command(args: argparse.Namespace) -> str:
-    from ..results.by_image import paired_table
+    from ..results.paired import paired_table
 
     return paired_table(args.sources, args.of)
 
@@ -175,8 +177,8 @@ def tsne_command(args: argparse.Namespace) -> str:
 
 def confusion_command(args: argparse.Namespace) -> str:
     """Write the confusion matrix of a run; returns its most confused pairs of classes and the written files."""
-    from ..results.by_image import confusion_matrix, hardest_pairs
     from ..results.figures import confusion, save
+    from ..results.predictions import confusion_matrix, hardest_pairs
 
     matrix, classnames = confusion_matrix(args.sources[0])
     files = save(confusion(matrix, classnames), args.out)

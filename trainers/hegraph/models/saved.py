@@ -192,7 +192,7 @@ class SavedModel(TrainedModel):
         transfer: Adapter for unseen classes; None unless `transfer_rule` is "adapter".
         transfer_rule: "adapter", "zero-shot" or "none".
         class_nodes: HeGraphAdapter's visual nodes in the whitened space of `transfer.messages`, for
-            `results/by_image.py`; None without a closed-form head.
+            `results/rejection.py`; None without a closed-form head.
         labelled: Sums over the labelled images for `adapt`; None after an adaptation.
         support_set: Support set of HeGraphAdapter for incremental training; None for another method.
         thresholds: Least logit with which a label is predicted, shape `[K]`, for several labels per image; None for one

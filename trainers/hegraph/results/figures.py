@@ -69,7 +69,7 @@ def render(figure: Figure, kind: str) -> bytes:
 def panels(count: int, width: float = 3.4, height: float = 2.8) -> tuple[Figure, list[Axes]]:
     """Create an empty figure with panels of `width` by `height` inches, in a grid that is as square as possible."""
     columns = math.ceil(count**0.5)
-    rows = -(-count // columns)
+    rows = math.ceil(count / columns)
     figure = Figure(figsize=(columns * width, rows * height), layout="constrained")
     return figure, [figure.add_subplot(rows, columns, number) for number in range(1, count + 1)]
 
@@ -86,7 +86,7 @@ def curves(records: Sequence[dict], quotes: pd.DataFrame | None = None) -> Figur
     baselines at the largest number of shots are in colour. The others are thin grey lines, named below the panels.
 
     Raises:
-        UserError: As `cells_by_shots`.
+        UserError: If runs of a cell are not comparable, have several backbones or protocols, or used all images.
     """
     cells = cells_by_shots(records, quotes)
     names = sorted(set(map(data_set, records)))
@@ -131,7 +131,10 @@ def _coloured(cells: pd.DataFrame) -> set[str]:
 def line_styles(methods: Iterable[str]) -> dict[str, dict[str, Any]]:
     """Style of the line of each method, HeGraphAdapter first."""
     ordered = sorted(methods, key=method_order, reverse=True)
-    return {name: {key: values[i % len(values)] for key, values in STYLES.items()} for i, name in enumerate(ordered)}
+    styles = {}
+    for i, name in enumerate(ordered):
+        styles[name] = {key: values[i % len(values)] for key, values in STYLES.items()}
+    return styles
 
 
 def draw_lines(
@@ -142,10 +145,13 @@ def draw_lines(
     Returns:
         Names, last points `[N, 2]` and colours of the N other lines.
     """
-    names, ends, colours = [], [], []
+    names: list[str] = []
+    ends: list[tuple[float, float]] = []
+    colours: list[str] = []
     has_bars = cells["interval"].notna().any()
     for (name, is_quoted), line in grouped(cells, ["method", "quoted"]):
-        shots, means = line["column"].astype(float), line["mean"]
+        shots = line["column"].astype(float)
+        means = line["mean"]
         if not is_quoted and name not in styles:
             axis.plot(shots, means, **GREY_LINE)
             continue
@@ -232,18 +238,22 @@ def _draw_bins(axis: Axes, parts: Sequence[dict], label: str, colour: str, dashe
     From the most confident bin on, neighbouring bins are merged until a dot has `MIN_IMAGES` images. A smaller rest is
     merged with the dot above it.
     """
-    counts, *means = (np.array([bins[key] for bins in parts]) for key in ("count", "confidence", "accuracy"))
-    sums = [(counts * values).sum(axis=0) for values in (np.ones_like(counts), *means)]  # values: [runs, bins]
-    dots = [np.zeros(3)]
-    for bin_sums in np.transpose(sums)[::-1]:
+    counts = np.array([bins["count"] for bins in parts])  # [runs, bins], as are the next two
+    confidence = np.array([bins["confidence"] for bins in parts])
+    accuracy = np.array([bins["accuracy"] for bins in parts])
+    sums = np.stack([counts.sum(axis=0), (counts * confidence).sum(axis=0), (counts * accuracy).sum(axis=0)], axis=1)
+    dots = [np.zeros(3)]  # number of images, and sums of their confidence and accuracy
+    for bin_sums in sums[::-1]:
         if dots[-1][0] >= MIN_IMAGES:
             dots.append(np.zeros(3))
         dots[-1] += bin_sums
     if len(dots) > 1 and dots[-1][0] < MIN_IMAGES:
         dots[-2:] = [dots[-2] + dots[-1]]
-    total, x, y = np.array(dots[::-1]).T
-    axis.plot(x / total, y / total, color=colour, linestyle=dashes, linewidth=1.2, label=label)
-    axis.scatter(x / total, y / total, s=4 + 60 * total / total.sum(), color=colour, zorder=3)
+    total, confidence_sums, accuracy_sums = np.array(dots[::-1]).T
+    x = confidence_sums / total
+    y = accuracy_sums / total
+    axis.plot(x, y, color=colour, linestyle=dashes, linewidth=1.2, label=label)
+    axis.scatter(x, y, s=4 + 60 * total / total.sum(), color=colour, zorder=3)
 
 
 # One run
@@ -307,10 +317,10 @@ def tsne(before: Tensor, after: Tensor, classnames: Sequence[str]) -> Figure:
         axis.set(xlabel="t-SNE coordinates (no unit)", xticks=[], yticks=[])
         title = f"{name}: mean inter-class distance {mean_distance(nodes):.3f}"
         axis.set(title=title, xlim=limits, ylim=limits, aspect="equal")
-        if names:
-            is_left = xy[:, 0] < np.median(xy[:, 0])
-            for left, rows in ((True, is_left.nonzero()[0]), (False, (~is_left).nonzero()[0])):
-                _label_points(axis, [names[row] for row in rows], xy[rows], ["0.75"] * len(rows), left)
+        is_left = xy[:, 0] < np.median(xy[:, 0])
+        for left in (True, False) if names else ():
+            rows = (is_left == left).nonzero()[0]
+            _label_points(axis, [names[row] for row in rows], xy[rows], ["0.75"] * len(rows), left)
     return figure
 
 
@@ -331,8 +341,8 @@ def confusion(matrix: np.ndarray, classnames: Sequence[str]) -> Figure:
     if k <= MAX_NAMES:
         axis.set_xticks(range(k), classnames, rotation=90)
         axis.set_yticks(range(k), classnames)
-    for (row, column), count in np.ndenumerate(matrix) if k <= MAX_COUNTS else ():
-        if count:
+    for (row, column), count in np.ndenumerate(matrix):
+        if count and k <= MAX_COUNTS:
             colour = "white" if percent[row, column] > 50 else "black"
             axis.text(column, row, str(count), ha="center", va="center", color=colour, fontsize=7)
     axis.set(xlabel="predicted class", ylabel="true class")

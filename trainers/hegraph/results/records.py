@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
+from ..method.training.options import BINS
 from ..utils.errors import UserError
 from ..utils.files import atomic_path, write_json, write_tensors
 from ..utils.reading import (
@@ -64,11 +65,11 @@ class TargetRecord(LenientModel):
 
 
 class BinsRecord(LenientModel):
-    """Bins of a reliability diagram, `training.confidence.BINS` of them."""
+    """Bins of a reliability diagram."""
 
-    count: Annotated[list[Count], Field(min_length=15, max_length=15)]
-    confidence: Annotated[list[Percent], Field(min_length=15, max_length=15)]
-    accuracy: Annotated[list[Percent], Field(min_length=15, max_length=15)]
+    count: Annotated[list[Count], Field(min_length=BINS, max_length=BINS)]
+    confidence: Annotated[list[Percent], Field(min_length=BINS, max_length=BINS)]
+    accuracy: Annotated[list[Percent], Field(min_length=BINS, max_length=BINS)]
 
 
 class ProbabilitiesRecord(LenientModel):
@@ -86,7 +87,7 @@ class CalibrationRecord(LenientModel):
     """Temperature, and scores of the probabilities before and after scaling; None without test images.
 
     Attributes:
-        temperature, fitted_on, num_images: As of `training.confidence.Calibration`.
+        temperature, fitted_on, num_images: As in `training.confidence.Calibration`.
         before, after: Scores of the method without and with the temperature.
         zero_shot: Scores of zero-shot CLIP without a temperature, without bins.
     """
@@ -103,7 +104,7 @@ class RejectionRecord(LenientModel):
     """Open-set threshold that the share `rate` of images of known classes reaches.
 
     Attributes:
-        score, fitted_on, num_images: As of `training.confidence.KnownScores`.
+        score, fitted_on, num_images: As in `training.confidence.KnownScores`.
         accepted: Percentage of the test images that reach the threshold; None without test images.
     """
 
@@ -258,7 +259,10 @@ def find_records(sources: Sequence[Path]) -> list[dict]:
     Raises:
         UserError: If there is no record, or a file is damaged.
     """
-    records = [record for source in sources if source.is_file() for record in _read_lines(source)]
+    records: list[dict] = []
+    for source in sources:
+        if source.is_file():
+            records += _read_lines(source)
     records += find_runs([source for source in sources if not source.is_file()]).values()
     if not records:
         raise UserError(f"no complete record below {', '.join(map(str, sources))}; run an experiment first")
@@ -292,7 +296,14 @@ def find_runs(folders: Sequence[Path]) -> dict[Path, dict]:
 
     walk = (entry for folder in folders for entry in os.walk(folder, onerror=on_error))
     runs = sorted({Path(parent).resolve() for parent, _, files in walk if RECORD in files})
-    return {run: record for run in runs if (record := read_record(run)) is not None}
+    records = {run: read_record(run) for run in runs}
+    return {run: record for run, record in records.items() if record is not None}
+
+
+def warn_skipped(records: Sequence, selected: Sequence, description: str) -> None:
+    """Log a warning with the number of runs that are not selected, such as runs "of no case"."""
+    if len(selected) < len(records):
+        logger.warning("%d of %d runs are %s and are skipped", len(records) - len(selected), len(records), description)
 
 
 def collect(records: Sequence[dict], path: Path) -> None:

@@ -73,12 +73,14 @@ def method(record: dict) -> str:
     if record["trainer"] == "ZeroShot":
         return ON_ZERO_SHOT if record.get(PROTOCOL) else ZERO_SHOT
     config = record.get("config") or {}
-    if (name := record["trainer"]) != OUR_METHOD:
+    name = record["trainer"]
+    if name != OUR_METHOD:
         on_zero_shot = config.get(f"TRAINER.{name.upper()}.BASE") == "ZeroShot"  # a transductive method
         return f"{name}(zero-shot)" if on_zero_shot else name
     if record["variant"] != "full":
         return f"{OUR_METHOD}({record['variant'].replace('_', '-')})"
-    return PAPER if all(config.get(f"{NODE}.{key}") == value for key, value in PAPER_OPTIONS.items()) else OUR_METHOD
+    is_paper = all(config.get(f"{NODE}.{key}") == value for key, value in PAPER_OPTIONS.items())
+    return PAPER if is_paper else OUR_METHOD
 
 
 def method_order(name: str, cases: Sequence[str] = ()) -> tuple[int, int, str]:
@@ -139,7 +141,7 @@ def metric(records: Iterable[dict]) -> str:
 
 
 def title(records: Iterable[dict]) -> str:
-    """Name of the main score of records at the beginning of a caption; errors as of `metric`."""
+    """Name of the main score of records at the beginning of a caption; UserError if they have different ones."""
     return metric(records).replace("accuracy", "Accuracy")
 
 
@@ -151,7 +153,8 @@ def accuracies(record: dict, column: object, test: dict | None = None) -> list[d
     """
     from .records import SAME_CLASSES
 
-    scores, name = record if test is None else test, method(record)
+    scores = record if test is None else test
+    name = method(record)
     key = "map" if is_multilabel(record) else "accuracy"
     rows = [(name, key, True), (ZERO_SHOT, f"{key}_zero_shot", True)]
     if name == OUR_METHOD and scores.get("rule") == SAME_CLASSES:
@@ -204,13 +207,16 @@ def _rows_by_seed(rows: Sequence[dict], title: str, tolerance: float) -> Sequenc
     if rows[0]["method"] == ZERO_SHOT:  # runs of all methods have it, and must agree for each seed
         first: dict[int, dict] = {}
         for row in rows:
-            one, other = first.setdefault(row["seed"], row)["value"], row["value"]
+            one = first.setdefault(row["seed"], row)["value"]
+            other = row["value"]
             if None not in (one, other) and abs(one - other) > tolerance:
                 differs = f"the runs disagree about zero-shot CLIP ({one:.2f} and {other:.2f})"
                 raise UserError(f"{title}: {differs}; name runs with equal prompts, weights and images")
         return list(first.values())
     # The cache shares no parameter with the text classifier, so full runs and runs of the variant T train the same one
-    largest = max(([row for row in rows if row["own"] is own] for own in (True, False)), key=len)
+    own = [row for row in rows if row["own"]]
+    of_full_runs = [row for row in rows if not row["own"]]
+    largest = own if len(own) >= len(of_full_runs) else of_full_runs
     check_averaged(largest, title)
     return largest
 
@@ -243,7 +249,11 @@ def _difference(values: Sequence[Any]) -> str:
     if not any(isinstance(value, dict) for value in values):
         return ", ".join(shortened(str(value or "none"), 40) for value in sorted(values, key=str))
     keys = sorted(set().union(*(value or {} for value in values)))
-    different = [key for key in keys if len({hash_json((value or {}).get(key)) for value in values}) > 1]
+    different = []
+    for key in keys:
+        hashes = {hash_json((value or {}).get(key)) for value in values}
+        if len(hashes) > 1:
+            different.append(key)
     return ", ".join([*different[:3], "..."][: len(different)])
 
 
@@ -254,7 +264,7 @@ def read_quotes(*tables: str) -> pd.DataFrame:
     """Read the numbers of tables of the paper, each one of `QUOTED`.
 
     Returns:
-        Columns "table", "method", "dataset" (as of `paper_name`), "backbone" (as of `paper_backbone`), "shots",
+        Columns "table", "method", "dataset" (from `paper_name`), "backbone" (from `paper_backbone`), "shots",
         "setting" ("", or "KEY=VALUE" in a sweep), "metric" ("accuracy", or a column of `comparison.COSTS`) and "value".
     """
     import pandas as pd
@@ -290,8 +300,9 @@ def with_quotes(frame: pd.DataFrame, quotes: Any, keys: Sequence[str], by: str, 
     for row in frame[[*keys]].drop_duplicates().to_dict("records"):
         for column in columns:
             # In a comparison by target, the row has the data set of training
-            by_column = {} if column == SOURCE else {"dataset" if by == "target" else by: column}
-            cell = {"setting": "", "metric": "accuracy"} | row | by_column
+            cell = {"setting": "", "metric": "accuracy"} | row
+            if column != SOURCE:
+                cell["dataset" if by == "target" else by] = column
             cell["dataset"] = AVERAGE if cell["dataset"] in averages else paper_name(cell["dataset"])
             cell["backbone"] = paper_backbone(cell["backbone"])
             matches = quotes[QUOTE_KEYS].eq(pd.Series(cell)[QUOTE_KEYS]).all(axis=1)

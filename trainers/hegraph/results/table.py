@@ -72,7 +72,7 @@ class Table:
         labels: Labels of every row.
         values: Frame with one line per score and seed, with the number of its "row" and its "column".
         notes: Notes about classes with fewer training images than shots, which end the caption.
-        caption, columns, decimals, intervals, keys, by: As of `__init__`.
+        caption, columns, decimals, intervals, keys, by: As in `__init__`.
         bold: Whether the best score of a column is bold.
     """
 
@@ -113,8 +113,11 @@ class Table:
         self.heads = (*(PLACE.get(key, key) for key in varying), "method")
         self.columns = columns or {column: column for column in decimals or ()}
         self.decimals = decimals or dict.fromkeys(self.columns, 2)
-        self.keys, self.values, self.by = list(keys), values, by
-        self.bold, self.intervals = decimals is None, intervals and decimals is None
+        self.keys = list(keys)
+        self.values = values
+        self.by = by
+        self.bold = decimals is None
+        self.intervals = intervals and decimals is None
         shared = place_text((key, frame[key].iloc[0]) for key in keys if key not in varying)
         quoted = ["(quoted): from the paper"] if values["quoted"].any() else []
         self.notes = _notes(frame)
@@ -141,7 +144,8 @@ class Table:
         Args:
             bold: Function that marks the text of the best score.
         """
-        cells, decimals = self.cells, self.cells["column"].map(self.decimals)
+        cells = self.cells
+        decimals = cells["column"].map(self.decimals)
         text = [f"{mean:.{n}f}" for mean, n in zip(cells["mean"], decimals)]
         measured = pd.Series(text).astype(float).where(~cells["quoted"])
         groups = measured.groupby([cells[key] for key in ("column", *self.keys)])
@@ -171,7 +175,8 @@ def _notes(frame: pd.DataFrame) -> list[str]:
 
 def _seeds_text(counts: pd.Series, intervals: bool) -> str:
     """Text such as "mean over n = 3 seeds", from the number of seeds of each cell, which is 0 for a quoted score."""
-    fewest, most = counts[counts > 0].min(), counts.max()
+    fewest = counts[counts > 0].min()
+    most = counts.max()
     if most <= 1:
         return "1 seed"
     n = f"{most}" if fewest == most else f"{fewest} to {most}"
@@ -191,8 +196,11 @@ def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]], labels: 
     The cells are not padded, as `pandas.DataFrame.to_markdown` does, so that one new score changes one line of a page.
     """
     ruler = ["---"] * labels + ["---:"] * (len(heads) - labels)
-    lines = ([text.replace("|", r"\|") for text in line] for line in (heads, ruler, *rows))
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    lines = []
+    for cells in (heads, ruler, *rows):
+        escaped = [text.replace("|", r"\|") for text in cells]
+        lines.append(f"| {' | '.join(escaped)} |\n")
+    return "".join(lines)
 
 
 _TEX = str.maketrans({character: rf"\{character}" for character in "&%$#_{}"})
@@ -236,7 +244,8 @@ def as_text(table: Table) -> str:
         for column, head in table.columns.items():
             value = column if table.by == "shots" else head  # a header has no unit
             title = ", ".join(place_text([*zip(table.keys, place), (table.by, value)]))
-            if len(cells := place_cells[place_cells["column"] == column]):
+            cells = place_cells[place_cells["column"] == column]
+            if len(cells):
                 blocks.append(_block(title, cells, table))
     return "\n".join([*blocks, *(f"{note}\n" for note in table.notes)])
 
@@ -247,7 +256,8 @@ FORMATS: dict[str, Callable[[Table], str]] = {"markdown": markdown, "latex": lat
 def _block(title: str, cells: pd.DataFrame, table: Table) -> str:
     """Block of `as_text`: a title, a header, and a line for each method."""
     values = table.values.merge(cells[["row", "column"]])
-    sizes, seeds = set(values["num_test"].dropna()), sorted(values["seed"].dropna().unique())
+    sizes = set(values["num_test"].dropna())
+    seeds = sorted(values["seed"].dropna().unique())
     images = f"{sizes.pop()} test images" if sizes else "test"
     names = [table.labels[row][-1] for row in cells["row"]]
     width = max(MIN_NAME_WIDTH, *map(len, names))

@@ -10,11 +10,12 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from ...results import comparison
-from ...results.by_image import confusion_matrix
-from ...results.comparison import compare, has_calibration, on_base_classes, split_sweeps
+from ...results.comparison import compare, has_calibration, on_base_classes
 from ...results.figures import confusion, curves, read_text_nodes, reliability_diagrams, render, tsne
+from ...results.predictions import confusion_matrix
 from ...results.records import PREDICTIONS, TEXT_NODES, find_records, find_runs, main_score
 from ...results.scores import PLACE, data_set, is_multilabel, method, place, shots_of
+from ...results.settings import split_sweeps
 from ...results.table import Table
 from ...utils.errors import UserError
 from ...utils.files import atomic_path

@@ -23,18 +23,10 @@ from ...estimator.labels.issues import LabelIssue, rank_labels
 from ...estimator.labels.left_out import leave_one_out
 from ...models.folder import load_model
 from ...models.saved import SavedModel
-from ...results.by_image import (
-    Ranking,
-    bootstrap_weights,
-    confused_pairs,
-    count_confusions,
-    mean_precision,
-    percentile_interval,
-    read_predictions,
-    read_scores,
-)
 from ...results.comparison import has_calibration, on_base_classes
 from ...results.figures import MIN_IMAGES
+from ...results.intervals import Ranking, bootstrap_weights, mean_precision, percentile_interval
+from ...results.predictions import confused_pairs, count_confusions, read_predictions, read_scores
 from ...results.records import PREDICTIONS, SPLIT, ImageFiles, main_score, read_test_files
 from ...results.scores import OUR_METHOD, PAPER, is_multilabel, method
 from ...results.table import CONFIDENCE

@@ -31,7 +31,7 @@ from ...features.bank import count_labels
 from ...features.extract import encode_prompts
 from ...features.options import EncodingOptions
 from ...method.multilabel import MultiLabelHead
-from ...results.by_image import (
+from ...results.intervals import (
     Difference,
     Ranking,
     bootstrap_weights,

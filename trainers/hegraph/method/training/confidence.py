@@ -27,8 +27,8 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from ...utils.reading import Finite, Size, StrictModel
+from .options import BINS
 
-BINS = 15  # of the expected calibration error
 # Standard deviation of the normal prior of log T, with mean 0. Without a prior, ten correctly classified images would
 # make T zero.
 LOG_DEVIATION = 0.5

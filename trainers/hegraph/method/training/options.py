@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from ...utils.option import POSITIVE_BY_SHOTS, SHOT_ROWS, option
 
+BINS = 15  # of the expected calibration error and its reliability diagram
+
 
 @dataclass(frozen=True)
 class TrainingOptions:

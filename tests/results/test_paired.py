@@ -1,0 +1,114 @@
+"""Paired differences and their intervals, checked by hand."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from trainers.hegraph import UserError
+from trainers.hegraph.results.intervals import Difference
+from trainers.hegraph.results.paired import PAIR_KEYS, difference, paired_table, read_runs
+from trainers.hegraph.results.records import PREDICTIONS, write_record, write_tensors_with_classes
+
+
+def correct(**rows: tuple[str, ...]) -> pd.DataFrame:
+    """Runs of each data set, one per seed from 1 on; 1 in a text such as "110" is a correct prediction."""
+    return pd.DataFrame([
+        dict.fromkeys(PAIR_KEYS, "") | {"dataset": name, "seed": seed, "outcome": np.array([c == "1" for c in row])}
+        for name, of_seeds in rows.items()
+        for seed, row in enumerate(of_seeds, 1)
+    ])  # fmt: skip
+
+
+def test_difference_is_mean_over_images_seeds_data_sets():
+    ours = correct(pets=("1110", "1100"), cars=("11", "10"))
+    # pets: (1 + 1) of 8 more = 25 points; cars: 1 of 4 more = 25 points, or none
+    assert difference(ours, correct(pets=("1010", "0100"), cars=("10", "10"))).mean == pytest.approx(25)
+    assert difference(ours, correct(cars=("11", "10"), pets=("1010", "0100"))).mean == pytest.approx(12.5)
+    assert difference(ours, ours) == Difference(0.0, 0.0, 0.0)
+    with pytest.raises(UserError, match="at least two"):
+        difference(correct(cars=("1",)), correct(cars=("1",)))
+
+
+def test_interval_covers_resampled_images():
+    found = difference(correct(pets=("1" * 60 + "0" * 40,)), correct(pets=("1" * 50 + "0" * 50,)))
+    # 10 of 100 images differ, all one way: a binomial share of 0.1, whose 95% interval is 10 +- 1.96 * 3
+    assert found.mean == pytest.approx(10)
+    assert found.low == pytest.approx(4.1, abs=1.2) and found.high == pytest.approx(15.9, abs=1.2)
+    assert str(found).startswith("**+10.00 (")
+    assert str(Difference(-2.0, -3.0, -1.0)) == "**-2.00 (-3.00 to -1.00)**"
+
+
+def test_rounding_errors_do_not_exclude_zero():
+    same = "1" * 93
+    ours = correct(pets=("1111" + "1" + "00" + same, "1111" + "1" + "11" + same, "1111" + "1" + "11" + same))
+    theirs = correct(pets=("0000" + "0" + "11" + same, "0000" + "1" + "11" + same, "0000" + "1" + "11" + same))
+    found = difference(ours, theirs)
+    assert found.mean == pytest.approx(4 + 1 / 3 - 2 / 3)  # of 100 images four in every seed, and in one of three 1 - 2
+    assert found.low == 0.0  # the sum of thirds is 4e-16
+    assert str(found).startswith("+3.67 (0.00 to ")
+
+
+def test_pairs_need_equal_data_sets_and_seeds():
+    ours, both = correct(pets=("110", "010")), correct(pets=("110", "010"), cars=("1", "1"))
+    assert difference(ours, ours[:0]) is None and difference(ours, correct(pets=("110",))) is None
+    assert difference(ours, both) is None and difference(both, ours) is None
+    assert difference(ours, ours.assign(rule="same classes")) is None
+
+
+@pytest.fixture
+def finish(tmp_path, run):
+    """Function that writes a run with predictions, one label for all test images, and a changed record."""
+
+    def make(folder: str, predicted: list[int], label: int = 0, **changes) -> Path:
+        path = tmp_path / folder
+        write_record(path, run() | changes)
+        labels = torch.full((len(predicted),), label)
+        write_tensors_with_classes(path / PREDICTIONS, ["a", "b"], predicted=torch.tensor(predicted), labels=labels)
+        return path
+
+    return make
+
+
+TASKRES = {"trainer": "TaskRes", "variant": ""}
+
+
+def test_paired_table_has_methods_by_shots(finish, tmp_path):
+    for shots in (1, 4):
+        finish(f"ours/{shots}", [0, 0, 0, 1], shots=shots)
+    finish("theirs/1", [0, 0, 1, 1], **TASKRES, shots=1)
+    finish("untested", [0], trainer="GDA", accuracy=None)
+    caption, _, heads, _, row = paired_table([tmp_path]).splitlines()
+    assert "mean of Toy;" in caption and heads == "| HeGraphAdapter minus | 1 | 4 |"
+    assert row.startswith("| TaskRes | +25.00 (0.00 to ") and row.endswith(" |  |")
+    *_, row = paired_table([tmp_path], of="TaskRes").splitlines()
+    assert row.startswith("| HeGraphAdapter | -25.00 (-")
+    with pytest.raises(UserError, match="did you mean 'TaskRes'"):
+        paired_table([tmp_path], of="TaskRess")
+
+
+@pytest.mark.parametrize("other", [{"predicted": [0, 0, 0]}, {"predicted": [0, 0], "label": 1}])
+def test_runs_with_other_test_images_are_rejected(finish, tmp_path, other):
+    finish("one", [0, 0])
+    finish("two", **other, **TASKRES)
+    with pytest.raises(UserError, match="not tested on the same images as another run on Toy with 4 shots"):
+        read_runs([tmp_path])
+
+
+def test_own_folders_have_their_own_test_images(finish, tmp_path):
+    finish("one", [0, 0], source="pictures")
+    finish("two", [0, 0, 0], source="photos")
+    assert set(read_runs([tmp_path])["dataset"]) == {"pictures", "photos"}
+
+
+def test_models_of_other_data_sets_are_not_paired(finish, tmp_path):
+    finish("ours", [0, 0])
+    finish("theirs", [0, 1], **TASKRES, rule="same classes", trained_on="Other")
+    finish("adapted", [0, 1], protocol="transductive")
+    adaptation = "| HeGraphAdapter, transductive | +50.00 (0.00 to 100.00) |"
+    assert paired_table([tmp_path]).splitlines()[4:] == ["| TaskRes |  |", adaptation]
+    finish("again", [0, 0])
+    with pytest.raises(UserError, match="Toy, HeGraphAdapter, 4 shots: 2 runs have seed 1"):
+        read_runs([tmp_path])

@@ -1,0 +1,163 @@
+"""Paired differences of methods on the same test images.
+
+Two methods misclassify many of the same test images, so the difference of their accuracies has a narrower interval than
+either accuracy. The difference is computed for each image, as in McNemar's test, and averaged over seeds and data sets.
+The bootstrap interval covers other test images of these data sets. It covers neither other data sets nor, if all seeds
+sample the same training images, other training images. With several labels per image, mAP takes the place of accuracy,
+and the bootstrap samples images and computes both mAPs for each sample.
+
+Shapes: M test images of a data set, K classes.
+"""
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from ..utils.errors import UserError, unknown
+from ..utils.option import describe_shots
+from .intervals import Difference, Ranking, bootstrap_weights, mean_difference, mean_precision, percentile_interval
+from .predictions import read_predictions, read_scores
+from .records import find_runs, main_score
+from .scores import (
+    OUR_METHOD,
+    PLACE,
+    PROTOCOL,
+    check_averaged,
+    grouped,
+    is_multilabel,
+    method,
+    method_order,
+    place,
+    title,
+)
+from .table import CONFIDENCE, markdown_table
+
+# Keys of tests with equal values for paired runs, besides the number of shots
+PAIR_KEYS = (*(key for key in PLACE if key not in ("shots", PROTOCOL)), "rule", "trained_on")
+
+
+def paired_table(folders: Sequence[Path], of: str = OUR_METHOD) -> str:
+    """Table in Markdown with the accuracy of the method `of` minus the accuracy of every other method, by shots.
+
+    Raises:
+        UserError: If the folders have no runs of the method, runs of one method, data set and number of shots are not
+            comparable, runs of one data set and number of shots were tested on different images, or a data set has a
+            single test image.
+    """
+    runs = read_runs(folders)
+    compared = paired_differences(runs, of)
+    first = runs[runs["method"] == of]
+    shots = sorted(set(first["shots"]))
+    rows = []
+    for name, by_shots in compared.items():
+        cells = [str(by_shots.get(n, "")) for n in shots]
+        rows.append([name, *cells])
+    means = f"in points, mean of {', '.join(sorted(set(first['dataset'])))}; same seeds and test images"
+    brackets = f"in brackets the {CONFIDENCE:.0%} bootstrap interval over test images, bold if it excludes 0"
+    caption = f"{title(runs['record'])} of {of} minus the method in the row, {means}; {brackets}"
+    return f"{caption}\n\n{markdown_table([f'{of} minus', *map(str, shots)], rows)}"
+
+
+def paired_differences(runs: pd.DataFrame, of: str = OUR_METHOD) -> dict[str, dict[int, Difference]]:
+    """Differences of the method `of` and every other method, by method and number of shots, from `read_runs`.
+
+    Raises:
+        UserError: If there are no runs of the method, or a data set has a single test image.
+    """
+    methods = sorted(set(runs["method"]), key=method_order)
+    if of not in methods:
+        raise unknown("method", of, methods)
+    by_cell = {(name, n): group for (name, n), group in grouped(runs, ["method", "shots"])}
+    shots = sorted(n for name, n in by_cell if name == of)
+    differences: dict[str, dict[int, Difference]] = {name: {} for name in methods if name != of}
+    for name, n in itertools.product(differences, shots):
+        if (name, n) not in by_cell:
+            continue
+        value = difference(by_cell[of, n], by_cell[name, n])
+        if value is not None:
+            differences[name][n] = value
+    return differences
+
+
+def read_runs(folders: Sequence[Path]) -> pd.DataFrame:
+    """Read which test images finished runs classified correctly.
+
+    Returns:
+        Frame with a row per run and the columns `PAIR_KEYS`, "method" (with the protocol, unless it is inductive),
+        "shots", "seed", "record", and "outcome": whether each test image was classified correctly, `[M]`, or with
+        several labels per image its `Ranking`.
+
+    Raises:
+        UserError: If there is no run, runs of one method, data set and number of shots are not comparable, or runs of
+            one data set and number of shots were tested on different images.
+    """
+    rows: list[dict] = []
+    test_labels: dict[tuple, Tensor] = {}
+    for folder, record in find_runs(folders).items():
+        if main_score(record) is None:
+            continue
+        labels, outcome = read_outcome(folder, record)
+        values = record | place(record)
+        test = {"shots": record["shots"]} | {key: values.get(key) or "" for key in PAIR_KEYS}
+        if not torch.equal(test_labels.setdefault(tuple(test.values()), labels), labels):
+            other = f"another run on {values['dataset']} with {describe_shots(record['shots'])}"
+            raise UserError(f"{folder}: not tested on the same images as {other}; name runs with one test set")
+        name = ", ".join(filter(None, (method(record), record.get(PROTOCOL))))
+        rows.append(test | {"method": name, "seed": record["seed"], "outcome": outcome, "record": record})
+    if not rows:
+        raise UserError(f"no run with test images below {', '.join(map(str, folders))}; run an experiment first")
+    runs = pd.DataFrame(rows)
+    for (dataset, name, shots, *_), group in grouped(runs, ["dataset", "method", "shots", *PAIR_KEYS[1:]]):
+        check_averaged(list(group["record"]), f"{dataset}, {name}, {describe_shots(shots)}")
+    return runs
+
+
+def read_outcome(folder: Path, record: dict) -> tuple[Tensor, np.ndarray | Ranking]:
+    """Read the labels of a run's test images, and its "outcome" as in `read_runs`."""
+    if is_multilabel(record):
+        scores, labels = read_scores(folder)
+        return labels, Ranking(scores.numpy(), labels.numpy())
+    predicted, labels, _ = read_predictions(folder)
+    return labels, (predicted == labels).numpy()
+
+
+def difference(first: pd.DataFrame, second: pd.DataFrame) -> Difference | None:
+    """Difference of two methods at one number of shots; None if their data sets or seeds differ.
+
+    Raises:
+        UserError: If a data set has a single test image.
+    """
+    pairs = first.merge(second, on=[*PAIR_KEYS, "seed"], suffixes=("", "_second"))
+    if not len(pairs) == len(first) == len(second):
+        return None
+    if any(isinstance(outcome, Ranking) for outcome in pairs["outcome"]):
+        return map_difference(pairs)
+    by_image = []
+    for _, group in pairs.groupby(list(PAIR_KEYS)):
+        rows = [one.astype(float) - other for one, other in zip(group["outcome"], group["outcome_second"])]
+        by_image.append(100 * np.mean(rows, axis=0))
+    if min(map(len, by_image), default=0) < 2:
+        raise UserError("an interval over test images needs at least two test images of each data set, got one")
+    return mean_difference(by_image)
+
+
+def map_difference(pairs: pd.DataFrame) -> Difference:
+    """Difference of two mAPs; each bootstrap sample of test images is the same for both methods and all seeds.
+
+    Args:
+        pairs: Rows with the columns "outcome" and "outcome_second" of the two methods.
+    """
+    rng = np.random.default_rng(0)
+    by_dataset = []
+    for _, group in pairs.groupby(list(PAIR_KEYS)):
+        weights = bootstrap_weights(len(group["outcome"].iloc[0].labels), rng)
+        by_seed = []
+        for one, other in zip(group["outcome"], group["outcome_second"]):
+            by_seed.append(mean_precision(one, weights) - mean_precision(other, weights))
+        by_dataset.append(np.mean(by_seed, axis=0))
+    return percentile_interval(100 * np.mean(by_dataset, axis=0))
