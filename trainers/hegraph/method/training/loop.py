@@ -28,7 +28,7 @@ from tqdm import tqdm
 from ...utils.errors import UserError
 from ...utils.files import atomic_path, hash_content, write_tensors
 from ...utils.reading import Count, NotNegative, StrictModel, read_torch, reading
-from ..cache import adapter_loss, text_logits
+from ..cache import Logits, adapter_loss, text_logits
 from ..closed_form import TEMPERATURES, nll_at_temperatures
 from ..model import HeGraphModel
 from .batches import Batch, TrainingData, epoch_generator
@@ -216,21 +216,31 @@ class AdapterTraining:
 
     def begin_epoch(self) -> None:
         """Set the learning rates of the epoch, and seed its noise."""
-        self.noise = epoch_generator(self.data.seed, self.epoch, NOISE_STREAM)
+        self.seed_noise()
         for group, peak in zip(self.optimizer.param_groups, self.peak_rates):
             group["lr"] = self._rate(peak)
 
+    def seed_noise(self) -> None:
+        """Seed the noise of this epoch."""
+        self.noise = epoch_generator(self.data.seed, self.epoch, NOISE_STREAM)
+
     def step(self, batch: Batch) -> Tensor:
         """Take one optimizer step; returns the loss as a tensor on the device."""
-        options = self.options
-        own = batch.positions if options.leave_one_out else None
-        noisy = self.model.with_noise(batch.features, self.noise)
-        logits = self.model(batch.features, own, batch.products, noisy)
-        loss = adapter_loss(logits, batch.labels, options.visual_weight, options.visual_scale)
+        loss = self.loss(self.logits(batch), batch.labels)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
         return loss.detach()
+
+    def logits(self, batch: Batch) -> Logits:
+        """Return the logits of a batch, `[B, K]` each, with noise and without the cache keys of its images."""
+        own = batch.positions if self.options.leave_one_out else None
+        noisy = self.model.with_noise(batch.features, self.noise)
+        return self.model(batch.features, own, batch.products, noisy)
+
+    def loss(self, logits: Logits, labels: Tensor) -> Tensor:
+        """Return the loss of a batch (`adapter_loss`)."""
+        return adapter_loss(logits, labels, self.options.visual_weight, self.options.visual_scale)
 
     def end_epoch(self, loss: Tensor) -> None:
         """Count the epoch and write a checkpoint if one is due. UserError if the last loss is not finite."""
