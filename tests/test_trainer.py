@@ -433,7 +433,6 @@ def test_a_feature_bank_needs_no_dassl(host, tiny_bank):
 
 
 def test_keys_of_dassl_have_our_types(host):
-    """`MODEL.BACKBONE.PRETRAINED` names weights here and is a yes or no there."""
     program = (
         "import json\n"
         "from trainers.hegraph.config_files import flatten\n"
@@ -445,5 +444,5 @@ def test_keys_of_dassl_have_our_types(host):
     theirs = json.loads(host.prints(program))
     only_ours = (NODE, "DATASET.TARGET_DATASETS", "DATASET.UNLABELLED", "DATASET.SKIP_UNREADABLE")
     found = {key: type(value).__name__ for key, value in default_values().items() if not key.startswith(only_ours)}
-    found["MODEL.BACKBONE.PRETRAINED"] = "bool"
+    found["MODEL.BACKBONE.PRETRAINED"] = "bool"  # weights here
     assert {key: theirs.get(key) for key in found} == found

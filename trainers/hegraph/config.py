@@ -3,8 +3,8 @@
 Options are declared in the packages that use them (`utils/option.py`): of the model in `method/options.py`, of training
 in `method/training/options.py`, of encoding in `features/options.py`, and all other ones here. Keys outside
 `TRAINER.HEGRAPHADAPTER` have the names and types of Dassl's and CoOp's keys, so that one YAML file works with and
-without Dassl. The exception is `MODEL.BACKBONE.PRETRAINED`: the weights here, a boolean in Dassl. The defaults are the
-recipe of the published results.
+without Dassl. The exception is `MODEL.BACKBONE.PRETRAINED`, the weights here and a boolean in Dassl: with Dassl, the
+weights are `TRAINER.HEGRAPHADAPTER.PRETRAINED`. The defaults are the recipe of the published results.
 """
 
 import math
@@ -231,6 +231,8 @@ OPTIONS = {declared.key: declared for holder in HOLDERS for declared in options_
 # Pattern of a configuration key: an option without a dot, or names in capitals with dots between them
 KEY_PATTERN = re.compile("|".join([*(key for key in OPTIONS if "." not in key), r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)+"]))
 FILLABLE = tuple(key for key, declared in OPTIONS.items() if declared.filled)
+WEIGHTS, SUBSAMPLE = "MODEL.BACKBONE.PRETRAINED", "DATASET.SUBSAMPLE_CLASSES"
+WEIGHTS_IN_DASSL = f"{NODE}.PRETRAINED"  # Dassl has a boolean under the name of `WEIGHTS`
 BACKBONE_KEYS = tuple(declared.key for declared in options_of(BackboneOptions) if declared.key.startswith("INPUT."))
 
 
@@ -296,12 +298,13 @@ def is_filled(cfg: Config, key: str) -> bool:
 
 
 def extend_cfg(cfg: CfgNode) -> None:
-    """Add `cfg.TRAINER.HEGRAPHADAPTER` and the other keys that Dassl lacks. Other keys of Dassl stay as they are."""
-    cfg.MODEL.BACKBONE.PRETRAINED = "auto"  # Dassl's default is True, and Dassl only checks its truth
+    """Add the keys below `TRAINER.HEGRAPHADAPTER`, and CoOp's `DATASET.SUBSAMPLE_CLASSES` where it is missing."""
     for key, value in default_values().items():
-        lacks = key.startswith("DATASET.") and key.removeprefix("DATASET.") not in cfg.DATASET
-        if lacks or key.startswith(f"{NODE}."):
+        if key.startswith(f"{NODE}."):
             set_key(cfg, key, value)
+    set_key(cfg, WEIGHTS_IN_DASSL, OPTIONS[WEIGHTS].default)
+    if "SUBSAMPLE_CLASSES" not in cfg.DATASET:
+        set_key(cfg, SUBSAMPLE, OPTIONS[SUBSAMPLE].default)
 
 
 def set_key(cfg: CfgNode, key: str, value: Any) -> None:

@@ -11,8 +11,18 @@ from typing import Any
 
 from yacs.config import CfgNode
 
-from .config import BACKBONE_KEYS, FILLABLE, OPTIONS, Config, default_values, matching_rows, pairs_of
-from .features.backbones.identity import canonical_name
+from .config import (
+    BACKBONE_KEYS,
+    FILLABLE,
+    OPTIONS,
+    WEIGHTS,
+    WEIGHTS_IN_DASSL,
+    Config,
+    default_values,
+    matching_rows,
+    pairs_of,
+)
+from .features.backbones.identity import AUTO, canonical_name, default_weights
 from .method.options import UNTRAINED, ModelOptions, TrainingFreeOptions
 from .method.training.options import TrainingOptions
 from .utils.errors import UserError, unknown
@@ -68,7 +78,12 @@ def load_cfg(
             _merge_file(values, find_config_file(kind, file))
     opts = validate(list, [] if opts is None else opts, "options, a list [KEY, VALUE, ...]", convert=True)
     flags = validate(dict, {} if flags is None else flags, "flags, a dict from keys to values", convert=True)
-    _merge(values, [*flags.items(), *pairs_of(opts)])
+    of_files = values[BACKBONE_NAME]
+    given = [*flags.items(), *pairs_of(opts)]
+    _merge(values, given)
+    if values[BACKBONE_NAME] != of_files:  # size and normalisation in the files are those of another backbone
+        named = {str(key) for key, _ in given}
+        values |= {key: OPTIONS[key].default for key in BACKBONE_KEYS if key not in named}
     name = method[0] if method else OUR_METHOD
     if values["TRAINER.NAME"] != name:
         got = f"expected TRAINER.NAME {name}, got {values['TRAINER.NAME']!r:.80}"
@@ -105,10 +120,14 @@ def method_values(method: tuple[str, dict] | None, known: Mapping[str, object]) 
 
 
 def from_dassl(dassl_cfg: CfgNode, method: tuple[str, dict] | None = None) -> Config:
-    """Extract a configuration from a merged one of Dassl; `method` and errors as of `load_cfg`."""
+    """Extract a configuration from a merged one of Dassl; `method` and errors as in `load_cfg`.
+
+    Keys that Dassl lacks have their defaults. Dassl's values of `BACKBONE_KEYS` belong to other networks.
+    """
     merged = flatten(dassl_cfg)
+    merged[WEIGHTS] = merged[WEIGHTS_IN_DASSL]
     values = default_values() | method_values(method, {})
-    _merge(values, [(key, merged[key]) for key in values if key not in BACKBONE_KEYS])
+    _merge(values, [(key, merged[key]) for key in values if key in merged and key not in BACKBONE_KEYS])
     return _complete(values)
 
 
@@ -187,6 +206,8 @@ def _complete(values: Values) -> Config:
     for key in FILLABLE:
         if values[key] == OPEN:
             raise UserError(f"{key} is {OPEN}, and BY_DATASET and BY_SHOTS have no value for it; set it", "config.open")
+    if values[BACKBONE_NAME] and values[WEIGHTS] == AUTO:
+        values[WEIGHTS] = default_weights(values[BACKBONE_NAME])
     cfg = _checked(values)
     if cfg.run.select_on == "val":
         candidates(cfg)

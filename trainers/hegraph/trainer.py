@@ -306,7 +306,7 @@ def configure_coop(root: Path, *layers: Any) -> tuple[Config, CfgNode]:
     config.extend_cfg(tree)
     ours = {key: value for key, value in config.default_values().items() if key not in config.BACKBONE_KEYS}
     for key, value in config_files.load_cfg(*layers, known=config_files.flatten(tree) | ours).values.items():
-        config.set_key(tree, key, value)
+        config.set_key(tree, config.WEIGHTS_IN_DASSL if key == config.WEIGHTS else key, value)
     tree.freeze()
     return from_dassl(tree), tree
 

@@ -123,12 +123,17 @@ def resolve_pretrained(name: str, pretrained: str) -> str:
     if not name:
         raise UserError("MODEL.BACKBONE.NAME is empty; give --config-file NAME, such as vit_b16 or mini")
     if pretrained in ("", AUTO):
-        pretrained = "" if name == MINI_NAME or is_bundle(name) else "openai"
+        pretrained = default_weights(name)
     if is_bundle(name) and pretrained:
         raise UserError(f"{name} brings its weights along: set MODEL.BACKBONE.PRETRAINED to '', not {pretrained!r}")
     if name == MINI_NAME and not pretrained:
         return str(MINI_WEIGHTS)
     return pretrained
+
+
+def default_weights(name: str) -> str:
+    """Weights of a model that the user did not choose: "" for those that come with the model, else OpenAI's."""
+    return "" if name == MINI_NAME or is_bundle(name) else "openai"
 
 
 def weights_file(pretrained: str) -> Path | None:
