@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")
-def space(model_folder, tmp_path_factory) -> Path:
+def space(installed, model_folder, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("space")
     shutil.copytree(model_folder, folder / "model")
     (folder / "model" / "notes.txt").write_text("not of the model")

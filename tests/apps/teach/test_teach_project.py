@@ -15,7 +15,8 @@ from teach_files import FLAT, NESTED, files_of, png, write
 
 from trainers.hegraph.apps.demo.drawing import as_png
 from trainers.hegraph.apps.teach import journal, project as module
-from trainers.hegraph.apps.teach.project import Picture, Project, normalize_class_name, safe_file_name
+from trainers.hegraph.apps.teach.contents import Picture, normalize_class_name
+from trainers.hegraph.apps.teach.project import Project, safe_file_name
 from trainers.hegraph.datasets import images as images_module
 from trainers.hegraph.utils.errors import UserError
 

@@ -19,7 +19,8 @@ from trainers.hegraph.apps.demo.answer import compute_answer
 from trainers.hegraph.apps.demo.drawing import SIDE, data_url
 from trainers.hegraph.apps.teach import session as module
 from trainers.hegraph.apps.teach.project import Project
-from trainers.hegraph.apps.teach.session import Session, View, find_neediest, write_sample
+from trainers.hegraph.apps.teach.session import Session, write_sample
+from trainers.hegraph.apps.teach.view import View, find_neediest
 from trainers.hegraph.commands import teach as command
 from trainers.hegraph.commands.label import parse_arguments
 from trainers.hegraph.datasets.digits import load_digits_dataset

@@ -14,7 +14,8 @@ from unittest.mock import patch
 import pytest
 from teach_files import FLAT, NESTED, files_of, png, write
 
-from trainers.hegraph.apps.teach.project import Picture, Project
+from trainers.hegraph.apps.teach.contents import Picture
+from trainers.hegraph.apps.teach.project import Project
 from trainers.hegraph.utils.errors import UserError
 
 pytest.importorskip("hypothesis", reason="hypothesis is not installed, which generates the sequences")

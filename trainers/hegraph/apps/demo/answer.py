@@ -83,24 +83,27 @@ def compute_answer(model: SavedModel, feature: Tensor) -> Answer:
     cache = None if parts.visual is None else classifier.alpha * parts.visual[0]
     logits = classifier.combine(parts)[0]
     order = logits.argsort(descending=True).tolist()
-    adapted, zero_shot = model.calibrate(logits), model.zero_shot_logits(feature)[0].softmax(dim=0)
-    thresholds = None if model.thresholds is None else model.thresholds.sigmoid()
-    reached = order[:1] if thresholds is None else [label for label in order if adapted[label] >= thresholds[label]]
+    adapted = model.calibrate(logits)
+    zero_shot = model.zero_shot_logits(feature)[0].softmax(dim=0)
+    if model.thresholds is None:
+        thresholds = None
+        predicted = order[:1]
+    else:
+        thresholds = model.thresholds.sigmoid()
+        predicted = [label for label in order if adapted[label] >= thresholds[label]]
+    shown = dict.fromkeys([*order[:MAX_SHOWN], int(zero_shot.argmax())])
 
     def evidence(label: int) -> Evidence:
-        return Evidence(names[label], text[label].item(), None if cache is None else cache[label].item())
+        of_cache = None if cache is None else cache[label].item()
+        return Evidence(names[label], text[label].item(), of_cache)
+
+    def score(label: int) -> ClassScore:
+        threshold = None if thresholds is None else thresholds[label].item()
+        return ClassScore(names[label], adapted[label].item(), zero_shot[label].item(), threshold)
 
     return Answer(
-        scores=tuple(
-            ClassScore(
-                names[label],
-                adapted[label].item(),
-                zero_shot[label].item(),
-                None if thresholds is None else thresholds[label].item(),
-            )
-            for label in dict.fromkeys([*order[:MAX_SHOWN], int(zero_shot.argmax())])
-        ),
-        predicted=tuple(names[label] for label in reached),
+        scores=tuple(score(label) for label in shown),
+        predicted=tuple(names[label] for label in predicted),
         winner=evidence(order[0]),
         runner_up=evidence(order[1]) if len(order) > 1 else None,
         text_choice=names[int(text.argmax())],
@@ -112,7 +115,8 @@ def compute_answer(model: SavedModel, feature: Tensor) -> Answer:
 
 def _neighbours(model: SavedModel, feature: Tensor, label: int) -> tuple[tuple[int, float], ...]:
     """Find the training images of a class that are nearest to an image."""
-    classifier, support_set = model.classifier, model.support_set
+    classifier = model.classifier
+    support_set = model.support_set
     if classifier.keys is not None and classifier.labels is not None:
         positions = torch.nonzero(classifier.labels == label)[:, 0]
         values = affinities(classifier.keys[positions] @ feature, classifier.beta)
@@ -152,7 +156,8 @@ def title(model: SavedModel) -> str:
 
 def summary(model: SavedModel) -> str:
     """Method, training data and accuracy of a model, as plain text."""
-    trained, scores = model.trained_on, model.scores
+    trained = model.trained_on
+    scores = model.scores
     classes = f"{len(model.classnames)} classes of {trained.title}"
     text = f"{model.method} adapts the frozen CLIP {model.backbone.title} to {classes}, trained on "
     text += f"{model.sample_description}."

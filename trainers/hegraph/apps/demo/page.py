@@ -124,7 +124,8 @@ class Answers:
         except UserError as error:
             return error_html(error)
         scan = data_url(picture) if self.converts or request.drawing else ""
-        nearest = [(url, share) for place, share in answer.neighbours if (url := self.thumbnail(place))]
+        with_urls = ((self.thumbnail(place), share) for place, share in answer.neighbours)
+        nearest = [(url, share) for url, share in with_urls if url]
         return answer_html(answer, model.method, nearest, scan)
 
     def open(self, request: Request) -> Image.Image:
@@ -132,8 +133,10 @@ class Answers:
         if request.drawing:
             return scan_of_ink(ink_of_canvas(request.drawing))
         try:
-            url, path = request.picture, request.path
-            picture = open_upload(decode_data_url(url) if url else uploaded_file(path, self.uploads))
+            if request.picture:
+                picture = open_upload(decode_data_url(request.picture))
+            else:
+                picture = open_upload(uploaded_file(request.path, self.uploads))
         except UserError as error:
             raise UserError(f"this file {error}") from error
         return scan_of_picture(picture) if self.converts else picture

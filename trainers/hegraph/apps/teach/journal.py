@@ -27,7 +27,9 @@ from ...utils.text import shortened
 logger = logging.getLogger(__name__)
 
 STATE_FOLDER = ".hegraph"  # of undo history and caches, in the folder of the user
-NEW, REMOVED, JOURNAL = f"{STATE_FOLDER}/new", f"{STATE_FOLDER}/removed", f"{STATE_FOLDER}/journal.json"
+NEW = f"{STATE_FOLDER}/new"
+REMOVED = f"{STATE_FOLDER}/removed"
+JOURNAL = f"{STATE_FOLDER}/journal.json"
 MAX_CHANGES = 200  # that can be undone
 LOCK_SECONDS = 60  # until waiting for the lock fails
 
@@ -137,7 +139,8 @@ class JournaledFolder:
 
     def path_of(self, relative: str) -> Path:
         """Absolute path of a relative one. Raise UserError if it leads out of the folder, as a link may."""
-        path, parts = self.folder / relative, PurePosixPath(relative).parts
+        path = self.folder / relative
+        parts = PurePosixPath(relative).parts
         invalid = not parts or parts[0] == "/" or ".." in parts or "\0" in relative
         if invalid or Path(os.path.realpath(path.parent)) != path.parent:
             raise UserError(f"{shortened(relative, 80)!r} leads out of the folder {self.folder}")
@@ -151,7 +154,8 @@ class JournaledFolder:
 
     def free_path(self, folder: str, name: str, taken: set[str]) -> str:
         """Choose a path in a folder that is neither a file nor in `taken`, and add it to `taken`."""
-        path, number = f"{folder}/{name}", 0
+        path = f"{folder}/{name}"
+        number = 0
         while path.casefold() in taken or os.path.lexists(self.path_of(path)):
             number += 1
             path = f"{folder}/{numbered_path(Path(name), number)}"
@@ -184,7 +188,8 @@ class JournaledFolder:
         write_json(self.path_of(JOURNAL), Journal(changes=changes[-MAX_CHANGES:], begun=begun).model_dump())
 
     def _rename(self, source: str, target: str) -> None:
-        old, new = self.path_of(source), self.path_of(target)
+        old = self.path_of(source)
+        new = self.path_of(target)
         new.parent.mkdir(parents=True, exist_ok=True)
         if os.path.lexists(new) and not os.path.samefile(old, new):  # the same file: a name in another case
             raise UserError(f"{target} exists already")

@@ -28,8 +28,10 @@ from ...utils.text import one_line
 from ..demo.answer import styled, template
 from ..demo.drawing import as_png, ink_of_canvas, scan_of_ink
 from ..demo.page import CAMERA_JS, Answers, Page, add_try, canvas, error_html, html, uploaded_file
-from .project import UNLABELLED, Picture, read_upload
-from .session import MAX_LISTED, Session
+from .contents import UNLABELLED, Picture, images
+from .project import read_upload
+from .session import Session
+from .view import MAX_LISTED
 
 CSS = (Path(__file__).parent / "board.css").read_text(encoding="utf-8")
 TEMPLATE = template(Path(__file__).parent / "board.html")
@@ -106,7 +108,8 @@ class Teacher:
 
     def boards(self, message: str = "", problem: str = "") -> tuple:
         """Render the latest view; returns the HTML of `BOARDS` and the number of the view."""
-        view, session = self.session.view, self.session
+        session = self.session
+        view = session.view
         contents = view.contents
         macros = TEMPLATE.make_module({
             "folder": session.project.folder.name, "view": view, "contents": contents,
@@ -127,7 +130,8 @@ class Teacher:
 
     def do(self, data: dict[str, str], drawing: Any = None) -> Outcome:
         """Perform one action on the project."""
-        project, session = self.session.project, self.session
+        session = self.session
+        project = session.project
         picture = Picture(data.get("image", ""), data.get("digest", ""))
         moved = received(list[Picture], data, "images") if "images" in data else [picture]
         place, to, name = (data.get(key, "") for key in ("place", "to", "name"))
@@ -164,8 +168,8 @@ class Teacher:
         try:
             if data["do"] == "zip":
                 return self.summarize([self.add_zip(path, name) for path, name in files.items()], problems)
-            images = ((name, read_upload(path.open("rb"))) for path, name in files.items())
-            return self.summarize([self.session.project.add(place, images)], problems)
+            contents = ((name, read_upload(path.open("rb"))) for path, name in files.items())
+            return self.summarize([self.session.project.add(place, contents)], problems)
         finally:
             for path in files:
                 path.unlink(missing_ok=True)
@@ -183,7 +187,8 @@ class Teacher:
         count = sum(number for number, _ in results)
         problems = [*problems, *(problem for _, more in results for problem in more)]
         problem = one_line(f"Not added: {'; '.join(problems)}") if problems else ""
-        return f"{count} image{'' if count == 1 else 's'} added" if count else "", problem
+        message = f"{images(count)} added" if count else ""
+        return message, problem
 
     def compare(self, offline: bool) -> tuple[Any, str, Any]:
         """Compare backbones; returns the table, the advice or error as HTML, and the choices of `switch`."""
@@ -241,7 +246,8 @@ def panel(name: str) -> gr.Column:
 
 def build_page(session: Session, uploads: Path) -> gr.Blocks:
     """Build the page of a session. `uploads` is Gradio's folder of uploads."""
-    teacher, board = Teacher(session, uploads), partial(html, js_on_load=BOARD_JS + CAMERA_JS + RECORDER_JS)
+    teacher = Teacher(session, uploads)
+    board = partial(html, js_on_load=BOARD_JS + CAMERA_JS + RECORDER_JS)
     with Page(title=f"Teach {session.project.folder.name}", analytics_enabled=False, fill_width=True) as page:
         with gr.Column(elem_id="top"):
             boards = [board("", elem_id="status")]
@@ -256,7 +262,8 @@ def build_page(session: Session, uploads: Path) -> gr.Blocks:
         with panel("try"):
             add_try(teacher.answers())
         with panel("export"):
-            error, file = html(""), gr.File(label="Exported file", interactive=False, render=False, elem_id="file")
+            error = html("")
+            file = gr.File(label="Exported file", interactive=False, render=False, elem_id="file")
             for name, (text, purpose) in EXPORTS.items():
                 html(styled(f"<p>{purpose}</p>"))
                 exporting = gr.Button(text, elem_id=f"export-{name.replace('.', '-')}")
@@ -267,7 +274,8 @@ def build_page(session: Session, uploads: Path) -> gr.Blocks:
             html(styled("<p>Which backbone fits these images? Each image is classified by a model without it.</p>"))
             offline = gr.Checkbox(True, label="Only weights on this machine (others are up to 1.7 GB)")
             comparing = gr.Button("Compare backbones", elem_id="compare-backbones")
-            table, reason = gr.Dataframe(interactive=False, elem_id="backbones"), html("")
+            table = gr.Dataframe(interactive=False, elem_id="backbones")
+            reason = html("")
             chosen = gr.Dropdown(label="Backbone", choices=[])
             switching = gr.Button("Use this backbone", elem_id="use-backbone")
         number = gr.State(-1)

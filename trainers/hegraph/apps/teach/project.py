@@ -14,10 +14,10 @@ import re
 import shutil
 import unicodedata
 import zipfile
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import IO, NamedTuple
 
@@ -25,32 +25,23 @@ from ...datasets.folder import NON_CLASS_FOLDERS, OUTPUT_FILES
 from ...datasets.images import MAX_BYTES, is_image, open_upload
 from ...datasets.own_images import class_name
 from ...datasets.splits import split_of
-from ...models.predict.files import FORBIDDEN, MAX_NAME, folder_name
+from ...models.predict.files import folder_name
 from ...utils.errors import UserError
 from ...utils.files import atomic_path, hash_file
 from ...utils.reading import reading
-from ...utils.text import printable, shortened
+from ...utils.text import printable
+from .contents import UNLABELLED, Contents, Picture, images, join, name_key
 from .journal import STATE_FOLDER, JournaledFolder, Move, removal
 
-TRAIN, CONFIRMED = "train", f"{STATE_FOLDER}/kept"
-UNLABELLED = NON_CLASS_FOLDERS[0]
+TRAIN = "train"
+CONFIRMED = f"{STATE_FOLDER}/kept"
 MAX_DIGESTS = 200_000  # cached SHA-256 of files
-MAX_ZIP_FILES, MAX_ZIP_BYTES = 50_000, 8 * 2**30
+MAX_ZIP_FILES = 50_000
+MAX_ZIP_BYTES = 8 * 2**30
 PLACES = "|".join(NON_CLASS_FOLDERS)
 # Path in a zip file. The project may lie in a further folder, next to __MACOSX, which macOS adds
 MEMBER = re.compile(rf"((?!__MACOSX)[^/]+/)??({TRAIN}/(?P<name>[^/]+)|(?P<place>{PLACES})(/.+)?)/[^/]*", re.S)
 BOUNDED_COMPRESSION = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # can be unpacked up to a number of bytes
-
-
-class Picture(NamedTuple):
-    """Image of a project: its path relative to the folder, with `/`, and the SHA-256 of its file."""
-
-    path: str
-    digest: str
-
-    @property
-    def name(self) -> str:
-        return PurePosixPath(self.path).name
 
 
 class Staged(NamedTuple):
@@ -69,76 +60,6 @@ class Staged(NamedTuple):
     name: str
     digest: str
     problem: str
-
-
-@dataclass(frozen=True)
-class Contents:
-    """Contents of a project.
-
-    Attributes:
-        base: Folder of the class folders: "train", or "" if they lie directly in the project folder.
-        folders: Folder of each place. Class names are in Unicode normalization form C.
-        images: Images of each place.
-        confirmed: SHA-256 of the images whose label was confirmed.
-        skipped: Paths that are not read, such as links and files that are not images.
-        undo: Description of the last change; "" if there is nothing to undo.
-    """
-
-    base: str
-    folders: dict[str, str]
-    images: dict[str, list[Picture]]
-    confirmed: frozenset[str]
-    skipped: list[str]
-    undo: str
-
-    @property
-    def classes(self) -> dict[str, list[Picture]]:
-        """Images of each class."""
-        return {place: pictures for place, pictures in self.images.items() if place not in NON_CLASS_FOLDERS}
-
-    @property
-    def unlabelled(self) -> list[Picture]:
-        return self.images[UNLABELLED]
-
-    def pictures(self) -> dict[Picture, str]:
-        """All images with their places."""
-        return {picture: place for place, pictures in self.images.items() for picture in pictures}
-
-    def classes_of(self) -> dict[str, list[str]]:
-        """Classes of each image, by SHA-256. An image in several classes is a conflict."""
-        classes: dict[str, list[str]] = {}
-        for name, pictures in self.classes.items():
-            for digest in {picture.digest for picture in pictures}:
-                classes.setdefault(digest, []).append(name)
-        return classes
-
-    def folder(self, place: str) -> str:
-        """Folder of a place. Raise UserError if it does not exist."""
-        if place not in self.folders:
-            raise UserError(f"the class {shortened(place, 80)!r} was removed or renamed")
-        return self.folders[place]
-
-    def class_folder(self, name: str) -> str:
-        """Folder of a class. Raise UserError if it does not exist or `name` is one of `NON_CLASS_FOLDERS`."""
-        if name in NON_CLASS_FOLDERS:
-            raise UserError(f"{name!r} is not a class; it cannot be renamed or deleted")
-        return self.folder(name)
-
-    def new_class(self, name: str, renamed: str = "") -> tuple[str, str]:
-        """Normalized name and folder of a new class, or of the class `renamed` under its new name.
-
-        Raises:
-            UserError: If the name is taken, or is none for a class.
-        """
-        name = normalize_class_name(name, self.folders.keys() - {renamed})
-        if not self.base and split_of(name):
-            raise UserError(f"expected a class name, got {name!r}, the name of a split; choose another")
-        return name, join(self.base, name)
-
-    def without(self, digests: Container[str]) -> "Contents":
-        """Contents without the images of the SHA-256 `digests`."""
-        images = {place: [p for p in pictures if p.digest not in digests] for place, pictures in self.images.items()}
-        return replace(self, images=images)
 
 
 class Project(JournaledFolder):
@@ -204,16 +125,18 @@ class Project(JournaledFolder):
     def move(self, pictures: Sequence[Picture], place: str) -> None:
         """Move images to a place; "" removes them. The labels of moved images are not confirmed any more."""
         with self.opened() as contents:
-            places, taken = contents.pictures(), set[str]()
+            places = contents.pictures()
             if missing := [picture.path for picture in pictures if picture not in places]:
                 raise UserError(f"{missing[0]} was removed or changed; look at the page again")
             moved = [picture for picture in dict.fromkeys(pictures) if places[picture] != place]
             moves = [removal(picture.path) for picture in moved]
             if place:
                 folder = contents.folder(place)
+                taken: set[str] = set()
                 moves = [(picture.path, self.free_path(folder, picture.name, taken)) for picture in moved]
-            what = "an image" if len(moved) == 1 else f"{len(moved)} images"
-            moves += [removal(f"{CONFIRMED}/{digest}") for digest in {p.digest for p in moved} & contents.confirmed]
+            what = "an image" if len(moved) == 1 else images(len(moved))
+            confirmed = contents.confirmed.intersection(picture.digest for picture in moved)
+            moves += [removal(f"{CONFIRMED}/{digest}") for digest in confirmed]
             self.change(f"{what} moved to {place}" if place else f"{what} removed", moves)
 
     def confirm(self, picture: Picture) -> None:
@@ -227,8 +150,9 @@ class Project(JournaledFolder):
         with self.opened() as contents:
             if name not in contents.classes_of().get(digest, ()):
                 raise UserError("the image was removed; look at the page again")
-            copies = [p for place in contents.classes if place != name for p in contents.images[place]]
-            self.change(f"an image kept in {name} only", [removal(p.path) for p in copies if p.digest == digest])
+            others = (contents.images[place] for place in contents.classes if place != name)
+            copies = [picture for picture in chain.from_iterable(others) if picture.digest == digest]
+            self.change(f"an image kept in {name} only", [removal(picture.path) for picture in copies])
 
     def add(self, place: str, files: Iterable[tuple[str, bytes]]) -> tuple[int, list[str]]:
         """Add images to a place.
@@ -258,7 +182,8 @@ class Project(JournaledFolder):
                 self.path_of(member.filename)
                 if member.compress_type not in BOUNDED_COMPRESSION:
                     raise ValueError(f"expected stored or deflated files, got another compression of {member.filename}")
-            placed = [(member, place) for member in members if (place := place_of_member(member))]
+            places = ((member, place_of_member(member)) for member in members)
+            placed = [(member, place) for member, place in places if place]
             if not placed:
                 raise ValueError(f"expected a folder {TRAIN}/<class> or {UNLABELLED}, found none")
             files = ((place, "" if m.is_dir() else m.filename, read_upload(file.open(m))) for m, place in placed)
@@ -271,7 +196,10 @@ class Project(JournaledFolder):
         """
         with self.locked():
             staging = self.new_folder()
-        taken, problems, moves, count = set[str](), list[str](), list[Move](), 0
+        taken: set[str] = set()
+        problems: list[str] = []
+        moves: list[Move] = []
+        count = 0
         try:
             with self.explained_errors():
                 staged = [self._stage(f"{staging}/{number}", *each) for number, each in enumerate(files)]
@@ -284,13 +212,14 @@ class Project(JournaledFolder):
                         self.path_of(moves[-1][0]).mkdir()
                     if not each.name:
                         continue
-                    if problem := each.problem or ("exists already" if (each.place, each.digest) in present else ""):
-                        problems.append(f"{each.name} {problem}")
+                    is_copy = (each.place, each.digest) in present
+                    if each.problem or is_copy:
+                        problems.append(f"{each.name} {each.problem or 'exists already'}")
                         continue
                     moves.append((each.path, self.free_path(contents.folders[each.place], each.name, taken)))
                     present.add((each.place, each.digest))
                     count += 1
-                self.change(f"{count} image{'' if count == 1 else 's'} {what}", moves)
+                self.change(f"{images(count)} {what}", moves)
         finally:
             shutil.rmtree(self.folder / staging, ignore_errors=True)
         return count, problems
@@ -337,7 +266,8 @@ class Project(JournaledFolder):
                 raise UserError(f"{self.folder}: {splits[0]!r} {problem}")
             skipped += [path for path in non_classes if path not in NON_CLASS_FOLDERS]
             paths = [path for path in paths if path not in non_classes]
-        keys, folders = {name_key(place): place for place in NON_CLASS_FOLDERS}, dict[str, str]()
+        keys = {name_key(place): place for place in NON_CLASS_FOLDERS}
+        folders: dict[str, str] = {}
         for path in paths:
             name = PurePosixPath(path).name
             key = name_key(class_name(name, base))
@@ -345,7 +275,8 @@ class Project(JournaledFolder):
                 problem = f"the class names {other!a} and {name!a} differ only in case, spaces or Unicode form"
                 problem = f"{name!a} is no valid class name" if other in NON_CLASS_FOLDERS else problem
                 raise UserError(f"{self.folder / base}: {problem}; rename one, or move its images to the other")
-            keys[key], folders[class_name(name, base)] = name, path
+            keys[key] = name
+            folders[class_name(name, base)] = path
         return folders
 
     def _pictures(self, place: str, skipped: list[str], recursive: bool) -> list[Picture]:
@@ -369,13 +300,16 @@ class Project(JournaledFolder):
 
         A missing folder is empty. Other entries are added to `skipped`.
         """
-        folder, folders, images = self.path_of(place) if place else self.folder, list[str](), list[str]()
+        folder = self.path_of(place) if place else self.folder
+        folders: list[str] = []
+        images: list[str] = []
         if folder.is_symlink() or not folder.exists():
             skipped += [place] * folder.is_symlink()
             return folders, images
         for path in sorted(folder.iterdir()):
             name = printable(path.name)
-            inside, readable = join(place, name), not path.is_symlink() and name == path.name  # the name is UTF-8
+            inside = join(place, name)
+            readable = not path.is_symlink() and name == path.name  # the name is UTF-8
             if name.startswith("."):
                 continue
             if readable and path.is_dir():
@@ -391,34 +325,6 @@ class Project(JournaledFolder):
 def _digest(path: Path, version: tuple[int, ...]) -> str:
     """SHA-256 of a file, cached for each version of the file."""
     return hash_file(path)
-
-
-def join(folder: str, name: str) -> str:
-    """Path of an entry of a folder; the folder "" is the project folder."""
-    return f"{folder}/{name}" if folder else name
-
-
-def normalize_class_name(name: str, existing: Iterable[str]) -> str:
-    """Class name in Unicode normalization form C, without redundant spaces.
-
-    Raises:
-        UserError: If a folder cannot have the name, or if it equals an existing name except for case or Unicode form.
-    """
-    normalized = unicodedata.normalize("NFC", " ".join(name.split()))
-    invalid = not normalized or FORBIDDEN.search(normalized.replace("%", "")) or printable(normalized) != normalized
-    if invalid or len(normalized.encode()) > MAX_NAME:
-        raise UserError(
-            f'expected a class name of 1 to {MAX_NAME} bytes without / \\ : * ? " < > | or a dot at either end, '
-            f"got {shortened(printable(normalized), 80)!r}"
-        )
-    if same := [other for other in existing if name_key(other) == name_key(normalized)]:
-        raise UserError(f"{normalized!r} cannot be added: {same[0]!r} exists already")
-    return normalized
-
-
-def name_key(name: str) -> str:
-    """Key that is equal for names that differ only in case or Unicode form."""
-    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
 def safe_file_name(name: str) -> str:

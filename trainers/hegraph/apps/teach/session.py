@@ -1,7 +1,7 @@
 """Session of the teach page: encodes the images of a project, trains a model after every change, and evaluates it.
 
-Labels are checked and the accuracy is measured by leave-one-out (`labels/left_out.py`). Unlabelled images are ordered
-by `labels/suggest.py`.
+`view.py` has the state that the page shows, and the evaluation. Unlabelled images are ordered by
+`estimator/labels/suggest.py`.
 """
 
 import logging
@@ -9,11 +9,11 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -25,9 +25,6 @@ from ...datasets.base import check_classes
 from ...datasets.digits import CLASSNAMES, load_digits_dataset
 from ...datasets.images import open_image, pixel_hash, reason
 from ...estimator.incremental import support_set_of
-from ...estimator.labels import SUSPICIOUS
-from ...estimator.labels.issues import LabelIssue, rank_labels
-from ...estimator.labels.left_out import leave_one_out
 from ...estimator.labels.suggest import suggest
 from ...estimator.model_selection.backbones import TIMED_IMAGES, Candidate, Encoded, Result, compare, read_candidates
 from ...estimator.training import NO_NAME, Origin, make_configuration, train_model
@@ -43,7 +40,10 @@ from ...utils.errors import UserError, first_line
 from ...utils.files import atomic_path, hash_json, write_json, write_tensors, writing_folder
 from ...utils.reading import read_tensors
 from ...utils.threads import map_in_threads
-from .project import STATE_FOLDER, TRAIN, UNLABELLED, Contents, Picture, Project
+from .contents import UNLABELLED, Contents, Picture
+from .journal import STATE_FOLDER
+from .project import TRAIN, Project
+from .view import MAX_LISTED, Suggestion, View, evaluated, leave_one_out_of
 
 logger = logging.getLogger(__name__)
 
@@ -51,67 +51,10 @@ BATCH = 16  # images that are encoded between two updates of the page
 SAVE_SECONDS = 2.0  # between two writes of the features while images are encoded
 THUMBNAIL_SIDE = 384  # in pixels; tiny images, such as scans, are enlarged to at least half of it
 ENCODER_FILE = f"{STATE_FOLDER}/encoder.json"  # backbone of the next session
-MAX_LISTED = 24  # suggestions, and suspicious labels
 TRIED_AT_ONCE = 8  # suspicious labels whose change is tried between two updates of the page
 VARIANT = "TRAINER.HEGRAPHADAPTER.VARIANT"
-SAMPLE_SIZE, SAMPLE_SHOTS = 180, 3  # scans in the sample folder, and labelled ones of each class
-
-
-class Suggestion(NamedTuple):
-    """Unlabelled image with its predicted class.
-
-    Attributes:
-        probability: Probability of the class.
-        share_below: Fraction of images of known classes with a lower score; None if unknown.
-    """
-
-    picture: Picture
-    label: str
-    probability: float
-    share_below: float | None
-
-
-@dataclass(frozen=True)
-class View:
-    """State of a project, as the page shows it.
-
-    Attributes:
-        number: Version of the view, which grows by 1.
-        contents: Contents of the folder, without unreadable images.
-        waiting: Number of images that are not encoded yet.
-        problems: Unreadable images, each with the reason.
-        model: Trained model; None with fewer than two classes.
-        backbone: Backbone of the model.
-        correct, evaluated: Leave-one-out: number of correctly classified images, and of all images.
-        before: Leave-one-out accuracy before the last change of the images; None if unknown.
-        neediest: Class that needs images most, with the numbers of its correctly classified images and of its images.
-        confusions: Leave-one-out errors as (label, predicted class, number of images), most frequent first.
-        issues: Images with suspicious labels, most suspicious first.
-        corrected: `correct` after the label of an issue, by its path, is changed to the suggested one.
-        suggestions: Unlabelled images, most useful first.
-        trained_on: Images of the model's support set, in its order.
-    """
-
-    number: int
-    contents: Contents
-    waiting: int = 0
-    problems: list[str] = field(default_factory=list)
-    model: SavedModel | None = None
-    backbone: Backbone | None = None
-    correct: int = 0
-    evaluated: int = 0
-    before: float | None = None
-    neediest: tuple[str, int, int] | None = None
-    confusions: list[tuple[str, str, int]] = field(default_factory=list)
-    issues: list[tuple[Picture, LabelIssue]] = field(default_factory=list)
-    corrected: dict[str, int] = field(default_factory=dict)
-    suggestions: list[Suggestion] = field(default_factory=list)
-    trained_on: list[Picture] = field(default_factory=list)
-
-    @property
-    def accuracy(self) -> float | None:
-        """Leave-one-out accuracy, from 0 to 1; None without images in two classes."""
-        return self.correct / self.evaluated if self.evaluated else None
+SAMPLE_SIZE = 180  # scans in the sample folder
+SAMPLE_SHOTS = 3  # labelled scans of each class
 
 
 class Session:
@@ -135,7 +78,8 @@ class Session:
         self.project = project
         self.thumbnails = project.path_of(f"{STATE_FOLDER}/thumbnails/any").parent  # UserError if the folder is a link
         self._unreadable: dict[str, str] = {}  # SHA-256 -> reason
-        self.stopping, self._lock = threading.Event(), threading.RLock()
+        self.stopping = threading.Event()
+        self._lock = threading.RLock()
         self.view = View(0, project.read())
         self._use(backbone, name, pretrained)
 
@@ -143,14 +87,16 @@ class Session:
 
     def _use(self, backbone: Backbone, name: str, pretrained: str) -> None:
         """Set the current backbone, and read its features of earlier sessions."""
-        self.backbone, self.name = backbone, name
+        self.backbone = backbone
+        self.name = name
         config = BackboneConfig.of(backbone, name, pretrained)
         self.origin = Origin(config, Preprocessing.of(backbone), backbone.logit_scale, prompted=True)
         self._text: dict[tuple[str, str], tuple[Tensor, Tensor]] = {}  # (data set, class) -> text nodes
         self._key = hash_json(backbone.fingerprint)
         self.features_file = self.project.folder / STATE_FOLDER / f"features-{self._key[:16]}.safetensors"
         self.features = self._read_features()
-        self._saved, self._saved_at = len(self.features), 0.0  # number of features on disk, and time of the last write
+        self._saved = len(self.features)  # number of features on disk
+        self._saved_at = 0.0  # time of the last write
         self._seen: object = None  # input of the latest training
 
     def switch(self, name: str, pretrained: str) -> None:
@@ -220,10 +166,12 @@ class Session:
                     labelled = [picture for pictures in contents.classes.values() for picture in pictures]
                     missing = self._missing(labelled + contents.unlabelled)
                     done = not missing or self.stopping.is_set()
-                    if (seen := (contents, not self._missing(labelled), done)) != self._seen:
-                        complete, old = self.view.waiting == 0, self.view
-                        self.view, self._seen = self._train(contents), seen
-                        self.view = replace(self.view, before=old.accuracy if complete else old.before)
+                    seen = (contents, not self._missing(labelled), done)
+                    if seen != self._seen:
+                        old = self.view
+                        before = old.accuracy if old.waiting == 0 else old.before
+                        self.view = replace(self._train(contents), before=before)
+                        self._seen = seen
                     self.view = replace(self.view, waiting=len(missing), number=self.view.number + 1)
                     if not done:
                         self._encode(missing[:BATCH])
@@ -242,7 +190,8 @@ class Session:
 
         It stops if the images change. Labels that are in `View.corrected` are not tried again.
         """
-        view, corrected = self.view, dict[str, int]()
+        view = self.view
+        corrected: dict[str, int] = {}
         if view.model is None:
             return
         support_set = support_set_of(view.model)
@@ -268,7 +217,8 @@ class Session:
         with self._lock:
             if len(self.features) != self._saved:
                 write_tensors(self.features_file, self.features, {"backbone": self._key})
-                self._saved, self._saved_at = len(self.features), time.monotonic()
+                self._saved = len(self.features)
+                self._saved_at = time.monotonic()
 
     def model(self) -> tuple[SavedModel, Backbone]:
         """Latest model with its backbone, which may differ from the current one. Raise UserError if there is none."""
@@ -280,7 +230,8 @@ class Session:
     def model_to_export(self) -> SavedModel:
         """Latest model, with the hashes by which `train-more` recognises its images; UserError if there is none."""
         with self._lock:
-            (model, _), pictures = self.model(), self.view.trained_on
+            model, _ = self.model()
+            pictures = self.view.trained_on
         ids = map_in_threads(lambda picture: pixel_hash(open_image(self.project.read_bytes(picture))), pictures)
         return model.model_copy(update={"image_ids": tuple(ids)})
 
@@ -336,7 +287,8 @@ class Session:
             if metadata.get("backbone") != self._key:
                 return {}
             for row in features.values():
-                norm, shape = row.float().norm(), [self.backbone.width]
+                norm = row.float().norm()
+                shape = [self.backbone.width]
                 if row.dtype != torch.float32 or list(row.shape) != shape or not has_unit_norm(norm):
                     got = f"{row.dtype} {list(row.shape)} of norm {norm:.3g}".removeprefix("torch.")
                     raise UserError(f"{self.features_file}: expected float32 rows {shape} of norm 1, got {got}")
@@ -365,12 +317,12 @@ class Session:
 
     def _encoded(self, names: list[str], contents: Contents) -> dict[tuple[str, int], Picture]:
         """Encoded images of the classes `names`, by SHA-256 and label."""
-        return {
-            (picture.digest, label): picture
-            for label, name in enumerate(names)
-            for picture in contents.classes[name]
-            if picture.digest in self.features
-        }
+        encoded = {}
+        for label, name in enumerate(names):
+            for picture in contents.classes[name]:
+                if picture.digest in self.features:
+                    encoded[picture.digest, label] = picture
+        return encoded
 
     def _support_set(self, names: list[str], images: Collection[tuple[str, int]]) -> SupportSet:
         """Support set of the classes `names` and of images, each as SHA-256 and label."""
@@ -381,7 +333,9 @@ class Session:
             with tempfile.TemporaryDirectory() as folder:
                 text = encode_prompts(self.backbone, dataset, new, cfg.encoding, Path(folder))
             self._text |= zip([(dataset, name) for name in new], zip(text["positive"], text["negative"]))
-        positive, negative = (torch.stack(nodes) for nodes in zip(*(self._text[dataset, name] for name in names)))
+        text_nodes = [self._text[dataset, name] for name in names]
+        positive = torch.stack([of_class for of_class, _ in text_nodes])
+        negative = torch.stack([of_class for _, of_class in text_nodes])
         rows = [self.features[digest] for digest, _ in images]
         features = torch.stack(rows) if rows else positive[:0]
         labels = torch.tensor([label for _, label in images], dtype=torch.long)
@@ -393,9 +347,10 @@ class Session:
         return self.name == MINI_NAME and bool(names) and set(names) <= set(CLASSNAMES)
 
     def _configuration(self, names: Collection[str], shots: int) -> Config:
-        files = ("digits" if self.has_digits(names) else "", "mini" if self.name == MINI_NAME else "")
+        data_file = "digits" if self.has_digits(names) else ""
+        method_file = "mini" if self.name == MINI_NAME else ""
         values = {"DATASET.NUM_SHOTS": max(shots, 1), VARIANT: "training_free"}
-        return make_configuration(files, values, None, 1, "")
+        return make_configuration((data_file, method_file), values, None, 1, "")
 
     def _suggestions(self, model: SavedModel, contents: Contents) -> list[Suggestion]:
         """Unlabelled images that are most useful to label. An image that also lies in a class is left out."""
@@ -404,60 +359,14 @@ class Session:
         if not pool:
             return []
         features = torch.stack([self.features[digest] for digest in pool])
-        chosen, pictures = suggest(model, features, MAX_LISTED), list(pool.values())
+        chosen = suggest(model, features, MAX_LISTED)
+        pictures = list(pool.values())
         logits = model.classifier.logits(features[chosen])
         best, labels = model.calibrate(logits).max(dim=1)
         return [
             Suggestion(pictures[position], model.classnames[label], probability, model.share_below(row))
             for position, label, probability, row in zip(chosen, labels.tolist(), best.tolist(), logits)
         ]
-
-
-def evaluated(view: View) -> View:
-    """Add the leave-one-out accuracy, confusions and label issues of the model to a view.
-
-    The view is unchanged if it has no model, or fewer than two classes have images.
-    """
-    if view.model is None:
-        return view
-    support_set = support_set_of(view.model)
-    labels, names, counts = support_set.labels, support_set.names, support_set.counts
-    if (counts > 0).sum() < 2:
-        return view
-    logits, predicted = leave_one_out_of(view.model, labels)
-    pairs = Counter((names[a], names[b]) for a, b in zip(labels.tolist(), predicted.tolist()) if a != b)
-    ranked = [(view.trained_on[issue.index], issue) for issue in rank_labels(logits, labels, names)]
-    issues = [(p, issue) for p, issue in ranked if issue.score > SUSPICIOUS and p.digest not in view.contents.confirmed]
-    right = labels[predicted == labels].bincount(minlength=len(names)).tolist()
-    return replace(
-        view,
-        correct=sum(right),
-        evaluated=len(labels),
-        neediest=find_neediest(names, right, counts.tolist()),
-        confusions=[(*pair, count) for pair, count in pairs.most_common(MAX_LISTED)],
-        issues=issues[:MAX_LISTED],
-    )
-
-
-def leave_one_out_of(model: SavedModel, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits and predictions of `leave_one_out` for the support set of a model with other labels."""
-    support_set = support_set_of(model)
-    return leave_one_out(support_set.features[0], labels, cast(Tensor, support_set.positive), model.logit_scale)
-
-
-def find_neediest(names: Sequence[str], correct: Sequence[int], counts: Sequence[int]) -> tuple[str, int, int]:
-    """Find the class that needs images most: one without images, else the one with the lowest accuracy.
-
-    The accuracy is estimated by Laplace's rule of succession, `(correct + 1) / (count + 2)`.
-
-    Returns:
-        Name, number of correctly classified images, and number of images of the class.
-    """
-    rows = [
-        (count > 0, (right + 1) / (count + 2), count, name, right) for name, right, count in zip(names, correct, counts)
-    ]
-    _, _, count, name, right = min(rows)
-    return name, right, count
 
 
 def write_sample(folder: Path) -> None:
