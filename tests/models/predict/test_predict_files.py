@@ -26,9 +26,9 @@ def touch(folder: Path, *names: str) -> None:
         (folder / name).touch()
 
 
-def relative_paths(folder: Path, skipped: Path | None = None) -> list[str]:
+def relative_paths(folder: Path, excluded: Path | None = None) -> list[str]:
     """Relative paths of the images in a folder."""
-    return [os.path.relpath(path, folder) for path in files.image_paths([str(folder)], skipped=skipped)]
+    return [os.path.relpath(path, folder) for path in files.image_paths([str(folder)], excluded=excluded)]
 
 
 def test_folder_is_searched_in_sorted_order(tmp_path, caplog):
@@ -37,7 +37,7 @@ def test_folder_is_searched_in_sorted_order(tmp_path, caplog):
     assert relative_paths(tmp_path) == names and caplog.messages == []
     touch(tmp_path, "a.txt", "a/b.svg", ".hidden")
     assert relative_paths(tmp_path) == names and caplog.messages[0].startswith(f"{tmp_path}: 2 files are skipped")
-    assert relative_paths(tmp_path, skipped=tmp_path / "a") == [name for name in names if not name.startswith("a/")]
+    assert relative_paths(tmp_path, excluded=tmp_path / "a") == [name for name in names if not name.startswith("a/")]
 
 
 def test_links_are_followed_once(tmp_path, monkeypatch):
@@ -110,10 +110,10 @@ def test_inputs_are_checked(monkeypatch, inputs, expected):
 
 def test_formats_have_rejected_images_and_errors():
     rows = [
-        files.Row("a", TOP[:2], known=True),
-        files.Row("b", TOP[:2], known=False),
-        files.Row("c", error="why"),
-        files.Row("d", TOP[:1]),
+        files.PredictionRow("a", TOP[:2], known=True),
+        files.PredictionRow("b", TOP[:2], known=False),
+        files.PredictionRow("c", error="why"),
+        files.PredictionRow("d", TOP[:1]),
     ]
     assert list(files.table_lines([rows[:2], rows[2:]], True)) == [
         "path  class          probability  next classes\n",
@@ -135,10 +135,10 @@ def test_formats_have_rejected_images_and_errors():
 @pytest.mark.parametrize("path", NASTY)
 def test_every_format_preserves_any_file_name(path):
     shown = path.replace("\udcff", r"\xff")
-    _, line = files.table_lines([[files.Row(path, [("\x1b[2J\n", 1.0)])]], False)
+    _, line = files.table_lines([[files.PredictionRow(path, [("\x1b[2J\n", 1.0)])]], False)
     assert line.count("\n") == 1 and "\r" not in line and line.encode() and r"\x1b[2J\n" in line
 
-    both = [files.Row(path, TOP), files.Row(path, error='no "image",\nreally')]
+    both = [files.PredictionRow(path, TOP), files.PredictionRow(path, error='no "image",\nreally')]
     text = "".join(files.csv_lines([both], False))
     *rows, failed = csv.DictReader(io.StringIO(text.encode().decode(), newline=""))
     found = [(row["path"], row["class"], row["rank"]) for row in rows]

@@ -31,7 +31,8 @@ def export(args: argparse.Namespace) -> None:
     from ..models.saved import Preprocessing
 
     require_packages()
-    model, backbone = load_model(args.model), None
+    model = load_model(args.model)
+    backbone = None
     check_output(args.onnx, backbone_files(model, args.backbone, args.pretrained))
     if args.part == "full":
         backbone = ImageModel.load(model, "cpu", args.backbone, args.pretrained, "fp32").backbone

@@ -15,7 +15,7 @@ from ..features.backbones.identity import AUTO, DEFAULT_BACKBONE
 from ..models.predict.files import (
     FORMATS,
     REPLACED,
-    Row,
+    PredictionRow,
     aligned_lines,
     check_inputs,
     chosen_format,
@@ -94,7 +94,7 @@ def suggest_command(args: argparse.Namespace) -> int:
     images = image_paths(args.inputs, out=args.out)
     for batch, problems, batch_features in model.encode(images, default_batch_size(model.backbone.input_size)):
         paths += [str(path) for path, problem in zip(batch, problems) if not problem]
-        unreadable += [Row(str(path), error=problem) for path, problem in zip(batch, problems) if problem]
+        unreadable += [PredictionRow(str(path), error=problem) for path, problem in zip(batch, problems) if problem]
         features.append(batch_features.cpu())
     pool = torch.cat(features)
     order = suggest(saved, pool, args.number) if len(pool) else []

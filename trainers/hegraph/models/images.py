@@ -38,7 +38,8 @@ class ImageModel:
 
     def __init__(self, model: SavedModel, backbone: Backbone) -> None:
         check_backbone(model, backbone)
-        self.model, self.backbone = model, backbone
+        self.model = model
+        self.backbone = backbone
         self._classifier = model.classifier.to(backbone.device)
 
     @classmethod
@@ -58,7 +59,8 @@ class ImageModel:
             UserError: If the folder is damaged, or the backbone is unnamed, unavailable or another one.
         """
         model = model if isinstance(model, SavedModel) else load_model(model)
-        own, name = model.backbone, canonical_name(backbone) or model.backbone.model
+        own = model.backbone
+        name = canonical_name(backbone) or own.model
         if not name:  # no default, because other weights would give wrong classes
             raise UserError(
                 f"the model was trained from a feature bank ({own.title}) that does not name its backbone; add "
@@ -74,7 +76,7 @@ class ImageModel:
         return self.backbone.encode_images([*images], batch_size)
 
     def probabilities(self, images: Iterable[ImageOrPath], batch_size: int = 64) -> Tensor:
-        """Calibrated probabilities of images on the CPU, shape `[B, K]`; arguments and errors as of `features`."""
+        """Calibrated probabilities of images on the CPU, shape `[B, K]`; UserError names the first unreadable image."""
         return self.model.calibrate(self.logits(self.features(images, batch_size)))
 
     def logits(self, features: Tensor) -> Tensor:
@@ -99,10 +101,12 @@ def check_backbone(model: TrainedModel, backbone: Backbone) -> None:
     Raises:
         UserError: If the features differ; the message names the first difference.
     """
-    title, width = model.backbone.title, model.text_positive.shape[1]
+    title = model.backbone.title
+    width = model.text_positive.shape[1]
     if backbone.width != width:
         raise UserError(f"{backbone.name} gives features of width {backbone.width}, but the model takes {width}")
-    actual, expected = backbone.fingerprint, model.backbone.fingerprint
+    actual = backbone.fingerprint
+    expected = model.backbone.fingerprint
     different = [key for key in sorted({*actual, *expected} - {"precision"}) if actual.get(key) != expected.get(key)]
     if expected and different:
         problem = f"expected the backbone of the model, {title}, got {backbone.name} with another {different[0]}"
@@ -113,7 +117,8 @@ def check_backbone(model: TrainedModel, backbone: Backbone) -> None:
 
 
 def backbone_files(model: SavedModel, backbone: str = "", pretrained: str = "") -> list[Path]:
-    """Local files of a model's backbone; arguments as of `ImageModel.load`."""
-    name, weights = canonical_name(backbone) or model.backbone.model, pretrained or model.backbone.pretrained
+    """Local files of a model's backbone; arguments as in `ImageModel.load`."""
+    name = canonical_name(backbone) or model.backbone.model
+    weights = pretrained or model.backbone.pretrained
     bundle = absolute(name.removeprefix(FOLDER)).glob("*") if name.startswith(FOLDER) else ()
     return [Path(weights), *bundle] if weights else [*bundle]

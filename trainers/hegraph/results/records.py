@@ -233,6 +233,18 @@ def read_test_files(path: Path) -> ImageFiles | None:
         return None if files is None else validate(ImageFiles, parse_json(files), f"{path} has damaged paths")
 
 
+def read_training_rows(folder: Path) -> list[list]:
+    """Read the rows of the training images from a run's `split.json`: the image first; [] if there are none.
+
+    Raises:
+        UserError: If the file is damaged.
+    """
+    path = folder / SPLIT
+    if not path.exists():
+        return []
+    return validate(dict[str, list[list]], read_json(path), f"{path} is damaged").get("train", [])
+
+
 def read_record(folder: Path) -> dict | None:
     """Read the record in a run's output folder; None if there is none.
 

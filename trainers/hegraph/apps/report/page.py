@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import pandas as pd
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
@@ -62,18 +63,23 @@ def _record_pieces(records: Sequence[dict]) -> Iterator[Piece]:
     with_targets = [record for record in tested if record.get("targets") and not on_base_classes(record)]
     plain, sweeps = split_sweeps([r for r in tested if not r.get("targets") and not on_base_classes(r)])
     if plain:
-        several = (key for key in ("shots", *PLACE) if len({place(record)[key] for record in plain}) > 1)
-        yield _piece(compare, plain, next(several, "shots"))
+        places = pd.DataFrame(map(place, plain))
+        varying = [key for key in ("shots", *PLACE) if places[key].nunique() > 1]
+        yield _piece(compare, plain, varying[0] if varying else "shots")
     if len({record["shots"] for record in plain}) > 1:
         alt = "Scores on test by shots, a line per method; the numbers are in the table above"
         yield _piece(curves, plain, alt=alt, caption="Scores by shots; bars are 95% intervals over seeds.")
-    if several_labels := list(filter(is_multilabel, tested)):
+    several_labels = list(filter(is_multilabel, tested))
+    if several_labels:
         yield _piece(comparison.multilabel_table, several_labels)
     for sweep in sweeps:
         yield _piece(compare, sweep, "setting")
-    for rule in sorted({str(test.get("rule")) for record in with_targets for test in record["targets"].values()}):
-        runs = [r for r in with_targets if rule in {str(test.get("rule")) for test in r["targets"].values()}]
-        yield _piece(compare, runs, "target")
+    by_rule: dict[str, list[dict]] = {}
+    for record in with_targets:
+        for rule in {str(test.get("rule")) for test in record["targets"].values()}:
+            by_rule.setdefault(rule, []).append(record)
+    for rule in sorted(by_rule):
+        yield _piece(compare, by_rule[rule], "target")
     if base:
         yield _piece(comparison.base_to_new, base)
     if any(map(comparison.has_times, plain)):
@@ -100,7 +106,10 @@ def _run_pieces(folder: Path, record: dict, run: str) -> Iterator[Piece]:
 
 def _facts(records: Sequence[dict]) -> dict[str, str]:
     """Metadata of records: fact -> all its values."""
-    versions = [record.get("versions") or {} for record in records]
+    versions = set()
+    for record in records:
+        packages = [f"{name} {number}" for name, number in (record.get("versions") or {}).items()]
+        versions.add(", ".join(packages) or "unknown")
     facts: dict[str, set] = {
         "runs": {len(records)},
         "methods": {method(record) for record in records},
@@ -109,7 +118,7 @@ def _facts(records: Sequence[dict]) -> dict[str, str]:
         "shots": {shots_of(record) for record in records},
         "seeds": {record["seed"] for record in records},
         "chosen on": {record["selected_on"].replace("_", " ") for record in records},
-        "versions": {", ".join(f"{name} {number}" for name, number in v.items()) or "unknown" for v in versions},
+        "versions": versions,
         "commits": {record.get("git_commit") or "unknown" for record in records},
         "machines": {comparison.machine(record) for record in records},
     }

@@ -27,11 +27,10 @@ from ...results.comparison import has_calibration, on_base_classes
 from ...results.figures import MIN_IMAGES
 from ...results.intervals import Ranking, bootstrap_weights, mean_precision, percentile_interval
 from ...results.predictions import confused_pairs, count_confusions, read_predictions, read_scores
-from ...results.records import PREDICTIONS, SPLIT, ImageFiles, main_score, read_test_files
+from ...results.records import PREDICTIONS, ImageFiles, main_score, read_test_files, read_training_rows
 from ...results.scores import OUR_METHOD, PAPER, is_multilabel, method
 from ...results.table import CONFIDENCE
 from ...utils.errors import UserError
-from ...utils.reading import read_json, validate
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +89,7 @@ class Summary:
     calibration: str = ""
 
 
-class Predictions(NamedTuple):
+class TestedImages(NamedTuple):
     """Predicted classes and labels of M images, each `[M]`, the K class names, and the files, if known."""
 
     predicted: Tensor
@@ -102,7 +101,7 @@ class Predictions(NamedTuple):
 class LeaveOneOut(NamedTuple):
     """Leave-one-out predictions of the training images, and their labels from the most to the least suspicious one."""
 
-    predictions: Predictions
+    predictions: TestedImages
     issues: Sequence[LabelIssue]
 
 
@@ -148,7 +147,7 @@ def summarise(folder: Path | None, record: dict, run: str) -> Summary:
         predicted, labels, names = read_predictions(folder)
         paths = [Path(files.root) / path for path in files.test] if files and len(files.test) == len(labels) else []
         summary = Summary(run, accuracy_sentence(record))
-        add_classes(summary, Predictions(predicted, labels, names, paths), left_out)
+        add_classes(summary, TestedImages(predicted, labels, names, paths), left_out)
     elif main_score(record) is not None:
         summary = Summary(run, accuracy_sentence(record))
     elif left_out is not None:
@@ -213,26 +212,55 @@ def calibration_sentence(record: dict) -> str:
 # Classes
 
 
-def add_classes(summary: Summary, predictions: Predictions, left_out: LeaveOneOut | None) -> None:
-    """Add the accuracy by class and the most confused pairs."""
-    predicted, labels, names, files = predictions
-    matrix = count_confusions(predicted, labels, len(names))
-    training = None if left_out is None else np.bincount(left_out.predictions.labels.numpy(), minlength=len(names))
-    for c, (right, count) in enumerate(zip(matrix.diagonal().tolist(), matrix.sum(axis=1).tolist())):
+def add_classes(summary: Summary, images: TestedImages, left_out: LeaveOneOut | None) -> None:
+    """Add the accuracy by class and the most confused pairs of `images` to a summary.
+
+    Args:
+        summary: Summary to complete.
+        images: Images that the run is evaluated on.
+        left_out: Its labels give the number of training images of each class; None leaves these unknown.
+    """
+    matrix = count_confusions(images.predicted, images.labels, len(images.classnames))
+    training = count_training_images(images, left_out)
+    for c, name in enumerate(images.classnames):
+        right = int(matrix[c, c])
+        count = int(matrix[c].sum())
         if count:
-            images = None if training is None else int(training[c])
-            summary.classes.append(ClassScore(names[c], 100 * right / count, f"{right} of {count} correct", images))
-    summary.classes, summary.pairs = sort_scores(summary.classes), []
-    for pair in confused_pairs(matrix, MAX_PAIRS):
-        directions = [(i, j) for i, j in (pair, pair[::-1]) if matrix[i, j]]
-        parts = [f"{matrix[i, j]} of {matrix[i].sum()} {names[i]} predicted as {names[j]}" for i, j in directions]
-        shown = [
-            (files[row], f"{names[i]}, predicted as {names[j]}")
-            for i, j in directions
-            for row in ((labels == i) & (predicted == j)).nonzero()[:, 0].tolist()
-            if files
-        ]
-        summary.pairs.append(Pair("; ".join(parts), [make_example(*each) for each in shown[:MAX_EXAMPLES]]))
+            score = ClassScore(name, 100 * right / count, f"{right} of {count} correct", training[c])
+            summary.classes.append(score)
+    summary.classes = sort_scores(summary.classes)
+    summary.pairs = [describe_pair(images, matrix, pair) for pair in confused_pairs(matrix, MAX_PAIRS)]
+
+
+def count_training_images(images: TestedImages, left_out: LeaveOneOut | None) -> Sequence[int | None]:
+    """Number of training images of each class; None for each if it is unknown."""
+    if left_out is None:
+        return [None] * len(images.classnames)
+    labels = left_out.predictions.labels.numpy()
+    return np.bincount(labels, minlength=len(images.classnames)).tolist()
+
+
+def describe_pair(images: TestedImages, matrix: np.ndarray, pair: tuple[int, int]) -> Pair:
+    """Describe two confused classes, with up to `MAX_EXAMPLES` images.
+
+    Args:
+        images: Images that the run is evaluated on.
+        matrix: Their confusions, shape `[K, K]`.
+        pair: The two classes.
+    """
+    parts = []
+    examples: list[Example] = []
+    for label, predicted in (pair, pair[::-1]):
+        if not matrix[label, predicted]:
+            continue
+        name = images.classnames[label]
+        other = images.classnames[predicted]
+        parts.append(f"{matrix[label, predicted]} of {matrix[label].sum()} {name} predicted as {other}")
+        is_confused = (images.labels == label) & (images.predicted == predicted)
+        for row in is_confused.nonzero()[:, 0].tolist() if images.files else ():
+            if len(examples) < MAX_EXAMPLES:
+                examples.append(make_example(images.files[row], f"{name}, predicted as {other}"))
+    return Pair("; ".join(parts), examples)
 
 
 def sort_scores(scores: Sequence[ClassScore]) -> list[ClassScore]:
@@ -256,7 +284,7 @@ def leave_one_out_of_run(folder: Path, files: ImageFiles | None) -> LeaveOneOut 
     Raises:
         UserError: If the model is damaged.
     """
-    if not (folder / "model").exists():  # such as that of a transductive method
+    if not (folder / "model").exists():  # such as a run of a transductive method
         return None
     try:
         model = load_model(folder)
@@ -270,23 +298,21 @@ def leave_one_out_of_run(folder: Path, files: ImageFiles | None) -> LeaveOneOut 
         return None
     logits, predicted = leave_one_out(support.keys(), support.labels, support.positive, model.logit_scale)
     paths = [] if files is None else train_files(folder, files.root, len(support.labels))
-    predictions = Predictions(predicted, support.labels, support.names, paths)
+    predictions = TestedImages(predicted, support.labels, support.names, paths)
     return LeaveOneOut(predictions, rank_labels(logits, support.labels, support.names))
 
 
 def train_files(folder: Path, root: str, count: int) -> list[Path]:
     """Files of the `count` training images of a run, below a root; [] if they are unknown."""
-    path = folder / SPLIT
-    if not path.exists():
-        return []
-    rows = validate(dict[str, list[list]], read_json(path), f"{path} is damaged").get("train", [])
+    rows = read_training_rows(folder)
     return [Path(root) / str(row[0]) for row in rows if row] if len(rows) == count else []
 
 
 def add_issues(summary: Summary, left_out: LeaveOneOut) -> None:
     """Add the training images with suspicious labels."""
     suspicious = [issue for issue in left_out.issues if issue.score > SUSPICIOUS]
-    count, files = len(left_out.issues), left_out.predictions.files
+    count = len(left_out.issues)
+    files = left_out.predictions.files
     start = f"{len(suspicious) or 'None'} of {count:,} training labels {'look' if len(suspicious) > 1 else 'looks'}"
     summary.labels = f"{start} wrong to a model that was fitted to the other training images."
     for issue in suspicious[:MAX_ISSUES]:

@@ -40,7 +40,7 @@ from ...experiments.lock import Locked, lock_folder
 from ...features.backbones.identity import AUTO
 from ...models.folder import CONFIG, load_model, save_model
 from ...models.images import ImageModel
-from ...models.predict.files import Row, json_value
+from ...models.predict.files import PredictionRow, json_value
 from ...models.predict.prediction import rows_of
 from ...models.saved import adapt
 from ...models.support_set import SupportSet, as_set
@@ -197,7 +197,7 @@ class Learner(Server):
         order = await asyncio.to_thread(suggest, model.model, features, number) if len(features) else []
         readable = [name for (name, _), problem in zip(images, problems) if not problem]
         rows = rows_of(model.model, [readable[index] for index in order], model.logits(features[order]), top)
-        unreadable = [Row(name, error=problem) for (name, _), problem in zip(images, problems) if problem]
+        unreadable = [PredictionRow(name, error=problem) for (name, _), problem in zip(images, problems) if problem]
         return {"suggestions": [json_value(row, False) for row in (*rows, *unreadable)]}
 
     def issues(self, above: float) -> list[dict[str, Any]]:

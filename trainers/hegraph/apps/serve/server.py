@@ -12,7 +12,7 @@ from torch import Tensor
 from ...datasets.images import open_upload
 from ...features.images import ImageReader
 from ...models.images import ImageModel
-from ...models.predict.files import Row, json_value
+from ...models.predict.files import PredictionRow, json_value
 from ...models.predict.prediction import default_batch_size, rows_of
 from ...utils.errors import UserError
 from .batches import Batcher
@@ -69,7 +69,9 @@ class Server:
         return {"predictions": [json_value(row, open_set is not None) for row in merge(images, problems, predicted)]}
 
 
-def merge(images: Sequence[Upload], problems: Sequence[str], predicted: Iterator[Row]) -> Iterator[Row]:
+def merge(
+    images: Sequence[Upload], problems: Sequence[str], predicted: Iterator[PredictionRow]
+) -> Iterator[PredictionRow]:
     """Iterate over the rows of all images, from the rows of the readable ones."""
     for (name, _), problem in zip(images, problems):
-        yield Row(name, error=problem) if problem else next(predicted)
+        yield PredictionRow(name, error=problem) if problem else next(predicted)

@@ -105,11 +105,13 @@ class Cluster:
 
     Args:
         ray: The module `ray`, after `ray.init`.
-        cpus, gpus, verbose: As of `connected`.
+        cpus, gpus, verbose: As in `connected`.
     """
 
     def __init__(self, ray: Any, cpus: float, gpus: float, verbose: bool) -> None:
-        self.ray, self.cpus, self.gpus = ray, cpus, gpus
+        self.ray = ray
+        self.cpus = cpus
+        self.gpus = gpus
         self.submitted: dict[Any, tuple[Run, ExitStack]] = {}  # Ray's reference -> run and lock of its folder
         self._last_bank: tuple[Path | None, Any] = None, None
         self._home = os.getcwd(), package_state(), verbose
@@ -137,11 +139,13 @@ class Cluster:
         Raises:
             UserError: If this package is missing on a machine, or has another version there.
         """
-        waiting, limit = deque(runs), 0
+        waiting = deque(runs)
+        limit = 0  # of submitted runs; 0 until it is known
         while waiting or self.submitted:
             limit = limit or max(1, min(AHEAD * self.runs_at_a_time(), MAX_SUBMITTED))
             if waiting and len(self.submitted) < limit:
-                if (result := self._send(waiting.popleft())) is not None:
+                result = self._send(waiting.popleft())
+                if result is not None:
                     yield result
             else:
                 done, _ = self.ray.wait(list(self.submitted), timeout=REFRESH)
@@ -183,8 +187,16 @@ class Cluster:
         return self._last_bank[1]
 
     def _receive(self, reference: Any) -> Result:
-        """Get the result of a submitted run, and write its files."""
-        (run, lock), errors = self.submitted.pop(reference), self.ray.exceptions
+        """Return the result of a submitted run, and write its files to its folder, which is unlocked.
+
+        A lost worker, a lost machine, and a folder or disk that cannot be read or written fail the run.
+
+        Raises:
+            UserError: If the worker failed outside of the run, for example because it has another version of this
+                package.
+        """
+        run, lock = self.submitted.pop(reference)
+        errors = self.ray.exceptions
         with lock:
             try:
                 result, files = self.ray.get(reference)
@@ -192,7 +204,7 @@ class Cluster:
                 if result.status == FAILED and not (run.folder / ERROR).exists():  # the worker's disk may be full
                     record_failure(run, RuntimeError(result.message))
                 return result
-            except errors.RayTaskError as error:  # an error outside of the run
+            except errors.RayTaskError as error:
                 if not isinstance(error.cause, OSError):
                     raise UserError(f"a Ray worker failed: {first_line(error.cause)}", "ray.worker") from error
                 why: Exception = error.cause
@@ -239,9 +251,11 @@ def do_run(
             """Replace temporary paths by the ones of the driver."""
             return text.replace(str(local.folder), str(run.folder)).replace(local.source, run.source)
 
-        if (file := local.folder / ERROR).exists():
-            error = {key: original(text) if isinstance(text, str) else text for key, text in read_json(file).items()}
-            write_json(file, error | {"command": run.command()})
+        file = local.folder / ERROR
+        if file.exists():
+            failure = read_json(file)
+            texts = {key: original(value) for key, value in failure.items() if isinstance(value, str)}
+            write_json(file, failure | texts | {"command": run.command()})
         packed = Path(shutil.make_archive(f"{temporary}/files", "zip", local.folder)).read_bytes()
         return replace(result, run=run, message=original(result.message)), packed
 

@@ -73,12 +73,16 @@ class Run:
     @property
     def loads(self) -> tuple[str, str]:
         """Identity of the data that are slow to load; runs with equal values can share them."""
-        return self.source, "" if self.bank else self.config
+        config = "" if self.bank else self.config
+        return self.source, config
 
     def configuration(self) -> Config:
-        """Load the checked configuration of the run; errors as of `load_cfg`.
+        """Load the checked configuration of the run.
 
         Without a feature bank, this machine resolves the precision "auto", so that a remote worker uses the same one.
+
+        Raises:
+            UserError: If a file cannot be read, or a key or a value is invalid.
         """
         flags: dict[str, Any] = {"DATASET.ROOT": "" if self.bank else self.root, "OUTPUT_DIR": str(self.folder)}
         flags |= {"DATASET.NUM_SHOTS": self.shots, "SEED": self.seed, "TRAINER.NAME": self.method}
@@ -86,8 +90,8 @@ class Run:
         cfg = load_cfg("" if self.bank else self.source, self.config, flags, opts, method_options(self.method))
         if self.bank:
             return cfg
-        backbone, device = cfg.backbone, available_device(cfg.run.use_cuda)
-        return with_values(cfg, {PRECISION: resolve_precision(backbone.precision, backbone.name, device)})
+        device = available_device(cfg.run.use_cuda)
+        return with_values(cfg, {PRECISION: resolve_precision(cfg.backbone.precision, cfg.backbone.name, device)})
 
     def arguments(self) -> list[str]:
         """Arguments of the command line of this run."""
@@ -163,7 +167,8 @@ class Grid(StrictModel):
             raise UserError("the grid has no run: all methods need images, got feature banks only", "grid.empty")
         folders: dict[Path, Run] = {}
         for run in runs:
-            if (other := folders.setdefault(run.folder, run)) is not run:
+            other = folders.setdefault(run.folder, run)
+            if other is not run:
                 two = f"two runs have the folder {run.folder}: {other.title} and {run.title}"
                 advice = "remove duplicates, rename files of the same name, and put every varied key into --suffix"
                 raise UserError(f"{two}; {advice}", "grid.folder")
@@ -216,7 +221,8 @@ def read_grid(path: Path | None, flags: Mapping[str, Any]) -> Grid:
     where = "the grid" if path is None else str(path)
     values = validate(dict[str, Any], tree, where)
     for name in ("vary", "set"):
-        if isinstance(pairs := values.get(name) or {}, dict):  # otherwise, `validate` raises
+        pairs = values.get(name) or {}
+        if isinstance(pairs, dict):  # otherwise, `validate` raises
             values[name] = pairs | flags.get(name, {})
     values |= {name: value for name, value in flags.items() if name not in ("vary", "set")}
     for name in ("datasets", "configs"):

@@ -48,7 +48,8 @@ def run_command(args: argparse.Namespace) -> int:
     grid = read_grid(*grid_of(args))
     runs = grid.runs()
     if args.folders:
-        echo("".join(f"{folder}\n" for folder in dict.fromkeys(run.folder.parent for run in runs)))
+        folders = dict.fromkeys(run.folder.parent for run in runs)
+        echo("".join(f"{folder}\n" for folder in folders))
         return 0
     sweep = plan(runs, args.retry_failed)
     if sweep.finished:
@@ -112,16 +113,22 @@ class Sweep:
     def count(self, result: Result) -> None:
         """Count and log a result with status `DONE` or `FAILED`."""
         self.results.append(result)
-        total, ended, failures = len(self.to_do), len(self.results), len(self.failures)
-        each, left = (time.monotonic() - self.started) / ended, total - ended
-        message, failed = result.message, f", {failures} failed" if failures else ""
-        message = f"failed: {message}" if result.status == FAILED else f"{message} in {result.seconds:.1f} s"
+        total = len(self.to_do)
+        ended = len(self.results)
+        left = total - ended
+        failed = f", {len(self.failures)} failed" if self.failures else ""
+        if result.status == FAILED:
+            message = f"failed: {result.message}"
+        else:
+            message = f"{result.message} in {result.seconds:.1f} s"
+        each = (time.monotonic() - self.started) / ended
         to_go = f"{in_words(each)} a run, {in_words(each * left)} to go"
         logger.info("[%d/%d] %s: %s (%d left%s, %s)", ended, total, result.run.title, message, left, failed, to_go)
 
     def summary(self) -> str:
         """Summary in one line, and a line for each failure."""
-        failures, finished = self.failures, len(self.finished)
+        failures = self.failures
+        finished = len(self.finished)
         counts = [f"{len(self.results) - len(failures)} done in {in_words(time.monotonic() - self.started)}"]
         counts += [f"{finished} finished before"] if finished else []
         counts += [f"{len(failures) + len(self.failed)} failed"] if failures or self.failed else []
@@ -158,7 +165,9 @@ def in_words(seconds: float) -> str:
 
 def do_runs(sweep: Sweep, start: Start) -> None:
     """Run the pending runs. Runs that another process is working on come last, after this process has ended."""
-    sweep.started, left, waits = time.monotonic(), sweep.to_do, False
+    sweep.started = time.monotonic()
+    left = sweep.to_do
+    waits = False
     while left:
         locked = [run for run in left if is_locked(run.folder)]
         free = [run for run in left if run not in locked]

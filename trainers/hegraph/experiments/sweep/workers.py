@@ -76,9 +76,11 @@ def attempt(run: Run, verbose: bool, cfg: Config | None = None) -> Result:
             with at_level(logging.INFO if verbose else logging.WARNING):
                 record = run_one(cfg or run.configuration(), run.bank)
         score = main_score(record)
-        status, message = DONE, "no test images" if score is None else f"{score:.2f}"
+        status = DONE
+        message = "no test images" if score is None else f"{score:.2f}"
     except Locked as error:
-        status, message = LOCKED, str(error)
+        status = LOCKED
+        message = str(error)
     except Exception as error:
         if was_interrupted():  # an import can convert it to another exception
             raise KeyboardInterrupt from error
@@ -98,7 +100,8 @@ def run_separately(run: Run, verbose: bool) -> dict:
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if verbose:
         sys.stderr.write(done.stdout)
-    record, printed = read_record(run.folder), done.stdout.splitlines()[-100:]
+    record = read_record(run.folder)
+    printed = done.stdout.splitlines()[-100:]
     if done.returncode == 0 and record is not None:
         return record
     if is_locked(run.folder):
@@ -167,9 +170,11 @@ def run_in_workers(runs: Sequence[Run], workers: int, verbose: bool) -> Generato
 
     Each worker is a pool of one process, so that a worker that dies fails its own run only.
     """
-    waiting, workers = list(runs), min(workers, len(runs))
+    waiting = list(runs)
+    workers = min(workers, len(runs))
     setting = os.environ.get(THREADS, "")
-    threads = max(1, (int(setting) if setting.isdecimal() else cores()) // workers)
+    available = int(setting) if setting.isdecimal() else cores()
+    threads = max(1, available // workers)
     logger.info("%d workers with %s=%d each", workers, THREADS, threads)
     children = multiprocessing.active_children()
     idle = [new_worker() for _ in range(workers)]
@@ -195,12 +200,14 @@ def run_in_workers(runs: Sequence[Run], workers: int, verbose: bool) -> Generato
                 yield result
     finally:
         with deferred_interrupts():
-            kill_workers(set(multiprocessing.active_children()) - set(children), [run for run, _ in at_work.values()])
+            started = set(multiprocessing.active_children()) - set(children)
+            kill_workers(started, [run for run, _ in at_work.values()])
 
 
 def kill_workers(processes: Iterable[BaseProcess], runs: Sequence[Run]) -> None:
     """Kill worker processes, and remove their temporary files in the output folders of runs."""
-    folders = {Path(folder) for run in runs for folder in (run.folder, dict(run.keys).get(FEATURES_DIR, run.folder))}
+    folders = {run.folder for run in runs}
+    folders |= {Path(dict(run.keys).get(FEATURES_DIR, run.folder)) for run in runs}
     for process in processes:
         session = process.pid or 0
         with suppress(OSError):  # before its `os.setsid`
@@ -217,7 +224,12 @@ def next_run(waiting: Sequence[Run], loaded: tuple[str, str] | None, in_use: Seq
     Runs with many shots come first, because a long run at the end leaves the other workers idle.
     """
     users = Counter(in_use)
-    return min(waiting, key=lambda r: (r.loads != loaded, users[r.loads], -r.shots if r.shots > 0 else -math.inf))
+
+    def priority(run: Run) -> tuple[bool, int, float]:
+        shots = run.shots if run.shots > 0 else math.inf
+        return run.loads != loaded, users[run.loads], -shots
+
+    return min(waiting, key=priority)
 
 
 def new_worker() -> ProcessPoolExecutor:
@@ -234,7 +246,8 @@ def initialize_worker() -> None:
 
 
 def _end_with_parent() -> None:
-    if (parent := multiprocessing.parent_process()) is not None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
         parent.join()
         os.killpg(0, signal.SIGKILL)
 

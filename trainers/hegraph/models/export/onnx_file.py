@@ -56,8 +56,11 @@ class Head(nn.Module):
         super().__init__()
         classifier = model.classifier
         keys = classifier.keys if classifier.keys is not None and len(classifier.keys) else None
-        self.temperature, self.tower, self.multilabel = model.temperature, tower, model.thresholds is not None
-        self.alpha, self.beta = classifier.alpha, classifier.beta
+        self.tower = tower
+        self.temperature = model.temperature
+        self.multilabel = model.thresholds is not None
+        self.alpha = classifier.alpha
+        self.beta = classifier.beta
         self.register_buffer("weights", classifier.weights.t().contiguous())  # [d, K]
         self.register_buffer("bias", classifier.bias)
         self.register_buffer("keys", None if keys is None else keys.t().contiguous())  # [d, N]
@@ -79,7 +82,9 @@ class Head(nn.Module):
                 weighted = weighted * self.key_weights
             sums = torch.zeros_like(logits).scatter_add(1, self.labels.expand_as(weighted), weighted)
             logits = logits + self.alpha * sums
-        return logits, logits.sigmoid() if self.multilabel else (logits / self.temperature).softmax(dim=1)
+        if self.multilabel:
+            return logits, logits.sigmoid()
+        return logits, (logits / self.temperature).softmax(dim=1)
 
 
 def trace(head: Head, inputs: Tensor, name: str) -> ModelProto:
@@ -124,8 +129,9 @@ def halve(graph: ModelProto) -> None:
     casts = []
     for weight in graph.graph.initializer:
         if weight.data_type == TensorProto.FLOAT:
-            name, stored = weight.name, f"{weight.name}.float16"
-            with np.errstate(over="ignore"):  # `compare` finds infinite values
+            name = weight.name
+            stored = f"{name}.float16"
+            with np.errstate(over="ignore"):  # `compare_with_torch` finds infinite values
                 weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight).astype(np.float16), stored))
             casts.append(helper.make_node("Cast", [stored], [name], name=f"{name}.cast", to=TensorProto.FLOAT))
     nodes = [*casts, *graph.graph.node]
@@ -168,7 +174,7 @@ def write_onnx(model: SavedModel, backbone: Backbone | None, path: Path, half: b
         for key, value in describe_model(model, name, inputs.shape[1:]).items():
             graph.metadata_props.add(key=key, value=json.dumps(value))
         temporary.write_bytes(graph.SerializeToString())
-        return compare(temporary, model, backbone, inputs, TOLERANCE_HALF if half else TOLERANCE)
+        return compare_with_torch(temporary, model, backbone, inputs, TOLERANCE_HALF if half else TOLERANCE)
 
 
 def describe_model(model: SavedModel, input_name: str, shape: Sequence[int]) -> dict[str, Any]:
@@ -195,13 +201,14 @@ def describe_preprocessing(preprocessing: Preprocessing) -> dict[str, Any]:
         Pillow's name in lower case, None for "other"; "crop": "center".
     """
     transform = preprocessing.transform
-    resize = re.search(r"\bResize\(size=(\(?)\d+.*?interpolation=(\w+)", transform)
-    return {
-        **preprocessing.model_dump(),
-        "resize": "other" if resize is None else "squash" if resize[1] else "shortest",
-        "interpolation": resize[2].lower() if resize else None,
-        "crop": "center",
-    }
+    found = re.search(r"\bResize\(size=(\(?)\d+.*?interpolation=(\w+)", transform)
+    resize = "other"
+    interpolation = None
+    if found is not None:
+        resize = "squash" if found[1] else "shortest"
+        interpolation = found[2].lower()
+    fields = preprocessing.model_dump()
+    return fields | {"resize": resize, "interpolation": interpolation, "crop": "center"}
 
 
 def sample_inputs(model: SavedModel, backbone: Backbone | None) -> tuple[str, Tensor]:
@@ -220,7 +227,7 @@ def sample_inputs(model: SavedModel, backbone: Backbone | None) -> tuple[str, Te
     return "features", F.normalize(centres + 0.5 * F.normalize(noise, dim=1), dim=1)
 
 
-def compare(
+def compare_with_torch(
     path: Path, model: SavedModel, backbone: Backbone | None, inputs: Tensor, tolerance: float
 ) -> tuple[float, float]:
     """Check an ONNX file, and compare it with torch on a batch of inputs and on a batch of one.
@@ -233,7 +240,7 @@ def compare(
         tolerance: Largest difference of the logits, relative to the largest logit.
 
     Returns:
-        As `write_onnx`.
+        Largest difference of the logits from torch, relative to the largest logit, and of the probabilities.
 
     Raises:
         UserError: If the file is not valid, or its logits differ by more than the tolerance or are not finite.
@@ -249,7 +256,8 @@ def compare(
         outputs = [session.run(None, {name: batch.numpy()}) for batch in batches]
     except Exception as error:  # the two packages have no common base class of exceptions
         raise UserError(f"onnxruntime cannot run the file, which is not written: {first_line(error)}") from error
-    logits, probabilities = (torch.cat([torch.from_numpy(part) for part in parts]) for parts in zip(*outputs))
+    logits = torch.cat([torch.from_numpy(batch_logits) for batch_logits, _ in outputs])
+    probabilities = torch.cat([torch.from_numpy(batch_probabilities) for _, batch_probabilities in outputs])
     features = torch.cat([rows if backbone is None else backbone.encode_images(rows) for rows in batches])
     expected = model.classifier.logits(features)
     difference = float((logits - expected).abs().max() / expected.abs().max().clamp_min(1e-12))

@@ -1,7 +1,7 @@
 """Input paths and output rows of `predict`, and copies of images in folders by class.
 
 Paths are read one by one, so that memory does not depend on the number of images. File names may contain any byte
-except NUL and "/". Rows have file names as of `utf8`, so that every output is valid UTF-8.
+except NUL and "/". Rows have file names as `utf8` returns them, so that every output is valid UTF-8.
 """
 
 import codecs
@@ -50,31 +50,31 @@ def check_inputs(inputs: Sequence[str]) -> None:
 
 
 def image_paths(
-    inputs: Sequence[str], null: bool = False, skipped: Path | None = None, out: Path | None = None
+    inputs: Sequence[str], null: bool = False, excluded: Path | None = None, out: Path | None = None
 ) -> Iterator[str]:
     """Iterate over the paths of the images that the command line names.
 
     Args:
         inputs: Images, folders, `.txt` files with paths, and "-" for paths on standard input.
         null: Whether paths in lists end with a NUL character.
-        skipped: Folder that is not searched.
+        excluded: Folder that is not searched.
         out: Output file, which must be none of the images.
 
     Raises:
         UserError: If a list cannot be read, or an image is the file `out`.
     """
-    for path in _image_paths(inputs, null, skipped):
+    for path in _image_paths(inputs, null, excluded):
         if out is not None:
             check_not_read(out, path)
         yield path
 
 
-def _image_paths(inputs: Sequence[str], null: bool, skipped: Path | None) -> Iterator[str]:
+def _image_paths(inputs: Sequence[str], null: bool, excluded: Path | None) -> Iterator[str]:
     for name in inputs:
         if name == STDIN:
             yield from read_list(sys.stdin.buffer, null)
         elif os.path.isdir(name):
-            yield from _walk(name, skipped)
+            yield from _walk(name, excluded)
         elif name.lower().endswith(LIST_SUFFIX):
             from ...utils.reading import reading
 
@@ -84,32 +84,41 @@ def _image_paths(inputs: Sequence[str], null: bool, skipped: Path | None) -> Ite
             yield name
 
 
-def _walk(folder: str, skipped: Path | None) -> Iterator[str]:
+def _walk(folder: str, excluded: Path | None) -> Iterator[str]:
     """Iterate over the images below a folder in sorted order, and over folders that cannot be listed.
 
-    Hidden files and folders are skipped. Links are followed, and no folder is searched twice.
+    Hidden files and folders are skipped. Links are followed, and no folder is searched twice. At the end, a warning has
+    the number of files whose suffix is not one of an image.
+
+    Args:
+        folder: Folder to search.
+        excluded: Folder that is not searched.
     """
     from ...datasets.images import is_image
 
-    num_skipped, stack = 0, [folder]
-    seen = set() if skipped is None else {os.path.realpath(skipped)}
+    other_files = 0
+    stack = [folder]
+    seen = set() if excluded is None else {os.path.realpath(excluded)}
     while stack:
         path = stack.pop()
         if not os.path.isdir(path):
             if is_image(path):
                 yield path
             else:
-                num_skipped += 1
-        elif (real := os.path.realpath(path)) not in seen:
-            seen.add(real)
-            try:
-                names = sorted(os.listdir(path), reverse=True)
-            except OSError:
-                yield path
-                continue
-            stack += [os.path.join(path, name) for name in names if not name.startswith(".")]
-    if num_skipped:
-        logger.warning("%s: %d files are skipped, because their suffix is not one of an image", folder, num_skipped)
+                other_files += 1
+            continue
+        real = os.path.realpath(path)
+        if real in seen:
+            continue
+        seen.add(real)
+        try:
+            names = sorted(os.listdir(path), reverse=True)
+        except OSError:
+            yield path
+            continue
+        stack += [os.path.join(path, name) for name in names if not name.startswith(".")]
+    if other_files:
+        logger.warning("%s: %d files are skipped, because their suffix is not one of an image", folder, other_files)
 
 
 def read_list(file: BinaryIO, null: bool) -> Iterator[str]:
@@ -122,18 +131,25 @@ def read_list(file: BinaryIO, null: bool) -> Iterator[str]:
         UserError: If a path has more than `MAX_PATH` bytes, so that the file is no list and may never end.
     """
     read = getattr(file, "read1", file.read)  # read1 returns the available bytes, without waiting for more
-    end, rest, block = b"\0" if null else b"\n", b"", read(BLOCK).removeprefix(codecs.BOM_UTF8)
+    end = b"\0" if null else b"\n"
+    rest = b""  # beginning of a path whose end is not read yet
+    block = read(BLOCK).removeprefix(codecs.BOM_UTF8)
     while block or rest:
-        *paths, rest = (rest + block).split(end) if block else (rest, b"")
+        if block:
+            *paths, rest = (rest + block).split(end)
+        else:
+            paths = [rest]
+            rest = b""
         for path in paths:
-            if name := path if null else path.removesuffix(b"\r"):
+            name = path if null else path.removesuffix(b"\r")
+            if name:
                 yield os.fsdecode(name)
         if len(rest) > MAX_PATH:
             raise UserError(f"the list holds a path of more than {MAX_PATH} bytes; is it a list of paths?")
         block = read(BLOCK)
 
 
-class Row(NamedTuple):
+class PredictionRow(NamedTuple):
     """Prediction for one image.
 
     Attributes:
@@ -155,7 +171,8 @@ def aligned_lines(head: Sequence[str], batches: Iterable[Sequence[Sequence[str]]
 
     Columns are as wide as their widest cell so far. A table without rows has no header.
     """
-    widths, heads = [0] * len(head), [head]
+    widths = [0] * len(head)
+    heads = [head]
     for rows in filter(None, batches):
         lines = [list(map(printable, cells)) for cells in (*heads, *rows)]
         widths = [max(width, *map(len, column)) for width, column in zip(widths, zip(*lines))]
@@ -163,26 +180,28 @@ def aligned_lines(head: Sequence[str], batches: Iterable[Sequence[Sequence[str]]
         heads = []
 
 
-def table_lines(batches: Iterable[Sequence[Row]], open_set: bool) -> Iterator[str]:
+def table_lines(batches: Iterable[Sequence[PredictionRow]], open_set: bool) -> Iterator[str]:
     """Lines of an aligned table with the columns path, class, probability and next classes.
 
     The class of a rejected image is `NONE_OF_THESE`, and all its classes are next classes.
     """
 
-    def cells(row: Row) -> Sequence[str]:
+    def cells(row: PredictionRow) -> Sequence[str]:
         classes = [(name, f"{100 * value:.2f} %") for name, value in row.top]
         if row.known is False:
             from ...datasets.folder import NONE_OF_THESE
 
-            first, following = (NONE_OF_THESE, ""), classes
-        else:
-            first, *following = classes or [("error:" if row.error else "-", "")]
-        return [*map(utf8, (row.path, *first, row.error or ", ".join(map(" ".join, following))))]
+            classes.insert(0, (NONE_OF_THESE, ""))
+        elif not classes:
+            classes.append(("error:" if row.error else "-", ""))
+        (name, probability), *following = classes
+        last = row.error or ", ".join(map(" ".join, following))
+        return [utf8(text) for text in (row.path, name, probability, last)]
 
     return aligned_lines(("path", "class", "probability", "next classes"), (list(map(cells, rows)) for rows in batches))
 
 
-def csv_lines(batches: Iterable[Sequence[Row]], open_set: bool) -> Iterator[str]:
+def csv_lines(batches: Iterable[Sequence[PredictionRow]], open_set: bool) -> Iterator[str]:
     """Lines `path,class,probability,rank,error`, one for each of the top classes; one line if there is none.
 
     With `open_set`, the column `none_of_these` is "true" for rejected images, else "false".
@@ -198,13 +217,13 @@ def csv_lines(batches: Iterable[Sequence[Row]], open_set: bool) -> Iterator[str]
             yield csv_line(*(row.path, name, f"{value:{DIGITS}}", rank, "", rejected)[:columns])
 
 
-def json_lines(batches: Iterable[Sequence[Row]], open_set: bool) -> Iterator[str]:
+def json_lines(batches: Iterable[Sequence[PredictionRow]], open_set: bool) -> Iterator[str]:
     """Lines of `json_value`."""
     for row in chain.from_iterable(batches):
         yield json.dumps(json_value(row, open_set), ensure_ascii=False) + "\n"
 
 
-def json_value(row: Row, open_set: bool) -> dict[str, object]:
+def json_value(row: PredictionRow, open_set: bool) -> dict[str, object]:
     """Value `{"path", "top": [{"class", "probability"}], "error"}` of a row; `error` is None or text.
 
     With `open_set`, the key `none_of_these` is true for rejected images, else false; with an error, it is None.
@@ -249,15 +268,19 @@ def copy_into(folder: Path, path: str) -> str:
     """
     try:
         with open(path, "rb") as file:
-            content, status = file.read(), os.fstat(file.fileno())
+            content = file.read()
+            status = os.fstat(file.fileno())
     except OSError as error:
         return f"cannot be copied: {first_line(error)}"
-    number, first = 0, folder / os.path.basename(path)
-    while os.path.lexists(target := numbered_path(first, number)):
+    first = folder / os.path.basename(path)
+    number = 0
+    target = numbered_path(first, number)
+    while os.path.lexists(target):
         with suppress(OSError):
             if target.is_file() and target.stat().st_size == len(content) and target.read_bytes() == content:
                 return ""
         number += 1
+        target = numbered_path(first, number)
     with atomic_path(target) as temporary:
         temporary.write_bytes(content)
         os.utime(temporary, ns=(status.st_atime_ns, status.st_mtime_ns))
@@ -274,7 +297,8 @@ def unique_names(names: Sequence[str], ids: Sequence[str], taken: Iterable[str] 
         ids: The K class ids.
         taken: Other names that no class may have.
     """
-    counts, seen = Counter([*names, *taken]), {*names, *taken}
+    counts = Counter([*names, *taken])
+    seen = {*names, *taken}
     unique = list(names)
     for position, name in enumerate(names):
         if counts[name] > 1:

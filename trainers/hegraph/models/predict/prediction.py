@@ -27,7 +27,7 @@ from ...utils.files import atomic_path, check_output, check_outside_models
 from ..folder import load_model
 from ..images import ImageModel, backbone_files
 from ..saved import SavedModel, adapt
-from .files import FORMATS, Row, chosen_format, copy_into, folder_name, image_paths, unique_names
+from .files import FORMATS, PredictionRow, chosen_format, copy_into, folder_name, image_paths, unique_names
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +67,8 @@ def predict_bank(args: Namespace) -> int:
     Raises:
         UserError: If the bank lacks the split, or has features of another backbone than the model.
     """
-    model, bank = open_model(args, args.open_set), BankFile(args.features)
+    model = open_model(args, args.open_set)
+    bank = BankFile(args.features)
     if args.split not in bank.labels:
         raise UserError(f"{args.features} has no {args.split} images; choose another --split")
     width = bank.text_positive.shape[1]
@@ -100,7 +101,7 @@ def open_model(args: Namespace, open_set: float | None = None) -> SavedModel:
 
     Args:
         args: Arguments of the command.
-        open_set: As of `rows_of`.
+        open_set: As in `rows_of`.
 
     Raises:
         UserError: If the model is damaged, `--out` is a file of its backbone, or it has no threshold for open-set
@@ -125,14 +126,14 @@ def image_rows(
     open_set: float | None = None,
     transductive: bool = False,
     sort_into: Path | None = None,
-) -> Iterator[list[Row]]:
+) -> Iterator[list[PredictionRow]]:
     """Predict images in batches, in the order of their paths.
 
     Args:
         model: The model with its backbone.
         paths: Paths of the images.
         batch_size: Number of images to encode at once.
-        top, open_set: As of `rows_of`.
+        top, open_set: As in `rows_of`.
         transductive: Whether the model is adapted to the images before they are predicted.
         sort_into: Folder for copies of the images, in folders by predicted class.
 
@@ -151,12 +152,12 @@ def image_rows(
         predicted = rows_of(model.model, readable, logits, top, open_set)
         rows = []
         for image, problem in zip(images, problems):
-            row = Row(str(image), error=problem) if problem else next(predicted)
+            row = PredictionRow(str(image), error=problem) if problem else next(predicted)
             if sort_into is not None and not row.error:
                 classes = [name for name, _ in row.top[: 1 if model.model.thresholds is None else None]]
                 for folder in [NONE_OF_THESE] if row.known is False else classes:
                     if problem := copy_into(sort_into / folder_name(folder), row.path):
-                        row = Row(row.path, error=problem)
+                        row = PredictionRow(row.path, error=problem)
             rows.append(row)
         yield rows
 
@@ -181,7 +182,7 @@ def predict_transductively(model: SavedModel, features: Tensor, device: str) -> 
 
 def rows_of(
     model: SavedModel, paths: Sequence[str], logits: Tensor, top: int, open_set: float | None = None
-) -> Iterator[Row]:
+) -> Iterator[PredictionRow]:
     """Iterate over the rows of images.
 
     Args:
@@ -199,16 +200,22 @@ def rows_of(
     counts = [top] * len(logits)
     if model.thresholds is not None:  # predicted labels come first, even if another one is more probable
         predicted = logits >= model.thresholds
-        probabilities, counts = probabilities.where(predicted, -1), predicted.sum(dim=1).tolist()
+        probabilities = probabilities.where(predicted, -1)
+        counts = predicted.sum(dim=1).tolist()
     values, labels = probabilities.sort(dim=1, descending=True, stable=True)  # equal probabilities in class order
     most = max(counts, default=0)
-    best = zip(values[:, :most].tolist(), labels[:, :most].tolist(), counts)
-    for path, usable, (row_values, row_labels, count), is_known in zip(paths, finite, best, known):
-        classes = [(names[label], value) for label, value in zip(row_labels[:count], row_values)]
-        yield Row(path, classes, known=is_known) if usable else Row(path, error="the model predicts NaN")
+    columns = (paths, values[:, :most].tolist(), labels[:, :most].tolist(), counts, finite, known)
+    for path, row_values, row_labels, count, is_finite, is_known in zip(*columns):
+        if is_finite:
+            classes = [(names[label], value) for label, value in zip(row_labels[:count], row_values)]
+            yield PredictionRow(path, classes, known=is_known)
+        else:
+            yield PredictionRow(path, error="the model predicts NaN")
 
 
-def write_rows(batches: Iterable[Sequence[Row]], out: Path | None, format: str, open_set: bool = False) -> int:
+def write_rows(
+    batches: Iterable[Sequence[PredictionRow]], out: Path | None, format: str, open_set: bool = False
+) -> int:
     """Write rows as their batches arrive, with a progress bar and the rate on stderr.
 
     Args:
@@ -223,11 +230,12 @@ def write_rows(batches: Iterable[Sequence[Row]], out: Path | None, format: str, 
     Raises:
         UserError: If there is no row.
     """
-    written, started = 0, time.monotonic()
+    written = 0
+    started = time.monotonic()
     errors: list[str] = []
     on_terminal = out is None and sys.stdout is not None and sys.stdout.isatty()
 
-    def counted() -> Iterator[Sequence[Row]]:
+    def counted() -> Iterator[Sequence[PredictionRow]]:
         nonlocal written
         with tqdm(desc="predicting", unit="img", disable=on_terminal or None) as bar:  # None: unless stderr is a file
             for rows in batches:
