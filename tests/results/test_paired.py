@@ -6,9 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy.stats import t
 
 from trainers.hegraph import UserError
-from trainers.hegraph.results.intervals import Difference
+from trainers.hegraph.results.intervals import Difference, Ranking, Variances, interval_of_mean
 from trainers.hegraph.results.paired import PAIR_KEYS, difference, paired_table, read_runs
 from trainers.hegraph.results.records import PREDICTIONS, write_record, write_tensors_with_classes
 
@@ -32,23 +33,49 @@ def test_difference_is_mean_over_images_seeds_data_sets():
         difference(correct(cars=("1",)), correct(cars=("1",)))
 
 
-def test_interval_covers_resampled_images():
+def test_interval_of_one_seed_is_students_over_images():
     found = difference(correct(pets=("1" * 60 + "0" * 40,)), correct(pets=("1" * 50 + "0" * 50,)))
-    # 10 of 100 images differ, all one way: a binomial share of 0.1, whose 95% interval is 10 +- 1.96 * 3
-    assert found.mean == pytest.approx(10)
-    assert found.low == pytest.approx(4.1, abs=1.2) and found.high == pytest.approx(15.9, abs=1.2)
+    # 10 of 100 images differ, all one way: the variance of an image is 0.1 * 0.9 * 100 / 99, and t_99 is 1.9842
+    half_width = 100 * 1.9842 * (0.09 / 99) ** 0.5
+    assert found == pytest.approx((10, 10 - half_width, 10 + half_width), abs=1e-3)
     assert str(found).startswith("**+10.00 (")
     assert str(Difference(-2.0, -3.0, -1.0)) == "**-2.00 (-3.00 to -1.00)**"
 
 
-def test_rounding_errors_do_not_exclude_zero():
-    same = "1" * 93
-    ours = correct(pets=("1111" + "1" + "00" + same, "1111" + "1" + "11" + same, "1111" + "1" + "11" + same))
-    theirs = correct(pets=("0000" + "0" + "11" + same, "0000" + "1" + "11" + same, "0000" + "1" + "11" + same))
+def test_interval_contains_the_variance_of_the_seeds():
+    # Of 100 images 2, 10 and 18 differ
+    theirs = correct(pets=("0" * 100,) * 3)
+    ours = correct(pets=tuple("1" * number + "0" * (100 - number) for number in (2, 10, 18)))
     found = difference(ours, theirs)
-    assert found.mean == pytest.approx(4 + 1 / 3 - 2 / 3)  # of 100 images four in every seed, and in one of three 1 - 2
-    assert found.low == 0.0  # the sum of thirds is 4e-16
-    assert str(found).startswith("+3.67 (0.00 to ")
+    # Variances in squared points: 2 images differ in three seeds, 8 in two and 8 in one, and the mean is 0.1
+    sum_images = 2 + 8 * (2 / 3) ** 2 + 8 * (1 / 3) ** 2 - 100 * 0.1**2
+    sum_draws = 0.08**2 + 0.08**2
+    sum_residuals = (30 - 300 * 0.1**2) - 3 * sum_images - 100 * sum_draws
+    images = 1e4 * sum_images / 99 / 100
+    draws = 1e4 * sum_draws / 2 / 3
+    residuals = 1e4 * sum_residuals / (99 * 2) / 300
+    variance = images + draws - residuals
+    freedom = variance**2 / (images**2 / 99 + draws**2 / 2 + residuals**2 / 198)
+    half_width = t.ppf(0.975, freedom) * variance**0.5
+    assert found == pytest.approx((10, 10 - half_width, 10 + half_width))
+    assert found.low < 0 < 10 - 1.98 * images**0.5  # a lead that is a tie for other draws
+
+
+def test_rounding_errors_do_not_exclude_zero():
+    assert str(interval_of_mean([Variances(4e-16, 0.0, 0.0, 0.0, 100, 1)])) == "+0.00 (0.00 to 0.00)"
+
+
+def test_two_equal_data_sets_halve_the_variance():
+    rng = np.random.default_rng(0)
+    labels = rng.random((200, 3)) < 0.4
+    outcomes = [Ranking(labels + noise * rng.standard_normal(labels.shape), labels) for noise in (0.5, 1.0)]
+    rows = [dict.fromkeys(PAIR_KEYS, "") | {"dataset": name, "seed": 1} for name in ("one", "two")]
+    ours = pd.DataFrame([row | {"outcome": outcomes[0]} for row in rows])
+    theirs = pd.DataFrame([row | {"outcome": outcomes[1]} for row in rows])
+    both = difference(ours, theirs)
+    single = difference(ours[:1], theirs[:1])
+    assert both.mean == pytest.approx(single.mean)
+    assert (both.high - both.low) / (single.high - single.low) == pytest.approx(0.5**0.5, abs=0.03)
 
 
 def test_pairs_need_equal_data_sets_and_seeds():
@@ -82,9 +109,9 @@ def test_paired_table_has_methods_by_shots(finish, tmp_path):
     finish("untested", [0], trainer="GDA", accuracy=None)
     caption, _, heads, _, row = paired_table([tmp_path]).splitlines()
     assert "mean of Toy;" in caption and heads == "| HeGraphAdapter minus | 1 | 4 |"
-    assert row.startswith("| TaskRes | +25.00 (0.00 to ") and row.endswith(" |  |")
+    assert row.startswith("| TaskRes | +25.00 (-54.56 to 100.00) |") and row.endswith(" |  |")
     *_, row = paired_table([tmp_path], of="TaskRes").splitlines()
-    assert row.startswith("| HeGraphAdapter | -25.00 (-")
+    assert row.startswith("| HeGraphAdapter | -25.00 (-100.00 to 54.56)")
     with pytest.raises(UserError, match="did you mean 'TaskRes'"):
         paired_table([tmp_path], of="TaskRess")
 
@@ -107,7 +134,7 @@ def test_models_of_other_data_sets_are_not_paired(finish, tmp_path):
     finish("ours", [0, 0])
     finish("theirs", [0, 1], **TASKRES, rule="same classes", trained_on="Other")
     finish("adapted", [0, 1], protocol="transductive")
-    adaptation = "| HeGraphAdapter, transductive | +50.00 (0.00 to 100.00) |"
+    adaptation = "| HeGraphAdapter, transductive | +50.00 (-100.00 to 100.00) |"
     assert paired_table([tmp_path]).splitlines()[4:] == ["| TaskRes |  |", adaptation]
     finish("again", [0, 0])
     with pytest.raises(UserError, match="Toy, HeGraphAdapter, 4 shots: 2 runs have seed 1"):

@@ -1,16 +1,43 @@
-"""Differences of accuracies or mAPs with bootstrap intervals over test images.
+"""Differences of accuracies or mAPs with their intervals.
 
-Shapes: M test images, K classes, B bootstrap samples.
+**Analysis of variance.** `y_ir` is the value of test image i in draw r of the training images, which is a seed:
+
+    y_ir = m + a_i + b_r + e_ir,    i = 1 ... M,    r = 1 ... R
+
+A mean over i or r has a dot in place of the index. The mean squares of images, draws and residuals are
+
+    MSI = R / (M - 1) sum_i (y_i. - y..)^2                            M - 1 degrees of freedom
+    MSD = M / (R - 1) sum_r (y_.r - y..)^2                            R - 1
+    MSR = sum_ir (y_ir - y_i. - y_.r + y..)^2 / ((M - 1) (R - 1))     (M - 1) (R - 1)
+
+The variance of the mean over n data sets, for other test images and other draws, is estimated by
+
+    v = 1 / n^2 sum_datasets (MSI + max(0, MSD - MSR)) / (R M)
+
+and the interval is `y.. +- t_f sqrt(v)`, with the quantile of Student's t for Satterthwaite's degrees of freedom
+
+    f = v^2 / sum_k (c_k MS_k)^2 / f_k
+
+over the mean squares with their coefficients `c_k` in v (F. E. Satterthwaite: An Approximate Distribution of Estimates
+of Variance Components. Biometrics Bulletin 2, 1946). In simulations, such intervals of 95 % cover the true mean in 94
+to 97 %; with three draws of a single data set that vary much more than its images, in 92 %. With one draw,
+`v = MSI / (n^2 M)`, and the interval holds for these training images only.
+
+**Bootstrap.** The mAP is no mean over images. Its variances over images are those of bootstrap samples.
+
+Shapes: M test images, R draws, K classes, B bootstrap samples.
 """
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from scipy.special import stdtrit
 
 from .table import CONFIDENCE
 
 RESAMPLES = 2000
+LARGEST = 100.0  # points of a difference
 EPSILON = 1e-12  # least number of images in a denominator
 
 
@@ -34,6 +61,87 @@ class Difference(NamedTuple):
         return f"**{text}**" if self.low > 0 or self.high < 0 else text
 
 
+class Variances(NamedTuple):
+    """Mean of a data set in points, and the parts of its variance.
+
+    Attributes:
+        mean: `y..`.
+        images, draws, residuals: `MSI / (R M)`, `MSD / (R M)` and `MSR / (R M)`; the last two are 0 with one draw.
+        num_images, num_draws: M and R.
+    """
+
+    mean: float
+    images: float
+    draws: float
+    residuals: float
+    num_images: int
+    num_draws: int
+
+
+def analyse_variance(values: np.ndarray) -> Variances:
+    """Analysis of variance of values by draw and image, shape `[R, M]`, with at least two images."""
+    draws, images = values.shape
+    mean = values.mean()
+    of_images = values.mean(axis=0) - mean
+    of_draws = values.mean(axis=1) - mean
+    ms_images = draws / (images - 1) * (of_images**2).sum()
+    ms_draws = 0.0
+    ms_residuals = 0.0
+    if draws > 1:
+        residuals = values - mean - of_images - of_draws[:, None]
+        ms_draws = images / (draws - 1) * (of_draws**2).sum()
+        ms_residuals = (residuals**2).sum() / ((images - 1) * (draws - 1))
+    count = draws * images
+    return Variances(float(mean), ms_images / count, ms_draws / count, ms_residuals / count, images, draws)
+
+
+def analyse_bootstrap(values: np.ndarray, images: int) -> Variances:
+    """Parts of the variance of a score by draw, from its bootstrap samples over M images.
+
+    Args:
+        values: Score of all images in the first column, then of each bootstrap sample, shape `[R, 1 + B]`.
+        images: M.
+    """
+    draws = len(values)
+    of_images = values.mean(axis=0)
+    var_draws = 0.0
+    var_residuals = 0.0
+    if draws > 1:
+        var_draws = values[:, 0].var(ddof=1) / draws
+        var_residuals = (values - of_images)[:, 1:].var(axis=1).sum() / (draws - 1) / draws
+    return Variances(float(of_images[0]), float(of_images[1:].var()), var_draws, var_residuals, images, draws)
+
+
+def interval_of_mean(parts: Sequence[Variances]) -> Difference:
+    """Mean over data sets in points, with its interval for other test images and other draws of training images."""
+    variance = 0.0
+    squares = 0.0  # the denominator of f
+    for part in parts:
+        f_images = part.num_images - 1
+        f_draws = part.num_draws - 1
+        variance += part.images
+        squares += part.images**2 / f_images
+        if part.draws > part.residuals:
+            variance += part.draws - part.residuals
+            squares += part.draws**2 / f_draws + part.residuals**2 / (f_images * f_draws)
+    mean = float(np.mean([part.mean for part in parts]))
+    half_width = 0.0
+    if variance > 0:
+        freedom = variance**2 / squares
+        half_width = stdtrit(freedom, (1 + CONFIDENCE) / 2) * variance**0.5 / len(parts)
+    low = max(mean - half_width, -LARGEST)
+    high = min(mean + half_width, LARGEST)
+    return Difference(mean, _rounded(low), _rounded(high))
+
+
+def _rounded(end: float) -> float:
+    """Round an end of an interval, so that a rounding error does not exclude 0."""
+    return round(float(end), 9) + 0.0
+
+
+# Bootstrap over test images
+
+
 def mean_difference(by_image: Sequence[np.ndarray]) -> Difference:
     """Mean of differences in points, for each data set `[M]`, averaged over data sets, with its bootstrap interval."""
     from scipy.stats import bootstrap  # takes half a second to import
@@ -43,19 +151,19 @@ def mean_difference(by_image: Sequence[np.ndarray]) -> Difference:
 
     options = {"n_resamples": RESAMPLES, "batch": 100, "confidence_level": CONFIDENCE, "method": "percentile"}
     result = bootstrap(by_image, mean_of_means, random_state=np.random.default_rng(0), **options)
-    low, high = (round(float(end), 9) + 0.0 for end in result.confidence_interval)  # without rounding errors
-    return Difference(float(mean_of_means(*by_image)), low, high)
+    low, high = result.confidence_interval
+    return Difference(float(mean_of_means(*by_image)), _rounded(low), _rounded(high))
 
 
 def bootstrap_weights(images: int, rng: np.random.Generator) -> np.ndarray:
-    """Weights of images: 1 for all of them in the first row, then `RESAMPLES` bootstrap samples; `[1 + R, M]`."""
+    """Weights of images: 1 for all of them in the first row, then `RESAMPLES` bootstrap samples; `[1 + B, M]`."""
     return np.vstack([np.ones(images), rng.multinomial(images, np.full(images, 1 / images), RESAMPLES)])
 
 
 def percentile_interval(values: np.ndarray) -> Difference:
     """First value, with the interval of the others, which are its bootstrap samples."""
     low, high = np.quantile(values[1:], [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return Difference(values[0], round(low, 9) + 0.0, round(high, 9) + 0.0)
+    return Difference(values[0], _rounded(low), _rounded(high))
 
 
 def mean_precision(ranking: Ranking, weights: np.ndarray) -> np.ndarray:

@@ -2,11 +2,11 @@
 
 Two methods misclassify many of the same test images, so the difference of their accuracies has a narrower interval than
 either accuracy. The difference is computed for each image, as in McNemar's test, and averaged over seeds and data sets.
-The bootstrap interval covers other test images of these data sets. It covers neither other data sets nor, if all seeds
-sample the same training images, other training images. With several labels per image, mAP takes the place of accuracy,
-and the bootstrap samples images and computes both mAPs for each sample.
+The interval is for other test images of these data sets and other draws of training images, as in `intervals.py`, not
+for other data sets. With several labels per image, mAP takes the place of accuracy, and bootstrap samples of the images
+give its variance.
 
-Shapes: M test images of a data set, K classes.
+Shapes: M test images of a data set, R draws of training images (seeds), K classes.
 """
 
 import itertools
@@ -20,9 +20,17 @@ from torch import Tensor
 
 from ..utils.errors import UserError, unknown
 from ..utils.option import describe_shots
-from .intervals import Difference, Ranking, bootstrap_weights, mean_difference, mean_precision, percentile_interval
+from .intervals import (
+    Difference,
+    Ranking,
+    analyse_bootstrap,
+    analyse_variance,
+    bootstrap_weights,
+    interval_of_mean,
+    mean_precision,
+)
 from .predictions import read_predictions, read_scores
-from .records import find_runs, main_score
+from .records import find_runs, main_score, read_training_rows
 from .scores import (
     OUR_METHOD,
     PLACE,
@@ -58,9 +66,21 @@ def paired_table(folders: Sequence[Path], of: str = OUR_METHOD) -> str:
         cells = [str(by_shots.get(n, "")) for n in shots]
         rows.append([name, *cells])
     means = f"in points, mean of {', '.join(sorted(set(first['dataset'])))}; same seeds and test images"
-    brackets = f"in brackets the {CONFIDENCE:.0%} bootstrap interval over test images, bold if it excludes 0"
+    brackets = f"in brackets the {CONFIDENCE:.0%} interval over test images and seeds, bold if it excludes 0"
     caption = f"{title(runs['record'])} of {of} minus the method in the row, {means}; {brackets}"
+    fixed = fixed_training_images(first)
+    if fixed:
+        caption += f"; given these training images: {', '.join(fixed)}"
     return f"{caption}\n\n{markdown_table([f'{of} minus', *map(str, shots)], rows)}"
+
+
+def fixed_training_images(runs: pd.DataFrame) -> list[str]:
+    """Data sets and shots of runs whose seeds do not sample different training images, such as "Toy with 16 shots"."""
+    fixed = []
+    for (dataset, shots), group in grouped(runs, ["dataset", "shots"]):
+        if len(set(group["training_images"])) == 1:
+            fixed.append(f"{dataset} with {describe_shots(shots)}")
+    return fixed
 
 
 def paired_differences(runs: pd.DataFrame, of: str = OUR_METHOD) -> dict[str, dict[int, Difference]]:
@@ -89,8 +109,8 @@ def read_runs(folders: Sequence[Path]) -> pd.DataFrame:
 
     Returns:
         Frame with a row per run and the columns `PAIR_KEYS`, "method" (with the protocol, unless it is inductive),
-        "shots", "seed", "record", and "outcome": whether each test image was classified correctly, `[M]`, or with
-        several labels per image its `Ranking`.
+        "shots", "seed", "record", "training_images" as in `read_training_images`, and "outcome": whether each test
+        image was classified correctly, `[M]`, or with several labels per image its `Ranking`.
 
     Raises:
         UserError: If there is no run, runs of one method, data set and number of shots are not comparable, or runs of
@@ -108,7 +128,9 @@ def read_runs(folders: Sequence[Path]) -> pd.DataFrame:
             other = f"another run on {values['dataset']} with {describe_shots(record['shots'])}"
             raise UserError(f"{folder}: not tested on the same images as {other}; name runs with one test set")
         name = ", ".join(filter(None, (method(record), record.get(PROTOCOL))))
-        rows.append(test | {"method": name, "seed": record["seed"], "outcome": outcome, "record": record})
+        training_images = read_training_images(folder, record)
+        run = {"method": name, "seed": record["seed"], "training_images": training_images}
+        rows.append(test | run | {"outcome": outcome, "record": record})
     if not rows:
         raise UserError(f"no run with test images below {', '.join(map(str, folders))}; run an experiment first")
     runs = pd.DataFrame(rows)
@@ -126,6 +148,16 @@ def read_outcome(folder: Path, record: dict) -> tuple[Tensor, np.ndarray | Ranki
     return labels, (predicted == labels).numpy()
 
 
+def read_training_images(folder: Path, record: dict) -> frozenset:
+    """Read the sampled training images of a run; its seed stands for them if its folder does not name them.
+
+    Raises:
+        UserError: If the file is damaged.
+    """
+    rows = read_training_rows(folder)
+    return frozenset(str(row[0]) for row in rows) if rows else frozenset({record["seed"]})
+
+
 def difference(first: pd.DataFrame, second: pd.DataFrame) -> Difference | None:
     """Difference of two methods at one number of shots; None if their data sets or seeds differ.
 
@@ -137,13 +169,14 @@ def difference(first: pd.DataFrame, second: pd.DataFrame) -> Difference | None:
         return None
     if any(isinstance(outcome, Ranking) for outcome in pairs["outcome"]):
         return map_difference(pairs)
-    by_image = []
+    parts = []
     for _, group in pairs.groupby(list(PAIR_KEYS)):
         rows = [one.astype(float) - other for one, other in zip(group["outcome"], group["outcome_second"])]
-        by_image.append(100 * np.mean(rows, axis=0))
-    if min(map(len, by_image), default=0) < 2:
-        raise UserError("an interval over test images needs at least two test images of each data set, got one")
-    return mean_difference(by_image)
+        values = 100 * np.stack(rows)  # [R, M]
+        if values.shape[1] < 2:
+            raise UserError("an interval over test images needs at least two test images of each data set, got one")
+        parts.append(analyse_variance(values))
+    return interval_of_mean(parts)
 
 
 def map_difference(pairs: pd.DataFrame) -> Difference:
@@ -153,11 +186,12 @@ def map_difference(pairs: pd.DataFrame) -> Difference:
         pairs: Rows with the columns "outcome" and "outcome_second" of the two methods.
     """
     rng = np.random.default_rng(0)
-    by_dataset = []
+    parts = []
     for _, group in pairs.groupby(list(PAIR_KEYS)):
-        weights = bootstrap_weights(len(group["outcome"].iloc[0].labels), rng)
+        images = len(group["outcome"].iloc[0].labels)
+        weights = bootstrap_weights(images, rng)
         by_seed = []
         for one, other in zip(group["outcome"], group["outcome_second"]):
             by_seed.append(mean_precision(one, weights) - mean_precision(other, weights))
-        by_dataset.append(np.mean(by_seed, axis=0))
-    return percentile_interval(100 * np.mean(by_dataset, axis=0))
+        parts.append(analyse_bootstrap(100 * np.stack(by_seed), images))
+    return interval_of_mean(parts)

@@ -1,0 +1,71 @@
+"""Intervals by analysis of variance, checked by hand and in a simulation with known variances."""
+
+import numpy as np
+import pytest
+from scipy.stats import t
+
+from trainers.hegraph.results.intervals import Difference, analyse_bootstrap, analyse_variance, interval_of_mean
+
+
+def test_mean_squares_are_those_computed_by_hand():
+    # Means of the images 1, 3, 5 and of the draws 2, 4; residuals +-1, 0, -+1
+    parts = analyse_variance(np.array([[1.0, 2.0, 3.0], [1.0, 4.0, 7.0]]))
+    # MSI = 2 / 2 * (4 + 0 + 4) = 8; MSD = 3 / 1 * (1 + 1) = 6; MSR = (1 + 0 + 1 + 1 + 0 + 1) / 2 = 2; R M = 6
+    assert (parts.mean, parts.num_images, parts.num_draws) == (3, 3, 2)
+    assert (parts.images, parts.draws, parts.residuals) == pytest.approx((8 / 6, 6 / 6, 2 / 6))
+
+
+def test_interval_has_satterthwaites_degrees_of_freedom():
+    parts = analyse_variance(np.array([[1.0, 2.0, 3.0], [1.0, 4.0, 7.0]]))
+    variance = (8 + 6 - 2) / 6
+    freedom = 12**2 / (8**2 / 2 + 6**2 / 1 + 2**2 / 2)
+    half_width = t.ppf(0.975, freedom) * variance**0.5
+    assert interval_of_mean([parts]) == pytest.approx((3, 3 - half_width, 3 + half_width))
+    # Two equal data sets have the variance 2 v / 4, and twice the degrees of freedom
+    half_width = t.ppf(0.975, 2 * freedom) * (variance / 2) ** 0.5
+    assert interval_of_mean([parts, parts]) == pytest.approx((3, 3 - half_width, 3 + half_width))
+
+
+def test_one_draw_gives_students_interval_over_images():
+    values = np.array([[0.0, 1.0, 1.0, 4.0]])
+    half_width = t.ppf(0.975, 3) * values.std(ddof=1) / 2
+    assert interval_of_mean([analyse_variance(values)]) == pytest.approx((1.5, 1.5 - half_width, 1.5 + half_width))
+
+
+def test_draws_that_vary_less_than_residuals_add_nothing():
+    values = np.array([[0.0, 2.0, 4.0], [2.0, 0.0, 4.0]])  # equal means of the draws
+    half_width = t.ppf(0.975, 2) * (analyse_variance(values).images) ** 0.5
+    assert interval_of_mean([analyse_variance(values)]) == pytest.approx((2, 2 - half_width, 2 + half_width))
+
+
+def test_equal_values_have_an_interval_of_one_point():
+    assert interval_of_mean([analyse_variance(np.zeros((3, 5)))]) == Difference(0.0, 0.0, 0.0)
+
+
+def test_bootstrap_of_means_agrees_with_mean_squares():
+    rng = np.random.default_rng(1)
+    values = rng.normal(size=40) + 0.3 * rng.normal(size=(3, 1)) + 0.5 * rng.normal(size=(3, 40))
+    weights = np.vstack([np.ones(40), rng.multinomial(40, np.full(40, 1 / 40), 20000)]) / 40
+    expected = analyse_variance(values)
+    found = analyse_bootstrap(values @ weights.T, 40)
+    assert (found.mean, found.draws) == pytest.approx((expected.mean, expected.draws))
+    # The variances of bootstrap samples divide by M in place of M - 1
+    images, residuals = (share * 39 / 40 for share in (expected.images, expected.residuals))
+    assert (found.images, found.residuals) == pytest.approx((images, residuals), rel=0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("draws", [3, 20])
+@pytest.mark.parametrize(("of_draws", "residual"), [(0.0, 1.0), (0.1, 1.0), (0.2, 1.0), (0.3, 0.3)])
+def test_intervals_cover_the_true_mean_in_95_percent(draws, of_draws, residual):
+    rng = np.random.default_rng(draws)
+    covered = 0
+    for _ in range(6000):
+        parts = []
+        for _ in range(3):  # data sets, with 100 images of variance 1
+            noise = residual * rng.standard_normal((draws, 100))
+            values = rng.standard_normal(100) + of_draws * rng.standard_normal((draws, 1)) + noise
+            parts.append(analyse_variance(values))
+        found = interval_of_mean(parts)
+        covered += found.low <= 0 <= found.high
+    assert 94 <= 100 * covered / 6000 <= 97
