@@ -31,7 +31,10 @@ def table(files: list[Path], of: str = OUR_METHOD, left_out: tuple[str, ...] = (
     intervals = read_intervals(files[0])
     shots = sorted({n for _, n in intervals})
     methods = sorted({name for name, _ in intervals if name not in left_out}, key=method_order)
-    rows = [[name, *(str(intervals.get((name, n), "")) for n in shots)] for name in methods]
+    rows = []
+    for name in methods:
+        cells = [str(intervals.get((name, n), "")) for n in shots]
+        rows.append([name, *cells])
     return markdown_table([f"{of} minus", *map(str, shots)], rows)
 
 

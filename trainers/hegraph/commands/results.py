@@ -71,7 +71,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     table.add_argument("--features", type=Path, nargs="+", required=True, metavar="BANK", help=banks)
     unknown = "unknown images: of classes that are not in the training (new), or of a feature bank"
     table.add_argument("--unknown", default="new", metavar="new|BANK", help=unknown)
-    summary = "compare accuracy on the same images, with bootstrap intervals"
+    summary = "compare accuracy on the same images, with intervals over images and seeds"
     table = add("paired", summary, paired_command, source="FOLDER")
     table.add_argument("--of", default=OUR_METHOD, metavar="METHOD", help="method to compare with all others")
     figures = add("curves", "draw accuracy by shots", curves_command, "STEM")
