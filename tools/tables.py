@@ -59,7 +59,7 @@ NOT_IN_README = (
     "LinearProbe", "CLIPAdapter", "TipAdapter", "TipAdapterFHOSO", "GDA", "TIMO", "APE", "ProtoCLIP", "LPPlusPlus",
     "TIMOS", "ReHARK",
 )  # fmt: skip
-# Methods that are the best on the digits or tie with HeGraphAdapter at some number of shots; results/README.md has all
+# Methods with the best or nearly the best accuracy on the digits; results/README.md has all
 CLOSE_ON_DIGITS = ("LinearProbe", "ProtoCLIP", "GDA", "TIMO", "APE")
 # Rows that docs/guides/unlabelled.md omits. On zero-shot CLIP, only ECALP uses the labelled images
 ON_ZERO_SHOT = (f"{name}(zero-shot)" for name in TRANSDUCTIVE_METHODS if name != "ECALP")
