@@ -3,7 +3,6 @@
 import statistics
 
 import torch
-from yacs.config import CfgNode
 
 from trainers.hegraph.baselines import load_method
 from trainers.hegraph.experiments.fitting import BATCH
@@ -23,7 +22,7 @@ def run(num_classes: int = 1000, width: int = 1024, shots: int = 16, images: int
     full, text = (build_model(bank, ModelOptions(variant=variant)) for variant in ("full", "T"))
     folded_full, folded_text = full.fold(), text.fold()
     tip_adapter = load_method("TipAdapter")
-    tip = tip_adapter.fit(bank.without_test(), CfgNode(dict(tip_adapter.defaults)), seed=1)
+    tip = tip_adapter.fit(bank.without_test(), tip_adapter.options(), seed=1)
     weights, features = bank.logit_scale * bank.text_positive, bank.test_features
     seconds = alternate(
         {

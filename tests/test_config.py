@@ -3,7 +3,8 @@
 import logging
 import math
 import re
-from dataclasses import FrozenInstanceError, fields, is_dataclass
+from collections.abc import Sequence
+from dataclasses import FrozenInstanceError, dataclass, fields, is_dataclass
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from trainers.hegraph.commands.teach import find_encoder
 from trainers.hegraph.config import BY_SHOTS, FILLABLE, OPTIONS, default_values, extend_cfg, is_filled
 from trainers.hegraph.config_files import DATA_SET, METHOD, find_config_file, flatten, from_dassl, with_values
 from trainers.hegraph.features.backbones.identity import DEFAULT_BACKBONE
-from trainers.hegraph.utils.option import NODE, OPEN
+from trainers.hegraph.utils.option import NODE, OPEN, OptionGroup, option
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 METHOD_FILES = sorted((CONFIGS / "trainers" / "HeGraphAdapter").glob("*.yaml"))
@@ -44,20 +45,19 @@ def test_every_key_sets_one_option():
     by_type = {bool: False, str: "other", tuple: ("a",), list: ["a"]}
     usual = load_cfg()
     apart = {o.key for holder in (config.DasslOptions, config.TrainingFreeOptions) for o in config.options_of(holder)}
-    for key, option in OPTIONS.items():
+    for key, declared in OPTIONS.items():
         if key in apart or key == "TRAINER.NAME":
             continue
         before = usual.values[key]
-        value = others.get(key, [[1, 7.5]] if option.by_shots else by_type.get(type(before)))
-        if option.choices and key not in others:
-            value = next(choice for choice in option.choices if choice != before)
+        value = others.get(key, [[1, 7.5]] if declared.by_task else by_type.get(type(before)))
+        if declared.choices and key not in others:
+            value = next(choice for choice in declared.choices if choice != before)
         elif isinstance(before, bool):
             value = not before
         elif value is None:
             value = before + 1
-        assert changed_fields(usual, with_values(usual, {key: value})) == [value[0][1] if option.by_shots else value], (
-            key
-        )
+        expected = value[0][1] if declared.by_task else value
+        assert changed_fields(usual, with_values(usual, {key: value})) == [expected], key
 
 
 def changed_fields(usual, cfg) -> list:
@@ -85,15 +85,30 @@ def test_training_free_constants_depend_on_shots():
         assert load_cfg(opts=given).model.closed_form.rho == 0.3
 
 
+@dataclass(frozen=True)
+class NearestMeanOptions:
+    alpha: float = option(0.5, "ALPHA", "weight")
+    steps: Sequence[int] = option([1], "STEPS", "steps", numbers=0)
+    scale: float = option(2.0, "SCALE", "scale", configured=[[1, 2.0], [4, 8.0]], by_task=True)
+
+
 def test_options_of_a_baseline_are_frozen_copies():
-    method = ("NearestMean", {"ALPHA": 0.5, "ROWS": [1]})
+    method = OptionGroup("NearestMean", NearestMeanOptions)
     opts = ["TRAINER.NEARESTMEAN.ALPHA", "1", "TRAINER.NAME", "NearestMean"]
-    options = load_cfg(opts=opts, method=method).method
-    assert (options.ALPHA, options.ROWS) == (1.0, [1])
+    cfg = load_cfg(opts=opts, method=method)
+    assert (cfg.method.alpha, cfg.method.steps) == (1.0, [1])
     with pytest.raises(FrozenInstanceError):
-        options.ALPHA = 2.0
-    options.ROWS.append(2)
-    assert method[1]["ROWS"] == [1]
+        cfg.method.alpha = 2.0
+    cfg.method.steps.append(2)
+    assert cfg.values["TRAINER.NEARESTMEAN.STEPS"] == method.default_values()["TRAINER.NEARESTMEAN.STEPS"] == [1]
+
+
+def test_options_of_a_baseline_follow_the_images():
+    cfg = load_cfg(
+        opts=["TRAINER.NAME", "NearestMean", "DATASET.NUM_SHOTS", 16],
+        method=OptionGroup("NearestMean", NearestMeanOptions),
+    )
+    assert [cfg.method.scale, cfg.method_for("", 3).scale, cfg.method_for("", 4).scale] == [8.0, 2.0, 8.0]
 
 
 def test_configurations_and_defaults_are_immutable():
@@ -162,6 +177,18 @@ def test_open_keys_without_a_row_are_refused(key, refused):
         load_cfg(opts=[f"{NODE}.BY_SHOTS", "[]", *others])
 
 
+@pytest.mark.parametrize("key", FILLABLE)
+def test_open_is_no_value_of_a_filled_key(key, refused):
+    assert OPTIONS[key].least == 0 or OPTIONS[key].least == 1 or OPTIONS[key].above == 0
+    with refused("option", key.rpartition(".")[2]):
+        with_values(load_cfg(), {key: OPEN})
+
+
+def test_open_is_no_candidate_of_a_selection(refused):
+    with refused("option", "ALPHA_C must be at least 0, got -1.0"):
+        load_cfg(opts=[f"{NODE}.SELECT_ON", "val", f"{NODE}.SELECT", [[f"{NODE}.ALPHA_C", [-1.0, 2.0]]]])
+
+
 # Values
 
 
@@ -208,13 +235,13 @@ def test_messages_name_the_expected_value(key, value, code, words, refused):
 
 
 def test_bounds_and_choices_are_allowed(refused):
-    for key, option in OPTIONS.items():
-        if option.least is not None:
-            kind = type(option.default)
-            assert load_cfg(opts=[key, kind(option.least)]).values[key] == option.least
+    for key, declared in OPTIONS.items():
+        if declared.least is not None:
+            kind = type(declared.default)
+            assert load_cfg(opts=[key, kind(declared.least)]).values[key] == declared.least
             with refused("option", key):
-                load_cfg(opts=[key, math.nextafter(option.least, -9) if kind is float else kind(option.least) - 3])
-        for choice in option.choices if isinstance(option.default, str) else ():
+                load_cfg(opts=[key, math.nextafter(declared.least, -9) if kind is float else kind(declared.least) - 3])
+        for choice in declared.choices if isinstance(declared.default, str) else ():
             load_cfg(opts=[key, choice])
 
 

@@ -2,13 +2,18 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.tasks import unit_features
+from trainers.hegraph.baselines import load_method
+from trainers.hegraph.baselines.base import largest_class
+from trainers.hegraph.config import dataset_named
 from trainers.hegraph.features.bank import FeatureBank
+from trainers.hegraph.utils.option import OptionGroup
 
 AXES = [[1.0, 0.0], [0.0, 1.0]]
 SLANTED = [[0.6, 0.8], [0.8, 0.6]]
@@ -48,6 +53,19 @@ def bank_of(
         test_features=test_features, test_labels=test_labels,
         text_norms=None if norms is None else torch.tensor(norms),
     )  # fmt: skip
+
+
+def options_of(name: str, bank: FeatureBank, **changed: object) -> Any:
+    """Options of a method for a bank, with changed values of keys; a single value in place of rows holds always."""
+    group = OptionGroup(name, load_method(name).options)
+    values = group.default_values()
+    for key, value in changed.items():
+        declared = group.options[group.prefix + key]
+        if declared.by_task and not (isinstance(value, list) and value and isinstance(value[0], list)):
+            value = [["", value]]
+        declared.check(value)
+        values[declared.key] = value
+    return group.for_task(values, largest_class(bank), dataset_named(bank.dataset))
 
 
 def minimise(

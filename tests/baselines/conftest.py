@@ -9,9 +9,8 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from by_hand import bank_of
+from by_hand import bank_of, options_of
 from torch import Tensor
-from yacs.config import CfgNode
 
 from trainers.hegraph.baselines import load_method
 from trainers.hegraph.baselines.base import FittedMethod
@@ -62,8 +61,7 @@ def fit(request) -> Callable[..., FittedMethod]:
 
     def run(name: str, bank: FeatureBank, seed: int = 1, **changed: object) -> FittedMethod:
         method = load_method(name)
-        assert changed.keys() <= method.defaults.keys()
-        options = CfgNode({**method.defaults, **QUICK.get(name, {}), **changed})
+        options = options_of(name, bank, **QUICK.get(name, {}) | changed)
         backbone = request.getfixturevalue("mini") if method.needs_backbone else None  # it takes seconds to load
         return method.fit(bank.without_test(), options, seed, backbone)
 

@@ -8,14 +8,14 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from by_hand import AXES, IMAGES, LABELS, TEXT, bank_of, tensor
+from by_hand import AXES, IMAGES, LABELS, TEXT, bank_of, options_of, tensor
 from open_clip.model import CustomTextCLIP
 from torch import Tensor
-from yacs.config import CfgNode
 
 from trainers.hegraph.baselines import ALL_BASELINES, METHODS, load_method, method_options
-from trainers.hegraph.baselines.base import check_number, check_numbers, value_for_task, zero_shot_transfer
+from trainers.hegraph.baselines.base import zero_shot_transfer
 from trainers.hegraph.commands.baselines import main
+from trainers.hegraph.config_files import load_cfg
 from trainers.hegraph.datasets.splits import sample_few_shot
 from trainers.hegraph.features.bank import BankFile, sample_bank
 from trainers.hegraph.method.training.choice import accuracy
@@ -40,11 +40,13 @@ PARAMETERS = {
 
 
 @pytest.mark.parametrize("name", ALL_BASELINES)
-def test_method_has_serialisable_default_options(name):
-    method = load_method(name)
-    assert method.name == name and all(key == key.upper() for key in method.defaults)
-    assert json.loads(json.dumps(method.defaults)) == method.defaults
-    assert method_options(name) == (name, method.defaults) and method_options("HeGraphAdapter") is None
+def test_default_options_are_serialisable_and_allowed(name):
+    group = method_options(name)
+    defaults = group.default_values()
+    assert all(key == key.upper() and key.startswith(f"TRAINER.{name.upper()}.") for key in defaults)
+    assert json.loads(json.dumps(defaults)) == defaults
+    for key, declared in group.options.items():
+        declared.check(defaults[key])
 
 
 @pytest.mark.parametrize(("flags", "excluded"), [([], []), (["--from-bank"], ["CoOp"])], ids=str)
@@ -143,7 +145,7 @@ def test_only_the_context_gets_a_gradient(backbone, context):
 def test_coop_requires_the_backbone(make_bank):
     method = load_method("CoOp")
     with pytest.raises(ValueError, match="CoOp .* needs the backbone"):
-        method.fit(make_bank().without_test(), CfgNode(dict(method.defaults)), seed=1)
+        method.fit(make_bank().without_test(), method.options(), seed=1)
 
 
 def test_tokenizer_without_start_token_is_refused(mini):
@@ -162,11 +164,11 @@ def test_foreign_text_encoder_is_refused(mini):
 # Options by data set and shots, and their ranges
 
 
-def value(rows: object, *shots: int, dataset: str = "Tiny", length: int = 0) -> object:
-    """Value of an option for a task with these numbers of images per class."""
+def value(rows: list, *shots: int, dataset: str = "Tiny") -> object:
+    """TaskRes's number of epochs for a task with these numbers of images per class."""
     labels = [label for label, count in enumerate(shots) for _ in range(count)]
     bank = bank_of([AXES[0]] * len(labels), labels, AXES, dataset=dataset)
-    return value_for_task(CfgNode({"KEY": rows}), "KEY", bank, length=length)
+    return options_of("TaskRes", bank, EPOCHS=rows).epochs
 
 
 @pytest.mark.parametrize(("shots", "expected"), [((1, 1), 10), ((3, 2), 10), ((2, 4), 20), ((16, 0), 30)])
@@ -175,66 +177,45 @@ def test_row_of_the_largest_class_applies(shots, expected):
 
 
 @pytest.mark.parametrize("row", ["OxfordPets", "oxford_pets"])
-@pytest.mark.parametrize(("dataset", "expected"), [("OxfordPets", 2.0), ("oxford_pets", 2.0), ("Tiny", 1.0)])
+@pytest.mark.parametrize(("dataset", "expected"), [("OxfordPets", 2), ("oxford_pets", 2), ("Tiny", 1)])
 def test_row_of_the_data_set_applies(row, dataset, expected):
-    assert value([["", 1.0], [row, 2.0]], 1, 1, dataset=dataset) == expected
+    assert value([["", 1], [row, 2]], 1, 1, dataset=dataset) == expected
 
 
-@pytest.mark.parametrize(("option", "length", "expected"), [(7, 0, 7), ([["Tiny", [0.5, 2]]], 2, [0.5, 2])])
-def test_option_is_a_number_or_rows_of_lists(option, length, expected):
-    assert value(option, 1, 1, length=length) == expected
-
-
-@pytest.mark.parametrize(("option", "length"), [
-    (0, 0), ("x", 0), ([["", -1.0]], 0), ([["", [1, 2]]], 0), ([["", 1.0]], 1), ([["", [1, "x"]]], 2),
+@pytest.mark.parametrize(("rows", "message"), [
+    ([[4, 20]], "a row from 1 shot on"), ([["OxfordPets", 3]], "a row .*for other data sets"),
+    ([["", 20], [1, 20]], "rows of one kind"), ([], "a row from 1 shot on"),
+    ([["", [1]]], "rows .*whole number of at least 1"), ([["", "x"]], "rows"), ([[1.5, 2]], "rows"), ([1], "rows"),
 ], ids=str)  # fmt: skip
-def test_value_of_another_form_is_refused(option, length):
-    with pytest.raises(UserError, match="^(every number of )?the value of KEY for 'Tiny' or 1 shot must be a "):
-        value(option, 1, 1, length=length)
+def test_invalid_rows_of_a_method_are_refused(rows, message):
+    with pytest.raises(UserError, match=f"^TRAINER.TASKRES.EPOCHS must have {message}"):
+        load_cfg(method=method_options("TaskRes"), opts=["TRAINER.NAME", "TaskRes", "TRAINER.TASKRES.EPOCHS", rows])
 
 
-@pytest.mark.parametrize("rows", [[[4, 20]], [["OxfordPets", 3.0]], [["", 20], [1, 20]], []], ids=str)
-def test_rows_must_cover_the_task(rows):
-    with pytest.raises(UserError, match="KEY must have rows .* for 'Tiny' or 2 shots, got"):
-        value(rows, 2, 1)
+def test_options_are_checked_before_images_are_loaded():
+    opts = ["TRAINER.NAME", "GraphAdapter", "TRAINER.GRAPHADAPTER.GROUPS", 0]
+    with pytest.raises(UserError, match=r"^TRAINER\.GRAPHADAPTER\.GROUPS must be at least 1, got 0$"):
+        load_cfg("digits", "mini", opts=opts, method=method_options("GraphAdapter"))
 
 
-def test_numbers_within_limits_are_accepted():
-    check_numbers("X", (1,), 1, 1, length=1, integer=True)
-    check_numbers("X", [3, 0.5])
-    check_number("X", 0.5)
-
-
-@pytest.mark.parametrize(("values", "limits"), [
-    *((values, {}) for values in ([], "12", [1.0, "two"], [0.0])),
-    ([1.0], {"length": 2}), ([1.0, 2.0], {"integer": True}), ([0], {"minimum": 1}), ([1.1], {"maximum": 1}),
-], ids=str)  # fmt: skip
-def test_numbers_beyond_limits_are_refused(values, limits):
-    with pytest.raises(UserError, match=r"^(every number of )?X must be a .*numbers?\b.*, got [^\n]*$"):
-        check_numbers("X", values, **limits)
-
-
-@pytest.mark.parametrize(("value", "limits", "expected"), [
-    (-1, {"minimum": 0}, "a number of at least 0"), (2, {"maximum": 1}, "a number from 1e-12 to 1"),
-    (1.5, {"minimum": 1, "integer": True}, "a whole number of at least 1"),
-])  # fmt: skip
-def test_refusal_states_the_range(value, limits, expected):
-    with pytest.raises(UserError, match=f"^X must be {expected}, got {value}$"):
-        check_number("X", value, **limits)
+def test_options_that_disagree_are_refused_with_the_configuration():
+    opts = ["TRAINER.NAME", "LPPlusPlus", "TRAINER.LPPLUSPLUS.STEPS", 9]
+    with pytest.raises(UserError, match="STEPS must be at least BLOCK, 10, got 9"):
+        load_cfg(opts=opts, method=method_options("LPPlusPlus"))
 
 
 @pytest.mark.parametrize(("name", "key", "accepted", "refused", "message"), [
     ("CLIPAdapter", "RATIO", (0.0, 1.0), (-0.1, 1.1), "RATIO"),
     ("CLIPAdapter", "REDUCTION", (1, 4), (0, 5), "REDUCTION"),
     ("TaskRes", "EPOCHS", ([[1, 1]],), ([[1, 0]], [[1, 1.5]]), "EPOCHS"),
-    ("TaskRes", "LR", (), ([["", float("inf")]],), "lower LR"), ("TaskRes", "LR", ([["", 0.0]],), (-0.1,), "LR"),
+    ("CLAP", "LR", (), (3e38,), "lower LR"), ("TaskRes", "LR", ([["", 0.0]],), (-0.1,), "LR"),
     ("TaskRes", "ALPHA", (0.0,), ([["", [1.0]]],), "ALPHA"),
     ("TaskRes", "WEIGHT_DECAY", (0.0,), (-0.1,), "WEIGHT_DECAY"),
     ("CLIPAdapter", "MOMENTUM", (0.0,), (-0.1,), "MOMENTUM"),
     ("TaskRes", "BATCH_SIZE", (1,), (0,), "BATCH_SIZE"), ("GraphAdapter", "GROUPS", (1,), (0,), "GROUPS"),
     ("GraphAdapter", "ALPHA", (0.0, 1.0), (-0.1, 1.1), "ALPHA"),
     ("TipAdapterF", "WEIGHT_DECAY", (0.0,), (-0.1,), "WEIGHT_DECAY"),
-    ("TipAdapterF", "EPS", (), ([["", -0.1]], [["", [0.1]]]), "EPS"),
+    ("TipAdapterF", "EPS", (), (-0.1, [["", 0.1]]), "EPS"),
     ("TipAdapter", "SEARCH_SCALE", (), ([["", [1.0, 0.0]]], [["", [1.0]]]), "SEARCH_SCALE"),
     ("TipAdapter", "SEARCH_STEP", ([1, 1],), ([0, 1], [1]), "SEARCH_STEP"),
     ("APE", "CHANNELS", ([["", 1.0]],), ([["", 0.0]], [["", 1.01]]), "CHANNELS"),
@@ -252,7 +233,7 @@ def test_refusal_states_the_range(value, limits, expected):
     ("ProtoCLIP", "ASK_EVERY", (1,), (0,), "ASK_EVERY"), ("ProtoCLIP", "EPS", (), (-0.1,), "EPS"),
 ], ids=str)  # fmt: skip
 def test_option_ranges_are_checked(fit, name, key, accepted, refused, message):
-    quick = {"CLIPAdapter": [[1, 1]], "TaskRes": [[1, 3]], "GraphAdapter": 1, "ProtoCLIP": 1}
+    quick = {"CLIPAdapter": [[1, 1]], "TaskRes": [[1, 3]], "GraphAdapter": 1, "ProtoCLIP": 1, "CLAP": 3}
     bank = bank_of(IMAGES, LABELS, TEXT, val=(IMAGES[:1], [0]))
     options = {"EPOCHS": quick[name]} if name in quick else {}
     for option in accepted:
@@ -330,7 +311,7 @@ def test_accuracy_matches_the_authors_code(shared, bank, name):
     accuracies = []
     for seed in (1, 2, 3):
         task = sample_bank(file, sample_few_shot(labels["train"], labels["val"], 4, random.Random(seed)))
-        fitted = method.fit(task.without_test(), CfgNode(dict(method.defaults)), seed)
+        fitted = method.fit(task.without_test(), options_of(name, task), seed)
         accuracies.append(accuracy(fitted.logits(task.test_features), task.test_labels))
     expected, tolerance = OFFICIAL[bank, name]
     assert sum(accuracies) / 3 == pytest.approx(expected, abs=tolerance)

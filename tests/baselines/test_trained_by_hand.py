@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from by_hand import AXES, IMAGES, LABELS, QUERIES, TEXT, assert_close, bank_of, minimise, tensor, unit
 from torch import Tensor
 from torch.optim import SGD, Adam, AdamW
-from yacs.config import CfgNode
 
 from benchmarks.tasks import unit_features
 from trainers.hegraph.baselines import proto_clip
@@ -402,14 +401,14 @@ def test_adapter_adds_its_output_to_the_feature():
     # Both matrices are the identity. (0.8, 0.6) minus its mean 0.7 is (0.1, -0.1), over its deviation 0.1: (1, -1),
     # which the second normalisation leaves unchanged. Over the root of the width it is (0.7071, -0.7071). A quarter of
     # it and three quarters of the feature: (0.776777, 0.273223), of norm 0.823425.
-    model = proto_clip.Prototypes(bank_of(AXES, [0, 1], AXES), CfgNode({"RATIO": 0.25, "REDUCTION": 1}), 1)
+    model = proto_clip.Prototypes(bank_of(AXES, [0, 1], AXES), proto_clip.ProtoCLIPOptions(ratio=0.25, reduction=1), 1)
     for layer in (model.layers[0], model.layers[2]):
         torch.nn.init.eye_(layer.weight)
     assert_close(model.adapt(tensor([[0.8, 0.6]])), [[0.943349, 0.331813]])
 
 
-def search_options(**changed: object) -> CfgNode:
-    return CfgNode({"SEARCH": True, "ALPHA": 0.52, "BETA": 9.3, "ALPHA_WITHOUT_VAL": [[1, 0.1], [2, 0.4]], **changed})
+def search_options(**changed: object) -> proto_clip.ProtoCLIPOptions:
+    return proto_clip.ProtoCLIPOptions(**{"alpha": 0.52, "beta": 9.3, "alpha_without_val": 0.4, **changed})
 
 
 def search_on_val(image_cosines: Tensor, text_cosines: Tensor) -> tuple:
@@ -440,10 +439,10 @@ def test_proto_clip_search_selects_the_best_on_val():
 
 
 @pytest.mark.parametrize("search", [True, False])
-def test_proto_clip_alpha_without_search_is_by_shots(search):
+def test_proto_clip_alpha_without_search(search):
     val = None if search else (AXES, [0, 1])
     bank = bank_of([*AXES, AXES[0]], [0, 1, 0], AXES, val=val)
-    values = proto_clip.search(bank, search_options(SEARCH=search), lambda *_: pytest.fail("searched"))
+    values = proto_clip.search(bank, search_options(search=search), lambda *_: pytest.fail("searched"))
     assert values == ((0.4, 9.3), {})
 
 

@@ -10,16 +10,16 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
-from by_hand import AXES, SLANTED, assert_close, bank_of, tensor
+from by_hand import AXES, SLANTED, assert_close, bank_of, options_of, tensor
 from sklearn.kernel_ridge import KernelRidge
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
-from yacs.config import CfgNode
 
 from benchmarks.tasks import unit_features
-from trainers.hegraph.baselines import TRANSDUCTIVE_METHODS, caches, linear_probes, load_method, transductive
+from trainers.hegraph.baselines import TRANSDUCTIVE_METHODS, linear_probes, load_method, transductive
+from trainers.hegraph.baselines.ape import APEOptions, select_channels
 from trainers.hegraph.baselines.base import FittedMethod
-from trainers.hegraph.baselines.caches import Cache, search
+from trainers.hegraph.baselines.caches import Cache, SearchOptions, TipAdapterOptions, search
 from trainers.hegraph.baselines.closed_form import gaussian_classifier, text_guided_classifier
 from trainers.hegraph.baselines.transductive import Neighbours
 from trainers.hegraph.features.bank import FeatureBank
@@ -157,8 +157,9 @@ def test_rehark_solves_for_images_and_shifted_images(make_bank, fit):
 # Caches and their search
 
 
-def options(scale: list[float], step: list[int]) -> CfgNode:
-    return CfgNode({"SEARCH": True, "SEARCH_SCALE": [["", scale]], "SEARCH_STEP": step})
+def options(scale: list[float], step: list[int]) -> SearchOptions:
+    holder = APEOptions if len(scale) == 3 else TipAdapterOptions
+    return holder(search_scale=scale, search_step=step)
 
 
 def one_val_image() -> FeatureBank:
@@ -228,7 +229,7 @@ def test_tip_adapter_predicts_with_the_selected_values(fit):
 
 def test_ape_is_a_loop_over_cached_images(make_bank, fit):
     bank = make_bank(shots=(1, 3, 2), width=12)
-    channels = caches.select_channels(bank, CfgNode(dict(caches.APE.defaults)), True)
+    channels = select_channels(bank, APEOptions(), True)
     f, keys, text = (
         F.normalize(x[:, channels], dim=-1) for x in (bank.test_features, bank.cache_keys(), bank.text_positive)
     )
@@ -251,14 +252,13 @@ def test_ape_selects_discriminative_channels(make_bank, use_images):
     similarity = torch.stack(products).mean(dim=0)
     criterion = -0.7 * similarity + 0.3 * bank.text_positive.var(dim=0)
     expected = criterion.argsort(descending=True)[: round(12 * 500 / 1024)]
-    assert caches.select_channels(bank, CfgNode(dict(caches.APE.defaults)), use_images).tolist() == expected.tolist()
+    assert select_channels(bank, APEOptions(), use_images).tolist() == expected.tolist()
 
 
 @pytest.mark.parametrize(("share", "expected"), [(0.01, 1), (0.6, 2), (0.7, 3), (1.0, 4)])
 def test_ape_rounds_the_number_of_channels(share, expected):
     bank = bank_of([[1.0, 0.0, 0.0, 0.0], [0.0, 0.0, -1.0, 0.0]], [0, 1], [[0.5] * 4, [0.5, -0.5, 0.5, -0.5]])
-    options = CfgNode({"CHANNELS": [["", share]], "WEIGHTS": [["", [1, 0]]]})
-    assert len(caches.select_channels(bank, options, True)) == expected
+    assert len(select_channels(bank, APEOptions(channels=share, weights=[1, 0]), True)) == expected
 
 
 # Linear probe
@@ -290,7 +290,7 @@ def test_linear_probe_searches_around_the_best_decade(best, steps, evaluated, se
         powers.append(round(math.log10(c), 4))
         return 100 - abs(math.log10(c) - best)
 
-    options = CfgNode({"C": 1.0, "CANDIDATES": [100.0, 1.0, 0.01], "STEPS": steps})
+    options = linear_probes.LinearProbeOptions(1.0, candidates=[100.0, 1.0, 0.01], steps=steps)
     c, entry = linear_probes.search(options, accuracy)
     assert powers == evaluated and c == entry["value"] == pytest.approx(10**selected)
     distances = [round(abs(math.log10(value)), 4) for value, _ in entry["candidates"]]
@@ -313,7 +313,7 @@ def corrected(
     bank = SimpleNamespace(text_positive=text, cache_keys=lambda: LABELLED, train_labels=LABELS_OF_THEM, dataset="")
     classifier = FoldedClassifier(TAU * weights)
     base = FittedMethod(classifier.logits, classifier=classifier)
-    fitted = method.fit(bank, SimpleNamespace(**{**method.defaults, **options}), 1, base=base)
+    fitted = method.fit(bank, options_of(name, bank, **options), 1, base=base)
     assert method.needs_base and fitted.transductive and fitted.classifier is None
     return fitted.logits(images).softmax(dim=1)
 
@@ -444,7 +444,7 @@ def test_option_ranges_of_transductive_methods(name, key, accepted, refused):
 
 @pytest.mark.parametrize("chunk", [5, M])
 def test_neighbours_propagate_labels_in_both_directions(monkeypatch, chunk):
-    monkeypatch.setattr(transductive, "CHUNK_ROWS", chunk)
+    monkeypatch.setattr(transductive, "COMPARED_ROWS", chunk)
     edges, labels = nearest(3), torch.eye(M).double()
     torch.testing.assert_close(Neighbours.nearest(IMAGES, 3).propagate(labels), edges + edges.t())
 

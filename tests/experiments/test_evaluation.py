@@ -15,6 +15,7 @@ from torch import Tensor
 
 from trainers.hegraph import FeatureBank, ModelOptions, UserError, load_bank, load_cfg
 from trainers.hegraph.__main__ import summary
+from trainers.hegraph.baselines import method_options
 from trainers.hegraph.baselines.base import FittedMethod
 from trainers.hegraph.datasets import loading
 from trainers.hegraph.datasets.loading import load_few_shot
@@ -227,7 +228,7 @@ def test_model_with_other_settings_is_refused(trained, asked, message):
     (["TRAINER.NAME", "TipAdapter", "TRAINER.TIPADAPTER.BETA", 1.0], r"TRAINER\.TIPADAPTER\.BETA 5\.5, not 1\.0"),
 ])  # fmt: skip
 def test_all_options_of_a_baseline_are_checked(opts, message):
-    cfg = load_cfg(method=("TipAdapter", {"BETA": 5.5}) if opts else None, opts=opts)
+    cfg = load_cfg(method=method_options("TipAdapter") if opts else None, opts=opts)
     with pytest.raises(UserError, match=message) if message else nullcontext():
         run_module.check_configuration(model_of("TipAdapter"), cfg)
 

@@ -3,7 +3,7 @@
 import itertools
 import logging
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from unittest.mock import Mock
 
@@ -22,6 +22,7 @@ from trainers.hegraph.experiments.tasks import BankTask, FeatureTask
 from trainers.hegraph.method.training.confidence import fit_temperature
 from trainers.hegraph.models.folder import load_model
 from trainers.hegraph.results.records import read_record
+from trainers.hegraph.utils.option import OptionGroup, option
 
 NODE = "TRAINER.HEGRAPHADAPTER"
 ALPHA, BETA, OMEGA = (f"{NODE}.{name}" for name in ("ALPHA_C", "BETA_C", "CLOSED_FORM.OMEGA"))
@@ -30,13 +31,18 @@ SHORT = ["OPTIM.MAX_EPOCH", 2, f"{NODE}.MIN_STEPS", 0, "DATASET.NUM_SHOTS", 2]
 # Another method
 
 
+@dataclass(frozen=True)
+class SpyOptions:
+    share: float = option(0.5, "SHARE", "share of something")
+
+
 def test_fit_gets_no_test_images_and_is_timed(tiny_bank, monkeypatch):
     bank, method = load_bank(tiny_bank), Mock(needs_backbone=False, needs_base=False)
     method.name = "Spy"
     method.fit.side_effect = lambda *given: FittedMethod(lambda f: f, num_parameters=int(1e6 * torch.rand(1)))
     monkeypatch.setattr(fitting, "load_method", lambda name: method)
     monkeypatch.setattr(fitting, "wait_for", waited := Mock())
-    cfg = load_cfg(method=("Spy", {"SHARE": 0.5}), opts=["TRAINER.NAME", "Spy", "TRAINER.SPY.SHARE", 0.25])
+    cfg = load_cfg(method=OptionGroup("Spy", SpyOptions), opts=["TRAINER.NAME", "Spy", "TRAINER.SPY.SHARE", 0.25])
 
     def fit(seed: int, backbone: object) -> FittedMethod:
         monkeypatch.setattr(fitting, "time", Mock(**{"monotonic.side_effect": [100.0, 110.0]}))
@@ -47,7 +53,7 @@ def test_fit_gets_no_test_images_and_is_timed(tiny_bank, monkeypatch):
     assert seen.test_features is seen.test_labels is None
     for name in ("train_features", "train_labels", "val_features", "val_labels", "text_positive", "text_negative"):
         assert getattr(seen, name) is getattr(bank, name)
-    assert (vars(options), rest) == ({"SHARE": 0.25}, [7, None])  # it does not need a backbone
+    assert (options, rest) == (SpyOptions(0.25), [7, None])  # it does not need a backbone
     assert (fitted.seconds, waited.call_count) == (10, 1)  # includes pending work of a GPU
     assert fitted.num_parameters == fit(7, None).num_parameters != fit(8, None).num_parameters  # by the seed
     method.needs_backbone = True

@@ -217,8 +217,8 @@ def test_methods_are_scored(run, saved, caplog, name):
 def test_one_vs_rest_is_scikit_learns(bank):
     labels = bank.train_labels.clone()
     labels[:, 2], labels[:, 3] = True, False
-    options = type("Options", (), {"C": 1.0, "MAX_ITERATIONS": 1000})
-    fitted = load_method("OneVsRest").fit(replace(bank, train_labels=labels), options, 1)
+    method = load_method("OneVsRest")
+    fitted = method.fit(replace(bank, train_labels=labels), method.options(), 1)
     logits, keys = fitted.logits(bank.test_features), bank.cache_keys().numpy()
     for k in (0, 1):
         probe = LogisticRegression(class_weight="balanced").fit(keys, labels[:, k].numpy())

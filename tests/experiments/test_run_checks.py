@@ -60,7 +60,7 @@ def banks(tiny_bank, tmp_path, unit_features) -> dict[str, Path]:
     ("base_test", "--target-datasets Tiny:new", "has no test images of the new classes"),
     ("base_test", "--unlabelled test DATASET.SUBSAMPLE_CLASSES new", "Tiny has no test images"),
     ("tiny", "--trainer CoOp", "CoOp learns prompts through the text tower; give images"),
-    ("tiny", "--trainer StatA --unlabelled test TRAINER.STATA.BASE GDA", "unknown BASE 'GDA'"),
+    ("tiny", "--trainer StatA --unlabelled test TRAINER.STATA.BASE GDA", "unknown value of TRAINER.STATA.BASE 'GDA'"),
     ("tiny", "--trainer StatA", "StatA predicts all test images together: give --unlabelled test"),
     ("tiny", "--unlabelled test --target-datasets Tiny:new", "leave out the targets"),
     ("no_val", "--select val", "Tiny has no val images"),

@@ -13,7 +13,7 @@ from trainers.hegraph.features.options import is_fraction_range
 from trainers.hegraph.utils import option
 from trainers.hegraph.utils.devices import available_device, choose_device, wait_for
 from trainers.hegraph.utils.errors import UserError
-from trainers.hegraph.utils.option import Option, values_up_to
+from trainers.hegraph.utils.option import Option, rows_for
 from trainers.hegraph.utils.threads import BATCHES_AHEAD, cores, in_batches
 
 
@@ -70,9 +70,31 @@ def test_checks_of_values():
     assert [option.is_positive(value) for value in (1, 0.1, 0, -1, math.inf, True, "1")] == [True] * 2 + [False] * 5
 
 
-def test_rows_up_to_the_shots():
-    for shots, values in ((0, []), (1, ["one"]), (3, ["one", "two"]), (math.inf, ["one", "two", "eight"])):
-        assert values_up_to([[8, "eight"], [1, "one"], [2, "two"]], shots) == values
+@pytest.mark.parametrize(("shots", "values"), [
+    (0, []), (1, ["one"]), (3, ["two", "one"]), (math.inf, ["eight", "two", "one"]),
+])  # fmt: skip
+def test_rows_with_more_shots_come_first(shots, values):
+    assert rows_for([[8, "eight"], [1, "one"], [2, "two"]], shots) == values
+
+
+def test_rows_of_the_data_set_come_first():
+    rows = [["*", "every"], ["Digits", "digits"], ["", "any"], ["Pets", "pets"]]
+    assert rows_for(rows, 1, "Digits".__eq__) == ["digits", "every", "any"]
+    assert rows_for(rows, 1) == ["every", "any"]
+
+
+@pytest.mark.parametrize(("declared", "right", "wrong", "message"), [
+    (Option("MIX", 0.5, "", least=0, most=1), (0.0, 1.0), 1.5, "be at most 1"),
+    (Option("STEP", [2, 2], "", numbers=2, least=1, whole=True), ([1, 9],), [1, 1.5], "be a list of 2 whole numbers"),
+    (Option("STEP", [2, 2], "", numbers=2, least=1, whole=True), ([1, 9],), [1], "be a list of 2 whole numbers"),
+    (Option("ENDS", [1.0], "", numbers=0, above=0), ([1], [0.5, 2]), [], "be a list of one or more numbers above 0"),
+    (Option("C", [[1, 2.0]], "", by_task=True, above=0, most=3), ([[1, 3]],), [[1, 4]], "have rows .*above 0, at most"),
+], ids=str)  # fmt: skip
+def test_ranges_of_numbers_in_lists_and_rows(declared, right, wrong, message):
+    for value in right:
+        declared.check(value)
+    with pytest.raises(UserError, match=f"^{declared.key} must {message}"):
+        declared.check(wrong)
 
 
 # Threads

@@ -9,20 +9,32 @@ weights are `TRAINER.HEGRAPHADAPTER.PRETRAINED`. The defaults are the recipe of 
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, fields, is_dataclass, make_dataclass, replace
-from functools import cache, partial
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, get_type_hints
 
 from yacs.config import CfgNode
 
+from .datasets.registry import canonical_name
 from .features.backbones.identity import PRECISIONS
 from .features.options import EncodingOptions
 from .method.options import ClosedFormOptions, ModelOptions, TrainingFreeOptions
 from .method.training.options import TrainingOptions
 from .utils.errors import UserError
-from .utils.option import NODE, OUR_METHOD, is_list, is_strings, option, option_of, options_of, values_up_to
+from .utils.option import (
+    EVERY_DATASET,
+    NODE,
+    OUR_METHOD,
+    OptionGroup,
+    is_list,
+    is_strings,
+    option,
+    options_of,
+    rows_for,
+    with_options,
+)
 
 # Large learning rates overfit few shots. At one shot, a class has no key left without the key of the image itself, so
 # that the visual loss is hardly informative. Selected on validation data (docs/development/trials.md).
@@ -30,16 +42,24 @@ FILLED_BY_SHOTS = (
     "OPTIM.LR",
     *(f"{NODE}.{key}" for key in ("MIN_STEPS", "VISUAL_LR", "ALPHA_C", "CLOSED_FORM.KAPPA", "CLOSED_FORM.OMEGA")),
 )
-BY_SHOTS = [
-    [shots, [entry for pair in zip(FILLED_BY_SHOTS, values) for entry in pair]]
-    for shots, *values in (
-        (1, 0.0001, 100, 0.0006, 8.0, 4.0, 0.1),
-        (2, 0.0001, 240, 0.01, 2.0, 4.0, 0.1),
-        (4, 0.00015, 320, 0.01, 1.0, 4.0, 0.1),
-        (8, 0.0004, 280, 0.01, 1.0, 2.0, 0.15),
-        (16, 0.0012, 200, 0.01, 1.0, 2.0, 0.15),
-    )
-]
+VALUES_BY_SHOTS = (  # shots, and the value of each of FILLED_BY_SHOTS
+    (1, 0.0001, 100, 0.0006, 8.0, 4.0, 0.1),
+    (2, 0.0001, 240, 0.01, 2.0, 4.0, 0.1),
+    (4, 0.00015, 320, 0.01, 1.0, 4.0, 0.1),
+    (8, 0.0004, 280, 0.01, 1.0, 2.0, 0.15),
+    (16, 0.0012, 200, 0.01, 1.0, 2.0, 0.15),
+)
+
+
+def listed(keys: Sequence[str], values: Sequence) -> list:
+    """List `[KEY, VALUE, KEY, VALUE, ...]` of keys and their values."""
+    pairs: list = []
+    for key, value in zip(keys, values):
+        pairs += [key, value]
+    return pairs
+
+
+BY_SHOTS = [[shots, listed(FILLED_BY_SHOTS, values)] for shots, *values in VALUES_BY_SHOTS]
 
 
 def is_pairs(value: Any) -> bool:
@@ -198,6 +218,9 @@ class Config:
 
     Attributes:
         values: The value of every key, also of the keys of another method.
+        baseline: Declared options of the method `TRAINER.NAME`; None for HeGraphAdapter.
+        method: Options of this method at the configured number of shots and data set, a frozen dataclass of
+            `baselines`; None for HeGraphAdapter. `method_for` gives those of the images at hand.
     """
 
     run: RunOptions
@@ -207,25 +230,40 @@ class Config:
     model: ModelOptions
     training: TrainingOptions
     values: Mapping[str, Any]
+    baseline: OptionGroup | None = None
+    method: Any = None
 
     @classmethod
-    def of(cls, values: Mapping[str, Any]) -> "Config":
-        """Configuration of checked values, with the values of rows at their number of shots."""
-        parts = {name: _filled(holder, values) for name, holder in PARTS.items()}
+    def of(cls, values: Mapping[str, Any], baseline: OptionGroup | None = None) -> "Config":
+        """Configuration of values that are allowed for their keys; UserError if they do not fit together.
+
+        Args:
+            values: Value of every key.
+            baseline: Options of the method `TRAINER.NAME`; None for HeGraphAdapter.
+        """
+        shots = _shots(values)
+        is_dataset = dataset_named(values["DATASET.NAME"])
+        parts = {name: with_options(holder, values, shots, is_dataset) for name, holder in PARTS.items()}
         if parts["model"].variant == "training_free":
-            free = _filled(TrainingFreeOptions, values)
+            free = with_options(TrainingFreeOptions, values, shots, is_dataset)
             parts["model"] = replace(parts["model"], closed_form=ClosedFormOptions(free.kappa, free.rho, free.omega))
-        return cls(**parts, values=values)
+        method = None if baseline is None else baseline.for_task(values, shots, is_dataset)
+        return cls(**parts, values=values, baseline=baseline, method=method)
 
-    @property
-    def method(self) -> Any:
-        """Options of the baseline `TRAINER.NAME`: a frozen dataclass with a field for each key."""
-        prefix = f"TRAINER.{self.run.trainer.upper()}."
-        options = {key.removeprefix(prefix): value for key, value in self.values.items() if key.startswith(prefix)}
-        return _options_class(self.run.trainer, tuple(options))(**deepcopy(options))
+    def method_for(self, dataset: str, shots: int) -> Any:
+        """Options of the baseline for a task, as a frozen dataclass; None for HeGraphAdapter.
+
+        Args:
+            dataset: Name of the data set, which a feature bank may know better than the configuration.
+            shots: Training images of the largest class.
+        """
+        if self.baseline is None:
+            return None
+        return self.baseline.for_task(self.values, shots, dataset_named(dataset))
 
 
-PARTS = {name: part for name, part in get_type_hints(Config).items() if name != "values"}
+PART_NAMES = ("run", "data", "backbone", "encoding", "model", "training")
+PARTS = {name: part for name, part in get_type_hints(Config).items() if name in PART_NAMES}
 HOLDERS = (*PARTS.values(), DasslOptions, TrainingFreeOptions)
 OPTIONS = {declared.key: declared for holder in HOLDERS for declared in options_of(holder)}
 # Pattern of a configuration key: an option without a dot, or names in capitals with dots between them
@@ -234,24 +272,6 @@ FILLABLE = tuple(key for key, declared in OPTIONS.items() if declared.filled)
 WEIGHTS, SUBSAMPLE = "MODEL.BACKBONE.PRETRAINED", "DATASET.SUBSAMPLE_CLASSES"
 WEIGHTS_IN_DASSL = f"{NODE}.PRETRAINED"  # Dassl has a boolean under the name of `WEIGHTS`
 BACKBONE_KEYS = tuple(declared.key for declared in options_of(BackboneOptions) if declared.key.startswith("INPUT."))
-
-
-@cache
-def _options_class(name: str, keys: tuple[str, ...]) -> type:
-    return make_dataclass(name, keys, frozen=True)
-
-
-def _filled(holder: type, values: Mapping[str, Any]) -> Any:
-    """Create a dataclass of options from the values of their keys."""
-    arguments = {}
-    for of_field in fields(holder):
-        if (declared := option_of(of_field)) is not None:
-            arguments[of_field.name] = declared.at_shots(values[declared.key], _shots(values))
-        elif several := of_field.metadata.get("options"):
-            arguments[of_field.name] = {name: values[one.key] for name, one in several.items()}
-        elif is_dataclass(inner := of_field.default_factory):
-            arguments[of_field.name] = _filled(inner, values)
-    return holder(**arguments)
 
 
 def _shots(values: Mapping[str, Any]) -> float:
@@ -263,11 +283,18 @@ def default_values() -> dict[str, Any]:
     return {key: deepcopy(declared.default) for key, declared in OPTIONS.items()}
 
 
+def dataset_named(name: str) -> Callable[[str], bool]:
+    """Return the function that tells whether another name or alias is a data set of this name."""
+    canonical = canonical_name(name)
+    return lambda other: other not in EVERY_DATASET and canonical_name(other) == canonical
+
+
 def matching_rows(values: Mapping[str, Any]) -> list[list]:
     """Return the lists of pairs in BY_DATASET and BY_SHOTS that apply to a configuration, by falling priority."""
-    rows, name = values[f"{NODE}.BY_DATASET"], values["DATASET.NAME"]
-    by_dataset = [pairs for wanted in (name, "*") for row, pairs in rows if row == wanted]
-    return by_dataset + values_up_to(values[f"{NODE}.BY_SHOTS"], _shots(values))[-1:]
+    shots = _shots(values)
+    by_dataset = rows_for(values[f"{NODE}.BY_DATASET"], shots, dataset_named(values["DATASET.NAME"]))
+    by_shots = rows_for(values[f"{NODE}.BY_SHOTS"], shots)
+    return by_dataset + by_shots[:1]
 
 
 def pairs_of(words: Sequence) -> list[tuple[Any, Any]]:

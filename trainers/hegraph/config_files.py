@@ -26,7 +26,7 @@ from .features.backbones.identity import AUTO, canonical_name, default_weights
 from .method.options import UNTRAINED, ModelOptions, TrainingFreeOptions
 from .method.training.options import TrainingOptions
 from .utils.errors import UserError, unknown
-from .utils.option import LARGEST_FLOAT, NODE, OPEN, OUR_METHOD, Option, options_of
+from .utils.option import LARGEST_FLOAT, NODE, OPEN, OUR_METHOD, Option, OptionGroup, options_of
 from .utils.reading import parse_json, read_yaml, validate
 from .utils.text import shown
 
@@ -36,7 +36,9 @@ SELECTABLE = {
 }
 
 BACKBONE_NAME = "MODEL.BACKBONE.NAME"
-DATA_SET, METHOD = "data set", "method"  # kinds of configuration files
+# Kinds of configuration files
+DATA_SET = "data set"
+METHOD = "method"
 # Not resolved, because `install.sh --link` links the package into a CoOp checkout, which has the folder
 _PACKAGE = Path(__file__).parent
 CONFIGS = _PACKAGE / "configs" if (_PACKAGE / "configs").is_dir() else _PACKAGE.parents[1] / "configs"  # of a wheel
@@ -48,7 +50,7 @@ def load_cfg(
     config_file: str = "",
     flags: Mapping[str, object] | None = None,
     opts: list | None = None,
-    method: tuple[str, dict] | None = None,
+    method: OptionGroup | None = None,
     *,
     known: Mapping[str, Any] | None = None,
 ) -> Config:
@@ -59,7 +61,7 @@ def load_cfg(
         config_file: YAML file of the method, likewise.
         flags: Key -> value from command-line flags.
         opts: Alternating keys and values.
-        method: Name and default options of a baseline, whose keys begin with `TRAINER.<NAME>`.
+        method: Options of a baseline (`baselines.method_options`); None for HeGraphAdapter.
         known: All allowed keys with their defaults; None: the keys of `config.py`.
 
     Raises:
@@ -72,6 +74,7 @@ def load_cfg(
         ('Digits', 4)
     """
     values = dict(known or default_values())
+    baseline = None if is_foreign(method, values) else method
     values |= method_values(method, values)
     for kind, file in ((DATA_SET, dataset_file), (METHOD, config_file)):
         if file:
@@ -84,11 +87,11 @@ def load_cfg(
     if values[BACKBONE_NAME] != of_files:  # size and normalisation in the files are those of another backbone
         named = {str(key) for key, _ in given}
         values |= {key: OPTIONS[key].default for key in BACKBONE_KEYS if key not in named}
-    name = method[0] if method else OUR_METHOD
+    name = method.method if method else OUR_METHOD
     if values["TRAINER.NAME"] != name:
         got = f"expected TRAINER.NAME {name}, got {values['TRAINER.NAME']!r:.80}"
         raise UserError(f"{got}; use --trainer to choose the method", "config.method")
-    return _complete(values)
+    return _complete(values, baseline)
 
 
 def find_config_file(kind: str, name: str | Path) -> Path:
@@ -106,29 +109,43 @@ def find_config_file(kind: str, name: str | Path) -> Path:
 
 
 def with_values(cfg: Config, changes: Values) -> Config:
-    """Copy a configuration with changed values of keys; errors as of `load_cfg`."""
+    """Copy a configuration with changed values of keys.
+
+    Raises:
+        UserError: If a key is unknown, or a value has the wrong type or range. -1 is a value here, not an open key.
+    """
     values = dict(cfg.values)
     _merge(values, changes.items())
-    return _checked(values)
+    return _checked(values, cfg.baseline)
 
 
-def method_values(method: tuple[str, dict] | None, known: Mapping[str, object]) -> Values:
+def is_foreign(method: OptionGroup | None, known: Mapping[str, object]) -> bool:
+    """Whether CoOp or Dassl has a group of keys of a method's name, which is then theirs."""
+    return method is not None and any(key.startswith(method.prefix) for key in known)
+
+
+def method_values(method: OptionGroup | None, known: Mapping[str, object]) -> Values:
     """Return the keys of a baseline with their defaults; empty if CoOp or Dassl has such a group of keys."""
-    if method is None or any(key.startswith(f"TRAINER.{method[0].upper()}.") for key in known):
-        return {}
-    return {f"TRAINER.{method[0].upper()}.{key}": value for key, value in method[1].items()}
+    return {} if method is None or is_foreign(method, known) else method.default_values()
 
 
-def from_dassl(dassl_cfg: CfgNode, method: tuple[str, dict] | None = None) -> Config:
-    """Extract a configuration from a merged one of Dassl; `method` and errors as in `load_cfg`.
+def from_dassl(dassl_cfg: CfgNode, method: OptionGroup | None = None) -> Config:
+    """Extract a configuration from a merged one of Dassl.
 
     Keys that Dassl lacks have their defaults. Dassl's values of `BACKBONE_KEYS` belong to other networks.
+
+    Args:
+        dassl_cfg: Configuration of Dassl, after `extend_cfg`.
+        method: Options of a baseline; None for HeGraphAdapter.
+
+    Raises:
+        UserError: If a value has the wrong type or range.
     """
     merged = flatten(dassl_cfg)
     merged[WEIGHTS] = merged[WEIGHTS_IN_DASSL]
     values = default_values() | method_values(method, {})
     _merge(values, [(key, merged[key]) for key in values if key in merged and key not in BACKBONE_KEYS])
-    return _complete(values)
+    return _complete(values, method)
 
 
 def flatten(tree: Mapping, prefix: str = "") -> Values:
@@ -192,7 +209,7 @@ def _is_plain(value: object) -> bool:
     return "\\u0000" not in text
 
 
-def _complete(values: Values) -> Config:
+def _complete(values: Values, baseline: OptionGroup | None) -> Config:
     """Fill the open keys from the rows that apply, and check the configuration."""
     for key in ("DATASET.NUM_SHOTS", f"{NODE}.BY_DATASET", f"{NODE}.BY_SHOTS"):
         OPTIONS[key].check(values[key])
@@ -208,17 +225,18 @@ def _complete(values: Values) -> Config:
             raise UserError(f"{key} is {OPEN}, and BY_DATASET and BY_SHOTS have no value for it; set it", "config.open")
     if values[BACKBONE_NAME] and values[WEIGHTS] == AUTO:
         values[WEIGHTS] = default_weights(values[BACKBONE_NAME])
-    cfg = _checked(values)
+    cfg = _checked(values, baseline)
     if cfg.run.select_on == "val":
         candidates(cfg)
     return cfg
 
 
-def _checked(values: Values) -> Config:
+def _checked(values: Values, baseline: OptionGroup | None) -> Config:
     """Check the ranges of all values, and that the variant has parameters to train."""
+    declared = OPTIONS if baseline is None else OPTIONS | baseline.options
     for key, value in values.items():
-        OPTIONS.get(key, Option(key, value, "")).check(value)
-    cfg = Config.of(values)
+        declared.get(key, Option(key, value, "")).check(value)
+    cfg = Config.of(values, baseline)
     options = cfg.model
     has_parameters = options.relations and (options.text_weights or options.bias or options.variant == "full")
     if options.variant not in UNTRAINED and not has_parameters:

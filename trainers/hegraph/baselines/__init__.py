@@ -6,6 +6,8 @@ Methods are imported on demand, so that shell scripts list the names without imp
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from ..utils.option import OptionGroup
+
 if TYPE_CHECKING:
     from .base import Method
 
@@ -15,7 +17,7 @@ METHODS: dict[str, str] = {
     "CLIPAdapter": "class_features", "TaskRes": "class_features", "TipAdapter": "caches", "TipAdapterF": "caches",
     "TipAdapterFHOSO": "caches", "GraphAdapter": "class_features", "ProtoCLIP": "proto_clip",
     "LPPlusPlus": "linear_probes", "CLAP": "class_features", "GDA": "closed_form", "TIMO": "closed_form",
-    "TIMOS": "closed_form", "ProKeR": "closed_form", "ReHARK": "closed_form", "APE": "caches", "APET": "caches",
+    "TIMOS": "closed_form", "ProKeR": "closed_form", "ReHARK": "closed_form", "APE": "ape", "APET": "ape",
     "SimNL": "simnl",
 }  # fmt: skip
 # Transductive methods. They need `--unlabelled test`, and "all" does not include them
@@ -25,14 +27,14 @@ MULTILABEL_METHODS: dict[str, str] = dict.fromkeys(("ZeroShotStandardised", "One
 ALL_BASELINES = METHODS | TRANSDUCTIVE_METHODS | MULTILABEL_METHODS
 
 
-def load_method(name: str) -> "Method":
+def load_method(name: str) -> "Method[Any]":
     """Import and create a method by its name, a key of `ALL_BASELINES`."""
     return getattr(importlib.import_module(f".{ALL_BASELINES[name]}", __package__), name)()
 
 
-def method_options(name: str) -> tuple[str, dict[str, Any]] | None:
-    """Return the name and the default options of a method for `load_cfg`; None for HeGraphAdapter."""
-    return (name, dict(load_method(name).defaults)) if name in ALL_BASELINES else None
+def method_options(name: str) -> OptionGroup | None:
+    """Return the options of a method for `load_cfg`; None for HeGraphAdapter."""
+    return OptionGroup(name, load_method(name).options) if name in ALL_BASELINES else None
 
 
 def needs_backbone(name: str) -> bool:

@@ -16,29 +16,24 @@ Two differences hold for all methods and are not repeated:
 Shapes: N training images, V augmented views of each, K classes, d feature width, B images of a batch.
 """
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..datasets.registry import canonical_name
 from ..features.bank import FeatureBank
 from ..method.cache import FoldedClassifier, text_logits
 from ..method.training.confidence import Calibration
-from ..utils.errors import UserError
-from ..utils.option import describe_shots, values_up_to
 
 if TYPE_CHECKING:  # open_clip takes seconds to import, and most methods do not need it
     from ..features.backbones.clip import Backbone
 
 Transfer = Callable[[FeatureBank], Tensor]
-Defaults = Mapping[str, Any]  # option name -> a bool, a number, a string or a list of these
-Options = Any  # options of a run: a frozen dataclass with one field for each key of `Method.defaults`
-EPSILON = 1e-12  # smallest value of an option that must be positive; lower bound of divisors and logarithms
+OptionsT = TypeVar("OptionsT")  # dataclass of the options of a method
+EPSILON = 1e-12  # lower bound of divisors and logarithms
 
 
 @dataclass(frozen=True)
@@ -92,11 +87,16 @@ class FittedMethod:
         return self.classifier.text_only() if self.classifier is not None and self.variant else None
 
 
-class Method(ABC):
+@dataclass(frozen=True)
+class NoOptions:
+    """Options of a method without any."""
+
+
+class Method(ABC, Generic[OptionsT]):
     """Few-shot classification method.
 
     Attributes:
-        defaults: Options and their default values, which become keys below `TRAINER.<NAME IN CAPITALS>`.
+        options: Dataclass of the options, whose keys are below `TRAINER.<NAME IN CAPITALS>`.
         needs_backbone: Whether `fit` needs the frozen CLIP model, so that the method cannot run on a feature bank.
         needs_base: Whether the method corrects the predictions of another method, its option `BASE`; see
             `transductive.py`.
@@ -106,7 +106,7 @@ class Method(ABC):
         transfers: Whether `fit` returns a `transfer`, so that the method can be tested on other classes.
     """
 
-    defaults: ClassVar[Defaults]
+    options: ClassVar[type] = NoOptions
     needs_backbone: ClassVar[bool] = False
     needs_base: ClassVar[bool] = False
     trainer_of_coop: ClassVar[bool] = False
@@ -119,19 +119,26 @@ class Method(ABC):
         return type(self).__name__
 
     @abstractmethod
-    def fit(self, bank: FeatureBank, options: Options, seed: int, backbone: "Backbone | None" = None) -> FittedMethod:
+    def fit(self, bank: FeatureBank, options: OptionsT, seed: int, backbone: "Backbone | None" = None) -> FittedMethod:
         """Fit the method to a few-shot task.
 
         Args:
             bank: Training images, val images if the task has any, and text features, but no test images. It is not
                 modified.
-            options: Values of the keys of `defaults` in this run.
+            options: Options for this task, an object of the dataclass `Method.options`.
             seed: Seed of every random choice.
             backbone: The frozen CLIP model, if `needs_backbone`.
 
         Raises:
-            UserError: If an option is out of range, or the training diverges.
+            UserError: If an option does not fit the task, or the training diverges.
         """
+
+
+def largest_class(bank: FeatureBank) -> int:
+    """Return the number of training images of the largest class, which are the shots of a task for `rows_for`."""
+    if bank.train_labels.dim() == 2:  # indicators of several labels per image
+        return int(bank.train_labels.sum(dim=0).max())
+    return int(bank.train_labels.bincount().max())
 
 
 def zero_shot_transfer(bank: FeatureBank) -> Tensor:
@@ -142,62 +149,3 @@ def zero_shot_transfer(bank: FeatureBank) -> Tensor:
 def cosine_classifier(class_features: Tensor, logit_scale: float) -> FoldedClassifier:
     """Return the classifier `tau * cos(f, x_k)` for class features `x_k` of any norm, shape `[K, d]`."""
     return FoldedClassifier(logit_scale * F.normalize(class_features, dim=-1))
-
-
-def by_dataset(default: Any, **values: Any) -> list[list]:
-    """Return the rows `[data set, value]` of an option; the row of the data set "" holds the default."""
-    return [["", default], *([name, value] for name, value in values.items())]
-
-
-def value_for_task(
-    options: Options, key: str, bank: FeatureBank, minimum: float = EPSILON, maximum: float = math.inf, length: int = 0
-) -> Any:
-    """Return the value of an option for a task: a number, or a list of `length` numbers where a length is given.
-
-    The option is a number, or a list of rows of one of two kinds:
-
-    - `[data set, value]`: the row of the task's data set applies, else the row of the data set "".
-    - `[shots, value]`: of the rows with at most as many shots as the task, the one with the most shots applies. The
-      shots of a task are the training images of its largest class.
-
-    Raises:
-        UserError: If no row applies, or the value has another form, or is out of range, by default not positive.
-    """
-    rows = value = getattr(options, key)
-    shots, dataset = int(bank.train_labels.bincount().max()), canonical_name(bank.dataset)
-    if isinstance(rows, (list, tuple)):
-        try:
-            if all(isinstance(first, str) for first, _ in rows):
-                values = {canonical_name(name): value for name, value in rows}
-                value = values[dataset if dataset in values else ""]
-            else:
-                value = values_up_to(rows, shots)[-1]
-        except (IndexError, KeyError, TypeError, ValueError):
-            form = "rows [data set, value] or [from this many shots, value]"
-            problem = f"must have {form}, one of them for {bank.dataset!r} or {describe_shots(shots)}"
-            raise UserError(f"{key} {problem}, got {rows}") from None
-    name = f"the value of {key} for {bank.dataset!r} or {describe_shots(shots)}"
-    if length:
-        check_numbers(name, value, minimum, maximum, length)
-    else:
-        check_number(name, value, minimum, maximum)
-    return value
-
-
-def check_number(
-    name: str, value: Any, minimum: float = EPSILON, maximum: float = math.inf, integer: bool = False
-) -> None:
-    """Raise UserError unless an option is a number in a range, by default a positive number."""
-    if not (isinstance(value, int if integer else (int, float)) and minimum <= value <= maximum):
-        limits = f"of at least {minimum:g}" if maximum == math.inf else f"from {minimum:g} to {maximum:g}"
-        raise UserError(f"{name} must be a {'whole ' if integer else ''}number {limits}, got {value}")
-
-
-def check_numbers(
-    name: str, values: Any, minimum: float = EPSILON, maximum: float = math.inf, length: int = 0, integer: bool = False
-) -> None:
-    """Raise UserError unless an option is a list of numbers in a range: `length` numbers, or one or more if it is 0."""
-    if not isinstance(values, (list, tuple)) or len(values) != (length or max(len(values), 1)):
-        raise UserError(f"{name} must be a list of {length or 'one or more'} numbers, got {values}")
-    for value in values:
-        check_number(f"every number of {name}", value, minimum, maximum, integer)

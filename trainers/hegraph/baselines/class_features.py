@@ -6,6 +6,7 @@ an adapter on the image features, and CoOp the prompt.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
@@ -18,7 +19,8 @@ from ..method.cache import text_logits
 from ..method.graph import sum_by_class
 from ..utils.errors import UserError
 from . import base
-from .base import Defaults, FittedMethod, Method, Options, by_dataset, check_number, value_for_task
+from .base import FittedMethod, Method, NoOptions
+from .options import BottleneckOptions, ClassifierOptions, SgdOptions, by_dataset, by_shots, option
 from .trained import Trainable, TrainedClassifier, bottleneck
 
 if TYPE_CHECKING:
@@ -26,19 +28,19 @@ if TYPE_CHECKING:
 
 INIT_STD = 0.02  # standard deviation of CoOp's initial context
 PLACEHOLDER = "X"  # word that the tokenizer encodes as one token
-WARM_UP: Defaults = {"WARMUP_EPOCHS": 1, "WARMUP_LR": 1e-5}
-# Training of CoOp and CLIP-Adapter
-COOP_TRAINING: Defaults = {
-    "LR": 2e-3,  # learning rate of SGD
-    "EPOCHS": [[1, 50], [2, 100], [8, 200]],  # rows [minimum number of shots, epochs]
-    "BATCH_SIZE": 32,  # images per step
-    "MOMENTUM": 0.9,
-    "WEIGHT_DECAY": 5e-4,
-    **WARM_UP,
-}
+ADAM_DECAY = "weight decay of Adam, added to the gradient (unlike AdamW's)"
 
 
-class ZeroShot(Method):
+@dataclass(frozen=True)
+class CoOpTraining(SgdOptions):
+    """Training of CoOp and CLIP-Adapter."""
+
+    learning_rate: float = option(2e-3, "LR", "learning rate of SGD", least=0)
+    epochs: int = by_shots({1: 50, 2: 100, 8: 200}, "EPOCHS", "number of training epochs", least=1)
+    batch_size: int = option(32, "BATCH_SIZE", "number of images per step", least=1)
+
+
+class ZeroShot(Method[NoOptions | None]):
     """Zero-shot CLIP: compares images with the text features of the class prompts.
 
     Radford, Kim, Hallacy, Ramesh, Goh, Agarwal, Sastry, Askell, Mishkin, Clark, Krueger, Sutskever: Learning
@@ -49,10 +51,9 @@ class ZeroShot(Method):
     Differences from the original: the prompts are those of the bank.
     """
 
-    defaults: ClassVar[Defaults] = {}
     transfers: ClassVar[bool] = True
 
-    def fit(self, bank: FeatureBank, options: Options, seed: int, backbone: object = None) -> FittedMethod:
+    def fit(self, bank: FeatureBank, options: NoOptions | None, seed: int, backbone: object = None) -> FittedMethod:
         classifier = base.cosine_classifier(bank.text_positive, bank.logit_scale)
         return FittedMethod(zero_shot(bank), transfer=base.zero_shot_transfer, classifier=classifier)
 
@@ -62,7 +63,17 @@ def zero_shot(bank: FeatureBank) -> Callable[[Tensor], Tensor]:
     return partial(text_logits, class_features=bank.text_positive, logit_scale=bank.logit_scale)
 
 
-class TaskRes(TrainedClassifier):
+@dataclass(frozen=True)
+class TaskResOptions(ClassifierOptions):
+    """Options of `TaskRes`."""
+
+    alpha: float = by_dataset(0.5, "ALPHA", "weight of the residual", {"OxfordFlowers": 1.0}, least=0)
+    learning_rate: float = by_dataset(2e-3, "LR", "learning rate of Adam", {"ImageNet": 2e-4}, least=0)
+    epochs: int = by_shots({1: 100, 8: 200}, "EPOCHS", "number of training epochs", least=1)
+    weight_decay: float = option(5e-4, "WEIGHT_DECAY", ADAM_DECAY, least=0)
+
+
+class TaskRes(TrainedClassifier[TaskResOptions]):
     """TaskRes: trains a residual `x_k`, initially 0, that is added to the text feature of each class.
 
     Yu, Lu, Jin, Chen, Wang: Task Residual for Tuning Vision-Language Models. CVPR 2023.
@@ -72,22 +83,24 @@ class TaskRes(TrainedClassifier):
     Differences from the original: there is no enhanced base (text features that are trained beforehand).
     """
 
-    defaults: ClassVar[Defaults] = {
-        "ALPHA": by_dataset(0.5, OxfordFlowers=1.0),  # weight of the residual
-        "LR": by_dataset(2e-3, ImageNet=2e-4),  # learning rate of Adam
-        "EPOCHS": [[1, 100], [8, 200]],  # rows [minimum number of shots, epochs]
-        "BATCH_SIZE": 256,  # images per step
-        "WEIGHT_DECAY": 5e-4,  # weight decay of Adam, added to the gradient (unlike AdamW's)
-        **WARM_UP,
-    }
+    options: ClassVar[type] = TaskResOptions
 
-    def build(self, bank: FeatureBank, options: Options, seed: int, backbone: object) -> Trainable:
-        alpha, text = value_for_task(options, "ALPHA", bank, 0), text_with_norm(bank)
+    def build(self, bank: FeatureBank, options: TaskResOptions, seed: int, backbone: object) -> Trainable:
+        text = text_with_norm(bank)
         residual = torch.zeros_like(text).requires_grad_()
-        return Trainable([residual], lambda: text + alpha * residual)
+        return Trainable([residual], lambda: text + options.alpha * residual)
 
 
-class CLAP(TrainedClassifier):
+@dataclass(frozen=True)
+class CLAPOptions(SgdOptions):
+    """Options of `CLAP`."""
+
+    learning_rate: float = option(0.1, "LR", "learning rate of SGD", least=0)
+    epochs: int = option(300, "EPOCHS", "number of training epochs", least=1)
+    weight_decay: float = option(0.0, "WEIGHT_DECAY", "weight decay of SGD", least=0)
+
+
+class CLAP(TrainedClassifier[CLAPOptions]):
     """CLAP, class-adaptive linear probing: trains a prototype `w_k` with a penalty on its distance to the text feature.
 
     Silva-Rodriguez, Hajimiri, Ben Ayed, Dolz: A Closer Look at the Few-Shot Adaptation of Large Vision-Language Models.
@@ -105,17 +118,11 @@ class CLAP(TrainedClassifier):
     classes.
     """
 
-    defaults: ClassVar[Defaults] = {
-        "LR": 0.1,  # learning rate of SGD
-        "EPOCHS": 300,
-        "BATCH_SIZE": 256,  # images per step
-        "MOMENTUM": 0.9,
-        "WEIGHT_DECAY": 0.0,
-        **WARM_UP,
-    }
+    options: ClassVar[type] = CLAPOptions
 
-    def build(self, bank: FeatureBank, options: Options, seed: int, backbone: object) -> Trainable:
-        text, multipliers = text_with_norm(bank), zero_shot_confidence(bank)
+    def build(self, bank: FeatureBank, options: CLAPOptions, seed: int, backbone: object) -> Trainable:
+        text = text_with_norm(bank)
+        multipliers = zero_shot_confidence(bank)
         prototypes = text.clone().requires_grad_()
 
         def penalty() -> Tensor:
@@ -126,15 +133,20 @@ class CLAP(TrainedClassifier):
 
 def zero_shot_confidence(bank: FeatureBank) -> Tensor:
     """Return CLAP's multipliers `lambda_k`: mean zero-shot probability of a class on its own images, shape `[K]`."""
-    views, num_classes = bank.train_features, len(bank.text_positive)
-    probabilities = text_logits(views, bank.text_positive, bank.logit_scale).softmax(dim=-1)  # [V, N, K]
+    num_classes = len(bank.text_positive)
+    probabilities = text_logits(bank.train_features, bank.text_positive, bank.logit_scale).softmax(dim=-1)  # [V, N, K]
     confidences = probabilities.mean(dim=0).gather(1, bank.train_labels[:, None])[:, 0]  # of the true class, [N]
     counts = bank.train_labels.bincount(minlength=num_classes)
     means = sum_by_class(confidences, bank.train_labels, num_classes) / counts
     return torch.where(counts > 0, means, means[counts > 0].mean())
 
 
-class CLIPAdapter(TrainedClassifier):
+@dataclass(frozen=True)
+class CLIPAdapterOptions(CoOpTraining, BottleneckOptions):
+    """Options of `CLIPAdapter`."""
+
+
+class CLIPAdapter(TrainedClassifier[CLIPAdapterOptions]):
     """CLIP-Adapter: trains a bottleneck MLP without biases on the image features.
 
     Gao, Geng, Zhang, Ma, Fang, Zhang, Li, Qiao: CLIP-Adapter: Better Vision-Language Models with Feature Adapters.
@@ -149,16 +161,13 @@ class CLIPAdapter(TrainedClassifier):
     all data sets. The bank's features have unit norm, which makes no difference: A(c f) = c A(f).
     """
 
-    defaults: ClassVar[Defaults] = {
-        "RATIO": 0.2,  # r, weight of the adapter's output
-        "REDUCTION": 4,  # feature width divided by bottleneck width
-        **COOP_TRAINING,
-    }
+    options: ClassVar[type] = CLIPAdapterOptions
     not_saved: ClassVar[str] = "its adapter changes the feature of the image to classify"
     transfers: ClassVar[bool] = True
 
-    def build(self, bank: FeatureBank, options: Options, seed: int, backbone: object) -> Trainable:
-        ratio, text = options.RATIO, bank.text_positive
+    def build(self, bank: FeatureBank, options: CLIPAdapterOptions, seed: int, backbone: object) -> Trainable:
+        ratio = options.ratio
+        text = bank.text_positive
         down, up = bottleneck(text.shape[1], options, seed)
         adapter = nn.Sequential(down, nn.ReLU(), up, nn.ReLU()).to(text.device)
 
@@ -168,7 +177,14 @@ class CLIPAdapter(TrainedClassifier):
         return Trainable([*adapter.parameters()], lambda: text, adapted, transfer=lambda other: other.text_positive)
 
 
-class CoOp(TrainedClassifier):
+@dataclass(frozen=True)
+class CoOpOptions(CoOpTraining):
+    """Options of `CoOp`."""
+
+    num_context: int = option(16, "N_CTX", "number of vectors in the context", least=1)
+
+
+class CoOp(TrainedClassifier[CoOpOptions]):
     """CoOp, context optimisation: trains the first token embeddings of the prompt in place of words.
 
     Zhou, Yang, Loy, Liu: Learning to Prompt for Vision-Language Models. International Journal of Computer Vision, 2022.
@@ -183,24 +199,21 @@ class CoOp(TrainedClassifier):
     class name is always at the end.
     """
 
-    defaults: ClassVar[Defaults] = {
-        "N_CTX": 16,  # number of vectors in the context
-        **COOP_TRAINING,
-    }
+    options: ClassVar[type] = CoOpOptions
     needs_backbone: ClassVar[bool] = True  # every step runs the text encoder
     trainer_of_coop: ClassVar[bool] = True
     transfers: ClassVar[bool] = True
 
-    def build(self, bank: FeatureBank, options: Options, seed: int, backbone: "Backbone | None") -> Trainable:
+    def build(self, bank: FeatureBank, options: CoOpOptions, seed: int, backbone: "Backbone | None") -> Trainable:
         if backbone is None:
             raise ValueError("CoOp trains through the text encoder, so `fit` needs the backbone")
-        check_number("N_CTX", options.N_CTX, 1, integer=True)
+        length = options.num_context
         generator = torch.Generator().manual_seed(seed)
-        initial = INIT_STD * torch.randn(options.N_CTX, backbone.token_embedding.embedding_dim, generator=generator)
+        initial = INIT_STD * torch.randn(length, backbone.token_embedding.embedding_dim, generator=generator)
         context = initial.to(backbone.device).requires_grad_()
 
         def tokenize(bank: FeatureBank) -> Tensor:
-            return backbone.context_tokens(placeholder_prompts(bank.classnames, options.N_CTX), options.N_CTX)
+            return backbone.context_tokens(placeholder_prompts(bank.classnames, length), length)
 
         def encode(tokens: Tensor) -> Tensor:
             return backbone.encode_with_context(tokens, context).to(bank.text_positive.device)
@@ -226,7 +239,18 @@ def placeholder_prompts(classnames: Sequence[str], length: int) -> list[str]:
     return prompts
 
 
-class GraphAdapter(TrainedClassifier):
+@dataclass(frozen=True)
+class GraphAdapterOptions(ClassifierOptions):
+    """Options of `GraphAdapter`."""
+
+    alpha: float = option(0.7, "ALPHA", "weight of the text graph; the image graph has 1 - ALPHA", least=0, most=1)
+    beta: float = option(0.7, "BETA", "weight of the text feature; the graphs have 1 - BETA", least=0, most=1)
+    groups: int = option(4, "GROUPS", "number of groups of classes, at most the number of classes", least=1)
+    learning_rate: float = option(1e-3, "LR", "learning rate of Adam", least=0)
+    weight_decay: float = option(5e-4, "WEIGHT_DECAY", ADAM_DECAY, least=0)
+
+
+class GraphAdapter(TrainedClassifier[GraphAdapterOptions]):
     """GraphAdapter: trains one graph convolution over text features and one over mean image features of the classes.
 
     Li, Lian, Lu, Bai, Chen, Wang: GraphAdapter: Tuning Vision-Language Models With Dual Knowledge Graph. NeurIPS 2023.
@@ -247,39 +271,36 @@ class GraphAdapter(TrainedClassifier):
     bank holds unit-norm image features.
     """
 
-    defaults: ClassVar[Defaults] = {
-        "ALPHA": 0.7,  # weight of the text graph; the image graph has 1 - ALPHA
-        "BETA": 0.7,  # weight of the text feature; the graphs have 1 - BETA
-        "GROUPS": 4,  # number of groups of classes, at most the number of classes
-        "LR": 1e-3,  # learning rate of Adam
-        "EPOCHS": 100,
-        "BATCH_SIZE": 256,  # images per step
-        "WEIGHT_DECAY": 5e-4,  # weight decay of Adam, added to the gradient (unlike AdamW's)
-        **WARM_UP,
-    }
+    options: ClassVar[type] = GraphAdapterOptions
 
-    def build(self, bank: FeatureBank, options: Options, seed: int, backbone: object) -> Trainable:
-        check_number("GROUPS", options.GROUPS, 1, integer=True)
-        check_number("ALPHA", options.ALPHA, 0, 1)
-        check_number("BETA", options.BETA, 0, 1)
-        text, (num_classes, width) = text_with_norm(bank), bank.text_positive.shape
-        groups = min(options.GROUPS, num_classes)
+    def build(self, bank: FeatureBank, options: GraphAdapterOptions, seed: int, backbone: object) -> Trainable:
+        text = text_with_norm(bank)
+        num_classes, width = text.shape
+        groups = min(options.groups, num_classes)
         sums = sum_by_class(bank.cache_keys(), bank.train_labels, num_classes)
         means = sums / bank.train_labels.bincount(minlength=num_classes).clamp_min(1)[:, None]
         images = means * text.norm(dim=-1).mean()
-        # A_0j * n_j of the text and the image graph, each [groups, K, d]
-        aggregated = [torch.stack([aggregate(text, x[g::groups]) for g in range(groups)]) for x in (text, images)]
+        text_nodes = aggregate_groups(text, text, groups)  # [groups, K, d]
+        image_nodes = aggregate_groups(text, images, groups)
         generator = torch.Generator().manual_seed(seed)
         initial = (2 * torch.rand(2, width, width, generator=generator) - 1) / width**0.5
         weights = initial.to(text.device).requires_grad_()
         biases = text.new_zeros(2, num_classes, width).requires_grad_()
 
         def class_features() -> Tensor:
-            text_graph, image_graph = ((nodes @ w + b).tanh() for nodes, w, b in zip(aggregated, weights, biases))
-            graph = (options.ALPHA * text_graph + (1 - options.ALPHA) * image_graph).mean(dim=0)
-            return options.BETA * text + (1 - options.BETA) * graph
+            text_weights, image_weights = weights
+            text_bias, image_bias = biases
+            text_graph = (text_nodes @ text_weights + text_bias).tanh()
+            image_graph = (image_nodes @ image_weights + image_bias).tanh()
+            graph = (options.alpha * text_graph + (1 - options.alpha) * image_graph).mean(dim=0)
+            return options.beta * text + (1 - options.beta) * graph
 
         return Trainable([weights, biases], class_features)
+
+
+def aggregate_groups(classes: Tensor, nodes: Tensor, groups: int) -> Tensor:
+    """Sums `sum_j A_0j n_j` of the nodes of each group, for classes and nodes `[K, d]`; shape `[groups, K, d]`."""
+    return torch.stack([aggregate(classes, nodes[group::groups]) for group in range(groups)])
 
 
 def aggregate(classes: Tensor, nodes: Tensor) -> Tensor:

@@ -10,7 +10,9 @@ of an image counts as an image, and of equally good candidates on val the first 
 images is the mean of all images.
 """
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import ClassVar, TypeVar
 
 import torch
@@ -21,12 +23,24 @@ from ..features.bank import FeatureBank
 from ..method.cache import FoldedClassifier, affinities, cache_affinities, text_logits
 from ..method.graph import sum_by_class
 from ..method.training.choice import accuracy, choose, has_val, val_accuracy, val_images
-from .base import Defaults, FittedMethod, Method, Options, by_dataset, check_number, check_numbers, value_for_task
+from .base import FittedMethod, Method
+from .options import BaselineOptions, by_dataset, by_shots, option
 
 T = TypeVar("T")
 
 
-class GDA(Method):
+@dataclass(frozen=True)
+class GDAOptions(BaselineOptions):
+    """Options of `GDA`."""
+
+    alpha: float = option(0.1, "ALPHA", "weight of the Gaussians' logits without a search")
+    search: bool = option(True, "SEARCH", "whether to select ALPHA among CANDIDATES on val, if there are val images")
+    candidates: Sequence[float] = option(
+        [1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0], "CANDIDATES", "candidates of ALPHA", numbers=0, least=0
+    )
+
+
+class GDA(Method[GDAOptions]):
     """GDA: adds the logits of Gaussian discriminant analysis to the zero-shot logits.
 
     Wang, Liang, Sheng, He, Wang, Tan: A Hard-to-Beat Baseline for Training-free CLIP-based Adaptation. ICLR 2024.
@@ -37,22 +51,29 @@ class GDA(Method):
     view of one image per class, `Sigma` and `P` are 0, and the method equals zero-shot CLIP.
     """
 
-    defaults: ClassVar[Defaults] = {
-        "ALPHA": 0.1,  # weight of the Gaussians' logits without a search
-        "SEARCH": True,  # select ALPHA among CANDIDATES on val, if there are val images
-        "CANDIDATES": [1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0],
-    }
+    options: ClassVar[type] = GDAOptions
 
-    def fit(self, bank: FeatureBank, options: Options, seed: int, backbone: object = None) -> FittedMethod:
+    def fit(self, bank: FeatureBank, options: GDAOptions, seed: int, backbone: object = None) -> FittedMethod:
         weight, bias = gaussian_classifier(*views_as_images(bank), len(bank.text_positive))
 
         def classifier(alpha: float) -> FoldedClassifier:
             return FoldedClassifier(bank.logit_scale * bank.text_positive + alpha * weight, alpha * bias)
 
-        return best_on_val(bank, options, "ALPHA", options.ALPHA, options.CANDIDATES, classifier)
+        return best_on_val(bank, options.search, "ALPHA", options.alpha, options.candidates, classifier)
 
 
-class TIMO(Method):
+@dataclass(frozen=True)
+class TIMOOptions(BaselineOptions):
+    """Options of `TIMO`."""
+
+    alpha: float = option(100.0, "ALPHA", "weight of the text without a search: CLIP's `tau`")
+    search: bool = option(True, "SEARCH", "whether to select ALPHA among CANDIDATES on val, if there are val images")
+    candidates: Sequence[float] = option(
+        [1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0, 1e3, 1e4], "CANDIDATES", "candidates of ALPHA", numbers=0, least=0
+    )
+
+
+class TIMO(Method[TIMOOptions]):
     """TIMO: Gaussian discriminant analysis that uses the text features as images and as a classifier.
 
     Li, Guo, Qi, Li, Shi: Text and Image Are Mutually Beneficial: Enhancing Training-Free Few-Shot Classification with
@@ -67,22 +88,30 @@ class TIMO(Method):
     whatever gamma is. Without val images, which the authors' code requires, alpha is 100, zero-shot CLIP's scale.
     """
 
-    defaults: ClassVar[Defaults] = {
-        "ALPHA": 100.0,  # weight of the text without a search: CLIP's `tau`
-        "SEARCH": True,  # select ALPHA among CANDIDATES on val, if there are val images
-        "CANDIDATES": [1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0, 1e3, 1e4],
-    }
+    options: ClassVar[type] = TIMOOptions
 
-    def fit(self, bank: FeatureBank, options: Options, seed: int, backbone: object = None) -> FittedMethod:
+    def fit(self, bank: FeatureBank, options: TIMOOptions, seed: int, backbone: object = None) -> FittedMethod:
         weight, bias = text_guided_classifier(bank, times=1)
 
         def classifier(alpha: float) -> FoldedClassifier:
             return FoldedClassifier(alpha * bank.text_positive + weight, bias)
 
-        return best_on_val(bank, options, "ALPHA", options.ALPHA, options.CANDIDATES, classifier)
+        return best_on_val(bank, options.search, "ALPHA", options.alpha, options.candidates, classifier)
 
 
-class TIMOS(Method):
+@dataclass(frozen=True)
+class TIMOSOptions(TIMOOptions):
+    """Options of `TIMOS`."""
+
+    beta: int = option(
+        1, "BETA", "number of times that each text feature counts as an image, without a search", least=1
+    )
+    betas: Sequence[int] = option(
+        [1, 2], "BETAS", "candidates of BETA, each combined with all CANDIDATES", numbers=0, least=1
+    )
+
+
+class TIMOS(Method[TIMOSOptions]):
     """TIMO-S: TIMO with beta, the number of a class's prompts that count as images, selected on val with alpha.
 
     Li, Guo, Qi, Li, Shi: Text and Image Are Mutually Beneficial: Enhancing Training-Free Few-Shot Classification with
@@ -92,39 +121,35 @@ class TIMOS(Method):
     has no effect then and is not searched.
     """
 
-    defaults: ClassVar[Defaults] = {
-        **TIMO.defaults,
-        "BETA": 1,  # number of times that each text feature counts as an image, without a search
-        "BETAS": [1, 2],  # candidates of BETA, each combined with all CANDIDATES
-    }
+    options: ClassVar[type] = TIMOSOptions
 
-    def fit(self, bank: FeatureBank, options: Options, seed: int, backbone: object = None) -> FittedMethod:
-        check_number("BETA", options.BETA, 1, integer=True)
-        check_numbers("BETAS", options.BETAS, 1, integer=True)
-        gaussians = {beta: text_guided_classifier(bank, times=beta) for beta in (options.BETA, *options.BETAS)}
+    def fit(self, bank: FeatureBank, options: TIMOSOptions, seed: int, backbone: object = None) -> FittedMethod:
+        gaussians = {beta: text_guided_classifier(bank, times=beta) for beta in (options.beta, *options.betas)}
 
         def classifier(values: tuple[int, float]) -> FoldedClassifier:
             beta, alpha = values
             weight, bias = gaussians[beta]
             return FoldedClassifier(alpha * bank.text_positive + weight, bias)
 
-        candidates = [(beta, alpha) for beta in options.BETAS for alpha in options.CANDIDATES]
-        return best_on_val(bank, options, "BETA, ALPHA", (options.BETA, options.ALPHA), candidates, classifier)
+        initial = (options.beta, options.alpha)
+        candidates = [*itertools.product(options.betas, options.candidates)]
+        return best_on_val(bank, options.search, "BETA, ALPHA", initial, candidates, classifier)
 
 
 def best_on_val(
-    bank: FeatureBank, options: Options, key: str, value: T, candidates: list[T], fold: Callable[[T], FoldedClassifier]
+    bank: FeatureBank, search: bool, key: str, value: T, candidates: Sequence[T], fold: Callable[[T], FoldedClassifier]
 ) -> FittedMethod:
     """Return the classifier of the candidate with the best accuracy on val; without a search, of `value`.
 
     Args:
+        search: Whether to select a candidate, if there are val images.
         key: Key of `FittedMethod.selected`.
         fold: Function from a candidate to its classifier.
     """
-    check_numbers("CANDIDATES", options.CANDIDATES, 0)
     selected = {}
-    if options.SEARCH and has_val(bank):
-        value, selected[key] = choose({value: val_accuracy(fold(value).logits, bank) for value in candidates})
+    if search and has_val(bank):
+        accuracies = {candidate: val_accuracy(fold(candidate).logits, bank) for candidate in candidates}
+        value, selected[key] = choose(accuracies)
     classifier = fold(value)
     return FittedMethod(classifier.logits, selected=selected, classifier=classifier)
 
@@ -134,7 +159,8 @@ def text_guided_classifier(bank: FeatureBank, times: int) -> tuple[Tensor, Tenso
 
     Each text feature counts `times` times as an image.
     """
-    text, num_classes = bank.text_positive, len(bank.text_positive)
+    text = bank.text_positive
+    num_classes = len(text)
     means = F.normalize(class_means(bank.cache_keys(), bank.train_labels, num_classes), dim=-1)
     scores = (text * means).sum(dim=1, keepdim=True)  # s_k, shape [K, 1]
     images, labels = views_as_images(bank)
@@ -155,7 +181,16 @@ def class_means(images: Tensor, labels: Tensor, num_classes: int) -> Tensor:
 
 
 def gaussian_classifier(images: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
-    """Fit Gaussian discriminant analysis: weights `[K, d]` and biases `[K]`; arguments as of `class_means`."""
+    """Fit Gaussian discriminant analysis.
+
+    Args:
+        images: Unit-norm features, shape `[M, d]`.
+        labels: Their classes, shape `[M]`.
+        num_classes: K.
+
+    Returns:
+        Weights `w_k`, shape `[K, d]`, and biases `b_k`, shape `[K]`.
+    """
     means = class_means(images, labels, num_classes)
     deviations = images - means[labels]
     scatter = deviations.t() @ deviations  # (M - 1) Sigma
@@ -166,7 +201,34 @@ def gaussian_classifier(images: Tensor, labels: Tensor, num_classes: int) -> tup
     return weight, -(weight * means).sum(dim=1) / 2
 
 
-class ProKeR(Method):
+@dataclass(frozen=True)
+class ProKeROptions(BaselineOptions):
+    """Options of `ProKeR`."""
+
+    beta: float = by_shots({1: 3.0, 2: 2.6, 4: 1.5, 8: 1.66, 16: 1.7}, "BETA", "sharpness of the kernel", above=0)
+    penalty: float = by_shots(
+        {1: 0.05, 8: 0.07, 16: 0.1}, "LAMBDA", "penalty of the regression, and weight of its logits", above=0
+    )
+    search: bool = option(True, "SEARCH", "whether to select BETA and LAMBDA on val, if there are val images")
+    search_range: Sequence[float] = by_dataset(
+        [0.5, 3.0, 0.001, 1.0],
+        "SEARCH_RANGE",
+        "range of the grid, [minimum of BETA, maximum, minimum of LAMBDA, maximum]; by default the authors' for "
+        "Caltech101, EuroSAT, FGVCAircraft, Food101 and UCF101",
+        {
+            "DescribableTextures": [0.1, 10.0, 0.001, 10.0], "ImageNet": [1.5, 3.0, 0.05, 0.25],
+            "OxfordFlowers": [0.1, 10.0, 0.001, 10.0], "OxfordPets": [0.01, 5.0, 0.01, 0.3],
+            "StanfordCars": [0.1, 10.0, 0.01, 1.0], "SUN397": [0.1, 10.0, 0.01, 10.0],
+        },
+        numbers=4,
+        above=0,
+    )  # fmt: skip
+    search_step: Sequence[int] = option(
+        [10, 10], "SEARCH_STEP", "number of values of [BETA, LAMBDA] in the grid", numbers=2, least=1
+    )
+
+
+class ProKeR(Method[ProKeROptions]):
     """ProKeR: adds a kernel ridge regression of the residuals of zero-shot CLIP to its logits.
 
     Bendou, Ouasfi, Gripon, Boukhayma: ProKeR: A Kernel Perspective on Few-Shot Adaptation of Large Vision-Language
@@ -187,28 +249,17 @@ class ProKeR(Method):
     authors' code, github.com/omarnust/BReg-Adapter, at the authors' last commit there, f2ecb3d.
     """
 
-    defaults: ClassVar[Defaults] = {
-        # Rows [minimum number of shots, value]
-        "BETA": [[1, 3.0], [2, 2.6], [4, 1.5], [8, 1.66], [16, 1.7]],  # sharpness of the kernel
-        "LAMBDA": [[1, 0.05], [8, 0.07], [16, 0.1]],  # penalty of the regression, and weight of its logits
-        "SEARCH": True,  # select BETA and LAMBDA on val, if there are val images
-        # Range of the grid, [minimum of BETA, maximum, minimum of LAMBDA, maximum]; by default the authors' for
-        # Caltech101, EuroSAT, FGVCAircraft, Food101 and UCF101
-        "SEARCH_RANGE": by_dataset(
-            [0.5, 3.0, 0.001, 1.0], DescribableTextures=[0.1, 10.0, 0.001, 10.0], ImageNet=[1.5, 3.0, 0.05, 0.25],
-            OxfordFlowers=[0.1, 10.0, 0.001, 10.0], OxfordPets=[0.01, 5.0, 0.01, 0.3],
-            StanfordCars=[0.1, 10.0, 0.01, 1.0], SUN397=[0.1, 10.0, 0.01, 10.0],
-        ),
-        "SEARCH_STEP": [10, 10],  # number of values of [BETA, LAMBDA] in the grid
-    }  # fmt: skip
+    options: ClassVar[type] = ProKeROptions
     not_saved: ClassVar[str] = "each image of its cache has a weight for every class"
 
-    def fit(self, bank: FeatureBank, options: Options, seed: int, backbone: object = None) -> FittedMethod:
-        beta, lam = (value_for_task(options, key, bank) for key in ("BETA", "LAMBDA"))
+    def fit(self, bank: FeatureBank, options: ProKeROptions, seed: int, backbone: object = None) -> FittedMethod:
+        beta = options.beta
+        lam = options.penalty
         selected = {}
-        if options.SEARCH and has_val(bank):
+        if options.search and has_val(bank):
             (beta, lam), selected["BETA, LAMBDA"] = choose(accuracies_on_val(bank, options))
-        keys, coefficients = bank.cache_keys(), solve(bank, beta, [lam])[0]
+        keys = bank.cache_keys()
+        coefficients = solve(bank, beta, [lam])[0]
 
         def logits(features: Tensor) -> Tensor:
             kernel = cache_affinities(features, keys, beta)
@@ -227,16 +278,15 @@ def solve(bank: FeatureBank, beta: float, lambdas: list[float]) -> list[Tensor]:
     return [torch.cholesky_solve(targets, torch.linalg.cholesky(kernel / lam + identity)) for lam in lambdas]
 
 
-def accuracies_on_val(bank: FeatureBank, options: Options) -> dict[tuple[float, float], float]:
+def accuracies_on_val(bank: FeatureBank, options: ProKeROptions) -> dict[tuple[float, float], float]:
     """Return (beta, lambda) -> accuracy on val in percent for the grid, in ascending order."""
-    ends = value_for_task(options, "SEARCH_RANGE", bank, length=4)
-    check_numbers("SEARCH_STEP", options.SEARCH_STEP, 1, length=2, integer=True)
-    betas, lambdas = (
-        torch.linspace(low, high, count, dtype=torch.float64).tolist()
-        for (low, high), count in zip((ends[:2], ends[2:]), options.SEARCH_STEP)
-    )
+    least_beta, most_beta, least_lambda, most_lambda = options.search_range
+    num_betas, num_lambdas = options.search_step
+    betas = evenly_spaced(least_beta, most_beta, num_betas)
+    lambdas = evenly_spaced(least_lambda, most_lambda, num_lambdas)
     features, labels = val_images(bank)
-    text, accuracies = text_logits(features, bank.text_positive, 1.0), {}
+    text = text_logits(features, bank.text_positive, 1.0)
+    accuracies: dict[tuple[float, float], float] = {}
     for beta in betas:
         kernel = cache_affinities(features, bank.cache_keys(), beta)
         for lam, coefficients in zip(lambdas, solve(bank, beta, lambdas)):
@@ -244,7 +294,27 @@ def accuracies_on_val(bank: FeatureBank, options: Options) -> dict[tuple[float, 
     return accuracies
 
 
-class ReHARK(Method):
+def evenly_spaced(first: float, last: float, count: int) -> list[float]:
+    """Return `count` evenly spaced numbers from `first` to `last`."""
+    return torch.linspace(first, last, count, dtype=torch.float64).tolist()
+
+
+@dataclass(frozen=True)
+class ReHARKOptions(BaselineOptions):
+    """Options of `ReHARK`."""
+
+    sharpness: Sequence[float] = by_shots(
+        {1: [15.0, 2.0]}, "SHARPNESS", "b_1 and b_2, sharpness of the kernels", numbers=2, above=0
+    )
+    mix: float = option(0.7, "MIX", "m, weight of the first kernel", least=0, most=1)
+    penalty: float = by_shots({1: 2.0, 4: 0.1}, "PENALTY", "lambda, penalty of the regression", above=0)
+    images: float = by_shots({1: 0.1}, "IMAGES", "w, weight of the images in the prior", least=0, most=1)
+    shift: float = option(0.1, "SHIFT", "r, weight of the prior in the shifted images")
+    scale: float = by_shots({1: 16.0, 4: 4.0}, "SCALE", "s, scale of the prior's logits", above=0)
+    exponent: float = option(0.8, "EXPONENT", "e, exponent of the entries of a feature", above=0)
+
+
+class ReHARK(Method[ReHARKOptions]):
     """ReHARK: kernel ridge regression with two kernels, on the images and on images shifted to a prior.
 
     Islam: ReHARK: Refined Hybrid Adaptive RBF Kernels for Robust One-Shot Vision-Language Adaptation. arXiv 2603.11542.
@@ -263,38 +333,30 @@ class ReHARK(Method):
     original counts each augmented view as an image.
     """
 
-    defaults: ClassVar[Defaults] = {
-        # Rows [minimum number of shots, value]
-        "SHARPNESS": [[1, [15.0, 2.0]]],  # b_1 and b_2, sharpness of the kernels
-        "MIX": 0.7,  # m, weight of the first kernel
-        "PENALTY": [[1, 2.0], [4, 0.1]],  # lambda, penalty of the regression
-        "IMAGES": [[1, 0.1]],  # w, weight of the images in the prior
-        "SHIFT": 0.1,  # r, weight of the prior in the shifted images
-        "SCALE": [[1, 16.0], [4, 4.0]],  # s, scale of the prior's logits
-        "EXPONENT": 0.8,  # e, exponent of the entries of a feature
-    }
+    options: ClassVar[type] = ReHARKOptions
     not_saved: ClassVar[str] = ProKeR.not_saved
 
-    def fit(self, bank: FeatureBank, options: Options, seed: int, backbone: object = None) -> FittedMethod:
-        sharpness = value_for_task(options, "SHARPNESS", bank, length=2)
-        penalty, scale = (value_for_task(options, key, bank) for key in ("PENALTY", "SCALE"))
-        images = value_for_task(options, "IMAGES", bank, 0, 1)
-        check_number("EXPONENT", options.EXPONENT)
-        check_number("MIX", options.MIX, 0, 1)
+    def fit(self, bank: FeatureBank, options: ReHARKOptions, seed: int, backbone: object = None) -> FittedMethod:
+        scale = options.scale
+        images = options.images
 
         def transform(features: Tensor) -> Tensor:
-            return F.normalize(features.sign() * features.abs() ** options.EXPONENT, dim=-1)
+            return F.normalize(features.sign() * features.abs() ** options.exponent, dim=-1)
 
         def kernel(x: Tensor, y: Tensor) -> Tensor:  # |x - y|^2 = 2 (1 - x . y) for unit-norm rows
-            narrow, wide = (affinities(x @ y.t(), 2 * b) for b in sharpness)
-            return options.MIX * narrow + (1 - options.MIX) * wide
+            b_1, b_2 = options.sharpness
+            narrow = affinities(x @ y.t(), 2 * b_1)
+            wide = affinities(x @ y.t(), 2 * b_2)
+            return options.mix * narrow + (1 - options.mix) * wide
 
-        keys, labels, text = transform(bank.cache_keys()), bank.train_labels, transform(bank.text_positive)
+        labels = bank.train_labels
+        keys = transform(bank.cache_keys())
+        text = transform(bank.text_positive)
         means = F.normalize(sum_by_class(keys, labels, len(text)), dim=-1)
         prior = F.normalize((1 - images) * text + images * means, dim=-1)
-        support = torch.cat([keys, F.normalize(keys + options.SHIFT * prior[labels], dim=-1)])
+        support = torch.cat([keys, F.normalize(keys + options.shift * prior[labels], dim=-1)])
         targets = F.one_hot(labels.repeat(2), len(text)) - scale * support @ prior.t()
-        penalties = penalty * torch.eye(len(support)).to(support)
+        penalties = options.penalty * torch.eye(len(support)).to(support)
         coefficients = torch.linalg.solve(kernel(support, support) + penalties, targets)
 
         def logits(features: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
 """Linear classifiers of the image features, averaged over the views of an image: the linear probe and LP++."""
 
 import math
-from collections.abc import Callable
-from functools import cache, partial
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -14,13 +15,29 @@ from ..method.cache import FoldedClassifier
 from ..method.graph import sum_by_class
 from ..method.training.choice import choose, has_val, val_accuracy
 from ..utils.errors import UserError
-from .base import Defaults, FittedMethod, Method, Options, check_number, check_numbers
+from .base import FittedMethod, Method
+from .options import BaselineOptions, option
 from .trained import BestEpoch, count_parameters
 
 TOLERANCE = 1e-4  # scikit-learn's `tol`: L-BFGS stops once no entry of the mean loss's gradient is larger
 
 
-class LinearProbe(Method):
+@dataclass(frozen=True)
+class LinearProbeOptions(BaselineOptions):
+    """Options of `LinearProbe`."""
+
+    inverse_penalty: float = option(
+        100.0, "C", "inverse penalty; of equally good candidates, the search selects the nearest to it", above=0
+    )
+    search: bool = option(True, "SEARCH", "whether to select C on val, if there are val images")
+    candidates: Sequence[float] = option(
+        [1e6, 1e4, 1e2, 1.0, 1e-2, 1e-4, 1e-6], "CANDIDATES", "values of C in the first round", numbers=0, above=0
+    )
+    steps: int = option(8, "STEPS", "steps of the binary search", least=0)
+    most_iterations: int = option(1000, "MAX_ITERATIONS", "maximum number of iterations of L-BFGS", least=1)
+
+
+class LinearProbe(Method[LinearProbeOptions]):
     """Linear probe: logistic regression on the image features.
 
     Radford, Kim, Hallacy, Ramesh, Goh, Agarwal, Sastry, Askell, Mishkin, Clark, Krueger, Sutskever: Learning
@@ -40,63 +57,85 @@ class LinearProbe(Method):
     value that val selected on three banks.
     """
 
-    defaults: ClassVar[Defaults] = {
-        "C": 100.0,  # inverse penalty; of equally good candidates, the search selects the nearest to it
-        "SEARCH": True,  # select C on val, if there are val images
-        "CANDIDATES": [1e6, 1e4, 1e2, 1.0, 1e-2, 1e-4, 1e-6],  # values of C in the first round
-        "STEPS": 8,  # steps of the binary search
-        "MAX_ITERATIONS": 1000,  # maximum number of iterations of L-BFGS
-    }
+    options: ClassVar[type] = LinearProbeOptions
 
-    def fit(self, bank: FeatureBank, options: Options, seed: int, backbone: object = None) -> FittedMethod:
-        check_numbers("CANDIDATES", options.CANDIDATES)
-        check_number("C", options.C)
-        probe = cache(lambda c: logistic_regression(bank, c, options.MAX_ITERATIONS))
-        c, selected = options.C, {}
-        if options.SEARCH and has_val(bank):
-            c, selected["C"] = search(options, lambda c: val_accuracy(lambda x: F.linear(x, *probe(c)[:2]), bank))
-        weight, bias, steps = probe(c)
-        logits, classifier = partial(F.linear, weight=weight, bias=bias), FoldedClassifier(weight, bias)
-        return FittedMethod(logits, count_parameters([weight, bias]), steps, steps, selected, classifier=classifier)
+    def fit(self, bank: FeatureBank, options: LinearProbeOptions, seed: int, backbone: object = None) -> FittedMethod:
+        probes: dict[float, tuple[Tensor, Tensor, int]] = {}  # by C
+
+        def accuracy_of(c: float) -> float:
+            probes[c] = logistic_regression(bank, c, options.most_iterations)
+            weight, bias, _ = probes[c]
+            return val_accuracy(partial(F.linear, weight=weight, bias=bias), bank)
+
+        c = options.inverse_penalty
+        selected = {}
+        if options.search and has_val(bank):
+            c, selected["C"] = search(options, accuracy_of)
+        else:
+            probes[c] = logistic_regression(bank, c, options.most_iterations)
+        weight, bias, iterations = probes[c]
+        return FittedMethod(
+            partial(F.linear, weight=weight, bias=bias),
+            count_parameters([weight, bias]),
+            iterations,
+            iterations,
+            selected,
+            classifier=FoldedClassifier(weight, bias),
+        )
 
 
-def search(options: Options, val_accuracy_of: Callable[[float], float]) -> tuple[float, dict]:
+def search(options: LinearProbeOptions, val_accuracy_of: Callable[[float], float]) -> tuple[float, dict]:
     """Select C among CANDIDATES, then by a binary search on a logarithmic scale around the best one.
+
+    Args:
+        val_accuracy_of: Function from C to the accuracy on val in percent, called once for each C.
 
     Returns:
         C, and its entry of `FittedMethod.selected`.
     """
-    accuracies = {c: val_accuracy_of(c) for c in options.CANDIDATES}
+    accuracies = {c: val_accuracy_of(c) for c in options.candidates}
 
     def distance(c: float) -> float:
-        return abs(math.log10(c / options.C))
+        return abs(math.log10(c / options.inverse_penalty))
 
     peak, _ = choose(accuracies, distance)
-    low, high = math.log10(peak) - 1, math.log10(peak) + 1
-    for _ in range(options.STEPS):
-        left, right = 10**low, 10**high
-        accuracies |= {c: val_accuracy_of(c) for c in (left, right) if c not in accuracies}
+    low = math.log10(peak) - 1
+    high = math.log10(peak) + 1
+    for _ in range(options.steps):
+        left = 10**low
+        right = 10**high
+        for c in (left, right):
+            if c not in accuracies:
+                accuracies[c] = val_accuracy_of(c)
         middle = (low + high) / 2
-        low, high = (middle, high) if accuracies[left] < accuracies[right] else (low, middle)
+        if accuracies[left] < accuracies[right]:
+            low = middle
+        else:
+            high = middle
     return choose(accuracies, distance)
 
 
-def logistic_regression(bank: FeatureBank, c: float, iterations: int) -> tuple[Tensor, Tensor, int]:
+def logistic_regression(bank: FeatureBank, inverse_penalty: float, most_iterations: int) -> tuple[Tensor, Tensor, int]:
     """Fit a multinomial logistic regression to the training images by L-BFGS, without a penalty on the bias.
 
+    Args:
+        inverse_penalty: C; the penalty on the weights is `|W|^2 / (2 C)`, beside the sum of the cross-entropies.
+        most_iterations: Largest number of iterations. L-BFGS may stop before.
+
     Returns:
-        Weights `[K, d]`, biases `[K]` and the number of iterations.
+        Weights `[K, d]`, biases `[K]` and the number of iterations that it took.
     """
-    features, labels = bank.cache_keys(), bank.train_labels
+    features = bank.cache_keys()
+    labels = bank.train_labels
     weight = torch.zeros_like(bank.text_positive).requires_grad_()
     bias = weight.new_zeros(len(weight)).requires_grad_()
     rules: dict[str, Any] = {"tolerance_grad": TOLERANCE, "tolerance_change": 0.0, "line_search_fn": "strong_wolfe"}
-    optimizer = torch.optim.LBFGS([weight, bias], 1.0, iterations, **rules)
+    optimizer = torch.optim.LBFGS([weight, bias], 1.0, most_iterations, **rules)
 
     def loss() -> Tensor:
         optimizer.zero_grad()
         cross_entropy = F.cross_entropy(F.linear(features, weight, bias), labels)
-        value = cross_entropy + weight.square().sum() / (2 * c * len(labels))
+        value = cross_entropy + weight.square().sum() / (2 * inverse_penalty * len(labels))
         value.backward()
         return value
 
@@ -104,7 +143,25 @@ def logistic_regression(bank: FeatureBank, c: float, iterations: int) -> tuple[T
     return weight.detach(), bias.detach(), optimizer.state[weight]["n_iter"]
 
 
-class LPPlusPlus(Method):
+@dataclass(frozen=True)
+class LPPlusPlusOptions(BaselineOptions):
+    """Options of `LPPlusPlus`; UserError if there are fewer STEPS than one BLOCK has."""
+
+    steps: int = option(300, "STEPS", "steps on w and b", least=1)
+    block: int = option(10, "BLOCK", "steps on w and b before each step on alpha", least=1)
+    momentum: float = option(0.9, "MOMENTUM", "momentum of w and b", least=0)
+    alpha_scale: float = option(
+        250.0, "ALPHA_SCALE", "initial alpha, relative to the mean cosine of an image and its class"
+    )
+    select: bool = option(True, "SELECT", "whether to select the best step on val, if there are val images")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.steps < self.block:
+            raise UserError(f"STEPS must be at least BLOCK, {self.block}, got {self.steps}", "option")
+
+
+class LPPlusPlus(Method[LPPlusPlusOptions]):
     """LP++: trains a linear classifier of the image features, and a weight for the text feature of each class.
 
     Huang, Shakeri, Dolz, Boudiaf, Bahig, Ben Ayed: LP++: A Surprisingly Strong Linear Probe for Few-Shot CLIP. CVPR
@@ -125,49 +182,50 @@ class LPPlusPlus(Method):
     step counts. Here b starts at 0, in the original at random. A class without images starts at w = 0.
     """
 
-    defaults: ClassVar[Defaults] = {
-        "STEPS": 300,  # steps on w and b
-        "BLOCK": 10,  # steps on w and b before each step on alpha
-        "MOMENTUM": 0.9,  # momentum of w and b
-        "ALPHA_SCALE": 250.0,  # initial alpha, relative to the mean cosine of an image and its class
-        "SELECT": True,  # select the best step on val, if there are val images
-    }
+    options: ClassVar[type] = LPPlusPlusOptions
 
-    def fit(self, bank: FeatureBank, options: Options, seed: int, backbone: object = None) -> FittedMethod:
-        check_number("BLOCK", options.BLOCK, 1, integer=True)
-        check_number("STEPS", options.STEPS, options.BLOCK, integer=True)
-        check_number("MOMENTUM", options.MOMENTUM, 0)
-        features, labels, text = bank.cache_keys(), bank.train_labels, bank.text_positive
-        weights = weight, bias, alpha = [w.requires_grad_() for w in initial_weights(bank, options.ALPHA_SCALE)]
+    def fit(self, bank: FeatureBank, options: LPPlusPlusOptions, seed: int, backbone: object = None) -> FittedMethod:
+        features = bank.cache_keys()
+        labels = bank.train_labels
+        text = bank.text_positive
+        weights = [parameter.requires_grad_() for parameter in initial_weights(bank, options.alpha_scale)]
+        weight, bias, alpha = weights
         largest = torch.linalg.eigvalsh(features.t() @ features)[-1].item()
         alpha_rate = len(features) / (4 * (features @ text.t()).square().sum(dim=0).max().item())
-        optimizer = torch.optim.SGD([weight, bias], lr=4 * len(features) / largest, momentum=options.MOMENTUM)
+        optimizer = torch.optim.SGD([weight, bias], lr=4 * len(features) / largest, momentum=options.momentum)
         best = BestEpoch(weights)
 
         def logits(features: Tensor) -> Tensor:
             return F.linear(features, weight, bias) + alpha * (features @ text.t())
 
-        for step in range(1, options.STEPS + 1):
+        for step in range(1, options.steps + 1):
             loss = F.cross_entropy(logits(features), labels)
             weight.grad, bias.grad, gradient = torch.autograd.grad(loss, weights)
             optimizer.step()
-            if step % options.BLOCK == 0:
+            if step % options.block == 0:
                 alpha.data -= alpha_rate * gradient
-            if options.SELECT and has_val(bank):
+            if options.select and has_val(bank):
                 best.record(step, val_accuracy(logits, bank))
         for parameter in weights:
             parameter.requires_grad_(False)
         if not loss.isfinite():
-            raise UserError(f"the loss is {loss.item()}; lower MOMENTUM ({options.MOMENTUM})")
+            raise UserError(f"the loss is {loss.item()}; lower MOMENTUM ({options.momentum})")
         selected = {"STEP": best.restore()} if best.candidates else {}
-        number, classifier = count_parameters(weights), FoldedClassifier(weight + alpha[:, None] * text, bias)
-        return FittedMethod(logits, number, options.STEPS, options.STEPS, selected, classifier=classifier)
+        classifier = FoldedClassifier(weight + alpha[:, None] * text, bias)
+        return FittedMethod(
+            logits, count_parameters(weights), options.steps, options.steps, selected, classifier=classifier
+        )
 
 
 def initial_weights(bank: FeatureBank, alpha_scale: float) -> tuple[Tensor, Tensor, Tensor]:
     """Return the initial w `[K, d]`, b `[K]` and alpha `[K]` of LP++."""
-    features, labels, text = bank.cache_keys(), bank.train_labels, bank.text_positive
-    weight, counts = sum_by_class(features, labels, len(text)), labels.bincount(minlength=len(text))
+    features = bank.cache_keys()
+    labels = bank.train_labels
+    text = bank.text_positive
+    weight = sum_by_class(features, labels, len(text))
+    counts = labels.bincount(minlength=len(text))
     cosines = (features * text[labels]).sum(dim=1)
     means = (sum_by_class(cosines, labels, len(text)) / counts)[counts > 0]
-    return weight, text.new_zeros(len(text)), text.new_full((len(text),), alpha_scale * means.mean().item())
+    bias = text.new_zeros(len(text))
+    alpha = text.new_full((len(text),), alpha_scale * means.mean().item())
+    return weight, bias, alpha

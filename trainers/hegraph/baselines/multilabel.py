@@ -4,6 +4,7 @@ Zero-shot CLIP (`class_features.py`) works for several labels as well. Its score
 after standardisation, since prompts differ in their mean similarity to images.
 """
 
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -13,12 +14,13 @@ from torch import Tensor
 from ..features.bank import FeatureBank
 from ..method.cache import FoldedClassifier, text_logits
 from ..method.multilabel import MultiLabelHead
-from .base import EPSILON, Defaults, FittedMethod, Method, Options, check_number
+from .base import EPSILON, FittedMethod, Method, NoOptions
+from .options import BaselineOptions, option
 
 NOT_SAVED = "it serves as a comparison for several labels per image"
 
 
-class ZeroShotStandardised(Method):
+class ZeroShotStandardised(Method[NoOptions]):
     """Zero-shot CLIP whose cosines are standardised by prompt and by image.
 
         z_k = (s_k - m_k) / d_k,    logits = (z - mean_k z_k) / std_k z_k
@@ -27,12 +29,12 @@ class ZeroShotStandardised(Method):
     labels.
     """
 
-    defaults: ClassVar[Defaults] = {}
     not_saved: ClassVar[str] = NOT_SAVED
 
-    def fit(self, bank: FeatureBank, options: Options, seed: int, backbone: object = None) -> FittedMethod:
+    def fit(self, bank: FeatureBank, options: NoOptions, seed: int, backbone: object = None) -> FittedMethod:
         reference = text_logits(bank.cache_keys(), bank.text_positive, 1.0)
-        mean, deviation = reference.mean(dim=0), reference.std(dim=0, correction=0).clamp_min(EPSILON)
+        mean = reference.mean(dim=0)
+        deviation = reference.std(dim=0, correction=0).clamp_min(EPSILON)
 
         def logits(features: Tensor) -> Tensor:
             by_prompt = (text_logits(features, bank.text_positive, 1.0) - mean) / deviation
@@ -42,38 +44,48 @@ class ZeroShotStandardised(Method):
         return FittedMethod(logits)
 
 
-class OneVsRest(Method):
+@dataclass(frozen=True)
+class OneVsRestOptions(BaselineOptions):
+    """Options of `OneVsRest`."""
+
+    inverse_penalty: float = option(1.0, "C", "inverse penalty", above=0)
+    most_iterations: int = option(1000, "MAX_ITERATIONS", "maximum number of iterations of L-BFGS", least=1)
+
+
+class OneVsRest(Method[OneVsRestOptions]):
     """One logistic regression for each class, by scikit-learn, with balanced weights of both answers.
 
     A class that all or none of the training images have has a constant score.
     """
 
-    defaults: ClassVar[Defaults] = {"C": 1.0, "MAX_ITERATIONS": 1000}  # inverse penalty; iterations of L-BFGS
+    options: ClassVar[type] = OneVsRestOptions
     not_saved: ClassVar[str] = NOT_SAVED
 
-    def fit(self, bank: FeatureBank, options: Options, seed: int, backbone: object = None) -> FittedMethod:
+    def fit(self, bank: FeatureBank, options: OneVsRestOptions, seed: int, backbone: object = None) -> FittedMethod:
         from sklearn.linear_model import LogisticRegression  # takes a second to import
 
-        check_number("C", options.C)
-        check_number("MAX_ITERATIONS", options.MAX_ITERATIONS, 1, integer=True)
-        keys, labels = bank.cache_keys(), bank.train_labels.cpu().numpy()
-        weight, bias = torch.zeros_like(bank.text_positive), keys.new_zeros(len(bank.text_positive))
-        for k, answers in enumerate(labels.T):
+        keys = bank.cache_keys()
+        images = keys.cpu().numpy()
+        weight = torch.zeros_like(bank.text_positive)
+        bias = keys.new_zeros(len(bank.text_positive))
+        for k, answers in enumerate(bank.train_labels.cpu().numpy().T):
             if len(np.unique(answers)) < 2:
                 bias[k] = 1.0 if answers.all() else -1.0
                 continue
-            model = LogisticRegression(C=options.C, class_weight="balanced", max_iter=options.MAX_ITERATIONS)
-            model.fit(keys.cpu().numpy(), answers)
-            weight[k], bias[k] = torch.from_numpy(model.coef_[0]), float(model.intercept_[0])
+            model = LogisticRegression(
+                C=options.inverse_penalty, class_weight="balanced", max_iter=options.most_iterations
+            )
+            model.fit(images, answers)
+            weight[k] = torch.from_numpy(model.coef_[0])
+            bias[k] = float(model.intercept_[0])
         return FittedMethod(FoldedClassifier(weight, bias).logits, thresholds=torch.zeros_like(bias))
 
 
-class Ridge(Method):
+class Ridge(Method[NoOptions]):
     """Ridge regression of the label indicators without text: `method/multilabel.py` with `g = 0`."""
 
-    defaults: ClassVar[Defaults] = {}
     not_saved: ClassVar[str] = NOT_SAVED
 
-    def fit(self, bank: FeatureBank, options: Options, seed: int, backbone: object = None) -> FittedMethod:
+    def fit(self, bank: FeatureBank, options: NoOptions, seed: int, backbone: object = None) -> FittedMethod:
         head = MultiLabelHead(bank.cache_keys(), bank.train_labels)
         return FittedMethod(head.scores, thresholds=head.thresholds)

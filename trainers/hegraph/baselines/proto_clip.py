@@ -25,6 +25,7 @@ Differences from the original:
 
 import itertools
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -36,51 +37,55 @@ from ..features.bank import FeatureBank
 from ..method.graph import sum_by_class
 from ..method.training.batches import Batch
 from ..method.training.choice import accuracy, choose, has_val, val_accuracy, val_images
-from .base import EPSILON, Defaults, FittedMethod, Method, Options, check_number, value_for_task
+from .base import EPSILON, FittedMethod, Method
+from .options import BottleneckOptions, TrainedOptions, by_shots, option
 from .trained import BestEpoch, batches, bottleneck, count_parameters, train
 
 ALPHAS = [i / 10 for i in range(11)]
 BETAS = [i / 10 for i in range(1, 10)] + [float(i) for i in range(1, 21)]
 
 
-class ProtoCLIP(Method):
+@dataclass(frozen=True)
+class ProtoCLIPOptions(TrainedOptions, BottleneckOptions):
+    """Options of `ProtoCLIP`."""
+
+    alpha: float = option(0.5, "ALPHA", "weight of the image prototypes, before the search", least=0, most=1)
+    alpha_without_val: float = by_shots(
+        {1: 0.1, 4: 0.2, 16: 0.4}, "ALPHA_WITHOUT_VAL", "ALPHA without val images or search", least=0, most=1
+    )
+    beta: float = option(9.0, "BETA", "sharpness, before the search or without one", above=0)
+    search: bool = option(
+        True, "SEARCH", "whether to select ALPHA and BETA on val before and after training, if there are val images"
+    )
+    temperature: float = option(0.1, "TEMPERATURE", "temperature of the contrastive loss", above=0)
+    learning_rate: float = option(1e-4, "LR", "learning rate of AdamW, constant", least=0)
+    epochs: int = option(2000, "EPOCHS", "number of training epochs with val images to select the best epoch", least=1)
+    val_interval: int = option(50, "ASK_EVERY", "number of epochs between two evaluations on val", least=1)
+    epochs_without_val: int = by_shots(
+        {1: 100, 4: 250, 16: 750}, "EPOCHS_WITHOUT_VAL", "number of training epochs without val images", least=1
+    )
+    batch_size: int = option(1024, "BATCH_SIZE", "number of images per step", least=1)
+    weight_decay: float = option(0.05, "WEIGHT_DECAY", "weight decay of AdamW", least=0)
+    eps: float = option(1e-4, "EPS", "eps of AdamW", least=0)
+
+
+class ProtoCLIP(Method[ProtoCLIPOptions]):
     """Proto-CLIP: trains an image and a text prototype for each class, and an adapter on the image to classify."""
 
-    defaults: ClassVar[Defaults] = {
-        "ALPHA": 0.5,  # weight of the image prototypes, before the search
-        "ALPHA_WITHOUT_VAL": [[1, 0.1], [4, 0.2], [16, 0.4]],  # rows [minimum number of shots, value]
-        "BETA": 9.0,  # sharpness, before the search or without one
-        "SEARCH": True,  # select ALPHA and BETA on val before and after training, if there are val images
-        "RATIO": 0.2,  # weight of the MLP's output in the adapted feature
-        "REDUCTION": 4,  # feature width divided by bottleneck width of the MLP
-        "TEMPERATURE": 0.1,  # of the contrastive loss
-        "LR": 1e-4,  # learning rate of AdamW, constant
-        "EPOCHS": 2000,  # with val images to select the best epoch
-        "ASK_EVERY": 50,  # epochs between two evaluations on val
-        "EPOCHS_WITHOUT_VAL": [[1, 100], [4, 250], [16, 750]],  # rows [minimum number of shots, epochs]
-        "BATCH_SIZE": 1024,  # images per step
-        "WEIGHT_DECAY": 0.05,  # weight decay of AdamW
-        "EPS": 1e-4,  # eps of AdamW
-    }
+    options: ClassVar[type] = ProtoCLIPOptions
     not_saved: ClassVar[str] = "its adapter changes the feature of the image to classify"
 
-    def fit(self, bank: FeatureBank, options: Options, seed: int, backbone: object = None) -> FittedMethod:
-        check_number("ALPHA", options.ALPHA, 0, 1)
-        check_number("BETA", options.BETA)
-        check_number("TEMPERATURE", options.TEMPERATURE)
-        check_number("ASK_EVERY", options.ASK_EVERY, 1, integer=True)
-        for key in ("LR", "EPS", "WEIGHT_DECAY"):
-            check_number(key, getattr(options, key), 0)
+    def fit(self, bank: FeatureBank, options: ProtoCLIPOptions, seed: int, backbone: object = None) -> FittedMethod:
         model = Prototypes(bank, options, seed)
         (alpha, beta), before = search(bank, options, model.cosines)
-        epochs = options.EPOCHS if before else value_for_task(options, "EPOCHS_WITHOUT_VAL", bank)
+        epochs = options.epochs if before else options.epochs_without_val
 
         def loss(batch: Batch) -> Tensor:
             images, text = model.prototypes()
             queries = model.adapt(batch.features)
             log_p = mixture(queries @ images.t(), queries @ text.t(), alpha, beta)
             # Contrastive loss of the two prototypes of a class, from images to text and from text to images
-            similarities = images @ text.t() / options.TEMPERATURE
+            similarities = images @ text.t() / options.temperature
             classes = torch.arange(len(text), device=text.device)
             contrastive = F.cross_entropy(similarities, classes) + F.cross_entropy(similarities.t(), classes)
             return F.nll_loss(log_p, batch.labels) + contrastive
@@ -89,12 +94,14 @@ class ProtoCLIP(Method):
             return mixture(*model.cosines(model.adapt(features)), alpha, beta)
 
         def evaluate_on_val(epoch: int) -> None:
-            if before and epoch % options.ASK_EVERY == 0:
+            if before and epoch % options.val_interval == 0:
                 best_epoch.record(epoch, val_accuracy(logits, bank))
 
-        rates = {"lr": options.LR, "eps": options.EPS, "weight_decay": options.WEIGHT_DECAY}
-        optimizer = torch.optim.AdamW(model.parameters(), **rates, fused=True)
-        data, best_epoch = batches(bank, options.BATCH_SIZE, seed), BestEpoch(model.parameters())
+        optimizer = torch.optim.AdamW(
+            model.parameters(), options.learning_rate, eps=options.eps, weight_decay=options.weight_decay, fused=True
+        )
+        data = batches(bank, options.batch_size, seed)
+        best_epoch = BestEpoch(model.parameters())
         steps = train(optimizer, loss, data, epochs, lambda step, peak: peak, evaluate_on_val)
         selected = {"ALPHA, BETA in training": before} if before else {}
         if best_epoch.candidates:
@@ -107,9 +114,10 @@ class ProtoCLIP(Method):
 class Prototypes(nn.Module):
     """Image memory, text memory and query adapter; the memories start as the bank's features."""
 
-    def __init__(self, bank: FeatureBank, options: Options, seed: int) -> None:
+    def __init__(self, bank: FeatureBank, options: ProtoCLIPOptions, seed: int) -> None:
         super().__init__()
-        self.labels, self.ratio = bank.train_labels, options.RATIO
+        self.labels = bank.train_labels
+        self.ratio = options.ratio
         self.images = nn.Parameter(bank.cache_keys().clone())  # [N, d]
         self.text = nn.Parameter(bank.text_positive.clone())  # [K, d]
         down, up = bottleneck(self.text.shape[1], options, seed)
@@ -123,7 +131,9 @@ class Prototypes(nn.Module):
 
     def prototypes(self) -> tuple[Tensor, Tensor]:
         """Return the image prototypes c and the text prototypes t, unit-norm, both `[K, d]`."""
-        return unit(sum_by_class(unit(self.images), self.labels, len(self.text))), unit(self.text)
+        images = unit(sum_by_class(unit(self.images), self.labels, len(self.text)))
+        text = unit(self.text)
+        return images, text
 
     def cosines(self, queries: Tensor) -> tuple[Tensor, Tensor]:
         """Return the cosines of unit-norm features `[B, d]` with the image and the text prototypes, both `[B, K]`."""
@@ -159,13 +169,14 @@ unit: Callable[[Tensor], Tensor] = _Unit.apply  # rows normalised to unit norm, 
 def mixture(image_cosines: Tensor, text_cosines: Tensor, alpha: float, beta: float) -> Tensor:
     """Return `log P(k | f)`, shape `[B, K]`, from cosines of queries with image and text prototypes, both `[B, K]`."""
     # |q - p|^2 = 2 - 2 q . p, and the 2 cancels in a softmax
-    image_p, text_p = ((2 * beta * cosines).softmax(dim=1) for cosines in (image_cosines, text_cosines))
+    image_p = (2 * beta * image_cosines).softmax(dim=1)
+    text_p = (2 * beta * text_cosines).softmax(dim=1)
     return (alpha * image_p + (1 - alpha) * text_p).clamp_min(torch.finfo(image_cosines.dtype).tiny).log()
 
 
 @torch.no_grad()
 def search(
-    bank: FeatureBank, options: Options, cosines: Callable[[Tensor], tuple[Tensor, Tensor]]
+    bank: FeatureBank, options: ProtoCLIPOptions, cosines: Callable[[Tensor], tuple[Tensor, Tensor]]
 ) -> tuple[tuple[float, float], dict]:
     """Select alpha and beta of Proto-CLIP on the validation images.
 
@@ -177,9 +188,9 @@ def search(
         Alpha and beta, and an entry of `FittedMethod.selected`. Without val images, or with SEARCH off:
         ALPHA_WITHOUT_VAL and BETA, and {}.
     """
-    if not (options.SEARCH and has_val(bank)):
-        return (value_for_task(options, "ALPHA_WITHOUT_VAL", bank, 0, 1), options.BETA), {}
-    initial = (options.ALPHA, options.BETA)
+    if not (options.search and has_val(bank)):
+        return (options.alpha_without_val, options.beta), {}
+    initial = (options.alpha, options.beta)
 
     def distance(values: tuple[float, float]) -> float:
         return abs(values[0] - initial[0]) + abs(values[1] - initial[1]) / BETAS[-1]
@@ -187,4 +198,5 @@ def search(
     features, labels = val_images(bank)
     val_cosines = cosines(features)
     candidates = {initial, *itertools.product(ALPHAS, BETAS)}
-    return choose({values: accuracy(mixture(*val_cosines, *values), labels) for values in candidates}, distance)
+    accuracies = {values: accuracy(mixture(*val_cosines, *values), labels) for values in candidates}
+    return choose(accuracies, distance)

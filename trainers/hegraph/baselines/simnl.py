@@ -1,6 +1,8 @@
 """SimNL: caches and text features that describe both the class and its absence."""
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -11,16 +13,75 @@ from ..features.bank import FeatureBank
 from ..method.cache import FoldedClassifier, affinities, cache_logits
 from ..method.graph import sum_by_class
 from ..method.training.batches import Batch
-from .base import Defaults, Options, by_dataset, value_for_task
-from .caches import Cache, CacheMethod
+from .caches import Cache, CacheMethod, SearchOptions, TrainedCacheOptions
+from .options import by_dataset, option
 
 NEGATIVE_TEXT = 0.15  # scale of the logits of negative text
 NEGATIVE_RATE = 5.0  # learning rate of the negative features, as a multiple of LR
 CONSISTENCY = 8.0  # weight of the distance of the text features from their initial values
-NEIGHBOURS, MARGIN = 3, 1 / 4  # classes and margin of the re-ranking loss
+NEAREST_CLASSES = 3  # number of classes in the re-ranking loss
+MARGIN = 1 / 4  # of the re-ranking loss
 
 
-class SimNL(CacheMethod):
+@dataclass(frozen=True)
+class SimNLOptions(TrainedCacheOptions, SearchOptions):
+    """Options of `SimNL`.
+
+    Values by data set are the authors'. Defaults are theirs for ImageNet, except those of EPOCHS and SEARCH_SCALE.
+    """
+
+    alpha: float = by_dataset(
+        1.2,
+        "ALPHA",
+        "weight of the cache logits in training, before the search",
+        {
+            "Caltech101": 5.0, "DescribableTextures": 3.0, "EuroSAT": 1.5, "FGVCAircraft": 8.0, "Food101": 0.8,
+            "OxfordFlowers": 3.0, "OxfordPets": 2.0, "StanfordCars": 1.0, "SUN397": 3.0, "UCF101": 1.0,
+        },
+        least=0,
+    )  # fmt: skip
+    beta: float = by_dataset(
+        2.0,
+        "BETA",
+        "sharpness of the affinities in training, before the search",
+        {
+            "Caltech101": 1.0, "DescribableTextures": 1.0, "EuroSAT": 6.0, "FGVCAircraft": 3.0, "Food101": 1.0,
+            "OxfordFlowers": 1.0, "OxfordPets": 1.0, "SUN397": 5.0, "UCF101": 1.0,
+        },
+        least=0,
+    )  # fmt: skip
+    positive_weight: float = by_dataset(
+        0.75,
+        "LAMBDA",
+        "weight of the positive logits; the negative ones have 1 - LAMBDA",
+        {"Food101": 0.15},
+        least=0,
+        most=1,
+    )
+    learning_rate: float = by_dataset(1e-4, "LR", "learning rate of AdamW", {"FGVCAircraft": 5e-4}, least=0)
+    epochs: int = by_dataset(
+        30,
+        "EPOCHS",
+        "number of training epochs",
+        {"DescribableTextures": 20, "EuroSAT": 200, "ImageNet": 20, "OxfordFlowers": 60},
+        least=1,
+    )
+    eps: float = by_dataset(1e-3, "EPS", "eps of AdamW", {"StanfordCars": 5e-3, "UCF101": 2e-3}, least=0)
+    weight_decay: float = option(0.1, "WEIGHT_DECAY", "weight decay of AdamW", least=0)
+    search_scale: Sequence[float] = by_dataset(
+        [7.0, 7.0],
+        "SEARCH_SCALE",
+        "end of the grid, [BETA, ALPHA]",
+        {"EuroSAT": [20.0, 5.0], "FGVCAircraft": [20.0, 10.0], "ImageNet": [4.0, 4.0], "SUN397": [10.0, 7.0]},
+        numbers=2,
+        above=0,
+    )
+    search_step: Sequence[int] = option(
+        [20, 20], "SEARCH_STEP", "number of values of [BETA, ALPHA] in the grid", numbers=2, least=1
+    )
+
+
+class SimNL(CacheMethod[SimNLOptions]):
     """SimNL: trains residuals of positive and negative text features and cache keys, one per class.
 
     Zhang, Stepputtis, Sycara, Xie: Enhancing Vision-Language Few-Shot Adaptation with Negative Learning. WACV 2025.
@@ -42,38 +103,19 @@ class SimNL(CacheMethod):
     in half precision; here the last epoch counts, in single precision.
     """
 
-    # Values by data set are the authors'. Defaults are theirs for ImageNet, except those of EPOCHS and SEARCH_SCALE
-    defaults: ClassVar[Defaults] = {
-        # Weight of the cache logits in training, before the search
-        "ALPHA": by_dataset(
-            1.2, Caltech101=5.0, DescribableTextures=3.0, EuroSAT=1.5, FGVCAircraft=8.0, Food101=0.8, OxfordFlowers=3.0,
-            OxfordPets=2.0, StanfordCars=1.0, SUN397=3.0, UCF101=1.0,
-        ),
-        # Sharpness of the affinities in training, before the search
-        "BETA": by_dataset(
-            2.0, Caltech101=1.0, DescribableTextures=1.0, EuroSAT=6.0, FGVCAircraft=3.0, Food101=1.0, OxfordFlowers=1.0,
-            OxfordPets=1.0, SUN397=5.0, UCF101=1.0,
-        ),
-        "LAMBDA": by_dataset(0.75, Food101=0.15),  # weight of the positive logits; the negative ones have 1 - LAMBDA
-        "LR": by_dataset(1e-4, FGVCAircraft=5e-4),  # learning rate of AdamW
-        "EPOCHS": by_dataset(30, DescribableTextures=20, EuroSAT=200, ImageNet=20, OxfordFlowers=60),
-        "EPS": by_dataset(1e-3, StanfordCars=5e-3, UCF101=2e-3),  # eps of AdamW
-        "BATCH_SIZE": 256,  # images per step
-        "WEIGHT_DECAY": 0.1,  # weight decay of AdamW
-        "SEARCH": True,  # select ALPHA and BETA on val, if there are val images
-        # End of the grid, [BETA, ALPHA]
-        "SEARCH_SCALE": by_dataset(
-            [7.0, 7.0], EuroSAT=[20.0, 5.0], FGVCAircraft=[20.0, 10.0], ImageNet=[4.0, 4.0], SUN397=[10.0, 7.0]
-        ),
-        "SEARCH_STEP": [20, 20],  # number of values of [BETA, ALPHA] in the grid
-    }  # fmt: skip
+    options: ClassVar[type] = SimNLOptions
     grid_order = ("BETA", "ALPHA")
 
-    def build(self, bank: FeatureBank, options: Options) -> Cache:
-        lam, tau, labels = value_for_task(options, "LAMBDA", bank, 0, 1), bank.logit_scale, bank.train_labels
-        text, keys = bank.text_positive, bank.cache_keys()
-        sums, counts = sum_by_class(keys, labels, len(text)), labels.bincount(minlength=len(text))
-        weights, classes = image_weights(keys, labels, sums), torch.arange(len(text), device=labels.device)
+    def build(self, bank: FeatureBank, options: SimNLOptions) -> Cache:
+        lam = options.positive_weight
+        tau = bank.logit_scale
+        labels = bank.train_labels
+        text = bank.text_positive
+        keys = bank.cache_keys()
+        sums = sum_by_class(keys, labels, len(text))
+        counts = labels.bincount(minlength=len(text))
+        weights = image_weights(keys, labels, sums)
+        classes = torch.arange(len(text), device=labels.device)
         other_means = F.normalize(sums.sum(dim=0) - sums, dim=-1)  # initial G_k
         initial = [(text, classes), (keys, labels), (bank.text_negative, classes), (other_means, classes)]
         residuals = [torch.zeros_like(text).requires_grad_() for _ in initial]
@@ -122,6 +164,6 @@ def image_weights(keys: Tensor, labels: Tensor, sums: Tensor) -> Tensor:
 def reranking(batch: Batch, text: Tensor) -> Tensor:
     """Return the re-ranking loss of a batch and the text features `t_k`, shape `[K, d]`."""
     distances = torch.cdist(batch.features, text)  # [B, K]
-    nearest, classes = distances.topk(min(NEIGHBOURS, len(text)), largest=False)
+    nearest, classes = distances.topk(min(NEAREST_CLASSES, len(text)), largest=False)
     margins = MARGIN * (1 - (text[classes] * text[batch.labels][:, None]).sum(dim=-1))
     return (distances.gather(1, batch.labels[:, None]) + margins - nearest).relu().mean()

@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -14,10 +14,13 @@ from ..method.cache import text_logits
 from ..method.training.batches import BankBatches, Batch, TrainingData
 from ..method.training.loop import learning_rate
 from ..utils.errors import UserError
-from .base import FittedMethod, Method, Options, check_number, cosine_classifier, value_for_task
+from .base import FittedMethod, Method, cosine_classifier
+from .options import BottleneckOptions, ClassifierOptions, SgdOptions
 
 if TYPE_CHECKING:
     from ..features.backbones.clip import Backbone
+
+ClassifierOptionsT = TypeVar("ClassifierOptionsT", bound=ClassifierOptions)
 
 
 @dataclass(frozen=True)
@@ -43,20 +46,24 @@ class Trainable:
         return text_logits(self.query(features), class_features, logit_scale)
 
 
-class TrainedClassifier(Method):
+class TrainedClassifier(Method[ClassifierOptionsT]):
     """Base class of methods that predict `tau * cos(f, x_k)` and train `x_k` with cross-entropy, as CoOp does.
 
     The schedule is Dassl's cosine by epoch after WARMUP_EPOCHS epochs at WARMUP_LR. The optimizer is SGD for a method
-    with an option MOMENTUM, else Adam. The last epoch counts.
+    with `SgdOptions`, else Adam. The last epoch counts.
     """
 
     @abstractmethod
-    def build(self, bank: FeatureBank, options: Options, seed: int, backbone: "Backbone | None") -> Trainable:
+    def build(
+        self, bank: FeatureBank, options: ClassifierOptionsT, seed: int, backbone: "Backbone | None"
+    ) -> Trainable:
         """Return the untrained classifier; arguments as in `fit`."""
 
-    def fit(self, bank: FeatureBank, options: Options, seed: int, backbone: "Backbone | None" = None) -> FittedMethod:
-        rate, epochs = (value_for_task(options, key, bank, 0) for key in ("LR", "EPOCHS"))
-        check_number("WEIGHT_DECAY", options.WEIGHT_DECAY, 0)
+    def fit(
+        self, bank: FeatureBank, options: ClassifierOptionsT, seed: int, backbone: "Backbone | None" = None
+    ) -> FittedMethod:
+        rate = options.learning_rate
+        epochs = options.epochs
         model = self.build(bank, options, seed, backbone)
 
         def loss(batch: Batch) -> Tensor:
@@ -65,18 +72,18 @@ class TrainedClassifier(Method):
             return F.cross_entropy(logits, batch.labels) + penalty
 
         optimizer: torch.optim.Optimizer
-        if "MOMENTUM" in self.defaults:
-            check_number("MOMENTUM", options.MOMENTUM, 0)
-            optimizer = torch.optim.SGD(model.parameters, rate, options.MOMENTUM, weight_decay=options.WEIGHT_DECAY)
+        if isinstance(options, SgdOptions):
+            optimizer = torch.optim.SGD(model.parameters, rate, options.momentum, weight_decay=options.weight_decay)
         else:
-            optimizer = torch.optim.Adam(model.parameters, rate, weight_decay=options.WEIGHT_DECAY)
-        data = batches(bank, options.BATCH_SIZE, seed)
+            optimizer = torch.optim.Adam(model.parameters, rate, weight_decay=options.weight_decay)
+        data = batches(bank, options.batch_size, seed)
 
         def schedule(step: int, peak: float) -> float:
-            return learning_rate(step // data.steps_per_epoch, epochs, peak, options.WARMUP_EPOCHS, options.WARMUP_LR)
+            return learning_rate(step // data.steps_per_epoch, epochs, peak, options.warmup_epochs, options.warmup_lr)
 
         steps = train(optimizer, loss, data, epochs, schedule)
-        class_features, rule = model.class_features(), model.transfer
+        class_features = model.class_features()
+        rule = model.transfer
 
         def logits(features: Tensor) -> Tensor:
             return model.logits(features, class_features, bank.logit_scale)
@@ -92,23 +99,22 @@ def count_parameters(parameters: Iterable[Tensor]) -> int:
     return sum(parameter.numel() for parameter in parameters)
 
 
-def bottleneck(width: int, options: Options, seed: int) -> tuple[nn.Linear, nn.Linear]:
+def bottleneck(width: int, options: BottleneckOptions, seed: int) -> tuple[nn.Linear, nn.Linear]:
     """Create two linear layers without bias, from `width` to `width // REDUCTION` and back, initialised on the CPU.
 
     Raises:
-        UserError: If REDUCTION is out of range, or RATIO, the share of the layers' output in the adapted feature.
+        UserError: If REDUCTION is larger than the width.
     """
-    check_number("REDUCTION", options.REDUCTION, 1, width, integer=True)
-    check_number("RATIO", options.RATIO, 0, 1)
+    if options.reduction > width:
+        raise UserError(f"REDUCTION must be at most the feature width {width}, got {options.reduction}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        hidden = width // options.REDUCTION
+        hidden = width // options.reduction
         return nn.Linear(width, hidden, bias=False), nn.Linear(hidden, width, bias=False)
 
 
 def batches(bank: FeatureBank, batch_size: int, seed: int) -> BankBatches:
     """Return batches of a bank's training images; each epoch samples one view of every image, in a new order."""
-    check_number("BATCH_SIZE", batch_size, 1)
     return BankBatches(bank.train_features, bank.train_labels, batch_size, seed)
 
 
@@ -131,9 +137,8 @@ def train(
         The number of steps.
 
     Raises:
-        UserError: If `epochs` is below 1, or the loss becomes infinite or NaN.
+        UserError: If the loss becomes infinite or NaN.
     """
-    check_number("EPOCHS", epochs, 1, integer=True)
     peaks = [group["lr"] for group in optimizer.param_groups]
     step = 0
     for epoch in range(epochs):
@@ -164,13 +169,15 @@ class BestEpoch:
     def __init__(self, parameters: Iterable[Tensor]) -> None:
         self.parameters = list(parameters)
         self.candidates: list[list] = []
-        self.epoch, self.best = 0, self.parameters
+        self.epoch = 0
+        self.best = self.parameters
 
     def record(self, epoch: int, accuracy: float) -> None:
         """Record the accuracy on val after an epoch."""
         self.candidates.append([epoch, round(accuracy, 4)])
         if self.candidates[-1][1] >= max(row[1] for row in self.candidates):
-            self.epoch, self.best = epoch, [p.detach().clone() for p in self.parameters]
+            self.epoch = epoch
+            self.best = [p.detach().clone() for p in self.parameters]
 
     def restore(self) -> dict:
         """Reset the parameters to the best epoch and return the entry of `FittedMethod.selected`."""

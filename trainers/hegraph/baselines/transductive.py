@@ -38,7 +38,7 @@ Shapes: M test images, N training images, K classes, d feature width.
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -46,17 +46,37 @@ from torch import Tensor
 
 from ..features.bank import FeatureBank
 from ..utils.option import OUR_METHOD
-from .base import EPSILON, Defaults, FittedMethod, Method, Options, by_dataset, check_number, value_for_task
+from .base import EPSILON, FittedMethod, Method
+from .options import BaselineOptions, by_dataset, option
 
-CHUNK_ROWS = 2048  # number of images to compare with all others at a time
+COMPARED_ROWS = 2048  # number of images to compare with all others at a time
 NEIGHBOURS = 3  # edges of an image in TransCLIP and StatA
-ASSIGNMENT_UPDATES, GAUSSIAN_UPDATES = 5, 10  # of TransCLIP and StatA
+ASSIGNMENT_UPDATES = 5  # of TransCLIP and StatA, between two updates of the Gaussians
+GAUSSIAN_UPDATES = 10  # of TransCLIP and StatA
 LIKELIHOOD = 1 / 50  # weight of the Gaussians' likelihoods
 CONFIDENT = 8  # number of most confident images in the initial mean of a class
+BASES = (OUR_METHOD, "ZeroShot")  # methods whose predictions can be corrected
 SERIES = 25  # number of terms of ZLaP's series; the remainder is of the order of ALPHA to this power
 
 
-class TransductiveMethod(Method):
+@dataclass(frozen=True)
+class TransductiveOptions(BaselineOptions):
+    """Options of every transductive method."""
+
+    base: str = option(OUR_METHOD, "BASE", "method whose predictions to correct", choices=BASES)
+
+
+@dataclass(frozen=True)
+class ClassNodeOptions(TransductiveOptions):
+    """Options of a method that propagates labels from class nodes."""
+
+    base: str = option(OUR_METHOD, "BASE", "method whose class weights are the class nodes", choices=BASES)
+
+
+TransductiveOptionsT = TypeVar("TransductiveOptionsT", bound=TransductiveOptions)
+
+
+class TransductiveMethod(Method[TransductiveOptionsT]):
     """Base class of methods that correct the predictions of `BASE` on all test images jointly.
 
     `BASE` is "HeGraphAdapter", with the options of the run, or "ZeroShot".
@@ -66,7 +86,12 @@ class TransductiveMethod(Method):
     not_saved: ClassVar[str] = "its prediction of an image depends on the other test images"
 
     def fit(
-        self, bank: FeatureBank, options: Options, seed: int, backbone: object = None, base: FittedMethod | None = None
+        self,
+        bank: FeatureBank,
+        options: TransductiveOptionsT,
+        seed: int,
+        backbone: object = None,
+        base: FittedMethod | None = None,
     ) -> FittedMethod:
         assert base is not None  # `needs_base`
         weights = bank.text_positive if base.classifier is None else F.normalize(base.classifier.weights, dim=1)
@@ -77,7 +102,9 @@ class TransductiveMethod(Method):
         return FittedMethod(logits, num_parameters=base.num_parameters, transductive=True)
 
     @abstractmethod
-    def correct(self, features: Tensor, logits: Tensor, bank: FeatureBank, weights: Tensor, options: Options) -> Tensor:
+    def correct(
+        self, features: Tensor, logits: Tensor, bank: FeatureBank, weights: Tensor, options: TransductiveOptionsT
+    ) -> Tensor:
         """Return corrected logits, shape `[M, K]`.
 
         Args:
@@ -85,6 +112,7 @@ class TransductiveMethod(Method):
             logits: Logits of the base method, shape `[M, K]`.
             bank: Training images and text features.
             weights: Unit-norm class weights of the base method, or the text features if it has none, shape `[K, d]`.
+            options: Options of the method.
         """
 
 
@@ -108,8 +136,10 @@ class Neighbours:
         """
         keys = features if nodes is None else nodes
         count = min(count, len(keys) - (nodes is None))
-        indices, weights = [], []
-        for start, rows in zip(range(0, len(features), CHUNK_ROWS), features.split(CHUNK_ROWS)):
+        indices = []
+        weights = []
+        starts = range(0, len(features), COMPARED_ROWS)
+        for start, rows in zip(starts, features.split(COMPARED_ROWS)):
             cosines = rows @ keys.t()
             if nodes is None:
                 positions = torch.arange(len(rows), device=features.device)
@@ -128,13 +158,16 @@ class Neighbours:
         return total
 
 
-class TransCLIP(TransductiveMethod):
+class TransCLIP(TransductiveMethod[TransductiveOptions]):
     """TransCLIP: Gaussian classes with one diagonal covariance, and a graph of three nearest neighbours."""
 
-    defaults: ClassVar[Defaults] = {"BASE": OUR_METHOD}  # method whose predictions to correct
+    options: ClassVar[type] = TransductiveOptions
 
-    def correct(self, features: Tensor, logits: Tensor, bank: FeatureBank, weights: Tensor, options: Options) -> Tensor:
-        initial, neighbours = logits.log_softmax(dim=1), Neighbours.nearest(features, NEIGHBOURS)
+    def correct(
+        self, features: Tensor, logits: Tensor, bank: FeatureBank, weights: Tensor, options: TransductiveOptions
+    ) -> Tensor:
+        initial = logits.log_softmax(dim=1)
+        neighbours = Neighbours.nearest(features, NEIGHBOURS)
         labels = initial.exp()
         confident = labels.topk(min(CONFIDENT, len(labels)), dim=0)  # [8, K]
         means = F.normalize(torch.einsum("nk,nkd->kd", confident.values, features[confident.indices]), dim=1)
@@ -146,33 +179,42 @@ class TransCLIP(TransductiveMethod):
         return _assign(initial, _log_gaussian(features, means, variance), labels, neighbours)
 
 
-class StatA(TransductiveMethod):
+@dataclass(frozen=True)
+class StatAOptions(TransductiveOptions):
+    """Options of `StatA`."""
+
+    anchor: float = option(1.0, "ANCHOR", "number of images that the Gaussian of the text counts as", least=0)
+    determinant: bool = option(
+        False, "DETERMINANT", "whether to include the determinants of the covariances in the likelihoods"
+    )
+
+
+class StatA(TransductiveMethod[StatAOptions]):
     """StatA: TransCLIP with one diagonal covariance per class, and Gaussians anchored at the text features."""
 
-    defaults: ClassVar[Defaults] = {
-        "BASE": OUR_METHOD,  # method whose predictions to correct
-        "ANCHOR": 1.0,  # number of images that the Gaussian of the text counts as
-        "DETERMINANT": False,  # include the determinants of the covariances in the likelihoods
-    }
+    options: ClassVar[type] = StatAOptions
 
-    def correct(self, features: Tensor, logits: Tensor, bank: FeatureBank, weights: Tensor, options: Options) -> Tensor:
-        check_number("ANCHOR", options.ANCHOR, 0)
-        initial, neighbours = logits.log_softmax(dim=1), Neighbours.nearest(features, NEIGHBOURS)
+    def correct(
+        self, features: Tensor, logits: Tensor, bank: FeatureBank, weights: Tensor, options: StatAOptions
+    ) -> Tensor:
+        initial = logits.log_softmax(dim=1)
+        neighbours = Neighbours.nearest(features, NEIGHBOURS)
         text = bank.text_positive
-        labels, means = initial.exp(), text
+        labels = initial.exp()
+        means = text
         first_variance = _shared_variance(features, labels, means)
         variances = first_variance.expand_as(means)
 
         def assign(labels: Tensor) -> Tensor:  # with the current means and variances
             likelihood = _log_gaussian(features, means, variances)
-            if options.DETERMINANT:
+            if options.determinant:
                 likelihood = likelihood - variances.log().sum(dim=-1) / 2
             return _assign(initial, likelihood, labels, neighbours)
 
         for _ in range(GAUSSIAN_UPDATES):
             labels = assign(labels).exp()
             predicted = labels.argmax(dim=1).bincount(minlength=labels.shape[1]).to(labels.dtype)[:, None]
-            trust = predicted / (predicted + options.ANCHOR + EPSILON)
+            trust = predicted / (predicted + options.anchor + EPSILON)
             counts = labels.sum(dim=0)[:, None].clamp_min(EPSILON)
             image_means = labels.t() @ features / counts
             means = F.normalize(trust * F.normalize(image_means, dim=1) + (1 - trust) * text, dim=1)
@@ -182,39 +224,55 @@ class StatA(TransductiveMethod):
         return assign(labels)
 
 
-class ZLaP(TransductiveMethod):
+@dataclass(frozen=True)
+class ZLaPOptions(ClassNodeOptions):
+    """Options of `ZLaP`."""
+
+    neighbours: int = option(5, "NEIGHBOURS", "edges of an image to images, counting itself, and to classes", least=1)
+    gamma: float = option(5.0, "GAMMA", "exponent of the edges to classes", least=0)
+    alpha: float = option(0.3, "ALPHA", "strength of the propagation, below 1", least=0, most=1)
+
+
+class ZLaP(TransductiveMethod[ZLaPOptions]):
     """ZLaP: label propagation from class nodes over a graph of nearest neighbours."""
 
-    defaults: ClassVar[Defaults] = {
-        "BASE": OUR_METHOD,  # method whose class weights are the class nodes
-        "NEIGHBOURS": 5,  # edges of an image to images, counting itself, and to classes
-        "GAMMA": 5.0,  # exponent of the edges to classes
-        "ALPHA": 0.3,  # strength of the propagation, below 1
-    }
+    options: ClassVar[type] = ZLaPOptions
 
-    def correct(self, features: Tensor, logits: Tensor, bank: FeatureBank, weights: Tensor, options: Options) -> Tensor:
-        check_number("NEIGHBOURS", options.NEIGHBOURS, 1, integer=True)
-        check_number("GAMMA", options.GAMMA, 0)
-        check_number("ALPHA", options.ALPHA, 0, 1)
+    def correct(
+        self, features: Tensor, logits: Tensor, bank: FeatureBank, weights: Tensor, options: ZLaPOptions
+    ) -> Tensor:
         num_images, num_classes = logits.shape
-        neighbours = Neighbours.nearest(features, options.NEIGHBOURS - 1)
-        nearest = (features @ weights.t()).clamp_min(0).topk(min(options.NEIGHBOURS, num_classes), dim=1)
-        class_edges = torch.zeros_like(logits).scatter_(1, nearest.indices, nearest.values.pow(options.GAMMA))
+        neighbours = Neighbours.nearest(features, options.neighbours - 1)
+        nearest = (features @ weights.t()).clamp_min(0).topk(min(options.neighbours, num_classes), dim=1)
+        class_edges = torch.zeros_like(logits).scatter_(1, nearest.indices, nearest.values.pow(options.gamma))
         class_degrees = class_edges.sum(dim=0)
         ones = torch.ones(num_images, 1, dtype=features.dtype, device=features.device)
         image_degrees = class_edges.sum(dim=1) + neighbours.propagate(ones)[:, 0]
-        class_root, image_root = (d.clamp_min(EPSILON).rsqrt().unsqueeze(1) for d in (class_degrees, image_degrees))
+        class_root = class_degrees.clamp_min(EPSILON).rsqrt().unsqueeze(1)
+        image_root = image_degrees.clamp_min(EPSILON).rsqrt().unsqueeze(1)
         edges = image_root * class_edges * class_root.t()
         identity = torch.eye(num_classes).to(features)  # e
-        classes, images = identity, torch.zeros_like(logits)
+        classes = identity
+        images = torch.zeros_like(logits)
         for _ in range(SERIES):  # x <- e + ALPHA S x
-            propagated = options.ALPHA * (edges @ classes + image_root * neighbours.propagate(image_root * images))
-            classes = identity + options.ALPHA * (edges.t() @ images)
+            propagated = options.alpha * (edges @ classes + image_root * neighbours.propagate(image_root * images))
+            classes = identity + options.alpha * (edges.t() @ images)
             images = propagated
         return images.clamp_min(EPSILON).log()
 
 
-class ECALP(TransductiveMethod):
+@dataclass(frozen=True)
+class ECALPOptions(ClassNodeOptions):
+    """Options of `ECALP`."""
+
+    images: int = option(8, "IMAGES", "edges of an image to test images, counting itself", least=0)
+    classes: int = option(3, "CLASSES", "edges of an image to classes", least=0)
+    labelled: int = option(8, "LABELLED", "edges of an image to labelled images", least=0)
+    gamma: float = option(10.0, "GAMMA", "exponent of the cosines", least=0)
+    steps: int = option(3, "STEPS", "number of updates", least=0)
+
+
+class ECALP(TransductiveMethod[ECALPOptions]):
     """ECALP: label propagation from class nodes and labelled images, with reweighted features.
 
     Every test image has edges to the nearest test images, itself included, to the nearest class nodes, and to the
@@ -232,43 +290,70 @@ class ECALP(TransductiveMethod):
     steps only change the start of the iteration.
     """
 
-    defaults: ClassVar[Defaults] = {
-        "BASE": OUR_METHOD,  # method whose class weights are the class nodes
-        "IMAGES": 8,  # edges of an image to test images, counting itself
-        "CLASSES": 3,  # edges of an image to classes
-        "LABELLED": 8,  # edges of an image to labelled images
-        "GAMMA": 10.0,  # exponent of the cosines
-        "STEPS": 3,  # number of updates
-    }
+    options: ClassVar[type] = ECALPOptions
 
-    def correct(self, features: Tensor, logits: Tensor, bank: FeatureBank, weights: Tensor, options: Options) -> Tensor:
-        for key in ("IMAGES", "CLASSES", "LABELLED", "GAMMA"):
-            check_number(key, getattr(options, key), 0)
+    def correct(
+        self, features: Tensor, logits: Tensor, bank: FeatureBank, weights: Tensor, options: ECALPOptions
+    ) -> Tensor:
+        """Return the logarithms of the propagated labels `Y`, shape `[M, K]`, which take the place of logits.
 
-        def edges(count: int, nodes: Tensor, importance: Tensor | float = 1.0) -> Neighbours:
+        Args:
+            features: Unit-norm features of all test images, shape `[M, d]`.
+            logits: Logits of the base method, shape `[M, K]`; only their shape and dtype matter.
+            bank: Labelled images.
+            weights: Class nodes, of unit norm, shape `[K, d]`.
+            options: Options of the method.
+        """
+
+        def edges(count: int, nodes: Tensor, importance: Tensor) -> Neighbours:
+            """Edges to the `count` nearest nodes, of features whose channels have these factors."""
             nearest = Neighbours.nearest(F.normalize(importance * features, dim=1), count, nodes)
-            return Neighbours(nearest.indices, nearest.weights.pow(options.GAMMA))
+            return Neighbours(nearest.indices, nearest.weights.pow(options.gamma))
 
-        labelled, labels = bank.cache_keys(), bank.train_labels
-        between = edges(options.IMAGES, features, weights.var(dim=0, correction=0))
-        to_labels = [
-            (edges(options.CLASSES, weights), torch.arange(len(weights), device=labels.device)),
-            (edges(options.LABELLED, labelled, 1 / labelled.var(dim=0, correction=0).clamp_min(EPSILON)), labels),
-        ]
-        degrees, votes = between.propagate(torch.ones_like(logits[:, :1])), torch.zeros_like(logits)
-        for neighbours, node_labels in to_labels:
-            degrees = degrees + neighbours.weights.sum(dim=1, keepdim=True)
-            received = torch.zeros_like(node_labels, dtype=logits.dtype)
-            received.index_add_(0, neighbours.indices.flatten(), neighbours.weights.flatten())
-            normalised = neighbours.weights * _inverse_root(received)[neighbours.indices]
-            votes.scatter_add_(1, node_labels[neighbours.indices], normalised)
-        root, images = _inverse_root(degrees), torch.zeros_like(logits)
-        for _ in range(options.STEPS):
-            images = root * (votes + between.propagate(root * images))
-        return images.clamp_min(EPSILON).log()
+        labelled = bank.cache_keys()
+        every_channel = torch.ones_like(features[0])
+        variance = weights.var(dim=0, correction=0)  # v
+        inverse_variance = 1 / labelled.var(dim=0, correction=0).clamp_min(EPSILON)  # 1 / v'
+        to_images = edges(options.images, features, variance)
+        to_classes = edges(options.classes, weights, every_channel)
+        to_labelled = edges(options.labelled, labelled, inverse_variance)
+        degrees = to_images.propagate(torch.ones_like(logits[:, :1]))  # D of the test images, [M, 1]
+        degrees = degrees + to_classes.weights.sum(dim=1, keepdim=True)
+        degrees = degrees + to_labelled.weights.sum(dim=1, keepdim=True)
+        root = _inverse_root(degrees)
+        received = torch.zeros_like(logits)  # D^1/2 (S_c Y_c + S_l Y_l)
+        class_labels = torch.arange(len(weights), device=bank.train_labels.device)
+        for neighbours, node_labels in ((to_classes, class_labels), (to_labelled, bank.train_labels)):
+            node_degrees = torch.zeros_like(node_labels, dtype=logits.dtype)
+            node_degrees.index_add_(0, neighbours.indices.flatten(), neighbours.weights.flatten())
+            normalised = neighbours.weights * _inverse_root(node_degrees)[neighbours.indices]
+            received.scatter_add_(1, node_labels[neighbours.indices], normalised)
+        labels = torch.zeros_like(logits)  # Y
+        for _ in range(options.steps):
+            labels = root * (received + to_images.propagate(root * labels))
+        return labels.clamp_min(EPSILON).log()
 
 
-class ADAPT(TransductiveMethod):
+@dataclass(frozen=True)
+class ADAPTOptions(TransductiveOptions):
+    """Options of `ADAPT`."""
+
+    bank_size: int = option(6, "BANK_SIZE", "number of images in the bank of a class", least=1)
+    alpha: float = option(0.9, "ALPHA", "weight of the images in the mean of a class")
+    scale: float = by_dataset(
+        20.0,
+        "SCALE",
+        "divisor of the log-likelihoods; by default the authors' for ImageNet",
+        {
+            "Caltech101": 100.0, "DescribableTextures": 60.0, "EuroSAT": 100.0, "FGVCAircraft": 100.0,
+            "Food101": 100.0, "ImageNetA": 40.0, "ImageNetR": 100.0, "ImageNetV2": 30.0, "OxfordFlowers": 60.0,
+            "OxfordPets": 100.0, "StanfordCars": 60.0, "SUN397": 60.0, "UCF101": 70.0,
+        },
+        above=0,
+    )  # fmt: skip
+
+
+class ADAPT(TransductiveMethod[ADAPTOptions]):
     """ADAPT: Gaussian classes with one covariance, estimated from the most confident test images of each class.
 
     The bank of a class has the BANK_SIZE images that are predicted as the class with the least entropy. The mean of a
@@ -286,33 +371,28 @@ class ADAPT(TransductiveMethod):
     positive, as it is with text features of CLIP.
     """
 
-    defaults: ClassVar[Defaults] = {
-        "BASE": OUR_METHOD,  # method whose predictions to correct
-        "BANK_SIZE": 6,  # number of images in the bank of a class
-        "ALPHA": 0.9,  # weight of the images in the mean of a class
-        # Divisor of the log-likelihoods; by default the authors' for ImageNet
-        "SCALE": by_dataset(
-            20.0, Caltech101=100.0, DescribableTextures=60.0, EuroSAT=100.0, FGVCAircraft=100.0, Food101=100.0,
-            ImageNetA=40.0, ImageNetR=100.0, ImageNetV2=30.0, OxfordFlowers=60.0, OxfordPets=100.0, StanfordCars=60.0,
-            SUN397=60.0, UCF101=70.0,
-        ),
-    }  # fmt: skip
+    options: ClassVar[type] = ADAPTOptions
 
-    def correct(self, features: Tensor, logits: Tensor, bank: FeatureBank, weights: Tensor, options: Options) -> Tensor:
-        check_number("BANK_SIZE", options.BANK_SIZE, 1, integer=True)
-        scale, log_y = value_for_task(options, "SCALE", bank), logits.log_softmax(dim=1)
-        y, predicted = log_y.exp(), logits.argmax(dim=1)
-        rows = _most_confident((y * log_y).sum(dim=1), predicted, options.BANK_SIZE)
-        images, labels = features[rows], predicted[rows]
+    def correct(
+        self, features: Tensor, logits: Tensor, bank: FeatureBank, weights: Tensor, options: ADAPTOptions
+    ) -> Tensor:
+        scale = options.scale
+        log_y = logits.log_softmax(dim=1)
+        y = log_y.exp()
+        predicted = logits.argmax(dim=1)
+        rows = _most_confident((y * log_y).sum(dim=1), predicted, options.bank_size)
+        images = features[rows]
+        labels = predicted[rows]
         confident = F.one_hot(labels, len(weights)) * y[rows]  # y_jk of the images j in the bank of class k, [n, K]
         sums = confident.t() @ images  # [K, d]
         totals = (confident.sum(dim=0) + y.sum(dim=0)).clamp_min(EPSILON)
         average = (sums + y.t() @ features) / totals[:, None]
         is_predicted = (predicted.bincount(minlength=len(weights)) > 0)[:, None]
-        means = torch.where(is_predicted, options.ALPHA * average + (1 - options.ALPHA) * weights, weights)
+        means = torch.where(is_predicted, options.alpha * average + (1 - options.alpha) * weights, weights)
         deviations = images - means[labels]
         deviations = deviations - deviations.mean(dim=0)
-        scatter, count = deviations.t() @ deviations, len(rows)
+        scatter = deviations.t() @ deviations
+        count = len(rows)
         ridge = scatter.trace() / max(count - 1, 1) * torch.eye(len(scatter)).to(scatter)
         directions = means @ (len(scatter) * torch.linalg.pinv(scatter + ridge))
         log_p = (features @ directions.t() - (directions * means).sum(dim=1) / 2).log_softmax(dim=1)

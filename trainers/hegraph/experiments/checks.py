@@ -7,14 +7,12 @@ from ..baselines import ALL_BASELINES, load_method
 from ..datasets.base import check_classes
 from ..models.saved import SavedModel
 from ..results.records import PREDICTIONS, SPLIT, read_test_files
-from ..utils.errors import UserError, unknown
+from ..utils.errors import UserError
 from ..utils.option import OUR_METHOD
 from ..utils.reading import read_json, validate
 from .tasks import POOL, TEST_SET, BankTask, Task
 
 logger = logging.getLogger(__name__)
-
-BASES = (OUR_METHOD, "ZeroShot")  # methods that a transductive method may start from
 
 
 def check_training(task: Task) -> None:
@@ -46,10 +44,7 @@ def check_method(task: Task) -> None:
     method = load_method(cfg.run.trainer)
     if method.needs_backbone and isinstance(task, BankTask):
         raise UserError(f"{method.name} learns prompts through the text tower; give images instead of --features")
-    if method.needs_base:
-        if cfg.method.BASE not in BASES:
-            raise unknown("BASE", cfg.method.BASE, BASES)
-    elif cfg.data.unlabelled and method.not_saved:
+    if not method.needs_base and cfg.data.unlabelled and method.not_saved:
         raise UserError(f"{method.name} has no class weights to adapt to unlabelled images; leave out --unlabelled")
     if cfg.data.target_datasets and not method.transfers:
         raise UserError(f"{method.name} has no rule for other classes than its own; leave out --target-datasets")

@@ -33,7 +33,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..baselines import ALL_BASELINES, load_method
-from ..baselines.base import FittedMethod
+from ..baselines.base import FittedMethod, largest_class
 from ..config import Config
 from ..config_files import candidates
 from ..features.bank import FeatureBank, mean_over_views
@@ -76,10 +76,11 @@ def fit_method(task: Task, bank: FeatureBank) -> FittedMethod:
     backbone = task.backbone if method.needs_backbone else None
     started, base = time.monotonic(), {}
     if method.needs_base:  # a transductive method corrects the predictions of its base
-        zero_shot = task.cfg.method.BASE == "ZeroShot"
+        zero_shot = task.cfg.method.base == "ZeroShot"
         base["base"] = load_method("ZeroShot").fit(bank, None, task.seed) if zero_shot else train_adapter(task, bank)
     set_random_seed(task.seed)
-    fitted = method.fit(bank.without_test(), task.cfg.method, task.seed, backbone, **base)
+    options = task.cfg.method_for(bank.dataset, largest_class(bank))
+    fitted = method.fit(bank.without_test(), options, task.seed, backbone, **base)
     wait_for(bank.train_features.device)
     return replace(fitted, seconds=time.monotonic() - started)
 

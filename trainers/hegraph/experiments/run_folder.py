@@ -39,7 +39,7 @@ def run_config(cfg: Config, precision: str = AUTO) -> dict[str, object]:
     transductive method with BASE HeGraphAdapter does, too. `precision` replaces PREC auto.
     """
     name = cfg.run.trainer
-    trains_adapter = name not in ALL_BASELINES or (name in TRANSDUCTIVE_METHODS and cfg.method.BASE == OUR_METHOD)
+    trains_adapter = name not in ALL_BASELINES or (name in TRANSDUCTIVE_METHODS and cfg.method.base == OUR_METHOD)
     flat: dict[str, object] = {}
     for key, value in sorted(cfg.values.items()):
         if key == "DATASET.UNLABELLED" and not value:  # absent from the records of earlier versions

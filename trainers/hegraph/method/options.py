@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from ..utils.errors import UserError
-from ..utils.option import NODE, POSITIVE_BY_SHOTS, SHOT_ROWS, Option, check_options, option
+from ..utils.option import NODE, SHOT_ROWS, Option, check_options, option
 from .relations import REFINED, RELATIONS, RelationType
 
 VARIANTS = ("base", "training_free", "T-N", "T-P", "T", "full")
@@ -17,19 +17,23 @@ SHUFFLES = ("none", "text_to_visual", "visual_to_text", "negative")
 UNTRAINED = ("base", "training_free")  # variants without trainable parameters
 
 _option = partial(option, shapes_model=True)  # a trained model stores it, and a test cannot change it
-_rows = partial(_option, rows=POSITIVE_BY_SHOTS, by_shots=True, above=0)
-CLOSED, FREE = ".CLOSED_FORM", ".TRAINING_FREE"
-KAPPA, OMEGA = "weight of the text prior in a class mean, as a number of images", "weight of the closed-form logits"
-RHO = "shrinkage of the within-class covariance, as a multiple of feature width / number of images"
+_rows = partial(_option, by_task=True, above=0)
+
+# Keys and descriptions of the constants of the closed-form head, for the trained variants and for the training-free one
+CLOSED = ".CLOSED_FORM"
+FREE = ".TRAINING_FREE"
+OF_KAPPA = "weight of the text prior in a class mean, as a number of images"
+OF_RHO = "shrinkage of the within-class covariance, as a multiple of feature width / number of images"
+OF_OMEGA = "weight of the closed-form logits"
 
 
 @dataclass(frozen=True)
 class ClosedFormOptions:
     """Constants of the closed-form head (`closed_form.py`) for one number of shots; UserError for invalid ones."""
 
-    kappa: float = _option(4.0, f"{CLOSED}.KAPPA", KAPPA, filled=True, above=0)
-    rho: float = _option(0.3, f"{CLOSED}.RHO", RHO, above=0)
-    omega: float = _option(0.0, f"{CLOSED}.OMEGA", f"{OMEGA}; 0: no head, as in the paper", filled=True, least=0)
+    kappa: float = _option(4.0, f"{CLOSED}.KAPPA", OF_KAPPA, filled=True, above=0)
+    rho: float = _option(0.3, f"{CLOSED}.RHO", OF_RHO, above=0)
+    omega: float = _option(0.0, f"{CLOSED}.OMEGA", f"{OF_OMEGA}; 0: no head, as in the paper", filled=True, least=0)
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -39,9 +43,9 @@ class ClosedFormOptions:
 class TrainingFreeOptions:
     """Constants of the closed-form head in the training-free variant, as rows `[from this many shots, value]`."""
 
-    kappa: float = _rows(4.0, f"{FREE}.KAPPA", f"{KAPPA}; {SHOT_ROWS}", configured=[[1, 4.0], [2, 2.0]])
-    rho: float = _option(0.3, f"{FREE}.RHO", RHO, above=0)
-    omega: float = _rows(0.15, f"{FREE}.OMEGA", f"{OMEGA}; {SHOT_ROWS}", configured=[[1, 0.15], [8, 0.3], [16, 0.4]])
+    kappa: float = _rows(4.0, f"{FREE}.KAPPA", f"{OF_KAPPA}; {SHOT_ROWS}", configured=[[1, 4.0], [2, 2.0]])
+    rho: float = _option(0.3, f"{FREE}.RHO", OF_RHO, above=0)
+    omega: float = _rows(0.15, f"{FREE}.OMEGA", f"{OF_OMEGA}; {SHOT_ROWS}", configured=[[1, 0.15], [8, 0.3], [16, 0.4]])
 
 
 def metapath_options() -> dict[str, Option]:
@@ -89,7 +93,7 @@ class ModelOptions:
     )
     bias: bool = _option(True, ".BIAS", "whether each class and relation has a trained bias (not in the paper)")
     beta_c: float = _option(1.0, ".BETA_C", "sharpness of the affinities (beta of Tip-Adapter, Eq. 8)", least=0)
-    alpha_c: float = _option(8.0, ".ALPHA_C", "weight of the cache logits (alpha of Tip-Adapter)", filled=True)
+    alpha_c: float = _option(8.0, ".ALPHA_C", "weight of the cache logits (alpha of Tip-Adapter)", filled=True, least=0)
     closed_form: ClosedFormOptions = field(default_factory=ClosedFormOptions)
     noise: float = _option(
         0.0,
@@ -104,7 +108,8 @@ class ModelOptions:
 
     def __post_init__(self) -> None:
         check_options(self)
-        if self.metapath.keys() != (expected := metapath_defaults()).keys():
+        expected = metapath_defaults()
+        if self.metapath.keys() != expected.keys():
             keys = ", ".join(sorted(self.metapath))
             raise UserError(f"metapath must have the keys {', '.join(expected)}, got {keys}")
 

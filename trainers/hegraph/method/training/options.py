@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from ...utils.option import POSITIVE_BY_SHOTS, SHOT_ROWS, option
+from ...utils.option import SHOT_ROWS, option
 
 BINS = 15  # of the expected calibration error and its reliability diagram
 
@@ -30,8 +30,7 @@ class TrainingOptions:
         ".WEAK_TEXT_LR_MULT",
         f"factor on `OPTIM.LR` if McFadden's R² of zero-shot CLIP on the training images is below 0.65; {SHOT_ROWS}",
         configured=[[1, 3.0], [2, 1.0]],
-        rows=POSITIVE_BY_SHOTS,
-        by_shots=True,
+        by_task=True,
         above=0,
     )
     weight_lr_mult: float = option(0.1, ".WEIGHT_LR_MULT", "learning rate of `W`, as a multiple of `OPTIM.LR`", least=0)
