@@ -14,7 +14,8 @@ from PIL import Image
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from trainers.hegraph import HeGraphClassifier, UserError, load_backbone, load_cfg
-from trainers.hegraph.estimator.inputs import class_names, image_list, split_labelled, unit_rows
+from trainers.hegraph.estimator.classes import checked_names, split_labelled
+from trainers.hegraph.estimator.inputs import image_list, unit_rows
 from trainers.hegraph.estimator.training import Origin, task_of
 from trainers.hegraph.method.cache import text_logits
 from trainers.hegraph.method.training import memory
@@ -109,7 +110,7 @@ def test_invalid_features_are_refused(data, quick, features, message):
 ])  # fmt: skip
 def test_class_names_follow_sorted_labels(classnames, message):
     with pytest.raises(UserError, match=message) if message else nullcontext():
-        assert class_names(np.array([1, 5, 7]), classnames) == list(getattr(classnames, "values", classnames.copy)())
+        assert checked_names(np.array([1, 5, 7]), classnames) == list(getattr(classnames, "values", classnames.copy)())
 
 
 @pytest.mark.parametrize(("y", "classnames", "expected"), [

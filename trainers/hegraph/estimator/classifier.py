@@ -13,12 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from pydantic import InstanceOf
-from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.metrics import average_precision_score
-from sklearn.utils import Tags, check_consistent_length
-from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_is_fitted, column_or_1d
-from torch import Tensor
+from sklearn.utils.validation import check_is_fitted
 
 from ..features.backbones.identity import AUTO
 from ..features.bank import mean_over_views
@@ -27,20 +22,17 @@ from ..models.hub import local_folder, push_model
 from ..models.images import ImageModel
 from ..models.saved import SavedModel, adapt
 from ..models.support_set import SupportSet
-from ..utils.devices import choose_device
 from ..utils.errors import UserError
-from ..utils.reading import Size, validate
+from ..utils.reading import validate
+from .classes import Names, check_label_values, checked_names, split_labelled
 from .incremental import KEYS, Addition, Trainer, image_ids, support_set_of, unlabelled_features_of
-from .inputs import Names, as_array, checked_features, checked_X_y, class_names, image_list, split_labelled, unit_rows
-from .labels.issues import LabelIssue, find_label_issues
-from .labels.suggest import suggest
-from .training import options_of
-
-BATCH = 256  # images in a batch of the backbone
+from .inputs import as_array, check_targets, checked_features, checked_X_y, image_list, unit_rows
+from .prediction import PredictionMixin
+from .training import changed_options
 
 
 @dataclass(eq=False, repr=False)
-class HeGraphClassifier(ClassifierMixin, BaseEstimator):
+class HeGraphClassifier(PredictionMixin):
     """Few-shot image classifier: an adapter of a frozen CLIP model, with the interface of scikit-learn.
 
     Examples:
@@ -128,28 +120,39 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
 
         Args:
             X: Training images.
-            y: Their n labels, of any sortable type. With several labels per image, indicators of 0 and 1, shape
-                `[n, K]`, whose columns are the classes 0 to K - 1, or a list of n label sets.
+            y: Their n labels: all strings, all numbers or all booleans. With several labels per image, indicators of 0
+                and 1, shape `[n, K]`, whose columns are the classes 0 to K - 1, or a list of n label sets.
             classnames, text_features, negative_text_features: Replace the parameters with these names.
             unlabelled: Unlabelled images for semi-supervised learning, passed to `adapt`.
+
+        Raises:
+            ValueError, TypeError: If scikit-learn rejects `X` or `y`.
+            UserError: If labels are of other or of several types, an image is unreadable, a parameter or a name is
+                invalid, fewer than two classes have images, the memory is too small, or the training diverges.
         """
         names = self.classnames if classnames is None else classnames
         X, y, classes = checked_X_y(self, X, y)
         pool: list[Any] = [] if unlabelled is None else [unlabelled]
         if y.ndim == 1:
             X, y, rest = split_labelled(X, y, names)
-            pool, classes = [*pool, *rest], np.unique(y)
+            pool = [*pool, *rest]
+            classes = np.unique(y)
         elif pool:
             raise UserError("adaptation to unlabelled images needs one label per image, and y has several")
         if pool and not isinstance(X, list) and image_list(pool[0]) is None:
             checked_features(self, pool[0])  # rejects another width before the training
         if not len(y):
             assert names is not None  # without names, -1 is a class
-            classes = np.unique(list(names)) if isinstance(names, Mapping) else np.arange(len(names))
+            if isinstance(names, Mapping):
+                check_label_values(names, "classnames")
+                classes = np.unique(list(names))
+            else:
+                classes = np.arange(len(names))
         elif y.ndim == 1 and len(classes) < 2:
             raise UserError(f"expected at least two classes in y, got one class: {classes.tolist()}")
         text = self._text(text_features, negative_text_features)
-        return self._train(Addition(X, y, classes, class_names(classes, names), *text), pool, reset=True)
+        addition = Addition(X, y, classes, checked_names(classes, names), *text)
+        return self._train(addition, pool, reset=True)
 
     def partial_fit(
         self,
@@ -174,18 +177,31 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
                 their sorted labels. Existing classes keep their own by default.
             classes: All labels of all calls, as in other classifiers of scikit-learn. Optional; if passed, other labels
                 in `y` are rejected.
+
+        Raises:
+            ValueError, TypeError: If scikit-learn rejects `X` or `y`.
+            UserError: As in `fit`; also if a new class lacks the text that the other classes have, or the labels are
+                not of the same kind as before.
         """
-        known = self._support_set().by_label if hasattr(self, "model_") else None
-        X, y, labels = checked_X_y(self, X, y, known is None, classes if known is None else list(known))
-        if classes is not None and (rest := set(labels.tolist()) - set(np.atleast_1d(as_array(classes)).tolist())):
-            raise UserError(f"expected labels of classes in y, got {sorted(rest)[:5]}")
-        text = text_features, negative_text_features
-        if known is None:
-            classnames, text = self.classnames if classnames is None else classnames, self._text(*text)
+        is_first = not hasattr(self, "model_")
+        if classes is not None:
+            classes = np.atleast_1d(as_array(classes)).tolist()
+        known = {} if is_first else self._support_set().by_label
+        X, y, labels = checked_X_y(self, X, y, is_first, classes if is_first else list(known))
+        if classes is not None:
+            check_label_values(classes, "classes")
+            others = set(labels.tolist()) - set(classes)
+            if others:
+                raise UserError(f"expected labels of classes in y, got {sorted(others)[:5]}")
+        text = (text_features, negative_text_features)
+        if is_first:
+            text = self._text(text_features, negative_text_features)
+            classnames = self.classnames if classnames is None else classnames
         if classnames is None:
-            names = {**(self.classnames if isinstance(self.classnames, Mapping) else {}), **(known or {})}
+            names = dict(self.classnames) if isinstance(self.classnames, Mapping) else {}
+            names |= known
             classnames = {label: names.get(label, str(label)) for label in labels.tolist()}
-        return self._train(Addition(X, y, labels, class_names(labels, classnames), *text))
+        return self._train(Addition(X, y, labels, checked_names(labels, classnames), *text))
 
     def add_class(
         self,
@@ -206,25 +222,32 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
             name: Name of the class; None takes the label.
             text_features, negative_text_features: Text features `[d]`; by default, the backbone encodes the name. A
                 class without images needs one of the two.
+
+        Raises:
+            ValueError, TypeError: If scikit-learn rejects `X`.
+            UserError: If the class exists, the label is not of the kind of the other labels, or as in `partial_fit`.
         """
-        label, name = validate(Hashable, label, "label"), str(label) if name is None else name  # type: ignore[type-abstract]
+        check_label_values([validate(Hashable, label, "label")], "label")  # type: ignore[type-abstract]
+        name = str(label) if name is None else name
         if hasattr(self, "model_") and label in self._support_set().by_label:
             raise UserError(f"expected a new label, got the existing class {label!r}; use partial_fit to add images")
-        text, several = (text_features, negative_text_features), self._multilabel()
-        rows = (None if features is None else np.atleast_2d(as_array(features)) for features in text)
+        positive = None if text_features is None else np.atleast_2d(as_array(text_features))
+        negative = None if negative_text_features is None else np.atleast_2d(as_array(negative_text_features))
         if X is not None:
             num = len(validate(InstanceOf[Sized], X, "X"))  # type: ignore[type-abstract]
-            return self.partial_fit(X, [{label}] * num if several else np.full(num, label), {label: name}, *rows)
+            y = [{label}] * num if self._multilabel() else np.full(num, label)
+            return self.partial_fit(X, y, {label: name}, positive, negative)
         labels = np.array([label])
-        check_classification_targets(labels)
-        none = np.zeros((0, 1), dtype=bool) if several else labels[:0]
-        return self._train(Addition(None, none, labels, class_names(labels, [name]), *rows))
+        check_targets(labels)
+        no_images = np.zeros((0, 1), dtype=bool) if self._multilabel() else labels[:0]
+        return self._train(Addition(None, no_images, labels, checked_names(labels, [name]), positive, negative))
 
     def remove_class(self, label: Any) -> HeGraphClassifier:
         """Remove a class and its images. UserError if the class does not exist, or is the last one."""
         support_set = self._support_set()
+        position = support_set.index(validate(Hashable, label, "label"))  # type: ignore[type-abstract]
         remaining = torch.ones(len(support_set.names), dtype=torch.bool)
-        remaining[support_set.index(validate(Hashable, label, "label"))] = False  # type: ignore[type-abstract]
+        remaining[position] = False
         return self._train(support_set.of_classes(remaining))
 
     def forget(self, X: Any, y: Any) -> HeGraphClassifier:
@@ -240,7 +263,9 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
         X, y, _ = checked_X_y(self, X, y, reset=False)
         queries = image_ids(X) if isinstance(X, list) else mean_over_views(unit_rows(X.swapaxes(0, 1)))
         rest = support_set.without(support_set.find(y.tolist(), queries))
-        return self._train(rest.of_classes(rest.counts > 0) if rest.positive is None else rest)
+        if rest.positive is None:
+            rest = rest.of_classes(rest.counts > 0)
+        return self._train(rest)
 
     def adapt(self, U: Any) -> HeGraphClassifier:
         """Adapt to unlabelled images `U`. Works best if `U` comes from the distribution of the images to classify.
@@ -251,79 +276,6 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
         check_is_fitted(self, "model_")
         self.model_, _ = adapt(self._fitted, self._encoded(U).cpu(), self._device())
         return self
-
-    def decision_function(self, X: Any) -> np.ndarray:
-        """Logits, shape `[n, K]`; for two classes, the difference of the second and the first, shape `[n]`."""
-        logits = self._logits(X).numpy()
-        return logits[:, 1] - logits[:, 0] if logits.shape[1] == 2 and not self._multilabel() else logits
-
-    def predict_proba(self, X: Any) -> np.ndarray:
-        """Probabilities of the classes in the order of `classes_`, shape `[n, K]`.
-
-        With several labels per image, each is the probability of a label, and they do not add up to 1.
-        """
-        logits = self._logits(X)  # checks that the classifier is fitted
-        return self.model_.calibrate(logits).numpy()
-
-    def predict(self, X: Any) -> np.ndarray:
-        """Most probable class of each image, shape `[n]`; with several labels per image, indicators `[n, K]`."""
-        logits = self._logits(X)
-        if self.model_.thresholds is not None:
-            return (logits >= self.model_.thresholds).numpy().astype(int)
-        return self.classes_[logits.argmax(dim=1).numpy()]
-
-    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
-        """Accuracy or, with several labels per image, mAP: the mean average precision of the classes in `y`."""
-        if not self._multilabel():
-            return super().score(X, y, sample_weight)
-        X, y, classes = checked_X_y(self, X, y, reset=False, columns=self.classes_.tolist())
-        tested = y.any(axis=0)
-        if not tested.any() or not np.isin(classes[tested], self.classes_).all():
-            raise UserError(f"expected labels of classes_ in y, got {classes[tested].tolist()[:5]}")
-        scores = self.decision_function(X)[:, np.searchsorted(self.classes_, classes[tested])]
-        return average_precision_score(y[:, tested], scores, average="macro", sample_weight=sample_weight)
-
-    def is_known(self, X: Any, rate: float = 0.95) -> np.ndarray:
-        """Open-set rejection: whether each image is accepted as one of the classes, booleans of shape `[n]`.
-
-        `rate` is the fraction of images of known classes to accept. UserError if it is out of range, or the model has
-        no scores of known images.
-        """
-        logits = self._logits(X)
-        return self.model_.is_known(logits, rate).numpy()
-
-    def suggest(self, X: Any, n: int = 20) -> list[int]:
-        """Active learning: positions of at most n unlabelled images to label next, best first.
-
-        Classes without labels get a typical image first. Then classes with few labels get their least certain image.
-        """
-        check_is_fitted(self, "model_")
-        n = validate(Size, n, "n", convert=True)
-        return suggest(self._fitted, self._encoded(X).cpu(), n)
-
-    def label_issues(self, X: Any, y: Any) -> list[LabelIssue]:
-        """Find label errors by leave-one-out prediction with the training-free variant.
-
-        Only classes and text of the model are used, so the images need not be those of `fit`.
-
-        Args:
-            X: Images or features, as in `fit`.
-            y: Labels of at least two classes in `classes_`.
-
-        Returns:
-            A `LabelIssue(index, label, suggested, score)` for each image, the most suspicious first. A score above 0
-            means that another class is more probable.
-        """
-        check_is_fitted(self, "model_")
-        self.model_.check_single_label("label_issues")
-        features, y = self._encoded(X).cpu(), column_or_1d(as_array(y))
-        check_consistent_length(features, y)
-        classes = self.classes_.tolist()
-        if unknown := sorted(set(y.tolist()) - set(classes), key=str):
-            raise UserError(f"expected labels of classes_ in y, got {unknown[:5]}")
-        labels = torch.tensor([classes.index(label) for label in y.tolist()])
-        model = self.model_
-        return find_label_issues(features, labels, model.text_positive, model.logit_scale, classes)
 
     def save_pretrained(self, directory: str | Path, *, endpoint: bool = False) -> None:
         """Write a model folder, which the command line reads too.
@@ -360,6 +312,9 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
             device, precision: Parameters of the class; None as precision is "auto".
             backbone, pretrained: Backbone for images, which must give the same features; None takes the one named in
                 the model.
+
+        Raises:
+            UserError: If the folder or the repository does not exist or cannot be reached, or is no valid model.
         """
         validate(str, backbone or "", "backbone")
         model = load_model(local_folder(str(name), revision, token))
@@ -374,15 +329,16 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
         backbone: str | None = None,
         pretrained: str = "auto",
     ) -> HeGraphClassifier:
-        """Classifier of a model in memory; arguments as of `from_pretrained`."""
+        """Classifier of a model in memory; the arguments are as in `from_pretrained`."""
         if backbone is None and model.backbone.model:
-            backbone, pretrained = model.backbone.model, model.backbone.pretrained
+            backbone = model.backbone.model
+            pretrained = model.backbone.pretrained
         classifier = cls(
             backbone,
             pretrained,
             device=device,
             precision=precision or AUTO,
-            options=options_of(model),
+            options=changed_options(model),
             variant=model.trained_on.config.get(KEYS["variant"]),  # also without images
             logit_scale=model.logit_scale,
             random_state=model.trained_on.seed,
@@ -410,56 +366,29 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
             revision: Branch, created if necessary; None takes the main branch.
             private: Whether a new repository is private.
             commit_message: Message of the commit.
-            endpoint: As of `save_pretrained`.
+            endpoint: As in `save_pretrained`.
+
+        Raises:
+            UserError: If the name is invalid, or the Hub refuses the upload or cannot be reached.
         """
         check_is_fitted(self, "model_")
         name = validate(str, repo_id, "repo_id")
         return push_model(self.model_, name, token, revision, private, commit_message, endpoint)
 
-    def __sklearn_tags__(self) -> Tags:
-        tags = super().__sklearn_tags__()
-        tags.classifier_tags.multi_label = self.variant == "training_free"
-        return tags
-
     def __getstate__(self) -> dict:
         # Without the backbone, which is loaded again on demand. The state may be the attributes themselves, not a copy
         return {name: value for name, value in super().__getstate__().items() if name != "_image_model"}
 
-    def _encoded(self, X: Any) -> Tensor:
-        """Encode `X` as unit-norm features `[n, d]`; several views are averaged."""
-        if (images := image_list(X)) is None:
-            X, _ = checked_features(self, X)
-            return unit_rows(X[:, 0]) if X.shape[1] == 1 else unit_rows(unit_rows(X).mean(dim=1).numpy())
-        if self._image_model is None:
-            backbone = (self.backbone, self.pretrained) if self.backbone else ("", "")
-            own = None if KEYS["precision"] in (self.options or ()) else self.precision  # `options` has precedence
-            precision = own or self.model_.backbone.precision
-            self._image_model = ImageModel.load(self.model_, self._device(), *backbone, precision)
-        return self._image_model.features(images, BATCH)
-
-    def _logits(self, X: Any) -> Tensor:
-        """Logits on the CPU, shape `[n, K]`.
-
-        Computed in float64, so that logits of an image do not depend on the number of images.
-        """
-        check_is_fitted(self, "model_")
-        features = self._encoded(X).to(self._device(), torch.float64)
-        return self.model_.classifier.to(features.device, torch.float64).logits(features).cpu()
-
-    def _device(self) -> str:
-        return choose_device(self.device, "device")
-
     def _text(self, positive: Any, negative: Any) -> tuple[Any, Any]:
         """Text features of a call, or else those of the parameters."""
-        own = self.text_features, self.negative_text_features
-        return own[0] if positive is None else positive, own[1] if negative is None else negative
-
-    def _multilabel(self) -> bool:
-        """Whether the model has several labels per image; False before `fit`."""
-        return hasattr(self, "model_") and self.model_.thresholds is not None
+        if positive is None:
+            positive = self.text_features
+        if negative is None:
+            negative = self.negative_text_features
+        return positive, negative
 
     def _support_set(self) -> SupportSet:
-        """Support set before an adaptation; NotFittedError, or UserError as of `support_set_of`."""
+        """Support set before an adaptation; NotFittedError, or UserError if the model has none."""
         check_is_fitted(self, "model_")
         return support_set_of(self._fitted)
 
@@ -477,8 +406,10 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
         model, backbone = Trainer(self.get_params(deep=False), previous, self._device(), loaded).train(change)
         assert model.support_set is not None
         adapted = model if unlabelled is None else adapt(model, unlabelled, self._device())[0]
-        self.classes_, self.n_features_in_ = model.support_set.classes, model.classifier.width
-        self.model_, self._fitted = adapted, model
+        self.classes_ = model.support_set.classes
+        self.n_features_in_ = model.classifier.width
+        self._fitted = model
+        self.model_ = adapted
         self._image_model = None if backbone is None else ImageModel(model, backbone)
         if pool:
             unlabelled = torch.cat([self._encoded(U).cpu() for U in pool])

@@ -23,7 +23,7 @@ from ..experiments.record import make_model
 from ..experiments.run_folder import RunFolder
 from ..experiments.tasks import FeatureTask, ImageTask, Task, ids_of_names, names_of
 from ..features.backbones.schema import BackboneConfig
-from ..features.bank import FeatureBank, label_list
+from ..features.bank import FeatureBank, label_list, mean_over_views
 from ..features.extract import class_prompts
 from ..method.closed_form import OMEGA_NEW, TextPrior
 from ..method.graph import class_prototypes
@@ -31,9 +31,9 @@ from ..method.training.memory import refuse_beyond_memory, training_bytes
 from ..method.unlabelled import ClassSums
 from ..models.saved import Preprocessing, Prompts, SavedModel
 from ..models.support_set import SupportSet, scatter_state
-from ..utils.errors import UserError, first_line
+from ..utils.errors import UserError
 from ..utils.option import NODE, OUR_METHOD
-from ..utils.reading import Positive, validate
+from ..utils.reading import LenientModel, Positive, validate
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ def make_configuration(
     return cfg
 
 
-def options_of(model: SavedModel) -> dict[str, Any]:
+def changed_options(model: SavedModel) -> dict[str, Any]:
     """Configuration keys of a model that differ from the defaults, for the parameter `options`.
 
     Keys filled by BY_SHOTS are omitted, so that they are filled again for another number of shots. Empty for another
@@ -80,15 +80,24 @@ def options_of(model: SavedModel) -> dict[str, Any]:
     config = model.trained_on.config
     known = {key: value for key, value in config.items() if key in OPTIONS and not key.startswith(excluded)}
     try:
-        if selected := model.trained_on.selected:  # on val images
-            known |= zip(selected["keys"], selected["value"])
-        cfg, default = load_cfg(flags=known), default_values()
-    except (UserError, KeyError, TypeError) as error:
+        if model.trained_on.selected:  # on val images
+            selected = validate(SelectedOptions, model.trained_on.selected, "options selected on val images")
+            known |= zip(selected.keys, selected.value)
+        cfg = load_cfg(flags=known)
+    except UserError as error:
         text = "this version does not support the model's configuration, so further training uses the default: %s"
-        logger.warning(text, first_line(error))
+        logger.warning(text, error)
         return {}
+    default = default_values()
     keys = [key for key in known if not key.startswith("DATASET.") or key == "DATASET.NAME"]
     return {key: known[key] for key in keys if cfg.values[key] != default[key] and not is_filled(cfg, key)}
+
+
+class SelectedOptions(LenientModel):
+    """Options of a model that its run selected on val images: configuration keys, and their values in this order."""
+
+    keys: list[str]
+    value: list[Any]
 
 
 class Origin(NamedTuple):
@@ -137,10 +146,12 @@ def train_model(support_set: SupportSet, origin: Origin, cfg: Config, device: st
     """
     if support_set.multilabel:
         return train_multilabel(support_set, origin, cfg, device)
-    seen, names = support_set.counts > 0, support_set.names
+    names = support_set.names
+    seen = support_set.counts > 0
     trains = bool(seen.sum() >= 2)
     if support_set.positive is None and not seen.all():
-        raise UserError("classes without images need text_features or a backbone")
+        unseen = next(name for name, has_images in zip(names, seen.tolist()) if not has_images)
+        raise UserError(f"classes without images, such as {unseen!r}, need text_features or a backbone")
     known = support_set.of_classes(seen) if trains else support_set
     task = task_of(known, origin, cfg)
     bank = task.bank().to(device)
@@ -158,9 +169,12 @@ def train_model(support_set: SupportSet, origin: Origin, cfg: Config, device: st
 
 
 def train_multilabel(support_set: SupportSet, origin: Origin, cfg: Config, device: str) -> SavedModel:
-    """Train a model with several labels per image; arguments and errors as of `train_model`.
+    """Train a model with several labels per image; the arguments are as in `train_model`.
 
     Without text, the zero-shot classifier of the model consists of the mean features of the classes.
+
+    Raises:
+        UserError: If the variant is not training-free, there are fewer than two images, or the memory is too small.
     """
     if cfg.model.variant != "training_free":
         expected = "several labels per image need variant='training_free', which has neither training steps nor a cache"
@@ -178,19 +192,19 @@ def train_multilabel(support_set: SupportSet, origin: Origin, cfg: Config, devic
 
 def metadata_of(support_set: SupportSet, origin: Origin, cfg: Config) -> dict[str, Any]:
     """Attributes of a model that describe its support set."""
-    prompts, names = None, support_set.names
+    names = support_set.names
+    prompts = None
     if origin.prompted:
         positive, negative = class_prompts(cfg.data.name or NO_NAME, names, cfg.encoding)
         prompts = Prompts(positive=positive, negative=negative)
     labels = support_set.classes.tolist()
-    is_plain = all(isinstance(label, (bool, int, float, str)) for label in labels)
     return {
         "classnames": names,
         "class_ids": ids_of_names(names),
         "backbone": origin.backbone,
         "preprocessing": origin.preprocessing,
         "prompts": prompts,
-        "labels": tuple(labels) if is_plain and labels != list(names) else None,
+        "labels": tuple(labels) if labels != list(names) else None,
         "support_set": support_set,
         "images": tuple(support_set.counts.tolist()),
         "image_ids": tuple(support_set.ids.tolist()) if support_set.ids.any() else None,
@@ -202,7 +216,8 @@ def check_memory(bank: FeatureBank, batch: int, device: str) -> None:
 
     Calibration needs three float64 copies of the logits of all images, in addition to the training.
     """
-    num_classes, (views, num_images, width) = len(bank.classnames), bank.train_features.shape
+    num_classes = len(bank.classnames)
+    views, num_images, width = bank.train_features.shape
     parts = training_bytes(num_classes, num_images, width, views, min(batch, num_images))
     what = f"training on {num_images} images of {num_classes} classes"
     refuse_beyond_memory(sum(parts.values()) + 3 * 8 * num_images * num_classes, what, device)
@@ -214,11 +229,15 @@ def task_of(support_set: SupportSet, origin: Origin, cfg: Config) -> Task:
     Without text, a positive text node is the mean of its class. Without negative text, a negative node is the negative
     of the positive one.
     """
-    positive, labels, names = support_set.positive, support_set.labels, support_set.names
+    labels = support_set.labels
+    names = support_set.names
+    positive = support_set.positive
     if positive is None:
-        keys = F.normalize(support_set.features.mean(dim=0), dim=-1)
-        several = support_set.multilabel
-        positive = F.normalize(labels.t().float() @ keys, dim=-1) if several else class_prototypes(keys, labels, names)
+        keys = mean_over_views(support_set.features)
+        if support_set.multilabel:
+            positive = F.normalize(labels.t().float() @ keys, dim=-1)
+        else:
+            positive = class_prototypes(keys, labels, names)
     bank = FeatureBank(
         train_features=support_set.features,
         train_labels=labels,
@@ -240,7 +259,10 @@ def with_named_classes(model: SavedModel, support_set: SupportSet, seen: torch.T
     of their mean is a cache key with the weight of an average class. Without a cache, the closed-form head has the same
     weight as for other classes, because few images would be classified as a new class with the smaller `OMEGA_NEW`.
     """
-    positive, negative, transfer, scale = support_set.positive, support_set.negative, model.transfer, model.logit_scale
+    positive = support_set.positive
+    negative = support_set.negative
+    transfer = model.transfer
+    scale = model.logit_scale
     assert positive is not None and negative is not None and transfer is not None  # classes without images have text
     trained = model.classifier
     weights = scale * F.normalize(transfer.class_features(positive, negative), dim=-1)
@@ -248,7 +270,8 @@ def with_named_classes(model: SavedModel, support_set: SupportSet, seen: torch.T
     if transfer.messages is not None:
         head_weights, head_bias = transfer.messages.folded(positive)
         omega = transfer.options.closed_form.omega if trained.keys is None else OMEGA_NEW
-        weights, bias = weights + omega * scale * head_weights, omega * scale * head_bias
+        weights = weights + omega * scale * head_weights
+        bias = omega * scale * head_bias
     weights[seen] = trained.weights
     bias[seen] = 0.0 if trained.bias is None else trained.bias
     sums = ClassSums.of(support_set.keys(), support_set.labels, len(seen))
@@ -256,7 +279,8 @@ def with_named_classes(model: SavedModel, support_set: SupportSet, seen: torch.T
     if trained.keys is not None and trained.labels is not None:
         means = sums.sums[seen] / sums.counts[seen, None]
         prior = F.normalize(TextPrior(positive[seen], means).predict(positive[~seen]), dim=-1).float()
-        known, named = seen.nonzero().flatten(), (~seen).nonzero().flatten()
+        known = seen.nonzero().flatten()
+        named = (~seen).nonzero().flatten()
         share = torch.full((len(named),), len(trained.keys) / len(known))
         changed = replace(
             changed,

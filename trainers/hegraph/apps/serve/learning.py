@@ -23,6 +23,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from ...datasets.images import open_upload
+from ...estimator.classes import checked_names
 from ...estimator.classifier import HeGraphClassifier
 from ...estimator.incremental import (
     Addition,
@@ -33,7 +34,6 @@ from ...estimator.incremental import (
     support_set_of,
     unlabelled_features_of,
 )
-from ...estimator.inputs import class_names
 from ...estimator.labels.issues import find_label_issues
 from ...estimator.labels.suggest import suggest
 from ...experiments.lock import Locked, lock_folder
@@ -251,4 +251,4 @@ def addition(
     y = np.array([[label in row for label in labels.tolist()] for row in rows], dtype=bool).reshape(-1, len(labels))
     if not support_set.multilabel:
         y = labels[y.argmax(axis=1)]
-    return Addition([image for _, image in images] or None, y, labels, class_names(labels, names))
+    return Addition([image for _, image in images] or None, y, labels, checked_names(labels, names))
