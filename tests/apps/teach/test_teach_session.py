@@ -28,7 +28,7 @@ from trainers.hegraph.datasets.images import open_image
 from trainers.hegraph.estimator.incremental import image_ids
 from trainers.hegraph.estimator.labels.issues import find_label_issues
 from trainers.hegraph.estimator.labels.suggest import suggest
-from trainers.hegraph.estimator.model_selection.backbones import Candidate
+from trainers.hegraph.estimator.model_selection.candidates import Candidate
 from trainers.hegraph.estimator.training import train_model
 from trainers.hegraph.features.backbones.identity import MINI_CONFIG
 from trainers.hegraph.models.folder import load_model

@@ -161,6 +161,13 @@ def test_equal_images_have_finite_logits():
     assert left_out(features, labels, torch.eye(4, dtype=torch.float64)[:2], training_free_options(3)).isfinite().all()
 
 
+def test_options_are_those_of_the_largest_class():
+    features, labels, text = images_of([1, 9, 2], 10, seed=6)
+    logits, _ = leave_one_out(features, labels, text, SCALE)
+    of_largest, of_smallest = (left_out_logits(features, labels, text, SCALE, training_free_options(n)) for n in (9, 1))
+    assert torch.equal(logits, of_largest) and not torch.allclose(logits, of_smallest)
+
+
 @pytest.mark.parametrize(("shots", "constants"), [(1, (4.0, 0.3, 0.15)), (2, (2.0, 0.3, 0.15)), (9, (2.0, 0.3, 0.3))])
 def test_default_options_by_shots(shots, constants):
     options = training_free_options(shots)

@@ -20,16 +20,16 @@ from trainers.hegraph.__main__ import main
 from trainers.hegraph.commands.backbones import size
 from trainers.hegraph.estimator.model_selection.backbones import (
     COLUMNS,
-    Candidate,
-    Result,
+    BackboneResult,
     class_indices,
-    compare,
-    parse_candidate,
-    read_candidates,
+    compare_candidates,
+    measure_speed,
     recommend,
 )
+from trainers.hegraph.estimator.model_selection.candidates import Candidate, parse_candidate, read_candidates
 from trainers.hegraph.features.backbones.identity import MINI_CONFIG
 from trainers.hegraph.features.backbones.loading import local_weights
+from trainers.hegraph.results.intervals import Ranking
 from trainers.hegraph.utils.errors import UserError
 
 
@@ -42,9 +42,9 @@ def random_model(tmp_path_factory) -> str:
     return f"local-dir:{folder}"
 
 
-def result(name: str, correct: str, speed: float = 1.0) -> Result:
+def result(name: str, correct: str, speed: float = 1.0) -> BackboneResult:
     """Result of a candidate; `correct` has a "1" for each correctly classified image."""
-    return Result(Candidate(name=name), 50.0, np.array([sign == "1" for sign in correct]), speed)
+    return BackboneResult(Candidate(name=name), 50.0, np.array([sign == "1" for sign in correct]), speed)
 
 
 # The command
@@ -190,7 +190,7 @@ def test_worse_backbone_is_not_recommended():
 
 def test_no_usable_candidate_is_one_error(refused):
     with refused("candidates.none", "out of memory"):
-        recommend([Result(Candidate(name="large"), error="out of memory")])
+        recommend([BackboneResult(Candidate(name="large"), error="out of memory")])
 
 
 @pytest.mark.parametrize(("error", "message"), [
@@ -202,7 +202,7 @@ def test_lack_of_memory_or_disk_is_a_row(error, message):
     def encode(candidate):
         raise error
 
-    [found] = compare([Candidate(name="hegraph-mini")], encode)
+    [found] = compare_candidates([Candidate(name="hegraph-mini")], encode)
     assert found.error.startswith(message)
 
 
@@ -211,7 +211,7 @@ def test_other_exceptions_are_raised():
         raise RuntimeError("size of tensor a must match")
 
     with pytest.raises(RuntimeError, match="must match"):
-        compare([Candidate(name="hegraph-mini")], encode)
+        compare_candidates([Candidate(name="hegraph-mini")], encode)
 
 
 # Python
@@ -257,7 +257,7 @@ def test_labels_may_be_tensors_arrays_or_booleans(labels):
         ([["a"], ["b"], ["a"]], None, "labels.type"),
         (["a", "a", "a"], None, "classes.few"),
         (torch.eye(3), None, "labels.type"),
-        (np.eye(3), ["a", "b", "c"], "labels.unknown"),
+        (np.eye(3), ["a", "b", "c"], "labels.type"),
     ],
 )
 def test_wrong_labels_are_refused(labels, names, code, refused):
@@ -274,3 +274,86 @@ def test_unreadable_images_are_an_error_of_the_row(tmp_path):
 def test_invalid_repository_is_refused():
     with pytest.raises(UserError, match="expected the name of a repository"):
         read_candidates(["hf-hub:no name"], 1.0)
+
+
+# Labels in Python: one reading for all
+
+
+THREE = ["1.jpg", "2.jpg", "3.jpg"]
+
+
+def test_integers_are_indices_of_names_like_numbers():
+    names, indices = class_indices(THREE, [0, 1, 2], ["2", "3", "1"])
+    assert (names, indices.tolist()) == (["2", "3", "1"], [0, 1, 2])
+
+
+def test_strings_are_names_like_numbers():
+    _, indices = class_indices(THREE, ["2", "3", "1"], ["1", "2", "3"])
+    assert indices.tolist() == [1, 2, 0]
+
+
+@pytest.mark.parametrize(("labels", "names", "code"), [
+    ([0, "b", 1], ["a", "b"], "labels.type"),  # an index and a name
+    ([1, 2, 3], ["2", "3", "1"], "labels.unknown"),  # integers are no names
+    ([0.0, 1.0, 1.0], ["a", "b"], "labels.type"),
+    ([1.0, float("nan"), 2.0], None, "labels.type"),
+    (["a", None, "b"], None, "labels.type"),
+    (["a", " ", "b"], None, "schema"),
+    ([0, 1, 1], ["a", ""], "schema"),
+    ([0, 1, 1], "ab", "schema"),
+    (["crane", "bee", "bee"], ["crane", "bee", "crane"], "labels.unknown"),  # two classes have this name
+])  # fmt: skip
+def test_labels_with_two_readings_are_refused(labels, names, code, refused):
+    with refused(code):
+        class_indices(THREE, labels, names)
+
+
+def test_indices_distinguish_classes_of_one_name():
+    assert class_indices(THREE, [0, 1, 2], ["crane", "bee", "crane"])[1].tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("candidates", [[5], [""], [None], 5, "mini"], ids=str)
+def test_candidates_are_a_list_of_names(candidates):
+    with pytest.raises(UserError, match="candidates: "):
+        compare_backbones(THREE, ["a", "b", "b"], candidates=candidates)
+
+
+# Speed and ranking
+
+
+def test_fastest_of_two_tied_candidates_is_recommended():
+    results = [result("best", "1" * 30), result("fastest", "1" * 29 + "0", 9), result("faster", "1" * 29 + "0", 5)]
+    assert recommend(results)[0].candidate.name == "fastest"
+
+
+def test_speed_is_images_per_second(monkeypatch):
+    """A backbone of 0.25 seconds per call, after a slower first call, encodes 3 images in each."""
+    clock = [0.0]
+
+    class Slow:
+        calls = 0
+
+        def encode_images(self, images):
+            self.calls += 1
+            clock[0] += 7.0 if self.calls == 1 else 0.25 + 0.125 * (self.calls == 2)
+
+    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
+    backbone = Slow()
+    assert measure_speed(backbone, [Image.new("RGB", (2, 2))] * 3) == 3 / 0.25
+    assert backbone.calls == 9  # the first one, and 0.375 + 7 * 0.25 seconds, which exceed 2
+
+
+def ranked(name: str, scores: list[list[float]], speed: float) -> BackboneResult:
+    """Result with several labels per image: 20 images, each with one of two labels in turn."""
+    labels = np.eye(2, dtype=bool)[np.arange(20) % 2]
+    return BackboneResult(Candidate(name=name), 50.0, Ranking(np.array(scores), labels), speed)
+
+
+def test_faster_ranking_of_all_images_wrong_is_not_recommended():
+    right = [[1.0, 0.0], [0.0, 1.0]] * 10
+    wrong = [[0.0, 1.0], [1.0, 0.0]] * 10
+    best = ranked("best", right, 1.0)
+    worst = ranked("worst", wrong, 9.0)
+    assert best.accuracy == 100 and worst.accuracy == 50
+    assert worst.minus(best).high < 0 < best.minus(worst).low
+    assert recommend([best, worst])[0].candidate.name == "best"

@@ -16,10 +16,13 @@ from ..utils.option import NODE
 
 if TYPE_CHECKING:
     from ..config import Config
-    from ..estimator.model_selection.backbones import Candidate, Encoded, Result
+    from ..estimator.model_selection.backbones import BackboneResult, Encoded
+    from ..estimator.model_selection.candidates import Candidate
 
 HEADER = ("backbone", "zero-shot", "leave-one-out", "95 % interval", "speed", "weights", "parameters", "licence")
-OWN_IMAGES, OWN_IMAGES_MULTILABEL = "folder", "multilabel"  # configurations of your own images
+# Configurations of your own images
+OWN_IMAGES = "folder"
+OWN_IMAGES_MULTILABEL = "multilabel"
 EPILOG = """\
 Every image is classified by the training-free variant that was fitted to all other images. This needs no validation
 images, and test images are not used. The recommended backbone is the fastest one whose accuracy is not significantly
@@ -71,14 +74,16 @@ def compare_command(args: argparse.Namespace) -> int:
     """Print the comparison; returns the exit code, 1 if a backbone could not be compared."""
     from ..config_files import load_cfg
     from ..datasets.base import check_classes
-    from ..estimator.model_selection.backbones import TIMED_IMAGES, Encoded, advice, compare, read_candidates, recommend
+    from ..estimator.model_selection.backbones import TIMED_IMAGES, Encoded, advice, compare_candidates, recommend
+    from ..estimator.model_selection.candidates import read_candidates
     from ..experiments.tasks import ImageTask, load_image_task  # torch is slow to import
     from ..utils.devices import choose_device
 
     def configure(candidate: Candidate) -> Config:
         return load_cfg(args.dataset_config_file, config_file(candidate), keys_of(args, candidate), args.opts)
 
-    device, candidates = choose_device(args.device, "--device"), read_candidates(args.candidates, args.max_size)
+    device = choose_device(args.device, "--device")
+    candidates = read_candidates(args.candidates, args.max_size)
     cfg = configure(candidates[0])  # the data set is the same for all candidates
     seed = max(cfg.run.seed, 0)
     dataset = replace(load_image_task(cfg, seed, device).dataset, val=[], test=[])
@@ -92,10 +97,11 @@ def compare_command(args: argparse.Namespace) -> int:
         sample = [dataset.open(item.path) for item in dataset.train[:TIMED_IMAGES]]
         return Encoded(task.backbone, bank.cache_keys(), bank.train_labels, bank.text_positive, sample)
 
-    results = compare(candidates, encode, args.offline)
+    results = compare_candidates(candidates, encode, args.offline)
     for line in table_lines(results):
         echo(line)
-    if count := max(result.single_image_classes for result in results):
+    count = max(result.single_image_classes for result in results)
+    if count:
         echo(f"\n{count} of the classes have one image, which leave-one-out classifies by the text of its class.\n")
     recommended, difference = recommend(results)
     training = training_command(args, recommended.candidate)
@@ -131,12 +137,17 @@ def training_command(args: argparse.Namespace, candidate: Candidate) -> str:
         "--backbone": candidate.name,
         "--output-dir": f"output/{candidate.name.rpartition('/')[2]}",
     }
-    words = [str(word) for flag, value in flags.items() if value not in (None, "") for word in (flag, value)]
+    words: list[str] = []
+    for flag, value in flags.items():
+        if value not in (None, ""):
+            words += [flag, str(value)]
     words += ["MODEL.BACKBONE.PRETRAINED", candidate.tag, *args.opts]
-    return command(shlex.join(words + ([f"{NODE}.PREC", args.precision] if args.precision else [])))
+    if args.precision:
+        words += [f"{NODE}.PREC", args.precision]
+    return command(shlex.join(words))
 
 
-def table_lines(results: Sequence[Result]) -> Iterator[str]:
+def table_lines(results: Sequence[BackboneResult]) -> Iterator[str]:
     """Lines of an aligned table, the best backbone first; a row of a failed candidate has its error."""
     rows = []
     for result in results:

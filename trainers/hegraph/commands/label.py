@@ -65,7 +65,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--config-file", default=DEFAULT_BACKBONE.config, metavar="NAME", help="YAML file or name of the method")
     add("--dataset-config-file", default="folder", metavar="NAME", help="YAML file or name of the data set")
     add("opts", nargs="*", metavar="KEY VALUE", help="configuration keys and their values")
-    add("--above", type=float, default=SUSPICIOUS, metavar="SCORE", help="lowest score to list")
+    add("--above", type=float, default=SUSPICIOUS, metavar="SCORE", help="list labels with a higher score")
     check.set_defaults(run=check_command)
     # `check` never replaces a CSV file, because it may hold the labels
     rows = (suggest, OutputFile(*REPLACED), AUTO), (check, OutputFile(), "value of the key PREC")
@@ -90,7 +90,9 @@ def suggest_command(args: argparse.Namespace) -> int:
     saved = open_model(args)
     device = choose_device(args.device, "--device")
     model = ImageModel.load(saved, device, args.backbone, args.pretrained, args.precision)
-    paths, unreadable, features = [], [], [torch.zeros(0, saved.classifier.width)]
+    paths = []
+    unreadable = []
+    features = [torch.zeros(0, saved.classifier.width)]
     images = image_paths(args.inputs, out=args.out)
     for batch, problems, batch_features in model.encode(images, default_batch_size(model.backbone.input_size)):
         paths += [str(path) for path, problem in zip(batch, problems) if not problem]
@@ -98,7 +100,8 @@ def suggest_command(args: argparse.Namespace) -> int:
         features.append(batch_features.cpu())
     pool = torch.cat(features)
     order = suggest(saved, pool, args.number) if len(pool) else []
-    rows = rows_of(saved, [paths[index] for index in order], saved.classifier.logits(pool[order]), args.top)
+    selected = [paths[index] for index in order]
+    rows = rows_of(saved, selected, saved.classifier.logits(pool[order]), args.top)
     return write_rows([[*rows, *unreadable]], args.out, chosen_format(args))
 
 
@@ -108,12 +111,16 @@ def check_command(args: argparse.Namespace) -> int:
     from ..estimator.labels.issues import find_label_issues
     from ..models.predict.prediction import open_output  # torch is slow to import
 
-    files = "" if args.features else args.dataset_config_file, args.config_file
-    flags = {"DATASET.ROOT": args.root or ""} | ({f"{NODE}.PREC": args.precision} if args.precision else {})
-    cfg = load_cfg(*files, flags, [*args.opts, "DATASET.NUM_SHOTS", "-1"])
+    data_file = "" if args.features else args.dataset_config_file
+    flags = {"DATASET.ROOT": args.root or ""}
+    if args.precision:
+        flags[f"{NODE}.PREC"] = args.precision
+    cfg = load_cfg(data_file, args.config_file, flags, [*args.opts, "DATASET.NUM_SHOTS", "-1"])
     if args.out is not None:
-        config_files = [find_config_file(kind, file) for kind, file in zip((DATA_SET, METHOD), files) if file]
-        check_output(args.out, [config_files, {key: value for key, value in cfg.values.items() if key != "OUTPUT_DIR"}])
+        files = ((DATA_SET, data_file), (METHOD, args.config_file))
+        config_files = [find_config_file(kind, file) for kind, file in files if file]
+        inputs = {key: value for key, value in cfg.values.items() if key != "OUTPUT_DIR"}
+        check_output(args.out, [config_files, inputs])
     labelled, paths = labelled_images(cfg, args)
     issues = [issue for issue in find_label_issues(*labelled) if issue.score > args.above]
     with open_output(args.out) as write:
@@ -137,23 +144,27 @@ def labelled_images(cfg: Config, args: argparse.Namespace) -> tuple[tuple[Any, .
     from ..features.extract import labels_of
     from ..utils.devices import choose_device
 
-    seed, device = max(cfg.run.seed, 0), choose_device(args.device, "--device")
+    seed = max(cfg.run.seed, 0)
+    device = choose_device(args.device, "--device")
     if args.features:
         task = BankTask(args.features, cfg, seed)
         task.check_single_label("label check")
-        bank, rows = task.bank(), task.split["train"]
-        labelled = bank.cache_keys(), bank.train_labels, bank.text_positive, bank.logit_scale, list(bank.classnames)
-        return labelled, [f"{args.features}#train/{row}" for row, _, _ in rows]
+        bank = task.bank()
+        labelled = (bank.cache_keys(), bank.train_labels, bank.text_positive, bank.logit_scale, list(bank.classnames))
+        return labelled, [f"{args.features}#train/{row}" for row, _, _ in task.split["train"]]
     if cfg.data.name == OWN and cfg.data.classes == "all":  # class folders are not split
         images = ImageTask(load_own_images(args.root, split_folders=False), cfg, seed, device)
     else:
         images = load_image_task(cfg, seed, device)
     images.check_single_label("label check")
-    root, train = Path(args.root), images.dataset.train
-    paths = [str((root.parent if root.is_file() else root) / item.path) for item in train]
+    train = images.dataset.train
+    root = Path(args.root)
+    folder = root.parent if root.is_file() else root
+    paths = [str(folder / item.path) for item in train]
     if args.out is not None:
         check_output(args.out, paths)
-    features, labels = images.encode(images.dataset, train, "train"), labels_of(images.dataset, train)
+    features = images.encode(images.dataset, train, "train")
+    labels = labels_of(images.dataset, train)
     text, _ = images.text_features()
     return (features, labels, text, images.backbone.logit_scale, list(images.classnames)), paths
 

@@ -51,7 +51,9 @@ def check_label_values(labels: Iterable[Any], name: str) -> None:
     distinct = list({(type(label), label): label for label in plain}.values())
     array = np.asarray(distinct)
     changed = [label for label, stored in zip(distinct, array.tolist()) if stored != label]
-    if changed or array.dtype.kind == "O":
+    are_integers = all(isinstance(label, int) for label in distinct)
+    loses_integers = are_integers and len(distinct) > 0 and array.dtype.kind not in "biu"
+    if changed or loses_integers:
         wrong = changed[0] if changed else max(distinct, key=abs)
         problem = f"an array cannot hold the label {shown(wrong)} in {name} beside the others without a change"
         raise UserError(f"{problem}; use strings, or integers of 64 bits", CODE)

@@ -18,7 +18,8 @@ from uuid import uuid4
 import gradio as gr
 
 from ...datasets.folder import NONE_OF_THESE
-from ...estimator.model_selection.backbones import advice, parse_candidate, recommend, to_frame
+from ...estimator.model_selection.backbones import advice, recommend, to_frame
+from ...estimator.model_selection.candidates import parse_candidate
 from ...models.export.onnx_file import require_packages, write_onnx
 from ...models.folder import save_model
 from ...models.images import ImageModel

@@ -26,7 +26,8 @@ from ...datasets.digits import CLASSNAMES, load_digits_dataset
 from ...datasets.images import open_image, pixel_hash, reason
 from ...estimator.incremental import support_set_of
 from ...estimator.labels.suggest import suggest
-from ...estimator.model_selection.backbones import TIMED_IMAGES, Candidate, Encoded, Result, compare, read_candidates
+from ...estimator.model_selection.backbones import TIMED_IMAGES, BackboneResult, Encoded, compare_candidates
+from ...estimator.model_selection.candidates import Candidate, read_candidates
 from ...estimator.training import NO_NAME, Origin, make_configuration, train_model
 from ...features.backbones.clip import Backbone
 from ...features.backbones.identity import AUTO, MINI_NAME
@@ -115,8 +116,8 @@ class Session:
         """Write the backbone to the file that the next session reads."""
         write_json(self.project.path_of(ENCODER_FILE), self.origin.backbone.model_dump())
 
-    def compare(self, offline: bool) -> list[Result]:
-        """Compare the current backbone and the listed candidates on the labelled images; results as of `compare`.
+    def compare(self, offline: bool) -> list[BackboneResult]:
+        """Compare the current backbone and the listed candidates on the labelled images, as in `compare_candidates`.
 
         Args:
             offline: Whether to skip candidates whose weights are not on this machine.
@@ -146,7 +147,7 @@ class Session:
             sample = [open_image(self.project.read_bytes(p)) for p in [*pictures.values()][:TIMED_IMAGES]]
             return Encoded(session.backbone, images.features[0], images.labels, cast(Tensor, images.positive), sample)
 
-        return compare([own, *listed], encode, offline)
+        return compare_candidates([own, *listed], encode, offline)
 
     # Encoding
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,7 +25,6 @@ from tqdm import tqdm
 from ...datasets.base import check_classes
 from ...datasets.images import open_any
 from ...features.backbones.clip import Backbone, ImageOrPath
-from ...features.backbones.identity import FOLDER, HUB, MINI_NAME, canonical_name
 from ...features.backbones.loading import load_backbone, local_weights
 from ...features.bank import count_labels
 from ...features.extract import encode_prompts
@@ -42,41 +41,25 @@ from ...results.intervals import (
 from ...results.table import CONFIDENCE
 from ...utils.devices import choose_device
 from ...utils.errors import UserError, user_message
-from ...utils.reading import StrictModel, read_yaml, validate
+from ...utils.reading import validate
 from ...utils.text import one_line, shown
+from ..classes import NotBlank, check_label_values
 from ..labels.left_out import leave_one_out
+from .candidates import Candidate, read_candidates, size_of
 
 if TYPE_CHECKING:
     import pandas as pd
 
 logger = logging.getLogger(__name__)
 
-CANDIDATES = Path(__file__).with_name("candidates.yaml")
 TIMED_IMAGES = 32  # images that are encoded to measure the speed
-REPETITIONS, TIMED_SECONDS = 10, 2.0  # no repetition begins after the limit of either
+REPETITIONS = 10  # most repetitions of a measurement
+TIMED_SECONDS = 2.0  # after which no repetition begins
+ARRAYS = (np.generic, np.ndarray, Tensor)
 COLUMNS = (
     "backbone", "weights", "zero_shot", "leave_one_out", "low", "high", "images_per_second", "megabytes", "parameters",
     "licence", "error",
 )  # fmt: skip
-
-
-class Candidate(StrictModel):
-    """A backbone to compare.
-
-    Attributes:
-        name: Name, as of `load_backbone`.
-        tag: Weights, as `pretrained` of `load_backbone`.
-        megabytes: Size of the weights; None if unknown.
-        licence: Licence of the weights; "" if unknown.
-    """
-
-    name: str
-    tag: str = ""
-    megabytes: float | None = None
-    licence: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.name}:{self.tag}" if self.tag else self.name
 
 
 class Encoded(NamedTuple):
@@ -98,7 +81,7 @@ class Encoded(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Result:
+class BackboneResult:
     """Result of a candidate.
 
     Attributes:
@@ -127,7 +110,9 @@ class Result:
         """Leave-one-out accuracy (mAP) in percent; NaN after an error."""
         if self.outcome is None:
             return np.nan
-        return self.precision[0] if isinstance(self.outcome, Ranking) else 100 * float(self.outcome.mean())
+        if isinstance(self.outcome, Ranking):
+            return self.precision[0]
+        return 100 * float(self.outcome.mean())
 
     def interval(self) -> tuple[float, float]:
         """Interval of the accuracy over images in percent: Wilson's, or for the mAP the bootstrap interval."""
@@ -147,7 +132,7 @@ class Result:
         weights = bootstrap_weights(len(self.outcome.labels), np.random.default_rng(0))
         return 100 * mean_precision(self.outcome, weights)
 
-    def minus(self, other: Result) -> Difference:
+    def minus(self, other: BackboneResult) -> Difference:
         """Difference of the accuracies of two results, with its paired interval over images."""
         if isinstance(self.outcome, Ranking):
             return percentile_interval(self.precision - other.precision)
@@ -155,56 +140,9 @@ class Result:
         return mean_difference([100 * (self.outcome.astype(float) - other.outcome)])
 
 
-# Candidates
-
-
-def read_candidates(specified: Sequence[str] = (), max_megabytes: float | None = None) -> list[Candidate]:
-    """List the candidates: the specified ones, or else those of `candidates.yaml`.
-
-    Args:
-        specified: Names such as "ViT-B-32:openai", "mini" or "local-dir:FOLDER".
-        max_megabytes: Largest size of the weights. A candidate of unknown size stays.
-
-    Raises:
-        UserError: If no candidate is left, or one is specified twice.
-    """
-    listed = validate(list[Candidate], read_yaml(CANDIDATES, "a list of candidates"), str(CANDIDATES))
-    candidates = [parse_candidate(text, listed) for text in specified] or listed
-    if len({str(candidate) for candidate in candidates}) < len(candidates):
-        raise UserError(f"expected different candidates, got {', '.join(map(str, candidates))}", "candidates.repeated")
-    fitting = [
-        candidate for candidate in candidates if max_megabytes is None or (size_of(candidate) or 0) <= max_megabytes
-    ]
-    if not fitting:
-        sizes = ", ".join(f"{candidate} {size_of(candidate):.0f} MB" for candidate in candidates)
-        raise UserError(f"no candidate has up to {max_megabytes:.0f} MB ({sizes}); raise --max-size", "candidates.size")
-    return fitting
-
-
-def parse_candidate(text: str, listed: Iterable[Candidate]) -> Candidate:
-    """Parse a candidate such as "ViT-B-32:openai", whether or not such a backbone exists.
-
-    A candidate in `listed` is returned from there, with its size and licence; others have no size, and no licence but
-    that of "mini".
-    """
-    name, _, tag = (text, "", "") if text.startswith((HUB, FOLDER)) else text.partition(":")
-    name = canonical_name(name)
-    candidate = Candidate(name=name, tag=tag, licence="mit" if name == MINI_NAME else "")
-    return next((each for each in listed if str(each) == str(candidate)), candidate)
-
-
-def size_of(candidate: Candidate) -> float | None:
-    """Size of the weights in megabytes: of the local file, else of the list; None if unknown."""
-    file = local_weights(candidate.name, candidate.tag)
-    return candidate.megabytes if file is None else file.stat().st_size / 1e6
-
-
-# Comparison
-
-
-def compare(
+def compare_candidates(
     candidates: Sequence[Candidate], encode: Callable[[Candidate], Encoded], offline: bool = False
-) -> list[Result]:
+) -> list[BackboneResult]:
     """Compare candidates. An error of a candidate is part of its result, and the others go on.
 
     Args:
@@ -221,13 +159,13 @@ def compare(
             results.append(_result(candidate, encode, offline))
         except Exception as error:
             message = user_message(error)
-            results.append(Result(candidate, megabytes=candidate.megabytes, error=one_line(message)))
+            results.append(BackboneResult(candidate, megabytes=candidate.megabytes, error=one_line(message)))
             logger.warning("%s: %s", candidate, message)
     return sorted(results, key=lambda result: np.inf if result.error else -result.accuracy)
 
 
-def _result(candidate: Candidate, encode: Callable[[Candidate], Encoded], offline: bool) -> Result:
-    """Result of one candidate; arguments as of `compare`, errors as of `load_backbone`."""
+def _result(candidate: Candidate, encode: Callable[[Candidate], Encoded], offline: bool) -> BackboneResult:
+    """Result of one candidate; arguments as in `compare_candidates`. Any error of the candidate is raised."""
     is_local = local_weights(candidate.name, candidate.tag) is not None
     if offline and not is_local:
         raise UserError("its weights are not on this machine", "candidates.offline")
@@ -235,25 +173,36 @@ def _result(candidate: Candidate, encode: Callable[[Candidate], Encoded], offlin
         size = "unknown size" if candidate.megabytes is None else f"{candidate.megabytes:.0f} MB"
         logger.info("%s: downloading its weights (%s)", candidate, size)
     encoded = encode(candidate)
-    backbone, features, labels = encoded.backbone, encoded.features, encoded.labels
-    similarities = features @ encoded.text.t()
-    outcome: np.ndarray | Ranking
-    if labels.dim() == 1:
-        zero_shot = (similarities.argmax(dim=1) == labels).double().mean().item()
-        outcome = (leave_one_out(features, labels, encoded.text, backbone.logit_scale)[1] == labels).numpy()
-    else:
-        indicators, scores = labels.numpy(), MultiLabelHead(features, labels.bool(), encoded.text).left_out.numpy()
-        zero_shot = mean_precision(Ranking(similarities.numpy(), indicators), np.ones((1, len(indicators))))[0]
-        outcome = Ranking(scores, indicators)
-    return Result(
+    zero_shot, outcome = leave_one_out_outcome(encoded)
+    return BackboneResult(
         candidate,
         zero_shot=100 * zero_shot,
         outcome=outcome,
-        images_per_second=measure_speed(backbone, encoded.sample),
+        images_per_second=measure_speed(encoded.backbone, encoded.sample),
         megabytes=size_of(candidate),
-        parameters=sum(parameter.numel() for parameter in backbone.model.parameters()),
-        single_image_classes=count_labels(labels, len(encoded.text)).count(1),
+        parameters=sum(parameter.numel() for parameter in encoded.backbone.model.parameters()),
+        single_image_classes=count_labels(encoded.labels, len(encoded.text)).count(1),
     )
+
+
+def leave_one_out_outcome(encoded: Encoded) -> tuple[float, np.ndarray | Ranking]:
+    """Classify the images by zero-shot CLIP, and each one by a model that was fitted to all other images.
+
+    Returns:
+        Accuracy (mAP) of zero-shot CLIP between 0 and 1, and `BackboneResult.outcome`.
+    """
+    features = encoded.features
+    labels = encoded.labels
+    similarities = features @ encoded.text.t()
+    if labels.dim() == 1:
+        _, predicted = leave_one_out(features, labels, encoded.text, encoded.backbone.logit_scale)
+        zero_shot = (similarities.argmax(dim=1) == labels).double().mean().item()
+        return zero_shot, (predicted == labels).numpy()
+    indicators = labels.numpy()
+    scores = MultiLabelHead(features, labels.bool(), encoded.text).left_out.numpy()
+    all_images = np.ones((1, len(indicators)))
+    precision = mean_precision(Ranking(similarities.numpy(), indicators), all_images)[0]
+    return precision, Ranking(scores, indicators)
 
 
 def measure_speed(backbone: Backbone, images: Sequence[ImageOrPath]) -> float:
@@ -271,11 +220,11 @@ def measure_speed(backbone: Backbone, images: Sequence[ImageOrPath]) -> float:
     return len(opened) / min(seconds)
 
 
-def recommend(results: Sequence[Result]) -> tuple[Result, Difference | None]:
+def recommend(results: Sequence[BackboneResult]) -> tuple[BackboneResult, Difference | None]:
     """Choose the fastest backbone that is not significantly less accurate than the best one.
 
     Args:
-        results: Results of `compare`, the most accurate one first.
+        results: Results of `compare_candidates`, the most accurate one first.
 
     Returns:
         The recommended result, and its accuracy minus the accuracy of the best one, with the bootstrap interval over
@@ -287,7 +236,9 @@ def recommend(results: Sequence[Result]) -> tuple[Result, Difference | None]:
     usable = [result for result in results if not result.error]
     if not usable:
         raise UserError(f"no candidate can be compared; {results[0].candidate}: {results[0].error}", "candidates.none")
-    best, recommended, difference = usable[0], usable[0], None
+    best = usable[0]
+    recommended = best
+    difference = None
     for result in usable[1:]:
         paired = result.minus(best)
         if paired.high >= 0 and result.images_per_second > recommended.images_per_second:
@@ -295,13 +246,14 @@ def recommend(results: Sequence[Result]) -> tuple[Result, Difference | None]:
     return recommended, difference
 
 
-def to_frame(results: Sequence[Result]) -> pd.DataFrame:
+def to_frame(results: Sequence[BackboneResult]) -> pd.DataFrame:
     """Convert results to a frame with `COLUMNS`; accuracies and interval ends in percent."""
     import pandas as pd
 
     rows: list[tuple[Any, ...]] = []
     for result in results:
-        candidate, numbers = result.candidate, (result.zero_shot, result.accuracy, *result.interval())
+        candidate = result.candidate
+        numbers = (result.zero_shot, result.accuracy, *result.interval())
         size = np.nan if result.megabytes is None else result.megabytes
         costs = (result.images_per_second, size, result.parameters, candidate.licence, result.error)
         rows.append((candidate.name, candidate.tag, *numbers, *costs))
@@ -321,12 +273,13 @@ def compare_backbones(
 
     Args:
         images: N paths or PIL images.
-        labels: Class of each image: a name, or an index into `classnames`.
+        labels: Class of each image: all strings, names in `classnames`, or all integers, indices into `classnames`.
+            Without `classnames`, labels of any one kind that `HeGraphClassifier.fit` accepts.
         classnames: The K class names; None takes the sorted labels.
         candidates: Backbones such as "ViT-B-32:openai", "mini" or "local-dir:FOLDER"; () takes a list of six from 85
             to 428 million parameters.
         device: "cpu", "cuda" or "cuda:N"; "" takes a GPU if one is available.
-        precision: As of `load_backbone`.
+        precision: As in `load_backbone`.
         offline: Whether to skip candidates whose weights are not on this machine.
 
     Returns:
@@ -335,7 +288,9 @@ def compare_backbones(
         "images_per_second", "megabytes", "parameters", "licence" and "error".
 
     Raises:
-        UserError: If images and labels do not match, or fewer than two classes have images.
+        UserError: If images and labels do not match, labels are of several kinds, unknown or not finite, a class name
+            is blank, fewer than two classes have images, or a candidate or the device is invalid. An image that cannot
+            be read is an error in the row of each candidate.
 
     >>> from hegraph import compare_backbones, load_few_shot
     >>> digits = load_few_shot("Digits", root="", shots=2, seed=1)
@@ -346,6 +301,7 @@ def compare_backbones(
     """
     if isinstance(candidates, str):
         raise UserError(f"candidates: expected a list of names, got {shown(candidates)}")
+    specified = validate(list[NotBlank], candidates, "candidates", convert=True)
     names, indices = class_indices(images, labels, classnames)
     target = choose_device(device, "device")
 
@@ -355,7 +311,7 @@ def compare_backbones(
             text = encode_prompts(backbone, "images", names, EncodingOptions(), Path(folder))["positive"]
         return Encoded(backbone, backbone.encode_images(list(images)), indices, text, images[:TIMED_IMAGES])
 
-    return to_frame(compare(read_candidates(candidates), encode, offline))
+    return to_frame(compare_candidates(read_candidates(specified), encode, offline))
 
 
 def class_indices(
@@ -363,32 +319,51 @@ def class_indices(
 ) -> tuple[list[str], Tensor]:
     """Return the K class names, and the index of each image's class, int64 of shape `[N]`.
 
+    All labels are read in the same way. With `classnames`, strings are names, and integers are indices, even
+    if the names look like integers.
+
     Args:
         images: N images. Only their number is used.
-        labels: Class of each image: a name, or an index into `classnames`.
+        labels: Class of each image: all names, or all indices into `classnames`.
         classnames: The K class names; None takes the sorted labels.
 
     Raises:
-        UserError: If images and labels differ in number, a label is unknown, the labels cannot be sorted, or fewer than
-            two classes have images.
+        UserError: If images and labels differ in number, a label is unknown, not finite or of another kind than the
+            others, a name is blank, a label is the name of two classes, or fewer than two classes have images.
     """
-    arrays = (np.generic, np.ndarray, Tensor)
-    values = [label.tolist() if isinstance(label, arrays) else label for label in labels]
+    values = [label.tolist() if isinstance(label, ARRAYS) else label for label in labels]
     if len(values) != len(images):
         raise UserError(f"expected a label for each of {len(images)} images, got {len(values)}", "labels.number")
-    try:
-        names = [str(name) for name in (sorted(set(values)) if classnames is None else classnames)]
-    except TypeError as error:
-        raise UserError(f"expected labels all of one type, got {shown(values)}", "labels.type") from error
-    position = {name: index for index, name in enumerate(names)}
-    indices = [position.get(str(value), value) for value in values]
-    if wrong := [index for index in indices if not isinstance(index, int) or not 0 <= index < len(names)]:
-        raise UserError(f"expected labels from {names} or indices into them, got {wrong[0]!r:.80}", "labels.unknown")
+    check_label_values(values, "labels")
+    if classnames is None:
+        classes = sorted(set(values))
+        names = validate(list[NotBlank], [str(label) for label in classes], "labels")
+        position = {label: index for index, label in enumerate(classes)}
+    elif all(isinstance(label, str) for label in values):
+        names = _checked_classnames(classnames)
+        position = {name: index for index, name in enumerate(names) if names.count(name) == 1}
+    elif all(isinstance(label, int) for label in values):
+        names = _checked_classnames(classnames)
+        position = {index: index for index in range(len(names))}
+    else:
+        raise UserError(f"expected names or integers as labels, got {shown(values)}", "labels.type")
+    unknown = [label for label in values if label not in position]
+    if unknown:
+        expected = f"expected labels that are all names in {shown(names)}, or all indices into them"
+        raise UserError(f"{expected}, got {shown(unknown[0])}; give indices if a name is repeated", "labels.unknown")
+    indices = [position[label] for label in values]
     check_classes(len(set(indices)))
     return names, torch.tensor(indices, dtype=torch.long)
 
 
-def advice(results: Sequence[Result], recommended: Result, difference: Difference | None) -> str:
+def _checked_classnames(classnames: Sequence[str]) -> list[str]:
+    """Class names as a list of strings; UserError if one is blank or no string."""
+    if isinstance(classnames, str):
+        raise UserError(f"classnames: expected a list of names, got {shown(classnames)}", "schema")
+    return validate(list[NotBlank], list(classnames), "classnames")
+
+
+def advice(results: Sequence[BackboneResult], recommended: BackboneResult, difference: Difference | None) -> str:
     """Sentence with the recommended backbone and the reason, without a full stop."""
     if difference is None:
         reason = "the best leave-one-out accuracy, and no faster backbone ties with it"
