@@ -43,11 +43,11 @@ class TrainingOptions:
     warmup_epochs: int = option(1, "OPTIM.WARMUP_EPOCH", "number of warm-up epochs")
     warmup_lr: float = option(1e-5, "OPTIM.WARMUP_CONS_LR", "learning rate of the warm-up", least=0)
     leave_one_out: bool = option(
-        True, ".LEAVE_ONE_OUT", "whether training leaves out the cache key of the query image (open in the paper)"
+        True, ".LEAVE_ONE_OUT", "whether training leaves out the cache key of the query image (the paper does not say)"
     )
     visual_weight: float = option(1.0, ".LAMBDA", "weight of the cache loss (λ, Eq. 9)", least=0)
     visual_scale: float = option(
-        100.0, ".LOSS_SCALE", "factor on the cache logits in the cache loss (open in the paper)", least=0
+        100.0, ".LOSS_SCALE", "factor on the cache logits in the cache loss (the paper does not say)", least=0
     )
     checkpoint_epochs: int = option(
         0,
