@@ -20,15 +20,14 @@ from ..models.images import ImageModel
 from ..models.saved import SavedModel
 from ..utils.devices import choose_device
 from ..utils.errors import UserError
-from ..utils.option import NODE
 from ..utils.reading import Size, validate
 from .classes import check_label_array
+from .incremental import KEYS
 from .inputs import as_array, checked_features, checked_X_y, image_list, unit_rows
 from .labels.issues import LabelIssue, find_label_issues
 from .labels.suggest import suggest
 
 BACKBONE_BATCH = 256  # images that the backbone encodes at once
-PRECISION = f"{NODE}.PREC"
 
 
 class PredictionMixin(ClassifierMixin, BaseEstimator):
@@ -152,7 +151,7 @@ class PredictionMixin(ClassifierMixin, BaseEstimator):
             return unit_rows(unit_rows(X).mean(dim=1).numpy())
         if self._image_model is None:
             backbone = (self.backbone, self.pretrained) if self.backbone else ("", "")
-            own = None if PRECISION in (self.options or ()) else self.precision  # `options` has precedence
+            own = None if KEYS["precision"] in (self.options or ()) else self.precision  # `options` has precedence
             precision = own or self.model_.backbone.precision
             self._image_model = ImageModel.load(self.model_, self._device(), *backbone, precision)
         return self._image_model.features(images, BACKBONE_BATCH)
