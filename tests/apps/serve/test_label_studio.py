@@ -16,7 +16,7 @@ from studio import Studio, configuration, executable, result, running
 
 from trainers.hegraph.__main__ import main
 from trainers.hegraph.apps.serve import label_studio as module
-from trainers.hegraph.apps.serve.app import sent_token
+from trainers.hegraph.apps.serve.access import sent_token
 from trainers.hegraph.apps.serve.label_studio import LabelStudio
 from trainers.hegraph.models.folder import load_model
 

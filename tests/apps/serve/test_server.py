@@ -1,9 +1,11 @@
 """HTTP server: answers equal `predict`, limits, tokens, damaged requests, and the command in a process."""
 
 import asyncio
+import base64
 import io
 import json
 import re
+import threading
 import time
 
 import pytest
@@ -11,7 +13,7 @@ from PIL import Image
 from serving import client_of, encoded, form, free_port, serving
 
 from trainers.hegraph.__main__ import main
-from trainers.hegraph.apps.serve import app as module
+from trainers.hegraph.apps.serve import settings
 from trainers.hegraph.apps.serve.batches import Batcher
 from trainers.hegraph.commands.serve import read_token
 
@@ -81,7 +83,17 @@ def test_page_of_the_interface_needs_no_other_host(client):
 
 def test_metrics_count_requests(client, files):
     client.post("/v1/predict/files", files=form(files[0]))
-    assert 'handler="/v1/predict/files"' in client.get("/metrics").text
+    answer = client.get("/metrics")
+    assert 'handler="/v1/predict/files"' in answer.text
+    assert answer.headers["content-type"].startswith("text/plain")
+
+
+def test_clients_add_no_metrics(client):
+    names = [*map("invented{}".format, range(20))]
+    statuses = {client.request(name, "/v1/model").status_code for name in names}
+    statuses |= {client.get(f"/{name}").status_code for name in names}
+    assert statuses == {404, 405}
+    assert "invented" not in client.get("/metrics").text.lower()
 
 
 # Damaged requests and limits
@@ -99,6 +111,9 @@ def test_metrics_count_requests(client, files):
         ("/v1/predict", {"content": json.dumps(encoded(b""))}, 422, "Content-Type: application/json"),
         ("/v1/predict", {"content": rb'{"images": [{"data": "", "name": "\ud800"}]}', "headers": JSON}, 422, "unicode"),
         ("/v1/predict/files", {"data": {"files": "text"}}, 422, "files"),
+        ("/v1/predict/files", {"files": [("files", b"x"), ("top", (None, "1"))]}, 422, "top"),
+        ("/v1/predict/files", {"files": [("files", b"x")] * 65}, 422, "at most 64"),
+        ("/v1/predict/files", {"files": [("files", b"x"), ("top", (None, "1" * 2**20 + "1"))]}, 400, "size"),
         ("/v1/predict/files", {"content": b"--x", "headers": {"content-type": "multipart/form-data"}}, 400, "boundary"),
         ("/v1/predict?top=0", {"json": encoded(b"")}, 422, "top"),
         ("/v1/predict?open_set=2", {"json": encoded(b"")}, 422, "open_set"),
@@ -114,10 +129,10 @@ def test_damaged_requests_have_one_json_error(client, path, content, status, wor
     assert client.get("/health").json() == {"status": "ok"}
 
 
-@pytest.mark.parametrize("has_length", [True, False])
-def test_large_requests_are_refused(client, has_length):
-    block = b"x" * (module.MAX_BODY // 4 + 1)
-    answer = client.post("/v1/predict", content=4 * block if has_length else (block for _ in range(4)))
+@pytest.mark.parametrize(("blocks", "has_length"), [(4, True), (4, False), (1000, False)])
+def test_large_requests_are_refused(client, blocks, has_length):
+    block = b"x" * (settings.MAX_BODY // blocks + 1)
+    answer = client.post("/v1/predict", content=blocks * block if has_length else (block for _ in range(blocks)))
     assert (answer.status_code, list(answer.json())) == (413, ["error"])
 
 
@@ -133,6 +148,21 @@ def test_busy_server_refuses_requests(finished_digits_once, files):
         answer = client.post("/v1/predict/files", files=form(files[0]))
         assert (answer.status_code, answer.headers["retry-after"]) == (429, "1")
         assert client.get("/health").status_code == 200
+
+
+def test_answered_requests_free_their_places(finished_digits_once, files):
+    with client_of(finished_digits_once / "model", max_requests=2) as client:
+        statuses = [client.post("/v1/predict/files", files=form(files[0])).status_code for _ in range(4)]
+    assert statuses == [200] * 4
+
+
+def test_health_answers_head(client):
+    answer = client.head("/health")
+    assert (answer.status_code, answer.content) == (200, b"")
+
+
+def test_title_names_the_output_folder(client, finished_digits_once):
+    assert client.get("/openapi.json").json()["info"]["title"] == f"HeGraphAdapter: {finished_digits_once.name}"
 
 
 @pytest.mark.parametrize(
@@ -159,15 +189,33 @@ def guarded(finished_digits_once):
 
 
 @pytest.mark.parametrize("header", [{}, {"authorization": "Bearer other"}, {"authorization": f"Basic {TOKEN}"}])
-@pytest.mark.parametrize("path", ["/v1/model", "/docs", "/openapi.json", "/metrics"])
+@pytest.mark.parametrize("path", ["/v1/model", "/v1/nothing", "/metrics"])
 def test_requests_without_the_token_are_refused(guarded, path, header):
     answer = guarded.get(path, headers=header)
     assert (answer.status_code, list(answer.json())) == (401, ["error"])
 
 
-@pytest.mark.parametrize(("path", "header"), [("/v1/model", {"authorization": f"Bearer {TOKEN}"}), ("/health", {})])
-def test_token_opens_the_server(guarded, path, header):
-    assert guarded.get(path, headers=header).status_code == 200
+@pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER"])
+def test_token_opens_the_server(guarded, scheme):
+    assert guarded.get("/v1/model", headers={"authorization": f"{scheme} {TOKEN}"}).status_code == 200
+
+
+@pytest.mark.parametrize("scheme", ["Basic", "BASIC"])
+def test_password_opens_the_server(guarded, scheme):
+    password = base64.b64encode(f"any:{TOKEN}".encode()).decode()
+    assert guarded.get("/v1/model", headers={"authorization": f"{scheme} {password}"}).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/health", "/docs", "/openapi.json", "/static-offline-docs/swagger-ui.css"])
+def test_page_needs_no_token(guarded, path):
+    assert guarded.get(path).status_code == 200
+
+
+def test_schema_declares_the_token_if_there_is_one(guarded, client):
+    operations = guarded.get("/openapi.json").json()["paths"]
+    assert operations["/v1/predict"]["post"]["security"] == [{"token": []}, {"password": []}]
+    assert "security" not in operations["/health"]["get"]
+    assert "securitySchemes" not in client.get("/openapi.json").json()["components"]
 
 
 @pytest.mark.parametrize("token", ["fifteen-letters", "two-lines-of-a\nlong-secret", "ein-langes-schlüsselwort"])
@@ -219,6 +267,27 @@ def test_error_of_a_batch_does_not_stop_the_next():
         return results
 
     assert asyncio.run(run()) == [0.5]
+
+
+def test_cancelled_call_does_not_stop_the_next():
+    begun = threading.Event()
+
+    def double(items):
+        begun.set()
+        time.sleep(0.05)
+        return [2 * item for item in items]
+
+    async def run():
+        batcher = Batcher(double, 4)
+        task = asyncio.create_task(batcher.run())
+        first = asyncio.create_task(batcher([1]))
+        await asyncio.to_thread(begun.wait)
+        first.cancel()
+        results = await batcher([2])
+        task.cancel()
+        return results
+
+    assert asyncio.run(run()) == [4]
 
 
 # The command

@@ -1,19 +1,25 @@
 """The command `serve`, which answers HTTP requests with the predictions of a trained model."""
 
 import argparse
-import os
 import re
 import sys
+from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ..apps.launch import check_address
+from ..apps.launch import bind, page_address
+from ..apps.serve.start import run_quietly, serve_model
 from ..features.backbones.arguments import MODEL, add_device_arguments, add_encoder_arguments
-from ..utils.command_line import Parser, echo, number, run_cli
+from ..utils.command_line import Parser, echo, number
 from ..utils.errors import UserError
+
+if TYPE_CHECKING:
+    from ..apps.serve.settings import Settings
 
 PORT = 8000
 LABEL_STUDIO = "http://localhost:8080"
 PACKAGES = "fastapi fastapi-offline uvicorn python-multipart prometheus-fastapi-instrumentator"  # the extra "serve"
+MODULES = ("fastapi", "fastapi_offline", "uvicorn", "python_multipart", "prometheus_fastapi_instrumentator")
 EPILOG = """\
 POST /v1/predict takes images in base64, POST /v1/predict/files takes a form with files. GET /v1/model describes the
 model, /health and /metrics are for monitoring, and /docs shows and tries the interface in the browser. With --learn,
@@ -33,6 +39,9 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     add("--token-file", type=Path, metavar="FILE", help="file with a secret that requests must have")
     add("--no-token", action="store_true", help="open the server to the network without a token")
     add("--workers", type=number(int, 1), default=1, metavar="N", help="number of processes, each with the model")
+    late = "seconds until a request must have arrived completely"
+    add("--request-timeout", type=number(float, 0.1), default=30, metavar="SECONDS", help=late)
+    add("--stop-timeout", type=number(float, 2), default=10, metavar="SECONDS", help="seconds from SIGTERM to the end")
     add("--learn", action="store_true", help="accept labelled images, which change MODEL")
     url = f"address of a Label Studio to pre-label and to learn from (with no URL: {LABEL_STUDIO})"
     add("--label-studio", nargs="?", const=LABEL_STUDIO, default="", metavar="URL", help=url)
@@ -42,41 +51,64 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def serve(args: argparse.Namespace) -> None:
-    """Run the server until the process is interrupted or terminated."""
-    check_address(args.host, args.port)
+def serve(args: argparse.Namespace) -> int:
+    """Run the server until the process is interrupted or terminated; returns the exit code."""
+    listener = bind(args.host, args.port)
+    settings = read_settings(args)
+
+    def report() -> None:
+        echo(f"{page_address(args.host, args.port)}/docs shows the interface; Ctrl+C ends the server\n")
+
+    if args.workers > 1:
+        from ..apps.serve.workers import Workers
+
+        return Workers(settings, listener).run(report)
+    return serve_model(settings, listener, report)
+
+
+def read_settings(args: argparse.Namespace) -> "Settings":
+    """Read the settings of the server from the arguments.
+
+    Raises:
+        UserError: If arguments do not fit together, a token or the model folder is missing, or FastAPI is not
+            installed.
+    """
     token = read_token(args.token_file) if args.token_file else ""
     if bool(args.label_studio) != bool(args.label_studio_token):
         raise UserError("--label-studio URL and --label-studio-token FILE need each other")
     label_studio_token = read_token(args.label_studio_token) if args.label_studio else ""
-    args.learn |= bool(args.label_studio)
-    try:
-        import uvicorn
-
-        from ..apps.serve.app import LOOPBACK, SETTINGS, Settings, create_app, from_environment
-    except ImportError as error:
-        raise UserError(f"serve needs FastAPI; run: {sys.executable} -m pip install {PACKAGES}") from error
-    if args.learn and args.workers > 1:
+    learn = args.learn or bool(args.label_studio)
+    require_packages()
+    if learn and args.workers > 1:
         raise UserError(f"--learn needs a single process, which owns the model, got --workers {args.workers}")
+    from ..apps.serve.settings import LOOPBACK, Settings
     from ..models.folder import find_model_folder
     from ..utils.devices import choose_device
 
     if args.host not in LOOPBACK and not token and not args.no_token:
         raise UserError(f"{args.host} opens the server to the network: give --token-file FILE, or --no-token")
-    settings = Settings(
-        model=find_model_folder(args.model).absolute(), host=args.host, token=token, workers=args.workers,
-        device=choose_device(args.device, "--device"), backbone=args.backbone, pretrained=args.pretrained,
-        precision=args.precision, learn=args.learn,
-        label_studio=args.label_studio, label_studio_token=label_studio_token,
-    )  # fmt: skip
-    application = create_app(settings)  # UserError before the server starts
-    os.environ[SETTINGS] = settings.model_dump_json()
-    several = f"{from_environment.__module__}:{from_environment.__name__}"
-    echo(f"http://{args.host}:{args.port}/docs shows the interface; Ctrl+C ends the server\n")
-    uvicorn.run(
-        several if args.workers > 1 else application, factory=args.workers > 1, workers=args.workers,
-        host=args.host, port=args.port, log_level="warning", access_log=False, server_header=False,
-    )  # fmt: skip
+    return Settings(
+        model=find_model_folder(args.model).absolute(),
+        host=args.host,
+        token=token,
+        workers=args.workers,
+        device=choose_device(args.device, "--device"),
+        backbone=args.backbone,
+        pretrained=args.pretrained,
+        precision=args.precision,
+        learn=learn,
+        label_studio=args.label_studio,
+        label_studio_token=label_studio_token,
+        request_seconds=args.request_timeout,
+        stop_seconds=args.stop_timeout,
+    )
+
+
+def require_packages() -> None:
+    """Raise UserError if a package of the extra `serve` is not installed."""
+    missing = [name for name in MODULES if find_spec(name) is None]
+    if missing:
+        raise UserError(f"serve needs FastAPI; run: {sys.executable} -m pip install {PACKAGES}")
 
 
 def read_token(path: Path) -> str:
@@ -92,7 +124,7 @@ def read_token(path: Path) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    return run_cli(lambda: serve(parse_arguments(arguments)))
+    return run_quietly(lambda: serve(parse_arguments(arguments)))
 
 
 if __name__ == "__main__":

@@ -108,6 +108,16 @@ def open_upload(source: Path | bytes) -> Image.Image:
         raise UserError(reason(error)) from error
 
 
+def count_pixels(content: bytes) -> int:
+    """Number of pixels of an uploaded image, from its header; 0 if it is unreadable or larger than `MAX_PIXELS`."""
+    try:
+        with _identify(content) as file:
+            pixels = file.width * file.height
+    except Exception:  # Pillow raises exceptions of many types on damaged bytes
+        return 0
+    return pixels if pixels <= MAX_PIXELS else 0  # `open_upload` refuses a larger one before it decodes
+
+
 def open_below(base: Path, path: str, as_stored: bool = False) -> Image.Image:
     """Open the image at a path relative to a folder, by `open_image`."""
     return open_image(base / path, as_stored)

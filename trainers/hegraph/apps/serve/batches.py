@@ -37,19 +37,24 @@ class Batcher(Generic[Item, Result]):
 
     async def run(self) -> None:
         """Process batches until the task is cancelled."""
-        loop = asyncio.get_running_loop()
         while True:
             batch = [await self._queue.get()]
             while len(batch) < self.size and not self._queue.empty():
                 batch.append(self._queue.get_nowait())
             waiting = [pair for pair in batch if not pair[1].cancelled()]
-            try:
-                results = await loop.run_in_executor(self._thread, self.function, [item for item, _ in waiting])
-            except Exception as error:
-                for _, future in waiting:
-                    if not future.cancelled():
-                        future.set_exception(error)
-                continue
-            for (_, future), result in zip(waiting, results):
+            if waiting:
+                await self._process(waiting)
+
+    async def _process(self, waiting: Sequence[tuple[Item, asyncio.Future[Result]]]) -> None:
+        """Set the results of waiting items, or the exception of `function`. Calls may be cancelled meanwhile."""
+        items = [item for item, _ in waiting]
+        try:
+            results = await asyncio.get_running_loop().run_in_executor(self._thread, self.function, items)
+        except Exception as error:
+            for _, future in waiting:
                 if not future.cancelled():
-                    future.set_result(result)
+                    future.set_exception(error)
+            return
+        for (_, future), result in zip(waiting, results):
+            if not future.cancelled():
+                future.set_result(result)

@@ -24,7 +24,7 @@ from xml.etree import ElementTree
 
 import requests
 import torch
-from fastapi import FastAPI, Request
+from fastapi import APIRouter, Request
 from pydantic import BaseModel, BeforeValidator, Field
 from requests.adapters import HTTPAdapter
 from torch import Tensor
@@ -468,8 +468,8 @@ def results_of(model: ImageModel, features: Sequence[Tensor], labeling: Labeling
     return results
 
 
-def add_label_studio(app: FastAPI, backend: Backend) -> None:
-    """Add the requests of Label Studio to an application, which must run `backend.run` meanwhile."""
+def add_label_studio(app: APIRouter, backend: Backend) -> None:
+    """Add the requests of Label Studio to the routes of an application, which must run `backend.run` meanwhile."""
 
     @app.post("/setup", summary="Connect a project of Label Studio")
     async def setup(request: SetupRequest, http: Request) -> dict[str, Any]:

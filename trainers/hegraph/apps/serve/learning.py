@@ -22,7 +22,6 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from ...datasets.images import open_upload
 from ...estimator.classes import checked_names
 from ...estimator.classifier import HeGraphClassifier
 from ...estimator.incremental import (
@@ -46,9 +45,8 @@ from ...models.saved import adapt
 from ...models.support_set import SupportSet, as_set
 from ...utils.errors import UserError, unknown
 from ...utils.files import file_version, hash_content
+from .errors import CHANGED, UNKNOWN
 from .server import Server, Upload
-
-UNKNOWN, CHANGED = "unknown", "serve.changed"  # codes of errors
 
 Result = TypeVar("Result")
 
@@ -123,17 +121,24 @@ class Learner(Server):
             The id of each image.
 
         Raises:
-            UserError: If an image is unreadable, an image is in the request twice with different labels, the number of
-                labels is wrong, or the model cannot be trained.
+            UserError: If an image is unreadable, the images have too many pixels, an image is in the request twice with
+                different labels, the number of labels is wrong, or the model cannot be trained.
         """
-        return await self._write(self._add, images, labels, classes)
+        async with self.opened(images) as opened:
+            names = [name for name, _ in images]
+            return await self._write(self._add, names, opened, labels, classes)
 
-    def _add(self, images: Sequence[Upload], labels: Sequence[Sequence[str]], classes: Sequence[str]) -> list[str]:
+    def _add(
+        self,
+        image_names: Sequence[str],
+        images: Sequence[Image],
+        labels: Sequence[Sequence[str]],
+        classes: Sequence[str],
+    ) -> list[str]:
         support_set = support_set_of(self.model.model)
         label_of = labels_by_name(support_set, chain(classes, *labels))
-        opened = [open_named(*image) for image in images]
-        ids, requested = image_ids(opened), dict[int, tuple[frozenset[Any], Image]]()
-        for (name, _), image, number, names in zip(images, opened, ids.tolist(), labels):
+        ids, requested = image_ids(images), dict[int, tuple[frozenset[Any], Image]]()
+        for name, image, number, names in zip(image_names, images, ids.tolist(), labels):
             row = frozenset(label_of[each] for each in names)
             if not support_set.multilabel and len(row) != 1:
                 raise UserError(f"expected one label for image {name!r}, got {len(row)}")
@@ -228,14 +233,6 @@ def with_ids(model: ImageModel) -> ImageModel:
     ]
     identified = replace(support_set, ids=torch.tensor(ids, dtype=torch.long))
     return ImageModel(model.model.model_copy(update={"support_set": identified}), model.backbone)
-
-
-def open_named(name: str, data: bytes) -> Image:
-    """Open an uploaded image; UserError with its name if it is unreadable."""
-    try:
-        return open_upload(data)
-    except UserError as error:
-        raise UserError(f"image {name!r} {error}") from error
 
 
 def addition(

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 import torch
+from PIL.Image import Image
 from torch import Tensor
 
-from ...datasets.images import open_upload
+from ...datasets.images import count_pixels, open_upload
 from ...features.images import ImageReader
 from ...models.images import ImageModel
 from ...models.predict.files import PredictionRow, json_value
 from ...models.predict.prediction import default_batch_size, rows_of
 from ...utils.errors import UserError
 from .batches import Batcher
+from .pixels import PixelBudget, check_pixels
+from .settings import MAX_DECODING_PIXELS, MAX_EXAMPLE_PIXELS, MAX_REQUEST_PIXELS
 
 Upload = tuple[str, bytes]  # name and bytes of an image file
 
@@ -26,12 +30,16 @@ class Server:
     Attributes:
         model: The model with its backbone. A request uses one model from its start to its end.
         features: Batches of the pixels of images; the result of an image is its unit-norm features `[1, d]`.
+        decoding: Pixels of the images that are being decoded.
+        waiting: Pixels of the decoded images of `opened`.
     """
 
     def __init__(self, model: ImageModel) -> None:
         self.model = model
         self.reader = ImageReader(model.backbone.preprocess)
         self.features = Batcher[Tensor, Tensor](self._features, default_batch_size(model.backbone.input_size))
+        self.decoding = PixelBudget(MAX_DECODING_PIXELS)
+        self.waiting = PixelBudget(MAX_EXAMPLE_PIXELS)
 
     def _features(self, pixels: Sequence[Tensor]) -> Sequence[Tensor]:
         return self.model.backbone.encode_images(self.reader.finish(torch.stack([*pixels]))).split(1)
@@ -48,17 +56,48 @@ class Server:
 
         Returns:
             For each image, the reason why it cannot be read, or ""; and the features of the readable images.
+
+        Raises:
+            UserError: If the images have too many pixels together.
         """
-        read = await asyncio.gather(*(asyncio.to_thread(self._read, data) for _, data in images))
-        rows = await self.features([pixels for pixels in read if isinstance(pixels, Tensor)])
-        problems = [result if isinstance(result, str) else "" for result in read]
+        sizes = await self._sizes(images)
+        check_pixels(sizes, MAX_REQUEST_PIXELS)
+
+        async def read(data: bytes, size: int) -> Tensor | str:
+            async with self.decoding.take(size):
+                return await asyncio.to_thread(self._read, data)
+
+        results = await asyncio.gather(*(read(data, size) for (_, data), size in zip(images, sizes)))
+        rows = await self.features([pixels for pixels in results if isinstance(pixels, Tensor)])
+        problems = [result if isinstance(result, str) else "" for result in results]
         return problems, torch.cat([torch.zeros(0, self.model.backbone.width), *rows])
+
+    @asynccontextmanager
+    async def opened(self, images: Sequence[Upload]) -> AsyncIterator[list[Image]]:
+        """Context with decoded images. They are decoded one after another, and their pixels count until its end.
+
+        Raises:
+            UserError: If an image is unreadable, or the images have too many pixels together.
+        """
+        sizes = await self._sizes(images)
+        check_pixels(sizes, MAX_EXAMPLE_PIXELS)
+        async with self.waiting.take(sum(sizes)):
+            opened = []
+            for (name, data), size in zip(images, sizes):
+                async with self.decoding.take(size):
+                    opened.append(await asyncio.to_thread(open_named, name, data))
+            yield opened
+
+    async def _sizes(self, images: Sequence[Upload]) -> list[int]:
+        """Number of pixels of each image, from its header."""
+        return await asyncio.to_thread(lambda: [count_pixels(data) for _, data in images])
 
     async def predict(self, images: Sequence[Upload], top: int, open_set: float | None) -> dict[str, Any]:
         """Classify images.
 
         Raises:
-            UserError: If the model has no threshold for open-set rejection.
+            UserError: If the model has no threshold for open-set rejection, or the images have too many pixels
+                together.
         """
         model = self.model
         if open_set is not None:
@@ -75,3 +114,11 @@ def merge(
     """Iterate over the rows of all images, from the rows of the readable ones."""
     for (name, _), problem in zip(images, problems):
         yield PredictionRow(name, error=problem) if problem else next(predicted)
+
+
+def open_named(name: str, data: bytes) -> Image:
+    """Open an uploaded image; UserError with its name if it is unreadable."""
+    try:
+        return open_upload(data)
+    except UserError as error:
+        raise UserError(f"image {name!r} {error}") from error
