@@ -5,7 +5,7 @@ import statistics
 import torch
 
 from trainers.hegraph.baselines import load_method
-from trainers.hegraph.experiments.fitting import BATCH
+from trainers.hegraph.experiments.calibration import BATCH
 from trainers.hegraph.method.model import build_model
 from trainers.hegraph.method.options import ModelOptions
 

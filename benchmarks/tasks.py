@@ -52,7 +52,7 @@ def start_training(bank: FeatureBank, cfg: Config | None = None) -> AdapterTrain
     """Create a training on a bank, by default with the default recipe, at the start of the epoch after warm-up."""
     cfg = cfg or load_cfg()
     data = BankBatches(bank.train_features, bank.train_labels, cfg.data.batch_size, seed=1)
-    training = AdapterTraining(build_model(bank, cfg.model), data, cfg.training)
+    training = AdapterTraining.start(build_model(bank, cfg.model), data, cfg.training)
     training.epoch = 1
     training.begin_epoch()
     training.model.train()

@@ -21,7 +21,7 @@ def run(num_classes: int = 101, width: int = 512, shots: int = 16, views: int = 
     def train(text_weights: bool) -> None:
         cfg = load_cfg(opts=["DATASET.NUM_SHOTS", shots, "TRAINER.HEGRAPHADAPTER.TEXT_W", text_weights])
         data = BankBatches(bank.train_features, bank.train_labels, cfg.data.batch_size, 1, products)
-        train_to_end(AdapterTraining(build_model(bank, cfg.model), data, cfg.training))
+        train_to_end(AdapterTraining.start(build_model(bank, cfg.model), data, cfg.training))
 
     seconds = alternate({"whole": lambda: train(True), "without": lambda: train(False)}, repeats)
     report = Report(

@@ -19,16 +19,11 @@ from trainers.hegraph.baselines import method_options
 from trainers.hegraph.baselines.base import FittedMethod
 from trainers.hegraph.datasets import loading
 from trainers.hegraph.datasets.loading import load_few_shot
-from trainers.hegraph.experiments import evaluation, run as run_module, tasks
+from trainers.hegraph.experiments import evaluation, opening, run as run_module
+from trainers.hegraph.experiments.evaluation import Predictions
+from trainers.hegraph.experiments.opening import load_image_task
 from trainers.hegraph.experiments.run_folder import run_config
-from trainers.hegraph.experiments.tasks import (
-    FeatureTask,
-    Predictions,
-    Task,
-    ids_of_names,
-    load_image_task,
-    match_classes,
-)
+from trainers.hegraph.experiments.tasks import FeatureTask, Task, ids_of_names, match_classes
 from trainers.hegraph.features.backbones.schema import BackboneConfig
 from trainers.hegraph.method.cache import FoldedClassifier
 from trainers.hegraph.method.closed_form import NewClassMessages
@@ -52,9 +47,9 @@ def source(rule: str, target: Task) -> SimpleNamespace:
     return SimpleNamespace(targets=[(target.name, target, rule)])
 
 
-def trained(logits=None, transfer=None) -> tuple[FittedMethod, SavedModel]:
-    """Create a method of the classes a, b and c, whose text features are the axes."""
-    return FittedMethod(logits, transfer=transfer), model_of("Spy", text_positive=AXES)
+def trained(logits=None, transfer=None) -> SavedModel:
+    """Model of a method that was just fitted to the classes a, b and c, whose text features are the axes."""
+    return model_of("Spy", text_positive=AXES, fitted=FittedMethod(logits, transfer=transfer))
 
 
 # Further data sets at the end of a run
@@ -69,7 +64,7 @@ def test_domain_with_reordered_classes_uses_its_own_labels():
     for labels, accuracy, of_clip in (((0, 1, 0, 0), 50, 50), ((0, 1, 1, 1), 0, 100)):
         task = source(SAME_CLASSES, images("ca", "D", features, labels))
         expected = TargetRecord(accuracy=accuracy, accuracy_zero_shot=of_clip, **about)
-        assert evaluation.score_targets(*swapped, task, "cpu") == {"D": expected}
+        assert evaluation.score_targets(swapped, task, "cpu") == {"D": expected}
 
 
 def test_target_datasets_use_the_transfer_of_the_method():
@@ -82,7 +77,7 @@ def test_target_datasets_use_the_transfer_of_the_method():
     # Zero-shot: x, y, and the third image is equally far from both: the first class is taken. Labels: x, y, y.
     for ids in ("xy", "ab"):
         task = source(OTHER_CLASSES, images(ids, "O", labels=(0, 1, 1)))
-        scores = evaluation.score_targets(*trained(transfer=always_y), task, "cpu")["O"]
+        scores = evaluation.score_targets(trained(transfer=always_y), task, "cpu")["O"]
         assert scores.accuracy == scores.accuracy_zero_shot == pytest.approx(200 / 3)
         assert (scores.num_test, scores.num_classes, scores.rule) == (3, 2, "other classes")
         assert torch.equal(seen[-1].text_positive, AXES[:2])
@@ -91,7 +86,7 @@ def test_target_datasets_use_the_transfer_of_the_method():
 def test_targets_are_encoded_and_classified_in_batches():
     sizes = []
     target = images(features=AXES.repeat(500, 1), labels=(0, 1, 2) * 500)
-    evaluation.evaluate(*trained(lambda images: sizes.append(len(images)) or images), target, "cpu")
+    evaluation.evaluate(trained(lambda images: sizes.append(len(images)) or images), target, "cpu")
     assert sizes == [1024, 476]
     target.test_features = asked = Mock(wraps=target.test_features)
     evaluation.encode_targets(source(OTHER_CLASSES, target))
@@ -128,7 +123,7 @@ def model_of(method: str = "HeGraphAdapter", **changed: object) -> SavedModel:
 
 def predict(model: SavedModel, target: Task, device: str = "cpu") -> Predictions:
     target.check_backbone(model)
-    return evaluation.evaluate(evaluation.fitted_model(model, device), model, target, device)
+    return evaluation.evaluate(model, target, device)
 
 
 def test_rule_follows_from_classes_and_data_set():
@@ -194,7 +189,7 @@ def test_features_of_another_backbone_are_refused():
 ])  # fmt: skip
 def test_unusable_features_and_logits_are_refused(logits, target, message):
     with pytest.raises(UserError, match=message):
-        evaluation.evaluate(*trained(*logits), images(**target), "cpu")
+        evaluation.evaluate(trained(*logits), images(**target), "cpu")
 
 
 # Settings of a model and of a configuration
@@ -202,7 +197,7 @@ def test_unusable_features_and_logits_are_refused(logits, target, message):
 
 def test_classes_are_matched_by_id():
     assert match_classes(["n1", "n2", "n3"], ["n3", "n1"], "ImageNet", "ImageNetA") == [2, 0]
-    assert ids_of_names(["crane", "bee", "crane"]) == ("0: crane", "1: bee", "2: crane")
+    assert ids_of_names(["crane", "bee", "crane"]) == ("0: crane", "bee", "2: crane")
     with pytest.raises(UserError, match="^2 of 3 classes of B are none of A's, such as w; "):
         match_classes(["a", "b"], ["w", "a", "x"], "A", "B")
 
@@ -249,7 +244,7 @@ def test_pool_of_a_test_is_read_with_its_images(monkeypatch):
     trained = load_few_shot("Digits", "", 1, 3, pool=True)
     assert (task.split, task.dataset.test, task.dataset.pool) == ({"train": [], "val": []}, trained.test, trained.pool)
     assert len(trained.pool) == 698 - 10 + 200 and read.call_count == 2  # once each
-    monkeypatch.setattr(tasks, "load_few_shot", lambda *_: replace(trained, test=[]))
+    monkeypatch.setattr(opening, "load_few_shot", lambda *_: replace(trained, test=[]))
     with pytest.raises(UserError, match="Digits has no test images"):
         load_image_task(load_cfg(opts=keys), 3, "cpu", trained_shots=1)
     with pytest.raises(UserError, match="DigitsInverted has no images left for --unlabelled pool"):
@@ -275,7 +270,7 @@ def asking(out: Path, *opts: object):
 
 def test_test_on_own_data_repeats_the_record(finished_run_once, tiny_bank, tmp_path, monkeypatch):
     record = json.loads((finished_run_once / "result.json").read_text())
-    monkeypatch.setattr(run_module, "time", Mock(**{"monotonic.side_effect": [3.0, 8.0]}))
+    monkeypatch.setattr(run_module, "time", Mock(**{"monotonic.side_effect": [3.0, 8.0, 9.0, 11.0]}))
     configured = asking(tmp_path / "again")
     found = run_module.test_model(configured, tiny_bank, finished_run_once, None, "cpu")
     same = ("accuracy", "accuracy_text", "macro_f1", "num_test", "test_set", "shots", "seed", "num_train", "split_hash")
@@ -284,7 +279,9 @@ def test_test_on_own_data_repeats_the_record(finished_run_once, tiny_bank, tmp_p
     here, there = found["calibration"], record["calibration"]
     assert (here["fitted_on"], here["temperature"]) == ("model", there["temperature"])
     assert here["after"]["nll"] == pytest.approx(there["after"]["nll"], abs=1e-3)
-    assert (found["seconds"]["features"], found["adapter_from"]) == (5, str(finished_run_once / "model"))
+    seconds = found["seconds"]
+    assert (seconds["features"], seconds["test"]) == (5, 2)
+    assert found["adapter_from"] == str(finished_run_once / "model")
     assert not {"rule", "num_classes", "trained_on"} & set(found)
     monkeypatch.setattr(run_module, "evaluate", lambda *_: pytest.fail("tested again"))
     assert run_module.run(configured, tiny_bank, finished_run_once) == found

@@ -18,8 +18,8 @@ from trainers.hegraph.__main__ import main
 from trainers.hegraph.apps.demo.answer import summary
 from trainers.hegraph.baselines import load_method
 from trainers.hegraph.datasets.loading import load_dataset
+from trainers.hegraph.experiments.evaluation import Predictions
 from trainers.hegraph.experiments.record import scores_on_test
-from trainers.hegraph.experiments.tasks import Predictions
 from trainers.hegraph.features.bank import FeatureBank, load_bank
 from trainers.hegraph.method.multilabel import MultiLabelHead
 from trainers.hegraph.method.training.choice import score_multilabel

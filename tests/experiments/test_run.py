@@ -24,9 +24,9 @@ from trainers.hegraph.baselines import method_options
 from trainers.hegraph.datasets.digits import open_digit
 from trainers.hegraph.datasets.splits import sample_few_shot
 from trainers.hegraph.experiments import run as run_module
+from trainers.hegraph.experiments.bank_task import BankTask
 from trainers.hegraph.experiments.record import own_source
 from trainers.hegraph.experiments.run_folder import RunFolder, find_model_of_epoch
-from trainers.hegraph.experiments.tasks import BankTask
 from trainers.hegraph.features.bank import BankFile
 from trainers.hegraph.method.cache import FoldedClassifier
 from trainers.hegraph.method.unlabelled import ClassSums, adapt_to_unlabelled

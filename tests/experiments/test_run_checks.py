@@ -24,7 +24,7 @@ NODE = "TRAINER.HEGRAPHADAPTER"
 @pytest.fixture
 def no_training(monkeypatch):
     """No method is fitted in this test, and no model is adapted to unlabelled images."""
-    for name in ("fit", "adapt_method"):
+    for name in ("fit", "adapt_model"):
         monkeypatch.setattr(run_module, name, lambda *_: pytest.fail("it trains"))
 
 

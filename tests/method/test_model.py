@@ -10,9 +10,9 @@ from torch.testing import assert_close
 
 from benchmarks.tasks import unit_features
 from trainers.hegraph import HeGraphModel, build_graph, load_bank, load_cfg
-from trainers.hegraph.experiments.fitting import new_model
+from trainers.hegraph.baselines.hegraph import new_model
+from trainers.hegraph.experiments.bank_task import BankTask
 from trainers.hegraph.experiments.run import MODEL_KEYS
-from trainers.hegraph.experiments.tasks import BankTask
 from trainers.hegraph.method import cache
 from trainers.hegraph.method.closed_form import ClosedForm, class_offsets
 from trainers.hegraph.method.graph import class_prototypes
@@ -236,7 +236,7 @@ def test_each_relation_changes_the_logits(tiny_bank):
         task = BankTask(tiny_bank, cfg, 1)
         bank = task.bank()
         model = new_model(bank, cfg, 1)
-        train_to_end(AdapterTraining(model, task.batches(bank), cfg.training))
+        train_to_end(AdapterTraining.start(model, task.batches(bank), cfg.training))
         return model, model.fold().parts(bank.test_features)
 
     model, whole = trained()

@@ -30,6 +30,7 @@ from yacs.config import CfgNode
 from . import config, config_files
 from .baselines import METHODS, load_method, method_options
 from .baselines.base import FittedMethod
+from .baselines.hegraph import fitted_adapter, new_model
 from .config import Config
 from .datasets.base import Dataset
 from .datasets.images import open_below
@@ -37,11 +38,11 @@ from .datasets.loading import check_trainable, load_dataset, read_coop_sample
 from .datasets.registry import stored_datasets
 from .datasets.splits import Item, path_from
 from .experiments.checks import check_training, check_unseen
-from .experiments.evaluation import fitted_model
-from .experiments.fitting import fit_method, fitted_adapter, new_model, set_random_seed
-from .experiments.run import check_configuration, checkpoints_with_models, draw_seed, test_and_finish, test_and_write
+from .experiments.evaluation import Predictions
+from .experiments.fitting import fit
+from .experiments.image_task import ImageTask
+from .experiments.run import adapt_and_test, check_configuration, checkpoints_with_models, draw_seed, test_and_finish
 from .experiments.run_folder import RunFolder, find_model_of_epoch
-from .experiments.tasks import ImageTask, Predictions
 from .features.bank import FeatureBank
 from .method.training.batches import Batch
 from .method.training.loop import AdapterTraining
@@ -53,6 +54,7 @@ from .utils.errors import UserError
 from .utils.files import absolute
 from .utils.logs import show_messages
 from .utils.option import NODE
+from .utils.seeds import set_random_seed
 
 # Dassl imports `wilds` for data sets that this package never loads, and mutes the logging of the whole process
 _level = logging.root.manager.disable
@@ -160,7 +162,7 @@ class FeatureTrainer(TrainerX):
 
     def fit(self) -> None:
         """Fit and test a method of `baselines/`, without Dassl's loop over epochs, and set `record`."""
-        self.fitted = fit_method(self.folder.task, self.bank)
+        self.fitted = fit(self.folder.task, self.bank)
         echo("Finish training\n")  # as after Dassl's epochs; CoOp's parse_test_res.py reads scores below this line
         self.test()
 
@@ -179,7 +181,7 @@ class FeatureTrainer(TrainerX):
         if saved is None:
             self.record = test_and_finish(folder, self.bank, self.fitted, self.features_seconds, show=self.show_scores)
         else:
-            test = partial(test_and_write, folder, fitted_model(saved, device), saved, device, self.show_scores)
+            test = partial(adapt_and_test, folder, saved, device, self.show_scores)
             self.record = folder.finished() or folder.run_once(test)
         return self.record["accuracy"]
 
@@ -205,8 +207,7 @@ class HeGraphAdapter(FeatureTrainer):
         self.max_epoch = 0
         if self.model.layers is not None:
             data = task.batches(self.bank)
-            self.training = AdapterTraining(self.model, data, settings.training, self.checkpoints)
-            self.training.resume()
+            self.training = AdapterTraining.start(self.model, data, settings.training, self.checkpoints)
             self.max_epoch = self.training.epochs
             self._optims["hegraph"] = self.training.optimizer  # Dassl prints its learning rate
         TrainerX.train(self)

@@ -14,7 +14,7 @@ import torch
 
 from benchmarks.tasks import random_bank
 from trainers.hegraph import UserError, load_backbone, load_bank, load_cfg, load_dataset
-from trainers.hegraph.experiments import fitting
+from trainers.hegraph.baselines import hegraph
 from trainers.hegraph.features.images import ImageViews
 from trainers.hegraph.method.model import build_model
 from trainers.hegraph.method.training import batches as module, memory
@@ -193,8 +193,8 @@ def test_estimate_above_half_of_memory_is_logged(caplog, free, logged):
 
 
 def test_run_logs_the_estimate_before_training(tiny_bank, caplog, monkeypatch):
-    monkeypatch.setattr(fitting, "free_bytes", lambda device: 1000)
+    monkeypatch.setattr(hegraph, "free_bytes", lambda device: 1000)
     with caplog.at_level(logging.WARNING):
-        fitting.new_model(load_bank(tiny_bank), load_cfg(opts=["DATASET.NUM_SHOTS", 2]), seed=1)
+        hegraph.new_model(load_bank(tiny_bank), load_cfg(opts=["DATASET.NUM_SHOTS", 2]), seed=1)
     assert [line.partition(" GB")[0] for line in caplog.messages] == ["training will take about 0.00"]
     assert load_bank(tiny_bank).train_features.dtype == torch.float32  # four bytes, as the estimate counts

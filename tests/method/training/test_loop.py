@@ -51,8 +51,7 @@ class Setup:
         model = build_model(self.bank, cfg.model)
         resume_from = Path(cfg.run.resume or self.folder / name)
         checkpoints = loop.Checkpoints(self.folder / name, resume_from, "a run", on_epoch=on_epoch)
-        training = loop.AdapterTraining(model, data, cfg.training, checkpoints)
-        training.resume()
+        training = loop.AdapterTraining.start(model, data, cfg.training, checkpoints)
         return model, loop.train_to_end(training)
 
     def state(self) -> dict:
@@ -245,7 +244,7 @@ def test_a_step_by_hand(leave_one_out):
     model, positions, products = FixedModel(), torch.tensor([2, 0]), torch.ones(2, 3)
     rates = {"weight_lr_mult": 0.1, "visual_lr": 0.2, "weight_decay": 0.4}
     options = options_of(visual_weight=3.0, visual_scale=4.0, leave_one_out=leave_one_out, **rates)
-    training = loop.AdapterTraining(model, BankBatches(IMAGES[None], LABELS, batch_size=3, seed=1), options)
+    training = loop.AdapterTraining.start(model, BankBatches(IMAGES[None], LABELS, batch_size=3, seed=1), options)
     for step in (1, 2):
         loss = training.step(Batch(IMAGES[:2], torch.tensor([0, 1]), positions, products))
         # Of the text: (log(1 + e^-1) + log 2) / 2 = 0.503204. The visual logits (0, 0.5) and (0, 0.5), times 4, are (0,
@@ -264,7 +263,7 @@ def test_a_step_by_hand(leave_one_out):
 @pytest.mark.parametrize(("least", "epochs"), [(0, 4), (12, 4), (13, 5), (16, 6)])
 def test_epochs_reach_the_least_steps(least, epochs):
     model, data = FixedModel().eval(), BankBatches(IMAGES[None], LABELS, batch_size=1, seed=1)  # three steps per epoch
-    summary = loop.train_to_end(loop.AdapterTraining(model, data, options_of(epochs=4, min_steps=least)))
+    summary = loop.train_to_end(loop.AdapterTraining.start(model, data, options_of(epochs=4, min_steps=least)))
     assert (summary.epochs, summary.steps, model.modes) == (epochs, 3 * epochs, [True] * 3 * epochs)
 
 

@@ -1,4 +1,4 @@
-"""Registry of the methods that HeGraphAdapter is compared with, each a subclass of `base.Method`.
+"""Registry of HeGraphAdapter and the methods that it is compared with, each a subclass of `base.Method`.
 
 Methods are imported on demand, so that shell scripts list the names without importing torch.
 """
@@ -6,7 +6,7 @@ Methods are imported on demand, so that shell scripts list the names without imp
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from ..utils.option import OptionGroup
+from ..utils.option import OUR_METHOD, OptionGroup
 
 if TYPE_CHECKING:
     from .base import Method
@@ -24,12 +24,14 @@ METHODS: dict[str, str] = {
 TRANSDUCTIVE_METHODS: dict[str, str] = dict.fromkeys(("TransCLIP", "ZLaP", "StatA", "ECALP", "ADAPT"), "transductive")
 # Methods for several labels per image; "all" does not include them
 MULTILABEL_METHODS: dict[str, str] = dict.fromkeys(("ZeroShotStandardised", "OneVsRest", "Ridge"), "multilabel")
+SEVERAL_LABELS = (OUR_METHOD, "ZeroShot", *MULTILABEL_METHODS)  # methods that support several labels per image
 ALL_BASELINES = METHODS | TRANSDUCTIVE_METHODS | MULTILABEL_METHODS
+MODULES = {OUR_METHOD: "hegraph"} | ALL_BASELINES  # of every value of `--trainer`
 
 
 def load_method(name: str) -> "Method[Any]":
-    """Import and create a method by its name, a key of `ALL_BASELINES`."""
-    return getattr(importlib.import_module(f".{ALL_BASELINES[name]}", __package__), name)()
+    """Import and create a method by its name, a key of `MODULES`."""
+    return getattr(importlib.import_module(f".{MODULES[name]}", __package__), name)()
 
 
 def method_options(name: str) -> OptionGroup | None:

@@ -1,4 +1,4 @@
-"""Base class of the methods that HeGraphAdapter is compared with.
+"""Base class of the methods: HeGraphAdapter, and those that it is compared with.
 
 Each subclass of `Method` implements one published method. Its class name is the value of `--trainer`, and a registry in
 `__init__.py` lists it. The docstring of the class, or of its module, cites the paper, states the equation and lists the
@@ -29,6 +29,7 @@ from ..method.cache import FoldedClassifier, text_logits
 from ..method.training.confidence import Calibration
 
 if TYPE_CHECKING:  # open_clip takes seconds to import, and most methods do not need it
+    from ..config import Config
     from ..features.backbones.clip import Backbone
 
 Transfer = Callable[[FeatureBank], Tensor]
@@ -38,9 +39,10 @@ EPSILON = 1e-12  # lower bound of divisors and logarithms
 
 @dataclass(frozen=True)
 class FittedMethod:
-    """Classifier that `Method.fit` returns, with the values that a run records about its training.
+    """Result of `Method.fit`: functions that predict, and the values that a run records about the training.
 
-    Only HeGraphAdapter sets the attributes from `variant` to `class_nodes`.
+    `experiments.record.make_model` makes a `TrainedModel` of it. Only HeGraphAdapter sets the attributes from `variant`
+    to `class_nodes`.
 
     Attributes:
         logits: Function from unit-norm image features `[B, d]` to logits `[B, K]`.
@@ -55,13 +57,12 @@ class FittedMethod:
         text_nodes: Positive text nodes before and after message passing, each `[K, d]` of unit norm.
         state: Trained parameters by name.
         class_nodes: Visual class nodes in the whitened space, shape `[K, d]`; None without the closed-form head.
-        seconds: Time of fitting.
+        seconds: Time of fitting, with earlier parts of a resumed training; 0: `experiments.fitting.fit` measures it.
         calibration: Temperature of the logits.
         thresholds: Least logit with which a class is predicted, shape `[K]`, with several labels per image; None if the
             method chooses none.
         transductive: Whether the method is transductive: `logits` takes all test images at once, and each prediction
             depends on all of them.
-        adaptation: Record entries about the unlabelled images that the method was adapted to.
     """
 
     logits: Callable[[Tensor], Tensor]
@@ -79,12 +80,6 @@ class FittedMethod:
     calibration: Calibration = field(default_factory=Calibration)
     thresholds: Tensor | None = None
     transductive: bool = False
-    adaptation: dict = field(default_factory=dict)
-
-    @property
-    def text_classifier(self) -> FoldedClassifier | None:
-        """HeGraphAdapter's classifier without its cache, for other domains: the cache fits the training images."""
-        return self.classifier.text_only() if self.classifier is not None and self.variant else None
 
 
 @dataclass(frozen=True)
@@ -104,6 +99,10 @@ class Method(ABC, Generic[OptionsT]):
             only.
         not_saved: Reason why a run saves no model folder; "" if it saves one, from `FittedMethod.classifier`.
         transfers: Whether `fit` returns a `transfer`, so that the method can be tested on other classes.
+        needs_batches: Whether `fit` takes training batches, checkpoints and parameters to start from; see
+            `hegraph.py`.
+        selects_on_val: Whether the method selects the values of SELECT on val images, with `--select val`.
+        stores_support_set: Whether a model folder stores the training images' features, for incremental training.
     """
 
     options: ClassVar[type] = NoOptions
@@ -112,11 +111,18 @@ class Method(ABC, Generic[OptionsT]):
     trainer_of_coop: ClassVar[bool] = False
     not_saved: ClassVar[str] = ""
     transfers: ClassVar[bool] = False
+    needs_batches: ClassVar[bool] = False
+    selects_on_val: ClassVar[bool] = False
+    stores_support_set: ClassVar[bool] = False
 
     @property
     def name(self) -> str:
         """Value of `--trainer`: the name of the class."""
         return type(self).__name__
+
+    def options_for(self, cfg: "Config", bank: FeatureBank) -> OptionsT:
+        """Return the options of this method for a task, an argument of `fit`."""
+        return cfg.method_for(bank.dataset, largest_class(bank))
 
     @abstractmethod
     def fit(self, bank: FeatureBank, options: OptionsT, seed: int, backbone: "Backbone | None" = None) -> FittedMethod:

@@ -76,7 +76,8 @@ def compare_command(args: argparse.Namespace) -> int:
     from ..datasets.base import check_classes
     from ..estimator.model_selection.backbones import TIMED_IMAGES, Encoded, advice, compare_candidates, recommend
     from ..estimator.model_selection.candidates import read_candidates
-    from ..experiments.tasks import ImageTask, load_image_task  # torch is slow to import
+    from ..experiments.image_task import ImageTask  # torch is slow to import
+    from ..experiments.opening import load_image_task
     from ..utils.devices import choose_device
 
     def configure(candidate: Candidate) -> Config:

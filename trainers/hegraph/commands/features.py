@@ -57,7 +57,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 def extract_command(args: argparse.Namespace) -> None:
     """Encode all images of a data set to a feature bank; processes of `torchrun` share the work."""
     from ..config_files import load_cfg
-    from ..experiments.tasks import load_image_task  # torch takes seconds to import, here and below
+    from ..experiments.opening import load_image_task  # torch takes seconds to import, here and below
     from ..features.bank import BankFile
     from ..utils import processes
     from ..utils.devices import available_device

@@ -140,7 +140,9 @@ def labelled_images(cfg: Config, args: argparse.Namespace) -> tuple[tuple[Any, .
         UserError: If --out is one of the images, or an image cannot be read.
     """
     from ..datasets.loading import OWN, load_own_images
-    from ..experiments.tasks import BankTask, ImageTask, load_image_task  # torch is slow to import
+    from ..experiments.bank_task import BankTask  # torch is slow to import
+    from ..experiments.image_task import ImageTask
+    from ..experiments.opening import load_image_task
     from ..features.extract import labels_of
     from ..utils.devices import choose_device
 

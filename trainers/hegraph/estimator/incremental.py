@@ -21,7 +21,7 @@ from ..config import Config
 from ..datasets.base import Dataset
 from ..datasets.images import open_any, pixel_hash, reason
 from ..datasets.splits import Item
-from ..experiments.tasks import ImageTask
+from ..experiments.image_task import ImageTask
 from ..features.backbones.identity import DEFAULT_BACKBONE
 from ..models.saved import SavedModel
 from ..models.support_set import SupportSet
@@ -227,9 +227,7 @@ class Trainer:
 
         items = [Item(name, label, classnames[label]) for name, label in zip(names, labels)]
         dataset = Dataset(cfg.data.name or NO_NAME, classnames, items, val=[], test=[], open=open_item)
-        task = ImageTask(dataset, cfg, cfg.run.seed, self.device)
-        if self.backbone is not None:
-            task.backbone = self.backbone
+        task = ImageTask(dataset, cfg, cfg.run.seed, self.device, self.backbone)
         if self.previous is not None:
             task.check_backbone(self.previous)
         self.backbone = task.backbone

@@ -18,10 +18,12 @@ import torch.nn.functional as F
 from ..baselines import load_method
 from ..config import OPTIONS, Config, default_values, is_filled
 from ..config_files import load_cfg
-from ..experiments.fitting import calibrate_method, fit_multilabel, train_adapter
+from ..experiments.calibration import calibrate
+from ..experiments.fitting import fit
+from ..experiments.image_task import ImageTask
 from ..experiments.record import make_model
-from ..experiments.run_folder import RunFolder
-from ..experiments.tasks import FeatureTask, ImageTask, Task, ids_of_names, names_of
+from ..experiments.run_folder import RunIdentity
+from ..experiments.tasks import FeatureTask, Task, ids_of_names, names_of
 from ..features.backbones.schema import BackboneConfig
 from ..features.bank import FeatureBank, label_list, mean_over_views
 from ..features.extract import class_prompts
@@ -157,12 +159,12 @@ def train_model(support_set: SupportSet, origin: Origin, cfg: Config, device: st
     bank = task.bank().to(device)
     if trains:
         check_memory(bank, cfg.data.batch_size, device)
-        fitted = calibrate_method(train_adapter(task, bank, start=known.state), task, bank)
+        fitted = calibrate(fit(task, bank, start=known.state), task, bank)
         support_set = replace(support_set, state=scatter_state(fitted.state, seen.nonzero().flatten(), len(names)))
     else:
         bank = replace(bank, train_features=bank.train_features[:1, :0], train_labels=bank.train_labels[:0])
         fitted = load_method("ZeroShot").fit(bank, None, task.seed)
-    model = cast(SavedModel, make_model(RunFolder(task), bank, fitted))  # both methods fold
+    model = cast(SavedModel, make_model(RunIdentity(task), bank, fitted))  # both methods fold
     metadata = {"method": model.method if trains else "ZeroShot"} | metadata_of(support_set, origin, cfg)
     model = model.model_copy(update=metadata)
     return with_named_classes(model, support_set, seen) if trains and not seen.all() else model
@@ -185,8 +187,8 @@ def train_multilabel(support_set: SupportSet, origin: Origin, cfg: Config, devic
     refuse_beyond_memory(16 * labels.numel(), f"{len(labels)} images of {labels.shape[1]} classes", device)
     task = task_of(support_set, origin, cfg)
     bank = task.bank().to(device)
-    fitted = fit_multilabel(bank, with_text=support_set.positive is not None)
-    model = make_model(RunFolder(task), bank, fitted)
+    fitted = fit(task, bank)
+    model = make_model(RunIdentity(task), bank, fitted)
     return cast(SavedModel, model).model_copy(update=metadata_of(support_set, origin, cfg))
 
 
@@ -249,7 +251,14 @@ def task_of(support_set: SupportSet, origin: Origin, cfg: Config) -> Task:
         logit_scale=origin.logit_scale,
     )
     sampled = [[row, label, names_of(names, label)] for row, label in enumerate(label_list(labels))]
-    return FeatureTask(bank, cfg, cfg.run.seed, {"train": sampled, "val": []}, {"precision": origin.backbone.precision})
+    return FeatureTask(
+        bank,
+        cfg,
+        cfg.run.seed,
+        {"train": sampled, "val": []},
+        {"precision": origin.backbone.precision},
+        has_text=support_set.positive is not None,
+    )
 
 
 def with_named_classes(model: SavedModel, support_set: SupportSet, seen: torch.Tensor) -> SavedModel:

@@ -11,12 +11,12 @@ Shapes: M images, K classes, d feature width.
 import logging
 import time
 from dataclasses import asdict, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..baselines import TRANSDUCTIVE_METHODS
-from ..baselines.base import FittedMethod
 from ..datasets.base import refuse_tested
 from ..features.bank import copied_rows
 from ..models.saved import SavedModel, TrainedModel, adapt, check_adaptable
@@ -42,31 +42,51 @@ def read_unlabelled(task: Task, text: Tensor, backbone: str, device: str) -> Ten
         Unit-norm features, shape `[M, d]`.
 
     Raises:
-        UserError: If the images cannot be read, or features are of another backbone; if an image of a pool is a test
-            image; or as of `check_adaptable`, for methods that are not transductive themselves.
+        UserError: If the images cannot be read, features are of another backbone, or an image is a test image and not
+            of a published split. For methods that are not transductive themselves, also if the features are empty,
+            have another width or are not finite, or the adaptation needs more memory than is free.
     """
     source = task.cfg.data.unlabelled
     images = task.unlabelled
     if images.backbone not in ("", backbone):
         raise UserError(f"{source} holds features of {images.backbone!r}, but the method's are of {backbone!r}")
     features = images.features()
-    if source != TEST_SET and (tested := task.test_features()[0]) is not None:
-        copies = [f"image {n + 1}" for n in copied_rows(features, tested)]
-        refuse_tested(copies, len(features), "unlabelled")
+    if source != TEST_SET and not images.of_published_split:
+        tested, _ = task.test_features()
+        if tested is not None:
+            copies = [f"image {n + 1}" for n in copied_rows(features, tested)]
+            refuse_tested(copies, len(features), "unlabelled")
     if task.cfg.run.trainer not in TRANSDUCTIVE_METHODS:
         check_adaptable(features, text, device)
     return features
 
 
-def adapt_method(
-    fitted: FittedMethod, model: TrainedModel, features: Tensor, source: str, device: str | torch.device
-) -> tuple[FittedMethod, TrainedModel]:
-    """Adapt a fitted method and its model to the features `[M, d]` of the unlabelled images `source`.
+class AdaptedModel(NamedTuple):
+    """Model after an adaptation to unlabelled images.
+
+    Attributes:
+        model: The adapted model.
+        entries: Entries of the record about the adaptation.
+        seconds: Time of the adaptation.
+        logits: Logits `[M, K]` of the images, if they are the test images; None otherwise.
+    """
+
+    model: TrainedModel
+    entries: dict[str, Any]
+    seconds: float = 0.0
+    logits: Tensor | None = None
+
+
+def adapt_model(model: TrainedModel, features: Tensor, source: str, device: str | torch.device) -> AdaptedModel:
+    """Adapt a fitted or loaded model to the features `[M, d]` of the unlabelled images `source`.
 
     The temperature stays the same. A transductive method only records the images, because it adapts itself.
+
+    Raises:
+        UserError: If the model is already adapted, or the memory is too small.
     """
-    if fitted.transductive:
-        return replace(fitted, adaptation={"protocol": TRANSDUCTIVE, "unlabelled": {"images": source}}), model
+    if model.is_transductive:
+        return AdaptedModel(model, {"protocol": TRANSDUCTIVE, "unlabelled": {"images": source}})
     assert isinstance(model, SavedModel)  # `check_method` refuses other methods
     started = time.monotonic()
     # The temperature of zero-shot CLIP would come from labelled images, such as val
@@ -75,20 +95,21 @@ def adapt_method(
     wait_for(torch.device(device))
     seconds = time.monotonic() - started
     logger.info("adapted to %d unlabelled images in %.2f s", len(features), seconds)
+    class_prior = {name: round(value, 4) for name, value in asdict(adaptation.class_prior).items()}
     images = {
         "images": source,
         "num_images": len(features),
         "hash": hash_content(features.cpu()),
-        "class_prior": {name: round(value, 4) for name, value in asdict(adaptation.class_prior).items()},
+        "class_prior": class_prior,
     }
-    transductive, classifier = source == TEST_SET, adaptation.classifier
-    fitted = replace(
-        fitted,
-        logits=(lambda _: adaptation.logits) if transductive else classifier.logits,
-        classifier=None if transductive else classifier,
-        transductive=transductive,
-        seconds=fitted.seconds + seconds,
-        calibration=replace(fitted.calibration, known=None),  # the adaptation changes the scores of known images
-        adaptation={"protocol": TRANSDUCTIVE if transductive else SEMI_SUPERVISED, "unlabelled": images},
-    )
-    return fitted, adapted.model_copy(update={"temperature": model.temperature})
+    adapted = adapted.model_copy(update={"temperature": model.temperature})
+    if model.fitted is not None:
+        fitted = replace(
+            model.fitted,
+            logits=adaptation.classifier.logits,
+            calibration=replace(model.fitted.calibration, known=None),  # the adaptation changes the scores
+        )
+        adapted = adapted.model_copy(update={"fitted": fitted})
+    if source == TEST_SET:
+        return AdaptedModel(adapted, {"protocol": TRANSDUCTIVE, "unlabelled": images}, seconds, adaptation.logits)
+    return AdaptedModel(adapted, {"protocol": SEMI_SUPERVISED, "unlabelled": images}, seconds)

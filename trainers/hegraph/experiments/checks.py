@@ -3,14 +3,15 @@
 import logging
 from pathlib import Path
 
-from ..baselines import ALL_BASELINES, load_method
+from ..baselines import MULTILABEL_METHODS, SEVERAL_LABELS, load_method
 from ..datasets.base import check_classes
 from ..models.saved import SavedModel
 from ..results.records import PREDICTIONS, SPLIT, read_test_files
 from ..utils.errors import UserError
-from ..utils.option import OUR_METHOD
+from ..utils.option import NODE, OUR_METHOD
 from ..utils.reading import read_json, validate
-from .tasks import POOL, TEST_SET, BankTask, Task
+from .bank_task import BankTask
+from .tasks import POOL, TEST_SET, Task
 
 logger = logging.getLogger(__name__)
 
@@ -26,11 +27,11 @@ def check_training(task: Task) -> None:
     labels = (label if isinstance(label, (tuple, list)) else [label] for _, label, _ in task.split["train"])
     check_classes(len({each for of_image in labels for each in of_image}))
     check_method(task)
-    if cfg.run.select_on == "val" and cfg.run.trainer == OUR_METHOD:
+    if cfg.run.select_on == "val" and load_method(cfg.run.trainer).selects_on_val:
         if not task.has_val:
             raise UserError(f"{task.name} has no val images, so nothing can be chosen on them; leave out --select val")
         if not cfg.run.select:
-            raise UserError("--select val needs TRAINER.HEGRAPHADAPTER.SELECT, rows [KEY, [VALUE, ...]]; it is empty")
+            raise UserError(f"--select val needs {NODE}.SELECT, rows [KEY, [VALUE, ...]]; it is empty")
     _ = task.targets
     if cfg.data.unlabelled:
         check_unlabelled(task)
@@ -39,8 +40,6 @@ def check_training(task: Task) -> None:
 def check_method(task: Task) -> None:
     """Raise UserError if the method of a training run does not support an option of the configuration."""
     cfg = task.cfg
-    if cfg.run.trainer not in ALL_BASELINES:
-        return
     method = load_method(cfg.run.trainer)
     if method.needs_backbone and isinstance(task, BankTask):
         raise UserError(f"{method.name} learns prompts through the text tower; give images instead of --features")
@@ -50,6 +49,32 @@ def check_method(task: Task) -> None:
         raise UserError(f"{method.name} has no rule for other classes than its own; leave out --target-datasets")
 
 
+def check_multilabel(task: Task) -> None:
+    """Raise UserError if a configuration asks for something that several labels per image exclude."""
+    cfg = task.cfg
+    data = cfg.data
+    name = cfg.run.trainer
+    if not task.multilabel:
+        if name in MULTILABEL_METHODS:
+            raise UserError(f"{name} is for several labels per image, and {task.name} has one; change --trainer")
+        return
+    if name == OUR_METHOD and cfg.model.variant != "training_free":
+        problem = f"{task.name} has several labels per image, which VARIANT {cfg.model.variant} does not support"
+        raise UserError(f"{problem}; end the command with {NODE}.VARIANT training_free")
+    if name not in SEVERAL_LABELS:
+        known = ", ".join(SEVERAL_LABELS)
+        raise UserError(f"{task.name} has several labels per image, which {name} does not support; use one of {known}")
+    excluded = {
+        f"DATASET.SUBSAMPLE_CLASSES {data.classes}": data.classes != "all",
+        "--unlabelled": data.unlabelled,
+        "--target-domains and --target-datasets": data.target_domains or data.target_datasets,
+        "--select val": cfg.run.select_on == "val",
+        f"{NODE}.FEATURES.MODE online": data.features == "online",
+    }
+    if asked := [option for option, is_asked in excluded.items() if is_asked]:
+        raise UserError(f"{task.name} has several labels per image; leave out {asked[0]}")
+
+
 def reason_not_saved(task: Task) -> str:
     """Return the reason why a training run of a task saves no model folder; "" if it saves one."""
     name = task.cfg.run.trainer
@@ -57,7 +82,7 @@ def reason_not_saved(task: Task) -> str:
         return "its prediction of a test image depends on the other ones"
     if name == "ZeroShot" and task.multilabel:
         return "it chooses no thresholds for several labels per image, as HeGraphAdapter does"
-    return load_method(name).not_saved if name in ALL_BASELINES else ""
+    return load_method(name).not_saved
 
 
 def check_unlabelled(task: Task) -> None:
@@ -99,7 +124,9 @@ def check_unseen(path: Path, model: SavedModel, task: Task) -> None:
 
 def training_paths(run: Path, task: Task) -> set[str]:
     """Return the paths of the training images of a run, if its data root is that of a task; else nothing."""
-    predictions, split, tested = run / PREDICTIONS, run / SPLIT, task.test_files
+    predictions = run / PREDICTIONS
+    split = run / SPLIT
+    tested = task.test_files
     if tested is None or not (predictions.is_file() and split.is_file()):
         return set()
     before = read_test_files(predictions)

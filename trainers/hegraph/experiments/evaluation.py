@@ -1,4 +1,4 @@
-"""Test of a trained method on the images of any data set, after the training and with `--eval-only`.
+"""Test of a model on the images of any data set, after the training and with `--eval-only`.
 
 The classes decide the rule of the test:
 
@@ -11,44 +11,46 @@ The classes decide the rule of the test:
 Shapes: M images, K classes, d feature width.
 """
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from ..baselines.base import FittedMethod, Transfer, zero_shot_transfer
+from ..baselines.base import Transfer, zero_shot_transfer
 from ..datasets.base import check_classes
-from ..features.bank import FeatureBank
 from ..method.cache import text_logits
 from ..method.training.choice import accuracy
-from ..method.training.confidence import Calibration
-from ..models.saved import SavedModel, TrainedModel
+from ..models.saved import TrainedModel
 from ..results.records import OTHER_CLASSES, SAME_CLASSES, TargetRecord
 from ..utils.errors import UserError
-from .fitting import check_finite, classify_in_batches
-from .tasks import Predictions, Task, match_classes
+from .calibration import check_finite, classify_in_batches
+from .tasks import Task, match_classes
+
+Device = str | torch.device
 
 
-def fitted_model(model: SavedModel, device: str) -> FittedMethod:
-    """Return the method of a model folder."""
-    classifier = model.classifier.to(device)
-    transfer: Transfer | None = zero_shot_transfer if model.transfer_rule == "zero-shot" else None
-    if model.transfer is not None:
-        adapter = model.transfer.to(device)
+@dataclass(frozen=True)
+class Predictions:
+    """Predictions on the M test images of a data set with K classes; None where nothing was predicted.
 
-        def transfer(bank: FeatureBank) -> Tensor:
-            return adapter(replace(bank, logit_scale=model.logit_scale))
+    Attributes:
+        dataset, classnames: Name of the data set, and of its classes.
+        logits, text_logits, zero_shot: Logits of the method, of HeGraphAdapter's text classifier alone, and of
+            zero-shot CLIP, each `[M, K]`.
+        labels: Classes of the test images, `[M]`; with several labels per image, booleans `[M, K]`.
+        rule: "" on the data set of the training, else `SAME_CLASSES` or `OTHER_CLASSES`.
+        thresholds: Least logit with which a label is predicted, shape `[K]`, as in `TrainedModel`.
+    """
 
-    # A fitted temperature is never exactly 1, so 1 means that none was fitted
-    calibration = Calibration(model.temperature, "nothing" if model.temperature == 1 else "model", known=model.known)
-    return FittedMethod(
-        classifier.logits,
-        transfer=transfer,
-        classifier=classifier,
-        variant=model.variant,
-        calibration=calibration,
-        thresholds=None if model.thresholds is None else model.thresholds.to(device),
-    )
+    dataset: str
+    classnames: Sequence[str]
+    logits: Tensor | None = None
+    text_logits: Tensor | None = None
+    zero_shot: Tensor | None = None
+    labels: Tensor | None = None
+    rule: str = ""
+    thresholds: Tensor | None = None
 
 
 def rule_for(model: TrainedModel, target: Task) -> str:
@@ -63,9 +65,17 @@ def rule_for(model: TrainedModel, target: Task) -> str:
 
 
 def evaluate(
-    fitted: FittedMethod, model: TrainedModel, target: Task, device: str | torch.device, rule: str | None = None
+    model: TrainedModel, target: Task, device: Device, rule: str | None = None, logits: Tensor | None = None
 ) -> Predictions:
-    """Predict the test images of a target with the method of a model, by a rule (default: that of `rule_for`).
+    """Predict the test images of a target with a model, whether it was just fitted or loaded.
+
+    Args:
+        model: The model.
+        target: Task with the test images.
+        device: Device of the computation.
+        rule: Rule of the test; None: the rule of `rule_for`.
+        logits: Logits `[M, K]` of the test images for the classes of the model, if an adaptation to these images has
+            predicted them already.
 
     Raises:
         UserError: If the features have another width, a logit is not finite, the target has a single class, or the
@@ -74,46 +84,53 @@ def evaluate(
     check_classes(len(target.class_ids), target.name)
     rule = rule_for(model, target) if rule is None else rule
     if rule != OTHER_CLASSES:
-        predictions = test_known_classes(fitted, model, target, device, rule)
-    elif fitted.transfer is not None:
-        predictions = test_other_classes(fitted, fitted.transfer, model, target, device)
+        predictions = test_known_classes(model, target, device, rule, logits)
     else:
-        raise UserError(f"{model.method} has no rule for other classes than its own; test it on those", "run.rule")
+        transfer = model.transfer_function(device)
+        if transfer is None:
+            raise UserError(f"{model.method} has no rule for other classes than its own; test it on those", "run.rule")
+        predictions = test_other_classes(model, transfer, target, device)
     if predictions.logits is not None:
         check_finite(predictions.logits)
     return predictions
 
 
 def test_known_classes(
-    fitted: FittedMethod, model: TrainedModel, target: Task, device: str | torch.device, rule: str
+    model: TrainedModel, target: Task, device: Device, rule: str, logits: Tensor | None = None
 ) -> Predictions:
-    """Test a method on classes that it was fitted to; arguments and errors as of `evaluate`."""
+    """Test a model on classes that it was fitted to; arguments and errors as in `evaluate`."""
     columns = match_classes(model.class_ids, target.class_ids, model.trained_on.dataset, target.name)
     features, labels = target.test_features()
     if features is None or labels is None:
         return Predictions(target.name, target.classnames)
-    features, text_positive = _checked_features(model, features, device), model.text_positive.to(device)
-    zero_shot = text_logits(features, text_positive[columns], model.logit_scale)
-    logits, text = _known_logits(fitted, features, in_domain=not rule)
-    text = None if text is None else text[:, columns]
-    thresholds = None if fitted.thresholds is None else fitted.thresholds[columns]
-    logits, labels = logits[:, columns], labels.to(device)
-    return Predictions(target.name, target.classnames, logits, text, zero_shot, labels, rule, thresholds)
+    features = _checked_features(model, features, device)
+    zero_shot = text_logits(features, model.text_positive.to(device)[columns], model.logit_scale)
+    text = None
+    if logits is None:
+        logits, text = _known_logits(model, features, device, in_domain=not rule)
+    return Predictions(
+        target.name,
+        target.classnames,
+        logits[:, columns],
+        None if text is None else text[:, columns],
+        zero_shot,
+        labels.to(device),
+        rule,
+        None if model.thresholds is None else model.thresholds.to(device)[columns],
+    )
 
 
-def test_other_classes(
-    fitted: FittedMethod, transfer: Transfer, model: TrainedModel, target: Task, device: str | torch.device
-) -> Predictions:
-    """Test a method on unseen classes, by its `transfer`; arguments and errors as of `evaluate`."""
+def test_other_classes(model: TrainedModel, transfer: Transfer, target: Task, device: Device) -> Predictions:
+    """Test a model on unseen classes, by its `transfer`; arguments and errors as in `evaluate`."""
     bank = target.test_bank().to(str(device))
     features = _checked_features(model, bank.features_to_classify, device)
     zero_shot = zero_shot_transfer(replace(bank, test_features=features))
     logits = transfer(bank)
-    text = None if fitted.text_classifier is None else logits
+    text = logits if model.has_text_classifier else None
     return Predictions(target.name, target.classnames, logits, text, zero_shot, bank.test_labels, OTHER_CLASSES)
 
 
-def _checked_features(model: TrainedModel, features: Tensor, device: str | torch.device) -> Tensor:
+def _checked_features(model: TrainedModel, features: Tensor, device: Device) -> Tensor:
     """Move features to a device; UserError if they have another width than those of the model."""
     width = model.text_positive.shape[1]
     if features.shape[1] != width:
@@ -122,12 +139,17 @@ def _checked_features(model: TrainedModel, features: Tensor, device: str | torch
 
 
 @torch.no_grad()
-def _known_logits(fitted: FittedMethod, features: Tensor, in_domain: bool) -> tuple[Tensor, Tensor | None]:
-    """Return the logits of a method and of its text classifier, if any; in other domains they are the same."""
-    if fitted.text_classifier is None or fitted.classifier is None:
-        return fitted.logits(features) if fitted.transductive else classify_in_batches(fitted.logits, features), None
-    parts = (fitted.classifier if in_domain else fitted.text_classifier).parts(features)
-    return fitted.classifier.combine(parts), parts.text
+def _known_logits(
+    model: TrainedModel, features: Tensor, device: Device, in_domain: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Return the logits of a model and of its text classifier, if any; in other domains they are the same."""
+    if model.classifier is not None and model.has_text_classifier:
+        classifier = model.classifier if in_domain else model.classifier.text_only()  # the cache fits training images
+        parts = classifier.to(device).parts(features)
+        return classifier.combine(parts), parts.text
+    classify = model.predictor(device)
+    logits = classify(features) if model.is_transductive else classify_in_batches(classify, features)
+    return logits, None
 
 
 # Further data sets at the end of a training run
@@ -136,16 +158,19 @@ def _known_logits(fitted: FittedMethod, features: Tensor, in_domain: bool) -> tu
 def encode_targets(task: Task) -> None:
     """Encode the images that `score_targets` tests, unless their features are on disk."""
     for _, target, rule in task.targets:
-        _ = target.test_features() if rule == SAME_CLASSES else target.test_bank()
+        encode_test_images(target, rule)
 
 
-def score_targets(
-    fitted: FittedMethod, model: TrainedModel, task: Task, device: str | torch.device
-) -> dict[str, TargetRecord]:
-    """Test a method on the further data sets of a task."""
+def encode_test_images(target: Task, rule: str) -> None:
+    """Encode what the test of a target by a rule needs, unless the features are on disk."""
+    _ = target.test_bank() if rule == OTHER_CLASSES else target.test_features()
+
+
+def score_targets(model: TrainedModel, task: Task, device: Device) -> dict[str, TargetRecord]:
+    """Test a model on the further data sets of a task."""
     scores = {}
     for name, target, rule in task.targets:
-        predictions = evaluate(fitted, model, target, device, rule)
+        predictions = evaluate(model, target, device, rule)
         # `check_training` refuses a target without test images, or one that the method cannot classify
         assert predictions.labels is not None and predictions.zero_shot is not None and predictions.logits is not None
         scores[name] = TargetRecord(

@@ -6,11 +6,11 @@ Shapes: K classes, M test images.
 import datetime
 import logging
 import os
-import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
+from ..baselines import load_method
 from ..baselines.base import FittedMethod, zero_shot_transfer
 from ..config import Config
 from ..datasets.loading import OWN
@@ -25,6 +25,7 @@ from ..models.saved import NOT_TESTED, SavedModel, Scores, TrainedModel, Trained
 from ..models.support_set import SupportSet
 from ..results.records import (
     OPEN_SET_RATE,
+    OTHER_CLASSES,
     PREDICTIONS,
     TEXT_NODES,
     CalibrationRecord,
@@ -37,52 +38,48 @@ from ..results.records import (
 )
 from ..utils.commit import git_commit, versions
 from ..utils.files import hash_json
-from ..utils.option import OUR_METHOD
+from .adaptation import AdaptedModel
 from .checks import reason_not_saved
-from .run_folder import RunFolder, precision_of
-from .tasks import Predictions, ids_of_names
+from .evaluation import Predictions
+from .run_folder import RunFolder, RunIdentity, precision_of
+from .tasks import ids_of_names
 
 logger = logging.getLogger(__name__)
 
 
+class Seconds(NamedTuple):
+    """Time of encoding or reading the features, and of predicting the test images."""
+
+    features: float
+    test: float
+
+
 def write_outputs(
     folder: RunFolder,
-    fitted: FittedMethod,
-    model: TrainedModel,
+    adapted: AdaptedModel,
     predictions: Predictions,
     device: str | torch.device,
-    seconds: float,
+    seconds: Seconds,
     targets: dict[str, TargetRecord] | None = None,
 ) -> dict:
     """Write the outputs of a run, the record last, remove its checkpoint and return the record.
 
     Args:
         folder: Output folder, which this process has locked.
-        fitted: The tested method.
-        model: Its model, which a training run saves.
+        adapted: The tested model, which a training run saves, and its adaptation to unlabelled images.
         predictions: Predictions on the test images.
         device: Device of the computation.
-        seconds: Time of encoding or reading the features.
+        seconds: Time of features and test.
         targets: Scores on further data sets by name.
     """
-    record = make_record(folder, fitted, model, predictions, device, seconds, targets or {})
+    model = adapted.model
+    record = make_record(folder, adapted, predictions, device, seconds, targets or {})
     if folder.model is None:
-        if isinstance(model, SavedModel) and not fitted.transductive:
-            images = None if model.method == "ZeroShot" else model.images
-            ids = () if model.support_set is None else tuple(folder.task.image_ids("train").values())
-            changes = {"scores": _scores_of_model(record), "images": images, "image_ids": ids or None}
-            save_model(model.model_copy(update=changes), folder.model_folder)
-        else:
-            logger.info("%s saves no model folder: %s", model.method, reason_not_saved(folder.task))
-    if fitted.text_nodes is not None:
-        before, after = fitted.text_nodes
+        save_trained(folder, model, _scores_of_model(record))
+    if model.fitted is not None and model.fitted.text_nodes is not None:
+        before, after = model.fitted.text_nodes
         write_tensors_with_classes(folder.path / TEXT_NODES, predictions.classnames, before=before, after=after)
-    if predictions.logits is not None and predictions.labels is not None:
-        several = predictions.labels.dim() == 2
-        predicted = {"scores": predictions.logits} if several else {"predicted": predictions.logits.argmax(dim=1).int()}
-        labels = predictions.labels.to(torch.uint8 if several else torch.int)
-        path, files = folder.path / PREDICTIONS, folder.task.test_files
-        write_tensors_with_classes(path, predictions.classnames, files, **predicted, labels=labels)
+    write_predictions(folder, predictions)
     values = record.model_dump(exclude_unset=True)
     write_record(folder.path, values)
     if folder.model is None:
@@ -90,57 +87,99 @@ def write_outputs(
     return values
 
 
+def save_trained(folder: RunFolder, model: TrainedModel, scores: Scores) -> None:
+    """Write the model folder of a training run, unless its method or its adaptation has no class weights to save."""
+    reason = reason_not_saved(folder.task)
+    if reason or not isinstance(model, SavedModel):
+        logger.info("%s saves no model folder: %s", model.method, reason)
+        return
+    images = None if model.method == "ZeroShot" else model.images
+    ids = () if model.support_set is None else tuple(folder.task.image_ids("train").values())
+    changes = {"scores": scores, "images": images, "image_ids": ids or None}
+    save_model(model.model_copy(update=changes), folder.model_folder)
+
+
+def write_predictions(folder: RunFolder, predictions: Predictions) -> None:
+    """Write predicted and true labels of the test images; with several labels per image, scores and indicators."""
+    logits = predictions.logits
+    labels = predictions.labels
+    if logits is None or labels is None:
+        return
+    if labels.dim() == 2:
+        tensors = {"scores": logits, "labels": labels.to(torch.uint8)}
+    else:
+        tensors = {"predicted": logits.argmax(dim=1).int(), "labels": labels.to(torch.int)}
+    path = folder.path / PREDICTIONS
+    write_tensors_with_classes(path, predictions.classnames, folder.task.test_files, **tensors)
+
+
 def make_record(
-    folder: RunFolder,
-    fitted: FittedMethod,
-    model: TrainedModel,
+    identity: RunIdentity,
+    adapted: AdaptedModel,
     predictions: Predictions,
     device: str | torch.device,
-    seconds: float,
+    seconds: Seconds,
     targets: dict[str, TargetRecord],
 ) -> RunRecord:
-    """Score the predictions and return the record of the run; arguments as of `write_outputs`."""
-    started, labels, origin = time.monotonic(), predictions.labels, model.trained_on
+    """Score the predictions and return the record of the run; arguments as in `write_outputs`."""
+    model = adapted.model
+    labels = predictions.labels
+    origin = model.trained_on
+    calibration = calibration_of_test(model, predictions)
+    fitted = model.fitted
+    training_seconds = 0.0 if fitted is None else fitted.seconds
     counts = None if labels is None else count_labels(labels, len(predictions.classnames))
-    source = own_source(folder.task.cfg, predictions.dataset)
+    source = own_source(identity.task.cfg, predictions.dataset)
     optional: dict[str, Any] = {"source": source} if source else {}
     if predictions.rule:
         optional |= {"rule": predictions.rule, "num_classes": len(predictions.classnames), "trained_on": origin.title}
     return RunRecord(
         dataset=predictions.dataset,
         trainer=model.method,
-        **{name: getattr(fitted, name) for name in ("variant", "epochs", "steps", "num_parameters")},
+        variant=model.variant,
+        epochs=0 if fitted is None else fitted.epochs,
+        steps=0 if fitted is None else fitted.steps,
+        num_parameters=0 if fitted is None else fitted.num_parameters,
         **origin.model_dump(include={"shots", "num_train", "selected_on", "selected", "split_hash"}),
         backbone=model.backbone.title,
-        precision=precision_of(folder.task.identity),
+        precision=precision_of(identity.task.identity),
         images_per_class=[min(model.images), max(model.images)] if model.images else None,
-        seed=folder.task.seed,
-        **scores_on_test(predictions, fitted.calibration),
+        seed=identity.task.seed,
+        **scores_on_test(predictions, calibration),
         num_test=0 if labels is None else len(labels),
         # Distinguishes test sets of one name, such as those of a user's own data sets
         test_set=None if counts is None else hash_json([list(predictions.classnames), counts]),
-        rejection=rejection_on_test(predictions.logits, fitted.calibration),
+        rejection=rejection_on_test(predictions.logits, calibration),
         targets=targets,
-        **fitted.adaptation,
+        **adapted.entries,
         **optional,
-        adapter_from=None if folder.model is None else str(folder.model),
-        config=folder.config,
-        config_hash=hash_json(folder.config),
-        run_id=folder.run_id,
-        host=folder.host,
+        adapter_from=None if identity.model is None else str(identity.model),
+        config=identity.config,
+        config_hash=hash_json(identity.config),
+        run_id=identity.run_id,
+        host=identity.host,
         versions=versions(),
         git_commit=git_commit(),
         threads=torch.get_num_threads(),
         device="cpu" if torch.device(device).type == "cpu" else torch.cuda.get_device_name(device),
         seconds={
-            "features": round(seconds, 3),
-            "training": round(fitted.seconds, 3),
-            "calibration": round(fitted.calibration.seconds, 3),
-            "test": round(time.monotonic() - started, 3),
+            "features": round(seconds.features, 3),
+            "training": round(training_seconds + adapted.seconds, 3),
+            "calibration": round(calibration.seconds, 3),
+            "test": round(seconds.test, 3),
         },
         peak_memory_mb=peak_memory_mb(),
         finished_at=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     )
+
+
+def calibration_of_test(model: TrainedModel, predictions: Predictions) -> Calibration:
+    """Return the calibration of a model on a test set; none for a transfer, or for the text classifier alone.
+
+    The temperature was fitted to the whole model on its own classes.
+    """
+    is_part = predictions.rule and model.has_text_classifier
+    return Calibration() if predictions.rule == OTHER_CLASSES or is_part else model.calibration
 
 
 def own_source(cfg: Config, dataset: str) -> str:
@@ -154,8 +193,10 @@ def scores_on_test(predictions: Predictions, calibration: Calibration) -> dict[s
     "accuracy" and "macro_f1" are of the method, "accuracy_text" is of HeGraphAdapter's text classifier.
     """
     fitted = {key: getattr(calibration, key) for key in ("temperature", "fitted_on", "num_images")}
-    logits, labels = predictions.logits, predictions.labels
-    text, zero_shot = predictions.text_logits, predictions.zero_shot
+    logits = predictions.logits
+    text = predictions.text_logits
+    zero_shot = predictions.zero_shot
+    labels = predictions.labels
     if logits is None or labels is None or zero_shot is None:
         logger.warning("%s has no test images: nothing is scored", predictions.dataset)
         nothing = dict.fromkeys(("accuracy", "macro_f1", "accuracy_text", "accuracy_zero_shot"))
@@ -191,11 +232,18 @@ def rejection_on_test(logits: torch.Tensor | None, calibration: Calibration) -> 
     return RejectionRecord(**known.model_dump(exclude={"quantiles"}), **values)
 
 
-def make_model(folder: RunFolder, bank: FeatureBank, fitted: FittedMethod) -> TrainedModel:
-    """Return the model of a method that was fitted to a bank, on the CPU: a `SavedModel` if it has class weights."""
-    task = folder.task
+def make_model(identity: RunIdentity, bank: FeatureBank, fitted: FittedMethod) -> TrainedModel:
+    """Return the model of a method that was fitted to a bank, on the CPU: a `SavedModel` if it has class weights.
+
+    Args:
+        identity: Task and configuration of the training.
+        bank: Features of the task.
+        fitted: Result of `fit` and `calibrate`. The model does not keep it (see `TrainedModel.fitted`).
+    """
+    task = identity.task
     backbone, preprocessing, prompts = task.encoding_metadata(bank)
     counts = count_labels(bank.train_labels, len(bank.classnames))
+    transfer = fitted.transfer if isinstance(fitted.transfer, TransferableAdapter) else None
     model = TrainedModel(
         method=task.cfg.run.trainer,
         variant=fitted.variant,
@@ -211,11 +259,11 @@ def make_model(folder: RunFolder, bank: FeatureBank, fitted: FittedMethod) -> Tr
             shots=task.cfg.data.shots,
             seed=task.seed,
             num_train=len(bank.train_labels),
-            split_hash=folder.split_hash,
+            split_hash=identity.split_hash,
             selected_on="val" if fitted.selected else "last_step",
             selected=fitted.selected,
-            config=folder.config,
-            host=folder.host,
+            config=identity.config,
+            host=identity.host,
             git_commit=git_commit(),
             versions=versions(),
             source=own_source(task.cfg, bank.dataset),
@@ -224,23 +272,34 @@ def make_model(folder: RunFolder, bank: FeatureBank, fitted: FittedMethod) -> Tr
         known=fitted.calibration.known,
         images=tuple(counts),
         text_positive=bank.text_positive.detach().cpu(),
+        thresholds=None if fitted.thresholds is None else fitted.thresholds.cpu(),
+        transfer=None if transfer is None else transfer.to("cpu"),
+        transfer_rule=transfer_rule(fitted),
     )
     if fitted.classifier is None or (bank.multilabel and fitted.thresholds is None):
         return model
-    transfer = fitted.transfer if isinstance(fitted.transfer, TransferableAdapter) else None
-    rule = "zero-shot" if fitted.transfer is zero_shot_transfer else "none" if transfer is None else "adapter"
-    count = 0 if model.method == "ZeroShot" else len(bank.train_labels)
-    keys, labels = bank.cache_keys()[:count].cpu(), bank.train_labels[:count].cpu()
+    stores_support_set = load_method(model.method).stores_support_set
     return SavedModel(
-        **dict(model),
-        classifier=fitted.classifier.to("cpu"),
-        transfer=transfer and transfer.to("cpu"),
-        transfer_rule=rule,
+        **(dict(model) | {"classifier": fitted.classifier.to("cpu")}),
         class_nodes=None if fitted.class_nodes is None else fitted.class_nodes.cpu(),
-        labelled=None if bank.multilabel else ClassSums.of(keys, labels, len(counts)),
-        thresholds=None if fitted.thresholds is None else fitted.thresholds.cpu(),
-        support_set=SupportSet.of(bank, fitted.state) if model.method == OUR_METHOD else None,
+        labelled=None if bank.multilabel else labelled_sums(model.method, bank),
+        support_set=SupportSet.of(bank, fitted.state) if stores_support_set else None,
     )
+
+
+def transfer_rule(fitted: FittedMethod) -> str:
+    """Return the rule for unseen classes that a model folder stores."""
+    if fitted.transfer is zero_shot_transfer:
+        return "zero-shot"
+    return "adapter" if isinstance(fitted.transfer, TransferableAdapter) else "none"
+
+
+def labelled_sums(method: str, bank: FeatureBank) -> ClassSums:
+    """Return the sums over the labelled images for an adaptation to unlabelled images; ZeroShot uses none."""
+    count = 0 if method == "ZeroShot" else len(bank.train_labels)
+    keys = bank.cache_keys()[:count].cpu()
+    labels = bank.train_labels[:count].cpu()
+    return ClassSums.of(keys, labels, len(bank.classnames))
 
 
 def _scores_of_model(record: RunRecord) -> Scores:

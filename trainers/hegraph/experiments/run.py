@@ -8,33 +8,38 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from pydantic import InstanceOf
 from torch import Tensor
 
 from ..baselines.base import FittedMethod
+from ..baselines.hegraph import fitted_adapter
 from ..config import OPTIONS, Config, is_filled
 from ..config_files import with_values
 from ..datasets.base import Dataset
 from ..features.bank import FeatureBank
 from ..method.model import HeGraphModel
-from ..method.training.confidence import Calibration
 from ..method.training.loop import Checkpoints
 from ..models.folder import CONFIG, THUMBNAILS, load_model, save_model, write_thumbnails
-from ..models.saved import SavedModel, TrainedModel
+from ..models.saved import SavedModel
 from ..models.support_set import label_kind
 from ..results.records import OTHER_CLASSES
 from ..utils import processes
-from ..utils.devices import available_device
+from ..utils.devices import available_device, wait_for
 from ..utils.errors import UserError
 from ..utils.option import OUR_METHOD
 from ..utils.reading import validate
-from .adaptation import adapt_method, read_unlabelled
+from ..utils.seeds import preserved_generators, set_random_seed
+from .adaptation import AdaptedModel, adapt_model, read_unlabelled
+from .calibration import calibrate, log_calibration
 from .checks import check_training, check_unlabelled, check_unseen, reason_not_saved
-from .evaluation import encode_targets, evaluate, fitted_model, rule_for, score_targets
-from .fitting import calibrate_method, fit, fitted_adapter, log_calibration, set_random_seed
-from .record import make_model, write_outputs
+from .evaluation import Predictions, encode_targets, encode_test_images, evaluate, rule_for, score_targets
+from .fitting import fit
+from .image_task import ImageTask
+from .opening import open_task
+from .record import Seconds, make_model, write_outputs
 from .run_folder import RunFolder, find_model_of_epoch, run_config
-from .tasks import FeatureTask, ImageTask, Predictions, open_task
+from .tasks import FeatureTask, Task
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +67,8 @@ def run(
         keep_thumbnails: Whether to write thumbnails of the training images into the model folder, which works for a
             finished run as well.
 
+    The global random generators are seeded during the run and restored after it.
+
     Returns:
         The record, or {} if nothing was tested. A finished run is not computed again, and CLIP is not loaded for it.
         The runs of a process share the bank and the backbone that were opened last. With `train=False`, the processes
@@ -78,6 +85,19 @@ def run(
         >>> print(f"zero-shot {record['accuracy_zero_shot']:.0f} %, adapted {record['accuracy']:.0f} %")
         zero-shot 78 %, adapted 79 %
     """
+    with preserved_generators():
+        return _run(cfg, bank_file, model_dir, load_epoch, train, keep_thumbnails)
+
+
+def _run(
+    cfg: Config,
+    bank_file: Path | None,
+    model_dir: Path | None,
+    load_epoch: int | None,
+    train: bool,
+    keep_thumbnails: bool,
+) -> dict:
+    """Train and test a method with seeded global generators; arguments and errors as in `run`."""
     validate(InstanceOf[Config], cfg, "cfg")
     bank_file, model_dir = (None if path is None else Path(path) for path in (bank_file, model_dir))  # or strings
     if model_dir is not None and not train:
@@ -139,7 +159,8 @@ def train_in(folder: RunFolder, device: str) -> dict:
 
 def train_and_test(folder: RunFolder, device: str) -> dict:
     """Encode, train, test and write the record, in a folder that this process has locked."""
-    task, started = folder.task, time.monotonic()
+    task = folder.task
+    started = time.monotonic()
     bank = task.bank()
     seconds = time.monotonic() - started
     encode_targets(task)  # before the training, so that an unreadable image ends the run early
@@ -164,22 +185,49 @@ def test_and_finish(
     Args:
         folder: Output folder, which this process has locked.
         bank: Features of the task, on the device.
-        fitted: Method that was fitted to the bank.
+        fitted: Result of `fit` on the bank.
         seconds: Time of encoding or reading the features.
         unlabelled: Features `[M, d]` of the unlabelled images to adapt to.
         show: Function that receives the predictions before the record is written.
     """
-    task, device = folder.task, bank.train_features.device
-    fitted = calibrate_method(fitted, task, bank)
+    task = folder.task
+    device = bank.train_features.device
+    fitted = calibrate(fitted, task, bank)
     log_calibration(fitted.calibration)
-    model = make_model(folder, bank, fitted)
+    model = make_model(folder, bank, fitted).model_copy(update={"fitted": fitted})
+    adapted = AdaptedModel(model, {})
     if unlabelled is not None:
-        fitted, model = adapt_method(fitted, model, unlabelled, task.cfg.data.unlabelled, device)
-    predictions = evaluate(fitted, model, FeatureTask(bank, task.cfg, task.seed, class_ids=task.class_ids), device)
+        adapted = adapt_model(model, unlabelled, task.cfg.data.unlabelled, device)
+    target = FeatureTask(bank, task.cfg, task.seed, class_ids=task.class_ids)
+    return test_and_write(folder, adapted, target, device, seconds, show)
+
+
+def test_and_write(
+    folder: RunFolder,
+    adapted: AdaptedModel,
+    target: Task,
+    device: str | torch.device,
+    seconds: float,
+    show: Show | None = None,
+) -> dict:
+    """Test a fitted or loaded model; write and return the record.
+
+    Args:
+        folder: Output folder, which this process has locked.
+        adapted: The model, after its adaptation to unlabelled images if there is one.
+        target: Test images, whose features are in memory or on disk.
+        device: Device of the computation.
+        seconds: Time of encoding or reading the features.
+        show: Function that receives the predictions before the record is written.
+    """
+    started = time.monotonic()
+    predictions = evaluate(adapted.model, target, device, logits=adapted.logits)
+    wait_for(torch.device(device))
+    measured = Seconds(features=seconds, test=time.monotonic() - started)
     if show is not None:
         show(predictions)
-    targets = score_targets(fitted, model, task, device)
-    return write_outputs(folder, fitted, model, predictions, device, seconds, targets)
+    targets = score_targets(adapted.model, folder.task, device) if folder.model is None else {}
+    return write_outputs(folder, adapted, predictions, device, measured, targets)
 
 
 def checkpoints_with_models(folder: RunFolder, bank: FeatureBank) -> Checkpoints:
@@ -208,17 +256,17 @@ def check_configuration(model: SavedModel, cfg: Config) -> None:
     if cfg.run.trainer != model.method:
         raise UserError(f"the model is of {model.method}; give --trainer {model.method}, not {cfg.run.trainer}")
     configured = json.loads(json.dumps(run_config(cfg)))  # turns tuples into lists, as in the folder
-    is_ours, prefix = model.method == OUR_METHOD, f"TRAINER.{model.method.upper()}."
+    has_adapter = model.method == OUR_METHOD
     expected = dict(model.trained_on.config)
-    if is_ours and model.trained_on.selected:  # on val
+    if has_adapter and model.trained_on.selected:  # on val
         selected = tuple(model.trained_on.selected.get(name) for name in ("keys", "value"))
         keys, values = validate(tuple[list[str], list], selected, "the model lacks the keys selected on val")
         with_selected = run_config(with_values(cfg, dict(zip(keys, values))))
         expected |= {key: with_selected.get(key) for key in keys}
     for key, before_selection in model.trained_on.config.items():
-        is_stored = key in MODEL_KEYS if is_ours else key.startswith(prefix)
-        value, allowed = configured.get(key), (expected[key], before_selection)
-        if is_stored and value not in allowed and not is_filled(cfg, key):
+        is_stored = key in MODEL_KEYS if has_adapter else key.startswith(f"TRAINER.{model.method.upper()}.")
+        value = configured.get(key)
+        if is_stored and value not in (expected[key], before_selection) and not is_filled(cfg, key):
             problem = f"the model was trained with other settings, which a test cannot change: {key} {expected[key]}"
             raise UserError(f"{problem}, not {value}; to test it, end the command with {key} '{expected[key]}'")
 
@@ -227,48 +275,42 @@ def test_model(cfg: Config, bank_file: Path | None, folder: Path, epoch: int | N
     """Test the model of `find_model_of_epoch` on a bank or on DATASET.NAME; write and return the record.
 
     Raises:
-        UserError: If model or data cannot be read, or do not fit each other, or as `check_unseen`.
+        UserError: If model or data cannot be read, or do not fit each other, or a test image was a training image.
     """
     path = find_model_of_epoch(folder, epoch)
     model = load_model(path)
     check_configuration(model, cfg)
     target = open_task(cfg, bank_file, model.trained_on.seed, device, model.trained_on.shots)
     if target.multilabel != (model.thresholds is not None):
-        own, of_model = map(label_kind, (target.multilabel, not target.multilabel))
+        own = label_kind(target.multilabel)
+        of_model = label_kind(not target.multilabel)
         raise UserError(f"{target.name} has {own} per image, but the model has {of_model}; train on such data")
     run_folder = RunFolder(target, model=path)
     if (record := run_folder.finished()) is not None:
         return record
     check_unseen(path, model, target)
-    fitted, source = fitted_model(model, device), cfg.data.unlabelled
-    if not source:
-        return run_folder.run_once(lambda: test_and_write(run_folder, fitted, model, device))
-    if rule_for(model, target) == OTHER_CLASSES:
-        raise UserError(f"--unlabelled adapts to classes of the model, but {target.name} has others; leave it out")
-    check_unlabelled(target)
-
-    def adapt_and_test() -> dict:
-        unlabelled = read_unlabelled(target, model.text_positive, model.backbone.title, device)
-        adapted = adapt_method(fitted, model, unlabelled, source, device)
-        return test_and_write(run_folder, *adapted, device)
-
-    return run_folder.run_once(adapt_and_test)
+    if cfg.data.unlabelled:
+        if rule_for(model, target) == OTHER_CLASSES:
+            raise UserError(f"--unlabelled adapts to classes of the model, but {target.name} has others; leave it out")
+        check_unlabelled(target)
+    return run_folder.run_once(lambda: adapt_and_test(run_folder, model, device))
 
 
-def test_and_write(
-    folder: RunFolder, fitted: FittedMethod, model: TrainedModel, device: str, show: Show | None = None
-) -> dict:
-    """Test a saved model, of which `fitted` is the loaded method; write and return the record.
+def adapt_and_test(folder: RunFolder, model: SavedModel, device: str, show: Show | None = None) -> dict:
+    """Adapt a loaded model to unlabelled images if the configuration names some, test it; return the record.
 
-    `show` receives the predictions before the record is written.
+    Args:
+        folder: Output folder, which this process has locked, with the task to test on.
+        model: The model.
+        device: Device of the computation.
+        show: Function that receives the predictions before the record is written.
     """
+    task = folder.task
+    adapted = AdaptedModel(model, {})
+    if source := task.cfg.data.unlabelled:
+        unlabelled = read_unlabelled(task, model.text_positive, model.backbone.title, device)
+        adapted = adapt_model(model, unlabelled, source, device)
     started = time.monotonic()
-    folder.task.check_backbone(model)
-    predictions = evaluate(fitted, model, folder.task, device)
-    if show is not None:
-        show(predictions)
-    # The temperature was fitted to the whole model on its own classes
-    if predictions.rule == OTHER_CLASSES or (predictions.rule and model.method == OUR_METHOD):
-        fitted = replace(fitted, calibration=Calibration())
-    seconds = time.monotonic() - started
-    return write_outputs(folder, fitted, model, predictions, device, seconds)
+    task.check_backbone(model)
+    encode_test_images(task, rule_for(model, task))
+    return test_and_write(folder, adapted, task, device, time.monotonic() - started, show)

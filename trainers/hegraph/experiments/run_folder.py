@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from ..baselines import ALL_BASELINES, TRANSDUCTIVE_METHODS
+from ..baselines import TRANSDUCTIVE_METHODS
 from ..config import OPTIONS, Config
 from ..features.backbones.identity import AUTO
 from ..features.prompts.sentences import description_file
@@ -32,20 +32,26 @@ PRECISION = f"{NODE}.PREC"
 METHOD_INDEPENDENT = (*(f"{NODE}.{name}" for name in ("FEATURES.", "PROMPTS.", "CALIBRATE")), PRECISION)
 
 
+def shaping_method(cfg: Config) -> str:
+    """Return the method whose options shape a run: BASE for a method that corrects another one, else `TRAINER.NAME`."""
+    return cfg.method.base if cfg.run.trainer in TRANSDUCTIVE_METHODS else cfg.run.trainer
+
+
 def run_config(cfg: Config, precision: str = AUTO) -> dict[str, object]:
     """Return the keys that shape a run, as plain values.
 
     Keys of HeGraphAdapter that do not apply to every method are included only if the run trains HeGraphAdapter, as a
     transductive method with BASE HeGraphAdapter does, too. `precision` replaces PREC auto.
     """
-    name = cfg.run.trainer
-    trains_adapter = name not in ALL_BASELINES or (name in TRANSDUCTIVE_METHODS and cfg.method.base == OUR_METHOD)
+    trains_adapter = shaping_method(cfg) == OUR_METHOD
     flat: dict[str, object] = {}
     for key, value in sorted(cfg.values.items()):
         if key == "DATASET.UNLABELLED" and not value:  # absent from the records of earlier versions
             continue
-        unused = not trains_adapter and key.startswith(("OPTIM.", f"{NODE}."))
-        if (not unused or key.startswith(METHOD_INDEPENDENT)) and (key not in OPTIONS or OPTIONS[key].shapes_run):
+        if key in OPTIONS and not OPTIONS[key].shapes_run:
+            continue
+        of_adapter = key.startswith(("OPTIM.", f"{NODE}.")) and not key.startswith(METHOD_INDEPENDENT)
+        if trains_adapter or not of_adapter:
             flat[key] = list(value) if isinstance(value, tuple) else value
     if flat[PRECISION] == AUTO:
         flat[PRECISION] = precision
@@ -58,10 +64,11 @@ def precision_of(identity: dict) -> str:
 
 
 @dataclass(frozen=True)
-class RunFolder:
-    """Output folder of the run of a task. Creating the object writes nothing.
+class RunIdentity:
+    """Everything that shapes the result of a run. A model stores a part of it as its provenance.
 
     Attributes:
+        task: Images and configuration.
         host: Runner of the training, "alone" or "dassl".
         model: Folder of a trained model that the run tests; None if the run trains one.
     """
@@ -70,12 +77,9 @@ class RunFolder:
     host: str = "alone"
     model: Path | None = None
 
-    @property
-    def path(self) -> Path:
-        return Path(self.task.cfg.run.output_dir)
-
     @cached_property
     def config(self) -> dict[str, object]:
+        """Keys of the configuration that shape the run."""
         return run_config(self.task.cfg, precision_of(self.task.identity))
 
     @cached_property
@@ -85,7 +89,7 @@ class RunFolder:
 
     @cached_property
     def run_id(self) -> str:
-        """Hash of everything that shapes the result.
+        """Hash of the whole identity.
 
         Raises:
             UserError: If data or model cannot be read.
@@ -99,6 +103,16 @@ class RunFolder:
             with reading(self.model / CONFIG, "a model"):
                 inputs["model"] = hash_json([hash_file(self.model / name) for name in (CONFIG, TENSORS)])
         return hash_json(inputs)
+
+
+@dataclass(frozen=True)
+class RunFolder(RunIdentity):
+    """Output folder of a run, with the identity of the run. Creating the object writes nothing."""
+
+    @property
+    def path(self) -> Path:
+        """The output folder."""
+        return Path(self.task.cfg.run.output_dir)
 
     def finished(self) -> dict | None:
         """Return the record of this run if the folder holds it, else None.
@@ -122,15 +136,16 @@ class RunFolder:
 
         Raises:
             Locked: If another process works in the folder.
-            UserError: If the folder holds the checkpoint of another run, if the folder that RESUME names holds none, or
-                as `check_outputs`.
+            UserError: If the folder holds the checkpoint of another run, the folder that RESUME names holds none, or a
+                file that the run writes is one of its inputs, or is no file.
         """
         with lock_folder(self.path):
             if (record := self.finished()) is not None:
                 return record
             self.check_outputs()
             if self.model is None:
-                checkpoints, resume = self.checkpoints, self.task.cfg.run.resume
+                checkpoints = self.checkpoints
+                resume = self.task.cfg.run.resume
                 if resume and not checkpoints.path_to_resume.exists():
                     raise UserError(f"there is nothing to resume in {resume}: no interrupted run left a {CHECKPOINT}")
                 checkpoints.read()  # refuses a checkpoint of another run before anything is written
@@ -140,19 +155,18 @@ class RunFolder:
 
     def check_outputs(self) -> None:
         """Raise UserError if a file that the run writes or replaces is one of its inputs, or is no file."""
-        cfg, prompts = self.task.cfg, self.task.cfg.encoding
+        cfg = self.task.cfg
         inputs: list[Path | str] = [*self.task.bank_files, cfg.data.root, cfg.data.unlabelled, cfg.backbone.pretrained]
-        if prompts.descriptions:
-            inputs.append(description_file(self.task.name, prompts.descriptions))
+        if cfg.encoding.descriptions:
+            inputs.append(description_file(self.task.name, cfg.encoding.descriptions))
         outputs = [self.path / name for name in (RECORD, PREDICTIONS)]
         if self.model is not None:
             inputs += model_files(self.model)
         else:
-            models = [self.model_folder, *self.path.glob("model-epoch*")]
-            for folder in models:
-                check_place(folder)
             outputs += [self.path / name for name in (SPLIT, ADAPTER, TEXT_NODES, CHECKPOINT)]
-            outputs += [file for folder in models for file in folder.glob("*") if file.is_file()]
+            for folder in (self.model_folder, *self.path.glob("model-epoch*")):
+                check_place(folder)
+                outputs += [file for file in folder.glob("*") if file.is_file()]
         files = [read for read in inputs if os.path.isfile(read)]
         for file in outputs:
             check_not_read(file, files)

@@ -7,15 +7,19 @@ Shapes: K classes, d feature width, B images of a batch, M unlabelled images.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
+import torch
 from pydantic import ConfigDict, Field, InstanceOf, model_validator
 from torch import Tensor
 
+from ..baselines.base import FittedMethod, Transfer, zero_shot_transfer
 from ..features.backbones.schema import BackboneConfig
 from ..method.cache import FoldedClassifier
 from ..method.model import TransferableAdapter
-from ..method.training.confidence import KnownScores, known_score
+from ..method.training.confidence import Calibration, KnownScores, known_score
 from ..method.training.memory import refuse_beyond_memory
 from ..method.unlabelled import ClassSums, UnlabelledAdaptation, adapt_to_unlabelled
 from ..utils.errors import UserError
@@ -47,8 +51,12 @@ class Preprocessing(StrictModel):
     @classmethod
     def of(cls, backbone: Backbone) -> Preprocessing:
         """The preprocessing of a loaded backbone."""
-        size, transform = list(backbone.input_size), backbone.fingerprint["preprocess"]
-        return cls(size=size, mean=list(backbone.mean), std=list(backbone.std), transform=transform)
+        return cls(
+            size=list(backbone.input_size),
+            mean=list(backbone.mean),
+            std=list(backbone.std),
+            transform=backbone.fingerprint["preprocess"],
+        )
 
 
 class Prompts(StrictModel):
@@ -146,14 +154,15 @@ class ModelMetadata(StrictModel):
     @model_validator(mode="after")
     def consistent_classes(self) -> ModelMetadata:
         """Check that every class has a unique id and label, a number of images, and prompts in each group."""
-        classes, prompts = len(self.classnames), self.prompts
+        classes = len(self.classnames)
         for name in ("class_ids", "labels", "images"):
             values = getattr(self, name)
             if values is not None and len(values) != classes:
                 raise ValueError(f"{len(values)} {name} for {classes} classnames")
             if values is not None and name != "images" and len(set(values)) < classes:
                 raise ValueError(f"{name} must be unique")
-        if prompts is not None and {len(group) for group in (*prompts.positive, prompts.negative)} != {classes}:
+        groups = [] if self.prompts is None else [*self.prompts.positive, self.prompts.negative]
+        if any(len(group) != classes for group in groups):
             raise ValueError(f"prompts must have sentences for each of the {classes} classes in every group")
         return self
 
@@ -173,42 +182,85 @@ class ModelMetadata(StrictModel):
 
 
 class TrainedModel(ModelMetadata):
-    """Trained model in memory, also of a method that is not class weights and a cache; `model_copy` changes fields.
+    """Classifier that can predict, whether it was just fitted or loaded; `model_copy` changes fields.
 
     Attributes:
         text_positive: Unit-norm positive text features before training, the classifier of zero-shot CLIP, `[K, d]`.
+        classifier: Folded classifier. Divide its logits by `temperature` before a softmax. None for a method that is
+            not class weights and a cache.
+        thresholds: Least logit with which a label is predicted, shape `[K]`, for several labels per image; None for one
+            label per image, or if the method chooses none.
+        transfer: Adapter for unseen classes; None unless `transfer_rule` is "adapter".
+        transfer_rule: "adapter", "zero-shot" or "none".
+        fitted: The method as `fit` returned it, which predicts while it is in memory; None for a model that was
+            loaded, or that predicts by `classifier` alone.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
     text_positive: InstanceOf[Tensor]
+    classifier: InstanceOf[FoldedClassifier] | None = None
+    thresholds: InstanceOf[Tensor] | None = None
+    transfer: InstanceOf[TransferableAdapter] | None = None
+    transfer_rule: str = "none"
+    fitted: InstanceOf[FittedMethod] | None = None
+
+    @property
+    def calibration(self) -> Calibration:
+        """Temperature, its source, and the scores of known images."""
+        if self.fitted is not None:
+            return self.fitted.calibration
+        # A fitted temperature is never exactly 1, so 1 means that none was fitted
+        source = "nothing" if self.temperature == 1 else "model"
+        return Calibration(self.temperature, source, known=self.known)
+
+    @property
+    def is_transductive(self) -> bool:
+        """Whether `predict` takes all test images at once, because each prediction depends on all of them."""
+        return self.fitted is not None and self.fitted.transductive
+
+    @property
+    def has_text_classifier(self) -> bool:
+        """Whether the classifier without its cache is a classifier of its own, as only HeGraphAdapter has it."""
+        return self.classifier is not None and bool(self.variant)
+
+    def predictor(self, device: str | torch.device) -> Callable[[Tensor], Tensor]:
+        """Function from unit-norm image features `[B, d]` on a device to logits `[B, K]`."""
+        if self.fitted is not None:
+            return self.fitted.logits
+        assert self.classifier is not None  # a model without one is only in memory
+        return self.classifier.to(device).logits
+
+    def transfer_function(self, device: str | torch.device) -> Transfer | None:
+        """Function from a bank with other classes to the logits of its test images; None without a rule for them."""
+        if self.fitted is not None:
+            return self.fitted.transfer
+        if self.transfer_rule == "zero-shot":
+            return zero_shot_transfer
+        if self.transfer is None:
+            return None
+        adapter = self.transfer.to(device)
+        return lambda bank: adapter(replace(bank, logit_scale=self.logit_scale))
 
 
 class SavedModel(TrainedModel):
     """Trained model that a folder stores.
 
     Attributes:
-        classifier: Folded classifier. Divide its logits by `temperature` before a softmax.
-        transfer: Adapter for unseen classes; None unless `transfer_rule` is "adapter".
-        transfer_rule: "adapter", "zero-shot" or "none".
+        classifier: As in `TrainedModel`; always present.
         class_nodes: HeGraphAdapter's visual nodes in the whitened space of `transfer.messages`, for
             `results/rejection.py`; None without a closed-form head.
         labelled: Sums over the labelled images for `adapt`; None after an adaptation.
         support_set: Support set of HeGraphAdapter for incremental training; None for another method.
-        thresholds: Least logit with which a label is predicted, shape `[K]`, for several labels per image; None for one
-            label per image.
         unlabelled_features: Unit-norm features `[M, d]` of the unlabelled images that the classifier is adapted to.
             Further training repeats the adaptation. A folder stores them if it stores the support set.
     """
 
     classifier: InstanceOf[FoldedClassifier]
-    transfer: InstanceOf[TransferableAdapter] | None = None
-    transfer_rule: str = "none"
     class_nodes: InstanceOf[Tensor] | None = None
     labelled: InstanceOf[ClassSums] | None = None
     support_set: InstanceOf[SupportSet] | None = None
     unlabelled_features: InstanceOf[Tensor] | None = None
-    thresholds: InstanceOf[Tensor] | None = None
 
     def probabilities(self, features: Tensor, batch_size: int = 1024) -> Tensor:
         """Calibrated probabilities of unit-norm image features `[B, d]`, shape `[B, K]`."""
@@ -243,7 +295,7 @@ class SavedModel(TrainedModel):
             rate: Fraction of images of known classes to accept, between 0 and 1.
 
         Raises:
-            UserError: As of `check_open_set`.
+            UserError: If the model has no scores of known images, or several labels per image, or `rate` is no share.
         """
         self.check_open_set(rate)
         assert self.known is not None
@@ -274,16 +326,22 @@ def adapt(model: SavedModel, features: Tensor, device: str) -> tuple[SavedModel,
         The adapted model on the CPU, and the adaptation.
 
     Raises:
-        UserError: If the model is already adapted; or as of `check_adaptable`.
+        UserError: If the model is already adapted, lacks sums over labelled images or has several labels per image; if
+            the features are empty, have another width or are not finite; or if the memory is too small.
     """
     model.check_single_label("adaptation to unlabelled images")
     if model.labelled is None:
         problem = "the model is already adapted to unlabelled images, or its folder has no sums over labelled images"
         raise UserError(f"{problem}; train it again")
     check_adaptable(features, model.text_positive, device)
-    classifier, text = model.classifier.to(device), model.text_positive.to(device)
-    labelled, scale = model.labelled.to(device), model.logit_scale
-    adaptation = adapt_to_unlabelled(classifier, labelled, text, features.to(device), scale, model.temperature)
+    adaptation = adapt_to_unlabelled(
+        model.classifier.to(device),
+        model.labelled.to(device),
+        model.text_positive.to(device),
+        features.to(device),
+        model.logit_scale,
+        model.temperature,
+    )
     changed = {
         "classifier": adaptation.classifier.to("cpu"),
         "unlabelled": len(features),
@@ -302,7 +360,8 @@ def check_adaptable(features: Tensor, text: Tensor, device: str) -> None:
         UserError: If the features are empty, have another width or are not finite, or the adaptation needs more memory
             than is free.
     """
-    count, (num_classes, width) = len(features), text.shape
+    count = len(features)
+    num_classes, width = text.shape
     if not count or features.shape[1] != width or not features.isfinite().all():
         raise UserError(f"expected finite features [M, {width}] of unlabelled images, got {list(features.shape)}")
     num_bytes = COPIES * 4 * count * num_classes

@@ -33,9 +33,9 @@ from ...utils.reading import read_json
 from ...utils.signals import ENDINGS, deferred_interrupts, was_interrupted
 from ...utils.threads import cores
 from ..lock import Locked, is_locked
+from ..opening import open_task
 from ..run import run as run_one
 from ..run_folder import ERROR, RunFolder, run_config
-from ..tasks import open_task
 from .grid import FEATURES_DIR, Run
 
 logger = logging.getLogger(__name__)

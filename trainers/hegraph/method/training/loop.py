@@ -15,7 +15,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -161,47 +161,65 @@ class TrainingSummary:
 
 @dataclass(eq=False)
 class AdapterTraining:
-    """State of a training: optimizer, schedule and checkpoints. The runner has the loop over epochs.
+    """State of a training, which `start` creates. The runner has the loop over epochs.
 
     Attributes:
         model: Adapter, trained in place.
         data: Training batches.
         options: Options of the training.
         checkpoints: Checkpoint files; None writes no checkpoints.
+        optimizer: AdamW over the parameters of the model.
+        peak_rate: Highest learning rate of the biases.
+        peak_rates: Highest learning rate of each parameter group of the optimizer.
+        noise: Random generator of the noise in this epoch.
+        epochs: Number of epochs of the whole training.
+        epoch: Number of finished epochs.
+        seconds_before: Time of the epochs before the training was resumed.
+        started, last_saved: Times of the start and of the last checkpoint, by `time.monotonic`.
     """
 
     model: HeGraphModel
     data: TrainingData
     options: TrainingOptions
-    checkpoints: Checkpoints | None = None
+    checkpoints: Checkpoints | None
+    optimizer: AdamW
+    peak_rate: float
+    peak_rates: Sequence[float]
+    noise: torch.Generator
+    epochs: int
+    epoch: int = 0
+    seconds_before: float = 0.0
+    started: float = field(default_factory=time.monotonic)
+    last_saved: float = field(default_factory=time.monotonic)
 
-    def __post_init__(self) -> None:
-        model, options = self.model, self.options
-        rate = options.learning_rate
-        if options.lr_width:  # AdamW moves each entry by about the rate, and a unit vector by about `rate * sqrt(d)`
-            rate = rate * math.sqrt(options.lr_width / model.x_positive.shape[1])
-        if options.lr_tau:  # logits change `tau` times as much as class features
-            rate = rate * options.lr_tau / model.logit_scale
-        if (factor := options.weak_text_lr_mult) != 1:
-            text = text_score(model.cache_keys, model.cache_labels, model.x_positive, model.logit_scale)
-            if text < WEAK_TEXT:
-                rate = rate * factor
-                logger.info("weak text (McFadden's R^2 %.2f below %g): OPTIM.LR times %g", text, WEAK_TEXT, factor)
-        self.peak_rate = rate
-        groups = model.parameter_groups(self.peak_rate, options.weight_lr_mult, options.visual_lr)
-        self.optimizer = AdamW(groups, weight_decay=options.weight_decay, fused=True)
-        self.peak_rates = [group["lr"] for group in self.optimizer.param_groups]
-        self.epochs = max(options.epochs, math.ceil(options.min_steps / self.data.steps_per_epoch))
-        self.epoch, self.seconds_before = 0, 0.0
-        self.noise = epoch_generator(self.data.seed, self.epoch, NOISE_STREAM)
-        self.started = self.last_saved = time.monotonic()
+    @classmethod
+    def start(
+        cls, model: HeGraphModel, data: TrainingData, options: TrainingOptions, checkpoints: Checkpoints | None = None
+    ) -> "AdapterTraining":
+        """Start a training, or resume it from its checkpoint if there is one.
 
-    def resume(self) -> None:
-        """Resume from the checkpoint, if there is one. Errors as of `Checkpoints.load`."""
-        if self.checkpoints is not None and (state := self.checkpoints.load(self.model, self.optimizer)) is not None:
-            self.epoch, self.seconds_before = state
-            path = self.checkpoints.path_to_resume
-            logger.info("resuming from %s after epoch %d of %d", path, self.epoch, self.epochs)
+        Raises:
+            UserError: If the checkpoint is damaged, belongs to another run, or does not fit the model.
+        """
+        rate = peak_learning_rate(model, options)
+        groups = model.parameter_groups(rate, options.weight_lr_mult, options.visual_lr)
+        optimizer = AdamW(groups, weight_decay=options.weight_decay, fused=True)
+        epochs = max(options.epochs, math.ceil(options.min_steps / data.steps_per_epoch))
+        training = cls(
+            model,
+            data,
+            options,
+            checkpoints,
+            optimizer,
+            peak_rate=rate,
+            peak_rates=[group["lr"] for group in optimizer.param_groups],
+            noise=epoch_generator(data.seed, 0, NOISE_STREAM),
+            epochs=epochs,
+        )
+        if checkpoints is not None and (state := checkpoints.load(model, optimizer)) is not None:
+            training.epoch, training.seconds_before = state
+            logger.info("resuming from %s after epoch %d of %d", checkpoints.path_to_resume, training.epoch, epochs)
+        return training
 
     @property
     def summary(self) -> TrainingSummary:
@@ -276,6 +294,25 @@ def train_to_end(training: AdapterTraining) -> TrainingSummary:
             if training.epoch % training.options.progress_epochs == 0:
                 progress.set_postfix(loss=f"{loss.item():.3f}")
     return training.summary
+
+
+def peak_learning_rate(model: HeGraphModel, options: TrainingOptions) -> float:
+    """Highest learning rate of the biases: OPTIM.LR, scaled by the width, by `tau` and for weak text.
+
+    Whether text is weak is measured by `text_score` on the cached images.
+    """
+    rate = options.learning_rate
+    if options.lr_width:  # AdamW moves each entry by about the rate, and a unit vector by about `rate * sqrt(d)`
+        rate = rate * math.sqrt(options.lr_width / model.x_positive.shape[1])
+    if options.lr_tau:  # logits change `tau` times as much as class features
+        rate = rate * options.lr_tau / model.logit_scale
+    factor = options.weak_text_lr_mult
+    if factor != 1:
+        text = text_score(model.cache_keys, model.cache_labels, model.x_positive, model.logit_scale)
+        if text < WEAK_TEXT:
+            rate = rate * factor
+            logger.info("weak text (McFadden's R^2 %.2f below %g): OPTIM.LR times %g", text, WEAK_TEXT, factor)
+    return rate
 
 
 def learning_rate(epoch: int, epochs: int, peak: float, warmup_epochs: int, warmup_rate: float) -> float:

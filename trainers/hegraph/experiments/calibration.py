@@ -1,0 +1,159 @@
+"""Calibration of a fitted method.
+
+The temperature is fitted on images that the method was not fitted to, and never on test images (see
+docs/guides/confidence.md).
+The first of these sources that exists is used:
+
+1. the few-shot val images;
+2. held-out training images, a quarter of each class, or one image of a class with fewer than four. The method is fitted
+   again without them: once if it takes training steps, else once for each part;
+3. held-out classes, if no class has two images (one shot). The method is fitted to one half of the classes. On images
+   of the other half, its mean confidence matches that of zero-shot CLIP among the same classes. The temperature of
+   zero-shot CLIP is fitted on all training images.
+
+The same images give the scores of known classes (`method/training/confidence.py`). At one shot these are the scores of
+zero-shot CLIP, plus the difference between the method and zero-shot CLIP on the held-out classes.
+
+Shapes: N training images, n held-out images, K classes, d feature width, B images of a batch.
+"""
+
+import itertools
+import logging
+import random
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ..baselines.base import FittedMethod
+from ..features.bank import FeatureBank, mean_over_views
+from ..method.cache import text_logits
+from ..method.training.choice import has_val, val_images
+from ..method.training.confidence import Calibration, calibration_by_zero_shot, calibration_on
+from ..utils.errors import UserError
+from .fitting import fit_part
+from .tasks import Task
+
+logger = logging.getLogger(__name__)
+
+Classify = Callable[[Tensor], Tensor]  # unit-norm image features [B, d] -> logits [B, K]
+Fit = Callable[[FeatureBank], Classify]
+Part = tuple[FeatureBank, Tensor]  # bank without the held-out training images, and the mask of these images, [N]
+
+MAX_FOLDS = 4
+BATCH = 1024  # images classified at once
+
+
+def calibrate(fitted: FittedMethod, task: Task, bank: FeatureBank) -> FittedMethod:
+    """Calibrate a fitted method on images that it was not fitted to; return a copy with the calibration.
+
+    The method itself is returned if it is transductive, CALIBRATE is "off", or images have several labels.
+
+    Args:
+        fitted: Result of `fit`.
+        task: The task that it was fitted to.
+        bank: The features of the task, on the device of the computation.
+
+    Raises:
+        UserError: If the method is inductive and predicts NaN or infinite logits for the first `BATCH` training images.
+            This is checked without calibration as well.
+    """
+    if fitted.transductive:
+        return fitted
+    classify_in_batches(fitted.logits, mean_over_views(bank.train_features[:, :BATCH]))
+    if task.cfg.run.calibrate == "off" or bank.multilabel:
+        return fitted
+    started = time.monotonic()
+    classify = fitted.logits if fitted.classifier is None else fitted.classifier.logits
+    result = fit_calibration(
+        bank.without_test(), classify, lambda part: fit_part(task, part).logits, fitted.steps > 0, task.seed
+    )
+    return replace(fitted, calibration=replace(result, seconds=time.monotonic() - started))
+
+
+def log_calibration(calibration: Calibration) -> None:
+    """Log the temperature of a calibration, or that there were too few images for a fit."""
+    if calibration.num_images:
+        parts = calibration.temperature, calibration.num_images, calibration.fitted_on
+        logger.info("temperature %.3f, from %d images (%s)", *parts)
+    elif calibration.seconds:
+        logger.info("no temperature is fitted, which needs a class with two training images, or four classes")
+
+
+def fit_calibration(bank: FeatureBank, classify: Classify, fit_again: Fit, trains: bool, seed: int) -> Calibration:
+    """Fit the temperature of a method on val images, else on training images or classes that are held out.
+
+    Args:
+        bank: Bank without test images, which the method was fitted to.
+        classify: The method.
+        fit_again: Fits the method to a part of the bank.
+        trains: Whether the method takes training steps, so that it is fitted again only once.
+        seed: Seed of the held-out images or classes.
+    """
+    if has_val(bank):
+        features, labels = val_images(bank)
+        return calibration_on(classify_in_batches(classify, features), labels, "val")
+    keys = bank.cache_keys()
+    max_parts = 1 if trains else None
+    if parts := list(itertools.islice(without_images(bank, seed), max_parts)):
+        logits = torch.cat([classify_in_batches(fit_again(rest), keys[mask]) for rest, mask in parts])
+        return calibration_on(logits, torch.cat([bank.train_labels[mask] for _, mask in parts]), "held-out images")
+    if parts := list(itertools.islice(without_classes(bank, seed), max_parts)):
+        logits_of_parts = [classify_in_batches(fit_again(rest), keys[mask]) for rest, mask in parts]
+        clip_of_parts = [text_logits(keys[mask], rest.text_positive, rest.logit_scale) for rest, mask in parts]
+        train_clip = text_logits(keys, bank.text_positive, bank.logit_scale)
+        return calibration_by_zero_shot(logits_of_parts, clip_of_parts, train_clip, bank.train_labels)
+    return Calibration()
+
+
+def without_images(bank: FeatureBank, seed: int) -> Iterator[Part]:
+    """Hold out one part of the images of every class after another, until each image was held out once."""
+    folds = assign_folds(bank.train_labels, seed)
+    for fold in range(int(folds.max()) + 1):
+        mask = folds == fold
+        yield replace(bank, train_features=bank.train_features[:, ~mask], train_labels=bank.train_labels[~mask]), mask
+
+
+def without_classes(bank: FeatureBank, seed: int) -> Iterator[Part]:
+    """Hold out one half of the classes, then the other half; nothing if there are fewer than four classes."""
+    classes = list(range(len(bank.classnames)))
+    if len(classes) < 4:
+        return
+    random.Random(seed).shuffle(classes)
+    for known in (classes[0::2], classes[1::2]):
+        mask = ~torch.isin(bank.train_labels.cpu(), torch.tensor(known)).to(bank.train_labels.device)
+        yield bank.of_classes(torch.tensor(sorted(known))), mask
+
+
+def assign_folds(labels: Tensor, seed: int) -> Tensor:
+    """Return the fold of every training image, `[N]`; -1 for the only image of a class, which is never held out.
+
+    The number of folds is the number of images of the largest class, at most `MAX_FOLDS`.
+    """
+    generator = random.Random(seed)
+    on_cpu = labels.cpu()  # one copy for all classes
+    folds = torch.full((len(on_cpu),), -1)
+    count = min(int(on_cpu.bincount().max()), MAX_FOLDS)
+    for label in on_cpu.unique().tolist():
+        images = (on_cpu == label).nonzero().flatten().tolist()
+        generator.shuffle(images)
+        if len(images) > 1:
+            folds[images] = torch.arange(len(images)) % count
+    return folds.to(labels.device)
+
+
+@torch.no_grad()
+def classify_in_batches(classify: Classify, features: Tensor) -> Tensor:
+    """Return the logits `[n, K]` of features `[n, d]`, computed in batches; UserError if one is not finite."""
+    logits = torch.cat([classify(batch) for batch in features.split(BATCH)])
+    check_finite(logits)
+    return logits
+
+
+def check_finite(logits: Tensor) -> None:
+    """Raise UserError if a logit is NaN or infinite, as options far from their defaults can make it."""
+    if not logits.isfinite().all():
+        problem = "the method predicts NaN or infinite logits"
+        raise UserError(f"{problem}; lower its learning rate and options far above their defaults", "logits.finite")

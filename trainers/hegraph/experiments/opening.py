@@ -1,0 +1,64 @@
+"""Opening of the task of a run. Nothing is encoded yet."""
+
+from pathlib import Path
+
+from ..baselines import TRANSDUCTIVE_METHODS
+from ..config import Config
+from ..config_files import with_values
+from ..datasets.loading import load_few_shot, load_test_images
+from ..datasets.registry import find_entry
+from ..utils.errors import UserError
+from .bank_task import BankTask, bank_to_test, shared_bank
+from .checks import check_multilabel
+from .image_task import ImageTask
+from .tasks import NO_POOL, POOL, TEST_SET, Task
+
+
+def open_task(cfg: Config, bank_file: Path | None, seed: int, device: str, trained_shots: int | None = None) -> Task:
+    """Return the task of a run: rows of a feature bank, or images of `DATASET.NAME`. Nothing is encoded yet.
+
+    Args:
+        seed: Seed of the few-shot sample and the run.
+        device: Device of the backbone.
+        trained_shots: Number of shots of a trained model to test, which with `seed` determines the pool of
+            `--unlabelled pool`; the task has no training images. None for a training.
+
+    Raises:
+        UserError: If bank, data set or weights are missing, a transductive method lacks `--unlabelled test`, or further
+            data sets are combined with it.
+    """
+    what = cfg.data.unlabelled
+    method = cfg.run.trainer
+    if method in TRANSDUCTIVE_METHODS and what != TEST_SET:
+        raise UserError(f"{method} predicts all test images together: give --unlabelled {TEST_SET}, got {what!r}")
+    if what == TEST_SET and (cfg.data.target_domains or cfg.data.target_datasets):
+        raise UserError(f"--unlabelled {TEST_SET} reaches no other data set; leave out the targets, or give {POOL}")
+    if bank_file is None:
+        task: Task = load_image_task(cfg, seed, device, trained_shots)
+    elif trained_shots is None:
+        task = BankTask(bank_file, cfg, seed)
+    else:
+        pool = None
+        if what == POOL:
+            as_trained = with_values(cfg, {"DATASET.NUM_SHOTS": trained_shots})
+            pool = BankTask(bank_file, as_trained, seed).unlabelled
+        task = bank_to_test(shared_bank(bank_file, cfg), cfg.data.classes, cfg, seed, pool)
+    check_multilabel(task)
+    return task
+
+
+def load_image_task(cfg: Config, seed: int, device: str, trained_shots: int | None = None) -> ImageTask:
+    """Return the task that CoOp's protocol samples from a data set on disk; arguments and errors as in `open_task`."""
+    data = cfg.data
+    pool = data.unlabelled == POOL
+    if not data.name:
+        raise UserError("no data: give --dataset-config-file NAME, such as digits, or --features BANK")
+    if trained_shots is None:
+        dataset = load_few_shot(data.name, data.root, data.shots, seed, data.classes, pool)
+    elif not pool:
+        dataset = load_test_images(data.name, data.root, max(cfg.run.seed, 0), data.classes)
+    else:
+        if (entry := find_entry(data.name)) and entry.train_on:  # a data set of test images alone
+            raise UserError(NO_POOL.format(data.name))
+        dataset = load_few_shot(data.name, data.root, trained_shots, seed, data.classes, pool).only_test()
+    return ImageTask(dataset, cfg, seed, device)
