@@ -349,7 +349,7 @@ def ranked(name: str, scores: list[list[float]], speed: float) -> BackboneResult
     return BackboneResult(Candidate(name=name), 50.0, Ranking(np.array(scores), labels), speed)
 
 
-def test_faster_ranking_of_all_images_wrong_is_not_recommended():
+def test_faster_but_worse_ranking_is_not_recommended():
     right = [[1.0, 0.0], [0.0, 1.0]] * 10
     wrong = [[0.0, 1.0], [1.0, 0.0]] * 10
     best = ranked("best", right, 1.0)

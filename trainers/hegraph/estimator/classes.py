@@ -23,7 +23,7 @@ from ..utils.text import shown
 Names = Mapping[Any, str] | Sequence[str]  # class names by label, or in the order of sorted labels
 NotBlank = Annotated[str, Field(pattern=r"\S")]
 
-CODE = "labels.type"
+LABEL_ERROR = "labels.type"  # code of the error for a label that is refused
 UNLABELLED = -1  # label of an unlabelled row, as in scikit-learn
 
 
@@ -43,11 +43,11 @@ def check_label_values(labels: Iterable[Any], name: str) -> None:
     if "" in kinds:
         wrong = plain[kinds.index("")]
         problem = f"expected strings, finite numbers or booleans as labels in {name}"
-        raise UserError(f"{problem}, got {shown(wrong)} ({type(wrong).__name__}); convert them", CODE)
+        raise UserError(f"{problem}, got {shown(wrong)} ({type(wrong).__name__}); convert them", LABEL_ERROR)
     if len(set(kinds)) > 1:
         other = next(label for label, kind in zip(plain, kinds) if kind != kinds[0])
         problem = f"expected labels of one kind in {name}, got {kinds[0]} such as {shown(plain[0])}"
-        raise UserError(f"{problem}, and {shown(other)}; convert them", CODE)
+        raise UserError(f"{problem}, and {shown(other)}; convert them", LABEL_ERROR)
     distinct = list({(type(label), label): label for label in plain}.values())
     array = np.asarray(distinct)
     changed = [label for label, stored in zip(distinct, array.tolist()) if stored != label]
@@ -56,7 +56,7 @@ def check_label_values(labels: Iterable[Any], name: str) -> None:
     if changed or loses_integers:
         wrong = changed[0] if changed else max(distinct, key=abs)
         problem = f"an array cannot hold the label {shown(wrong)} in {name} beside the others without a change"
-        raise UserError(f"{problem}; use strings, or integers of 64 bits", CODE)
+        raise UserError(f"{problem}; use strings, or integers of 64 bits", LABEL_ERROR)
 
 
 def _kind(label: Any) -> str:
