@@ -48,6 +48,11 @@ def test_unit_rows_keep_normalised_rows():
     assert torch.equal(unit_rows(np.zeros((1, 3))), torch.zeros(1, 3))
 
 
+def test_rows_almost_of_unit_norm_are_scaled():
+    rows = unit_rows(np.array([[0.6006, 0.8008]]))  # norm 1.001
+    torch.testing.assert_close(rows, torch.tensor([[0.6, 0.8]]), rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("odd", [1e-30, 1e30])
 def test_norms_whose_square_float32_lacks_are_refused(odd):
     with pytest.raises(UserError, match="text has a row whose norm"):
@@ -119,6 +124,7 @@ def test_class_names_follow_sorted_labels(classnames, message):
     ([0, -1, 1, -1], ["none", "cat", "dog"], []),  # three names: -1 is the first of three classes
     ([0, -1, 1, -1], {-1: "none", 0: "cat", 1: "dog"}, []), ([0.0, -1.0, 1.0], ["cat", "dog"], []),
     ([-1, -1], ["cat", "dog"], [0, 1]), ([0, -1], ["cat"], [1]), ([-1, -1], None, []),
+    ([-1, -1], ["cat"], []),  # one class is too few
 ])  # fmt: skip
 def test_minus_one_marks_unlabelled_images(y, classnames, expected):
     X, labels, rest = split_labelled(np.arange(len(y)), np.array(y), classnames)

@@ -51,6 +51,20 @@ def test_predictions_are_those_of_the_head(fitted, scenes):
     assert model.images == tuple(Y[:40].sum(axis=0))
 
 
+def test_score_weighs_images(fitted, scenes):
+    X, Y, _ = scenes
+    weights = np.arange(60) % 3 > 0
+    assert fitted.score(X, Y, weights) == pytest.approx(fitted.score(X[weights], Y[weights]))
+    assert fitted.score(X, Y, weights) != pytest.approx(fitted.score(X, Y))
+
+
+def test_score_of_some_classes_uses_their_columns(fitted, scenes):
+    X, Y, _ = scenes
+    columns = np.where(np.arange(4) == 3, Y, 0)  # labels of the last class only
+    expected = average_precision_score(Y[:, 3], fitted.decision_function(X)[:, 3])
+    assert fitted.score(X, columns) == pytest.approx(expected)
+
+
 def test_two_classes_have_two_columns(scenes):
     X, Y, _ = scenes
     classifier = fit(X, Y[:, :2])

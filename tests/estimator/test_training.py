@@ -2,10 +2,13 @@
 
 import numpy as np
 import pytest
+import torch
 from training_free import training_free
 
-from trainers.hegraph import UserError
-from trainers.hegraph.estimator.training import changed_options
+from trainers.hegraph import UserError, load_cfg
+from trainers.hegraph.estimator import training
+from trainers.hegraph.estimator.training import Origin, changed_options, task_of
+from trainers.hegraph.models.support_set import SupportSet
 
 NODE = "TRAINER.HEGRAPHADAPTER."
 
@@ -43,3 +46,14 @@ def test_unsupported_options_are_reported_with_the_reason(model, values, reason,
 def test_options_by_shots_are_filled_again(data):
     rows = np.concatenate([np.flatnonzero(data.y == label)[:1] for label in range(4)])
     assert not [key for key in changed_options(training_free().fit(data.X[rows], data.y[rows]).model_) if NODE in key]
+
+
+def test_memory_of_a_batch_is_at_most_all_images(data, monkeypatch):
+    X = torch.from_numpy(data.X)
+    support_set = SupportSet(np.arange(4), tuple("abcd"), X[None], torch.from_numpy(data.y), torch.zeros(120).long())
+    bank = task_of(support_set, Origin.of_task(None, None, False), load_cfg()).bank()
+    sizes = []
+    monkeypatch.setattr(training, "refuse_beyond_memory", lambda num_bytes, what, device: sizes.append(num_bytes))
+    for batch in (4, 120, 1000):
+        training.check_memory(bank, batch, "cpu")
+    assert sizes[0] < sizes[1] == sizes[2]

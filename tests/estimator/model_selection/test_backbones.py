@@ -155,6 +155,11 @@ def test_key_instead_of_a_candidate_is_refused(cli_error):
     )
 
 
+def test_candidate_of_the_largest_size_stays(no_hub):
+    [smallest] = read_candidates(max_megabytes=400)
+    assert read_candidates(max_megabytes=smallest.megabytes) == [smallest]
+
+
 def test_large_candidates_are_left_out(no_hub):
     assert {candidate.name for candidate in read_candidates(max_megabytes=400)} == {"MobileCLIP-S1"}
 
@@ -319,6 +324,14 @@ def test_candidates_are_a_list_of_names(candidates):
 
 
 # Speed and ranking
+
+
+def test_interval_of_accuracy_is_wilsons():
+    z, p, n = 1.959964, 30 / 40, 40
+    centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z * (p * (1 - p) / n + z**2 / (4 * n**2)) ** 0.5 / (1 + z**2 / n)
+    found = result("some", "1" * 30 + "0" * 10).interval()
+    assert found == pytest.approx((100 * (centre - half), 100 * (centre + half)), abs=1e-3)
 
 
 def test_fastest_of_two_tied_candidates_is_recommended():
