@@ -6,10 +6,8 @@ import json
 import logging
 import math
 import random
-import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -25,7 +23,7 @@ from trainers.hegraph.datasets.base import Dataset
 from trainers.hegraph.datasets.digits import open_digit
 from trainers.hegraph.datasets.images import to_rgb
 from trainers.hegraph.datasets.splits import Item, sample_few_shot
-from trainers.hegraph.features import extract, images as reading
+from trainers.hegraph.features import cache, extract, images as reading
 from trainers.hegraph.features.images import ImageReader, ImageViews
 from trainers.hegraph.features.options import EncodingOptions
 from trainers.hegraph.models.images import ImageModel
@@ -60,30 +58,6 @@ def encode(digits, mini, tmp_path) -> Callable[..., FeatureBank]:
         return extract.encode_task(task, mini, make_options(), seed, tmp_path)
 
     return bank
-
-
-class Calls(list):
-    """Numbers of images or prompts in the calls of the backbone, with an interrupt after `most` calls."""
-
-    most = math.inf
-
-
-@pytest.fixture
-def encoded(monkeypatch) -> Calls:
-    calls = Calls()
-
-    def counting(real: Callable) -> Callable:
-        def call(self: Backbone, batch: Sequence, **more):
-            calls.append(len(batch))
-            if len(calls) > calls.most:
-                raise KeyboardInterrupt
-            return real(self, batch, **more)
-
-        return call
-
-    for name in ("encode_images", "encode_text"):
-        monkeypatch.setattr(Backbone, name, counting(getattr(Backbone, name)))
-    return calls
 
 
 @pytest.fixture
@@ -204,6 +178,18 @@ def test_nan_and_zero_features_are_refused(images, mini, tmp_path, monkeypatch, 
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
+def test_features_without_a_folder_are_equal(images, mini, tmp_path):
+    in_memory = extract.encode_images(mini, images, make_options(), None, "train")
+    assert torch.equal(in_memory, extract.encode_images(mini, images, make_options(), tmp_path / "a", "train"))
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_task_without_a_folder_writes_nothing(digits, mini, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    bank = extract.encode_task(selected(digits, 1, 1), mini, make_options(), 1)
+    assert bank.train_features.shape[:2] == (VIEWS, 10) and not list(tmp_path.iterdir())
+
+
 # Cached features
 
 
@@ -224,7 +210,7 @@ def test_cache_format_is_stable(tmp_path):
     features = F.normalize(torch.arange(6.0).view(1, 2, 3), dim=-1)
     checksum = hashlib.sha256(b"'features':torch.float32[1, 2, 3]" + features.numpy().tobytes()).hexdigest()
     save_file({"features": features}, tmp_path / "part", {"fingerprint": "key", "checksum": checksum})
-    assert extract.is_valid(tmp_path / "part", "key") and not extract.is_valid(tmp_path / "part", "other")
+    assert cache.is_valid(tmp_path / "part", "key") and not cache.is_valid(tmp_path / "part", "other")
 
 
 @pytest.mark.parametrize("part", ["test", "text"])
@@ -235,7 +221,7 @@ def test_unusable_cached_features_are_encoded_again(encode, encoded, tmp_path, c
     expected = encode(1, 1)
     [path] = tmp_path.glob(f"{part}-*")
     key = read_metadata(safe_open(path, "pt"))["fingerprint"]
-    extract.write_features(path, {name: change(tensor) for name, tensor in load_file(path).items()}, key)
+    cache.write_features(path, {name: change(tensor) for name, tensor in load_file(path).items()}, key)
     encoded.clear()
     found = encode(1, 1)
     assert torch.equal(found.test_features, expected.test_features)
@@ -248,7 +234,7 @@ def test_unusable_cached_features_are_encoded_again(encode, encoded, tmp_path, c
 )
 def test_stored_norms_are_positive_and_finite(norm, usable):
     text = F.normalize(torch.arange(6.0).view(1, 2, 3), dim=-1)
-    assert extract.is_usable({"positive": text, extract.NORMS: torch.tensor([1.0, norm])}) == usable
+    assert cache.is_usable({"positive": text, cache.NORMS: torch.tensor([1.0, norm])}) == usable
 
 
 def test_damaged_part_is_replaced_with_a_warning(images, mini, tmp_path, caplog, rewrite):
@@ -262,51 +248,6 @@ def test_damaged_part_is_replaced_with_a_warning(images, mini, tmp_path, caplog,
         assert torch.equal(encode(), expected) and torch.equal(encode(), expected)
     [warning] = [record.getMessage() for record in caplog.records]
     assert warning.startswith(f"{path} is damaged or of another version")
-
-
-# Chunks
-
-BATCH, IMAGES = 4, 22  # two batches a chunk: 8 + 8 + 6 images
-
-
-@pytest.fixture
-def in_chunks(digits, mini, monkeypatch) -> Callable[[Path], torch.Tensor]:
-    """Function that encodes images in small chunks, in a folder."""
-    monkeypatch.setattr(extract, "CHUNK_BATCHES", 2)
-    views = ImageViews(digits, load_dataset("Digits").test[:IMAGES], mini.preprocess)
-    options = make_options("DATALOADER.TEST.BATCH_SIZE", BATCH)
-    return lambda folder: extract.encode_images(mini, views, options, folder, "test")
-
-
-@pytest.mark.parametrize(("batches", "done", "damaged"), [(1, 0, False), (2, 8, False), (5, 16, False), (5, 8, True)])
-def test_killed_run_continues_after_last_chunk(in_chunks, encoded, tmp_path, caplog, batches, done, damaged):
-    uninterrupted = in_chunks(tmp_path / "other")
-    encoded.most = len(encoded) + batches
-    with pytest.raises(KeyboardInterrupt):
-        in_chunks(tmp_path / "parts")
-    assert not list((tmp_path / "parts").glob("*.safetensors"))
-    if damaged:
-        next((tmp_path / "parts").rglob("0-8.safetensors")).write_bytes(b"damaged")
-    encoded.clear()
-    with caplog.at_level(logging.INFO):
-        resumed = in_chunks(tmp_path / "parts")
-    assert sum(encoded) == IMAGES - done and torch.equal(resumed, uninterrupted)
-    assert (f"continuing after {done} of {IMAGES} test images" in caplog.text) == (done > 0)
-    assert f"encoded {IMAGES - done} test images" in caplog.text
-    assert [path.suffix for path in (tmp_path / "parts").iterdir()] == [".safetensors"]  # no chunk is left
-
-
-def test_part_of_a_concurrent_run_is_used(in_chunks, tmp_path, monkeypatch):
-    """A concurrent run removes the chunks before they are concatenated."""
-    expected = in_chunks(tmp_path / "other")
-    [finished] = (tmp_path / "other").iterdir()
-
-    def late() -> None:
-        shutil.rmtree((tmp_path / "parts" / finished.name).with_suffix(".chunks"), ignore_errors=True)
-        shutil.copy(finished, tmp_path / "parts")
-
-    monkeypatch.setattr(extract.processes, "wait", late)
-    assert torch.equal(in_chunks(tmp_path / "parts"), expected)
 
 
 # Text features

@@ -264,7 +264,7 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             run_command(args)
 
-    return run_cli(train_and_test, several_processes=True)  # --no-train shares its work
+    return run_cli(train_and_test, several_processes=True, continues=True)  # --no-train shares its work
 
 
 if __name__ == "__main__":

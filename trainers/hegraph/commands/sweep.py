@@ -61,4 +61,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         return run_command(args)
 
-    return run_cli(sweep)
+    return run_cli(sweep, continues=True)

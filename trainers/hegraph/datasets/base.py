@@ -171,7 +171,8 @@ class Dataset:
     def read(self, path: str) -> Image.Image:
         """Open the image of an item as RGB; UserError if it cannot be read."""
         try:
-            return self.open(path).convert("RGB")
+            image = self.open(path)
+            return image if image.mode == "RGB" else image.convert("RGB")  # `convert` copies
         except Exception as error:  # Pillow raises exceptions of many types on damaged bytes
             raise self.unreadable_error(path, reason(error)) from error
 

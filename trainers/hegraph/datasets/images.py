@@ -67,7 +67,11 @@ def open_image(
         if file.width * file.height > max_pixels:
             raise Image.DecompressionBombError(f"{file.width} x {file.height} pixels are too many")
         check_sides(file)
-        return _strip_metadata(file.convert("RGB")) if as_stored else to_rgb(file)
+        file.load()  # rotates a TIFF
+        image: Image.Image = file
+        if not as_stored:
+            image = _on_white(_upright(file))
+        return _strip_metadata(_in_rgb(image))
 
 
 def open_any(image: ImageOrPath) -> Image.Image:
@@ -123,19 +127,35 @@ def open_below(base: Path, path: str, as_stored: bool = False) -> Image.Image:
     return open_image(base / path, as_stored)
 
 
-def to_rgb(file: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
     """Convert an image of any mode to RGB, upright by its EXIF orientation, with white in transparent parts.
 
-    A second call changes nothing.
+    Returns:
+        Another image. A second call changes nothing.
+
+    Raises:
+        ValueError: If the sides differ too much (`check_sides`).
     """
-    check_sides(file)
-    image = _upright(file)
+    check_sides(image)
+    image.load()  # rotates a TIFF
+    converted = _in_rgb(_on_white(_upright(image)))
+    return _strip_metadata(image.copy() if converted is image else converted)
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    """Reduce an image to 8 bits a channel, and blend it with white where it is transparent."""
     if image.mode.startswith(("I", "F")):  # Pillow would clip values above 255
         image = _to_8_bits(image)
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        image = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")  # Pillow lacks La to RGBA
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return _strip_metadata(image if image.mode == "RGB" else image.convert("RGB"))  # `convert` copies
+        with_alpha = image.convert("LA") if image.mode == "La" else image  # Pillow lacks La to RGBA
+        with_alpha = with_alpha.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), with_alpha)
+    return image
+
+
+def _in_rgb(image: Image.Image) -> Image.Image:
+    """Convert an image to RGB; the same image if it is RGB already, since `convert` would copy it."""
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _strip_metadata(image: Image.Image) -> Image.Image:
@@ -157,20 +177,24 @@ def check_sides(image: Image.Image) -> None:
 
 
 def reason(error: Exception) -> str:
-    """Explain in one line why an image cannot be read, from the exception of opening it."""
+    """Explain in one line why an image cannot be read, from the exception of opening it.
+
+    A MemoryError, which is no fault of the image, is raised again.
+    """
+    if isinstance(error, MemoryError):
+        raise error
     if isinstance(error, UnidentifiedImageError):
         return f"is not an image in a supported format ({', '.join(FORMATS)})"
     return first_line(error)
 
 
 def _upright(file: Image.Image) -> Image.Image:
-    """Rotate an image by its EXIF orientation; unlike Pillow's `exif_transpose`, ignore invalid tags."""
-    file.load()  # rotates a TIFF
+    """Rotate a decoded image by its EXIF orientation; unlike Pillow's `exif_transpose`, ignore invalid tags."""
     try:
         turn = ORIENTATIONS.get(file.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # Pillow raises exceptions of many types on invalid tags
         turn = None
-    return file.copy() if turn is None else file.transpose(turn)
+    return file if turn is None else file.transpose(turn)
 
 
 def _to_8_bits(image: Image.Image) -> Image.Image:

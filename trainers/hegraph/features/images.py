@@ -7,9 +7,11 @@ Shapes: B images of a batch, H x W the backbone's input resolution.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from functools import cached_property
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -17,22 +19,10 @@ from torch import Tensor
 from ..datasets.base import Dataset
 from ..datasets.images import ImageOrPath, open_any, reason
 from ..datasets.splits import Item
-from ..utils.errors import UserError
 from ..utils.threads import MAX_THREADS, cores, in_batches
 
 if TYPE_CHECKING:
     from .backbones.clip import Transform
-
-
-class View(NamedTuple):
-    """An image of a data set, with the seed of its random transform."""
-
-    dataset: Dataset
-    path: str
-    seed: int
-
-
-ImageLike: TypeAlias = "ImageOrPath | View"
 
 
 class ImageReader:
@@ -53,8 +43,8 @@ class ImageReader:
         self.threads = threads or min(cores(), MAX_THREADS)
 
     def batches(
-        self, images: Iterable[ImageLike], batch_size: int
-    ) -> Iterator[tuple[list[ImageLike], Tensor, list[str]]]:
+        self, images: Iterable[ImageOrPath], batch_size: int
+    ) -> Iterator[tuple[list[ImageOrPath], Tensor, list[str]]]:
         """Read batches of B = `batch_size` images in order; the last batch may be smaller. `images` is consumed lazily.
 
         Returns:
@@ -66,26 +56,24 @@ class ImageReader:
             pixels = self.finish(torch.stack(readable)) if readable else torch.empty(0)
             yield batch, pixels, [result if isinstance(result, str) else "" for result in results]
 
-    def read(self, image: ImageLike) -> Tensor | str:
-        """Read an image and apply the first steps of `split_transform`; returns the reason if it is unreadable.
+    def read(self, image: ImageOrPath) -> Tensor | str:
+        """Read an image and apply the first steps of `split_transform`.
 
-        No exception is raised, although Pillow raises exceptions of many types on damaged bytes.
+        Returns:
+            Bytes `[H, W, 3]`, or the reason why the image cannot be opened. Exceptions of the transform are raised.
         """
-        from .backbones.clip import sample_steps
-
         try:
-            pixels: Any  # an image, which the last step converts to a tensor
-            steps = self.steps
-            if isinstance(image, View):
-                pixels = image.dataset.read(image.path)
-                steps = sample_steps(steps, pixels, image.seed)
-            else:
-                pixels = open_any(image)
-            for step in steps:
-                pixels = step(pixels)
-            return pixels
-        except Exception as error:
+            pixels = open_any(image)
+        except Exception as error:  # Pillow raises exceptions of many types on damaged bytes
             return reason(error)
+        return apply(self.steps, pixels)
+
+
+def apply(steps: Sequence[Callable], image: Any) -> Tensor:
+    """Apply the steps of a transform, the last of which returns a tensor, to an image."""
+    for step in steps:
+        image = step(image)
+    return image
 
 
 @dataclass(frozen=True)
@@ -114,11 +102,51 @@ class ImageViews:
 
     def batches(self, positions: Iterable[int], batch_size: int, threads: int = 0) -> Iterator[Tensor]:
         """Read the views at `positions` in batches `[B, 3, H, W]`; UserError on an unreadable image."""
-        views = (
-            View(self.dataset, self.items[position % len(self.items)].path, self.seed * 1_000_003 + position)
-            for position in positions
-        )
-        for _, pixels, problems in ImageReader(self.transform, threads).batches(views, batch_size):
-            if problem := next(filter(None, problems), ""):
-                raise UserError(problem)
-            yield pixels
+        batch: list[Tensor] = []
+        for _, pixels in self.stream(positions, batch_size, threads):
+            batch.append(pixels)
+            if len(batch) == batch_size:
+                yield self.finish(torch.stack(batch))
+                batch = []
+        if batch:
+            yield self.finish(torch.stack(batch))
+
+    def stream(self, positions: Iterable[int], ahead: int, threads: int = 0) -> Iterator[tuple[int, Tensor]]:
+        """Read the views at `positions`, in order; an image is decoded once for consecutive positions.
+
+        Args:
+            positions: Positions of views, consumed as needed.
+            ahead: Number of images of a batch that threads read ahead.
+            threads: Number of threads; 0 for one per core.
+
+        Returns:
+            Each position with its pixels before the steps of `finish`.
+
+        Raises:
+            UserError: On an unreadable image.
+        """
+        groups = ([*group] for _, group in groupby(positions, lambda position: position % len(self.items)))
+        for batch, results in in_batches(self._read, groups, ahead, threads or min(cores(), MAX_THREADS)):
+            for group, pixels in zip(batch, results):
+                yield from zip(group, pixels)
+
+    def finish(self, pixels: Tensor) -> Tensor:
+        """Apply the steps of the transform that take a whole batch, to `[B, 3, H, W]`."""
+        return self._split[1](pixels)
+
+    @cached_property
+    def _split(self) -> tuple[Sequence[Callable], Callable[[Tensor], Tensor]]:
+        from .backbones.clip import split_transform  # open_clip takes seconds to import
+
+        return split_transform(self.transform)
+
+    def _read(self, positions: Sequence[int]) -> list[Tensor]:
+        """Read the views of one image at `positions`; UserError if it is unreadable."""
+        from .backbones.clip import sample_steps
+
+        image = self.dataset.read(self.items[positions[0] % len(self.items)].path)
+        views = []
+        for position in positions:
+            steps = sample_steps(self._split[0], image, self.seed * 1_000_003 + position)
+            views.append(apply(steps, image))
+        return views

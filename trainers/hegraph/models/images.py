@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..datasets.images import ImageOrPath
 from ..features.backbones.identity import AUTO, FOLDER, canonical_name
-from ..features.images import ImageLike, ImageReader
+from ..features.images import ImageReader
 from ..utils.errors import UserError
 from ..utils.files import absolute
 from .folder import load_model
@@ -84,8 +84,8 @@ class ImageModel:
         return self._classifier.logits(features.to(self.backbone.device)).cpu()
 
     def encode(
-        self, images: Iterable[ImageLike], batch_size: int = 64
-    ) -> Iterator[tuple[Sequence[ImageLike], Sequence[str], Tensor]]:
+        self, images: Iterable[ImageOrPath], batch_size: int = 64
+    ) -> Iterator[tuple[Sequence[ImageOrPath], Sequence[str], Tensor]]:
         """Iterate over batches in order: images, errors ("" for a readable image), and features of readable images."""
         none = torch.zeros(0, self.model.classifier.width)
         for batch, pixels, problems in ImageReader(self.backbone.preprocess).batches(images, batch_size):

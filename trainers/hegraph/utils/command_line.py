@@ -14,10 +14,10 @@ from typing import Any, NoReturn
 
 from .errors import UserError, first_line, user_message
 from .logs import PACKAGE, show_messages
-from .signals import noted_interrupts, was_interrupted
+from .signals import Interrupted, noted_interrupts, was_interrupted
 from .text import one_line
 
-INTERRUPTED = "interrupted; the same command continues from the last checkpoint, if there is one"
+CONTINUES = "the same command continues from the last checkpoint, if there is one"
 
 
 def command(arguments: str = "") -> str:
@@ -122,12 +122,13 @@ def refuse_several_processes() -> None:
         raise UserError(f"expected one process, but torchrun started {count:.9}; {advice}")
 
 
-def run_cli(command: Callable[[], int | None], several_processes: bool = False) -> int:
+def run_cli(command: Callable[[], int | None], several_processes: bool = False, continues: bool = False) -> int:
     """Run a command, show its log messages, and return its exit code.
 
     Args:
         command: Function that returns an exit code, or None for 0.
         several_processes: Whether several processes of `torchrun` may share the work.
+        continues: Whether an interrupted command continues from a checkpoint, which the user then reads.
 
     Returns:
         Exit code of the command; 0 if the reader closed standard output; 2, after one line on stderr, for
@@ -145,7 +146,12 @@ def run_cli(command: Callable[[], int | None], several_processes: bool = False) 
             return 0
         except (KeyboardInterrupt, Exception) as error:
             interrupted = was_interrupted() or isinstance(error, KeyboardInterrupt)
-            line = f"\n{INTERRUPTED}\n" if interrupted else f"error: {one_line(user_message(error))}\n"
+            if interrupted:
+                kept = str(error) if isinstance(error, Interrupted) else ""
+                advice = kept or (CONTINUES if continues else "")
+                line = f"\ninterrupted; {advice}\n" if advice else "\ninterrupted\n"
+            else:
+                line = f"error: {one_line(user_message(error))}\n"
     with suppress(OSError, ValueError, AttributeError):  # stderr may be closed
         sys.stderr.write(line)
         sys.stderr.flush()

@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 import warnings
+from contextlib import nullcontext
 
 from .text import one_line
 
@@ -17,6 +18,15 @@ class _OneLine(logging.Formatter):
         return one_line(super().format(record))
 
 
+class _AboveBars(logging.StreamHandler):
+    """Writes log messages above the progress bars of tqdm, if it has been imported."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        bars = getattr(sys.modules.get("tqdm"), "tqdm", None)
+        with nullcontext() if bars is None else bars.external_write_mode(self.stream):
+            super().emit(record)
+
+
 def show_messages() -> None:
     """Log messages of this package and warnings of others to stderr, one per line, except Pillow's about images.
 
@@ -24,7 +34,7 @@ def show_messages() -> None:
     """
     if sys.stderr is None:
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115  (open until the program ends)
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _AboveBars(sys.stderr)
     handler.setFormatter(_OneLine())
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     warnings.filterwarnings("ignore", module="PIL")

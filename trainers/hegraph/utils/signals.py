@@ -12,6 +12,10 @@ _noted: list[int] = []  # signals received in the block of `noted_interrupts`
 _deferring: list[bool] = []  # one entry per active block of `deferred_interrupts`
 
 
+class Interrupted(KeyboardInterrupt):
+    """KeyboardInterrupt in work that is saved in part; its text names the work that the next run need not repeat."""
+
+
 @contextmanager
 def noted_interrupts() -> Iterator[None]:
     """Context in which Ctrl-C and the signals `ENDINGS` raise KeyboardInterrupt, and `was_interrupted` notes them.

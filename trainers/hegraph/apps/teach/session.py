@@ -5,7 +5,6 @@
 """
 
 import logging
-import tempfile
 import threading
 import time
 from collections import Counter
@@ -331,8 +330,7 @@ class Session:
         dataset = cfg.data.name or NO_NAME
         new = [name for name in names if (dataset, name) not in self._text]
         if new:
-            with tempfile.TemporaryDirectory() as folder:
-                text = encode_prompts(self.backbone, dataset, new, cfg.encoding, Path(folder))
+            text = encode_prompts(self.backbone, dataset, new, cfg.encoding)
             self._text |= zip([(dataset, name) for name in new], zip(text["positive"], text["negative"]))
         text_nodes = [self._text[dataset, name] for name in names]
         positive = torch.stack([of_class for of_class, _ in text_nodes])

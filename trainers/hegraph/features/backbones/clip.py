@@ -30,6 +30,7 @@ from ...utils.threads import MAX_THREADS, cores, in_batches
 
 CONTEXT_LENGTH = 77  # tokens of a sentence, longer ones are cut
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}  # of matrices and input images
+LEAST_ROWS = 32  # images in a call from which on more images in it change no bit of a feature, on a CPU
 PART_ROWS = 16  # images that a thread encodes together in bf16 (sentences: twice as many), so that they fit its cache
 RESIZING = (T.Resize, T.CenterCrop, ResizeKeepRatio, CenterCropOrPad)  # steps that a random crop replaces
 
@@ -108,6 +109,20 @@ class Backbone:
         """Height and width of input images, `(H, W)`."""
         size = self.model.visual.image_size
         return (size, size) if isinstance(size, int) else tuple(size)
+
+    @property
+    def least_rows(self) -> int:
+        """Number of images in a call from which on more images in it change no bit of a feature, on a CPU.
+
+        It grows with the number of threads, so that each one has work.
+        """
+        return max(LEAST_ROWS, PART_ROWS * torch.get_num_threads())
+
+    def splits(self, rows: int) -> bool:
+        """Whether calls with `least_rows` images give the features of one call with `rows` images, bit for bit."""
+        if self.device.type != "cpu":
+            return False
+        return self.precision != "bf16" or rows % self.least_rows == 0  # parts of `encode_in_parts` stay equal
 
     @cached_property
     def width(self) -> int:
