@@ -17,7 +17,6 @@ OF_FILES = {
     "__main__.py": "tests/test_command_line.py",
     "config.py": "tests/test_config.py",
     "config_files.py": "tests/test_config.py",
-    "trainer.py": "tests/test_trainer.py",
 }
 
 

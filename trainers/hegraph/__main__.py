@@ -152,11 +152,14 @@ def configure(args: argparse.Namespace) -> "tuple[Config, CfgNode | None]":
     files = args.dataset_config_file, args.config_file, flags, args.opts, method_options(args.trainer)
     obstacles = ["--host alone"] if args.host == "alone" else dassl_obstacles(args)
     if not obstacles:
-        from .trainer import configure_coop, obstacles_in
+        from .trainer import configure_coop
 
-        cfg, tree = configure_coop(CHECKOUT, *files)
-        if not (obstacles := obstacles_in(cfg)):
-            return cfg, tree
+        try:
+            return configure_coop(CHECKOUT, *files)
+        except UserError as error:
+            if error.code != "dassl":
+                raise
+            obstacles = [str(error)]
     if args.host == "dassl":
         raise UserError(f"--host dassl: {'; '.join(obstacles)}")
     cfg = load_cfg(*files)

@@ -27,12 +27,16 @@ def setup_cfg(args):
     return cfg
 
 
+def print_args(args, cfg):
+    sys.stdout.write(f"{vars(args)}\n{cfg}\n")
+
+
 def main(args):
     cfg = setup_cfg(args)
     if cfg.SEED >= 0:
         set_random_seed(cfg.SEED)
     setup_logger(cfg.OUTPUT_DIR)
-    sys.stdout.write(f"{vars(args)}\n{cfg}\n")
+    print_args(args, cfg)
     trainer = build_trainer(cfg)
     if args.eval_only:
         trainer.load_model(args.model_dir, epoch=args.load_epoch)

@@ -43,8 +43,37 @@ class TrainerX:
         assert name not in self._models
         self._models[name], self._optims[name], self._scheds[name] = model, optim, sched
 
+    def get_model_names(self) -> list[str]:
+        return list(self._models)
+
+    def set_model_mode(self, mode: str) -> None:
+        for model in self._models.values():
+            model.train(mode == "train")
+
     def get_current_lr(self) -> float:
         return self._optims[next(iter(self._models))].param_groups[0]["lr"]
+
+    def update_lr(self) -> None:
+        for schedule in self._scheds.values():
+            schedule.step()
+
+    def model_backward_and_update(self, loss: torch.Tensor) -> None:
+        for optimizer in self._optims.values():
+            optimizer.zero_grad()
+        self.detect_anomaly(loss)
+        loss.backward()
+        for optimizer in self._optims.values():
+            optimizer.step()
+
+    def save_model(self, epoch: int, directory: str, is_best: bool = False, val_result=None, model_name="") -> None:
+        for name, model in self._models.items():
+            parts = {"optimizer": self._optims[name], "scheduler": self._scheds[name]}
+            state = {key: part and part.state_dict() for key, part in parts.items()}
+            state |= {"state_dict": model.state_dict(), "epoch": epoch + 1, "val_result": val_result}
+            file = Path(directory) / name / (model_name or f"model.pth.tar-{epoch + 1}")
+            file.parent.mkdir(parents=True, exist_ok=True)
+            torch.save(state, file)
+            (file.parent / "checkpoint").write_text(f"{file.name}\n")
 
     def train(self) -> None:
         self.before_train()
@@ -62,8 +91,7 @@ class TrainerX:
         self._writer = file.open("a")
 
     def run_epoch(self) -> None:
-        for model in self._models.values():
-            model.train()
+        self.set_model_mode("train")
         self.num_batches = len(self.train_loader_x)
         for number, batch in enumerate(self.train_loader_x):
             self.batch_idx = number
@@ -75,17 +103,19 @@ class TrainerX:
             self.write_scalar("train/lr", rate, step)
 
     def after_epoch(self) -> None:
-        raise AssertionError("Dassl pickles its scheduler here, which does not run on current torch")
+        every = self.cfg.TRAIN.CHECKPOINT_FREQ
+        if self.epoch + 1 == self.max_epoch or (every > 0 and (self.epoch + 1) % every == 0):
+            self.save_model(self.epoch, self.output_dir)
 
     def after_train(self) -> None:
+        sys.stdout.write("Finish training\n")
         if not self.cfg.TEST.NO_TEST:
             self.test()
         self._writer.close()
 
     @torch.no_grad()
     def test(self, split: str | None = None) -> float:
-        for model in self._models.values():
-            model.eval()
+        self.set_model_mode("eval")
         self.evaluator.reset()
         split = split or self.cfg.TEST.SPLIT
         loader = self.val_loader if split == "val" and self.val_loader is not None else self.test_loader

@@ -17,6 +17,10 @@ def set_random_seed(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+def collect_env_info() -> str:
+    return f"PyTorch version: {torch.__version__}"
+
+
 class Logger:
     """Writes to stdout and to a file, and closes both in the end."""
 
@@ -58,6 +62,9 @@ class Registry:
             return registered
 
         return add
+
+    def get(self, name: str) -> type:
+        return self.known[name]
 
     def registered_names(self) -> list[str]:
         return list(self.known)

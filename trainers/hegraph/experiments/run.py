@@ -38,7 +38,7 @@ from .fitting import fit
 from .image_task import ImageTask
 from .opening import open_task
 from .record import Seconds, make_model, write_outputs
-from .run_folder import RunFolder, find_model_of_epoch, run_config
+from .run_folder import EPOCH_MODEL, RunFolder, find_model_of_epoch, run_config
 from .tasks import FeatureTask, Task
 
 logger = logging.getLogger(__name__)
@@ -236,7 +236,7 @@ def checkpoints_with_models(folder: RunFolder, bank: FeatureBank) -> Checkpoints
     def save_epoch(model: HeGraphModel, epoch: int) -> None:
         saved = make_model(folder, bank, fitted_adapter(model))
         assert isinstance(saved, SavedModel)
-        save_model(saved, folder.path / f"model-epoch{epoch}")
+        save_model(saved, folder.path / f"{EPOCH_MODEL}{epoch}")
 
     return replace(folder.checkpoints, on_epoch=save_epoch)
 

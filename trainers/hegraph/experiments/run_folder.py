@@ -6,7 +6,7 @@ and, last, the record `result.json`. A failed run of a sweep writes `error.json`
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,6 +27,7 @@ from .tasks import TEST_SET, Task
 
 logger = logging.getLogger(__name__)
 
+EPOCH_MODEL = "model-epoch"  # folder of the model after an epoch, with its number at the end
 ERROR = "error.json"  # of a failed run of a sweep
 PRECISION = f"{NODE}.PREC"
 METHOD_INDEPENDENT = (*(f"{NODE}.{name}" for name in ("FEATURES.", "PROMPTS.", "CALIBRATE")), PRECISION)
@@ -146,7 +147,7 @@ class RunFolder(RunIdentity):
             if self.model is None:
                 checkpoints = self.checkpoints
                 resume = self.task.cfg.run.resume
-                if resume and not checkpoints.path_to_resume.exists():
+                if resume and not self.can_resume:
                     raise UserError(f"there is nothing to resume in {resume}: no interrupted run left a {CHECKPOINT}")
                 checkpoints.read()  # refuses a checkpoint of another run before anything is written
                 (self.path / ERROR).unlink(missing_ok=True)
@@ -164,7 +165,7 @@ class RunFolder(RunIdentity):
             inputs += model_files(self.model)
         else:
             outputs += [self.path / name for name in (SPLIT, ADAPTER, TEXT_NODES, CHECKPOINT)]
-            for folder in (self.model_folder, *self.path.glob("model-epoch*")):
+            for folder in (self.model_folder, *self.path.glob(f"{EPOCH_MODEL}*")):
                 check_place(folder)
                 outputs += [file for file in folder.glob("*") if file.is_file()]
         files = [read for read in inputs if os.path.isfile(read)]
@@ -177,6 +178,11 @@ class RunFolder(RunIdentity):
         return self.path / "model"
 
     @property
+    def can_resume(self) -> bool:
+        """Whether there is a checkpoint to resume from."""
+        return self.checkpoints.path_to_resume.exists()
+
+    @property
     def checkpoints(self) -> Checkpoints:
         """Checkpoints of the training. RESUME names the folder of the interrupted run to continue."""
         resume = Path(self.task.cfg.run.resume or self.path)
@@ -187,11 +193,26 @@ def find_model_of_epoch(folder: Path, epoch: int | None) -> Path:
     """Return the model folder in the output folder of a run, as it was after `epoch` epochs; None is the last epoch.
 
     Raises:
-        UserError: If there is no model, or TRAIN.CHECKPOINT_FREQ did not save one of this epoch.
+        UserError: If there is no model, or none of this epoch; the message lists the epochs that have one.
     """
     if epoch is None or (read_record(folder) or {}).get("epochs") == epoch:
         return find_model_folder(folder)
-    saved = folder / f"model-epoch{epoch}"
+    saved = folder / f"{EPOCH_MODEL}{epoch}"
     if not saved.is_dir():
-        raise UserError(f"{folder} has no model of epoch {epoch}; train with TRAIN.CHECKPOINT_FREQ N to save some")
+        raise no_such_epoch(folder, epoch, saved_epochs(folder))
     return find_model_folder(saved)
+
+
+def saved_epochs(folder: Path) -> set[int]:
+    """Return the epochs whose models the output folder of a run has, with the last if the run is finished."""
+    suffixes = [path.name.removeprefix(EPOCH_MODEL) for path in folder.glob(f"{EPOCH_MODEL}*") if path.is_dir()]
+    epochs = {int(suffix) for suffix in suffixes if suffix.isdigit()}
+    record = read_record(folder)
+    return epochs if record is None else epochs | {record["epochs"]}
+
+
+def no_such_epoch(folder: Path, epoch: int | None, epochs: Collection[int]) -> UserError:
+    """Return the error for an epoch without a saved model, with the epochs that have one."""
+    existing = f"those of epochs {', '.join(map(str, sorted(epochs)))}" if epochs else "none of any epoch"
+    advice = "train with TRAIN.CHECKPOINT_FREQ N to save more"
+    return UserError(f"{folder} has no model of epoch {epoch}, but {existing}; {advice}")

@@ -216,10 +216,15 @@ class AdapterTraining:
             noise=epoch_generator(data.seed, 0, NOISE_STREAM),
             epochs=epochs,
         )
-        if checkpoints is not None and (state := checkpoints.load(model, optimizer)) is not None:
-            training.epoch, training.seconds_before = state
-            logger.info("resuming from %s after epoch %d of %d", checkpoints.path_to_resume, training.epoch, epochs)
+        training.resume()
         return training
+
+    def resume(self) -> None:
+        """Resume from the checkpoint, if there is one; errors as in `start`."""
+        if self.checkpoints is not None and (state := self.checkpoints.load(self.model, self.optimizer)) is not None:
+            self.epoch, self.seconds_before = state
+            path = self.checkpoints.path_to_resume
+            logger.info("resuming from %s after epoch %d of %d", path, self.epoch, self.epochs)
 
     @property
     def summary(self) -> TrainingSummary:
