@@ -30,7 +30,7 @@ def run(
         features += 0.5 * text[column]
     features = F.normalize(features, dim=1)
     started = time.perf_counter()
-    head = MultiLabelHead(features, labels, text)
+    head = MultiLabelHead.fit(features, labels, text)
     fit, memory = time.perf_counter() - started, peak_memory()
     queries = features[:predicted]
     several, one = head.classifier, FoldedClassifier(100 * text, torch.zeros(num_classes))

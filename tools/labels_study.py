@@ -62,7 +62,7 @@ class Pool:
         if len(seen) < 2:
             return FoldedClassifier(self.scale * self.text)
         options = training_free_options(int(labels.bincount().max()))
-        closed = ClosedForm(features, indices, self.text[seen], options.kappa, options.rho)
+        closed = ClosedForm.fit(features, indices, self.text[seen], options.kappa, options.rho)
         new, trained = closed.for_new_classes(), closed.to_text
         weights = F.normalize(self.text @ new.matrix + new.offset, dim=1) @ new.whitening
         weights, bias = OMEGA_NEW * self.scale * weights, -OMEGA_NEW * self.scale * weights @ new.mean

@@ -58,7 +58,7 @@ def test_class_without_images_uses_transfer_weights(variant, omega, data, labell
         assert folded.labels.tolist() == [*before.labels.tolist(), 3]
         assert folded.key_weights.tolist() == [1.0] * 21 + [7.0]
         means = torch.stack([torch.from_numpy(X[y == label]).mean(dim=0) for label in LABELS[:3]])
-        prior = TextPrior(text[:3], means).predict(text[3:])[0]
+        prior = TextPrior.fit(text[:3], means).predict(text[3:])[0]
         torch.testing.assert_close(folded.keys[-1].double(), prior / prior.norm(), rtol=0, atol=1e-5)
 
 

@@ -41,7 +41,7 @@ def fit(X, Y, **arguments) -> HeGraphClassifier:
 def test_predictions_are_those_of_the_head(fitted, scenes):
     X, Y, text = scenes
     model = fitted.model_
-    head = MultiLabelHead(model.support_set.keys(), torch.from_numpy(Y[:40]).bool(), torch.from_numpy(text))
+    head = MultiLabelHead.fit(model.support_set.keys(), torch.from_numpy(Y[:40]).bool(), torch.from_numpy(text))
     features = torch.nn.functional.normalize(torch.from_numpy(X), dim=1)
     np.testing.assert_allclose(fitted.predict_proba(X), head.probabilities(features), atol=1e-5)
     assert np.array_equal(fitted.predict(X), head.predict(features).int())

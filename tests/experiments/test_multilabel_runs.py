@@ -129,7 +129,7 @@ def test_model_has_the_map_of_its_record(run, saved):
 
 def test_run_uses_the_head_on_sampled_rows(run, bank, saved):
     _, folder = run("--shots", "-1", *FREE, bank=saved, quick=())
-    head = MultiLabelHead(bank.cache_keys(), bank.train_labels, bank.text_positive)
+    head = MultiLabelHead.fit(bank.cache_keys(), bank.train_labels, bank.text_positive)
     scores = load_file(folder / "predictions.safetensors")["scores"]
     assert_close(scores, head.log_odds(head.scores(bank.test_features)).float(), rtol=1e-4, atol=1e-4)
 

@@ -63,7 +63,7 @@ def test_text_prior_is_leave_one_out_ridge(seed, noise, strength):
     errors = {factor: (rest - left_out(factor)).square().sum() for factor in (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100)}
     best = min(errors, key=errors.__getitem__)
     assert best == strength and errors[best] < rest.square().sum()
-    prior = TextPrior(text, means)
+    prior = TextPrior.fit(text, means)
     assert_close(prior.left_out, means.mean(0) + slope * texts + left_out(best))
     new = F.normalize(text[:2] + text[2:4], dim=-1)
     shifted = new.double() - text.double().mean(0)
@@ -72,17 +72,17 @@ def test_text_prior_is_leave_one_out_ridge(seed, noise, strength):
 
 
 def test_text_prior_without_regression_scales_text():
-    prior = TextPrior(TEXT, unit_features(K, WIDTH, seed=9))  # means that have nothing to do with the text
+    prior = TextPrior.fit(TEXT, unit_features(K, WIDTH, seed=9))  # means that have nothing to do with the text
     assert prior.dual is None and prior.slope >= 0
     assert_close(prior.left_out, prior.predict(TEXT))
-    opposite = TextPrior(TEXT, -TEXT)
+    opposite = TextPrior.fit(TEXT, -TEXT)
     assert opposite.slope == 0  # never below
 
 
 def test_messages_are_whitened_differences_to_the_mean(monkeypatch):
     kappa, rho = 3.0, 0.5
-    found = ClosedForm(KEYS, LABELS, TEXT, kappa, rho)
-    prior, counts = TextPrior(TEXT, means_of(KEYS)).left_out, LABELS.bincount().double()
+    found = ClosedForm.fit(KEYS, LABELS, TEXT, kappa, rho)
+    prior, counts = TextPrior.fit(TEXT, means_of(KEYS)).left_out, LABELS.bincount().double()
     nodes = torch.stack([(counts[k] * means_of(KEYS)[k] + kappa * prior[k]) / (counts[k] + kappa) for k in range(K)])
     residuals = KEYS.double() - nodes[LABELS]
     sigma, r = residuals.t() @ residuals / len(KEYS), rho * WIDTH / len(KEYS)
@@ -100,7 +100,7 @@ def test_messages_are_whitened_differences_to_the_mean(monkeypatch):
     expected = length(KEYS[0] - nodes) / scale
     assert_close((whitened - found.to_text.nodes).norm(dim=1), expected, rtol=1e-4, atol=1e-5)
     monkeypatch.setattr(closed_form, "CHUNK_ROWS", 4)  # blocks change nothing
-    in_blocks = ClosedForm(KEYS, LABELS, TEXT, kappa, rho)
+    in_blocks = ClosedForm.fit(KEYS, LABELS, TEXT, kappa, rho)
     assert_close(in_blocks.to_text.weights, found.to_text.weights)
     assert_close(in_blocks.noise, found.noise)
 
@@ -121,7 +121,7 @@ def test_class_offsets_move_masses_towards_counts(monkeypatch, factor):
 
 def test_noise_is_the_leave_one_out_deviation():
     kappa = 3.0
-    found = ClosedForm(KEYS, LABELS, TEXT, kappa=kappa, rho=0.3)
+    found = ClosedForm.fit(KEYS, LABELS, TEXT, kappa=kappa, rho=0.3)
     for j, label in enumerate(LABELS.tolist()):
         others = [i for i in range(len(KEYS)) if LABELS[i] == label and i != j]
         total = KEYS[others].double().sum(dim=0) + kappa * found.prior.left_out[label]
@@ -133,21 +133,21 @@ def test_text_prior_of_many_classes_equals_full_decomposition(monkeypatch):
     many = 3 * WIDTH
     text = unit_features(many, WIDTH, seed=11)
     means = text @ unit_features(WIDTH, WIDTH, seed=12) + 0.1 * unit_features(many, WIDTH, seed=13)
-    few = TextPrior(text, means)
+    few = TextPrior.fit(text, means)
 
     def all_eigenvectors(texts: Tensor, constant: Tensor) -> tuple[Tensor, Tensor]:
         eigenvalues, vectors = torch.linalg.eigh(texts @ texts.t() + constant)
         return eigenvalues.clamp_min(0), vectors
 
     monkeypatch.setattr(closed_form, "kernel_eigenvectors", all_eigenvectors)
-    every, new = TextPrior(text, means), unit_features(4, WIDTH, seed=14)
+    every, new = TextPrior.fit(text, means), unit_features(4, WIDTH, seed=14)
     assert few.dual is not None
     assert_close(few.left_out, every.left_out)
     assert_close(few.predict(new), every.predict(new))
 
 
 def test_new_classes_take_the_text_prior_as_mean():
-    found = ClosedForm(KEYS, LABELS, TEXT, kappa=4.0, rho=0.3)
+    found = ClosedForm.fit(KEYS, LABELS, TEXT, kappa=4.0, rho=0.3)
     new, queries = unit_features(3, WIDTH, seed=21), unit_features(5, WIDTH, seed=22)
     logits, of_text = found.for_new_classes().logits(queries, new), found.to_text
     for k, prior in enumerate(found.prior.predict(new)):

@@ -74,7 +74,7 @@ def test_training_free_adds_offsets_and_head(build, omega):
     model = build("training_free", closed_form=ClosedFormOptions(kappa=3.0, omega=omega))
     offsets = class_offsets(100.0 * KEYS @ TEXT.t(), LABELS)
     assert offsets.abs().max() > 1
-    messages = ClosedForm(KEYS, LABELS, TEXT, kappa=3.0, rho=0.3).to_text
+    messages = ClosedForm.fit(KEYS, LABELS, TEXT, kappa=3.0, rho=0.3).to_text
     expected = 100 * QUERIES @ TEXT.t() + offsets + omega * 100 * (QUERIES @ messages.weights.t() + messages.bias)
     assert_close(model.fold().logits(QUERIES), expected, rtol=1e-4, atol=1e-3)
     assert model.fold().keys is None and not list(model.parameters())
@@ -86,7 +86,7 @@ def test_folding_adds_the_closed_form_head(build, variant):
         train(build(variant, text_weights=False, closed_form=options)).fold()
         for options in (ClosedFormOptions(omega=0.0), CLOSED)
     )
-    messages = ClosedForm(KEYS, LABELS, build(variant).x_positive, kappa=3.0, rho=0.3).to_text
+    messages = ClosedForm.fit(KEYS, LABELS, build(variant).x_positive, kappa=3.0, rho=0.3).to_text
     expected = 0.2 * 100 * (QUERIES - messages.mean.float()) @ messages.weights.t()
     gained = closed.parts(QUERIES).text - plain.parts(QUERIES).text
     # Text with messages of negative nodes only receives no message from images
@@ -270,7 +270,7 @@ def test_text_and_cache_logits_by_hand():
     (None, True, 50.0, CLASSES, torch.float64, 1e-8), (None, False, 0.0, 8, torch.float32, 1e-5),
 ])  # fmt: skip
 def test_shifted_cache_logits_equal_the_plain_functions(monkeypatch, chunk, own, known, beta, width, dtype, tolerance):
-    monkeypatch.setitem(cache.CHUNK, "cpu", chunk)
+    monkeypatch.setattr(cache, "CPU_CHUNK", chunk)
     features, keys, shift, factors = (
         unit_features(rows, columns, seed=i).to(dtype)
         for i, (rows, columns) in enumerate([(B, width), (len(LABELS), width), (CLASSES, width), (B, CLASSES)])
@@ -305,7 +305,7 @@ def test_a_cancelled_key_gives_finite_logits_and_gradient():
 
 @pytest.mark.parametrize(("rows", "width", "sizes"), [(10, 4, [4, 4, 2]), (8, 4, [4, 4]), (3, 100, [1, 1, 1])])
 def test_chunks_hold_each_row_once(monkeypatch, rows, width, sizes):
-    monkeypatch.setitem(cache.CHUNK, "cpu", 16)
+    monkeypatch.setattr(cache, "CPU_CHUNK", 16)
     matrix = torch.arange(rows).unsqueeze(1)
     parts = [matrix[part] for part in cache.chunks(matrix, width)]
     assert [len(part) for part in parts] == sizes and torch.cat(parts).equal(matrix)

@@ -53,7 +53,7 @@ def separate_fits(features, labels, text, factor, gain):
 @pytest.mark.parametrize("num_images", [7, 30])
 def test_leave_one_out_equals_separate_fits(num_images):
     features, labels, text = example(num_images)
-    head = MultiLabelHead(features, labels, text)
+    head = MultiLabelHead.fit(features, labels, text)
     by_hand = separate_fits(features, labels, text, head.ridge, head.gain)
     np.testing.assert_allclose(head.left_out.numpy(), by_hand, atol=1e-5)
 
@@ -61,7 +61,7 @@ def test_leave_one_out_equals_separate_fits(num_images):
 @pytest.mark.parametrize("with_text", [True, False])
 def test_ridge_and_gain_have_the_least_leave_one_out_error(with_text):
     features, labels, text = example()
-    head = MultiLabelHead(features, labels, text if with_text else None)
+    head = MultiLabelHead.fit(features, labels, text if with_text else None)
 
     def error(ridge, gain):
         return ((separate_fits(features, labels, text, ridge, gain) - labels.numpy()) ** 2).sum()
@@ -74,16 +74,16 @@ def test_ridge_and_gain_have_the_least_leave_one_out_error(with_text):
 
 def test_text_without_use_has_no_weight():
     features, labels, _ = example()
-    head = MultiLabelHead(features, labels, -MultiLabelHead(features, labels).weights.float())
+    head = MultiLabelHead.fit(features, labels, -MultiLabelHead.fit(features, labels).weights.float())
     assert head.gain == 0
 
 
 def test_chunks_and_blocks_change_nothing(monkeypatch):
     features, labels, text = example()
-    whole = MultiLabelHead(features, labels, text)
+    whole = MultiLabelHead.fit(features, labels, text)
     monkeypatch.setattr(multilabel, "CHUNK_ROWS", 7)
     monkeypatch.setattr(multilabel, "CLASS_BLOCK", 2)
-    chunked = MultiLabelHead(features, labels, text)
+    chunked = MultiLabelHead.fit(features, labels, text)
     for name in ("weights", "bias", "left_out", "thresholds"):
         torch.testing.assert_close(getattr(chunked, name), getattr(whole, name))
 
@@ -137,7 +137,7 @@ def test_calibration_of_reversed_scores_keeps_their_order():
 
 def test_logits_are_the_log_odds_of_probabilities():
     features, labels, text = example()
-    head = MultiLabelHead(features, labels, text)
+    head = MultiLabelHead.fit(features, labels, text)
     logits = head.classifier.logits(features)
     torch.testing.assert_close(logits.double().sigmoid(), head.probabilities(features), atol=1e-5, rtol=1e-5)
     accepted = logits >= head.log_odds(head.thresholds)
@@ -147,7 +147,7 @@ def test_logits_are_the_log_odds_of_probabilities():
 def test_class_without_positives_has_the_text_prior():
     features, labels, text = example()
     labels[:, 2] = False
-    head = MultiLabelHead(features, labels, text)
+    head = MultiLabelHead.fit(features, labels, text)
     others = labels.double().mean(dim=0)[[0, 1, 3, 4]].mean()
     assumed = labels.double()
     assumed[:, 2] = others
@@ -161,8 +161,8 @@ def test_class_without_positives_has_the_text_prior():
 def test_class_with_equal_labels_is_constant_without_text(constant, caplog):
     features, labels, text = example()
     labels[:, 2] = constant
-    MultiLabelHead(features, labels, text)
-    head = MultiLabelHead(features, labels)
+    MultiLabelHead.fit(features, labels, text)
+    head = MultiLabelHead.fit(features, labels)
     numbers = f"of 5 classes, {1 - constant} have no positive image and {0 + constant} no negative one"
     assert caplog.messages == [f"{numbers}: text alone predicts them", f"{numbers}: their scores are constant"]
     torch.testing.assert_close(head.scores(features)[:, 2], torch.full((30,), float(constant)).double())
@@ -171,5 +171,5 @@ def test_class_with_equal_labels_is_constant_without_text(constant, caplog):
 
 def test_equal_labels_of_all_classes_are_fitted():
     features, _, text = example()
-    head = MultiLabelHead(features, torch.zeros(30, 5, dtype=torch.bool), text)
+    head = MultiLabelHead.fit(features, torch.zeros(30, 5, dtype=torch.bool), text)
     assert not head.predict(features).any()

@@ -64,11 +64,11 @@ def by_hand(graph: Graph, rounds: int, lam: float, mu: float) -> tuple[Tensor, C
         """Class means, covariance and discriminants with unlabelled images."""
         soft, every, edges = q.sum(dim=0), torch.cat([keys, f]), torch.cat([hard, q])
         if n:
-            p = TextPrior(graph.text, hard.t() @ keys / hard.sum(dim=0)[:, None]).left_out
+            p = TextPrior.fit(graph.text, hard.t() @ keys / hard.sum(dim=0)[:, None]).left_out
         else:
             trust, means = (soft / (soft + 2))[:, None], q.t() @ f / soft[:, None]
             middle = (trust * means).sum(dim=0) / trust.sum()
-            p = TextPrior(graph.text, middle + trust * (means - middle)).left_out
+            p = TextPrior.fit(graph.text, middle + trust * (means - middle)).left_out
         counts = edges.sum(dim=0) + 2
         u = (edges.t() @ every + 2 * p) / counts[:, None]
         apart = every[:, None] - u  # [N + M, K, d]
@@ -103,7 +103,7 @@ def by_hand(graph: Graph, rounds: int, lam: float, mu: float) -> tuple[Tensor, C
 def test_rounds_equal_the_equations(rounds, labelled, lam, mu, monkeypatch):
     graph = GRAPH if labelled else unlabelled_graph(TEXT)
     monkeypatch.setattr(unlabelled, "ROUNDS", rounds)
-    monkeypatch.setattr(unlabelled, "CHUNK_ROWS", 3)  # three blocks
+    monkeypatch.setattr(unlabelled, "UNLABELLED_ROWS", 3)  # three blocks
     set_class_prior(monkeypatch, lam, mu)
     adapted = graph.adapt(CLASSIFIER, IMAGES, TAU, T)
     q, added = by_hand(graph, rounds, lam, mu)

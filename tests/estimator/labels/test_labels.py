@@ -98,7 +98,7 @@ def test_label_issues_of_the_classifier(wrong):
 def fit_to(features: Tensor, labels: Tensor, text: Tensor, shots: int) -> FoldedClassifier:
     options = training_free_options(shots)
     zero_shot = FoldedClassifier(SCALE * text, class_offsets(SCALE * features @ text.t(), labels))
-    messages = ClosedForm(features, labels, text, options.kappa, options.rho).to_text
+    messages = ClosedForm.fit(features, labels, text, options.kappa, options.rho).to_text
     return zero_shot.plus(options.omega * SCALE * messages.weights, options.omega * SCALE * messages.bias)
 
 
@@ -122,7 +122,7 @@ def test_single_image_of_a_class_leaves_text_prior():
     features, labels, text = images_of([1, 4, 3, 5, 4, 4], 10, seed=2)
     alone, others, options = labels == 0, labels != 0, training_free_options(5)
     found = left_out(features, labels, text, options)[alone]
-    closed = ClosedForm(features[others], labels[others] - 1, text[1:], options.kappa, options.rho)
+    closed = ClosedForm.fit(features[others], labels[others] - 1, text[1:], options.kappa, options.rho)
     rest, own = closed.to_text, closed.for_new_classes().logits(features[alone].float(), text[:1].float())
     messages = torch.cat([own, features[alone].float() @ rest.weights.t() + rest.bias], dim=1)
     zero_shot = SCALE * features @ text.t()

@@ -92,7 +92,7 @@ class HeGraphAdapter(Method[Config]):
 def fit_multilabel(bank: FeatureBank, with_text: bool) -> FittedMethod:
     """Fit the head for several labels per image, the only part of HeGraphAdapter that supports them."""
     text = bank.text_positive if with_text else None
-    head = MultiLabelHead(bank.cache_keys(), bank.train_labels, text)
+    head = MultiLabelHead.fit(bank.cache_keys(), bank.train_labels, text)
     return FittedMethod(
         head.classifier.logits,
         classifier=head.classifier,

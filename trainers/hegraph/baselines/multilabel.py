@@ -87,5 +87,5 @@ class Ridge(Method[NoOptions]):
     not_saved: ClassVar[str] = NOT_SAVED
 
     def fit(self, bank: FeatureBank, options: NoOptions, seed: int, backbone: object = None) -> FittedMethod:
-        head = MultiLabelHead(bank.cache_keys(), bank.train_labels)
+        head = MultiLabelHead.fit(bank.cache_keys(), bank.train_labels)
         return FittedMethod(head.scores, thresholds=head.thresholds)

@@ -287,7 +287,7 @@ def with_named_classes(model: SavedModel, support_set: SupportSet, seen: torch.T
     changed = replace(trained, weights=weights, bias=bias)
     if trained.keys is not None and trained.labels is not None:
         means = sums.sums[seen] / sums.counts[seen, None]
-        prior = F.normalize(TextPrior(positive[seen], means).predict(positive[~seen]), dim=-1).float()
+        prior = F.normalize(TextPrior.fit(positive[seen], means).predict(positive[~seen]), dim=-1).float()
         known = seen.nonzero().flatten()
         named = (~seen).nonzero().flatten()
         share = torch.full((len(named),), len(trained.keys) / len(known))

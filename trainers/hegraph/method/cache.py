@@ -23,9 +23,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# Entries of a chunk: 2 MB of float32 fit into the cache of a CPU core, and a GPU is fast with large kernels
-CHUNK = {"cpu": 2**19, "cuda": 2**26}
-BATCH = 1024  # images compared with the cache at once in prediction
+CPU_CHUNK = 2**19  # entries of a chunk: 2 MB of float32 fit into the cache of a core
+ACCELERATOR_CHUNK = 2**26  # entries of a chunk on any other device, which is fast with large kernels
+QUERY_BATCH = 1024  # images compared with the cache at once in prediction
 EPS = 1e-12  # least norm in a denominator, as in F.normalize
 NO_MATCH = -1e4  # exponent with exponential 0; finite, so that 0 times it is 0
 
@@ -119,12 +119,14 @@ class _ShiftedCache(torch.autograd.Function):
     def forward(ctx: Any, *args: Any) -> Tensor:
         shift, features, keys, labels, beta, own, products = args
         moved = shift @ features.t()  # f . s_c, [K, B]
-        exponents, norms = keys.new_empty(len(keys), len(features)), keys.new_empty(len(keys), 1)
+        exponents = keys.new_empty(len(keys), len(features))
+        norms = keys.new_empty(len(keys), 1)
         logits = torch.zeros_like(moved)
         if products is not None:
             exponents.copy_(products.t())  # whole: torch transposes fast where both are contiguous
         for rows in chunks(keys, max(exponents.shape[1], keys.shape[1])):
-            chunk, label = exponents[rows], labels[rows]
+            chunk = exponents[rows]
+            label = labels[rows]
             if products is None:
                 torch.mm(keys[rows], features.t(), out=chunk)
             norms[rows] = shifted_keys(keys[rows], shift, label).norm(dim=1, keepdim=True).clamp_min_(EPS)
@@ -140,10 +142,14 @@ class _ShiftedCache(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         shift, features, keys, labels, exponents, norms = ctx.saved_tensors
-        beta, grad = ctx.beta, grad.contiguous()  # the transposed gradient would be slow to gather from
-        grad_moved, grad_shift = torch.zeros_like(grad), torch.zeros_like(shift)
+        beta = ctx.beta
+        grad = grad.contiguous()  # the transposed gradient would be slow to gather from
+        grad_moved = torch.zeros_like(grad)
+        grad_shift = torch.zeros_like(shift)
         for rows in chunks(keys, max(exponents.shape[1], keys.shape[1])):
-            chunk, label, norm = exponents[rows], labels[rows], norms[rows]
+            chunk = exponents[rows]
+            label = labels[rows]
+            norm = norms[rows]
             grad_chunk = chunk.exp().mul_(grad.index_select(0, label))  # of the exponents
             # d e / d |F_k + s_c| = -(e + beta) / |F_k + s_c|
             grad_norm = -((grad_chunk * chunk).sum(1, keepdim=True) + beta * grad_chunk.sum(1, keepdim=True)) / norm
@@ -154,8 +160,9 @@ class _ShiftedCache(torch.autograd.Function):
 
 
 def chunks(matrix: Tensor, width: int) -> Iterator[slice]:
-    """Split the rows of a matrix into slices of about `CHUNK / width` rows; `width` may be 0."""
-    size = max(1, CHUNK[matrix.device.type] // max(1, width))
+    """Split the rows of a matrix into slices whose rows times `width`, which may be 0, are about one chunk."""
+    entries = CPU_CHUNK if matrix.device.type == "cpu" else ACCELERATOR_CHUNK
+    size = max(1, entries // max(1, width))
     for start in range(0, len(matrix), size):
         yield slice(start, min(start + size, len(matrix)))
 
@@ -193,7 +200,7 @@ class FoldedClassifier:
         return self.weights.shape[1]
 
     @torch.no_grad()
-    def parts(self, features: Tensor, batch_size: int = BATCH) -> Logits:
+    def parts(self, features: Tensor, batch_size: int = QUERY_BATCH) -> Logits:
         """Logits of text classifier and cache for unit-norm image features `[B, d]`, before they are added."""
         text = features @ self.weights.t()
         text = text if self.bias is None else text + self.bias
@@ -211,7 +218,7 @@ class FoldedClassifier:
             logits.index_add_(0, self.labels[rows], affinities)
         return logits.t()
 
-    def logits(self, features: Tensor, batch_size: int = BATCH) -> Tensor:
+    def logits(self, features: Tensor, batch_size: int = QUERY_BATCH) -> Tensor:
         """Logits `z`, shape `[B, K]`, of unit-norm image features `[B, d]`."""
         return self.combine(self.parts(features, batch_size))
 

@@ -34,8 +34,11 @@ training images.
 Shapes: N cached images, K classes, S_c images of class c, d feature width. Computed in float64.
 """
 
+from __future__ import annotations
+
+import copy
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -44,17 +47,29 @@ from torch import Tensor
 
 RIDGES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)  # times the mean eigenvalue of the text kernel
 CONSTANT = 10.0  # intercept: added to all entries of the text kernel, times its mean diagonal
-TEMPERATURES = (0.06, 0.09, 0.125, 0.18, 0.25, 0.35, 0.5, 0.7, 1.0)  # inverse temperatures, factors of the logits
+INVERSE_TEMPERATURES = (0.06, 0.09, 0.125, 0.18, 0.25, 0.35, 0.5, 0.7, 1.0)  # factors of the logits
 OFFSET_STEPS = 20  # early stopping: at one shot, a class may still be off by half of its frequency
 BLOCK = 2**24  # entries of the largest matrix in leave-one-out computations
-PRIOR = 4.0  # pseudo-images of each class in `class_offsets`
+OFFSET_PRIOR = 4.0  # pseudo-images of each class in `class_offsets`
 OMEGA_NEW = 0.05  # weight of the head in the logits of classes without images
 SMALLEST = 1e-9  # least denominator
 CHUNK_ROWS = 4096  # images converted to float64 at once
+WITHOUT_DOUBLE = {"mps"}  # types of devices without float64, for which the CPU computes
 
 
+def in_double(tensor: Tensor) -> Tensor:
+    """Tensor in float64, on its device, or on the CPU if the device has no float64."""
+    return tensor.to(double_device(tensor.device)).double()
+
+
+def double_device(device: torch.device) -> torch.device:
+    """Device for the float64 arithmetic of tensors on a device."""
+    return torch.device("cpu") if device.type in WITHOUT_DOUBLE else device
+
+
+@dataclass(frozen=True)
 class TextPrior:
-    """Ridge regression from text features `[K, d]` to class means of image features `[K, d]` (step 1).
+    """Ridge regression from text features `[K, d]` to class means of image features `[K, d]` (step 1), in float64.
 
     Attributes:
         left_out: Prior `p_c` of each class, with `W` fitted without that class, shape `[K, d]`.
@@ -65,35 +80,78 @@ class TextPrior:
         dual: Dual weights of the ridge regression, shape `[K, d]`; None without `W`.
     """
 
-    def __init__(self, text: Tensor, means: Tensor) -> None:
-        text, means = text.double(), means.double()
-        self.mean_text, self.mean_image = text.mean(dim=0), means.mean(dim=0)
-        self.texts, images = text - self.mean_text, means - self.mean_image
-        covariance, variance = (self.texts * images).sum(), (self.texts * self.texts).sum()
-        self.slope = (covariance / variance.clamp_min(SMALLEST)).clamp_min(0)
-        residual = images - self.slope * self.texts
-        self.constant = CONSTANT * self.texts.square().sum(dim=1).mean()
-        eigenvalues, vectors = kernel_eigenvectors(self.texts, self.constant)
-        projected = vectors.t() @ residual
-        mean_eigenvalue = (eigenvalues[:-1].sum() / (len(text) - 1)).clamp_min(SMALLEST)
-        least_error, left_out, self.dual = residual.square().sum(), torch.zeros_like(residual), None
-        for factor in RIDGES:
-            ridge = factor * mean_eigenvalue
-            shrink = eigenvalues / (eigenvalues + ridge)
-            leverage = (vectors.square() * shrink).sum(dim=1, keepdim=True)
-            predicted = (vectors @ (shrink.unsqueeze(1) * projected) - leverage * residual) / (1 - leverage)
-            if (error := (residual - predicted).square().sum()) < least_error:
-                least_error, left_out = error, predicted
-                self.dual = vectors @ (projected / (eigenvalues + ridge).unsqueeze(1))
-        self.left_out = self.mean_image + self.slope * self.texts + left_out
+    left_out: Tensor
+    mean_text: Tensor
+    mean_image: Tensor
+    slope: Tensor
+    texts: Tensor
+    constant: Tensor
+    dual: Tensor | None
+
+    @classmethod
+    def fit(cls, text: Tensor, means: Tensor) -> TextPrior:
+        """Fit the regression to text features `t_c` and class means `m_c`, each `[K, d]`, of at least two classes."""
+        text = in_double(text)
+        means = in_double(means)
+        mean_text = text.mean(dim=0)
+        mean_image = means.mean(dim=0)
+        texts = text - mean_text
+        images = means - mean_image
+        slope = least_squares_slope(texts, images)
+        residual = images - slope * texts
+        constant = CONSTANT * texts.square().sum(dim=1).mean()
+        regression, dual = left_out_regression(texts, constant, residual)
+        left_out = mean_image + slope * texts + regression
+        return cls(left_out, mean_text, mean_image, slope, texts, constant, dual)
 
     def predict(self, text: Tensor) -> Tensor:
         """Prior means `p_c` of classes without images, shape `[K', d]`, from their text features `[K', d]`."""
-        deviation = text.double() - self.mean_text
+        deviation = in_double(text) - self.mean_text
         linear = self.mean_image + self.slope * deviation
         if self.dual is None:
             return linear
         return linear + (deviation @ self.texts.t() + self.constant) @ self.dual
+
+    def to(self, device: str | torch.device) -> TextPrior:
+        """Prior with its tensors moved to a device."""
+        tensors = {name: tensor for name, tensor in vars(self).items() if tensor is not None}
+        return replace(self, **{name: tensor.to(device) for name, tensor in tensors.items()})
+
+
+def least_squares_slope(texts: Tensor, images: Tensor) -> Tensor:
+    """Slope `a >= 0` of centred class means `[K, d]` on centred texts `[K, d]`, by least squares over all entries."""
+    covariance = (texts * images).sum()
+    variance = (texts * texts).sum()
+    return (covariance / variance.clamp_min(SMALLEST)).clamp_min(0)
+
+
+def left_out_regression(texts: Tensor, constant: Tensor, residual: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Ridge regression of `residual` on texts, each `[K, d]`, with the best of `RIDGES`.
+
+    With the kernel `texts texts^T + constant = V diag(e) V^T`, the hat matrix is `H = V diag(e / (e + ridge)) V^T`, and
+    class c without itself is predicted as `((H residual)_c - H_cc residual_c) / (1 - H_cc)`.
+
+    Returns:
+        The leave-one-out predictions, `[K, d]`, and the dual weights, `[K, d]`. 0 and None if no ridge has a smaller
+        leave-one-out error than predictions of 0.
+    """
+    eigenvalues, vectors = kernel_eigenvectors(texts, constant)
+    projected = vectors.t() @ residual
+    mean_eigenvalue = (eigenvalues[:-1].sum() / (len(texts) - 1)).clamp_min(SMALLEST)
+    least_error = residual.square().sum()
+    left_out = torch.zeros_like(residual)
+    dual = None
+    for factor in RIDGES:
+        ridge = factor * mean_eigenvalue
+        shrink = eigenvalues / (eigenvalues + ridge)
+        leverage = (vectors.square() * shrink).sum(dim=1, keepdim=True)  # H_cc
+        predicted = (vectors @ (shrink.unsqueeze(1) * projected) - leverage * residual) / (1 - leverage)
+        error = (residual - predicted).square().sum()
+        if error < least_error:
+            least_error = error
+            left_out = predicted
+            dual = vectors @ (projected / (eigenvalues + ridge).unsqueeze(1))
+    return left_out, dual
 
 
 def kernel_eigenvectors(texts: Tensor, constant: Tensor) -> tuple[Tensor, Tensor]:
@@ -143,66 +201,142 @@ class TextMessages:
     nodes: Tensor
 
 
-class ClosedForm:
-    """The three steps of the closed-form head. Steps 1 and 2 are computed at once, step 3 on first use of `to_text`.
+def class_sums(keys: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+    """Number `S_c` of the images of each class, `[K, 1]`, and the sums of their features, `[K, d]`, in float64."""
+    counts = in_double(torch.bincount(labels, minlength=num_classes)).unsqueeze(1)
+    sums = counts.new_zeros(num_classes, keys.shape[1])
+    for keys_block, classes in blocks_in_double(keys, labels):
+        sums.index_add_(0, classes, keys_block)
+    return counts, sums
+
+
+def blocks_in_double(keys: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Iterate over features `[N, d]` in float64 and their labels `[N]`, `CHUNK_ROWS` at a time, on the same device."""
+    for keys_block, classes in zip(keys.split(CHUNK_ROWS), labels.split(CHUNK_ROWS)):
+        keys_block = in_double(keys_block)
+        yield keys_block, classes.to(keys_block.device)
+
+
+def shrunken_means(counts: Tensor, sums: Tensor, prior: Tensor, kappa: float) -> Tensor:
+    """Class means `u_c = (S_c m_c + kappa p_c) / (S_c + kappa)` (step 2), `[K, d]`.
 
     Args:
-        keys: Unit-norm cached image features, shape `[N, d]`; every class has at least one.
-        labels: Their classes, shape `[N]`.
-        text: Unit-norm text features, shape `[K, d]`.
-        kappa: Weight of the text prior, in images.
-        rho: Shrinkage of the covariance, times d / N.
-        permutation: For each class the class whose discriminant it receives, shape `[K]`; None: its own.
+        counts: `S_c`, shape `[K, 1]`.
+        sums: `S_c m_c`, shape `[K, d]`.
+        prior: `kappa p_c`, shape `[K, d]`.
+        kappa: Weight of the prior, in images.
+    """
+    return (sums + prior) / (counts + kappa)
+
+
+def within_class_noise(
+    keys: Tensor, labels: Tensor, counts: Tensor, sums: Tensor, prior: Tensor, kappa: float
+) -> Tensor:
+    """Noise `r_j = F_j - u_{y_j}^(-j)`, `[N, d]`, float32, of images `[N, d]`; see `shrunken_means`."""
+    noise = []
+    for keys_block, classes in blocks_in_double(keys, labels):
+        means = (sums[classes] - keys_block + prior[classes]) / (counts[classes] - 1 + kappa)  # u^(-j)
+        noise.append((keys_block - means).float())
+    return torch.cat(noise).to(keys.device)
+
+
+def mean_and_covariance(keys: Tensor, labels: Tensor, nodes: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean `m` of the images, `[d]`, and `Sigma = mean_k (F_k - u_{y_k})(F_k - u_{y_k})^T`, `[d, d]` (step 3).
+
+    Args:
+        keys, labels: Image features, shape `[N, d]`, and their classes.
+        nodes: Class means `u_c`, shape `[K, d]`, float64.
+    """
+    num_images, width = keys.shape
+    mean = nodes.new_zeros(width)
+    covariance = nodes.new_zeros(width, width)
+    for keys_block, classes in blocks_in_double(keys, labels):
+        mean += keys_block.sum(dim=0) / num_images
+        deviations = keys_block - nodes[classes]
+        covariance += deviations.t() @ deviations / num_images
+    return mean, covariance
+
+
+def mean_length(keys: Tensor, labels: Tensor, mean: Tensor, whitening: Tensor) -> Tensor:
+    """Mean `s` of `|A^-1/2 (F_k - m)|` over the images (step 3)."""
+    blocks = blocks_in_double(keys, labels)
+    lengths = torch.cat([((keys_block - mean) @ whitening).norm(dim=1) for keys_block, _ in blocks])
+    return lengths.mean().clamp_min(SMALLEST)
+
+
+def discriminants(whitened: Tensor, mean: Tensor, whitening: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Discriminants `x_c = A^-1 (u_c - m) / (|A^-1/2 (u_c - m)| s)` and biases `-m . x_c`, `[K, d]` and `[K]` (step 3).
+
+    Args:
+        whitened: `A^-1/2 (u_c - m)`, shape `[K, d]`.
+        mean, whitening, scale: `m`, `A^-1/2` and `s`.
+    """
+    weights = F.normalize(whitened, dim=1) @ whitening / scale
+    return weights, -(weights @ mean)
+
+
+@dataclass
+class ClosedForm:
+    """The three steps of the closed-form head. Step 3 is computed on first use of `to_text`.
 
     Attributes:
+        keys: Unit-norm cached image features, shape `[N, d]`; every class has at least one.
+        labels: Their classes, shape `[N]`.
+        rho: Shrinkage of the covariance, times d / N.
+        permutation: For each class the class whose discriminant it receives, shape `[K]`; None: its own.
         prior: Text prior of the class means (step 1).
-        nodes: Class means `u_c` (step 2), shape `[K, d]`.
+        nodes: Class means `u_c` (step 2), shape `[K, d]`, float64.
         noise: Within-class noise `r_j`, shape `[N, d]`, float32.
     """
 
-    def __init__(
-        self, keys: Tensor, labels: Tensor, text: Tensor, kappa: float, rho: float, permutation: Tensor | None = None
-    ) -> None:
-        self.keys, self.labels, self.rho, self.permutation = keys, labels, rho, permutation
-        counts = torch.bincount(labels, minlength=len(text)).double().unsqueeze(1)
-        sums = counts.new_zeros(text.shape)
-        for keys_block, classes in self._blocks():
-            sums.index_add_(0, classes, keys_block)
-        means = sums / counts
-        self.prior = TextPrior(text, means)
-        sums, prior = counts * means, kappa * self.prior.left_out
-        noise = []
-        for keys_block, classes in self._blocks():
-            without = (sums[classes] - keys_block + prior[classes]) / (counts[classes] - 1 + kappa)
-            noise.append((keys_block - without).float())
-        self.nodes, self.noise = (sums + prior) / (counts + kappa), torch.cat(noise)
+    keys: Tensor
+    labels: Tensor
+    rho: float
+    permutation: Tensor | None
+    prior: TextPrior
+    nodes: Tensor
+    noise: Tensor
 
-    def _blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Iterate over the keys in float64 and their labels, `CHUNK_ROWS` at a time."""
-        for keys_block, classes in zip(self.keys.split(CHUNK_ROWS), self.labels.split(CHUNK_ROWS)):
-            yield keys_block.double(), classes
+    @classmethod
+    def fit(
+        cls, keys: Tensor, labels: Tensor, text: Tensor, kappa: float, rho: float, permutation: Tensor | None = None
+    ) -> ClosedForm:
+        """Compute steps 1 and 2.
+
+        Args:
+            text: Unit-norm text features, shape `[K, d]`.
+            kappa: Weight of the text prior, in images.
+            keys, labels, rho, permutation: See the attributes.
+        """
+        counts, sums = class_sums(keys, labels, len(text))
+        means = sums / counts
+        prior = TextPrior.fit(text, means)
+        sums = counts * means
+        weighted_prior = kappa * prior.left_out
+        noise = within_class_noise(keys, labels, counts, sums, weighted_prior, kappa)
+        nodes = shrunken_means(counts, sums, weighted_prior, kappa)
+        return cls(keys, labels, rho, permutation, prior, nodes, noise)
 
     @cached_property  # takes seconds at the size of ImageNet, and training does not need it
     def to_text(self) -> TextMessages:
-        """Linear discriminants of the classes (step 3)."""
+        """Linear discriminants of the classes (step 3), on the device of the keys."""
         num_images, width = self.keys.shape
-        nodes = self.nodes
-        mean, covariance = nodes.new_zeros(width), nodes.new_zeros(width, width)
-        for keys_block, classes in self._blocks():
-            mean += keys_block.sum(dim=0) / num_images
-            deviations = keys_block - nodes[classes]
-            covariance += deviations.t() @ deviations / num_images
+        device = self.keys.device
+        mean, covariance = mean_and_covariance(self.keys, self.labels, self.nodes)
         whitening = whitening_of(covariance, self.rho * width / num_images, SMALLEST)
-        lengths = torch.cat([((keys_block - mean) @ whitening).norm(dim=1) for keys_block, _ in self._blocks()])
-        scale = lengths.mean().clamp_min(SMALLEST)
-        whitened = (nodes - mean) @ whitening
-        weights = F.normalize(whitened, dim=1) @ whitening / scale
-        bias = -(weights @ mean)
+        scale = mean_length(self.keys, self.labels, mean, whitening)
+        whitened = (self.nodes - mean) @ whitening
+        weights, bias = discriminants(whitened, mean, whitening, scale)
         if self.permutation is not None:
-            weights, bias = weights[self.permutation], bias[self.permutation]
-        return TextMessages(weights.float(), bias.float(), whitening, mean, scale, (whitened / scale).float())
+            order = self.permutation.to(weights.device)
+            weights = weights[order]
+            bias = bias[order]
+        nodes = (whitened / scale).float()
+        return TextMessages(
+            weights.float().to(device), bias.float().to(device), whitening, mean, scale, nodes.to(device)
+        )
 
-    def for_new_classes(self) -> "NewClassMessages":
+    def for_new_classes(self) -> NewClassMessages:
         """Head for classes without images, whose means are the text prior."""
         messages = self.to_text
         intercept = self.prior.predict(torch.zeros_like(messages.mean).unsqueeze(0))
@@ -212,6 +346,27 @@ class ClosedForm:
             offset=((intercept - messages.mean) @ messages.whitening)[0].float(),
             whitening=(messages.whitening / messages.scale).float(),
             mean=messages.mean.float(),
+        ).to(self.keys.device)
+
+    def with_keys(self, keys: Tensor, labels: Tensor) -> ClosedForm:
+        """Head on the device of `keys` and `labels`, which are its own after a move or a change of the number format.
+
+        Steps 1 and 2 keep their numbers and their format.
+        """
+        if keys.device == self.keys.device:
+            moved = copy.copy(self)  # with step 3, if it is computed
+            moved.keys = keys
+            moved.labels = labels
+            return moved
+        device = double_device(keys.device)
+        return replace(
+            self,
+            keys=keys,
+            labels=labels,
+            permutation=None if self.permutation is None else self.permutation.to(device),
+            prior=self.prior.to(device),
+            nodes=self.nodes.to(device),
+            noise=self.noise.to(keys.device),
         )
 
 
@@ -235,7 +390,7 @@ class NewClassMessages:
     whitening: Tensor
     mean: Tensor
 
-    def to(self, device: str | torch.device) -> "NewClassMessages":
+    def to(self, device: str | torch.device) -> NewClassMessages:
         return NewClassMessages(**{name: tensor.to(device) for name, tensor in vars(self).items()})
 
     def folded(self, text: Tensor) -> tuple[Tensor, Tensor]:
@@ -251,19 +406,19 @@ class NewClassMessages:
 def class_offsets(logits: Tensor, labels: Tensor) -> Tensor:
     """Class offsets of mean zero, shape `[K]`, that move mean predicted probabilities towards the class frequencies.
 
-    Each of `OFFSET_STEPS` steps adds `log((count + PRIOR) / (mass + PRIOR))`, where `mass` is the sum of the predicted
-    probabilities of a class over the training images.
+    Each of `OFFSET_STEPS` steps adds `log((count + OFFSET_PRIOR) / (mass + OFFSET_PRIOR))`, where `mass` is the sum of
+    the predicted probabilities of a class over the training images.
 
     Args:
         logits: Zero-shot logits of the training images, shape `[N, K]`.
         labels: Their classes, shape `[N]`.
     """
-    factor = TEMPERATURES[int(nll_at_temperatures(logits, labels).argmin())]
+    factor = logits.new_tensor(INVERSE_TEMPERATURES)[nll_at_temperatures(logits, labels).argmin()]
     counts = torch.bincount(labels, minlength=logits.shape[1]).to(logits.dtype)
     offsets = torch.zeros_like(counts)
     for _ in range(OFFSET_STEPS):
         mass = ((logits + offsets) * factor).softmax(dim=1).sum(dim=0)
-        offsets = offsets + ((counts + PRIOR) / (mass + PRIOR)).log() / factor
+        offsets = offsets + ((counts + OFFSET_PRIOR) / (mass + OFFSET_PRIOR)).log() / factor
     return offsets - offsets.mean()
 
 
@@ -277,11 +432,12 @@ def left_out_offsets(logits: Tensor, labels: Tensor) -> Tensor:
         labels: Their classes, shape `[N]`.
     """
     counts = torch.bincount(labels, minlength=logits.shape[1]).to(logits.dtype)
-    own = torch.stack([F.cross_entropy(logits * factor, labels, reduction="none") for factor in TEMPERATURES])
-    best = (nll_at_temperatures(logits, labels).unsqueeze(1) - own).argmin(dim=0)
+    own = torch.stack([F.cross_entropy(logits * factor, labels, reduction="none") for factor in INVERSE_TEMPERATURES])
+    without = nll_at_temperatures(logits, labels).unsqueeze(1) - own  # of the other images, [T, N]
+    best = without.argmin(dim=0)
     offsets = torch.empty_like(logits)
     for number in best.unique().tolist():
-        factor = TEMPERATURES[number]
+        factor = INVERSE_TEMPERATURES[number]
         scaled = (factor * (logits - logits.amax(dim=1, keepdim=True))).exp()
         for rows in (best == number).nonzero()[:, 0].split(max(1, BLOCK // len(logits))):
             own_counts = counts - F.one_hot(labels[rows], len(counts))
@@ -290,11 +446,14 @@ def left_out_offsets(logits: Tensor, labels: Tensor) -> Tensor:
                 weights = scaled_offsets.exp()
                 mass = weights * ((1 / (weights @ scaled.t())) @ scaled)
                 mass -= F.normalize(weights * scaled[rows], p=1, dim=1)
-                scaled_offsets += ((own_counts + PRIOR) / (mass + PRIOR)).log()
+                scaled_offsets += ((own_counts + OFFSET_PRIOR) / (mass + OFFSET_PRIOR)).log()
             offsets[rows] = (scaled_offsets - scaled_offsets.mean(dim=1, keepdim=True)) / factor
     return offsets
 
 
 def nll_at_temperatures(logits: Tensor, labels: Tensor) -> Tensor:
-    """Negative log-likelihood of logits `[N, K]`, summed over the images, at each of `TEMPERATURES`, shape `[T]`."""
-    return torch.stack([F.cross_entropy(logits * factor, labels, reduction="sum") for factor in TEMPERATURES])
+    """Negative log-likelihood of logits `[N, K]`, summed over the images, shape `[T]`.
+
+    The logits are multiplied by each of the T `INVERSE_TEMPERATURES`.
+    """
+    return torch.stack([F.cross_entropy(logits * factor, labels, reduction="sum") for factor in INVERSE_TEMPERATURES])

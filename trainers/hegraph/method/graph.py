@@ -107,14 +107,16 @@ class Aggregation(nn.Module):
 
     def __init__(self, graph: HeteroGraph, relation: RelationType) -> None:
         super().__init__()
-        target, source = graph.x_dict[relation.target], graph.x_dict[relation.source]
+        target = graph.x_dict[relation.target]
+        source = graph.x_dict[relation.source]
         target_degree, source_degree = graph.degrees(relation)
         right = diagonal = None
         if graph.num_classes <= graph.width:
             left = graph.edge_weights(relation) / (target_degree * source_degree.t()).sqrt()
         else:
             cosine = (target * source).sum(dim=1, keepdim=True)  # of the two nodes of each class
-            left, right = target / target_degree.sqrt(), (source / source_degree.sqrt()).t()
+            left = target / target_degree.sqrt()
+            right = (source / source_degree.sqrt()).t()
             diagonal = (relation.diagonal - 1) * cosine / (target_degree * source_degree).sqrt()
         self_term = 1 / target_degree * target if relation.self_term else None
         for name, buffer in {"self_term": self_term, "left": left, "right": right, "diagonal": diagonal}.items():
@@ -162,7 +164,8 @@ def class_prototypes(features: Tensor, labels: Tensor, classnames: Sequence[str]
         UserError: If a class has no image; the message names the class.
     """
     count = torch.bincount(labels, minlength=len(classnames))
-    if empty := [name for name, number in zip(classnames, count.tolist()) if number == 0]:
+    empty = [name for name, number in zip(classnames, count.tolist()) if number == 0]
+    if empty:
         problem = f"{len(empty)} of {len(classnames)} have none"
         listed = f"{', '.join(empty[:10])}{', ...' if len(empty) > 10 else ''}"
         raise UserError(f"every class needs a training image for its visual node, but {problem}: {listed}")

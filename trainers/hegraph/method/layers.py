@@ -69,7 +69,8 @@ class HeteroMessagePassing(nn.Module):
         biased = self.relations if options.bias else ()
         self.bias = nn.ParameterDict({r.name: nn.Parameter(torch.zeros(graph.num_classes, d)) for r in biased})
 
-        weights, weighted = options.variant_metapath, [r for r in self.relations if r.weight_key]
+        weights = options.variant_metapath
+        weighted = [r for r in self.relations if r.weight_key]
         self.metapath: Mapping[str, float] | nn.ParameterDict = {r.name: weights[r.weight_key] for r in weighted}
         self.metapath_at_test: dict[str, float] = {}
         if options.learn_metapath:
@@ -81,34 +82,41 @@ class HeteroMessagePassing(nn.Module):
         self.groups = [tuple(group) for _, group in groupby(self.relations, lambda r: (r.target, r.frozen))]
         self.aggregation = nn.ModuleDict()
         for group in self.groups:
-            if group[0].target in self.weight:
+            first = group[0]
+            if first.target in self.weight:
                 h = [Aggregation(graph, relation) for relation in group]
-                frozen = group[0].frozen
-                self.aggregation[group[0].name] = ConstantAggregation(graph, group, h) if frozen else h[0]
+                self.aggregation[first.name] = ConstantAggregation(graph, group, h) if first.frozen else h[0]
 
     def forward(self) -> Adapted:
         """Pass all messages, starting from the nodes of the graph."""
-        x, visual_bias = {"positive": self.x_positive, "negative": self.x_negative}, None
+        x = {"positive": self.x_positive, "negative": self.x_negative}
+        visual_bias = None
         for group in self.groups:
             for relation, message in zip(group, self.messages(group, x)):
                 if not relation.weight_key:  # Eq. 5
                     visual_bias = message
                     continue
-                weight, nodes = self.metapath[relation.name], x[relation.target]
+                weight = self.metapath[relation.name]
+                nodes = x[relation.target]
                 if not self.training:
                     weight = self.metapath_at_test.get(relation.name, weight)
-                learned = isinstance(weight, Tensor)  # a float is added in one pass over memory (Eq. 2 and 4)
-                x[relation.target] = nodes + weight * message if learned else nodes.add(message, alpha=weight)
+                if isinstance(weight, Tensor):  # learned (Eq. 2 and 4)
+                    x[relation.target] = nodes + weight * message
+                else:  # in one pass over memory
+                    x[relation.target] = nodes.add(message, alpha=weight)
         return Adapted(x["positive"], visual_bias)
 
     def messages(self, group: tuple[RelationType, ...], x: Mapping[str, Tensor]) -> list[Tensor]:
         """Messages `tanh(H W + B)` of a group of relations (Eq. 1, 3 and 5), each `[K, d]`."""
-        relation, biases = group[0], [self.bias[r.name] for r in group if r.name in self.bias]
+        relation = group[0]
+        biases = [self.bias[r.name] for r in group if r.name in self.bias]
         if relation.target not in self.weight:
             return [torch.tanh(bias) for bias in biases]
         h = self.aggregation[relation.name](x.get(relation.source))
         products = (h @ self.weight[relation.target]).chunk(len(group))
-        return [torch.tanh(p + b) for p, b in zip(products, biases)] if biases else [torch.tanh(p) for p in products]
+        if not biases:
+            return [torch.tanh(product) for product in products]
+        return [torch.tanh(product + bias) for product, bias in zip(products, biases)]
 
     def extra_repr(self) -> str:
         """List the relations with their meta-path weights."""

@@ -8,6 +8,9 @@ A trained model folds into `[K, d]` class weights and `[N, d]` cache keys (`Fold
 Shapes: B queries, K classes, N cached images, d feature width.
 """
 
+from __future__ import annotations
+
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -30,7 +33,8 @@ class HeGraphModel(nn.Module):
         cache_keys, cache_labels: Unit-norm features of the training images, shape `[N, d]`, and their labels, `[N]`.
         logit_scale: CLIP's `tau`.
         layers: Message passing; None for a variant without training.
-        closed_form: Closed-form head; None if the options use neither its logits nor its noise.
+        closed_form: Closed-form head, which moves with the model; None if the options use neither its logits nor its
+            noise.
 
     Examples:
         >>> import torch
@@ -51,7 +55,9 @@ class HeGraphModel(nn.Module):
         self, graph: HeteroGraph, cache_keys: Tensor, cache_labels: Tensor, logit_scale: float, options: ModelOptions
     ) -> None:
         super().__init__()
-        self.num_classes, self.logit_scale, self.options = graph.num_classes, logit_scale, options
+        self.num_classes = graph.num_classes
+        self.logit_scale = logit_scale
+        self.options = options
         # Not in the state dict, since they are computed from the features
         self.register_buffer("cache_keys", cache_keys, persistent=False)
         self.register_buffer("cache_labels", cache_labels, persistent=False)
@@ -59,12 +65,21 @@ class HeGraphModel(nn.Module):
         self.layers = None if options.variant in UNTRAINED else HeteroMessagePassing(graph, options)
         self.closed_form: ClosedForm | None = None
         if options.needs_closed_form:
-            text, constants = graph.x_dict["positive"], options.closed_form
+            text = graph.x_dict["positive"]
             wrong_classes = shuffled(len(text)).to(text.device)
             prior_text = text[wrong_classes] if options.shuffle == "text_to_visual" else text
             permutation = wrong_classes if options.shuffle == "visual_to_text" else None
-            kappa, rho = constants.kappa, constants.rho
-            self.closed_form = ClosedForm(cache_keys, cache_labels, prior_text, kappa, rho, permutation)
+            constants = options.closed_form
+            self.closed_form = ClosedForm.fit(
+                cache_keys, cache_labels, prior_text, constants.kappa, constants.rho, permutation
+            )
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> HeGraphModel:
+        """Move or convert all tensors, as `to`, `double` and their kin do, and the closed-form head with its keys."""
+        super()._apply(fn, recurse)
+        if self.closed_form is not None:
+            self.closed_form = self.closed_form.with_keys(self.cache_keys, self.cache_labels)
+        return self
 
     def forward(
         self, features: Tensor, own: Tensor | None = None, products: Tensor | None = None, noisy: Tensor | None = None
@@ -76,11 +91,14 @@ class HeGraphModel(nn.Module):
             own, products: See `shifted_cache_logits`.
             noisy: Input of the text classifier in place of `features`, shape `[B, d]`; see `with_noise`.
         """
-        adapted, keys, labels, beta = self.adapt(), self.cache_keys, self.cache_labels, self.options.beta_c
+        adapted = self.adapt()
         text = text_logits(features if noisy is None else noisy, adapted.positive, self.logit_scale)
         if adapted.visual_bias is None:
             return Logits(text, None)
-        return Logits(text, shifted_cache_logits(features, keys, adapted.visual_bias, labels, beta, own, products))
+        visual = shifted_cache_logits(
+            features, self.cache_keys, adapted.visual_bias, self.cache_labels, self.options.beta_c, own, products
+        )
+        return Logits(text, visual)
 
     def adapt(self) -> Adapted:
         """Pass messages. The result is the same for every query until a parameter changes."""
@@ -106,8 +124,11 @@ class HeGraphModel(nn.Module):
             adapted = adapted or self.adapt_to_test()
             folded = FoldedClassifier(self.logit_scale * F.normalize(adapted.positive, dim=-1))
         if self.closed_form is not None and options.has_closed_form:
-            strength, messages = options.closed_form.omega * self.logit_scale, self.closed_form.to_text
-            folded = folded.plus(strength * messages.weights, strength * messages.bias)
+            strength = options.closed_form.omega * self.logit_scale  # omega tau
+            messages = self.closed_form.to_text
+            weights = messages.weights.to(folded.weights.dtype)
+            bias = messages.bias.to(folded.weights.dtype)
+            folded = folded.plus(strength * weights, strength * bias)
         if adapted is None or adapted.visual_bias is None:
             return folded
         keys = F.normalize(shifted_keys(self.cache_keys, adapted.visual_bias, self.cache_labels), dim=-1)
@@ -123,7 +144,7 @@ class HeGraphModel(nn.Module):
         """
         if self.closed_form is None or self.options.noise == 0:
             return features
-        noise = self.closed_form.noise
+        noise = self.closed_form.noise.to(features.dtype)
         images = torch.randint(len(noise), (len(features),), generator=generator).to(features.device)
         signs = 2 * torch.randint(2, (len(features), 1), generator=generator).to(features.device) - 1
         return F.normalize(features + self.options.noise * signs * noise.index_select(0, images), dim=-1)
@@ -136,16 +157,23 @@ class HeGraphModel(nn.Module):
         """
         rates = {"weights": lr * weight_lr_mult, "biases": lr, "visual": visual_lr}
         groups: dict[str, list[nn.Parameter]] = {role: [] for role in rates}
-        moves_cache = {name for r in RELATIONS if not r.weight_key for name in (f"weight.{r.target}", f"bias.{r.name}")}
         for name, parameter in () if self.layers is None else self.layers.named_parameters():
-            role = "visual" if name in moves_cache else "weights" if name.startswith("weight.") else "biases"
-            groups[role].append(parameter)
+            groups[role_of(name)].append(parameter)
         return [{"params": parameters, "lr": rates[role]} for role, parameters in groups.items() if parameters]
+
+
+def role_of(name: str) -> str:
+    """Role of a parameter of `HeteroMessagePassing` in training, by its name: "weights", "biases" or "visual"."""
+    visual = [r for r in RELATIONS if not r.weight_key]  # the relation that moves the cache keys
+    if name in {f"weight.{r.target}" for r in visual} | {f"bias.{r.name}" for r in visual}:
+        return "visual"
+    return "weights" if name.startswith("weight.") else "biases"
 
 
 def build_model(bank: FeatureBank, options: ModelOptions) -> HeGraphModel:
     """Build the untrained model of a few-shot task on the device of its features; UserError if a class has no image."""
-    keys, negative = bank.cache_keys(), bank.text_negative
+    keys = bank.cache_keys()
+    negative = bank.text_negative
     if options.shuffle == "negative":
         negative = negative[shuffled(len(negative)).to(negative.device)]
     graph = build_graph(bank.text_positive, negative, class_prototypes(keys, bank.train_labels, bank.classnames))
@@ -178,14 +206,14 @@ class TransferableAdapter:
     messages: NewClassMessages | None = None
 
     @classmethod
-    def of(cls, model: HeGraphModel) -> "TransferableAdapter":
+    def of(cls, model: HeGraphModel) -> TransferableAdapter:
         """Extract the transferable part of a trained model."""
         closed = model.closed_form if model.options.has_closed_form else None
         empty = cls(model.options, {}, None if closed is None else closed.for_new_classes())
         state = {} if model.layers is None else model.layers.state_dict()
         return replace(empty, parameters={name: state[name] for name in empty.missing_parameters()})
 
-    def to(self, device: str | torch.device) -> "TransferableAdapter":
+    def to(self, device: str | torch.device) -> TransferableAdapter:
         """Adapter with its tensors moved to a device."""
         parameters = {name: tensor.to(device) for name, tensor in self.parameters.items()}
         return replace(self, parameters=parameters, messages=self.messages and self.messages.to(device))
@@ -193,7 +221,8 @@ class TransferableAdapter:
     @torch.no_grad()
     def class_features(self, positive: Tensor, negative: Tensor) -> Tensor:
         """Updated text features `X_p'` of new classes, shape `[K, d]`, from their text nodes, each `[K, d]`."""
-        if (layers := self._layers(positive, negative)) is None:
+        layers = self._layers(positive, negative)
+        if layers is None:
             return positive
         layers.to(positive.device).load_state_dict({name: self.parameters[name] for name in layers.state_dict()})
         return layers.eval()().positive

@@ -25,8 +25,12 @@ has 0. Classes with equal indicators take no part in the choices.
 Shapes: N images, K classes, d feature width, B images of a batch. Computed in float64, in chunks of rows.
 """
 
+from __future__ import annotations
+
 import logging
+import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -45,16 +49,13 @@ CANDIDATES = 4096  # most candidates of the common threshold
 NEWTON_STEPS = 25
 ROUNDING = 1e-9  # relative increase of the loss that a Newton step may have by rounding
 LEAST_SLOPE = 0.01  # far above the rounding errors of log-odds in float32
-SLOPE, PRIOR_WEIGHT = 4.0, 1.0  # prior of `a`: the logistic function has the slope of the score at 0.5
+SLOPE = 4.0  # prior of `a`, with which the logistic function has the slope of the score at 0.5
+SLOPE_PRIOR_WEIGHT = 1.0  # weight of the prior of `a` and `b`
 
 
+@dataclass(frozen=True)
 class MultiLabelHead:
     """Linear scores of the classes, with thresholds and calibration.
-
-    Args:
-        features: Unit-norm image features, shape `[N, d]`, at least two.
-        labels: Label indicators, booleans of shape `[N, K]`.
-        text: Unit-norm text features, shape `[K, d]`; None for a ridge regression without a prior.
 
     Attributes:
         weights, bias: `W^T` and `y - m W`, shapes `[K, d]` and `[K]`, float64.
@@ -65,26 +66,37 @@ class MultiLabelHead:
         varied: Classes with both positive and negative images, booleans of shape `[K]`.
     """
 
-    def __init__(self, features: Tensor, labels: Tensor, text: Tensor | None = None) -> None:
-        self._features, self._labels = features, labels
-        counts = labels.sum(dim=0).double()
-        self._absent, self.varied = counts == 0, (counts > 0) & (counts < len(labels))
-        if not self.varied.all():
-            scores = "their scores are constant" if text is None else "text alone predicts them"
-            message = "of %d classes, %d have no positive image and %d no negative one: %s"
-            logger.warning(message, len(counts), int(self._absent.sum()), int((counts == len(labels)).sum()), scores)
-        self._mean, self._mean_label = features.double().mean(dim=0), counts / len(labels)
-        if text is not None and self.varied.any():
-            self._mean_label[self._absent] = self._mean_label[self.varied].mean()
-        self._decompose(text)
-        self.ridge, self.gain = self._choose()
-        plain, prior = self._parts(self.ridge)
-        weights = self._basis @ (plain + self.gain * prior)
-        self.weights, self.bias = weights.t().contiguous(), self._mean_label - self._mean @ weights
-        self.left_out = torch.cat([*self._left_out()])
-        self.thresholds = best_thresholds(self.left_out.cpu(), labels.cpu(), self.varied.cpu()).to(self.bias)
-        rows = slice(None, None, -(-labels.numel() // MAX_SCORES))
-        self.slope, self.intercept = logistic_calibration(self.left_out[rows, self.varied], labels[rows, self.varied])
+    weights: Tensor
+    bias: Tensor
+    ridge: float
+    gain: float
+    left_out: Tensor
+    thresholds: Tensor
+    slope: float
+    intercept: float
+    varied: Tensor
+
+    @classmethod
+    def fit(cls, features: Tensor, labels: Tensor, text: Tensor | None = None) -> MultiLabelHead:
+        """Fit the regression, and choose `lambda`, `g`, thresholds and calibration by leave-one-out scores.
+
+        Args:
+            features: Unit-norm image features, shape `[N, d]`, at least two.
+            labels: Label indicators, booleans of shape `[N, K]`.
+            text: Unit-norm text features, shape `[K, d]`; None for a ridge regression without a prior.
+        """
+        task = _Indicators.of(features, labels, with_text=text is not None)
+        regression = _Regression.of(task, text)
+        ridge, gain = regression.choose()
+        w = regression.weights(ridge, gain)
+        weights = w.t().contiguous()
+        bias = task.mean_label - task.mean @ w
+        left_out = torch.cat([*regression.left_out(weights, ridge)])
+        thresholds = best_thresholds(left_out.cpu(), labels.cpu(), task.varied.cpu()).to(bias)
+        step = _step(labels.numel(), MAX_SCORES)
+        scores = left_out[::step, task.varied]
+        slope, intercept = logistic_calibration(scores, labels[::step, task.varied])
+        return cls(weights, bias, ridge, gain, left_out, thresholds, slope, intercept, task.varied)
 
     def scores(self, features: Tensor) -> Tensor:
         """Scores of unit-norm image features `[B, d]`, shape `[B, K]`, float64."""
@@ -107,61 +119,145 @@ class MultiLabelHead:
         """Linear classifier in float32 whose logits are the log-odds."""
         return FoldedClassifier((self.slope * self.weights).float(), self.log_odds(self.bias).float())
 
-    def _chunks(self, step: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
+
+@dataclass(frozen=True)
+class _Indicators:
+    """Images with label indicators, centred in chunks.
+
+    Attributes:
+        features, labels: Image features `F`, shape `[N, d]`, and label indicators, booleans of shape `[N, K]`.
+        mean: `m`, shape `[d]`.
+        mean_label: `y`, shape `[K]`; of a class without positive images the mean of the others, if there is text.
+        absent: Classes without positive images, booleans of shape `[K]`.
+        varied: Classes with both positive and negative images, booleans of shape `[K]`.
+    """
+
+    features: Tensor
+    labels: Tensor
+    mean: Tensor
+    mean_label: Tensor
+    absent: Tensor
+    varied: Tensor
+
+    @classmethod
+    def of(cls, features: Tensor, labels: Tensor, with_text: bool) -> _Indicators:
+        """Means of images and labels; logs how many classes have equal indicators."""
+        counts = labels.sum(dim=0).double()
+        absent = counts == 0
+        varied = (counts > 0) & (counts < len(labels))
+        if not varied.all():
+            scores = "text alone predicts them" if with_text else "their scores are constant"
+            message = "of %d classes, %d have no positive image and %d no negative one: %s"
+            logger.warning(message, len(counts), int(absent.sum()), int((counts == len(labels)).sum()), scores)
+        mean_label = counts / len(labels)
+        if with_text and varied.any():
+            mean_label[absent] = mean_label[varied].mean()
+        return cls(features, labels, features.double().mean(dim=0), mean_label, absent, varied)
+
+    def chunks(self, step: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
         """Iterate over `X` and `Y`, or every `step`-th row of both, in float64."""
-        for features, labels in zip(self._features[::step].split(CHUNK_ROWS), self._labels[::step].split(CHUNK_ROWS)):
-            indicators = labels.double()
-            indicators[:, self._absent] = self._mean_label[self._absent]
-            yield features.double() - self._mean, indicators
+        features = self.features[::step].split(CHUNK_ROWS)
+        labels = self.labels[::step].split(CHUNK_ROWS)
+        for rows, answers in zip(features, labels):
+            indicators = answers.double()
+            indicators[:, self.absent] = self.mean_label[self.absent]
+            yield rows.double() - self.mean, indicators
 
-    def _decompose(self, text: Tensor | None) -> None:
-        """Eigenvectors of `X^T X`, and `X^T R` and the centred text in their basis, where ridges are diagonal."""
-        width, num_classes = len(self._mean), len(self._mean_label)
-        gram, cross = self._mean.new_zeros(width, width), self._mean.new_zeros(width, num_classes)
-        for deviations, indicators in self._chunks():
+
+@dataclass(frozen=True)
+class _Regression:
+    """Ridge regressions in the basis of the eigenvectors of `X^T X`, where ridges are diagonal.
+
+    Attributes:
+        task: Images and labels.
+        basis: Eigenvectors in columns, shape `[d, d]`.
+        eigenvalues: Their eigenvalues, shape `[d, 1]`.
+        spread: `s`.
+        cross: `X^T R` in the basis, shape `[d, K]`.
+        text: `(T - mean_c T_c)^T` in the basis, shape `[d, K]`; 0 without text.
+    """
+
+    task: _Indicators
+    basis: Tensor
+    eigenvalues: Tensor
+    spread: Tensor
+    cross: Tensor
+    text: Tensor
+
+    @classmethod
+    def of(cls, task: _Indicators, text: Tensor | None) -> _Regression:
+        """Decompose `X^T X`; `text` has the text features, shape `[K, d]`."""
+        width = len(task.mean)
+        gram = task.mean.new_zeros(width, width)  # X^T X
+        cross = task.mean.new_zeros(width, len(task.mean_label))  # X^T R
+        for deviations, indicators in task.chunks():
             gram += deviations.t() @ deviations
-            cross += deviations.t() @ (indicators - self._mean_label)
-        eigenvalues, self._basis = torch.linalg.eigh(gram)
-        self._eigenvalues = eigenvalues.clamp_min(0).unsqueeze(1)
-        self._spread = self._eigenvalues.mean().clamp_min(SMALLEST)
-        self._cross = self._basis.t() @ cross
-        self._text = torch.zeros_like(cross)
+            cross += deviations.t() @ (indicators - task.mean_label)
+        eigenvalues, basis = torch.linalg.eigh(gram)
+        eigenvalues = eigenvalues.clamp_min(0).unsqueeze(1)
+        spread = eigenvalues.mean().clamp_min(SMALLEST)
+        in_basis = torch.zeros_like(cross)
         if text is not None:
-            self._text = self._basis.t() @ (text.double() - text.double().mean(dim=0)).t()
+            in_basis = basis.t() @ (text.double() - text.double().mean(dim=0)).t()
+        return cls(task, basis, eigenvalues, spread, basis.t() @ cross, in_basis)
 
-    def _parts(self, ridge: float) -> tuple[Tensor, Tensor]:
-        """`W` in the eigenbasis: the part without text, and the part that is added `g` times, each `[d, K]`."""
-        strength = ridge * self._spread
-        return self._cross / (self._eigenvalues + strength), self._text * (strength / (self._eigenvalues + strength))
+    def parts(self, ridge: float) -> tuple[Tensor, Tensor]:
+        """`W` in the basis for `lambda`: the part without text, and the part that is added `g` times, each `[d, K]`."""
+        strength = ridge * self.spread  # lambda s
+        plain = self.cross / (self.eigenvalues + strength)
+        prior = self.text * (strength / (self.eigenvalues + strength))
+        return plain, prior
 
-    def _error_weight(self, projected: Tensor, ridge: float) -> Tensor:
-        """`1 / (1 - H_ii)` of centred images in the eigenbasis `[B, d]`, shape `[B, 1]`."""
-        leverage = projected.square() @ (1 / (self._eigenvalues + ridge * self._spread)) + 1 / len(self._features)
+    def weights(self, ridge: float, gain: float) -> Tensor:
+        """`W` for `lambda` and `g`, shape `[d, K]`."""
+        plain, prior = self.parts(ridge)
+        return self.basis @ (plain + gain * prior)
+
+    def error_weight(self, projected: Tensor, ridge: float) -> Tensor:
+        """`1 / (1 - H_ii)` of centred images in the basis `[B, d]`, shape `[B, 1]`."""
+        inverse = 1 / (self.eigenvalues + ridge * self.spread)
+        leverage = projected.square() @ inverse + 1 / len(self.task.features)  # H_ii
         return 1 / (1 - leverage).clamp_min(SMALLEST)
 
-    def _choose(self) -> tuple[float, float]:
-        """`lambda` and `g` with the least squared leave-one-out error."""
+    def choose(self) -> tuple[float, float]:
+        """`lambda` and `g` with the least squared leave-one-out error, on at most `MAX_ROWS` images."""
+        varied = self.task.varied
         # Per ridge, the products of the error at `g = 0` and of its decrease at `g = 1` with each other
-        products = self._mean.new_zeros(len(RIDGES), 2, 2)
-        parts = [[part[:, self.varied] for part in self._parts(ridge)] for ridge in RIDGES]
-        for deviations, indicators in self._chunks(-(-len(self._features) // MAX_ROWS)):
-            projected = deviations @ self._basis
-            target = (indicators - self._mean_label)[:, self.varied]
-            for number, (ridge, (plain, prior)) in enumerate(zip(RIDGES, parts)):
-                error = torch.stack([torch.addmm(target, projected, plain, alpha=-1), projected @ prior])
-                error = (error * self._error_weight(projected, ridge)).flatten(1)
-                products[number] += error @ error.t()
-        gains = (products[:, 0, 1] / products[:, 1, 1].clamp_min(SMALLEST)).clamp_min(0)
-        errors = products[:, 0, 0] - 2 * gains * products[:, 0, 1] + gains.square() * products[:, 1, 1]
+        products = self.task.mean.new_zeros(len(RIDGES), 2, 2)
+        plain = []
+        prior = []
+        for ridge in RIDGES:
+            without_text, of_text = self.parts(ridge)
+            plain.append(without_text[:, varied])
+            prior.append(of_text[:, varied])
+        for deviations, indicators in self.task.chunks(_step(len(self.task.features), MAX_ROWS)):
+            projected = deviations @ self.basis
+            target = (indicators - self.task.mean_label)[:, varied]
+            for number, ridge in enumerate(RIDGES):
+                error = torch.addmm(target, projected, plain[number], alpha=-1)
+                decrease = projected @ prior[number]
+                both = torch.stack([error, decrease])
+                both = (both * self.error_weight(projected, ridge)).flatten(1)
+                products[number] += both @ both.t()
+        of_error = products[:, 0, 0]
+        mixed = products[:, 0, 1]
+        of_decrease = products[:, 1, 1]
+        gains = (mixed / of_decrease.clamp_min(SMALLEST)).clamp_min(0)
+        errors = of_error - 2 * gains * mixed + gains.square() * of_decrease
         best = int(errors.argmin())
         return RIDGES[best], float(gains[best])
 
-    def _left_out(self) -> Iterator[Tensor]:
-        """Leave-one-out scores by chunk."""
-        for deviations, indicators in self._chunks():
-            scores = torch.addmm(self._mean_label, deviations, self.weights.t())
-            weight = self._error_weight(deviations @ self._basis, self.ridge)
+    def left_out(self, weights: Tensor, ridge: float) -> Iterator[Tensor]:
+        """Leave-one-out scores of `weights` `[K, d]`, by chunk, float32."""
+        for deviations, indicators in self.task.chunks():
+            scores = torch.addmm(self.task.mean_label, deviations, weights.t())
+            weight = self.error_weight(deviations @ self.basis, ridge)
             yield scores.sub_(indicators).mul_(weight).add_(indicators).float()
+
+
+def _step(count: int, most: int) -> int:
+    """Least step with which at most `most` of `count` rows are taken."""
+    return math.ceil(count / most)
 
 
 def best_thresholds(scores: Tensor, labels: Tensor, varied: Tensor) -> Tensor:
@@ -173,44 +269,58 @@ def best_thresholds(scores: Tensor, labels: Tensor, varied: Tensor) -> Tensor:
     positive = scores[labels & varied]
     if not len(positive):
         return torch.full((scores.shape[1],), 0.5, dtype=torch.float64)
-    common = np.sort(positive.numpy())[:: -(-len(positive) // CANDIDATES)]
-    accepted, correct = np.zeros(len(common)), np.zeros(len(common))
+    common = np.sort(positive.numpy())
+    common = common[:: _step(len(positive), CANDIDATES)]  # candidates of the common threshold
+    accepted = np.zeros(len(common))  # images of all classes that each candidate accepts
+    correct = np.zeros(len(common))  # of these with the label
     own: dict[int, float] = {}
     for block in varied.nonzero().flatten().split(CLASS_BLOCK):
-        columns, flags = scores[:, block].t().contiguous().numpy(), labels[:, block].t().contiguous().numpy()
+        columns = scores[:, block].t().contiguous().numpy()
+        flags = labels[:, block].t().contiguous().numpy()
         for number, column, flag in zip(block.tolist(), columns, flags):
-            hits, column = np.sort(column[flag]), np.sort(column)
-            accepted += len(column) - np.searchsorted(column, common)
+            hits = np.sort(column[flag])
+            ordered = np.sort(column)
+            accepted += len(ordered) - np.searchsorted(ordered, common)
             correct += len(hits) - np.searchsorted(hits, common)
-            places = np.searchsorted(column, hits)
-            f1 = 2 * np.arange(len(hits), 0, -1) / (len(hits) + len(column) - places)
-            place = places[f1.argmax()]
-            own[number] = (float(column[place]) + float(column[max(place - 1, 0)])) / 2
+            own[number] = best_threshold(ordered, hits)
     best = float(common[(correct / (len(positive) + accepted)).argmax()])
     return torch.tensor([(own.get(number, best) + best) / 2 for number in range(scores.shape[1])], dtype=torch.float64)
+
+
+def best_threshold(scores: np.ndarray, positive: np.ndarray) -> float:
+    """Threshold with the best F1 of one class, from the ascending scores of all images and of the positive ones."""
+    places = np.searchsorted(scores, positive)
+    accepted = len(scores) - places
+    f1 = 2 * np.arange(len(positive), 0, -1) / (len(positive) + accepted)
+    place = places[f1.argmax()]
+    return (float(scores[place]) + float(scores[max(place - 1, 0)])) / 2
 
 
 def logistic_calibration(scores: Tensor, labels: Tensor) -> tuple[float, float]:
     """`a >= LEAST_SLOPE` and `b` of `sigmoid(a score + b)` with the largest likelihood (Platt, 1999).
 
+    Scores and labels have any shape, with an entry for each image and class.
+
     Newton's method with shorter steps where a whole step raises the loss. A weak prior keeps `a` and `b` finite where
     the scores separate the labels.
     """
-    target, scores = labels.double().flatten(), scores.double().flatten()
+    target = labels.double().flatten()
+    scores = scores.double().flatten()
     design = torch.stack([scores, torch.ones_like(scores)], dim=1)
     prior = design.new_tensor([SLOPE, -SLOPE / 2])
 
     def loss(solution: Tensor) -> Tensor:
         logits = design @ solution
-        penalty = PRIOR_WEIGHT / 2 * (solution - prior).square().sum()
+        penalty = SLOPE_PRIOR_WEIGHT / 2 * (solution - prior).square().sum()
         return F.binary_cross_entropy_with_logits(logits, target, reduction="sum") + penalty
 
-    solution, least = prior.clone(), loss(prior)
+    solution = prior.clone()
+    least = loss(prior)
     for _ in range(NEWTON_STEPS):
         probability = (design @ solution).sigmoid()
-        gradient = design.t() @ (probability - target) + PRIOR_WEIGHT * (solution - prior)
+        gradient = design.t() @ (probability - target) + SLOPE_PRIOR_WEIGHT * (solution - prior)
         curvature = (design * (probability * (1 - probability)).unsqueeze(1)).t() @ design
-        step = torch.linalg.solve(curvature + PRIOR_WEIGHT * torch.eye(2).to(curvature), gradient)
+        step = torch.linalg.solve(curvature + SLOPE_PRIOR_WEIGHT * torch.eye(2).to(curvature), gradient)
         while loss(solution - step) > (1 + ROUNDING) * least:
             step = step / 2
         solution = solution - step

@@ -32,7 +32,13 @@ In each round:
        o_c -= log[(n_c + PRIOR) / (M / K + PRIOR)],   l_ic = log[(n_c - q_ic + PRIOR) / (M / K + PRIOR)]
        q_i = softmax(a_i + omega tau (g_i - delta h_i) / T + lam o + (1 - lam) mu l_i / 2)
 
-   The weights `lam` and `mu` express the evidence for equal and for unequal class proportions (`ClassPrior`).
+   The weights `lam` and `mu` express the evidence for equal and for unequal class proportions (`ClassPrior`). The
+   weight of the messages grows with the number of images:
+
+       omega = OMEGA M^2 / (M^2 + (HALF_WEIGHT_AT K)^2)
+
+   Without labelled images it is also multiplied by `min(1, 2 balance)`, since messages between few of the classes
+   strengthen unbalanced predictions (`balance` of `ClassPrior`).
 
 The adapted classifier for other images has the logits `z + omega tau ((f - m) . x_c - delta h_c) + T lam o_c`, folded
 into weights and a bias.
@@ -70,7 +76,8 @@ RELATIVELY_BALANCED_FROM_ZERO_SHOT = 0.45, 0.70
 IMBALANCED_BELOW = -0.20, 0.20  # range of the relative balance in which the prior falls from its full weight to 0
 RESAMPLES = 4  # for each of the two hypotheses
 MAX_RESAMPLED = 4000  # images of a resample
-CHUNK_ROWS = 8192  # images processed at once
+LEAST_DIFFERENCE = 0.01  # least difference of the balances of the two hypotheses, by which the relative balance divides
+UNLABELLED_ROWS = 8192  # images processed at once
 LEAST_SCALE = 0.1  # least `s`, which is 0.2 or more for different images, and 0 for copies of one image
 
 
@@ -93,7 +100,7 @@ class ClassSums:
         """Sums of labelled images with features `[N, d]` and labels `[N]`; N may be 0, as for zero-shot CLIP."""
         counts = torch.bincount(labels, minlength=num_classes).double()
         sums = keys.new_zeros(num_classes, keys.shape[1], dtype=torch.float64)
-        for rows, classes in zip(keys.split(CHUNK_ROWS), labels.split(CHUNK_ROWS)):
+        for rows, classes in zip(keys.split(UNLABELLED_ROWS), labels.split(UNLABELLED_ROWS)):
             sums.index_add_(0, classes, rows.double())
         return cls(counts, sums, second_moment(keys))
 
@@ -107,7 +114,7 @@ class ClassSums:
             moment: `second_moment(features)`, shape `[d, d]`. Callers with several soft labels compute it once.
         """
         sums = torch.zeros(soft_labels.shape[1], features.shape[1]).to(moment)
-        for block, soft in zip(features.split(CHUNK_ROWS), soft_labels.split(CHUNK_ROWS)):
+        for block, soft in zip(features.split(UNLABELLED_ROWS), soft_labels.split(UNLABELLED_ROWS)):
             sums += (soft.t() @ block).double()
         return cls(soft_labels.sum(dim=0, dtype=torch.float64), sums, moment)
 
@@ -121,7 +128,7 @@ class ClassSums:
 def second_moment(features: Tensor) -> Tensor:
     """`sum_i f_i f_i^T`, shape `[d, d]`, float64."""
     moment = features.new_zeros(features.shape[1], features.shape[1], dtype=torch.float64)
-    for block in features.split(CHUNK_ROWS):
+    for block in features.split(UNLABELLED_ROWS):
         moment += block.double().t() @ block.double()
     return moment
 
@@ -151,7 +158,8 @@ class ClassPrior:
     def of(cls, probabilities: Tensor, labelled: bool) -> ClassPrior:
         """Estimate from calibrated probabilities `[M, K]`; `labelled`: the classifier was fitted to labelled images."""
         count, num_classes = probabilities.shape
-        balance, relative = class_balance(probabilities.mean(dim=0)), relative_balance(probabilities)
+        balance = class_balance(probabilities.mean(dim=0))
+        relative = relative_balance(probabilities)
         if not labelled:
             offsets = _ramp(balance, BALANCED_FROM_ZERO_SHOT) * _ramp(relative, RELATIVELY_BALANCED_FROM_ZERO_SHOT)
             return cls(balance, relative, offsets, 0.0)
@@ -190,42 +198,92 @@ def adapt_to_unlabelled(
         temperature: Calibration temperature `T` of the classifier's logits.
     """
     features, inverse = distinct(features)
-    scores = torch.cat([(classifier.logits(x) / temperature).log_softmax(dim=1) for x in features.split(CHUNK_ROWS)])
-    edges = scores.exp()
-    count, num_classes = scores.shape
+    log_y = [(classifier.logits(images) / temperature).log_softmax(dim=1) for images in features.split(UNLABELLED_ROWS)]
+    a = torch.cat(log_y)
+    num_images, num_classes = a.shape
     has_labels = bool(labelled.counts.sum() > 0)
-    class_prior = ClassPrior.of(edges, has_labels)
-    omega = OMEGA * count**2 / (count**2 + (HALF_WEIGHT_AT * num_classes) ** 2)
-    omega *= 1.0 if has_labels else min(1.0, 2 * class_prior.balance)
-    strength = omega * scale
-    text_prior, discount = None, (torch.zeros_like(labelled.sums), torch.zeros_like(labelled.counts))
+    class_prior = ClassPrior.of(a.exp(), has_labels)
+    strength = message_weight(num_images, num_classes, has_labels, class_prior.balance) * scale  # omega tau
+    labelled_prior = _prior_from_labelled(labelled, text) if has_labels else None
+    log_q = a.clone()
+    discount_weights, discount_bias = _discount(labelled, labelled_prior)
     if has_labels:
-        text_prior = _prior_from_labelled(labelled, text)
-        weights, bias = _Discriminants(labelled, text_prior).folded()
-        discount = LABELLED_DISCOUNT * weights, LABELLED_DISCOUNT * bias
-        for images, score in zip(features.split(CHUNK_ROWS), scores.split(CHUNK_ROWS)):
-            score.sub_((images @ discount[0].float().t() + discount[1].float()).mul_(strength / temperature))
+        for images, a_block in zip(features.split(UNLABELLED_ROWS), a.split(UNLABELLED_ROWS)):
+            discount = images @ discount_weights.float().t() + discount_bias.float()  # delta h
+            a_block.sub_(discount.mul_(strength / temperature))
     offsets = torch.zeros_like(labelled.counts)
-    equal = count / num_classes + PRIOR
+    equal_count = num_images / num_classes + PRIOR  # M / K + PRIOR
     moment = second_moment(features)  # the same in all rounds
-    for number in range(ROUNDS):
-        if number:
-            edges.exp_()
-        soft = ClassSums.soft(features, edges, moment)
-        prior_means = _prior_from_soft(soft, text) if text_prior is None else text_prior
-        discriminants = _Discriminants(labelled + soft, prior_means)
-        offsets = offsets - ((soft.counts + PRIOR) / equal).log()
-        for images, score, own in zip(*(tensor.split(CHUNK_ROWS) for tensor in (features, scores, edges))):
-            moved = discriminants.to_images(images, own).mul_(strength / temperature).add_(score)
-            moved += (class_prior.offset_weight * offsets).float()
-            if class_prior.prior_weight > 0:
-                prior = (soft.counts.float() - own).clamp_min_(0).add_(PRIOR).div_(equal).log_()
-                moved += prior.mul_((1 - class_prior.offset_weight) * class_prior.prior_weight / 2)
-            own.copy_(moved.log_softmax(dim=1))  # edges of the next round, as logarithms
-    weights, bias = (strength * (new - old) for new, old in zip(discriminants.folded(), discount))
+    for _ in range(ROUNDS):
+        q = log_q.exp_()  # in place: M times K numbers are much
+        soft = ClassSums.soft(features, q, moment)
+        prior = _prior_from_soft(soft, text) if labelled_prior is None else labelled_prior
+        discriminants = _Discriminants.fit(labelled + soft, prior)
+        offsets = offsets - ((soft.counts + PRIOR) / equal_count).log()
+        lam_o = class_prior.offset_weight * offsets
+        log_q = _assign(q, a, features, discriminants, strength / temperature, lam_o, class_prior, soft.counts)
+    weights, bias = discriminants.folded()
+    weights = strength * (weights - discount_weights)
+    bias = strength * (bias - discount_bias)
     bias = bias + temperature * class_prior.offset_weight * offsets
     adapted = classifier.plus(weights.float(), bias.float())
-    return UnlabelledAdaptation(temperature * edges[inverse], adapted, class_prior)
+    return UnlabelledAdaptation(temperature * log_q[inverse], adapted, class_prior)
+
+
+def _assign(
+    q: Tensor,
+    a: Tensor,
+    features: Tensor,
+    discriminants: _Discriminants,
+    strength: float,
+    offsets: Tensor,
+    class_prior: ClassPrior,
+    counts: Tensor,
+) -> Tensor:
+    """Logarithms of the next probabilities (step 3), shape `[M, K]`, in the memory of the current ones.
+
+    Args:
+        q: Current probabilities, shape `[M, K]`, which are overwritten.
+        a: Logarithms of the first probabilities, less the discounted messages from labelled images, shape `[M, K]`.
+        features: Unit-norm features, shape `[M, d]`.
+        discriminants: Discriminants of this round.
+        strength: `omega tau / T`.
+        offsets: `lam o`, shape `[K]`.
+        class_prior: Weights of offsets and prior.
+        counts: `n_c`, shape `[K]`.
+    """
+    num_images, num_classes = q.shape
+    equal_count = num_images / num_classes + PRIOR  # M / K + PRIOR
+    prior_weight = (1 - class_prior.offset_weight) * class_prior.prior_weight / 2  # (1 - lam) mu / 2
+    blocks = zip(features.split(UNLABELLED_ROWS), a.split(UNLABELLED_ROWS), q.split(UNLABELLED_ROWS))
+    for images, a_block, q_block in blocks:
+        logits = discriminants.to_images(images, q_block).mul_(strength).add_(a_block)
+        logits += offsets.float()
+        if class_prior.prior_weight > 0:
+            log_prior = (counts.float() - q_block).clamp_min_(0).add_(PRIOR).div_(equal_count).log_()  # l
+            logits += log_prior.mul_(prior_weight)
+        q_block.copy_(logits.log_softmax(dim=1))
+    return q
+
+
+def message_weight(num_images: int, num_classes: int, has_labels: bool, balance: float) -> float:
+    """Weight `omega` of the messages.
+
+    Args:
+        num_images, num_classes: M and K.
+        has_labels: Whether there are labelled images.
+        balance: Balance of the predictions, which counts without labelled images.
+    """
+    omega = OMEGA * num_images**2 / (num_images**2 + (HALF_WEIGHT_AT * num_classes) ** 2)
+    return omega if has_labels else omega * min(1.0, 2 * balance)
+
+
+def _discount(labelled: ClassSums, prior: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Weights `[K, d]` and biases `[K]` of `delta h`, from labelled images and their text prior; 0 without them."""
+    if prior is None:
+        return torch.zeros_like(labelled.sums), torch.zeros_like(labelled.counts)
+    weights, bias = _Discriminants.fit(labelled, prior).folded()
+    return LABELLED_DISCOUNT * weights, LABELLED_DISCOUNT * bias
 
 
 def distinct(features: Tensor) -> tuple[Tensor, Tensor]:
@@ -249,46 +307,74 @@ def relative_balance(probabilities: Tensor) -> float:
     generator = torch.Generator().manual_seed(0)
     if len(probabilities) > MAX_RESAMPLED:
         probabilities = probabilities[torch.randperm(len(probabilities), generator=generator)[:MAX_RESAMPLED]]
-    count, best = len(probabilities), probabilities.argmax(dim=1)
-    of_class = probabilities.t().clamp_min(SMALLEST).contiguous()
-    seen = of_class.sum(dim=1)
-    seen = seen / (seen + 1)
+    count = len(probabilities)
+    resampling = _Resampling.of(probabilities, generator)
+    bootstrap = [torch.randint(count, (count,), generator=generator) for _ in range(RESAMPLES)]
+    observed = sum(class_balance(probabilities[rows].mean(dim=0)) for rows in bootstrap) / RESAMPLES
+    equal = sum(resampling.balance(torch.ones(num_classes)) for _ in range(RESAMPLES)) / RESAMPLES
+    unequal = 0.0
+    for _ in range(RESAMPLES):  # exponential variates: proportions uniform on the simplex, Dirichlet(1, ..., 1)
+        exponential = -torch.rand(num_classes, generator=generator).clamp_min(SMALLEST).log()
+        unequal += resampling.balance(exponential) / RESAMPLES
+    relative = (observed - unequal) / max(equal - unequal, LEAST_DIFFERENCE)
+    return min(max(relative, -1.0), 1.5)
 
-    def resampled_balance(proportions: Tensor) -> float:
-        """Balance of images that are resampled by class, in these proportions, with their probabilities as weights.
+
+@dataclass(frozen=True)
+class _Resampling:
+    """Resampling of images by class, with their probabilities as weights.
+
+    Attributes:
+        probabilities: Probabilities of the images, shape `[M, K]`.
+        predicted: Class with the largest probability of each image, shape `[M]`.
+        weights: Weights of the images of each class, shape `[K, M]`.
+        has_images: Probability that a sampled image of a class is one of its images, shape `[K]`; small if hardly any
+            image is predicted as the class.
+        generator: Generator of all random numbers.
+    """
+
+    probabilities: Tensor
+    predicted: Tensor
+    weights: Tensor
+    has_images: Tensor
+    generator: torch.Generator
+
+    @classmethod
+    def of(cls, probabilities: Tensor, generator: torch.Generator) -> _Resampling:
+        weights = probabilities.t().clamp_min(SMALLEST).contiguous()
+        mass = weights.sum(dim=1)
+        return cls(probabilities, probabilities.argmax(dim=1), weights, mass / (mass + 1), generator)
+
+    def balance(self, proportions: Tensor) -> float:
+        """Balance of images that are resampled by class in these proportions, shape `[K]`.
 
         A class that no image is predicted as has no images to sample. Instead it gets the predictions of random images
         with the probabilities of this class and of the predicted class exchanged.
         """
-        wanted = torch.multinomial(proportions, count, True, generator=generator).bincount(minlength=num_classes)
+        count, num_classes = self.probabilities.shape
+        classes = torch.multinomial(proportions, count, True, generator=self.generator)
         total = torch.zeros(num_classes, dtype=torch.float64)
-        for c, number in enumerate(wanted.tolist()):
-            known = int((torch.rand(number, generator=generator) < seen[c]).sum())
+        for c, number in enumerate(classes.bincount(minlength=num_classes).tolist()):
+            known = int((torch.rand(number, generator=self.generator) < self.has_images[c]).sum())
             if known:
-                total += probabilities[torch.multinomial(of_class[c], known, True, generator=generator)].sum(dim=0)
-            rows = torch.randint(count, (number - known,), generator=generator)
-            total += probabilities[rows].sum(dim=0)
-            gained = (probabilities[rows, best[rows]] - probabilities[rows, c]).double()
+                rows = torch.multinomial(self.weights[c], known, True, generator=self.generator)
+                total += self.probabilities[rows].sum(dim=0)
+            rows = torch.randint(count, (number - known,), generator=self.generator)
+            total += self.probabilities[rows].sum(dim=0)
+            predicted = self.predicted[rows]
+            gained = (self.probabilities[rows, predicted] - self.probabilities[rows, c]).double()
             total[c] += gained.sum()
-            total.index_add_(0, best[rows], -gained)
+            total.index_add_(0, predicted, -gained)
         return class_balance(total / count)
-
-    bootstrap = [torch.randint(count, (count,), generator=generator) for _ in range(RESAMPLES)]
-    observed = sum(class_balance(probabilities[rows].mean(dim=0)) for rows in bootstrap) / RESAMPLES
-    equal = sum(resampled_balance(torch.ones(num_classes)) for _ in range(RESAMPLES)) / RESAMPLES
-    unequal = 0.0
-    for _ in range(RESAMPLES):  # exponential variates: proportions uniform on the simplex, Dirichlet(1, ..., 1)
-        exponential = -torch.rand(num_classes, generator=generator).clamp_min(SMALLEST).log()
-        unequal += resampled_balance(exponential) / RESAMPLES
-    return min(max((observed - unequal) / max(equal - unequal, 0.01), -1.0), 1.5)
 
 
 def _prior_from_labelled(labelled: ClassSums, text: Tensor) -> Tensor:
     """Text prior `p_c` of all classes, shape `[K, d]`, fitted to the classes with labelled images, at least two."""
     seen = labelled.counts > 0
-    prior = TextPrior(text[seen], labelled.sums[seen] / labelled.counts[seen].unsqueeze(1))
+    prior = TextPrior.fit(text[seen], labelled.sums[seen] / labelled.counts[seen].unsqueeze(1))
     means = torch.empty_like(labelled.sums)
-    means[seen], means[~seen] = prior.left_out, prior.predict(text[~seen])
+    means[seen] = prior.left_out
+    means[~seen] = prior.predict(text[~seen])
     return means
 
 
@@ -297,9 +383,10 @@ def _prior_from_soft(soft: ClassSums, text: Tensor) -> Tensor:
     means = soft.sums / soft.counts.clamp_min(SMALLEST).unsqueeze(1)
     trust = (soft.counts / (soft.counts + KAPPA)).unsqueeze(1)
     centre = (trust * means).sum(dim=0) / trust.sum()
-    return TextPrior(text, centre + trust * (means - centre)).left_out
+    return TextPrior.fit(text, centre + trust * (means - centre)).left_out
 
 
+@dataclass(frozen=True)
 class _Discriminants:
     """Class means (step 1) and discriminants (step 2) from labelled and unlabelled images.
 
@@ -311,35 +398,53 @@ class _Discriminants:
         nodes: Whitened class means `v_c`, shape `[K, d]`.
     """
 
-    def __init__(self, images: ClassSums, prior: Tensor) -> None:
-        self.counts, total, width = images.counts + KAPPA, images.counts.sum(), len(images.moment)
-        nodes = (images.sums + KAPPA * prior) / self.counts.unsqueeze(1)
+    counts: Tensor
+    whitening: Tensor
+    mean: Tensor
+    scale: Tensor
+    nodes: Tensor
+
+    @classmethod
+    def fit(cls, images: ClassSums, prior: Tensor) -> _Discriminants:
+        """Fit to the sums of all images, with the text prior `p_c`, shape `[K, d]`."""
+        counts = images.counts + KAPPA
+        total = images.counts.sum()  # N + M
+        means = (images.sums + KAPPA * prior) / counts.unsqueeze(1)  # u_c
         # Sum of (f - u_c)(f - u_c)^T over all edges, from the sums alone
-        cross, own = images.sums.t() @ nodes, (nodes * images.counts.unsqueeze(1)).t() @ nodes
-        ridge = RHO * width / total
+        cross = images.sums.t() @ means
+        own = (means * images.counts.unsqueeze(1)).t() @ means
+        sigma = (images.moment - cross - cross.t() + own) / total
+        r = RHO * len(images.moment) / total
         # Rounding may give smaller eigenvalues than the ridge's, for example with equal images
-        whitening = whitening_of((images.moment - cross - cross.t() + own) / total, ridge, ridge / (1 + ridge))
-        mean = nodes.mean(dim=0)
+        whitening = whitening_of(sigma, r, r / (1 + r))
+        mean = means.mean(dim=0)
         to_mean = torch.outer(images.sums.sum(dim=0), mean)
         around_mean = images.moment / total - (to_mean + to_mean.t()) / total + torch.outer(mean, mean)
         scale = ((whitening @ around_mean) * whitening).sum().clamp_min(0).sqrt()  # tr(A^-1/2 . A^-1/2)
-        self.whitening, self.mean, self.scale = whitening, mean, scale.clamp_min(LEAST_SCALE)
-        self.nodes = (nodes - mean) @ whitening
+        return cls(counts, whitening, mean, scale.clamp_min(LEAST_SCALE), (means - mean) @ whitening)
 
     def folded(self) -> tuple[Tensor, Tensor]:
         """Weights `[K, d]` and biases `[K]` of the messages `(f - m) . x_c` to an image `f`."""
         weights = F.normalize(self.nodes, dim=1) @ self.whitening / self.scale
         return weights, -weights @ self.mean
 
-    def to_images(self, features: Tensor, own: Tensor) -> Tensor:
-        """Messages `g_ic`, shape `[R, K]`, to images with features `[R, d]` and probabilities `own` `q_ic` `[R, K]`."""
-        images = (features - self.mean.float()) @ self.whitening.float()
-        nodes, counts = self.nodes.float(), self.counts.float()
-        products = images @ nodes.t()
-        sent = own * images.square().sum(dim=1, keepdim=True)  # q |w|^2
+    def to_images(self, features: Tensor, q: Tensor) -> Tensor:
+        """Messages `g_ic` to images, each without the image's own contribution to the class, shape `[R, K]`.
+
+        Args:
+            features: Unit-norm features of R images, which are part of the sums, shape `[R, d]`.
+            q: Their probabilities in the sums, shape `[R, K]`.
+        """
+        w = (features - self.mean.float()) @ self.whitening.float()
+        v = self.nodes.float()
+        counts = self.counts.float()
+        products = w @ v.t()
+        sent = q * w.square().sum(dim=1, keepdim=True)  # q |w|^2
         # |N v - q w|^2 = N (N |v|^2 - 2 q v.w) + q (q |w|^2)
-        without = (counts * nodes.square().sum(dim=1) - 2 * own * products).mul_(counts).addcmul_(own, sent)
-        return products.mul_(counts).sub_(sent).div_(without.clamp_min_(SMALLEST).sqrt_().mul_(self.scale.float()))
+        squared_length = (counts * v.square().sum(dim=1) - 2 * q * products).mul_(counts).addcmul_(q, sent)
+        length = squared_length.clamp_min_(SMALLEST).sqrt_()
+        # w . (N v - q w) / (|N v - q w| s)
+        return products.mul_(counts).sub_(sent).div_(length.mul_(self.scale.float()))
 
 
 def _ramp(value: float, between: tuple[float, float]) -> float:

@@ -199,7 +199,7 @@ def leave_one_out_outcome(encoded: Encoded) -> tuple[float, np.ndarray | Ranking
         zero_shot = (similarities.argmax(dim=1) == labels).double().mean().item()
         return zero_shot, (predicted == labels).numpy()
     indicators = labels.numpy()
-    scores = MultiLabelHead(features, labels.bool(), encoded.text).left_out.numpy()
+    scores = MultiLabelHead.fit(features, labels.bool(), encoded.text).left_out.numpy()
     all_images = np.ones((1, len(indicators)))
     precision = mean_precision(Ranking(similarities.numpy(), indicators), all_images)[0]
     return precision, Ranking(scores, indicators)

@@ -29,7 +29,7 @@ from ...utils.errors import UserError
 from ...utils.files import atomic_path, hash_content, write_tensors
 from ...utils.reading import Count, NotNegative, StrictModel, read_torch, reading
 from ..cache import Logits, adapter_loss, text_logits
-from ..closed_form import TEMPERATURES, nll_at_temperatures
+from ..closed_form import INVERSE_TEMPERATURES, nll_at_temperatures
 from ..model import HeGraphModel
 from .batches import Batch, TrainingData, epoch_generator
 from .options import TrainingOptions
@@ -339,8 +339,8 @@ def text_score(features: Tensor, labels: Tensor, text: Tensor, logit_scale: floa
         R^2 = 1 - NLL / log K
 
     McFadden, "Conditional logit analysis of qualitative choice behavior", 1974. The NLL is the mean over the images at
-    the best of `TEMPERATURES`. The result is 1 for confident correct predictions, 0 for uniform ones, and negative for
-    confident wrong ones.
+    the best of `INVERSE_TEMPERATURES`. The result is 1 for confident correct predictions, 0 for uniform ones, and
+    negative for confident wrong ones.
 
     Args:
         features: Unit-norm image features, shape `[N, d]`.
@@ -348,7 +348,7 @@ def text_score(features: Tensor, labels: Tensor, text: Tensor, logit_scale: floa
         text: Unit-norm text features of at least two classes, shape `[K, d]`.
         logit_scale: CLIP's `tau`.
     """
-    sums = torch.zeros(len(TEMPERATURES), device=features.device)
+    sums = torch.zeros(len(INVERSE_TEMPERATURES), device=features.device)
     for batch, true in zip(features.split(BATCH), labels.split(BATCH)):
         sums += nll_at_temperatures(text_logits(batch, text, logit_scale), true)
     return 1 - sums.min().item() / (len(features) * math.log(len(text)))
