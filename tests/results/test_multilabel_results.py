@@ -62,7 +62,7 @@ def test_table_has_f1_and_precision_by_class(several, run):
     table = multilabel_table([several(1, 60.0), several(2, 62.0)])
     assert list(table.columns.values()) == ["mAP", "macro F1", "micro F1", "AP ant", "AP bee"]
     assert table.text_rows(str) == [["HeGraphAdapter(training-free)", "61.00", "56.00", "57.00", "61.00", "62.00"]]
-    with pytest.raises(UserError, match="expected runs with several labels per image, got none"):
+    with pytest.raises(UserError, match="no run has several labels per image; `results compare`"):
         multilabel_table([run()])
 
 

@@ -187,7 +187,7 @@ def test_number_of_simultaneous_runs(runs, caplog, monkeypatch, cpus, gpus, coun
 
 def test_missing_ray_is_refused(long_grid, cli_error, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    assert "pip install 'hegraph-adapter[ray]'\n" in cli_error(*long_grid, "--ray")
+    assert "pip install 'ray[serve]>=2.49'\n" in cli_error(*long_grid, "--ray")
 
 
 @pytest.mark.parametrize(("cpus", "gpus"), [(0, 0), (1.5, 0), (1, float("nan")), (1, -1), (1, 2.5)])

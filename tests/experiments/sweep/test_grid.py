@@ -201,7 +201,12 @@ def test_dry_run_lists_runs_with_expected_time(sweep, tiny):
         *[f"{tiny}/ZeroShot/vit_b32_2shots/seed{seed}  8.0 s" for seed in (1, 3)],
         *[f"{tiny}/APE/vit_b32_{shots}shots/seed{seed}  ?" for shots in (1, 2) for seed in (1, 3)],
     ]
-    assert last.startswith("7 runs to do, 1 finished, 0 failed before; about 24 s in one process for the 3 ")
+    counts = "7 runs to do, 1 finished, 0 failed before"
+    others = f"the methods of the others have no finished run in {tiny.parent}"
+    assert last == f"{counts}; about 24 s in one process for 3 of them; {others}"
+    *_, last = sweep("--dry-run", "--methods", "APE", "--shots", "1", seeds="1")[1].splitlines()
+    unknown = f"no expected time, because no run of these methods is finished in {tiny.parent}"
+    assert last == f"1 runs to do, 0 finished, 0 failed before; {unknown}"
     assert sweep("--folders", *words)[1].splitlines() == [
         f"{tiny}/{method}/vit_b32_{shots}shots" for method in ("ZeroShot", "APE") for shots in (1, 2)
     ]

@@ -27,7 +27,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("inputs", nargs="*", metavar="INPUT", help="images, folders, .txt files of paths, or - for paths on stdin")
     add("--features", type=Path, metavar="BANK", help="feature bank to classify instead of images")
     add("--split", choices=("train", "val", "test"), default="test", help="split of the feature bank")
-    add("--top", type=whole, default=5, metavar="N", help="number of classes in a row, with one label per image")
+    add("--top", type=whole, default=5, metavar="N", help="number of classes to list for an image, the likeliest first")
     add("--format", choices=tuple(FORMATS), help="format of the rows (default: the ending of --out, or table)")
     add("--out", type=OutputFile(*REPLACED), metavar="FILE", help="file to write (default: standard output)")
     add("--open-set", type=float, metavar="RATE", help=open_set)

@@ -57,8 +57,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
     add("collect", "write many records to one .jsonl file", collect_command, "FILE")
     table = add_table("compare", "compare methods, with 95% intervals over seeds", compare_command)
+    cases = "grid file of the sweep; its cases are the rows, in place of methods"
     table.add_argument("--by", choices=BY, default="shots", help="key of the columns")
-    table.add_argument("--cases", type=Path, metavar="GRID.yaml", help="grid file of a sweep with the cases as rows")
+    table.add_argument("--cases", type=Path, metavar="GRID.yaml", help=cases)
     table.add_argument("--no-interval", action="store_true", help="show means without intervals")
     add_table("base-to-new", "show accuracy on base and new classes, and its harmonic mean", base_to_new_command)
     add_table("complexity", "show epochs, time, parameters and memory", complexity_command)

@@ -135,7 +135,8 @@ def base_to_new(records: Sequence[dict]) -> Table:
         if test:
             rows += _target_rows(record, "base", {"new": test})
     if not rows:
-        raise UserError(f'expected runs with {BASE} base and a target "<data set>:new", got none; name such runs')
+        advice = f"train with --target-datasets NAME:new {BASE} base, NAME the data set of the run"
+        raise UserError(f"no run was trained on the base classes and tested on the new ones; {advice}")
     frame = add_mean_places(cells(rows, KEYS), KEYS)
     frame = add_means(frame, "column", KEYS, ("base", "new"), "H", statistics.harmonic_mean)
     caption = f"{CAPTION} of base and new classes and their harmonic mean H (of each seed)"
@@ -227,7 +228,7 @@ def multilabel_table(records: Sequence[dict]) -> Table:
     """
     several = [record for record in records if record.get("average_precision")]
     if not several:
-        raise UserError("expected runs with several labels per image, got none; name such runs")
+        raise UserError("no run has several labels per image; `results compare` compares runs with one label per image")
     columns = {"map": "mAP", "macro_f1": "macro F1", "micro_f1": "micro F1"}
     rows = []
     for record in several:
@@ -256,7 +257,7 @@ def calibration_table(records: Sequence[dict]) -> Table:
     for record in calibrated:
         rows += _calibration(record)
     frame = add_mean_places(cells(rows, KEYS), KEYS)
-    units = "NLL in nats, T the temperature, other columns in %"
+    units = "NLL in nats, Brier score from 0 to 2, T the temperature, other columns in %"
     caption = f"Probabilities on test: {units}; accepted: by the threshold for {OPEN_SET_RATE:.0%}"
     return Table(caption, KEYS, frame, decimals=CALIBRATION)
 

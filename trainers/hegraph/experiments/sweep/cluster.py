@@ -40,6 +40,7 @@ from .workers import DONE, FAILED, LOCKED, THREADS, Result, attempt, is_done, re
 logger = logging.getLogger(__name__)
 
 LOCAL, AUTO = "local", "auto"
+RAY = "ray[serve]>=2.49"  # as in pyproject.toml
 CONNECT_TIMEOUT = 10.0  # seconds
 TRIES = 4  # number of submissions before a run counts as failed, as its worker may run out of memory every time
 AHEAD = 2  # submitted runs per slot of the cluster, so that no worker is idle
@@ -63,14 +64,14 @@ def connected(address: str, cpus: float, gpus: float, verbose: bool) -> "Iterato
     """
     allowed = 0 < cpus < math.inf and 0 <= gpus < math.inf
     if not allowed or any(value > 1 and value % 1 for value in (cpus, gpus)):
-        expected = "--cpus-per-run above 0 and --gpus-per-run at least 0, both integers from 1 on"
-        raise UserError(f"expected {expected}, got {cpus:g} and {gpus:g}", "ray.resources")
+        expected = "expected --cpus-per-run above 0 and --gpus-per-run of at least 0, and whole numbers above 1"
+        raise UserError(f"{expected}, got {cpus:g} and {gpus:g}; give such as 0.5, 1 or 2", "ray.resources")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # disable telemetry
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")  # otherwise Ray warns about a future change
     try:
         import ray
     except ImportError as error:
-        raise UserError(f"--ray needs Ray ({error}); run: pip install 'hegraph-adapter[ray]'") from error
+        raise UserError(f"--ray needs Ray ({error}); run: pip install '{RAY}'") from error
     settings: dict[str, Any] = {"include_dashboard": False} if address == LOCAL else {}
     environment = {"env_vars": {THREADS: str(max(1, int(cpus)))}}  # torch reads it when it is imported
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}

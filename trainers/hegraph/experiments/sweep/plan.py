@@ -107,8 +107,12 @@ class Sweep:
             echo(f"{run.folder}  {'?' if seconds is None else f'{seconds:.1f} s'}\n")
         expected = [seconds for seconds in times if seconds is not None]
         counts = f"{len(self.to_do)} runs to do, {len(self.finished)} finished, {len(self.failed)} failed before"
-        time = f"{in_words(sum(expected))} in one process for the {len(expected)} runs of methods with records"
-        echo(f"{counts}; about {time}\n")
+        time = f"no expected time, because no run of these methods is finished in {output}"
+        if expected:
+            time = f"about {in_words(sum(expected))} in one process"
+            if len(expected) < len(times):
+                time += f" for {len(expected)} of them; the methods of the others have no finished run in {output}"
+        echo(f"{counts}; {time}\n" if times else f"{counts}\n")
 
     def count(self, result: Result) -> None:
         """Count and log a result with status `DONE` or `FAILED`."""
