@@ -3,6 +3,7 @@
 import csv
 import io
 import re
+import warnings
 from itertools import combinations
 
 import numpy as np
@@ -16,8 +17,9 @@ from matplotlib.text import Text
 from sklearn.manifold import TSNE
 
 from trainers.hegraph.commands.results import main
+from trainers.hegraph.results import figures
 from trainers.hegraph.results.comparison import compare, complexity
-from trainers.hegraph.results.figures import confusion, curves, mean_distance, render, tsne
+from trainers.hegraph.results.figures import confusion, curves, mean_distance, render, render_for_page, save, tsne
 from trainers.hegraph.results.records import TEXT_NODES, write_record, write_tensors_with_classes
 from trainers.hegraph.results.scores import AVERAGE, QUOTED, paper_backbone, paper_name, read_quotes
 from trainers.hegraph.results.table import Table, as_csv, as_text, latex, markdown
@@ -332,6 +334,36 @@ def test_confusion_matrix_is_in_percent_of_rows():
     assert (axis.get_xlabel(), axis.get_ylabel()) == ("predicted class", "true class")
     assert {text.get_text(): text.get_color() for text in axis.texts} == {"1": "black", "3": "white"}
     assert "%" in bar.get_ylabel()
+
+
+def test_long_class_names_fit_into_the_confusion_matrix():
+    names = [f"{'a long name ' * 7}{number}" for number in range(12)]
+    figure = confusion(np.eye(12, dtype=int), names)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # matplotlib warns if the panel has no space left
+        FigureCanvasAgg(figure).draw()
+    axis = figure.axes[0]
+    page = figure.bbox
+    for label in (*axis.get_xticklabels(), *axis.get_yticklabels(), axis.xaxis.label, axis.yaxis.label):
+        box = label.get_window_extent()
+        assert page.x0 <= box.x0 and box.x1 <= page.x1 and page.y0 <= box.y0 and box.y1 <= page.y1, label
+    assert axis.bbox.width > page.width / 3
+
+
+def test_characters_without_a_font_are_named(tmp_path, monkeypatch, caplog, recwarn):
+    monkeypatch.setattr(figures, "INSTALLED", ["DejaVu Sans"])
+    monkeypatch.setitem(figures.RC, "font.family", ["DejaVu Sans"])
+    save(confusion(np.eye(2, dtype=int), ["猫", "Zürich"]), tmp_path / "matrix")
+    [message] = caplog.messages
+    assert message.startswith("no installed font has 猫, which ")
+    assert not recwarn.list
+
+
+def test_figure_of_a_page_has_text_and_no_background():
+    image = render_for_page(confusion(np.eye(2, dtype=int), ["猫", "dog"])).decode()
+    assert ">猫<" in image and ">dog<" in image
+    background = image.split('id="patch_1"')[1].split("</g>")[0]
+    assert "fill: none" in background
 
 
 def test_names_are_not_parsed_as_mathematics(run):

@@ -13,9 +13,10 @@ from scipy.stats import binomtest
 from tests.browser import Browser
 from trainers.hegraph.__main__ import main as train
 from trainers.hegraph.apps.report.page import write_report
-from trainers.hegraph.apps.report.summary import choose_run
+from trainers.hegraph.apps.report.summary import EvaluatedImages, LeaveOneOut, Summary, add_issues, choose_run
 from trainers.hegraph.commands.results import main
 from trainers.hegraph.datasets.digits import load_digits_dataset
+from trainers.hegraph.estimator.labels.issues import LabelIssue
 from trainers.hegraph.models.folder import load_model
 from trainers.hegraph.results.records import (
     PREDICTIONS,
@@ -181,6 +182,20 @@ def test_wrong_labels_are_found_without_test_images(pictures_run, tmp_path, capl
     assert re.search(r"labelled \w+, likely \w+ \(score \d\.\d\) training image \d", text)
     assert "Not shown: the run has no probabilities of test images" in text
     assert "is not shown" not in caplog.text
+
+
+@pytest.mark.parametrize(("right", "claim"), [
+    (49, "Fitted to the others, the model classifies only 49 of 100 training images as they are labelled: it cannot"),
+    (50, "50 of 100 training labels look wrong"),
+])  # fmt: skip
+def test_model_that_is_mostly_wrong_judges_no_labels(right, claim):
+    labels = torch.zeros(100, dtype=torch.long)
+    predicted = (torch.arange(100) >= right).long()
+    issues = [LabelIssue(index=row, label="a", suggested="b", score=9.0 * (row >= right)) for row in range(100)]
+    summary = Summary("", "")
+    add_issues(summary, LeaveOneOut(EvaluatedImages(predicted, labels, ["a", "b"], []), issues))
+    assert summary.labels.startswith(claim)
+    assert bool(summary.issues) == (right == 50)
 
 
 def test_summary_of_collected_records(run, tmp_path):

@@ -6,8 +6,11 @@ Shapes: K classes, d feature width.
 """
 
 import io
+import logging
 import math
 import textwrap
+import unicodedata
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,8 +20,10 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from sklearn.isotonic import isotonic_regression
 from torch import Tensor
 
@@ -28,6 +33,8 @@ from ..utils.text import shortened
 from .comparison import compare, has_calibration
 from .records import TEXT_NODES, read_tensors_with_classes
 from .scores import MEAN_OF, VARIANTS, ZERO_SHOT, data_set, grouped, method, method_order, metric
+
+logger = logging.getLogger(__name__)
 
 # Palette of Okabe and Ito for colour-blind readers, without yellow, which is too light on white
 COLOURS = ("#000000", "#D55E00", "#0072B2", "#009E73", "#E69F00", "#CC79A7", "#56B4E9")
@@ -39,11 +46,21 @@ MAX_LINES = 8  # with more methods, only some are in colour
 BEST = 3  # number of baselines in colour then
 MAX_NAMES = 40  # classes whose names fit without overlap
 MAX_NAME_LENGTH = 30  # characters of a name next to a panel
+LETTER = 0.075  # inches, mean width of a character of the labels
 MAX_COUNTS = 20  # classes whose counts fit into a confusion matrix
 MIN_IMAGES = 10  # images per dot of a reliability diagram
 
+# Fonts in order of preference. The first one comes with matplotlib, the others have Chinese, Japanese and Korean
+FAMILIES = (
+    "DejaVu Sans", "Noto Sans CJK SC", "Noto Sans CJK JP", "Source Han Sans SC", "WenQuanYi Zen Hei",
+    "WenQuanYi Micro Hei", "Droid Sans Fallback", "Microsoft YaHei", "PingFang SC", "Hiragino Sans GB",
+    "Arial Unicode MS",
+)  # fmt: skip
+INSTALLED = [name for name in FAMILIES if name in font_manager.get_font_names()]
+
 RC: Any = {  # matplotlib's settings for all figures
     "svg.hashsalt": "hegraph", "svg.fonttype": "path", "font.size": 9, "axes.grid": True, "grid.alpha": 0.3,
+    "font.family": INSTALLED,
     "text.parse_math": False,  # class names may hold `$`
 }  # fmt: skip
 LINE_STYLE: Any = {"capsize": 2, "markersize": 4.5, "linewidth": 1.3, "elinewidth": 0.8}
@@ -51,19 +68,52 @@ GREY_LINE: Any = {"color": "0.5", "alpha": 0.5, "linewidth": 0.8, "zorder": 1}  
 
 
 def save(figure: Figure, stem: Path) -> str:
-    """Write STEM.png and STEM.svg atomically, and return a line of text for each."""
+    """Write STEM.png and STEM.svg atomically, and return a line of text for each.
+
+    Logs a warning about characters that no installed font has.
+    """
     for kind in ("png", "svg"):
         with atomic_path(Path(f"{stem}.{kind}")) as temporary:
             temporary.write_bytes(render(figure, kind))
+    missing = missing_characters(figure)
+    if missing:
+        message = "no installed font has %s, which %s.png and .svg show as boxes; install one, such as Noto Sans CJK"
+        logger.warning(message, " ".join(missing[:5]), stem)
     return f"wrote {stem}.png\nwrote {stem}.svg\n"
+
+
+def missing_characters(figure: Figure) -> list[str]:
+    """Characters in the texts of a drawn figure that no installed font of `FAMILIES` has, in order."""
+    drawable: set[int] = set()
+    for name in INSTALLED:
+        drawable |= font_manager.get_font(font_manager.findfont(name)).get_charmap().keys()
+    texts = [text.get_text() for text in figure.findobj(Text)]
+    return sorted(c for c in set("".join(texts)) if c.isprintable() and ord(c) not in drawable)
 
 
 @matplotlib.rc_context(RC)
 def render(figure: Figure, kind: str) -> bytes:
     """Render a figure as "png" or "svg"; equal figures have equal bytes, without a date."""
     content = io.BytesIO()
-    figure.savefig(content, format=kind, dpi=200, metadata={"Date": None} if kind == "svg" else None)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")  # `save` names missing characters
+        figure.savefig(content, format=kind, dpi=200, metadata={"Date": None} if kind == "svg" else None)
     return content.getvalue()
+
+
+@matplotlib.rc_context(RC | {"svg.fonttype": "none"})
+def render_for_page(figure: Figure) -> bytes:
+    """Render a figure as SVG without a background. Its text stays text, which the fonts of the browser draw."""
+    content = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")
+        figure.savefig(content, format="svg", transparent=True, metadata={"Date": None})
+    return content.getvalue()
+
+
+def text_width(text: str) -> int:
+    """Width of a text in Latin letters; Chinese, Japanese and Korean characters count twice."""
+    return sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
 
 
 def panels(count: int, width: float = 3.4, height: float = 2.8) -> tuple[Figure, list[Axes]]:
@@ -310,7 +360,7 @@ def tsne(before: Tensor, after: Tensor, classnames: Sequence[str]) -> Figure:
     margin = 0.1 * np.ptp(points)
     limits = points.min() - margin, points.max() + margin
     names = [shortened(name, MAX_NAME_LENGTH) for name in classnames] if k <= MAX_NAMES else []
-    longest = max(map(len, names), default=0)
+    longest = max(map(text_width, names), default=0)
     figure, axes = panels(2, width=4.2 + 0.11 * longest, height=4.2)  # a letter is 0.055 inches wide
     for axis, name, xy, nodes in zip(axes, ("before", "after"), (points[:k], points[k:]), (before, after)):
         axis.scatter(xy[:, 0], xy[:, 1], s=18, color=COLOURS[2], edgecolor="black", linewidth=0.5)
@@ -334,13 +384,15 @@ def confusion(matrix: np.ndarray, classnames: Sequence[str]) -> Figure:
     """
     k = len(classnames)
     percent = 100 * matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    names = [shortened(name, MAX_NAME_LENGTH) for name in classnames] if k <= MAX_NAMES else []
     side = min(4 + 0.22 * k, 9)
-    figure, (axis,) = panels(1, width=side, height=0.85 * side)
+    longest = LETTER * max(map(text_width, names), default=0)
+    figure, (axis,) = panels(1, width=side + longest, height=0.85 * side + longest)
     image = axis.imshow(percent, cmap="Greys", vmin=0, vmax=100, interpolation="nearest")
     axis.grid(False)
-    if k <= MAX_NAMES:
-        axis.set_xticks(range(k), classnames, rotation=90)
-        axis.set_yticks(range(k), classnames)
+    if names:
+        axis.set_xticks(range(k), names, rotation=90)
+        axis.set_yticks(range(k), names)
     for (row, column), count in np.ndenumerate(matrix):
         if count and k <= MAX_COUNTS:
             colour = "white" if percent[row, column] > 50 else "black"

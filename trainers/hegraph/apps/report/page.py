@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from ...results import comparison
 from ...results.comparison import compare, has_calibration, on_base_classes
-from ...results.figures import confusion, curves, read_text_nodes, reliability_diagrams, render, tsne
+from ...results.figures import confusion, curves, read_text_nodes, reliability_diagrams, render_for_page, tsne
 from ...results.predictions import confusion_matrix
 from ...results.records import PREDICTIONS, TEXT_NODES, find_records, find_runs, main_score
 from ...results.scores import PLACE, data_set, is_multilabel, method, place, shots_of
@@ -140,4 +140,4 @@ def _piece(make: Callable[..., Table | Figure], *arguments: Any, **texts: str) -
     if isinstance(result, Table):
         rows = result.text_rows(Markup("<strong>{}</strong>").format)
         return {"heads": result.heads, "columns": result.columns.values(), "rows": rows, "caption": result.caption}
-    return {"image": base64.b64encode(render(result, "svg")).decode(), **texts}
+    return {"image": base64.b64encode(render_for_page(result)).decode(), **texts}

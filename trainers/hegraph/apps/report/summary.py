@@ -37,6 +37,7 @@ logger = logging.getLogger(__name__)
 MAX_LEFT_OUT = 5000  # training images, since leave-one-out takes O(N^2)
 MAX_BARS = 20  # classes that are shown at once
 MAX_PAIRS, MAX_EXAMPLES, MAX_ISSUES, MAX_WEAK = 5, 4, 8, 3
+LEAST_AGREEMENT = 0.5  # share of correctly classified training images, below which a model judges no labels
 SIDE = 160  # pixels of an example image
 
 
@@ -89,7 +90,7 @@ class Summary:
     calibration: str = ""
 
 
-class TestedImages(NamedTuple):
+class EvaluatedImages(NamedTuple):
     """Predicted classes and labels of M images, each `[M]`, the K class names, and the files, if known."""
 
     predicted: Tensor
@@ -101,7 +102,7 @@ class TestedImages(NamedTuple):
 class LeaveOneOut(NamedTuple):
     """Leave-one-out predictions of the training images, and their labels from the most to the least suspicious one."""
 
-    predictions: TestedImages
+    predictions: EvaluatedImages
     issues: Sequence[LabelIssue]
 
 
@@ -147,7 +148,7 @@ def summarise(folder: Path | None, record: dict, run: str) -> Summary:
         predicted, labels, names = read_predictions(folder)
         paths = [Path(files.root) / path for path in files.test] if files and len(files.test) == len(labels) else []
         summary = Summary(run, accuracy_sentence(record))
-        add_classes(summary, TestedImages(predicted, labels, names, paths), left_out)
+        add_classes(summary, EvaluatedImages(predicted, labels, names, paths), left_out)
     elif main_score(record) is not None:
         summary = Summary(run, accuracy_sentence(record))
     elif left_out is not None:
@@ -212,7 +213,7 @@ def calibration_sentence(record: dict) -> str:
 # Classes
 
 
-def add_classes(summary: Summary, images: TestedImages, left_out: LeaveOneOut | None) -> None:
+def add_classes(summary: Summary, images: EvaluatedImages, left_out: LeaveOneOut | None) -> None:
     """Add the accuracy by class and the most confused pairs of `images` to a summary.
 
     Args:
@@ -232,7 +233,7 @@ def add_classes(summary: Summary, images: TestedImages, left_out: LeaveOneOut | 
     summary.pairs = [describe_pair(images, matrix, pair) for pair in confused_pairs(matrix, MAX_PAIRS)]
 
 
-def count_training_images(images: TestedImages, left_out: LeaveOneOut | None) -> Sequence[int | None]:
+def count_training_images(images: EvaluatedImages, left_out: LeaveOneOut | None) -> Sequence[int | None]:
     """Number of training images of each class; None for each if it is unknown."""
     if left_out is None:
         return [None] * len(images.classnames)
@@ -240,7 +241,7 @@ def count_training_images(images: TestedImages, left_out: LeaveOneOut | None) ->
     return np.bincount(labels, minlength=len(images.classnames)).tolist()
 
 
-def describe_pair(images: TestedImages, matrix: np.ndarray, pair: tuple[int, int]) -> Pair:
+def describe_pair(images: EvaluatedImages, matrix: np.ndarray, pair: tuple[int, int]) -> Pair:
     """Describe two confused classes, with up to `MAX_EXAMPLES` images.
 
     Args:
@@ -298,7 +299,7 @@ def leave_one_out_of_run(folder: Path, files: ImageFiles | None) -> LeaveOneOut 
         return None
     logits, predicted = leave_one_out(support.keys(), support.labels, support.positive, model.logit_scale)
     paths = [] if files is None else train_files(folder, files.root, len(support.labels))
-    predictions = TestedImages(predicted, support.labels, support.names, paths)
+    predictions = EvaluatedImages(predicted, support.labels, support.names, paths)
     return LeaveOneOut(predictions, rank_labels(logits, support.labels, support.names))
 
 
@@ -309,10 +310,16 @@ def train_files(folder: Path, root: str, count: int) -> list[Path]:
 
 
 def add_issues(summary: Summary, left_out: LeaveOneOut) -> None:
-    """Add the training images with suspicious labels."""
+    """Add the training images with suspicious labels, unless the model misclassifies most images by leave-one-out."""
+    images = left_out.predictions
+    right = int((images.predicted == images.labels).sum())
+    if right < LEAST_AGREEMENT * len(images.labels):
+        share = f"only {right:,} of {len(images.labels):,} training images as they are labelled"
+        summary.labels = f"Fitted to the others, the model classifies {share}: it cannot find wrong labels."
+        return
     suspicious = [issue for issue in left_out.issues if issue.score > SUSPICIOUS]
     count = len(left_out.issues)
-    files = left_out.predictions.files
+    files = images.files
     start = f"{len(suspicious) or 'None'} of {count:,} training labels {'look' if len(suspicious) > 1 else 'looks'}"
     summary.labels = f"{start} wrong to a model that was fitted to the other training images."
     for issue in suspicious[:MAX_ISSUES]:
