@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import logging
 import os
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from trainers.hegraph.models.predict import files
+from trainers.hegraph.models.predict.prediction import write_rows
 from trainers.hegraph.utils.errors import UserError
 
 TOP = [("ant", 0.9), ("bee", 0.0999999), ("cow", 1.23456789e-12)]
@@ -38,6 +40,37 @@ def test_folder_is_searched_in_sorted_order(tmp_path, caplog):
     touch(tmp_path, "a.txt", "a/b.svg", ".hidden")
     assert relative_paths(tmp_path) == names and caplog.messages[0].startswith(f"{tmp_path}: 2 files are skipped")
     assert relative_paths(tmp_path, excluded=tmp_path / "a") == [name for name in names if not name.startswith("a/")]
+
+
+def test_images_of_folders_are_counted_without_a_warning(tmp_path, caplog):
+    touch(tmp_path, "photos/a/1.png", "photos/2.jpg", "photos/notes.txt", "copies/3.png", "list.txt")
+    folder = str(tmp_path / "photos")
+    assert files.count_images([folder, str(tmp_path / "one.png")]) == 3
+    assert files.count_images([str(tmp_path)], excluded=tmp_path / "copies") == 2
+    assert files.count_images([folder, str(tmp_path / "list.txt")]) is None
+    assert files.count_images([folder, "-"]) is None
+    assert caplog.messages == []
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_messages_do_not_break_the_progress_bar(tmp_path, monkeypatch):
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setattr(logging.getLogger(), "handlers", [logging.StreamHandler(terminal)])
+
+    def batches():
+        yield [files.PredictionRow("a.png", TOP)]
+        logging.getLogger().warning("two files are skipped")
+        yield [files.PredictionRow("b.png", TOP)]
+
+    write_rows(batches(), tmp_path / "rows.csv", "csv", total=2)
+    assert "2/2" in terminal.getvalue()
+    [line] = [line for line in terminal.getvalue().replace("\r", "\n").split("\n") if "skipped" in line]
+    assert line == "two files are skipped"
 
 
 def test_links_are_followed_once(tmp_path, monkeypatch):

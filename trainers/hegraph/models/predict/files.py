@@ -84,28 +84,55 @@ def _image_paths(inputs: Sequence[str], null: bool, excluded: Path | None) -> It
             yield name
 
 
-def _walk(folder: str, excluded: Path | None) -> Iterator[str]:
-    """Iterate over the images below a folder in sorted order, and over folders that cannot be listed.
+def count_images(inputs: Sequence[str], excluded: Path | None = None) -> int | None:
+    """Number of the images of `image_paths`; None with a list of paths, which may be readable only once."""
+    total = 0
+    for name in inputs:
+        if os.path.isdir(name):
+            total += sum(is_counted for _, is_counted in _files(name, excluded))
+        elif name == STDIN or name.lower().endswith(LIST_SUFFIX):
+            return None
+        else:
+            total += 1
+    return total
 
-    Hidden files and folders are skipped. Links are followed, and no folder is searched twice. At the end, a warning has
-    the number of files whose suffix is not one of an image.
+
+def _walk(folder: str, excluded: Path | None) -> Iterator[str]:
+    """Iterate over the paths below a folder that `_files` counts as images.
+
+    At the end, a warning has the number of files whose suffix is not one of an image.
+    """
+    other_files = 0
+    for path, is_counted in _files(folder, excluded):
+        if is_counted:
+            yield path
+        else:
+            other_files += 1
+    if other_files:
+        logger.warning("%s: %d files are skipped, because their suffix is not one of an image", folder, other_files)
+
+
+def _files(folder: str, excluded: Path | None) -> Iterator[tuple[str, bool]]:
+    """Iterate over the files below a folder in sorted order, and over folders that cannot be listed.
+
+    Hidden files and folders are skipped. Links are followed, and no folder is searched twice.
 
     Args:
         folder: Folder to search.
         excluded: Folder that is not searched.
+
+    Returns:
+        Pairs of a path and whether it counts as an image: by its suffix, or as a folder that cannot be listed, whose
+        row has the error.
     """
     from ...datasets.images import is_image
 
-    other_files = 0
     stack = [folder]
     seen = set() if excluded is None else {os.path.realpath(excluded)}
     while stack:
         path = stack.pop()
         if not os.path.isdir(path):
-            if is_image(path):
-                yield path
-            else:
-                other_files += 1
+            yield path, is_image(path)
             continue
         real = os.path.realpath(path)
         if real in seen:
@@ -114,11 +141,9 @@ def _walk(folder: str, excluded: Path | None) -> Iterator[str]:
         try:
             names = sorted(os.listdir(path), reverse=True)
         except OSError:
-            yield path
+            yield path, True
             continue
         stack += [os.path.join(path, name) for name in names if not name.startswith(".")]
-    if other_files:
-        logger.warning("%s: %d files are skipped, because their suffix is not one of an image", folder, other_files)
 
 
 def read_list(file: BinaryIO, null: bool) -> Iterator[str]:

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ...datasets.folder import NONE_OF_THESE
 from ...features.bank import BankFile, mean_over_views
@@ -27,7 +28,16 @@ from ...utils.files import atomic_path, check_output, check_outside_models
 from ..folder import load_model
 from ..images import ImageModel, backbone_files
 from ..saved import SavedModel, adapt
-from .files import FORMATS, PredictionRow, chosen_format, copy_into, folder_name, image_paths, unique_names
+from .files import (
+    FORMATS,
+    PredictionRow,
+    chosen_format,
+    copy_into,
+    count_images,
+    folder_name,
+    image_paths,
+    unique_names,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +65,8 @@ def predict_images(args: Namespace) -> int:
     batch_size = args.batch_size or default_batch_size(model.backbone.input_size)
     paths = image_paths(args.inputs, args.null, args.sort_into, args.out)
     rows = image_rows(model, paths, batch_size, args.top, args.open_set, args.transductive, args.sort_into)
-    return write_rows(rows, args.out, chosen_format(args), args.open_set is not None)
+    total = count_images(args.inputs, args.sort_into)
+    return write_rows(rows, args.out, chosen_format(args), args.open_set is not None, total)
 
 
 def predict_bank(args: Namespace) -> int:
@@ -85,7 +96,7 @@ def predict_bank(args: Namespace) -> int:
     logits = predict_transductively(model, features, "cpu") if args.transductive else predict(features)
     paths = [f"{args.features}#{args.split}/{row}" for row in range(len(features))]
     rows = ([*rows_of(model, paths[part], logits[part], args.top, args.open_set)] for part in parts)
-    failed = write_rows(rows, args.out, chosen_format(args), args.open_set is not None)
+    failed = write_rows(rows, args.out, chosen_format(args), args.open_set is not None, len(features))
     labels = bank.labels[args.split]
     if failed or tuple(bank.classnames) != model.classnames:
         return failed
@@ -214,15 +225,20 @@ def rows_of(
 
 
 def write_rows(
-    batches: Iterable[Sequence[PredictionRow]], out: Path | None, format: str, open_set: bool = False
+    batches: Iterable[Sequence[PredictionRow]],
+    out: Path | None,
+    format: str,
+    open_set: bool = False,
+    total: int | None = None,
 ) -> int:
-    """Write rows as their batches arrive, with a progress bar and the rate on stderr.
+    """Write rows as their batches arrive, with a progress bar and the rate on stderr. Messages appear above the bar.
 
     Args:
         batches: The rows.
         out: File to write; None for standard output.
         format: One of `FORMATS`.
         open_set: Whether images may be rejected as unknown.
+        total: Number of rows for the progress bar; None if it is unknown.
 
     Returns:
         Number of rows with an error.
@@ -237,7 +253,8 @@ def write_rows(
 
     def counted() -> Iterator[Sequence[PredictionRow]]:
         nonlocal written
-        with tqdm(desc="predicting", unit="img", disable=on_terminal or None) as bar:  # None: unless stderr is a file
+        disable = on_terminal or None  # None: unless stderr is a file
+        with tqdm(total=total, desc="predicting", unit="img", disable=disable) as bar, logging_redirect_tqdm():
             for rows in batches:
                 written += len(rows)
                 errors.extend(row.path for row in rows if row.error)
