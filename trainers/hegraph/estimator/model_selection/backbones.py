@@ -9,12 +9,10 @@ images from the same source. Near-duplicates among the images, such as frames of
 from __future__ import annotations
 
 import logging
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -307,8 +305,7 @@ def compare_backbones(
 
     def encode(candidate: Candidate) -> Encoded:
         backbone = load_backbone(candidate.name, candidate.tag, target, precision)
-        with tempfile.TemporaryDirectory() as folder:
-            text = encode_prompts(backbone, "images", names, EncodingOptions(), Path(folder))["positive"]
+        text = encode_prompts(backbone, "images", names, EncodingOptions())["positive"]
         return Encoded(backbone, backbone.encode_images(list(images)), indices, text, images[:TIMED_IMAGES])
 
     return to_frame(compare_candidates(read_candidates(specified), encode, offline))
