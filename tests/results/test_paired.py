@@ -11,7 +11,8 @@ from scipy.stats import t
 from trainers.hegraph import UserError
 from trainers.hegraph.results.intervals import Difference, Ranking, Variances, interval_of_mean
 from trainers.hegraph.results.paired import PAIR_KEYS, difference, paired_table, read_runs
-from trainers.hegraph.results.records import PREDICTIONS, write_record, write_tensors_with_classes
+from trainers.hegraph.results.records import PREDICTIONS, SPLIT, write_record, write_tensors_with_classes
+from trainers.hegraph.utils.files import write_json
 
 
 def correct(**rows: tuple[str, ...]) -> pd.DataFrame:
@@ -114,6 +115,24 @@ def test_paired_table_has_methods_by_shots(finish, tmp_path):
     assert row.startswith("| HeGraphAdapter | -25.00 (-100.00 to 54.56)")
     with pytest.raises(UserError, match="did you mean 'TaskRes'"):
         paired_table([tmp_path], of="TaskRess")
+
+
+def test_caption_names_shots_with_fixed_training_images(finish, tmp_path):
+    for shots, rows in ((1, {1: [[3, 0, "a"]], 2: [[4, 0, "a"]]}), (2, {1: [[3, 0, "a"], [4, 0, "a"]]})):
+        rows.setdefault(2, rows[1][::-1])  # the same images in another order
+        for seed, train in rows.items():
+            for trainer in ({}, TASKRES):
+                folder = finish(f"{shots}/{seed}/{len(trainer)}", [0, 0, 1], shots=shots, seed=seed, **trainer)
+                write_json(folder / SPLIT, {"train": train})
+    caption = paired_table([tmp_path]).splitlines()[0]
+    assert caption.endswith("interval over test images and seeds, bold if it excludes 0; given these training images: "
+                            "Toy with 2 shots")  # fmt: skip
+
+
+def test_one_seed_holds_given_its_training_images(finish, tmp_path):
+    finish("ours", [0, 0, 1])
+    finish("theirs", [0, 1, 1], **TASKRES)
+    assert paired_table([tmp_path]).splitlines()[0].endswith("; given these training images: Toy with 4 shots")
 
 
 @pytest.mark.parametrize("other", [{"predicted": [0, 0, 0]}, {"predicted": [0, 0], "label": 1}])

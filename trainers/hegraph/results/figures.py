@@ -376,7 +376,9 @@ def tsne(before: Tensor, after: Tensor, classnames: Sequence[str]) -> Figure:
 
 @matplotlib.rc_context(RC)
 def confusion(matrix: np.ndarray, classnames: Sequence[str]) -> Figure:
-    """Draw a confusion matrix, in percent of the test images of each true class (row).
+    """Draw a confusion matrix in shades of grey, in percent of the test images of each true class (row).
+
+    Cells have their numbers of images up to `MAX_COUNTS` classes, and rows and columns their names up to `MAX_NAMES`.
 
     Args:
         matrix: Number of test images by true and predicted class, shape `[K, K]`.

@@ -49,7 +49,7 @@ class Example(NamedTuple):
     caption: str
 
 
-class ClassScore(NamedTuple):
+class ClassResult(NamedTuple):
     """Score of a class in percent, its explanation, and its number of training images, if known."""
 
     name: str
@@ -82,11 +82,11 @@ class Summary:
 
     run: str
     sentence: str
-    classes: list[ClassScore] = field(default_factory=list)
+    classes: list[ClassResult] = field(default_factory=list)
     pairs: list[Pair] | None = None
     labels: str = ""
     issues: list[Example] = field(default_factory=list)
-    weak: list[ClassScore] = field(default_factory=list)
+    weak: list[ClassResult] = field(default_factory=list)
     calibration: str = ""
 
 
@@ -142,7 +142,7 @@ def summarise(folder: Path | None, record: dict, run: str) -> Summary:
         summary = Summary(run, map_sentence(record, folder if has_predictions else None))
         precision = (record.get("average_precision") or {}).items()
         summary.classes = sort_scores(
-            [ClassScore(name, ap, f"AP {ap:.1f} %", None) for name, ap in precision if ap is not None]
+            [ClassResult(name, ap, f"AP {ap:.1f} %", None) for name, ap in precision if ap is not None]
         )
     elif folder is not None and has_predictions:
         predicted, labels, names = read_predictions(folder)
@@ -227,7 +227,7 @@ def add_classes(summary: Summary, images: EvaluatedImages, left_out: LeaveOneOut
         right = int(matrix[c, c])
         count = int(matrix[c].sum())
         if count:
-            score = ClassScore(name, 100 * right / count, f"{right} of {count} correct", training[c])
+            score = ClassResult(name, 100 * right / count, f"{right} of {count} correct", training[c])
             summary.classes.append(score)
     summary.classes = sort_scores(summary.classes)
     summary.pairs = [describe_pair(images, matrix, pair) for pair in confused_pairs(matrix, MAX_PAIRS)]
@@ -264,12 +264,12 @@ def describe_pair(images: EvaluatedImages, matrix: np.ndarray, pair: tuple[int, 
     return Pair("; ".join(parts), examples)
 
 
-def sort_scores(scores: Sequence[ClassScore]) -> list[ClassScore]:
+def sort_scores(scores: Sequence[ClassResult]) -> list[ClassResult]:
     """Sort classes from the lowest to the highest score; of equal scores, the one with the fewest images first."""
     return sorted(scores, key=lambda score: (score.percent, score.images or 0))
 
 
-def weak_classes(scores: Sequence[ClassScore]) -> list[ClassScore]:
+def weak_classes(scores: Sequence[ClassResult]) -> list[ClassResult]:
     """Return up to `MAX_WEAK` classes with errors, the lowest score first."""
     return [score for score in scores if score.percent < 100][:MAX_WEAK]
 

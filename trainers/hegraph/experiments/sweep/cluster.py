@@ -66,6 +66,32 @@ def connected(address: str, cpus: float, gpus: float, verbose: bool) -> "Iterato
     if not allowed or any(value > 1 and value % 1 for value in (cpus, gpus)):
         expected = "expected --cpus-per-run above 0 and --gpus-per-run of at least 0, and whole numbers above 1"
         raise UserError(f"{expected}, got {cpus:g} and {gpus:g}; give such as 0.5, 1 or 2", "ray.resources")
+    ray = start_ray(address, cpus)
+    try:
+        with closing(Cluster(ray, cpus, gpus, verbose)) as cluster:
+            machines = len(cluster.machines())
+            logger.info("Ray cluster of %d machines; every run takes %g CPUs and %g GPUs", machines, cpus, gpus)
+            if not cluster.runs_at_a_time():
+                raise UserError(
+                    f"expected a machine with {cpus:g} CPUs and {gpus:g} GPUs for a run, got {machines} smaller ones "
+                    f"(total: {ray.cluster_resources()}); lower --cpus-per-run or --gpus-per-run",
+                    "ray.resources",
+                )
+            yield cluster
+    finally:
+        ray.shutdown()
+
+
+def start_ray(address: str, cpus: float) -> Any:
+    """Connect this process to a Ray cluster, and return the module `ray`.
+
+    Args:
+        address: As in `connected`.
+        cpus: CPUs of a run, which gives the number of threads of a worker.
+
+    Raises:
+        UserError: If Ray is not installed, or the address does not answer.
+    """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # disable telemetry
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")  # otherwise Ray warns about a future change
     try:
@@ -86,19 +112,7 @@ def connected(address: str, cpus: float, gpus: float, verbose: bool) -> "Iterato
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)  # Ray would abort the process on SIGTERM
-    try:
-        with closing(Cluster(ray, cpus, gpus, verbose)) as cluster:
-            machines = len(cluster.machines())
-            logger.info("Ray cluster of %d machines; every run takes %g CPUs and %g GPUs", machines, cpus, gpus)
-            if not cluster.runs_at_a_time():
-                raise UserError(
-                    f"expected a machine with {cpus:g} CPUs and {gpus:g} GPUs for a run, got {machines} smaller ones "
-                    f"(total: {ray.cluster_resources()}); lower --cpus-per-run or --gpus-per-run",
-                    "ray.resources",
-                )
-            yield cluster
-    finally:
-        ray.shutdown()
+    return ray
 
 
 class Cluster:
