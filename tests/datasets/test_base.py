@@ -70,13 +70,30 @@ def test_file_version_follows_content_and_time(on_disk, dataset):
     path, file = "train/0.jpg", on_disk.root / "train/0.jpg"
     os.utime(file, ns=(0, 10**18))
     assert on_disk.file_version(path) == (3, 10**18)
-    sizes = on_disk.file_sizes()
+    before = on_disk.files_hash()
     file.write_bytes(b"abcd")
-    assert on_disk.file_version(path)[0] == 4 and on_disk.file_sizes() != sizes
-    assert dataset.file_version(path) is dataset.file_sizes() is None
+    assert on_disk.file_version(path)[0] == 4 and on_disk.files_hash() != before
+    assert dataset.file_version(path) is dataset.files_hash() is None
     file.unlink()
     with pytest.raises(UserError, match=r"cannot read the image train/0\.jpg of Farm: No such file"):
         on_disk.file_version(path)
+
+
+def test_image_edited_to_the_same_size_changes_the_hash(on_disk):
+    before = on_disk.files_hash()
+    file = on_disk.root / "train/0.jpg"
+    status = file.stat()
+    file.write_bytes(bytes(status.st_size))
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+    assert file.stat().st_size == status.st_size and on_disk.files_hash() != before
+
+
+def test_out_of_memory_is_no_unreadable_image(dataset):
+    def open_image(path: str):
+        raise MemoryError
+
+    with pytest.raises(MemoryError):
+        replace(dataset, open=open_image).read("train/0.jpg")
 
 
 def test_find_copies_compares_every_byte(tmp_path):

@@ -6,21 +6,21 @@ import hashlib
 import os
 import shlex
 from collections.abc import Callable, Collection, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from tqdm import tqdm
 
 from ..utils.command_line import command
 from ..utils.errors import UserError, first_line
 from ..utils.files import hash_file, hash_json
-from ..utils.threads import MAX_THREADS, cores
+from ..utils.progress import Progress
+from ..utils.threads import MAX_THREADS, cores, in_batches
 from .images import reason
 from .splits import FewShotSample, Item, subsample_labels
 
+CHECKED_TOGETHER = 64  # images of a batch of `unreadable_images`
 MAX_NAMED = 3  # images or classes that a message lists
 
 
@@ -88,7 +88,8 @@ class Dataset:
             raise UserError(f"{self.name} has several labels per image: leave out DATASET.SUBSAMPLE_CLASSES {which}")
         labels = subsample_labels({item.label for item in self.train or self.test}, which)
         new = {label: position for position, label in enumerate(labels)}
-        names, ids = ([values[label] for label in labels] for values in (self.classnames, self.ids))
+        names = [self.classnames[label] for label in labels]
+        ids = [self.ids[label] for label in labels]
         halved = self._filtered(lambda item: item.label in new, lambda item: item._replace(label=new[item.label]))
         return replace(halved, classnames=names, class_ids=ids)
 
@@ -104,8 +105,10 @@ class Dataset:
 
     def _filtered(self, keep: Callable[[Item], bool], change: Callable[[Item], Item] = lambda item: item) -> Dataset:
         """Return the data set with the changed items for which `keep` is true."""
-        train, val, test = ([change(item) for item in items if keep(item)] for items in self.splits.values())
-        return replace(self, train=train, val=val, test=test)
+        changed: dict[str, Any] = {}
+        for split, items in self.splits.items():
+            changed[split] = [change(item) for item in items if keep(item)]
+        return replace(self, **changed)
 
     def paths(self) -> list[str]:
         """Return the distinct paths of all items."""
@@ -129,11 +132,18 @@ class Dataset:
             raise self.unreadable_error(path, first_line(error)) from error
         return status.st_size, status.st_mtime_ns
 
-    def file_sizes(self) -> str | None:
-        """Hash the paths and sizes of all images, equal for a copy of the files; None if items are not files."""
+    def files_hash(self) -> str | None:
+        """Hash the paths and versions (`file_version`) of all images, as keys of features have them.
+
+        Returns:
+            The hash; None if items are not files.
+
+        Raises:
+            UserError: If a file cannot be accessed.
+        """
         if self.root is None and self.version is None:
             return None
-        return hash_json([[path, (self.file_version(path) or (0,))[0]] for path in self.paths()])
+        return hash_json([[path, *(self.file_version(path) or ())] for path in self.paths()])
 
     def check_files(self) -> None:
         """Raise UserError, with the number and examples, if files of items are missing."""
@@ -157,8 +167,10 @@ class Dataset:
         images: dict[str, list[Any]] = {split: self.files(split) for split in self.splits}
         keys: tuple[Callable, ...] = SIZE_AND_HASH
         if self.stored is not None and self.version is not None:
-            stored, version = self.stored, self.version
-            images = {split: [item.path for item in items] for split, items in self.splits.items()}
+            stored = self.stored
+            version = self.version
+            for split, items in self.splits.items():
+                images[split] = [item.path for item in items]
             keys = (lambda path: version(path)[0]), (lambda path: hashlib.sha256(stored(path)).digest())
         copies = {split: find_copies(images[split], images["test"], keys) for split in ("train", "val")}
         return {split: found for split, found in copies.items() if found}
@@ -187,9 +199,12 @@ class Dataset:
             return ""
 
         paths = self.paths()
-        with ThreadPoolExecutor(min(cores(), MAX_THREADS)) as pool:
-            problems = list(tqdm(pool.map(problem_of, paths), "reading images", len(paths), unit="img", disable=None))
-        return {path: problem for path, problem in zip(paths, problems) if problem}
+        problems: dict[str, str] = {}
+        with Progress(len(paths), "reading images") as progress:
+            for batch, results in in_batches(problem_of, paths, CHECKED_TOGETHER, min(cores(), MAX_THREADS)):
+                problems |= zip(batch, results)
+                progress.show(len(problems))
+        return {path: problem for path, problem in problems.items() if problem}
 
     def unreadable_error(self, path: str, why: str) -> UserError:
         """Return the error for an unreadable image, with the command that lists all of them."""
@@ -208,7 +223,8 @@ def find_copies(images: list, other_images: list, keys: Sequence[Callable] = SIZ
     Images are compared by each of the `keys` in turn. Contents are read only if sizes are equal.
     """
     for key in keys:
-        values, other_values = ({image: key(image) for image in each} for each in (images, other_images))
+        values = {image: key(image) for image in images}
+        other_values = {image: key(image) for image in other_images}
         common = {*values.values()} & {*other_values.values()}
         images = [image for image in images if values[image] in common]
         other_images = [image for image in other_images if other_values[image] in common]

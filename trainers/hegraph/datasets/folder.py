@@ -133,8 +133,8 @@ def _split(base: Path, classes: Sequence[str], rows: Sequence[Row]) -> list[Row]
         raise UserError(f"{base}: {problem}, such as {small[0]}; {advice}")
     pools = split_classes(((label, name, paths[name]) for label, name in enumerate(classes)), random.Random(SPLIT_SEED))
     counts = ", ".join(f"{len(pools[name])} {name}" for name in SPLITS)
-    split = f"split each class at random into 50 % train, 20 % val, 30 % test images ({counts})"
-    _warn_once(f"{base} has no folder train: {split}")
+    split = f"was split at random into 50 % train, 20 % val, 30 % test images ({counts})"
+    _warn_once(f"{base} has no folder train, so each class {split}")
     return [Row(name, item.path, item.classname) for name in SPLITS for item in pools[name]]
 
 

@@ -129,13 +129,17 @@ def read_pets(folder: Path, rng: Random, images: str) -> Pools:
 
 
 def read_cars(folder: Path, rng: Random, images: str) -> Pools:
-    """Read Matlab annotations, and move the year from the end of a class name to the front."""
+    """Read Matlab annotations, and move the year from the end of a class name to the front.
+
+    Val is split at random from the official training images. The annotations imply the folders of the images, so
+    `images` is not used.
+    """
     official = [str(name[0]).rpartition(" ") for name in read_mat(folder / "devkit/cars_meta.mat", "class_names")[0]]
     names = [f"{year} {model}" for model, _, year in official]
 
-    def items(images: str, file: str) -> list[Item]:
+    def items(subfolder: str, file: str) -> list[Item]:
         rows = [(row["fname"][0], int(row["class"][0, 0]) - 1) for row in read_mat(folder / file, "annotations")[0]]
-        return [Item(f"{images}/{image}", label, names[label]) for image, label in rows]
+        return [Item(f"{subfolder}/{image}", label, names[label]) for image, label in rows]
 
     train, val = split_trainval(items("cars_train", "devkit/cars_train_annos.mat"), rng)
     return {"train": train, "val": val, "test": items("cars_test", "cars_test_annos_withlabels.mat")}

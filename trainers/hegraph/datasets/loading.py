@@ -213,6 +213,8 @@ def read_stored(entry: Entry, folder: Path, seed: int, rng: Random, write: bool 
     else:
         try:
             pools = entry.read(folder, rng)
+        except UserError:  # a ValueError that names the file and the remedy
+            raise
         except (LookupError, TypeError, ValueError) as error:  # raised for lists of another structure
             missing = f"{split_file} is missing, and " if entry.split_file else ""
             raise UserError(f"{missing}cannot split the images of {folder}: {first_line(error)}") from error

@@ -211,12 +211,16 @@ def _class_of(content: bytes, extension: str, names: Sequence[str], where: str) 
     try:
         text = content.decode("utf-8-sig").strip()
         label = class_name(parse_json(text).get("label") if extension == "json" else text, where)
-        if not names or not label:
-            return label
-        return names[int(label) if label.isdecimal() else names.index(label)]
-    except (ValueError, IndexError, AttributeError) as error:  # AttributeError: a list or a number
-        known = f", with {len(names)} names in {CLASSNAMES}" if names else ""
-        raise UserError(f"cannot read the label {content!r:.60} in {where}{known}: {first_line(error)}") from error
+    except (ValueError, AttributeError) as error:  # AttributeError: a list or a number
+        raise UserError(f"cannot read the label {content!r:.60} in {where}: {first_line(error)}") from error
+    if not names or not label:
+        return label
+    if label.isdecimal() and int(label) < len(names):
+        return names[int(label)]
+    if label in names and not label.isdecimal():
+        return label
+    expected = f"expected one of the {len(names)} names in {CLASSNAMES}, or a position from 0 to {len(names) - 1}"
+    raise UserError(f"unknown label {shortened(label, 60)!r} in {where}; {expected}")
 
 
 def _read_classnames(path: Path) -> list[str]:

@@ -61,7 +61,7 @@ class ImageTask(Task):
     @cached_property
     def identity(self) -> dict:
         """As in `Task`; UserError if the weights or the descriptions of the classes are missing."""
-        identity: dict = {"backbone": self._backbone_identity, "image_sizes": self.dataset.file_sizes()}
+        identity: dict = {"backbone": self._backbone_identity, "image_files": self.dataset.files_hash()}
         prompts = self.cfg.encoding
         if resolve_source(self.name, prompts.source, prompts.descriptions) != "templates":
             identity["descriptions"] = hash_json(read_json(description_file(self.name, prompts.descriptions)))
@@ -155,7 +155,7 @@ class ImageTask(Task):
             images = load_unlabelled(Path(what))
         published = what == POOL and self.name != OWN
         return Unlabelled(
-            lambda: [images.paths(), images.file_sizes()],
+            lambda: [images.paths(), images.files_hash()],
             lambda: self._encoded(images, published),
             of_published_split=published,
         )

@@ -189,7 +189,10 @@ class Backbone:
         """
         tokens = self.tokenizer(sentences)
         if (tokens[:, 1 : 1 + length] != tokens[0, 1]).any():
-            raise UserError(f"learned context needs CLIP's tokenizer, got the tokenizer of {self.name}")
+            raise UserError(
+                f"CoOp learns its context with CLIP's tokenizer, and {self.name} has another one; choose another "
+                "backbone, such as ViT-B-16"
+            )
         return tokens.to(self.device)
 
     def encode_with_context(self, tokens: Tensor, context: Tensor) -> Tensor:
@@ -223,7 +226,10 @@ class Backbone:
         """Token embedding of the text tower; UserError if the tower is not from open_clip."""
         tower = getattr(self.model, "text", self.model)
         if not hasattr(tower, "token_embedding"):
-            raise UserError(f"learned context needs a text tower of open_clip, got the text tower of {self.name}")
+            raise UserError(
+                f"CoOp learns its context in a text tower of open_clip, and {self.name} has another one; "
+                "choose another backbone, such as ViT-B-16"
+            )
         return tower.token_embedding
 
     def _autocast(self) -> AbstractContextManager:

@@ -59,7 +59,8 @@ def packs_correctly(tower: Any) -> bool:
     oneDNN's operators are private to torch, and a new version may rename or change them. The check encodes two images
     of noise with a copy of the tower's first and last block, in float32 and packed.
     """
-    transformer, blocks = tower.transformer, tower.transformer.resblocks
+    transformer = tower.transformer
+    blocks = transformer.resblocks
     transformer.resblocks = nn.ModuleList(dict.fromkeys([blocks[0], blocks[-1]]))
     sample = deepcopy(tower)
     transformer.resblocks = blocks
@@ -91,9 +92,18 @@ def convert_matrices(tower: Any) -> None:
     for module in tower.modules():
         if isinstance(module, (nn.Linear, nn.Conv2d, nn.MultiheadAttention)):
             module.to(torch.bfloat16)
+        elif getattr(module, "in_proj_weight", None) is not None:  # open_clip's own `Attention`, from version 4 on
+            convert_attention(module)
     for matrix in (getattr(tower, "proj", None), getattr(tower, "text_projection", None)):
         if isinstance(matrix, nn.Parameter):
             matrix.data = matrix.data.to(torch.bfloat16)
+
+
+def convert_attention(attention: Any) -> None:
+    """Convert the projections of open_clip's `Attention`, in place, without its normalisations."""
+    for parameter in (attention.in_proj_weight, attention.in_proj_bias):
+        if parameter is not None:
+            parameter.data = parameter.data.to(torch.bfloat16)
 
 
 def is_plain(tower: Any) -> bool:
@@ -201,14 +211,21 @@ class PackedBlock(nn.Module):
 
     def __init__(self, block: ResidualAttentionBlock, first: bool) -> None:
         super().__init__()
-        attention, (up, activation, down) = block.attn, block.mlp
-        self.ln_1, self.ln_2, self.ls_1, self.ls_2 = block.ln_1, block.ln_2, block.ls_1, block.ls_2
-        self.heads, self.first = attention.num_heads, first
-        weight, bias = attention.in_proj_weight.detach().clone(), attention.in_proj_bias.detach().clone()
-        for queries in (weight[: attention.embed_dim], bias[: attention.embed_dim]):
-            queries *= attention.head_dim**-0.5
+        self.ln_1 = block.ln_1
+        self.ln_2 = block.ln_2
+        self.ls_1 = block.ls_1
+        self.ls_2 = block.ls_2
+        attention = block.attn
+        self.heads = attention.num_heads
+        self.first = first
+        weight = attention.in_proj_weight.detach().clone()
+        bias = attention.in_proj_bias.detach().clone()
+        width = len(weight) // 3  # queries, keys and values
+        weight[:width] *= attention.head_dim**-0.5
+        bias[:width] *= attention.head_dim**-0.5
         self.into = PackedLinear(weight, bias)
         self.out = PackedLinear(attention.out_proj.weight, attention.out_proj.bias)
+        up, activation, down = block.mlp
         if isinstance(activation, QuickGELU):  # swish(1.702 x) / 1.702
             up = PackedLinear(QUICK * up.weight, QUICK * up.bias, "swish")
             self.mlp = nn.Sequential(up, PackedLinear(down.weight / QUICK, down.bias))
@@ -220,7 +237,8 @@ class PackedBlock(nn.Module):
         heads = self.into(self.ln_1(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         query, key, value = heads.flatten(1, 2)  # each [B * heads, T, D / heads]
         if self.first:
-            query, x = query[:, :1], x[:, :1]
+            query = query[:, :1]
+            x = x[:, :1]
         weights = torch.bmm(query, key.transpose(1, 2)).softmax(dim=-1, dtype=torch.float32).to(value.dtype)
         attended = torch.bmm(weights, value).unflatten(0, (-1, self.heads)).transpose(1, 2).flatten(2)
         x = x + self.ls_1(self.out(attended))
