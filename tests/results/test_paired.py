@@ -75,6 +75,9 @@ def test_two_equal_data_sets_halve_the_variance():
     theirs = pd.DataFrame([row | {"outcome": outcomes[1]} for row in rows])
     both = difference(ours, theirs)
     single = difference(ours[:1], theirs[:1])
+    one_image = Ranking(labels[:1] + 0.0, labels[:1])
+    with pytest.raises(UserError, match="at least two"):
+        difference(ours[:1].assign(outcome=[one_image]), theirs[:1].assign(outcome=[one_image]))
     assert both.mean == pytest.approx(single.mean)
     assert (both.high - both.low) / (single.high - single.low) == pytest.approx(0.5**0.5, abs=0.03)
 

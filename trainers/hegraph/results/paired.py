@@ -173,10 +173,15 @@ def difference(first: pd.DataFrame, second: pd.DataFrame) -> Difference | None:
     for _, group in pairs.groupby(list(PAIR_KEYS)):
         rows = [one.astype(float) - other for one, other in zip(group["outcome"], group["outcome_second"])]
         values = 100 * np.stack(rows)  # [R, M]
-        if values.shape[1] < 2:
-            raise UserError("an interval over test images needs at least two test images of each data set, got one")
+        check_number_of_images(values.shape[1])
         parts.append(analyse_variance(values))
     return interval_of_mean(parts)
+
+
+def check_number_of_images(images: int) -> None:
+    """Raise UserError if a data set has a single test image."""
+    if images < 2:
+        raise UserError("an interval over test images needs at least two test images of each data set, got one")
 
 
 def map_difference(pairs: pd.DataFrame) -> Difference:
@@ -184,11 +189,15 @@ def map_difference(pairs: pd.DataFrame) -> Difference:
 
     Args:
         pairs: Rows with the columns "outcome" and "outcome_second" of the two methods.
+
+    Raises:
+        UserError: If a data set has a single test image.
     """
     rng = np.random.default_rng(0)
     parts = []
     for _, group in pairs.groupby(list(PAIR_KEYS)):
         images = len(group["outcome"].iloc[0].labels)
+        check_number_of_images(images)
         weights = bootstrap_weights(images, rng)
         by_seed = []
         for one, other in zip(group["outcome"], group["outcome_second"]):
