@@ -5,7 +5,7 @@ import statistics
 import torch
 
 from trainers.hegraph.baselines import load_method
-from trainers.hegraph.experiments.calibration import BATCH
+from trainers.hegraph.method.cache import QUERY_BATCH
 from trainers.hegraph.method.model import build_model
 from trainers.hegraph.method.options import ModelOptions
 
@@ -28,7 +28,7 @@ def run(num_classes: int = 1000, width: int = 1024, shots: int = 16, images: int
         {
             "zero-shot CLIP": lambda: features @ weights.t(),
             "ours, text only": lambda: folded_text.parts(features),
-            "Tip-Adapter, training-free": lambda: torch.cat([tip.logits(b) for b in features.split(BATCH)]),
+            "Tip-Adapter, training-free": lambda: torch.cat([tip.logits(b) for b in features.split(QUERY_BATCH)]),
             "ours, full": lambda: folded_full.logits(features),
         },
         repeats,

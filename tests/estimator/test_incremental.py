@@ -21,6 +21,7 @@ from trainers.hegraph.method.closed_form import OMEGA_NEW, TextPrior
 from trainers.hegraph.method.training import memory
 from trainers.hegraph.method.unlabelled import ClassSums, adapt_to_unlabelled
 from trainers.hegraph.models.predict.prediction import open_model
+from trainers.hegraph.models.saved import adapt
 from trainers.hegraph.utils.files import hash_content
 
 
@@ -253,8 +254,14 @@ def test_folder_stores_data_for_adaptation(own, fitted, parts, tmp_path):
     assert own.model_.temperature == fitted.model_.temperature
     with pytest.raises(UserError, match="without unlabelled images"):
         own.is_known(X)
-    with pytest.raises(UserError, match="already adapted to unlabelled images"):
+    with pytest.raises(UserError, match="^the model is already adapted to unlabelled images; train it again$"):
         loaded.adapt(U)
+
+
+def test_model_without_sums_names_them():
+    model = SimpleNamespace(check_single_label=lambda action: None, unlabelled=0, labelled=None)
+    with pytest.raises(UserError, match="^the model's folder has no sums over labelled images to adapt from; train"):
+        adapt(model, torch.ones(2, 3), "cpu")
 
 
 @pytest.mark.parametrize(("wrong", "words"), [

@@ -18,8 +18,9 @@ from trainers.hegraph.__main__ import summary
 from trainers.hegraph.baselines import method_options
 from trainers.hegraph.baselines.base import FittedMethod
 from trainers.hegraph.datasets import loading
-from trainers.hegraph.datasets.loading import load_few_shot
+from trainers.hegraph.datasets.loading import OWN, load_few_shot
 from trainers.hegraph.experiments import evaluation, opening, run as run_module
+from trainers.hegraph.experiments.adaptation import read_unlabelled
 from trainers.hegraph.experiments.evaluation import Predictions
 from trainers.hegraph.experiments.opening import load_image_task
 from trainers.hegraph.experiments.run_folder import run_config
@@ -28,6 +29,7 @@ from trainers.hegraph.features.backbones.schema import BackboneConfig
 from trainers.hegraph.method.cache import FoldedClassifier
 from trainers.hegraph.method.closed_form import NewClassMessages
 from trainers.hegraph.method.model import TransferableAdapter
+from trainers.hegraph.models.folder import load_model
 from trainers.hegraph.models.saved import NOT_TESTED, SavedModel, TrainedOn
 from trainers.hegraph.results.records import OTHER_CLASSES, SAME_CLASSES, TargetRecord
 
@@ -226,6 +228,43 @@ def test_all_options_of_a_baseline_are_checked(opts, message):
     cfg = load_cfg(method=method_options("TipAdapter") if opts else None, opts=opts)
     with pytest.raises(UserError, match=message) if message else nullcontext():
         run_module.check_configuration(model_of("TipAdapter"), cfg)
+
+
+def test_half_of_a_bank_with_a_repeated_name_keeps_its_classes(run, unit_features, tmp_path):
+    names = ["crane", "bee", "cow", "dog", "elk", "fox", "gnu", "hen", "ibis", "crane"]
+    labels = torch.arange(10)
+    train = unit_features(1, 20, 16), labels.repeat(2)
+    text = unit_features(10, 16, seed=1), unit_features(10, 16, seed=2)
+    tested = {"test_features": unit_features(10, 16, seed=3), "test_labels": labels}
+    bank = FeatureBank(*train, *text, names, "Zoo", backbone="none", logit_scale=100.0, **tested)
+    bank.save(tmp_path / "zoo.safetensors")
+    _, out = run(bank=tmp_path / "zoo.safetensors", name="all")
+    words = ("--eval-only", "--model-dir", str(out), "DATASET.SUBSAMPLE_CLASSES", "base")
+    half, _ = run(*words, bank=tmp_path / "zoo.safetensors", name="half")
+    assert load_model(out).class_ids == ("0: crane", *names[1:9], "9: crane")
+    assert (half["rule"], half["num_classes"]) == ("same classes", 5)
+
+
+def test_numbered_name_of_another_class_numbers_all():
+    assert ids_of_names(["crane", "0: crane", "crane"]) == ("0: crane", "1: 0: crane", "2: crane")
+
+
+def test_features_in_memory_have_val_images(tiny_bank):
+    bank = load_bank(tiny_bank)
+    assert FeatureTask(bank, load_cfg(), 1).has_val
+    assert not FeatureTask(bank.without_test(), load_cfg(), 1).has_test
+    assert not FeatureTask(replace(bank, val_features=None, val_labels=None), load_cfg(), 1).has_val
+
+
+@pytest.mark.parametrize("published", [True, False])
+def test_pool_of_a_published_split_may_repeat_test_images(published, monkeypatch):
+    keys = ["DATASET.NAME", "Digits", "DATASET.NUM_SHOTS", 16, "DATASET.UNLABELLED", "pool"]
+    task = load_image_task(load_cfg(opts=keys), 1, "cpu")
+    if not published:
+        monkeypatch.setattr(task, "name", OWN)
+    monkeypatch.setattr(task, "encode", lambda dataset, images, name: AXES[:1].repeat(len(images), 1))
+    with nullcontext() if published else pytest.raises(UserError, match="unlabelled images are test images as well"):
+        assert len(read_unlabelled(task, AXES, "any", "cpu")) == 698 - 160 + 200
 
 
 def test_only_test_images_are_loaded():

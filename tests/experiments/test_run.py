@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageChops
@@ -244,6 +245,19 @@ def test_negative_seed_is_replaced_and_gpu_used(cfg, monkeypatch, seed, wanted, 
     monkeypatch.setattr(run_module, "open_task", opening)
     with pytest.raises(InterruptedError):
         run_module.run(cfg("SEED", seed, "USE_CUDA", wanted), None)
+
+
+def test_run_restores_the_random_generators(cfg, tiny_bank):
+    before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
+    run_module.run(cfg(), tiny_bank)
+    assert random.getstate() == before[0]
+    assert np.random.get_state()[1].tolist() == before[1]
+    assert torch.equal(torch.get_rng_state(), before[2])
+
+
+def test_refused_training_leaves_no_files(run, tmp_path):
+    assert "NaN or infinite logits" in run(f"{NODE}.BETA_C", "1e30", name="refused", code=2)
+    assert not (tmp_path / "refused").exists()
 
 
 # Models, thumbnails

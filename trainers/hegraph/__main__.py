@@ -113,7 +113,8 @@ def build_parser() -> Parser:
 
 def dassl_obstacles(args: argparse.Namespace) -> list[str]:
     """List the reasons why Dassl cannot run these arguments. Without one, Dassl is imported."""
-    name, several = args.trainer, os.environ.get("WORLD_SIZE", "1") != "1"
+    name = args.trainer
+    several = os.environ.get("WORLD_SIZE", "1") != "1"
     of_coop = name in ALL_BASELINES and load_method(name).trainer_of_coop
     checks = {
         f"{CHECKOUT} is not a CoOp checkout (scripts/hegraph/install.sh installs this package into one)": not in_coop(),

@@ -110,7 +110,7 @@ def test_every_parameter_group_has_its_peak(setup, monkeypatch, meant_for, scale
 
 
 def test_text_score_by_hand(monkeypatch):
-    monkeypatch.setattr(loop, "BATCH", 2)
+    monkeypatch.setattr(loop, "QUERY_BATCH", 2)
     axes, labels = torch.eye(3), torch.arange(3)
     # Logits (2, 0, 0) for the right class: NLL log(1 + 2 e^-2) = 0.239545, and log 3 = 1.098612
     assert loop.text_score(axes, labels, axes, 2.0) == pytest.approx(1 - 0.239545 / 1.098612, abs=1e-6)

@@ -100,7 +100,7 @@ def test_scores_at_a_temperature_divide_the_logits(monkeypatch):
     generator = torch.Generator().manual_seed(1)
     logits, labels = 4 * torch.randn(300, 7, generator=generator), torch.randint(7, (300,), generator=generator)
     divided = confidence.confidence_scores(logits / 2, labels)
-    monkeypatch.setattr("trainers.hegraph.method.training.confidence.BATCH", 7)
+    monkeypatch.setattr("trainers.hegraph.method.training.confidence.SCORED_AT_ONCE", 7)
     at_temperature = confidence.confidence_scores(logits, labels, 2.0)
     assert (divided.pop("bins"), at_temperature) == (at_temperature.pop("bins"), pytest.approx(divided))
     # Of two classes the Brier score is (1 - 0.9)^2 + 0.1^2, not one half of it

@@ -124,6 +124,10 @@ class Method(ABC, Generic[OptionsT]):
         """Return the options of this method for a task, an argument of `fit`."""
         return cfg.method_for(bank.dataset, largest_class(bank))
 
+    def stores_key(self, key: str) -> bool:
+        """Whether a configuration key belongs to a trained model, so that a test cannot change it."""
+        return key.startswith(f"TRAINER.{self.name.upper()}.")
+
     @abstractmethod
     def fit(self, bank: FeatureBank, options: OptionsT, seed: int, backbone: "Backbone | None" = None) -> FittedMethod:
         """Fit the method to a few-shot task.

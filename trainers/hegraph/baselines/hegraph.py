@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..config import Config
+from ..config import OPTIONS, Config
 from ..config_files import candidates
 from ..features.bank import FeatureBank
 from ..method.model import HeGraphModel, TransferableAdapter, build_model
@@ -48,6 +48,9 @@ class HeGraphAdapter(Method[Config]):
 
     def options_for(self, cfg: Config, bank: FeatureBank) -> Config:
         return cfg
+
+    def stores_key(self, key: str) -> bool:
+        return key in OPTIONS and OPTIONS[key].shapes_model
 
     def fit(
         self,

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from ..baselines.base import FittedMethod
 from ..features.bank import FeatureBank, mean_over_views
-from ..method.cache import text_logits
+from ..method.cache import QUERY_BATCH, text_logits
 from ..method.training.choice import has_val, val_images
 from ..method.training.confidence import Calibration, calibration_by_zero_shot, calibration_on
 from ..utils.errors import UserError
@@ -43,7 +43,6 @@ Fit = Callable[[FeatureBank], Classify]
 Part = tuple[FeatureBank, Tensor]  # bank without the held-out training images, and the mask of these images, [N]
 
 MAX_FOLDS = 4
-BATCH = 1024  # images classified at once
 
 
 def calibrate(fitted: FittedMethod, task: Task, bank: FeatureBank) -> FittedMethod:
@@ -57,12 +56,12 @@ def calibrate(fitted: FittedMethod, task: Task, bank: FeatureBank) -> FittedMeth
         bank: The features of the task, on the device of the computation.
 
     Raises:
-        UserError: If the method is inductive and predicts NaN or infinite logits for the first `BATCH` training images.
+        UserError: If the method is inductive and predicts NaN or infinite logits for the first training images.
             This is checked without calibration as well.
     """
     if fitted.transductive:
         return fitted
-    classify_in_batches(fitted.logits, mean_over_views(bank.train_features[:, :BATCH]))
+    classify_in_batches(fitted.logits, mean_over_views(bank.train_features[:, :QUERY_BATCH]))
     if task.cfg.run.calibrate == "off" or bank.multilabel:
         return fitted
     started = time.monotonic()
@@ -147,7 +146,7 @@ def assign_folds(labels: Tensor, seed: int) -> Tensor:
 @torch.no_grad()
 def classify_in_batches(classify: Classify, features: Tensor) -> Tensor:
     """Return the logits `[n, K]` of features `[n, d]`, computed in batches; UserError if one is not finite."""
-    logits = torch.cat([classify(batch) for batch in features.split(BATCH)])
+    logits = torch.cat([classify(batch) for batch in features.split(QUERY_BATCH)])
     check_finite(logits)
     return logits
 

@@ -8,7 +8,7 @@ from ..datasets.base import check_classes
 from ..models.saved import SavedModel
 from ..results.records import PREDICTIONS, SPLIT, read_test_files
 from ..utils.errors import UserError
-from ..utils.option import NODE, OUR_METHOD
+from ..utils.option import NODE
 from ..utils.reading import read_json, validate
 from .bank_task import BankTask
 from .tasks import POOL, TEST_SET, Task
@@ -58,7 +58,7 @@ def check_multilabel(task: Task) -> None:
         if name in MULTILABEL_METHODS:
             raise UserError(f"{name} is for several labels per image, and {task.name} has one; change --trainer")
         return
-    if name == OUR_METHOD and cfg.model.variant != "training_free":
+    if load_method(name).needs_batches and cfg.model.variant != "training_free":
         problem = f"{task.name} has several labels per image, which VARIANT {cfg.model.variant} does not support"
         raise UserError(f"{problem}; end the command with {NODE}.VARIANT training_free")
     if name not in SEVERAL_LABELS:

@@ -12,9 +12,10 @@ import torch
 from pydantic import InstanceOf
 from torch import Tensor
 
+from ..baselines import load_method
 from ..baselines.base import FittedMethod
 from ..baselines.hegraph import fitted_adapter
-from ..config import OPTIONS, Config, is_filled
+from ..config import Config, is_filled
 from ..config_files import with_values
 from ..datasets.base import Dataset
 from ..features.bank import FeatureBank
@@ -27,7 +28,6 @@ from ..results.records import OTHER_CLASSES
 from ..utils import processes
 from ..utils.devices import available_device, wait_for
 from ..utils.errors import UserError
-from ..utils.option import OUR_METHOD
 from ..utils.reading import validate
 from ..utils.seeds import preserved_generators, set_random_seed
 from .adaptation import AdaptedModel, adapt_model, read_unlabelled
@@ -44,8 +44,6 @@ from .tasks import FeatureTask, Task
 logger = logging.getLogger(__name__)
 
 Show = Callable[[Predictions], None]  # receives the predictions before the record is written
-# Keys that a model of HeGraphAdapter stores, and that a test cannot change
-MODEL_KEYS = tuple(key for key, option in OPTIONS.items() if option.shapes_model)
 
 
 def run(
@@ -99,7 +97,8 @@ def _run(
 ) -> dict:
     """Train and test a method with seeded global generators; arguments and errors as in `run`."""
     validate(InstanceOf[Config], cfg, "cfg")
-    bank_file, model_dir = (None if path is None else Path(path) for path in (bank_file, model_dir))  # or strings
+    bank_file = None if bank_file is None else Path(bank_file)  # or strings
+    model_dir = None if model_dir is None else Path(model_dir)
     if model_dir is not None and not train:
         raise UserError("train=False encodes the images of a training, and model_dir names a model to test: give one")
     if processes.world_size() > 1 and train:
@@ -256,17 +255,16 @@ def check_configuration(model: SavedModel, cfg: Config) -> None:
     if cfg.run.trainer != model.method:
         raise UserError(f"the model is of {model.method}; give --trainer {model.method}, not {cfg.run.trainer}")
     configured = json.loads(json.dumps(run_config(cfg)))  # turns tuples into lists, as in the folder
-    has_adapter = model.method == OUR_METHOD
+    method = load_method(model.method)
     expected = dict(model.trained_on.config)
-    if has_adapter and model.trained_on.selected:  # on val
+    if method.selects_on_val and model.trained_on.selected:
         selected = tuple(model.trained_on.selected.get(name) for name in ("keys", "value"))
         keys, values = validate(tuple[list[str], list], selected, "the model lacks the keys selected on val")
         with_selected = run_config(with_values(cfg, dict(zip(keys, values))))
         expected |= {key: with_selected.get(key) for key in keys}
     for key, before_selection in model.trained_on.config.items():
-        is_stored = key in MODEL_KEYS if has_adapter else key.startswith(f"TRAINER.{model.method.upper()}.")
         value = configured.get(key)
-        if is_stored and value not in (expected[key], before_selection) and not is_filled(cfg, key):
+        if method.stores_key(key) and value not in (expected[key], before_selection) and not is_filled(cfg, key):
             problem = f"the model was trained with other settings, which a test cannot change: {key} {expected[key]}"
             raise UserError(f"{problem}, not {value}; to test it, end the command with {key} '{expected[key]}'")
 

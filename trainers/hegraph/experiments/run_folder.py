@@ -152,7 +152,13 @@ class RunFolder(RunIdentity):
                 checkpoints.read()  # refuses a checkpoint of another run before anything is written
                 (self.path / ERROR).unlink(missing_ok=True)
                 write_json(self.path / SPLIT, self.task.split)
-            return work()
+            try:
+                return work()
+            except UserError:
+                if self.model is None:  # a refused run leaves only its checkpoint
+                    for name in (SPLIT, ADAPTER):
+                        (self.path / name).unlink(missing_ok=True)
+                raise
 
     def check_outputs(self) -> None:
         """Raise UserError if a file that the run writes or replaces is one of its inputs, or is no file."""

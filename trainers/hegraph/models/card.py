@@ -23,7 +23,8 @@ MARKUP = re.compile(r"^[-+]|[\\`*_{}\[\]#|~!:@=$^]")  # Markdown syntax
 
 def model_card(model: SavedModel, base_model: str | None = None) -> str:
     """Card of a model, as Markdown with a YAML header; `base_model` is the backbone's name on the Hub, if known."""
-    scores, method = model.scores, escaped(model.method)
+    scores = model.scores
+    method = escaped(model.method)
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, keep_trailing_newline=True)
     environment.filters["escaped"] = escaped
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
@@ -40,7 +41,8 @@ def model_card(model: SavedModel, base_model: str | None = None) -> str:
 
 def card_header(model: SavedModel, base_model: str | None = None) -> ModelCardData:
     """Metadata for the Hub."""
-    dataset, scores = plain(model.trained_on.title), model.scores
+    dataset = plain(model.trained_on.title)
+    scores = model.scores
     measured = (
         ("accuracy", "Accuracy", scores.accuracy),
         ("mean_average_precision", "mAP", scores.map),

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..baselines.base import FittedMethod, Transfer, zero_shot_transfer
 from ..features.backbones.schema import BackboneConfig
-from ..method.cache import FoldedClassifier
+from ..method.cache import QUERY_BATCH, FoldedClassifier
 from ..method.model import TransferableAdapter
 from ..method.training.confidence import Calibration, KnownScores, known_score
 from ..method.training.memory import refuse_beyond_memory
@@ -262,7 +262,7 @@ class SavedModel(TrainedModel):
     support_set: InstanceOf[SupportSet] | None = None
     unlabelled_features: InstanceOf[Tensor] | None = None
 
-    def probabilities(self, features: Tensor, batch_size: int = 1024) -> Tensor:
+    def probabilities(self, features: Tensor, batch_size: int = QUERY_BATCH) -> Tensor:
         """Calibrated probabilities of unit-norm image features `[B, d]`, shape `[B, K]`."""
         return self.calibrate(self.classifier.logits(features, batch_size))
 
@@ -330,9 +330,10 @@ def adapt(model: SavedModel, features: Tensor, device: str) -> tuple[SavedModel,
             the features are empty, have another width or are not finite; or if the memory is too small.
     """
     model.check_single_label("adaptation to unlabelled images")
+    if model.unlabelled:
+        raise UserError("the model is already adapted to unlabelled images; train it again")
     if model.labelled is None:
-        problem = "the model is already adapted to unlabelled images, or its folder has no sums over labelled images"
-        raise UserError(f"{problem}; train it again")
+        raise UserError("the model's folder has no sums over labelled images to adapt from; train it again")
     check_adaptable(features, model.text_positive, device)
     adaptation = adapt_to_unlabelled(
         model.classifier.to(device),

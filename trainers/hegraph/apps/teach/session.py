@@ -38,6 +38,7 @@ from ...models.saved import Preprocessing, SavedModel
 from ...models.support_set import SupportSet
 from ...utils.errors import UserError, first_line
 from ...utils.files import atomic_path, hash_json, write_json, write_tensors, writing_folder
+from ...utils.option import NODE
 from ...utils.reading import read_tensors
 from ...utils.threads import map_in_threads
 from .contents import UNLABELLED, Contents, Picture
@@ -52,7 +53,7 @@ SAVE_SECONDS = 2.0  # between two writes of the features while images are encode
 THUMBNAIL_SIDE = 384  # in pixels; tiny images, such as scans, are enlarged to at least half of it
 ENCODER_FILE = f"{STATE_FOLDER}/encoder.json"  # backbone of the next session
 TRIED_AT_ONCE = 8  # suspicious labels whose change is tried between two updates of the page
-VARIANT = "TRAINER.HEGRAPHADAPTER.VARIANT"
+VARIANT = f"{NODE}.VARIANT"
 SAMPLE_SIZE = 180  # scans in the sample folder
 SAMPLE_SHOTS = 3  # labelled scans of each class
 

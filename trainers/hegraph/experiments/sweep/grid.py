@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
-from ...baselines import ALL_BASELINES, METHODS, method_options, needs_backbone
+from ...baselines import METHODS, MODULES, method_options, needs_backbone
 from ...config import Config
 from ...config_files import load_cfg, with_values
 from ...features.backbones.identity import resolve_precision
@@ -20,7 +20,7 @@ from ...features.bank import SUFFIX
 from ...utils.command_line import command
 from ...utils.devices import available_device
 from ...utils.errors import UserError, unknown
-from ...utils.option import OUR_METHOD, describe_shots
+from ...utils.option import NODE, OUR_METHOD, describe_shots
 from ...utils.reading import Count, StrictModel, check_regular, read_yaml, validate
 from ...utils.text import shortened
 from ..run_folder import PRECISION
@@ -31,7 +31,7 @@ ALL_METHODS = (*METHODS, OUR_METHOD)
 ALL = "all"  # stands for all methods
 GRID_KEYS = ("OUTPUT_DIR", "SEED", "DATASET.NUM_SHOTS", "TRAINER.NAME", "DATASET.ROOT", "RESUME")
 LONGEST_NAME = 255  # bytes of a file name, on every common file system
-FEATURES_DIR = "TRAINER.HEGRAPHADAPTER.FEATURES.DIR"
+FEATURES_DIR = f"{NODE}.FEATURES.DIR"
 
 
 @dataclass(frozen=True)
@@ -160,8 +160,8 @@ class Grid(StrictModel):
             if key in GRID_KEYS:
                 flags = "--shots, --seeds, --methods, --root or --output"
                 raise UserError(f"{key} is set by {flags}; use these", "grid.key")
-        for method in {*self.methods} - {*ALL_BASELINES, OUR_METHOD, ALL}:
-            raise unknown("method", method, (*ALL_BASELINES, OUR_METHOD, ALL))
+        for method in {*self.methods} - {*MODULES, ALL}:
+            raise unknown("method", method, (*MODULES, ALL))
         runs = [run for source in self.datasets for run in self._runs_of(source)]
         if not runs:
             raise UserError("the grid has no run: all methods need images, got feature banks only", "grid.empty")

@@ -78,7 +78,8 @@ class BankBatches(TrainingData):
         order = torch.randperm(num_images, generator=generator)
         views = torch.randint(num_views, (num_images,), generator=generator)
         rows = views * num_images + torch.arange(num_images)  # of the sampled views, in `[V N, d]`
-        order, rows = order.to(self.features.device), rows.to(self.features.device)
+        order = order.to(self.features.device)
+        rows = rows.to(self.features.device)
         features = self.features.flatten(0, 1)
         products = None if self.products is None else self.products.flatten(0, 1)
         for positions in order.split(self.batch_size):

@@ -25,7 +25,8 @@ def score(logits: Tensor, labels: Tensor) -> dict[str, float]:
     """
     from sklearn.metrics import f1_score  # takes a second to import, and a finished run is not scored again
 
-    predicted, true = logits.argmax(dim=1).cpu().numpy(), labels.cpu().numpy()
+    predicted = logits.argmax(dim=1).cpu().numpy()
+    true = labels.cpu().numpy()
     f1 = float(f1_score(true, predicted, average="macro", labels=np.unique(true)))
     return {"accuracy": accuracy(logits, labels), "macro_f1": 100.0 * f1}
 
@@ -46,10 +47,12 @@ def score_multilabel(
     """
     from sklearn.metrics import average_precision_score, f1_score  # takes a second to import
 
-    scores, true = logits.cpu().numpy(), labels.cpu().numpy()
+    scores = logits.cpu().numpy()
+    true = labels.cpu().numpy()
     tested = np.flatnonzero(true.any(axis=0)).tolist()
     precisions = {k: 100 * float(average_precision_score(true[:, k], scores[:, k])) for k in tested}
-    macro = micro = None
+    macro = None
+    micro = None
     if thresholds is not None and tested:
         predicted = (logits >= thresholds.to(logits.device)).cpu().numpy()
         macro = 100 * float(np.mean(f1_score(true, predicted, average=None, zero_division=0)[tested]))

@@ -36,7 +36,7 @@ LOG_RANGE = (-3.0, 3.0)  # range of log T
 DEFAULT_SCORE: Literal["energy"] = "energy"  # docs/guides/confidence.md says how it was chosen
 NUM_QUANTILES = 101  # stored quantiles of the scores of known images: 0 %, 1 % ... 100 %
 QUANTILES = np.linspace(0, 1, NUM_QUANTILES)
-BATCH = 8192  # images scored at once, which limits the memory for large test sets
+SCORED_AT_ONCE = 8192  # images scored at once, which limits the memory for large test sets
 
 
 class KnownScores(StrictModel):
@@ -44,7 +44,7 @@ class KnownScores(StrictModel):
 
     Attributes:
         quantiles: `NUM_QUANTILES` quantiles of the score, from the minimum to the maximum.
-        fitted_on: Source of the images, as of `Calibration`.
+        fitted_on: Source of the images, as in `Calibration`.
         num_images: Number of images.
         score: Name of the score.
     """
@@ -105,7 +105,8 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     """
     from scipy.optimize import minimize_scalar  # slow to import, and a finished run needs no temperature
 
-    logits, labels = logits.detach().double().cpu(), labels.cpu()
+    logits = logits.detach().double().cpu()
+    labels = labels.cpu()
 
     def loss(log_temperature: float) -> float:
         fit = F.cross_entropy(logits * math.exp(-log_temperature), labels, reduction="sum").item()
@@ -157,7 +158,8 @@ def calibration_by_zero_shot(
         train_clip: Logits of zero-shot CLIP for the training images, shape `[N, K]`.
         labels: Classes of the training images, shape `[N]`.
     """
-    clip_temperature, fitted_on = fit_temperature(train_clip, labels), "held-out classes"
+    fitted_on = "held-out classes"
+    clip_temperature = fit_temperature(train_clip, labels)
     temperature = match_confidence(held_out, mean_confidence(held_out_clip, clip_temperature))
     pairs = zip(held_out, held_out_clip)
     gains = [known_score(logits, temperature) - known_score(clip, clip_temperature) for logits, clip in pairs]
@@ -189,8 +191,9 @@ def confidence_scores(logits: Tensor, labels: Tensor, temperature: float = 1.0) 
 
     classes = np.arange(logits.shape[1])
     nll = brier = 0.0
-    confidence, correct = [], []
-    for batch, true in zip(logits.split(BATCH), labels.cpu().split(BATCH)):
+    confidence = []
+    correct = []
+    for batch, true in zip(logits.split(SCORED_AT_ONCE), labels.cpu().split(SCORED_AT_ONCE)):
         probabilities = (batch.detach().double() / temperature).softmax(dim=1).cpu()
         pair = true.numpy(), probabilities.numpy()
         nll += len(true) * float(log_loss(*pair, labels=classes))
@@ -201,7 +204,9 @@ def confidence_scores(logits: Tensor, labels: Tensor, temperature: float = 1.0) 
     bins = reliability(np.concatenate(confidence), np.concatenate(correct))
     gaps = np.abs(np.subtract(bins["confidence"], bins["accuracy"]))
     ece = float(np.average(gaps, weights=bins["count"]))  # over the images
-    rounded = {name: [round(value, 3) for value in values] for name, values in bins.items()}
+    rounded = {}
+    for name, values in bins.items():
+        rounded[name] = [round(value, 3) for value in values]
     return {"nll": nll / len(labels), "brier": brier / len(labels), "ece": ece, "bins": rounded}
 
 

@@ -28,7 +28,7 @@ from tqdm import tqdm
 from ...utils.errors import UserError
 from ...utils.files import atomic_path, hash_content, write_tensors
 from ...utils.reading import Count, NotNegative, StrictModel, read_torch, reading
-from ..cache import Logits, adapter_loss, text_logits
+from ..cache import QUERY_BATCH, Logits, adapter_loss, text_logits
 from ..closed_form import INVERSE_TEMPERATURES, nll_at_temperatures
 from ..model import HeGraphModel
 from .batches import Batch, TrainingData, epoch_generator
@@ -40,7 +40,6 @@ CHECKPOINT = "checkpoint.pt"
 ADAPTER = "adapter.safetensors"
 CHECKPOINT_SECONDS = 10.0
 WEAK_TEXT = 0.65  # text with a `text_score` below this is weak
-BATCH = 1024  # images classified at once, which limits the memory for many classes
 NOISE_STREAM = 1  # stream 0 gives the order and the views of an epoch
 
 
@@ -349,6 +348,6 @@ def text_score(features: Tensor, labels: Tensor, text: Tensor, logit_scale: floa
         logit_scale: CLIP's `tau`.
     """
     sums = torch.zeros(len(INVERSE_TEMPERATURES), device=features.device)
-    for batch, true in zip(features.split(BATCH), labels.split(BATCH)):
+    for batch, true in zip(features.split(QUERY_BATCH), labels.split(QUERY_BATCH)):
         sums += nll_at_temperatures(text_logits(batch, text, logit_scale), true)
     return 1 - sums.min().item() / (len(features) * math.log(len(text)))

@@ -33,7 +33,8 @@ def training_bytes(
     `closed_form` adds the closed-form head. Its discriminants are computed after the last step in double precision; "at
     the end" is the memory that this needs beyond a step.
     """
-    nodes, cached = num_classes * width, num_images * width  # entries of a feature per class, and per image
+    nodes = num_classes * width  # entries of a feature per class
+    cached = num_images * width  # and per image
     products = products_bytes(views, num_images)
     parts = {
         "keys": 2 * cached * FLOAT,  # cache keys, and the mean over views
