@@ -5,6 +5,7 @@ import itertools
 import json
 import logging
 import math
+import os
 import random
 from collections.abc import Callable
 from dataclasses import replace
@@ -332,3 +333,11 @@ def test_extract_shares_features_with_runs(make_bank, tmp_path, pictures, caplog
         arguments += ["--shots", "-1", "--output-dir", str(tmp_path / "out"), "--no-train", "--seed", "1"]
         assert train([*arguments, f"{NODE}.FEATURES.DIR", str(tmp_path / "features")]) == 0
     assert "encoded" not in caplog.text and (tmp_path / "bank.safetensors").read_bytes() == first
+
+
+def test_reading_cached_features_renews_their_time(images, mini, tmp_path):
+    extract.encode_images(mini, images, make_options(), tmp_path, "train")
+    [path] = tmp_path.glob("train-*")
+    os.utime(path, (0, 0))
+    extract.encode_images(mini, images, make_options(), tmp_path, "train")
+    assert path.stat().st_mtime > 10**9

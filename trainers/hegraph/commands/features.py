@@ -1,16 +1,25 @@
-"""Command `features`: `extract` encodes a data set, `import-tip` converts a Tip-Adapter cache, to a feature bank."""
+"""Command `features`: feature banks from data sets (`extract`) and from Tip-Adapter caches (`import-tip`).
+
+`list` and `prune` show and delete the cached features of earlier runs.
+"""
 
 import argparse
+import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..features.backbones.identity import AUTO, PRECISIONS
-from ..utils.command_line import Parser, echo, refuse_several_processes, run_cli
+from ..utils.command_line import Parser, echo, number, refuse_several_processes, run_cli
 from ..utils.errors import UserError
 from ..utils.files import OutputFile, atomic_path
 from ..utils.option import NODE
+from ..utils.text import printable
 
+if TYPE_CHECKING:
+    from ..features.cache import CachedPart
+
+SECONDS_OF_DAY = 86400
 CLASSNAMES = "class names in label order: a JSON list, or a text file with one name per line"
 
 
@@ -45,13 +54,73 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--root", default="", metavar="DIR", help="folder of the data sets, or of your own images")
     add("--precision", choices=PRECISIONS, help=f"number format of the encoder (default: the value of {NODE}.PREC)")
     extract.set_defaults(run=extract_command)
+    add_cache_commands(parser)
     for each in (tip, extract):
         each.add_argument("--out", type=OutputFile(), required=True, metavar="BANK", help="new .safetensors file")
         each.add_argument("opts", nargs="*", metavar="KEY VALUE", help="configuration keys and their values")
     args = parser.parse_args(arguments)
-    if args.out.exists():
+    if "out" in args and args.out.exists():
         raise UserError(f"{args.out} exists; choose another --out or delete it")
     return args
+
+
+def add_cache_commands(parser: Parser) -> None:
+    """Add the commands `list` and `prune` of cached features."""
+    listing = parser.add_command("list", "list cached features, with their sizes and days since the last use")
+    listing.examples = ("", "output/sweep/features")
+    listing.set_defaults(run=list_command)
+    prune = parser.add_command("prune", "delete cached features; without --yes, list what would be deleted")
+    prune.examples = ("--unused 30", "output/sweep/features --unused 30 --larger 100 --yes")
+    prune.set_defaults(run=prune_command)
+    for each in (listing, prune):
+        each.add_argument(
+            "folder", nargs="?", type=Path, default=Path("output/features"), metavar="DIR", help="folder of features"
+        )
+    days = "days since the last use, from which on features are deleted (default: 0)"
+    prune.add_argument("--unused", type=number(float, 0), default=0.0, metavar="DAYS", help=days)
+    size = "size in MB, from which on features are deleted (default: 0)"
+    prune.add_argument("--larger", type=number(float, 0), default=0.0, metavar="MB", help=size)
+    prune.add_argument("--yes", action="store_true", help="delete the features")
+
+
+def list_command(args: argparse.Namespace) -> None:
+    """Print the cached features below a folder; UserError if there is no such folder."""
+    from ..features.cache import cached_parts  # imports torch
+
+    parts = cached_parts(args.folder)
+    echo(table_of_parts(args.folder, parts))
+    echo(f"{len(parts)} files, {sum(part.size for part in parts) / 1e6:.1f} MB\n")
+
+
+def prune_command(args: argparse.Namespace) -> None:
+    """Print the cached features that the arguments select, and delete them with `--yes`.
+
+    Raises:
+        UserError: If there is no such folder, or a file cannot be deleted.
+    """
+    from ..features.cache import cached_parts, delete_part
+
+    latest = time.time() - args.unused * SECONDS_OF_DAY
+    selected = []
+    for part in cached_parts(args.folder):
+        if part.last_used <= latest and part.size >= args.larger * 1e6:
+            selected.append(part)
+    echo(table_of_parts(args.folder, selected))
+    for part in selected if args.yes else ():
+        delete_part(part)
+    action = "deleted" if args.yes else "to delete"
+    confirm = "; add --yes to delete them" if selected and not args.yes else ""
+    echo(f"{action}: {len(selected)} files, {sum(part.size for part in selected) / 1e6:.1f} MB{confirm}\n")
+
+
+def table_of_parts(folder: Path, parts: "Sequence[CachedPart]") -> str:
+    """Format size, days since the last use, and path of cached features, one per line."""
+    now = time.time()
+    lines = []
+    for part in parts:
+        days = max(now - part.last_used, 0) / SECONDS_OF_DAY
+        lines.append(f"{part.size / 1e6:8.1f} MB  {days:5.1f} days  {printable(str(part.path.relative_to(folder)))}\n")
+    return "".join(lines)
 
 
 def extract_command(args: argparse.Namespace) -> None:
@@ -74,7 +143,11 @@ def extract_command(args: argparse.Namespace) -> None:
 
 
 def import_tip_command(args: argparse.Namespace) -> None:
-    """Convert a Tip-Adapter cache folder to a feature bank; errors as for `import_tip` and `load_bank`."""
+    """Convert a Tip-Adapter cache folder to a feature bank.
+
+    Raises:
+        UserError: On a missing or damaged file, or features, labels and class names that do not match.
+    """
     from ..config_files import load_cfg
     from ..features.bank import load_bank
     from ..features.tip import import_tip, read_classnames

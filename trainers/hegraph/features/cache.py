@@ -7,16 +7,19 @@ outdated files are never read.
 from __future__ import annotations
 
 import logging
+import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..utils import processes
-from ..utils.errors import UserError
+from ..utils.errors import UserError, first_line
 from ..utils.files import hash_content, write_tensors
 from ..utils.reading import read_tensors
 from .bank import has_unit_norm
@@ -27,6 +30,8 @@ FEATURES = "features"  # name of the tensor in a part of images
 NORMS = "norms"  # name of the tensor with norms in the part "text"
 FORM = "encoded features"
 CHUNKS = ".chunks"  # suffix of the temporary folder with the chunks of a part
+
+PART_NAME = re.compile(r".+-[0-9a-f]{16}\.(safetensors|chunks)")  # of the file of a part and of its chunks
 
 Tensors = dict[str, Tensor]
 
@@ -58,7 +63,52 @@ def load_or_encode(folder: Path | None, name: str, key: str, encode: Callable[[P
         if processes.rank() == 0:
             shutil.rmtree(path.with_suffix(CHUNKS), ignore_errors=True)
         processes.wait()
+    with suppress(OSError):  # a folder of another user
+        os.utime(path)  # the time of the last use, for `cached_parts`
     return read_tensors(path, FORM)[0]
+
+
+class CachedPart(NamedTuple):
+    """Features of a part, or its chunks, in a cache.
+
+    Attributes:
+        path: File of the part, or folder of chunks.
+        size: Size in bytes.
+        last_used: Time of the last use, in seconds since 1970.
+    """
+
+    path: Path
+    size: int
+    last_used: float
+
+
+def cached_parts(folder: Path) -> list[CachedPart]:
+    """List the cached features below a folder, sorted by path; no other file is listed.
+
+    Raises:
+        UserError: If there is no such folder.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder} is no folder; give the folder of cached features, by default output/features")
+    parts = []
+    for path in sorted(folder.rglob("*")):
+        if PART_NAME.fullmatch(path.name) and not path.is_symlink():
+            files = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
+            statuses = [file.stat() for file in files] or [path.stat()]
+            size = sum(status.st_size for status in statuses)
+            parts.append(CachedPart(path, size, max(status.st_mtime for status in statuses)))
+    return parts
+
+
+def delete_part(part: CachedPart) -> None:
+    """Delete cached features; UserError if that fails."""
+    try:
+        if part.path.is_dir():
+            shutil.rmtree(part.path)
+        else:
+            part.path.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot delete {part.path}: {first_line(error)}") from error
 
 
 @contextmanager
