@@ -4,6 +4,7 @@ The losses are implemented a second time from the equations of the papers. Image
 images, so that nothing is random.
 """
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -190,6 +191,15 @@ def test_simnl_trains_positive_and_negative_residuals(fit):
     task = replace(bank(), text_negative=tensor(negative_text))
     fitted = fit("SimNL", task, **rows, BATCH_SIZE=256, WEIGHT_DECAY=0.4, SEARCH=False)
     assert_close(logits_of(fitted, 3), logits(QUERIES, *residuals))
+
+
+def test_simnl_searches_beta_before_alpha_in_its_grid(fit):
+    task = bank_of(IMAGES, LABELS, TEXT, val=(QUERIES, [0, 1, 2, 0, 1, 2]))
+    grid = {"SEARCH_SCALE": [["", [2.0, 10.0]]], "SEARCH_STEP": [2, 3]}
+    fitted = fit("SimNL", task, **grid, ALPHA=[["", 1.0]], BETA=[["", 4.0]], EPOCHS=[["", 1]])
+    alphas = (0.1, 3.4, 6.7)  # from 0.1 in steps of 9.9 / 3
+    expected = {(1.0, 4.0), *itertools.product(alphas, (4.0, 0.1, 1.05))}  # beta in steps of 1.9 / 2
+    assert {tuple(values) for values, _ in fitted.selected["ALPHA, BETA"]["candidates"]} == expected
 
 
 def test_simnl_weighs_images_by_their_similarity():

@@ -13,7 +13,7 @@ from trainers.hegraph import HeGraphModel, build_graph, load_bank, load_cfg
 from trainers.hegraph.baselines.hegraph import new_model
 from trainers.hegraph.experiments.bank_task import BankTask
 from trainers.hegraph.experiments.run import MODEL_KEYS
-from trainers.hegraph.method import cache
+from trainers.hegraph.method import cache, closed_form
 from trainers.hegraph.method.closed_form import ClosedForm, class_offsets
 from trainers.hegraph.method.graph import class_prototypes
 from trainers.hegraph.method.model import build_model, shuffled
@@ -168,6 +168,54 @@ def test_folding_equals_forward_in_evaluation_mode(build, monkeypatch, variant):
 
 
 # --- parameters
+
+
+VARIANTS = ["base", "training_free", "T-N", "T-P", "T", "full"]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_moved_model_is_on_its_device(build, variant):
+    model = build(variant, seed=1, closed_form=CLOSED, noise=1.0).to("meta")  # stands for any other device
+    queries = QUERIES.to("meta")
+    tensors = {name: value for name, value in vars(model.fold()).items() if isinstance(value, Tensor)}
+    assert {name: value.device.type for name, value in tensors.items()} == dict.fromkeys(tensors, "meta")
+    assert model(queries).text.device.type == model.fold().logits(queries).device.type == "meta"
+    assert model.with_noise(queries, torch.Generator().manual_seed(0)).device.type == "meta"
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_converted_model_computes_in_its_number_format(build, variant, dtype):
+    model = build(variant, seed=1, closed_form=CLOSED, noise=1.0)
+    expected = model.fold().logits(QUERIES)
+    model.to(dtype)
+    queries = QUERIES.to(dtype)
+    logits = model.fold().logits(queries)
+    assert logits.dtype == model(queries).text.dtype == dtype
+    assert model.with_noise(queries, torch.Generator().manual_seed(0)).dtype == dtype
+    assert (logits - expected).abs().max() <= expected.abs().max() * (0.1 if dtype == torch.bfloat16 else 1e-5)
+
+
+def test_head_is_computed_again_after_a_move(build):
+    model = build("T", seed=1, closed_form=CLOSED)
+    before = model.closed_form.to_text
+    assert model.to("cpu").closed_form.to_text is before
+    assert model.to("meta").closed_form.to_text.weights.device.type == "meta"
+
+
+def test_model_is_saved_and_loaded_as_a_module(build, tmp_path):
+    model = build("full", seed=1, closed_form=CLOSED)
+    torch.save(model, tmp_path / "model.pt")
+    loaded = torch.load(tmp_path / "model.pt", weights_only=False)
+    assert torch.equal(loaded.fold().logits(QUERIES), model.fold().logits(QUERIES))
+    other = build("full", seed=2, closed_form=CLOSED)
+    other.load_state_dict(model.state_dict())
+    assert torch.equal(other.fold().logits(QUERIES), model.fold().logits(QUERIES))
+
+
+def test_float64_is_computed_on_the_cpu_where_it_is_missing():
+    assert closed_form.double_device(torch.device("mps")) == torch.device("cpu")
+    assert closed_form.double_device(torch.device("meta")) == torch.device("meta")
 
 
 @pytest.mark.parametrize("variant", ["T-N", "full"])

@@ -173,3 +173,25 @@ def test_equal_labels_of_all_classes_are_fitted():
     features, _, text = example()
     head = MultiLabelHead.fit(features, torch.zeros(30, 5, dtype=torch.bool), text)
     assert not head.predict(features).any()
+
+
+def test_choice_on_some_images_has_the_least_error_of_them(monkeypatch):
+    features, labels, text = example()
+    monkeypatch.setattr(multilabel, "MAX_ROWS", 10)  # every third of 30 images
+    head = MultiLabelHead.fit(features, labels, text)
+
+    def error(ridge, gain):
+        return ((separate_fits(features, labels, text, ridge, gain) - labels.numpy())[::3] ** 2).sum()
+
+    others = [(ridge, head.gain * factor) for ridge in RIDGES for factor in (0.9, 1.0, 1.1)]
+    assert error(head.ridge, head.gain) == min(error(*other) for other in others)
+
+
+def test_calibration_leaves_out_classes_with_equal_labels():
+    features, labels, text = example()
+    labels[:, 2] = False
+    head = MultiLabelHead.fit(features, labels, text)
+    varied = [0, 1, 3, 4]
+    expected = logistic_calibration(head.left_out[:, varied], labels[:, varied])
+    assert (head.slope, head.intercept) == expected
+    assert head.slope != pytest.approx(logistic_calibration(head.left_out, labels)[0], rel=1e-3)

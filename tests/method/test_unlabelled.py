@@ -218,3 +218,11 @@ def test_odd_pools_do_not_lower_accuracy(images, labelled):
         assert tensor.isfinite().all()
     right = [(c.logits(tested).argmax(dim=1) == EQUAL).double().mean() for c in (classifier, adapted.classifier)]
     assert right[1] >= right[0] - 0.005
+
+
+@pytest.mark.parametrize(("has_labels", "balance", "expected"), [
+    (True, 0.3, 0.2), (False, 0.3, 0.12), (False, 0.5, 0.2), (False, 0.9, 0.2),
+])  # fmt: skip
+def test_message_weight_by_hand(has_labels, balance, expected):
+    """At six images per class the weight is half of 0.4; without labels times min(1, 2 balance)."""
+    assert unlabelled.message_weight(60, 10, has_labels, balance) == pytest.approx(expected)

@@ -413,8 +413,10 @@ def class_offsets(logits: Tensor, labels: Tensor) -> Tensor:
         logits: Zero-shot logits of the training images, shape `[N, K]`.
         labels: Their classes, shape `[N]`.
     """
-    factor = logits.new_tensor(INVERSE_TEMPERATURES)[nll_at_temperatures(logits, labels).argmin()]
-    counts = torch.bincount(labels, minlength=logits.shape[1]).to(logits.dtype)
+    best = nll_at_temperatures(logits, labels).argmin().reshape(1)
+    factor = logits.new_tensor(INVERSE_TEMPERATURES).index_select(0, best)
+    ones = torch.ones_like(labels, dtype=logits.dtype)
+    counts = logits.new_zeros(logits.shape[1]).index_add_(0, labels, ones)
     offsets = torch.zeros_like(counts)
     for _ in range(OFFSET_STEPS):
         mass = ((logits + offsets) * factor).softmax(dim=1).sum(dim=0)

@@ -146,7 +146,7 @@ class HeGraphModel(nn.Module):
             return features
         noise = self.closed_form.noise.to(features.dtype)
         images = torch.randint(len(noise), (len(features),), generator=generator).to(features.device)
-        signs = 2 * torch.randint(2, (len(features), 1), generator=generator).to(features.device) - 1
+        signs = 2 * torch.randint(2, (len(features), 1), generator=generator).to(features) - 1
         return F.normalize(features + self.options.noise * signs * noise.index_select(0, images), dim=-1)
 
     def parameter_groups(self, lr: float, weight_lr_mult: float, visual_lr: float) -> list[dict]:
