@@ -12,7 +12,7 @@ from benchmarks.tasks import unit_features
 from trainers.hegraph import HeGraphModel, build_graph, load_bank, load_cfg
 from trainers.hegraph.baselines.hegraph import new_model
 from trainers.hegraph.experiments.bank_task import BankTask
-from trainers.hegraph.experiments.run import MODEL_KEYS
+from  import MODEL_KEYS
 from trainers.hegraph.method import cache, closed_form
 from trainers.hegraph.method.closed_form import ClosedForm, class_offsets
 from trainers.hegraph.method.graph import class_prototypes
