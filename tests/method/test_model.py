@@ -11,8 +11,8 @@ from torch.testing import assert_close
 from benchmarks.tasks import unit_features
 from trainers.hegraph import HeGraphModel, build_graph, load_bank, load_cfg
 from trainers.hegraph.baselines.hegraph import new_model
+from trainers.hegraph.config import OPTIONS
 from trainers.hegraph.experiments.bank_task import BankTask
-from  import MODEL_KEYS
 from trainers.hegraph.method import cache, closed_form
 from trainers.hegraph.method.closed_form import ClosedForm, class_offsets
 from trainers.hegraph.method.graph import class_prototypes
@@ -258,7 +258,7 @@ def test_default_configurations_use_all_relations_with_w():
         options = load_cfg("", str(file)).model
         found = options.variant, options.text_weights, options.bias, options.weight_init
         assert found == ("full", True, True, "zero"), file.stem
-        assert {f"{NODE}.{key}" for key in options.metapath} <= set(MODEL_KEYS)  # by a trained model
+        assert all(OPTIONS[f"{NODE}.{key}"].shapes_model for key in options.metapath)
         assert all(options.metapath[relation.weight_key] for relation in RELATIONS if relation.weight_key)
         assert options.metapath["ALPHA_NP_TEST"] == options.metapath["ALPHA_NP"] == 0.2
 
