@@ -22,6 +22,7 @@ from ..utils.errors import UserError, first_line
 MAX_BYTES = 20 * 2**20  # of an uploaded image
 MAX_PIXELS = 50_000_000  # of an uploaded image: the size of the largest photos of phones
 MAX_RATIO = 1000  # of the sides of an image, since a backbone resizes the short side to hundreds of pixels
+STRIP_ROWS = 256  # rows of an image that are composited at once
 T = Image.Transpose
 TURNS = (T.FLIP_LEFT_RIGHT, T.ROTATE_180, T.FLIP_TOP_BOTTOM, T.TRANSPOSE, T.ROTATE_270, T.TRANSVERSE, T.ROTATE_90)
 ORIENTATIONS = dict(enumerate(TURNS, start=2))  # EXIF orientation -> operation that makes the image upright
@@ -148,8 +149,7 @@ def _on_white(image: Image.Image) -> Image.Image:
         image = _to_8_bits(image)
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         with_alpha = image.convert("LA") if image.mode == "La" else image  # Pillow lacks La to RGBA
-        with_alpha = with_alpha.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), with_alpha)
+        image = _without_alpha(with_alpha if with_alpha.mode == "RGBA" else with_alpha.convert("RGBA"))
     return image
 
 
@@ -195,6 +195,19 @@ def _upright(file: Image.Image) -> Image.Image:
     except Exception:  # Pillow raises exceptions of many types on invalid tags
         turn = None
     return file if turn is None else file.transpose(turn)
+
+
+def _without_alpha(image: Image.Image) -> Image.Image:
+    """RGB image of an RGBA image on white.
+
+    Pillow composites without letting other threads run, so a large image is composited in strips.
+    """
+    result = Image.new("RGB", image.size)
+    for top in range(0, image.height, STRIP_ROWS):
+        strip = image.crop((0, top, image.width, min(top + STRIP_ROWS, image.height)))
+        white = Image.new("RGBA", strip.size, "white")
+        result.paste(Image.alpha_composite(white, strip).convert("RGB"), (0, top))
+    return result
 
 
 def _to_8_bits(image: Image.Image) -> Image.Image:

@@ -222,6 +222,8 @@ class Trainer:
         by_name = dict(zip(names, images))
 
         def open_item(name: str) -> Image.Image:
+            if name in opened:  # another view of the image
+                return open_any(by_name[name])
             pixels, opened[name] = open_with_id(by_name[name])
             return pixels
 
