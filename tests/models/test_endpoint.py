@@ -9,7 +9,7 @@ import sys
 import pytest
 from PIL import Image
 
-from trainers.hegraph import HeGraphClassifier, load_few_shot
+from trainers.hegraph import HeGraphClassifier, UserError, load_few_shot
 from trainers.hegraph.models.endpoint import EndpointHandler
 from trainers.hegraph.models.folder import load_model
 
@@ -88,3 +88,20 @@ def test_all_kinds_of_input_have_equal_answers(handler, scan, content):
 def test_paths_and_addresses_are_not_opened(handler, inputs, code, refused):
     with refused(code):
         handler({"inputs": inputs})
+
+
+@pytest.mark.parametrize("data", [[], "inputs", None, {"inputs": b"", "parameters": []}, {"parameters": "top_k"}])
+def test_requests_of_another_form_are_refused(handler, data, refused):
+    with refused("endpoint.request", "expected a mapping"):
+        handler(data)
+
+
+@pytest.mark.parametrize("top", [3, "3", " 3 "])
+def test_number_of_classes_may_be_text(handler, content, top):
+    assert len(handler({"inputs": bytearray(content), "parameters": {"top_k": top}})) == 3
+
+
+@pytest.mark.parametrize("top", [0, "-1", "three", 1.5, True])
+def test_other_numbers_of_classes_are_refused(handler, content, top):
+    with pytest.raises(UserError, match="top_k"):
+        handler({"inputs": content, "parameters": {"top_k": top}})

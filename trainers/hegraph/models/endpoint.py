@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from ..utils.devices import choose_device
 from ..utils.errors import UserError
 from ..utils.reading import Size, validate
 from .images import ImageModel
+
+DEFAULT_TOP = 5  # classes of an image
 
 
 class EndpointHandler:
@@ -30,17 +33,16 @@ class EndpointHandler:
 
         Args:
             data: "inputs" is an image, or a list of images: PIL images, bytes of image files, or base64. "parameters"
-                may have "top_k", the number of classes of an image (default: 5).
+                may have "top_k", the number of classes of an image (default: 5), as a number or as text.
 
         Returns:
             For each image, a list of dicts with "label" and "score", the most probable one first; for a single image,
             its list.
 
         Raises:
-            UserError: If an input is not an image. No path and no address is opened.
+            UserError: If the request has another form, or an input is not an image. No path and no address is opened.
         """
-        inputs = data.get("inputs")
-        top = validate(Size, (data.get("parameters") or {}).get("top_k", 5), "top_k")
+        inputs, top = read_request(data)
         images = [open_input(each) for each in (inputs if isinstance(inputs, list) else [inputs])]
         names = self.model.model.classnames
         values, labels = self.model.probabilities(images).sort(dim=1, descending=True, stable=True)
@@ -49,12 +51,34 @@ class EndpointHandler:
         return answers if isinstance(inputs, list) else answers[0]
 
 
+def read_request(data: Any) -> tuple[Any, int]:
+    """Read the inputs and the number of classes of a request; UserError if it has another form."""
+    if not isinstance(data, Mapping):
+        raise UserError(f'expected a mapping with "inputs", got {type(data).__name__}', "endpoint.request")
+    parameters = data.get("parameters")
+    if parameters is None:
+        parameters = {}
+    if not isinstance(parameters, Mapping):
+        problem = f'expected a mapping such as {{"top_k": 5}} as "parameters", got {type(parameters).__name__}'
+        raise UserError(problem, "endpoint.request")
+    top = parameters.get("top_k", DEFAULT_TOP)
+    if isinstance(top, str) and top.strip().isdecimal():
+        top = int(top)
+    return data.get("inputs"), validate(Size, top, "top_k")
+
+
 def open_input(value: Any) -> Image:
-    """Open an input of an endpoint; errors as of `EndpointHandler`."""
+    """Open an input of an endpoint: a PIL image, the bytes of a file, or base64.
+
+    Raises:
+        UserError: If it is something else, or unreadable.
+    """
     if isinstance(value, Image):
         return to_rgb(value)
     if isinstance(value, str):
         value = decode_base64(value)
+    if isinstance(value, (bytearray, memoryview)):
+        value = bytes(value)
     if not isinstance(value, bytes):
         raise UserError(f"expected an image, bytes or base64, got {type(value).__name__}", "endpoint.type")
     return open_upload(value)
