@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import socket
 import threading
 from collections.abc import Callable
@@ -30,8 +31,8 @@ else:
     HTTPProtocol = AutoHTTPProtocol
 
 MAX_FILES = 65_536  # file descriptors that the process asks for; the usual limit of 1024 is one per connection
-CLEAN_UP_SECONDS = 1  # between the end of the requests and the deadline of the process
-FORCED = 130  # exit code of a server whose work did not end within the deadline
+CLEAN_UP_SECONDS = 2  # between the end of the requests and the deadline of the process
+FORCED = 130  # exit code on Windows if the work did not end within the deadline; elsewhere SIGALRM ends the process
 
 
 def connection_class(settings: Settings) -> type[asyncio.Protocol]:
@@ -128,14 +129,23 @@ class HttpServer(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if not self.should_exit:
-            timer = threading.Timer(self.settings.stop_seconds, os._exit, [FORCED])
-            timer.daemon = True
-            timer.start()
+            end_within(self.settings.stop_seconds)
         super().handle_exit(sig, frame)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self.app.state.places.end()
         await super().shutdown(sockets)
+
+
+def end_within(seconds: float) -> None:
+    """End this process after some seconds, whatever it does then."""
+    if hasattr(signal, "setitimer"):  # the system ends the process, also while the interpreter ends
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+        return
+    timer = threading.Timer(seconds, os._exit, [FORCED])
+    timer.daemon = True
+    timer.start()
 
 
 def serve_app(app: FastAPI, settings: Settings, listener: socket.socket, on_ready: Callable[[], object]) -> None:

@@ -41,11 +41,20 @@ def declared(*statuses: int) -> dict[int | str, dict[str, Any]]:
 def answer_error(request: Request, error: Exception) -> JSONResponse:
     """Answer an exception with `{"error": "..."}`."""
     if isinstance(error, StarletteHTTPException):
-        return JSONResponse({"error": str(error.detail)}, error.status_code, error.headers)
+        headers = dict(error.headers or {})
+        if error.status_code == 405:
+            headers |= allowed_methods(request)
+        return JSONResponse({"error": str(error.detail)}, error.status_code, headers)
     if isinstance(error, RequestValidationError):
         return JSONResponse({"error": one_line(first_problem(error))}, 422)
     code = error.code if isinstance(error, UserError) else ""
     return JSONResponse({"error": one_line(str(error))}, STATUS.get(code, 422))
+
+
+def allowed_methods(request: Request) -> dict[str, str]:
+    """Header with all methods of a path; Starlette names those of one function only."""
+    operations = request.app.openapi()["paths"].get(request.url.path, {}) if "app" in request.scope else {}
+    return {"Allow": ", ".join(sorted(map(str.upper, operations)))} if operations else {}
 
 
 def first_problem(error: RequestValidationError) -> str:

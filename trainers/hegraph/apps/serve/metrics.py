@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 
 from fastapi import FastAPI, HTTPException, Request, Response
-from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Metric, ProcessCollector, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
@@ -79,8 +78,11 @@ def add_metrics(app: FastAPI, settings: Settings) -> None:
     @app.get(
         METRICS,
         summary="Count requests, for Prometheus",
-        response_class=PlainTextResponse,
-        responses={200: {"content": {"text/plain": {"example": EXAMPLE}}}, **declared(400, 401, 403)},
+        response_class=Response,
+        responses={
+            200: {"content": {"text/plain": {"schema": {"type": "string"}, "example": EXAMPLE}}},
+            **declared(400, 401, 403),
+        },
         dependencies=declared_token(settings),
     )
     async def metrics() -> Response:

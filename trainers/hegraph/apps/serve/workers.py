@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 FOLDER = "PROMETHEUS_MULTIPROC_DIR"  # environment variable with the folder of the metrics of all workers
 CHECK_SECONDS = 0.2  # between two looks at workers that start
-KILL_SECONDS = 1  # from the deadline of the workers until they are killed
+KILL_SECONDS = 1  # from the deadline of the workers to the deadline of the parent
 
 
 class Worker(NamedTuple):
@@ -56,7 +56,7 @@ class Workers:
     """
 
     def __init__(self, settings: Settings, listener: socket.socket) -> None:
-        self.settings = settings
+        self.settings = settings.model_copy(update={"stop_seconds": settings.stop_seconds - KILL_SECONDS})
         self.listener = listener
         self.context = multiprocessing.get_context("spawn")
         self.workers: list[Worker] = []
@@ -121,13 +121,13 @@ class Workers:
         processes = [worker.process for worker in self.workers if worker.process.pid is not None]
         for process in processes:
             process.terminate()
-        end = time.monotonic() + self.settings.stop_seconds
+        end = time.monotonic() + self.settings.stop_seconds + KILL_SECONDS / 2
         for process in processes:
             process.join(max(end - time.monotonic(), 0))
         for process in processes:
             if process.exitcode is None:
                 process.kill()
-                process.join(KILL_SECONDS)
+                process.join()
 
 
 def run_worker(settings: Settings, listener: socket.socket, ready: Event) -> None:
