@@ -186,7 +186,7 @@ def fitted_adapter(
         selected: Entry of the record about values that were selected on val.
     """
     training = training or TrainingSummary()
-    adapted = model.adapt_to_test()
+    adapted = model.pass_messages_at_test()
     folded = model.fold(adapted)
     text_nodes = None
     state: dict[str, Tensor] = {}

@@ -105,7 +105,7 @@ class HeGraphModel(nn.Module):
         return Adapted(self.x_positive, None) if self.layers is None else self.layers()
 
     @torch.no_grad()
-    def adapt_to_test(self) -> Adapted:
+    def pass_messages_at_test(self) -> Adapted:
         """Pass messages in evaluation mode, with the meta-path weights of test time."""
         training = self.training
         self.eval()
@@ -115,13 +115,13 @@ class HeGraphModel(nn.Module):
 
     @torch.no_grad()
     def fold(self, adapted: Adapted | None = None) -> FoldedClassifier:
-        """Fold the model into a classifier. `adapted` is the result of `adapt_to_test`; None computes it."""
+        """Fold the model into a classifier. `adapted` is the result of `pass_messages_at_test`; None computes it."""
         options = self.options
         if options.variant == "training_free":
             offsets = class_offsets(self.logit_scale * self.cache_keys @ self.x_positive.t(), self.cache_labels)
             folded = FoldedClassifier(self.logit_scale * self.x_positive, offsets)
         else:
-            adapted = adapted or self.adapt_to_test()
+            adapted = adapted or self.pass_messages_at_test()
             folded = FoldedClassifier(self.logit_scale * F.normalize(adapted.positive, dim=-1))
         if self.closed_form is not None and options.has_closed_form:
             strength = options.closed_form.omega * self.logit_scale  # omega tau
