@@ -188,8 +188,10 @@ def _lines_of_label_sets(dataset: "Dataset") -> list[str]:
     from ..datasets.base import abbreviate
 
     sets = [item.labels for items in dataset.splits.values() for item in items]
-    sizes, pairs = [len(labels) for labels in sets], Counter(pair for each in sets for pair in combinations(each, 2))
-    names, counts = dataset.classnames, Counter(label for labels in sets for label in labels).most_common()
+    sizes = [len(labels) for labels in sets]
+    pairs = Counter(pair for each in sets for pair in combinations(each, 2))
+    names = dataset.classnames
+    counts = Counter(label for labels in sets for label in labels).most_common()
     frequent, rare = (
         abbreviate([f"{names[label]} ({count})" for label, count in part], MAX_PAIRS) for part in (counts, counts[::-1])
     )

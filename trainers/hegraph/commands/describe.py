@@ -30,7 +30,8 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         '--classes classes.txt --context "photos of birds" --out birds.json --dry-run',
     )
     parser.failure = "a class lacks descriptions"
-    add, count = parser.add_argument, number(int, 1)
+    add = parser.add_argument
+    count = number(int, 1)
     add("--classes", type=Path, required=True, metavar="FILE", help="class names: JSON list, or one name per line")
     context = 'content of the images, such as "satellite photos of land use"'
     add("--context", required=True, metavar="TEXT", help=context)
@@ -62,7 +63,8 @@ def describe(args: argparse.Namespace) -> int:
     context = " ".join(args.context.split())
     if not context:
         raise UserError('--context is empty; describe the images, such as "satellite photos of land use"')
-    names, aliases = read_classnames(args.classes), {}
+    names = read_classnames(args.classes)
+    aliases = {}
     if args.aliases:
         aliases = validate(Texts, read_json(args.aliases), f"{args.aliases} must hold {{class name: [alias, ...]}}")
     collection = Collection(names, args.out, context, args.per_class, args.batch_size, args.model, aliases)
@@ -95,12 +97,14 @@ class ChatClient:
     """
 
     def __init__(self, args: argparse.Namespace) -> None:
-        self.args, self._key = args, read_key(args.endpoint, args.key_env)
+        self.args = args
+        self._key = read_key(args.endpoint, args.key_env)
         try:
             import openai  # slow import, which --dry-run does not need
         except ImportError as error:
             raise UserError("describe needs the package openai; run: pip install 'openai>=1.56'") from error
-        self._openai, official = openai, is_openai(args.endpoint)
+        self._openai = openai
+        official = is_openai(args.endpoint)
         # OpenAI's newer models reject the name that all other servers know
         tokens = "max_completion_tokens" if official else "max_tokens"
         options = {tokens: args.max_tokens, "temperature": args.temperature}

@@ -51,7 +51,8 @@ def load_digits_dataset(root: str = "", name: str = "Digits") -> Dataset:
     items = [Item(f"digits/{row:04d}", int(label), CLASSNAMES[label]) for row, label in enumerate(labels)]
     train, val, test = (items[rows.start : rows.stop] for rows in SPLIT_ROWS.values())
     if name in DOMAINS:
-        train, val = [], []
+        train = []
+        val = []
     dataset = Dataset(name, CLASSNAMES, train, val, test, partial(open_digit, change=DOMAINS.get(name)))
     return dataset.subsample(HALVES.get(name, "all"))
 

@@ -267,13 +267,15 @@ def _unpack(archive: Path, source: Source, required: Sequence[str]) -> None:
         DownloadError: If the archive is damaged or unsafe, or lacks one of the `required` targets.
     """
     logger.info("unpacking %s", archive)
-    folder, temporary = archive.parent, _unpacking(archive)
+    folder = archive.parent
+    temporary = _unpacking(archive)
     shutil.rmtree(temporary, ignore_errors=True)
     content = temporary / "outer"
     try:
         _extract(archive, content)
         if source.inner:
-            packed, content = _find(source.inner, content), temporary / "inner"
+            packed = _find(source.inner, content)
+            content = temporary / "inner"
             if packed is None:
                 raise DownloadError(f"{archive.name} does not contain {source.inner}")
             _extract(packed, content)

@@ -88,7 +88,8 @@ def class_folders(base: Path) -> list[str]:
     Raises:
         UserError: If there are class folders and also a folder with the name of a split.
     """
-    classes, splits = [], []
+    classes = []
+    splits = []
     for name in list_folders(base):
         files = list_names(base / name)
         if split_of(name):

@@ -17,7 +17,8 @@ from ..utils.reading import Name, read_json, read_text, reading, validate
 from .splits import SPLITS, Item, Pools, read_coop_pickle
 
 TRAIN_FRACTION, VAL_FRACTION = 0.5, 0.2  # of the images of a class, in a random split
-WORDNET_ID, CLASSNAMES = re.compile(r"n\d{8}"), "classnames.txt"
+WORDNET_ID = re.compile(r"n\d{8}")
+CLASSNAMES = "classnames.txt"
 
 # Files with the labels of a flat validation folder, and their possible folders below the folder of ImageNet. The last
 # file, of ILSVRC's development kit, lists class numbers, which the kit's meta.mat converts to WordNet ids. Other files
@@ -66,7 +67,8 @@ def split_trainval(trainval: list[Item], rng: Random) -> tuple[list[Item], list[
     by_class: dict[int, list[Item]] = defaultdict(list)  # in order of first appearance
     for item in trainval:
         by_class[item.label].append(item)
-    train, val = [], []
+    train = []
+    val = []
     for items in by_class.values():
         num_val = round(len(items) * VAL_FRACTION)
         rng.shuffle(items)
@@ -199,13 +201,16 @@ def read_imagenet(folder: Path, rng: Random, images: str) -> Pools:
     CoOp stores the items in `preprocessed.pkl`, in the order of the file system, and samples from this file in later
     runs. So this file has priority over the folders.
     """
-    pickled, prefix = folder / "preprocessed.pkl", f"{folder.name}/"
+    pickled = folder / "preprocessed.pkl"
+    prefix = f"{folder.name}/"
     if pickled.is_file():
         stored = read_coop_pickle(pickled, folder.name)
         items = {s: [i._replace(path=i.path.removeprefix(prefix)) for i in stored[s]] for s in stored}
-        train, test = items["train"], items.get("test", [])
+        train = items["train"]
+        test = items.get("test", [])
     else:
-        names, ids = class_names_by_id(folder), class_ids(folder, f"{images}/train")
+        names = class_names_by_id(folder)
+        ids = class_ids(folder, f"{images}/train")
         train = _items(_in_folders(folder, f"{images}/train"), names, ids)
         test = _items(_validation(folder, f"{images}/val", sorted(names)), names, ids)
     return {"train": train, "val": test, "test": test}

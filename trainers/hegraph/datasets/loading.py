@@ -76,7 +76,8 @@ def load_few_shot(name: str, root: str, shots: int, seed: int, subsample: str = 
         (40, 'zero')
         >>> image = digits.open(digits.train[0].path)  # a PIL image
     """
-    shots, seed = validate(int, shots, "shots", convert=True), validate(int, seed, "seed", convert=True)
+    shots = validate(int, shots, "shots", convert=True)
+    seed = validate(int, seed, "seed", convert=True)
     if seed < 0:
         raise UserError(f"the few-shot protocol needs a seed from 0, got {seed}", "seed")
     rng = Random(seed)
@@ -116,7 +117,8 @@ def load_unlabelled(source: Path) -> Dataset:
         UserError: If there is no image, or an image is missing.
     """
     if source.is_dir():
-        base, paths = source, sorted(_images_below(source))
+        base = source
+        paths = sorted(_images_below(source))
     else:
         base = source.parent
         column, rows = read_table(source)
@@ -143,7 +145,8 @@ def _images_below(base: Path, folder: str = "") -> Iterator[str]:
 def check_trainable(dataset: Dataset) -> None:
     """Raise UserError, with the data set to train on instead, if a data set has only test images."""
     if not dataset.train:
-        name, entry = dataset.name, find_entry(dataset.name)
+        name = dataset.name
+        entry = find_entry(dataset.name)
         source = entry.train_on if entry and entry.train_on else "another data set"
         raise UserError(f"{name} has only test images: train on {source} with --target-domains {name}")
 
@@ -179,7 +182,8 @@ LOADERS: dict[str, Callable[[str, str], Dataset]] = {
 
 def _load_stored(entry: Entry, root: str, seed: int, rng: Random) -> Dataset:
     """Load a data set from its folder in the data root; arguments as for `load_dataset`."""
-    name, base = entry.name, absolute(root)
+    name = entry.name
+    base = absolute(root)
     folder = base / entry.folder
     hint = f"see {check_command(name, root or '.')}"
     if not folder.is_dir():
@@ -204,7 +208,8 @@ def read_stored(entry: Entry, folder: Path, seed: int, rng: Random, write: bool 
     """
     split_file = folder / entry.split_file  # the folder itself if the split is official
     prefix = f"{entry.images}/" if entry.images else ""  # of paths, which the split file omits
-    exists, seeded = split_file.is_file(), rng.getstate()
+    exists = split_file.is_file()
+    seeded = rng.getstate()
     if exists:
         record = read_random_split(split_file)
         if record is not None and record.seed == seed:
@@ -252,7 +257,8 @@ def read_coop_sample(dataset: Dataset, shots: int, seed: int) -> Pools | None:
         return None
     logger.info("%s: using CoOp's few-shot sample", path)
     sample = read_coop_pickle(path, entry.folder)
-    classes, test = set(enumerate(dataset.classnames)), {item.path for item in dataset.test}
+    classes = set(enumerate(dataset.classnames))
+    test = {item.path for item in dataset.test}
     problem = "" if "val" in sample or dataset.val_is_test else "it has no val"
     for item in (item for items in sample.values() for item in items):
         if item[1:] not in classes or item.path in test:

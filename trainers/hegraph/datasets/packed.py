@@ -130,7 +130,8 @@ def _expand_braces(urls: str) -> list[str]:
 
     Unlike there, environment variables are not inserted, since untrusted text could send their values anywhere.
     """
-    shown, expanded = f"--root has {shortened(urls, 80)!r}", urls.split("::")
+    shown = f"--root has {shortened(urls, 80)!r}"
+    expanded = urls.split("::")
     if "{" in urls:
         try:
             from braceexpand import braceexpand
@@ -185,7 +186,8 @@ def _samples(shard: Path, names: Sequence[str]) -> list[tuple[str, Member, str]]
             entry.name.encode()  # fails for names that are not UTF-8, which records cannot contain
             folder, _, last = entry.name.rpartition("/")
             stem, _, extension = last.partition(".")  # as in webdataset
-            key, extension = f"{folder}/{stem}", extension.lower()
+            key = f"{folder}/{stem}"
+            extension = extension.lower()
             if entry.isfile() and f".{extension}" in IMAGE_SUFFIXES:
                 member = Member(shard, entry.offset_data, entry.size, status.st_mtime_ns)
                 images[key].append((entry.name, member))

@@ -229,7 +229,9 @@ def read_coop_pickle(path: Path, folder: str) -> Pools:
 
 
 def _item(datum: Any, folder: str) -> Item:
-    path, label, name = datum._impath, datum._label, datum._classname
+    path = datum._impath
+    label = datum._label
+    name = datum._classname
     if not (isinstance(path, str) and isinstance(label, int) and isinstance(name, str)):
         raise ValueError("a Datum in it lacks path, label or name")
     return Item(path_from(folder, path), label, name)

@@ -126,7 +126,8 @@ class FeatureBank:
             "text_norms": None if self.text_norms is None else self.text_norms[labels],
         }
         for split in SPLITS:
-            features, all_labels = getattr(self, f"{split}_features"), getattr(self, f"{split}_labels")
+            features = getattr(self, f"{split}_features")
+            all_labels = getattr(self, f"{split}_labels")
             if features is not None:
                 rows = torch.isin(all_labels, labels)
                 changes[f"{split}_labels"] = torch.searchsorted(labels, all_labels[rows])
@@ -195,17 +196,22 @@ class BankFile:
         with reading(path, FORM):
             self._file = safe_open(path, framework="pt")
             metadata = Metadata.model_validate(read_metadata(self._file))
-            self.classnames, self.dataset = metadata.classnames, metadata.dataset or path.stem
-            self.backbone, self.encoder, self.logit_scale = metadata.backbone, metadata.encoder, metadata.logit_scale
+            self.classnames = metadata.classnames
+            self.dataset = metadata.dataset or path.stem
+            self.backbone = metadata.backbone
+            self.encoder = metadata.encoder
+            self.logit_scale = metadata.logit_scale
             repeated = [name for name, count in Counter(self.classnames).items() if count > 1]
             if len(repeated) > len(self.classnames) // 10:  # ImageNet has two classes named "crane"
                 raise ValueError(f"class names repeat: {', '.join(repeated[:5])}")
             names = set(self._file.keys())
             self.multilabel = "train_labels" in names and len(self._file.get_slice("train_labels").get_shape()) == 2
             self._check_tensors(names)
-            self._version, self._layout = file_version(path), _read_layout(path, names)
+            self._version = file_version(path)
+            self._layout = _read_layout(path, names)
             self.labels = {split: self._labels(split) for split in SPLITS if f"{split}_labels" in names}
-            self.text_positive, self.text_negative = self._unit("text_positive"), self._unit("text_negative")
+            self.text_positive = self._unit("text_positive")
+            self.text_negative = self._unit("text_negative")
             self.text_norms = self._read("text_norms").float() if "text_norms" in names else None
             if self.text_norms is not None and not ((self.text_norms > 0) & self.text_norms.isfinite()).all():
                 raise ValueError("text_norms must be positive and finite")
@@ -240,7 +246,8 @@ class BankFile:
         """Raise ValueError for a tensor that is missing, or has a type or shape other than in `TENSOR_AXES`."""
         sizes = {"K": len(self.classnames)}
         for name in ("text_positive", *TENSOR_AXES):  # the first tensor defines the width
-            split, axes = name.partition("_")[0], TENSOR_AXES[name]
+            split = name.partition("_")[0]
+            axes = TENSOR_AXES[name]
             of_split = {f"{split}_features", f"{split}_labels"} & names
             if name not in names:
                 if name == "text_norms" or (split in ("val", "test") and not of_split):
@@ -248,10 +255,12 @@ class BankFile:
                 raise ValueError(f"it lacks {name}")
             stored = self._file.get_slice(name)
             types: tuple[str, ...] = ("I64",) if name.endswith("_labels") else FLOATS
-            dtype, shape = stored.get_dtype(), list(stored.get_shape())
+            dtype = stored.get_dtype()
+            shape = list(stored.get_shape())
             axes = "Nd" if name == "train_features" and len(shape) == 2 else axes
             if self.multilabel and name.endswith("_labels"):
-                axes, types = f"{axes}K", tuple(DTYPES)
+                axes = f"{axes}K"
+                types = tuple(DTYPES)
             expected = [sizes.setdefault(axis, size) for axis, size in zip(axes, shape)]
             if dtype not in types or len(shape) != len(axes) or shape != expected or (0 in shape and split != "val"):
                 raise ValueError(
@@ -277,10 +286,12 @@ class BankFile:
         would take gigabytes.
         """
         begin, shape, dtype = self._layout[name]
-        size, offsets = math.prod(shape) * dtype.itemsize, [0]
+        size = math.prod(shape) * dtype.itemsize
+        offsets = [0]
         if rows is not None:
             *views, count, width = shape
-            shape, size = [*views, len(rows), width], width * dtype.itemsize
+            shape = [*views, len(rows), width]
+            size = width * dtype.itemsize
             offsets = [(view * count + row) * size for view in range(math.prod(views)) for row in rows]
         tensor = torch.empty(shape, dtype=dtype)
         blocks = tensor.flatten().view(torch.uint8).reshape(len(offsets), size).numpy()
@@ -390,7 +401,8 @@ def refuse_test_rows(bank: FeatureBank, rows: Mapping[str, Sequence[int]]) -> No
 
 def copied_rows(features: Tensor, test: Tensor) -> list[int]:
     """Return the rows of features, `[n, d]` or `[V, n, d]`, that equal a row of test in any view, bit for bit."""
-    views, tested = features[None] if features.dim() == 2 else features, set(row_hashes(test))
+    views = features[None] if features.dim() == 2 else features
+    tested = set(row_hashes(test))
     return [n for n, hashes in enumerate(zip(*map(row_hashes, views))) if not tested.isdisjoint(hashes)]
 
 

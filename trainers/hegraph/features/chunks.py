@@ -62,7 +62,8 @@ class Chunks:
         """Write the features in memory to a file, if there is a folder; UserError if that fails."""
         if self.folder is None or not self._unwritten:
             return
-        first, last = self._unwritten[0][0], self._unwritten[-1][0]
+        first = self._unwritten[0][0]
+        last = self._unwritten[-1][0]
         features = torch.cat([each for _, each in self._unwritten])
         write_features(self.folder / f"{first.start}-{last.stop}.safetensors", {FEATURES: features}, self.key)
         self.written += len(features)

@@ -75,7 +75,8 @@ def pixels_of_steps(
         return
     last = _last_batch(images, options.batch_size)
     positions = torch.cat([order[step.start : step.stop] for step in steps])
-    number, view = positions % len(images.items), positions // len(images.items)
+    number = positions % len(images.items)
+    view = positions // len(images.items)
     by_image = positions[torch.argsort(number * images.views + view)].tolist()
     last_views: dict[int, Tensor] = {}  # by position; they are read with the other views of their images
     collected: list[Tensor] = []

@@ -59,7 +59,8 @@ def import_tip(
         text = {name: _text_features(folder / f"text_{name}.pt", len(classnames)) for name in ("positive", "negative")}
     fields: dict[str, Any] = {}
     for split in ("val", "test"):
-        features_file, labels_file = folder / f"{split}_f.pt", folder / f"{split}_l.pt"
+        features_file = folder / f"{split}_f.pt"
+        labels_file = folder / f"{split}_l.pt"
         if features_file.exists() or labels_file.exists():
             numbers = _load(labels_file)
             if not torch.equal(numbers.long().double(), numbers.double()):
@@ -110,7 +111,8 @@ def _rows(path: Path, columns: bool = False) -> Tensor:
 
     A transposed matrix, also a square one, is recognised by the norms of its vectors.
     """
-    form, matrix = "[d, n]" if columns else "[n, d]", _load(path)
+    form = "[d, n]" if columns else "[n, d]"
+    matrix = _load(path)
     if matrix.dim() != 2:
         raise UserError(f"{path}: expected the shape {form}, got {list(matrix.shape)}")
     rows = matrix.t() if columns else matrix

@@ -133,7 +133,8 @@ class _Loader(yaml.SafeLoader):
 
 def _check_size(value: Any) -> None:
     """Raise ValueError for a value that contains itself, or that aliases make too large."""
-    waiting, count = [(value, 0)], 0
+    waiting = [(value, 0)]
+    count = 0
     while waiting:
         value, depth = waiting.pop()
         count += 1

@@ -154,7 +154,8 @@ def find_bundle(name: str) -> Bundle:
     """
     place = name.partition(":")[2]
     if name.startswith(HUB):
-        needed, use = f"{CONFIG_NAME} and {WEIGHTS_NAMES[0]}", f"put them into a folder, {USE_FOLDER}"
+        needed = f"{CONFIG_NAME} and {WEIGHTS_NAMES[0]}"
+        use = f"put them into a folder, {USE_FOLDER}"
         config, weights = (fetch_file(place, names, name, needed, use) for names in ((CONFIG_NAME,), WEIGHTS_NAMES))
         return Bundle(place, config, weights)
     folder = absolute(place)

@@ -134,7 +134,8 @@ def find_source(name: str, pretrained: str | None) -> Source:
     if pretrained not in tags:
         raise unknown(f"weights of {name}: neither a file nor a tag:", pretrained, tags)
     repository, filenames = _hub_files(config)
-    title, needed = f"{name}/{pretrained}", config["hf_hub"].rpartition("/")[2] or filenames[0]
+    title = f"{name}/{pretrained}"
+    needed = config["hf_hub"].rpartition("/")[2] or filenames[0]
     file = identity.fetch_file(repository, filenames, title, needed, identity.USE_WEIGHTS)
     return Source(name, title, name, file, pretrained)
 
@@ -193,7 +194,8 @@ def _silent_open_clip() -> Iterator[None]:
     open_clip logs to the root logger. Its first message would also give the root logger a handler if it has none, and
     `logging.basicConfig` of the program would then have no effect. Messages of other packages and threads stay.
     """
-    folder, handler = str(Path(open_clip.__file__).parent), logging.NullHandler()
+    folder = str(Path(open_clip.__file__).parent)
+    handler = logging.NullHandler()
 
     def is_foreign(record: logging.LogRecord) -> bool:
         return not record.pathname.startswith(folder)
@@ -211,7 +213,8 @@ def _silent_open_clip() -> Iterator[None]:
 def build(source: Source, precision: str = "fp32") -> Built:
     """Build a model on the CPU, in "fp32" or "fp16", and load its weights; returns and errors as of `create_model`."""
     try:
-        tokenizer, preprocessing = _tokenizer(source), _preprocessing(source)
+        tokenizer = _tokenizer(source)
+        preprocessing = _preprocessing(source)
         model, _, preprocess = open_clip.create_model_and_transforms(
             source.model, load_weights=False, precision=precision, pretrained_text=False, **preprocessing
         )
@@ -262,7 +265,8 @@ def _tokenizer(source: Source) -> Tokenizer:
         setattr(importlib.import_module("transformers.dynamic_module_utils"), "TIME_OUT_REMOTE_CODE", 0)  # noqa: B010
     if not text.get("hf_tokenizer_name"):
         return open_clip.get_tokenizer(source.model)
-    place, mode = _tokenizer_files(source, text["hf_tokenizer_name"]), text.get("tokenizer_mode")
+    place = _tokenizer_files(source, text["hf_tokenizer_name"])
+    mode = text.get("tokenizer_mode")
     length = text.get("context_length", 77)
     return HFTokenizer(place, context_length=length, tokenizer_mode=mode, trust_remote_code=False, **options)
 
@@ -273,7 +277,8 @@ def _tokenizer_files(source: Source, repository: str) -> str:
     Raises:
         UserError: If a local model lacks the files, or they are not cached and the Hub cannot be reached.
     """
-    what, files = f"the tokenizer of {source.name}", "tokenizer.json and tokenizer_config.json"
+    what = f"the tokenizer of {source.name}"
+    files = "tokenizer.json and tokenizer_config.json"
     if source.name.startswith(identity.FOLDER):
         place = source.model[len(identity.FOLDER) :]
         if not any((Path(place) / filename).is_file() for filename in VOCABULARY_NAMES):
@@ -300,7 +305,8 @@ def load_weights(model: Any, path: Path) -> bool:
         UserError: As of `read_weights`.
         ValueError, RuntimeError: If the weights belong to another model.
     """
-    state, own = read_weights(path), model.state_dict()
+    state = read_weights(path)
+    own = model.state_dict()
     openai = state.keys() >= OPENAI_MARKS
     state = {key: value for key, value in state.items() if key not in OPENAI_MARKS}
     for key in POSITIONS:  # open_clip would resize them, which changes the features
@@ -366,7 +372,8 @@ class _ArchiveReader(pickle.Unpickler):
 
     def __init__(self, archive: zipfile.ZipFile, data: str) -> None:
         super().__init__(archive.open(data))
-        self.archive, self.storages = archive, data[: -len(".pkl")]
+        self.archive = archive
+        self.storages = data[: -len(".pkl")]
 
     def find_class(self, module: str, name: str) -> Any:
         if module.split(".")[0] == "__torch__":

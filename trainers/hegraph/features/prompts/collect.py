@@ -107,14 +107,18 @@ class Collection:
         model: str,
         aliases: Texts | None = None,
     ) -> None:
-        self.classnames, self.aliases = list(dict.fromkeys(classnames)), aliases or {}
-        self.out, self.partial, self.context = out, out.with_name(f"{out.name}.partial"), context
+        self.classnames = list(dict.fromkeys(classnames))
+        self.aliases = aliases or {}
+        self.out = out
+        self.partial = out.with_name(f"{out.name}.partial")
+        self.context = context
         self.models_file = out.with_suffix(".models.json")
         self.per_class, self.batch_size, self.model = per_class, batch_size, model
         if problems := name_problems(self.classnames, self.aliases):
             raise UserError(problems[0])
         self.progress = {name: Progress() for name in self.classnames}
-        written, models = self._read(out, Texts), self._read(self.models_file, Texts)
+        written = self._read(out, Texts)
+        models = self._read(self.models_file, Texts)
         partial = self._read(self.partial, _Partial)
         if partial.classes and partial.context != context:
             raise UserError(f"{self.partial} has answers for --context {partial.context!r}; choose another --out")
@@ -136,14 +140,16 @@ class Collection:
 
         The size is halved in each attempt, because long answers may be cut off.
         """
-        names, size = self.unfinished(), max(1, self.batch_size >> attempt)
+        names = self.unfinished()
+        size = max(1, self.batch_size >> attempt)
         return [names[i : i + size] for i in range(0, len(names), size)]
 
     def prompt(self, batch: Sequence[str]) -> str:
         """Write the prompt for a batch of classes."""
         lines = []
         for name in batch:
-            progress, line = self.progress[name], f"- {readable(name)}"
+            progress = self.progress[name]
+            line = f"- {readable(name)}"
             if aliases := self.aliases.get(name, ()):
                 line += f" (a sentence may also call it {', or '.join(aliases)})"
             if progress.sentences:
@@ -310,7 +316,8 @@ class Checker:
 def sentence_problems(sentence: str, pattern: re.Pattern[str]) -> list[str]:
     """Describe each rule that a sentence breaks on its own; `pattern` matches the names of its class."""
     problems = []
-    words, tokens = len(sentence.split()), count_tokens(sentence)
+    words = len(sentence.split())
+    tokens = count_tokens(sentence)
     if not LEAST_WORDS <= words <= MOST_WORDS:
         problems.append(f"expected {LEAST_WORDS} to {MOST_WORDS} words, got {words}")
     if tokens > CONTEXT_LENGTH:
