@@ -172,7 +172,10 @@ def _lines_of_counts(dataset: "Dataset") -> list[str]:
     names = dataset.classnames
     sizes = Sizes(len(dataset.train), len(dataset.val), len(dataset.test), len(names))
     lines = [str(sizes), f"classes: {abbreviate(names, MAX_CLASSES)}"]
-    counts = {s: Counter(names[k] for item in items for k in item.labels) for s, items in dataset.splits.items()}
+    counts: dict[str, Counter[str]] = {split: Counter() for split in dataset.splits}
+    for split, items in dataset.splits.items():
+        for item in items:
+            counts[split].update(names[label] for label in item.labels)
     for split in SPLITS:
         per_class = [counts[split][name] for name in names]
         lines.append(f"{split} images per class: {min(per_class)} to {max(per_class)}")

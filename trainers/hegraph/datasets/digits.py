@@ -66,7 +66,9 @@ def load_digit_scenes(root: str = "", name: str = "DigitScenes") -> Dataset:
         rows = list(row_range)
         rng.shuffle(rows)
         while len(rows) > 1:  # the last scan of a split is left out if it is alone
-            scene, rows = rows[: (size := rng.choice((2, 3)))], rows[size:]
+            size = rng.choice((2, 3))
+            scene = rows[:size]
+            rows = rows[size:]
             labels = tuple(sorted({int(digits[row]) for row in scene}))
             path = "scenes/" + "-".join(f"{row:04d}" for row in scene)
             splits[split].append(Item(path, labels, "|".join(CLASSNAMES[label] for label in labels)))

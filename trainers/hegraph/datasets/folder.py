@@ -127,7 +127,9 @@ def _split(base: Path, classes: Sequence[str], rows: Sequence[Row]) -> list[Row]
     if len(classes) < 2:
         expected = "expected at least two class folders, or one CSV file with the columns path,label[,split]"
         raise UserError(f"{base} has images in only one folder, {classes[0]}; {expected}")
-    paths = {name: [row.path for row in group] for name, group in groupby(rows, lambda row: row.label)}
+    paths: dict[str, list[str]] = {}
+    for name, group in groupby(rows, lambda row: row.label):
+        paths[name] = [row.path for row in group]
     if small := [name for name in classes if len(paths[name]) < MIN_IMAGES]:
         problem = f"{len(small)} of {len(classes)} classes have fewer than {MIN_IMAGES} images, too few to split"
         advice = f"add images, or move all class folders into {base / 'train'}, which is not split"

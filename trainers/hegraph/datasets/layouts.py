@@ -114,7 +114,9 @@ def read_class_folders(
 ) -> Pools:
     """Read one folder per class, except `ignored`; `names` maps folders to different class names."""
     folders = [name for name in list_folders(folder / images) if name not in ignored]
-    paths = [[f"{images}/{name}/{file}" for file in list_names(folder / images / name)] for name in folders]
+    paths = []
+    for name in folders:
+        paths.append([f"{images}/{name}/{file}" for file in list_names(folder / images / name)])
     classnames = [(names or {}).get(name, name) for name in folders]
     return split_classes(zip(range(len(folders)), classnames, paths), rng)
 
@@ -164,7 +166,10 @@ def read_aircraft(folder: Path, rng: Random, images: str) -> Pools:
         image, _, variant = line.partition(" ")
         return Item(f"{images}/{image}.jpg", labels[variant], variant)
 
-    return {split: [item(line) for line in read_lines(folder / f"images_variant_{split}.txt")] for split in SPLITS}
+    pools: Pools = {}
+    for split in SPLITS:
+        pools[split] = [item(line) for line in read_lines(folder / f"images_variant_{split}.txt")]
+    return pools
 
 
 def read_sun(folder: Path, rng: Random, images: str) -> Pools:
@@ -205,7 +210,9 @@ def read_imagenet(folder: Path, rng: Random, images: str) -> Pools:
     prefix = f"{folder.name}/"
     if pickled.is_file():
         stored = read_coop_pickle(pickled, folder.name)
-        items = {s: [i._replace(path=i.path.removeprefix(prefix)) for i in stored[s]] for s in stored}
+        items: Pools = {}
+        for split, with_folder in stored.items():
+            items[split] = [item._replace(path=item.path.removeprefix(prefix)) for item in with_folder]
         train = items["train"]
         test = items.get("test", [])
     else:
@@ -285,7 +292,8 @@ def _items(labelled: list[tuple[str, str]], names: dict[str, str], ids: list[str
 def _read_labels(path: Path, files: list[str]) -> list[str]:
     """Read the WordNet id or the class number of each of `files` from a file of `GROUND_TRUTH`."""
     labels = lines = read_lines(path)  # one class per line, in the order of image names
-    rows = [row for line in lines if len(row := re.split(r"[,\s]", line)) > 1]
+    rows = [re.split(r"[,\s]", line) for line in lines]
+    rows = [row for row in rows if len(row) > 1]
     if rows:  # an image and its class, in Caffe's val.txt or Kaggle's CSV file
         by_stem = {Path(image).stem: label for image, label, *_ in rows}
         labels = [by_stem.get(Path(file).stem, "") for file in files]

@@ -87,7 +87,8 @@ def load_few_shot(name: str, root: str, shots: int, seed: int, subsample: str = 
     if sample:
         dataset = replace(whole, **sample)
     else:
-        train_labels, val_labels = ([item.label for item in items] for items in (whole.train, whole.val))
+        train_labels = [item.label for item in whole.train]
+        val_labels = [item.label for item in whole.val]
         dataset = whole.select(sample_few_shot(train_labels, val_labels, shots, rng))
     dataset = dataset.subsample(subsample)
     dataset.check_files()
@@ -193,8 +194,11 @@ def _load_stored(entry: Entry, root: str, seed: int, rng: Random) -> Dataset:
         ids = class_ids(folder, entry.class_ids) if entry.class_ids else ()
     except UserError as error:
         raise UserError(f"{name}: {error}; {hint}", "dataset.incomplete") from error
-    train, val, test = ([item._replace(path=f"{entry.folder}/{item.path}") for item in pools[s]] for s in SPLITS)
-    return Dataset(name, names, train, val, test, partial(open_below, base, as_stored=True), base, ids)
+    below_root: Pools = {}
+    for split in SPLITS:
+        below_root[split] = [item._replace(path=f"{entry.folder}/{item.path}") for item in pools[split]]
+    open_stored = partial(open_below, base, as_stored=True)
+    return Dataset(name, names, below_root["train"], below_root["val"], below_root["test"], open_stored, base, ids)
 
 
 def read_stored(entry: Entry, folder: Path, seed: int, rng: Random, write: bool = True) -> tuple[Pools, list[str]]:

@@ -143,7 +143,9 @@ def build_dataset(images: OwnImages, name: str, root: str) -> Dataset:
     multilabel = any(isinstance(row.label, tuple) for row in images.rows)
     rows = _labelled(images, where) if multilabel else images.rows
     rows = [row._replace(label=_names(row, where)) for row in rows]
-    classes = {split: {each for row in rows if row.split == split for each in row.label} for split in SPLITS}
+    classes: dict[str, set[str]] = {split: set() for split in SPLITS}
+    for row in rows:
+        classes[row.split].update(row.label)
     if not classes["train"]:
         raise UserError(f"{where} has no training image; {LAYOUT}")
     listed = dict.fromkeys(filter(None, (class_name(each, root) for each in images.classnames)))

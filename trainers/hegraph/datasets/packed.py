@@ -230,7 +230,8 @@ def _read_classnames(path: Path) -> list[str]:
     if not os.path.lexists(path):
         return []
     lines = read_text(path, "a list of class names in UTF-8").splitlines()
-    names = [name for line in lines if (name := class_name(line, str(path)))]
+    names = [class_name(line, str(path)) for line in lines]
+    names = [name for name in names if name]
     if twice := next((name for name in names if names.count(name) > 1), ""):
         raise UserError(f"{path} repeats the name {twice!r}; rename one class, for example {twice + ' 2'!r}")
     return names
@@ -310,10 +311,12 @@ def _load_tables(root: str, files: dict[str, list[str]]) -> dict[str, Any]:
 def _stored_image(tables: dict[str, Any], path: str) -> bytes:
     """Return the encoded bytes of an image, from its row or its file; UserError if the row has neither."""
     split, _, row = path.partition("/")
-    stored = tables[split][int(row)][IMAGE] or {}
+    columns = tables[split][int(row)]
+    stored = columns[IMAGE] or {}
     if stored.get("bytes") is not None:
         return stored["bytes"]
     if stored.get("path") is None:
         raise UserError(f"row {row} of {split} has no image in the column {IMAGE}; add one or remove the row")
-    check_regular(file := Path(stored["path"]))
+    file = Path(stored["path"])
+    check_regular(file)
     return file.read_bytes()

@@ -115,7 +115,10 @@ def _sample_per_label(label_sets: Sequence[tuple[int, ...]], shots: int, rng: Ra
     for _, rows in sorted(by_label.items(), key=lambda entry: (len(entry[1]), entry[0])):
         rest = [row for row in rows if row not in sample]
         missing = shots - (len(rows) - len(rest))
-        sample |= dict.fromkeys(rng.sample(rest, missing) if 0 < missing < len(rest) else rest if missing > 0 else [])
+        if 0 < missing < len(rest):
+            rest = rng.sample(rest, missing)
+        if missing > 0:
+            sample |= dict.fromkeys(rest)
     return list(sample)
 
 
@@ -163,7 +166,9 @@ def read_split_file(path: Path, prefix: str) -> Pools:
     """Read a split file `split_zhou_*.json`, and prepend `prefix` to its paths."""
     form = "expected train, val and test, each a list of [path, label, class name]"
     content = validate(_SplitFile, read_json(path), f"{path} is not a split file: {form}")
-    pools = {s: [Item(prefix + image, label, name) for image, label, name in getattr(content, s)] for s in SPLITS}
+    pools: Pools = {}
+    for split in SPLITS:
+        pools[split] = [Item(prefix + image, label, name) for image, label, name in getattr(content, split)]
     check_pools(pools, str(path))
     return pools
 
@@ -192,7 +197,9 @@ def read_random_split(split_file: Path) -> RandomSplit | None:
 
 def write_split(split_file: Path, prefix: str, pools: Pools, seed: int, state: tuple) -> None:
     """Write a generated split, with paths without `prefix`, then a record of how it was generated."""
-    rows = {s: [[path.removeprefix(prefix), label, name] for path, label, name in pools[s]] for s in SPLITS}
+    rows = {}
+    for split in SPLITS:
+        rows[split] = [[path.removeprefix(prefix), label, name] for path, label, name in pools[split]]
     write_json(split_file, rows)
     write_json(Path(f"{split_file}{RECORD_SUFFIX}"), {"seed": seed, "sha256": hash_file(split_file), "state": state})
 

@@ -161,7 +161,7 @@ class FeatureBank:
 
     def save(self, path: Path) -> None:
         """Write the bank atomically; UserError if the file cannot be written."""
-        tensors = {name: tensor for name in TENSOR_AXES if (tensor := getattr(self, name)) is not None}
+        tensors = {name: getattr(self, name) for name in TENSOR_AXES if getattr(self, name) is not None}
         metadata = {"encoder": self.encoder.model_dump_json(exclude={"title"})} if self.encoder.model else {}
         metadata |= {
             "dataset": self.dataset,

@@ -12,6 +12,7 @@ Shapes: V views, N training images, M test images, K classes, d feature width; R
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -146,7 +147,7 @@ def _encode_missing(
     done = (len(images) - sum(map(len, missing))) // images.views
     if done:
         logger.info("%s: continuing after %d of %d %s images", chunks.folder, done, total, name)
-    share = -(-len(missing) // processes.world_size())
+    share = math.ceil(len(missing) / processes.world_size())
     mine = missing[processes.rank() * share :][:share]
 
     order = encoding_order(images, options.batch_size)

@@ -10,6 +10,7 @@ Shapes: V views, N images, R = V N rows, H x W the backbone's input resolution.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -82,7 +83,7 @@ def pixels_of_steps(
     collected: list[Tensor] = []
     remaining = iter(steps)
     step = next(remaining)
-    images_ahead = -(-options.batch_size // images.views)
+    images_ahead = math.ceil(options.batch_size / images.views)
     for position, view_pixels in images.stream(by_image, images_ahead, options.num_workers):
         if position >= last:
             last_views[position] = view_pixels

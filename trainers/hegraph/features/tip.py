@@ -125,7 +125,8 @@ def _rows(path: Path, columns: bool = False) -> Tensor:
 def _labels_of_values(path: Path, shape: tuple[int, int]) -> Tensor:
     """Read labels `[N]` from Tip-Adapter's one-hot values `[N, K]`."""
     values = _load(path).double()
-    if values.shape != shape or not torch.equal(values, F.one_hot(labels := values.argmax(dim=1), shape[1]).double()):
+    labels = values.argmax(dim=1) if values.shape == shape else None
+    if labels is None or not torch.equal(values, F.one_hot(labels, shape[1]).double()):
         raise UserError(
             f"{path}: expected one-hot rows [N, K], with N = {shape[0]} columns of the keys and K = {shape[1]} class "
             f"names; got the shape {list(values.shape)}"

@@ -3,6 +3,7 @@
 Shapes: B images, S sentences, d feature width (the model's own), H x W the model's input resolution.
 """
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -307,7 +308,8 @@ def encode_in_parts(encode: Callable[[Tensor], Tensor], batch: Tensor, part_rows
     Threads that share a layer wait for each other at its end, which is slow if other processes use the cores.
     """
     threads = torch.get_num_threads()
-    parts = batch.tensor_split(min(-(-len(batch) // (part_rows * threads)) * threads, max(len(batch), 1)))
+    rounds = math.ceil(len(batch) / (part_rows * threads))
+    parts = batch.tensor_split(min(rounds * threads, max(len(batch), 1)))
     if threads == 1 or len(parts) == 1:
         return torch.cat([encode(part) for part in parts])
     with _ENCODING, ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:

@@ -191,8 +191,9 @@ def check_activation(model: str, quick: bool, what: str) -> None:
 def _silent_open_clip() -> Iterator[None]:
     """Context without the messages of open_clip, such as warnings of missing weights that are loaded afterwards.
 
-    open_clip logs to the root logger. Its first message would also give the root logger a handler if it has none, and
-    `logging.basicConfig` of the program would then have no effect. Messages of other packages and threads stay.
+    open_clip 3 logs to the root logger, and open_clip 4 to loggers of its own. The first message to the root logger
+    would also give it a handler if it has none, and `logging.basicConfig` of the program would then have no effect.
+    Messages of other packages and threads stay.
     """
     folder = str(Path(open_clip.__file__).parent)
     handler = logging.NullHandler()
@@ -201,11 +202,14 @@ def _silent_open_clip() -> Iterator[None]:
         return not record.pathname.startswith(folder)
 
     logging.root.addHandler(handler)
-    logging.root.addFilter(is_foreign)
+    handlers = [*logging.root.handlers]
+    for each in handlers:
+        each.addFilter(is_foreign)
     try:
         yield
     finally:
-        logging.root.removeFilter(is_foreign)
+        for each in handlers:
+            each.removeFilter(is_foreign)
         logging.root.removeHandler(handler)
 
 
@@ -245,7 +249,9 @@ def _preprocessing(source: Source) -> dict[str, Any]:
     """
     tags = [source.tag] if source.tag else open_clip.list_pretrained_tags_by_model(source.model)
     configs = [open_clip.get_pretrained_cfg(source.model, tag) for tag in tags]
-    options = [{f"image_{key}": config[key] for key in PREPROCESSING} for config in configs]
+    options = []
+    for config in configs:
+        options.append({f"image_{key}": config[key] for key in PREPROCESSING})
     if source.weights and any(other != options[0] for other in options):
         text = "images for %s are preprocessed as for %s/%s, but other weights of that model differ in preprocessing"
         logger.warning(text, source.weights, source.name, tags[0])

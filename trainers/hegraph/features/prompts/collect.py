@@ -170,7 +170,10 @@ class Collection:
             progress.sentences += good
             if good and self.model not in progress.models:
                 progress.models.append(self.model)
-            progress.problems = [] if len(good) == missing else problems or [TOO_FEW if table else WRONG_FORM]
+            if len(good) == missing:
+                progress.problems = []
+            else:
+                progress.problems = problems or [TOO_FEW if table else WRONG_FORM]
         self.save()
 
     def save(self) -> None:
@@ -233,7 +236,9 @@ def read_answer(text: str, classnames: Sequence[str]) -> dict[str, list[str]]:
         answer = text.rpartition("</think>")[2].partition("<think>")[0]
         for value in _json_objects(re.sub(r",\s*(?=[\]}])", "", answer)):
             for names, sentences in _lists(value, []):
-                if matches := [key for name in names if (key := requested.get(normalise_name(name)))]:
+                found = [requested.get(normalise_name(name)) for name in names]
+                matches = [key for key in found if key]
+                if matches:
                     # A lone surrogate, which JSON allows and UTF-8 does not, becomes "?"
                     tidy = [" ".join(text.split()).encode(errors="replace").decode() for text in sentences]
                     table.setdefault(matches[0], []).extend(tidy)

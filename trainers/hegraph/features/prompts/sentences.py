@@ -100,7 +100,11 @@ def fill_templates(templates: Sequence[str], classnames: Sequence[str]) -> Promp
     for template in templates:
         if template.count("{}") != 1:
             raise UserError(f"a prompt template needs exactly one {{}} for the class name, got {template!r}")
-    return [[template.replace("{}", name.replace("_", " ")) for template in templates] for name in classnames]
+    sentences = []
+    for name in classnames:
+        words = name.replace("_", " ")
+        sentences.append([template.replace("{}", words) for template in templates])
+    return sentences
 
 
 def read_descriptions(path: Path, classnames: Sequence[str]) -> PromptGroup:
