@@ -31,7 +31,8 @@ from trainers.hegraph.experiments.run_folder import RunFolder, find_model_of_epo
 from trainers.hegraph.features.bank import BankFile
 from trainers.hegraph.method.cache import FoldedClassifier
 from trainers.hegraph.method.unlabelled import ClassSums, adapt_to_unlabelled
-from trainers.hegraph.models.folder import load_model, read_thumbnail
+from trainers.hegraph.models.folder import load_model
+from trainers.hegraph.models.thumbnails import read_thumbnail
 from trainers.hegraph.results.records import MEASURED, RunRecord, read_record
 from trainers.hegraph.utils import commit, processes
 

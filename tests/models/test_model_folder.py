@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import fields, replace
 from itertools import count
@@ -21,18 +22,10 @@ from torch.testing import assert_close
 
 from trainers.hegraph import ModelOptions, UserError
 from trainers.hegraph.method.training.confidence import KnownScores
-from trainers.hegraph.models.folder import (
-    CARD,
-    CONFIG,
-    TENSORS,
-    load_model,
-    model_files,
-    own_file,
-    read_thumbnail,
-    save_model,
-    write_thumbnails,
-)
+from trainers.hegraph.models import folder as folder_module
+from trainers.hegraph.models.folder import CARD, CONFIG, TENSORS, ModelWriter, load_model, model_files, save_model
 from trainers.hegraph.models.saved import ModelMetadata, SavedModel
+from trainers.hegraph.models.thumbnails import own_file, read_thumbnail, write_thumbnails
 from trainers.hegraph.utils import files
 from trainers.hegraph.utils.reading import read_json
 
@@ -184,6 +177,39 @@ def test_failed_save_keeps_the_previous_model(folder, saved_model, disk_full_aft
     with pytest.raises(UserError, match=r"cannot write .*model"), disk_full_after(100):
         save_model(saved_model(), folder)
     assert os.listdir(folder.parent) == ["model"] and load_model(folder).method == "HeGraphAdapter"
+
+
+def test_locked_model_is_not_replaced(folder, saved_model, monkeypatch):
+    monkeypatch.setattr(folder_module, "SAVE_WAIT", 0)
+    with ModelWriter(folder), pytest.raises(UserError, match=f"{folder} is in use by process {os.getpid()}"):
+        save_model(saved_model(method="TipAdapter"), folder)
+    assert load_model(folder).method == "HeGraphAdapter"
+    save_model(saved_model(method="TipAdapter"), folder)
+    assert os.listdir(folder.parent) == ["model"]
+
+
+def test_save_waits_for_another_one(folder, saved_model):
+    writer = ModelWriter(folder)
+    release = threading.Timer(0.3, writer.close)
+    release.start()
+    save_model(saved_model(method="TipAdapter"), folder)
+    release.join()
+    assert load_model(folder).method == "TipAdapter"
+
+
+@pytest.mark.parametrize(("change", "word"), [
+    (lambda folder: os.utime(folder / CONFIG, (1, 1)), "was changed"),
+    (lambda folder: folder.rename(folder.with_name("elsewhere")), "was moved or removed"),
+    (lambda folder: (folder / CONFIG).unlink(), "was moved or removed"),
+])  # fmt: skip
+def test_change_by_a_program_without_lock_is_noticed(folder, saved_model, change, word):
+    with ModelWriter(folder) as writer:
+        writer.save(saved_model(method="TipAdapter"))
+        change(folder)
+        before = sorted(path.name for path in folder.parent.rglob("*"))
+        with pytest.raises(UserError, match=word):
+            writer.save(saved_model())
+        assert sorted(path.name for path in folder.parent.rglob("*")) == before
 
 
 @pytest.mark.parametrize(("file", "name"), [("file", "file"), ("file", "."), (CONFIG, ".")])

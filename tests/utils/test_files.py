@@ -50,6 +50,38 @@ def test_links_to_folders_stay(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["elsewhere", "model"] and os.listdir(tmp_path / "elsewhere") == ["link"]
 
 
+def test_nested_writers_of_a_folder_keep_their_files(tmp_path):
+    with files.writing_folder(tmp_path / "model") as outer:
+        (outer / "outer").touch()
+        with files.writing_folder(tmp_path / "model") as inner:
+            (inner / "inner").touch()
+        assert os.listdir(tmp_path / "model") == ["inner"]
+    assert os.listdir(tmp_path / "model") == ["outer"]
+    assert os.listdir(tmp_path) == ["model"]
+
+
+def test_temporaries_of_killed_processes_are_removed(tmp_path):
+    for killed_early in (True, False):
+        left = files._temporary_path(tmp_path / "model")
+        left.with_name(f"{left.name}.owner").touch()  # not locked
+        if not killed_early:
+            (left / "new").mkdir(parents=True)
+    with files.writing_folder(tmp_path / "model"):
+        pass
+    assert os.listdir(tmp_path) == ["model"]
+
+
+def test_missing_root_is_not_created(tmp_path):
+    root = tmp_path / "project"
+    path = root / "state" / "features.json"
+    with pytest.raises(UserError, match=r"cannot write .*features.json: No such file or directory"):
+        files.write_json(path, 1, root)
+    assert not root.exists()
+    root.mkdir()
+    files.write_json(path, 1, root)
+    assert read_json(path) == 1
+
+
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, OSError])
 def test_exception_keeps_the_old_content(tmp_path, error):
     (tmp_path / "file").write_text("old")

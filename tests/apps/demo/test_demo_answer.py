@@ -13,8 +13,8 @@ from PIL import Image
 
 from trainers.hegraph.apps.demo.answer import ClassScore, Evidence, answer_html, compute_answer, summary, title
 from trainers.hegraph.datasets.digits import SPLIT_ROWS, open_digit
-from trainers.hegraph.models.folder import MAX_BYTES, read_thumbnail, write_thumbnails
 from trainers.hegraph.models.support_set import SupportSet
+from trainers.hegraph.models.thumbnails import MAX_BYTES, read_thumbnail, write_thumbnails
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,6 @@ from types import SimpleNamespace
 
 import pytest
 
-from trainers.hegraph.experiments.lock import HOLDER, LOCK, is_locked, lock_folder
 from trainers.hegraph.experiments.run import run as run_alone
 from trainers.hegraph.experiments.sweep import cluster as module
 from trainers.hegraph.experiments.sweep.cluster import AHEAD, Cluster, connected, do_run
@@ -26,6 +25,7 @@ from trainers.hegraph.experiments.sweep.workers import DONE, FAILED, LOCKED
 from trainers.hegraph.method.training.loop import CHECKPOINT
 from trainers.hegraph.results.records import read_record
 from trainers.hegraph.utils.errors import UserError
+from trainers.hegraph.utils.locks import HOLDER, LOCK, is_locked, lock_folder
 
 
 class Lost(Exception):

@@ -1,12 +1,10 @@
 """Runs in this process, in worker processes and in separate processes; several sweeps on one folder."""
 
-import errno
 import json
 import logging
 import multiprocessing
 import os
 import signal
-import socket
 import sys
 import threading
 import time
@@ -24,8 +22,6 @@ import pytest
 import torch
 
 from trainers.hegraph.__main__ import main
-from trainers.hegraph.experiments import lock
-from trainers.hegraph.experiments.lock import HOLDER, LOCK, Locked, is_locked, lock_folder
 from trainers.hegraph.experiments.sweep import plan, workers
 from trainers.hegraph.experiments.sweep.grid import FEATURES_DIR, Run
 from trainers.hegraph.experiments.sweep.plan import Sweep, do_runs, in_words
@@ -41,8 +37,8 @@ from trainers.hegraph.experiments.sweep.workers import (
     run_here,
     run_in_workers,
 )
-from trainers.hegraph.utils.errors import UserError
 from trainers.hegraph.utils.files import atomic_path, writing_folder
+from trainers.hegraph.utils.locks import HOLDER, LOCK, lock_folder
 from trainers.hegraph.utils.signals import noted_interrupts
 
 
@@ -200,31 +196,6 @@ def test_interrupted_sweep_kills_its_workers(runs, worker_threads, monkeypatch):
 
 
 # Several sweeps on one folder
-
-
-def test_folder_lock_is_exclusive_and_leaves_no_trace(tmp_path):
-    folder = tmp_path / "deep" / "run"
-    with lock_folder(folder):
-        assert is_locked(folder)
-        assert json.loads((folder / HOLDER).read_text()) == {"pid": os.getpid(), "host": socket.gethostname()}
-        with pytest.raises(Locked, match=f"process {os.getpid()} on {socket.gethostname()}"), lock_folder(folder):
-            pass
-    assert not folder.exists()
-    folder.mkdir(parents=True)
-    (folder / "file").touch()
-    with lock_folder(folder):
-        pass
-    assert [path.name for path in folder.iterdir()] == ["file"] and not is_locked(folder)
-
-
-def test_file_system_without_locks_gets_a_warning(tmp_path, monkeypatch, caplog):
-    errors = [OSError(code, os.strerror(code)) for code in (errno.ENOLCK, errno.EACCES)]
-    monkeypatch.setattr(lock.FileLock, "acquire", Mock(side_effect=errors))
-    with lock_folder(tmp_path / "run"):
-        assert not (tmp_path / "run" / HOLDER).exists()
-    assert "cannot be locked" in caplog.text and not (tmp_path / "run").exists()
-    with pytest.raises(UserError, match=r"cannot write .*: Permission denied"), lock_folder(tmp_path / "run"):
-        pass
 
 
 def test_locked_runs_come_last(runs, monkeypatch):

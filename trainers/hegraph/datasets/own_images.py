@@ -7,7 +7,6 @@ are in the source; `build_dataset` converts them to class names, checks them, an
 import logging
 import os
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from ..utils.errors import UserError
+from ..utils.text import normalized_name
 from .base import Dataset, abbreviate, check_command
 from .layouts import list_folders, list_names
 from .splits import SPLIT_NAMES, SPLITS, Item, split_of
@@ -121,7 +121,7 @@ def class_name(label: Any, where: str) -> str:
     """
     if isinstance(label, (list, dict, bytes)):
         raise UserError(f"{where}: expected text or a number as label, got {label!r:.60}")
-    return "" if label is None or label != label else unicodedata.normalize("NFC", str(label).strip())  # NaN != NaN
+    return "" if label is None or label != label else normalized_name(str(label))  # NaN != NaN
 
 
 def build_dataset(images: OwnImages, name: str, root: str) -> Dataset:

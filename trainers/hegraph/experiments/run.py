@@ -21,9 +21,10 @@ from ..datasets.base import Dataset
 from ..features.bank import FeatureBank
 from ..method.model import HeGraphModel
 from ..method.training.loop import Checkpoints
-from ..models.folder import CONFIG, THUMBNAILS, load_model, save_model, write_thumbnails
+from ..models.folder import CONFIG, THUMBNAILS, load_model, save_model
 from ..models.saved import SavedModel
 from ..models.support_set import label_kind
+from ..models.thumbnails import write_thumbnails
 from ..results.records import OTHER_CLASSES
 from ..utils import processes
 from ..utils.devices import available_device, wait_for

@@ -20,9 +20,9 @@ from ..models.folder import CONFIG, TENSORS, check_place, find_model_folder, mod
 from ..results.records import PREDICTIONS, RECORD, SPLIT, TEXT_NODES, read_record
 from ..utils.errors import UserError
 from ..utils.files import check_not_read, hash_file, hash_json, write_json
+from ..utils.locks import lock_folder
 from ..utils.option import NODE, OUR_METHOD
 from ..utils.reading import reading
-from .lock import lock_folder
 from .tasks import TEST_SET, Task
 
 logger = logging.getLogger(__name__)

@@ -1,22 +1,23 @@
 """Model folder: `config.json`, `model.safetensors`, `README.md`, and optional thumbnails of the cached images.
 
 Loading reads JSON and safetensors only, and runs no code. Every field and tensor is validated before use. The hash of
-the tensors in `config.json` shows that the two files belong together. Thumbnails, `thumbnails/00000.jpg` and so on in
-the order of the cache, show the training images that an image resembles.
+the tensors in `config.json` shows that the two files belong together. `thumbnails.py` writes the thumbnails.
+
+One lock protects a folder against all its writers (`ModelWriter`). Readers need no lock, because a folder is replaced
+atomically.
 """
 
 import json
-import logging
 import os
 import shutil
-from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import asdict, fields
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from PIL import Image
 from pydantic import Field
 from torch import Tensor
 
@@ -26,15 +27,14 @@ from ..method.model import TransferableAdapter
 from ..method.options import ModelOptions
 from ..method.unlabelled import ClassSums
 from ..utils.errors import UserError
-from ..utils.files import hash_content, whole_folder, write_json, write_tensors, writing_folder
+from ..utils.files import file_version, hash_content, whole_folder, write_json, write_tensors, writing_folder
+from ..utils.locks import WAIT, lock_replacement
 from ..utils.option import OUR_METHOD
 from ..utils.reading import Finite, Size, StrictModel, read_json, read_tensors, reading
 from .card import model_card
 from .package import write_endpoint
 from .saved import ModelMetadata, SavedModel
 from .support_set import SupportSet
-
-logger = logging.getLogger(__name__)
 
 FORMAT: Literal["hegraph-model"] = "hegraph-model"
 CONFIG, TENSORS, CARD, THUMBNAILS = "config.json", "model.safetensors", "README.md", "thumbnails"
@@ -59,8 +59,8 @@ PARAMETERS = {f"{TRANSFER}weight": "dd", f"{TRANSFER}metapath": ""}
 PARAMETERS |= {f"{STATE}weight": "dd", f"{STATE}bias": "Kd", f"{STATE}metapath": ""}
 INTEGERS = ("labels", "labelled.labels")
 MODEL_FILE_TYPES = (".json", ".safetensors", ".md", ".jpg", ".pt")
-MAX_SIDE = 64  # pixels of a thumbnail
-MAX_BYTES = 32_768  # of a thumbnail's file; typical are 3,000
+SAVE_WAIT = 10.0  # seconds that `save_model` waits for another process that saves the same model
+CHANGED = "model.changed"  # code of errors
 
 
 class Fusion(StrictModel):
@@ -101,32 +101,90 @@ def save_model(model: SavedModel, folder: Path, endpoint: bool = False) -> None:
     An existing model folder is replaced. Its thumbnails are removed, because they may show images of another cache. Its
     other files stay, such as those of an endpoint or of a Git repository.
 
-    With `endpoint`, the folder also has the files of an inference endpoint (`endpoint.py`).
-
     Cache keys of HeGraphAdapter are rounded to float16. Those of other methods stay in float32, because rounding
     changed the predictions of single images.
 
+    Args:
+        model: The model.
+        folder: The folder.
+        endpoint: Whether to add the files of an inference endpoint (`endpoint.py`).
+
     Raises:
-        UserError: If the folder cannot be written, or exists and is not a model folder.
+        UserError: If the folder cannot be written, exists and is not a model folder, or another process changes it.
     """
     check_place(folder)
-    tensors = _tensors(model)
-    config = ModelConfig.model_validate(
-        {name: getattr(model, name) for name in ModelMetadata.model_fields}
-        | {
-            "width": model.classifier.width,
-            "fusion": {"alpha": model.classifier.alpha, "beta": model.classifier.beta},
-            "transfer": {"rule": model.transfer_rule, "options": model.transfer.options if model.transfer else {}},
-            "tensors": hash_content(tensors),
-        }
-    )
-    with writing_folder(folder) as temporary:
-        write_tensors(temporary / TENSORS, tensors, {"format": config.format})
-        (temporary / CARD).write_text(model_card(model), encoding="utf-8")
-        if endpoint:
-            write_endpoint(temporary)
-        _copy_other_files(folder, temporary)
-        write_json(temporary / CONFIG, config.model_dump(mode="json"))
+    with ModelWriter(folder, SAVE_WAIT) as writer:
+        writer.save(model, endpoint)
+
+
+class ModelWriter:
+    """Right to change a model folder, which one object of one process has at a time.
+
+    Args:
+        folder: The folder, which may be missing.
+        wait: Seconds to wait for another process that has the right.
+
+    Raises:
+        Locked: If another process still has the right after this time.
+        UserError: If the folder that contains it cannot be written.
+    """
+
+    def __init__(self, folder: Path, wait: float = WAIT) -> None:
+        self.folder = folder
+        self._lock = ExitStack()
+        self._lock.enter_context(lock_replacement(folder, wait))
+        self._version = self._current_version()
+
+    def __enter__(self) -> "ModelWriter":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Release the lock."""
+        self._lock.close()
+
+    def _current_version(self) -> tuple[Path, int, int] | None:
+        """Version of the model on disk; None if there is none."""
+        try:
+            return file_version(self.folder / CONFIG)
+        except OSError:
+            return None
+
+    def check_unchanged(self) -> None:
+        """Raise UserError if another program, which ignores the lock, changed, moved or removed the folder."""
+        version = self._current_version()
+        if version != self._version:
+            change = "changed" if version else "moved or removed"
+            problem = f"{self.folder} was {change} by another program since it was read"
+            raise UserError(f"{problem}; start the command again", CHANGED)
+
+    def save(self, model: SavedModel, endpoint: bool = False) -> None:
+        """Write the folder as `save_model` does.
+
+        Raises:
+            UserError: If another program changed the folder, or it cannot be written.
+        """
+        tensors = _tensors(model)
+        config = ModelConfig.model_validate(
+            {name: getattr(model, name) for name in ModelMetadata.model_fields}
+            | {
+                "width": model.classifier.width,
+                "fusion": {"alpha": model.classifier.alpha, "beta": model.classifier.beta},
+                "transfer": {"rule": model.transfer_rule, "options": model.transfer.options if model.transfer else {}},
+                "tensors": hash_content(tensors),
+            }
+        )
+        with writing_folder(self.folder) as temporary:
+            write_tensors(temporary / TENSORS, tensors, {"format": config.format})
+            (temporary / CARD).write_text(model_card(model), encoding="utf-8")
+            if endpoint:
+                write_endpoint(temporary)
+            _copy_other_files(self.folder, temporary)
+            write_json(temporary / CONFIG, config.model_dump(mode="json"))
+            self.check_unchanged()
+        self._version = self._current_version()
 
 
 def check_place(folder: Path) -> None:
@@ -212,7 +270,8 @@ def _checked(config: ModelConfig, tensors: dict[str, Tensor]) -> dict[str, Tenso
     Raises:
         ValueError: If a tensor is unknown, has a wrong shape or type, or is not finite.
     """
-    sizes, checked = {"K": len(config.classnames), "d": config.width}, {}
+    sizes = {"K": len(config.classnames), "d": config.width}
+    checked = {}
     for letter, name in (("N", "keys"), ("T", "labelled.features"), ("M", UNLABELLED)):
         sizes[letter] = len(tensors[name]) if name in tensors else 0
     shape_of = {name: shape for shape, names in SHAPES.items() for name in names}
@@ -264,18 +323,26 @@ def _with_prefix(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _support_set(config: ModelConfig, labelled: dict[str, Tensor]) -> SupportSet:
-    """Support set of a model; errors as of `_model`."""
+    """Support set of a model; raises an exception if a part is missing, and ValueError for another number of ids."""
     labels = labelled["labels"].bool() if labelled["labels"].ndim == 2 else labelled["labels"]
     ids = torch.tensor(config.image_ids or [0] * len(labels), dtype=torch.long)
     if len(ids) != len(labels):
         raise ValueError(f"{len(ids)} image_ids for {len(labels)} images")
     classes = np.array(config.classnames if config.labels is None else config.labels)
-    text, state = (labelled.get("positive"), labelled.get("negative")), _with_prefix("state.", labelled)
-    return SupportSet(classes, config.classnames, labelled["features"][None], labels, ids, *text, state)
+    return SupportSet(
+        classes,
+        config.classnames,
+        labelled["features"][None],
+        labels,
+        ids,
+        labelled.get("positive"),
+        labelled.get("negative"),
+        _with_prefix("state.", labelled),
+    )
 
 
 def _transfer(config: ModelConfig, tensors: dict[str, Tensor]) -> TransferableAdapter | None:
-    """Adapter for unseen classes, if the model has one; errors as of `_model`."""
+    """Adapter for unseen classes, if the model has one; ValueError if it lacks a parameter."""
     if not isinstance(config.transfer, AdapterTransfer):
         return None
     options = config.transfer.options
@@ -299,65 +366,5 @@ def find_model_folder(folder: Path) -> Path:
 def model_files(folder: Path) -> list[Path]:
     """Files of a model folder, and of its run, which no command may overwrite."""
     model = find_model_folder(folder)
-    return [
-        path
-        for place in (folder, model, model / THUMBNAILS)
-        for path in place.glob("*")
-        if path.suffix in MODEL_FILE_TYPES
-    ]
-
-
-def own_file(folder: Path, name: str) -> Path | None:
-    """File of a model folder that may be shown or copied; None if it does not exist.
-
-    Links are followed only inside the folder, and to the files of huggingface_hub's cache, whose folders consist of
-    links. Another link in an untrusted folder could reveal a file of this machine.
-    """
-    base = folder.resolve()
-    path = (base / name).resolve()
-    places = [base, base.parents[1] / "blobs"] if base.parent.name == "snapshots" else [base]
-    if not path.is_file():
-        return None
-    if not any(path.is_relative_to(place) for place in places):
-        logger.warning("%s is a link out of its folder, and is skipped", folder / name)
-        return None
-    return path
-
-
-def write_thumbnails(folder: Path, images: Iterable[Image.Image]) -> None:
-    """Write the thumbnails of a model folder, all or none, for each key of the cache in order.
-
-    Only pixels are written, without metadata such as the location of a photo.
-
-    Raises:
-        UserError: If the folder cannot be written.
-    """
-    with writing_folder(folder / THUMBNAILS) as temporary:
-        for position, image in enumerate(images):
-            small = image.convert("RGB")
-            small.thumbnail((MAX_SIDE, MAX_SIDE))
-            small.info.clear()
-            small.save(temporary / thumbnail_name(position), quality=85)
-
-
-def read_thumbnail(folder: Path, position: int) -> Image.Image | None:
-    """Thumbnail of the cached image at a position, in RGB with at most 64x64 pixels; None without one.
-
-    A larger file, or one that is not a JPEG, gives None and a warning.
-    """
-    path = own_file(folder, f"{THUMBNAILS}/{thumbnail_name(position)}")
-    if path is None:
-        return None
-    try:
-        with Image.open(path, formats=["JPEG"]) as image:
-            if max(image.size) > MAX_SIDE or path.stat().st_size > MAX_BYTES:
-                raise ValueError(f"it is larger than a thumbnail of {MAX_SIDE}x{MAX_SIDE} pixels")
-            return image.convert("RGB")
-    except Exception as error:  # Pillow raises any type on damaged bytes
-        logger.warning("%s is not shown: %s", path, error)
-        return None
-
-
-def thumbnail_name(position: int) -> str:
-    """File name of a thumbnail in `THUMBNAILS`."""
-    return f"{position:05d}.jpg"
+    files = chain.from_iterable(place.glob("*") for place in (folder, model, model / THUMBNAILS))
+    return [path for path in files if path.suffix in MODEL_FILE_TYPES]

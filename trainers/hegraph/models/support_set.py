@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from itertools import compress
+from itertools import compress, zip_longest
 from typing import Any
 
 import numpy as np
@@ -52,10 +53,12 @@ class SupportSet:
     @classmethod
     def of(cls, bank: FeatureBank, state: Mapping[str, Tensor]) -> SupportSet:
         """Support set of a run that was trained on a bank."""
-        names, labels = tuple(bank.classnames), bank.train_labels.cpu()
-        text = bank.text_positive.cpu(), bank.text_negative.cpu()
+        names = tuple(bank.classnames)
+        labels = bank.train_labels.cpu()
         ids = torch.zeros(len(labels), dtype=torch.long)
-        return cls(np.array(names), names, bank.train_features.cpu(), labels, ids, *text, state)
+        positive = bank.text_positive.cpu()
+        negative = bank.text_negative.cpu()
+        return cls(np.array(names), names, bank.train_features.cpu(), labels, ids, positive, negative, state)
 
     @property
     def counts(self) -> Tensor:
@@ -78,8 +81,10 @@ class SupportSet:
 
     def image_labels(self) -> list[Any]:
         """Label of each image; with several labels per image, the set of its labels."""
-        rows, classes = self.labels.numpy(), self.classes
-        return [frozenset(classes[row].tolist()) for row in rows] if self.multilabel else classes[rows].tolist()
+        rows = self.labels.numpy()
+        if not self.multilabel:
+            return self.classes[rows].tolist()
+        return [frozenset(self.classes[row].tolist()) for row in rows]
 
     def index(self, label: Any) -> int:
         """Position of a class; UserError if no class has this label."""
@@ -91,22 +96,22 @@ class SupportSet:
     def merge(self, more: SupportSet, replaces: Tensor) -> SupportSet:
         """Merge with another support set; the classes of both are sorted by label.
 
+        Labels keep their values, and those of `more` take the type of the earlier ones.
+
         Args:
             more: The other support set.
             replaces: Classes of `more` whose name and text nodes (if any) replace existing ones, booleans of shape
                 `[K of more]`. New classes are among them.
 
         Raises:
-            UserError: If only one of the two has text labels, so that the labels cannot be sorted together, or only one
-                has several labels per image.
+            UserError: If the type of the earlier labels cannot represent a label of `more`, or only one of the two has
+                several labels per image.
         """
         if self.multilabel != more.multilabel:
             expected, got = map(label_kind, (self.multilabel, more.multilabel))
             raise UserError(f"expected {expected} per image, as in the earlier calls, got {got}")
-        first, other = self.classes.tolist()[0], more.classes.tolist()[0]
-        if isinstance(first, str) != isinstance(other, str):
-            raise UserError(f"the labels so far are such as {first!r}, got {other!r}; give labels of one kind")
-        classes, places = np.unique(np.concatenate([self.classes, more.classes]), return_inverse=True)
+        labels = np.concatenate([self.classes, labels_like(more.classes, self.classes)])
+        classes, places = np.unique(labels, return_inverse=True)
         old, new = torch.from_numpy(places.reshape(-1)).split([len(self.names), len(more.names)])
         names = dict(zip(old.tolist(), self.names))
         names |= {place: more.names[k] for k, place in enumerate(new.tolist()) if replaces[k]}
@@ -135,10 +140,13 @@ class SupportSet:
         if mask.all():
             return self
         if self.multilabel:  # all images remain, and lose labels
-            remaining, labels = self, self.labels[:, mask]
+            remaining = self
+            labels = self.labels[:, mask]
         else:
             rows = mask[self.labels]
-            remaining, labels = self.without(~rows), (mask.cumsum(0) - 1)[self.labels[rows]]
+            positions = mask.cumsum(0) - 1  # of the remaining classes
+            remaining = self.without(~rows)
+            labels = positions[self.labels[rows]]
         return replace(
             remaining,
             classes=self.classes[mask.numpy()],
@@ -167,7 +175,8 @@ class SupportSet:
             UserError: If a class is unknown or does not contain the image, or an image is passed twice.
         """
         mask = torch.zeros(len(self.labels), dtype=torch.bool)
-        by_id, keys = queries.ndim == 1, self.keys()
+        by_id = queries.ndim == 1
+        keys = self.keys()
         for position, label in enumerate(labels):
             similarity = (self.ids == queries[position]).float() if by_id else keys @ queries[position]
             similarity = similarity.masked_fill(mask | (self.labels != self.index(label)), -1)
@@ -176,6 +185,26 @@ class SupportSet:
                 raise UserError(f"{problem}; pass images of fit, partial_fit or add_class")
             mask[similarity.argmax()] = True
         return mask
+
+
+def labels_like(labels: np.ndarray, earlier: np.ndarray) -> np.ndarray:
+    """Labels of classes with the type of earlier ones.
+
+    Raises:
+        UserError: If a label changes its value in this type, such as a fraction among integers, or an integer that
+            floating-point numbers round.
+    """
+    same_kind = labels.dtype.kind == earlier.dtype.kind
+    dtype = np.result_type(labels, earlier) if same_kind else earlier.dtype
+    converted = labels[:0]
+    if same_kind or "U" not in (labels.dtype.kind, earlier.dtype.kind):
+        with np.errstate(invalid="ignore"), suppress(TypeError, ValueError):  # such as dates among numbers
+            converted = labels.astype(dtype)
+    changed = [label for label, new in zip_longest(labels.tolist(), converted.tolist()) if new != label]
+    if changed:
+        example = earlier.tolist()[0]
+        raise UserError(f"the labels so far are such as {example!r}, got {changed[0]!r}; give labels of one kind")
+    return converted
 
 
 def label_kind(several: bool) -> str:

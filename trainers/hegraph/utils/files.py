@@ -2,7 +2,8 @@
 
 Files and folders are written under a temporary name in the folder of the target, and then renamed. A killed process
 can leave its temporary file or folder, with a name that begins with a dot and ends with `.tmp`. The next process that
-writes the same folder removes such folders.
+writes the same folder removes such folders. Beside a temporary folder, a file with the ending `.owner` is locked while
+its process lives, so that no other process removes it.
 """
 
 import ctypes
@@ -21,13 +22,16 @@ from uuid import uuid4
 from safetensors import SafetensorError
 
 from .errors import UserError, first_line
+from .file_lock import NO_LOCKS, FileLock
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 OLD = "old"  # the replaced folder, within the temporary folder of `writing_folder`
 METADATA = "metadata"  # key of all metadata in a `.safetensors` file
+OWNER = ".owner"  # ending of the locked file beside the temporary folder of `writing_folder`
 RENAME_EXCHANGE = 2  # flag of Linux's renameat2
+AT_FDCWD = -100  # relative to the working directory, an argument of renameat2
 
 
 def absolute(path: str | Path) -> Path:
@@ -65,7 +69,7 @@ class OutputFolder(OutputFile):
     def check(self, path: Path, reads: Any) -> None:
         """Raise UserError if the folder is inside a model or project, or contains one of the paths in `reads`."""
         check_outside_models(path)
-        whole = _real_path(path)
+        whole = real_path(path)
         if whole.exists() and any(whole in (read, *read.parents) for read in map(Path.resolve, _existing_paths(reads))):
             raise UserError(f"{path} contains input of this command, and is not replaced; choose another folder")
         check_writable(path)
@@ -91,7 +95,7 @@ def check_output(path: Path, reads: Any = (), replaces: tuple[str, ...] = ()) ->
 
 
 def check_not_read(path: Path, reads: Any, replaces: tuple[str, ...] = ()) -> None:
-    """Raise UserError if a file to write is protected, or is no file; arguments as of `check_output`."""
+    """Raise UserError if a file to write is protected, or is no file; arguments as in `check_output`."""
     if not path.exists():
         return
     if not path.is_file():
@@ -121,12 +125,12 @@ def _is_same(path: Path, other: Path | str) -> bool:
 
 def check_outside_models(path: Path) -> None:
     """Raise UserError if a file or folder to write is inside a model folder or a `.hegraph` folder."""
-    for parent in {*path.absolute().parents, *_real_path(path).parents}:
+    for parent in {*path.absolute().parents, *real_path(path).parents}:
         if parent.name == ".hegraph" or all((parent / name).is_file() for name in ("config.json", "model.safetensors")):
             raise UserError(f"{path} is inside {parent}, the folder of a model or project; choose another folder")
 
 
-def _real_path(path: Path) -> Path:
+def real_path(path: Path) -> Path:
     """Resolve a path as `Path.resolve`, which raises RuntimeError for links in a circle before Python 3.13."""
     return Path(os.path.realpath(path))
 
@@ -136,7 +140,8 @@ def _existing_paths(value: Any) -> Iterator[Path]:
     if isinstance(value, dict):
         value = list(value.values())
     if isinstance(value, (str, Path)):
-        if os.path.exists(path := os.path.expanduser(value)):
+        path = os.path.expanduser(value)
+        if os.path.exists(path):
             yield Path(path)
     elif isinstance(value, Iterable):
         for entry in value:
@@ -144,13 +149,17 @@ def _existing_paths(value: Any) -> Iterator[Path]:
 
 
 @contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
+def atomic_path(path: Path, root: Path | None = None) -> Iterator[Path]:
     """Context of a temporary path, which is renamed to `path` at the end without an exception.
 
+    Args:
+        path: File to write.
+        root: Folder that contains the file and must exist: missing folders below it are created. None creates all.
+
     Raises:
-        UserError: If the file cannot be written, for example on a full disk or in a read-only folder.
+        UserError: If the file cannot be written, for example on a full disk, in a read-only folder, or without `root`.
     """
-    temporary = _temporary_path(path)
+    temporary = _temporary_path(path, root)
     try:
         with _converted_errors(path, temporary):
             temporary.touch()
@@ -169,27 +178,61 @@ def writing_folder(folder: Path) -> Iterator[Path]:
 
     If `folder` is a symbolic link, the folder that it points to is replaced, and the link stays.
 
-    If the process is killed, `whole_folder(folder)` is the old folder or the new one.
+    If the process is killed, `whole_folder(folder)` is the old folder or the new one. Several processes may write the
+    same folder: each replaces the version of the one before.
 
     Raises:
-        UserError: If the folder cannot be written, as of `atomic_path`.
+        UserError: If the folder cannot be written, for example on a full disk or in a read-only folder.
     """
-    folder = _real_path(folder)
+    folder = real_path(folder)
+    _remove_leftovers(folder)
     temporary = _temporary_path(folder)
-    new, old = temporary / "new", temporary / OLD
-    try:
-        with _converted_errors(folder, new):
-            for leftover in _temporaries(folder):
-                _remove(leftover, folder)
+    new = temporary / "new"
+    with _converted_errors(folder, new), _owned(temporary):
+        try:
             new.mkdir(parents=True)
             yield new
             exists = folder.exists()
             if not (exists and _exchange(new, folder)):
                 if exists:
-                    os.replace(folder, old)
+                    os.replace(folder, temporary / OLD)
                 os.replace(new, folder)
+        finally:
+            _remove(temporary, folder)
+
+
+@contextmanager
+def _owned(temporary: Path) -> Iterator[None]:
+    """Hold the lock of a temporary folder, which shows other processes that this one lives."""
+    owner = _owner(temporary)
+    try:
+        owner.acquire(wait=1.0)  # another process may take the file for a leftover before it is locked
+    except OSError as error:
+        if error.errno not in NO_LOCKS:  # on a file system without locks, leftovers are not removed
+            raise
+    try:
+        yield
     finally:
-        _remove(temporary, folder)
+        owner.release()
+
+
+def _owner(temporary: Path) -> FileLock:
+    """Lock of the process that owns a temporary folder."""
+    return FileLock(temporary.with_name(f"{temporary.name}{OWNER}"))
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove the temporary folders of a folder that killed processes have left."""
+    leftovers = {path.with_name(path.name.removesuffix(OWNER)) for path in _named_after(folder, f"*.tmp{OWNER}")}
+    for temporary in leftovers.union(_temporaries(folder)):
+        owner = _owner(temporary)
+        try:
+            if owner.acquire():
+                _remove(temporary, folder)
+        except OSError:  # no locks, a read-only folder, or another process was faster
+            continue
+        finally:
+            owner.release()
 
 
 def whole_folder(folder: Path) -> Path:
@@ -212,26 +255,42 @@ def _exchange(one: Path, other: Path) -> bool:
     if sys.platform != "linux":
         return False
     with suppress(AttributeError):  # an old C library
-        cwd, paths = -100, (os.fsencode(one), os.fsencode(other))  # AT_FDCWD: relative to the working directory
-        return ctypes.CDLL(None).renameat2(cwd, paths[0], cwd, paths[1], RENAME_EXCHANGE) == 0
+        rename = ctypes.CDLL(None).renameat2
+        return rename(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE) == 0
     return False
 
 
-def _name_hash(path: Path) -> str:
-    """Part of a temporary name that identifies the target, whose own name may be too long."""
+def name_hash(path: Path) -> str:
+    """Part of the name of a file beside `path` that identifies `path`, whose own name may be too long."""
     return hashlib.sha256(os.fsencode(path.name)).hexdigest()[:8]
+
+
+def _named_after(folder: Path, ending: str) -> Iterator[Path]:
+    """Iterate over the files and folders, from all processes, that `_temporary_path` has named after a folder."""
+    return folder.parent.glob(f".????????{name_hash(folder)}{ending}")
 
 
 def _temporaries(folder: Path) -> list[Path]:
     """List the temporary folders of a folder, from all processes."""
-    return [path for path in folder.parent.glob(f".????????{_name_hash(folder)}*.tmp") if path.is_dir()]
+    return [path for path in _named_after(folder, "*.tmp") if path.is_dir()]
 
 
-def _temporary_path(path: Path) -> Path:
-    """Create a temporary name in the folder of a path, and the folder if it is missing."""
+def _temporary_path(path: Path, root: Path | None = None) -> Path:
+    """Create a temporary name in the folder of a path, and this folder; `root` as in `atomic_path`."""
     with _converted_errors(path, path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    return path.parent / f".{_session():08x}{_name_hash(path)}{uuid4().hex[:8]}.tmp"
+        if root is None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        else:
+            _make_folders(path.parent, root)
+    return path.parent / f".{_session():08x}{name_hash(path)}{uuid4().hex[:8]}.tmp"
+
+
+def _make_folders(folder: Path, root: Path) -> None:
+    """Create a folder and its parents below `root`; FileNotFoundError if `root` is missing."""
+    current = root
+    for name in folder.relative_to(root).parts:
+        current = current / name
+        current.mkdir(exist_ok=True)
 
 
 def _session() -> int:
@@ -241,7 +300,7 @@ def _session() -> int:
 
 def remove_temporaries(folder: Path, session: int) -> None:
     """Remove temporary files and folders below a folder that killed processes of a POSIX session have left."""
-    for path in [*folder.rglob(f".{session:08x}*.tmp")]:
+    for path in [*folder.rglob(f".{session:08x}*.tmp"), *folder.rglob(f".{session:08x}*.tmp{OWNER}")]:
         if (path / OLD).exists():  # the only version of a folder: `whole_folder`
             continue
         shutil.rmtree(path, ignore_errors=True)
@@ -265,28 +324,33 @@ def cannot_write(path: Path, error: Exception) -> UserError:
     return UserError(f"cannot write {path}: {first_line(error)}", "file.write")
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write a value as indented JSON, atomically.
+def write_json(path: Path, value: Any, root: Path | None = None) -> None:
+    """Write a value as indented JSON, atomically; `root` as in `atomic_path`.
 
     Raises:
         UserError: If the file cannot be written, or a string is not valid UTF-8.
         ValueError: For NaN, which `read_json` rejects.
     """
     content = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
-    with atomic_path(path) as temporary:
+    with atomic_path(path, root) as temporary:
         temporary.write_bytes(f"{content}\n".encode())
 
 
-def write_tensors(path: Path, tensors: "Mapping[str, Tensor]", metadata: dict[str, str]) -> None:
-    """Write a `.safetensors` file, atomically.
+def write_tensors(
+    path: Path, tensors: "Mapping[str, Tensor]", metadata: dict[str, str], root: Path | None = None
+) -> None:
+    """Write a `.safetensors` file, atomically; `root` as in `atomic_path`.
 
     Equal content gives equal bytes, which identify a feature bank: the metadata are JSON under the one key `METADATA`,
     because the package safetensors shuffles keys. `read_metadata` of `reading.py` is the inverse.
+
+    Raises:
+        UserError: If the file cannot be written.
     """
     from safetensors.torch import save_file  # imports torch, which is slow
 
     stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    with atomic_path(path) as temporary:
+    with atomic_path(path, root) as temporary:
         save_file(stored, temporary, {METADATA: json.dumps(metadata, ensure_ascii=False)})
 
 

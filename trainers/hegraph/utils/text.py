@@ -1,4 +1,9 @@
-"""Text for one line of a terminal: shortened, without control characters, and as short as a message may be."""
+"""Text for one line of a terminal: shortened, without control characters, and as short as a message may be.
+
+Names of classes are compared in one form.
+"""
+
+import unicodedata
 
 MAX_MESSAGE = 280  # characters of a message, without the word "error" before it
 
@@ -17,6 +22,11 @@ def one_line(message: str) -> str:
 def printable(text: str) -> str:
     r"""Escape control characters and lone surrogates of a text, as `\n`, `\x1b`, `\udcff` and so on."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def normalized_name(text: str) -> str:
+    """Class name in the form in which names are compared: Unicode's form NFC without outer white space."""
+    return unicodedata.normalize("NFC", text.strip())
 
 
 def shown(value: object) -> str:

@@ -18,9 +18,9 @@ from PIL import Image
 from ...datasets.digits import CLASSNAMES, load_digits_dataset
 from ...datasets.images import open_upload
 from ...features.backbones.clip import Backbone
-from ...models.folder import read_thumbnail
 from ...models.images import ImageModel
 from ...models.saved import SavedModel
+from ...models.thumbnails import read_thumbnail
 from ...utils.errors import UserError, first_line
 from ...utils.reading import LenientModel, validate
 from ...utils.text import one_line

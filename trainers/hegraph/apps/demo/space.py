@@ -12,9 +12,10 @@ from pathlib import Path
 import yaml
 
 from ...features.backbones.identity import AUTO
-from ...models.folder import CARD, CONFIG, TENSORS, THUMBNAILS, own_file, thumbnail_name
+from ...models.folder import CARD, CONFIG, TENSORS, THUMBNAILS
 from ...models.images import ImageModel, backbone_files
 from ...models.package import copy_package, requirements
+from ...models.thumbnails import own_file, thumbnail_name
 from ...utils.errors import UserError
 from ...utils.files import writing_folder
 from .answer import summary, title

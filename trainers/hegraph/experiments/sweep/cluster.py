@@ -30,9 +30,9 @@ from ...method.training.loop import CHECKPOINT
 from ...results.records import RECORD
 from ...utils.errors import UserError, first_line
 from ...utils.files import hash_file, hash_json, write_json
+from ...utils.locks import Locked, lock_folder
 from ...utils.logs import PACKAGE, show_messages
 from ...utils.reading import read_json, reading
-from ..lock import Locked, lock_folder
 from ..run_folder import ERROR
 from .grid import Run
 from .workers import DONE, FAILED, LOCKED, THREADS, Result, attempt, is_done, record_failure

@@ -15,8 +15,8 @@ from ...config import KEY_PATTERN, pairs_of
 from ...results.records import find_runs
 from ...utils.command_line import echo
 from ...utils.errors import UserError
+from ...utils.locks import is_locked
 from ...utils.signals import stop_if_interrupted
-from ..lock import is_locked
 from .cluster import connected
 from .grid import Grid, Run, read_grid
 from .workers import FAILED, LOCKED, Result, has_failed, is_done, run_here, run_in_workers

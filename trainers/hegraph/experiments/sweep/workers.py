@@ -28,11 +28,11 @@ from ...results.records import main_score, read_record
 from ...utils.devices import available_device
 from ...utils.errors import UserError, first_line
 from ...utils.files import hash_json, remove_temporaries, write_json
+from ...utils.locks import Locked, is_locked
 from ...utils.logs import PACKAGE, show_messages
 from ...utils.reading import read_json
 from ...utils.signals import ENDINGS, deferred_interrupts, was_interrupted
 from ...utils.threads import cores
-from ..lock import Locked, is_locked
 from ..opening import open_task
 from ..run import run as run_one
 from ..run_folder import ERROR, RunFolder, run_config
