@@ -15,7 +15,7 @@ from training_free import LABELS, assert_same, training_free
 
 from trainers.hegraph import HeGraphClassifier, UserError
 from trainers.hegraph.__main__ import main
-from trainers.hegraph.estimator.incremental import labels_by_name
+from trainers.hegraph.estimator.incremental import ClassLabels
 from trainers.hegraph.method.cache import FoldedClassifier
 from trainers.hegraph.method.closed_form import OMEGA_NEW, TextPrior
 from trainers.hegraph.method.training import memory
@@ -366,12 +366,55 @@ def test_train_more_recognises_images_of_a_run(root, digits, tmp_path, capsys):
 
 def test_new_names_are_not_labels_of_other_classes(labelled, refused):
     names = dict(zip(LABELS.tolist(), ("emmet", "bee", "cow", "dog")))
-    support_set = training_free().fit(*labelled, classnames=names).model_.support_set
-    assert labels_by_name(support_set, ["bee", "emu", "emmet"]) == {"emmet": "ant"} | {
-        x: x for x in ("bee", "cow", "dog", "emu")
-    }
+    class_labels = ClassLabels(training_free().fit(*labelled, classnames=names).model_.support_set)
+    assert [class_labels.find_or_add(name) for name in ("bee", "emu", "emmet")] == ["bee", "emu", "ant"]
+    assert class_labels.names == {"ant": "emmet", "bee": "bee", "cow": "cow", "dog": "dog", "emu": "emu"}
     with refused("", "the new class 'ant' has the label of the class 'emmet'"):
-        labels_by_name(support_set, ["bee", "ant"])
+        class_labels.find_or_add("ant")
+
+
+def numbered(labelled, labels: list) -> HeGraphClassifier:
+    """Classifier with these labels of three classes."""
+    X, y = labelled
+    classes = ["ant", "bee", "cow"]
+    return training_free().fit(X[:21], np.array([labels[classes.index(name)] for name in y[:21]]))
+
+
+def test_names_are_compared_in_one_form(labelled):
+    X, y = labelled
+    names = dict(zip(LABELS.tolist(), ("Am\u00e9lie", "bee", "cow", "dog")))
+    class_labels = ClassLabels(training_free().fit(X, y, classnames=names).model_.support_set)
+    assert [class_labels.find_or_add(name) for name in ("Ame\u0301lie", " bee ")] == ["ant", "bee"]
+    assert class_labels.find("\tAm\u00e9lie") == "ant"
+    assert class_labels.names == names
+
+
+def test_next_label_of_numbers_is_free(labelled):
+    assert ClassLabels(numbered(labelled, [0, 5, 7]).model_.support_set).find_or_add("new") == 8
+
+
+@pytest.mark.parametrize(
+    "labels", [[0, 5, 2**63 - 1], [0.0, 1.0, 2.0**53], [np.uint8(0), np.uint8(5), np.uint8(255)]], ids=str
+)
+def test_label_after_the_largest_is_refused(labelled, refused, labels):
+    class_labels = ClassLabels(numbered(labelled, labels).model_.support_set)
+    with refused("", "a new class needs a label after"):
+        class_labels.find_or_add("new")
+
+
+def test_large_labels_stay_beside_floats(labelled):
+    labels = [2**60, 2**60 + 1, 2**60 + 2]
+    classifier = numbered(labelled, labels).partial_fit(labelled[0][:4], [5.0] * 4)
+    assert classifier.classes_.tolist() == [5, *labels]
+    assert classifier.classes_.dtype == np.int64
+
+
+@pytest.mark.parametrize(("labels", "more"), [([0, 1, 2], 2**63), ([0.0, 1.0, 2.0], 2**53 + 1)], ids=["int", "float"])
+def test_integers_beyond_the_type_are_refused(labelled, refused, labels, more):
+    classifier = numbered(labelled, labels)
+    with refused("", f"got {more}"):
+        classifier.partial_fit(labelled[0][:4], [more] * 4)
+    assert classifier.classes_.tolist() == labels
 
 
 def test_train_more_repeats_the_adaptation(root, digits, tmp_path, capsys):

@@ -1,13 +1,18 @@
 """Fixtures of the HTTP server: scans, and a model that can be trained further."""
 
 import shutil
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import TYPE_CHECKING
 
 import pytest
 
 from trainers.hegraph import HeGraphClassifier, load_few_shot
+
+if TYPE_CHECKING:
+    from recorded import Recorded
 
 
 @pytest.fixture(scope="session")
@@ -48,3 +53,14 @@ def own_model(once, scans, tmp_path_factory) -> Callable[..., Path]:
 def folder(own_model) -> Path:
     """Copy of the model with one label per image and the classes zero, one, two, three, four, eight and nine."""
     return own_model()
+
+
+@pytest.fixture
+def recorded() -> "Iterator[Recorded]":
+    """Label Studio with recorded answers."""
+    from recorded import Recorded  # skips the test without the packages of the server
+
+    with Recorded() as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.shutdown()

@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 from serving import TransportError, client_of, encoded, form, serving
 
-from trainers.hegraph import HeGraphClassifier
+from trainers.hegraph import HeGraphClassifier, UserError
 from trainers.hegraph.__main__ import main
+from trainers.hegraph.apps.serve import learning as module
 from trainers.hegraph.apps.serve.learning import Learner
+from trainers.hegraph.models import folder as model_folder
 from trainers.hegraph.models.images import ImageModel
 
 learner_of = partial(client_of, learn=True)  # client of a server that learns
@@ -110,7 +112,7 @@ def test_change_repeats_the_adaptation(folder, scans):
 
 
 def test_concurrent_changes_are_all_stored(folder, scans):
-    learner = Learner(folder, ImageModel.load(folder))
+    learner = Learner.load(folder)
 
     async def add_all() -> list:
         uploads = [(file.name, file.read_bytes()) for file in scans.files[12:18]]
@@ -124,7 +126,7 @@ def test_concurrent_changes_are_all_stored(folder, scans):
 
 
 def test_request_in_flight_uses_one_model(folder, scans):
-    learner = Learner(folder, ImageModel.load(folder))
+    learner = Learner.load(folder)
 
     async def predict_during_change() -> dict:
         waiting = asyncio.create_task(learner.predict([("", scans.files[20].read_bytes())], 99, None))
@@ -229,12 +231,122 @@ def test_server_does_not_learn_by_default(own_model):
             assert client.get(path).status_code == client.post(path, json={}).status_code == 404
 
 
-def test_change_by_another_program_is_not_overwritten(folder, scans):
+def test_change_without_the_lock_is_not_overwritten(folder, scans, tmp_path):
+    other = tmp_path / "other"
+    HeGraphClassifier.from_pretrained(folder).add_class("letter").save_pretrained(other)
     with learner_of(folder) as client:
-        HeGraphClassifier.from_pretrained(folder).add_class("letter").save_pretrained(folder)
+        shutil.copytree(other, folder, dirs_exist_ok=True)
         answer = client.post("/v1/examples", json=added(scans, 12))
     assert (answer.status_code, list(answer.json())) == (409, ["error"])
     assert "letter" in ImageModel.load(folder).model.classnames
+
+
+def test_change_during_the_training_is_not_overwritten(folder, scans, tmp_path, monkeypatch):
+    other = tmp_path / "other"
+    HeGraphClassifier.from_pretrained(folder).add_class("letter").save_pretrained(other)
+    train = module.IncrementalTraining.add
+
+    def add_meanwhile(*arguments: object) -> object:
+        model = train(*arguments)
+        shutil.copytree(other, folder, dirs_exist_ok=True)
+        return model
+
+    monkeypatch.setattr(module.IncrementalTraining, "add", add_meanwhile)
+    with learner_of(folder) as client:
+        assert client.post("/v1/examples", json=added(scans, 12)).status_code == 409
+    assert "letter" in ImageModel.load(folder).model.classnames
+
+
+@pytest.mark.parametrize("how", ["renamed", "deleted", "replaced"])
+def test_missing_folder_is_a_conflict(folder, scans, how):
+    with learner_of(folder) as client:
+        folder.rename(folder.with_name("elsewhere"))
+        if how == "deleted":
+            shutil.rmtree(folder.with_name("elsewhere"))
+        if how == "replaced":
+            folder.write_text("no model")
+        answer = client.post("/v1/examples", json=added(scans, 12))
+    assert answer.status_code == 409
+    assert answer.json()["error"].startswith(f"{folder} was moved or removed by another program")
+    assert folder.exists() == (how == "replaced")
+
+
+@pytest.mark.parametrize("writer", ["estimator", "train-more"])
+def test_other_writers_are_refused_while_a_server_learns(folder, scans, tmp_path, cli_error, monkeypatch, writer):
+    monkeypatch.setattr(model_folder, "SAVE_WAIT", 0)
+    (tmp_path / "photos" / "train" / "letter").mkdir(parents=True)
+    shutil.copy(scans.files[20], tmp_path / "photos" / "train" / "letter")
+    with learner_of(folder) as client:
+        if writer == "estimator":
+            with pytest.raises(UserError, match=f"{folder} is in use by process"):
+                HeGraphClassifier.from_pretrained(folder).add_class("letter").save_pretrained(folder)
+        else:
+            words = ("train-more", folder, "--root", tmp_path / "photos", "--in-place")
+            assert f"{folder} is in use by process" in cli_error(*words)
+        assert client.post("/v1/examples", json=added(scans, 12)).status_code == 200
+    assert "letter" not in ImageModel.load(folder).model.classnames
+
+
+def test_names_are_compared_in_one_form(folder, scans):
+    with learner_of(folder) as client:
+        client.post("/v1/examples", json=added(scans, 12, labels=[["Am\u00e9lie"]]))
+        [number] = client.post("/v1/examples", json=added(scans, 13, labels=[[" Ame\u0301lie "]])).json()["ids"]
+        assert client.post("/v1/examples", json=added(scans, 14, labels=[[" zero "]])).status_code == 200
+        before = client.get("/v1/model").json()["classes"]
+        assert client.delete("/v1/examples", params={"class": "Ame\u0301lie"}).status_code == 200
+        after = client.get("/v1/model").json()["classes"]
+    assert sorted(before) == sorted([*after, "Am\u00e9lie"])
+    assert after.count("zero") == 1
+    assert " zero " not in after
+    assert number not in stored(folder)
+
+
+def test_class_after_the_largest_label_is_refused(folder, scans):
+    labels = [0, 5, 2**63 - 1]
+    y = [labels[number % 3] for number in range(12)]
+    names = dict(zip(labels, "abc"))
+    HeGraphClassifier("hegraph-mini", variant="training_free").fit(scans.images[:12], y, names).save_pretrained(folder)
+    before = (folder / "config.json").read_bytes()
+    with learner_of(folder) as client:
+        answer = client.post("/v1/examples", json={"classes": ["brand new"]})
+        assert (answer.status_code, client.get("/v1/model").json()["classes"]) == (422, ["a", "b", "c"])
+        assert client.post("/v1/examples", json=added(scans, 12, labels=[["c"]])).status_code == 200
+    assert "after 9223372036854775807" in answer.json()["error"]
+    assert (folder / "config.json").read_bytes() != before
+    assert HeGraphClassifier.from_pretrained(folder).classes_.tolist() == labels
+
+
+def test_image_with_two_labels_gets_one(folder, scans):
+    classifier = HeGraphClassifier("hegraph-mini", variant="training_free")
+    twice = [scans.images[12], scans.images[12]]
+    labels = [*scans.labels[:12], "zero", "one"]
+    classifier.fit([*scans.images[:12], *twice], labels).save_pretrained(folder)
+    with learner_of(folder) as client:
+        [number] = client.post("/v1/examples", json=added(scans, 12, labels=[["zero"]])).json()["ids"]
+        examples = client.get("/v1/examples").json()["examples"]
+    assert [example["labels"] for example in examples if example["id"] == number] == [["zero"]]
+
+
+def test_suggested_classes_equal_the_predictions(folder, scans):
+    with learner_of(folder) as client:
+        suggested = client.post("/v1/suggest/files?n=3&top=7", files=form(*scans.files[20:40])).json()["suggestions"]
+        predicted = client.post("/v1/predict/files?top=7", files=form(*scans.files[20:40])).json()["predictions"]
+    by_path = {row["path"]: row["top"] for row in predicted}
+    assert [row["path"] for row in suggested] != [row["path"] for row in predicted[:3]]  # an order that shows a mistake
+    assert len(suggested) == 3
+    for row in suggested:
+        assert row["top"] == by_path[row["path"]]
+
+
+def test_labels_are_changed_without_the_image(folder):
+    before = stored(folder)
+    number = min(before)
+    learner = Learner.load(folder)
+    asyncio.run(learner.relabel({number: ["nine" if before[number] != ["nine"] else "zero"]}))
+    learner.close()
+    after = stored(folder)
+    assert after.pop(number) == (["nine"] if before.pop(number) != ["nine"] else ["zero"])
+    assert after == before
 
 
 def test_second_server_is_refused(folder, cli_error):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,37 +42,62 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def train_more(args: argparse.Namespace) -> int:
-    """Run the command, and print the number of images added to each class."""
+    """Run the command, and print the number of images added to each class.
+
+    With `--in-place`, no other process changes the model between its loading and its saving.
+    """
     from ..datasets.loading import load_own_images
 
     dataset = load_own_images(args.root, split_folders=False)
-    from ..estimator.classifier import HeGraphClassifier
     from ..estimator.incremental import check_no_record
-    from ..models.folder import check_place, find_model_folder  # torch takes seconds to import
-    from ..models.support_set import as_set
+    from ..models.folder import ModelWriter, check_place, find_model_folder  # torch takes seconds to import
 
-    out = folder = find_model_folder(Path(args.model))
+    folder = find_model_folder(Path(args.model))
     if args.in_place:
         check_no_record(folder, "use --out FOLDER")
+        with ModelWriter(folder) as writer:
+            classifier, added = extended(folder, dataset, args)
+            writer.save(classifier.model_)
+        out = folder
     else:
-        out, images = args.out, [dataset.root / item.path for item in dataset.train] if dataset.root else []
+        out = args.out
         check_place(out)
+        images = [dataset.root / item.path for item in dataset.train] if dataset.root else []
         OutputFolder().check(out, [folder, *images])
+        classifier, added = extended(folder, dataset, args)
+        classifier.save_pretrained(out)
+    model = classifier.model_
+    for label, name, count in zip(classifier.classes_.tolist(), model.classnames, model.images or ()):
+        number = sum(label in labels for labels in added)
+        if number:
+            echo(printable(f"{name}: {number} images added, {count} in total") + "\n")
+    if model.unlabelled:
+        echo(f"adapted again to the same {model.unlabelled} unlabelled images\n")
+    echo(f"{len(added)} images added, {len(model.classnames)} classes -> {out}\n")
+    return 0
+
+
+def extended(
+    folder: Path, dataset: Dataset, args: argparse.Namespace
+) -> tuple[HeGraphClassifier, list[frozenset[Any]]]:
+    """Train the model of a folder on the new images of a data set.
+
+    Returns:
+        The classifier, and the labels of each new image.
+
+    Raises:
+        UserError: As in `new_images`, or if the model cannot be loaded or trained.
+    """
+    from ..estimator.classifier import HeGraphClassifier  # torch takes seconds to import
+    from ..models.support_set import as_set
+
     classifier = HeGraphClassifier.from_pretrained(
         folder, device=args.device or None, backbone=args.backbone or None, pretrained=args.pretrained or AUTO
     )
     classifier.precision = args.precision or classifier.model_.backbone.precision
     images, y, names = new_images(classifier, dataset)
     classifier.partial_fit(images, y, names)
-    classifier.save_pretrained(out)
-    model, added = classifier.model_, Counter(each for label in y for each in as_set(label))
-    for label, name, count in zip(classifier.classes_.tolist(), model.classnames, model.images or ()):
-        if added[label]:
-            echo(printable(f"{name}: {added[label]} images added, {count} in total") + "\n")
-    if model.unlabelled:
-        echo(f"adapted again to the same {model.unlabelled} unlabelled images\n")
-    echo(f"{len(y)} images added, {len(model.classnames)} classes -> {out}\n")
-    return 0
+    return classifier, [as_set(label) for label in y]
 
 
 def new_images(classifier: HeGraphClassifier, dataset: Dataset) -> tuple[list[Any], list[Any], dict[Any, str]]:
@@ -83,24 +107,28 @@ def new_images(classifier: HeGraphClassifier, dataset: Dataset) -> tuple[list[An
         The images, their labels, and the class names by label.
 
     Raises:
-        UserError: If an image is unreadable or in the support set of another class, no image is new, or two classes of
-            the model have the same name.
+        UserError: If an image is unreadable or in the support set of another class, no image is new, two classes of
+            the model have the same name, or a new class cannot have a label.
     """
-    from ..estimator.incremental import image_ids, labels_by_name, support_set_of
+    from ..estimator.incremental import ClassLabels, image_ids, support_set_of
     from ..models.support_set import label_kind  # torch takes seconds to import
 
     support_set = support_set_of(classifier.model_)
-    if (several := support_set.multilabel) != dataset.multilabel:
+    several = support_set.multilabel
+    if several != dataset.multilabel:
         expected, got = map(label_kind, (several, dataset.multilabel))
         raise UserError(f"expected {expected} per image, as the model has, got {got}")
-    labels = labels_by_name(support_set, dataset.classnames)
-    files = dataset.root is not None and dataset.version is None
-    candidates = [dataset.root / item.path if files else dataset.open(item.path) for item in dataset.train]  # type: ignore[operator]
+    class_labels = ClassLabels(support_set)
+    labels = [class_labels.find_or_add(name) for name in dataset.classnames]
+    if dataset.root is not None and dataset.version is None:
+        candidates: list[Any] = [dataset.root / item.path for item in dataset.train]
+    else:
+        candidates = [dataset.open(item.path) for item in dataset.train]
     label_of = {number: label for number, label in zip(support_set.ids.tolist(), support_set.image_labels()) if number}
-    images, y = [], []
+    images = []
+    y = []
     for item, image, number in zip(dataset.train, candidates, image_ids(candidates).tolist()):
-        names = [labels[dataset.classnames[each]] for each in item.labels]
-        label = frozenset(names) if several else names[0]
+        label = frozenset(labels[each] for each in item.labels) if several else labels[item.labels[0]]
         if number not in label_of:
             images.append(image)
             y.append(label)
@@ -108,7 +136,7 @@ def new_images(classifier: HeGraphClassifier, dataset: Dataset) -> tuple[list[An
             raise UserError(f"{item.path} is also an image of class {label_of[number]!r}; remove it from one class")
     if not images:
         raise UserError(f"expected new images, but all {len(candidates)} are in the support set of the model")
-    return images, y, {label: name for name, label in labels.items()}
+    return images, y, class_labels.names
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

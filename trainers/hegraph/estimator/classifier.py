@@ -5,7 +5,7 @@ Shapes: n images, V views of each, K classes, d feature width.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence, Sized
+from collections.abc import Callable, Hashable, Mapping, Sequence, Sized
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from ..models.support_set import SupportSet
 from ..utils.errors import UserError
 from ..utils.reading import validate
 from .classes import Names, check_label_values, checked_names, split_labelled
-from .incremental import KEYS, Addition, Trainer, image_ids, support_set_of, unlabelled_features_of
+from .incremental import KEYS, IncrementalTraining, image_ids, support_set_of, unlabelled_features_of
 from .inputs import as_array, check_targets, checked_features, checked_X_y, image_list, unit_rows
 from .prediction import PredictionMixin
 from .training import changed_options
@@ -151,8 +151,8 @@ class HeGraphClassifier(PredictionMixin):
         elif y.ndim == 1 and len(classes) < 2:
             raise UserError(f"expected at least two classes in y, got one class: {classes.tolist()}")
         text = self._text(text_features, negative_text_features)
-        addition = Addition(X, y, classes, checked_names(classes, names), *text)
-        return self._train(addition, pool, reset=True)
+        names = checked_names(classes, names)
+        return self._train(lambda training: training.add(X, y, classes, names, *text), pool, reset=True)
 
     def partial_fit(
         self,
@@ -201,7 +201,8 @@ class HeGraphClassifier(PredictionMixin):
             names = dict(self.classnames) if isinstance(self.classnames, Mapping) else {}
             names |= known
             classnames = {label: names.get(label, str(label)) for label in labels.tolist()}
-        return self._train(Addition(X, y, labels, checked_names(labels, classnames), *text))
+        new_names = checked_names(labels, classnames)
+        return self._train(lambda training: training.add(X, y, labels, new_names, *text))
 
     def add_class(
         self,
@@ -240,7 +241,8 @@ class HeGraphClassifier(PredictionMixin):
         labels = np.array([label])
         check_targets(labels)
         no_images = np.zeros((0, 1), dtype=bool) if self._multilabel() else labels[:0]
-        return self._train(Addition(None, no_images, labels, checked_names(labels, [name]), positive, negative))
+        names = checked_names(labels, [name])
+        return self._train(lambda training: training.add(None, no_images, labels, names, positive, negative))
 
     def remove_class(self, label: Any) -> HeGraphClassifier:
         """Remove a class and its images. UserError if the class does not exist, or is the last one."""
@@ -248,7 +250,7 @@ class HeGraphClassifier(PredictionMixin):
         position = support_set.index(validate(Hashable, label, "label"))  # type: ignore[type-abstract]
         remaining = torch.ones(len(support_set.names), dtype=torch.bool)
         remaining[position] = False
-        return self._train(support_set.of_classes(remaining))
+        return self._train(lambda training: training.reduce(support_set.of_classes(remaining)))
 
     def forget(self, X: Any, y: Any) -> HeGraphClassifier:
         """Remove images from the support set. A class without images keeps its text or, without text, is removed.
@@ -265,7 +267,7 @@ class HeGraphClassifier(PredictionMixin):
         rest = support_set.without(support_set.find(y.tolist(), queries))
         if rest.positive is None:
             rest = rest.of_classes(rest.counts > 0)
-        return self._train(rest)
+        return self._train(lambda training: training.reduce(rest))
 
     def adapt(self, U: Any) -> HeGraphClassifier:
         """Adapt to unlabelled images `U`. Works best if `U` comes from the distribution of the images to classify.
@@ -392,25 +394,28 @@ class HeGraphClassifier(PredictionMixin):
         check_is_fitted(self, "model_")
         return support_set_of(self._fitted)
 
-    def _train(self, change: Addition | SupportSet, pool: Sequence[Any] = (), reset: bool = False) -> HeGraphClassifier:
-        """Train on the support set with an addition, or on a reduced support set, and adapt to unlabelled images.
+    def _train(
+        self, change: Callable[[IncrementalTraining], SavedModel], pool: Sequence[Any] = (), reset: bool = False
+    ) -> HeGraphClassifier:
+        """Train after a change of the support set, and adapt to unlabelled images.
 
         Args:
-            change: The addition, or the reduced support set.
+            change: Function that trains the model.
             pool: Unlabelled images, each entry like `X`. By default, a previous adaptation is repeated.
             reset: Whether to discard the previous model.
         """
         previous = None if reset or not hasattr(self, "model_") else self._fitted
         unlabelled = None if previous is None else unlabelled_features_of(self.model_)
         loaded = None if previous is None or self._image_model is None else self._image_model.backbone
-        model, backbone = Trainer(self.get_params(deep=False), previous, self._device(), loaded).train(change)
+        training = IncrementalTraining(self.get_params(deep=False), previous, self._device(), loaded)
+        model = change(training)
         assert model.support_set is not None
         adapted = model if unlabelled is None else adapt(model, unlabelled, self._device())[0]
         self.classes_ = model.support_set.classes
         self.n_features_in_ = model.classifier.width
         self._fitted = model
         self.model_ = adapted
-        self._image_model = None if backbone is None else ImageModel(model, backbone)
+        self._image_model = None if training.backbone is None else ImageModel(model, training.backbone)
         if pool:
             unlabelled = torch.cat([self._encoded(U).cpu() for U in pool])
             self.model_, _ = adapt(model, unlabelled, self._device())

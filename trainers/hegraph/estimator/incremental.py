@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import random
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -23,12 +24,13 @@ from ..datasets.images import open_any, pixel_hash, reason
 from ..datasets.splits import Item
 from ..experiments.image_task import ImageTask
 from ..features.backbones.identity import DEFAULT_BACKBONE
+from ..features.bank import count_labels
 from ..models.saved import SavedModel
 from ..models.support_set import SupportSet
 from ..results.records import RECORD
-from ..utils.errors import UserError
+from ..utils.errors import UserError, unknown
 from ..utils.option import NODE
-from ..utils.text import printable
+from ..utils.text import normalized_name, printable
 from .inputs import text_nodes, unit_rows
 from .training import NO_NAME, Origin, make_configuration, train_model
 
@@ -44,24 +46,6 @@ KEYS = {
 }
 
 
-class Addition(NamedTuple):
-    """Images and classes that a call adds.
-
-    Attributes:
-        X: Features `[n, V, d]`, a list of images, or None.
-        y: n labels, or label indicators, booleans of shape `[n, K]`.
-        classes, names: Labels and names of the classes of `y`, or of a class without images.
-        positive, negative: Text features of these classes, or None.
-    """
-
-    X: Any
-    y: np.ndarray
-    classes: np.ndarray
-    names: list[str]
-    positive: Any = None
-    negative: Any = None
-
-
 def support_set_of(model: SavedModel) -> SupportSet:
     """Support set of a model; UserError if it has none, or its labels are not unique."""
     if model.support_set is None:
@@ -72,25 +56,58 @@ def support_set_of(model: SavedModel) -> SupportSet:
     return model.support_set
 
 
-def labels_by_name(support_set: SupportSet, names: Iterable[str]) -> dict[str, Any]:
-    """Labels of classes by name: the classes of a support set, and new ones for other names.
+class ClassLabels:
+    """Labels of classes by name: the classes of a support set, and new ones.
 
-    The label of a new class is its name, or the next number if labels are numbers.
+    Names are compared as in data sets: in Unicode's form NFC, without outer white space.
+
+    Attributes:
+        names: Class names by label.
 
     Raises:
-        UserError: If two classes of the support set have the same name, or a new name is the label of another class.
+        UserError: If two classes of the support set have the same name.
     """
-    labels: dict[str, Any] = {name: label for label, name in support_set.by_label.items()}
-    if len(labels) < len(support_set.names):
-        raise UserError("expected a model with unique class names; rename a class and train the model again")
-    for name in names:
-        if name in labels:
-            continue
-        if name in support_set.by_label:
-            problem = f"the new class {name!r} has the label of the class {support_set.by_label[name]!r}"
-            raise UserError(f"{problem}; choose another name")
-        labels[name] = name if support_set.classes.dtype.kind == "U" else max(labels.values()) + 1
-    return labels
+
+    def __init__(self, support_set: SupportSet) -> None:
+        self.names = support_set.by_label
+        self._labels = {normalized_name(name): label for label, name in self.names.items()}
+        self._dtype = support_set.classes.dtype
+        if len(self._labels) < len(self.names):
+            raise UserError("expected a model with unique class names; rename a class and train the model again")
+
+    def find(self, name: str) -> Any:
+        """Label of a class, also of a new one; UserError for an unknown name."""
+        key = normalized_name(name)
+        if key not in self._labels:
+            raise unknown("class", name, self.names.values())
+        return self._labels[key]
+
+    def find_or_add(self, name: str) -> Any:
+        """Label of a class. That of a new class is its name, or the next number if labels are numbers.
+
+        Raises:
+            UserError: If the name of a new class is the label of another class, or no number follows the labels.
+        """
+        key = normalized_name(name)
+        if key not in self._labels:
+            label = key if self._dtype.kind == "U" else self._next_number()
+            if label in self.names:
+                problem = f"the new class {key!r} has the label of the class {self.names[label]!r}"
+                raise UserError(f"{problem}; choose another name")
+            self._labels[key] = label
+            self.names[label] = key
+        return self._labels[key]
+
+    def _next_number(self) -> int | float:
+        """The largest label and 1; UserError if the type of the labels has no such number."""
+        largest = max(self.names)
+        label = largest + 1 if self._dtype.kind in "iuf" else largest
+        with np.errstate(all="ignore"):
+            fits = label != largest and np.array(label).astype(self._dtype).item() == label
+        if not fits:
+            problem = f"a new class needs a label after {largest!r}, and {self._dtype} has none"
+            raise UserError(f"{problem}; train the model again with other labels, such as names")
+        return label
 
 
 def check_no_record(folder: Path, remedy: str) -> None:
@@ -112,56 +129,94 @@ def unlabelled_features_of(model: SavedModel) -> torch.Tensor | None:
     return model.unlabelled_features
 
 
-class Trainer:
-    """Training of a classifier after a change. A generator as `random_state` samples a seed at construction.
+class IncrementalTraining:
+    """Training of a classifier after one change. A generator as `random_state` samples a seed at construction.
 
     Args:
         parameters: Parameters of the classifier, by name.
         previous: The model before the change; None for a new one.
         device: Device of the computation.
         backbone: Backbone of `previous` if it is loaded.
+
+    Attributes:
+        backbone: Backbone of the model, if it is loaded.
     """
 
     def __init__(
         self, parameters: Mapping[str, Any], previous: SavedModel | None, device: str, backbone: Backbone | None = None
     ) -> None:
-        self.parameters, self.previous, self.device, self.backbone = parameters, previous, device, backbone
+        self.parameters = parameters
+        self.previous = previous
+        self.device = device
+        self.backbone = backbone
+        self._opened = dict[str, int]()  # ids of encoded images, by name
         self.support_set = None if previous is None else support_set_of(previous)
         seed = parameters["random_state"]
         generator = check_random_state(seed)
         self.seed = int(seed if isinstance(seed, (int, np.integer)) else generator.randint(2**31 - 1))
 
-    def train(self, change: Addition | SupportSet) -> tuple[SavedModel, Backbone | None]:
-        """Train on the support set with an addition, or on a reduced support set.
+    def reduce(self, support_set: SupportSet) -> SavedModel:
+        """Train on a changed support set of the previous model.
 
-        Returns:
-            The model, and its backbone if it is loaded.
+        Raises:
+            UserError: If it has no class, or as in `train_model`: a class has neither images nor text, the memory is
+                too small, or the training diverges.
         """
-        if isinstance(change, Addition):
-            with self.configured(1) as cfg:
-                support_set, origin = self.merge(change, cfg)
-        else:
-            assert self.previous is not None
-            support_set, origin = change, Origin.of(self.previous)
+        assert self.previous is not None
         if not support_set.names:
             raise UserError("at least one class must remain; call fit to start again", "class.last")
-        with self.configured(int(support_set.counts.max())) as cfg:
-            return train_model(support_set, origin, cfg, self.device), self.backbone
+        with self._configured(int(support_set.counts.max())) as cfg:
+            return train_model(support_set, Origin.of(self.previous), cfg, self.device)
 
-    def merge(self, addition: Addition, cfg: Config) -> tuple[SupportSet, Origin]:
-        """Support set after an addition, and its origin."""
-        known = {} if self.support_set is None else self.support_set.by_label
-        has_text = addition.positive is not None or addition.negative is not None
-        if has_text and isinstance(addition.X, list):
+    def add(
+        self, X: Any, y: np.ndarray, classes: np.ndarray, names: list[str], positive: Any = None, negative: Any = None
+    ) -> SavedModel:
+        """Train on the support set and further images and classes.
+
+        Args:
+            X: Features `[n, V, d]`, a list of images, or None.
+            y: n labels, or label indicators, booleans of shape `[n, K]`.
+            classes, names: Labels and names of the classes of `y`, or of a class without images.
+            positive, negative: Text features of these classes, or None.
+
+        Raises:
+            UserError: If an image is unreadable, the features, the text or the labels do not match the previous model,
+                or as in `train_model`: a class has neither images nor text, the memory is too small, or the training
+                diverges.
+        """
+        has_text = positive is not None or negative is not None
+        if has_text and isinstance(X, list):
             raise UserError("text features need image features as X; for images, the backbone encodes the prompts")
-        labels = addition.classes.tolist()
-        replaces = torch.tensor([has_text or known.get(label) != name for label, name in zip(labels, addition.names)])
-        more, task = self.encode(addition, bool(replaces.any()), cfg)
+        known = {} if self.support_set is None else self.support_set.by_label
+        renamed = [known.get(label) != name for label, name in zip(classes.tolist(), names)]
+        replaces = torch.tensor([has_text or is_renamed for is_renamed in renamed])
+        labels = torch.from_numpy(y if y.ndim == 2 else np.searchsorted(classes, y))
+        with self._configured(self._shots_with(classes, labels)) as cfg:
+            task = self._task(X, labels, names, cfg, positive is None and bool(replaces.any()))
+            features, ids = self._features(X, positive if negative is None else negative, task)
+            text = _text_of(names, positive, negative, features.shape[-1], task)
+            more = SupportSet(classes, tuple(names), features, labels, ids, *text)
+            support_set, origin = self._merge(more, replaces, has_text, task)
+            return train_model(support_set, origin, cfg, self.device)
+
+    def _shots_with(self, classes: np.ndarray, labels: torch.Tensor) -> int:
+        """Largest number of images of a class, together with new images."""
+        counts = Counter(dict(zip(classes.tolist(), count_labels(labels, len(classes)))))
+        if self.support_set is not None:
+            counts.update(dict(zip(self.support_set.classes.tolist(), self.support_set.counts.tolist())))
+        return max(counts.values())
+
+    def _merge(
+        self, more: SupportSet, replaces: torch.Tensor, has_text: bool, task: ImageTask | None
+    ) -> tuple[SupportSet, Origin]:
+        """Support set with an addition, and its origin; arguments as in `SupportSet.merge`."""
         if self.support_set is None or self.previous is None:
             return more, Origin.of_task(task, self.parameters["logit_scale"], not has_text)
-        if self.support_set.positive is None and (has_text or addition.X is None):
-            raise UserError("the text nodes of the classifier are means of images; pass text_features to fit as well")
-        new = [name for name, label in zip(addition.names, labels) if label not in known]
+        if self.support_set.positive is None and (has_text or not more.features.shape[1]):
+            problem = "the classifier was fitted without class texts, so its text nodes are means of images"
+            raise UserError(f"{problem}; pass text_features to fit as well")
+        known = self.support_set.by_label
+        new = [name for name, label in zip(more.names, more.classes.tolist()) if label not in known]
         if self.support_set.positive is not None and more.positive is None and new:
             problem = f"new classes such as {new[0]!r} need text_features, or a backbone that encodes their names"
             raise UserError(f"{problem}, because the other classes have text")
@@ -170,61 +225,55 @@ class Trainer:
             origin = Origin.of_task(task, origin.logit_scale, origin.prompted)
         return self.support_set.merge(more, replaces), origin._replace(prompted=origin.prompted and not has_text)
 
-    def encode(self, addition: Addition, new_text: bool, cfg: Config) -> tuple[SupportSet, ImageTask | None]:
-        """Support set of an addition, and the task that encoded it.
+    def _task(self, X: Any, labels: torch.Tensor, names: list[str], cfg: Config, needs_names: bool) -> ImageTask | None:
+        """Task that encodes images, and names if they are needed; None if there is nothing to encode.
 
-        A task is needed for images, for names if there is `new_text`, and to identify the backbone. Text nodes are None
-        if they are computed from the images.
+        A task is also needed to identify the backbone of a new model.
         """
-        X, names, known, is_images = addition.X, addition.names, self.support_set, isinstance(addition.X, list)
-        several = addition.y.ndim == 2
-        places = addition.y if several else np.searchsorted(addition.classes, addition.y)
-        labels = torch.from_numpy(places)
+        is_images = isinstance(X, list)
         if is_images and not cfg.backbone.name:
             raise UserError(f"images need a backbone, such as backbone={DEFAULT_BACKBONE.model!r}, or a config")
-        has_text_nodes = known is None or known.positive is not None
-        must_encode = is_images or (addition.positive is None and new_text and has_text_nodes)
-        ids, opened, task = torch.zeros(len(labels), dtype=torch.long), dict[str, int](), None
-        if cfg.backbone.name and (must_encode or (known is None and self.parameters["backbone"] is not None)):
-            item_labels = [0] * len(labels) if several else labels.tolist()  # encoding does not depend on labels
-            task = self.image_task(X if is_images else [], item_labels, names, cfg, opened)
+        is_new = self.support_set is None
+        has_text_nodes = self.support_set is None or self.support_set.positive is not None
+        must_encode = is_images or (needs_names and has_text_nodes)
+        if not cfg.backbone.name or not (must_encode or (is_new and self.parameters["backbone"] is not None)):
+            return None
+        item_labels = labels.tolist() if labels.ndim == 1 else [0] * len(labels)  # encoding does not depend on labels
+        return self._image_task(X if is_images else [], item_labels, names, cfg)
+
+    def _features(self, X: Any, text: Any, task: ImageTask | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Features `[V, n, d]` and ids `[n]` of images.
+
+        Without images, the width is that of the task, of the previous model, or of text features `[K, d]`.
+        """
         if isinstance(X, np.ndarray):
             features = unit_rows(X.swapaxes(0, 1))
+            ids = torch.zeros(features.shape[1], dtype=torch.long)
         elif X and task is not None:
             features = task.bank().train_features
-            ids = torch.tensor([opened[item.path] for item in task.dataset.train], dtype=torch.long)
+            ids = torch.tensor([self._opened[item.path] for item in task.dataset.train], dtype=torch.long)
         else:
-            shape = np.shape(addition.negative if addition.positive is None else addition.positive)
-            shape = (0, *shape) if known is None else known.features.shape
-            features = torch.zeros(1, 0, shape[-1] if task is None else task.backbone.width)
+            shape = np.shape(text) if self.support_set is None else self.support_set.features.shape
+            features = torch.zeros(1, 0, (0, *shape)[-1] if task is None else task.backbone.width)
+            ids = torch.zeros(0, dtype=torch.long)
         width = features.shape[-1]
         if task is not None and task.backbone.width != width:
             expected = f"expected X with the {task.backbone.width} features of {task.backbone.name}"
             raise UserError(f"{expected}, got {width} features", "features.width")
-        positive = text_nodes(addition.positive, "text_features", len(names), width)
-        negative = text_nodes(addition.negative, "negative_text_features", len(names), width)
-        if task is not None and (positive is None or negative is None):
-            encoded = task.text_features()
-            positive = encoded[0] if positive is None else positive
-            negative = encoded[1] if negative is None else negative
-        if negative is None and positive is not None:
-            negative = -positive
-        return SupportSet(addition.classes, tuple(names), features, labels, ids, positive, negative), task
+        return features, ids
 
-    def image_task(
-        self, images: Sequence[Any], labels: list[int], classnames: list[str], cfg: Config, opened: dict[str, int]
-    ) -> ImageTask:
+    def _image_task(self, images: Sequence[Any], labels: list[int], classnames: list[str], cfg: Config) -> ImageTask:
         """Task of n images with labels from 0 to K - 1, for encoding them and the class names.
 
-        Uses the backbone of the previous model. The ids of encoded images are stored in `opened`.
+        Uses the backbone of the previous model.
         """
         names = [printable(str(image)) if isinstance(image, Path) else f"image {k}" for k, image in enumerate(images)]
         by_name = dict(zip(names, images))
 
         def open_item(name: str) -> Image.Image:
-            if name in opened:  # another view of the image
+            if name in self._opened:  # another view of the image
                 return open_any(by_name[name])
-            pixels, opened[name] = open_with_id(by_name[name])
+            pixels, self._opened[name] = open_with_id(by_name[name])
             return pixels
 
         items = [Item(name, label, classnames[label]) for name, label in zip(names, labels)]
@@ -236,7 +285,7 @@ class Trainer:
         return task
 
     @contextmanager
-    def configured(self, shots: int) -> Iterator[Config]:
+    def _configured(self, shots: int) -> Iterator[Config]:
         """Context with the configuration for a number of images per class, for encoding or training in the block.
 
         Cached features are deleted after the block, and global random generators, which training seeds, are restored.
@@ -248,7 +297,8 @@ class Trainer:
             values["MODEL.BACKBONE.PRETRAINED"] = parameters["pretrained"]
         values["DATASET.NUM_SHOTS"] = max(shots, 1)
         files = str(parameters["dataset_config"] or ""), str(parameters["config"] or "")
-        python, numpy = random.getstate(), np.random.get_state()
+        python_state = random.getstate()
+        numpy_state = np.random.get_state()
         try:
             with (
                 torch.random.fork_rng(devices=range(torch.cuda.device_count())),
@@ -256,8 +306,26 @@ class Trainer:
             ):
                 yield make_configuration(files, values, parameters["options"], self.seed, folder)
         finally:
-            random.setstate(python)
-            np.random.set_state(numpy)
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)
+
+
+def _text_of(
+    names: list[str], positive: Any, negative: Any, width: int, task: ImageTask | None
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """Positive and negative text nodes of classes: text features, else encoded by a task, else None.
+
+    Without negative text features and a task, a negative node is the negative of the positive one.
+    """
+    positive = text_nodes(positive, "text_features", len(names), width)
+    negative = text_nodes(negative, "negative_text_features", len(names), width)
+    if task is not None and (positive is None or negative is None):
+        encoded = task.text_features()
+        positive = encoded[0] if positive is None else positive
+        negative = encoded[1] if negative is None else negative
+    if negative is None and positive is not None:
+        negative = -positive
+    return positive, negative
 
 
 def open_with_id(image: Path | Image.Image) -> tuple[Image.Image, int]:

@@ -19,14 +19,13 @@ from fastapi_offline import FastAPIOffline  # /docs loads nothing from other hos
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from ... import __version__
-from ...features.backbones.identity import AUTO
 from ...models.endpoint import decode_base64
 from ...models.folder import load_model
 from ...models.images import ImageModel
 from ...utils.errors import UserError
 from .access import declared_token
 from .errors import answer_error, declared
-from .label_studio import Backend, LabelStudio, add_label_studio
+from .label_studio import Backend, add_label_studio
 from .learning import Learner
 from .limits import Limits, Places
 from .metrics import add_metrics
@@ -50,7 +49,8 @@ from .schemas import (
     SuggestQuery,
 )
 from .server import Server, Upload
-from .settings import HEALTH, Settings
+from .settings import HEALTH, LOOPBACK, Settings
+from .studio_api import LabelStudio
 
 READ_ERRORS = declared(400, 401, 403, 422, 429, 503)
 IMAGE_ERRORS = declared(400, 401, 403, 408, 413, 422, 429, 503)
@@ -118,9 +118,16 @@ def lifespan_of(server: Server, runs: Sequence[Callable[[], Coroutine[Any, Any, 
 
 
 def connect(settings: Settings) -> LabelStudio | None:
-    """Connect to Label Studio if it is in the settings; UserError if it does not answer, or refuses the token."""
+    """Connect to Label Studio if it is in the settings.
+
+    Raises:
+        UserError: If it does not answer or refuses the token, or the network could change the model without a token.
+    """
     if not settings.label_studio:
         return None
+    if settings.host not in LOOPBACK and not settings.token:
+        problem = f"{settings.host} opens the requests of Label Studio to the network, and they change the model"
+        raise UserError(f"{problem}: give --token-file FILE", "label_studio.open")
     api = LabelStudio(settings.label_studio, settings.label_studio_token)
     api.json("GET", "/api/current-user/whoami")
     return api
@@ -128,14 +135,10 @@ def connect(settings: Settings) -> LabelStudio | None:
 
 def load_server(settings: Settings) -> Server:
     """Load the model; a model that learns is used in the precision of its training by default."""
-    saved = load_model(settings.model)
-    precision = settings.precision
-    if settings.learn and precision == AUTO:
-        precision = saved.backbone.precision
-    model = ImageModel.load(saved, settings.device, settings.backbone, settings.pretrained, precision)
+    arguments = (settings.device, settings.backbone, settings.pretrained, settings.precision)
     if settings.learn:
-        return Learner(settings.model, model, settings.backbone, settings.pretrained)
-    return Server(model)
+        return Learner.load(settings.model, *arguments)
+    return Server(ImageModel.load(load_model(settings.model), *arguments))
 
 
 def add_health(app: FastAPI) -> None:

@@ -9,13 +9,13 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
+from ...models.folder import CHANGED
 from ...utils.errors import UserError
 from ...utils.text import one_line
 from .schemas import ErrorAnswer
 from .settings import MAX_BODY
 
 UNKNOWN = "unknown"  # codes of `UserError`
-CHANGED = "serve.changed"
 TOO_LARGE = "serve.too_large"
 STATUS = {UNKNOWN: 404, CHANGED: 409, TOO_LARGE: 413}  # of errors with these codes; of others 422
 DESCRIPTIONS = {

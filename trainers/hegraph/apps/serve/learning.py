@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from dataclasses import replace
-from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -25,27 +23,25 @@ from torch import Tensor
 from ...estimator.classes import checked_names
 from ...estimator.classifier import HeGraphClassifier
 from ...estimator.incremental import (
-    Addition,
-    Trainer,
+    ClassLabels,
+    IncrementalTraining,
     check_no_record,
     image_ids,
-    labels_by_name,
     support_set_of,
     unlabelled_features_of,
 )
 from ...estimator.labels.issues import find_label_issues
 from ...estimator.labels.suggest import suggest
-from ...experiments.lock import Locked, lock_folder
 from ...features.backbones.identity import AUTO
-from ...models.folder import CONFIG, load_model, save_model
+from ...models.folder import ModelWriter, load_model
 from ...models.images import ImageModel
 from ...models.predict.files import PredictionRow, json_value
 from ...models.predict.prediction import rows_of
-from ...models.saved import adapt
+from ...models.saved import SavedModel, adapt
 from ...models.support_set import SupportSet, as_set
-from ...utils.errors import UserError, unknown
-from ...utils.files import file_version, hash_content
-from .errors import CHANGED, UNKNOWN
+from ...utils.errors import UserError
+from ...utils.files import hash_content
+from .errors import UNKNOWN
 from .server import Server, Upload
 
 Result = TypeVar("Result")
@@ -64,38 +60,61 @@ class Example(NamedTuple):
 
 
 class Learner(Server):
-    """Server whose model changes with labelled images. It holds a lock of the model folder until it is closed.
+    """Server whose model changes with labelled images. It holds the lock of the model folder until it is closed.
 
     Args:
-        folder: Model folder.
+        writer: Right to change the model folder.
         model: The model of the folder with its backbone.
         backbone, pretrained: Arguments of `ImageModel.load` with which it was loaded.
 
     Raises:
-        UserError: If another server learns in the folder, the folder belongs to the record of a run, or the model
-            cannot be trained incrementally.
+        UserError: If two classes of the model have the same name or label.
     """
 
-    def __init__(self, folder: Path, model: ImageModel, backbone: str = "", pretrained: str = "") -> None:
-        check_no_record(folder, f"copy it: cp -r {folder} my_model")
-        labels_by_name(support_set_of(model.model), ())  # UserError for names that are not unique
+    def __init__(self, writer: ModelWriter, model: ImageModel, backbone: str = "", pretrained: str = "") -> None:
+        ClassLabels(support_set_of(model.model))  # UserError for names that are not unique
         classifier = HeGraphClassifier.from_model(
             model.model, backbone=backbone or None, pretrained=pretrained or AUTO, precision=model.backbone.precision
         )
         super().__init__(with_ids(model))
-        self.folder, self._parameters = folder, classifier.get_params(deep=False)
-        self._version = file_version(folder / CONFIG)
+        self._parameters = classifier.get_params(deep=False)
+        self._folder = writer
         self._writer = ThreadPoolExecutor(1)
-        self._lock, place = ExitStack(), folder.with_name(f".{folder.name}.learning")  # `folder` itself is replaced
+
+    @classmethod
+    def load(
+        cls, folder: Path, device: str = "cpu", backbone: str = "", pretrained: str = "", precision: str = AUTO
+    ) -> Learner:
+        """Load a model folder, which no other process changes meanwhile.
+
+        Args:
+            folder: Model folder.
+            device, backbone, pretrained: Arguments of `ImageModel.load`.
+            precision: Precision of the backbone; by default the one of the training.
+
+        Raises:
+            UserError: If another process changes the folder, it belongs to the record of a run, the model is damaged
+                or cannot be trained incrementally, or the backbone cannot be loaded.
+        """
+        check_no_record(folder, f"copy it: cp -r {folder} my_model")
+        writer = ModelWriter(folder)
         try:
-            self._lock.enter_context(lock_folder(place))
-        except Locked as error:
-            raise UserError(str(error).replace(str(place), str(folder))) from error
+            saved = load_model(folder)
+            own = saved.backbone.precision if precision == AUTO else precision
+            return cls(writer, ImageModel.load(saved, device, backbone, pretrained, own), backbone, pretrained)
+        except BaseException:
+            writer.close()
+            raise
+
+    @property
+    def folder(self) -> Path:
+        """The model folder."""
+        return self._folder.folder
 
     def close(self) -> None:
         """Finish the current change, and release the lock."""
         self._writer.shutdown()
-        self._lock.close()
+        self._folder.close()
 
     async def _write(self, change: Callable[..., Result], *arguments: Any) -> Result:
         """Run a change after the changes before it."""
@@ -104,8 +123,16 @@ class Learner(Server):
     def examples(self) -> list[Example]:
         """Labelled images of the model."""
         support_set = support_set_of(self.model.model)
-        names, rows = support_set.by_label, map(as_set, support_set.image_labels())
-        return [Example(id, [names[x] for x in sorted(row)]) for id, row in zip(hex_ids(support_set.ids), rows)]
+        names = support_set.by_label
+        examples = []
+        for id, labels in zip(hex_ids(support_set.ids), support_set.image_labels()):
+            examples.append(Example(id, [names[label] for label in sorted(as_set(labels))]))
+        return examples
+
+    async def identify(self, images: Sequence[Upload]) -> list[str]:
+        """Ids of images, as `add` returns them; UserError for an unreadable image, and for too many pixels."""
+        async with self.opened(images) as opened:
+            return hex_ids(await asyncio.to_thread(image_ids, opened))
 
     async def add(
         self, images: Sequence[Upload], labels: Sequence[Sequence[str]], classes: Sequence[str] = ()
@@ -122,11 +149,11 @@ class Learner(Server):
 
         Raises:
             UserError: If an image is unreadable, the images have too many pixels, an image is in the request twice with
-                different labels, the number of labels is wrong, or the model cannot be trained.
+                different labels, the number of labels is wrong, another program changed the folder, or the model cannot
+                be trained.
         """
         async with self.opened(images) as opened:
-            names = [name for name, _ in images]
-            return await self._write(self._add, names, opened, labels, classes)
+            return await self._write(self._add, [name for name, _ in images], opened, labels, classes)
 
     def _add(
         self,
@@ -136,10 +163,12 @@ class Learner(Server):
         classes: Sequence[str],
     ) -> list[str]:
         support_set = support_set_of(self.model.model)
-        label_of = labels_by_name(support_set, chain(classes, *labels))
-        ids, requested = image_ids(images), dict[int, tuple[frozenset[Any], Image]]()
+        class_labels = ClassLabels(support_set)
+        new_classes = {class_labels.find_or_add(name) for name in classes}.difference(support_set.by_label)
+        ids = image_ids(images)
+        requested = dict[int, tuple[frozenset[Any], Image]]()
         for name, image, number, names in zip(image_names, images, ids.tolist(), labels):
-            row = frozenset(label_of[each] for each in names)
+            row = frozenset(class_labels.find_or_add(each) for each in names)
             if not support_set.multilabel and len(row) != 1:
                 raise UserError(f"expected one label for image {name!r}, got {len(row)}")
             if requested.setdefault(number, (row, image))[0] != row:
@@ -148,11 +177,14 @@ class Learner(Server):
         for number, label in zip(support_set.ids.tolist(), support_set.image_labels()):
             current[number].add(as_set(label))
         changed = {number: pair for number, pair in requested.items() if current[number] != {pair[0]}}
-        new = {label_of[name] for name in classes} - {*support_set.by_label}
-        if changed or new:
+        if changed or new_classes:
             rest = support_set.without(torch.isin(support_set.ids, torch.tensor([*changed])))
-            names_of = {label: name for name, label in label_of.items()}
-            self._train(rest, addition(rest, [*changed.values()], new, names_of))
+            rows = [row for row, _ in changed.values()]
+            pictures = [image for _, image in changed.values()]
+            used = new_classes.union(*rows) or {support_set.classes.tolist()[0]}  # an image may have no label
+            added = labels_of(rows, used, support_set)
+            names = checked_names(added.classes, class_labels.names)
+            self._train(rest, lambda training: training.add(pictures or None, added.y, added.classes, names))
         return hex_ids(ids)
 
     async def remove(self, ids: Sequence[str], classes: Sequence[str] = ()) -> None:
@@ -161,7 +193,8 @@ class Learner(Server):
         With one label per image, the images of a class are removed too. With several, they lose the label.
 
         Raises:
-            UserError: If an id or a class is unknown, or the model cannot be trained on the remaining images.
+            UserError: If an id or a class is unknown, another program changed the folder, or the model cannot be
+                trained on the remaining images.
         """
         await self._write(self._remove, ids, classes)
 
@@ -169,27 +202,67 @@ class Learner(Server):
         if not ids and not classes:
             raise UserError("expected ids of images or names of classes, got none")
         support_set = support_set_of(self.model.model)
-        known, names = hex_ids(support_set.ids), support_set.names
-        if missing := set(ids).difference(known):
-            raise UserError(f"no labelled image has the id {min(missing)!r}", UNKNOWN)
-        if missing := set(classes).difference(names):
-            raise unknown("class", min(missing), names)
+        known = hex_ids(support_set.ids)
+        check_ids(ids, known)
+        class_labels = ClassLabels(support_set)
+        removed = {class_labels.find(name) for name in classes}
         rest = support_set.without(torch.tensor([id in ids for id in known], dtype=torch.bool))
-        rest = rest.of_classes(torch.tensor([name not in classes for name in names]))
-        self._train(rest.of_classes(rest.counts > 0) if rest.positive is None else rest)
+        rest = rest.of_classes(torch.tensor([label not in removed for label in support_set.by_label]))
+        self._reduce(rest)
 
-    def _train(self, support_set: SupportSet, more: Addition | None = None) -> None:
-        """Train on a support set with an addition, replace the folder, and then the model."""
-        if file_version(self.folder / CONFIG) != self._version:
-            raise UserError(f"{self.folder} was changed by another program; start the server again", CHANGED)
-        saved, backbone = self.model.model, self.model.backbone
-        unlabelled, device = unlabelled_features_of(saved), str(backbone.device)
-        previous = saved.model_copy(update={"support_set": support_set}) if more else saved
-        model, _ = Trainer(self._parameters, previous, device, backbone).train(more or support_set)
+    async def relabel(self, labels: Mapping[str, Sequence[str]]) -> None:
+        """Change the labels of images of the model, by id, to other classes of the model.
+
+        Raises:
+            UserError: If an id or a class is unknown, the number of labels is wrong, another program changed the
+                folder, or the model cannot be trained.
+        """
+        await self._write(self._relabel, labels)
+
+    def _relabel(self, labels: Mapping[str, Sequence[str]]) -> None:
+        support_set = support_set_of(self.model.model)
+        known = hex_ids(support_set.ids)
+        check_ids(labels, known)
+        class_labels = ClassLabels(support_set)
+        changed = support_set.labels.clone()
+        for row, id in enumerate(known):
+            if id not in labels:
+                continue
+            places = [support_set.index(class_labels.find(name)) for name in labels[id]]
+            if support_set.multilabel:
+                changed[row] = torch.isin(torch.arange(changed.shape[1]), torch.tensor(places))
+            elif len(places) == 1:
+                changed[row] = places[0]
+            else:
+                raise UserError(f"expected one label for image {id}, got {len(places)}")
+        self._reduce(replace(support_set, labels=changed))
+
+    def _reduce(self, support_set: SupportSet) -> None:
+        """Train on a changed support set; without text, classes without images are removed."""
+        if support_set.positive is None:
+            support_set = support_set.of_classes(support_set.counts > 0)
+        self._train(None, lambda training: training.reduce(support_set))
+
+    def _train(self, support_set: SupportSet | None, change: Callable[[IncrementalTraining], SavedModel]) -> None:
+        """Train after a change, replace the folder, and then the model.
+
+        Args:
+            support_set: Support set before the change; None for the one of the model.
+            change: Function that trains the model.
+
+        Raises:
+            UserError: If another program changed the folder, or the model cannot be trained.
+        """
+        self._folder.check_unchanged()  # before the training, which takes longer
+        saved = self.model.model
+        backbone = self.model.backbone
+        device = str(backbone.device)
+        unlabelled = unlabelled_features_of(saved)
+        previous = saved if support_set is None else saved.model_copy(update={"support_set": support_set})
+        model = change(IncrementalTraining(self._parameters, previous, device, backbone))
         if unlabelled is not None:
             model, _ = adapt(model, unlabelled, device)
-        save_model(model, self.folder)
-        self._version = file_version(self.folder / CONFIG)
+        self._folder.save(model)
         self.model = ImageModel(load_model(self.folder), backbone)  # equal to the model after a restart
 
     async def suggest(self, images: Sequence[Upload], number: int, top: int) -> dict[str, Any]:
@@ -210,13 +283,44 @@ class Learner(Server):
         model = self.model.model
         model.check_single_label("the label check")
         support_set = support_set_of(model)
-        ids, images = hex_ids(support_set.ids), (support_set.keys(), support_set.labels)
-        issues = find_label_issues(*images, model.text_positive, model.logit_scale, model.classnames)
+        ids = hex_ids(support_set.ids)
+        issues = find_label_issues(
+            support_set.keys(), support_set.labels, model.text_positive, model.logit_scale, model.classnames
+        )
         return [
             {"id": ids[issue.index], "label": issue.label, "suggested": issue.suggested, "score": round(issue.score, 4)}
             for issue in issues
             if issue.score > above
         ]
+
+
+class Labels(NamedTuple):
+    """Labels of images.
+
+    Attributes:
+        y: n labels, or label indicators, booleans of shape `[n, K]`.
+        classes: The K sorted labels of classes.
+    """
+
+    y: np.ndarray
+    classes: np.ndarray
+
+
+def labels_of(rows: Sequence[frozenset[Any]], classes: set[Any], support_set: SupportSet) -> Labels:
+    """Labels of images as arrays, of the kind of a support set. Each row is the set of an image's labels."""
+    is_text = support_set.classes.dtype.kind == "U"  # a longer text needs another type
+    labels = np.unique(np.array([*classes], dtype=None if is_text else support_set.classes.dtype))
+    indicators = np.zeros((len(rows), len(labels)), dtype=bool)
+    for place, row in enumerate(rows):
+        indicators[place] = [label in row for label in labels.tolist()]
+    return Labels(indicators if support_set.multilabel else labels[indicators.argmax(axis=1)], labels)
+
+
+def check_ids(ids: Collection[str], known: Collection[str]) -> None:
+    """Raise UserError if an id is not among the known ones."""
+    missing = set(ids).difference(known)
+    if missing:
+        raise UserError(f"no labelled image has the id {min(missing)!r}", UNKNOWN)
 
 
 def hex_ids(ids: Tensor) -> list[str]:
@@ -233,19 +337,3 @@ def with_ids(model: ImageModel) -> ImageModel:
     ]
     identified = replace(support_set, ids=torch.tensor(ids, dtype=torch.long))
     return ImageModel(model.model.model_copy(update={"support_set": identified}), model.backbone)
-
-
-def addition(
-    support_set: SupportSet,
-    images: Sequence[tuple[frozenset[Any], Image]],
-    classes: Iterable[Any],
-    names: dict[Any, str],
-) -> Addition:
-    """Addition of images with their labels, and of classes, to a support set; `names` are class names by label."""
-    rows = [row for row, _ in images]
-    used = set(classes).union(*rows) or {support_set.classes.tolist()[0]}  # an image may have no label
-    labels = np.unique([*used])
-    y = np.array([[label in row for label in labels.tolist()] for row in rows], dtype=bool).reshape(-1, len(labels))
-    if not support_set.multilabel:
-        y = labels[y.argmax(axis=1)]
-    return Addition([image for _, image in images] or None, y, labels, checked_names(labels, names))
