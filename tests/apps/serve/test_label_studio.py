@@ -381,3 +381,68 @@ def test_label_studio_learns_several_labels(studio, own_model, scans, tmp_path):
         assert max(len(task.choices) for task in tasks) > 1
         studio.annotate(tasks[0].id, "one", "odd")
         wait_for(lambda: labels(client) == before + Counter(["one", "odd"]))
+
+
+@pytest.mark.slow
+def test_label_studio_keeps_training_images(studio, folder, scans, tmp_path):
+    with backend(studio, folder, tmp_path) as client:
+        project = studio.create_project("Own", configuration(*CLASSES), scans.files[:2])
+        studio.connect(project, str(client.base_url), SECRET)
+        before = client.get("/v1/examples").json()["examples"]
+        tasks = studio.retrieve(project)
+        annotation = studio.annotate(tasks[0].id, "nine")
+        wait_for(lambda: client.get("/v1/examples").json()["examples"] != before)
+        studio.delete(annotation)
+        wait_for(lambda: by_id(client) == {row["id"]: row["labels"] for row in before})
+        studio.annotate(tasks[1].id, "nine")
+        wait_for(lambda: by_id(client) != {row["id"]: row["labels"] for row in before})
+        studio.json("DELETE", f"/api/tasks/{tasks[1].id}/")
+        wait_for(lambda: by_id(client) == {row["id"]: row["labels"] for row in before})
+
+
+def by_id(client: Client) -> dict[str, list[str]]:
+    """Labels of the training images by id."""
+    return {row["id"]: row["labels"] for row in client.get("/v1/examples").json()["examples"]}
+
+
+@pytest.mark.slow
+def test_label_studio_ignores_forged_requests(studio, folder, scans, tmp_path):
+    with backend(studio, folder, tmp_path) as client:
+        project = studio.create_project("Forged", configuration(*CLASSES), scans.files[12:14])
+        studio.connect(project, str(client.base_url), SECRET)
+        tasks, before = studio.retrieve(project), labels(client)
+        event = {"action": "ANNOTATION_CREATED", "project": {"id": project}}
+        assert client.post("/setup", auth=None, json={"project": "99", "schema": configuration("a")}).status_code == 401
+        assert client.post("/webhook", auth=None, json=event).status_code == 401
+        for forged, status in ((10**30, 422), (2**40, 200), (tasks[0].id, 200)):
+            answer = client.post("/webhook", json=event | {"annotation": {"task": forged}})
+            assert answer.status_code == status
+        studio.annotate(tasks[1].id, "two")
+        wait_for(lambda: labels(client) == before + Counter(["two"]))
+
+
+@pytest.mark.slow
+def test_label_studio_learns_an_empty_submission(studio, own_model, scans, tmp_path):
+    with backend(studio, own_model(several=True), tmp_path) as client:
+        project = studio.create_project("Negative", configuration(*CLASSES, choice="multiple"), scans.files[12:14])
+        studio.connect(project, str(client.base_url), SECRET)
+        tasks, before = studio.retrieve(project), by_id(client)
+        number = studio.json("POST", f"/api/tasks/{tasks[0].id}/annotations/", json={"result": []})["id"]
+        wait_for(lambda: len(by_id(client)) == len(before) + 1)
+        [new] = by_id(client).keys() - before.keys()
+        assert by_id(client)[new] == []
+        studio.change(number, "one")
+        wait_for(lambda: by_id(client)[new] == ["one"])
+        studio.json("PATCH", f"/api/annotations/{number}/", json={"result": []})
+        wait_for(lambda: by_id(client)[new] == [])
+        studio.delete(number)
+        wait_for(lambda: by_id(client) == before)
+
+
+@pytest.mark.slow
+def test_label_studio_reports_an_unsuitable_project(studio, folder, scans, tmp_path):
+    with backend(studio, folder, tmp_path) as client:
+        config = configuration(*CLASSES, choice="multiple")
+        project = studio.create_project("Unsuitable", config, scans.files[12:13])
+        with pytest.raises(AssertionError, match="422"):
+            studio.connect(project, str(client.base_url), SECRET)
