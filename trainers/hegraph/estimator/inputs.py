@@ -139,7 +139,9 @@ def check_targets(y: np.ndarray) -> None:
 
 
 def unit_rows(features: np.ndarray, name: str = "X") -> Tensor:
-    """Scale rows of features `[..., d]` to unit norm, as float32. Rows of zeros stay zero.
+    """Scale rows of features `[..., d]` to unit norm, as float32.
+
+    Rows of zeros stay zero. Rows whose norm is 1 within `UNIT_TOLERANCE` stay as they are, unless they are float16.
 
     Raises:
         UserError: If the norm of a row is out of the range of float32; the message contains `name`.

@@ -270,7 +270,7 @@ def sort_scores(scores: Sequence[ClassResult]) -> list[ClassResult]:
 
 
 def weak_classes(scores: Sequence[ClassResult]) -> list[ClassResult]:
-    """Return up to `MAX_WEAK` classes with errors, the lowest score first."""
+    """Return the first `MAX_WEAK` classes with errors of `scores`, which are sorted with the lowest first."""
     return [score for score in scores if score.percent < 100][:MAX_WEAK]
 
 

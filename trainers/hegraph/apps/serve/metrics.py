@@ -47,6 +47,7 @@ class Workers(Collector):
         self.folder = folder
 
     def collect(self) -> Iterator[Metric]:
+        """Yield the metrics of all processes, with equal metrics summed, except the time of the start."""
         sums: dict[str, Metric] = {}
         for process in sorted({int(file.stem.rpartition("_")[2]) for file in self.folder.glob("*.db")}):
             for family in ProcessCollector(pid=partial(int, process), registry=None).collect():
