@@ -29,6 +29,7 @@ from ...utils.errors import UserError, first_line, unknown
 from ...utils.reading import read_tensors, read_torch, reading, validate
 from . import identity
 from .clip import Backbone, Preprocess, Tokenizer
+from .clip_cache import find_cached_by_clip
 from .precision import to_bfloat16
 
 logger = logging.getLogger(__name__)
@@ -118,6 +119,9 @@ def find_source(name: str, pretrained: str | None) -> Source:
         if identity.MINI_NAME not in open_clip.list_models():
             open_clip.add_model_config(identity.MINI_CONFIG)
         if name not in open_clip.list_models():
+            ours = f"{name.replace('/', '-').replace('@336px', '-336')}-quickgelu"  # for a name of OpenAI's `clip`
+            if ours in open_clip.list_models():
+                raise UserError(f"unknown backbone {name!r}: OpenAI's model of this name is {ours!r} here")
             raise unknown("backbone", name, open_clip.list_models())
     if pretrained is None:
         return Source(name, name, name, None)
@@ -135,8 +139,10 @@ def find_source(name: str, pretrained: str | None) -> Source:
         raise unknown(f"weights of {name}: neither a file nor a tag:", pretrained, tags)
     repository, filenames = _hub_files(config)
     title = f"{name}/{pretrained}"
-    needed = config["hf_hub"].rpartition("/")[2] or filenames[0]
-    file = identity.fetch_file(repository, filenames, title, needed, identity.USE_WEIGHTS)
+    file = identity.cached_file(repository, filenames) or find_cached_by_clip(config.get("url") or "")
+    if file is None:
+        needed = config["hf_hub"].rpartition("/")[2] or filenames[0]
+        file = identity.fetch_file(repository, filenames, title, needed, identity.USE_WEIGHTS)
     return Source(name, title, name, file, pretrained)
 
 
@@ -157,7 +163,10 @@ def local_weights(name: str, pretrained: str) -> Path | None:
     if identity.is_bundle(name):
         return identity.find_bundle(name).weights
     config = _tag_config(name, pretrained)
-    return identity.weights_file(pretrained) or (identity.cached_file(*_hub_files(config)) if config else None)
+    file = identity.weights_file(pretrained)
+    if file is not None or not config:
+        return file
+    return identity.cached_file(*_hub_files(config)) or find_cached_by_clip(config.get("url") or "")
 
 
 def hub_repository(name: str, pretrained: str) -> str | None:
