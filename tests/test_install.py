@@ -9,7 +9,8 @@ from standin.hosts import KINDS, ROOT, contents, copy_coop, install, run_install
 pytestmark = pytest.mark.slow
 OURS = ("trainers/hegraph/", "configs/trainers/HeGraphAdapter/", "scripts/hegraph/")
 FILES = (
-    "configs/datasets/digits.yaml", "configs/datasets/folder.yaml", "configs/sweeps/graph.yaml",
+    "configs/datasets/digits.yaml", "configs/datasets/digits_low.yaml", "configs/datasets/digits_high.yaml",
+    "configs/datasets/folder.yaml", "configs/sweeps/graph.yaml",
     "requirements-hegraph.txt", "LICENSE-hegraph",
 )  # fmt: skip
 
@@ -23,10 +24,10 @@ def of_coop(folder: Path) -> dict[str, bytes]:
     return {name: content for name, content in contents(folder).items() if not name.startswith(OURS + FILES)}
 
 
-def refused(coop: Path, **options: object) -> str:
+def refused(coop: Path, *flags: str, **options: object) -> str:
     """Error of the script, which must not change the checkout."""
     before = contents(coop)
-    ran = run_install(coop, **options)
+    ran = run_install(coop, *flags, **options)
     assert (ran.returncode, contents(coop)) == (2, before)
     return ran.stderr
 
@@ -45,6 +46,25 @@ def test_install_adds_our_files_and_changes_none(coop):
     assert {"scripts/hegraph/main.sh", "configs/trainers/HeGraphAdapter/rn50.yaml", *FILES} <= set(after)
     (coop / "trainers" / "hegraph" / "old.py").write_text("of an earlier version\n")
     assert contents(install(coop)) == after
+
+
+@pytest.mark.parametrize("flags", [(), ("--link",)], ids=["copied", "linked"])
+def test_removal_leaves_nothing(coop, flags):
+    before = sorted(coop.rglob("*"))
+    install(coop, *flags)
+    removed = run_install(coop, "--remove")
+    assert removed.returncode == 0, removed.stderr
+    assert sorted(coop.rglob("*")) == before
+
+
+def test_removal_refuses_to_remove_files_of_the_user(coop):
+    install(coop)
+    (coop / "scripts" / "hegraph" / "mine.sh").touch()
+    assert "--remove would remove your files" in refused(coop, "--remove")
+
+
+def test_script_of_the_tests_is_not_installed(coop):
+    assert not (install(coop) / "scripts" / "hegraph" / "test.sh").exists()
 
 
 def test_update_keeps_files_of_the_user(coop):
@@ -96,7 +116,7 @@ def test_paths_with_spaces_and_cdpath(tmp_path):
 
 @pytest.mark.parametrize("words", [("--lnk", "x"), ("x", "y")])
 def test_wrong_arguments_print_the_usage(words):
-    assert "usage: bash scripts/hegraph/install.sh PATH_TO_COOP [--link]" in run_install(*words).stderr
+    assert "usage: bash scripts/hegraph/install.sh PATH_TO_COOP [--link | --remove]" in run_install(*words).stderr
 
 
 def test_folder_without_coop_is_refused(tmp_path):

@@ -2,24 +2,27 @@
 # Install HeGraphAdapter into a CoOp checkout, without changing CoOp's files. To update it, run the script again: it
 # replaces its files, and keeps yours in its folders of configurations and scripts.
 #
-#   bash scripts/hegraph/install.sh PATH_TO_COOP [--link]
+#   bash scripts/hegraph/install.sh PATH_TO_COOP [--link | --remove]
 #
-# --link creates symbolic links instead of copies, so that changes of this checkout take effect there.
+# --link creates symbolic links instead of copies, so that changes of this checkout take effect there. --remove removes
+# everything that this script installed.
 
 set -euo pipefail
 unset CDPATH # it can redirect cd
 SOURCE=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 
 usage() {
-    echo "usage: bash scripts/hegraph/install.sh PATH_TO_COOP [--link]" >&2
+    echo "usage: bash scripts/hegraph/install.sh PATH_TO_COOP [--link | --remove]" >&2
     exit 2
 }
 
 COOP=
 LINK=
+REMOVE=
 for ARGUMENT in "$@"; do
     case $ARGUMENT in
         --link) LINK=1 ;;
+        --remove) REMOVE=1 ;;
         -*) usage ;;
         *) [ -z "$COOP" ] || usage; COOP=$ARGUMENT ;;
     esac
@@ -36,7 +39,7 @@ if [ "$COOP" = "$SOURCE" ]; then
 fi
 
 FOLDERS="trainers/hegraph configs/trainers/HeGraphAdapter scripts/hegraph"
-FILES="configs/datasets/digits.yaml configs/datasets/folder.yaml configs/sweeps/graph.yaml" # CoOp has no files of these names
+FILES="configs/datasets/digits.yaml configs/datasets/digits_low.yaml configs/datasets/digits_high.yaml configs/datasets/folder.yaml configs/sweeps/graph.yaml" # CoOp has no files of these names
 RENAMED="requirements.txt:requirements-hegraph.txt LICENSE:LICENSE-hegraph" # CoOp has files of these names
 MARK=.hegraph-installed # file in each copied folder, with the commit
 
@@ -54,11 +57,31 @@ for FOLDER in $FOLDERS; do # check all folders before the first change
         echo "error: $TO exists, but was not installed by this script; rename or move it" >&2
         exit 2
     fi
-    if [ -n "$LINK" ] && [ -n "$(own_files "$FOLDER")" ]; then
-        echo "error: a link would replace your files in $TO:" $(own_files "$FOLDER") "; move them" >&2
+    if [ -n "$LINK$REMOVE" ] && [ -n "$(own_files "$FOLDER")" ]; then
+        WHAT="a link would replace"
+        [ -z "$REMOVE" ] || WHAT="--remove would remove"
+        echo "error: $WHAT your files in $TO:" $(own_files "$FOLDER") "; move them" >&2
         exit 2
     fi
 done
+
+if [ -n "$REMOVE" ]; then
+    for FOLDER in $FOLDERS; do
+        rm -rf "${COOP:?}/$FOLDER"
+    done
+    for FILE in $FILES; do
+        rm -f "$COOP/$FILE"
+    done
+    for PAIR in $RENAMED; do
+        rm -f "$COOP/${PAIR#*:}"
+    done
+    rmdir "$COOP/configs/sweeps" "$COOP/configs/trainers" "$COOP/scripts" 2>/dev/null || true # if they are empty
+    for CREATED in hegraph-requirements.txt hegraph-unfinished; do # the environment of env.sh
+        [ ! -f "$COOP/.venv/$CREATED" ] || rm -rf "$COOP/.venv"
+    done
+    echo "Removed HeGraphAdapter from $COOP"
+    exit
+fi
 
 COMMIT=$(git -C "$SOURCE" describe --always --dirty --abbrev=12 --exclude='*' 2>/dev/null || echo unknown)
 echo "Installed HeGraphAdapter in"
@@ -72,6 +95,7 @@ for FOLDER in $FOLDERS; do
     else # renamed when it is complete
         cp -R "$FROM" "$TO.new"
         find "$TO.new" -name __pycache__ -prune -exec rm -rf {} +
+        [ "$FOLDER" != scripts/hegraph ] || rm -f "$TO.new/test.sh" # the tests are not installed
         [ -e "$TO.new/$MARK" ] || echo "$COMMIT" >"$TO.new/$MARK"
         own_files "$FOLDER" | while IFS= read -r FILE; do
             mkdir -p "$(dirname "$TO.new/$FILE")"

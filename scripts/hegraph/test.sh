@@ -5,5 +5,9 @@
 
 TESTED="pytest xdist"
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
+if [ ! -d "$ROOT/tests" ]; then
+    echo "error: $ROOT has no tests; run this script in a checkout of HeGraphAdapter" >&2
+    exit 2
+fi
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 cd "$ROOT" && "$PYTHON" -m pytest -n 2 --dist worksteal "$@"
