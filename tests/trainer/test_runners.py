@@ -10,11 +10,10 @@ import os
 import pickle
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from standin.hosts import KINDS, NODE, SPLIT_FILE, Host, contents, copy_coop, install, write_split
+from standin.hosts import NODE, SPLIT_FILE, contents, copy_coop, install, write_split
 
 from trainers.hegraph import __main__ as command_line
 from trainers.hegraph.__main__ import configure, parse_arguments
@@ -28,23 +27,6 @@ BASE = (f"{NODE}.VARIANT", "base")  # which trains nothing
 # Batches of another size may change the last bits of features, which the other runs share
 IN_SEVENS = ("DATALOADER.TEST.BATCH_SIZE", "7", f"{NODE}.FEATURES.DIR", "output/features_in_sevens")
 SKIPPED = "holds the complete result of this run: skipped"
-
-
-@pytest.fixture(scope="module", params=KINDS)
-def host(request, tmp_path_factory) -> Iterator[Host]:
-    """A host, in whose environment is nothing of ours."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("PYTHONPATH", "WORLD_SIZE"):
-            patch.delenv(name, raising=False)
-        patch.setenv("OMP_NUM_THREADS", "1")
-        patch.setenv("HF_HUB_OFFLINE", "1")
-        yield Host(request.param, tmp_path_factory.mktemp(request.param))
-
-
-@pytest.fixture(scope="module")
-def plain(host):
-    """The same quick run in both hosts."""
-    return host.both("plain")
 
 
 # Both hosts: the same
@@ -198,6 +180,31 @@ def test_killed_run_resumes_in_the_other_runner(host, plain, killed, killed_in, 
     assert not (continued.folder / "checkpoint.pt").exists()
 
 
+def test_log_of_a_continued_run_is_complete(host, killed):
+    """`parse_test_res.py` reads `log.txt` only, and Dassl writes `log.txt-DATE` if that exists."""
+    killed("dassl", "logged")
+    continued = host.run("dassl", "logged", "TRAIN.CHECKPOINT_FREQ", 3)
+    _, scores = (continued.folder / "log.txt").read_text().split("Finish training\n")
+    assert f"* accuracy: {continued.record['accuracy']:.1f}%" in scores
+    [before] = continued.folder.glob("log.txt-*")
+    assert "epoch [4/6]" in before.read_text()
+
+
+def test_checkpoint_of_dassl_alone_resumes_to_the_same_result(host, plain, killed):
+    folder = killed("dassl", "of-dassl")
+    (folder / "checkpoint.pt").unlink()
+    assert (folder / "hegraph" / "model.pth.tar-3").is_file()
+    continued = host.run("dassl", "of-dassl", "TRAIN.CHECKPOINT_FREQ", 3)
+    assert "after epoch 3 of 6" in continued.out and continued.result == plain["dassl"].result
+
+
+def test_checkpoint_of_another_run_is_refused(host, killed):
+    folder = killed("dassl", "of-another")
+    (folder / "checkpoint.pt").unlink()
+    error = host.run("dassl", "of-another", "OPTIM.LR", "0.02").error
+    assert f"{folder / 'hegraph'} has checkpoints of a run with other settings" in error
+
+
 def test_resume_goes_on_from_another_folder(host, plain, killed):
     folder = killed("alone", "left")
     before = contents(folder)
@@ -237,7 +244,7 @@ def test_load_epoch_scores_the_model_as_it_was(host):
         accuracies[epoch] = [record[key] for key in keys]
     assert accuracies[6] == [kept.record[key] for key in keys] != accuracies[2]
     ran = host.run("dassl", "epoch3", flags=("--eval-only", "--model-dir", kept.folder, "--load-epoch", 3))
-    assert "has no model of epoch 3" in ran.error
+    assert "has no model of epoch 3, but those of epochs 2, 4, 6" in ran.error
 
 
 def test_subset_of_classes_uses_the_text_classifier(host, plain):
@@ -256,6 +263,36 @@ def test_eval_only_on_targets_equals_the_training_run(host):
         assert scores["rule"] == "other classes"
         record = host.both(f"elsewhere-{data}", *opts, data=data, flags=flags)["dassl"].record
         assert {key: record[key] for key in scores} == scores
+
+
+def test_eval_only_into_the_folder_of_the_training_prints(host, plain):
+    trained = plain["dassl"]
+    before = trained.record
+    tested = host.run("dassl", "plain-dassl", flags=("--eval-only", "--model-dir", trained.folder))
+    assert f"* accuracy: {before['accuracy']:.1f}%" in tested.out and "this test is printed only" in tested.err
+    assert tested.record == before
+
+
+def test_targets_are_tested_in_dassl(host):
+    base = ("DATASET.SUBSAMPLE_CLASSES", "base")
+    tested = host.both("targets", *base, flags=("--target-datasets", "Caltech101:new", "ImageNet"))["dassl"]
+    assert list(tested.record["targets"]) == ["Caltech101:new", "ImageNet"]
+
+
+def test_training_without_test_is_tested_later(host, plain):
+    """TEST.NO_TEST: model and checkpoints, but no record; the next run goes on from the last epoch."""
+    ran = host.run("dassl", "no-test", "TEST.NO_TEST", "True")
+    assert ran.code == 0, ran.err
+    assert not (ran.folder / "result.json").exists() and "* accuracy" not in ran.out
+    assert load_model(ran.folder).scores.accuracy is None
+    tested = host.run("dassl", "no-test")
+    assert "after epoch 6 of 6" in tested.out and tested.result == plain["dassl"].result
+
+
+def test_keys_that_would_change_the_images_are_refused(host):
+    ran = host.run("dassl", "two-views", "DATALOADER.K_TRANSFORMS", "2")
+    assert "DATALOADER.K_TRANSFORMS can only be 1, got 2" in ran.error
+    assert not (ran.folder / "split.json").exists()
 
 
 def test_no_train_encodes_and_tests_nothing(host, plain):

@@ -45,6 +45,8 @@ TRAINERS = (OUR_METHOD, *ALL_BASELINES)
 CHECKOUT = Path(__file__).parents[2]  # not resolved: with `install.sh --link`, this is CoOp's
 
 SELECT_ON = f"{NODE}.SELECT_ON"
+# Flags of CoOp's parser for trainers that this package does not have; CoOp's own trainers ignore them as well
+SOURCE_DOMAINS, HEAD = "DATASET.SOURCE_DOMAINS", "MODEL.HEAD.NAME"
 # Rule of a transfer, as a record names it -> end of the phrase that `summary` prints
 RULES = {"same classes": "as the model's", "other classes": "than the model's"}
 
@@ -56,7 +58,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     args = build_parser().parse_args(arguments)
     from .config import split_at_key  # slow to import
 
-    for key in ("INPUT.TRANSFORMS", "DATASET.TARGET_DOMAINS", "DATASET.TARGET_DATASETS"):
+    for key in ("INPUT.TRANSFORMS", SOURCE_DOMAINS, "DATASET.TARGET_DOMAINS", "DATASET.TARGET_DATASETS"):
         if (words := getattr(args, key)) is not None:
             values, pairs = split_at_key(words)
             args.opts[:0] = pairs
@@ -106,6 +108,8 @@ def build_parser() -> Parser:
     add("--target-domains", dest="DATASET.TARGET_DOMAINS", **many, help=domains)
     targets = "data sets with other classes to test on too, such as NAME:base or NAME:new"
     add("--target-datasets", dest="DATASET.TARGET_DATASETS", **many, help=targets)
+    add("--source-domains", dest=SOURCE_DOMAINS, **many, help="without effect, as for CoOp's trainers")
+    add("--head", dest=HEAD, metavar="NAME", help="without effect, as for CoOp's trainers")
     add("--version", action="store_true", help="print the version and the commit")
     add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="configuration keys and their values")
     return parser
@@ -176,6 +180,9 @@ def check_flags(args: argparse.Namespace) -> None:
         raise unknown("command", word, SUBCOMMANDS)
     if late := next((key for key in args.opts[::2] if key.startswith("--")), ""):
         raise UserError(f"{late[:80]} follows KEY VALUE pairs; put all flags before them")
+    for flag, key in (("--source-domains", SOURCE_DOMAINS), ("--head", HEAD)):
+        if getattr(args, key):
+            logger.info("%s has no effect: a method of this package uses no such part of Dassl", flag)
     if args.trainer not in TRAINERS:
         raise unknown("trainer", args.trainer, TRAINERS)
     if args.eval_only != bool(args.model_dir):

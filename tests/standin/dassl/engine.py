@@ -131,7 +131,7 @@ class TrainerX:
         return batch["img"].to(self.device), batch["label"].to(self.device)
 
     def write_scalar(self, tag: str, value: float, step: int | None = None) -> None:
-        if self._writer is not None:
+        if self._writer is not None and not self._writer.closed:
             self._writer.write(json.dumps([tag, value, step]) + "\n")
 
 
