@@ -38,6 +38,14 @@ def test_draws_that_vary_less_than_residuals_add_nothing():
     assert interval_of_mean([analyse_variance(values)]) == pytest.approx((2, 2 - half_width, 2 + half_width))
 
 
+def test_negative_variance_of_draws_is_not_subtracted():
+    # MSD = 3 (1/36 + 1/36) = 1/6 is less than MSR; image means 1, 1, 4.5 around 13/6 give MSI = 49/6
+    parts = analyse_variance(np.array([[0.0, 2.0, 4.0], [2.0, 0.0, 5.0]]))
+    assert 0 < parts.draws < parts.residuals
+    half_width = t.ppf(0.975, 2) * (49 / 36) ** 0.5
+    assert interval_of_mean([parts]) == pytest.approx((13 / 6, 13 / 6 - half_width, 13 / 6 + half_width))
+
+
 def test_equal_values_have_an_interval_of_one_point():
     assert interval_of_mean([analyse_variance(np.zeros((3, 5)))]) == Difference(0.0, 0.0, 0.0)
 
