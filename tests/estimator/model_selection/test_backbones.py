@@ -21,8 +21,10 @@ from trainers.hegraph.commands.backbones import size
 from trainers.hegraph.estimator.model_selection.backbones import (
     COLUMNS,
     BackboneResult,
+    Encoded,
     class_indices,
     compare_candidates,
+    leave_one_out_outcome,
     measure_speed,
     recommend,
 )
@@ -158,6 +160,13 @@ def test_key_instead_of_a_candidate_is_refused(cli_error):
 def test_candidate_of_the_largest_size_stays(no_hub):
     [smallest] = read_candidates(max_megabytes=400)
     assert read_candidates(max_megabytes=smallest.megabytes) == [smallest]
+
+
+def test_size_of_local_weights_is_the_size_of_their_file(random_model, refused):
+    megabytes = Path(random_model.removeprefix("local-dir:"), "open_clip_model.safetensors").stat().st_size / 1e6
+    assert len(read_candidates([random_model], megabytes)) == 1
+    with refused("candidates.size"):
+        read_candidates([random_model], 0.9 * megabytes)
 
 
 def test_large_candidates_are_left_out(no_hub):
@@ -354,6 +363,18 @@ def test_speed_is_images_per_second(monkeypatch):
     backbone = Slow()
     assert measure_speed(backbone, [Image.new("RGB", (2, 2))] * 3) == 3 / 0.25
     assert backbone.calls == 9  # the first one, and 0.375 + 7 * 0.25 seconds, which exceed 2
+
+
+def test_several_labels_are_ranked_without_the_image():
+    """The text of the two classes is exchanged, so zero-shot CLIP is wrong, and a fit to the other images is right."""
+    random = torch.Generator().manual_seed(1)
+    labels = torch.eye(2, dtype=torch.long)[torch.arange(12) % 2]
+    images = torch.nn.functional.normalize(
+        torch.eye(4)[torch.arange(12) % 2] + 0.05 * torch.rand(12, 4, generator=random)
+    )
+    precision, outcome = leave_one_out_outcome(Encoded(None, images, labels, torch.eye(4)[[1, 0]], []))
+    assert precision < 0.5
+    assert BackboneResult(Candidate(name="some"), outcome=outcome).accuracy == 100
 
 
 def ranked(name: str, scores: list[list[float]], speed: float) -> BackboneResult:
