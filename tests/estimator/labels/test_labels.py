@@ -188,6 +188,12 @@ def test_typical_images_first_then_smallest_margins():
     assert select(torch.ones(3, 1), torch.tensor([[0.0], [2.0], [1.0]]), torch.zeros(1), 3)[0] == 1
 
 
+def test_image_typical_of_two_classes_is_suggested_once():
+    edges = torch.tensor([[0.6, 0.4], [0.5, 0.5], [0.4, 0.6]])
+    typical = torch.tensor([[5.0, 5.0], [0.0, 1.0], [1.0, 0.0]])  # image 0 is the most typical one of both classes
+    assert select(edges, typical, torch.zeros(2), 2) == [0, 1]
+
+
 def test_typicality_by_hand():
     features, labels, _ = images_of([6] * 3, 5, seed=1)
     known, unknown = features[::3], features[torch.arange(18) % 3 != 0]
