@@ -92,6 +92,13 @@ def test_mean_of_views_is_classified(data, quick):
         classifier.predict(np.full_like(views, np.nan))
 
 
+def test_views_of_any_norm_have_equal_weights(data, quick):
+    views = np.stack([data.X, np.roll(data.X, 1, axis=1)], axis=1)
+    classifier = quick().fit(views, data.y)
+    scaled = views * np.array([0.1, 7.0], dtype=np.float32)[:, None]
+    np.testing.assert_allclose(classifier.decision_function(scaled), classifier.decision_function(views), atol=1e-3)
+
+
 @pytest.mark.parametrize(("features", "message"), [
     (np.zeros((120, 0, 16)), "0 sample"), (np.full((120, 2, 16), np.nan), "contains NaN"),
     (torch.zeros(120, 32, 32, dtype=torch.uint8), r"expected a list of paths .*got uint8 \["),

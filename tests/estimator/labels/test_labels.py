@@ -235,6 +235,13 @@ def test_invalid_numbers_of_suggestions_are_refused(few, number):
         few[0].suggest(few[1], number)
 
 
+def test_labels_count_after_an_adaptation(few):
+    classifier, pool, _ = few
+    adapted = HeGraphClassifier.from_model(classifier.model_)
+    expected = adapted.suggest(pool, 9)
+    assert adapted.adapt(pool).suggest(pool, 9) == expected
+
+
 def test_adapted_model_suggests_images(few):
     classifier, pool, _ = few
     adaptation = HeGraphClassifier(
