@@ -5,7 +5,8 @@ Dassl and nothing else; importing `trainer.baselines` registers the other method
 subclass and the two lines for CoOp's `train.py`.
 """
 
-from .adapter import FeatureTrainer, HeGraphAdapter
+from .adapter import HeGraphAdapter
+from .base import FeatureTrainer
 from .coop import configure_coop, run_in_coop
 from .keys import extend_cfg
 

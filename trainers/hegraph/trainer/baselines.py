@@ -6,8 +6,8 @@ Names that are registered already, such as a fork's own TaskRes, are left alone.
 """
 
 from ..baselines import METHODS
-from .adapter import baseline_trainer
 from .configuration import is_coops_own
+from .fitted import baseline_trainer
 from .host import TRAINER_REGISTRY
 
 for _name in METHODS:

@@ -20,8 +20,10 @@ from ..config import Config
 from ..results.records import read_record
 from ..utils.errors import UserError, first_line
 from ..utils.threads import cores
-from .adapter import FeatureTrainer, HeGraphAdapter, baseline_trainer
+from .adapter import HeGraphAdapter
+from .base import FeatureTrainer
 from .configuration import WORKERS, from_dassl, obstacles_in
+from .fitted import baseline_trainer
 from .host import collect_env_info, set_random_seed, setup_logger
 
 LOG = "log.txt"  # name of Dassl's log, which CoOp's parse_test_res.py reads

@@ -6,7 +6,7 @@ from yacs.config import CfgNode
 
 from .. import config, config_files
 from ..baselines import ALL_BASELINES, method_options
-from .adapter import FeatureTrainer
+from .base import FeatureTrainer
 from .host import TRAINER_REGISTRY
 
 
