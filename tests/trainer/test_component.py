@@ -56,7 +56,17 @@ print(json.dumps(seen))
 
 def program(host, *parts: str) -> str:
     """Program that begins with the function `configure`."""
-    opts = [*QUICK, "DATASET.ROOT", str(host.images), "DATASET.NUM_SHOTS", "2", "SEED", "1"]
+    opts = [
+        *QUICK,
+        "DATASET.ROOT",
+        str(host.images),
+        "DATASET.NUM_SHOTS",
+        "2",
+        "SEED",
+        "1",
+        "DATALOADER.NUM_WORKERS",
+        "0",
+    ]
     opts += [f"{NODE}.FEATURES.DIR", str(host.folder / "features")]
     names = f"OPTS = {opts!r}\nOUT = {f'{host.folder}/output/'!r}\n"
     return "".join([names, CONFIGURE, *parts])
