@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from trainers.hegraph.__main__ import main
 from trainers.hegraph.datasets.loading import load_own_images
 from trainers.hegraph.datasets.splits import read_coop_pickle, read_random_split, read_split_file
-from trainers.hegraph.features.extract import is_valid, write_features
+from trainers.hegraph.features.cache import is_valid, write_features
 from trainers.hegraph.features.images import ImageReader
 from trainers.hegraph.features.prompts.collect import Collection
 from trainers.hegraph.features.prompts.sentences import read_descriptions
