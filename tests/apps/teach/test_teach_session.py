@@ -235,6 +235,24 @@ def test_damaged_files_are_not_counted(session):
     assert sorted(problem.split()[0] for problem in view.problems) == ["train/one/cut.png", "unlabelled/cut.png"]
 
 
+def test_moved_project_is_not_created_again_while_encoding(session, tmp_path):
+    """The folder is moved between two batches; the session neither writes features nor thumbnails at the old place."""
+    encode = session._encode
+
+    def encode_and_move(pictures):
+        if session.project.folder.exists():
+            session.project.folder.rename(tmp_path / "moved away")
+        encode(pictures)
+
+    session._encode = encode_and_move
+    with pytest.raises(UserError, match="was removed"):
+        list(session.update())
+    assert not session.project.folder.exists()
+    (tmp_path / "moved away").rename(session.project.folder)  # it can be moved back
+    session._encode = encode
+    assert list(session.update())[-1].model is not None
+
+
 def test_image_moved_while_encoding_is_encoded_later(session):
     picture = session.view.contents.unlabelled[0]
     session.project.move([picture], "six")

@@ -185,7 +185,8 @@ class JournaledFolder:
                 self._write(journal.changes, [])
 
     def _write(self, changes: list[Change], begun: list[Move]) -> None:
-        write_json(self.path_of(JOURNAL), Journal(changes=changes[-MAX_CHANGES:], begun=begun).model_dump())
+        journal = Journal(changes=changes[-MAX_CHANGES:], begun=begun)
+        write_json(self.path_of(JOURNAL), journal.model_dump(), self.folder)
 
     def _rename(self, source: str, target: str) -> None:
         old = self.path_of(source)

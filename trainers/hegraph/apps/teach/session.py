@@ -114,7 +114,7 @@ class Session:
 
     def remember(self) -> None:
         """Write the backbone to the file that the next session reads."""
-        write_json(self.project.path_of(ENCODER_FILE), self.origin.backbone.model_dump())
+        write_json(self.project.path_of(ENCODER_FILE), self.origin.backbone.model_dump(), self.project.folder)
 
     def compare(self, offline: bool) -> list[BackboneResult]:
         """Compare the current backbone and the listed candidates on the labelled images, as in `compare_candidates`.
@@ -217,7 +217,7 @@ class Session:
         """Write new features to disk. Raise UserError if that fails."""
         with self._lock:
             if len(self.features) != self._saved:
-                write_tensors(self.features_file, self.features, {"backbone": self._key})
+                write_tensors(self.features_file, self.features, {"backbone": self._key}, self.project.folder)
                 self._saved = len(self.features)
                 self._saved_at = time.monotonic()
 
@@ -270,7 +270,7 @@ class Session:
             image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
             factor = max(1, THUMBNAIL_SIDE // (2 * max(image.size)))
             image = image.resize((factor * image.width, factor * image.height), Image.Resampling.NEAREST)
-            with suppress(UserError), atomic_path(self._thumbnail_file(picture)) as temporary:
+            with suppress(UserError), atomic_path(self._thumbnail_file(picture), self.project.folder) as temporary:
                 image.save(temporary, "JPEG", quality=85)  # on a full disk the page shows the file name
             return pixels
         except Exception as error:  # Pillow raises many types for damaged bytes
