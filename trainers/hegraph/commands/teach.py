@@ -35,7 +35,8 @@ def teach(args: argparse.Namespace) -> None:
     from ..utils.devices import choose_device
 
     if args.folder is None:
-        args.folder, args.backbone = SAMPLE, args.backbone or MINI_NAME
+        args.folder = SAMPLE
+        args.backbone = args.backbone or MINI_NAME
         if not SAMPLE.exists():
             write_sample(SAMPLE)
     project = Project(args.folder)
@@ -46,7 +47,8 @@ def teach(args: argparse.Namespace) -> None:
     session.remember()
     if not session.view.contents.base:
         logger.info("%s: class folders are read from this folder, and new classes are added to it", project.folder)
-    page, thumbnails = partial(build_page, session), str(session.thumbnails)
+    page = partial(build_page, session)
+    thumbnails = str(session.thumbnails)
     try:
         launch_page(page, args.host, args.port, CSS, max_file_size=MAX_ZIP_BYTES, allowed_paths=[thumbnails])
     finally:
