@@ -84,6 +84,8 @@ class HeGraphAdapter(FeatureTrainer):
         wanted = self.settings.training.epochs
         if self.max_epoch > wanted:
             echo(f"{self.max_epoch} epochs instead of OPTIM.MAX_EPOCH {wanted}, to take MIN_STEPS steps\n")
+        for folder in {self.folder.path, self.folder.checkpoints.resume_from}:
+            checkpoints.check_run(folder, self.folder.run_id)
         checkpoints.write_run(self.folder.path, self.folder.run_id)
         super(FeatureTrainer, self).train()
         return self.record
@@ -92,7 +94,7 @@ class HeGraphAdapter(FeatureTrainer):
         """Load the checkpoint of either kind with the most epochs, and return their number.
 
         Raises:
-            UserError: If it is damaged, or of another run.
+            UserError: If it is damaged, or does not fit the model.
         """
         if self.training is None:
             return 0
@@ -100,7 +102,6 @@ class HeGraphAdapter(FeatureTrainer):
         folder = Path(directory)
         found = checkpoints.latest(folder)
         if found is not None and found[0] > self.training.epoch:
-            checkpoints.check_run(folder, self.folder.run_id)
             self.load_state(found[1], resume=True)
             echo(f"resuming from {found[1]} after epoch {self.training.epoch} of {self.max_epoch}\n")
         elif self.sched is not None:
