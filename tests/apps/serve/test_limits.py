@@ -2,12 +2,14 @@
 
 import asyncio
 import io
+from contextlib import suppress
 
 import pytest
 from PIL import Image
 from serving import client_of, encoded, form
 
 from trainers.hegraph.apps.serve import limits
+from trainers.hegraph.apps.serve.connections import connection_class
 from trainers.hegraph.apps.serve.limits import Limits, Places
 from trainers.hegraph.apps.serve.pixels import PixelBudget
 from trainers.hegraph.apps.serve.settings import Settings
@@ -54,6 +56,7 @@ class Caller:
         headers = [(b"host", b"localhost")]
         self.scope = {"type": "http", "path": path, "method": "POST", "headers": headers, "client": (address, 1)}
         self.status = 0
+        self.answer = b""
 
     async def receive(self) -> dict:
         if self.messages:
@@ -63,6 +66,7 @@ class Caller:
 
     async def send(self, message: dict) -> None:
         self.status = message.get("status", self.status)
+        self.answer += message.get("body", b"")
 
 
 async def echo_length(scope, receive, send) -> None:
@@ -111,6 +115,39 @@ def test_bytes_of_all_requests_are_limited(monkeypatch):
     monkeypatch.setattr(limits, "MAX_BODIES", 10)
     large = Caller(b"12345", b"6789", complete=False, address="large")
     assert answers(large, Caller(b"1", b"2", complete=False), Caller(b"34"), request_seconds=0.1) == [408, 408, 200]
+
+
+def test_largest_request_is_dropped_before_its_deadline(monkeypatch):
+    monkeypatch.setattr(limits, "MAX_BODIES", 10)
+    large = Caller(b"12345", b"6789", complete=False, address="large")
+    assert answers(large, Caller(b"1", b"2", b"3"), request_seconds=1) == [408, 200]
+    assert b"too many requests are not complete" in large.answer
+
+
+def test_deadline_of_a_header_ends_no_answer():
+    """The answer takes longer than a header may take, whose deadline is over when the header has arrived."""
+    import uvicorn  # an extra; `serving` skips this file without it
+
+    async def answer_slowly(scope, receive, send) -> None:
+        await asyncio.sleep(0.3)
+        await echo_length(scope, receive, send)
+
+    settings = Settings(model="model", request_seconds=0.1)
+    config = uvicorn.Config(answer_slowly, http=connection_class(settings), lifespan="off", log_config=None)
+
+    async def call() -> bytes:
+        config.load()
+        state = uvicorn.server.ServerState()
+        loop = asyncio.get_running_loop()
+        server = await loop.create_server(lambda: config.http_protocol_class(config, state, {}), "127.0.0.1", 0)
+        reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+        writer.write(b"GET / HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
+        answer = await reader.read()
+        writer.close()
+        server.close()
+        return answer
+
+    assert asyncio.run(call()).startswith(b"HTTP/1.1 200 ")
 
 
 def test_ending_server_drops_unfinished_requests():
@@ -172,6 +209,25 @@ def test_cancelled_task_frees_its_pixels():
         await asyncio.gather(first, third)
 
     asyncio.run(asyncio.wait_for(run(), 5))
+    assert budget.free == 10
+
+
+def test_task_that_is_cancelled_at_its_turn_frees_its_pixels():
+    budget = PixelBudget(10)
+
+    async def use() -> None:
+        async with budget.take(9):
+            raise AssertionError
+
+    async def run() -> None:
+        async with budget.take(6):
+            waiting = asyncio.create_task(use())
+            await asyncio.sleep(0)
+        waiting.cancel()  # it has its pixels, and has not gone on yet
+        with suppress(asyncio.CancelledError):
+            await waiting
+
+    asyncio.run(run())
     assert budget.free == 10
 
 
