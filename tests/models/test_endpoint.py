@@ -76,6 +76,11 @@ def test_all_kinds_of_input_have_equal_answers(handler, scan, content):
         assert answer[0]["score"] == pytest.approx(answers[0][0]["score"], abs=1e-5)
 
 
+def test_list_of_one_image_has_a_list_of_answers(handler, content):
+    [answer] = handler({"inputs": [content]})
+    assert answer == handler({"inputs": content})
+
+
 @pytest.mark.parametrize(
     ("inputs", "code"),
     [

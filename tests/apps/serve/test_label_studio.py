@@ -105,6 +105,16 @@ def test_several_labels_are_predicted_and_learned(recorded, own_model, scans):
         assert changes(client, recorded.annotate(tasks[0], "odd")) == {"one": -1}
 
 
+def test_choices_of_some_classes_have_their_thresholds(recorded, own_model, scans):
+    recorded.config = configuration("odd", "even", choice="multiple")
+    recorded.add(*scans.files)
+    with connected(recorded, own_model(several=True)) as client:
+        rows = predictions(client, recorded)
+        answers = client.post("/v1/predict/files", files=form(*scans.files)).json()["predictions"]
+    choices = [{name for item in row["result"] for name in item["value"]["choices"]} for row in rows]
+    assert choices == [{each["class"] for each in answer["top"]} & {"odd", "even"} for answer in answers]
+
+
 # Annotations
 
 

@@ -205,6 +205,14 @@ def test_invalid_changes_are_refused(learning, method, path, content, status, wo
     assert learning.get("/v1/examples").json() == before
 
 
+def test_own_page_on_any_port_may_change_the_model(folder):
+    address = "http://127.0.0.1:8000"
+    with client_of(folder, address, learn=True) as client:
+        origins = (address, "http://127.0.0.1:9000")
+        answers = [client.post("/v1/examples", json={"classes": []}, headers={"origin": each}) for each in origins]
+    assert [answer.status_code for answer in answers] == [200, 403]
+
+
 @pytest.mark.parametrize(
     ("labels", "word"),
     [
