@@ -9,7 +9,7 @@ import sys
 from copy import deepcopy
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from unittest.mock import Mock
+from unittest.mock import MagicMock, Mock
 
 import huggingface_hub
 import open_clip
@@ -80,9 +80,14 @@ def change_text(bundle: Path, **keys: object) -> None:
 def transformers(monkeypatch) -> list[tuple[str, dict]]:
     """Replace the package, and list the requested tokenizers."""
     requests: list[tuple[str, dict]] = []
+
+    def from_pretrained(place: str, **keys: object) -> MagicMock:
+        requests.append((place, keys))
+        return MagicMock()  # open_clip reads its numbers of tokens from version 4 on
+
     package, utils = ModuleType("transformers"), ModuleType("transformers.dynamic_module_utils")
     package.__spec__ = importlib.machinery.ModuleSpec("transformers", None)
-    package.AutoTokenizer = SimpleNamespace(from_pretrained=lambda place, **keys: requests.append((place, keys)))
+    package.AutoTokenizer = SimpleNamespace(from_pretrained=from_pretrained)
     utils.TIME_OUT_REMOTE_CODE = 15
     package.dynamic_module_utils = utils
     monkeypatch.setitem(sys.modules, "transformers", package)

@@ -26,6 +26,7 @@ from trainers.hegraph.features.backbones.precision import (
     PackedLinear,
     PackedPatches,
     encode_short,
+    to_bfloat16,
 )
 from trainers.hegraph.features.bank import BankFile
 from trainers.hegraph.models.folder import load_model
@@ -113,6 +114,52 @@ def test_bf16_vit_keeps_sums_in_fp32(tmp_path, name, caplog):
     if CAN_PACK:
         kinds = [type(module) for module in fast.model.modules()]
         assert (kinds.count(PackedLinear), kinds.count(PackedBlock), kinds.count(PackedPatches)) == (2 * 4 + 1, 2, 1)
+
+
+class OwnAttention(nn.Module):
+    """Attention with the layout of open_clip's own one from version 4 on, without `embed_dim`."""
+
+    def __init__(self, attention: nn.MultiheadAttention) -> None:
+        super().__init__()
+        self.num_heads = attention.num_heads
+        self.head_dim = attention.head_dim
+        self.in_proj_weight = attention.in_proj_weight
+        self.in_proj_bias = attention.in_proj_bias
+        self.q_proj_weight = self.k_proj_weight = self.v_proj_weight = None
+        self.out_proj = nn.Linear(len(self.in_proj_weight) // 3, len(self.in_proj_weight) // 3)
+        self.out_proj.load_state_dict(attention.out_proj.state_dict())
+
+    def forward(self, x, k_x=None, v_x=None, attn_mask=None, need_weights=None):
+        projected = F.linear(x, self.in_proj_weight, self.in_proj_bias)
+        heads = [each.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for each in projected.chunk(3, dim=-1)]
+        attended = F.scaled_dot_product_attention(*heads, attn_mask=attn_mask)
+        out = self.out_proj(attended.transpose(1, 2).flatten(2))
+        return out if need_weights is None else (out, None)  # version 3 expects weights as well
+
+
+@pytest.mark.parametrize("packs", [True, False])
+def test_own_attention_of_open_clip_is_converted(tmp_path, monkeypatch, caplog, packs):
+    if packs and not CAN_PACK:
+        pytest.skip("this torch or processor has no bfloat16 products of oneDNN")
+    monkeypatch.setattr(precision, "CAN_PACK", packs)
+    exact = pair(TINY, tmp_path, "fp32")[0].model
+    blocks = [*exact.visual.transformer.resblocks, *exact.transformer.resblocks]
+    images = torch.randn(3, 3, *exact.visual.image_size, generator=torch.Generator().manual_seed(1))
+    tokens = torch.tensor([[1, 5, 9, *[0] * (exact.context_length - 3)]])
+    expected = [exact.encode_image(images), exact.encode_text(tokens)]
+    for block in blocks:
+        if isinstance(block.attn, nn.MultiheadAttention):  # version 3
+            block.attn = OwnAttention(block.attn)
+    exact.requires_grad_(False)
+    torch.testing.assert_close([exact.encode_image(images), exact.encode_text(tokens)], expected)
+    to_bfloat16(exact)
+    encoded = [exact.encode_image(images.to(torch.bfloat16)), exact.encode_text(tokens)]
+    for before, after in zip(expected, encoded):
+        assert F.cosine_similarity(before, after.float()).min() > 0.9999
+    kinds = {type(block) for block in exact.visual.transformer.resblocks}
+    assert (PackedBlock in kinds) == packs and not caplog.records
+    attention = exact.transformer.resblocks[0].attn
+    assert {each.dtype for each in attention.parameters()} == {torch.bfloat16}
 
 
 def operators(linear) -> SimpleNamespace:
