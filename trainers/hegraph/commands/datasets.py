@@ -195,9 +195,9 @@ def _lines_of_label_sets(dataset: "Dataset") -> list[str]:
     pairs = Counter(pair for each in sets for pair in combinations(each, 2))
     names = dataset.classnames
     counts = Counter(label for labels in sets for label in labels).most_common()
-    frequent, rare = (
-        abbreviate([f"{names[label]} ({count})" for label, count in part], MAX_PAIRS) for part in (counts, counts[::-1])
-    )
+    counted = [f"{names[label]} ({count})" for label, count in counts]
+    frequent = abbreviate(counted, MAX_PAIRS)
+    rare = abbreviate(counted[::-1], MAX_PAIRS)
     together = [f"{names[a]} and {names[b]} ({count})" for (a, b), count in pairs.most_common(MAX_PAIRS)]
     return [
         f"labels per image: {min(sizes)} to {max(sizes)}, mean {sum(sizes) / len(sizes):.2f}; "

@@ -240,7 +240,8 @@ def _rows_of_table(path: Path, folder: str = "", default: str = "") -> list[Row]
 
     The split of a row is its column `split`, else `default`, else the first folder of its `file_name`, else train.
 
-    Errors as of `complete_splits`, and if there are two columns of labels.
+    Raises:
+        UserError: If the table cannot be read, has two columns of labels, or its rows have no complete splits.
     """
     if {"label", "labels"} <= (columns := _columns(path)):
         raise UserError(f"{path}: expected the column label or labels, got both; remove one")

@@ -47,7 +47,7 @@ class OwnImages(NamedTuple):
 
     Attributes:
         rows: One row for each image.
-        open, root, version, stored: As of `Dataset`.
+        open, root, version, stored: As in `Dataset`.
         classnames: Class names in label order; () sorts the names of the rows.
     """
 

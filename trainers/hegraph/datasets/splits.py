@@ -230,7 +230,10 @@ def read_coop_pickle(path: Path, folder: str) -> Pools:
         content = _DatumUnpickler(io.BytesIO(path.read_bytes())).load()
         if not isinstance(content, dict) or not content.get("train"):
             raise ValueError("it contains no training images")
-        pools = {split: [_item(datum, folder) for datum in content[split]] for split in SPLITS if split in content}
+        pools = {}
+        for split in SPLITS:
+            if split in content:
+                pools[split] = [_item(datum, folder) for datum in content[split]]
     check_pools(pools, str(path))
     return pools
 

@@ -184,7 +184,7 @@ class BankFile:
         path: The file.
         multilabel: Whether images have several labels each.
         labels: Labels by split: "train", and "val" and "test" if they have images.
-        classnames, dataset, backbone, encoder, logit_scale, text_positive, text_negative, text_norms: As of
+        classnames, dataset, backbone, encoder, logit_scale, text_positive, text_negative, text_norms: As in
             `FeatureBank`.
 
     Raises:
@@ -333,7 +333,7 @@ def count_labels(labels: Tensor, num_classes: int) -> list[int]:
 
 
 def label_list(labels: Tensor) -> list:
-    """Return the label of each image, or for indicators `[N, K]` the tuple of its labels, as of `Item`."""
+    """Return the label of each image, or for indicators `[N, K]` the tuple of its labels, as in `Item`."""
     if labels.dim() == 1:
         return labels.tolist()
     columns = labels.nonzero()[:, 1].split(labels.sum(dim=1).tolist())

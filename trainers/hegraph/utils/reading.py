@@ -79,13 +79,13 @@ def check_regular(path: Path) -> None:
 
 
 def read_text(path: Path, kind: str = "text in UTF-8") -> str:
-    """Read a text file in UTF-8, without a byte order mark; errors as of `reading`."""
+    """Read a text file in UTF-8, without a byte order mark; UserError if it cannot be read."""
     with reading(path, kind):
         return path.read_text(encoding="utf-8-sig")
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file of limited size; errors as of `reading`."""
+    """Read a JSON file of limited size; UserError if it cannot be read, is too large or no valid JSON."""
     with reading(path, "JSON"):
         if (size := path.stat().st_size) > MAX_JSON:
             raise ValueError(f"expected at most {MAX_JSON:,} bytes, got {size:,}")
@@ -112,7 +112,8 @@ def parse_json(text: str) -> Any:
 def read_yaml(path: Path, kind: str) -> Any:
     """Read a YAML file of limited size and depth, without duplicate keys and without tags of Python objects.
 
-    Errors as of `reading`.
+    Raises:
+        UserError: If the file cannot be read, is too large or nested too deeply, or is no such YAML.
     """
     with reading(path, kind):
         text = path.read_text(encoding="utf-8-sig")
@@ -145,7 +146,11 @@ def _check_size(value: Any) -> None:
 
 
 def read_tensors(path: Path, kind: str) -> "tuple[dict[str, Tensor], dict[str, str]]":
-    """Read the tensors of real numbers and the metadata of a `.safetensors` file; errors as of `reading`."""
+    """Read the tensors of real numbers and the metadata of a `.safetensors` file.
+
+    Raises:
+        UserError: If the file cannot be read, or is damaged.
+    """
     with reading(path, kind):
         with safe_open(path, framework="pt") as file:
             # Copies have the memory alignment of torch, on which the last bit of a matrix product can depend. Results
@@ -163,7 +168,11 @@ def read_metadata(file: Any) -> dict[str, str]:
 
 
 def read_torch(path: Path, kind: str) -> Any:
-    """Read tensors and plain values that `torch.save` wrote. Code is rejected; errors as of `reading`."""
+    """Read tensors and plain values that `torch.save` wrote.
+
+    Raises:
+        UserError: If the file cannot be read, is damaged, or has anything else, such as code.
+    """
     import torch  # slow import
 
     with reading(path, kind), warnings.catch_warnings():

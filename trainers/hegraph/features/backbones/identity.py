@@ -70,8 +70,11 @@ def backbone_identity(name: str, pretrained: str, precision: str, device: str) -
     """Identity of a backbone, which changes whenever its features change, without loading the model.
 
     Files are identified by SHA-256, open_clip's weights by tag. Files of an "hf-hub:" name are downloaded if they are
-    not cached, to hash them. Arguments and errors as of `loading.load_backbone`, except that unknown models and tags of
-    open_clip are not detected.
+    not cached, to hash them. Arguments as in `loading.load_backbone`.
+
+    Raises:
+        UserError: If the precision is unknown, or files are missing, damaged or cannot be downloaded. Unknown models
+            and tags of open_clip are not detected.
     """
     precision = resolve_precision(precision, name, device)
     pretrained = resolve_pretrained(name, pretrained)
@@ -182,7 +185,10 @@ def cached_file(repository: str, filenames: Sequence[str]) -> Path | None:
 def fetch_file(repository: str, filenames: Sequence[str], what: str, needed: str, use: str) -> Path:
     """First file that is in the cache, or else in the repository, which is then downloaded.
 
-    `filenames` have the same content, the preferred one first. Other arguments and errors as of `require_hub`.
+    `filenames` have the same content, the preferred one first. Other arguments as in `require_hub`.
+
+    Raises:
+        UserError: If the Hub cannot be reached, or the file cannot be downloaded.
     """
     from huggingface_hub import hf_hub_download
 

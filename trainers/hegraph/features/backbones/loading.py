@@ -108,13 +108,22 @@ def load_backbone(name: str, pretrained: str = "", device: str = "cpu", precisio
 def create_model(name: str, pretrained: str | None = None) -> Built:
     """Create an open_clip model in float32 on the CPU, its test transform and its tokenizer.
 
-    Arguments and errors as of `load_backbone`. None as `pretrained` keeps the random initialisation.
+    Arguments as in `load_backbone`. None as `pretrained` keeps the random initialisation.
+
+    Raises:
+        UserError: If the model or the tag is unknown, the activation does not match the weights, or the weights cannot
+            be downloaded, are damaged or belong to another model.
     """
     return build(find_source(name, pretrained))
 
 
 def find_source(name: str, pretrained: str | None) -> Source:
-    """Find a model and its weights, which are downloaded if necessary; arguments and errors as of `create_model`."""
+    """Find a model and its weights, which are downloaded if necessary; arguments as in `create_model`.
+
+    Raises:
+        UserError: If the model or the tag is unknown, the activation does not match the weights, or the weights are
+            missing or cannot be downloaded.
+    """
     if name and not identity.is_bundle(name):
         if identity.MINI_NAME not in open_clip.list_models():
             open_clip.add_model_config(identity.MINI_CONFIG)
@@ -149,13 +158,18 @@ def find_source(name: str, pretrained: str | None) -> Source:
 def _hub_files(config: dict[str, Any]) -> tuple[str, Sequence[str]]:
     """Repository of a tag on the Hub and the names of its weights file, the preferred one first."""
     repository, _, filename = config["hf_hub"].rpartition("/")
-    return repository, (re.sub(r"\.\w+$", ".safetensors", filename), filename) if filename else identity.WEIGHTS_NAMES
+    if not filename:
+        return repository, identity.WEIGHTS_NAMES
+    return repository, (re.sub(r"\.\w+$", ".safetensors", filename), filename)
 
 
 def local_weights(name: str, pretrained: str) -> Path | None:
     """Weights file of a model on this machine; None if the weights have to be downloaded, or the tag is unknown.
 
-    Arguments and errors as of `load_backbone`, except that unknown models have no weights.
+    Arguments as in `load_backbone`. Unknown models have no weights.
+
+    Raises:
+        UserError: If a bundle is incomplete.
     """
     pretrained = identity.resolve_pretrained(name, pretrained)
     if name.startswith(identity.HUB):
@@ -224,7 +238,14 @@ def _silent_open_clip() -> Iterator[None]:
 
 @_silent_open_clip()
 def build(source: Source, precision: str = "fp32") -> Built:
-    """Build a model on the CPU, in "fp32" or "fp16", and load its weights; returns and errors as of `create_model`."""
+    """Build a model on the CPU, in "fp32" or "fp16", and load its weights.
+
+    Returns:
+        The model, its test transform and its tokenizer.
+
+    Raises:
+        UserError: If the model cannot be built, or the weights are damaged or belong to another model.
+    """
     try:
         tokenizer = _tokenizer(source)
         preprocessing = _preprocessing(source)
@@ -317,7 +338,7 @@ def load_weights(model: Any, path: Path) -> bool:
         Whether the weights are from an archive of OpenAI.
 
     Raises:
-        UserError: As of `read_weights`.
+        UserError: If the file is damaged or has no weights.
         ValueError, RuntimeError: If the weights belong to another model.
     """
     state = read_weights(path)
