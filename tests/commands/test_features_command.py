@@ -1,14 +1,17 @@
 """`features list` and `features prune`: the cached features of earlier runs."""
 
+import json
 import os
 import time
 from pathlib import Path
 
 import pytest
 
+from trainers.hegraph.__main__ import main as run
 from trainers.hegraph.commands.features import main
 
 DAY = 86400
+SCORES = {"accuracy": 50.0, "num_test": 2}  # of a target
 
 
 @pytest.fixture
@@ -57,6 +60,48 @@ def test_prune_deletes_by_age(cache):
 def test_prune_deletes_by_size(cache):
     assert main(["prune", str(cache), "--larger", "1", "--yes"]) == 0
     assert names(cache) == {"text-fedcba9876543210.safetensors", "bank.safetensors", "0-4.safetensors"}
+
+
+DIGITS = ["--dataset-config-file", "digits", "--config-file", "mini", "--shots", "1", "--seed", "1"]
+FEATURES = "TRAINER.HEGRAPHADAPTER.FEATURES"
+
+
+@pytest.mark.slow
+def test_prune_keeps_what_runs_below_read(cache, tmp_path):
+    keys = [f"{FEATURES}.DIR", str(cache), f"{FEATURES}.VIEWS", "1", "TRAINER.HEGRAPHADAPTER.VARIANT", "base"]
+    assert run([*DIGITS, "--output-dir", str(tmp_path / "runs/digits"), *keys]) == 0
+    of_run = {path for path in cache.rglob("*.safetensors") if path.relative_to(cache).parts[0] == "Digits"}
+    assert len(of_run) == 4  # train, val, test and text
+    assert main(["prune", str(cache), "--not-used-below", str(tmp_path / "runs"), "--yes"]) == 0
+    assert {*cache.rglob("*.safetensors")} == {*of_run, cache / "Pets/bank.safetensors"}
+
+
+def record_of(folder: Path, **changes) -> None:
+    """Write the record of a run, with the values of `changes`."""
+    values = {
+        "dataset": "Pets", "trainer": "ZeroShot", "variant": "", "backbone": "mini", "shots": 1, "seed": 1,
+        "accuracy": 50.0, "macro_f1": 50.0, "accuracy_text": None, "accuracy_zero_shot": 50.0, "num_test": 2,
+        "selected_on": "val", "selected": {}, "run_id": "0",
+    }  # fmt: skip
+    folder.mkdir(parents=True)
+    (folder / "result.json").write_text(json.dumps(values | changes))
+
+
+@pytest.mark.parametrize(("changes", "kept"), [
+    ({}, 3), ({"dataset": "Cats"}, 0), ({"backbone": "other/mini"}, 0),
+    ({"dataset": "Cats", "targets": {"Pets:new": SCORES}}, 3),
+])  # fmt: skip
+def test_prune_keeps_data_sets_and_backbones_of_records(cache, tmp_path, changes, kept):
+    record_of(tmp_path / "runs/one", **changes)
+    assert main(["prune", str(cache), "--not-used-below", str(tmp_path / "runs"), "--yes"]) == 0
+    assert len(names(cache)) == kept + 1  # and the file of another program
+
+
+def test_prune_without_any_record_is_refused(cache, tmp_path, capsys):
+    before = names(cache)
+    assert main(["prune", str(cache), "--not-used-below", str(tmp_path / "none"), "--yes"]) == 2
+    assert "no complete record below" in capsys.readouterr().err
+    assert names(cache) == before
 
 
 def test_missing_folder_is_refused(tmp_path, capsys):

@@ -6,7 +6,7 @@
 import argparse
 import time
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from ..features.backbones.identity import AUTO, PRECISIONS
@@ -70,7 +70,7 @@ def add_cache_commands(parser: Parser) -> None:
     listing.examples = ("", "output/sweep/features")
     listing.set_defaults(run=list_command)
     prune = parser.add_command("prune", "delete cached features; without --yes, list what would be deleted")
-    prune.examples = ("--unused 30", "output/sweep/features --unused 30 --larger 100 --yes")
+    prune.examples = ("--unused 30", "output/sweep/features --not-used-below output/sweep --larger 100 --yes")
     prune.set_defaults(run=prune_command)
     for each in (listing, prune):
         each.add_argument(
@@ -80,6 +80,8 @@ def add_cache_commands(parser: Parser) -> None:
     prune.add_argument("--unused", type=number(float, 0), default=0.0, metavar="DAYS", help=days)
     size = "size in MB, from which on features are deleted (default: 0)"
     prune.add_argument("--larger", type=number(float, 0), default=0.0, metavar="MB", help=size)
+    runs = "keep the features of each data set and backbone that the record of a run below this folder names together"
+    prune.add_argument("--not-used-below", type=Path, metavar="DIR", help=runs)
     prune.add_argument("--yes", action="store_true", help="delete the features")
 
 
@@ -96,14 +98,19 @@ def prune_command(args: argparse.Namespace) -> None:
     """Print the cached features that the arguments select, and delete them with `--yes`.
 
     Raises:
-        UserError: If there is no such folder, or a file cannot be deleted.
+        UserError: If there is no such folder, no record below the folder of `--not-used-below`, or a file cannot be
+            deleted.
     """
     from ..features.cache import cached_parts, delete_part
 
     latest = time.time() - args.unused * SECONDS_OF_DAY
+    used = set() if args.not_used_below is None else used_folders(args.not_used_below)
     selected = []
     for part in cached_parts(args.folder):
-        if part.last_used <= latest and part.size >= args.larger * 1e6:
+        old = part.last_used <= latest
+        large = part.size >= args.larger * 1e6
+        folder = part.path.parent.resolve()
+        if old and large and not any(folder.parts[-len(each.parts) :] == each.parts for each in used):
             selected.append(part)
     echo(table_of_parts(args.folder, selected))
     for part in selected if args.yes else ():
@@ -111,6 +118,26 @@ def prune_command(args: argparse.Namespace) -> None:
     action = "deleted" if args.yes else "to delete"
     confirm = "; add --yes to delete them" if selected and not args.yes else ""
     echo(f"{action}: {len(selected)} files, {sum(part.size for part in selected) / 1e6:.1f} MB{confirm}\n")
+
+
+def used_folders(runs: Path) -> set[PurePath]:
+    """Return the folders, relative to `FEATURES.DIR`, in which the finished runs below a folder have their features.
+
+    A run has them in `<data set>/<backbone>`, for its own data set and each of its targets.
+
+    Raises:
+        UserError: If there is no record below the folder, or a record is damaged.
+    """
+    from ..datasets.registry import canonical_name
+    from ..results.records import find_records
+
+    folders = set()
+    for record in find_records([runs]):
+        for name in (record["dataset"], *(record.get("targets") or {})):
+            dataset = name.partition(":")[0]  # a target may be NAME:base or NAME:new
+            folders.add(PurePath(canonical_name(dataset), record["backbone"]))
+            folders.add(PurePath(dataset, record["backbone"]))
+    return folders
 
 
 def table_of_parts(folder: Path, parts: "Sequence[CachedPart]") -> str:
