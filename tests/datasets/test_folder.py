@@ -13,7 +13,7 @@ from dataset_files import counts, load, make, picture, refused, rows_of, write
 
 from trainers.hegraph.__main__ import main
 from trainers.hegraph.commands.datasets import check_dataset, check_own_images
-from trainers.hegraph.datasets.images import FORMATS
+from trainers.hegraph.datasets.images import IMAGE_FORMATS
 from trainers.hegraph.datasets.loading import load_few_shot, load_unlabelled
 from trainers.hegraph.datasets.registry import ENTRIES, Sizes, stored_datasets
 from trainers.hegraph.utils.errors import UserError
@@ -377,7 +377,7 @@ def test_check_lists_unreadable_images_and_copies(tmp_path, capsys):
         r"  train/cow/a\nb  c.png: is empty (0 bytes)",
         "  train/cow/pipe.png: is not a regular file",
         "  test/ant/0.png: is empty (0 bytes)",
-        f"  test/cow/1.png: is not an image in a supported format ({', '.join(FORMATS)})",
+        f"  test/cow/1.png: is not an image in a supported format ({', '.join(IMAGE_FORMATS)})",
         "2 of 18 train images are test images as well; keep one copy of each, in train or in test:",
         f"  {own}/train/bee/0.png",
         f"  {own}/train/bee/1.png",

@@ -12,14 +12,8 @@ import torch.nn.functional as F
 from trainers.hegraph.datasets.splits import FewShotSample
 from trainers.hegraph.features import bank as bank_module
 from trainers.hegraph.features.backbones.schema import BackboneConfig
-from trainers.hegraph.features.bank import (
-    BankFile,
-    FeatureBank,
-    load_bank,
-    refuse_test_rows,
-    sample_bank,
-    text_with_norm,
-)
+from trainers.hegraph.features.bank import BankFile, FeatureBank, load_bank, sample_bank, text_with_norm
+from trainers.hegraph.features.copies import refuse_test_rows
 from trainers.hegraph.utils.errors import UserError
 from trainers.hegraph.utils.files import hash_file
 

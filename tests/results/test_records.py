@@ -25,7 +25,7 @@ from trainers.hegraph.results.records import (
     write_tensors_with_classes,
 )
 from trainers.hegraph.results.scores import read_quotes
-from trainers.hegraph.results.table import FORMATS
+from trainers.hegraph.results.table import TABLE_WRITERS
 from trainers.hegraph.utils.errors import UserError
 
 
@@ -125,10 +125,10 @@ def folder(run, tmp_path) -> Path:
     return tmp_path / "runs"
 
 
-@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("kind", TABLE_WRITERS)
 def test_compare_prints_the_table_in_every_format(folder, capsys, kind):
     assert main(["compare", str(folder), "--format", kind]) == 0
-    assert capsys.readouterr().out == FORMATS[kind](compare(find_records([folder])))
+    assert capsys.readouterr().out == TABLE_WRITERS[kind](compare(find_records([folder])))
 
 
 def test_flags_reach_the_tables(folder, run, tmp_path, capsys):
@@ -145,7 +145,7 @@ def test_flags_reach_the_tables(folder, run, tmp_path, capsys):
     ):
         assert main(arguments) == 0
         out = capsys.readouterr().out
-        assert out == FORMATS["markdown"](table)
+        assert out == TABLE_WRITERS["markdown"](table)
         assert ("| HeGraphAdapter (quoted) | 69.15 |" in out) == ("--quote" in arguments)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..results.scores import BY, OUR_METHOD, QUOTED, read_quotes
+from ..results.scores import BY, OUR_METHOD, QUOTED, TABLE_FORMATS, read_quotes
 from ..utils.command_line import Parser, echo, run_cli
 from ..utils.errors import UserError
 from ..utils.files import OutputFile
@@ -19,7 +19,6 @@ EPILOG = """\
 A SOURCE is an output folder or a file that `collect` wrote. A FOLDER is an output folder, with the runs below it. A RUN
 is the output folder of one run. Figures are written as STEM.png and STEM.svg."""
 
-FORMAT_NAMES = ("markdown", "latex", "csv", "text")  # keys of `table.FORMATS`, without importing pandas
 STEM = OutputFile(".png", ".svg", added=(".png", ".svg"))  # argument type: path of a figure without suffix
 OUTPUTS = {"FILE": OutputFile(".jsonl"), "STEM": STEM, "FILE.html": OutputFile(".html")}  # metavar -> type of --out
 
@@ -49,7 +48,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
     def add_table(name: str, summary: str, run: Run, source: str = "SOURCE", more: str = "") -> Parser:
         subparser = add(name, summary, run, source=source, more=more)
-        formats = [key for key in FORMAT_NAMES if key != "text" or name == "compare"]  # text is for accuracies
+        formats = [key for key in TABLE_FORMATS if key != "text" or name == "compare"]  # text is for accuracies
         subparser.add_argument("--format", choices=formats, default="markdown", help="format of the table")
         if name in ("compare", "complexity"):
             subparser.add_argument("--quote", choices=QUOTED, help="also show the numbers of this table of the paper")
@@ -136,10 +135,10 @@ def labels_command(args: argparse.Namespace) -> Table:
 
 def calibration_command(args: argparse.Namespace) -> str:
     from ..results.comparison import calibration_table
-    from ..results.table import FORMATS
+    from ..results.table import TABLE_WRITERS
 
     records = tested_records(args.sources)
-    table = FORMATS[args.format](calibration_table(records))
+    table = TABLE_WRITERS[args.format](calibration_table(records))
     if not args.out:
         return table
     from ..results.figures import reliability_diagrams, save  # matplotlib and torch are slow to import, here and below
@@ -198,9 +197,9 @@ def main(arguments: list[str] | None = None) -> int:
 
     def run() -> None:
         args = parse_arguments(arguments)
-        from ..results.table import FORMATS
+        from ..results.table import TABLE_WRITERS
 
         result = args.run(args)
-        echo(result if isinstance(result, str) else FORMATS[args.format](result))
+        echo(result if isinstance(result, str) else TABLE_WRITERS[args.format](result))
 
     return run_cli(run)

@@ -1,6 +1,6 @@
 """Open images safely, and explain in one line why an image cannot be read.
 
-Only `FORMATS` are read, independent of file names: Pillow passes other formats to external programs. The package
+Only `IMAGE_FORMATS` are read, independent of file names: Pillow passes other formats to external programs. The package
 pillow-heif, imported for the first HEIC file, reads this format of iPhones.
 
 An opened image has pixels and a colour profile. Other metadata is removed, so that no program rotates it again.
@@ -29,7 +29,7 @@ ORIENTATIONS = dict(enumerate(TURNS, start=2))  # EXIF orientation -> operation 
 
 ImageOrPath: TypeAlias = "Image.Image | os.PathLike[str] | str"
 
-FORMATS = ["JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM"]
+IMAGE_FORMATS = ["JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM"]
 IMAGE_SUFFIXES = [
     ".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm",
     ".heic", ".heif",
@@ -37,7 +37,7 @@ IMAGE_SUFFIXES = [
 HEIF_BRANDS = (b"hei", b"hev", b"mif1", b"msf1")  # prefixes of the major brand of a HEIC file
 for _format, _suffix, _feature in (("AVIF", ".avif", "avif"), ("JPEG2000", ".jp2", "jpg_2000")):
     if _feature in {*features.modules, *features.codecs} and features.check(_feature):  # this build of Pillow opens it
-        FORMATS.append(_format)
+        IMAGE_FORMATS.append(_format)
         IMAGE_SUFFIXES.append(_suffix)
 
 
@@ -87,7 +87,7 @@ def _identify(source: os.PathLike[str] | str | bytes) -> Image.Image:
         return io.BytesIO(source) if isinstance(source, bytes) else source
 
     try:
-        return Image.open(start(), formats=FORMATS)
+        return Image.open(start(), formats=IMAGE_FORMATS)
     except UnidentifiedImageError:
         with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
             head = file.read(12)
@@ -184,7 +184,7 @@ def reason(error: Exception) -> str:
     if isinstance(error, MemoryError):
         raise error
     if isinstance(error, UnidentifiedImageError):
-        return f"is not an image in a supported format ({', '.join(FORMATS)})"
+        return f"is not an image in a supported format ({', '.join(IMAGE_FORMATS)})"
     return first_line(error)
 
 

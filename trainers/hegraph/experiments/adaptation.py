@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..baselines import TRANSDUCTIVE_METHODS
 from ..datasets.base import refuse_tested
-from ..features.bank import copied_rows
+from ..features.copies import copied_rows
 from ..models.saved import SavedModel, TrainedModel, adapt, check_adaptable
 from ..results.records import SEMI_SUPERVISED, TRANSDUCTIVE
 from ..utils.devices import wait_for

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from ..config import Config
 from ..features.backbones.schema import BackboneConfig
-from ..features.bank import SUFFIX, BankFile, FeatureBank, mean_over_views, refuse_test_rows
+from ..features.bank import SUFFIX, BankFile, FeatureBank, mean_over_views
+from ..features.copies import refuse_test_rows
 from ..method.training.batches import BankBatches, TrainingData, products_with_cache
 from ..method.training.choice import has_val
 from ..models.saved import Preprocessing, Prompts, TrainedModel

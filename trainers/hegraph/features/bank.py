@@ -15,7 +15,7 @@ import logging
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -27,7 +27,6 @@ from pydantic import BeforeValidator, Json
 from safetensors import safe_open
 from torch import Tensor
 
-from ..datasets.base import refuse_tested
 from ..datasets.splits import SPLITS, FewShotSample, subsample_labels
 from ..utils.errors import UserError
 from ..utils.files import file_version, hash_content, hash_file, write_tensors
@@ -384,31 +383,6 @@ def sample_bank(file: BankFile, sample: FewShotSample | None = None) -> FeatureB
         fields[f"{split}_features"] = file.features(split, rows)
         fields[f"{split}_labels"] = labels if rows is None else labels[torch.tensor(rows, dtype=torch.long)]
     return FeatureBank(**fields)
-
-
-def refuse_test_rows(bank: FeatureBank, rows: Mapping[str, Sequence[int]]) -> None:
-    """Raise UserError if a row of train, in any view, or of val equals a row of test, bit for bit.
-
-    Args:
-        bank: The bank.
-        rows: Row of each image of "train" and "val" in the file of the bank, for the message.
-    """
-    for part, views in (("train", bank.train_features), ("val", bank.val_features)):
-        if views is not None and bank.test_features is not None:
-            copies = [f"row {rows[part][n]}" for n in copied_rows(views, bank.test_features)]
-            refuse_tested(copies, views.shape[-2], part)
-
-
-def copied_rows(features: Tensor, test: Tensor) -> list[int]:
-    """Return the rows of features, `[n, d]` or `[V, n, d]`, that equal a row of test in any view, bit for bit."""
-    views = features[None] if features.dim() == 2 else features
-    tested = set(row_hashes(test))
-    return [n for n, hashes in enumerate(zip(*map(row_hashes, views))) if not tested.isdisjoint(hashes)]
-
-
-def row_hashes(rows: Tensor) -> list[int]:
-    """Hash each row of `[n, d]`."""
-    return [hash(row.tobytes()) for row in rows.detach().cpu().contiguous().numpy()]
 
 
 def text_with_norm(bank: FeatureBank) -> Tensor:

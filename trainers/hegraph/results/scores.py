@@ -46,6 +46,7 @@ VARIANTS = (ON_ZERO_SHOT, *PARTIAL, PAPER, TEXT, OUR_METHOD)
 PROTOCOL = "protocol"
 PLACE = {"dataset": "data set", "backbone": "backbone", "shots": "shots", PROTOCOL: "protocol"}
 BY = (*PLACE, "target", "setting")  # choices for the columns of a comparison
+TABLE_FORMATS = ("markdown", "latex", "csv", "text")  # `table.TABLE_WRITERS` has a function for each
 INDUCTIVE = "inductive"  # protocol of records without the key
 
 # Record keys with equal values for all runs of a cell. `TEST_KEYS` hold for tests of any method, so zero-shot CLIP is

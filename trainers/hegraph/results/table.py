@@ -11,7 +11,7 @@ import pandas as pd
 from scipy.special import stdtrit
 
 from ..utils.option import describe_shots
-from .scores import INDUCTIVE, MEAN_OF, PLACE, PROTOCOL, grouped, method_order
+from .scores import INDUCTIVE, MEAN_OF, PLACE, PROTOCOL, TABLE_FORMATS, grouped, method_order
 
 CONFIDENCE = 0.95
 MIN_NAME_WIDTH = 18  # characters of the methods' column in plain text
@@ -250,7 +250,7 @@ def as_text(table: Table) -> str:
     return "\n".join([*blocks, *(f"{note}\n" for note in table.notes)])
 
 
-FORMATS: dict[str, Callable[[Table], str]] = {"markdown": markdown, "latex": latex, "csv": as_csv, "text": as_text}
+TABLE_WRITERS: dict[str, Callable[[Table], str]] = dict(zip(TABLE_FORMATS, (markdown, latex, as_csv, as_text)))
 
 
 def _block(title: str, cells: pd.DataFrame, table: Table) -> str:
