@@ -4,15 +4,18 @@ import csv
 import io
 import json
 import logging
+import math
 import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
+from trainers.hegraph.models.folder import load_model
 from trainers.hegraph.models.predict import files
-from trainers.hegraph.models.predict.prediction import write_rows
+from trainers.hegraph.models.predict.prediction import rows_of, write_rows
 from trainers.hegraph.utils.errors import UserError
 
 TOP = [("ant", 0.9), ("bee", 0.0999999), ("cow", 1.23456789e-12)]
@@ -256,3 +259,13 @@ def test_failed_copy_leaves_no_file(tmp_path, disk_full_after):
     with pytest.raises(UserError, match=r"cannot write .*ant/x.png: File too large"), disk_full_after(100):
         files.copy_into(tmp_path / "ant", str(image))
     assert files_below(tmp_path / "ant") == {}
+
+
+def test_label_below_its_threshold_displaces_no_other(finished_run_once):
+    model = load_model(finished_run_once)
+    thresholds = torch.full((len(model.classnames),), 5.0)
+    thresholds[1] = -2.0
+    logits = torch.full((1, len(model.classnames)), -9.0)
+    logits[0, :2] = torch.tensor([1.0, -1.0])  # the first label is more probable, and below its threshold of 5
+    [row] = rows_of(model.model_copy(update={"thresholds": thresholds}), ["a.png"], logits, 1)
+    assert row.top == [(model.classnames[1], pytest.approx(1 / (1 + math.e)))]
