@@ -44,6 +44,17 @@ def test_client_with_most_bytes_is_dropped():
     assert dropped == [("b", 4)]  # b has 6 bytes, a has 5
 
 
+def test_bytes_count_more_than_the_number_of_requests():
+    waiting = Waiting(9)
+    dropped = []
+    for name, received in (("a", 7), ("b", 4), ("b", 2)):
+        client = Client(name, lambda name=name: dropped.append(name))
+        client.received = received
+        waiting.add(client)
+    waiting.drop_largest()
+    assert dropped == ["a"]
+
+
 class Caller:
     """ASGI client of the middleware, which sends some parts of a body and then nothing."""
 
