@@ -412,6 +412,12 @@ def test_another_backbone_takes_its_own_normalisation():
     assert backbone.pretrained == ""
 
 
+def test_input_keys_on_the_command_line_hold_for_another_backbone():
+    words = ["MODEL.BACKBONE.NAME", "mini", "INPUT.SIZE", "(64, 64)"]
+    backbone = load_cfg("digits", "vit_b16", opts=words).backbone
+    assert (backbone.input_size, backbone.mean) == ((64, 64), [])
+
+
 def test_default_backbone_is_that_of_its_configuration():
     backbone = load_cfg("folder", DEFAULT_BACKBONE.config).backbone
     assert (backbone.name, backbone.pretrained) == (DEFAULT_BACKBONE.model, DEFAULT_BACKBONE.weights)

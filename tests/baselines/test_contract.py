@@ -150,14 +150,14 @@ def test_coop_requires_the_backbone(make_bank):
 
 def test_tokenizer_without_start_token_is_refused(mini):
     other = replace(mini, tokenizer=lambda sentences: F.pad(mini.tokenizer(sentences)[:, 1:], (0, 1)))
-    with pytest.raises(UserError, match="needs CLIP's tokenizer"):
+    with pytest.raises(UserError, match="CoOp learns its context with CLIP's tokenizer"):
         other.context_tokens(PLACEHOLDERS, 4)
 
 
 def test_foreign_text_encoder_is_refused(mini):
     model = torch.nn.Module()
     model.text = torch.nn.Linear(2, 2)
-    with pytest.raises(UserError, match="needs a text tower of open_clip"):
+    with pytest.raises(UserError, match="CoOp learns its context in a text tower of open_clip"):
         _ = replace(mini, model=model).token_embedding
 
 
@@ -169,6 +169,12 @@ def value(rows: list, *shots: int, dataset: str = "Tiny") -> object:
     labels = [label for label, count in enumerate(shots) for _ in range(count)]
     bank = bank_of([AXES[0]] * len(labels), labels, AXES, dataset=dataset)
     return options_of("TaskRes", bank, EPOCHS=rows).epochs
+
+
+@pytest.mark.parametrize("name", ["CLAP", "CLIPAdapter", "CoOp", "GraphAdapter", "TaskRes"])
+def test_warm_up_is_one_epoch_at_coops_rate(make_bank, name):
+    options = options_of(name, make_bank())
+    assert (options.warmup_epochs, options.warmup_lr) == (1, 1e-5)
 
 
 @pytest.mark.parametrize(("shots", "expected"), [((1, 1), 10), ((3, 2), 10), ((2, 4), 20), ((16, 0), 30)])

@@ -197,6 +197,13 @@ def test_metadata_files_of_splits_are_read(tmp_path, caplog):
     refused(tmp_path, r"Train/1\.jpg is listed more than once")
 
 
+def test_column_split_precedes_the_folder_of_metadata(tmp_path):
+    make(tmp_path, "train/1.jpg", "train/2.jpg", "train/3.jpg")
+    rows = "1.jpg,bee,\n2.jpg,ant,\n3.jpg,bee,test\n"
+    write(tmp_path / "train" / "metadata.csv", f"file_name,label,split\n{rows}")
+    assert rows_of(load(tmp_path))["test"] == [("train/3.jpg", 1, "bee")]
+
+
 @pytest.mark.parametrize(("rows", "expected"), [
     ("./train/1.jpg,bee,\n./test/2.jpg,bee,", ["train/1.jpg", "", "test/2.jpg"]),
     ("train/1.jpg,bee,test\nDEV//4.jpg,bee,\n3.jpg,bee,train", ["3.jpg", "DEV/4.jpg", "train/1.jpg"]),

@@ -224,6 +224,14 @@ def test_split_of_a_faster_process_is_used(tmp_path, monkeypatch):
     assert dataset.splits == load_few_shot("Food101", str(tmp_path), 2, seed=1).splits
 
 
+def test_split_of_another_seed_keeps_the_generator(tmp_path):
+    make(tmp_path, *(f"food-101/images/{name}/{number}.jpg" for name in ("ant", "bee") for number in range(9)))
+    load_few_shot("Food101", str(tmp_path), 2, seed=1)  # writes the split
+    generator = random.Random(2)
+    read_stored(find_entry("Food101"), tmp_path / "food-101", 2, generator)
+    assert generator.getstate() == random.Random(2).getstate()
+
+
 @pytest.mark.parametrize("name", VARIANTS)
 def test_imagenet_variant_has_items_of_coop(name, golden_tree):
     base, classes, images, file = VARIANTS[name]
@@ -468,6 +476,11 @@ def test_stored_sample_of_coop_has_priority(root, caplog):
         assert load(root, *task).splits == expected
     assert sampled[1, 1].train != READ["train"]
     assert caplog.messages.count(f"{path}: using CoOp's few-shot sample") == 1
+
+
+def test_pool_of_a_half_has_its_classes_only():
+    task = load_few_shot("Digits", "", 4, 1, "base", pool=True)
+    assert {item.classname for item in task.pool} == {*task.classnames} == {"zero", "one", "two", "three", "four"}
 
 
 @pytest.mark.parametrize(("changes", "words"), [

@@ -12,10 +12,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from trainers.hegraph import FeatureBank, UserError, load_bank, load_cfg
+from trainers.hegraph.baselines import method_options
 from trainers.hegraph.experiments import calibration
 from trainers.hegraph.experiments.fitting import fit
+from trainers.hegraph.experiments.record import rejection_on_test
+from trainers.hegraph.experiments.run_folder import run_config
 from trainers.hegraph.experiments.tasks import FeatureTask
-from trainers.hegraph.method.training.confidence import fit_temperature
+from trainers.hegraph.method.training.confidence import Calibration, KnownScores, fit_temperature
 from trainers.hegraph.models.folder import load_model
 from trainers.hegraph.results.records import read_record
 
@@ -174,6 +177,19 @@ def test_model_and_record_hold_temperature_and_threshold(run, tiny_bank, tmp_pat
     assert (found["threshold"], found["accepted"]) == (pytest.approx(threshold), pytest.approx(kept))
     assert (found["score"], found["rate"], found["fitted_on"]) == ("energy", 0.95, "held-out images")
     assert found["num_images"] == model.known.num_images
+
+
+def test_calibration_shapes_the_runs_of_every_method():
+    named = ["TRAINER.NAME", "TipAdapter", f"{NODE}.CALIBRATE"]
+    without, fitted = (load_cfg(opts=[*named, how], method=method_options("TipAdapter")) for how in ("off", "auto"))
+    assert run_config(without) != run_config(fitted)
+
+
+def test_accepted_images_are_counted_by_calibrated_scores():
+    # At temperature 2 the energies of single logits are 2, 3 and 4; the threshold is 2.5
+    known = KnownScores.of(torch.full((3,), 2.5), "val")
+    found = rejection_on_test(torch.tensor([[4.0], [6.0], [8.0]]), Calibration(2.0, "val", 3, known=known))
+    assert (found.threshold, found.accepted) == (2.5, pytest.approx(200 / 3))
 
 
 def test_calibration_changes_no_prediction(run, finished_run_once):

@@ -23,6 +23,7 @@ from trainers.hegraph.experiments import evaluation, opening, run as run_module
 from trainers.hegraph.experiments.adaptation import read_unlabelled
 from trainers.hegraph.experiments.evaluation import Predictions
 from trainers.hegraph.experiments.opening import load_image_task
+from trainers.hegraph.experiments.record import calibration_of_test
 from trainers.hegraph.experiments.run_folder import run_config
 from trainers.hegraph.experiments.tasks import FeatureTask, Task, ids_of_names, match_classes
 from trainers.hegraph.features.backbones.schema import BackboneConfig
@@ -154,6 +155,17 @@ def test_other_domain_drops_the_adapters_cache_only():
     found = predict(model_of("TipAdapter"), images("ba", labels=(0, 1, 1)))
     assert torch.equal(found.logits, torch.tensor([[300.0, 10.0], [310.0, 0.0], [300.0, 0.0]]))
     assert found.text_logits is None  # only HeGraphAdapter has a text classifier of its own
+
+
+def test_thresholds_follow_the_classes_of_the_test():
+    found = predict(model_of(thresholds=torch.tensor([1.0, 2.0, 3.0])), images("ca", labels=(0, 1, 1)))
+    assert found.thresholds.tolist() == [3.0, 1.0]
+
+
+def test_only_the_text_classifier_alone_loses_the_temperature():
+    found = Predictions("Elsewhere", "abc", rule=SAME_CLASSES)
+    for method, temperature in (("HeGraphAdapter", 1.0), ("TipAdapter", 2.0)):
+        assert calibration_of_test(model_of(method, temperature=2.0), found).temperature == temperature
 
 
 def test_other_classes_use_the_saved_transfer_rule():
@@ -288,6 +300,12 @@ def test_pool_of_a_test_is_read_with_its_images(monkeypatch):
         load_image_task(load_cfg(opts=keys), 3, "cpu", trained_shots=1)
     with pytest.raises(UserError, match="DigitsInverted has no images left for --unlabelled pool"):
         load_image_task(load_cfg(opts=[*keys, "DATASET.NAME", "DigitsInverted"]), 3, "cpu", trained_shots=1)
+
+
+def test_pool_of_a_bank_is_that_of_the_training(run, finished_run_once):
+    words = ("--eval-only", "--model-dir", str(finished_run_once), "--unlabelled", "pool", "--shots", "1")
+    record, _ = run(*words)
+    assert record["unlabelled"]["num_images"] == 5 * (6 - 2) + 15  # trained with two shots of six images
 
 
 def test_test_with_other_unlabelled_images_is_refused(run, finished_run_once, tiny_bank, tmp_path):

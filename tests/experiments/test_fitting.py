@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from trainers.hegraph import UserError, load_bank, load_cfg
-from trainers.hegraph.baselines import hegraph
+from trainers.hegraph.baselines import hegraph, method_options
 from trainers.hegraph.baselines.base import FittedMethod
 from trainers.hegraph.experiments import fitting
 from trainers.hegraph.experiments.bank_task import BankTask
@@ -85,6 +85,17 @@ def test_candidates_that_share_a_training_equal_single_runs(tiny_bank, monkeypat
     assert model.options == configs[best].model
     assert torch.equal(chosen.logits(bank.val_features), alone[best])
     assert torch.equal(model.fold().logits(bank.val_features), alone[best])
+
+
+def test_base_of_a_transductive_method_selects_nothing(tiny_bank):
+    def logits(*opts: object) -> torch.Tensor:
+        named = [*SHORT, "TRAINER.NAME", "TransCLIP", OMEGA, 0.0, *opts]
+        task = BankTask(tiny_bank, load_cfg(opts=named, method=method_options("TransCLIP")), 1)
+        bank = task.bank()
+        return fitting.fit(task, bank).logits(bank.test_features)
+
+    select = [f"{NODE}.SELECT_ON", "val", f"{NODE}.SELECT", [[ALPHA, [300.0]]]]
+    assert torch.equal(logits(*select), logits()) and not torch.equal(logits(), logits(ALPHA, 300.0))
 
 
 def test_fitted_adapter_equals_its_model(tiny_bank):

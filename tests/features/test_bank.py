@@ -208,6 +208,18 @@ def test_large_bank_is_hashed_by_sample(tiny_bank, rewrite, monkeypatch):
     assert digest_of(0) == before[0] != before[1] != digest_of(1)
 
 
+def test_large_bank_is_hashed_with_its_metadata(tiny_bank, rewrite, monkeypatch):
+    monkeypatch.setattr(bank_module, "MAX_HASHED_BYTES", 100)
+
+    def digest() -> str:
+        file = BankFile(tiny_bank)
+        return file.digest_of(lambda: sample_bank(file))
+
+    before = digest()
+    rewrite(tiny_bank, lambda _, metadata: metadata.update(logit_scale="50.0"))
+    assert digest() != before
+
+
 # Norms of text features
 
 

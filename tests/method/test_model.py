@@ -120,6 +120,16 @@ def test_noise_is_the_deviation_of_one_image(build):
     assert moved.visual.equal(plain.visual) and moved.text.equal(plain.text.flip(0))
 
 
+def test_noise_of_a_batch_has_both_signs(build):
+    model = build("full", closed_form=CLOSED, noise=0.5)
+    queries = QUERIES[:1].expand(32, -1)
+    noisy = model.with_noise(queries, torch.Generator().manual_seed(0))
+    rows = model.closed_form.noise
+    candidates = F.normalize(queries[:1] + 0.5 * torch.cat([rows, -rows]), dim=-1)
+    negative = torch.cdist(noisy, candidates).argmin(dim=1) >= len(rows)
+    assert 0 < negative.sum() < 32
+
+
 # --- variants
 
 

@@ -283,6 +283,14 @@ def test_scan_in_the_wrong_folder_is_reported(folder, digits, capsys):
     assert (main([*arguments, "--format", "csv"]), capsys.readouterr().out) == (0, "path,label,suggested,score\n")
 
 
+def test_paths_of_a_table_are_relative_to_its_folder(digits, capsys):
+    rows = [f"{path.relative_to(digits)},{path.parent.name}\n" for path in (digits / "train").rglob("*.png")]
+    (digits / "labels.csv").write_text("".join(["path,label\n", *rows]))
+    assert main(["check", "--root", str(digits / "labels.csv"), "--config-file", "mini"]) == 1
+    _, line = capsys.readouterr().out.splitlines()
+    assert line.split()[0] == str(digits / "train" / "zero" / "5-0.png")
+
+
 def test_images_are_encoded_once_in_the_precision(digits, monkeypatch, caplog):
     encoded, encode = [], Backbone.encode_images
 

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from trainers.hegraph import compare_backbones, load_few_shot
 from trainers.hegraph.__main__ import main
-from trainers.hegraph.commands.backbones import size
+from trainers.hegraph.commands.backbones import keys_of, parse_arguments, size, training_command
 from trainers.hegraph.estimator.model_selection.backbones import (
     COLUMNS,
     BackboneResult,
@@ -155,6 +155,12 @@ def test_key_instead_of_a_candidate_is_refused(cli_error):
     assert "--candidates: expected at least one backbone before the key SEED" in cli_error(
         "backbones", "--candidates", "SEED", "2"
     )
+
+
+def test_seed_of_zero_is_kept():
+    args = parse_arguments(["--root", "photos", "--seed", "0", "--candidates", "mini"])
+    [candidate] = read_candidates(["mini"], None)
+    assert keys_of(args, candidate)["SEED"] == 0 and " --seed 0 " in training_command(args, candidate)
 
 
 def test_candidate_of_the_largest_size_stays(no_hub):

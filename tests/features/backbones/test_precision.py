@@ -5,10 +5,12 @@ import re
 from pathlib import Path
 from types import SimpleNamespace
 
+import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import SENTENCES, TINY, save_weights
+from open_clip.model import CLIP
+from tiny import SENTENCES, TINY, TINY_CONFIG, save_weights
 from torch import nn
 
 from trainers.hegraph import Backbone, HeGraphClassifier, UserError, load_backbone, load_cfg
@@ -203,6 +205,15 @@ def test_text_padding_is_not_computed(tmp_path):
     fast.model.transformer.register_forward_hook(lambda module, given, x: lengths.append(x.shape[1]))
     fast.encode_text(SENTENCES)
     assert lengths == [int((tokens != 0).sum(dim=1).max())] and lengths[0] < tokens.shape[1]
+
+
+def test_text_of_another_pooling_is_computed_whole():
+    text = {**TINY_CONFIG["text_cfg"], "pool_type": "last"}
+    model = CLIP(32, TINY_CONFIG["vision_cfg"], text, quick_gelu=True).eval().requires_grad_(False)
+    tokens = open_clip.tokenize(SENTENCES)
+    expected = model.encode_text(tokens)
+    precision.to_bfloat16(model)
+    assert F.cosine_similarity(model.encode_text(tokens).float(), expected).min() > 0.99
 
 
 @pytest.mark.parametrize(("rows", "sizes"), [(1, [1]), (4, [2, 2]), (6, [3, 3]), (7, [2, 2, 2, 1])])
