@@ -51,6 +51,15 @@ def test_added_images_equal_partial_fit(folder, scans):
         assert [served[label] for label in expected.classes_] == pytest.approx(row, abs=1e-5)
 
 
+def test_all_files_of_a_form_are_learned(folder, scans):
+    with learner_of(folder) as client:
+        ids = client.post("/v1/examples/files", files=form(*scans.files[12:15]), data={"labels": "letter"}).json()[
+            "ids"
+        ]
+    examples = stored(folder)
+    assert [examples.get(number) for number in ids] == [["letter"]] * 3
+
+
 def test_class_can_be_added_by_name(folder):
     with learner_of(folder) as client:
         assert client.post("/v1/examples", json={"classes": ["letter"]}).json() == {"ids": []}
