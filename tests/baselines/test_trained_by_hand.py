@@ -424,7 +424,7 @@ def search_options(**changed: object) -> proto_clip.ProtoCLIPOptions:
 def search_on_val(image_cosines: Tensor, text_cosines: Tensor) -> tuple:
     """Alpha, beta and the entry of `selected`, for two val images with these cosines; test labels are swapped."""
     bank = bank_of(AXES, [0, 1], AXES, val=(AXES, [0, 1]), test=(AXES, [1, 0]))
-    return proto_clip.search(bank, search_options(), lambda features: (image_cosines, text_cosines))
+    return proto_clip.search_alpha_beta(bank, search_options(), lambda features: (image_cosines, text_cosines))
 
 
 def test_proto_clip_search_orders_candidates_by_distance():
@@ -452,7 +452,7 @@ def test_proto_clip_search_selects_the_best_on_val():
 def test_proto_clip_alpha_without_search(search):
     val = None if search else (AXES, [0, 1])
     bank = bank_of([*AXES, AXES[0]], [0, 1, 0], AXES, val=val)
-    values = proto_clip.search(bank, search_options(search=search), lambda *_: pytest.fail("searched"))
+    values = proto_clip.search_alpha_beta(bank, search_options(search=search), lambda *_: pytest.fail("searched"))
     assert values == ((0.4, 9.3), {})
 
 

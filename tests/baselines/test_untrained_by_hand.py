@@ -291,7 +291,7 @@ def test_linear_probe_searches_around_the_best_decade(best, steps, evaluated, se
         return 100 - abs(math.log10(c) - best)
 
     options = linear_probes.LinearProbeOptions(1.0, candidates=[100.0, 1.0, 0.01], steps=steps)
-    c, entry = linear_probes.search(options, accuracy)
+    c, entry = linear_probes.search_penalty(options, accuracy)
     assert powers == evaluated and c == entry["value"] == pytest.approx(10**selected)
     distances = [round(abs(math.log10(value)), 4) for value, _ in entry["candidates"]]
     assert distances == sorted(distances)  # from the option C, 10^0

@@ -70,7 +70,7 @@ class LinearProbe(Method[LinearProbeOptions]):
         c = options.inverse_penalty
         selected = {}
         if options.search and has_val(bank):
-            c, selected["C"] = search(options, accuracy_of)
+            c, selected["C"] = search_penalty(options, accuracy_of)
         else:
             probes[c] = logistic_regression(bank, c, options.most_iterations)
         weight, bias, iterations = probes[c]
@@ -84,7 +84,7 @@ class LinearProbe(Method[LinearProbeOptions]):
         )
 
 
-def search(options: LinearProbeOptions, val_accuracy_of: Callable[[float], float]) -> tuple[float, dict]:
+def search_penalty(options: LinearProbeOptions, val_accuracy_of: Callable[[float], float]) -> tuple[float, dict]:
     """Select C among CANDIDATES, then by a binary search on a logarithmic scale around the best one.
 
     Args:

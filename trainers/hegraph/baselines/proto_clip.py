@@ -77,7 +77,7 @@ class ProtoCLIP(Method[ProtoCLIPOptions]):
 
     def fit(self, bank: FeatureBank, options: ProtoCLIPOptions, seed: int, backbone: object = None) -> FittedMethod:
         model = Prototypes(bank, options, seed)
-        (alpha, beta), before = search(bank, options, model.cosines)
+        (alpha, beta), before = search_alpha_beta(bank, options, model.cosines)
         epochs = options.epochs if before else options.epochs_without_val
 
         def loss(batch: Batch) -> Tensor:
@@ -106,7 +106,9 @@ class ProtoCLIP(Method[ProtoCLIPOptions]):
         selected = {"ALPHA, BETA in training": before} if before else {}
         if best_epoch.candidates:
             selected["EPOCH"] = best_epoch.restore()
-            (alpha, beta), after = search(bank, options, lambda features: model.cosines(model.adapt(features)))
+            (alpha, beta), after = search_alpha_beta(
+                bank, options, lambda features: model.cosines(model.adapt(features))
+            )
             selected["ALPHA, BETA at last"] = after
         return FittedMethod(logits, count_parameters(model.parameters()), epochs, steps, selected)
 
@@ -175,7 +177,7 @@ def mixture(image_cosines: Tensor, text_cosines: Tensor, alpha: float, beta: flo
 
 
 @torch.no_grad()
-def search(
+def search_alpha_beta(
     bank: FeatureBank, options: ProtoCLIPOptions, cosines: Callable[[Tensor], tuple[Tensor, Tensor]]
 ) -> tuple[tuple[float, float], dict]:
     """Select alpha and beta of Proto-CLIP on the validation images.
