@@ -174,7 +174,7 @@ class DataOptions:
         "`bank`: encode every image once; `online`: encode every batch again with new augmentation",
         choices=("bank", "online"),
     )
-    features_dir: str = in_folder("output/features", ".FEATURES.DIR", "folder of the encoded features")
+    features_dir: str = in_folder("output/features", ".FEATURES.DIR", "folder of the encoded features; empty: memory")
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,6 @@ Shapes: n images, V views of each, K classes, d feature width.
 
 from __future__ import annotations
 
-import random
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -30,6 +28,7 @@ from ..models.support_set import SupportSet
 from ..results.records import RECORD
 from ..utils.errors import UserError, unknown
 from ..utils.option import NODE
+from ..utils.seeds import preserved_generators
 from ..utils.text import normalized_name, printable
 from .inputs import text_nodes, unit_rows
 from .training import NO_NAME, Origin, make_configuration, train_model
@@ -288,7 +287,7 @@ class IncrementalTraining:
     def _configured(self, shots: int) -> Iterator[Config]:
         """Context with the configuration for a number of images per class, for encoding or training in the block.
 
-        Cached features are deleted after the block, and global random generators, which training seeds, are restored.
+        Global random generators, which training seeds, are restored after the block.
         """
         parameters = self.parameters
         values = {key: parameters[name] for name, key in KEYS.items() if parameters[name] is not None}
@@ -297,17 +296,8 @@ class IncrementalTraining:
             values["MODEL.BACKBONE.PRETRAINED"] = parameters["pretrained"]
         values["DATASET.NUM_SHOTS"] = max(shots, 1)
         files = str(parameters["dataset_config"] or ""), str(parameters["config"] or "")
-        python_state = random.getstate()
-        numpy_state = np.random.get_state()
-        try:
-            with (
-                torch.random.fork_rng(devices=range(torch.cuda.device_count())),
-                tempfile.TemporaryDirectory() as folder,
-            ):
-                yield make_configuration(files, values, parameters["options"], self.seed, folder)
-        finally:
-            random.setstate(python_state)
-            np.random.set_state(numpy_state)
+        with preserved_generators():
+            yield make_configuration(files, values, parameters["options"], self.seed)
 
 
 def _text_of(

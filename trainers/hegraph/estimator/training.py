@@ -44,22 +44,20 @@ NO_NAME = "images"  # name of the data set if the configuration has none
 CLIP_SCALE = 100.0  # CLIP's `tau`, the default without a backbone
 
 
-def make_configuration(
-    files: tuple[str, str], values: Mapping[str, Any], options: Any, seed: int, folder: str
-) -> Config:
-    """Configuration of a training.
+def make_configuration(files: tuple[str, str], values: Mapping[str, Any], options: Any, seed: int) -> Config:
+    """Configuration of a training, which keeps encoded features in memory.
 
     Args:
         files: YAML of the data set and of the method, arguments of `load_cfg`.
         values: Configuration keys set by parameters of the classifier.
         options: Further keys, as a dict or a list `[KEY, VALUE, ...]`, with precedence.
-        seed, folder: SEED, and the folder of encoded features.
+        seed: SEED.
 
     Raises:
         UserError: If a key or value is invalid, or not supported by the classifier.
     """
     flags, options = (options, None) if isinstance(options, Mapping) else ({}, options)
-    reserved = dict(zip(RESERVED_KEYS, (seed, folder)))
+    reserved = dict(zip(RESERVED_KEYS, (seed, "")))
     cfg = load_cfg(*files, {**reserved, **values, **flags}, options)
     if changed := [key for key in reserved if cfg.values[key] != reserved[key]]:
         raise UserError(f"options has {changed[0]}, which the classifier sets; use random_state for the seed")

@@ -205,7 +205,10 @@ class ImageTask(Task):
         return OnlineBatches(images, self.backbone, bank.train_labels, self.cfg.data.batch_size, self.seed)
 
     @property
-    def _folder(self) -> Path:
+    def _folder(self) -> Path | None:
+        """Folder of the encoded features; None keeps them in memory."""
+        if not self.cfg.data.features_dir:
+            return None
         return Path(self.cfg.data.features_dir) / self.name / self.backbone.name
 
 

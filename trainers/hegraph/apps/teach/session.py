@@ -350,7 +350,7 @@ class Session:
         data_file = "digits" if self.has_digits(names) else ""
         method_file = "mini" if self.name == MINI_NAME else ""
         values = {"DATASET.NUM_SHOTS": max(shots, 1), VARIANT: "training_free"}
-        return make_configuration((data_file, method_file), values, None, 1, "")
+        return make_configuration((data_file, method_file), values, None, 1)
 
     def _suggestions(self, model: SavedModel, contents: Contents) -> list[Suggestion]:
         """Unlabelled images that are most useful to label. An image that also lies in a class is left out."""
