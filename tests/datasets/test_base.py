@@ -1,5 +1,6 @@
 """The class `Dataset`, the digits, and opening of images."""
 
+import hashlib
 import os
 import warnings
 from collections import Counter
@@ -20,6 +21,7 @@ from trainers.hegraph.datasets.images import (
     is_image,
     open_image,
     open_upload,
+    pixel_hash,
     reason,
     to_rgb,
 )
@@ -205,6 +207,26 @@ def test_16_bit_and_float_values_are_scaled(tmp_path):
     for odd in (np.nan, np.inf, -np.inf):
         values = np.array([[odd, 0.5], [0, 1]], dtype=np.float32)
         assert opened(tmp_path, values, "a.tif")[..., 0].tolist() == [[0, 128], [0, 255]]
+
+
+def test_brightest_value_of_all_strips_decides():
+    values = np.full((900, 700), 200, dtype=np.int32)
+    values[-1] = 65535
+    assert np.unique(np.asarray(to_rgb(Image.fromarray(values)))).tolist() == [1, 255]  # of 65535
+
+
+def test_hash_of_strips_is_the_hash_of_the_image():
+    image = Image.fromarray(np.arange(900 * 700 * 3, dtype=np.uint8).reshape(900, 700, 3))
+    digest = hashlib.sha256(b"(700, 900)" + image.tobytes()).digest()
+    assert pixel_hash(image) == int.from_bytes(digest[:8], "little", signed=True)
+
+
+def test_large_transparent_image_is_composited_completely():
+    image = Image.new("RGBA", (700, 900), (0, 200, 0, 255))
+    image.paste((0, 200, 0, 0), (0, 450, 700, 900))
+    expected = Image.new("RGB", (700, 900), (0, 200, 0))
+    expected.paste((255, 255, 255), (0, 450, 700, 900))
+    assert (np.asarray(to_rgb(image)) == np.asarray(expected)).all()
 
 
 def test_transparent_parts_become_white(tmp_path):

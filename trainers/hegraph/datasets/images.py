@@ -11,6 +11,7 @@ import io
 import math
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -22,7 +23,7 @@ from ..utils.errors import UserError, first_line
 MAX_BYTES = 20 * 2**20  # of an uploaded image
 MAX_PIXELS = 50_000_000  # of an uploaded image: the size of the largest photos of phones
 MAX_RATIO = 1000  # of the sides of an image, since a backbone resizes the short side to hundreds of pixels
-STRIP_ROWS = 256  # rows of an image that are composited at once
+STRIP_PIXELS = 2**18  # of an image that are processed at once: little memory, and other threads soon run again
 T = Image.Transpose
 TURNS = (T.FLIP_LEFT_RIGHT, T.ROTATE_180, T.FLIP_TOP_BOTTOM, T.TRANSPOSE, T.ROTATE_270, T.TRANSVERSE, T.ROTATE_90)
 ORIENTATIONS = dict(enumerate(TURNS, start=2))  # EXIF orientation -> operation that makes the image upright
@@ -166,8 +167,17 @@ def _strip_metadata(image: Image.Image) -> Image.Image:
 
 def pixel_hash(image: Image.Image) -> int:
     """Hash the size and the pixels of an image to 64 bits, by which a model recognises its training images."""
-    digest = hashlib.sha256(f"{image.size}".encode() + image.tobytes()).digest()
-    return int.from_bytes(digest[:8], "little", signed=True)
+    digest = hashlib.sha256(f"{image.size}".encode())
+    for _, strip in _strips(image):
+        digest.update(strip.tobytes())
+    return int.from_bytes(digest.digest()[:8], "little", signed=True)
+
+
+def _strips(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
+    """Iterate over the strips of an image from its top to its bottom: the first row, and the pixels."""
+    rows = max(STRIP_PIXELS // image.width, 1)
+    for top in range(0, image.height, rows):
+        yield top, image.crop((0, top, image.width, min(top + rows, image.height)))
 
 
 def check_sides(image: Image.Image) -> None:
@@ -198,13 +208,9 @@ def _upright(file: Image.Image) -> Image.Image:
 
 
 def _without_alpha(image: Image.Image) -> Image.Image:
-    """RGB image of an RGBA image on white.
-
-    Pillow composites without letting other threads run, so a large image is composited in strips.
-    """
+    """RGB image of an RGBA image on white, in strips: Pillow composites without letting other threads run."""
     result = Image.new("RGB", image.size)
-    for top in range(0, image.height, STRIP_ROWS):
-        strip = image.crop((0, top, image.width, min(top + STRIP_ROWS, image.height)))
+    for top, strip in _strips(image):
         white = Image.new("RGBA", strip.size, "white")
         result.paste(Image.alpha_composite(white, strip).convert("RGB"), (0, top))
     return result
@@ -212,9 +218,19 @@ def _without_alpha(image: Image.Image) -> Image.Image:
 
 def _to_8_bits(image: Image.Image) -> Image.Image:
     """Scale 16-bit grey values, or floats from 0 to 1, to 0 ... 255. NaN and infinite values become 0."""
-    values = np.nan_to_num(np.asarray(image).astype(np.float64), nan=0, posinf=0, neginf=0)
-    if image.mode == "F" and values.max() <= 1:
-        values *= 255
-    elif image.mode.startswith("I") and (image.mode.startswith("I;16") or values.max() > 255):
-        values *= 255 / 65535
-    return Image.fromarray(np.clip(np.round(values), 0, 255).astype(np.uint8))
+    largest = max(_finite(strip).max() for _, strip in _strips(image))
+    scale = 1.0
+    if image.mode == "F" and largest <= 1:
+        scale = 255
+    elif image.mode.startswith("I") and (image.mode.startswith("I;16") or largest > 255):
+        scale = 255 / 65535
+    result = Image.new("L", image.size)
+    for top, strip in _strips(image):
+        values = np.clip(np.round(_finite(strip) * scale), 0, 255).astype(np.uint8)
+        result.paste(Image.fromarray(values), (0, top))
+    return result
+
+
+def _finite(image: Image.Image) -> np.ndarray:
+    """Values of a grey image; 0 for NaN and infinite ones."""
+    return np.nan_to_num(np.asarray(image).astype(np.float64), nan=0, posinf=0, neginf=0)
