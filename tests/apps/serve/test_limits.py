@@ -8,12 +8,13 @@ import pytest
 from PIL import Image
 from serving import client_of, encoded, form
 
-from trainers.hegraph.apps.serve import limits
+from trainers.hegraph.apps.serve import limits, workers
 from trainers.hegraph.apps.serve.connections import connection_class
 from trainers.hegraph.apps.serve.limits import Limits, Places
 from trainers.hegraph.apps.serve.pixels import PixelBudget
 from trainers.hegraph.apps.serve.settings import Settings
 from trainers.hegraph.apps.serve.waiting import Client, Waiting
+from trainers.hegraph.apps.serve.workers import Workers
 
 # Unfinished requests
 
@@ -271,3 +272,13 @@ def test_many_pixels_in_a_form_are_refused(learning, many_pixels, path):
 def test_refused_pixels_do_not_stop_the_server(learning, many_pixels, files):
     learning.post("/v1/predict/files", files=[("files", many_pixels)] * 16)
     assert learning.post("/v1/predict/files", files=form(files[0])).json()["predictions"][0]["top"]
+
+
+# End of the process
+
+
+def test_parent_of_workers_ends_within_the_deadline(monkeypatch):
+    deadlines = []
+    monkeypatch.setattr(workers, "end_within", deadlines.append)
+    Workers(Settings(model="model", stop_seconds=7), listener=None)._stop()
+    assert deadlines == [7]

@@ -85,14 +85,14 @@ def test_metrics_count_all_workers(finished_digits_once, files):
 
 
 def test_killed_worker_is_replaced_and_sigterm_ends_all(finished_digits_once):
-    with serving(finished_digits_once, "--workers", "2") as server:
+    with serving(finished_digits_once, "--workers", "2", "--stop-timeout", "60") as server:
         while len(before := children(server.process.pid)) < 2:
             time.sleep(0.2)
         os.kill(before[0], signal.SIGKILL)
         while len(after := children(server.process.pid)) < 2 or before[0] in after:
             time.sleep(0.2)
         server.process.terminate()
-        assert server.process.wait(60) == 0
+        assert server.process.wait(120) == 0
         assert not any(Path(f"/proc/{process}").exists() for process in {*before, *after})
         with pytest.raises(TransportError):
             server.client.get("/health")

@@ -7,10 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import signal
 import socket
-import threading
 from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -19,6 +16,7 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
+from .deadline import end_within
 from .errors import too_late
 from .settings import MAX_CONNECTIONS, Settings
 from .waiting import Client, Waiting
@@ -32,7 +30,6 @@ else:
 
 MAX_FILES = 65_536  # file descriptors that the process asks for; the usual limit of 1024 is one per connection
 CLEAN_UP_SECONDS = 2  # between the end of the requests and the deadline of the process
-FORCED = 130  # exit code on Windows if the work did not end within the deadline; elsewhere SIGALRM ends the process
 
 
 def connection_class(settings: Settings) -> type[asyncio.Protocol]:
@@ -135,17 +132,6 @@ class HttpServer(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self.app.state.places.end()
         await super().shutdown(sockets)
-
-
-def end_within(seconds: float) -> None:
-    """End this process after some seconds, whatever it does then."""
-    if hasattr(signal, "setitimer"):  # the system ends the process, also while the interpreter ends
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.setitimer(signal.ITIMER_REAL, seconds)
-        return
-    timer = threading.Timer(seconds, os._exit, [FORCED])
-    timer.daemon = True
-    timer.start()
 
 
 def serve_app(app: FastAPI, settings: Settings, listener: socket.socket, on_ready: Callable[[], object]) -> None:

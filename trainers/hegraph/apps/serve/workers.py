@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ...utils.logs import show_messages
 from ...utils.signals import deferred_interrupts
+from .deadline import end_within
 
 if TYPE_CHECKING:
     from multiprocessing.context import SpawnProcess
@@ -117,7 +118,8 @@ class Workers:
                 return code
 
     def _stop(self) -> None:
-        """End all workers; kill those that have not ended within the deadline."""
+        """End all workers within the deadline of the parent; kill those that have not ended before it."""
+        end_within(self.settings.stop_seconds + KILL_SECONDS)
         processes = [worker.process for worker in self.workers if worker.process.pid is not None]
         for process in processes:
             process.terminate()
