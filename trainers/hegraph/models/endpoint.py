@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +47,13 @@ class EndpointHandler:
         names = self.model.model.classnames
         values, labels = self.model.probabilities(images).sort(dim=1, descending=True, stable=True)
         rows = zip(values[:, :top].tolist(), labels[:, :top].tolist())
-        answers = [[{"label": names[k], "score": score} for score, k in zip(*row)] for row in rows]
+        answers = [rank(names, *row) for row in rows]
         return answers if isinstance(inputs, list) else answers[0]
+
+
+def rank(names: Sequence[str], scores: Sequence[float], labels: Sequence[int]) -> list[dict[str, Any]]:
+    """Answer for an image: its classes with their scores, in the order of the labels."""
+    return [{"label": names[label], "score": score} for score, label in zip(scores, labels)]
 
 
 def read_request(data: Any) -> tuple[Any, int]:
