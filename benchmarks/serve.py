@@ -73,7 +73,8 @@ def serving(folder: Path) -> Iterator[str]:
     """Serves a model folder in a thread; gives the address."""
     import uvicorn
 
-    from trainers.hegraph.apps.serve.app import Settings, create_app  # the extra "serve"
+    from trainers.hegraph.apps.serve.app import create_app  # the extra "serve"
+    from trainers.hegraph.apps.serve.settings import Settings
 
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]

@@ -13,6 +13,7 @@ from PIL import Image
 from serving import client_of, encoded, form, free_port, serving
 
 from trainers.hegraph.__main__ import main
+from trainers.hegraph.apps.launch import page_address
 from trainers.hegraph.apps.serve import settings
 from trainers.hegraph.apps.serve.batches import Batcher
 from trainers.hegraph.commands.serve import read_token
@@ -218,6 +219,15 @@ def test_schema_declares_the_token_if_there_is_one(guarded, client):
     assert "securitySchemes" not in client.get("/openapi.json").json()["components"]
 
 
+@pytest.mark.parametrize("token", ["", TOKEN])
+@pytest.mark.parametrize("origin", ["https://other.example", "null"])
+def test_pages_of_other_sites_need_the_token(own_model, origin, token):
+    with client_of(own_model(), learn=True, token=token) as client:
+        headers = {"authorization": f"Bearer {TOKEN}", "origin": origin}
+        status = client.get("/v1/examples", headers=headers).status_code
+    assert status == (200 if token else 403)
+
+
 @pytest.mark.parametrize("token", ["fifteen-letters", "two-lines-of-a\nlong-secret", "ein-langes-schlüsselwort"])
 def test_unusable_token_is_refused(tmp_path, refused, token):
     (tmp_path / "token").write_text(token, "utf-8")
@@ -228,6 +238,11 @@ def test_unusable_token_is_refused(tmp_path, refused, token):
 def test_network_needs_a_token(finished_digits_once, capsys):
     assert main(["serve", str(finished_digits_once), "--host", "0.0.0.0", "--port", str(free_port())]) == 2
     assert "--token-file FILE, or --no-token" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("host", "address"), [("::1", "http://[::1]:8000"), ("127.0.0.1", "http://127.0.0.1:8000")])
+def test_ipv6_address_has_brackets(host, address):
+    assert page_address(host, 8000) == address
 
 
 # Batches
