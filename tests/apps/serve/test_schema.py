@@ -12,12 +12,12 @@ TOKEN = "a-long-secret-of-the-tests"
 ERRORS = {"400", "401", "403", "422", "429"}
 
 
-def check(address: str, *words: str) -> None:
-    """Compare a server with its schema; an error shows the deviations."""
+def check(address: str, folder: Path, *words: str) -> None:
+    """Compare a server with its schema; an error shows the deviations. Schemathesis stores its cache in a folder."""
     command = [SCHEMATHESIS, "run", f"{address}/openapi.json", "--checks", "all", "--max-examples", "5", "--seed", "1"]
     # The schema cannot say that bytes must be an image, or that a model has one label per image
     command += ["--exclude-checks", "positive_data_acceptance", "--continue-on-failure", *words]
-    done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=600)
+    done = subprocess.run([*map(str, command)], cwd=folder, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr
 
 
@@ -27,7 +27,7 @@ def test_schemathesis_finds_no_deviation(own_model, learn, tmp_path):
     if not SCHEMATHESIS.exists():
         pytest.skip("schemathesis is not installed: pip install '.[dev]'")
     with serving(own_model(), *(["--learn"] if learn else [])) as server:
-        check(str(server.client.base_url).rstrip("/"))
+        check(str(server.client.base_url).rstrip("/"), tmp_path)
 
 
 @pytest.mark.slow
@@ -36,7 +36,7 @@ def test_schemathesis_finds_no_deviation_with_a_token(own_model, tmp_path):
         pytest.skip("schemathesis is not installed: pip install '.[dev]'")
     (tmp_path / "token").write_text(TOKEN)
     with serving(own_model(), "--token-file", tmp_path / "token") as server:
-        check(str(server.client.base_url).rstrip("/"), "--header", f"Authorization: Bearer {TOKEN}")
+        check(str(server.client.base_url).rstrip("/"), tmp_path, "--header", f"Authorization: Bearer {TOKEN}")
 
 
 @pytest.fixture(scope="module")
