@@ -141,7 +141,7 @@ def test_new_choices_become_classes(recorded, folder):
         wait_for(lambda: "letter" in client.get("/v1/model").json()["classes"])
 
 
-@pytest.mark.parametrize("size", ["BATCH", "PAGE"])
+@pytest.mark.parametrize("size", ["TASKS_AT_ONCE", "PAGE"])
 def test_training_reads_all_annotations(recorded, folder, scans, monkeypatch, size):
     for place in (module, studio_api):
         monkeypatch.setattr(place, size, 2, raising=False)

@@ -185,7 +185,7 @@ def test_unusable_features_are_encoded_again_with_warning(session, mini, caplog,
 
 
 def test_features_are_on_disk_when_a_tab_closes(session, mini, monkeypatch):
-    monkeypatch.setattr(module, "BATCH", 4)
+    monkeypatch.setattr(module, "IMAGES_AT_ONCE", 4)
 
     def on_disk() -> int:
         return len(Session(session.project, mini, "hegraph-mini").features)
@@ -272,7 +272,7 @@ def test_every_suspicious_label_is_tried(session, monkeypatch):
 
 
 def test_encoding_stops_and_resumes_labelled_first(session, monkeypatch):
-    monkeypatch.setattr(module, "BATCH", 4)
+    monkeypatch.setattr(module, "IMAGES_AT_ONCE", 4)
     views = session.update()
     assert [next(views).waiting, next(views).waiting] == [24, 20]
     session.stopping.set()

@@ -33,7 +33,7 @@ from .studio_requests import Event, Labeling, PredictRequest, SetupRequest, Task
 
 logger = logging.getLogger(__name__)
 
-BATCH = 32  # images in memory at once
+TASKS_AT_ONCE = 32  # images in memory at once
 MAX_FEATURES = 50_000  # images whose features stay in memory, 100 MB with width 512
 READ_ALL = ("ANNOTATIONS_DELETED", "TASKS_DELETED", "START_TRAINING")  # actions after which all annotations are read
 ALL = 0  # stands for all tasks of a project; tasks are numbered from 1
@@ -153,8 +153,8 @@ class Backend:
             if row is not None and known == address:
                 features[task] = row
         missing = [task for task in addresses if task not in features]
-        for start in range(0, len(missing), BATCH):
-            part = missing[start : start + BATCH]
+        for start in range(0, len(missing), TASKS_AT_ONCE):
+            part = missing[start : start + TASKS_AT_ONCE]
             files = await asyncio.gather(*(self.file(addresses[task]) for task in part))
             problems, rows = await self.learner.encode([("", file) for file in files])
             for task, file, problem in zip(part, files, problems):
@@ -230,8 +230,8 @@ class Backend:
         read_all = ALL in numbers or len(numbers) > PAGE
         tasks = await self.read_tasks(project, None if read_all else numbers)
         items = [*tasks.items()]
-        for start in range(0, max(len(items), 1), BATCH):  # also without a task, for new choices
-            await self.learn(project, dict(items[start : start + BATCH]), labeling)
+        for start in range(0, max(len(items), 1), TASKS_AT_ONCE):  # also without a task, for new choices
+            await self.learn(project, dict(items[start : start + TASKS_AT_ONCE]), labeling)
 
     async def read_tasks(self, project: int, numbers: Collection[int] | None) -> dict[int, dict[str, Any]]:
         """Tasks with their annotations by number; None reads all tasks that are annotated or have a training image."""

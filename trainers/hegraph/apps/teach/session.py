@@ -48,7 +48,7 @@ from .view import MAX_LISTED, Suggestion, View, evaluated, leave_one_out_of
 
 logger = logging.getLogger(__name__)
 
-BATCH = 16  # images that are encoded between two updates of the page
+IMAGES_AT_ONCE = 16  # images that are encoded between two updates of the page
 SAVE_SECONDS = 2.0  # between two writes of the features while images are encoded
 THUMBNAIL_SIDE = 384  # in pixels; tiny images, such as scans, are enlarged to at least half of it
 ENCODER_FILE = f"{STATE_FOLDER}/encoder.json"  # backbone of the next session
@@ -139,8 +139,8 @@ class Session:
             labelled = [picture for name in names for picture in contents.classes[name]]
             with session._lock:
                 missing = session._missing(labelled)
-                for start in range(0, len(missing), BATCH):
-                    session._encode(missing[start : start + BATCH])
+                for start in range(0, len(missing), IMAGES_AT_ONCE):
+                    session._encode(missing[start : start + IMAGES_AT_ONCE])
                 session.save()
                 pictures = session._encoded(names, contents)
                 images = session._support_set(names, pictures)
@@ -175,7 +175,7 @@ class Session:
                         self._seen = seen
                     self.view = replace(self.view, waiting=len(missing), number=self.view.number + 1)
                     if not done:
-                        self._encode(missing[:BATCH])
+                        self._encode(missing[:IMAGES_AT_ONCE])
                 if done:
                     self.save()
                 elif time.monotonic() - self._saved_at >= SAVE_SECONDS:
