@@ -12,6 +12,7 @@ import math
 import os
 import stat
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -162,6 +163,8 @@ def _in_rgb(image: Image.Image) -> Image.Image:
 def _strip_metadata(image: Image.Image) -> Image.Image:
     """Remove metadata from an image, in place, except the colour profile, which displays need."""
     image.info = {key: value for key, value in image.info.items() if key == "icc_profile"}
+    with suppress(Exception):  # Pillow raises exceptions of many types on invalid tags
+        image.getexif().clear()  # the orientation, by which a second call would rotate
     return image
 
 

@@ -194,6 +194,9 @@ def labels_like(labels: np.ndarray, earlier: np.ndarray) -> np.ndarray:
         UserError: If a label changes its value in this type, such as a fraction among integers, or an integer that
             floating-point numbers round.
     """
+    as_objects = earlier.dtype == object  # of which every label can be of another type
+    labels = of_one_type(labels)
+    earlier = of_one_type(earlier)
     same_kind = labels.dtype.kind == earlier.dtype.kind
     dtype = np.result_type(labels, earlier) if same_kind else earlier.dtype
     converted = labels[:0]
@@ -204,7 +207,12 @@ def labels_like(labels: np.ndarray, earlier: np.ndarray) -> np.ndarray:
     if changed:
         example = earlier.tolist()[0]
         raise UserError(f"the labels so far are such as {example!r}, got {changed[0]!r}; give labels of one kind")
-    return converted
+    return converted.astype(object) if as_objects else converted
+
+
+def of_one_type(labels: np.ndarray) -> np.ndarray:
+    """Labels in an array of their own type instead of an array of objects."""
+    return np.array(labels.tolist()) if labels.dtype == object else labels
 
 
 def label_kind(several: bool) -> str:
