@@ -57,9 +57,9 @@ def test_space_has_header_and_model(space, model_folder):
 
 def test_requirements_are_those_of_the_installed_package(space, digits, model_folder, tmp_path, monkeypatch):
     declared = (ROOT / "pyproject.toml").read_text().partition("\ndependencies = [")[2].partition("]")[0]
-    names = {re.split("[>=]", line)[0] for line in re.findall(r'"(.+?)"', declared.lower().replace("_", "-"))}
+    names = {re.split("[<>=]", line)[0] for line in re.findall(r'"(.+?)"', declared.lower().replace("_", "-"))}
     lines = (space / "requirements.txt").read_text().split()
-    assert {re.split("[>=]", line)[0].lower().replace("_", "-") for line in lines} == names
+    assert {re.split("[<>=]", line)[0].lower().replace("_", "-") for line in lines} == names
     monkeypatch.setattr("trainers.hegraph.models.package.DISTRIBUTION", "not-installed")
     with pytest.raises(UserError, match="found none; run: .* -m pip install"):
         write_space(digits, model_folder, tmp_path / "space")
