@@ -100,7 +100,7 @@ def start(report: Report, backbone: Backbone, image: Path, folder: Path, repeats
     save_model(random_model(backbone, backbone.width), folder / "model")
     arguments = (MINI_NAME, str(MINI_CONFIG), str(MINI_WEIGHTS), str(image))
     encode: Callable[[], object] = partial(python, "-c", ENCODE, *arguments)
-    predict = partial(process, "trainers.hegraph.models.predict", str(folder / "model"), str(image))
+    predict = partial(process, "trainers.hegraph", "predict", str(folder / "model"), str(image))
     seconds = alternate({"one image, import and encode": encode, "one image, predict": predict}, repeats)
     report.rows += [[name, statistics.median(s)] for name, s in seconds.items()]
     encoded, predicted = seconds.values()

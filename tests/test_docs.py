@@ -381,7 +381,7 @@ def test_section_is_complete(section, tmp_path):
             commands.append(text)
     assert edits and commands
     files = {edit.path for edit in edits}
-    assert len(files) == int(re.search(r"\*\*Files: (\d)", section)[1])
+    assert len(files) == int(re.search(r"\*\*(\d) files?\*\*", section)[1])
 
     checkout = outputs.add_programs(Path(shutil.copytree(ROOT, tmp_path.resolve() / "checkout", ignore=LEFT_OUT)))
     before = contents(checkout)

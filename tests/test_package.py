@@ -10,6 +10,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 from standin.hosts import contents
 
 from trainers.hegraph import __version__
@@ -82,8 +83,9 @@ def test_release_has_the_wheel_of_the_checkout(wheel, tmp_path):
 
 
 def requirements(text: str) -> set[str]:
-    """Requirements such as `torch>=2.4`, with names as registries compare them."""
-    return {line.lower().replace("_", "-") for line in text.splitlines() if line}
+    """Requirements such as `torch>=2.4`, with names as registries compare them and bounds in one order."""
+    parsed = (Requirement(line.lower().replace("_", "-")) for line in text.splitlines() if line)
+    return {f"{requirement.name}{requirement.specifier}" for requirement in parsed}
 
 
 def test_requirements_txt_matches_the_wheel(wheel):

@@ -235,7 +235,7 @@ def test_sorted_images_are_not_read_again(run, images, rows):
 ])  # fmt: skip
 def test_closed_standard_output_is_no_traceback(run, images, shell, code, error):
     names = "\n".join([str(images / "a.png")] * 2000).encode()
-    command = f"set -o pipefail; {sys.executable} -m trainers.hegraph.models.predict {run} - {shell}"
+    command = f"set -o pipefail; {sys.executable} -m trainers.hegraph predict {run} - {shell}"
     ran = subprocess.run(["bash", "-c", command], cwd=ROOT, input=names, capture_output=True)
     assert ran.returncode == code and ran.stderr.startswith(error) and ran.stderr.count(b"\n") == bool(error)
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import weakref
+from collections.abc import Iterator
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -23,6 +24,17 @@ ROOT = Path(__file__).parents[2]
 
 def raising(error: BaseException):
     return Mock(side_effect=error)
+
+
+@pytest.fixture(autouse=True)
+def usual_signals() -> Iterator[None]:
+    """Handlers of a new process: Ray, which other tests start, ends the program by another one."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def test_exit_code_and_errors_of_the_program(capsys):

@@ -86,9 +86,9 @@ def wait_for_line(path: Path, number: int) -> None:
 
 @pytest.mark.slow
 def test_killed_writers_lose_nothing(folder, tmp_path):
-    # Not "fork": PyTorch's threads, which this process has started, are missing in a fork
-    server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(["trainers.hegraph.apps.serve.learning"])
+    # Not "fork": PyTorch's threads, which this process has started, are missing in a fork. Not "forkserver": all tests
+    # of a process share its server, and others run another checkout in it
+    spawn = multiprocessing.get_context("spawn")
     chance = random.Random(1)
     files = {learn: tmp_path / "learned", extend: tmp_path / "extended"}
     before = len(load_model(folder).support_set.ids)
@@ -97,7 +97,7 @@ def test_killed_writers_lose_nothing(folder, tmp_path):
         processes = {}
         for writer, file in files.items():
             first = 10_000_000 * (writer is extend) + 10_000 * number
-            processes[writer] = server.Process(target=writer, args=(folder, file, first))
+            processes[writer] = spawn.Process(target=writer, args=(folder, file, first))
             processes[writer].start()
         for writer in (learn, extend):  # the second one may write when the first one is dead
             wait_for_line(files[writer], done[writer])
