@@ -478,6 +478,12 @@ def test_stored_sample_of_coop_has_priority(root, caplog):
     assert caplog.messages.count(f"{path}: using CoOp's few-shot sample") == 1
 
 
+def test_stored_sample_of_coop_is_not_unequal(root):
+    write(root / "dtd" / "split_fewshot" / PKL, dump(CONTENT))
+    numbers = ",".join("1" * len(load_dataset("DescribableTextures", str(root)).classnames))
+    assert load_few_shot("DescribableTextures", str(root), 1, 1, shots_per_class=numbers).train != READ["train"]
+
+
 def test_pool_of_a_half_has_its_classes_only():
     task = load_few_shot("Digits", "", 4, 1, "base", pool=True)
     assert {item.classname for item in task.pool} == {*task.classnames} == {"zero", "one", "two", "three", "four"}

@@ -105,6 +105,7 @@ ORIGIN = TrainedOn(
     config={f"{NODE}.ALPHA_C": 8.0, f"{NODE}.SELECT": [], "OPTIM.LR": 0.001, "TRAINER.TIPADAPTER.BETA": 5.5},
     host="alone", git_commit=None, versions={},
 )  # fmt: skip
+ONE_SHOT = ORIGIN.model_copy(update={"shots": 1})
 
 
 def model_of(method: str = "HeGraphAdapter", **changed: object) -> SavedModel:
@@ -281,25 +282,25 @@ def test_pool_of_a_published_split_may_repeat_test_images(published, monkeypatch
 
 def test_only_test_images_are_loaded():
     keys = ["DATASET.NAME", "Digits", "SEED", -1, "DATASET.SUBSAMPLE_CLASSES", "new"]
-    task = load_image_task(load_cfg(opts=keys), 3, "cpu", trained_shots=1)
+    task = load_image_task(load_cfg(opts=keys), 3, "cpu", trained_on=ONE_SHOT)
     assert (task.split, task.seed, len(task.dataset.test)) == ({"train": [], "val": []}, 3, 899 - 448)
     assert list(task.classnames) == ["five", "six", "seven", "eight", "nine"]
     with pytest.raises(UserError, match="--dataset-config-file"):
-        load_image_task(load_cfg(), 3, "cpu", trained_shots=1)
+        load_image_task(load_cfg(), 3, "cpu", trained_on=ONE_SHOT)
 
 
 def test_pool_of_a_test_is_read_with_its_images(monkeypatch):
     monkeypatch.setattr(loading, "load_dataset", read := Mock(wraps=loading.load_dataset))
     keys = ["DATASET.NAME", "Digits", "DATASET.NUM_SHOTS", 16, "DATASET.UNLABELLED", "pool"]
-    task = load_image_task(load_cfg(opts=keys), 3, "cpu", trained_shots=1)
+    task = load_image_task(load_cfg(opts=keys), 3, "cpu", trained_on=ONE_SHOT)
     trained = load_few_shot("Digits", "", 1, 3, pool=True)
     assert (task.split, task.dataset.test, task.dataset.pool) == ({"train": [], "val": []}, trained.test, trained.pool)
     assert len(trained.pool) == 698 - 10 + 200 and read.call_count == 2  # once each
     monkeypatch.setattr(opening, "load_few_shot", lambda *_: replace(trained, test=[]))
     with pytest.raises(UserError, match="Digits has no test images"):
-        load_image_task(load_cfg(opts=keys), 3, "cpu", trained_shots=1)
+        load_image_task(load_cfg(opts=keys), 3, "cpu", trained_on=ONE_SHOT)
     with pytest.raises(UserError, match="DigitsInverted has no images left for --unlabelled pool"):
-        load_image_task(load_cfg(opts=[*keys, "DATASET.NAME", "DigitsInverted"]), 3, "cpu", trained_shots=1)
+        load_image_task(load_cfg(opts=[*keys, "DATASET.NAME", "DigitsInverted"]), 3, "cpu", trained_on=ONE_SHOT)
 
 
 def test_pool_of_a_bank_is_that_of_the_training(run, finished_run_once):

@@ -5,8 +5,9 @@ import pytest
 from trainers.hegraph.baselines import METHODS
 from trainers.hegraph.results.comparison import base_to_new, calibration_table, compare, complexity
 from trainers.hegraph.results.figures import curves, reliability_diagrams
+from trainers.hegraph.results.scores import read_quotes
 from trainers.hegraph.results.settings import name_cases, read_cases, shortest_names, split_sweeps
-from trainers.hegraph.results.table import Table
+from trainers.hegraph.results.table import Table, as_text
 from trainers.hegraph.utils.errors import UserError
 
 BASE = {"DATASET.SUBSAMPLE_CLASSES": "base"}
@@ -122,6 +123,45 @@ def test_protocols_have_separate_rows(run):
     assert sum("best" in row[2] for row in table.text_rows("best {}".format)) == 2  # of each protocol
     assert cells(compare(runs, "protocol"))["HeGraphAdapter",] == {"inductive": "80.00 ± 0.00", protocol: "90.00"}
     assert protocol in compare(runs[1:2]).caption and "inductive" not in compare(runs[:1]).caption
+
+
+def test_unequal_numbers_of_images_have_separate_rows(run):
+    tail = {"shots_per_class": "long-tailed:1-4"}
+    runs = [run(1, 80.0), run(1, 90.0, **tail), run(2, 80.0)]
+    table = compare(runs)
+    assert table.heads == ("shots per class", "method")
+    assert cells(table)["equal", "HeGraphAdapter"] == {"4": "80.00 ± 0.00"}
+    assert cells(table)["long-tailed:1-4", "HeGraphAdapter"] == {"4": "90.00"}
+    assert "long-tailed:1-4" in compare(runs[1:2]).caption and "equal" not in compare(runs[:1]).caption
+    with pytest.raises(UserError, match="runs with one shots per class"):
+        curves(runs)
+
+
+def test_macro_accuracy_replaces_accuracy(run):
+    macro = {"macro_accuracy": 70.0, "macro_accuracy_zero_shot": 40.0}
+    table = compare([run(1, **macro), run(2, **macro)], macro=True)
+    assert cells(table) == {("zero-shot",): {"4": "40.00 ± 0.00"}, ("HeGraphAdapter",): {"4": "70.00 ± 0.00"}}
+    assert table.caption.startswith("Macro accuracy on test (%) by shots")
+    assert "macro accuracy on 123 test images (%)" in as_text(table)
+
+
+def test_runs_without_macro_accuracy_are_skipped(run, caplog):
+    table = compare([run(1, macro_accuracy=70.0, macro_accuracy_zero_shot=40.0), run(2)], macro=True)
+    assert cells(table)["HeGraphAdapter",] == {"4": "70.00"}
+    assert "1 of 2 runs are without a macro accuracy and are skipped" in caplog.text
+    with pytest.raises(UserError, match="expected runs with a macro accuracy, got none"):
+        compare([run(1)], macro=True)
+
+
+@pytest.mark.parametrize(("by", "quotes", "words"), [("target", None, "targets"), ("shots", "2", "the paper has no")])
+def test_macro_accuracy_of_targets_and_paper_is_refused(run, by, quotes, words):
+    with pytest.raises(UserError, match=words):
+        compare([run(1, macro_accuracy=70.0)], by, quotes and read_quotes(quotes), macro=True)
+
+
+def test_model_tested_elsewhere_counts_as_text_variant(run):
+    scores = {"macro_accuracy": 70.0, "macro_accuracy_zero_shot": 40.0, "rule": "same classes", "trained_on": "Toy"}
+    assert ("HeGraphAdapter(T)",) in cells(compare([run(1, **scores)], macro=True))
 
 
 # Comparable runs

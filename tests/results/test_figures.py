@@ -194,7 +194,9 @@ def test_quoted_rows_are_last_and_not_bold(quotable):
     assert "(quoted): from the paper" in table.caption and table.caption.endswith("1 seed")
 
 
-@pytest.mark.parametrize("change", [{"shots": 4}, {"backbone": "RN50/yfcc15m"}, {"dataset": "Digits"}])
+@pytest.mark.parametrize("change", [
+    {"shots": 4}, {"backbone": "RN50/yfcc15m"}, {"dataset": "Digits"}, {"shots_per_class": "long-tailed:1-16"},
+])  # fmt: skip
 def test_no_quotes_for_another_task(quotable, change):
     table = compare([quotable(**{"dataset": "dtd"} | change)], "dataset", read_quotes("2"))
     assert not table.values["quoted"].any()

@@ -120,6 +120,13 @@ def test_paired_table_has_methods_by_shots(finish, tmp_path):
         paired_table([tmp_path], of="TaskRess")
 
 
+def test_equal_and_unequal_numbers_are_not_paired(finish, tmp_path):
+    finish("equal", [0, 0, 1])
+    finish("unequal", [0, 0, 1], **TASKRES, shots_per_class="long-tailed:1-4")
+    with pytest.raises(UserError, match=r"different numbers of shots per class \(equal, long-tailed:1-4\)"):
+        paired_table([tmp_path])
+
+
 def test_caption_names_shots_with_fixed_training_images(finish, tmp_path):
     for shots, rows in ((1, {1: [[3, 0, "a"]], 2: [[4, 0, "a"]]}), (2, {1: [[3, 0, "a"], [4, 0, "a"]]})):
         rows.setdefault(2, rows[1][::-1])  # the same images in another order

@@ -417,6 +417,13 @@ def test_settings_unsupported_by_dassl_run_without_it(host):
         assert words in ran.err.split("running without Dassl: ")[1] and words in insisted.error
 
 
+def test_unequal_numbers_of_images_run_without_dassl(host):
+    tail = ("DATASET.SHOTS_PER_CLASS", "long-tailed:1-2", f"{NODE}.VARIANT", "training_free")
+    ran, insisted = (host.run(name, f"{name}-unequal", *tail, shots=2) for name in ("auto", "dassl"))
+    assert (ran.record["host"], ran.record["shots_per_class"]) == ("alone", "long-tailed:1-2")
+    assert "CoOp samples equal numbers of images, not DATASET.SHOTS_PER_CLASS" in insisted.error
+
+
 def test_data_set_without_coop_loader_runs_without_dassl(host):
     checkout = install(copy_coop(host.kind, host.folder / "registry"))
     train = checkout / "train.py"

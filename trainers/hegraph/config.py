@@ -18,6 +18,7 @@ from typing import Any, get_type_hints
 from yacs.config import CfgNode
 
 from .datasets.registry import canonical_name
+from .datasets.shots import ALLOWED, SHOTS_PER_CLASS, ShotsPerClass, is_shots_per_class
 from .features.backbones.identity import PRECISIONS
 from .features.options import EncodingOptions
 from .method.options import ClosedFormOptions, ModelOptions, TrainingFreeOptions
@@ -137,6 +138,14 @@ class DataOptions:
         "number of training images per class (`--shots`)",
         allowed="at least 1, or -1 for all images",
         allows=lambda value: value == -1 or 1 <= value < 2**31,
+    )
+    shots_per_class: str = option(
+        "",
+        SHOTS_PER_CLASS,
+        "[unequal numbers](../reference/protocol.md#unequal-numbers-of-images) of training images; the largest is "
+        "`NUM_SHOTS`",
+        allowed=f"empty, {ALLOWED}",
+        allows=lambda value: not value or is_shots_per_class(value),
     )
     classes: str = option(
         "all",
@@ -275,6 +284,9 @@ BACKBONE_KEYS = tuple(declared.key for declared in options_of(BackboneOptions) i
 
 
 def _shots(values: Mapping[str, Any]) -> float:
+    """Return the number of shots whose rows apply: with unequal numbers, their rounded mean."""
+    if text := values[SHOTS_PER_CLASS]:
+        return round(ShotsPerClass.parse(text).mean)
     return math.inf if values["DATASET.NUM_SHOTS"] == -1 else values["DATASET.NUM_SHOTS"]
 
 

@@ -22,6 +22,7 @@ from .config import (
     matching_rows,
     pairs_of,
 )
+from .datasets.shots import SHOTS_PER_CLASS, check_shots
 from .features.backbones.identity import AUTO, canonical_name, default_weights
 from .method.options import UNTRAINED, ModelOptions, TrainingFreeOptions
 from .method.training.options import TrainingOptions
@@ -211,7 +212,7 @@ def _is_plain(value: object) -> bool:
 
 def _complete(values: Values, baseline: OptionGroup | None) -> Config:
     """Fill the open keys from the rows that apply, and check the configuration."""
-    for key in ("DATASET.NUM_SHOTS", f"{NODE}.BY_DATASET", f"{NODE}.BY_SHOTS"):
+    for key in ("DATASET.NUM_SHOTS", SHOTS_PER_CLASS, f"{NODE}.BY_DATASET", f"{NODE}.BY_SHOTS"):
         OPTIONS[key].check(values[key])
     for pairs in matching_rows(values):
         for key, value in pairs_of(pairs):
@@ -232,11 +233,12 @@ def _complete(values: Values, baseline: OptionGroup | None) -> Config:
 
 
 def _checked(values: Values, baseline: OptionGroup | None) -> Config:
-    """Check the ranges of all values, and that the variant has parameters to train."""
+    """Check the ranges of all values, the numbers of shots, and that the variant has parameters to train."""
     declared = OPTIONS if baseline is None else OPTIONS | baseline.options
     for key, value in values.items():
         declared.get(key, Option(key, value, "")).check(value)
     cfg = Config.of(values, baseline)
+    check_shots(cfg.data.shots, cfg.data.shots_per_class)
     options = cfg.model
     has_parameters = options.relations and (options.text_weights or options.bias or options.variant == "full")
     if options.variant not in UNTRAINED and not has_parameters:

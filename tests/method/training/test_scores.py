@@ -10,7 +10,7 @@ from torch.testing import assert_close
 
 from trainers.hegraph.features.bank import load_bank
 from trainers.hegraph.method.training import confidence
-from trainers.hegraph.method.training.choice import choose, has_val, score, val_accuracy, val_images
+from trainers.hegraph.method.training.choice import choose, has_val, macro_accuracy, score, val_accuracy, val_images
 
 # Choices
 
@@ -50,6 +50,13 @@ def test_macro_f1_by_hand():
     scores = score(one_hot[[0, 3, 1, 1]], torch.tensor([0, 0, 1, 1]))
     assert scores["macro_f1"] == pytest.approx(100 * (2 / 3 + 1) / 2)
     assert score(one_hot[[2, 1]], torch.tensor([2, 1])) == {"accuracy": 100.0, "macro_f1": 100.0}
+
+
+def test_macro_accuracy_by_hand():
+    one_hot = torch.eye(4)
+    # Class 0: 3 of 4 images; class 1: 1 of 1; class 2: 0 of 1; class 3 has no image
+    predicted = one_hot[[0, 0, 0, 1, 1, 3]]
+    assert macro_accuracy(predicted, torch.tensor([0, 0, 0, 0, 1, 2])) == pytest.approx(100 * (3 / 4 + 1 + 0) / 3)
 
 
 # Probabilities

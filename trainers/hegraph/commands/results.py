@@ -59,6 +59,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     cases = "grid file of the sweep; its cases are the rows, in place of methods"
     table.add_argument("--by", choices=BY, default="shots", help="key of the columns")
     table.add_argument("--cases", type=Path, metavar="GRID.yaml", help=cases)
+    macro = "compare the macro accuracy: the mean of the accuracies of the classes"
+    table.add_argument("--macro", action="store_true", help=macro)
     table.add_argument("--no-interval", action="store_true", help="show means without intervals")
     add_table("base-to-new", "show accuracy on base and new classes, and its harmonic mean", base_to_new_command)
     add_table("complexity", "show epochs, time, parameters and memory", complexity_command)
@@ -111,7 +113,7 @@ def compare_command(args: argparse.Namespace) -> Table:
 
     quotes = read_quotes(args.quote) if args.quote else None
     cases = read_cases(args.cases) if args.cases else None
-    return compare(tested_records(args.sources), args.by, quotes, not args.no_interval, cases)
+    return compare(tested_records(args.sources), args.by, quotes, not args.no_interval, cases, args.macro)
 
 
 def base_to_new_command(args: argparse.Namespace) -> Table:

@@ -27,6 +27,7 @@ from .layouts import class_ids, list_names
 from .own_images import LAYOUT, build_dataset
 from .packed import read_hugging_face, read_shards
 from .registry import ENTRIES, Entry, find_entry
+from .shots import shots_of_classes
 from .splits import SPLITS, Item, Pools, read_coop_pickle, read_random_split, read_split_file, sample_few_shot
 
 logger = logging.getLogger(__name__)
@@ -59,7 +60,9 @@ def load_dataset(name: str, root: str = "", seed: int = 1, rng: Random | None = 
     return _load_stored(entry, root, seed, rng or Random(seed))
 
 
-def load_few_shot(name: str, root: str, shots: int, seed: int, subsample: str = "all", pool: bool = False) -> Dataset:
+def load_few_shot(
+    name: str, root: str, shots: int, seed: int, subsample: str = "all", pool: bool = False, shots_per_class: str = ""
+) -> Dataset:
     """Load the few-shot task of CoOp's protocol, and check that all image files exist, without opening one.
 
     Args:
@@ -68,6 +71,7 @@ def load_few_shot(name: str, root: str, shots: int, seed: int, subsample: str = 
         seed: Seed of the protocol.
         subsample: "all", "base" or "new" classes.
         pool: Whether to list the images that are not sampled as `Dataset.pool`.
+        shots_per_class: Unequal numbers of training images, as in DATASET.SHOTS_PER_CLASS, in place of `shots`.
 
     Examples:
         >>> from hegraph import load_few_shot
@@ -78,18 +82,20 @@ def load_few_shot(name: str, root: str, shots: int, seed: int, subsample: str = 
     """
     shots = validate(int, shots, "shots", convert=True)
     seed = validate(int, seed, "seed", convert=True)
+    shots_per_class = validate(str, shots_per_class, "shots_per_class")
     if seed < 0:
         raise UserError(f"the few-shot protocol needs a seed from 0, got {seed}", "seed")
     rng = Random(seed)
     whole = load_dataset(name, root, seed, rng)
     check_trainable(whole)
-    sample: dict[str, Any] | None = read_coop_sample(whole, shots, seed)
+    sample: dict[str, Any] | None = None if shots_per_class else read_coop_sample(whole, shots, seed)
     if sample:
         dataset = replace(whole, **sample)
     else:
         train_labels = [item.label for item in whole.train]
         val_labels = [item.label for item in whole.val]
-        dataset = whole.select(sample_few_shot(train_labels, val_labels, shots, rng))
+        numbers = shots_of_classes(shots, shots_per_class, len(whole.classnames), rng)
+        dataset = whole.select(sample_few_shot(train_labels, val_labels, numbers, rng))
     dataset = dataset.subsample(subsample)
     dataset.check_files()
     if pool:

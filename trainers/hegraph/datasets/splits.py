@@ -3,8 +3,9 @@
 The protocol visits the classes in order of first appearance, first in train, then in val. `random.sample` chooses
 `shots` items of each class of train, and `min(shots, 4)` of val, with Python's generator, seeded as by Dassl's
 `set_random_seed`. All items of a smaller class are taken, in split order, without a call of the generator. With the
-same split file, shots and seed, the sample equals CoOp's, item for item. For CoCoOp's base-to-new protocol, the classes
-are split into two halves by label after sampling. `_sample_per_label` is the protocol of several labels per image.
+same split file, shots and seed, the sample equals CoOp's, item for item. `shots.py` has unequal numbers of shots. For
+CoCoOp's base-to-new protocol, the classes are split into two halves by label after sampling. `_sample_per_label` is the
+protocol of several labels per image.
 
 Pickles are read without running any code in them.
 """
@@ -15,7 +16,7 @@ import math
 import pickle
 import posixpath
 from collections import Counter, defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path, PurePosixPath
 from random import Random
 from typing import Annotated, Any, NamedTuple
@@ -25,6 +26,7 @@ from pydantic import Field
 from ..utils.errors import UserError, unknown
 from ..utils.files import hash_file, write_json
 from ..utils.reading import Count, Finite, LenientModel, read_json, reading, validate
+from .shots import SHOTS_PER_CLASS
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +64,7 @@ class Item(NamedTuple):
 
 
 Pools = dict[str, list[Item]]  # split, one of `SPLITS` -> all items of the split
+ShotsOf = Callable[[int], int]  # label -> number of items to sample
 
 
 class FewShotSample(NamedTuple):
@@ -71,38 +74,52 @@ class FewShotSample(NamedTuple):
     val: list[int]
 
 
-def sample_few_shot(train_labels: Sequence, val_labels: Sequence, shots: int, rng: Random) -> FewShotSample:
+def sample_few_shot(
+    train_labels: Sequence, val_labels: Sequence, shots: int | Sequence[int], rng: Random
+) -> FewShotSample:
     """Sample few-shot training and validation sets by CoOp's protocol, or by that of several labels per image.
 
     Args:
         train_labels: Labels of all training items, in split order; for several labels per image, tuples.
         val_labels: Labels of all validation items, in split order.
-        shots: Number of training items per class, or -1 for all items.
+        shots: Number of training items per class, or -1 for all items; or the number of each class, in label order.
         rng: `Random(seed)`, perhaps after generating a split.
     """
     if shots == -1:
         return FewShotSample(list(range(len(train_labels))), list(range(len(val_labels))))
-    if shots < 1:
+    if isinstance(shots, int) and shots < 1:
         raise UserError(f"shots must be at least 1, or -1 for all, got {shots}", "shots")
     multilabel = any(isinstance(label, tuple) for label in train_labels[:1])
     counts = Counter(label for labels in train_labels for label in labels) if multilabel else Counter(train_labels)
-    if small := [label for label, count in counts.items() if count < shots]:
-        warning = "%d of %d classes have fewer than %d training images (minimum: %d) and contribute all of them"
-        logger.warning(warning, len(small), len(counts), shots, min(counts.values()))
+
+    def shots_of(label: int) -> int:
+        return shots if isinstance(shots, int) else shots[label]
+
+    def val_shots_of(label: int) -> int:
+        return min(shots_of(label), MAX_VAL_SHOTS)
+
+    if small := [label for label, count in counts.items() if count < shots_of(label)]:
+        fewer = f"fewer than {shots} training images"
+        if not isinstance(shots, int):
+            fewer = f"fewer training images than {SHOTS_PER_CLASS}"
+        warning = "%d of %d classes have %s (minimum: %d) and contribute all of them"
+        logger.warning(warning, len(small), len(counts), fewer, min(counts.values()))
     sample = _sample_per_label if multilabel else _sample_per_class
-    return FewShotSample(sample(train_labels, shots, rng), sample(val_labels, min(shots, MAX_VAL_SHOTS), rng))
+    return FewShotSample(sample(train_labels, shots_of, rng), sample(val_labels, val_shots_of, rng))
 
 
-def _sample_per_class(labels: Sequence[int], shots: int, rng: Random) -> list[int]:
+def _sample_per_class(labels: Sequence[int], shots_of: ShotsOf, rng: Random) -> list[int]:
     by_class: defaultdict[int, list[int]] = defaultdict(list)  # in order of first appearance
     for index, label in enumerate(labels):
         by_class[label].append(index)
-    samples = (rng.sample(rows, shots) if len(rows) >= shots else rows for rows in by_class.values())
-    return [row for sample in samples for row in sample]
+    sample: list[int] = []
+    for label, rows in by_class.items():
+        sample += rng.sample(rows, shots_of(label)) if len(rows) >= shots_of(label) else rows
+    return sample
 
 
-def _sample_per_label(label_sets: Sequence[tuple[int, ...]], shots: int, rng: Random) -> list[int]:
-    """Sample items with several labels until each label has `shots` items, or all of its items.
+def _sample_per_label(label_sets: Sequence[tuple[int, ...]], shots_of: ShotsOf, rng: Random) -> list[int]:
+    """Sample items with several labels until each label has its shots, or all of its items.
 
     Labels are visited from the rarest to the most frequent, so that few of them exceed `shots`. An item counts for all
     its labels. Items without any label are not sampled.
@@ -112,9 +129,9 @@ def _sample_per_label(label_sets: Sequence[tuple[int, ...]], shots: int, rng: Ra
         for label in labels:
             by_label[label].append(index)
     sample: dict[int, None] = {}  # in sampling order
-    for _, rows in sorted(by_label.items(), key=lambda entry: (len(entry[1]), entry[0])):
+    for label, rows in sorted(by_label.items(), key=lambda entry: (len(entry[1]), entry[0])):
         rest = [row for row in rows if row not in sample]
-        missing = shots - (len(rows) - len(rest))
+        missing = shots_of(label) - (len(rows) - len(rest))
         if 0 < missing < len(rest):
             rest = rng.sample(rest, missing)
         if missing > 0:

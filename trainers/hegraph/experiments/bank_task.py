@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..config import Config
 from ..datasets.base import check_classes
+from ..datasets.shots import shots_of_classes
 from ..datasets.splits import FewShotSample, sample_few_shot, subsample_labels
 from ..features.bank import BankFile, FeatureBank, label_list, sample_bank
 from ..utils.errors import UserError
@@ -33,7 +34,9 @@ class BankTask(Task):
         file = shared_bank(path, cfg)
         self.file = file
         labels = {name: label_list(file.labels[name]) if name in file.labels else [] for name in ("train", "val")}
-        self.selection = sample_few_shot(labels["train"], labels["val"], cfg.data.shots, random.Random(seed))
+        rng = random.Random(seed)
+        shots = shots_of_classes(cfg.data.shots, cfg.data.shots_per_class, len(file.classnames), rng)
+        self.selection = sample_few_shot(labels["train"], labels["val"], shots, rng)
         # With all classes, a class without images stays, and a later check refuses it
         of_all = cfg.data.classes == "all" or file.multilabel  # `check_multilabel` refuses a part of the classes
         sampled = range(len(file.classnames)) if of_all else {labels["train"][row] for row in self.selection.train}

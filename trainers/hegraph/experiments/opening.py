@@ -7,6 +7,8 @@ from ..config import Config
 from ..config_files import with_values
 from ..datasets.loading import load_few_shot, load_test_images
 from ..datasets.registry import find_entry
+from ..datasets.shots import SHOTS_PER_CLASS
+from ..models.saved import TrainedOn
 from ..utils.errors import UserError
 from .bank_task import BankTask, bank_to_test, shared_bank
 from .checks import check_multilabel
@@ -14,13 +16,13 @@ from .image_task import ImageTask
 from .tasks import NO_POOL, POOL, TEST_SET, Task
 
 
-def open_task(cfg: Config, bank_file: Path | None, seed: int, device: str, trained_shots: int | None = None) -> Task:
+def open_task(cfg: Config, bank_file: Path | None, seed: int, device: str, trained_on: TrainedOn | None = None) -> Task:
     """Return the task of a run: rows of a feature bank, or images of `DATASET.NAME`. Nothing is encoded yet.
 
     Args:
         seed: Seed of the few-shot sample and the run.
         device: Device of the backbone.
-        trained_shots: Number of shots of a trained model to test, which with `seed` determines the pool of
+        trained_on: Training of a model to test, whose numbers of shots determine with `seed` the pool of
             `--unlabelled pool`; the task has no training images. None for a training.
 
     Raises:
@@ -34,31 +36,36 @@ def open_task(cfg: Config, bank_file: Path | None, seed: int, device: str, train
     if what == TEST_SET and (cfg.data.target_domains or cfg.data.target_datasets):
         raise UserError(f"--unlabelled {TEST_SET} reaches no other data set; leave out the targets, or give {POOL}")
     if bank_file is None:
-        task: Task = load_image_task(cfg, seed, device, trained_shots)
-    elif trained_shots is None:
+        task: Task = load_image_task(cfg, seed, device, trained_on)
+    elif trained_on is None:
         task = BankTask(bank_file, cfg, seed)
     else:
         pool = None
         if what == POOL:
-            as_trained = with_values(cfg, {"DATASET.NUM_SHOTS": trained_shots})
-            pool = BankTask(bank_file, as_trained, seed).unlabelled
+            pool = BankTask(bank_file, with_shots(cfg, trained_on), seed).unlabelled
         task = bank_to_test(shared_bank(bank_file, cfg), cfg.data.classes, cfg, seed, pool)
     check_multilabel(task)
     return task
 
 
-def load_image_task(cfg: Config, seed: int, device: str, trained_shots: int | None = None) -> ImageTask:
+def with_shots(cfg: Config, trained_on: TrainedOn) -> Config:
+    """Return a configuration with the numbers of shots of a training."""
+    return with_values(cfg, {"DATASET.NUM_SHOTS": trained_on.shots, SHOTS_PER_CLASS: trained_on.shots_per_class})
+
+
+def load_image_task(cfg: Config, seed: int, device: str, trained_on: TrainedOn | None = None) -> ImageTask:
     """Return the task that CoOp's protocol samples from a data set on disk; arguments and errors as in `open_task`."""
-    data = cfg.data
-    pool = data.unlabelled == POOL
+    pool = cfg.data.unlabelled == POOL
+    data = with_shots(cfg, trained_on).data if pool and trained_on is not None else cfg.data
     if not data.name:
         raise UserError("no data: give --dataset-config-file NAME, such as digits, or --features BANK")
-    if trained_shots is None:
-        dataset = load_few_shot(data.name, data.root, data.shots, seed, data.classes, pool)
+    shots = (data.shots, seed, data.classes, pool, data.shots_per_class)
+    if trained_on is None:
+        dataset = load_few_shot(data.name, data.root, *shots)
     elif not pool:
         dataset = load_test_images(data.name, data.root, max(cfg.run.seed, 0), data.classes)
     else:
         if (entry := find_entry(data.name)) and entry.train_on:  # a data set of test images alone
             raise UserError(NO_POOL.format(data.name))
-        dataset = load_few_shot(data.name, data.root, trained_shots, seed, data.classes, pool).only_test()
+        dataset = load_few_shot(data.name, data.root, *shots).only_test()
     return ImageTask(dataset, cfg, seed, device)

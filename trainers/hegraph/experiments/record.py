@@ -16,7 +16,7 @@ from ..config import Config
 from ..datasets.loading import OWN
 from ..features.bank import FeatureBank, count_labels
 from ..method.model import TransferableAdapter
-from ..method.training.choice import accuracy, score, score_multilabel
+from ..method.training.choice import accuracy, macro_accuracy, score, score_multilabel
 from ..method.training.confidence import Calibration, confidence_scores, known_score
 from ..method.training.memory import peak_memory_mb
 from ..method.unlabelled import ClassSums
@@ -45,6 +45,9 @@ from .run_folder import RunFolder, RunIdentity, precision_of
 from .tasks import ids_of_names
 
 logger = logging.getLogger(__name__)
+
+# Record keys of the accuracies with one label per image
+ACCURACIES = ("accuracy", "macro_accuracy", "macro_accuracy_zero_shot", "accuracy_text", "accuracy_zero_shot")
 
 
 class Seconds(NamedTuple):
@@ -131,6 +134,8 @@ def make_record(
     counts = None if labels is None else count_labels(labels, len(predictions.classnames))
     source = own_source(identity.task.cfg, predictions.dataset)
     optional: dict[str, Any] = {"source": source} if source else {}
+    if origin.shots_per_class:
+        optional["shots_per_class"] = origin.shots_per_class
     if predictions.rule:
         optional |= {"rule": predictions.rule, "num_classes": len(predictions.classnames), "trained_on": origin.title}
     return RunRecord(
@@ -190,7 +195,8 @@ def own_source(cfg: Config, dataset: str) -> str:
 def scores_on_test(predictions: Predictions, calibration: Calibration) -> dict[str, Any]:
     """Return the entries of a record about the predictions and their probabilities; None where nothing was tested.
 
-    "accuracy" and "macro_f1" are of the method, "accuracy_text" is of HeGraphAdapter's text classifier.
+    "accuracy", "macro_accuracy" and "macro_f1" are of the method, "accuracy_text" is of HeGraphAdapter's text
+    classifier.
     """
     fitted = {key: getattr(calibration, key) for key in ("temperature", "fitted_on", "num_images")}
     logits = predictions.logits
@@ -199,12 +205,12 @@ def scores_on_test(predictions: Predictions, calibration: Calibration) -> dict[s
     labels = predictions.labels
     if logits is None or labels is None or zero_shot is None:
         logger.warning("%s has no test images: nothing is scored", predictions.dataset)
-        nothing = dict.fromkeys(("accuracy", "macro_f1", "accuracy_text", "accuracy_zero_shot"))
+        nothing = dict.fromkeys((*ACCURACIES, "macro_f1"))
         return nothing | {"calibration": CalibrationRecord(**fitted, before=None, after=None, zero_shot=None)}
     if labels.dim() == 2:
         names = ids_of_names(predictions.classnames)
         clip = score_multilabel(zero_shot, labels, names)
-        nothing = dict.fromkeys(("accuracy", "accuracy_text", "accuracy_zero_shot"))
+        nothing = dict.fromkeys(ACCURACIES)
         own = score_multilabel(logits, labels, names, predictions.thresholds)
         return nothing | own | {"map_zero_shot": clip["map"]}
     scores: dict[str, Any] = score(logits, labels)
@@ -214,6 +220,8 @@ def scores_on_test(predictions: Predictions, calibration: Calibration) -> dict[s
         ProbabilitiesRecord(**scores, **confidence_scores(logits, labels, at)) for at in (1.0, calibration.temperature)
     )
     return scores | {
+        "macro_accuracy": macro_accuracy(logits, labels),
+        "macro_accuracy_zero_shot": macro_accuracy(zero_shot, labels),
         "accuracy_text": None if text is None else accuracy(text, labels),
         "accuracy_zero_shot": clip["accuracy"],
         "calibration": CalibrationRecord(**fitted, before=before, after=after, zero_shot=ProbabilitiesRecord(**clip)),

@@ -279,7 +279,7 @@ def test_model(cfg: Config, bank_file: Path | None, folder: Path, epoch: int | N
     path = find_model_of_epoch(folder, epoch)
     model = load_model(path)
     check_configuration(model, cfg)
-    target = open_task(cfg, bank_file, model.trained_on.seed, device, model.trained_on.shots)
+    target = open_task(cfg, bank_file, model.trained_on.seed, device, model.trained_on)
     if target.multilabel != (model.thresholds is not None):
         own = label_kind(target.multilabel)
         of_model = label_kind(not target.multilabel)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ..baselines import TRANSDUCTIVE_METHODS
 from ..config import OPTIONS, Config
+from ..datasets.shots import SHOTS_PER_CLASS
 from ..features.backbones.identity import AUTO
 from ..features.prompts.sentences import description_file
 from ..method.training.loop import ADAPTER, CHECKPOINT, Checkpoints
@@ -27,6 +28,7 @@ from .tasks import TEST_SET, Task
 
 logger = logging.getLogger(__name__)
 
+ADDED = ("DATASET.UNLABELLED", SHOTS_PER_CLASS)  # keys that shape a run only if they have a value
 EPOCH_MODEL = "model-epoch"  # folder of the model after an epoch, with its number at the end
 ERROR = "error.json"  # of a failed run of a sweep
 PRECISION = f"{NODE}.PREC"
@@ -47,7 +49,7 @@ def run_config(cfg: Config, precision: str = AUTO) -> dict[str, object]:
     trains_adapter = shaping_method(cfg) == OUR_METHOD
     flat: dict[str, object] = {}
     for key, value in sorted(cfg.values.items()):
-        if key == "DATASET.UNLABELLED" and not value:  # absent from the records of earlier versions
+        if key in ADDED and not value:  # absent from the records of earlier versions
             continue
         if key in OPTIONS and not OPTIONS[key].shapes_run:
             continue

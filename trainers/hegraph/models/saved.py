@@ -16,6 +16,7 @@ from pydantic import ConfigDict, Field, InstanceOf, model_validator
 from torch import Tensor
 
 from ..baselines.base import FittedMethod, Transfer, zero_shot_transfer
+from ..datasets.shots import SHOTS_PER_CLASS
 from ..features.backbones.schema import BackboneConfig
 from ..method.cache import QUERY_BATCH, FoldedClassifier
 from ..method.model import TransferableAdapter
@@ -92,6 +93,11 @@ class TrainedOn(StrictModel):
     def title(self) -> str:
         """Name of the data set for readers."""
         return self.source or self.dataset
+
+    @property
+    def shots_per_class(self) -> str:
+        """Unequal numbers of training images, as in DATASET.SHOTS_PER_CLASS; "" for equal numbers."""
+        return str(self.config.get(SHOTS_PER_CLASS, ""))
 
 
 class Scores(StrictModel):

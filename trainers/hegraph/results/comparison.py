@@ -12,8 +12,9 @@ from typing import Any
 import pandas as pd
 
 from ..utils.errors import UserError
-from .records import OPEN_SET_RATE
+from .records import OPEN_SET_RATE, warn_skipped
 from .scores import (
+    MACRO,
     MEAN,
     PLACE,
     SOURCE,
@@ -21,6 +22,7 @@ from .scores import (
     accuracies,
     cells,
     data_set,
+    macro_accuracies,
     method,
     place,
     score,
@@ -49,7 +51,12 @@ Frame = pd.DataFrame | None
 
 
 def compare(
-    records: Sequence[dict], by: str = "shots", quotes: Frame = None, intervals: bool = True, cases: Cases | None = None
+    records: Sequence[dict],
+    by: str = "shots",
+    quotes: Frame = None,
+    intervals: bool = True,
+    cases: Cases | None = None,
+    macro: bool = False,
 ) -> Table:
     """Compare the test accuracy of methods.
 
@@ -63,10 +70,15 @@ def compare(
         quotes: Numbers of the paper, from `scores.read_quotes`.
         intervals: Whether to print intervals over seeds.
         cases: Cases of a sweep, from `settings.read_cases`, which become the rows. Runs of no case are skipped.
+        macro: Whether to compare the macro accuracy, the mean of the accuracies of the classes. Runs without it, of
+            earlier versions, are skipped.
 
     Raises:
-        UserError: If runs of a cell are not comparable, no run belongs to a case, or no run has targets.
+        UserError: If runs of a cell are not comparable, no run belongs to a case, no run has targets, or no run has a
+            macro accuracy.
     """
+    if macro:
+        records = _with_macro_accuracy(records, by, quotes)
     if cases is not None:
         records = name_cases(records, cases)
     if by == "target":
@@ -83,7 +95,7 @@ def compare(
     rows = []
     for record in records:
         column = (record | place(record))[by]
-        rows += accuracies(record, column)
+        rows += macro_accuracies(record, column) if macro else accuracies(record, column)
     frame = cells(rows, keys)
     if by != "dataset":
         frame = add_mean_places(frame, keys)
@@ -91,8 +103,22 @@ def compare(
         frame = add_means(frame, "column", keys, list(columns), MEAN)
         columns[MEAN] = f"mean of {len(columns)}"
     frame = with_quotes(frame, quotes, keys, by, columns)
-    caption = "; ".join([f"{title(records)} on test (%) by {PLACE.get(by, by)}", *notes])
+    name = "Macro accuracy" if macro else title(records)
+    caption = "; ".join([f"{name} on test (%) by {PLACE.get(by, by)}", *notes])
     return Table(caption, keys, frame, columns, intervals=intervals, by=by, cases=list(cases or ()))
+
+
+def _with_macro_accuracy(records: Sequence[dict], by: str, quotes: Frame) -> list[dict]:
+    """Return the records with a macro accuracy, and warn about others; UserError if `compare` cannot compare it."""
+    if by == "target":
+        raise UserError("records have no macro accuracy of targets; leave out --macro or --by target")
+    if quotes is not None:
+        raise UserError("the paper has no macro accuracy; leave out --macro or --quote")
+    with_macro = [record for record in records if record.get(MACRO) is not None]
+    warn_skipped(records, with_macro, "without a macro accuracy")
+    if not with_macro:
+        raise UserError("expected runs with a macro accuracy, got none; repeat runs of earlier versions")
+    return with_macro
 
 
 def _compare_targets(records: Sequence[dict], quotes: Frame, intervals: bool) -> Table:

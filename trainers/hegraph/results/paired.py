@@ -33,6 +33,7 @@ from .predictions import read_predictions, read_scores
 from .records import find_runs, main_score, read_training_rows
 from .scores import (
     OUR_METHOD,
+    PER_CLASS,
     PLACE,
     PROTOCOL,
     check_averaged,
@@ -113,8 +114,9 @@ def read_runs(folders: Sequence[Path]) -> pd.DataFrame:
         image was classified correctly, `[M]`, or with several labels per image its `Ranking`.
 
     Raises:
-        UserError: If there is no run, runs of one method, data set and number of shots are not comparable, or runs of
-            one data set and number of shots were tested on different images.
+        UserError: If there is no run, runs of one method, data set and number of shots are not comparable, runs of one
+            data set and number of shots were tested on different images, or some runs have equal and others unequal
+            numbers of training images.
     """
     rows: list[dict] = []
     test_labels: dict[tuple, Tensor] = {}
@@ -134,6 +136,9 @@ def read_runs(folders: Sequence[Path]) -> pd.DataFrame:
     if not rows:
         raise UserError(f"no run with test images below {', '.join(map(str, folders))}; run an experiment first")
     runs = pd.DataFrame(rows)
+    if runs[PER_CLASS].nunique() > 1:
+        kinds = ", ".join(sorted(runs[PER_CLASS].unique()))
+        raise UserError(f"runs have different numbers of shots per class ({kinds}); name runs of one kind")
     for (dataset, name, shots, *_), group in grouped(runs, ["dataset", "method", "shots", *PAIR_KEYS[1:]]):
         check_averaged(list(group["record"]), f"{dataset}, {name}, {describe_shots(shots)}")
     return runs

@@ -119,9 +119,9 @@ class RejectionRecord(LenientModel):
 class RunRecord(TargetRecord):
     """Schema of `result.json`; docs/reference/protocol.md describes every key.
 
-    A run writes all keys, apart from `source`, which only a user's own images have, `rule`, `num_classes` and
-    `trained_on`, which a test on another data set adds, and `protocol` and `unlabelled`, which adaptation to unlabelled
-    images adds. With several labels per image, the keys
+    A run writes all keys, apart from `source`, which only a user's own images have, `shots_per_class`, which unequal
+    numbers of training images add, `rule`, `num_classes` and `trained_on`, which a test on another data set adds, and
+    `protocol` and `unlabelled`, which adaptation to unlabelled images adds. With several labels per image, the keys
     `map` to `average_precision` replace accuracy and calibration. Keys with a default may be absent from records of
     earlier versions.
     """
@@ -134,9 +134,12 @@ class RunRecord(TargetRecord):
     precision: str | None = None
     shots: Annotated[int, Field(ge=-1, lt=2**63)]
     images_per_class: Annotated[list[Count], Field(min_length=2, max_length=2)] | None = None
+    shots_per_class: str | None = None
     seed: Count
     accuracy: Percent | None
     macro_f1: Percent | None
+    macro_accuracy: Percent | None = None
+    macro_accuracy_zero_shot: Percent | None = None
     accuracy_text: Percent | None
     accuracy_zero_shot: Percent | None
     map: Percent | None = None

@@ -28,6 +28,7 @@ if TYPE_CHECKING:  # pandas is slow to import, and the parser of the command lin
     import pandas as pd
 
 TEXT = f"{OUR_METHOD}(T)"  # text classifier without the cache
+MACRO = "macro_accuracy"  # record key
 ZERO_SHOT = "zero-shot"  # CLIP without training; every run has its accuracy
 
 PAPER = f"{OUR_METHOD}(paper)"  # the full variant with the paper's recipe, a configuration *_paper
@@ -44,10 +45,17 @@ VARIANTS = (ON_ZERO_SHOT, *PARTIAL, PAPER, TEXT, OUR_METHOD)
 
 # Record keys that distinguish experiments of one method, each with its table header
 PROTOCOL = "protocol"
-PLACE = {"dataset": "data set", "backbone": "backbone", "shots": "shots", PROTOCOL: "protocol"}
+PER_CLASS = "shots_per_class"
+PLACE = {
+    "dataset": "data set", "backbone": "backbone", "shots": "shots", PER_CLASS: "shots per class",
+    PROTOCOL: "protocol",
+}  # fmt: skip
 BY = (*PLACE, "target", "setting")  # choices for the columns of a comparison
 TABLE_FORMATS = ("markdown", "latex", "csv", "text")  # `table.TABLE_WRITERS` has a function for each
-INDUCTIVE = "inductive"  # protocol of records without the key
+# Values of records without the key
+INDUCTIVE = "inductive"
+EQUAL = "equal"
+DEFAULT_PLACE = {PROTOCOL: INDUCTIVE, PER_CLASS: EQUAL}
 
 # Record keys with equal values for all runs of a cell. `TEST_KEYS` hold for tests of any method, so zero-shot CLIP is
 # averaged over the runs of all methods; `RUN_KEYS` hold for the runs of one method
@@ -104,8 +112,8 @@ def shots_of(record: dict) -> str:
 
 def place(record: dict) -> dict[str, Any]:
     """Return what identifies the table cell of a run apart from its method: the values of the keys `PLACE`."""
-    values = {key: record.get(key) for key in PLACE}
-    return values | {"dataset": data_set(record), PROTOCOL: record.get(PROTOCOL) or INDUCTIVE}
+    values = {key: record.get(key) or DEFAULT_PLACE.get(key) for key in PLACE}
+    return values | {"dataset": data_set(record)}
 
 
 def score(record: dict, name: str, column: object, value: Any, test: dict | None = None, own: bool = True) -> dict:
@@ -146,21 +154,33 @@ def title(records: Iterable[dict]) -> str:
     return metric(records).replace("accuracy", "Accuracy")
 
 
-def accuracies(record: dict, column: object, test: dict | None = None) -> list[dict]:
-    """Rows with the accuracies of one test of a run: of its method, of zero-shot CLIP, of a full run's text classifier.
+def _tested_method(record: dict, scores: dict) -> tuple[str, bool]:
+    """Return the method that a test of a run scored, and whether the run trained it, as for `score`.
 
     On other domains of its classes, a full run is tested with the text classifier only, so it counts as the variant T.
     On other classes, it counts as the full method: its text nodes are computed from the texts of these classes.
     """
     from .records import SAME_CLASSES
 
-    scores = record if test is None else test
     name = method(record)
+    is_text = name == OUR_METHOD and scores.get("rule") == SAME_CLASSES
+    return (TEXT, False) if is_text else (name, True)
+
+
+def macro_accuracies(record: dict, column: object) -> list[dict]:
+    """Rows with the macro accuracies of a run: of its method, and of zero-shot CLIP."""
+    name, own = _tested_method(record, record)
+    zero_shot = record.get(f"{MACRO}_zero_shot")
+    return [score(record, name, column, record.get(MACRO), own=own), score(record, ZERO_SHOT, column, zero_shot)]
+
+
+def accuracies(record: dict, column: object, test: dict | None = None) -> list[dict]:
+    """Rows with the accuracies of a test of a run: of its method, zero-shot CLIP, and a full run's text classifier."""
+    scores = record if test is None else test
+    name, own = _tested_method(record, scores)
     key = "map" if is_multilabel(record) else "accuracy"
-    rows = [(name, key, True), (ZERO_SHOT, f"{key}_zero_shot", True)]
-    if name == OUR_METHOD and scores.get("rule") == SAME_CLASSES:
-        rows[0] = (TEXT, "accuracy", False)
-    elif name == OUR_METHOD and not scores.get("rule"):
+    rows = [(name, key, own), (ZERO_SHOT, f"{key}_zero_shot", True)]
+    if name == OUR_METHOD and not scores.get("rule"):
         rows.append((TEXT, "accuracy_text", False))
     rows = [row for row in rows if scores.get(row[1]) is not None]
     return [score(record, row, column, scores[key], test, own) for row, key, own in rows]
@@ -299,6 +319,8 @@ def with_quotes(frame: pd.DataFrame, quotes: Any, keys: Sequence[str], by: str, 
     averages = {MEAN, f"{MEAN_OF}{len(datasets)}"} if same_datasets else set()
     rows = []
     for row in frame[[*keys]].drop_duplicates().to_dict("records"):
+        if row.get(PER_CLASS, EQUAL) != EQUAL:  # the paper has equal numbers of training images
+            continue
         for column in columns:
             # In a comparison by target, the row has the data set of training
             cell = {"setting": "", "metric": "accuracy"} | row

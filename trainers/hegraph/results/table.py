@@ -11,7 +11,7 @@ import pandas as pd
 from scipy.special import stdtrit
 
 from ..utils.option import describe_shots
-from .scores import INDUCTIVE, MEAN_OF, PLACE, PROTOCOL, TABLE_FORMATS, grouped, method_order
+from .scores import DEFAULT_PLACE, MEAN_OF, PLACE, TABLE_FORMATS, grouped, method_order
 
 CONFIDENCE = 0.95
 MIN_NAME_WIDTH = 18  # characters of the methods' column in plain text
@@ -161,8 +161,8 @@ class Table:
 
 
 def place_text(place: Iterable[tuple[str, Any]]) -> list[str]:
-    """Text of keys and their values, such as "4 shots"; the inductive protocol is the default and is left out."""
-    named = (pair for pair in place if pair != (PROTOCOL, INDUCTIVE))
+    """Text of keys and their values, such as "4 shots"; the values of `DEFAULT_PLACE` are left out."""
+    named = (pair for pair in place if pair not in DEFAULT_PLACE.items())
     return [describe_shots(value) if key == "shots" else str(value) for key, value in named]
 
 
@@ -261,7 +261,8 @@ def _block(title: str, cells: pd.DataFrame, table: Table) -> str:
     images = f"{sizes.pop()} test images" if sizes else "test"
     names = [table.labels[row][-1] for row in cells["row"]]
     width = max(MIN_NAME_WIDTH, *map(len, names))
-    score = "mAP" if table.caption.startswith("mAP") else "accuracy"
+    score_names = {"mAP": "mAP", "Macro": "macro accuracy"}
+    score = score_names.get(table.caption.split(maxsplit=1)[0], "accuracy")
     head = f"  {'':{width}}  {'mean':>6}  {'std':>5}  seeds {', '.join(map(str, seeds))}"
     lines = [f"{title}, {score} on {images} (%)", head]
     for name, row, mean, deviation in zip(names, cells["row"], cells["mean"], cells["deviation"]):

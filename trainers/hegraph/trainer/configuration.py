@@ -5,6 +5,7 @@ from yacs.config import CfgNode
 from .. import config_files
 from ..baselines import ALL_BASELINES, load_method, method_options
 from ..config import Config
+from ..datasets.shots import SHOTS_PER_CLASS
 from ..utils.option import NODE, OUR_METHOD
 from .host import DATASET_REGISTRY
 
@@ -37,6 +38,7 @@ def obstacles_in(cfg: Config) -> list[str]:
     checks = {
         f"{data.name or 'no data set'} is none of CoOp's": data.name not in DATASET_REGISTRY.registered_names(),
         "DATASET.UNLABELLED names images that Dassl does not load": data.unlabelled,
+        f"CoOp samples equal numbers of images, not {SHOTS_PER_CLASS}": data.shots_per_class,
         f"{NODE}.SELECT_ON val trains more than once, which Dassl does not": cfg.run.select_on != "last_step",
     }
     return [obstacle for obstacle, holds in checks.items() if holds]

@@ -1,4 +1,4 @@
-"""Accuracy and macro F1 in percent, and the choice of a candidate by its validation accuracy.
+"""Accuracy, macro accuracy and macro F1 in percent, and the choice of a candidate by its validation accuracy.
 
 Shapes: B images of a batch, K classes, d feature width.
 """
@@ -65,6 +65,16 @@ def score_multilabel(
 def accuracy(logits: Tensor, labels: Tensor) -> float:
     """Accuracy of logits `[M, K]` in percent. Logits and labels `[M]` may be on different devices."""
     return 100.0 * int((logits.argmax(dim=1) == labels.to(logits.device)).sum()) / len(labels)
+
+
+def macro_accuracy(logits: Tensor, labels: Tensor) -> float:
+    """Mean accuracy in percent over the classes that occur in `labels` `[M]`, of logits `[M, K]`."""
+    labels = labels.to(logits.device)
+    correct = (logits.argmax(dim=1) == labels).double()
+    images = labels.bincount()
+    tested = images > 0
+    by_class = labels.bincount(correct)[tested] / images[tested]
+    return 100.0 * by_class.mean().item()
 
 
 def choose(accuracies: Mapping[T, float], distance: Callable[[T], float] | None = None) -> tuple[T, dict]:
