@@ -41,6 +41,7 @@ def test_every_key_sets_one_option():
         "INPUT.RRCROP_SCALE": (0.5, 0.75), "INPUT.TRANSFORMS": ("normalize",),
         f"{NODE}.SELECT": [["OPTIM.LR", [1.0]]], f"{NODE}.BY_SHOTS": [[2, ["OPTIM.LR", 1.0]]],
         f"{NODE}.BY_DATASET": [["Digits", ["OPTIM.LR", 1.0]]], "DATASET.SHOTS_PER_CLASS": "16,16",
+        "DATASET.GROUP_PATTERN": "_(g[0-9])_",
     }  # fmt: skip
     by_type = {bool: False, str: "other", tuple: ("a",), list: ["a"]}
     usual = load_cfg()

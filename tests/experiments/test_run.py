@@ -73,7 +73,8 @@ def test_run_writes_model_split_and_record(run, tiny_bank):
         "host": "alone", "threads": torch.get_num_threads(), "device": "cpu",
     }  # fmt: skip
     assert {key: found[key] for key in expected} == expected
-    only_elsewhere = {"source", "shots_per_class", "rule", "num_classes", "trained_on", "protocol", "unlabelled"}
+    only_elsewhere = {"source", "shots_per_class", "groups", "rule", "num_classes", "trained_on"}
+    only_elsewhere |= {"protocol", "unlabelled"}
     only_elsewhere |= {"map", "map_zero_shot", "micro_f1", "average_precision"}  # several labels per image
     assert found.keys() == RunRecord.model_fields.keys() - only_elsewhere
     predicted = load_file(out / "predictions.safetensors")

@@ -76,6 +76,20 @@ def test_optional_and_unknown_content(saved, rewrite):
         _ = bank.features_to_classify
 
 
+def with_groups() -> FeatureBank:
+    numbers = {"train": [0, 0, 1, 1, 2, 2], "val": [3, 4, 4], "test": [5, 6, 7, 8, 8]}
+    return replace(make_bank(), **{f"{split}_groups": torch.tensor(groups) for split, groups in numbers.items()})
+
+
+def test_groups_are_saved_and_sampled(saved):
+    with_groups().save(saved)
+    assert_same(load_bank(saved), with_groups())
+    sampled = sample_bank(BankFile(saved), FewShotSample([4, 0], [2]))
+    assert (sampled.train_groups.tolist(), sampled.val_groups.tolist()) == ([2, 0], [4])
+    assert len(sampled.test_groups) == 5 and sampled.without_test().test_groups is None
+    assert sampled.of_classes(torch.tensor([0, 2])).train_groups.tolist() == [0]
+
+
 def put(name: str, tensor: torch.Tensor):
     return lambda tensors, _: tensors.update({name: tensor})
 
@@ -92,6 +106,9 @@ def text(key: str, value: str):
     (lambda tensors, _: tensors.pop("train_features"), "it lacks train_features"),
     (lambda tensors, _: tensors.pop("val_labels"), "it lacks val_labels"),
     (lambda _, metadata: metadata.pop("logit_scale"), "logit_scale"),
+    (put("train_groups", torch.zeros(6, dtype=torch.int64)), "it has train_groups but lacks val_groups"),
+    (put("val_groups", torch.zeros(2, dtype=torch.int64)), "val_groups must be I64 of shape [3]"),
+    (put("test_groups", torch.zeros(5)), "test_groups must be I64 of shape [5]"),
     (put("train_features", unit(1, 6, 7)), "train_features must be F16 or BF16 or F32 or F64 of shape [1, 6, 4]"),
     (put("test_features", torch.zeros(5, 4, dtype=torch.int64)), "got I64 of shape [5, 4]"),
     (put("text_negative", torch.ones(3)), "text_negative must be"),

@@ -17,6 +17,7 @@ from typing import Any, get_type_hints
 
 from yacs.config import CfgNode
 
+from .datasets.groups import is_group_pattern
 from .datasets.registry import canonical_name
 from .datasets.shots import ALLOWED, SHOTS_PER_CLASS, ShotsPerClass, is_shots_per_class
 from .features.backbones.identity import PRECISIONS
@@ -175,6 +176,14 @@ class DataOptions:
         "DATASET.SKIP_UNREADABLE",
         "whether to skip unlabelled images that cannot be read (`--skip-unreadable`)",
         shapes_run=False,
+    )
+    group_pattern: str = option(
+        "",
+        "DATASET.GROUP_PATTERN",
+        "regular expression that finds the [group](../guides/groups.md) of an image in its path, such as "
+        "`_(patient\\d+)_`; empty: groups of the data, if there are some",
+        allowed="a regular expression with one group in parentheses",
+        allows=lambda value: not value or is_group_pattern(value),
     )
     batch_size: int = option(256, "DATALOADER.TRAIN_X.BATCH_SIZE", "number of images per training step", least=1)
     features: str = option(

@@ -321,7 +321,8 @@ def without_images(bank: FeatureBank, left_out: Tensor) -> FeatureBank:
     """Return the bank without the training images of a mask `[N]`, and without val images."""
     features = bank.train_features[:, ~left_out]
     labels = bank.train_labels[~left_out]
-    return replace(bank, train_features=features, train_labels=labels, val_features=None, val_labels=None)
+    bank = replace(bank, val_features=None, val_labels=None, val_groups=None)
+    return replace(bank, train_features=features, train_labels=labels, train_groups=None)
 
 
 def last_of_each_class(labels: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from ..utils.text import printable
 
 if TYPE_CHECKING:
     from ..datasets.base import Dataset
+    from ..datasets.groups import SharedGroups
 
 SHOTS = (1, 2, 4, 8, 16)  # common numbers
 MAX_CLASSES = 10  # classes listed on a line
@@ -37,6 +38,9 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     check.examples = ("--root data", "dtd pets --root data")
     default = "data set, or `folder` for your own images (default: all if DATA contains one, else your own images)"
     check.add_argument("datasets", nargs="*", metavar="DATASET", help=default)
+    pattern = "regular expression that finds the group of an image in its path, as DATASET.GROUP_PATTERN"
+    parser.set_defaults(group_pattern="")
+    check.add_argument("--group-pattern", default="", metavar="REGEX", help=pattern)
     fetch = parser.add_command("download", "download missing files")
     fetch.examples = ("dtd --root data", "dtd pets eurosat --root data")
     parser.failure = check.failure = fetch.failure = "a data set is incomplete"
@@ -78,13 +82,13 @@ def run(args: argparse.Namespace) -> int:
     has_data_sets = any(os.path.isdir(absolute(args.root) / entry.folder) for entry in known.values())
     if OWN in names or not (args.datasets or has_data_sets):
         try:
-            result = check_own_images(args.root)
+            result = check_own_images(args.root, args.group_pattern)
         except UserError as error:
             name = command(f"datasets check caltech101 --root {shlex.quote(args.root)}")
             advice = [f"to check a data set, name it, as in: {name}"] if error.code == NOT_OWN else []
             result = (False, [str(error), *advice])
         return show(OWN, result)
-    return max([show(name, check_dataset(name, args.root)) for name in names])
+    return max([show(name, check_dataset(name, args.root, args.group_pattern)) for name in names])
 
 
 def show(name: str, result: CheckResult) -> int:
@@ -99,8 +103,12 @@ def show(name: str, result: CheckResult) -> int:
 # --- data sets in the data root
 
 
-def check_dataset(name: str, root: str) -> CheckResult:
-    """Check whether a data set of `stored_datasets` is complete, without opening images or writing files."""
+def check_dataset(name: str, root: str, group_pattern: str = "") -> CheckResult:
+    """Check whether a data set of `stored_datasets` is complete, without opening images or writing files.
+
+    `group_pattern` finds the group of an image in its path (default: the one of the data set, if it has one).
+    """
+    from ..datasets.groups import SharedGroups, groups_in_paths
     from ..datasets.loading import read_stored
     from ..datasets.registry import Sizes, stored_datasets
     from ..datasets.splits import SPLITS, read_random_split
@@ -125,6 +133,12 @@ def check_dataset(name: str, root: str) -> CheckResult:
         return (False, [f"missing images: {len(absent)} of {len(paths)}, such as {folder / absent[0]}", *remedy])
     sizes = Sizes(len(pools["train"]), len(pools["val"]), len(pools["test"]), len(names))
     lines = [str(sizes)] if sizes == entry.sizes else [str(sizes), f"published sizes: {entry.sizes}"]
+    if pattern := group_pattern or entry.group_pattern:
+        group_of = groups_in_paths(sorted(paths), pattern)
+        groups = {}
+        for split in SPLITS:
+            groups[split] = [group_of.get(item.path, item.path) for item in pools[split]]
+        lines += lines_of_groups(SharedGroups.of(**groups))
     published = any(entry.split_file in source.targets for source in entry.sources)
     if published and (record or not split_file.is_file()):
         problem = f"is a random split with seed {record.seed}" if record else "is missing: runs generate a random split"
@@ -135,10 +149,11 @@ def check_dataset(name: str, root: str) -> CheckResult:
 # --- own images
 
 
-def check_own_images(root: str) -> CheckResult:
+def check_own_images(root: str, group_pattern: str = "") -> CheckResult:
     """Check own images by decoding all of them in parallel.
 
-    Images that cannot be read, and copies of test images in other splits, are problems in the result.
+    Images that cannot be read, and copies of test images in other splits, are problems in the result. `group_pattern`
+    is DATASET.GROUP_PATTERN.
 
     Raises:
         UserError: If the files or folders cannot be listed as a data set, or it has fewer than two classes.
@@ -147,7 +162,7 @@ def check_own_images(root: str) -> CheckResult:
     from ..datasets.loading import load_own_images
     from ..features.backbones.identity import DEFAULT_BACKBONE
 
-    dataset = load_own_images(root)
+    dataset = load_own_images(root, group_pattern=group_pattern)
     check_classes(len(dataset.classnames))
     problems = dataset.unreadable_images()
     lines = [f"{len(problems)} of {len(dataset.paths())} images cannot be read:"] if problems else []
@@ -183,7 +198,17 @@ def _lines_of_counts(dataset: "Dataset") -> list[str]:
         if small := [name for name in names if counts["train"][name] < shots]:
             few = f"{len(small)} of {len(names)} classes have fewer training images and contribute all of them"
             lines.append(f"--shots {shots}: {few}: {abbreviate(small, MAX_CLASSES)}")
+    if (shared := dataset.shared_groups()) is not None:
+        lines += lines_of_groups(shared)
     return lines + (_lines_of_label_sets(dataset) if dataset.multilabel else [])
+
+
+def lines_of_groups(shared: "SharedGroups") -> list[str]:
+    """List the number of groups, and the images of val and test whose groups occur in train."""
+    lines = [f"groups: {shared.groups}"]
+    if shared.warning:
+        lines.append(f"warning: {shared.warning}")
+    return lines
 
 
 def _lines_of_label_sets(dataset: "Dataset") -> list[str]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import shlex
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from ..utils.errors import UserError, first_line
 from ..utils.files import hash_file, hash_json
 from ..utils.progress import Progress
 from ..utils.threads import MAX_THREADS, cores, in_batches
+from .groups import SharedGroups
 from .images import reason
 from .splits import FewShotSample, Item, subsample_labels
 
@@ -40,6 +41,7 @@ class Dataset:
         stored: Function from the path of such an item to its encoded bytes.
         check_command: Command that lists all unreadable images; "" if there is none.
         pool: Images of train and val that a few-shot task did not sample (`load_few_shot`).
+        groups: Groups of images (`groups.py`) by path; images without one are groups of their own.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Dataset:
     stored: Callable[[str], bytes] | None = None
     check_command: str = ""
     pool: Sequence[Item] = ()
+    groups: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def ids(self) -> Sequence[str]:
@@ -79,6 +82,17 @@ class Dataset:
         """Return the few-shot task of a sample, with all test images; val that equals test stays complete, too."""
         val = self.val if self.val_is_test else [self.val[i] for i in sample.val]
         return replace(self, train=[self.train[i] for i in sample.train], val=val)
+
+    def groups_of(self, items: Sequence[Item]) -> list[str] | None:
+        """Return the group of each item, its path if it has none; None without any groups."""
+        return [self.groups.get(item.path, item.path) for item in items] if self.groups else None
+
+    def shared_groups(self) -> SharedGroups | None:
+        """Count the images of val and test whose groups occur in train; None without any groups."""
+        if not self.groups:
+            return None
+        val = [] if self.val_is_test else self.val
+        return SharedGroups.of(*(self.groups_of(items) or () for items in (self.train, val, self.test)))
 
     def subsample(self, which: str) -> Dataset:
         """Return the data set with all classes, or a half of them with new labels (see `splits.subsample_labels`)."""

@@ -2,10 +2,13 @@
 
 ROOT/train/<class>/*.jpg         and optionally ROOT/val/<class>/ and ROOT/test/<class>/
 ROOT/<class>/*.jpg               each class is split at random, as by CoOp for a data set without a split
-ROOT/labels.csv, or ROOT itself  with the columns path,label[,split] and paths relative to the file
+ROOT/labels.csv, or ROOT itself  with the columns path,label[,split][,group] and paths relative to the file
                                  or path,labels[,split], with `|` between the labels of an image
 ROOT/train/metadata.csv          with the columns file_name,label, and the same for val and test
 ROOT/metadata.csv                with the columns file_name,label[,split] (default: the first folder of file_name)
+
+Where no class folder has an image of its own, its folders are groups: <class>/<group>/*.jpg. A group of one name in
+several classes is one group. The column `group` may be empty.
 
 Commas, semicolons or tabs separate the columns of a table. Windows paths with `\\` are accepted. An empty cell of
 `labels` is an unlabelled image, and `|` alone an image without any label.
@@ -16,16 +19,19 @@ import logging
 import os
 import random
 import re
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from functools import cache, partial
-from itertools import groupby
 from pathlib import Path
+from typing import NamedTuple
 
 from ..utils.errors import UserError
 from ..utils.files import absolute
 from ..utils.reading import read_text, reading
+from ..utils.text import normalized_name
+from .groups import Group, assign_parts, shared_groups_only
 from .images import is_image, open_below
-from .layouts import list_folders, list_names, split_classes
+from .layouts import TRAIN_FRACTION, VAL_FRACTION, list_folders, list_names, split_classes
 from .own_images import OwnImages, Row, complete_splits
 from .splits import SPLITS, split_of
 
@@ -64,7 +70,9 @@ def read_folders_or_table(root: str) -> OwnImages | None:
     elif base / METADATA in tables and "file_name" in _columns(base / METADATA):
         rows = _rows_of_table(base / METADATA)
     elif any(split == "train" and list_folders(base / name) for name, split in folders.items()):
-        places = [(f"{top}/{name}", split, name) for top, split in folders.items() for name in list_names(base / top)]
+        places = []
+        for top, split in folders.items():
+            places += [_Folder(f"{top}/{name}", split, name) for name in list_names(base / top)]
         rows = _rows_of_folders(base, places, "train/<class>", [])
         _check_folders(base, folders)
         if tables:
@@ -80,22 +88,34 @@ def read_folders_or_table(root: str) -> OwnImages | None:
 # --- class folders
 
 
+class _Folder(NamedTuple):
+    """Folder of images of one class, with a path relative to the root; `group` is "" for a folder of the class."""
+
+    path: str
+    split: str
+    label: str
+    group: str = ""
+
+
 def class_folders(base: Path) -> list[str]:
     """List the class folders directly in a folder, sorted.
 
-    These are the folders with images, except hidden folders, `NON_CLASS_FOLDERS` and outputs of this program.
+    These are the folders with images, except hidden folders, `NON_CLASS_FOLDERS` and outputs of this program; or, if
+    there are none, the folders with folders of images, which are groups.
 
     Raises:
         UserError: If there are class folders and also a folder with the name of a split.
     """
-    classes = []
     splits = []
+    others = []
     for name in list_folders(base):
-        files = list_names(base / name)
         if split_of(name):
             splits.append(name)
-        elif name.lower() not in NON_CLASS_FOLDERS and not {*OUTPUT_FILES} & {*files} and any(map(is_image, files)):
-            classes.append(name)
+        elif name.lower() not in NON_CLASS_FOLDERS:
+            others.append(name)
+    classes = [name for name in others if _has_images(base / name)]
+    if not classes:
+        classes = [name for name in others if _has_groups(base / name)]
     if classes and splits:
         problem = f"{base} contains the folder of a split, {splits[0]}, next to class folders such as {classes[0]}"
         expected = f"expected {base}/train/<class>/*.jpg, or class folders alone"
@@ -103,42 +123,90 @@ def class_folders(base: Path) -> list[str]:
     return classes
 
 
-def read_unsplit_folders(root: str, split: bool = True) -> OwnImages | None:
-    """Read class folders directly in a folder; None without any.
+def _has_images(folder: Path) -> bool:
+    """Whether a folder has images of its own and is no output of this program."""
+    files = list_names(folder)
+    return not {*OUTPUT_FILES} & {*files} and any(map(is_image, files))
 
-    Each class is split into 50 % train, 20 % val and 30 % test by CoOp's protocol. The split depends only on the names
-    of folders and files. Without `split`, all images are train.
+
+def _has_groups(folder: Path) -> bool:
+    """Whether a folder without images has folders with images and is no output of this program."""
+    names = list_names(folder)
+    if {*OUTPUT_FILES} & {*names}:
+        return False
+    return any((folder / name).is_dir() and _has_images(folder / name) for name in names)
+
+
+def read_unsplit_folders(root: str) -> OwnImages | None:
+    """Read class folders directly in a folder, with all images in train; None without any.
 
     Raises:
-        UserError: If there are fewer than two classes to split, a class has fewer than `MIN_IMAGES` images, or
-            `class_folders` fails.
+        UserError: If `class_folders` fails.
     """
     base = absolute(root)
     classes = class_folders(base) if os.path.isdir(base) else []
     if not classes:
         return None
     skipped = [name for name in list_names(base) if name not in classes]
-    rows = _rows_of_folders(base, [(name, "train", name) for name in classes], "<class>", skipped)
-    return OwnImages(_split(base, classes, rows) if split else rows, partial(open_below, base), base)
+    rows = _rows_of_folders(base, [_Folder(name, "train", name) for name in classes], "<class>", skipped)
+    return OwnImages(rows, partial(open_below, base), base)
 
 
-def _split(base: Path, classes: Sequence[str], rows: Sequence[Row]) -> list[Row]:
-    """Split the images of each class folder; errors as for `read_unsplit_folders`."""
-    if len(classes) < 2:
+def split_at_random(images: OwnImages) -> OwnImages:
+    """Split the images of each class of `read_unsplit_folders` into 50 % train, 20 % val and 30 % test, as CoOp does.
+
+    The split depends only on the names of folders and files. With groups, whole groups are split.
+
+    Raises:
+        UserError: If there are fewer than two classes, a class has fewer than `MIN_IMAGES` images, or, with groups, a
+            class has no image in one of the splits.
+    """
+    base = images.root
+    rows = images.rows
+    numbers = Counter(row.label for row in rows)
+    if len(numbers) < 2:
         expected = "expected at least two class folders, or one CSV file with the columns path,label[,split]"
-        raise UserError(f"{base} has images in only one folder, {classes[0]}; {expected}")
-    paths: dict[str, list[str]] = {}
-    for name, group in groupby(rows, lambda row: row.label):
-        paths[name] = [row.path for row in group]
-    if small := [name for name in classes if len(paths[name]) < MIN_IMAGES]:
-        problem = f"{len(small)} of {len(classes)} classes have fewer than {MIN_IMAGES} images, too few to split"
-        advice = f"add images, or move all class folders into {base / 'train'}, which is not split"
+        raise UserError(f"{base} has images in only one folder, {rows[0].label}; {expected}")
+    advice = f"add images, or move all class folders into {base}/train, which is not split"
+    if small := [name for name, number in numbers.items() if number < MIN_IMAGES]:
+        problem = f"{len(small)} of {len(numbers)} classes have fewer than {MIN_IMAGES} images, too few to split"
         raise UserError(f"{base}: {problem}, such as {small[0]}; {advice}")
-    pools = split_classes(((label, name, paths[name]) for label, name in enumerate(classes)), random.Random(SPLIT_SEED))
-    counts = ", ".join(f"{len(pools[name])} {name}" for name in SPLITS)
-    split = f"was split at random into 50 % train, 20 % val, 30 % test images ({counts})"
-    _warn_once(f"{base} has no folder train, so each class {split}")
-    return [Row(name, item.path, item.classname) for name in SPLITS for item in pools[name]]
+    groups = shared_groups_only([row.group or row.path for row in rows])
+    split = _split_images(rows) if groups is None else _split_groups(rows, groups)
+    for name in SPLITS:
+        if lacking := sorted({*numbers} - {row.label for row in split if row.split == name}):
+            problem = f"the groups of {lacking[0]} are too few to split: none is left for {name}"
+            raise UserError(f"{base}: {problem}; {advice}")
+    split_counts = Counter(row.split for row in split)
+    counts = ", ".join(f"{split_counts[name]} {name}" for name in SPLITS)
+    what = "each class was split" if groups is None else "the groups of each class were split"
+    how = f"{what} at random into 50 % train, 20 % val, 30 % test images ({counts})"
+    _warn_once(f"{base} has no folder train, so {how}")
+    return images._replace(rows=split)
+
+
+def _split_images(rows: Sequence[Row]) -> list[Row]:
+    """Split the images of each class, whose rows follow each other."""
+    paths: dict[str, list[str]] = {}
+    for row in rows:
+        paths.setdefault(row.label, []).append(row.path)
+    by_class = [(label, name, of_class) for label, (name, of_class) in enumerate(paths.items())]
+    pools = split_classes(by_class, random.Random(SPLIT_SEED))
+    group_of = {row.path: row.group for row in rows}
+    split = []
+    for name in SPLITS:
+        split += [Row(name, item.path, item.classname, group_of[item.path]) for item in pools[name]]
+    return split
+
+
+def _split_groups(rows: Sequence[Row], groups: Sequence[Group]) -> list[Row]:
+    """Split whole groups."""
+    shares = TRAIN_FRACTION, VAL_FRACTION, 1 - TRAIN_FRACTION - VAL_FRACTION
+    names = sorted({row.label for row in rows})
+    number_of = {name: number for number, name in enumerate(names)}
+    labels = [number_of[row.label] for row in rows]
+    parts = assign_parts(labels, groups, shares, random.Random(SPLIT_SEED))
+    return [row._replace(split=SPLITS[part]) for row, part in zip(rows, parts)]
 
 
 @cache
@@ -156,21 +224,39 @@ def _check_folders(base: Path, folders: dict[str, str]) -> None:
         logger.warning("%s: read the folders %s, skipped %s", base, ", ".join(folders), ", ".join(skipped))
 
 
-def _rows_of_folders(base: Path, folders: Iterable[tuple[str, str, str]], form: str, skipped: list[str]) -> list[Row]:
+def _group_folders(base: Path, folders: Sequence[_Folder], form: str) -> tuple[Sequence[_Folder], str]:
+    """Return the folders in class folders, which are groups, if no class folder has an image of its own.
+
+    Otherwise the class folders themselves are returned. The second value is the expected path of a folder with images.
+    """
+    contents = {folder: list_names(base / folder.path) if (base / folder.path).is_dir() else [] for folder in folders}
+    if any(is_image(name) for names in contents.values() for name in names):
+        return folders, form
+    groups = []
+    for folder, names in contents.items():
+        groups += [folder._replace(path=f"{folder.path}/{name}", group=name) for name in names] or [folder]
+    if not any(_has_images(base / folder.path) for folder in groups if (base / folder.path).is_dir()):
+        return folders, form
+    return groups, f"{form}/<group>"
+
+
+def _rows_of_folders(base: Path, folders: Sequence[_Folder], form: str, skipped: list[str]) -> list[Row]:
     """Read class folders, and warn of skipped files and folders.
 
     Args:
         base: Folder of all images.
-        folders: Path, split and class of each class folder.
+        folders: Class folders.
         form: Expected path of a class folder, for the warning.
         skipped: Other names in `base`.
     """
+    folders, form = _group_folders(base, list(folders), form)
     rows: list[Row] = []
-    for folder, split, name in folders:
-        files = list_names(base / folder) if (base / folder).is_dir() else []
+    for folder in folders:
+        place = folder.path
+        files = list_names(base / place) if (base / place).is_dir() else []
         images = [file for file in files if is_image(file)]  # by name, since there may be millions
-        rows += [Row(split, f"{folder}/{file}", name) for file in images]
-        skipped = skipped + ([f"{folder}/{file}" for file in files if not is_image(file)] if images else [folder])
+        rows += [Row(folder.split, f"{place}/{file}", folder.label, folder.group) for file in images]
+        skipped = skipped + ([f"{place}/{file}" for file in files if not is_image(file)] if images else [place])
     if skipped:
         warning = "%s: skipped %d files and folders that are not %s/IMAGE, such as %s"
         logger.warning(warning, base, len(skipped), form, skipped[0])
@@ -252,7 +338,8 @@ def _rows_of_table(path: Path, folder: str = "", default: str = "") -> list[Row]
         splits = {row.path: row.split or split_of(top) for row, top in zip(rows, tops)}
         splits = complete_splits(splits, path, "move it to a folder train, or add a column split")
         rows = [row._replace(split=splits[row.path]) for row in rows]
-    return [Row(row.split or default or "train", os.path.join(folder, row.path), row.label) for row in rows]
+    splits_of_rows = [row.split or default or "train" for row in rows]
+    return [row._replace(split=split, path=os.path.join(folder, row.path)) for row, split in zip(rows, splits_of_rows)]
 
 
 def _read_row(row: dict[str, str], path_column: str) -> Row:
@@ -260,7 +347,8 @@ def _read_row(row: dict[str, str], path_column: str) -> Row:
     split = row.get("split", "")
     if split and not split_of(split):
         raise UserError(f"{row['where']}: expected train, val or test as split, got {split!r}")
-    return Row(split_of(split), row[path_column], row["label"] if "label" in row else _names(row))
+    label = row["label"] if "label" in row else _names(row)
+    return Row(split_of(split), row[path_column], label, normalized_name(row.get("group", "")))
 
 
 def _names(row: dict[str, str]) -> tuple[str, ...] | None:

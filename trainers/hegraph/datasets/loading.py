@@ -21,10 +21,11 @@ from . import splits
 from .annotations import read_annotations
 from .base import Dataset, abbreviate, check_command, class_names
 from .digits import load_digit_scenes, load_digits_dataset
-from .folder import read_folders_or_table, read_table, read_unsplit_folders
+from .folder import read_folders_or_table, read_table, read_unsplit_folders, split_at_random
+from .groups import groups_in_paths
 from .images import is_image, open_below
 from .layouts import class_ids, list_names
-from .own_images import LAYOUT, build_dataset
+from .own_images import LAYOUT, build_dataset, with_groups
 from .packed import read_hugging_face, read_shards
 from .registry import ENTRIES, Entry, find_entry
 from .shots import shots_of_classes
@@ -36,7 +37,9 @@ OWN = "ImageFolder"  # DATASET.NAME of own images
 NOT_OWN = "images.layout"  # code of the error for a folder without own images
 
 
-def load_dataset(name: str, root: str = "", seed: int = 1, rng: Random | None = None) -> Dataset:
+def load_dataset(
+    name: str, root: str = "", seed: int = 1, rng: Random | None = None, group_pattern: str = ""
+) -> Dataset:
     """Load a data set with its full splits, without opening an image.
 
     Args:
@@ -44,6 +47,8 @@ def load_dataset(name: str, root: str = "", seed: int = 1, rng: Random | None = 
         root: Folder of the data sets, or of own images.
         seed: Seed of a random split, if no split file exists.
         rng: Generator with this seed, which is advanced by splitting (default: a new one).
+        group_pattern: Regular expression with one group in parentheses, which finds the group of an image in its path;
+            "" for the groups of the data.
 
     Examples:
         >>> from hegraph import load_dataset
@@ -55,13 +60,26 @@ def load_dataset(name: str, root: str = "", seed: int = 1, rng: Random | None = 
     validate(Path, root, "root", convert=True)
     if entry is None:
         raise unknown("data set", name, ENTRIES)
+    if entry.name == OWN:
+        return load_own_images(root, entry.name, group_pattern=group_pattern)
     if entry.loader:
-        return LOADERS[entry.loader](root, entry.name)
-    return _load_stored(entry, root, seed, rng or Random(seed))
+        dataset = LOADERS[entry.loader](root, entry.name)
+    else:
+        dataset = _load_stored(entry, root, seed, rng or Random(seed))
+    if group_pattern:
+        dataset = replace(dataset, groups=groups_in_paths(dataset.paths(), group_pattern))
+    return dataset
 
 
 def load_few_shot(
-    name: str, root: str, shots: int, seed: int, subsample: str = "all", pool: bool = False, shots_per_class: str = ""
+    name: str,
+    root: str,
+    shots: int,
+    seed: int,
+    subsample: str = "all",
+    pool: bool = False,
+    shots_per_class: str = "",
+    group_pattern: str = "",
 ) -> Dataset:
     """Load the few-shot task of CoOp's protocol, and check that all image files exist, without opening one.
 
@@ -72,6 +90,7 @@ def load_few_shot(
         subsample: "all", "base" or "new" classes.
         pool: Whether to list the images that are not sampled as `Dataset.pool`.
         shots_per_class: Unequal numbers of training images, as in DATASET.SHOTS_PER_CLASS, in place of `shots`.
+        group_pattern: As for `load_dataset`. Groups stay whole (see `splits.sample_few_shot`).
 
     Examples:
         >>> from hegraph import load_few_shot
@@ -86,7 +105,7 @@ def load_few_shot(
     if seed < 0:
         raise UserError(f"the few-shot protocol needs a seed from 0, got {seed}", "seed")
     rng = Random(seed)
-    whole = load_dataset(name, root, seed, rng)
+    whole = load_dataset(name, root, seed, rng, group_pattern)
     check_trainable(whole)
     sample: dict[str, Any] | None = None if shots_per_class else read_coop_sample(whole, shots, seed)
     if sample:
@@ -95,7 +114,8 @@ def load_few_shot(
         train_labels = [item.label for item in whole.train]
         val_labels = [item.label for item in whole.val]
         numbers = shots_of_classes(shots, shots_per_class, len(whole.classnames), rng)
-        dataset = whole.select(sample_few_shot(train_labels, val_labels, numbers, rng))
+        groups = whole.groups_of(whole.train), whole.groups_of(whole.val)
+        dataset = whole.select(sample_few_shot(train_labels, val_labels, numbers, rng, *groups))
     dataset = dataset.subsample(subsample)
     dataset.check_files()
     if pool:
@@ -106,9 +126,9 @@ def load_few_shot(
     return dataset
 
 
-def load_test_images(name: str, root: str, seed: int, subsample: str = "all") -> Dataset:
+def load_test_images(name: str, root: str, seed: int, subsample: str = "all", group_pattern: str = "") -> Dataset:
     """Load the test images of a data set; arguments as for `load_few_shot`, UserError if there are none."""
-    dataset = load_dataset(name, root, seed).subsample(subsample).only_test()
+    dataset = load_dataset(name, root, seed, group_pattern=group_pattern).subsample(subsample).only_test()
     dataset.check_files()
     return dataset
 
@@ -161,20 +181,25 @@ def check_trainable(dataset: Dataset) -> None:
 # --- the user's own images
 
 
-def load_own_images(root: str, name: str = OWN, split_folders: bool = True) -> Dataset:
+def load_own_images(root: str, name: str = OWN, split_folders: bool = True, group_pattern: str = "") -> Dataset:
     """Load the own images at `root`, in one of the forms of docs/guides/data.md, without opening an image.
 
-    Class folders directly below `root` are split into train, val and test if `split_folders`.
+    Class folders directly below `root` are split into train, val and test if `split_folders`. `group_pattern` is that
+    of `load_dataset`.
     """
     if not root:
         raise UserError(f"{OWN} needs --root, your folder or CSV file; {LAYOUT}")
     # Each function returns None for images in another form
     images = read_annotations(root) or read_folders_or_table(root) or read_hugging_face(root) or read_shards(root)
-    images = images or read_unsplit_folders(root, split_folders)
+    is_split = images is not None
+    images = images or read_unsplit_folders(root)
     if images is None:
         content = abbreviate(list_names(absolute(root))) or "nothing"
         problem = f"{absolute(root)} contains {content}, neither class folders nor one CSV file"
         raise UserError(f"{problem}; {LAYOUT}", NOT_OWN)
+    images = with_groups(images, group_pattern, images.root or root)
+    if split_folders and not is_split:
+        images = split_at_random(images)
     return build_dataset(images, name, root)
 
 

@@ -17,6 +17,7 @@ from PIL import Image
 from ..utils.errors import UserError
 from ..utils.text import normalized_name
 from .base import Dataset, abbreviate, check_command
+from .groups import groups_in_paths
 from .layouts import list_folders, list_names
 from .splits import SPLIT_NAMES, SPLITS, Item, split_of
 
@@ -35,11 +36,13 @@ class Row(NamedTuple):
         split: Split, one of `SPLITS`.
         path: Path relative to the root, or another identifier of the image.
         label: Label. With several labels per image, a tuple of names, or None for an unlabelled image.
+        group: Group of the image (`groups.py`); "" for a group of its own.
     """
 
     split: str
     path: str
     label: Any
+    group: str = ""
 
 
 class OwnImages(NamedTuple):
@@ -57,6 +60,24 @@ class OwnImages(NamedTuple):
     version: Callable[[str], tuple[int, int]] | None = None
     stored: Callable[[str], bytes] | None = None
     classnames: Sequence[str] = ()
+
+
+# --- groups
+
+
+def with_groups(images: OwnImages, pattern: str, where: object) -> OwnImages:
+    """Return images with the groups that DATASET.GROUP_PATTERN finds in their paths; "" changes nothing.
+
+    Raises:
+        UserError: If the images have groups already, or the pattern is malformed or matches no path.
+    """
+    if not pattern:
+        return images
+    if grouped := next((row for row in images.rows if row.group), None):
+        problem = f"{where}: {grouped.path} has the group {grouped.group!r} already"
+        raise UserError(f"{problem}; leave out DATASET.GROUP_PATTERN, or remove the column or folders of groups")
+    groups = groups_in_paths([row.path for row in images.rows], pattern)
+    return images._replace(rows=[row._replace(group=groups.get(row.path, "")) for row in images.rows])
 
 
 # --- splits
@@ -166,8 +187,19 @@ def build_dataset(images: OwnImages, name: str, root: str) -> Dataset:
         item = Item(row.path, labels if multilabel else labels[0], "|".join(names[label] for label in labels))
         items[row.split].append(item)
     train, val, test = items.values()
-    check = check_command("folder", root)
-    return Dataset(name, names, train, val, test, images.open, images.root, (), images.version, images.stored, check)
+    return Dataset(
+        name,
+        names,
+        train,
+        val,
+        test,
+        images.open,
+        images.root,
+        version=images.version,
+        stored=images.stored,
+        check_command=check_command("folder", root),
+        groups={row.path: row.group for row in rows if row.group},
+    )
 
 
 def _refuse_repeated(images: OwnImages, where: object) -> None:

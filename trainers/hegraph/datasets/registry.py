@@ -86,6 +86,7 @@ class Entry:
     sources: tuple[Source, ...] = ()
     by_hand: str = ""
     class_ids: str = ""
+    group_pattern: str = ""
 
     def read(self, folder: Path, rng: Random) -> Pools:
         """List all images of the data set by split. The function of its layout reads `folder`, but no split file.

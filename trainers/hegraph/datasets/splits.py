@@ -3,9 +3,9 @@
 The protocol visits the classes in order of first appearance, first in train, then in val. `random.sample` chooses
 `shots` items of each class of train, and `min(shots, 4)` of val, with Python's generator, seeded as by Dassl's
 `set_random_seed`. All items of a smaller class are taken, in split order, without a call of the generator. With the
-same split file, shots and seed, the sample equals CoOp's, item for item. `shots.py` has unequal numbers of shots. For
-CoCoOp's base-to-new protocol, the classes are split into two halves by label after sampling. `_sample_per_label` is the
-protocol of several labels per image.
+same split file, shots and seed, the sample equals CoOp's, item for item. `shots.py` has unequal numbers of shots, and
+`groups.py` groups of images, which stay whole. For CoCoOp's base-to-new protocol, the classes are split into two halves
+by label after sampling. `_sample_per_label` is the protocol of several labels per image.
 
 Pickles are read without running any code in them.
 """
@@ -26,6 +26,7 @@ from pydantic import Field
 from ..utils.errors import UserError, unknown
 from ..utils.files import hash_file, write_json
 from ..utils.reading import Count, Finite, LenientModel, read_json, reading, validate
+from .groups import Group, sample_groups, shared_groups_only
 from .shots import SHOTS_PER_CLASS
 
 logger = logging.getLogger(__name__)
@@ -75,18 +76,28 @@ class FewShotSample(NamedTuple):
 
 
 def sample_few_shot(
-    train_labels: Sequence, val_labels: Sequence, shots: int | Sequence[int], rng: Random
+    train_labels: Sequence,
+    val_labels: Sequence,
+    shots: int | Sequence[int],
+    rng: Random,
+    train_groups: Sequence[Group] | None = None,
+    val_groups: Sequence[Group] | None = None,
 ) -> FewShotSample:
     """Sample few-shot training and validation sets by CoOp's protocol, or by that of several labels per image.
+
+    With groups, whole groups of a class are sampled until it has enough items, and items of val whose group is in the
+    training sample are left out, with a warning.
 
     Args:
         train_labels: Labels of all training items, in split order; for several labels per image, tuples.
         val_labels: Labels of all validation items, in split order.
         shots: Number of training items per class, or -1 for all items; or the number of each class, in label order.
         rng: `Random(seed)`, perhaps after generating a split.
+        train_groups, val_groups: Group of each item; None without groups.
     """
     if shots == -1:
-        return FewShotSample(list(range(len(train_labels))), list(range(len(val_labels))))
+        train = list(range(len(train_labels)))
+        return FewShotSample(train, _val_of_other_groups(len(val_labels), train, train_groups, val_groups))
     if isinstance(shots, int) and shots < 1:
         raise UserError(f"shots must be at least 1, or -1 for all, got {shots}", "shots")
     multilabel = any(isinstance(label, tuple) for label in train_labels[:1])
@@ -105,20 +116,47 @@ def sample_few_shot(
         warning = "%d of %d classes have %s (minimum: %d) and contribute all of them"
         logger.warning(warning, len(small), len(counts), fewer, min(counts.values()))
     sample = _sample_per_label if multilabel else _sample_per_class
-    return FewShotSample(sample(train_labels, shots_of, rng), sample(val_labels, val_shots_of, rng))
+    train = sample(train_labels, shots_of, rng, shared_groups_only(train_groups))
+    candidates = _val_of_other_groups(len(val_labels), train, train_groups, val_groups)
+    groups = None if val_groups is None else [val_groups[row] for row in candidates]
+    candidate_labels = [val_labels[row] for row in candidates]
+    sampled = sample(candidate_labels, val_shots_of, rng, shared_groups_only(groups))
+    return FewShotSample(train, [candidates[position] for position in sampled])
 
 
-def _sample_per_class(labels: Sequence[int], shots_of: ShotsOf, rng: Random) -> list[int]:
+def _val_of_other_groups(
+    num_val: int, train: Sequence[int], train_groups: Sequence[Group] | None, val_groups: Sequence[Group] | None
+) -> list[int]:
+    """Return the items of val whose groups are not those of the sampled items of train, all without groups."""
+    if train_groups is None or val_groups is None:
+        return list(range(num_val))
+    trained = {train_groups[row] for row in train}
+    others = [row for row, group in enumerate(val_groups) if group not in trained]
+    if len(others) < num_val:
+        logger.warning("left out %d of %d val images, whose groups are in train", num_val - len(others), num_val)
+    return others
+
+
+def _sample_rows(rows: Sequence[int], number: int, groups: Sequence[Group] | None, rng: Random) -> list[int]:
+    """Sample `number` of some rows, by whole groups if there are groups."""
+    return rng.sample(rows, number) if groups is None else sample_groups(rows, number, groups, rng)
+
+
+def _sample_per_class(
+    labels: Sequence[int], shots_of: ShotsOf, rng: Random, groups: Sequence[Group] | None = None
+) -> list[int]:
     by_class: defaultdict[int, list[int]] = defaultdict(list)  # in order of first appearance
     for index, label in enumerate(labels):
         by_class[label].append(index)
     sample: list[int] = []
     for label, rows in by_class.items():
-        sample += rng.sample(rows, shots_of(label)) if len(rows) >= shots_of(label) else rows
+        sample += _sample_rows(rows, shots_of(label), groups, rng) if len(rows) >= shots_of(label) else rows
     return sample
 
 
-def _sample_per_label(label_sets: Sequence[tuple[int, ...]], shots_of: ShotsOf, rng: Random) -> list[int]:
+def _sample_per_label(
+    label_sets: Sequence[tuple[int, ...]], shots_of: ShotsOf, rng: Random, groups: Sequence[Group] | None = None
+) -> list[int]:
     """Sample items with several labels until each label has its shots, or all of its items.
 
     Labels are visited from the rarest to the most frequent, so that few of them exceed `shots`. An item counts for all
@@ -133,7 +171,7 @@ def _sample_per_label(label_sets: Sequence[tuple[int, ...]], shots_of: ShotsOf, 
         rest = [row for row in rows if row not in sample]
         missing = shots_of(label) - (len(rows) - len(rest))
         if 0 < missing < len(rest):
-            rest = rng.sample(rest, missing)
+            rest = _sample_rows(rest, missing, groups, rng)
         if missing > 0:
             sample |= dict.fromkeys(rest)
     return list(sample)

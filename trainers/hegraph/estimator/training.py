@@ -160,7 +160,9 @@ def train_model(support_set: SupportSet, origin: Origin, cfg: Config, device: st
         fitted = calibrate(fit(task, bank, start=known.state), task, bank)
         support_set = replace(support_set, state=scatter_state(fitted.state, seen.nonzero().flatten(), len(names)))
     else:
-        bank = replace(bank, train_features=bank.train_features[:1, :0], train_labels=bank.train_labels[:0])
+        bank = replace(
+            bank, train_features=bank.train_features[:1, :0], train_labels=bank.train_labels[:0], train_groups=None
+        )
         fitted = load_method("ZeroShot").fit(bank, None, task.seed)
     model = cast(SavedModel, make_model(RunIdentity(task), bank, fitted))  # both methods fold
     metadata = {"method": model.method if trains else "ZeroShot"} | metadata_of(support_set, origin, cfg)

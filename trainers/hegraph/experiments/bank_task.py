@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..config import Config
 from ..datasets.base import check_classes
+from ..datasets.groups import SharedGroups
 from ..datasets.shots import shots_of_classes
 from ..datasets.splits import FewShotSample, sample_few_shot, subsample_labels
 from ..features.bank import BankFile, FeatureBank, label_list, sample_bank
@@ -34,9 +35,10 @@ class BankTask(Task):
         file = shared_bank(path, cfg)
         self.file = file
         labels = {name: label_list(file.labels[name]) if name in file.labels else [] for name in ("train", "val")}
+        groups = [file.groups[name].tolist() if name in file.groups else None for name in ("train", "val")]
         rng = random.Random(seed)
         shots = shots_of_classes(cfg.data.shots, cfg.data.shots_per_class, len(file.classnames), rng)
-        self.selection = sample_few_shot(labels["train"], labels["val"], shots, rng)
+        self.selection = sample_few_shot(labels["train"], labels["val"], shots, rng, *groups)
         # With all classes, a class without images stays, and a later check refuses it
         of_all = cfg.data.classes == "all" or file.multilabel  # `check_multilabel` refuses a part of the classes
         sampled = range(len(file.classnames)) if of_all else {labels["train"][row] for row in self.selection.train}
@@ -61,6 +63,19 @@ class BankTask(Task):
     @property
     def has_test(self) -> bool:
         return "test" in self.file.labels and (self.multilabel or bool(self._in_classes("test").any()))
+
+    @property
+    def shared_groups(self) -> SharedGroups | None:
+        groups = self.file.groups
+        if not groups:
+            return None
+        of_split = {"train": [], "val": [], "test": []}  # type: dict[str, list[int]]
+        for name, rows in self.split.items():
+            of_split[name] = [int(groups[name][row]) for row, *_ in rows]
+        if "test" in groups:
+            tested = groups["test"] if self.multilabel else groups["test"][self._in_classes("test")]
+            of_split["test"] = tested.tolist()
+        return SharedGroups.of(**of_split)
 
     @cached_property
     def _bank(self) -> FeatureBank:

@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from ..baselines.base import FittedMethod
+from ..datasets.groups import balanced_folds
 from ..features.bank import FeatureBank, mean_over_views
 from ..method.cache import QUERY_BATCH, text_logits
 from ..method.training.choice import has_val, val_images
@@ -41,8 +42,6 @@ logger = logging.getLogger(__name__)
 Classify = Callable[[Tensor], Tensor]  # unit-norm image features [B, d] -> logits [B, K]
 Fit = Callable[[FeatureBank], Classify]
 Part = tuple[FeatureBank, Tensor]  # bank without the held-out training images, and the mask of these images, [N]
-
-MAX_FOLDS = 4
 
 
 def calibrate(fitted: FittedMethod, task: Task, bank: FeatureBank) -> FittedMethod:
@@ -109,10 +108,12 @@ def fit_calibration(bank: FeatureBank, classify: Classify, fit_again: Fit, train
 
 def without_images(bank: FeatureBank, seed: int) -> Iterator[Part]:
     """Hold out one part of the images of every class after another, until each image was held out once."""
-    folds = assign_folds(bank.train_labels, seed)
+    folds = assign_folds(bank.train_labels, seed, bank.train_groups)
     for fold in range(int(folds.max()) + 1):
         mask = folds == fold
-        yield replace(bank, train_features=bank.train_features[:, ~mask], train_labels=bank.train_labels[~mask]), mask
+        groups = None if bank.train_groups is None else bank.train_groups[~mask]
+        features = bank.train_features[:, ~mask]
+        yield replace(bank, train_features=features, train_labels=bank.train_labels[~mask], train_groups=groups), mask
 
 
 def without_classes(bank: FeatureBank, seed: int) -> Iterator[Part]:
@@ -126,21 +127,13 @@ def without_classes(bank: FeatureBank, seed: int) -> Iterator[Part]:
         yield bank.of_classes(torch.tensor(sorted(known))), mask
 
 
-def assign_folds(labels: Tensor, seed: int) -> Tensor:
+def assign_folds(labels: Tensor, seed: int, groups: Tensor | None = None) -> Tensor:
     """Return the fold of every training image, `[N]`; -1 for the only image of a class, which is never held out.
 
-    The number of folds is the number of images of the largest class, at most `MAX_FOLDS`.
+    The folds are `datasets.groups.balanced_folds` of images with labels and groups `[N]`.
     """
-    generator = random.Random(seed)
-    on_cpu = labels.cpu()  # one copy for all classes
-    folds = torch.full((len(on_cpu),), -1)
-    count = min(int(on_cpu.bincount().max()), MAX_FOLDS)
-    for label in on_cpu.unique().tolist():
-        images = (on_cpu == label).nonzero().flatten().tolist()
-        generator.shuffle(images)
-        if len(images) > 1:
-            folds[images] = torch.arange(len(images)) % count
-    return folds.to(labels.device)
+    folds = balanced_folds(labels.tolist(), None if groups is None else groups.tolist(), seed)
+    return torch.tensor(folds, device=labels.device)
 
 
 @torch.no_grad()

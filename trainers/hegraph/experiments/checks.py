@@ -35,6 +35,9 @@ def check_training(task: Task) -> None:
     _ = task.targets
     if cfg.data.unlabelled:
         check_unlabelled(task)
+    shared = task.shared_groups
+    if shared is not None and shared.warning:
+        logger.warning("%s: %s", task.name, shared.warning)
 
 
 def check_method(task: Task) -> None:

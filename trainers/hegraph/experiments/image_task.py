@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..config import Config
 from ..datasets.base import Dataset, check_classes, find_copies, refuse_tested
+from ..datasets.groups import SharedGroups
 from ..datasets.images import pixel_hash
 from ..datasets.loading import OWN, load_test_images, load_unlabelled
 from ..datasets.splits import Item
@@ -62,10 +63,16 @@ class ImageTask(Task):
     def identity(self) -> dict:
         """As in `Task`; UserError if the weights or the descriptions of the classes are missing."""
         identity: dict = {"backbone": self._backbone_identity, "image_files": self.dataset.files_hash()}
+        if self.dataset.groups:
+            identity["groups"] = hash_json(sorted(self.dataset.groups.items()))
         prompts = self.cfg.encoding
         if resolve_source(self.name, prompts.source, prompts.descriptions) != "templates":
             identity["descriptions"] = hash_json(read_json(description_file(self.name, prompts.descriptions)))
         return identity
+
+    @property
+    def shared_groups(self) -> SharedGroups | None:
+        return self.dataset.shared_groups()
 
     def image_ids(self, split: str) -> dict[str, int]:
         paths = [item.path for item in self.dataset.splits[split]] if self.name == OWN else []

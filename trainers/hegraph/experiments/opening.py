@@ -59,11 +59,11 @@ def load_image_task(cfg: Config, seed: int, device: str, trained_on: TrainedOn |
     data = with_shots(cfg, trained_on).data if pool and trained_on is not None else cfg.data
     if not data.name:
         raise UserError("no data: give --dataset-config-file NAME, such as digits, or --features BANK")
-    shots = (data.shots, seed, data.classes, pool, data.shots_per_class)
+    shots = (data.shots, seed, data.classes, pool, data.shots_per_class, data.group_pattern)
     if trained_on is None:
         dataset = load_few_shot(data.name, data.root, *shots)
     elif not pool:
-        dataset = load_test_images(data.name, data.root, max(cfg.run.seed, 0), data.classes)
+        dataset = load_test_images(data.name, data.root, max(cfg.run.seed, 0), data.classes, data.group_pattern)
     else:
         if (entry := find_entry(data.name)) and entry.train_on:  # a data set of test images alone
             raise UserError(NO_POOL.format(data.name))

@@ -13,6 +13,7 @@ import torch
 from ..baselines import load_method
 from ..baselines.base import FittedMethod, zero_shot_transfer
 from ..config import Config
+from ..datasets.groups import SharedGroups
 from ..datasets.loading import OWN
 from ..features.bank import FeatureBank, count_labels
 from ..method.model import TransferableAdapter
@@ -29,6 +30,7 @@ from ..results.records import (
     PREDICTIONS,
     TEXT_NODES,
     CalibrationRecord,
+    GroupsRecord,
     ProbabilitiesRecord,
     RejectionRecord,
     RunRecord,
@@ -132,12 +134,6 @@ def make_record(
     fitted = model.fitted
     training_seconds = 0.0 if fitted is None else fitted.seconds
     counts = None if labels is None else count_labels(labels, len(predictions.classnames))
-    source = own_source(identity.task.cfg, predictions.dataset)
-    optional: dict[str, Any] = {"source": source} if source else {}
-    if origin.shots_per_class:
-        optional["shots_per_class"] = origin.shots_per_class
-    if predictions.rule:
-        optional |= {"rule": predictions.rule, "num_classes": len(predictions.classnames), "trained_on": origin.title}
     return RunRecord(
         dataset=predictions.dataset,
         trainer=model.method,
@@ -157,7 +153,7 @@ def make_record(
         rejection=rejection_on_test(predictions.logits, calibration),
         targets=targets,
         **adapted.entries,
-        **optional,
+        **optional_entries(identity, model, predictions),
         adapter_from=None if identity.model is None else str(identity.model),
         config=identity.config,
         config_hash=hash_json(identity.config),
@@ -178,6 +174,20 @@ def make_record(
     )
 
 
+def optional_entries(identity: RunIdentity, model: TrainedModel, predictions: Predictions) -> dict[str, Any]:
+    """Return the entries of a record that only some runs have."""
+    origin = model.trained_on
+    source = own_source(identity.task.cfg, predictions.dataset)
+    entries: dict[str, Any] = {"source": source} if source else {}
+    if origin.shots_per_class:
+        entries["shots_per_class"] = origin.shots_per_class
+    if identity.model is None and (shared := identity.task.shared_groups) is not None:
+        entries["groups"] = groups_record(shared)
+    if predictions.rule:
+        entries |= {"rule": predictions.rule, "num_classes": len(predictions.classnames), "trained_on": origin.title}
+    return entries
+
+
 def calibration_of_test(model: TrainedModel, predictions: Predictions) -> Calibration:
     """Return the calibration of a model on a test set; none for a transfer, or for the text classifier alone.
 
@@ -190,6 +200,16 @@ def calibration_of_test(model: TrainedModel, predictions: Predictions) -> Calibr
 def own_source(cfg: Config, dataset: str) -> str:
     """Return the name of the folder or file of a user's own images; "" for another data set, or if it is unknown."""
     return os.path.basename(os.path.abspath(cfg.data.root)) if cfg.data.root and dataset == OWN else ""
+
+
+def groups_record(shared: SharedGroups) -> GroupsRecord:
+    """Return the entry of a record on groups that train shares with val and test."""
+    return GroupsRecord(
+        num_groups=shared.groups,
+        val_in_train=100 * shared.val_in_train / shared.val if shared.val else None,
+        test_in_train=100 * shared.test_in_train / shared.test if shared.test else None,
+        warning=shared.warning or None,
+    )
 
 
 def scores_on_test(predictions: Predictions, calibration: Calibration) -> dict[str, Any]:

@@ -28,7 +28,8 @@ from .tasks import TEST_SET, Task
 
 logger = logging.getLogger(__name__)
 
-ADDED = ("DATASET.UNLABELLED", SHOTS_PER_CLASS)  # keys that shape a run only if they have a value
+# Keys that shape a run only if they have a value
+ADDED = ("DATASET.UNLABELLED", "DATASET.GROUP_PATTERN", SHOTS_PER_CLASS)
 EPOCH_MODEL = "model-epoch"  # folder of the model after an epoch, with its number at the end
 ERROR = "error.json"  # of a failed run of a sweep
 PRECISION = f"{NODE}.PREC"

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ..config import Config
+from ..datasets.groups import SharedGroups
 from ..features.backbones.schema import BackboneConfig
 from ..features.bank import SUFFIX, BankFile, FeatureBank, mean_over_views
 from ..features.copies import refuse_test_rows
@@ -108,6 +109,11 @@ class Task(ABC):
     @property
     def test_files(self) -> ImageFiles | None:
         """Files of the test images; None if they are not files."""
+        return None
+
+    @property
+    def shared_groups(self) -> SharedGroups | None:
+        """Numbers of val and test images whose groups occur in train; None without groups."""
         return None
 
     def image_ids(self, split: str) -> dict[str, int]:

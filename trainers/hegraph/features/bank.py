@@ -4,6 +4,7 @@ A bank on disk may exceed memory. Opening a bank reads and checks names, shapes,
 images are read and checked on access, so a few-shot run reads only its sampled training images.
 
 With several labels per image, labels are indicators: 1 for the classes of an image, 0 for the others, `[N, K]`.
+Groups of images (`datasets/groups.py`) are optional numbers, which have one meaning in all splits and classes.
 
 Shapes: N training images, V augmented views of each, L validation and M test images, K classes, d feature width.
 """
@@ -42,7 +43,9 @@ MAX_HASHED_BYTES = 2**30  # of larger files, only the features of a run are hash
 TENSOR_AXES = {
     "train_features": "VNd", "train_labels": "N", "text_positive": "Kd", "text_negative": "Kd",
     "val_features": "Ld", "val_labels": "L", "test_features": "Md", "test_labels": "M", "text_norms": "K",
+    "train_groups": "N", "val_groups": "L", "test_groups": "M",
 }  # fmt: skip
+GROUPS = tuple(f"{split}_groups" for split in SPLITS)
 SHARED_FIELDS = (  # of all samples of a bank
     "text_positive", "text_negative", "text_norms", "classnames", "dataset", "backbone", "encoder", "logit_scale",
 )  # fmt: skip
@@ -80,6 +83,8 @@ class FeatureBank:
         val_features, val_labels: Validation images, shapes `[L, d]` and `[L]`, or None.
         test_features, test_labels: Test images, shapes `[M, d]` and `[M]`, or None.
         text_norms: Norms of the positive text features before normalisation, shape `[K]`; None if unknown.
+        train_groups, val_groups, test_groups: Groups of the images, int64 of shapes `[N]`, `[L]` and `[M]`; all None
+            without groups.
         encoder: Backbone that encoded the features, without title; empty if unknown.
 
     Examples:
@@ -107,6 +112,9 @@ class FeatureBank:
     test_labels: Tensor | None = None
     text_norms: Tensor | None = None
     encoder: BackboneConfig = NO_ENCODER
+    train_groups: Tensor | None = None
+    val_groups: Tensor | None = None
+    test_groups: Tensor | None = None
 
     def subsample(self, which: str) -> FeatureBank:
         """Return the bank of "all" classes, or of the "base" or "new" half with labels from 0."""
@@ -131,6 +139,8 @@ class FeatureBank:
                 rows = torch.isin(all_labels, labels)
                 changes[f"{split}_labels"] = torch.searchsorted(labels, all_labels[rows])
                 changes[f"{split}_features"] = features[..., rows, :]
+                groups = getattr(self, f"{split}_groups")
+                changes[f"{split}_groups"] = None if groups is None else groups[rows]
         return replace(self, **changes)
 
     @property
@@ -147,7 +157,7 @@ class FeatureBank:
 
     def without_test(self) -> FeatureBank:
         """Return the bank without test images, for the training of a method."""
-        return replace(self, test_features=None, test_labels=None)
+        return replace(self, test_features=None, test_labels=None, test_groups=None)
 
     def to(self, device: str) -> FeatureBank:
         """Return the bank with all tensors on a device; the same object if they are there already."""
@@ -183,6 +193,7 @@ class BankFile:
         path: The file.
         multilabel: Whether images have several labels each.
         labels: Labels by split: "train", and "val" and "test" if they have images.
+        groups: Groups by split, of the same splits; {} without groups.
         classnames, dataset, backbone, encoder, logit_scale, text_positive, text_negative, text_norms: As in
             `FeatureBank`.
 
@@ -209,6 +220,7 @@ class BankFile:
             self._version = file_version(path)
             self._layout = _read_layout(path, names)
             self.labels = {split: self._labels(split) for split in SPLITS if f"{split}_labels" in names}
+            self.groups = self._groups(names)
             self.text_positive = self._unit("text_positive")
             self.text_negative = self._unit("text_negative")
             self.text_norms = self._read("text_norms").float() if "text_norms" in names else None
@@ -239,7 +251,9 @@ class BankFile:
             return self.digest
         bank = sample()
         metadata = [word for pair in sorted(read_metadata(self._file).items()) for word in pair]
-        return hash_content([*metadata, *(getattr(bank, name) for name in TENSOR_AXES)])
+        tensors = {name: getattr(bank, name) for name in TENSOR_AXES}
+        without_groups = [name for name in GROUPS if tensors[name] is None]  # as for banks of earlier versions
+        return hash_content([*metadata, *(tensors[name] for name in TENSOR_AXES if name not in without_groups)])
 
     def _check_tensors(self, names: set[str]) -> None:
         """Raise ValueError for a tensor that is missing, or has a type or shape other than in `TENSOR_AXES`."""
@@ -247,13 +261,13 @@ class BankFile:
         for name in ("text_positive", *TENSOR_AXES):  # the first tensor defines the width
             split = name.partition("_")[0]
             axes = TENSOR_AXES[name]
-            of_split = {f"{split}_features", f"{split}_labels"} & names
+            of_split = {f"{split}_{kind}" for kind in ("features", "labels", "groups")} & names
             if name not in names:
-                if name == "text_norms" or (split in ("val", "test") and not of_split):
+                if name in ("text_norms", *GROUPS) or (split in ("val", "test") and not of_split):
                     continue
                 raise ValueError(f"it lacks {name}")
             stored = self._file.get_slice(name)
-            types: tuple[str, ...] = ("I64",) if name.endswith("_labels") else FLOATS
+            types: tuple[str, ...] = ("I64",) if name.endswith(("_labels", "_groups")) else FLOATS
             dtype = stored.get_dtype()
             shape = list(stored.get_shape())
             axes = "Nd" if name == "train_features" and len(shape) == 2 else axes
@@ -266,6 +280,14 @@ class BankFile:
                     f"{name} must be {' or '.join(types)} of shape {[sizes.get(axis, axis) for axis in axes]}, for "
                     f"{len(self.classnames)} class names and not empty, got {dtype} of shape {shape}"
                 )
+
+    def _groups(self, names: Collection[str]) -> dict[str, Tensor]:
+        """Read the groups of all splits; ValueError if only some splits have groups."""
+        groups = {split: self._read(f"{split}_groups") for split in self.labels if f"{split}_groups" in names}
+        if groups and len(groups) < len(self.labels):
+            lacking = next(split for split in self.labels if split not in groups)
+            raise ValueError(f"it has {next(iter(groups))}_groups but lacks {lacking}_groups; add or remove groups")
+        return groups
 
     def _labels(self, split: str) -> Tensor:
         labels = self._read(f"{split}_labels")
@@ -382,6 +404,9 @@ def sample_bank(file: BankFile, sample: FewShotSample | None = None) -> FeatureB
         rows = None if sample is None or split == "test" else getattr(sample, split)
         fields[f"{split}_features"] = file.features(split, rows)
         fields[f"{split}_labels"] = labels if rows is None else labels[torch.tensor(rows, dtype=torch.long)]
+        if split in file.groups:
+            groups = file.groups[split]
+            fields[f"{split}_groups"] = groups if rows is None else groups[torch.tensor(rows, dtype=torch.long)]
     return FeatureBank(**fields)
 
 

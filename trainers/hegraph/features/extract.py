@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -82,6 +82,7 @@ def encode_task(
             features = encode_images(backbone, images, options, folder, name)
             fields[f"{name}_features"] = features if name == "train" else features[0]
             fields[f"{name}_labels"] = labels_of(dataset, images.items)
+    fields |= group_numbers(dataset, {name: images.items for name, images in views.items() if images.items})
     return FeatureBank(
         **fields,
         classnames=list(dataset.classnames),
@@ -172,6 +173,19 @@ def _encode_missing(
         chunks.write()
     views = f" in {images.views} views each" if images.views > 1 else ""
     logger.info("encoded %d %s images%s", num_rows // images.views, name, views)
+
+
+def group_numbers(dataset: Dataset, items: Mapping[str, Sequence[Item]]) -> dict[str, Tensor]:
+    """Number the groups of the items of some splits; `FeatureBank`'s fields of groups, {} without groups."""
+    groups = {split: dataset.groups_of(of_split) or [] for split, of_split in items.items()}
+    names = sorted({group for of_split in groups.values() for group in of_split})
+    number_of = {name: number for number, name in enumerate(names)}
+    if not names:
+        return {}
+    fields = {}
+    for split, of_split in groups.items():
+        fields[f"{split}_groups"] = torch.tensor([number_of[group] for group in of_split], dtype=torch.long)
+    return fields
 
 
 def labels_of(dataset: Dataset, items: Sequence[Item]) -> Tensor:

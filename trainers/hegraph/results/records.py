@@ -116,14 +116,30 @@ class RejectionRecord(LenientModel):
     accepted: Percent | None = None
 
 
+class GroupsRecord(LenientModel):
+    """Groups of the images of a training run (docs/guides/groups.md).
+
+    Attributes:
+        num_groups: Number of groups in the sampled train and val images and in test together.
+        val_in_train, test_in_train: Percentage of the val and test images whose group occurs in train; None without
+            such images.
+        warning: Sentence on these images; None if there are none.
+    """
+
+    num_groups: Count
+    val_in_train: Percent | None
+    test_in_train: Percent | None
+    warning: str | None
+
+
 class RunRecord(TargetRecord):
     """Schema of `result.json`; docs/reference/protocol.md describes every key.
 
     A run writes all keys, apart from `source`, which only a user's own images have, `shots_per_class`, which unequal
-    numbers of training images add, `rule`, `num_classes` and `trained_on`, which a test on another data set adds, and
-    `protocol` and `unlabelled`, which adaptation to unlabelled images adds. With several labels per image, the keys
-    `map` to `average_precision` replace accuracy and calibration. Keys with a default may be absent from records of
-    earlier versions.
+    numbers of training images add, `groups`, which only images with groups have, `rule`, `num_classes` and
+    `trained_on`, which a test on another data set adds, and `protocol` and `unlabelled`, which adaptation to unlabelled
+    images adds. With several labels per image, the keys `map` to `average_precision` replace accuracy and calibration.
+    Keys with a default may be absent from records of earlier versions.
     """
 
     dataset: str
@@ -153,6 +169,7 @@ class RunRecord(TargetRecord):
     selected: dict[str, Any]
     calibration: CalibrationRecord | None = None
     rejection: RejectionRecord | None = None
+    groups: GroupsRecord | None = None
     targets: dict[str, TargetRecord] | None = None
     protocol: Literal["semi-supervised", "transductive"] | None = None
     unlabelled: dict[str, Any] | None = None
