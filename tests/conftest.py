@@ -239,7 +239,8 @@ def run(tiny_bank: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> Calla
 
     With an expected exit code other than 0, it returns the error output, which is one line for code 2.
     """
-    from trainers.hegraph.__main__ import main, summary
+    from trainers.hegraph.__main__ import main
+    from trainers.hegraph.commands.train import summary
 
     def start(*words: str, name: str = "run", bank: Path | None = tiny_bank, quick: tuple = QUICK, code: int = 0):
         out, source = tmp_path / name, [] if bank is None else ["--features", str(bank)]

@@ -15,7 +15,9 @@ import pytest
 import torch
 
 import trainers.hegraph as hegraph
-from trainers.hegraph.__main__ import SUBCOMMANDS, main, next_commands, parse_arguments
+from trainers.hegraph.__main__ import SUBCOMMANDS, main
+from trainers.hegraph.commands.train import next_commands
+from trainers.hegraph.commands.train_arguments import parse_arguments
 from trainers.hegraph.features.bank import load_bank
 from trainers.hegraph.models.folder import find_model_folder
 from trainers.hegraph.utils.option import NODE
@@ -171,8 +173,11 @@ def test_help_has_one_layout(name, capsys):
         line = lines.pop()
         text = help_of(line, capsys)
         lines += [f"{line} {inner}" for inner in re.findall(r"(?m)^    (\w[\w-]*)(?=  |$)", commands_of(text))]
-        usage, summary, arguments, *_, examples, codes = text.rstrip("\n").split("\n\n")
+        usage, summary, arguments, *more, examples, codes = text.rstrip("\n").split("\n\n")
         assert usage.startswith(f"usage: {program} {line}".rstrip())
+        if not name:  # the commands come first
+            assert arguments.startswith("commands, each with its own --help:\n")
+            arguments = more[0]
         assert re.fullmatch(r"[A-Z][^\n]*\.", summary), summary
         assert arguments.startswith(("positional arguments:\n", "options:\n"))
         assert re.fullmatch(rf"examples:(\n  {program} {line}.*)+".replace(" .*", ".*"), examples), examples
@@ -190,6 +195,23 @@ def test_help_describes_every_argument(capsys):
         for flag, metavar in re.findall(r"(?m)^  (--[\w-]+) ([\w.]+)", help_of(name, capsys)):
             assert "." not in metavar.removesuffix(".json").removesuffix(".yaml"), flag
             assert metavar != flag.removeprefix("--").replace("-", "_").upper() or len(metavar) < 8, flag
+
+
+def test_no_arguments_print_a_short_help(capsys):
+    assert main([]) == 0
+    text = capsys.readouterr().out
+    first = ["train", "predict", "teach", "serve", "export"]
+    assert re.findall(r"(?m)^  ([a-z]+)  +[a-z]+ .* .* ", text)[:5] == first
+    assert len(text.splitlines()) < 25 and all(name in text for name in SUBCOMMANDS)
+
+
+def test_short_help_imports_no_large_package():
+    assert codes_and_imports(LARGE, "") == ["0"]
+
+
+def test_file_or_folder_as_command_names_train(refused, tmp_path):
+    (tmp_path / "photos").mkdir()
+    assert "photos is no command; to train on it: python -m trainers.hegraph train photos" in refused("photos")
 
 
 def test_version_names_the_commit_where_it_is_known(capsys, monkeypatch):
@@ -259,6 +281,9 @@ def refused(tmp_path, cli_error, monkeypatch):
 
 @pytest.mark.parametrize(("line", "message"), [
     ("result", "unknown command 'result'; did you mean 'results'?"),
+    ("--seed 1 results", "'results' follows flags; a command, a folder or a data set comes first: "),
+    ("--root photos --config-file mini", "in photos: python -m trainers.hegraph train photos --config-file mini"),
+    ("--config-file mini", "no data: name a folder of images or a data set, as in: python -m trainers.hegraph train "),
     ("xyz", "unknown command 'xyz' (known: "),
     ("OPTIM.LRR 1", "unknown configuration key 'OPTIM.LRR'"),
     ("--host alone optim.lr 1", "unknown configuration key 'optim.lr'"),

@@ -110,6 +110,6 @@ def help_sections(words: tuple[str, ...] = ()) -> Iterator[str]:
     text = printed.getvalue()
     name = " ".join(("hegraph", *words))
     yield f"{'#' * (2 if len(words) < 2 else 3)} {name}\n\n```text\n{text.rstrip()}\n```\n"
-    commands = text.partition("\ncommands")[2].partition("\n\n")[0]
+    commands = text.partition("\ncommands")[2].partition("\n\npositional arguments:")[0]
     for command in re.findall(r"^ {2,4}([a-z][\w-]*)(?=  |$)", commands, re.MULTILINE):
         yield from help_sections((*words, command))

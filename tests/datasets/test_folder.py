@@ -361,8 +361,8 @@ def test_check_lists_unreadable_images_and_copies(tmp_path, capsys):
     paths = [f"{s}/{name}/{n}.png" for s, of in SIZES.items() for name, count in of.items() for n in range(count)]
     for number, path in enumerate(paths):  # distinct images
         write(own / path, picture(number))
-    train = f"train: python -m trainers.hegraph --dataset-config-file folder --root '{own}' --shots 16"
-    assert check_own_images(str(own)) == (True, [*COUNTS, f"{train} --config-file vit_b16 --output-dir OUT"])
+    train = f"train: python -m trainers.hegraph train '{own}'"
+    assert check_own_images(str(own)) == (True, [*COUNTS, train])
     write(own / "train/ant/0.png", (own / "train/ant/1.png").read_bytes())  # in one split, nothing is tested on it
     write(own / "train/bee/0.png", (own / "test/bee/1.png").read_bytes())
     write(own / "train/bee/1.png", (own / "test/cow/0.png").read_bytes())  # of any class

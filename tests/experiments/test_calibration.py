@@ -152,7 +152,7 @@ def test_too_few_images_leave_the_temperature_at_one(one_shot, caplog):
     with caplog.at_level(logging.INFO):
         calibration.log_calibration(nothing)
     assert (nothing.temperature, nothing.fitted_on, nothing.known) == (1.0, "nothing", None)
-    assert "no temperature is fitted, which needs a class with two training images, or four classes" in caplog.text
+    assert "not calibrated: this needs a class with two training images, or four classes" in caplog.text
 
 
 # In a run

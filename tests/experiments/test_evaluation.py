@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from trainers.hegraph import FeatureBank, ModelOptions, UserError, load_bank, load_cfg
-from trainers.hegraph.__main__ import summary
 from trainers.hegraph.baselines import method_options
 from trainers.hegraph.baselines.base import FittedMethod
+from trainers.hegraph.commands.train import summary
 from trainers.hegraph.datasets import loading
 from trainers.hegraph.datasets.loading import OWN, load_few_shot
 from trainers.hegraph.experiments import evaluation, opening, run as run_module
@@ -345,7 +345,7 @@ def test_test_on_own_data_repeats_the_record(finished_run_once, tiny_bank, tmp_p
     assert run_module.run(configured, tiny_bank, finished_run_once) == found
     other = Path(shutil.copytree(finished_run_once / "model", tmp_path / "other"))
     (other / "config.json").write_text((other / "config.json").read_text() + " ")
-    with pytest.raises(UserError, match="again holds the result .*; choose another output folder$"):
+    with pytest.raises(UserError, match=r"again holds the result .*; choose another output folder \(--output-dir\)$"):
         run_module.test_model(configured, tiny_bank, other, None, "cpu")
 
 

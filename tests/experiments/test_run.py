@@ -20,8 +20,8 @@ from safetensors.torch import load_file
 from standin.hosts import as_torchrun_sets
 
 from trainers.hegraph import FeatureBank, UserError, load_bank, load_cfg, load_dataset
-from trainers.hegraph.__main__ import summary
 from trainers.hegraph.baselines import method_options
+from trainers.hegraph.commands.train import summary
 from trainers.hegraph.datasets.digits import open_digit
 from trainers.hegraph.datasets.splits import sample_few_shot
 from trainers.hegraph.experiments import run as run_module

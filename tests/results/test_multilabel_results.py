@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import save_file
 from sklearn.metrics import average_precision_score
 
-from trainers.hegraph.__main__ import summary
 from trainers.hegraph.commands.results import main
+from trainers.hegraph.commands.train import summary
 from trainers.hegraph.results.comparison import compare, multilabel_table
 from trainers.hegraph.results.intervals import Ranking, mean_precision
 from trainers.hegraph.results.records import PREDICTIONS, write_record, write_tensors_with_classes

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from standin.hosts import NODE, QUICK, ROOT
 
-from trainers.hegraph.__main__ import parse_arguments
+from trainers.hegraph.commands.train_arguments import parse_arguments
 from trainers.hegraph.datasets.splits import read_coop_pickle
 
 pytestmark = pytest.mark.slow

@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 from standin.hosts import NODE, SPLIT_FILE, contents, copy_coop, install, write_split
 
-from trainers.hegraph import __main__ as command_line
-from trainers.hegraph.__main__ import configure, parse_arguments
+from trainers.hegraph.commands import train as command_line
+from trainers.hegraph.commands.train import configure
+from trainers.hegraph.commands.train_arguments import parse_arguments
 from trainers.hegraph.config import default_values
 from trainers.hegraph.datasets.splits import read_coop_pickle
 from trainers.hegraph.method.training.loop import learning_rate
@@ -26,7 +27,7 @@ from trainers.hegraph.utils.errors import UserError
 BASE = (f"{NODE}.VARIANT", "base")  # which trains nothing
 # Batches of another size may change the last bits of features, which the other runs share
 IN_SEVENS = ("DATALOADER.TEST.BATCH_SIZE", "7", f"{NODE}.FEATURES.DIR", "output/features_in_sevens")
-SKIPPED = "holds the complete result of this run: skipped"
+SKIPPED = "holds the complete result of this run, so nothing is computed again"
 
 
 # Both hosts: the same
@@ -368,7 +369,7 @@ def edited(host) -> Path:
 
 def test_two_lines_in_coops_train_py_suffice(host, plain, edited):
     assert host.run("train.py", "two-lines", checkout=edited).result == plain["dassl"].result
-    assert "skipped" in host.run("train.py", "two-lines", checkout=edited).err
+    assert SKIPPED in host.run("train.py", "two-lines", checkout=edited).err
     flags = ("--eval-only", "--model-dir", plain["dassl"].folder)
     tested = host.run("train.py", "two-lines-eval", flags=flags, checkout=edited)
     assert tested.result == host.run("alone", "two-lines-alone", flags=flags).result

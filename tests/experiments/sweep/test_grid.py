@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 
 from trainers.hegraph import UserError, load_bank
-from trainers.hegraph.__main__ import configure, main, parse_arguments as parse_single
+from trainers.hegraph.__main__ import main
 from trainers.hegraph.baselines import METHODS
 from trainers.hegraph.commands.sweep import parse_arguments
+from trainers.hegraph.commands.train import configure
+from trainers.hegraph.commands.train_arguments import parse_arguments as parse_single
 from trainers.hegraph.experiments.sweep.grid import Grid, read_grid
 from trainers.hegraph.experiments.sweep.plan import grid_of
 

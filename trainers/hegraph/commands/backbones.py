@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ..features.backbones.arguments import add_device_arguments
-from ..features.backbones.identity import DEFAULT_BACKBONE, MINI_ALIAS, MINI_NAME
+from ..features.backbones.identity import DEFAULT_BACKBONE, MINI_ALIAS, MINI_NAME, default_weights
 from ..models.predict.files import aligned_lines
 from ..utils.command_line import Parser, command, echo, run_cli
 from ..utils.option import NODE
@@ -129,20 +130,28 @@ def keys_of(args: argparse.Namespace, candidate: Candidate) -> dict[str, Any]:
 
 def training_command(args: argparse.Namespace, candidate: Candidate) -> str:
     """Command line that trains with a candidate on the same images."""
+    is_mini = candidate.name == MINI_NAME
+    is_own = args.dataset_config_file in (OWN_IMAGES, OWN_IMAGES_MULTILABEL)
+    is_file = os.path.isfile(args.dataset_config_file)
+    words = ["train"]
+    if is_own:
+        words.append(args.root)
+    elif not is_file:
+        words.append(args.dataset_config_file)
     flags = {
-        "--dataset-config-file": args.dataset_config_file,
-        "--root": args.root,
+        "--dataset-config-file": args.dataset_config_file if is_file else "",
+        "--root": "" if is_own else args.root,
         "--shots": args.shots,
         "--seed": args.seed,
-        "--config-file": config_file(candidate),
-        "--backbone": candidate.name,
+        "--backbone": MINI_ALIAS if is_mini else candidate.name,
         "--output-dir": f"output/{candidate.name.rpartition('/')[2]}",
     }
-    words: list[str] = []
     for flag, value in flags.items():
         if value not in (None, ""):
             words += [flag, str(value)]
-    words += ["MODEL.BACKBONE.PRETRAINED", candidate.tag, *args.opts]
+    if candidate.tag != default_weights(candidate.name):
+        words += ["MODEL.BACKBONE.PRETRAINED", candidate.tag]
+    words += args.opts
     if args.precision:
         words += [f"{NODE}.PREC", args.precision]
     return command(shlex.join(words))

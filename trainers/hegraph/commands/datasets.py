@@ -160,7 +160,6 @@ def check_own_images(root: str, group_pattern: str = "") -> CheckResult:
     """
     from ..datasets.base import check_classes
     from ..datasets.loading import load_own_images
-    from ..features.backbones.identity import DEFAULT_BACKBONE
 
     dataset = load_own_images(root, group_pattern=group_pattern)
     check_classes(len(dataset.classnames))
@@ -171,9 +170,7 @@ def check_own_images(root: str, group_pattern: str = "") -> CheckResult:
         count = f"{len(files)} of {len(dataset.splits[split])} {split} images"
         lines.append(f"{count} are test images as well; keep one copy of each, in {split} or in test:")
         lines += [f"  {file}" for file in files]
-    config = "multilabel" if dataset.multilabel else "folder"
-    flags = f"--dataset-config-file {config} --root {shlex.quote(root)} --shots {max(SHOTS)}"
-    train = command(f"{flags} --config-file {DEFAULT_BACKBONE.config} --output-dir OUT")
+    train = command(f"train {shlex.quote(root)}")
     next_step = f"after correcting this, check again: {dataset.check_command}" if lines else f"train: {train}"
     return (not lines, [*_lines_of_counts(dataset), *lines, next_step])
 

@@ -74,10 +74,12 @@ def calibrate(fitted: FittedMethod, task: Task, bank: FeatureBank) -> FittedMeth
 def log_calibration(calibration: Calibration) -> None:
     """Log the temperature of a calibration, or that there were too few images for a fit."""
     if calibration.num_images:
-        parts = calibration.temperature, calibration.num_images, calibration.fitted_on
-        logger.info("temperature %.3f, from %d images (%s)", *parts)
+        parts = calibration.num_images, calibration.fitted_on, calibration.temperature
+        logger.info("calibrated the probabilities on %d images (%s): temperature %.3f", *parts)
     elif calibration.seconds:
-        logger.info("no temperature is fitted, which needs a class with two training images, or four classes")
+        logger.info(
+            "the probabilities are not calibrated: this needs a class with two training images, or four classes"
+        )
 
 
 def fit_calibration(bank: FeatureBank, classify: Classify, fit_again: Fit, trains: bool, seed: int) -> Calibration:

@@ -128,11 +128,11 @@ class RunFolder(RunIdentity):
         if record is None:
             return None
         if record["run_id"] != self.run_id:
-            remedy = "choose another output folder"
+            remedy = "choose another output folder (--output-dir)"
             if self.model is None:  # else the folder may hold the model to test
                 remedy += ", or delete it"
             raise UserError(f"{self.path} holds the result of a run with other settings or data; {remedy}")
-        logger.info("%s holds the complete result of this run: skipped", self.path)
+        logger.info("%s holds the complete result of this run, so nothing is computed again", self.path)
         return record
 
     def run_once(self, work: Callable[[], dict]) -> dict:

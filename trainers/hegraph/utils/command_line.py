@@ -26,6 +26,11 @@ def command(arguments: str = "") -> str:
     return f"{program} {arguments}".rstrip()
 
 
+def is_word(text: str) -> bool:
+    """Whether an argument may be a command or a name: it begins with a letter, and is no flag or configuration key."""
+    return text[:1].isalpha() and "." not in text and text != text.upper()
+
+
 def number(kind: Callable[[str], float], least: float, most: float = math.inf) -> Callable[[str], float]:
     """Create an argument type for numbers from `least` to `most`."""
 

@@ -4,7 +4,8 @@ import logging
 import os
 import sys
 import warnings
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 
 from .text import one_line
 
@@ -40,3 +41,15 @@ def show_messages() -> None:
     warnings.filterwarnings("ignore", module="PIL")
     logging.raiseExceptions = False  # no traceback for an unwritable stderr
     logging.getLogger(PACKAGE).setLevel(logging.INFO)
+
+
+@contextmanager
+def muted(folder: str) -> Iterator[None]:
+    """Context without the messages below errors of a folder of this package."""
+    package = logging.getLogger(f"{PACKAGE}.{folder}")
+    level = package.level
+    package.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        package.setLevel(level)
