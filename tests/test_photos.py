@@ -137,7 +137,7 @@ def test_the_demo_shows_the_probabilities_of_predict(photo, classifier, predicto
     reason = "gradio is not installed, which shows the page"
     page = pytest.importorskip("trainers.hegraph.apps.demo.page", reason=reason)
     answers = page.Answers(lambda: (predictor.model, predictor.backbone), str, photo.parent)
-    picture = answers.open(page.Request(path=str(photo)))
+    picture = answers.open(page.Request(path=str(photo)), predictor.backbone)
     scores = compute_answer(predictor.model, predictor.features([picture])).scores
     shown = {each.name: each.adapted for each in scores}
     assert [shown["a"], shown["b"]] == pytest.approx(classifier.predict_proba([photo])[0].tolist(), abs=1e-5)

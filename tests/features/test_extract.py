@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from trainers.hegraph import Backbone, FeatureBank, UserError, load_bank, load_cfg, load_dataset
 from trainers.hegraph.__main__ import main as train
 from trainers.hegraph.commands.features import main
+from trainers.hegraph.datasets import decoding
 from trainers.hegraph.datasets.base import Dataset
 from trainers.hegraph.datasets.digits import open_digit
 from trainers.hegraph.datasets.images import to_rgb
@@ -116,7 +117,7 @@ def test_any_exception_of_pillow_becomes_a_line(mini, monkeypatch):
     def broken(image: Image.Image) -> Image.Image:
         raise SyntaxError("broken PNG\nmore")
 
-    monkeypatch.setattr(reading, "open_any", broken)
+    monkeypatch.setattr(decoding, "open_any", broken)
     [(_, pixels, problems)] = ImageReader(mini.preprocess).batches([Image.new("L", (9, 9))], 1)
     assert len(pixels) == 0 and problems == ["broken PNG"]
 

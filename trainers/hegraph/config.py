@@ -288,6 +288,7 @@ OPTIONS = {declared.key: declared for holder in HOLDERS for declared in options_
 KEY_PATTERN = re.compile("|".join([*(key for key in OPTIONS if "." not in key), r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)+"]))
 FILLABLE = tuple(key for key, declared in OPTIONS.items() if declared.filled)
 WEIGHTS, SUBSAMPLE = "MODEL.BACKBONE.PRETRAINED", "DATASET.SUBSAMPLE_CLASSES"
+DECODE = "INPUT.DECODE"  # our key among keys of Dassl, which ignores it
 WEIGHTS_IN_DASSL = f"{NODE}.PRETRAINED"  # Dassl has a boolean under the name of `WEIGHTS`
 BACKBONE_KEYS = tuple(declared.key for declared in options_of(BackboneOptions) if declared.key.startswith("INPUT."))
 
@@ -346,11 +347,12 @@ def is_filled(cfg: Config, key: str) -> bool:
 
 
 def extend_cfg(cfg: CfgNode) -> None:
-    """Add the keys below `TRAINER.HEGRAPHADAPTER`, and CoOp's `DATASET.SUBSAMPLE_CLASSES` where it is missing."""
+    """Add the keys below `TRAINER.HEGRAPHADAPTER`, INPUT.DECODE, and CoOp's SUBSAMPLE_CLASSES where it is missing."""
     for key, value in default_values().items():
         if key.startswith(f"{NODE}."):
             set_key(cfg, key, value)
     set_key(cfg, WEIGHTS_IN_DASSL, OPTIONS[WEIGHTS].default)
+    set_key(cfg, DECODE, OPTIONS[DECODE].default)
     if "SUBSAMPLE_CLASSES" not in cfg.DATASET:
         set_key(cfg, SUBSAMPLE, OPTIONS[SUBSAMPLE].default)
 

@@ -9,14 +9,13 @@ images if no test image has labels, and training images otherwise.
 
 import os
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from xml.etree import ElementTree
 
 from ..utils.errors import UserError
 from ..utils.files import absolute
 from ..utils.reading import LenientModel, Name, reading
-from .images import is_image, open_below
+from .images import is_image
 from .layouts import list_names, read_lines
 from .own_images import OwnImages, Row, complete_splits, split_in
 from .splits import SPLITS
@@ -71,7 +70,7 @@ def read_annotations(root: str) -> OwnImages | None:
         return None
     val = "train" if any(row.split == "test" and row.label is not None for row in rows) else "test"
     rows = [row._replace(split=val) if row.split == "val" else row for row in rows]
-    return OwnImages(rows, partial(open_below, base), base, classnames=names)
+    return OwnImages(rows, base, classnames=names)
 
 
 def _read_voc(base: Path) -> list[Row]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import shlex
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,9 @@ from ..utils.errors import UserError, first_line
 from ..utils.files import hash_file, hash_json
 from ..utils.progress import Progress
 from ..utils.threads import MAX_THREADS, cores, in_batches
+from .decoding import LazyImage
 from .groups import SharedGroups
-from .images import reason
+from .images import ImageSource, reason
 from .splits import FewShotSample, Item, subsample_labels
 
 CHECKED_TOGETHER = 64  # images of a batch of `unreadable_images`
@@ -39,6 +41,8 @@ class Dataset:
         version: Function from the path of an item inside a larger file, such as a tar shard, to its size in bytes and a
             number that changes with the larger file; None for other items.
         stored: Function from the path of such an item to its encoded bytes.
+        source: Function from the path of an item to its file, its bytes or its image, from which it may be decoded at a
+            reduced scale; None for a published data set, which is always decoded by `open`.
         check_command: Command that lists all unreadable images; "" if there is none.
         pool: Images of train and val that a few-shot task did not sample (`load_few_shot`).
         groups: Groups of images (`groups.py`) by path; images without one are groups of their own.
@@ -54,6 +58,7 @@ class Dataset:
     class_ids: Sequence[str] = ()
     version: Callable[[str], tuple[int, int]] | None = None
     stored: Callable[[str], bytes] | None = None
+    source: Callable[[str], ImageSource] | None = None
     check_command: str = ""
     pool: Sequence[Item] = ()
     groups: Mapping[str, str] = field(default_factory=dict)
@@ -196,9 +201,25 @@ class Dataset:
 
     def read(self, path: str) -> Image.Image:
         """Open the image of an item as RGB; UserError if it cannot be read."""
-        try:
+        with self.explaining(path):
             image = self.open(path)
             return image if image.mode == "RGB" else image.convert("RGB")  # `convert` copies
+
+    def read_lazily(self, path: str, decode: str) -> LazyImage:
+        """Open the `source` of an item without decoding it; arguments as in `LazyImage.read`.
+
+        Raises:
+            UserError: If it cannot be read. Its pixels may still be damaged.
+        """
+        assert self.source is not None  # of own images
+        with self.explaining(path):
+            return LazyImage.read(self.source(path), decode)
+
+    @contextmanager
+    def explaining(self, path: str) -> Iterator[None]:
+        """Context that reads the image of an item, and raises UserError if that fails."""
+        try:
+            yield
         except Exception as error:  # Pillow raises exceptions of many types on damaged bytes
             raise self.unreadable_error(path, reason(error)) from error
 

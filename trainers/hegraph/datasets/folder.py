@@ -21,7 +21,7 @@ import random
 import re
 from collections import Counter
 from collections.abc import Sequence
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,7 +30,7 @@ from ..utils.files import absolute
 from ..utils.reading import read_text, reading
 from ..utils.text import normalized_name
 from .groups import Group, assign_parts, shared_groups_only
-from .images import is_image, open_below
+from .images import is_image
 from .layouts import TRAIN_FRACTION, VAL_FRACTION, list_folders, list_names, split_classes
 from .own_images import OwnImages, Row, complete_splits
 from .splits import SPLITS, split_of
@@ -82,7 +82,7 @@ def read_folders_or_table(root: str) -> OwnImages | None:
         rows = _rows_of_table(tables[0])
     else:
         return None
-    return OwnImages(rows, partial(open_below, base), base)
+    return OwnImages(rows, base)
 
 
 # --- class folders
@@ -149,7 +149,7 @@ def read_unsplit_folders(root: str) -> OwnImages | None:
         return None
     skipped = [name for name in list_names(base) if name not in classes]
     rows = _rows_of_folders(base, [_Folder(name, "train", name) for name in classes], "<class>", skipped)
-    return OwnImages(rows, partial(open_below, base), base)
+    return OwnImages(rows, base)
 
 
 def split_at_random(images: OwnImages) -> OwnImages:

@@ -12,7 +12,7 @@ import math
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -28,8 +28,10 @@ STRIP_PIXELS = 2**18  # of an image that are processed at once: little memory, a
 T = Image.Transpose
 TURNS = (T.FLIP_LEFT_RIGHT, T.ROTATE_180, T.FLIP_TOP_BOTTOM, T.TRANSPOSE, T.ROTATE_270, T.TRANSVERSE, T.ROTATE_90)
 ORIENTATIONS = dict(enumerate(TURNS, start=2))  # EXIF orientation -> operation that makes the image upright
+SWAPPED = (T.TRANSPOSE, T.ROTATE_270, T.TRANSVERSE, T.ROTATE_90)  # operations that swap width and height
 
 ImageOrPath: TypeAlias = "Image.Image | os.PathLike[str] | str"
+ImageSource: TypeAlias = "ImageOrPath | bytes"  # bytes of an image file
 
 IMAGE_FORMATS = ["JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM"]
 IMAGE_SUFFIXES = [
@@ -61,25 +63,48 @@ def open_image(
     Raises:
         Exception: Of many types, on damaged bytes; `reason` converts it to one line.
     """
+    with open_header(source, max_pixels) as file:
+        return decoded(file, as_stored)
+
+
+def open_header(source: os.PathLike[str] | str | bytes, max_pixels: float = math.inf) -> Image.Image:
+    """Open an image without decoding its pixels; arguments and errors as in `open_image`."""
     status = None if isinstance(source, bytes) else os.stat(source)
     if status and not stat.S_ISREG(status.st_mode):  # opening a pipe would block
         raise ValueError("is a folder" if stat.S_ISDIR(status.st_mode) else "is not a regular file")
     if source == b"" or (status and not status.st_size):
         raise ValueError("is empty (0 bytes)")
-    with _identify(source) as file:
+    file = _identify(source)
+    try:
         if file.width * file.height > max_pixels:
             raise Image.DecompressionBombError(f"{file.width} x {file.height} pixels are too many")
         check_sides(file)
-        file.load()  # rotates a TIFF
-        image: Image.Image = file
-        if not as_stored:
-            image = _on_white(_upright(file))
-        return _strip_metadata(_in_rgb(image))
+    except BaseException:
+        file.close()
+        raise
+    return file
 
 
-def open_any(image: ImageOrPath) -> Image.Image:
-    """Convert a PIL image by `to_rgb`, or open a file by `open_image`."""
-    return to_rgb(image) if isinstance(image, Image.Image) else open_image(image)
+def decoded(file: Image.Image, as_stored: bool = False) -> Image.Image:
+    """Decode an image of `open_header` as RGB; `as_stored` as in `open_image`."""
+    file.load()  # rotates a TIFF
+    return _strip_metadata(_in_rgb(file if as_stored else _on_white(_upright(file))))
+
+
+def open_any(image: ImageSource) -> Image.Image:
+    """Convert a PIL image by `to_rgb`, or open a file by `open_image`; an image that is converted already is itself."""
+    if not isinstance(image, Image.Image):
+        return open_image(image)
+    return image if _is_converted(image) else to_rgb(image)
+
+
+def _is_converted(image: Image.Image) -> bool:
+    """Whether `to_rgb` would only copy an image."""
+    in_memory = type(image) is Image.Image and image.mode == "RGB"
+    if not in_memory or not image.info.keys() <= {"icc_profile"} or image.getexif():
+        return False
+    check_sides(image)
+    return True
 
 
 def _identify(source: os.PathLike[str] | str | bytes) -> Image.Image:
@@ -104,11 +129,23 @@ def _identify(source: os.PathLike[str] | str | bytes) -> Image.Image:
 
 
 def open_upload(source: Path | bytes) -> Image.Image:
-    """Open an uploaded image; UserError, worded as the end of a sentence, if it is too large or not an image."""
+    """Open an uploaded image by `open_image`; errors as in `reading_upload`."""
+    with reading_upload(source):
+        return open_image(source, max_pixels=MAX_PIXELS)
+
+
+@contextmanager
+def reading_upload(source: Path | bytes) -> Iterator[None]:
+    """Context that opens an uploaded image, of at most `MAX_PIXELS` pixels.
+
+    Raises:
+        UserError: If the file has more than `MAX_BYTES` bytes, or the block fails. The message is worded as the end of
+            a sentence.
+    """
     try:
         if (len(source) if isinstance(source, bytes) else source.stat().st_size) > MAX_BYTES:
             raise ValueError(f"has more than {MAX_BYTES >> 20} MB; take a smaller one")
-        return open_image(source, max_pixels=MAX_PIXELS)
+        yield
     except Image.DecompressionBombError as error:  # Pillow's own limit is higher
         raise UserError(f"has more than {MAX_PIXELS // 10**6} million pixels; take a smaller one") from error
     except Exception as error:  # Pillow raises exceptions of many types on damaged bytes
@@ -201,13 +238,23 @@ def reason(error: Exception) -> str:
     return first_line(error)
 
 
+def upright_size(file: Image.Image) -> tuple[int, int]:
+    """Width and height of an image after the rotation by its EXIF orientation."""
+    return file.size[::-1] if _turn(file) in SWAPPED else file.size
+
+
 def _upright(file: Image.Image) -> Image.Image:
-    """Rotate a decoded image by its EXIF orientation; unlike Pillow's `exif_transpose`, ignore invalid tags."""
-    try:
-        turn = ORIENTATIONS.get(file.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # Pillow raises exceptions of many types on invalid tags
-        turn = None
+    """Rotate a decoded image by its EXIF orientation."""
+    turn = _turn(file)
     return file if turn is None else file.transpose(turn)
+
+
+def _turn(file: Image.Image) -> Image.Transpose | None:
+    """Operation that makes an image upright, or None; unlike Pillow's `exif_transpose`, ignore invalid tags."""
+    try:
+        return ORIENTATIONS.get(file.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # Pillow raises exceptions of many types on invalid tags
+        return None
 
 
 def _without_alpha(image: Image.Image) -> Image.Image:

@@ -25,7 +25,7 @@ from .folder import read_folders_or_table, read_table, read_unsplit_folders, spl
 from .groups import groups_in_paths
 from .images import is_image, open_below
 from .layouts import class_ids, list_names
-from .own_images import LAYOUT, build_dataset, with_groups
+from .own_images import LAYOUT, OwnImages, build_dataset, with_groups
 from .packed import read_hugging_face, read_shards
 from .registry import ENTRIES, Entry, find_entry
 from .shots import shots_of_classes
@@ -153,7 +153,8 @@ def load_unlabelled(source: Path) -> Dataset:
     if not paths:
         raise UserError(f"{source} contains no image")
     items = [Item(path, 0, "") for path in paths]
-    dataset = Dataset(str(source), [], [], [], items, partial(open_below, base), absolute(base))
+    images = OwnImages([], absolute(base))
+    dataset = Dataset(str(source), [], [], [], items, images.open, images.root, source=images.source)
     dataset.check_files()
     return dataset
 

@@ -18,6 +18,7 @@ from ..utils.errors import UserError
 from ..utils.text import normalized_name
 from .base import Dataset, abbreviate, check_command
 from .groups import groups_in_paths
+from .images import open_image
 from .layouts import list_folders, list_names
 from .splits import SPLIT_NAMES, SPLITS, Item, split_of
 
@@ -50,16 +51,26 @@ class OwnImages(NamedTuple):
 
     Attributes:
         rows: One row for each image.
-        open, root, version, stored: As in `Dataset`.
+        root, version, stored: As in `Dataset`. One of `root` and `stored` is given.
         classnames: Class names in label order; () sorts the names of the rows.
     """
 
     rows: list[Row]
-    open: Callable[[str], Image.Image]
     root: Path | None = None
     version: Callable[[str], tuple[int, int]] | None = None
     stored: Callable[[str], bytes] | None = None
     classnames: Sequence[str] = ()
+
+    def source(self, path: str) -> Path | bytes:
+        """File of an image, or its bytes."""
+        if self.stored is not None:
+            return self.stored(path)
+        assert self.root is not None
+        return self.root / path
+
+    def open(self, path: str) -> Image.Image:
+        """Open an image by `open_image`."""
+        return open_image(self.source(path))
 
 
 # --- groups
@@ -198,6 +209,7 @@ def build_dataset(images: OwnImages, name: str, root: str) -> Dataset:
         version=images.version,
         stored=images.stored,
         check_command=check_command("folder", root),
+        source=images.source,
         groups={row.path: row.group for row in rows if row.group},
     )
 

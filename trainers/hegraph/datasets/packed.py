@@ -36,7 +36,7 @@ from ..utils.errors import UserError, first_line
 from ..utils.files import absolute, cannot_write, hash_json
 from ..utils.reading import check_regular, parse_json, read_text, reading
 from ..utils.text import shortened
-from .images import IMAGE_SUFFIXES, open_image
+from .images import IMAGE_SUFFIXES
 from .layouts import CLASSNAMES
 from .own_images import OwnImages, Row, class_name, files_of_splits
 from .splits import SPLIT_NAMES, split_of
@@ -99,7 +99,7 @@ def read_shards(root: str) -> OwnImages | None:
     def version(path: str) -> tuple[int, int]:
         return members[path].size, members[path].changed
 
-    return OwnImages(rows, lambda path: open_image(stored(path)), None, version, stored, names)
+    return OwnImages(rows, None, version, stored, names)
 
 
 # --- lists of shards
@@ -261,7 +261,7 @@ def read_hugging_face(root: str) -> OwnImages | None:
     def version(path: str) -> tuple[int, int]:
         return len(stored(path)), int(tables[path.partition("/")[0]]._fingerprint, 16)
 
-    return OwnImages(rows, lambda path: open_image(stored(path)), None, version, stored, classnames)
+    return OwnImages(rows, None, version, stored, classnames)
 
 
 def _parquet_files(path: Path) -> dict[str, list[str]]:

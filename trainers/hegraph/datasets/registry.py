@@ -118,6 +118,12 @@ def find_entry(name: str) -> Entry | None:
     return ENTRIES.get(canonical_name(name))
 
 
+def is_published(name: str) -> bool:
+    """Whether a `DATASET.NAME` or alias is the name of a data set of `entries.yaml`, not of own images."""
+    entry = find_entry(name)
+    return entry is not None and entry.loader != "own"
+
+
 def stored_datasets() -> dict[str, Entry]:
     """Return the data sets with a folder in the data root, by CoOp's name."""
     return {name: entry for name, entry in ENTRIES.items() if entry.folder}

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +19,10 @@ from sklearn.utils import check_random_state
 
 from ..config import Config
 from ..datasets.base import Dataset
-from ..datasets.images import open_any, pixel_hash, reason
+from ..datasets.images import ImageSource, open_any, pixel_hash, reason
+from ..datasets.registry import is_published
 from ..datasets.splits import Item
-from ..experiments.image_task import ImageTask
+from ..experiments.image_task import ImageTask, with_decoding
 from ..features.backbones.identity import DEFAULT_BACKBONE
 from ..features.bank import count_labels
 from ..models.saved import SavedModel
@@ -148,7 +150,7 @@ class IncrementalTraining:
         self.previous = previous
         self.device = device
         self.backbone = backbone
-        self._opened = dict[str, int]()  # ids of encoded images, by name
+        self._ids = dict[str, int]()  # ids of encoded images, by name
         self.support_set = None if previous is None else support_set_of(previous)
         seed = parameters["random_state"]
         generator = check_random_state(seed)
@@ -250,7 +252,7 @@ class IncrementalTraining:
             ids = torch.zeros(features.shape[1], dtype=torch.long)
         elif X and task is not None:
             features = task.bank().train_features
-            ids = torch.tensor([self._opened[item.path] for item in task.dataset.train], dtype=torch.long)
+            ids = torch.tensor([self._ids[item.path] for item in task.dataset.train], dtype=torch.long)
         else:
             shape = np.shape(text) if self.support_set is None else self.support_set.features.shape
             features = torch.zeros(1, 0, (0, *shape)[-1] if task is None else task.backbone.width)
@@ -270,13 +272,22 @@ class IncrementalTraining:
         by_name = dict(zip(names, images))
 
         def open_item(name: str) -> Image.Image:
-            if name in self._opened:  # another view of the image
+            if name in self._ids:  # another view of the image
                 return open_any(by_name[name])
-            pixels, self._opened[name] = open_with_id(by_name[name])
+            pixels, self._ids[name] = open_with_id(by_name[name])
             return pixels
 
+        def source(name: str) -> ImageSource:
+            pixels = open_item(name)  # the id needs the pixels at full size
+            return pixels if isinstance(by_name[name], Image.Image) else by_name[name]
+
         items = [Item(name, label, classnames[label]) for name, label in zip(names, labels)]
-        dataset = Dataset(cfg.data.name or NO_NAME, classnames, items, val=[], test=[], open=open_item)
+        name = cfg.data.name or NO_NAME
+        dataset = Dataset(name, classnames, items, val=[], test=[], open=open_item)
+        if not is_published(name):
+            dataset = replace(dataset, source=source)
+        if self.previous is not None:
+            cfg = with_decoding(cfg, self.previous.backbone.decode)
         task = ImageTask(dataset, cfg, cfg.run.seed, self.device, self.backbone)
         if self.previous is not None:
             task.check_backbone(self.previous)
@@ -318,7 +329,7 @@ def _text_of(
     return positive, negative
 
 
-def open_with_id(image: Path | Image.Image) -> tuple[Image.Image, int]:
+def open_with_id(image: ImageSource) -> tuple[Image.Image, int]:
     """Open an image, and compute its id by `pixel_hash`."""
     pixels = open_any(image)
     return pixels, pixel_hash(pixels)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..config import Config
 from ..datasets.base import Dataset, check_classes, find_copies, refuse_tested
+from ..datasets.decoding import FULL
 from ..datasets.groups import SharedGroups
 from ..datasets.images import pixel_hash
 from ..datasets.loading import OWN, load_test_images, load_unlabelled
@@ -89,11 +90,16 @@ class ImageTask(Task):
         options = self.cfg.backbone
         return backbone_identity(options.name, options.pretrained, options.precision, self.device)
 
+    @property
+    def decode(self) -> str:
+        """Decoding of image files: the one of the configuration, or "full" for a published data set."""
+        return FULL if self.dataset.source is None else self.cfg.encoding.decode
+
     @cached_property
     def backbone(self) -> Backbone:
         """The frozen CLIP, loaded at the first access; UserError if the configuration contradicts it."""
         if self._loaded_backbone is not None:
-            return self._loaded_backbone
+            return self._loaded_backbone.with_decoding(self.decode)
         options = self.cfg.backbone
         version = hash_json(self._backbone_identity)
         backbone = _shared_backbone(options.name, options.pretrained, self.device, options.precision, version)
@@ -102,7 +108,7 @@ class ImageTask(Task):
             true = tuple(getattr(backbone, name))
             if configured not in ((), true):
                 raise UserError(f"INPUT.{key} is {configured} but {backbone.name} takes {true}; leave the key out")
-        return backbone
+        return backbone.with_decoding(self.decode)
 
     def prepare(self) -> None:
         """Load the backbone; raise UserError if training images of a user's own data set are test images as well."""
@@ -197,7 +203,7 @@ class ImageTask(Task):
     def target(self, name: str, same_classes: bool) -> ImageTask:
         known, _, which = name.partition(":")
         dataset = load_test_images(known, self.cfg.data.root, self.seed, which or "all")
-        task = ImageTask(dataset, self.cfg, self.seed, self.device)
+        task = ImageTask(dataset, with_decoding(self.cfg, self.decode), self.seed, self.device)
         task.check_single_label("a test on another data set")
         if same_classes:
             match_classes(self.class_ids, task.class_ids, self.name, name)
@@ -217,6 +223,11 @@ class ImageTask(Task):
         if not self.cfg.data.features_dir:
             return None
         return Path(self.cfg.data.features_dir) / self.name / self.backbone.name
+
+
+def with_decoding(cfg: Config, decode: str) -> Config:
+    """Return a configuration that decodes own images as a trained model does, whatever it says itself."""
+    return replace(cfg, encoding=replace(cfg.encoding, decode=decode))
 
 
 @lru_cache(maxsize=1)

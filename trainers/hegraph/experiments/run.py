@@ -36,7 +36,7 @@ from .calibration import calibrate, log_calibration
 from .checks import check_training, check_unlabelled, check_unseen, reason_not_saved
 from .evaluation import Predictions, encode_targets, encode_test_images, evaluate, rule_for, score_targets
 from .fitting import fit
-from .image_task import ImageTask
+from .image_task import ImageTask, with_decoding
 from .opening import open_task
 from .record import Seconds, make_model, write_outputs
 from .run_folder import EPOCH_MODEL, RunFolder, find_model_of_epoch, run_config
@@ -279,6 +279,7 @@ def test_model(cfg: Config, bank_file: Path | None, folder: Path, epoch: int | N
     path = find_model_of_epoch(folder, epoch)
     model = load_model(path)
     check_configuration(model, cfg)
+    cfg = with_decoding(cfg, model.backbone.decode)
     target = open_task(cfg, bank_file, model.trained_on.seed, device, model.trained_on)
     if target.multilabel != (model.thresholds is not None):
         own = label_kind(target.multilabel)

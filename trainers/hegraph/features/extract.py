@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..datasets.base import Dataset
+from ..datasets.decoding import FULL
 from ..datasets.splits import Item
 from ..utils import processes
 from ..utils.errors import UserError
@@ -38,7 +39,8 @@ from .order import encoding_order, encoding_steps, pixels_of_steps
 from .prompts.sentences import PromptGroup, negative_prompts, positive_prompts, resolve_source
 
 if TYPE_CHECKING:
-    from .backbones.clip import Backbone, Transform
+    from .backbones.clip import Backbone
+    from .backbones.transforms import Transform
 
 logger = logging.getLogger(__name__)
 
@@ -116,6 +118,8 @@ def encode_images(
         "code": CODE_VERSION,
         **backbone.fingerprint,
     }
+    if images.decode != FULL:  # other files have the keys of versions that always decoded at full size
+        settings["decode"] = images.decode
     key = hash_json(settings)
 
     def encode(path: Path | None) -> Tensors:

@@ -11,18 +11,19 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ..datasets.base import Dataset
-from ..datasets.images import ImageOrPath, open_any, reason
+from ..datasets.decoding import FULL, LazyImage
+from ..datasets.images import ImageOrPath, reason
 from ..datasets.splits import Item
 from ..utils.threads import MAX_THREADS, cores, in_batches
 
 if TYPE_CHECKING:
-    from .backbones.clip import Transform
+    from .backbones.transforms import Transform
 
 
 class ImageReader:
@@ -37,9 +38,10 @@ class ImageReader:
     """
 
     def __init__(self, transform: Transform, threads: int = 0) -> None:
-        from .backbones.clip import split_transform  # open_clip takes seconds to import
+        from .backbones.transforms import Preprocess, decoding_of, split_transform  # torchvision is slow
 
-        self.steps, self.finish = split_transform(transform)
+        steps, self.finish = split_transform(transform)
+        self.transform = Preprocess(steps, decoding_of(transform))
         self.threads = threads or min(cores(), MAX_THREADS)
 
     def batches(
@@ -63,17 +65,10 @@ class ImageReader:
             Bytes `[H, W, 3]`, or the reason why the image cannot be opened. Exceptions of the transform are raised.
         """
         try:
-            pixels = open_any(image)
+            decoded = self.transform.decoded(image)
         except Exception as error:  # Pillow raises exceptions of many types on damaged bytes
             return reason(error)
-        return apply(self.steps, pixels)
-
-
-def apply(steps: Sequence[Callable], image: Any) -> Tensor:
-    """Apply the steps of a transform, the last of which returns a tensor, to an image."""
-    for step in steps:
-        image = step(image)
-    return image
+        return self.transform(decoded)
 
 
 @dataclass(frozen=True)
@@ -136,17 +131,30 @@ class ImageViews:
 
     @cached_property
     def _split(self) -> tuple[Sequence[Callable], Callable[[Tensor], Tensor]]:
-        from .backbones.clip import split_transform  # open_clip takes seconds to import
+        from .backbones.transforms import split_transform  # torchvision takes a second to import
 
         return split_transform(self.transform)
 
+    @property
+    def decode(self) -> str:
+        """Decoding of the images: "auto" if the transform has it, and `dataset` has files that may be reduced."""
+        from .backbones.transforms import decoding_of
+
+        return FULL if self.dataset.source is None else decoding_of(self.transform)
+
     def _read(self, positions: Sequence[int]) -> list[Tensor]:
         """Read the views of one image at `positions`; UserError if it is unreadable."""
-        from .backbones.clip import sample_steps
+        from .backbones.transforms import apply, decoded_for, sample_steps
 
-        image = self.dataset.read(self.items[positions[0] % len(self.items)].path)
+        path = self.items[positions[0] % len(self.items)].path
+        if self.decode == FULL:
+            image = LazyImage.whole(self.dataset.read(path))
+        else:
+            image = self.dataset.read_lazily(path, self.decode)
         views = []
         for position in positions:
-            steps = sample_steps(self._split[0], image, self.seed * 1_000_003 + position)
-            views.append(apply(steps, image))
+            steps = sample_steps(self._split[0], image.size, self.seed * 1_000_003 + position)
+            with self.dataset.explaining(path):
+                decoded = decoded_for(steps, image)
+            views.append(apply(steps, decoded))
         return views

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..datasets.decoding import DECODINGS, REDUCED
 from ..utils.option import is_positive, is_strings, option
 
 TRANSFORMS = ("random_resized_crop", "random_flip", "normalize")
@@ -41,6 +42,13 @@ class EncodingOptions:
     )
     interpolation: str = option(
         "bicubic", "INPUT.INTERPOLATION", "interpolation of the random crop", choices=("bicubic", "bilinear")
+    )
+    decode: str = option(
+        REDUCED,
+        "INPUT.DECODE",
+        "decoding of your own JPEG files; `auto`: [at the scale that the backbone needs](../guides/data.md#photos), "
+        "`full`: at full size, as always for data sets of CoOp",
+        choices=DECODINGS,
     )
     batch_size: int = option(256, "DATALOADER.TEST.BATCH_SIZE", "number of images per batch", least=1, shapes_run=False)
     num_workers: int = option(

@@ -5,15 +5,19 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL.Image import Image
 
-from ..datasets.images import open_upload, to_rgb
+from ..datasets.decoding import DecodedImage
+from ..datasets.images import MAX_PIXELS, reading_upload, to_rgb
 from ..utils.devices import choose_device
 from ..utils.errors import UserError
 from ..utils.reading import Size, validate
 from .images import ImageModel
+
+if TYPE_CHECKING:
+    from ..features.backbones.clip import Backbone
 
 DEFAULT_TOP = 5  # classes of an image
 
@@ -43,7 +47,7 @@ class EndpointHandler:
             UserError: If the request has another form, or an input is not an image. No path and no address is opened.
         """
         inputs, top = read_request(data)
-        images = [open_input(each) for each in (inputs if isinstance(inputs, list) else [inputs])]
+        images = [open_input(each, self.model.backbone) for each in (inputs if isinstance(inputs, list) else [inputs])]
         names = self.model.model.classnames
         values, labels = self.model.probabilities(images).sort(dim=1, descending=True, stable=True)
         rows = zip(values[:, :top].tolist(), labels[:, :top].tolist())
@@ -72,8 +76,8 @@ def read_request(data: Any) -> tuple[Any, int]:
     return data.get("inputs"), validate(Size, top, "top_k")
 
 
-def open_input(value: Any) -> Image:
-    """Open an input of an endpoint: a PIL image, the bytes of a file, or base64.
+def open_input(value: Any, backbone: Backbone) -> Image | DecodedImage:
+    """Open an input of an endpoint for a backbone: a PIL image, the bytes of a file, or base64.
 
     Raises:
         UserError: If it is something else, or unreadable.
@@ -86,7 +90,8 @@ def open_input(value: Any) -> Image:
         value = bytes(value)
     if not isinstance(value, bytes):
         raise UserError(f"expected an image, bytes or base64, got {type(value).__name__}", "endpoint.type")
-    return open_upload(value)
+    with reading_upload(value):
+        return backbone.preprocess.decoded(value, MAX_PIXELS)
 
 
 def decode_base64(text: str) -> bytes:

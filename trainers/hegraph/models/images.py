@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..datasets.decoding import DecodedImage
 from ..datasets.images import ImageOrPath
 from ..features.backbones.identity import AUTO, FOLDER, canonical_name
 from ..features.images import ImageReader
@@ -32,6 +33,8 @@ Model = SavedModel | Path | str  # model, model folder, or output folder of a ru
 class ImageModel:
     """Trained model with images as input. Logits are computed on the device of the backbone.
 
+    Image files are decoded as in the training.
+
     Raises:
         UserError: If the model was trained on features of another backbone; the message names the difference.
     """
@@ -39,7 +42,7 @@ class ImageModel:
     def __init__(self, model: SavedModel, backbone: Backbone) -> None:
         check_backbone(model, backbone)
         self.model = model
-        self.backbone = backbone
+        self.backbone = backbone.with_decoding(model.backbone.decode)
         self._classifier = model.classifier.to(backbone.device)
 
     @classmethod
@@ -71,11 +74,11 @@ class ImageModel:
 
         return cls(model, load_backbone(name, weights, device, precision))
 
-    def features(self, images: Iterable[ImageOrPath], batch_size: int = 64) -> Tensor:
+    def features(self, images: Iterable[ImageOrPath | DecodedImage], batch_size: int = 64) -> Tensor:
         """Unit-norm features of images on the CPU, shape `[B, d]`; UserError names the first unreadable image."""
         return self.backbone.encode_images([*images], batch_size)
 
-    def probabilities(self, images: Iterable[ImageOrPath], batch_size: int = 64) -> Tensor:
+    def probabilities(self, images: Iterable[ImageOrPath | DecodedImage], batch_size: int = 64) -> Tensor:
         """Calibrated probabilities of images on the CPU, shape `[B, K]`; UserError names the first unreadable image."""
         return self.model.calibrate(self.logits(self.features(images, batch_size)))
 

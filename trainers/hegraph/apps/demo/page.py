@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from PIL import Image
 
+from ...datasets.decoding import DecodedImage
 from ...datasets.digits import CLASSNAMES, load_digits_dataset
-from ...datasets.images import open_upload
+from ...datasets.images import MAX_PIXELS, open_image, reading_upload
 from ...features.backbones.clip import Backbone
 from ...models.images import ImageModel
 from ...models.saved import SavedModel
@@ -117,29 +117,33 @@ class Answers:
             request = validate(Request, value, "the request")
             if request == Request():
                 return str(TRY.hint())
-            picture = self.open(request)
+            model, backbone = self.load()
+            picture = self.open(request, backbone)
             with self._lock:
-                model, backbone = self.load()
                 answer = compute_answer(model, backbone.encode_images([picture]))
         except UserError as error:
             return error_html(error)
-        scan = data_url(picture) if self.converts or request.drawing else ""
+        scan = data_url(picture.pixels) if self.converts or request.drawing else ""
         with_urls = ((self.thumbnail(place), share) for place, share in answer.neighbours)
         nearest = [(url, share) for url, share in with_urls if url]
         return answer_html(answer, model.method, nearest, scan)
 
-    def open(self, request: Request) -> Image.Image:
+    def open(self, request: Request, backbone: Backbone) -> DecodedImage:
         """Open the image of a request, converted into the input of the model. Raise UserError if it is unusable."""
         if request.drawing:
-            return scan_of_ink(ink_of_canvas(request.drawing))
+            return DecodedImage.whole(scan_of_ink(ink_of_canvas(request.drawing)))
         try:
             if request.picture:
-                picture = open_upload(decode_data_url(request.picture))
+                file: Path | bytes = decode_data_url(request.picture)
             else:
-                picture = open_upload(uploaded_file(request.path, self.uploads))
+                file = uploaded_file(request.path, self.uploads)
+            with reading_upload(file):
+                if not self.converts:
+                    return backbone.preprocess.decoded(file, MAX_PIXELS)
+                picture = open_image(file, max_pixels=MAX_PIXELS)
         except UserError as error:
             raise UserError(f"this file {error}") from error
-        return scan_of_picture(picture) if self.converts else picture
+        return DecodedImage.whole(scan_of_picture(picture))
 
 
 def uploaded_file(name: str, uploads: Path) -> Path:

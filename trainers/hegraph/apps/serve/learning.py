@@ -153,25 +153,25 @@ class Learner(Server):
                 be trained.
         """
         async with self.opened(images) as opened:
-            return await self._write(self._add, [name for name, _ in images], opened, labels, classes)
+            return await self._write(self._add, images, opened, labels, classes)
 
     def _add(
         self,
-        image_names: Sequence[str],
-        images: Sequence[Image],
+        uploads: Sequence[Upload],
+        opened: Sequence[Image],
         labels: Sequence[Sequence[str]],
         classes: Sequence[str],
     ) -> list[str]:
         support_set = support_set_of(self.model.model)
         class_labels = ClassLabels(support_set)
         new_classes = {class_labels.find_or_add(name) for name in classes}.difference(support_set.by_label)
-        ids = image_ids(images)
-        requested = dict[int, tuple[frozenset[Any], Image]]()
-        for name, image, number, names in zip(image_names, images, ids.tolist(), labels):
+        ids = image_ids(opened)
+        requested = dict[int, tuple[frozenset[Any], bytes]]()
+        for (name, data), number, names in zip(uploads, ids.tolist(), labels):
             row = frozenset(class_labels.find_or_add(each) for each in names)
             if not support_set.multilabel and len(row) != 1:
                 raise UserError(f"expected one label for image {name!r}, got {len(row)}")
-            if requested.setdefault(number, (row, image))[0] != row:
+            if requested.setdefault(number, (row, data))[0] != row:
                 raise UserError(f"image {name!r} is in the request twice, with different labels")
         current = defaultdict[int, set[frozenset[Any]]](set)  # an image may be in the support set twice
         for number, label in zip(support_set.ids.tolist(), support_set.image_labels()):
@@ -180,7 +180,7 @@ class Learner(Server):
         if changed or new_classes:
             rest = support_set.without(torch.isin(support_set.ids, torch.tensor([*changed])))
             rows = [row for row, _ in changed.values()]
-            pictures = [image for _, image in changed.values()]
+            pictures = [data for _, data in changed.values()]
             used = new_classes.union(*rows) or {support_set.classes.tolist()[0]}  # an image may have no label
             added = labels_of(rows, used, support_set)
             names = checked_names(added.classes, class_labels.names)

@@ -11,7 +11,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from ...datasets.images import count_pixels, open_upload
+from ...datasets.images import MAX_PIXELS, count_pixels, open_upload, reading_upload
 from ...features.images import ImageReader
 from ...models.images import ImageModel
 from ...models.predict.files import PredictionRow, json_value
@@ -47,9 +47,11 @@ class Server:
     def _read(self, data: bytes) -> Tensor | str:
         """Pixels of an image, or the reason why it cannot be read."""
         try:
-            return self.reader.read(open_upload(data))
+            with reading_upload(data):
+                decoded = self.reader.transform.decoded(data, MAX_PIXELS)
         except UserError as error:
             return str(error)
+        return self.reader.transform(decoded)
 
     async def encode(self, images: Sequence[Upload]) -> tuple[list[str], Tensor]:
         """Encode images.

@@ -21,8 +21,9 @@ from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import IO, NamedTuple
 
+from ...datasets.decoding import FACTORS, REDUCED, LazyImage
 from ...datasets.folder import NON_CLASS_FOLDERS, OUTPUT_FILES
-from ...datasets.images import MAX_BYTES, is_image, open_upload
+from ...datasets.images import MAX_BYTES, MAX_PIXELS, is_image, reading_upload
 from ...datasets.own_images import class_name
 from ...datasets.splits import split_of
 from ...models.predict.files import folder_name
@@ -348,7 +349,8 @@ def read_upload(file: IO[bytes]) -> bytes:
 def image_problem(name: str, data: bytes) -> str:
     """Reason why a file is not added, as the predicate of a sentence; "" for an image."""
     try:
-        open_upload(data)
+        with reading_upload(data):
+            LazyImage.read(data, REDUCED, MAX_PIXELS).decoded(max(FACTORS))
     except UserError as error:
         return str(error)
     return "" if is_image(name) else "has no file name extension of an image"

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ...config import Config
 from ...datasets.base import check_classes
+from ...datasets.decoding import REDUCED
 from ...datasets.digits import CLASSNAMES, load_digits_dataset
 from ...datasets.images import open_image, pixel_hash, reason
 from ...estimator.incremental import support_set_of
@@ -88,12 +89,13 @@ class Session:
 
     def _use(self, backbone: Backbone, name: str, pretrained: str) -> None:
         """Set the current backbone, and read its features of earlier sessions."""
+        backbone = backbone.with_decoding(REDUCED)
         self.backbone = backbone
         self.name = name
         config = BackboneConfig.of(backbone, name, pretrained)
         self.origin = Origin(config, Preprocessing.of(backbone), backbone.logit_scale, prompted=True)
         self._text: dict[tuple[str, str], tuple[Tensor, Tensor]] = {}  # (data set, class) -> text nodes
-        self._key = hash_json(backbone.fingerprint)
+        self._key = hash_json({**backbone.fingerprint, "decode": backbone.decode})
         self.features_file = self.project.folder / STATE_FOLDER / f"features-{self._key[:16]}.safetensors"
         self.features = self._read_features()
         self._saved = len(self.features)  # number of features on disk
@@ -265,8 +267,9 @@ class Session:
     def _pixels(self, picture: Picture) -> Tensor | str:
         """Preprocess an image for the backbone and write its thumbnail; returns the reason if it is unreadable."""
         try:
-            image = open_image(self.project.read_bytes(picture))
-            pixels = self.backbone.preprocess(image)
+            decoded = self.backbone.preprocess.decoded(self.project.read_bytes(picture))
+            pixels = self.backbone.preprocess(decoded)
+            image = decoded.pixels
             image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
             factor = max(1, THUMBNAIL_SIDE // (2 * max(image.size)))
             image = image.resize((factor * image.width, factor * image.height), Image.Resampling.NEAREST)

@@ -21,6 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ...datasets.base import check_classes
+from ...datasets.decoding import REDUCED
 from ...datasets.images import open_any
 from ...features.backbones.clip import Backbone, ImageOrPath
 from ...features.backbones.loading import load_backbone, local_weights
@@ -304,7 +305,7 @@ def compare_backbones(
     target = choose_device(device, "device")
 
     def encode(candidate: Candidate) -> Encoded:
-        backbone = load_backbone(candidate.name, candidate.tag, target, precision)
+        backbone = load_backbone(candidate.name, candidate.tag, target, precision).with_decoding(REDUCED)
         text = encode_prompts(backbone, "images", names, EncodingOptions())["positive"]
         return Encoded(backbone, backbone.encode_images(list(images)), indices, text, images[:TIMED_IMAGES])
 

@@ -4,30 +4,28 @@ Shapes: B images, S sentences, d feature width (the model's own), H x W the mode
 """
 
 import math
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
-from functools import cache, cached_property, partial
+from dataclasses import dataclass, field, replace
+from functools import cache, cached_property
 from threading import Lock
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from open_clip import SimpleTokenizer
 from open_clip.transform import CenterCropOrPad, ResizeKeepRatio
-from PIL import Image
 from torch import Tensor, nn
 from torchvision import transforms as T
-from torchvision.transforms.functional import hflip, resized_crop
 
-from ...datasets.images import ImageOrPath, open_any, reason
+from ...datasets.decoding import DecodedImage
+from ...datasets.images import ImageOrPath
 from ...utils.errors import UserError
 from ...utils.reading import Size, validate
 from ...utils.text import shown
 from ...utils.threads import MAX_THREADS, cores, in_batches
+from .transforms import Preprocess, decoding_of
 
 CONTEXT_LENGTH = 77  # tokens of a sentence, longer ones are cut
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}  # of matrices and input images
@@ -35,33 +33,9 @@ LEAST_ROWS = 32  # images in a call from which on more images in it change no bi
 PART_ROWS = 16  # images that a thread encodes together in bf16 (sentences: twice as many), so that they fit its cache
 RESIZING = (T.Resize, T.CenterCrop, ResizeKeepRatio, CenterCropOrPad)  # steps that a random crop replaces
 
-Transform = Callable[[Image.Image], Tensor]
 Tokenizer = Callable[[Sequence[str]], Tensor]
 
 _ENCODING = Lock()  # one batch at a time
-_SAMPLING = Lock()  # guards torch's global generator, which torchvision samples from
-
-
-class Preprocess(T.Compose):
-    """Test transform of a model, from a path or a PIL image of any mode to `[3, H, W]`.
-
-    The image is first converted to RGB, turned upright, and blended with white where it is transparent.
-
-    Raises:
-        UserError: If the image cannot be read.
-    """
-
-    def __call__(self, image: ImageOrPath) -> Tensor:
-        if not isinstance(image, (Image.Image, os.PathLike, str)):
-            raise UserError(f"image: expected a path or a PIL image, got {shown(image)}")
-        try:
-            pixels = open_any(image)
-        except Exception as error:  # Pillow raises any type on damaged bytes
-            raise UserError(f"cannot read {image}: {reason(error)}") from error
-        return super().__call__(pixels)
-
-    def __repr__(self) -> str:
-        return repr(T.Compose(self.transforms))  # keys of cached features and model folders contain this text
 
 
 @dataclass(frozen=True)
@@ -130,8 +104,19 @@ class Backbone:
         """Feature width `d`, measured by encoding a sentence, because open_clip's models have no common attribute."""
         return self.encode_text([""]).shape[1]
 
-    def encode_images(self, images: Tensor | Sequence[ImageOrPath], batch_size: int = 64) -> Tensor:
-        """Encode images as `HeGraphClassifier` and the command line do.
+    @property
+    def decode(self) -> str:
+        """Decoding of image files: "full", or "auto" for JPEG photos at the scale that the model needs."""
+        return decoding_of(self.preprocess)
+
+    def with_decoding(self, decode: str) -> "Backbone":
+        """Return this backbone with another decoding of image files, one of `DECODINGS`."""
+        if decode == self.decode:
+            return self
+        return replace(self, preprocess=Preprocess(self.preprocess.transforms, decode))
+
+    def encode_images(self, images: "Tensor | Sequence[ImageOrPath | DecodedImage]", batch_size: int = 64) -> Tensor:
+        """Encode images as `HeGraphClassifier` and the command line do; they reduce photos (`with_decoding`).
 
         Args:
             images: B paths or PIL images, which may have any size, mode and EXIF orientation; or a tensor
@@ -210,11 +195,11 @@ class Backbone:
             UserError: If the text tower is not from open_clip.
         """
 
-        def replace(module: nn.Module, args: tuple, embedded: Tensor) -> Tensor:
+        def with_context(module: nn.Module, args: tuple, embedded: Tensor) -> Tensor:
             vectors = context.to(embedded.dtype).expand(len(embedded), -1, -1)
             return torch.cat([embedded[:, :1], vectors, embedded[:, 1 + len(context) :]], dim=1)
 
-        hook = self.token_embedding.register_forward_hook(replace)
+        hook = self.token_embedding.register_forward_hook(with_context)
         try:
             with self._autocast():
                 features = self.model.encode_text(tokens)
@@ -249,7 +234,7 @@ class Backbone:
         features = features.float()
         return (F.normalize(features, dim=-1) if normalize else features).cpu()
 
-    def training_transform(self, names: Sequence[str], crop_scale: Sequence[float], interpolation: str) -> T.Compose:
+    def training_transform(self, names: Sequence[str], crop_scale: Sequence[float], interpolation: str) -> Preprocess:
         """Augmentation of training images.
 
         Args:
@@ -265,41 +250,7 @@ class Backbone:
             steps = [crop] + [step for step in steps if not isinstance(step, RESIZING)]
         if "random_flip" in names:
             steps.insert(0, T.RandomHorizontalFlip())
-        return T.Compose(steps)
-
-
-def split_transform(transform: Transform) -> tuple[Sequence[Callable], Callable[[Tensor], Tensor]]:
-    """Split a transform so that waiting images take a quarter of the memory.
-
-    Returns:
-        Steps from an image to bytes `[H, W, 3]`, and a function from a batch of bytes to floats `[B, 3, H, W]`. A
-        transform without CLIP's last two steps is returned whole, with the identity.
-    """
-    steps = transform.transforms if isinstance(transform, T.Compose) else [transform]
-    if len(steps) < 2 or not (isinstance(steps[-2], T.ToTensor) and isinstance(steps[-1], T.Normalize)):
-        return steps, lambda batch: batch
-    normalize = T.Normalize(steps[-1].mean, steps[-1].std, inplace=True)
-
-    def finish(batch: Tensor) -> Tensor:
-        return normalize(batch.permute(0, 3, 1, 2).contiguous().float().div_(255))
-
-    return [*steps[:-2], np.array, torch.from_numpy], finish
-
-
-def sample_steps(steps: Sequence[Callable], image: Image.Image, seed: int) -> list[Callable]:
-    """Replace the random steps of a transform by fixed ones for an image, sampled with a seed."""
-    sampled: list[Callable] = []
-    with _SAMPLING, torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        for step in steps:
-            if isinstance(step, T.RandomResizedCrop):
-                box = zip(("top", "left", "height", "width"), step.get_params(image, [*step.scale], [*step.ratio]))
-                sampled.append(partial(resized_crop, **dict(box), size=step.size, interpolation=step.interpolation))
-            elif not isinstance(step, T.RandomHorizontalFlip):
-                sampled.append(step)
-            elif torch.rand(1) < step.p:
-                sampled.append(hflip)
-    return sampled
+        return Preprocess(steps, self.decode)
 
 
 def encode_in_parts(encode: Callable[[Tensor], Tensor], batch: Tensor, part_rows: int) -> Tensor:

@@ -28,9 +28,10 @@ from ...utils.devices import choose_device
 from ...utils.errors import UserError, first_line, unknown
 from ...utils.reading import read_tensors, read_torch, reading, validate
 from . import identity
-from .clip import Backbone, Preprocess, Tokenizer
+from .clip import Backbone, Tokenizer
 from .clip_cache import find_cached_by_clip
 from .precision import to_bfloat16
+from .transforms import Preprocess
 
 logger = logging.getLogger(__name__)
 

@@ -22,6 +22,7 @@ class BackboneConfig(StrictModel):
         title: Model and weights, for people.
         model, pretrained, precision: Arguments of `load_backbone`; "" for features whose backbone is unknown.
         fingerprint: Plain values that change whenever the features change; {} if unknown.
+        decode: Decoding of image files, one of `DECODINGS`. Older models and banks have none, and decoded at full size.
     """
 
     title: str = ""
@@ -29,13 +30,14 @@ class BackboneConfig(StrictModel):
     pretrained: str = ""
     precision: Annotated[str, Field(pattern="^(fp32|bf16|fp16|amp)$")] = "fp32"
     fingerprint: dict[str, str] = Field(default={})
+    decode: Annotated[str, Field(pattern="^(auto|full)$")] = "full"
 
     @classmethod
     def of(cls, backbone: Backbone, model: str, pretrained: str) -> BackboneConfig:
         """Description of a backbone from `load_backbone(model, pretrained)`."""
         return cls(
             title=backbone.name, model=model, pretrained=pretrained, precision=backbone.precision,
-            fingerprint=backbone.fingerprint,
+            fingerprint=backbone.fingerprint, decode=backbone.decode,
         )  # fmt: skip
 
     def compare_precision(self, precision: str) -> None:
