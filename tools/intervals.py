@@ -1,9 +1,10 @@
 """Write the paired intervals of results/README.md and docs/results/accuracy.md: a method minus every other one.
 
-    python -m tools.intervals OUTPUT [OUTPUT ...] --out FILE [--of METHOD]
+    python -m tools.intervals OUTPUT [OUTPUT ...] --out FILE [--of METHOD] [--groups BANK ...]
 
 OUTPUT has runs of METHOD (default: HeGraphAdapter) and of other methods, with their predictions. FILE gets a JSON line
-for each method and number of shots. It keeps its lines of other methods.
+for each method and number of shots. It keeps its lines of other methods. BANK is a feature bank with groups of its test
+images, such as the one of `python -m tools.ucf101_groups`.
 """
 
 import argparse
@@ -12,7 +13,7 @@ import sys
 from pathlib import Path
 
 from trainers.hegraph.results.intervals import Difference
-from trainers.hegraph.results.paired import paired_differences, read_runs
+from trainers.hegraph.results.paired import paired_differences, read_groups, read_runs
 from trainers.hegraph.results.scores import OUR_METHOD, method_order
 from trainers.hegraph.results.table import markdown_table
 from trainers.hegraph.utils.files import atomic_path
@@ -43,9 +44,11 @@ def main() -> int:
     parser.add_argument("output", type=Path, nargs="+")
     parser.add_argument("--out", type=Path, required=True, help=".jsonl file to update")
     parser.add_argument("--of", default=OUR_METHOD, metavar="METHOD", help="method to compare with all others")
+    parser.add_argument("--groups", type=Path, nargs="+", default=[], metavar="BANK", help="banks with groups of test")
     args = parser.parse_args()
     intervals = read_intervals(args.out) if args.out.exists() else {}
-    for name, by_shots in paired_differences(read_runs(args.output), args.of).items():
+    runs = read_runs(args.output, read_groups(args.groups))
+    for name, by_shots in paired_differences(runs, args.of).items():
         intervals |= {(name, n): value for n, value in by_shots.items()}
     with atomic_path(args.out) as temporary, temporary.open("w", encoding="utf-8") as file:
         for name, n in sorted(intervals, key=lambda key: (method_order(key[0]), key[1])):

@@ -8,6 +8,7 @@ import torch
 from trainers.hegraph import load_bank, load_cfg
 from trainers.hegraph.experiments import calibration
 from trainers.hegraph.experiments.bank_task import BankTask
+from trainers.hegraph.results.records import PREDICTIONS, read_test_groups
 
 
 @pytest.fixture
@@ -29,6 +30,13 @@ def test_record_names_shared_groups(grouped_bank, run, caplog):
     assert (groups["num_groups"], groups["test_in_train"], groups["val_in_train"]) == (66, 10.0, 0.0)
     assert groups["warning"].startswith("the groups of 4 of 40 test images (10.0 %) occur in train")
     assert f"Tiny: {groups['warning']}" in caplog.messages
+
+
+def test_predictions_have_the_groups_of_test(grouped_bank, run):
+    _, out = run()
+    assert read_test_groups(out / PREDICTIONS).tolist() == grouped_bank.test_groups.tolist()
+    _, tested = run("--eval-only", "--model-dir", str(out), name="tested")
+    assert read_test_groups(tested / PREDICTIONS).tolist() == grouped_bank.test_groups.tolist()
 
 
 def test_run_samples_whole_groups(grouped_bank, tiny_bank):

@@ -9,7 +9,7 @@ import torch
 from scipy.stats import t
 
 from trainers.hegraph import UserError
-from trainers.hegraph.results.intervals import Difference, Ranking, Variances, interval_of_mean
+from trainers.hegraph.results.intervals import Difference, Ranking, Variances, interval_of_mean, values_of_groups
 from trainers.hegraph.results.paired import PAIR_KEYS, difference, paired_table, read_runs
 from trainers.hegraph.results.records import PREDICTIONS, SPLIT, write_record, write_tensors_with_classes
 from trainers.hegraph.utils.files import write_json
@@ -18,7 +18,8 @@ from trainers.hegraph.utils.files import write_json
 def correct(**rows: tuple[str, ...]) -> pd.DataFrame:
     """Runs of each data set, one per seed from 1 on; 1 in a text such as "110" is a correct prediction."""
     return pd.DataFrame([
-        dict.fromkeys(PAIR_KEYS, "") | {"dataset": name, "seed": seed, "outcome": np.array([c == "1" for c in row])}
+        dict.fromkeys(PAIR_KEYS, "")
+        | {"dataset": name, "seed": seed, "groups": None, "outcome": np.array([c == "1" for c in row])}
         for name, of_seeds in rows.items()
         for seed, row in enumerate(of_seeds, 1)
     ])  # fmt: skip
@@ -70,7 +71,7 @@ def test_two_equal_data_sets_halve_the_variance():
     rng = np.random.default_rng(0)
     labels = rng.random((200, 3)) < 0.4
     outcomes = [Ranking(labels + noise * rng.standard_normal(labels.shape), labels) for noise in (0.5, 1.0)]
-    rows = [dict.fromkeys(PAIR_KEYS, "") | {"dataset": name, "seed": 1} for name in ("one", "two")]
+    rows = [dict.fromkeys(PAIR_KEYS, "") | {"dataset": name, "seed": 1, "groups": None} for name in ("one", "two")]
     ours = pd.DataFrame([row | {"outcome": outcomes[0]} for row in rows])
     theirs = pd.DataFrame([row | {"outcome": outcomes[1]} for row in rows])
     both = difference(ours, theirs)
@@ -80,6 +81,34 @@ def test_two_equal_data_sets_halve_the_variance():
         difference(ours[:1].assign(outcome=[one_image]), theirs[:1].assign(outcome=[one_image]))
     assert both.mean == pytest.approx(single.mean)
     assert (both.high - both.low) / (single.high - single.low) == pytest.approx(0.5**0.5, abs=0.03)
+
+
+def test_groups_are_the_units_of_the_interval():
+    ours = correct(pets=("11110000",)).assign(groups=[np.repeat([5, 7], 4)])
+    theirs = correct(pets=("00000000",))
+    # The groups have the values 100 and 0: variance 5000, of their mean 2500, and t_1 is 12.706
+    found = difference(ours, theirs)
+    assert found.mean == pytest.approx(50) and (found.low, found.high) == (-100, 100)
+    grouped = values_of_groups(np.array([[1.0, 1.0, 0.0, 4.0, 2.0, 1.0]]), np.array([0, 0, 0, 1, 1, 2]))
+    # Mean 1.5; sums of deviations -2.5, 3 and -0.5, times 3 groups / 6 images
+    assert grouped == pytest.approx(np.array([[0.25, 3.0, 1.25]]))
+
+
+def test_ungrouped_images_are_groups_of_one():
+    values = np.random.default_rng(0).normal(size=(3, 20))
+    assert values_of_groups(values, np.arange(20)) == pytest.approx(values)
+
+
+def test_map_resamples_whole_groups():
+    rng = np.random.default_rng(0)
+    labels = rng.random((40, 3)) < 0.4
+    outcomes = [Ranking(labels + noise * rng.standard_normal(labels.shape), labels) for noise in (0.5, 1.0)]
+    repeated = [Ranking(np.repeat(o.scores, 5, axis=0), np.repeat(o.labels, 5, axis=0)) for o in outcomes]
+    row = dict.fromkeys(PAIR_KEYS, "") | {"dataset": "one", "seed": 1}
+    single = difference(*(pd.DataFrame([row | {"groups": None, "outcome": outcome}]) for outcome in outcomes))
+    groups = np.repeat(np.arange(40), 5)
+    of_groups = difference(*(pd.DataFrame([row | {"groups": groups, "outcome": each}]) for each in repeated))
+    assert of_groups == pytest.approx(single)
 
 
 def test_pairs_need_equal_data_sets_and_seeds():
@@ -137,6 +166,20 @@ def test_caption_names_shots_with_fixed_training_images(finish, tmp_path):
     caption = paired_table([tmp_path]).splitlines()[0]
     assert caption.endswith("interval over test images and seeds, bold if it excludes 0; given these training images: "
                             "Toy with 2 shots")  # fmt: skip
+
+
+def test_caption_names_data_sets_with_groups(finish, tmp_path):
+    for folder, changes in (("ours", {}), ("theirs", TASKRES)):
+        path = finish(folder, [0, 0, 1, 1], **changes)
+        tensors = {"predicted": torch.tensor([0, 0, 1, 1]), "labels": torch.zeros(4, dtype=torch.long)}
+        write_tensors_with_classes(path / PREDICTIONS, ["a", "b"], groups=torch.tensor([0, 0, 1, 1]), **tensors)
+    assert "; groups of test images as units: Toy; given" in paired_table([tmp_path]).splitlines()[0]
+
+
+def test_groups_of_other_numbers_are_rejected(finish, tmp_path):
+    finish("ours", [0, 0, 1, 1])
+    with pytest.raises(UserError, match="expected groups of 4 test images, got 3; name the right bank"):
+        read_runs([tmp_path], {"Toy": np.arange(3)})
 
 
 def test_one_seed_holds_given_its_training_images(finish, tmp_path):

@@ -76,6 +76,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     summary = "compare accuracy on the same images, with intervals over images and seeds"
     table = add("paired", summary, paired_command, source="FOLDER")
     table.add_argument("--of", default=OUR_METHOD, metavar="METHOD", help="method to compare with all others")
+    groups = "feature banks with groups of the test images, which are resampled as a whole (default: those of the runs)"
+    table.add_argument("--groups", type=Path, nargs="+", default=[], metavar="BANK", help=groups)
     figures = add("curves", "draw accuracy by shots", curves_command, "STEM")
     figures.add_argument("--quote", action="store_true", help="also draw the numbers of the paper")
     add("tsne", "draw the text nodes of a run before and after message passing", tsne_command, "STEM", "RUN")
@@ -155,9 +157,9 @@ def rejection_command(args: argparse.Namespace) -> Table:
 
 
 def paired_command(args: argparse.Namespace) -> str:
-    from ..results.paired import paired_table
+    from ..results.paired import paired_table, read_groups
 
-    return paired_table(args.sources, args.of)
+    return paired_table(args.sources, args.of, read_groups(args.groups))
 
 
 def curves_command(args: argparse.Namespace) -> str:

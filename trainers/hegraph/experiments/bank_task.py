@@ -69,13 +69,17 @@ class BankTask(Task):
         groups = self.file.groups
         if not groups:
             return None
-        of_split = {"train": [], "val": [], "test": []}  # type: dict[str, list[int]]
+        of_split = {"val": []}  # type: dict[str, list[int]]
         for name, rows in self.split.items():
             of_split[name] = [int(groups[name][row]) for row, *_ in rows]
-        if "test" in groups:
-            tested = groups["test"] if self.multilabel else groups["test"][self._in_classes("test")]
-            of_split["test"] = tested.tolist()
-        return SharedGroups.of(**of_split)
+        return SharedGroups.of(of_split["train"], of_split["val"], self.test_groups or [])
+
+    @property
+    def test_groups(self) -> list[int] | None:
+        if "test" not in self.file.groups:
+            return None
+        groups = self.file.groups["test"]
+        return (groups if self.multilabel else groups[self._in_classes("test")]).tolist()
 
     @cached_property
     def _bank(self) -> FeatureBank:

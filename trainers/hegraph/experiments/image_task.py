@@ -75,6 +75,14 @@ class ImageTask(Task):
     def shared_groups(self) -> SharedGroups | None:
         return self.dataset.shared_groups()
 
+    @property
+    def test_groups(self) -> list[int] | None:
+        names = self.dataset.groups_of(self.dataset.test)
+        if names is None:
+            return None
+        number_of = {name: number for number, name in enumerate(sorted(set(names)))}
+        return [number_of[name] for name in names]
+
     def image_ids(self, split: str) -> dict[str, int]:
         paths = [item.path for item in self.dataset.splits[split]] if self.name == OWN else []
         return dict(zip(paths, map_in_threads(lambda path: pixel_hash(self.dataset.read(path)), paths)))

@@ -25,6 +25,7 @@ from ..models.folder import save_model
 from ..models.saved import NOT_TESTED, SavedModel, Scores, TrainedModel, TrainedOn
 from ..models.support_set import SupportSet
 from ..results.records import (
+    GROUPS,
     OPEN_SET_RATE,
     OTHER_CLASSES,
     PREDICTIONS,
@@ -114,6 +115,9 @@ def write_predictions(folder: RunFolder, predictions: Predictions) -> None:
         tensors = {"scores": logits, "labels": labels.to(torch.uint8)}
     else:
         tensors = {"predicted": logits.argmax(dim=1).int(), "labels": labels.to(torch.int)}
+    groups = folder.task.test_groups
+    if groups is not None:
+        tensors[GROUPS] = torch.tensor(groups)
     path = folder.path / PREDICTIONS
     write_tensors_with_classes(path, predictions.classnames, folder.task.test_files, **tensors)
 

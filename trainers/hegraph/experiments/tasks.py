@@ -116,6 +116,11 @@ class Task(ABC):
         """Numbers of val and test images whose groups occur in train; None without groups."""
         return None
 
+    @property
+    def test_groups(self) -> list[int] | None:
+        """Number of the group of each test image; None without groups."""
+        return None
+
     def image_ids(self, split: str) -> dict[str, int]:
         """Return hashes by which a model recognises images of "train" or "test", by path; {} for other than own images.
 
@@ -271,6 +276,11 @@ class FeatureTask(Task):
         if self.cfg.data.unlabelled == POOL and self._pool is not None:
             return self._pool
         return super().unlabelled
+
+    @property
+    def test_groups(self) -> list[int] | None:
+        groups = self._bank.test_groups
+        return None if groups is None else groups.tolist()
 
     def bank(self) -> FeatureBank:
         return self._bank

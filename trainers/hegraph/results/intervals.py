@@ -23,9 +23,16 @@ of Variance Components. Biometrics Bulletin 2, 1946). In simulations, such inter
 to 97 %; with three draws of a single data set that vary much more than its images, in 92 %. With one draw,
 `v = MSI / (n^2 M)`, and the interval holds for these training images only.
 
+**Groups.** Images of one group, such as the frames of a video, are no independent observations. The units are then the
+G groups in place of the images, with the values
+
+    z_gr = y.. + G / M sum_{i in g} (y_ir - y..)
+
+whose mean over the groups is `y_.r`: the linearised mean over images of a sample of groups.
+
 **Bootstrap.** The mAP is no mean over images. Its variances over images are those of bootstrap samples.
 
-Shapes: M test images, R draws, K classes, B bootstrap samples.
+Shapes: M test images, R draws, G groups of test images, K classes, B bootstrap samples.
 """
 
 from collections.abc import Sequence
@@ -67,7 +74,7 @@ class Variances(NamedTuple):
     Attributes:
         mean: `y..`.
         images, draws, residuals: `MSI / (R M)`, `MSD / (R M)` and `MSR / (R M)`; the last two are 0 with one draw.
-        num_images, num_draws: M and R.
+        num_images, num_draws: M, or G with groups, and R.
     """
 
     mean: float
@@ -93,6 +100,15 @@ def analyse_variance(values: np.ndarray) -> Variances:
         ms_residuals = (residuals**2).sum() / ((images - 1) * (draws - 1))
     count = draws * images
     return Variances(float(mean), ms_images / count, ms_draws / count, ms_residuals / count, images, draws)
+
+
+def values_of_groups(values: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """Values `z_gr` of groups, shape `[R, G]`, from values by draw and image `[R, M]` and the groups `[M]`."""
+    numbers = np.unique(groups, return_inverse=True)[1]
+    num_groups = int(numbers.max()) + 1
+    mean = values.mean()
+    sums = np.stack([np.bincount(numbers, row - mean, num_groups) for row in values])
+    return mean + num_groups / values.shape[1] * sums
 
 
 def analyse_bootstrap(values: np.ndarray, images: int) -> Variances:
@@ -156,7 +172,10 @@ def mean_difference(by_image: Sequence[np.ndarray]) -> Difference:
 
 
 def bootstrap_weights(images: int, rng: np.random.Generator) -> np.ndarray:
-    """Weights of images: 1 for all of them in the first row, then `RESAMPLES` bootstrap samples; `[1 + B, M]`."""
+    """Weights of images: 1 for all of them in the first row, then `RESAMPLES` bootstrap samples; `[1 + B, M]`.
+
+    For groups, pass their number, and take the columns of the groups of the images.
+    """
     return np.vstack([np.ones(images), rng.multinomial(images, np.full(images, 1 / images), RESAMPLES)])
 
 

@@ -4,13 +4,13 @@ Two methods misclassify many of the same test images, so the difference of their
 either accuracy. The difference is computed for each image, as in McNemar's test, and averaged over seeds and data sets.
 The interval is for other test images of these data sets and other draws of training images, as in `intervals.py`, not
 for other data sets. With several labels per image, mAP takes the place of accuracy, and bootstrap samples of the images
-give its variance.
+give its variance. Test images with groups are resampled by groups.
 
 Shapes: M test images of a data set, R draws of training images (seeds), K classes.
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from ..features.bank import BankFile
 from ..utils.errors import UserError, unknown
 from ..utils.option import describe_shots
 from .intervals import (
@@ -28,9 +29,10 @@ from .intervals import (
     bootstrap_weights,
     interval_of_mean,
     mean_precision,
+    values_of_groups,
 )
 from .predictions import read_predictions, read_scores
-from .records import find_runs, main_score, read_training_rows
+from .records import PREDICTIONS, find_runs, main_score, read_test_groups, read_training_rows
 from .scores import (
     OUR_METHOD,
     PER_CLASS,
@@ -47,18 +49,24 @@ from .scores import (
 from .table import CONFIDENCE, markdown_table
 
 # Keys of tests with equal values for paired runs, besides the number of shots
+Groups = Mapping[str, np.ndarray]  # data set -> groups of its test images, integers [M]
 PAIR_KEYS = (*(key for key in PLACE if key not in ("shots", PROTOCOL)), "rule", "trained_on")
 
 
-def paired_table(folders: Sequence[Path], of: str = OUR_METHOD) -> str:
+def paired_table(folders: Sequence[Path], of: str = OUR_METHOD, groups: Groups | None = None) -> str:
     """Table in Markdown with the accuracy of the method `of` minus the accuracy of every other method, by shots.
+
+    Args:
+        folders: Output folders.
+        of: The first method of each difference.
+        groups: As in `read_runs`.
 
     Raises:
         UserError: If the folders have no runs of the method, runs of one method, data set and number of shots are not
             comparable, runs of one data set and number of shots were tested on different images, or a data set has a
             single test image.
     """
-    runs = read_runs(folders)
+    runs = read_runs(folders, groups)
     compared = paired_differences(runs, of)
     first = runs[runs["method"] == of]
     shots = sorted(set(first["shots"]))
@@ -69,6 +77,9 @@ def paired_table(folders: Sequence[Path], of: str = OUR_METHOD) -> str:
     means = f"in points, mean of {', '.join(sorted(set(first['dataset'])))}; same seeds and test images"
     brackets = f"in brackets the {CONFIDENCE:.0%} interval over test images and seeds, bold if it excludes 0"
     caption = f"{title(runs['record'])} of {of} minus the method in the row, {means}; {brackets}"
+    grouped_sets = sorted({name for name, own in zip(first["dataset"], first["groups"]) if own is not None})
+    if grouped_sets:
+        caption += f"; groups of test images as units: {', '.join(grouped_sets)}"
     fixed = fixed_training_images(first)
     if fixed:
         caption += f"; given these training images: {', '.join(fixed)}"
@@ -105,13 +116,29 @@ def paired_differences(runs: pd.DataFrame, of: str = OUR_METHOD) -> dict[str, di
     return differences
 
 
-def read_runs(folders: Sequence[Path]) -> pd.DataFrame:
+def read_groups(banks: Sequence[Path]) -> Groups:
+    """Read the groups of the test images of feature banks, by data set; UserError for a bank without groups."""
+    groups = {}
+    for path in banks:
+        file = BankFile(path)
+        if "test" not in file.groups:
+            raise UserError(f"{path} has no groups of test images; add the tensor test_groups, or leave the bank out")
+        groups[file.dataset] = file.groups["test"].numpy()
+    return groups
+
+
+def read_runs(folders: Sequence[Path], groups: Groups | None = None) -> pd.DataFrame:
     """Read which test images finished runs classified correctly.
+
+    Args:
+        folders: Output folders.
+        groups: Groups of the test images by data set, which replace the groups in the predictions.
 
     Returns:
         Frame with a row per run and the columns `PAIR_KEYS`, "method" (with the protocol, unless it is inductive),
-        "shots", "seed", "record", "training_images" as in `read_training_images`, and "outcome": whether each test
-        image was classified correctly, `[M]`, or with several labels per image its `Ranking`.
+        "shots", "seed", "record", "training_images" as in `read_training_images`, "groups" of the test images, `[M]` or
+        None, and "outcome": whether each test image was classified correctly, `[M]`, or with several labels per image
+        its `Ranking`.
 
     Raises:
         UserError: If there is no run, runs of one method, data set and number of shots are not comparable, runs of one
@@ -132,6 +159,7 @@ def read_runs(folders: Sequence[Path]) -> pd.DataFrame:
         name = ", ".join(filter(None, (method(record), record.get(PROTOCOL))))
         training_images = read_training_images(folder, record)
         run = {"method": name, "seed": record["seed"], "training_images": training_images}
+        run["groups"] = groups_of_test(folder, len(labels), (groups or {}).get(record["dataset"]))
         rows.append(test | run | {"outcome": outcome, "record": record})
     if not rows:
         raise UserError(f"no run with test images below {', '.join(map(str, folders))}; run an experiment first")
@@ -142,6 +170,20 @@ def read_runs(folders: Sequence[Path]) -> pd.DataFrame:
     for (dataset, name, shots, *_), group in grouped(runs, ["dataset", "method", "shots", *PAIR_KEYS[1:]]):
         check_averaged(list(group["record"]), f"{dataset}, {name}, {describe_shots(shots)}")
     return runs
+
+
+def groups_of_test(folder: Path, images: int, given: np.ndarray | None) -> np.ndarray | None:
+    """Groups of the test images of a run, `[M]`: the given ones, else those in its predictions; None without groups.
+
+    Raises:
+        UserError: If the number of given groups is not the number of test images.
+    """
+    if given is not None:
+        if len(given) != images:
+            raise UserError(f"{folder}: expected groups of {images} test images, got {len(given)}; name the right bank")
+        return given
+    stored = read_test_groups(folder / PREDICTIONS)
+    return None if stored is None else stored.numpy()
 
 
 def read_outcome(folder: Path, record: dict) -> tuple[Tensor, np.ndarray | Ranking]:
@@ -178,6 +220,9 @@ def difference(first: pd.DataFrame, second: pd.DataFrame) -> Difference | None:
     for _, group in pairs.groupby(list(PAIR_KEYS)):
         rows = [one.astype(float) - other for one, other in zip(group["outcome"], group["outcome_second"])]
         values = 100 * np.stack(rows)  # [R, M]
+        groups = group["groups"].iloc[0]
+        if groups is not None:
+            values = values_of_groups(values, groups)
         check_number_of_images(values.shape[1])
         parts.append(analyse_variance(values))
     return interval_of_mean(parts)
@@ -202,8 +247,11 @@ def map_difference(pairs: pd.DataFrame) -> Difference:
     parts = []
     for _, group in pairs.groupby(list(PAIR_KEYS)):
         images = len(group["outcome"].iloc[0].labels)
+        groups = group["groups"].iloc[0]
+        units = np.arange(images) if groups is None else np.unique(groups, return_inverse=True)[1]
+        images = int(units.max()) + 1
         check_number_of_images(images)
-        weights = bootstrap_weights(images, rng)
+        weights = bootstrap_weights(images, rng)[:, units]
         by_seed = []
         for one, other in zip(group["outcome"], group["outcome_second"]):
             by_seed.append(mean_precision(one, weights) - mean_precision(other, weights))

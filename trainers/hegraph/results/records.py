@@ -40,6 +40,7 @@ RECORD = "result.json"
 SPLIT = "split.json"
 PREDICTIONS = "predictions.safetensors"
 TEXT_NODES = "text_nodes.safetensors"
+GROUPS = "groups"  # tensor of `PREDICTIONS`
 
 # Values of "rule", for a test on another data set than the training data set
 SAME_CLASSES, OTHER_CLASSES = "same classes", "other classes"
@@ -219,8 +220,8 @@ def write_tensors_with_classes(
     """Write a file with tensors and the K class names.
 
     `PREDICTIONS` has the predicted class (`predicted`) and the true class (`labels`) of every test image, each `[M]`,
-    and its `files` if images are files. `TEXT_NODES` has the unit-norm text nodes `before` and `after` message passing,
-    each `[K, d]`.
+    its group (`groups`) if images have groups, and its `files` if images are files. `TEXT_NODES` has the unit-norm text
+    nodes `before` and `after` message passing, each `[K, d]`.
     """
     metadata = {"classnames": json.dumps(list(classnames), ensure_ascii=False)}
     if files is not None:
@@ -251,6 +252,19 @@ def read_test_files(path: Path) -> ImageFiles | None:
     with reading(path, "predictions of a run"):
         files = metadata.get("files")
         return None if files is None else validate(ImageFiles, parse_json(files), f"{path} has damaged paths")
+
+
+def read_test_groups(path: Path) -> "Tensor | None":
+    """Read the groups of the test images, integers `[M]`, from `PREDICTIONS`; None without groups.
+
+    Raises:
+        UserError: If the file is damaged, or has another number of groups than labels.
+    """
+    tensors, _ = read_tensors(path, "predictions of a run")
+    groups = tensors.get(GROUPS)
+    if groups is not None and (groups.is_floating_point() or groups.shape != tensors["labels"].shape[:1]):
+        raise UserError(f"{path}: expected a whole number as group of each test image")
+    return groups
 
 
 def read_training_rows(folder: Path) -> list[list]:
