@@ -32,7 +32,7 @@ def test_bar_shows_each_step(monkeypatch):
     terminal = make_terminal(monkeypatch)
     with Progress(8, "encoding", initial=2) as bar:
         for finished in (4, 6, 8):
-            time.sleep(0.11)  # tqdm draws every 0.1 s
+            time.sleep(2 * progress.DRAW_SECONDS)
             bar.show(finished)
     assert re.findall(r"(\d)/8", terminal.getvalue())[:4] == ["2", "4", "6", "8"]
     assert "img/s" in terminal.getvalue()
@@ -69,6 +69,22 @@ def test_without_a_terminal_lines_are_logged(monkeypatch, caplog):
         "encoding: 38 of 100, 1 images a second, about 62 s left",
         "encoding: 69 of 100, 1 images a second, about 31 s left",
     ]
+
+
+def test_unknown_total_has_no_remaining_time(monkeypatch, caplog):
+    times = iter([0.0, 31.0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(times))
+    with caplog.at_level(logging.INFO), Progress(None, "predicting") as lines:
+        lines.show(62)
+    assert caplog.messages == ["predicting: 62, 2 images a second"]
+
+
+def test_hidden_progress_shows_nothing(monkeypatch, caplog):
+    terminal = make_terminal(monkeypatch)
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0)
+    with caplog.at_level(logging.INFO), Progress(4, "predicting", is_shown=False) as hidden:
+        hidden.show(4)
+    assert (terminal.getvalue(), caplog.messages) == ("", [])
 
 
 @pytest.mark.parametrize(("error", "continues", "line"), [

@@ -17,6 +17,7 @@ from trainers.hegraph.models.folder import load_model
 from trainers.hegraph.models.predict import files
 from trainers.hegraph.models.predict.prediction import rows_of, write_rows
 from trainers.hegraph.utils.errors import UserError
+from trainers.hegraph.utils.logs import _AboveBars
 
 TOP = [("ant", 0.9), ("bee", 0.0999999), ("cow", 1.23456789e-12)]
 NASTY = ["a b.png", 'quo"te.png', "com,ma.png", "new\nline.png", "return\r.png", "größe.png", "\udcff.png", "=1+1.png"]
@@ -63,7 +64,7 @@ class Terminal(io.StringIO):
 def test_messages_do_not_break_the_progress_bar(tmp_path, monkeypatch):
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
-    monkeypatch.setattr(logging.getLogger(), "handlers", [logging.StreamHandler(terminal)])
+    monkeypatch.setattr(logging.getLogger(), "handlers", [_AboveBars(terminal)])
 
     def batches():
         yield [files.PredictionRow("a.png", TOP)]
@@ -74,6 +75,14 @@ def test_messages_do_not_break_the_progress_bar(tmp_path, monkeypatch):
     assert "2/2" in terminal.getvalue()
     [line] = [line for line in terminal.getvalue().replace("\r", "\n").split("\n") if "skipped" in line]
     assert line == "two files are skipped"
+
+
+def test_predictions_have_lines_without_a_terminal(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("trainers.hegraph.utils.progress.LINE_SECONDS", 0)
+    batches = [[files.PredictionRow(f"{number}.png", TOP)] for number in range(2)]
+    with caplog.at_level(logging.INFO):
+        write_rows(batches, tmp_path / "rows.csv", "csv", total=2)
+    assert [line[:20] for line in caplog.messages][:2] == ["predicting: 1 of 2, ", "predicting: 2 of 2, "]
 
 
 def test_links_are_followed_once(tmp_path, monkeypatch):

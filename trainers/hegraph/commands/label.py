@@ -19,6 +19,7 @@ from ..models.predict.files import (
     aligned_lines,
     check_inputs,
     chosen_format,
+    count_images,
     csv_line,
     image_paths,
     utf8,
@@ -86,6 +87,7 @@ def suggest_command(args: argparse.Namespace) -> int:
     from ..models.images import ImageModel
     from ..models.predict.prediction import default_batch_size, open_model, rows_of, write_rows
     from ..utils.devices import choose_device
+    from ..utils.progress import Progress
 
     saved = open_model(args)
     device = choose_device(args.device, "--device")
@@ -94,10 +96,12 @@ def suggest_command(args: argparse.Namespace) -> int:
     unreadable = []
     features = [torch.zeros(0, saved.classifier.width)]
     images = image_paths(args.inputs, out=args.out)
-    for batch, problems, batch_features in model.encode(images, default_batch_size(model.backbone.input_size)):
-        paths += [str(path) for path, problem in zip(batch, problems) if not problem]
-        unreadable += [PredictionRow(str(path), error=problem) for path, problem in zip(batch, problems) if problem]
-        features.append(batch_features.cpu())
+    with Progress(count_images(args.inputs), "encoding images") as progress:
+        for batch, problems, batch_features in model.encode(images, default_batch_size(model.backbone.input_size)):
+            paths += [str(path) for path, problem in zip(batch, problems) if not problem]
+            unreadable += [PredictionRow(str(path), error=problem) for path, problem in zip(batch, problems) if problem]
+            features.append(batch_features.cpu())
+            progress.show(len(paths) + len(unreadable))
     pool = torch.cat(features)
     order = suggest(saved, pool, args.number) if len(pool) else []
     selected = [paths[index] for index in order]

@@ -149,7 +149,8 @@ def _encode_missing(
     steps = encoding_steps(backbone, len(images), options.batch_size)
     missing = processes.broadcast_from_rank0(lambda: missing_steps(steps, chunks.finished(), len(images)))
     total = len(images.items)
-    done = (len(images) - sum(map(len, missing))) // images.views
+    rows_before = len(images) - sum(map(len, missing))
+    done = rows_before // images.views
     if done:
         logger.info("%s: continuing after %d of %d %s images", chunks.folder, done, total, name)
     share = math.ceil(len(missing) / processes.world_size())
@@ -167,16 +168,16 @@ def _encode_missing(
                     )
                 chunks.add(step, features)
                 num_rows += len(step)
-                progress.show(done + num_rows // images.views)
+                progress.show((rows_before + num_rows) // images.views)
     except KeyboardInterrupt as interrupt:
         chunks.write()
-        encoded = done + chunks.written // images.views
+        encoded = (rows_before + chunks.written) // images.views
         kept = f"{encoded} of {total} {name} images are encoded and will not be encoded again" if encoded else ""
         raise Interrupted(kept) from interrupt
     finally:
         chunks.write()
     views = f" in {images.views} views each" if images.views > 1 else ""
-    logger.info("encoded %d %s images%s", num_rows // images.views, name, views)
+    logger.info("encoded %d %s images%s", math.ceil(num_rows / images.views), name, views)
 
 
 def group_numbers(dataset: Dataset, items: Mapping[str, Sequence[Item]]) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ from tqdm import tqdm
 logger = logging.getLogger(__name__)
 
 LINE_SECONDS = 30
+DRAW_SECONDS = 0.02  # between two states of the bar, so that it moves in encodings of a second as well
 
 
 class Progress:
@@ -22,20 +23,28 @@ class Progress:
     Warnings are printed above the bar (log messages are, too: see `show_messages`).
 
     Args:
-        total: Number of images.
+        total: Number of images; None if it is unknown.
         description: Work in progress, such as "encoding train images".
         initial: Number of images that were finished before.
+        is_shown: Whether to show anything. False if standard output shows the progress in the same terminal.
     """
 
-    def __init__(self, total: int, description: str, initial: int = 0) -> None:
+    def __init__(self, total: int | None, description: str, initial: int = 0, is_shown: bool = True) -> None:
         self.total = total
         self.description = description
         self.initial = initial
+        self.is_shown = is_shown
 
     def __enter__(self) -> Progress:
         self._start = self._last_line = time.monotonic()
         self._bar = tqdm(
-            desc=self.description, total=self.total, initial=self.initial, unit="img", disable=None, miniters=0
+            desc=self.description,
+            total=self.total,
+            initial=self.initial,
+            unit="img",
+            disable=None if self.is_shown else True,  # None: unless stderr is a file
+            miniters=0,
+            mininterval=DRAW_SECONDS,
         )
         self._show_warning = warnings.showwarning
         if not self._bar.disable:
@@ -55,13 +64,16 @@ class Progress:
             self._bar.update(finished - self._bar.n)
             return
         now = time.monotonic()
-        if now - self._last_line < LINE_SECONDS:
+        if not self.is_shown or now - self._last_line < LINE_SECONDS:
             return
         self._last_line = now
         rate = (finished - self.initial) / (now - self._start)
-        rest = f", about {(self.total - finished) / rate:.0f} s left" if rate else ""
-        line = "%s: %d of %d, %.3g images a second%s"
-        logger.info(line, self.description, finished, self.total, rate, rest)
+        count = str(finished)
+        rest = ""
+        if self.total is not None:
+            count = f"{finished} of {self.total}"
+            rest = f", about {(self.total - finished) / rate:.0f} s left" if rate else ""
+        logger.info("%s: %s, %.3g images a second%s", self.description, count, rate, rest)
 
     def _warn(self, *arguments: Any, **options: Any) -> None:
         with tqdm.external_write_mode(sys.stderr):

@@ -15,8 +15,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
-from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ...datasets.folder import NONE_OF_THESE
 from ...features.bank import BankFile, mean_over_views
@@ -25,6 +23,7 @@ from ...utils.command_line import echo
 from ...utils.devices import choose_device
 from ...utils.errors import UserError
 from ...utils.files import atomic_path, check_output, check_outside_models
+from ...utils.progress import Progress
 from ..folder import load_model
 from ..images import ImageModel, backbone_files
 from ..saved import SavedModel, adapt
@@ -231,14 +230,14 @@ def write_rows(
     open_set: bool = False,
     total: int | None = None,
 ) -> int:
-    """Write rows as their batches arrive, with a progress bar and the rate on stderr. Messages appear above the bar.
+    """Write rows as their batches arrive, with their progress and the rate on stderr.
 
     Args:
         batches: The rows.
         out: File to write; None for standard output.
         format: One of `FORMATS`.
         open_set: Whether images may be rejected as unknown.
-        total: Number of rows for the progress bar; None if it is unknown.
+        total: Number of rows for the progress; None if it is unknown.
 
     Returns:
         Number of rows with an error.
@@ -253,13 +252,12 @@ def write_rows(
 
     def counted() -> Iterator[Sequence[PredictionRow]]:
         nonlocal written
-        disable = on_terminal or None  # None: unless stderr is a file
-        with tqdm(total=total, desc="predicting", unit="img", disable=disable) as bar, logging_redirect_tqdm():
+        with Progress(total, "predicting", is_shown=not on_terminal) as progress:
             for rows in batches:
                 written += len(rows)
                 errors.extend(row.path for row in rows if row.error)
                 yield rows
-                bar.update(len(rows))
+                progress.show(written)
 
     with open_output(out) as write:
         for line in FORMATS[format](counted(), open_set):
