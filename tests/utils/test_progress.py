@@ -10,7 +10,7 @@ import warnings
 import pytest
 
 from trainers.hegraph.utils import progress
-from trainers.hegraph.utils.command_line import run_cli
+from trainers.hegraph.utils.command_line import announce, run_cli
 from trainers.hegraph.utils.logs import _AboveBars
 from trainers.hegraph.utils.progress import Progress
 from trainers.hegraph.utils.signals import Interrupted
@@ -85,6 +85,15 @@ def test_hidden_progress_shows_nothing(monkeypatch, caplog):
     with caplog.at_level(logging.INFO), Progress(4, "predicting", is_shown=False) as hidden:
         hidden.show(4)
     assert (terminal.getvalue(), caplog.messages) == ("", [])
+
+
+def test_wait_is_announced_in_a_terminal_and_by_servers(monkeypatch, caplog):
+    caplog.set_level(logging.INFO)
+    announce("loading the model")
+    announce("loading the server", is_server=True)
+    make_terminal(monkeypatch)
+    announce("loading the model")
+    assert caplog.messages == ["loading the server", "loading the model"]
 
 
 @pytest.mark.parametrize(("error", "continues", "line"), [

@@ -7,7 +7,7 @@ from pathlib import Path
 from ..apps.arguments import add_page_arguments
 from ..apps.launch import check_address, launch_page, require_gradio
 from ..features.backbones.arguments import MODEL
-from ..utils.command_line import Parser, echo, run_cli
+from ..utils.command_line import Parser, announce, echo, run_cli
 from ..utils.files import OutputFolder
 
 
@@ -25,6 +25,7 @@ def demo(args: argparse.Namespace) -> None:
     """Run the command."""
     if args.space is None:
         check_address(args.host, args.port)
+        announce(f"loading the model {args.model} and the page, whose address follows", is_server=True)
     require_gradio()
     from ..apps.demo.page import build_page
     from ..apps.demo.space import write_space

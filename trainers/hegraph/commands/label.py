@@ -24,7 +24,7 @@ from ..models.predict.files import (
     image_paths,
     utf8,
 )
-from ..utils.command_line import Parser, run_cli, whole
+from ..utils.command_line import Parser, announce, run_cli, whole
 from ..utils.files import OutputFile, check_output
 from ..utils.option import NODE
 
@@ -81,6 +81,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 def suggest_command(args: argparse.Namespace) -> int:
     """Write the images to label next; returns the number of images that could not be read."""
     check_inputs(args.inputs)
+    announce(f"loading the model {args.model}")
     import torch  # slow to import
 
     from ..estimator.labels.suggest import suggest

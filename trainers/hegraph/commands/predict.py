@@ -7,7 +7,7 @@ from pathlib import Path
 from ..features.backbones.arguments import MODEL, add_device_arguments, add_encoder_arguments
 from ..features.backbones.identity import AUTO
 from ..models.predict.files import FORMATS, REPLACED, check_inputs
-from ..utils.command_line import Parser, run_cli, whole
+from ..utils.command_line import Parser, announce, run_cli, whole
 from ..utils.errors import UserError
 from ..utils.files import OutputFile
 
@@ -64,6 +64,7 @@ def check_arguments(args: argparse.Namespace) -> None:
 def predict(args: argparse.Namespace) -> int:
     """Run the command; returns the number of images that could not be read."""
     check_arguments(args)
+    announce(f"loading the model {args.model}")
     from ..models.predict.prediction import predict_bank, predict_images  # slow imports
 
     return predict_images(args) if args.features is None else predict_bank(args)

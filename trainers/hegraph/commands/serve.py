@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from ..apps.launch import bind, page_address
 from ..apps.serve.start import run_quietly, serve_model
 from ..features.backbones.arguments import MODEL, add_device_arguments, add_encoder_arguments
-from ..utils.command_line import Parser, echo, number
+from ..utils.command_line import Parser, announce, echo, number
 from ..utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 def serve(args: argparse.Namespace) -> int:
     """Run the server until the process is interrupted or terminated; returns the exit code."""
     listener = bind(args.host, args.port)
+    announce(f"loading the model {args.model}; the address of the server follows", is_server=True)
     settings = read_settings(args)
 
     def report() -> None:

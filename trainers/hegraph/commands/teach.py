@@ -8,7 +8,7 @@ from pathlib import Path
 from ..apps.arguments import add_page_arguments
 from ..apps.launch import check_address, launch_page, require_gradio
 from ..features.backbones.identity import DEFAULT_BACKBONE, MINI_NAME, canonical_name
-from ..utils.command_line import Parser, run_cli
+from ..utils.command_line import Parser, announce, run_cli
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +27,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 def teach(args: argparse.Namespace) -> None:
     """Run the command."""
     check_address(args.host, args.port)
+    announce("loading the image encoder and the page, whose address follows", is_server=True)
     require_gradio()
     from ..apps.teach.page import CSS, build_page
     from ..apps.teach.project import MAX_ZIP_BYTES, Project

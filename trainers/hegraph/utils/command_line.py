@@ -5,6 +5,7 @@ A command prints results to standard output, and an input error as one line to s
 """
 
 import argparse
+import logging
 import math
 import os
 import sys
@@ -16,6 +17,8 @@ from .errors import UserError, first_line, user_message
 from .logs import PACKAGE, show_messages
 from .signals import Interrupted, noted_interrupts, was_interrupted
 from .text import one_line
+
+logger = logging.getLogger(__name__)
 
 CONTINUES = "the same command continues from the last checkpoint, if there is one"
 
@@ -118,6 +121,12 @@ class Parser(argparse.ArgumentParser):
 
     def print_help(self, file: Any = None) -> None:
         echo(self.format_help())
+
+
+def announce(work: str, is_server: bool = False) -> None:
+    """Show at once what a command waits for, such as slow imports: in a terminal, and in the log of a server."""
+    if is_server or (sys.stderr is not None and sys.stderr.isatty()):
+        logger.info("%s", work)
 
 
 def refuse_several_processes() -> None:
