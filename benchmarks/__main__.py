@@ -11,7 +11,7 @@ import torch
 NAMES = (
     "graph-step", "train-step", "whole-graph", "growth", "imagenet-scale", "predict", "predict-images", "peers",
     "extraction", "startup", "sweep", "big-bank", "ray", "unlabelled", "precision", "incremental", "teach",
-    "multilabel", "serve",
+    "multilabel", "serve", "photos",
 )  # fmt: skip
 
 
