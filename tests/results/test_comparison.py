@@ -351,9 +351,15 @@ def test_training_costs_need_times_on_one_machine(run):
 # Calibration
 
 
+def test_calibration_of_a_run_without_class_texts_has_one_row(calibrated):
+    nameless = calibrated(1, 9.0, 2.0, 0.7)
+    nameless["calibration"]["zero_shot"] = None
+    assert [*cells(calibration_table([nameless]))] == [("HeGraphAdapter",)]
+
+
 def test_calibration_table_has_method_and_zero_shot(calibrated, run):
     incomplete = calibrated(3)
-    incomplete["calibration"]["zero_shot"] = None
+    incomplete["calibration"]["after"] = None
     records = [calibrated(1, 9.0, 2.0, 0.7), calibrated(2, 7.0, 3.0, 0.9), run(2), incomplete]
     table = calibration_table(records)
     assert "NLL in nats, Brier score from 0 to 2, T the temperature, other columns in %" in table.caption

@@ -425,6 +425,13 @@ def test_unequal_numbers_of_images_run_without_dassl(host):
     assert "CoOp samples equal numbers of images, not DATASET.SHOTS_PER_CLASS" in insisted.error
 
 
+def test_classes_without_names_run_without_dassl(host):
+    words = (f"{NODE}.PROMPTS.SOURCE", "none", f"{NODE}.VARIANT", "training_free")
+    ran, insisted = (host.run(name, f"{name}-nameless", *words, shots=2) for name in ("auto", "dassl"))
+    assert (ran.record["host"], ran.record["accuracy_zero_shot"]) == ("alone", None)
+    assert "PROMPTS.SOURCE none is not supported" in insisted.error
+
+
 def test_data_set_without_coop_loader_runs_without_dassl(host):
     checkout = install(copy_coop(host.kind, host.folder / "registry"))
     train = checkout / "train.py"

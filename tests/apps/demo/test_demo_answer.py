@@ -54,6 +54,16 @@ def test_answer_equals_model_and_zero_shot_clip(digits, features):
         assert found.cache_choice == model.classnames[parts.visual[0].argmax()]
 
 
+def test_answer_without_class_texts_has_no_zero_shot_clip(digits, features):
+    support_set = digits.model.support_set
+    without = changed(digits.model, support_set=replace(support_set, positive=None, negative=None))
+    found = compute_answer(without, features[:1])
+    assert [each.zero_shot for each in found.scores] == [None] * 5
+    assert "zero-shot CLIP" not in shown(found) and "zero-shot CLIP" in shown(
+        compute_answer(digits.model, features[:1])
+    )
+
+
 def test_neighbours_contribute_most_to_the_winning_class(digits, features):
     classifier = digits.model.classifier
     weights = torch.linspace(0.5, 1.5, len(classifier.keys))

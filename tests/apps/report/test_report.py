@@ -208,6 +208,12 @@ def test_summary_of_collected_records(run, tmp_path):
     assert "are shown for the output folder of a run" in text and "Labels that look wrong" not in text
 
 
+def test_summary_without_class_texts_has_no_zero_shot_clip(run, tmp_path):
+    collect([run(1, 60.0, accuracy_zero_shot=None)], tmp_path / "runs.jsonl")
+    _, text = report_of(tmp_path / "runs.jsonl", tmp_path / "report.html")
+    assert "test images correctly: 60.2 %" in text and "CLIP without training images" not in text
+
+
 @pytest.mark.parametrize("changes", [
     {"accuracy": 99.0, "shots": 2}, {"trainer": "TipAdapter", "shots": -1}, {"accuracy": None, "shots": 16},
     {"finished_at": "2025"}, {"shots": 16, "config": {"DATASET.SUBSAMPLE_CLASSES": "base"}},

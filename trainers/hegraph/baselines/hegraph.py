@@ -62,7 +62,6 @@ class HeGraphAdapter(Method[Config]):
         data: TrainingData | None = None,
         checkpoints: Checkpoints | None = None,
         start: Mapping[str, Tensor] | None = None,
-        with_text: bool = True,
     ) -> FittedMethod:
         """Fit the variant of the configuration or, with several labels per image, the head for them.
 
@@ -74,13 +73,12 @@ class HeGraphAdapter(Method[Config]):
             data: Training batches of the bank; None only with several labels per image.
             checkpoints: Checkpoints to resume from and to write; None writes none.
             start: Parameters of an earlier training of the same variant on similar images, which shorten the training.
-            with_text: Whether the positive text nodes are encoded text, from which the head for several labels starts.
 
         Raises:
             UserError: If a class has no training image, the loss is not finite, or the checkpoint is of another run.
         """
         if bank.multilabel:
-            return fit_multilabel(bank, with_text)
+            return fit_multilabel(bank)
         assert data is not None
         if options.run.select_on == "val":
             return select_on_val(bank, options, seed, data, checkpoints)
@@ -92,9 +90,9 @@ class HeGraphAdapter(Method[Config]):
         return fitted_adapter(model, train(model, data, training, checkpoints))
 
 
-def fit_multilabel(bank: FeatureBank, with_text: bool) -> FittedMethod:
+def fit_multilabel(bank: FeatureBank) -> FittedMethod:
     """Fit the head for several labels per image, the only part of HeGraphAdapter that supports them."""
-    text = bank.text_positive if with_text else None
+    text = bank.text_positive if bank.has_text else None
     head = MultiLabelHead.fit(bank.cache_keys(), bank.train_labels, text)
     return FittedMethod(
         head.classifier.logits,

@@ -157,7 +157,7 @@ def labelled_images(cfg: Config, args: argparse.Namespace) -> tuple[tuple[Any, .
         task = BankTask(args.features, cfg, seed)
         task.check_single_label("label check")
         bank = task.bank()
-        labelled = (bank.cache_keys(), bank.train_labels, bank.text_positive, bank.logit_scale, list(bank.classnames))
+        labelled = (bank.cache_keys(), bank.train_labels, bank.known_text, bank.logit_scale, list(bank.classnames))
         return labelled, [f"{args.features}#train/{row}" for row, _, _ in task.split["train"]]
     if cfg.data.name == OWN and cfg.data.classes == "all":  # class folders are not split
         images = ImageTask(load_own_images(args.root, split_folders=False), cfg, seed, device)

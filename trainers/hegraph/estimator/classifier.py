@@ -52,8 +52,9 @@ class HeGraphClassifier(PredictionMixin):
 
     An image has one label or, with `variant="training_free"`, any number of labels (docs/guides/multilabel.md).
 
-    Text nodes are encoded prompts of the class names, unless `text_features` are passed. Without a backbone, a positive
-    text node is the mean feature of its class, and a negative one its negative. docs/guides/python.md is the guide.
+    Text nodes are encoded prompts of the class names, unless `text_features` are passed. Without a backbone, or with
+    PROMPTS.SOURCE none, a positive text node is the mean feature of its class, and a negative one its negative. The
+    training-free variant does not use such nodes. docs/guides/python.md is the guide.
 
     Parameters:
         backbone: An open_clip model name, "hf-hub:ORGANISATION/NAME", "local-dir:FOLDER" or "mini". None takes the

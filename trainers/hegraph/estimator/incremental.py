@@ -212,10 +212,11 @@ class IncrementalTraining:
     ) -> tuple[SupportSet, Origin]:
         """Support set with an addition, and its origin; arguments as in `SupportSet.merge`."""
         if self.support_set is None or self.previous is None:
-            return more, Origin.of_task(task, self.parameters["logit_scale"], not has_text)
+            is_prompted = more.positive is not None and not has_text
+            return more, Origin.of_task(task, self.parameters["logit_scale"], is_prompted)
         if self.support_set.positive is None and (has_text or not more.features.shape[1]):
             problem = "the classifier was fitted without class texts, so its text nodes are means of images"
-            raise UserError(f"{problem}; pass text_features to fit as well")
+            raise UserError(f"{problem}; pass text_features to fit as well, or leave out PROMPTS.SOURCE none")
         known = self.support_set.by_label
         new = [name for name, label in zip(more.names, more.classes.tolist()) if label not in known]
         if self.support_set.positive is not None and more.positive is None and new:
@@ -251,7 +252,7 @@ class IncrementalTraining:
             features = unit_rows(X.swapaxes(0, 1))
             ids = torch.zeros(features.shape[1], dtype=torch.long)
         elif X and task is not None:
-            features = task.bank().train_features
+            features = task.encoded().train_features
             ids = torch.tensor([self._ids[item.path] for item in task.dataset.train], dtype=torch.long)
         else:
             shape = np.shape(text) if self.support_set is None else self.support_set.features.shape
@@ -320,7 +321,7 @@ def _text_of(
     """
     positive = text_nodes(positive, "text_features", len(names), width)
     negative = text_nodes(negative, "negative_text_features", len(names), width)
-    if task is not None and (positive is None or negative is None):
+    if task is not None and task.cfg.encoding.has_prompts and (positive is None or negative is None):
         encoded = task.text_features()
         positive = encoded[0] if positive is None else positive
         negative = encoded[1] if negative is None else negative

@@ -25,10 +25,10 @@ from ..experiments.record import make_model
 from ..experiments.run_folder import RunIdentity
 from ..experiments.tasks import FeatureTask, Task, ids_of_names, names_of
 from ..features.backbones.schema import BackboneConfig
-from ..features.bank import FeatureBank, label_list, mean_over_views
+from ..features.bank import FeatureBank, label_list
 from ..features.extract import class_prompts
 from ..method.closed_form import OMEGA_NEW, TextPrior
-from ..method.graph import class_prototypes
+from ..method.mean_text import without_text
 from ..method.training.memory import refuse_beyond_memory, training_bytes
 from ..method.unlabelled import ClassSums
 from ..models.saved import Preprocessing, Prompts, SavedModel
@@ -234,31 +234,24 @@ def task_of(support_set: SupportSet, origin: Origin, cfg: Config) -> Task:
     labels = support_set.labels
     names = support_set.names
     positive = support_set.positive
+    negative = support_set.negative
+    has_text = positive is not None
     if positive is None:
-        keys = mean_over_views(support_set.features)
-        if support_set.multilabel:
-            positive = F.normalize(labels.t().float() @ keys, dim=-1)
-        else:
-            positive = class_prototypes(keys, labels, names)
+        positive = torch.zeros(len(names), support_set.features.shape[-1])
     bank = FeatureBank(
         train_features=support_set.features,
         train_labels=labels,
         text_positive=positive,
-        text_negative=-positive if support_set.negative is None else support_set.negative,
+        text_negative=-positive if negative is None else negative,
         classnames=list(names),
         dataset=cfg.data.name or NO_NAME,
         backbone=origin.backbone.title,
         logit_scale=origin.logit_scale,
     )
+    if not has_text:
+        bank = without_text(bank, negative)
     sampled = [[row, label, names_of(names, label)] for row, label in enumerate(label_list(labels))]
-    return FeatureTask(
-        bank,
-        cfg,
-        cfg.run.seed,
-        {"train": sampled, "val": []},
-        {"precision": origin.backbone.precision},
-        has_text=support_set.positive is not None,
-    )
+    return FeatureTask(bank, cfg, cfg.run.seed, {"train": sampled, "val": []}, {"precision": origin.backbone.precision})
 
 
 def with_named_classes(model: SavedModel, support_set: SupportSet, seen: torch.Tensor) -> SavedModel:

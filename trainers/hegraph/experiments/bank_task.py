@@ -17,6 +17,7 @@ from ..datasets.groups import SharedGroups
 from ..datasets.shots import shots_of_classes
 from ..datasets.splits import FewShotSample, sample_few_shot, subsample_labels
 from ..features.bank import BankFile, FeatureBank, label_list, sample_bank
+from ..method.mean_text import without_text
 from ..utils.errors import UserError
 from ..utils.files import file_version
 from .tasks import NO_POOL, POOL, FeatureTask, Split, Task, Unlabelled, features_of_rows, ids_of_names, names_of
@@ -84,9 +85,9 @@ class BankTask(Task):
     @cached_property
     def _bank(self) -> FeatureBank:
         bank = sample_bank(self.file, self.selection)
-        if len(self.file_labels) == len(bank.classnames):
-            return bank
-        return bank.of_classes(torch.tensor(self.file_labels))
+        if len(self.file_labels) < len(bank.classnames):
+            bank = bank.of_classes(torch.tensor(self.file_labels))
+        return bank if self.cfg.encoding.has_prompts else without_text(bank)
 
     def bank(self) -> FeatureBank:
         """Return the sampled rows and the test images."""

@@ -9,7 +9,7 @@ The first of these sources that exists is used:
    again without them: once if it takes training steps, else once for each part;
 3. held-out classes, if no class has two images (one shot). The method is fitted to one half of the classes. On images
    of the other half, its mean confidence matches that of zero-shot CLIP among the same classes. The temperature of
-   zero-shot CLIP is fitted on all training images.
+   zero-shot CLIP is fitted on all training images. Without class texts, no temperature is fitted.
 
 The same images give the scores of known classes (`method/training/confidence.py`). At one shot these are the scores of
 zero-shot CLIP, plus the difference between the method and zero-shot CLIP on the held-out classes.
@@ -31,6 +31,7 @@ from ..baselines.base import FittedMethod
 from ..datasets.groups import balanced_folds
 from ..features.bank import FeatureBank, mean_over_views
 from ..method.cache import QUERY_BATCH, text_logits
+from ..method.mean_text import with_own_nodes
 from ..method.training.choice import has_val, val_images
 from ..method.training.confidence import Calibration, calibration_by_zero_shot, calibration_on
 from ..utils.errors import UserError
@@ -100,6 +101,8 @@ def fit_calibration(bank: FeatureBank, classify: Classify, fit_again: Fit, train
     if parts := list(itertools.islice(without_images(bank, seed), max_parts)):
         logits = torch.cat([classify_in_batches(fit_again(rest), keys[mask]) for rest, mask in parts])
         return calibration_on(logits, torch.cat([bank.train_labels[mask] for _, mask in parts]), "held-out images")
+    if not bank.has_text:  # without zero-shot CLIP, nothing classifies the only image of a class
+        return Calibration()
     if parts := list(itertools.islice(without_classes(bank, seed), max_parts)):
         logits_of_parts = [classify_in_batches(fit_again(rest), keys[mask]) for rest, mask in parts]
         clip_of_parts = [text_logits(keys[mask], rest.text_positive, rest.logit_scale) for rest, mask in parts]
@@ -115,7 +118,8 @@ def without_images(bank: FeatureBank, seed: int) -> Iterator[Part]:
         mask = folds == fold
         groups = None if bank.train_groups is None else bank.train_groups[~mask]
         features = bank.train_features[:, ~mask]
-        yield replace(bank, train_features=features, train_labels=bank.train_labels[~mask], train_groups=groups), mask
+        part = replace(bank, train_features=features, train_labels=bank.train_labels[~mask], train_groups=groups)
+        yield with_own_nodes(part), mask
 
 
 def without_classes(bank: FeatureBank, seed: int) -> Iterator[Part]:

@@ -8,7 +8,7 @@ from ..datasets.base import check_classes
 from ..models.saved import SavedModel
 from ..results.records import PREDICTIONS, SPLIT, read_test_files
 from ..utils.errors import UserError
-from ..utils.option import NODE
+from ..utils.option import NODE, OUR_METHOD
 from ..utils.reading import read_json, validate
 from .bank_task import BankTask
 from .tasks import POOL, TEST_SET, Task
@@ -48,8 +48,21 @@ def check_method(task: Task) -> None:
         raise UserError(f"{method.name} learns prompts through the text tower; give images instead of --features")
     if not method.needs_base and cfg.data.unlabelled and method.not_saved:
         raise UserError(f"{method.name} has no class weights to adapt to unlabelled images; leave out --unlabelled")
+    if not cfg.encoding.has_prompts:
+        check_without_text(task)
     if cfg.data.target_datasets and not method.transfers:
         raise UserError(f"{method.name} has no rule for other classes than its own; leave out --target-datasets")
+
+
+def check_without_text(task: Task) -> None:
+    """Raise UserError if a training run without class texts asks for something that needs them."""
+    cfg = task.cfg
+    if cfg.run.trainer != OUR_METHOD:
+        raise UserError(f"{cfg.run.trainer} needs class texts; leave out PROMPTS.SOURCE none, or use {OUR_METHOD}")
+    if cfg.data.target_datasets:
+        raise UserError(
+            "other classes are known by their text alone; leave out --target-datasets or PROMPTS.SOURCE none"
+        )
 
 
 def check_multilabel(task: Task) -> None:

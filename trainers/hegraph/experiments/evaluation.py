@@ -37,7 +37,7 @@ class Predictions:
     Attributes:
         dataset, classnames: Name of the data set, and of its classes.
         logits, text_logits, zero_shot: Logits of the method, of HeGraphAdapter's text classifier alone, and of
-            zero-shot CLIP, each `[M, K]`.
+            zero-shot CLIP, each `[M, K]`. Without class texts, there is no zero-shot CLIP.
         labels: Classes of the test images, `[M]`; with several labels per image, booleans `[M, K]`.
         rule: "" on the data set of the training, else `SAME_CLASSES` or `OTHER_CLASSES`.
         thresholds: Least logit with which a label is predicted, shape `[K]`, as in `TrainedModel`.
@@ -104,7 +104,9 @@ def test_known_classes(
     if features is None or labels is None:
         return Predictions(target.name, target.classnames)
     features = _checked_features(model, features, device)
-    zero_shot = text_logits(features, model.text_positive.to(device)[columns], model.logit_scale)
+    zero_shot = None
+    if model.has_text:
+        zero_shot = text_logits(features, model.text_positive.to(device)[columns], model.logit_scale)
     text = None
     if logits is None:
         logits, text = _known_logits(model, features, device, in_domain=not rule)
@@ -172,12 +174,13 @@ def score_targets(model: TrainedModel, task: Task, device: Device) -> dict[str, 
     for name, target, rule in task.targets:
         predictions = evaluate(model, target, device, rule)
         # `check_training` refuses a target without test images, or one that the method cannot classify
-        assert predictions.labels is not None and predictions.zero_shot is not None and predictions.logits is not None
+        assert predictions.labels is not None and predictions.logits is not None
+        zero_shot = predictions.zero_shot
         scores[name] = TargetRecord(
             accuracy=accuracy(predictions.logits, predictions.labels),
-            accuracy_zero_shot=accuracy(predictions.zero_shot, predictions.labels),
+            accuracy_zero_shot=None if zero_shot is None else accuracy(zero_shot, predictions.labels),
             num_test=len(predictions.labels),
-            num_classes=predictions.zero_shot.shape[1],
+            num_classes=predictions.logits.shape[1],
             rule=rule,
         )
     return scores

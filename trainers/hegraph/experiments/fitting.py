@@ -60,7 +60,7 @@ def _fit(
     started = time.monotonic()
     arguments: dict[str, Any] = {}
     if method.needs_batches:
-        arguments = {"data": batches(bank), "with_text": task.has_text, **(inputs or {})}
+        arguments = {"data": batches(bank), **(inputs or {})}
     if method.needs_base:
         arguments["base"] = _fit(cfg.method.base, task, bank, without_selection(cfg), batches)
     backbone = task.backbone if method.needs_backbone else None

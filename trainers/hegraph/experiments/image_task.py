@@ -15,6 +15,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from ..config import Config
@@ -30,6 +31,7 @@ from ..features.backbones.schema import BackboneConfig
 from ..features.bank import SUFFIX, FeatureBank
 from ..features.images import ImageViews
 from ..features.prompts.sentences import description_file, resolve_source
+from ..method.mean_text import with_own_nodes
 from ..method.training.batches import OnlineBatches, TrainingData
 from ..models.saved import Preprocessing, Prompts, TrainedModel
 from ..results.records import ImageFiles
@@ -67,7 +69,7 @@ class ImageTask(Task):
         if self.dataset.groups:
             identity["groups"] = hash_json(sorted(self.dataset.groups.items()))
         prompts = self.cfg.encoding
-        if resolve_source(self.name, prompts.source, prompts.descriptions) != "templates":
+        if resolve_source(self.name, prompts.source, prompts.descriptions) in ("descriptions", "both"):
             identity["descriptions"] = hash_json(read_json(description_file(self.name, prompts.descriptions)))
         return identity
 
@@ -126,12 +128,18 @@ class ImageTask(Task):
 
     def write_bank(self, path: Path) -> None:
         """Encode the images without features on disk; the first process of `torchrun` writes the bank."""
+        if not self.cfg.encoding.has_prompts:
+            raise UserError("a feature bank stores encoded text; leave out PROMPTS.SOURCE none", "bank.text")
         self.prepare()
         bank = self.bank()
         if processes.rank() == 0:
             replace(bank, encoder=self.backbone_config()).save(path)
 
     def bank(self) -> FeatureBank:
+        return with_own_nodes(self.encoded())
+
+    def encoded(self) -> FeatureBank:
+        """Return the features of the task as in `bank`; without prompts, the text nodes are 0."""
         return extract.encode_task(self.dataset, self.backbone, self.cfg.encoding, self.seed, self._folder)
 
     @property
@@ -154,7 +162,10 @@ class ImageTask(Task):
         return extract.encode_images(self.backbone, views, self.cfg.encoding, self._folder, name)[0]
 
     def text_features(self) -> tuple[Tensor, Tensor]:
-        """Return positive and negative text nodes of the classes, each `[K, d]`."""
+        """Return positive and negative text nodes of the classes, each `[K, d]`; 0 without prompts."""
+        if not self.cfg.encoding.has_prompts:
+            nothing = torch.zeros(len(self.classnames), self.backbone.width)
+            return nothing, nothing
         text = extract.encode_prompts(self.backbone, self.name, self.classnames, self.cfg.encoding, self._folder)
         return text["positive"], text["negative"]
 
@@ -198,7 +209,9 @@ class ImageTask(Task):
         """Return the backbone as a model folder stores it."""
         return BackboneConfig.of(self.backbone, self.cfg.backbone.name, self.cfg.backbone.pretrained)
 
-    def encoding_metadata(self, bank: FeatureBank) -> tuple[BackboneConfig, Preprocessing, Prompts]:
+    def encoding_metadata(self, bank: FeatureBank) -> tuple[BackboneConfig, Preprocessing, Prompts | None]:
+        if not bank.has_text:
+            return self.backbone_config(), Preprocessing.of(self.backbone), None
         positive, negative = extract.class_prompts(self.name, self.classnames, self.cfg.encoding)
         prompts = Prompts(positive=positive, negative=negative)
         return self.backbone_config(), Preprocessing.of(self.backbone), prompts

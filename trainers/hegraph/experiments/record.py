@@ -227,29 +227,38 @@ def scores_on_test(predictions: Predictions, calibration: Calibration) -> dict[s
     text = predictions.text_logits
     zero_shot = predictions.zero_shot
     labels = predictions.labels
-    if logits is None or labels is None or zero_shot is None:
+    if logits is None or labels is None:
         logger.warning("%s has no test images: nothing is scored", predictions.dataset)
         nothing = dict.fromkeys((*ACCURACIES, "macro_f1"))
         return nothing | {"calibration": CalibrationRecord(**fitted, before=None, after=None, zero_shot=None)}
     if labels.dim() == 2:
         names = ids_of_names(predictions.classnames)
-        clip = score_multilabel(zero_shot, labels, names)
-        nothing = dict.fromkeys(ACCURACIES)
+        of_clip = None if zero_shot is None else score_multilabel(zero_shot, labels, names)["map"]
         own = score_multilabel(logits, labels, names, predictions.thresholds)
-        return nothing | own | {"map_zero_shot": clip["map"]}
+        return dict.fromkeys(ACCURACIES) | own | {"map_zero_shot": of_clip}
     scores: dict[str, Any] = score(logits, labels)
-    clip = score(zero_shot, labels) | confidence_scores(zero_shot, labels)
-    del clip["bins"]
     before, after = (
         ProbabilitiesRecord(**scores, **confidence_scores(logits, labels, at)) for at in (1.0, calibration.temperature)
     )
+    calibrated = CalibrationRecord(**fitted, before=before, after=after, zero_shot=zero_shot_probabilities(predictions))
     return scores | {
         "macro_accuracy": macro_accuracy(logits, labels),
-        "macro_accuracy_zero_shot": macro_accuracy(zero_shot, labels),
+        "macro_accuracy_zero_shot": None if zero_shot is None else macro_accuracy(zero_shot, labels),
         "accuracy_text": None if text is None else accuracy(text, labels),
-        "accuracy_zero_shot": clip["accuracy"],
-        "calibration": CalibrationRecord(**fitted, before=before, after=after, zero_shot=ProbabilitiesRecord(**clip)),
+        "accuracy_zero_shot": None if zero_shot is None else accuracy(zero_shot, labels),
+        "calibration": calibrated,
     }
+
+
+def zero_shot_probabilities(predictions: Predictions) -> ProbabilitiesRecord | None:
+    """Return the scores of zero-shot CLIP without bins; None without class texts."""
+    logits = predictions.zero_shot
+    labels = predictions.labels
+    if logits is None or labels is None:
+        return None
+    scores = score(logits, labels) | confidence_scores(logits, labels)
+    del scores["bins"]
+    return ProbabilitiesRecord(**scores)
 
 
 def rejection_on_test(logits: torch.Tensor | None, calibration: Calibration) -> RejectionRecord | None:

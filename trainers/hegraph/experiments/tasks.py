@@ -69,7 +69,6 @@ class Task(ABC):
         split: Sampled training and validation images; {} where no run records them.
         bank_files: Feature banks that the task reads.
         multilabel: Whether images have several labels each.
-        has_text: Whether the positive text nodes are encoded text, not mean features of images.
     """
 
     cfg: Config
@@ -80,7 +79,6 @@ class Task(ABC):
     split: Split
     bank_files: Sequence[Path] = ()
     multilabel: bool = False
-    has_text: bool = True
 
     @property
     @abstractmethod
@@ -227,7 +225,7 @@ class FeatureTask(Task):
         bank: The features.
         cfg: Checked configuration.
         seed: Seed of everything that is sampled.
-        split, identity, bank_files, has_text: As in `Task`.
+        split, identity, bank_files: As in `Task`.
         class_ids: As in `Task`; () derives them from the class names.
         pool: Images of `--unlabelled pool`; None: there is no pool.
     """
@@ -241,7 +239,6 @@ class FeatureTask(Task):
         identity: dict | None = None,
         class_ids: Sequence[str] = (),
         bank_files: Sequence[Path] = (),
-        has_text: bool = True,
         pool: Unlabelled | None = None,
     ) -> None:
         super().__init__(
@@ -253,7 +250,6 @@ class FeatureTask(Task):
             split or {},
             bank_files,
             bank.multilabel,
-            has_text,
         )
         self._bank = bank
         self._identity = identity or {}

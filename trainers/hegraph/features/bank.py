@@ -86,6 +86,8 @@ class FeatureBank:
         train_groups, val_groups, test_groups: Groups of the images, int64 of shapes `[N]`, `[L]` and `[M]`; all None
             without groups.
         encoder: Backbone that encoded the features, without title; empty if unknown.
+        has_text: Whether the text nodes are encoded text; otherwise they are mean features of the training images
+            (`method/mean_text.py`), and the bank cannot be saved.
 
     Examples:
         >>> import torch
@@ -115,6 +117,7 @@ class FeatureBank:
     train_groups: Tensor | None = None
     val_groups: Tensor | None = None
     test_groups: Tensor | None = None
+    has_text: bool = True
 
     def subsample(self, which: str) -> FeatureBank:
         """Return the bank of "all" classes, or of the "base" or "new" half with labels from 0."""
@@ -149,6 +152,11 @@ class FeatureBank:
         return self.train_labels.dim() == 2
 
     @property
+    def known_text(self) -> Tensor:
+        """Positive text nodes, shape `[K, d]`; 0 if they are no encoded text."""
+        return self.text_positive if self.has_text else torch.zeros_like(self.text_positive)
+
+    @property
     def features_to_classify(self) -> Tensor:
         """Test features, shape `[M, d]`; ValueError if there are none."""
         if self.test_features is None:
@@ -169,7 +177,9 @@ class FeatureBank:
         return mean_over_views(self.train_features)
 
     def save(self, path: Path) -> None:
-        """Write the bank atomically; UserError if the file cannot be written."""
+        """Write the bank atomically; UserError if the file cannot be written, or the bank has no text."""
+        if not self.has_text:
+            raise UserError("a feature bank stores encoded text; leave out PROMPTS.SOURCE none", "bank.text")
         tensors = {name: getattr(self, name) for name in TENSOR_AXES if getattr(self, name) is not None}
         metadata = {"encoder": self.encoder.model_dump_json(exclude={"title"})} if self.encoder.model else {}
         metadata |= {

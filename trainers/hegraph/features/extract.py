@@ -57,7 +57,8 @@ def encode_task(
 ) -> FeatureBank:
     """Encode a few-shot task, or read its cached features.
 
-    A val split that equals test is left out, so that nothing is selected on test images.
+    A val split that equals test is left out, so that nothing is selected on test images. Without prompts, the text
+    nodes are 0.
 
     Args:
         dataset: The few-shot task.
@@ -76,7 +77,11 @@ def encode_task(
         "val": ImageViews(dataset, val, backbone.preprocess),
         "test": ImageViews(dataset, dataset.test, backbone.preprocess),
     }
-    text = encode_prompts(backbone, dataset.name, dataset.classnames, options, folder)
+    if options.has_prompts:
+        text = encode_prompts(backbone, dataset.name, dataset.classnames, options, folder)
+    else:
+        nothing = torch.zeros(len(dataset.classnames), backbone.width)
+        text = {"positive": nothing, "negative": nothing}
     fields: dict[str, Any] = {f"text_{name}": features for name, features in text.items()}
     fields |= {"train_features": text["positive"][None, :0], "train_labels": labels_of(dataset, [])}
     for name, images in views.items():
@@ -91,6 +96,7 @@ def encode_task(
         dataset=dataset.name,
         backbone=backbone.name,
         logit_scale=backbone.logit_scale,
+        has_text=options.has_prompts,
     )
 
 

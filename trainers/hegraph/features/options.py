@@ -7,6 +7,7 @@ from typing import Any
 from ..datasets.decoding import DECODINGS, REDUCED
 from ..utils.option import is_positive, is_strings, option
 
+NO_PROMPTS = "none"  # value of PROMPTS.SOURCE for classes without names
 TRANSFORMS = ("random_resized_crop", "random_flip", "normalize")
 
 
@@ -57,8 +58,9 @@ class EncodingOptions:
     source: str = option(
         "auto",
         ".PROMPTS.SOURCE",
-        "source of positive prompts; `auto`: `both` for data sets with descriptions (not the digits), else `templates`",
-        choices=("auto", "templates", "descriptions", "both"),
+        "source of positive prompts; `auto`: `both` for data sets with descriptions (not the digits), else "
+        "`templates`; `none`: [class names are not used](../guides/names.md#no-names)",
+        choices=("auto", "templates", "descriptions", "both", NO_PROMPTS),
     )
     templates: Sequence[str] = _templates("TEMPLATES", "positive templates (default: the data set's)")
     negative_templates: Sequence[str] = _templates("NEGATIVE_TEMPLATES", "negative templates (default: the data set's)")
@@ -68,3 +70,8 @@ class EncodingOptions:
         "[descriptions of classes](../guides/data.md#descriptions-of-classes) (default: the included ones)",
         allowed="a JSON file",
     )
+
+    @property
+    def has_prompts(self) -> bool:
+        """Whether class names are encoded as text."""
+        return self.source != NO_PROMPTS

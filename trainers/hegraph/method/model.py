@@ -176,7 +176,9 @@ def build_model(bank: FeatureBank, options: ModelOptions) -> HeGraphModel:
     negative = bank.text_negative
     if options.shuffle == "negative":
         negative = negative[shuffled(len(negative)).to(negative.device)]
-    graph = build_graph(bank.text_positive, negative, class_prototypes(keys, bank.train_labels, bank.classnames))
+    # The head of the training-free variant is better alone than with text nodes that are means of images
+    positive = bank.known_text if options.variant == "training_free" else bank.text_positive
+    graph = build_graph(positive, negative, class_prototypes(keys, bank.train_labels, bank.classnames))
     return HeGraphModel(graph, keys, bank.train_labels, bank.logit_scale, options).to(keys.device)
 
 

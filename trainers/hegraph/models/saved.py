@@ -191,7 +191,8 @@ class TrainedModel(ModelMetadata):
     """Classifier that can predict, whether it was just fitted or loaded; `model_copy` changes fields.
 
     Attributes:
-        text_positive: Unit-norm positive text features before training, the classifier of zero-shot CLIP, `[K, d]`.
+        text_positive: Unit-norm positive text features before training, the classifier of zero-shot CLIP, `[K, d]`;
+            without class texts (`has_text`), mean features of the training images.
         classifier: Folded classifier. Divide its logits by `temperature` before a softmax. None for a method that is
             not class weights and a cache.
         thresholds: Least logit with which a label is predicted, shape `[K]`, for several labels per image; None for one
@@ -226,6 +227,11 @@ class TrainedModel(ModelMetadata):
         return self.fitted is not None and self.fitted.transductive
 
     @property
+    def has_text(self) -> bool:
+        """Whether `text_positive` is encoded text, the classifier of zero-shot CLIP, not mean features of images."""
+        return True
+
+    @property
     def has_text_classifier(self) -> bool:
         """Whether the classifier without its cache is a classifier of its own, as only HeGraphAdapter has it."""
         return self.classifier is not None and bool(self.variant)
@@ -239,6 +245,8 @@ class TrainedModel(ModelMetadata):
 
     def transfer_function(self, device: str | torch.device) -> Transfer | None:
         """Function from a bank with other classes to the logits of its test images; None without a rule for them."""
+        if not self.has_text:
+            return None
         if self.fitted is not None:
             return self.fitted.transfer
         if self.transfer_rule == "zero-shot":
@@ -268,6 +276,15 @@ class SavedModel(TrainedModel):
     support_set: InstanceOf[SupportSet] | None = None
     unlabelled_features: InstanceOf[Tensor] | None = None
 
+    @property
+    def has_text(self) -> bool:
+        return self.support_set is None or self.support_set.positive is not None
+
+    @property
+    def known_text(self) -> Tensor:
+        """Positive text features, shape `[K, d]`; 0 without class texts."""
+        return self.text_positive if self.has_text else torch.zeros_like(self.text_positive)
+
     def probabilities(self, features: Tensor, batch_size: int = QUERY_BATCH) -> Tensor:
         """Calibrated probabilities of unit-norm image features `[B, d]`, shape `[B, K]`."""
         return self.calibrate(self.classifier.logits(features, batch_size))
@@ -282,8 +299,8 @@ class SavedModel(TrainedModel):
             raise UserError(f"{action} needs a model with one label per image, and this one has several")
 
     def zero_shot_logits(self, features: Tensor) -> Tensor:
-        """Logits of zero-shot CLIP with the same prompts, shape `[B, K]`."""
-        return self.logit_scale * features @ self.text_positive.t()
+        """Logits of zero-shot CLIP with the same prompts, shape `[B, K]`; 0 without class texts."""
+        return self.logit_scale * features @ self.known_text.t()
 
     def check_open_set(self, rate: float) -> None:
         """Raise UserError if the model has no scores of known images for `is_known`, or `rate` is out of range."""

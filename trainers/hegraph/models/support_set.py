@@ -56,8 +56,8 @@ class SupportSet:
         names = tuple(bank.classnames)
         labels = bank.train_labels.cpu()
         ids = torch.zeros(len(labels), dtype=torch.long)
-        positive = bank.text_positive.cpu()
-        negative = bank.text_negative.cpu()
+        positive = bank.text_positive.cpu() if bank.has_text else None
+        negative = bank.text_negative.cpu() if bank.has_text else None
         return cls(np.array(names), names, bank.train_features.cpu(), labels, ids, positive, negative, state)
 
     @property

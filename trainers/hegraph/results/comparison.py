@@ -289,10 +289,10 @@ def calibration_table(records: Sequence[dict]) -> Table:
 
 
 def has_calibration(record: dict) -> bool:
-    """Whether a record has calibration scores of its method and of zero-shot CLIP."""
+    """Whether a record has calibration scores of its method."""
     calibration = record.get("calibration") or {}
     parts = [calibration.get(part) or {} for part in ("before", "after")]
-    return bool(calibration.get("zero_shot")) and all(part.get("bins") for part in parts)
+    return all(part.get("bins") for part in parts)
 
 
 def _calibration(record: dict) -> list[dict]:
@@ -302,6 +302,7 @@ def _calibration(record: dict) -> list[dict]:
     values = {(name, "T"): part["temperature"], (name, "accepted"): (record.get("rejection") or {}).get("accepted")}
     for column, key in SCORES.items():
         values[name, column] = part["before"][key]
-        values[ZERO_SHOT, column] = part["zero_shot"][key]
+        if part.get("zero_shot"):  # a run without class texts has none
+            values[ZERO_SHOT, column] = part["zero_shot"][key]
         values[name, f"{column} at T"] = part["after"][key]
     return [score(record, *cell, value) for cell, value in values.items() if cell[1] in CALIBRATION]

@@ -168,10 +168,11 @@ def _tested_method(record: dict, scores: dict) -> tuple[str, bool]:
 
 
 def macro_accuracies(record: dict, column: object) -> list[dict]:
-    """Rows with the macro accuracies of a run: of its method, and of zero-shot CLIP."""
+    """Rows with the macro accuracies of a run: of its method, and of zero-shot CLIP if there are class texts."""
     name, own = _tested_method(record, record)
+    rows = [score(record, name, column, record.get(MACRO), own=own)]
     zero_shot = record.get(f"{MACRO}_zero_shot")
-    return [score(record, name, column, record.get(MACRO), own=own), score(record, ZERO_SHOT, column, zero_shot)]
+    return rows if zero_shot is None else [*rows, score(record, ZERO_SHOT, column, zero_shot)]
 
 
 def accuracies(record: dict, column: object, test: dict | None = None) -> list[dict]:

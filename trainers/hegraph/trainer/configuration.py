@@ -40,6 +40,7 @@ def obstacles_in(cfg: Config) -> list[str]:
         "DATASET.UNLABELLED names images that Dassl does not load": data.unlabelled,
         f"CoOp samples equal numbers of images, not {SHOTS_PER_CLASS}": data.shots_per_class,
         "DATASET.GROUP_PATTERN groups images, which Dassl samples one by one": data.group_pattern,
+        "PROMPTS.SOURCE none is not supported by the trainer of Dassl": not cfg.encoding.has_prompts,
         f"{NODE}.SELECT_ON val trains more than once, which Dassl does not": cfg.run.select_on != "last_step",
     }
     return [obstacle for obstacle, holds in checks.items() if holds]

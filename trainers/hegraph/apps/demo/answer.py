@@ -37,14 +37,14 @@ class Evidence(NamedTuple):
 
 
 class ClassScore(NamedTuple):
-    """Probabilities of a class, from the model and from zero-shot CLIP with the same prompts.
+    """Probabilities of a class, from the model and from zero-shot CLIP with the same prompts; None without class texts.
 
     With several labels per image, the model predicts a label whose probability reaches its `threshold`.
     """
 
     name: str
     adapted: float
-    zero_shot: float
+    zero_shot: float | None
     threshold: float | None = None
 
 
@@ -84,14 +84,14 @@ def compute_answer(model: SavedModel, feature: Tensor) -> Answer:
     logits = classifier.combine(parts)[0]
     order = logits.argsort(descending=True).tolist()
     adapted = model.calibrate(logits)
-    zero_shot = model.zero_shot_logits(feature)[0].softmax(dim=0)
+    zero_shot = model.zero_shot_logits(feature)[0].softmax(dim=0) if model.has_text else None
     if model.thresholds is None:
         thresholds = None
         predicted = order[:1]
     else:
         thresholds = model.thresholds.sigmoid()
         predicted = [label for label in order if adapted[label] >= thresholds[label]]
-    shown = dict.fromkeys([*order[:MAX_SHOWN], int(zero_shot.argmax())])
+    shown = dict.fromkeys([*order[:MAX_SHOWN], *([] if zero_shot is None else [int(zero_shot.argmax())])])
 
     def evidence(label: int) -> Evidence:
         of_cache = None if cache is None else cache[label].item()
@@ -99,7 +99,8 @@ def compute_answer(model: SavedModel, feature: Tensor) -> Answer:
 
     def score(label: int) -> ClassScore:
         threshold = None if thresholds is None else thresholds[label].item()
-        return ClassScore(names[label], adapted[label].item(), zero_shot[label].item(), threshold)
+        of_clip = None if zero_shot is None else zero_shot[label].item()
+        return ClassScore(names[label], adapted[label].item(), of_clip, threshold)
 
     return Answer(
         scores=tuple(score(label) for label in shown),
@@ -162,9 +163,8 @@ def summary(model: SavedModel) -> str:
     text = f"{model.method} adapts the frozen CLIP {model.backbone.title} to {classes}, trained on "
     text += f"{model.sample_description}."
     if scores.map is not None:
-        return (
-            f"{text} mAP on {scores.num_test} test images: {scores.map:.2f} %, zero-shot {scores.map_zero_shot:.2f} %."
-        )
+        zero_shot = "" if scores.map_zero_shot is None else f", zero-shot {scores.map_zero_shot:.2f} %"
+        return f"{text} mAP on {scores.num_test} test images: {scores.map:.2f} %{zero_shot}."
     if scores.accuracy is None:
         return text
     zero_shot = "" if scores.accuracy_zero_shot is None else f", zero-shot CLIP {scores.accuracy_zero_shot:.2f} %"

@@ -182,7 +182,7 @@ def accuracy_sentence(record: dict) -> str:
     """Sentence about the accuracy of a record, with its interval over test images."""
     count = max(record["num_test"], 1)  # a record from elsewhere may lack the number
     share = share_with_interval(round(record["accuracy"] / 100 * count), count, "test")
-    return f"The model classifies {share}. CLIP without training images reaches {record['accuracy_zero_shot']:.1f} %."
+    return f"The model classifies {share}.{zero_shot_sentence(record['accuracy_zero_shot'])}"
 
 
 def map_sentence(record: dict, folder: Path | None) -> str:
@@ -194,7 +194,12 @@ def map_sentence(record: dict, folder: Path | None) -> str:
         _, low, high = percentile_interval(100 * mean_precision(ranking, weights))
         interval = f" ({CONFIDENCE:.0%} interval: {low:.1f} to {high:.1f} %)"
     start = f"The mean average precision on {record['num_test']:,} test images is {record['map']:.1f} %{interval}"
-    return f"{start}. CLIP without training images reaches {record['map_zero_shot']:.1f} %."
+    return f"{start}.{zero_shot_sentence(record['map_zero_shot'])}"
+
+
+def zero_shot_sentence(score: float | None) -> str:
+    """Sentence about the score of zero-shot CLIP in percent, after a space; "" without class texts."""
+    return "" if score is None else f" CLIP without training images reaches {score:.1f} %."
 
 
 def calibration_sentence(record: dict) -> str:
@@ -293,11 +298,11 @@ def leave_one_out_of_run(folder: Path, files: ImageFiles | None) -> LeaveOneOut 
         logger.info("no leave-one-out: %s", error)
         return None
     support = model.support_set if isinstance(model, SavedModel) else None
-    if support is None or support.multilabel or support.positive is None or not 0 < len(support.labels) <= MAX_LEFT_OUT:
+    if support is None or support.multilabel or not 0 < len(support.labels) <= MAX_LEFT_OUT:
         return None
     if len(support.labels.unique()) < 2:
         return None
-    logits, predicted = leave_one_out(support.keys(), support.labels, support.positive, model.logit_scale)
+    logits, predicted = leave_one_out(support.keys(), support.labels, model.known_text, model.logit_scale)
     paths = [] if files is None else train_files(folder, files.root, len(support.labels))
     predictions = EvaluatedImages(predicted, support.labels, support.names, paths)
     return LeaveOneOut(predictions, rank_labels(logits, support.labels, support.names))
