@@ -246,6 +246,9 @@ def test_closed_standard_output_is_no_traceback(run, images, shell, code, error)
 @pytest.mark.parametrize(("arguments", "expected"), [
     (["RUN", "IMAGES", "--top", "0"], "'0'"), (["RUN", "IMAGES", "--batch-size", "9" * 20], "999"),
     (["RUN", "IMAGES", "--open-set", "1"], "--open-set must be between 0 and 1"),
+    (["RUN", "IMAGES", "--coverage", "1"], "--coverage must be between 0 and 1, such as 0.9, got 1"),
+    (["RUN", "IMAGES", "--coverage", "0.9", "--transductive"], "leave it out with --transductive"),
+    (["RUN", "IMAGES", "--coverage", "0.999"], "coverage 0.999 needs at least 999 held-out images, and the model has"),
     (["RUN", "IMAGES", "--split", "val"], "--split val needs --features"),
     (["RUN", "a.png", "IMAGES", "--sort-into", "IMAGES"], "is an input too"),
     (["RUN", "--features", "x", "--sort-into", "y"], "which --sort-into needs"),
@@ -255,3 +258,35 @@ def test_closed_standard_output_is_no_traceback(run, images, shell, code, error)
 def test_a_mistake_is_one_line(run, images, tiny_bank, cli_error, arguments, expected):
     places = {"RUN": run, "IMAGES": images, "BANK": tiny_bank}
     assert expected in cli_error("predict", *(places.get(argument, argument) for argument in arguments))
+
+
+# Prediction sets
+
+
+def test_json_has_the_classes_of_the_set(run, images, rows):
+    model = ImageModel.load(run).model
+    for row in rows(run, images, "--coverage", 0.9, "--top", 10):
+        probable = [entry["class"] for entry in row["top"] if entry["probability"] >= model.set_threshold(0.9)]
+        assert row["classes"] == (probable or [row["top"][0]["class"]])
+    assert "classes" not in rows(run, images)[0]
+
+
+def test_csv_and_table_have_a_column_of_classes(run, images, capsys, rows):
+    expected = rows(run, images, "--coverage", 0.95, "--top", 2)
+    assert main([str(run), str(images), "--coverage", "0.95", "--top", "2", "--format", "csv"]) == 0
+    table = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert [row["classes"] for row in table] == ["|".join(row["classes"]) for row in expected for _ in range(2)]
+    assert main([str(run), str(images), "--coverage", "0.95"]) == 0
+    head, first, *_ = capsys.readouterr().out.splitlines()
+    assert head.split() == ["path", "class", "probability", "classes", "next", "classes"]
+    assert ", ".join(expected[0]["classes"]) in first
+
+
+def test_sets_of_a_bank_are_those_of_its_features(finished_run, tiny_bank, rows):
+    model = load_model(finished_run)
+    features = load_bank(tiny_bank).test_features
+    sets = model.prediction_sets(features, model.classifier.logits(features), 0.8)
+    found = rows(finished_run, "--features", tiny_bank, "--coverage", 0.8)
+    assert [{*row["classes"]} for row in found] == [
+        {name for name, inside in zip(model.classnames, row) if inside} for row in sets.tolist()
+    ]

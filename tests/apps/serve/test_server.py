@@ -67,6 +67,13 @@ def test_open_set_flag_is_part_of_the_answer(client, files):
     assert answer["none_of_these"] in (True, False)
 
 
+def test_coverage_adds_the_prediction_set(client, files):
+    [answer] = client.post("/v1/predict/files?coverage=0.9", files=form(files[0])).json()["predictions"]
+    assert answer["top"][0]["class"] == answer["classes"][0]
+    refused = client.post("/v1/predict/files?coverage=0.999", files=form(files[0]))
+    assert refused.status_code == 422 and "needs at least 999 held-out images" in refused.json()["error"]
+
+
 def test_model_is_described(client):
     answer = client.get("/v1/model").json()
     assert len(answer["classes"]) == 10
@@ -118,6 +125,7 @@ def test_clients_add_no_metrics(client):
         ("/v1/predict/files", {"content": b"--x", "headers": {"content-type": "multipart/form-data"}}, 400, "boundary"),
         ("/v1/predict?top=0", {"json": encoded(b"")}, 422, "top"),
         ("/v1/predict?open_set=2", {"json": encoded(b"")}, 422, "open_set"),
+        ("/v1/predict?coverage=1", {"json": encoded(b"")}, 422, "coverage"),
         ("/v1/predict?open-set=0.95", {"json": encoded(b"")}, 422, "open-set"),
         ("/v1/nothing", {"json": {}}, 404, "Not Found"),
     ],

@@ -145,6 +145,7 @@ def test_whole_model_equals_torch_and_has_metadata(finished_digits_once, tmp_pat
     assert proto.opset_import[0].version >= 17
     preprocessing = metadata.pop("preprocessing")
     assert KnownScores(**metadata.pop("known")) == model.known
+    assert metadata.pop("sets") == {f"{share:g}": model.sets.threshold(share) for share in (0.8, 0.9, 0.95)}
     assert metadata == {
         "inputs": {"pixel_values": ["batch", 3, 32, 32]},
         "outputs": {"logits": ["batch", 10], "probabilities": ["batch", 10]}, "classes": list(model.classnames),

@@ -177,6 +177,20 @@ def test_formats_have_rejected_images_and_errors():
     assert marks == [False, True, None] and "none_of_these" not in next(files.json_lines([rows[1:]], False))
 
 
+def test_formats_have_prediction_sets():
+    rows = [files.PredictionRow("a", TOP[:2], classes=["ant", "bee"]), files.PredictionRow("c", error="why")]
+    assert list(files.table_lines([rows], False, True)) == [
+        "path  class   probability  classes   next classes\n",
+        "a     ant     90.00 %      ant, bee  bee 10.00 %\n",
+        "c     error:                         why\n",
+    ]
+    header, *lines = files.csv_lines([rows], True, True)
+    assert header == "path,class,probability,rank,error,none_of_these,classes\n"
+    assert lines == ["a,ant,0.9,1,,false,ant|bee\n", "a,bee,0.0999999,2,,false,ant|bee\n", "c,,,,why,,\n"]
+    classes = [json.loads(line)["classes"] for line in files.json_lines([rows], False, True)]
+    assert classes == [["ant", "bee"], None]
+
+
 @pytest.mark.parametrize("path", NASTY)
 def test_every_format_preserves_any_file_name(path):
     shown = path.replace("\udcff", r"\xff")

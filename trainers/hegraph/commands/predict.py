@@ -31,6 +31,8 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--format", choices=tuple(FORMATS), help="format of the rows (default: the ending of --out, or table)")
     add("--out", type=OutputFile(*REPLACED), metavar="FILE", help="file to write (default: standard output)")
     add("--open-set", type=float, metavar="RATE", help=open_set)
+    coverage = "list the classes that contain the class of an image with the probability SHARE, such as 0.9"
+    add("--coverage", type=float, metavar="SHARE", help=coverage)
     add("--transductive", action="store_true", help="adapt the model to all these images before predicting them")
     add("--sort-into", type=Path, metavar="DIR", help="copy each image to the folder of its class in DIR")
     add("-0", "--null", action="store_true", help="paths in lists end with NUL, as those of find -print0")
@@ -46,6 +48,10 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise UserError(f"--open-set must be between 0 and 1, such as 0.95, got {args.open_set:g}")
     if args.open_set is not None and args.transductive:
         raise UserError("--open-set needs predictions of single images; leave it out with --transductive")
+    if args.coverage is not None and not 0 < args.coverage < 1:
+        raise UserError(f"--coverage must be between 0 and 1, such as 0.9, got {args.coverage:g}")
+    if args.coverage is not None and args.transductive:
+        raise UserError("--coverage needs predictions of single images; leave it out with --transductive")
     if args.features is None:
         check_inputs(args.inputs)
         if args.sort_into in map(Path, args.inputs):

@@ -97,6 +97,25 @@ class PredictionMixin(ClassifierMixin, BaseEstimator):
         logits = self._logits(X)
         return self.model_.is_known(logits, rate).numpy()
 
+    def predict_set(self, X: Any, coverage: float = 0.9) -> np.ndarray:
+        """Prediction sets: classes that contain the class of a new image with the probability `coverage`.
+
+        The coverage holds on average over the classes, for new images of the same kind and sources. The predicted class
+        is always in the set.
+
+        Args:
+            X: Images or features, as in `fit`.
+            coverage: Probability, between 0 and 1. UserError if it needs more held-out images than `fit` had, or the
+                model has several labels per image.
+
+        Returns:
+            Booleans of shape `[n, K]`, with the classes in the order of `classes_`.
+        """
+        check_is_fitted(self, "model_")
+        self.model_.set_threshold(coverage)  # before the images are encoded
+        features = self._encoded(X)
+        return self.model_.prediction_sets(features.cpu(), self._logits_of(features), coverage).numpy()
+
     def suggest(self, X: Any, n: int = 20) -> list[int]:
         """Active learning: positions of at most n unlabelled images to label next, best first.
 
@@ -162,7 +181,11 @@ class PredictionMixin(ClassifierMixin, BaseEstimator):
         Computed in float64, so that logits of an image do not depend on the number of images.
         """
         check_is_fitted(self, "model_")
-        features = self._encoded(X).to(self._device(), torch.float64)
+        return self._logits_of(self._encoded(X))
+
+    def _logits_of(self, features: Tensor) -> Tensor:
+        """Logits of unit-norm features `[n, d]` as in `_logits`."""
+        features = features.to(self._device(), torch.float64)
         return self.model_.classifier.to(features.device, torch.float64).logits(features).cpu()
 
     def _device(self) -> str:

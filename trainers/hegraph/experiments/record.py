@@ -311,6 +311,7 @@ def make_model(identity: RunIdentity, bank: FeatureBank, fitted: FittedMethod) -
         ),
         scores=NOT_TESTED,
         known=fitted.calibration.known,
+        sets=fitted.calibration.sets,
         images=tuple(counts),
         text_positive=bank.text_positive.detach().cpu(),
         thresholds=None if fitted.thresholds is None else fitted.thresholds.cpu(),

@@ -22,6 +22,7 @@ from ..method.cache import QUERY_BATCH, FoldedClassifier
 from ..method.model import TransferableAdapter
 from ..method.training.confidence import Calibration, KnownScores, known_score
 from ..method.training.memory import refuse_beyond_memory
+from ..method.training.prediction_sets import SetScores, prediction_sets
 from ..method.unlabelled import ClassSums, UnlabelledAdaptation, adapt_to_unlabelled
 from ..utils.errors import UserError
 from ..utils.option import describe_shots, images_per_class
@@ -135,6 +136,7 @@ class ModelMetadata(StrictModel):
         scores: Scores on the test images of `trained_on`.
         labels: The K labels of the Python API; None if the class names are the labels.
         known: Scores of images of known classes, for open-set rejection; None if the run did not compute them.
+        sets: Probabilities of true classes, for prediction sets; None if the run did not compute them.
         unlabelled: Number of unlabelled images that the classifier is adapted to (`method/unlabelled.py`).
         images: Number of labelled training images of each class; None if unknown.
         image_ids: `SupportSet.ids`; None if the images were passed as features.
@@ -153,6 +155,7 @@ class ModelMetadata(StrictModel):
     scores: Scores
     labels: tuple[bool | int | float | str, ...] | None = None
     known: KnownScores | None = None
+    sets: SetScores | None = None
     unlabelled: Count = 0
     images: tuple[Count, ...] | None = None
     image_ids: tuple[int, ...] | None = None
@@ -219,7 +222,7 @@ class TrainedModel(ModelMetadata):
             return self.fitted.calibration
         # A fitted temperature is never exactly 1, so 1 means that none was fitted
         source = "nothing" if self.temperature == 1 else "model"
-        return Calibration(self.temperature, source, known=self.known)
+        return Calibration(self.temperature, source, known=self.known, sets=self.sets)
 
     @property
     def is_transductive(self) -> bool:
@@ -324,6 +327,37 @@ class SavedModel(TrainedModel):
         assert self.known is not None
         return known_score(logits, self.temperature, self.known.score) >= self.known.threshold(float(rate))
 
+    def set_threshold(self, coverage: float) -> float:
+        """Least probability of a class in the prediction sets of a coverage, such as 0.9.
+
+        Raises:
+            UserError: If the model has several labels per image or no probabilities of held-out images, or the coverage
+                is no share or needs more held-out images.
+        """
+        self.check_single_label("a prediction set")
+        if self.sets is None:
+            problem = "the model has no probabilities of held-out images for prediction sets"
+            advice = "train it again with CALIBRATE auto, and without unlabelled images"
+            raise UserError(f"{problem}; {advice}")
+        return self.sets.threshold(coverage)
+
+    def prediction_sets(self, features: Tensor, logits: Tensor, coverage: float) -> Tensor:
+        """Sets of classes that contain the class of an image with a given probability, booleans of shape `[B, K]`.
+
+        Args:
+            features: Unit-norm features of the images, shape `[B, d]`.
+            logits: Their logits, shape `[B, K]`.
+            coverage: The probability, such as 0.9.
+
+        Raises:
+            UserError: As in `set_threshold`.
+        """
+        threshold = self.set_threshold(coverage)
+        assert self.sets is not None
+        of_sets = self.zero_shot_logits(features.to(self.text_positive)) if self.sets.of_zero_shot else logits
+        probabilities = (of_sets.double() / self.sets.temperature).softmax(dim=1)
+        return prediction_sets(probabilities, threshold, logits.argmax(dim=1))
+
     def share_below(self, logits: Tensor) -> float | None:
         """Fraction of images of known classes with a lower score than an image with logits `[K]`, from 0 to 1.
 
@@ -371,6 +405,7 @@ def adapt(model: SavedModel, features: Tensor, device: str) -> tuple[SavedModel,
         "unlabelled": len(features),
         "unlabelled_features": features.cpu(),
         "known": None,
+        "sets": None,
         "labelled": None,
         "scores": NOT_TESTED,
     }

@@ -163,7 +163,7 @@ def add_predictions(router: APIRouter, server: Server) -> None:
     )
     async def predict(request: ImagesRequest, query: Annotated[PredictQuery, Query()]) -> Any:
         """Classify images that are encoded in base64. An unreadable image has `error` in place of classes."""
-        return await server.predict(await decoded(request.images), query.top, query.open_set)
+        return await server.predict(await decoded(request.images), query.top, query.open_set, query.coverage)
 
     @router.post(
         "/v1/predict/files",
@@ -174,7 +174,7 @@ def add_predictions(router: APIRouter, server: Server) -> None:
     )
     async def predict_files(form: Annotated[ImagesForm, File()], query: Annotated[PredictQuery, Query()]) -> Any:
         """Classify the files of a form. An unreadable image has `error` in place of classes."""
-        return await server.predict(await contents(form.files), query.top, query.open_set)
+        return await server.predict(await contents(form.files), query.top, query.open_set, query.coverage)
 
     @router.get("/v1/model", summary="Describe the model", response_model=ModelAnswer, responses=READ_ERRORS)
     async def describe() -> Any:

@@ -71,6 +71,7 @@ class PredictQuery(Strict):
 
     top: Top = Field(5, description="number of classes of an image, for a model with one label per image")
     open_set: float | None = Field(None, gt=0, lt=1, description="rate of known images to accept, such as 0.95")
+    coverage: float | None = Field(None, gt=0, lt=1, description="coverage of prediction sets, such as 0.9")
 
 
 class SuggestQuery(Strict):
@@ -124,10 +125,13 @@ class PredictedImage(BaseModel):
 
 
 class RejectableImage(PredictedImage):
-    """Prediction of an image with open-set rejection."""
+    """Prediction of an image with open-set rejection and a prediction set."""
 
     none_of_these: bool | None = Field(
         None, description="whether the image shows no known class; only with `open_set`, and null with an error"
+    )
+    classes: list[str] | None = Field(
+        None, description="prediction set, likeliest class first; only with `coverage`, and null with an error"
     )
 
 

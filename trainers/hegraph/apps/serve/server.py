@@ -94,20 +94,27 @@ class Server:
         """Number of pixels of each image, from its header."""
         return await asyncio.to_thread(lambda: [count_pixels(data) for _, data in images])
 
-    async def predict(self, images: Sequence[Upload], top: int, open_set: float | None) -> dict[str, Any]:
-        """Classify images.
+    async def predict(
+        self, images: Sequence[Upload], top: int, open_set: float | None, coverage: float | None = None
+    ) -> dict[str, Any]:
+        """Classify images, with prediction sets if there is a coverage.
 
         Raises:
-            UserError: If the model has no threshold for open-set rejection, or the images have too many pixels
-                together.
+            UserError: If the model has no threshold for open-set rejection or the coverage, or the images have too many
+                pixels together.
         """
         model = self.model
         if open_set is not None:
             model.model.check_open_set(open_set)
+        if coverage is not None:
+            model.model.set_threshold(coverage)
         problems, features = await self.encode(images)
         readable = [name for (name, _), problem in zip(images, problems) if not problem]
-        predicted = rows_of(model.model, readable, model.logits(features), top, open_set)
-        return {"predictions": [json_value(row, open_set is not None) for row in merge(images, problems, predicted)]}
+        logits = model.logits(features)
+        sets = None if coverage is None else model.model.prediction_sets(features, logits, coverage)
+        predicted = rows_of(model.model, readable, logits, top, open_set, sets)
+        asked = open_set is not None, coverage is not None
+        return {"predictions": [json_value(row, *asked) for row in merge(images, problems, predicted)]}
 
 
 def merge(

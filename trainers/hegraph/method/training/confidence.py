@@ -28,6 +28,7 @@ from torch import Tensor
 
 from ...utils.reading import Finite, Size, StrictModel
 from .options import BINS
+from .prediction_sets import SetScores
 
 # Standard deviation of the normal prior of log T, with mean 0. Without a prior, ten correctly classified images would
 # make T zero.
@@ -85,6 +86,7 @@ class Calibration:
         num_images: Number of images.
         seconds: Time of the fit, including trainings for it.
         known: Scores of these images, for open-set rejection; None without images.
+        sets: Probabilities of their true classes, for prediction sets; None without images.
     """
 
     temperature: float = 1.0
@@ -92,6 +94,7 @@ class Calibration:
     num_images: int = 0
     seconds: float = 0.0
     known: KnownScores | None = None
+    sets: SetScores | None = None
 
 
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:
@@ -140,7 +143,8 @@ def calibration_on(logits: Tensor, labels: Tensor, fitted_on: str) -> Calibratio
     """Calibration on logits `[n, K]` of images that the method was not fitted to."""
     temperature = fit_temperature(logits, labels)
     known = KnownScores.of(known_score(logits, temperature), fitted_on)
-    return Calibration(temperature, fitted_on, len(labels), known=known)
+    sets = SetScores.of(logits, labels, temperature)
+    return Calibration(temperature, fitted_on, len(labels), known=known, sets=sets)
 
 
 def calibration_by_zero_shot(
@@ -150,7 +154,7 @@ def calibration_by_zero_shot(
 
     The temperature of zero-shot CLIP is fitted on the training images. The open-set scores of known images are its
     scores of the training images, plus the mean difference between the method and zero-shot CLIP on the held-out
-    classes.
+    classes. Prediction sets are those of zero-shot CLIP.
 
     Args:
         held_out: Logits of the method for images of held-out classes, one `[n, K]` for each group of classes.
@@ -164,7 +168,8 @@ def calibration_by_zero_shot(
     pairs = zip(held_out, held_out_clip)
     gains = [known_score(logits, temperature) - known_score(clip, clip_temperature) for logits, clip in pairs]
     known = KnownScores.of(known_score(train_clip, clip_temperature) + torch.cat(gains).mean(), fitted_on)
-    return Calibration(temperature, fitted_on, sum(map(len, held_out)), known=known)
+    sets = SetScores.of(train_clip, labels, clip_temperature, of_zero_shot=True)
+    return Calibration(temperature, fitted_on, sum(map(len, held_out)), known=known, sets=sets)
 
 
 def known_score(logits: Tensor, temperature: float, score: str = DEFAULT_SCORE) -> Tensor:

@@ -13,6 +13,7 @@ import json
 import re
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 OPSET = 17
 LOGITS, PROBABILITIES = "logits", "probabilities"
 TOLERANCE = 1e-4  # largest difference of the logits from torch's, relative to the largest logit
+COVERAGES = (0.8, 0.9, 0.95, 0.99)  # of prediction sets in the metadata
 TOLERANCE_HALF = 1e-2  # the same for weights stored as float16
 SAMPLE_ROWS, SAMPLE_IMAGES = 8, 3  # sampled features near class weights and near keys; sampled images
 
@@ -186,10 +188,27 @@ def describe_model(model: SavedModel, input_name: str, shape: Sequence[int]) -> 
         "tau": model.logit_scale, "temperature": model.temperature,
         "thresholds": None if model.thresholds is None else model.thresholds.sigmoid().tolist(),  # of probabilities
         "known": None if model.known is None else model.known.model_dump(),
+        "sets": describe_sets(model),
         "preprocessing": None if model.preprocessing is None else describe_preprocessing(model.preprocessing),
         "backbone": model.backbone.title, "method": model.method, "variant": model.variant,
         "trained_on": {"dataset": model.trained_on.dataset, "shots": model.trained_on.shots},
     }  # fmt: skip
+
+
+def describe_sets(model: SavedModel) -> dict[str, float] | None:
+    """Thresholds of prediction sets by coverage, for those of `COVERAGES` that the held-out images support.
+
+    A class is in the set if its output probability is at least the threshold. None without held-out images, or for sets
+    of zero-shot CLIP, whose probabilities the file does not compute.
+    """
+    sets = model.sets
+    if sets is None or sets.of_zero_shot:
+        return None
+    thresholds = {}
+    for coverage in COVERAGES:
+        with suppress(UserError):
+            thresholds[f"{coverage:g}"] = sets.threshold(coverage)
+    return thresholds
 
 
 def describe_preprocessing(preprocessing: Preprocessing) -> dict[str, Any]:

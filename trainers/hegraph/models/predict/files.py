@@ -183,12 +183,14 @@ class PredictionRow(NamedTuple):
             labels per image, all predicted labels, perhaps none.
         error: Reason why there is no prediction.
         known: Whether the image is accepted as one of a known class; None without open-set rejection.
+        classes: Prediction set, the most probable class first; None without a coverage.
     """
 
     path: str
     top: Sequence[tuple[str, float]] = ()
     error: str = ""
     known: bool | None = None
+    classes: Sequence[str] | None = None
 
 
 def aligned_lines(head: Sequence[str], batches: Iterable[Sequence[Sequence[str]]]) -> Iterator[str]:
@@ -205,10 +207,11 @@ def aligned_lines(head: Sequence[str], batches: Iterable[Sequence[Sequence[str]]
         heads = []
 
 
-def table_lines(batches: Iterable[Sequence[PredictionRow]], open_set: bool) -> Iterator[str]:
+def table_lines(batches: Iterable[Sequence[PredictionRow]], open_set: bool, with_sets: bool = False) -> Iterator[str]:
     """Lines of an aligned table with the columns path, class, probability and next classes.
 
-    The class of a rejected image is `NONE_OF_THESE`, and all its classes are next classes.
+    The class of a rejected image is `NONE_OF_THESE`, and all its classes are next classes. With `with_sets`, the column
+    "classes" before the next classes has the prediction set.
     """
 
     def cells(row: PredictionRow) -> Sequence[str]:
@@ -221,42 +224,52 @@ def table_lines(batches: Iterable[Sequence[PredictionRow]], open_set: bool) -> I
             classes.append(("error:" if row.error else "-", ""))
         (name, probability), *following = classes
         last = row.error or ", ".join(map(" ".join, following))
-        return [utf8(text) for text in (row.path, name, probability, last)]
+        of_set = [", ".join(row.classes or ())] if with_sets else []
+        return [utf8(text) for text in (row.path, name, probability, *of_set, last)]
 
-    return aligned_lines(("path", "class", "probability", "next classes"), (list(map(cells, rows)) for rows in batches))
+    heads = ("path", "class", "probability", *(["classes"] if with_sets else []), "next classes")
+    return aligned_lines(heads, (list(map(cells, rows)) for rows in batches))
 
 
-def csv_lines(batches: Iterable[Sequence[PredictionRow]], open_set: bool) -> Iterator[str]:
+def csv_lines(batches: Iterable[Sequence[PredictionRow]], open_set: bool, with_sets: bool = False) -> Iterator[str]:
     """Lines `path,class,probability,rank,error`, one for each of the top classes; one line if there is none.
 
-    With `open_set`, the column `none_of_these` is "true" for rejected images, else "false".
+    With `open_set`, the column `none_of_these` is "true" for rejected images, else "false". With `with_sets`, the
+    column `classes` has the prediction set, with `|` between classes.
     """
-    columns = 6 if open_set else 5
     for number, row in enumerate(chain.from_iterable(batches)):
+        added: dict[str, str] = {}
+        if open_set:
+            added["none_of_these"] = "true" if row.known is False else "false"
+        if with_sets:
+            added["classes"] = "|".join(row.classes or ())
         if number == 0:
-            yield csv_line(*("path", "class", "probability", "rank", "error", "none_of_these")[:columns])
+            yield csv_line("path", "class", "probability", "rank", "error", *added)
         if not row.top:
-            yield csv_line(*(row.path, "", "", "", row.error, "")[:columns])
+            nothing = [""] * len(added)
+            yield csv_line(row.path, "", "", "", row.error, *nothing)
         for rank, (name, value) in enumerate(row.top, start=1):
-            rejected = "true" if row.known is False else "false"
-            yield csv_line(*(row.path, name, f"{value:{DIGITS}}", rank, "", rejected)[:columns])
+            yield csv_line(row.path, name, f"{value:{DIGITS}}", rank, "", *added.values())
 
 
-def json_lines(batches: Iterable[Sequence[PredictionRow]], open_set: bool) -> Iterator[str]:
+def json_lines(batches: Iterable[Sequence[PredictionRow]], open_set: bool, with_sets: bool = False) -> Iterator[str]:
     """Lines of `json_value`."""
     for row in chain.from_iterable(batches):
-        yield json.dumps(json_value(row, open_set), ensure_ascii=False) + "\n"
+        yield json.dumps(json_value(row, open_set, with_sets), ensure_ascii=False) + "\n"
 
 
-def json_value(row: PredictionRow, open_set: bool) -> dict[str, object]:
+def json_value(row: PredictionRow, open_set: bool, with_sets: bool = False) -> dict[str, object]:
     """Value `{"path", "top": [{"class", "probability"}], "error"}` of a row; `error` is None or text.
 
-    With `open_set`, the key `none_of_these` is true for rejected images, else false; with an error, it is None.
+    With `open_set`, the key `none_of_these` is true for rejected images, else false; with an error, it is None. With
+    `with_sets`, the key `classes` has the list of the classes of the prediction set; with an error, it is None.
     """
     top = [{"class": name, "probability": float(f"{value:{DIGITS}}")} for name, value in row.top]
     value: dict[str, object] = {"path": utf8(row.path), "top": top, "error": utf8(row.error) or None}
     if open_set:
         value["none_of_these"] = None if row.error else row.known is False
+    if with_sets:
+        value["classes"] = None if row.error else list(row.classes or ())
     return value
 
 

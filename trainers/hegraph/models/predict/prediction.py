@@ -55,7 +55,7 @@ def predict_images(args: Namespace) -> int:
         UserError: If the model is damaged, its backbone is not available, an output cannot be written, or images would
             be sorted into a model folder or a teach project.
     """
-    saved = open_model(args, args.open_set)
+    saved = open_model(args, args.open_set, args.coverage)
     if args.sort_into is not None:
         for name in (*saved.classnames, NONE_OF_THESE):
             check_outside_models(args.sort_into / folder_name(name) / "IMAGE")
@@ -63,9 +63,12 @@ def predict_images(args: Namespace) -> int:
     model = ImageModel.load(saved, device, args.backbone, args.pretrained, args.precision)
     batch_size = args.batch_size or default_batch_size(model.backbone.input_size)
     paths = image_paths(args.inputs, args.null, args.sort_into, args.out)
-    rows = image_rows(model, paths, batch_size, args.top, args.open_set, args.transductive, args.sort_into)
+    rows = image_rows(
+        model, paths, batch_size, args.top, args.open_set, args.transductive, args.sort_into, args.coverage
+    )
     total = count_images(args.inputs, args.sort_into)
-    return write_rows(rows, args.out, chosen_format(args), args.open_set is not None, total)
+    with_sets = args.coverage is not None
+    return write_rows(rows, args.out, chosen_format(args), args.open_set is not None, total, with_sets)
 
 
 def predict_bank(args: Namespace) -> int:
@@ -77,7 +80,7 @@ def predict_bank(args: Namespace) -> int:
     Raises:
         UserError: If the bank lacks the split, or has features of another backbone than the model.
     """
-    model = open_model(args, args.open_set)
+    model = open_model(args, args.open_set, args.coverage)
     bank = BankFile(args.features)
     if args.split not in bank.labels:
         raise UserError(f"{args.features} has no {args.split} images; choose another --split")
@@ -94,8 +97,14 @@ def predict_bank(args: Namespace) -> int:
     predict = model.classifier.logits
     logits = predict_transductively(model, features, "cpu") if args.transductive else predict(features)
     paths = [f"{args.features}#{args.split}/{row}" for row in range(len(features))]
-    rows = ([*rows_of(model, paths[part], logits[part], args.top, args.open_set)] for part in parts)
-    failed = write_rows(rows, args.out, chosen_format(args), args.open_set is not None, len(features))
+    sets = None if args.coverage is None else model.prediction_sets(features, logits, args.coverage)
+
+    def rows_of_part(part: slice) -> list[PredictionRow]:
+        own_sets = None if sets is None else sets[part]
+        return [*rows_of(model, paths[part], logits[part], args.top, args.open_set, own_sets)]
+
+    rows = map(rows_of_part, parts)
+    failed = write_rows(rows, args.out, chosen_format(args), args.open_set is not None, len(features), sets is not None)
     labels = bank.labels[args.split]
     if failed or tuple(bank.classnames) != model.classnames:
         return failed
@@ -106,16 +115,17 @@ def predict_bank(args: Namespace) -> int:
     return 0
 
 
-def open_model(args: Namespace, open_set: float | None = None) -> SavedModel:
+def open_model(args: Namespace, open_set: float | None = None, coverage: float | None = None) -> SavedModel:
     """Load the model that the command line names, and check that it supports the options.
 
     Args:
         args: Arguments of the command.
         open_set: As in `rows_of`.
+        coverage: Coverage of prediction sets; None for no sets.
 
     Raises:
         UserError: If the model is damaged, `--out` is a file of its backbone, or it has no threshold for open-set
-            rejection.
+            rejection or for the coverage.
     """
     model = load_model(args.model)
     if text_only := model.named_only:
@@ -125,6 +135,8 @@ def open_model(args: Namespace, open_set: float | None = None) -> SavedModel:
         check_output(args.out, backbone_files(model, args.backbone, args.pretrained))
     if open_set is not None:
         model.check_open_set(open_set)
+    if coverage is not None:
+        model.set_threshold(coverage)
     return model
 
 
@@ -136,6 +148,7 @@ def image_rows(
     open_set: float | None = None,
     transductive: bool = False,
     sort_into: Path | None = None,
+    coverage: float | None = None,
 ) -> Iterator[list[PredictionRow]]:
     """Predict images in batches, in the order of their paths.
 
@@ -146,6 +159,7 @@ def image_rows(
         top, open_set: As in `rows_of`.
         transductive: Whether the model is adapted to the images before they are predicted.
         sort_into: Folder for copies of the images, in folders by predicted class.
+        coverage: Coverage of prediction sets; None for no sets.
 
     Raises:
         UserError: If a copy cannot be written.
@@ -159,7 +173,8 @@ def image_rows(
     for number, (images, problems, batch_features) in enumerate(encoded):
         logits = batch_logits[number] if transductive else model.logits(batch_features)
         readable = [str(image) for image, problem in zip(images, problems) if not problem]
-        predicted = rows_of(model.model, readable, logits, top, open_set)
+        sets = None if coverage is None else model.model.prediction_sets(batch_features.cpu(), logits, coverage)
+        predicted = rows_of(model.model, readable, logits, top, open_set, sets)
         rows = []
         for image, problem in zip(images, problems):
             row = PredictionRow(str(image), error=problem) if problem else next(predicted)
@@ -191,7 +206,12 @@ def predict_transductively(model: SavedModel, features: Tensor, device: str) -> 
 
 
 def rows_of(
-    model: SavedModel, paths: Sequence[str], logits: Tensor, top: int, open_set: float | None = None
+    model: SavedModel,
+    paths: Sequence[str],
+    logits: Tensor,
+    top: int,
+    open_set: float | None = None,
+    sets: Tensor | None = None,
 ) -> Iterator[PredictionRow]:
     """Iterate over the rows of images.
 
@@ -202,6 +222,7 @@ def rows_of(
         top: Number of classes in a row. With several labels per image, a row has all labels whose logits reach their
             thresholds.
         open_set: Rate of images of known classes to accept; images with lower scores are rejected. None rejects none.
+        sets: Prediction sets, booleans of shape `[B, K]`; None for rows without sets.
     """
     names = unique_names(model.classnames, model.class_ids, () if open_set is None else [NONE_OF_THESE])
     probabilities = model.calibrate(logits)
@@ -214,11 +235,15 @@ def rows_of(
         counts = predicted.sum(dim=1).tolist()
     values, labels = probabilities.sort(dim=1, descending=True, stable=True)  # equal probabilities in class order
     most = max(counts, default=0)
-    columns = (paths, values[:, :most].tolist(), labels[:, :most].tolist(), counts, finite, known)
-    for path, row_values, row_labels, count, is_finite, is_known in zip(*columns):
+    of_sets: list[list[str] | None] = [None] * len(logits)
+    if sets is not None:
+        for number, (ordered, inside) in enumerate(zip(labels, sets)):
+            of_sets[number] = [names[label] for label in ordered[inside[ordered]].tolist()]
+    columns = (paths, values[:, :most].tolist(), labels[:, :most].tolist(), counts, finite, known, of_sets)
+    for path, row_values, row_labels, count, is_finite, is_known, classes in zip(*columns):
         if is_finite:
-            classes = [(names[label], value) for label, value in zip(row_labels[:count], row_values)]
-            yield PredictionRow(path, classes, known=is_known)
+            top_classes = [(names[label], value) for label, value in zip(row_labels[:count], row_values)]
+            yield PredictionRow(path, top_classes, known=is_known, classes=classes)
         else:
             yield PredictionRow(path, error="the model predicts NaN")
 
@@ -229,6 +254,7 @@ def write_rows(
     format: str,
     open_set: bool = False,
     total: int | None = None,
+    with_sets: bool = False,
 ) -> int:
     """Write rows as their batches arrive, with their progress and the rate on stderr.
 
@@ -238,6 +264,7 @@ def write_rows(
         format: One of `FORMATS`.
         open_set: Whether images may be rejected as unknown.
         total: Number of rows for the progress; None if it is unknown.
+        with_sets: Whether rows have prediction sets.
 
     Returns:
         Number of rows with an error.
@@ -260,7 +287,7 @@ def write_rows(
                 progress.show(written)
 
     with open_output(out) as write:
-        for line in FORMATS[format](counted(), open_set):
+        for line in FORMATS[format](counted(), open_set, with_sets):
             write(line)
         if not written:
             raise UserError("expected at least one image, got none: the folders have no images, or the list is empty")

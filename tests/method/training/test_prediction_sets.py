@@ -1,0 +1,80 @@
+"""Prediction sets: thresholds by hand, refusals, and coverage in a simulation."""
+
+import math
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from trainers.hegraph import UserError
+from trainers.hegraph.method.training.confidence import calibration_by_zero_shot, calibration_on
+from trainers.hegraph.method.training.prediction_sets import SetScores, prediction_sets
+
+
+def scores_of(*values: float) -> SetScores:
+    return SetScores(scores=values, temperature=1.0)
+
+
+@pytest.mark.parametrize(("number", "coverage", "rank"), [
+    (9, 0.9, 1), (18, 0.9, 1), (19, 0.9, 2), (99, 0.99, 1), (4, 0.8, 1), (99, 0.9, 10), (2, 2 / 3, 1),
+])  # fmt: skip
+def test_threshold_is_an_order_statistic(number, coverage, rank):
+    values = [position / 100 for position in range(1, number + 1)]
+    assert scores_of(*values).threshold(coverage) == values[rank - 1]
+
+
+@pytest.mark.parametrize(("number", "coverage", "needed"), [(8, 0.9, 9), (98, 0.99, 99), (1, 0.8, 4)])
+def test_coverage_that_needs_more_images_is_refused(number, coverage, needed):
+    with pytest.raises(UserError, match=f"needs at least {needed} held-out images, and the model has {number};"):
+        scores_of(*[0.5] * number).threshold(coverage)
+
+
+@pytest.mark.parametrize("coverage", [0, 1, -0.1, float("nan"), "x"])
+def test_coverage_is_a_share(coverage):
+    with pytest.raises(UserError, match="coverage"):
+        scores_of(0.5).threshold(coverage)
+
+
+def test_scores_are_sorted_probabilities_of_true_classes():
+    logits = torch.tensor([[2.0, 0.0], [0.0, 0.0], [0.0, 4.0]])
+    found = SetScores.of(logits, torch.tensor([0, 1, 0]), temperature=2.0)
+    expected = [1 / (1 + math.exp(2)), 0.5, 1 / (1 + math.exp(-1))]
+    assert found.scores == pytest.approx(expected) and found.temperature == 2.0
+    with pytest.raises(ValidationError, match="ascending"):
+        scores_of(0.5, 0.4)
+
+
+def test_sets_have_probable_classes_and_the_predicted_one():
+    probabilities = torch.tensor([[0.5, 0.3, 0.2], [0.4, 0.35, 0.25]])
+    sets = prediction_sets(probabilities, 0.3, torch.tensor([0, 2]))
+    assert sets.tolist() == [[True, True, False], [True, True, True]]
+    assert prediction_sets(probabilities, 0.9, torch.tensor([0, 0])).tolist() == [[True, False, False]] * 2
+
+
+def test_calibration_has_scores_of_its_images():
+    logits = 3 * torch.randn(20, 4, generator=torch.Generator().manual_seed(1))
+    labels = torch.arange(20) % 4
+    calibration = calibration_on(logits, labels, "val")
+    assert calibration.sets == SetScores.of(logits, labels, calibration.temperature)
+
+
+def test_one_shot_has_scores_of_zero_shot_clip():
+    generator = torch.Generator().manual_seed(1)
+    clip = 3 * torch.randn(8, 8, generator=generator)
+    held_out = [torch.randn(4, 4, generator=generator) for _ in range(2)]
+    calibration = calibration_by_zero_shot(held_out, held_out, clip, torch.arange(8))
+    assert calibration.sets.of_zero_shot and len(calibration.sets.scores) == 8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [19, 99])
+def test_sets_cover_the_promised_share(number):
+    generator = torch.Generator().manual_seed(number)
+    covered = []
+    for _ in range(2000):
+        logits = 2 * torch.randn(number + 1, 5, generator=generator)
+        labels = logits.softmax(dim=1).multinomial(1, generator=generator)[:, 0]
+        scores = SetScores.of(logits[1:], labels[1:], 1.0)
+        probabilities = logits[:1].double().softmax(dim=1)
+        covered.append(float(probabilities[0, labels[0]] >= scores.threshold(0.9)))
+    assert sum(covered) / 2000 == pytest.approx(0.9, abs=0.02)
