@@ -28,7 +28,7 @@ from tests.serve.studio import PASSWORD, USER, Studio, configuration, running
 
 from tests.browser import Browser, browsing
 from trainers.hegraph import HeGraphClassifier, load_few_shot
-from trainers.hegraph.apps.teach.session import write_sample
+from trainers.hegraph.apps.teach.sample import write_sample
 from trainers.hegraph.method.relations import RELATIONS
 from trainers.hegraph.method.training.confidence import known_score
 from trainers.hegraph.results.figures import COLOURS

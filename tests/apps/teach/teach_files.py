@@ -1,10 +1,14 @@
-"""Small images and folders for the tests of the teach project."""
+"""Small images and folders for the tests of the teach project, and steps of its session."""
 
 from pathlib import Path
 
 from PIL import Image
 
 from trainers.hegraph.apps.demo.drawing import as_png
+from trainers.hegraph.apps.teach.session import Session
+from trainers.hegraph.apps.teach.view import View
+
+NAMES = ("zero", "one", "two", "six")  # classes of the fixture `session`
 
 
 def png(colour: str, size: tuple[int, int] = (4, 4)) -> bytes:
@@ -28,3 +32,18 @@ NESTED = {
     "unlabelled/old/u.png": png("gold"),
 }  # fmt: skip
 FLAT = {"cat/a.png": png("red"), "cat/b.png": png("lime"), "dog/a.png": png("blue"), "unlabelled/u.png": png("gold")}
+
+
+def last(session: Session) -> View:
+    """Encode, train, evaluate and try changes of labels to the end."""
+    for steps in (session.update, session.evaluate):
+        for _ in steps():
+            pass
+    return session.view
+
+
+def updated(session: Session) -> View:
+    """Encode and train to the end, without evaluation."""
+    for _ in session.update():
+        pass
+    return session.view

@@ -14,9 +14,10 @@ from PIL import Image
 from teach_files import FLAT, NESTED, files_of, png, write
 
 from trainers.hegraph.apps.demo.drawing import as_png
-from trainers.hegraph.apps.teach import journal, project as module
+from trainers.hegraph.apps.teach import journal, project as module, uploads
 from trainers.hegraph.apps.teach.contents import Picture, normalize_class_name
-from trainers.hegraph.apps.teach.project import Project, safe_file_name
+from trainers.hegraph.apps.teach.project import Project
+from trainers.hegraph.apps.teach.uploads import safe_file_name
 from trainers.hegraph.datasets import images as images_module
 from trainers.hegraph.utils.errors import UserError
 
@@ -359,7 +360,7 @@ def test_hostile_zip_file_writes_nothing(project, tmp_path, monkeypatch, members
 
 def test_zip_members_are_unpacked_up_to_image_size(project, tmp_path, monkeypatch):
     monkeypatch.setattr(images_module, "MAX_BYTES", 1_000)
-    monkeypatch.setattr(module, "MAX_BYTES", 1_000)
+    monkeypatch.setattr(uploads, "MAX_BYTES", 1_000)
     members = {"train/fox/bomb.png": bytes(10**6), "train/fox/a.png": png("teal"), "train/cat/b.png": png("red")}
     count, problems = project.add_zip(zipped(tmp_path / "a.zip", members))
     assert (count, [problem[:12] for problem in problems]) == (1, ["bomb.png has", "b.png exists"])

@@ -2,6 +2,8 @@
 
 import argparse
 import logging
+import os
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -9,6 +11,7 @@ from ..apps.arguments import add_page_arguments
 from ..apps.launch import check_address, launch_page, require_gradio
 from ..features.backbones.identity import DEFAULT_BACKBONE, MINI_NAME, canonical_name
 from ..utils.command_line import Parser, announce, run_cli
+from ..utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -20,6 +23,8 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.examples = ("", "photos --backbone ViT-B-32-quickgelu")
     folder = f"folder of the project (default: {SAMPLE}, an example with digits)"
     parser.add_argument("folder", type=Path, nargs="?", metavar="FOLDER", help=folder)
+    create = "create FOLDER if it does not exist (default: ask on the terminal)"
+    parser.add_argument("--create", action="store_true", help=create)
     add_page_arguments(parser, f"the one used last in FOLDER, or {DEFAULT_BACKBONE.model}")
     return parser.parse_args(arguments)
 
@@ -31,7 +36,9 @@ def teach(args: argparse.Namespace) -> None:
     require_gradio()
     from ..apps.teach.page import CSS, build_page
     from ..apps.teach.project import MAX_ZIP_BYTES, Project
-    from ..apps.teach.session import ENCODER_FILE, Session, write_sample
+    from ..apps.teach.sample import write_sample
+    from ..apps.teach.session import ENCODER_FILE, Session
+    from ..apps.teach.worker import Worker
     from ..features.backbones.loading import load_backbone  # slow to import
     from ..utils.devices import choose_device
 
@@ -40,6 +47,8 @@ def teach(args: argparse.Namespace) -> None:
         args.backbone = args.backbone or MINI_NAME
         if not SAMPLE.exists():
             write_sample(SAMPLE)
+    elif not os.path.lexists(args.folder):
+        check_creation(args.folder, args.create)
     project = Project(args.folder)
     model, weights = find_encoder(project.path_of(ENCODER_FILE), args.backbone, args.pretrained)
     device = choose_device(args.device, "--device")
@@ -48,12 +57,25 @@ def teach(args: argparse.Namespace) -> None:
     session.remember()
     if not session.view.contents.base:
         logger.info("%s: class folders are read from this folder, and new classes are added to it", project.folder)
-    page = partial(build_page, session)
+    worker = Worker(session)
+    page = partial(build_page, worker)
     thumbnails = str(session.thumbnails)
     try:
-        launch_page(page, args.host, args.port, CSS, max_file_size=MAX_ZIP_BYTES, allowed_paths=[thumbnails])
+        with worker.running():
+            launch_page(page, args.host, args.port, CSS, max_file_size=MAX_ZIP_BYTES, allowed_paths=[thumbnails])
     finally:
         session.save()
+
+
+def check_creation(folder: Path, create: bool) -> None:
+    """Raise UserError unless a missing folder may be created: by --create, or by the answer on the terminal."""
+    if create:
+        return
+    problem = f"there is no folder {folder}; choose another, or add --create"
+    if not sys.stdin.isatty():
+        raise UserError(problem)
+    if input(f"There is no folder {folder}. Create it? [y/N] ").strip().lower() not in ("y", "yes"):
+        raise UserError(problem)
 
 
 def find_encoder(path: Path, backbone: str, pretrained: str) -> tuple[str, str]:

@@ -3,7 +3,7 @@ const answer = element.querySelector("#answer"), video = element.querySelector("
 const preview = element.querySelector(".drop img");
 const PAUSE = 100; // milliseconds, at least between two frames
 const FRAME_SIDE = 336; // pixels of a frame
-let latest = 0, stream = null;
+let latest = 0, stream = null, again = null; // `again` repeats the request whose answer is shown
 
 function grab() { // the square in the middle of the camera's picture, as a data URL
     const canvas = document.createElement("canvas"), size = Math.min(video.videoWidth, video.videoHeight);
@@ -15,6 +15,7 @@ function grab() { // the square in the middle of the camera's picture, as a data
 // Only the answer to the latest request is shown. `make` returns the request, or a promise of it.
 async function ask(make, live = false) {
     const own = ++latest;
+    again = live ? null : () => ask(make);
     let html;
     try { html = await server.answer(await make()); }
     catch { html = '<p class="problem" role="alert">The image did not arrive, or has more than 20 MB.</p>'; }
@@ -76,7 +77,8 @@ async function openFile(file) {
     if (!file) return;
     await openSource("image");
     showPreview(URL.createObjectURL(file));
-    ask(async () => ({path: (await upload(file)).path}));
+    const uploaded = upload(file);
+    ask(async () => ({path: (await uploaded).path}));
 }
 element.addEventListener("click", event => {
     const button = event.target.closest("button");
@@ -99,5 +101,6 @@ document.addEventListener("paste", event => {
     if (file && answer.offsetParent) openFile(file);
 });
 preview.addEventListener("error", () => showPreview("")); // a format that only the server reads
+document.addEventListener("model-change", () => { if (answer.offsetParent) again?.(); });
 const drawing = element.querySelector(".draw");
 if (drawing) startCanvas(drawing, value => ask(() => ({drawing: value})));

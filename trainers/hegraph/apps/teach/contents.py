@@ -93,6 +93,16 @@ class Contents:
             raise UserError(f"expected a class name, got {name!r}, the name of a split; choose another")
         return name, join(self.base, name)
 
+    def problem_of_class(self, name: str) -> str:
+        """Reason why a class cannot be added; "" if it can, or exists."""
+        if name in self.folders:
+            return ""
+        try:
+            self.new_class(name)
+        except UserError as error:
+            return str(error)
+        return ""
+
     def without(self, digests: Container[str]) -> "Contents":
         """Contents without the images of the SHA-256 `digests`."""
 
@@ -119,12 +129,13 @@ def normalize_class_name(name: str, existing: Iterable[str]) -> str:
         UserError: If a folder cannot have the name, or if it equals an existing name except for case or Unicode form.
     """
     normalized = unicodedata.normalize("NFC", " ".join(name.split()))
-    invalid = not normalized or FORBIDDEN.search(normalized.replace("%", "")) or printable(normalized) != normalized
-    if invalid or len(normalized.encode()) > MAX_NAME:
-        raise UserError(
-            f'expected a class name of 1 to {MAX_NAME} bytes without / \\ : * ? " < > | or a dot at either end, '
-            f"got {shortened(printable(normalized), 80)!r}"
-        )
+    if not normalized:
+        raise UserError("expected a class name, got none")
+    if FORBIDDEN.search(normalized.replace("%", "")) or printable(normalized) != normalized:
+        rule = 'expected a class name without / \\ : * ? " < > | and without a dot at either end'
+        raise UserError(f"{rule}, got {shortened(printable(normalized), 80)!r}")
+    if len(normalized.encode()) > MAX_NAME:
+        raise UserError(f"expected a class name short enough for a folder, got {shortened(normalized, 80)!r}")
     if same := [other for other in existing if name_key(other) == name_key(normalized)]:
         raise UserError(f"{normalized!r} cannot be added: {same[0]!r} exists already")
     return normalized

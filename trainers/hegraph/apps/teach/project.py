@@ -10,38 +10,34 @@ A *place* is a class or one of `NON_CLASS_FOLDERS`.
 """
 
 import hashlib
-import re
+import os
 import shutil
-import unicodedata
+import time
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path, PurePosixPath
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
-from ...datasets.decoding import FACTORS, REDUCED, LazyImage
 from ...datasets.folder import NON_CLASS_FOLDERS, OUTPUT_FILES
-from ...datasets.images import MAX_BYTES, MAX_PIXELS, is_image, reading_upload
+from ...datasets.images import is_image
 from ...datasets.own_images import class_name
 from ...datasets.splits import split_of
-from ...models.predict.files import folder_name
 from ...utils.errors import UserError
 from ...utils.files import atomic_path, hash_file
 from ...utils.reading import reading
 from ...utils.text import printable
 from .contents import UNLABELLED, Contents, Picture, images, join, name_key
 from .journal import STATE_FOLDER, JournaledFolder, Move, removal
+from .uploads import TRAIN, image_problem, place_of_member, place_of_path, read_upload, safe_file_name
 
-TRAIN = "train"
 CONFIRMED = f"{STATE_FOLDER}/kept"
 MAX_DIGESTS = 200_000  # cached SHA-256 of files
+SETTLED_NANOSECONDS = 2 * 10**9  # of a folder's last change, to reuse its listing: file systems round times
 MAX_ZIP_FILES = 50_000
 MAX_ZIP_BYTES = 8 * 2**30
-PLACES = "|".join(NON_CLASS_FOLDERS)
-# Path in a zip file. The project may lie in a further folder, next to __MACOSX, which macOS adds
-MEMBER = re.compile(rf"((?!__MACOSX)[^/]+/)??({TRAIN}/(?P<name>[^/]+)|(?P<place>{PLACES})(/.+)?)/[^/]*", re.S)
 BOUNDED_COMPRESSION = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # can be unpacked up to a number of bytes
 
 
@@ -63,22 +59,39 @@ class Staged(NamedTuple):
     problem: str
 
 
+class Listing(NamedTuple):
+    """Contents of a class folder, valid while the folder's `version`, inode and time of change, is the same."""
+
+    version: tuple[int, int]
+    pictures: list[Picture]
+    skipped: list[str]
+
+
 class Project(JournaledFolder):
     """Folder of images for training. Errors are those of `JournaledFolder`; other programs may change the folder."""
 
-    def read(self) -> Contents:
-        """Read the contents."""
-        with self.opened() as contents:
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self._listings: dict[str, Listing] = {}  # of class folders
+
+    def read(self, quick: bool = False) -> Contents:
+        """Read the contents. If `quick`, images that were overwritten in place are not noticed."""
+        with self.opened(quick) as contents:
             return contents
 
     @contextmanager
-    def opened(self) -> Iterator[Contents]:
-        """Read the contents and lock the folder for the block."""
+    def opened(self, quick: bool = True) -> Iterator[Contents]:
+        """Read the contents, as `read`, and lock the folder for the block."""
         with self.locked():
             skipped: list[str] = []
             base = self._base()
             folders = self._class_folders(base, skipped) | {place: place for place in NON_CLASS_FOLDERS}
-            images = {place: self._pictures(folders[place], skipped, place in NON_CLASS_FOLDERS) for place in folders}
+            images: dict[str, list[Picture]] = {}
+            for place, folder in folders.items():
+                if place in NON_CLASS_FOLDERS:
+                    images[place] = self._pictures(folder, skipped, recursive=True)
+                else:
+                    images[place] = self._class_pictures(folder, skipped, quick)
             confirmed = frozenset(PurePosixPath(path).name for path in self._list(CONFIRMED, skipped)[0])
             changes = self.journal().changes
             yield Contents(base, folders, images, confirmed, skipped, changes[-1].what if changes else "")
@@ -126,19 +139,37 @@ class Project(JournaledFolder):
     def move(self, pictures: Sequence[Picture], place: str) -> None:
         """Move images to a place; "" removes them. The labels of moved images are not confirmed any more."""
         with self.opened() as contents:
-            places = contents.pictures()
-            if missing := [picture.path for picture in pictures if picture not in places]:
-                raise UserError(f"{missing[0]} was removed or changed; look at the page again")
-            moved = [picture for picture in dict.fromkeys(pictures) if places[picture] != place]
-            moves = [removal(picture.path) for picture in moved]
-            if place:
-                folder = contents.folder(place)
-                taken: set[str] = set()
-                moves = [(picture.path, self.free_path(folder, picture.name, taken)) for picture in moved]
+            moved = self._moved(contents, [(picture, place) for picture in pictures])
             what = "an image" if len(moved) == 1 else images(len(moved))
-            confirmed = contents.confirmed.intersection(picture.digest for picture in moved)
-            moves += [removal(f"{CONFIRMED}/{digest}") for digest in confirmed]
-            self.change(f"{what} moved to {place}" if place else f"{what} removed", moves)
+            description = f"{what} moved to {place}" if place else f"{what} removed"
+            self.change(description, self._moves(contents, moved))
+
+    def accept(self, predictions: Sequence[tuple[Picture, str]]) -> int:
+        """Move images to their predicted classes in one change; returns their number."""
+        with self.opened() as contents:
+            accepted = self._moved(contents, predictions)
+            self.change(f"{images(len(accepted))} accepted", self._moves(contents, accepted))
+        return len(accepted)
+
+    def _moved(self, contents: Contents, targets: Sequence[tuple[Picture, str]]) -> dict[Picture, str]:
+        """Images that are not at their target yet, with their targets. UserError if an image is missing or changed."""
+        places = contents.pictures()
+        for picture, _ in targets:
+            if picture not in places or self._picture(picture.path) != picture:
+                raise UserError(f"{picture.path} was removed or changed; look at the page again")
+        return {picture: place for picture, place in targets if places[picture] != place}
+
+    def _moves(self, contents: Contents, targets: dict[Picture, str]) -> list[Move]:
+        """Renamings that move images to places; "" removes an image."""
+        taken: set[str] = set()
+        moves = []
+        for picture, place in targets.items():
+            if place:
+                moves.append((picture.path, self.free_path(contents.folder(place), picture.name, taken)))
+            else:
+                moves.append(removal(picture.path))
+        confirmed = contents.confirmed.intersection(picture.digest for picture in targets)
+        return moves + [removal(f"{CONFIRMED}/{digest}") for digest in confirmed]
 
     def confirm(self, picture: Picture) -> None:
         """Confirm the label of an image."""
@@ -167,6 +198,26 @@ class Project(JournaledFolder):
         """
         self.read().folder(place)
         return self._add(((place, name, data) for name, data in files), f"added to {place}")
+
+    def add_folders(self, files: Iterable[tuple[str, bytes]]) -> tuple[int, list[str]]:
+        """Add images of class folders, each to the class of the folder that contains it; returns as `add`.
+
+        Args:
+            files: Paths and contents. `place_of_path` decides about the place of an image.
+        """
+        contents = self.read()
+        problems: dict[str, str] = {}  # of new class names; "" for none
+
+        def usable() -> Iterator[tuple[str, str, bytes]]:
+            for path, data in files:
+                place = place_of_path(path)
+                if place and place not in problems:
+                    problems[place] = contents.problem_of_class(place)
+                if place and not problems[place]:
+                    yield place, path, data
+
+        count, refused = self._add(usable(), "added from folders")
+        return count, [problem for problem in problems.values() if problem] + refused
 
     def add_zip(self, path: Path) -> tuple[int, list[str]]:
         """Add the classes and images of a zip file; returns as `add`.
@@ -280,21 +331,41 @@ class Project(JournaledFolder):
             folders[class_name(name, base)] = path
         return folders
 
+    def _class_pictures(self, place: str, skipped: list[str], quick: bool) -> list[Picture]:
+        """Images of a class folder. If `quick`, a folder without new or removed entries is not read again."""
+        status = os.lstat(f"{self.folder}/{place}")
+        version = (status.st_ino, status.st_mtime_ns)
+        listing = self._listings.pop(place, None)
+        if not (quick and listing and listing.version == version):
+            started = time.time_ns()
+            entries: list[str] = []
+            listing = Listing(version, self._pictures(place, entries, recursive=False), entries)
+            if started - status.st_mtime_ns < SETTLED_NANOSECONDS:
+                skipped += entries
+                return listing.pictures
+        self._listings[place] = listing
+        skipped += listing.skipped
+        return listing.pictures
+
     def _pictures(self, place: str, skipped: list[str], recursive: bool) -> list[Picture]:
         """Images of a folder, and of the folders in it if `recursive`."""
         folders, images = self._list(place, skipped)
         pictures = []
         for path in images:
             try:
-                status = (self.folder / path).stat()
-                version = (status.st_ino, status.st_size, status.st_mtime_ns)
-                pictures.append(Picture(path, _digest(self.folder / path, version)))
+                pictures.append(self._picture(path))
             except OSError:  # no permission
                 skipped.append(path)
         if not recursive:
             skipped += folders
             return pictures
         return pictures + [picture for folder in folders for picture in self._pictures(folder, skipped, True)]
+
+    def _picture(self, path: str) -> Picture:
+        """Image at a path."""
+        file = f"{self.folder}/{path}"
+        status = os.stat(file)
+        return Picture(path, _digest(file, (status.st_ino, status.st_size, status.st_mtime_ns)))
 
     def _list(self, place: str, skipped: list[str]) -> tuple[list[str], list[str]]:
         """Sorted paths of the folders and of the images in a folder, without hidden ones.
@@ -307,15 +378,17 @@ class Project(JournaledFolder):
         if folder.is_symlink() or not folder.exists():
             skipped += [place] * folder.is_symlink()
             return folders, images
-        for path in sorted(folder.iterdir()):
-            name = printable(path.name)
+        with os.scandir(folder) as scan:
+            entries = sorted(scan, key=lambda entry: entry.name)
+        for entry in entries:
+            name = printable(entry.name)
             inside = join(place, name)
-            readable = not path.is_symlink() and name == path.name  # the name is UTF-8
+            readable = not entry.is_symlink() and name == entry.name  # the name is UTF-8
             if name.startswith("."):
                 continue
-            if readable and path.is_dir():
+            if readable and entry.is_dir():
                 folders.append(inside)
-            elif readable and path.is_file() and is_image(name):
+            elif readable and entry.is_file() and is_image(name):
                 images.append(inside)
             else:
                 skipped.append(inside)
@@ -323,34 +396,6 @@ class Project(JournaledFolder):
 
 
 @lru_cache(maxsize=MAX_DIGESTS)
-def _digest(path: Path, version: tuple[int, ...]) -> str:
+def _digest(path: str, version: tuple[int, ...]) -> str:
     """SHA-256 of a file, cached for each version of the file."""
-    return hash_file(path)
-
-
-def safe_file_name(name: str) -> str:
-    """Name of an uploaded file, with characters replaced that some file system rejects."""
-    last = PurePosixPath(printable(re.split(r"[/\\]", unicodedata.normalize("NFC", name))[-1]) or "image")
-    return f"{folder_name(last.stem)}{last.suffix}"
-
-
-def place_of_member(member: zipfile.ZipInfo) -> str:
-    """Place of an entry in the zip file of a project; "" if the entry is not part of a project."""
-    match = MEMBER.fullmatch(member.filename)
-    return (match["place"] or class_name(match["name"], TRAIN)) if match else ""
-
-
-def read_upload(file: IO[bytes]) -> bytes:
-    """Read and close a file, up to one byte more than an image may have."""
-    with file:
-        return file.read(MAX_BYTES + 1)
-
-
-def image_problem(name: str, data: bytes) -> str:
-    """Reason why a file is not added, as the predicate of a sentence; "" for an image."""
-    try:
-        with reading_upload(data):
-            LazyImage.read(data, REDUCED, MAX_PIXELS).decoded(max(FACTORS))
-    except UserError as error:
-        return str(error)
-    return "" if is_image(name) else "has no file name extension of an image"
+    return hash_file(Path(path))

@@ -1,18 +1,19 @@
 """Session of the teach page: encodes the images of a project, trains a model after every change, and evaluates it.
 
-`view.py` has the state that the page shows, and the evaluation. Unlabelled images are ordered by
+`view.py` has the state that the page shows, and the evaluation, which takes seconds for thousands of images.
+`worker.py` calls `update` and `evaluate` in two threads. Unlabelled images are ordered by
 `estimator/labels/suggest.py`.
 """
 
 import logging
 import threading
 import time
-from collections import Counter
 from collections.abc import Collection, Iterator
 from contextlib import suppress
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
-from typing import cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,14 +21,11 @@ from PIL import Image
 from torch import Tensor
 
 from ...config import Config
-from ...datasets.base import check_classes
 from ...datasets.decoding import REDUCED
-from ...datasets.digits import CLASSNAMES, load_digits_dataset
+from ...datasets.digits import CLASSNAMES
 from ...datasets.images import open_image, pixel_hash, reason
 from ...estimator.incremental import support_set_of
 from ...estimator.labels.suggest import suggest
-from ...estimator.model_selection.backbones import TIMED_IMAGES, BackboneResult, Encoded, compare_candidates
-from ...estimator.model_selection.candidates import Candidate, read_candidates
 from ...estimator.training import NO_NAME, Origin, make_configuration, train_model
 from ...features.backbones.clip import Backbone
 from ...features.backbones.identity import AUTO, MINI_NAME
@@ -38,25 +36,33 @@ from ...features.extract import encode_prompts
 from ...models.saved import Preprocessing, SavedModel
 from ...models.support_set import SupportSet
 from ...utils.errors import UserError, first_line
-from ...utils.files import atomic_path, hash_json, write_json, write_tensors, writing_folder
+from ...utils.files import atomic_path, hash_json, write_json, write_tensors
 from ...utils.option import NODE
 from ...utils.reading import read_tensors
 from ...utils.threads import map_in_threads
-from .contents import UNLABELLED, Contents, Picture
+from .contents import Contents, Picture
 from .journal import STATE_FOLDER
-from .project import TRAIN, Project
-from .view import MAX_LISTED, Suggestion, View, evaluated, leave_one_out_of
+from .project import Project
+from .view import (
+    CONFIDENT,
+    MAX_LISTED,
+    MAX_TRIED_WORK,
+    Suggestion,
+    View,
+    evaluation_of,
+    has_same_training,
+    leave_one_out_of,
+)
 
 logger = logging.getLogger(__name__)
 
-IMAGES_AT_ONCE = 16  # images that are encoded between two updates of the page
+IMAGES_AT_ONCE = 16  # images that are encoded together
+UPDATE_SECONDS = 0.5  # of encoding between two updates of the page
 SAVE_SECONDS = 2.0  # between two writes of the features while images are encoded
 THUMBNAIL_SIDE = 384  # in pixels; tiny images, such as scans, are enlarged to at least half of it
 ENCODER_FILE = f"{STATE_FOLDER}/encoder.json"  # backbone of the next session
 TRIED_AT_ONCE = 8  # suspicious labels whose change is tried between two updates of the page
 VARIANT = f"{NODE}.VARIANT"
-SAMPLE_SIZE = 180  # scans in the sample folder
-SAMPLE_SHOTS = 3  # labelled scans of each class
 
 
 class Session:
@@ -81,7 +87,10 @@ class Session:
         self.thumbnails = project.path_of(f"{STATE_FOLDER}/thumbnails/any").parent  # UserError if the folder is a link
         self._unreadable: dict[str, str] = {}  # SHA-256 -> reason
         self.stopping = threading.Event()
-        self._lock = threading.RLock()
+        self._lock = threading.RLock()  # of features and training, held for up to a second
+        self._view_lock = threading.RLock()  # of the view
+        self._readings = count(1)
+        self._shown = 0  # number of the latest reading that the view shows
         self.view = View(0, project.read())
         self._use(backbone, name, pretrained)
 
@@ -118,43 +127,37 @@ class Session:
         """Write the backbone to the file that the next session reads."""
         write_json(self.project.path_of(ENCODER_FILE), self.origin.backbone.model_dump(), self.project.folder)
 
-    def compare(self, offline: bool) -> list[BackboneResult]:
-        """Compare the current backbone and the listed candidates on the labelled images, as in `compare_candidates`.
-
-        Args:
-            offline: Whether to skip candidates whose weights are not on this machine.
-
-        Raises:
-            UserError: If the project has fewer than two classes with images.
-        """
-        contents = self.project.read()
-        names = sorted(name for name, pictures in contents.classes.items() if pictures)
-        check_classes(len(names))
-        own = Candidate(name=self.name, tag=self.origin.backbone.pretrained)
-        listed = [candidate for candidate in read_candidates() if str(candidate) != str(own)]
-
-        def encode(candidate: Candidate) -> Encoded:
-            session = self
-            if candidate != own:
-                backbone = load_backbone(candidate.name, candidate.tag, str(self.backbone.device), AUTO)
-                session = Session(self.project, backbone, candidate.name, candidate.tag)
-            labelled = [picture for name in names for picture in contents.classes[name]]
-            with session._lock:
-                missing = session._missing(labelled)
-                for start in range(0, len(missing), IMAGES_AT_ONCE):
-                    session._encode(missing[start : start + IMAGES_AT_ONCE])
-                session.save()
-                pictures = session._encoded(names, contents)
-                images = session._support_set(names, pictures)
-            sample = [open_image(self.project.read_bytes(p)) for p in [*pictures.values()][:TIMED_IMAGES]]
-            return Encoded(session.backbone, images.features[0], images.labels, cast(Tensor, images.positive), sample)
-
-        return compare_candidates([own, *listed], encode, offline)
+    def encoded_support_set(
+        self, names: list[str], contents: Contents, pictures: list[Picture]
+    ) -> tuple[SupportSet, list[Picture]]:
+        """Encode images of the classes `names`; returns their support set, and its images in the same order."""
+        with self._lock:
+            missing = self._missing(pictures)
+            for start in range(0, len(missing), IMAGES_AT_ONCE):
+                self._encode(missing[start : start + IMAGES_AT_ONCE])
+            self.save()
+            encoded = self._encoded(names, contents)
+            return self._support_set(names, encoded), [*encoded.values()]
 
     # Encoding
 
+    def refresh(self, quick: bool = False) -> Contents:
+        """Read the folder, as `Project.read`, and show its contents; the model follows in `update`.
+
+        Raises:
+            UserError: If the folder cannot be read.
+        """
+        reading = next(self._readings)
+        contents = self.project.read(quick)
+        shown = contents.without(self._unreadable)
+        with self._view_lock:
+            if reading > self._shown and shown != self.view.contents:
+                self._publish(contents=shown, problems=self._problems(contents))
+            self._shown = max(reading, self._shown)
+        return contents
+
     def update(self) -> Iterator[View]:
-        """Encode new images, labelled ones first, and train the model. Yields a view after each batch and at the end.
+        """Encode new images, labelled ones first, and train the model. Yields a view at least after each second.
 
         Features are saved every `SAVE_SECONDS` and when the generator is closed.
 
@@ -164,20 +167,19 @@ class Session:
         done = False
         try:
             while not done:
+                contents = self.refresh()
                 with self._lock:
-                    contents = self.project.read()
                     labelled = [picture for pictures in contents.classes.values() for picture in pictures]
                     missing = self._missing(labelled + contents.unlabelled)
                     done = not missing or self.stopping.is_set()
                     seen = (contents, not self._missing(labelled), done)
                     if seen != self._seen:
-                        old = self.view
-                        before = old.accuracy if old.waiting == 0 else old.before
-                        self.view = replace(self._train(contents), before=before)
+                        self._publish(**self._train(contents))
                         self._seen = seen
-                    self.view = replace(self.view, waiting=len(missing), number=self.view.number + 1)
+                    if len(missing) != self.view.waiting:
+                        self._publish(waiting=len(missing))
                     if not done:
-                        self._encode(missing[:IMAGES_AT_ONCE])
+                        self._encode_for(UPDATE_SECONDS, missing)
                 if done:
                     self.save()
                 elif time.monotonic() - self._saved_at >= SAVE_SECONDS:
@@ -188,15 +190,28 @@ class Session:
             with suppress(UserError):
                 self.save()
 
-    def try_changes(self) -> Iterator[View]:
-        """Evaluate the model after a change of each suspicious label. Yields a view after every `TRIED_AT_ONCE` labels.
+    def evaluate(self) -> Iterator[View]:
+        """Evaluate the latest model, then evaluate it after a change of each suspicious label.
 
-        It stops if the images change. Labels that are in `View.corrected` are not tried again.
+        Yields a view after the evaluation and after every `TRIED_AT_ONCE` labels. It stops if another model is trained.
+        Labels that are in `View.corrected` are not tried again, and none is tried if that takes more than
+        `MAX_TRIED_WORK`.
         """
         view = self.view
-        corrected: dict[str, int] = {}
-        if view.model is None:
+        if not view.is_evaluated:
+            fields = evaluation_of(view)
+            with self._view_lock:
+                if not has_same_training(view, self.view):
+                    return
+                self._publish(**fields, before=self.view.accuracy, is_evaluated=True)
+            yield self.view  # without the lock: the caller may continue in another thread, which cannot release it
+        yield from self._try_changes(self.view)
+
+    def _try_changes(self, view: View) -> Iterator[View]:
+        """Evaluate the model of a view after a change of each suspicious label, as in `evaluate`."""
+        if view.model is None or view.evaluated**2 * len(view.scores) > MAX_TRIED_WORK:
             return
+        corrected: dict[str, int] = {}
         support_set = support_set_of(view.model)
         untried = [(picture, issue) for picture, issue in view.issues if picture.path not in view.corrected]
         for start in range(0, len(untried), TRIED_AT_ONCE):
@@ -206,14 +221,18 @@ class Session:
                 if len(labels.unique()) > 1:
                     _, predicted = leave_one_out_of(view.model, labels)
                     corrected[picture.path] = int((predicted == labels).sum())
-                if self.view.model is not view.model:
+                if not has_same_training(view, self.view):
                     return
-            with self._lock:
-                if self.view.model is not view.model:
+            with self._view_lock:
+                if not has_same_training(view, self.view):
                     return
-                tried = self.view.corrected | corrected
-                self.view = replace(self.view, corrected=tried, number=self.view.number + 1)
-            yield self.view  # without the lock: Gradio may continue in another thread, which cannot release it
+                self._publish(corrected=self.view.corrected | corrected)
+            yield self.view
+
+    def _publish(self, **changes: Any) -> None:
+        """Show a view with other fields and the next number."""
+        with self._view_lock:
+            self.view = replace(self.view, number=self.view.number + 1, **changes)
 
     def save(self) -> None:
         """Write new features to disk. Raise UserError if that fails."""
@@ -252,6 +271,18 @@ class Session:
         """Readable images without features, each image once."""
         by_digest = {picture.digest: picture for picture in pictures}
         return [by_digest[key] for key in by_digest if key not in self.features and key not in self._unreadable]
+
+    def _encode_for(self, seconds: float, pictures: list[Picture]) -> None:
+        """Encode images, at least `IMAGES_AT_ONCE` and further ones for some seconds."""
+        started = time.monotonic()
+        for start in range(0, len(pictures), IMAGES_AT_ONCE):
+            self._encode(pictures[start : start + IMAGES_AT_ONCE])
+            if self.stopping.is_set() or time.monotonic() - started >= seconds:
+                return
+
+    def _problems(self, contents: Contents) -> list[str]:
+        """Reasons why images are unreadable."""
+        return [self._unreadable[p.digest] for p in contents.pictures() if p.digest in self._unreadable]
 
     def _encode(self, pictures: list[Picture]) -> None:
         read = dict(zip(pictures, map_in_threads(self._pixels, pictures)))
@@ -303,21 +334,22 @@ class Session:
 
     # Model
 
-    def _train(self, contents: Contents) -> View:
-        """Train and evaluate a model of the encoded images."""
+    def _train(self, contents: Contents) -> dict[str, Any]:
+        """Train a model of the encoded images; returns the fields of `View` that change."""
         names = sorted(contents.classes)
         pictures = self._encoded(names, contents)
-        problems = [self._unreadable[p.digest] for p in contents.pictures() if p.digest in self._unreadable]
-        contents = contents.without(self._unreadable)
-        view = View(self.view.number, contents, problems=problems)
-        if len(names) < 2:
-            return view
-        support_set = self._support_set(names, pictures)
-        model = train_model(support_set, self.origin, self._configuration(names, int(support_set.counts.max())), "cpu")
-        labelled = [*pictures.values()]
-        suggestions = self._suggestions(model, contents)
-        view = replace(view, model=model, backbone=self.backbone, suggestions=suggestions, trained_on=labelled)
-        return evaluated(view)
+        old = self.view
+        fields: dict[str, Any] = {"model": None, "backbone": None, "trained_on": [], "ranked": [], "confident": []}
+        fields["problems"] = self._problems(contents)
+        if len(names) >= 2:
+            support_set = self._support_set(names, pictures)
+            shots = int(support_set.counts.max())
+            model = train_model(support_set, self.origin, self._configuration(names, shots), "cpu")
+            fields |= {"model": model, "backbone": self.backbone, "trained_on": [*pictures.values()]}
+            fields |= self._suggestions(model, contents.without(self._unreadable))
+        trained = replace(old, **fields)
+        fields["is_evaluated"] = old.is_evaluated and old.number > 0 and has_same_training(old, trained)
+        return fields
 
     def _encoded(self, names: list[str], contents: Contents) -> dict[tuple[str, int], Picture]:
         """Encoded images of the classes `names`, by SHA-256 and label."""
@@ -355,30 +387,26 @@ class Session:
         values = {"DATASET.NUM_SHOTS": max(shots, 1), VARIANT: "training_free"}
         return make_configuration((data_file, method_file), values, None, 1)
 
-    def _suggestions(self, model: SavedModel, contents: Contents) -> list[Suggestion]:
-        """Unlabelled images that are most useful to label. An image that also lies in a class is left out."""
+    def _suggestions(self, model: SavedModel, contents: Contents) -> dict[str, Any]:
+        """Suggest unlabelled images; returns the fields `ranked` and `confident` of `View`.
+
+        An image that also lies in a class is left out.
+        """
         labelled = contents.classes_of()
         pool = {p.digest: p for p in contents.unlabelled if p.digest in self.features and p.digest not in labelled}
         if not pool:
-            return []
-        features = torch.stack([self.features[digest] for digest in pool])
-        chosen = suggest(model, features, MAX_LISTED)
+            return {}
         pictures = list(pool.values())
-        logits = model.classifier.logits(features[chosen])
+        features = torch.stack([self.features[digest] for digest in pool])
+        logits = model.classifier.logits(features)
         best, labels = model.calibrate(logits).max(dim=1)
-        return [
-            Suggestion(pictures[position], model.classnames[label], probability, model.share_below(row))
-            for position, label, probability, row in zip(chosen, labels.tolist(), best.tolist(), logits)
-        ]
 
+        def suggestion(position: int) -> Suggestion:
+            label = model.classnames[int(labels[position])]
+            return Suggestion(pictures[position], label, float(best[position]), model.share_below(logits[position]))
 
-def write_sample(folder: Path) -> None:
-    """Write a sample folder: `SAMPLE_SHOTS` labelled scans of each digit, and unlabelled ones."""
-    dataset = load_digits_dataset()
-    counts: Counter[str] = Counter()
-    with writing_folder(folder) as new:
-        for item in dataset.train[:SAMPLE_SIZE]:
-            counts[item.classname] += 1
-            place = f"{TRAIN}/{item.classname}" if counts[item.classname] <= SAMPLE_SHOTS else UNLABELLED
-            (new / place).mkdir(parents=True, exist_ok=True)
-            dataset.open(item.path).save(new / place / f"scan-{item.path[-4:]}.png")
+        probable = map(suggestion, (best >= CONFIDENT).nonzero()[:, 0].tolist())
+        return {
+            "ranked": [suggestion(position) for position in suggest(model, features, MAX_LISTED)],
+            "confident": [(each.picture, each.label) for each in probable if not each.is_unusual],
+        }

@@ -1,6 +1,6 @@
 // Tabs of the page. A button with `data-open` opens the tab of that name; the arrow keys move along the tabs.
-const tabs = [...element.querySelectorAll("[role=tab]")];
-function open(name) {
+const tabs = [...document.querySelectorAll("#top [role=tab]")];
+function openTab(name) {
     document.querySelector(".hg-camera")?.dispatchEvent(new Event("close"));
     document.body.dataset.tab = name;
     for (const tab of tabs) {
@@ -14,10 +14,10 @@ function open(name) {
 document.addEventListener("click", event => {
     const button = event.target.closest("[data-open]");
     if (!button) return;
-    open(button.dataset.open);
+    openTab(button.dataset.open);
     if (event.detail) button.blur(); // after a click of the mouse, the keys are those of the cards
 });
-element.addEventListener("keydown", event => {
+document.getElementById("top").addEventListener("keydown", event => {
     const at = tabs.indexOf(event.target), last = tabs.length - 1;
     const to = {ArrowRight: at === last ? 0 : at + 1, ArrowLeft: at ? at - 1 : last, Home: 0, End: last}[event.key];
     if (to === undefined) return;
@@ -25,3 +25,7 @@ element.addEventListener("keydown", event => {
     tabs[to].focus();
     tabs[to].click();
 });
+openTab(tabs[0].dataset.open);
+const sketch = element.querySelector("#draw");
+startCanvas(sketch, value => { drawing = value; });
+poll();

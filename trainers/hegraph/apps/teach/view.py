@@ -1,12 +1,14 @@
 """State of a teach project as its page shows it, and the evaluation of its model by leave-one-out.
 
-Labels are checked and the accuracy is measured by leave-one-out (`estimator/labels/left_out.py`).
+Labels are checked and the accuracy is measured by leave-one-out (`estimator/labels/left_out.py`). An action changes the
+contents at once; the model and then its evaluation follow. Until then, the lists omit images that are at another place.
 """
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import NamedTuple, cast
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, NamedTuple, cast
 
 from torch import Tensor
 
@@ -16,9 +18,12 @@ from ...estimator.labels.issues import LabelIssue, rank_labels
 from ...estimator.labels.left_out import leave_one_out
 from ...features.backbones.clip import Backbone
 from ...models.saved import SavedModel
-from .contents import Contents, Picture
+from ..demo.answer import UNUSUAL
+from .contents import UNLABELLED, Contents, Picture
 
 MAX_LISTED = 24  # suggestions, and suspicious labels
+CONFIDENT = 0.95  # probability from which predictions are accepted together
+MAX_TRIED_WORK = 2 * 10**8  # squared number of images times classes, up to which changes of labels are tried
 
 
 class Suggestion(NamedTuple):
@@ -34,26 +39,35 @@ class Suggestion(NamedTuple):
     probability: float
     share_below: float | None
 
+    @property
+    def is_unusual(self) -> bool:
+        """Whether the image may belong to none of the classes."""
+        return self.share_below is not None and self.share_below < UNUSUAL
+
 
 @dataclass(frozen=True)
 class View:
     """State of a project, as the page shows it.
 
     Attributes:
-        number: Version of the view, which grows by 1.
+        number: Version of the view, which grows by 1; 0 before the first training.
         contents: Contents of the folder, without unreadable images.
         waiting: Number of images that are not encoded yet.
         problems: Unreadable images, each with the reason.
         model: Trained model; None with fewer than two classes.
         backbone: Backbone of the model.
+        trained_on: Images of the model's support set, in its order.
+        ranked: Unlabelled images of the model, most useful first.
+        confident: Unlabelled images of the model whose predicted class is probable (`CONFIDENT`) and that are not
+            unusual, each with the class.
+        is_evaluated: Whether the evaluation below belongs to the model; otherwise it is of an earlier one.
         correct, evaluated: Leave-one-out: number of correctly classified images, and of all images.
-        before: Leave-one-out accuracy before the last change of the images; None if unknown.
+        scores: Leave-one-out: number of correctly classified images, and of all images, of each class.
+        before: `accuracy` of the evaluation before; None if unknown.
         neediest: Class that needs images most, with the numbers of its correctly classified images and of its images.
         confusions: Leave-one-out errors as (label, predicted class, number of images), most frequent first.
-        issues: Images with suspicious labels, most suspicious first.
+        suspicious: Images with suspicious labels, most suspicious first.
         corrected: `correct` after the label of an issue, by its path, is changed to the suggested one.
-        suggestions: Unlabelled images, most useful first.
-        trained_on: Images of the model's support set, in its order.
     """
 
     number: int
@@ -62,50 +76,102 @@ class View:
     problems: list[str] = field(default_factory=list)
     model: SavedModel | None = None
     backbone: Backbone | None = None
+    trained_on: list[Picture] = field(default_factory=list)
+    ranked: list[Suggestion] = field(default_factory=list)
+    confident: list[tuple[Picture, str]] = field(default_factory=list)
+    is_evaluated: bool = True
     correct: int = 0
     evaluated: int = 0
+    scores: dict[str, tuple[int, int]] = field(default_factory=dict)
     before: float | None = None
     neediest: tuple[str, int, int] | None = None
     confusions: list[tuple[str, str, int]] = field(default_factory=list)
-    issues: list[tuple[Picture, LabelIssue]] = field(default_factory=list)
+    suspicious: list[tuple[Picture, LabelIssue]] = field(default_factory=list)
     corrected: dict[str, int] = field(default_factory=dict)
-    suggestions: list[Suggestion] = field(default_factory=list)
-    trained_on: list[Picture] = field(default_factory=list)
 
     @property
     def accuracy(self) -> float | None:
-        """Leave-one-out accuracy, from 0 to 1; None without images in two classes."""
-        return self.correct / self.evaluated if self.evaluated else None
+        """Macro accuracy by leave-one-out, from 0 to 1: the mean over the classes with images; None without images.
+
+        It does not depend on the sizes of the classes.
+        """
+        shares = [correct / count for correct, count in self.scores.values() if count]
+        return sum(shares) / len(shares) if shares else None
+
+    @cached_property
+    def places(self) -> dict[Picture, str]:
+        """Place of each image."""
+        return self.contents.pictures()
+
+    @cached_property
+    def duplicates(self) -> dict[str, list[str]]:
+        """Classes of each image that is in several classes, by SHA-256."""
+        return {digest: names for digest, names in self.contents.classes_of().items() if len(names) > 1}
+
+    @cached_property
+    def by_digest(self) -> dict[str, Picture]:
+        """An image for each SHA-256."""
+        return {picture.digest: picture for picture in self.places}
+
+    @cached_property
+    def issues(self) -> list[tuple[Picture, LabelIssue]]:
+        """Suspicious labels that were neither changed nor confirmed, at most `MAX_LISTED`."""
+        classes = self.contents.classes
+        unchanged = [each for each in self.suspicious if self.places.get(each[0]) == each[1].label]
+        confirmed = self.contents.confirmed
+        open_issues = [each for each in unchanged if each[0].digest not in confirmed and each[1].suggested in classes]
+        return open_issues[:MAX_LISTED]
+
+    @cached_property
+    def suggestions(self) -> list[Suggestion]:
+        """Suggested images that are still unlabelled and whose predicted class exists."""
+        return [each for each in self.ranked if self._is_open(each.picture, each.label)]
+
+    @cached_property
+    def acceptable(self) -> list[tuple[Picture, str]]:
+        """Confident predictions for images that are still unlabelled, each with its class."""
+        return [(picture, label) for picture, label in self.confident if self._is_open(picture, label)]
+
+    def _is_open(self, picture: Picture, label: str) -> bool:
+        return self.places.get(picture) == UNLABELLED and label in self.contents.folders
 
 
-def evaluated(view: View) -> View:
-    """Add the leave-one-out accuracy, confusions and label issues of the model to a view.
+def has_same_training(view: View, other: View) -> bool:
+    """Whether the models of two views have the same backbone, classes and images, and so the same evaluation."""
+    if view.model is None or other.model is None:
+        return view.model is other.model
+    same_data = view.model.classnames == other.model.classnames and view.trained_on == other.trained_on
+    return same_data and view.backbone is other.backbone
 
-    The view is unchanged if it has no model, or fewer than two classes have images.
+
+def evaluation_of(view: View) -> dict[str, Any]:
+    """Evaluate the model of a view by leave-one-out; returns the fields of `View` that change.
+
+    Without a model, or if fewer than two classes have images, there is nothing to evaluate.
     """
+    empty: dict[str, Any] = {"correct": 0, "evaluated": 0, "scores": {}, "neediest": None, "confusions": []}
+    empty |= {"suspicious": [], "corrected": {}}
     if view.model is None:
-        return view
+        return empty
     support_set = support_set_of(view.model)
     labels = support_set.labels
     names = support_set.names
     counts = support_set.counts
     if (counts > 0).sum() < 2:
-        return view
+        return empty
     logits, predicted = leave_one_out_of(view.model, labels)
     pairs = Counter((names[a], names[b]) for a, b in zip(labels.tolist(), predicted.tolist()) if a != b)
     ranked = [(view.trained_on[issue.index], issue) for issue in rank_labels(logits, labels, names)]
-    suspicious = [(picture, issue) for picture, issue in ranked if issue.score > SUSPICIOUS]
-    confirmed = view.contents.confirmed
-    issues = [(picture, issue) for picture, issue in suspicious if picture.digest not in confirmed]
     right = labels[predicted == labels].bincount(minlength=len(names)).tolist()
-    return replace(
-        view,
-        correct=sum(right),
-        evaluated=len(labels),
-        neediest=find_neediest(names, right, counts.tolist()),
-        confusions=[(*pair, count) for pair, count in pairs.most_common(MAX_LISTED)],
-        issues=issues[:MAX_LISTED],
-    )
+    return {
+        "correct": sum(right),
+        "evaluated": len(labels),
+        "scores": dict(zip(names, zip(right, counts.tolist()))),
+        "neediest": find_neediest(names, right, counts.tolist()),
+        "confusions": [(*pair, count) for pair, count in pairs.most_common(MAX_LISTED)],
+        "suspicious": [(picture, issue) for picture, issue in ranked if issue.score > SUSPICIOUS],
+        "corrected": {},
+    }
 
 
 def leave_one_out_of(model: SavedModel, labels: Tensor) -> tuple[Tensor, Tensor]:
