@@ -32,6 +32,8 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 def teach(args: argparse.Namespace) -> None:
     """Run the command."""
     check_address(args.host, args.port)
+    if args.folder is not None and not os.path.lexists(args.folder):
+        check_creation(args.folder, args.create)
     announce("loading the image encoder and the page, whose address follows", is_server=True)
     require_gradio()
     from ..apps.teach.page import CSS, build_page
@@ -47,8 +49,6 @@ def teach(args: argparse.Namespace) -> None:
         args.backbone = args.backbone or MINI_NAME
         if not SAMPLE.exists():
             write_sample(SAMPLE)
-    elif not os.path.lexists(args.folder):
-        check_creation(args.folder, args.create)
     project = Project(args.folder)
     model, weights = find_encoder(project.path_of(ENCODER_FILE), args.backbone, args.pretrained)
     device = choose_device(args.device, "--device")
