@@ -11,8 +11,10 @@ from trainers.hegraph import FeatureBank, UserError, load_bank
 from trainers.hegraph.__main__ import main as train
 from trainers.hegraph.commands.results import main
 from trainers.hegraph.method.cache import FoldedClassifier
+from trainers.hegraph.method.mean_text import without_text
 from trainers.hegraph.method.training.confidence import KnownScores
 from trainers.hegraph.models.folder import load_model
+from trainers.hegraph.models.support_set import SupportSet
 from trainers.hegraph.results.records import write_record
 from trainers.hegraph.results.rejection import ZERO_SHOT_SCORE, all_scores, node_scores, score_images, separation
 
@@ -50,6 +52,15 @@ def test_images_of_other_classes_are_unknown(two_classes):
     assert scores["margin"].tolist() == pytest.approx([2.0, 2.0, 1.2, 0.0, -1.2])
     assert scores["margin, shuffled"].tolist() == pytest.approx([1.0, 1.0, 0.6, 0.0, -1.4])
     assert scores["own text"].tolist() == pytest.approx([1.0, 1.0, 0.6, 0.0, -0.6])
+
+
+def test_model_without_class_texts_has_no_scores_of_text(two_classes, tiny_bank):
+    bank = load_bank(tiny_bank)
+    support_set = SupportSet.of(without_text(bank), {})
+    model = two_classes.model_copy(update={"support_set": support_set})
+    scores = all_scores(model, torch.eye(3), -torch.eye(3)[:2])
+    assert {"probability", "energy"} <= scores.keys()
+    assert not scores.keys() & {ZERO_SHOT_SCORE, "own text", "margin", "margin, shuffled"}
 
 
 def test_known_class_in_another_bank_is_not_unknown(two_classes):

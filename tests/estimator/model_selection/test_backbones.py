@@ -7,17 +7,19 @@ import json
 import logging
 import shlex
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import open_clip
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import save_file
 
 from trainers.hegraph import compare_backbones, load_few_shot
 from trainers.hegraph.__main__ import main
-from trainers.hegraph.commands.backbones import keys_of, parse_arguments, size, training_command
+from trainers.hegraph.commands.backbones import keys_of, parse_arguments, size, table_lines, training_command
 from trainers.hegraph.estimator.model_selection.backbones import (
     COLUMNS,
     BackboneResult,
@@ -381,6 +383,20 @@ def test_several_labels_are_ranked_without_the_image():
     precision, outcome = leave_one_out_outcome(Encoded(None, images, labels, torch.eye(4)[[1, 0]], []))
     assert precision < 0.5
     assert BackboneResult(Candidate(name="some"), outcome=outcome).accuracy == 100
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_classes_without_text_have_no_zero_shot_accuracy(several):
+    labels = torch.arange(12) % 2
+    generator = torch.Generator().manual_seed(1)
+    images = F.normalize(torch.eye(4)[labels] + 0.2 * torch.randn(12, 4, generator=generator), dim=1)
+    indicators = F.one_hot(labels).bool() if several else labels
+    backbone = SimpleNamespace(logit_scale=100.0)
+    zero_shot, outcome = leave_one_out_outcome(Encoded(backbone, images, indicators, torch.zeros(2, 4), []))
+    assert np.isnan(zero_shot)
+    result = BackboneResult(Candidate(name="some"), zero_shot, outcome=outcome, images_per_second=1.0)
+    [_, row] = [line for line in table_lines([result]) if line.strip()][:2]
+    assert "nan" not in row and "some" in row and result.accuracy > 80
 
 
 def ranked(name: str, scores: list[list[float]], speed: float) -> BackboneResult:

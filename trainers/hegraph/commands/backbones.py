@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import shlex
 from collections.abc import Iterator, Sequence
@@ -97,7 +98,7 @@ def compare_command(args: argparse.Namespace) -> int:
         task = ImageTask(dataset, configure(candidate), seed, device)
         bank = task.bank()
         sample = [dataset.open(item.path) for item in dataset.train[:TIMED_IMAGES]]
-        return Encoded(task.backbone, bank.cache_keys(), bank.train_labels, bank.text_positive, sample)
+        return Encoded(task.backbone, bank.cache_keys(), bank.train_labels, bank.known_text, sample)
 
     results = compare_candidates(candidates, encode, args.offline)
     for line in table_lines(results):
@@ -166,8 +167,9 @@ def table_lines(results: Sequence[BackboneResult]) -> Iterator[str]:
             continue
         low, high = result.interval()
         megabytes = "" if result.megabytes is None else f"{result.megabytes:.0f} MB"
+        zero_shot = "" if math.isnan(result.zero_shot) else f"{result.zero_shot:.2f}"
         rows.append([
-            str(result.candidate), f"{result.zero_shot:.2f}", f"{result.accuracy:.2f}", f"{low:.1f} to {high:.1f}",
+            str(result.candidate), zero_shot, f"{result.accuracy:.2f}", f"{low:.1f} to {high:.1f}",
             f"{result.images_per_second:.1f} images/s", megabytes, f"{result.parameters / 1e6:.1f} M",
             result.candidate.licence or "unknown",
         ])  # fmt: skip

@@ -103,7 +103,7 @@ def score_images(model: SavedModel, known: FeatureBank, unknown: FeatureBank) ->
 
 
 def all_scores(model: SavedModel, features: Tensor, negative: Tensor) -> dict[str, Tensor]:
-    """Scores of images by name, each `[M]`.
+    """Scores of images by name, each `[M]`; without class texts, none of text.
 
     Args:
         model: Model of a run.
@@ -111,11 +111,13 @@ def all_scores(model: SavedModel, features: Tensor, negative: Tensor) -> dict[st
         negative: Negative text nodes of the model's classes, shape `[K, d]`.
     """
     logits = model.classifier.logits(features)
-    scores = {ZERO_SHOT_SCORE: known_score(model.zero_shot_logits(features), 1.0, "probability")}
-    scores |= {name: known_score(logits, model.temperature, name) for name in ("probability", "energy")}
+    scores = {name: known_score(logits, model.temperature, name) for name in ("probability", "energy")}
     messages = None if model.transfer is None else model.transfer.messages
     if messages is not None and model.class_nodes is not None:
         scores |= node_scores(features, messages.mean, messages.whitening, model.class_nodes)
+    if not model.has_text:
+        return scores
+    scores = {ZERO_SHOT_SCORE: known_score(model.zero_shot_logits(features), 1.0, "probability")} | scores
     predicted = logits.argmax(dim=1)
     scores["own text"] = (features * model.text_positive[predicted]).sum(dim=1)
     for name, nodes in {"margin": negative, "margin, shuffled": negative[shuffled(len(negative))]}.items():

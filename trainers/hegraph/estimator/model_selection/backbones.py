@@ -68,7 +68,7 @@ class Encoded(NamedTuple):
         backbone: The backbone.
         features: Unit-norm image features, shape `[N, d]`.
         labels: Classes of the images, shape `[N]`, or label indicators, shape `[N, K]`.
-        text: Unit-norm text features of the classes, shape `[K, d]`.
+        text: Unit-norm text features of the classes, shape `[K, d]`; 0 for classes without names.
         sample: Up to `TIMED_IMAGES` of the images.
     """
 
@@ -188,17 +188,20 @@ def leave_one_out_outcome(encoded: Encoded) -> tuple[float, np.ndarray | Ranking
     """Classify the images by zero-shot CLIP, and each one by a model that was fitted to all other images.
 
     Returns:
-        Accuracy (mAP) of zero-shot CLIP between 0 and 1, and `BackboneResult.outcome`.
+        Accuracy (mAP) of zero-shot CLIP between 0 and 1, or NaN without class texts, and `BackboneResult.outcome`.
     """
     features = encoded.features
     labels = encoded.labels
+    has_text = bool(encoded.text.any())
     similarities = features @ encoded.text.t()
     if labels.dim() == 1:
         _, predicted = leave_one_out(features, labels, encoded.text, encoded.backbone.logit_scale)
         zero_shot = (similarities.argmax(dim=1) == labels).double().mean().item()
-        return zero_shot, (predicted == labels).numpy()
+        return zero_shot if has_text else np.nan, (predicted == labels).numpy()
     indicators = labels.numpy()
-    scores = MultiLabelHead.fit(features, labels.bool(), encoded.text).left_out.numpy()
+    scores = MultiLabelHead.fit(features, labels.bool(), encoded.text if has_text else None).left_out.numpy()
+    if not has_text:
+        return np.nan, Ranking(scores, indicators)
     all_images = np.ones((1, len(indicators)))
     precision = mean_precision(Ranking(similarities.numpy(), indicators), all_images)[0]
     return precision, Ranking(scores, indicators)
