@@ -352,6 +352,22 @@ def test_long_class_names_fit_into_the_confusion_matrix():
     assert axis.bbox.width > page.width / 3
 
 
+@pytest.mark.parametrize(("name", "label"), [
+    ("cat", "cat"), ("a name of twenty let", "a name of twenty let"),
+    ("four words make a name", "four words\nmake a name"), ("a" * 24, "a" * 12 + "\n" + "a" * 12),
+    ("猫" * 12, "猫" * 6 + "\n" + "猫" * 6),  # as wide as 24 letters
+    ("猫" * 30, "猫" * 10 + "\n... " + "猫" * 5),  # 20 characters of the width of 40 letters
+])  # fmt: skip
+def test_long_names_have_two_lines(name, label):
+    assert figures.fit_name(name, is_broken=True) == label
+
+
+@pytest.mark.parametrize("name", ["a" * 99, "猫" * 99, "many words " * 9])
+def test_names_of_many_classes_stay_on_a_line(name):
+    label = figures.fit_name(name, is_broken=False)
+    assert "\n" not in label and figures.text_width(label) <= 30
+
+
 def test_characters_without_a_font_are_named(tmp_path, monkeypatch, caplog, recwarn):
     monkeypatch.setattr(figures, "INSTALLED", ["DejaVu Sans"])
     monkeypatch.setitem(figures.RC, "font.family", ["DejaVu Sans"])

@@ -13,7 +13,14 @@ from scipy.stats import binomtest
 from tests.browser import Browser
 from trainers.hegraph.__main__ import main as train
 from trainers.hegraph.apps.report.page import write_report
-from trainers.hegraph.apps.report.summary import EvaluatedImages, LeaveOneOut, Summary, add_issues, choose_run
+from trainers.hegraph.apps.report.summary import (
+    EvaluatedImages,
+    LeaveOneOut,
+    Summary,
+    add_classes,
+    add_issues,
+    choose_run,
+)
 from trainers.hegraph.commands.results import main
 from trainers.hegraph.datasets.digits import load_digits_dataset
 from trainers.hegraph.estimator.labels.issues import LabelIssue
@@ -62,6 +69,40 @@ def report(tmp_path_factory, calibrated) -> Path:
         write_tensors_with_classes(folder / TEXT_NODES, names, before=nodes[0], after=nodes[1].clone())
     write_report([tmp_path / "<runs> & more"], tmp_path / "out" / "report.html")
     return tmp_path / "out" / "report.html"
+
+
+def summary_of(predicted: list[int], labels: list[int], num_classes: int) -> Summary:
+    names = [f"class {number}" for number in range(num_classes)]
+    summary = Summary("run", "The model classifies some images.")
+    add_classes(summary, EvaluatedImages(torch.tensor(predicted), torch.tensor(labels), names, []), None)
+    return summary
+
+
+def test_model_at_chance_names_no_pairs():
+    """8 of 20 images are correct, Wilson's interval begins at 22 %, and the largest class has 25 %."""
+    labels = [0, 1, 2, 3] * 5
+    summary = summary_of([0] * 5 + [1] * 2 + [0] * 13, labels, 4)
+    assert summary.at_chance and summary.pairs is None
+    assert summary.sentence.endswith(" The model is no better than always naming the largest class (25.0 %).")
+
+
+def test_model_above_chance_names_pairs():
+    labels = [0, 1, 2, 3] * 5
+    summary = summary_of([*labels[:15], 0, 0, 0, 0, 0], labels, 4)
+    assert not summary.at_chance and summary.pairs
+
+
+def test_page_at_chance_gives_no_advice_on_classes(tmp_path, calibrated):
+    folder = tmp_path / "run"
+    write_record(folder, calibrated(accuracy=30.0, num_test=20))
+    labels = torch.arange(4).repeat(5)
+    names = ["ant", "bee", "cow", "dog"]
+    write_tensors_with_classes(folder / PREDICTIONS, names, predicted=torch.zeros_like(labels), labels=labels)
+    write_report([folder], tmp_path / "report.html")
+    _, text = read(tmp_path / "report.html")
+    assert "The image encoder does not distinguish these classes" in text
+    assert "Label more images of" not in text and "Most confused classes" not in text
+    assert "hegraph label suggest" not in text
 
 
 def test_page_loads_no_file_and_no_script(report):

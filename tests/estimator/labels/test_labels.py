@@ -2,6 +2,7 @@
 
 import csv
 import json
+import logging
 import math
 from pathlib import Path
 
@@ -289,6 +290,19 @@ def test_paths_of_a_table_are_relative_to_its_folder(digits, capsys):
     assert main(["check", "--root", str(digits / "labels.csv"), "--config-file", "mini"]) == 1
     _, line = capsys.readouterr().out.splitlines()
     assert line.split()[0] == str(digits / "train" / "zero" / "5-0.png")
+
+
+def test_model_that_recognises_few_images_judges_no_labels(digits, capsys, caplog):
+    """Each class folder has one image of each of the four digits, so that no label can be predicted."""
+    images = sorted((digits / "train").rglob("*.png"), key=lambda path: path.name)
+    for number, path in enumerate(images):
+        target = digits / "mixed" / f"class {number % 4}" / path.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        path.rename(target)
+    caplog.set_level(logging.INFO)
+    main(["check", "--root", str(digits / "mixed"), "--config-file", "mini"])
+    assert "images as they are labelled, so its scores say little about the labels; " in caplog.text
+    assert "labels are suspicious" not in caplog.text
 
 
 def test_images_are_encoded_once_in_the_precision(digits, monkeypatch, caplog):

@@ -19,7 +19,14 @@ from safetensors.torch import save_file
 
 from trainers.hegraph import compare_backbones, load_few_shot
 from trainers.hegraph.__main__ import main
-from trainers.hegraph.commands.backbones import keys_of, parse_arguments, size, table_lines, training_command
+from trainers.hegraph.commands.backbones import (
+    keys_of,
+    parse_arguments,
+    reason_against,
+    size,
+    table_lines,
+    training_command,
+)
 from trainers.hegraph.estimator.model_selection.backbones import (
     COLUMNS,
     BackboneResult,
@@ -157,6 +164,21 @@ def test_key_instead_of_a_candidate_is_refused(cli_error):
     assert "--candidates: expected at least one backbone before the key SEED" in cli_error(
         "backbones", "--candidates", "SEED", "2"
     )
+
+
+FAILED = BackboneResult(Candidate(name="failed"), error="no weights")
+
+
+@pytest.mark.parametrize(("results", "reason"), [
+    ([result("a", "1110" * 10), result("b", "1100" * 10)], ""),
+    ([result("a", "1110" * 10)], "a is the only one that was compared"),
+    ([result("a", "1110" * 10), FAILED], "a is the only one that was compared"),
+    # Wilson's interval of 15 of 40 begins at 24 %
+    ([result("a", "10100100" * 5), result("b", "1000" * 10)],
+     "none is clearly better than always naming the largest class (25.0 %)"),
+])  # fmt: skip
+def test_single_backbone_and_chance_are_not_recommended(results, reason):
+    assert reason_against(results, chance=25.0) == reason
 
 
 def test_seed_of_zero_is_kept():

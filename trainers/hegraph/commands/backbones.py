@@ -6,6 +6,7 @@ import argparse
 import math
 import os
 import shlex
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from ..utils.option import NODE
 
 if TYPE_CHECKING:
     from ..config import Config
+    from ..datasets.base import Dataset
     from ..estimator.model_selection.backbones import BackboneResult, Encoded
     from ..estimator.model_selection.candidates import Candidate
 
@@ -108,8 +110,33 @@ def compare_command(args: argparse.Namespace) -> int:
         echo(f"\n{count} of the classes have one image, which leave-one-out classifies by the text of its class.\n")
     recommended, difference = recommend(results)
     training = training_command(args, recommended.candidate)
-    echo(f"\n{advice(results, recommended, difference)}. Train with\n    {training}\n")
+    doubt = reason_against(results, largest_share(dataset))
+    if doubt:
+        echo(f"\nNo backbone is recommended: {doubt}. To train with {recommended.candidate}:\n    {training}\n")
+    else:
+        echo(f"\n{advice(results, recommended, difference)}. Train with\n    {training}\n")
     return int(any(result.error for result in results))
+
+
+def largest_share(dataset: Dataset) -> float:
+    """Share of the largest class among the training images, in percent; 0 with several labels per image."""
+    if dataset.multilabel:
+        return 0.0
+    counts = Counter(item.label for item in dataset.train)
+    return 100 * max(counts.values()) / len(dataset.train)
+
+
+def reason_against(results: Sequence[BackboneResult], chance: float) -> str:
+    """Reason why no backbone can be recommended; "" if one can.
+
+    Args:
+        results: Results of `compare_candidates`, the most accurate one first.
+        chance: Accuracy of always naming the largest class, in percent.
+    """
+    usable = [result for result in results if not result.error]
+    if usable[0].interval()[0] <= chance:
+        return f"none is clearly better than always naming the largest class ({chance:.1f} %)"
+    return f"{usable[0].candidate} is the only one that was compared" if len(usable) == 1 else ""
 
 
 def config_file(candidate: Candidate) -> str:

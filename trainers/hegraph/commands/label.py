@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..estimator.labels import SUSPICIOUS
+from ..estimator.labels import LEAST_AGREEMENT, SUSPICIOUS
 from ..features.backbones.arguments import MODEL, add_device_arguments, add_encoder_arguments
 from ..features.backbones.identity import AUTO, DEFAULT_BACKBONE
 from ..models.predict.files import (
@@ -24,7 +24,7 @@ from ..models.predict.files import (
     image_paths,
     utf8,
 )
-from ..utils.command_line import Parser, announce, run_cli, whole
+from ..utils.command_line import Parser, announce, command, run_cli, whole
 from ..utils.files import OutputFile, check_output
 from ..utils.option import NODE
 
@@ -127,11 +127,18 @@ def check_command(args: argparse.Namespace) -> int:
         inputs = {key: value for key, value in cfg.values.items() if key != "OUTPUT_DIR"}
         check_output(args.out, [config_files, inputs])
     labelled, paths = labelled_images(cfg, args)
-    issues = [issue for issue in find_label_issues(*labelled) if issue.score > args.above]
+    ranked = find_label_issues(*labelled)
+    issues = [issue for issue in ranked if issue.score > args.above]
     with open_output(args.out) as write:
         for line in issue_lines(issues, paths, chosen_format(args)):
             write(line)
-    logger.info("%d of %d labels are suspicious", len(issues), len(paths))
+    agreeing = sum(issue.score <= 0 for issue in ranked)
+    if agreeing < LEAST_AGREEMENT * len(paths):
+        recognised = f"the model recognises only {agreeing} of {len(paths)} images as they are labelled"
+        advice = f"{command('backbones --root FOLDER')} compares image encoders"
+        logger.warning("%s, so its scores say little about the labels; %s", recognised, advice)
+    else:
+        logger.info("%d of %d labels are suspicious", len(issues), len(paths))
     return len(issues)
 
 

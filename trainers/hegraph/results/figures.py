@@ -45,8 +45,9 @@ NAME_SIZE = 7  # points, of names next to a panel
 MAX_LINES = 8  # with more methods, only some are in colour
 BEST = 3  # number of baselines in colour then
 MAX_NAMES = 40  # classes whose names fit without overlap
-MAX_NAME_LENGTH = 30  # characters of a name next to a panel
+MAX_NAME_WIDTH = 40  # Latin letters of a name next to a panel, in all its lines
 LETTER = 0.075  # inches, mean width of a character of the labels
+MAX_BROKEN = 20  # classes whose names have space for two lines
 MAX_COUNTS = 20  # classes whose counts fit into a confusion matrix
 MIN_IMAGES = 10  # images per dot of a reliability diagram
 
@@ -114,6 +115,27 @@ def render_for_page(figure: Figure) -> bytes:
 def text_width(text: str) -> int:
     """Width of a text in Latin letters; Chinese, Japanese and Korean characters count twice."""
     return sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
+
+
+def fit_name(name: str, is_broken: bool) -> str:
+    """Shorten a name to `MAX_NAME_WIDTH`, or to half of it without a break, and break a long one into two lines."""
+    most = MAX_NAME_WIDTH if is_broken else MAX_NAME_WIDTH // 2 + 10
+    letters = max(len(name) * most // max(text_width(name), 1), 8)
+    text = shortened(name, letters)
+    if not is_broken or text_width(text) <= most // 2:
+        return text
+    middle = len(text) / 2
+    spaces = [place for place, letter in enumerate(text) if letter == " "]
+    best = min(spaces, key=lambda place: abs(place - middle), default=-1)
+    if best >= 0 and abs(best - middle) <= len(text) / 4:
+        return f"{text[:best]}\n{text[best + 1 :]}"
+    return f"{text[: math.ceil(middle)]}\n{text[math.ceil(middle) :]}"
+
+
+def name_width(names: Sequence[str]) -> int:
+    """Width of the longest line of names, in Latin letters."""
+    lines = "\n".join(names).split("\n")
+    return max(map(text_width, lines))
 
 
 def panels(count: int, width: float = 3.4, height: float = 2.8) -> tuple[Figure, list[Axes]]:
@@ -234,7 +256,8 @@ def _label_points(
     order = points[:, 1].argsort(kind="stable")
     low, high = axis.get_ylim()
     inches = axis.get_figure().get_figheight() * axis.get_position().height  # type: ignore[union-attr]
-    gap = 1.25 * NAME_SIZE / 72 / inches  # as a share of the panel's height
+    lines = max(name.count("\n") + 1 for name in names)
+    gap = 1.25 * lines * NAME_SIZE / 72 / inches  # as a share of the panel's height
     steps = gap * np.arange(len(order))
     targets = (points[order, 1] - low) / (high - low) - steps
     # The nearest heights with these gaps
@@ -359,8 +382,8 @@ def tsne(before: Tensor, after: Tensor, classnames: Sequence[str]) -> Figure:
     points = TSNE(perplexity=perplexity, init="pca", random_state=0, method="exact").fit_transform(both)  # [2K, 2]
     margin = 0.1 * np.ptp(points)
     limits = points.min() - margin, points.max() + margin
-    names = [shortened(name, MAX_NAME_LENGTH) for name in classnames] if k <= MAX_NAMES else []
-    longest = max(map(text_width, names), default=0)
+    names = [fit_name(name, k <= MAX_BROKEN) for name in classnames] if k <= MAX_NAMES else []
+    longest = name_width(names)
     figure, axes = panels(2, width=4.2 + 0.11 * longest, height=4.2)  # a letter is 0.055 inches wide
     for axis, name, xy, nodes in zip(axes, ("before", "after"), (points[:k], points[k:]), (before, after)):
         axis.scatter(xy[:, 0], xy[:, 1], s=18, color=COLOURS[2], edgecolor="black", linewidth=0.5)
@@ -386,9 +409,9 @@ def confusion(matrix: np.ndarray, classnames: Sequence[str]) -> Figure:
     """
     k = len(classnames)
     percent = 100 * matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-    names = [shortened(name, MAX_NAME_LENGTH) for name in classnames] if k <= MAX_NAMES else []
+    names = [fit_name(name, k <= MAX_BROKEN) for name in classnames] if k <= MAX_NAMES else []
     side = min(4 + 0.22 * k, 9)
-    longest = LETTER * max(map(text_width, names), default=0)
+    longest = LETTER * name_width(names)
     figure, (axis,) = panels(1, width=side + longest, height=0.85 * side + longest)
     image = axis.imshow(percent, cmap="Greys", vmin=0, vmax=100, interpolation="nearest")
     axis.grid(False)

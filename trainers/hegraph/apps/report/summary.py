@@ -18,7 +18,7 @@ import numpy as np
 from torch import Tensor
 
 from ...datasets.images import open_image, reason
-from ...estimator.labels import SUSPICIOUS
+from ...estimator.labels import LEAST_AGREEMENT, SUSPICIOUS
 from ...estimator.labels.issues import LabelIssue, rank_labels
 from ...estimator.labels.left_out import leave_one_out
 from ...models.folder import load_model
@@ -37,7 +37,6 @@ logger = logging.getLogger(__name__)
 MAX_LEFT_OUT = 5000  # training images, since leave-one-out takes O(N^2)
 MAX_BARS = 20  # classes that are shown at once
 MAX_PAIRS, MAX_EXAMPLES, MAX_ISSUES, MAX_WEAK = 5, 4, 8, 3
-LEAST_AGREEMENT = 0.5  # share of correctly classified training images, below which a model judges no labels
 SIDE = 160  # pixels of an example image
 
 
@@ -78,6 +77,8 @@ class Summary:
         issues: Training images with suspicious labels.
         weak: Classes to add images of, the most urgent one first.
         calibration: Sentence about confidence; "" without calibration scores.
+        at_chance: Whether the model is not significantly better than always predicting the largest class. Classes and
+            pairs are then no advice.
     """
 
     run: str
@@ -88,6 +89,7 @@ class Summary:
     issues: list[Example] = field(default_factory=list)
     weak: list[ClassResult] = field(default_factory=list)
     calibration: str = ""
+    at_chance: bool = False
 
 
 class EvaluatedImages(NamedTuple):
@@ -159,7 +161,7 @@ def summarise(folder: Path | None, record: dict, run: str) -> Summary:
         add_classes(summary, predictions, left_out)
     else:
         summary = Summary(run, "The run has no test images, so its accuracy is unknown.")
-    summary.weak = weak_classes(summary.classes)
+    summary.weak = [] if summary.at_chance else weak_classes(summary.classes)
     if left_out is not None:
         add_issues(summary, left_out)
     elif folder is not None and not multilabel:
@@ -169,11 +171,17 @@ def summarise(folder: Path | None, record: dict, run: str) -> Summary:
     return summary
 
 
-def share_with_interval(right: int, count: int, kind: str) -> str:
-    """Words for a share of correct images with Wilson's interval."""
+def wilson_interval(right: int, count: int) -> tuple[float, float]:
+    """Wilson's interval for the share of correct images."""
     from scipy.stats import binomtest  # takes half a second to import
 
     low, high = binomtest(right, count).proportion_ci(CONFIDENCE, method="wilson")
+    return low, high
+
+
+def share_with_interval(right: int, count: int, kind: str) -> str:
+    """Words for a share of correct images with Wilson's interval."""
+    low, high = wilson_interval(right, count)
     interval = f"{CONFIDENCE:.0%} interval: {100 * low:.1f} to {100 * high:.1f} %"
     return f"{right:,} of {count:,} {kind} images correctly: {100 * right / count:.1f} % ({interval})"
 
@@ -235,6 +243,13 @@ def add_classes(summary: Summary, images: EvaluatedImages, left_out: LeaveOneOut
             score = ClassResult(name, 100 * right / count, f"{right} of {count} correct", training[c])
             summary.classes.append(score)
     summary.classes = sort_scores(summary.classes)
+    count = int(matrix.sum())
+    largest = int(matrix.sum(axis=1).max())
+    summary.at_chance = wilson_interval(int(matrix.trace()), count)[0] <= largest / count
+    if summary.at_chance:
+        share = 100 * largest / count
+        summary.sentence += f" The model is no better than always naming the largest class ({share:.1f} %)."
+        return
     summary.pairs = [describe_pair(images, matrix, pair) for pair in confused_pairs(matrix, MAX_PAIRS)]
 
 
