@@ -14,13 +14,14 @@ import torch
 from PIL import Image
 from tiny import AUGMENTATION, SENTENCES, TINY, TINY_CONFIG, assert_same_features, cache_file, kinds
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from torchvision import transforms as T
 
 from tools.mini import __main__ as mini_training
 from trainers.hegraph import Backbone, UserError, load_backbone
 from trainers.hegraph.features.backbones import loading
 from trainers.hegraph.features.backbones.identity import MINI_WEIGHTS, backbone_identity, describe_transform
-from trainers.hegraph.features.backbones.loading import Source
+from trainers.hegraph.features.backbones.loading import Source, create_model
 from trainers.hegraph.utils.files import hash_file
 
 # torch deprecates its TorchScript functions
@@ -271,3 +272,27 @@ def test_training_of_mini_is_deterministic(tmp_path):
         assert mini_training.main(["--steps", "1", "--out", str(file)]) == 0
     torch.set_num_threads(threads)  # the command changes them
     assert sorted(tmp_path.iterdir()) == files and files[0].read_bytes() == files[1].read_bytes()
+
+
+class Recorder(TorchFunctionMode):
+    """Records the names of the functions of torch that are called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        self.names.add(getattr(function, "__name__", ""))
+        return function(*args, **(kwargs or {}))
+
+
+def test_loaded_backbone_gets_no_random_weights_before():
+    with Recorder() as recorder:
+        create_model("hegraph-mini", "auto")
+    assert "copy_" in recorder.names and not recorder.names & {"normal_", "uniform_", "kaiming_uniform_"}
+
+
+def test_backbone_without_weights_is_random():
+    network, _, _ = create_model("hegraph-mini")
+    weights = network.visual.conv1.weight
+    assert weights.isfinite().all() and weights.std() > 0.01

@@ -13,7 +13,7 @@ import tempfile
 import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +21,8 @@ import open_clip
 import torch
 from open_clip.tokenizer import HFTokenizer
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torchvision import transforms as T
 
 from ...utils.devices import choose_device
@@ -237,6 +238,20 @@ def _silent_open_clip() -> Iterator[None]:
         logging.root.removeHandler(handler)
 
 
+# Functions that fill a new weight. Those of `nn.init` call a method of the tensor outside the mode below
+RANDOM_WEIGHTS = (nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_, Tensor.normal_, Tensor.uniform_)
+
+
+class _WithoutRandomWeights(TorchFunctionMode):
+    """Context that leaves new weights as they are in memory; random ones take a second for a ViT-B/32."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        named = kwargs or {}
+        if function in RANDOM_WEIGHTS:
+            return args[0] if args else named["tensor"]
+        return function(*args, **named)
+
+
 @_silent_open_clip()
 def build(source: Source, precision: str = "fp32") -> Built:
     """Build a model on the CPU, in "fp32" or "fp16", and load its weights.
@@ -250,9 +265,10 @@ def build(source: Source, precision: str = "fp32") -> Built:
     try:
         tokenizer = _tokenizer(source)
         preprocessing = _preprocessing(source)
-        model, _, preprocess = open_clip.create_model_and_transforms(
-            source.model, load_weights=False, precision=precision, pretrained_text=False, **preprocessing
-        )
+        with _WithoutRandomWeights() if source.weights else nullcontext():  # all weights are loaded, or none
+            model, _, preprocess = open_clip.create_model_and_transforms(
+                source.model, load_weights=False, precision=precision, pretrained_text=False, **preprocessing
+            )
         model.logit_scale.data = model.logit_scale.data.float()  # fp16 is too coarse for the factor of all logits
         if source.weights and load_weights(model, source.weights):
             check_activation(source.model, True, f"{source.weights} is an archive of OpenAI, whose weights")
