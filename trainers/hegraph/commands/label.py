@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,7 +67,8 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--config-file", default=DEFAULT_BACKBONE.config, metavar="NAME", help="YAML file or name of the method")
     add("--dataset-config-file", default="folder", metavar="NAME", help="YAML file or name of the data set")
     add("opts", nargs="*", metavar="KEY VALUE", help="configuration keys and their values")
-    add("--above", type=float, default=SUSPICIOUS, metavar="SCORE", help="list labels with a higher score")
+    above = f"list labels with a higher score; {SUSPICIOUS:g} means odds of about {math.exp(SUSPICIOUS):.0f} to 1"
+    add("--above", type=float, default=SUSPICIOUS, metavar="SCORE", help=f"{above} against the label")
     check.set_defaults(run=check_command)
     # `check` never replaces a CSV file, because it may hold the labels
     rows = (suggest, OutputFile(*REPLACED), AUTO), (check, OutputFile(), "value of the key PREC")

@@ -56,7 +56,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
     add("collect", "write many records to one .jsonl file", collect_command, "FILE")
     table = add_table("compare", "compare methods, with 95% intervals over seeds", compare_command)
-    cases = "grid file of the sweep; its cases are the rows, in place of methods"
+    cases = "grid file of a sweep, whose cases (--case) are the rows in place of methods"
     table.add_argument("--by", choices=BY, default="shots", help="key of the columns")
     table.add_argument("--cases", type=Path, metavar="GRID.yaml", help=cases)
     macro = "compare the macro accuracy: the mean of the accuracies of the classes"

@@ -23,10 +23,15 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add("--methods", **many, help="methods, values of --trainer, or all (default: HeGraphAdapter)")
     add("--shots", nargs="+", metavar="N", help="training images per class (default: 16)")
     add("--seeds", nargs="+", metavar="N", help="random seeds (default: 1 2 3)")
-    suffix = "text after CONFIG_Nshots; {BETA} is replaced by the value of a varied key TRAINER.X.BETA"
+    suffix = "end of the folder names, after CONFIG_Nshots; {BETA} stands for the value of a varied key TRAINER.X.BETA"
     more: dict[str, Any] = {"nargs": "+", "action": "append", "default": []}
     add("--vary", **more, metavar=("KEY", "VALUE"), help="configuration key and its values, one run for each value")
-    add("--case", **more, metavar=("NAME", "KEY VALUE"), help="runs with these values of keys; repeat for more cases")
+    add(
+        "--case",
+        **more,
+        metavar=("NAME", "KEY VALUE"),
+        help="name of a case to compare, and the keys that it changes; repeatable",
+    )
     add("--root", metavar="DIR", help="folder of the data sets (default: their DATASET.ROOT, or data)")
     add("--output", metavar="DIR", help="folder of DATASET/METHOD/CONFIG_Nshots/seedN (default: output)")
     add("--suffix", metavar="TEXT", help=suffix)

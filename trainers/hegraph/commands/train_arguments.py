@@ -110,7 +110,8 @@ def add_flags(parser: Parser) -> None:
     add("--eval-only", action="store_true", help="test the model in --model-dir without training")
     add("--model-dir", default="", metavar="DIR", help="model folder, or output folder of a run")
     add("--load-epoch", **count, help="epoch of the model to test (see TRAIN.CHECKPOINT_FREQ; default: last)")
-    add("--select", dest=SELECT_ON, choices=("last_step", "val"), help="val: select the values of SELECT on val images")
+    select = "val: choose the values of the key SELECT that are best on validation images (default: last_step, none)"
+    add("--select", dest=SELECT_ON, choices=("last_step", "val"), help=select)
     add("--no-train", action="store_true", help="encode the features without training")
     add("--keep-thumbnails", action="store_true", help="save thumbnails of the training images with the model")
     host = "program that runs the training: Dassl, or this package alone; auto: Dassl in a CoOp checkout"

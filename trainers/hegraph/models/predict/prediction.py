@@ -200,8 +200,8 @@ def predict_transductively(model: SavedModel, features: Tensor, device: str) -> 
     """
     _, adaptation = adapt(model, features, device)
     prior = adaptation.class_prior
-    message = "adapted to %d images (weights: class offsets %.2f, class prior %.2f); each prediction depends on all"
-    logger.info(message, len(features), prior.offset_weight, prior.prior_weight)
+    logger.info("adapted to %d images, so that each prediction depends on all of them", len(features))
+    logger.debug("weights: class offsets %.2f, class prior %.2f", prior.offset_weight, prior.prior_weight)
     return adaptation.logits.cpu()
 
 
@@ -292,7 +292,7 @@ def write_rows(
         if not written:
             raise UserError("expected at least one image, got none: the folders have no images, or the list is empty")
     seconds = time.monotonic() - started
-    logger.info("rows: %d, in %.1f s, %.0f per second", written, seconds, written / max(seconds, 1e-9))
+    logger.info("%d images in %.1f s, %.0f per second", written, seconds, written / max(seconds, 1e-9))
     if errors:
         logger.warning("%d of %d could not be read; the first is %s", len(errors), written, errors[0])
     return len(errors)
