@@ -335,7 +335,8 @@ def test_check_of_a_bank_writes_all_formats(tiny_bank, tmp_path, capsys):
     assert list(first.items()) == list(zip(head, wanted[0]))
 
 
-def test_suggest_writes_prediction_rows_in_order(finished_digits_once, digits, capsys):
+def test_suggest_writes_prediction_rows_in_order(finished_digits_once, digits, capsys, caplog):
+    caplog.set_level(logging.INFO)
     folder = digits / "unlabelled"
     (folder / "broken.png").write_bytes(b"no image")
     model = ImageModel.load(finished_digits_once)
@@ -350,6 +351,7 @@ def test_suggest_writes_prediction_rows_in_order(finished_digits_once, digits, c
         assert row["top"][0] == {"class": model.model.classnames[label], "probability": pytest.approx(value, rel=1e-4)}
         assert len(row["top"]) == 2
     assert rows[3]["error"]
+    assert f"selected 3 of {len(paths)} images" in caplog.messages
 
 
 @pytest.mark.parametrize("words", ["check --root nowhere", "suggest nowhere ."])

@@ -109,7 +109,7 @@ def suggest_command(args: argparse.Namespace) -> int:
     order = suggest(saved, pool, args.number) if len(pool) else []
     selected = [paths[index] for index in order]
     rows = rows_of(saved, selected, saved.classifier.logits(pool[order]), args.top)
-    return write_rows([[*rows, *unreadable]], args.out, chosen_format(args))
+    return write_rows([[*rows, *unreadable]], args.out, chosen_format(args), selected_from=len(paths))
 
 
 def check_command(args: argparse.Namespace) -> int:

@@ -255,8 +255,9 @@ def write_rows(
     open_set: bool = False,
     total: int | None = None,
     with_sets: bool = False,
+    selected_from: int | None = None,
 ) -> int:
-    """Write rows as their batches arrive, with their progress and the rate on stderr.
+    """Write rows as their batches arrive; stderr shows progress and rate, or the number of selected images.
 
     Args:
         batches: The rows.
@@ -265,6 +266,7 @@ def write_rows(
         open_set: Whether images may be rejected as unknown.
         total: Number of rows for the progress; None if it is unknown.
         with_sets: Whether rows have prediction sets.
+        selected_from: Number of images from which the rows were selected; None if the rows are all images.
 
     Returns:
         Number of rows with an error.
@@ -279,7 +281,7 @@ def write_rows(
 
     def counted() -> Iterator[Sequence[PredictionRow]]:
         nonlocal written
-        with Progress(total, "predicting", is_shown=not on_terminal) as progress:
+        with Progress(total, "predicting", is_shown=not on_terminal and selected_from is None) as progress:
             for rows in batches:
                 written += len(rows)
                 errors.extend(row.path for row in rows if row.error)
@@ -292,7 +294,10 @@ def write_rows(
         if not written:
             raise UserError("expected at least one image, got none: the folders have no images, or the list is empty")
     seconds = time.monotonic() - started
-    logger.info("%d images in %.1f s, %.0f per second", written, seconds, written / max(seconds, 1e-9))
+    if selected_from is None:
+        logger.info("%d images in %.1f s, %.0f per second", written, seconds, written / max(seconds, 1e-9))
+    else:
+        logger.info("selected %d of %d images", written - len(errors), selected_from)
     if errors:
         logger.warning("%d of %d could not be read; the first is %s", len(errors), written, errors[0])
     return len(errors)
