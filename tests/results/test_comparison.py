@@ -45,7 +45,8 @@ def test_rows_are_methods_and_columns_are_shots(run):
     table = compare(runs)
     assert [*table.columns.values()] == ["4", "16", "all"]
     assert table.caption == (
-        "Accuracy on test (%) by shots, Toy, mini/mini; mean ± half-width of its 95% interval (Student's t) over n = 1 "
+        "Accuracy on test (%) by shots, Toy, mini/mini; mean ± half-width of its 95% interval "
+        "for these test images (Student's t) over n = 1 "
         "to 2 seeds"
     )
     assert compare(runs[:1]).caption.endswith(" by shots, Toy, mini/mini; 1 seed")

@@ -71,7 +71,8 @@ def test_markdown():
 def test_latex_escapes_and_rules_off_groups():
     assert latex(table()).splitlines() == [
         r"\begin{table}",
-        r"\caption{50\% \& more, (quoted): from the paper; mean $\pm$ half-width of its 95\% interval (Student's t) "
+        r"\caption{50\% \& more, (quoted): from the paper; mean $\pm$ half-width of its 95\% interval "
+        r"for these test images (Student's t) "
         r"over n = 1 to 2 seeds}",
         r"\begin{tabular}{llrr}",
         r"\hline",

@@ -180,7 +180,7 @@ def _seeds_text(counts: pd.Series, intervals: bool) -> str:
     if most <= 1:
         return "1 seed"
     n = f"{most}" if fewest == most else f"{fewest} to {most}"
-    interval = " ± half-width of its 95% interval (Student's t)" if intervals else ""
+    interval = " ± half-width of its 95% interval for these test images (Student's t)" if intervals else ""
     return f"mean{interval} over n = {n} seeds"
 
 
