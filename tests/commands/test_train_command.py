@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from trainers.hegraph.__main__ import main
+from trainers.hegraph.commands.train import result_sentence
 from trainers.hegraph.commands.train_arguments import parse_train
 from trainers.hegraph.commands.train_choices import choose_data, fill_in, output_name
 from trainers.hegraph.utils.errors import UserError
@@ -147,6 +148,18 @@ def test_flags_of_coop_work_with_the_command(tiny_bank, tmp_path, capsys):
     assert main(["train", *flags]) == 0
     accuracy = json.loads((out / "result.json").read_text())["accuracy"]
     assert capsys.readouterr().out.startswith(f"The model classifies {accuracy:.2f} % of 40 test images correctly")
+
+
+@pytest.mark.parametrize(("changes", "sentence"), [
+    ({}, "The model classifies 91.50 % of 40 test images correctly, and CLIP without training 60.00 %."),
+    ({"accuracy_zero_shot": None}, "The model classifies 91.50 % of 40 test images correctly."),
+    ({"accuracy": None}, "The model is trained. Its accuracy is unknown, because there are no test images."),
+    ({"accuracy": None, "map": 58.291, "map_zero_shot": 30.84},
+     "On 40 test images, the mean average precision of the model is 58.29 %, and of CLIP without training 30.84 %."),
+])  # fmt: skip
+def test_result_is_a_sentence(changes, sentence):
+    record = {"accuracy": 91.5, "accuracy_zero_shot": 60.0, "num_test": 40}
+    assert result_sentence(record | changes) == sentence
 
 
 # Refusals

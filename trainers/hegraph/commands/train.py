@@ -11,7 +11,7 @@ import importlib.util
 import logging
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -175,6 +175,20 @@ def check_encoding(arguments: Sequence[str]) -> None:
         raise UserError(f"expected arguments in UTF-8: {first_line(error)}") from error
 
 
+def show_result(record: dict, describe: Callable[[dict], str], output: Path) -> None:
+    """Print the result of a run, and the commands that use its model; nothing without a record.
+
+    Args:
+        record: Record of the run, or {}.
+        describe: Function from the record to a line of text.
+        output: Output folder of the run.
+    """
+    if record:
+        echo(f"{describe(record)}\n")
+        for line in next_commands(output):
+            logger.info("%s", line)
+
+
 def main(arguments: Sequence[str]) -> int:
     """Run the command, and return its exit code."""
 
@@ -185,10 +199,7 @@ def main(arguments: Sequence[str]) -> int:
         for sentence in fill_in(args):
             logger.info("%s", sentence)
         record, output = run_command(args, arguments)
-        if record:
-            echo(f"{result_sentence(record)}\n")
-            for line in next_commands(output):
-                logger.info("%s", line)
+        show_result(record, result_sentence, output)
 
     return run_cli(train, several_processes=True, continues=True)  # --no-train shares its work
 
@@ -210,9 +221,6 @@ def train_without_command(arguments: Sequence[str], usage: str, description: str
             return
         check_flags(args)
         record, output = run_command(args, arguments)
-        if record:
-            echo(f"{summary(record)} -> {output}\n")
-            for line in next_commands(output):
-                logger.info("%s", line)
+        show_result(record, lambda tested: f"{summary(tested)} -> {output}", output)
 
     return run_cli(train, several_processes=True, continues=True)  # --no-train shares its work
