@@ -245,11 +245,11 @@ def teach() -> None:
         wrong.rename(folder / "train" / "four" / wrong.name)
         with browsing(Path(temporary, "profile"), "teach", str(folder), "--backbone", "hegraph-mini") as browser:
             browser.driver.set_window_size(1200, 900)
-            browser.open("#classes form", "#accuracy")
+            browser.open("#panel-classes form", "#accuracy")
             browser.wait(lambda: "left to encode" not in browser.text("body"))
             for tab in ("Check", "Label", "Classes"):
                 browser.tab(tab)
-                browser.wait(partial(browser.find, f"#{tab.lower()} img"))
+                browser.wait(partial(browser.find, f"#panel-{tab.lower()} img"))
                 screenshot(browser, f"teach_{tab.lower()}")
 
 

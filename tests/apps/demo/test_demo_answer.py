@@ -106,7 +106,7 @@ def test_explanation_without_cache_or_with_one_class(digits, features):
     classifier = digits.model.classifier.text_only()
     found = compute_answer(changed(digits.model, classifier=classifier, support_set=None), features[:1])
     assert (found.winner.cache, found.cache_choice, found.neighbours) == (None, None, ())
-    assert "no cache of training images" in shown(found) and "lead of" in shown(found)
+    assert "one vector for each class, not with single training images" in shown(found) and "lead of" in shown(found)
     assert '<th scope="col">cache</th>' not in shown(found)
     one = replace(classifier, **{name: getattr(classifier, name)[:1] for name in ("weights", "bias")})
     names = {"text_positive": digits.model.text_positive[:1], "classnames": digits.model.classnames[:1]}

@@ -6,7 +6,7 @@ flag:NAME          whether the page has the class NAME
 slot:NAME          HTML of the element with the attribute data-slot="NAME"
 list:NAME          keys of the cards in the element with data-list="NAME", in their order
 card:NAME/KEY      HTML of a card
-model:             number that differs for another model
+model:             number of the model
 thumbs:PLACE       version of the images of a place, which the browser asks for when its card becomes visible
 """
 
@@ -17,6 +17,7 @@ from typing import Any
 from urllib.parse import quote
 
 from ...datasets.folder import NONE_OF_THESE
+from ...models.saved import SavedModel
 from ..demo.answer import template
 from .contents import UNLABELLED, Picture
 from .encoders import Encoder
@@ -37,6 +38,8 @@ class Board:
         self._number = time.time_ns() // 10**6  # above the numbers of an earlier process
         self._parts: dict[str, tuple[int, Any]] = {}
         self._rendered: object = None  # state of the parts
+        self._model: SavedModel | None = None
+        self._model_number = 0
         self._class_cards: dict[str, str] = {}
 
     def changes(self, number: int) -> dict[str, Any]:
@@ -63,8 +66,11 @@ class Board:
         state = (view.number, self.worker.problem, self.session.stopping.is_set(), self.session.name)
         if state == self._rendered:
             return
-        self._rendered = state
+        if view.model is not self._model:
+            self._model = view.model
+            self._model_number += 1
         parts = self._current_parts(view)
+        self._rendered = state
         self._number += 1
         for key, value in parts.items():
             if key not in self._parts or self._parts[key][1] != value:
@@ -92,7 +98,7 @@ class Board:
         parts: dict[str, Any] = {
             "flag:draws": self.session.has_digits(contents.classes),
             "flag:empty": not contents.classes and not view.places,
-            "model:": id(view.model),
+            "model:": self._model_number,
         }
         for name in ("facts", "messages", "welcome", "example", "rest", "check", "confusions", "label", "pool"):
             parts[f"slot:{name}"] = str(getattr(macros, name)())

@@ -41,6 +41,7 @@ from ...utils.option import NODE
 from ...utils.reading import read_tensors
 from ...utils.threads import map_in_threads
 from .contents import Contents, Picture
+from .interruption import Interrupted, Interruptible
 from .journal import STATE_FOLDER
 from .project import Project
 from .view import (
@@ -79,6 +80,7 @@ class Session:
         features: Unit-norm image features `[d]` by the SHA-256 of the file.
         features_file: File of the features of the current backbone.
         stopping: Event that stops the encoding in all tabs after the current batch.
+        outdated: Event that ends the evaluation of an earlier model.
         view: Latest view.
     """
 
@@ -87,6 +89,7 @@ class Session:
         self.thumbnails = project.path_of(f"{STATE_FOLDER}/thumbnails/any").parent  # UserError if the folder is a link
         self._unreadable: dict[str, str] = {}  # SHA-256 -> reason
         self.stopping = threading.Event()
+        self.outdated = threading.Event()
         self._lock = threading.RLock()  # of features and training, held for up to a second
         self._view_lock = threading.RLock()  # of the view
         self._readings = count(1)
@@ -174,7 +177,10 @@ class Session:
                     done = not missing or self.stopping.is_set()
                     seen = (contents, not self._missing(labelled), done)
                     if seen != self._seen:
+                        old = self.view
                         self._publish(**self._train(contents))
+                        if not has_same_training(old, self.view):
+                            self.outdated.set()
                         self._seen = seen
                     if len(missing) != self.view.waiting:
                         self._publish(waiting=len(missing))
@@ -193,19 +199,24 @@ class Session:
     def evaluate(self) -> Iterator[View]:
         """Evaluate the latest model, then evaluate it after a change of each suspicious label.
 
-        Yields a view after the evaluation and after every `TRIED_AT_ONCE` labels. It stops if another model is trained.
+        Yields a view after the evaluation and after every `TRIED_AT_ONCE` labels. It ends if another model is trained.
         Labels that are in `View.corrected` are not tried again, and none is tried if that takes more than
         `MAX_TRIED_WORK`.
         """
+        self.outdated.clear()
         view = self.view
-        if not view.is_evaluated:
-            fields = evaluation_of(view)
-            with self._view_lock:
-                if not has_same_training(view, self.view):
-                    return
-                self._publish(**fields, before=self.view.accuracy, is_evaluated=True)
-            yield self.view  # without the lock: the caller may continue in another thread, which cannot release it
-        yield from self._try_changes(self.view)
+        try:
+            if not view.is_evaluated:
+                with Interruptible(self.outdated):
+                    fields = evaluation_of(view)
+                with self._view_lock:
+                    if not has_same_training(view, self.view):
+                        return
+                    self._publish(**fields, before=self.view.accuracy, is_evaluated=True)
+                yield self.view  # without the lock: the caller may continue in another thread, which cannot release it
+            yield from self._try_changes(self.view)
+        except Interrupted:
+            return
 
     def _try_changes(self, view: View) -> Iterator[View]:
         """Evaluate the model of a view after a change of each suspicious label, as in `evaluate`."""
@@ -219,10 +230,9 @@ class Session:
                 labels = support_set.labels.clone()
                 labels[issue.index] = support_set.names.index(issue.suggested)
                 if len(labels.unique()) > 1:
-                    _, predicted = leave_one_out_of(view.model, labels)
+                    with Interruptible(self.outdated):
+                        _, predicted = leave_one_out_of(view.model, labels)
                     corrected[picture.path] = int((predicted == labels).sum())
-                if not has_same_training(view, self.view):
-                    return
             with self._view_lock:
                 if not has_same_training(view, self.view):
                     return

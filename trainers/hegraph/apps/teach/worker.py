@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from ...utils.errors import UserError, user_message
+from ...utils.errors import UserError, first_line
 from ...utils.text import one_line
 from .session import Session
 from .view import View
@@ -14,6 +14,7 @@ from .view import View
 logger = logging.getLogger(__name__)
 
 READ_SECONDS = 1.0  # between two checks for changes of the folder by other programs
+END_SECONDS = 0.1  # between two attempts to interrupt the evaluation
 IDLE_SECONDS = 30.0  # without a request of a page, after which the folder is not checked
 
 
@@ -35,7 +36,7 @@ class Worker:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Run the threads during the block. A training is finished at its end, an evaluation is not."""
+        """Run the threads during the block. A training is finished at its end, an evaluation is interrupted."""
         trainer = threading.Thread(target=self._repeat, args=(self._changed, READ_SECONDS, self.train), daemon=True)
         evaluator = threading.Thread(target=self._repeat, args=(self._trained, None, self.evaluate), daemon=True)
         trainer.start()
@@ -49,6 +50,9 @@ class Worker:
             self._changed.set()
             self._trained.set()
             trainer.join()
+            while evaluator.is_alive():
+                self.session.outdated.set()  # an evaluation that begins clears it
+                evaluator.join(END_SECONDS)
 
     def wake(self) -> None:
         """Read the folder and train at once."""
@@ -81,7 +85,7 @@ class Worker:
             self.problem = one_line(f"Error: {error}")
         except Exception as error:
             logger.exception("the model could not be updated")
-            self.problem = one_line(f"Error: {user_message(error)}")
+            self.problem = one_line(f"Error: {type(error).__name__}: {first_line(error)}")
 
     def _repeat(self, event: threading.Event, seconds: float | None, work: Callable[[], None]) -> None:
         """Work whenever an event is set, and after some seconds without it, until the program ends."""
