@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from browser import PHONE, Browser, browsing
+from browser import DESKTOP, PHONE, Browser, browsing
 from PIL import Image
 
 from trainers.hegraph.datasets.digits import load_digits_dataset
@@ -293,6 +293,91 @@ def test_dropped_folder_is_added_to_its_class(window, folder, tmp_path):
     window.wait(lambda: counts(folder).get("drop") == 3)
     window.wait(lambda: "Undo: 3 images added to drop" in window.text("#top"))
     assert not window.text("#problem")
+
+
+def test_refused_class_name_stays_in_its_field(window):
+    window.tab("Classes")
+    [field] = window.find("#panel-classes input[name=name]")
+    field.send_keys("a/b", window.keys.ENTER)
+    window.wait(lambda: "expected a class name without" in window.text("#problem"))
+    assert field.get_attribute("value") == "a/b" and "bytes" not in window.text("#problem")
+    field.clear()
+
+
+def test_images_of_a_class_are_one_tab_stop(window, folder, tmp_path):
+    window.tab("Classes")
+    stops = "return document.querySelectorAll(`${arguments[0]} .thumbs [tabindex='0']`).length"
+    assert len(boxes(window, "zero")) > 2
+    assert window.driver.execute_script(stops, card(window, "zero")) == 1
+    focus = "document.querySelector(`${arguments[0]} .thumbs [tabindex='0']`).focus()"
+    window.driver.execute_script(focus, card(window, "zero"))
+    window.actions().send_keys(window.keys.ARROW_RIGHT, "x").perform()
+    assert [box.is_selected() for box in boxes(window, "zero")][:3] == [False, True, False]
+    assert "1 selected" in window.text(".hg-selection")
+    window.actions().send_keys("x").perform()
+    assert not window.find(".hg-selection")
+
+
+def test_place_below_a_dragged_file_is_highlighted(window):
+    window.tab("Classes")
+    drag = """
+        const event = new DragEvent(arguments[1], {bubbles: true, cancelable: true, dataTransfer: new DataTransfer()});
+        document.querySelector(arguments[0]).dispatchEvent(event);
+        return [...document.querySelectorAll(".over")].map(each => each.dataset.place);
+    """
+    assert window.driver.execute_script(drag, f"{card(window, 'zero')} h2", "dragover") == ["zero"]
+    assert window.driver.execute_script(drag, f"{card(window, 'one')} h2", "dragover") == ["one"]
+    assert window.driver.execute_script(drag, f"{card(window, 'one')} h2", "dragleave") == []
+
+
+def test_reload_during_an_upload_asks(window, folder, tmp_path):
+    asks = """
+        const event = new Event("beforeunload", {cancelable: true});
+        window.dispatchEvent(event);
+        return event.defaultPrevented;
+    """
+    window.tab("Classes")
+    add_class(window, "slow")
+    assert not window.driver.execute_script(asks)
+    window.driver.execute_cdp_cmd("Network.enable", {})
+    limits = {"offline": False, "latency": 300, "downloadThroughput": -1, "uploadThroughput": -1}
+    window.driver.execute_cdp_cmd("Network.emulateNetworkConditions", limits)
+    [chooser] = window.driver.find_elements("css selector", f"{card(window, 'slow')} input[type=file]")
+    chooser.send_keys("\n".join(map(str, scans(tmp_path / "slow", "two", 40, 12))))
+    window.wait(lambda: "Keep this page open" in window.text(".hg-sending"))
+    assert window.driver.execute_script(asks)
+    window.driver.execute_cdp_cmd("Network.emulateNetworkConditions", limits | {"latency": 0})
+    window.wait(lambda: counts(folder).get("slow") == 12)
+    window.wait(lambda: not window.find(".hg-sending"))
+    assert not window.driver.execute_script(asks)
+    window.open("#panel-classes form")
+    window.wait(lambda: "12 images" in window.text(card(window, "slow")))
+
+
+def test_change_of_another_program_appears(window, folder):
+    window.tab("Classes")
+    (folder / "train/outside").mkdir()
+    window.wait(lambda: window.find(card(window, "outside")))
+    (folder / "train/outside").rmdir()
+    window.wait(lambda: not window.find(card(window, "outside")))
+
+
+def test_preview_stands_beside_the_classes_on_wide_windows(window):
+    window.tab("Classes")
+    with window.emulating(DESKTOP):
+        assert window.find("#try [data-source=camera]")
+        left, preview = (
+            window.driver.execute_script("return document.querySelector(arguments[0]).getBoundingClientRect()", name)
+            for name in ("#panel-classes", "#panel-try")
+        )
+        assert left["right"] <= preview["left"]
+        window.tab("Check")
+        assert not window.find("#try [data-source=camera]")
+    with window.emulating(PHONE):
+        window.tab("Classes")
+        assert not window.find("#try [data-source=camera]")
+        window.tab("Try")
+        assert window.find("#try [data-source=camera]")
 
 
 def test_status_and_tabs_stay_in_view_on_a_phone(window):
