@@ -1,6 +1,7 @@
 """The command `export`, which writes a trained model as an ONNX file."""
 
 import argparse
+from collections.abc import Iterator
 from pathlib import Path
 
 from ..features.backbones.arguments import MODEL, add_encoder_arguments
@@ -11,20 +12,29 @@ from ..utils.files import OutputFile, check_output
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = Parser("export", "Export a trained model to an ONNX file, and compare its predictions with torch.")
-    parser.examples = ("output/model --onnx model.onnx", "output/model --onnx head.onnx --part head --fp16")
+    parser.examples = (
+        "output/model --onnx model.onnx",
+        "output/model --onnx small.onnx --int8 --calibrate photos",
+        "output/model --onnx head.onnx --part head --fp16",
+    )
     add = parser.add_argument
     add("model", type=Path, metavar="MODEL", help=MODEL)
     add("--onnx", type=OutputFile(".onnx"), required=True, metavar="FILE", help="file to write, over an existing one")
     add("--part", choices=("full", "head"), default="full", help="full: input is pixels; head: input is features")
-    add("--fp16", action="store_true", help="store weights as float16, which halves the file size")
+    number_format = parser.add_mutually_exclusive_group()
+    number_format.add_argument("--fp16", action="store_true", help="store weights as float16: half of the file size")
+    int8 = "compute in int8: a quarter of the file size; written only if features stay close to float32"
+    number_format.add_argument("--int8", action="store_true", help=int8)
+    calibrate = "at least 64 images, folders or lists of images like those to classify, for --int8"
+    add("--calibrate", nargs="+", default=(), metavar="IMAGES", help=calibrate)
     add_encoder_arguments(parser)
     return parser.parse_args(arguments)
 
 
 def export(args: argparse.Namespace) -> None:
     """Run the command; UserError for contradicting flags, an unusable model, or a model without a form in ONNX."""
-    if args.part == "head" and (args.backbone or args.pretrained):
-        raise UserError("--part head takes features, so --backbone and --pretrained have no effect; leave them out")
+    check_flags(args)
+    from ..models.export.int8 import write_int8
     from ..models.export.onnx_file import require_packages, write_onnx
     from ..models.folder import load_model  # slow imports
     from ..models.images import ImageModel, backbone_files
@@ -37,9 +47,35 @@ def export(args: argparse.Namespace) -> None:
     if args.part == "full":
         backbone = ImageModel.load(model, "cpu", args.backbone, args.pretrained, "fp32").backbone
         model = model.model_copy(update={"preprocessing": Preprocessing.of(backbone)})
-    logits, probabilities = write_onnx(model, backbone, args.onnx, args.fp16)
-    differences = f"logits {logits:.1e} of the largest, probabilities {probabilities:.1e}"
-    echo(f"{args.onnx}: {args.onnx.stat().st_size / 1e6:.2f} MB; largest difference from torch: {differences}\n")
+    if args.int8:
+        assert backbone is not None
+        comparison = write_int8(model, backbone, args.onnx, calibration_images(args))
+        result = f"int8 against float32 on {comparison.images} images: smallest cosine of features "
+        result += f"{comparison.cosine:.4f}, same class for {100 * comparison.agreement:.1f} %"
+    else:
+        logits, probabilities = write_onnx(model, backbone, args.onnx, args.fp16)
+        result = f"largest difference from torch: logits {logits:.1e} of the largest, probabilities {probabilities:.1e}"
+    echo(f"{args.onnx}: {args.onnx.stat().st_size / 1e6:.2f} MB; {result}\n")
+
+
+def check_flags(args: argparse.Namespace) -> None:
+    """Raise UserError for flags that contradict each other."""
+    if args.part == "head" and (args.backbone or args.pretrained):
+        raise UserError("--part head takes features, so --backbone and --pretrained have no effect; leave them out")
+    if args.part == "head" and args.int8:
+        raise UserError("--int8 quantises the image tower, which --part head leaves out; leave out one of the two")
+    if args.int8 and not args.calibrate:
+        raise UserError("--int8 needs --calibrate IMAGES, at least 64 images like those to classify")
+    if args.calibrate and not args.int8:
+        raise UserError("--calibrate is for --int8; add --int8, or leave it out")
+
+
+def calibration_images(args: argparse.Namespace) -> Iterator[str]:
+    """Iterate over the paths of the calibration images; UserError if one of them is the output."""
+    from ..models.predict.files import check_inputs, image_paths  # torch takes seconds to import
+
+    check_inputs(args.calibrate)
+    return image_paths(args.calibrate, out=args.onnx)
 
 
 def main(arguments: list[str] | None = None) -> int:
