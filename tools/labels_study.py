@@ -24,7 +24,7 @@ from torch import Tensor
 
 from trainers.hegraph.datasets.splits import sample_few_shot
 from trainers.hegraph.estimator.labels.issues import find_label_issues, label_scores
-from trainers.hegraph.estimator.labels.left_out import left_out_logits, training_free_options
+from trainers.hegraph.estimator.labels.leave_one_out import left_out_logits, training_free_options
 from trainers.hegraph.estimator.labels.suggest import select, typicality
 from trainers.hegraph.features.bank import FeatureBank, load_bank
 from trainers.hegraph.method.cache import FoldedClassifier

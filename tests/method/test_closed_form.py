@@ -1,7 +1,5 @@
 """Messages in closed form, against the equations solved in another way: explicit refits, explicit inverses."""
 
-import math
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,7 +8,7 @@ from torch.testing import assert_close
 
 from benchmarks.tasks import unit_features
 from trainers.hegraph.method import closed_form
-from trainers.hegraph.method.closed_form import ClosedForm, TextPrior, class_offsets
+from trainers.hegraph.method.closed_form import ClosedForm, TextPrior
 
 K, WIDTH = 7, 6
 LABELS = torch.tensor([0, 0, 1, 2, 2, 2, 3, 4, 4, 5, 6, 6, 1])
@@ -103,20 +101,6 @@ def test_messages_are_whitened_differences_to_the_mean(monkeypatch):
     in_blocks = ClosedForm.fit(KEYS, LABELS, TEXT, kappa, rho)
     assert_close(in_blocks.to_text.weights, found.to_text.weights)
     assert_close(in_blocks.noise, found.noise)
-
-
-@pytest.mark.parametrize("factor", [0.06, 0.09, 0.125, 0.18, 0.25, 0.35, 0.5, 0.7, 1.0])
-def test_class_offsets_move_masses_towards_counts(monkeypatch, factor):
-    # Times the factor, the logits are (log 6, 0, 0) for four images, of which three are of class 0 and one of class 1:
-    # the NLL is least there. The masses are 3, 0.5 and 0.5, the counts 3, 1 and 0, and the prior is 4
-    logits, labels = torch.tensor([math.log(6) / factor, 0.0, 0.0]).expand(4, 3), torch.tensor([0, 0, 0, 1])
-    steps = [torch.tensor([7 / 7, 5 / 4.5, 4 / 4.5]).log() / factor]
-    for _ in range(19):
-        mass = 4 * ((logits[0] + steps[-1]) * factor).softmax(dim=0)
-        steps.append(steps[-1] + (torch.tensor([7.0, 5.0, 4.0]) / (mass + 4)).log() / factor)
-    assert_close(class_offsets(logits, labels), steps[-1] - steps[-1].mean(), rtol=1e-4, atol=1e-4)
-    monkeypatch.setattr(closed_form, "OFFSET_STEPS", 1)
-    assert_close(class_offsets(logits, labels), steps[0] - steps[0].mean(), rtol=1e-4, atol=1e-4)
 
 
 def test_noise_is_the_leave_one_out_deviation():

@@ -14,7 +14,8 @@ from trainers.hegraph.baselines.hegraph import new_model
 from trainers.hegraph.config import OPTIONS
 from trainers.hegraph.experiments.bank_task import BankTask
 from trainers.hegraph.method import cache, closed_form
-from trainers.hegraph.method.closed_form import ClosedForm, class_offsets
+from trainers.hegraph.method.class_offsets import class_offsets
+from trainers.hegraph.method.closed_form import ClosedForm
 from trainers.hegraph.method.graph import class_prototypes
 from trainers.hegraph.method.model import build_model, shuffled
 from trainers.hegraph.method.options import ClosedFormOptions
@@ -72,7 +73,7 @@ def train(model: HeGraphModel, steps: int = 10) -> HeGraphModel:
 @pytest.mark.parametrize("omega", [0.0, 0.2])
 def test_training_free_adds_offsets_and_head(build, omega):
     model = build("training_free", closed_form=ClosedFormOptions(kappa=3.0, omega=omega))
-    offsets = class_offsets(100.0 * KEYS @ TEXT.t(), LABELS)
+    offsets = class_offsets(100.0 * KEYS @ TEXT.t(), LABELS, "balanced")
     assert offsets.abs().max() > 1
     messages = ClosedForm.fit(KEYS, LABELS, TEXT, kappa=3.0, rho=0.3).to_text
     expected = 100 * QUERIES @ TEXT.t() + offsets + omega * 100 * (QUERIES @ messages.weights.t() + messages.bias)

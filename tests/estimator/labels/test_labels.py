@@ -16,10 +16,11 @@ from trainers.hegraph import Backbone, HeGraphClassifier, LabelIssue, UserError,
 from trainers.hegraph.commands.label import main
 from trainers.hegraph.datasets.digits import load_digits_dataset
 from trainers.hegraph.estimator.labels.issues import find_label_issues
-from trainers.hegraph.estimator.labels.left_out import leave_one_out, left_out_logits, training_free_options
+from trainers.hegraph.estimator.labels.leave_one_out import leave_one_out, left_out_logits, training_free_options
 from trainers.hegraph.estimator.labels.suggest import select, suggest, typicality
 from trainers.hegraph.method.cache import FoldedClassifier
-from trainers.hegraph.method.closed_form import ClosedForm, class_offsets, left_out_offsets
+from trainers.hegraph.method.class_offsets import class_offsets, left_out_offsets
+from trainers.hegraph.method.closed_form import ClosedForm
 from trainers.hegraph.method.options import TrainingFreeOptions
 from trainers.hegraph.method.training.confidence import fit_temperature
 from trainers.hegraph.method.unlabelled import ClassSums
@@ -98,14 +99,15 @@ def test_label_issues_of_the_classifier(wrong):
 
 def fit_to(features: Tensor, labels: Tensor, text: Tensor, shots: int) -> FoldedClassifier:
     options = training_free_options(shots)
-    zero_shot = FoldedClassifier(SCALE * text, class_offsets(SCALE * features @ text.t(), labels))
+    zero_shot = FoldedClassifier(SCALE * text, class_offsets(SCALE * features @ text.t(), labels, "training"))
     messages = ClosedForm.fit(features, labels, text, options.kappa, options.rho).to_text
     return zero_shot.plus(options.omega * SCALE * messages.weights, options.omega * SCALE * messages.bias)
 
 
 def left_out(features: Tensor, labels: Tensor, text: Tensor, options: TrainingFreeOptions) -> Tensor:
     zero_shot = SCALE * features @ text.t()
-    return left_out_logits(features, labels, text, SCALE, options) + left_out_offsets(zero_shot, labels)
+    logits = left_out_logits(features, labels, text, SCALE, options, trusts_text=False)
+    return logits + left_out_offsets(zero_shot, labels, "training")
 
 
 # Also of more classes than features
@@ -127,7 +129,11 @@ def test_single_image_of_a_class_leaves_text_prior():
     rest, own = closed.to_text, closed.for_new_classes().logits(features[alone].float(), text[:1].float())
     messages = torch.cat([own, features[alone].float() @ rest.weights.t() + rest.bias], dim=1)
     zero_shot = SCALE * features @ text.t()
-    expected = zero_shot[alone] + class_offsets(zero_shot[others], labels[others]) + options.omega * SCALE * messages
+    expected = (
+        zero_shot[alone]
+        + class_offsets(zero_shot[others], labels[others], "training")
+        + options.omega * SCALE * messages
+    )
     # Without its class, the ridge regression has another centre: 1 of 6 classes
     torch.testing.assert_close(found - found.mean(), expected - expected.mean(), rtol=0, atol=0.15)
 
@@ -162,11 +168,11 @@ def test_equal_images_have_finite_logits():
     assert left_out(features, labels, torch.eye(4, dtype=torch.float64)[:2], training_free_options(3)).isfinite().all()
 
 
-def test_options_are_those_of_the_largest_class():
-    features, labels, text = images_of([1, 9, 2], 10, seed=6)
+def test_options_are_those_of_the_mean_number_of_images():
+    features, labels, text = images_of([1, 21, 2], 10, seed=6)
     logits, _ = leave_one_out(features, labels, text, SCALE)
-    of_largest, of_smallest = (left_out_logits(features, labels, text, SCALE, training_free_options(n)) for n in (9, 1))
-    assert torch.equal(logits, of_largest) and not torch.allclose(logits, of_smallest)
+    of_mean, of_largest = (left_out_logits(features, labels, text, SCALE, training_free_options(n)) for n in (8, 21))
+    assert torch.equal(logits, of_mean) and not torch.allclose(logits, of_largest)
 
 
 @pytest.mark.parametrize(("shots", "constants"), [(1, (4.0, 0.3, 0.15)), (2, (2.0, 0.3, 0.15)), (9, (2.0, 0.3, 0.3))])

@@ -27,6 +27,7 @@ from torch import Tensor
 from ..features.bank import FeatureBank
 from ..method.cache import FoldedClassifier, text_logits
 from ..method.training.confidence import Calibration
+from ..method.trust import TrustedText
 
 if TYPE_CHECKING:  # open_clip takes seconds to import, and most methods do not need it
     from ..config import Config
@@ -42,7 +43,7 @@ class FittedMethod:
     """Result of `Method.fit`: functions that predict, and the values that a run records about the training.
 
     `experiments.record.make_model` makes a `TrainedModel` of it. Only HeGraphAdapter sets the attributes from `variant`
-    to `class_nodes`.
+    to `trusted`.
 
     Attributes:
         logits: Function from unit-norm image features `[B, d]` to logits `[B, K]`.
@@ -57,6 +58,7 @@ class FittedMethod:
         text_nodes: Positive text nodes before and after message passing, each `[K, d]` of unit norm.
         state: Trained parameters by name.
         class_nodes: Visual class nodes in the whitened space, shape `[K, d]`; None without the closed-form head.
+        trusted: Text of the classes after `method/trust.py`; None without trust in text.
         seconds: Time of fitting, with earlier parts of a resumed training; 0: `experiments.fitting.fit` measures it.
         calibration: Temperature of the logits.
         thresholds: Least logit with which a class is predicted, shape `[K]`, with several labels per image; None if the
@@ -76,6 +78,7 @@ class FittedMethod:
     text_nodes: tuple[Tensor, Tensor] | None = None
     state: Mapping[str, Tensor] = field(default_factory=dict)
     class_nodes: Tensor | None = None
+    trusted: TrustedText | None = None
     seconds: float = 0.0
     calibration: Calibration = field(default_factory=Calibration)
     thresholds: Tensor | None = None

@@ -207,4 +207,5 @@ def fitted_adapter(
         text_nodes=text_nodes,
         state=state,
         class_nodes=class_nodes,
+        trusted=model.trusted,
     )

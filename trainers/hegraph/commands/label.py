@@ -129,7 +129,7 @@ def check_command(args: argparse.Namespace) -> int:
         inputs = {key: value for key, value in cfg.values.items() if key != "OUTPUT_DIR"}
         check_output(args.out, [config_files, inputs])
     labelled, paths = labelled_images(cfg, args)
-    ranked = find_label_issues(*labelled)
+    ranked = find_label_issues(*labelled, cfg.model.trust_text)
     issues = [issue for issue in ranked if issue.score > args.above]
     with open_output(args.out) as write:
         for line in issue_lines(issues, paths, chosen_format(args)):

@@ -24,7 +24,7 @@ from ..datasets.registry import is_published
 from ..datasets.splits import Item
 from ..experiments.image_task import ImageTask, with_decoding
 from ..features.backbones.identity import DEFAULT_BACKBONE
-from ..features.bank import count_labels
+from ..features.bank import count_labels, mean_count
 from ..models.saved import SavedModel
 from ..models.support_set import SupportSet
 from ..results.records import RECORD
@@ -166,7 +166,7 @@ class IncrementalTraining:
         assert self.previous is not None
         if not support_set.names:
             raise UserError("at least one class must remain; call fit to start again", "class.last")
-        with self._configured(int(support_set.counts.max())) as cfg:
+        with self._configured(mean_count(support_set.counts.tolist())) as cfg:
             return train_model(support_set, Origin.of(self.previous), cfg, self.device)
 
     def add(
@@ -201,11 +201,11 @@ class IncrementalTraining:
             return train_model(support_set, origin, cfg, self.device)
 
     def _shots_with(self, classes: np.ndarray, labels: torch.Tensor) -> int:
-        """Largest number of images of a class, together with new images."""
+        """Mean number of images of the classes, together with new images."""
         counts = Counter(dict(zip(classes.tolist(), count_labels(labels, len(classes)))))
         if self.support_set is not None:
             counts.update(dict(zip(self.support_set.classes.tolist(), self.support_set.counts.tolist())))
-        return max(counts.values())
+        return mean_count(counts.values())
 
     def _merge(
         self, more: SupportSet, replaces: torch.Tensor, has_text: bool, task: ImageTask | None

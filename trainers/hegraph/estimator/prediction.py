@@ -153,7 +153,8 @@ class PredictionMixin(ClassifierMixin, BaseEstimator):
             raise UserError(f"expected labels of classes_ in y, got {unknown[:5]}")
         labels = torch.tensor([classes.index(label) for label in y.tolist()])
         model = self.model_
-        return find_label_issues(features, labels, model.known_text, model.logit_scale, classes)
+        text = model.known_text
+        return find_label_issues(features, labels, text, model.logit_scale, classes, model.trusts_text)
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()

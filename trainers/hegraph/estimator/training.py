@@ -30,6 +30,7 @@ from ..features.extract import class_prompts
 from ..method.closed_form import OMEGA_NEW, TextPrior
 from ..method.mean_text import without_text
 from ..method.training.memory import refuse_beyond_memory, training_bytes
+from ..method.trust import TrustedText
 from ..method.unlabelled import ClassSums
 from ..models.saved import Preprocessing, Prompts, SavedModel
 from ..models.support_set import SupportSet, scatter_state
@@ -167,7 +168,9 @@ def train_model(support_set: SupportSet, origin: Origin, cfg: Config, device: st
     model = cast(SavedModel, make_model(RunIdentity(task), bank, fitted))  # both methods fold
     metadata = {"method": model.method if trains else "ZeroShot"} | metadata_of(support_set, origin, cfg)
     model = model.model_copy(update=metadata)
-    return with_named_classes(model, support_set, seen) if trains and not seen.all() else model
+    if trains and not seen.all():
+        return with_named_classes(model, support_set, seen, fitted.trusted)
+    return model
 
 
 def train_multilabel(support_set: SupportSet, origin: Origin, cfg: Config, device: str) -> SavedModel:
@@ -254,12 +257,16 @@ def task_of(support_set: SupportSet, origin: Origin, cfg: Config) -> Task:
     return FeatureTask(bank, cfg, cfg.run.seed, {"train": sampled, "val": []}, {"precision": origin.backbone.precision})
 
 
-def with_named_classes(model: SavedModel, support_set: SupportSet, seen: torch.Tensor) -> SavedModel:
+def with_named_classes(
+    model: SavedModel, support_set: SupportSet, seen: torch.Tensor, trusted: TrustedText | None
+) -> SavedModel:
     """Add the classes without images to a model that was trained on the classes `seen`, booleans of shape `[K]`.
 
     Their class weights are those of a transfer to unseen classes (`TransferableAdapter`). With a cache, the text prior
     of their mean is a cache key with the weight of an average class. Without a cache, the closed-form head has the same
     weight as for other classes, because few images would be classified as a new class with the smaller `OMEGA_NEW`.
+
+    With trust in text, `trusted` is the text of the seen classes, and the text of new ones is scaled like theirs.
     """
     positive = support_set.positive
     negative = support_set.negative
@@ -267,20 +274,26 @@ def with_named_classes(model: SavedModel, support_set: SupportSet, seen: torch.T
     scale = model.logit_scale
     assert positive is not None and negative is not None and transfer is not None  # classes without images have text
     trained = model.classifier
-    weights = scale * F.normalize(transfer.class_features(positive, negative), dim=-1)
+    options = transfer.options
+    text = positive if trusted is None else trusted.scale(positive).to(positive)
+    weights = transfer.class_features(text, negative)
+    if trusted is None or options.variant != "training_free":  # whose text keeps its norm
+        weights = F.normalize(weights, dim=-1)
+    weights = scale * weights
     bias = torch.zeros(len(seen))
     if transfer.messages is not None:
         head_weights, head_bias = transfer.messages.folded(positive)
-        omega = transfer.options.closed_form.omega if trained.keys is None else OMEGA_NEW
-        weights = weights + omega * scale * head_weights
-        bias = omega * scale * head_bias
+        strength = options.head_weight(scale) if trained.keys is None else OMEGA_NEW * scale
+        weights = weights + strength * head_weights
+        bias = strength * head_bias
     weights[seen] = trained.weights
     bias[seen] = 0.0 if trained.bias is None else trained.bias
     sums = ClassSums.of(support_set.keys(), support_set.labels, len(seen))
     changed = replace(trained, weights=weights, bias=bias)
     if trained.keys is not None and trained.labels is not None:
         means = sums.sums[seen] / sums.counts[seen, None]
-        prior = F.normalize(TextPrior.fit(positive[seen], means).predict(positive[~seen]), dim=-1).float()
+        known_text = positive[seen] if trusted is None else trusted.replaced
+        prior = F.normalize(TextPrior.fit(known_text, means).predict(positive[~seen]), dim=-1).float()
         known = seen.nonzero().flatten()
         named = (~seen).nonzero().flatten()
         share = torch.full((len(named),), len(trained.keys) / len(known))
@@ -290,6 +303,9 @@ def with_named_classes(model: SavedModel, support_set: SupportSet, seen: torch.T
             labels=torch.cat([known[trained.labels], named]),
             key_weights=torch.cat([torch.ones(len(trained.keys)), share]),
         )
-    return model.model_copy(
-        update={"classifier": changed, "text_positive": positive, "labelled": sums, "class_nodes": None}
-    )
+    update = {"classifier": changed, "text_positive": positive, "labelled": sums, "class_nodes": None}
+    if model.text_trust is not None:
+        weights_of_all = torch.full((len(seen),), model.text_trust.share, dtype=torch.float64)
+        weights_of_all[seen] = torch.tensor(model.text_trust.weights, dtype=torch.float64)
+        update["text_trust"] = model.text_trust.model_copy(update={"weights": tuple(weights_of_all.tolist())})
+    return model.model_copy(update=update)

@@ -22,7 +22,7 @@ from ..method.training.confidence import Calibration, confidence_scores, known_s
 from ..method.training.memory import peak_memory_mb
 from ..method.unlabelled import ClassSums
 from ..models.folder import save_model
-from ..models.saved import NOT_TESTED, SavedModel, Scores, TrainedModel, TrainedOn
+from ..models.saved import NOT_TESTED, SavedModel, Scores, TextTrustRecord, TrainedModel, TrainedOn
 from ..models.support_set import SupportSet
 from ..results.records import (
     GROUPS,
@@ -313,6 +313,7 @@ def make_model(identity: RunIdentity, bank: FeatureBank, fitted: FittedMethod) -
         known=fitted.calibration.known,
         sets=fitted.calibration.sets,
         images=tuple(counts),
+        text_trust=None if fitted.trusted is None else TextTrustRecord.of(fitted.trusted.trust),
         text_positive=bank.text_positive.detach().cpu(),
         thresholds=None if fitted.thresholds is None else fitted.thresholds.cpu(),
         transfer=None if transfer is None else transfer.to("cpu"),

@@ -16,7 +16,7 @@ import logging
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -189,6 +189,15 @@ class FeatureBank:
             "logit_scale": repr(self.logit_scale),
         }
         write_tensors(path, tensors, metadata)
+
+
+def mean_count(counts: Iterable[int]) -> int:
+    """Rounded mean of the numbers of images of the classes that have images; 0 if none has.
+
+    It is the number of shots for values that depend on shots.
+    """
+    present = [count for count in counts if count]
+    return round(sum(present) / len(present)) if present else 0
 
 
 def mean_over_views(features: Tensor) -> Tensor:

@@ -12,6 +12,10 @@ text classifier. Seen as messages on the graph, it has three steps, all of centr
    is fitted without class c (exact leave-one-out of ridge regression); `m'` and `a` use all K classes. The ridge is the
    one of `RIDGES` with the smallest leave-one-class-out error. `W` is left out where `a` alone has a smaller error.
 2. Class means (visual nodes): `u_c = (S_c m_c + kappa p_c) / (S_c + kappa)`. The prior weighs like `kappa` images.
+   With trust in text (`trust.py`), a prior that says little about the means weighs less:
+
+       kappa' = max(kappa min(1, R^2 / FULL_R2), LEAST_KAPPA),  R^2 = 1 - sum_c |m_c - p_c|^2 / sum_c |m_c - m'|^2
+
 3. Linear discriminants (visual -> text), with the shared within-class covariance (shrinkage: Ledoit and Wolf, 2004;
    Friedman, "Regularized discriminant analysis", 1989):
 
@@ -27,9 +31,6 @@ The deviation of an image from the mean of its class, computed without that imag
 
 Training adds this noise to other images (`HeGraphModel.with_noise`), so that biases fit the spread of a class instead
 of its few images. At one shot the mean without the image is the text prior `p_c`.
-
-`class_offsets` is a bias that moves zero-shot CLIP towards predicting each class as often as it occurs in the
-training images.
 
 Shapes: N cached images, K classes, S_c images of class c, d feature width. Computed in float64.
 """
@@ -47,10 +48,9 @@ from torch import Tensor
 
 RIDGES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)  # times the mean eigenvalue of the text kernel
 CONSTANT = 10.0  # intercept: added to all entries of the text kernel, times its mean diagonal
-INVERSE_TEMPERATURES = (0.06, 0.09, 0.125, 0.18, 0.25, 0.35, 0.5, 0.7, 1.0)  # factors of the logits
-OFFSET_STEPS = 20  # early stopping: at one shot, a class may still be off by half of its frequency
+FULL_R2 = 0.1  # `R^2` from which on the text prior has its whole weight
+LEAST_KAPPA = 0.25  # weight of a text prior that says nothing, in images
 BLOCK = 2**24  # entries of the largest matrix in leave-one-out computations
-OFFSET_PRIOR = 4.0  # pseudo-images of each class in `class_offsets`
 OMEGA_NEW = 0.05  # weight of the head in the logits of classes without images
 SMALLEST = 1e-9  # least denominator
 CHUNK_ROWS = 4096  # images converted to float64 at once
@@ -78,6 +78,7 @@ class TextPrior:
         texts: `t_c - t'` of the classes, shape `[K, d]`.
         constant: Intercept term, added to every entry of the text kernel.
         dual: Dual weights of the ridge regression, shape `[K, d]`; None without `W`.
+        ridge: Ridge of the regression; None without `W`.
     """
 
     left_out: Tensor
@@ -87,6 +88,7 @@ class TextPrior:
     texts: Tensor
     constant: Tensor
     dual: Tensor | None
+    ridge: Tensor | None
 
     @classmethod
     def fit(cls, text: Tensor, means: Tensor) -> TextPrior:
@@ -100,17 +102,20 @@ class TextPrior:
         slope = least_squares_slope(texts, images)
         residual = images - slope * texts
         constant = CONSTANT * texts.square().sum(dim=1).mean()
-        regression, dual = left_out_regression(texts, constant, residual)
+        regression, dual, ridge = left_out_regression(texts, constant, residual)
         left_out = mean_image + slope * texts + regression
-        return cls(left_out, mean_text, mean_image, slope, texts, constant, dual)
+        return cls(left_out, mean_text, mean_image, slope, texts, constant, dual, ridge)
 
     def predict(self, text: Tensor) -> Tensor:
         """Prior means `p_c` of classes without images, shape `[K', d]`, from their text features `[K', d]`."""
-        deviation = in_double(text) - self.mean_text
-        linear = self.mean_image + self.slope * deviation
+        linear = self.mean_image + self.slope * (in_double(text) - self.mean_text)
         if self.dual is None:
             return linear
-        return linear + (deviation @ self.texts.t() + self.constant) @ self.dual
+        return linear + self.kernel(text) @ self.dual
+
+    def kernel(self, text: Tensor) -> Tensor:
+        """Kernel of text features `[K', d]` with those of the classes, shape `[K', K]`."""
+        return (in_double(text) - self.mean_text) @ self.texts.t() + self.constant
 
     def to(self, device: str | torch.device) -> TextPrior:
         """Prior with its tensors moved to a device."""
@@ -125,15 +130,17 @@ def least_squares_slope(texts: Tensor, images: Tensor) -> Tensor:
     return (covariance / variance.clamp_min(SMALLEST)).clamp_min(0)
 
 
-def left_out_regression(texts: Tensor, constant: Tensor, residual: Tensor) -> tuple[Tensor, Tensor | None]:
+def left_out_regression(
+    texts: Tensor, constant: Tensor, residual: Tensor
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Ridge regression of `residual` on texts, each `[K, d]`, with the best of `RIDGES`.
 
     With the kernel `texts texts^T + constant = V diag(e) V^T`, the hat matrix is `H = V diag(e / (e + ridge)) V^T`, and
     class c without itself is predicted as `((H residual)_c - H_cc residual_c) / (1 - H_cc)`.
 
     Returns:
-        The leave-one-out predictions, `[K, d]`, and the dual weights, `[K, d]`. 0 and None if no ridge has a smaller
-        leave-one-out error than predictions of 0.
+        The leave-one-out predictions, `[K, d]`, the dual weights, `[K, d]`, and the ridge. 0, None and None if no ridge
+        has a smaller leave-one-out error than predictions of 0.
     """
     eigenvalues, vectors = kernel_eigenvectors(texts, constant)
     projected = vectors.t() @ residual
@@ -141,6 +148,7 @@ def left_out_regression(texts: Tensor, constant: Tensor, residual: Tensor) -> tu
     least_error = residual.square().sum()
     left_out = torch.zeros_like(residual)
     dual = None
+    best_ridge = None
     for factor in RIDGES:
         ridge = factor * mean_eigenvalue
         shrink = eigenvalues / (eigenvalues + ridge)
@@ -150,8 +158,9 @@ def left_out_regression(texts: Tensor, constant: Tensor, residual: Tensor) -> tu
         if error < least_error:
             least_error = error
             left_out = predicted
+            best_ridge = ridge
             dual = vectors @ (projected / (eigenvalues + ridge).unsqueeze(1))
-    return left_out, dual
+    return left_out, dual, best_ridge
 
 
 def kernel_eigenvectors(texts: Tensor, constant: Tensor) -> tuple[Tensor, Tensor]:
@@ -169,6 +178,12 @@ def kernel_eigenvectors(texts: Tensor, constant: Tensor) -> tuple[Tensor, Tensor
     nonzero = eigenvalues > SMALLEST * eigenvalues[-1]
     eigenvalues = eigenvalues[nonzero]
     return eigenvalues, design @ right[:, nonzero] / eigenvalues.sqrt()
+
+
+def kernel_inverse(eigenvalues: Tensor, vectors: Tensor, ridge: Tensor) -> Tensor:
+    """Inverse of `texts texts^T + constant + ridge I`, `[K, K]`, from the result of `kernel_eigenvectors`."""
+    outside = torch.eye(len(vectors), dtype=vectors.dtype, device=vectors.device) - vectors @ vectors.t()
+    return (vectors / (eigenvalues + ridge)) @ vectors.t() + outside / ridge
 
 
 def whitening_of(covariance: Tensor, ridge: float | Tensor, least: float | Tensor) -> Tensor:
@@ -215,6 +230,20 @@ def blocks_in_double(keys: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Ten
     for keys_block, classes in zip(keys.split(CHUNK_ROWS), labels.split(CHUNK_ROWS)):
         keys_block = in_double(keys_block)
         yield keys_block, classes.to(keys_block.device)
+
+
+def adapted_kappa(kappa: float, prior: TextPrior, means: Tensor) -> float:
+    """Weight `kappa'` of a text prior by how much it says about the class means (step 2).
+
+    Args:
+        kappa: Weight of a prior from text that describes the images, in images.
+        prior: The text prior.
+        means: Class means, shape `[K, d]`, float64.
+    """
+    error = (means - prior.left_out).square().sum()
+    variance = (means - means.mean(dim=0)).square().sum().clamp_min(SMALLEST)
+    r2 = max(1 - (error / variance).item(), 0.0)
+    return max(kappa * min(1.0, r2 / FULL_R2), min(LEAST_KAPPA, kappa))
 
 
 def shrunken_means(counts: Tensor, sums: Tensor, prior: Tensor, kappa: float) -> Tensor:
@@ -299,18 +328,28 @@ class ClosedForm:
 
     @classmethod
     def fit(
-        cls, keys: Tensor, labels: Tensor, text: Tensor, kappa: float, rho: float, permutation: Tensor | None = None
+        cls,
+        keys: Tensor,
+        labels: Tensor,
+        text: Tensor,
+        kappa: float,
+        rho: float,
+        permutation: Tensor | None = None,
+        adapt_kappa: bool = False,
     ) -> ClosedForm:
         """Compute steps 1 and 2.
 
         Args:
-            text: Unit-norm text features, shape `[K, d]`.
+            text: Text features, shape `[K, d]`.
             kappa: Weight of the text prior, in images.
+            adapt_kappa: Whether a prior that says little about the class means weighs less (`adapted_kappa`).
             keys, labels, rho, permutation: See the attributes.
         """
         counts, sums = class_sums(keys, labels, len(text))
         means = sums / counts
         prior = TextPrior.fit(text, means)
+        if adapt_kappa:
+            kappa = adapted_kappa(kappa, prior, means)
         sums = counts * means
         weighted_prior = kappa * prior.left_out
         noise = within_class_noise(keys, labels, counts, sums, weighted_prior, kappa)
@@ -401,61 +440,3 @@ class NewClassMessages:
     def logits(self, features: Tensor, text: Tensor) -> Tensor:
         """Logits `(f - m) . x_c`, shape `[B, K]`, of image features `[B, d]` and text features `[K, d]`."""
         return (features - self.mean) @ self.folded(text)[0].t()
-
-
-def class_offsets(logits: Tensor, labels: Tensor) -> Tensor:
-    """Class offsets of mean zero, shape `[K]`, that move mean predicted probabilities towards the class frequencies.
-
-    Each of `OFFSET_STEPS` steps adds `log((count + OFFSET_PRIOR) / (mass + OFFSET_PRIOR))`, where `mass` is the sum of
-    the predicted probabilities of a class over the training images.
-
-    Args:
-        logits: Zero-shot logits of the training images, shape `[N, K]`.
-        labels: Their classes, shape `[N]`.
-    """
-    best = nll_at_temperatures(logits, labels).argmin().reshape(1)
-    factor = logits.new_tensor(INVERSE_TEMPERATURES).index_select(0, best)
-    ones = torch.ones_like(labels, dtype=logits.dtype)
-    counts = logits.new_zeros(logits.shape[1]).index_add_(0, labels, ones)
-    offsets = torch.zeros_like(counts)
-    for _ in range(OFFSET_STEPS):
-        mass = ((logits + offsets) * factor).softmax(dim=1).sum(dim=0)
-        offsets = offsets + ((counts + OFFSET_PRIOR) / (mass + OFFSET_PRIOR)).log() / factor
-    return offsets - offsets.mean()
-
-
-def left_out_offsets(logits: Tensor, labels: Tensor) -> Tensor:
-    """Leave-one-out `class_offsets`: row i is computed without image i, shape `[N, K]`.
-
-    The masses of all classes, for a block of left-out images, take two matrix products, as in Sinkhorn's algorithm.
-
-    Args:
-        logits: Zero-shot logits of the training images, shape `[N, K]`.
-        labels: Their classes, shape `[N]`.
-    """
-    counts = torch.bincount(labels, minlength=logits.shape[1]).to(logits.dtype)
-    own = torch.stack([F.cross_entropy(logits * factor, labels, reduction="none") for factor in INVERSE_TEMPERATURES])
-    without = nll_at_temperatures(logits, labels).unsqueeze(1) - own  # of the other images, [T, N]
-    best = without.argmin(dim=0)
-    offsets = torch.empty_like(logits)
-    for number in best.unique().tolist():
-        factor = INVERSE_TEMPERATURES[number]
-        scaled = (factor * (logits - logits.amax(dim=1, keepdim=True))).exp()
-        for rows in (best == number).nonzero()[:, 0].split(max(1, BLOCK // len(logits))):
-            own_counts = counts - F.one_hot(labels[rows], len(counts))
-            scaled_offsets = torch.zeros_like(logits[rows])  # times the factor
-            for _ in range(OFFSET_STEPS):
-                weights = scaled_offsets.exp()
-                mass = weights * ((1 / (weights @ scaled.t())) @ scaled)
-                mass -= F.normalize(weights * scaled[rows], p=1, dim=1)
-                scaled_offsets += ((own_counts + OFFSET_PRIOR) / (mass + OFFSET_PRIOR)).log()
-            offsets[rows] = (scaled_offsets - scaled_offsets.mean(dim=1, keepdim=True)) / factor
-    return offsets
-
-
-def nll_at_temperatures(logits: Tensor, labels: Tensor) -> Tensor:
-    """Negative log-likelihood of logits `[N, K]`, summed over the images, shape `[T]`.
-
-    The logits are multiplied by each of the T `INVERSE_TEMPERATURES`.
-    """
-    return torch.stack([F.cross_entropy(logits * factor, labels, reduction="sum") for factor in INVERSE_TEMPERATURES])

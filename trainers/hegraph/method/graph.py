@@ -49,6 +49,10 @@ class HeteroGraph:
     def width(self) -> int:
         return self.x_dict["positive"].shape[1]
 
+    def with_positive(self, text: Tensor) -> "HeteroGraph":
+        """Graph with other positive text nodes, shape `[K, d]` and of any norm."""
+        return HeteroGraph({**self.x_dict, "positive": F.normalize(text, dim=-1)})
+
     def edge_weights(self, relation: RelationType, rows: slice = slice(None)) -> Tensor:
         """Edge weights `r_ij` of a relation, with target nodes in rows and source nodes in columns, shape `[R, K]`."""
         weights = self.x_dict[relation.target][rows] @ self.x_dict[relation.source].t()

@@ -19,11 +19,13 @@ from torch import Tensor, nn
 
 from ..features.bank import FeatureBank
 from .cache import FoldedClassifier, Logits, shifted_cache_logits, shifted_keys, text_logits
-from .closed_form import OMEGA_NEW, ClosedForm, NewClassMessages, class_offsets
+from .class_offsets import class_offsets
+from .closed_form import OMEGA_NEW, ClosedForm, NewClassMessages
 from .graph import HeteroGraph, build_graph, class_prototypes
 from .layers import Adapted, HeteroMessagePassing
 from .options import UNTRAINED, ModelOptions
 from .relations import RELATIONS
+from .trust import TrustedText, trust_text
 
 
 class HeGraphModel(nn.Module):
@@ -33,6 +35,7 @@ class HeGraphModel(nn.Module):
         cache_keys, cache_labels: Unit-norm features of the training images, shape `[N, d]`, and their labels, `[N]`.
         logit_scale: CLIP's `tau`.
         layers: Message passing; None for a variant without training.
+        trusted: Text of the classes after `trust.py`, in place of the positive text nodes; None without trust in text.
         closed_form: Closed-form head, which moves with the model; None if the options use neither its logits nor its
             noise.
 
@@ -58,20 +61,33 @@ class HeGraphModel(nn.Module):
         self.num_classes = graph.num_classes
         self.logit_scale = logit_scale
         self.options = options
+        text = graph.x_dict["positive"]
+        prior_text = text
+        self.trusted: TrustedText | None = None
+        if options.trusts_text:
+            self.trusted = trust_text(cache_keys, cache_labels, text, logit_scale)
+            prior_text = self.trusted.replaced
+            text = self.trusted.scaled.to(text)
+            graph = graph.with_positive(text)
         # Not in the state dict, since they are computed from the features
         self.register_buffer("cache_keys", cache_keys, persistent=False)
         self.register_buffer("cache_labels", cache_labels, persistent=False)
-        self.register_buffer("x_positive", graph.x_dict["positive"], persistent=False)
+        is_free = options.variant == "training_free"  # whose text keeps its norm, as there is no message passing
+        self.register_buffer("x_positive", text if is_free else graph.x_dict["positive"], persistent=False)
         self.layers = None if options.variant in UNTRAINED else HeteroMessagePassing(graph, options)
         self.closed_form: ClosedForm | None = None
         if options.needs_closed_form:
-            text = graph.x_dict["positive"]
-            wrong_classes = shuffled(len(text)).to(text.device)
-            prior_text = text[wrong_classes] if options.shuffle == "text_to_visual" else text
-            permutation = wrong_classes if options.shuffle == "visual_to_text" else None
-            constants = options.closed_form
+            wrong_classes = shuffled(self.num_classes).to(prior_text.device)
+            if options.shuffle == "text_to_visual":
+                prior_text = prior_text[wrong_classes]
             self.closed_form = ClosedForm.fit(
-                cache_keys, cache_labels, prior_text, constants.kappa, constants.rho, permutation
+                cache_keys,
+                cache_labels,
+                prior_text,
+                options.closed_form.kappa,
+                options.closed_form.rho,
+                permutation=wrong_classes if options.shuffle == "visual_to_text" else None,
+                adapt_kappa=options.trusts_text,
             )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> HeGraphModel:
@@ -118,13 +134,14 @@ class HeGraphModel(nn.Module):
         """Fold the model into a classifier. `adapted` is the result of `pass_messages_at_test`; None computes it."""
         options = self.options
         if options.variant == "training_free":
-            offsets = class_offsets(self.logit_scale * self.cache_keys @ self.x_positive.t(), self.cache_labels)
+            logits = self.logit_scale * self.cache_keys @ self.x_positive.t()
+            offsets = class_offsets(logits, self.cache_labels, options.class_prior)
             folded = FoldedClassifier(self.logit_scale * self.x_positive, offsets)
         else:
             adapted = adapted or self.pass_messages_at_test()
             folded = FoldedClassifier(self.logit_scale * F.normalize(adapted.positive, dim=-1))
         if self.closed_form is not None and options.has_closed_form:
-            strength = options.closed_form.omega * self.logit_scale  # omega tau
+            strength = options.head_weight(self.logit_scale)
             messages = self.closed_form.to_text
             weights = messages.weights.to(folded.weights.dtype)
             bias = messages.bias.to(folded.weights.dtype)

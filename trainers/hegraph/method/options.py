@@ -14,6 +14,9 @@ INITS = ("identity", "xavier", "zero")
 # Controls of the ablation: the messages of one relation go to wrong classes
 SHUFFLES = ("none", "text_to_visual", "visual_to_text", "negative")
 
+CLASS_PRIORS = ("balanced", "training")
+
+HEAD_SCALE = 100.0  # CLIP's `tau`, at which the constants of the closed-form head were chosen
 UNTRAINED = ("base", "training_free")  # variants without trainable parameters
 
 _option = partial(option, shapes_model=True)  # a trained model stores it, and a test cannot change it
@@ -102,6 +105,18 @@ class ModelOptions:
         configured=1.0,
         least=0,
     )
+    trust_text: bool = _option(
+        False,
+        ".TRUST_TEXT",
+        "whether text that does not describe the images of its class is replaced (not in the paper)",
+        configured=True,
+    )
+    class_prior: str = _option(
+        "balanced",
+        ".CLASS_PRIOR",
+        "class frequencies among test images in the training-free variant: equal ones, or those of the training images",
+        choices=CLASS_PRIORS,
+    )
     shuffle: str = _option(
         "none", ".SHUFFLE", "relation whose messages go to wrong classes (ablation)", choices=SHUFFLES
     )
@@ -122,6 +137,19 @@ class ModelOptions:
     def needs_closed_form(self) -> bool:
         """Whether the closed form is computed: for predictions, or for the noise of the training."""
         return self.has_closed_form or self.noise > 0
+
+    @property
+    def trusts_text(self) -> bool:
+        """Whether the variant replaces text that does not describe the images of its class."""
+        return self.trust_text and self.variant != "base"
+
+    def head_weight(self, logit_scale: float) -> float:
+        """Factor of the closed-form logits: `omega tau`, or `omega` times `HEAD_SCALE` in the training-free variant.
+
+        With trust in text, the head of the training-free variant does not depend on CLIP's `tau`.
+        """
+        is_free = self.variant == "training_free" and self.trusts_text
+        return self.closed_form.omega * (HEAD_SCALE if is_free else logit_scale)
 
     @property
     def in_training(self) -> "ModelOptions":

@@ -23,9 +23,10 @@ from ..method.model import TransferableAdapter
 from ..method.training.confidence import Calibration, KnownScores, known_score
 from ..method.training.memory import refuse_beyond_memory
 from ..method.training.prediction_sets import SetScores, prediction_sets
+from ..method.trust import TRUSTED, TextTrust, replace_text
 from ..method.unlabelled import ClassSums, UnlabelledAdaptation, adapt_to_unlabelled
 from ..utils.errors import UserError
-from ..utils.option import describe_shots, images_per_class
+from ..utils.option import NODE, describe_shots, images_per_class
 from ..utils.reading import Count, Finite, Name, Percent, Positive, Share, Size, StrictModel, validate
 from .support_set import SupportSet
 
@@ -101,6 +102,23 @@ class TrainedOn(StrictModel):
         return str(self.config.get(SHOTS_PER_CLASS, ""))
 
 
+class TextTrustRecord(StrictModel):
+    """Trust in the text of the classes (`method/trust.py`): `w_c` by class, the scale `a` and the share `pi`."""
+
+    weights: tuple[Annotated[float, Field(ge=0, le=1)], ...]
+    scale: Annotated[float, Field(ge=0, le=1)]
+    share: Annotated[float, Field(ge=0, le=1)]
+
+    @classmethod
+    def of(cls, trust: TextTrust) -> TextTrustRecord:
+        """The record of an estimate."""
+        return cls(weights=tuple(trust.weights.tolist()), scale=trust.scale, share=trust.share)
+
+    def estimate(self) -> TextTrust:
+        """The estimate of a record."""
+        return TextTrust(torch.tensor(self.weights, dtype=torch.float64), self.scale, self.share)
+
+
 class Scores(StrictModel):
     """Scores on the test images in percent; None without test images.
 
@@ -140,6 +158,7 @@ class ModelMetadata(StrictModel):
         unlabelled: Number of unlabelled images that the classifier is adapted to (`method/unlabelled.py`).
         images: Number of labelled training images of each class; None if unknown.
         image_ids: `SupportSet.ids`; None if the images were passed as features.
+        text_trust: Trust in the text of each class; None without an estimate.
     """
 
     method: str
@@ -159,6 +178,7 @@ class ModelMetadata(StrictModel):
     unlabelled: Count = 0
     images: tuple[Count, ...] | None = None
     image_ids: tuple[int, ...] | None = None
+    text_trust: TextTrustRecord | None = None
 
     @model_validator(mode="after")
     def consistent_classes(self) -> ModelMetadata:
@@ -180,6 +200,25 @@ class ModelMetadata(StrictModel):
         """Names of the classes without images, known from text alone; empty if no class has images."""
         images = self.images or ()
         return tuple(name for name, count in zip(self.classnames, images) if not count) if any(images) else ()
+
+    @property
+    def trusts_text(self) -> bool:
+        """Whether the training replaces text that does not describe the images; False for older models."""
+        return bool(self.trained_on.config.get(f"{NODE}.TRUST_TEXT", False))
+
+    @property
+    def class_prior(self) -> str:
+        """Class frequencies of test images, "balanced" or "training"; "training" for older models."""
+        return self.trained_on.config.get(f"{NODE}.CLASS_PRIOR", "training")
+
+    @property
+    def untrusted(self) -> tuple[str, ...]:
+        """Names of the classes whose text says nothing to the encoder, so that their images alone classify them."""
+        if self.text_trust is None:
+            return ()
+        counts = self.images or [1] * len(self.classnames)
+        rows = zip(self.classnames, self.text_trust.weights, counts)
+        return tuple(name for name, weight, count in rows if count and weight <= TRUSTED)
 
     @property
     def sample_description(self) -> str:
@@ -301,6 +340,14 @@ class SavedModel(TrainedModel):
         if self.thresholds is not None:
             raise UserError(f"{action} needs a model with one label per image, and this one has several")
 
+    def text_of_classes(self) -> Tensor:
+        """Text of the classes after `method/trust.py`, shape `[K, d]`; the original text without an estimate."""
+        if self.text_trust is None or self.labelled is None or not self.has_text:
+            return self.text_positive
+        counts = self.labelled.counts.unsqueeze(1)
+        trusted = replace_text(self.text_trust.estimate(), counts, self.labelled.sums, self.text_positive)
+        return trusted.replaced.to(self.text_positive)
+
     def zero_shot_logits(self, features: Tensor) -> Tensor:
         """Logits of zero-shot CLIP with the same prompts, shape `[B, K]`; 0 without class texts."""
         return self.logit_scale * features @ self.known_text.t()
@@ -395,7 +442,7 @@ def adapt(model: SavedModel, features: Tensor, device: str) -> tuple[SavedModel,
     adaptation = adapt_to_unlabelled(
         model.classifier.to(device),
         model.labelled.to(device),
-        model.text_positive.to(device),
+        model.text_of_classes().to(device),
         features.to(device),
         model.logit_scale,
         model.temperature,

@@ -20,7 +20,7 @@ from torch import Tensor
 from ...datasets.images import open_image, reason
 from ...estimator.labels import LEAST_AGREEMENT, SUSPICIOUS
 from ...estimator.labels.issues import LabelIssue, rank_labels
-from ...estimator.labels.left_out import leave_one_out
+from ...estimator.labels.leave_one_out import leave_one_out
 from ...models.folder import load_model
 from ...models.saved import SavedModel
 from ...results.comparison import has_calibration, on_base_classes
@@ -317,7 +317,9 @@ def leave_one_out_of_run(folder: Path, files: ImageFiles | None) -> LeaveOneOut 
         return None
     if len(support.labels.unique()) < 2:
         return None
-    logits, predicted = leave_one_out(support.keys(), support.labels, model.known_text, model.logit_scale)
+    logits, predicted = leave_one_out(
+        support.keys(), support.labels, model.known_text, model.logit_scale, model.trusts_text, model.class_prior
+    )
     paths = [] if files is None else train_files(folder, files.root, len(support.labels))
     predictions = EvaluatedImages(predicted, support.labels, support.names, paths)
     return LeaveOneOut(predictions, rank_labels(logits, support.labels, support.names))

@@ -285,7 +285,12 @@ class Learner(Server):
         support_set = support_set_of(model)
         ids = hex_ids(support_set.ids)
         issues = find_label_issues(
-            support_set.keys(), support_set.labels, model.known_text, model.logit_scale, model.classnames
+            support_set.keys(),
+            support_set.labels,
+            model.known_text,
+            model.logit_scale,
+            model.classnames,
+            model.trusts_text,
         )
         return [
             {"id": ids[issue.index], "label": issue.label, "suggested": issue.suggested, "score": round(issue.score, 4)}

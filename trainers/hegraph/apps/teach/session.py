@@ -31,7 +31,7 @@ from ...features.backbones.clip import Backbone
 from ...features.backbones.identity import AUTO, MINI_NAME
 from ...features.backbones.loading import load_backbone
 from ...features.backbones.schema import BackboneConfig
-from ...features.bank import has_unit_norm
+from ...features.bank import has_unit_norm, mean_count
 from ...features.extract import encode_prompts
 from ...models.saved import Preprocessing, SavedModel
 from ...models.support_set import SupportSet
@@ -353,7 +353,7 @@ class Session:
         fields["problems"] = self._problems(contents)
         if len(names) >= 2:
             support_set = self._support_set(names, pictures)
-            shots = int(support_set.counts.max())
+            shots = mean_count(support_set.counts.tolist())
             model = train_model(support_set, self.origin, self._configuration(names, shots), "cpu")
             fields |= {"model": model, "backbone": self.backbone, "trained_on": [*pictures.values()]}
             fields |= self._suggestions(model, contents.without(self._unreadable))

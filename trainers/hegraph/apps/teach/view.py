@@ -1,6 +1,6 @@
 """State of a teach project as its page shows it, and the evaluation of its model by leave-one-out.
 
-Labels are checked and the accuracy is measured by leave-one-out (`estimator/labels/left_out.py`). An action changes the
+Labels are checked and the accuracy is measured by leave-one-out (`estimator/labels/leave_one_out.py`). An action changes the
 contents at once; the model and then its evaluation follow. Until then, the lists omit images that are at another place.
 """
 
@@ -8,14 +8,14 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from ...estimator.incremental import support_set_of
 from ...estimator.labels import SUSPICIOUS
 from ...estimator.labels.issues import LabelIssue, rank_labels
-from ...estimator.labels.left_out import leave_one_out
+from ...estimator.labels.leave_one_out import leave_one_out
 from ...features.backbones.clip import Backbone
 from ...models.saved import SavedModel
 from ..demo.answer import UNUSUAL
@@ -177,7 +177,8 @@ def evaluation_of(view: View) -> dict[str, Any]:
 def leave_one_out_of(model: SavedModel, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Logits and predictions of `leave_one_out` for the support set of a model with other labels."""
     support_set = support_set_of(model)
-    return leave_one_out(support_set.features[0], labels, cast(Tensor, support_set.positive), model.logit_scale)
+    features = support_set.features[0]
+    return leave_one_out(features, labels, model.known_text, model.logit_scale, model.trusts_text, model.class_prior)
 
 
 def find_neediest(names: Sequence[str], correct: Sequence[int], counts: Sequence[int]) -> tuple[str, int, int]:

@@ -1,6 +1,6 @@
 """Label issues: labels of a training set that are likely wrong, by exact leave-one-out.
 
-Each image is classified by the training-free variant fitted to all other images (`left_out.py`), at a temperature
+Each image is classified by the training-free variant fitted to all other images (`leave_one_out.py`), at a temperature
 fitted on the same images. The score of an image with label `y` is
 
     score = log( |P_c for all classes c except y|_2 / P_y )
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ...method.training.confidence import fit_temperature
 from ...utils.errors import UserError
-from .left_out import left_out_logits, training_free_options
+from .leave_one_out import default_options, left_out_logits
 
 LARGEST_SCORE = 700.0  # whose exponential is finite
 
@@ -58,7 +58,7 @@ class LabelIssue:
 
 
 def find_label_issues(
-    features: Tensor, labels: Tensor, text: Tensor, logit_scale: float, classes: Sequence[Any]
+    features: Tensor, labels: Tensor, text: Tensor, logit_scale: float, classes: Sequence[Any], trusts_text: bool = True
 ) -> list[LabelIssue]:
     """Score the label of every image, and sort from the most to the least suspicious one.
 
@@ -68,14 +68,15 @@ def find_label_issues(
         text: Unit-norm text features of the classes, shape `[K, d]`.
         logit_scale: CLIP's `tau`.
         classes: Names of the K classes in the result.
+        trusts_text: Whether text that does not describe the images is replaced.
 
     Raises:
         UserError: If all images have the same label.
     """
     if len(labels.unique()) < 2:
         raise UserError("expected images of at least two classes, got one class; add images of another class")
-    options = training_free_options(int(labels.bincount().max()))
-    return rank_labels(left_out_logits(features, labels, text, logit_scale, options), labels, classes)
+    logits = left_out_logits(features, labels, text, logit_scale, default_options(labels), trusts_text)
+    return rank_labels(logits, labels, classes)
 
 
 def rank_labels(logits: Tensor, labels: Tensor, classes: Sequence[Any]) -> list[LabelIssue]:

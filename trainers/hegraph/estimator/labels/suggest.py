@@ -41,7 +41,7 @@ def suggest(model: SavedModel, features: Tensor, number: int) -> list[int]:
         UserError: If the model has several labels per image.
     """
     model.check_single_label("active learning")
-    text = model.text_positive
+    text = model.text_of_classes()
     labelled = model.labelled
     if labelled is None:
         labelled = ClassSums.of(features[:0], torch.zeros(0, dtype=torch.long), len(text))

@@ -43,7 +43,7 @@ from ...utils.errors import UserError, user_message
 from ...utils.reading import validate
 from ...utils.text import one_line, shown
 from ..classes import NotBlank, check_label_values
-from ..labels.left_out import leave_one_out
+from ..labels.leave_one_out import leave_one_out
 from .candidates import Candidate, read_candidates, size_of
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""Exact leave-one-out of the training-free variant: classify each labelled image without itself.
+"""Exact leave-one-out of the closed-form head: its logits for each labelled image, without that image.
 
 `method/closed_form.py` is linear in the class means, except for one number, the slope `a`, and one choice, the ridge
 regression `L`. If both are fixed, leaving out one image is a change of low rank. Let the image have feature `f` and
@@ -47,7 +47,10 @@ Leaving out the only image of a class leaves a class without images, whose mean 
 The ridge regression without a class equals the one with the class mean at its own prediction, except for the share 1/P
 of the class in the centre. Other classes without images have their text prior as mean, too.
 
-If all other images are of one class, no model can be trained without the image, and zero-shot CLIP classifies it.
+With trust in text (`leave_one_out.py`), the text of class y changes by `v` without the image, which moves its prior
+by `x = a v + k' (G - G_{:y} G_{y:} / G_yy) R`, with `k' = v T^T`, the inverse `G` of the kernel with its ridge, and the
+residuals `R` of the class means. Then `epsilon` gains `kappa x / (S - 1 + kappa)`, and `Z` gains `x`. The regressions
+of the other classes, in which the text of class y is one of P, keep the old text.
 
 Shapes: N images, K classes, P classes with images, d feature width, J images of a block. Computations are in float64
 and take O(N^2 (K + d)).
@@ -55,76 +58,36 @@ and take O(N^2 (K + d)).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...method.closed_form import BLOCK, CONSTANT, RIDGES, SMALLEST, kernel_eigenvectors, left_out_offsets
+from ...method.closed_form import BLOCK, CONSTANT, RIDGES, SMALLEST, kernel_eigenvectors, kernel_inverse
 from ...method.graph import sum_by_class
 from ...method.options import TrainingFreeOptions
-from ...utils.option import options_of
 
 SLOPE_ERROR = 1e-6  # approximate error of the interpolation between slopes
 MAX_SLOPES = 6
 
 
-def training_free_options(shots: int) -> TrainingFreeOptions:
-    """Default options of the training-free variant for a number of images per class."""
-    at_least_one = max(shots, 1)
-    values = [option.at_shots(option.default, at_least_one) for option in options_of(TrainingFreeOptions)]
-    return TrainingFreeOptions(*values)
-
-
 @torch.no_grad()
-def left_out_logits(
-    features: Tensor, labels: Tensor, text: Tensor, logit_scale: float, options: TrainingFreeOptions
+def left_out_messages(
+    features: Tensor, labels: Tensor, text: Tensor, options: TrainingFreeOptions, changes: Tensor | None = None
 ) -> Tensor:
-    """Compute the logits of each image by the training-free variant fitted to all other images.
+    """Messages of the closed-form head to each image, from the classes without that image, shape `[N, K]`, float64.
 
     Args:
-        features: Unit-norm image features of at least two classes, shape `[N, d]`.
+        features: Unit-norm image features of at least two classes, shape `[N, d]`, float64.
         labels: Classes of the images, shape `[N]`.
-        text: Unit-norm text features, shape `[K, d]`.
-        logit_scale: CLIP's `tau`.
+        text: Text features of the text prior, shape `[K, d]`, float64.
         options: Options of the closed-form head.
-
-    Returns:
-        Logits without class offsets, shape `[N, K]`, float64.
+        changes: `v`, change of the text of each image's class without the image, shape `[N, d]`; None: no change.
     """
-    features = features.double()
-    text = text.double()
-    messages = _Messages(features, labels, text, options).left_out()
-    messages = messages.masked_fill(_others_of_one_class(labels), 0)
-    return logit_scale * features @ text.t() + options.omega * logit_scale * messages
-
-
-def leave_one_out(features: Tensor, labels: Tensor, text: Tensor, logit_scale: float) -> tuple[Tensor, Tensor]:
-    """Classify each image by the training-free variant, with its default options, fitted to all other images.
-
-    The default options are those for the number of images of the largest class.
-
-    Args:
-        features, labels, text, logit_scale: As for `left_out_logits`.
-
-    Returns:
-        Logits without class offsets, shape `[N, K]`, and predicted classes with class offsets, shape `[N]`.
-    """
-    options = training_free_options(int(labels.bincount().max()))
-    logits = left_out_logits(features, labels, text, logit_scale, options)
-    offsets = left_out_offsets(logit_scale * (features @ text.t()).double(), labels)
-    offsets = offsets.masked_fill(_others_of_one_class(labels), 0)
-    return logits, (logits + offsets).argmax(dim=1)
-
-
-def _others_of_one_class(labels: Tensor) -> Tensor:
-    """Whether all other images are of one class, for each image, shape `[N, 1]`."""
-    counts = labels.bincount()
-    is_alone = counts[labels] == 1
-    has_two_classes = (counts > 0).sum() == 2
-    return (is_alone & has_two_classes).unsqueeze(1)
+    return _Messages(features, labels, text, options, changes).left_out()
 
 
 class _Smoother:
@@ -135,14 +98,27 @@ class _Smoother:
             classes.
         images, texts: `(I - L)` times the centred class means and times the centred texts, shape `[P, d]`.
         units: `(I - L)` times the centred unit vectors, shape `[P, P]`.
+        inverse: `G`, inverse of the kernel with its ridge, shape `[P, P]`; None without ridge regression.
     """
 
-    def __init__(self, matrix: Tensor, present: Tensor, images: Tensor, texts: Tensor) -> None:
+    def __init__(
+        self,
+        matrix: Tensor,
+        present: Tensor,
+        images: Tensor,
+        texts: Tensor,
+        inverse: Callable[[], Tensor] | None = None,
+    ) -> None:
         error = torch.eye(len(images), dtype=matrix.dtype, device=matrix.device) - matrix[present]
         self.matrix = matrix
         self.images = error @ images
         self.texts = error @ texts
         self.units = error - error.mean(dim=1, keepdim=True)
+        self._inverse = inverse
+
+    @cached_property
+    def inverse(self) -> Tensor | None:
+        return None if self._inverse is None else self._inverse()
 
     def errors(self, rows: Tensor, deltas: Tensor, slopes: Tensor) -> Tensor:
         """Squared error without each image, shape `[N]`: the squared norm of `images + unit delta^T - slope texts`.
@@ -171,9 +147,12 @@ class _Messages:
         rows: Row of each image's class in `present`, shape `[N]`.
         means, centre: Class means `[P, d]` and their mean.
         images, texts: Centred class means `[P, d]`, and texts minus the mean text of `present`, `[K, d]`.
+        changes: `v` of each image, shape `[N, d]`, or None.
     """
 
-    def __init__(self, features: Tensor, labels: Tensor, text: Tensor, options: TrainingFreeOptions) -> None:
+    def __init__(
+        self, features: Tensor, labels: Tensor, text: Tensor, options: TrainingFreeOptions, changes: Tensor | None
+    ) -> None:
         self.features = features
         self.labels = labels
         self.kappa = options.kappa
@@ -186,6 +165,7 @@ class _Messages:
         self.centre = self.means.mean(dim=0)
         self.images = self.means - self.centre
         self.texts = text - text[self.present].mean(dim=0)
+        self.changes = changes
 
     @cached_property
     def smoothers(self) -> list[_Smoother]:
@@ -195,14 +175,16 @@ class _Messages:
         eigenvalues, vectors = kernel_eigenvectors(texts, constant)
         kernel = (self.texts @ texts.t() + constant) @ vectors
         unit = (eigenvalues[:-1].sum() / (len(texts) - 1)).clamp_min(SMALLEST)
-        matrices = [torch.zeros(len(self.texts), len(texts), dtype=texts.dtype, device=texts.device)]
+        nothing = torch.zeros(len(self.texts), len(texts), dtype=texts.dtype, device=texts.device)
+        smoothers = [_Smoother(nothing, self.present, self.images, texts)]
         for strength in RIDGES:
             matrix = (kernel / (eigenvalues + strength * unit)) @ vectors.t()
             leverage = matrix[self.present, torch.arange(len(texts))].clone()
             own = matrix[self.present] - torch.diag(leverage)
             matrix[self.present] = own / (1 - leverage).unsqueeze(1)
-            matrices.append(matrix)
-        return [_Smoother(matrix, self.present, self.images, texts) for matrix in matrices]
+            inverse = partial(kernel_inverse, eigenvalues, vectors, strength * unit)
+            smoothers.append(_Smoother(matrix, self.present, self.images, texts, inverse))
+        return smoothers
 
     def prior(self, matrix: Tensor, slope: float) -> Tensor:
         """Text priors `p_c` of all classes, shape `[K, d]`."""
@@ -221,9 +203,9 @@ class _Messages:
         messages = self.features.new_empty(len(self.features), len(self.texts))
         for number in best.unique().tolist():
             images = (best == number).nonzero()[:, 0]
-            matrix = self.smoothers[number].matrix
+            smoother = self.smoothers[number]
             nodes, weights = _interpolation(slopes[images])
-            at_nodes = torch.stack([_Classes(self, matrix, node).messages(images) for node in nodes.tolist()])
+            at_nodes = torch.stack([_Classes(self, smoother, node).messages(images) for node in nodes.tolist()])
             messages[images] = torch.einsum("rn,nrk->rk", weights, at_nodes)
         return messages
 
@@ -254,16 +236,22 @@ class _Classes:
         residuals: `S_c (m_c - u_c)`, shape `[K, d]`.
         shifts: `h` by class `y`, shape `[P, K]`, before `h_y` is set to 0.
         own_shifts: `kappa g_y` by class `y`, shape `[P]`.
+        smoother, slope: Strength of the ridge regression, and slope `a`.
+        to_basis: Eigenvectors of `C` in columns, shape `[d, d]`.
     """
 
-    def __init__(self, whole: _Messages, matrix: Tensor, slope: float) -> None:
+    def __init__(self, whole: _Messages, smoother: _Smoother, slope: float) -> None:
         kappa = whole.kappa
+        matrix = smoother.matrix
         weight = (whole.counts + kappa).unsqueeze(1)
         nodes = (whole.sums + kappa * whole.prior(matrix, slope)) / weight
         mean = whole.features.mean(dim=0)
         deviations = whole.features - nodes[whole.labels]
         eigenvalues, vectors = torch.linalg.eigh(deviations.t() @ deviations)
         self.whole = whole
+        self.smoother = smoother
+        self.slope = slope
+        self.to_basis = vectors
         self.eigenvalues = eigenvalues.clamp_min(0)
         self.nodes = (nodes - mean) @ vectors
         self.images = (whole.features - mean) @ vectors
@@ -271,6 +259,23 @@ class _Classes:
         g = (matrix - matrix.mean(dim=1, keepdim=True)).t().contiguous() + 1 / len(whole.present)
         self.shifts = g * kappa / (whole.counts + kappa)
         self.own_shifts = g[torch.arange(len(g)), whole.present] * kappa
+
+    def prior_changes(self, indices: Tensor) -> Tensor | None:
+        """`x` of J images from their indices `[J]`, shape `[J, d]`; None if no text changes."""
+        whole = self.whole
+        if whole.changes is None:
+            return None
+        changes = whole.changes[indices]
+        moved = self.slope * changes
+        if self.smoother.inverse is not None:
+            inverse = self.smoother.inverse  # G
+            rows = whole.rows[indices]
+            texts = whole.texts[whole.present]
+            residuals = whole.images - self.slope * texts  # R
+            weights = changes @ texts.t() @ inverse  # k' G
+            own_weight = weights.gather(1, rows.unsqueeze(1)) / inverse.diagonal()[rows].unsqueeze(1)
+            moved = moved + (weights - own_weight * inverse[rows]) @ residuals
+        return moved @ self.to_basis
 
     def messages(self, indices: Tensor) -> Tensor:
         """Messages to R images from the classes without the image, from their indices `[R]`; shape `[R, K]`."""
@@ -280,15 +285,15 @@ class _Classes:
 
 @dataclass(frozen=True)
 class _Block:
-    """Changes of the classes without each of J images. A vector is given by its coefficients in `Z = [q, r, s, n]`.
+    """Changes of the classes without each of J images. A vector is given by its Q coefficients in `Z`.
 
     Attributes:
         classes: The classes with all images.
         indices: Indices of the images, shape `[J]`.
-        Z: The basis of each image, shape `[J, 4, d]`.
+        Z: The basis of each image, `[q, r, s, n]`, and `x` if its text changes; shape `[J, Q, d]`.
         h: Shifts of the other classes, shape `[J, K]`.
-        delta, epsilon: Coefficients of the shifts, shape `[J, 4]`.
-        moved: Coefficients of `m - m'`, shape `[4, 1]`.
+        delta, epsilon: Coefficients of the shifts, shape `[J, Q]`.
+        moved: Coefficients of `m - m'`, shape `[Q, 1]`.
     """
 
     classes: _Classes
@@ -312,14 +317,17 @@ class _Block:
         q = n - classes.nodes[labels]
         r = classes.residuals[labels] / S.unsqueeze(1)
         s = h @ classes.residuals
-        Z = torch.stack([q, r, s, n], dim=1)
+        x = classes.prior_changes(indices)
+        Z = torch.stack([q, r, s, n] if x is None else [q, r, s, n, x], dim=1)
 
-        e_q, e_r, _, e_n = _units(Z)
+        e_q, e_r, _, e_n, *e_x = _units(Z)
         fewer = (S - 1).clamp_min(1)
         delta_q = torch.where(S == 1, -(1 + kappa) / kappa, -1 / fewer)
         delta_r = torch.where(S == 1, 0.0, 1 / fewer)
         delta = delta_q.unsqueeze(1) * e_q + delta_r.unsqueeze(1) * e_r
         own_shift = classes.own_shifts[rows].unsqueeze(1) * delta  # kappa g_y delta
+        if e_x:
+            own_shift = own_shift + kappa * e_x[0]
         epsilon = (own_shift - e_q) / (S - 1 + kappa).unsqueeze(1)
         moved = (e_n / (len(classes.images) - 1)).unsqueeze(1)
         return cls(classes, indices, Z, h, delta, epsilon, moved)
@@ -331,10 +339,10 @@ class _Block:
 
     @cached_property
     def W(self) -> Tensor:
-        """Change `W` of the scatter matrix, shape `[J, 4, 4]`."""
+        """Change `W` of the scatter matrix, shape `[J, Q, Q]`."""
         counts = self.classes.whole.counts
         S = counts[self.labels]
-        e_q, e_r, e_s, _ = _units(self.Z)
+        e_q, e_r, e_s, *_ = _units(self.Z)
         s = e_s.expand_as(self.delta)
         t = S.unsqueeze(1) * e_r - e_q
         sum_of_squares = self.h.square() @ counts  # sum_c h_c^2 S_c
@@ -353,7 +361,7 @@ class _Block:
         of_others = self.delta.unsqueeze(2) * self.h.unsqueeze(1)
         of_own = self.epsilon.unsqueeze(2) * own_class.unsqueeze(1)
         node_squares, products = metric.lengths(self.classes.nodes, of_others + of_own + self.moved)
-        image_squares, _ = metric.lengths(self.classes.images, self.moved.expand(len(self.indices), 4, 1))
+        image_squares, _ = metric.lengths(self.classes.images, self.moved.expand(len(self.indices), -1, 1))
         node_norms = node_squares.clamp_min(SMALLEST**2).sqrt()
         image_norms = image_squares.clamp_min(0).sqrt()
         own_norm = image_norms[torch.arange(len(self.indices)), self.indices]
@@ -368,9 +376,9 @@ class _Metric:
 
     Attributes:
         A: Diagonal of `(C + lambda I)^-1`, shape `[J, d]`.
-        AZ: `A Z`, shape `[J, 4, d]`.
-        ZAZ: `Z^T A Z`, shape `[J, 4, 4]`.
-        M: `W (I + Z^T A Z W)^-1`, shape `[J, 4, 4]`.
+        AZ: `A Z`, shape `[J, Q, d]`.
+        ZAZ: `Z^T A Z`, shape `[J, Q, Q]`.
+        M: `W (I + Z^T A Z W)^-1`, shape `[J, Q, Q]`.
     """
 
     A: Tensor
@@ -397,10 +405,10 @@ class _Metric:
 
         Args:
             vectors: `v`, V vectors that all images share, shape `[V, d]`.
-            coefficients: `a`, for each image and vector, shape `[J, 4, V]`.
+            coefficients: `a`, for each image and vector, shape `[J, Q, V]`.
 
         Returns:
-            Squared lengths `[J, V]`, and the products `b = Z^T A (v + Z a)`, `[J, 4, V]`.
+            Squared lengths `[J, V]`, and the products `b = Z^T A (v + Z a)`, `[J, Q, V]`.
         """
         ZAv = (self.AZ.flatten(0, 1) @ vectors.t()).unflatten(0, self.AZ.shape[:2])
         b = ZAv + self.ZAZ @ coefficients
@@ -414,8 +422,8 @@ class _Metric:
 
 
 def _units(Z: Tensor) -> Tensor:
-    """Coefficients of q, r, s and n in `Z`: the unit matrix, shape `[4, 4]`."""
-    return torch.eye(4, dtype=Z.dtype, device=Z.device)
+    """Coefficients of q, r, s, n and x in `Z`: the unit matrix, shape `[Q, Q]`."""
+    return torch.eye(Z.shape[1], dtype=Z.dtype, device=Z.device)
 
 
 def _outer(left: Tensor, right: Tensor) -> Tensor:
