@@ -1,7 +1,8 @@
 """State of a teach project as its page shows it, and the evaluation of its model by leave-one-out.
 
-Labels are checked and the accuracy is measured by leave-one-out (`estimator/labels/leave_one_out.py`). An action changes the
-contents at once; the model and then its evaluation follow. Until then, the lists omit images that are at another place.
+Labels are checked and the accuracy is measured by leave-one-out (`estimator/labels/leave_one_out.py`). An action
+changes the contents at once; the model and then its evaluation follow. Until then, the lists omit images that are at
+another place.
 """
 
 from collections import Counter
