@@ -30,6 +30,8 @@ from ..utils.files import OutputFile, check_output
 from ..utils.option import NODE
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ..config import Config
     from ..estimator.labels.issues import LabelIssue
 
@@ -144,7 +146,7 @@ def check_command(args: argparse.Namespace) -> int:
     return len(issues)
 
 
-def labelled_images(cfg: Config, args: argparse.Namespace) -> tuple[tuple[Any, ...], list[str]]:
+def labelled_images(cfg: Config, args: argparse.Namespace) -> tuple[tuple[Tensor, Tensor, Tensor, float, list[str]], list[str]]:
     """Read the labelled images, each encoded once with the test transform.
 
     Returns:

@@ -35,6 +35,8 @@ class HeGraphModel(nn.Module):
         cache_keys, cache_labels: Unit-norm features of the training images, shape `[N, d]`, and their labels, `[N]`.
         logit_scale: CLIP's `tau`.
         layers: Message passing; None for a variant without training.
+        views: Features of all views of the training images, which are images of the closed-form head of the
+            training-free variant, shape `[V, N, d]`; None takes `cache_keys`.
         trusted: Text of the classes after `trust.py`, in place of the positive text nodes; None without trust in text.
         closed_form: Closed-form head, which moves with the model; None if the options use neither its logits nor its
             noise.
@@ -52,10 +54,17 @@ class HeGraphModel(nn.Module):
 
     cache_keys: Tensor
     cache_labels: Tensor
+    views: Tensor | None
     x_positive: Tensor
 
     def __init__(
-        self, graph: HeteroGraph, cache_keys: Tensor, cache_labels: Tensor, logit_scale: float, options: ModelOptions
+        self,
+        graph: HeteroGraph,
+        cache_keys: Tensor,
+        cache_labels: Tensor,
+        logit_scale: float,
+        options: ModelOptions,
+        views: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.num_classes = graph.num_classes
@@ -72,6 +81,7 @@ class HeGraphModel(nn.Module):
         # Not in the state dict, since they are computed from the features
         self.register_buffer("cache_keys", cache_keys, persistent=False)
         self.register_buffer("cache_labels", cache_labels, persistent=False)
+        self.register_buffer("views", views, persistent=False)
         is_free = options.variant == "training_free"  # whose text keeps its norm, as there is no message passing
         self.register_buffer("x_positive", text if is_free else graph.x_dict["positive"], persistent=False)
         self.layers = None if options.variant in UNTRAINED else HeteroMessagePassing(graph, options)
@@ -80,11 +90,12 @@ class HeGraphModel(nn.Module):
             wrong_classes = shuffled(self.num_classes).to(prior_text.device)
             if options.shuffle == "text_to_visual":
                 prior_text = prior_text[wrong_classes]
+            keys, labels = self.head_images()
             self.closed_form = ClosedForm.fit(
-                cache_keys,
-                cache_labels,
+                keys,
+                labels,
                 prior_text,
-                options.closed_form.kappa,
+                options.closed_form.kappa * (len(keys) // len(cache_keys)),
                 options.closed_form.rho,
                 permutation=wrong_classes if options.shuffle == "visual_to_text" else None,
                 adapt_kappa=options.trusts_text,
@@ -94,8 +105,14 @@ class HeGraphModel(nn.Module):
         """Move or convert all tensors, as `to`, `double` and their kin do, and the closed-form head with its keys."""
         super()._apply(fn, recurse)
         if self.closed_form is not None:
-            self.closed_form = self.closed_form.with_keys(self.cache_keys, self.cache_labels)
+            self.closed_form = self.closed_form.with_keys(*self.head_images())
         return self
+
+    def head_images(self) -> tuple[Tensor, Tensor]:
+        """Features and labels of the images of the closed-form head: all views, or the means of their views."""
+        if self.views is None:
+            return self.cache_keys, self.cache_labels
+        return self.views.flatten(0, 1), self.cache_labels.repeat(len(self.views))
 
     def forward(
         self, features: Tensor, own: Tensor | None = None, products: Tensor | None = None, noisy: Tensor | None = None
@@ -196,7 +213,9 @@ def build_model(bank: FeatureBank, options: ModelOptions) -> HeGraphModel:
     # The head of the training-free variant is better alone than with text nodes that are means of images
     positive = bank.known_text if options.variant == "training_free" else bank.text_positive
     graph = build_graph(positive, negative, class_prototypes(keys, bank.train_labels, bank.classnames))
-    return HeGraphModel(graph, keys, bank.train_labels, bank.logit_scale, options).to(keys.device)
+    counts_views = options.variant == "training_free" and options.trust_text and len(bank.train_features) > 1
+    views = bank.train_features if counts_views else None
+    return HeGraphModel(graph, keys, bank.train_labels, bank.logit_scale, options, views).to(keys.device)
 
 
 def shuffled(num_classes: int) -> Tensor:
