@@ -8,7 +8,7 @@ import logging
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..estimator.labels import LEAST_AGREEMENT, SUSPICIOUS
 from ..features.backbones.arguments import MODEL, add_device_arguments, add_encoder_arguments
@@ -146,7 +146,9 @@ def check_command(args: argparse.Namespace) -> int:
     return len(issues)
 
 
-def labelled_images(cfg: Config, args: argparse.Namespace) -> tuple[tuple[Tensor, Tensor, Tensor, float, list[str]], list[str]]:
+def labelled_images(
+    cfg: Config, args: argparse.Namespace
+) -> tuple[tuple[Tensor, Tensor, Tensor, float, list[str]], list[str]]:
     """Read the labelled images, each encoded once with the test transform.
 
     Returns:
