@@ -195,6 +195,8 @@ def test_and_finish(
     fitted = calibrate(fitted, task, bank)
     log_calibration(fitted.calibration)
     model = make_model(folder, bank, fitted).model_copy(update={"fitted": fitted})
+    if model.names_sentence:
+        logger.info("%s", model.names_sentence)
     adapted = AdaptedModel(model, {})
     if unlabelled is not None:
         adapted = adapt_model(model, unlabelled, task.cfg.data.unlabelled, device)

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from ..features.backbones.clip import Backbone
 
 Three = Field(min_length=3, max_length=3)
+LISTED_NAMES = 10  # names of classes in a sentence
 COPIES = 4  # float32 copies of all unlabelled images' logits in memory during adaptation
 
 
@@ -219,6 +220,19 @@ class ModelMetadata(StrictModel):
         counts = self.images or [1] * len(self.classnames)
         rows = zip(self.classnames, self.text_trust.weights, counts)
         return tuple(name for name, weight, count in rows if count and weight <= TRUSTED)
+
+    @property
+    def names_sentence(self) -> str:
+        """Sentence about classes whose names say nothing to the encoder, and the scale of text; "" without them."""
+        sentences = []
+        if names := self.untrusted:
+            listed = ", ".join(names[:LISTED_NAMES]) + (", ..." if len(names) > LISTED_NAMES else "")
+            count = f"{len(names)} of {len(self.classnames)} classes"
+            reason = "Classified by images alone, because the names say nothing to the encoder"
+            sentences.append(f"{reason}: {listed} ({count}).")
+        if self.text_trust is not None and self.text_trust.scale < 1:
+            sentences.append(f"Differences between class texts count {self.text_trust.scale:g} times.")
+        return " ".join(sentences)
 
     @property
     def sample_description(self) -> str:

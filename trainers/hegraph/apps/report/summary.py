@@ -77,6 +77,7 @@ class Summary:
         issues: Training images with suspicious labels.
         weak: Classes to add images of, the most urgent one first.
         calibration: Sentence about confidence; "" without calibration scores.
+        names: Sentence about classes whose names say nothing to the encoder; "" without them.
         at_chance: Whether the model is not significantly better than always predicting the largest class. Classes and
             pairs are then no advice.
     """
@@ -89,6 +90,7 @@ class Summary:
     issues: list[Example] = field(default_factory=list)
     weak: list[ClassResult] = field(default_factory=list)
     calibration: str = ""
+    names: str = ""
     at_chance: bool = False
 
 
@@ -106,6 +108,7 @@ class LeaveOneOut(NamedTuple):
 
     predictions: EvaluatedImages
     issues: Sequence[LabelIssue]
+    names: str  # `SavedModel.names_sentence`
 
 
 def choose_run(runs: Sequence[tuple[Path | None, dict]]) -> tuple[Path | None, dict]:
@@ -163,6 +166,7 @@ def summarise(folder: Path | None, record: dict, run: str) -> Summary:
         summary = Summary(run, "The run has no test images, so its accuracy is unknown.")
     summary.weak = [] if summary.at_chance else weak_classes(summary.classes)
     if left_out is not None:
+        summary.names = left_out.names
         add_issues(summary, left_out)
     elif folder is not None and not multilabel:
         summary.labels = f"They are found in models of HeGraphAdapter with up to {MAX_LEFT_OUT:,} training images."
@@ -322,7 +326,8 @@ def leave_one_out_of_run(folder: Path, files: ImageFiles | None) -> LeaveOneOut 
     )
     paths = [] if files is None else train_files(folder, files.root, len(support.labels))
     predictions = EvaluatedImages(predicted, support.labels, support.names, paths)
-    return LeaveOneOut(predictions, rank_labels(logits, support.labels, support.names))
+    issues = rank_labels(logits, support.labels, support.names)
+    return LeaveOneOut(predictions, issues, model.names_sentence)
 
 
 def train_files(folder: Path, root: str, count: int) -> list[Path]:
