@@ -28,7 +28,8 @@ from trainers.hegraph.estimator.labels.leave_one_out import left_out_logits, tra
 from trainers.hegraph.estimator.labels.suggest import select, typicality
 from trainers.hegraph.features.bank import FeatureBank, load_bank
 from trainers.hegraph.method.cache import FoldedClassifier
-from trainers.hegraph.method.closed_form import OMEGA_NEW, ClosedForm, class_offsets, left_out_offsets
+from trainers.hegraph.method.class_offsets import class_offsets, left_out_offsets
+from trainers.hegraph.method.closed_form import OMEGA_NEW, ClosedForm
 from trainers.hegraph.method.training.confidence import fit_temperature
 from trainers.hegraph.method.unlabelled import ClassSums, adapt_to_unlabelled
 from trainers.hegraph.results.table import markdown_table
@@ -68,7 +69,7 @@ class Pool:
         weights, bias = OMEGA_NEW * self.scale * weights, -OMEGA_NEW * self.scale * weights @ new.mean
         weights[seen] = options.omega * self.scale * trained.weights
         bias[seen] = options.omega * self.scale * trained.bias
-        bias[seen] += class_offsets(self.scale * features @ self.text[seen].t(), indices)
+        bias[seen] += class_offsets(self.scale * features @ self.text[seen].t(), indices, "training")
         return FoldedClassifier(self.scale * self.text + weights, bias)
 
     def temperature(self, features: Tensor, labels: Tensor) -> float:
@@ -76,8 +77,8 @@ class Pool:
         if len(seen) < 2:
             return 1.0
         options = training_free_options(int(labels.bincount().max()))
-        logits = left_out_logits(features, indices, self.text[seen], self.scale, options)
-        logits += left_out_offsets(self.scale * features.double() @ self.text[seen].double().t(), indices)
+        logits = left_out_logits(features, indices, self.text[seen], self.scale, options, trusts_text=False)
+        logits += left_out_offsets(self.scale * features.double() @ self.text[seen].double().t(), indices, "training")
         return fit_temperature(logits, indices)
 
 

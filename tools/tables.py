@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from tools import intervals, labels_study
+from tools import intervals, labels_study, names_study
 from tools.unlabelled_study import table as study_table
 from trainers.hegraph.baselines import TRANSDUCTIVE_METHODS
 from trainers.hegraph.results.comparison import base_to_new, compare
@@ -153,8 +153,8 @@ def wrong_labels(files: list[Path]) -> str:
     return labels_study.wrong_table(results[~results["score"].isin(WORSE_SCORES)])
 
 
-def labels_table(table: Callable[[pd.DataFrame], str]) -> Callable[[list[Path]], str]:
-    """Function that makes a table of `python -m tools.labels_study` from a file."""
+def study_rows(table: Callable[[pd.DataFrame], str]) -> Callable[[list[Path]], str]:
+    """Function that makes a table of `tools.labels_study` or `tools.names_study` from a file."""
     return lambda files: table(pd.read_json(files[0], lines=True))
 
 
@@ -175,7 +175,9 @@ MAKERS: dict[str, Callable[[list[Path]], str]] = {
     "conditions": conditions,
     "suggested": suggested,
     "wrong_labels": wrong_labels,
-    "thresholds": labels_table(labels_study.threshold_table),
+    "thresholds": study_rows(labels_study.threshold_table),
+    "names": study_rows(names_study.names_table),
+    "unequal": study_rows(names_study.unequal_table),
 }
 
 
