@@ -288,7 +288,7 @@ def test_model_adapts_to_remaining_and_val_images(run, finished_run_once, tiny_b
     bank, before, model = load_bank(tiny_bank), load_model(finished_run_once), load_model(out)
     pool, labelled = pool_of(bank, out)
     adaptation = adapt_to_unlabelled(
-        before.classifier, labelled, bank.text_positive, pool, bank.logit_scale, before.temperature
+        before.classifier, labelled, before.text_of_classes(), pool, bank.logit_scale, before.temperature
     )
     torch.testing.assert_close(model.classifier.weights, adaptation.classifier.weights, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(model.classifier.bias, adaptation.classifier.bias, rtol=1e-4, atol=1e-4)

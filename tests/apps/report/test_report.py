@@ -157,7 +157,7 @@ def pictures_run(once) -> Path:
     def fill(folder: Path) -> None:
         dataset = load_digits_dataset()
         for number, item in enumerate([item for item in dataset.train if item.label in (1, 3, 8)][:90]):
-            label = "three" if number % 30 == 5 else item.classname
+            label = "three" if number % 10 == 5 else item.classname
             (folder / "pictures" / label).mkdir(parents=True, exist_ok=True)
             dataset.open(item.path).save(folder / "pictures" / label / f"{number}.png")
         flags = ["--dataset-config-file", "folder", "--root", str(folder / "pictures"), "--config-file", "mini"]
@@ -234,7 +234,7 @@ def test_model_that_is_mostly_wrong_judges_no_labels(right, claim):
     predicted = (torch.arange(100) >= right).long()
     issues = [LabelIssue(index=row, label="a", suggested="b", score=9.0 * (row >= right)) for row in range(100)]
     summary = Summary("", "")
-    add_issues(summary, LeaveOneOut(EvaluatedImages(predicted, labels, ["a", "b"], []), issues))
+    add_issues(summary, LeaveOneOut(EvaluatedImages(predicted, labels, ["a", "b"], []), issues, ""))
     assert summary.labels.startswith(claim)
     assert bool(summary.issues) == (right == 50)
 

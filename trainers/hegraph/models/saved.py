@@ -231,7 +231,7 @@ class ModelMetadata(StrictModel):
             reason = "Classified by images alone, because the names say nothing to the encoder"
             sentences.append(f"{reason}: {listed} ({count}).")
         if self.text_trust is not None and self.text_trust.scale < 1:
-            sentences.append(f"Differences between class texts count {self.text_trust.scale:g} times.")
+            sentences.append(f"Text weighs {self.text_trust.scale:g} times as much as in zero-shot CLIP.")
         return " ".join(sentences)
 
     @property
