@@ -41,6 +41,7 @@ CONFIG, TENSORS, CARD, THUMBNAILS = "config.json", "model.safetensors", "README.
 TRANSFER, MESSAGES = "transfer.", "transfer.messages."  # prefixes of `TransferableAdapter` and `NewClassMessages`
 LABELLED, STATE = "labelled.", "labelled.state."  # prefixes of `SupportSet` and its trained parameters
 CLASSIFIER = ("weights", "bias", "keys", "labels", "key_weights")  # tensors of `FoldedClassifier`
+FEATURES = "labelled.features"
 UNLABELLED = "unlabelled.features"
 # Names of tensors by shape: K classes, N cached images, T images of the support set, M unlabelled images, d width
 SHAPES = {
@@ -49,7 +50,7 @@ SHAPES = {
     "N": ("labels", "key_weights"),
     "Nd": ("keys",),
     "T": ("labelled.labels",),
-    "Td": ("labelled.features",),
+    "Td": (FEATURES,),
     "Md": (UNLABELLED,),
     "d": ("transfer.messages.offset", "transfer.messages.mean"),
     "dd": ("labelled.moment", "transfer.messages.matrix", "transfer.messages.whitening"),
@@ -230,7 +231,10 @@ def _tensors(model: SavedModel) -> dict[str, Tensor]:
     if model.labelled is not None:
         tensors |= {f"{LABELLED}{name}": tensor.float() for name, tensor in asdict(model.labelled).items()}
     if (support_set := model.support_set) is not None:
-        tensors |= {f"{LABELLED}features": support_set.keys(), f"{LABELLED}labels": support_set.labels}
+        # The views are images of the closed-form head; other variants need their means
+        keeps_views = model.variant == "training_free" and len(support_set.features) > 1
+        features = support_set.features if keeps_views else support_set.keys()
+        tensors |= {FEATURES: features, f"{LABELLED}labels": support_set.labels}
         tensors |= {f"{LABELLED}{name}": getattr(support_set, name) for name in ("positive", "negative")}
         tensors |= {f"{STATE}{name}": tensor for name, tensor in support_set.state.items()}
         if model.unlabelled_features is not None:
@@ -272,11 +276,16 @@ def _checked(config: ModelConfig, tensors: dict[str, Tensor]) -> dict[str, Tenso
     """
     sizes = {"K": len(config.classnames), "d": config.width}
     checked = {}
-    for letter, name in (("N", "keys"), ("T", "labelled.features"), ("M", UNLABELLED)):
+    for letter, name in (("N", "keys"), ("M", UNLABELLED)):
         sizes[letter] = len(tensors[name]) if name in tensors else 0
+    features = tensors.get(FEATURES)
+    sizes["T"] = features.shape[-2] if features is not None and features.ndim > 1 else 0
     shape_of = {name: shape for shape, names in SHAPES.items() for name in names}
     if "thresholds" in tensors:
         shape_of["labelled.labels"] = "TK"  # indicators
+    if features is not None and features.ndim == 3:
+        sizes["V"] = len(features)
+        shape_of[FEATURES] = "VTd"
     for name, tensor in tensors.items():
         letters = shape_of.get(name, PARAMETERS.get(name.rpartition(".")[0]))
         if letters is None or (name.startswith(TRANSFER) and config.transfer.rule != "adapter"):
@@ -325,6 +334,7 @@ def _with_prefix(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def _support_set(config: ModelConfig, labelled: dict[str, Tensor]) -> SupportSet:
     """Support set of a model; raises an exception if a part is missing, and ValueError for another number of ids."""
     labels = labelled["labels"].bool() if labelled["labels"].ndim == 2 else labelled["labels"]
+    features = labelled["features"]
     ids = torch.tensor(config.image_ids or [0] * len(labels), dtype=torch.long)
     if len(ids) != len(labels):
         raise ValueError(f"{len(ids)} image_ids for {len(labels)} images")
@@ -332,7 +342,7 @@ def _support_set(config: ModelConfig, labelled: dict[str, Tensor]) -> SupportSet
     return SupportSet(
         classes,
         config.classnames,
-        labelled["features"][None],
+        features if features.ndim == 3 else features[None],
         labels,
         ids,
         labelled.get("positive"),

@@ -32,7 +32,8 @@ class SupportSet:
     Attributes:
         classes: The K labels.
         names: The K class names.
-        features: Unit-norm features of the images, `[V, N, d]`. A model folder stores the mean of the views, V = 1.
+        features: Unit-norm features of the images, `[V, N, d]`. A model folder stores the views of the training-free
+            variant, and the mean of the views, V = 1, of the others.
         labels: Positions of the images' classes in `classes`, shape `[N]`; with several labels per image, indicators,
             booleans of shape `[N, K]`. A class may have no image.
         ids: Hashes of the images' pixels, shape `[N]`, int64; 0 for images that were passed as features, until a server
