@@ -25,6 +25,9 @@ from trainers.hegraph.models.saved import adapt
 from trainers.hegraph.utils.files import hash_content
 
 
+UNTRUSTED = {f"{NODE}.TRUST_TEXT": False}  # takes every text as it is
+
+
 def test_partial_fit_updates_labels_names_and_text(data, labelled):
     X, y = labelled
     classifier = HeGraphClassifier(variant="training_free", classnames={"dog": "hound"})
@@ -44,7 +47,8 @@ def test_partial_fit_updates_labels_names_and_text(data, labelled):
 @pytest.mark.parametrize(("variant", "omega"), [("training_free", 0.3), ("T", 0.15), ("full", OMEGA_NEW)])
 def test_class_without_images_uses_transfer_weights(variant, omega, data, labelled, quick):
     X, y = labelled
-    classifier = quick(variant=variant, text_features=data.text[:3]).fit(X[:21], y[:21])  # 9, 7 and 5 images
+    classifier = quick(variant=variant, text_features=data.text[:3], options=UNTRUSTED)
+    classifier.fit(X[:21], y[:21])  # 9, 7 and 5 images
     before = classifier.model_.classifier
     model = classifier.add_class("dog", text_features=data.text[3]).model_
     assert (model.named_only, model.images, model.class_nodes) == (("dog",), (9, 7, 5, 0), None)
@@ -206,7 +210,8 @@ def own(fitted) -> HeGraphClassifier:
 
 def test_adapt_uses_the_unlabelled_images(own, fitted, parts, data):
     X, y, U, truth = parts
-    model, text = fitted.model_, torch.from_numpy(data.text)
+    model = fitted.model_
+    text = model.text_of_classes()
     sums = ClassSums.of(torch.from_numpy(X), torch.from_numpy(y), 4)
     pool = torch.from_numpy(U)
     expected = adapt_to_unlabelled(model.classifier, sums, text, pool, model.logit_scale, model.temperature)
