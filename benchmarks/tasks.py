@@ -45,7 +45,8 @@ def layer_of_the_paper() -> Config:
     """Configuration with a `W` in all six relations, and with neither noise nor the closed-form head."""
     node = "TRAINER.HEGRAPHADAPTER"
     layer = [f"{node}.TEXT_W", True, f"{node}.WEIGHT_INIT", "identity"]
-    return load_cfg(opts=[*layer, f"{node}.NOISE", 0.0, f"{node}.CLOSED_FORM.OMEGA", 0.0])
+    plain = [f"{node}.NOISE", 0.0, f"{node}.CLOSED_FORM.OMEGA", 0.0, f"{node}.TRUST_TEXT", False]
+    return load_cfg(opts=[*layer, *plain])
 
 
 def start_training(bank: FeatureBank, cfg: Config | None = None) -> AdapterTraining:

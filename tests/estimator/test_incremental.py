@@ -23,8 +23,9 @@ from trainers.hegraph.method.unlabelled import ClassSums, adapt_to_unlabelled
 from trainers.hegraph.models.predict.prediction import open_model
 from trainers.hegraph.models.saved import adapt
 from trainers.hegraph.utils.files import hash_content
+from trainers.hegraph.utils.option import NODE
 
-
+QUICK = {"OPTIM.MAX_EPOCH": 2, f"{NODE}.MIN_STEPS": 0}
 UNTRUSTED = {f"{NODE}.TRUST_TEXT": False}  # takes every text as it is
 
 
@@ -44,10 +45,10 @@ def test_partial_fit_updates_labels_names_and_text(data, labelled):
     assert numbers.partial_fit(X[:2], [5, 2]).classes_.tolist() == [0, 1, 2, 5]
 
 
-@pytest.mark.parametrize(("variant", "omega"), [("training_free", 0.3), ("T", 0.15), ("full", OMEGA_NEW)])
+@pytest.mark.parametrize(("variant", "omega"), [("training_free", 0.15), ("T", 0.1), ("full", OMEGA_NEW)])
 def test_class_without_images_uses_transfer_weights(variant, omega, data, labelled, quick):
     X, y = labelled
-    classifier = quick(variant=variant, text_features=data.text[:3], options=UNTRUSTED)
+    classifier = quick(variant=variant, text_features=data.text[:3], options=QUICK | UNTRUSTED)
     classifier.fit(X[:21], y[:21])  # 9, 7 and 5 images
     before = classifier.model_.classifier
     model = classifier.add_class("dog", text_features=data.text[3]).model_

@@ -231,11 +231,11 @@ def test_fit_names_invalid_parameters(parameters, message, data, quick):
 
 
 def test_shots_are_the_mean_number_of_images(data, quick):
-    rows = np.concatenate([np.flatnonzero(data.y == k)[:n] for k, n in enumerate((1, 2, 4, 2))])
+    rows = np.concatenate([np.flatnonzero(data.y == k)[:n] for k, n in enumerate((2, 4, 8, 2))])
     model = quick(classnames=dict(enumerate("abcde"))).fit(data.X[rows], data.y[rows]).model_
-    assert (model.trained_on.shots, model.trained_on.num_train, model.classnames) == (2, 9, tuple("abcd"))
+    assert (model.trained_on.shots, model.trained_on.num_train, model.classnames) == (4, 16, tuple("abcd"))
     assert model.trained_on.config["OPTIM.LR"] == 0.00015  # the row of BY_SHOTS
-    assert quick().fit(data.X[rows[[0, 1]]], [0, 1]).model_.trained_on.shots == 1
+    assert quick().fit(data.X[rows[[0, 2]]], [0, 1]).model_.trained_on.shots == 1
 
 
 # scikit-learn

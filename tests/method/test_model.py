@@ -1,5 +1,6 @@
 """HeGraphAdapter: variants, the two classifiers (Eq. 7 and 8) and their shared parameters, and recipes."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -389,3 +390,16 @@ def test_folded_classifier_by_hand():
     assert {moved.weights.dtype, moved.bias.dtype, moved.keys.dtype, moved.key_weights.dtype} == {torch.float64}
     assert moved.labels.dtype == torch.int64 and moved.alpha == 3.0
     assert cache.FoldedClassifier(weights).to("meta").weights.device.type == "meta"
+
+
+def test_cache_keys_of_unequal_classes_weigh_the_same(tiny_bank):
+    bank = load_bank(tiny_bank)
+    rows = torch.cat([(bank.train_labels == label).nonzero()[: 6 if label else 2, 0] for label in range(5)])
+    unequal = replace(bank, train_features=bank.train_features[:, rows], train_labels=bank.train_labels[rows])
+    options = load_cfg(opts=[f"{NODE}.VARIANT", "full"]).model
+    weights = build_model(unequal, options).fold().key_weights
+    sums = torch.zeros(5).index_add(0, unequal.train_labels, weights)
+    torch.testing.assert_close(sums, torch.full((5,), 26 / 5))  # each class as an average class
+    assert build_model(bank, options).fold().key_weights is None
+    for changed in ({"class_prior": "training"}, {"trust_text": False}):
+        assert build_model(unequal, replace(options, **changed)).fold().key_weights is None

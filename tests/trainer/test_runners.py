@@ -494,7 +494,8 @@ def test_keys_of_dassl_have_our_types(host):
         "print(json.dumps({key: type(value).__name__ for key, value in flatten(cfg).items()}))\n"
     )
     theirs = json.loads(host.prints(program))
-    only_ours = (NODE, "DATASET.TARGET_DATASETS", "DATASET.UNLABELLED", "DATASET.SKIP_UNREADABLE")
+    of_data = ("TARGET_DATASETS", "UNLABELLED", "SKIP_UNREADABLE", "SHOTS_PER_CLASS", "GROUP_PATTERN")
+    only_ours = (NODE, "INPUT.DECODE", *(f"DATASET.{name}" for name in of_data))
     found = {key: type(value).__name__ for key, value in default_values().items() if not key.startswith(only_ours)}
     found["MODEL.BACKBONE.PRETRAINED"] = "bool"  # weights here
     assert {key: theirs.get(key) for key in found} == found

@@ -12,7 +12,7 @@ from PIL import Image
 from teach_files import NAMES, last, updated
 
 from trainers.hegraph import UserError
-from trainers.hegraph.apps.teach import session as module
+from trainers.hegraph.apps.teach import session as module, view as view_module
 from trainers.hegraph.apps.teach.project import Project
 from trainers.hegraph.apps.teach.sample import write_sample
 from trainers.hegraph.apps.teach.session import Session
@@ -232,6 +232,7 @@ def test_image_moved_while_encoding_is_encoded_later(session):
 
 def test_every_suspicious_label_is_tried(session, monkeypatch):
     monkeypatch.setattr(module, "TRIED_AT_ONCE", 2)
+    monkeypatch.setattr(view_module, "SUSPICIOUS", -100.0)
     one, two = (session.view.contents.classes[name] for name in ("one", "two"))
     session.project.move(one[:2], "two")
     session.project.move(two[:2], "one")

@@ -296,12 +296,13 @@ def with_named_classes(
         prior = F.normalize(TextPrior.fit(known_text, means).predict(positive[~seen]), dim=-1).float()
         known = seen.nonzero().flatten()
         named = (~seen).nonzero().flatten()
+        key_weights = torch.ones(len(trained.keys)) if trained.key_weights is None else trained.key_weights
         share = torch.full((len(named),), len(trained.keys) / len(known))
         changed = replace(
             changed,
             keys=torch.cat([trained.keys, prior]),
             labels=torch.cat([known[trained.labels], named]),
-            key_weights=torch.cat([torch.ones(len(trained.keys)), share]),
+            key_weights=torch.cat([key_weights, share]),
         )
     update = {"classifier": changed, "text_positive": positive, "labelled": sums, "class_nodes": None}
     if model.text_trust is not None:

@@ -82,7 +82,7 @@ def run(
         >>> options = ["DATASET.NUM_SHOTS", 1, "TRAINER.HEGRAPHADAPTER.VARIANT", "training_free"]
         >>> record = run(load_cfg("digits", "mini", opts=[*options, "OUTPUT_DIR", "output/example"]))
         >>> print(f"zero-shot {record['accuracy_zero_shot']:.0f} %, adapted {record['accuracy']:.0f} %")
-        zero-shot 78 %, adapted 79 %
+        zero-shot 78 %, adapted 80 %
     """
     with preserved_generators():
         return _run(cfg, bank_file, model_dir, load_epoch, train, keep_thumbnails)

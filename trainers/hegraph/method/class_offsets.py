@@ -33,7 +33,7 @@ def class_offsets(logits: Tensor, labels: Tensor, prior: str) -> Tensor:
         labels: Their classes, shape `[N]`.
         prior: "balanced" or "training".
     """
-    best = nll_at_temperatures(logits, labels).argmin().reshape(1)
+    best = smallest(nll_at_temperatures(logits, labels)).reshape(1)
     factor = logits.new_tensor(INVERSE_TEMPERATURES).index_select(0, best)
     ones = torch.ones_like(labels, dtype=logits.dtype)
     counts = logits.new_zeros(logits.shape[1]).index_add_(0, labels, ones)
@@ -67,7 +67,7 @@ def left_out_offsets(logits: Tensor, labels: Tensor, prior: str) -> Tensor:
     counts = torch.bincount(labels, minlength=logits.shape[1]).to(logits.dtype)
     own = torch.stack([F.cross_entropy(logits * factor, labels, reduction="none") for factor in INVERSE_TEMPERATURES])
     without = nll_at_temperatures(logits, labels).unsqueeze(1) - own  # of the other images, [T, N]
-    best = without.argmin(dim=0)
+    best = smallest(without)
     offsets = torch.empty_like(logits)
     for number in best.unique().tolist():
         factor = INVERSE_TEMPERATURES[number]
@@ -103,6 +103,11 @@ def _masses_without(scaled: Tensor, rows: Tensor, weights: Tensor, image_weights
         inverse = inverse * image_weights
         own = own * image_weights.gather(1, rows.unsqueeze(1))
     return weights * (inverse @ scaled) - own
+
+
+def smallest(losses: Tensor) -> Tensor:
+    """Index of the smallest loss along the first dimension; of equal ones, the last, whose factor is nearest to 1."""
+    return len(losses) - 1 - losses.flip(0).argmin(dim=0)
 
 
 def nll_at_temperatures(logits: Tensor, labels: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ..features.bank import FeatureBank
 from .cache import FoldedClassifier, Logits, shifted_cache_logits, shifted_keys, text_logits
-from .class_offsets import class_offsets
+from .class_offsets import class_offsets, relative_counts
 from .closed_form import OMEGA_NEW, ClosedForm, NewClassMessages
 from .graph import HeteroGraph, build_graph, class_prototypes
 from .layers import Adapted, HeteroMessagePassing
@@ -166,7 +166,25 @@ class HeGraphModel(nn.Module):
         if adapted is None or adapted.visual_bias is None:
             return folded
         keys = F.normalize(shifted_keys(self.cache_keys, adapted.visual_bias, self.cache_labels), dim=-1)
-        return replace(folded, keys=keys, labels=self.cache_labels, alpha=options.alpha_c, beta=options.beta_c)
+        return replace(
+            folded,
+            keys=keys,
+            labels=self.cache_labels,
+            key_weights=self.key_weights(),
+            alpha=options.alpha_c,
+            beta=options.beta_c,
+        )
+
+    def key_weights(self) -> Tensor | None:
+        """Weights `S' / S_y` of the cache keys, shape `[N]`; None if classes have equal numbers `S_c`, of mean `S'`.
+
+        The cache logit of a class is a sum over its images, so without weights it grows with their number. With
+        CLASS_PRIOR training, or without trust in text, it does.
+        """
+        if self.options.class_prior != "balanced" or not self.options.trusts_text:
+            return None
+        relative = relative_counts(self.cache_labels.bincount().float())
+        return None if (relative == 1).all() else (1 / relative)[self.cache_labels]
 
     def with_noise(self, features: Tensor, generator: torch.Generator) -> Tensor:
         """Add within-class noise to unit-norm features `[B, d]`.

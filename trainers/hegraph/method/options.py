@@ -114,7 +114,8 @@ class ModelOptions:
     class_prior: str = _option(
         "balanced",
         ".CLASS_PRIOR",
-        "class frequencies among test images in the training-free variant: equal ones, or those of the training images",
+        "class frequencies among test images, for the training-free variant and the cache: equal ones, or those of "
+        "the training images",
         choices=CLASS_PRIORS,
     )
     shuffle: str = _option(
