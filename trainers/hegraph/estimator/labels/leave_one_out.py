@@ -113,18 +113,20 @@ def _logits(
     own_changes = (features * changes).sum(dim=1, keepdim=True)
     similarities = similarities.scatter(1, labels.unsqueeze(1), own_changes)
     without = zero_shot + trusted.trust.scale * logit_scale * similarities
-    options = replace(options, kappa=_kappa(features, labels, trusted.replaced, options.kappa))
+    options = adapted_options(features, labels, trusted.replaced, options)
     messages = left_out_messages(features, labels, trusted.replaced, options, changes)
     logits = without + options.omega * HEAD_SCALE * messages
     return torch.where(only_text, logit_scale * features @ text.t(), logits), zero_shot
 
 
-def _kappa(features: Tensor, labels: Tensor, text: Tensor, kappa: float) -> float:
-    """Weight `kappa'` of the text prior from all images."""
+def adapted_options(
+    features: Tensor, labels: Tensor, text: Tensor, options: TrainingFreeOptions
+) -> TrainingFreeOptions:
+    """Options with the weight `kappa'` of the text prior from all images."""
     counts, sums = class_sums(features, labels, len(text))
     present = counts[:, 0] > 0
     means = sums[present] / counts[present]
-    return adapted_kappa(kappa, TextPrior.fit(text[present], means), means)
+    return replace(options, kappa=adapted_kappa(options.kappa, TextPrior.fit(text[present], means), means))
 
 
 def _others_of_one_class(labels: Tensor) -> Tensor:

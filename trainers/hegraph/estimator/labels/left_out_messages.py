@@ -87,10 +87,10 @@ def left_out_messages(
         options: Options of the closed-form head.
         changes: `v`, change of the text of each image's class without the image, shape `[N, d]`; None: no change.
     """
-    return _Messages(features, labels, text, options, changes).left_out()
+    return Messages(features, labels, text, options, changes).left_out()
 
 
-class _Smoother:
+class Smoother:
     """Ridge regression from text with one strength, as a linear smoother with its leave-one-class-out errors.
 
     Attributes:
@@ -136,7 +136,7 @@ class _Smoother:
         return fixed + slopes.square() * self.texts.square().sum() + 2 * (moved * deltas).sum(dim=1) + lengths
 
 
-class _Messages:
+class Messages:
     """Messages of the closed-form head, with and without each labelled image.
 
     Attributes:
@@ -168,7 +168,7 @@ class _Messages:
         self.changes = changes
 
     @cached_property
-    def smoothers(self) -> list[_Smoother]:
+    def smoothers(self) -> list[Smoother]:
         """Return the smoothers of the candidate text priors: one without ridge regression, and one per strength."""
         texts = self.texts[self.present]
         constant = CONSTANT * texts.square().sum(dim=1).mean()
@@ -176,14 +176,14 @@ class _Messages:
         kernel = (self.texts @ texts.t() + constant) @ vectors
         unit = (eigenvalues[:-1].sum() / (len(texts) - 1)).clamp_min(SMALLEST)
         nothing = torch.zeros(len(self.texts), len(texts), dtype=texts.dtype, device=texts.device)
-        smoothers = [_Smoother(nothing, self.present, self.images, texts)]
+        smoothers = [Smoother(nothing, self.present, self.images, texts)]
         for strength in RIDGES:
             matrix = (kernel / (eigenvalues + strength * unit)) @ vectors.t()
             leverage = matrix[self.present, torch.arange(len(texts))].clone()
             own = matrix[self.present] - torch.diag(leverage)
             matrix[self.present] = own / (1 - leverage).unsqueeze(1)
             inverse = partial(kernel_inverse, eigenvalues, vectors, strength * unit)
-            smoothers.append(_Smoother(matrix, self.present, self.images, texts, inverse))
+            smoothers.append(Smoother(matrix, self.present, self.images, texts, inverse))
         return smoothers
 
     def prior(self, matrix: Tensor, slope: float) -> Tensor:
@@ -204,8 +204,8 @@ class _Messages:
         for number in best.unique().tolist():
             images = (best == number).nonzero()[:, 0]
             smoother = self.smoothers[number]
-            nodes, weights = _interpolation(slopes[images])
-            at_nodes = torch.stack([_Classes(self, smoother, node).messages(images) for node in nodes.tolist()])
+            nodes, weights = interpolation(slopes[images])
+            at_nodes = torch.stack([Classes(self, smoother, node).messages(images) for node in nodes.tolist()])
             messages[images] = torch.einsum("rn,nrk->rk", weights, at_nodes)
         return messages
 
@@ -223,7 +223,7 @@ class _Messages:
         return deltas
 
 
-class _Classes:
+class Classes:
     """Classes at one slope and one strength of the ridge regression, and their messages to images that are left out.
 
     Vectors are in the eigenbasis of `C`.
@@ -240,7 +240,7 @@ class _Classes:
         to_basis: Eigenvectors of `C` in columns, shape `[d, d]`.
     """
 
-    def __init__(self, whole: _Messages, smoother: _Smoother, slope: float) -> None:
+    def __init__(self, whole: Messages, smoother: Smoother, slope: float) -> None:
         kappa = whole.kappa
         matrix = smoother.matrix
         weight = (whole.counts + kappa).unsqueeze(1)
@@ -296,7 +296,7 @@ class _Block:
         moved: Coefficients of `m - m'`, shape `[Q, 1]`.
     """
 
-    classes: _Classes
+    classes: Classes
     indices: Tensor
     Z: Tensor
     h: Tensor
@@ -305,7 +305,7 @@ class _Block:
     moved: Tensor
 
     @classmethod
-    def of(cls, classes: _Classes, indices: Tensor) -> _Block:
+    def of(cls, classes: Classes, indices: Tensor) -> _Block:
         """The changes without each of the images with these indices `[J]`."""
         whole = classes.whole
         kappa = whole.kappa
@@ -434,7 +434,7 @@ def _symmetric(left: Tensor, right: Tensor) -> Tensor:
     return _outer(left, right) + _outer(right, left)
 
 
-def _interpolation(slopes: Tensor) -> tuple[Tensor, Tensor]:
+def interpolation(slopes: Tensor) -> tuple[Tensor, Tensor]:
     """Chebyshev interpolation between slopes `[R]`, with more nodes for a wider range.
 
     Returns:
