@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from ..config import Config
     from ..estimator.labels.issues import LabelIssue
 
+    Labelled = tuple[Tensor, Tensor, Tensor, float, list[str]]  # features, labels, text, CLIP's `tau`, class names
+
 logger = logging.getLogger(__name__)
 
 COLUMNS = ("path", "label", "suggested", "score")
@@ -130,8 +132,8 @@ def check_command(args: argparse.Namespace) -> int:
         config_files = [find_config_file(kind, file) for kind, file in files if file]
         inputs = {key: value for key, value in cfg.values.items() if key != "OUTPUT_DIR"}
         check_output(args.out, [config_files, inputs])
-    labelled, paths = labelled_images(cfg, args)
-    ranked = find_label_issues(*labelled, cfg.model.trust_text)
+    labelled, groups, paths = labelled_images(cfg, args)
+    ranked = find_label_issues(*labelled, trusts_text=cfg.model.trust_text, groups=groups)
     issues = [issue for issue in ranked if issue.score > args.above]
     with open_output(args.out) as write:
         for line in issue_lines(issues, paths, chosen_format(args)):
@@ -146,13 +148,11 @@ def check_command(args: argparse.Namespace) -> int:
     return len(issues)
 
 
-def labelled_images(
-    cfg: Config, args: argparse.Namespace
-) -> tuple[tuple[Tensor, Tensor, Tensor, float, list[str]], list[str]]:
+def labelled_images(cfg: Config, args: argparse.Namespace) -> tuple[Labelled, Tensor | None, list[str]]:
     """Read the labelled images, each encoded once with the test transform.
 
     Returns:
-        The arguments of `find_label_issues`, and the paths of the images.
+        The first arguments of `find_label_issues`, the groups of the images, and their paths.
 
     Raises:
         UserError: If --out is one of the images, or an image cannot be read.
@@ -161,7 +161,7 @@ def labelled_images(
     from ..experiments.bank_task import BankTask  # torch is slow to import
     from ..experiments.image_task import ImageTask
     from ..experiments.opening import load_image_task
-    from ..features.extract import labels_of
+    from ..features.extract import group_numbers, labels_of
     from ..utils.devices import choose_device
 
     seed = max(cfg.run.seed, 0)
@@ -171,9 +171,11 @@ def labelled_images(
         task.check_single_label("label check")
         bank = task.bank()
         labelled = (bank.cache_keys(), bank.train_labels, bank.known_text, bank.logit_scale, list(bank.classnames))
-        return labelled, [f"{args.features}#train/{row}" for row, _, _ in task.split["train"]]
+        return labelled, bank.train_groups, [f"{args.features}#train/{row}" for row, _, _ in task.split["train"]]
     if cfg.data.name == OWN and cfg.data.classes == "all":  # class folders are not split
-        images = ImageTask(load_own_images(args.root, split_folders=False), cfg, seed, device)
+        pattern = cfg.data.group_pattern
+        own = load_own_images(args.root, split_folders=False, group_pattern=pattern)
+        images = ImageTask(own, cfg, seed, device)
     else:
         images = load_image_task(cfg, seed, device)
     images.check_single_label("label check")
@@ -186,7 +188,8 @@ def labelled_images(
     features = images.encode(images.dataset, train, "train")
     labels = labels_of(images.dataset, train)
     text, _ = images.text_features()
-    return (features, labels, text, images.backbone.logit_scale, list(images.classnames)), paths
+    groups = group_numbers(images.dataset, {"train": train}).get("train_groups")
+    return (features, labels, text, images.backbone.logit_scale, list(images.classnames)), groups, paths
 
 
 def issue_lines(issues: Sequence[LabelIssue], paths: Sequence[str], row_format: str) -> Iterator[str]:

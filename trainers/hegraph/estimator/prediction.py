@@ -126,7 +126,7 @@ class PredictionMixin(ClassifierMixin, BaseEstimator):
         n = validate(Size, n, "n", convert=True)
         return suggest(self._fitted, self._encoded(X).cpu(), n)
 
-    def label_issues(self, X: Any, y: Any) -> list[LabelIssue]:
+    def label_issues(self, X: Any, y: Any, groups: Any = None) -> list[LabelIssue]:
         """Find label errors by leave-one-out prediction with the training-free variant.
 
         Only classes and text of the model are used, so the images need not be those of `fit`.
@@ -135,6 +135,8 @@ class PredictionMixin(ClassifierMixin, BaseEstimator):
             X: Images or features, as in `fit`.
             y: Labels of at least two classes in `classes_`. UserError for one class, other labels, or a model with
                 several labels per image.
+            groups: Group of each image, such as its video, shape `[n]`. An image is judged without the images of its
+                group, which look alike and may share a wrong label. None without groups.
 
         Returns:
             A `LabelIssue(index, label, suggested, score)` for each image, the most suspicious first. A score above 0
@@ -154,7 +156,12 @@ class PredictionMixin(ClassifierMixin, BaseEstimator):
         labels = torch.tensor([classes.index(label) for label in y.tolist()])
         model = self.model_
         text = model.known_text
-        return find_label_issues(features, labels, text, model.logit_scale, classes, model.trusts_text)
+        numbers = None
+        if groups is not None:
+            groups = column_or_1d(as_array(groups))
+            check_consistent_length(features, groups)
+            numbers = torch.from_numpy(np.unique(groups, return_inverse=True)[1])
+        return find_label_issues(features, labels, text, model.logit_scale, classes, model.trusts_text, numbers)
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()

@@ -1,7 +1,7 @@
 """Label issues: labels of a training set that are likely wrong, by exact leave-one-out.
 
-Each image is classified by the training-free variant fitted to all other images (`leave_one_out.py`), at a temperature
-fitted on the same images. The score of an image with label `y` is
+Each image is classified by the training-free variant fitted to all other images, or to those of other groups
+(`leave_one_group_out.py`), at a temperature fitted on the same images. The score of an image with label `y` is
 
     score = log( |P_c for all classes c except y|_2 / P_y )
 
@@ -21,7 +21,8 @@ from torch import Tensor
 
 from ...method.training.confidence import fit_temperature
 from ...utils.errors import UserError
-from .leave_one_out import default_options, left_out_logits
+from .leave_one_group_out import left_out_group_logits
+from .leave_one_out import default_options
 
 LARGEST_SCORE = 700.0  # whose exponential is finite
 
@@ -58,7 +59,13 @@ class LabelIssue:
 
 
 def find_label_issues(
-    features: Tensor, labels: Tensor, text: Tensor, logit_scale: float, classes: Sequence[Any], trusts_text: bool = True
+    features: Tensor,
+    labels: Tensor,
+    text: Tensor,
+    logit_scale: float,
+    classes: Sequence[Any],
+    trusts_text: bool = True,
+    groups: Tensor | None = None,
 ) -> list[LabelIssue]:
     """Score the label of every image, and sort from the most to the least suspicious one.
 
@@ -69,13 +76,15 @@ def find_label_issues(
         logit_scale: CLIP's `tau`.
         classes: Names of the K classes in the result.
         trusts_text: Whether text that does not describe the images is replaced.
+        groups: Groups of the images, integers of shape `[N]`, which are left out as a whole; None without groups.
 
     Raises:
-        UserError: If all images have the same label.
+        UserError: If all images have the same label, or are of one group.
     """
     if len(labels.unique()) < 2:
         raise UserError("expected images of at least two classes, got one class; add images of another class")
-    logits = left_out_logits(features, labels, text, logit_scale, default_options(labels), trusts_text)
+    alone = torch.arange(len(labels)) if groups is None else groups
+    logits = left_out_group_logits(features, labels, alone, text, logit_scale, default_options(labels), trusts_text)
     return rank_labels(logits, labels, classes)
 
 
