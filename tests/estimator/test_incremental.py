@@ -25,7 +25,7 @@ from trainers.hegraph.models.saved import adapt
 from trainers.hegraph.utils.files import hash_content
 from trainers.hegraph.utils.option import NODE
 
-QUICK = {"OPTIM.MAX_EPOCH": 2, f"{NODE}.MIN_STEPS": 0}
+QUICK = {"OPTIM.MAX_EPOCH": 5, f"{NODE}.MIN_STEPS": 0}
 UNTRUSTED = {f"{NODE}.TRUST_TEXT": False}  # takes every text as it is
 
 

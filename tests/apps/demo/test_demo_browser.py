@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterator
 
 import pytest
-from browser import Browser, browsing
+from browser import PHONE, Browser, browsing
 from PIL import Image
 
 from trainers.hegraph.datasets.digits import CLASSNAMES, open_digit
@@ -101,6 +101,21 @@ def test_page_is_accessible(window):
 
     for show in (draw, choose_scan):
         window.check_accessibility(show)
+
+
+def test_long_class_names_have_two_lines_on_a_phone(model_folder, tmp_path):
+    shutil.copytree(model_folder, tmp_path / "model")
+    config = json.loads((model_folder / "config.json").read_text())
+    config["classnames"] = [f"acinonyx jubatus hecki, subspecies number {i}" for i in range(10)]
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    open_digit("digits/0900").save(tmp_path / "scan.png")
+    with browsing(tmp_path / "profile", "demo", str(tmp_path / "model")) as browser, browser.emulating(PHONE):
+        browser.open()
+        browser.upload(tmp_path / "scan.png")
+        browser.wait(browser.winner)
+        script = "return Math.max(...[...document.querySelectorAll('.chart tbody th')].map(each => each.offsetHeight))"
+        assert browser.driver.execute_script(script) <= 60
+        assert browser.driver.execute_script("return document.documentElement.scrollWidth") <= PHONE[0]
 
 
 def test_model_folder_runs_no_script(model_folder, tmp_path):

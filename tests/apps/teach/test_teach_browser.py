@@ -380,6 +380,50 @@ def test_preview_stands_beside_the_classes_on_wide_windows(window):
         assert window.find("#try [data-source=camera]")
 
 
+def test_first_page_takes_a_folder_of_class_folders(tmp_path_factory):
+    photos = tmp_path_factory.mktemp("photos")
+    for name in ("zero", "one"):
+        scans(photos / name, name, 0, 4)
+    folder = tmp_path_factory.mktemp("empty")
+    words = ("teach", str(folder), "--backbone", "hegraph-mini")
+    with browsing(tmp_path_factory.mktemp("profile"), *words) as browser:
+        browser.check_accessibility(lambda: browser.open(".zone", ".steps"))
+        browser.open(".zone", ".steps")
+        height = "return document.querySelector('.zone').offsetHeight"
+        assert browser.driver.execute_script(height) >= 200
+        drop(browser, ".zone", photos)
+        browser.wait(lambda: "8 images added." in browser.text("#message"))
+        assert counts(folder) == {"one": 4, "zero": 4}
+        browser.wait(lambda: browser.find("#accuracy"))
+        assert not browser.find(".steps")
+        click(browser, "#top", "Undo: 8 images added from folders")
+        browser.wait(lambda: browser.find(".steps"))
+        click(browser, "#panel-classes", "Open the example")
+        browser.wait(lambda: "180 images added." in browser.text("#message"))
+        browser.tab("Label")
+        click(browser, "#panel-label", "Accept all above 95 %")
+        browser.wait(lambda: "accepted; Undo takes all back" in browser.text("#message"))
+
+
+def test_large_project_sends_only_visible_images(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("large")
+    for number in range(200):
+        (folder / f"train/class {number:03}").mkdir(parents=True)
+        for shade in range(5):
+            image = Image.new("RGB", (8, 8), (number, 50 * shade, 0))
+            image.save(folder / f"train/class {number:03}/{shade}.png")
+    words = ("teach", str(folder), "--backbone", "hegraph-mini")
+    with browsing(tmp_path_factory.mktemp("profile"), *words) as browser:
+        browser.open("#panel-classes section")
+        browser.wait(lambda: len(browser.driver.find_elements("css selector", "#panel-classes section")) == 200)
+        browser.wait(lambda: browser.find(f"{card(browser, 'class 000')} .thumb img"))
+        thumbs = "return document.querySelectorAll('.thumb').length"
+        assert 5 <= browser.driver.execute_script(thumbs) <= 200
+        browser.driver.execute_script("document.body.scrollIntoView(false)")
+        browser.wait(lambda: browser.find(f"{card(browser, 'class 199')} .thumb img"))
+        assert browser.driver.execute_script(thumbs) <= 400
+
+
 def test_status_and_tabs_stay_in_view_on_a_phone(window):
     with window.emulating(PHONE):
         window.tab("Classes")
