@@ -18,6 +18,7 @@ from trainers.hegraph.apps.teach.view import View
 from trainers.hegraph.apps.teach.worker import Worker
 from trainers.hegraph.datasets.images import open_image
 from trainers.hegraph.estimator.incremental import image_ids
+from trainers.hegraph.estimator.model_selection import backbones
 from trainers.hegraph.estimator.model_selection.candidates import Candidate
 from trainers.hegraph.models.folder import load_model
 
@@ -409,6 +410,8 @@ def test_table_of_backbones_names_sizes_and_errors(teacher, monkeypatch):
 
 def test_usable_backbones_get_a_recommendation(teacher, untrained, monkeypatch):
     monkeypatch.setattr(backbone_table, "read_candidates", lambda: [Candidate(name=untrained)])
+    speed = lambda backbone, images: 10.0 if backbone.name.startswith("hegraph-mini") else 1.0  # noqa: E731
+    monkeypatch.setattr(backbones, "measure_speed", speed)
     html = ask(teacher, "compare", offline=True)["html"]
     assert "Recommended: <b>hegraph-mini</b>" in html and f'data-do="switch" data-to="{untrained}"' in html
     assert act(teacher, "switch", to=untrained)[0] == f"The backbone is {untrained}"

@@ -12,11 +12,7 @@ from ..utils.files import OutputFile, check_output
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = Parser("export", "Export a trained model to an ONNX file, and compare its predictions with torch.")
-    parser.examples = (
-        "output/model --onnx model.onnx",
-        "output/model --onnx small.onnx --int8 --calibrate photos",
-        "output/model --onnx head.onnx --part head --fp16",
-    )
+    parser.examples = ("output/model --onnx model.onnx", "output/model --onnx small.onnx --int8 --calibrate photos")
     add = parser.add_argument
     add("model", type=Path, metavar="MODEL", help=MODEL)
     add("--onnx", type=OutputFile(".onnx"), required=True, metavar="FILE", help="file to write, over an existing one")
