@@ -1,6 +1,7 @@
 """Requests of the teach page: parts, actions, uploads, exports and the comparison of backbones."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from trainers.hegraph.estimator.incremental import image_ids
 from trainers.hegraph.estimator.model_selection import backbones
 from trainers.hegraph.estimator.model_selection.candidates import Candidate
 from trainers.hegraph.models.folder import load_model
+from trainers.hegraph.models.saved import TextTrustRecord
 
 
 @pytest.fixture
@@ -124,6 +126,14 @@ def test_page_of_an_earlier_process_gets_everything(teacher):
     later = Board(teacher.worker)
     later._number = max(later._number, number)
     assert later.changes(number)["parts"].keys() == parts(teacher).keys()
+
+
+def test_names_that_the_encoder_does_not_know_are_listed(teacher):
+    session = teacher.session
+    trust = TextTrustRecord(weights=(0.1, 0.9, 0.2, 0.9), scale=1.0, share=0.9)  # of one, six, two and zero
+    model = session.view.model.model_copy(update={"text_trust": trust})
+    session.view = replace(session.view, model=model)
+    assert "By images alone: <b>one, two</b>" in parts(teacher)["slot:facts"]
 
 
 def test_accuracy_is_the_mean_of_the_classes(session):
