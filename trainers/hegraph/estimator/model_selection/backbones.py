@@ -197,7 +197,10 @@ def leave_one_out_outcome(encoded: Encoded) -> tuple[float, np.ndarray | Ranking
     if labels.dim() == 1:
         _, predicted = leave_one_out(features, labels, encoded.text, encoded.backbone.logit_scale)
         zero_shot = (similarities.argmax(dim=1) == labels).double().mean().item()
-        return zero_shot if has_text else np.nan, (predicted == labels).numpy()
+        outcome = (predicted == labels).numpy()
+        if not has_text:
+            zero_shot = np.nan
+        return zero_shot, outcome
     indicators = labels.numpy()
     scores = MultiLabelHead.fit(features, labels.bool(), encoded.text if has_text else None).left_out.numpy()
     if not has_text:
