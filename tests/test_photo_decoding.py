@@ -104,9 +104,10 @@ def test_table_of_own_images_is_reduced(folder, reduced, tmp_path):
 
 
 def test_packed_own_images_are_reduced(folder, reduced, tmp_path):
-    datasets = pytest.importorskip("datasets", reason="datasets is not installed, which reads Parquet files")
+    # A plain "datasets" may be a folder of tests
+    packed = pytest.importorskip("datasets.arrow_dataset", reason="datasets is not installed, which reads Parquet files")
     bytes_of = [{"bytes": path.read_bytes(), "path": None} for path in paths(folder)]
-    table = datasets.Dataset.from_dict({"image": bytes_of, "label": ["cat", "cat", "dog", "dog"]})
+    table = packed.Dataset.from_dict({"image": bytes_of, "label": ["cat", "cat", "dog", "dog"]})
     table.to_parquet(tmp_path / "train.parquet")
     assert torch.equal(encoded(task(tmp_path)), reduced)
 
