@@ -104,8 +104,8 @@ def test_table_of_own_images_is_reduced(folder, reduced, tmp_path):
 
 
 def test_packed_own_images_are_reduced(folder, reduced, tmp_path):
-    # A plain "datasets" may be a folder of tests
-    packed = pytest.importorskip("datasets.arrow_dataset", reason="datasets is not installed, which reads Parquet files")
+    # `datasets` alone may be the folder of tests
+    packed = pytest.importorskip("datasets.arrow_dataset", reason="datasets is not installed, to write Parquet")
     bytes_of = [{"bytes": path.read_bytes(), "path": None} for path in paths(folder)]
     table = packed.Dataset.from_dict({"image": bytes_of, "label": ["cat", "cat", "dog", "dog"]})
     table.to_parquet(tmp_path / "train.parquet")
