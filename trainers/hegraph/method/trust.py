@@ -43,7 +43,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .closed_form import CHUNK_ROWS, TextPrior, class_sums, in_double, kernel_eigenvectors, kernel_inverse
+from .closed_form import TextPrior, class_sums, in_double, kernel_eigenvectors, kernel_inverse
 from .graph import sum_by_class
 
 SCALES = (0.0, 0.01, 0.03, 0.06, 0.09, 0.125, 0.18, 0.25, 0.35, 0.5, 0.7, 1.0)  # candidates of `a`
@@ -256,27 +256,37 @@ def left_out_similarities(trusted: TrustedText, features: Tensor, labels: Tensor
     return all_changes
 
 
-def left_out_text(trusted: TrustedText, keys: Tensor, labels: Tensor, text: Tensor, logit_scale: float) -> Tensor:
-    """Replaced text of each image's class without the image, shape `[N, d]`.
+def left_out_text(
+    trusted: TrustedText, features: Tensor, labels: Tensor, groups: Tensor, text: Tensor, logit_scale: float
+) -> Tensor:
+    """Replaced text of each image's class without the images of its group, shape `[N, d]`.
 
-    The trust and the mean of the class are those without the image. `pi`, `a` and the regression stay the same. Without
-    its only image, a class keeps its text.
+    The trust and the mean of the class are those without the group. `pi`, `a` and the regression stay the same. A class
+    that has no other images keeps its text.
+
+    Shapes: R pairs of a group and a class.
 
     Args:
-        trusted: Result of `trust_text` for the arguments that follow.
+        trusted: Result of `trust_text` for these images.
+        features: Unit-norm features, shape `[N, d]`, float64.
+        labels: Their classes, shape `[N]`.
+        groups: Their groups, integers of shape `[N]`; all different to leave out single images.
+        text: Text features of the classes, shape `[K, d]`, float64.
+        logit_scale: CLIP's `tau`.
     """
-    text = in_double(text)
-    counts, sums = class_sums(keys, labels, len(text))
-    evidence = image_evidence(keys, labels, text, logit_scale, [trusted.trust.scale])[0]
-    of_class = sum_by_class(evidence, labels, len(text))[labels]
-    others = counts[labels, 0] - 1
-    weights = ((of_class - evidence) / others.clamp_min(1) + logit(trusted.trust.share)).sigmoid().unsqueeze(1)
-    own_text = text[labels]
-    blocks = []
-    for block, rows in zip(keys.split(CHUNK_ROWS), torch.arange(len(keys)).split(CHUNK_ROWS)):
-        means = (sums[labels[rows]] - in_double(block)) / others[rows].clamp_min(1).unsqueeze(1)
-        blocks.append(torch.lerp(trusted.from_images.predict(means), own_text[rows], weights[rows]))
-    return torch.where(others.unsqueeze(1) == 0, own_text, torch.cat(blocks))
+    num_classes = len(text)
+    pairs, pair_of = (groups.unique(return_inverse=True)[1] * num_classes + labels).unique(return_inverse=True)
+    classes = pairs % num_classes
+    counts = labels.bincount(minlength=num_classes)
+    left = (counts[classes] - pair_of.bincount()).unsqueeze(1)  # other images of the class, [R, 1]
+    evidence = image_evidence(features, labels, text, logit_scale, [trusted.trust.scale]).t()  # [N, 1]
+    of_class = sum_by_class(evidence, labels, num_classes)
+    of_pair = sum_by_class(evidence, pair_of, len(pairs))
+    weights = ((of_class[classes] - of_pair) / left.clamp_min(1) + logit(trusted.trust.share)).sigmoid()
+    sums = sum_by_class(features, labels, num_classes)[classes] - sum_by_class(features, pair_of, len(pairs))
+    from_images = trusted.from_images.predict(sums / left.clamp_min(1))
+    replaced = torch.lerp(from_images, text[classes], weights)
+    return torch.where(left == 0, text[classes], replaced)[pair_of]
 
 
 def logit(probability: float) -> float:

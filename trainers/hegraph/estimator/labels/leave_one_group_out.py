@@ -6,20 +6,20 @@ replaced again without the group, as `leave_one_out.py` does for an image, and t
 Only the classes of a group lose images, so the accuracy is below that on new groups if groups are few. Folds in which
 every class loses a group at once (`datasets.groups.balanced_folds`) are less biased, and need a fit each.
 
-Shapes: N images, K classes, d feature width, R pairs of a group and a class. Computed in float64.
+Shapes: N images, K classes, d feature width. Computed in float64.
 """
 
 from __future__ import annotations
+
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ...method.class_offsets import INVERSE_TEMPERATURES, OFFSET_PRIOR, OFFSET_STEPS, nll_at_temperatures
-from ...method.graph import sum_by_class
-from ...method.options import HEAD_SCALE, TrainingFreeOptions
-from ...method.trust import TrustedText, image_evidence, left_out_similarities, logit, trust_text
-from .leave_one_out import adapted_options, default_options, leave_one_out, left_out_logits
+from ...method.options import TrainingFreeOptions
+from .leave_one_out import default_options, leave_one_out, left_out_logits, logits_without_groups
 from .left_out_groups import check_groups, images_of_groups, left_out_group_messages
 
 
@@ -54,7 +54,7 @@ def left_out_group_logits(
     """
     if len(groups.unique()) == len(groups):
         return left_out_logits(features, labels, text, logit_scale, options, trusts_text)
-    return _logits(features.double(), labels, groups, text.double(), logit_scale, options, trusts_text)[0]
+    return _logits(features, labels, groups, text, logit_scale, options, trusts_text)[0]
 
 
 @torch.no_grad()
@@ -82,7 +82,7 @@ def leave_one_group_out(
     if len(groups.unique()) == len(groups):
         return leave_one_out(features, labels, text, logit_scale, trusts_text, class_prior)
     options = default_options(labels)
-    logits, zero_shot = _logits(features.double(), labels, groups, text.double(), logit_scale, options, trusts_text)
+    logits, zero_shot = _logits(features, labels, groups, text, logit_scale, options, trusts_text)
     offsets = left_out_group_offsets(zero_shot, labels, groups, class_prior)
     return logits, (logits + offsets).argmax(dim=1)
 
@@ -96,52 +96,15 @@ def _logits(
     options: TrainingFreeOptions,
     trusts_text: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Logits of `left_out_group_logits`, and those of zero-shot CLIP with all images; arguments in float64."""
+    """Logits of `left_out_group_logits`, and those of zero-shot CLIP with all images, each `[N, K]`."""
     check_groups(groups)
-    if not trusts_text:
-        zero_shot = logit_scale * features @ text.t()
-        messages = left_out_group_messages(features, labels, groups, text, options)
-        return zero_shot + options.omega * logit_scale * messages, zero_shot
-    trusted = trust_text(features, labels, text, logit_scale)
-    zero_shot = logit_scale * features @ trusted.scaled.t()
-    changes = left_out_group_text(trusted, features, labels, groups, text, logit_scale) - trusted.replaced[labels]
-    similarities = left_out_similarities(trusted, features, labels)
-    own_changes = (features * changes).sum(dim=1, keepdim=True)
-    similarities = similarities.scatter(1, labels.unsqueeze(1), own_changes)
-    without = zero_shot + trusted.trust.scale * logit_scale * similarities
-    options = adapted_options(features, labels, trusted.replaced, options)
-    messages = left_out_group_messages(features, labels, groups, trusted.replaced, options, changes)
-    logits = without + options.omega * HEAD_SCALE * messages
+    features = features.double()
+    messages = partial(left_out_group_messages, features, labels, groups)
     only_text = torch.ones_like(labels, dtype=torch.bool)  # where all images of other groups are of one class
     only_text[torch.cat([labels[:0], *images_of_groups(labels, groups)])] = False
-    return torch.where(only_text.unsqueeze(1), logit_scale * features @ text.t(), logits), zero_shot
-
-
-def left_out_group_text(
-    trusted: TrustedText, features: Tensor, labels: Tensor, groups: Tensor, text: Tensor, logit_scale: float
-) -> Tensor:
-    """Replaced text of each image's class without the image's group, shape `[N, d]`.
-
-    As in `method.trust.left_out_text`: `pi`, `a` and the regression stay the same, and a class keeps its text without
-    the group if it has no other images.
-
-    Args:
-        trusted: Result of `trust_text` for these images.
-        features, labels, groups, text, logit_scale: As for `left_out_group_logits`, in float64.
-    """
-    num_classes = len(text)
-    pairs, pair_of = (groups.unique(return_inverse=True)[1] * num_classes + labels).unique(return_inverse=True)
-    classes = pairs % num_classes
-    counts = labels.bincount(minlength=num_classes)
-    left = (counts[classes] - pair_of.bincount()).unsqueeze(1)  # other images of the class, [R, 1]
-    evidence = image_evidence(features, labels, text, logit_scale, [trusted.trust.scale]).t()  # [N, 1]
-    of_class = sum_by_class(evidence, labels, num_classes)
-    of_pair = sum_by_class(evidence, pair_of, len(pairs))
-    weights = ((of_class[classes] - of_pair) / left.clamp_min(1) + logit(trusted.trust.share)).sigmoid()
-    sums = sum_by_class(features, labels, num_classes)[classes] - sum_by_class(features, pair_of, len(pairs))
-    from_images = trusted.from_images.predict(sums / left.clamp_min(1))
-    replaced = torch.lerp(from_images, text[classes], weights)
-    return torch.where(left == 0, text[classes], replaced)[pair_of]
+    return logits_without_groups(
+        features, labels, groups, text.double(), logit_scale, options, trusts_text, messages, only_text.unsqueeze(1)
+    )
 
 
 def left_out_group_offsets(logits: Tensor, labels: Tensor, groups: Tensor, prior: str) -> Tensor:

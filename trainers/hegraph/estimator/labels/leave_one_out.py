@@ -17,14 +17,16 @@ Shapes: N images, K classes, d feature width. Computed in float64.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from ...features.bank import mean_count
 from ...method.class_offsets import left_out_offsets
-from ...method.closed_form import TextPrior, adapted_kappa, class_sums
+from ...method.closed_form import TextPrior, adapted_kappa
 from ...method.options import HEAD_SCALE, TrainingFreeOptions
 from ...method.trust import left_out_similarities, left_out_text, trust_text
 from ...utils.option import options_of
@@ -65,7 +67,7 @@ def left_out_logits(
     Returns:
         Logits without class offsets, shape `[N, K]`, float64.
     """
-    return _logits(features.double(), labels, text.double(), logit_scale, options, trusts_text)[0]
+    return _logits(features, labels, text, logit_scale, options, trusts_text)[0]
 
 
 @torch.no_grad()
@@ -89,7 +91,7 @@ def leave_one_out(
         Logits without class offsets, shape `[N, K]`, and predicted classes with class offsets, shape `[N]`.
     """
     options = default_options(labels)
-    logits, zero_shot = _logits(features.double(), labels, text.double(), logit_scale, options, trusts_text)
+    logits, zero_shot = _logits(features, labels, text, logit_scale, options, trusts_text)
     offsets = left_out_offsets(zero_shot, labels, class_prior)
     offsets = offsets.masked_fill(_others_of_one_class(labels), 0)
     return logits, (logits + offsets).argmax(dim=1)
@@ -98,35 +100,57 @@ def leave_one_out(
 def _logits(
     features: Tensor, labels: Tensor, text: Tensor, logit_scale: float, options: TrainingFreeOptions, trusts_text: bool
 ) -> tuple[Tensor, Tensor]:
-    """Logits of `left_out_logits`, and those of zero-shot CLIP with all images, each `[N, K]`; arguments in float64."""
+    """Logits of `left_out_logits`, and those of zero-shot CLIP with all images, each `[N, K]`."""
+    features = features.double()
+    messages = partial(left_out_messages, features, labels)
+    groups = torch.arange(len(labels), device=labels.device)
+    only_text = _others_of_one_class(labels)
+    return logits_without_groups(
+        features, labels, groups, text.double(), logit_scale, options, trusts_text, messages, only_text
+    )
+
+
+def logits_without_groups(
+    features: Tensor,
+    labels: Tensor,
+    groups: Tensor,
+    text: Tensor,
+    logit_scale: float,
+    options: TrainingFreeOptions,
+    trusts_text: bool,
+    messages: Callable[[Tensor, TrainingFreeOptions, Tensor | None], Tensor],
+    only_text: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Logits of each image by the training-free variant fitted to all images of other groups.
+
+    Args:
+        features: Unit-norm image features, shape `[N, d]`, float64.
+        labels: Classes of the images, shape `[N]`.
+        groups: Groups of the images, integers of shape `[N]`; all different for leave-one-out.
+        text: Text features, shape `[K, d]`, float64.
+        logit_scale, options, trusts_text: As for `left_out_logits`.
+        messages: Function that returns the messages of the closed-form head without each image's group, `[N, K]`, from
+            the text of the prior `[K, d]`, the options, and the changes of the text of each image's class `[N, d]`.
+        only_text: Whether zero-shot CLIP classifies an image, shape `[N, 1]`.
+
+    Returns:
+        Logits without class offsets, and logits of zero-shot CLIP with all images, each `[N, K]`, float64.
+    """
     if not trusts_text:
         zero_shot = logit_scale * features @ text.t()
-        messages = left_out_messages(features, labels, text, options)
-        messages = messages.masked_fill(_others_of_one_class(labels), 0)
-        return zero_shot + options.omega * logit_scale * messages, zero_shot
-    only_text = _others_of_one_class(labels)
+        sent = messages(text, options, None).masked_fill(only_text, 0)
+        return zero_shot + options.omega * logit_scale * sent, zero_shot
     trusted = trust_text(features, labels, text, logit_scale)
     zero_shot = logit_scale * features @ trusted.scaled.t()
-    own_text = left_out_text(trusted, features, labels, text, logit_scale)
-    changes = own_text - trusted.replaced[labels]
+    changes = left_out_text(trusted, features, labels, groups, text, logit_scale) - trusted.replaced[labels]
     similarities = left_out_similarities(trusted, features, labels)
     own_changes = (features * changes).sum(dim=1, keepdim=True)
     similarities = similarities.scatter(1, labels.unsqueeze(1), own_changes)
     without = zero_shot + trusted.trust.scale * logit_scale * similarities
-    options = adapted_options(features, labels, trusted.replaced, options)
-    messages = left_out_messages(features, labels, trusted.replaced, options, changes)
-    logits = without + options.omega * HEAD_SCALE * messages
+    prior = TextPrior.fit(trusted.replaced[trusted.present], trusted.means)
+    options = replace(options, kappa=adapted_kappa(options.kappa, prior, trusted.means))
+    logits = without + options.omega * HEAD_SCALE * messages(trusted.replaced, options, changes)
     return torch.where(only_text, logit_scale * features @ text.t(), logits), zero_shot
-
-
-def adapted_options(
-    features: Tensor, labels: Tensor, text: Tensor, options: TrainingFreeOptions
-) -> TrainingFreeOptions:
-    """Options with the weight `kappa'` of the text prior from all images."""
-    counts, sums = class_sums(features, labels, len(text))
-    present = counts[:, 0] > 0
-    means = sums[present] / counts[present]
-    return replace(options, kappa=adapted_kappa(options.kappa, TextPrior.fit(text[present], means), means))
 
 
 def _others_of_one_class(labels: Tensor) -> Tensor:
