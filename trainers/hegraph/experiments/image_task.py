@@ -15,7 +15,6 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from ..config import Config
@@ -79,11 +78,8 @@ class ImageTask(Task):
 
     @property
     def test_groups(self) -> list[int] | None:
-        names = self.dataset.groups_of(self.dataset.test)
-        if names is None:
-            return None
-        number_of = {name: number for number, name in enumerate(sorted(set(names)))}
-        return [number_of[name] for name in names]
+        numbers = extract.group_numbers(self.dataset, {"test": self.dataset.test}).get("test_groups")
+        return None if numbers is None else numbers.tolist()
 
     def image_ids(self, split: str) -> dict[str, int]:
         paths = [item.path for item in self.dataset.splits[split]] if self.name == OWN else []
@@ -163,9 +159,6 @@ class ImageTask(Task):
 
     def text_features(self) -> tuple[Tensor, Tensor]:
         """Return positive and negative text nodes of the classes, each `[K, d]`; 0 without prompts."""
-        if not self.cfg.encoding.has_prompts:
-            nothing = torch.zeros(len(self.classnames), self.backbone.width)
-            return nothing, nothing
         text = extract.encode_prompts(self.backbone, self.name, self.classnames, self.cfg.encoding, self._folder)
         return text["positive"], text["negative"]
 

@@ -77,11 +77,7 @@ def encode_task(
         "val": ImageViews(dataset, val, backbone.preprocess),
         "test": ImageViews(dataset, dataset.test, backbone.preprocess),
     }
-    if options.has_prompts:
-        text = encode_prompts(backbone, dataset.name, dataset.classnames, options, folder)
-    else:
-        nothing = torch.zeros(len(dataset.classnames), backbone.width)
-        text = {"positive": nothing, "negative": nothing}
+    text = encode_prompts(backbone, dataset.name, dataset.classnames, options, folder)
     fields: dict[str, Any] = {f"text_{name}": features for name, features in text.items()}
     fields |= {"train_features": text["positive"][None, :0], "train_labels": labels_of(dataset, [])}
     for name, images in views.items():
@@ -239,11 +235,15 @@ def encode_prompts(
 
     Returns:
         "positive" and "negative" text features, each of unit norm and shape `[K, d]`; and "norms", shape `[K]`, the
-        norm of the mean text-encoder output for the positive prompts of a class, averaged by group first.
+        norm of the mean text-encoder output for the positive prompts of a class, averaged by group first. Without
+        prompts, the features are 0 and there are no norms.
 
     Raises:
         UserError: On a class without a prompt, NaN or zero features, or a folder that cannot be written.
     """
+    if not options.has_prompts:
+        nothing = torch.zeros(len(classnames), backbone.width)
+        return {"positive": nothing, "negative": nothing}
     positive, negative = class_prompts(dataset, classnames, options)
     key = hash_json({"positive": positive, "negative": negative, "code": CODE_VERSION} | backbone.fingerprint)
 
