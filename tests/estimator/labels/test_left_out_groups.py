@@ -90,6 +90,17 @@ def test_offsets_equal_those_of_the_other_groups(prior):
         torch.testing.assert_close(found[~others], expected.expand(int((~others).sum()), -1), atol=1e-10, rtol=0)
 
 
+def test_offsets_without_text_equal_those_of_the_other_groups():
+    labels = torch.tensor([0, 0, 0, 1, 1, 2, 2, 2])
+    groups = torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])
+    logits = torch.zeros(8, 3, dtype=torch.float64)  # all temperatures tie
+    found = left_out_group_offsets(logits, labels, groups, "training")
+    for group in groups.unique():
+        others = groups != group
+        expected = class_offsets(logits[others], labels[others], "training")
+        torch.testing.assert_close(found[~others], expected.expand(int((~others).sum()), -1), atol=1e-10, rtol=0)
+
+
 def test_order_and_numbers_of_groups_do_not_matter():
     features, labels, text = images_of([6, 5, 8], 12, seed=3)
     groups = random_groups(labels, 6)

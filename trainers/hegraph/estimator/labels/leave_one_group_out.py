@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...method.class_offsets import INVERSE_TEMPERATURES, OFFSET_PRIOR, OFFSET_STEPS, nll_at_temperatures
+from ...method.class_offsets import INVERSE_TEMPERATURES, OFFSET_PRIOR, OFFSET_STEPS, nll_at_temperatures, smallest
 from ...method.options import TrainingFreeOptions
 from .leave_one_out import default_options, leave_one_out, left_out_logits, logits_without_groups
 from .left_out_groups import check_groups, images_of_groups, left_out_group_messages
@@ -124,7 +124,7 @@ def left_out_group_offsets(logits: Tensor, labels: Tensor, groups: Tensor, prior
     counts = labels.bincount(minlength=num_classes)
     offsets = torch.zeros_like(logits)
     for images in images_of_groups(labels, groups):
-        best = int((whole - own[:, images].sum(dim=1)).argmin())
+        best = int(smallest(whole - own[:, images].sum(dim=1)))
         weights = torch.ones_like(logits[:, 0])
         weights[images] = 0
         left = (counts - labels[images].bincount(minlength=num_classes)).to(logits)
