@@ -19,6 +19,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from tools.labels_study import rounded
 from trainers.hegraph.config_files import load_cfg
 from trainers.hegraph.datasets.splits import sample_few_shot
 from trainers.hegraph.features.bank import FeatureBank, load_bank, mean_count
@@ -136,11 +137,6 @@ def main() -> int:
     results = pd.read_json(args.out, lines=True)
     sys.stdout.write(f"{names_table(results)}\n{unequal_table(results)}")
     return 0
-
-
-def rounded(row: dict) -> dict:
-    """Row with its numbers rounded for the file."""
-    return {name: round(value, 4) if isinstance(value, float) else value for name, value in row.items()}
 
 
 if __name__ == "__main__":

@@ -120,11 +120,13 @@ def left_out_group_offsets(logits: Tensor, labels: Tensor, groups: Tensor, prior
     num_classes = logits.shape[1]
     own = torch.stack([F.cross_entropy(logits * factor, labels, reduction="none") for factor in INVERSE_TEMPERATURES])
     whole = nll_at_temperatures(logits, labels)
-    scaled = [(factor * (logits - logits.amax(dim=1, keepdim=True))).exp() for factor in INVERSE_TEMPERATURES]
+    members = list(images_of_groups(labels, groups))
+    best_of_groups = [int(smallest(whole - own[:, images].sum(dim=1))) for images in members]
+    centred = logits - logits.amax(dim=1, keepdim=True)
+    scaled = {best: (INVERSE_TEMPERATURES[best] * centred).exp() for best in set(best_of_groups)}
     counts = labels.bincount(minlength=num_classes)
     offsets = torch.zeros_like(logits)
-    for images in images_of_groups(labels, groups):
-        best = int(smallest(whole - own[:, images].sum(dim=1)))
+    for images, best in zip(members, best_of_groups):
         weights = torch.ones_like(logits[:, 0])
         weights[images] = 0
         left = (counts - labels[images].bincount(minlength=num_classes)).to(logits)
