@@ -5,6 +5,7 @@ import os
 import random
 import shlex
 from collections import Counter
+from dataclasses import replace
 from itertools import combinations
 from typing import TYPE_CHECKING
 
@@ -39,8 +40,10 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     default = "data set, or `folder` for your own images (default: all if DATA contains one, else your own images)"
     check.add_argument("datasets", nargs="*", metavar="DATASET", help=default)
     pattern = "regular expression that finds the group of an image in its path, as DATASET.GROUP_PATTERN"
-    parser.set_defaults(group_pattern="")
+    parser.set_defaults(group_pattern="", backbone="")
     check.add_argument("--group-pattern", default="", metavar="REGEX", help=pattern)
+    backbone = "encode your own images, such as with mini, and list classes whose names say nothing to this backbone"
+    check.add_argument("--backbone", default="", metavar="NAME", help=backbone)
     fetch = parser.add_command("download", "download missing files")
     fetch.examples = ("dtd --root data", "dtd pets eurosat --root data")
     parser.failure = check.failure = fetch.failure = "a data set is incomplete"
@@ -67,6 +70,8 @@ def run(args: argparse.Namespace) -> int:
         raise unknown("data set", wrong, (*known, OWN))
     if OWN in names and (args.command == "download" or len(names) > 1):
         raise UserError(f"{OWN} means your own images: check them without other data sets; they cannot be downloaded")
+    if args.backbone and args.datasets not in ([], [OWN]):
+        raise UserError(f"--backbone encodes your own images only: leave out {' '.join(args.datasets)}")
     if args.command == "download":
         from ..datasets.download import download
 
@@ -82,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
     has_data_sets = any(os.path.isdir(absolute(args.root) / entry.folder) for entry in known.values())
     if OWN in names or not (args.datasets or has_data_sets):
         try:
-            result = check_own_images(args.root, args.group_pattern)
+            result = check_own_images(args.root, args.group_pattern, args.backbone)
         except UserError as error:
             name = command(f"datasets check caltech101 --root {shlex.quote(args.root)}")
             advice = [f"to check a data set, name it, as in: {name}"] if error.code == NOT_OWN else []
@@ -149,14 +154,15 @@ def check_dataset(name: str, root: str, group_pattern: str = "") -> CheckResult:
 # --- own images
 
 
-def check_own_images(root: str, group_pattern: str = "") -> CheckResult:
+def check_own_images(root: str, group_pattern: str = "", backbone: str = "") -> CheckResult:
     """Check own images by decoding all of them in parallel.
 
     Images that cannot be read, and copies of test images in other splits, are problems in the result. `group_pattern`
-    is DATASET.GROUP_PATTERN.
+    is DATASET.GROUP_PATTERN. `backbone` judges the class names, if there are no problems; "" does not.
 
     Raises:
-        UserError: If the files or folders cannot be listed as a data set, or it has fewer than two classes.
+        UserError: If the files or folders cannot be listed as a data set, it has fewer than two classes, or the
+            backbone cannot be loaded or does not suit the data set.
     """
     from ..datasets.base import check_classes
     from ..datasets.loading import load_own_images
@@ -170,9 +176,49 @@ def check_own_images(root: str, group_pattern: str = "") -> CheckResult:
         count = f"{len(files)} of {len(dataset.splits[split])} {split} images"
         lines.append(f"{count} are test images as well; keep one copy of each, in {split} or in test:")
         lines += [f"  {file}" for file in files]
-    train = command(f"train {shlex.quote(root)}")
-    next_step = f"after correcting this, check again: {dataset.check_command}" if lines else f"train: {train}"
-    return (not lines, [*_lines_of_counts(dataset), *lines, next_step])
+    if lines:
+        next_step = f"after correcting this, check again: {dataset.check_command}"
+        return (False, [*_lines_of_counts(dataset), *lines, next_step])
+    if backbone:
+        lines.append(line_of_names(root, backbone, group_pattern))
+    flag = f" --backbone {shlex.quote(backbone)}" if backbone else ""
+    train = command(f"train {shlex.quote(root)}{flag}")
+    return (True, [*_lines_of_counts(dataset), *lines, f"train: {train}"])
+
+
+def line_of_names(root: str, backbone: str, group_pattern: str = "") -> str:
+    """Say which class names say nothing to a backbone, judged on the training images that `train` would sample.
+
+    Arguments as in `check_own_images`.
+
+    Raises:
+        UserError: If the backbone cannot be loaded or has no text, or an image has several labels.
+    """
+    from ..config_files import load_cfg
+    from ..experiments.image_task import ImageTask
+    from ..experiments.opening import load_image_task
+    from ..features.backbones.identity import DEFAULT_BACKBONE, MINI_ALIAS, canonical_name
+    from ..method.trust import trust_text
+    from ..models.saved import TextTrustRecord
+    from ..utils.devices import choose_device
+
+    is_mini = canonical_name(backbone) == canonical_name(MINI_ALIAS)
+    config_file = MINI_ALIAS if is_mini else DEFAULT_BACKBONE.config
+    keys = {"DATASET.ROOT": root, "DATASET.GROUP_PATTERN": group_pattern, "MODEL.BACKBONE.NAME": backbone}
+    cfg = load_cfg("folder", config_file, keys, [])
+    seed = max(cfg.run.seed, 0)
+    device = choose_device("", "--device")
+    dataset = replace(load_image_task(cfg, seed, device).dataset, val=[], test=[])
+    if dataset.multilabel:
+        raise UserError("--backbone judges class names of images with one label each; these images have several")
+    task = ImageTask(dataset, cfg, seed, device)
+    bank = task.bank()
+    if not bank.known_text.any():
+        raise UserError(f"--backbone {backbone} encodes images only, so that it knows no class names; name another one")
+    trust = trust_text(bank.cache_keys(), bank.train_labels, bank.known_text, task.backbone.logit_scale).trust
+    images = bank.train_labels.bincount(minlength=len(bank.classnames)).tolist()
+    sentence = TextTrustRecord.of(trust).sentence(bank.classnames, images)
+    return sentence or f"{task.backbone.name} knows the names of all {len(images)} classes"
 
 
 def _lines_of_counts(dataset: "Dataset") -> list[str]:

@@ -7,7 +7,7 @@ Shapes: K classes, d feature width, B images of a batch, M unlabelled images.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -119,6 +119,28 @@ class TextTrustRecord(StrictModel):
         """The estimate of a record."""
         return TextTrust(torch.tensor(self.weights, dtype=torch.float64), self.scale, self.share)
 
+    def untrusted(self, classnames: Sequence[str], images: Sequence[int]) -> tuple[str, ...]:
+        """Names of the classes with images whose text says nothing to the encoder.
+
+        Args:
+            classnames: The K class names.
+            images: Number of images of each class.
+        """
+        rows = zip(classnames, self.weights, images)
+        return tuple(name for name, weight, count in rows if count and weight <= TRUSTED)
+
+    def sentence(self, classnames: Sequence[str], images: Sequence[int]) -> str:
+        """Sentence about `untrusted` classes and the scale of text; "" if all text is used as in zero-shot CLIP."""
+        sentences = []
+        if names := self.untrusted(classnames, images):
+            listed = ", ".join(names[:LISTED_NAMES]) + (", ..." if len(names) > LISTED_NAMES else "")
+            count = f"{len(names)} of {len(classnames)} classes"
+            reason = "Classified by images alone, because the names say nothing to the encoder"
+            sentences.append(f"{reason}: {listed} ({count}).")
+        if self.scale < 1:
+            sentences.append(f"Text weighs {self.scale:g} times as much as in zero-shot CLIP.")
+        return " ".join(sentences)
+
 
 class Scores(StrictModel):
     """Scores on the test images in percent; None without test images.
@@ -215,24 +237,17 @@ class ModelMetadata(StrictModel):
     @property
     def untrusted(self) -> tuple[str, ...]:
         """Names of the classes whose text says nothing to the encoder, so that their images alone classify them."""
-        if self.text_trust is None:
-            return ()
-        counts = self.images or [1] * len(self.classnames)
-        rows = zip(self.classnames, self.text_trust.weights, counts)
-        return tuple(name for name, weight, count in rows if count and weight <= TRUSTED)
+        return () if self.text_trust is None else self.text_trust.untrusted(self.classnames, self._counts)
 
     @property
     def names_sentence(self) -> str:
         """Sentence about classes whose names say nothing to the encoder, and the scale of text; "" without them."""
-        sentences = []
-        if names := self.untrusted:
-            listed = ", ".join(names[:LISTED_NAMES]) + (", ..." if len(names) > LISTED_NAMES else "")
-            count = f"{len(names)} of {len(self.classnames)} classes"
-            reason = "Classified by images alone, because the names say nothing to the encoder"
-            sentences.append(f"{reason}: {listed} ({count}).")
-        if self.text_trust is not None and self.text_trust.scale < 1:
-            sentences.append(f"Text weighs {self.text_trust.scale:g} times as much as in zero-shot CLIP.")
-        return " ".join(sentences)
+        return "" if self.text_trust is None else self.text_trust.sentence(self.classnames, self._counts)
+
+    @property
+    def _counts(self) -> Sequence[int]:
+        """Number of images of each class; 1 where it is unknown, as in `text_trust`."""
+        return self.images or [1] * len(self.classnames)
 
     @property
     def sample_description(self) -> str:
