@@ -368,6 +368,7 @@ def test_calibration_table_has_method_and_zero_shot(calibrated, run):
     assert table["HeGraphAdapter",] == {
         "accuracy": "80.00", "macro F1": "79.00", "NLL": "0.500", "NLL at T": "0.400", "Brier": "0.300",
         "Brier at T": "0.250", "ECE": "8.00", "ECE at T": "2.50", "T": "0.80", "accepted": "",
+        "coverage": "", "classes": "",
     }  # fmt: skip
     assert table["zero-shot",]["ECE"] == "5.00" and table["zero-shot",]["accuracy"] == "50.00"
     assert table["zero-shot",]["ECE at T"] == table["zero-shot",]["T"] == ""
@@ -422,3 +423,12 @@ def test_accepted_is_averaged_if_all_runs_have_it(calibrated):
     assert cells(calibration_table([*records, calibrated(3)]))["HeGraphAdapter",]["accepted"] == ""
     records = [calibrated(1, after=2.0), calibrated(1, after=4.0, dataset="Other")]
     assert cells(calibration_table(records))["mean of 2", "HeGraphAdapter"]["ECE at T"] == "3.00"
+
+
+def test_calibration_table_has_coverage_and_size(calibrated):
+    sets = [{"nominal": 0.9, "coverage": coverage, "mean_size": size} for coverage, size in ((91.0, 1.5), (93.0, 1.7))]
+    records = [calibrated(seed, prediction_sets=found) for seed, found in enumerate(sets, 1)]
+    table = calibration_table(records)
+    assert "coverage, classes: of prediction sets for 90%" in table.caption
+    row = cells(table)["HeGraphAdapter",]
+    assert (row["coverage"], row["classes"]) == ("92.00", "1.60")

@@ -105,6 +105,23 @@ def test_page_at_chance_gives_no_advice_on_classes(tmp_path, calibrated):
     assert "hegraph label suggest" not in text
 
 
+def test_report_has_a_panel_of_prediction_sets(tmp_path, calibrated):
+    sets = {"nominal": 0.9, "coverage": 92.5, "mean_size": 1.25, "single": 80.0}
+    write_record(tmp_path / "run", calibrated(num_test=40, prediction_sets=sets))
+    write_report([tmp_path / "run"], tmp_path / "report.html")
+    _, text = read(tmp_path / "report.html")
+    low, high = binomtest(37, 40).proportion_ci(0.95, method="wilson")
+    interval = f"95% interval: {100 * low:.1f} to {100 * high:.1f} %"
+    assert f"Prediction sets for 90% contain the class of 92.5 % of the test images ({interval})." in text
+    assert "They have 1.25 classes on average, and 80.0 % have a single class." in text
+
+
+def test_report_of_older_records_has_no_sets(tmp_path, calibrated):
+    write_record(tmp_path / "run", calibrated(num_test=40))
+    write_report([tmp_path / "run"], tmp_path / "report.html")
+    assert "Prediction sets" not in read(tmp_path / "report.html")[1]
+
+
 def test_page_loads_no_file_and_no_script(report):
     tags, text = read(report)
     for tag, attributes in tags:

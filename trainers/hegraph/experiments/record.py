@@ -25,6 +25,7 @@ from ..models.folder import save_model
 from ..models.saved import NOT_TESTED, SavedModel, Scores, TextTrustRecord, TrainedModel, TrainedOn
 from ..models.support_set import SupportSet
 from ..results.records import (
+    COVERAGE,
     GROUPS,
     OPEN_SET_RATE,
     OTHER_CLASSES,
@@ -35,6 +36,7 @@ from ..results.records import (
     ProbabilitiesRecord,
     RejectionRecord,
     RunRecord,
+    SetsRecord,
     TargetRecord,
     write_record,
     write_tensors_with_classes,
@@ -155,6 +157,7 @@ def make_record(
         # Distinguishes test sets of one name, such as those of a user's own data sets
         test_set=None if counts is None else hash_json([list(predictions.classnames), counts]),
         rejection=rejection_on_test(predictions.logits, calibration),
+        prediction_sets=sets_on_test(predictions, calibration),
         targets=targets,
         **adapted.entries,
         **optional_entries(identity, model, predictions),
@@ -271,6 +274,29 @@ def rejection_on_test(logits: torch.Tensor | None, calibration: Calibration) -> 
         scores = known_score(logits, calibration.temperature, known.score)
         values["accepted"] = 100 * (scores >= values["threshold"]).double().mean().item()
     return RejectionRecord(**known.model_dump(exclude={"quantiles"}), **values)
+
+
+def sets_on_test(predictions: Predictions, calibration: Calibration) -> SetsRecord | None:
+    """Return coverage and size of the prediction sets of the test images; None if too few images were held out."""
+    scores = calibration.sets
+    if scores is None or not scores.supports(COVERAGE):
+        return None
+    values: dict[str, Any] = {
+        "nominal": COVERAGE,
+        "threshold": scores.threshold(COVERAGE),
+        "num_images": len(scores.scores),
+        "of_zero_shot": scores.of_zero_shot,
+        **dict.fromkeys(("coverage", "mean_size", "single")),
+    }
+    of_sets = predictions.zero_shot if scores.of_zero_shot else predictions.logits
+    if predictions.logits is not None and predictions.labels is not None and of_sets is not None:
+        sets = scores.sets_of(of_sets, predictions.logits.argmax(dim=1), COVERAGE)
+        covered = sets.gather(1, predictions.labels.unsqueeze(1)).double()
+        sizes = sets.sum(dim=1).double()
+        values["coverage"] = 100 * covered.mean().item()
+        values["mean_size"] = sizes.mean().item()
+        values["single"] = 100 * (sizes == 1).double().mean().item()
+    return SetsRecord(**values)
 
 
 def make_model(identity: RunIdentity, bank: FeatureBank, fitted: FittedMethod) -> TrainedModel:

@@ -22,7 +22,7 @@ from ..method.cache import QUERY_BATCH, FoldedClassifier
 from ..method.model import TransferableAdapter
 from ..method.training.confidence import Calibration, KnownScores, known_score
 from ..method.training.memory import refuse_beyond_memory
-from ..method.training.prediction_sets import SetScores, prediction_sets
+from ..method.training.prediction_sets import SetScores
 from ..method.trust import TRUSTED, TextTrust, replace_text
 from ..method.unlabelled import ClassSums, UnlabelledAdaptation, adapt_to_unlabelled
 from ..utils.errors import UserError
@@ -428,11 +428,10 @@ class SavedModel(TrainedModel):
         Raises:
             UserError: As in `set_threshold`.
         """
-        threshold = self.set_threshold(coverage)
+        self.set_threshold(coverage)  # the check
         assert self.sets is not None
         of_sets = self.zero_shot_logits(features.to(self.text_positive)) if self.sets.of_zero_shot else logits
-        probabilities = (of_sets.double() / self.sets.temperature).softmax(dim=1)
-        return prediction_sets(probabilities, threshold, logits.argmax(dim=1))
+        return self.sets.sets_of(of_sets, logits.argmax(dim=1), coverage)
 
     def share_below(self, logits: Tensor) -> float | None:
         """Fraction of images of known classes with a lower score than an image with logits `[K]`, from 0 to 1.

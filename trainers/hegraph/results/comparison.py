@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from ..utils.errors import UserError
-from .records import OPEN_SET_RATE, warn_skipped
+from .records import COVERAGE, OPEN_SET_RATE, warn_skipped
 from .scores import (
     MACRO,
     MEAN,
@@ -42,7 +42,7 @@ BASE = "DATASET.SUBSAMPLE_CLASSES"  # configuration key, "base" for runs on the 
 COSTS = {"epochs": 0, "seconds per epoch": 3, "seconds in all": 2, "trained parameters": 0, "peak memory (MB)": 0}
 CALIBRATION = {
     "accuracy": 2, "macro F1": 2, "NLL": 3, "NLL at T": 3, "Brier": 3, "Brier at T": 3, "ECE": 2, "ECE at T": 2, "T": 2,
-    "accepted": 2,
+    "accepted": 2, "coverage": 2, "classes": 2,
 }  # fmt: skip
 # Column -> key of `records.ProbabilitiesRecord`
 SCORES = {"accuracy": "accuracy", "macro F1": "macro_f1", "NLL": "nll", "Brier": "brier", "ECE": "ece"}
@@ -270,7 +270,8 @@ def calibration_table(records: Sequence[dict]) -> Table:
     """Compare the probabilities of methods before and after calibration, as means over seeds.
 
     The column "accepted" is the percentage of test images, all of known classes, that the open-set threshold for
-    `OPEN_SET_RATE` accepts.
+    `OPEN_SET_RATE` accepts. The column "coverage" is the percentage of test images whose prediction set for `COVERAGE`
+    contains their class, and "classes" the mean number of classes in a set.
 
     Raises:
         UserError: If no record has calibration scores, or runs of a row are not comparable.
@@ -284,7 +285,9 @@ def calibration_table(records: Sequence[dict]) -> Table:
         rows += _calibration(record)
     frame = add_mean_places(cells(rows, KEYS), KEYS)
     units = "NLL in nats, Brier score from 0 to 2, T the temperature, other columns in %"
-    caption = f"Probabilities on test: {units}; accepted: by the threshold for {OPEN_SET_RATE:.0%}"
+    accepted = f"accepted: by the threshold for {OPEN_SET_RATE:.0%}"
+    of_sets = f"coverage, classes: of prediction sets for {COVERAGE:.0%}"
+    caption = f"Probabilities on test: {units}; {accepted}; {of_sets}"
     return Table(caption, KEYS, frame, decimals=CALIBRATION)
 
 
@@ -299,7 +302,13 @@ def _calibration(record: dict) -> list[dict]:
     """Rows with the calibration scores of a run's method, and of zero-shot CLIP without a temperature."""
     part = record["calibration"]
     name = method(record)
-    values = {(name, "T"): part["temperature"], (name, "accepted"): (record.get("rejection") or {}).get("accepted")}
+    sets = record.get("prediction_sets") or {}
+    values = {
+        (name, "T"): part["temperature"],
+        (name, "accepted"): (record.get("rejection") or {}).get("accepted"),
+        (name, "coverage"): sets.get("coverage"),
+        (name, "classes"): sets.get("mean_size"),
+    }
     for column, key in SCORES.items():
         values[name, column] = part["before"][key]
         if part.get("zero_shot"):  # a run without class texts has none

@@ -22,6 +22,7 @@ from ..utils.reading import (
     NotNegative,
     Percent,
     Positive,
+    Share,
     parse_json,
     read_json,
     read_tensors,
@@ -49,6 +50,7 @@ SAME_CLASSES, OTHER_CLASSES = "same classes", "other classes"
 SEMI_SUPERVISED, TRANSDUCTIVE = "semi-supervised", "transductive"
 
 OPEN_SET_RATE = 0.95  # rate of images of known classes that reach the threshold in a record
+COVERAGE = 0.9  # coverage of the prediction sets in a record
 
 # Keys whose values differ between two runs of one experiment, even on one machine
 MEASURED = ("seconds", "peak_memory_mb", "finished_at")
@@ -117,6 +119,28 @@ class RejectionRecord(LenientModel):
     accepted: Percent | None = None
 
 
+class SetsRecord(LenientModel):
+    """Prediction sets of the test images (docs/guides/confidence.md).
+
+    Attributes:
+        nominal: Coverage that the sets are made for, from 0 to 1.
+        threshold: Least probability of a class in a set.
+        num_images: Number of held-out images that the threshold comes from.
+        of_zero_shot: Whether the sets are those of zero-shot CLIP.
+        coverage: Percentage of the test images whose set contains their class; None without test images, as the next.
+        mean_size: Mean number of classes in a set.
+        single: Percentage of the sets with a single class.
+    """
+
+    nominal: Share | None = None
+    threshold: float | None = None
+    num_images: Count | None = None
+    of_zero_shot: bool | None = None
+    coverage: Percent | None = None
+    mean_size: NotNegative | None = None
+    single: Percent | None = None
+
+
 class GroupsRecord(LenientModel):
     """Groups of the images of a training run (docs/guides/groups.md).
 
@@ -170,6 +194,7 @@ class RunRecord(TargetRecord):
     selected: dict[str, Any]
     calibration: CalibrationRecord | None = None
     rejection: RejectionRecord | None = None
+    prediction_sets: SetsRecord | None = None
     groups: GroupsRecord | None = None
     targets: dict[str, TargetRecord] | None = None
     protocol: Literal["semi-supervised", "transductive"] | None = None

@@ -77,6 +77,7 @@ class Summary:
         issues: Training images with suspicious labels.
         weak: Classes to add images of, the most urgent one first.
         calibration: Sentence about confidence; "" without calibration scores.
+        sets: Sentence about prediction sets; "" without their coverage on test images.
         names: Sentence about classes whose names say nothing to the encoder; "" without them.
         at_chance: Whether the model is not significantly better than always predicting the largest class. Classes and
             pairs are then no advice.
@@ -90,6 +91,7 @@ class Summary:
     issues: list[Example] = field(default_factory=list)
     weak: list[ClassResult] = field(default_factory=list)
     calibration: str = ""
+    sets: str = ""
     names: str = ""
     at_chance: bool = False
 
@@ -172,6 +174,8 @@ def summarise(folder: Path | None, record: dict, run: str) -> Summary:
         summary.labels = f"They are found in models of HeGraphAdapter with up to {MAX_LEFT_OUT:,} training images."
     if has_calibration(record):
         summary.calibration = calibration_sentence(record)
+    if has_sets(record):
+        summary.sets = sets_sentence(record)
     return summary
 
 
@@ -183,11 +187,16 @@ def wilson_interval(right: int, count: int) -> tuple[float, float]:
     return low, high
 
 
+def interval_text(right: int, count: int) -> str:
+    """Words for Wilson's interval for the share of correct images, in percent."""
+    low, high = wilson_interval(right, count)
+    return f"{CONFIDENCE:.0%} interval: {100 * low:.1f} to {100 * high:.1f} %"
+
+
 def share_with_interval(right: int, count: int, kind: str) -> str:
     """Words for a share of correct images with Wilson's interval."""
-    low, high = wilson_interval(right, count)
-    interval = f"{CONFIDENCE:.0%} interval: {100 * low:.1f} to {100 * high:.1f} %"
-    return f"{right:,} of {count:,} {kind} images correctly: {100 * right / count:.1f} % ({interval})"
+    share = f"{100 * right / count:.1f} % ({interval_text(right, count)})"
+    return f"{right:,} of {count:,} {kind} images correctly: {share}"
 
 
 def accuracy_sentence(record: dict) -> str:
@@ -225,6 +234,22 @@ def calibration_sentence(record: dict) -> str:
     if counts.sum() < 2 * MIN_IMAGES:
         merged = f"{counts.sum()} test images are few: all of them are one dot."
     return f"{means}; its {error}. {merged}"
+
+
+def has_sets(record: dict) -> bool:
+    """Whether a record has coverage and size of the prediction sets of test images."""
+    sets = record.get("prediction_sets") or {}
+    return all(sets.get(key) is not None for key in ("nominal", "coverage", "mean_size", "single"))
+
+
+def sets_sentence(record: dict) -> str:
+    """Sentences about the coverage and the size of a record's prediction sets."""
+    sets = record["prediction_sets"]
+    count = max(record["num_test"], 1)  # a record from elsewhere may lack the number
+    interval = interval_text(round(sets["coverage"] / 100 * count), count)
+    covered = f"contain the class of {sets['coverage']:.1f} % of the test images ({interval})"
+    sizes = f"They have {sets['mean_size']:.2f} classes on average, and {sets['single']:.1f} % have a single class"
+    return f"Prediction sets for {sets['nominal']:.0%} {covered}. {sizes}."
 
 
 # Classes

@@ -69,6 +69,24 @@ class SetScores(StrictModel):
             raise UserError(f"coverage {coverage:g} {images}; lower the coverage, or train with more images")
         return self.scores[rank - 1]
 
+    def supports(self, coverage: float) -> bool:
+        """Whether there are enough held-out images for the threshold of a coverage."""
+        return (len(self.scores) + 1) * (1 - Fraction(str(coverage))) >= 1
+
+    def sets_of(self, logits: Tensor, predicted: Tensor, coverage: float) -> Tensor:
+        """Prediction sets of images, booleans of shape `[B, K]`.
+
+        Args:
+            logits: Logits of the classifier that the scores are of, shape `[B, K]`.
+            predicted: Predicted classes `[B]`, which are always in their set.
+            coverage: Probability with which a set contains the class of its image, such as 0.9.
+
+        Raises:
+            UserError: As in `threshold`.
+        """
+        probabilities = (logits.double() / self.temperature).softmax(dim=1)
+        return prediction_sets(probabilities, self.threshold(coverage), predicted)
+
 
 def prediction_sets(probabilities: Tensor, threshold: float, predicted: Tensor) -> Tensor:
     """Sets of classes, booleans of shape `[B, K]`.
