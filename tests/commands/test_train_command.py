@@ -12,6 +12,7 @@ from trainers.hegraph.__main__ import main
 from trainers.hegraph.commands.train import result_sentence
 from trainers.hegraph.commands.train_arguments import parse_train
 from trainers.hegraph.commands.train_choices import choose_data, fill_in, output_name
+from trainers.hegraph.datasets.loading import listing_own_images_once, load_own_images
 from trainers.hegraph.utils.errors import UserError
 
 IMAGES = [f"{name}/{number}.png" for name in ("cat", "dog") for number in range(10)]
@@ -48,10 +49,14 @@ def test_folder_is_described_in_sentences(folder):
     assert sentences[2] == "The results go to the folder output/my-photos."
 
 
-def test_description_repeats_no_warning_of_the_training(folder, caplog):
-    (folder / "my photos" / "notes.txt").touch()
-    chosen("'my photos'")
-    assert caplog.messages == []
+@pytest.mark.parametrize(("pattern", "what"), [("", "each class was"), ("([0-9])[.]png", "the groups of")])
+def test_own_images_are_listed_once(folder, caplog, pattern, what):
+    """The message of their random split appears once, and the groups of DATASET.GROUP_PATTERN are those of the run."""
+    with listing_own_images_once():
+        chosen(f"'my photos' DATASET.GROUP_PATTERN '{pattern}'" if pattern else "'my photos'")
+        load_own_images("my photos", group_pattern=pattern)
+    [message] = caplog.messages
+    assert f"has no folder train, so {what}" in message
 
 
 @pytest.mark.parametrize("file", ["labels.csv", "other.csv"])
@@ -191,6 +196,29 @@ def test_key_without_value_is_refused():
 
 
 # From a folder to predictions
+
+
+@pytest.mark.slow
+def test_training_after_a_change_has_a_folder_of_its_own(folder, caplog):
+    """The first result stays, the same command finds the second one again, and no command repeats a message."""
+    words = ["train", "my photos", "--backbone", "mini"]
+    for is_added in (False, True, False):
+        if is_added:
+            Image.new("L", (9, 9)).save(folder / "my photos" / "cat/10.png")
+        with caplog.at_level(logging.INFO):
+            assert main(words) == 0
+    results = sorted(path.parent.name for path in (folder / "output").glob("*/result.json"))
+    assert results == ["my-photos", "my-photos-2"]
+    line = "my-photos holds a run with other images or settings, which stays; the results go to output/my-photos-2."
+    assert caplog.messages.count(f"output/{line}") == 2
+    few = [message for message in caplog.messages if "have fewer than 16 training images" in message]
+    assert len(few) == 3  # one for each command
+
+
+def test_named_output_folder_is_not_numbered(cli_error, tiny_bank, tmp_path):
+    words = ["--features", str(tiny_bank), "--trainer", "ZeroShot", "--output-dir", str(tmp_path / "out")]
+    assert main(["train", *words, "--shots", "1"]) == 0
+    assert "holds the result of a run with other settings or data" in cli_error("train", *words, "--shots", "2")
 
 
 @pytest.mark.slow

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING
 
 from ..baselines import ALL_BASELINES, TRANSDUCTIVE_METHODS, load_method, method_options
 from ..utils.command_line import command, echo, run_cli
-from ..utils.errors import UserError, first_line
-from ..utils.logs import PACKAGE
+from ..utils.errors import OTHER_RUN, UserError, first_line
+from ..utils.logs import PACKAGE, without_repetitions
 from .train_arguments import check_flags, flags_parser, parse_flags, parse_train
-from .train_choices import fill_in, missing_data
+from .train_choices import OUTPUT, fill_in, missing_data, names_output
 
 if TYPE_CHECKING:
     from yacs.config import CfgNode
@@ -117,6 +117,28 @@ def run_command(args: argparse.Namespace, arguments: Sequence[str]) -> tuple[dic
     return record, Path(cfg.run.output_dir)
 
 
+def run_in_new_folder(args: argparse.Namespace, arguments: Sequence[str]) -> tuple[dict, Path]:
+    """Train and test as `run_command`, in the first of the folders X, X-2, X-3, ... without another run.
+
+    X is the output folder that `fill_in` chose.
+    """
+    values = vars(args)
+    folder = values[OUTPUT]
+    number = 1
+    with without_repetitions():
+        while True:
+            try:
+                return run_command(args, arguments)
+            except UserError as error:
+                if error.code != OTHER_RUN:
+                    raise
+            used = values[OUTPUT]
+            number += 1
+            values[OUTPUT] = f"{folder}-{number}"
+            message = "%s holds a run with other images or settings, which stays; the results go to %s."
+            logger.info(message, used, values[OUTPUT])
+
+
 def next_commands(output: Path) -> list[str]:
     """List commands that use the model in an output folder; empty if the folder has no model."""
     from ..models.folder import CONFIG
@@ -196,9 +218,13 @@ def main(arguments: Sequence[str]) -> int:
         check_encoding(arguments)
         args = parse_train(arguments)
         check_flags(args)
-        for sentence in fill_in(args):
-            logger.info("%s", sentence)
-        record, output = run_command(args, arguments)
+        from ..datasets.loading import listing_own_images_once  # slow to import
+
+        run_chosen = run_command if names_output(args) else run_in_new_folder
+        with listing_own_images_once():
+            for sentence in fill_in(args):
+                logger.info("%s", sentence)
+            record, output = run_chosen(args, arguments)
         show_result(record, result_sentence, output)
 
     return run_cli(train, several_processes=True, continues=True)  # --no-train shares its work

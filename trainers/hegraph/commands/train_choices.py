@@ -13,9 +13,9 @@ from ..features.backbones.identity import DEFAULT_BACKBONE, MINI_ALIAS, MINI_NAM
 from ..utils.command_line import command
 from ..utils.errors import UserError, unknown
 from ..utils.files import absolute
-from ..utils.logs import muted
 
 ROOT, BACKBONE, OUTPUT = "DATASET.ROOT", "MODEL.BACKBONE.NAME", "OUTPUT_DIR"
+GROUP_PATTERN = "DATASET.GROUP_PATTERN"
 OWN_CONFIGS = ("folder", "multilabel")  # configurations of own images
 BANK_SUFFIX = ".safetensors"
 LISTS = ("labels", "metadata")  # stems of tables that are named after their folder
@@ -54,7 +54,8 @@ def fill_in(args: argparse.Namespace) -> list[str]:
         if args.dataset_config_file or args.features:
             other = "--features" if args.features else "--dataset-config-file"
             raise UserError(f"{data} and {other} both name the images; leave one of them out")
-        chosen = choose_data(data, "" if data == values[ROOT] else values[ROOT])
+        pattern = dict(zip(args.opts[::2], args.opts[1::2])).get(GROUP_PATTERN, "")
+        chosen = choose_data(data, "" if data == values[ROOT] else values[ROOT], pattern)
         name = chosen.name
         args.dataset_config_file = chosen.config
         args.features = None if chosen.config else Path(data)
@@ -64,11 +65,16 @@ def fill_in(args: argparse.Namespace) -> list[str]:
         name = args.features.stem
     else:
         sentences += choose_backbone(args)
-    if name and not values[OUTPUT] and OUTPUT not in args.opts[::2]:
+    if name and not names_output(args):
         values[OUTPUT] = str(Path("output", f"{name}-test" if args.eval_only else name))
     if values[OUTPUT]:
         sentences.append(f"The results go to the folder {values[OUTPUT]}.")
     return sentences
+
+
+def names_output(args: argparse.Namespace) -> bool:
+    """Whether flags or keys name the output folder."""
+    return bool(vars(args)[OUTPUT]) or OUTPUT in args.opts[::2]
 
 
 def has_data(args: argparse.Namespace) -> bool:
@@ -80,12 +86,13 @@ def has_data(args: argparse.Namespace) -> bool:
     return bool(args.config_file and load_cfg("", args.config_file).data.name)
 
 
-def choose_data(data: str, root: str | None) -> ChosenData:
+def choose_data(data: str, root: str | None, group_pattern: str = "") -> ChosenData:
     """Find out whether DATA is a feature bank, own images, or the name of a data set, in this order.
 
     Args:
         data: Path, address or name.
         root: Folder of the data sets; with it, DATA is a name.
+        group_pattern: DATASET.GROUP_PATTERN of own images.
 
     Raises:
         UserError: If DATA is none of them, own images cannot be read, or a data set needs its folder.
@@ -94,7 +101,7 @@ def choose_data(data: str, root: str | None) -> ChosenData:
     if not root and data.endswith(BANK_SUFFIX) and os.path.isfile(absolute(data)):
         return ChosenData("", "", "", f"{data} is a feature bank: its features are used, and no image is encoded.")
     if not root and (is_address or os.path.exists(absolute(data))):
-        return own_images(data)
+        return own_images(data, group_pattern)
     from ..config_files import DATA_SET, FOLDERS  # slow to import
     from ..datasets.registry import canonical_name, find_entry
 
@@ -120,13 +127,12 @@ def no_such_data(data: str, names: Sequence[str]) -> UserError:
     return UserError(f"there is no file, folder or data set {data!r}{hint}; {expected}", "unknown")
 
 
-def own_images(data: str) -> ChosenData:
+def own_images(data: str, group_pattern: str) -> ChosenData:
     """Read the list of own images, without opening an image, and describe it."""
     from ..datasets.base import abbreviate
     from ..datasets.loading import load_own_images
 
-    with muted("datasets"):  # the training reads the list as well, and warns
-        dataset = load_own_images(data)
+    dataset = load_own_images(data, group_pattern=group_pattern)
     classes = f"{len(dataset.classnames)} classes ({abbreviate(dataset.classnames, MAX_NAMES)})"
     counts = [f"{len(dataset.train)} for training"]
     if dataset.val and not dataset.val_is_test:

@@ -8,6 +8,8 @@ this seed sample the same few-shot task as the first.
 import logging
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -35,6 +37,8 @@ logger = logging.getLogger(__name__)
 
 OWN = "ImageFolder"  # DATASET.NAME of own images
 NOT_OWN = "images.layout"  # code of the error for a folder without own images
+# Own images by the arguments of `load_own_images`, in a block of `listing_own_images_once`
+_listed: ContextVar[dict[tuple[str, str, bool, str], Dataset] | None] = ContextVar("_listed", default=None)
 
 
 def load_dataset(
@@ -182,12 +186,33 @@ def check_trainable(dataset: Dataset) -> None:
 # --- the user's own images
 
 
+@contextmanager
+def listing_own_images_once() -> Iterator[None]:
+    """Context in which `load_own_images` lists the same images once, so that its messages appear once."""
+    token = _listed.set({})
+    try:
+        yield
+    finally:
+        _listed.reset(token)
+
+
 def load_own_images(root: str, name: str = OWN, split_folders: bool = True, group_pattern: str = "") -> Dataset:
     """Load the own images at `root`, in one of the forms of docs/guides/data.md, without opening an image.
 
     Class folders directly below `root` are split into train, val and test if `split_folders`. `group_pattern` is that
     of `load_dataset`.
     """
+    listed = _listed.get()
+    if listed is None:
+        return _list_own_images(root, name, split_folders, group_pattern)
+    key = root, name, split_folders, group_pattern
+    if key not in listed:
+        listed[key] = _list_own_images(*key)
+    return listed[key]
+
+
+def _list_own_images(root: str, name: str, split_folders: bool, group_pattern: str) -> Dataset:
+    """List own images; arguments as for `load_own_images`."""
     if not root:
         raise UserError(f"{OWN} needs --root, your folder or CSV file; {LAYOUT}")
     # Each function returns None for images in another form

@@ -19,7 +19,7 @@ from ..features.prompts.sentences import description_file
 from ..method.training.loop import ADAPTER, CHECKPOINT, Checkpoints
 from ..models.folder import CONFIG, TENSORS, check_place, find_model_folder, model_files
 from ..results.records import PREDICTIONS, RECORD, SPLIT, TEXT_NODES, read_record
-from ..utils.errors import UserError
+from ..utils.errors import OTHER_RUN, UserError
 from ..utils.files import check_not_read, hash_file, hash_json, write_json
 from ..utils.locks import lock_folder
 from ..utils.option import NODE, OUR_METHOD
@@ -131,7 +131,8 @@ class RunFolder(RunIdentity):
             remedy = "choose another output folder (--output-dir)"
             if self.model is None:  # else the folder may hold the model to test
                 remedy += ", or delete it"
-            raise UserError(f"{self.path} holds the result of a run with other settings or data; {remedy}")
+            problem = f"{self.path} holds the result of a run with other settings or data"
+            raise UserError(f"{problem}; {remedy}", OTHER_RUN)
         logger.info("%s holds the complete result of this run, so nothing is computed again", self.path)
         return record
 

@@ -138,7 +138,8 @@ class TextTrustRecord(StrictModel):
             reason = "Classified by images alone, because the names say nothing to the encoder"
             sentences.append(f"{reason}: {listed} ({count}).")
         if self.scale < 1:
-            sentences.append(f"Text weighs {self.scale:g} times as much as in zero-shot CLIP.")
+            times = f"{self.scale:g} times as much as for CLIP without training"
+            sentences.append(f"The class names count {times}.")
         return " ".join(sentences)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..utils.errors import UserError
+from ..utils.errors import OTHER_RUN, UserError
 from ..utils.files import write_json
 from ..utils.reading import read_json, read_torch
 
@@ -47,7 +47,7 @@ def check_run(folder: Path, run_id: str) -> None:
     file = folder / NAME / RUN
     if file.is_file() and read_json(file) != {"run_id": run_id}:
         problem = f"{folder / NAME} has checkpoints of a run with other settings or data"
-        raise UserError(f"{problem}; choose another --output-dir, or delete it")
+        raise UserError(f"{problem}; choose another --output-dir, or delete it", OTHER_RUN)
 
 
 def read_state(path: Path) -> dict[str, Any]:

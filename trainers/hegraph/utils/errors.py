@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from pydantic import ValidationError
 
 MAX_LIST_LENGTH = 180  # characters
+OTHER_RUN = "run.other"  # code of the error for an output folder of another run
 OUT_OF_MEMORY = "out of memory; use smaller batches (DATALOADER.*.BATCH_SIZE, --batch-size), views or files"
 
 

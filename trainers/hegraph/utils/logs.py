@@ -43,13 +43,28 @@ def show_messages() -> None:
     logging.getLogger(PACKAGE).setLevel(logging.INFO)
 
 
+class _Unrepeated(logging.Filter):
+    """Filter that each message passes once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._passed: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        is_new = message not in self._passed
+        self._passed.add(message)
+        return is_new
+
+
 @contextmanager
-def muted(folder: str) -> Iterator[None]:
-    """Context without the messages below errors of a folder of this package."""
-    package = logging.getLogger(f"{PACKAGE}.{folder}")
-    level = package.level
-    package.setLevel(logging.ERROR)
+def without_repetitions() -> Iterator[None]:
+    """Context in which a message is shown once, however often it is logged."""
+    filters = [(handler, _Unrepeated()) for handler in logging.getLogger().handlers]
+    for handler, unrepeated in filters:
+        handler.addFilter(unrepeated)
     try:
         yield
     finally:
-        package.setLevel(level)
+        for handler, unrepeated in filters:
+            handler.removeFilter(unrepeated)

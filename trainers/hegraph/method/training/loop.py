@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.optim import AdamW
 from tqdm import tqdm
 
-from ...utils.errors import UserError
+from ...utils.errors import OTHER_RUN, UserError
 from ...utils.files import atomic_path, hash_content, write_tensors
 from ...utils.reading import Count, NotNegative, StrictModel, read_torch, reading
 from ..cache import QUERY_BATCH, Logits, adapter_loss, text_logits
@@ -93,9 +93,10 @@ class Checkpoints:
             raise UserError(f"{error}; delete it to train from the start") from error
         if state.run_id != self.run_id:
             # The folder may also hold models of the other run, which --load-epoch would take for those of this run
-            own = f"choose another --output-dir, or delete {self.folder}"
-            remedy = own if self.resume_from == self.folder else "leave out --resume"
-            raise UserError(f"{path} belongs to a run with other settings or data; {remedy}")
+            problem = f"{path} belongs to a run with other settings or data"
+            if self.resume_from != self.folder:
+                raise UserError(f"{problem}; leave out --resume")
+            raise UserError(f"{problem}; choose another --output-dir, or delete {self.folder}", OTHER_RUN)
         return state
 
     def load(self, model: HeGraphModel, optimizer: AdamW) -> tuple[int, float] | None:
