@@ -61,7 +61,7 @@ def test_saved_model_learns_images_of_new_classes(nameless, digits, tmp_path):
 
 
 def test_class_by_its_name_alone_is_refused(nameless):
-    with pytest.raises(UserError, match="text nodes are means of images; .* or leave out PROMPTS.SOURCE none"):
+    with pytest.raises(UserError, match="'eleven' has no images, and images alone"):
         nameless.add_class(10, name="eleven")
 
 

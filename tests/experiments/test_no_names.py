@@ -59,6 +59,17 @@ def test_record_has_no_zero_shot_scores(run):
     assert calibration_table([record]).labels == [("HeGraphAdapter",)]
 
 
+def test_model_without_text_has_no_trust_in_text(run, tiny_bank):
+    bank = load_bank(tiny_bank)
+    labels = bank.train_labels.clone()
+    labels[labels == 1] = 0  # images of two classes, which the mean feature of "ant" does not describe
+    labels[bank.train_labels == 0] = torch.tensor([0, 1, 0, 1, 0, 1])
+    replace(bank, train_labels=labels).save(tiny_bank)
+    _, out = run("--shots", "-1", *NO_NAMES)
+    model = load_model(out)
+    assert model.text_trust is None and model.names_sentence == ""
+
+
 def test_test_of_a_model_without_text_repeats_its_scores(run):
     record, out = run(*NO_NAMES, *FREE, quick=())
     tested, _ = run("--eval-only", "--model-dir", str(out), *FREE, quick=(), name="tested")

@@ -214,18 +214,34 @@ class IncrementalTraining:
         if self.support_set is None or self.previous is None:
             is_prompted = more.positive is not None and not has_text
             return more, Origin.of_task(task, self.parameters["logit_scale"], is_prompted)
-        if self.support_set.positive is None and (has_text or not more.features.shape[1]):
-            problem = "the classifier was fitted without class texts, so its text nodes are means of images"
-            raise UserError(f"{problem}; pass text_features to fit as well, or leave out PROMPTS.SOURCE none")
-        known = self.support_set.by_label
-        new = [name for name, label in zip(more.names, more.classes.tolist()) if label not in known]
-        if self.support_set.positive is not None and more.positive is None and new:
-            problem = f"new classes such as {new[0]!r} need text_features, or a backbone that encodes their names"
-            raise UserError(f"{problem}, because the other classes have text")
         origin = Origin.of(self.previous)
         if task is not None and not origin.backbone.model:
             origin = Origin.of_task(task, origin.logit_scale, origin.prompted)
+        if self.support_set.positive is None:
+            if has_text:
+                raise UserError("the classifier was fitted without class texts; pass text_features to fit as well")
+            return self._merge_images(self.support_set, more, replaces), origin
+        known = self.support_set.by_label
+        new = [name for name, label in zip(more.names, more.classes.tolist()) if label not in known]
+        if more.positive is None and new:
+            problem = f"new classes such as {new[0]!r} need text_features, or a backbone that encodes their names"
+            raise UserError(f"{problem}, because the other classes have text")
         return self.support_set.merge(more, replaces), origin._replace(prompted=origin.prompted and not has_text)
+
+    @staticmethod
+    def _merge_images(support_set: SupportSet, more: SupportSet, replaces: torch.Tensor) -> SupportSet:
+        """Support set without text with an addition; classes that have lost their images are removed.
+
+        Raises:
+            UserError: If a new class has no images.
+        """
+        known = support_set.by_label
+        for name, label, count in zip(more.names, more.classes.tolist(), more.counts.tolist()):
+            if label not in known and not count:
+                problem = f"{name!r} has no images, and images alone define the classes of this model"
+                raise UserError(f"{problem}, which was trained without class texts; add images of {name!r}")
+        merged = support_set.merge(more, replaces)
+        return merged.of_classes(merged.counts > 0)
 
     def _task(self, X: Any, labels: torch.Tensor, names: list[str], cfg: Config, needs_names: bool) -> ImageTask | None:
         """Task that encodes images, and names if they are needed; None if there is nothing to encode.

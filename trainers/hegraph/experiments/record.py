@@ -339,7 +339,7 @@ def make_model(identity: RunIdentity, bank: FeatureBank, fitted: FittedMethod) -
         known=fitted.calibration.known,
         sets=fitted.calibration.sets,
         images=tuple(counts),
-        text_trust=None if fitted.trusted is None else TextTrustRecord.of(fitted.trusted.trust),
+        text_trust=text_trust_of(bank, fitted),
         text_positive=bank.text_positive.detach().cpu(),
         thresholds=None if fitted.thresholds is None else fitted.thresholds.cpu(),
         transfer=None if transfer is None else transfer.to("cpu"),
@@ -354,6 +354,13 @@ def make_model(identity: RunIdentity, bank: FeatureBank, fitted: FittedMethod) -
         labelled=None if bank.multilabel else labelled_sums(model.method, bank),
         support_set=SupportSet.of(bank, fitted.state) if stores_support_set else None,
     )
+
+
+def text_trust_of(bank: FeatureBank, fitted: FittedMethod) -> TextTrustRecord | None:
+    """Return the trust in the text of the classes; None without an estimate, or if class means stand in as text."""
+    if fitted.trusted is None or not bank.has_text:
+        return None
+    return TextTrustRecord.of(fitted.trusted.trust)
 
 
 def transfer_rule(fitted: FittedMethod) -> str:
