@@ -12,7 +12,7 @@ from yacs.config import CfgNode
 
 from trainers.hegraph import UserError, config, load_cfg
 from trainers.hegraph.commands.label import parse_arguments as parse_labels
-from trainers.hegraph.commands.teach import find_encoder
+from trainers.hegraph.commands.teach import find_encoder, read_encoder
 from trainers.hegraph.config import BY_SHOTS, FILLABLE, OPTIONS, default_values, extend_cfg, is_filled
 from trainers.hegraph.config_files import DATA_SET, METHOD, find_config_file, flatten, from_dassl, with_values
 from trainers.hegraph.features.backbones.identity import DEFAULT_BACKBONE
@@ -423,4 +423,4 @@ def test_default_backbone_is_that_of_its_configuration():
     backbone = load_cfg("folder", DEFAULT_BACKBONE.config).backbone
     assert (backbone.name, backbone.pretrained) == (DEFAULT_BACKBONE.model, DEFAULT_BACKBONE.weights)
     assert parse_labels(["check", "--root", "x"]).config_file == DEFAULT_BACKBONE.config
-    assert find_encoder(Path("none"), "", "") == (DEFAULT_BACKBONE.model, DEFAULT_BACKBONE.weights)
+    assert find_encoder(read_encoder(Path("none")), "", "") == (DEFAULT_BACKBONE.model, DEFAULT_BACKBONE.weights)

@@ -98,7 +98,7 @@ def test_tried_changes_equal_changed_labels(session):
     ((2, 2, 2), (2, 2, 2), ("a", 2, 2)),
 ])  # fmt: skip
 def test_neediest_class_has_lowest_estimated_accuracy(correct, counts, neediest):
-    assert find_neediest("abc", correct, counts) == neediest
+    assert find_neediest([*zip("abc", correct, counts)]) == neediest
 
 
 def test_names_make_a_model_and_images_an_evaluation(mini, tmp_path):
@@ -265,15 +265,17 @@ def gradio() -> None:
 
 def test_backbone_of_last_time_is_the_default(tmp_path, cli_error):
     file = tmp_path / "encoder.json"
-    assert command.find_encoder(file, "", "") == ("ViT-B-16-quickgelu", "openai")
-    assert command.find_encoder(file, "hegraph-mini", "") == command.find_encoder(file, "mini", "")
-    assert command.find_encoder(file, "mini", "") == ("hegraph-mini", "")
+    new = command.read_encoder(file)
+    assert command.find_encoder(new, "", "") == ("ViT-B-16-quickgelu", "openai")
+    assert command.find_encoder(new, "hegraph-mini", "") == command.find_encoder(new, "mini", "")
+    assert command.find_encoder(new, "mini", "") == ("hegraph-mini", "")
     file.write_text('{"model": "RN50", "pretrained": "openai"}')
-    assert command.find_encoder(file, "", "") == ("RN50", "openai")
-    assert command.find_encoder(file, "", "yfcc15m") == ("RN50", "yfcc15m")
+    stored = command.read_encoder(file)
+    assert command.find_encoder(stored, "", "") == ("RN50", "openai") and stored.uses_names
+    assert command.find_encoder(stored, "", "yfcc15m") == ("RN50", "yfcc15m")
     file.write_text('{"model": 3}')
     with pytest.raises(UserError, match=r"encoder\.json"):
-        command.find_encoder(file, "", "")
+        command.read_encoder(file)
     assert (command.parse_arguments([]).host, command.parse_arguments([]).folder) == ("127.0.0.1", None)
     assert cli_error("teach", tmp_path, "--port", 0).startswith("error: cannot listen")
 
@@ -348,4 +350,5 @@ def test_switching_back_encodes_nothing_again(session, untrained, monkeypatch):
 
 def test_next_session_has_the_chosen_backbone(session, untrained):
     session.switch(untrained, "")
-    assert command.find_encoder(session.project.folder / ".hegraph/encoder.json", "", "") == (untrained, "")
+    stored = command.read_encoder(session.project.folder / ".hegraph/encoder.json")
+    assert command.find_encoder(stored, "", "") == (untrained, "")

@@ -6,12 +6,16 @@ import os
 import sys
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..apps.arguments import add_page_arguments
 from ..apps.launch import check_address, launch_page, require_gradio
 from ..features.backbones.identity import DEFAULT_BACKBONE, MINI_NAME, canonical_name
 from ..utils.command_line import Parser, announce, run_cli
 from ..utils.errors import UserError
+
+if TYPE_CHECKING:
+    from ..apps.teach.encoders import StoredEncoder
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +29,8 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("folder", type=Path, nargs="?", metavar="FOLDER", help=folder)
     create = "create FOLDER if it does not exist (default: ask on the terminal)"
     parser.add_argument("--create", action="store_true", help=create)
+    names = "encode class names as text; with --no-names, images alone define the classes (default: as last in FOLDER)"
+    parser.add_argument("--names", action=argparse.BooleanOptionalAction, help=names)
     add_page_arguments(parser, f"the one used last in FOLDER, or {DEFAULT_BACKBONE.model}")
     return parser.parse_args(arguments)
 
@@ -50,10 +56,11 @@ def teach(args: argparse.Namespace) -> None:
         if not SAMPLE.exists():
             write_sample(SAMPLE)
     project = Project(args.folder)
-    model, weights = find_encoder(project.path_of(ENCODER_FILE), args.backbone, args.pretrained)
+    stored = read_encoder(project.path_of(ENCODER_FILE))
+    model, weights = find_encoder(stored, args.backbone, args.pretrained)
     device = choose_device(args.device, "--device")
     backbone = load_backbone(model, weights, device, args.precision)
-    session = Session(project, backbone, model, weights)
+    session = Session(project, backbone, model, weights, stored.uses_names if args.names is None else args.names)
     session.remember()
     if not session.view.contents.base:
         logger.info("%s: class folders are read from this folder, and new classes are added to it", project.folder)
@@ -78,20 +85,24 @@ def check_creation(folder: Path, create: bool) -> None:
         raise UserError(problem)
 
 
-def find_encoder(path: Path, backbone: str, pretrained: str) -> tuple[str, str]:
-    """Choose the image encoder: the arguments, else the one that the file at `path` names, else the default.
+def read_encoder(path: Path) -> "StoredEncoder":
+    """Read the image encoder of an earlier session of the project; the default one without a file.
 
-    Returns:
-        Name and weights.
+    Raises:
+        UserError: If the file is damaged.
     """
-    from ..features.backbones.schema import BackboneConfig
-    from ..utils.reading import read_json, validate
+    from ..apps.teach.encoders import StoredEncoder
+    from ..utils.reading import read_json, validate  # slow to import
 
+    if path.is_file() and not path.is_symlink():
+        return validate(StoredEncoder, read_json(path), str(path))
+    return StoredEncoder(model=DEFAULT_BACKBONE.model, pretrained=DEFAULT_BACKBONE.weights)
+
+
+def find_encoder(stored: "StoredEncoder", backbone: str, pretrained: str) -> tuple[str, str]:
+    """Choose the name and the weights of the image encoder: the arguments, else the ones of an earlier session."""
     if backbone:
         return canonical_name(backbone), pretrained
-    stored = BackboneConfig(model=DEFAULT_BACKBONE.model, pretrained=DEFAULT_BACKBONE.weights)
-    if path.is_file() and not path.is_symlink():
-        stored = validate(BackboneConfig, read_json(path), str(path))
     return canonical_name(stored.model), pretrained or stored.pretrained
 
 

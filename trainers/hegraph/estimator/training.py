@@ -152,8 +152,8 @@ def train_model(support_set: SupportSet, origin: Origin, cfg: Config, device: st
     trains = bool(seen.sum() >= 2)
     if support_set.positive is None and not seen.all():
         unseen = next(name for name, has_images in zip(names, seen.tolist()) if not has_images)
-        problem = f"classes without images, such as {unseen!r}, need text_features or a backbone that encodes their names"
-        raise UserError(f"{problem}; add images of them to train without text")
+        problem = f"classes without images, such as {unseen!r}, need text_features or a backbone that encodes names"
+        raise UserError(f"{problem}; without text, add images of them")
     known = support_set.of_classes(seen) if trains else support_set
     task = task_of(known, origin, cfg)
     bank = task.bank().to(device)

@@ -1,7 +1,9 @@
 """Comparison of backbones on the labelled images of a session, and its table on the page."""
 
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
+
+import torch
 
 from ...datasets.base import check_classes
 from ...datasets.images import open_image
@@ -37,10 +39,11 @@ def compare_backbones(session: Session, offline: bool) -> list[BackboneResult]:
         other = session
         if candidate != own:
             backbone = load_backbone(candidate.name, candidate.tag, str(session.backbone.device), AUTO)
-            other = Session(session.project, backbone, candidate.name, candidate.tag)
+            other = Session(session.project, backbone, candidate.name, candidate.tag, session.uses_names)
         images, pictures = other.encoded_support_set(names, contents, labelled)
         sample = [open_image(session.project.read_bytes(picture)) for picture in pictures[:TIMED_IMAGES]]
-        return Encoded(other.backbone, images.features[0], images.labels, cast(Any, images.positive), sample)
+        text = torch.zeros(len(names), other.backbone.width) if images.positive is None else images.positive
+        return Encoded(other.backbone, images.features[0], images.labels, text, sample)
 
     return compare_candidates([own, *listed], encode, offline)
 

@@ -3,11 +3,18 @@
 from typing import NamedTuple
 
 from ...features.backbones.identity import MINI_NAME
+from ...features.backbones.schema import BackboneConfig
 
 ORIGINS = {
     "openai": "OpenAI", "datacomp_xl_s13b_b90k": "DataComp", "datacompdr": "DataCompDR", "webli": "WebLI",
     "laion2b_s34b_b79k": "LAION-2B", "laion2b_s34b_b88k": "LAION-2B", "laion400m_e32": "LAION-400M",
 }  # fmt: skip
+
+
+class StoredEncoder(BackboneConfig):
+    """Image encoder of a project, and whether its models use class names, for the next session."""
+
+    uses_names: bool = True
 
 
 class Encoder(NamedTuple):

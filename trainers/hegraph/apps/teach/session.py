@@ -26,13 +26,13 @@ from ...datasets.digits import CLASSNAMES
 from ...datasets.images import open_image, pixel_hash, reason
 from ...estimator.incremental import support_set_of
 from ...estimator.labels.suggest import suggest
-from ...estimator.training import NO_NAME, Origin, make_configuration, train_model
+from ...estimator.training import Origin, make_configuration, train_model
 from ...features.backbones.clip import Backbone
 from ...features.backbones.identity import AUTO, MINI_NAME
 from ...features.backbones.loading import load_backbone
 from ...features.backbones.schema import BackboneConfig
 from ...features.bank import has_unit_norm, mean_count
-from ...features.extract import encode_prompts
+from ...features.options import NO_PROMPTS
 from ...models.saved import Preprocessing, SavedModel
 from ...models.support_set import SupportSet
 from ...utils.errors import UserError, first_line
@@ -40,7 +40,9 @@ from ...utils.files import atomic_path, hash_json, write_json, write_tensors
 from ...utils.option import NODE
 from ...utils.reading import read_tensors
 from ...utils.threads import map_in_threads
+from .class_text import ClassText
 from .contents import Contents, Picture
+from .encoders import StoredEncoder
 from .interruption import Interrupted, Interruptible
 from .journal import STATE_FOLDER
 from .project import Project
@@ -64,6 +66,7 @@ THUMBNAIL_SIDE = 384  # in pixels; tiny images, such as scans, are enlarged to a
 ENCODER_FILE = f"{STATE_FOLDER}/encoder.json"  # backbone of the next session
 TRIED_AT_ONCE = 8  # suspicious labels whose change is tried between two updates of the page
 VARIANT = f"{NODE}.VARIANT"
+PROMPTS_SOURCE = f"{NODE}.PROMPTS.SOURCE"
 
 
 class Session:
@@ -73,6 +76,7 @@ class Session:
         project: Folder of images.
         backbone: Loaded backbone.
         name, pretrained: Arguments with which the backbone was loaded.
+        uses_names: Whether class names are encoded as text; otherwise images alone define the classes.
 
     Attributes:
         thumbnails: Folder of the thumbnails.
@@ -84,8 +88,11 @@ class Session:
         view: Latest view.
     """
 
-    def __init__(self, project: Project, backbone: Backbone, name: str, pretrained: str = "") -> None:
+    def __init__(
+        self, project: Project, backbone: Backbone, name: str, pretrained: str = "", uses_names: bool = True
+    ) -> None:
         self.project = project
+        self.uses_names = uses_names
         self.thumbnails = project.path_of(f"{STATE_FOLDER}/thumbnails/any").parent  # UserError if the folder is a link
         self._unreadable: dict[str, str] = {}  # SHA-256 -> reason
         self.stopping = threading.Event()
@@ -105,14 +112,19 @@ class Session:
         self.backbone = backbone
         self.name = name
         config = BackboneConfig.of(backbone, name, pretrained)
-        self.origin = Origin(config, Preprocessing.of(backbone), backbone.logit_scale, prompted=True)
-        self._text: dict[tuple[str, str], tuple[Tensor, Tensor]] = {}  # (data set, class) -> text nodes
+        self.origin = Origin(config, Preprocessing.of(backbone), backbone.logit_scale, prompted=self.has_text)
+        self._text = ClassText(backbone)
         self._key = hash_json({**backbone.fingerprint, "decode": backbone.decode})
         self.features_file = self.project.folder / STATE_FOLDER / f"features-{self._key[:16]}.safetensors"
         self.features = self._read_features()
         self._saved = len(self.features)  # number of features on disk
         self._saved_at = 0.0  # time of the last write
         self._seen: object = None  # input of the latest training
+
+    @property
+    def has_text(self) -> bool:
+        """Whether the classes of the model have text."""
+        return self.uses_names
 
     def switch(self, name: str, pretrained: str) -> None:
         """Continue with another backbone, also in later sessions; the features of the current one stay on disk.
@@ -127,8 +139,9 @@ class Session:
         self.remember()
 
     def remember(self) -> None:
-        """Write the backbone to the file that the next session reads."""
-        write_json(self.project.path_of(ENCODER_FILE), self.origin.backbone.model_dump(), self.project.folder)
+        """Write the backbone and the use of names to the file that the next session reads."""
+        stored = StoredEncoder(**self.origin.backbone.model_dump(), uses_names=self.uses_names)
+        write_json(self.project.path_of(ENCODER_FILE), stored.model_dump(), self.project.folder)
 
     def encoded_support_set(
         self, names: list[str], contents: Contents, pictures: list[Picture]
@@ -256,7 +269,8 @@ class Session:
         """Latest model with its backbone, which may differ from the current one. Raise UserError if there is none."""
         view = self.view
         if view.model is None or view.backbone is None:
-            raise UserError("there is no model yet: add two classes")
+            wanted = "two classes" if self.has_text else "images to two classes"
+            raise UserError(f"there is no model yet: add {wanted}")
         return view.model, view.backbone
 
     def model_to_export(self) -> SavedModel:
@@ -348,6 +362,10 @@ class Session:
         """Train a model of the encoded images; returns the fields of `View` that change."""
         names = sorted(contents.classes)
         pictures = self._encoded(names, contents)
+        if not self.has_text:  # images alone define a class
+            labelled = {label for _, label in pictures}
+            names = [name for label, name in enumerate(names) if label in labelled]
+            pictures = self._encoded(names, contents)
         old = self.view
         fields: dict[str, Any] = {"model": None, "backbone": None, "trained_on": [], "ranked": [], "confident": []}
         fields["problems"] = self._problems(contents)
@@ -372,20 +390,12 @@ class Session:
 
     def _support_set(self, names: list[str], images: Collection[tuple[str, int]]) -> SupportSet:
         """Support set of the classes `names` and of images, each as SHA-256 and label."""
-        cfg = self._configuration(names, 1)
-        dataset = cfg.data.name or NO_NAME
-        new = [name for name in names if (dataset, name) not in self._text]
-        if new:
-            text = encode_prompts(self.backbone, dataset, new, cfg.encoding)
-            self._text |= zip([(dataset, name) for name in new], zip(text["positive"], text["negative"]))
-        text_nodes = [self._text[dataset, name] for name in names]
-        positive = torch.stack([of_class for of_class, _ in text_nodes])
-        negative = torch.stack([of_class for _, of_class in text_nodes])
         rows = [self.features[digest] for digest, _ in images]
-        features = torch.stack(rows) if rows else positive[:0]
+        features = torch.stack(rows) if rows else torch.zeros(0, self.backbone.width)
         labels = torch.tensor([label for _, label in images], dtype=torch.long)
         ids = torch.zeros_like(labels)
-        return SupportSet(np.array(names), tuple(names), features[None], labels, ids, positive, negative)
+        text = self._text.nodes(names, self._configuration(names, 1)) if self.has_text else (None, None)
+        return SupportSet(np.array(names), tuple(names), features[None], labels, ids, *text)
 
     def has_digits(self, names: Collection[str]) -> bool:
         """Whether the classes are those of the embedded digits and the backbone is the embedded one."""
@@ -394,7 +404,9 @@ class Session:
     def _configuration(self, names: Collection[str], shots: int) -> Config:
         data_file = "digits" if self.has_digits(names) else ""
         method_file = "mini" if self.name == MINI_NAME else ""
-        values = {"DATASET.NUM_SHOTS": max(shots, 1), VARIANT: "training_free"}
+        values: dict[str, Any] = {"DATASET.NUM_SHOTS": max(shots, 1), VARIANT: "training_free"}
+        if not self.has_text:
+            values[PROMPTS_SOURCE] = NO_PROMPTS
         return make_configuration((data_file, method_file), values, None, 1)
 
     def _suggestions(self, model: SavedModel, contents: Contents) -> dict[str, Any]:

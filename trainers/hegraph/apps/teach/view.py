@@ -65,7 +65,6 @@ class View:
         correct, evaluated: Leave-one-out: number of correctly classified images, and of all images.
         scores: Leave-one-out: number of correctly classified images, and of all images, of each class.
         before: `accuracy` of the evaluation before; None if unknown.
-        neediest: Class that needs images most, with the numbers of its correctly classified images and of its images.
         confusions: Leave-one-out errors as (label, predicted class, number of images), most frequent first.
         suspicious: Images with suspicious labels, most suspicious first.
         corrected: `correct` after the label of an issue, by its path, is changed to the suggested one.
@@ -85,7 +84,6 @@ class View:
     evaluated: int = 0
     scores: dict[str, tuple[int, int]] = field(default_factory=dict)
     before: float | None = None
-    neediest: tuple[str, int, int] | None = None
     confusions: list[tuple[str, str, int]] = field(default_factory=list)
     suspicious: list[tuple[Picture, LabelIssue]] = field(default_factory=list)
     corrected: dict[str, int] = field(default_factory=dict)
@@ -98,6 +96,20 @@ class View:
         """
         shares = [correct / count for correct, count in self.scores.values() if count]
         return sum(shares) / len(shares) if shares else None
+
+    @cached_property
+    def neediest(self) -> tuple[str, int, int] | None:
+        """Class that needs images most, with the numbers of its correctly classified images and of its images.
+
+        None before the first evaluation.
+        """
+        if not self.scores:
+            return None
+        rows = []
+        for name, pictures in self.contents.classes.items():
+            if name in self.scores or not pictures:
+                rows.append((name, *self.scores.get(name, (0, 0))))
+        return find_neediest(rows) if rows else None
 
     @cached_property
     def places(self) -> dict[Picture, str]:
@@ -150,7 +162,7 @@ def evaluation_of(view: View) -> dict[str, Any]:
 
     Without a model, or if fewer than two classes have images, there is nothing to evaluate.
     """
-    empty: dict[str, Any] = {"correct": 0, "evaluated": 0, "scores": {}, "neediest": None, "confusions": []}
+    empty: dict[str, Any] = {"correct": 0, "evaluated": 0, "scores": {}, "confusions": []}
     empty |= {"suspicious": [], "corrected": {}}
     if view.model is None:
         return empty
@@ -168,7 +180,6 @@ def evaluation_of(view: View) -> dict[str, Any]:
         "correct": sum(right),
         "evaluated": len(labels),
         "scores": dict(zip(names, zip(right, counts.tolist()))),
-        "neediest": find_neediest(names, right, counts.tolist()),
         "confusions": [(*pair, count) for pair, count in pairs.most_common(MAX_LISTED)],
         "suspicious": [(picture, issue) for picture, issue in ranked if issue.score > SUSPICIOUS],
         "corrected": {},
@@ -182,15 +193,20 @@ def leave_one_out_of(model: SavedModel, labels: Tensor) -> tuple[Tensor, Tensor]
     return leave_one_out(features, labels, model.known_text, model.logit_scale, model.trusts_text, model.class_prior)
 
 
-def find_neediest(names: Sequence[str], correct: Sequence[int], counts: Sequence[int]) -> tuple[str, int, int]:
+def find_neediest(classes: Sequence[tuple[str, int, int]]) -> tuple[str, int, int]:
     """Find the class that needs images most: one without images, else the one with the lowest accuracy.
 
     The accuracy is estimated by Laplace's rule of succession, `(correct + 1) / (count + 2)`.
 
+    Args:
+        classes: Name, number of correctly classified images, and number of images of each class.
+
     Returns:
-        Name, number of correctly classified images, and number of images of the class.
+        The row of the class.
     """
-    classes = zip(names, correct, counts)
-    rows = [(count > 0, (right + 1) / (count + 2), count, name, right) for name, right, count in classes]
-    _, _, count, name, right = min(rows)
-    return name, right, count
+
+    def priority(row: tuple[str, int, int]) -> tuple[bool, float, int, str]:
+        name, correct, count = row
+        return count > 0, (correct + 1) / (count + 2), count, name
+
+    return min(classes, key=priority)
