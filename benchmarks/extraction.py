@@ -16,8 +16,7 @@ from trainers.hegraph.config_files import load_cfg
 from trainers.hegraph.datasets.base import Dataset
 from trainers.hegraph.datasets.images import open_below
 from trainers.hegraph.datasets.splits import Item
-from trainers.hegraph.features.backbones.clip import Backbone
-from trainers.hegraph.features.backbones.loading import create_model
+from trainers.hegraph.features.backbones.open_clip_models import as_backbone, create_model
 from trainers.hegraph.features.extract import encode_images
 from trainers.hegraph.features.images import ImageViews
 
@@ -30,14 +29,15 @@ SIZE = (500, 375)  # pixels of a typical photograph in ImageNet
 
 
 def run(model: str = "ViT-B-32", images: int = 128, batch: int = 64, repeats: int = 3) -> Report:
-    network, preprocess, tokenizer = create_model(model)
-    backbone = Backbone(model, network.eval(), tokenizer, preprocess, (0.5,) * 3, (0.5,) * 3, {"model": model})
+    built = create_model(model)
+    built[0].eval()
+    backbone = as_backbone(model, built, {"model": model})
     options = load_cfg(opts=["DATALOADER.TEST.BATCH_SIZE", batch]).encoding
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         items = [write_image(root, number) for number in range(images)]
         dataset = Dataset("Random", ["noise"], items, [], [], partial(open_below, root, as_stored=True), root)
-        views = ImageViews(dataset, items, preprocess)
+        views = ImageViews(dataset, items, built[1])
         pixels = list(views.batches(range(images), batch))
         runs = iter(range(repeats + 1))
         seconds = alternate(

@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from trainers.hegraph.features.backbones.loading import create_model
+from trainers.hegraph.features.backbones.open_clip_models import create_model
 from trainers.hegraph.features.bank import load_bank
 
 from .report import Report

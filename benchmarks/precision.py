@@ -17,9 +17,10 @@ from safetensors.torch import save_file
 from trainers.hegraph.config_files import load_cfg
 from trainers.hegraph.datasets.base import Dataset
 from trainers.hegraph.datasets.images import open_below
-from trainers.hegraph.features.backbones.clip import Backbone
+from trainers.hegraph.features.backbones.base import Backbone
 from trainers.hegraph.features.backbones.identity import has_fast_bfloat16
-from trainers.hegraph.features.backbones.loading import create_model, load_backbone
+from trainers.hegraph.features.backbones.loading import load_backbone
+from trainers.hegraph.features.backbones.open_clip_models import create_model
 from trainers.hegraph.features.extract import encode_images
 from trainers.hegraph.features.images import ImageViews
 from trainers.hegraph.models.images import ImageModel

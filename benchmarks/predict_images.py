@@ -14,9 +14,10 @@ from pathlib import Path
 import torch
 
 from trainers.hegraph.datasets.digits import open_digit
-from trainers.hegraph.features.backbones.clip import Backbone
+from trainers.hegraph.features.backbones.base import Backbone
 from trainers.hegraph.features.backbones.identity import MINI_CONFIG, MINI_NAME, MINI_WEIGHTS
-from trainers.hegraph.features.backbones.loading import create_model, load_backbone
+from trainers.hegraph.features.backbones.loading import load_backbone
+from trainers.hegraph.features.backbones.open_clip_models import as_backbone, create_model
 from trainers.hegraph.features.backbones.schema import BackboneConfig
 from trainers.hegraph.features.images import ImageReader
 from trainers.hegraph.method.cache import FoldedClassifier
@@ -49,8 +50,9 @@ with torch.no_grad():
 
 
 def run(model: str = "ViT-B-32", images: int = 128, digits: int = 7188, batch: int = 64, repeats: int = 5) -> Report:
-    network, preprocess, tokenizer = create_model(model)
-    random = Backbone(model, network.eval(), tokenizer, preprocess, (0.5,) * 3, (0.5,) * 3, {})
+    built = create_model(model)
+    built[0].eval()
+    random = as_backbone(model, built, {})
     mini = load_backbone(MINI_NAME)
     report = Report("Prediction of image files", ["program", "images/s or s"])
     with tempfile.TemporaryDirectory() as name:

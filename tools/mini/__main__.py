@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from trainers.hegraph.features.backbones.identity import MINI_NAME
-from trainers.hegraph.features.backbones.loading import create_model
+from trainers.hegraph.features.backbones.open_clip_models import create_model
 from trainers.hegraph.utils.command_line import run_cli
 from trainers.hegraph.utils.files import atomic_path
 from trainers.hegraph.utils.logs import show_messages

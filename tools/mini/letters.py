@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 from trainers.hegraph.config_files import load_cfg
 from trainers.hegraph.experiments.image_task import ImageTask
 from trainers.hegraph.experiments.opening import load_image_task
-from trainers.hegraph.features.backbones.clip import Backbone
+from trainers.hegraph.features.backbones.base import Backbone
 from trainers.hegraph.features.bank import FeatureBank
 from trainers.hegraph.features.extract import encode_prompts
 from trainers.hegraph.utils.command_line import run_cli

@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from .estimator.labels.issues import LabelIssue as LabelIssue
     from .estimator.model_selection.backbones import compare_backbones as compare_backbones
     from .experiments.run import run as run
-    from .features.backbones.clip import Backbone as Backbone
+    from .features.backbones.base import Backbone as Backbone
     from .features.backbones.loading import load_backbone as load_backbone
     from .features.bank import FeatureBank as FeatureBank, load_bank as load_bank
     from .method.graph import HeteroGraph as HeteroGraph, build_graph as build_graph
@@ -67,7 +67,7 @@ __version__ = "0.1.0"
 
 # public name -> module that defines it
 _HOMES = {
-    "Backbone": ".features.backbones.clip",
+    "Backbone": ".features.backbones.base",
     "FeatureBank": ".features.bank",
     "HeGraphClassifier": ".estimator.classifier",
     "HeGraphModel": ".method.model",

@@ -10,8 +10,9 @@ import torch
 from tiny import HALF_MEAN, SIGLIP_CONFIG, TINY, TINY_CONFIG, save_weights
 from torch import nn
 
-from trainers.hegraph.features.backbones.clip import Backbone
-from trainers.hegraph.features.backbones.loading import create_model, load_backbone
+from trainers.hegraph.features.backbones.base import Backbone
+from trainers.hegraph.features.backbones.loading import load_backbone
+from trainers.hegraph.features.backbones.open_clip_models import create_model
 
 
 @pytest.fixture(scope="session", autouse=True)

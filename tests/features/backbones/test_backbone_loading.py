@@ -19,9 +19,9 @@ from torchvision import transforms as T
 
 from tools.mini import __main__ as mini_training
 from trainers.hegraph import Backbone, UserError, load_backbone
-from trainers.hegraph.features.backbones import loading
+from trainers.hegraph.features.backbones import open_clip_models
 from trainers.hegraph.features.backbones.identity import MINI_WEIGHTS, backbone_identity, describe_transform
-from trainers.hegraph.features.backbones.loading import Source, create_model
+from trainers.hegraph.features.backbones.open_clip_models import Source, create_model
 from trainers.hegraph.utils.files import hash_file
 
 # torch deprecates its TorchScript functions
@@ -100,13 +100,17 @@ def test_weights_of_other_models_are_rejected(tiny_model, tmp_path, model, chang
 def test_ambiguous_preprocessing_is_logged(caplog):
     source = Source("ViT-L-14", "", "ViT-L-14", Path("weights.pt"))
     with caplog.at_level(logging.WARNING):
-        assert loading._preprocessing(source)["image_mean"] == open_clip.OPENAI_DATASET_MEAN
-        assert loading._preprocessing(source._replace(tag="laion2b_s32b_b82k"))["image_mean"] == (0.5, 0.5, 0.5)
+        assert open_clip_models._preprocessing(source)["image_mean"] == open_clip.OPENAI_DATASET_MEAN
+        assert open_clip_models._preprocessing(source._replace(tag="laion2b_s32b_b82k"))["image_mean"] == (
+            0.5,
+            0.5,
+            0.5,
+        )
     assert ["weights.pt" in record.getMessage() for record in caplog.records] == [True]
 
 
 def test_logging_of_the_program_stays(monkeypatch, tmp_path):
-    load = loading.load_weights
+    load = open_clip_models.load_weights
 
     def load_beside(*arguments: object) -> bool:  # while a model is built, as another thread would
         logging.warning("of the program")
@@ -116,7 +120,7 @@ def test_logging_of_the_program_stays(monkeypatch, tmp_path):
     load_backbone("hegraph-mini")
     assert not logging.root.handlers
     logging.basicConfig(filename=tmp_path / "log.txt")
-    monkeypatch.setattr(loading, "load_weights", load_beside)
+    monkeypatch.setattr(open_clip_models, "load_weights", load_beside)
     load_backbone("hegraph-mini")
     assert (tmp_path / "log.txt").read_text() == "WARNING:root:of the program\n"
 

@@ -18,8 +18,9 @@ from PIL import Image
 from tiny import AUGMENTATION, HALF_MEAN, TINY_CONFIG, assert_same_features, cache_file, kinds, save_weights
 from torchvision import transforms as T
 
-from trainers.hegraph.features.backbones import loading
-from trainers.hegraph.features.backbones.loading import Source, create_model, find_source, load_backbone
+from trainers.hegraph.features.backbones import open_clip_models
+from trainers.hegraph.features.backbones.loading import load_backbone
+from trainers.hegraph.features.backbones.open_clip_models import Source, create_model, find_source
 from trainers.hegraph.utils.errors import UserError
 from trainers.hegraph.utils.text import one_line
 
@@ -120,9 +121,9 @@ def test_tokenizers_are_read_from_the_cache(no_hub, transformers, monkeypatch):
     settings = cache_file(no_hub, repository, "tokenizer_config.json")
     settings.touch()
     with pytest.raises(UserError, match=rf"tokenizer of {name} needs tokenizer\.json and"):
-        loading._tokenizer(source)
+        open_clip_models._tokenizer(source)
     (settings.parent / "tokenizer.json").touch()
-    assert (loading._tokenizer(source).context_length, transformers[0][0]) == (64, str(settings.parent))
+    assert (open_clip_models._tokenizer(source).context_length, transformers[0][0]) == (64, str(settings.parent))
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(UserError, match=f"cannot load {name}: .*transformers"):
         create_model(name)
@@ -164,7 +165,7 @@ def test_offline_message_shows_address_option_and_embedded_model(no_hub, monkeyp
     ]  # fmt: skip
     for name, tag in open_clip.list_pretrained():
         with pytest.raises(UserError) as caught:
-            loading.find_source(name, tag)
+            open_clip_models.find_source(name, tag)
         message, repository = one_line(str(caught.value)), open_clip.get_pretrained_cfg(name, tag).get("hf_hub", "")
         if "QuickGELU" not in message:
             assert f" from {hub}/{repository.rpartition('/')[0]}, " in message
@@ -185,8 +186,8 @@ def test_cached_weights_of_a_tag_need_no_hub(no_hub):
     resize = backbone.preprocess.transforms[0]
     assert (tuple(resize.size), resize.interpolation) == ((384, 384), T.InterpolationMode.BILINEAR)
     # a file of the same weights is preprocessed alike
-    of_file = loading._preprocessing(find_source("PE-Core-T-16-384", str(weights)))
-    assert of_file == loading._preprocessing(find_source("PE-Core-T-16-384", "meta"))
+    of_file = open_clip_models._preprocessing(find_source("PE-Core-T-16-384", str(weights)))
+    assert of_file == open_clip_models._preprocessing(find_source("PE-Core-T-16-384", "meta"))
 
 
 def test_weights_are_downloaded_by_preferred_name(bundle, no_hub, tiny_model, monkeypatch):

@@ -9,7 +9,8 @@ import pytest
 from trainers.hegraph.features.backbones import clip_cache
 from trainers.hegraph.features.backbones.clip_cache import find_cached_by_clip
 from trainers.hegraph.features.backbones.identity import MINI_WEIGHTS
-from trainers.hegraph.features.backbones.loading import find_source, local_weights
+from trainers.hegraph.features.backbones.loading import local_weights
+from trainers.hegraph.features.backbones.open_clip_models import find_source
 from trainers.hegraph.utils.errors import UserError
 
 CONTENT = MINI_WEIGHTS.read_bytes()

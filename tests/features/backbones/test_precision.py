@@ -19,9 +19,9 @@ from trainers.hegraph.commands import features, predict
 from trainers.hegraph.datasets.digits import open_digit
 from trainers.hegraph.experiments.run_folder import precision_of, run_config
 from trainers.hegraph.features.backbones import identity, precision
-from trainers.hegraph.features.backbones.clip import encode_in_parts
+from trainers.hegraph.features.backbones.base import encode_in_parts
 from trainers.hegraph.features.backbones.identity import backbone_identity, has_fast_bfloat16, resolve_precision
-from trainers.hegraph.features.backbones.loading import create_model
+from trainers.hegraph.features.backbones.open_clip_models import create_model
 from trainers.hegraph.features.backbones.precision import (
     CAN_PACK,
     PackedBlock,

@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torchvision import transforms as T
 
-from trainers.hegraph.features.backbones.clip import Backbone
+from trainers.hegraph.features.backbones.base import Backbone
 
 ROOT = Path(__file__).parents[3]
 AUGMENTATION = ("random_resized_crop", "random_flip", "normalize")

@@ -5,9 +5,9 @@ import json
 import pytest
 
 from tools.comparisons import comparisons
-from trainers.hegraph.features.backbones.clip import CONTEXT_LENGTH, count_tokens
+from trainers.hegraph.features.backbones.clip_tokens import CONTEXT_LENGTH, count_tokens
 from trainers.hegraph.features.backbones.identity import MINI_NAME
-from trainers.hegraph.features.backbones.loading import create_model
+from trainers.hegraph.features.backbones.open_clip_models import create_model
 from trainers.hegraph.features.prompts.collect import (
     Checker,
     name_pattern,

@@ -16,11 +16,11 @@ from torch import Tensor
 onnx = pytest.importorskip("onnx", reason="the extra `onnx` is not installed: pip install onnx onnxruntime")
 onnxruntime = pytest.importorskip("onnxruntime", reason="the extra `onnx` is not installed")
 
-from trainers.hegraph import Backbone, UserError  # noqa: E402
+from trainers.hegraph import UserError  # noqa: E402
 from trainers.hegraph.__main__ import main  # noqa: E402
 from trainers.hegraph.datasets.digits import load_digits_dataset, open_digit  # noqa: E402
 from trainers.hegraph.features.backbones.identity import MINI_WEIGHTS  # noqa: E402
-from trainers.hegraph.features.backbones.loading import create_model  # noqa: E402
+from trainers.hegraph.features.backbones.open_clip_models import as_backbone, create_model  # noqa: E402
 from trainers.hegraph.features.backbones.schema import BackboneConfig  # noqa: E402
 from trainers.hegraph.method.cache import FoldedClassifier  # noqa: E402
 from trainers.hegraph.method.training.confidence import KnownScores  # noqa: E402
@@ -123,9 +123,9 @@ def test_half_precision_is_inside_the_head_only(tmp_path):
 @pytest.mark.parametrize("name", ["RN50", "ViT-B-16"])
 def test_a_whole_backbone_gives_the_logits_of_torch(name, tmp_path):
     torch.manual_seed(0)
-    network, preprocess, tokenizer = create_model(name)
-    network = network.eval().requires_grad_(False)
-    backbone = Backbone(name, network, tokenizer, preprocess, (0.5,) * 3, (0.5,) * 3, fingerprint={})
+    built = create_model(name)
+    built[0].eval().requires_grad_(False)
+    backbone = as_backbone(name, built, fingerprint={})
     model, file = random_model(backbone.width), tmp_path / "full.onnx"
     write_onnx(model, backbone, file)
     pixels = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(7))

@@ -31,7 +31,7 @@ from ..method.trust import TrustedText
 
 if TYPE_CHECKING:  # open_clip takes seconds to import, and most methods do not need it
     from ..config import Config
-    from ..features.backbones.clip import Backbone
+    from ..features.backbones.base import Backbone
 
 Transfer = Callable[[FeatureBank], Tensor]
 OptionsT = TypeVar("OptionsT")  # dataclass of the options of a method

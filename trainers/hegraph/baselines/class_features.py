@@ -24,7 +24,7 @@ from .options import BottleneckOptions, ClassifierOptions, SgdOptions, by_datase
 from .trained import Trainable, TrainedClassifier, bottleneck
 
 if TYPE_CHECKING:
-    from ..features.backbones.clip import Backbone
+    from ..features.backbones.base import Backbone
 
 INIT_STD = 0.02  # standard deviation of CoOp's initial context
 PLACEHOLDER = "X"  # word that the tokenizer encodes as one token
@@ -228,7 +228,7 @@ def placeholder_prompts(classnames: Sequence[str], length: int) -> list[str]:
     Raises:
         UserError: If a prompt is longer than CLIP's context.
     """
-    from ..features.backbones.clip import CONTEXT_LENGTH, count_tokens  # imports open_clip, which takes seconds
+    from ..features.backbones.clip_tokens import CONTEXT_LENGTH, count_tokens  # imports open_clip, which takes seconds
 
     prompts = [" ".join([PLACEHOLDER] * length + [f"{name.replace('_', ' ')}."]) for name in classnames]
     longest = max(prompts, key=count_tokens)

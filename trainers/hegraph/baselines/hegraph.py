@@ -28,7 +28,7 @@ from ..utils.seeds import set_random_seed
 from .base import FittedMethod, Method
 
 if TYPE_CHECKING:
-    from ..features.backbones.clip import Backbone
+    from ..features.backbones.base import Backbone
 
 logger = logging.getLogger(__name__)
 

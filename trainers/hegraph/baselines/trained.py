@@ -18,7 +18,7 @@ from .base import FittedMethod, Method, cosine_classifier
 from .options import BottleneckOptions, ClassifierOptions, SgdOptions
 
 if TYPE_CHECKING:
-    from ..features.backbones.clip import Backbone
+    from ..features.backbones.base import Backbone
 
 ClassifierOptionsT = TypeVar("ClassifierOptionsT", bound=ClassifierOptions)
 

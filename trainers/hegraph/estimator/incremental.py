@@ -36,7 +36,7 @@ from .inputs import text_nodes, unit_rows
 from .training import NO_NAME, Origin, make_configuration, train_model
 
 if TYPE_CHECKING:
-    from ..features.backbones.clip import Backbone
+    from ..features.backbones.base import Backbone
 
 # Parameters of the classifier and their configuration keys
 KEYS = {

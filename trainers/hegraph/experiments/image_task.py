@@ -42,7 +42,7 @@ from ..utils.threads import map_in_threads
 from .tasks import NO_POOL, POOL, TEST_SET, Split, Task, Unlabelled, match_classes
 
 if TYPE_CHECKING:
-    from ..features.backbones.clip import Backbone
+    from ..features.backbones.base import Backbone
 
 logger = logging.getLogger(__name__)
 

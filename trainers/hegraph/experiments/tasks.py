@@ -31,7 +31,7 @@ from ..results.records import OTHER_CLASSES, SAME_CLASSES, ImageFiles
 from ..utils.errors import UserError
 
 if TYPE_CHECKING:
-    from ..features.backbones.clip import Backbone
+    from ..features.backbones.base import Backbone
 
 # Values of DATASET.UNLABELLED for images of the task's own data set
 POOL = "pool"

@@ -39,7 +39,7 @@ from .order import encoding_order, encoding_steps, pixels_of_steps
 from .prompts.sentences import PromptGroup, negative_prompts, positive_prompts, resolve_source
 
 if TYPE_CHECKING:
-    from .backbones.clip import Backbone
+    from .backbones.base import Backbone
     from .backbones.transforms import Transform
 
 logger = logging.getLogger(__name__)

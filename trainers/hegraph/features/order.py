@@ -22,7 +22,7 @@ from .images import ImageViews
 from .options import EncodingOptions
 
 if TYPE_CHECKING:
-    from .backbones.clip import Backbone
+    from .backbones.base import Backbone
 
 
 def encoding_order(images: ImageViews, batch_size: int) -> Tensor:

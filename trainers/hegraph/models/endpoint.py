@@ -17,7 +17,7 @@ from ..utils.reading import Size, validate
 from .images import ImageModel
 
 if TYPE_CHECKING:
-    from ..features.backbones.clip import Backbone
+    from ..features.backbones.base import Backbone
 
 DEFAULT_TOP = 5  # classes of an image
 

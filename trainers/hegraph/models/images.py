@@ -23,7 +23,7 @@ from .folder import load_model
 from .saved import SavedModel, TrainedModel
 
 if TYPE_CHECKING:
-    from ..features.backbones.clip import Backbone
+    from ..features.backbones.base import Backbone
 
 logger = logging.getLogger(__name__)
 

@@ -31,7 +31,7 @@ from ..utils.reading import Count, Finite, Name, Percent, Positive, Share, Size,
 from .support_set import SupportSet
 
 if TYPE_CHECKING:
-    from ..features.backbones.clip import Backbone
+    from ..features.backbones.base import Backbone
 
 Three = Field(min_length=3, max_length=3)
 LISTED_NAMES = 10  # names of classes in a sentence

@@ -17,7 +17,7 @@ import gradio as gr
 from ...datasets.decoding import DecodedImage
 from ...datasets.digits import CLASSNAMES, load_digits_dataset
 from ...datasets.images import MAX_PIXELS, open_image, reading_upload
-from ...features.backbones.clip import Backbone
+from ...features.backbones.base import Backbone
 from ...models.images import ImageModel
 from ...models.saved import SavedModel
 from ...models.thumbnails import read_thumbnail

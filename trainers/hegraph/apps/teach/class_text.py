@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ...config import Config
 from ...estimator.training import NO_NAME
-from ...features.backbones.clip import Backbone
+from ...features.backbones.base import Backbone
 from ...features.extract import encode_prompts
 
 

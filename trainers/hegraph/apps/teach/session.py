@@ -27,7 +27,7 @@ from ...datasets.images import open_image, pixel_hash, reason
 from ...estimator.incremental import support_set_of
 from ...estimator.labels.suggest import suggest
 from ...estimator.training import Origin, make_configuration, train_model
-from ...features.backbones.clip import Backbone
+from ...features.backbones.base import Backbone
 from ...features.backbones.identity import AUTO, MINI_NAME
 from ...features.backbones.loading import load_backbone
 from ...features.backbones.schema import BackboneConfig

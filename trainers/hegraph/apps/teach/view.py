@@ -17,7 +17,7 @@ from ...estimator.incremental import support_set_of
 from ...estimator.labels import SUSPICIOUS
 from ...estimator.labels.issues import LabelIssue, rank_labels
 from ...estimator.labels.leave_one_out import leave_one_out
-from ...features.backbones.clip import Backbone
+from ...features.backbones.base import Backbone
 from ...models.saved import SavedModel
 from ..demo.answer import UNUSUAL
 from .contents import UNLABELLED, Contents, Picture

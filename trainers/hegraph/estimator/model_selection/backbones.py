@@ -22,8 +22,8 @@ from tqdm import tqdm
 
 from ...datasets.base import check_classes
 from ...datasets.decoding import REDUCED
-from ...datasets.images import open_any
-from ...features.backbones.clip import Backbone, ImageOrPath
+from ...datasets.images import ImageOrPath, open_any
+from ...features.backbones.base import Backbone
 from ...features.backbones.loading import load_backbone, local_weights
 from ...features.bank import count_labels
 from ...features.extract import encode_prompts

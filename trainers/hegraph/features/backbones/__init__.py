@@ -1,5 +1,6 @@
-"""Frozen CLIP models. No other package imports open_clip.
+"""Frozen encoders. No other package imports open_clip.
 
-`loading.load_backbone` returns a `clip.Backbone`. `identity.backbone_identity` identifies one without loading it.
-Import both from their modules, because open_clip takes seconds to import.
+`loading.load_backbone` returns a `base.Backbone`, the interface of every encoder. No other package uses its model,
+except for the export and counts of parameters. `identity.backbone_identity` identifies one without loading it. Import
+`loading` inside functions, because the libraries take seconds to import.
 """

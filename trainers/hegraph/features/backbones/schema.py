@@ -9,14 +9,14 @@ from pydantic import Field
 
 from ...utils.reading import StrictModel
 
-if TYPE_CHECKING:  # open_clip takes seconds to import
-    from .clip import Backbone
+if TYPE_CHECKING:  # torchvision takes a second to import
+    from .base import Backbone
 
 logger = logging.getLogger(__name__)
 
 
 class BackboneConfig(StrictModel):
-    """Frozen CLIP model that encodes or encoded features.
+    """Frozen encoder that encodes or encoded features.
 
     Attributes:
         title: Model and weights, for people.

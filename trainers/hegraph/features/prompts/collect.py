@@ -21,7 +21,7 @@ from ...utils.errors import UserError
 from ...utils.files import write_json
 from ...utils.reading import LenientModel, StrictModel, read_json, validate
 from ...utils.text import shortened
-from ..backbones.clip import CONTEXT_LENGTH, count_tokens
+from ..backbones.clip_tokens import CONTEXT_LENGTH, count_tokens
 from .sentences import normalise_name
 
 LEAST_WORDS, MOST_WORDS = 8, 35

@@ -17,7 +17,7 @@ from torch import Tensor
 from ...utils.signals import stop_if_interrupted
 
 if TYPE_CHECKING:  # open_clip takes seconds to import
-    from ...features.backbones.clip import Backbone
+    from ...features.backbones.base import Backbone
     from ...features.images import ImageViews
 
 STREAM = 2**55  # distance between the seeds of two streams, far larger than the seeds within one

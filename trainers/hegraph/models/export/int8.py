@@ -28,7 +28,7 @@ from .onnx_file import TOLERANCE, Head, compare_with_torch, describe_model, samp
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-    from ...features.backbones.clip import Backbone
+    from ...features.backbones.base import Backbone
 
 logger = logging.getLogger(__name__)
 

@@ -30,7 +30,7 @@ from ..saved import Preprocessing, SavedModel
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-    from ...features.backbones.clip import Backbone
+    from ...features.backbones.base import Backbone
 
 OPSET = 17
 LOGITS, PROBABILITIES = "logits", "probabilities"

@@ -1,4 +1,7 @@
-"""A frozen CLIP: encoding of images and sentences, test transform, augmentation, learned context.
+"""A frozen encoder: encoding of images and sentences, test transform, augmentation, learned context.
+
+All other packages use a `Backbone`, whichever library its model is from. `Encoder` is the part that each library
+supplies.
 
 Shapes: B images, S sentences, d feature width (the model's own), H x W the model's input resolution.
 """
@@ -8,14 +11,12 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from functools import cache, cached_property
+from functools import cached_property
 from threading import Lock
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
-from open_clip import SimpleTokenizer
-from open_clip.transform import CenterCropOrPad, ResizeKeepRatio
 from torch import Tensor, nn
 from torchvision import transforms as T
 
@@ -27,27 +28,48 @@ from ...utils.text import shown
 from ...utils.threads import MAX_THREADS, cores, in_batches
 from .transforms import Preprocess, decoding_of
 
-CONTEXT_LENGTH = 77  # tokens of a sentence, longer ones are cut
+CLIP_SCALE = 100.0  # `tau` of OpenAI's weights, also for encoders without text
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}  # of matrices and input images
 LEAST_ROWS = 32  # images in a call from which on more images in it change no bit of a feature, on a CPU
 PART_ROWS = 16  # images that a thread encodes together in bf16 (sentences: twice as many), so that they fit its cache
-RESIZING = (T.Resize, T.CenterCrop, ResizeKeepRatio, CenterCropOrPad)  # steps that a random crop replaces
+# Steps that a random crop replaces, by name of the class: open_clip and timm have classes of the same name
+RESIZING = ("Resize", "CenterCrop", "ResizeKeepRatio", "CenterCropOrPad")
 
 Tokenizer = Callable[[Sequence[str]], Tensor]
 
 _ENCODING = Lock()  # one batch at a time
 
 
+class Encoder(Protocol):
+    """Model of a library: an `nn.Module` on its device, in evaluation mode, without gradients.
+
+    open_clip's models are encoders. Modules of other libraries are wrapped. A model without text has only
+    `encode_image`, and its backbone has no tokenizer.
+
+    Attributes:
+        logit_scale: Natural logarithm of CLIP's `tau`, a scalar.
+    """
+
+    logit_scale: Tensor
+
+    def encode_image(self, image: Tensor, /) -> Tensor:
+        """Encode normalised images `[B, 3, H, W]` as features `[B, d]` of any norm."""
+
+    def encode_text(self, text: Tensor, /) -> Tensor:
+        """Encode tokens `[S, context length]` as features `[S, d]` of any norm."""
+
+
 @dataclass(frozen=True)
 class Backbone:
-    """A frozen CLIP with its tokenizer and image transforms.
+    """A frozen encoder of images and, for most models, of text, with its tokenizer and image transforms.
 
     Attributes:
         name: Model and weights, for people and records.
-        model: An open_clip model on its device, in evaluation mode; no parameter requires a gradient.
-        tokenizer: Function from S sentences to tokens `[S, context length]`.
+        model: The model, an `Encoder`. Only the export and counts of parameters use it outside this package.
+        tokenizer: Function from S sentences to tokens `[S, context length]`; None for a model without text.
         preprocess: Test transform of the model, from a path or a PIL image to `[3, H, W]`.
         mean, std: Mean and standard deviation of the normalisation, for each channel.
+        input_size: Height and width of input images, `(H, W)`.
         fingerprint: `identity.backbone_identity` and the test transform as text. Changes whenever the features change.
         precision: "fp32"; "bf16" or "fp16", with converted weights; or "amp" (autocast to fp16).
 
@@ -61,11 +83,12 @@ class Backbone:
     """
 
     name: str
-    model: Any = field(repr=False)  # open_clip's models have no common base class
-    tokenizer: Tokenizer = field(repr=False)
+    model: Any = field(repr=False)  # an `Encoder` and an `nn.Module`, which Python's types cannot express
+    tokenizer: Tokenizer | None = field(repr=False)
     preprocess: Preprocess = field(repr=False)
     mean: tuple[float, ...] = field(repr=False)
     std: tuple[float, ...] = field(repr=False)
+    input_size: tuple[int, int] = field(repr=False)
     fingerprint: dict[str, str] = field(repr=False)
     precision: str = "fp32"
 
@@ -75,15 +98,14 @@ class Backbone:
         return next(self.model.parameters()).device
 
     @property
-    def logit_scale(self) -> float:
-        """CLIP's `tau`, the factor of cosine similarities; 100 for OpenAI's weights."""
-        return self.model.logit_scale.exp().item()
+    def has_text(self) -> bool:
+        """Whether the model encodes sentences. Without text, `encode_text` raises UserError."""
+        return self.tokenizer is not None
 
     @property
-    def input_size(self) -> tuple[int, int]:
-        """Height and width of input images, `(H, W)`."""
-        size = self.model.visual.image_size
-        return (size, size) if isinstance(size, int) else tuple(size)
+    def logit_scale(self) -> float:
+        """CLIP's `tau`, the factor of cosine similarities; `CLIP_SCALE` for a model without text."""
+        return self.model.logit_scale.exp().item() if self.has_text else CLIP_SCALE
 
     @property
     def least_rows(self) -> int:
@@ -101,8 +123,10 @@ class Backbone:
 
     @cached_property
     def width(self) -> int:
-        """Feature width `d`, measured by encoding a sentence, because open_clip's models have no common attribute."""
-        return self.encode_text([""]).shape[1]
+        """Feature width `d`, measured by encoding a sentence or an image, because models have no common attribute."""
+        if self.has_text:
+            return self.encode_text([""]).shape[1]
+        return self.encode_images(torch.zeros(1, 3, *self.input_size)).shape[1]
 
     @property
     def decode(self) -> str:
@@ -155,15 +179,25 @@ class Backbone:
         """Encode S sentences as float32 features `[S, d]` on the CPU, of unit norm if `normalize` is set.
 
         Raises:
-            UserError: If `sentences` is a single string, whose letters would be encoded.
+            UserError: If `sentences` is a single string, whose letters would be encoded, or the model has no text.
         """
+        tokenize = self.require_text()
         if isinstance(sentences, str):
             raise UserError(f"sentences: expected a list of strings, got {shown(sentences)}")
         if len(sentences) == 0:
             return torch.zeros(0, self.width)
         batches = [list(sentences[i : i + batch_size]) for i in range(0, len(sentences), batch_size)]
-        tokens = [self.tokenizer(batch).to(self.device) for batch in batches]
+        tokens = [tokenize(batch).to(self.device) for batch in batches]
         return self._features(self.model.encode_text, tokens, 2 * PART_ROWS, normalize)
+
+    def require_text(self) -> Tokenizer:
+        """Return the tokenizer; UserError if the model has no text."""
+        if self.tokenizer is None:
+            raise UserError(
+                f"{self.name} encodes images only, so it has no features of class names; "
+                "choose a backbone with text, such as ViT-B-16-quickgelu"
+            )
+        return self.tokenizer
 
     def context_tokens(self, sentences: Sequence[str], length: int) -> Tensor:
         """Tokens `[S, 77]` for `encode_with_context`, on the model's device.
@@ -171,9 +205,10 @@ class Backbone:
         All sentences begin with the same word, repeated `length` times, as placeholders of the context vectors.
 
         Raises:
-            UserError: If the tokenizer does not turn each placeholder into one token, after a start token.
+            UserError: If the tokenizer does not turn each placeholder into one token, after a start token, or the model
+                has no text.
         """
-        tokens = self.tokenizer(sentences)
+        tokens = self.require_text()(sentences)
         if (tokens[:, 1 : 1 + length] != tokens[0, 1]).any():
             raise UserError(
                 f"CoOp learns its context with CLIP's tokenizer, and {self.name} has another one; choose another "
@@ -247,7 +282,7 @@ class Backbone:
         if "random_resized_crop" in names:
             mode = T.InterpolationMode(interpolation)
             crop = T.RandomResizedCrop(self.input_size, scale=tuple(crop_scale), interpolation=mode)
-            steps = [crop] + [step for step in steps if not isinstance(step, RESIZING)]
+            steps = [crop] + [step for step in steps if type(step).__name__ not in RESIZING]
         if "random_flip" in names:
             steps.insert(0, T.RandomHorizontalFlip())
         return Preprocess(steps, self.decode)
@@ -268,11 +303,3 @@ def encode_in_parts(encode: Callable[[Tensor], Tensor], batch: Tensor, part_rows
             return torch.cat(list(pool.map(torch.no_grad()(encode), parts)))
         finally:
             torch.set_num_threads(threads)  # new threads take the number set last by any thread
-
-
-def count_tokens(sentence: str) -> int:
-    """Number of OpenAI's tokens in a sentence, with start and end token."""
-    return len(_openai_tokenizer().encode(sentence)) + 2
-
-
-_openai_tokenizer = cache(SimpleTokenizer)
