@@ -437,7 +437,7 @@ def test_status_and_tabs_stay_in_view_on_a_phone(window):
 def test_backbones_are_compared(window):
     window.tab("Backbone")
     click(window, "#panel-backbone", "Compare backbones")
-    window.wait(lambda: "there is no recommendation" in window.text("#backbones"), 120)
+    window.wait(lambda: "No backbone is recommended" in window.text("#backbones"), 120)
     assert "CLIP ViT-B/16 (OpenAI)" in window.text("#backbones")
     assert "its weights are not on this machine" in window.text("#backbones .problem")
     assert "In use" in window.text("#backbones .card")

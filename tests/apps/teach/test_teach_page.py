@@ -4,6 +4,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -414,8 +415,18 @@ def test_table_of_backbones_names_sizes_and_errors(teacher, monkeypatch):
     html = ask(teacher, "compare", offline=True)["html"]
     for text in ("<h2>mini</h2>", "<h2>CLIP ViT-B/16 (OpenAI)</h2>", "599 MB to download", "are not on this machine"):
         assert text in html
-    assert "there is no recommendation" in html and "Recommended" not in html
+    assert "No backbone is recommended: hegraph-mini is the only one that was compared." in html
+    assert "Recommended" not in html
     assert html.count("parameters") == 1, "not shown for a backbone that is not on this machine"
+
+
+def test_backbones_near_chance_get_no_recommendation(teacher, untrained, monkeypatch):
+    """One of 13 images is right, and always naming the class of 4 images is right for 4 of 13, 30.8 %."""
+    monkeypatch.setattr(backbone_table, "read_candidates", lambda: [Candidate(name=untrained)])
+    one_right = lambda encoded: (0.0, np.arange(len(encoded.labels)) == 0)  # noqa: E731
+    monkeypatch.setattr(backbones, "leave_one_out_outcome", one_right)
+    html = ask(teacher, "compare", offline=True)["html"]
+    assert "No backbone is recommended: none is clearly better than always naming the largest class (30.8 %)." in html
 
 
 def test_usable_backbones_get_a_recommendation(teacher, untrained, monkeypatch):

@@ -19,14 +19,7 @@ from safetensors.torch import save_file
 
 from trainers.hegraph import compare_backbones, load_few_shot
 from trainers.hegraph.__main__ import main
-from trainers.hegraph.commands.backbones import (
-    keys_of,
-    parse_arguments,
-    reason_against,
-    size,
-    table_lines,
-    training_command,
-)
+from trainers.hegraph.commands.backbones import keys_of, parse_arguments, size, table_lines, training_command
 from trainers.hegraph.estimator.model_selection.backbones import (
     COLUMNS,
     BackboneResult,
@@ -35,6 +28,7 @@ from trainers.hegraph.estimator.model_selection.backbones import (
     compare_candidates,
     leave_one_out_outcome,
     measure_speed,
+    reason_against,
     recommend,
 )
 from trainers.hegraph.estimator.model_selection.candidates import Candidate, parse_candidate, read_candidates
@@ -54,8 +48,9 @@ def random_model(tmp_path_factory) -> str:
 
 
 def result(name: str, correct: str, speed: float = 1.0) -> BackboneResult:
-    """Result of a candidate; `correct` has a "1" for each correctly classified image."""
-    return BackboneResult(Candidate(name=name), 50.0, np.array([sign == "1" for sign in correct]), speed)
+    """Result of a candidate; `correct` has a "1" for each correctly classified image. A class has 25 % of them."""
+    outcome = np.array([sign == "1" for sign in correct])
+    return BackboneResult(Candidate(name=name), 50.0, outcome, speed, chance=25.0)
 
 
 # The command
@@ -173,12 +168,13 @@ FAILED = BackboneResult(Candidate(name="failed"), error="no weights")
     ([result("a", "1110" * 10), result("b", "1100" * 10)], ""),
     ([result("a", "1110" * 10)], "a is the only one that was compared"),
     ([result("a", "1110" * 10), FAILED], "a is the only one that was compared"),
+    ([FAILED], "none could be compared"),
     # Wilson's interval of 15 of 40 begins at 24 %
     ([result("a", "10100100" * 5), result("b", "1000" * 10)],
      "none is clearly better than always naming the largest class (25.0 %)"),
 ])  # fmt: skip
 def test_single_backbone_and_chance_are_not_recommended(results, reason):
-    assert reason_against(results, chance=25.0) == reason
+    assert reason_against(results) == reason
 
 
 def test_seed_of_zero_is_kept():

@@ -6,7 +6,6 @@ import argparse
 import math
 import os
 import shlex
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -19,7 +18,6 @@ from ..utils.option import NODE
 
 if TYPE_CHECKING:
     from ..config import Config
-    from ..datasets.base import Dataset
     from ..estimator.model_selection.backbones import BackboneResult, Encoded
     from ..estimator.model_selection.candidates import Candidate
 
@@ -78,7 +76,14 @@ def compare_command(args: argparse.Namespace) -> int:
     """Print the comparison; returns the exit code, 1 if a backbone could not be compared."""
     from ..config_files import load_cfg
     from ..datasets.base import check_classes
-    from ..estimator.model_selection.backbones import TIMED_IMAGES, Encoded, advice, compare_candidates, recommend
+    from ..estimator.model_selection.backbones import (
+        TIMED_IMAGES,
+        Encoded,
+        advice,
+        compare_candidates,
+        reason_against,
+        recommend,
+    )
     from ..estimator.model_selection.candidates import read_candidates
     from ..experiments.image_task import ImageTask  # torch is slow to import
     from ..experiments.opening import load_image_task
@@ -110,33 +115,12 @@ def compare_command(args: argparse.Namespace) -> int:
         echo(f"\n{count} of the classes have one image, which leave-one-out classifies by the text of its class.\n")
     recommended, difference = recommend(results)
     training = training_command(args, recommended.candidate)
-    doubt = reason_against(results, largest_share(dataset))
+    doubt = reason_against(results)
     if doubt:
         echo(f"\nNo backbone is recommended: {doubt}. To train with {recommended.candidate}:\n    {training}\n")
     else:
         echo(f"\n{advice(results, recommended, difference)}. Train with\n    {training}\n")
     return int(any(result.error for result in results))
-
-
-def largest_share(dataset: Dataset) -> float:
-    """Share of the largest class among the training images, in percent; 0 with several labels per image."""
-    if dataset.multilabel:
-        return 0.0
-    counts = Counter(item.label for item in dataset.train)
-    return 100 * max(counts.values()) / len(dataset.train)
-
-
-def reason_against(results: Sequence[BackboneResult], chance: float) -> str:
-    """Reason why no backbone can be recommended; "" if one can.
-
-    Args:
-        results: Results of `compare_candidates`, the most accurate one first.
-        chance: Accuracy of always naming the largest class, in percent.
-    """
-    usable = [result for result in results if not result.error]
-    if usable[0].interval()[0] <= chance:
-        return f"none is clearly better than always naming the largest class ({chance:.1f} %)"
-    return f"{usable[0].candidate} is the only one that was compared" if len(usable) == 1 else ""
 
 
 def config_file(candidate: Candidate) -> str:

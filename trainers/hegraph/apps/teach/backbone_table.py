@@ -7,7 +7,14 @@ import torch
 
 from ...datasets.base import check_classes
 from ...datasets.images import open_image
-from ...estimator.model_selection.backbones import TIMED_IMAGES, BackboneResult, Encoded, compare_candidates, recommend
+from ...estimator.model_selection.backbones import (
+    TIMED_IMAGES,
+    BackboneResult,
+    Encoded,
+    compare_candidates,
+    reason_against,
+    recommend,
+)
 from ...estimator.model_selection.candidates import Candidate, read_candidates
 from ...features.backbones.identity import AUTO
 from ...features.backbones.loading import load_backbone
@@ -51,7 +58,7 @@ def compare_backbones(session: Session, offline: bool) -> list[BackboneResult]:
 def table_html(results: list[BackboneResult], session: Session) -> str:
     """Format results as a table with a button for each usable backbone, and with advice if there is a choice."""
     rows = [(result, Encoder.of(result.candidate.name, result.candidate.tag)) for result in results]
-    usable = [result for result in results if not result.error]
-    recommended, difference = recommend(results) if len(usable) > 1 else (None, None)
+    doubt = reason_against(results)
+    recommended, difference = (None, None) if doubt else recommend(results)
     current = str(Candidate(name=session.name, tag=session.origin.backbone.pretrained))
-    return str(MACROS.table(rows, recommended, difference, current))
+    return str(MACROS.table(rows, recommended, difference, current, doubt))

@@ -92,6 +92,7 @@ class BackboneResult:
         megabytes: Size of the weights; None if unknown.
         parameters: Number of parameters.
         single_image_classes: Number of classes with one image. Without it, a class is known by its text only.
+        chance: Accuracy of always naming the largest class, in percent; 0 with several labels per image.
         error: Reason why the candidate could not be compared, or "".
     """
 
@@ -102,6 +103,7 @@ class BackboneResult:
     megabytes: float | None = None
     parameters: int = 0
     single_image_classes: int = 0
+    chance: float = 0.0
     error: str = ""
 
     @property
@@ -173,6 +175,7 @@ def _result(candidate: Candidate, encode: Callable[[Candidate], Encoded], offlin
         logger.info("%s: downloading its weights (%s)", candidate, size)
     encoded = encode(candidate)
     zero_shot, outcome = leave_one_out_outcome(encoded)
+    counts = count_labels(encoded.labels, len(encoded.text))
     return BackboneResult(
         candidate,
         zero_shot=100 * zero_shot,
@@ -180,7 +183,8 @@ def _result(candidate: Candidate, encode: Callable[[Candidate], Encoded], offlin
         images_per_second=measure_speed(encoded.backbone, encoded.sample),
         megabytes=size_of(candidate),
         parameters=sum(parameter.numel() for parameter in encoded.backbone.model.parameters()),
-        single_image_classes=count_labels(encoded.labels, len(encoded.text)).count(1),
+        single_image_classes=counts.count(1),
+        chance=100 * max(counts) / len(encoded.labels) if encoded.labels.dim() == 1 else 0.0,
     )
 
 
@@ -249,6 +253,21 @@ def recommend(results: Sequence[BackboneResult]) -> tuple[BackboneResult, Differ
         if paired.high >= 0 and result.images_per_second > recommended.images_per_second:
             recommended, difference = result, paired
     return recommended, difference
+
+
+def reason_against(results: Sequence[BackboneResult]) -> str:
+    """Reason why no backbone can be recommended, as a clause; "" if one can.
+
+    Args:
+        results: Results of `compare_candidates`, the most accurate one first.
+    """
+    usable = [result for result in results if not result.error]
+    if not usable:
+        return "none could be compared"
+    best = usable[0]
+    if best.interval()[0] <= best.chance:
+        return f"none is clearly better than always naming the largest class ({best.chance:.1f} %)"
+    return f"{best.candidate} is the only one that was compared" if len(usable) == 1 else ""
 
 
 def to_frame(results: Sequence[BackboneResult]) -> pd.DataFrame:
