@@ -161,6 +161,8 @@ def test_flags_of_coop_work_with_the_command(tiny_bank, tmp_path, capsys):
     ({"accuracy": None}, "The model is trained. Its accuracy is unknown, because there are no test images."),
     ({"accuracy": None, "map": 58.291, "map_zero_shot": 30.84},
      "On 40 test images, the mean average precision of the model is 58.29 %, and of CLIP without training 30.84 %."),
+    ({"accuracy": None, "map": 58.291, "map_zero_shot": None},
+     "On 40 test images, the mean average precision of the model is 58.29 %."),
 ])  # fmt: skip
 def test_result_is_a_sentence(changes, sentence):
     record = {"accuracy": 91.5, "accuracy_zero_shot": 60.0, "num_test": 40}

@@ -5,6 +5,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -18,6 +19,7 @@ from trainers.hegraph.models.card import base_model_of, model_card
 from trainers.hegraph.models.folder import load_model
 from trainers.hegraph.models.images import ImageModel
 from trainers.hegraph.models.saved import NOT_TESTED, SavedModel
+from trainers.hegraph.models.support_set import SupportSet
 from trainers.hegraph.results.records import read_record
 
 
@@ -64,6 +66,19 @@ def test_card_omits_unknown_values_and_shortens_lists(saved_model):
     assert "\n- class 49\n- and 2 more, in `config.json`\n" in card and "class 50" not in card
     assert "hegraph predict MODEL_FOLDER IMAGE --backbone NAME --pretrained TAG\n" in card
     assert 'from_pretrained("MODEL_FOLDER", backbone="NAME", pretrained="TAG")' in card
+
+
+def test_card_without_text_says_so(saved_model, unit_features):
+    labels = torch.arange(6) % 3
+    classes = np.array(["ant", "bee", "crane"])
+    support_set = SupportSet(classes, tuple(classes), unit_features(1, 6, 8), labels, torch.zeros_like(labels))
+    scores = saved_model().scores.model_copy(update={"accuracy_zero_shot": None})
+    card = model_card(saved_model(scores=scores, prompts=None, support_set=support_set))
+    assert "| HeGraphAdapter(T), without the cache | 80.00 |  |\n" in card
+    assert "\nImages alone define the classes. " in card and "adapter of the frozen image encoder m/w" in card
+    names = [metric["name"] for metric in header_of(card)["model-index"][0]["results"][0]["metrics"]]
+    assert "Accuracy without the cache" in names
+    assert "text classifier" not in card and "prompts" not in card and "zero-shot CLIP |" not in card
 
 
 def test_card_escapes_names(saved_model):

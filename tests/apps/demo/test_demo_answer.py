@@ -64,6 +64,15 @@ def test_answer_without_class_texts_has_no_zero_shot_clip(digits, features):
     )
 
 
+def test_answer_without_class_texts_names_class_means(digits, features):
+    support_set = digits.model.support_set
+    without = changed(digits.model, support_set=replace(support_set, positive=None, negative=None))
+    html = shown(compute_answer(without, features[:1]))
+    assert "classifier of class means" in html and "text classifier" not in html
+    assert re.findall(r'<th scope="col">([^<]*)</th>', html)[-4:] == ["class", "class means", "cache", "logit"]
+    assert "adapts the frozen image encoder hegraph-mini" in summary(without)
+
+
 def test_neighbours_contribute_most_to_the_winning_class(digits, features):
     classifier = digits.model.classifier
     weights = torch.linspace(0.5, 1.5, len(classifier.keys))

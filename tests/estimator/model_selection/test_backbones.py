@@ -6,6 +6,7 @@ import errno
 import json
 import logging
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,7 +20,14 @@ from safetensors.torch import save_file
 
 from trainers.hegraph import compare_backbones, load_few_shot
 from trainers.hegraph.__main__ import main
-from trainers.hegraph.commands.backbones import keys_of, parse_arguments, size, table_lines, training_command
+from trainers.hegraph.commands.backbones import (
+    keys_of,
+    parse_arguments,
+    single_images_sentence,
+    size,
+    table_lines,
+    training_command,
+)
 from trainers.hegraph.estimator.model_selection.backbones import (
     COLUMNS,
     BackboneResult,
@@ -32,6 +40,7 @@ from trainers.hegraph.estimator.model_selection.backbones import (
     recommend,
 )
 from trainers.hegraph.estimator.model_selection.candidates import Candidate, parse_candidate, read_candidates
+from trainers.hegraph.features.backbones.clip import Backbone
 from trainers.hegraph.features.backbones.identity import MINI_CONFIG
 from trainers.hegraph.features.backbones.loading import local_weights
 from trainers.hegraph.results.intervals import Ranking
@@ -110,6 +119,38 @@ def test_offline_skips_weights_that_are_not_here(capsys, tmp_path, no_hub):
 def test_classes_with_one_image_are_reported(capsys, tmp_path):
     lines = call(capsys, tmp_path, "--candidates", "mini", "--shots", "1")
     assert "10 of the classes have one image, which leave-one-out classifies by the text of its class." in lines
+
+
+def test_table_without_names_has_no_zero_shot_column(capsys, tmp_path):
+    no_names = ("TRAINER.HEGRAPHADAPTER.PROMPTS.SOURCE", "none")
+    lines = call(capsys, tmp_path, "--candidates", "mini", "--shots", "1", *no_names)
+    assert not lines[1][lines[0].index("zero-shot") : lines[0].index("leave-one-out")].strip()
+    end = "which leave-one-out classifies without any other image or text of its class."
+    assert f"10 of the classes have one image, {end}" in lines
+
+
+def test_sentence_on_single_images_names_backbones_without_text():
+    named = replace(result("a", "11"), single_image_classes=3)
+    nameless = replace(named, zero_shot=np.nan)
+    failed = BackboneResult(Candidate(name="b"), error="broken")
+    start = "3 of the classes have one image, which leave-one-out classifies"
+    by_text = "by the text of its class"
+    without = "without any other image or text of its class"
+    assert single_images_sentence([named, failed]) == f"{start} {by_text}."
+    assert single_images_sentence([nameless, failed]) == f"{start} {without}."
+    mixed = f"{start} {by_text} or, with a backbone without text, {without}."
+    assert single_images_sentence([named, nameless, failed]) == mixed
+    assert single_images_sentence([result("a", "11"), failed]) == ""
+
+
+def test_comparison_in_python_needs_no_names(monkeypatch):
+    monkeypatch.setattr(Backbone, "encode_text", None)
+    monkeypatch.setattr(Backbone, "width", 64)
+    digits = load_few_shot("Digits", root="", shots=2, seed=1)
+    images = [digits.open(item.path) for item in digits.train]
+    labels = [item.label for item in digits.train]
+    frame = compare_backbones(images, labels, candidates=["mini"], use_names=False)
+    assert np.isnan(frame["zero_shot"][0]) and frame["leave_one_out"][0] > 50 and frame["error"][0] == ""
 
 
 def test_one_class_is_refused_before_encoding(capsys, tmp_path):

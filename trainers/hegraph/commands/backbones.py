@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 import os
 import shlex
 from collections.abc import Iterator, Sequence
@@ -110,9 +109,8 @@ def compare_command(args: argparse.Namespace) -> int:
     results = compare_candidates(candidates, encode, args.offline)
     for line in table_lines(results):
         echo(line)
-    count = max(result.single_image_classes for result in results)
-    if count:
-        echo(f"\n{count} of the classes have one image, which leave-one-out classifies by the text of its class.\n")
+    if sentence := single_images_sentence(results):
+        echo(f"\n{sentence}\n")
     recommended, difference = recommend(results)
     training = training_command(args, recommended.candidate)
     doubt = reason_against(results)
@@ -121,6 +119,21 @@ def compare_command(args: argparse.Namespace) -> int:
     else:
         echo(f"\n{advice(results, recommended, difference)}. Train with\n    {training}\n")
     return int(any(result.error for result in results))
+
+
+def single_images_sentence(results: Sequence[BackboneResult]) -> str:
+    """Sentence about classes with one image, which no other image of the class helps to classify; "" without them."""
+    usable = [result for result in results if not result.error]
+    count = max((result.single_image_classes for result in usable), default=0)
+    if not count:
+        return ""
+    with_text = [result for result in usable if result.has_text]
+    by_text = "by the text of its class"
+    without = "without any other image or text of its class"
+    how = f"{by_text} or, with a backbone without text, {without}"
+    if len(with_text) in (0, len(usable)):
+        how = by_text if with_text else without
+    return f"{count} of the classes have one image, which leave-one-out classifies {how}."
 
 
 def config_file(candidate: Candidate) -> str:
@@ -178,7 +191,7 @@ def table_lines(results: Sequence[BackboneResult]) -> Iterator[str]:
             continue
         low, high = result.interval()
         megabytes = "" if result.megabytes is None else f"{result.megabytes:.0f} MB"
-        zero_shot = "" if math.isnan(result.zero_shot) else f"{result.zero_shot:.2f}"
+        zero_shot = f"{result.zero_shot:.2f}" if result.has_text else ""
         rows.append([
             str(result.candidate), zero_shot, f"{result.accuracy:.2f}", f"{low:.1f} to {high:.1f}",
             f"{result.images_per_second:.1f} images/s", megabytes, f"{result.parameters / 1e6:.1f} M",

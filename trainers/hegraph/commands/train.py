@@ -181,8 +181,9 @@ def result_sentence(record: dict) -> str:
         return "The model is trained. Its accuracy is unknown, because there are no test images."
     count = record["num_test"]
     if record["accuracy"] is None:
-        scores = f"{record['map']:.2f} %, and of CLIP without training {record['map_zero_shot']:.2f} %"
-        return f"On {count} test images, the mean average precision of the model is {scores}."
+        zero_shot = record["map_zero_shot"]
+        of_clip = "" if zero_shot is None else f", and of CLIP without training {zero_shot:.2f} %"
+        return f"On {count} test images, the mean average precision of the model is {record['map']:.2f} %{of_clip}."
     accuracy = f"The model classifies {record['accuracy']:.2f} % of {count} test images correctly"
     if record["accuracy_zero_shot"] is None:
         return f"{accuracy}."

@@ -25,6 +25,7 @@ def model_card(model: SavedModel, base_model: str | None = None) -> str:
     """Card of a model, as Markdown with a YAML header; `base_model` is the backbone's name on the Hub, if known."""
     scores = model.scores
     method = escaped(model.method)
+    without_cache = "the text classifier alone" if model.has_text else "without the cache"
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, keep_trailing_newline=True)
     environment.filters["escaped"] = escaped
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
@@ -33,7 +34,7 @@ def model_card(model: SavedModel, base_model: str | None = None) -> str:
         listed=LISTED_CLASSES,
         rows=[
             ("zero-shot CLIP", scores.map_zero_shot or scores.accuracy_zero_shot, scores.ece_zero_shot),
-            (f"{method}(T), the text classifier alone", scores.accuracy_text, None),
+            (f"{method}(T), {without_cache}", scores.accuracy_text, None),
             (method, scores.map if scores.accuracy is None else scores.accuracy, scores.ece),
         ],
     )
@@ -43,11 +44,12 @@ def card_header(model: SavedModel, base_model: str | None = None) -> ModelCardDa
     """Metadata for the Hub."""
     dataset = plain(model.trained_on.title)
     scores = model.scores
+    without_cache = "of the text classifier alone" if model.has_text else "without the cache"
     measured = (
         ("accuracy", "Accuracy", scores.accuracy),
         ("mean_average_precision", "mAP", scores.map),
         ("f1", "Macro F1", scores.macro_f1),
-        ("accuracy", "Accuracy of the text classifier alone", scores.accuracy_text),
+        ("accuracy", f"Accuracy {without_cache}", scores.accuracy_text),
         ("ece", "Expected calibration error", scores.ece),
     )
     results = [

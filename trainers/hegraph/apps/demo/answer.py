@@ -160,7 +160,8 @@ def summary(model: SavedModel) -> str:
     trained = model.trained_on
     scores = model.scores
     classes = f"{len(model.classnames)} classes of {trained.title}"
-    text = f"{model.method} adapts the frozen CLIP {model.backbone.title} to {classes}, trained on "
+    encoder = "CLIP" if model.has_text else "image encoder"
+    text = f"{model.method} adapts the frozen {encoder} {model.backbone.title} to {classes}, trained on "
     text += f"{model.sample_description}."
     if scores.map is not None:
         zero_shot = "" if scores.map_zero_shot is None else f", zero-shot {scores.map_zero_shot:.2f} %"

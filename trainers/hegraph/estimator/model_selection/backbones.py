@@ -27,7 +27,7 @@ from ...features.backbones.base import Backbone
 from ...features.backbones.loading import load_backbone, local_weights
 from ...features.bank import count_labels
 from ...features.extract import encode_prompts
-from ...features.options import EncodingOptions
+from ...features.options import NO_PROMPTS, EncodingOptions
 from ...method.multilabel import MultiLabelHead
 from ...results.intervals import (
     Difference,
@@ -85,13 +85,14 @@ class BackboneResult:
 
     Attributes:
         candidate: The candidate.
-        zero_shot: Accuracy (mAP) of zero-shot CLIP on the labelled images, in percent.
+        zero_shot: Accuracy (mAP) of zero-shot CLIP on the labelled images, in percent; NaN without text.
         outcome: Whether each image is classified correctly without itself, booleans `[N]`; with several labels per
             image, its scores and labels. None after an error.
         images_per_second: Speed of preprocessing and encoding images on this machine.
         megabytes: Size of the weights; None if unknown.
         parameters: Number of parameters.
-        single_image_classes: Number of classes with one image. Without it, a class is known by its text only.
+        single_image_classes: Number of classes with one image. Without it, a class is known by its text only, if it has
+            some.
         chance: Accuracy of always naming the largest class, in percent; 0 with several labels per image.
         error: Reason why the candidate could not be compared, or "".
     """
@@ -105,6 +106,11 @@ class BackboneResult:
     single_image_classes: int = 0
     chance: float = 0.0
     error: str = ""
+
+    @property
+    def has_text(self) -> bool:
+        """Whether the classes have text; False after an error."""
+        return not np.isnan(self.zero_shot)
 
     @property
     def accuracy(self) -> float:
@@ -292,6 +298,7 @@ def compare_backbones(
     device: str = "",
     precision: str = "auto",
     offline: bool = False,
+    use_names: bool = True,
 ) -> pd.DataFrame:
     """Compare backbones on labelled images by exact leave-one-out, without validation images and without training.
 
@@ -305,11 +312,12 @@ def compare_backbones(
         device: "cpu", "cuda" or "cuda:N"; "" takes a GPU if one is available.
         precision: As in `load_backbone`.
         offline: Whether to skip candidates whose weights are not on this machine.
+        use_names: Whether class names are encoded as text; otherwise images alone define the classes.
 
     Returns:
         Frame sorted by leave-one-out accuracy with a row per candidate and the columns "backbone", "weights",
-        "zero_shot" and "leave_one_out" (accuracy in percent), "low" and "high" (95 % interval over images),
-        "images_per_second", "megabytes", "parameters", "licence" and "error".
+        "zero_shot" (accuracy in percent; NaN without text), "leave_one_out" (accuracy in percent), "low" and "high"
+        (95 % interval over images), "images_per_second", "megabytes", "parameters", "licence" and "error".
 
     Raises:
         UserError: If images and labels do not match, labels are of several kinds, unknown or not finite, a class name
@@ -328,10 +336,11 @@ def compare_backbones(
     specified = validate(list[NotBlank], candidates, "candidates", convert=True)
     names, indices = class_indices(images, labels, classnames)
     target = choose_device(device, "device")
+    options = EncodingOptions(source="auto" if use_names else NO_PROMPTS)
 
     def encode(candidate: Candidate) -> Encoded:
         backbone = load_backbone(candidate.name, candidate.tag, target, precision).with_decoding(REDUCED)
-        text = encode_prompts(backbone, "images", names, EncodingOptions())["positive"]
+        text = encode_prompts(backbone, "images", names, options)["positive"]
         return Encoded(backbone, backbone.encode_images(list(images)), indices, text, images[:TIMED_IMAGES])
 
     return to_frame(compare_candidates(read_candidates(specified), encode, offline))
