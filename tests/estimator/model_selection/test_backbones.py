@@ -40,7 +40,7 @@ from trainers.hegraph.estimator.model_selection.backbones import (
     recommend,
 )
 from trainers.hegraph.estimator.model_selection.candidates import Candidate, parse_candidate, read_candidates
-from trainers.hegraph.features.backbones.clip import Backbone
+from trainers.hegraph.features.backbones.base import Backbone
 from trainers.hegraph.features.backbones.identity import MINI_CONFIG
 from trainers.hegraph.features.backbones.loading import local_weights
 from trainers.hegraph.results.intervals import Ranking
