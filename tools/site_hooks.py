@@ -1,17 +1,13 @@
-"""The hooks of mkdocs.yml: pages made from --help and from the notebook, and links to files outside docs/.
+"""The hooks of mkdocs.yml: the page of the notebook, and links to files outside docs/.
 
 A page links to a file of the repository with a relative path, which works on GitHub. The site has a copy of each such
 file below `repository/`: a page for a Markdown file, and a text file for any other.
 """
 
 import base64
-import contextlib
-import io
 import json
-import os
 import posixpath
 import re
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,8 +18,9 @@ from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parent.parent
 COPIES = "repository/"  # folder of the site for files outside docs/
-HELP = "<!-- help of every command -->"
 LINK = re.compile(r'(\]\(|(?:src|srcset|href)=")([^)"\s:#]+)(?=[)"#])')  # relative links of Markdown and HTML
+# Weight of a page in the search: the reference has every word, and the first pages have the answers
+BOOST = {"index.md": 2, "getting-started.md": 4, "reference/": 0.3, "development/": 0.3, "results/": 0.6}
 FENCED = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
 
 
@@ -48,7 +45,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Insert the help of every command, and make links lead to the files of the site."""
+    """Make links lead to the files of the site."""
+    boosts = [boost for start, boost in BOOST.items() if page.file.src_uri.startswith(start)]
+    page.meta["search"] = {"boost": boosts[0]} if boosts else {}
     source = source_of(page.file.src_uri)
     folder = posixpath.dirname(page.file.src_uri)
 
@@ -56,8 +55,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         return match[1] + posixpath.relpath(address_of(resolve(match[2], source)), folder or ".")
 
     parts = re.split(f"({FENCED.pattern})", markdown, flags=FENCED.flags)
-    text = "".join(part if part.startswith("```") else LINK.sub(on_site, part) for part in parts)
-    return text.replace(HELP, "\n".join(help_sections())) if HELP in text else text
+    return "".join(part if part.startswith("```") else LINK.sub(on_site, part) for part in parts)
 
 
 def source_of(address: str) -> str:
@@ -96,20 +94,3 @@ def notebook_files(notebook: dict[str, Any], name: str) -> Iterator[tuple[str, s
             elif text := "".join(output.get("text") or output.get("data", {}).get("text/plain", [])):
                 page.append(f"```text\n{text.rstrip()}\n```")
     yield f"{stem}.md", "\n\n".join(page)
-
-
-def help_sections(words: tuple[str, ...] = ()) -> Iterator[str]:
-    """Sections with the help of the program, of its commands and of their commands."""
-    sys.path.insert(0, str(ROOT / "trainers"))  # the name of the package once installed
-    os.environ["COLUMNS"] = "80"
-    from hegraph.__main__ import main
-
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
-        main([*words, "--help"])
-    text = printed.getvalue()
-    name = " ".join(("hegraph", *words))
-    yield f"{'#' * (2 if len(words) < 2 else 3)} {name}\n\n```text\n{text.rstrip()}\n```\n"
-    commands = text.partition("\ncommands")[2].partition("\n\npositional arguments:")[0]
-    for command in re.findall(r"^ {2,4}([a-z][\w-]*)(?=  |$)", commands, re.MULTILINE):
-        yield from help_sections((*words, command))

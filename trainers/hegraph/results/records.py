@@ -57,7 +57,14 @@ MEASURED = ("seconds", "peak_memory_mb", "finished_at")
 
 
 class TargetRecord(LenientModel):
-    """Scores of a test on another data set, in percent. `rule` is `SAME_CLASSES` or `OTHER_CLASSES`."""
+    """Scores of a test on another data set.
+
+    Attributes:
+        accuracy, accuracy_zero_shot: Accuracy of the model and of zero-shot CLIP, in percent.
+        num_test, num_classes: Number of test images and of their classes.
+        rule: `same classes` or `other classes` (docs/reference/protocol.md).
+        trained_on: Data set of the training.
+    """
 
     accuracy: Percent | None = None
     accuracy_zero_shot: Percent | None = None
@@ -68,7 +75,12 @@ class TargetRecord(LenientModel):
 
 
 class BinsRecord(LenientModel):
-    """Bins of a reliability diagram."""
+    """Bins of a reliability diagram.
+
+    Attributes:
+        count: Number of images in each bin.
+        confidence, accuracy: Mean confidence and accuracy of each bin, in percent.
+    """
 
     count: Annotated[list[Count], Field(min_length=BINS, max_length=BINS)]
     confidence: Annotated[list[Percent], Field(min_length=BINS, max_length=BINS)]
@@ -76,7 +88,16 @@ class BinsRecord(LenientModel):
 
 
 class ProbabilitiesRecord(LenientModel):
-    """Scores of probabilities on the test images: `training.choice.score` and `confidence_scores`."""
+    """Scores of probabilities on the test images.
+
+    Attributes:
+        accuracy, macro_f1: In percent.
+        nll: Mean negative log-likelihood of the true class, in nats.
+        brier: Mean squared distance between the probabilities and the one-hot label, from 0 to 2.
+        ece: Expected calibration error in percent: mean gap between confidence and accuracy over equal bins of the
+            confidence.
+        bins: Bins of the reliability diagram.
+    """
 
     accuracy: Percent
     macro_f1: Percent
@@ -90,7 +111,9 @@ class CalibrationRecord(LenientModel):
     """Temperature, and scores of the probabilities before and after scaling; None without test images.
 
     Attributes:
-        temperature, fitted_on, num_images: As in `training.confidence.Calibration`.
+        temperature: Divisor of the logits.
+        fitted_on: Images that the temperature was fitted on (docs/guides/confidence.md).
+        num_images: Number of these images.
         before, after: Scores of the method without and with the temperature.
         zero_shot: Scores of zero-shot CLIP without a temperature, without bins.
     """
@@ -107,7 +130,11 @@ class RejectionRecord(LenientModel):
     """Open-set threshold that the share `rate` of images of known classes reaches.
 
     Attributes:
-        score, fitted_on, num_images: As in `training.confidence.KnownScores`.
+        score: Name of the score.
+        fitted_on: Images that the threshold comes from, as for the temperature.
+        num_images: Number of these images.
+        rate: Fraction of images of known classes that reach the threshold.
+        threshold: Least score of an image that is accepted.
         accepted: Percentage of the test images that reach the threshold; None without test images.
     """
 
@@ -158,13 +185,65 @@ class GroupsRecord(LenientModel):
 
 
 class RunRecord(TargetRecord):
-    """Schema of `result.json`; docs/reference/protocol.md describes every key.
+    """Schema of `result.json`, which docs/reference/record.md shows.
 
     A run writes all keys, apart from `source`, which only a user's own images have, `shots_per_class`, which unequal
     numbers of training images add, `groups`, which only images with groups have, `rule`, `num_classes` and
     `trained_on`, which a test on another data set adds, and `protocol` and `unlabelled`, which adaptation to unlabelled
     images adds. With several labels per image, the keys `map` to `average_precision` replace accuracy and calibration.
     Keys with a default may be absent from records of earlier versions.
+
+    Attributes:
+        dataset: Name of the data set.
+        source: On a user's own images, the name of their folder or CSV file, which tables show as the data set.
+        trainer: Name of the method.
+        variant: Variant of HeGraphAdapter; empty for other methods.
+        backbone: Name of the image encoder.
+        precision: Precision of the features; `fp32` if missing.
+        shots: Largest number of training images of a class that the run may use, or -1 for all.
+        images_per_class: Fewest and most training images of a class.
+        shots_per_class: Unequal numbers of training images, as in `DATASET.SHOTS_PER_CLASS`; absent for equal numbers.
+        seed: Random seed of the run.
+        accuracy, macro_f1: Test scores in percent; null without test images.
+        macro_accuracy: Mean over classes of the accuracy on their test images, without classes that have none.
+        macro_accuracy_zero_shot: The same of zero-shot CLIP.
+        accuracy_text: Accuracy of the text classifier alone; null for other methods.
+        accuracy_zero_shot: Accuracy of zero-shot CLIP.
+        map, map_zero_shot: Mean average precision in percent, with several labels per image.
+        micro_f1: Micro F1 in percent, with several labels per image.
+        average_precision: Average precision of each class, with several labels per image; null without test images.
+        num_test: Number of test images.
+        num_train: Number of training images.
+        test_set: Hash of the test classes and their sizes. On a user's own images, only runs with equal hashes are
+            averaged.
+        selected_on: `last_step` or `val`.
+        selected: Selected hyper-parameters.
+        calibration: Temperature, the images that it was fitted on, and scores of the probabilities.
+        prediction_sets: Prediction sets of the test images; null with too few held-out images.
+        rejection: Open-set threshold, and the test images that reach it.
+        groups: Groups of the images, if they have some.
+        targets: Accuracies, sizes and rule of each further data set.
+        rule: Rule of the classes, in a test with `--eval-only` on other data.
+        num_classes: Number of test classes, in a test with `--eval-only` on other data.
+        trained_on: Data set of the training, in a test with `--eval-only` on other data.
+        protocol: `semi-supervised` or `transductive`, with unlabelled images.
+        unlabelled: Source, number and hash of the unlabelled images, and evidence about class proportions.
+        adapter_from: Folder of the model that `--eval-only` tested; null otherwise.
+        epochs: Number of epochs of the training.
+        steps: Number of steps of the training.
+        num_parameters: Number of trained parameters.
+        config: Configuration keys that shape the result.
+        config_hash: Hash of the configuration.
+        split_hash: Hash of the sampled images.
+        run_id: Hash of everything that shapes the result.
+        host: Runner of the training, `alone` or `dassl`.
+        versions: Versions of the software.
+        git_commit: Commit of the checkout.
+        threads: Number of threads.
+        device: Device of the training.
+        seconds: Time of the features, the training, the calibration and the prediction of the test images.
+        peak_memory_mb: Peak memory of the process in MB.
+        finished_at: Time at which the run ended.
     """
 
     dataset: str

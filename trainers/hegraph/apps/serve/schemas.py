@@ -38,7 +38,7 @@ class EncodedImage(Strict):
 class ImagesRequest(Strict):
     """JSON request with images."""
 
-    images: Annotated[list[EncodedImage], Field(min_length=1, max_length=MAX_IMAGES)]
+    images: Annotated[list[EncodedImage], Field(min_length=1, max_length=MAX_IMAGES, description="images to classify")]
 
 
 class LabelledImage(EncodedImage):
@@ -50,7 +50,7 @@ class LabelledImage(EncodedImage):
 class ExamplesRequest(Strict):
     """JSON request with labelled images and further classes."""
 
-    images: Annotated[list[LabelledImage], Field(max_length=MAX_IMAGES)] = []
+    images: Annotated[list[LabelledImage], Field(max_length=MAX_IMAGES, description="images to add")] = []
     classes: list[ClassName] = Field([], description="names of classes, which need no image")
 
 
@@ -106,14 +106,14 @@ class ErrorAnswer(BaseModel):
 class HealthAnswer(BaseModel):
     """State of the server."""
 
-    status: Literal["ok"] = "ok"
+    status: Literal["ok"] = Field(default="ok", description="the server answers")
 
 
 class ClassProbability(BaseModel):
     """Class of an image with its probability."""
 
-    name: str = Field(alias="class")
-    probability: float = Field(ge=0, le=1)
+    name: str = Field(alias="class", description="name of the class")
+    probability: float = Field(ge=0, le=1, description="calibrated probability of the class")
 
 
 class PredictedImage(BaseModel):
@@ -138,27 +138,27 @@ class RejectableImage(PredictedImage):
 class PredictAnswer(BaseModel):
     """Predictions in the order of the images."""
 
-    predictions: list[RejectableImage]
+    predictions: list[RejectableImage] = Field(description="one prediction per image")
 
 
 class SuggestAnswer(BaseModel):
     """Predictions of the images to label next, the most useful one first. Unreadable images follow at the end."""
 
-    suggestions: list[PredictedImage]
+    suggestions: list[PredictedImage] = Field(description="one prediction per selected image")
 
 
 class ModelAnswer(BaseModel):
     """Description of the model."""
 
-    method: str
+    method: str = Field(description="name of the method")
     variant: str = Field(description='variant of HeGraphAdapter; "" for another method')
-    trained_on: TrainedOn
-    scores: Scores
+    trained_on: TrainedOn = Field(description="data, configuration and software of the training")
+    scores: Scores = Field(description="scores on the test images of the training")
     images: list[int] | None = Field(description="number of labelled images of each class, if known")
-    classes: list[str]
+    classes: list[str] = Field(description="names of the classes")
     several_labels: bool = Field(description="whether an image may have several labels")
-    backbone: str
-    precision: str
+    backbone: str = Field(description="image encoder")
+    precision: str = Field(description="number format in which the server encodes images")
     version: str = Field(description="version of HeGraphAdapter")
 
 
@@ -166,32 +166,32 @@ class Example(BaseModel):
     """Labelled image of the model."""
 
     id: str = Field(description="hash of the pixels, 16 hex digits")
-    labels: list[str]
+    labels: list[str] = Field(description="class names of the image")
 
 
 class ExamplesAnswer(BaseModel):
     """Labelled images of the model."""
 
-    examples: list[Example]
+    examples: list[Example] = Field(description="one entry per image")
 
 
 class AddedAnswer(BaseModel):
     """Ids of the images of a request, in their order."""
 
-    ids: list[str]
+    ids: list[str] = Field(description="one id per image")
 
 
 class RemovedAnswer(BaseModel):
     """Ids of removed images, and names of removed classes."""
 
-    removed: list[str]
+    removed: list[str] = Field(description="ids and names, as in the request")
 
 
 class SuspiciousLabel(BaseModel):
     """Label that is likely wrong."""
 
     id: str = Field(description="id of the image")
-    label: str
+    label: str = Field(description="class name that the image has in the model")
     suggested: str = Field(description="a more probable class")
     score: float = Field(description="logarithm of the odds of the suggested class against the label")
 
@@ -199,4 +199,4 @@ class SuspiciousLabel(BaseModel):
 class IssuesAnswer(BaseModel):
     """Labels that are likely wrong, the most suspicious one first."""
 
-    issues: list[SuspiciousLabel]
+    issues: list[SuspiciousLabel] = Field(description="one entry per label")
