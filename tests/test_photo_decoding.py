@@ -1,6 +1,8 @@
 """Large photos of own images: every entry point decodes them as the model was trained."""
 
 import json
+import shutil
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,7 @@ import torch
 from PIL import Image
 
 from trainers.hegraph import HeGraphClassifier, load_cfg, load_dataset
+from trainers.hegraph.__main__ import main
 from trainers.hegraph.commands.predict import main as predict
 from trainers.hegraph.datasets.images import open_image, pixel_hash
 from trainers.hegraph.datasets.loading import load_own_images, load_unlabelled
@@ -230,6 +233,24 @@ def test_older_classifier_is_extended_at_full_size(folder, fitted, tmp_path, min
     assert loaded.model_.backbone.decode == "full"
     added = loaded.model_.support_set.features[0, -2:]
     assert torch.allclose(added, mini.encode_images(paths(folder, "test")), atol=1e-6)
+
+
+def test_train_more_decodes_packed_images_as_files(folder, fitted, tmp_path):
+    """The files are the test images in class folders, and then in a tar shard."""
+    fitted.save_pretrained(tmp_path / "model")
+    shutil.copytree(folder / "test", tmp_path / "files" / "train")
+    with tarfile.open(tmp_path / "train-0.tar", "w") as shard:
+        for number, path in enumerate(paths(folder, "test")):
+            shard.add(path, f"{number}.jpg")
+            label = tmp_path / "label"
+            label.write_text(path.parent.name)
+            shard.add(label, f"{number}.cls")
+    features = []
+    for root, out in (("files", "first"), ("train-0.tar", "second")):
+        words = ["--root", str(tmp_path / root), "--out", str(tmp_path / out)]
+        assert main(["train-more", str(tmp_path / "model"), *words]) == 0
+        features.append(load_model(tmp_path / out).support_set.features)
+    assert torch.equal(*features)
 
 
 def test_classifier_of_a_published_data_set_is_not_reduced(folder):

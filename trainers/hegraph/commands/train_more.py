@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -95,22 +96,30 @@ def extended(
         folder, device=args.device or None, backbone=args.backbone or None, pretrained=args.pretrained or AUTO
     )
     classifier.precision = args.precision or classifier.model_.backbone.precision
-    images, y, names = new_images(classifier, dataset)
-    classifier.partial_fit(images, y, names)
+    with tempfile.TemporaryDirectory() as unpacked:
+        images, y, names = new_images(classifier, dataset, Path(unpacked))
+        classifier.partial_fit(images, y, names)
     return classifier, [as_set(label) for label in y]
 
 
-def new_images(classifier: HeGraphClassifier, dataset: Dataset) -> tuple[list[Any], list[Any], dict[Any, str]]:
-    """Select the training images of a data set that are not in the support set of a loaded classifier.
+def new_images(
+    classifier: HeGraphClassifier, dataset: Dataset, unpacked: Path
+) -> tuple[list[Path], list[Any], dict[Any, str]]:
+    """Select the training images of own images that are not in the support set of a loaded classifier.
+
+    Args:
+        classifier: The classifier.
+        dataset: The own images.
+        unpacked: Folder for copies of new images inside larger files, so that they are decoded as other files.
 
     Returns:
-        The images, their labels, and the class names by label.
+        The files of the images, their labels, and the class names by label.
 
     Raises:
         UserError: If an image is unreadable or in the support set of another class, no image is new, two classes of
             the model have the same name, or a new class cannot have a label.
     """
-    from ..estimator.incremental import ClassLabels, image_ids, support_set_of
+    from ..estimator.incremental import ClassLabels, image_id, support_set_of
     from ..models.support_set import label_kind  # torch takes seconds to import
 
     support_set = support_set_of(classifier.model_)
@@ -120,22 +129,25 @@ def new_images(classifier: HeGraphClassifier, dataset: Dataset) -> tuple[list[An
         raise UserError(f"expected {expected} per image, as the model has, got {got}")
     class_labels = ClassLabels(support_set)
     labels = [class_labels.find_or_add(name) for name in dataset.classnames]
-    if dataset.root is not None and dataset.version is None:
-        candidates: list[Any] = [dataset.root / item.path for item in dataset.train]
-    else:
-        candidates = [dataset.open(item.path) for item in dataset.train]
     label_of = {number: label for number, label in zip(support_set.ids.tolist(), support_set.image_labels()) if number}
     images = []
     y = []
-    for item, image, number in zip(dataset.train, candidates, image_ids(candidates).tolist()):
+    assert dataset.source is not None
+    for item in dataset.train:
+        source = dataset.source(item.path)
+        number = image_id(source, item.path)
         label = frozenset(labels[each] for each in item.labels) if several else labels[item.labels[0]]
         if number not in label_of:
-            images.append(image)
+            if isinstance(source, bytes):
+                file = unpacked / str(len(images))
+                file.write_bytes(source)
+                source = file
+            images.append(source)
             y.append(label)
         if label_of.setdefault(number, label) != label:
             raise UserError(f"{item.path} is also an image of class {label_of[number]!r}; remove it from one class")
     if not images:
-        raise UserError(f"expected new images, but all {len(candidates)} are in the support set of the model")
+        raise UserError(f"expected new images, but all {len(dataset.train)} are in the support set of the model")
     return images, y, class_labels.names
 
 

@@ -354,10 +354,12 @@ def open_with_id(image: ImageSource) -> tuple[Image.Image, int]:
 
 def image_ids(images: Sequence[Path | Image.Image]) -> torch.Tensor:
     """Ids of images, shape `[n]`, int64; UserError if an image is unreadable."""
-    ids = []
-    for image in images:
-        try:
-            ids.append(open_with_id(image)[1])
-        except Exception as error:  # Pillow raises any type on damaged bytes
-            raise UserError(f"cannot read {image}: {reason(error)}", "images.read") from error
-    return torch.tensor(ids, dtype=torch.long)
+    return torch.tensor([image_id(image, image) for image in images], dtype=torch.long)
+
+
+def image_id(image: ImageSource, name: object) -> int:
+    """Id of an image; UserError, which contains its name, if it is unreadable."""
+    try:
+        return open_with_id(image)[1]
+    except Exception as error:  # Pillow raises any type on damaged bytes
+        raise UserError(f"cannot read {name}: {reason(error)}", "images.read") from error
