@@ -17,6 +17,7 @@ from ..utils.text import printable
 
 if TYPE_CHECKING:
     from ..datasets.base import Dataset
+    from ..datasets.images import ImageOrPath
     from ..estimator.classifier import HeGraphClassifier
 
 EPILOG = """\
@@ -104,7 +105,7 @@ def extended(
 
 def new_images(
     classifier: HeGraphClassifier, dataset: Dataset, unpacked: Path
-) -> tuple[list[Path], list[Any], dict[Any, str]]:
+) -> tuple[list[ImageOrPath], list[Any], dict[Any, str]]:
     """Select the training images of own images that are not in the support set of a loaded classifier.
 
     Args:
@@ -130,7 +131,7 @@ def new_images(
     class_labels = ClassLabels(support_set)
     labels = [class_labels.find_or_add(name) for name in dataset.classnames]
     label_of = {number: label for number, label in zip(support_set.ids.tolist(), support_set.image_labels()) if number}
-    images = []
+    images: list[ImageOrPath] = []
     y = []
     assert dataset.source is not None
     for item in dataset.train:
