@@ -8,6 +8,7 @@ import shutil
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
@@ -165,6 +166,36 @@ def mini():
     from trainers.hegraph import load_backbone  # imports open_clip, which takes seconds, and few tests need it
 
     return load_backbone("hegraph-mini")
+
+
+@pytest.fixture
+def images_only(mini, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Name of an encoder without text, the image tower of `mini`."""
+    from trainers.hegraph.estimator.model_selection import backbones
+    from trainers.hegraph.features.backbones import loading
+
+    name = "timm:mini"
+    load = loading.load_backbone
+
+    def load_without_text(of: str, *arguments: str):
+        if of != name:
+            return load(of, *arguments)
+        fingerprint = {**mini.fingerprint, "text": "none"}
+        return replace(mini, name="mini without text", tokenizer=None, fingerprint=fingerprint)
+
+    for module in (loading, backbones):
+        monkeypatch.setattr(module, "load_backbone", load_without_text)
+    monkeypatch.setattr(backbones, "local_weights", lambda of, tag: identity.MINI_WEIGHTS)
+    return name
+
+
+@pytest.fixture(scope="session")
+def digits_images() -> tuple[list, list[str]]:
+    """Three scans of each digit, and their labels."""
+    from trainers.hegraph import load_few_shot
+
+    digits = load_few_shot("Digits", root="", shots=3, seed=1)
+    return [digits.open(item.path) for item in digits.train], [item.classname for item in digits.train]
 
 
 @pytest.fixture(scope="session")

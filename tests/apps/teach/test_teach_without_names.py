@@ -1,5 +1,7 @@
 """Teach project without class names: images alone define the classes."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from teach_files import last, updated
@@ -95,3 +97,15 @@ def test_next_session_uses_no_names_either(nameless):
 @pytest.mark.parametrize(("words", "names"), [([], None), (["--no-names"], False), (["--names"], True)])
 def test_names_are_left_out_by_a_flag(words, names):
     assert command.parse_arguments(["photos", *words]).names is names
+
+
+def test_encoder_without_text_needs_no_flag(session, mini):
+    blind = replace(mini, name="mini without text", tokenizer=None)
+    blind_session = Session(session.project, blind, "timm:mini")
+    blind_session.project.add_class("part 43")
+    view = last(blind_session)
+    assert not view.model.has_text and "part 43" not in view.model.classnames and view.correct > 8
+    facts = Board(Worker(blind_session)).changes(0)["parts"]["slot:facts"]
+    assert "the encoder reads no text" in facts and "<b>mini</b>: images, but no text" in facts
+    blind_session.remember()
+    assert command.read_encoder(session.project.folder / ".hegraph/encoder.json").uses_names

@@ -96,6 +96,7 @@ class Method(ABC, Generic[OptionsT]):
     Attributes:
         options: Dataclass of the options, whose keys are below `TRAINER.<NAME IN CAPITALS>`.
         needs_backbone: Whether `fit` needs the frozen CLIP model, so that the method cannot run on a feature bank.
+        needs_text: Whether the method uses the text of the classes, so that it cannot run without.
         needs_base: Whether the method corrects the predictions of another method, its option `BASE`; see
             `transductive.py`.
         trainer_of_coop: Whether CoOp registers a trainer of this name in Dassl, so that this one runs without Dassl
@@ -110,6 +111,7 @@ class Method(ABC, Generic[OptionsT]):
 
     options: ClassVar[type] = NoOptions
     needs_backbone: ClassVar[bool] = False
+    needs_text: ClassVar[bool] = True
     needs_base: ClassVar[bool] = False
     trainer_of_coop: ClassVar[bool] = False
     not_saved: ClassVar[str] = ""

@@ -41,6 +41,7 @@ class HeGraphAdapter(Method[Config]):
     "HeGraphAdapter: Tuning Multi-Modal Vision-Language Models with Heterogeneous Graph Adapter", arXiv:2410.07854.
     """
 
+    needs_text: ClassVar[bool] = False
     transfers: ClassVar[bool] = True
     needs_batches: ClassVar[bool] = True
     selects_on_val: ClassVar[bool] = True

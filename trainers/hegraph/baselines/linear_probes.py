@@ -58,6 +58,7 @@ class LinearProbe(Method[LinearProbeOptions]):
     """
 
     options: ClassVar[type] = LinearProbeOptions
+    needs_text: ClassVar[bool] = False
 
     def fit(self, bank: FeatureBank, options: LinearProbeOptions, seed: int, backbone: object = None) -> FittedMethod:
         probes: dict[float, tuple[Tensor, Tensor, int]] = {}  # by C

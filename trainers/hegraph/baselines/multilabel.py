@@ -59,6 +59,7 @@ class OneVsRest(Method[OneVsRestOptions]):
     """
 
     options: ClassVar[type] = OneVsRestOptions
+    needs_text: ClassVar[bool] = False
     not_saved: ClassVar[str] = NOT_SAVED
 
     def fit(self, bank: FeatureBank, options: OneVsRestOptions, seed: int, backbone: object = None) -> FittedMethod:
@@ -84,6 +85,7 @@ class OneVsRest(Method[OneVsRestOptions]):
 class Ridge(Method[NoOptions]):
     """Ridge regression of the label indicators without text: `method/multilabel.py` with `g = 0`."""
 
+    needs_text: ClassVar[bool] = False
     not_saved: ClassVar[str] = NOT_SAVED
 
     def fit(self, bank: FeatureBank, options: NoOptions, seed: int, backbone: object = None) -> FittedMethod:

@@ -85,7 +85,7 @@ def compare_command(args: argparse.Namespace) -> int:
     )
     from ..estimator.model_selection.candidates import read_candidates
     from ..experiments.image_task import ImageTask  # torch is slow to import
-    from ..experiments.opening import load_image_task
+    from ..experiments.opening import load_dataset
     from ..utils.devices import choose_device
 
     def configure(candidate: Candidate) -> Config:
@@ -95,7 +95,7 @@ def compare_command(args: argparse.Namespace) -> int:
     candidates = read_candidates(args.candidates, args.max_size)
     cfg = configure(candidates[0])  # the data set is the same for all candidates
     seed = max(cfg.run.seed, 0)
-    dataset = replace(load_image_task(cfg, seed, device).dataset, val=[], test=[])
+    dataset = replace(load_dataset(cfg, seed), val=[], test=[])
     check_classes(len({label for item in dataset.train for label in item.labels}))
     if dataset.multilabel and args.dataset_config_file == OWN_IMAGES:
         args.dataset_config_file = OWN_IMAGES_MULTILABEL  # for the training command

@@ -196,7 +196,7 @@ def line_of_names(root: str, backbone: str, group_pattern: str = "") -> str:
     """
     from ..config_files import load_cfg
     from ..experiments.image_task import ImageTask
-    from ..experiments.opening import load_image_task
+    from ..experiments.opening import load_dataset
     from ..features.backbones.identity import DEFAULT_BACKBONE, MINI_ALIAS, canonical_name
     from ..method.trust import trust_text
     from ..models.saved import TextTrustRecord
@@ -208,13 +208,13 @@ def line_of_names(root: str, backbone: str, group_pattern: str = "") -> str:
     cfg = load_cfg("folder", config_file, keys, [])
     seed = max(cfg.run.seed, 0)
     device = choose_device("", "--device")
-    dataset = replace(load_image_task(cfg, seed, device).dataset, val=[], test=[])
+    dataset = replace(load_dataset(cfg, seed), val=[], test=[])
     if dataset.multilabel:
         raise UserError("--backbone judges class names of images with one label each; these images have several")
     task = ImageTask(dataset, cfg, seed, device)
-    bank = task.bank()
-    if not bank.known_text.any():
+    if task.images_only:
         raise UserError(f"--backbone {backbone} encodes images only, so that it knows no class names; name another one")
+    bank = task.bank()
     trust = trust_text(bank.cache_keys(), bank.train_labels, bank.known_text, task.backbone.logit_scale).trust
     images = bank.train_labels.bincount(minlength=len(bank.classnames)).tolist()
     sentence = TextTrustRecord.of(trust).sentence(bank.classnames, images)

@@ -159,6 +159,7 @@ def labelled_images(cfg: Config, args: argparse.Namespace) -> tuple[Labelled, Te
     """
     from ..datasets.loading import OWN, load_own_images
     from ..experiments.bank_task import BankTask  # torch is slow to import
+    from ..experiments.checks import images_only_sentence
     from ..experiments.image_task import ImageTask
     from ..experiments.opening import load_image_task
     from ..features.extract import group_numbers, labels_of
@@ -179,6 +180,8 @@ def labelled_images(cfg: Config, args: argparse.Namespace) -> tuple[Labelled, Te
     else:
         images = load_image_task(cfg, seed, device)
     images.check_single_label("label check")
+    if images.images_only:
+        logger.info("%s", images_only_sentence(images.images_only))
     train = images.dataset.train
     root = Path(args.root)
     folder = root.parent if root.is_file() else root

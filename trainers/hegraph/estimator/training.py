@@ -21,6 +21,7 @@ from ..config_files import load_cfg
 from ..experiments.calibration import calibrate
 from ..experiments.fitting import fit
 from ..experiments.image_task import ImageTask
+from ..experiments.prompt_source import with_prompt_source
 from ..experiments.record import make_model
 from ..experiments.run_folder import RunIdentity
 from ..experiments.tasks import FeatureTask, Task, ids_of_names, names_of
@@ -55,11 +56,12 @@ def make_configuration(files: tuple[str, str], values: Mapping[str, Any], option
         seed: SEED.
 
     Raises:
-        UserError: If a key or value is invalid, or not supported by the classifier.
+        UserError: If a key or value is invalid, or not supported by the classifier, or if it asks for prompts of a
+            backbone that encodes images only.
     """
     flags, options = (options, None) if isinstance(options, Mapping) else ({}, options)
     reserved = dict(zip(RESERVED_KEYS, (seed, "")))
-    cfg = load_cfg(*files, {**reserved, **values, **flags}, options)
+    cfg = with_prompt_source(load_cfg(*files, {**reserved, **values, **flags}, options))
     if changed := [key for key in reserved if cfg.values[key] != reserved[key]]:
         raise UserError(f"options has {changed[0]}, which the classifier sets; use random_state for the seed")
     if cfg.run.select_on == "val":

@@ -27,6 +27,8 @@ def check_training(task: Task) -> None:
     labels = (label if isinstance(label, (tuple, list)) else [label] for _, label, _ in task.split["train"])
     check_classes(len({each for of_image in labels for each in of_image}))
     check_method(task)
+    if task.images_only:
+        logger.info("%s", images_only_sentence(task.images_only))
     if cfg.run.select_on == "val" and load_method(cfg.run.trainer).selects_on_val:
         if not task.has_val:
             raise UserError(f"{task.name} has no val images, so nothing can be chosen on them; leave out --select val")
@@ -38,6 +40,11 @@ def check_training(task: Task) -> None:
     shared = task.shared_groups
     if shared is not None and shared.warning:
         logger.warning("%s: %s", task.name, shared.warning)
+
+
+def images_only_sentence(encoder: str) -> str:
+    """Return the sentence about an encoder without text."""
+    return f"{encoder} encodes images only, so class names are not used (PROMPTS.SOURCE none)"
 
 
 def check_method(task: Task) -> None:
@@ -57,12 +64,14 @@ def check_method(task: Task) -> None:
 def check_without_text(task: Task) -> None:
     """Raise UserError if a training run without class texts asks for something that needs them."""
     cfg = task.cfg
-    if cfg.run.trainer != OUR_METHOD:
-        raise UserError(f"{cfg.run.trainer} needs class texts; leave out PROMPTS.SOURCE none, or use {OUR_METHOD}")
+    method = load_method(cfg.run.trainer)
+    remedy = "leave out PROMPTS.SOURCE none"
+    if task.images_only:
+        remedy = f"choose an encoder with text instead of {task.images_only}"
+    if method.needs_text:
+        raise UserError(f"{method.name} needs class texts; {remedy}, or use {OUR_METHOD}")
     if cfg.data.target_datasets:
-        raise UserError(
-            "other classes are known by their text alone; leave out --target-datasets or PROMPTS.SOURCE none"
-        )
+        raise UserError(f"other classes are known by their text alone; leave out --target-datasets, or {remedy}")
 
 
 def check_multilabel(task: Task) -> None:

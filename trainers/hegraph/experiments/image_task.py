@@ -25,7 +25,7 @@ from ..datasets.images import pixel_hash
 from ..datasets.loading import OWN, load_test_images, load_unlabelled
 from ..datasets.splits import Item
 from ..features import extract
-from ..features.backbones.identity import backbone_identity
+from ..features.backbones.identity import backbone_identity, encodes_text
 from ..features.backbones.schema import BackboneConfig
 from ..features.bank import SUFFIX, FeatureBank
 from ..features.images import ImageViews
@@ -39,6 +39,7 @@ from ..utils.errors import UserError
 from ..utils.files import hash_json
 from ..utils.reading import read_json
 from ..utils.threads import map_in_threads
+from .prompt_source import with_prompt_source
 from .tasks import NO_POOL, POOL, TEST_SET, Split, Task, Unlabelled, match_classes
 
 if TYPE_CHECKING:
@@ -50,11 +51,13 @@ logger = logging.getLogger(__name__)
 class ImageTask(Task):
     """Task of images that a backbone encodes on a device. `seed` is also the seed of their augmentation.
 
-    The constructor takes a backbone that is loaded already; None loads the one of the configuration on first access.
+    The constructor takes a backbone that is loaded already; None loads the one of the configuration on first access. It
+    raises UserError if the configuration asks for prompts, and the backbone encodes images only.
     Methods that encode raise UserError on an unreadable image, a class without a prompt, or a read-only folder.
     """
 
     def __init__(self, dataset: Dataset, cfg: Config, seed: int, device: str, backbone: Backbone | None = None) -> None:
+        cfg = with_prompt_source(cfg)
         split: Split = {"train": list(map(list, dataset.train)), "val": list(map(list, dataset.val))}
         super().__init__(cfg, seed, dataset.name, dataset.classnames, dataset.ids, split, multilabel=dataset.multilabel)
         self.dataset = dataset
@@ -95,6 +98,11 @@ class ImageTask(Task):
     def _backbone_identity(self) -> dict:
         options = self.cfg.backbone
         return backbone_identity(options.name, options.pretrained, options.precision, self.device)
+
+    @property
+    def images_only(self) -> str:
+        name = self.cfg.backbone.name
+        return "" if encodes_text(name) else name
 
     @property
     def decode(self) -> str:

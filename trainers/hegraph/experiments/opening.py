@@ -5,6 +5,7 @@ from pathlib import Path
 from ..baselines import TRANSDUCTIVE_METHODS
 from ..config import Config
 from ..config_files import with_values
+from ..datasets.base import Dataset
 from ..datasets.loading import load_few_shot, load_test_images
 from ..datasets.registry import find_entry
 from ..datasets.shots import SHOTS_PER_CLASS
@@ -55,17 +56,23 @@ def with_shots(cfg: Config, trained_on: TrainedOn) -> Config:
 
 def load_image_task(cfg: Config, seed: int, device: str, trained_on: TrainedOn | None = None) -> ImageTask:
     """Return the task that CoOp's protocol samples from a data set on disk; arguments and errors as in `open_task`."""
+    return ImageTask(load_dataset(cfg, seed, trained_on), cfg, seed, device)
+
+
+def load_dataset(cfg: Config, seed: int, trained_on: TrainedOn | None = None) -> Dataset:
+    """Return the images that CoOp's protocol samples from a data set on disk; arguments and errors as in `open_task`.
+
+    Nothing depends on the backbone.
+    """
     pool = cfg.data.unlabelled == POOL
     data = with_shots(cfg, trained_on).data if pool and trained_on is not None else cfg.data
     if not data.name:
         raise UserError("no data: give --dataset-config-file NAME, such as digits, or --features BANK")
     shots = (data.shots, seed, data.classes, pool, data.shots_per_class, data.group_pattern)
     if trained_on is None:
-        dataset = load_few_shot(data.name, data.root, *shots)
-    elif not pool:
-        dataset = load_test_images(data.name, data.root, max(cfg.run.seed, 0), data.classes, data.group_pattern)
-    else:
-        if (entry := find_entry(data.name)) and entry.train_on:  # a data set of test images alone
-            raise UserError(NO_POOL.format(data.name))
-        dataset = load_few_shot(data.name, data.root, *shots).only_test()
-    return ImageTask(dataset, cfg, seed, device)
+        return load_few_shot(data.name, data.root, *shots)
+    if not pool:
+        return load_test_images(data.name, data.root, max(cfg.run.seed, 0), data.classes, data.group_pattern)
+    if (entry := find_entry(data.name)) and entry.train_on:  # a data set of test images alone
+        raise UserError(NO_POOL.format(data.name))
+    return load_few_shot(data.name, data.root, *shots).only_test()

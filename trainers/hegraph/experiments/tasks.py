@@ -105,6 +105,11 @@ class Task(ABC):
         return None
 
     @property
+    def images_only(self) -> str:
+        """Name of the encoder if it encodes images only, so that classes have no text; "" otherwise."""
+        return ""
+
+    @property
     def test_files(self) -> ImageFiles | None:
         """Files of the test images; None if they are not files."""
         return None

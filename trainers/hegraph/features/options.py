@@ -7,7 +7,8 @@ from typing import Any
 from ..datasets.decoding import DECODINGS, REDUCED
 from ..utils.option import is_positive, is_strings, option
 
-NO_PROMPTS = "none"  # value of PROMPTS.SOURCE for classes without names
+# Values of PROMPTS.SOURCE: by the data set, and for classes without text
+AUTO_PROMPTS, NO_PROMPTS = "auto", "none"
 TRANSFORMS = ("random_resized_crop", "random_flip", "normalize")
 
 
@@ -56,11 +57,12 @@ class EncodingOptions:
         0, "DATALOADER.NUM_WORKERS", "number of threads that read images; 0: one per core", least=0, shapes_run=False
     )
     source: str = option(
-        "auto",
+        AUTO_PROMPTS,
         ".PROMPTS.SOURCE",
         "source of positive prompts; `auto`: `both` for data sets with descriptions (not the digits), else "
-        "`templates`; `none`: [class names are not used](../guides/names.md#no-names)",
-        choices=("auto", "templates", "descriptions", "both", NO_PROMPTS),
+        "`templates`, and `none` for backbones without text; `none`: "
+        "[class names are not used](../guides/names.md#no-names)",
+        choices=(AUTO_PROMPTS, "templates", "descriptions", "both", NO_PROMPTS),
     )
     templates: Sequence[str] = _templates("TEMPLATES", "positive templates (default: the data set's)")
     negative_templates: Sequence[str] = _templates("NEGATIVE_TEMPLATES", "negative templates (default: the data set's)")

@@ -18,6 +18,7 @@ from torch import Tensor
 from ..baselines.base import FittedMethod, Transfer, zero_shot_transfer
 from ..datasets.shots import SHOTS_PER_CLASS
 from ..features.backbones.schema import BackboneConfig
+from ..features.options import NO_PROMPTS
 from ..method.cache import QUERY_BATCH, FoldedClassifier
 from ..method.model import TransferableAdapter
 from ..method.training.confidence import Calibration, KnownScores, known_score
@@ -301,7 +302,7 @@ class TrainedModel(ModelMetadata):
     @property
     def has_text(self) -> bool:
         """Whether `text_positive` is encoded text, the classifier of zero-shot CLIP, not mean features of images."""
-        return True
+        return self.trained_on.config.get(f"{NODE}.PROMPTS.SOURCE") != NO_PROMPTS
 
     @property
     def has_text_classifier(self) -> bool:
@@ -350,7 +351,7 @@ class SavedModel(TrainedModel):
 
     @property
     def has_text(self) -> bool:
-        return self.support_set is None or self.support_set.positive is not None
+        return super().has_text if self.support_set is None else self.support_set.positive is not None
 
     @property
     def known_text(self) -> Tensor:

@@ -6,6 +6,7 @@ from .. import config_files
 from ..baselines import ALL_BASELINES, load_method, method_options
 from ..config import Config
 from ..datasets.shots import SHOTS_PER_CLASS
+from ..features.backbones.identity import encodes_text
 from ..utils.option import NODE, OUR_METHOD
 from .host import DATASET_REGISTRY
 
@@ -40,6 +41,7 @@ def obstacles_in(cfg: Config) -> list[str]:
         "DATASET.UNLABELLED names images that Dassl does not load": data.unlabelled,
         f"CoOp samples equal numbers of images, not {SHOTS_PER_CLASS}": data.shots_per_class,
         "DATASET.GROUP_PATTERN groups images, which Dassl samples one by one": data.group_pattern,
+        f"{cfg.backbone.name} encodes images only": not encodes_text(cfg.backbone.name),
         "PROMPTS.SOURCE none is not supported by the trainer of Dassl": not cfg.encoding.has_prompts,
         f"{NODE}.SELECT_ON val trains more than once, which Dassl does not": cfg.run.select_on != "last_step",
     }

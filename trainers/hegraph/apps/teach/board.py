@@ -86,7 +86,8 @@ class Board:
             "folder": session.project.folder.name, "view": view, "contents": contents,
             "duplicates": view.duplicates,
             "encoder": Encoder.of(session.name, session.origin.backbone.pretrained), "problem": self.worker.problem,
-            "stopped": session.stopping.is_set(), "has_text": session.has_text, "CONFIDENT": CONFIDENT,
+            "stopped": session.stopping.is_set(), "has_text": session.has_text,
+            "encoder_has_text": session.backbone.has_text, "CONFIDENT": CONFIDENT,
             "thumbnail": lambda picture: quote(str(session.thumbnail(picture) or "")),
             "UNLABELLED": UNLABELLED, "NONE_OF_THESE": NONE_OF_THESE,
         })  # fmt: skip

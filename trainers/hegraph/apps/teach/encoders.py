@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from ...features.backbones.identity import MINI_NAME
+from ...features.backbones.identity import MINI_NAME, encodes_text
 from ...features.backbones.schema import BackboneConfig
 
 ORIGINS = {
@@ -33,6 +33,8 @@ class Encoder(NamedTuple):
         """Describe an encoder by its name and the tag of its weights, as in `load_backbone`."""
         if name == MINI_NAME:
             return cls("mini", "digits and letters only")
+        if not encodes_text(name):
+            return cls(name.partition(":")[2].rpartition("/")[2], "images, but no text")
         architecture = name.removesuffix("-quickgelu").rpartition("/")[2]
         for size in ("16", "32", "14"):
             architecture = architecture.replace(f"B-{size}", f"B/{size}").replace(f"L-{size}", f"L/{size}")

@@ -124,7 +124,7 @@ class Session:
     @property
     def has_text(self) -> bool:
         """Whether the classes of the model have text."""
-        return self.uses_names
+        return self.uses_names and self.backbone.has_text
 
     def switch(self, name: str, pretrained: str) -> None:
         """Continue with another backbone, also in later sessions; the features of the current one stay on disk.

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -340,7 +340,8 @@ def compare_backbones(
 
     def encode(candidate: Candidate) -> Encoded:
         backbone = load_backbone(candidate.name, candidate.tag, target, precision).with_decoding(REDUCED)
-        text = encode_prompts(backbone, "images", names, options)["positive"]
+        of_backbone = options if backbone.has_text else replace(options, source=NO_PROMPTS)
+        text = encode_prompts(backbone, "images", names, of_backbone)["positive"]
         return Encoded(backbone, backbone.encode_images(list(images)), indices, text, images[:TIMED_IMAGES])
 
     return to_frame(compare_candidates(read_candidates(specified), encode, offline))

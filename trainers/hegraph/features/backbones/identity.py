@@ -26,6 +26,7 @@ FAST_FLAGS = {"avx512_bf16", "amx_bf16"}  # CPU flags: bfloat16 products at leas
 
 # Prefixes of bundles: configuration, weights and possibly a tokenizer in one repository or folder
 HUB, FOLDER = "hf-hub:", "local-dir:"
+IMAGES_ONLY = ("timm:",)  # prefixes of models without text
 CONFIG_NAME = "open_clip_config.json"
 WEIGHTS_NAMES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 WEIGHTS_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
@@ -59,6 +60,11 @@ class Bundle(NamedTuple):
     config: Path
     weights: Path
     tokenizer: tuple[Path, ...] = ()
+
+
+def encodes_text(name: str) -> bool:
+    """Whether a backbone encodes text as well as images, without loading it."""
+    return not name.startswith(IMAGES_ONLY)
 
 
 def canonical_name(name: str) -> str:
