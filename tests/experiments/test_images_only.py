@@ -7,7 +7,7 @@ import pytest
 
 from trainers.hegraph import HeGraphClassifier, UserError, load_cfg
 from trainers.hegraph.__main__ import main
-from trainers.hegraph.experiments.prompt_source import with_prompt_source
+from trainers.hegraph.experiments.prompt_source import images_only_backbone, with_prompt_source
 from trainers.hegraph.models.folder import load_model
 
 NODE = "TRAINER.HEGRAPHADAPTER"
@@ -24,8 +24,8 @@ def words(images_only) -> tuple[str, ...]:
 def test_auto_means_none_and_is_said_once(words, images_only, run, caplog):
     caplog.set_level(logging.INFO)
     record, out = run(*words, bank=None, quick=())
-    said = [line for line in caplog.messages if "images only" in line]
-    assert said == [f"{images_only} encodes images only, so class names are not used (PROMPTS.SOURCE none)"]
+    said = [line for line in caplog.messages if "of images only" in line]
+    assert said == [f"{images_only} has features of images only, so class names are not used (PROMPTS.SOURCE none)"]
     assert record["config"][SOURCE] == "none" and record["accuracy_zero_shot"] is None
     assert record["accuracy"] > 60 and record["backbone"] == "mini without text"
     model = load_model(out)
@@ -38,13 +38,14 @@ def test_auto_means_none_and_is_said_once(words, images_only, run, caplog):
 ])  # fmt: skip
 def test_other_source_is_refused(images_only, key, value, asked, refused):
     cfg = load_cfg("digits", "mini", opts=["MODEL.BACKBONE.NAME", images_only, f"{NODE}.PROMPTS.{key}", value])
-    with refused("prompts.backbone", images_only, f"cannot encode the text of {asked}", "choose a backbone with text"):
-        with_prompt_source(cfg)
+    problem = f"{asked} needs text, and {images_only} has features of images only"
+    with refused("prompts.backbone", problem, "choose an encoder with text"):
+        with_prompt_source(cfg, images_only_backbone(cfg))
 
 
 def test_source_of_a_backbone_with_text_stays():
     cfg = load_cfg("digits", "mini")
-    assert with_prompt_source(cfg) is cfg
+    assert with_prompt_source(cfg, images_only_backbone(cfg)) is cfg
 
 
 def test_methods_that_need_text_are_refused(words, images_only, run):
@@ -70,7 +71,7 @@ def test_label_check_needs_no_text(words, images_only, tmp_path, capsys, caplog)
     main([*flags, *words[6:8], "DATASET.NUM_SHOTS", "4"])
     for line in capsys.readouterr().out.splitlines():
         assert json.loads(line)["suggested"]
-    assert f"{images_only} encodes images only" in caplog.text
+    assert f"{images_only} has features of images only" in caplog.text
 
 
 def test_classifier_learns_images_but_no_names(images_only, digits_images):
@@ -80,5 +81,7 @@ def test_classifier_learns_images_but_no_names(images_only, digits_images):
     assert classifier.score(images, labels) > 0.8 and classifier.model_.prompts is None
     with pytest.raises(UserError, match="'ten' has no images, and images alone define the classes"):
         classifier.add_class("ten")
-    with pytest.raises(UserError, match="cannot encode the text of PROMPTS.SOURCE templates"):
+    with pytest.raises(
+        UserError, match="PROMPTS.SOURCE templates needs text, and timm:mini has features"
+    ):
         HeGraphClassifier(images_only, options={SOURCE: "templates"}).fit(images, labels)

@@ -1,13 +1,16 @@
 """Runs with PROMPTS.SOURCE none: class names are not used, and class means stand in as text nodes."""
 
 import json
+import logging
 from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
-from trainers.hegraph import load_bank, load_cfg
+from trainers.hegraph import UserError, load_bank, load_cfg
 from trainers.hegraph.__main__ import main
 from trainers.hegraph.baselines.hegraph import new_model
 from trainers.hegraph.experiments.bank_task import BankTask
@@ -15,7 +18,9 @@ from trainers.hegraph.experiments.calibration import fit_calibration, without_im
 from trainers.hegraph.features.bank import FeatureBank
 from trainers.hegraph.method.graph import class_prototypes
 from trainers.hegraph.method.mean_text import with_own_nodes, without_text
+from trainers.hegraph.method.unlabelled import adapt_to_unlabelled
 from trainers.hegraph.models.folder import load_model
+from trainers.hegraph.models.saved import adapt
 from trainers.hegraph.results.comparison import calibration_table, compare
 
 NODE = "TRAINER.HEGRAPHADAPTER"
@@ -118,10 +123,59 @@ def test_one_shot_without_text_fits_no_temperature(bank):
     assert fit_calibration(one_shot, classify, fit_again, False, 1).num_images == 5
 
 
-def test_bank_without_text_is_not_saved(bank, tmp_path):
-    with pytest.raises(ValueError, match="stores encoded text; leave out PROMPTS.SOURCE none"):
-        without_text(bank).save(tmp_path / "bank.safetensors")
-    assert not list(tmp_path.glob("bank*"))
+@pytest.fixture
+def textless(tiny_bank, bank):
+    """The file of the bank without its text."""
+    replace(bank, has_text=False).save(tiny_bank)
+    return tiny_bank
+
+
+def test_bank_without_text_is_stored_without(bank, textless):
+    found = load_bank(textless)
+    assert not found.has_text and torch.equal(found.text_positive, torch.zeros(5, 16))
+    torch.testing.assert_close(found.train_features, bank.train_features)
+    assert found.text_norms is None
+    with safe_open(textless, "pt") as file:
+        assert not {"text_positive", "text_negative", "text_norms"} & {*file.keys()}
+
+
+def test_bank_needs_both_text_features_or_none(tiny_bank):
+    tensors = load_file(tiny_bank)
+    with safe_open(tiny_bank, "pt") as file:
+        metadata = file.metadata()
+    del tensors["text_negative"]
+    save_file(tensors, tiny_bank, metadata)
+    with pytest.raises(UserError, match="it lacks text_negative"):
+        load_bank(tiny_bank)
+
+
+def test_run_on_a_bank_without_text_uses_no_names(run, textless, caplog):
+    caplog.set_level(logging.INFO)
+    record, out = run(*FREE, quick=())
+    assert record["config"][NO_NAMES[0]] == "none" and record["accuracy_zero_shot"] is None
+    assert f"{textless} has features of images only" in caplog.text
+    named, _ = run(*FREE, *NO_NAMES, quick=(), name="named")
+    assert named["run_id"] == record["run_id"]
+    tested, _ = run("--eval-only", "--model-dir", str(out), *FREE, quick=(), name="tested")
+    assert tested["accuracy"] == record["accuracy"]
+
+
+def test_bank_without_text_refuses_prompts_and_other_methods(run, textless):
+    message = run(*FREE, NO_NAMES[0], "templates", quick=(), code=2)
+    assert f"PROMPTS.SOURCE templates needs text, and {textless} has features of images only" in message
+    message = run("--trainer", "TipAdapter", quick=(), code=2)
+    assert f"TipAdapter needs class texts; choose an encoder with text instead of {textless}" in message
+
+
+def test_adaptation_without_text_takes_no_class_means_as_text(run):
+    _, out = run(*FREE, *NO_NAMES, quick=())
+    model = load_model(out)
+    assert torch.equal(model.text_of_classes(), torch.zeros(5, 16))
+    pool = model.support_set.keys()
+    alone = adapt_to_unlabelled(
+        model.classifier, model.labelled, torch.zeros(5, 16), pool, model.logit_scale, model.temperature
+    )
+    assert torch.equal(adapt(model, pool, "cpu")[0].classifier.weights, alone.classifier.weights)
 
 
 @pytest.mark.parametrize(("words", "message"), [

@@ -21,7 +21,7 @@ from ..config_files import load_cfg
 from ..experiments.calibration import calibrate
 from ..experiments.fitting import fit
 from ..experiments.image_task import ImageTask
-from ..experiments.prompt_source import with_prompt_source
+from ..experiments.prompt_source import images_only_backbone, with_prompt_source
 from ..experiments.record import make_model
 from ..experiments.run_folder import RunIdentity
 from ..experiments.tasks import FeatureTask, Task, ids_of_names, names_of
@@ -61,7 +61,8 @@ def make_configuration(files: tuple[str, str], values: Mapping[str, Any], option
     """
     flags, options = (options, None) if isinstance(options, Mapping) else ({}, options)
     reserved = dict(zip(RESERVED_KEYS, (seed, "")))
-    cfg = with_prompt_source(load_cfg(*files, {**reserved, **values, **flags}, options))
+    cfg = load_cfg(*files, {**reserved, **values, **flags}, options)
+    cfg = with_prompt_source(cfg, images_only_backbone(cfg))
     if changed := [key for key in reserved if cfg.values[key] != reserved[key]]:
         raise UserError(f"options has {changed[0]}, which the classifier sets; use random_state for the seed")
     if cfg.run.select_on == "val":

@@ -20,6 +20,7 @@ from ..features.bank import BankFile, FeatureBank, label_list, sample_bank
 from ..method.mean_text import without_text
 from ..utils.errors import UserError
 from ..utils.files import file_version
+from .prompt_source import with_prompt_source
 from .tasks import NO_POOL, POOL, FeatureTask, Split, Task, Unlabelled, features_of_rows, ids_of_names, names_of
 
 
@@ -27,7 +28,8 @@ class BankTask(Task):
     """Task of the rows that the few-shot protocol samples from a feature bank; other training rows are not read.
 
     Raises:
-        UserError: If the bank cannot be used, or the configuration names another data set or mode.
+        UserError: If the bank cannot be used, the configuration names another data set or mode, or it asks for prompts
+            and the bank has no text.
     """
 
     def __init__(self, path: Path, cfg: Config, seed: int) -> None:
@@ -35,6 +37,7 @@ class BankTask(Task):
             raise UserError("FEATURES.MODE online encodes images, and --features has none; use FEATURES.MODE bank")
         file = shared_bank(path, cfg)
         self.file = file
+        cfg = with_prompt_source(cfg, images_only_bank(file))
         labels = {name: label_list(file.labels[name]) if name in file.labels else [] for name in ("train", "val")}
         groups = [file.groups[name].tolist() if name in file.groups else None for name in ("train", "val")]
         rng = random.Random(seed)
@@ -60,6 +63,10 @@ class BankTask(Task):
     @cached_property
     def identity(self) -> dict:
         return bank_identity(self.file, lambda: self._bank)
+
+    @property
+    def images_only(self) -> str:
+        return images_only_bank(self.file)
 
     @property
     def has_test(self) -> bool:
@@ -128,6 +135,11 @@ def _opened(path: Path, version: object) -> BankFile:
     return BankFile(path)
 
 
+def images_only_bank(file: BankFile) -> str:
+    """Return the path of a feature bank without text, else ""."""
+    return "" if file.has_text else str(file.path)
+
+
 def shared_bank(path: Path, cfg: Config) -> BankFile:
     """Return a feature bank of the configured data set, shared by the runs of a process while its file is unchanged.
 
@@ -144,6 +156,7 @@ def bank_to_test(file: BankFile, which: str, cfg: Config, seed: int, pool: Unlab
 
     `pool` has the images of `--unlabelled pool`, if there are some.
     """
+    cfg = with_prompt_source(cfg, images_only_bank(file))
     bank = sample_bank(file, FewShotSample([], []))
     ids: Sequence[str] = ids_of_names(file.classnames)  # of all classes, since half of them may have a repeated name
     if which != "all":

@@ -43,8 +43,8 @@ def check_training(task: Task) -> None:
 
 
 def images_only_sentence(encoder: str) -> str:
-    """Return the sentence about an encoder without text."""
-    return f"{encoder} encodes images only, so class names are not used (PROMPTS.SOURCE none)"
+    """Return the sentence about an encoder or a feature bank without text."""
+    return f"{encoder} has features of images only, so class names are not used (PROMPTS.SOURCE none)"
 
 
 def check_method(task: Task) -> None:

@@ -25,7 +25,7 @@ from ..datasets.images import pixel_hash
 from ..datasets.loading import OWN, load_test_images, load_unlabelled
 from ..datasets.splits import Item
 from ..features import extract
-from ..features.backbones.identity import backbone_identity, encodes_text
+from ..features.backbones.identity import backbone_identity
 from ..features.backbones.schema import BackboneConfig
 from ..features.bank import SUFFIX, FeatureBank
 from ..features.images import ImageViews
@@ -39,7 +39,7 @@ from ..utils.errors import UserError
 from ..utils.files import hash_json
 from ..utils.reading import read_json
 from ..utils.threads import map_in_threads
-from .prompt_source import with_prompt_source
+from .prompt_source import images_only_backbone, with_prompt_source
 from .tasks import NO_POOL, POOL, TEST_SET, Split, Task, Unlabelled, match_classes
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class ImageTask(Task):
     """
 
     def __init__(self, dataset: Dataset, cfg: Config, seed: int, device: str, backbone: Backbone | None = None) -> None:
-        cfg = with_prompt_source(cfg)
+        cfg = with_prompt_source(cfg, images_only_backbone(cfg))
         split: Split = {"train": list(map(list, dataset.train)), "val": list(map(list, dataset.val))}
         super().__init__(cfg, seed, dataset.name, dataset.classnames, dataset.ids, split, multilabel=dataset.multilabel)
         self.dataset = dataset
@@ -101,8 +101,7 @@ class ImageTask(Task):
 
     @property
     def images_only(self) -> str:
-        name = self.cfg.backbone.name
-        return "" if encodes_text(name) else name
+        return images_only_backbone(self.cfg)
 
     @property
     def decode(self) -> str:
@@ -131,9 +130,10 @@ class ImageTask(Task):
         _ = self.backbone
 
     def write_bank(self, path: Path) -> None:
-        """Encode the images without features on disk; the first process of `torchrun` writes the bank."""
-        if not self.cfg.encoding.has_prompts:
-            raise UserError("a feature bank stores encoded text; leave out PROMPTS.SOURCE none", "bank.text")
+        """Encode the images without features on disk; the first process of `torchrun` writes the bank.
+
+        Without prompts, the bank has no text.
+        """
         self.prepare()
         bank = self.bank()
         if processes.rank() == 0:

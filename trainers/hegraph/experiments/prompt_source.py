@@ -1,4 +1,4 @@
-"""Source of the prompts of a backbone: none for a backbone that encodes images only."""
+"""Source of the prompts of an encoder: none for an encoder of images only."""
 
 from ..config import Config
 from ..config_files import with_values
@@ -10,18 +10,27 @@ from ..utils.option import NODE
 SOURCE = f"{NODE}.PROMPTS.SOURCE"
 
 
-def with_prompt_source(cfg: Config) -> Config:
-    """Return a configuration whose PROMPTS.SOURCE `auto` is `none` if its backbone encodes images only.
+def images_only_backbone(cfg: Config) -> str:
+    """Return the name of the configured backbone if it encodes images only, else ""."""
+    name = cfg.backbone.name
+    return "" if not name or encodes_text(name) else name
+
+
+def with_prompt_source(cfg: Config, images_only: str) -> Config:
+    """Return a configuration whose PROMPTS.SOURCE `auto` is `none` without text.
+
+    Args:
+        cfg: The configuration.
+        images_only: Name of the encoder or the feature bank if it has no text, else "".
 
     Raises:
-        UserError: If the configuration asks for prompts, and its backbone encodes images only.
+        UserError: If the configuration asks for prompts, and there is no text.
     """
-    name = cfg.backbone.name
     prompts = cfg.encoding
-    if not prompts.has_prompts or not name or encodes_text(name):
+    if not images_only or not prompts.has_prompts:
         return cfg
     asked = f"PROMPTS.SOURCE {prompts.source}" if prompts.source != AUTO_PROMPTS else "PROMPTS.DESCRIPTIONS"
     if prompts.source != AUTO_PROMPTS or prompts.descriptions:
-        problem = f"{name} encodes images only, so that it cannot encode the text of {asked}"
-        raise UserError(f"{problem}; leave the key out, or choose a backbone with text", "prompts.backbone")
+        problem = f"{asked} needs text, and {images_only} has features of images only"
+        raise UserError(f"{problem}; leave the key out, or choose an encoder with text", "prompts.backbone")
     return with_values(cfg, {SOURCE: NO_PROMPTS})

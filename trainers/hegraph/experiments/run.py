@@ -38,7 +38,7 @@ from .evaluation import Predictions, encode_targets, encode_test_images, evaluat
 from .fitting import fit
 from .image_task import ImageTask, with_decoding
 from .opening import open_task
-from .prompt_source import with_prompt_source
+from .prompt_source import images_only_backbone, with_prompt_source
 from .record import Seconds, make_model, write_outputs
 from .run_folder import EPOCH_MODEL, RunFolder, find_model_of_epoch, run_config
 from .tasks import FeatureTask, Task
@@ -282,7 +282,7 @@ def test_model(cfg: Config, bank_file: Path | None, folder: Path, epoch: int | N
     path = find_model_of_epoch(folder, epoch)
     model = load_model(path)
     if bank_file is None:
-        cfg = with_prompt_source(cfg)
+        cfg = with_prompt_source(cfg, images_only_backbone(cfg))
     check_configuration(model, cfg)
     cfg = with_decoding(cfg, model.backbone.decode)
     target = open_task(cfg, bank_file, model.trained_on.seed, device, model.trained_on)

@@ -106,7 +106,7 @@ class Task(ABC):
 
     @property
     def images_only(self) -> str:
-        """Name of the encoder if it encodes images only, so that classes have no text; "" otherwise."""
+        """Name of the encoder or the feature bank if it has no text; "" otherwise."""
         return ""
 
     @property

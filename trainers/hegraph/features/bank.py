@@ -46,8 +46,10 @@ TENSOR_AXES = {
     "train_groups": "N", "val_groups": "L", "test_groups": "M",
 }  # fmt: skip
 GROUPS = tuple(f"{split}_groups" for split in SPLITS)
+TEXT = ("text_positive", "text_negative")  # a bank has both, or none
 SHARED_FIELDS = (  # of all samples of a bank
     "text_positive", "text_negative", "text_norms", "classnames", "dataset", "backbone", "encoder", "logit_scale",
+    "has_text",
 )  # fmt: skip
 # Allowed deviation of a norm from 1, which float16 features meet and means of unit vectors exceed
 NORM_TOLERANCE = 0.02
@@ -86,8 +88,8 @@ class FeatureBank:
         train_groups, val_groups, test_groups: Groups of the images, int64 of shapes `[N]`, `[L]` and `[M]`; all None
             without groups.
         encoder: Backbone that encoded the features, without title; empty if unknown.
-        has_text: Whether the text nodes are encoded text; otherwise they are mean features of the training images
-            (`method/mean_text.py`), and the bank cannot be saved.
+        has_text: Whether the text nodes are encoded text. Otherwise they are mean features of the training images
+            (`method/mean_text.py`), or 0 as `load_bank` reads the bank; its file has no text.
 
     Examples:
         >>> import torch
@@ -177,10 +179,9 @@ class FeatureBank:
         return mean_over_views(self.train_features)
 
     def save(self, path: Path) -> None:
-        """Write the bank atomically; UserError if the file cannot be written, or the bank has no text."""
-        if not self.has_text:
-            raise UserError("a feature bank stores encoded text; leave out PROMPTS.SOURCE none", "bank.text")
-        tensors = {name: getattr(self, name) for name in TENSOR_AXES if getattr(self, name) is not None}
+        """Write the bank atomically, without text nodes that are no encoded text; UserError if that fails."""
+        names = [name for name in TENSOR_AXES if self.has_text or name not in TEXT]
+        tensors = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         metadata = {"encoder": self.encoder.model_dump_json(exclude={"title"})} if self.encoder.model else {}
         metadata |= {
             "dataset": self.dataset,
@@ -213,6 +214,7 @@ class BankFile:
         multilabel: Whether images have several labels each.
         labels: Labels by split: "train", and "val" and "test" if they have images.
         groups: Groups by split, of the same splits; {} without groups.
+        has_text: Whether the file has text features; otherwise `text_positive` and `text_negative` are 0.
         classnames, dataset, backbone, encoder, logit_scale, text_positive, text_negative, text_norms: As in
             `FeatureBank`.
 
@@ -235,13 +237,13 @@ class BankFile:
                 raise ValueError(f"class names repeat: {', '.join(repeated[:5])}")
             names = set(self._file.keys())
             self.multilabel = "train_labels" in names and len(self._file.get_slice("train_labels").get_shape()) == 2
+            self.has_text = not names.isdisjoint(TEXT)
             self._check_tensors(names)
             self._version = file_version(path)
             self._layout = _read_layout(path, names)
             self.labels = {split: self._labels(split) for split in SPLITS if f"{split}_labels" in names}
             self.groups = self._groups(names)
-            self.text_positive = self._unit("text_positive")
-            self.text_negative = self._unit("text_negative")
+            self.text_positive, self.text_negative = map(self._text, TEXT)
             self.text_norms = self._read("text_norms").float() if "text_norms" in names else None
             if self.text_norms is not None and not ((self.text_norms > 0) & self.text_norms.isfinite()).all():
                 raise ValueError("text_norms must be positive and finite")
@@ -277,12 +279,13 @@ class BankFile:
     def _check_tensors(self, names: set[str]) -> None:
         """Raise ValueError for a tensor that is missing, or has a type or shape other than in `TENSOR_AXES`."""
         sizes = {"K": len(self.classnames)}
-        for name in ("text_positive", *TENSOR_AXES):  # the first tensor defines the width
+        optional = ("text_norms", *GROUPS, *(() if self.has_text else TEXT))
+        for name in (TEXT[0], *TENSOR_AXES):  # the first tensor defines the width
             split = name.partition("_")[0]
             axes = TENSOR_AXES[name]
             of_split = {f"{split}_{kind}" for kind in ("features", "labels", "groups")} & names
             if name not in names:
-                if name in ("text_norms", *GROUPS) or (split in ("val", "test") and not of_split):
+                if name in optional or (split in ("val", "test") and not of_split):
                     continue
                 raise ValueError(f"it lacks {name}")
             stored = self._file.get_slice(name)
@@ -299,6 +302,13 @@ class BankFile:
                     f"{name} must be {' or '.join(types)} of shape {[sizes.get(axis, axis) for axis in axes]}, for "
                     f"{len(self.classnames)} class names and not empty, got {dtype} of shape {shape}"
                 )
+
+    def _text(self, name: str) -> Tensor:
+        """Read text features, `[K, d]`; 0 if the file has no text."""
+        if self.has_text:
+            return self._unit(name)
+        _, shape, _ = self._layout["train_features"]
+        return torch.zeros(len(self.classnames), shape[-1])
 
     def _groups(self, names: Collection[str]) -> dict[str, Tensor]:
         """Read the groups of all splits; ValueError if only some splits have groups."""

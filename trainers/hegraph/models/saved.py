@@ -372,9 +372,9 @@ class SavedModel(TrainedModel):
             raise UserError(f"{action} needs a model with one label per image, and this one has several")
 
     def text_of_classes(self) -> Tensor:
-        """Text of the classes after `method/trust.py`, shape `[K, d]`; the original text without an estimate."""
-        if self.text_trust is None or self.labelled is None or not self.has_text:
-            return self.text_positive
+        """Text of the classes after `method/trust.py`, shape `[K, d]`; without an estimate, `known_text`."""
+        if self.text_trust is None or self.labelled is None:
+            return self.known_text
         counts = self.labelled.counts.unsqueeze(1)
         trusted = replace_text(self.text_trust.estimate(), counts, self.labelled.sums, self.text_positive)
         return trusted.replaced.to(self.text_positive)
