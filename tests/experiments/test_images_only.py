@@ -81,7 +81,5 @@ def test_classifier_learns_images_but_no_names(images_only, digits_images):
     assert classifier.score(images, labels) > 0.8 and classifier.model_.prompts is None
     with pytest.raises(UserError, match="'ten' has no images, and images alone define the classes"):
         classifier.add_class("ten")
-    with pytest.raises(
-        UserError, match="PROMPTS.SOURCE templates needs text, and timm:mini has features"
-    ):
+    with pytest.raises(UserError, match="PROMPTS.SOURCE templates needs text, and timm:mini has features"):
         HeGraphClassifier(images_only, options={SOURCE: "templates"}).fit(images, labels)
