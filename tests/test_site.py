@@ -119,7 +119,7 @@ def test_links_in_the_text_are_underlined(address, window):
 
 
 @pytest.mark.parametrize(("query", "page"), [
-    ("--shots", "reference/command-line.html"), ("--open-set", "guides/confidence.html"),
+    ("--shots", "reference/configuration.html"), ("--open-set", "guides/confidence.html"),
     ("train my own photos", "getting-started.html"), ("CSV file", "guides/data.html"),
     ("accuracy is low", "index.html"), ("memory per worker", "guides/serve.html"),
 ])  # fmt: skip

@@ -123,11 +123,15 @@ def section_text(section: Any) -> str:
 def item_line(item: Any, kind: str) -> str:
     """Line of a list for a parameter, attribute, error or result."""
     meaning = " ".join(item.description.split())
-    name = "" if kind in ("raises", "returns") else ", ".join(f"`{each.strip()}`" for each in item.name.split(","))
-    types = f"`{item.annotation}`" if item.annotation else ""
-    if name and types:
-        types = f"({types})"
-    return f"- {' '.join(word for word in (name, types) if word)}: {meaning}\n"
+    types = str(item.annotation or "")
+    names = "" if kind in ("raises", "returns") else item.name
+    if names.endswith(","):  # griffe reads the second name of "a, b: ..." as the type of the first
+        names = f"{names} {types.strip('()')}"
+        types = ""
+    words = [", ".join(f"`{name.strip()}`" for name in names.split(","))] if names else []
+    if types:
+        words.append(f"(`{types}`)" if names else f"`{types}`")
+    return f"- {' '.join(words)}: {meaning}\n"
 
 
 # Command line

@@ -20,7 +20,15 @@ ROOT = Path(__file__).parent.parent
 COPIES = "repository/"  # folder of the site for files outside docs/
 LINK = re.compile(r'(\]\(|(?:src|srcset|href)=")([^)"\s:#]+)(?=[)"#])')  # relative links of Markdown and HTML
 # Weight of a page in the search: the reference has every word, and the first pages have the answers
-BOOST = {"index.md": 2, "getting-started.md": 4, "reference/": 0.3, "development/": 0.3, "results/": 0.6}
+BOOST = {
+    "index.md": 2,
+    "getting-started.md": 4,
+    "reference/command-line.md": 1.5,
+    "reference/": 0.3,
+    "development/": 0.3,
+    "results/": 0.3,
+    "repository/": 0.2,
+}
 FENCED = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
 
 
