@@ -23,9 +23,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
-from tests.serve.serving import serving
-from tests.serve.studio import PASSWORD, USER, Studio, configuration, running
 
+from tests.apps.serve.serving import serving
+from tests.apps.serve.studio import PASSWORD, USER, Studio, configuration, running
+from tests.apps.static.hosting import hosting, npm_runtime
 from tests.browser import Browser, browsing
 from trainers.hegraph import HeGraphClassifier, load_few_shot
 from trainers.hegraph.apps.teach.sample import write_sample
@@ -236,6 +237,27 @@ def demo() -> None:
             screenshot(browser, "demo")
 
 
+def static_page() -> None:
+    """The page of `export --page` on a static host, with a scan of a three."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        train = "--dataset-config-file digits --config-file mini --shots 16".split()
+        page = ["--page", str(folder / "site"), "--runtime", str(npm_runtime())]
+        for command in ([*train, "--output-dir", str(folder / "run")], ["export", str(folder / "run"), *page]):
+            subprocess.run([sys.executable, "-m", "trainers.hegraph", *command], check=True)
+        scans, labels = digits("test")
+        scans[[*labels].index(3)].save(folder / "three.png")
+        with hosting(folder / "site") as address:
+            browser = Browser(folder / "profile", address)
+            with browser.emulating((1280, 560)):
+                browser.open(".drop")
+                browser.driver.find_element("css selector", "input[type=file]").send_keys(str(folder / "three.png"))
+                browser.wait(lambda: browser.winner() == "three")
+                browser.wait(lambda: "is loaded" in browser.text("#status"))
+                screenshot(browser, "static_page")
+            browser.driver.quit()
+
+
 def teach() -> None:
     """The tabs of the teach page, with the sample of the digits and one wrong label."""
     with tempfile.TemporaryDirectory() as temporary:
@@ -312,7 +334,10 @@ def show_project(studio: Studio, project: int, task: int, profile: Path) -> None
     browser.driver.quit()
 
 
-MAKERS = (predict, wrong_labels, suggested, reliability, open_set, graph, sweep, demo, teach, report, label_studio)
+MAKERS = (
+    predict, wrong_labels, suggested, reliability, open_set, graph, sweep, demo, static_page, teach, report,
+    label_studio,
+)  # fmt: skip
 PICTURES: dict[str, Callable[[], None]] = {make.__name__: make for make in MAKERS}
 
 

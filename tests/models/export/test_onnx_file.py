@@ -119,6 +119,25 @@ def test_half_precision_is_inside_the_head_only(tmp_path):
     assert 0 < differences[0] < 1e-3 and 0 < differences[1] < 1e-2
 
 
+def test_damaged_float16_weights_are_refused(finished_digits_once, tmp_path, monkeypatch):
+    images = ImageModel.load(finished_digits_once)
+    halve = onnx_file.halve
+
+    def zeroing(graph: object) -> None:
+        halve(graph)
+        for tensor in graph.graph.initializer:
+            if tensor.name.startswith("tower.visual.attnpool.c_proj.weight"):
+                tensor.CopyFrom(onnx.numpy_helper.from_array(0 * onnx.numpy_helper.to_array(tensor), tensor.name))
+
+    monkeypatch.setattr(onnx_file, "halve", zeroing)
+    expected = (
+        r"expected cosines of at least 0.99 between features in float16 and in float32, got -?\d.*leave out --fp16"
+    )
+    with pytest.raises(UserError, match=expected):
+        write_onnx(images.model, images.backbone, tmp_path / "half.onnx", half=True)
+    assert not [*tmp_path.iterdir()]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["RN50", "ViT-B-16"])
 def test_a_whole_backbone_gives_the_logits_of_torch(name, tmp_path):

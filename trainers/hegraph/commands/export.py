@@ -1,21 +1,39 @@
-"""The command `export`, which writes a trained model as an ONNX file."""
+"""The command `export`, which writes a trained model as an ONNX file, or as a page that classifies in the browser."""
 
 import argparse
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..features.backbones.arguments import MODEL, add_encoder_arguments
 from ..utils.command_line import Parser, echo, run_cli
 from ..utils.errors import UserError
-from ..utils.files import OutputFile, check_output
+from ..utils.files import OutputFile, OutputFolder, check_output
+
+if TYPE_CHECKING:
+    from ..features.backbones.clip import Backbone
+    from ..models.saved import SavedModel
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
-    parser = Parser("export", "Export a trained model to an ONNX file, and compare its predictions with torch.")
-    parser.examples = ("output/model --onnx model.onnx", "output/model --onnx small.onnx --int8 --calibrate photos")
+    description = "Export a trained model to an ONNX file or to a web page, and compare its predictions with torch."
+    parser = Parser("export", description)
+    parser.examples = (
+        "output/model --onnx model.onnx",
+        "output/model --onnx small.onnx --int8 --calibrate photos",
+        "output/model --page site --runtime onnxruntime-web.tgz",
+    )
     add = parser.add_argument
     add("model", type=Path, metavar="MODEL", help=MODEL)
-    add("--onnx", type=OutputFile(".onnx"), required=True, metavar="FILE", help="file to write, over an existing one")
+    output = parser.add_mutually_exclusive_group(required=True)
+    output.add_argument(
+        "--onnx", type=OutputFile(".onnx"), metavar="FILE", help="ONNX file to write, over an existing one"
+    )
+    page = "folder to write, with a page that classifies in the browser, for any static host"
+    output.add_argument("--page", type=OutputFolder(), metavar="DIR", help=page)
+    runtime = "archive or folder of the npm package onnxruntime-web, for --page; its checksum is verified"
+    add("--runtime", type=Path, metavar="PATH", help=runtime)
     add("--part", choices=("full", "head"), default="full", help="full: input is pixels; head: input is features")
     number_format = parser.add_mutually_exclusive_group()
     number_format.add_argument("--fp16", action="store_true", help="store weights as float16: half of the file size")
@@ -30,8 +48,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 def export(args: argparse.Namespace) -> None:
     """Run the command; UserError for contradicting flags, an unusable model, or a model without a form in ONNX."""
     check_flags(args)
-    from ..models.export.int8 import write_int8
-    from ..models.export.onnx_file import require_packages, write_onnx
+    from ..models.export.onnx_file import require_packages
     from ..models.folder import load_model  # slow imports
     from ..models.images import ImageModel, backbone_files
     from ..models.saved import Preprocessing
@@ -39,19 +56,36 @@ def export(args: argparse.Namespace) -> None:
     require_packages()
     model = load_model(args.model)
     backbone = None
-    check_output(args.onnx, backbone_files(model, args.backbone, args.pretrained))
+    files = backbone_files(model, args.backbone, args.pretrained)
+    if args.onnx is not None:
+        check_output(args.onnx, files)
     if args.part == "full":
         backbone = ImageModel.load(model, "cpu", args.backbone, args.pretrained, "fp32").backbone
         model = model.model_copy(update={"preprocessing": Preprocessing.of(backbone)})
+    write = partial(write_file, args, model, backbone)
+    if args.page is None:
+        result = write(args.onnx)
+        echo(f"{args.onnx}: {args.onnx.stat().st_size / 1e6:.2f} MB; {result}\n")
+        return
+    from ..apps.static.page import write_page
+
+    result, num_bytes = write_page(model, args.page, args.runtime, write)
+    echo(f"{args.page}: {num_bytes / 1e6:.2f} MB; {result}\n")
+    echo(f"show it with: python -m http.server --directory {args.page}\n")
+
+
+def write_file(args: argparse.Namespace, model: "SavedModel", backbone: "Backbone | None", path: Path) -> str:
+    """Write the ONNX file to a path, and compare it with torch. Return the result of the comparison in words."""
+    from ..models.export.int8 import write_int8
+    from ..models.export.onnx_file import write_onnx  # slow imports
+
     if args.int8:
         assert backbone is not None
-        comparison = write_int8(model, backbone, args.onnx, calibration_images(args))
+        comparison = write_int8(model, backbone, path, calibration_images(args))
         result = f"int8 against float32 on {comparison.images} images: smallest cosine of features "
-        result += f"{comparison.cosine:.4f}, same class for {100 * comparison.agreement:.1f} %"
-    else:
-        logits, probabilities = write_onnx(model, backbone, args.onnx, args.fp16)
-        result = f"largest difference from torch: logits {logits:.1e} of the largest, probabilities {probabilities:.1e}"
-    echo(f"{args.onnx}: {args.onnx.stat().st_size / 1e6:.2f} MB; {result}\n")
+        return f"{result}{comparison.cosine:.4f}, same class for {100 * comparison.agreement:.1f} %"
+    logits, probabilities = write_onnx(model, backbone, path, args.fp16)
+    return f"largest difference from torch: logits {logits:.1e} of the largest, probabilities {probabilities:.1e}"
 
 
 def check_flags(args: argparse.Namespace) -> None:
@@ -60,6 +94,14 @@ def check_flags(args: argparse.Namespace) -> None:
         raise UserError("--part head takes features, so --backbone and --pretrained have no effect; leave them out")
     if args.part == "head" and args.int8:
         raise UserError("--int8 quantises the image tower, which --part head leaves out; leave out one of the two")
+    if args.part == "head" and args.page:
+        raise UserError("--page classifies images, and --part head takes features; leave out one of the two")
+    if args.page and args.runtime is None:
+        from ..apps.static.runtime import ADVICE
+
+        raise UserError(f"--page needs --runtime PATH, the npm package onnxruntime-web: {ADVICE}")
+    if args.runtime is not None and not args.page:
+        raise UserError("--runtime is for --page; add --page, or leave it out")
     if args.int8 and not args.calibrate:
         raise UserError("--int8 needs --calibrate IMAGES, at least 64 images like those to classify")
     if args.calibrate and not args.int8:
@@ -75,5 +117,5 @@ def calibration_images(args: argparse.Namespace) -> Iterator[str]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command and return its exit code."""
+    """Run the command line. Return the exit code, 2 for a user error."""
     return run_cli(lambda: export(parse_arguments(arguments)))

@@ -2,7 +2,6 @@
 
 The matrix products and convolutions of the image tower compute in int8, with a scale for each output channel of the
 weights and the range of the activations on calibration images. The classifier stays in float32, since it is small.
-Equal classes alone do not show that a quantisation is sound: test accuracy may fall by points while they stay equal.
 
 Shapes: M images, K classes, d feature width, H x W the input resolution of the backbone.
 """
@@ -12,10 +11,10 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -23,6 +22,7 @@ from ...features.images import ImageReader
 from ...utils.errors import UserError, first_line
 from ...utils.files import atomic_path
 from ..saved import SavedModel
+from .comparison import BATCH, KEYS, WEIGHTS, Comparison, add_features_output, compare
 from .onnx_file import TOLERANCE, Head, compare_with_torch, describe_model, sample_inputs, trace
 
 if TYPE_CHECKING:
@@ -34,24 +34,7 @@ logger = logging.getLogger(__name__)
 
 LEAST_IMAGES = 64  # on which features are compared
 MOST_IMAGES = 256  # calibration images that are read, evenly spaced among all
-LEAST_COSINE = 0.99  # smallest cosine between the features of an image in int8 and in float32
-BATCH = 16  # images
 QUANTIZED = ("MatMul", "Gemm", "Conv")
-WEIGHTS, KEYS = "weights", "keys"  # tensors of `Head`
-
-
-class Comparison(NamedTuple):
-    """Comparison of an int8 file with float32.
-
-    Attributes:
-        images: Number of images, M.
-        cosine: Smallest cosine between the features of an image.
-        agreement: Fraction of images with the same predicted class, or the same predicted labels.
-    """
-
-    images: int
-    cosine: float
-    agreement: float
 
 
 def write_int8(model: SavedModel, backbone: Backbone, path: Path, images: Iterable[str]) -> Comparison:
@@ -66,7 +49,7 @@ def write_int8(model: SavedModel, backbone: Backbone, path: Path, images: Iterab
         images: Paths of the calibration images, of which at most `MOST_IMAGES` are read.
 
     Raises:
-        UserError: If fewer than `LEAST_IMAGES` images are readable, a cosine is below `LEAST_COSINE`, the file cannot
+        UserError: If fewer than `LEAST_IMAGES` images are readable, a cosine is too small (`compare`), the file cannot
             be written, or the model has no form in ONNX.
     """
     pixels = read_pixels(backbone, images)
@@ -77,7 +60,7 @@ def write_int8(model: SavedModel, backbone: Backbone, path: Path, images: Iterab
         compare_with_torch(temporary, model, backbone, inputs, TOLERANCE)
         add_features_output(graph)
         quantized = quantize(graph, pixels[::2])
-        comparison = compare(model, graph, quantized, pixels)
+        comparison = compare(model, graph, quantized, pixels, "int8")
         del quantized.graph.output[-1]  # the features
         del quantized.metadata_props[:]  # of onnxruntime
         for key, value in describe_model(model, name, inputs.shape[1:]).items():
@@ -106,20 +89,6 @@ def read_pixels(backbone: Backbone, images: Iterable[str]) -> np.ndarray:
     if count < LEAST_IMAGES:
         raise UserError(f"--calibrate: expected at least {LEAST_IMAGES} readable images, got {count}; add images")
     return np.concatenate(parts)
-
-
-def classifier_product(graph: ModelProto) -> Any:
-    """Find the node that multiplies features by class weights."""
-    [product] = [node for node in graph.graph.node if node.op_type == "MatMul" and node.input[1] == WEIGHTS]
-    return product
-
-
-def add_features_output(graph: ModelProto) -> None:
-    """Make the unit-norm features `[B, d]` the last output of a graph."""
-    from onnx import TensorProto, helper
-
-    features = classifier_product(graph).input[0]
-    graph.graph.output.append(helper.make_tensor_value_info(features, TensorProto.FLOAT, None))
 
 
 def quantize(graph: ModelProto, pixels: np.ndarray) -> ModelProto:
@@ -165,40 +134,3 @@ def float_nodes(graph: ModelProto) -> list[str]:
     weights = {tensor.name for tensor in graph.graph.initializer} - {WEIGHTS, KEYS}
     products = [node for node in graph.graph.node if node.op_type in QUANTIZED]
     return [node.name for node in products if node.input[1] not in weights]
-
-
-def compare(model: SavedModel, graph: ModelProto, quantized: ModelProto, pixels: np.ndarray) -> Comparison:
-    """Compare two graphs, whose last outputs are features, on images `[M, 3, H, W]`.
-
-    Raises:
-        UserError: If a cosine is below `LEAST_COSINE`, or features are not finite.
-    """
-    logits, _, features = run(graph, pixels)
-    other_logits, _, other_features = run(quantized, pixels)
-    norms = np.linalg.norm(features, axis=1) * np.linalg.norm(other_features, axis=1)
-    cosines = (features * other_features).sum(axis=1) / np.maximum(norms, 1e-12)
-    smallest = float(cosines.min())
-    if not smallest >= LEAST_COSINE:  # also true for NaN
-        problem = (
-            f"expected cosines of at least {LEAST_COSINE} between features in int8 and in float32, got {smallest:.4f}"
-        )
-        raise UserError(f"{problem}; the file is not written; calibrate on more images of your data, or use --fp16")
-    if model.thresholds is None:
-        agree = logits.argmax(axis=1) == other_logits.argmax(axis=1)
-    else:
-        thresholds = model.thresholds.numpy()
-        agree = ((logits >= thresholds) == (other_logits >= thresholds)).all(axis=1)
-    return Comparison(len(pixels), smallest, float(agree.mean()))
-
-
-def run(graph: ModelProto, pixels: np.ndarray) -> Sequence[np.ndarray]:
-    """Outputs of a graph for images `[M, 3, H, W]`; UserError if onnxruntime cannot run it."""
-    import onnxruntime
-
-    try:
-        session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
-        name = session.get_inputs()[0].name
-        batches = [session.run(None, {name: pixels[i : i + BATCH]}) for i in range(0, len(pixels), BATCH)]
-    except Exception as error:  # onnxruntime raises exceptions of many types
-        raise UserError(f"onnxruntime cannot run the file, which is not written: {first_line(error)}") from error
-    return [np.concatenate(parts) for parts in zip(*batches)]

@@ -26,6 +26,7 @@ from ...method.cache import affinities
 from ...utils.errors import UserError, first_line
 from ...utils.files import atomic_path
 from ..saved import Preprocessing, SavedModel
+from .comparison import add_features_output, compare
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -141,6 +142,30 @@ def halve(graph: ModelProto) -> None:
     graph.graph.node.extend(nodes)
 
 
+def halved(model: SavedModel, graph: ModelProto, inputs: Tensor) -> ModelProto:
+    """Copy a graph with float16 weights.
+
+    Args:
+        model: The model.
+        graph: Its graph.
+        inputs: Features `[B, d]`, or pixels `[B, 3, H, W]`, for which the features of both graphs are compared.
+
+    Raises:
+        UserError: If a cosine is too small (`compare`).
+    """
+    from onnx import ModelProto
+
+    smaller = ModelProto()
+    smaller.CopyFrom(graph)
+    halve(smaller)
+    if inputs.ndim == 4:
+        for each in (graph, smaller):
+            add_features_output(each)
+        compare(model, graph, smaller, inputs.numpy(), "float16")
+        del smaller.graph.output[-1]
+    return smaller
+
+
 def require_packages() -> None:
     """Raise UserError if onnx or onnxruntime is not installed."""
     try:
@@ -172,7 +197,7 @@ def write_onnx(model: SavedModel, backbone: Backbone | None, path: Path, half: b
     with atomic_path(path) as temporary:
         graph = trace(head, inputs, name)
         if half:
-            halve(graph)
+            graph = halved(model, graph, inputs)
         for key, value in describe_model(model, name, inputs.shape[1:]).items():
             graph.metadata_props.add(key=key, value=json.dumps(value))
         temporary.write_bytes(graph.SerializeToString())
@@ -186,13 +211,18 @@ def describe_model(model: SavedModel, input_name: str, shape: Sequence[int]) -> 
         "inputs": {input_name: ["batch", *shape]}, "outputs": {LOGITS: outputs, PROBABILITIES: outputs},
         "classes": model.classnames, "class_ids": model.class_ids,
         "tau": model.logit_scale, "temperature": model.temperature,
-        "thresholds": None if model.thresholds is None else model.thresholds.sigmoid().tolist(),  # of probabilities
+        "thresholds": describe_thresholds(model),
         "known": None if model.known is None else model.known.model_dump(),
         "sets": describe_sets(model),
         "preprocessing": None if model.preprocessing is None else describe_preprocessing(model.preprocessing),
         "backbone": model.backbone.title, "method": model.method, "variant": model.variant,
         "trained_on": {"dataset": model.trained_on.dataset, "shots": model.trained_on.shots},
     }  # fmt: skip
+
+
+def describe_thresholds(model: SavedModel) -> list[float] | None:
+    """Least probability with which each label is predicted; None for one label per image."""
+    return None if model.thresholds is None else model.thresholds.sigmoid().tolist()
 
 
 def describe_sets(model: SavedModel) -> dict[str, float] | None:
