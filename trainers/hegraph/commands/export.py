@@ -12,7 +12,7 @@ from ..utils.errors import UserError
 from ..utils.files import OutputFile, OutputFolder, check_output
 
 if TYPE_CHECKING:
-    from ..features.backbones.clip import Backbone
+    from ..features.backbones.base import Backbone
     from ..models.saved import SavedModel
 
 
