@@ -1,14 +1,20 @@
 """Encoder without text: class names are not used, and images alone define the classes."""
 
+import asyncio
 import json
 import logging
+import shutil
+from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from trainers.hegraph import HeGraphClassifier, UserError, load_cfg
+from trainers.hegraph import HeGraphClassifier, UserError, load_bank, load_cfg
 from trainers.hegraph.__main__ import main
+from trainers.hegraph.apps.demo.answer import compute_answer, summary
 from trainers.hegraph.experiments.prompt_source import images_only_backbone, with_prompt_source
 from trainers.hegraph.models.folder import load_model
+from trainers.hegraph.models.images import ImageModel
 
 NODE = "TRAINER.HEGRAPHADAPTER"
 SOURCE = f"{NODE}.PROMPTS.SOURCE"
@@ -83,3 +89,93 @@ def test_classifier_learns_images_but_no_names(images_only, digits_images):
         classifier.add_class("ten")
     with pytest.raises(UserError, match="PROMPTS.SOURCE templates needs text, and timm:mini has features"):
         HeGraphClassifier(images_only, options={SOURCE: "templates"}).fit(images, labels)
+
+
+# Applications of a model
+
+
+@pytest.fixture
+def model(words, run) -> Path:
+    """Output folder of a training of two shots."""
+    return run(*words, bank=None, quick=())[1]
+
+
+@pytest.fixture
+def scans(tmp_path, digits_images) -> Path:
+    """Folder of scans of zeros and ones, three of each."""
+    for number, (image, label) in enumerate(zip(*digits_images)):
+        if label in ("zero", "one"):
+            (tmp_path / "scans/train" / label).mkdir(parents=True, exist_ok=True)
+            image.save(tmp_path / "scans/train" / label / f"{number}.png")
+    return tmp_path / "scans"
+
+
+def called(capsys, *words: object) -> str:
+    """Run a command that succeeds; returns its standard output."""
+    capsys.readouterr()
+    assert main([*map(str, words)]) == 0
+    return capsys.readouterr().out
+
+
+def test_commands_take_the_model(model, scans, tmp_path, capsys):
+    rows = called(capsys, "predict", model, scans, "--format", "csv", "--top", "1").splitlines()
+    assert len(rows) == 7
+    assert len(called(capsys, "label", "suggest", model, scans, "-n", "2", "--format", "jsonl").splitlines()) == 2
+    (scans / "train/zero").rename(scans / "train/part 43")
+    called(capsys, "train-more", model, "--root", scans, "--out", tmp_path / "larger")
+    larger = load_model(tmp_path / "larger")
+    assert "part 43" in larger.classnames and not larger.has_text
+    called(capsys, "results", "report", model, "--out", tmp_path / "report.html")
+    assert "encoder mini without text to 10 classes" in (model / "model/README.md").read_text()
+
+
+def test_server_takes_the_model(model, images_only, scans):
+    pytest.importorskip("fastapi_offline", reason="the extra `serve` is not installed")
+    from trainers.hegraph.apps.serve.learning import Learner
+
+    shutil.copytree(model / "model", scans / "model")
+    learner = Learner.load(scans / "model")
+    try:
+        [file] = [*(scans / "train/one").iterdir()][:1]
+        asyncio.run(learner.add([(file.name, file.read_bytes())], [["part 43"]]))
+        with pytest.raises(UserError, match="'part 44' has no images"):
+            asyncio.run(learner.add([], [], ["part 44"]))
+    finally:
+        learner.close()
+    assert "part 43" in load_model(scans / "model").classnames
+
+
+def test_onnx_file_takes_pixels(model, tmp_path, capsys):
+    pytest.importorskip("onnxruntime", reason="the extra `onnx` is not installed")
+    printed = called(capsys, "export", model, "--onnx", tmp_path / "model.onnx")
+    assert float(printed.split("probabilities ")[1]) < 1e-3
+
+
+def test_demo_answers_without_zero_shot_clip(model):
+    images = ImageModel.load(load_model(model))
+    answer = compute_answer(images.model, images.features([Image.new("RGB", (8, 8))]))
+    assert [each.zero_shot for each in answer.scores] == [None] * len(answer.scores)
+    assert "image encoder mini without text" in summary(images.model)
+
+
+def test_unlabelled_images_need_no_text(words, run):
+    record, out = run("--unlabelled", "pool", *words, bank=None, quick=())
+    assert record["unlabelled"]["num_images"] > 500 and record["accuracy"] > 60
+    assert not load_model(out).has_text
+
+
+def test_several_labels_need_no_text(images_only, digits_images):
+    images, labels = digits_images
+    y = [{label, "even" if label in ("zero", "two", "four", "six", "eight") else "odd"} for label in labels]
+    classifier = HeGraphClassifier(images_only, config="mini", dataset_config="digits", variant="training_free")
+    classifier.fit(images, y)
+    assert classifier.model_.thresholds is not None and not classifier.model_.has_text
+
+
+def test_bank_of_the_encoder_needs_no_text(words, run, tmp_path, capsys):
+    bank = tmp_path / "bank.safetensors"
+    called(capsys, "features", "extract", *words[:4], "--out", bank, *words[4:-2])
+    assert not load_bank(bank).has_text
+    record, _ = run(*words[2:4], *words[-2:], bank=bank, quick=())
+    assert record["accuracy"] > 60 and record["accuracy_zero_shot"] is None
+    assert record["backbone"] == "mini without text" and record["config"][SOURCE] == "none"
