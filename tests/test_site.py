@@ -53,6 +53,7 @@ def address(site) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def window(address, tmp_path_factory) -> Iterator[Browser]:
     browser = Browser(tmp_path_factory.mktemp("profile"), f"{address}/index.html")
+    browser.driver.set_script_timeout(300)  # of axe-core, for the longest page on a busy machine
     yield browser
     browser.driver.quit()
 
