@@ -110,18 +110,21 @@ def mark_best(rows: list[list[str]]) -> None:
 
 def leads(files: list[Path]) -> str:
     """Best mean of a variant of HeGraphAdapter minus the best mean of another method, named in brackets, by shots."""
+    shots: list[str] = []  # of the data sets with the most numbers of shots
     rows = []
     for file in files:
         table = (means_by_shots if file.stem == "digits" else mean_rows)([file]).splitlines()
         heads, _, *cells = ([cell.strip(" *") for cell in line.strip("|").split("|")] for line in table)
         row = [file.stem.replace("_", " ")]
+        shots = max(shots, heads[1:], key=len)
         for column in range(1, len(heads)):
             scores = sorted((float(line[column] or 0), line[0]) for line in cells)
             own = max(score for score, name in scores if name.startswith(OUR_METHOD))
             other, name = max(pair for pair in scores if not pair[1].startswith(OUR_METHOD))
             row.append(f"{own - other:+.2f} ({name})")
         rows.append(row)
-    return markdown_table(["data sets", *heads[1:]], rows)
+    filled = [row + [""] * (1 + len(shots) - len(row)) for row in rows]
+    return markdown_table(["data sets", *shots], filled)
 
 
 def graph_cases(files: list[Path]) -> str:
