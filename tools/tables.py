@@ -31,6 +31,10 @@ ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "results" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
+CALIBRATED = ("TaskRes", "TipAdapterF", "APET", "HeGraphAdapter(training-free)", "HeGraphAdapter")
+CALIBRATED_SHOTS = (1, 4, 16)
+
+
 def printed_table(files: list[Path]) -> str:
     """Table that the first command of README.md prints last."""
     runs = [r for r in find_records(files) if method(r) == OUR_METHOD and r["shots"] == 16]
@@ -156,6 +160,20 @@ def wrong_labels(files: list[Path]) -> str:
     return labels_study.wrong_table(results[~results["score"].isin(WORSE_SCORES)])
 
 
+def calibration_errors(files: list[Path]) -> str:
+    """Table of the mean ECE of some methods, for a temperature of 1 and for the fitted one."""
+    rows = []
+    for name in CALIBRATED:
+        records = [record for record in find_records(files) if method(record) == name]
+        row = [name]
+        for shots in CALIBRATED_SHOTS:
+            chosen = [record["calibration"] for record in records if record["shots"] == shots]
+            means = [sum(scores[when]["ece"] for scores in chosen) / len(chosen) for when in ("before", "after")]
+            row.append(" → ".join(f"{mean:.2f}" for mean in means))
+        rows.append(row)
+    return markdown_table(["method", *(str(shots) for shots in CALIBRATED_SHOTS)], rows)
+
+
 def study_rows(table: Callable[[pd.DataFrame], str]) -> Callable[[list[Path]], str]:
     """Function that makes a table of `tools.labels_study` or `tools.names_study` from a file."""
     return lambda files: table(pd.read_json(files[0], lines=True))
@@ -172,6 +190,7 @@ MAKERS: dict[str, Callable[[list[Path]], str]] = {
     "paired_training_free": partial(intervals.table, of="HeGraphAdapter(training-free)"),
     "paired_transductive": partial(intervals.table, of="HeGraphAdapter, transductive"),
     "leads": leads,
+    "calibration": calibration_errors,
     "graph": graph_cases,
     "base_to_new": new_classes,
     "adapted_real": partial(mean_rows, left_out=NOT_ADAPTED, protocols=True),
