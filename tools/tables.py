@@ -187,6 +187,7 @@ MAKERS: dict[str, Callable[[list[Path]], str]] = {
     "paired": partial(intervals.table, left_out=NOT_IN_README),
     "paired_all": intervals.table,
     "paired_digits": intervals.table,
+    "paired_ucf101": partial(intervals.table, of="HeGraphAdapter(training-free)"),
     "paired_training_free": partial(intervals.table, of="HeGraphAdapter(training-free)"),
     "paired_transductive": partial(intervals.table, of="HeGraphAdapter, transductive"),
     "leads": leads,
