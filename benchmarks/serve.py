@@ -21,7 +21,8 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from trainers.hegraph.features.backbones.identity import CONFIG_NAME, FOLDER, MINI_NAME, WEIGHTS_NAMES
+from trainers.hegraph.features.backbones.bundles import CONFIG_NAME, FOLDER, WEIGHTS_NAMES
+from trainers.hegraph.features.backbones.identity import MINI_NAME
 from trainers.hegraph.features.backbones.loading import load_backbone
 from trainers.hegraph.models.folder import save_model
 from trainers.hegraph.models.images import ImageModel

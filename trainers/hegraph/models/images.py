@@ -15,10 +15,10 @@ from torch import Tensor
 
 from ..datasets.decoding import DecodedImage
 from ..datasets.images import ImageOrPath
-from ..features.backbones.identity import AUTO, FOLDER, canonical_name
+from ..features.backbones.bundles import folder_of
+from ..features.backbones.identity import AUTO, canonical_name
 from ..features.images import ImageReader
 from ..utils.errors import UserError
-from ..utils.files import absolute
 from .folder import load_model
 from .saved import SavedModel, TrainedModel
 
@@ -123,5 +123,6 @@ def backbone_files(model: SavedModel, backbone: str = "", pretrained: str = "") 
     """Local files of a model's backbone; arguments as in `ImageModel.load`."""
     name = canonical_name(backbone) or model.backbone.model
     weights = pretrained or model.backbone.pretrained
-    bundle = absolute(name.removeprefix(FOLDER)).glob("*") if name.startswith(FOLDER) else ()
+    folder = folder_of(name)
+    bundle = () if folder is None else folder.glob("*")
     return [Path(weights), *bundle] if weights else [*bundle]

@@ -3,7 +3,8 @@
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from ...features.backbones.identity import FOLDER, HUB, MINI_NAME, canonical_name
+from ...features.backbones.bundles import PREFIXES
+from ...features.backbones.identity import MINI_NAME, canonical_name
 from ...features.backbones.loading import local_weights
 from ...utils.errors import UserError
 from ...utils.reading import StrictModel, read_yaml, validate
@@ -61,7 +62,7 @@ def parse_candidate(text: str, listed: Iterable[Candidate]) -> Candidate:
     """
     name = text
     tag = ""
-    if not text.startswith((HUB, FOLDER)):
+    if not text.startswith(PREFIXES):
         name, _, tag = text.partition(":")
     name = canonical_name(name)
     licence = "mit" if name == MINI_NAME else ""

@@ -33,7 +33,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}  # of matrices and inpu
 LEAST_ROWS = 32  # images in a call from which on more images in it change no bit of a feature, on a CPU
 PART_ROWS = 16  # images that a thread encodes together in bf16 (sentences: twice as many), so that they fit its cache
 # Steps that a random crop replaces, by name of the class: open_clip and timm have classes of the same name
-RESIZING = ("Resize", "CenterCrop", "ResizeKeepRatio", "CenterCropOrPad")
+RESIZING = ("Resize", "CenterCrop", "FloorCenterCrop", "ResizeKeepRatio", "CenterCropOrPad")
 
 Tokenizer = Callable[[Sequence[str]], Tensor]
 

@@ -1,18 +1,18 @@
-"""Identity of a backbone: model name, weights (tag or hash) and precision. Also its files, local or on the Hub.
+"""Identity of a backbone: model name, weights (tag or hash) and precision.
 
 A run stores the identity of its backbone, so that a finished run is recognised without loading CLIP. This module
-therefore does not import open_clip or torchvision, which take seconds, and imports huggingface_hub inside functions.
+therefore imports none of the libraries of models, which take seconds.
 """
 
 import os
 import re
-from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from ...utils.errors import UserError, first_line, unknown
-from ...utils.files import absolute, file_version, hash_file
+from ...utils.errors import UserError, unknown
+from ...utils.files import file_version, hash_file
+from .bundles import IMAGES_ONLY, TIMM, TRANSFORMERS, find_bundle, is_bundle
 
 MINI_NAME = "hegraph-mini"
 MINI_ALIAS = "mini"  # name of its configuration file
@@ -23,18 +23,6 @@ AUTO = "auto"  # `pretrained`: weights that come with the model, else OpenAI's; 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16", "amp")
 CPU_INFO = Path("/proc/cpuinfo")
 FAST_FLAGS = {"avx512_bf16", "amx_bf16"}  # CPU flags: bfloat16 products at least twice as fast as float32
-
-# Prefixes of bundles: configuration, weights and possibly a tokenizer in one repository or folder
-HUB, FOLDER = "hf-hub:", "local-dir:"
-IMAGES_ONLY = ("timm:",)  # prefixes of models without text
-CONFIG_NAME = "open_clip_config.json"
-WEIGHTS_NAMES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
-WEIGHTS_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
-TOKENIZER_NAMES = ("tokenizer.json", "tokenizer_config.json", "spiece.model")
-TIMEOUT = 5  # seconds to wait for the Hub
-# Remedies in messages. A command sets the backbone by keys or by flags
-USE_FOLDER = f"set MODEL.BACKBONE.NAME (or --backbone) to {FOLDER}FOLDER"
-USE_WEIGHTS = "set MODEL.BACKBONE.PRETRAINED (or --pretrained) to its path"
 
 
 class BackboneName(NamedTuple):
@@ -48,46 +36,43 @@ class BackboneName(NamedTuple):
 DEFAULT_BACKBONE = BackboneName("ViT-B-16-quickgelu", "openai", "vit_b16")
 
 
-class Bundle(NamedTuple):
-    """Files of a model with its own configuration and weights.
-
-    Attributes:
-        title: Name of the repository or folder, for records.
-        tokenizer: Tokenizer files of a folder; empty for a repository of the Hub.
-    """
-
-    title: str
-    config: Path
-    weights: Path
-    tokenizer: tuple[Path, ...] = ()
-
-
-def encodes_text(name: str) -> bool:
-    """Whether a backbone encodes text as well as images, without loading it."""
-    return not name.startswith(IMAGES_ONLY)
-
-
 def canonical_name(name: str) -> str:
     """Name under which a backbone is loaded and recorded; "mini" becomes `MINI_NAME`."""
     return MINI_NAME if name == MINI_ALIAS else name
 
 
+def encodes_text(name: str) -> bool:
+    """Whether a backbone encodes text as well as images, without loading it.
+
+    Raises:
+        UserError: If the files of a model of transformers are missing or cannot be downloaded.
+    """
+    if name.startswith(TIMM):
+        return False
+    if not name.startswith(TRANSFORMERS):
+        return True
+    from ...utils.reading import read_json
+
+    config = read_json(find_bundle(name).config)
+    return not (isinstance(config, dict) and config.get("model_type") in IMAGES_ONLY)
+
+
 def backbone_identity(name: str, pretrained: str, precision: str, device: str) -> dict[str, str]:
     """Identity of a backbone, which changes whenever its features change, without loading the model.
 
-    Files are identified by SHA-256, open_clip's weights by tag. Files of an "hf-hub:" name are downloaded if they are
-    not cached, to hash them. Arguments as in `loading.load_backbone`.
+    Files are identified by SHA-256, weights in the lists of open_clip and timm by tag. Files of a bundle on the Hub are
+    downloaded if they are not cached, to hash them. Arguments as in `loading.load_backbone`.
 
     Raises:
         UserError: If the precision is unknown, or files are missing, damaged or cannot be downloaded. Unknown models
-            and tags of open_clip are not detected.
+            and tags of open_clip and timm are not detected.
     """
     precision = resolve_precision(precision, name, device)
     pretrained = resolve_pretrained(name, pretrained)
     if is_bundle(name):
         bundle = find_bundle(name)
         identity = {"model": _hash(bundle.config), "weights": _hash(bundle.weights)}
-        identity.update({file.name: _hash(file) for file in bundle.tokenizer})
+        identity.update({file.name: _hash(file) for file in bundle.others})
     else:
         file = weights_file(pretrained)
         identity = {"model": name, "weights": _hash(file) if file else pretrained}
@@ -142,89 +127,12 @@ def resolve_pretrained(name: str, pretrained: str) -> str:
 
 def default_weights(name: str) -> str:
     """Weights of a model that the user did not choose: "" for those that come with the model, else OpenAI's."""
-    return "" if name == MINI_NAME or is_bundle(name) else "openai"
+    return "" if name == MINI_NAME or name.startswith(TIMM) or is_bundle(name) else "openai"
 
 
 def weights_file(pretrained: str) -> Path | None:
     """Weights file at the path `pretrained`; None if no such file exists, so that `pretrained` is a tag."""
     return Path(pretrained) if os.path.isfile(pretrained) else None
-
-
-def is_bundle(name: str) -> bool:
-    """Whether a model is a bundle, "hf-hub:ORGANISATION/NAME" or "local-dir:FOLDER"."""
-    return name.startswith((HUB, FOLDER))
-
-
-def find_bundle(name: str) -> Bundle:
-    """Files of a bundle; those of "hf-hub:" are downloaded if they are not cached.
-
-    Raises:
-        UserError: If a file is missing, or a folder has several weights files.
-    """
-    place = name.partition(":")[2]
-    if name.startswith(HUB):
-        needed = f"{CONFIG_NAME} and {WEIGHTS_NAMES[0]}"
-        use = f"put them into a folder, {USE_FOLDER}"
-        config, weights = (fetch_file(place, names, name, needed, use) for names in ((CONFIG_NAME,), WEIGHTS_NAMES))
-        return Bundle(place, config, weights)
-    folder = absolute(place)
-    files = [file for file in sorted(folder.glob("*")) if file.suffix in WEIGHTS_SUFFIXES and file.is_file()]
-    known = [folder / filename for filename in WEIGHTS_NAMES if folder / filename in files]
-    if not (folder / CONFIG_NAME).is_file() or not (known or len(files) == 1):
-        raise UserError(f"{name} must be a folder with {CONFIG_NAME} and {WEIGHTS_NAMES[0]} or one other weights file")
-    tokenizer = tuple(folder / filename for filename in TOKENIZER_NAMES if (folder / filename).is_file())
-    return Bundle(folder.resolve().name, folder / CONFIG_NAME, (known or files)[0], tokenizer)
-
-
-def cached_file(repository: str, filenames: Sequence[str]) -> Path | None:
-    """First file of a repository "ORGANISATION/NAME" in the cache, or None; UserError for an invalid name."""
-    from huggingface_hub import constants, try_to_load_from_cache
-
-    try:
-        paths = [try_to_load_from_cache(repository, filename) for filename in filenames]
-    except ValueError as error:
-        expected = f"expected the name of a repository of {constants.ENDPOINT}, ORGANISATION/NAME"
-        raise UserError(f"{expected}, got {repository!r}: {first_line(error)}") from error
-    return next((Path(path) for path in paths if isinstance(path, str)), None)
-
-
-def fetch_file(repository: str, filenames: Sequence[str], what: str, needed: str, use: str) -> Path:
-    """First file that is in the cache, or else in the repository, which is then downloaded.
-
-    `filenames` have the same content, the preferred one first. Other arguments as in `require_hub`.
-
-    Raises:
-        UserError: If the Hub cannot be reached, or the file cannot be downloaded.
-    """
-    from huggingface_hub import hf_hub_download
-
-    if path := cached_file(repository, filenames):
-        return path
-    require_hub(repository, what, needed, use)
-    for filename in filenames:
-        try:
-            return Path(hf_hub_download(repository, filename))
-        except Exception as error:  # type depends on the version of huggingface_hub
-            reason = first_line(error)
-    raise UserError(f"cannot download {' or '.join(filenames)} of {repository}: {reason}")
-
-
-def require_hub(repository: str, what: str, needed: str, use: str) -> None:
-    """Check once that the Hub answers within `TIMEOUT`; huggingface_hub itself would try for a minute.
-
-    Raises:
-        UserError: If it does not answer. The message names `what` is being loaded, the files `needed`, and how to `use`
-            them after a download on another machine.
-    """
-    from huggingface_hub import constants
-    from huggingface_hub.utils import get_session
-
-    try:
-        get_session().head(constants.ENDPOINT, timeout=TIMEOUT)
-    except Exception as error:  # type depends on the version of huggingface_hub
-        page = f"{constants.ENDPOINT}/{repository}"  # at the start, because long messages are shortened in the middle
-        problem = f"{what} needs {needed} from {page}, which cannot be reached: download elsewhere, {use}"
-        raise UserError(f"{problem}; {MINI_NAME} needs no download") from error
 
 
 def describe_transform(transform: object) -> str:

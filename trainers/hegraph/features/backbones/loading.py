@@ -3,22 +3,28 @@
 Each library has a module with the functions `load`, `local_weights` and `hub_repository`.
 """
 
+from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 
 from ...utils.devices import choose_device
+from ...utils.errors import UserError
 from ...utils.reading import validate
-from . import identity, open_clip_models
+from . import identity
 from .base import Backbone
+from .bundles import TIMM, TRANSFORMERS
 
 
 def load_backbone(name: str, pretrained: str = "", device: str = "cpu", precision: str = "fp32") -> Backbone:
     """Load a frozen encoder.
 
     Args:
-        name: An open_clip model name, "hf-hub:ORGANISATION/NAME", "local-dir:FOLDER", or "mini".
+        name: An open_clip model name, "hf-hub:ORGANISATION/NAME" or "local-dir:FOLDER" in open_clip's format,
+            "transformers:ORGANISATION/NAME", "transformers:FOLDER", "timm:NAME.TAG", "timm:ORGANISATION/NAME", or
+            "mini".
         pretrained: A weights file (`.safetensors`, a PyTorch state dict, or one of OpenAI's TorchScript archives), or
             an open_clip weights tag if no such file exists. "" and "auto" take the weights that come with the model
-            ("hf-hub:", "local-dir:", mini), or "openai".
+            (all names with a prefix, mini), or "openai".
         device: Device, such as "cpu" or "cuda".
         precision: One of `identity.PRECISIONS`; "auto" takes "bf16" on devices with fast bfloat16 products.
 
@@ -35,7 +41,7 @@ def load_backbone(name: str, pretrained: str = "", device: str = "cpu", precisio
     name = identity.canonical_name(validate(str, name, "name"))
     pretrained = validate(str, pretrained, "pretrained")
     precision = identity.resolve_precision(validate(str, precision, "precision"), name, device)
-    return open_clip_models.load(name, pretrained, device, precision)
+    return library_of(name).load(name, pretrained, device, precision)
 
 
 def local_weights(name: str, pretrained: str) -> Path | None:
@@ -46,9 +52,36 @@ def local_weights(name: str, pretrained: str) -> Path | None:
     Raises:
         UserError: If a bundle is incomplete.
     """
-    return open_clip_models.local_weights(name, pretrained)
+    return library_of(name).local_weights(name, pretrained)
 
 
 def hub_repository(name: str, pretrained: str) -> str | None:
     """Repository of weights on the Hub, None if unknown; `pretrained` is from `identity.resolve_pretrained`."""
-    return open_clip_models.hub_repository(name, pretrained)
+    return library_of(name).hub_repository(name, pretrained)
+
+
+def library_of(name: str) -> ModuleType:
+    """Module of the library of a model. It is imported here, because each library takes seconds to import.
+
+    Raises:
+        UserError: If the library is not installed; the message names the extra.
+    """
+    if name.startswith(TIMM):
+        require_extra("timm", name)
+        from . import timm_models
+
+        return timm_models
+    if name.startswith(TRANSFORMERS):
+        require_extra("transformers", name)
+        from . import transformers_models
+
+        return transformers_models
+    from . import open_clip_models
+
+    return open_clip_models
+
+
+def require_extra(extra: str, name: str) -> None:
+    """Check that the package of an extra of the same name is installed; UserError if not."""
+    if find_spec(extra) is None:
+        raise UserError(f"{name} needs the extra {extra}: pip install '.[{extra}]'")

@@ -20,13 +20,13 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torchvision import transforms as T
 
-from ...utils.errors import UserError, first_line, unknown
-from . import identity
+from ...utils.errors import UserError, unknown
+from . import bundles, hub, identity
 from .base import Backbone, Tokenizer
 from .clip_cache import find_cached_by_clip
 from .precision import to_bfloat16
 from .transforms import Preprocess
-from .weights_files import OPENAI_MARKS, read_weights
+from .weights_files import OPENAI_MARKS, describe_failure, read_weights
 
 logger = logging.getLogger(__name__)
 
@@ -104,7 +104,7 @@ def find_source(name: str, pretrained: str | None) -> Source:
         UserError: If the model or the tag is unknown, the activation does not match the weights, or the weights are
             missing or cannot be downloaded.
     """
-    if name and not identity.is_bundle(name):
+    if name and not bundles.is_bundle(name):
         if identity.MINI_NAME not in open_clip.list_models():
             open_clip.add_model_config(identity.MINI_CONFIG)
         if name not in open_clip.list_models():
@@ -115,9 +115,9 @@ def find_source(name: str, pretrained: str | None) -> Source:
     if pretrained is None:
         return Source(name, name, name, None)
     pretrained = identity.resolve_pretrained(name, pretrained)
-    if identity.is_bundle(name):
-        bundle = identity.find_bundle(name)
-        return Source(name, bundle.title, f"{identity.FOLDER}{bundle.config.parent}", bundle.weights)
+    if bundles.is_bundle(name):
+        bundle = bundles.find_bundle(name)
+        return Source(name, bundle.title, f"{bundles.FOLDER}{bundle.config.parent}", bundle.weights)
     if file := identity.weights_file(pretrained):
         return Source(name, f"{name}/{file.stem}", name, file)
     config = _tag_config(name, pretrained)
@@ -128,10 +128,10 @@ def find_source(name: str, pretrained: str | None) -> Source:
         raise unknown(f"weights of {name}: neither a file nor a tag:", pretrained, tags)
     repository, filenames = _hub_files(config)
     title = f"{name}/{pretrained}"
-    file = identity.cached_file(repository, filenames) or find_cached_by_clip(config.get("url") or "")
+    file = hub.cached_file(repository, filenames) or find_cached_by_clip(config.get("url") or "")
     if file is None:
         needed = config["hf_hub"].rpartition("/")[2] or filenames[0]
-        file = identity.fetch_file(repository, filenames, title, needed, identity.USE_WEIGHTS)
+        file = hub.fetch_file(repository, filenames, title, needed, bundles.USE_WEIGHTS)
     return Source(name, title, name, file, pretrained)
 
 
@@ -139,35 +139,27 @@ def _hub_files(config: dict[str, Any]) -> tuple[str, Sequence[str]]:
     """Repository of a tag on the Hub and the names of its weights file, the preferred one first."""
     repository, _, filename = config["hf_hub"].rpartition("/")
     if not filename:
-        return repository, identity.WEIGHTS_NAMES
+        return repository, bundles.WEIGHTS_NAMES
     return repository, (re.sub(r"\.\w+$", ".safetensors", filename), filename)
 
 
 def local_weights(name: str, pretrained: str) -> Path | None:
-    """Weights file of a model on this machine; None if the weights have to be downloaded, or the tag is unknown.
-
-    Arguments as in `loading.load_backbone`. Unknown models have no weights.
-
-    Raises:
-        UserError: If a bundle is incomplete.
-    """
+    """Weights file of a model on this machine, as in `loading.local_weights`."""
     pretrained = identity.resolve_pretrained(name, pretrained)
-    if name.startswith(identity.HUB):
-        return identity.cached_file(name[len(identity.HUB) :], identity.WEIGHTS_NAMES)
-    if identity.is_bundle(name):
-        return identity.find_bundle(name).weights
+    if bundles.is_bundle(name):
+        return bundles.local_bundle_weights(name)
     config = _tag_config(name, pretrained)
     file = identity.weights_file(pretrained)
     if file is not None or not config:
         return file
-    return identity.cached_file(*_hub_files(config)) or find_cached_by_clip(config.get("url") or "")
+    return hub.cached_file(*_hub_files(config)) or find_cached_by_clip(config.get("url") or "")
 
 
 def hub_repository(name: str, pretrained: str) -> str | None:
-    """Repository of weights on the Hub, None if unknown; `pretrained` is from `identity.resolve_pretrained`."""
-    if name.startswith(identity.HUB):
-        return name[len(identity.HUB) :]
-    if identity.is_bundle(name) or identity.weights_file(pretrained):
+    """Repository of weights on the Hub, as in `loading.hub_repository`."""
+    if bundles.is_bundle(name):
+        return bundles.repository_of(name)
+    if identity.weights_file(pretrained):
         return None
     return _tag_config(name, pretrained).get("hf_hub", "").rpartition("/")[0] or None
 
@@ -254,9 +246,7 @@ def build(source: Source, precision: str = "fp32") -> Built:
     except UserError:
         raise
     except Exception as error:  # open_clip and torch raise any type on files of other models
-        reason = first_line(error)
-        if "Error(s) in loading state_dict" in reason:
-            reason = "it is of another model: " + re.sub('", .*', '"', str(error).splitlines()[1].strip())
+        reason = describe_failure(error)
         weights = f" with weights {str(source.weights)!r}" if source.weights else ""
         raise UserError(f"cannot load {source.name}{weights}: {reason}") from error
 
@@ -288,7 +278,7 @@ def _tokenizer(source: Source) -> Tokenizer:
     text = open_clip.get_model_config(source.model)["text_cfg"]
     options = text.get("tokenizer_kwargs") or {}
     if refused := sorted(options.keys() - set(TOKENIZER_KEYS)):
-        file = f"{source.model[len(identity.FOLDER) :]}/{identity.CONFIG_NAME}"
+        file = f"{source.model[len(bundles.FOLDER) :]}/{bundles.CONFIG_NAME}"
         allowed = ", ".join(TOKENIZER_KEYS)
         raise UserError(f"{file}: text_cfg.tokenizer_kwargs has {', '.join(refused)}, and only {allowed} are allowed")
     if text.get("hf_tokenizer_name") or text.get("hf_model_name"):
@@ -310,16 +300,16 @@ def _tokenizer_files(source: Source, repository: str) -> str:
     """
     what = f"the tokenizer of {source.name}"
     files = "tokenizer.json and tokenizer_config.json"
-    if source.name.startswith(identity.FOLDER):
-        place = source.model[len(identity.FOLDER) :]
+    if source.name.startswith(bundles.FOLDER):
+        place = source.model[len(bundles.FOLDER) :]
         if not any((Path(place) / filename).is_file() for filename in VOCABULARY_NAMES):
             raise UserError(f"{what} is missing: put {files} into {place}")
         return place
-    vocabulary = identity.cached_file(repository, VOCABULARY_NAMES)
-    if vocabulary and identity.cached_file(repository, ["tokenizer_config.json"]):
+    vocabulary = hub.cached_file(repository, VOCABULARY_NAMES)
+    if vocabulary and hub.cached_file(repository, ["tokenizer_config.json"]):
         return str(vocabulary.parent)  # with a folder, transformers sends no request to the Hub
-    use = f"put them beside {identity.CONFIG_NAME} and the weights, {identity.USE_FOLDER}"
-    identity.require_hub(repository, what, files, use)
+    use = f"put them beside {bundles.CONFIG_NAME} and the weights, {bundles.USE_FOLDER}"
+    hub.require_hub(repository, what, files, use)
     return repository
 
 

@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torchvision import transforms as T
-from torchvision.transforms.functional import hflip, resized_crop
+from torchvision.transforms.functional import crop, hflip, resized_crop
 
 from ...datasets.decoding import FULL, DecodedImage, LazyImage
 from ...datasets.images import ImageOrPath, ImageSource, reason
@@ -125,6 +125,20 @@ class Crop:
     def ratio(self) -> float:
         """Smaller ratio of a side of the box and the side of the result."""
         return min(self.height / self.size[0], self.width / self.size[1])
+
+
+class FloorCenterCrop(T.CenterCrop):
+    """Center crop as in transformers: if an odd number of pixels is cut, the larger part is on the right or bottom.
+
+    torchvision rounds half of that number to an even one. A smaller image is padded with black.
+    """
+
+    def forward(self, image: Image.Image) -> Image.Image:
+        """Crop an image."""
+        height, width = self.size
+        top = int((image.height - height) / 2)  # rounds to 0, also for negative numbers
+        left = int((image.width - width) / 2)
+        return crop(image, top, left, height, width)
 
 
 def resizing(steps: Sequence[Callable], size: tuple[int, int]) -> tuple[int, Crop] | None:

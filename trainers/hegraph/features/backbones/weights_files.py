@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...utils.errors import UserError
+from ...utils.errors import UserError, first_line
 from ...utils.reading import read_tensors, read_torch, reading
 
 WHAT = "weights of a model"
@@ -43,6 +43,14 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     if not isinstance(state, dict) or not state:
         raise UserError(f"expected a state dict in {path}, got {type(content).__name__}")
     return {str(name).removeprefix("module."): value for name, value in state.items()}
+
+
+def describe_failure(error: Exception) -> str:
+    """Reason why weights cannot be loaded, on one line; of several missing weights, the first."""
+    reason = first_line(error)
+    if "Error(s) in loading state_dict" not in reason:
+        return reason
+    return "it is of another model: " + re.sub('", .*', '"', str(error).splitlines()[1].strip())
 
 
 class _Module(dict):

@@ -1,0 +1,143 @@
+"""Image encoders of timm: features, preprocessing, precision, and what is refused."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from random_models import write_timm_model
+from safetensors.torch import save_file
+from timm.data import create_transform, resolve_model_data_config
+from tiny import AUGMENTATION, SIGLIP_CONFIG, kinds
+
+from trainers.hegraph import UserError, load_backbone
+from trainers.hegraph.features.backbones.identity import backbone_identity
+from trainers.hegraph.features.backbones.loading import hub_repository, local_weights
+
+VIT = "timm:test_vit.r160_in1k"
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> Path:
+    """Weights of a random test_vit with its classifier."""
+    folder = write_timm_model(tmp_path_factory.mktemp("models") / "vit")
+    return folder / "model.safetensors"
+
+
+def pixels_of(side: int) -> torch.Tensor:
+    return torch.randn(3, 3, side, side, generator=torch.Generator().manual_seed(0))
+
+
+def test_features_are_those_of_timm_without_classifier(weights):
+    backbone = load_backbone(VIT, str(weights))
+    torch.manual_seed(0)
+    network = timm.create_model("test_vit.r160_in1k").eval()
+    pixels = pixels_of(160)
+    with torch.no_grad():
+        expected = network.forward_head(network.forward_features(pixels), pre_logits=True)
+    torch.testing.assert_close(backbone.encode_images(pixels), F.normalize(expected, dim=-1))
+    assert (backbone.name, backbone.width, backbone.input_size) == ("timm/test_vit.r160_in1k/model", 64, (160, 160))
+    assert not backbone.has_text and backbone.logit_scale == 100
+
+
+def test_vit_in_open_clip_has_the_features_of_timm(siglip, tmp_path):
+    own = load_backbone(f"local-dir:{siglip}")
+    network = timm.create_model(SIGLIP_CONFIG["vision_cfg"]["timm_model_name"], num_classes=0, global_pool="map")
+    network.load_state_dict(own.model.visual.trunk.state_dict())
+    save_file(network.state_dict(), tmp_path / "model.safetensors")
+    config = {"architecture": "vit_tiny_patch16_224", "model_args": {"global_pool": "map"}, "num_classes": 0}
+    entry = {"input_size": [3, 224, 224], "mean": [0.5] * 3, "std": [0.5] * 3, "crop_pct": 1.0, "crop_mode": "squash"}
+    entry["interpolation"] = "bicubic"
+    (tmp_path / "config.json").write_text(json.dumps({**config, "pretrained_cfg": entry}))
+    backbone = load_backbone(f"timm:{tmp_path}")
+    pixels = pixels_of(224)
+    assert (backbone.encode_images(pixels) - own.encode_images(pixels)).abs().max() < 1e-5
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 300, 3), dtype=np.uint8))
+    assert torch.equal(backbone.preprocess(image), own.preprocess(image))
+
+
+@pytest.mark.parametrize("crop_mode", ["center", "squash", "border"])
+def test_preprocessing_is_the_data_configuration_of_timm(crop_mode, weights, tmp_path):
+    folder = write_timm_model(tmp_path / "vit")
+    config = json.loads((folder / "config.json").read_text())
+    config["pretrained_cfg"] |= {"crop_mode": crop_mode, "crop_pct": 0.9}
+    (folder / "config.json").write_text(json.dumps(config))
+    backbone = load_backbone(f"timm:{folder}")
+    data = resolve_model_data_config(backbone.model.network)
+    assert (data["crop_mode"], data["crop_pct"]) == (crop_mode, 0.9)
+    transform = create_transform(**data, is_training=False)
+    for size in ((300, 201), (40, 90)):
+        image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8))
+        torch.testing.assert_close(backbone.preprocess(image), transform(image), rtol=0, atol=1e-6)
+    steps = kinds(backbone.training_transform(AUGMENTATION, (0.08, 1.0), "bicubic"))
+    assert steps == ["RandomHorizontalFlip", "RandomResizedCrop", "MaybeToTensor", "Normalize"]
+
+
+@pytest.mark.parametrize("name", ["test_vit.r160_in1k", "test_convnext.r160_in1k", "test_efficientnet.r160_in1k"])
+def test_bfloat16_converts_the_whole_model(name, tmp_path):
+    folder = write_timm_model(tmp_path / "model", name)
+    exact, half = load_backbone(f"timm:{folder}"), load_backbone(f"timm:{folder}", precision="bf16")
+    pixels = pixels_of(160)
+    assert {parameter.dtype for parameter in half.model.parameters()} == {torch.bfloat16}
+    assert (exact.encode_images(pixels) * half.encode_images(pixels)).sum(dim=1).min() > 0.99
+    assert half.fingerprint["precision"] == "bf16"
+
+
+def test_weights_are_identified_without_loading_the_model(weights, tmp_path):
+    folder = write_timm_model(tmp_path / "vit")
+    of_file = backbone_identity(VIT, str(weights), "fp32", "cpu")
+    assert of_file["model"] == VIT and len(of_file["weights"]) == 64
+    assert backbone_identity(VIT, "auto", "bf16", "cpu") == {"model": VIT, "weights": "", "precision": "bf16"}
+    of_folder = backbone_identity(f"timm:{folder}", "", "fp32", "cpu")
+    assert of_folder["weights"] == of_file["weights"] and len(of_folder["model"]) == 64
+    assert load_backbone(f"timm:{folder}").fingerprint.items() >= of_folder.items()
+
+
+def test_weights_of_another_model_are_refused(weights, tmp_path):
+    with pytest.raises(UserError, match=r"cannot load timm/test_vit2.r160_in1k/model with weights"):
+        load_backbone("timm:test_vit2.r160_in1k", str(weights))
+    state = timm.create_model("test_vit.r160_in1k").state_dict()
+    del state["norm.bias"]
+    save_file(state, tmp_path / "incomplete.safetensors")
+    with pytest.raises(UserError, match="norm.bias"):
+        load_backbone(VIT, str(tmp_path / "incomplete.safetensors"))
+
+
+@pytest.mark.parametrize(
+    "name, pretrained, message",
+    [
+        ("timm:vit_nope", "", "unknown model of timm 'vit_nope'"),
+        ("timm:test_vit.nope", "", "unknown weights of timm:test_vit 'nope'"),
+        ("timm:test_vit", "", r"names no weights: expected timm:NAME.TAG, such as timm:test_vit.r160_in1k"),
+        (VIT, "nope", "weights of timm:test_vit.r160_in1k: expected a file, got 'nope'"),
+        ("timm:./nope", "", "expected the name of a repository"),
+        ("timm:a/b", "x.pt", "brings its weights along"),
+    ],
+)
+def test_names_and_weights_are_checked(name, pretrained, message):
+    with pytest.raises(UserError, match=message):
+        load_backbone(name, pretrained)
+
+
+def test_plain_values_alone_reach_timm_from_a_file(tmp_path):
+    folder = write_timm_model(tmp_path / "vit")
+    config = json.loads((folder / "config.json").read_text())
+    config["model_args"] = {"pretrained_cfg_overlay": {"file": "x"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="expected plain values in model_args"):
+        load_backbone(f"timm:{folder}")
+
+
+def test_without_the_hub_the_message_names_the_file(no_hub):
+    assert local_weights(VIT, "") is None
+    assert hub_repository(VIT, "") == "timm/test_vit.r160_in1k"
+    with pytest.raises(UserError) as caught:
+        load_backbone(VIT)
+    message = str(caught.value)
+    assert message.startswith(f"{VIT} needs model.safetensors from http")
+    assert "/timm/test_vit.r160_in1k, which cannot be reached" in message
+    assert "set MODEL.BACKBONE.PRETRAINED (or --pretrained) to its path" in message

@@ -1,0 +1,143 @@
+"""Models in the format of transformers: features, preprocessing, precision, and what is refused."""
+
+import json
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from random_models import KINDS, TWO_TOWERS, copy_clip, copy_siglip, write_transformers_model
+from safetensors.torch import load_file, save_file
+from tiny import SENTENCES
+
+pytest.importorskip("transformers.models")
+
+from trainers.hegraph import UserError, load_backbone
+from trainers.hegraph.features.backbones.identity import backbone_identity, encodes_text
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> dict[str, str]:
+    """Names of tiny random models, by `model_type`."""
+    root = tmp_path_factory.mktemp("models")
+    return {kind: f"transformers:{write_transformers_model(root / kind, kind)}" for kind in KINDS}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_class_encodes_images(models, kind):
+    backbone = load_backbone(models[kind])
+    pixels = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    features = backbone.encode_images(pixels)
+    assert backbone.name == f"transformers/{kind}" and backbone.input_size == (32, 32)
+    assert features.shape == (3, backbone.width)
+    torch.testing.assert_close(features.norm(dim=1), torch.ones(3))
+    assert (features[0] @ features[1]).item() < 0.999
+    assert backbone.has_text == encodes_text(models[kind]) == (kind in TWO_TOWERS)
+
+
+@pytest.mark.parametrize("kind", TWO_TOWERS)
+def test_sentence_has_equal_features_in_any_batch(models, kind):
+    backbone = load_backbone(models[kind])
+    sentences = ["a photo of a cat", "a photo of no dog and many more words than a tokenizer may take " * 3, "", "a"]
+    alone = torch.cat([backbone.encode_text([sentence]) for sentence in sentences])
+    torch.testing.assert_close(backbone.encode_text(sentences), alone)
+    assert (alone[0] @ alone[3]).item() < 0.9999
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bfloat16_converts_the_whole_model(models, kind):
+    exact, half = load_backbone(models[kind]), load_backbone(models[kind], precision="bf16")
+    pixels = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    cosines = (exact.encode_images(pixels) * half.encode_images(pixels)).sum(dim=1)
+    assert {parameter.dtype for parameter in half.model.network.parameters()} == {torch.bfloat16}
+    assert 0.99 < cosines.min() and cosines.min() < 1
+    assert half.fingerprint["precision"] == "bf16"
+    if kind in TWO_TOWERS:
+        assert half.logit_scale == exact.logit_scale
+        assert (exact.encode_text(SENTENCES) * half.encode_text(SENTENCES)).sum(dim=1).min() > 0.99
+
+
+def test_copy_of_clip_gives_the_features_of_open_clip(tiny, tiny_model, tmp_path):
+    folder = copy_clip(tiny_model, tmp_path / "copy", {"patch": 8, "heads": 2, "text_heads": 2})
+    copied = load_backbone(f"transformers:{folder}")
+    pixels = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    assert (copied.encode_images(pixels) - tiny.encode_images(pixels)).abs().max() < 1e-5
+    sentences = [*SENTENCES, "A photo of THE cat's 12 dogs, " * 20]
+    assert (copied.encode_text(sentences) - tiny.encode_text(sentences)).abs().max() < 1e-5
+    assert copied.logit_scale == tiny.logit_scale
+    assert (copied.mean, copied.std, copied.input_size) == (tiny.mean, tiny.std, tiny.input_size)
+
+
+def test_copy_of_siglip_gives_the_features_of_open_clip(siglip, tmp_path):
+    own = load_backbone(f"local-dir:{siglip}")
+    # The SigLIP of transformers has no class token, like the one of the paper
+    trunk = timm.create_model("vit_tiny_patch16_224", num_classes=0, global_pool="map", class_token=False)
+    own.model.visual.trunk = trunk.eval()
+    folder = copy_siglip(own.model, tmp_path / "copy", heads=3, text_heads=2)
+    copied = load_backbone(f"transformers:{folder}")
+    pixels = torch.randn(3, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    assert (copied.encode_images(pixels) - own.encode_images(pixels)).abs().max() < 1e-5
+    assert (copied.encode_text(SENTENCES) - own.encode_text(SENTENCES)).abs().max() < 1e-5
+    assert copied.logit_scale == own.logit_scale
+    assert (copied.mean, copied.std, copied.input_size) == (own.mean, own.std, own.input_size)
+
+
+# --- what is refused
+
+
+def change(folder: Path, name: str, **values: object) -> None:
+    content = json.loads((folder / name).read_text()) | values
+    (folder / name).write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    "name, values, message",
+    [
+        ("config.json", {"model_type": "bert"}, r"'bert'; expected one of clip \(CLIPModel\), siglip"),
+        ("config.json", {"model_type": "siglip2"}, "'siglip2'; NaFlex models have no fixed resolution; expected"),
+        ("config.json", {"quantization_config": {"bits": 4}}, "has quantised weights; expected"),
+        ("preprocessor_config.json", {"image_processor_type": "BeitImageProcessor"}, "has the image processor Beit"),
+        ("preprocessor_config.json", {"size": {"shortest_edge": 32, "longest_edge": 40}}, "resizes to"),
+        ("preprocessor_config.json", {"do_rescale": False}, "does not rescale bytes by 1/255"),
+    ],
+)
+def test_other_models_and_processors_are_refused(name, values, message, tmp_path):
+    folder = write_transformers_model(tmp_path / "model", "clip")
+    change(folder, name, **values)
+    with pytest.raises(UserError, match=message):
+        load_backbone(f"transformers:{folder}")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "preprocessor_config.json", "tokenizer.json"])
+def test_missing_file_is_named(name, tmp_path):
+    folder = write_transformers_model(tmp_path / "model", "clip")
+    (folder / name).unlink()
+    with pytest.raises(UserError, match=name):
+        load_backbone(f"transformers:{folder}")
+
+
+def test_missing_weight_is_not_random(tmp_path):
+    folder = write_transformers_model(tmp_path / "model", "dinov2")
+    state = load_file(folder / "model.safetensors")
+    del state["layernorm.weight"]
+    save_file(state, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match="lack layernorm.weight and 0 others of Dinov2Model"):
+        load_backbone(f"transformers:{folder}")
+
+
+def test_without_the_hub_the_message_names_the_files(no_hub):
+    with pytest.raises(UserError) as caught:
+        load_backbone("transformers:openai/clip-vit-base-patch32")
+    message = str(caught.value)
+    assert "needs config.json, model.safetensors, preprocessor_config.json and the tokenizer from http" in message
+    assert "put them into a folder, set MODEL.BACKBONE.NAME (or --backbone) to transformers:FOLDER" in message
+
+
+def test_identity_changes_with_each_file(tmp_path):
+    folder = write_transformers_model(tmp_path / "model", "clip")
+    name = f"transformers:{folder}"
+    before = backbone_identity(name, "", "fp32", "cpu")
+    assert load_backbone(name).fingerprint.items() >= before.items()
+    change(folder, "tokenizer_config.json", more=1)
+    after = backbone_identity(name, "", "fp32", "cpu")
+    assert [key for key in before if before[key] != after[key]] == ["tokenizer_config.json"]
