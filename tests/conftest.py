@@ -171,7 +171,7 @@ def mini():
 @pytest.fixture
 def images_only(mini, monkeypatch: pytest.MonkeyPatch) -> str:
     """Name of an encoder without text, the image tower of `mini`."""
-    from trainers.hegraph.estimator.model_selection import backbones
+    from trainers.hegraph.estimator.model_selection import backbones, candidates
     from trainers.hegraph.features.backbones import loading
 
     name = "timm:mini"
@@ -185,7 +185,8 @@ def images_only(mini, monkeypatch: pytest.MonkeyPatch) -> str:
 
     for module in (loading, backbones):
         monkeypatch.setattr(module, "load_backbone", load_without_text)
-    monkeypatch.setattr(backbones, "local_weights", lambda of, tag: identity.MINI_WEIGHTS)
+    for module in (backbones, candidates):
+        monkeypatch.setattr(module, "local_weights", lambda of, tag: identity.MINI_WEIGHTS)
     return name
 
 

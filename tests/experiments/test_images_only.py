@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from trainers.hegraph import HeGraphClassifier, UserError, load_bank, load_cfg
+from trainers.hegraph import HeGraphClassifier, UserError, compare_backbones, load_bank, load_cfg
 from trainers.hegraph.__main__ import main
 from trainers.hegraph.apps.demo.answer import compute_answer, summary
+from trainers.hegraph.estimator.model_selection import backbones
+from trainers.hegraph.estimator.model_selection.candidates import Candidate
 from trainers.hegraph.experiments.prompt_source import images_only_backbone, with_prompt_source
 from trainers.hegraph.models.folder import load_model
 from trainers.hegraph.models.images import ImageModel
@@ -69,6 +71,14 @@ def test_model_is_tested_with_the_same_command(words, run):
     record, out = run(*words, bank=None, quick=())
     tested, _ = run("--eval-only", "--model-dir", str(out), *words, bank=None, quick=(), name="tested")
     assert tested["accuracy"] == record["accuracy"]
+
+
+def test_table_mixes_encoders_with_and_without_text(images_only, digits_images, monkeypatch):
+    candidates = [Candidate(name=images_only), Candidate(name="hegraph-mini")]
+    monkeypatch.setattr(backbones, "read_candidates", lambda specified: candidates)
+    frame = compare_backbones(*digits_images).set_index("backbone")
+    assert frame["error"].tolist() == ["", ""] and frame["leave_one_out"].min() > 50
+    assert frame["zero_shot"].isna().to_dict() == {images_only: True, "hegraph-mini": False}
 
 
 def test_label_check_needs_no_text(words, images_only, tmp_path, capsys, caplog):
