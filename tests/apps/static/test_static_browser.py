@@ -20,11 +20,10 @@ from torchvision.transforms import InterpolationMode, Resize
 
 pytest.importorskip("onnxruntime", reason="the extra `onnx` is not installed: pip install onnx onnxruntime")
 
-from trainers.hegraph import Backbone
 from trainers.hegraph.__main__ import main
 from trainers.hegraph.apps.static.page import write_page
 from trainers.hegraph.datasets.digits import load_digits_dataset
-from trainers.hegraph.features.backbones.loading import create_model
+from trainers.hegraph.features.backbones.open_clip_models import as_backbone, create_model
 from trainers.hegraph.features.backbones.schema import BackboneConfig
 from trainers.hegraph.features.backbones.transforms import Preprocess
 from trainers.hegraph.method.cache import FoldedClassifier
@@ -126,12 +125,10 @@ def photos(tmp_path_factory) -> list[Path]:
 def random_vit(photos) -> ImageModel:
     """Model of ten classes of photos, with a random ViT-B/32 that decodes large photos at a reduced scale."""
     torch.manual_seed(0)
-    network, preprocess, tokenizer = create_model("ViT-B-32")
-    network = network.eval().requires_grad_(False)
-    fingerprint = {"preprocess": repr(preprocess)}
-    mean, std = preprocess.transforms[-1].mean, preprocess.transforms[-1].std
-    preprocess = Preprocess(preprocess.transforms, "auto")
-    backbone = Backbone("ViT-B-32", network, tokenizer, preprocess, mean, std, fingerprint)
+    built = create_model("ViT-B-32")
+    built[0].eval().requires_grad_(False)
+    fingerprint = {"preprocess": repr(built[1])}
+    backbone = as_backbone("ViT-B-32", built, fingerprint).with_decoding("auto")
     features = backbone.encode_images(photos)
     weights = F.normalize(features[::5] - features.mean(dim=0), dim=1)
     names = tuple("abcdefghij")
