@@ -6,6 +6,7 @@
 """
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -35,10 +36,10 @@ def make_dataset(folder: Path) -> fo.Dataset:
 def main(folder: Path, port: str = "") -> None:
     dataset = make_dataset(folder)
     if port:
-        fo.launch_app(dataset, remote=True, port=int(port), address="127.0.0.1")
-        sys.stdout.write("ready\n")
-        sys.stdout.flush()
-        sys.stdin.read()
+        server = [sys.executable, "-m", "fiftyone.server.main", "--port", port, "--address", "127.0.0.1"]
+        with subprocess.Popen(server) as process:
+            sys.stdin.read()
+            process.terminate()
         return
     listed = [operator.uri for operator in foo.list_operators()]
     params = {"labels": "ground_truth", "backbone": "mini", "number": 5}
