@@ -2,12 +2,18 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import requests
+from browser import HTTP, Browser
 
 from trainers.hegraph.datasets.digits import load_digits_dataset
 
@@ -58,3 +64,73 @@ def test_operator_writes_predictions_suspicious_labels_and_suggestions(tmp_path)
     assert answer["next"] == [1, 2, 3, 4, 5] and answer["next labels"] == [None] * 5
     assert sum(answer["right"]) > 180
     assert answer["confidence"] == sorted(answer["confidence"]) and len(answer["confidence"]) == 200
+
+
+@contextmanager
+def showing_app(folder: Path) -> Iterator[Browser]:
+    """Show the App with the dataset of `fiftyone_run.py`; `folder` is empty."""
+    save_digits(folder / "images")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    words = [fiftyone_python(), str(PROGRAM), str(folder / "images"), port]
+    with subprocess.Popen(words, env=environment(folder), stdin=subprocess.PIPE) as process:
+        browser = None
+        try:
+            address = f"http://127.0.0.1:{port}"
+            wait_for(address)
+            browser = Browser(folder / "profile", f"{address}/datasets/digits")
+            yield browser
+        finally:
+            if browser is not None:
+                browser.driver.quit()
+            assert process.stdin is not None
+            process.stdin.close()
+
+
+def wait_for(address: str) -> None:
+    """Wait until the App answers, for at most 200 s."""
+    for _ in range(200):
+        with suppress(requests.RequestException):
+            if HTTP.get(address, timeout=10).ok:
+                return
+        time.sleep(1)
+    raise AssertionError("the App does not start")
+
+
+def run_operator(page: Browser) -> None:
+    """Choose the operator by the keyboard, fill in its form, and execute it."""
+    page.open("body")
+    page.wait(lambda: "200 samples" in page.text("body"), 120)
+    page.actions().send_keys("`").perform()
+    page.wait(lambda: page.find("input[placeholder*='operat' i]"))
+    page.actions().send_keys("HeGraph").perform()
+    page.wait(lambda: "HeGraph: train and predict" in page.text("body"))
+    page.actions().send_keys(page.keys.ENTER).perform()
+
+    def encoders() -> list:
+        return [field for field in page.find("input") if field.get_attribute("value") == "ViT-B-16"]
+
+    page.wait(encoders)
+    [encoder] = encoders()
+    encoder.send_keys(page.keys.CONTROL, "a")
+    encoder.send_keys("mini")
+    page.wait(lambda: encoder.get_attribute("value") == "mini")
+    time.sleep(2)  # the App sends the form to the operator after a pause
+    [execute] = [button for button in page.find("button") if button.text == "Execute"]
+    execute.click()
+    page.wait(lambda: "Labelled samples" in page.text("body"), 120)
+
+
+def show_suspicious(page: Browser) -> None:
+    """Open the saved view of suspicious labels."""
+    page.driver.get(f"{page.address}?view=hegraph-suspicious-labels")
+    page.wait(lambda: "hegraph_label_score" in page.text("body") and "samples" in page.text("body"), 120)
+    time.sleep(5)  # until the images have arrived
+
+
+def test_operator_is_listed_in_the_app_and_runs(tmp_path):
+    with showing_app(tmp_path) as page:
+        run_operator(page)
+        show_suspicious(page)
+        assert "hegraph suspicious labels" in page.text("body")
