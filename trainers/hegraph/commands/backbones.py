@@ -25,9 +25,10 @@ HEADER = ("backbone", "zero-shot", "leave-one-out", "95 % interval", "speed", "w
 OWN_IMAGES = "folder"
 OWN_IMAGES_MULTILABEL = "multilabel"
 EPILOG = """\
-Every image is classified by the training-free variant that was fitted to all other images. This needs no validation
-images, and test images are not used. The recommended backbone is the fastest one whose accuracy is not significantly
-below the best one (95 % paired interval over images). Near-duplicate images make all accuracies too high.
+Every image is classified by the training-free variant that was fitted without it: to all other images or, with groups
+or up to 4 images per class, to the other folds of four. This needs no validation images, and test images are not used.
+The recommended backbone is the fastest one whose accuracy is not significantly below the best one (95 % paired interval
+over images). Near-duplicate images make all accuracies too high, unless DATASET.GROUP_PATTERN names their groups.
 """
 
 
@@ -104,7 +105,7 @@ def compare_command(args: argparse.Namespace) -> int:
         task = ImageTask(dataset, configure(candidate), seed, device)
         bank = task.bank()
         sample = [dataset.open(item.path) for item in dataset.train[:TIMED_IMAGES]]
-        return Encoded(task.backbone, bank.cache_keys(), bank.train_labels, bank.known_text, sample)
+        return Encoded(task.backbone, bank.cache_keys(), bank.train_labels, bank.known_text, sample, bank.train_groups)
 
     results = compare_candidates(candidates, encode, args.offline)
     for line in table_lines(results):

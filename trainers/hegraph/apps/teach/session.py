@@ -25,6 +25,7 @@ from ...datasets.decoding import REDUCED
 from ...datasets.digits import CLASSNAMES
 from ...datasets.images import open_image, pixel_hash, reason
 from ...estimator.incremental import support_set_of
+from ...estimator.labels.held_out import held_out_predictions
 from ...estimator.labels.suggest import suggest
 from ...estimator.training import Origin, make_configuration, train_model
 from ...features.backbones.base import Backbone
@@ -52,9 +53,9 @@ from .view import (
     MAX_TRIED_WORK,
     Suggestion,
     View,
+    arguments_of,
     evaluation_of,
     has_same_training,
-    leave_one_out_of,
 )
 
 logger = logging.getLogger(__name__)
@@ -244,7 +245,7 @@ class Session:
                 labels[issue.index] = support_set.names.index(issue.suggested)
                 if len(labels.unique()) > 1:
                     with Interruptible(self.outdated):
-                        _, predicted = leave_one_out_of(view.model, labels)
+                        predicted = held_out_predictions(*arguments_of(view.model, labels))
                     corrected[picture.path] = int((predicted == labels).sum())
             with self._view_lock:
                 if not has_same_training(view, self.view):

@@ -1,6 +1,7 @@
-"""State of a teach project as its page shows it, and the evaluation of its model by leave-one-out.
+"""State of a teach project as its page shows it, and the evaluation of its model without further images.
 
-Labels are checked and the accuracy is measured by leave-one-out (`estimator/labels/leave_one_out.py`). An action
+Labels are checked by leave-one-out (`estimator/labels/leave_one_out.py`). The accuracy is measured on held-out images
+(`estimator/labels/held_out.py`): by leave-one-out, or up to 4 images per class in balanced folds. An action
 changes the contents at once; the model and then its evaluation follow. Until then, the lists omit images that are at
 another place.
 """
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from ...estimator.incremental import support_set_of
 from ...estimator.labels import SUSPICIOUS
+from ...estimator.labels.held_out import held_out_predictions
 from ...estimator.labels.issues import LabelIssue, rank_labels
 from ...estimator.labels.leave_one_out import leave_one_out
 from ...features.backbones.base import Backbone
@@ -62,10 +64,10 @@ class View:
         confident: Unlabelled images of the model whose predicted class is probable (`CONFIDENT`) and that are not
             unusual, each with the class.
         is_evaluated: Whether the evaluation below belongs to the model; otherwise it is of an earlier one.
-        correct, evaluated: Leave-one-out: number of correctly classified images, and of all images.
-        scores: Leave-one-out: number of correctly classified images, and of all images, of each class.
+        correct, evaluated: Held-out images: number of correctly classified images, and of all images.
+        scores: Held-out images: number of correctly classified images, and of all images, of each class.
         before: `accuracy` of the evaluation before; None if unknown.
-        confusions: Leave-one-out errors as (label, predicted class, number of images), most frequent first.
+        confusions: Errors on held-out images as (label, predicted class, number of images), most frequent first.
         suspicious: Images with suspicious labels, most suspicious first.
         corrected: `correct` after the label of an issue, by its path, is changed to the suggested one.
     """
@@ -90,7 +92,7 @@ class View:
 
     @property
     def accuracy(self) -> float | None:
-        """Macro accuracy by leave-one-out, from 0 to 1: the mean over the classes with images; None without images.
+        """Macro accuracy on held-out images, from 0 to 1: the mean over the classes with images; None without images.
 
         It does not depend on the sizes of the classes.
         """
@@ -158,7 +160,7 @@ def has_same_training(view: View, other: View) -> bool:
 
 
 def evaluation_of(view: View) -> dict[str, Any]:
-    """Evaluate the model of a view by leave-one-out; returns the fields of `View` that change.
+    """Evaluate the model of a view without further images; returns the fields of `View` that change.
 
     Without a model, or if fewer than two classes have images, there is nothing to evaluate.
     """
@@ -172,7 +174,9 @@ def evaluation_of(view: View) -> dict[str, Any]:
     counts = support_set.counts
     if (counts > 0).sum() < 2:
         return empty
-    logits, predicted = leave_one_out_of(view.model, labels)
+    arguments = arguments_of(view.model, labels)
+    logits, _ = leave_one_out(*arguments)
+    predicted = held_out_predictions(*arguments)
     pairs = Counter((names[a], names[b]) for a, b in zip(labels.tolist(), predicted.tolist()) if a != b)
     ranked = [(view.trained_on[issue.index], issue) for issue in rank_labels(logits, labels, names)]
     right = labels[predicted == labels].bincount(minlength=len(names)).tolist()
@@ -186,11 +190,10 @@ def evaluation_of(view: View) -> dict[str, Any]:
     }
 
 
-def leave_one_out_of(model: SavedModel, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits and predictions of `leave_one_out` for the support set of a model with other labels."""
-    support_set = support_set_of(model)
-    features = support_set.features[0]
-    return leave_one_out(features, labels, model.known_text, model.logit_scale, model.trusts_text, model.class_prior)
+def arguments_of(model: SavedModel, labels: Tensor) -> tuple[Tensor, Tensor, Tensor, float, bool, str]:
+    """Arguments of `leave_one_out` and `held_out_predictions` for the support set of a model with other labels."""
+    features = support_set_of(model).features[0]
+    return features, labels, model.known_text, model.logit_scale, model.trusts_text, model.class_prior
 
 
 def find_neediest(classes: Sequence[tuple[str, int, int]]) -> tuple[str, int, int]:

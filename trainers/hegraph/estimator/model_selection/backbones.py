@@ -1,9 +1,10 @@
-"""Compare backbones on a few labelled images by the exact leave-one-out of the training-free variant.
+"""Compare backbones on a few labelled images by the accuracy of the training-free variant on held-out images.
 
-Each image is classified by a model that was fitted to all other images (`labels/left_out.py`), so the comparison needs
-neither validation images nor training, and the test images take no part in it. With several labels per image, the score
-is the mAP of the multi-label head, whose leave-one-out is exact as well. The result is an estimate of the accuracy on
-images from the same source. Near-duplicates among the images, such as frames of one video, make it too high.
+Each image is classified by a model that was fitted without it (`labels/held_out.py`): to all other images or, with few
+images per class or with groups, to the images of other folds. So the comparison needs neither validation images nor
+training, and the test images take no part in it. With several labels per image, the score is the mAP of the multi-label
+head by exact leave-one-out. The result is an estimate of the accuracy on images from the same source. Near-duplicates
+among the images, such as frames of one video, make it too high unless groups are named.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ from ...utils.errors import UserError, user_message
 from ...utils.reading import validate
 from ...utils.text import one_line, shown
 from ..classes import NotBlank, check_label_values
-from ..labels.leave_one_out import leave_one_out
+from ..labels.held_out import held_out_predictions
 from .candidates import Candidate, read_candidates, size_of
 
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ class Encoded(NamedTuple):
         labels: Classes of the images, shape `[N]`, or label indicators, shape `[N, K]`.
         text: Unit-norm text features of the classes, shape `[K, d]`; 0 for classes without names.
         sample: Up to `TIMED_IMAGES` of the images.
+        groups: Groups of the images, integers of shape `[N]`; None without groups.
     """
 
     backbone: Backbone
@@ -77,6 +79,7 @@ class Encoded(NamedTuple):
     labels: Tensor
     text: Tensor
     sample: Sequence[ImageOrPath]
+    groups: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -195,7 +198,7 @@ def _result(candidate: Candidate, encode: Callable[[Candidate], Encoded], offlin
 
 
 def leave_one_out_outcome(encoded: Encoded) -> tuple[float, np.ndarray | Ranking]:
-    """Classify the images by zero-shot CLIP, and each one by a model that was fitted to all other images.
+    """Classify the images by zero-shot CLIP, and each one by a model that was fitted without it.
 
     Returns:
         Accuracy (mAP) of zero-shot CLIP between 0 and 1, or NaN without class texts, and `BackboneResult.outcome`.
@@ -205,7 +208,8 @@ def leave_one_out_outcome(encoded: Encoded) -> tuple[float, np.ndarray | Ranking
     has_text = bool(encoded.text.any())
     similarities = features @ encoded.text.t()
     if labels.dim() == 1:
-        _, predicted = leave_one_out(features, labels, encoded.text, encoded.backbone.logit_scale)
+        scale = encoded.backbone.logit_scale
+        predicted = held_out_predictions(features, labels, encoded.text, scale, groups=encoded.groups)
         zero_shot = (similarities.argmax(dim=1) == labels).double().mean().item()
         outcome = (predicted == labels).numpy()
         if not has_text:
