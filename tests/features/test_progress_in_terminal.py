@@ -10,17 +10,35 @@ import subprocess
 import sys
 import termios
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
+from trainers.hegraph import load_dataset
+
 pytestmark = pytest.mark.slow
 
+
+@pytest.fixture
+def images(tmp_path) -> Path:
+    """Folder of 698 digits."""
+    digits = load_dataset("Digits")
+    for number, item in enumerate(digits.train):
+        digits.open(item.path).save(tmp_path / f"{number}.png")
+    return tmp_path
+
+
 ROOT = Path(__file__).parents[2]
-# 10 digits with 18 images of 10 views each
-FLAGS = ("--dataset-config-file", "digits", "--config-file", "mini", "--shots", "18", "--no-train")
-STATE = re.compile(r"encoding train images: .*?(\d+)/180 ")
+DIGITS = ("--dataset-config-file", "digits", "--config-file", "mini")
+FEATURES = "TRAINER.HEGRAPHADAPTER.FEATURES"
+# Command lines that encode, and the number of images: 18 of each digit in 10 views, or all 698 training images once
+TRAIN = (*DIGITS, "--shots", "18", "--no-train", "--output-dir", "{folder}/out")
+COMMANDS = {
+    "extract": (698, ("features", "extract", *DIGITS, "--out", "{folder}/b.safetensors", f"{FEATURES}.VIEWS", "1")),
+    "backbones": (180, ("backbones", *DIGITS[:2], "--shots", "18", "--candidates", "mini")),
+    "check": (698, ("label", "check", *DIGITS, "--root", ".")),
+}  # fmt: skip
 # The command line, which writes chunks every 0.2 s, so that a kill within a second finds some
 PROGRAM = """
 import sys
@@ -31,17 +49,15 @@ raise SystemExit(main(sys.argv[1:]))
 """
 
 
-def in_terminal(folder: Path, stop: Callable[[list[int]], int] | None = None) -> tuple[str, int]:
-    """Encode the digits in a terminal of 100 columns; returns the screen and the exit code.
+def in_terminal(words: Sequence[str], stop: Callable[[list[int]], int] | None = None) -> tuple[str, int]:
+    """Run a command line in a terminal of 100 columns; returns the screen and the exit code.
 
     Args:
-        folder: Folder of the features.
+        words: Arguments of the program.
         stop: Function of all states of the bar so far, the numbers of images, that returns a signal to send, or 0.
     """
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))
-    keys = ["TRAINER.HEGRAPHADAPTER.FEATURES.DIR", str(folder / "features")]
-    words = [*FLAGS, "--output-dir", str(folder / "out"), *keys]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     screen = ""
     sent = False
@@ -67,13 +83,24 @@ def in_terminal(folder: Path, stop: Callable[[list[int]], int] | None = None) ->
     return screen, code
 
 
+def encoding(folder: Path, words: Sequence[str] = TRAIN) -> list[str]:
+    """Command line with its files and features in a folder."""
+    return [*(word.format(folder=folder) for word in words), f"{FEATURES}.DIR", str(folder / "features")]
+
+
 def states(screen: str) -> list[int]:
-    """Numbers of images that the bar has shown."""
-    return [int(number) for number in STATE.findall(screen)]
+    """Numbers of images that the first bar of an encoding has shown."""
+    bars = re.findall(r"(?:encoding|predicting)[\w ]*: [^/\r]*?(\d+)/(\d+) ", screen)
+    return [int(number) for number, total in bars if total == bars[0][1]]
+
+
+def interrupt_at(number: float) -> Callable[[list[int]], int]:
+    """Function `stop` of `in_terminal` that interrupts once the bar has shown a number of images."""
+    return lambda shown: signal.SIGINT if shown and shown[-1] >= number else 0
 
 
 def test_bar_of_1800_views_shows_20_states(tmp_path):
-    screen, code = in_terminal(tmp_path)
+    screen, code = in_terminal(encoding(tmp_path))
     assert code == 0
     assert len(set(states(screen))) >= 20
     assert states(screen) == sorted(states(screen)) and states(screen)[-1] == 180
@@ -83,26 +110,58 @@ def test_bar_of_1800_views_shows_20_states(tmp_path):
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
 def test_interrupt_encodes_no_image_twice(tmp_path, share):
-    screen, code = in_terminal(tmp_path, lambda shown: signal.SIGINT if shown and shown[-1] >= 180 * share else 0)
+    screen, code = in_terminal(encoding(tmp_path), interrupt_at(180 * share))
     assert code == 130
     [kept] = re.findall(r"interrupted; (\d+) of 180 train images are encoded and will not be encoded again", screen)
     assert int(kept) >= 180 * share - 1
-    again, code = in_terminal(tmp_path)
+    again, code = in_terminal(encoding(tmp_path))
     assert code == 0
     assert f"continuing after {kept} of 180 train images" in again
     assert f"encoded {180 - int(kept)} train images in 10 views each" in again
 
 
+@pytest.mark.parametrize(("total", "words"), COMMANDS.values(), ids=COMMANDS)
+def test_interrupted_command_keeps_its_work(tmp_path, total, words):
+    line = encoding(tmp_path, words)
+    screen, code = in_terminal(line, interrupt_at(total / 2))
+    assert code == 130
+    assert len(set(states(screen))) >= 5
+    [kept] = re.findall(rf"interrupted; (\d+) of {total} train images are encoded and will not be", screen)
+    assert int(kept) >= total / 2 - 1
+    again, code = in_terminal(line)
+    assert code in (0, 1)  # 1: a suspicious label
+    assert f"continuing after {kept} of {total} train images" in again
+
+
+@pytest.mark.parametrize("command", ["predict", "label suggest"])
+def test_interrupted_prediction_keeps_its_work(finished_digits_once, images, command):
+    """The second prediction gives the rows of one without an interrupt, and leaves no files of its own."""
+    line = [*command.split(), str(finished_digits_once), str(images), "--out"]
+    _, code = in_terminal([*line, str(images / "whole.csv")])
+    assert code == 0
+    line.append(str(images / "rows.csv"))
+    screen, code = in_terminal(line, interrupt_at(400))
+    assert code == 130 and len(set(states(screen))) >= 5
+    assert not (images / "rows.csv").exists()
+    [kept] = re.findall(r"interrupted; (\d+) of 698 images are encoded and will not be encoded again", screen)
+    assert int(kept) == 256  # one batch is complete
+    again, code = in_terminal(line)
+    assert code == 0
+    assert "continuing after 256 of 698 images" in again
+    assert (images / "rows.csv").read_text() == (images / "whole.csv").read_text()
+    assert not [*(ROOT / "output" / "features" / "predict").glob("*")]
+
+
 def test_interrupt_before_the_encoding_promises_nothing(tmp_path):
-    screen, code = in_terminal(tmp_path, lambda shown: signal.SIGINT)  # at the first output
+    screen, code = in_terminal(encoding(tmp_path), lambda shown: signal.SIGINT)  # at the first output
     assert code == 130 or "encoding" not in screen
     assert "will not be encoded again" not in screen or states(screen)
 
 
 def test_kill_keeps_all_chunks(tmp_path):
-    _, code = in_terminal(tmp_path, lambda shown: signal.SIGKILL if shown and shown[-1] >= 90 else 0)
+    _, code = in_terminal(encoding(tmp_path), lambda shown: signal.SIGKILL if shown and shown[-1] >= 90 else 0)
     assert code == -signal.SIGKILL
-    again, code = in_terminal(tmp_path)
+    again, code = in_terminal(encoding(tmp_path))
     [continued] = map(int, re.findall(r"continuing after (\d+) of 180 train images", again))
     assert code == 0 and continued > 0
     assert f"encoded {180 - continued} train images in 10 views each" in again

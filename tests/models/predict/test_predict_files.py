@@ -18,6 +18,7 @@ from trainers.hegraph.models.predict import files
 from trainers.hegraph.models.predict.prediction import rows_of, write_rows
 from trainers.hegraph.utils.errors import UserError
 from trainers.hegraph.utils.logs import _AboveBars
+from trainers.hegraph.utils.progress import Progress
 
 TOP = [("ant", 0.9), ("bee", 0.0999999), ("cow", 1.23456789e-12)]
 NASTY = ["a b.png", 'quo"te.png', "com,ma.png", "new\nline.png", "return\r.png", "größe.png", "\udcff.png", "=1+1.png"]
@@ -71,7 +72,7 @@ def test_messages_do_not_break_the_progress_bar(tmp_path, monkeypatch):
         logging.getLogger().warning("two files are skipped")
         yield [files.PredictionRow("b.png", TOP)]
 
-    write_rows(batches(), tmp_path / "rows.csv", "csv", total=2)
+    write_rows(batches(), tmp_path / "rows.csv", "csv", progress=Progress(2, "predicting"))
     assert "2/2" in terminal.getvalue()
     [line] = [line for line in terminal.getvalue().replace("\r", "\n").split("\n") if "skipped" in line]
     assert line == "two files are skipped"
@@ -81,7 +82,7 @@ def test_predictions_have_lines_without_a_terminal(tmp_path, monkeypatch, caplog
     monkeypatch.setattr("trainers.hegraph.utils.progress.LINE_SECONDS", 0)
     batches = [[files.PredictionRow(f"{number}.png", TOP)] for number in range(2)]
     with caplog.at_level(logging.INFO):
-        write_rows(batches, tmp_path / "rows.csv", "csv", total=2)
+        write_rows(batches, tmp_path / "rows.csv", "csv", progress=Progress(2, "predicting"))
     assert [line[:20] for line in caplog.messages][:2] == ["predicting: 1 of 2, ", "predicting: 2 of 2, "]
 
 

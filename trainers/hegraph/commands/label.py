@@ -92,7 +92,7 @@ def suggest_command(args: argparse.Namespace) -> int:
 
     from ..estimator.labels.suggest import suggest
     from ..models.images import ImageModel
-    from ..models.predict.prediction import default_batch_size, open_model, rows_of, write_rows
+    from ..models.predict.prediction import default_batch_size, encoded_batches, open_model, rows_of, write_rows
     from ..utils.devices import choose_device
     from ..utils.progress import Progress
 
@@ -104,7 +104,9 @@ def suggest_command(args: argparse.Namespace) -> int:
     features = [torch.zeros(0, saved.classifier.width)]
     images = image_paths(args.inputs, out=args.out)
     with Progress(count_images(args.inputs), "encoding images") as progress:
-        for batch, problems, batch_features in model.encode(images, default_batch_size(model.backbone.input_size)):
+        batch_size = default_batch_size(model.backbone.input_size)
+        encoded = encoded_batches(model, images, progress.total, batch_size, progress.show)
+        for batch, problems, batch_features in encoded:
             paths += [str(path) for path, problem in zip(batch, problems) if not problem]
             unreadable += [PredictionRow(str(path), error=problem) for path, problem in zip(batch, problems) if problem]
             features.append(batch_features.cpu())

@@ -6,9 +6,9 @@ Shapes: B images of a batch, K classes, d feature width.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from ..datasets.images import ImageOrPath
 from ..features.backbones.bundles import folder_of
 from ..features.backbones.identity import AUTO, canonical_name
 from ..features.images import ImageReader
+from ..features.order import encoding_steps
 from ..utils.errors import UserError
 from .folder import load_model
 from .saved import SavedModel, TrainedModel
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Model = SavedModel | Path | str  # model, model folder, or output folder of a run
+# Images of a batch, errors ("" for a readable image), and features of the readable images
+EncodedBatch: TypeAlias = "tuple[Sequence[ImageOrPath], Sequence[str], Tensor]"
 
 
 class ImageModel:
@@ -87,12 +90,25 @@ class ImageModel:
         return self._classifier.logits(features.to(self.backbone.device)).cpu()
 
     def encode(
-        self, images: Iterable[ImageOrPath], batch_size: int = 64
-    ) -> Iterator[tuple[Sequence[ImageOrPath], Sequence[str], Tensor]]:
-        """Iterate over batches in order: images, errors ("" for a readable image), and features of readable images."""
+        self, images: Iterable[ImageOrPath], batch_size: int = 64, show: Callable[[int], None] | None = None
+    ) -> Iterator[EncodedBatch]:
+        """Iterate over batches in order.
+
+        Args:
+            images: The images.
+            batch_size: Number of images of a batch.
+            show: Function that receives the number of encoded images, several times for each batch.
+        """
         none = torch.zeros(0, self.model.classifier.width)
+        before = 0
         for batch, pixels, problems in ImageReader(self.backbone.preprocess).batches(images, batch_size):
-            yield batch, problems, self.backbone.encode_images(pixels) if len(pixels) else none
+            features = [none]
+            for step in encoding_steps(self.backbone, len(pixels), batch_size):
+                features.append(self.backbone.encode_images(pixels[step.start : step.stop]))
+                if show is not None:
+                    show(before + step.stop)
+            yield batch, problems, torch.cat(features)
+            before += len(batch)
 
 
 def check_backbone(model: TrainedModel, backbone: Backbone) -> None:

@@ -10,7 +10,7 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -25,7 +25,7 @@ from ...utils.errors import UserError
 from ...utils.files import atomic_path, check_output, check_outside_models
 from ...utils.progress import Progress
 from ..folder import load_model
-from ..images import ImageModel, backbone_files
+from ..images import EncodedBatch, ImageModel, backbone_files
 from ..saved import SavedModel, adapt
 from .files import (
     FORMATS,
@@ -37,6 +37,7 @@ from .files import (
     image_paths,
     unique_names,
 )
+from .unfinished import encode_and_keep
 
 logger = logging.getLogger(__name__)
 
@@ -63,12 +64,12 @@ def predict_images(args: Namespace) -> int:
     model = ImageModel.load(saved, device, args.backbone, args.pretrained, args.precision)
     batch_size = args.batch_size or default_batch_size(model.backbone.input_size)
     paths = image_paths(args.inputs, args.null, args.sort_into, args.out)
-    rows = image_rows(
-        model, paths, batch_size, args.top, args.open_set, args.transductive, args.sort_into, args.coverage
-    )
     total = count_images(args.inputs, args.sort_into)
+    progress = progress_of_prediction(total, args.out)
+    encoded = encoded_batches(model, paths, total, batch_size, progress.show)
+    rows = image_rows(model, encoded, args.top, args.open_set, args.transductive, args.sort_into, args.coverage)
     with_sets = args.coverage is not None
-    return write_rows(rows, args.out, chosen_format(args), args.open_set is not None, total, with_sets)
+    return write_rows(rows, args.out, chosen_format(args), args.open_set is not None, progress, with_sets)
 
 
 def predict_bank(args: Namespace) -> int:
@@ -104,7 +105,8 @@ def predict_bank(args: Namespace) -> int:
         return [*rows_of(model, paths[part], logits[part], args.top, args.open_set, own_sets)]
 
     rows = map(rows_of_part, parts)
-    failed = write_rows(rows, args.out, chosen_format(args), args.open_set is not None, len(features), sets is not None)
+    progress = progress_of_prediction(len(features), args.out)
+    failed = write_rows(rows, args.out, chosen_format(args), args.open_set is not None, progress, sets is not None)
     labels = bank.labels[args.split]
     if failed or tuple(bank.classnames) != model.classnames:
         return failed
@@ -140,10 +142,18 @@ def open_model(args: Namespace, open_set: float | None = None, coverage: float |
     return model
 
 
+def encoded_batches(
+    model: ImageModel, paths: Iterable[str], total: int | None, batch_size: int, show: Callable[[int], None]
+) -> Iterator[EncodedBatch]:
+    """Encode images as `encode_and_keep`, or without keeping anything if their number `total` is unknown."""
+    if total is None:  # a list of paths, which may be endless
+        return model.encode(paths, batch_size, show)
+    return encode_and_keep(model, [*paths], batch_size, show)
+
+
 def image_rows(
     model: ImageModel,
-    paths: Iterable[str],
-    batch_size: int,
+    encoded: Iterator[EncodedBatch],
     top: int = 5,
     open_set: float | None = None,
     transductive: bool = False,
@@ -154,8 +164,7 @@ def image_rows(
 
     Args:
         model: The model with its backbone.
-        paths: Paths of the images.
-        batch_size: Number of images to encode at once.
+        encoded: Batches of images, as from `ImageModel.encode`.
         top, open_set: As in `rows_of`.
         transductive: Whether the model is adapted to the images before they are predicted.
         sort_into: Folder for copies of the images, in folders by predicted class.
@@ -164,7 +173,6 @@ def image_rows(
     Raises:
         UserError: If a copy cannot be written.
     """
-    encoded = model.encode(paths, batch_size)
     if transductive and (batches := list(encoded)):
         encoded = iter(batches)
         features = [batch_features for *_, batch_features in batches]
@@ -248,23 +256,34 @@ def rows_of(
             yield PredictionRow(path, error="the model predicts NaN")
 
 
+def progress_of_prediction(total: int | None, out: Path | None) -> Progress:
+    """Progress of a prediction, which is hidden if its rows appear in a terminal.
+
+    Args:
+        total: Number of images; None if it is unknown.
+        out: File of the rows; None for standard output.
+    """
+    on_terminal = out is None and sys.stdout is not None and sys.stdout.isatty()
+    return Progress(total, "predicting", is_shown=not on_terminal)
+
+
 def write_rows(
     batches: Iterable[Sequence[PredictionRow]],
     out: Path | None,
     format: str,
     open_set: bool = False,
-    total: int | None = None,
+    progress: Progress | None = None,
     with_sets: bool = False,
     selected_from: int | None = None,
 ) -> int:
-    """Write rows as their batches arrive; stderr shows progress and rate, or the number of selected images.
+    """Write rows as their batches arrive; stderr shows their rate, or the number of selected images.
 
     Args:
         batches: The rows.
         out: File to write; None for standard output.
         format: One of `FORMATS`.
         open_set: Whether images may be rejected as unknown.
-        total: Number of rows for the progress; None if it is unknown.
+        progress: Progress of the prediction; None without one.
         with_sets: Whether rows have prediction sets.
         selected_from: Number of images from which the rows were selected; None if the rows are all images.
 
@@ -277,16 +296,16 @@ def write_rows(
     written = 0
     started = time.monotonic()
     errors: list[str] = []
-    on_terminal = out is None and sys.stdout is not None and sys.stdout.isatty()
 
     def counted() -> Iterator[Sequence[PredictionRow]]:
         nonlocal written
-        with Progress(total, "predicting", is_shown=not on_terminal and selected_from is None) as progress:
+        with nullcontext() if progress is None else progress:
             for rows in batches:
                 written += len(rows)
                 errors.extend(row.path for row in rows if row.error)
                 yield rows
-                progress.show(written)
+                if progress is not None:
+                    progress.show(written)
 
     with open_output(out) as write:
         for line in FORMATS[format](counted(), open_set, with_sets):
