@@ -4,7 +4,8 @@
 
 All models are of the embedded digits, without a network. The pages are shown in a headless Chromium. The pictures
 `label_studio` need Label Studio: `tests/apps/serve/studio.py` installs it, unless $HEGRAPH_LABEL_STUDIO names its
-program. The images have few colours, so that the files are small.
+program. The picture `fiftyone` needs FiftyOne (`tests/integrations/test_fiftyone.py`). The images have few colours, so
+that the files are small.
 """
 
 import html
@@ -258,6 +259,19 @@ def static_page() -> None:
             browser.driver.quit()
 
 
+def fiftyone() -> None:
+    """The App of FiftyOne with the saved view of suspicious labels, three of which are planted."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # where the test finds `browser`
+    from integrations.test_fiftyone import run_operator, show_suspicious, showing_app
+
+    with tempfile.TemporaryDirectory() as temporary, showing_app(Path(temporary)) as browser:
+        browser.driver.set_window_size(1200, 760)
+        run_operator(browser)
+        show_suspicious(browser)
+        picture = Image.open(io.BytesIO(browser.driver.get_screenshot_as_png()))
+        save(picture.crop((0, 0, 776, 330)), "fiftyone")  # without an advertisement
+
+
 def teach() -> None:
     """The tabs of the teach page, with the sample of the digits and one wrong label."""
     with tempfile.TemporaryDirectory() as temporary:
@@ -336,7 +350,7 @@ def show_project(studio: Studio, project: int, task: int, profile: Path) -> None
 
 MAKERS = (
     predict, wrong_labels, suggested, reliability, open_set, graph, sweep, demo, static_page, teach, report,
-    label_studio,
+    label_studio, fiftyone,
 )  # fmt: skip
 PICTURES: dict[str, Callable[[], None]] = {make.__name__: make for make in MAKERS}
 
