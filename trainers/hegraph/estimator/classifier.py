@@ -24,9 +24,9 @@ from ..models.saved import SavedModel, adapt
 from ..models.support_set import SupportSet
 from ..utils.errors import UserError
 from ..utils.reading import validate
-from .classes import Names, check_label_values, checked_names, split_labelled
+from .classes import UNLABELLED, Names, check_label_values, checked_names, split_labelled
 from .incremental import KEYS, IncrementalTraining, image_ids, support_set_of, unlabelled_features_of
-from .inputs import as_array, check_targets, checked_features, checked_X_y, image_list, unit_rows
+from .inputs import as_array, check_targets, checked_features, checked_groups, checked_X_y, image_list, unit_rows
 from .prediction import PredictionMixin
 from .training import changed_options
 
@@ -112,6 +112,7 @@ class HeGraphClassifier(PredictionMixin):
         text_features: Any = None,
         negative_text_features: Any = None,
         unlabelled: Any = None,
+        groups: Any = None,
     ) -> HeGraphClassifier:
         """Train the adapter. Images and classes of previous calls are discarded.
 
@@ -125,6 +126,8 @@ class HeGraphClassifier(PredictionMixin):
                 and 1, shape `[n, K]`, whose columns are the classes 0 to K - 1, or a list of n label sets.
             classnames, text_features, negative_text_features: Replace the parameters with these names.
             unlabelled: Unlabelled images for semi-supervised learning, passed to `adapt`.
+            groups: Group of each image, such as its video, a string or an integer from 0 on. Calibration, prediction
+                sets and the check of labels never judge an image by others of its group.
 
         Raises:
             ValueError, TypeError: If scikit-learn rejects `X` or `y`.
@@ -133,10 +136,14 @@ class HeGraphClassifier(PredictionMixin):
         """
         names = self.classnames if classnames is None else classnames
         X, y, classes = checked_X_y(self, X, y)
+        group_numbers = checked_groups(groups, len(y))
         pool: list[Any] = [] if unlabelled is None else [unlabelled]
         if y.ndim == 1:
+            is_labelled = torch.from_numpy(y != UNLABELLED)
             X, y, rest = split_labelled(X, y, names)
             pool = [*pool, *rest]
+            if rest and group_numbers is not None:
+                group_numbers = group_numbers[is_labelled]
             classes = np.unique(y)
         elif pool:
             raise UserError("adaptation to unlabelled images needs one label per image, and y has several")
@@ -153,7 +160,9 @@ class HeGraphClassifier(PredictionMixin):
             raise UserError(f"expected at least two classes in y, got one class: {classes.tolist()}")
         text = self._text(text_features, negative_text_features)
         names = checked_names(classes, names)
-        return self._train(lambda training: training.add(X, y, classes, names, *text), pool, reset=True)
+        return self._train(
+            lambda training: training.add(X, y, classes, names, *text, groups=group_numbers), pool, reset=True
+        )
 
     def partial_fit(
         self,
@@ -164,6 +173,7 @@ class HeGraphClassifier(PredictionMixin):
         negative_text_features: Any = None,
         *,
         classes: Any = None,
+        groups: Any = None,
     ) -> HeGraphClassifier:
         """Add images to the support set, and train on all of it. The classes of `y` may be new.
 
@@ -178,6 +188,7 @@ class HeGraphClassifier(PredictionMixin):
                 their sorted labels. Existing classes keep their own by default.
             classes: All labels of all calls, as in other classifiers of scikit-learn. Optional; if passed, other labels
                 in `y` are rejected.
+            groups: As in `fit`. A group of an earlier call is the same group.
 
         Raises:
             ValueError, TypeError: If scikit-learn rejects `X` or `y`.
@@ -189,6 +200,7 @@ class HeGraphClassifier(PredictionMixin):
             classes = np.atleast_1d(as_array(classes)).tolist()
         known = {} if is_first else self._support_set().by_label
         X, y, labels = checked_X_y(self, X, y, is_first, classes if is_first else list(known))
+        group_numbers = checked_groups(groups, len(y))
         if classes is not None:
             check_label_values(classes, "classes")
             others = set(labels.tolist()) - set(classes)
@@ -203,7 +215,7 @@ class HeGraphClassifier(PredictionMixin):
             names |= known
             classnames = {label: names.get(label, str(label)) for label in labels.tolist()}
         new_names = checked_names(labels, classnames)
-        return self._train(lambda training: training.add(X, y, labels, new_names, *text))
+        return self._train(lambda training: training.add(X, y, labels, new_names, *text, groups=group_numbers))
 
     def add_class(
         self,

@@ -170,7 +170,14 @@ class IncrementalTraining:
             return train_model(support_set, Origin.of(self.previous), cfg, self.device)
 
     def add(
-        self, X: Any, y: np.ndarray, classes: np.ndarray, names: list[str], positive: Any = None, negative: Any = None
+        self,
+        X: Any,
+        y: np.ndarray,
+        classes: np.ndarray,
+        names: list[str],
+        positive: Any = None,
+        negative: Any = None,
+        groups: torch.Tensor | None = None,
     ) -> SavedModel:
         """Train on the support set and further images and classes.
 
@@ -179,6 +186,7 @@ class IncrementalTraining:
             y: n labels, or label indicators, booleans of shape `[n, K]`.
             classes, names: Labels and names of the classes of `y`, or of a class without images.
             positive, negative: Text features of these classes, or None.
+            groups: Groups of the images, int64 of shape `[n]`; None without groups.
 
         Raises:
             UserError: If an image is unreadable, the features, the text or the labels do not match the previous model,
@@ -196,7 +204,7 @@ class IncrementalTraining:
             task = self._task(X, labels, names, cfg, positive is None and bool(replaces.any()))
             features, ids = self._features(X, positive if negative is None else negative, task)
             text = _text_of(names, positive, negative, features.shape[-1], task)
-            more = SupportSet(classes, tuple(names), features, labels, ids, *text)
+            more = SupportSet(classes, tuple(names), features, labels, ids, *text, groups=groups)
             support_set, origin = self._merge(more, replaces, has_text, task)
             return train_model(support_set, origin, cfg, self.device)
 

@@ -3,6 +3,7 @@
 Shapes: n images, V views of each, K classes, d feature width.
 """
 
+import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from sklearn.utils.validation import check_array, column_or_1d, validate_data
 from torch import Tensor
 
 from ..utils.errors import UserError, first_line
+from ..utils.text import shown
 from .classes import check_label_array, label_indicators
 
 Source = str | os.PathLike | Image.Image  # image that is not encoded yet
@@ -26,6 +28,7 @@ Source = str | os.PathLike | Image.Image  # image that is not encoded yet
 # Rows with this deviation from norm 1 are not rescaled, so that normalised features, such as those of a feature bank,
 # keep every bit
 UNIT_TOLERANCE = 1e-6
+HASHED_GROUPS = 2**62  # groups with names have numbers from here on
 FLOATS = [np.float32, np.float16]  # accepted types, others are converted to the first
 
 
@@ -136,6 +139,35 @@ def check_targets(y: np.ndarray) -> None:
     The labels are passed twice, because scikit-learn warns where most classes have one image.
     """
     check_classification_targets(np.tile(y, 2))
+
+
+def checked_groups(groups: Any, num: int) -> Tensor | None:
+    """Number the groups of n images, int64 of shape `[n]`; None without groups.
+
+    A group has the same number in every call: an integer that is not negative has itself, a string a hash.
+
+    Raises:
+        UserError: If there are not `num` groups, or a group is neither a string nor an integer from 0 to 2^62 - 1.
+    """
+    if groups is None:
+        return None
+    if isinstance(groups, (list, tuple)):  # an array would turn integers beside strings into strings
+        values = [group.item() if isinstance(group, np.generic) else group for group in groups]
+    else:
+        values = np.ravel(as_array(groups)).tolist()
+    if len(values) != num:
+        raise UserError(f"expected a group for each of the {num} images, got {len(values)} groups")
+    return torch.tensor([_group_number(value) for value in values], dtype=torch.long)
+
+
+def _group_number(group: Any) -> int:
+    """Number of a group: an integer below `HASHED_GROUPS` itself, and for a string a hash above."""
+    if isinstance(group, str) and group.strip():
+        digest = hashlib.sha256(group.encode()).digest()
+        return HASHED_GROUPS + int.from_bytes(digest[:8], "big") % HASHED_GROUPS
+    if isinstance(group, int) and not isinstance(group, bool) and 0 <= group < HASHED_GROUPS:
+        return group
+    raise UserError(f"expected groups that are strings or integers from 0 on, got {shown(group)}")
 
 
 def unit_rows(features: np.ndarray, name: str = "X") -> Tensor:

@@ -217,6 +217,7 @@ def metadata_of(support_set: SupportSet, origin: Origin, cfg: Config) -> dict[st
         "support_set": support_set,
         "images": tuple(support_set.counts.tolist()),
         "image_ids": tuple(support_set.ids.tolist()) if support_set.ids.any() else None,
+        "image_groups": None if support_set.groups is None else tuple(support_set.groups.tolist()),
     }
 
 
@@ -254,6 +255,7 @@ def task_of(support_set: SupportSet, origin: Origin, cfg: Config) -> Task:
         dataset=cfg.data.name or NO_NAME,
         backbone=origin.backbone.title,
         logit_scale=origin.logit_scale,
+        train_groups=support_set.groups,
     )
     if not has_text:
         bank = without_text(bank, negative)

@@ -332,12 +332,18 @@ def _with_prefix(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _support_set(config: ModelConfig, labelled: dict[str, Tensor]) -> SupportSet:
-    """Support set of a model; raises an exception if a part is missing, and ValueError for another number of ids."""
+    """Support set of a model.
+
+    Raises an exception if a part is missing, and ValueError for another number of ids or groups.
+    """
     labels = labelled["labels"].bool() if labelled["labels"].ndim == 2 else labelled["labels"]
     features = labelled["features"]
     ids = torch.tensor(config.image_ids or [0] * len(labels), dtype=torch.long)
     if len(ids) != len(labels):
         raise ValueError(f"{len(ids)} image_ids for {len(labels)} images")
+    groups = None if config.image_groups is None else torch.tensor(config.image_groups, dtype=torch.long)
+    if groups is not None and len(groups) != len(labels):
+        raise ValueError(f"{len(groups)} image_groups for {len(labels)} images")
     classes = np.array(config.classnames if config.labels is None else config.labels)
     return SupportSet(
         classes,
@@ -348,6 +354,7 @@ def _support_set(config: ModelConfig, labelled: dict[str, Tensor]) -> SupportSet
         labelled.get("positive"),
         labelled.get("negative"),
         _with_prefix("state.", labelled),
+        groups,
     )
 
 

@@ -40,6 +40,7 @@ class SupportSet:
             that learns (`apps/serve/learning.py`) gives them hashes of their features.
         positive, negative: Text nodes, each `[K, d]`; None if they are computed from the images.
         state: Trained parameters of HeGraphAdapter by name, where further training starts; {} without training.
+        groups: Groups of the images, int64 of shape `[N]`, negative for an image without a group; None without groups.
     """
 
     classes: np.ndarray
@@ -50,6 +51,7 @@ class SupportSet:
     positive: Tensor | None = None
     negative: Tensor | None = None
     state: Mapping[str, Tensor] = field(default_factory=dict)
+    groups: Tensor | None = None
 
     @classmethod
     def of(cls, bank: FeatureBank, state: Mapping[str, Tensor]) -> SupportSet:
@@ -59,7 +61,8 @@ class SupportSet:
         ids = torch.zeros(len(labels), dtype=torch.long)
         positive = bank.text_positive.cpu() if bank.has_text else None
         negative = bank.text_negative.cpu() if bank.has_text else None
-        return cls(np.array(names), names, bank.train_features.cpu(), labels, ids, positive, negative, state)
+        groups = None if bank.train_groups is None else bank.train_groups.cpu()
+        return cls(np.array(names), names, bank.train_features.cpu(), labels, ids, positive, negative, state, groups)
 
     @property
     def counts(self) -> Tensor:
@@ -134,6 +137,7 @@ class SupportSet:
             nodes(self.positive, more.positive),
             nodes(self.negative, more.negative),
             scatter_state(self.state, old, len(classes)),
+            _joined_groups(self, more),
         )
 
     def of_classes(self, mask: Tensor) -> SupportSet:
@@ -160,7 +164,9 @@ class SupportSet:
 
     def without(self, mask: Tensor) -> SupportSet:
         """Support set without the images in a mask, booleans of shape `[N]`."""
-        return replace(self, features=self.features[:, ~mask], labels=self.labels[~mask], ids=self.ids[~mask])
+        groups = None if self.groups is None else self.groups[~mask]
+        features = self.features[:, ~mask]
+        return replace(self, features=features, labels=self.labels[~mask], ids=self.ids[~mask], groups=groups)
 
     def find(self, labels: Sequence[Any], queries: Tensor) -> Tensor:
         """Find images by id, or by features.
@@ -224,6 +230,25 @@ def label_kind(several: bool) -> str:
 def as_set(label: Any) -> frozenset[Any]:
     """Labels of an image: the set itself, or a set of its one label."""
     return label if isinstance(label, frozenset) else frozenset([label])
+
+
+def _joined_groups(first: SupportSet, second: SupportSet) -> Tensor | None:
+    """Groups of the images of both support sets; images without groups become groups of their own."""
+    mine = first.groups
+    theirs = second.groups
+    if mine is None and theirs is None:
+        return None
+    if mine is None:
+        mine = groups_of_their_own(len(first.labels), theirs)
+    if theirs is None:
+        theirs = groups_of_their_own(len(second.labels), mine)
+    return torch.cat([mine, theirs])
+
+
+def groups_of_their_own(count: int, taken: Tensor | None) -> Tensor:
+    """Different groups `[count]`, all negative, which are not among the groups `taken`."""
+    smallest = 0 if taken is None or not len(taken) else min(0, int(taken.min()))
+    return smallest - 1 - torch.arange(count)
 
 
 def scatter_state(state: Mapping[str, Tensor], positions: Tensor, num_classes: int) -> dict[str, Tensor]:

@@ -291,6 +291,7 @@ class Learner(Server):
             model.logit_scale,
             model.classnames,
             model.trusts_text,
+            support_set.groups,
         )
         return [
             {"id": ids[issue.index], "label": issue.label, "suggested": issue.suggested, "score": round(issue.score, 4)}
