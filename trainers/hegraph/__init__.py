@@ -63,7 +63,7 @@ if TYPE_CHECKING:
     from .method.options import ModelOptions as ModelOptions
     from .utils.errors import UserError as UserError
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # public name -> module that defines it
 _HOMES = {
