@@ -94,8 +94,8 @@ def test_page_documents_the_grid_file(tmp_path):
     assert f"makes {len(runs)} runs" in page
     assert str(runs[-1].folder) == "output/bias/digits_low/HeGraphAdapter/mini_16shots_without_VARIANT=full/seed3"
     assert len({str(run.configuration()) for run in runs}) == len(runs)
-    rows = re.findall(r"^\| `[^|]*` \| `(\w+)` \|", page, re.MULTILINE)
-    assert {*rows, "suffix"} == set(Grid.model_fields)
+    [sentence] = re.findall(r"^- \*\*Keys:\*\* (.*?\.)$", page, re.DOTALL | re.MULTILINE)
+    assert set(re.findall(r"`(\w+)`", sentence)) == set(Grid.model_fields)
     file.write_text(f"{text}  OPTIM.LR: [0.5]\nseparate: true\n")
     flags = ("--seeds", "4", "--vary", "OPTIM.LR", "0.1", "OPTIM.MAX_EPOCH", "7", f"{NODE}.BIAS", "False")
     run = grid(str(file), *flags, "--methods", "TaskRes", "--output", "out").runs()[0]

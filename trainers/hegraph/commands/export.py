@@ -21,7 +21,6 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = Parser("export", description)
     parser.examples = (
         "output/model --onnx model.onnx",
-        "output/model --onnx small.onnx --int8 --calibrate photos",
         "output/model --page site --runtime onnxruntime-web.tgz",
     )
     add = parser.add_argument
