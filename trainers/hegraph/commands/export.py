@@ -19,10 +19,7 @@ if TYPE_CHECKING:
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     description = "Export a trained model to an ONNX file or to a web page, and compare its predictions with torch."
     parser = Parser("export", description)
-    parser.examples = (
-        "output/model --onnx model.onnx",
-        "output/model --page site --runtime onnxruntime-web.tgz",
-    )
+    parser.examples = ("output/model --onnx model.onnx", "output/model --page site --runtime onnxruntime-web.tgz")
     add = parser.add_argument
     add("model", type=Path, metavar="MODEL", help=MODEL)
     output = parser.add_mutually_exclusive_group(required=True)
