@@ -60,3 +60,21 @@ def test_several_labels_have_no_sets(images):
     several.fit(features, np.stack([labels == name for name in ("ant", "bee", "cat")], axis=1).astype(int))
     with pytest.raises(UserError, match="a prediction set needs a model with one label per image"):
         several.predict_set(features, 0.9)
+
+
+def test_class_without_images_removes_sets_and_threshold(images, unit_features):
+    model = fitted(*images)
+    model.add_class("dog", text_features=unit_features(1, 16, seed=4)[0])
+    reason = r"because of classes without training images \(1 of 4, such as 'dog'\); add images of them with train-more"
+    with pytest.raises(UserError, match=f"^the model has no probabilities .*, {reason}"):
+        model.predict_set(images[0], 0.9)
+    with pytest.raises(UserError, match=f"^the model has no scores .*, {reason}"):
+        model.is_known(images[0])
+
+
+def test_images_of_a_named_class_restore_sets(images, unit_features):
+    model = fitted(*images)
+    dog = unit_features(1, 16, seed=4)
+    model.add_class("dog", text_features=dog[0]).partial_fit(dog.numpy(), ["dog"])
+    assert model.predict_set(images[0], 0.9).shape == (36, 4)
+    assert model.is_known(images[0]).shape == (36,)

@@ -273,6 +273,8 @@ def with_named_classes(
     weight as for other classes, because few images would be classified as a new class with the smaller `OMEGA_NEW`.
 
     With trust in text, `trusted` is the text of the seen classes, and the text of new ones is scaled like theirs.
+
+    The scores of open-set rejection and of prediction sets are removed, because they are of the seen classes alone.
     """
     positive = support_set.positive
     negative = support_set.negative
@@ -311,6 +313,7 @@ def with_named_classes(
             key_weights=torch.cat([key_weights, share]),
         )
     update = {"classifier": changed, "text_positive": positive, "labelled": sums, "class_nodes": None}
+    update |= {"known": None, "sets": None}
     if model.text_trust is not None:
         weights_of_all = torch.full((len(seen),), model.text_trust.share, dtype=torch.float64)
         weights_of_all[seen] = torch.tensor(model.text_trust.weights, dtype=torch.float64)

@@ -178,8 +178,9 @@ class ModelMetadata(StrictModel):
         preprocessing, prompts: None for a model from a feature bank.
         scores: Scores on the test images of `trained_on`.
         labels: The K labels of the Python API; None if the class names are the labels.
-        known: Scores of images of known classes, for open-set rejection; None if the run did not compute them.
-        sets: Probabilities of true classes, for prediction sets; None if the run did not compute them.
+        known: Scores of images of known classes, for open-set rejection; None if the run did not compute them, or with
+            classes that were added without images.
+        sets: Probabilities of true classes, for prediction sets; None as for `known`.
         unlabelled: Number of unlabelled images that the classifier is adapted to (`method/unlabelled.py`).
         images: Number of labelled training images of each class; None if unknown.
         image_ids: `SupportSet.ids`; None if the images were passed as features.
@@ -227,6 +228,17 @@ class ModelMetadata(StrictModel):
         """Names of the classes without images, known from text alone; empty if no class has images."""
         images = self.images or ()
         return tuple(name for name, count in zip(self.classnames, images) if not count) if any(images) else ()
+
+    def named_only_reason(self) -> str:
+        """Return the end of a message: some classes have no images, with the remedy; "" if all or none have images."""
+        named_only = self.named_only
+        if not named_only:
+            return ""
+        count = (
+            f"classes without training images ({len(named_only)} of {len(self.classnames)}, such as {named_only[0]!r})"
+        )
+        advice = "add images of them with train-more, or train it again with images of all classes"
+        return f", because of {count}; {advice}"
 
     @property
     def trusts_text(self) -> bool:
@@ -390,8 +402,9 @@ class SavedModel(TrainedModel):
         self.check_single_label("open-set rejection")
         validate(Share, rate, "rate", convert=True)
         if self.known is None:
-            problem = "the model has no scores of known images for a threshold; train it again with CALIBRATE auto"
-            raise UserError(f"{problem}, at least four classes or two images of a class, and without unlabelled images")
+            problem = "the model has no scores of known images for a threshold"
+            advice = "; train it again with CALIBRATE auto, at least four classes or two images of a class, and without"
+            raise UserError(problem + (self.named_only_reason() or f"{advice} unlabelled images"))
 
     def is_known(self, logits: Tensor, rate: float) -> Tensor:
         """Open-set rejection: whether each image is accepted as one of the classes, booleans of shape `[B]`.
@@ -417,8 +430,8 @@ class SavedModel(TrainedModel):
         self.check_single_label("a prediction set")
         if self.sets is None:
             problem = "the model has no probabilities of held-out images for prediction sets"
-            advice = "train it again with CALIBRATE auto, and without unlabelled images"
-            raise UserError(f"{problem}; {advice}")
+            advice = "; train it again with CALIBRATE auto, and without unlabelled images"
+            raise UserError(problem + (self.named_only_reason() or advice))
         return self.sets.threshold(coverage)
 
     def prediction_sets(self, features: Tensor, logits: Tensor, coverage: float) -> Tensor:
