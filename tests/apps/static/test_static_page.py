@@ -70,7 +70,7 @@ def test_page_has_the_values_of_the_model(exportable, archive, tmp_path):
     assert values["bytes"] == (tmp_path / "site" / "model.onnx").stat().st_size
     assert values["unknown"]["threshold"] == pytest.approx(exportable.model.known.threshold(0.95))
     assert values["preprocessing"] == {
-        "size": [32, 32], "resize": "shortest", "interpolation": "bicubic", "decode": "full",
+        "size": [32, 32], "resize": "shortest", "interpolation": "bicubic", "crop": "center", "decode": "full",
         "mean": list(exportable.backbone.mean), "std": list(exportable.backbone.std),
     }  # fmt: skip
 

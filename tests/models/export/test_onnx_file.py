@@ -180,11 +180,19 @@ def test_whole_model_equals_torch_and_has_metadata(finished_digits_once, tmp_pat
 @pytest.mark.parametrize(("transform", "resize", "interpolation"), [
     ("Compose( Resize(size=224, interpolation=bicubic, max_size=None) CenterCrop", "shortest", "bicubic"),
     ("Compose( Resize(size=(224, 224), interpolation=bilinear, antialias=True) Maybe", "squash", "bilinear"),
+    ("Compose( Resize(size=256, interpolation=bicubic, max_size=None) CenterCrop(size=(224, 224))", "other", None),
+    ("Compose( Resize(size=(256, 256), interpolation=bicubic, max_size=None) CenterCrop", "other", None),
     ("ResizeKeepRatio(size=(64, 64), interpolation=InterpolationMode.BICUBIC), longest=1.000)", "other", None),
 ])  # fmt: skip
 def test_the_transform_in_words_becomes_plain_values(transform, resize, interpolation):
     found = describe_preprocessing(Preprocessing(size=[224, 224], mean=[0.5] * 3, std=[0.5] * 3, transform=transform))
     assert (found["resize"], found["interpolation"], found["transform"]) == (resize, interpolation, transform)
+
+
+def test_crop_of_transformers_rounds_down():
+    transform = "Compose( Resize(size=224, interpolation=bicubic, max_size=None) FloorCenterCrop(size=(224, 224))"
+    found = describe_preprocessing(Preprocessing(size=[224, 224], mean=[0.5] * 3, std=[0.5] * 3, transform=transform))
+    assert (found["resize"], found["crop"]) == ("shortest", "floor")
 
 
 # A failure leaves no files

@@ -174,7 +174,8 @@ function halfToEven(value) { // as Python's round
 }
 function normalise(bytes, width, height, how) {
     const [outHeight, outWidth] = how.size, result = new Float32Array(3 * outHeight * outWidth);
-    const left = halfToEven((width - outWidth) / 2), top = halfToEven((height - outHeight) / 2);
+    const rounded = how.crop === "floor" ? Math.floor : halfToEven;
+    const left = rounded((width - outWidth) / 2), top = rounded((height - outHeight) / 2);
     const tables = how.mean.map((mean, channel) => Float32Array.from({length: 256}, (_, byte) =>
         Math.fround(Math.fround(byte / 255) - Math.fround(mean)) / Math.fround(how.std[channel])));
     let out = 0;

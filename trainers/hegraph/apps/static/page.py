@@ -79,7 +79,7 @@ def page_preprocessing(model: SavedModel) -> dict[str, Any]:
     if described["resize"] == "other" or described["interpolation"] not in INTERPOLATIONS:
         transform = " ".join(described["transform"].split())
         raise UserError(f"--page: a browser cannot compute the preprocessing of this backbone, {transform}; use --onnx")
-    keys = ("size", "resize", "interpolation", "mean", "std")
+    keys = ("size", "resize", "interpolation", "crop", "mean", "std")
     return {key: described[key] for key in keys} | {"decode": model.backbone.decode}
 
 

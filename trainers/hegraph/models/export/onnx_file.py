@@ -246,18 +246,24 @@ def describe_preprocessing(preprocessing: Preprocessing) -> dict[str, Any]:
 
     Returns:
         The fields of `Preprocessing`, and "resize": "shortest" (the shorter edge becomes `H`, which equals `W`, and the
-        longer edge is rounded down), "squash" (both edges become `size`) or "other" (see `transform`); "interpolation":
-        Pillow's name in lower case, None for "other"; "crop": "center".
+        longer edge is rounded down), "squash" (both edges become `size`) or "other" (see `transform`), such as a larger
+        image than the crop; "interpolation": Pillow's name in lower case, None for "other"; "crop": "center", whose
+        offsets are rounded as by Python's `round`, or "floor", whose offsets are rounded down.
     """
     transform = preprocessing.transform
-    found = re.search(r"\bResize\(size=(\(?)\d+.*?interpolation=(\w+)", transform)
+    found = re.search(r"\bResize\(size=(\d+|\(\d+, \d+\)),.*?interpolation=(\w+)", transform)
     resize = "other"
     interpolation = None
     if found is not None:
-        resize = "squash" if found[1] else "shortest"
-        interpolation = found[2].lower()
+        sides = [int(side) for side in re.findall(r"\d+", found[1])]
+        if sides == list(preprocessing.size):
+            resize = "squash"
+        elif sides * 2 == list(preprocessing.size):
+            resize = "shortest"
+        interpolation = None if resize == "other" else found[2].lower()
+    crop = "floor" if "FloorCenterCrop(" in transform else "center"
     fields = preprocessing.model_dump()
-    return fields | {"resize": resize, "interpolation": interpolation, "crop": "center"}
+    return fields | {"resize": resize, "interpolation": interpolation, "crop": crop}
 
 
 def sample_inputs(model: SavedModel, backbone: Backbone | None) -> tuple[str, Tensor]:
