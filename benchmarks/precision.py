@@ -101,7 +101,7 @@ def functions_of(
     banks = iter(range(repeats + 1))
 
     def predict() -> torch.Tensor:
-        rows = image_rows(model, image_paths([str(folder)]), batch)
+        rows = image_rows(model, model.encode(image_paths([str(folder)]), batch))
         return torch.tensor(write_rows(rows, root / "rows.csv", "csv"))
 
     return {

@@ -85,7 +85,9 @@ def throughput(report: Report, backbone: Backbone, folder: Path, batch: int, rep
     pixels = [pixels for _, pixels, _ in ImageReader(backbone.preprocess).batches(paths, batch)]
 
     def predict() -> None:
-        write_rows(image_rows(model, image_paths([str(folder)]), batch), folder.parent / "rows.csv", "csv")
+        write_rows(
+            image_rows(model, model.encode(image_paths([str(folder)]), batch)), folder.parent / "rows.csv", "csv"
+        )
 
     alone = f"{backbone.name}, encoder alone"
     seconds = alternate(

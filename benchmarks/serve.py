@@ -113,7 +113,7 @@ def compare(report: Report, folder: Path, backbone: str, photographs: Path, repe
 
         seconds = alternate(
             {
-                "predict": lambda: write_rows(image_rows(model, paths, batch), out, "csv"),
+                "predict": lambda: write_rows(image_rows(model, model.encode(paths, batch)), out, "csv"),
                 "eight clients": lambda: list(clients.map(send, contents)),
                 "bare script, 8 images": bare,
                 "one client, 8 images": lambda: [send(content) for content in contents[:8]],
@@ -135,7 +135,7 @@ def endure(report: Report, folder: Path, scans: Path, requests: int, warm_up: in
 
     model = save_random(folder, MINI_NAME)
     contents = [path.read_bytes() for path in sorted(scans.iterdir())]
-    rows = image_rows(model, map(str, sorted(scans.iterdir())), len(contents), top=1)
+    rows = image_rows(model, model.encode(map(str, sorted(scans.iterdir())), len(contents)), top=1)
     expected = [row.top[0][0] for batch in rows for row in batch]
     wrong = []
     with serving(folder) as address, httpx.Client(timeout=120) as client, ThreadPoolExecutor(CLIENTS) as clients:

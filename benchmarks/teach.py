@@ -39,7 +39,7 @@ def run(num_classes: int = 20, images: int = 16, unlabelled: int = 200, width: i
             number = int(picture.path[-9:-4])
             near = centres[number % num_classes] + noise[number] / width**0.5
             session.features[picture.digest] = F.normalize(near, dim=0)
-        session._text = {("images", name): (row, -row) for name, row in zip(names, centres)}
+        session._text._nodes = {("images", name): (row, -row) for name, row in zip(names, centres)}
         seconds = []
         for number in range(changes):
             picture = project.read().classes[names[0]][0 if number else -1]
