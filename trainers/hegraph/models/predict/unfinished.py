@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ...config import default_values
 from ...features.cache import CHUNKS
+from ...features.chunks import WRITE_SECONDS
 from ...utils.errors import UserError
 from ...utils.files import absolute, hash_json, write_tensors
 from ...utils.option import NODE
@@ -29,7 +30,6 @@ from ..images import EncodedBatch, ImageModel
 logger = logging.getLogger(__name__)
 
 FOLDER = f"{NODE}.FEATURES.DIR"  # its default is the folder of the cached features
-WRITE_SECONDS = 5
 FORM = "encoded images"
 
 Batch = tuple[list[str], Tensor]  # reason for each unreadable image, "" for a readable one, and features of the others
@@ -120,12 +120,12 @@ def encode_and_keep(
             start = done
             done += len(problems)
             yield images[start:done], problems, features
-    except KeyboardInterrupt as interrupt:
+    except BaseException as stop:  # also if the caller takes no further batches
         unfinished.write()
+        if not isinstance(stop, KeyboardInterrupt):
+            raise
         kept = f"{unfinished.written} of {len(images)} images are encoded and will not be encoded again"
-        raise Interrupted(kept if unfinished.written else "") from interrupt
-    finally:
-        unfinished.write()
+        raise Interrupted(kept if unfinished.written else "") from stop
     unfinished.remove()
 
 
