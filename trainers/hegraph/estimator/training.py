@@ -217,7 +217,6 @@ def metadata_of(support_set: SupportSet, origin: Origin, cfg: Config) -> dict[st
         "support_set": support_set,
         "images": tuple(support_set.counts.tolist()),
         "image_ids": tuple(support_set.ids.tolist()) if support_set.ids.any() else None,
-        "image_groups": None if support_set.groups is None else tuple(support_set.groups.tolist()),
     }
 
 

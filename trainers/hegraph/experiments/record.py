@@ -347,15 +347,12 @@ def make_model(identity: RunIdentity, bank: FeatureBank, fitted: FittedMethod) -
     )
     if fitted.classifier is None or (bank.multilabel and fitted.thresholds is None):
         return model
-    support_set = SupportSet.of(bank, fitted.state) if load_method(model.method).stores_support_set else None
-    changed: dict[str, Any] = {"classifier": fitted.classifier.to("cpu")}
-    if support_set is not None and support_set.groups is not None:
-        changed["image_groups"] = tuple(support_set.groups.tolist())
+    stores_support_set = load_method(model.method).stores_support_set
     return SavedModel(
-        **(dict(model) | changed),
+        **(dict(model) | {"classifier": fitted.classifier.to("cpu")}),
         class_nodes=None if fitted.class_nodes is None else fitted.class_nodes.cpu(),
         labelled=None if bank.multilabel else labelled_sums(model.method, bank),
-        support_set=support_set,
+        support_set=SupportSet.of(bank, fitted.state) if stores_support_set else None,
     )
 
 

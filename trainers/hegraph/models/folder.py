@@ -86,10 +86,15 @@ class OtherTransfer(StrictModel):
 
 
 class ModelConfig(ModelMetadata):
-    """Schema of `config.json`: metadata of the model, and the width, the hash and the meaning of its tensors."""
+    """Schema of `config.json`: metadata of the model, and the width, the hash and the meaning of its tensors.
+
+    Attributes:
+        image_groups: `SupportSet.groups`; None without groups.
+    """
 
     format: Literal["hegraph-model"] = FORMAT
     version: Literal[1] = 1
+    image_groups: tuple[int, ...] | None = None
     width: Size
     fusion: Fusion
     transfer: AdapterTransfer | OtherTransfer = Field(discriminator="rule")
@@ -168,9 +173,11 @@ class ModelWriter:
             UserError: If another program changed the folder, or it cannot be written.
         """
         tensors = _tensors(model)
+        groups = None if model.support_set is None else model.support_set.groups
         config = ModelConfig.model_validate(
             {name: getattr(model, name) for name in ModelMetadata.model_fields}
             | {
+                "image_groups": None if groups is None else tuple(groups.tolist()),
                 "width": model.classifier.width,
                 "fusion": {"alpha": model.classifier.alpha, "beta": model.classifier.beta},
                 "transfer": {"rule": model.transfer_rule, "options": model.transfer.options if model.transfer else {}},

@@ -184,7 +184,6 @@ class ModelMetadata(StrictModel):
         unlabelled: Number of unlabelled images that the classifier is adapted to (`method/unlabelled.py`).
         images: Number of labelled training images of each class; None if unknown.
         image_ids: `SupportSet.ids`; None if the images were passed as features.
-        image_groups: `SupportSet.groups`; None without groups.
         text_trust: Trust in the text of each class; None without an estimate.
     """
 
@@ -205,7 +204,6 @@ class ModelMetadata(StrictModel):
     unlabelled: Count = 0
     images: tuple[Count, ...] | None = None
     image_ids: tuple[int, ...] | None = None
-    image_groups: tuple[int, ...] | None = None
     text_trust: TextTrustRecord | None = None
 
     @model_validator(mode="after")
