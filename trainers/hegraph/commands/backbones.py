@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ..features.backbones.arguments import add_device_arguments
-from ..features.backbones.identity import DEFAULT_BACKBONE, MINI_ALIAS, MINI_NAME, default_weights
+from ..features.backbones.identity import MINI_ALIAS, MINI_NAME, default_weights, method_config
 from ..models.predict.files import aligned_lines
 from ..utils.command_line import Parser, command, echo, run_cli
 from ..utils.option import NODE
@@ -90,7 +90,7 @@ def compare_command(args: argparse.Namespace) -> int:
     from ..utils.devices import choose_device
 
     def configure(candidate: Candidate) -> Config:
-        return load_cfg(args.dataset_config_file, config_file(candidate), keys_of(args, candidate), args.opts)
+        return load_cfg(args.dataset_config_file, method_config(candidate.name), keys_of(args, candidate), args.opts)
 
     device = choose_device(args.device, "--device")
     candidates = read_candidates(args.candidates, args.max_size)
@@ -135,11 +135,6 @@ def single_images_sentence(results: Sequence[BackboneResult]) -> str:
     if len(with_text) in (0, len(usable)):
         how = by_text if with_text else without
     return f"{count} of the classes have one image, which leave-one-out classifies {how}."
-
-
-def config_file(candidate: Candidate) -> str:
-    """Name of the configuration file for a candidate; its backbone is replaced by the candidate."""
-    return MINI_ALIAS if candidate.name == MINI_NAME else DEFAULT_BACKBONE.config
 
 
 def keys_of(args: argparse.Namespace, candidate: Candidate) -> dict[str, Any]:

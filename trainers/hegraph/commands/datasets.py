@@ -197,15 +197,13 @@ def line_of_names(root: str, backbone: str, group_pattern: str = "") -> str:
     from ..config_files import load_cfg
     from ..experiments.image_task import ImageTask
     from ..experiments.opening import load_dataset
-    from ..features.backbones.identity import DEFAULT_BACKBONE, MINI_ALIAS, canonical_name
+    from ..features.backbones.identity import method_config
     from ..method.trust import trust_text
     from ..models.saved import TextTrustRecord
     from ..utils.devices import choose_device
 
-    is_mini = canonical_name(backbone) == canonical_name(MINI_ALIAS)
-    config_file = MINI_ALIAS if is_mini else DEFAULT_BACKBONE.config
     keys = {"DATASET.ROOT": root, "DATASET.GROUP_PATTERN": group_pattern, "MODEL.BACKBONE.NAME": backbone}
-    cfg = load_cfg("folder", config_file, keys, [])
+    cfg = load_cfg("folder", method_config(backbone), keys, [])
     seed = max(cfg.run.seed, 0)
     device = choose_device("", "--device")
     dataset = replace(load_dataset(cfg, seed), val=[], test=[])

@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import NamedTuple
 
-from ..features.backbones.identity import DEFAULT_BACKBONE, MINI_ALIAS, MINI_NAME
+from ..features.backbones.identity import DEFAULT_BACKBONE, MINI_NAME, canonical_name, method_config
 from ..utils.command_line import command
 from ..utils.errors import UserError, unknown
 from ..utils.files import absolute
@@ -176,15 +176,15 @@ def choose_backbone(args: argparse.Namespace) -> list[str]:
     name = values[BACKBONE] or ""
     if args.config_file:
         return []
-    if name in (MINI_ALIAS, MINI_NAME):
+    if canonical_name(name) == MINI_NAME:
         values[BACKBONE] = None
-        args.config_file = MINI_ALIAS
+        args.config_file = method_config(name)
         return ["The image encoder is mini, which needs no download and knows only digits and letters."]
     if (FOLDERS[METHOD] / f"{name}.yaml").is_file():
         values[BACKBONE] = None
         args.config_file = name
     else:
-        args.config_file = DEFAULT_BACKBONE.config
+        args.config_file = method_config(name)
     if name:
         return [f"The image encoder is {name}."]
     if BACKBONE in args.opts[::2]:

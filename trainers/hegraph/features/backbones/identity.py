@@ -41,6 +41,12 @@ def canonical_name(name: str) -> str:
     return MINI_NAME if name == MINI_ALIAS else name
 
 
+def method_config(name: str) -> str:
+    """Name of the configuration file of the method for a backbone; keys replace the backbone that it names."""
+    return MINI_ALIAS if canonical_name(name) == MINI_NAME else DEFAULT_BACKBONE.config
+
+
+@cache  # pages ask at every update, and the answer is in a file
 def encodes_text(name: str) -> bool:
     """Whether a backbone encodes text as well as images, without loading it.
 
