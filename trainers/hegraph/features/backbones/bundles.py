@@ -24,7 +24,6 @@ TOKENIZER_NAMES = ("tokenizer.json", "tokenizer_config.json", "spiece.model")
 JSON_CONFIG_NAME = "config.json"  # of timm and transformers
 TIMM_WEIGHTS_NAMES = ("model.safetensors", "pytorch_model.bin")
 
-IMAGES_ONLY = ("dinov2", "dinov2_with_registers", "dinov3_vit", "dinov3_convnext", "vit")  # `model_type` without text
 SAFETENSORS, SHARDS = "model.safetensors", "model.safetensors.index.json"
 PROCESSOR_NAMES = ("preprocessor_config.json", "processor_config.json")
 VOCABULARY_NAMES = (  # the tokenizers of transformers read one of them

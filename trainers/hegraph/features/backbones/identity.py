@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 from ...utils.errors import UserError, unknown
 from ...utils.files import file_version, hash_file
-from .bundles import IMAGES_ONLY, TIMM, TRANSFORMERS, find_bundle, is_bundle
+from .bundles import TIMM, TRANSFORMERS, find_bundle, is_bundle
+from .transformers_classes import CLASSES
 
 MINI_NAME = "hegraph-mini"
 MINI_ALIAS = "mini"  # name of its configuration file
@@ -60,7 +61,8 @@ def encodes_text(name: str) -> bool:
     from ...utils.reading import read_json
 
     config = read_json(find_bundle(name).config)
-    return not (isinstance(config, dict) and config.get("model_type") in IMAGES_ONLY)
+    kind = config.get("model_type") if isinstance(config, dict) else None
+    return kind not in CLASSES or CLASSES[kind].has_text
 
 
 def backbone_identity(name: str, pretrained: str, precision: str, device: str) -> dict[str, str]:

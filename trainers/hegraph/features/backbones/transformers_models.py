@@ -9,7 +9,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import transformers
@@ -22,39 +22,11 @@ from ...utils.errors import UserError, first_line
 from ...utils.reading import read_json
 from . import bundles, identity
 from .base import DTYPES, Backbone, Tokenizer
+from .transformers_classes import CLASSES, ModelClass
 from .transforms import FloorCenterCrop, Preprocess
 
 logger = logging.getLogger(__name__)
 
-
-class ModelClass(NamedTuple):
-    """Class of a model in transformers.
-
-    Attributes:
-        name: Name of the class.
-        padding: "max_length" pads sentences to the context length, as in the training of the model; "longest" pads them
-            to the longest one, and masks the padding; "" for a model without text.
-        pooled: Whether the class returns the features of the image as `pooler_output`; otherwise they are its first
-            token.
-    """
-
-    name: str
-    padding: str = ""
-    pooled: bool = True
-
-
-CLASSES = {  # by `model_type` in config.json
-    "clip": ModelClass("CLIPModel", "max_length"),
-    "siglip": ModelClass("SiglipModel", "max_length"),  # also SigLIP 2 of a fixed resolution
-    "metaclip_2": ModelClass("MetaClip2Model", "max_length"),
-    "chinese_clip": ModelClass("ChineseCLIPModel", "longest"),
-    "altclip": ModelClass("AltCLIPModel", "longest"),
-    "dinov2": ModelClass("Dinov2Model"),
-    "dinov2_with_registers": ModelClass("Dinov2WithRegistersModel"),
-    "dinov3_vit": ModelClass("DINOv3ViTModel"),
-    "dinov3_convnext": ModelClass("DINOv3ConvNextModel"),
-    "vit": ModelClass("ViTModel", pooled=False),
-}
 PROCESSORS = (  # each resizes, crops, rescales and normalises, as `transform_steps` does
     "BitImageProcessor", "ChineseCLIPImageProcessor", "CLIPImageProcessor", "DINOv3ViTImageProcessor",
     "SiglipImageProcessor", "ViTImageProcessor",
@@ -78,13 +50,13 @@ class TransformersEncoder(nn.Module):
         self.network = network
         self.model_class = model_class
         self.padding = padding
-        if model_class.padding:
+        if model_class.has_text:
             # A copy in float32, because half precision is too coarse for the factor of all logits
             self.register_buffer("logit_scale", network.logit_scale.detach().float().clone().squeeze())
 
     def encode_image(self, image: Tensor) -> Tensor:
         """Encode normalised images `[B, 3, H, W]` as features `[B, d]` of any norm."""
-        if self.model_class.padding:
+        if self.model_class.has_text:
             return pooled(self.network.get_image_features(pixel_values=image))
         outputs = self.network(pixel_values=image)
         return pooled(outputs) if self.model_class.pooled else outputs.last_hidden_state[:, 0]
@@ -112,7 +84,7 @@ def load(name: str, pretrained: str, device: str, precision: str) -> Backbone:
         steps, size = transform_steps(read_processor(folder, name), name)
         network = build(folder, model_class, name)
         tokenizer, padding = None, None
-        if model_class.padding:
+        if model_class.has_text:
             tokenizer, padding = read_tokenizer(folder, network.config, model_class, name)
     encoder = TransformersEncoder(network, model_class, padding).to(device).eval().requires_grad_(False)
     network.to(DTYPES.get(precision, torch.float32))
