@@ -72,17 +72,23 @@ def serving(words: Sequence[str], cwd: Path = Path(__file__).parents[1], **envir
 
 @contextmanager
 def browsing(profile: Path, *arguments: str) -> Iterator[Browser]:
-    """Run a command of the package and show its page in Chromium. `profile` is an empty folder.
+    """Run a command of the package and show its page in Chromium, as `shown`."""
+    with serving([sys.executable, "-m", "trainers.hegraph", *arguments]) as address, shown(profile, address) as browser:
+        yield browser
+
+
+@contextmanager
+def shown(profile: Path, address: str) -> Iterator[Browser]:
+    """Show the page at an address in Chromium. `profile` is an empty folder.
 
     At the end, check that no script failed and no request left the machine.
     """
-    with serving([sys.executable, "-m", "trainers.hegraph", *arguments]) as address:
-        browser = Browser(profile, address)
-        try:
-            yield browser
-            browser.check_logs()
-        finally:
-            browser.driver.quit()
+    browser = Browser(profile, address)
+    try:
+        yield browser
+        browser.check_logs()
+    finally:
+        browser.driver.quit()
 
 
 class Browser:

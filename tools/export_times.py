@@ -21,15 +21,13 @@ import torch.nn.functional as F
 
 from tests.apps.static.hosting import hosting, npm_runtime
 from tests.apps.static.photos import save_photos
+from tests.apps.static.vit import model_of, random_backbone
 from tests.browser import Browser
 from trainers.hegraph import Backbone
 from trainers.hegraph.apps.static.page import write_page
-from trainers.hegraph.features.backbones.open_clip_models import as_backbone, create_model
-from trainers.hegraph.features.backbones.schema import BackboneConfig
-from trainers.hegraph.method.cache import FoldedClassifier
 from trainers.hegraph.models.export.int8 import write_int8
 from trainers.hegraph.models.export.onnx_file import write_onnx
-from trainers.hegraph.models.saved import NOT_TESTED, Preprocessing, SavedModel, TrainedOn
+from trainers.hegraph.models.saved import SavedModel
 
 ROUNDS = 7
 FORMATS = ("float32", "float16", "int8")
@@ -43,27 +41,6 @@ import("/page.js").then(async ({classify}) => {
     done((performance.now() - start) / 1000);
 });
 """
-
-
-def random_model() -> tuple[SavedModel, Backbone]:
-    """A random ViT-B/32 with a random classifier of ten classes."""
-    torch.manual_seed(0)
-    built = create_model("ViT-B-32")
-    built[0].eval().requires_grad_(False)
-    backbone = as_backbone("ViT-B-32", built, {"preprocess": repr(built[1])})
-    weights = F.normalize(torch.randn(10, backbone.width), dim=1)
-    names = tuple("abcdefghij")
-    trained_on = TrainedOn(
-        dataset="noise", shots=1, seed=1, num_train=10, split_hash="0" * 64, selected_on="last_step", selected={},
-        config={}, host="alone", git_commit=None, versions={},
-    )  # fmt: skip
-    model = SavedModel(
-        classifier=FoldedClassifier(100 * weights), text_positive=weights, classnames=names, class_ids=names,
-        method="HeGraphAdapter", variant="full", logit_scale=100.0, backbone=BackboneConfig(title="random"),
-        preprocessing=Preprocessing.of(backbone), prompts=None, transfer=None, transfer_rule="none",
-        trained_on=trained_on, scores=NOT_TESTED,
-    )  # fmt: skip
-    return model, backbone
 
 
 def write_formats(model: SavedModel, backbone: Backbone, folder: Path) -> None:
@@ -114,7 +91,8 @@ def programs(folder: Path, backbone: Backbone, stack: ExitStack) -> dict[tuple[s
 
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
-    model, backbone = random_model()
+    backbone = random_backbone()
+    model = model_of(backbone, F.normalize(torch.randn(10, backbone.width), dim=1))
     write_formats(model, backbone, folder)
     with ExitStack() as stack:
         measured = programs(folder, backbone, stack)

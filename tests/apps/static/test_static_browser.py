@@ -12,24 +12,23 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from browser import Browser
+from browser import Browser, shown
 from hosting import hosting
 from photos import save_photos
 from PIL import Image
 from torchvision.transforms import InterpolationMode, Resize
+from vit import model_of, random_backbone
 
 pytest.importorskip("onnxruntime", reason="the extra `onnx` is not installed: pip install onnx onnxruntime")
 
 from trainers.hegraph.__main__ import main
 from trainers.hegraph.apps.static.page import write_page
 from trainers.hegraph.datasets.digits import load_digits_dataset
-from trainers.hegraph.features.backbones.open_clip_models import as_backbone, create_model
 from trainers.hegraph.features.backbones.schema import BackboneConfig
 from trainers.hegraph.features.backbones.transforms import Preprocess
-from trainers.hegraph.method.cache import FoldedClassifier
 from trainers.hegraph.models.export.onnx_file import write_onnx
 from trainers.hegraph.models.images import ImageModel
-from trainers.hegraph.models.saved import NOT_TESTED, Preprocessing, SavedModel, TrainedOn
+from trainers.hegraph.models.saved import Preprocessing
 
 pytestmark = pytest.mark.slow
 CLASSIFY = """
@@ -66,14 +65,9 @@ def site(finished_digits_once, runtime, tmp_path_factory) -> Path:
 
 @contextmanager
 def showing(folder: Path, profile: Path) -> Iterator[Browser]:
-    """Show the page of a folder. At the end, check that no script failed and no request went to another host."""
-    with hosting(folder) as address:
-        browser = Browser(profile, address)
-        try:
-            yield browser
-            browser.check_logs()
-        finally:
-            browser.driver.quit()
+    """Show the page of a folder, as `shown`."""
+    with hosting(folder) as address, shown(profile, address) as browser:
+        yield browser
 
 
 @pytest.fixture(scope="module")
@@ -124,25 +118,9 @@ def photos(tmp_path_factory) -> list[Path]:
 @pytest.fixture(scope="module")
 def random_vit(photos) -> ImageModel:
     """Model of ten classes of photos, with a random ViT-B/32 that decodes large photos at a reduced scale."""
-    torch.manual_seed(0)
-    built = create_model("ViT-B-32")
-    built[0].eval().requires_grad_(False)
-    fingerprint = {"preprocess": repr(built[1])}
-    backbone = as_backbone("ViT-B-32", built, fingerprint).with_decoding("auto")
+    backbone = random_backbone()
     features = backbone.encode_images(photos)
-    weights = F.normalize(features[::5] - features.mean(dim=0), dim=1)
-    names = tuple("abcdefghij")
-    trained_on = TrainedOn(
-        dataset="Photos", shots=1, seed=1, num_train=10, split_hash="0" * 64, selected_on="last_step", selected={},
-        config={}, host="alone", git_commit=None, versions={},
-    )  # fmt: skip
-    model = SavedModel(
-        classifier=FoldedClassifier(100 * weights), text_positive=weights, classnames=names, class_ids=names,
-        method="HeGraphAdapter", variant="full", logit_scale=100.0, temperature=2.0,
-        backbone=BackboneConfig(title="ViT-B-32", fingerprint=fingerprint, decode="auto"),
-        preprocessing=Preprocessing.of(backbone), prompts=None, transfer=None, transfer_rule="none",
-        trained_on=trained_on, scores=NOT_TESTED,
-    )  # fmt: skip
+    model = model_of(backbone, F.normalize(features[::5] - features.mean(dim=0), dim=1))
     return ImageModel(model, backbone)
 
 
@@ -263,15 +241,22 @@ def test_page_is_accessible(window, scans):
     window.check_accessibility(show)
 
 
+@contextmanager
+def classified_one(images: ImageModel, changes: dict, scan: Path, runtime: Path, folder: Path) -> Iterator[Browser]:
+    """Show the page of a changed model of the digits, and choose a scan."""
+    model = images.model.model_copy(update={"preprocessing": Preprocessing.of(images.backbone), **changes})
+    write_page(model, folder / "site", runtime, partial(write_onnx, model, images.backbone))
+    with showing(folder / "site", folder / "profile") as browser:
+        open_page(browser)
+        choose(browser, scan)
+        yield browser
+
+
 def test_labels_are_predicted_by_their_thresholds(images, scans, runtime, tmp_path):
     thresholds = torch.full((10,), 50.0)
     thresholds[:2] = -50.0
-    model = images.model.model_copy(update={"thresholds": thresholds, "known": None})
-    model = model.model_copy(update={"preprocessing": Preprocessing.of(images.backbone)})
-    write_page(model, tmp_path / "site", runtime, partial(write_onnx, model, images.backbone))
-    with showing(tmp_path / "site", tmp_path / "profile") as browser:
-        open_page(browser)
-        choose(browser, one_of(scans, images, "one"))
+    changes = {"thresholds": thresholds, "known": None}
+    with classified_one(images, changes, one_of(scans, images, "one"), runtime, tmp_path) as browser:
         browser.wait(lambda: browser.winner() == "one, zero")
         [marked, *_] = browser.find("#answer .bar i")
         assert marked.get_attribute("style") == "left: 0%;"
@@ -280,12 +265,8 @@ def test_labels_are_predicted_by_their_thresholds(images, scans, runtime, tmp_pa
 def test_class_names_run_no_script(images, scans, runtime, tmp_path):
     evil = "</script><script>window.evil=1</script><img src=x onerror='window.evil=1'>${window.evil=1}"
     names = tuple(f"{evil} {position}" for position in range(10))
-    model = images.model.model_copy(update={"classnames": names, "method": evil})
-    model = model.model_copy(update={"preprocessing": Preprocessing.of(images.backbone)})
-    write_page(model, tmp_path / "site", runtime, partial(write_onnx, model, images.backbone))
-    with showing(tmp_path / "site", tmp_path / "profile") as browser:
-        open_page(browser)
-        choose(browser, one_of(scans, images, "one"))
+    changes = {"classnames": names, "method": evil}
+    with classified_one(images, changes, one_of(scans, images, "one"), runtime, tmp_path) as browser:
         browser.wait(lambda: browser.winner() == names[1])
         assert browser.driver.title.startswith(evil)
         assert browser.driver.execute_script("return window.evil") is None
