@@ -5,6 +5,7 @@ import pytest
 from scipy.stats import t
 
 from trainers.hegraph.results.intervals import Difference, analyse_bootstrap, analyse_variance, interval_of_mean
+from trainers.hegraph.results.paired import overlap
 
 
 def test_mean_squares_are_those_computed_by_hand():
@@ -46,6 +47,20 @@ def test_negative_variance_of_draws_is_not_subtracted():
     assert interval_of_mean([parts]) == pytest.approx((13 / 6, 13 / 6 - half_width, 13 / 6 + half_width))
 
 
+def test_common_training_images_widen_the_interval():
+    # MSI = 8, MSD = 6 and MSR = 2 as above; with half of the images in common, c = (1 + 1 / 2) / (1 - 1 / 2) = 3
+    parts = analyse_variance(np.array([[1.0, 2.0, 3.0], [1.0, 4.0, 7.0]]))._replace(overlap=0.5)
+    variance = (8 + 3 * (6 - 2)) / 6
+    freedom = 20**2 / (8**2 / 2 + 3**2 * (6**2 / 1 + 2**2 / 2))
+    half_width = t.ppf(0.975, freedom) * variance**0.5
+    assert interval_of_mean([parts]) == pytest.approx((3, 3 - half_width, 3 + half_width))
+
+
+def test_equal_training_images_are_taken_as_given():
+    parts = analyse_variance(np.array([[1.0, 2.0, 3.0], [1.0, 4.0, 7.0]]))
+    assert interval_of_mean([parts._replace(overlap=1.0)]) == interval_of_mean([parts])
+
+
 def test_equal_values_have_an_interval_of_one_point():
     assert interval_of_mean([analyse_variance(np.zeros((3, 5)))]) == Difference(0.0, 0.0, 0.0)
 
@@ -77,3 +92,26 @@ def test_intervals_cover_the_true_mean_in_95_percent(draws, of_draws, residual):
         found = interval_of_mean(parts)
         covered += found.low <= 0 <= found.high
     assert 94 <= 100 * covered / 6000 <= 97
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shots", [1, 4, 8])
+def test_intervals_cover_the_mean_over_pools_of_sixteen(shots):
+    rng = np.random.default_rng(shots)
+    num_draws = 20
+    covered = 0
+    for _ in range(1500):
+        parts = []
+        for _ in range(
+            3
+        ):  # data sets of ten classes; a draw changes accuracy by the mean effect of its training images
+            effects = 0.3 * (10 * shots) ** 0.5 * rng.standard_normal((10, 16))
+            chosen = rng.random((num_draws, 10, 16)).argsort(axis=2)[:, :, :shots]
+            of_draws = np.take_along_axis(effects[None], chosen, axis=2).mean(axis=(1, 2))
+            noise = 0.3 * rng.standard_normal((num_draws, 100))
+            found = analyse_variance(rng.standard_normal(100) + of_draws[:, None] + noise)
+            images = chosen + 16 * np.arange(10)[:, None]
+            parts.append(found._replace(overlap=overlap([frozenset(draw.ravel()) for draw in images])))
+        interval = interval_of_mean(parts)
+        covered += interval.low <= 0 <= interval.high
+    assert 94 <= 100 * covered / 1500 <= 97

@@ -10,19 +10,19 @@ from scipy.stats import t
 
 from trainers.hegraph import UserError
 from trainers.hegraph.results.intervals import Difference, Ranking, Variances, interval_of_mean, values_of_groups
-from trainers.hegraph.results.paired import PAIR_KEYS, difference, paired_table, read_runs
+from trainers.hegraph.results.paired import PAIR_KEYS, difference, overlap, paired_table, read_runs
 from trainers.hegraph.results.records import PREDICTIONS, SPLIT, write_record, write_tensors_with_classes
 from trainers.hegraph.utils.files import write_json
 
 
 def correct(**rows: tuple[str, ...]) -> pd.DataFrame:
     """Runs of each data set, one per seed from 1 on; 1 in a text such as "110" is a correct prediction."""
-    return pd.DataFrame([
-        dict.fromkeys(PAIR_KEYS, "")
-        | {"dataset": name, "seed": seed, "groups": None, "outcome": np.array([c == "1" for c in row])}
-        for name, of_seeds in rows.items()
-        for seed, row in enumerate(of_seeds, 1)
-    ])  # fmt: skip
+    runs = []
+    for name, of_seeds in rows.items():
+        for seed, row in enumerate(of_seeds, 1):
+            run = {"dataset": name, "seed": seed, "groups": None, "training_images": frozenset({seed})}
+            runs.append(dict.fromkeys(PAIR_KEYS, "") | run | {"outcome": np.array([c == "1" for c in row])})
+    return pd.DataFrame(runs)
 
 
 def test_difference_is_mean_over_images_seeds_data_sets():
@@ -71,7 +71,8 @@ def test_two_equal_data_sets_halve_the_variance():
     rng = np.random.default_rng(0)
     labels = rng.random((200, 3)) < 0.4
     outcomes = [Ranking(labels + noise * rng.standard_normal(labels.shape), labels) for noise in (0.5, 1.0)]
-    rows = [dict.fromkeys(PAIR_KEYS, "") | {"dataset": name, "seed": 1, "groups": None} for name in ("one", "two")]
+    row = dict.fromkeys(PAIR_KEYS, "") | {"seed": 1, "groups": None, "training_images": frozenset({1})}
+    rows = [row | {"dataset": name} for name in ("one", "two")]
     ours = pd.DataFrame([row | {"outcome": outcomes[0]} for row in rows])
     theirs = pd.DataFrame([row | {"outcome": outcomes[1]} for row in rows])
     both = difference(ours, theirs)
@@ -81,6 +82,22 @@ def test_two_equal_data_sets_halve_the_variance():
         difference(ours[:1].assign(outcome=[one_image]), theirs[:1].assign(outcome=[one_image]))
     assert both.mean == pytest.approx(single.mean)
     assert (both.high - both.low) / (single.high - single.low) == pytest.approx(0.5**0.5, abs=0.03)
+
+
+def test_overlap_is_the_mean_share_of_common_images():
+    # Of two images, the draws 1 and 2 share one, and draw 3 shares none with either
+    draws = [frozenset({"a", "b"}), frozenset({"b", "c"}), frozenset({"d", "e"})]
+    assert overlap(draws) == pytest.approx((1 / 2 + 0 + 0) / 3)
+    assert overlap(draws[:1]) == 0
+    assert overlap([draws[0], draws[0]]) == 1
+
+
+def test_draws_with_common_images_have_a_wider_interval():
+    ours, theirs = correct(pets=("1111000000", "1100000000")), correct(pets=("0000000000",) * 2)
+    apart = difference(ours, theirs)
+    common = [frozenset({"a", "b"}), frozenset({"a", "c"})]
+    found = difference(ours.assign(training_images=common), theirs.assign(training_images=common))
+    assert found.mean == apart.mean and found.low < apart.low and found.high > apart.high
 
 
 def test_groups_are_the_units_of_the_interval():
@@ -104,7 +121,7 @@ def test_map_resamples_whole_groups():
     labels = rng.random((40, 3)) < 0.4
     outcomes = [Ranking(labels + noise * rng.standard_normal(labels.shape), labels) for noise in (0.5, 1.0)]
     repeated = [Ranking(np.repeat(o.scores, 5, axis=0), np.repeat(o.labels, 5, axis=0)) for o in outcomes]
-    row = dict.fromkeys(PAIR_KEYS, "") | {"dataset": "one", "seed": 1}
+    row = dict.fromkeys(PAIR_KEYS, "") | {"dataset": "one", "seed": 1, "training_images": frozenset({1})}
     single = difference(*(pd.DataFrame([row | {"groups": None, "outcome": outcome}]) for outcome in outcomes))
     groups = np.repeat(np.arange(40), 5)
     of_groups = difference(*(pd.DataFrame([row | {"groups": groups, "outcome": each}]) for each in repeated))

@@ -23,6 +23,16 @@ of Variance Components. Biometrics Bulletin 2, 1946). In simulations, such inter
 to 97 %; with three draws of a single data set that vary much more than its images, in 92 %. With one draw,
 `v = MSI / (n^2 M)`, and the interval holds for these training images only.
 
+**Draws from a small pool.** Two draws have a share p of their training images in common, on average over all pairs.
+Then the covariance of `b_r` and `b_s` is at most p times their variance (W. Hoeffding: A Class of Statistics with
+Asymptotically Normal Distribution. Annals of Mathematical Statistics 19, 1948). Such draws vary less than independent
+ones, and their mean varies more. In v, `MSD - MSR` is therefore multiplied by
+
+    c = (1 + (R - 1) p) / (1 - p)
+
+which is 1 for draws without a common image. The variance is right if the covariance is p times the variance, and too
+large otherwise. With p = 1, c is 1 as well, and the interval holds for these training images only.
+
 **Groups.** Images of one group, such as the frames of a video, are no independent observations. The units are then the
 G groups in place of the images, with the values
 
@@ -75,6 +85,7 @@ class Variances(NamedTuple):
         mean: `y..`.
         images, draws, residuals: `MSI / (R M)`, `MSD / (R M)` and `MSR / (R M)`; the last two are 0 with one draw.
         num_images, num_draws: M, or G with groups, and R.
+        overlap: p.
     """
 
     mean: float
@@ -83,6 +94,13 @@ class Variances(NamedTuple):
     residuals: float
     num_images: int
     num_draws: int
+    overlap: float = 0.0
+
+    def weight_of_draws(self) -> float:
+        """Factor `c` of the variance of the draws."""
+        if self.overlap == 1:
+            return 1.0
+        return (1 + (self.num_draws - 1) * self.overlap) / (1 - self.overlap)
 
 
 def analyse_variance(values: np.ndarray) -> Variances:
@@ -138,8 +156,9 @@ def interval_of_mean(parts: Sequence[Variances]) -> Difference:
         variance += part.images
         squares += part.images**2 / f_images
         if part.draws > part.residuals:
-            variance += part.draws - part.residuals
-            squares += part.draws**2 / f_draws + part.residuals**2 / (f_images * f_draws)
+            weight = part.weight_of_draws()
+            variance += weight * (part.draws - part.residuals)
+            squares += weight**2 * (part.draws**2 / f_draws + part.residuals**2 / (f_images * f_draws))
     mean = float(np.mean([part.mean for part in parts]))
     half_width = 0.0
     if variance > 0:

@@ -10,7 +10,7 @@ Shapes: M test images of a data set, R draws of training images (seeds), K class
 """
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -224,8 +224,17 @@ def difference(first: pd.DataFrame, second: pd.DataFrame) -> Difference | None:
         if groups is not None:
             values = values_of_groups(values, groups)
         check_number_of_images(values.shape[1])
-        parts.append(analyse_variance(values))
+        parts.append(analyse_variance(values)._replace(overlap=overlap(group["training_images"])))
     return interval_of_mean(parts)
+
+
+def overlap(draws: Iterable[frozenset]) -> float:
+    """Share of training images that two draws have in common, on average over all pairs of draws; 0 for one draw."""
+    pairs = list(itertools.combinations(draws, 2))
+    if not pairs:
+        return 0.0
+    shares = [len(one & other) / max(len(one), len(other)) for one, other in pairs]
+    return sum(shares) / len(shares)
 
 
 def check_number_of_images(images: int) -> None:
@@ -255,5 +264,6 @@ def map_difference(pairs: pd.DataFrame) -> Difference:
         by_seed = []
         for one, other in zip(group["outcome"], group["outcome_second"]):
             by_seed.append(mean_precision(one, weights) - mean_precision(other, weights))
-        parts.append(analyse_bootstrap(100 * np.stack(by_seed), images))
+        part = analyse_bootstrap(100 * np.stack(by_seed), images)
+        parts.append(part._replace(overlap=overlap(group["training_images"])))
     return interval_of_mean(parts)
