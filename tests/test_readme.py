@@ -13,6 +13,9 @@ import pytest
 from standin.hosts import ROOT, contents, copy_coop
 
 from tools import intervals, outputs, tables
+from tools.photos import CROPS, write_project
+from trainers.hegraph.apps.teach.project import Project
+from trainers.hegraph.apps.teach.session import Session
 from trainers.hegraph.datasets.layouts import TRAIN_FRACTION, VAL_FRACTION
 from trainers.hegraph.datasets.splits import MAX_VAL_SHOTS
 
@@ -70,6 +73,19 @@ def test_photos_entrance_runs_in_an_empty_folder(empty):
     assert "The model classifies" in printed
     assert {path.name for path in (folder / "sorted").rglob("*.jpg")} == {f"{name} 8.jpg" for name in PHOTOS}
     assert {path.name for path in (folder / "sorted").iterdir()} <= {*PHOTOS}
+
+
+@pytest.mark.slow
+def test_caption_of_the_picture_has_the_accuracy_of_the_page(tmp_path, mini):
+    pytest.importorskip("skimage.data", reason="scikit-image, which contains photos, is not installed")
+    write_project(tmp_path / "photos")
+    session = Session(Project(tmp_path / "photos"), mini, "hegraph-mini", uses_names=False)
+    for _ in session.update():
+        pass
+    view = next(session.evaluate())
+    for page in (README, INDEX):
+        assert f"classifies {view.correct} of the {view.evaluated} crops correctly" in plain(page)
+        assert f"{len(session.project.read().classes) * CROPS} crops of six photographs" in plain(page)
 
 
 @pytest.mark.slow

@@ -2,10 +2,10 @@
 
     python -m tools.pictures [NAME ...]
 
-All models are of the embedded digits, without a network. The pages are shown in a headless Chromium. The pictures
-`label_studio` need Label Studio: `tests/apps/serve/studio.py` installs it, unless $HEGRAPH_LABEL_STUDIO names its
-program. The picture `fiftyone` needs FiftyOne (`tests/integrations/test_fiftyone.py`). The images have few colours, so
-that the files are small.
+All models are of the embedded digits, without a network, apart from `teach_photos`, which needs scikit-image. The pages
+are shown in a headless Chromium. The pictures `label_studio` need Label Studio: `tests/apps/serve/studio.py` installs
+it, unless $HEGRAPH_LABEL_STUDIO names its program. The picture `fiftyone` needs FiftyOne
+(`tests/integrations/test_fiftyone.py`). The images have few colours, so that the files are small.
 """
 
 import html
@@ -37,18 +37,20 @@ from trainers.hegraph.results.figures import COLOURS
 
 from .mini.letters import LETTERS, SIZES, draw_letter
 from .outputs import make_checkout
+from .photos import CROPS, crops, write_project
 
 IMAGES = Path(__file__).parents[1] / "docs" / "images"
 COLOURS_OF_A_PICTURE = 48
+COLOURS_OF_PHOTOS = 256
 GOOD, BAD = COLOURS[2], COLOURS[1]
 SHOTS = 4
 ZERO = [(0.5 + 0.25 * math.sin(angle / 4), 0.5 - 0.4 * math.cos(angle / 4)) for angle in range(27)]
 NODES = {"positive": ("positive text", 150, 90), "negative": ("negative text", 450, 90), "visual": ("visual", 300, 240)}
 
 
-def save(image: Image.Image, name: str) -> None:
+def save(image: Image.Image, name: str, colours: int = COLOURS_OF_A_PICTURE) -> None:
     """Write a picture with few colours."""
-    image.convert("RGB").quantize(COLOURS_OF_A_PICTURE).save(IMAGES / f"{name}.png", optimize=True)
+    image.convert("RGB").quantize(colours).save(IMAGES / f"{name}.png", optimize=True)
 
 
 def save_figure(figure: Figure, name: str) -> None:
@@ -220,8 +222,8 @@ def sweep() -> None:
 # Screenshots
 
 
-def screenshot(browser: Browser, name: str) -> None:
-    save(Image.open(io.BytesIO(browser.driver.get_screenshot_as_png())), name)
+def screenshot(browser: Browser, name: str, colours: int = COLOURS_OF_A_PICTURE) -> None:
+    save(Image.open(io.BytesIO(browser.driver.get_screenshot_as_png())), name, colours)
 
 
 def demo() -> None:
@@ -289,6 +291,22 @@ def teach() -> None:
                 screenshot(browser, f"teach_{tab.lower()}")
 
 
+def teach_photos() -> None:
+    """The teach page with crops of photographs and one more crop to classify, for light and dark pages."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder, profile = Path(temporary, "photos"), Path(temporary, "profile")
+        write_project(folder)
+        crops("galaxies")[CROPS].save(Path(temporary, "new photo.png"))
+        with browsing(profile, "teach", str(folder), "--backbone", "hegraph-mini", "--no-names") as browser:
+            for scheme in ("light", "dark"):
+                with browser.emulating((1200, 800), scheme):
+                    browser.open("#panel-classes form", "#accuracy")
+                    browser.wait(lambda: "left to encode" not in browser.text("body"))
+                    browser.upload(Path(temporary, "new photo.png"))
+                    browser.wait(browser.winner)
+                    screenshot(browser, f"teach_photos_{scheme}", COLOURS_OF_PHOTOS)
+
+
 def report() -> None:
     """The beginning of the report of a run on scans of digits, a few of which have a wrong label."""
     with tempfile.TemporaryDirectory() as temporary:
@@ -349,8 +367,8 @@ def show_project(studio: Studio, project: int, task: int, profile: Path) -> None
 
 
 MAKERS = (
-    predict, wrong_labels, suggested, reliability, open_set, graph, sweep, demo, static_page, teach, report,
-    label_studio, fiftyone,
+    predict, wrong_labels, suggested, reliability, open_set, graph, sweep, demo, static_page, teach, teach_photos,
+    report, label_studio, fiftyone,
 )  # fmt: skip
 PICTURES: dict[str, Callable[[], None]] = {make.__name__: make for make in MAKERS}
 
