@@ -77,7 +77,7 @@ def test_table_mixes_encoders_with_and_without_text(images_only, digits_images, 
     candidates = [Candidate(name=images_only), Candidate(name="hegraph-mini")]
     monkeypatch.setattr(backbones, "read_candidates", lambda specified: candidates)
     frame = compare_backbones(*digits_images).set_index("backbone")
-    assert frame["error"].tolist() == ["", ""] and frame["leave_one_out"].min() > 50
+    assert frame["error"].tolist() == ["", ""] and frame["held_out"].min() > 50
     assert frame["zero_shot"].isna().to_dict() == {images_only: True, "hegraph-mini": False}
 
 

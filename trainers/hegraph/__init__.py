@@ -25,7 +25,7 @@ The method
 
 Python
     HeGraphClassifier  scikit-learn classifier: fit, predict, save, load, push to the Hub
-    compare_backbones  compare backbones on labelled images by leave-one-out
+    compare_backbones  compare backbones on held-out labelled images
     LabelIssue         suspicious label of an image, by a model trained without the image
 
 Experiments

@@ -388,7 +388,7 @@ def test_answers_use_the_backbone_of_the_model(teacher, untrained):
     assert answers({"path": str(teacher.uploads / picture.name)}) != before
 
 
-def test_comparison_equals_leave_one_out_of_the_page(session, untrained, monkeypatch, gradio):
+def test_comparison_has_the_accuracy_of_the_page(session, untrained, monkeypatch, gradio):
     monkeypatch.setattr(backbone_table, "read_candidates", lambda: [Candidate(name=untrained)])
     view, results = last(session), compare_backbones(session, offline=True)
     assert [str(result.candidate) for result in results] == ["hegraph-mini", untrained]
@@ -424,7 +424,7 @@ def test_backbones_near_chance_get_no_recommendation(teacher, untrained, monkeyp
     """One of 13 images is right, and always naming the class of 4 images is right for 4 of 13, 30.8 %."""
     monkeypatch.setattr(backbone_table, "read_candidates", lambda: [Candidate(name=untrained)])
     one_right = lambda encoded: (0.0, np.arange(len(encoded.labels)) == 0)  # noqa: E731
-    monkeypatch.setattr(backbones, "leave_one_out_outcome", one_right)
+    monkeypatch.setattr(backbones, "held_out_outcome", one_right)
     html = ask(teacher, "compare", offline=True)["html"]
     assert "No backbone is recommended: none is clearly better than always naming the largest class (30.8 %)." in html
 

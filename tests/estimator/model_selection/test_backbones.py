@@ -34,7 +34,7 @@ from trainers.hegraph.estimator.model_selection.backbones import (
     Encoded,
     class_indices,
     compare_candidates,
-    leave_one_out_outcome,
+    held_out_outcome,
     measure_speed,
     reason_against,
     recommend,
@@ -118,14 +118,14 @@ def test_offline_skips_weights_that_are_not_here(capsys, tmp_path, no_hub):
 
 def test_classes_with_one_image_are_reported(capsys, tmp_path):
     lines = call(capsys, tmp_path, "--candidates", "mini", "--shots", "1")
-    assert "10 of the classes have one image, which leave-one-out classifies by the text of its class." in lines
+    assert "10 of the classes have one image, which is classified by the text of its class." in lines
 
 
 def test_table_without_names_has_no_zero_shot_column(capsys, tmp_path):
     no_names = ("TRAINER.HEGRAPHADAPTER.PROMPTS.SOURCE", "none")
     lines = call(capsys, tmp_path, "--candidates", "mini", "--shots", "1", *no_names)
-    assert not lines[1][lines[0].index("zero-shot") : lines[0].index("leave-one-out")].strip()
-    end = "which leave-one-out classifies without any other image or text of its class."
+    assert not lines[1][lines[0].index("zero-shot") : lines[0].index("held-out")].strip()
+    end = "which is classified without any other image or text of its class."
     assert f"10 of the classes have one image, {end}" in lines
 
 
@@ -133,7 +133,7 @@ def test_sentence_on_single_images_names_backbones_without_text():
     named = replace(result("a", "11"), single_image_classes=3)
     nameless = replace(named, zero_shot=np.nan)
     failed = BackboneResult(Candidate(name="b"), error="broken")
-    start = "3 of the classes have one image, which leave-one-out classifies"
+    start = "3 of the classes have one image, which is classified"
     by_text = "by the text of its class"
     without = "without any other image or text of its class"
     assert single_images_sentence([named, failed]) == f"{start} {by_text}."
@@ -150,7 +150,7 @@ def test_comparison_in_python_needs_no_names(monkeypatch):
     images = [digits.open(item.path) for item in digits.train]
     labels = [item.label for item in digits.train]
     frame = compare_backbones(images, labels, candidates=["mini"], use_names=False)
-    assert np.isnan(frame["zero_shot"][0]) and frame["leave_one_out"][0] > 50 and frame["error"][0] == ""
+    assert np.isnan(frame["zero_shot"][0]) and frame["held_out"][0] > 50 and frame["error"][0] == ""
 
 
 def test_one_class_is_refused_before_encoding(capsys, tmp_path):
@@ -307,9 +307,9 @@ def digits() -> tuple[list, list]:
 def test_frame_is_sorted_by_accuracy(digits, random_model):
     frame = compare_backbones(*digits, candidates=[random_model, "mini"])
     assert (tuple(frame), frame["backbone"].tolist()) == (COLUMNS, ["hegraph-mini", random_model])
-    assert frame["leave_one_out"].is_monotonic_decreasing
-    assert (frame["low"] <= frame["leave_one_out"]).all()
-    assert (frame["leave_one_out"] < frame["high"]).all()
+    assert frame["held_out"].is_monotonic_decreasing
+    assert (frame["low"] <= frame["held_out"]).all()
+    assert (frame["held_out"] < frame["high"]).all()
 
 
 def test_labels_may_be_indices(digits):
@@ -317,7 +317,7 @@ def test_labels_may_be_indices(digits):
     names = sorted(set(labels))
     by_index = compare_backbones(images, [names.index(label) for label in labels], names, candidates=["mini"])
     by_name = compare_backbones(images, labels, candidates=["mini"])
-    assert by_index["leave_one_out"].tolist() == by_name["leave_one_out"].tolist()
+    assert by_index["held_out"].tolist() == by_name["held_out"].tolist()
 
 
 @pytest.mark.parametrize("labels", [torch.tensor([0, 1, 1]), np.array([0, 1, 1]), [False, True, True]])
@@ -439,7 +439,7 @@ def test_several_labels_are_ranked_without_the_image():
     images = torch.nn.functional.normalize(
         torch.eye(4)[torch.arange(12) % 2] + 0.05 * torch.rand(12, 4, generator=random)
     )
-    precision, outcome = leave_one_out_outcome(Encoded(None, images, labels, torch.eye(4)[[1, 0]], []))
+    precision, outcome = held_out_outcome(Encoded(None, images, labels, torch.eye(4)[[1, 0]], []))
     assert precision < 0.5
     assert BackboneResult(Candidate(name="some"), outcome=outcome).accuracy == 100
 
@@ -451,7 +451,7 @@ def test_classes_without_text_have_no_zero_shot_accuracy(several):
     images = F.normalize(torch.eye(4)[labels] + 0.2 * torch.randn(12, 4, generator=generator), dim=1)
     indicators = F.one_hot(labels).bool() if several else labels
     backbone = SimpleNamespace(logit_scale=100.0)
-    zero_shot, outcome = leave_one_out_outcome(Encoded(backbone, images, indicators, torch.zeros(2, 4), []))
+    zero_shot, outcome = held_out_outcome(Encoded(backbone, images, indicators, torch.zeros(2, 4), []))
     assert np.isnan(zero_shot)
     result = BackboneResult(Candidate(name="some"), zero_shot, outcome=outcome, images_per_second=1.0)
     [_, row] = [line for line in table_lines([result]) if line.strip()][:2]

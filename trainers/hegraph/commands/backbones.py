@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ..estimator.model_selection.backbones import BackboneResult, Encoded
     from ..estimator.model_selection.candidates import Candidate
 
-HEADER = ("backbone", "zero-shot", "leave-one-out", "95 % interval", "speed", "weights", "parameters", "licence")
+HEADER = ("backbone", "zero-shot", "held-out", "95 % interval", "speed", "weights", "parameters", "licence")
 # Configurations of your own images
 OWN_IMAGES = "folder"
 OWN_IMAGES_MULTILABEL = "multilabel"
@@ -34,7 +34,7 @@ over images). Near-duplicate images make all accuracies too high, unless DATASET
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line."""
-    summary = "Compare backbones on labelled images by leave-one-out, and recommend one."
+    summary = "Compare backbones on held-out labelled images, and recommend one."
     parser = Parser("backbones", summary, epilog=EPILOG)
     parser.examples = ("--root photos", "--root photos --candidates mini ViT-B-32-quickgelu:openai --offline")
     parser.failure = "a backbone could not be compared"
@@ -134,7 +134,7 @@ def single_images_sentence(results: Sequence[BackboneResult]) -> str:
     how = f"{by_text} or, with a backbone without text, {without}"
     if len(with_text) in (0, len(usable)):
         how = by_text if with_text else without
-    return f"{count} of the classes have one image, which leave-one-out classifies {how}."
+    return f"{count} of the classes have one image, which is classified {how}."
 
 
 def keys_of(args: argparse.Namespace, candidate: Candidate) -> dict[str, Any]:

@@ -1,1 +1,1 @@
-"""Model selection without validation images: compares backbones by exact leave-one-out on the labelled images."""
+"""Model selection without validation images: compares backbones on held-out labelled images."""

@@ -57,7 +57,7 @@ REPETITIONS = 10  # most repetitions of a measurement
 TIMED_SECONDS = 2.0  # after which no repetition begins
 ARRAYS = (np.generic, np.ndarray, Tensor)
 COLUMNS = (
-    "backbone", "weights", "zero_shot", "leave_one_out", "low", "high", "images_per_second", "megabytes", "parameters",
+    "backbone", "weights", "zero_shot", "held_out", "low", "high", "images_per_second", "megabytes", "parameters",
     "licence", "error",
 )  # fmt: skip
 
@@ -117,7 +117,7 @@ class BackboneResult:
 
     @property
     def accuracy(self) -> float:
-        """Leave-one-out accuracy (mAP) in percent; NaN after an error."""
+        """Accuracy (mAP) on held-out images in percent; NaN after an error."""
         if self.outcome is None:
             return np.nan
         if isinstance(self.outcome, Ranking):
@@ -137,7 +137,7 @@ class BackboneResult:
 
     @cached_property
     def precision(self) -> np.ndarray:
-        """Leave-one-out mAP in percent, then its bootstrap samples, which are the same images for all candidates."""
+        """Held-out mAP in percent, then its bootstrap samples, which are the same images for all candidates."""
         assert isinstance(self.outcome, Ranking)
         weights = bootstrap_weights(len(self.outcome.labels), np.random.default_rng(0))
         return 100 * mean_precision(self.outcome, weights)
@@ -183,7 +183,7 @@ def _result(candidate: Candidate, encode: Callable[[Candidate], Encoded], offlin
         size = "unknown size" if candidate.megabytes is None else f"{candidate.megabytes:.0f} MB"
         logger.info("%s: downloading its weights (%s)", candidate, size)
     encoded = encode(candidate)
-    zero_shot, outcome = leave_one_out_outcome(encoded)
+    zero_shot, outcome = held_out_outcome(encoded)
     counts = count_labels(encoded.labels, len(encoded.text))
     return BackboneResult(
         candidate,
@@ -197,7 +197,7 @@ def _result(candidate: Candidate, encode: Callable[[Candidate], Encoded], offlin
     )
 
 
-def leave_one_out_outcome(encoded: Encoded) -> tuple[float, np.ndarray | Ranking]:
+def held_out_outcome(encoded: Encoded) -> tuple[float, np.ndarray | Ranking]:
     """Classify the images by zero-shot CLIP, and each one by a model that was fitted without it.
 
     Returns:
@@ -304,7 +304,7 @@ def compare_backbones(
     offline: bool = False,
     use_names: bool = True,
 ) -> pd.DataFrame:
-    """Compare backbones on labelled images by exact leave-one-out, without validation images and without training.
+    """Compare backbones on held-out labelled images, without validation images and without training.
 
     Args:
         images: N paths or PIL images.
@@ -319,8 +319,8 @@ def compare_backbones(
         use_names: Whether class names are encoded as text; otherwise images alone define the classes.
 
     Returns:
-        Frame sorted by leave-one-out accuracy with a row per candidate and the columns "backbone", "weights",
-        "zero_shot" (accuracy in percent; NaN without text), "leave_one_out" (accuracy in percent), "low" and "high"
+        Frame sorted by held-out accuracy with a row per candidate and the columns "backbone", "weights",
+        "zero_shot" (accuracy in percent; NaN without text), "held_out" (accuracy in percent), "low" and "high"
         (95 % interval over images), "images_per_second", "megabytes", "parameters", "licence" and "error".
 
     Raises:
@@ -403,7 +403,7 @@ def _checked_classnames(classnames: Sequence[str]) -> list[str]:
 def advice(results: Sequence[BackboneResult], recommended: BackboneResult, difference: Difference | None) -> str:
     """Sentence with the recommended backbone and the reason, without a full stop."""
     if difference is None:
-        reason = "the best leave-one-out accuracy, and no faster backbone ties with it"
+        reason = "the best held-out accuracy, and no faster backbone ties with it"
     else:
         reason = f"the fastest one that ties with the best ({difference} points against {results[0].candidate})"
     return f"Recommended: {recommended.candidate}, {reason}"
