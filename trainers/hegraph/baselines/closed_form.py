@@ -327,7 +327,7 @@ class ReHARK(Method[ReHARKOptions]):
     image of class k, of unit norm, and 0 for a class without images.
 
     Differences from the original: its code searches all values in 1,000 trials on val; here they are fixed. They were
-    chosen on validation images and training images outside the sample (docs/development/trials.md). The original also
+    chosen on validation images and training images outside the sample (results/README.md). The original also
     moves the test features to the mean and the deviation of the support features, which makes it transductive; here
     each test image is classified alone. A bank holds one text feature per class, so the text of GPT-3 has no part. The
     original counts each augmented view as an image.
