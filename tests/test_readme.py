@@ -4,23 +4,32 @@ CLIP's weights are not on the test machine, so a program `hegraph` adds `--backb
 crops of the pictures that scikit-image contains.
 """
 
+import json
 import os
 import re
 import subprocess
 from pathlib import Path
 
+import open_clip
 import pytest
+import torch
+from sklearn.datasets import load_digits
 from standin.hosts import ROOT, contents, copy_coop
 
 from tools import intervals, outputs, tables
 from tools.photos import CROPS, write_project
 from trainers.hegraph.apps.teach.project import Project
 from trainers.hegraph.apps.teach.session import Session
+from trainers.hegraph.config import default_values
 from trainers.hegraph.datasets.layouts import TRAIN_FRACTION, VAL_FRACTION
 from trainers.hegraph.datasets.splits import MAX_VAL_SHOTS
+from trainers.hegraph.features.backbones.identity import DEFAULT_BACKBONE
+from trainers.hegraph.results.intervals import Difference
+from trainers.hegraph.utils.option import NODE
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 INDEX = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+BENCHMARKS = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
 BLOCK = re.compile(r"^```(bash|python)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 PHOTOS = {"astronaut": "astronaut", "cat": "chelsea", "cup of coffee": "coffee", "rocket": "rocket"}
 OURS = ("HeGraphAdapter", "HeGraphAdapter(T)", "HeGraphAdapter(training-free)", "HeGraphAdapter(paper)")
@@ -134,6 +143,11 @@ def differences(other: str) -> str:
     return f"{min(means):.1f} to {max(means):.1f}"
 
 
+def is_significant(difference: Difference) -> bool:
+    """Whether a 95 % interval excludes 0."""
+    return difference.low > 0 or difference.high < 0
+
+
 def plain(page: str) -> str:
     """Text of a page in one line."""
     return " ".join(page.split())
@@ -180,11 +194,40 @@ def test_pages_count_the_other_methods(real):
     assert f"compares HeGraphAdapter with {len(others)} other methods" in README
 
 
+def test_best_other_method_ties_at_each_shot(real):
+    pairs = intervals.read_intervals(ROOT / "results" / "paired_real_text.jsonl")
+    others = [method for method in real if method not in OURS]
+    for shots in SHOTS:
+        best = max(others, key=lambda method: real[method][shots])
+        assert not is_significant(pairs[best, int(shots)]), best
+    assert "a tie at every number of shots" in plain(README)
+    paper = [shots for shots in SHOTS if not is_significant(pairs["HeGraphAdapter(paper)", int(shots)])]
+    assert f"At {' and '.join(paper)} shots this difference is a tie" in plain(README)
+
+
+def test_readme_gives_the_numbers_of_classes_and_images():
+    records = (json.loads(line) for line in (ROOT / "results" / "real_text.jsonl").read_text().splitlines())
+    sizes = {(record["dataset"], record["num_train"]) for record in records if record["shots"] == 1}
+    assert {("caltech55", 55), ("imagenet283", 283)} <= sizes
+    assert "55 classes of Caltech101 and, up to 4 shots, 283 classes of ImageNet" in plain(README)
+    assert f"scikit-learn's {len(load_digits().target):,} scans" in plain(README)
+
+
+def test_pages_give_the_size_of_the_download():
+    with torch.device("meta"):  # without memory
+        model = open_clip.CLIP(**open_clip.get_model_config(DEFAULT_BACKBONE.model))
+    megabytes = 4 * sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    assert f"weights of CLIP ViT-B/16 once, about {round(megabytes, -2):.0f} MB" in plain(README)
+
+
 def test_pages_give_the_time_of_the_encoding():
-    views, rate = 10 * 16 * 10, 4  # ten classes of 16 photos in ten views; views per second with ViT-B/16
+    rows = re.findall(r"^\| ViT-B/16 \|.*\n\| +\| `predict` \| (\S+) \|", BENCHMARKS, re.MULTILINE)
+    views, rate = 10 * 16 * 10, round(float(rows[0]))  # ten classes of 16 photos in ten views; views per second
     for page in (README, INDEX):
         assert f"an estimated {views / rate / 60:.0f} minutes" in plain(page)
     assert f"{views:,} augmented views" in README and f"At {rate} views per second" in README
+    assert "each training photo in ten random crops" in plain(README)
+    assert default_values()[f"{NODE}.FEATURES.VIEWS"] == 10
 
 
 def test_first_page_splits_photos_as_the_package():
@@ -193,4 +236,5 @@ def test_first_page_splits_photos_as_the_package():
     for number, train, val, test in (map(int, row) for row in rows):
         assert (train, val) == (round(number * TRAIN_FRACTION), round(number * VAL_FRACTION))
         assert train + val + test == number
+    assert default_values()["DATASET.NUM_SHOTS"] == 16
     assert f"at most 16 training photos and {MAX_VAL_SHOTS} calibration photos" in plain(INDEX)
