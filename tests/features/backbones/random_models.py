@@ -45,10 +45,11 @@ TWO_TOWERS: dict[str, tuple[str, dict[str, Any], str, dict[str, Any]]] = {
         "CLIPImageProcessor", CLIP_IMAGES,
     ),
 }  # fmt: skip
+LARGER = VISION | {"image_size": 56}  # positions of larger images than the input, as DINOv2 has them
 IMAGES_ONLY: dict[str, tuple[str, dict[str, Any], str, dict[str, Any]]] = {
-    "dinov2": ("Dinov2Config", VISION, "BitImageProcessor", CLIP_IMAGES | {"size": {"shortest_edge": 37}}),
+    "dinov2": ("Dinov2Config", LARGER, "BitImageProcessor", CLIP_IMAGES | {"size": {"shortest_edge": 37}}),
     "dinov2_with_registers": (
-        "Dinov2WithRegistersConfig", VISION | {"num_register_tokens": 2}, "BitImageProcessor", CLIP_IMAGES,
+        "Dinov2WithRegistersConfig", LARGER | {"num_register_tokens": 2}, "BitImageProcessor", CLIP_IMAGES,
     ),
     "dinov3_vit": ("DINOv3ViTConfig", VISION, "DINOv3ViTImageProcessor", SQUARE_IMAGES),
     "dinov3_convnext": (

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 from random_models import KINDS, TWO_TOWERS, copy_clip, copy_siglip, write_transformers_model
 from safetensors.torch import load_file, save_file
 from tiny import SENTENCES
@@ -14,6 +15,7 @@ pytest.importorskip("transformers.models")
 
 from trainers.hegraph import UserError, load_backbone
 from trainers.hegraph.features.backbones.identity import backbone_identity, encodes_text
+from trainers.hegraph.features.backbones.transformers_classes import CLASSES
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +35,18 @@ def test_every_class_encodes_images(models, kind):
     torch.testing.assert_close(features.norm(dim=1), torch.ones(3))
     assert (features[0] @ features[1]).item() < 0.999
     assert backbone.has_text == encodes_text(models[kind]) == (kind in TWO_TOWERS)
+
+
+@pytest.mark.parametrize("kind", ["dinov2", "dinov2_with_registers"])
+def test_positions_of_larger_images_are_resized_as_in_transformers(models, kind):
+    import transformers
+
+    own = getattr(transformers, CLASSES[kind].name).from_pretrained(models[kind].partition(":")[2]).eval()
+    pixels = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = F.normalize(own(pixels).pooler_output, dim=-1)
+    assert own.embeddings.position_embeddings.shape[1] == 1 + 7 * 7
+    assert torch.equal(load_backbone(models[kind]).encode_images(pixels), expected)
 
 
 @pytest.mark.parametrize("kind", TWO_TOWERS)

@@ -60,8 +60,10 @@ def load(name: str, pretrained: str, device: str, precision: str) -> Backbone:
     """Load a model of timm; arguments and errors as in `load_backbone`, with a resolved precision."""
     source = find_source(name, pretrained)
     fingerprint = identity.backbone_identity(name, pretrained, precision, device)
-    network = build(source)
+    network: Any = build(source)
     config = resolve_model_data_config(network)
+    if getattr(network, "dynamic_img_size", False):
+        network.set_input_size(config["input_size"][1:])  # resizes positions once, which ONNX cannot do for each image
     network = network.to(device, DTYPES.get(precision)).eval().requires_grad_(False)
     steps = transform_steps(config)
     fingerprint["preprocess"] = identity.describe_transform(T.Compose(steps))

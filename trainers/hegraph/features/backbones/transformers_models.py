@@ -88,6 +88,8 @@ def load(name: str, pretrained: str, device: str, precision: str) -> Backbone:
             tokenizer, padding = read_tokenizer(folder, network.config, model_class, name)
     encoder = TransformersEncoder(network, model_class, padding).to(device).eval().requires_grad_(False)
     network.to(DTYPES.get(precision, torch.float32))
+    if model_class in (CLASSES["dinov2"], CLASSES["dinov2_with_registers"]):
+        fix_positions(network, size)
     fingerprint["preprocess"] = identity.describe_transform(T.Compose(steps))
     backbone = Backbone(
         name=bundle.title,
@@ -146,6 +148,20 @@ def build(folder: Path, model_class: ModelClass, name: str) -> Any:
     if missing := sorted(report["missing_keys"]):  # transformers would initialise them at random
         raise UserError(f"the weights of {name} lack {missing[0]} and {len(missing) - 1} others of {model_class.name}")
     return network
+
+
+def fix_positions(network: Any, size: tuple[int, int]) -> None:
+    """Resize the position embeddings of a DINOv2 once, for images of one size `(H, W)`.
+
+    The model would resize them for each batch, which has no form in ONNX if it has registers.
+    """
+    embeddings = network.embeddings
+    height, width = size
+    patch_height, patch_width = embeddings.patch_embeddings.patch_size
+    patches = (height // patch_height) * (width // patch_width)
+    tokens = torch.empty(1, 1 + patches, network.config.hidden_size, device=network.device)
+    positions = embeddings.interpolate_pos_encoding(tokens, height, width)
+    embeddings.interpolate_pos_encoding = lambda *_: positions
 
 
 def check_encodes(backbone: Backbone, name: str) -> None:

@@ -12,8 +12,8 @@ import io
 import json
 import re
 import warnings
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,7 +46,7 @@ class Head(nn.Module):
 
     The result equals `FoldedClassifier.logits`. The cache is computed at once, so that a batch needs `B * N` floats.
     With several labels per image, probabilities are sigmoids of the logits.
-    `tower` is an open_clip model in float32.
+    `tower` is an `Encoder` in float32.
     """
 
     weights: Tensor
@@ -104,11 +104,8 @@ def trace(head: Head, inputs: Tensor, name: str) -> ModelProto:
     import onnx
 
     file = io.BytesIO()
-    fused = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # ONNX has no fused attention
     try:
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")  # warnings of the tracer for developers
+        with exporting(), torch.no_grad():
             outputs = [LOGITS, PROBABILITIES]
             graph: dict[str, Any] = {"input_names": [name], "output_names": outputs, "opset_version": OPSET}
             axes = {key: {0: "batch"} for key in (name, *outputs)}
@@ -116,9 +113,26 @@ def trace(head: Head, inputs: Tensor, name: str) -> ModelProto:
             torch.onnx.export(head.eval(), (inputs,), target, dynamo=False, dynamic_axes=axes, **graph)
     except (RuntimeError, TypeError, ValueError) as error:  # errors of the exporter are RuntimeErrors
         raise UserError(f"the model has no form in ONNX: {first_line(error)}; --part head may have one") from error
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
     return onnx.load_model_from_string(file.getvalue())
+
+
+@contextmanager
+def exporting() -> Iterator[None]:
+    """Context without fused attention, which ONNX lacks, and without the exporter's messages for developers.
+
+    The exporter of torch 2.13 prints the whole graph to standard output if it fails.
+    """
+    fused = torch.backends.mha.get_fastpath_enabled()
+    print_graph = torch._C._jit_onnx_log
+    torch.backends.mha.set_fastpath_enabled(False)
+    torch._C._jit_onnx_log = lambda *_: None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        torch._C._jit_onnx_log = print_graph
+        torch.backends.mha.set_fastpath_enabled(fused)
 
 
 def halve(graph: ModelProto) -> None:
