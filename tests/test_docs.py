@@ -33,6 +33,8 @@ CHANGELOG = ROOT / "CHANGELOG.md"
 PAGES = [README, *(ROOT / name / "README.md" for name in ("results", "benchmarks")), *sorted(DOCS.rglob("*.md"))]
 FOR_DEVELOPERS = [CHANGELOG, *(ROOT / f"{name}.md" for name in ("CONTRIBUTING", "RELEASING", "SECURITY"))]
 MAX_README_LINES = 150
+MAX_WORDS = 30_000  # of the pages in docs/ that people write
+GENERATED = [*(DOCS / "reference" / f"{name}.md" for name in ("api", "command-line", "http", "record")), CONFIGURATION]
 KEYS = default_values()
 
 # How a block of commands starts -> the test that runs it
@@ -174,6 +176,11 @@ def test_readme_is_short_and_links_the_main_pages():
     linked = re.findall(r"\]\(docs/(\w+)/[\w/-]+\.md\)", text_of(README))
     assert {"guides", "reference", "results", "development"} <= set(linked)
     assert len(text_of(README).splitlines()) <= MAX_README_LINES
+
+
+def test_written_pages_are_short():
+    pages = [page for page in DOCS.rglob("*.md") if page not in GENERATED]
+    assert sum(len(text_of(page).split()) for page in pages) <= MAX_WORDS
 
 
 def test_files_that_pages_name_exist():
