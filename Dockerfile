@@ -2,11 +2,13 @@
 FROM python:3.13.5-slim-trixie AS build
 # Index of packages with CPU builds of torch; without it, torch comes with the libraries of CUDA
 ARG PIP_EXTRA_INDEX_URL=
+# Extras of the package, such as serve,timm or serve,transformers for a model with such a backbone
+ARG EXTRAS=serve
 WORKDIR /source
 COPY pyproject.toml hatch_build.py README.md LICENSE constraints.txt ./
 COPY configs configs
 COPY trainers trainers
-RUN python -m venv /venv && /venv/bin/pip install --no-cache-dir --constraint constraints.txt '.[serve]'
+RUN python -m venv /venv && /venv/bin/pip install --no-cache-dir --constraint constraints.txt ".[$EXTRAS]"
 
 FROM python:3.13.5-slim-trixie
 RUN useradd --create-home --uid 1000 hegraph

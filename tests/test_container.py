@@ -49,3 +49,9 @@ def test_server_has_no_root_a_token_and_a_health_check(steps):
     assert "/health" in check
     command = json.loads(values(steps, "ENTRYPOINT")[0]) + json.loads(values(steps, "CMD")[0])
     assert command[:2] == ["hegraph", "serve"] and "--token-file" in command and "--no-token" not in command
+
+
+def test_extras_of_the_backbone_are_an_argument(steps):
+    assert "EXTRAS=serve" in values(steps, "ARG")
+    [install] = [value for value in values(steps, "RUN") if "pip install" in value]
+    assert '".[$EXTRAS]"' in install

@@ -11,7 +11,8 @@ from PIL import Image
 
 from trainers.hegraph import HeGraphClassifier, UserError, load_few_shot
 from trainers.hegraph.models.endpoint import EndpointHandler
-from trainers.hegraph.models.folder import load_model
+from trainers.hegraph.models.folder import load_model, save_model
+from trainers.hegraph.models.package import requirements
 
 # The toolkit puts the folder on the path, and loads the class from handler.py
 TOOLKIT = """
@@ -110,3 +111,47 @@ def test_number_of_classes_may_be_text(handler, content, top):
 def test_other_numbers_of_classes_are_refused(handler, content, top):
     with pytest.raises(UserError, match="top_k"):
         handler({"inputs": content, "parameters": {"top_k": top}})
+
+
+# Requirements of an installed distribution with extras
+DECLARED = [
+    "torch>=2.4",
+    "timm>=1.0.20; extra == 'timm'",
+    'transformers>=5.4; extra == "transformers"',
+    "x; extra == 'dev'",
+]
+
+
+@pytest.mark.parametrize(
+    "backbone, packages",
+    [
+        ("", []),
+        ("hegraph-mini", []),
+        ("ViT-B-16-quickgelu", []),
+        ("ViT-B-16-SigLIP2", ["transformers>=5.4"]),
+        ("xlm-roberta-base-ViT-B-32", ["transformers>=5.4"]),
+        ("timm:test_vit.r160_in1k", ["timm>=1.0.20"]),
+        ("transformers:openai/clip-vit-base-patch32", ["transformers>=5.4"]),
+    ],
+)
+def test_requirements_include_the_library_of_the_backbone(backbone, packages, monkeypatch):
+    monkeypatch.setattr("trainers.hegraph.models.package.requires", lambda name: DECLARED)
+    assert requirements(backbone) == ["torch>=2.4", *packages]
+
+
+def test_requirements_of_a_bundle_come_from_its_configuration(tmp_path, monkeypatch):
+    monkeypatch.setattr("trainers.hegraph.models.package.requires", lambda name: DECLARED)
+    config = {"model_cfg": {"embed_dim": 8, "text_cfg": {"hf_tokenizer_name": "timm/ViT-B-16-SigLIP"}}}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+    assert requirements(f"local-dir:{tmp_path}") == ["torch>=2.4", "transformers>=5.4"]
+    (tmp_path / "open_clip_config.json").write_text("[]")
+    with pytest.raises(UserError, match='expected a model of open_clip in .*, with the key "model_cfg"'):
+        requirements(f"local-dir:{tmp_path}")
+
+
+def test_endpoint_of_a_timm_model_requires_timm(finished_digits_once, tmp_path, monkeypatch):
+    monkeypatch.setattr("trainers.hegraph.models.package.requires", lambda name: DECLARED)
+    model = load_model(finished_digits_once / "model")
+    encoder = model.backbone.model_copy(update={"model": "timm:test_vit.r160_in1k"})
+    save_model(model.model_copy(update={"backbone": encoder}), tmp_path / "model", endpoint=True)
+    assert (tmp_path / "model" / "requirements.txt").read_text() == "torch>=2.4\ntimm>=1.0.20\n"

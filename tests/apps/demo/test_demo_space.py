@@ -66,6 +66,13 @@ def test_requirements_are_those_of_the_installed_package(space, digits, model_fo
     assert not (tmp_path / "space").exists()
 
 
+def test_space_requires_the_library_of_its_backbone(digits, model_folder, tmp_path, monkeypatch):
+    declared = ["torch>=2.4", "timm>=1.0.20; extra == 'timm'", "transformers>=5.4; extra == 'transformers'"]
+    monkeypatch.setattr("trainers.hegraph.models.package.requires", lambda name: declared)
+    write_space(digits, model_folder, tmp_path / "space", backbone="timm:test_vit.r160_in1k")
+    assert (tmp_path / "space" / "requirements.txt").read_text() == "torch>=2.4\ntimm>=1.0.20\n"
+
+
 @pytest.mark.slow
 def test_space_shows_the_page_from_its_own_files(space):
     program = "from hegraph.commands.demo import main; main()"

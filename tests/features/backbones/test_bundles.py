@@ -125,7 +125,7 @@ def test_tokenizers_are_read_from_the_cache(no_hub, transformers, monkeypatch):
     (settings.parent / "tokenizer.json").touch()
     assert (open_clip_models._tokenizer(source).context_length, transformers[0][0]) == (64, str(settings.parent))
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(UserError, match=f"cannot load {name}: .*transformers"):
+    with pytest.raises(UserError, match=f"{name} needs the extra transformers"):
         create_model(name)
 
 

@@ -188,7 +188,7 @@ class ModelWriter:
             write_tensors(temporary / TENSORS, tensors, {"format": config.format})
             (temporary / CARD).write_text(model_card(model), encoding="utf-8")
             if endpoint:
-                write_endpoint(temporary)
+                write_endpoint(temporary, model.backbone.model)
             _copy_other_files(self.folder, temporary)
             write_json(temporary / CONFIG, config.model_dump(mode="json"))
             self.check_unchanged()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import yaml
 
-from ...features.backbones.identity import AUTO
+from ...features.backbones.identity import AUTO, canonical_name
 from ...models.folder import CARD, CONFIG, TENSORS, THUMBNAILS
 from ...models.images import ImageModel, backbone_files
 from ...models.package import copy_package, requirements
@@ -21,7 +21,6 @@ from ...utils.files import writing_folder
 from .answer import summary, title
 
 MODEL = "model"
-TOKENIZER_REQUIREMENTS = ("transformers", "sentencepiece")  # for SigLIP and other models with a Hugging Face tokenizer
 APP = '''\
 """Show the page of the model in this folder. The Space runs this file."""
 
@@ -58,8 +57,7 @@ def write_space(
         raise UserError(f"{got}; upload them to the Hub and use --backbone hf-hub:USER/NAME")
     values = {"--backbone": backbone, "--pretrained": pretrained, "--precision": precision.replace(AUTO, "")}
     flags = "".join(f", {json.dumps(flag)}, {json.dumps(value)}" for flag, value in values.items() if value)
-    more = TOKENIZER_REQUIREMENTS if type(images.backbone.tokenizer).__name__ == "HFTokenizer" else ()
-    packages = "\n".join([*requirements(), *more, ""])
+    packages = "\n".join([*requirements(canonical_name(backbone) or model.backbone.model), ""])
     header = {
         "title": title(model), "emoji": "\N{LEFT-POINTING MAGNIFYING GLASS}", "colorFrom": "gray", "colorTo": "yellow",
         "sdk": "gradio", "sdk_version": version("gradio"), "app_file": "app.py", "license": "mit",

@@ -113,14 +113,26 @@ def local_bundle_weights(name: str) -> Path | None:
     return cached_file(place_of(name), filenames)
 
 
+def find_open_clip_config(name: str) -> Path:
+    """Configuration file of a bundle of open_clip, downloaded if necessary. In a folder, it may be missing.
+
+    Raises:
+        UserError: If it cannot be downloaded.
+    """
+    folder = folder_of(name)
+    return _fetch_open_clip_file(name, (CONFIG_NAME,)) if folder is None else folder / CONFIG_NAME
+
+
+def _fetch_open_clip_file(name: str, filenames: tuple[str, ...]) -> Path:
+    needed = f"{CONFIG_NAME} and {WEIGHTS_NAMES[0]}"
+    return fetch_file(place_of(name), filenames, name, needed, f"put them into a folder, {USE_FOLDER}")
+
+
 def _open_clip_bundle(name: str) -> Bundle:
     folder = folder_of(name)
     if folder is None:
-        place = place_of(name)
-        needed = f"{CONFIG_NAME} and {WEIGHTS_NAMES[0]}"
-        use = f"put them into a folder, {USE_FOLDER}"
-        config, weights = (fetch_file(place, names, name, needed, use) for names in ((CONFIG_NAME,), WEIGHTS_NAMES))
-        return Bundle(place, config, weights)
+        config = find_open_clip_config(name)
+        return Bundle(place_of(name), config, _fetch_open_clip_file(name, WEIGHTS_NAMES))
     files = [file for file in sorted(folder.glob("*")) if file.suffix in WEIGHTS_SUFFIXES and file.is_file()]
     known = [folder / filename for filename in WEIGHTS_NAMES if folder / filename in files]
     if not (folder / CONFIG_NAME).is_file() or not (known or len(files) == 1):

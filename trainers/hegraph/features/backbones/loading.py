@@ -3,16 +3,15 @@
 Each library has a module with the functions `load`, `local_weights` and `hub_repository`.
 """
 
-from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 
 from ...utils.devices import choose_device
-from ...utils.errors import UserError
 from ...utils.reading import validate
 from . import identity
 from .base import Backbone
 from .bundles import TIMM, TRANSFORMERS
+from .extras import require_extra
 
 
 def load_backbone(name: str, pretrained: str = "", device: str = "cpu", precision: str = "fp32") -> Backbone:
@@ -81,7 +80,16 @@ def library_of(name: str) -> ModuleType:
     return open_clip_models
 
 
-def require_extra(extra: str, name: str) -> None:
-    """Check that the package of an extra of the same name is installed; UserError if not."""
-    if find_spec(extra) is None:
-        raise UserError(f"{name} needs the extra {extra}: pip install '.[{extra}]'")
+def extras_of(name: str) -> tuple[str, ...]:
+    """Extras of this package that a model needs, without loading it.
+
+    Raises:
+        UserError: If the configuration of a bundle of open_clip is missing, damaged or cannot be downloaded.
+    """
+    if name.startswith(TIMM):
+        return ("timm",)
+    if name.startswith(TRANSFORMERS):
+        return ("transformers",)
+    from . import open_clip_models
+
+    return ("transformers",) if open_clip_models.uses_transformers(name) else ()

@@ -8,7 +8,7 @@ import importlib
 import logging
 import re
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,9 +21,11 @@ from torch.overrides import TorchFunctionMode
 from torchvision import transforms as T
 
 from ...utils.errors import UserError, unknown
+from ...utils.reading import read_json
 from . import bundles, hub, identity
 from .base import Backbone, Tokenizer
 from .clip_cache import find_cached_by_clip
+from .extras import require_extra
 from .precision import to_bfloat16
 from .transforms import Preprocess
 from .weights_files import OPENAI_MARKS, describe_failure, read_weights
@@ -164,6 +166,28 @@ def hub_repository(name: str, pretrained: str) -> str | None:
     return _tag_config(name, pretrained).get("hf_hub", "").rpartition("/")[0] or None
 
 
+def uses_transformers(name: str) -> bool:
+    """Whether the tokenizer or the text tower of a model is one of transformers, without loading the model.
+
+    Raises:
+        UserError: If the configuration of a bundle is missing, damaged or cannot be downloaded.
+    """
+    if bundles.is_bundle(name):
+        path = bundles.find_open_clip_config(name)
+        content = read_json(path)
+        model = content.get("model_cfg") if isinstance(content, dict) else None
+        if not isinstance(model, dict):
+            raise UserError(f'expected a model of open_clip in {path}, with the key "model_cfg"')
+    else:
+        model = open_clip.get_model_config(name) or {}
+    return has_parts_of_transformers(model.get("text_cfg") or {})
+
+
+def has_parts_of_transformers(text: Mapping[str, Any]) -> bool:
+    """Whether open_clip's configuration of a text tower names a tokenizer or a model of transformers."""
+    return bool(text.get("hf_tokenizer_name") or text.get("hf_model_name"))
+
+
 def check_activation(model: str, quick: bool, what: str) -> None:
     """Reject weights whose activation is not the model's, which would give wrong features; open_clip at most warns.
 
@@ -281,7 +305,8 @@ def _tokenizer(source: Source) -> Tokenizer:
         file = f"{source.model[len(bundles.FOLDER) :]}/{bundles.CONFIG_NAME}"
         allowed = ", ".join(TOKENIZER_KEYS)
         raise UserError(f"{file}: text_cfg.tokenizer_kwargs has {', '.join(refused)}, and only {allowed} are allowed")
-    if text.get("hf_tokenizer_name") or text.get("hf_model_name"):
+    if has_parts_of_transformers(text):
+        require_extra("transformers", source.name)
         # transformers asks at the terminal before it runs code of a repository, and refuses at a timeout of 0
         setattr(importlib.import_module("transformers.dynamic_module_utils"), "TIME_OUT_REMOTE_CODE", 0)  # noqa: B010
     if not text.get("hf_tokenizer_name"):
