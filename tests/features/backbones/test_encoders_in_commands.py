@@ -14,6 +14,7 @@ from PIL import Image
 pytest.importorskip("transformers.models")
 pytest.importorskip("timm")
 
+from browser import browsing
 from random_models import KINDS, TWO_TOWERS, write_timm_model, write_transformers_model
 
 from trainers.hegraph import load_backbone
@@ -174,3 +175,19 @@ def test_teach_project_is_trained_and_exported(name_of, scans, tmp_path, kind):
     assert ("the encoder reads no text" in facts) == (kind not in TWO_TOWERS)
     assert ask["teach_export"]({"name": "model.zip"}).keys() == {"url"}
     assert session.model()[0].classnames == tuple(file.stem for file in sorted(scans[:3]))
+
+
+@pytest.mark.parametrize("kind", ["siglip", "dinov2"])
+def test_teach_page_classifies_in_the_browser(name_of, scans, tmp_path, kind):
+    folder = tmp_path / "project"
+    for file in scans[:2]:
+        (folder / "train" / file.stem).mkdir(parents=True)
+        shutil.copy(file, folder / "train" / file.stem)
+    (tmp_path / "profile").mkdir()
+    with browsing(tmp_path / "profile", "teach", str(folder), "--backbone", name_of(kind)) as page:
+        page.open("#panel-classes form")
+        page.wait(lambda: "images" in page.text("#top"))
+        assert ("the encoder reads no text" in page.text("body")) == (kind not in TWO_TOWERS)
+        page.tab("Try")
+        page.upload(scans[1])
+        page.wait(lambda: page.winner() == scans[1].stem)
