@@ -17,6 +17,7 @@ from torch.testing import assert_close
 from trainers.hegraph.__main__ import main
 from trainers.hegraph.apps.demo.answer import summary
 from trainers.hegraph.baselines import load_method
+from trainers.hegraph.baselines.hegraph import fit_multilabel
 from trainers.hegraph.datasets.loading import load_dataset
 from trainers.hegraph.experiments.evaluation import Predictions
 from trainers.hegraph.experiments.record import scores_on_test
@@ -201,6 +202,17 @@ def test_images_are_added_to_a_trained_model(tmp_path, digits_features, capsys):
     (tmp_path / "more.csv").write_text(f"path,label\n{names[0]},one\n{names[1]},two")
     assert main([*more, str(tmp_path / "other")]) == 2
     assert "expected several labels per image, as the model has, got one label" in capsys.readouterr().err
+
+
+def test_groups_are_left_out_of_thresholds(bank, caplog):
+    groups = torch.arange(len(bank.train_labels)) // 4
+    head = MultiLabelHead.fit(bank.cache_keys(), bank.train_labels, bank.text_positive, groups)
+    fitted = fit_multilabel(replace(bank, train_groups=groups))
+    assert torch.equal(fitted.thresholds, head.log_odds(head.thresholds).float())
+    assert not torch.equal(fitted.thresholds, fit_multilabel(bank).thresholds)
+    one = fit_multilabel(replace(bank, train_groups=torch.zeros_like(groups)))
+    assert torch.equal(one.thresholds, fit_multilabel(bank).thresholds)
+    assert "all training images are of one group" in caplog.text
 
 
 # --- methods for comparison

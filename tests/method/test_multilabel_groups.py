@@ -6,8 +6,7 @@ import torch
 from test_multilabel_head import example, ridge_fit
 
 from trainers.hegraph import load_bank
-from trainers.hegraph.method.multilabel import MultiLabelHead
-from trainers.hegraph.method.multilabel_groups import left_out_group_scores
+from trainers.hegraph.method.multilabel import MultiLabelHead, best_thresholds, logistic_calibration
 
 
 def fits_without_groups(head, features, labels, text, groups):
@@ -30,29 +29,41 @@ def fits_without_groups(head, features, labels, text, groups):
 def test_group_scores_equal_separate_fits(num_groups):
     features, labels, text = example()
     groups = torch.arange(30) % num_groups
-    head = MultiLabelHead.fit(features, labels, text)
-    found = left_out_group_scores(head, features, labels, groups)
-    np.testing.assert_allclose(found.numpy(), fits_without_groups(head, features, labels, text, groups), atol=1e-5)
+    head = MultiLabelHead.fit(features, labels, text, groups)
+    expected = fits_without_groups(head, features, labels, text, groups)
+    np.testing.assert_allclose(head.left_out.numpy(), expected, atol=1e-5)
 
 
 def test_groups_of_one_image_equal_leave_one_out():
     features, labels, text = example()
-    head = MultiLabelHead.fit(features, labels, text)
-    assert torch.equal(left_out_group_scores(head, features, labels, torch.arange(30)), head.left_out)
+    alone = MultiLabelHead.fit(features, labels, text, torch.arange(30))
+    without = MultiLabelHead.fit(features, labels, text)
+    assert torch.equal(alone.left_out, without.left_out)
+    assert torch.equal(alone.thresholds, without.thresholds) and alone.slope == without.slope
+
+
+def test_thresholds_and_calibration_leave_out_groups():
+    features, labels, text = example()
+    groups = torch.arange(30) // 3
+    head = MultiLabelHead.fit(features, labels, text, groups)
+    without = MultiLabelHead.fit(features, labels, text)
+    assert torch.equal(head.weights, without.weights) and (head.ridge, head.gain) == (without.ridge, without.gain)
+    assert torch.equal(head.thresholds, best_thresholds(head.left_out, labels, head.varied))
+    assert (head.slope, head.intercept) == pytest.approx(logistic_calibration(head.left_out, labels))
 
 
 def test_class_without_positive_images_has_score_of_text():
     features, labels, text = example()
     labels[:, 2] = False
-    head = MultiLabelHead.fit(features, labels, text)
-    found = left_out_group_scores(head, features, labels, torch.arange(30) // 2)
-    torch.testing.assert_close(found[:, 2], head.left_out[:, 2], atol=0.02, rtol=0)  # text has most of the weight
+    found = MultiLabelHead.fit(features, labels, text, torch.arange(30) // 2).left_out
+    expected = MultiLabelHead.fit(features, labels, text).left_out
+    torch.testing.assert_close(found[:, 2], expected[:, 2], atol=0.02, rtol=0)  # text has most of the weight
 
 
 def test_single_group_is_refused(refused):
     features, labels, text = example()
     with refused("", "expected images of at least two groups, got one"):
-        left_out_group_scores(MultiLabelHead.fit(features, labels, text), features, labels, torch.zeros(30))
+        MultiLabelHead.fit(features, labels, text, torch.zeros(30))
 
 
 @pytest.mark.slow
@@ -62,7 +73,6 @@ def test_group_scores_equal_separate_fits_on_real_features(shared):
     features = bank.cache_keys()[rows]
     labels = torch.nn.functional.one_hot(bank.train_labels[rows], len(bank.classnames)).bool()
     groups = torch.arange(len(rows)) // 5
-    head = MultiLabelHead.fit(features, labels, bank.text_positive)
-    found = left_out_group_scores(head, features, labels, groups)
+    head = MultiLabelHead.fit(features, labels, bank.text_positive, groups)
     expected = fits_without_groups(head, features, labels, bank.text_positive, groups)
-    np.testing.assert_allclose(found.numpy(), expected, atol=1e-5)
+    np.testing.assert_allclose(head.left_out.numpy(), expected, atol=1e-5)

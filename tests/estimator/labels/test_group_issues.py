@@ -49,8 +49,20 @@ def test_classifier_judges_labels_without_groups(videos):
     found = classifier.label_issues(features.numpy(), names, groups=[f"video {group}" for group in groups.tolist()])
     scores = {issue.index: issue.score for issue in expected}
     assert {issue.index: issue.score for issue in found} == pytest.approx(scores, abs=1e-6)
-    with pytest.raises(ValueError, match="inconsistent"):
-        classifier.label_issues(features.numpy(), names, groups=groups[1:])
+
+
+def test_label_issues_checks_groups_as_fit_does(videos, refused):
+    features, labels, _, text = videos
+    classifier = HeGraphClassifier(variant="training_free", text_features=text, logit_scale=30.0)
+    classifier.fit(features.numpy(), labels.numpy())
+    for groups, problem in (
+        (range(63), "expected a group for each of the 64 images, got 63 groups"),
+        ([-1] * 64, "expected groups that are strings or integers from 0 on, got -1"),
+    ):
+        with refused("", problem):
+            classifier.label_issues(features.numpy(), labels.numpy(), groups=list(groups))
+        with refused("", problem):
+            classifier.fit(features.numpy(), labels.numpy(), groups=list(groups))
 
 
 def test_label_check_uses_the_groups_of_a_bank(videos, tmp_path, capsys):

@@ -444,6 +444,18 @@ def test_several_labels_are_ranked_without_the_image():
     assert BackboneResult(Candidate(name="some"), outcome=outcome).accuracy == 100
 
 
+def test_several_labels_are_ranked_without_the_group():
+    """Both images of a group have the same feature and random labels, so only an image of the group knows them."""
+    random = torch.Generator().manual_seed(1)
+    features = F.normalize(torch.randn(15, 6, generator=random), dim=1).repeat_interleave(2, dim=0)
+    labels = (torch.rand(15, 3, generator=random) < 0.5).long().repeat_interleave(2, dim=0)
+    groups = torch.arange(30) // 2
+    _, alone = held_out_outcome(Encoded(None, features, labels, torch.zeros(3, 6), []))
+    _, grouped = held_out_outcome(Encoded(None, features, labels, torch.zeros(3, 6), [], groups))
+    accuracies = [BackboneResult(Candidate(name="some"), outcome=outcome).accuracy for outcome in (alone, grouped)]
+    assert accuracies[0] > accuracies[1] + 20
+
+
 @pytest.mark.parametrize("several", [False, True])
 def test_classes_without_text_have_no_zero_shot_accuracy(several):
     labels = torch.arange(12) % 2

@@ -16,6 +16,7 @@ Two differences hold for all methods and are not repeated:
 Shapes: N training images, V augmented views of each, K classes, d feature width, B images of a batch.
 """
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -32,6 +33,8 @@ from ..method.trust import TrustedText
 if TYPE_CHECKING:  # open_clip takes seconds to import, and most methods do not need it
     from ..config import Config
     from ..features.backbones.base import Backbone
+
+logger = logging.getLogger(__name__)
 
 Transfer = Callable[[FeatureBank], Tensor]
 OptionsT = TypeVar("OptionsT")  # dataclass of the options of a method
@@ -154,6 +157,15 @@ def largest_class(bank: FeatureBank) -> int:
     if bank.train_labels.dim() == 2:  # indicators of several labels per image
         return int(bank.train_labels.sum(dim=0).max())
     return int(bank.train_labels.bincount().max())
+
+
+def groups_to_leave_out(bank: FeatureBank) -> Tensor | None:
+    """Groups of the training images, `[N]`; None without groups, and with a warning if all are of one group."""
+    groups = bank.train_groups
+    if groups is None or len(groups.unique()) > 1:
+        return groups
+    logger.warning("all training images are of one group, so thresholds and probabilities leave out single images")
+    return None
 
 
 def zero_shot_transfer(bank: FeatureBank) -> Tensor:

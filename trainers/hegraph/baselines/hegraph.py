@@ -25,7 +25,7 @@ from ..method.training.loop import AdapterTraining, Checkpoints, TrainingSummary
 from ..method.training.memory import free_bytes, log_large, training_bytes
 from ..method.training.options import TrainingOptions
 from ..utils.seeds import set_random_seed
-from .base import FittedMethod, Method
+from .base import FittedMethod, Method, groups_to_leave_out
 
 if TYPE_CHECKING:
     from ..features.backbones.base import Backbone
@@ -94,7 +94,7 @@ class HeGraphAdapter(Method[Config]):
 def fit_multilabel(bank: FeatureBank) -> FittedMethod:
     """Fit the head for several labels per image, the only part of HeGraphAdapter that supports them."""
     text = bank.text_positive if bank.has_text else None
-    head = MultiLabelHead.fit(bank.cache_keys(), bank.train_labels, text)
+    head = MultiLabelHead.fit(bank.cache_keys(), bank.train_labels, text, groups_to_leave_out(bank))
     return FittedMethod(
         head.classifier.logits,
         classifier=head.classifier,

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..features.bank import FeatureBank
 from ..method.cache import FoldedClassifier, text_logits
 from ..method.multilabel import MultiLabelHead
-from .base import EPSILON, FittedMethod, Method, NoOptions
+from .base import EPSILON, FittedMethod, Method, NoOptions, groups_to_leave_out
 from .options import BaselineOptions, option
 
 NOT_SAVED = "it serves as a comparison for several labels per image"
@@ -89,5 +89,5 @@ class Ridge(Method[NoOptions]):
     not_saved: ClassVar[str] = NOT_SAVED
 
     def fit(self, bank: FeatureBank, options: NoOptions, seed: int, backbone: object = None) -> FittedMethod:
-        head = MultiLabelHead.fit(bank.cache_keys(), bank.train_labels)
+        head = MultiLabelHead.fit(bank.cache_keys(), bank.train_labels, groups=groups_to_leave_out(bank))
         return FittedMethod(head.scores, thresholds=head.thresholds)

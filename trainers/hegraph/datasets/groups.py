@@ -8,7 +8,7 @@ its own.
 import logging
 import re
 from collections import Counter, defaultdict
-from collections.abc import Collection, Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
 from typing import NamedTuple
@@ -193,13 +193,34 @@ def _folds_of_images(labels: Sequence[int], seed: int) -> list[int]:
     rows_of_class: defaultdict[int, list[int]] = defaultdict(list)
     for row, label in enumerate(labels):
         rows_of_class[label].append(row)
-    folds = [NOT_HELD_OUT] * len(labels)
-    number = min(max(map(len, rows_of_class.values()), default=0), MAX_FOLDS)
+    order: list[int] = []
     for _, rows in sorted(rows_of_class.items()):
         generator.shuffle(rows)
-        if len(rows) > 1:
-            for position, row in enumerate(rows):
-                folds[row] = position % number
+        order += rows
+    return folds_in_order(labels, order)
+
+
+def folds_in_order(labels: Sequence[int], order: Iterable[int]) -> list[int]:
+    """Assign the images of each class to the folds in turn, in the order of their indices in `order`.
+
+    The only image of a class is in no fold.
+
+    Args:
+        labels: Class of each image.
+        order: Indices of all images.
+
+    Returns:
+        Folds as in `balanced_folds`.
+    """
+    sizes = Counter(labels)
+    number = min(max(sizes.values(), default=0), MAX_FOLDS)
+    folds = [NOT_HELD_OUT] * len(labels)
+    position: Counter[int] = Counter()
+    for row in order:
+        label = labels[row]
+        if sizes[label] > 1:
+            folds[row] = position[label] % number
+            position[label] += 1
     return folds
 
 

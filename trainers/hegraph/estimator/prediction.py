@@ -23,7 +23,7 @@ from ..utils.errors import UserError
 from ..utils.reading import Size, validate
 from .classes import check_label_array
 from .incremental import KEYS
-from .inputs import as_array, checked_features, checked_X_y, image_list, unit_rows
+from .inputs import as_array, checked_features, checked_groups, checked_X_y, image_list, unit_rows
 from .labels.issues import LabelIssue, find_label_issues
 from .labels.suggest import suggest
 
@@ -135,7 +135,7 @@ class PredictionMixin(ClassifierMixin, BaseEstimator):
             X: Images or features, as in `fit`.
             y: Labels of at least two classes in `classes_`. UserError for one class, other labels, or a model with
                 several labels per image.
-            groups: Group of each image, such as its video, shape `[n]`. An image is judged without the images of its
+            groups: Group of each image, such as its video, as in `fit`. An image is judged without the images of its
                 group, which look alike and may share a wrong label. None without groups.
 
         Returns:
@@ -156,11 +156,7 @@ class PredictionMixin(ClassifierMixin, BaseEstimator):
         labels = torch.tensor([classes.index(label) for label in y.tolist()])
         model = self.model_
         text = model.known_text
-        numbers = None
-        if groups is not None:
-            groups = column_or_1d(as_array(groups))
-            check_consistent_length(features, groups)
-            numbers = torch.from_numpy(np.unique(groups, return_inverse=True)[1])
+        numbers = checked_groups(groups, len(labels))
         return find_label_issues(features, labels, text, model.logit_scale, classes, model.trusts_text, numbers)
 
     def __sklearn_tags__(self) -> Tags:

@@ -11,9 +11,14 @@ head that is fitted without image i, with the same ridge `lambda s` and `W0`, is
 
     Y_i - (Y_i - score(F_i)) / (1 - H_ii)
 
+Without a group G of images, such as the frames of a video, the scores of its images are
+
+    Y_G - (I - H_GG)^-1 (Y_G - score(F_G))
+
 All choices use these scores, so that no validation images are needed:
 
 - `lambda` and `g >= 0` have the least squared leave-one-out error, which is quadratic in `g`. Without text, `g` is 0.
+  They leave out single images also where there are groups.
 - The threshold of a class is the mean of its own threshold with the best F1 and the common one with the best micro F1.
 - Probabilities are `sigmoid(a score + b)` (Platt, 1999), with one `a` and one `b` for all classes. If few images
   have lower scores with a label than without, `a` is `LEAST_SLOPE`, which keeps the order of the scores.
@@ -37,6 +42,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..utils.errors import UserError
 from .cache import FoldedClassifier
 from .closed_form import CHUNK_ROWS, RIDGES, SMALLEST
 
@@ -60,7 +66,7 @@ class MultiLabelHead:
     Attributes:
         weights, bias: `W^T` and `y - m W`, shapes `[K, d]` and `[K]`, float64.
         ridge, gain: `lambda` and `g`.
-        left_out: Leave-one-out scores of the training images, shape `[N, K]`, float32.
+        left_out: Score of each training image without the image, or without its group, shape `[N, K]`, float32.
         thresholds: Least score with which a class is predicted, shape `[K]`, float64.
         slope, intercept: `a` and `b`.
         varied: Classes with both positive and negative images, booleans of shape `[K]`.
@@ -77,13 +83,19 @@ class MultiLabelHead:
     varied: Tensor
 
     @classmethod
-    def fit(cls, features: Tensor, labels: Tensor, text: Tensor | None = None) -> MultiLabelHead:
-        """Fit the regression, and choose `lambda`, `g`, thresholds and calibration by leave-one-out scores.
+    def fit(
+        cls, features: Tensor, labels: Tensor, text: Tensor | None = None, groups: Tensor | None = None
+    ) -> MultiLabelHead:
+        """Fit the regression, and choose `lambda`, `g`, thresholds and calibration by left-out scores.
 
         Args:
             features: Unit-norm image features, shape `[N, d]`, at least two.
             labels: Label indicators, booleans of shape `[N, K]`.
             text: Unit-norm text features, shape `[K, d]`; None for a ridge regression without a prior.
+            groups: Groups of the images, integers of shape `[N]`, which are left out as a whole; None without groups.
+
+        Raises:
+            UserError: If all images are of one group.
         """
         task = _Indicators.of(features, labels, with_text=text is not None)
         regression = _Regression.of(task, text)
@@ -92,6 +104,8 @@ class MultiLabelHead:
         weights = w.t().contiguous()
         bias = task.mean_label - task.mean @ w
         left_out = torch.cat([*regression.left_out(weights, ridge)])
+        if groups is not None:
+            left_out = regression.without_groups(left_out, weights, ridge, groups)
         thresholds = best_thresholds(left_out.cpu(), labels.cpu(), task.varied.cpu()).to(bias)
         step = _step(labels.numel(), MAX_SCORES)
         scores = left_out[::step, task.varied]
@@ -159,9 +173,13 @@ class _Indicators:
         features = self.features[::step].split(CHUNK_ROWS)
         labels = self.labels[::step].split(CHUNK_ROWS)
         for rows, answers in zip(features, labels):
-            indicators = answers.double()
-            indicators[:, self.absent] = self.mean_label[self.absent]
-            yield rows.double() - self.mean, indicators
+            yield self.centred(rows, answers)
+
+    def centred(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows of `X` and `Y` in float64, from rows of `F` and of the label indicators."""
+        indicators = labels.double()
+        indicators[:, self.absent] = self.mean_label[self.absent]
+        return features.double() - self.mean, indicators
 
 
 @dataclass(frozen=True)
@@ -253,6 +271,31 @@ class _Regression:
             scores = torch.addmm(self.task.mean_label, deviations, weights.t())
             weight = self.error_weight(deviations @ self.basis, ridge)
             yield scores.sub_(indicators).mul_(weight).add_(indicators).float()
+
+    def without_groups(self, left_out: Tensor, weights: Tensor, ridge: float, groups: Tensor) -> Tensor:
+        """Score of each image by a head without the image's group, shape `[N, K]`, float32.
+
+        Args:
+            left_out: Result of `left_out`, which images keep that are alone in their group.
+            weights: Weights of the head, shape `[K, d]`.
+            ridge: `lambda`.
+            groups: Groups of the images, integers of shape `[N]`; UserError if all are equal.
+        """
+        numbers = groups.unique(return_inverse=True)[1]
+        sizes = numbers.bincount()
+        if len(sizes) < 2:
+            raise UserError("expected images of at least two groups, got one; add images of another group")
+        left_out = left_out.clone()
+        whitening = self.basis / (self.eigenvalues[:, 0] + ridge * self.spread).sqrt()
+        for images in numbers.argsort(stable=True).split(sizes.tolist()):
+            if len(images) > 1:
+                deviations, indicators = self.task.centred(self.task.features[images], self.task.labels[images])
+                errors = indicators - self.task.mean_label - deviations @ weights.t()
+                whitened = deviations @ whitening
+                hat = whitened @ whitened.t() + 1 / len(self.task.features)  # H_GG
+                unit = torch.eye(len(images), dtype=hat.dtype, device=hat.device)
+                left_out[images] = (indicators - torch.linalg.solve(unit - hat, errors)).float()
+        return left_out
 
 
 def _step(count: int, most: int) -> int:

@@ -16,12 +16,11 @@ Shapes: N images, n images of a fold, K classes, d feature width.
 from __future__ import annotations
 
 import random
-from collections import Counter
 
 import torch
 from torch import Tensor
 
-from ...datasets.groups import MAX_FOLDS, NOT_HELD_OUT, balanced_folds, shared_groups_only
+from ...datasets.groups import NOT_HELD_OUT, balanced_folds, folds_in_order, shared_groups_only
 from ...features.bank import mean_count
 from ...method.class_offsets import class_offsets
 from ...method.closed_form import ClosedForm
@@ -57,12 +56,7 @@ def held_out_predictions(
     Raises:
         UserError: If all images are of one group.
     """
-    numbers = None if groups is None else shared_groups_only(groups.tolist())
-    folds = torch.full_like(labels, NOT_HELD_OUT)
-    if numbers is not None:
-        folds = torch.tensor(balanced_folds(labels.tolist(), numbers, SEED))
-    elif mean_count(labels.bincount().tolist()) <= FOLD_SHOTS:
-        folds = torch.tensor(folds_of_images(labels.tolist()))
+    folds = held_out_folds(labels, groups)
     predicted = torch.empty_like(labels)
     rest = folds == NOT_HELD_OUT
     if rest.any():
@@ -79,6 +73,16 @@ def held_out_predictions(
     return predicted
 
 
+def held_out_folds(labels: Tensor, groups: Tensor | None) -> Tensor:
+    """Fold of each image, from 0, or `NOT_HELD_OUT` for an image that leave-one-(group)-out predicts, shape `[N]`."""
+    numbers = None if groups is None else shared_groups_only(groups.tolist())
+    if numbers is not None:
+        return torch.tensor(balanced_folds(labels.tolist(), numbers, SEED))
+    if mean_count(labels.bincount().tolist()) <= FOLD_SHOTS:
+        return torch.tensor(folds_of_images(labels.tolist()))
+    return torch.full_like(labels, NOT_HELD_OUT)
+
+
 def folds_of_images(labels: list[int]) -> list[int]:
     """Balanced folds of images without groups, as in `balanced_folds`.
 
@@ -87,16 +91,7 @@ def folds_of_images(labels: list[int]) -> list[int]:
     """
     order = list(range(len(labels)))
     random.Random(SEED).shuffle(order)
-    sizes = Counter(labels)
-    number = min(max(sizes.values(), default=0), MAX_FOLDS)
-    folds = [NOT_HELD_OUT] * len(labels)
-    position: Counter[int] = Counter()
-    for row in order:
-        label = labels[row]
-        if sizes[label] > 1:
-            folds[row] = position[label] % number
-            position[label] += 1
-    return folds
+    return folds_in_order(labels, order)
 
 
 def refitted_logits(

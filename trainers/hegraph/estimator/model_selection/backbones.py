@@ -3,8 +3,9 @@
 Each image is classified by a model that was fitted without it (`labels/held_out.py`): to all other images or, with few
 images per class or with groups, to the images of other folds. So the comparison needs neither validation images nor
 training, and the test images take no part in it. With several labels per image, the score is the mAP of the multi-label
-head by exact leave-one-out. The result is an estimate of the accuracy on images from the same source. Near-duplicates
-among the images, such as frames of one video, make it too high unless groups are named.
+head by exact leave-one-out, or without the groups of the images. The result is an estimate of the accuracy on images
+from the same source. Near-duplicates among the images, such as frames of one video, make it too high unless groups are
+named.
 """
 
 from __future__ import annotations
@@ -216,7 +217,8 @@ def held_out_outcome(encoded: Encoded) -> tuple[float, np.ndarray | Ranking]:
             zero_shot = np.nan
         return zero_shot, outcome
     indicators = labels.numpy()
-    scores = MultiLabelHead.fit(features, labels.bool(), encoded.text if has_text else None).left_out.numpy()
+    text = encoded.text if has_text else None
+    scores = MultiLabelHead.fit(features, labels.bool(), text, encoded.groups).left_out.numpy()
     if not has_text:
         return np.nan, Ranking(scores, indicators)
     all_images = np.ones((1, len(indicators)))
