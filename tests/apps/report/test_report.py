@@ -3,6 +3,7 @@
 import html
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,11 +21,13 @@ from trainers.hegraph.apps.report.summary import (
     add_classes,
     add_issues,
     choose_run,
+    leave_one_out_of_run,
 )
 from trainers.hegraph.commands.results import main
 from trainers.hegraph.datasets.digits import load_digits_dataset
 from trainers.hegraph.estimator.labels.issues import LabelIssue
-from trainers.hegraph.models.folder import load_model
+from trainers.hegraph.estimator.labels.leave_one_group_out import leave_one_group_out
+from trainers.hegraph.models.folder import load_model, save_model
 from trainers.hegraph.results.records import (
     PREDICTIONS,
     TEXT_NODES,
@@ -240,6 +243,18 @@ def test_wrong_labels_are_found_without_test_images(pictures_run, tmp_path, capl
     assert re.search(r"labelled \w+, likely \w+ \(score \d\.\d\) training image \d", text)
     assert "Not shown: the run has no probabilities of test images" in text
     assert "is not shown" not in caplog.text
+
+
+def test_groups_of_training_images_are_left_out(pictures_run, tmp_path):
+    run = shutil.copytree(pictures_run, tmp_path / "grouped") / "run"
+    model = load_model(run)
+    support = replace(model.support_set, groups=torch.arange(24) // 3)
+    save_model(model.model_copy(update={"support_set": support}), run / "model")
+    left_out = leave_one_out_of_run(run, None)
+    arguments = (model.known_text, model.logit_scale, model.trusts_text, model.class_prior)
+    _, expected = leave_one_group_out(support.keys(), support.labels, support.groups, *arguments)
+    assert torch.equal(left_out.predictions.predicted, expected)
+    assert left_out.fitted_to == "the training images of other groups (leave-one-group-out)"
 
 
 @pytest.mark.parametrize(("right", "claim"), [

@@ -1,6 +1,6 @@
 """Summary of one run: accuracy in total and by class, example errors, suspicious labels, and calibration.
 
-A run without test images is evaluated by leave-one-out on its training images.
+A run without test images is evaluated by leave-one-out on its training images, or without their groups.
 
 Shapes: M images that the run is evaluated on, N training images, K classes.
 """
@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ...datasets.images import open_image, reason
 from ...estimator.labels import LEAST_AGREEMENT, SUSPICIOUS
 from ...estimator.labels.issues import LabelIssue, rank_labels
-from ...estimator.labels.leave_one_out import leave_one_out
+from ...estimator.labels.leave_one_group_out import leave_one_group_out
 from ...models.folder import load_model
 from ...models.saved import SavedModel
 from ...results.comparison import has_calibration, on_base_classes
@@ -34,6 +35,8 @@ from ...utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 
+OTHER_IMAGES = "all other training images (leave-one-out)"
+OTHER_GROUPS = "the training images of other groups (leave-one-group-out)"
 MAX_LEFT_OUT = 5000  # training images, since leave-one-out takes O(N^2)
 MAX_BARS = 20  # classes that are shown at once
 MAX_PAIRS, MAX_EXAMPLES, MAX_ISSUES, MAX_WEAK = 5, 4, 8, 3
@@ -106,11 +109,19 @@ class EvaluatedImages(NamedTuple):
 
 
 class LeaveOneOut(NamedTuple):
-    """Leave-one-out predictions of the training images, and their labels from the most to the least suspicious one."""
+    """Predictions of the training images by models without the image, or without its group.
+
+    Attributes:
+        predictions: The predictions.
+        issues: Labels of the images from the most to the least suspicious one.
+        names: `SavedModel.names_sentence`.
+        fitted_to: Images that the models are fitted to, in words.
+    """
 
     predictions: EvaluatedImages
     issues: Sequence[LabelIssue]
-    names: str  # `SavedModel.names_sentence`
+    names: str
+    fitted_to: str = OTHER_IMAGES
 
 
 def choose_run(runs: Sequence[tuple[Path | None, dict]]) -> tuple[Path | None, dict]:
@@ -161,7 +172,7 @@ def summarise(folder: Path | None, record: dict, run: str) -> Summary:
     elif left_out is not None:
         predictions = left_out.predictions
         right = int((predictions.predicted == predictions.labels).sum())
-        start = "The run has no test images. Fitted to all other training images (leave-one-out), the model"
+        start = f"The run has no test images. Fitted to {left_out.fitted_to}, the model"
         summary = Summary(run, f"{start} classifies {share_with_interval(right, len(predictions.labels), 'training')}.")
         add_classes(summary, predictions, left_out)
     else:
@@ -327,7 +338,7 @@ def weak_classes(scores: Sequence[ClassResult]) -> list[ClassResult]:
 
 
 def leave_one_out_of_run(folder: Path, files: ImageFiles | None) -> LeaveOneOut | None:
-    """Predict the training images of a run by leave-one-out; None if the run has none, or too many.
+    """Predict the training images of a run without each image or its group; None if the run has none, or too many.
 
     `files` are the files of its test images, below the same folder as those of its training images.
 
@@ -346,13 +357,24 @@ def leave_one_out_of_run(folder: Path, files: ImageFiles | None) -> LeaveOneOut 
         return None
     if len(support.labels.unique()) < 2:
         return None
-    logits, predicted = leave_one_out(
-        support.keys(), support.labels, model.known_text, model.logit_scale, model.trusts_text, model.class_prior
+    fitted_to = OTHER_IMAGES
+    groups = torch.arange(len(support.labels))
+    if support.groups is not None and len(support.groups.unique()) > 1:
+        groups = support.groups
+        fitted_to = OTHER_GROUPS
+    logits, predicted = leave_one_group_out(
+        support.keys(),
+        support.labels,
+        groups,
+        model.known_text,
+        model.logit_scale,
+        model.trusts_text,
+        model.class_prior,
     )
     paths = [] if files is None else train_files(folder, files.root, len(support.labels))
     predictions = EvaluatedImages(predicted, support.labels, support.names, paths)
     issues = rank_labels(logits, support.labels, support.names)
-    return LeaveOneOut(predictions, issues, model.names_sentence)
+    return LeaveOneOut(predictions, issues, model.names_sentence, fitted_to)
 
 
 def train_files(folder: Path, root: str, count: int) -> list[Path]:
