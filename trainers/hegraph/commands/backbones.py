@@ -1,4 +1,4 @@
-"""The command `backbones`, which compares backbones on labelled images."""
+"""The command `backbones`, which compares backbones on labelled images, or lists published ones."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..features.backbones.arguments import add_device_arguments
 from ..features.backbones.identity import MINI_ALIAS, MINI_NAME, default_weights, method_config
+from ..features.backbones.known_models import HEADER as LIST_HEADER, NOT_TRIED, known_models
 from ..models.predict.files import aligned_lines
 from ..utils.command_line import Parser, command, echo, run_cli
 from ..utils.option import NODE
@@ -34,11 +35,13 @@ over images). Near-duplicate images make all accuracies too high, unless DATASET
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line."""
-    summary = "Compare backbones on held-out labelled images, and recommend one."
+    summary = "Compare backbones on held-out labelled images, and recommend one; or list published ones."
     parser = Parser("backbones", summary, epilog=EPILOG)
-    parser.examples = ("--root photos", "--root photos --candidates mini ViT-B-32-quickgelu:openai --offline")
+    parser.examples = ("--root photos --candidates mini ViT-B-32-quickgelu:openai", "--list pathology")
     parser.failure = "a backbone could not be compared"
     add = parser.add_argument
+    listing = "print a table of published backbones with all WORDs in field, name, library or source, and stop"
+    add("--list", nargs="*", metavar="WORD", dest="words", help=listing)
     add("--root", default="", metavar="DIR", help="folder of the data sets, or your own folder or CSV file")
     add("--dataset-config-file", default=OWN_IMAGES, metavar="NAME", help="YAML file or name of the data set")
     add("--shots", type=int, metavar="N", help="number of labelled images per class; -1: all (default: 16)")
@@ -49,6 +52,8 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("opts", nargs="*", metavar="KEY VALUE", help="configuration keys and their values")
     add_device_arguments(parser, f"the value of {NODE}.PREC")
     args = parser.parse_args(arguments)
+    if args.words is not None:
+        return args
     from ..config import split_at_key  # slow to import
 
     args.candidates, pairs = split_at_key(args.candidates)
@@ -56,6 +61,15 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"argument --candidates: expected at least one backbone before the key {pairs[0]}")
     args.opts[:0] = pairs
     return args
+
+
+def list_command(words: Sequence[str]) -> int:
+    """Print the published backbones that contain some words; returns the exit code."""
+    for line in aligned_lines(LIST_HEADER, [known_models(words)]):
+        echo(line)
+    how = "--backbone NAME, and MODEL.BACKBONE.PRETRAINED WEIGHTS unless they are included"
+    echo(f"\n{NOT_TRIED}\nUse one with {how}; docs/reference/backbones.md explains the names.\n")
+    return 0
 
 
 def size(text: str) -> float:
@@ -198,4 +212,9 @@ def table_lines(results: Sequence[BackboneResult]) -> Iterator[str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
-    return run_cli(lambda: compare_command(parse_arguments(arguments)))
+
+    def work() -> int:
+        args = parse_arguments(arguments)
+        return compare_command(args) if args.words is None else list_command(args.words)
+
+    return run_cli(work)

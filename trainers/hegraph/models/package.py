@@ -9,7 +9,6 @@ import sys
 from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 
-from ..features.backbones.loading import extras_of
 from ..utils.errors import UserError
 
 PACKAGE = Path(__file__).parents[1]
@@ -54,6 +53,8 @@ def requirements(backbone: str = "") -> list[str]:
     Raises:
         UserError: If this package is not installed, or it is unknown what the backbone needs (`extras_of`).
     """
+    from ..features.backbones.loading import extras_of  # slow to import
+
     try:
         declared = requires(DISTRIBUTION) or []
     except PackageNotFoundError as error:
