@@ -24,7 +24,7 @@ from trainers.hegraph.utils.option import NODE
 
 ROOT = Path(__file__).parents[1]
 LONG = "x" * 300
-SLOW = ["torch", "torchvision", "open_clip", "sklearn", "matplotlib"]
+SLOW = ["torch", "torchvision", "open_clip", "timm", "transformers", "sklearn", "matplotlib"]
 SLOW += [] if int(huggingface_hub.__version__.split(".")[0]) < 1 else ["requests"]  # which its old versions import
 
 LARGE = [*SLOW, "requests", "numpy", "pandas", "scipy", "PIL", "huggingface_hub", "pydantic", "yaml", "gradio"]
@@ -242,6 +242,11 @@ def test_missing_command_lists_the_choices(name, refused, capsys):
 def test_help_imports_no_large_package():
     commands = ["", *SUBCOMMANDS, "datasets check", "features extract", "label check", "results compare"]
     assert codes_and_imports(LARGE, *(f"{line} --help" for line in commands)) == ["0"] * len(commands)
+
+
+def test_help_imports_nothing_of_the_encoders():
+    packages = ["safetensors", "trainers.hegraph.features", "trainers.hegraph.utils.files"]
+    assert codes_and_imports(packages, "--help") == ["0"]
 
 
 @pytest.mark.parametrize("flag", ["--target-domains", "--target-datasets", "--transforms"])

@@ -20,7 +20,6 @@ from ..utils.command_line import command, echo, run_cli
 from ..utils.errors import OTHER_RUN, UserError, first_line
 from ..utils.logs import PACKAGE, without_repetitions
 from .train_arguments import check_flags, flags_parser, parse_flags, parse_train
-from .train_choices import OUTPUT, fill_in, missing_data, names_output
 
 if TYPE_CHECKING:
     from yacs.config import CfgNode
@@ -101,6 +100,8 @@ def run_command(args: argparse.Namespace, arguments: Sequence[str]) -> tuple[dic
     """
     cfg, dassl_cfg = configure(args)
     if not cfg.data.name and args.features is None:
+        from .train_choices import missing_data  # --help does not need it
+
         raise missing_data(arguments, cfg.data.root)
     from ..utils import processes
 
@@ -122,6 +123,8 @@ def run_in_new_folder(args: argparse.Namespace, arguments: Sequence[str]) -> tup
 
     X is the output folder that `fill_in` chose.
     """
+    from .train_choices import OUTPUT  # --help does not need it
+
     values = vars(args)
     folder = values[OUTPUT]
     number = 1
@@ -220,6 +223,7 @@ def main(arguments: Sequence[str]) -> int:
         args = parse_train(arguments)
         check_flags(args)
         from ..datasets.loading import listing_own_images_once  # slow to import
+        from .train_choices import fill_in, names_output
 
         run_chosen = run_command if names_output(args) else run_in_new_folder
         with listing_own_images_once():
