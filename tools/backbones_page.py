@@ -1,4 +1,4 @@
-"""Write the table of docs/reference/backbones.md from `known_models.csv`: `python -m tools.backbones_page`.
+"""Write the table of docs/reference/published-backbones.md from `known_models.csv`: `python -m tools.backbones_page`.
 
 The table stands between `<!-- backbones -->` and `<!-- /backbones -->`.
 """
@@ -10,7 +10,7 @@ from trainers.hegraph.features.backbones.known_models import NOT_TRIED, known_mo
 from trainers.hegraph.results.table import markdown_table
 from trainers.hegraph.utils.files import atomic_path
 
-PAGE = Path(__file__).parents[1] / "docs" / "reference" / "backbones.md"
+PAGE = Path(__file__).parents[1] / "docs" / "reference" / "published-backbones.md"
 TABLE = re.compile(r"(<!-- backbones -->\n).*?(<!-- /backbones -->)", re.DOTALL)
 HEADS = ("field", "`NAME`", "`PRETRAINED`", "width", "input", "licence", "source")
 
