@@ -72,7 +72,7 @@ def test_skipped_files_are_counted(tmp_path, caplog, files, message):
     ([], "absent", "cannot list the folder .*/absent: No such file or directory"),
     ([], "pipe.csv", r"cannot read .*pipe\.csv: it is no regular file"),
     (["labels.txt"], "labels.txt", r"cannot list .*labels\.txt: Not a directory"),
-    ([], "a\0b", "cannot list the folder .*: embedded null byte"),
+    ([], "a\0b", "cannot list the folder .*: its name contains a NUL character"),
     ([], None, "ImageFolder needs --root, your folder or CSV file; expected ROOT"),
 ])  # fmt: skip
 def test_unreadable_roots_are_refused(tmp_path, files, root, words):

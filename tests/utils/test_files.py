@@ -258,7 +258,7 @@ def test_reading_keeps_user_and_system_errors(tmp_path):
 
 @pytest.mark.parametrize(("name", "make", "reason"), [
     ("f", os.mkfifo, "it is no regular file"), ("f", os.mkdir, "Is a directory"),
-    ("f", lambda path: None, "No such file"), ("f\0", lambda path: None, "null byte"),
+    ("f", lambda path: None, "No such file"), ("f\0", lambda path: None, "its name contains a NUL character"),
 ], ids=["pipe", "folder", "nothing", "NUL"])  # fmt: skip
 def test_special_files_are_never_opened(tmp_path, name, make, reason):
     make(tmp_path / name)

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 MAX_LIST_LENGTH = 180  # characters
 OTHER_RUN = "run.other"  # code of the error for an output folder of another run
+NUL_IN_PATH = "its name contains a NUL character"
 OUT_OF_MEMORY = "out of memory; use smaller batches (DATALOADER.*.BATCH_SIZE, --batch-size), views or files"
 
 
@@ -57,6 +58,8 @@ def first_line(error: BaseException) -> str:
         return error.strerror
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
         return f"line {error.problem_mark.line + 1}: {error.problem}"
+    if isinstance(error, ValueError) and "embedded null" in str(error):  # the words depend on the version of Python
+        return NUL_IN_PATH
     if isinstance(error, KeyError) and error.args:
         return f"it lacks {error.args[0]!r:.60}"
     return (str(error).strip() or type(error).__name__).splitlines()[0]
