@@ -38,8 +38,8 @@ def test_order_keeps_last_batch_last(mini):
 
 def test_steps_cover_batches_without_small_rest(mini):
     torch.set_num_threads(1)
-    steps = encoding_steps(mini, num_rows=170, batch_size=100)
-    assert [(step.start, step.stop) for step in steps] == [(0, 32), (32, 64), (64, 100), (100, 132), (132, 170)]
+    steps = encoding_steps(mini, num_rows=95, batch_size=50)
+    assert [(step.start, step.stop) for step in steps] == [(0, 20), (20, 50), (50, 70), (70, 95)]
 
 
 @pytest.mark.parametrize("num_images", [67, 75])  # the last batch of 64 has 9 or 33 views

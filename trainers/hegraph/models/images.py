@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -97,18 +98,61 @@ class ImageModel:
         Args:
             images: The images.
             batch_size: Number of images of a batch.
-            show: Function that receives the number of encoded images, several times for each batch.
+            show: Function that receives the number of finished images, several times for each batch.
         """
-        none = torch.zeros(0, self.model.classifier.width)
-        before = 0
-        for batch, pixels, problems in ImageReader(self.backbone.preprocess).batches(images, batch_size):
-            features = [none]
-            for step in encoding_steps(self.backbone, len(pixels), batch_size):
-                features.append(self.backbone.encode_images(pixels[step.start : step.stop]))
-                if show is not None:
-                    show(before + step.stop)
-            yield batch, problems, torch.cat(features)
-            before += len(batch)
+        return join_steps(self.encode_steps(images, batch_size), batch_size, show)
+
+    def encode_steps(
+        self, images: Iterable[ImageOrPath], batch_size: int = 64, num_finished: int = 0
+    ) -> Iterator[EncodedBatch]:
+        """Iterate over parts of batches, each of which the backbone encodes in one call (see `encoding_steps`).
+
+        Args:
+            images: The images.
+            batch_size: Number of images of a batch.
+            num_finished: Number of images of the first batch that are encoded already, up to the end of a step.
+                `images` begins after them.
+        """
+        remaining = iter(images)
+        reader = ImageReader(self.backbone.preprocess)
+        first = list(islice(remaining, batch_size - num_finished)) if num_finished else []
+        for batch, pixels, problems in chain(reader.batches(first, batch_size), reader.batches(remaining, batch_size)):
+            readable = [position for position, problem in enumerate(problems) if not problem]
+            start = 0
+            for step in encoding_steps(self.backbone, len(readable), batch_size):
+                stop = len(batch) if step.stop == len(readable) else readable[step.stop]
+                yield (
+                    batch[start:stop],
+                    problems[start:stop],
+                    self.backbone.encode_images(pixels[step.start : step.stop]),
+                )
+                start = stop
+            if not readable:
+                yield batch, problems, torch.zeros(0, self.model.classifier.width)
+
+
+def join_steps(
+    steps: Iterable[EncodedBatch], batch_size: int, show: Callable[[int], None] | None = None
+) -> Iterator[EncodedBatch]:
+    """Join the steps of each batch; `show` receives the number of finished images after each step."""
+    images: list[ImageOrPath] = []
+    problems: list[str] = []
+    features: list[Tensor] = []
+    done = 0
+    for step_images, step_problems, step_features in steps:
+        images += step_images
+        problems += step_problems
+        features.append(step_features)
+        done += len(step_images)
+        if show is not None:
+            show(done)
+        if len(images) == batch_size:
+            yield images, problems, torch.cat(features)
+            images = []
+            problems = []
+            features = []
+    if images:
+        yield images, problems, torch.cat(features)
 
 
 def check_backbone(model: TrainedModel, backbone: Backbone) -> None:

@@ -1,8 +1,9 @@
 """Encoded images of a prediction that is not finished, so that the same command continues after an interrupt.
 
-Files of a few seconds of work each are in a folder of the cached features, and are removed at the end.
+Files of a few seconds of work each are in a folder of the cached features, and are removed at the end. A step is the
+part of a batch that the backbone encodes in one call, so that a slow backbone loses seconds as well.
 
-Shapes: B images of a batch, d feature width.
+Shapes: B images of a step, d feature width.
 """
 
 import json
@@ -25,18 +26,18 @@ from ...utils.files import absolute, hash_json, write_tensors
 from ...utils.option import NODE
 from ...utils.reading import read_tensors
 from ...utils.signals import Interrupted
-from ..images import EncodedBatch, ImageModel
+from ..images import EncodedBatch, ImageModel, join_steps
 
 logger = logging.getLogger(__name__)
 
 FOLDER = f"{NODE}.FEATURES.DIR"  # its default is the folder of the cached features
 FORM = "encoded images"
 
-Batch = tuple[list[str], Tensor]  # reason for each unreadable image, "" for a readable one, and features of the others
+Step = tuple[list[str], Tensor]  # reason for each unreadable image, "" for a readable one, and features of the others
 
 
 class Unfinished:
-    """Batches of an unfinished prediction.
+    """Steps of an unfinished prediction.
 
     Args:
         key: Hash of the images and of everything that determines their features.
@@ -49,38 +50,38 @@ class Unfinished:
         self.key = key
         self.folder = Path(default_values()[FOLDER]) / "predict" / f"images-{key[:16]}{CHUNKS}"
         self.written = 0
-        self._unwritten: list[Batch] = []
+        self._unwritten: list[Step] = []
         self._last_time = time.monotonic()
 
-    def read(self) -> list[Batch]:
-        """Read the batches of an earlier command, up to the first missing or damaged file."""
-        batches: list[Batch] = []
+    def read(self) -> list[Step]:
+        """Read the steps of an earlier command, up to the first missing or damaged file."""
+        steps: list[Step] = []
         while (file := self._next_file()).is_file():
             try:
                 tensors, metadata = read_tensors(file, FORM)
                 if metadata.get("key") != self.key:
                     break
                 problems: list[list[str]] = json.loads(metadata["problems"])
-                sizes = [of_batch.count("") for of_batch in problems]
+                sizes = [of_step.count("") for of_step in problems]
                 features = tensors["features"].split(sizes)
             except (UserError, LookupError, TypeError, ValueError, RuntimeError):
                 logger.warning("%s is damaged; its images are encoded again", file)
                 break
-            batches += zip(problems, features)
+            steps += zip(problems, features)
             self.written += sum(map(len, problems))
-        return batches
+        return steps
 
     def add(self, problems: Sequence[str], features: Tensor) -> None:
-        """Add a batch, and write the last ones if the last time is `WRITE_SECONDS` ago."""
+        """Add a step, and write the last ones if the last time is `WRITE_SECONDS` ago."""
         self._unwritten.append(([*problems], features))
         if time.monotonic() - self._last_time >= WRITE_SECONDS:
             self.write()
 
     def write(self) -> None:
-        """Write the batches in memory to a file. Without permission or space, nothing is kept."""
+        """Write the steps in memory to a file. Without permission or space, nothing is kept."""
         if not self._unwritten:
             return
-        problems = [of_batch for of_batch, _ in self._unwritten]
+        problems = [of_step for of_step, _ in self._unwritten]
         tensors = {"features": torch.cat([features for _, features in self._unwritten])}
         with suppress(UserError):
             write_tensors(self._next_file(), tensors, {"key": self.key, "problems": json.dumps(problems)})
@@ -105,21 +106,8 @@ def encode_and_keep(
         Interrupted: At Ctrl-C, with the number of images that are encoded.
     """
     unfinished = Unfinished(key_of(model, images, batch_size))
-    done = 0
-    for stored_problems, stored_features in unfinished.read():
-        yield images[done : done + len(stored_problems)], stored_problems, stored_features
-        done += len(stored_problems)
-        show(done)
-    if done:
-        logger.info("%s: continuing after %d of %d images", unfinished.folder, done, len(images))
-    before = done
-    rest = model.encode(images[before:], batch_size, lambda number: show(before + number))
     try:
-        for _, problems, features in rest:
-            unfinished.add(problems, features)
-            start = done
-            done += len(problems)
-            yield images[start:done], problems, features
+        yield from join_steps(_kept_steps(model, images, batch_size, unfinished), batch_size, show)
     except BaseException as stop:  # also if the caller takes no further batches
         unfinished.write()
         if not isinstance(stop, KeyboardInterrupt):
@@ -127,6 +115,21 @@ def encode_and_keep(
         kept = f"{unfinished.written} of {len(images)} images are encoded and will not be encoded again"
         raise Interrupted(kept if unfinished.written else "") from stop
     unfinished.remove()
+
+
+def _kept_steps(
+    model: ImageModel, images: Sequence[str], batch_size: int, unfinished: Unfinished
+) -> Iterator[EncodedBatch]:
+    """Iterate over the steps of an earlier command, and encode and keep the others."""
+    done = 0
+    for problems, features in unfinished.read():
+        yield images[done : done + len(problems)], problems, features
+        done += len(problems)
+    if done:
+        logger.info("%s: continuing after %d of %d images", unfinished.folder, done, len(images))
+    for step_images, step_problems, features in model.encode_steps(images[done:], batch_size, done % batch_size):
+        unfinished.add(step_problems, features)
+        yield step_images, step_problems, features
 
 
 def key_of(model: ImageModel, images: Sequence[str], batch_size: int) -> str:
