@@ -31,7 +31,6 @@ from ..utils.files import file_version, hash_content, whole_folder, write_json, 
 from ..utils.locks import WAIT, lock_replacement
 from ..utils.option import OUR_METHOD
 from ..utils.reading import Finite, Size, StrictModel, read_json, read_tensors, reading
-from .card import model_card
 from .package import write_endpoint
 from .saved import ModelMetadata, SavedModel
 from .support_set import SupportSet
@@ -186,6 +185,8 @@ class ModelWriter:
         )
         with writing_folder(self.folder) as temporary:
             write_tensors(temporary / TENSORS, tensors, {"format": config.format})
+            from .card import model_card  # jinja2 and huggingface_hub are slow to import
+
             (temporary / CARD).write_text(model_card(model), encoding="utf-8")
             if endpoint:
                 write_endpoint(temporary, model.backbone.model)
