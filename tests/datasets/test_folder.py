@@ -350,9 +350,9 @@ COUNTS = [
     "train images per class: 3 to 9",
     "val images per class: 0 to 1",
     "test images per class: 2 to 2",
-    "--shots 4: 1 of 3 classes have fewer training images and contribute all of them: bee",
-    "--shots 8: 2 of 3 classes have fewer training images and contribute all of them: bee, cow",
-    "--shots 16: 3 of 3 classes have fewer training images and contribute all of them: ant, bee, cow",
+    "--shots 4: 1 of 3 classes have fewer training images, all of which are used: bee",
+    "--shots 8: 2 of 3 classes have fewer training images, all of which are used: bee, cow",
+    "--shots 16: 3 of 3 classes have fewer training images, all of which are used: ant, bee, cow",
 ]
 
 

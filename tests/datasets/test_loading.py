@@ -287,9 +287,7 @@ def test_small_class_contributes_all_items(caplog):
     rng = random.Random(3)
     expected = [0, 4, *rng.sample([1, 2, 3, 5], 3), *rng.sample([6, 7, 8], 3)]  # 3 of 3 are sampled, as in CoOp
     assert select([1, 0, 0, 0, 1, 0, 2, 2, 2], [], shots=3, seed=3).train == expected
-    assert caplog.messages == [
-        "1 of 3 classes have fewer than 3 training images (minimum: 2) and contribute all of them"
-    ]
+    assert caplog.messages == ["1 of 3 classes have fewer than 3 training images (minimum: 2), all of which are used"]
 
 
 def test_minus_one_shots_select_all(caplog, refused):

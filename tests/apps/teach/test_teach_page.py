@@ -20,6 +20,7 @@ from trainers.hegraph.apps.teach.view import View
 from trainers.hegraph.apps.teach.worker import Worker
 from trainers.hegraph.datasets.images import open_image
 from trainers.hegraph.estimator.incremental import image_ids
+from trainers.hegraph.estimator.labels.issues import LabelIssue
 from trainers.hegraph.estimator.model_selection import backbones
 from trainers.hegraph.estimator.model_selection.candidates import Candidate
 from trainers.hegraph.models.folder import load_model
@@ -92,6 +93,13 @@ def test_parts_escape_names_and_show_the_view(teacher):
     assert " to check</span>" in shown["slot:facts"] and "(no image)" in shown["slot:facts"]
     act(teacher, "keep-in", digest=digest, to="two")
     assert parts(teacher)["list:duplicates"] == []
+
+
+@pytest.mark.parametrize(("score", "odds"), [(2.0, "about 7 to 1"), (6.9, "about 992 to 1"), (6.91, "over 1000 to 1")])
+def test_odds_against_a_label_are_rounded(teacher, score, odds):
+    picture = teacher.session.view.contents.classes["one"][0]
+    teacher.session._publish(suspicious=[(picture, LabelIssue(0, "one", "zero", score=score))])
+    assert f"the model gives odds of {odds}\nagainst <b>one</b>" in parts(teacher)[f"card:issues/{picture.digest}"]
 
 
 def test_only_changed_parts_are_sent(teacher):

@@ -237,7 +237,7 @@ def _lines_of_counts(dataset: "Dataset") -> list[str]:
         lines.append(f"{split} images per class: {min(per_class)} to {max(per_class)}")
     for shots in SHOTS:
         if small := [name for name in names if counts["train"][name] < shots]:
-            few = f"{len(small)} of {len(names)} classes have fewer training images and contribute all of them"
+            few = f"{len(small)} of {len(names)} classes have fewer training images, all of which are used"
             lines.append(f"--shots {shots}: {few}: {abbreviate(small, MAX_CLASSES)}")
     if (shared := dataset.shared_groups()) is not None:
         lines += lines_of_groups(shared)

@@ -58,7 +58,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("model", metavar="MODEL", help=MODEL)
     add("inputs", nargs="+", metavar="INPUT", help="images, folders, .txt files of paths, or - for paths on stdin")
     add("-n", "--number", type=whole, default=20, metavar="N", help="number of images to select")
-    add("--top", type=whole, default=3, metavar="N", help="number of classes in a row")
+    add("--top", type=whole, default=3, metavar="N", help="number of classes to list for an image, the likeliest first")
     add_encoder_arguments(suggest)
     suggest.set_defaults(run=suggest_command)
     check = parser.add_command("check", "find labels that are likely wrong", epilog=CHECK)

@@ -113,7 +113,7 @@ def sample_few_shot(
         fewer = f"fewer than {shots} training images"
         if not isinstance(shots, int):
             fewer = f"fewer training images than {SHOTS_PER_CLASS}"
-        warning = "%d of %d classes have %s (minimum: %d) and contribute all of them"
+        warning = "%d of %d classes have %s (minimum: %d), all of which are used"
         logger.warning(warning, len(small), len(counts), fewer, min(counts.values()))
     sample = _sample_per_label if multilabel else _sample_per_class
     train = sample(train_labels, shots_of, rng, shared_groups_only(train_groups))
