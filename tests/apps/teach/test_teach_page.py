@@ -95,6 +95,13 @@ def test_parts_escape_names_and_show_the_view(teacher):
     assert parts(teacher)["list:duplicates"] == []
 
 
+def test_page_before_the_first_model_asks_for_nothing(session, tmp_path, gradio):
+    from trainers.hegraph.apps.teach.handlers import Teacher
+
+    shown = parts(Teacher(Worker(session), tmp_path))["slot:facts"]
+    assert "Preparing the model" in shown and "Add two classes" not in shown
+
+
 @pytest.mark.parametrize(("score", "odds"), [(2.0, "about 7 to 1"), (6.9, "about 992 to 1"), (6.91, "over 1000 to 1")])
 def test_odds_against_a_label_are_rounded(teacher, score, odds):
     picture = teacher.session.view.contents.classes["one"][0]
