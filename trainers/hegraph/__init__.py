@@ -12,8 +12,8 @@ Data sets
     load_few_shot    load the few-shot task that CoOp's protocol samples from a data set for a seed
 
 Features
-    load_backbone    load a frozen CLIP model by its open_clip name
-    Backbone         frozen CLIP model that encodes images and sentences as unit features
+    load_backbone    load a frozen image encoder of open_clip, transformers or timm by its name
+    Backbone         frozen encoder of images, and mostly of sentences, as unit features
     FeatureBank      features, labels and class names of one task
     load_bank        read a feature bank from a file
 

@@ -197,13 +197,18 @@ class DataOptions:
 
 @dataclass(frozen=True)
 class BackboneOptions:
-    """Frozen CLIP model, which defines resolution and normalisation. Dassl's defaults belong to another network."""
+    """Frozen encoder, which defines resolution and normalisation. Dassl's defaults belong to another network."""
 
-    name: str = option("", "MODEL.BACKBONE.NAME", "CLIP model (`--backbone`)", allowed="[backbones](backbones.md)")
+    name: str = option(
+        "",
+        "MODEL.BACKBONE.NAME",
+        "image encoder of open_clip, transformers or timm (`--backbone`); `hegraph backbones --list` has names",
+        allowed="[backbones](backbones.md)",
+    )
     pretrained: str = option(
         "auto",
         "MODEL.BACKBONE.PRETRAINED",
-        "weights of CLIP; `auto`: the included weights of the model, or OpenAI's",
+        "weights of the encoder; `auto`: the included weights of the model, or OpenAI's",
         allowed="an open_clip tag, a file, `auto`",
     )
     precision: str = option(

@@ -1,5 +1,6 @@
 """Table of published models: its figures are those of the libraries, and words filter it."""
 
+import re
 import subprocess
 import sys
 
@@ -72,6 +73,14 @@ def test_words_filter_by_field_name_library_and_source(capsys):
     assert lines[3] == "None of these weights was tried here, because they could not be downloaded."
     with pytest.raises(UserError, match=r"expected words in .* a field \(general, mobile, .*, got 'no such'"):
         known_models(["no", "such"])
+
+
+def test_help_of_backbone_names_every_library():
+    page = (ROOT / "docs" / "reference" / "command-line.md").read_text(encoding="utf-8")
+    helps = re.findall(r"--backbone NAME +(image encoder.*?)(?=\n  -)", page, re.DOTALL)
+    assert len(helps) > 5
+    for text in helps:
+        assert "open_clip, transformers or timm (see backbones --list)" in " ".join(text.split())
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..baselines import ALL_BASELINES, load_method
+from ..features.backbones.help_texts import ENCODER
 from ..utils.command_line import Parser, command, is_word, refuse_several_processes
 from ..utils.errors import UserError, unknown
 from ..utils.option import NODE, OUR_METHOD
@@ -103,8 +104,7 @@ def add_flags(parser: Parser) -> None:
     add("--shots", dest="DATASET.NUM_SHOTS", **count, help="training images per class; -1: all (default: 16)")
     add("--seed", dest="SEED", **count, help="random seed; below 0: random (default: 1)")
     add("--trainer", default=OUR_METHOD, metavar="NAME", help=f"method: {', '.join(TRAINERS)}")
-    backbone = "image encoder: mini, or an open_clip model name"
-    add("--backbone", dest="MODEL.BACKBONE.NAME", metavar="NAME", help=backbone)
+    add("--backbone", dest="MODEL.BACKBONE.NAME", metavar="NAME", help=ENCODER)
     add("--transforms", dest="INPUT.TRANSFORMS", **many, help="transforms of training images")
     add("--resume", dest="RESUME", metavar="DIR", help="output folder of an interrupted run to continue")
     add("--eval-only", action="store_true", help="test the model in --model-dir without training")

@@ -57,8 +57,9 @@ class HeGraphClassifier(PredictionMixin):
     training-free variant does not use such nodes. docs/guides/python.md is the guide.
 
     Parameters:
-        backbone: An open_clip model name, "hf-hub:ORGANISATION/NAME", "local-dir:FOLDER" or "mini". None takes the
-            backbone of `config`, and only loads it for images and names.
+        backbone: Image encoder: "mini", a model of open_clip (its name, "hf-hub:ORGANISATION/NAME" or
+            "local-dir:FOLDER"), of transformers ("transformers:ORGANISATION/NAME") or of timm ("timm:NAME.TAG"); see
+            `hegraph backbones --list`. None takes the backbone of `config`, and only loads it for images and names.
         pretrained: Weights of the backbone, an open_clip tag or a file; "auto" takes the weights that come with the
             model, or OpenAI's.
         device: "cpu", "cuda" or "cuda:N"; None takes a GPU if one is available.

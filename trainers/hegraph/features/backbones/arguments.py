@@ -1,6 +1,7 @@
 """Command line arguments of the image encoder, the same in all commands."""
 
 from ...utils.command_line import Parser
+from .help_texts import ENCODER, WEIGHTS
 from .identity import AUTO, PRECISIONS
 
 MODEL = "model folder, or output folder of a run"
@@ -9,8 +10,8 @@ MODEL = "model folder, or output folder of a run"
 def add_encoder_arguments(parser: Parser, default: str = "the one of the model") -> None:
     """Add `--backbone` and `--pretrained`; `default` describes the default encoder."""
     add = parser.add_argument
-    add("--backbone", default="", metavar="NAME", help=f"image encoder, an open_clip model name (default: {default})")
-    add("--pretrained", default="", metavar="WEIGHTS", help="weights of the encoder, an open_clip tag or a file")
+    add("--backbone", default="", metavar="NAME", help=f"{ENCODER} (default: {default})")
+    add("--pretrained", default="", metavar="WEIGHTS", help=WEIGHTS)
 
 
 def add_device_arguments(parser: Parser, default: str = AUTO) -> None:
