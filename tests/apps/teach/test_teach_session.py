@@ -175,6 +175,24 @@ def test_features_are_on_disk_when_a_tab_closes(session, mini, monkeypatch):
     assert on_disk() == 24
 
 
+def test_interrupted_comparison_keeps_encoded_images(session, mini, monkeypatch):
+    monkeypatch.setattr(module, "IMAGES_AT_ONCE", 4)
+    monkeypatch.setattr(module, "SAVE_SECONDS", 0)
+    contents = session.project.read()
+    pictures = [picture for pictures in contents.classes.values() for picture in pictures]
+    encode = session._encode
+
+    def encode_two_batches(batch):
+        if len(session.features) == 8:
+            raise KeyboardInterrupt
+        encode(batch)
+
+    monkeypatch.setattr(session, "_encode", encode_two_batches)
+    with pytest.raises(KeyboardInterrupt):
+        session.encoded_support_set(sorted(contents.classes), contents, pictures)
+    assert len(Session(session.project, mini, "hegraph-mini").features) == 8
+
+
 def test_full_disk_while_encoding_is_reported(session, mini, disk_full_after):
     with disk_full_after(100), pytest.raises(UserError, match="cannot"):
         last(session)

@@ -152,6 +152,7 @@ class Session:
             missing = self._missing(pictures)
             for start in range(0, len(missing), IMAGES_AT_ONCE):
                 self._encode(missing[start : start + IMAGES_AT_ONCE])
+                self._save_in_time()
             self.save()
             encoded = self._encoded(names, contents)
             return self._support_set(names, encoded), [*encoded.values()]
@@ -202,9 +203,8 @@ class Session:
                         self._encode_for(UPDATE_SECONDS, missing)
                 if done:
                     self.save()
-                elif time.monotonic() - self._saved_at >= SAVE_SECONDS:
-                    with suppress(UserError):  # a full disk does not stop the encoding
-                        self.save()
+                else:
+                    self._save_in_time()
                 yield self.view
         finally:
             with suppress(UserError):
@@ -265,6 +265,12 @@ class Session:
                 write_tensors(self.features_file, self.features, {"backbone": self._key}, self.project.folder)
                 self._saved = len(self.features)
                 self._saved_at = time.monotonic()
+
+    def _save_in_time(self) -> None:
+        """Write new features if the last time is `SAVE_SECONDS` ago. A full disk does not stop the encoding."""
+        if time.monotonic() - self._saved_at >= SAVE_SECONDS:
+            with suppress(UserError):
+                self.save()
 
     def model(self) -> tuple[SavedModel, Backbone]:
         """Latest model with its backbone, which may differ from the current one. Raise UserError if there is none."""
