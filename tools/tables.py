@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from tools import intervals, labels_study, names_study
+from tools import held_out_study, intervals, labels_study, names_study
 from tools.unlabelled_study import table as study_table
 from trainers.hegraph.baselines import TRANSDUCTIVE_METHODS
 from trainers.hegraph.results.comparison import base_to_new, compare
@@ -175,7 +175,7 @@ def calibration_errors(files: list[Path]) -> str:
 
 
 def study_rows(table: Callable[[pd.DataFrame], str]) -> Callable[[list[Path]], str]:
-    """Function that makes a table of `tools.labels_study` or `tools.names_study` from a file."""
+    """Function that makes a table of a study, such as `tools.names_study`, from a file."""
     return lambda files: table(pd.read_json(files[0], lines=True))
 
 
@@ -202,6 +202,10 @@ MAKERS: dict[str, Callable[[list[Path]], str]] = {
     "thresholds": study_rows(labels_study.threshold_table),
     "names": study_rows(names_study.names_table),
     "unequal": study_rows(names_study.unequal_table),
+    "held_out": study_rows(held_out_study.banks_table),
+    "videos": study_rows(held_out_study.videos_table),
+    "sets": study_rows(held_out_study.sets_table),
+    "wrong_videos": study_rows(held_out_study.wrong_table),
 }
 
 
