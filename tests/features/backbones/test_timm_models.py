@@ -87,6 +87,20 @@ def test_bfloat16_converts_the_whole_model(name, tmp_path):
     assert half.fingerprint["precision"] == "bf16"
 
 
+@pytest.mark.parametrize("precision", ["fp16", "amp"])
+def test_half_precision_gives_nearly_equal_features(precision, weights):
+    exact, half = load_backbone(VIT, str(weights)), load_backbone(VIT, str(weights), precision=precision)
+    assert (exact.encode_images(pixels_of(160)) * half.encode_images(pixels_of(160))).sum(dim=1).min() > 0.999
+
+
+def test_size_that_a_model_does_not_accept_is_refused(tmp_path):
+    folder = write_timm_model(tmp_path / "vit", "test_vit3.r160_in1k")  # timm builds it for 224 x 224
+    with pytest.raises(UserError, match=r"cannot encode 160x160 images in bf16 with timm:.*; use the precision fp32"):
+        load_backbone(f"timm:{folder}", precision="bf16")
+    with pytest.raises(UserError, match=r"cannot encode 160x160 images in fp32 with timm:.*; choose another backbone"):
+        load_backbone(f"timm:{folder}")
+
+
 def test_weights_are_identified_without_loading_the_model(weights, tmp_path):
     folder = write_timm_model(tmp_path / "vit")
     of_file = backbone_identity(VIT, str(weights), "fp32", "cpu")

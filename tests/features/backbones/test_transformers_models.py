@@ -71,6 +71,14 @@ def test_bfloat16_converts_the_whole_model(models, kind):
         assert (exact.encode_text(SENTENCES) * half.encode_text(SENTENCES)).sum(dim=1).min() > 0.99
 
 
+@pytest.mark.parametrize("precision", ["fp16", "amp"])
+@pytest.mark.parametrize("kind", ["clip", "siglip", "dinov2"])
+def test_half_precision_gives_nearly_equal_features(models, kind, precision):
+    exact, half = load_backbone(models[kind]), load_backbone(models[kind], precision=precision)
+    pixels = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    assert (exact.encode_images(pixels) * half.encode_images(pixels)).sum(dim=1).min() > 0.999
+
+
 def test_copy_of_clip_gives_the_features_of_open_clip(tiny, tiny_model, tmp_path):
     folder = copy_clip(tiny_model, tmp_path / "copy", {"patch": 8, "heads": 2, "text_heads": 2})
     copied = load_backbone(f"transformers:{folder}")

@@ -22,7 +22,7 @@ from torchvision import transforms as T
 
 from ...datasets.decoding import DecodedImage
 from ...datasets.images import ImageOrPath
-from ...utils.errors import UserError
+from ...utils.errors import UserError, first_line
 from ...utils.reading import Size, validate
 from ...utils.text import shown
 from ...utils.threads import MAX_THREADS, cores, in_batches
@@ -306,3 +306,14 @@ def encode_in_parts(encode: Callable[[Tensor], Tensor], batch: Tensor, part_rows
             return torch.cat(list(pool.map(torch.no_grad()(encode), parts)))
         finally:
             torch.set_num_threads(threads)  # new threads take the number set last by any thread
+
+
+def check_encodes(backbone: Backbone, name: str) -> None:
+    """Encode one black image; UserError if a model does not accept the size or the number format of images."""
+    try:
+        backbone.encode_images(torch.zeros(1, 3, *backbone.input_size))
+    except Exception as error:  # the type depends on the model
+        size = "x".join(map(str, backbone.input_size))
+        problem = f"cannot encode {size} images in {backbone.precision} with {name}: {first_line(error)}"
+        remedy = "choose another backbone" if backbone.precision == "fp32" else "use the precision fp32"
+        raise UserError(f"{problem}; {remedy}") from error

@@ -19,7 +19,7 @@ from torchvision import transforms as T
 from ...utils.errors import UserError, unknown
 from ...utils.reading import read_json
 from . import bundles, hub, identity
-from .base import DTYPES, Backbone
+from .base import DTYPES, Backbone, check_encodes
 from .transforms import Preprocess
 from .weights_files import describe_failure, read_weights
 
@@ -67,7 +67,7 @@ def load(name: str, pretrained: str, device: str, precision: str) -> Backbone:
     network = network.to(device, DTYPES.get(precision)).eval().requires_grad_(False)
     steps = transform_steps(config)
     fingerprint["preprocess"] = identity.describe_transform(T.Compose(steps))
-    return Backbone(
+    backbone = Backbone(
         name=source.title,
         model=TimmEncoder(network),
         tokenizer=None,
@@ -78,6 +78,8 @@ def load(name: str, pretrained: str, device: str, precision: str) -> Backbone:
         fingerprint=fingerprint,
         precision=precision,
     )
+    check_encodes(backbone, name)
+    return backbone
 
 
 def transform_steps(config: Mapping[str, Any]) -> list[Any]:

@@ -21,7 +21,7 @@ from transformers.utils import logging as transformers_logging
 from ...utils.errors import UserError, first_line
 from ...utils.reading import read_json
 from . import bundles, identity
-from .base import DTYPES, Backbone, Tokenizer
+from .base import DTYPES, Backbone, Tokenizer, check_encodes
 from .transformers_classes import CLASSES, ModelClass
 from .transforms import FloorCenterCrop, Preprocess
 
@@ -162,16 +162,6 @@ def fix_positions(network: Any, size: tuple[int, int]) -> None:
     tokens = torch.empty(1, 1 + patches, network.config.hidden_size, device=network.device)
     positions = embeddings.interpolate_pos_encoding(tokens, height, width)
     embeddings.interpolate_pos_encoding = lambda *_: positions
-
-
-def check_encodes(backbone: Backbone, name: str) -> None:
-    """Encode one black image; UserError if the model does not accept the size or the number format of images."""
-    try:
-        backbone.encode_images(torch.zeros(1, 3, *backbone.input_size))
-    except Exception as error:  # the type depends on the model
-        size = "x".join(map(str, backbone.input_size))
-        problem = f"cannot encode {size} images in {backbone.precision} with {name}: {first_line(error)}"
-        raise UserError(problem) from error
 
 
 # --- images
