@@ -123,15 +123,17 @@ def exporting() -> Iterator[None]:
     The exporter of torch 2.13 prints the whole graph to standard output if it fails.
     """
     fused = torch.backends.mha.get_fastpath_enabled()
-    print_graph = torch._C._jit_onnx_log
+    print_graph = getattr(torch._C, "_jit_onnx_log", None)  # a private function, which a later torch may lack
     torch.backends.mha.set_fastpath_enabled(False)
-    torch._C._jit_onnx_log = lambda *_: None
+    if print_graph is not None:
+        torch._C._jit_onnx_log = lambda *_: None
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        torch._C._jit_onnx_log = print_graph
+        if print_graph is not None:
+            torch._C._jit_onnx_log = print_graph
         torch.backends.mha.set_fastpath_enabled(fused)
 
 
