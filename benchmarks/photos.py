@@ -9,6 +9,7 @@ ones.
 import json
 import os
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
@@ -117,7 +118,7 @@ def predict_command(folder: Path, program: str, root: Path) -> Command:
         write_photos(images / "train" / label, 2, (64, 48))
     output = folder / f"run {program}"
     data = ["--dataset-config-file", "folder", "--root", images, "--config-file", "vit_b32", "--output-dir", output]
-    keys = [f"{NODE}.VARIANT", "training_free", f"{NODE}.FEATURES.DIR", "", *options(folder, program)]
+    keys = [f"{NODE}.VARIANT", "training_free", f"{NODE}.FEATURES.DIR", folder / "features", *options(folder, program)]
     hegraph(root, *data, "--shots", 1, *keys)
     return partial(hegraph, root, "predict", output, folder / "photos", "--out", folder / f"{program}.csv")
 
@@ -126,10 +127,12 @@ def extract_command(folder: Path, program: str, root: Path, views: int) -> Comma
     """Return a function that encodes the photos in views, without features of earlier calls."""
     data = ["--dataset-config-file", "folder", "--root", folder / "few", "--config-file", "vit_b32"]
     bank = bank_file(folder, program)
-    keys = [f"{NODE}.FEATURES.DIR", "", f"{NODE}.FEATURES.VIEWS", views, *options(folder, program)]
+    features = folder / "features"
+    keys = [f"{NODE}.FEATURES.DIR", features, f"{NODE}.FEATURES.VIEWS", views, *options(folder, program)]
 
     def extract() -> None:
         bank.unlink(missing_ok=True)
+        shutil.rmtree(features, ignore_errors=True)
         hegraph(root, "features", "extract", *data, "--out", bank, *keys)
 
     return extract
