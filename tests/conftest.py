@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from filelock import FileLock
 from torch import Tensor
 
+from tools.warm_python import warm_python
 from trainers.hegraph import FeatureBank, ModelOptions, UserError
 from trainers.hegraph.features.backbones import identity
 from trainers.hegraph.method.options import metapath_defaults
@@ -289,7 +290,14 @@ def run(tiny_bank: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> Calla
     return start
 
 
-# Runs that are finished once for all tests
+# Programs and runs that are made once for all tests
+
+
+@pytest.fixture(scope="session")
+def python() -> Iterator[Path]:
+    """Python interpreter that has imported the slow libraries, for tests that start many commands."""
+    with warm_python() as program:
+        yield program
 
 
 @pytest.fixture(scope="session")

@@ -106,9 +106,9 @@ def test_every_block_of_commands_has_a_test():
 
 
 @pytest.fixture(scope="module")
-def after_start(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+def after_start(tmp_path_factory: pytest.TempPathFactory, python: Path) -> tuple[Path, str]:
     """A checkout in which docs/getting-started.md was followed, and the page with the outputs."""
-    checkout = outputs.make_checkout(tmp_path_factory.mktemp("checkout").resolve())
+    checkout = outputs.make_checkout(tmp_path_factory.mktemp("checkout").resolve(), python)
     return checkout, outputs.filled(text_of(outputs.START), checkout)
 
 
@@ -420,7 +420,7 @@ def test_every_section_of_the_page_has_a_check():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("section", SECTIONS, ids=list(CHECKS))
-def test_section_is_complete(section, tmp_path):
+def test_section_is_complete(section, tmp_path, python):
     edits, commands = [], []
     for path, how, language, text in STEP.findall(section):
         if path:
@@ -431,7 +431,8 @@ def test_section_is_complete(section, tmp_path):
     files = {edit.path for edit in edits}
     assert len(files) == int(re.search(r"\*\*(\d) files?\*\*", section)[1])
 
-    checkout = outputs.add_programs(Path(shutil.copytree(ROOT, tmp_path.resolve() / "checkout", ignore=LEFT_OUT)))
+    checkout = Path(shutil.copytree(ROOT, tmp_path.resolve() / "checkout", ignore=LEFT_OUT))
+    outputs.add_programs(checkout, python)
     before = contents(checkout)
     for edit in edits:
         edit.put(checkout)

@@ -21,9 +21,10 @@ def output(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def bash(output):
+def bash(output, python):
     """As `bash` of test_scripts, at the small size; runs of one module share their output folder."""
-    return lambda script, *words, **how: test_scripts.bash(script, *words, **{"OUTPUT": str(output), **SMALL, **how})
+    fixed = {"OUTPUT": str(output), "PYTHON": str(python), **SMALL}
+    return lambda script, *words, **how: test_scripts.bash(script, *words, **{**fixed, **how})
 
 
 def table(printed: str) -> dict[str, dict[str, float]]:

@@ -32,7 +32,10 @@ from pathlib import Path
 
 from trainers.hegraph.utils.files import atomic_path
 
+from .warm_python import warm_python
+
 ROOT = Path(__file__).parent.parent
+PYTHON = Path(sys.executable)
 START = ROOT / "docs" / "getting-started.md"
 PAGES = [
     START,
@@ -57,18 +60,18 @@ DECIMAL = re.compile(r"(\d+)\.\d+( %)?")
 TOLERANCE, TOLERANCE_BELOW_ONE = 3, 0.03  # of percentages and of fractions, for other processors
 
 
-def add_programs(folder: Path) -> Path:
-    """Add `bin/python` and `bin/hegraph`, which run with this interpreter, to a folder; returns the folder."""
+def add_programs(folder: Path, python: Path = PYTHON) -> Path:
+    """Add `bin/python` and `bin/hegraph`, which run with an interpreter, to a folder; returns the folder."""
     (folder / "bin").mkdir()
     for name, words in (("python", ""), ("hegraph", "-m hegraph ")):
         program = folder / "bin" / name
-        program.write_text(f'#!/bin/sh\nexec "{sys.executable}" {words}"$@"\n')
+        program.write_text(f'#!/bin/sh\nexec "{python}" {words}"$@"\n')
         program.chmod(0o755)
     return folder
 
 
-def make_checkout(folder: Path) -> Path:
-    """Fill a folder with links to the entries of the checkout, and programs `python` and `hegraph`."""
+def make_checkout(folder: Path, python: Path = PYTHON) -> Path:
+    """Fill a folder with links to the entries of the checkout, and with programs as in `add_programs`."""
     for entry in ROOT.iterdir():
         if not entry.name.startswith(".") and entry.name not in ("output", "data"):
             (folder / entry.name).symlink_to(entry)
@@ -76,7 +79,7 @@ def make_checkout(folder: Path) -> Path:
     installed.mkdir(parents=True)
     for entry in [*(ROOT / "trainers" / "hegraph").iterdir(), ROOT / "configs"]:
         (installed / entry.name).symlink_to(entry)
-    return add_programs(folder)
+    return add_programs(folder, python)
 
 
 def copy_checkout(checkout: Path, folder: Path) -> Path:
@@ -87,12 +90,17 @@ def copy_checkout(checkout: Path, folder: Path) -> Path:
 @contextmanager
 def interpreter(folder: Path) -> Iterator[Callable[[str, str], str]]:
     """Yield a function that runs the code of a block in `folder` and returns its output."""
+    programs = folder / "bin"
     environment = os.environ | {
-        "PATH": f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}", "PYTHON": sys.executable, "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(folder / "lib"), "COLUMNS": "120", "HF_HUB_OFFLINE": "1",
-    }  # fmt: skip
+        "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
+        "PYTHON": str(programs / "python"),
+        "PYTHONPATH": str(folder / "lib"),
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "COLUMNS": "120",
+    }
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "cwd": folder, "env": environment}
-    words = [sys.executable, "-c", DRIVER]
+    words = [programs / "python", "-c", DRIVER]
     with subprocess.Popen(words, stdin=subprocess.PIPE, **pipes) as python:
 
         def run(language: str, code: str) -> str:
@@ -152,10 +160,10 @@ def agree(stored: str, printed: str) -> bool:
 
 def main() -> None:
     chosen = [Path(word).resolve() for word in sys.argv[1:]] or PAGES
-    with tempfile.TemporaryDirectory() as temporary:
+    with tempfile.TemporaryDirectory() as temporary, warm_python() as python:
         checkout = Path(temporary).resolve() / "start"
         checkout.mkdir()
-        make_checkout(checkout)
+        make_checkout(checkout, python)
         for number, page in enumerate([START, *(page for page in chosen if page != START)]):
             old = page.read_text(encoding="utf-8")
             new = filled(old, copy_checkout(checkout, Path(temporary, str(number))) if number else checkout)
