@@ -71,9 +71,9 @@ def serving(words: Sequence[str], cwd: Path = Path(__file__).parents[1], **envir
 
 
 @contextmanager
-def browsing(profile: Path, *arguments: str) -> Iterator[Browser]:
-    """Run a command of the package and show its page in Chromium, as `shown`."""
-    with serving([sys.executable, "-m", "trainers.hegraph", *arguments]) as address, shown(profile, address) as browser:
+def browsing(profile: Path, *arguments: str, python: Path = Path(sys.executable)) -> Iterator[Browser]:
+    """Run a command of the package by an interpreter and show its page in Chromium, as `shown`."""
+    with serving([str(python), "-m", "trainers.hegraph", *arguments]) as address, shown(profile, address) as browser:
         yield browser
 
 

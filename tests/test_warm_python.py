@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -57,3 +58,12 @@ def test_subprocesses_start_fast_too(python, tmp_path):
 def test_libraries_are_imported_before(python, tmp_path):
     code, printed, _ = run(python, "-c", "import json, sys; print(json.dumps([*sys.modules]))", folder=tmp_path)
     assert (code, {"torch", "open_clip", "sklearn"} - {*json.loads(printed)}) == (0, set())
+
+
+def test_signals_reach_the_command(python):
+    code = "import signal, sys; signal.signal(15, lambda *_: sys.exit(5)); print(1, flush=True); signal.pause()"
+    with subprocess.Popen([python, "-c", code], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "1\n"
+        time.sleep(0.5)
+        process.terminate()
+    assert process.returncode == 5

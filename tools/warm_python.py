@@ -2,7 +2,7 @@
 
 A process imports the slow libraries once, and forks for each command. This saves most of the seven seconds of processor
 time that a command spends on their import. The process imports nothing of this project, so that each command imports
-the project's code itself. Signals are not passed on to a command.
+the project's code itself.
 
     with warm_python() as program:
         subprocess.run([program, "-m", "trainers.hegraph", "--help"])
@@ -21,11 +21,15 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
 LIBRARIES = ("torch", "torchvision", "open_clip", "scipy.optimize", "sklearn.metrics")
+OF_EXTRAS = ("fastapi", "gradio")  # libraries that need not be installed
 AT_IMPORT = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}  # variables that the libraries read when they are imported
+
+PASSED_ON = (signal.SIGINT, signal.SIGTERM)  # signals that a client passes on to its command
 
 
 class Command(NamedTuple):
@@ -61,13 +65,12 @@ def warm_python() -> Iterator[Path]:
             listening.bind(str(address))
             listening.listen()
             number = listening.fileno()
-            server = subprocess.Popen(
-                [sys.executable, __file__, "--serve", str(number)], env=environment | AT_IMPORT, pass_fds=[number]
-            )
+            words = [sys.executable, __file__, "--serve", str(number)]
+            server = subprocess.Popen(words, env=environment | AT_IMPORT, pass_fds=[number], start_new_session=True)
         try:
             yield program
         finally:
-            server.kill()
+            os.killpg(server.pid, signal.SIGKILL)  # with all commands
             server.wait()
 
 
@@ -82,8 +85,11 @@ def ask(address: str, words: list[str]) -> int:
         connection.connect(address)
         socket.send_fds(connection, [b"\0"], [0, 1, 2])
         connection.sendall(json.dumps(command).encode() + b"\n")
-        answer = connection.makefile("rb").readline()
-    code = int(answer)
+        answers = connection.makefile("rb")
+        process = int(answers.readline())
+        for number in PASSED_ON:
+            signal.signal(number, lambda number, _: os.kill(process, number))
+        code = int(answers.readline())
     if code < 0:  # a signal
         os.kill(os.getpid(), -code)
     return code
@@ -115,6 +121,7 @@ def read_command(connection: socket.socket) -> Command:
     command = Command(*json.loads(connection.makefile("rb").readline()))
     process = os.fork()
     if process:
+        connection.sendall(f"{process}\n".encode())
         code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
         connection.sendall(f"{code}\n".encode())
         os._exit(0)
@@ -154,7 +161,7 @@ def serve(listening: socket.socket) -> None:
     """Import the libraries, and run each command in a process of its own, which ends at the end of this function."""
     ended = Ended()
     atexit.register(ended.leave)  # first, so that it is called last
-    for name in LIBRARIES:
+    for name in (*LIBRARIES, *filter(find_spec, OF_EXTRAS)):
         import_module(name)
     gc.freeze()  # the garbage collector of a command leaves the libraries alone
     command = wait_for_command(listening)

@@ -103,13 +103,14 @@ def test_page_is_accessible(window):
         window.check_accessibility(show)
 
 
-def test_long_class_names_have_two_lines_on_a_phone(model_folder, tmp_path):
+def test_long_class_names_have_two_lines_on_a_phone(model_folder, tmp_path, python):
     shutil.copytree(model_folder, tmp_path / "model")
     config = json.loads((model_folder / "config.json").read_text())
     config["classnames"] = [f"acinonyx jubatus hecki, subspecies number {i}" for i in range(10)]
     (tmp_path / "model" / "config.json").write_text(json.dumps(config))
     open_digit("digits/0900").save(tmp_path / "scan.png")
-    with browsing(tmp_path / "profile", "demo", str(tmp_path / "model")) as browser, browser.emulating(PHONE):
+    words = ("demo", str(tmp_path / "model"))
+    with browsing(tmp_path / "profile", *words, python=python) as browser, browser.emulating(PHONE):
         browser.open()
         browser.upload(tmp_path / "scan.png")
         browser.wait(browser.winner)
@@ -118,7 +119,7 @@ def test_long_class_names_have_two_lines_on_a_phone(model_folder, tmp_path):
         assert browser.driver.execute_script("return document.documentElement.scrollWidth") <= PHONE[0]
 
 
-def test_model_folder_runs_no_script(model_folder, tmp_path):
+def test_model_folder_runs_no_script(model_folder, tmp_path, python):
     evil = "</script><script>window.evil=1</script><img src=x onerror='window.evil=1'>${window.evil=1}{{constructor}}"
     shutil.copytree(model_folder, tmp_path / "model")
     config = json.loads((model_folder / "config.json").read_text())
@@ -126,7 +127,7 @@ def test_model_folder_runs_no_script(model_folder, tmp_path):
     config["classnames"] = [f"{evil} {i}" for i in range(10)]
     (tmp_path / "model" / "config.json").write_text(json.dumps(config))
     open_digit("digits/0900").save(tmp_path / "scan.png")
-    with browsing(tmp_path / "profile", "demo", str(tmp_path / "model")) as browser:
+    with browsing(tmp_path / "profile", "demo", str(tmp_path / "model"), python=python) as browser:
         browser.open()
         browser.upload(tmp_path / "scan.png")
         browser.wait(browser.winner)

@@ -48,10 +48,10 @@ def free_port() -> int:
 
 
 @contextmanager
-def serving(*words: object, wait: bool = True) -> Iterator[SimpleNamespace]:
+def serving(*words: object, wait: bool = True, python: Path = Path(sys.executable)) -> Iterator[SimpleNamespace]:
     """Context with `serve` in a process, and a client; the process is interrupted at the end, if it still runs."""
     port = free_port()
-    command = [sys.executable, "-m", "trainers.hegraph", "serve", *map(str, words), "--port", str(port)]
+    command = [python, "-m", "trainers.hegraph", "serve", *map(str, words), "--port", str(port)]
     with subprocess.Popen(command, cwd=CHECKOUT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
             address = f"http://127.0.0.1:{port}"

@@ -44,7 +44,8 @@ def executable(folder: Path) -> Path:
     program = Path(os.environ.get("HEGRAPH_LABEL_STUDIO", folder / "bin/label-studio"))
     if program.exists():
         return program
-    for command in ([sys.executable, "-m", "venv", folder], [folder / "bin/python", "-m", "pip", "install", PACKAGE]):
+    install = [folder / "bin/python", "-m", "pip", "install", "--no-compile", PACKAGE]  # compiles what it imports
+    for command in ([sys.executable, "-m", "venv", folder], install):
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             pytest.skip(f"{PACKAGE} cannot be installed: {done.stderr.strip()[-200:]}")

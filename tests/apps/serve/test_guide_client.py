@@ -14,14 +14,14 @@ MAX_LINES = 20  # without empty lines
 
 
 @pytest.mark.slow
-def test_client_of_the_guide_classifies_images(own_model, tmp_path):
+def test_client_of_the_guide_classifies_images(own_model, tmp_path, python):
     [code] = re.findall(r"^```python\n(# needs the server,.*?)^```$", GUIDE.read_text(), re.DOTALL | re.MULTILINE)
     assert len([line for line in code.splitlines() if line and not line.startswith("#")]) <= MAX_LINES
     names = [f"{number}.png" for number in range(66)]  # more than the server takes in a request
     for name in names:
         Image.effect_noise((9, 9), 60).save(tmp_path / name)
     (tmp_path / names[65]).write_text("no image")
-    with serving(own_model()) as server:
+    with serving(own_model(), python=python) as server:
         address = str(server.client.base_url).rstrip("/")
         (tmp_path / "client.py").write_text(code.replace("http://127.0.0.1:8000", address))
         words = [sys.executable, "client.py", *names]

@@ -346,20 +346,20 @@ def studio(once, tmp_path_factory) -> Iterator[Studio]:
 
 
 @contextmanager
-def backend(studio: Studio, folder: Path, tmp_path: Path) -> Iterator[Client]:
+def backend(studio: Studio, folder: Path, tmp_path: Path, python: Path) -> Iterator[Client]:
     """Client of `serve` in a process, with a token; its `base_url` is the address for Label Studio."""
     files = {name: tmp_path / name for name in (SECRET, "label_studio_token")}
     for file, token in zip(files.values(), (SECRET, studio.token)):
         file.write_text(token)
     words = ["--label-studio", studio.url, "--label-studio-token", files["label_studio_token"]]
-    with serving(folder, *words, "--token-file", files[SECRET]) as server:
+    with serving(folder, *words, "--token-file", files[SECRET], python=python) as server:
         server.client.auth = ("", SECRET)
         yield server.client
 
 
 @pytest.mark.slow
-def test_label_studio_predicts_and_learns(studio, folder, scans, tmp_path):
-    with backend(studio, folder, tmp_path) as client:
+def test_label_studio_predicts_and_learns(studio, folder, scans, tmp_path, python):
+    with backend(studio, folder, tmp_path, python) as client:
         project = studio.create_project("Digits", configuration(*CLASSES), scans.files[12:40])
         studio.connect(project, str(client.base_url), SECRET)
         first = studio.retrieve(project)
@@ -383,8 +383,8 @@ def test_label_studio_predicts_and_learns(studio, folder, scans, tmp_path):
 
 
 @pytest.mark.slow
-def test_label_studio_learns_several_labels(studio, own_model, scans, tmp_path):
-    with backend(studio, own_model(several=True), tmp_path) as client:
+def test_label_studio_learns_several_labels(studio, own_model, scans, tmp_path, python):
+    with backend(studio, own_model(several=True), tmp_path, python) as client:
         config = configuration(*CLASSES, "odd", "even", choice="multiple")
         project = studio.create_project("Parity", config, scans.files[12:20])
         studio.connect(project, str(client.base_url), SECRET)
@@ -397,8 +397,8 @@ def test_label_studio_learns_several_labels(studio, own_model, scans, tmp_path):
 
 
 @pytest.mark.slow
-def test_label_studio_keeps_training_images(studio, folder, scans, tmp_path):
-    with backend(studio, folder, tmp_path) as client:
+def test_label_studio_keeps_training_images(studio, folder, scans, tmp_path, python):
+    with backend(studio, folder, tmp_path, python) as client:
         project = studio.create_project("Own", configuration(*CLASSES), scans.files[:2])
         studio.connect(project, str(client.base_url), SECRET)
         before = client.get("/v1/examples").json()["examples"]
@@ -419,8 +419,8 @@ def by_id(client: Client) -> dict[str, list[str]]:
 
 
 @pytest.mark.slow
-def test_label_studio_ignores_forged_requests(studio, folder, scans, tmp_path):
-    with backend(studio, folder, tmp_path) as client:
+def test_label_studio_ignores_forged_requests(studio, folder, scans, tmp_path, python):
+    with backend(studio, folder, tmp_path, python) as client:
         project = studio.create_project("Forged", configuration(*CLASSES), scans.files[12:14])
         studio.connect(project, str(client.base_url), SECRET)
         tasks, before = studio.retrieve(project), labels(client)
@@ -435,8 +435,8 @@ def test_label_studio_ignores_forged_requests(studio, folder, scans, tmp_path):
 
 
 @pytest.mark.slow
-def test_label_studio_learns_an_empty_submission(studio, own_model, scans, tmp_path):
-    with backend(studio, own_model(several=True), tmp_path) as client:
+def test_label_studio_learns_an_empty_submission(studio, own_model, scans, tmp_path, python):
+    with backend(studio, own_model(several=True), tmp_path, python) as client:
         project = studio.create_project("Negative", configuration(*CLASSES, choice="multiple"), scans.files[12:14])
         studio.connect(project, str(client.base_url), SECRET)
         tasks, before = studio.retrieve(project), by_id(client)
@@ -453,8 +453,8 @@ def test_label_studio_learns_an_empty_submission(studio, own_model, scans, tmp_p
 
 
 @pytest.mark.slow
-def test_label_studio_reports_an_unsuitable_project(studio, folder, scans, tmp_path):
-    with backend(studio, folder, tmp_path) as client:
+def test_label_studio_reports_an_unsuitable_project(studio, folder, scans, tmp_path, python):
+    with backend(studio, folder, tmp_path, python) as client:
         config = configuration(*CLASSES, choice="multiple")
         project = studio.create_project("Unsuitable", config, scans.files[12:13])
         with pytest.raises(AssertionError, match="422"):

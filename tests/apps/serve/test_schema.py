@@ -23,19 +23,19 @@ def check(address: str, folder: Path, *words: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("learn", [False, True])
-def test_schemathesis_finds_no_deviation(own_model, learn, tmp_path):
+def test_schemathesis_finds_no_deviation(own_model, learn, tmp_path, python):
     if not SCHEMATHESIS.exists():
         pytest.skip("schemathesis is not installed: pip install '.[dev]'")
-    with serving(own_model(), *(["--learn"] if learn else [])) as server:
+    with serving(own_model(), *(["--learn"] if learn else []), python=python) as server:
         check(str(server.client.base_url).rstrip("/"), tmp_path)
 
 
 @pytest.mark.slow
-def test_schemathesis_finds_no_deviation_with_a_token(own_model, tmp_path):
+def test_schemathesis_finds_no_deviation_with_a_token(own_model, tmp_path, python):
     if not SCHEMATHESIS.exists():
         pytest.skip("schemathesis is not installed: pip install '.[dev]'")
     (tmp_path / "token").write_text(TOKEN)
-    with serving(own_model(), "--token-file", tmp_path / "token") as server:
+    with serving(own_model(), "--token-file", tmp_path / "token", python=python) as server:
         check(str(server.client.base_url).rstrip("/"), tmp_path, "--header", f"Authorization: Bearer {TOKEN}")
 
 

@@ -163,13 +163,13 @@ def test_thirty_uploads_are_one_change(window, folder, tmp_path):
     window.wait(lambda: not window.find(card(window, "seven")))
 
 
-def test_closing_a_tab_saves_features(tmp_path_factory):
+def test_closing_a_tab_saves_features(tmp_path_factory, python):
     folder = tmp_path_factory.mktemp("many")
     (folder / "unlabelled").mkdir()
     for number in range(3000):
         Image.new("RGB", (40, 40), (number % 256, number // 256, 0)).save(folder / f"unlabelled/{number}.png")
     words = ("teach", str(folder), "--backbone", "hegraph-mini")
-    with browsing(tmp_path_factory.mktemp("profile"), *words) as browser:
+    with browsing(tmp_path_factory.mktemp("profile"), *words, python=python) as browser:
         browser.open("#panel-classes form")
         browser.wait(lambda: "left to encode" in browser.text("#top"))
         browser.wait(lambda: "3000 images left" not in browser.text("#top"))
@@ -380,13 +380,13 @@ def test_preview_stands_beside_the_classes_on_wide_windows(window):
         assert window.find("#try [data-source=camera]")
 
 
-def test_first_page_takes_a_folder_of_class_folders(tmp_path_factory):
+def test_first_page_takes_a_folder_of_class_folders(tmp_path_factory, python):
     photos = tmp_path_factory.mktemp("photos")
     for name in ("zero", "one"):
         scans(photos / name, name, 0, 4)
     folder = tmp_path_factory.mktemp("empty")
     words = ("teach", str(folder), "--backbone", "hegraph-mini")
-    with browsing(tmp_path_factory.mktemp("profile"), *words) as browser:
+    with browsing(tmp_path_factory.mktemp("profile"), *words, python=python) as browser:
         browser.check_accessibility(lambda: browser.open(".zone", ".steps"))
         browser.open(".zone", ".steps")
         height = "return document.querySelector('.zone').offsetHeight"
@@ -405,7 +405,7 @@ def test_first_page_takes_a_folder_of_class_folders(tmp_path_factory):
         browser.wait(lambda: "accepted; Undo takes all back" in browser.text("#message"))
 
 
-def test_large_project_sends_only_visible_images(tmp_path_factory):
+def test_large_project_sends_only_visible_images(tmp_path_factory, python):
     folder = tmp_path_factory.mktemp("large")
     for number in range(200):
         (folder / f"train/class {number:03}").mkdir(parents=True)
@@ -413,7 +413,7 @@ def test_large_project_sends_only_visible_images(tmp_path_factory):
             image = Image.new("RGB", (8, 8), (number, 50 * shade, 0))
             image.save(folder / f"train/class {number:03}/{shade}.png")
     words = ("teach", str(folder), "--backbone", "hegraph-mini")
-    with browsing(tmp_path_factory.mktemp("profile"), *words) as browser:
+    with browsing(tmp_path_factory.mktemp("profile"), *words, python=python) as browser:
         browser.open("#panel-classes section")
         browser.wait(lambda: len(browser.driver.find_elements("css selector", "#panel-classes section")) == 200)
         browser.wait(lambda: browser.find(f"{card(browser, 'class 000')} .thumb img"))

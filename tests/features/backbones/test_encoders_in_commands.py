@@ -178,13 +178,14 @@ def test_teach_project_is_trained_and_exported(name_of, scans, tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", ["siglip", "dinov2"])
-def test_teach_page_classifies_in_the_browser(name_of, scans, tmp_path, kind):
+def test_teach_page_classifies_in_the_browser(name_of, scans, tmp_path, python, kind):
     folder = tmp_path / "project"
     for file in scans[:2]:
         (folder / "train" / file.stem).mkdir(parents=True)
         shutil.copy(file, folder / "train" / file.stem)
     (tmp_path / "profile").mkdir()
-    with browsing(tmp_path / "profile", "teach", str(folder), "--backbone", name_of(kind)) as page:
+    words = ("teach", str(folder), "--backbone", name_of(kind))
+    with browsing(tmp_path / "profile", *words, python=python) as page:
         page.open("#panel-classes form")
         page.wait(lambda: "images" in page.text("#top"))
         assert ("the encoder reads no text" in page.text("body")) == (kind not in TWO_TOWERS)
