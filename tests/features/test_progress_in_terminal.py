@@ -11,6 +11,7 @@ import sys
 import termios
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -69,7 +70,10 @@ Backbone.encode_images = encode_slowly
 
 
 def in_terminal(
-    words: Sequence[str], stop: Callable[[list[int]], int] | None = None, program: str = PROGRAM
+    words: Sequence[str],
+    stop: Callable[[list[int]], int] | None = None,
+    program: str = PROGRAM,
+    python: Path = Path(sys.executable),
 ) -> tuple[str, int]:
     """Run a command line in a terminal of 100 columns; returns the screen and the exit code.
 
@@ -77,6 +81,7 @@ def in_terminal(
         words: Arguments of the program.
         stop: Function of all states of the bar so far, the numbers of images, that returns a signal to send, or 0.
         program: The program.
+        python: The interpreter.
     """
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))
@@ -84,7 +89,7 @@ def in_terminal(
     screen = ""
     sent = False
     with subprocess.Popen(
-        [sys.executable, "-c", program, *words], cwd=ROOT, stdout=slave, stderr=slave, env=environment
+        [python, "-c", program, *words], cwd=ROOT, stdout=slave, stderr=slave, env=environment
     ) as process:
         os.close(slave)
         deadline = time.monotonic() + 300
@@ -105,6 +110,12 @@ def in_terminal(
     return screen, code
 
 
+@pytest.fixture
+def terminal(python) -> Callable[..., tuple[str, int]]:
+    """`in_terminal` with an interpreter that starts fast; it passes on an interrupt, but no kill."""
+    return partial(in_terminal, python=python)
+
+
 def encoding(folder: Path, words: Sequence[str] = TRAIN) -> list[str]:
     """Command line with its files and features in a folder."""
     return [*(word.format(folder=folder) for word in words), f"{FEATURES}.DIR", str(folder / "features")]
@@ -121,8 +132,8 @@ def stop_at(number: float, signal_number: int = signal.SIGINT) -> Callable[[list
     return lambda shown: signal_number if shown and shown[-1] >= number else 0
 
 
-def test_bar_of_1800_views_shows_20_states(tmp_path):
-    screen, code = in_terminal(encoding(tmp_path))
+def test_bar_of_1800_views_shows_20_states(terminal, tmp_path):
+    screen, code = terminal(encoding(tmp_path))
     assert code == 0
     assert len(set(states(screen))) >= 20
     assert states(screen) == sorted(states(screen)) and states(screen)[-1] == 180
@@ -131,50 +142,50 @@ def test_bar_of_1800_views_shows_20_states(tmp_path):
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
-def test_interrupt_encodes_no_image_twice(tmp_path, share):
-    screen, code = in_terminal(encoding(tmp_path), stop_at(180 * share))
+def test_interrupt_encodes_no_image_twice(terminal, tmp_path, share):
+    screen, code = terminal(encoding(tmp_path), stop_at(180 * share))
     assert code == 130
     [kept] = re.findall(r"interrupted; (\d+) of 180 train images are encoded and will not be encoded again", screen)
     assert int(kept) >= 180 * share - 1
-    again, code = in_terminal(encoding(tmp_path))
+    again, code = terminal(encoding(tmp_path))
     assert code == 0
     assert f"continuing after {kept} of 180 train images" in again
     assert f"encoded {180 - int(kept)} train images in 10 views each" in again
 
 
 @pytest.mark.parametrize(("total", "words"), COMMANDS.values(), ids=COMMANDS)
-def test_interrupted_command_keeps_its_work(tmp_path, total, words):
+def test_interrupted_command_keeps_its_work(terminal, tmp_path, total, words):
     line = encoding(tmp_path, words)
-    screen, code = in_terminal(line, stop_at(total / 2))
+    screen, code = terminal(line, stop_at(total / 2))
     assert code == 130
     assert len(set(states(screen))) >= 5
     [kept] = re.findall(rf"interrupted; (\d+) of {total} train images are encoded and will not be", screen)
     assert int(kept) >= total / 2 - 1
-    again, code = in_terminal(line)
+    again, code = terminal(line)
     assert code in (0, 1)  # 1: a suspicious label
     assert f"continuing after {kept} of {total} train images" in again
 
 
 @pytest.mark.parametrize("command", ["predict", "label suggest"])
-def test_interrupted_prediction_keeps_its_work(finished_digits_once, images, command):
+def test_interrupted_prediction_keeps_its_work(terminal, finished_digits_once, images, command):
     """The second prediction gives the rows of one without an interrupt."""
     line = [*command.split(), str(finished_digits_once), str(images), "--out"]
-    _, code = in_terminal([*line, str(images / "whole.csv")])
+    _, code = terminal([*line, str(images / "whole.csv")])
     assert code == 0
     line.append(str(images / "rows.csv"))
-    screen, code = in_terminal(line, stop_at(400))
+    screen, code = terminal(line, stop_at(400))
     assert code == 130 and len(set(states(screen))) >= 5
     assert not (images / "rows.csv").exists()
     [kept] = re.findall(r"interrupted; (\d+) of 698 images are encoded and will not be encoded again", screen)
     assert int(kept) >= 400
-    again, code = in_terminal(line)
+    again, code = terminal(line)
     assert code == 0
     assert f"continuing after {kept} of 698 images" in again
     assert (images / "rows.csv").read_text() == (images / "whole.csv").read_text()
 
 
 @pytest.mark.parametrize("command", ["extract", "check", "predict", "label suggest"])
-def test_kill_of_a_slow_encoding_loses_ten_seconds(finished_digits_once, images, command):
+def test_kill_of_a_slow_encoding_loses_ten_seconds(terminal, finished_digits_once, images, command):
     """No more than the 40 images of ten seconds at 4 images a second, also of those that are being encoded."""
     if command in COMMANDS:
         line = encoding(images, COMMANDS[command][1])
@@ -184,22 +195,22 @@ def test_kill_of_a_slow_encoding_loses_ten_seconds(finished_digits_once, images,
     _, code = in_terminal([str(calls), *line], stop_at(200, signal.SIGKILL), SLOW + PROGRAM)
     assert code == -signal.SIGKILL
     started = sum(map(int, calls.read_text().split()))
-    again, code = in_terminal(line)
+    again, code = terminal(line)
     [continued] = map(int, re.findall(r"continuing after (\d+) of 698", again))
     assert code in (0, 1)
     assert started - continued <= 40
 
 
-def test_interrupt_before_the_encoding_promises_nothing(tmp_path):
-    screen, code = in_terminal(encoding(tmp_path), lambda shown: signal.SIGINT)  # at the first output
+def test_interrupt_before_the_encoding_promises_nothing(terminal, tmp_path):
+    screen, code = terminal(encoding(tmp_path), lambda shown: signal.SIGINT)  # at the first output
     assert code == 130 or "encoding" not in screen
     assert "will not be encoded again" not in screen or states(screen)
 
 
-def test_kill_keeps_all_chunks(tmp_path):
+def test_kill_keeps_all_chunks(terminal, tmp_path):
     _, code = in_terminal(encoding(tmp_path), stop_at(90, signal.SIGKILL))
     assert code == -signal.SIGKILL
-    again, code = in_terminal(encoding(tmp_path))
+    again, code = terminal(encoding(tmp_path))
     [continued] = map(int, re.findall(r"continuing after (\d+) of 180 train images", again))
     assert code == 0 and continued > 0
     assert f"encoded {180 - continued} train images in 10 views each" in again

@@ -122,9 +122,9 @@ def test_script_shows_a_model_and_deletes_uploads(model_folder, tmp_path):
 
 
 @pytest.mark.slow
-def test_script_trains_the_digits_once(tmp_path):
+def test_script_trains_the_digits_once(tmp_path, python):
     run = tmp_path / "digits" / "HeGraphAdapter" / "mini_16shots" / "seed1"
-    variables = os.environ | {"PYTHON": sys.executable, "OUTPUT": str(tmp_path)}
+    variables = os.environ | {"PYTHON": str(python), "OUTPUT": str(tmp_path)}
     written = []
     for name in ("first", "second"):
         subprocess.run([*SCRIPT, "--space", str(tmp_path / name)], cwd=ROOT, env=variables, check=True, timeout=240)
