@@ -431,6 +431,7 @@ def test_unreadable_image_ends_both_processes(tmp_path):
 ZERO_SHOT = {"caltech55": 97.04, "imagenet283": 74.32, "oxford_pets": 74.73, "stanford_cars": 58.96, "ucf101": 61.49}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ZERO_SHOT)
 def test_the_shipped_configuration_beats_zero_shot(shared, run, name):
     bank, off = shared / "banks" / f"{name}.safetensors", (f"{NODE}.CALIBRATE", "off")

@@ -235,6 +235,7 @@ def test_eval_only_scores_a_finished_run(host, plain):
     assert not [path for path in tested.folder.iterdir() if path.is_dir()]  # no TensorBoard either
 
 
+@pytest.mark.slow
 def test_load_epoch_scores_the_model_as_it_was(host):
     kept = host.run("dassl", "kept", "TRAIN.CHECKPOINT_FREQ", 2)
     assert {path.name for path in kept.folder.glob("model*")} == {"model", *(f"model-epoch{n}" for n in (2, 4, 6))}
@@ -255,6 +256,7 @@ def test_subset_of_classes_uses_the_text_classifier(host, plain):
     assert record["accuracy"] == record["accuracy_text"]
 
 
+@pytest.mark.slow
 def test_eval_only_on_targets_equals_the_training_run(host):
     base, new = (("DATASET.SUBSAMPLE_CLASSES", which) for which in ("base", "new"))
     trained = host.run("alone", "elsewhere", *base, flags=("--target-datasets", "Caltech101:new", "ImageNet"))

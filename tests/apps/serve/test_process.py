@@ -44,22 +44,23 @@ def children(process: int) -> list[int]:
 
 
 @pytest.mark.parametrize("content", [HEADER, BODY])
-def test_slow_clients_lock_nobody_out(finished_digits_once, files, content):
-    with serving(finished_digits_once) as server, sending(server, content, 300):
+def test_slow_clients_lock_nobody_out(finished_digits_once, files, content, python):
+    with serving(finished_digits_once, python=python) as server, sending(server, content, 300):
         assert server.client.post("/v1/predict/files", files=form(files[0])).status_code == 200
         assert server.client.get("/metrics").status_code == 200
         assert server.client.get("/health").status_code == 200
 
 
 @pytest.mark.parametrize("content", [HEADER, BODY, b""])
-def test_slow_request_is_refused_after_the_deadline(finished_digits_once, content):
-    with serving(finished_digits_once, "--request-timeout", "1") as server, sending(server, content, 1) as [client]:
+def test_slow_request_is_refused_after_the_deadline(finished_digits_once, content, python):
+    words = (finished_digits_once, "--request-timeout", "1")
+    with serving(*words, python=python) as server, sending(server, content, 1) as [client]:
         assert client.recv(20).startswith(b"HTTP/1.1 408 ")
 
 
 @pytest.mark.parametrize("content", [HEADER, BODY])
-def test_sigterm_ends_a_server_with_slow_clients(finished_digits_once, content):
-    with serving(finished_digits_once) as server, sending(server, content, 10):
+def test_sigterm_ends_a_server_with_slow_clients(finished_digits_once, content, python):
+    with serving(finished_digits_once, python=python) as server, sending(server, content, 10):
         server.process.terminate()
         server.process.wait(30)  # 10 s and the start of the clock; the request itself has 30 s
 
