@@ -11,6 +11,7 @@ import sys
 
 from .utils.command_line import command, echo, is_word, run_cli
 from .utils.errors import UserError, unknown
+from .utils.garbage import skip_search_at_exit
 
 # Command -> module of this package with its `main`, and summary. The first group is for the first steps
 GROUPS = {
@@ -75,6 +76,7 @@ def unknown_command(word: str) -> UserError:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit code."""
+    skip_search_at_exit()
     arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments:
         return run_cli(lambda: echo(short_help()))

@@ -12,9 +12,9 @@ import open_clip
 import pytest
 import torch
 from PIL import Image
-from tiny import AUGMENTATION, SENTENCES, TINY, TINY_CONFIG, assert_same_features, cache_file, kinds
+from safetensors.torch import load_file
+from tiny import AUGMENTATION, SENTENCES, TINY, TINY_CONFIG, Recorder, assert_same_features, cache_file, kinds
 from torch import nn
-from torch.overrides import TorchFunctionMode
 from torchvision import transforms as T
 
 from tools.mini import __main__ as mini_training
@@ -278,22 +278,28 @@ def test_training_of_mini_is_deterministic(tmp_path):
     assert sorted(tmp_path.iterdir()) == files and files[0].read_bytes() == files[1].read_bytes()
 
 
-class Recorder(TorchFunctionMode):
-    """Records the names of the functions of torch that are called."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: set[str] = set()
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        self.names.add(getattr(function, "__name__", ""))
-        return function(*args, **(kwargs or {}))
-
-
 def test_loaded_backbone_gets_no_random_weights_before():
     with Recorder() as recorder:
         create_model("hegraph-mini", "auto")
-    assert "copy_" in recorder.names and not recorder.names & {"normal_", "uniform_", "kaiming_uniform_"}
+    assert "clone" in recorder.names and not recorder.names & {"normal_", "uniform_", "kaiming_uniform_"}
+
+
+def test_model_keeps_the_weights_that_were_read():
+    with Recorder() as recorder:
+        network, _, _ = create_model("hegraph-mini", "auto")
+    assert "copy_" not in recorder.names
+    stored = load_file(MINI_WEIGHTS)
+    assert network.state_dict().keys() == stored.keys()
+    assert all(torch.equal(value, stored[name]) for name, value in network.state_dict().items())
+
+
+def test_both_formats_of_weights_give_equal_fp16(tmp_path):
+    torch.save(load_file(MINI_WEIGHTS), tmp_path / "mini.pt")
+    kept = load_backbone("mini", precision="fp16").model.state_dict()
+    copied = load_backbone("mini", str(tmp_path / "mini.pt"), precision="fp16").model.state_dict()
+    assert {name: value.dtype for name, value in kept.items()} == {name: value.dtype for name, value in copied.items()}
+    assert kept["visual.conv1.weight"].dtype == torch.float16
+    assert all(torch.equal(value, copied[name]) for name, value in kept.items())
 
 
 def test_backbone_without_weights_is_random():

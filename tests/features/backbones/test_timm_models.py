@@ -12,7 +12,7 @@ from PIL import Image
 from random_models import write_timm_model
 from safetensors.torch import save_file
 from timm.data import create_transform, resolve_model_data_config
-from tiny import AUGMENTATION, SIGLIP_CONFIG, kinds
+from tiny import AUGMENTATION, SIGLIP_CONFIG, Recorder, kinds
 
 from trainers.hegraph import UserError, load_backbone
 from trainers.hegraph.features.backbones.identity import backbone_identity
@@ -42,6 +42,12 @@ def test_features_are_those_of_timm_without_classifier(weights):
     torch.testing.assert_close(backbone.encode_images(pixels), F.normalize(expected, dim=-1))
     assert (backbone.name, backbone.width, backbone.input_size) == ("timm/test_vit.r160_in1k/model", 64, (160, 160))
     assert not backbone.has_text and backbone.logit_scale == 100
+
+
+def test_loaded_model_gets_no_random_weights_before(weights):
+    with Recorder() as recorder:
+        load_backbone(VIT, str(weights))
+    assert "copy_" in recorder.names and not recorder.names & {"normal_", "uniform_", "erfinv_"}
 
 
 def test_vit_in_open_clip_has_the_features_of_timm(siglip, tmp_path):

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from torchvision import transforms as T
 
 from trainers.hegraph.features.backbones.base import Backbone
@@ -35,6 +36,18 @@ SIGLIP_CONFIG = {  # a small version of open_clip's SigLIP with CLIP's tokenizer
     "text_cfg": {**TINY_CONFIG["text_cfg"], "context_length": 64, "no_causal_mask": True, "pool_type": "last"},
 }
 HALF_MEAN = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5], "interpolation": "bicubic", "resize_mode": "squash"}
+
+
+class Recorder(TorchFunctionMode):
+    """Records the names of the functions of torch that are called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        self.names.add(getattr(function, "__name__", ""))
+        return function(*args, **(kwargs or {}))
 
 
 def save_weights(model: nn.Module, path: Path) -> None:

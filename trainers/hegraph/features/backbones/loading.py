@@ -3,15 +3,21 @@
 Each library has a module with the functions `load`, `local_weights` and `hub_repository`.
 """
 
+from __future__ import annotations
+
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 from ...utils.devices import choose_device
+from ...utils.garbage import without_garbage_search
 from ...utils.reading import validate
 from . import identity
-from .base import Backbone
 from .bundles import TIMM, TRANSFORMERS
 from .extras import require_extra
+
+if TYPE_CHECKING:
+    from .base import Backbone  # imports torchvision, which `library_of` does faster
 
 
 def load_backbone(name: str, pretrained: str = "", device: str = "cpu", precision: str = "fp32") -> Backbone:
@@ -65,19 +71,20 @@ def library_of(name: str) -> ModuleType:
     Raises:
         UserError: If the library is not installed; the message names the extra.
     """
-    if name.startswith(TIMM):
-        require_extra("timm", name)
-        from . import timm_models
+    with without_garbage_search():
+        if name.startswith(TIMM):
+            require_extra("timm", name)
+            from . import timm_models
 
-        return timm_models
-    if name.startswith(TRANSFORMERS):
-        require_extra("transformers", name)
-        from . import transformers_models
+            return timm_models
+        if name.startswith(TRANSFORMERS):
+            require_extra("transformers", name)
+            from . import transformers_models
 
-        return transformers_models
-    from . import open_clip_models
+            return transformers_models
+        from . import open_clip_models
 
-    return open_clip_models
+        return open_clip_models
 
 
 def extras_of(name: str) -> tuple[str, ...]:

@@ -16,8 +16,7 @@ from typing import Any, NamedTuple
 import open_clip
 from open_clip.tokenizer import HFTokenizer
 from safetensors.torch import save_file
-from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch import Tensor
 from torchvision import transforms as T
 
 from ...utils.errors import UserError, unknown
@@ -27,6 +26,7 @@ from .base import Backbone, Tokenizer
 from .clip_cache import find_cached_by_clip
 from .extras import require_extra
 from .precision import to_bfloat16
+from .random_weights import WithoutRandomWeights
 from .transforms import Preprocess
 from .weights_files import OPENAI_MARKS, describe_failure, read_weights
 
@@ -232,20 +232,6 @@ def _silent_open_clip() -> Iterator[None]:
         logging.root.removeHandler(handler)
 
 
-# Functions that fill a new weight. Those of `nn.init` call a method of the tensor outside the mode below
-RANDOM_WEIGHTS = (nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_, Tensor.normal_, Tensor.uniform_)
-
-
-class _WithoutRandomWeights(TorchFunctionMode):
-    """Context that leaves new weights as they are in memory; random ones take a second for a ViT-B/32."""
-
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        named = kwargs or {}
-        if function in RANDOM_WEIGHTS:
-            return args[0] if args else named["tensor"]
-        return function(*args, **named)
-
-
 @_silent_open_clip()
 def build(source: Source, precision: str = "fp32") -> Built:
     """Build a model on the CPU, in "fp32" or "fp16", and load its weights.
@@ -259,7 +245,7 @@ def build(source: Source, precision: str = "fp32") -> Built:
     try:
         tokenizer = _tokenizer(source)
         preprocessing = _preprocessing(source)
-        with _WithoutRandomWeights() if source.weights else nullcontext():  # all weights are loaded, or none
+        with WithoutRandomWeights() if source.weights else nullcontext():  # all weights are loaded, or none
             model, _, preprocess = open_clip.create_model_and_transforms(
                 source.model, load_weights=False, precision=precision, pretrained_text=False, **preprocessing
             )
@@ -361,7 +347,11 @@ def load_weights(model: Any, path: Path) -> bool:
             raise ValueError(f"it is of another model: {key} is {list(state[key].shape)}, not {list(expected.shape)}")
     fits = {k: getattr(v, "shape", None) for k, v in state.items()} == {k: v.shape for k, v in own.items()}
     if fits or not all(isinstance(value, Tensor) for value in state.values()):
-        model.load_state_dict(state)  # its error names missing weights, also if values are no tensors
+        if fits and path.suffix == ".safetensors":  # read into memory of torch, which the model can keep
+            own_types = {name: value.to(own[name].dtype) for name, value in state.items()}
+            model.load_state_dict(own_types, assign=True)
+        else:
+            model.load_state_dict(state)  # its error names missing weights, also if values are no tensors
         return openai
     # open_clip converts names of older versions and other libraries while it reads a file. It reads a temporary
     # `.safetensors` file, because some versions of torch run code in other files.

@@ -20,6 +20,7 @@ from ...utils.errors import UserError, unknown
 from ...utils.reading import read_json
 from . import bundles, hub, identity
 from .base import DTYPES, Backbone, check_encodes
+from .random_weights import WithoutRandomWeights
 from .transforms import Preprocess
 from .weights_files import describe_failure, read_weights
 
@@ -101,7 +102,8 @@ def build(source: Source) -> nn.Module:
     # timm loads weights strictly if the number of classes is the one of the file
     own = {"state_dict": state, "source": "", "num_classes": 0, "classifier": None}
     try:
-        return timm.create_model(source.model, pretrained=True, num_classes=0, pretrained_cfg_overlay=own)
+        with WithoutRandomWeights():
+            return timm.create_model(source.model, pretrained=True, num_classes=0, pretrained_cfg_overlay=own)
     except Exception as error:  # timm and torch raise any type on files of other models
         raise UserError(
             f"cannot load {source.title} with weights {source.weights}: {describe_failure(error)}"
