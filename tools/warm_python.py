@@ -28,7 +28,6 @@ from typing import NamedTuple
 LIBRARIES = ("torch", "torchvision", "open_clip", "scipy.optimize", "sklearn.metrics")
 OF_EXTRAS = ("fastapi", "gradio")  # libraries that need not be installed
 AT_IMPORT = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}  # variables that the libraries read when they are imported
-
 PASSED_ON = (signal.SIGINT, signal.SIGTERM)  # signals that a client passes on to its command
 
 
