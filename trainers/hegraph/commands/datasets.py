@@ -9,6 +9,7 @@ from dataclasses import replace
 from itertools import combinations
 from typing import TYPE_CHECKING
 
+from ..datasets.groups import PATTERN_HELP
 from ..utils.command_line import Parser, command, echo, run_cli
 from ..utils.errors import UserError, unknown
 from ..utils.files import absolute
@@ -39,9 +40,8 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     check.examples = ("--root data", "dtd pets --root data")
     default = "data set, or `folder` for your own images (default: all if DATA contains one, else your own images)"
     check.add_argument("datasets", nargs="*", metavar="DATASET", help=default)
-    pattern = "regular expression that finds the group of an image in its path, as DATASET.GROUP_PATTERN"
     parser.set_defaults(group_pattern="", backbone="")
-    check.add_argument("--group-pattern", default="", metavar="REGEX", help=pattern)
+    check.add_argument("--group-pattern", default="", metavar="REGEX", help=PATTERN_HELP)
     backbone = "encode your own images, such as with mini, and list classes whose names say nothing to this backbone"
     check.add_argument("--backbone", default="", metavar="NAME", help=backbone)
     fetch = parser.add_command("download", "download missing files")

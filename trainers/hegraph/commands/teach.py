@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from ..apps.arguments import add_page_arguments
 from ..apps.launch import check_address, launch_page, require_gradio
+from ..datasets.groups import PATTERN_HELP, check_group_pattern
 from ..features.backbones.identity import DEFAULT_BACKBONE, MINI_NAME, canonical_name
 from ..utils.command_line import Parser, announce, run_cli
 from ..utils.errors import UserError
@@ -31,6 +32,8 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--create", action="store_true", help=create)
     names = "encode class names as text; with --no-names, images alone define the classes (default: as last in FOLDER)"
     parser.add_argument("--names", action=argparse.BooleanOptionalAction, help=names)
+    pattern = f"{PATTERN_HELP}; '' forgets it (default: as last in FOLDER)"
+    parser.add_argument("--group-pattern", metavar="REGEX", help=pattern)
     add_page_arguments(parser, f"the one used last in FOLDER, or {DEFAULT_BACKBONE.model}")
     return parser.parse_args(arguments)
 
@@ -38,10 +41,13 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 def teach(args: argparse.Namespace) -> None:
     """Run the command."""
     check_address(args.host, args.port)
+    if args.group_pattern:
+        check_group_pattern(args.group_pattern)
     if args.folder is not None and not os.path.lexists(args.folder):
         check_creation(args.folder, args.create)
     announce("loading the image encoder and the page, whose address follows", is_server=True)
     require_gradio()
+    from ..apps.teach.groups import log_groups, warn_of_folders
     from ..apps.teach.page import CSS, build_page
     from ..apps.teach.project import MAX_ZIP_BYTES, Project
     from ..apps.teach.sample import write_sample
@@ -60,10 +66,15 @@ def teach(args: argparse.Namespace) -> None:
     model, weights = find_encoder(stored, args.backbone, args.pretrained)
     device = choose_device(args.device, "--device")
     backbone = load_backbone(model, weights, device, args.precision)
-    session = Session(project, backbone, model, weights, stored.uses_names if args.names is None else args.names)
+    uses_names = stored.uses_names if args.names is None else args.names
+    pattern = stored.group_pattern if args.group_pattern is None else args.group_pattern
+    session = Session(project, backbone, model, weights, uses_names, pattern)
     session.remember()
     if not session.view.contents.base:
         logger.info("%s: class folders are read from this folder, and new classes are added to it", project.folder)
+    if pattern:
+        log_groups(session.view.contents, pattern)
+    warn_of_folders(project)
     worker = Worker(session)
     page = partial(build_page, worker)
     thumbnails = str(session.thumbnails)

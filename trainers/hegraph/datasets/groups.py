@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 
 MAX_FOLDS = 4
 NOT_HELD_OUT = -1  # fold of images that are in every training part
+PATTERN_HELP = "regular expression that finds the group of an image in its path, as DATASET.GROUP_PATTERN"
 
 Group = Hashable
 Label = int | tuple[int, ...]  # with several labels per image, a tuple
@@ -42,6 +43,23 @@ def is_group_pattern(pattern: str) -> bool:
         return False
 
 
+def check_group_pattern(pattern: str) -> None:
+    """Raise UserError unless a text is a regular expression with one group in parentheses."""
+    if not is_group_pattern(pattern):
+        expected = "expected a regular expression with one group in parentheses"
+        raise UserError(f"DATASET.GROUP_PATTERN: {expected}, got {pattern!r}")
+
+
+def match_groups(paths: Iterable[str], pattern: str) -> dict[str, str]:
+    """Return the group of each path that `pattern` matches; it is as for `groups_in_paths`, and well-formed."""
+    compiled = re.compile(pattern)
+    groups = {}
+    for path in paths:
+        if (match := compiled.search(path)) and match[1].strip():
+            groups[path] = match[1]
+    return groups
+
+
 def groups_in_paths(paths: Sequence[str], pattern: str) -> dict[str, str]:
     """Return the group of each path that `pattern` matches, and warn of the others.
 
@@ -52,14 +70,8 @@ def groups_in_paths(paths: Sequence[str], pattern: str) -> dict[str, str]:
     Raises:
         UserError: If the pattern is malformed, or matches no path.
     """
-    if not is_group_pattern(pattern):
-        expected = "expected a regular expression with one group in parentheses"
-        raise UserError(f"DATASET.GROUP_PATTERN: {expected}, got {pattern!r}")
-    compiled = re.compile(pattern)
-    groups = {}
-    for path in paths:
-        if (match := compiled.search(path)) and match[1]:
-            groups[path] = match[1]
+    check_group_pattern(pattern)
+    groups = match_groups(paths, pattern)
     others = [path for path in paths if path not in groups]
     if paths and not groups:
         raise UserError(f"DATASET.GROUP_PATTERN {pattern!r} matches none of {len(paths)} paths, such as {paths[0]}")

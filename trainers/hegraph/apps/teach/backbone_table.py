@@ -46,11 +46,12 @@ def compare_backbones(session: Session, offline: bool) -> list[BackboneResult]:
         other = session
         if candidate != own:
             backbone = load_backbone(candidate.name, candidate.tag, str(session.backbone.device), AUTO)
-            other = Session(session.project, backbone, candidate.name, candidate.tag, session.uses_names)
+            choices = session.uses_names, session.group_pattern
+            other = Session(session.project, backbone, candidate.name, candidate.tag, *choices)
         images, pictures = other.encoded_support_set(names, contents, labelled)
         sample = [open_image(session.project.read_bytes(picture)) for picture in pictures[:TIMED_IMAGES]]
         text = torch.zeros(len(names), other.backbone.width) if images.positive is None else images.positive
-        return Encoded(other.backbone, images.features[0], images.labels, text, sample)
+        return Encoded(other.backbone, images.features[0], images.labels, text, sample, images.groups)
 
     return compare_candidates([own, *listed], encode, offline)
 

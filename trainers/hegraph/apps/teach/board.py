@@ -21,6 +21,7 @@ from ...models.saved import SavedModel
 from ..demo.answer import template
 from .contents import UNLABELLED, Picture
 from .encoders import Encoder
+from .groups import lacks_groups
 from .view import CONFIDENT, View
 from .worker import Worker
 
@@ -82,7 +83,9 @@ class Board:
         """Macros of the template for a view."""
         session = self.session
         contents = view.contents
+        pattern = session.group_pattern
         return TEMPLATE.make_module({
+            "group_pattern": pattern, "lacks_groups": lambda: bool(pattern) and lacks_groups(contents, pattern),
             "folder": session.project.folder.name, "view": view, "contents": contents,
             "duplicates": view.duplicates,
             "encoder": Encoder.of(session.name, session.origin.backbone.pretrained), "problem": self.worker.problem,

@@ -1,7 +1,10 @@
 """Image encoders as the page names them: a title that people know, and the kind of images that they know."""
 
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
+from pydantic import AfterValidator
+
+from ...datasets.groups import is_group_pattern
 from ...features.backbones.identity import MINI_NAME, encodes_text
 from ...features.backbones.schema import BackboneConfig
 
@@ -11,10 +14,21 @@ ORIGINS = {
 }  # fmt: skip
 
 
+def check_pattern(pattern: str) -> str:
+    """Return the pattern of groups, "" for none; ValueError for a malformed one."""
+    if pattern and not is_group_pattern(pattern):
+        raise ValueError(f"expected a regular expression with one group in parentheses, got {pattern!r}")
+    return pattern
+
+
 class StoredEncoder(BackboneConfig):
-    """Image encoder of a project, and whether its models use class names, for the next session."""
+    """Image encoder of a project, whether its models use class names, and the pattern of its groups.
+
+    The next session reads it.
+    """
 
     uses_names: bool = True
+    group_pattern: Annotated[str, AfterValidator(check_pattern)] = ""
 
 
 class Encoder(NamedTuple):

@@ -113,6 +113,19 @@ class Project(JournaledFolder):
                 inside = picture.path if place in NON_CLASS_FOLDERS else f"{above}{picture.path}"
                 file.writestr(zipfile.ZipInfo(inside), self.read_bytes(picture))
 
+    def folders_in_classes(self) -> list[str]:
+        """Paths of the folders with images in class folders, or, without a class, in the folders that may be meant."""
+        contents = self.read()
+        places = [contents.folders[name] for name in contents.classes]
+        if not places:
+            folders, _ = self._list("", [])
+            places = [path for path in folders if path not in NON_CLASS_FOLDERS and not split_of(path)]
+        found = []
+        for place in places:
+            inner, _ = self._list(place, [])
+            found += [path for path in inner if self._list(path, [])[1]]
+        return found
+
     # Changes
 
     def add_class(self, name: str) -> str:

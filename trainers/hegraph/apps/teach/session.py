@@ -25,7 +25,6 @@ from ...datasets.decoding import REDUCED
 from ...datasets.digits import CLASSNAMES
 from ...datasets.images import open_image, pixel_hash, reason
 from ...estimator.incremental import support_set_of
-from ...estimator.labels.held_out import held_out_predictions
 from ...estimator.labels.suggest import suggest
 from ...estimator.training import Origin, make_configuration, train_model
 from ...features.backbones.base import Backbone
@@ -44,19 +43,11 @@ from ...utils.threads import map_in_threads
 from .class_text import ClassText
 from .contents import Contents, Picture
 from .encoders import StoredEncoder
+from .groups import groups_of_pictures
 from .interruption import Interrupted, Interruptible
 from .journal import STATE_FOLDER
 from .project import Project
-from .view import (
-    CONFIDENT,
-    MAX_LISTED,
-    MAX_TRIED_WORK,
-    Suggestion,
-    View,
-    arguments_of,
-    evaluation_of,
-    has_same_training,
-)
+from .view import CONFIDENT, MAX_LISTED, MAX_TRIED_WORK, Suggestion, View, evaluation_of, has_same_training, held_out_of
 
 logger = logging.getLogger(__name__)
 
@@ -78,6 +69,7 @@ class Session:
         backbone: Loaded backbone.
         name, pretrained: Arguments with which the backbone was loaded.
         uses_names: Whether class names are encoded as text; otherwise images alone define the classes.
+        group_pattern: Well-formed pattern that finds the group of an image in its path; "" for no groups.
 
     Attributes:
         thumbnails: Folder of the thumbnails.
@@ -90,10 +82,17 @@ class Session:
     """
 
     def __init__(
-        self, project: Project, backbone: Backbone, name: str, pretrained: str = "", uses_names: bool = True
+        self,
+        project: Project,
+        backbone: Backbone,
+        name: str,
+        pretrained: str = "",
+        uses_names: bool = True,
+        group_pattern: str = "",
     ) -> None:
         self.project = project
         self.uses_names = uses_names
+        self.group_pattern = group_pattern
         self.thumbnails = project.path_of(f"{STATE_FOLDER}/thumbnails/any").parent  # UserError if the folder is a link
         self._unreadable: dict[str, str] = {}  # SHA-256 -> reason
         self.stopping = threading.Event()
@@ -140,8 +139,9 @@ class Session:
         self.remember()
 
     def remember(self) -> None:
-        """Write the backbone and the use of names to the file that the next session reads."""
-        stored = StoredEncoder(**self.origin.backbone.model_dump(), uses_names=self.uses_names)
+        """Write the backbone, the use of names and the pattern of groups to the file that the next session reads."""
+        backbone = self.origin.backbone.model_dump()
+        stored = StoredEncoder(**backbone, uses_names=self.uses_names, group_pattern=self.group_pattern)
         write_json(self.project.path_of(ENCODER_FILE), stored.model_dump(), self.project.folder)
 
     def encoded_support_set(
@@ -245,7 +245,7 @@ class Session:
                 labels[issue.index] = support_set.names.index(issue.suggested)
                 if len(labels.unique()) > 1:
                     with Interruptible(self.outdated):
-                        predicted = held_out_predictions(*arguments_of(view.model, labels))
+                        predicted = held_out_of(view.model, labels)
                     corrected[picture.path] = int((predicted == labels).sum())
             with self._view_lock:
                 if not has_same_training(view, self.view):
@@ -395,14 +395,18 @@ class Session:
                     encoded[picture.digest, label] = picture
         return encoded
 
-    def _support_set(self, names: list[str], images: Collection[tuple[str, int]]) -> SupportSet:
-        """Support set of the classes `names` and of images, each as SHA-256 and label."""
+    def _support_set(self, names: list[str], images: dict[tuple[str, int], Picture]) -> SupportSet:
+        """Support set of the classes `names` and of images, by SHA-256 and label."""
         rows = [self.features[digest] for digest, _ in images]
         features = torch.stack(rows) if rows else torch.zeros(0, self.backbone.width)
         labels = torch.tensor([label for _, label in images], dtype=torch.long)
         ids = torch.zeros_like(labels)
-        text = self._text.nodes(names, self._configuration(names, 1)) if self.has_text else (None, None)
-        return SupportSet(np.array(names), tuple(names), features[None], labels, ids, *text)
+        positive = negative = None
+        if self.has_text:
+            positive, negative = self._text.nodes(names, self._configuration(names, 1))
+        groups = groups_of_pictures(images.values(), self.group_pattern)
+        classes = np.array(names)
+        return SupportSet(classes, tuple(names), features[None], labels, ids, positive, negative, groups=groups)
 
     def has_digits(self, names: Collection[str]) -> bool:
         """Whether the classes are those of the embedded digits and the backbone is the embedded one."""

@@ -1,9 +1,9 @@
 """State of a teach project as its page shows it, and the evaluation of its model without further images.
 
-Labels are checked by leave-one-out (`estimator/labels/leave_one_out.py`). The accuracy is measured on held-out images
-(`estimator/labels/held_out.py`): by leave-one-out, or up to 4 images per class in balanced folds. An action
-changes the contents at once; the model and then its evaluation follow. Until then, the lists omit images that are at
-another place.
+Labels are checked by leave-one-out, or without the group of the image (`estimator/labels/issues.py`). The accuracy is
+measured on held-out images (`estimator/labels/held_out.py`): by leave-one-out, or with groups, or up to 4 images per
+class, in balanced folds. An action changes the contents at once; the model and then its evaluation follow. Until then,
+the lists omit images that are at another place.
 """
 
 from collections import Counter
@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from ...estimator.incremental import support_set_of
 from ...estimator.labels import SUSPICIOUS
-from ...estimator.labels.held_out import held_out_predictions
-from ...estimator.labels.issues import LabelIssue, rank_labels
-from ...estimator.labels.leave_one_out import leave_one_out
+from ...estimator.labels.held_out import held_out_folds, held_out_predictions
+from ...estimator.labels.issues import LabelIssue, find_label_issues
 from ...features.backbones.base import Backbone
 from ...models.saved import SavedModel
 from ..demo.answer import UNUSUAL
@@ -65,6 +65,7 @@ class View:
             unusual, each with the class.
         is_evaluated: Whether the evaluation below belongs to the model; otherwise it is of an earlier one.
         correct, evaluated: Held-out images: number of correctly classified images, and of all images.
+        num_groups: Number of groups of the evaluated images; 0 if no two of them share a group.
         scores: Held-out images: number of correctly classified images, and of all images, of each class.
         before: `accuracy` of the evaluation before; None if unknown.
         confusions: Errors on held-out images as (label, predicted class, number of images), most frequent first.
@@ -84,6 +85,7 @@ class View:
     is_evaluated: bool = True
     correct: int = 0
     evaluated: int = 0
+    num_groups: int = 0
     scores: dict[str, tuple[int, int]] = field(default_factory=dict)
     before: float | None = None
     confusions: list[tuple[str, str, int]] = field(default_factory=list)
@@ -98,6 +100,12 @@ class View:
         """
         shares = [correct / count for correct, count in self.scores.values() if count]
         return sum(shares) / len(shares) if shares else None
+
+    @cached_property
+    def has_one_group(self) -> bool:
+        """Whether all training images, at least two, are of one group, so that none can be held out."""
+        groups = None if self.model is None else support_set_of(self.model).groups
+        return groups is not None and len(groups.unique()) == 1 < len(groups)
 
     @cached_property
     def neediest(self) -> tuple[str, int, int] | None:
@@ -152,48 +160,78 @@ class View:
 
 
 def has_same_training(view: View, other: View) -> bool:
-    """Whether the models of two views have the same backbone, classes and images, and so the same evaluation."""
+    """Whether the models of two views have the same backbone, classes, images and groups.
+
+    Then they have the same evaluation.
+    """
     if view.model is None or other.model is None:
         return view.model is other.model
     same_data = view.model.classnames == other.model.classnames and view.trained_on == other.trained_on
-    return same_data and view.backbone is other.backbone
+    return same_data and has_same_groups(view.model, other.model) and view.backbone is other.backbone
+
+
+def has_same_groups(model: SavedModel, other: SavedModel) -> bool:
+    """Whether the images of two models with the same images have the same groups."""
+    groups = support_set_of(model).groups
+    other_groups = support_set_of(other).groups
+    if groups is None or other_groups is None:
+        return groups is other_groups
+    return torch.equal(groups, other_groups)
 
 
 def evaluation_of(view: View) -> dict[str, Any]:
     """Evaluate the model of a view without further images; returns the fields of `View` that change.
 
-    Without a model, or if fewer than two classes have images, there is nothing to evaluate.
+    Without a model, or if the images are of fewer than two classes or of one group, there is nothing to evaluate.
     """
-    empty: dict[str, Any] = {"correct": 0, "evaluated": 0, "scores": {}, "confusions": []}
+    empty: dict[str, Any] = {"correct": 0, "evaluated": 0, "num_groups": 0, "scores": {}, "confusions": []}
     empty |= {"suspicious": [], "corrected": {}}
-    if view.model is None:
+    model = view.model
+    if model is None or view.has_one_group:
         return empty
-    support_set = support_set_of(view.model)
+    support_set = support_set_of(model)
     labels = support_set.labels
     names = support_set.names
     counts = support_set.counts
+    groups = support_set.groups
     if (counts > 0).sum() < 2:
         return empty
-    arguments = arguments_of(view.model, labels)
-    logits, _ = leave_one_out(*arguments)
-    predicted = held_out_predictions(*arguments)
+    features = support_set.features[0]
+    issues = find_label_issues(features, labels, model.known_text, model.logit_scale, names, model.trusts_text, groups)
+    predicted = held_out_of(model, labels)
     pairs = Counter((names[a], names[b]) for a, b in zip(labels.tolist(), predicted.tolist()) if a != b)
-    ranked = [(view.trained_on[issue.index], issue) for issue in rank_labels(logits, labels, names)]
+    num_groups = len(labels) if groups is None else len(groups.unique())
     right = labels[predicted == labels].bincount(minlength=len(names)).tolist()
     return {
         "correct": sum(right),
         "evaluated": len(labels),
+        "num_groups": num_groups if num_groups < len(labels) else 0,
         "scores": dict(zip(names, zip(right, counts.tolist()))),
         "confusions": [(*pair, count) for pair, count in pairs.most_common(MAX_LISTED)],
-        "suspicious": [(picture, issue) for picture, issue in ranked if issue.score > SUSPICIOUS],
+        "suspicious": [(view.trained_on[issue.index], issue) for issue in issues if issue.score > SUSPICIOUS],
         "corrected": {},
     }
 
 
-def arguments_of(model: SavedModel, labels: Tensor) -> tuple[Tensor, Tensor, Tensor, float, bool, str]:
-    """Arguments of `leave_one_out` and `held_out_predictions` for the support set of a model with other labels."""
-    features = support_set_of(model).features[0]
-    return features, labels, model.known_text, model.logit_scale, model.trusts_text, model.class_prior
+def held_out_of(model: SavedModel, labels: Tensor) -> Tensor:
+    """Classify each image of the support set of a model without it; returns the predicted classes, shape `[N]`.
+
+    `labels`, shape `[N]`, may differ from those of the model. Groups then have the folds of the model's labels, because
+    a change of one label moves many groups to other folds, and its effect would be lost in theirs.
+    """
+    support_set = support_set_of(model)
+    groups = support_set.groups
+    has_groups = groups is not None and len(groups.unique()) < len(groups)
+    return held_out_predictions(
+        support_set.features[0],
+        labels,
+        model.known_text,
+        model.logit_scale,
+        model.trusts_text,
+        model.class_prior,
+        groups,
+        held_out_folds(support_set.labels, groups) if has_groups else None,
+    )
 
 
 def find_neediest(classes: Sequence[tuple[str, int, int]]) -> tuple[str, int, int]:

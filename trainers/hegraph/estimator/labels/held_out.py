@@ -42,6 +42,7 @@ def held_out_predictions(
     trusts_text: bool = True,
     class_prior: str = "balanced",
     groups: Tensor | None = None,
+    folds: Tensor | None = None,
 ) -> Tensor:
     """Classify each image by the training-free variant, with its default options, fitted without the image.
 
@@ -49,6 +50,7 @@ def held_out_predictions(
         features, labels, text, logit_scale, trusts_text, class_prior: As for `leave_one_out`; at least two classes have
             images.
         groups: Groups of the images, integers of shape `[N]`; None without groups.
+        folds: Folds of the images (default: `held_out_folds`).
 
     Returns:
         Predicted classes, shape `[N]`.
@@ -56,7 +58,8 @@ def held_out_predictions(
     Raises:
         UserError: If all images are of one group.
     """
-    folds = held_out_folds(labels, groups)
+    if folds is None:
+        folds = held_out_folds(labels, groups)
     predicted = torch.empty_like(labels)
     rest = folds == NOT_HELD_OUT
     if rest.any():
