@@ -222,6 +222,13 @@ def test_page_and_terminal_report_missing_groups(project, grouped, mini, caplog)
     assert "DATASET.GROUP_PATTERN matches 3 of 24 paths" in messages[1]
 
 
+def test_terminal_shows_pattern_and_number_of_groups(project, caplog):
+    caplog.set_level(logging.INFO)
+    log_groups(project.read(), PATTERN)
+    [message] = caplog.messages
+    assert message.startswith(r"groups: 8 in the paths of 24 images, by --group-pattern '(v\d)_'; --group-pattern ''")
+
+
 def test_project_without_images_gets_no_warning(tmp_path, mini, caplog):
     session = Session(Project(tmp_path), mini, "hegraph-mini", group_pattern=PATTERN)
     log_groups(session.view.contents, PATTERN)
@@ -274,4 +281,4 @@ def test_folders_in_class_folders_are_reported(project, caplog, base):
     write(project.folder, {f"{base}cat/v1/a.png": png("red"), f"{base}dog/v2/a.png": png("blue"), "test/a/a.png": b""})
     warn_of_folders(project)
     [record] = caplog.records
-    assert f"skipped 2 folders in class folders, such as {base}cat/v1; move their images" in record.getMessage()
+    assert f"skipped folders in class folders (2), such as {base}cat/v1; move their images" in record.getMessage()

@@ -1,6 +1,7 @@
 """Groups of the images of a teach project, which a pattern finds in their current paths."""
 
 import logging
+import shlex
 from collections.abc import Collection
 
 from torch import Tensor, tensor
@@ -50,8 +51,8 @@ def log_groups(contents: Contents, pattern: str) -> None:
     except UserError as error:
         logger.warning("%s; each image is a group of its own until a path matches", error)
         return
-    summary = "--group-pattern %r finds %d groups in the paths of %s; --group-pattern '' forgets it"
-    logger.info(summary, pattern, len({*groups.values()}), images(len(groups)))
+    summary = "groups: %d in the paths of %s, by --group-pattern %s; --group-pattern '' forgets the pattern"
+    logger.info(summary, len({*groups.values()}), images(len(groups)), shlex.quote(pattern))
 
 
 def warn_of_folders(project: Project) -> None:
@@ -62,6 +63,6 @@ def warn_of_folders(project: Project) -> None:
     """
     skipped = project.folders_in_classes()
     if skipped:
-        warning = "%s: skipped %d folders in class folders, such as %s; %s"
+        warning = "%s: skipped folders in class folders (%d), such as %s; %s"
         remedy = "move their images to the class folders, with the group in the file names, and add --group-pattern"
         logger.warning(warning, project.folder, len(skipped), skipped[0], remedy)
