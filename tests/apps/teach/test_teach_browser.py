@@ -10,6 +10,7 @@ from browser import DESKTOP, PHONE, Browser, browsing
 from PIL import Image
 
 from trainers.hegraph.datasets.digits import load_digits_dataset
+from trainers.hegraph.datasets.groups import groups_in_paths
 from trainers.hegraph.utils.reading import read_tensors
 
 pytestmark = pytest.mark.slow
@@ -197,6 +198,9 @@ def test_held_button_records_distinct_frames(window, folder):
     recorded, left_out = map(int, re.findall(r"\d+", window.text(".hg-camera p")))
     assert recorded > 1 and left_out > 0
     window.wait(lambda: counts(folder).get("film") == recorded)
+    frames = [path.name for path in folder.glob("train/film/*")]
+    recordings = groups_in_paths(frames, r"(camera-\d+)-")
+    assert len(recordings) == recorded and len(set(recordings.values())) == 1
     window.wait(lambda: f"Undo: {recorded} images added to film" in window.text("#top"))
     click(window, ".hg-camera", "Close")
     window.wait(lambda: not window.find(".hg-camera"))

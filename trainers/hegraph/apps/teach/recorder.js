@@ -26,6 +26,7 @@ async function openRecorder(place) {
     const report = text => { panel.querySelector("p").textContent = text; };
     const greys = []; // of the recorded frames
     let frames = [], left = 0, timer = null, stream = null;
+    let recording = 0; // time of its start, in the names of its frames, which --group-pattern can find
     panel.setAttribute("aria-label", `Camera for ${place}`);
     panel.querySelector("h2").textContent = `Camera: ${place}`;
     const take = () => {
@@ -33,11 +34,16 @@ async function openRecorder(place) {
         if (greys.some(other => difference(grey, other) < SAME)) left++;
         else {
             greys.push(grey);
-            frames.push(frameOf(video, `camera-${Date.now()}.jpg`));
+            frames.push(frameOf(video, `camera-${recording}-${frames.length}.jpg`));
         }
         report(`${greys.length} recorded, ${left} left out as near-duplicates`);
     };
-    const start = () => { if (timer === null && video.videoWidth) { timer = setInterval(take, FRAME_MILLISECONDS); take(); } };
+    const start = () => {
+        if (timer !== null || !video.videoWidth) return;
+        recording = Date.now();
+        timer = setInterval(take, FRAME_MILLISECONDS);
+        take();
+    };
     const stop = async () => {
         clearInterval(timer);
         timer = null;
