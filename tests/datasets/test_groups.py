@@ -95,6 +95,10 @@ def test_paths_without_match_are_own_groups(caplog):
     assert "matches 1 of 2 paths; each other image is a group of its own, such as b.jpg" in caplog.messages[0]
 
 
+def test_empty_and_missing_groups_are_own_groups():
+    assert groups_in_paths(["a_v1.jpg", "b.jpg", "a_ .jpg"], r"a?(?:_(v\d| ))?") == {"a_v1.jpg": "v1"}
+
+
 @pytest.mark.parametrize(("pattern", "words"), [
     ("(", "expected a regular expression with one group in parentheses, got '\\('"),
     ("v1", "expected a regular expression with one group in parentheses, got 'v1'"),

@@ -55,8 +55,10 @@ def match_groups(paths: Iterable[str], pattern: str) -> dict[str, str]:
     compiled = re.compile(pattern)
     groups = {}
     for path in paths:
-        if (match := compiled.search(path)) and match[1].strip():
-            groups[path] = match[1]
+        match = compiled.search(path)
+        group = match[1] if match else None  # also None where a match has no group, as of (a)?
+        if group and group.strip():
+            groups[path] = group
     return groups
 
 
