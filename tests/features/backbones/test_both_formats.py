@@ -50,9 +50,10 @@ def tiny_siglip() -> None:
     register_model(tiny_siglip)
 
 
-def with_random_matrices(model: nn.Module) -> nn.Module:
-    """Replace the initial values of a model, which give all images nearly the same features."""
+def with_random_matrices(build: Callable[[], nn.Module]) -> nn.Module:
+    """Build a model, and replace its initial matrices, which give all images nearly the same features."""
     torch.manual_seed(0)
+    model = build()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1:
@@ -69,15 +70,15 @@ def write_bundle(folder: Path, model: nn.Module, config: dict, preprocessing: di
 
 
 def write_clip(root: Path) -> tuple[str, str]:
-    model = with_random_matrices(open_clip.CLIP(**TINY_CONFIG))
+    model = with_random_matrices(lambda: open_clip.CLIP(**TINY_CONFIG))
     write_bundle(root / "open_clip", model, TINY_CONFIG, {})
     copy_clip(model, root / "copy", {"patch": 8, "heads": 2, "text_heads": 2})
     return f"local-dir:{root / 'open_clip'}", f"transformers:{root / 'copy'}"
 
 
 def write_siglip(root: Path) -> tuple[str, str]:
-    build = {key: value for key, value in SIGLIP.items() if key != "custom_text"}
-    model = with_random_matrices(open_clip.CustomTextCLIP(**build))
+    sizes = {key: value for key, value in SIGLIP.items() if key != "custom_text"}
+    model = with_random_matrices(lambda: open_clip.CustomTextCLIP(**sizes))
     write_bundle(root / "open_clip", model, SIGLIP, HALF_MEAN)
     copy_siglip(model, root / "copy", heads=3, text_heads=2)
     return f"local-dir:{root / 'open_clip'}", f"transformers:{root / 'copy'}"
