@@ -15,10 +15,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ...datasets.groups import NOT_HELD_OUT
 from ...estimator.incremental import support_set_of
 from ...estimator.labels import SUSPICIOUS
 from ...estimator.labels.held_out import held_out_folds, held_out_predictions
-from ...estimator.labels.issues import LabelIssue, find_label_issues
+from ...estimator.labels.issues import LabelIssue, rank_labels
+from ...estimator.labels.leave_one_group_out import leave_one_group_out
 from ...features.backbones.base import Backbone
 from ...models.saved import SavedModel
 from ..demo.answer import UNUSUAL
@@ -197,8 +199,12 @@ def evaluation_of(view: View) -> dict[str, Any]:
     if (counts > 0).sum() < 2:
         return empty
     features = support_set.features[0]
-    issues = find_label_issues(features, labels, model.known_text, model.logit_scale, names, model.trusts_text, groups)
-    predicted = held_out_of(model, labels)
+    left_out = torch.arange(len(labels)) if groups is None else groups
+    trained = (model.known_text, model.logit_scale, model.trusts_text, model.class_prior)
+    logits, predicted = leave_one_group_out(features, labels, left_out, *trained)
+    issues = rank_labels(logits, labels, names)
+    if (held_out_folds(labels, groups) != NOT_HELD_OUT).any():
+        predicted = held_out_of(model, labels)
     pairs = Counter((names[a], names[b]) for a, b in zip(labels.tolist(), predicted.tolist()) if a != b)
     num_groups = len(labels) if groups is None else len(groups.unique())
     right = labels[predicted == labels].bincount(minlength=len(names)).tolist()
