@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 
 MAX_FOLDS = 4
 NOT_HELD_OUT = -1  # fold of images that are in every training part
+PATTERN_RULE = "expected a regular expression with one group in parentheses"
 PATTERN_HELP = "regular expression that finds the group of an image in its path, as DATASET.GROUP_PATTERN"
 
 Group = Hashable
@@ -46,8 +47,7 @@ def is_group_pattern(pattern: str) -> bool:
 def check_group_pattern(pattern: str) -> None:
     """Raise UserError unless a text is a regular expression with one group in parentheses."""
     if not is_group_pattern(pattern):
-        expected = "expected a regular expression with one group in parentheses"
-        raise UserError(f"DATASET.GROUP_PATTERN: {expected}, got {pattern!r}")
+        raise UserError(f"DATASET.GROUP_PATTERN: {PATTERN_RULE}, got {pattern!r}")
 
 
 def match_groups(paths: Iterable[str], pattern: str) -> dict[str, str]:

@@ -4,7 +4,7 @@ from typing import Annotated, NamedTuple
 
 from pydantic import AfterValidator
 
-from ...datasets.groups import is_group_pattern
+from ...datasets.groups import PATTERN_RULE, is_group_pattern
 from ...features.backbones.identity import MINI_NAME, encodes_text
 from ...features.backbones.schema import BackboneConfig
 
@@ -17,7 +17,7 @@ ORIGINS = {
 def check_pattern(pattern: str) -> str:
     """Return the pattern of groups, "" for none; ValueError for a malformed one."""
     if pattern and not is_group_pattern(pattern):
-        raise ValueError(f"expected a regular expression with one group in parentheses, got {pattern!r}")
+        raise ValueError(f"{PATTERN_RULE}, got {pattern!r}")
     return pattern
 
 
