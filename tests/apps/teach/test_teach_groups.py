@@ -279,6 +279,6 @@ def test_malformed_pattern_of_last_time_is_refused(grouped):
 def test_folders_in_class_folders_are_reported(project, caplog, base):
     shutil.rmtree(project.folder / "train")
     write(project.folder, {f"{base}cat/v1/a.png": png("red"), f"{base}dog/v2/a.png": png("blue"), "test/a/a.png": b""})
-    warn_of_folders(project)
+    warn_of_folders(project, project.read())
     [record] = caplog.records
     assert f"skipped folders in class folders (2), such as {base}cat/v1; move their images" in record.getMessage()

@@ -74,7 +74,7 @@ def teach(args: argparse.Namespace) -> None:
         logger.info("%s: class folders are read from this folder, and new classes are added to it", project.folder)
     if pattern:
         log_groups(session.view.contents, pattern)
-    warn_of_folders(project)
+    warn_of_folders(project, session.view.contents)
     worker = Worker(session)
     page = partial(build_page, worker)
     thumbnails = str(session.thumbnails)

@@ -55,13 +55,13 @@ def log_groups(contents: Contents, pattern: str) -> None:
     logger.info(summary, len({*groups.values()}), images(len(groups)), shlex.quote(pattern))
 
 
-def warn_of_folders(project: Project) -> None:
+def warn_of_folders(project: Project, contents: Contents) -> None:
     """Warn of folders of images in class folders, which other commands read as groups.
 
     The page skips them: it moves images between classes and adds images to class folders, and the other commands read
     no folder in a class folder once a class folder has an image of its own.
     """
-    skipped = project.folders_in_classes()
+    skipped = project.folders_in_classes(contents)
     if skipped:
         warning = "%s: skipped folders in class folders (%d), such as %s; %s"
         remedy = "move their images to the class folders, with the group in the file names, and add --group-pattern"

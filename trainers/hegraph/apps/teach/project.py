@@ -113,9 +113,8 @@ class Project(JournaledFolder):
                 inside = picture.path if place in NON_CLASS_FOLDERS else f"{above}{picture.path}"
                 file.writestr(zipfile.ZipInfo(inside), self.read_bytes(picture))
 
-    def folders_in_classes(self) -> list[str]:
+    def folders_in_classes(self, contents: Contents) -> list[str]:
         """Paths of the folders with images in class folders, or, without a class, in the folders that may be meant."""
-        contents = self.read()
         places = [contents.folders[name] for name in contents.classes]
         if not places:
             folders, _ = self._list("", [])

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ...datasets.groups import NOT_HELD_OUT
+from ...datasets.groups import shared_groups_only
 from ...estimator.incremental import support_set_of
 from ...estimator.labels import SUSPICIOUS
 from ...estimator.labels.held_out import held_out_folds, held_out_predictions
@@ -199,12 +199,11 @@ def evaluation_of(view: View) -> dict[str, Any]:
     if (counts > 0).sum() < 2:
         return empty
     features = support_set.features[0]
-    left_out = torch.arange(len(labels)) if groups is None else groups
+    alone = torch.arange(len(labels)) if groups is None else groups
     trained = (model.known_text, model.logit_scale, model.trusts_text, model.class_prior)
-    logits, predicted = leave_one_group_out(features, labels, left_out, *trained)
+    logits, left_out = leave_one_group_out(features, labels, alone, *trained)
     issues = rank_labels(logits, labels, names)
-    if (held_out_folds(labels, groups) != NOT_HELD_OUT).any():
-        predicted = held_out_of(model, labels)
+    predicted = held_out_of(model, labels, left_out)
     pairs = Counter((names[a], names[b]) for a, b in zip(labels.tolist(), predicted.tolist()) if a != b)
     num_groups = len(labels) if groups is None else len(groups.unique())
     right = labels[predicted == labels].bincount(minlength=len(names)).tolist()
@@ -219,15 +218,16 @@ def evaluation_of(view: View) -> dict[str, Any]:
     }
 
 
-def held_out_of(model: SavedModel, labels: Tensor) -> Tensor:
+def held_out_of(model: SavedModel, labels: Tensor, left_out: Tensor | None = None) -> Tensor:
     """Classify each image of the support set of a model without it; returns the predicted classes, shape `[N]`.
 
     `labels`, shape `[N]`, may differ from those of the model. Groups then have the folds of the model's labels, because
-    a change of one label moves many groups to other folds, and its effect would be lost in theirs.
+    a change of one label moves many groups to other folds, and its effect would be lost in theirs. `left_out` is as for
+    `held_out_predictions`.
     """
     support_set = support_set_of(model)
     groups = support_set.groups
-    has_groups = groups is not None and len(groups.unique()) < len(groups)
+    has_groups = groups is not None and shared_groups_only(groups.tolist()) is not None
     return held_out_predictions(
         support_set.features[0],
         labels,
@@ -237,6 +237,7 @@ def held_out_of(model: SavedModel, labels: Tensor) -> Tensor:
         model.class_prior,
         groups,
         held_out_folds(support_set.labels, groups) if has_groups else None,
+        left_out,
     )
 
 

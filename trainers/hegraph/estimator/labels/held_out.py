@@ -43,6 +43,7 @@ def held_out_predictions(
     class_prior: str = "balanced",
     groups: Tensor | None = None,
     folds: Tensor | None = None,
+    left_out: Tensor | None = None,
 ) -> Tensor:
     """Classify each image by the training-free variant, with its default options, fitted without the image.
 
@@ -51,6 +52,7 @@ def held_out_predictions(
             images.
         groups: Groups of the images, integers of shape `[N]`; None without groups.
         folds: Folds of the images (default: `held_out_folds`).
+        left_out: Classes that `leave_one_group_out` predicts, shape `[N]`, if they are known already.
 
     Returns:
         Predicted classes, shape `[N]`.
@@ -62,9 +64,10 @@ def held_out_predictions(
         folds = held_out_folds(labels, groups)
     predicted = torch.empty_like(labels)
     rest = folds == NOT_HELD_OUT
-    if rest.any():
+    if rest.any() and left_out is None:
         own_groups = torch.arange(len(labels)) if groups is None else groups
         _, left_out = leave_one_group_out(features, labels, own_groups, text, logit_scale, trusts_text, class_prior)
+    if left_out is not None:
         predicted[rest] = left_out[rest]
     options = default_options(labels)
     for fold in sorted(set(folds.tolist()) - {NOT_HELD_OUT}):
