@@ -1,5 +1,6 @@
 """Predictions that continue after an interrupt."""
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,8 @@ from PIL import Image
 from trainers.hegraph.features.backbones.base import Backbone
 from trainers.hegraph.models.folder import load_model
 from trainers.hegraph.models.images import ImageModel
-from trainers.hegraph.models.predict.unfinished import encode_and_keep
-from trainers.hegraph.utils.signals import Interrupted
+from trainers.hegraph.models.predict.unfinished import resumable_batches
+from trainers.hegraph.utils.signals import Interrupted, noted_interrupts
 
 BATCH = 50  # in steps of 20 and 30 images, if all are readable
 
@@ -41,7 +42,8 @@ def encoded(model: ImageModel, images: list[str], stop_at: int = 999) -> tuple[l
         if number >= stop_at:
             raise KeyboardInterrupt
 
-    batches = [*encode_and_keep(model, images, BATCH, show)]
+    with resumable_batches(model, images, BATCH, show) as iterator:
+        batches = [*iterator]
     rows = [f"{path}{problem}" for paths, problems, _ in batches for path, problem in zip(paths, problems)]
     return rows, torch.cat([features for *_, features in batches]), shown
 
@@ -85,6 +87,38 @@ def test_interrupt_in_the_first_step_promises_nothing(model, images, monkeypatch
     monkeypatch.setattr(Backbone, "encode_images", interrupt)
     with pytest.raises(Interrupted, match="^$"):
         encoded(model, images)
+
+
+def take_and_raise(model: ImageModel, images: list[str], num_batches: int, error: BaseException) -> None:
+    """Take batches, then raise an exception in the block that takes them."""
+    with resumable_batches(model, images, BATCH, lambda number: None) as batches:
+        for _ in range(num_batches):
+            next(batches)
+        raise error
+
+
+@pytest.mark.parametrize(("num_batches", "kept"), [(1, 50), (3, 120)])
+def test_interrupt_of_the_block_keeps_all_encoded_images(model, images, num_batches, kept):
+    with pytest.raises(Interrupted, match=f"^{kept} of 120 images are encoded and will not be encoded again$"):
+        take_and_raise(model, images, num_batches, KeyboardInterrupt())
+
+
+def test_replaced_interrupt_keeps_all_encoded_images(model, images):
+    """A library turned KeyboardInterrupt into another exception."""
+    block = resumable_batches(model, images, BATCH, lambda number: None)
+    with noted_interrupts(), pytest.raises(Interrupted, match="^50 of 120"), block as batches:
+        next(batches)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        raise ImportError("interrupted")
+
+
+def test_failed_output_keeps_all_encoded_images(model, images, caplog):
+    with pytest.raises(OSError, match="disk"):
+        take_and_raise(model, images, 3, OSError("no space on the disk"))
+    with caplog.at_level("INFO"):
+        encoded(model, images)
+    assert "continuing after 120 of 120 images" in caplog.text
 
 
 def test_batch_of_unreadable_images_is_kept(model, images):

@@ -103,19 +103,22 @@ def suggest_command(args: argparse.Namespace) -> int:
     unreadable = []
     features = [torch.zeros(0, saved.classifier.width)]
     images = image_paths(args.inputs, out=args.out)
-    with Progress(count_images(args.inputs), "encoding images") as progress:
-        batch_size = default_batch_size(model.backbone.input_size)
-        encoded = encoded_batches(model, images, progress.total, batch_size, progress.show)
-        for batch, problems, batch_features in encoded:
-            paths += [str(path) for path, problem in zip(batch, problems) if not problem]
-            unreadable += [PredictionRow(str(path), error=problem) for path, problem in zip(batch, problems) if problem]
-            features.append(batch_features.cpu())
-            progress.show(len(paths) + len(unreadable))
-    pool = torch.cat(features)
-    order = suggest(saved, pool, args.number) if len(pool) else []
-    selected = [paths[index] for index in order]
-    rows = rows_of(saved, selected, saved.classifier.logits(pool[order]), args.top)
-    return write_rows([[*rows, *unreadable]], args.out, chosen_format(args), selected_from=len(paths))
+    batch_size = default_batch_size(model.backbone.input_size)
+    progress = Progress(count_images(args.inputs), "encoding images")
+    with encoded_batches(model, images, progress.total, batch_size, progress.show) as encoded:
+        with progress:
+            for batch, problems, batch_features in encoded:
+                for path, problem in zip(map(str, batch), problems):
+                    if problem:
+                        unreadable.append(PredictionRow(path, error=problem))
+                    else:
+                        paths.append(path)
+                features.append(batch_features.cpu())
+        pool = torch.cat(features)
+        order = suggest(saved, pool, args.number) if len(pool) else []
+        selected = [paths[index] for index in order]
+        rows = rows_of(saved, selected, saved.classifier.logits(pool[order]), args.top)
+        return write_rows([[*rows, *unreadable]], args.out, chosen_format(args), selected_from=len(paths))
 
 
 def check_command(args: argparse.Namespace) -> int:

@@ -28,7 +28,7 @@ from ..utils import processes
 from ..utils.errors import UserError
 from ..utils.files import hash_json
 from ..utils.progress import Progress
-from ..utils.signals import Interrupted
+from ..utils.signals import Interrupted, is_interrupt
 from .backbones.identity import describe_transform
 from .bank import FeatureBank
 from .cache import FEATURES, NORMS, Tensors, ignore_if_complete, is_usable, load_or_encode
@@ -171,13 +171,14 @@ def _encode_missing(
                 chunks.add(step, features)
                 num_rows += len(step)
                 progress.show((rows_before + num_rows) // images.views)
-    except KeyboardInterrupt as interrupt:
+    except BaseException as stop:
         chunks.write()
+        if not is_interrupt(stop):
+            raise
         encoded = (rows_before + chunks.written) // images.views
         kept = f"{encoded} of {total} {name} images are encoded and will not be encoded again" if encoded else ""
-        raise Interrupted(kept) from interrupt
-    finally:
-        chunks.write()
+        raise Interrupted(kept) from stop
+    chunks.write()
     views = f" in {images.views} views each" if images.views > 1 else ""
     logger.info("encoded %d %s images%s", math.ceil(num_rows / images.views), name, views)
 

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 from .errors import UserError, first_line, user_message
 from .logs import PACKAGE, show_messages
-from .signals import Interrupted, noted_interrupts, was_interrupted
+from .signals import Interrupted, is_interrupt, noted_interrupts
 from .text import one_line
 
 logger = logging.getLogger(__name__)
@@ -159,7 +159,7 @@ def run_cli(command: Callable[[], int | None], several_processes: bool = False, 
             _discard_output()
             return 0
         except (KeyboardInterrupt, Exception) as error:
-            interrupted = was_interrupted() or isinstance(error, KeyboardInterrupt)
+            interrupted = is_interrupt(error)
             if interrupted:
                 kept = str(error) if isinstance(error, Interrupted) else ""
                 advice = kept or (CONTINUES if continues else "")

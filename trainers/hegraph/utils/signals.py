@@ -55,6 +55,11 @@ def was_interrupted() -> bool:
     return bool(_noted)
 
 
+def is_interrupt(error: BaseException) -> bool:
+    """Whether an exception comes from a signal: KeyboardInterrupt, or the one that replaced it."""
+    return was_interrupted() or isinstance(error, KeyboardInterrupt)
+
+
 def stop_if_interrupted() -> None:
     """Raise KeyboardInterrupt if a signal was received.
 

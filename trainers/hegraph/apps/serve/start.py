@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from ...utils.command_line import run_cli
-from ...utils.signals import was_interrupted
+from ...utils.signals import is_interrupt
 
 if TYPE_CHECKING:
     from .settings import Settings
@@ -35,7 +35,7 @@ def run_quietly(command: Callable[[], int]) -> int:
         try:
             return command()
         except (KeyboardInterrupt, Exception) as error:
-            if was_interrupted() or isinstance(error, KeyboardInterrupt):
+            if is_interrupt(error):
                 return INTERRUPTED
             raise
 

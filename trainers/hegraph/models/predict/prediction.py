@@ -10,7 +10,7 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -37,7 +37,7 @@ from .files import (
     image_paths,
     unique_names,
 )
-from .unfinished import encode_and_keep
+from .unfinished import resumable_batches
 
 logger = logging.getLogger(__name__)
 
@@ -66,10 +66,10 @@ def predict_images(args: Namespace) -> int:
     paths = image_paths(args.inputs, args.null, args.sort_into, args.out)
     total = count_images(args.inputs, args.sort_into)
     progress = progress_of_prediction(total, args.out)
-    encoded = encoded_batches(model, paths, total, batch_size, progress.show)
-    rows = image_rows(model, encoded, args.top, args.open_set, args.transductive, args.sort_into, args.coverage)
     with_sets = args.coverage is not None
-    return write_rows(rows, args.out, chosen_format(args), args.open_set is not None, progress, with_sets)
+    with encoded_batches(model, paths, total, batch_size, progress.show) as encoded:
+        rows = image_rows(model, encoded, args.top, args.open_set, args.transductive, args.sort_into, args.coverage)
+        return write_rows(rows, args.out, chosen_format(args), args.open_set is not None, progress, with_sets)
 
 
 def predict_bank(args: Namespace) -> int:
@@ -144,11 +144,11 @@ def open_model(args: Namespace, open_set: float | None = None, coverage: float |
 
 def encoded_batches(
     model: ImageModel, paths: Iterable[str], total: int | None, batch_size: int, show: Callable[[int], None]
-) -> Iterator[EncodedBatch]:
-    """Encode images as `encode_and_keep`, or without keeping anything if their number `total` is unknown."""
+) -> AbstractContextManager[Iterator[EncodedBatch]]:
+    """Context as `resumable_batches` that keeps nothing if the number `total` of images is unknown."""
     if total is None:  # a list of paths, which may be endless
-        return model.encode(paths, batch_size, show)
-    return encode_and_keep(model, [*paths], batch_size, show)
+        return nullcontext(model.encode(paths, batch_size, show))
+    return resumable_batches(model, [*paths], batch_size, show)
 
 
 def image_rows(

@@ -12,7 +12,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -25,7 +25,7 @@ from ...utils.errors import UserError
 from ...utils.files import absolute, hash_json, write_tensors
 from ...utils.option import NODE
 from ...utils.reading import read_tensors
-from ...utils.signals import Interrupted
+from ...utils.signals import Interrupted, is_interrupt
 from ..images import EncodedBatch, ImageModel, join_steps
 
 logger = logging.getLogger(__name__)
@@ -97,20 +97,23 @@ class Unfinished:
         return self.folder / f"{self.written}.safetensors"
 
 
-def encode_and_keep(
+@contextmanager
+def resumable_batches(
     model: ImageModel, images: Sequence[str], batch_size: int, show: Callable[[int], None]
-) -> Iterator[EncodedBatch]:
-    """Iterate over batches as `ImageModel.encode`. After an interrupt, the same call continues.
+) -> Iterator[Iterator[EncodedBatch]]:
+    """Context with an iterator over batches as `ImageModel.encode`.
+
+    After an exception in the block, the next call continues with the images that are not encoded yet.
 
     Raises:
-        Interrupted: At Ctrl-C, with the number of images that are encoded.
+        Interrupted: At Ctrl-C in the block, with the number of images that are encoded.
     """
     unfinished = Unfinished(key_of(model, images, batch_size))
     try:
-        yield from join_steps(_kept_steps(model, images, batch_size, unfinished), batch_size, show)
-    except BaseException as stop:  # also if the caller takes no further batches
+        yield join_steps(_kept_steps(model, images, batch_size, unfinished), batch_size, show)
+    except BaseException as stop:
         unfinished.write()
-        if not isinstance(stop, KeyboardInterrupt):
+        if not is_interrupt(stop):
             raise
         kept = f"{unfinished.written} of {len(images)} images are encoded and will not be encoded again"
         raise Interrupted(kept if unfinished.written else "") from stop
