@@ -281,8 +281,9 @@ def test_killed_worker_fails_its_run_only(long_grid, tmp_path, start, pause_run,
     os.kill(pid, signal.SIGKILL)
     wait_for((folder / "error.json").exists, sweep)
     assert "worker process was killed" in json.loads((folder / "error.json").read_text())["message"]
-    paused, _ = pause_run(partial((tmp_path / "out").rglob, HOLDER), sweep)
-    sweep.kill()
-    os.kill(paused, signal.SIGCONT)
+    paused = [pause_run(partial((tmp_path / "out").rglob, HOLDER), sweep)[0] for _ in range(2)]
+    sweep.kill()  # both workers are in a run: one that is starting would miss its first message
+    for process in paused:
+        os.kill(process, signal.SIGCONT)
     _, error = sweep.communicate(timeout=240)  # the workers hold stderr until they end
     assert "Traceback" not in error and (main([*long_grid, "--retry-failed"]), count_pending()) == (0, 0)
