@@ -52,6 +52,19 @@ def test_record_page_explains_every_key():
     assert [name for name in ("http.md", "record.md") if "|  |" in text_of(name)] == []
 
 
+@pytest.mark.parametrize("name", ["http.md", "record.md"])
+def test_keys_of_a_table_have_meanings_of_their_own(name):
+    row = re.compile(r"^\| `\w+` \| [^|]+ \| (.+) \|$", re.MULTILINE)
+    for section in re.split(r"^##", text_of(name), flags=re.MULTILINE):
+        meanings = row.findall(section)
+        assert len({*meanings}) == len(meanings), section.partition("\n")[0]
+
+
+def test_examples_of_the_api_page_are_blocks_of_code():
+    outside = re.sub(r"^```\w+\n.*?^```$", "", text_of("api.md"), flags=re.DOTALL | re.MULTILINE)
+    assert ">>> " not in outside
+
+
 def test_attributes_are_read_from_a_docstring():
     text = """Title.
 

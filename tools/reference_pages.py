@@ -109,6 +109,8 @@ def section_text(section: Any) -> str:
     """Markdown of a section of a docstring."""
     kind = section.kind.value
     if kind == "text":
+        if ">>> " in section.value:
+            raise ValueError(f"an example without the heading Examples: {section.value}")
         return f"{section.value}\n"
     if kind == "examples":
         code = "\n".join(value for _, value in section.value)
@@ -223,8 +225,8 @@ def meaning_in_record(key: str) -> str:
     from trainers.hegraph.results.records import ProbabilitiesRecord, RunRecord
 
     meanings = attributes(ProbabilitiesRecord.__doc__ or "") | attributes(RunRecord.__doc__ or "")
-    of_zero_shot = meanings.get(key.removesuffix("_zero_shot"), "")
-    return meanings.get(key, f"The same of zero-shot CLIP: {of_zero_shot}" if of_zero_shot else "")
+    own = key.removesuffix("_zero_shot")
+    return meanings.get(key, f"`{own}` of zero-shot CLIP." if own in meanings else "")
 
 
 def row(name: str, schema: Schema, described: Schema) -> tuple[str, str, str]:

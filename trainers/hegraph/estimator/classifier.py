@@ -330,7 +330,7 @@ class HeGraphClassifier(PredictionMixin):
                 the model.
 
         Raises:
-            UserError: If the folder or the repository does not exist or cannot be reached, or is no valid model.
+            UserError: If the folder or the repository does not exist or cannot be reached, or is not a valid model.
         """
         validate(str, backbone or "", "backbone")
         model = load_model(local_folder(str(name), revision, token))

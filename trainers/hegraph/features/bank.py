@@ -179,7 +179,7 @@ class FeatureBank:
         return mean_over_views(self.train_features)
 
     def save(self, path: Path) -> None:
-        """Write the bank atomically, without text nodes that are no encoded text; UserError if that fails."""
+        """Write the bank atomically, without text nodes that are not encoded text; UserError if that fails."""
         names = [name for name in TENSOR_AXES if self.has_text or name not in TEXT]
         tensors = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         metadata = {"encoder": self.encoder.model_dump_json(exclude={"title"})} if self.encoder.model else {}
@@ -409,7 +409,7 @@ def load_bank(path: str | Path) -> FeatureBank:
     """Read a feature bank from a file, and check it.
 
     Raises:
-        UserError: If the file cannot be read, or is no feature bank of finite, unit-norm features.
+        UserError: If the file cannot be read, or is not a feature bank of finite, unit-norm features.
 
     Examples:
         >>> import torch

@@ -145,10 +145,10 @@ class TextTrustRecord(StrictModel):
 
 
 class Scores(StrictModel):
-    """Scores on the test images in percent; None without test images.
+    """Scores on the test images in percent; null without test images.
 
-    `ece` is the expected calibration error, `text` HeGraphAdapter's text classifier without the cache, `zero_shot`
-    zero-shot CLIP without temperature. With several labels per image, `map` is the mAP.
+    Scores that end in `_zero_shot` are those of zero-shot CLIP without a temperature. With several labels per image,
+    `map` replaces the accuracy.
     """
 
     accuracy: Percent | None

@@ -60,8 +60,10 @@ class TargetRecord(LenientModel):
     """Scores of a test on another data set.
 
     Attributes:
-        accuracy, accuracy_zero_shot: Accuracy of the model and of zero-shot CLIP, in percent.
-        num_test, num_classes: Number of test images and of their classes.
+        accuracy: Accuracy of the model in percent.
+        accuracy_zero_shot: Accuracy of zero-shot CLIP in percent.
+        num_test: Number of test images.
+        num_classes: Number of classes of the test images.
         rule: `same classes` or `other classes` (docs/reference/protocol.md).
         trained_on: Data set of the training.
     """
@@ -79,7 +81,8 @@ class BinsRecord(LenientModel):
 
     Attributes:
         count: Number of images in each bin.
-        confidence, accuracy: Mean confidence and accuracy of each bin, in percent.
+        confidence: Mean confidence of the images in each bin, in percent.
+        accuracy: Accuracy in each bin, in percent.
     """
 
     count: Annotated[list[Count], Field(min_length=BINS, max_length=BINS)]
@@ -91,7 +94,8 @@ class ProbabilitiesRecord(LenientModel):
     """Scores of probabilities on the test images.
 
     Attributes:
-        accuracy, macro_f1: In percent.
+        accuracy: Accuracy in percent.
+        macro_f1: Mean F1 of the classes in percent.
         nll: Mean negative log-likelihood of the true class, in nats.
         brier: Mean squared distance between the probabilities and the one-hot label, from 0 to 2.
         ece: Expected calibration error in percent: mean gap between confidence and accuracy over equal bins of the
@@ -108,14 +112,15 @@ class ProbabilitiesRecord(LenientModel):
 
 
 class CalibrationRecord(LenientModel):
-    """Temperature, and scores of the probabilities before and after scaling; None without test images.
+    """Temperature, and scores of the probabilities before and after scaling; the scores are null without test images.
 
     Attributes:
         temperature: Divisor of the logits.
         fitted_on: Images that the temperature was fitted on (docs/guides/confidence.md).
         num_images: Number of these images.
-        before, after: Scores of the method without and with the temperature.
-        zero_shot: Scores of zero-shot CLIP without a temperature, without bins.
+        before: Scores of the method without the temperature.
+        after: Scores of the method with the temperature.
+        zero_shot: Scores of zero-shot CLIP without a temperature, and without bins.
     """
 
     temperature: Positive
@@ -127,7 +132,7 @@ class CalibrationRecord(LenientModel):
 
 
 class RejectionRecord(LenientModel):
-    """Open-set threshold that the share `rate` of images of known classes reaches.
+    """Threshold of open-set rejection, which the fraction `rate` of the images of known classes reaches.
 
     Attributes:
         score: Name of the score.
@@ -135,7 +140,7 @@ class RejectionRecord(LenientModel):
         num_images: Number of these images.
         rate: Fraction of images of known classes that reach the threshold.
         threshold: Least score of an image that is accepted.
-        accepted: Percentage of the test images that reach the threshold; None without test images.
+        accepted: Percentage of the test images that reach the threshold; null without test images.
     """
 
     score: str | None = None
@@ -154,9 +159,9 @@ class SetsRecord(LenientModel):
         threshold: Least probability of a class in a set.
         num_images: Number of held-out images that the threshold comes from.
         of_zero_shot: Whether the sets are those of zero-shot CLIP.
-        coverage: Percentage of the test images whose set contains their class; None without test images, as the next.
-        mean_size: Mean number of classes in a set.
-        single: Percentage of the sets with a single class.
+        coverage: Percentage of the test images whose set contains their class; null without test images.
+        mean_size: Mean number of classes in a set; null without test images.
+        single: Percentage of the sets with a single class; null without test images.
     """
 
     nominal: Share | None = None
@@ -173,9 +178,9 @@ class GroupsRecord(LenientModel):
 
     Attributes:
         num_groups: Number of groups in the sampled train and val images and in test together.
-        val_in_train, test_in_train: Percentage of the val and test images whose group occurs in train; None without
-            such images.
-        warning: Sentence on these images; None if there are none.
+        val_in_train: Percentage of the val images whose group occurs in train; null without val images.
+        test_in_train: Percentage of the test images whose group occurs in train; null without test images.
+        warning: Sentence about val and test images whose group occurs in train; null if there are none.
     """
 
     num_groups: Count
@@ -185,7 +190,7 @@ class GroupsRecord(LenientModel):
 
 
 class RunRecord(TargetRecord):
-    """Schema of `result.json`, which docs/reference/record.md shows.
+    """Keys of `result.json`.
 
     A run writes all keys, apart from `source`, which only a user's own images have, `shots_per_class`, which unequal
     numbers of training images add, `groups`, which only images with groups have, `rule`, `num_classes` and
@@ -204,12 +209,14 @@ class RunRecord(TargetRecord):
         images_per_class: Fewest and most training images of a class.
         shots_per_class: Unequal numbers of training images, as in `DATASET.SHOTS_PER_CLASS`; absent for equal numbers.
         seed: Random seed of the run.
-        accuracy, macro_f1: Test scores in percent; null without test images.
-        macro_accuracy: Mean over classes of the accuracy on their test images, without classes that have none.
-        macro_accuracy_zero_shot: The same of zero-shot CLIP.
+        accuracy: Accuracy on the test images in percent; null without test images.
+        macro_f1: Mean F1 of the classes on the test images in percent; null without test images.
+        macro_accuracy: Mean accuracy of the classes with test images, in percent.
+        macro_accuracy_zero_shot: Macro accuracy of zero-shot CLIP.
         accuracy_text: Accuracy of the text classifier alone; null for other methods.
         accuracy_zero_shot: Accuracy of zero-shot CLIP.
-        map, map_zero_shot: Mean average precision in percent, with several labels per image.
+        map: Mean average precision in percent, with several labels per image.
+        map_zero_shot: Mean average precision of zero-shot CLIP.
         micro_f1: Micro F1 in percent, with several labels per image.
         average_precision: Average precision of each class, with several labels per image; null without test images.
         num_test: Number of test images.
@@ -221,7 +228,7 @@ class RunRecord(TargetRecord):
         calibration: Temperature, the images that it was fitted on, and scores of the probabilities.
         prediction_sets: Prediction sets of the test images; null with too few held-out images.
         rejection: Open-set threshold, and the test images that reach it.
-        groups: Groups of the images, if they have some.
+        groups: Groups of the images; absent for images without groups.
         targets: Accuracies, sizes and rule of each further data set.
         rule: Rule of the classes, in a test with `--eval-only` on other data.
         num_classes: Number of test classes, in a test with `--eval-only` on other data.

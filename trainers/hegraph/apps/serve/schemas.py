@@ -193,7 +193,7 @@ class SuspiciousLabel(BaseModel):
     id: str = Field(description="id of the image")
     label: str = Field(description="class name that the image has in the model")
     suggested: str = Field(description="a more probable class")
-    score: float = Field(description="logarithm of the odds of the suggested class against the label")
+    score: float = Field(description="about the log odds of the other classes; above 0, the label is likely wrong")
 
 
 class IssuesAnswer(BaseModel):

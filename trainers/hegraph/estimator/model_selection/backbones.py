@@ -330,12 +330,13 @@ def compare_backbones(
             is blank, fewer than two classes have images, or a candidate or the device is invalid. An image that cannot
             be read is an error in the row of each candidate.
 
-    >>> from hegraph import compare_backbones, load_few_shot
-    >>> digits = load_few_shot("Digits", root="", shots=2, seed=1)
-    >>> images = [digits.open(item.path) for item in digits.train]
-    >>> labels = [item.classname for item in digits.train]
-    >>> compare_backbones(images, labels, candidates=["mini"])["backbone"].tolist()
-    ['hegraph-mini']
+    Examples:
+        >>> from hegraph import compare_backbones, load_few_shot
+        >>> digits = load_few_shot("Digits", root="", shots=2, seed=1)
+        >>> images = [digits.open(item.path) for item in digits.train]
+        >>> labels = [item.classname for item in digits.train]
+        >>> compare_backbones(images, labels, candidates=["mini"])["backbone"].tolist()
+        ['hegraph-mini']
     """
     if isinstance(candidates, str):
         raise UserError(f"candidates: expected a list of names, got {shown(candidates)}")
