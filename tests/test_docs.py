@@ -10,6 +10,7 @@ import json
 import re
 import shutil
 import statistics
+from collections import defaultdict
 from pathlib import Path
 from typing import NamedTuple
 
@@ -281,6 +282,25 @@ def test_transductive_differences_agree_with_the_means_of_the_records():
     for (method, shots), difference in pairs.items():
         expected = means["HeGraphAdapter, transductive", shots] - means[method, shots]
         assert difference.mean == pytest.approx(expected, abs=0.0151), (method, shots)  # all are rounded
+
+
+UNLABELLED = " ".join(text_of(DOCS / "guides" / "unlabelled.md").split())
+
+
+def test_unlabelled_guide_starts_from_the_recorded_accuracy():
+    mean = means_by_method(tables.means_by_shots([ROOT / "results" / "digits.jsonl"]))["HeGraphAdapter", 1]
+    assert f"accuracy at 1 shot is {mean:.2f} % without unlabelled scans" in UNLABELLED
+
+
+def test_unlabelled_guide_gives_the_part_of_the_messages():
+    gains: defaultdict[tuple[int, str], defaultdict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for line in text_of(ROOT / "results" / "unlabelled_conditions.jsonl").splitlines():
+        row = json.loads(line)
+        if row["condition"] == "whole test set":
+            gains[row["shots"], row["part"]][row["bank"]].append(row["after"] - row["before"])
+    means = {key: statistics.mean(map(statistics.mean, banks.values())) for key, banks in gains.items()}
+    parts = [means[shots, "nodes alone"] / means[shots, "all"] for shots in (0, 1, 4, 16)]
+    assert f"messages give {100 * min(parts):.0f} to {100 * max(parts):.0f} % of the gain" in UNLABELLED
 
 
 def is_older_row(method: str, shots: int) -> bool:

@@ -137,11 +137,15 @@ def test_backbones_complexity_and_tsne_use_finished_runs(bash, output):
 
 
 def test_unlabelled_images_have_a_row_for_each_protocol(bash, tmp_path):
-    printed = bash("unlabelled.sh", "digits", "mini", OUTPUT=str(tmp_path), SHOTS="1", METHODS="HeGraphAdapter")
+    variables = {"OUTPUT": str(tmp_path), "SHOTS": "1", "METHODS": "HeGraphAdapter", "SEEDS": "1 2 3"}
+    printed = bash("unlabelled.sh", "digits", "mini", **variables)
     rows = re.findall(r"^\| *(\w[\w -]*?) *\| *HeGraphAdapter *\| *\**([\d.]+)", printed, re.MULTILINE)
     ours = {protocol: float(number) for protocol, number in rows}
     assert list(ours) == ["inductive", "semi-supervised", "transductive"]
-    assert min(ours["transductive"], ours["semi-supervised"]) > ours["inductive"] + 2
+    page = " ".join((ROOT / "docs" / "guides" / "unlabelled.md").read_text(encoding="utf-8").split())
+    [stated] = re.findall(r"at 1 shot is (\S+) % without .* scans, (\S+) % with a pool .*, and (\S+) % with the", page)
+    # another number of threads, or another processor, changes a few images of 899
+    assert [*ours.values()] == pytest.approx([float(number) for number in stated], abs=0.4)
 
 
 def test_wrong_loop_is_refused_first(bash):
