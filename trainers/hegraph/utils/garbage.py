@@ -23,5 +23,20 @@ def without_garbage_search() -> Iterator[None]:
 
 
 def skip_search_at_exit() -> None:
-    """Let this process end without searching its objects, whose memory the system takes back at once."""
-    atexit.register(gc.freeze)
+    """Let this process end without searching its objects, whose memory the system takes back at once.
+
+    Libraries made with nanobind, such as the triton of torch's builds for GPUs, print all objects that the search does
+    not free as leaks. Where one is imported, the search takes place.
+    """
+    atexit.register(freeze_objects)
+
+
+def freeze_objects() -> None:
+    """Exclude all objects from the search, unless a library would print them."""
+    if not is_nanobind_loaded():
+        gc.freeze()
+
+
+def is_nanobind_loaded() -> bool:
+    """Whether a library made with nanobind is imported, which has metaclasses of its own."""
+    return any(str(metaclass.__module__) == "nanobind" for metaclass in type.__subclasses__(type))
