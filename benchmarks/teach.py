@@ -38,7 +38,7 @@ def run(num_classes: int = 20, images: int = 16, unlabelled: int = 200, width: i
         for picture in project.read().pictures():
             number = int(picture.path[-9:-4])
             near = centres[number % num_classes] + noise[number] / width**0.5
-            session.features[picture.digest] = F.normalize(near, dim=0)
+            session.encoded_images.features[picture.digest] = F.normalize(near, dim=0)
         session._text._nodes = {("images", name): (row, -row) for name, row in zip(names, centres)}
         seconds = []
         for number in range(changes):

@@ -280,6 +280,6 @@ def test_teach_encodes_photos_at_a_reduced_scale(folder, mini, reduced):
     session = Session(Project(folder), mini, "mini")
     assert session.origin.backbone.decode == "auto"
     pictures = [picture for of_class in session.view.contents.classes.values() for picture in of_class]
-    session._encode(pictures)
-    rows = torch.stack([session.features[picture.digest] for picture in pictures])
+    session.encoded_images.encode(pictures)
+    rows = torch.stack([session.encoded_images.features[picture.digest] for picture in pictures])
     assert torch.allclose(rows, reduced, atol=1e-6)

@@ -325,14 +325,14 @@ def test_drawing_is_added_and_prediction_explained(teacher):
     [drawn] = [each for each in session.view.contents.classes["two"] if each.name.startswith("drawing-")]
     shutil.copy(session.project.folder / drawn.path, teacher.uploads)
     pictures = session.view.trained_on
-    features = torch.stack([session.features[picture.digest] for picture in pictures])
+    features = torch.stack([session.encoded_images.features[picture.digest] for picture in pictures])
     torch.testing.assert_close(model.support_set.keys(), features)
-    answers, expected = teacher.answers(), compute_answer(model, session.features[drawn.digest][None])
+    answers, expected = teacher.answers(), compute_answer(model, session.encoded_images.features[drawn.digest][None])
     for request in ({"drawing": drawing}, {"path": str(teacher.uploads / drawn.name)}):
         html = answers(request)
         assert f"--share: {expected.scores[0].adapted:.4f}" in html
         for position, _ in expected.neighbours:
-            assert f"gradio_api/file={session.thumbnail(pictures[position])}" in html
+            assert f"gradio_api/file={session.encoded_images.thumbnail(pictures[position])}" in html
     Image.new("RGB", (20, 10)).save(teacher.uploads / "photo.png")
     assert "chart" in answers({"path": str(teacher.uploads / "photo.png")}), "an upload is not converted into a scan"
 
@@ -345,7 +345,7 @@ def exported(teacher, name: str) -> str:
 def test_exported_model_and_project_open_again(teacher, tmp_path):
     session, project = teacher.session, teacher.session.project
     shutil.unpack_archive(exported(teacher, "model.zip"), tmp_path)
-    features = torch.stack([*session.features.values()])
+    features = torch.stack([*session.encoded_images.features.values()])
     expected = session.view.model.probabilities(features)
     taken = load_model(tmp_path / "model")
     torch.testing.assert_close(taken.probabilities(features), expected)

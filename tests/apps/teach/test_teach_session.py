@@ -1,7 +1,5 @@
 """Session of the teach page: its model, evaluation, features on disk, handlers and command."""
 
-import re
-import shutil
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
@@ -13,6 +11,7 @@ from teach_files import NAMES, last, updated
 
 from trainers.hegraph import UserError
 from trainers.hegraph.apps.teach import session as module, view as view_module
+from trainers.hegraph.apps.teach.encoded_images import EncodedImages
 from trainers.hegraph.apps.teach.project import Project
 from trainers.hegraph.apps.teach.sample import write_sample
 from trainers.hegraph.apps.teach.session import Session
@@ -23,10 +22,7 @@ from trainers.hegraph.estimator.labels.issues import find_label_issues
 from trainers.hegraph.estimator.labels.suggest import suggest
 from trainers.hegraph.estimator.training import train_model
 from trainers.hegraph.models.images import ImageModel
-from trainers.hegraph.utils.files import write_tensors
 from trainers.hegraph.utils.reading import read_tensors
-
-WIDTH = 64  # of hegraph-mini
 
 
 def test_suggestions_equal_model_and_order_of_suggest(session, mini, tmp_path):
@@ -52,7 +48,7 @@ def test_evaluation_equals_training_without_each_image(session):
     for place, (picture, name) in enumerate(pictures):
         cfg = session._configuration(NAMES, int(support_set.counts.max()))
         other = train_model(support_set.without(torch.arange(len(pictures)) == place), session.origin, cfg, "cpu")
-        feature = session.features[picture.digest][None]
+        feature = session.encoded_images.features[picture.digest][None]
         taken.append((name, other.classnames[int(other.classifier.logits(feature).argmax())]))
     assert (view.correct, view.evaluated) == (sum(name == found for name, found in taken), 13)
     assert {(a, b): count for a, b, count in view.confusions} == Counter((a, b) for a, b in taken if a != b)
@@ -118,89 +114,6 @@ def test_names_make_a_model_and_images_an_evaluation(mini, tmp_path):
     assert problem.startswith("train/zero/notes.png is not an image")
 
 
-def test_stored_features_are_read_for_the_same_backbone(session, mini, monkeypatch):
-    before = last(session)
-    again = Session(session.project, mini, "hegraph-mini")
-    monkeypatch.setattr(again, "_encode", lambda pictures: 1 / 0)
-    assert updated(again).suggestions == before.suggestions
-    file = session.features_file
-    monkeypatch.setattr(module, "hash_json", lambda value: "another")
-    assert Session(session.project, mini, "hegraph-mini").features == {}
-    shutil.move(again.thumbnails, file.with_name("elsewhere"))
-    again.thumbnails.symlink_to(file.with_name("elsewhere"))
-    with pytest.raises(UserError, match="leads out of the folder"):
-        Session(session.project, mini, "hegraph-mini")
-
-
-@pytest.mark.parametrize(("row", "message"), [
-    (torch.zeros(WIDTH), "of norm 0"), (torch.full((WIDTH,), torch.nan), "of norm nan"),
-    (torch.eye(WIDTH)[0].double(), "got float64"), (torch.eye(WIDTH)[0].int(), "got int32"),
-    (torch.eye(WIDTH + 1)[0], r"got float32 \[65\]"), (torch.ones(WIDTH), "of norm 8"), (None, "damaged"),
-])  # fmt: skip
-def test_unusable_features_are_encoded_again_with_warning(session, mini, caplog, row, message):
-    before, file = last(session), session.features_file
-    if row is None:
-        file.write_bytes(b"damaged")
-    else:
-        rows, metadata = read_tensors(file, "features")
-        write_tensors(file, rows | {min(rows): row}, metadata)
-    again = Session(session.project, mini, "hegraph-mini")
-    [record] = caplog.records
-    assert re.search(f"features-.*{message}.*are encoded again", record.message)
-    assert last(again).suggestions == before.suggestions
-    caplog.clear()
-    assert Session(session.project, mini, "hegraph-mini").features.keys() == again.features.keys()
-    assert not caplog.records
-
-
-def test_features_are_on_disk_when_a_tab_closes(session, mini, monkeypatch):
-    monkeypatch.setattr(module, "IMAGES_AT_ONCE", 4)
-    monkeypatch.setattr(module, "UPDATE_SECONDS", 0)
-
-    def on_disk() -> int:
-        return len(Session(session.project, mini, "hegraph-mini").features)
-
-    views = session.update()
-    for _ in range(3):
-        next(views)
-    assert on_disk() > 0, "the first batch is written at once"
-    views.close()
-    assert on_disk() == len(session.features) == 12
-    monkeypatch.setattr(module, "SAVE_SECONDS", 0)
-    views = session.update()
-    assert [next(views).waiting, next(views).waiting] == [12, 8]
-    assert on_disk() == 20, "written while images are encoded"
-    session._encode(session._missing(session.view.contents.unlabelled)[:4])
-    session.save()
-    assert on_disk() == 24
-
-
-def test_interrupted_comparison_keeps_encoded_images(session, mini, monkeypatch):
-    monkeypatch.setattr(module, "IMAGES_AT_ONCE", 4)
-    monkeypatch.setattr(module, "SAVE_SECONDS", 0)
-    contents = session.project.read()
-    pictures = [picture for pictures in contents.classes.values() for picture in pictures]
-    encode = session._encode
-
-    def encode_two_batches(batch):
-        if len(session.features) == 8:
-            raise KeyboardInterrupt
-        encode(batch)
-
-    monkeypatch.setattr(session, "_encode", encode_two_batches)
-    with pytest.raises(KeyboardInterrupt):
-        session.encoded_support_set(sorted(contents.classes), contents, pictures)
-    assert len(Session(session.project, mini, "hegraph-mini").features) == 8
-
-
-def test_full_disk_while_encoding_is_reported(session, mini, disk_full_after):
-    with disk_full_after(100), pytest.raises(UserError, match="cannot"):
-        last(session)
-    assert session.view.waiting == 0
-    last(session)
-    assert len(Session(session.project, mini, "hegraph-mini").features) == len(session.features) == 24
-
-
 def test_prompts_of_digits_are_for_digits_only(mini, tmp_path):
     for name in ("one", "two"):
         (tmp_path / "train" / name).mkdir(parents=True)
@@ -214,40 +127,6 @@ def test_prompts_of_digits_are_for_digits_only(mini, tmp_path):
     assert last(session).model.prompts.positive[0][0][0] == 'a photo of the number: "one".'
 
 
-def test_damaged_files_are_not_counted(session):
-    folder = session.project.folder
-    (folder / "train/one/cut.png").write_bytes((folder / "train/one/one-0.png").read_bytes()[:60])
-    (folder / "unlabelled/cut.png").write_bytes(b"no image")
-    view = last(session)
-    assert (len(view.contents.classes["one"]), len(view.contents.unlabelled)) == (4, 11)
-    assert sorted(problem.split()[0] for problem in view.problems) == ["train/one/cut.png", "unlabelled/cut.png"]
-
-
-def test_moved_project_is_not_created_again_while_encoding(session, tmp_path):
-    """The folder is moved between two batches; the session neither writes features nor thumbnails at the old place."""
-    encode = session._encode
-
-    def encode_and_move(pictures):
-        if session.project.folder.exists():
-            session.project.folder.rename(tmp_path / "moved away")
-        encode(pictures)
-
-    session._encode = encode_and_move
-    with pytest.raises(UserError, match="was removed"):
-        list(session.update())
-    assert not session.project.folder.exists()
-    (tmp_path / "moved away").rename(session.project.folder)  # it can be moved back
-    session._encode = encode
-    assert list(session.update())[-1].model is not None
-
-
-def test_image_moved_while_encoding_is_encoded_later(session):
-    picture = session.view.contents.unlabelled[0]
-    session.project.move([picture], "six")
-    session._encode([picture])
-    assert (last(session).problems, len(session.view.contents.classes["six"])) == ([], 4)
-
-
 def test_every_suspicious_label_is_tried(session, monkeypatch):
     monkeypatch.setattr(module, "TRIED_AT_ONCE", 2)
     monkeypatch.setattr(view_module, "SUSPICIOUS", -100.0)
@@ -258,19 +137,6 @@ def test_every_suspicious_label_is_tried(session, monkeypatch):
     first, *views = session.evaluate()
     assert len(first.issues) > 2 and first.corrected == {}
     assert [len(view.corrected) for view in views] == [*range(2, len(first.issues), 2), len(first.issues)]
-
-
-def test_encoding_stops_and_resumes_labelled_first(session, monkeypatch):
-    monkeypatch.setattr(module, "IMAGES_AT_ONCE", 4)
-    monkeypatch.setattr(module, "UPDATE_SECONDS", 0)
-    views = session.update()
-    assert [next(views).waiting, next(views).waiting] == [24, 20]
-    session.stopping.set()
-    assert [view.waiting for view in views] == [16]
-    assert {p.path for p in session.view.contents.unlabelled if p.digest in session.features} == set()
-    assert last(session).waiting == 16
-    session.stopping.clear()
-    assert [view.waiting for view in session.update()] == [16, 12, 8, 4, 0]
 
 
 @pytest.fixture
@@ -309,13 +175,14 @@ def test_features_are_saved_when_the_program_ends(gradio, session, monkeypatch):
 
     def serve(page, *given, **options):
         sessions.append(page.args[0].session)
-        sessions[0]._encode(session._missing(session.view.contents.unlabelled))
+        encoded_images = sessions[0].encoded_images
+        encoded_images.encode(encoded_images.missing(session.view.contents.unlabelled))
 
     monkeypatch.setattr(command, "check_address", lambda host, port: None)
     monkeypatch.setattr(command, "launch_page", serve)
     assert command.main([str(session.project.folder), "--backbone", "hegraph-mini"]) == 0
-    on_disk, _ = read_tensors(session.features_file, "features")
-    assert on_disk.keys() == sessions[0].features.keys() and len(on_disk) >= 11
+    on_disk, _ = read_tensors(session.encoded_images.file, "features")
+    assert on_disk.keys() == sessions[0].encoded_images.features.keys() and len(on_disk) >= 11
 
 
 def test_command_serves_folder_or_sample(gradio, tmp_path, monkeypatch):
@@ -360,7 +227,7 @@ def test_switching_back_encodes_nothing_again(session, untrained, monkeypatch):
     before = last(session)
     session.switch(untrained, "")
     assert last(session).correct < before.correct
-    monkeypatch.setattr(Session, "_encode", None)
+    monkeypatch.setattr(EncodedImages, "encode", None)
     session.switch("hegraph-mini", "")
     assert last(session).correct == before.correct
     assert len([*(session.project.folder / ".hegraph").glob("features-*.safetensors")]) == 2

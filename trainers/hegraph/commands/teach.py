@@ -77,7 +77,7 @@ def teach(args: argparse.Namespace) -> None:
     warn_of_folders(project, session.view.contents)
     worker = Worker(session)
     page = partial(build_page, worker)
-    thumbnails = str(session.thumbnails)
+    thumbnails = str(session.encoded_images.thumbnails)
     try:
         with worker.running():
             launch_page(page, args.host, args.port, CSS, max_file_size=MAX_ZIP_BYTES, allowed_paths=[thumbnails])

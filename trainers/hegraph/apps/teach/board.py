@@ -91,7 +91,7 @@ class Board:
             "encoder": Encoder.of(session.name, session.origin.backbone.pretrained), "problem": self.worker.problem,
             "stopped": session.stopping.is_set(), "has_text": session.has_text,
             "encoder_has_text": session.backbone.has_text, "CONFIDENT": CONFIDENT,
-            "thumbnail": lambda picture: quote(str(session.thumbnail(picture) or "")),
+            "thumbnail": lambda picture: quote(str(session.encoded_images.thumbnail(picture) or "")),
             "UNLABELLED": UNLABELLED, "NONE_OF_THESE": NONE_OF_THESE,
         })  # fmt: skip
 
@@ -128,5 +128,5 @@ class Board:
 
     def _version(self, pictures: list[Picture]) -> int:
         """Value that differs if images were added, removed or encoded."""
-        features = self.session.features
+        features = self.session.encoded_images.features
         return hash(tuple((picture.path, picture.digest in features) for picture in pictures)) % 2**32

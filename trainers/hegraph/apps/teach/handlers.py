@@ -78,7 +78,7 @@ class Teacher:
 
         def thumbnail(position: int) -> str:
             pictures = session.view.trained_on  # another tab may have changed them
-            path = session.thumbnail(pictures[position]) if position < len(pictures) else None
+            path = session.encoded_images.thumbnail(pictures[position]) if position < len(pictures) else None
             return file_url(path) if path else ""
 
         return Answers(session.model, thumbnail, self.uploads, session.has_digits(session.view.contents.classes))

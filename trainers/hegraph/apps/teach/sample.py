@@ -9,7 +9,7 @@ from PIL import Image
 from ...datasets.digits import load_digits_dataset
 from ...utils.files import writing_folder
 from .contents import UNLABELLED
-from .project import TRAIN
+from .uploads import TRAIN
 
 SAMPLE_SIZE = 180  # scans
 SAMPLE_SHOTS = 3  # labelled scans of each class

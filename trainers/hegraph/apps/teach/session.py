@@ -1,29 +1,24 @@
-"""Session of the teach page: encodes the images of a project, trains a model after every change, and evaluates it.
+"""Session of the teach page: encodes new images, trains a model after every change, and evaluates it.
 
-`view.py` has the state that the page shows, and the evaluation, which takes seconds for thousands of images.
-`worker.py` calls `update` and `evaluate` in two threads. Unlabelled images are ordered by
-`estimator/labels/suggest.py`.
+`encoded_images.py` has the features of the images. `view.py` has the state that the page shows, and the evaluation,
+which takes seconds for thousands of images. `worker.py` calls `update` and `evaluate` in two threads. Unlabelled images
+are ordered by `estimator/labels/suggest.py`.
 """
 
-import logging
 import threading
-import time
 from collections.abc import Collection, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from itertools import count
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
-from torch import Tensor
 
 from ...config import Config
 from ...datasets.decoding import REDUCED
 from ...datasets.digits import CLASSNAMES
-from ...datasets.images import open_image, pixel_hash, reason
+from ...datasets.images import open_image, pixel_hash
 from ...estimator.incremental import support_set_of
 from ...estimator.labels.suggest import suggest
 from ...estimator.training import Origin, make_configuration, train_model
@@ -31,17 +26,17 @@ from ...features.backbones.base import Backbone
 from ...features.backbones.identity import AUTO, MINI_NAME
 from ...features.backbones.loading import load_backbone
 from ...features.backbones.schema import BackboneConfig
-from ...features.bank import has_unit_norm, mean_count
+from ...features.bank import mean_count
 from ...features.options import NO_PROMPTS
 from ...models.saved import Preprocessing, SavedModel
 from ...models.support_set import SupportSet
-from ...utils.errors import UserError, first_line
-from ...utils.files import atomic_path, hash_json, write_json, write_tensors
+from ...utils.errors import UserError
+from ...utils.files import write_json
 from ...utils.option import NODE
-from ...utils.reading import read_tensors
 from ...utils.threads import map_in_threads
 from .class_text import ClassText
 from .contents import Contents, Picture
+from .encoded_images import EncodedImages
 from .encoders import StoredEncoder
 from .groups import groups_of_pictures
 from .interruption import Interrupted, Interruptible
@@ -49,12 +44,7 @@ from .journal import STATE_FOLDER
 from .project import Project
 from .view import CONFIDENT, MAX_LISTED, MAX_TRIED_WORK, Suggestion, View, evaluation_of, has_same_training, held_out_of
 
-logger = logging.getLogger(__name__)
-
-IMAGES_AT_ONCE = 16  # images that are encoded together
 UPDATE_SECONDS = 0.5  # of encoding between two updates of the page
-SAVE_SECONDS = 2.0  # between two writes of the features while images are encoded
-THUMBNAIL_SIDE = 384  # in pixels; tiny images, such as scans, are enlarged to at least half of it
 ENCODER_FILE = f"{STATE_FOLDER}/encoder.json"  # backbone of the next session
 TRIED_AT_ONCE = 8  # suspicious labels whose change is tried between two updates of the page
 VARIANT = f"{NODE}.VARIANT"
@@ -72,10 +62,8 @@ class Session:
         group_pattern: Well-formed pattern that finds the group of an image in its path; "" for no groups.
 
     Attributes:
-        thumbnails: Folder of the thumbnails.
         backbone, name: The current backbone, and the name with which it was loaded.
-        features: Unit-norm image features `[d]` by the SHA-256 of the file.
-        features_file: File of the features of the current backbone.
+        encoded_images: Images that the current backbone has encoded.
         stopping: Event that stops the encoding in all tabs after the current batch.
         outdated: Event that ends the evaluation of an earlier model.
         view: Latest view.
@@ -93,8 +81,7 @@ class Session:
         self.project = project
         self.uses_names = uses_names
         self.group_pattern = group_pattern
-        self.thumbnails = project.path_of(f"{STATE_FOLDER}/thumbnails/any").parent  # UserError if the folder is a link
-        self._unreadable: dict[str, str] = {}  # SHA-256 -> reason
+        self._unreadable: dict[str, str] = {}  # SHA-256 -> reason, with any backbone
         self.stopping = threading.Event()
         self.outdated = threading.Event()
         self._lock = threading.RLock()  # of features and training, held for up to a second
@@ -109,16 +96,12 @@ class Session:
     def _use(self, backbone: Backbone, name: str, pretrained: str) -> None:
         """Set the current backbone, and read its features of earlier sessions."""
         backbone = backbone.with_decoding(REDUCED)
+        self.encoded_images = EncodedImages(self.project, backbone, self._unreadable)
         self.backbone = backbone
         self.name = name
         config = BackboneConfig.of(backbone, name, pretrained)
         self.origin = Origin(config, Preprocessing.of(backbone), backbone.logit_scale, prompted=self.has_text)
         self._text = ClassText(backbone)
-        self._key = hash_json({**backbone.fingerprint, "decode": backbone.decode})
-        self.features_file = self.project.folder / STATE_FOLDER / f"features-{self._key[:16]}.safetensors"
-        self.features = self._read_features()
-        self._saved = len(self.features)  # number of features on disk
-        self._saved_at = 0.0  # time of the last write
         self._seen: object = None  # input of the latest training
 
     @property
@@ -130,7 +113,7 @@ class Session:
         """Continue with another backbone, also in later sessions; the features of the current one stay on disk.
 
         Raises:
-            UserError: As of `load_backbone`, or if features cannot be written.
+            UserError: As in `load_backbone`, or if features cannot be written.
         """
         backbone = load_backbone(name, pretrained, str(self.backbone.device), AUTO)
         with self._lock:
@@ -149,15 +132,11 @@ class Session:
     ) -> tuple[SupportSet, list[Picture]]:
         """Encode images of the classes `names`; returns their support set, and its images in the same order."""
         with self._lock:
-            missing = self._missing(pictures)
-            for start in range(0, len(missing), IMAGES_AT_ONCE):
-                self._encode(missing[start : start + IMAGES_AT_ONCE])
-                self._save_in_time()
-            self.save()
-            encoded = self._encoded(names, contents)
+            self.encoded_images.encode_all(pictures)
+            encoded = self.encoded_images.of_classes(names, contents)
             return self._support_set(names, encoded), [*encoded.values()]
 
-    # Encoding
+    # Updates
 
     def refresh(self, quick: bool = False) -> Contents:
         """Read the folder, as `Project.read`, and show its contents; the model follows in `update`.
@@ -170,14 +149,14 @@ class Session:
         shown = contents.without(self._unreadable)
         with self._view_lock:
             if reading > self._shown and shown != self.view.contents:
-                self._publish(contents=shown, problems=self._problems(contents))
+                self._publish(contents=shown, problems=self.encoded_images.problems(contents))
             self._shown = max(reading, self._shown)
         return contents
 
     def update(self) -> Iterator[View]:
         """Encode new images, labelled ones first, and train the model. Yields a view at least after each second.
 
-        Features are saved every `SAVE_SECONDS` and when the generator is closed.
+        Features are saved every few seconds, as in `EncodedImages.save_in_time`, and when the generator is closed.
 
         Raises:
             UserError: If the folder cannot be read, or the features cannot be written at the end.
@@ -188,9 +167,9 @@ class Session:
                 contents = self.refresh()
                 with self._lock:
                     labelled = [picture for pictures in contents.classes.values() for picture in pictures]
-                    missing = self._missing(labelled + contents.unlabelled)
+                    missing = self.encoded_images.missing(labelled + contents.unlabelled)
                     done = not missing or self.stopping.is_set()
-                    seen = (contents, not self._missing(labelled), done)
+                    seen = (contents, not self.encoded_images.missing(labelled), done)
                     if seen != self._seen:
                         old = self.view
                         self._publish(**self._train(contents))
@@ -199,12 +178,11 @@ class Session:
                         self._seen = seen
                     if len(missing) != self.view.waiting:
                         self._publish(waiting=len(missing))
-                    if not done:
-                        self._encode_for(UPDATE_SECONDS, missing)
-                if done:
-                    self.save()
-                else:
-                    self._save_in_time()
+                    if done:
+                        self.encoded_images.save()
+                    else:
+                        self.encoded_images.encode_for(UPDATE_SECONDS, missing, self.stopping)
+                        self.encoded_images.save_in_time()
                 yield self.view
         finally:
             with suppress(UserError):
@@ -261,16 +239,7 @@ class Session:
     def save(self) -> None:
         """Write new features to disk. Raise UserError if that fails."""
         with self._lock:
-            if len(self.features) != self._saved:
-                write_tensors(self.features_file, self.features, {"backbone": self._key}, self.project.folder)
-                self._saved = len(self.features)
-                self._saved_at = time.monotonic()
-
-    def _save_in_time(self) -> None:
-        """Write new features if the last time is `SAVE_SECONDS` ago. A full disk does not stop the encoding."""
-        if time.monotonic() - self._saved_at >= SAVE_SECONDS:
-            with suppress(UserError):
-                self.save()
+            self.encoded_images.save()
 
     def model(self) -> tuple[SavedModel, Backbone]:
         """Latest model with its backbone, which may differ from the current one. Raise UserError if there is none."""
@@ -288,94 +257,19 @@ class Session:
         ids = map_in_threads(lambda picture: pixel_hash(open_image(self.project.read_bytes(picture))), pictures)
         return model.model_copy(update={"image_ids": tuple(ids)})
 
-    def thumbnail(self, picture: Picture) -> Path | None:
-        """File of the thumbnail of an image, made if missing; None for an image that is not encoded."""
-        path = self._thumbnail_file(picture)
-        if not path.is_file() and picture.digest in self.features:
-            self._pixels(picture)
-        return path if path.is_file() else None
-
-    def _thumbnail_file(self, picture: Picture) -> Path:
-        return self.thumbnails / f"{picture.digest}.jpg"
-
-    def _missing(self, pictures: list[Picture]) -> list[Picture]:
-        """Readable images without features, each image once."""
-        by_digest = {picture.digest: picture for picture in pictures}
-        return [by_digest[key] for key in by_digest if key not in self.features and key not in self._unreadable]
-
-    def _encode_for(self, seconds: float, pictures: list[Picture]) -> None:
-        """Encode images, at least `IMAGES_AT_ONCE` and further ones for some seconds."""
-        started = time.monotonic()
-        for start in range(0, len(pictures), IMAGES_AT_ONCE):
-            self._encode(pictures[start : start + IMAGES_AT_ONCE])
-            if self.stopping.is_set() or time.monotonic() - started >= seconds:
-                return
-
-    def _problems(self, contents: Contents) -> list[str]:
-        """Reasons why images are unreadable."""
-        return [self._unreadable[p.digest] for p in contents.pictures() if p.digest in self._unreadable]
-
-    def _encode(self, pictures: list[Picture]) -> None:
-        read = dict(zip(pictures, map_in_threads(self._pixels, pictures)))
-        for picture, problem in read.items():
-            moved = not (self.project.folder / picture.path).exists()  # meanwhile; it is read again at its new place
-            if isinstance(problem, str) and not moved:
-                self._unreadable[picture.digest] = f"{picture.path} {problem}"
-        pixels = {p.digest: image for p, image in read.items() if isinstance(image, Tensor)}
-        if pixels:
-            rows = self.backbone.encode_images(torch.stack([*pixels.values()]))
-            self.features |= zip(pixels, (row.clone() for row in rows))
-
-    def _pixels(self, picture: Picture) -> Tensor | str:
-        """Preprocess an image for the backbone and write its thumbnail; returns the reason if it is unreadable."""
-        try:
-            decoded = self.backbone.preprocess.decoded(self.project.read_bytes(picture))
-            pixels = self.backbone.preprocess(decoded)
-            image = decoded.pixels
-            image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
-            factor = max(1, THUMBNAIL_SIDE // (2 * max(image.size)))
-            image = image.resize((factor * image.width, factor * image.height), Image.Resampling.NEAREST)
-            with suppress(UserError), atomic_path(self._thumbnail_file(picture), self.project.folder) as temporary:
-                image.save(temporary, "JPEG", quality=85)  # on a full disk the page shows the file name
-            return pixels
-        except Exception as error:  # Pillow raises many types for damaged bytes
-            return reason(error)
-
-    def _read_features(self) -> dict[str, Tensor]:
-        """Read the features of an earlier session by SHA-256.
-
-        The result is empty if another backbone made them, or, with a warning, if the file is unusable.
-        """
-        if self.features_file.is_symlink() or not self.features_file.exists():
-            return {}
-        try:
-            features, metadata = read_tensors(self.features_file, "features of images")
-            if metadata.get("backbone") != self._key:
-                return {}
-            for row in features.values():
-                norm = row.float().norm()
-                shape = [self.backbone.width]
-                if row.dtype != torch.float32 or list(row.shape) != shape or not has_unit_norm(norm):
-                    got = f"{row.dtype} {list(row.shape)} of norm {norm:.3g}".removeprefix("torch.")
-                    raise UserError(f"{self.features_file}: expected float32 rows {shape} of norm 1, got {got}")
-            return features
-        except UserError as error:
-            logger.warning("%s; the images are encoded again", first_line(error))
-            return {}
-
     # Model
 
     def _train(self, contents: Contents) -> dict[str, Any]:
         """Train a model of the encoded images; returns the fields of `View` that change."""
         names = sorted(contents.classes)
-        pictures = self._encoded(names, contents)
+        pictures = self.encoded_images.of_classes(names, contents)
         if not self.has_text:  # images alone define a class
             labelled = {label for _, label in pictures}
             names = [name for label, name in enumerate(names) if label in labelled]
-            pictures = self._encoded(names, contents)
+            pictures = self.encoded_images.of_classes(names, contents)
         old = self.view
         fields: dict[str, Any] = {"model": None, "backbone": None, "trained_on": [], "ranked": [], "confident": []}
-        fields["problems"] = self._problems(contents)
+        fields["problems"] = self.encoded_images.problems(contents)
         if len(names) >= 2:
             support_set = self._support_set(names, pictures)
             shots = mean_count(support_set.counts.tolist())
@@ -386,18 +280,9 @@ class Session:
         fields["is_evaluated"] = old.is_evaluated and old.number > 0 and has_same_training(old, trained)
         return fields
 
-    def _encoded(self, names: list[str], contents: Contents) -> dict[tuple[str, int], Picture]:
-        """Encoded images of the classes `names`, by SHA-256 and label."""
-        encoded = {}
-        for label, name in enumerate(names):
-            for picture in contents.classes[name]:
-                if picture.digest in self.features:
-                    encoded[picture.digest, label] = picture
-        return encoded
-
     def _support_set(self, names: list[str], images: dict[tuple[str, int], Picture]) -> SupportSet:
         """Support set of the classes `names` and of images, by SHA-256 and label."""
-        rows = [self.features[digest] for digest, _ in images]
+        rows = [self.encoded_images.features[digest] for digest, _ in images]
         features = torch.stack(rows) if rows else torch.zeros(0, self.backbone.width)
         labels = torch.tensor([label for _, label in images], dtype=torch.long)
         ids = torch.zeros_like(labels)
@@ -426,11 +311,12 @@ class Session:
         An image that also lies in a class is left out.
         """
         labelled = contents.classes_of()
-        pool = {p.digest: p for p in contents.unlabelled if p.digest in self.features and p.digest not in labelled}
+        encoded = self.encoded_images.features
+        pool = {p.digest: p for p in contents.unlabelled if p.digest in encoded and p.digest not in labelled}
         if not pool:
             return {}
         pictures = list(pool.values())
-        features = torch.stack([self.features[digest] for digest in pool])
+        features = torch.stack([encoded[digest] for digest in pool])
         logits = model.classifier.logits(features)
         best, labels = model.calibrate(logits).max(dim=1)
 
