@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import os
 import resource
 import shutil
@@ -167,6 +168,12 @@ def mini():
     from trainers.hegraph import load_backbone  # imports open_clip, which takes seconds, and few tests need it
 
     return load_backbone("hegraph-mini")
+
+
+@pytest.fixture
+def usual_size(mini, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The images of `mini` count as images of usual size, so that steps have the smallest number of images."""
+    monkeypatch.setattr("trainers.hegraph.features.backbones.base.USUAL_PIXELS", math.prod(mini.input_size))
 
 
 @pytest.fixture

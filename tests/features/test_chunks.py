@@ -36,17 +36,31 @@ def test_order_keeps_last_batch_last(mini):
     assert encoding_order(views_of(mini, 4, 2), batch_size=3).tolist() == [0, 4, 1, 5, 2, 3, 6, 7]
 
 
-def test_steps_cover_batches_without_small_rest(mini):
+def test_steps_cover_batches_without_small_rest(mini, usual_size):
     torch.set_num_threads(1)
     steps = encoding_steps(mini, num_rows=95, batch_size=50)
     assert [(step.start, step.stop) for step in steps] == [(0, 20), (20, 50), (50, 70), (70, 95)]
 
 
+def test_small_images_are_encoded_in_larger_steps(mini):
+    torch.set_num_threads(1)
+    steps = encoding_steps(mini, num_rows=349, batch_size=250)
+    assert [(step.start, step.stop) for step in steps] == [(0, 80), (80, 160), (160, 250), (250, 349)]
+
+
 @pytest.mark.parametrize("num_images", [67, 75])  # the last batch of 64 has 9 or 33 views
-def test_steps_change_no_bit_of_features(mini, num_images):
+def test_steps_change_no_bit_of_features(mini, usual_size, num_images):
     images = views_of(mini, num_images, 3)
     batches = [mini.encode_images(pixels) for pixels in images.batches(range(len(images)), 64)]
     found = extract.encode_images(mini, images, options(64), None, "train")
+    assert torch.equal(found.flatten(0, 1), torch.cat(batches))
+
+
+@pytest.mark.parametrize("num_images", [60, 110])  # the last batch of 170 has 10 or 160 views
+def test_steps_of_small_images_change_no_bit(mini, num_images):
+    images = views_of(mini, num_images, 3)
+    batches = [mini.encode_images(pixels) for pixels in images.batches(range(len(images)), 170)]
+    found = extract.encode_images(mini, images, options(170), None, "train")
     assert torch.equal(found.flatten(0, 1), torch.cat(batches))
 
 

@@ -29,7 +29,7 @@ def images(tmp_path, monkeypatch) -> list[str]:
 
 
 @pytest.fixture
-def model(finished_digits_once, mini) -> ImageModel:
+def model(finished_digits_once, mini, usual_size) -> ImageModel:
     return ImageModel(load_model(finished_digits_once), mini)
 
 

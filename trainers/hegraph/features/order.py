@@ -46,7 +46,7 @@ def encoding_steps(backbone: Backbone, num_rows: int, batch_size: int) -> list[r
     steps = []
     for start in range(0, num_rows, batch_size):
         size = min(batch_size, num_rows - start)
-        bounds = [start, *range(start + backbone.least_rows, start + size, backbone.least_rows), start + size]
+        bounds = [start, *range(start + backbone.step_rows, start + size, backbone.step_rows), start + size]
         if not backbone.splits(size):
             bounds = [start, start + size]
         elif len(bounds) > 2 and bounds[-1] - bounds[-2] < backbone.least_rows:

@@ -33,6 +33,8 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}  # of matrices and inpu
 # Images in a call from which on more images in it change no bit of a feature, on a CPU (measured: 16). A call has at
 # most twice as many, which a ViT-B/16 encodes in ten seconds at 4 images a second
 LEAST_ROWS = 20
+USUAL_PIXELS = 224 * 224  # of an image, as most models take it
+MAX_STEP_FACTOR = 4  # size of a step of small images over `least_rows`
 PART_ROWS = 16  # images that a thread encodes together in bf16 (sentences: twice as many), so that they fit its cache
 # Steps that a random crop replaces, by name of the class: open_clip and timm have classes of the same name
 RESIZING = ("Resize", "CenterCrop", "FloorCenterCrop", "ResizeKeepRatio", "CenterCropOrPad")
@@ -118,8 +120,21 @@ class Backbone:
         part_of_threads = PART_ROWS * torch.get_num_threads()
         return part_of_threads if self.precision == "bf16" else max(LEAST_ROWS, part_of_threads)
 
+    @property
+    def step_rows(self) -> int:
+        """Number of images of a step (see `features/order.py`), a multiple of `least_rows`.
+
+        A slow model takes seconds for `least_rows` images of usual size. Small images are encoded faster in larger
+        steps.
+        """
+        factor = USUAL_PIXELS // math.prod(self.input_size)
+        return self.least_rows * min(max(factor, 1), MAX_STEP_FACTOR)
+
     def splits(self, rows: int) -> bool:
-        """Whether calls with `least_rows` images give the features of one call with `rows` images, bit for bit."""
+        """Whether calls with `least_rows` or more images give the features of one call with `rows` images, bit for bit.
+
+        In bf16, the calls have multiples of `least_rows` images.
+        """
         if self.device.type != "cpu":
             return False
         return self.precision != "bf16" or rows % self.least_rows == 0  # parts of `encode_in_parts` stay equal
