@@ -2,12 +2,15 @@
 
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+
+from tools import warm_python
 
 pytestmark = pytest.mark.slow
 REPORT = "import json, os, sys; print(json.dumps([sys.argv, sys.path, os.getcwd(), os.environ['A'], sys.stdin.read()]))"
@@ -64,6 +67,27 @@ def test_signals_reach_the_command(python):
     code = "import signal, sys; signal.signal(15, lambda *_: sys.exit(5)); print(1, flush=True); signal.pause()"
     with subprocess.Popen([python, "-c", code], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "1\n"
-        time.sleep(0.5)
         process.terminate()
     assert process.returncode == 5
+
+
+def test_early_signal_reaches_the_command(tmp_path):
+    """The command has printed something before its client knows its process."""
+    code = "import os, signal, sys; signal.signal(2, lambda *_: sys.exit(5)); print(os.getpid()); signal.pause()"
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(tmp_path / "socket"))
+        listening.listen()
+        client = subprocess.Popen([sys.executable, "-I", "-S", warm_python.__file__, tmp_path / "socket", "-c", code])
+        connection, _ = listening.accept()
+        with connection, subprocess.Popen([sys.executable, "-uc", code], stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout.readline() == f"{process.pid}\n"
+            client.send_signal(signal.SIGINT)
+            connection.sendall(f"{process.pid}\n".encode())
+            connection.sendall(f"{process.wait()}\n".encode())
+            assert client.wait() == 5
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_client_ends_by_the_signal_of_its_command(python, number):
+    code = f"import os, signal; signal.signal({number}, signal.SIG_DFL); os.kill(os.getpid(), {number})"
+    assert subprocess.run([python, "-c", code], stderr=subprocess.PIPE, text=True).returncode == -number

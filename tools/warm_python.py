@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -78,6 +78,7 @@ def warm_python() -> Iterator[Path]:
 
 def ask(address: str, words: list[str]) -> int:
     """Have a command run with this process's files, folder and environment; returns its exit code."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, PASSED_ON)  # until they can be passed on
     program = str(Path(address).with_name("python"))
     command = Command(program, words, os.getcwd(), dict(os.environ))
     with socket.socket(socket.AF_UNIX) as connection:
@@ -87,11 +88,20 @@ def ask(address: str, words: list[str]) -> int:
         answers = connection.makefile("rb")
         process = int(answers.readline())
         for number in PASSED_ON:
-            signal.signal(number, lambda number, _: os.kill(process, number))
+            signal.signal(number, lambda number, _: pass_on(number, process))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, PASSED_ON)
         code = int(answers.readline())
     if code < 0:  # a signal
+        for number in PASSED_ON:
+            signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), -code)
     return code
+
+
+def pass_on(number: int, process: int) -> None:
+    """Send a signal to a command, unless it has ended."""
+    with suppress(ProcessLookupError):
+        os.kill(process, number)
 
 
 def is_understood(words: list[str]) -> bool:
