@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +18,8 @@ from urllib.parse import urlsplit
 
 import pytest
 import requests
+
+from tools.free_ports import free_port
 
 T = TypeVar("T")
 HTTP = requests.Session()
@@ -53,11 +54,8 @@ def axe() -> str:
 def serving(words: Sequence[str], cwd: Path = Path(__file__).parents[1], **environment: str) -> Iterator[str]:
     """Run a command with a free --port; the context is the address of its page."""
     pytest.importorskip("gradio", reason="gradio is not installed, which shows the page")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     variables = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
-    words = [*words, "--port", str(port)]
+    words = [*words, "--port", str(free_port())]
     with subprocess.Popen(words, cwd=cwd, env=variables, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:

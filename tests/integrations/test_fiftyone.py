@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ import pytest
 import requests
 from browser import HTTP, Browser
 
+from tools.free_ports import free_port
 from trainers.hegraph.datasets.digits import load_digits_dataset
 
 pytestmark = pytest.mark.slow
@@ -70,9 +70,7 @@ def test_operator_writes_predictions_suspicious_labels_and_suggestions(tmp_path)
 def showing_app(folder: Path) -> Iterator[Browser]:
     """Show the App with the dataset of `fiftyone_run.py`; `folder` is empty."""
     save_digits(folder / "images")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
+    port = str(free_port())
     words = [fiftyone_python(), str(PROGRAM), str(folder / "images"), port]
     with subprocess.Popen(words, env=environment(folder), stdin=subprocess.PIPE) as process:
         browser = None

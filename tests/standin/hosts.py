@@ -10,7 +10,6 @@ import json
 import multiprocessing
 import os
 import shutil
-import socket
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +20,8 @@ import numpy as np
 import pytest
 from PIL import Image
 from standin.forkserver import IMPORTED, run
+
+from tools.free_ports import free_port
 
 ROOT = Path(__file__).parents[2]
 STANDIN = Path(__file__).parent
@@ -226,7 +227,5 @@ def as_torchrun_sets(processes: int) -> list[dict[str, str]]:
     """Environment variables of each process, as torchrun sets them; none for a single process."""
     if processes == 1:
         return [{}]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        of_all = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(processes)}
+    of_all = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(processes)}
     return [of_all | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]

@@ -12,6 +12,7 @@ import pytest
 from browser import HTTP
 from PIL import Image
 
+from tools.free_ports import free_port
 from trainers.hegraph.apps import launch
 from trainers.hegraph.apps.demo.drawing import data_url
 from trainers.hegraph.apps.launch import GRADIO, check_address
@@ -98,8 +99,8 @@ def test_hint_without_drawing_and_escaped_errors(page, answers):
 def test_unusable_address_is_refused(cli_error):
     args = parse_arguments(["MODEL"])
     assert (args.host, args.port) == ("127.0.0.1", 7860)
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
+    port = free_port()
+    with socket.create_server(("127.0.0.1", port)):
         assert f"port {port}: Address already in use" in cli_error("demo", "MODEL", "--port", port)
     check_address("127.0.0.1", port)
 
@@ -136,8 +137,7 @@ def serve(page, digits, model_folder, monkeypatch):
     """Function that serves the page of the digits at a host and calls `visit` with its address meanwhile."""
 
     def serve_at(host: str, visit: Callable[[str], object]) -> None:
-        with socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-            port = probe.getsockname()[1]
+        port = free_port()
         address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         event = SimpleNamespace(wait=lambda: visit(address))
         monkeypatch.setattr(launch, "threading", SimpleNamespace(Event=lambda: event))

@@ -3,7 +3,6 @@
 import base64
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -20,6 +19,7 @@ for package in ("fastapi_offline", "httpx", "prometheus_fastapi_instrumentator")
 from fastapi.testclient import TestClient  # noqa: E402
 from httpx import Client, TransportError, get  # noqa: E402
 
+from tools.free_ports import free_port  # noqa: E402
 from trainers.hegraph.apps.serve.app import create_app  # noqa: E402
 from trainers.hegraph.apps.serve.settings import Settings  # noqa: E402
 
@@ -40,11 +40,6 @@ def form(*paths: Path) -> list[tuple]:
 def client_of(model: Path, url: str = "http://127.0.0.1", **settings: object) -> TestClient:
     """Client of a server of a model folder in this process."""
     return TestClient(create_app(Settings(model=model, **settings)), url)
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
 
 
 @contextmanager

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,8 @@ from typing import Any, NamedTuple
 
 import pytest
 import requests
+
+from tools.free_ports import free_port
 
 PACKAGE = "label-studio==1.23.2"
 USER, PASSWORD = "me@example.com", "password-of-the-tests"
@@ -55,8 +56,7 @@ def executable(folder: Path) -> Path:
 @contextmanager
 def running(folder: Path, environment: Path | None = None) -> Iterator[Studio]:
     """Context with Label Studio, whose data are in a folder, from a virtual environment or a new one."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    port = free_port()
     words = ["start", "--no-browser", "--internal-host", "127.0.0.1", "--port", port, "--data-dir", folder / "data"]
     command = [executable(environment or folder / "venv"), *words, "--username", USER, "--password", PASSWORD]
     log = (folder / "log").open("w")

@@ -20,9 +20,10 @@ from recorded import (
     setup_request,
     wait_for,
 )
-from serving import Client, client_of, form, free_port, serving
+from serving import Client, client_of, form, serving
 from studio import Studio, configuration, executable, result, running
 
+from tools.free_ports import free_port
 from trainers.hegraph.__main__ import main
 from trainers.hegraph.apps.serve import label_studio as module, studio_api
 from trainers.hegraph.apps.serve.access import sent_token

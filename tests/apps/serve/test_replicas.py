@@ -7,8 +7,8 @@ import subprocess
 import sys
 
 import pytest
-from serving import free_port
 
+from tools.free_ports import free_port
 from tools.outputs import ROOT, make_checkout
 
 GUIDE = ROOT / "docs" / "guides" / "serve.md"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -17,6 +16,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from tools.free_ports import free_port
 from trainers.hegraph.experiments.run import run as run_alone
 from trainers.hegraph.experiments.sweep import cluster as module
 from trainers.hegraph.experiments.sweep.cluster import AHEAD, Cluster, connected, do_run
@@ -199,9 +199,7 @@ def test_invalid_resources_are_refused(cpus, gpus, refused):
 def test_unreachable_clusters_are_refused(long_grid, cli_error):
     assert "--workers and --ray exclude each other" in cli_error(*long_grid, "--ray", "auto", "--workers", "2")
     pytest.importorskip("ray", reason="Ray is not installed")
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        closed = f"127.0.0.1:{taken.getsockname()[1]}"
-    for address in (closed, "ray://head:port"):
+    for address in (f"127.0.0.1:{free_port()}", "ray://head:port"):
         error = cli_error(*long_grid, "--ray", address)
         assert error.startswith(f"error: no Ray cluster answers at {address} (")
 
