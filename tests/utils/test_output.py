@@ -121,6 +121,33 @@ def test_second_interrupt_does_not_stop_clean_up(capsys):
     assert command_line.run_cli(lambda: signal.raise_signal(signal.SIGINT)) == 130
 
 
+def test_second_interrupt_does_not_stop_the_message(capsys):
+    class InterruptedAgain(signals.Interrupted):
+        def __str__(self) -> str:
+            signal.raise_signal(signal.SIGINT)
+            return "4 images are encoded"
+
+    assert command_line.run_cli(raising(InterruptedAgain())) == 130
+    assert capsys.readouterr().err == "\ninterrupted; 4 images are encoded\n"
+
+
+@pytest.mark.slow
+def test_second_interrupt_at_the_exit_prints_nothing():
+    program = (
+        "import atexit, signal, sys\n"
+        "from trainers.hegraph import __main__\n"
+        "from trainers.hegraph.commands import baselines\n"
+        "interrupt = lambda *text: signal.raise_signal(signal.SIGINT)\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "atexit.register(interrupt)\n"
+        "baselines.echo = interrupt\n"
+        "sys.argv[1:] = ['baselines']\n"
+        "raise SystemExit(__main__.main())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (130, "\ninterrupted\n")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("module", "last_line"), [("trainers.hegraph.datasets", []), ("app", ["KeyboardInterrupt"])])
 def test_ctrl_c_during_imports_of_a_command_has_no_traceback(module, last_line):

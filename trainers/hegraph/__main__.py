@@ -12,6 +12,7 @@ import sys
 from .utils.command_line import command, echo, is_word, run_cli
 from .utils.errors import UserError, unknown
 from .utils.garbage import skip_search_at_exit
+from .utils.signals import INTERRUPTED, ignore_interrupts
 
 # Command -> module of this package with its `main`, and summary. The first group is for the first steps
 GROUPS = {
@@ -75,9 +76,18 @@ def unknown_command(word: str) -> UserError:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line and return its exit code."""
+    """Run the command line and return its exit code. Without arguments, it is the one of this program, which ends."""
     skip_search_at_exit()
-    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments is not None:
+        return run_command_line(arguments)
+    code = run_command_line(sys.argv[1:])
+    if code == INTERRUPTED:
+        ignore_interrupts()
+    return code
+
+
+def run_command_line(arguments: list[str]) -> int:
+    """Run a command line and return its exit code."""
     if not arguments:
         return run_cli(lambda: echo(short_help()))
     name = arguments[0]

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 from .errors import UserError, first_line, user_message
 from .logs import PACKAGE, show_messages
-from .signals import Interrupted, is_interrupt, noted_interrupts
+from .signals import INTERRUPTED, Interrupted, deferred_interrupts, is_interrupt, noted_interrupts
 from .text import one_line
 
 logger = logging.getLogger(__name__)
@@ -159,17 +159,23 @@ def run_cli(command: Callable[[], int | None], several_processes: bool = False, 
             _discard_output()
             return 0
         except (KeyboardInterrupt, Exception) as error:
-            interrupted = is_interrupt(error)
-            if interrupted:
-                kept = str(error) if isinstance(error, Interrupted) else ""
-                advice = kept or (CONTINUES if continues else "")
-                line = f"\ninterrupted; {advice}\n" if advice else "\ninterrupted\n"
-            else:
-                line = f"error: {one_line(user_message(error))}\n"
+            with deferred_interrupts():  # a second Ctrl-C
+                return _show_error(error, continues)
+
+
+def _show_error(error: BaseException, continues: bool) -> int:
+    """Write the line of an error or an interrupt, and return the exit code; arguments as in `run_cli`."""
+    interrupted = is_interrupt(error)
+    if interrupted:
+        kept = str(error) if isinstance(error, Interrupted) else ""
+        advice = kept or (CONTINUES if continues else "")
+        line = f"\ninterrupted; {advice}\n" if advice else "\ninterrupted\n"
+    else:
+        line = f"error: {one_line(user_message(error))}\n"
     with suppress(OSError, ValueError, AttributeError):  # stderr may be closed
         sys.stderr.write(line)
         sys.stderr.flush()
-    return 130 if interrupted else 2
+    return INTERRUPTED if interrupted else 2
 
 
 def echo(text: str) -> None:

@@ -8,6 +8,7 @@ from types import FrameType
 
 # Sent by `timeout`, scancel and `docker stop`, and by a closing terminal; Windows has no SIGHUP
 ENDINGS = tuple(signal.Signals[name] for name in ("SIGTERM", "SIGHUP") if name in signal.Signals.__members__)
+INTERRUPTED = 130  # exit code of a program that was interrupted or terminated
 _noted: list[int] = []  # signals received in the block of `noted_interrupts`
 _deferring: list[bool] = []  # one entry per active block of `deferred_interrupts`
 
@@ -48,6 +49,11 @@ def deferred_interrupts() -> Iterator[None]:
         yield
     finally:
         _deferring.pop()
+
+
+def ignore_interrupts() -> None:
+    """Ignore Ctrl-C from now on, in a program that ends because of one: Python would print a traceback at its exit."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def was_interrupted() -> bool:

@@ -7,12 +7,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from ...utils.command_line import run_cli
-from ...utils.signals import is_interrupt
+from ...utils.signals import INTERRUPTED, is_interrupt
 
 if TYPE_CHECKING:
     from .settings import Settings
-
-INTERRUPTED = 130  # exit code
 
 
 def serve_model(settings: Settings, listener: socket.socket, on_ready: Callable[[], object]) -> int:
