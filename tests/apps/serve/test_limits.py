@@ -2,7 +2,10 @@
 
 import asyncio
 import io
+import signal
+import socket
 from contextlib import suppress
+from multiprocessing.context import SpawnProcess
 
 import pytest
 from PIL import Image
@@ -15,6 +18,7 @@ from trainers.hegraph.apps.serve.pixels import PixelBudget
 from trainers.hegraph.apps.serve.settings import Settings
 from trainers.hegraph.apps.serve.waiting import Client, Waiting
 from trainers.hegraph.apps.serve.workers import Workers
+from trainers.hegraph.utils.signals import noted_interrupts
 
 # Unfinished requests
 
@@ -146,14 +150,16 @@ def test_deadline_of_a_header_ends_no_answer():
 
     settings = Settings(model="model", request_seconds=0.1)
     config = uvicorn.Config(answer_slowly, http=connection_class(settings), lifespan="off", log_config=None)
+    listening = socket.create_server(("127.0.0.1", 0))
+    client = socket.create_connection(listening.getsockname())
+    client.sendall(b"GET / HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")  # before the clock starts
 
     async def call() -> bytes:
         config.load()
         state = uvicorn.server.ServerState()
         loop = asyncio.get_running_loop()
-        server = await loop.create_server(lambda: config.http_protocol_class(config, state, {}), "127.0.0.1", 0)
-        reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
-        writer.write(b"GET / HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
+        server = await loop.create_server(lambda: config.http_protocol_class(config, state, {}), sock=listening)
+        reader, writer = await asyncio.open_connection(sock=client)
         answer = await reader.read()
         writer.close()
         server.close()
@@ -220,7 +226,7 @@ def test_cancelled_task_frees_its_pixels():
         second.cancel()
         await asyncio.gather(first, third)
 
-    asyncio.run(asyncio.wait_for(run(), 5))
+    asyncio.run(asyncio.wait_for(run(), 60))
     assert budget.free == 10
 
 
@@ -282,3 +288,16 @@ def test_parent_of_workers_ends_within_the_deadline(monkeypatch):
     monkeypatch.setattr(workers, "end_within", deadlines.append)
     Workers(Settings(model="model", stop_seconds=7), listener=None)._stop()
     assert deadlines == [7]
+
+
+def test_interrupted_start_of_a_worker_is_finished(monkeypatch):
+    started = []
+
+    def start(process: SpawnProcess) -> None:
+        signal.raise_signal(signal.SIGINT)
+        started.append(process)
+
+    monkeypatch.setattr(SpawnProcess, "start", start)
+    with noted_interrupts(), pytest.raises(KeyboardInterrupt):
+        Workers(Settings(model="model"), listener=None)._add()
+    assert len(started) == 1, "the process can be ended"

@@ -20,7 +20,7 @@ from multiprocessing.connection import wait
 from typing import TYPE_CHECKING, NamedTuple
 
 from ...utils.logs import show_messages
-from ...utils.signals import deferred_interrupts
+from ...utils.signals import deferred_interrupts, stop_if_interrupted
 from .deadline import end_within
 
 if TYPE_CHECKING:
@@ -103,7 +103,9 @@ class Workers:
         process = self.context.Process(target=run_worker, args=(self.settings, self.listener, ready))
         worker = Worker(process, ready)
         self.workers.append(worker)
-        process.start()
+        with deferred_interrupts():  # in the middle of the start, the process exists, but has no number yet
+            process.start()
+        stop_if_interrupted()
         return worker
 
     def _replace_killed(self) -> int:
