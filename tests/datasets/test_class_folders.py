@@ -33,8 +33,8 @@ def test_class_folders_are_split_as_by_coop(tmp_path, caplog):
     assert (rows_of(dataset), counts(dataset)) == (expected, [9, 4, 6])
     assert load_few_shot("ImageFolder", str(tmp_path), shots=2, seed=2).test == dataset.test  # for all seeds
     [warning] = [message for message in caplog.messages if "at random" in message]
-    assert warning.endswith(
-        " has no folder train, so each class was split at random into "
+    assert warning == (
+        f"{tmp_path.name} has no folder train, so each class was split at random into "
         "50 % train, 20 % val, 30 % test images (9 train, 4 val, 6 test)"
     )
 

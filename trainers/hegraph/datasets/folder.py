@@ -182,7 +182,7 @@ def split_at_random(images: OwnImages) -> OwnImages:
     what = "each class was split" if groups is None else "the groups of each class were split"
     how = f"{what} at random into 50 % train, 20 % val, 30 % test images ({counts})"
     if logger.isEnabledFor(logging.WARNING):
-        _warn_once(f"{base} has no folder train, so {how}")
+        _warn_once(base, f"{base.name} has no folder train, so {how}")
     return images._replace(rows=split)
 
 
@@ -211,8 +211,8 @@ def _split_groups(rows: Sequence[Row], groups: Sequence[Group]) -> list[Row]:
 
 
 @cache
-def _warn_once(message: str) -> None:
-    """Log a warning, unless this process has logged it before."""
+def _warn_once(folder: Path, message: str) -> None:
+    """Log a warning about a folder, unless this process has logged it before."""
     logger.warning(message)
 
 
