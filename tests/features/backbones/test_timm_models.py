@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from random_models import write_timm_model
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from timm.data import create_transform, resolve_model_data_config
 from tiny import AUGMENTATION, SIGLIP_CONFIG, Recorder, kinds
 
@@ -19,6 +19,7 @@ from trainers.hegraph.features.backbones.identity import backbone_identity
 from trainers.hegraph.features.backbones.loading import hub_repository, local_weights
 
 VIT = "timm:test_vit.r160_in1k"
+BEIT = {"embed_dim": 32, "depth": 1, "num_heads": 2}
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +27,15 @@ def weights(tmp_path_factory) -> Path:
     """Weights of a random test_vit with its classifier."""
     folder = write_timm_model(tmp_path_factory.mktemp("models") / "vit")
     return folder / "model.safetensors"
+
+
+def with_input_size(folder: Path, side: int, **changes: object) -> Path:
+    """Change the input size of a model in a folder, which is returned, and other keys of its configuration."""
+    file = folder / "config.json"
+    config = json.loads(file.read_text()) | changes
+    config["pretrained_cfg"] |= {"input_size": [3, side, side], "fixed_input_size": True}
+    file.write_text(json.dumps(config))
+    return folder
 
 
 def pixels_of(side: int) -> torch.Tensor:
@@ -105,6 +115,32 @@ def test_size_that_a_model_does_not_accept_is_refused(tmp_path):
         load_backbone(f"timm:{folder}", precision="bf16")
     with pytest.raises(UserError, match=r"cannot encode 160x160 images in fp32 with timm:.*; choose another backbone"):
         load_backbone(f"timm:{folder}")
+
+
+def test_positions_of_another_image_size_are_reported(tmp_path, caplog):
+    folder = write_timm_model(tmp_path / "vit", img_size=48)
+    load_backbone(f"timm:{with_input_size(folder, 48)}")
+    assert not caplog.records
+    backbone = load_backbone(f"timm:{with_input_size(folder, 32)}")
+    assert backbone.input_size == (32, 32)
+    sizes = "from 48x48 to 32x32 images, its input size"
+    assert caplog.messages == [f"the position embeddings of timm/vit are resized {sizes}"]
+
+
+def test_weights_file_of_another_image_size_is_reported(weights, tmp_path, caplog):
+    positions = torch.zeros(1, 1 + 4 * 4, 64)
+    save_file({**load_file(weights), "pos_embed": positions}, tmp_path / "w64.safetensors")
+    load_backbone(VIT, str(tmp_path / "w64.safetensors"))
+    sizes = "from 64x64 to 160x160 images, its input size"
+    assert caplog.messages == [f"the position embeddings of timm/test_vit.r160_in1k/w64 are resized {sizes}"]
+
+
+def test_relative_positions_of_another_size_are_reported(tmp_path, caplog):
+    folder = write_timm_model(tmp_path / "beit", "beit_base_patch16_224", img_size=48, **BEIT)
+    change = {"model_args": BEIT, "architecture": "beit_base_patch16_224"}
+    load_backbone(f"timm:{with_input_size(folder, 32, **change)}")
+    sizes = "from shape [28, 2] to 32x32 images, its input size"  # (2 * 3 - 1) ** 2 + 3 distances of 3 x 3 patches
+    assert caplog.messages == [f"the position embeddings of timm/beit are resized {sizes}"]
 
 
 def test_weights_are_identified_without_loading_the_model(weights, tmp_path):

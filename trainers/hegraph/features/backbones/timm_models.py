@@ -6,7 +6,9 @@ plain values of `model_args` reach timm.
 """
 
 import json
-from collections.abc import Mapping
+import logging
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +25,11 @@ from .base import DTYPES, Backbone, check_encodes
 from .random_weights import WithoutRandomWeights
 from .transforms import Preprocess
 from .weights_files import describe_failure, read_weights
+
+logger = logging.getLogger(__name__)
+
+# Last part of the names of weights that depend on the size of images, and that timm resizes to the size of a model
+POSITIONS = ("pos_embed", "relative_position_bias_table")
 
 
 class Source(NamedTuple):
@@ -61,10 +68,8 @@ def load(name: str, pretrained: str, device: str, precision: str) -> Backbone:
     """Load a model of timm; arguments and errors as in `load_backbone`, with a resolved precision."""
     source = find_source(name, pretrained)
     fingerprint = identity.backbone_identity(name, pretrained, precision, device)
-    network: Any = build(source)
+    network, resized = build(source)
     config = resolve_model_data_config(network)
-    if getattr(network, "dynamic_img_size", False):
-        network.set_input_size(config["input_size"][1:])  # resizes positions once, which ONNX cannot do for each image
     network = network.to(device, DTYPES.get(precision)).eval().requires_grad_(False)
     steps = transform_steps(config)
     fingerprint["preprocess"] = identity.describe_transform(T.Compose(steps))
@@ -80,6 +85,8 @@ def load(name: str, pretrained: str, device: str, precision: str) -> Backbone:
         precision=precision,
     )
     check_encodes(backbone, name)
+    if resized:
+        logger.warning("the position embeddings of %s are resized %s, its input size", source.title, resized)
     return backbone
 
 
@@ -90,8 +97,11 @@ def transform_steps(config: Mapping[str, Any]) -> list[Any]:
     return steps
 
 
-def build(source: Source) -> nn.Module:
+def build(source: Source) -> tuple[Any, str]:
     """Build a model without a classifier in float32 on the CPU, and load its weights.
+
+    Returns:
+        The model, and `describe_resizing` of its weights.
 
     Raises:
         UserError: If the model cannot be built, or the weights are damaged or belong to another model.
@@ -103,11 +113,48 @@ def build(source: Source) -> nn.Module:
     own = {"state_dict": state, "source": "", "num_classes": 0, "classifier": None}
     try:
         with WithoutRandomWeights():
-            return timm.create_model(source.model, pretrained=True, num_classes=0, pretrained_cfg_overlay=own)
+            network: Any = timm.create_model(source.model, pretrained=True, num_classes=0, pretrained_cfg_overlay=own)
     except Exception as error:  # timm and torch raise any type on files of other models
         raise UserError(
             f"cannot load {source.title} with weights {source.weights}: {describe_failure(error)}"
         ) from error
+    size = resolve_model_data_config(network)["input_size"][1:]
+    if getattr(network, "dynamic_img_size", False):
+        network.set_input_size(size)  # resizes positions once, which ONNX cannot do for each image
+    return network, describe_resizing(state, network, size)
+
+
+def describe_resizing(state: Mapping[str, Tensor], network: nn.Module, size: Sequence[int]) -> str:
+    """Sizes of images before and after a resizing of position embeddings, as text; "" if none was resized.
+
+    Args:
+        state: Weights as in the file.
+        network: The model with these weights.
+        size: Height and width of its input images.
+    """
+    own = network.state_dict()
+    for name, values in state.items():
+        is_resized = name in own and own[name].shape != values.shape
+        if is_resized and name.rpartition(".")[2] in POSITIONS:
+            return f"from {describe_positions(values, network)} to {in_pixels(size)} images"
+    return ""
+
+
+def describe_positions(positions: Tensor, network: Any) -> str:
+    """Size of the images of position embeddings as text, square ones as in timm; the shape if the size is unknown."""
+    patch_size = getattr(getattr(network, "patch_embed", None), "patch_size", None)
+    if positions.ndim != 3 or patch_size is None:  # not [1, T, D]
+        return f"shape {list(positions.shape)}"
+    tokens = positions.shape[1]
+    if not getattr(network, "no_embed_class", False):
+        tokens -= getattr(network, "num_prefix_tokens", 1)
+    patches = math.isqrt(tokens)
+    return in_pixels([patches * side for side in patch_size])
+
+
+def in_pixels(size: Sequence[int]) -> str:
+    """Height and width as text, such as "224x224"."""
+    return "x".join(map(str, size))
 
 
 def find_source(name: str, pretrained: str) -> Source:
