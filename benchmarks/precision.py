@@ -34,9 +34,13 @@ from .report import Report
 from .timing import alternate, ratio
 
 MODELS = {"ViT-B-32-quickgelu": 64, "ViT-B-16-quickgelu": 16, "RN50-quickgelu": 16}  # images
-DINOV2 = f"{TRANSFORMERS}dinov2"  # of the size of its base model
+DINOV2, TINY_DINOV2 = f"{TRANSFORMERS}dinov2", f"{TRANSFORMERS}tiny-dinov2"
+CONFIGS: dict[str, dict[str, int]] = {  # of models of transformers
+    DINOV2: {},  # of the size of its base model
+    TINY_DINOV2: {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2},
+}
 MODELS |= {f"{TIMM}vit_base_patch16_224.augreg_in21k": 16, DINOV2: 16}
-SMALL = {"models": {"RN50": 2, f"{TIMM}test_vit.r160_in1k": 2}, "repeats": 1}
+SMALL = {"models": {"RN50": 2, f"{TIMM}test_vit.r160_in1k": 2, TINY_DINOV2: 2}, "repeats": 1}
 FASTER, OF_ENCODER = 2.7, 0.85
 # Largest distances of the least and the mean cosine from 1
 SUMS_IN_FP32, WHOLE_IN_BF16 = (5e-4, 1e-4), (2e-3, 1e-3)
@@ -92,10 +96,10 @@ def measure(report: Report, model: str, images: int, batch: int, repeats: int) -
 
 def write_random_weights(model: str, root: Path) -> tuple[str, str]:
     """Write random weights of a model; returns the arguments `name` and `pretrained` of `load_backbone`."""
-    if model == DINOV2:
+    if model in CONFIGS:
         from transformers import BitImageProcessor, Dinov2Config, Dinov2Model  # an extra
 
-        Dinov2Model(Dinov2Config(image_size=224)).save_pretrained(root)
+        Dinov2Model(Dinov2Config(image_size=224, **CONFIGS[model])).save_pretrained(root)
         BitImageProcessor(size={"shortest_edge": 256}, crop_size=224).save_pretrained(root)
         return f"{TRANSFORMERS}{root}", ""
     if model.startswith(TIMM):

@@ -37,6 +37,8 @@ def test_benchmark_runs_and_writes_its_figures(name, request, tmp_path, capsys, 
         (tmp_path / "banks").mkdir()
         tiny_bank.rename(tmp_path / "banks" / "oxford_pets.safetensors")
         monkeypatch.setenv("HEGRAPH_SHARED", str(tmp_path))
+    if name == "precision":
+        pytest.importorskip("transformers.models", reason="the extra `transformers` is not installed")
     if name == "ray":
         pytest.importorskip("ray", reason="Ray is not installed")
     if name == "serve":
