@@ -34,6 +34,13 @@ def test_notebook_gives_its_stored_numbers(tmp_path, monkeypatch):
     assert (len(before), pictures, percents) == (2, 3, pytest.approx(before, abs=100 * TOLERANCE))
 
 
+def test_notebook_and_guide_give_the_same_accuracy():
+    stored = re.search(r"'([\d.]+) % of 899 test images are right'", NOTEBOOK.read_text(encoding="utf-8"))
+    guide = re.search(r"^accuracy (0\.\d+)$", (NOTEBOOK.parent / "python.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert stored and guide
+    assert float(stored[1]) / 100 == pytest.approx(float(guide[1]), abs=0.00051)  # the guide has three decimals
+
+
 def test_notebook_contains_no_machine_paths():
     text = NOTEBOOK.read_text(encoding="utf-8")
     assert [word for word in ("/work/", "/home/", "/tmp/", "site-packages") if word in text] == []
