@@ -12,7 +12,7 @@ from trainers.hegraph.datasets import download
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    for name, value in (("TIMEOUTS", (0.4, 0.4)), ("RETRIES", 2), ("PAUSE", 0.01)):
+    for name, value in (("TIMEOUTS", (60, 60)), ("RETRIES", 2), ("PAUSE", 0.01)):
         monkeypatch.setattr(download, name, value)
     with Server() as server:
         threading.Thread(target=server.serve_forever, args=[0.01]).start()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import io
 import re
 import tarfile
-import time
 from collections.abc import Callable
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -14,10 +14,12 @@ import pytest
 from PIL import Image
 
 from trainers.hegraph import UserError, load_dataset
+from trainers.hegraph.datasets import download
 from trainers.hegraph.datasets.base import Dataset
 
 # --- the server
 
+SHORT_TIMEOUTS = (60, 0.4)  # seconds to wait for a connection, and for the next byte
 Answer = Callable[["Handler"], None]
 
 
@@ -76,8 +78,19 @@ def serve(body: bytes, *, stop_at: int | None = None, stall: bool = False, **hea
 
 
 def fall_silent(handler: Handler) -> None:
-    """Send nothing for longer than the timeout of clients."""
-    time.sleep(3)
+    """Send nothing until the client closes the connection."""
+    with suppress(OSError):
+        handler.connection.recv(1)
+
+
+def before_silence(answer: Answer) -> Answer:
+    """Give an answer, after which clients do not wait long for the next one."""
+
+    def give(handler: Handler) -> None:
+        download.TIMEOUTS = SHORT_TIMEOUTS  # until the end of the test
+        answer(handler)
+
+    return give
 
 
 def status(code: int) -> Answer:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import requests
-from dataset_files import Server, fall_silent, make, serve, status, tar_with
+from dataset_files import Server, before_silence, fall_silent, make, serve, status, tar_with
 
 from trainers.hegraph.commands.datasets import main
 from trainers.hegraph.datasets import download as module
@@ -96,8 +96,9 @@ def test_wrong_file_is_refused(server, tmp_path, body, known, words):
 
 @pytest.mark.parametrize("stall", [False, True], ids=["the connection ends", "the server falls silent"])
 def test_interrupted_transfer_continues(server, tmp_path, stall):
-    breaks = [serve(BODY, stop_at=at, stall=stall and at == 2 * CHUNK) for at in range(2 * CHUNK, len(BODY), CHUNK)]
-    fetch(one_file(server.url("/f", *breaks, serve(BODY))), tmp_path)
+    breaks = [serve(BODY, stop_at=at, stall=stall and at == 3 * CHUNK) for at in range(2 * CHUNK, len(BODY), CHUNK)]
+    first, *others = breaks
+    fetch(one_file(server.url("/f", before_silence(first), *others, serve(BODY))), tmp_path)
     assert arrived(tmp_path)
     first, rest, *_ = [asked for _, asked in server.asked]
     assert first is None and CHUNK <= int(re.fullmatch(r"bytes=(\d+)-", rest)[1]) <= 2 * CHUNK
@@ -168,7 +169,7 @@ def test_download_continues_after_a_full_disk(server, tmp_path, disk_full_after)
 
 
 def test_error_lists_the_reason_of_each_mirror(server, tmp_path, caplog):
-    busy, gone = server.url("/busy", status(503)), server.url("/gone", status(410))
+    busy, gone = server.url("/busy", status(503)), server.url("/gone", before_silence(status(410)))
     silent, nobody = server.url("/silent", fall_silent), "http://127.0.0.1:9/f.bin"
     words = (
         rf"{busy}: too many 503 error responses; {gone}: 410 Client Error: Gone; {silent}: .*timed out.*; {nobody}: "
@@ -254,6 +255,7 @@ def test_google_drive_download_continues(server, tmp_path, monkeypatch):
 
     monkeypatch.setattr(sys.modules["gdown.download"], "DEFAULT_COOKIES_FILE", str(tmp_path / "cookies.txt"))
     monkeypatch.setattr(module, "RETRIES", 0)
+    monkeypatch.setattr(module, "TIMEOUTS", (60, 2))
     big, name = BODY * 8, {"Content_Disposition": 'attachment; filename="on drive.bin"'}  # several of gdown's chunks
     source = one_file("https://drive.google.com/uc?id=1AbCdEfGhIjKlMnOpQrStUvWxYz012345", checksum=sum_of(big))
     server.url("/uc", serve(big, stop_at=len(big) // 2, stall=True, **name))
