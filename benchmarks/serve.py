@@ -77,11 +77,11 @@ def serving(folder: Path) -> Iterator[str]:
     from trainers.hegraph.apps.serve.app import create_app  # the extra "serve"
     from trainers.hegraph.apps.serve.settings import Settings
 
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    listener = socket.create_server(("127.0.0.1", 0))
+    port = listener.getsockname()[1]
     app = create_app(Settings(model=folder, precision="fp32"))
-    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="warning", access_log=False))
-    thread = threading.Thread(target=server.run)
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False))
+    thread = threading.Thread(target=server.run, args=([listener],))
     thread.start()
     while not server.started:
         time.sleep(0.01)

@@ -126,10 +126,10 @@ def test_missing_model_and_missing_gradio_are_refused(page, tmp_path, cli_error,
 
 def asked(address: str, value: object) -> str:
     """Answer to a value that a program sends to the component."""
-    config = HTTP.get(f"{address}/config", timeout=30).json()
+    config = HTTP.get(f"{address}/config", timeout=240).json()
     [part] = [each["id"] for each in config["components"] if each["props"].get("elem_id") == "try"]
     sent = {"data": value, "component_id": part, "fn_name": "answer", "session_hash": "a"}
-    return HTTP.post(f"{address}/gradio_api/component_server", json=sent, timeout=30).json()
+    return HTTP.post(f"{address}/gradio_api/component_server", json=sent, timeout=240).json()
 
 
 @pytest.fixture
@@ -151,7 +151,7 @@ def serve(page, digits, model_folder, monkeypatch):
 def test_page_has_an_address_of_ipv6(serve, capsys):
     visited = []
     try:
-        serve("::1", lambda address: visited.append((address, HTTP.get(address, timeout=30).status_code)))
+        serve("::1", lambda address: visited.append((address, HTTP.get(address, timeout=240).status_code)))
     except OSError:
         pytest.skip("this machine has no IPv6")
     [(address, status)] = visited
@@ -163,11 +163,11 @@ def test_server_limits_uploads_and_serves_no_local_file(serve, model_folder, mon
 
     def visit(address: str) -> None:
         addresses.append(address)
-        config = HTTP.get(f"{address}/config", timeout=30).text.replace(" ", "")
+        config = HTTP.get(f"{address}/config", timeout=240).text.replace(" ", "")
         assert '"analytics_enabled":false' in config and f'"max_file_size":{20 * 2**20}' in config
         assert all(name in config for name in CLASSNAMES)
         for file in (model_folder / "config.json", model_folder / "thumbnails" / "00000.jpg", Path("/etc/hostname")):
-            assert HTTP.get(f"{address}/gradio_api/file={file}", timeout=30).status_code in (403, 404)
+            assert HTTP.get(f"{address}/gradio_api/file={file}", timeout=240).status_code in (403, 404)
         open_digit("digits/0900").save(tmp_path / "image.png")
         for value in ({"path": str(tmp_path / "image.png")}, {"path": "/dev/stdin"}, {"path": None}, 7, [1], "x", None):
             text = asked(address, value)

@@ -116,7 +116,7 @@ SCRIPT = ["bash", "scripts/hegraph/demo.sh"]
 @pytest.mark.slow
 def test_script_shows_a_model_and_deletes_uploads(model_folder, tmp_path):
     with serving([*SCRIPT, str(model_folder.parent)], PYTHON=sys.executable, TMPDIR=str(tmp_path)) as address:
-        assert "HeGraphAdapter on Digits" in HTTP.get(address, timeout=30).text
+        assert "HeGraphAdapter on Digits" in HTTP.get(address, timeout=240).text
         assert list(tmp_path.glob("hegraph-demo-*"))
     assert not list(tmp_path.glob("hegraph-demo-*"))
 

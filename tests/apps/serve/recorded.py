@@ -20,7 +20,7 @@ LARGEST_ID = 2**31 - 1
 READ_PROJECT = ("GET", f"/api/projects/{PROJECT}/")
 
 
-def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
+def wait_for(condition: Callable[[], object], seconds: float = 240) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, f"not met in {seconds} s"
@@ -37,7 +37,7 @@ class Recorded(ThreadingHTTPServer):
         version: Model version that the project shows.
         webhook: Webhook of the project, as Label Studio creates it.
         refuses: Whether it answers 403 to requests for tasks.
-        requests: Method and path of all requests.
+        requests: Method and path of all requests, from the moment when their answer is fixed.
     """
 
     def __init__(self) -> None:
@@ -74,7 +74,6 @@ class Handler(BaseHTTPRequestHandler):
         server, url = self.server, urlsplit(self.path)
         length = int(self.headers.get("content-length") or 0)
         body = json.loads(self.rfile.read(length)) if length else {}
-        server.requests.append((self.command, self.path))
         if not url.path.startswith(("/api/", "/data/")):
             return self.send(404, b"<html>")
         if url.path == "/api/token/refresh":
@@ -88,6 +87,7 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             return self.send(200, b"half", length=8)
         if url.path == "/data/upload/redirect.png":
+            server.requests.append((self.command, self.path))
             self.send_response(302)
             self.send_header("location", f"{server.url}{next(iter(server.files))}")
             return self.end_headers()
@@ -117,6 +117,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def send(self, status: int, content: object, length: int = 0) -> None:
         data = content if isinstance(content, bytes) else json.dumps(content).encode()
+        self.server.requests.append((self.command, self.path))
         self.send_response(status)
         self.send_header("content-length", str(length or len(data)))
         self.end_headers()

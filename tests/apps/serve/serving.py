@@ -57,9 +57,9 @@ def serving(*words: object, wait: bool = True, python: Path = Path(sys.executabl
                 except TransportError:
                     assert process.poll() is None, process.stderr.read()
                     time.sleep(0.2)
-            with Client(base_url=address, timeout=60) as client:
+            with Client(base_url=address, timeout=240) as client:
                 yield SimpleNamespace(client=client, process=process)
         finally:
             if process.poll() is None:
                 os.kill(process.pid, signal.SIGINT)
-        process.wait(60)
+        process.wait(240)

@@ -67,7 +67,7 @@ def running(folder: Path, environment: Path | None = None) -> Iterator[Studio]:
         yield Studio(f"http://127.0.0.1:{port}", process)
     finally:
         os.killpg(process.pid, signal.SIGTERM)
-        process.wait(60)
+        process.wait(240)
         log.close()
 
 

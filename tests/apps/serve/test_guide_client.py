@@ -25,7 +25,7 @@ def test_client_of_the_guide_classifies_images(own_model, tmp_path, python):
         address = str(server.client.base_url).rstrip("/")
         (tmp_path / "client.py").write_text(code.replace("http://127.0.0.1:8000", address))
         words = [sys.executable, "client.py", *names]
-        ran = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+        ran = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=600)
     lines = ran.stdout.splitlines()
     assert ran.returncode == 0, ran.stderr
     assert [line.split()[0] for line in lines] == names

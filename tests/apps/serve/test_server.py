@@ -10,8 +10,9 @@ import time
 
 import pytest
 from PIL import Image
-from serving import client_of, encoded, form, free_port, serving
+from serving import client_of, encoded, form, serving
 
+from tools.free_ports import free_port
 from trainers.hegraph.__main__ import main
 from trainers.hegraph.apps.launch import page_address
 from trainers.hegraph.apps.serve import settings
@@ -293,11 +294,11 @@ def test_error_of_a_batch_does_not_stop_the_next():
 
 
 def test_cancelled_call_does_not_stop_the_next():
-    begun = threading.Event()
+    begun, cancelled = threading.Event(), threading.Event()
 
     def double(items):
         begun.set()
-        time.sleep(0.05)
+        assert cancelled.wait(60)
         return [2 * item for item in items]
 
     async def run():
@@ -306,6 +307,7 @@ def test_cancelled_call_does_not_stop_the_next():
         first = asyncio.create_task(batcher([1]))
         await asyncio.to_thread(begun.wait)
         first.cancel()
+        cancelled.set()
         results = await batcher([2])
         task.cancel()
         return results
