@@ -65,7 +65,7 @@ def serving(words: Sequence[str], cwd: Path = Path(__file__).parents[1], **envir
             yield line.split()[0]
         finally:
             process.terminate()
-            process.wait(timeout=60)
+            process.wait(timeout=240)
 
 
 @contextmanager
@@ -128,7 +128,7 @@ class Browser:
         elements = partial(self.driver.find_elements, "css selector", selector)
         return self.settled(lambda: [element for element in elements() if element.is_displayed()])
 
-    def wait(self, condition: Callable[[], object], seconds: float = 60) -> None:
+    def wait(self, condition: Callable[[], object], seconds: float = 240) -> None:
         """Wait until a condition holds; fail with the text of the page after `seconds`."""
         end = time.monotonic() + seconds
         while not condition():

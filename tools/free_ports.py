@@ -1,4 +1,4 @@
-"""Ports for servers that tests and benchmarks start in other processes."""
+"""Ports for servers that tests start in other processes."""
 
 import socket
 

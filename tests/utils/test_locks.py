@@ -108,7 +108,7 @@ def count_up(path: Path, times: int) -> None:
     """Add to the number in a file, under a lock."""
     for _ in range(times):
         lock = FileLock(path.with_suffix(".lock"))
-        assert lock.acquire(wait=60)
+        assert lock.acquire(wait=240)
         path.write_text(str(int(path.read_text()) + 1))
         lock.release()
 
@@ -139,7 +139,7 @@ def test_killed_process_releases_its_lock(tmp_path):
     ready = spawn.Event()
     process = spawn.Process(target=hold_until_killed, args=(tmp_path / "lock", ready))
     process.start()
-    assert ready.wait(60)
+    assert ready.wait(240)
     assert not FileLock(tmp_path / "lock").acquire()
     process.kill()
     process.join()

@@ -326,5 +326,5 @@ def test_page_lines_need_neither_torch_nor_package(exported):
     digit().save(exported / "image.png")
     without = "import sys\nsys.modules |= dict.fromkeys(['torch', 'torchvision', 'trainers', 'hegraph'])\n"
     program = [sys.executable, "-c", without + LINES]
-    ran = subprocess.run(program, cwd=exported, capture_output=True, text=True, timeout=60)
+    ran = subprocess.run(program, cwd=exported, capture_output=True, text=True, timeout=600)
     assert ran.returncode == 0 and len(ran.stdout.split()) == 2, ran.stderr
