@@ -82,7 +82,7 @@ def pause_run(wait_for) -> Iterator[Callable[..., tuple[int, Path]]]:
 
     def pause(holder: Path) -> bool:
         """Pause the process that holds a lock; returns whether it is still in its run."""
-        with suppress(FileNotFoundError, ProcessLookupError):  # the run has ended
+        with suppress(FileNotFoundError, ProcessLookupError, json.JSONDecodeError):  # ended, or not written yet
             content = holder.read_bytes()
             pid = json.loads(content)["pid"]
             if pid in paused:

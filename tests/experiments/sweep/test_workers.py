@@ -261,8 +261,11 @@ def test_interrupted_sweep_continues(
     long_grid, tmp_path, start, pause_run, wait_for, count_pending, flags, send, number, capsys
 ):
     sweep = start(*long_grid, *flags)
+    if flags:  # the other worker goes on
+        paused, _ = pause_run(partial((tmp_path / "out").rglob, HOLDER), sweep)
     wait_for(lambda: count_pending() < 4, sweep)
-    paused, _ = pause_run(partial((tmp_path / "out").rglob, HOLDER), sweep)
+    if not flags:
+        paused, _ = pause_run(partial((tmp_path / "out").rglob, HOLDER), sweep)
     send(sweep.pid, number)
     with suppress(ProcessLookupError):  # it has been killed
         os.kill(paused, signal.SIGCONT)
@@ -277,11 +280,13 @@ def test_interrupted_sweep_continues(
 @pytest.mark.slow
 def test_killed_worker_fails_its_run_only(long_grid, tmp_path, start, pause_run, wait_for, count_pending):
     sweep = start(*long_grid, "--workers", "2")
-    pid, folder = pause_run(partial((tmp_path / "out").rglob, HOLDER), sweep)
+    pause = partial(pause_run, partial((tmp_path / "out").rglob, HOLDER), sweep)
+    pid, folder = pause()
+    paused = [pause()[0]]
     os.kill(pid, signal.SIGKILL)
     wait_for((folder / "error.json").exists, sweep)
     assert "worker process was killed" in json.loads((folder / "error.json").read_text())["message"]
-    paused = [pause_run(partial((tmp_path / "out").rglob, HOLDER), sweep)[0] for _ in range(2)]
+    paused += [pause()[0]]
     sweep.kill()  # both workers are in a run: one that is starting would miss its first message
     for process in paused:
         os.kill(process, signal.SIGCONT)
