@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import os
+import random
 import resource
 import shutil
 import signal
@@ -13,6 +14,7 @@ from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -25,6 +27,7 @@ from trainers.hegraph.features.backbones import identity
 from trainers.hegraph.method.options import metapath_defaults
 from trainers.hegraph.method.training.loop import Checkpoints
 
+SEED = 4711  # of the random numbers of each test
 QUICK = ("OPTIM.MAX_EPOCH", "3", "OPTIM.WARMUP_EPOCH", "0", "TRAINER.HEGRAPHADAPTER.MIN_STEPS", "0")
 
 
@@ -39,6 +42,25 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if item.get_closest_marker("slow"):
             item.add_marker(pytest.mark.skip(reason="slow: run with --runslow"))
+
+
+def begin_random_numbers() -> None:
+    """Begin the random numbers of all libraries with the same seed."""
+    random.seed(SEED)
+    np.random.seed(SEED)
+    torch.manual_seed(SEED)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_fixture_setup() -> None:
+    """Give each fixture the same random numbers, whichever tests ran before in this process."""
+    begin_random_numbers()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call() -> None:
+    """Give each test the same random numbers, whichever tests ran before in this process."""
+    begin_random_numbers()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -95,6 +117,15 @@ def quiet_again() -> Iterator[None]:
     logging.getLogger("trainers.hegraph").setLevel(logging.NOTSET)
     yield
     logging.getLogger("trainers.hegraph").setLevel(logging.NOTSET)
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """One thread of torch, on whose number the sizes of steps depend."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -36,14 +36,12 @@ def test_order_keeps_last_batch_last(mini):
     assert encoding_order(views_of(mini, 4, 2), batch_size=3).tolist() == [0, 4, 1, 5, 2, 3, 6, 7]
 
 
-def test_steps_cover_batches_without_small_rest(mini, usual_size):
-    torch.set_num_threads(1)
+def test_steps_cover_batches_without_small_rest(mini, usual_size, one_thread):
     steps = encoding_steps(mini, num_rows=95, batch_size=50)
     assert [(step.start, step.stop) for step in steps] == [(0, 20), (20, 50), (50, 70), (70, 95)]
 
 
-def test_small_images_are_encoded_in_larger_steps(mini):
-    torch.set_num_threads(1)
+def test_small_images_are_encoded_in_larger_steps(mini, one_thread):
     steps = encoding_steps(mini, num_rows=349, batch_size=250)
     assert [(step.start, step.stop) for step in steps] == [(0, 80), (80, 160), (160, 250), (250, 349)]
 

@@ -4,6 +4,7 @@ An epoch has every image once, and depends on its number and the seed alone.
 """
 
 import logging
+import os
 import re
 import subprocess
 import sys
@@ -175,11 +176,14 @@ def test_many_classes_under_an_address_limit_are_refused():
     code = (
         "import resource, numpy as np\n"
         "from trainers.hegraph import HeGraphClassifier, UserError\n"
+        "from trainers.hegraph.method.training import memory\n"
+        "memory._free_of_machine = memory._free_of_groups = lambda: []\n"
         "resource.setrlimit(resource.RLIMIT_AS, (8 * 10**9, -1))\n"
         "try:\n    HeGraphClassifier().fit(np.eye(20_000, 8) + 1, np.arange(20_000))\n"
         "except UserError as error:\n    print(error)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}  # each thread takes addresses
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     message = r"training on 20000 images of 20000 classes would take \S+ GB of memory, [4-7]\.\d GB are free; .*\n"
     assert re.fullmatch(message, done.stdout)

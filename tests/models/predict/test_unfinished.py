@@ -51,8 +51,7 @@ def encoded(model: ImageModel, images: list[str], stop_at: int = 999) -> tuple[l
 # The first batch has 48 readable images. Its first step ends before the 23rd image, the 21st readable one; the second
 # batch has steps that end after 70 and 100 images, and the last one is a step
 @pytest.mark.parametrize("kept", [22, 50, 70, 100])
-def test_interrupted_encoding_continues_with_equal_features(model, images, kept):
-    torch.set_num_threads(1)
+def test_interrupted_encoding_continues_with_equal_features(model, images, kept, one_thread):
     rows, features, _ = encoded(model, images)
     assert [row for row, image in zip(rows, images) if row == image] == images[:1] + images[2:20] + images[21:]
     with pytest.raises(Interrupted, match=f"^{kept} of 120 images are encoded and will not be encoded again$"):
@@ -64,8 +63,7 @@ def test_interrupted_encoding_continues_with_equal_features(model, images, kept)
     assert not [*Path("output/features/predict").glob("*")]
 
 
-def test_images_of_an_earlier_command_are_not_encoded(model, images, monkeypatch):
-    torch.set_num_threads(1)
+def test_images_of_an_earlier_command_are_not_encoded(model, images, monkeypatch, one_thread):
     with pytest.raises(Interrupted, match="^70 of 120"):
         encoded(model, images, stop_at=70)
     counts: list[int] = []
