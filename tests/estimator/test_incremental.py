@@ -436,7 +436,7 @@ def test_train_more_uses_the_precision_of_training(root, digits, tmp_path, caplo
     classifier = HeGraphClassifier("hegraph-mini", precision="bf16", variant="training_free")
     classifier.fit(digits.pictures[:6], np.repeat(["zero", "one"], 3)).save_pretrained(tmp_path / "model")
     assert main(["train-more", str(tmp_path / "model"), "--root", str(root), "--in-place", *words]) == 0
-    assert ("trained on features in bf16, and these are in fp32" in caplog.text) == warned
+    assert ("trained on features in bf16, and is used here with features in fp32" in caplog.text) == warned
 
 
 @pytest.mark.parametrize(("words", "message"), [

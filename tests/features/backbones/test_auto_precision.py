@@ -22,7 +22,7 @@ from trainers.hegraph.models.folder import load_model
 ENCODERS = [*KINDS, "timm"]
 NODE = "TRAINER.HEGRAPHADAPTER"
 QUICK = ("OPTIM.MAX_EPOCH", "2", "OPTIM.WARMUP_EPOCH", "0", f"{NODE}.MIN_STEPS", "0", f"{NODE}.FEATURES.VIEWS", "2")
-OTHER_PRECISION = "the model was trained on features in bf16, and these are in fp32"
+OTHER_PRECISION = "the model was trained on features in bf16, and is used here with features in fp32"
 
 
 @pytest.fixture(scope="module")

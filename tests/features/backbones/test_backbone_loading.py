@@ -41,6 +41,7 @@ Compose(
 @pytest.mark.parametrize(("name", "pretrained", "message"), [
     ("", "auto", r"MODEL\.BACKBONE\.NAME is empty"),
     ("hegraph_mini", "", r"unknown backbone 'hegraph_mini'; did you mean 'hegraph-mini'\?"),
+    ("a/clip", "", r"'a/clip': expected hf-hub:, .* before a repository or a folder, such as transformers:a/clip"),
     ("RN-50", "", r"unknown backbone 'RN-50'; did you mean 'RN50'\?"),
     ("RN50", "", "'openai' were trained with QuickGELU: use 'RN50-quickgelu', not 'RN50'"),
     ("RN50", "yfcc15n", r"'yfcc15n'.* did you mean 'yfcc15m'\?.*cc12m"),

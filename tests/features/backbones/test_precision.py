@@ -300,7 +300,7 @@ def test_records_models_and_banks_store_the_precision(tmp_path, caplog):
         assert (*named, backbone.fingerprint["precision"]) == ("bf16",) * 4
     for bank, expected in (("bf16", 0), ("fp32", 1)):
         assert predict.main([str(tmp_path / "run"), "--features", str(tmp_path / bank)]) == 0
-        assert caplog.text.count("trained on features in bf16, and these are in fp32") == expected
+        assert caplog.text.count("trained on features in bf16, and is used here with features in fp32") == expected
 
 
 def test_a_run_of_an_earlier_version_is_recognised():
@@ -319,7 +319,7 @@ def test_classifier_keeps_the_precision_of_training(caplog):
     again = pickle.loads(pickle.dumps(fitted.set_params(precision=None)))
     assert (again.decision_function(images) == fitted.decision_function(images)).all() and not caplog.records
     pickle.loads(pickle.dumps(fitted.set_params(precision="fp32"))).predict(images)
-    assert "trained on features in bf16, and these are in fp32" in caplog.text
+    assert "trained on features in bf16, and is used here with features in fp32" in caplog.text
 
 
 @pytest.mark.parametrize("as_list", [False, True])

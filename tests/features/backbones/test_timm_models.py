@@ -111,7 +111,7 @@ def test_half_precision_gives_nearly_equal_features(precision, weights):
 
 def test_size_that_a_model_does_not_accept_is_refused(tmp_path):
     folder = write_timm_model(tmp_path / "vit", "test_vit3.r160_in1k")  # timm builds it for 224 x 224
-    with pytest.raises(UserError, match=r"cannot encode 160x160 images in bf16 with timm:.*; use the precision fp32"):
+    with pytest.raises(UserError, match=r"cannot encode 160x160 images in bf16 with timm:.*; choose another"):
         load_backbone(f"timm:{folder}", precision="bf16")
     with pytest.raises(UserError, match=r"cannot encode 160x160 images in fp32 with timm:.*; choose another backbone"):
         load_backbone(f"timm:{folder}")
@@ -170,7 +170,7 @@ def test_weights_of_another_model_are_refused(weights, tmp_path):
         ("timm:test_vit.nope", "", "unknown weights of timm:test_vit 'nope'"),
         ("timm:test_vit", "", r"names no weights: expected timm:NAME.TAG, such as timm:test_vit.r160_in1k"),
         (VIT, "nope", "weights of timm:test_vit.r160_in1k: expected a file, got 'nope'"),
-        ("timm:./nope", "", "expected the name of a repository"),
+        ("timm:./nope", "", "there is no folder './nope'"),
         ("timm:a/b", "x.pt", "brings its weights along"),
     ],
 )
@@ -185,6 +185,16 @@ def test_plain_values_alone_reach_timm_from_a_file(tmp_path):
     config["model_args"] = {"pretrained_cfg_overlay": {"file": "x"}}
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match="expected plain values in model_args"):
+        load_backbone(f"timm:{folder}")
+
+
+@pytest.mark.parametrize("size", ["big", [3, 0, 32], [32, 32], None])
+def test_input_size_of_a_file_is_checked(size, tmp_path):
+    folder = write_timm_model(tmp_path / "vit")
+    config = json.loads((folder / "config.json").read_text())
+    config["pretrained_cfg"]["input_size"] = size
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"config.json: expected input_size \[3, HEIGHT, WIDTH\], got"):
         load_backbone(f"timm:{folder}")
 
 

@@ -130,6 +130,26 @@ def test_other_models_and_processors_are_refused(name, values, message, tmp_path
         load_backbone(f"transformers:{folder}")
 
 
+def test_weights_of_another_size_are_named(tmp_path):
+    folder = write_transformers_model(tmp_path / "model", "vit")
+    change(folder, "config.json", image_size=48)  # 6 x 6 patches and the class token
+    shapes = r"position_embeddings is \[1, 17, 32\], and config.json expects \[1, 37, 32\]"
+    with pytest.raises(UserError, match=f"are of another model: .*{shapes}"):
+        load_backbone(f"transformers:{folder}")
+
+
+def test_images_of_another_size_are_refused(tmp_path):
+    folder = write_transformers_model(tmp_path / "model", "clip")
+    change(folder, "preprocessor_config.json", crop_size=48)
+    with pytest.raises(UserError, match=r"cannot encode 48x48 images in bf16.*; choose another backbone, or try"):
+        load_backbone(f"transformers:{folder}", precision="bf16")
+
+
+def test_missing_folder_is_no_repository():
+    with pytest.raises(UserError, match="must name a folder, or a repository .*; there is no folder './nope'"):
+        load_backbone("transformers:./nope")
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "preprocessor_config.json", "tokenizer.json"])
 def test_missing_file_is_named(name, tmp_path):
     folder = write_transformers_model(tmp_path / "model", "clip")
@@ -151,7 +171,7 @@ def test_without_the_hub_the_message_names_the_files(no_hub):
     with pytest.raises(UserError) as caught:
         load_backbone("transformers:openai/clip-vit-base-patch32")
     message = str(caught.value)
-    assert "needs config.json, model.safetensors, preprocessor_config.json and the tokenizer from http" in message
+    assert "needs config.json, model.safetensors, preprocessor_config.json and, for text, the tokenizer" in message
     assert "put them into a folder, set MODEL.BACKBONE.NAME (or --backbone) to transformers:FOLDER" in message
 
 

@@ -329,6 +329,6 @@ def check_encodes(backbone: Backbone, name: str) -> None:
         backbone.encode_images(torch.zeros(1, 3, *backbone.input_size))
     except Exception as error:  # the type depends on the model
         size = "x".join(map(str, backbone.input_size))
-        problem = f"cannot encode {size} images in {backbone.precision} with {name}: {first_line(error)}"
-        remedy = "choose another backbone" if backbone.precision == "fp32" else "use the precision fp32"
-        raise UserError(f"{problem}; {remedy}") from error
+        problem = f"cannot encode {size} images in {backbone.precision} with {name}: {first_line(error).rstrip('.')}"
+        other = "" if backbone.precision == "fp32" else ", or try --precision fp32"
+        raise UserError(f"{problem}; choose another backbone{other}") from error

@@ -90,6 +90,7 @@ def find_bundle(name: str) -> Bundle:
     Raises:
         UserError: If a file is missing or cannot be downloaded, or a folder has several weights files.
     """
+    _refuse_missing_folder(name)
     if name.startswith(TRANSFORMERS):
         return _transformers_bundle(name)
     if name.startswith(TIMM):
@@ -103,6 +104,7 @@ def local_bundle_weights(name: str) -> Path | None:
     Raises:
         UserError: If a folder is incomplete.
     """
+    _refuse_missing_folder(name)
     if folder_of(name) is not None:
         return find_bundle(name).weights
     filenames = WEIGHTS_NAMES
@@ -111,6 +113,14 @@ def local_bundle_weights(name: str) -> Path | None:
     if name.startswith(TRANSFORMERS):
         filenames = (SAFETENSORS, SHARDS)
     return cached_file(place_of(name), filenames)
+
+
+def _refuse_missing_folder(name: str) -> None:
+    """Raise UserError if a name has the form of a path, which no repository of the Hub has, and is no folder."""
+    place = place_of(name)
+    if folder_of(name) is None and place.startswith(("./", "../", "/")):
+        expected = f"{name} must name a folder, or a repository ORGANISATION/NAME of the Hub"
+        raise UserError(f"{expected}; there is no folder {place!r}")
 
 
 def find_open_clip_config(name: str) -> Path:
@@ -157,7 +167,7 @@ def _timm_bundle(name: str) -> Bundle:
 
 def _transformers_bundle(name: str) -> Bundle:
     folder = folder_of(name)
-    needed = f"{JSON_CONFIG_NAME}, {SAFETENSORS}, {PROCESSOR_NAMES[0]} and the tokenizer"
+    needed = f"{JSON_CONFIG_NAME}, {SAFETENSORS}, {PROCESSOR_NAMES[0]} and, for text, the tokenizer"
     place = place_of(name)
     if folder is None:
         cached = [cached_file(place, names) for names in ((JSON_CONFIG_NAME,), (SAFETENSORS, SHARDS), PROCESSOR_NAMES)]

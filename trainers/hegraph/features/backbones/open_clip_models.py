@@ -113,6 +113,12 @@ def find_source(name: str, pretrained: str | None) -> Source:
             ours = f"{name.replace('/', '-').replace('@336px', '-336')}-quickgelu"  # for a name of OpenAI's `clip`
             if ours in open_clip.list_models():
                 raise UserError(f"unknown backbone {name!r}: OpenAI's model of this name is {ours!r} here")
+            if "/" in name:
+                prefixes = f"{', '.join(bundles.PREFIXES[:-1])} or {bundles.PREFIXES[-1]}"
+                raise UserError(
+                    f"unknown backbone {name!r}: expected {prefixes} before a repository or a folder, such as "
+                    f"{bundles.TRANSFORMERS}{name}"
+                )
             raise unknown("backbone", name, open_clip.list_models())
     if pretrained is None:
         return Source(name, name, name, None)

@@ -43,4 +43,5 @@ class BackboneConfig(StrictModel):
     def compare_precision(self, precision: str) -> None:
         """Log a warning if features have another precision than in the training."""
         if self.model and precision != self.precision:
-            logger.warning("the model was trained on features in %s, and these are in %s", self.precision, precision)
+            message = "the model was trained on features in %s, and is used here with features in %s"
+            logger.warning(message, self.precision, precision)

@@ -220,13 +220,17 @@ def read_config(path: Path) -> dict[str, Any]:
     """Configuration of a model in timm's format.
 
     Raises:
-        UserError: If the file is damaged, timm has no such model, or `model_args` have other than plain values.
+        UserError: If the file is damaged, timm has no such model, the input size is no size, or `model_args` have
+            other than plain values.
     """
     config = read_json(path)
     if not isinstance(config, dict) or not isinstance(config.get("architecture"), str):
         raise UserError(f'expected a model of timm in {path}, with the key "architecture"')
     if not timm.is_model(config["architecture"]):
         raise unknown(f"model of timm in {path}:", config["architecture"], timm.list_models())
+    size = (config.get("pretrained_cfg") or config).get("input_size", [3, 1, 1])
+    if not isinstance(size, list) or len(size) != 3 or not all(isinstance(each, int) and each > 0 for each in size):
+        raise UserError(f"{path}: expected input_size [3, HEIGHT, WIDTH], got {json.dumps(size)}")
     arguments = config.get("model_args") or {}
     if refused := [key for key, value in arguments.items() if isinstance(value, dict)]:
         raise UserError(f"{path}: expected plain values in model_args, got {json.dumps(refused)}")

@@ -141,10 +141,15 @@ def build(folder: Path, model_class: ModelClass, name: str) -> Any:
             attn_implementation=attention,
             dtype=torch.float32,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # refused below, because the message of transformers names no weights
             **options,
         )
     except Exception as error:  # transformers and torch raise any type on files of other models
         raise UserError(f"cannot load {name}: {first_line(error)}") from error
+    if mismatched := sorted(report["mismatched_keys"]):
+        key, found, expected = mismatched[0]
+        shapes = f"{key} is {list(found)}, and {bundles.JSON_CONFIG_NAME} expects {list(expected)}"
+        raise UserError(f"the weights of {name} are of another model: {shapes}")
     if missing := sorted(report["missing_keys"]):  # transformers would initialise them at random
         raise UserError(f"the weights of {name} lack {missing[0]} and {len(missing) - 1} others of {model_class.name}")
     return network
