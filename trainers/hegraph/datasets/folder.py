@@ -181,7 +181,7 @@ def split_at_random(images: OwnImages) -> OwnImages:
     counts = ", ".join(f"{split_counts[name]} {name}" for name in SPLITS)
     what = "each class was split" if groups is None else "the groups of each class were split"
     how = f"{what} at random into 50 % train, 20 % val, 30 % test images ({counts})"
-    if logger.isEnabledFor(logging.WARNING):
+    if base is not None and logger.isEnabledFor(logging.WARNING):
         _warn_once(base, f"{base.name} has no folder train, so {how}")
     return images._replace(rows=split)
 
