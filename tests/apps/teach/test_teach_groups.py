@@ -13,6 +13,7 @@ from trainers.hegraph import UserError
 from trainers.hegraph.apps.teach import backbone_table
 from trainers.hegraph.apps.teach.backbone_table import compare_backbones
 from trainers.hegraph.apps.teach.board import Board
+from trainers.hegraph.apps.teach.folds import folds_of_pictures
 from trainers.hegraph.apps.teach.groups import groups_of_pictures, log_groups, warn_of_folders
 from trainers.hegraph.apps.teach.project import Project
 from trainers.hegraph.apps.teach.session import Session
@@ -20,10 +21,8 @@ from trainers.hegraph.apps.teach.view import View, has_same_training
 from trainers.hegraph.apps.teach.worker import Worker
 from trainers.hegraph.commands import teach as command
 from trainers.hegraph.datasets.digits import load_digits_dataset
-from trainers.hegraph.datasets.groups import balanced_folds
 from trainers.hegraph.estimator.inputs import checked_groups
 from trainers.hegraph.estimator.labels import SUSPICIOUS
-from trainers.hegraph.estimator.labels.held_out import SEED
 from trainers.hegraph.estimator.labels.issues import find_label_issues
 from trainers.hegraph.estimator.training import train_model
 from trainers.hegraph.models.folder import load_model, save_model
@@ -87,9 +86,11 @@ def parts(session: Session) -> dict:
 
 def test_accuracy_equals_refits_without_groups_of_a_fold(grouped):
     view = last(grouped)
-    labels = view.model.support_set.labels
-    folds = torch.tensor(balanced_folds(labels.tolist(), videos(view), SEED))
-    assert sorted(set(folds.tolist())) == [0, 1, 2, 3]
+    support_set = view.model.support_set
+    labels = support_set.labels
+    folds = folds_of_pictures(view.trained_on, labels, support_set.groups)
+    videos_of_folds = {*zip(folds.tolist(), videos(view))}
+    assert sorted(fold for fold, _ in videos_of_folds) == [0, 0, 1, 1, 2, 2, 3, 3]
     correct = correct_without_folds(grouped, labels, folds)
     assert (view.correct, view.evaluated, view.num_groups) == (correct, 24, 8)
 
@@ -110,15 +111,13 @@ def test_labels_are_judged_without_the_group(grouped, alone):
     assert last(alone).suspicious == []
 
 
-def test_tried_change_equals_refits_in_the_same_folds(grouped):
+def test_tried_change_equals_the_evaluation_after_it(grouped):
     view = last(grouped)
-    labels = view.model.support_set.labels
-    folds = torch.tensor(balanced_folds(labels.tolist(), videos(view), SEED))
-    for picture, issue in view.issues:
-        changed = labels.clone()
-        changed[issue.index] = 1 - labels[issue.index]
-        assert view.corrected[picture.path] == correct_without_folds(grouped, changed, folds)
     assert len(view.corrected) == 3
+    for picture, issue in view.issues:
+        grouped.project.move([picture], issue.suggested)
+        assert last(grouped).correct == view.corrected[picture.path]
+        grouped.project.undo()
 
 
 def test_moved_image_keeps_its_group(grouped):

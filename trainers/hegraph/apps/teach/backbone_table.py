@@ -20,6 +20,7 @@ from ...features.backbones.identity import AUTO
 from ...features.backbones.loading import load_backbone
 from ..demo.answer import template
 from .encoders import Encoder
+from .folds import folds_of_pictures
 from .session import Session
 
 MACROS: Any = template(Path(__file__).parent / "backbones.html").module
@@ -51,7 +52,8 @@ def compare_backbones(session: Session, offline: bool) -> list[BackboneResult]:
         images, pictures = other.encoded_support_set(names, contents, labelled)
         sample = [open_image(session.project.read_bytes(picture)) for picture in pictures[:TIMED_IMAGES]]
         text = torch.zeros(len(names), other.backbone.width) if images.positive is None else images.positive
-        return Encoded(other.backbone, images.features[0], images.labels, text, sample, images.groups)
+        folds = folds_of_pictures(pictures, images.labels, images.groups)
+        return Encoded(other.backbone, images.features[0], images.labels, text, sample, images.groups, folds)
 
     return compare_candidates([own, *listed], encode, offline)
 

@@ -223,7 +223,7 @@ class Session:
                 labels[issue.index] = support_set.names.index(issue.suggested)
                 if len(labels.unique()) > 1:
                     with Interruptible(self.outdated):
-                        predicted = held_out_of(view.model, labels)
+                        predicted = held_out_of(view.model, view.trained_on, labels)
                     corrected[picture.path] = int((predicted == labels).sum())
             with self._view_lock:
                 if not has_same_training(view, self.view):

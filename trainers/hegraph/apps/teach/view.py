@@ -2,8 +2,8 @@
 
 Labels are checked by leave-one-out, or without the group of the image (`estimator/labels/issues.py`). The accuracy is
 measured on held-out images (`estimator/labels/held_out.py`): by leave-one-out, or with groups, or up to 4 images per
-class, in balanced folds. An action changes the contents at once; the model and then its evaluation follow. Until then,
-the lists omit images that are at another place.
+class, in balanced folds (`folds.py`). An action changes the contents at once; the model and then its evaluation follow.
+Until then, the lists omit images that are at another place.
 """
 
 from collections import Counter
@@ -15,16 +15,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ...datasets.groups import shared_groups_only
 from ...estimator.incremental import support_set_of
 from ...estimator.labels import SUSPICIOUS
-from ...estimator.labels.held_out import held_out_folds, held_out_predictions
+from ...estimator.labels.held_out import held_out_predictions
 from ...estimator.labels.issues import LabelIssue, rank_labels
 from ...estimator.labels.leave_one_group_out import leave_one_group_out
 from ...features.backbones.base import Backbone
 from ...models.saved import SavedModel
 from ..demo.answer import UNUSUAL
 from .contents import UNLABELLED, Contents, Picture
+from .folds import folds_of_pictures
 
 MAX_LISTED = 24  # suggestions, and suspicious labels
 CONFIDENT = 0.95  # probability from which predictions are accepted together
@@ -203,7 +203,7 @@ def evaluation_of(view: View) -> dict[str, Any]:
     trained = (model.known_text, model.logit_scale, model.trusts_text, model.class_prior)
     logits, left_out = leave_one_group_out(features, labels, alone, *trained)
     issues = rank_labels(logits, labels, names)
-    predicted = held_out_of(model, labels, left_out)
+    predicted = held_out_of(model, view.trained_on, labels, left_out)
     pairs = Counter((names[a], names[b]) for a, b in zip(labels.tolist(), predicted.tolist()) if a != b)
     num_groups = len(labels) if groups is None else len(groups.unique())
     right = labels[predicted == labels].bincount(minlength=len(names)).tolist()
@@ -218,16 +218,16 @@ def evaluation_of(view: View) -> dict[str, Any]:
     }
 
 
-def held_out_of(model: SavedModel, labels: Tensor, left_out: Tensor | None = None) -> Tensor:
+def held_out_of(
+    model: SavedModel, pictures: Sequence[Picture], labels: Tensor, left_out: Tensor | None = None
+) -> Tensor:
     """Classify each image of the support set of a model without it; returns the predicted classes, shape `[N]`.
 
-    `labels`, shape `[N]`, may differ from those of the model. Groups then have the folds of the model's labels, because
-    a change of one label moves many groups to other folds, and its effect would be lost in theirs. `left_out` is as for
+    `pictures` are the images. `labels`, shape `[N]`, may differ from those of the model. `left_out` is as for
     `held_out_predictions`.
     """
     support_set = support_set_of(model)
     groups = support_set.groups
-    has_groups = groups is not None and shared_groups_only(groups.tolist()) is not None
     return held_out_predictions(
         support_set.features[0],
         labels,
@@ -236,7 +236,7 @@ def held_out_of(model: SavedModel, labels: Tensor, left_out: Tensor | None = Non
         model.trusts_text,
         model.class_prior,
         groups,
-        held_out_folds(support_set.labels, groups) if has_groups else None,
+        folds_of_pictures(pictures, labels, groups),
         left_out,
     )
 

@@ -92,8 +92,8 @@ def held_out_folds(labels: Tensor, groups: Tensor | None) -> Tensor:
 def folds_of_images(labels: list[int]) -> list[int]:
     """Balanced folds of images without groups, as in `balanced_folds`.
 
-    The order of the images is random but does not depend on their labels. A change of one label, which the page of
-    `teach` tries, so moves few images to other folds.
+    The order of the images is random but does not depend on their labels, so that a change of one label moves few
+    images to other folds.
     """
     order = list(range(len(labels)))
     random.Random(SEED).shuffle(order)

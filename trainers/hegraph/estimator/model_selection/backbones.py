@@ -73,6 +73,7 @@ class Encoded(NamedTuple):
         text: Unit-norm text features of the classes, shape `[K, d]`; 0 for classes without names.
         sample: Up to `TIMED_IMAGES` of the images.
         groups: Groups of the images, integers of shape `[N]`; None without groups.
+        folds: Folds of images with one label, shape `[N]`; None for those of `held_out_folds`.
     """
 
     backbone: Backbone
@@ -81,6 +82,7 @@ class Encoded(NamedTuple):
     text: Tensor
     sample: Sequence[ImageOrPath]
     groups: Tensor | None = None
+    folds: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -210,7 +212,9 @@ def held_out_outcome(encoded: Encoded) -> tuple[float, np.ndarray | Ranking]:
     similarities = features @ encoded.text.t()
     if labels.dim() == 1:
         scale = encoded.backbone.logit_scale
-        predicted = held_out_predictions(features, labels, encoded.text, scale, groups=encoded.groups)
+        predicted = held_out_predictions(
+            features, labels, encoded.text, scale, groups=encoded.groups, folds=encoded.folds
+        )
         zero_shot = (similarities.argmax(dim=1) == labels).double().mean().item()
         outcome = (predicted == labels).numpy()
         if not has_text:
