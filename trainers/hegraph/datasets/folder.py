@@ -162,6 +162,7 @@ def split_at_random(images: OwnImages) -> OwnImages:
             class has no image in one of the splits.
     """
     base = images.root
+    assert base is not None  # of class folders
     rows = images.rows
     numbers = Counter(row.label for row in rows)
     if len(numbers) < 2:
