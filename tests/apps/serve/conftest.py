@@ -1,6 +1,7 @@
 """Fixtures of the HTTP server: scans, and a model that can be trained further."""
 
 import shutil
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +14,21 @@ from trainers.hegraph import HeGraphClassifier, load_few_shot
 
 if TYPE_CHECKING:
     from recorded import Recorded
+
+
+@pytest.fixture(autouse=True)
+def forgotten_applications() -> Iterator[None]:
+    """Let the memory of applications be freed.
+
+    FastAPI has caches of the functions that answer requests, and each of them holds the model of its application.
+    """
+    yield
+    if "fastapi" in sys.modules:
+        from fastapi.dependencies import models
+
+        for value in vars(models).values():
+            if hasattr(value, "cache_clear"):
+                value.cache_clear()
 
 
 @pytest.fixture(scope="session")
