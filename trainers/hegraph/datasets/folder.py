@@ -162,7 +162,7 @@ def split_at_random(images: OwnImages) -> OwnImages:
             class has no image in one of the splits.
     """
     base = images.root
-    assert base is not None  # of class folders
+    assert base is not None  # as for all class folders
     rows = images.rows
     numbers = Counter(row.label for row in rows)
     if len(numbers) < 2:
@@ -182,7 +182,7 @@ def split_at_random(images: OwnImages) -> OwnImages:
     counts = ", ".join(f"{split_counts[name]} {name}" for name in SPLITS)
     what = "each class was split" if groups is None else "the groups of each class were split"
     how = f"{what} at random into 50 % train, 20 % val, 30 % test images ({counts})"
-    if base is not None and logger.isEnabledFor(logging.WARNING):
+    if logger.isEnabledFor(logging.WARNING):
         _warn_once(base, f"{base.name} has no folder train, so {how}")
     return images._replace(rows=split)
 
