@@ -184,21 +184,45 @@ def balanced_folds(labels: Sequence[int], groups: Sequence[Group] | None, seed: 
     groups = shared_groups_only(groups)
     if groups is None:
         return _folds_of_images(labels, seed)
-    groups_of_class: defaultdict[int, set[Group]] = defaultdict(set)
-    for label, group in zip(labels, groups):
-        groups_of_class[label].add(group)
-    number = min(max(map(len, groups_of_class.values()), default=0), MAX_FOLDS)
+    number = number_of_folds(labels, groups)
     if number < 2:
         return [NOT_HELD_OUT] * len(labels)
     folds = assign_parts(labels, groups, [1 / number] * number, Random(seed))
-    fold_of = dict(zip(groups, folds))
-    sizes = Counter(groups)
-    for own in groups_of_class.values():
-        if len({fold_of[group] for group in own}) == 1:  # the class would be empty
-            largest = max(own, key=lambda group: (sizes[group], str(group)))
-            fold_of[largest] = NOT_HELD_OUT
+    fold_of = with_all_classes(dict(zip(groups, folds)), labels, groups)
     used = sorted({*fold_of.values()} - {NOT_HELD_OUT})  # without folds that are empty now
     return [used.index(fold_of[group]) if fold_of[group] in used else NOT_HELD_OUT for group in groups]
+
+
+def groups_by_class(labels: Sequence[int], groups: Sequence[Group]) -> dict[int, set[Group]]:
+    """Return the groups with images of each class, in the order of the classes' first images."""
+    groups_of_class: defaultdict[int, set[Group]] = defaultdict(set)
+    for label, group in zip(labels, groups):
+        groups_of_class[label].add(group)
+    return groups_of_class
+
+
+def number_of_folds(labels: Sequence[int], groups: Sequence[Group]) -> int:
+    """Return the number of groups of the class with the most, at most `MAX_FOLDS`."""
+    return min(max(map(len, groups_by_class(labels, groups).values()), default=0), MAX_FOLDS)
+
+
+def with_all_classes(fold_of: Mapping[Group, int], labels: Sequence[int], groups: Sequence[Group]) -> dict[Group, int]:
+    """Take the largest group of each class that is in one fold out of the folds, so that no class loses all images.
+
+    Args:
+        fold_of: Fold of each group.
+        labels, groups: Class and group of each image.
+
+    Returns:
+        Fold of each group, or `NOT_HELD_OUT`.
+    """
+    kept = dict(fold_of)
+    sizes = Counter(groups)
+    for own in groups_by_class(labels, groups).values():
+        if len({kept[group] for group in own}) == 1:
+            largest = max(own, key=lambda group: (sizes[group], str(group)))
+            kept[largest] = NOT_HELD_OUT
+    return kept
 
 
 def _folds_of_images(labels: Sequence[int], seed: int) -> list[int]:

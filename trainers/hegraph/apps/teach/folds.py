@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ...datasets.groups import MAX_FOLDS, NOT_HELD_OUT, shared_groups_only
+from ...datasets.groups import NOT_HELD_OUT, Group, number_of_folds, shared_groups_only, with_all_classes
 from ...estimator.labels.held_out import FOLD_SHOTS
 from ...features.bank import mean_count
 from .contents import Picture
@@ -55,23 +55,18 @@ def stable_folds(labels: Sequence[int], units: Sequence[str]) -> list[int]:
     Returns:
         Fold of each image, from 0, or `NOT_HELD_OUT` for the largest unit of a class that is in one fold.
     """
-    units_of_class: defaultdict[int, set[str]] = defaultdict(set)
     classes: defaultdict[str, Counter[int]] = defaultdict(Counter)  # images of each class
     for label, unit in zip(labels, units):
-        units_of_class[label].add(unit)
         classes[unit][label] += 1
-    number = min(max(map(len, units_of_class.values()), default=0), MAX_FOLDS)
-    assigned: list[Counter[int]] = [Counter() for _ in range(number)]  # images of each class in a fold
-    fold_of: dict[str, int] = {}
+    # Images of each class in a fold
+    assigned: list[Counter[int]] = [Counter() for _ in range(number_of_folds(labels, units))]
+    fold_of: dict[Group, int] = {}
     for unit, own in sorted(classes.items()):
         overlaps = [overlap(images, own) for images in assigned]
         fold_of[unit] = fold = overlaps.index(min(overlaps))
         assigned[fold].update(own)
-    for of_class in units_of_class.values():
-        if len({fold_of[unit] for unit in of_class}) == 1:  # the class would be empty
-            largest = max(of_class, key=lambda unit: (classes[unit].total(), unit))
-            fold_of[largest] = NOT_HELD_OUT
-    return [fold_of[unit] for unit in units]
+    held_out = with_all_classes(fold_of, labels, units)
+    return [held_out[unit] for unit in units]
 
 
 def overlap(images: Counter[int], others: Counter[int]) -> int:
