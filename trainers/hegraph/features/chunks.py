@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from ..utils.errors import UserError
 from ..utils.reading import read_tensors
+from ..utils.signals import Interrupted, is_interrupt
 from .cache import CHUNKS, FEATURES, FORM, is_valid, write_features
 
 WRITE_SECONDS = 5
@@ -95,6 +97,28 @@ class Chunks:
             if match := CHUNK_NAME.fullmatch(path.name):
                 files.append((range(int(match[1]), int(match[2])), path))
         return files
+
+
+@contextmanager
+def keeping(write: Callable[[], int], total: int, images: str) -> Iterator[None]:
+    """Context of work that encodes images. If an exception ends it, what is encoded is written.
+
+    Args:
+        write: Function that writes it, and returns the number of images that are encoded.
+        total: Number of all images.
+        images: What the images are, such as "train images".
+
+    Raises:
+        Interrupted: At Ctrl-C, with the number of images that are encoded.
+    """
+    try:
+        yield
+    except BaseException as stop:
+        encoded = write()
+        if not is_interrupt(stop):
+            raise
+        kept = f"{encoded} of {total} {images} are encoded and will not be encoded again" if encoded else ""
+        raise Interrupted(kept) from stop
 
 
 def missing_steps(steps: Sequence[range], finished: Sequence[range], num_rows: int) -> list[range]:

@@ -28,11 +28,10 @@ from ..utils import processes
 from ..utils.errors import UserError
 from ..utils.files import hash_json
 from ..utils.progress import Progress
-from ..utils.signals import Interrupted, is_interrupt
 from .backbones.identity import describe_transform
 from .bank import FeatureBank
 from .cache import FEATURES, NORMS, Tensors, ignore_if_complete, is_usable, load_or_encode
-from .chunks import Chunks, missing_steps
+from .chunks import Chunks, keeping, missing_steps
 from .images import ImageViews
 from .options import EncodingOptions
 from .order import encoding_order, encoding_steps, pixels_of_steps
@@ -160,25 +159,23 @@ def _encode_missing(
 
     order = encoding_order(images, options.batch_size)
     num_rows = 0
-    try:
-        with Progress(total, f"encoding {name} images", initial=done) as progress:
-            for step, pixels in pixels_of_steps(images, order, mine, options):
-                features = backbone.encode_images(pixels)
-                if not is_usable({FEATURES: features}):
-                    raise UserError(
-                        f"{backbone.name} gives NaN or zero features for {name} images of {images.dataset.name}"
-                    )
-                chunks.add(step, features)
-                num_rows += len(step)
-                progress.show((rows_before + num_rows) // images.views)
-    except BaseException as stop:
+
+    def write() -> int:
         chunks.write()
-        if not is_interrupt(stop):
-            raise
-        encoded = (rows_before + chunks.written) // images.views
-        kept = f"{encoded} of {total} {name} images are encoded and will not be encoded again" if encoded else ""
-        raise Interrupted(kept) from stop
-    chunks.write()
+        return (rows_before + chunks.written) // images.views
+
+    progress = Progress(total, f"encoding {name} images", initial=done)
+    with keeping(write, total, f"{name} images"), progress:
+        for step, pixels in pixels_of_steps(images, order, mine, options):
+            features = backbone.encode_images(pixels)
+            if not is_usable({FEATURES: features}):
+                raise UserError(
+                    f"{backbone.name} gives NaN or zero features for {name} images of {images.dataset.name}"
+                )
+            chunks.add(step, features)
+            num_rows += len(step)
+            progress.show((rows_before + num_rows) // images.views)
+    write()
     views = f" in {images.views} views each" if images.views > 1 else ""
     logger.info("encoded %d %s images%s", math.ceil(num_rows / images.views), name, views)
 

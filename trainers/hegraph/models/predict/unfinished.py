@@ -20,12 +20,11 @@ from torch import Tensor
 
 from ...config import default_values
 from ...features.cache import CHUNKS
-from ...features.chunks import WRITE_SECONDS
+from ...features.chunks import WRITE_SECONDS, keeping
 from ...utils.errors import UserError
 from ...utils.files import absolute, hash_json, write_tensors
 from ...utils.option import NODE
 from ...utils.reading import read_tensors
-from ...utils.signals import Interrupted, is_interrupt
 from ..images import EncodedBatch, ImageModel, join_steps
 
 logger = logging.getLogger(__name__)
@@ -109,14 +108,13 @@ def resumable_batches(
         Interrupted: At Ctrl-C in the block, with the number of images that are encoded.
     """
     unfinished = Unfinished(key_of(model, images, batch_size))
-    try:
-        yield join_steps(_kept_steps(model, images, batch_size, unfinished), batch_size, show)
-    except BaseException as stop:
+
+    def write() -> int:
         unfinished.write()
-        if not is_interrupt(stop):
-            raise
-        kept = f"{unfinished.written} of {len(images)} images are encoded and will not be encoded again"
-        raise Interrupted(kept if unfinished.written else "") from stop
+        return unfinished.written
+
+    with keeping(write, len(images), "images"):
+        yield join_steps(_kept_steps(model, images, batch_size, unfinished), batch_size, show)
     unfinished.remove()
 
 
