@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from trainers.hegraph.method.cache import FoldedClassifier
-from trainers.hegraph.method.multilabel import MultiLabelHead
+from trainers.hegraph.method.head.multilabel import MultiLabelHead
 
 from .report import Report
 from .tasks import unit_features

@@ -28,8 +28,8 @@ from trainers.hegraph.estimator.labels.leave_one_out import left_out_logits, tra
 from trainers.hegraph.estimator.labels.suggest import select, typicality
 from trainers.hegraph.features.bank import FeatureBank, load_bank
 from trainers.hegraph.method.cache import FoldedClassifier
-from trainers.hegraph.method.class_offsets import class_offsets, left_out_offsets
-from trainers.hegraph.method.closed_form import OMEGA_NEW, ClosedForm
+from trainers.hegraph.method.head.class_offsets import class_offsets, left_out_offsets
+from trainers.hegraph.method.head.closed_form import OMEGA_NEW, ClosedForm
 from trainers.hegraph.method.training.confidence import fit_temperature
 from trainers.hegraph.method.unlabelled import ClassSums, adapt_to_unlabelled
 from trainers.hegraph.results.table import markdown_table

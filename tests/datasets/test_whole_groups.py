@@ -15,7 +15,7 @@ from trainers.hegraph.estimator.labels.leave_one_group_out import left_out_group
 from trainers.hegraph.estimator.labels.leave_one_out import training_free_options
 from trainers.hegraph.experiments.calibration import assign_folds, without_images
 from trainers.hegraph.features.bank import FeatureBank
-from trainers.hegraph.method.multilabel import MultiLabelHead
+from trainers.hegraph.method.head.multilabel import MultiLabelHead
 from trainers.hegraph.utils.errors import UserError
 
 pytest.importorskip("hypothesis", reason="hypothesis is not installed, which generates the groups")

@@ -17,7 +17,7 @@ from trainers.hegraph import HeGraphClassifier, UserError
 from trainers.hegraph.__main__ import main
 from trainers.hegraph.estimator.incremental import ClassLabels
 from trainers.hegraph.method.cache import FoldedClassifier
-from trainers.hegraph.method.closed_form import OMEGA_NEW, TextPrior
+from trainers.hegraph.method.head.closed_form import OMEGA_NEW, TextPrior
 from trainers.hegraph.method.training import memory
 from trainers.hegraph.method.unlabelled import ClassSums, adapt_to_unlabelled
 from trainers.hegraph.models.predict.prediction import open_model

@@ -13,7 +13,7 @@ from sklearn.preprocessing import FunctionTransformer
 
 from trainers.hegraph import HeGraphClassifier, UserError
 from trainers.hegraph.apps.demo.answer import answer_html, compute_answer
-from trainers.hegraph.method.multilabel import MultiLabelHead
+from trainers.hegraph.method.head.multilabel import MultiLabelHead
 from trainers.hegraph.models.folder import load_model
 
 NAMES = ["ant", "bee", "cat", "dog"]

@@ -6,7 +6,7 @@ import torch
 
 from trainers.hegraph import HeGraphClassifier, UserError
 from trainers.hegraph.estimator.labels.issues import find_label_issues
-from trainers.hegraph.method.closed_form import ClosedForm
+from trainers.hegraph.method.head.closed_form import ClosedForm
 
 PROMPTS = "TRAINER.HEGRAPHADAPTER.PROMPTS.SOURCE"
 FEW = {PROMPTS: "none", "TRAINER.HEGRAPHADAPTER.FEATURES.VIEWS": 2}

@@ -28,7 +28,7 @@ from trainers.hegraph.experiments.run_folder import run_config
 from trainers.hegraph.experiments.tasks import FeatureTask, Task, ids_of_names, match_classes
 from trainers.hegraph.features.backbones.schema import BackboneConfig
 from trainers.hegraph.method.cache import FoldedClassifier
-from trainers.hegraph.method.closed_form import NewClassMessages
+from trainers.hegraph.method.head.closed_form import NewClassMessages
 from trainers.hegraph.method.model import TransferableAdapter
 from trainers.hegraph.models.folder import load_model
 from trainers.hegraph.models.saved import NOT_TESTED, SavedModel, TrainedOn

@@ -22,7 +22,7 @@ from trainers.hegraph.datasets.loading import load_dataset
 from trainers.hegraph.experiments.evaluation import Predictions
 from trainers.hegraph.experiments.record import scores_on_test
 from trainers.hegraph.features.bank import FeatureBank, load_bank
-from trainers.hegraph.method.multilabel import MultiLabelHead
+from trainers.hegraph.method.head.multilabel import MultiLabelHead
 from trainers.hegraph.method.training.choice import score_multilabel
 from trainers.hegraph.method.training.confidence import Calibration
 from trainers.hegraph.models.folder import load_model

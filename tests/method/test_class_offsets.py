@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-import trainers.hegraph.method.class_offsets as class_offsets_module
-from trainers.hegraph.method.class_offsets import class_offsets, left_out_offsets
+import trainers.hegraph.method.head.class_offsets as class_offsets_module
+from trainers.hegraph.method.head.class_offsets import class_offsets, left_out_offsets
 
 
 @pytest.mark.parametrize("factor", [0.06, 0.09, 0.125, 0.18, 0.25, 0.35, 0.5, 0.7, 1.0])

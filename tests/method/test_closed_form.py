@@ -7,8 +7,8 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from benchmarks.tasks import unit_features
-from trainers.hegraph.method import closed_form
-from trainers.hegraph.method.closed_form import ClosedForm, TextPrior
+from trainers.hegraph.method.head import closed_form
+from trainers.hegraph.method.head.closed_form import ClosedForm, TextPrior
 
 K, WIDTH = 7, 6
 LABELS = torch.tensor([0, 0, 1, 2, 2, 2, 3, 4, 4, 5, 6, 6, 1])

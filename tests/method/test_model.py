@@ -14,10 +14,11 @@ from trainers.hegraph import HeGraphModel, build_graph, load_bank, load_cfg
 from trainers.hegraph.baselines.hegraph import new_model
 from trainers.hegraph.config import OPTIONS
 from trainers.hegraph.experiments.bank_task import BankTask
-from trainers.hegraph.method import cache, closed_form
-from trainers.hegraph.method.class_offsets import class_offsets
-from trainers.hegraph.method.closed_form import ClosedForm
+from trainers.hegraph.method import cache
 from trainers.hegraph.method.graph import class_prototypes
+from trainers.hegraph.method.head import closed_form
+from trainers.hegraph.method.head.class_offsets import class_offsets
+from trainers.hegraph.method.head.closed_form import ClosedForm
 from trainers.hegraph.method.model import build_model, shuffled
 from trainers.hegraph.method.options import ClosedFormOptions
 from trainers.hegraph.method.relations import RELATIONS

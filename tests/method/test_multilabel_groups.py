@@ -6,7 +6,7 @@ import torch
 from test_multilabel_head import example, ridge_fit
 
 from trainers.hegraph import load_bank
-from trainers.hegraph.method.multilabel import MultiLabelHead, best_thresholds, logistic_calibration
+from trainers.hegraph.method.head.multilabel import MultiLabelHead, best_thresholds, logistic_calibration
 
 
 def fits_without_groups(head, features, labels, text, groups):

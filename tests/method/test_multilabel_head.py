@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score
 
-from trainers.hegraph.method import multilabel
-from trainers.hegraph.method.closed_form import RIDGES
-from trainers.hegraph.method.multilabel import LEAST_SLOPE, MultiLabelHead, best_thresholds, logistic_calibration
+from trainers.hegraph.method.head import multilabel
+from trainers.hegraph.method.head.closed_form import RIDGES
+from trainers.hegraph.method.head.multilabel import LEAST_SLOPE, MultiLabelHead, best_thresholds, logistic_calibration
 
 
 def example(num_images=30, num_classes=5, width=12, seed=0):

@@ -7,11 +7,9 @@ import torch
 import torch.nn.functional as F
 
 from trainers.hegraph.estimator.labels.leave_one_out import left_out_logits, training_free_options
-from trainers.hegraph.method.closed_form import TextPrior, adapted_kappa
 from trainers.hegraph.method.graph import build_graph, class_prototypes
-from trainers.hegraph.method.model import HeGraphModel
-from trainers.hegraph.method.options import ClosedFormOptions, ModelOptions
-from trainers.hegraph.method.trust import (
+from trainers.hegraph.method.head.closed_form import TextPrior, adapted_kappa
+from trainers.hegraph.method.head.trust import (
     SCALES,
     TRUSTED,
     TextFromImages,
@@ -20,6 +18,8 @@ from trainers.hegraph.method.trust import (
     image_evidence,
     trust_text,
 )
+from trainers.hegraph.method.model import HeGraphModel
+from trainers.hegraph.method.options import ClosedFormOptions, ModelOptions
 
 CLASSES, SHOTS, WIDTH = 12, 8, 64
 TAU = 100.0

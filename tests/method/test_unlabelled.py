@@ -14,7 +14,7 @@ from torch.testing import assert_close
 from benchmarks.tasks import unit_features
 from trainers.hegraph.method import unlabelled
 from trainers.hegraph.method.cache import FoldedClassifier
-from trainers.hegraph.method.closed_form import TextPrior
+from trainers.hegraph.method.head.closed_form import TextPrior
 
 
 class Graph(NamedTuple):

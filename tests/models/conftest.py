@@ -8,7 +8,7 @@ from torch import Tensor
 
 from trainers.hegraph.features.backbones.schema import BackboneConfig
 from trainers.hegraph.method.cache import FoldedClassifier
-from trainers.hegraph.method.closed_form import NewClassMessages
+from trainers.hegraph.method.head.closed_form import NewClassMessages
 from trainers.hegraph.method.model import TransferableAdapter
 from trainers.hegraph.method.options import ClosedFormOptions, ModelOptions
 from trainers.hegraph.models.saved import Preprocessing, Prompts, SavedModel, Scores, TrainedOn

@@ -19,8 +19,8 @@ from trainers.hegraph.estimator.labels.issues import find_label_issues
 from trainers.hegraph.estimator.labels.leave_one_out import leave_one_out, left_out_logits, training_free_options
 from trainers.hegraph.estimator.labels.suggest import select, suggest, typicality
 from trainers.hegraph.method.cache import FoldedClassifier
-from trainers.hegraph.method.class_offsets import class_offsets, left_out_offsets
-from trainers.hegraph.method.closed_form import ClosedForm
+from trainers.hegraph.method.head.class_offsets import class_offsets, left_out_offsets
+from trainers.hegraph.method.head.closed_form import ClosedForm
 from trainers.hegraph.method.options import TrainingFreeOptions
 from trainers.hegraph.method.training.confidence import fit_temperature
 from trainers.hegraph.method.unlabelled import ClassSums

@@ -14,8 +14,8 @@ from trainers.hegraph.estimator.labels.leave_one_group_out import (
 from trainers.hegraph.estimator.labels.leave_one_out import leave_one_out, left_out_logits, training_free_options
 from trainers.hegraph.estimator.labels.left_out_groups import left_out_group_messages
 from trainers.hegraph.estimator.labels.left_out_messages import left_out_messages
-from trainers.hegraph.method.class_offsets import class_offsets, left_out_offsets
-from trainers.hegraph.method.closed_form import ClosedForm
+from trainers.hegraph.method.head.class_offsets import class_offsets, left_out_offsets
+from trainers.hegraph.method.head.closed_form import ClosedForm
 
 TASKS = [([6, 5, 8, 7, 4], 12), ([6] * 12, 8), ([16, 9, 12], 24)]  # also more classes than features
 

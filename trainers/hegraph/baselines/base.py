@@ -27,8 +27,8 @@ from torch import Tensor
 
 from ..features.bank import FeatureBank
 from ..method.cache import FoldedClassifier, text_logits
+from ..method.head.trust import TrustedText
 from ..method.training.confidence import Calibration
-from ..method.trust import TrustedText
 
 if TYPE_CHECKING:  # open_clip takes seconds to import, and most methods do not need it
     from ..config import Config
@@ -61,7 +61,7 @@ class FittedMethod:
         text_nodes: Positive text nodes before and after message passing, each `[K, d]` of unit norm.
         state: Trained parameters by name.
         class_nodes: Visual class nodes in the whitened space, shape `[K, d]`; None without the closed-form head.
-        trusted: Text of the classes after `method/trust.py`; None without trust in text.
+        trusted: Text of the classes after `method/head/trust.py`; None without trust in text.
         seconds: Time of fitting, with earlier parts of a resumed training; 0: `experiments.fitting.fit` measures it.
         calibration: Temperature of the logits.
         thresholds: Least logit with which a class is predicted, shape `[K]`, with several labels per image; None if the

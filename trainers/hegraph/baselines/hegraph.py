@@ -17,8 +17,8 @@ from torch import Tensor
 from ..config import OPTIONS, Config
 from ..config_files import candidates
 from ..features.bank import FeatureBank
+from ..method.head.multilabel import MultiLabelHead
 from ..method.model import HeGraphModel, TransferableAdapter, build_model
-from ..method.multilabel import MultiLabelHead
 from ..method.training.batches import TrainingData
 from ..method.training.choice import val_accuracy, val_images
 from ..method.training.loop import AdapterTraining, Checkpoints, TrainingSummary, train_to_end

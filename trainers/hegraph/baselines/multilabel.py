@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..features.bank import FeatureBank
 from ..method.cache import FoldedClassifier, text_logits
-from ..method.multilabel import MultiLabelHead
+from ..method.head.multilabel import MultiLabelHead
 from .base import EPSILON, FittedMethod, Method, NoOptions, groups_to_leave_out
 from .options import BaselineOptions, option
 
@@ -83,7 +83,7 @@ class OneVsRest(Method[OneVsRestOptions]):
 
 
 class Ridge(Method[NoOptions]):
-    """Ridge regression of the label indicators without text: `method/multilabel.py` with `g = 0`."""
+    """Ridge regression of the label indicators without text: `method/head/multilabel.py` with `g = 0`."""
 
     needs_text: ClassVar[bool] = False
     not_saved: ClassVar[str] = NOT_SAVED

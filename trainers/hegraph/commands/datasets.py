@@ -198,7 +198,7 @@ def line_of_names(root: str, backbone: str, group_pattern: str = "") -> str:
     from ..experiments.image_task import ImageTask
     from ..experiments.opening import load_dataset
     from ..features.backbones.identity import method_config
-    from ..method.trust import trust_text
+    from ..method.head.trust import trust_text
     from ..models.saved import TextTrustRecord
     from ..utils.devices import choose_device
 

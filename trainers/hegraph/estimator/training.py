@@ -28,10 +28,10 @@ from ..experiments.tasks import FeatureTask, Task, ids_of_names, names_of
 from ..features.backbones.schema import BackboneConfig
 from ..features.bank import FeatureBank, label_list
 from ..features.extract import class_prompts
-from ..method.closed_form import OMEGA_NEW, TextPrior
+from ..method.head.closed_form import OMEGA_NEW, TextPrior
+from ..method.head.trust import TrustedText
 from ..method.mean_text import without_text
 from ..method.training.memory import refuse_beyond_memory, training_bytes
-from ..method.trust import TrustedText
 from ..method.unlabelled import ClassSums
 from ..models.saved import Preprocessing, Prompts, SavedModel
 from ..models.support_set import SupportSet, scatter_state

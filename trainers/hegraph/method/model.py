@@ -19,13 +19,13 @@ from torch import Tensor, nn
 
 from ..features.bank import FeatureBank
 from .cache import FoldedClassifier, Logits, shifted_cache_logits, shifted_keys, text_logits
-from .class_offsets import class_offsets, relative_counts
-from .closed_form import OMEGA_NEW, ClosedForm, NewClassMessages
 from .graph import HeteroGraph, build_graph, class_prototypes
+from .head.class_offsets import class_offsets, relative_counts
+from .head.closed_form import OMEGA_NEW, ClosedForm, NewClassMessages
+from .head.trust import TrustedText, trust_text
 from .layers import Adapted, HeteroMessagePassing
 from .options import UNTRAINED, ModelOptions
 from .relations import RELATIONS
-from .trust import TrustedText, trust_text
 
 
 class HeGraphModel(nn.Module):
@@ -37,7 +37,8 @@ class HeGraphModel(nn.Module):
         layers: Message passing; None for a variant without training.
         views: Features of all views of the training images, which are images of the closed-form head of the
             training-free variant, shape `[V, N, d]`; None takes `cache_keys`.
-        trusted: Text of the classes after `trust.py`, in place of the positive text nodes; None without trust in text.
+        trusted: Text of the classes after `head/trust.py`, in place of the positive text nodes; None without trust in
+            text.
         closed_form: Closed-form head, which moves with the model; None if the options use neither its logits nor its
             noise.
 
@@ -191,8 +192,8 @@ class HeGraphModel(nn.Module):
 
             f~ = norm(f + nu q r_j),  q = +-1
 
-        `r_j` is the deviation of a random cached image from its class mean (`closed_form.py`). The loss of the text
-        classifier is evaluated at `f~`.
+        `r_j` is the deviation of a random cached image from its class mean (`head/closed_form.py`). The loss of the
+        text classifier is evaluated at `f~`.
         """
         if self.closed_form is None or self.options.noise == 0:
             return features

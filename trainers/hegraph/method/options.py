@@ -32,7 +32,7 @@ OF_OMEGA = "weight of the closed-form logits"
 
 @dataclass(frozen=True)
 class ClosedFormOptions:
-    """Constants of the closed-form head (`closed_form.py`) for one number of shots; UserError for invalid ones."""
+    """Constants of the closed-form head (`head/closed_form.py`) for one number of shots; UserError for invalid ones."""
 
     kappa: float = _option(4.0, f"{CLOSED}.KAPPA", OF_KAPPA, filled=True, above=0)
     rho: float = _option(0.3, f"{CLOSED}.RHO", OF_RHO, above=0)

@@ -13,9 +13,9 @@ In each round:
        n_c = sum_i q_ic,   N_c = S_c + n_c + kappa
        u_c = (S_c m_c + sum_i q_ic f_i + kappa p_c) / N_c
 
-   The text prior `p_c` of a class mean is the one of `closed_form.py`, fitted to the labelled images alone. A prior
-   fitted to soft means would move images to neighbouring classes. Without labelled images the prior is fitted to the
-   soft means, each shrunk towards the mean of all by `n_c / (n_c + kappa)`.
+   The text prior `p_c` of a class mean is the one of `head/closed_form.py`, fitted to the labelled images alone. A
+   prior fitted to soft means would move images to neighbouring classes. Without labelled images the prior is fitted to
+   the soft means, each shrunk towards the mean of all by `n_c / (n_c + kappa)`.
 2. Discriminants (visual -> unlabelled), with the within-class covariance of all images:
 
        Sigma = [sum_k (F_k - u_yk)(..)^T + sum_ic q_ic (f_i - u_c)(..)^T] / (N + M),   r = rho d / (N + M)
@@ -59,7 +59,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .cache import FoldedClassifier
-from .closed_form import SMALLEST, TextPrior, whitening_of
+from .head.closed_form import SMALLEST, TextPrior, whitening_of
 
 ROUNDS = 4
 KAPPA = 2.0  # weight of the text prior of a class mean, in images

@@ -22,7 +22,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ..method.cache import FoldedClassifier
-from ..method.closed_form import NewClassMessages
+from ..method.head.closed_form import NewClassMessages
 from ..method.model import TransferableAdapter
 from ..method.options import ModelOptions
 from ..method.unlabelled import ClassSums

@@ -20,11 +20,11 @@ from ..datasets.shots import SHOTS_PER_CLASS
 from ..features.backbones.schema import BackboneConfig
 from ..features.options import NO_PROMPTS
 from ..method.cache import QUERY_BATCH, FoldedClassifier
+from ..method.head.trust import TRUSTED, TextTrust, replace_text
 from ..method.model import TransferableAdapter
 from ..method.training.confidence import Calibration, KnownScores, known_score
 from ..method.training.memory import refuse_beyond_memory
 from ..method.training.prediction_sets import SetScores
-from ..method.trust import TRUSTED, TextTrust, replace_text
 from ..method.unlabelled import ClassSums, UnlabelledAdaptation, adapt_to_unlabelled
 from ..utils.errors import UserError
 from ..utils.option import NODE, describe_shots, images_per_class
@@ -105,7 +105,7 @@ class TrainedOn(StrictModel):
 
 
 class TextTrustRecord(StrictModel):
-    """Trust in the text of the classes (`method/trust.py`): `w_c` by class, the scale `a` and the share `pi`."""
+    """Trust in the text of the classes (`method/head/trust.py`): `w_c` by class, the scale `a` and the share `pi`."""
 
     weights: tuple[Annotated[float, Field(ge=0, le=1)], ...]
     scale: Annotated[float, Field(ge=0, le=1)]
@@ -384,7 +384,7 @@ class SavedModel(TrainedModel):
             raise UserError(f"{action} needs a model with one label per image, and this one has several")
 
     def text_of_classes(self) -> Tensor:
-        """Text of the classes after `method/trust.py`, shape `[K, d]`; without an estimate, `known_text`."""
+        """Text of the classes after `method/head/trust.py`, shape `[K, d]`; without an estimate, `known_text`."""
         if self.text_trust is None or self.labelled is None:
             return self.known_text
         counts = self.labelled.counts.unsqueeze(1)

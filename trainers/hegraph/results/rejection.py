@@ -4,8 +4,8 @@ A class of a bank is known if the model has a class of that name, so half of the
 DATASET.SUBSAMPLE_CLASSES base. Besides the scores of `method/training/confidence.py`, there are
 
 - "distance": `-min_c |A^-1/2 (f - u_c)| / s`, the distance to the nearest class node in the whitened space of the
-  closed-form head (`method/closed_form.py`); "angle": the cosine with the nearest class node in that space, relative to
-  the mean;
+  closed-form head (`method/head/closed_form.py`); "angle": the cosine with the nearest class node in that space,
+  relative to the mean;
 - "own text": the cosine `f . t_c` with the positive text node of the predicted class; "margin": `f . t_c - f . n_c`,
   with its negative text node; "margin, shuffled": with the negative text node of another class.
 

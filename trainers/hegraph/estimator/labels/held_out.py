@@ -22,10 +22,10 @@ from torch import Tensor
 
 from ...datasets.groups import NOT_HELD_OUT, balanced_folds, folds_in_order, shared_groups_only
 from ...features.bank import mean_count
-from ...method.class_offsets import class_offsets
-from ...method.closed_form import ClosedForm
+from ...method.head.class_offsets import class_offsets
+from ...method.head.closed_form import ClosedForm
+from ...method.head.trust import trust_text
 from ...method.options import HEAD_SCALE, TrainingFreeOptions
-from ...method.trust import trust_text
 from .leave_one_group_out import leave_one_group_out
 from .leave_one_out import default_options
 

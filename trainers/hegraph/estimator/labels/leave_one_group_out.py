@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...method.class_offsets import INVERSE_TEMPERATURES, OFFSET_PRIOR, OFFSET_STEPS, nll_at_temperatures, smallest
+from ...method.head.class_offsets import INVERSE_TEMPERATURES, OFFSET_PRIOR, OFFSET_STEPS, nll_at_temperatures, smallest
 from ...method.options import TrainingFreeOptions
 from .leave_one_out import default_options, leave_one_out, left_out_logits, logits_without_groups
 from .left_out_groups import check_groups, images_of_groups, left_out_group_messages

@@ -1,7 +1,7 @@
 """Leave-one-out of the training-free variant: classify each labelled image by a model fitted to all other images.
 
-With fixed text, the logits are exact (`left_out_messages.py`). With trust in text (`method/trust.py`), the text of the
-image's own class is replaced again without the image, at its own trust:
+With fixed text, the logits are exact (`left_out_messages.py`). With trust in text (`method/head/trust.py`), the text
+of the image's own class is replaced again without the image, at its own trust:
 
     e_y^(-i) = (S e_y - g_i) / (S - 1),   w_y^(-i) = pi exp e_y^(-i) / (pi exp e_y^(-i) + 1 - pi)
     t~_y^(-i) = w_y^(-i) t_y + (1 - w_y^(-i)) R(m_y^(-i)),   m_y^(-i) = (S m_y - F_i) / (S - 1)
@@ -25,10 +25,10 @@ import torch
 from torch import Tensor
 
 from ...features.bank import mean_count
-from ...method.class_offsets import left_out_offsets
-from ...method.closed_form import TextPrior, adapted_kappa
+from ...method.head.class_offsets import left_out_offsets
+from ...method.head.closed_form import TextPrior, adapted_kappa
+from ...method.head.trust import left_out_similarities, left_out_text, trust_text
 from ...method.options import HEAD_SCALE, TrainingFreeOptions
-from ...method.trust import left_out_similarities, left_out_text, trust_text
 from ...utils.option import options_of
 from .left_out_messages import left_out_messages
 

@@ -53,7 +53,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ...method.closed_form import SMALLEST
+from ...method.head.closed_form import SMALLEST
 from ...method.options import TrainingFreeOptions
 from ...utils.errors import UserError
 from .left_out_messages import Classes, Messages, interpolation

@@ -1,8 +1,8 @@
 """Exact leave-one-out of the closed-form head: its logits for each labelled image, without that image.
 
-`method/closed_form.py` is linear in the class means, except for one number, the slope `a`, and one choice, the ridge
-regression `L`. If both are fixed, leaving out one image is a change of low rank. Let the image have feature `f` and
-class `y` of `S` images. Further,
+`method/head/closed_form.py` is linear in the class means, except for one number, the slope `a`, and one choice, the
+ridge regression `L`. If both are fixed, leaving out one image is a change of low rank. Let the image have feature `f`
+and class `y` of `S` images. Further,
 
     q = f - u_y            deviation of the image from its visual node
     r = m_y - u_y          residual of its class: class mean minus visual node
@@ -66,8 +66,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...method.closed_form import BLOCK, CONSTANT, RIDGES, SMALLEST, kernel_eigenvectors, kernel_inverse
 from ...method.graph import sum_by_class
+from ...method.head.closed_form import BLOCK, CONSTANT, RIDGES, SMALLEST, kernel_eigenvectors, kernel_inverse
 from ...method.options import TrainingFreeOptions
 
 SLOPE_ERROR = 1e-6  # approximate error of the interpolation between slopes

@@ -22,7 +22,7 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from ...method.closed_form import SMALLEST, whitening_of
+from ...method.head.closed_form import SMALLEST, whitening_of
 from ...method.unlabelled import ClassSums, adapt_to_unlabelled, second_moment
 from ...models.saved import SavedModel
 

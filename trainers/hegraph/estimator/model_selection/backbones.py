@@ -30,7 +30,7 @@ from ...features.backbones.loading import load_backbone, local_weights
 from ...features.bank import count_labels
 from ...features.extract import encode_prompts
 from ...features.options import NO_PROMPTS, EncodingOptions
-from ...method.multilabel import MultiLabelHead
+from ...method.head.multilabel import MultiLabelHead
 from ...results.intervals import (
     Difference,
     Ranking,

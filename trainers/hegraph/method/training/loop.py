@@ -29,7 +29,7 @@ from ...utils.errors import OTHER_RUN, UserError
 from ...utils.files import atomic_path, hash_content, write_tensors
 from ...utils.reading import Count, NotNegative, StrictModel, read_torch, reading
 from ..cache import QUERY_BATCH, Logits, adapter_loss, text_logits
-from ..class_offsets import INVERSE_TEMPERATURES, nll_at_temperatures
+from ..head.class_offsets import INVERSE_TEMPERATURES, nll_at_temperatures
 from ..model import HeGraphModel
 from .batches import Batch, TrainingData, epoch_generator
 from .options import TrainingOptions

@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 import torch
 
 from ...utils.errors import UserError
-from ..closed_form import CHUNK_ROWS
+from ..head.closed_form import CHUNK_ROWS
 from .batches import products_bytes
 
 logger = logging.getLogger(__name__)

@@ -43,8 +43,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..graph import sum_by_class
 from .closed_form import TextPrior, class_sums, in_double, kernel_eigenvectors, kernel_inverse
-from .graph import sum_by_class
 
 SCALES = (0.0, 0.01, 0.03, 0.06, 0.09, 0.125, 0.18, 0.25, 0.35, 0.5, 0.7, 1.0)  # candidates of `a`
 SCALE_DEVIATION = 0.5  # `s`: standard deviation of the prior of `a`

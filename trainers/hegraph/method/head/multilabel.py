@@ -42,8 +42,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..utils.errors import UserError
-from .cache import FoldedClassifier
+from ...utils.errors import UserError
+from ..cache import FoldedClassifier
 from .closed_form import CHUNK_ROWS, RIDGES, SMALLEST
 
 logger = logging.getLogger(__name__)
