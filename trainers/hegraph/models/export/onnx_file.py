@@ -1,7 +1,7 @@
 """Export of a model to ONNX: trace, add metadata, compare with torch, and write the file if the logits agree.
 
 torch's TorchScript exporter (`dynamo=False`) traces the graph. It exports all models of this package with torch 2.4 to
-2.13. The newer exporter ignores names, opset and dynamic axes in torch 2.4, is slower, and needs onnxscript.
+2.15. The newer exporter ignores names, opset and dynamic axes in torch 2.4, is slower, and needs onnxscript.
 
 Shapes: B images, K classes, N cached images, d feature width, H x W the input resolution of the backbone.
 """
@@ -120,20 +120,20 @@ def trace(head: Head, inputs: Tensor, name: str) -> ModelProto:
 def exporting() -> Iterator[None]:
     """Context without fused attention, which ONNX lacks, and without the exporter's messages for developers.
 
-    The exporter of torch 2.13 prints the whole graph to standard output if it fails.
+    The exporter enables its log at each call, and prints the whole graph to standard output if it fails.
     """
     fused = torch.backends.mha.get_fastpath_enabled()
-    print_graph = getattr(torch._C, "_jit_onnx_log", None)  # a private function, which a later torch may lack
+    enable_log = getattr(torch._C, "_jit_set_onnx_log_enabled", None)  # private; a later torch may lack it
     torch.backends.mha.set_fastpath_enabled(False)
-    if print_graph is not None:
-        torch._C._jit_onnx_log = lambda *_: None
+    if enable_log is not None:
+        torch._C._jit_set_onnx_log_enabled = lambda enabled: None
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        if print_graph is not None:
-            torch._C._jit_onnx_log = print_graph
+        if enable_log is not None:
+            torch._C._jit_set_onnx_log_enabled = enable_log
         torch.backends.mha.set_fastpath_enabled(fused)
 
 
