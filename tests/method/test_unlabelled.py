@@ -129,6 +129,14 @@ def test_copies_of_an_image_count_once():
     assert torch.equal(copied.logits, once.logits[copies])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_distinct_rows_are_sorted_by_value(dtype):
+    rows = torch.tensor([[0.5, -1], [-0.5, 2], [-2, 0], [0.5, -3], [-0.5, 2], [0, 1e-30], [3, 0]], dtype=dtype)
+    found, places = unlabelled.distinct(rows)
+    assert list(map(tuple, found.tolist())) == sorted(set(map(tuple, rows.tolist())))
+    assert torch.equal(found[places], rows)
+
+
 # Class prior
 
 
@@ -181,6 +189,16 @@ def test_confident_predictions_of_few_classes_are_imbalanced(sure):
     """Classes without predicted images are resampled from all images."""
     assert unlabelled.relative_balance((sure * torch.eye(10)[FEW]).softmax(dim=1)) == -1
     assert unlabelled.relative_balance((sure * torch.eye(10)[EQUAL]).softmax(dim=1)) == pytest.approx(1, abs=0.1)
+
+
+def test_rounding_keeps_the_class_prior():
+    """Encoders round by the number of images in a call; the resamples then draw the same images."""
+    images = clouds(EQUAL[:40], spread=0.15)[2]
+    rounded = torch.nextafter(images, torch.randn(images.shape))
+    exact, near = (adapt_clouds(rows) for rows in (images, rounded))
+    assert -1 < exact.class_prior.relative_balance < 1.5
+    assert near.class_prior.relative_balance == pytest.approx(exact.class_prior.relative_balance, abs=1e-5)
+    assert_close(near.logits, exact.logits, atol=1e-3, rtol=0)
 
 
 def test_class_balance_by_hand():

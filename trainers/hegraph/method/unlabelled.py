@@ -287,12 +287,22 @@ def _discount(labelled: ClassSums, prior: Tensor | None) -> tuple[Tensor, Tensor
 
 
 def distinct(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Distinct rows of features `[M, d]`, sorted, and the index of each row among them, `[M]`."""
-    rows = np.ascontiguousarray(features.cpu().numpy())
-    as_bytes = rows.view(np.dtype((np.void, rows.dtype.itemsize * rows.shape[1])))[:, 0]
-    _, *indices = np.unique(as_bytes, return_index=True, return_inverse=True)
+    """Distinct rows of features `[M, d]`, sorted by value, and the index of each row among them, `[M]`.
+
+    `relative_balance` resamples images by their places. Rounding hardly changes the order of values.
+    """
+    _, *indices = np.unique(_sort_keys(features.cpu().numpy()), return_index=True, return_inverse=True)
     first, inverse = (torch.from_numpy(index.reshape(-1)).to(features.device) for index in indices)
     return features[first], inverse
+
+
+def _sort_keys(rows: np.ndarray) -> np.ndarray:
+    """Bytes of each row of numbers `[M, d]` that compare as the row's values, the first column first, shape `[M]`."""
+    size = rows.dtype.itemsize
+    bits = np.ascontiguousarray(rows).view(f"i{size}")
+    # Unsigned integers in the order of the numbers: a negative number has its sign bit set, and its other bits descend
+    ascending = np.where(bits < 0, ~bits, bits ^ np.iinfo(bits.dtype).min)
+    return ascending.astype(f">i{size}").view(np.dtype((np.void, size * rows.shape[1])))[:, 0]
 
 
 def class_balance(proportions: Tensor) -> float:
