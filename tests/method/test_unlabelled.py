@@ -244,3 +244,18 @@ def test_odd_pools_do_not_lower_accuracy(images, labelled):
 def test_message_weight_by_hand(has_labels, balance, expected):
     """At six images per class the weight is half of 0.4; without labels times min(1, 2 balance)."""
     assert unlabelled.message_weight(60, 10, has_labels, balance) == pytest.approx(expected)
+
+
+def test_order_of_classes_changes_nothing():
+    generator = torch.Generator().manual_seed(2)
+    order = torch.tensor([3, 0, 4, 1, 2])
+    text = unit_features(5, WIDTH, seed=3)
+    labels = torch.arange(10) % 5
+    graph = Graph(unit_features(10, WIDTH, seed=4), labels, text)
+    moved = Graph(graph.keys, order.argsort()[labels], text[order])
+    images = F.normalize(text[torch.randint(5, (40,), generator=generator)] + unit_features(40, WIDTH, seed=5), dim=1)
+    expected = graph.adapt(FoldedClassifier(TAU * text), images, TAU, T)
+    adapted = moved.adapt(FoldedClassifier(TAU * text[order]), images, TAU, T)
+    assert 0 < expected.class_prior.offset_weight < 1
+    assert adapted.class_prior.relative_balance == pytest.approx(expected.class_prior.relative_balance, abs=1e-6)
+    assert_close(adapted.logits, expected.logits[:, order])

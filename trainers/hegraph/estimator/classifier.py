@@ -17,6 +17,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from ..features.backbones.identity import AUTO
 from ..features.bank import mean_over_views
+from ..models.class_order import class_labels, with_sorted_classes
 from ..models.folder import load_model, save_model
 from ..models.hub import local_folder, push_model
 from ..models.images import ImageModel
@@ -345,7 +346,7 @@ class HeGraphClassifier(PredictionMixin):
         backbone: str | None = None,
         pretrained: str = "auto",
     ) -> HeGraphClassifier:
-        """Classifier of a model in memory; the arguments are as in `from_pretrained`."""
+        """Classifier of a model in memory, whose classes it sorts by label; arguments as in `from_pretrained`."""
         if backbone is None and model.backbone.model:
             backbone = model.backbone.model
             pretrained = model.backbone.pretrained
@@ -359,8 +360,8 @@ class HeGraphClassifier(PredictionMixin):
             logit_scale=model.logit_scale,
             random_state=model.trained_on.seed,
         )
-        classifier.model_ = classifier._fitted = model
-        classifier.classes_ = np.array(model.classnames if model.labels is None else model.labels)
+        classifier.model_ = classifier._fitted = with_sorted_classes(model)
+        classifier.classes_ = class_labels(classifier.model_)
         classifier.n_features_in_ = model.classifier.width
         return classifier
 

@@ -202,7 +202,8 @@ def adapt_to_unlabelled(
     a = torch.cat(log_y)
     num_images, num_classes = a.shape
     has_labels = bool(labelled.counts.sum() > 0)
-    class_prior = ClassPrior.of(a.exp(), has_labels)
+    order = _order_of(classifier.weights).to(a.device)  # the random numbers do not depend on the order of the classes
+    class_prior = ClassPrior.of(a[:, order].exp_(), has_labels)
     strength = message_weight(num_images, num_classes, has_labels, class_prior.balance) * scale  # omega tau
     labelled_prior = _prior_from_labelled(labelled, text) if has_labels else None
     log_q = a.clone()
@@ -303,6 +304,11 @@ def _sort_keys(rows: np.ndarray) -> np.ndarray:
     # Unsigned integers in the order of the numbers: a negative number has its sign bit set, and its other bits descend
     ascending = np.where(bits < 0, ~bits, bits ^ np.iinfo(bits.dtype).min)
     return ascending.astype(f">i{size}").view(np.dtype((np.void, size * rows.shape[1])))[:, 0]
+
+
+def _order_of(rows: Tensor) -> Tensor:
+    """Positions that sort rows of numbers `[K, d]` by value, shape `[K]`."""
+    return torch.from_numpy(np.argsort(_sort_keys(rows.cpu().numpy()), kind="stable"))
 
 
 def class_balance(proportions: Tensor) -> float:
