@@ -13,9 +13,12 @@ import pickle
 import random
 import subprocess
 import sys
+import threading
+import time
 import types
 from collections import OrderedDict
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +26,7 @@ import pytest
 import yaml
 from dataset_files import make, write
 
-from trainers.hegraph.datasets import layouts
+from trainers.hegraph.datasets import layouts, splits
 from trainers.hegraph.datasets.base import Dataset
 from trainers.hegraph.datasets.digits import DOMAINS, HALVES
 from trainers.hegraph.datasets.loading import LOADERS, load_dataset, load_few_shot, read_stored
@@ -208,20 +211,47 @@ def test_random_split_is_written_with_a_warning(golden, new_root, caplog, disk_f
     assert message.endswith(f"not the published split: {CHECK} DescribableTextures --root {root}")
 
 
-def test_split_of_a_faster_process_is_used(tmp_path, monkeypatch):
+@pytest.mark.parametrize("round_number", range(4))
+def test_runs_that_start_together_get_one_split(tmp_path, monkeypatch, round_number):
+    """Locks are those of the operating system, which also separate threads."""
     make(tmp_path, *(f"food-101/images/{name}/{number}.jpg" for name in ("ant", "bee") for number in range(9)))
-    first, read = {}, Entry.read
+    read = Entry.read
 
     def read_slowly(entry: Entry, folder: Path, rng: random.Random) -> dict[str, list[Item]]:
-        monkeypatch.setattr(Entry, "read", read)
-        pools = entry.read(folder, rng)
-        first["task"] = load_few_shot("Food101", str(tmp_path), 2, seed=2)  # by another process
+        pools = read(entry, folder, rng)
+        time.sleep(0.02)  # so that the others start meanwhile
         return pools
 
     monkeypatch.setattr(Entry, "read", read_slowly)
-    dataset = load_few_shot("Food101", str(tmp_path), 2, seed=1)
-    assert dataset.test == first["task"].test
-    assert dataset.splits == load_few_shot("Food101", str(tmp_path), 2, seed=1).splits
+    seeds = [1, 2, 1, 3]
+    together = threading.Barrier(len(seeds))
+
+    def load(seed: int) -> Dataset:
+        together.wait()
+        return load_few_shot("Food101", str(tmp_path), 2, seed)
+
+    with ThreadPoolExecutor(len(seeds)) as threads:
+        tasks = list(threads.map(load, seeds))
+    assert all(task.test == tasks[0].test for task in tasks)
+    assert [task.splits for task in tasks] == [
+        load_few_shot("Food101", str(tmp_path), 2, seed).splits for seed in seeds
+    ]
+    left = {path.name for path in (tmp_path / "food-101").iterdir()}
+    assert left == {"images", "split_zhou_Food101.json", "split_zhou_Food101.json.drawn"}
+
+
+def test_split_is_written_after_its_record(tmp_path, monkeypatch):
+    """A process that finds the split draws the few-shot task of the process that wrote it."""
+    path = tmp_path / "split.json"
+    write_json = splits.write_json
+
+    def check(file: Path, value: object) -> None:
+        assert not path.exists()
+        write_json(file, value)
+
+    monkeypatch.setattr(splits, "write_json", check)
+    write_split(path, "", {"train": [], "val": [], "test": []}, 5, random.Random(5).getstate())
+    assert read_random_split(path).seed == 5
 
 
 def test_split_of_another_seed_keeps_the_generator(tmp_path):

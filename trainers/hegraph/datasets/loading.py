@@ -8,7 +8,7 @@ this seed sample the same few-shot task as the first.
 import logging
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
 from functools import partial
@@ -18,6 +18,7 @@ from typing import Any
 
 from ..utils.errors import UserError, first_line, unknown
 from ..utils.files import absolute
+from ..utils.locks import Locked, lock_replacement
 from ..utils.reading import validate
 from . import splits
 from .annotations import read_annotations
@@ -36,6 +37,8 @@ from .splits import SPLITS, Item, Pools, read_coop_pickle, read_random_split, re
 logger = logging.getLogger(__name__)
 
 OWN = "ImageFolder"  # DATASET.NAME of own images
+DRAWING_WAIT = 600.0  # seconds to wait for another process that lists the images of a data set to split them
+NOT_WRITTEN = "%s; each seed will have its own random split and test set"  # warning, after the reason
 NOT_OWN = "images.layout"  # code of the error for a folder without own images
 # Own images by the arguments of `load_own_images`, in a block of `listing_own_images_once`
 _listed: ContextVar[dict[tuple[str, str, bool, str], Dataset] | None] = ContextVar("_listed", default=None)
@@ -261,21 +264,51 @@ def _load_stored(entry: Entry, root: str, seed: int, rng: Random) -> Dataset:
 def read_stored(entry: Entry, folder: Path, seed: int, rng: Random, write: bool = True) -> tuple[Pools, list[str]]:
     """Read the full splits of a data set, and its class names in label order.
 
-    A missing split is generated from `rng`, which was seeded with `seed`, and written if `write`. If the split file was
-    generated with this seed, `rng` is set to the state that it had afterwards.
+    A missing split is generated from `rng`, which was seeded with `seed`, and written if `write`. One process at a time
+    does so, and the others read what it has written. If the split file was generated with this seed, `rng` is set to
+    the state that it had afterwards.
 
     Returns:
         Items by split, with paths relative to `folder`; and class names.
     """
     split_file = folder / entry.split_file  # the folder itself if the split is official
-    prefix = f"{entry.images}/" if entry.images else ""  # of paths, which the split file omits
-    exists = split_file.is_file()
-    seeded = rng.getstate()
-    if exists:
+    if split_file.is_file() or not (entry.split_file and write):
+        return _read_or_draw(entry, folder, seed, rng)
+    with _drawing(split_file) as may_write:
+        exists = split_file.is_file()  # another process was faster, perhaps with another seed
+        pools, names = _read_or_draw(entry, folder, seed, rng)
+        if may_write and not exists:
+            _write_drawn(entry, folder, pools, seed, rng)
+    return pools, names
+
+
+@contextmanager
+def _drawing(split_file: Path) -> Iterator[bool]:
+    """Hold the lock of a split file that is missing. The value is False, with a warning, if it cannot be written.
+
+    Raises:
+        Locked: If another process still holds the lock after `DRAWING_WAIT` seconds.
+    """
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(lock_replacement(split_file, DRAWING_WAIT))
+        except Locked:
+            raise
+        except UserError as error:
+            logger.warning(NOT_WRITTEN, error)
+            yield False
+        else:
+            yield True
+
+
+def _read_or_draw(entry: Entry, folder: Path, seed: int, rng: Random) -> tuple[Pools, list[str]]:
+    """Read the splits of a data set, or generate a missing one; arguments and results as for `read_stored`."""
+    split_file = folder / entry.split_file
+    if split_file.is_file():
         record = read_random_split(split_file)
         if record is not None and record.seed == seed:
             rng.setstate(record.state)
-        pools = read_split_file(split_file, prefix)
+        pools = read_split_file(split_file, _prefix(entry))
     else:
         try:
             pools = entry.read(folder, rng)
@@ -287,19 +320,25 @@ def read_stored(entry: Entry, folder: Path, seed: int, rng: Random, write: bool 
     needed = ("test",) if entry.train_on else SPLITS
     if empty := next((split for split in needed if split != "val" and not pools[split]), ""):
         raise UserError(f"there is no {empty} image")
-    names = class_names(*(pools[split] for split in needed))
-    if entry.split_file and not exists and write:
-        if split_file.is_file():  # another process was faster, perhaps with another seed
-            rng.setstate(seeded)
-            return read_stored(entry, folder, seed, rng)
-        try:
-            splits.write_split(split_file, prefix, pools, seed, rng.getstate())
-            hint = check_command(entry.name, str(folder.parent))
-            warning = "%s was missing: wrote a random split with seed %d, as CoOp does, not the published split: %s"
-            logger.warning(warning, split_file, seed, hint)
-        except UserError as error:
-            logger.warning("%s; each seed will have its own random split and test set", error)
-    return pools, names
+    return pools, class_names(*(pools[split] for split in needed))
+
+
+def _write_drawn(entry: Entry, folder: Path, pools: Pools, seed: int, rng: Random) -> None:
+    """Write a generated split, with a warning. If it cannot be written, the warning says so."""
+    split_file = folder / entry.split_file
+    try:
+        splits.write_split(split_file, _prefix(entry), pools, seed, rng.getstate())
+    except UserError as error:
+        logger.warning(NOT_WRITTEN, error)
+        return
+    hint = check_command(entry.name, str(folder.parent))
+    warning = "%s was missing: wrote a random split with seed %d, as CoOp does, not the published split: %s"
+    logger.warning(warning, split_file, seed, hint)
+
+
+def _prefix(entry: Entry) -> str:
+    """Beginning of the paths of a data set's images, which its split file omits."""
+    return f"{entry.images}/" if entry.images else ""
 
 
 def read_coop_sample(dataset: Dataset, shots: int, seed: int) -> Pools | None:

@@ -24,7 +24,7 @@ from typing import Annotated, Any, NamedTuple
 from pydantic import Field
 
 from ..utils.errors import UserError, unknown
-from ..utils.files import hash_file, write_json
+from ..utils.files import atomic_path, hash_file, write_json
 from ..utils.reading import Count, Finite, LenientModel, read_json, reading, validate
 from .groups import Group, sample_groups, shared_groups_only
 from .shots import SHOTS_PER_CLASS
@@ -251,12 +251,17 @@ def read_random_split(split_file: Path) -> RandomSplit | None:
 
 
 def write_split(split_file: Path, prefix: str, pools: Pools, seed: int, state: tuple) -> None:
-    """Write a generated split, with paths without `prefix`, then a record of how it was generated."""
+    """Write a generated split, with paths without `prefix`, and before it a record of how it was generated.
+
+    A process that finds the split thus finds the record as well.
+    """
     rows = {}
     for split in SPLITS:
         rows[split] = [[path.removeprefix(prefix), label, name] for path, label, name in pools[split]]
-    write_json(split_file, rows)
-    write_json(Path(f"{split_file}{RECORD_SUFFIX}"), {"seed": seed, "sha256": hash_file(split_file), "state": state})
+    record = Path(f"{split_file}{RECORD_SUFFIX}")
+    with atomic_path(split_file) as temporary:
+        write_json(temporary, rows)
+        write_json(record, {"seed": seed, "sha256": hash_file(temporary), "state": state})
 
 
 # --- CoOp's pickles
