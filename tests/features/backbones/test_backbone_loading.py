@@ -265,8 +265,10 @@ def test_bundles_are_identified_by_content(bundle, no_hub, monkeypatch):
     for name in ("hf-hub:org/birds", f"local-dir:{bundle}", f"local-dir:~/{bundle.name}"):
         assert backbone_identity(name, "auto", "fp32", "cpu") == of_files
         assert identity_of(load_backbone(name)) == of_files
-    (bundle / "tokenizer.json").write_text("{}")
-    with_tokenizer = {**of_files, "tokenizer.json": hash_file(bundle / "tokenizer.json")}
+    with_tokenizer = dict(of_files)
+    for name in ("tokenizer.json", "vocab.txt", "special_tokens_map.json"):
+        (bundle / name).write_text("{}")
+        with_tokenizer[name] = hash_file(bundle / name)
     assert backbone_identity(f"local-dir:{bundle}", "", "fp32", "cpu") == with_tokenizer
 
 

@@ -113,6 +113,6 @@ def test_images_equal_those_of_timm(name, photos):
     with torch.device("meta"):
         config = resolve_model_data_config(timm.create_model(name))
     theirs = create_transform(**config, is_training=False)
-    ours = Preprocess(timm_models.transform_steps(config))
+    ours = Preprocess(timm_models.transform_steps(config, "model"))
     for path in photos:
         assert levels(ours(path) - theirs(upright_rgb(path)), config["std"]).max() <= 1

@@ -188,6 +188,22 @@ def test_plain_values_alone_reach_timm_from_a_file(tmp_path):
         load_backbone(f"timm:{folder}")
 
 
+@pytest.mark.parametrize(
+    "key, value, message",
+    [
+        ("interpolation", "bicubik", "unknown interpolation of .* 'bicubik'; did you mean 'bicubic'"),
+        ("std", [0.5, 0.5], "expected a number, or one for each of three colours"),
+    ],
+)
+def test_preprocessing_of_a_file_is_checked(key, value, message, tmp_path):
+    folder = write_timm_model(tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    config["pretrained_cfg"][key] = value
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=message):
+        load_backbone(f"timm:{folder}")
+
+
 @pytest.mark.parametrize("size", ["big", [3, 0, 32], [32, 32], None])
 def test_input_size_of_a_file_is_checked(size, tmp_path):
     folder = write_timm_model(tmp_path / "vit")

@@ -121,12 +121,23 @@ def change(folder: Path, name: str, **values: object) -> None:
         ("preprocessor_config.json", {"image_processor_type": "BeitImageProcessor"}, "has the image processor Beit"),
         ("preprocessor_config.json", {"size": {"shortest_edge": 32, "longest_edge": 40}}, "resizes to"),
         ("preprocessor_config.json", {"do_rescale": False}, "does not rescale bytes by 1/255"),
+        ("preprocessor_config.json", {"do_pad": True, "pad_size": {"height": 40, "width": 40}}, "pads images to"),
+        ("preprocessor_config.json", {"resample": 17}, r"expected one of 0 \(nearest\), .*, got 17"),
+        ("preprocessor_config.json", {"image_mean": [0.5]}, "expected a number, or one for each of three colours"),
+        ("config.json", {"transformers_weights": "more.safetensors"}, "names its weights more.safetensors; rename"),
     ],
 )
 def test_other_models_and_processors_are_refused(name, values, message, tmp_path):
     folder = write_transformers_model(tmp_path / "model", "clip")
     change(folder, name, **values)
     with pytest.raises(UserError, match=message):
+        load_backbone(f"transformers:{folder}")
+
+
+def test_adapter_is_refused(tmp_path):
+    folder = write_transformers_model(tmp_path / "model", "dinov2")
+    (folder / "adapter_config.json").write_text("{}")
+    with pytest.raises(UserError, match="has adapter_config.json: merge the adapter into the weights"):
         load_backbone(f"transformers:{folder}")
 
 
@@ -181,5 +192,26 @@ def test_identity_changes_with_each_file(tmp_path):
     before = backbone_identity(name, "", "fp32", "cpu")
     assert load_backbone(name).fingerprint.items() >= before.items()
     change(folder, "tokenizer_config.json", more=1)
+    change(folder, "preprocessor_config.json", image_mean=[0.5, 0.5, 0.5])
     after = backbone_identity(name, "", "fp32", "cpu")
-    assert [key for key in before if before[key] != after[key]] == ["tokenizer_config.json"]
+    changed = [key for key in before if before[key] != after[key]]
+    assert sorted(changed) == ["preprocessor_config.json", "tokenizer_config.json"]
+    assert {path.name for path in folder.iterdir()} == {"config.json", "model.safetensors", *before} - {
+        "model", "weights"
+    }  # fmt: skip
+
+
+def test_siglip_lower_cases_sentences_for_a_tokenizer_that_keeps_capitals(tmp_path):
+    """The files of SigLIP 2 name the tokenizer of Gemma."""
+    folder = write_transformers_model(tmp_path / "model", "siglip")
+    change(folder, "tokenizer.json", normalizer=None)
+    backbone = load_backbone(f"transformers:{folder}")
+    assert torch.equal(backbone.tokenizer(["A Photo of THE Dog"]), backbone.tokenizer(["a photo of the dog"]))
+    assert backbone.tokenizer(["dog"])[0, 1] != backbone.tokenizer(["cat"])[0, 1]
+
+
+def test_one_number_stands_for_three_colours(tmp_path):
+    folder = write_transformers_model(tmp_path / "model", "clip")
+    change(folder, "preprocessor_config.json", image_mean=0.5, image_std=0.25)
+    backbone = load_backbone(f"transformers:{folder}")
+    assert (backbone.mean, backbone.std) == ((0.5,) * 3, (0.25,) * 3)

@@ -19,20 +19,20 @@ PREFIXES = (HUB, FOLDER, TIMM, TRANSFORMERS)
 CONFIG_NAME = "open_clip_config.json"
 WEIGHTS_NAMES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 WEIGHTS_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
-TOKENIZER_NAMES = ("tokenizer.json", "tokenizer_config.json", "spiece.model")
 
 JSON_CONFIG_NAME = "config.json"  # of timm and transformers
 TIMM_WEIGHTS_NAMES = ("model.safetensors", "pytorch_model.bin")
 
 SAFETENSORS, SHARDS = "model.safetensors", "model.safetensors.index.json"
 PROCESSOR_NAMES = ("preprocessor_config.json", "processor_config.json")
+ADAPTER = "adapter_config.json"  # of the package peft
 VOCABULARY_NAMES = (  # the tokenizers of transformers read one of them
     "tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model",
 )  # fmt: skip
 MORE_TOKENIZER_NAMES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt")
+TOKENIZER_NAMES = VOCABULARY_NAMES + MORE_TOKENIZER_NAMES
 TRANSFORMERS_NAMES = (
-    JSON_CONFIG_NAME, SAFETENSORS, SHARDS, "model-*-of-*.safetensors", *PROCESSOR_NAMES, *VOCABULARY_NAMES,
-    *MORE_TOKENIZER_NAMES,
+    JSON_CONFIG_NAME, SAFETENSORS, SHARDS, "model-*-of-*.safetensors", *PROCESSOR_NAMES, *TOKENIZER_NAMES,
 )  # fmt: skip
 
 # Remedies in messages. A command sets the backbone by keys or by flags
@@ -48,7 +48,7 @@ class Bundle(NamedTuple):
         title: Name of the repository or folder, for records.
         config: Configuration file.
         weights: Weights file, or the index of several ones.
-        others: Tokenizer files; and the weights files of an index.
+        others: All other files on which features depend: tokenizer, image processor, and the weights files of an index.
     """
 
     title: str
@@ -184,7 +184,9 @@ def _transformers_bundle(name: str) -> Bundle:
         raise UserError(f"{name} has no {SAFETENSORS}, and {safe}; save it again with transformers")
     if not _files(folder, (JSON_CONFIG_NAME,)) or not _files(folder, PROCESSOR_NAMES):
         raise UserError(f"{name} must have {needed}, as transformers writes them")
-    others = _files(folder, VOCABULARY_NAMES + MORE_TOKENIZER_NAMES)
+    if (folder / ADAPTER).exists():  # transformers would load it only where the package peft is installed
+        raise UserError(f"{name} has {ADAPTER}: merge the adapter into the weights, and remove its files")
+    others = _files(folder, PROCESSOR_NAMES + TOKENIZER_NAMES)
     if weights[0].name == SHARDS:
         others += _shards(weights[0])
     return Bundle(f"transformers/{place}", folder / JSON_CONFIG_NAME, weights[0], others)

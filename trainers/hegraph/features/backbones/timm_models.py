@@ -23,13 +23,16 @@ from ...utils.reading import read_json
 from . import bundles, hub, identity
 from .base import DTYPES, Backbone, check_encodes
 from .random_weights import WithoutRandomWeights
-from .transforms import Preprocess
+from .transforms import Preprocess, channels
 from .weights_files import describe_failure, read_weights
 
 logger = logging.getLogger(__name__)
 
 # Last part of the names of weights that depend on the size of images, and that timm resizes to the size of a model
 POSITIONS = ("pos_embed", "relative_position_bias_table")
+
+
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")  # of timm's test transform
 
 
 class Source(NamedTuple):
@@ -71,15 +74,15 @@ def load(name: str, pretrained: str, device: str, precision: str) -> Backbone:
     network, resized = build(source)
     config = resolve_model_data_config(network)
     network = network.to(device, DTYPES.get(precision)).eval().requires_grad_(False)
-    steps = transform_steps(config)
+    steps = transform_steps(config, source.title)
     fingerprint["preprocess"] = identity.describe_transform(T.Compose(steps))
     backbone = Backbone(
         name=source.title,
         model=TimmEncoder(network),
         tokenizer=None,
         preprocess=Preprocess(steps),
-        mean=tuple(config["mean"]),
-        std=tuple(config["std"]),
+        mean=tuple(steps[-1].mean),
+        std=tuple(steps[-1].std),
         input_size=tuple(config["input_size"][1:]),
         fingerprint=fingerprint,
         precision=precision,
@@ -90,10 +93,18 @@ def load(name: str, pretrained: str, device: str, precision: str) -> Backbone:
     return backbone
 
 
-def transform_steps(config: Mapping[str, Any]) -> list[Any]:
-    """Steps of timm's test transform for a data configuration of `resolve_model_data_config`."""
-    steps = list(create_transform(**config, is_training=False).transforms)
-    steps[-1] = T.Normalize(config["mean"], config["std"])  # timm's has tensors, whose text depends on torch's settings
+def transform_steps(config: Mapping[str, Any], name: str) -> list[Any]:
+    """Steps of timm's test transform for a data configuration of `resolve_model_data_config`.
+
+    Raises:
+        UserError: If the interpolation, the mean or the deviation is not valid.
+    """
+    if config["interpolation"] not in INTERPOLATIONS:
+        raise unknown(f"interpolation of {name}:", str(config["interpolation"]), INTERPOLATIONS)
+    mean = channels(config["mean"], f"mean of {name}")
+    std = channels(config["std"], f"std of {name}")
+    steps = list(create_transform(**{**config, "mean": mean, "std": std}, is_training=False).transforms)
+    steps[-1] = T.Normalize(mean, std)  # timm's has tensors, whose text depends on torch's settings
     return steps
 
 

@@ -12,11 +12,13 @@ class ModelClass(NamedTuple):
             to the longest one, and masks the padding; "" for a model without text.
         pooled: Whether the class returns the features of the image as `pooler_output`; otherwise they are its first
             token.
+        lower_case: Whether sentences are lower-cased before any tokenizer, as in the training of the model.
     """
 
     name: str
     padding: str = ""
     pooled: bool = True
+    lower_case: bool = False
 
     @property
     def has_text(self) -> bool:
@@ -26,7 +28,8 @@ class ModelClass(NamedTuple):
 
 CLASSES = {  # by `model_type` in config.json
     "clip": ModelClass("CLIPModel", "max_length"),
-    "siglip": ModelClass("SiglipModel", "max_length"),  # also SigLIP 2 of a fixed resolution
+    # Also SigLIP 2 of a fixed resolution, whose files name the tokenizer of Gemma, which keeps capitals
+    "siglip": ModelClass("SiglipModel", "max_length", lower_case=True),
     "metaclip_2": ModelClass("MetaClip2Model", "max_length"),
     "chinese_clip": ModelClass("ChineseCLIPModel", "longest"),
     "altclip": ModelClass("AltCLIPModel", "longest"),

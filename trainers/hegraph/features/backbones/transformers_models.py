@@ -23,7 +23,7 @@ from ...utils.reading import read_json
 from . import bundles, identity
 from .base import DTYPES, Backbone, Tokenizer, check_encodes
 from .transformers_classes import CLASSES, ModelClass
-from .transforms import FloorCenterCrop, Preprocess
+from .transforms import FloorCenterCrop, Preprocess, channels
 
 logger = logging.getLogger(__name__)
 
@@ -110,7 +110,7 @@ def class_of(config: Any, name: str) -> ModelClass:
     """Class of a model, from its configuration.
 
     Raises:
-        UserError: If the class is not one of `CLASSES`, or the weights are quantised.
+        UserError: If the class is not one of `CLASSES`, or the weights are quantised or in a file of another name.
     """
     kind = config.get("model_type") if isinstance(config, dict) else None
     if kind not in CLASSES:
@@ -119,6 +119,9 @@ def class_of(config: Any, name: str) -> ModelClass:
         raise UserError(f"{name} has the model_type {kind!r}{fixed}; expected one of {listed}")
     if config.get("quantization_config"):
         raise UserError(f"{name} has quantised weights; expected weights in float32, bfloat16 or float16")
+    if config.get("transformers_weights"):  # transformers would read them, and the identity is that of others
+        file = config["transformers_weights"]
+        raise UserError(f"{name} names its weights {file}; rename the file to {bundles.SAFETENSORS} and remove the key")
     return CLASSES[kind]
 
 
@@ -201,7 +204,7 @@ def transform_steps(processor: Any, name: str) -> tuple[list[Any], tuple[int, in
     if processor.do_resize:
         sides = dict(processor.size)
         edges = {key for key, value in sides.items() if value is not None}
-        mode = T.InterpolationMode[Image.Resampling(processor.resample).name]
+        mode = interpolation_of(processor, name)
         if edges == {"height", "width"}:
             size = (sides["height"], sides["width"])
             steps.append(T.Resize(size, mode))
@@ -216,8 +219,22 @@ def transform_steps(processor: Any, name: str) -> tuple[list[Any], tuple[int, in
         raise UserError(f"the image processor of {name} gives images of different sizes; expected one size")
     if not processor.do_rescale or abs(processor.rescale_factor - RESCALING) > 1e-6:
         raise UserError(f"the image processor of {name} does not rescale bytes by 1/255, which is expected")
-    mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else ([0.0] * 3, [1.0] * 3)
-    return [*steps, T.ToTensor(), T.Normalize(tuple(mean), tuple(std))], size
+    padded = getattr(processor, "pad_size", None) if getattr(processor, "do_pad", False) else None
+    if padded and (padded["height"], padded["width"]) != size:
+        raise UserError(f"the image processor of {name} pads images to {dict(padded)}, which is not supported")
+    mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else (0.0, 1.0)
+    mean = tuple(channels(mean, f"image_mean of {name}"))
+    std = tuple(channels(std, f"image_std of {name}"))
+    return [*steps, T.ToTensor(), T.Normalize(mean, std)], size
+
+
+def interpolation_of(processor: Any, name: str) -> T.InterpolationMode:
+    """Interpolation of an image processor; UserError if it is unknown."""
+    try:
+        return T.InterpolationMode[Image.Resampling(processor.resample).name]
+    except ValueError as error:
+        listed = ", ".join(f"{mode.value} ({mode.name.lower()})" for mode in Image.Resampling)
+        raise UserError(f"resample of {name}: expected one of {listed}, got {processor.resample!r}") from error
 
 
 # --- text
@@ -229,18 +246,21 @@ class SentenceTokenizer:
     Args:
         tokenizer: Tokenizer of transformers.
         length: Context length; longer sentences are cut.
-        padding: As in `ModelClass`.
+        model_class: Class of the model, for the padding and the case of letters.
     """
 
-    def __init__(self, tokenizer: Any, length: int, padding: str) -> None:
+    def __init__(self, tokenizer: Any, length: int, model_class: ModelClass) -> None:
         self.tokenizer = tokenizer
         self.length = length
-        self.padding = padding
+        self.model_class = model_class
 
     def __call__(self, sentences: Sequence[str]) -> Tensor:
         """Tokens `[S, length]`; the length of the longest sentence with padding "longest"."""
+        if self.model_class.lower_case:
+            sentences = [sentence.lower() for sentence in sentences]
+        padding = self.model_class.padding
         encoded = self.tokenizer(
-            list(sentences), padding=self.padding, truncation=True, max_length=self.length, return_tensors="pt"
+            list(sentences), padding=padding, truncation=True, max_length=self.length, return_tensors="pt"
         )
         return encoded["input_ids"]
 
@@ -261,12 +281,12 @@ def read_tokenizer(folder: Path, config: Any, model_class: ModelClass, name: str
         raise UserError(f"cannot read the tokenizer of {name}: {first_line(error)}") from error
     positions = config.text_config.max_position_embeddings
     if model_class.padding == "max_length":
-        return SentenceTokenizer(tokenizer, positions, model_class.padding), None
+        return SentenceTokenizer(tokenizer, positions, model_class), None
     padding = tokenizer.pad_token_id
     if model_class is CLASSES["altclip"]:
         positions -= padding + 1  # XLM-RoBERTa's positions begin after the number of the padding
     length = min(tokenizer.model_max_length, positions)
-    return SentenceTokenizer(tokenizer, length, model_class.padding), padding
+    return SentenceTokenizer(tokenizer, length, model_class), padding
 
 
 # --- files

@@ -127,6 +127,18 @@ class Crop:
         return min(self.height / self.size[0], self.width / self.size[1])
 
 
+def channels(values: Any, what: str) -> Sequence[float]:
+    """Values of the three colours, as a configuration has them: a list of three numbers, or one number for all.
+
+    Raises:
+        UserError: If `values` are something else; `what` is the start of the message.
+    """
+    listed = values if isinstance(values, Sequence) else (values,) * 3
+    if len(listed) != 3 or not all(isinstance(value, (int, float)) for value in listed):
+        raise UserError(f"{what}: expected a number, or one for each of three colours, got {shown(values)}")
+    return listed
+
+
 class FloorCenterCrop(T.CenterCrop):
     """Center crop as in transformers: if an odd number of pixels is cut, the larger part is on the right or bottom.
 
