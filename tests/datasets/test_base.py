@@ -14,7 +14,7 @@ from PIL import Image, ImageFilter
 from sklearn.datasets import load_digits
 
 from trainers.hegraph import UserError, load_dataset
-from trainers.hegraph.datasets.base import Dataset, abbreviate, check_classes, class_names, find_copies
+from trainers.hegraph.datasets.base import Dataset, abbreviate, check_classes, class_names
 from trainers.hegraph.datasets.images import (
     IMAGE_SUFFIXES,
     MAX_RATIO,
@@ -96,14 +96,6 @@ def test_out_of_memory_is_no_unreadable_image(dataset):
 
     with pytest.raises(MemoryError):
         replace(dataset, open=open_image).read("train/0.jpg")
-
-
-def test_find_copies_compares_every_byte(tmp_path):
-    for name, content in {"a": b"xa", "b": b"xb", "c": b"x", "d": b"ya", "e": b"", "twin": b"xa"}.items():
-        (tmp_path / name).write_bytes(content)
-    other_files = [tmp_path / name for name in "bcd"]
-    assert find_copies([tmp_path / "a", tmp_path / "e"], other_files) == []
-    assert find_copies([tmp_path / "a", tmp_path / "e"], [*other_files, tmp_path / "twin"]) == [tmp_path / "a"]
 
 
 ANT, BEE, COW = Item("1", 0, "ant"), Item("2", 1, "bee"), Item("3", 2, "cow")

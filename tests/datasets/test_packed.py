@@ -86,7 +86,7 @@ def test_shard_names_define_splits(tmp_path, names, expected):
 def test_copies_inside_shards_are_found(shards):
     write_tar(shards / "val.tar", {**samples(7, "red"), "0.png": picture(*COLOURS["blue"]), "0.cls": b"blue"})
     dataset = load(shards)
-    assert dataset.copies_in_test() == {"val": ["val.tar/0.png"]}
+    assert dataset.copies() == [("val", "test", ["val.tar/0.png"])]
     with pytest.raises(UserError, match=r"1 of 2 val images are test images as well, such as val\.tar/0\.png; "):
         dataset.refuse_copies()
 
@@ -284,7 +284,7 @@ def test_parquet_rows_become_items(hf, tmp_path, caplog):
     assert load(f"hf:{data.parent}").file_version("train/0") != dataset.file_version("train/0")
     assert not [record for record in caplog.records if record.name.startswith("trainers")]
     table(hf, [1], 61).to_parquet(data / "validation-00000-of-00001.parquet")
-    assert load(data.parent).copies_in_test() == {"val": ["val/0"]}
+    assert load(data.parent).copies() == [("val", "test", ["val/0"])]
     os.mkfifo(data / "train-1.parquet")
     refused(data.parent, r"train-1\.parquet: it is no regular file")
 

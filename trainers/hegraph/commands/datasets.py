@@ -157,7 +157,7 @@ def check_dataset(name: str, root: str, group_pattern: str = "") -> CheckResult:
 def check_own_images(root: str, group_pattern: str = "", backbone: str = "") -> CheckResult:
     """Check own images by decoding all of them in parallel.
 
-    Images that cannot be read, and copies of test images in other splits, are problems in the result. `group_pattern`
+    Images that cannot be read, and copies in two splits, are problems in the result. `group_pattern`
     is DATASET.GROUP_PATTERN. `backbone` judges the class names, if there are no problems; "" does not.
 
     Raises:
@@ -172,9 +172,10 @@ def check_own_images(root: str, group_pattern: str = "", backbone: str = "") -> 
     problems = dataset.unreadable_images()
     lines = [f"{len(problems)} of {len(dataset.paths())} images cannot be read:"] if problems else []
     lines += [f"  {path}: {problem}" for path, problem in problems.items()]
-    for split, files in dataset.without(problems).copies_in_test().items():  # which runs refuse
+    for split, other, files in dataset.without(problems).copies():  # runs refuse those of test images
         count = f"{len(files)} of {len(dataset.splits[split])} {split} images"
-        lines.append(f"{count} are test images as well; keep one copy of each, in {split} or in test:")
+        kind = "training" if other == "train" else other
+        lines.append(f"{count} are {kind} images as well; keep one copy of each, in {split} or in {other}:")
         lines += [f"  {file}" for file in files]
     if lines:
         next_step = f"after correcting this, check again: {dataset.check_command}"

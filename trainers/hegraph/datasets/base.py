@@ -2,29 +2,40 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
+import logging
 import shlex
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import Image
 
 from ..utils.command_line import command
 from ..utils.errors import UserError, first_line
-from ..utils.files import hash_file, hash_json
+from ..utils.files import hash_json
 from ..utils.progress import Progress
 from ..utils.threads import MAX_THREADS, cores, in_batches
+from .copies import Read, content_keys
 from .decoding import LazyImage
 from .groups import SharedGroups
 from .images import ImageSource, reason
 from .splits import FewShotSample, Item, subsample_labels
 
+logger = logging.getLogger(__name__)
+
 CHECKED_TOGETHER = 64  # images of a batch of `unreadable_images`
 MAX_NAMED = 3  # images or classes that a message lists
+
+
+class Copies(NamedTuple):
+    """Images of one split with copies in another one: their files, or paths inside larger files."""
+
+    split: str
+    other: str
+    images: list[Any]
 
 
 @dataclass(frozen=True)
@@ -120,7 +131,8 @@ class Dataset:
 
     def without(self, paths: Collection[str]) -> Dataset:
         """Return the data set without the items at `paths`."""
-        return self._filtered(lambda item: item.path not in paths)
+        excluded = set(paths)
+        return self._filtered(lambda item: item.path not in excluded)
 
     def _filtered(self, keep: Callable[[Item], bool], change: Callable[[Item], Item] = lambda item: item) -> Dataset:
         """Return the data set with the changed items for which `keep` is true."""
@@ -174,30 +186,48 @@ class Dataset:
             problem = f"{len(missing)} of {len(paths)} images are missing below {self.root}"
             raise UserError(f"{self.name}: {problem}: {abbreviate(missing)}{self._hint()}")
 
-    def files(self, split: str) -> list[Path]:
-        """Return the image files of a split; [] if items are not files."""
-        return [] if self.root is None else [self.root / item.path for item in self.splits[split]]
+    def name_of(self, path: str) -> Any:
+        """Return the file of an item, for messages; its path if items are no files."""
+        return path if self.root is None else self.root / path
 
-    def copies_in_test(self) -> dict[str, list[Any]]:
-        """Return the images of "train" and "val" that are copies of test images, by split (only nonempty).
+    def readers(self, items: Sequence[Item]) -> list[Read]:
+        """Return a function for each item, which returns its file or its bytes; [] for images in memory."""
+        if self.stored is not None:
+            return [partial(self.stored, item.path) for item in items]
+        if self.root is None:
+            return []
+        return [partial(self.root.joinpath, item.path) for item in items]
 
-        They are files, or the paths of items inside larger files.
+    def copies(self) -> list[Copies]:
+        """Find the images of train and val with copies in test, and those of val with copies in train.
+
+        An image of val that is in train and in test is listed once, with test.
         """
-        images: dict[str, list[Any]] = {split: self.files(split) for split in self.splits}
-        keys: tuple[Callable, ...] = SIZE_AND_HASH
-        if self.stored is not None and self.version is not None:
-            stored = self.stored
-            version = self.version
-            for split, items in self.splits.items():
-                images[split] = [item.path for item in items]
-            keys = (lambda path: version(path)[0]), (lambda path: hashlib.sha256(stored(path)).digest())
-        copies = {split: find_copies(images[split], images["test"], keys) for split in ("train", "val")}
-        return {split: found for split, found in copies.items() if found}
+        splits = self.splits
+        if sum(map(bool, splits.values())) < 2:
+            return []
+        keys = iter(content_keys(self.readers([item for items in splits.values() for item in items])))
+        keys_of = {split: dict(zip((item.path for item in items), keys)) for split, items in splits.items()}
+        found = []
+        listed: set[str] = set()
+        for split, other in (("train", "test"), ("val", "test"), ("val", "train")):
+            others = {*keys_of[other].values()}
+            paths = [path for path, key in keys_of[split].items() if key in others and path not in listed]
+            listed.update(paths)
+            found.append(Copies(split, other, [self.name_of(path) for path in paths]))
+        return [copies for copies in found if copies.images]
 
     def refuse_copies(self) -> None:
-        """Raise UserError if training or validation images are copies of test images, byte for byte."""
-        for split, copies in self.copies_in_test().items():
-            refuse_tested(copies, len(self.splits[split]), split)
+        """Raise UserError if training or validation images are copies of test images (see `copies.py`).
+
+        Validation images that are copies of training images get a warning.
+        """
+        for split, other, images in self.copies():
+            if other == "test":
+                refuse_tested(images, len(self.splits[split]), split)
+            count = f"{len(images)} of {len(self.splits[split])} {split} images"
+            warning = "%s are training images as well, such as %s; scores on %s are too high: keep one copy of each"
+            logger.warning(warning, count, images[0], split)
 
     def read(self, path: str) -> Image.Image:
         """Open the image of an item as RGB; UserError if it cannot be read."""
@@ -247,23 +277,6 @@ class Dataset:
 
     def _hint(self) -> str:
         return f"; list all: {self.check_command}" if self.check_command else ""
-
-
-SIZE_AND_HASH = os.path.getsize, hash_file
-
-
-def find_copies(images: list, other_images: list, keys: Sequence[Callable] = SIZE_AND_HASH) -> list:
-    """Return the images with the same content as one of `other_images`, by default of two lists of files.
-
-    Images are compared by each of the `keys` in turn. Contents are read only if sizes are equal.
-    """
-    for key in keys:
-        values = {image: key(image) for image in images}
-        other_values = {image: key(image) for image in other_images}
-        common = {*values.values()} & {*other_values.values()}
-        images = [image for image in images if values[image] in common]
-        other_images = [image for image in other_images if other_values[image] in common]
-    return images
 
 
 def refuse_tested(copies: Sequence[object], count: int, part: str) -> None:

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from ..config import Config
-from ..datasets.base import Dataset, check_classes, find_copies, refuse_tested
+from ..datasets.base import Dataset, check_classes, refuse_tested
+from ..datasets.copies import content_keys
 from ..datasets.decoding import FULL
 from ..datasets.groups import SharedGroups
 from ..datasets.images import pixel_hash
@@ -46,6 +47,9 @@ if TYPE_CHECKING:
     from ..features.backbones.base import Backbone
 
 logger = logging.getLogger(__name__)
+
+
+_without_copies: set[str] = set()  # hashes of own data sets in which this process found no copy of a test image
 
 
 class ImageTask(Task):
@@ -124,9 +128,13 @@ class ImageTask(Task):
         return backbone.with_decoding(self.decode)
 
     def prepare(self) -> None:
-        """Load the backbone; raise UserError if training images of a user's own data set are test images as well."""
+        """Load the backbone; raise UserError if own training or validation images are copies of test images."""
         if self.name == OWN:  # published splits are not changed, even if two parts share an image
-            self.dataset.refuse_copies()
+            splits = [[item.path for item in items] for items in self.dataset.splits.values()]
+            key = hash_json([splits, self.dataset.files_hash()])
+            if key not in _without_copies:
+                self.dataset.refuse_copies()
+                _without_copies.add(key)
         _ = self.backbone
 
     def write_bank(self, path: Path) -> None:
@@ -194,11 +202,14 @@ class ImageTask(Task):
         )
 
     def _encoded(self, images: Dataset, published: bool) -> Tensor:
-        """Return features of unlabelled images; UserError if a file is that of a test image, unless `published`."""
-        pool = images.files("test")
-        tested = self.dataset.files("test")
+        """Return features of unlabelled images; UserError if one is a copy of a test image, unless `published`."""
+        pool = images.readers(images.test)
+        tested = self.dataset.readers(self.dataset.test)
         if not published and pool and tested:
-            refuse_tested(find_copies(pool, tested), len(pool), "unlabelled")
+            keys = content_keys([*pool, *tested])
+            in_test = {*keys[len(pool) :]}
+            copies = [images.name_of(item.path) for item, key in zip(images.test, keys) if key in in_test]
+            refuse_tested(copies, len(pool), "unlabelled")
         if self.cfg.data.skip_unreadable and (left_out := [*images.unreadable_images()]):
             logger.warning("%d of %d images are left out, such as %s", len(left_out), len(images.test), left_out[0])
             if len(left_out) == len(images.test):
