@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import sys
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +17,7 @@ import torch
 from trainers.hegraph.models.folder import load_model
 from trainers.hegraph.models.predict import files
 from trainers.hegraph.models.predict.prediction import rows_of, write_rows
+from trainers.hegraph.models.predict.sorting import SortedCopies
 from trainers.hegraph.utils.errors import UserError
 from trainers.hegraph.utils.logs import _AboveBars
 from trainers.hegraph.utils.progress import Progress
@@ -229,7 +231,9 @@ def test_copies_replace_no_file_and_preserve_time(tmp_path):
     (tmp_path / "ant" / "x y.png").write_bytes(b"mine")
     (tmp_path / "ant" / "x y-2.png").write_bytes(b"?")
     for _ in range(2):
-        assert [files.copy_into(tmp_path / "ant", str(image)) for image in (*images, images[2])] == [""] * 4
+        copies = SortedCopies(tmp_path, ["ant"])
+        assert [copies.add("ant", str(image)) for image in (*images, images[2])] == [""] * 4
+        assert copies.summary() == f"sorted 4 copies of images into {tmp_path}: 4 in ant"
         expected = {"x y.png": b"mine", "x y-1.png": b"\0", "x y-2.png": b"?", "x y-3.png": b"\1", "x y-4.png": b"\2"}
         assert files_below(tmp_path / "ant") == expected
     assert (tmp_path / "ant" / "x y-1.png").stat().st_mtime == 1000
@@ -248,8 +252,45 @@ def test_long_class_names_have_unique_folders(tmp_path):
     assert len(set(folders)) == len(names) and max(len(folder.encode()) for folder in folders) <= 200
     assert files.folder_name("x" * 200) == "x" * 200 and files.folder_name("x" * 201).startswith("x" * 180)
     touch(tmp_path, "a.png")
-    for folder in folders:
-        assert files.copy_into(tmp_path / folder, str(tmp_path / "a.png")) == ""
+    copies = SortedCopies(tmp_path, names)
+    assert [copies.folder(name).name for name in names] == folders
+    for name in names:
+        assert copies.add(name, str(tmp_path / "a.png")) == ""
+
+
+def test_folders_differ_where_file_systems_fold_case_and_unicode(tmp_path):
+    names = [
+        "Cat",
+        "cat",
+        "caf\N{LATIN SMALL LETTER E WITH ACUTE}",
+        "cafe\N{COMBINING ACUTE ACCENT}",
+        "STRASSE",
+        "straße",
+    ]
+    folders = [SortedCopies(tmp_path, names).folder(name).name for name in names]
+    assert folders[::2] == names[::2]
+    assert [name.partition("~")[0] for name in folders[1::2]] == names[1::2] and all(
+        "~" in name for name in folders[1::2]
+    )
+    reserved = {"con": "%63on", "NUL.txt": "%4EUL.txt", "com1": "%63om1", "cone": "cone", "auxiliary": "auxiliary"}
+    assert {name: files.folder_name(name) for name in reserved} == reserved
+
+
+def test_images_of_one_long_name_are_copied_in_linear_time(tmp_path, monkeypatch):
+    looked = Counter()
+    exists = os.path.lexists
+    monkeypatch.setattr(os.path, "lexists", lambda path: looked.update([path]) or exists(path))
+    name = "x" * 249 + ".jpeg"
+    images = [tmp_path / str(number) / name for number in range(60)]
+    touch(tmp_path, *(f"{number}/{name}" for number in range(60)))
+    for number, image in enumerate(images):
+        image.write_bytes(bytes([number]))
+    copies = SortedCopies(tmp_path, ["ant"])
+    assert {copies.add("ant", str(image)) for image in images} == {""}
+    contents = files_below(tmp_path / "ant")
+    assert sorted(contents.values()) == [bytes([number]) for number in range(60)]
+    assert {len(each) for each in contents} == {254, 255} and all(each.endswith(".jpeg") for each in contents)
+    assert looked.total() < 3 * len(images)
 
 
 @pytest.mark.parametrize(("names", "ids", "expected"), [
@@ -273,15 +314,19 @@ def test_image_removed_during_copying_is_copied(tmp_path, monkeypatch):
         return write(path, content)
 
     monkeypatch.setattr(Path, "write_bytes", remove_first)
-    assert (files.copy_into(tmp_path / "ant", str(image)), files_below(tmp_path / "ant")) == ("", {"x.png": b"pixels"})
+    assert (SortedCopies(tmp_path, ["ant"]).add("ant", str(image)), files_below(tmp_path / "ant")) == (
+        "",
+        {"x.png": b"pixels"},
+    )
 
 
 def test_failed_copy_leaves_no_file(tmp_path, disk_full_after):
     image = tmp_path / "x.png"
-    assert files.copy_into(tmp_path / "ant", str(image)) == "cannot be copied: No such file or directory"
+    copies = SortedCopies(tmp_path, ["ant"])
+    assert copies.add("ant", str(image)) == "cannot be copied: No such file or directory"
     image.write_bytes(bytes(1000))
     with pytest.raises(UserError, match=r"cannot write .*ant/x.png: File too large"), disk_full_after(100):
-        files.copy_into(tmp_path / "ant", str(image))
+        copies.add("ant", str(image))
     assert files_below(tmp_path / "ant") == {}
 
 

@@ -1,4 +1,4 @@
-"""Input paths and output rows of `predict`, and copies of images in folders by class.
+"""Input paths and output rows of `predict`, and names of folders and files.
 
 Paths are read one by one, so that memory does not depend on the number of images. File names may contain any byte
 except NUL and "/". Rows have file names as `utf8` returns them, so that every output is valid UTF-8.
@@ -15,13 +15,12 @@ import sys
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from ...utils.errors import UserError, first_line
-from ...utils.files import atomic_path, check_not_read, hash_json
+from ...utils.errors import UserError
+from ...utils.files import check_not_read, hash_json
 from ...utils.text import printable
 
 logger = logging.getLogger(__name__)
@@ -32,7 +31,9 @@ BLOCK = MAX_PATH = 1 << 16  # bytes of a list to read at once, and bytes of a pa
 REPLACED = (".csv", ".jsonl", ".txt")  # suffixes of files that `--out` may replace in a folder of images
 # Characters that a file system may reject, and "%", so that two classes never share a folder
 FORBIDDEN = re.compile(r'[\x00-\x1f\x7f/\\:*?"<>|%]|^\.|[. ]$|^ ')
+RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(?=\.|$)", re.IGNORECASE)  # names of devices on Windows
 MAX_NAME = 200  # bytes of a folder's name
+MAX_FILE_NAME = 255  # bytes, of most file systems
 DIGITS = ".6g"  # format of probabilities, with the precision of float32
 
 
@@ -295,36 +296,6 @@ def utf8(text: str) -> str:
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
-def copy_into(folder: Path, path: str) -> str:
-    """Copy an image into a folder atomically.
-
-    If a file with other content has the name, the copy gets a number, as in `photo-1.jpg`. A file with the same content
-    is not replaced. The image is opened once, because another program may remove it.
-
-    Returns:
-        Reason why the image cannot be read; "" if the folder has its copy.
-    """
-    try:
-        with open(path, "rb") as file:
-            content = file.read()
-            status = os.fstat(file.fileno())
-    except OSError as error:
-        return f"cannot be copied: {first_line(error)}"
-    first = folder / os.path.basename(path)
-    number = 0
-    target = numbered_path(first, number)
-    while os.path.lexists(target):
-        with suppress(OSError):
-            if target.is_file() and target.stat().st_size == len(content) and target.read_bytes() == content:
-                return ""
-        number += 1
-        target = numbered_path(first, number)
-    with atomic_path(target) as temporary:
-        temporary.write_bytes(content)
-        os.utime(temporary, ns=(status.st_atime_ns, status.st_mtime_ns))
-    return ""
-
-
 def unique_names(names: Sequence[str], ids: Sequence[str], taken: Iterable[str] = ()) -> list[str]:
     """Make K class names unique.
 
@@ -350,6 +321,8 @@ def unique_names(names: Sequence[str], ids: Sequence[str], taken: Iterable[str] 
 def folder_name(classname: str) -> str:
     """Folder name of a class: forbidden characters are percent-encoded (`%2F`), and a long name ends in a hash."""
     name = FORBIDDEN.sub(lambda match: "".join(f"%{byte:02X}" for byte in match[0].encode()), classname)
+    if RESERVED.match(name):
+        name = f"%{ord(name[0]):02X}{name[1:]}"
     if len(name.encode()) <= MAX_NAME:
         return name
     end = f"~{hash_json(classname)[:16]}"
@@ -357,5 +330,12 @@ def folder_name(classname: str) -> str:
 
 
 def numbered_path(path: Path, number: int) -> Path:
-    """Insert a number before the suffix, as in `photo-1.jpg`; 0 returns the path itself."""
-    return path.with_name(f"{path.stem}-{number}{path.suffix}") if number else path
+    """Insert a number before the suffix, as in `photo-1.jpg`, and cut a long name; 0 returns the path itself."""
+    if not number:
+        return path
+    end = f"-{number}{path.suffix}"
+    most = max(MAX_FILE_NAME - len(os.fsencode(end)), 1)
+    stem = os.fsencode(path.stem)
+    if len(stem) <= most:
+        return path.with_name(f"{path.stem}{end}")
+    return path.with_name(stem[:most].decode(errors="ignore") + end)

@@ -27,16 +27,8 @@ from ...utils.progress import Progress
 from ..folder import load_model
 from ..images import EncodedBatch, ImageModel, backbone_files
 from ..saved import SavedModel, adapt
-from .files import (
-    FORMATS,
-    PredictionRow,
-    chosen_format,
-    copy_into,
-    count_images,
-    folder_name,
-    image_paths,
-    unique_names,
-)
+from .files import FORMATS, PredictionRow, chosen_format, count_images, image_paths, unique_names
+from .sorting import SortedCopies
 from .unfinished import resumable_batches
 
 logger = logging.getLogger(__name__)
@@ -57,9 +49,12 @@ def predict_images(args: Namespace) -> int:
             be sorted into a model folder or a teach project.
     """
     saved = open_model(args, args.open_set, args.coverage)
+    copies = None
     if args.sort_into is not None:
-        for name in (*saved.classnames, NONE_OF_THESE):
-            check_outside_models(args.sort_into / folder_name(name) / "IMAGE")
+        names = dict.fromkeys((*row_names(saved, args.open_set), NONE_OF_THESE))
+        copies = SortedCopies(args.sort_into, names)
+        for name in names:
+            check_outside_models(copies.folder(name) / "IMAGE")
     device = choose_device(args.device, "--device")
     model = ImageModel.load(saved, device, args.backbone, args.pretrained, args.precision)
     batch_size = args.batch_size or default_batch_size(model.backbone.input_size)
@@ -68,8 +63,11 @@ def predict_images(args: Namespace) -> int:
     progress = progress_of_prediction(total, args.out)
     with_sets = args.coverage is not None
     with encoded_batches(model, paths, total, batch_size, progress.show) as encoded:
-        rows = image_rows(model, encoded, args.top, args.open_set, args.transductive, args.sort_into, args.coverage)
-        return write_rows(rows, args.out, chosen_format(args), args.open_set is not None, progress, with_sets)
+        rows = image_rows(model, encoded, args.top, args.open_set, args.transductive, copies, args.coverage)
+        failed = write_rows(rows, args.out, chosen_format(args), args.open_set is not None, progress, with_sets)
+    if copies is not None:
+        logger.info("%s", copies.summary())
+    return failed
 
 
 def predict_bank(args: Namespace) -> int:
@@ -157,7 +155,7 @@ def image_rows(
     top: int = 5,
     open_set: float | None = None,
     transductive: bool = False,
-    sort_into: Path | None = None,
+    copies: SortedCopies | None = None,
     coverage: float | None = None,
 ) -> Iterator[list[PredictionRow]]:
     """Predict images in batches, in the order of their paths.
@@ -167,7 +165,7 @@ def image_rows(
         encoded: Batches of images, as from `ImageModel.encode`.
         top, open_set: As in `rows_of`.
         transductive: Whether the model is adapted to the images before they are predicted.
-        sort_into: Folder for copies of the images, in folders by predicted class.
+        copies: Copies of the images in folders by predicted class, to which they are added; None for no copies.
         coverage: Coverage of prediction sets; None for no sets.
 
     Raises:
@@ -186,10 +184,10 @@ def image_rows(
         rows = []
         for image, problem in zip(images, problems):
             row = PredictionRow(str(image), error=problem) if problem else next(predicted)
-            if sort_into is not None and not row.error:
+            if copies is not None and not row.error:
                 classes = [name for name, _ in row.top[: 1 if model.model.thresholds is None else None]]
                 for folder in [NONE_OF_THESE] if row.known is False else classes:
-                    if problem := copy_into(sort_into / folder_name(folder), row.path):
+                    if problem := copies.add(folder, row.path):
                         row = PredictionRow(row.path, error=problem)
             rows.append(row)
         yield rows
@@ -232,7 +230,7 @@ def rows_of(
         open_set: Rate of images of known classes to accept; images with lower scores are rejected. None rejects none.
         sets: Prediction sets, booleans of shape `[B, K]`; None for rows without sets.
     """
-    names = unique_names(model.classnames, model.class_ids, () if open_set is None else [NONE_OF_THESE])
+    names = row_names(model, open_set)
     probabilities = model.calibrate(logits)
     known = [None] * len(logits) if open_set is None else model.is_known(logits, open_set).tolist()
     finite = probabilities.isfinite().all(dim=1).tolist()
@@ -254,6 +252,11 @@ def rows_of(
             yield PredictionRow(path, top_classes, known=is_known, classes=classes)
         else:
             yield PredictionRow(path, error="the model predicts NaN")
+
+
+def row_names(model: SavedModel, open_set: float | None) -> list[str]:
+    """Name of each of the K classes in rows; `open_set` as in `rows_of`."""
+    return unique_names(model.classnames, model.class_ids, () if open_set is None else [NONE_OF_THESE])
 
 
 def progress_of_prediction(total: int | None, out: Path | None) -> Progress:

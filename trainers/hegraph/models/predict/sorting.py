@@ -1,0 +1,144 @@
+"""Copies of predicted images in folders by class, of `predict --sort-into`."""
+
+import hashlib
+import os
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+
+from ...utils.errors import first_line
+from ...utils.files import atomic_path, hash_json
+from .files import folder_name, numbered_path
+
+MAX_LISTED = 12  # folders that the summary names
+HASH_BYTES = 16  # of the content of a copy
+
+
+def folder_names(names: Iterable[str]) -> dict[str, str]:
+    """Return the folder of each class name.
+
+    Folders differ on every file system: names that differ only in upper and lower case, or in their form of Unicode,
+    get a hash, except for the first of them.
+    """
+    folders: dict[str, str] = {}
+    taken: set[str] = set()
+    for name in names:
+        folder = folder_name(name)
+        if _comparable(folder) in taken:
+            folder = f"{folder}~{hash_json(name)[:16]}"
+        taken.add(_comparable(folder))
+        folders[name] = folder
+    return folders
+
+
+def _comparable(name: str) -> str:
+    """Form of a file name that is equal for names of one file, on the file systems of macOS and Windows."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+
+
+class _Family:
+    """Files whose names differ only in their number, as in `photo-1.jpg`.
+
+    Attributes:
+        hashes: Hashes of their contents.
+        number: Number of the next one.
+    """
+
+    def __init__(self) -> None:
+        self.hashes: set[bytes] = set()
+        self.number = 0
+
+
+class SortedCopies:
+    """Copies of images in folders by class.
+
+    If a file with other content has the name of an image, its copy gets a number, as in `photo-1.jpg`. A file with the
+    same content is not replaced. The time does not depend on the number of images of one name; the memory holds a hash
+    of each of them.
+
+    Args:
+        root: Folder of the folders.
+        names: Names of all classes.
+
+    Attributes:
+        counts: Number of images in each folder of this run, by class name.
+    """
+
+    def __init__(self, root: Path, names: Iterable[str]) -> None:
+        self.root = root
+        self.counts: Counter[str] = Counter()
+        self._folders = folder_names(names)
+        self._families: dict[Path, _Family] = {}
+
+    def summary(self) -> str:
+        """Sentence with the number of images in each folder, the largest first."""
+        total = sum(self.counts.values())
+        listed = ", ".join(f"{count} in {self._folders[name]}" for name, count in self.counts.most_common(MAX_LISTED))
+        more = len(self.counts) - MAX_LISTED
+        rest = f", and others in {more} more folders" if more > 0 else ""
+        return f"sorted {total} copies of images into {self.root}: {listed or 'none'}{rest}"
+
+    def folder(self, name: str) -> Path:
+        """Folder of a class."""
+        return self.root / self._folders[name]
+
+    def add(self, name: str, path: str) -> str:
+        """Copy an image into the folder of a class, atomically.
+
+        The image is opened once, because another program may remove it.
+
+        Returns:
+            Reason why the image cannot be read; "" if the folder has its copy.
+
+        Raises:
+            UserError: If the copy cannot be written.
+        """
+        try:
+            with open(path, "rb") as file:
+                content = file.read()
+                status = os.fstat(file.fileno())
+        except OSError as error:
+            return f"cannot be copied: {first_line(error)}"
+        self.counts[name] += 1
+        first = self.folder(name) / os.path.basename(path)
+        if _has_content(first, content):
+            return ""
+        target = first
+        if os.path.lexists(first):
+            unused = self._unused_name(first, content)
+            if unused is None:
+                return ""
+            target = unused
+        with atomic_path(target) as temporary:
+            temporary.write_bytes(content)
+            os.utime(temporary, ns=(status.st_atime_ns, status.st_mtime_ns))
+        return ""
+
+    def _unused_name(self, first: Path, content: bytes) -> Path | None:
+        """Return the next name for new content whose file name is taken; None if a file has the content already."""
+        family = self._families.setdefault(first, _Family())
+        digest = _hash(content)
+        while digest not in family.hashes:
+            target = numbered_path(first, family.number)
+            family.number += 1
+            if not os.path.lexists(target):
+                family.hashes.add(digest)
+                return target
+            with suppress(OSError):
+                if target.is_file():
+                    family.hashes.add(_hash(target.read_bytes()))
+        return None
+
+
+def _has_content(path: Path, content: bytes) -> bool:
+    """Whether a file has some content."""
+    try:
+        return path.is_file() and path.stat().st_size == len(content) and path.read_bytes() == content
+    except OSError:
+        return False
+
+
+def _hash(content: bytes) -> bytes:
+    return hashlib.sha256(content).digest()[:HASH_BYTES]
