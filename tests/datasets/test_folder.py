@@ -54,7 +54,7 @@ def test_class_names_are_normalised_and_sorted(tmp_path, caplog, names, warned):
 
 @pytest.mark.parametrize(("files", "message"), [
     (["train/ant/._1.JPG", "train/.cache/1.jpg", "val"], ""),
-    (["train/ant/old/3.jpg", "test/ant/x/4.jpg", "train/2.jpg"], "skipped 3 files and folders that are not train/"),
+    (["train/ant/old/3.jpg", "test/ant/x.txt", "train/2.jpg"], "skipped 3 files and folders that are not train/"),
     (["train/ant/Thumbs.db"], "skipped 1 files and folders that are not train/<class>/IMAGE, such as "),
     (["holdout/ant/2.jpg"], "read the folders train, skipped holdout"),
     (["labels.csv"], "skipped 1 CSV files next to class folders; to read a CSV file: --root"),
@@ -217,6 +217,15 @@ def test_metadata_split_is_column_or_first_folder(tmp_path, rows, expected):
 def test_metadata_with_an_unclear_split_is_refused(tmp_path):
     write(tmp_path / "metadata.csv", "file_name,label\ntrain/1.jpg,bee\nholdout/3.jpg,bee\n")
     refused(tmp_path, r"metadata\.csv: holdout/3\.jpg has no split, .* move it to a folder train")
+
+
+def test_folder_behind_a_link_is_listed_once(tmp_path):
+    make(tmp_path, "train/ant/1.jpg", "train/bee/2.jpg", "test/ant/3.jpg", "test/bee/4.jpg")
+    write(tmp_path / "labels.csv", "path,label,split\ntrain/ant/1.jpg,ant,train\nlink/../train/ant/1.jpg,ant,test\n")
+    (tmp_path / "link").symlink_to("test")
+    refused(tmp_path / "labels.csv", r"1\.jpg is listed more than once")
+    (tmp_path / "test" / "cow").symlink_to(tmp_path / "train" / "bee")
+    refused(tmp_path, r"train/bee/2\.jpg is listed more than once; expected one row for each image")
 
 
 # --- runs

@@ -73,10 +73,11 @@ def test_files_beside_groups_are_skipped(tmp_path, caplog):
     assert "skipped 3 files and folders that are not train/<class>/<group>/IMAGE, such as " in message
 
 
-def test_class_with_own_images_has_no_group_folders(tmp_path, caplog):
-    dataset = load(make(tmp_path, "train/a/1.jpg", "train/b/g1/2.jpg"))
-    assert (counts(dataset), dataset.groups) == ([1, 0, 0], {})
-    assert "skipped 1 files and folders that are not train/<class>/IMAGE, such as train/b" in caplog.messages[0]
+def test_class_beside_others_with_groups_is_not_dropped(tmp_path):
+    make(tmp_path, "train/a/1.jpg", "train/a/old/3.jpg", "train/b/g1/2.jpg")
+    refused(
+        tmp_path, "the images of train/b are in folders below it, and those of train/a are not; move them up, or put"
+    )
 
 
 def test_pattern_finds_groups_in_paths(tmp_path):

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from dataset_files import counts, load, picture, refused, rows_of, serve, status, tar_with, write
 
+from trainers.hegraph.datasets import packed
 from trainers.hegraph.utils.errors import UserError
 
 COLOURS = {"red": (200, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 200)}
@@ -259,6 +260,20 @@ def write_columns(path: Path, images: list, labels: list) -> None:
     from pyarrow import Table, parquet
 
     parquet.write_table(Table.from_pydict({"image": images, "label": labels}), path)
+
+
+def test_versions_of_rows_read_no_image(hf, tmp_path, monkeypatch):
+    """Images are in the table, or in files that it names."""
+    data = tmp_path / "pictures"
+    data.mkdir()
+    file = write(tmp_path / "own.png", picture(7))
+    rows = [{"bytes": picture(0), "path": None}, {"bytes": None, "path": str(file)}, {"bytes": b"12345", "path": "a"}]
+    write_columns(data / "train-0.parquet", rows, ["ant", "bee", "bee"])
+    monkeypatch.setattr(packed, "_stored_image", lambda *_: pytest.fail("an image was read"))
+    dataset = load(data)
+    monkeypatch.setattr(Path, "read_bytes", lambda *_: pytest.fail("an image was read"))
+    sizes = [dataset.file_version(f"train/{row}")[0] for row in range(3)]
+    assert sizes == [len(picture(0)), len(picture(7)), 5]
 
 
 def test_parquet_rows_become_items(hf, tmp_path, caplog):

@@ -29,6 +29,7 @@ from ..utils.errors import UserError
 from ..utils.files import absolute
 from ..utils.reading import read_text, reading
 from ..utils.text import normalized_name
+from .base import abbreviate
 from .groups import Group, assign_parts, shared_groups_only
 from .images import is_image
 from .layouts import TRAIN_FRACTION, VAL_FRACTION, list_folders, list_names, split_classes
@@ -114,8 +115,11 @@ def class_folders(base: Path) -> list[str]:
         elif name.lower() not in NON_CLASS_FOLDERS:
             others.append(name)
     classes = [name for name in others if _has_images(base / name)]
-    if not classes:
-        classes = [name for name in others if _has_groups(base / name)]
+    with_groups = [name for name in others if name not in classes and _has_groups(base / name)]
+    if classes and with_groups:
+        problem = f"{base}: left out {abbreviate(with_groups)}, whose images are in folders below"
+        _warn_once(base, f"{problem}; if it is a class, move its images up, as those of {classes[0]}")
+    classes = classes or with_groups
     if classes and splits:
         problem = f"{base} contains the folder of a split, {splits[0]}, next to class folders such as {classes[0]}"
         expected = f"expected {base}/train/<class>/*.jpg, or class folders alone"
@@ -232,7 +236,16 @@ def _group_folders(base: Path, folders: Sequence[_Folder], form: str) -> tuple[S
     Otherwise the class folders themselves are returned. The second value is the expected path of a folder with images.
     """
     contents = {folder: list_names(base / folder.path) if (base / folder.path).is_dir() else [] for folder in folders}
-    if any(is_image(name) for names in contents.values() for name in names):
+    own = {folder: None for folder, names in contents.items() if any(map(is_image, names))}
+    if own:
+        rest = [folder for folder, names in contents.items() if names and folder not in own]
+        others = [folder for folder in rest if _has_groups(base / folder.path)]
+        if others and form != "<class>":  # directly in the root, `class_folders` has chosen
+            first = next(iter(own)).path
+            problem = f"{base}: the images of {others[0].path} are in folders below it, and those of {first} are not"
+            raise UserError(
+                f"{problem}; move them up, or put the images of all classes into folders, one for each group"
+            )
         return folders, form
     groups = []
     for folder, names in contents.items():

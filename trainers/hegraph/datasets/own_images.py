@@ -9,6 +9,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -215,9 +216,14 @@ def build_dataset(images: OwnImages, name: str, root: str) -> Dataset:
 
 
 def _refuse_repeated(images: OwnImages, where: object) -> None:
-    """Raise UserError if an image occurs twice."""
+    """Raise UserError if an image occurs twice, also through links to folders."""
     root = images.root
-    numbers = Counter(os.path.abspath(root / row.path) if root else row.path for row in images.rows)
+    if root is None:
+        numbers = Counter(row.path for row in images.rows)
+    else:
+        real_folder = cache(os.path.realpath)  # of many images in a folder
+        places = [os.path.split(root / row.path) for row in images.rows]
+        numbers = Counter(os.path.join(real_folder(folder), name) for folder, name in places)
     if twice := next((path for path, number in numbers.items() if number > 1), ""):
         raise UserError(f"{where}: {twice} is listed more than once; expected one row for each image")
 

@@ -256,12 +256,16 @@ def read_hugging_face(root: str) -> OwnImages | None:
                 label = names[label] if 0 <= label < len(names) else None
             rows.append(Row(split, f"{split}/{number}", label))
 
-    stored = partial(_stored_image, tables)
+    sizes = {split: _sizes_of_images(table) for split, table in tables.items()}
 
     def version(path: str) -> tuple[int, int]:
-        return len(stored(path)), int(tables[path.partition("/")[0]]._fingerprint, 16)
+        split, _, row = path.partition("/")
+        size = sizes[split][int(row)]
+        if size is None:
+            size = os.stat(_file_of_row(tables, path)).st_size
+        return size, int(tables[split]._fingerprint, 16)
 
-    return OwnImages(rows, None, version, stored, classnames)
+    return OwnImages(rows, None, version, partial(_stored_image, tables), classnames)
 
 
 def _parquet_files(path: Path) -> dict[str, list[str]]:
@@ -308,15 +312,27 @@ def _load_tables(root: str, files: dict[str, list[str]]) -> dict[str, Any]:
     return tables
 
 
+def _sizes_of_images(table: Any) -> list[int | None]:
+    """Number of bytes of each image in a table, which is not read; None for images in files of their own."""
+    from pyarrow import compute
+
+    images = table.with_format("arrow")[:][IMAGE]
+    return compute.binary_length(compute.struct_field(images, "bytes")).to_pylist()
+
+
 def _stored_image(tables: dict[str, Any], path: str) -> bytes:
     """Return the encoded bytes of an image, from its row or its file; UserError if the row has neither."""
     split, _, row = path.partition("/")
-    columns = tables[split][int(row)]
-    stored = columns[IMAGE] or {}
-    if stored.get("bytes") is not None:
-        return stored["bytes"]
-    if stored.get("path") is None:
+    stored = (tables[split][int(row)][IMAGE] or {}).get("bytes")
+    return _file_of_row(tables, path).read_bytes() if stored is None else stored
+
+
+def _file_of_row(tables: dict[str, Any], path: str) -> Path:
+    """Return the file of an image that a table names; UserError if it names none, or no regular file."""
+    split, _, row = path.partition("/")
+    place = (tables[split][int(row)][IMAGE] or {}).get("path")
+    if place is None:
         raise UserError(f"row {row} of {split} has no image in the column {IMAGE}; add one or remove the row")
-    file = Path(stored["path"])
+    file = Path(place)
     check_regular(file)
-    return file.read_bytes()
+    return file
