@@ -10,7 +10,7 @@ from torch import Tensor
 
 from benchmarks.tasks import unit_features
 from trainers.hegraph.baselines import load_method
-from trainers.hegraph.baselines.base import largest_class
+from trainers.hegraph.baselines.base import shots_of
 from trainers.hegraph.config import dataset_named
 from trainers.hegraph.features.bank import FeatureBank
 from trainers.hegraph.utils.option import OptionGroup
@@ -65,7 +65,7 @@ def options_of(name: str, bank: FeatureBank, **changed: object) -> Any:
             value = [["", value]]
         declared.check(value)
         values[declared.key] = value
-    return group.for_task(values, largest_class(bank), dataset_named(bank.dataset))
+    return group.for_task(values, shots_of(bank), dataset_named(bank.dataset))
 
 
 def minimise(

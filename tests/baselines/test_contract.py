@@ -177,8 +177,10 @@ def test_warm_up_is_one_epoch_at_coops_rate(make_bank, name):
     assert (options.warmup_epochs, options.warmup_lr) == (1, 1e-5)
 
 
-@pytest.mark.parametrize(("shots", "expected"), [((1, 1), 10), ((3, 2), 10), ((2, 4), 20), ((16, 0), 30)])
-def test_row_of_the_largest_class_applies(shots, expected):
+@pytest.mark.parametrize(
+    ("shots", "expected"), [((1, 1), 10), ((3, 2), 10), ((2, 4), 10), ((3, 5), 20), ((16, 1), 20), ((16, 0), 30)]
+)
+def test_row_of_the_mean_number_of_images_applies(shots, expected):
     assert value([[16, 30], [1, 10], [4, 20]], *shots) == expected
 
 

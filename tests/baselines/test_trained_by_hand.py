@@ -234,6 +234,20 @@ def test_hoso_trains_keys_without_the_held_out_images(fit):
     assert_close(fitted.logits(tensor(QUERIES)), fitted.classifier.logits(tensor(QUERIES)))
 
 
+def test_hoso_holds_out_whole_groups(fit):
+    """The other frame of a held-out image is not trained on, and no class loses all its images."""
+    labels = torch.tensor([0, 0, 0, 1, 1, 2, 2])
+    groups = torch.tensor([0, 1, 1, 2, 3, 4, 4])
+    images = unit_features(7, 4, seed=9)
+    held = last_of_each_class(labels, groups)
+    assert held.tolist() == [False, False, True, False, True, False, False]  # class 2 has one group
+    options = {"ALPHA": [["", 3.0]], "BETA": 2.0, "LR": 0.02, "EPOCHS": [["", 3]]}
+    fitted = fit("TipAdapterFHOSO", replace(bank_of(images, labels, TEXT, scale=TAU), train_groups=groups), **options)
+    rest = torch.tensor([True, False, False, True, False, True, True])
+    without = fit("TipAdapterF", bank_of(images[rest], labels[rest], TEXT, scale=TAU), **options, SEARCH=False)
+    assert torch.equal(fitted.classifier.keys, without.classifier.keys)
+
+
 def test_hoso_at_one_shot_keeps_the_initial_alpha(fit):
     task = bank_of(IMAGES[:3], LABELS[:3], TEXT, scale=TAU)
     first, second = (fit(name, task).logits(tensor(QUERIES)) for name in ("TipAdapterFHOSO", "TipAdapterF"))

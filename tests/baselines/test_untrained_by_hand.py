@@ -109,7 +109,7 @@ def test_proker_is_scikit_learns_kernel_ridge(make_bank, fit):
     # Beta is 2, and 2 (1 - cos) is the squared distance of unit-norm rows
     ridge = KernelRidge(kernel="rbf", gamma=2.0 / 2, alpha=0.3).fit(keys.numpy(), residuals.numpy())
     expected = bank.logit_scale * (images @ text.t() + 0.3 * torch.tensor(ridge.predict(images.numpy())))
-    rows = {"BETA": [[1, 1.0], [2, 2.0], [4, 9.0]], "LAMBDA": [[1, 0.5], [3, 0.3]]}  # values for 3 shots
+    rows = {"BETA": [[1, 1.0], [2, 2.0], [3, 9.0]], "LAMBDA": [[1, 0.5], [2, 0.3], [3, 0.7]]}  # values for 2 shots
     assert_close(fit("ProKeR", bank, **rows, SEARCH=False).logits(bank.test_features), expected, atol=1e-3)
 
 

@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from trainers.hegraph import FeatureBank, UserError, load_bank, load_cfg
-from trainers.hegraph.baselines import method_options
+from trainers.hegraph.baselines import load_method, method_options
+from trainers.hegraph.config import Config
 from trainers.hegraph.experiments import calibration
 from trainers.hegraph.experiments.fitting import fit
 from trainers.hegraph.experiments.record import rejection_on_test
@@ -153,6 +154,46 @@ def test_too_few_images_leave_the_temperature_at_one(one_shot, caplog):
         calibration.log_calibration(nothing)
     assert (nothing.temperature, nothing.fitted_on, nothing.known) == (1.0, "nothing", None)
     assert "not calibrated: this needs a class with two training images, or four classes" in caplog.text
+
+
+# Values by shots
+
+
+def unequal(bank: FeatureBank, counts: list[int]) -> FeatureBank:
+    """Bank with the first images of each class, as many as `counts` says."""
+    rows = [(bank.train_labels == label).nonzero()[:count, 0] for label, count in enumerate(counts)]
+    kept = torch.cat(rows)
+    return replace(bank, train_features=bank.train_features[:, kept], train_labels=bank.train_labels[kept])
+
+
+def proker() -> Config:
+    """Configuration of ProKeR with values of BETA by shots."""
+    rows = [[1, 0.5], [3, 1.5], [6, 9.0]]
+    opts = ["TRAINER.NAME", "ProKeR", "TRAINER.PROKER.BETA", rows]
+    return load_cfg(method=method_options("ProKeR"), opts=opts)
+
+
+def test_values_by_shots_follow_the_rounded_mean(bank):
+    task = unequal(bank, [6, 6, 1, 1, 1])
+    cfg = proker()
+    assert load_method("ProKeR").options_for(cfg, task).beta == 1.5  # 3 images of a class on average
+
+
+def test_calibration_is_of_the_options_of_the_whole_task(bank, monkeypatch):
+    """A refit to fewer images has the values by shots of the method that it calibrates."""
+    seen = []
+    method = type(load_method("ProKeR"))
+    fitting = method.fit
+
+    def record(self, bank, options, *args, **kwargs):
+        seen.append((len(bank.train_labels), options.beta))
+        return fitting(self, bank, options, *args, **kwargs)
+
+    monkeypatch.setattr(method, "fit", record)
+    task = FeatureTask(bank, proker(), 1)
+    calibration.calibrate(fit(task, bank), task, bank)
+    assert len(seen) == 5 and min(number for number, _ in seen) < 25
+    assert {beta for _, beta in seen} == {9.0}
 
 
 # In a run

@@ -278,7 +278,7 @@ class Config:
 
         Args:
             dataset: Name of the data set, which a feature bank may know better than the configuration.
-            shots: Training images of the largest class.
+            shots: Training images of a class, with unequal numbers their rounded mean.
         """
         if self.baseline is None:
             return None

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..features.bank import FeatureBank
+from ..features.bank import FeatureBank, count_labels, mean_count
 from ..method.cache import FoldedClassifier, text_logits
 from ..method.head.trust import TrustedText
 from ..method.training.confidence import Calibration
@@ -130,7 +130,7 @@ class Method(ABC, Generic[OptionsT]):
 
     def options_for(self, cfg: "Config", bank: FeatureBank) -> OptionsT:
         """Return the options of this method for a task, an argument of `fit`."""
-        return cfg.method_for(bank.dataset, largest_class(bank))
+        return cfg.method_for(bank.dataset, shots_of(bank))
 
     def stores_key(self, key: str) -> bool:
         """Whether a configuration key belongs to a trained model, so that a test cannot change it."""
@@ -152,11 +152,9 @@ class Method(ABC, Generic[OptionsT]):
         """
 
 
-def largest_class(bank: FeatureBank) -> int:
-    """Return the number of training images of the largest class, which are the shots of a task for `rows_for`."""
-    if bank.train_labels.dim() == 2:  # indicators of several labels per image
-        return int(bank.train_labels.sum(dim=0).max())
-    return int(bank.train_labels.bincount().max())
+def shots_of(bank: FeatureBank) -> int:
+    """Return the number of shots of a task for `rows_for`: the rounded mean number of images of the classes."""
+    return mean_count(count_labels(bank.train_labels, len(bank.text_positive)))
 
 
 def groups_to_leave_out(bank: FeatureBank) -> Tensor | None:

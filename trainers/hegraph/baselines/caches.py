@@ -7,6 +7,7 @@ normalised to unit norm.
 import itertools
 import math
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, TypeVar
@@ -288,7 +289,8 @@ class TipAdapterFHOSO(TipAdapterF):
         alpha = argmin over a in [0, tau] of the cross-entropy of `text + a * cache` on the held-out images
 
     The keys are trained on the other images, at the initial alpha. A class with one image holds out none, so at one
-    shot the method is Tip-Adapter-F without the search.
+    shot the method is Tip-Adapter-F without the search. Of images with groups, such as the frames of a video, the other
+    images of a held-out image's group are left out of the training as well.
 
     Differences from the original: HOSO-Adapter is CLIP-Adapter with this rule. It learns the ratio by gradient descent
     beside the adapter; here the problem has one variable and is convex, and is solved after the training. The authors
@@ -300,8 +302,11 @@ class TipAdapterFHOSO(TipAdapterF):
     def fit(self, bank: FeatureBank, options: CacheOptions, seed: int, backbone: object = None) -> FittedMethod:
         from scipy.optimize import minimize_scalar  # takes a second to import
 
-        held_out = last_of_each_class(bank.train_labels)
-        fitted = super().fit(without_images(bank, held_out), options, seed)
+        held_out = last_of_each_class(bank.train_labels, bank.train_groups)
+        left_out = held_out
+        if bank.train_groups is not None:
+            left_out = torch.isin(bank.train_groups, bank.train_groups[held_out])
+        fitted = super().fit(without_images(bank, left_out), options, seed)
         classifier = fitted.classifier
         assert classifier is not None  # Tip-Adapter-F has one
         if not held_out.any():
@@ -325,9 +330,28 @@ def without_images(bank: FeatureBank, left_out: Tensor) -> FeatureBank:
     return replace(bank, train_features=features, train_labels=labels, train_groups=None)
 
 
-def last_of_each_class(labels: Tensor) -> Tensor:
-    """Return the mask of the last image of every class with more than one image, `[N]`."""
-    last = {label: row for row, label in enumerate(labels.tolist())}
+def last_of_each_class(labels: Tensor, groups: Tensor | None = None) -> Tensor:
+    """Return the mask of one held-out image per class, `[N]`: the last one without which every class keeps an image.
+
+    With groups `[N]`, an image is held out only if every class keeps an image without its whole group and the groups of
+    the images that are held out already. A class whose images are all needed for that holds out none.
+    """
+    numbers = list(range(len(labels))) if groups is None else groups.tolist()
+    classes = labels.tolist()
+    members: dict[int, list[int]] = {}
+    for row, number in enumerate(numbers):
+        members.setdefault(number, []).append(row)
+    left = Counter(classes)
+    left_out: set[int] = set()  # groups
+    held_out: dict[int, int] = {}  # by class
+    for row in reversed(range(len(classes))):
+        if classes[row] in held_out:
+            continue
+        lost = Counter(classes[other] for other in members[numbers[row]] if numbers[row] not in left_out)
+        if all(left[label] > count for label, count in lost.items()):
+            left -= lost
+            left_out.add(numbers[row])
+            held_out[classes[row]] = row
     mask = torch.zeros_like(labels, dtype=torch.bool)
-    mask[list(last.values())] = True
-    return mask & (labels.bincount()[labels] > 1)
+    mask[list(held_out.values())] = True
+    return mask

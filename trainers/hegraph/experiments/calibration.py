@@ -67,7 +67,7 @@ def calibrate(fitted: FittedMethod, task: Task, bank: FeatureBank) -> FittedMeth
     started = time.monotonic()
     classify = fitted.logits if fitted.classifier is None else fitted.classifier.logits
     result = fit_calibration(
-        bank.without_test(), classify, lambda part: fit_part(task, part).logits, fitted.steps > 0, task.seed
+        bank.without_test(), classify, lambda part: fit_part(task, part, bank).logits, fitted.steps > 0, task.seed
     )
     return replace(fitted, calibration=replace(result, seconds=time.monotonic() - started))
 

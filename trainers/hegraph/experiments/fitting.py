@@ -34,18 +34,23 @@ def fit(
             is of another run.
     """
     inputs = {"checkpoints": checkpoints, "start": start}
-    return _fit(task.cfg.run.trainer, task, bank, task.cfg, task.batches, inputs)
+    return _fit(task.cfg.run.trainer, task, bank, bank, task.cfg, task.batches, inputs)
 
 
-def fit_part(task: Task, part: FeatureBank) -> FittedMethod:
-    """Fit the method of a task to a part of its bank, for the calibration; errors as in `fit`."""
-    return _fit(task.cfg.run.trainer, task, part, task.cfg, task.batches_of_features)
+def fit_part(task: Task, part: FeatureBank, bank: FeatureBank) -> FittedMethod:
+    """Fit the method of a task to a part of its bank, for the calibration; errors as in `fit`.
+
+    Values that depend on the data set or the number of shots are those of the whole bank, so that the calibration is of
+    the method that was fitted to it.
+    """
+    return _fit(task.cfg.run.trainer, task, part, bank, task.cfg, task.batches_of_features)
 
 
 def _fit(
     name: str,
     task: Task,
     bank: FeatureBank,
+    whole: FeatureBank,
     cfg: Config,
     batches: Callable[[FeatureBank], TrainingData],
     inputs: Mapping[str, Any] | None = None,
@@ -53,6 +58,8 @@ def _fit(
     """Fit a method by its name.
 
     Args:
+        bank: Features that the method is fitted to.
+        whole: Features whose data set and number of shots choose values that depend on them.
         batches: Function that returns the training batches of a bank.
         inputs: Further arguments of `fit` for a method that needs batches.
     """
@@ -62,10 +69,10 @@ def _fit(
     if method.needs_batches:
         arguments = {"data": batches(bank), **(inputs or {})}
     if method.needs_base:
-        arguments["base"] = _fit(cfg.method.base, task, bank, without_selection(cfg), batches)
+        arguments["base"] = _fit(cfg.method.base, task, bank, whole, without_selection(cfg), batches)
     backbone = task.backbone if method.needs_backbone else None
     set_random_seed(task.seed)  # encoding uses the random generators, reading encoded features does not
-    fitted = method.fit(bank.without_test(), method.options_for(cfg, bank), task.seed, backbone, **arguments)
+    fitted = method.fit(bank.without_test(), method.options_for(cfg, whole), task.seed, backbone, **arguments)
     wait_for(bank.train_features.device)
     return fitted if fitted.seconds else replace(fitted, seconds=time.monotonic() - started)
 
