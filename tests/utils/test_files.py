@@ -5,13 +5,15 @@ import hashlib
 import math
 import os
 import stat
+import subprocess
+import sys
 
 import pytest
 import torch
 import yaml
 from pydantic import BaseModel
 
-from trainers.hegraph.utils import files
+from trainers.hegraph.utils import file_lock, files
 from trainers.hegraph.utils.errors import UserError
 from trainers.hegraph.utils.reading import (
     StrictModel,
@@ -69,6 +71,37 @@ def test_temporaries_of_killed_processes_are_removed(tmp_path):
     with files.writing_folder(tmp_path / "model"):
         pass
     assert os.listdir(tmp_path) == ["model"]
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from trainers.hegraph.utils.files import atomic_path
+with atomic_path(Path(sys.argv[1])) as temporary:
+    temporary.write_text("half")
+    os.kill(os.getpid(), 9)
+"""
+
+
+def test_temporary_file_of_a_killed_process_is_removed(tmp_path):
+    for name in ("first", "second"):
+        subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / name)], check=False)
+    assert [name.endswith(".tmp") for name in os.listdir(tmp_path)].count(True) == 1  # the second removes the first
+    with files.atomic_path(tmp_path / "own") as outer:
+        files._searched.clear()  # as another process
+        with files.atomic_path(tmp_path / "other") as inner:
+            assert outer.exists() and inner.exists()
+    assert sorted(os.listdir(tmp_path)) == ["other", "own"]
+
+
+def test_no_file_stays_where_files_cannot_be_locked(tmp_path, monkeypatch):
+    def refuse(descriptor: int) -> None:
+        raise OSError(errno.ENOLCK, "no locks")
+
+    monkeypatch.setattr(file_lock, "_lock", refuse)
+    with files.atomic_path(tmp_path / "file") as temporary:
+        temporary.write_text("whole")
+    assert os.listdir(tmp_path) == ["file"]
 
 
 def test_missing_root_is_not_created(tmp_path):

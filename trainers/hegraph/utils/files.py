@@ -2,8 +2,8 @@
 
 Files and folders are written under a temporary name in the folder of the target, and then renamed. A killed process
 can leave its temporary file or folder, with a name that begins with a dot and ends with `.tmp`. The next process that
-writes the same folder removes such folders. Beside a temporary folder, a file with the ending `.owner` is locked while
-its process lives, so that no other process removes it.
+writes a file beside it, or the same folder, removes it. Beside a temporary file or folder, a file with the ending
+`.owner` is locked while its process lives, so that no other process removes it.
 """
 
 import ctypes
@@ -32,6 +32,8 @@ METADATA = "metadata"  # key of all metadata in a `.safetensors` file
 OWNER = ".owner"  # ending of the locked file beside the temporary folder of `writing_folder`
 RENAME_EXCHANGE = 2  # flag of Linux's renameat2
 AT_FDCWD = -100  # relative to the working directory, an argument of renameat2
+
+_searched: set[Path] = set()  # folders in which this process has looked for temporary files of killed processes
 
 
 def absolute(path: str | Path) -> Path:
@@ -160,8 +162,9 @@ def atomic_path(path: Path, root: Path | None = None) -> Iterator[Path]:
         UserError: If the file cannot be written, for example on a full disk, in a read-only folder, or without `root`.
     """
     temporary = _temporary_path(path, root)
+    _remove_leftover_files(path.parent)
     try:
-        with _converted_errors(path, temporary):
+        with _converted_errors(path, temporary), _owned(temporary):
             temporary.touch()
             mode = temporary.stat().st_mode  # of the umask; safetensors creates files that only the owner can read
             yield temporary
@@ -203,13 +206,14 @@ def writing_folder(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def _owned(temporary: Path) -> Iterator[None]:
-    """Hold the lock of a temporary folder, which shows other processes that this one lives."""
+    """Hold the lock of a temporary file or folder, which shows other processes that this one lives."""
     owner = _owner(temporary)
     try:
         owner.acquire(wait=1.0)  # another process may take the file for a leftover before it is locked
     except OSError as error:
         if error.errno not in NO_LOCKS:  # on a file system without locks, leftovers are not removed
             raise
+        owner.path.unlink(missing_ok=True)
     try:
         yield
     finally:
@@ -217,7 +221,7 @@ def _owned(temporary: Path) -> Iterator[None]:
 
 
 def _owner(temporary: Path) -> FileLock:
-    """Lock of the process that owns a temporary folder."""
+    """Lock of the process that owns a temporary file or folder."""
     return FileLock(temporary.with_name(f"{temporary.name}{OWNER}"))
 
 
@@ -230,6 +234,23 @@ def _remove_leftovers(folder: Path) -> None:
             if owner.acquire():
                 _remove(temporary, folder)
         except OSError:  # no locks, a read-only folder, or another process was faster
+            continue
+        finally:
+            owner.release()
+
+
+def _remove_leftover_files(folder: Path) -> None:
+    """Remove the temporary files in a folder that killed processes have left, at the first call for the folder."""
+    if folder in _searched:
+        return
+    _searched.add(folder)
+    for owner_file in folder.glob(f".{'?' * 24}.tmp{OWNER}"):
+        temporary = owner_file.with_name(owner_file.name.removesuffix(OWNER))
+        owner = _owner(temporary)
+        try:
+            if not temporary.is_dir() and owner.acquire():
+                temporary.unlink(missing_ok=True)
+        except OSError:  # no locks, or a read-only folder
             continue
         finally:
             owner.release()
