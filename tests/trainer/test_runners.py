@@ -496,7 +496,7 @@ def test_keys_of_dassl_have_our_types(host):
         "print(json.dumps({key: type(value).__name__ for key, value in flatten(cfg).items()}))\n"
     )
     theirs = json.loads(host.prints(program))
-    of_data = ("TARGET_DATASETS", "UNLABELLED", "SKIP_UNREADABLE", "SHOTS_PER_CLASS", "GROUP_PATTERN")
+    of_data = ("TARGET_DATASETS", "UNLABELLED", "SKIP_UNREADABLE", "STRICT", "SHOTS_PER_CLASS", "GROUP_PATTERN")
     only_ours = (NODE, "INPUT.DECODE", *(f"DATASET.{name}" for name in of_data))
     found = {key: type(value).__name__ for key, value in default_values().items() if not key.startswith(only_ours)}
     found["MODEL.BACKBONE.PRETRAINED"] = "bool"  # weights here

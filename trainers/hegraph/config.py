@@ -177,6 +177,12 @@ class DataOptions:
         "whether to skip unlabelled images that cannot be read (`--skip-unreadable`)",
         shapes_run=False,
     )
+    strict: bool = option(
+        False,
+        "DATASET.STRICT",
+        "whether one of your images that cannot be read stops a run (`--strict`); otherwise it is left out",
+        shapes_run=False,
+    )
     group_pattern: str = option(
         "",
         "DATASET.GROUP_PATTERN",

@@ -223,14 +223,19 @@ def main(arguments: Sequence[str]) -> int:
         args = parse_train(arguments)
         check_flags(args)
         from ..datasets.loading import listing_own_images_once  # slow to import
+        from ..datasets.readable import counting_left_out
         from .train_choices import fill_in, names_output
 
         run_chosen = run_command if names_output(args) else run_in_new_folder
-        with listing_own_images_once():
+        with listing_own_images_once(), counting_left_out() as left_out:
             for sentence in fill_in(args):
                 logger.info("%s", sentence)
             record, output = run_chosen(args, arguments)
         show_result(record, result_sentence, output)
+        if left_out:
+            logger.warning(
+                "%d images could not be read, and are not in the model; they are named above.", len(left_out)
+            )
 
     return run_cli(train, several_processes=True, continues=True)  # --no-train shares its work
 

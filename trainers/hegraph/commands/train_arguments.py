@@ -119,6 +119,7 @@ def add_flags(parser: Parser) -> None:
     unlabelled = "adapt with unlabelled images: pool (images not sampled), test (transductive), or a path"
     add("--unlabelled", dest="DATASET.UNLABELLED", metavar="SOURCE", help=unlabelled)
     skip: dict[str, Any] = {"action": "store_true", "default": None}
+    add("--strict", dest="DATASET.STRICT", **skip, help="stop at an image of yours that cannot be read")
     add("--skip-unreadable", dest="DATASET.SKIP_UNREADABLE", **skip, help="skip unlabelled images that cannot be read")
     domains = "data sets with the same classes to test on too"
     add("--target-domains", dest="DATASET.TARGET_DOMAINS", **many, help=domains)

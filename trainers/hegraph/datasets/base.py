@@ -19,7 +19,7 @@ from ..utils.files import hash_json
 from ..utils.progress import Progress
 from ..utils.threads import MAX_THREADS, cores, in_batches
 from .copies import Read, content_keys
-from .decoding import LazyImage
+from .decoding import FACTORS, REDUCED, LazyImage
 from .groups import SharedGroups
 from .images import ImageSource, reason
 from .splits import FewShotSample, Item, subsample_labels
@@ -258,7 +258,10 @@ class Dataset:
 
         def problem_of(path: str) -> str:
             try:
-                self.open(path)
+                if self.source is None:
+                    self.open(path)
+                else:  # at the smallest scale, which reads all bytes as well
+                    LazyImage.read(self.source(path), REDUCED).decoded(FACTORS[-1])
             except Exception as error:  # Pillow raises exceptions of many types on damaged bytes
                 return reason(error)
             return ""

@@ -28,18 +28,19 @@ from .folder import read_folders_or_table, read_table, read_unsplit_folders, spl
 from .groups import groups_in_paths
 from .images import is_image, open_below
 from .layouts import class_ids, list_names
-from .own_images import LAYOUT, OwnImages, build_dataset, with_groups
+from .own_images import LAYOUT, OWN, OwnImages, build_dataset, with_groups
 from .packed import read_hugging_face, read_shards
+from .readable import Unreadable, readable
 from .registry import ENTRIES, Entry, find_entry
 from .shots import shots_of_classes
 from .splits import SPLITS, Item, Pools, read_coop_pickle, read_random_split, read_split_file, sample_few_shot
 
 logger = logging.getLogger(__name__)
 
-OWN = "ImageFolder"  # DATASET.NAME of own images
 DRAWING_WAIT = 600.0  # seconds to wait for another process that lists the images of a data set to split them
 NOT_WRITTEN = "%s; each seed will have its own random split and test set"  # warning, after the reason
 NOT_OWN = "images.layout"  # code of the error for a folder without own images
+
 # Own images by the arguments of `load_own_images`, in a block of `listing_own_images_once`
 _listed: ContextVar[dict[tuple[str, str, bool, str], Dataset] | None] = ContextVar("_listed", default=None)
 
@@ -87,8 +88,9 @@ def load_few_shot(
     pool: bool = False,
     shots_per_class: str = "",
     group_pattern: str = "",
+    unreadable: Unreadable = "",
 ) -> Dataset:
-    """Load the few-shot task of CoOp's protocol, and check that all image files exist, without opening one.
+    """Load the few-shot task of CoOp's protocol, and check that all image files exist.
 
     Args:
         name, root: As for `load_dataset`.
@@ -98,6 +100,8 @@ def load_few_shot(
         pool: Whether to list the images that are not sampled as `Dataset.pool`.
         shots_per_class: Unequal numbers of training images, as in DATASET.SHOTS_PER_CLASS, in place of `shots`.
         group_pattern: As for `load_dataset`. Groups stay whole (see `splits.sample_few_shot`).
+        unreadable: What to do with own images that cannot be read: "leave out" them, with a warning, or "refuse" them.
+            "" opens no image.
 
     Examples:
         >>> from hegraph import load_few_shot
@@ -112,7 +116,7 @@ def load_few_shot(
     if seed < 0:
         raise UserError(f"the few-shot protocol needs a seed from 0, got {seed}", "seed")
     rng = Random(seed)
-    whole = load_dataset(name, root, seed, rng, group_pattern)
+    whole = readable(load_dataset(name, root, seed, rng, group_pattern), unreadable)
     check_trainable(whole)
     sample: dict[str, Any] | None = None if shots_per_class else read_coop_sample(whole, shots, seed)
     if sample:
@@ -133,11 +137,13 @@ def load_few_shot(
     return dataset
 
 
-def load_test_images(name: str, root: str, seed: int, subsample: str = "all", group_pattern: str = "") -> Dataset:
+def load_test_images(
+    name: str, root: str, seed: int, subsample: str = "all", group_pattern: str = "", unreadable: Unreadable = ""
+) -> Dataset:
     """Load the test images of a data set; arguments as for `load_few_shot`, UserError if there are none."""
     dataset = load_dataset(name, root, seed, group_pattern=group_pattern).subsample(subsample).only_test()
     dataset.check_files()
-    return dataset
+    return readable(dataset, unreadable)
 
 
 def load_unlabelled(source: Path) -> Dataset:

@@ -25,6 +25,7 @@ from .splits import SPLIT_NAMES, SPLITS, Item, split_of
 
 logger = logging.getLogger(__name__)
 
+OWN = "ImageFolder"  # DATASET.NAME of own images
 LAYOUT = (
     "expected ROOT/train/<class>/*.jpg (and val, test), ROOT/<class>/*.jpg, or a CSV file with the columns "
     "path,label[,split]; for several labels per image, path,labels[,split], or annotations of Pascal VOC or COCO"

@@ -7,6 +7,7 @@ from ..config import Config
 from ..config_files import with_values
 from ..datasets.base import Dataset
 from ..datasets.loading import load_few_shot, load_test_images
+from ..datasets.readable import Unreadable
 from ..datasets.registry import find_entry
 from ..datasets.shots import SHOTS_PER_CLASS
 from ..models.saved import TrainedOn
@@ -68,11 +69,13 @@ def load_dataset(cfg: Config, seed: int, trained_on: TrainedOn | None = None) ->
     data = with_shots(cfg, trained_on).data if pool and trained_on is not None else cfg.data
     if not data.name:
         raise UserError("no data: give --dataset-config-file NAME, such as digits, or --features BANK")
-    shots = (data.shots, seed, data.classes, pool, data.shots_per_class, data.group_pattern)
+    unreadable: Unreadable = "refuse" if data.strict else "leave out"
+    shots = (data.shots, seed, data.classes, pool, data.shots_per_class, data.group_pattern, unreadable)
     if trained_on is None:
         return load_few_shot(data.name, data.root, *shots)
     if not pool:
-        return load_test_images(data.name, data.root, max(cfg.run.seed, 0), data.classes, data.group_pattern)
+        which = data.classes, data.group_pattern, unreadable
+        return load_test_images(data.name, data.root, max(cfg.run.seed, 0), *which)
     if (entry := find_entry(data.name)) and entry.train_on:  # a data set of test images alone
         raise UserError(NO_POOL.format(data.name))
     return load_few_shot(data.name, data.root, *shots).only_test()
