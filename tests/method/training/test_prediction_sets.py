@@ -7,8 +7,8 @@ import torch
 from pydantic import ValidationError
 
 from trainers.hegraph import UserError
-from trainers.hegraph.method.training.confidence import calibration_by_zero_shot, calibration_on
-from trainers.hegraph.method.training.prediction_sets import SetScores, prediction_sets
+from trainers.hegraph.method.training.confidence import calibration_by_zero_shot, calibration_on, fit_temperature
+from trainers.hegraph.method.training.prediction_sets import FewScores, SetScores, evenly_weighted, prediction_sets
 
 
 def scores_of(*values: float) -> SetScores:
@@ -78,3 +78,28 @@ def test_sets_cover_the_promised_share(number):
         probabilities = logits[:1].double().softmax(dim=1)
         covered.append(float(probabilities[0, labels[0]] >= scores.threshold(0.9)))
     assert sum(covered) / 2000 == pytest.approx(0.9, abs=0.02)
+
+
+def test_classes_of_one_image_have_their_own_threshold():
+    scores = tuple(position / 100 for position in range(1, 100))
+    few = FewScores(classes=(0, 2), scores=scores, stand_ins=30)
+    sets = SetScores(scores=(0.5,) * 99, temperature=1.0, few=few)
+    # Of 10 % that may be missed, a class that the 30 do not have takes 0.9 / 30 = 3 %
+    assert sets.thresholds(0.9, 4).tolist() == [0.07, 0.5, 0.07, 0.5]
+    assert sets.of_classes([3, 2, 1]).few.classes == (1,) and sets.of_classes([1, 3]).few is None
+    scarce = few.model_copy(update={"stand_ins": 2})
+    assert scarce.threshold(0.9) == 0.05  # at most half
+    assert SetScores.model_validate(sets.model_dump(mode="json")) == sets
+    assert "few" not in scores_of(0.5).model_dump(mode="json")
+
+
+def test_weighted_scores_are_those_of_repeated_images():
+    logits = torch.tensor([[0.2, 0.0], [0.0, 1.0], [2.0, 0.0]])
+    labels = torch.tensor([0, 1, 0])
+    weights = torch.tensor([1.0, 2.0, 1.0], dtype=torch.float64)
+    repeated = torch.tensor([0, 1, 1, 2])
+    assert fit_temperature(logits.repeat(200, 1), labels.repeat(200), weights.repeat(200)) == pytest.approx(
+        fit_temperature(logits[repeated].repeat(133, 1), labels[repeated].repeat(133)), rel=1e-2
+    )
+    assert evenly_weighted(torch.tensor([3.0, 1.0, 2.0]), torch.ones(3)).tolist() == [1.0, 2.0, 3.0]
+    assert evenly_weighted(torch.arange(4.0), torch.tensor([1.0, 1.0, 4.0, 4.0])).tolist() == [1.0, 2.0, 3.0]

@@ -11,6 +11,9 @@ The first of these sources that exists is used:
    of the other half, its mean confidence matches that of zero-shot CLIP among the same classes. The temperature of
    zero-shot CLIP is fitted on all training images. Without class texts, no temperature is fitted.
 
+Where some classes have a single image and others more, classes with more stand for them (`stand_ins.py`), or, if these
+are too few, the classes are calibrated as at one shot. Every class then counts equally.
+
 The same images give the scores of known classes (`method/training/confidence.py`). At one shot these are the scores of
 zero-shot CLIP, plus the difference between the method and zero-shot CLIP on the held-out classes.
 
@@ -28,7 +31,7 @@ import torch
 from torch import Tensor
 
 from ..baselines.base import FittedMethod
-from ..datasets.groups import balanced_folds
+from ..datasets.groups import NOT_HELD_OUT, balanced_folds
 from ..features.bank import FeatureBank, mean_over_views
 from ..method.cache import QUERY_BATCH, text_logits
 from ..method.mean_text import with_own_nodes
@@ -36,9 +39,12 @@ from ..method.training.choice import has_val, val_images
 from ..method.training.confidence import Calibration, calibration_by_zero_shot, calibration_on
 from ..utils.errors import UserError
 from .fitting import fit_part
+from .stand_ins import held_out_with_stand_ins, single_classes, too_few_to_stand_in, weights_of_held_out
 from .tasks import Task
 
 logger = logging.getLogger(__name__)
+
+FEWEST_CLASSES = 4  # of which two can be held out
 
 Classify = Callable[[Tensor], Tensor]  # unit-norm image features [B, d] -> logits [B, K]
 Fit = Callable[[FeatureBank], Classify]
@@ -94,21 +100,93 @@ def fit_calibration(bank: FeatureBank, classify: Classify, fit_again: Fit, train
         seed: Seed of the held-out images or classes.
     """
     if has_val(bank):
-        features, labels = val_images(bank)
-        return calibration_on(classify_in_batches(classify, features), labels, "val")
-    keys = bank.cache_keys()
+        return calibrate_on_val(bank, classify)
     max_parts = 1 if trains else None
-    if parts := list(itertools.islice(without_images(bank, seed), max_parts)):
-        logits = torch.cat([classify_in_batches(fit_again(rest), keys[mask]) for rest, mask in parts])
-        return calibration_on(logits, torch.cat([bank.train_labels[mask] for _, mask in parts]), "held-out images")
+    folds = assign_folds(bank.train_labels, seed, bank.train_groups)
+    single = single_classes(bank.train_labels, folds, len(bank.classnames))
+    has_several = bool((folds != NOT_HELD_OUT).any())
+    as_one_shot = bank.has_text and len(bank.classnames) >= FEWEST_CLASSES and too_few_to_stand_in(single, len(single))
+    if single.any() and has_several and not as_one_shot:
+        return calibrate_with_stand_ins(bank, fit_again, folds, single, trains, seed)
+    if has_several and not as_one_shot:
+        return calibrate_on_images(bank, fit_again, max_parts, seed)
     if not bank.has_text:  # without zero-shot CLIP, nothing classifies the only image of a class
         return Calibration()
-    if parts := list(itertools.islice(without_classes(bank, seed), max_parts)):
-        logits_of_parts = [classify_in_batches(fit_again(rest), keys[mask]) for rest, mask in parts]
-        clip_of_parts = [text_logits(keys[mask], rest.text_positive, rest.logit_scale) for rest, mask in parts]
-        train_clip = text_logits(keys, bank.text_positive, bank.logit_scale)
-        return calibration_by_zero_shot(logits_of_parts, clip_of_parts, train_clip, bank.train_labels)
-    return Calibration()
+    return calibrate_on_classes(bank, fit_again, max_parts, seed)
+
+
+def calibrate_on_val(bank: FeatureBank, classify: Classify) -> Calibration:
+    """Calibrate a method on the val images of its bank."""
+    features, labels = val_images(bank)
+    logits = classify_in_batches(classify, features)
+    counts = bank.train_labels.bincount(minlength=len(bank.classnames))
+    single = counts == 1
+    if not single.any() or not (counts > 1).any():
+        return calibration_on(logits, labels, "val")
+    return calibration_of_unequal(logits, labels, single[labels], single, "val")
+
+
+def calibrate_on_images(bank: FeatureBank, fit_again: Fit, max_parts: int | None, seed: int) -> Calibration:
+    """Calibrate a method on held-out images of classes with several images each."""
+    keys = bank.cache_keys()
+    parts = list(itertools.islice(without_images(bank, seed), max_parts))
+    logits = torch.cat([classify_in_batches(fit_again(rest), keys[mask]) for rest, mask in parts])
+    return calibration_on(logits, torch.cat([bank.train_labels[mask] for _, mask in parts]), "held-out images")
+
+
+def calibrate_with_stand_ins(
+    bank: FeatureBank, fit_again: Fit, folds: Tensor, single: Tensor, trains: bool, seed: int
+) -> Calibration:
+    """Calibrate a method on held-out images of classes that stand for those with a single image as well.
+
+    Args:
+        bank, fit_again, trains, seed: As for `fit_calibration`. With training steps, the method is fitted twice.
+        folds: Folds of the training images, shape `[N]`.
+        single: Classes whose images are never held out, booleans of shape `[K]`.
+    """
+    keys = bank.cache_keys()
+    logits = []
+    labels = []
+    of_stand_ins = []
+    parts = held_out_with_stand_ins(bank.train_labels, folds, bank.train_groups, seed)
+    for held_out in itertools.islice(parts, 2 if trains else None):
+        rest = rest_of(bank, held_out.mask)
+        logits.append(classify_in_batches(fit_again(rest), keys[held_out.mask]))
+        labels.append(bank.train_labels[held_out.mask])
+        of_stand_ins.append(held_out.of_stand_ins[held_out.mask])
+    return calibration_of_unequal(
+        torch.cat(logits), torch.cat(labels), torch.cat(of_stand_ins), single, "held-out images"
+    )
+
+
+def calibration_of_unequal(
+    logits: Tensor, labels: Tensor, of_stand_ins: Tensor, single: Tensor, fitted_on: str
+) -> Calibration:
+    """Return the calibration on held-out images `[n, K]` where each class counts equally.
+
+    Args:
+        logits, labels: Logits `[n, K]` and classes `[n]` of the images.
+        of_stand_ins: Images of classes with one image, or that stand for them, booleans of shape `[n]`.
+        single: Classes with one image, booleans of shape `[K]`.
+        fitted_on: Source of the images.
+    """
+    weights = weights_of_held_out(labels, of_stand_ins, int(single.sum()))
+    if not of_stand_ins.any() or of_stand_ins.all():
+        return calibration_on(logits, labels, fitted_on, weights)
+    few = tuple(single.nonzero()[:, 0].tolist())
+    return calibration_on(logits, labels, fitted_on, weights, few, of_stand_ins)
+
+
+def calibrate_on_classes(bank: FeatureBank, fit_again: Fit, max_parts: int | None, seed: int) -> Calibration:
+    """Calibrate a method on held-out classes; with fewer than four classes, the result is that of no calibration."""
+    keys = bank.cache_keys()
+    parts = list(itertools.islice(without_classes(bank, seed), max_parts))
+    if not parts:
+        return Calibration()
+    logits_of_parts = [classify_in_batches(fit_again(rest), keys[mask]) for rest, mask in parts]
+    clip_of_parts = [text_logits(keys[mask], rest.text_positive, rest.logit_scale) for rest, mask in parts]
+    train_clip = text_logits(keys, bank.text_positive, bank.logit_scale)
+    return calibration_by_zero_shot(logits_of_parts, clip_of_parts, train_clip, bank.train_labels)
 
 
 def without_images(bank: FeatureBank, seed: int) -> Iterator[Part]:
@@ -116,16 +194,21 @@ def without_images(bank: FeatureBank, seed: int) -> Iterator[Part]:
     folds = assign_folds(bank.train_labels, seed, bank.train_groups)
     for fold in range(int(folds.max()) + 1):
         mask = folds == fold
-        groups = None if bank.train_groups is None else bank.train_groups[~mask]
-        features = bank.train_features[:, ~mask]
-        part = replace(bank, train_features=features, train_labels=bank.train_labels[~mask], train_groups=groups)
-        yield with_own_nodes(part), mask
+        yield rest_of(bank, mask), mask
+
+
+def rest_of(bank: FeatureBank, held_out: Tensor) -> FeatureBank:
+    """Return the bank without the training images of a mask `[N]`."""
+    groups = None if bank.train_groups is None else bank.train_groups[~held_out]
+    features = bank.train_features[:, ~held_out]
+    labels = bank.train_labels[~held_out]
+    return with_own_nodes(replace(bank, train_features=features, train_labels=labels, train_groups=groups))
 
 
 def without_classes(bank: FeatureBank, seed: int) -> Iterator[Part]:
     """Hold out one half of the classes, then the other half; nothing if there are fewer than four classes."""
     classes = list(range(len(bank.classnames)))
-    if len(classes) < 4:
+    if len(classes) < FEWEST_CLASSES:
         return
     random.Random(seed).shuffle(classes)
     for known in (classes[0::2], classes[1::2]):

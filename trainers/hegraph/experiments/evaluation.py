@@ -41,6 +41,8 @@ class Predictions:
         labels: Classes of the test images, `[M]`; with several labels per image, booleans `[M, K]`.
         rule: "" on the data set of the training, else `SAME_CLASSES` or `OTHER_CLASSES`.
         thresholds: Least logit with which a label is predicted, shape `[K]`, as in `TrainedModel`.
+        columns: Position of each class among the classes of the model; None if nothing was predicted, or the classes
+            are others.
     """
 
     dataset: str
@@ -51,6 +53,7 @@ class Predictions:
     labels: Tensor | None = None
     rule: str = ""
     thresholds: Tensor | None = None
+    columns: Sequence[int] | None = None
 
 
 def rule_for(model: TrainedModel, target: Task) -> str:
@@ -119,6 +122,7 @@ def test_known_classes(
         labels.to(device),
         rule,
         None if model.thresholds is None else model.thresholds.to(device)[columns],
+        columns,
     )
 
 

@@ -6,6 +6,7 @@ Shapes: K classes, M test images.
 import datetime
 import logging
 import os
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -201,7 +202,12 @@ def calibration_of_test(model: TrainedModel, predictions: Predictions) -> Calibr
     The temperature was fitted to the whole model on its own classes.
     """
     is_part = predictions.rule and model.has_text_classifier
-    return Calibration() if predictions.rule == OTHER_CLASSES or is_part else model.calibration
+    if predictions.rule == OTHER_CLASSES or is_part:
+        return Calibration()
+    calibration = model.calibration
+    if calibration.sets is None or predictions.columns is None:
+        return calibration
+    return replace(calibration, sets=calibration.sets.of_classes(predictions.columns))
 
 
 def own_source(cfg: Config, dataset: str) -> str:

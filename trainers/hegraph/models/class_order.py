@@ -42,7 +42,7 @@ def reordered(model: SavedModel, order: Tensor) -> SavedModel:
     """The same model with its classes in another order.
 
     Cached images and labelled images stay in their order. The transfer to unseen classes, the temperature, and the
-    scores of known images and of prediction sets do not depend on the order of classes.
+    scores of known images do not depend on the order of classes.
 
     Args:
         model: The model, without `fitted`.
@@ -58,6 +58,7 @@ def reordered(model: SavedModel, order: Tensor) -> SavedModel:
         "prompts": None if model.prompts is None else _prompts(model.prompts, positions),
         "text_trust": trust and trust.model_copy(update={"weights": picked(trust.weights, positions)}),
         "text_positive": model.text_positive[order],
+        "sets": model.sets and model.sets.of_classes(positions),
         "thresholds": _rows(model.thresholds, order),
         "class_nodes": _rows(model.class_nodes, order),
         "classifier": _classifier(model.classifier, order),

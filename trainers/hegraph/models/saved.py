@@ -419,7 +419,7 @@ class SavedModel(TrainedModel):
         return known_score(logits, self.temperature, self.known.score) >= self.known.threshold(float(rate))
 
     def set_threshold(self, coverage: float) -> float:
-        """Least probability of a class in the prediction sets of a coverage, such as 0.9.
+        """Least probability of a class in the prediction sets of a coverage, such as 0.9; as in `SetScores.threshold`.
 
         Raises:
             UserError: If the model has several labels per image or no probabilities of held-out images, or the coverage

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from ...utils.reading import Finite, Size, StrictModel
 from .options import BINS
-from .prediction_sets import SetScores
+from .prediction_sets import SetScores, effective_number, evenly_weighted
 
 # Standard deviation of the normal prior of log T, with mean 0. Without a prior, ten correctly classified images would
 # make T zero.
@@ -62,8 +62,11 @@ class KnownScores(StrictModel):
         return self
 
     @classmethod
-    def of(cls, scores: Tensor, fitted_on: str) -> KnownScores:
-        """Distribution of the scores `[n]` of known images."""
+    def of(cls, scores: Tensor, fitted_on: str, weights: Tensor | None = None) -> KnownScores:
+        """Distribution of the scores `[n]` of known images, with weights `[n]`; None: equal ones."""
+        if weights is not None:
+            evenly = evenly_weighted(scores.detach().double().cpu(), weights.cpu())
+            return cls.of(evenly, fitted_on).model_copy(update={"num_images": len(scores)})
         quantiles = np.quantile(scores.detach().double().cpu().numpy(), QUANTILES)
         return cls(quantiles=tuple(quantiles.tolist()), fitted_on=fitted_on, num_images=len(scores))
 
@@ -97,22 +100,29 @@ class Calibration:
     sets: SetScores | None = None
 
 
-def fit_temperature(logits: Tensor, labels: Tensor) -> float:
+def fit_temperature(logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> float:
     """Fit the temperature by cross-entropy, with a normal prior of log T.
 
-        T = argmin_T  sum_i -log softmax(z_i / T)[y_i] + (log T)^2 / (2 LOG_DEVIATION^2)
+        T = argmin_T  sum_i -w_i log softmax(z_i / T)[y_i] + (log T)^2 / (2 LOG_DEVIATION^2)
 
     Args:
         logits: Logits `[n, K]` of images that the classifier was not fitted to.
         labels: Their classes, shape `[n]`.
+        weights: `w_i` up to a factor, float64 of shape `[n]`; they are scaled to the sum `effective_number`. None: 1.
     """
     from scipy.optimize import minimize_scalar  # slow to import, and a finished run needs no temperature
 
     logits = logits.detach().double().cpu()
     labels = labels.cpu()
 
+    scaled = None if weights is None else effective_number(weights) * (weights / weights.sum()).cpu()
+
     def loss(log_temperature: float) -> float:
-        fit = F.cross_entropy(logits * math.exp(-log_temperature), labels, reduction="sum").item()
+        divided = logits * math.exp(-log_temperature)
+        if scaled is None:
+            fit = F.cross_entropy(divided, labels, reduction="sum").item()
+        else:
+            fit = (scaled * F.cross_entropy(divided, labels, reduction="none")).sum().item()
         return fit + 0.5 * (log_temperature / LOG_DEVIATION) ** 2
 
     return math.exp(minimize_scalar(loss, bounds=LOG_RANGE, method="bounded").x)
@@ -139,11 +149,25 @@ def mean_confidence(logits: Sequence[Tensor], temperature: float) -> float:
     return torch.cat(highest).mean().item()
 
 
-def calibration_on(logits: Tensor, labels: Tensor, fitted_on: str) -> Calibration:
-    """Calibration on logits `[n, K]` of images that the method was not fitted to."""
-    temperature = fit_temperature(logits, labels)
-    known = KnownScores.of(known_score(logits, temperature), fitted_on)
-    sets = SetScores.of(logits, labels, temperature)
+def calibration_on(
+    logits: Tensor,
+    labels: Tensor,
+    fitted_on: str,
+    weights: Tensor | None = None,
+    few: tuple[int, ...] = (),
+    of_few: Tensor | None = None,
+) -> Calibration:
+    """Calibration on images that the method was not fitted to.
+
+    Args:
+        logits, labels: Logits `[n, K]` and classes `[n]` of the images.
+        fitted_on: Source of the images.
+        weights: Weights of the images, float64 of shape `[n]`; None: equal ones.
+        few, of_few: Classes with one training image, and images like theirs, as in `SetScores.of`.
+    """
+    temperature = fit_temperature(logits, labels, weights)
+    known = KnownScores.of(known_score(logits, temperature), fitted_on, weights)
+    sets = SetScores.of(logits, labels, temperature, weights=weights, few=few, of_few=of_few)
     return Calibration(temperature, fitted_on, len(labels), known=known, sets=sets)
 
 
@@ -163,13 +187,20 @@ def calibration_by_zero_shot(
         labels: Classes of the training images, shape `[N]`.
     """
     fitted_on = "held-out classes"
-    clip_temperature = fit_temperature(train_clip, labels)
+    weights = class_weights(labels)
+    clip_temperature = fit_temperature(train_clip, labels, weights)
     temperature = match_confidence(held_out, mean_confidence(held_out_clip, clip_temperature))
     pairs = zip(held_out, held_out_clip)
     gains = [known_score(logits, temperature) - known_score(clip, clip_temperature) for logits, clip in pairs]
-    known = KnownScores.of(known_score(train_clip, clip_temperature) + torch.cat(gains).mean(), fitted_on)
-    sets = SetScores.of(train_clip, labels, clip_temperature, of_zero_shot=True)
+    known = KnownScores.of(known_score(train_clip, clip_temperature) + torch.cat(gains).mean(), fitted_on, weights)
+    sets = SetScores.of(train_clip, labels, clip_temperature, of_zero_shot=True, weights=weights)
     return Calibration(temperature, fitted_on, sum(map(len, held_out)), known=known, sets=sets)
+
+
+def class_weights(labels: Tensor) -> Tensor | None:
+    """Weights of images with labels `[n]` with which every class counts equally, float64; None for equal classes."""
+    counts = labels.bincount()[labels].double()
+    return None if (counts == counts[0]).all() else 1 / counts
 
 
 def known_score(logits: Tensor, temperature: float, score: str = DEFAULT_SCORE) -> Tensor:

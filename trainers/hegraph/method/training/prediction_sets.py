@@ -13,65 +13,155 @@ The coverage holds on average over the classes, for new images of the same kind 
 At one shot, no image is held out with its class known. The sets are then those of zero-shot CLIP, which was not fitted
 to the training images.
 
+Where some classes have one training image and others more, two thresholds hold, since the classifier prefers classes
+with many images: one for classes with several images, and one for those with one. The second comes from `G` other
+classes that stand for them. A class of its own counts as one more, whose images are missed (Dunn, Wasserman and Ramdas:
+Distribution-Free Prediction Sets for Two-Layer Hierarchical Models. JASA 118, 2023), so that the share of missed images
+becomes `a - (1 - a) / G`, or `a / 2` if that is more:
+
+    threshold = the k-th smallest of the m scores,  k = floor((m + 1) max(a - (1 - a) / G, a / 2))
+
 Shapes: n held-out images, B images of a batch, K classes.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Sequence
 from fractions import Fraction
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 from torch import Tensor
 
 from ...utils.errors import UserError
 from ...utils.reading import Positive, Share, StrictModel, validate
+
+Scores = Annotated[tuple[Annotated[float, Field(ge=0, le=1)], ...], Field(strict=False, min_length=1)]
+
+
+class FewScores(StrictModel):
+    """Probabilities of the true classes of held-out images of classes with one training image, or like them.
+
+    Attributes:
+        classes: Positions of the classes with one training image.
+        scores: The probabilities in ascending order, each of the same weight.
+        stand_ins: Number of classes that the images are of, `G`.
+    """
+
+    classes: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False, min_length=1)]
+    scores: Scores
+    stand_ins: Annotated[int, Field(ge=1)]
+
+    @model_validator(mode="after")
+    def scores_ascend(self) -> FewScores:
+        check_ascending(self.scores)
+        return self
+
+    def threshold(self, coverage: float) -> float:
+        """Least probability of one of the classes in a set; UserError if the coverage needs more images."""
+        rest = 1 - Fraction(str(coverage))
+        missed = max(rest - (1 - rest) / self.stand_ins, rest / 2)
+        return order_statistic(self.scores, missed, coverage)
 
 
 class SetScores(StrictModel):
     """Probabilities of the true classes of images that the classifier was not fitted to.
 
     Attributes:
-        scores: The probabilities in ascending order.
+        scores: The probabilities in ascending order, each of the same weight.
         temperature: Divisor of the logits that they were computed with.
         of_zero_shot: Whether the logits are those of zero-shot CLIP.
+        few: Probabilities for classes with one training image, if other classes have more.
     """
 
-    scores: Annotated[tuple[Annotated[float, Field(ge=0, le=1)], ...], Field(strict=False, min_length=1)]
+    scores: Scores
     temperature: Positive
     of_zero_shot: bool = False
+    few: FewScores | None = None
 
     @model_validator(mode="after")
     def scores_ascend(self) -> SetScores:
-        if any(after < before for before, after in zip(self.scores, self.scores[1:])):
-            raise ValueError("scores must be in ascending order")
+        check_ascending(self.scores)
         return self
 
+    @model_serializer(mode="wrap")
+    def without_nothing(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """The attributes as plain values, without `few` if it is None, as in earlier versions."""
+        values = handler(self)
+        if self.few is None:
+            del values["few"]
+        return values
+
     @classmethod
-    def of(cls, logits: Tensor, labels: Tensor, temperature: float, of_zero_shot: bool = False) -> SetScores:
-        """Scores of held-out images with logits `[n, K]` and classes `[n]`."""
+    def of(
+        cls,
+        logits: Tensor,
+        labels: Tensor,
+        temperature: float,
+        of_zero_shot: bool = False,
+        weights: Tensor | None = None,
+        few: tuple[int, ...] = (),
+        of_few: Tensor | None = None,
+    ) -> SetScores:
+        """Scores of held-out images with logits `[n, K]` and classes `[n]`.
+
+        Args:
+            logits, labels: Logits and classes of the images.
+            temperature, of_zero_shot: See the attributes.
+            weights: Weights of the images, float64 of shape `[n]`; None: equal ones.
+            few: Positions of the classes with one training image, if other classes have more.
+            of_few: Images of these classes, or of classes that stand for them, booleans of shape `[n]`, of which some
+                are and some are not; None if `few` is empty.
+        """
         probabilities = (logits.detach().double().cpu() / temperature).softmax(dim=1)
         own = probabilities.gather(1, labels.cpu().unsqueeze(1))[:, 0]
-        scores = own.sort().values.clamp(0, 1).tolist()
-        return cls(scores=tuple(scores), temperature=temperature, of_zero_shot=of_zero_shot)
+        mask = torch.ones(len(own), dtype=torch.bool) if of_few is None else ~of_few.cpu()
+        shares = None if weights is None else weights.cpu()
+        others = ascending(own[mask], None if shares is None else shares[mask])
+        of_classes = None
+        if of_few is not None:
+            scores = ascending(own[~mask], None if shares is None else shares[~mask])
+            stand_ins = len(labels.cpu()[~mask].unique())
+            of_classes = FewScores(classes=few, scores=scores, stand_ins=stand_ins)
+        return cls(scores=others, temperature=temperature, of_zero_shot=of_zero_shot, few=of_classes)
 
     def threshold(self, coverage: float) -> float:
-        """Least probability of a class in a set; UserError if the coverage is no share or needs more images."""
+        """Least probability of a class in a set; with `few`, that of the other classes.
+
+        Raises:
+            UserError: If the coverage is no share, or needs more images, also of the classes of `few`.
+        """
         validate(Share, coverage, "coverage", convert=True)
-        rest = 1 - Fraction(str(coverage))  # exact, as the coverage is written
-        number = len(self.scores)
-        rank = math.floor((number + 1) * rest)  # k
-        if rank < 1:
-            needed = math.ceil((1 - rest) / rest)
-            images = f"needs at least {needed} held-out images, and the model has {number}"
-            raise UserError(f"coverage {coverage:g} {images}; lower the coverage, or train with more images")
-        return self.scores[rank - 1]
+        if self.few is not None:
+            self.few.threshold(coverage)  # the check
+        return order_statistic(self.scores, 1 - Fraction(str(coverage)), coverage)
+
+    def thresholds(self, coverage: float, num_classes: int) -> Tensor:
+        """Least probability of each class in a set, float64 of shape `[K]`; UserError as in `threshold`."""
+        by_class = torch.full((num_classes,), self.threshold(coverage), dtype=torch.float64)
+        if self.few is not None:
+            by_class[list(self.few.classes)] = self.few.threshold(coverage)
+        return by_class
 
     def supports(self, coverage: float) -> bool:
         """Whether there are enough held-out images for the threshold of a coverage."""
-        return (len(self.scores) + 1) * (1 - Fraction(str(coverage))) >= 1
+        try:
+            self.threshold(coverage)
+        except UserError:
+            return False
+        return True
+
+    def of_classes(self, positions: Sequence[int]) -> SetScores:
+        """Scores for classes that are reordered or selected by their positions."""
+        if self.few is None:
+            return self
+        known = set(self.few.classes)
+        moved = tuple(new for new, old in enumerate(positions) if old in known)
+        few = self.few.model_copy(update={"classes": moved}) if moved else None
+        return self.model_copy(update={"few": few})
 
     def sets_of(self, logits: Tensor, predicted: Tensor, coverage: float) -> Tensor:
         """Prediction sets of images, booleans of shape `[B, K]`.
@@ -85,15 +175,56 @@ class SetScores(StrictModel):
             UserError: As in `threshold`.
         """
         probabilities = (logits.double() / self.temperature).softmax(dim=1)
-        return prediction_sets(probabilities, self.threshold(coverage), predicted)
+        least = self.thresholds(coverage, logits.shape[1]).to(probabilities.device)
+        return prediction_sets(probabilities, least, predicted)
 
 
-def prediction_sets(probabilities: Tensor, threshold: float, predicted: Tensor) -> Tensor:
+def check_ascending(scores: Sequence[float]) -> None:
+    """Raise ValueError unless scores ascend."""
+    if any(after < before for before, after in itertools.pairwise(scores)):
+        raise ValueError("scores must be in ascending order")
+
+
+def order_statistic(scores: Sequence[float], missed: Fraction, coverage: float) -> float:
+    """The k-th smallest of n ascending scores, `k = floor((n + 1) missed)`; UserError if n is too small."""
+    rank = math.floor((len(scores) + 1) * missed)  # k
+    if rank < 1:
+        needed = math.ceil((1 - missed) / missed)
+        images = f"needs at least {needed} held-out images, and the model has {len(scores)}"
+        raise UserError(f"coverage {coverage:g} {images}; lower the coverage, or train with more images")
+    return scores[rank - 1]
+
+
+def ascending(scores: Tensor, weights: Tensor | None) -> tuple[float, ...]:
+    """Probabilities `[n]` in ascending order; with weights, as in `evenly_weighted`."""
+    evenly = scores.sort().values if weights is None else evenly_weighted(scores, weights)
+    return tuple(evenly.clamp(0, 1).tolist())
+
+
+def effective_number(weights: Tensor) -> int:
+    """Number of images that say as much as images with weights `[n]`: `(sum w)^2 / sum w^2`, rounded (Kish, 1965)."""
+    return max(1, round(float(weights.sum() ** 2 / weights.square().sum())))
+
+
+def evenly_weighted(values: Tensor, weights: Tensor) -> Tensor:
+    """Ascending values of equal weight that are distributed like values `[n]` with weights `[n]`.
+
+    There are `effective_number` of them: the quantiles in the middle of as many equal shares. With equal weights, they
+    are the values themselves.
+    """
+    ordered, order = values.sort()
+    upper = weights[order].cumsum(0) / weights.sum()
+    number = effective_number(weights)
+    middle = (torch.arange(number, dtype=upper.dtype) + 0.5) / number
+    return ordered[torch.searchsorted(upper, middle).clamp_max(len(values) - 1)]
+
+
+def prediction_sets(probabilities: Tensor, threshold: float | Tensor, predicted: Tensor) -> Tensor:
     """Sets of classes, booleans of shape `[B, K]`.
 
     Args:
         probabilities: Probabilities at the temperature of the scores, shape `[B, K]`.
-        threshold: Least probability of a class in a set.
+        threshold: Least probability of a class in a set, or of each class, shape `[K]`.
         predicted: Predicted classes `[B]`, which are always in their set.
     """
     return (probabilities >= threshold).scatter(1, predicted.unsqueeze(1), torch.ones_like(predicted).bool()[:, None])

@@ -241,19 +241,21 @@ def describe_thresholds(model: SavedModel) -> list[float] | None:
     return None if model.thresholds is None else model.thresholds.sigmoid().tolist()
 
 
-def describe_sets(model: SavedModel) -> dict[str, float] | None:
+def describe_sets(model: SavedModel) -> dict[str, float | list[float]] | None:
     """Thresholds of prediction sets by coverage, for those of `COVERAGES` that the held-out images support.
 
-    A class is in the set if its output probability is at least the threshold. None without held-out images, or for sets
+    A class is in the set if its output probability is at least the threshold. Where some classes have one image and
+    others more, a threshold is a list, with that of each class. None without held-out images, or for sets
     of zero-shot CLIP, whose probabilities the file does not compute.
     """
     sets = model.sets
     if sets is None or sets.of_zero_shot:
         return None
-    thresholds = {}
+    thresholds: dict[str, float | list[float]] = {}
     for coverage in COVERAGES:
         with suppress(UserError):
-            thresholds[f"{coverage:g}"] = sets.threshold(coverage)
+            by_class = sets.thresholds(coverage, len(model.classnames))
+            thresholds[f"{coverage:g}"] = sets.threshold(coverage) if sets.few is None else by_class.tolist()
     return thresholds
 
 

@@ -1,0 +1,119 @@
+"""Held-out images for the calibration where some classes have a single image, which cannot be held out.
+
+Other classes stand for these classes: in each part, some classes with several images are reduced to one image, and
+their other images are held out. Of the remaining classes with several images, a fold is held out, as with equal
+classes. The classifier is then tested on new images of classes with one image, and of classes with several.
+
+With groups of images, such as the frames of a video, a class is reduced to one of its groups.
+
+Shapes: N training images, K classes.
+"""
+
+import random
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..datasets.groups import NOT_HELD_OUT
+
+ENOUGH = 9  # classes with several images that can stand for any number of classes with one; sets for 90 % need as many
+
+
+class HeldOut(NamedTuple):
+    """Images that are held out at once.
+
+    Attributes:
+        mask: The held-out images, booleans of shape `[N]`.
+        of_stand_ins: Those of them whose class is reduced to one image, booleans of shape `[N]`.
+    """
+
+    mask: Tensor
+    of_stand_ins: Tensor
+
+
+def single_classes(labels: Tensor, folds: Tensor, num_classes: int) -> Tensor:
+    """Return the classes with images of which no fold holds one out, booleans of shape `[K]`.
+
+    Args:
+        labels: Classes of the images, shape `[N]`.
+        folds: Fold of each image, shape `[N]`, negative for an image that is never held out.
+        num_classes: K.
+    """
+    images = labels.bincount(minlength=num_classes)
+    held_out = labels[folds != NOT_HELD_OUT].bincount(minlength=num_classes)
+    return (images > 0) & (held_out == 0)
+
+
+def too_few_to_stand_in(single: Tensor, num_classes: int) -> bool:
+    """Whether too few of K classes have several images to stand for the classes `single`, booleans of shape `[K]`.
+
+    The classes are then calibrated as at one shot.
+    """
+    several = num_classes - int(single.sum())
+    return several < min(ENOUGH, int(single.sum()))
+
+
+def held_out_with_stand_ins(labels: Tensor, folds: Tensor, groups: Tensor | None, seed: int) -> Iterator[HeldOut]:
+    """Iterate over the folds; every class that can stand in for others does so in one of them.
+
+    Args:
+        labels: Classes of the images, shape `[N]`.
+        folds: Fold of each image, shape `[N]`, negative for an image that is never held out.
+        groups: Groups of the images, shape `[N]`; None without groups.
+        seed: Seed of the choice of stand-ins and of their remaining image.
+    """
+    rng = random.Random(seed)
+    rows_of_class = _rows_by_group(labels, folds, groups)
+    order = sorted(rows_of_class)
+    rng.shuffle(order)
+    number = int(folds.max()) + 1
+    for fold in range(number):
+        reduced = torch.zeros_like(folds, dtype=torch.bool)
+        kept = torch.zeros_like(reduced)
+        for label in order[fold::number]:
+            reduced[labels == label] = True
+            kept[rng.choice(rows_of_class[label])] = True
+        mask = torch.where(reduced, ~kept, folds == fold)
+        yield HeldOut(mask, reduced & mask)
+
+
+def _rows_by_group(labels: Tensor, folds: Tensor, groups: Tensor | None) -> dict[int, list[list[int]]]:
+    """Return the images of each group of the classes that can be reduced to one group.
+
+    They have images in a fold, several groups, and no group with images of another class.
+    """
+    numbers = range(len(labels)) if groups is None else groups.tolist()
+    classes = labels.tolist()
+    rows: dict[int, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
+    classes_of_group: dict[int, set[int]] = defaultdict(set)
+    for row, (label, number) in enumerate(zip(classes, numbers)):
+        rows[label][number].append(row)
+        classes_of_group[number].add(label)
+    in_folds = set(labels[folds != NOT_HELD_OUT].tolist())
+    able = {}
+    for label, of_group in rows.items():
+        alone = all(len(classes_of_group[number]) == 1 for number in of_group)
+        if label in in_folds and alone and len(of_group) > 1:
+            able[label] = list(of_group.values())
+    return able
+
+
+def weights_of_held_out(labels: Tensor, of_stand_ins: Tensor, num_single: int) -> Tensor:
+    """Return weights of held-out images with which every class counts equally, float64, shape `[n]`.
+
+    Args:
+        labels: Classes of the images, shape `[n]`.
+        of_stand_ins: Images of classes that stand for `num_single` classes, booleans of shape `[n]`.
+        num_single: Number of these classes.
+    """
+    weights = torch.zeros(len(labels), dtype=torch.float64, device=labels.device)
+    for mask, total in ((~of_stand_ins, None), (of_stand_ins, num_single)):
+        own = labels[mask]
+        if len(own):
+            counts = own.bincount().double()
+            share = 1.0 if total is None else total / int((counts > 0).sum())
+            weights[mask] = share / counts[own]
+    return weights
