@@ -18,6 +18,7 @@ from trainers.hegraph.__main__ import main
 from trainers.hegraph.estimator.incremental import ClassLabels
 from trainers.hegraph.method.cache import FoldedClassifier
 from trainers.hegraph.method.head.closed_form import OMEGA_NEW, TextPrior
+from trainers.hegraph.method.model import distinct_views
 from trainers.hegraph.method.training import memory
 from trainers.hegraph.method.unlabelled import ClassSums, adapt_to_unlabelled
 from trainers.hegraph.models.predict.prediction import open_model
@@ -128,6 +129,27 @@ def test_numbers_of_views_may_differ(data, labelled):
     assert mixed.model_.support_set.features.shape == (2, 84, 16)
     mixed.forget(data.X[60:], LABELS[data.y[60:]])
     assert_same(mixed, training_free(data.text).fit(views, y))
+
+
+@pytest.mark.parametrize("numbers", [(1, 2), (2, 3), (3, 1)])
+def test_repeated_views_are_no_further_images(numbers, data, labelled):
+    """Models with different numbers of views are merged by repeating views, which share the weight of their image."""
+    X, y = labelled
+    first, second = (np.stack([X] * number, axis=1) for number in numbers)
+    merged = training_free(data.text).fit(first[::2], y[::2]).partial_fit(second[1::2], y[1::2])
+    order = np.r_[0 : len(X) : 2, 1 : len(X) : 2]
+    whole = training_free(data.text).fit(X[order], y[order])
+    np.testing.assert_allclose(merged.decision_function(X), whole.decision_function(X), rtol=1e-5, atol=1e-5)
+    assert merged.predict_proba(X) == pytest.approx(whole.predict_proba(X), abs=1e-5)
+
+
+def test_merged_views_weigh_as_their_distinct_ones(data, labelled):
+    """Of 24 images, half with 2 views and half with 3, the covariance is shrunken as that of 60 rows."""
+    X, y = labelled
+    views = [np.roll(X, shift, axis=1) for shift in range(3)]
+    merged = training_free(data.text).fit(np.stack(views[:2], axis=1)[::2], y[::2])
+    merged.partial_fit(np.stack(views, axis=1)[1::2], y[1::2])
+    assert distinct_views(merged.model_.support_set.features) == 60
 
 
 @pytest.mark.parametrize(("change", "words"), [

@@ -92,12 +92,13 @@ class HeGraphModel(nn.Module):
             if options.shuffle == "text_to_visual":
                 prior_text = prior_text[wrong_classes]
             keys, labels = self.head_images()
+            repeats = 1.0 if views is None else len(keys) / distinct_views(views)
             self.closed_form = ClosedForm.fit(
                 keys,
                 labels,
                 prior_text,
                 options.closed_form.kappa * (len(keys) // len(cache_keys)),
-                options.closed_form.rho,
+                options.closed_form.rho * repeats,  # repeated views say no more about the covariance
                 permutation=wrong_classes if options.shuffle == "visual_to_text" else None,
                 adapt_kappa=options.trusts_text,
             )
@@ -235,6 +236,21 @@ def build_model(bank: FeatureBank, options: ModelOptions) -> HeGraphModel:
     counts_views = options.variant == "training_free" and options.trust_text and len(bank.train_features) > 1
     views = bank.train_features if counts_views else None
     return HeGraphModel(graph, keys, bank.train_labels, bank.logit_scale, options, views).to(keys.device)
+
+
+def distinct_views(views: Tensor) -> int:
+    """Number of views, of all images together, that differ from every earlier view of their image.
+
+    Images with different numbers of views have been merged by repeating views (`SupportSet.merge`).
+
+    Args:
+        views: Features of the views, shape `[V, N, d]`, float32.
+    """
+    generator = torch.Generator().manual_seed(0)
+    factors = torch.randint(1, 2**62, (views.shape[2],), generator=generator).to(views.device)
+    bits = [view.float().contiguous().view(torch.int32) for view in views]
+    hashes = torch.stack([(view.long() * factors).sum(dim=1) for view in bits]).sort(dim=0).values
+    return hashes.shape[1] + int((hashes[1:] != hashes[:-1]).sum())
 
 
 def shuffled(num_classes: int) -> Tensor:
