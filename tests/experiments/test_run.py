@@ -409,13 +409,18 @@ def test_two_processes_encode_the_same_as_one(run, tmp_path):
 
 @pytest.mark.slow
 def test_unreadable_image_ends_both_processes(tmp_path):
-    counts = {"train": 1, "test": 100}
-    for split, name, number in ((s, n, i) for s, count in counts.items() for n in ("cat", "dog") for i in range(count)):
-        path = tmp_path / "photos" / split / name / f"{number}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (8, 8), (number, len(name + split), 0)).save(path)
+    folder = tmp_path / "dtd"
+    rows: dict[str, list] = {"train": [], "val": [], "test": []}
+    for split, number in (("train", 1), ("val", 1), ("test", 100)):
+        for label, name in enumerate(("banded", "dotted")):  # textures with descriptions
+            for image in range(number):
+                path = folder / "images" / name / f"{split}{image}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.new("RGB", (8, 8), (image, len(name + split), 0)).save(path)
+                rows[split].append([f"{name}/{path.name}", label, name])
     path.write_bytes(b"no image")  # in the chunk of the second process
-    words = ("--dataset-config-file", "folder", "--config-file", "mini", "--root", tmp_path / "photos")
+    (folder / "split_zhou_DescribableTextures.json").write_text(json.dumps(rows))
+    words = ("--dataset-config-file", "dtd", "--config-file", "mini", "--root", tmp_path)
     extract = ("features", "extract", *words, "--out", tmp_path / "bank.safetensors")
     ended = in_two_processes(*extract, f"{NODE}.FEATURES.DIR", tmp_path / "features")
     lines = [message.splitlines()[-1] for _, message in ended]
