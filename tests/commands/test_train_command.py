@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import shlex
 from pathlib import Path
 
@@ -13,7 +14,9 @@ from trainers.hegraph.commands.train import result_sentence
 from trainers.hegraph.commands.train_arguments import parse_train
 from trainers.hegraph.commands.train_choices import choose_data, fill_in, output_name
 from trainers.hegraph.datasets.loading import listing_own_images_once, load_own_images
+from trainers.hegraph.features.options import NO_PROMPTS
 from trainers.hegraph.utils.errors import UserError
+from trainers.hegraph.utils.option import NODE
 
 IMAGES = [f"{name}/{number}.png" for name in ("cat", "dog") for number in range(10)]
 
@@ -95,6 +98,22 @@ def test_data_set_is_found_by_name(tmp_path, monkeypatch, words, config, root):
     args, _ = chosen(words)
     assert (args["dataset_config_file"], args["DATASET.ROOT"]) == (config, root)
     assert args["OUTPUT_DIR"] == f"output/{config}"
+
+
+def test_weights_and_names_are_flags_of_train():
+    args = vars(parse_train("digits --backbone mini --pretrained weights.pt --no-names --strict".split()))
+    assert args["MODEL.BACKBONE.PRETRAINED"] == "weights.pt" and args["DATASET.STRICT"] is True
+    assert args[f"{NODE}.PROMPTS.SOURCE"] == NO_PROMPTS
+    assert vars(parse_train(["digits"]))[f"{NODE}.PROMPTS.SOURCE"] is None
+
+
+def test_help_begins_with_what_most_people_need(capsys):
+    with pytest.raises(SystemExit):
+        parse_train(["--help"])
+    options, data = capsys.readouterr().out.partition("\noptions:\n")[2].split("\ndata:\n")
+    flags = re.findall(r"(?m)^  (?:-h, )?(--[\w-]+)", options)
+    assert {"--backbone", "--shots", "--output-dir", "--no-names"} < {*flags} and len(flags) <= 10
+    assert "(default: output/NAME" in options and "--config-file" in data
 
 
 def test_folder_precedes_data_set_of_its_name(folder):

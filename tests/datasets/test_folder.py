@@ -17,6 +17,7 @@ from trainers.hegraph.datasets.images import IMAGE_FORMATS
 from trainers.hegraph.datasets.loading import load_few_shot, load_unlabelled
 from trainers.hegraph.datasets.registry import ENTRIES, Sizes, stored_datasets
 from trainers.hegraph.utils.errors import UserError
+from trainers.hegraph.utils.text import MAX_MESSAGE, one_line
 
 # --- class folders
 
@@ -71,7 +72,7 @@ def test_skipped_files_are_counted(tmp_path, caplog, files, message):
     (["train/ant/1.jpg", "val/Ant/1.jpg", "val/wasp/1.jpg"], "", ": 2 classes of val or test have no .*: Ant, wasp$"),
     ([], "absent", "cannot list the folder .*/absent: No such file or directory"),
     ([], "pipe.csv", r"cannot read .*pipe\.csv: it is no regular file"),
-    (["labels.txt"], "labels.txt", r"cannot list .*labels\.txt: Not a directory"),
+    (["labels.txt"], "labels.txt", r"labels\.txt is one file; expected a folder with"),
     ([], "a\0b", "cannot list the folder .*: its name contains a NUL character"),
     ([], None, "ImageFolder needs --root, your folder or CSV file; expected ROOT"),
 ])  # fmt: skip
@@ -219,6 +220,18 @@ def test_metadata_with_an_unclear_split_is_refused(tmp_path):
     refused(tmp_path, r"metadata\.csv: holdout/3\.jpg has no split, .* move it to a folder train")
 
 
+@pytest.mark.parametrize(("files", "root", "message"), [
+    (["1.jpg", "2.png", "notes.txt"], "", "contains 2 images without a class; put the images of each class into a"),
+    (["a/b/ant/1.jpg", "a/b/bee/2.jpg", "x/notes.txt"], "", "has no class folders, but {root}/a/b has; name this"),
+    (["a/train/ant/1.jpg", "a/train/bee/2.jpg"], "", "has no class folders, but {root}/a has; name this"),
+    (["1.jpg"], "1.jpg", "1.jpg is one file; expected a folder with a folder of images for each class, or a CSV file"),
+])  # fmt: skip
+def test_photos_in_another_place_are_explained(tmp_path, files, root, message):
+    with pytest.raises(UserError) as caught:
+        load(make(tmp_path, *files) / root)
+    assert message.format(root=tmp_path) in str(caught.value) and len(one_line(str(caught.value))) < MAX_MESSAGE
+
+
 def test_folder_behind_a_link_is_listed_once(tmp_path):
     make(tmp_path, "train/ant/1.jpg", "train/bee/2.jpg", "test/ant/3.jpg", "test/bee/4.jpg")
     write(tmp_path / "labels.csv", "path,label,split\ntrain/ant/1.jpg,ant,train\nlink/../train/ant/1.jpg,ant,test\n")
@@ -313,7 +326,7 @@ def test_check_covers_all_data_sets_by_default(food, capsys):
     (["train/ant/1.png"], "at least two classes"), (["ant/1.png"], "has images in only one folder, ant"),
     (["a.csv"], "is damaged or not a UTF-8 table"),
     ([], "contains nothing, neither class folders nor"),
-    (["a.png", "b.png"], "contains a.png, b.png, neither class folders nor one CSV"),
+    (["a.png", "b.png"], "contains 2 images without a class; put the images"),
     (["dtd/images/ant/1.png", "ant/1.png"], None),  # a folder of data sets
 ])  # fmt: skip
 def test_check_recognises_a_folder_of_own_images(tmp_path, capsys, files, message):
@@ -323,7 +336,9 @@ def test_check_recognises_a_folder_of_own_images(tmp_path, capsys, files, messag
     text = capsys.readouterr().out
     lines = [line for line in text.splitlines() if line[0] != " "]
     advice = f"name it, as in: python -m trainers.hegraph datasets check caltech101 --root {tmp_path}\n"
-    assert text.endswith(advice) == (message is not None and "neither class folders" in message)
+    assert text.endswith(advice) == (
+        message is not None and ("neither class" in message or "without a class" in message)
+    )
     if message is None:
         assert (code, len(lines)) == (1, len(stored_datasets()))
     else:

@@ -25,20 +25,24 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     open_set = "reject images as unknown below the score that RATE of known images reach, such as 0.95"
     add("model", metavar="MODEL", help=MODEL)
     add("inputs", nargs="*", metavar="INPUT", help="images, folders, .txt files of paths, or - for paths on stdin")
-    add("--features", type=Path, metavar="BANK", help="feature bank to classify instead of images")
-    add("--split", choices=("train", "val", "test"), default="test", help="split of the feature bank")
     add("--top", type=whole, default=5, metavar="N", help="number of classes to list for an image, the likeliest first")
     add("--format", choices=tuple(FORMATS), help="format of the rows (default: the ending of --out, or table)")
     add("--out", type=OutputFile(*REPLACED), metavar="FILE", help="file to write (default: standard output)")
     add("--open-set", type=float, metavar="RATE", help=open_set)
     coverage = "list the classes that contain the class of an image with the probability SHARE, such as 0.9"
     add("--coverage", type=float, metavar="SHARE", help=coverage)
-    add("--transductive", action="store_true", help="adapt the model to all these images before predicting them")
     add("--sort-into", type=Path, metavar="DIR", help="copy each image to the folder of its class in DIR")
+    add("--transductive", action="store_true", help="adapt the model to all these images before predicting them")
     add("-0", "--null", action="store_true", help="paths in lists end with NUL, as those of find -print0")
-    add("--batch-size", type=whole, default=0, metavar="N", help="images per batch (default: 64 of 224 x 224 pixels)")
-    add_encoder_arguments(parser)
-    add_device_arguments(parser)
+    bank = parser.add_argument_group("features instead of images")
+    bank.add_argument("--features", type=Path, metavar="BANK", help="feature bank to classify instead of images")
+    splits = ("train", "val", "test")
+    bank.add_argument("--split", choices=splits, default="test", help="split of the feature bank")
+    encoder = parser.add_argument_group("encoder and device")
+    add_encoder_arguments(encoder)
+    add_device_arguments(encoder)
+    batch = "images per batch (default: 64 of 224 x 224 pixels)"
+    encoder.add_argument("--batch-size", type=whole, default=0, metavar="N", help=batch)
     return parser.parse_intermixed_args(arguments)  # options may appear between the inputs
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..baselines import ALL_BASELINES, load_method
-from ..features.backbones.help_texts import ENCODER
+from ..features.backbones.help_texts import ENCODER, WEIGHTS
 from ..utils.command_line import Parser, command, is_word, refuse_several_processes
 from ..utils.errors import UserError, unknown
 from ..utils.option import NODE, OUR_METHOD
@@ -17,6 +17,7 @@ TRAINERS = (OUR_METHOD, *ALL_BASELINES)
 DATA = "folder of images, CSV file, annotations, feature bank, hf:NAME, or name of a data set such as digits"
 
 SELECT_ON = f"{NODE}.SELECT_ON"
+PROMPTS_SOURCE = f"{NODE}.PROMPTS.SOURCE"
 # Flags of CoOp's parser for trainers that this package does not have; CoOp's own trainers ignore them as well
 SOURCE_DOMAINS, HEAD = "DATASET.SOURCE_DOMAINS", "MODEL.HEAD.NAME"
 
@@ -30,7 +31,7 @@ def train_parser() -> Parser:
     parser = Parser("train", summary, usage=usage)
     parser.examples = ("photos", "digits --backbone mini --shots 4")
     parser.add_argument("data", nargs="?", metavar="DATA", help=DATA)
-    add_flags(parser)
+    add_flags(parser, "output/NAME, after DATA")
     return parser
 
 
@@ -68,7 +69,7 @@ def flags_parser(usage: str | None = None, summary: str = "Train and test a mode
         "train photos",
         "--dataset-config-file digits --config-file mini --shots 4 --seed 1 --output-dir output/digits",
     )
-    add_flags(parser)
+    add_flags(parser, "./output")
     parser.add_argument("--version", action="store_true", help="print the version and the commit")
     return parser
 
@@ -91,43 +92,63 @@ def parse_flags(parser: Parser, arguments: Sequence[str]) -> argparse.Namespace:
     return args
 
 
-def add_flags(parser: Parser) -> None:
-    """Add CoOp's flags, and the keys and values that follow them."""
-    add = parser.add_argument
+def add_flags(parser: Parser, output: str) -> None:
+    """Add CoOp's flags, and the keys and values that follow them; `output` describes the default output folder."""
     many: dict[str, Any] = {"nargs": "+", "metavar": "NAME"}
     count: dict[str, Any] = {"type": int, "metavar": "N"}
-    add("--dataset-config-file", default="", metavar="NAME", help="YAML file of the data set, or a name such as digits")
-    add("--config-file", default="", metavar="NAME", help="YAML file of the method, or a name such as mini")
-    add("--root", dest="DATASET.ROOT", metavar="DIR", help="folder of the data sets, or your own folder or CSV file")
-    add("--features", type=Path, metavar="BANK", help="feature bank to train and test on, instead of images")
-    add("--output-dir", dest="OUTPUT_DIR", metavar="DIR", help="folder of the results (default: ./output)")
-    add("--shots", dest="DATASET.NUM_SHOTS", **count, help="training images per class; -1: all (default: 16)")
-    add("--seed", dest="SEED", **count, help="random seed; below 0: random (default: 1)")
-    add("--trainer", default=OUR_METHOD, metavar="NAME", help=f"method: {', '.join(TRAINERS)}")
+    add = parser.add_argument
     add("--backbone", dest="MODEL.BACKBONE.NAME", metavar="NAME", help=ENCODER)
-    add("--transforms", dest="INPUT.TRANSFORMS", **many, help="transforms of training images")
-    add("--resume", dest="RESUME", metavar="DIR", help="output folder of an interrupted run to continue")
+    add("--shots", dest="DATASET.NUM_SHOTS", **count, help="training images per class; -1: all (default: 16)")
+    add("--output-dir", dest="OUTPUT_DIR", metavar="DIR", help=f"folder of the results (default: {output})")
+    add("--root", dest="DATASET.ROOT", metavar="DIR", help="folder of the data sets, or your own folder or CSV file")
+    no_names = "let images alone define the classes, without their names"
+    add("--no-names", dest=PROMPTS_SOURCE, action="store_const", const="none", help=no_names)
+    strict: dict[str, Any] = {"action": "store_true", "default": None}
+    add("--strict", dest="DATASET.STRICT", **strict, help="stop at an image of yours that cannot be read")
+    add("--keep-thumbnails", action="store_true", help="save thumbnails of the training images with the model")
+    add("--seed", dest="SEED", **count, help="random seed; below 0: random (default: 1)")
+    _add_flags_of_data(parser, many)
+    _add_flags_of_method(parser, many)
+    add = parser.add_argument_group("test of a trained model").add_argument
     add("--eval-only", action="store_true", help="test the model in --model-dir without training")
     add("--model-dir", default="", metavar="DIR", help="model folder, or output folder of a run")
     add("--load-epoch", **count, help="epoch of the model to test (see TRAIN.CHECKPOINT_FREQ; default: last)")
-    select = "val: choose the values of the key SELECT that are best on validation images (default: last_step, none)"
-    add("--select", dest=SELECT_ON, choices=("last_step", "val"), help=select)
-    add("--no-train", action="store_true", help="encode the features without training")
-    add("--keep-thumbnails", action="store_true", help="save thumbnails of the training images with the model")
-    host = "program that runs the training: Dassl, or this package alone; auto: Dassl in a CoOp checkout"
-    add("--host", choices=("auto", "dassl", "alone"), default="auto", help=host)
+    add = parser.add_argument_group("flags of CoOp without effect").add_argument
+    add("--source-domains", dest=SOURCE_DOMAINS, **many, help="without effect, as for CoOp's trainers")
+    add("--head", dest=HEAD, metavar="NAME", help="without effect, as for CoOp's trainers")
+    parser.add_argument(
+        "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="configuration keys and their values"
+    )
+
+
+def _add_flags_of_data(parser: Parser, many: dict[str, Any]) -> None:
+    """Add the flags that name data; `many` describes a flag with several names."""
+    add = parser.add_argument_group("data").add_argument
+    add("--dataset-config-file", default="", metavar="NAME", help="YAML file of the data set, or a name such as digits")
+    add("--features", type=Path, metavar="BANK", help="feature bank to train and test on, instead of images")
     unlabelled = "adapt with unlabelled images: pool (images not sampled), test (transductive), or a path"
     add("--unlabelled", dest="DATASET.UNLABELLED", metavar="SOURCE", help=unlabelled)
     skip: dict[str, Any] = {"action": "store_true", "default": None}
-    add("--strict", dest="DATASET.STRICT", **skip, help="stop at an image of yours that cannot be read")
     add("--skip-unreadable", dest="DATASET.SKIP_UNREADABLE", **skip, help="skip unlabelled images that cannot be read")
     domains = "data sets with the same classes to test on too"
     add("--target-domains", dest="DATASET.TARGET_DOMAINS", **many, help=domains)
     targets = "data sets with other classes to test on too, such as NAME:base or NAME:new"
     add("--target-datasets", dest="DATASET.TARGET_DATASETS", **many, help=targets)
-    add("--source-domains", dest=SOURCE_DOMAINS, **many, help="without effect, as for CoOp's trainers")
-    add("--head", dest=HEAD, metavar="NAME", help="without effect, as for CoOp's trainers")
-    add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="configuration keys and their values")
+
+
+def _add_flags_of_method(parser: Parser, many: dict[str, Any]) -> None:
+    """Add the flags of encoder, method and training; `many` as for `_add_flags_of_data`."""
+    add = parser.add_argument_group("encoder, method and training").add_argument
+    add("--config-file", default="", metavar="NAME", help="YAML file of the method, or a name such as mini")
+    add("--pretrained", dest="MODEL.BACKBONE.PRETRAINED", metavar="WEIGHTS", help=WEIGHTS)
+    add("--transforms", dest="INPUT.TRANSFORMS", **many, help="transforms of training images")
+    add("--trainer", default=OUR_METHOD, metavar="NAME", help=f"method: {', '.join(TRAINERS)}")
+    select = "val: choose the values of the key SELECT that are best on validation images (default: last_step, none)"
+    add("--select", dest=SELECT_ON, choices=("last_step", "val"), help=select)
+    add("--no-train", action="store_true", help="encode the features without training")
+    add("--resume", dest="RESUME", metavar="DIR", help="output folder of an interrupted run to continue")
+    host = "program that runs the training: Dassl, or this package alone; auto: Dassl in a CoOp checkout"
+    add("--host", choices=("auto", "dassl", "alone"), default="auto", help=host)
 
 
 def check_flags(args: argparse.Namespace) -> None:

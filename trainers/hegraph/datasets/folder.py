@@ -33,7 +33,7 @@ from .base import abbreviate
 from .groups import Group, assign_parts, shared_groups_only
 from .images import is_image
 from .layouts import TRAIN_FRACTION, VAL_FRACTION, list_folders, list_names, split_classes
-from .own_images import OwnImages, Row, complete_splits
+from .own_images import LAYOUT, OwnImages, Row, complete_splits
 from .splits import SPLITS, split_of
 
 logger = logging.getLogger(__name__)
@@ -154,6 +154,27 @@ def read_unsplit_folders(root: str) -> OwnImages | None:
     skipped = [name for name in list_names(base) if name not in classes]
     rows = _rows_of_folders(base, [_Folder(name, "train", name) for name in classes], "<class>", skipped)
     return OwnImages(rows, base)
+
+
+def why_not_own(root: str) -> str:
+    """Say why a folder or file is no data set of own images, and what to do."""
+    base = absolute(root)
+    if base.is_file():
+        return f"{root} is one file; expected a folder with a folder of images for each class, or a CSV file"
+    names = list_names(base)
+    if loose := sum(map(is_image, names)):
+        problem = f"{root} contains {loose} images without a class"
+        return f"{problem}; put the images of each class into a folder in it, or list path,label in a CSV file"
+    for name in names:
+        deeper = Path(root, name)
+        while deeper.is_dir() and len(class_folders(deeper)) < 2 and len(inner := list_folders(deeper)) == 1:
+            deeper = deeper / inner[0]
+        if deeper.is_dir() and len(class_folders(deeper)) >= 2:
+            place = deeper.parent if split_of(deeper.name) else deeper
+            if place != Path(root):
+                return f"{root} has no class folders, but {place} has; name this folder instead"
+    content = abbreviate(names) or "nothing"
+    return f"{base} contains {content}, neither class folders nor one CSV file; {LAYOUT}"
 
 
 def split_at_random(images: OwnImages) -> OwnImages:

@@ -22,9 +22,9 @@ from ..utils.locks import Locked, lock_replacement
 from ..utils.reading import validate
 from . import splits
 from .annotations import read_annotations
-from .base import Dataset, abbreviate, check_command, class_names
+from .base import Dataset, check_command, class_names
 from .digits import load_digit_scenes, load_digits_dataset
-from .folder import read_folders_or_table, read_table, read_unsplit_folders, split_at_random
+from .folder import read_folders_or_table, read_table, read_unsplit_folders, split_at_random, why_not_own
 from .groups import groups_in_paths
 from .images import is_image, open_below
 from .layouts import class_ids, list_names
@@ -229,9 +229,7 @@ def _list_own_images(root: str, name: str, split_folders: bool, group_pattern: s
     is_split = images is not None
     images = images or read_unsplit_folders(root)
     if images is None:
-        content = abbreviate(list_names(absolute(root))) or "nothing"
-        problem = f"{absolute(root)} contains {content}, neither class folders nor one CSV file"
-        raise UserError(f"{problem}; {LAYOUT}", NOT_OWN)
+        raise UserError(why_not_own(root), NOT_OWN)
     images = with_groups(images, group_pattern, images.root or root)
     if split_folders and not is_split:
         images = split_at_random(images)
