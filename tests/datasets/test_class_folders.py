@@ -47,7 +47,8 @@ def test_other_folders_are_skipped(tmp_path, caplog):
     make(root, "out/result.json", "out/curve.png", "model/config.json", "model/0.png", "rows.csv", "loose.png")
     make(root, "ant/Thumbs.db", "ant/old/4.png")
     assert rows_of(load(root)) == before
-    left_out, skipped = caplog.messages[:2]
+    left_out, reserved, skipped = caplog.messages[:3]
+    assert reserved.startswith(f"{root}: left out none of these and unlabelled, reserved names of folders that are no")
     assert left_out.startswith(f"{root}: left out deep, whose images are in folders below; if it is a class, move")
     assert skipped.startswith(f"{root}: skipped 10 files and folders that are not <class>/IMAGE")
 

@@ -226,6 +226,10 @@ def test_model_is_saved_in_an_empty_folder(tmp_path, saved_model):
     save_model(saved_model(), tmp_path / "empty")
     assert load_model(tmp_path / "empty").method == "HeGraphAdapter"
     assert "missing does not exist; pass the model folder of a run, such as OUTPUT_DIR" in refused(tmp_path / "missing")
+    (tmp_path / "photos" / "ant").mkdir(parents=True)
+    (tmp_path / "photos" / "ant" / "1.jpg").touch()
+    for place in ("photos", "photos/ant", "photos/ant/1.jpg"):
+        assert f"{place} holds images and no model, which comes before them; pass the" in refused(tmp_path / place)
 
 
 # Places

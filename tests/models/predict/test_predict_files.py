@@ -233,7 +233,11 @@ def test_copies_replace_no_file_and_preserve_time(tmp_path):
     for _ in range(2):
         copies = SortedCopies(tmp_path, ["ant"])
         assert [copies.add("ant", str(image)) for image in (*images, images[2])] == [""] * 4
-        assert copies.summary() == f"sorted 4 copies of images into {tmp_path}: 4 in ant"
+        summary = f"sorted 4 copies of images into {tmp_path}: 4 in ant"
+        assert copies.summary() == summary
+        copies.add("ant", str(images[0]), is_doubtful=True)
+        doubts = f"doubtful, with a probability below 50 %: 1, such as {tmp_path}/ant/x y.png"
+        assert copies.summary() == f"{summary.replace('4', '5')}; {doubts}"
         expected = {"x y.png": b"mine", "x y-1.png": b"\0", "x y-2.png": b"?", "x y-3.png": b"\1", "x y-4.png": b"\2"}
         assert files_below(tmp_path / "ant") == expected
     assert (tmp_path / "ant" / "x y-1.png").stat().st_mtime == 1000

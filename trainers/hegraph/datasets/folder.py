@@ -151,6 +151,10 @@ def read_unsplit_folders(root: str) -> OwnImages | None:
     classes = class_folders(base) if os.path.isdir(base) else []
     if not classes:
         return None
+    reserved = [name for name in list_folders(base) if name.lower() in NON_CLASS_FOLDERS and _has_images(base / name)]
+    if reserved:
+        names = " and ".join(reserved)
+        _warn_once(base, f"{base}: left out {names}, reserved names of folders that are no classes; rename classes")
     skipped = [name for name in list_names(base) if name not in classes]
     rows = _rows_of_folders(base, [_Folder(name, "train", name) for name in classes], "<class>", skipped)
     return OwnImages(rows, base)

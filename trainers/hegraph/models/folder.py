@@ -12,7 +12,7 @@ import os
 import shutil
 from contextlib import ExitStack
 from dataclasses import asdict, fields
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,6 +21,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from ..datasets.images import is_image
 from ..method.cache import FoldedClassifier
 from ..method.head.closed_form import NewClassMessages
 from ..method.model import TransferableAdapter
@@ -385,6 +386,8 @@ def find_model_folder(folder: Path) -> Path:
         if (candidate / CONFIG).is_file():
             return candidate
     problem = f"has no {CONFIG}" if folder.exists() else "does not exist"
+    if any(is_image(path.name) for path in (folder, *islice(folder.glob("*"), 100), *islice(folder.glob("*/*"), 100))):
+        problem = "holds images and no model, which comes before them"
     raise UserError(f"{folder} {problem}; pass the model folder of a run, such as OUTPUT_DIR/model")
 
 

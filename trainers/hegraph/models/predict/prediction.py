@@ -28,7 +28,7 @@ from ..folder import load_model
 from ..images import EncodedBatch, ImageModel, backbone_files
 from ..saved import SavedModel, adapt
 from .files import FORMATS, PredictionRow, chosen_format, count_images, image_paths, unique_names
-from .sorting import SortedCopies
+from .sorting import DOUBTFUL, SortedCopies
 from .unfinished import resumable_batches
 
 logger = logging.getLogger(__name__)
@@ -187,7 +187,8 @@ def image_rows(
             if copies is not None and not row.error:
                 classes = [name for name, _ in row.top[: 1 if model.model.thresholds is None else None]]
                 for folder in [NONE_OF_THESE] if row.known is False else classes:
-                    if problem := copies.add(folder, row.path):
+                    is_doubtful = folder in classes and dict(row.top)[folder] < DOUBTFUL
+                    if problem := copies.add(folder, row.path, is_doubtful):
                         row = PredictionRow(row.path, error=problem)
             rows.append(row)
         yield rows

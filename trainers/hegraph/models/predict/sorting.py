@@ -13,6 +13,8 @@ from ...utils.files import atomic_path, hash_json
 from .files import folder_name, numbered_path
 
 MAX_LISTED = 12  # folders that the summary names
+MAX_DOUBTFUL = 3  # images that the summary names
+DOUBTFUL = 0.5  # probability of the class of an image below which it is doubtful
 HASH_BYTES = 16  # of the content of a copy
 
 
@@ -64,30 +66,42 @@ class SortedCopies:
 
     Attributes:
         counts: Number of images in each folder of this run, by class name.
+        doubtful: Paths of the copies of doubtful images, without the number that a copy may have.
     """
 
     def __init__(self, root: Path, names: Iterable[str]) -> None:
         self.root = root
         self.counts: Counter[str] = Counter()
+        self.doubtful: list[str] = []
         self._folders = folder_names(names)
         self._families: dict[Path, _Family] = {}
 
     def summary(self) -> str:
-        """Sentence with the number of images in each folder, the largest first."""
+        """Sentence with the number of images in each folder, the largest first, and with doubtful images."""
         total = sum(self.counts.values())
         listed = ", ".join(f"{count} in {self._folders[name]}" for name, count in self.counts.most_common(MAX_LISTED))
         more = len(self.counts) - MAX_LISTED
         rest = f", and others in {more} more folders" if more > 0 else ""
-        return f"sorted {total} copies of images into {self.root}: {listed or 'none'}{rest}"
+        return f"sorted {total} copies of images into {self.root}: {listed or 'none'}{rest}{self._doubts()}"
+
+    def _doubts(self) -> str:
+        """End of the summary about doubtful images; "" without any."""
+        if not self.doubtful:
+            return ""
+        shown = ", ".join(self.doubtful[:MAX_DOUBTFUL])
+        more = ", ..." if len(self.doubtful) > MAX_DOUBTFUL else ""
+        return (
+            f"; doubtful, with a probability below {100 * DOUBTFUL:.0f} %: {len(self.doubtful)}, such as {shown}{more}"
+        )
 
     def folder(self, name: str) -> Path:
         """Folder of a class."""
         return self.root / self._folders[name]
 
-    def add(self, name: str, path: str) -> str:
+    def add(self, name: str, path: str, is_doubtful: bool = False) -> str:
         """Copy an image into the folder of a class, atomically.
 
-        The image is opened once, because another program may remove it.
+        The image is opened once, because another program may remove it. A doubtful image is counted in the summary.
 
         Returns:
             Reason why the image cannot be read; "" if the folder has its copy.
@@ -103,6 +117,8 @@ class SortedCopies:
             return f"cannot be copied: {first_line(error)}"
         self.counts[name] += 1
         first = self.folder(name) / os.path.basename(path)
+        if is_doubtful:
+            self.doubtful.append(str(first))
         if _has_content(first, content):
             return ""
         target = first
