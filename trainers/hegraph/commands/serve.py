@@ -43,11 +43,13 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     add("--request-timeout", type=number(float, 0.1), default=30, metavar="SECONDS", help=late)
     add("--stop-timeout", type=number(float, 2), default=10, metavar="SECONDS", help="seconds from SIGTERM to the end")
     add("--learn", action="store_true", help="accept labelled images, which change MODEL")
+    add = parser.add_argument_group("Label Studio").add_argument
     url = f"address of a Label Studio to pre-label and to learn from (with no URL: {LABEL_STUDIO})"
     add("--label-studio", nargs="?", const=LABEL_STUDIO, default="", metavar="URL", help=url)
     add("--label-studio-token", type=Path, metavar="FILE", help="file with a personal access token of Label Studio")
-    add_encoder_arguments(parser)
-    add_device_arguments(parser)
+    encoder = parser.add_argument_group("encoder and device")
+    add_encoder_arguments(encoder)
+    add_device_arguments(encoder)
     return parser.parse_args(arguments)
 
 
