@@ -1,27 +1,50 @@
 """Leave-one-group-out of the training-free variant, against separate fits."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+
 import pytest
 import torch
 from test_labels import SCALE, fit_to, images_of
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from trainers.hegraph import UserError, load_bank
+from trainers.hegraph.estimator.labels.group_change import Change, DenseMetric, LowRankMetric, ridge_of
 from trainers.hegraph.estimator.labels.leave_one_group_out import (
     leave_one_group_out,
     left_out_group_logits,
     left_out_group_offsets,
 )
 from trainers.hegraph.estimator.labels.leave_one_out import leave_one_out, left_out_logits, training_free_options
-from trainers.hegraph.estimator.labels.left_out_groups import left_out_group_messages
-from trainers.hegraph.estimator.labels.left_out_messages import left_out_messages
+from trainers.hegraph.estimator.labels.left_out_groups import _Groups, left_out_group_messages
+from trainers.hegraph.estimator.labels.left_out_messages import Classes, Messages, left_out_messages
 from trainers.hegraph.method.head.class_offsets import class_offsets, left_out_offsets
 from trainers.hegraph.method.head.closed_form import ClosedForm
+from trainers.hegraph.method.head.multilabel import MultiLabelHead
 
 TASKS = [([6, 5, 8, 7, 4], 12), ([6] * 12, 8), ([16, 9, 12], 24)]  # also more classes than features
 
 
 def centred(logits: Tensor) -> Tensor:
     return logits - logits.mean(dim=-1, keepdim=True)
+
+
+@contextmanager
+def largest_tensor() -> Iterator[list[int]]:
+    """Context that lists the numbers of entries of the results of all operations."""
+    sizes: list[int] = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            result = func(*args, **(kwargs or {}))
+            if isinstance(result, Tensor):
+                sizes.append(result.numel())
+            return result
+
+    with Watch():
+        yield sizes
 
 
 def random_groups(labels: Tensor, number: int, seed: int = 0) -> Tensor:
@@ -45,6 +68,44 @@ def test_group_logits_equal_separate_fits(counts, width):
         assert difference.abs().max() < 1e-5
         compared += 1
     assert compared > 5
+
+
+@pytest.mark.parametrize(("counts", "width", "number"), [(*TASKS[0], 5), (*TASKS[1], 20), (*TASKS[2], 4)])
+def test_both_metrics_of_a_group_are_equal(counts, width, number):
+    """The inverse of the scatter matrix itself, for large groups, and Woodbury's identity, for small ones."""
+    features, labels, text = images_of(counts, width, seed=3)
+    whole = Messages(features.double(), labels, text.double(), training_free_options(max(counts)), None)
+    classes = Classes(whole, whole.smoothers[3], 0.5)
+    small = 0
+    for group in _Groups(whole, random_groups(labels, number)).groups:
+        change = Change.of(classes, group)
+        small += change.rank <= width
+        B, W = change.factors()
+        torch.testing.assert_close(change.scatter(), B.t() @ W @ B, atol=1e-12, rtol=0)
+        ridge = partial(ridge_of, rho=whole.rho, total=len(labels) - len(group.images))
+        metrics = [kind.of_change(classes, change, ridge) for kind in (LowRankMetric, DenseMetric)]
+        images = classes.images
+        mean = images[0] / 3
+        for name, arguments in {
+            "products": (images, classes.nodes), "squares": (images,),
+            "squares_of_images": (images, images.square(), mean),
+        }.items():  # fmt: skip
+            first, second = (getattr(metric, name)(*arguments) for metric in metrics)
+            torch.testing.assert_close(first, second, atol=1e-8, rtol=1e-8)
+    assert small < 20  # most groups have more rows than the width
+
+
+def test_large_group_needs_little_memory():
+    """A group of 5,000 images; a square matrix of its images would have 200 MB."""
+    generator = torch.Generator().manual_seed(1)
+    labels = torch.arange(5200) % 5
+    noise = torch.randn(5200, 8, generator=generator)
+    features = torch.nn.functional.normalize(torch.eye(5, 8)[labels] + 0.3 * noise, dim=1)
+    groups = torch.where(torch.arange(5200) < 5000, 0, 1 + torch.arange(5200) % 10)
+    with largest_tensor() as sizes:
+        left_out_group_logits(features, labels, groups, torch.eye(5, 8), SCALE, training_free_options(16))
+        MultiLabelHead.fit(features, torch.nn.functional.one_hot(labels).bool(), torch.eye(5, 8), groups)
+    assert max(sizes) < 5200 * 5 * 10
 
 
 @pytest.mark.parametrize(("counts", "width"), TASKS)

@@ -33,6 +33,9 @@ Norms below are of this inverse. The message of class c to an image f of the gro
 
     (f - m') . (u_c' - m') / (|u_c' - m'| s),   s = mean of |F_i - m'| over all images of other groups
 
+A group with `b > d` is left out by the inverse of `C' + lambda I` itself, so that memory and time grow with n and not
+with its powers.
+
 Classes E that the group empties have their text prior as mean, which depends on the means of the group's other classes
 O. With the prior `p` before:
 
@@ -41,13 +44,12 @@ O. With the prior `p` before:
 This keeps the share 1/P of these classes in the centre of the regression, which a fit without them does not have.
 
 Shapes: N images, K classes, P classes with images, d feature width; n images and A classes of a group. Computed in
-float64, in O(G N d (n + A)) for G groups.
+float64, in O(G N d min(n + A, d)) for G groups.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -56,6 +58,7 @@ from torch import Tensor
 from ...method.head.closed_form import SMALLEST
 from ...method.options import TrainingFreeOptions
 from ...utils.errors import UserError
+from .group_change import Change, Group, Metric
 from .left_out_messages import Classes, Messages, interpolation
 
 
@@ -93,25 +96,6 @@ def check_groups(groups: Tensor) -> None:
         raise UserError("expected images of at least two groups, got one; add images of another group")
 
 
-@dataclass(frozen=True)
-class _Group:
-    """A group that is left out.
-
-    Attributes:
-        images: Indices of its images, shape `[n]`.
-        rows: Its classes, as rows among the classes with images, shape `[A]`.
-        first: Indices of the first image of each class, shape `[A]`.
-        left: Number `S_c - g_c` of the other images of these classes, shape `[A]`.
-        delta: Change of the means of these classes, shape `[A, d]`.
-    """
-
-    images: Tensor
-    rows: Tensor
-    first: Tensor
-    left: Tensor
-    delta: Tensor
-
-
 class _Groups:
     """Groups of labelled images.
 
@@ -146,7 +130,7 @@ class _Groups:
         effects = (matrix - matrix.mean(dim=1, keepdim=True)).t() + 1 / len(whole.present)
         return effects, whole.prior(matrix, slope.item())
 
-    def _group(self, images: Tensor) -> _Group:
+    def _group(self, images: Tensor) -> Group:
         whole = self.whole
         rows, position, counts = whole.rows[images].unique(return_inverse=True, return_counts=True)
         sums = whole.features.new_zeros(len(rows), whole.features.shape[1])
@@ -163,7 +147,7 @@ class _Groups:
             own = effects[rows[empty]][:, classes].t()
             unit = torch.eye(len(classes), dtype=own.dtype, device=own.device)
             delta[empty] = torch.linalg.solve(unit - own, moved)
-        return _Group(images, rows, first, left, delta)
+        return Group(images, rows, first, left, delta)
 
     def left_out(self) -> Tensor:
         """Messages to each image from the classes without its group, shape `[N, K]`."""
@@ -227,12 +211,12 @@ class _GroupClasses:
         self.classes = classes
         self.squares = classes.images.square()
 
-    def messages(self, group: _Group) -> Tensor:
+    def messages(self, group: Group) -> Tensor:
         """Messages to the images of a group from the classes without the group, shape `[n, K]`."""
         all_images = self.classes.images
-        change = _Change.of(self.classes, group)
+        change = Change.of(self.classes, group)
         total = len(all_images) - len(group.images)
-        metric = _Metric.of(self.classes, change, total)
+        metric = Metric.of(self.classes, change, total)
         mean = -all_images[group.images].sum(dim=0) / total  # m' - m
         nodes = self.classes.nodes + change.nodes - mean
         node_norms = metric.squares(nodes).clamp_min(SMALLEST**2).sqrt()
@@ -240,110 +224,3 @@ class _GroupClasses:
         scale = (norms.sum() - norms[group.images].sum()) / total
         products = metric.products(all_images[group.images] - mean, nodes)
         return products / (node_norms * scale.clamp_min(SMALLEST))
-
-
-@dataclass(frozen=True)
-class _Change:
-    """Changes of the classes without a group.
-
-    Attributes:
-        B, W: Change of the scatter matrix, shapes `[b, d]` and `[b, b]`.
-        nodes: Change of the visual nodes, shape `[K, d]`.
-    """
-
-    B: Tensor
-    W: Tensor
-    nodes: Tensor
-
-    @classmethod
-    def of(cls, classes: Classes, group: _Group) -> _Change:
-        """Changes without a group."""
-        whole = classes.whole
-        kappa = whole.kappa
-        own = whole.present[group.rows]  # the set a
-        labels = whole.labels[group.images]
-        H = classes.shifts[group.rows].t().clone()
-        prior_weights = H[own] * (whole.counts[own] + kappa).unsqueeze(1)  # kappa U^T
-        H[own] = 0
-        delta = group.delta @ classes.to_basis
-        r = classes.images[group.images] - classes.nodes[labels]
-        r_sums = (labels == own.unsqueeze(1)).to(r) @ r
-        moved = prior_weights @ delta  # kappa (p_c' - p_c)
-        x = classes.prior_changes(group.first)
-        if x is not None:
-            moved = moved + kappa * x
-        epsilon = (moved - r_sums) / (group.left + kappa).unsqueeze(1)
-        residuals = classes.residuals[own] - r_sums  # R'
-        nodes = H @ delta
-        nodes[own] = epsilon
-        B = torch.cat([r, delta, epsilon, H.t() @ classes.residuals, residuals])
-        products = (H * whole.counts.unsqueeze(1)).t() @ H  # sum_c S_c H_cy H_cz
-        return cls(B, _weights(len(r), products, group.left), nodes)
-
-
-def _weights(num_images: int, products: Tensor, left: Tensor) -> Tensor:
-    """`W`, shape `[b, b]`, of a group of n images.
-
-    Args:
-        num_images: n.
-        products: `sum_c S_c H_cy H_cz`, shape `[A, A]`.
-        left: `S_c - g_c`, shape `[A]`.
-    """
-    size = len(left)
-    W = products.new_zeros(num_images + 4 * size, num_images + 4 * size)
-    starts = range(num_images, len(W), size)
-    delta, epsilon, rho, residuals = (torch.arange(start, start + size) for start in starts)
-    images = torch.arange(num_images)
-    W[images, images] = -1
-    for left_rows, right_rows in ((rho, delta), (residuals, epsilon)):
-        W[left_rows, right_rows] = -1
-        W[right_rows, left_rows] = -1
-    W[delta.unsqueeze(1), delta] = products
-    W[epsilon, epsilon] = left
-    return W
-
-
-@dataclass(frozen=True)
-class _Metric:
-    """Metric `(C' + lambda I)^-1` without a group.
-
-    Attributes:
-        D: Diagonal of `(C + lambda I)^-1`, shape `[d]`.
-        BD: `B D`, shape `[b, d]`.
-        M: `W (I + B D B^T W)^-1`, shape `[b, b]`.
-    """
-
-    D: Tensor
-    BD: Tensor
-    M: Tensor
-
-    @classmethod
-    def of(cls, classes: Classes, change: _Change, total: int) -> _Metric:
-        """The metric of `total` images without a group."""
-        B = change.B
-        W = change.W
-        trace = classes.eigenvalues.sum() + (W * (B @ B.t())).sum()  # tr C'
-        ridge = (classes.whole.rho * trace / total).clamp_min(SMALLEST)  # lambda
-        D = 1 / (classes.eigenvalues + ridge)
-        BD = B * D
-        unit = torch.eye(len(B), dtype=B.dtype, device=B.device)
-        M = W @ torch.linalg.inv(unit + BD @ B.t() @ W)
-        return cls(D, BD, M)
-
-    def products(self, left: Tensor, right: Tensor) -> Tensor:
-        """Inner products of vectors `[n, d]` and `[K, d]`, shape `[n, K]`."""
-        return (left * self.D) @ right.t() - left @ self.BD.t() @ self.M @ (self.BD @ right.t())
-
-    def squares(self, vectors: Tensor) -> Tensor:
-        """Squared norms of vectors `[K, d]`, shape `[K]`."""
-        projected = vectors @ self.BD.t()
-        return vectors.square() @ self.D - ((projected @ self.M) * projected).sum(dim=1)
-
-    def squares_of_images(self, images: Tensor, squares: Tensor, mean: Tensor) -> Tensor:
-        """Squared norms of images `[N, d]` minus a mean `[d]`, shape `[N]`, without a copy of the images.
-
-        `squares` has the squared entries of the images.
-        """
-        projected = images @ self.BD.t() - self.BD @ mean
-        plain = squares @ self.D - 2 * images @ (self.D * mean) + mean.square() @ self.D
-        return plain - ((projected @ self.M) * projected).sum(dim=1)

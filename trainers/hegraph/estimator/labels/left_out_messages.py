@@ -58,17 +58,17 @@ and take O(N^2 (K + d)).
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ...method.graph import sum_by_class
-from ...method.head.closed_form import BLOCK, CONSTANT, RIDGES, SMALLEST, kernel_eigenvectors, kernel_inverse
+from ...method.head.closed_form import BLOCK, SMALLEST
 from ...method.options import TrainingFreeOptions
+from .smoothers import Smoother, Smoothers
 
 SLOPE_ERROR = 1e-6  # approximate error of the interpolation between slopes
 MAX_SLOPES = 6
@@ -88,52 +88,6 @@ def left_out_messages(
         changes: `v`, change of the text of each image's class without the image, shape `[N, d]`; None: no change.
     """
     return Messages(features, labels, text, options, changes).left_out()
-
-
-class Smoother:
-    """Ridge regression from text with one strength, as a linear smoother with its leave-one-class-out errors.
-
-    Attributes:
-        matrix: `L`, shape `[K, P]`, which maps the residuals of the class means to their predictions from the other
-            classes.
-        images, texts: `(I - L)` times the centred class means and times the centred texts, shape `[P, d]`.
-        units: `(I - L)` times the centred unit vectors, shape `[P, P]`.
-        inverse: `G`, inverse of the kernel with its ridge, shape `[P, P]`; None without ridge regression.
-    """
-
-    def __init__(
-        self,
-        matrix: Tensor,
-        present: Tensor,
-        images: Tensor,
-        texts: Tensor,
-        inverse: Callable[[], Tensor] | None = None,
-    ) -> None:
-        error = torch.eye(len(images), dtype=matrix.dtype, device=matrix.device) - matrix[present]
-        self.matrix = matrix
-        self.images = error @ images
-        self.texts = error @ texts
-        self.units = error - error.mean(dim=1, keepdim=True)
-        self._inverse = inverse
-
-    @cached_property
-    def inverse(self) -> Tensor | None:
-        return None if self._inverse is None else self._inverse()
-
-    def errors(self, rows: Tensor, deltas: Tensor, slopes: Tensor) -> Tensor:
-        """Squared error without each image, shape `[N]`: the squared norm of `images + unit delta^T - slope texts`.
-
-        Args:
-            rows: Row of each image's class among the classes with images, shape `[N]`.
-            deltas: Change of the class mean without each image, shape `[N, d]`.
-            slopes: Slope without each image, shape `[N]`.
-        """
-        from_images = (self.units.t() @ self.images)[rows]
-        from_texts = (self.units.t() @ self.texts)[rows]
-        moved = from_images - slopes.unsqueeze(1) * from_texts
-        fixed = self.images.square().sum() - 2 * slopes * (self.images * self.texts).sum()
-        lengths = self.units.square().sum(dim=0)[rows] * deltas.square().sum(dim=1)
-        return fixed + slopes.square() * self.texts.square().sum() + 2 * (moved * deltas).sum(dim=1) + lengths
 
 
 class Messages:
@@ -168,23 +122,9 @@ class Messages:
         self.changes = changes
 
     @cached_property
-    def smoothers(self) -> list[Smoother]:
-        """Return the smoothers of the candidate text priors: one without ridge regression, and one per strength."""
-        texts = self.texts[self.present]
-        constant = CONSTANT * texts.square().sum(dim=1).mean()
-        eigenvalues, vectors = kernel_eigenvectors(texts, constant)
-        kernel = (self.texts @ texts.t() + constant) @ vectors
-        unit = (eigenvalues[:-1].sum() / (len(texts) - 1)).clamp_min(SMALLEST)
-        nothing = torch.zeros(len(self.texts), len(texts), dtype=texts.dtype, device=texts.device)
-        smoothers = [Smoother(nothing, self.present, self.images, texts)]
-        for strength in RIDGES:
-            matrix = (kernel / (eigenvalues + strength * unit)) @ vectors.t()
-            leverage = matrix[self.present, torch.arange(len(texts))].clone()
-            own = matrix[self.present] - torch.diag(leverage)
-            matrix[self.present] = own / (1 - leverage).unsqueeze(1)
-            inverse = partial(kernel_inverse, eigenvalues, vectors, strength * unit)
-            smoothers.append(Smoother(matrix, self.present, self.images, texts, inverse))
-        return smoothers
+    def smoothers(self) -> Smoothers:
+        """Candidate text priors: one without ridge regression, and one per strength."""
+        return Smoothers(self.present, self.images, self.texts)
 
     def prior(self, matrix: Tensor, slope: float) -> Tensor:
         """Text priors `p_c` of all classes, shape `[K, d]`."""

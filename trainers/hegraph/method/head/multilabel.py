@@ -291,11 +291,24 @@ class _Regression:
             if len(images) > 1:
                 deviations, indicators = self.task.centred(self.task.features[images], self.task.labels[images])
                 errors = indicators - self.task.mean_label - deviations @ weights.t()
-                whitened = deviations @ whitening
-                hat = whitened @ whitened.t() + 1 / len(self.task.features)  # H_GG
-                unit = torch.eye(len(images), dtype=hat.dtype, device=hat.device)
-                left_out[images] = (indicators - torch.linalg.solve(unit - hat, errors)).float()
+                of_mean = deviations.new_full((len(images), 1), len(self.task.features) ** -0.5)
+                factor = torch.cat([deviations @ whitening, of_mean], dim=1)
+                left_out[images] = (indicators - solve_without(factor, errors)).float()
         return left_out
+
+
+def solve_without(factor: Tensor, errors: Tensor) -> Tensor:
+    """`(I - Q Q^T)^-1 E`, shape `[n, K]`, from the factor `Q` `[n, q]` of a hat matrix and errors `E` `[n, K]`.
+
+    The smaller of two systems is solved, of n or of q equations; the second is Woodbury's identity:
+
+        (I - Q Q^T)^-1 E = E + Q (I - Q^T Q)^-1 Q^T E
+    """
+    rows, columns = factor.shape
+    unit = torch.eye(min(rows, columns), dtype=factor.dtype, device=factor.device)
+    if rows <= columns:
+        return torch.linalg.solve(unit - factor @ factor.t(), errors)
+    return errors + factor @ torch.linalg.solve(unit - factor.t() @ factor, factor.t() @ errors)
 
 
 def _step(count: int, most: int) -> int:

@@ -44,7 +44,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..graph import sum_by_class
-from .closed_form import TextPrior, class_sums, in_double, kernel_eigenvectors, kernel_inverse
+from .closed_form import CHUNK_ROWS, TextPrior, class_sums, in_double, kernel_eigenvectors, kernel_inverse
 
 SCALES = (0.0, 0.01, 0.03, 0.06, 0.09, 0.125, 0.18, 0.25, 0.35, 0.5, 0.7, 1.0)  # candidates of `a`
 SCALE_DEVIATION = 0.5  # `s`: standard deviation of the prior of `a`
@@ -284,7 +284,8 @@ def left_out_text(
     of_pair = sum_by_class(evidence, pair_of, len(pairs))
     weights = ((of_class[classes] - of_pair) / left.clamp_min(1) + logit(trusted.trust.share)).sigmoid()
     sums = sum_by_class(features, labels, num_classes)[classes] - sum_by_class(features, pair_of, len(pairs))
-    from_images = trusted.from_images.predict(sums / left.clamp_min(1))
+    means = (sums / left.clamp_min(1)).split(CHUNK_ROWS)  # a kernel has a column for each class
+    from_images = torch.cat([trusted.from_images.predict(rows) for rows in means])
     replaced = torch.lerp(from_images, text[classes], weights)
     return torch.where(left == 0, text[classes], replaced)[pair_of]
 
