@@ -272,6 +272,21 @@ def test_bundles_are_identified_by_content(bundle, no_hub, monkeypatch):
     assert backbone_identity(f"local-dir:{bundle}", "", "fp32", "cpu") == with_tokenizer
 
 
+def test_tokenizer_on_the_hub_is_in_the_identity(bundle, no_hub):
+    config = json.loads((bundle / "open_clip_config.json").read_text())
+    config["model_cfg"]["text_cfg"]["hf_tokenizer_name"] = "org/words"
+    cache_file(no_hub, "org/birds", "open_clip_config.json").write_text(json.dumps(config))
+    shutil.copy(bundle / "open_clip_pytorch_model.bin", cache_file(no_hub, "org/birds", "open_clip_pytorch_model.bin"))
+    with pytest.raises(UserError, match=r"^the tokenizer of hf-hub:org/birds needs tokenizer.json and"):
+        backbone_identity("hf-hub:org/birds", "auto", "fp32", "cpu")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        cache_file(no_hub, "org/words", name).write_text("{}")
+    before = backbone_identity("hf-hub:org/birds", "auto", "fp32", "cpu")
+    cache_file(no_hub, "org/words", "tokenizer.json").write_text('{"other": 1}')
+    after = backbone_identity("hf-hub:org/birds", "auto", "fp32", "cpu")
+    assert [key for key in after if after[key] != before[key]] == ["tokenizer.json"]
+
+
 def test_training_of_mini_is_deterministic(tmp_path, one_thread):
     assert mini_training.parse_arguments([]).out.resolve() != MINI_WEIGHTS
     files = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]

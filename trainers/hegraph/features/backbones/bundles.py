@@ -142,13 +142,32 @@ def _open_clip_bundle(name: str) -> Bundle:
     folder = folder_of(name)
     if folder is None:
         config = find_open_clip_config(name)
-        return Bundle(place_of(name), config, _fetch_open_clip_file(name, WEIGHTS_NAMES))
+        weights = _fetch_open_clip_file(name, WEIGHTS_NAMES)
+        return Bundle(place_of(name), config, weights, _tokenizer_on_hub(name, config))
     files = [file for file in sorted(folder.glob("*")) if file.suffix in WEIGHTS_SUFFIXES and file.is_file()]
     known = [folder / filename for filename in WEIGHTS_NAMES if folder / filename in files]
     if not (folder / CONFIG_NAME).is_file() or not (known or len(files) == 1):
         raise UserError(f"{name} must be a folder with {CONFIG_NAME} and {WEIGHTS_NAMES[0]} or one other weights file")
     tokenizer = _files(folder, TOKENIZER_NAMES)
     return Bundle(folder.resolve().name, folder / CONFIG_NAME, (known or files)[0], tokenizer)
+
+
+def _tokenizer_on_hub(name: str, config: Path) -> tuple[Path, ...]:
+    """Files of the tokenizer of transformers that the configuration of open_clip names; () if it names none."""
+    from ...utils.reading import read_json
+
+    content = read_json(config)
+    model = content.get("model_cfg") if isinstance(content, dict) else None
+    text = model.get("text_cfg") if isinstance(model, dict) else None
+    repository = text.get("hf_tokenizer_name") if isinstance(text, dict) else None
+    if not isinstance(repository, str) or not repository:
+        return ()
+    vocabulary = cached_file(repository, VOCABULARY_NAMES)
+    if vocabulary is not None and cached_file(repository, ("tokenizer_config.json",)):
+        return _files(vocabulary.parent, TOKENIZER_NAMES)
+    what, needed = f"the tokenizer of {name}", "tokenizer.json and tokenizer_config.json"
+    use = f"put them beside {CONFIG_NAME} and the weights, {USE_FOLDER}"
+    return _files(fetch_snapshot(repository, TOKENIZER_NAMES, what, needed, use), TOKENIZER_NAMES)
 
 
 def _timm_bundle(name: str) -> Bundle:
