@@ -17,9 +17,9 @@ Where some classes have one training image and others more, two thresholds hold,
 with many images: one for classes with several images, and one for those with one. The second comes from `G` other
 classes that stand for them. A class of its own counts as one more, whose images are missed (Dunn, Wasserman and Ramdas:
 Distribution-Free Prediction Sets for Two-Layer Hierarchical Models. JASA 118, 2023), so that the share of missed images
-becomes `a - (1 - a) / G`, or `a / 2` if that is more:
+becomes `a - (1 - a) / G`, or `2 a / 3` if that is more:
 
-    threshold = the k-th smallest of the m scores,  k = floor((m + 1) max(a - (1 - a) / G, a / 2))
+    threshold = the k-th smallest of the m scores,  k = floor((m + 1) max(a - (1 - a) / G, 2 a / 3))
 
 Shapes: n held-out images, B images of a batch, K classes.
 """
@@ -63,7 +63,7 @@ class FewScores(StrictModel):
     def threshold(self, coverage: float) -> float:
         """Least probability of one of the classes in a set; UserError if the coverage needs more images."""
         rest = 1 - Fraction(str(coverage))
-        missed = max(rest - (1 - rest) / self.stand_ins, rest / 2)
+        missed = max(rest - (1 - rest) / self.stand_ins, 2 * rest / 3)
         return order_statistic(self.scores, missed, coverage)
 
 
