@@ -110,10 +110,12 @@ def left_out(features: Tensor, labels: Tensor, text: Tensor, options: TrainingFr
     return logits + left_out_offsets(zero_shot, labels, "training")
 
 
-# Also of more classes than features
-@pytest.mark.parametrize(("counts", "width"), [([3, 2, 5, 4, 2], 8), ([16, 9, 12], 24), ([2] * 12, 6)])
-def test_left_out_logits_equal_a_separate_fit(counts, width):
-    features, labels, text = images_of(counts, width, seed=len(counts))
+# Also of more classes than features, and of two classes, whose slopes without an image differ widely
+@pytest.mark.parametrize(("counts", "width", "seed"), [
+    ([3, 2, 5, 4, 2], 8, 5), ([16, 9, 12], 24, 3), ([2] * 12, 6, 12), ([2, 9], 8, 1), ([2, 9], 8, 4), ([2, 9], 12, 3),
+])  # fmt: skip
+def test_left_out_logits_equal_a_separate_fit(counts, width, seed):
+    features, labels, text = images_of(counts, width, seed)
     found = left_out(features, labels, text, training_free_options(max(counts)))
     for j in range(len(labels)):
         others = torch.arange(len(labels)) != j

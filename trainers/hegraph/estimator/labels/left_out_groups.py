@@ -59,7 +59,8 @@ from ...method.head.closed_form import SMALLEST
 from ...method.options import TrainingFreeOptions
 from ...utils.errors import UserError
 from .group_change import Change, Group, Metric
-from .left_out_messages import Classes, Messages, interpolation
+from .left_out_messages import Classes, Messages, interpolation, narrow_parts
+from .smoothers import Smoother
 
 
 @torch.no_grad()
@@ -160,14 +161,19 @@ class _Groups:
         slopes = (self.slope + moved / self.square).clamp_min(0)
         best = self._best_smoothers(slopes)
         for number in best.unique().tolist():
-            chosen = (best == number).nonzero()[:, 0]
-            nodes, weights = interpolation(slopes[chosen])
-            for node, weights_of_node in zip(nodes.tolist(), weights.t().tolist()):
-                classes = _GroupClasses(Classes(whole, whole.smoothers[number], node))
-                for index, weight in zip(chosen.tolist(), weights_of_node):
-                    group = self.groups[index]
-                    messages[group.images] += weight * classes.messages(group)
+            of_smoother = (best == number).nonzero()[:, 0]
+            for part in narrow_parts(slopes[of_smoother]):
+                self._add_messages(messages, of_smoother[part], slopes, whole.smoothers[number])
         return messages
+
+    def _add_messages(self, messages: Tensor, chosen: Tensor, slopes: Tensor, smoother: Smoother) -> None:
+        """Add the messages of the groups `chosen`, indices of groups with slopes `[G]`, to messages `[N, K]`."""
+        nodes, weights = interpolation(slopes[chosen])
+        for node, weights_of_node in zip(nodes.tolist(), weights.t().tolist()):
+            classes = _GroupClasses(Classes(self.whole, smoother, node))
+            for index, weight in zip(chosen.tolist(), weights_of_node):
+                group = self.groups[index]
+                messages[group.images] += weight * classes.messages(group)
 
     def _best_smoothers(self, slopes: Tensor) -> Tensor:
         """Number of the ridge regression with the smallest error without each group, from the slopes `[G]`."""

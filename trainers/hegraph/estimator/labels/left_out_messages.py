@@ -58,6 +58,7 @@ and take O(N^2 (K + d)).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -72,6 +73,7 @@ from .smoothers import Smoother, Smoothers
 
 SLOPE_ERROR = 1e-6  # approximate error of the interpolation between slopes
 MAX_SLOPES = 6
+WIDEST_SLOPES = 0.03  # widest range of slopes that is interpolated at once
 
 
 @torch.no_grad()
@@ -144,9 +146,11 @@ class Messages:
         for number in best.unique().tolist():
             images = (best == number).nonzero()[:, 0]
             smoother = self.smoothers[number]
-            nodes, weights = interpolation(slopes[images])
-            at_nodes = torch.stack([Classes(self, smoother, node).messages(images) for node in nodes.tolist()])
-            messages[images] = torch.einsum("rn,nrk->rk", weights, at_nodes)
+            for part in narrow_parts(slopes[images]):
+                chosen = images[part]
+                nodes, weights = interpolation(slopes[chosen])
+                at_nodes = torch.stack([Classes(self, smoother, node).messages(chosen) for node in nodes.tolist()])
+                messages[chosen] = torch.einsum("rn,nrk->rk", weights, at_nodes)
         return messages
 
     def _deltas(self, slope: Tensor) -> Tensor:
@@ -374,8 +378,18 @@ def _symmetric(left: Tensor, right: Tensor) -> Tensor:
     return _outer(left, right) + _outer(right, left)
 
 
+def narrow_parts(slopes: Tensor) -> Iterator[Tensor]:
+    """Iterate over the indices of slopes `[R]` in ranges that are narrow enough for `interpolation`.
+
+    With few images of two classes, slopes differ widely.
+    """
+    ranges = ((slopes - slopes.min()) / WIDEST_SLOPES).long()
+    for number in ranges.unique():
+        yield (ranges == number).nonzero()[:, 0]
+
+
 def interpolation(slopes: Tensor) -> tuple[Tensor, Tensor]:
-    """Chebyshev interpolation between slopes `[R]`, with more nodes for a wider range.
+    """Chebyshev interpolation between slopes `[R]`, with more nodes for a wider range; few slopes are nodes themselves.
 
     Returns:
         Nodes `[n]`, and weights `[R, n]` of a function's values at the nodes in its values at the slopes.
@@ -385,6 +399,8 @@ def interpolation(slopes: Tensor) -> tuple[Tensor, Tensor]:
     number = 1
     while half**number > SLOPE_ERROR and number < MAX_SLOPES:
         number += 1
+    if len(slopes) <= number:
+        return slopes, torch.eye(len(slopes), dtype=slopes.dtype, device=slopes.device)
     degrees = torch.arange(number, dtype=torch.float64, device=slopes.device)
     angles = (degrees + 0.5) * torch.pi / number
     positions = ((slopes - middle) / half.clamp_min(SMALLEST)).clamp(-1, 1).acos()
