@@ -233,7 +233,7 @@ def test_copies_replace_no_file_and_preserve_time(tmp_path):
     for _ in range(2):
         copies = SortedCopies(tmp_path, ["ant"])
         assert [copies.add("ant", str(image)) for image in (*images, images[2])] == [""] * 4
-        summary = f"sorted 4 copies of images into {tmp_path}: 4 in ant"
+        summary = f"copied 4 images into {tmp_path}: 4 in ant"
         assert copies.summary() == summary
         copies.add("ant", str(images[0]), is_doubtful=True)
         doubts = f"doubtful, with a probability below 50 %: 1, such as {tmp_path}/ant/x y.png"

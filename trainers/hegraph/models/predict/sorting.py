@@ -82,7 +82,7 @@ class SortedCopies:
         listed = ", ".join(f"{count} in {self._folders[name]}" for name, count in self.counts.most_common(MAX_LISTED))
         more = len(self.counts) - MAX_LISTED
         rest = f", and others in {more} more folders" if more > 0 else ""
-        return f"sorted {total} copies of images into {self.root}: {listed or 'none'}{rest}{self._doubts()}"
+        return f"copied {total} images into {self.root}: {listed or 'none'}{rest}{self._doubts()}"
 
     def _doubts(self) -> str:
         """End of the summary about doubtful images; "" without any."""
