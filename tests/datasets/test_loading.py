@@ -5,6 +5,7 @@ describes the run. Pickles are written with a class of the name and module of Da
 the real CoOp (ff61507) byte for byte.
 """
 
+import errno
 import hashlib
 import json
 import logging
@@ -21,6 +22,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import yaml
@@ -43,6 +45,7 @@ from trainers.hegraph.datasets.splits import (
 )
 from trainers.hegraph.features.prompts.sentences import DESCRIPTIONS
 from trainers.hegraph.utils.errors import UserError
+from trainers.hegraph.utils.file_lock import FileLock
 
 STORED = stored_datasets()
 CHECK = "python -m trainers.hegraph datasets check"
@@ -252,6 +255,15 @@ def test_split_is_written_after_its_record(tmp_path, monkeypatch):
     monkeypatch.setattr(splits, "write_json", check)
     write_split(path, "", {"train": [], "val": [], "test": []}, 5, random.Random(5).getstate())
     assert read_random_split(path).seed == 5
+
+
+def test_split_of_an_unwritable_folder_is_drawn_by_each_seed(tmp_path, monkeypatch, caplog):
+    make(tmp_path, *(f"food-101/images/{name}/{number}.jpg" for name in ("ant", "bee") for number in range(9)))
+    refusal = OSError(errno.EACCES, os.strerror(errno.EACCES))
+    monkeypatch.setattr(FileLock, "acquire", Mock(side_effect=refusal))
+    first, second = (load_few_shot("Food101", str(tmp_path), 2, seed) for seed in (1, 2))
+    assert first.test != second.test and [path.name for path in (tmp_path / "food-101").iterdir()] == ["images"]
+    assert all("Permission denied" in line and "each seed will have its own" in line for line in caplog.messages)
 
 
 def test_split_of_another_seed_keeps_the_generator(tmp_path):
