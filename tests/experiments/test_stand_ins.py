@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -135,3 +136,10 @@ def test_number_of_refits(trains, fits):
     assert len(seen) == fits
     assert found.sets.few.classes == tuple(range(0, 20, 2))
     assert math.isfinite(found.temperature)
+
+
+def test_val_images_of_single_classes_stand_for_themselves():
+    bank = task([1, 8] * 6, seed=2)
+    bank = replace(bank, val_features=bank.test_features, val_labels=bank.test_labels)
+    found = calibration.fit_calibration(bank, nearest_mean(bank), None, trains=True, seed=1)
+    assert (found.fitted_on, found.sets.few.classes, found.sets.few.stand_ins) == ("val", (0, 2, 4, 6, 8, 10), None)

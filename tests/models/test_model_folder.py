@@ -314,6 +314,8 @@ def test_mistyped_entries_are_named(folder):
     ("prompts.negative", [["no ant"]], "prompts must have"), ("transfer.options.variant", "X", "VARIANT 'X'"),
     ("transfer.options.closed_form.kappa", 0.0, "KAPPA must be above 0"),
     ("transfer.options.metapath.GAMMA", 1.0, "metapath must have the keys"),
+    ("sets", {"scores": [0.5], "temperature": 1.0, "of_zero_shot": False, "few": {"classes": [3], "scores": [0.5]}},
+     "sets.few.classes must be below 3"),
 ], ids=str)  # fmt: skip
 def test_invalid_values_are_named(folder, keys, value, expected):
     change_config(folder, keys, value)

@@ -88,9 +88,20 @@ def test_classes_of_one_image_have_their_own_threshold():
     assert sets.thresholds(0.9, 4).tolist() == [0.07, 0.5, 0.07, 0.5]
     assert sets.of_classes([3, 2, 1]).few.classes == (1,) and sets.of_classes([1, 3]).few is None
     scarce = few.model_copy(update={"stand_ins": 2})
-    assert scarce.threshold(0.9) == 0.06  # at most a third
+    assert sets.model_copy(update={"few": scarce}).thresholds(0.9, 3).tolist() == [0.06, 0.5, 0.06]  # a third at most
+    own = few.model_copy(update={"stand_ins": None})
+    assert sets.model_copy(update={"few": own}).thresholds(0.9, 3).tolist() == [0.1, 0.5, 0.1]
+    assert sets.thresholds(0.99, 3).tolist() == [0.01, 0.5, 0.01]
     assert SetScores.model_validate(sets.model_dump(mode="json")) == sets
     assert "few" not in scores_of(0.5).model_dump(mode="json")
+
+
+def test_few_images_of_a_part_take_the_smallest_score():
+    few = FewScores(classes=(0,), scores=(0.2, 0.4), stand_ins=2)
+    sets = SetScores(scores=(0.3,) * 6 + (0.9,), temperature=1.0, few=few)
+    assert sets.thresholds(0.9, 2).tolist() == [0.2, 0.2]
+    with pytest.raises(UserError, match="at least 19 held-out images, and the model has 9"):
+        sets.threshold(0.95)
 
 
 def test_weighted_scores_are_those_of_repeated_images():

@@ -290,7 +290,7 @@ def sets_on_test(predictions: Predictions, calibration: Calibration) -> SetsReco
     values: dict[str, Any] = {
         "nominal": COVERAGE,
         "threshold": scores.threshold(COVERAGE),
-        "num_images": len(scores.scores),
+        "num_images": scores.number,
         "of_zero_shot": scores.of_zero_shot,
         **dict.fromkeys(("coverage", "mean_size", "single")),
     }

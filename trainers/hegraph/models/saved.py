@@ -219,6 +219,8 @@ class ModelMetadata(StrictModel):
         groups = [] if self.prompts is None else [*self.prompts.positive, self.prompts.negative]
         if any(len(group) != classes for group in groups):
             raise ValueError(f"prompts must have sentences for each of the {classes} classes in every group")
+        if self.sets is not None and self.sets.few is not None and max(self.sets.few.classes) >= classes:
+            raise ValueError(f"sets.few.classes must be below {classes}, the number of classes")
         return self
 
     @property

@@ -21,6 +21,8 @@ becomes `a - (1 - a) / G`, or `2 a / 3` if that is more:
 
     threshold = the k-th smallest of the m scores,  k = floor((m + 1) max(a - (1 - a) / G, 2 a / 3))
 
+If one of the two has too few images for its threshold, it takes the smallest score of both.
+
 Shapes: n held-out images, B images of a batch, K classes.
 """
 
@@ -48,23 +50,23 @@ class FewScores(StrictModel):
     Attributes:
         classes: Positions of the classes with one training image.
         scores: The probabilities in ascending order, each of the same weight.
-        stand_ins: Number of classes that the images are of, `G`.
+        stand_ins: Number of other classes that the images are of, `G`; None if they are of the classes themselves.
     """
 
     classes: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False, min_length=1)]
     scores: Scores
-    stand_ins: Annotated[int, Field(ge=1)]
+    stand_ins: Annotated[int, Field(ge=1)] | None = None
 
     @model_validator(mode="after")
     def scores_ascend(self) -> FewScores:
         check_ascending(self.scores)
         return self
 
-    def threshold(self, coverage: float) -> float:
-        """Least probability of one of the classes in a set; UserError if the coverage needs more images."""
-        rest = 1 - Fraction(str(coverage))
-        missed = max(rest - (1 - rest) / self.stand_ins, 2 * rest / 3)
-        return order_statistic(self.scores, missed, coverage)
+    def missed(self, share: Fraction) -> Fraction:
+        """Share of the images of stand-ins to miss for a share `a` of the images of the classes."""
+        if self.stand_ins is None:
+            return share
+        return max(share - (1 - share) / self.stand_ins, 2 * share / 3)
 
 
 class SetScores(StrictModel):
@@ -124,27 +126,48 @@ class SetScores(StrictModel):
         of_classes = None
         if of_few is not None:
             scores = ascending(own[~mask], None if shares is None else shares[~mask])
-            stand_ins = len(labels.cpu()[~mask].unique())
+            others_of_few = set(labels.cpu()[~mask].tolist()) - set(few)
+            stand_ins = len(others_of_few) or None
             of_classes = FewScores(classes=few, scores=scores, stand_ins=stand_ins)
         return cls(scores=others, temperature=temperature, of_zero_shot=of_zero_shot, few=of_classes)
+
+    @property
+    def number(self) -> int:
+        """Number of scores, of images of all classes."""
+        return len(self.scores) + (0 if self.few is None else len(self.few.scores))
 
     def threshold(self, coverage: float) -> float:
         """Least probability of a class in a set; with `few`, that of the other classes.
 
         Raises:
-            UserError: If the coverage is no share, or needs more images, also of the classes of `few`.
+            UserError: If the coverage is no share, or needs more images.
         """
         validate(Share, coverage, "coverage", convert=True)
-        if self.few is not None:
-            self.few.threshold(coverage)  # the check
-        return order_statistic(self.scores, 1 - Fraction(str(coverage)), coverage)
+        missed = 1 - Fraction(str(coverage))  # exact, as the coverage is written
+        return self._order_statistic(self.scores, missed, coverage)
 
     def thresholds(self, coverage: float, num_classes: int) -> Tensor:
         """Least probability of each class in a set, float64 of shape `[K]`; UserError as in `threshold`."""
         by_class = torch.full((num_classes,), self.threshold(coverage), dtype=torch.float64)
         if self.few is not None:
-            by_class[list(self.few.classes)] = self.few.threshold(coverage)
+            missed = self.few.missed(1 - Fraction(str(coverage)))
+            by_class[list(self.few.classes)] = self._order_statistic(self.few.scores, missed, coverage)
         return by_class
+
+    def _order_statistic(self, scores: Sequence[float], missed: Fraction, coverage: float) -> float:
+        """The k-th smallest of n scores, `k = floor((n + 1) missed)`; the smallest of all if n is too small for that.
+
+        UserError if all scores together are too few for the coverage.
+        """
+        share = 1 - Fraction(str(coverage))
+        if (self.number + 1) * share < 1:
+            needed = math.ceil((1 - share) / share)
+            images = f"needs at least {needed} held-out images, and the model has {self.number}"
+            raise UserError(f"coverage {coverage:g} {images}; lower the coverage, or train with more images")
+        rank = math.floor((len(scores) + 1) * missed)  # k
+        if rank >= 1:
+            return scores[rank - 1]
+        return self.scores[0] if self.few is None else min(self.scores[0], self.few.scores[0])
 
     def supports(self, coverage: float) -> bool:
         """Whether there are enough held-out images for the threshold of a coverage."""
@@ -183,16 +206,6 @@ def check_ascending(scores: Sequence[float]) -> None:
     """Raise ValueError unless scores ascend."""
     if any(after < before for before, after in itertools.pairwise(scores)):
         raise ValueError("scores must be in ascending order")
-
-
-def order_statistic(scores: Sequence[float], missed: Fraction, coverage: float) -> float:
-    """The k-th smallest of n ascending scores, `k = floor((n + 1) missed)`; UserError if n is too small."""
-    rank = math.floor((len(scores) + 1) * missed)  # k
-    if rank < 1:
-        needed = math.ceil((1 - missed) / missed)
-        images = f"needs at least {needed} held-out images, and the model has {len(scores)}"
-        raise UserError(f"coverage {coverage:g} {images}; lower the coverage, or train with more images")
-    return scores[rank - 1]
 
 
 def ascending(scores: Tensor, weights: Tensor | None) -> tuple[float, ...]:
