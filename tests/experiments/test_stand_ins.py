@@ -11,7 +11,12 @@ from torch import Tensor
 from benchmarks.tasks import unit_features
 from trainers.hegraph import FeatureBank, HeGraphClassifier
 from trainers.hegraph.experiments import calibration
-from trainers.hegraph.experiments.stand_ins import held_out_with_stand_ins, single_classes, weights_of_held_out
+from trainers.hegraph.experiments.stand_ins import (
+    held_out_with_stand_ins,
+    single_classes,
+    small_classes,
+    weights_of_held_out,
+)
 from trainers.hegraph.method.mean_text import without_text
 
 CLASSES = 24
@@ -126,6 +131,26 @@ def test_without_text_few_images_are_held_out():
     bank = without_text(task([2] + [1] * 7, seed=3))
     found = calibration.fit_calibration(bank, None, nearest_mean, trains=False, seed=1)
     assert (found.fitted_on, found.num_images) == ("held-out images", 2)
+
+
+def test_small_classes_have_less_than_half_of_the_mean():
+    labels = torch.arange(5).repeat_interleave(torch.tensor([4, 5, 16, 0, 15]))
+    none = torch.zeros(5, dtype=torch.bool)
+    assert small_classes(labels, none).tolist() == [True, False, False, False, False]  # the mean is 10
+    assert not small_classes(torch.arange(4), torch.ones(4, dtype=torch.bool)).any()
+
+
+def test_sets_cover_classes_of_two_images():
+    """Of classes with 2 and 16 images, the small ones are covered as well as the others."""
+    covered = []
+    for seed in range(1, 6):
+        bank = task([2, 16] * (CLASSES // 2), seed)
+        found = fitted(bank)
+        assert found.model_.sets.few.stand_ins is None
+        sets = found.predict_set(bank.test_features.numpy(), 0.9)
+        own = sets[range(len(sets)), bank.test_labels.numpy()]
+        covered.append(own[bank.test_labels.numpy() % 2 == 0].mean())
+    assert sum(covered) / 5 > 0.88
 
 
 @pytest.mark.parametrize(("trains", "fits"), [(False, 4), (True, 2)])

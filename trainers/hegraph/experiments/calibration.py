@@ -11,8 +11,8 @@ The first of these sources that exists is used:
    of the other half, its mean confidence matches that of zero-shot CLIP among the same classes. The temperature of
    zero-shot CLIP is fitted on all training images. Without class texts, no temperature is fitted.
 
-Where some classes have a single image and others more, classes with more stand for them (`stand_ins.py`), or, if these
-are too few, the classes are calibrated as at one shot. Every class then counts equally.
+Where some classes have far fewer images than others, every class counts equally, and classes with several images stand
+for those with one (`stand_ins.py`). If they are too few for that, the rule of one shot applies.
 
 The same images give the scores of known classes (`method/training/confidence.py`). At one shot these are the scores of
 zero-shot CLIP, plus the difference between the method and zero-shot CLIP on the held-out classes.
@@ -39,7 +39,7 @@ from ..method.training.choice import has_val, val_images
 from ..method.training.confidence import Calibration, calibration_by_zero_shot, calibration_on
 from ..utils.errors import UserError
 from .fitting import fit_part
-from .stand_ins import held_out_with_stand_ins, single_classes, too_few_to_stand_in, weights_of_held_out
+from .stand_ins import held_out_with_stand_ins, single_classes, small_classes, too_few_to_stand_in, weights_of_held_out
 from .tasks import Task
 
 logger = logging.getLogger(__name__)
@@ -106,8 +106,8 @@ def fit_calibration(bank: FeatureBank, classify: Classify, fit_again: Fit, train
     single = single_classes(bank.train_labels, folds, len(bank.classnames))
     has_several = bool((folds != NOT_HELD_OUT).any())
     as_one_shot = bank.has_text and len(bank.classnames) >= FEWEST_CLASSES and too_few_to_stand_in(single, len(single))
-    if single.any() and has_several and not as_one_shot:
-        return calibrate_with_stand_ins(bank, fit_again, folds, single, trains, seed)
+    if has_several and not as_one_shot and small_classes(bank.train_labels, single).any():
+        return calibrate_unequal(bank, fit_again, folds, single, trains, seed)
     if has_several and not as_one_shot:
         return calibrate_on_images(bank, fit_again, max_parts, seed)
     if not bank.has_text:  # without zero-shot CLIP, nothing classifies the only image of a class
@@ -119,11 +119,12 @@ def calibrate_on_val(bank: FeatureBank, classify: Classify) -> Calibration:
     """Calibrate a method on the val images of its bank."""
     features, labels = val_images(bank)
     logits = classify_in_batches(classify, features)
-    counts = bank.train_labels.bincount(minlength=len(bank.classnames))
-    single = counts == 1
-    if not single.any() or not (counts > 1).any():
+    single = bank.train_labels.bincount(minlength=len(bank.classnames)) == 1
+    small = small_classes(bank.train_labels, single)
+    if not small.any():
         return calibration_on(logits, labels, "val")
-    return calibration_of_unequal(logits, labels, single[labels], single, "val")
+    weights = weights_of_held_out(labels, torch.zeros_like(labels, dtype=torch.bool), 0)
+    return calibration_of_unequal(logits, labels, weights, small[labels], small, "val")
 
 
 def calibrate_on_images(bank: FeatureBank, fit_again: Fit, max_parts: int | None, seed: int) -> Calibration:
@@ -134,47 +135,51 @@ def calibrate_on_images(bank: FeatureBank, fit_again: Fit, max_parts: int | None
     return calibration_on(logits, torch.cat([bank.train_labels[mask] for _, mask in parts]), "held-out images")
 
 
-def calibrate_with_stand_ins(
+def calibrate_unequal(
     bank: FeatureBank, fit_again: Fit, folds: Tensor, single: Tensor, trains: bool, seed: int
 ) -> Calibration:
-    """Calibrate a method on held-out images of classes that stand for those with a single image as well.
+    """Calibrate a method on held-out images of unequal classes, some of which stand for those with a single image.
 
     Args:
-        bank, fit_again, trains, seed: As for `fit_calibration`. With training steps, the method is fitted twice.
+        bank, fit_again, trains, seed: As for `fit_calibration`. With training steps and single images, the method is
+            fitted twice.
         folds: Folds of the training images, shape `[N]`.
         single: Classes whose images are never held out, booleans of shape `[K]`.
     """
     keys = bank.cache_keys()
+    is_needed = bool(single.any())
+    fits = 2 if is_needed else 1
     logits = []
     labels = []
     of_stand_ins = []
-    parts = held_out_with_stand_ins(bank.train_labels, folds, bank.train_groups, seed)
-    for held_out in itertools.islice(parts, 2 if trains else None):
+    parts = held_out_with_stand_ins(bank.train_labels, folds, bank.train_groups, seed, is_needed)
+    for held_out in itertools.islice(parts, fits if trains else None):
         rest = rest_of(bank, held_out.mask)
         logits.append(classify_in_batches(fit_again(rest), keys[held_out.mask]))
         labels.append(bank.train_labels[held_out.mask])
         of_stand_ins.append(held_out.of_stand_ins[held_out.mask])
-    return calibration_of_unequal(
-        torch.cat(logits), torch.cat(labels), torch.cat(of_stand_ins), single, "held-out images"
-    )
+    true = torch.cat(labels)
+    standing = torch.cat(of_stand_ins)
+    weights = weights_of_held_out(true, standing, int(single.sum()))
+    small = small_classes(bank.train_labels, single)
+    return calibration_of_unequal(torch.cat(logits), true, weights, standing | small[true], small, "held-out images")
 
 
 def calibration_of_unequal(
-    logits: Tensor, labels: Tensor, of_stand_ins: Tensor, single: Tensor, fitted_on: str
+    logits: Tensor, labels: Tensor, weights: Tensor, of_small: Tensor, small: Tensor, fitted_on: str
 ) -> Calibration:
-    """Return the calibration on held-out images `[n, K]` where each class counts equally.
+    """Return the calibration on held-out images where each class counts equally.
 
     Args:
-        logits, labels: Logits `[n, K]` and classes `[n]` of the images.
-        of_stand_ins: Images of classes with one image, or that stand for them, booleans of shape `[n]`.
-        single: Classes with one image, booleans of shape `[K]`.
+        logits, labels, weights: Logits `[n, K]`, classes `[n]` and weights `[n]` of the images.
+        of_small: Images of small classes, or that stand for them, booleans of shape `[n]`.
+        small: Small classes, booleans of shape `[K]`.
         fitted_on: Source of the images.
     """
-    weights = weights_of_held_out(labels, of_stand_ins, int(single.sum()))
-    if not of_stand_ins.any() or of_stand_ins.all():
+    if not of_small.any() or of_small.all():
         return calibration_on(logits, labels, fitted_on, weights)
-    few = tuple(single.nonzero()[:, 0].tolist())
-    return calibration_on(logits, labels, fitted_on, weights, few, of_stand_ins)
+    few = tuple(small.nonzero()[:, 0].tolist())
+    return calibration_on(logits, labels, fitted_on, weights, few, of_small)
 
 
 def calibrate_on_classes(bank: FeatureBank, fit_again: Fit, max_parts: int | None, seed: int) -> Calibration:

@@ -1,8 +1,12 @@
-"""Held-out images for the calibration where some classes have a single image, which cannot be held out.
+"""Held-out images for the calibration where some classes have far fewer images than others.
 
-Other classes stand for these classes: in each part, some classes with several images are reduced to one image, and
-their other images are held out. Of the remaining classes with several images, a fold is held out, as with equal
-classes. The classifier is then tested on new images of classes with one image, and of classes with several.
+Held-out images are mostly of large classes, which a classifier prefers. So every class counts equally, and prediction
+sets have a threshold for small classes: those with less than half of the mean number of images, or a single one.
+
+A single image cannot be held out. Other classes stand for these classes: in each part, some classes with several images
+are reduced to one image, and their other images are held out. Of the remaining classes with several images, a fold is
+held out, as with equal classes. The classifier is then tested on new images of classes with one image, and of classes
+with several.
 
 With groups of images, such as the frames of a video, a class is reduced to one of its groups.
 
@@ -47,6 +51,22 @@ def single_classes(labels: Tensor, folds: Tensor, num_classes: int) -> Tensor:
     return (images > 0) & (held_out == 0)
 
 
+def small_classes(labels: Tensor, single: Tensor) -> Tensor:
+    """Return the classes with less than half of the mean number of images, or a single one, booleans of shape `[K]`.
+
+    None if no class has several images.
+
+    Args:
+        labels: Classes of the training images, shape `[N]`.
+        single: Classes whose images cannot be held out, booleans of shape `[K]`.
+    """
+    images = labels.bincount(minlength=len(single))
+    has_images = images > 0
+    mean = images[has_images].double().mean()
+    small = has_images & (single | (2 * images < mean))
+    return small & bool((has_images & ~single).any())
+
+
 def too_few_to_stand_in(single: Tensor, num_classes: int) -> bool:
     """Whether too few of K classes have several images to stand for the classes `single`, booleans of shape `[K]`.
 
@@ -56,7 +76,9 @@ def too_few_to_stand_in(single: Tensor, num_classes: int) -> bool:
     return several < min(ENOUGH, int(single.sum()))
 
 
-def held_out_with_stand_ins(labels: Tensor, folds: Tensor, groups: Tensor | None, seed: int) -> Iterator[HeldOut]:
+def held_out_with_stand_ins(
+    labels: Tensor, folds: Tensor, groups: Tensor | None, seed: int, needed: bool = True
+) -> Iterator[HeldOut]:
     """Iterate over the folds; every class that can stand in for others does so in one of them.
 
     Args:
@@ -64,9 +86,10 @@ def held_out_with_stand_ins(labels: Tensor, folds: Tensor, groups: Tensor | None
         folds: Fold of each image, shape `[N]`, negative for an image that is never held out.
         groups: Groups of the images, shape `[N]`; None without groups.
         seed: Seed of the choice of stand-ins and of their remaining image.
+        needed: Whether there are classes with a single image; without, no class stands in.
     """
     rng = random.Random(seed)
-    rows_of_class = _rows_by_group(labels, folds, groups)
+    rows_of_class = _rows_by_group(labels, folds, groups) if needed else {}
     order = sorted(rows_of_class)
     rng.shuffle(order)
     number = int(folds.max()) + 1
@@ -102,14 +125,16 @@ def _rows_by_group(labels: Tensor, folds: Tensor, groups: Tensor | None) -> dict
 
 
 def weights_of_held_out(labels: Tensor, of_stand_ins: Tensor, num_single: int) -> Tensor:
-    """Return weights of held-out images with which every class counts equally, float64, shape `[n]`.
+    """Return weights of held-out images with which every class counts equally, float64 on the CPU, shape `[n]`.
 
     Args:
         labels: Classes of the images, shape `[n]`.
         of_stand_ins: Images of classes that stand for `num_single` classes, booleans of shape `[n]`.
         num_single: Number of these classes.
     """
-    weights = torch.zeros(len(labels), dtype=torch.float64, device=labels.device)
+    labels = labels.cpu()  # some devices have no float64
+    of_stand_ins = of_stand_ins.cpu()
+    weights = torch.zeros(len(labels), dtype=torch.float64)
     for mask, total in ((~of_stand_ins, None), (of_stand_ins, num_single)):
         own = labels[mask]
         if len(own):

@@ -163,7 +163,7 @@ def calibration_on(
         logits, labels: Logits `[n, K]` and classes `[n]` of the images.
         fitted_on: Source of the images.
         weights: Weights of the images, float64 of shape `[n]`; None: equal ones.
-        few, of_few: Classes with one training image, and images like theirs, as in `SetScores.of`.
+        few, of_few: Classes with few training images, and images like theirs, as in `SetScores.of`.
     """
     temperature = fit_temperature(logits, labels, weights)
     known = KnownScores.of(known_score(logits, temperature), fitted_on, weights)
@@ -198,7 +198,8 @@ def calibration_by_zero_shot(
 
 
 def class_weights(labels: Tensor) -> Tensor | None:
-    """Weights of images with labels `[n]` with which every class counts equally, float64; None for equal classes."""
+    """Weights of images with labels `[n]` by which every class counts equally, on the CPU; None for equal ones."""
+    labels = labels.cpu()
     counts = labels.bincount()[labels].double()
     return None if (counts == counts[0]).all() else 1 / counts
 

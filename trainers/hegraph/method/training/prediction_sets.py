@@ -13,11 +13,11 @@ The coverage holds on average over the classes, for new images of the same kind 
 At one shot, no image is held out with its class known. The sets are then those of zero-shot CLIP, which was not fitted
 to the training images.
 
-Where some classes have one training image and others more, two thresholds hold, since the classifier prefers classes
-with many images: one for classes with several images, and one for those with one. The second comes from `G` other
-classes that stand for them. A class of its own counts as one more, whose images are missed (Dunn, Wasserman and Ramdas:
-Distribution-Free Prediction Sets for Two-Layer Hierarchical Models. JASA 118, 2023), so that the share of missed images
-becomes `a - (1 - a) / G`, or `2 a / 3` if that is more:
+Where some classes have far fewer training images than others, they have a threshold of their own, since the classifier
+prefers classes with many images. It comes from their held-out images. A single image cannot be held out, so `G` other
+classes stand for classes with one. A class of its own counts as one more, whose images are missed (Dunn, Wasserman and
+Ramdas: Distribution-Free Prediction Sets for Two-Layer Hierarchical Models. JASA 118, 2023), so that the share of
+missed images becomes `a - (1 - a) / G`, or `2 a / 3` if that is more:
 
     threshold = the k-th smallest of the m scores,  k = floor((m + 1) max(a - (1 - a) / G, 2 a / 3))
 
@@ -45,10 +45,10 @@ Scores = Annotated[tuple[Annotated[float, Field(ge=0, le=1)], ...], Field(strict
 
 
 class FewScores(StrictModel):
-    """Probabilities of the true classes of held-out images of classes with one training image, or like them.
+    """Probabilities of the true classes of held-out images of classes with few training images, or like them.
 
     Attributes:
-        classes: Positions of the classes with one training image.
+        classes: Positions of the classes with few training images.
         scores: The probabilities in ascending order, each of the same weight.
         stand_ins: Number of other classes that the images are of, `G`; None if they are of the classes themselves.
     """
@@ -76,7 +76,7 @@ class SetScores(StrictModel):
         scores: The probabilities in ascending order, each of the same weight.
         temperature: Divisor of the logits that they were computed with.
         of_zero_shot: Whether the logits are those of zero-shot CLIP.
-        few: Probabilities for classes with one training image, if other classes have more.
+        few: Probabilities for classes with few training images, if others have many.
     """
 
     scores: Scores
@@ -114,7 +114,7 @@ class SetScores(StrictModel):
             logits, labels: Logits and classes of the images.
             temperature, of_zero_shot: See the attributes.
             weights: Weights of the images, float64 of shape `[n]`; None: equal ones.
-            few: Positions of the classes with one training image, if other classes have more.
+            few: Positions of the classes with few training images, if others have many.
             of_few: Images of these classes, or of classes that stand for them, booleans of shape `[n]`, of which some
                 are and some are not; None if `few` is empty.
         """

@@ -244,8 +244,8 @@ def describe_thresholds(model: SavedModel) -> list[float] | None:
 def describe_sets(model: SavedModel) -> dict[str, float | list[float]] | None:
     """Thresholds of prediction sets by coverage, for those of `COVERAGES` that the held-out images support.
 
-    A class is in the set if its output probability is at least the threshold. Where some classes have one image and
-    others more, a threshold is a list, with that of each class. None without held-out images, or for sets
+    A class is in the set if its output probability is at least the threshold. Where some classes have far
+    fewer images than others, a threshold is a list, with that of each class. None without held-out images, or for sets
     of zero-shot CLIP, whose probabilities the file does not compute.
     """
     sets = model.sets
