@@ -4,6 +4,7 @@ import csv
 import json
 import logging
 import math
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from trainers.hegraph.commands.label import main
 from trainers.hegraph.datasets.digits import load_digits_dataset
 from trainers.hegraph.estimator.labels.issues import find_label_issues
 from trainers.hegraph.estimator.labels.leave_one_out import leave_one_out, left_out_logits, training_free_options
+from trainers.hegraph.estimator.labels.smoothers import Smoother
 from trainers.hegraph.estimator.labels.suggest import select, suggest, typicality
 from trainers.hegraph.method.cache import FoldedClassifier
 from trainers.hegraph.method.head.class_offsets import class_offsets, left_out_offsets
@@ -121,6 +123,23 @@ def test_left_out_logits_equal_a_separate_fit(counts, width, seed):
         others = torch.arange(len(labels)) != j
         expected = fit_to(features[others], labels[others], text, max(counts)).logits(features[j : j + 1])[0]
         torch.testing.assert_close(found[j] - found[j].mean(), expected - expected.mean(), atol=1e-5, rtol=1e-5)
+
+
+def test_regressions_are_not_kept(monkeypatch):
+    """Each strength of the ridge regression has matrices of all pairs of classes."""
+    alive: weakref.WeakSet[Smoother] = weakref.WeakSet()
+    most = []
+    begin = Smoother.__init__
+
+    def count(self, *arguments):
+        begin(self, *arguments)
+        alive.add(self)
+        most.append(len(alive))
+
+    monkeypatch.setattr(Smoother, "__init__", count)
+    features, labels, text = images_of([4] * 6, 8, seed=2)
+    left_out(features, labels, text, training_free_options(4))
+    assert len(most) > 10 and max(most) <= 2
 
 
 def test_single_image_of_a_class_leaves_text_prior():

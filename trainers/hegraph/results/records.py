@@ -156,7 +156,7 @@ class SetsRecord(LenientModel):
 
     Attributes:
         nominal: Coverage that the sets are made for, from 0 to 1.
-        threshold: Least probability of a class in a set.
+        threshold: Least probability of a class in a set; classes with far fewer images than others have another one.
         num_images: Number of held-out images that the threshold comes from.
         of_zero_shot: Whether the sets are those of zero-shot CLIP.
         coverage: Percentage of the test images whose set contains their class; null without test images.
