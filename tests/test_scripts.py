@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from standin.hosts import QUICK, STANDIN, copy_coop, install, make_images, write
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = ROOT / "scripts" / "hegraph"
+SOURCED = ("env", "runs")  # files that scripts source
 CLEARED = ("VIRTUAL_ENV", "CONDA_PREFIX", "SEEDS", "DATA", "OUTPUT")  # variables that tests do not inherit
 
 
@@ -28,22 +30,27 @@ def bash(script: str, *arguments: str, cwd: Path = ROOT, code: int = 0, **enviro
     return ran.stderr
 
 
-def test_every_script_is_valid_bash():
-    for script in sorted(SCRIPTS.glob("*.sh")):
-        subprocess.run(["bash", "-n", str(script)], check=True)
+def test_shellcheck_finds_nothing():
+    program = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    if program is None:
+        pytest.skip("shellcheck is not installed (the extra dev has it)")
+    scripts = [*sorted(SCRIPTS.glob("*.sh")), ROOT / ".ci" / "run"]
+    checked = subprocess.run([program, *map(str, scripts)], capture_output=True, text=True)
+    assert (checked.returncode, checked.stdout) == (0, "")
 
 
 @pytest.fixture
 def sweep_of(tmp_path):
     """Function that runs a script without its commands, and returns the arguments of its first sweep."""
     commands, python = tmp_path / "commands", tmp_path / "python"
-    python.write_text(f'#!/bin/sh\necho "$@" >>{commands}\n')
+    python.write_text(f'#!/bin/sh\nprintf "%s\\t" "$@" >>{commands}\necho >>{commands}\n')
     python.chmod(0o755)
 
     def arguments(script: str, *words: str, **environment: str) -> list[str]:
         commands.unlink(missing_ok=True)
         bash(script, *words, **{"PYTHON": str(python), "OUTPUT": str(tmp_path), "SHOTS": None, **environment})
-        return next(line.split() for line in commands.read_text().splitlines() if " sweep " in line)
+        called = [line.rstrip("\t").split("\t") for line in commands.read_text().splitlines()]
+        return next(words for words in called if "sweep" in words)
 
     return arguments
 
@@ -58,6 +65,9 @@ SCRIPTS_OF_DATA_SETS = (
     "ablation", "backbones", "base_to_new", "compare", "complexity", "cross_dataset", "domain_generalization",
     "features", "few_shot", "main", "reproduce", "sensitivity", "tsne", "unlabelled",
 )  # fmt: skip
+
+
+OF_IMAGES = ("cross_dataset", "domain_generalization", "reproduce")  # which test on other data sets
 
 
 @pytest.mark.parametrize("name", SCRIPTS_OF_DATA_SETS)
@@ -76,6 +86,59 @@ def test_scripts_take_several_targets_and_configurations(sweep_of):
     assert values_of("--configs", sweep_of("backbones.sh", "dtd", "rn50", "vit_b16", "8")) == ["rn50", "vit_b16"]
     assert values_of("--datasets", sweep_of("few_shot.sh", "dtd,eurosat", "rn50")) == ["dtd", "eurosat"]
     assert values_of("--configs", sweep_of("main.sh")) == ["mini"]
+
+
+@pytest.mark.parametrize("name", [name for name in SCRIPTS_OF_DATA_SETS if name not in OF_IMAGES])
+def test_every_script_takes_paths_with_spaces(sweep_of, tmp_path, name):
+    bank = tmp_path / "my banks" / "a bank.safetensors"
+    bank.parent.mkdir()
+    bank.touch()
+    words = sweep_of(f"{name}.sh", str(bank), "mini", OUTPUT=str(tmp_path / "my output"), DATA="my data")
+    assert words[words.index("--datasets") + 1] == str(bank)
+    output = words[words.index("--output") + 1]
+    assert output == str(tmp_path / "my output" / ("complexity" if name == "complexity" else "")).rstrip("/")
+    assert words[words.index("--root") + 1] == "my data"
+
+
+@pytest.mark.parametrize("name", ["main", "compare", "reproduce"])
+def test_flags_take_precedence_over_variables(sweep_of, tmp_path, name):
+    flags = (
+        "--root",
+        "images",
+        f"--output-dir={tmp_path / 'o'}",
+        "--seeds",
+        "5",
+        "6",
+        "--methods",
+        "APE",
+        "--shots",
+        "3",
+    )
+    others = {"DATA": "other", "SEEDS": "9", "SHOTS": "9", "METHODS": "GDA"}
+    words = sweep_of(f"{name}.sh", "digits", "mini", *flags, "--workers", "2", "OPTIM.LR", "1", **others)
+    assert [values_of(flag, words) for flag in ("--seeds", "--methods", "--shots")] == [["5", "6"], ["APE"], ["3"]]
+    assert [values_of(flag, words) for flag in ("--root", "--workers")] == [["images"], ["2"]]
+    assert words[words.index("--output") + 1] == str(tmp_path / "o") and words[words.index("OPTIM.LR") + 1] == "1"
+
+
+@pytest.mark.parametrize(("words", "message"), [
+    (("caltech", "rn50"), "unknown data set 'caltech'; did you mean 'caltech101'?"),
+    (("digits", "ViT-B-32"), "unknown configuration of a backbone 'ViT-B-32'; did you mean 'vit_b32'?"),
+    (("mini_paper", "1", "4"), "main.sh digits mini_paper"),
+    (("caltech101",), "mini, knows only digits"),
+    (("digits", "mini", "--datasets", "x"), "--datasets is set by this script"),
+    (("digits", "mini", "--seeds"), "--seeds needs a value"),
+])  # fmt: skip
+def test_wrong_words_are_answered_before_an_installation(tmp_path, words, message):
+    assert message in bash("main.sh", *words, code=2, OUTPUT=str(tmp_path), VIRTUAL_ENV=None)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", [script.stem for script in sorted(SCRIPTS.glob("*.sh")) if script.stem not in SOURCED])
+def test_help_runs_nothing(tmp_path, name):
+    printed = bash(f"{name}.sh", "--help", PYTHON="/nowhere/python", cwd=tmp_path)
+    assert f"scripts/hegraph/{name}.sh" in printed and not list(tmp_path.iterdir())
+    assert ("--output-dir DIR" in printed) == (name in SCRIPTS_OF_DATA_SETS)
 
 
 def test_main_script_names_both_recipes(tmp_path):

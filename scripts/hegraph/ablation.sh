@@ -1,7 +1,7 @@
 #!/bin/bash
 # Ablations: Table 2 of the paper, and a study of the graph.
 #
-#   bash scripts/hegraph/ablation.sh DATASET[,DATASET...] CONFIG [SHOTS] [KEY VALUE ...]
+#   bash scripts/hegraph/ablation.sh DATASET[,DATASET...] CONFIG [SHOTS] [FLAG ...] [KEY VALUE ...]
 #
 # Table 2 has the rows base, T-N, T-P, T and full. For the paper's recipe, use a configuration that ends in _paper. The
 # default recipe also has messages in closed form.
@@ -12,24 +12,30 @@
 # "1 4 16" for the second table), and those of runs.sh.
 
 source "$(dirname "${BASH_SOURCE[0]}")/runs.sh"
-parse "DATASET[,DATASET...] CONFIG [SHOTS] [KEY VALUE ...]" "$@"
+parse "DATASET[,DATASET...] CONFIG [SHOTS] [FLAG ...] [KEY VALUE ...]" "$@"
+only_ours
+prepare
 
 NODE=TRAINER.HEGRAPHADAPTER.VARIANT
 GRAPH=$ROOT/configs/sweeps/graph.yaml
-for PART in ${PARTS:-table2 graph}; do
+GIVEN=${SHOTS:-}
+read -r -a ALL_PARTS <<<"${PARTS:-table2 graph}"
+for PART in "${ALL_PARTS[@]}"; do
     case $PART in
         table2)
-            sweep "${MORE[@]}" --datasets ${DATASET//,/ } --configs "$CONFIG" --shots ${SHOTS:-16} \
-                --case base $NODE base --case T-N $NODE T-N --case T-P $NODE T-P --case T $NODE T --case "" $NODE full
-            "$PYTHON" -m trainers.hegraph results compare --by dataset "${RUNS[@]}" || exit $?
+            SHOTS=${GIVEN:-16}
+            CONFIGS=("$CONFIG")
+            sweep --case base $NODE base --case T-N $NODE T-N --case T-P $NODE T-P --case T $NODE T --case "" $NODE full
+            results compare --by dataset "${RUNS[@]}"
             ;;
         graph)
-            sweep "$GRAPH" "${MORE[@]}" --suffix _graph --datasets ${DATASET//,/ } --configs "${CONFIG%_paper}" --shots ${SHOTS:-1 4 16}
-            "$PYTHON" -m trainers.hegraph results compare --cases "$GRAPH" "${RUNS[@]}" || exit $?
+            SHOTS=${GIVEN:-1 4 16}
+            CONFIGS=("${CONFIG%_paper}")
+            sweep "$GRAPH" --suffix _graph
+            results compare --cases "$GRAPH" "${RUNS[@]}"
             ;;
         *)
-            echo "error: unknown part '$PART' in PARTS (known: table2 graph)" >&2
-            exit 2
+            fail "unknown part '$PART' in PARTS (known: table2 graph)"
             ;;
     esac
 done

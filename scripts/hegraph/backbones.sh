@@ -1,18 +1,19 @@
 #!/bin/bash
 # Compare backbones with HeGraphAdapter (Table 4).
 #
-#   bash scripts/hegraph/backbones.sh DATASET CONFIG [CONFIG ...] [SHOTS] [KEY VALUE ...]
+#   bash scripts/hegraph/backbones.sh DATASET CONFIG [CONFIG ...] [SHOTS] [FLAG ...] [KEY VALUE ...]
 #
 # Environment variables: SHOTS (default 16), and those of runs.sh.
 
 source "$(dirname "${BASH_SOURCE[0]}")/runs.sh"
-CONFIGS=()
-while [ $# -ge 2 ] && [[ ! $2 =~ ^(-|[0-9]|[[:upper:]][[:upper:][:digit:]_.]*$) ]]; do # neither SHOTS nor a KEY
-    CONFIGS+=("$2")
-    set -- "$1" "${@:3}"
+parse "DATASET CONFIG [CONFIG ...] [SHOTS] [FLAG ...] [KEY VALUE ...]" "$@"
+while [ ${#NAMES[@]} -gt 0 ] && ! is_numbers "${NAMES[0]}"; do
+    CONFIGS+=("${NAMES[0]}")
+    NAMES=("${NAMES[@]:1}")
 done
-[ ${#CONFIGS[@]} -gt 0 ] || usage "DATASET CONFIG [CONFIG ...] [SHOTS] [KEY VALUE ...]"
-parse "" "$1" "${CONFIGS[0]}" "${@:2}"
+take_shots
+prepare
+methods HeGraphAdapter
 
-sweep "${MORE[@]}" --datasets "$DATASET" --configs "${CONFIGS[@]}" --shots ${SHOTS:-16}
-"$PYTHON" -m trainers.hegraph results compare --by backbone "${RUNS[@]}"
+sweep --methods "${CHOSEN[@]}"
+results compare --by backbone "${RUNS[@]}"

@@ -2,13 +2,14 @@
 # Base-to-new generalization (CoCoOp): train on the first half of the classes, test on both halves, and print the
 # harmonic mean.
 #
-#   bash scripts/hegraph/base_to_new.sh DATASET CONFIG [SHOTS] [KEY VALUE ...]
+#   bash scripts/hegraph/base_to_new.sh DATASET CONFIG [SHOTS] [FLAG ...] [KEY VALUE ...]
 #
 # DATASET can be a feature bank. Environment variables: SHOTS (default 16), METHODS (default: methods that can classify
 # new classes, for a bank without CoOp, which needs images), and those of runs.sh.
 
 source "$(dirname "${BASH_SOURCE[0]}")/runs.sh"
-parse "DATASET CONFIG [SHOTS] [KEY VALUE ...]" "$@"
+parse "DATASET CONFIG [SHOTS] [FLAG ...] [KEY VALUE ...]" "$@"
+prepare
 DEFAULT="ZeroShot CLIPAdapter HeGraphAdapter"
 if [ -f "$DATASET" ]; then
     NAME=$("$PYTHON" - "$DATASET" <<'EOF'
@@ -20,11 +21,11 @@ sys.exit(run_cli(lambda: print(BankFile(Path(sys.argv[1])).dataset)))
 EOF
     ) || exit $?
 else
-    DEFAULT="$DEFAULT CoOp"
+    DEFAULT+=" CoOp"
     NAME=$(sed -n 's/^ *NAME: *"\(.*\)".*/\1/p' "$ROOT/configs/datasets/$DATASET.yaml" 2>/dev/null)
 fi
 
-sweep "${MORE[@]}" --datasets "$DATASET" --configs "$CONFIG" --methods ${METHODS:-$DEFAULT} \
-    --shots ${SHOTS:-16} --suffix _base_to_new \
+methods "$DEFAULT"
+sweep --methods "${CHOSEN[@]}" --suffix _base_to_new \
     DATASET.SUBSAMPLE_CLASSES base DATASET.TARGET_DATASETS "$(list_of "$NAME:new")"
-"$PYTHON" -m trainers.hegraph results base-to-new "${RUNS[@]}"
+results base-to-new "${RUNS[@]}"

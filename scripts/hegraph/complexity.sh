@@ -1,15 +1,21 @@
 #!/bin/bash
 # Measure the time of an epoch, the number of trained parameters and the peak memory of each method (Table 5).
 #
-#   bash scripts/hegraph/complexity.sh DATASET CONFIG [SHOTS] [KEY VALUE ...]
+#   bash scripts/hegraph/complexity.sh DATASET CONFIG [SHOTS] [FLAG ...] [KEY VALUE ...]
 #
 # DATASET can be a feature bank. Environment variables: SHOTS (default 16), METHODS (default all), and those of runs.sh.
-# Other programs distort the measurement, so stop them first.
+# The runs are in OUTPUT/complexity, each in its own process, because the peak memory of a process with several runs is that
+# of the largest. Images are encoded before, in other processes. Other programs distort the measurement, so stop
+# them first.
 
 source "$(dirname "${BASH_SOURCE[0]}")/runs.sh"
-parse "DATASET CONFIG [SHOTS] [KEY VALUE ...]" "$@"
+parse "DATASET CONFIG [SHOTS] [FLAG ...] [KEY VALUE ...]" "$@"
+prepare
+methods all
+MORE=(TRAINER.HEGRAPHADAPTER.FEATURES.DIR "$OUTPUT/features" "${MORE[@]}")
+OUTPUT=$OUTPUT/complexity
+SEPARATE+=(--separate)
 
-# each run in its own process, so that its peak memory does not include that of other runs
-SEPARATE=(--separate)
-sweep "${MORE[@]}" --datasets "$DATASET" --configs "$CONFIG" --methods ${METHODS:-all} --shots ${SHOTS:-16}
-"$PYTHON" -m trainers.hegraph results complexity "${RUNS[@]}"
+[ -f "$DATASET" ] || sweep --methods ZeroShot --suffix _encoding
+sweep --methods "${CHOSEN[@]}"
+results complexity "${RUNS[@]}"

@@ -7,7 +7,8 @@
 # Environment variable: OUTPUT (default output).
 
 source "$(dirname "${BASH_SOURCE[0]}")/runs.sh"
-
+show_help "$@"
+source "$ROOT/scripts/hegraph/env.sh"
 need_gradio
 
 if [ $# -gt 0 ] && [[ $1 != -* ]]; then

@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by the other scripts: set PYTHON to an interpreter that has the required packages, and ROOT to the checkout.
 #
 # The current interpreter is used if it has the packages. Otherwise, if a virtual or conda environment is active, the
@@ -13,12 +14,21 @@ export PYTHONPATH=$ROOT${PYTHONPATH:+:$PYTHONPATH}
 
 # test.sh sets TESTED to the packages of the tests
 has_packages() {
-    "$1" - ${TESTED:-} <<'EOF' >/dev/null 2>&1
+    local MORE_NAMES
+    read -r -a MORE_NAMES <<<"${TESTED:-}"
+    "$1" - "${MORE_NAMES[@]}" <<'EOF' >/dev/null 2>&1
 import sys
 from importlib.util import find_spec
 names = "torch torchvision open_clip yacs gdown requests pydantic sklearn scipy matplotlib pandas jinja2 tqdm safetensors".split()
 raise SystemExit(not all(map(find_spec, [*names, *sys.argv[1:]])))
 EOF
+}
+
+# quoted WORD ...: print a command that can be pasted
+quoted() {
+    local COMMAND
+    printf -v COMMAND '%q ' "$@"
+    printf '%s' "${COMMAND% }"
 }
 
 PYTHON=${PYTHON:-$(command -v python3 || command -v python)}
@@ -33,7 +43,7 @@ fi
 
 if ! has_packages "$PYTHON"; then
     if [ -n "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ]; then
-        echo "error: the active environment lacks packages; run: $PYTHON -m pip install -r $REQUIREMENTS" >&2
+        echo "error: the active environment lacks packages; run: $(quoted "$PYTHON" -m pip install -r "$REQUIREMENTS")" >&2
         exit 2
     fi
     if ! "$PYTHON" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))'; then
@@ -44,7 +54,7 @@ if ! has_packages "$PYTHON"; then
     MARK=$VENV/hegraph-requirements.txt # copy of the installed requirements, written last
     if [ -d "$VENV" ] && [ ! -f "$MARK" ] && [ ! -f "$VENV/hegraph-unfinished" ]; then # created by the user
         if ! has_packages "$VENV/bin/python"; then
-            echo "error: $VENV lacks packages; run: $VENV/bin/python -m pip install -r $REQUIREMENTS" >&2
+            echo "error: $VENV lacks packages; run: $(quoted "$VENV/bin/python" -m pip install -r "$REQUIREMENTS")" >&2
             exit 2
         fi
     elif ! cmp -s "$REQUIREMENTS" "$MARK"; then

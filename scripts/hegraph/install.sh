@@ -23,6 +23,10 @@ for ARGUMENT in "$@"; do
     case $ARGUMENT in
         --link) LINK=1 ;;
         --remove) REMOVE=1 ;;
+        -h | --help)
+            sed -n '2,/^$/s/^# \{0,1\}//p' "$0"
+            exit
+            ;;
         -*) usage ;;
         *) [ -z "$COOP" ] || usage; COOP=$ARGUMENT ;;
     esac
@@ -60,7 +64,7 @@ for FOLDER in $FOLDERS; do # check all folders before the first change
     if [ -n "$LINK$REMOVE" ] && [ -n "$(own_files "$FOLDER")" ]; then
         WHAT="a link would replace"
         [ -z "$REMOVE" ] || WHAT="--remove would remove"
-        echo "error: $WHAT your files in $TO:" $(own_files "$FOLDER") "; move them" >&2
+        echo "error: $WHAT your files in $TO:" "$(own_files "$FOLDER" | tr '\n' ' '); move them" >&2
         exit 2
     fi
 done

@@ -1,7 +1,7 @@
 #!/bin/bash
 # Sensitivity to the weight of each meta-path, over the paper's grid and learned (Table 3). Text classifier only.
 #
-#   bash scripts/hegraph/sensitivity.sh DATASET CONFIG [SHOTS] [KEY VALUE ...]
+#   bash scripts/hegraph/sensitivity.sh DATASET CONFIG [SHOTS] [FLAG ...] [KEY VALUE ...]
 #
 # For the paper's table, use a configuration that ends in _paper.
 #
@@ -10,9 +10,10 @@
 # same, since a trained model has fixed values.
 
 source "$(dirname "${BASH_SOURCE[0]}")/runs.sh"
-parse "DATASET CONFIG [SHOTS] [KEY VALUE ...]" "$@"
-SHOTS=${SHOTS:-16}
-WEIGHTS=${WEIGHTS:-ALPHA_PP ALPHA_VP ALPHA_NP ALPHA_NP_TEST}
+parse "DATASET CONFIG [SHOTS] [FLAG ...] [KEY VALUE ...]" "$@"
+only_ours
+prepare
+read -r -a ALL_WEIGHTS <<<"${WEIGHTS:-ALPHA_PP ALPHA_VP ALPHA_NP ALPHA_NP_TEST}"
 
 grid() {
     case $1 in
@@ -27,11 +28,11 @@ grid() {
 }
 
 NODE=TRAINER.HEGRAPHADAPTER
-GRID=("${MORE[@]}" --datasets "$DATASET" --configs "$CONFIG" --shots $SHOTS $NODE.VARIANT T)
-for WEIGHT in $WEIGHTS; do
+for WEIGHT in "${ALL_WEIGHTS[@]}"; do
     PAPER_VALUES=$(grid "$WEIGHT") || exit 2
-    sweep "${GRID[@]}" --vary $NODE."$WEIGHT" ${VALUES:-$PAPER_VALUES} --suffix "_sensitivity/$WEIGHT={$WEIGHT}"
-    "$PYTHON" -m trainers.hegraph results compare --by setting "${RUNS[@]}" || exit $?
+    read -r -a NUMBERS <<<"${VALUES:-$PAPER_VALUES}"
+    sweep $NODE.VARIANT T --vary "$NODE.$WEIGHT" "${NUMBERS[@]}" --suffix "_sensitivity/$WEIGHT={$WEIGHT}"
+    results compare --by setting "${RUNS[@]}"
 done
-sweep "${GRID[@]}" $NODE.LEARN_METAPATH True --suffix _sensitivity/learned
-"$PYTHON" -m trainers.hegraph results compare --by dataset "${RUNS[@]}"
+sweep $NODE.VARIANT T $NODE.LEARN_METAPATH True --suffix _sensitivity/learned
+results compare --by dataset "${RUNS[@]}"

@@ -14,6 +14,12 @@
 #SBATCH --time=08:00:00
 
 set -euo pipefail
+case ${1:-} in
+    -h | --help)
+        sed -n '2,/^#SBATCH/{/^#SBATCH/d;s/^# \{0,1\}//;p;}' "$0"
+        exit
+        ;;
+esac
 if [ -z "${SLURM_JOB_NODELIST:-}" ]; then
     echo "error: not in a SLURM job; run: sbatch --nodes 4 scripts/hegraph/slurm_sweep.sh ..." >&2
     exit 2

@@ -5,6 +5,8 @@
 #   bash scripts/hegraph/teach.sh [FOLDER] [--port N] [--host ADDRESS] [--backbone NAME] [--pretrained TAG]
 
 source "$(dirname "${BASH_SOURCE[0]}")/runs.sh"
+show_help "$@"
+source "$ROOT/scripts/hegraph/env.sh"
 need_gradio
 
 exec "$PYTHON" -m trainers.hegraph teach "$@"

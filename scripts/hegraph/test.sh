@@ -3,6 +3,12 @@
 #
 #   bash scripts/hegraph/test.sh [PYTEST_ARGUMENT ...]
 
+case ${1:-} in
+    -h | --help)
+        sed -n '2,/^$/s/^# \{0,1\}//p' "$0"
+        exit
+        ;;
+esac
 TESTED="pytest xdist"
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 if [ ! -d "$ROOT/tests" ]; then
