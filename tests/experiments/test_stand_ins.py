@@ -15,6 +15,7 @@ from trainers.hegraph.experiments.stand_ins import (
     held_out_with_stand_ins,
     single_classes,
     small_classes,
+    too_few_to_stand_in,
     weights_of_held_out,
 )
 from trainers.hegraph.method.mean_text import without_text
@@ -125,6 +126,16 @@ def test_one_class_of_two_images_is_calibrated_as_at_one_shot():
         assert model.model_.sets.of_zero_shot
         assert model.model_.known.fitted_on == "held-out classes"
     assert log_loss[0] < log_loss[1] + 0.02
+
+
+@pytest.mark.parametrize(("counts", "expected"), [
+    ([1, 16] * 10, False), ([1, 4] * 10, False), ([1, 3] * 10, True), ([2] + [1] * 19, True),
+    ([16] * 8 + [1] * 12, True), ([16] * 8 + [1] * 8, False), ([2] * 19 + [1], False), ([2] * 20, False),
+])  # fmt: skip
+def test_few_stand_ins_are_too_few(counts, expected):
+    counts = torch.tensor(counts)
+    labels = torch.arange(len(counts)).repeat_interleave(counts)
+    assert too_few_to_stand_in(labels, counts == 1) == expected
 
 
 def test_without_text_few_images_are_held_out():

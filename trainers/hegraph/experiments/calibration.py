@@ -105,7 +105,8 @@ def fit_calibration(bank: FeatureBank, classify: Classify, fit_again: Fit, train
     folds = assign_folds(bank.train_labels, seed, bank.train_groups)
     single = single_classes(bank.train_labels, folds, len(bank.classnames))
     has_several = bool((folds != NOT_HELD_OUT).any())
-    as_one_shot = bank.has_text and len(bank.classnames) >= FEWEST_CLASSES and too_few_to_stand_in(single, len(single))
+    can_hold_out_classes = bank.has_text and len(bank.classnames) >= FEWEST_CLASSES
+    as_one_shot = can_hold_out_classes and too_few_to_stand_in(bank.train_labels, single)
     if has_several and not as_one_shot and small_classes(bank.train_labels, single).any():
         return calibrate_unequal(bank, fit_again, folds, single, trains, seed)
     if has_several and not as_one_shot:

@@ -25,6 +25,8 @@ from ..datasets.groups import NOT_HELD_OUT
 
 ENOUGH = 9  # classes with several images that can stand for any number of classes with one; sets for 90 % need as many
 
+IMAGES_FOR_SINGLE = 4  # images of classes with several, for each class with one, from which on they are better
+
 
 class HeldOut(NamedTuple):
     """Images that are held out at once.
@@ -67,13 +69,16 @@ def small_classes(labels: Tensor, single: Tensor) -> Tensor:
     return small & bool((has_images & ~single).any())
 
 
-def too_few_to_stand_in(single: Tensor, num_classes: int) -> bool:
-    """Whether too few of K classes have several images to stand for the classes `single`, booleans of shape `[K]`.
+def too_few_to_stand_in(labels: Tensor, single: Tensor) -> bool:
+    """Whether too few classes or images can stand for the classes `single`, which are then calibrated as at one shot.
 
-    The classes are then calibrated as at one shot.
+    Args:
+        labels: Classes of the training images, shape `[N]`.
+        single: Classes whose images cannot be held out, booleans of shape `[K]`.
     """
-    several = num_classes - int(single.sum())
-    return several < min(ENOUGH, int(single.sum()))
+    images = labels.bincount(minlength=len(single))[~single]
+    number = int(single.sum())
+    return int((images > 0).sum()) < min(ENOUGH, number) or int(images.sum()) < IMAGES_FOR_SINGLE * number
 
 
 def held_out_with_stand_ins(
