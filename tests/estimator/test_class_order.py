@@ -10,7 +10,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-import onnxruntime
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -213,6 +212,7 @@ def test_changes_equal_those_of_a_sorted_fit(kind, request, unit_features):
 
 
 def test_onnx_of_the_opened_model_names_the_same_classes(each, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime", reason="the extra `onnx` is not installed")
     classifier = HeGraphClassifier.from_pretrained(each.run, device="cpu")
     answers = []
     for file, model in (("opened", classifier.model_), ("command line", load_model(each.run))):
