@@ -100,6 +100,11 @@ def test_every_script_takes_paths_with_spaces(sweep_of, tmp_path, name):
     assert words[words.index("--root") + 1] == "my data"
 
 
+def test_memory_is_measured_in_processes_of_one_method(sweep_of):
+    words = sweep_of("complexity.sh", "digits", "mini")
+    assert "--separate" in words and words[words.index("TRAINER.HEGRAPHADAPTER.CALIBRATE") + 1] == "off"
+
+
 @pytest.mark.parametrize("name", ["main", "compare", "reproduce"])
 def test_flags_take_precedence_over_variables(sweep_of, tmp_path, name):
     flags = (

@@ -4,15 +4,15 @@
 #   bash scripts/hegraph/complexity.sh DATASET CONFIG [SHOTS] [FLAG ...] [KEY VALUE ...]
 #
 # DATASET can be a feature bank. Environment variables: SHOTS (default 16), METHODS (default all), and those of runs.sh.
-# The runs are in OUTPUT/complexity, each in its own process, because the peak memory of a process with several runs is that
-# of the largest. Images are encoded before, in other processes. Other programs distort the measurement, so stop
-# them first.
+# The runs are in OUTPUT/complexity. Each is a process that trains and tests one method, because the peak memory of a
+# process with several runs is that of the largest. Images are encoded before, in other processes, and probabilities are
+# not calibrated. Other programs, and --workers, distort the times.
 
 source "$(dirname "${BASH_SOURCE[0]}")/runs.sh"
 parse "DATASET CONFIG [SHOTS] [FLAG ...] [KEY VALUE ...]" "$@"
 prepare
 methods all
-MORE=(TRAINER.HEGRAPHADAPTER.FEATURES.DIR "$OUTPUT/features" "${MORE[@]}")
+MORE=(TRAINER.HEGRAPHADAPTER.FEATURES.DIR "$OUTPUT/features" TRAINER.HEGRAPHADAPTER.CALIBRATE off "${MORE[@]}")
 OUTPUT=$OUTPUT/complexity
 SEPARATE+=(--separate)
 

@@ -8,6 +8,7 @@ import random
 import re
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -30,6 +31,7 @@ from trainers.hegraph.experiments.record import own_source
 from trainers.hegraph.experiments.run_folder import RunFolder, find_model_of_epoch
 from trainers.hegraph.features.bank import BankFile
 from trainers.hegraph.method.cache import FoldedClassifier
+from trainers.hegraph.method.training import memory
 from trainers.hegraph.method.unlabelled import ClassSums, adapt_to_unlabelled
 from trainers.hegraph.models.folder import load_model
 from trainers.hegraph.models.thumbnails import read_thumbnail
@@ -84,7 +86,7 @@ def test_run_writes_model_split_and_record(run, tiny_bank):
     assert found["accuracy_zero_shot"] == 100 * (of_clip == bank.test_labels).sum().item() / 40
     parameters = load_file(out / "adapter.safetensors")
     assert found["num_parameters"] == sum(tensor.numel() for tensor in parameters.values())
-    assert found["peak_memory_mb"] > 10 and all(seconds >= 0 for seconds in found["seconds"].values())
+    assert all(seconds >= 0 for seconds in found["seconds"].values())
     assert found["versions"]["torch"] == torch.__version__
     split = json.loads((out / "split.json").read_text())
     assert (found["config_hash"], found["split_hash"]) == (sha256_of(found["config"]), sha256_of(split))
@@ -96,6 +98,12 @@ def test_run_writes_model_split_and_record(run, tiny_bank):
     scores = tuple(found[key] for key in ("accuracy_zero_shot", "accuracy_text", "accuracy"))
     message = "zero-shot {:.2f}, HeGraphAdapter(T) {:.2f}, HeGraphAdapter (full) {:.2f}".format(*scores)
     assert summary(found) == f"Tiny, 2 shots, seed 1: {message}"
+
+
+def test_only_a_process_of_one_run_records_its_peak_memory(run, monkeypatch):
+    monkeypatch.setattr(memory, "_started", Counter())
+    assert run(name="first")[0]["peak_memory_mb"] > 10
+    assert run(name="second")[0]["peak_memory_mb"] is None
 
 
 def test_record_and_model_count_images_of_small_classes(run, tiny_bank):

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 import weakref
+from collections import Counter
 from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -37,6 +38,8 @@ from trainers.hegraph.experiments.sweep.workers import (
     run_here,
     run_in_workers,
 )
+from trainers.hegraph.method.training import memory
+from trainers.hegraph.results.records import read_record
 from trainers.hegraph.utils.files import atomic_path, writing_folder
 from trainers.hegraph.utils.locks import HOLDER, LOCK, lock_folder
 from trainers.hegraph.utils.signals import noted_interrupts
@@ -60,6 +63,14 @@ def test_attempt_logs_warnings_and_records_failures(runs, monkeypatch):
     assert not (runs[0].folder / "error.json").exists()
     failure = json.loads((runs[1].folder / "error.json").read_text())
     assert "in broken" in failure["traceback"] and failure["command"] == runs[1].command()
+
+
+def test_runs_of_one_process_record_no_peak_memory(runs, monkeypatch):
+    monkeypatch.setattr(memory, "_started", Counter())
+    attempt(runs[0], False)
+    assert read_record(runs[0].folder)["peak_memory_mb"] is None
+    attempt(replace(runs[1], separate=True), False)
+    assert read_record(runs[1].folder)["peak_memory_mb"] > 10
 
 
 def test_interrupt_as_another_error_is_no_failure(runs, monkeypatch):

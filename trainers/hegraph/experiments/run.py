@@ -21,6 +21,7 @@ from ..datasets.base import Dataset
 from ..features.bank import FeatureBank
 from ..method.model import HeGraphModel
 from ..method.training.loop import Checkpoints
+from ..method.training.memory import note_work
 from ..models.folder import CONFIG, THUMBNAILS, load_model, save_model
 from ..models.saved import SavedModel
 from ..models.support_set import label_kind
@@ -98,6 +99,7 @@ def _run(
     keep_thumbnails: bool,
 ) -> dict:
     """Train and test a method with seeded global generators; arguments and errors as in `run`."""
+    note_work()
     validate(InstanceOf[Config], cfg, "cfg")
     bank_file = None if bank_file is None else Path(bank_file)  # or strings
     model_dir = None if model_dir is None else Path(model_dir)

@@ -249,7 +249,7 @@ class RunRecord(TargetRecord):
         threads: Number of threads.
         device: Device of the training.
         seconds: Time of the features, the training, the calibration and the prediction of the test images.
-        peak_memory_mb: Peak memory of the process in MB.
+        peak_memory_mb: Peak memory of the process in MB; null if it did several runs.
         finished_at: Time at which the run ended.
     """
 

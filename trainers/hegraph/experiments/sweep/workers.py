@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from ...config import Config
+from ...method.training.memory import note_work
 from ...results.records import main_score, read_record
 from ...utils.devices import available_device
 from ...utils.errors import UserError, first_line
@@ -73,6 +74,7 @@ def attempt(run: Run, verbose: bool, cfg: Config | None = None) -> Result:
         if run.separate:
             record = run_separately(run, verbose)
         else:
+            note_work()  # this process works on other runs, too
             with at_level(logging.INFO if verbose else logging.WARNING):
                 record = run_one(cfg or run.configuration(), run.bank)
         score = main_score(record)

@@ -8,6 +8,7 @@ Shapes: K classes, N cached images (K times the shots), d feature width, V views
 import logging
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
@@ -23,6 +24,7 @@ logger = logging.getLogger(__name__)
 ROOT = Path("/")
 FLOAT, DOUBLE = 4, 8  # bytes
 WARNING_RATIO = 0.5  # an estimate above this fraction of the free memory is logged
+_started = Counter(runs=0)  # runs and sweeps that this process has begun
 
 
 def training_bytes(
@@ -123,9 +125,19 @@ def log_large(parts: dict[str, int], free: int | None) -> None:
         logger.warning("training will take about %.2f GB (%s) of %.2f GB free", total / 1e9, largest, free / 1e9)
 
 
+def note_work() -> None:
+    """Note that this process begins a run, or works on the runs of a sweep."""
+    _started["runs"] += 1
+
+
 def peak_memory_mb() -> float | None:
-    """Peak resident memory of this process in MB; None on Windows, which does not report it."""
-    if sys.platform == "win32":
+    """Peak resident memory of this process in MB.
+
+    Returns:
+        None if the process has done more than one run, because the peak may belong to another one, and on Windows,
+        which does not report it.
+    """
+    if sys.platform == "win32" or _started["runs"] > 1:
         return None
     import resource
 
