@@ -13,7 +13,8 @@ import sys
 from pathlib import Path
 
 from trainers.hegraph.results.intervals import Difference
-from trainers.hegraph.results.paired import paired_differences, read_groups, read_runs
+from trainers.hegraph.results.paired import paired_differences
+from trainers.hegraph.results.paired_runs import read_groups, read_runs
 from trainers.hegraph.results.scores import OUR_METHOD, method_order
 from trainers.hegraph.results.table import markdown_table
 from trainers.hegraph.utils.files import atomic_path
@@ -48,13 +49,15 @@ def main() -> int:
     args = parser.parse_args()
     intervals = read_intervals(args.out) if args.out.exists() else {}
     runs = read_runs(args.output, read_groups(args.groups))
-    for name, by_shots in paired_differences(runs, args.of).items():
+    compared = paired_differences(runs, args.of)
+    for name, by_shots in compared.differences.items():
         intervals |= {(name, n): value for n, value in by_shots.items()}
     with atomic_path(args.out) as temporary, temporary.open("w", encoding="utf-8") as file:
         for name, n in sorted(intervals, key=lambda key: (method_order(key[0]), key[1])):
             numbers = {key: round(value, 4) for key, value in intervals[name, n]._asdict().items()}
             file.write(json.dumps({"method": name, "shots": n} | numbers) + "\n")
     sys.stdout.write(table([args.out], args.of))
+    sys.stdout.write("".join(f"- {note}\n" for note in compared.notes))
     return 0
 
 

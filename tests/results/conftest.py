@@ -1,8 +1,12 @@
 """Records of small made-up runs."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+import torch
+
+from trainers.hegraph.results.records import PREDICTIONS, ImageFiles, write_record, write_tensors_with_classes
 
 
 @pytest.fixture(scope="session")
@@ -38,5 +42,20 @@ def calibrated(run) -> Callable[..., dict]:
     def make(seed: int = 1, before: float = 9.0, after: float = 2.0, temperature: float = 0.7, **changes) -> dict:
         parts = {"temperature": temperature, "zero_shot": scores(5.0, accuracy=50.0), "before": scores(before)}
         return run(seed, calibration=parts | {"after": scores(after, nll=0.4, brier=0.25)}, **changes)
+
+    return make
+
+
+@pytest.fixture
+def finish(tmp_path, run):
+    """Function that writes a run with predictions, one label for all test images, and a changed record."""
+
+    def make(folder: str, predicted: list[int], label: int = 0, files: ImageFiles | None = None, **changes) -> Path:
+        path = tmp_path / folder
+        write_record(path, run() | changes)
+        labels = torch.full((len(predicted),), label)
+        tensors = {"predicted": torch.tensor(predicted), "labels": labels}
+        write_tensors_with_classes(path / PREDICTIONS, ["a", "b"], files, **tensors)
+        return path
 
     return make

@@ -1,7 +1,5 @@
 """Paired differences and their intervals, checked by hand."""
 
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,8 +8,9 @@ from scipy.stats import t
 
 from trainers.hegraph import UserError
 from trainers.hegraph.results.intervals import Difference, Ranking, Variances, interval_of_mean, values_of_groups
-from trainers.hegraph.results.paired import PAIR_KEYS, difference, overlap, paired_table, read_runs
-from trainers.hegraph.results.records import PREDICTIONS, SPLIT, write_record, write_tensors_with_classes
+from trainers.hegraph.results.paired import difference as difference_of_pairs, overlap, pair_runs, paired_table
+from trainers.hegraph.results.paired_runs import PAIR_KEYS, read_runs
+from trainers.hegraph.results.records import PREDICTIONS, SPLIT, write_tensors_with_classes
 from trainers.hegraph.utils.files import write_json
 
 
@@ -21,8 +20,15 @@ def correct(**rows: tuple[str, ...]) -> pd.DataFrame:
     for name, of_seeds in rows.items():
         for seed, row in enumerate(of_seeds, 1):
             run = {"dataset": name, "seed": seed, "groups": None, "training_images": frozenset({seed})}
+            run["draw"] = f"{name} {seed}"
             runs.append(dict.fromkeys(PAIR_KEYS, "") | run | {"outcome": np.array([c == "1" for c in row])})
     return pd.DataFrame(runs)
+
+
+def difference(first: pd.DataFrame, second: pd.DataFrame) -> Difference | None:
+    """Difference of two methods; None if their runs are no pairs."""
+    pairs = pair_runs(first, second)
+    return None if pairs is None else difference_of_pairs(pairs)
 
 
 def test_difference_is_mean_over_images_seeds_data_sets():
@@ -64,7 +70,7 @@ def test_interval_contains_the_variance_of_the_seeds():
 
 
 def test_rounding_errors_do_not_exclude_zero():
-    assert str(interval_of_mean([Variances(4e-16, 0.0, 0.0, 0.0, 100, 1)])) == "+0.00 (0.00 to 0.00)"
+    assert str(interval_of_mean([[Variances(0.0, 0.0, 100, np.array([4e-16]))]])) == "+0.00 (0.00 to 0.00)"
 
 
 def test_two_equal_data_sets_halve_the_variance():
@@ -72,7 +78,7 @@ def test_two_equal_data_sets_halve_the_variance():
     labels = rng.random((200, 3)) < 0.4
     outcomes = [Ranking(labels + noise * rng.standard_normal(labels.shape), labels) for noise in (0.5, 1.0)]
     row = dict.fromkeys(PAIR_KEYS, "") | {"seed": 1, "groups": None, "training_images": frozenset({1})}
-    rows = [row | {"dataset": name} for name in ("one", "two")]
+    rows = [row | {"dataset": name, "draw": name} for name in ("one", "two")]
     ours = pd.DataFrame([row | {"outcome": outcomes[0]} for row in rows])
     theirs = pd.DataFrame([row | {"outcome": outcomes[1]} for row in rows])
     both = difference(ours, theirs)
@@ -121,7 +127,7 @@ def test_map_resamples_whole_groups():
     labels = rng.random((40, 3)) < 0.4
     outcomes = [Ranking(labels + noise * rng.standard_normal(labels.shape), labels) for noise in (0.5, 1.0)]
     repeated = [Ranking(np.repeat(o.scores, 5, axis=0), np.repeat(o.labels, 5, axis=0)) for o in outcomes]
-    row = dict.fromkeys(PAIR_KEYS, "") | {"dataset": "one", "seed": 1, "training_images": frozenset({1})}
+    row = dict.fromkeys(PAIR_KEYS, "") | {"dataset": "one", "seed": 1, "draw": "1", "training_images": frozenset({1})}
     single = difference(*(pd.DataFrame([row | {"groups": None, "outcome": outcome}]) for outcome in outcomes))
     groups = np.repeat(np.arange(40), 5)
     of_groups = difference(*(pd.DataFrame([row | {"groups": groups, "outcome": each}]) for each in repeated))
@@ -130,23 +136,9 @@ def test_map_resamples_whole_groups():
 
 def test_pairs_need_equal_data_sets_and_seeds():
     ours, both = correct(pets=("110", "010")), correct(pets=("110", "010"), cars=("1", "1"))
-    assert difference(ours, ours[:0]) is None and difference(ours, correct(pets=("110",))) is None
+    assert difference(ours, ours[:0]) is None
     assert difference(ours, both) is None and difference(both, ours) is None
     assert difference(ours, ours.assign(rule="same classes")) is None
-
-
-@pytest.fixture
-def finish(tmp_path, run):
-    """Function that writes a run with predictions, one label for all test images, and a changed record."""
-
-    def make(folder: str, predicted: list[int], label: int = 0, **changes) -> Path:
-        path = tmp_path / folder
-        write_record(path, run() | changes)
-        labels = torch.full((len(predicted),), label)
-        write_tensors_with_classes(path / PREDICTIONS, ["a", "b"], predicted=torch.tensor(predicted), labels=labels)
-        return path
-
-    return make
 
 
 TASKRES = {"trainer": "TaskRes", "variant": ""}
@@ -209,7 +201,7 @@ def test_one_seed_holds_given_its_training_images(finish, tmp_path):
 def test_runs_with_other_test_images_are_rejected(finish, tmp_path, other):
     finish("one", [0, 0])
     finish("two", **other, **TASKRES)
-    with pytest.raises(UserError, match="not tested on the same images as another run on Toy with 4 shots"):
+    with pytest.raises(UserError, match="not tested on the same images as .*/one, another run on Toy;"):
         read_runs([tmp_path])
 
 
@@ -219,12 +211,13 @@ def test_own_folders_have_their_own_test_images(finish, tmp_path):
     assert set(read_runs([tmp_path])["dataset"]) == {"pictures", "photos"}
 
 
-def test_models_of_other_data_sets_are_not_paired(finish, tmp_path):
+def test_models_of_other_data_sets_are_not_paired(finish, tmp_path, caplog):
     finish("ours", [0, 0])
     finish("theirs", [0, 1], **TASKRES, rule="same classes", trained_on="Other")
     finish("adapted", [0, 1], protocol="transductive")
     adaptation = "| HeGraphAdapter, transductive | +50.00 (-100.00 to 100.00) |"
-    assert paired_table([tmp_path]).splitlines()[4:] == ["| TaskRes |  |", adaptation]
+    assert paired_table([tmp_path]).splitlines()[4:] == [adaptation]
+    assert "mini/mini, models trained on Other (same classes): no run of HeGraphAdapter, so nothing" in caplog.text
     finish("again", [0, 0])
     with pytest.raises(UserError, match="Toy, HeGraphAdapter, 4 shots: 2 runs have seed 1"):
         read_runs([tmp_path])

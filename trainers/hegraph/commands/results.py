@@ -157,7 +157,8 @@ def rejection_command(args: argparse.Namespace) -> Table:
 
 
 def paired_command(args: argparse.Namespace) -> str:
-    from ..results.paired import paired_table, read_groups
+    from ..results.paired import paired_table
+    from ..results.paired_runs import read_groups
 
     return paired_table(args.sources, args.of, read_groups(args.groups))
 

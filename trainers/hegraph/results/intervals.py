@@ -33,6 +33,13 @@ ones, and their mean varies more. In v, `MSD - MSR` is therefore multiplied by
 which is 1 for draws without a common image. The variance is right if the covariance is p times the variance, and too
 large otherwise. With p = 1, c is 1 as well, and the interval holds for these training images only.
 
+**Data sets with the same draws.** Models that are trained once and tested on several data sets bring the same draws
+into each of them, so `b_r` of one data set and `b_r` of another are not independent. Such data sets are a cluster. In
+v, the sum of the `MSD / (R M)` of its data sets is replaced by the variance of the sum of their means, which contains
+all covariances:
+
+    1 / (R (R - 1)) sum_r (s_r - s.)^2,    s_r = sum_datasets y_.r
+
 **Groups.** Images of one group, such as the frames of a video, are no independent observations. The units are then the
 G groups in place of the images, with the values
 
@@ -82,42 +89,51 @@ class Variances(NamedTuple):
     """Mean of a data set in points, and the parts of its variance.
 
     Attributes:
-        mean: `y..`.
-        images, draws, residuals: `MSI / (R M)`, `MSD / (R M)` and `MSR / (R M)`; the last two are 0 with one draw.
-        num_images, num_draws: M, or G with groups, and R.
+        images, residuals: `MSI / (R M)` and `MSR / (R M)`; the latter is 0 with one draw.
+        num_images: M, or G with groups.
+        by_draw: `y_.r`, shape `[R]`.
         overlap: p.
     """
 
-    mean: float
     images: float
-    draws: float
     residuals: float
     num_images: int
-    num_draws: int
+    by_draw: np.ndarray
     overlap: float = 0.0
 
-    def weight_of_draws(self) -> float:
-        """Factor `c` of the variance of the draws."""
-        if self.overlap == 1:
-            return 1.0
-        return (1 + (self.num_draws - 1) * self.overlap) / (1 - self.overlap)
+    @property
+    def mean(self) -> float:
+        """`y..`."""
+        return float(self.by_draw.mean())
+
+    @property
+    def draws(self) -> float:
+        """`MSD / (R M)`, 0 with one draw."""
+        return variance_of_mean(self.by_draw)
+
+
+def variance_of_mean(values: np.ndarray) -> float:
+    """Estimated variance of the mean of independent values `[R]`; 0 for a single value."""
+    return float(values.var(ddof=1)) / len(values) if len(values) > 1 else 0.0
+
+
+def weight_of_draws(overlap: float, draws: int) -> float:
+    """Factor `c` of the variance of R draws, from the share `p` of training images that two draws have in common."""
+    return 1.0 if overlap == 1 else (1 + (draws - 1) * overlap) / (1 - overlap)
 
 
 def analyse_variance(values: np.ndarray) -> Variances:
     """Analysis of variance of values by draw and image, shape `[R, M]`, with at least two images."""
     draws, images = values.shape
-    mean = values.mean()
-    of_images = values.mean(axis=0) - mean
-    of_draws = values.mean(axis=1) - mean
+    by_draw = values.mean(axis=1)
+    of_images = values.mean(axis=0) - values.mean()
     ms_images = draws / (images - 1) * (of_images**2).sum()
-    ms_draws = 0.0
     ms_residuals = 0.0
     if draws > 1:
-        residuals = values - mean - of_images - of_draws[:, None]
-        ms_draws = images / (draws - 1) * (of_draws**2).sum()
+        residuals = values - by_draw[:, None] - of_images
         ms_residuals = (residuals**2).sum() / ((images - 1) * (draws - 1))
     count = draws * images
-    return Variances(float(mean), ms_images / count, ms_draws / count, ms_residuals / count, images, draws)
+    return Variances(ms_images / count, ms_residuals / count, images, by_draw)
 
 
 def values_of_groups(values: np.ndarray, groups: np.ndarray) -> np.ndarray:
@@ -138,27 +154,28 @@ def analyse_bootstrap(values: np.ndarray, images: int) -> Variances:
     """
     draws = len(values)
     of_images = values.mean(axis=0)
-    var_draws = 0.0
     var_residuals = 0.0
     if draws > 1:
-        var_draws = values[:, 0].var(ddof=1) / draws
         var_residuals = (values - of_images)[:, 1:].var(axis=1).sum() / (draws - 1) / draws
-    return Variances(float(of_images[0]), float(of_images[1:].var()), var_draws, var_residuals, images, draws)
+    return Variances(float(of_images[1:].var()), var_residuals, images, values[:, 0])
 
 
-def interval_of_mean(parts: Sequence[Variances]) -> Difference:
-    """Mean over data sets in points, with its interval for other test images and other draws of training images."""
+def interval_of_mean(clusters: Sequence[Sequence[Variances]]) -> Difference:
+    """Mean over data sets in points, with its interval for other test images and other draws of training images.
+
+    Args:
+        clusters: Data sets. Those of one cluster have the same draws, in the same order.
+    """
+    parts = [part for cluster in clusters for part in cluster]
     variance = 0.0
     squares = 0.0  # the denominator of f
     for part in parts:
-        f_images = part.num_images - 1
-        f_draws = part.num_draws - 1
         variance += part.images
-        squares += part.images**2 / f_images
-        if part.draws > part.residuals:
-            weight = part.weight_of_draws()
-            variance += weight * (part.draws - part.residuals)
-            squares += weight**2 * (part.draws**2 / f_draws + part.residuals**2 / (f_images * f_draws))
+        squares += part.images**2 / (part.num_images - 1)
+    for cluster in clusters:
+        of_draws, square = _variance_of_draws(cluster)
+        variance += of_draws
+        squares += square
     mean = float(np.mean([part.mean for part in parts]))
     half_width = 0.0
     if variance > 0:
@@ -167,6 +184,21 @@ def interval_of_mean(parts: Sequence[Variances]) -> Difference:
     low = max(mean - half_width, -LARGEST)
     high = min(mean + half_width, LARGEST)
     return Difference(mean, _rounded(low), _rounded(high))
+
+
+def _variance_of_draws(cluster: Sequence[Variances]) -> tuple[float, float]:
+    """Variance of the sum of the means of a cluster over draws, and its part of the denominator of `f`."""
+    sums = np.sum([part.by_draw for part in cluster], axis=0)  # s_r, [R]
+    draws = variance_of_mean(sums)
+    residuals = sum(part.residuals for part in cluster)
+    if draws <= residuals:
+        return 0.0, 0.0
+    freedom = len(sums) - 1
+    weight = max(weight_of_draws(part.overlap, len(sums)) for part in cluster)
+    square = draws**2 / freedom
+    for part in cluster:
+        square += part.residuals**2 / ((part.num_images - 1) * freedom)
+    return weight * (draws - residuals), weight**2 * square
 
 
 def _rounded(end: float) -> float:

@@ -4,26 +4,27 @@ Two methods misclassify many of the same test images, so the difference of their
 either accuracy. The difference is computed for each image, as in McNemar's test, and averaged over seeds and data sets.
 The interval is for other test images of these data sets and other draws of training images, as in `intervals.py`, not
 for other data sets. With several labels per image, mAP takes the place of accuracy, and bootstrap samples of the images
-give its variance. Test images with groups are resampled by groups.
+give its variance. Test images with groups are resampled by groups. Only data sets are independent: runs of several
+backbones, or of models trained on other data, have tables of their own.
 
 Shapes: M test images of a data set, R draws of training images (seeds), K classes.
 """
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+import logging
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-import torch
-from torch import Tensor
 
-from ..features.bank import BankFile
 from ..utils.errors import UserError, unknown
 from ..utils.option import describe_shots
 from .intervals import (
     Difference,
     Ranking,
+    Variances,
     analyse_bootstrap,
     analyse_variance,
     bootstrap_weights,
@@ -31,30 +32,30 @@ from .intervals import (
     mean_precision,
     values_of_groups,
 )
-from .predictions import read_predictions, read_scores
-from .records import PREDICTIONS, find_runs, main_score, read_test_groups, read_training_rows
-from .scores import (
-    OUR_METHOD,
-    PER_CLASS,
-    PLACE,
-    PROTOCOL,
-    check_averaged,
-    grouped,
-    is_multilabel,
-    method,
-    method_order,
-    place,
-    title,
-)
+from .paired_runs import PAIR_KEYS, Groups, kinds_of, read_runs
+from .scores import OUR_METHOD, grouped, method_order, title
 from .table import CONFIDENCE, markdown_table
 
-# Keys of tests with equal values for paired runs, besides the number of shots
-Groups = Mapping[str, np.ndarray]  # data set -> groups of its test images, integers [M]
-PAIR_KEYS = (*(key for key in PLACE if key not in ("shots", PROTOCOL)), "rule", "trained_on")
+logger = logging.getLogger(__name__)
+
+
+class Comparison(NamedTuple):
+    """Differences of a method and every other one.
+
+    Attributes:
+        differences: Differences by method and number of shots.
+        notes: Sentences on seeds and data sets that only some runs have.
+    """
+
+    differences: dict[str, dict[int, Difference]]
+    notes: list[str]
 
 
 def paired_table(folders: Sequence[Path], of: str = OUR_METHOD, groups: Groups | None = None) -> str:
-    """Table in Markdown with the accuracy of the method `of` minus the accuracy of every other method, by shots.
+    """Tables in Markdown with the accuracy of the method `of` minus the accuracy of every other method, by shots.
+
+    Each kind of runs (`paired_runs.KIND`) has a table of its own. Notes below a table name the seeds and data sets that
+    only some methods have.
 
     Args:
         folders: Output folders.
@@ -62,170 +63,226 @@ def paired_table(folders: Sequence[Path], of: str = OUR_METHOD, groups: Groups |
         groups: As in `read_runs`.
 
     Raises:
-        UserError: If the folders have no runs of the method, runs of one method, data set and number of shots are not
-            comparable, runs of one data set and number of shots were tested on different images, or a data set has a
-            single test image.
+        UserError: If the folders have no runs of the method and of another one of one kind, runs are not comparable as
+            in `read_runs`, or a data set has a single test image.
     """
     runs = read_runs(folders, groups)
+    check_method(runs, of)
+    tables = []
+    for kind, rows in kinds_of(runs):
+        if set(rows["method"]) > {of}:
+            tables.append(_table(kind, rows, of))
+        else:
+            logger.warning("%s: %s, so nothing is compared", kind, _only_methods(rows, of))
+    if not tables:
+        raise UserError(f"expected runs of {of} and of other methods with one backbone and one source, got none")
+    return "\n".join(tables)
+
+
+def _only_methods(rows: pd.DataFrame, of: str) -> str:
+    return f"only runs of {of}" if of in set(rows["method"]) else f"no run of {of}"
+
+
+def _table(kind: str, runs: pd.DataFrame, of: str) -> str:
+    """Table of runs of one kind, with its caption and notes."""
     compared = paired_differences(runs, of)
     first = runs[runs["method"] == of]
     shots = sorted(set(first["shots"]))
     rows = []
-    for name, by_shots in compared.items():
+    for name, by_shots in compared.differences.items():
         cells = [str(by_shots.get(n, "")) for n in shots]
         rows.append([name, *cells])
-    means = f"in points, mean of {', '.join(sorted(set(first['dataset'])))}; same seeds and test images"
-    brackets = f"in brackets the {CONFIDENCE:.0%} interval over test images and seeds, bold if it excludes 0"
-    caption = f"{title(runs['record'])} of {of} minus the method in the row, {means}; {brackets}"
+    datasets = ", ".join(sorted(set(first["dataset"])))
+    caption = [
+        f"{title(runs['record'])} of {of} minus the method in the row, in points, mean of {datasets}",
+        kind,
+        "same seeds and test images",
+        f"in brackets the {CONFIDENCE:.0%} interval over test images and seeds, bold if it excludes 0",
+    ]
     grouped_sets = sorted({name for name, own in zip(first["dataset"], first["groups"]) if own is not None})
     if grouped_sets:
-        caption += f"; groups of test images as units: {', '.join(grouped_sets)}"
-    fixed = fixed_training_images(first)
+        caption.append(f"groups of test images as units: {', '.join(grouped_sets)}")
+    fixed, unnamed = training_images_of(first)
     if fixed:
-        caption += f"; given these training images: {', '.join(fixed)}"
-    return f"{caption}\n\n{markdown_table([f'{of} minus', *map(str, shots)], rows)}"
+        caption.append(f"given these training images: {', '.join(fixed)}")
+    if unnamed:
+        problem = "seeds count as independent, because no folder names the training images"
+        caption.append(f"{problem} (split.json): {', '.join(unnamed)}")
+    table = markdown_table([f"{of} minus", *map(str, shots)], rows)
+    notes = "".join(f"- {note}\n" for note in compared.notes)
+    return f"{'; '.join(caption)}\n\n{table}" + (f"\n{notes}" if notes else "")
 
 
-def fixed_training_images(runs: pd.DataFrame) -> list[str]:
-    """Data sets and shots of runs whose seeds do not sample different training images, such as "Toy with 16 shots"."""
-    fixed = []
-    for (dataset, shots), group in grouped(runs, ["dataset", "shots"]):
-        if len(set(group["training_images"])) == 1:
-            fixed.append(f"{dataset} with {describe_shots(shots)}")
-    return fixed
+def training_images_of(runs: pd.DataFrame) -> tuple[list[str], list[str]]:
+    """Data sets and shots whose training images need a remark, such as "Toy with 16 shots".
 
-
-def paired_differences(runs: pd.DataFrame, of: str = OUR_METHOD) -> dict[str, dict[int, Difference]]:
-    """Differences of the method `of` and every other method, by method and number of shots, from `read_runs`.
-
-    Raises:
-        UserError: If there are no runs of the method, or a data set has a single test image.
+    Returns:
+        Those whose seeds do not sample different training images, and those with different unknown training images.
     """
+    fixed = []
+    unnamed = []
+    for (dataset, shots), group in grouped(runs, ["dataset", "shots"]):
+        name = f"{dataset} with {describe_shots(shots)}"
+        if len(set(images_of_draws(group))) == 1:
+            fixed.append(name)
+        elif group["training_images"].isna().any():
+            unnamed.append(name)
+    return fixed, unnamed
+
+
+def images_of_draws(runs: pd.DataFrame) -> list[frozenset]:
+    """Training images of each run; the hash of the split stands for images that no folder names."""
+    pairs = zip(runs["training_images"], runs["draw"])
+    return [frozenset({draw}) if images is None else images for images, draw in pairs]
+
+
+def check_method(runs: pd.DataFrame, of: str) -> None:
+    """Raise UserError if there are no runs of a method."""
     methods = sorted(set(runs["method"]), key=method_order)
     if of not in methods:
         raise unknown("method", of, methods)
+
+
+def paired_differences(runs: pd.DataFrame, of: str = OUR_METHOD) -> Comparison:
+    """Differences of the method `of` and every other method, by method and number of shots, from `read_runs`.
+
+    Raises:
+        UserError: If there are no runs of the method, runs are of several kinds, or a data set has a single test image.
+    """
+    check_method(runs, of)
+    if len(kinds := [kind for kind, _ in kinds_of(runs)]) > 1:
+        raise UserError(f"expected runs of one backbone and one source, got {' and '.join(kinds)}; name runs of one")
+    methods = sorted(set(runs["method"]), key=method_order)
     by_cell = {(name, n): group for (name, n), group in grouped(runs, ["method", "shots"])}
     shots = sorted(n for name, n in by_cell if name == of)
     differences: dict[str, dict[int, Difference]] = {name: {} for name in methods if name != of}
+    noted: dict[tuple[str, str], list[int]] = {}
     for name, n in itertools.product(differences, shots):
         if (name, n) not in by_cell:
             continue
-        value = difference(by_cell[of, n], by_cell[name, n])
-        if value is not None:
-            differences[name][n] = value
-    return differences
+        first = by_cell[of, n]
+        second = by_cell[name, n]
+        pairs = pair_runs(first, second)
+        if pairs is not None:
+            differences[name][n] = difference(pairs)
+        note = note_on_pairs(first, second, pairs)
+        if note:
+            noted.setdefault((name, note), []).append(n)
+    notes = []
+    for (name, note), noted_shots in noted.items():
+        notes.append(f"{name} with {', '.join(map(describe_shots, noted_shots))}: {note}")
+    return Comparison(differences, notes)
 
 
-def read_groups(banks: Sequence[Path]) -> Groups:
-    """Read the groups of the test images of feature banks, by data set; UserError for a bank without groups."""
-    groups = {}
-    for path in banks:
-        file = BankFile(path)
-        if "test" not in file.groups:
-            raise UserError(f"{path} has no groups of test images; add the tensor test_groups, or leave the bank out")
-        groups[file.dataset] = file.groups["test"].numpy()
-    return groups
+# Pairs of runs
 
 
-def read_runs(folders: Sequence[Path], groups: Groups | None = None) -> pd.DataFrame:
-    """Read which test images finished runs classified correctly.
+def pair_runs(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame | None:
+    """Pair the runs of two methods at one number of shots by data set and seed.
 
-    Args:
-        folders: Output folders.
-        groups: Groups of the test images by data set, which replace the groups in the predictions.
+    Seeds of one method only are left out. Data sets with the same draws (see `clusters_of`) have their common seeds.
 
     Returns:
-        Frame with a row per run and the columns `PAIR_KEYS`, "method" (with the protocol, unless it is inductive),
-        "shots", "seed", "record", "training_images" as in `read_training_images`, "groups" of the test images, `[M]` or
-        None, and "outcome": whether each test image was classified correctly, `[M]`, or with several labels per image
-        its `Ranking`.
-
-    Raises:
-        UserError: If there is no run, runs of one method, data set and number of shots are not comparable, runs of one
-            data set and number of shots were tested on different images, or some runs have equal and others unequal
-            numbers of training images.
+        Rows sorted by data set and seed, with "outcome" of the first method, "outcome_second", and "cluster"; None if
+        the methods have other data sets, or no seed in common on one of them.
     """
-    rows: list[dict] = []
-    test_labels: dict[tuple, Tensor] = {}
-    for folder, record in find_runs(folders).items():
-        if main_score(record) is None:
-            continue
-        labels, outcome = read_outcome(folder, record)
-        values = record | place(record)
-        test = {"shots": record["shots"]} | {key: values.get(key) or "" for key in PAIR_KEYS}
-        if not torch.equal(test_labels.setdefault(tuple(test.values()), labels), labels):
-            other = f"another run on {values['dataset']} with {describe_shots(record['shots'])}"
-            raise UserError(f"{folder}: not tested on the same images as {other}; name runs with one test set")
-        name = ", ".join(filter(None, (method(record), record.get(PROTOCOL))))
-        training_images = read_training_images(folder, record)
-        run = {"method": name, "seed": record["seed"], "training_images": training_images}
-        run["groups"] = groups_of_test(folder, len(labels), (groups or {}).get(record["dataset"]))
-        rows.append(test | run | {"outcome": outcome, "record": record})
-    if not rows:
-        raise UserError(f"no run with test images below {', '.join(map(str, folders))}; run an experiment first")
-    runs = pd.DataFrame(rows)
-    if runs[PER_CLASS].nunique() > 1:
-        kinds = ", ".join(sorted(runs[PER_CLASS].unique()))
-        raise UserError(f"runs have different numbers of shots per class ({kinds}); name runs of one kind")
-    for (dataset, name, shots, *_), group in grouped(runs, ["dataset", "method", "shots", *PAIR_KEYS[1:]]):
-        check_averaged(list(group["record"]), f"{dataset}, {name}, {describe_shots(shots)}")
-    return runs
+    pairs = first.merge(second, on=[*PAIR_KEYS, "seed"], suffixes=("", "_second"))
+    pairs = pairs.sort_values(["dataset", "seed"], kind="stable", ignore_index=True)
+    pairs = pairs.assign(cluster=clusters_of(pairs))
+    for _, cluster in pairs.groupby("cluster"):
+        common = set.intersection(*(set(group["seed"]) for _, group in cluster.groupby("dataset")))
+        pairs = pairs.drop(cluster.index[~cluster["seed"].isin(common)])
+    datasets = {*first["dataset"], *second["dataset"]}
+    return pairs if set(pairs["dataset"]) == datasets else None
 
 
-def groups_of_test(folder: Path, images: int, given: np.ndarray | None) -> np.ndarray | None:
-    """Groups of the test images of a run, `[M]`: the given ones, else those in its predictions; None without groups.
-
-    Raises:
-        UserError: If the number of given groups is not the number of test images.
-    """
-    if given is not None:
-        if len(given) != images:
-            raise UserError(f"{folder}: expected groups of {images} test images, got {len(given)}; name the right bank")
-        return given
-    stored = read_test_groups(folder / PREDICTIONS)
-    return None if stored is None else stored.numpy()
+def clusters_of(pairs: pd.DataFrame) -> list[str]:
+    """Name the cluster of each row: the first data set that shares a draw with its own, perhaps through others."""
+    cluster = {name: name for name in pairs["dataset"]}
+    for _, group in pairs.groupby("draw"):
+        merged = {cluster[name] for name in group["dataset"]}
+        for name, current in cluster.items():
+            if current in merged:
+                cluster[name] = min(merged)
+    return [cluster[name] for name in pairs["dataset"]]
 
 
-def read_outcome(folder: Path, record: dict) -> tuple[Tensor, np.ndarray | Ranking]:
-    """Read the labels of a run's test images, and its "outcome" as in `read_runs`."""
-    if is_multilabel(record):
-        scores, labels = read_scores(folder)
-        return labels, Ranking(scores.numpy(), labels.numpy())
-    predicted, labels, _ = read_predictions(folder)
-    return labels, (predicted == labels).numpy()
+def note_on_pairs(first: pd.DataFrame, second: pd.DataFrame, pairs: pd.DataFrame | None) -> str:
+    """Sentence on data sets or seeds that only one of two methods has, or other training images; "" otherwise."""
+    own = set(first["dataset"])
+    others = set(second["dataset"])
+    if own != others:
+        return f"no mean, because only one of the methods was tested on {', '.join(sorted(own ^ others))}"
+    if pairs is None:
+        return "no mean, because the methods have no seed in common"
+    by_seeds: dict[str, list[str]] = {}
+    for dataset in sorted(own):
+        paired = set(pairs.loc[pairs["dataset"] == dataset, "seed"])
+        seeds = {*first.loc[first["dataset"] == dataset, "seed"], *second.loc[second["dataset"] == dataset, "seed"]}
+        if paired != seeds:
+            text = f"only the common seeds {', '.join(map(str, sorted(paired)))} of {len(seeds)}"
+            by_seeds.setdefault(text, []).append(dataset)
+    texts = [f"{text} on {', '.join(names)}" for text, names in by_seeds.items()]
+    one = pairs["training_images"]
+    other = pairs["training_images_second"]
+    if (one.notna() & other.notna() & (one != other)).any():
+        texts.append("other training images with equal seeds")
+    return "; ".join(texts)
 
 
-def read_training_images(folder: Path, record: dict) -> frozenset:
-    """Read the sampled training images of a run; its seed stands for them if its folder does not name them.
-
-    Raises:
-        UserError: If the file is damaged.
-    """
-    rows = read_training_rows(folder)
-    return frozenset(str(row[0]) for row in rows) if rows else frozenset({record["seed"]})
+# Differences
 
 
-def difference(first: pd.DataFrame, second: pd.DataFrame) -> Difference | None:
-    """Difference of two methods at one number of shots; None if their data sets or seeds differ.
+def difference(pairs: pd.DataFrame) -> Difference:
+    """Difference of two methods in points, from `pair_runs`.
 
     Raises:
         UserError: If a data set has a single test image.
     """
-    pairs = first.merge(second, on=[*PAIR_KEYS, "seed"], suffixes=("", "_second"))
-    if not len(pairs) == len(first) == len(second):
-        return None
-    if any(isinstance(outcome, Ranking) for outcome in pairs["outcome"]):
-        return map_difference(pairs)
-    parts = []
-    for _, group in pairs.groupby(list(PAIR_KEYS)):
-        rows = [one.astype(float) - other for one, other in zip(group["outcome"], group["outcome_second"])]
-        values = 100 * np.stack(rows)  # [R, M]
-        groups = group["groups"].iloc[0]
-        if groups is not None:
-            values = values_of_groups(values, groups)
-        check_number_of_images(values.shape[1])
-        parts.append(analyse_variance(values)._replace(overlap=overlap(group["training_images"])))
-    return interval_of_mean(parts)
+    is_map = any(isinstance(outcome, Ranking) for outcome in pairs["outcome"])
+    rng = np.random.default_rng(0)
+    clusters: dict[str, list[Variances]] = {}
+    for (cluster, _), group in grouped(pairs, ["cluster", "dataset"]):
+        part = map_variances(group, rng) if is_map else accuracy_variances(group)
+        clusters.setdefault(cluster, []).append(part._replace(overlap=overlap(images_of_draws(group))))
+    return interval_of_mean(list(clusters.values()))
+
+
+def accuracy_variances(group: pd.DataFrame) -> Variances:
+    """Variances of the difference of two accuracies on a data set.
+
+    Raises:
+        UserError: If the data set has a single test image.
+    """
+    rows = [one.astype(float) - other for one, other in zip(group["outcome"], group["outcome_second"])]
+    values = 100 * np.stack(rows)  # [R, M]
+    groups = group["groups"].iloc[0]
+    if groups is not None:
+        values = values_of_groups(values, groups)
+    check_number_of_images(values.shape[1])
+    return analyse_variance(values)
+
+
+def map_variances(group: pd.DataFrame, rng: np.random.Generator) -> Variances:
+    """Variances of the difference of two mAPs; a bootstrap sample of images is the same for both methods and all seeds.
+
+    Args:
+        group: Rows of a data set with the columns "outcome" and "outcome_second" of the two methods.
+        rng: Generator of the bootstrap samples.
+
+    Raises:
+        UserError: If the data set has a single test image.
+    """
+    images = len(group["outcome"].iloc[0].labels)
+    groups = group["groups"].iloc[0]
+    units = np.arange(images) if groups is None else np.unique(groups, return_inverse=True)[1]
+    images = int(units.max()) + 1
+    check_number_of_images(images)
+    weights = bootstrap_weights(images, rng)[:, units]
+    by_seed = []
+    for one, other in zip(group["outcome"], group["outcome_second"]):
+        by_seed.append(mean_precision(one, weights) - mean_precision(other, weights))
+    return analyse_bootstrap(100 * np.stack(by_seed), images)
 
 
 def overlap(draws: Iterable[frozenset]) -> float:
@@ -241,29 +298,3 @@ def check_number_of_images(images: int) -> None:
     """Raise UserError if a data set has a single test image."""
     if images < 2:
         raise UserError("an interval over test images needs at least two test images of each data set, got one")
-
-
-def map_difference(pairs: pd.DataFrame) -> Difference:
-    """Difference of two mAPs; each bootstrap sample of test images is the same for both methods and all seeds.
-
-    Args:
-        pairs: Rows with the columns "outcome" and "outcome_second" of the two methods.
-
-    Raises:
-        UserError: If a data set has a single test image.
-    """
-    rng = np.random.default_rng(0)
-    parts = []
-    for _, group in pairs.groupby(list(PAIR_KEYS)):
-        images = len(group["outcome"].iloc[0].labels)
-        groups = group["groups"].iloc[0]
-        units = np.arange(images) if groups is None else np.unique(groups, return_inverse=True)[1]
-        images = int(units.max()) + 1
-        check_number_of_images(images)
-        weights = bootstrap_weights(images, rng)[:, units]
-        by_seed = []
-        for one, other in zip(group["outcome"], group["outcome_second"]):
-            by_seed.append(mean_precision(one, weights) - mean_precision(other, weights))
-        part = analyse_bootstrap(100 * np.stack(by_seed), images)
-        parts.append(part._replace(overlap=overlap(group["training_images"])))
-    return interval_of_mean(parts)
