@@ -311,6 +311,18 @@ def test_run_belongs_to_case_with_most_keys(run, tmp_path, caplog):
         name_cases([runs[0], runs[0] | {"trainer": "TipAdapter"}], read_cases(grid))
 
 
+@pytest.mark.parametrize(("value", "recorded"), [
+    ("''", None), ("1e-3", 0.001), ("'0.001'", 0.001), ("2", 2.0), ("[1, 2]", [1, 2]), ("'(1, 2)'", [1, 2]),
+    ("yes", True), ("16", "16"),
+])  # fmt: skip
+def test_values_of_cases_are_converted_as_in_a_sweep(run, tmp_path, value, recorded):
+    grid = tmp_path / "grid.yaml"
+    grid.write_text(f"cases: {{plain: {{}}, one: {{X.KEY: {value}}}, other: {{X.KEY: 3.5}}}}")
+    config = {} if recorded is None else {"X.KEY": recorded}
+    [named] = name_cases([run(1, config=config)], read_cases(grid))
+    assert named["case"] == "one"
+
+
 @pytest.mark.parametrize("text", ["", "cases: {a: 1}", "cases: {}"])
 def test_file_without_cases_is_rejected(tmp_path, text):
     (tmp_path / "grid.yaml").write_text(text)

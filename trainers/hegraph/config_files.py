@@ -171,8 +171,22 @@ def _merge(values: Values, pairs: Iterable[tuple[object, object]]) -> None:
         key = str(name)
         if key not in values:
             raise unknown("configuration key", key, values)
-        coerced = _coerce(key, value, values[key])
-        values[key] = canonical_name(str(coerced)) if key == BACKBONE_NAME else coerced
+        values[key] = convert_value(key, value, values[key])
+
+
+def convert_value(key: str, value: object, default: object) -> object:
+    """Convert a value of a file or the command line to the value of its key, with one name for aliases.
+
+    Args:
+        key: Configuration key.
+        value: The value.
+        default: Another value of the key, which has the right type.
+
+    Raises:
+        UserError: If the value has another type, or is not valid in JSON.
+    """
+    converted = _coerce(key, value, default)
+    return canonical_name(str(converted)) if key == BACKBONE_NAME else converted
 
 
 def _coerce(key: str, value: object, default: object) -> object:

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import pandas as pd
 from pydantic import Field
 
+from ..config_files import convert_value
 from ..utils.errors import UserError
 from ..utils.reading import LenientModel, read_yaml, validate
 from .records import main_score, warn_skipped
@@ -62,8 +63,17 @@ def name_cases(records: Sequence[dict], cases: Cases) -> list[dict]:
 
 
 def _has_values(config: dict[str, Any], keys: dict[str, Any]) -> bool:
-    """Whether a configuration has the values of all keys."""
-    return all(config.get(key) == value for key, value in keys.items())
+    """Whether the configuration of a record has the values of all keys of a case, as the sweep converts them."""
+    return all(_has_value(config, key, value) for key, value in keys.items())
+
+
+def _has_value(config: dict[str, Any], key: str, value: Any) -> bool:
+    if key not in config:
+        return value == ""  # a record has some keys only if they are not empty
+    try:
+        return convert_value(key, value, config[key]) == config[key]
+    except UserError:  # of another type than the recorded value
+        return False
 
 
 # Settings: configuration keys in which runs of one method differ
