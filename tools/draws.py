@@ -10,7 +10,7 @@ import argparse
 import json
 from pathlib import Path
 
-from trainers.hegraph.results.records import find_runs
+from trainers.hegraph.results.records import check_exist, find_runs
 from trainers.hegraph.results.scores import method, method_order
 from trainers.hegraph.utils.files import atomic_path
 
@@ -25,6 +25,7 @@ def read_draws(file: Path) -> Draws:
 
 def accuracies(folders: list[Path]) -> Draws:
     """Accuracies of the finished runs below folders, in percent with two decimals."""
+    check_exist(folders)
     draws: Draws = {}
     for record in find_runs(folders).values():
         of = (record["dataset"], method(record), record["shots"])

@@ -58,7 +58,7 @@ def test_records_are_found_once_at_any_depth(tmp_path, run):
     (tmp_path / "a" / "seed3").mkdir()
     (tmp_path / "a" / "seed3" / "result.json").write_text("{")
     collect([run(5)], tmp_path / "all.jsonl")
-    sources = [tmp_path / "a", tmp_path, tmp_path / "nowhere", tmp_path / "all.jsonl"]
+    sources = [tmp_path / "a", tmp_path, tmp_path / "all.jsonl"]
     assert sorted(record["seed"] for record in find_records(sources)) == [1, 2, 4, 5]
     assert list(find_runs([tmp_path / "b"])) == [(tmp_path / "b").resolve()]
     with pytest.raises(UserError, match="no complete record below .*seed3"):
@@ -177,7 +177,11 @@ def test_runs_without_test_images_are_skipped(folder, run, caplog, capsys):
 
 
 @pytest.mark.parametrize(("command", "words"), [
-    ("compare {}/nowhere", "no complete record below"), ("compare {}/runs --by target", "TARGET_DATASETS"),
+    ("compare {}/runs {}/nowhere", "/nowhere does not exist; name output folders"),
+    ("compare {}/empty", "no complete record below"), ("collect {}/nowhere.jsonl --out {}/x.jsonl", "does not exist"),
+    ("paired {}/runs {}/nowhere", "/nowhere does not exist"),
+    ("rejection {}/nowhere --features {}/bank", "/nowhere does not exist"),
+    ("compare {}/runs --by target", "TARGET_DATASETS"),
     ("paired {}/runs/seed1/result.json", "result.json is a file"), ("paired {}/empty", "no run with test images"),
     ("rejection {}/empty --features {}/bank", "no finished run with a model below"),
     ("curves {}/runs --out {}/runs/seed1/result.json/x", "cannot write"), ("tsne {}/empty --out {}/x", "cannot read"),

@@ -150,7 +150,8 @@ def paired_differences(runs: pd.DataFrame, of: str = OUR_METHOD) -> Comparison:
         UserError: If there are no runs of the method, runs are of several kinds, or a data set has a single test image.
     """
     check_method(runs, of)
-    if len(kinds := [kind for kind, _ in kinds_of(runs)]) > 1:
+    kinds = [kind for kind, _ in kinds_of(runs)]
+    if len(kinds) > 1:
         raise UserError(f"expected runs of one backbone and one source, got {' and '.join(kinds)}; name runs of one")
     methods = sorted(set(runs["method"]), key=method_order)
     by_cell = {(name, n): group for (name, n), group in grouped(runs, ["method", "shots"])}

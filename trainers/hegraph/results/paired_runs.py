@@ -26,6 +26,7 @@ from .records import (
     PREDICTIONS,
     SPLIT,
     ImageFiles,
+    check_exist,
     find_runs,
     main_score,
     read_test_files,
@@ -98,6 +99,7 @@ def read_runs(folders: Sequence[Path], groups: Groups | None = None) -> pd.DataF
             data set were tested on different images or have different groups, given groups are of no run, or some runs
             have equal and others unequal numbers of training images.
     """
+    check_exist(folders)
     found = find_runs(folders)
     tested = {folder: record for folder, record in found.items() if main_score(record) is not None}
     warn_skipped([*found], [*tested], "without test images")

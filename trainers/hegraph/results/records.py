@@ -414,8 +414,9 @@ def find_records(sources: Sequence[Path]) -> list[dict]:
         sources: Folders, which are searched at any depth, and files that `collect` wrote.
 
     Raises:
-        UserError: If there is no record, or a file is damaged.
+        UserError: If a source does not exist, there is no record, or a file is damaged.
     """
+    check_exist(sources)
     records: list[dict] = []
     for source in sources:
         if source.is_file():
@@ -424,6 +425,13 @@ def find_records(sources: Sequence[Path]) -> list[dict]:
     if not records:
         raise UserError(f"no complete record below {', '.join(map(str, sources))}; run an experiment first")
     return records
+
+
+def check_exist(sources: Sequence[Path]) -> None:
+    """Raise UserError if a source of records does not exist; without its runs, a result would lack rows."""
+    for source in sources:
+        if not source.exists():
+            raise UserError(f"{source} does not exist; name output folders, or files that `results collect` wrote")
 
 
 def _read_lines(path: Path) -> list[dict]:
@@ -439,7 +447,8 @@ def _read_lines(path: Path) -> list[dict]:
 def find_runs(folders: Sequence[Path]) -> dict[Path, dict]:
     """Find finished runs below folders at any depth: output folder -> complete record.
 
-    Other processes may remove folders during the search.
+    A folder that does not exist has no runs; `check_exist` refuses it where a user named it. Other processes may remove
+    folders during the search.
 
     Raises:
         UserError: If one of the folders is a file.

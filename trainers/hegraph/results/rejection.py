@@ -26,7 +26,7 @@ from ..method.training.confidence import DEFAULT_SCORE, known_score
 from ..models.folder import load_model
 from ..models.saved import SavedModel
 from ..utils.errors import UserError, unknown
-from .records import OPEN_SET_RATE, find_runs, warn_skipped
+from .records import OPEN_SET_RATE, check_exist, find_runs, warn_skipped
 from .scores import PLACE, cells, method, score
 from .table import Table, add_mean_places
 
@@ -47,9 +47,10 @@ def rejection_table(folders: Sequence[Path], banks: Sequence[Path], unknown_imag
     Runs without a model are skipped with a warning.
 
     Raises:
-        UserError: If no run has a model, a data set has no bank, a bank has other features than the model, or runs of a
-            row are not comparable.
+        UserError: If a folder does not exist, no run has a model, a data set has no bank, a bank has other features
+            than the model, or runs of a row are not comparable.
     """
+    check_exist(folders)
     found = find_runs(folders)
     runs = {folder: run for folder, run in found.items() if (folder / "model").exists()}
     warn_skipped([*found], [*runs], "without a model")
