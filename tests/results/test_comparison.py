@@ -182,6 +182,16 @@ def test_cell_rejects_different_runs(run, other, words):
         compare([run(1, test_set="a"), run(**{"seed": 2} | other)])
 
 
+@pytest.mark.parametrize(("key", "values"), [("test_set", ("a", "b")), ("num_test", (123, 99))])
+def test_methods_with_other_test_images_are_not_ranked(run, key, values):
+    scores = {"accuracy_zero_shot": None}  # nothing that the runs of both methods have
+    ours = run(1, **scores, **{key: values[0]})
+    with pytest.raises(UserError, match=rf"^4, Toy, mini/mini.*: different {key}: |^Toy, mini/mini.*different {key}: "):
+        compare([ours, run(1, **scores, **{key: values[1]}, **TIP)])
+    assert ("TipAdapter",) in shown([ours, run(1, **scores, **{key: values[0]}, **TIP)])
+    assert shown([ours, run(1, **scores, **{key: values[1]}, **TIP, shots=8)])  # another column
+
+
 def test_older_records_and_other_methods_are_accepted(run):
     assert shown([run(1, test_set="a"), run(2)])["HeGraphAdapter",] == ["80.00 ± 0.00"]
     assert ("TipAdapter",) in shown([run(1), run(1, versions={"torch": "2.4"}, **TIP)])
@@ -241,6 +251,13 @@ def test_base_to_new_has_harmonic_mean_by_seed(run):
     assert rows["zero-shot",]["H"] == "44.44 ± 0.00"
     with pytest.raises(UserError, match="train with --target-datasets NAME:new DATASET.SUBSAMPLE_CLASSES base"):
         base_to_new([runs[2], run(2, 80.0, BASE)])
+
+
+def test_new_classes_are_found_by_an_alias_of_the_data_set(run):
+    tested = run(
+        1, 80.0, BASE, dataset="DescribableTextures", targets={"dtd:new": target(40.0), "Zoo:new": target(9.0)}
+    )
+    assert cells(base_to_new([tested]))["HeGraphAdapter(T)",]["new"] == "40.00"
 
 
 def test_harmonic_mean_over_data_sets_and_of_zero(run):

@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 
+from ..datasets.registry import canonical_name
 from ..utils.errors import UserError
 from .records import COVERAGE, OPEN_SET_RATE, warn_skipped
 from .scores import (
@@ -157,9 +158,10 @@ def base_to_new(records: Sequence[dict]) -> Table:
     """
     rows = []
     for record in filter(on_base_classes, records):
-        test = (record.get("targets") or {}).get(f"{record['dataset']}:new")
-        if test:
-            rows += _target_rows(record, "base", {"new": test})
+        for name, test in (record.get("targets") or {}).items():
+            dataset, _, half = name.rpartition(":")
+            if half == "new" and canonical_name(dataset) == canonical_name(record["dataset"]):
+                rows += _target_rows(record, "base", {"new": test})
     if not rows:
         advice = f"train with --target-datasets NAME:new {BASE} base, NAME the data set of the run"
         raise UserError(f"no run was trained on the base classes and tested on the new ones; {advice}")

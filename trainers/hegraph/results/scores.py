@@ -1,8 +1,8 @@
 """Scores of records as rows of a pandas frame, and the two rules for averages.
 
-1. Only comparable runs are averaged. The runs of a cell have equal values of `TEST_KEYS`, `RUN_KEYS` and `PLACE`, and
-   different seeds; `check_equal` and `check_averaged` raise an error otherwise. One more key in `PLACE` separates a new
-   kind of run in all tables.
+1. Only comparable runs are averaged and ranked. The runs of a cell have equal values of `RUN_KEYS` and `PLACE`, and
+   different seeds. The cells of all methods with one place and column have equal values of `TEST_KEYS`. `check_equal`
+   and `check_averaged` raise an error otherwise. One more key in `PLACE` separates a new kind of run in all tables.
 2. A mean has no missing value. `cells` drops a cell if one of its runs lacks the score, and `table.add_means` computes
    no mean if a data set or column is missing.
 
@@ -57,10 +57,9 @@ INDUCTIVE = "inductive"
 EQUAL = "equal"
 DEFAULT_PLACE = {PROTOCOL: INDUCTIVE, PER_CLASS: EQUAL}
 
-# Record keys with equal values for all runs of a cell. `TEST_KEYS` hold for tests of any method, so zero-shot CLIP is
-# averaged over the runs of all methods; `RUN_KEYS` hold for the runs of one method
-TEST_KEYS = ("num_test", "num_classes", "rule", "trained_on")
-RUN_KEYS = ("test_set", "config", "versions")
+# Record keys with equal values: `TEST_KEYS` for the runs of all methods in one place, `RUN_KEYS` for the runs of a cell
+TEST_KEYS = ("num_test", "num_classes", "rule", "trained_on", "test_set")
+RUN_KEYS = ("config", "versions")
 
 CASE = "case"  # record key with the name of a case of a sweep
 # Column of a row's mean, and column of the training data set in a comparison by target; no data set has such a name
@@ -210,12 +209,12 @@ def cells(rows: Iterable[dict], keys: Sequence[str], tolerance: float = 0.005) -
     """
     import pandas as pd
 
-    by_cell: dict[tuple, list[dict]] = {}
-    for row in sorted(rows, key=lambda row: [row[key] for key in keys if key in PLACE]):
-        by_cell.setdefault(tuple(row[key] for key in (*keys, "method", "column")), []).append(row)
+    ordered = sorted(rows, key=lambda row: [row[key] for key in keys if key in PLACE])
+    for test, test_rows in _split(ordered, (*keys, "column")).items():
+        check_equal(test_rows, TEST_KEYS, _cell_title(test))
     selected: list[dict] = []
-    for cell, cell_rows in by_cell.items():
-        title = ", ".join(filter(None, (str(part).strip("\x1f") for part in cell)))
+    for cell, cell_rows in _split(ordered, (*keys, "method", "column")).items():
+        title = _cell_title(cell)
         seed_rows = _rows_by_seed(cell_rows, title, tolerance)
         selected += seed_rows if all(row["value"] is not None for row in seed_rows) else ()
     if not selected:
@@ -223,9 +222,21 @@ def cells(rows: Iterable[dict], keys: Sequence[str], tolerance: float = 0.005) -
     return pd.DataFrame(selected, dtype=object)
 
 
+def _split(rows: Iterable[dict], keys: Sequence[str]) -> dict[tuple, list[dict]]:
+    """Split rows by the values of some keys, in order of first occurrence."""
+    parts: dict[tuple, list[dict]] = {}
+    for row in rows:
+        parts.setdefault(tuple(row[key] for key in keys), []).append(row)
+    return parts
+
+
+def _cell_title(cell: Iterable[object]) -> str:
+    """Name of a cell in an error message."""
+    return ", ".join(filter(None, (str(part).strip("\x1f") for part in cell)))
+
+
 def _rows_by_seed(rows: Sequence[dict], title: str, tolerance: float) -> Sequence[dict]:
     """Select the rows of a cell, one for each seed."""
-    check_equal(rows, TEST_KEYS, title)
     if rows[0]["method"] == ZERO_SHOT:  # runs of all methods have it, and must agree for each seed
         first: dict[int, dict] = {}
         for row in rows:
