@@ -37,10 +37,11 @@ def test_rows_are_methods_and_columns_are_shots(run):
         run(1, 65.0, trainer="Another", variant=""), run(1, shots=16, accuracy_text=None),
     ]  # fmt: skip
     assert shown(runs) == {
-        ("zero-shot",): ["50.00 ± 0.00", "50.00", "50.00"], ("TipAdapter",): ["70.00", "", ""],
-        ("Another",): ["65.00", "", ""], ("HeGraphAdapter(T-N)",): ["60.00", "", ""],
-        ("HeGraphAdapter(T)",): ["81.00 ± 25.41", "", "0.00"],
-        ("HeGraphAdapter",): ["82.00 ± 25.41", "80.00", "1.00"],
+        ("zero-shot",): ["50.00 ± 0.00", "50.00 (n = 1)", "50.00 (n = 1)"],
+        ("TipAdapter",): ["70.00 (n = 1)", "", ""], ("Another",): ["65.00 (n = 1)", "", ""],
+        ("HeGraphAdapter(T-N)",): ["60.00 (n = 1)", "", ""],
+        ("HeGraphAdapter(T)",): ["81.00 ± 25.41", "", "0.00 (n = 1)"],
+        ("HeGraphAdapter",): ["82.00 ± 25.41", "80.00 (n = 1)", "1.00 (n = 1)"],
     }  # fmt: skip
     table = compare(runs)
     assert [*table.columns.values()] == ["4", "16", "all"]
@@ -62,9 +63,12 @@ def test_missing_cell_leaves_no_mean_over_data_sets(run):
     rows = shown(runs[::-1], intervals=False)
     assert list(dict.fromkeys(labels[0] for labels in rows)) == ["Toy", "Zoo", "mean of 2"]
     assert {labels: row for labels, row in rows.items() if labels[1] in ("TipAdapter", "HeGraphAdapter")} == {
-        ("Toy", "TipAdapter"): ["70.00", "9.00", ""], ("Toy", "HeGraphAdapter"): ["70.00", "25.00", "60.00"],
-        ("Zoo", "TipAdapter"): ["90.00", "", ""], ("Zoo", "HeGraphAdapter"): ["", "50.00", "80.00"],
-        ("mean of 2", "TipAdapter"): ["80.00", "", ""], ("mean of 2", "HeGraphAdapter"): ["", "37.50", "70.00"],
+        ("Toy", "TipAdapter"): ["70.00 (n = 1)", "9.00 (n = 1)", ""],
+        ("Toy", "HeGraphAdapter"): ["70.00 (n = 1)", "25.00", "60.00 (n = 1)"],
+        ("Zoo", "TipAdapter"): ["90.00 (n = 1)", "", ""],
+        ("Zoo", "HeGraphAdapter"): ["", "50.00 (n = 1)", "80.00 (n = 1)"],
+        ("mean of 2", "TipAdapter"): ["80.00 (n = 1)", "", ""],
+        ("mean of 2", "HeGraphAdapter"): ["", "37.50 (unequal seeds)", "70.00 (n = 1)"],
     }  # fmt: skip
 
 
@@ -80,7 +84,7 @@ def test_mean_over_data_sets_by_seed(run):
     runs = [run(1, 60.0), run(2, 70.0), run(1, 80.0, dataset="Zoo"), run(2, 94.0, dataset="Zoo")]
     # seeds: (60 + 80) / 2 = 70 and (70 + 94) / 2 = 82; t of 1 degree of freedom 12.706 * sqrt(72) / sqrt(2)
     assert shown(runs)["mean of 2", "HeGraphAdapter"] == ["76.00 ± 76.24"]
-    assert shown(runs[:3])["mean of 2", "HeGraphAdapter"] == ["72.50"]
+    assert shown(runs[:3])["mean of 2", "HeGraphAdapter"] == ["72.50 (unequal seeds)"]
 
 
 def test_mean_skips_data_sets_without_these_shots(run):
@@ -120,9 +124,11 @@ def test_protocols_have_separate_rows(run):
     table = compare(runs)
     assert table.heads == ("protocol", "method")
     assert cells(table)["inductive", "HeGraphAdapter"] == {"4": "80.00 ± 0.00"}
-    assert cells(table)[protocol, "HeGraphAdapter"] == {"4": "90.00"}
+    assert cells(table)[protocol, "HeGraphAdapter"] == {"4": "90.00 (n = 1)"}
     assert sum("best" in row[2] for row in table.text_rows("best {}".format)) == 2  # of each protocol
-    assert cells(compare(runs, "protocol"))["HeGraphAdapter",] == {"inductive": "80.00 ± 0.00", protocol: "90.00"}
+    assert cells(compare(runs, "protocol"))["HeGraphAdapter",] == {
+        "inductive": "80.00 ± 0.00", protocol: "90.00 (n = 1)",
+    }  # fmt: skip
     assert protocol in compare(runs[1:2]).caption and "inductive" not in compare(runs[:1]).caption
 
 
@@ -132,7 +138,7 @@ def test_unequal_numbers_of_images_have_separate_rows(run):
     table = compare(runs)
     assert table.heads == ("shots per class", "method")
     assert cells(table)["equal", "HeGraphAdapter"] == {"4": "80.00 ± 0.00"}
-    assert cells(table)["long-tailed:1-4", "HeGraphAdapter"] == {"4": "90.00"}
+    assert cells(table)["long-tailed:1-4", "HeGraphAdapter"] == {"4": "90.00 (n = 1)"}
     assert "long-tailed:1-4" in compare(runs[1:2]).caption and "equal" not in compare(runs[:1]).caption
     with pytest.raises(UserError, match="runs with one shots per class"):
         curves(runs)
@@ -320,8 +326,8 @@ def test_run_belongs_to_case_with_most_keys(run, tmp_path, caplog):
     ]  # fmt: skip
     shown = cells(compare(runs, intervals=False, cases=read_cases(grid)))
     assert [*shown] == [("zero-shot",), ("plain",), ("1",), ("both",)]
-    assert [shown[name,]["4"] for name in ("plain", "1", "both")] == ["82.00", "82.00", "83.00"]
-    assert shown["1",]["16"] == "70.00" and "1 of 6 runs are of no case and are skipped" in caplog.text
+    assert [shown[name,]["4"] for name in ("plain", "1", "both")] == ["82.00", "82.00 (n = 1)", "83.00 (n = 1)"]
+    assert shown["1",]["16"] == "70.00 (n = 1)" and "1 of 6 runs are of no case and are skipped" in caplog.text
     with pytest.raises(UserError, match="no run belongs to one of the cases plain, 1, both"):
         name_cases(runs[5:], read_cases(grid))
     with pytest.raises(UserError, match="expected cases of one method, got runs of HeGraphAdapter, TipAdapter;"):

@@ -60,12 +60,12 @@ def test_sample_deviation_and_students_interval():
 def test_markdown():
     lines = [
         r"| data set | method | x\|y | z |", "| --- | --- | ---: | ---: |",
-        "| A_b | one | 81.00 ± 12.71 | **50.00** |", "| A_b | two | **90.00** |  |",
-        "| A_b | two (quoted) | 99.00 |  |", "| C | one | **1.00** |  |",
+        "| A_b | one | 81.00 ± 12.71 | **50.00 (unequal seeds)** |", "| A_b | two | **90.00 (n = 1)** |  |",
+        "| A_b | two (quoted) | 99.00 |  |", "| C | one | **1.00 (unequal seeds)** |  |",
     ]  # fmt: skip
     assert markdown(table()).splitlines()[2:] == lines
-    assert markdown(table(intervals=False)).splitlines()[4] == "| A_b | one | 81.00 | **50.00** |"
-    assert markdown(table(decimals={"x": 1, "z": 0})).splitlines()[4] == "| A_b | one | 81.0 | 50 |"
+    assert markdown(table(intervals=False)).splitlines()[4] == "| A_b | one | 81.00 | **50.00 (unequal seeds)** |"
+    assert markdown(table(decimals={"x": 1, "z": 0})).splitlines()[4] == "| A_b | one | 81.0 | 50 (unequal seeds) |"
 
 
 def test_latex_escapes_and_rules_off_groups():
@@ -78,11 +78,11 @@ def test_latex_escapes_and_rules_off_groups():
         r"\hline",
         r"data set & method & x|y & z \\",
         r"\hline",
-        r"A\_b & one & 81.00 $\pm$ 12.71 & \textbf{50.00} \\",
-        r"A\_b & two & \textbf{90.00} &  \\",
+        r"A\_b & one & 81.00 $\pm$ 12.71 & \textbf{50.00 (unequal seeds)} \\",
+        r"A\_b & two & \textbf{90.00 (n = 1)} &  \\",
         r"A\_b & two (quoted) & 99.00 &  \\",
         r"\hline",
-        r"C & one & \textbf{1.00} &  \\",
+        r"C & one & \textbf{1.00 (unequal seeds)} &  \\",
         r"\hline",
         r"\end{tabular}",
         r"\end{table}",

@@ -143,6 +143,8 @@ class Table:
 
         Args:
             bold: Function that marks the text of the best score.
+
+        A cell with fewer seeds than another one of the table ends with their number.
         """
         cells = self.cells
         decimals = cells["column"].map(self.decimals)
@@ -153,6 +155,7 @@ class Table:
         if self.intervals:
             widths = [f" ± {width:.{n}f}" if width >= 0 else "" for width, n in zip(cells["interval"], decimals)]
             text = [mean + width for mean, width in zip(text, widths)]
+        text = [cell + seeds for cell, seeds in zip(text, _fewer_seeds(cells))]
         text = [bold(cell) if is_best else cell for cell, is_best in zip(text, best)]
         cells = cells.assign(text=pd.Series(text, dtype=object))  # `bold` may return a subclass of str
         wide = cells.set_index(["row", "column"])["text"].unstack(fill_value="")
@@ -174,7 +177,10 @@ def _notes(frame: pd.DataFrame) -> list[str]:
 
 
 def _seeds_text(counts: pd.Series, intervals: bool) -> str:
-    """Text such as "mean over n = 3 seeds", from the number of seeds of each cell, which is 0 for a quoted score."""
+    """Text such as "mean over n = 3 seeds", from the number of seeds of each cell, which is 0 for a quoted score.
+
+    Cells with fewer seeds than others name theirs (`_fewer_seeds`).
+    """
     fewest = counts[counts > 0].min()
     most = counts.max()
     if most <= 1:
@@ -182,6 +188,16 @@ def _seeds_text(counts: pd.Series, intervals: bool) -> str:
     n = f"{most}" if fewest == most else f"{fewest} to {most}"
     interval = " ± half-width of its 95% interval for these test images (Student's t)" if intervals else ""
     return f"mean{interval} over n = {n} seeds"
+
+
+def _fewer_seeds(cells: pd.DataFrame) -> list[str]:
+    """Text such as " (n = 2)" for each cell with fewer seeds than others, " (unequal seeds)" for a mean of them."""
+    most = cells["n"].max()
+    texts = []
+    for n, is_quoted in zip(cells["n"], cells["quoted"]):
+        text = " (unequal seeds)" if n == 0 else f" (n = {n})"
+        texts.append("" if is_quoted or n == most else text)
+    return texts
 
 
 def markdown(table: Table) -> str:
