@@ -12,13 +12,13 @@ from PIL import Image
 from serving import client_of, encoded, form
 
 from trainers.hegraph.apps.serve import limits, workers
-from trainers.hegraph.apps.serve.connections import connection_class
+from trainers.hegraph.apps.serve.connections import connection_class, serve_app
 from trainers.hegraph.apps.serve.limits import Limits, Places
 from trainers.hegraph.apps.serve.pixels import PixelBudget
 from trainers.hegraph.apps.serve.settings import Settings
 from trainers.hegraph.apps.serve.waiting import Client, Waiting
 from trainers.hegraph.apps.serve.workers import Workers
-from trainers.hegraph.utils.signals import noted_interrupts
+from trainers.hegraph.utils.signals import deferred_interrupts, noted_interrupts
 
 # Unfinished requests
 
@@ -183,6 +183,17 @@ def test_ending_server_drops_unfinished_requests():
 
     asyncio.run(end())
     assert (slow.status, late.status) == (503, 503)
+
+
+def test_signal_whose_exception_was_dropped_ends_the_start():
+    from fastapi import FastAPI
+
+    settings = Settings(model="model")
+    with socket.socket() as listener, noted_interrupts():
+        listener.bind(("127.0.0.1", 0))
+        with deferred_interrupts():  # notes the signal, as if an import had dropped its exception
+            signal.raise_signal(signal.SIGTERM)
+        serve_app(FastAPI(), settings, listener, on_ready=lambda: pytest.fail("the server accepts requests"))
 
 
 # Pixels

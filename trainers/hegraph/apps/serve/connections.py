@@ -16,6 +16,7 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
+from ...utils.signals import stop_if_interrupted
 from .deadline import end_within
 from .errors import too_late
 from .settings import MAX_CONNECTIONS, Settings
@@ -138,6 +139,7 @@ def serve_app(app: FastAPI, settings: Settings, listener: socket.socket, on_read
     """Serve an application on a bound socket until the process is interrupted or terminated."""
     allow_files()
     with suppress(KeyboardInterrupt):  # Uvicorn raises the signal again when it has ended
+        stop_if_interrupted()  # an import, or a callback, may have dropped the exception of the signal
         HttpServer(app, settings, on_ready).run([listener])
 
 
