@@ -199,8 +199,8 @@ def test_quoted_rows_are_last_and_not_bold(quotable):
     {"shots": 4}, {"backbone": "RN50/yfcc15m"}, {"dataset": "Digits"}, {"shots_per_class": "long-tailed:1-16"},
 ])  # fmt: skip
 def test_no_quotes_for_another_task(quotable, change):
-    table = compare([quotable(**{"dataset": "dtd"} | change)], "dataset", read_quotes("2"))
-    assert not table.values["quoted"].any()
+    with pytest.raises(UserError, match="the paper has no number with the data set, backbone, shots and setting"):
+        compare([quotable(**{"dataset": "dtd"} | change)], "dataset", read_quotes("2"))
 
 
 def test_quotes_by_target_have_no_average(quotable):

@@ -84,6 +84,8 @@ def test_rejection_table_averages_seeds_and_data_sets(tiny_bank, tmp_path, run, 
         found.append(separation(energy[features.test_labels < 3], energy[features.test_labels >= 3]))
     assert main(["rejection", str(tmp_path / "runs"), "--features", banks[0]]) == 2
     assert "--features 'Other' (known: Tiny)" in capsys.readouterr().err
+    assert main(["rejection", str(tmp_path / "runs" / "0-1"), "--features", *banks]) == 2
+    assert "has features of Other, and the runs are of Tiny; leave out" in capsys.readouterr().err
     write_record(tmp_path / "runs" / "transductive", run(dataset="Tiny"))
     assert main(["rejection", str(tmp_path / "runs"), "--features", *banks]) == 0
     assert "1 of 4 runs are without a model and are skipped" in caplog.text

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..results.scores import BY, OUR_METHOD, QUOTED, TABLE_FORMATS, read_quotes
 from ..utils.command_line import Parser, echo, run_cli
@@ -28,6 +28,21 @@ SOURCES = {"SOURCE": "output folder or .jsonl file", "FOLDER": "output folder", 
 Run = Callable[[argparse.Namespace], "str | Table"]
 
 
+class Once(argparse.Action):
+    """Action of argparse that stores a value, and refuses a second one, which would replace it."""
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.is_given = False
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        if self.is_given and option_string is not None:
+            several = ", with all values after it" if self.nargs == "+" else ""
+            parser.error(f"argument {option_string}: expected once{several}, got it twice")
+        self.is_given = True
+        setattr(namespace, self.dest, values)
+
+
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Parse the arguments; `run` is the function of the command, which returns the text or the table to print."""
     parser = Parser("results", "Make tables, figures and pages from the records of runs.", epilog=EPILOG)
@@ -38,6 +53,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         subparser = parser.add_command(name, summary)
         examples = ("output/run", "output/digits/seed1") if source == "RUN" else ("output", "output/dtd output/pets")
         subparser.examples = [f"{path}{end}" for path in examples]
+        for action in (None, "store"):
+            subparser.register("action", action, Once)
         subparser.set_defaults(run=run, out=None)
         count = 1 if source == "RUN" else "+"
         subparser.add_argument("sources", type=Path, nargs=count, metavar=source, help=SOURCES[source])
@@ -113,6 +130,8 @@ def compare_command(args: argparse.Namespace) -> Table:
     from ..results.comparison import compare
     from ..results.settings import read_cases
 
+    if args.no_interval and args.format == "text":
+        raise UserError("--format text has standard deviations and no intervals; leave out --no-interval")
     quotes = read_quotes(args.quote) if args.quote else None
     cases = read_cases(args.cases) if args.cases else None
     return compare(tested_records(args.sources), args.by, quotes, not args.no_interval, cases, args.macro)

@@ -12,7 +12,7 @@ DATASET.SUBSAMPLE_CLASSES base. Besides the scores of `method/training/confidenc
 Shapes: M test images of a data set, n known and m unknown images, K classes, d feature width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -47,8 +47,8 @@ def rejection_table(folders: Sequence[Path], banks: Sequence[Path], unknown_imag
     Runs without a model are skipped with a warning.
 
     Raises:
-        UserError: If a folder does not exist, no run has a model, a data set has no bank, a bank has other features
-            than the model, or runs of a row are not comparable.
+        UserError: If a folder does not exist, no run has a model, a data set has no bank or two, a bank is of no run
+            or has other features than the model, or runs of a row are not comparable.
     """
     check_exist(folders)
     found = find_runs(folders)
@@ -56,7 +56,7 @@ def rejection_table(folders: Sequence[Path], banks: Sequence[Path], unknown_imag
     warn_skipped([*found], [*runs], "without a model")
     if not runs:
         raise UserError(f"no finished run with a model below {', '.join(map(str, folders))}; run an experiment first")
-    by_dataset = {bank.dataset: bank for bank in map(load_bank, banks)}
+    by_dataset = banks_by_dataset(banks, {run["dataset"] for run in runs.values()})
     other = None if unknown_images == NEW else load_bank(Path(unknown_images))
     rows = []
     for folder, run in runs.items():
@@ -71,6 +71,20 @@ def rejection_table(folders: Sequence[Path], banks: Sequence[Path], unknown_imag
     accepted = f"accepted: by the threshold for {OPEN_SET_RATE:.0%} of known images, on {DEFAULT_SCORE}"
     caption = f"Images of known classes against {against}, in %; {accepted}"
     return Table(caption, keys, add_mean_places(cells(rows, keys), keys), COLUMNS, decimals=dict.fromkeys(COLUMNS, 2))
+
+
+def banks_by_dataset(paths: Sequence[Path], datasets: Collection[str]) -> dict[str, FeatureBank]:
+    """Load banks by data set; UserError if one is of none of the data sets of runs, or two are of one."""
+    banks: dict[str, FeatureBank] = {}
+    for path in paths:
+        bank = load_bank(path)
+        if bank.dataset not in datasets:
+            problem = f"{path} has features of {bank.dataset}, and the runs are of {', '.join(sorted(datasets))}"
+            raise UserError(f"{problem}; leave out --features that no run needs")
+        if bank.dataset in banks:
+            raise UserError(f"two banks of --features are of {bank.dataset}, the second is {path}; name one of them")
+        banks[bank.dataset] = bank
+    return banks
 
 
 def score_images(model: SavedModel, known: FeatureBank, unknown: FeatureBank) -> dict[str, dict[str, float]]:

@@ -320,6 +320,9 @@ def with_quotes(frame: pd.DataFrame, quotes: Any, keys: Sequence[str], by: str, 
         keys: Keys of `PLACE` that identify a row of the table.
         by: Key of the columns, one of `BY` or "metric".
         columns: Columns of the table.
+
+    Raises:
+        UserError: If there are quotes, and none is of a cell.
     """
     import pandas as pd
 
@@ -343,7 +346,10 @@ def with_quotes(frame: pd.DataFrame, quotes: Any, keys: Sequence[str], by: str, 
             matches = quotes[QUOTE_KEYS].eq(pd.Series(cell)[QUOTE_KEYS]).all(axis=1)
             quoted = quotes.loc[matches, ["method", "value"]].to_dict("records")
             rows += [row | quote | {"column": column, "quoted": True} for quote in quoted]
-    return pd.concat([frame, pd.DataFrame(rows, dtype=object)], ignore_index=True) if rows else frame
+    if not rows:
+        problem = "the paper has no number with the data set, backbone, shots and setting of these runs"
+        raise UserError(f"{problem} in this table; name another table, or leave out --quote")
+    return pd.concat([frame, pd.DataFrame(rows, dtype=object)], ignore_index=True)
 
 
 def paper_name(dataset: str) -> str:
