@@ -198,6 +198,13 @@ def test_methods_with_other_test_images_are_not_ranked(run, key, values):
     assert shown([ours, run(1, **scores, **{key: values[1]}, **TIP, shots=8)])  # another column
 
 
+def test_caption_names_seeds_with_one_split(run):
+    runs = [run(seed, split_hash=split, shots=shots) for seed, split, shots in ((1, "a", 4), (2, "b", 4), (1, "c", 16))]
+    assert "same training images" not in compare(runs).caption
+    again = run(2, split_hash="c", shots=16)
+    assert "; several seeds have the same training images: Toy with 16 shots;" in compare([*runs, again]).caption
+
+
 def test_older_records_and_other_methods_are_accepted(run):
     assert shown([run(1, test_set="a"), run(2)])["HeGraphAdapter",] == ["80.00 ± 0.00"]
     assert ("TipAdapter",) in shown([run(1), run(1, versions={"torch": "2.4"}, **TIP)])

@@ -130,6 +130,7 @@ def score(record: dict, name: str, column: object, value: Any, test: dict | None
     row = {"method": name, "column": column, "seed": record["seed"], "value": value, "own": own, "quoted": False}
     fewest = min(record.get("images_per_class") or [math.inf])
     row["fewest"] = fewest if fewest < record["shots"] else None  # images of the smallest class, if below the shots
+    row["split"] = record.get("split_hash")
     scores = record if test is None else test
     compared = {key: scores.get(key) for key in TEST_KEYS} | {key: record.get(key) for key in RUN_KEYS}
     return place(record) | row | compared

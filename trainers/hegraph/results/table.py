@@ -43,7 +43,7 @@ def add_means(
         for _, part in grouped(group[group[over].isin(averaged)], ["method"]):
             if len(averaged) == 1 or part[over].nunique() < len(averaged):
                 continue
-            shared = part.iloc[:1].drop(columns=["seed", "value"]).assign(num_test=None)
+            shared = part.iloc[:1].drop(columns=["seed", "value"]).assign(num_test=None, split=None)
             shared[over] = title or f"{MEAN_OF}{len(averaged)}"
             if part.groupby(over)["seed"].agg(frozenset).nunique() > 1:
                 part = part.groupby(over, sort=False)["value"].agg(fmean).reset_index().assign(seed=None)
@@ -71,7 +71,7 @@ class Table:
         heads: Headers of the label columns; the last one is the method.
         labels: Labels of every row.
         values: Frame with one line per score and seed, with the number of its "row" and its "column".
-        notes: Notes about classes with fewer training images than shots, which end the caption.
+        notes: Notes about the training images, which end the caption.
         caption, columns, decimals, intervals, keys, by: As in `__init__`.
         bold: Whether the best score of a column is bold.
     """
@@ -170,10 +170,18 @@ def place_text(place: Iterable[tuple[str, Any]]) -> list[str]:
 
 
 def _notes(frame: pd.DataFrame) -> list[str]:
-    """Notes about classes with fewer training images than shots."""
+    """Notes about classes with fewer training images than shots, and about seeds with one sample of training images."""
     short = frame[frame["fewest"].notna()] if "fewest" in frame else frame[:0]
     by_shots = grouped(short, ["shots"]) if len(short) else []
-    return [f"{describe_shots(shots)}: as few as {rows['fewest'].min()} in a class" for (shots,), rows in by_shots]
+    notes = [f"{describe_shots(shots)}: as few as {rows['fewest'].min()} in a class" for (shots,), rows in by_shots]
+    named = frame[frame["split"].notna()] if "split" in frame else frame[:0]
+    shared: dict[str, None] = {}
+    for (dataset, shots, _), rows in grouped(named, ["dataset", "shots", "method"]) if len(named) else []:
+        if rows["split"].nunique() < rows["seed"].nunique():
+            shared[f"{dataset} with {describe_shots(shots)}"] = None
+    if shared:
+        notes.append(f"several seeds have the same training images: {', '.join(shared)}")
+    return notes
 
 
 def _seeds_text(counts: pd.Series, intervals: bool) -> str:
