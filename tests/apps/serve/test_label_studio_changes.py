@@ -5,12 +5,13 @@ import json
 import pytest
 from recorded import CLASSES, PROJECT, changes, connected, labels, predictions, process, setup_request, wait_for
 from serving import client_of
-from studio import configuration
+from studio import configuration, result
 
 from trainers.hegraph import UserError
 from trainers.hegraph.apps.serve import studio_answers
 from trainers.hegraph.apps.serve.app import Settings, connect
 from trainers.hegraph.apps.serve.learning import Learner
+from trainers.hegraph.models.folder import load_model
 
 
 def examples(client) -> dict[str, list[str]]:
@@ -116,6 +117,57 @@ def test_refused_annotation_is_reported(recorded, folder, scans, caplog):
         assert examples(client) == before
         assert predictions(client, recorded)[0]["score"] == 0  # not labelled
     assert f"task {task} is left out: expected one label for image 'task {task}', got 2" in caplog.text
+
+
+# Annotations of other kinds
+
+RELATION = {"type": "relation", "from_id": "a", "to_id": "b", "direction": "right"}
+BOX = {"from_name": "box", "to_name": "photo", "type": "rectanglelabels", "value": {"rectanglelabels": ["two"]}}
+COMMENT = {"from_name": "comment", "to_name": "photo", "type": "textarea", "value": {"text": ["three?"]}}
+
+
+@pytest.mark.parametrize("others", [[RELATION], [BOX], [COMMENT], [{}], [RELATION, BOX, COMMENT]])
+def test_choice_beside_other_results_is_learned(recorded, folder, scans, others):
+    [task] = recorded.add(scans.files[20])
+    with connected(recorded, folder) as client:
+        event = recorded.annotate(task, "three")
+        [annotation] = recorded.tasks[task]["annotations"]
+        annotation["result"] = [*others, *annotation["result"]]
+        recorded.tasks[task] |= {"drafts": [{"result": result("nine")}], "comments": [{"text": "nine"}]}
+        assert changes(client, event) == {"three": 1}
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        {"result": [result()[0] | {"value": {"taxonomy": [["two"]]}}]},
+        {"result": [result()[0] | {"value": None}]},
+        {"result": [result()[0] | {"value": {"choices": "two"}}]},
+        {"result": {"choices": ["two"]}},
+        {"result": ["two"]},
+        {"updated_at": None},
+    ],
+)
+def test_damaged_annotation_does_not_stop_others(recorded, folder, scans, caplog, damaged):
+    tasks = recorded.add(*scans.files[20:22])
+    for task in tasks:
+        recorded.annotate(task, "two")
+    recorded.tasks[tasks[0]]["annotations"][0] |= damaged
+    before = load_model(folder).support_set
+    with connected(recorded, folder) as client:
+        wait_for(lambda: sum(labels(client).values()) == len(before.labels) + 1)
+    [line] = [line for line in caplog.messages if "left out" in line]
+    assert line.startswith(f"task {tasks[0]} is left out: ")
+
+
+@pytest.mark.parametrize("others", [{"was_cancelled": True}, {"result": None, "updated_at": "2026-01-01T00:00:00Z"}])
+def test_newest_annotation_of_all_annotators_counts(recorded, folder, scans, others):
+    [task] = recorded.add(scans.files[20])
+    with connected(recorded, folder) as client:
+        event = recorded.annotate(task, "three")
+        recorded.annotate(task, "nine")
+        recorded.tasks[task]["annotations"][1] |= others
+        assert changes(client, event) == {"three": 1}
 
 
 # Several labels

@@ -23,13 +23,14 @@ from torch import Tensor
 
 from ...models.images import ImageModel
 from ...utils.errors import UserError, first_line
+from ...utils.reading import validate
 from ...utils.text import normalized_name, one_line
 from .errors import declared
 from .learning import Learner
-from .studio_answers import labels_of, order_of, results_of
+from .studio_answers import newest_labels, order_of, results_of
 from .studio_api import PAGE, URL, LabelStudio
 from .studio_links import Links
-from .studio_requests import Event, Labeling, PredictRequest, SetupRequest, Task, read_labeling
+from .studio_requests import AnnotatedTask, Event, Labeling, PredictRequest, SetupRequest, Task, read_labeling
 
 logger = logging.getLogger(__name__)
 
@@ -265,12 +266,17 @@ class Backend:
         links = self.links.of(project)
         images = dict[int, tuple[bytes, list[str]]]()
         ended = []
-        for number, task in tasks.items():
-            labels = labels_of(task, labeling)
+        for number, content in tasks.items():
+            try:
+                task = validate(AnnotatedTask, content, "its annotations")
+                labels = newest_labels(task, labeling)
+            except UserError as error:
+                logger.warning("task %d is left out: %s", number, one_line(str(error)))
+                continue
             if labels is None:
                 ended.append(number)
             elif not same_names(examples.get(links.get(number, "")), labels):
-                file = await self.file(task["data"].get(labeling.key))
+                file = await self.file(task.data.get(labeling.key))
                 if file:
                     images[number] = file, labels
         known = {normalized_name(name) for name in self.learner.model.model.classnames}

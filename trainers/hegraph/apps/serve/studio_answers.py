@@ -8,21 +8,27 @@ from torch import Tensor
 
 from ...estimator.labels.suggest import suggest
 from ...models.images import ImageModel
-from .studio_requests import Labeling
+from ...utils.reading import validate
+from .studio_requests import AnnotatedTask, Chosen, Labeling
 
 
-def labels_of(task: dict[str, Any], labeling: Labeling) -> list[str] | None:
+def newest_labels(task: AnnotatedTask, labeling: Labeling) -> list[str] | None:
     """Labels of the newest annotation of a task; None without an annotation, and for a skipped task.
 
-    An annotation without a choice is an image without labels if an image may have several, and otherwise None.
+    An annotation without a choice is an image without labels if an image may have several, and otherwise None. Results
+    of other tags, and relations between results, are not read.
+
+    Raises:
+        UserError: If the result of the annotation is damaged, or not one of choices.
     """
-    submitted = [each for each in task["annotations"] if not each["was_cancelled"]]
-    for annotation in sorted(submitted, key=lambda each: each["updated_at"])[-1:]:
-        for item in annotation["result"]:
-            if item["from_name"] == labeling.control:
-                return item["value"]["choices"]
-        return [] if labeling.several else None
-    return None
+    annotation = task.newest
+    if annotation is None:
+        return None
+    where = f"result of annotation {annotation.id}"
+    for item in validate(list[dict[str, Any]], annotation.result or [], where):
+        if item.get("from_name") == labeling.control:
+            return validate(Chosen, item.get("value"), where).choices
+    return [] if labeling.several else None
 
 
 def order_of(model: ImageModel, pool: dict[int, Tensor]) -> dict[int, float]:

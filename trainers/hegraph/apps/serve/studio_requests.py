@@ -3,7 +3,7 @@
 from typing import Annotated, Any, NamedTuple
 from xml.etree import ElementTree
 
-from pydantic import BaseModel, BeforeValidator, Field
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, Field
 
 from ...utils.errors import UserError
 from ...utils.text import normalized_name
@@ -52,6 +52,34 @@ class Event(BaseModel):
     action: str
     project: Project
     annotation: Annotation | list[Annotation] = []
+
+
+class Chosen(BaseModel):
+    """Value of a result of `<Choices>`."""
+
+    choices: list[str]
+
+
+class SubmittedAnnotation(BaseModel):
+    """Annotation of Label Studio. Its result is checked when it counts, as an older one may be damaged."""
+
+    id: int
+    was_cancelled: bool = False
+    updated_at: AwareDatetime
+    result: Any = None
+
+
+class AnnotatedTask(BaseModel):
+    """Task of Label Studio with its annotations. Drafts and comments are not read."""
+
+    data: dict[str, Any] = {}
+    annotations: list[SubmittedAnnotation]
+
+    @property
+    def newest(self) -> SubmittedAnnotation | None:
+        """The annotation that counts, of whichever annotator; None if all are cancelled, or there is none."""
+        submitted = [each for each in self.annotations if not each.was_cancelled]
+        return max(submitted, key=lambda each: each.updated_at, default=None)
 
 
 class Labeling(NamedTuple):
