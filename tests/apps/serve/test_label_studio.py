@@ -25,7 +25,7 @@ from studio import Studio, configuration, executable, result, running
 
 from tools.free_ports import free_port
 from trainers.hegraph.__main__ import main
-from trainers.hegraph.apps.serve import label_studio as module, studio_api
+from trainers.hegraph.apps.serve import label_studio as module, server, studio_api
 from trainers.hegraph.apps.serve.access import sent_token
 from trainers.hegraph.apps.serve.studio_api import LabelStudio
 from trainers.hegraph.models.folder import load_model
@@ -73,6 +73,14 @@ def test_number_of_features_in_memory_is_limited(recorded, folder, scans, monkey
         assert [row["score"] for row in predictions(client, recorded)] == [row["score"] for row in first]
     assert all(row["result"] for row in first)
     assert [sum(path == file for _, path in recorded.requests) for file in recorded.files] == [2, 1, 1]
+
+
+def test_batch_of_large_images_is_predicted(recorded, folder, scans, monkeypatch):
+    monkeypatch.setattr(server, "MAX_REQUEST_PIXELS", 100)
+    recorded.add(*scans.files[:3])
+    with connected(recorded, folder) as client:
+        assert client.post("/v1/predict/files", files=form(*scans.files[:3])).status_code == 413
+        assert all(row["result"] for row in predictions(client, recorded))
 
 
 def test_changed_address_is_encoded_again(recorded, folder, scans):

@@ -271,7 +271,7 @@ class Learner(Server):
         Unreadable images follow at the end.
         """
         model = self.model
-        problems, features = await self.encode(images)
+        problems, features = await self.encode_request(images)
         order = await asyncio.to_thread(suggest, model.model, features, number) if len(features) else []
         readable = [name for (name, _), problem in zip(images, problems) if not problem]
         rows = rows_of(model.model, [readable[index] for index in order], model.logits(features[order]), top)
