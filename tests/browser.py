@@ -31,6 +31,7 @@ ARGUMENTS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
     *("--disable-background-networking", "--disable-component-update", "--window-size=1280,900"),
     *("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"),  # a camera that shows a test picture
+    "--host-resolver-rules=MAP *.example 127.0.0.1",
 )
 SENT = ("Network.requestWillBeSent", "Network.webSocketCreated")
 OWN_PAGES = ("chrome://", "chrome-untrusted://")  # of Chromium

@@ -25,8 +25,8 @@ from studio import Studio, configuration, executable, result, running
 
 from tools.free_ports import free_port
 from trainers.hegraph.__main__ import main
+from trainers.hegraph.apps.access import sent_token
 from trainers.hegraph.apps.serve import label_studio as module, server, studio_api
-from trainers.hegraph.apps.serve.access import sent_token
 from trainers.hegraph.apps.serve.studio_api import LabelStudio
 from trainers.hegraph.models.folder import load_model
 

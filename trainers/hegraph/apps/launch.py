@@ -75,7 +75,10 @@ def launch_page(build: "Callable[[Path], Blocks]", host: str, port: int, css: st
         css: Style sheet, added to the one of the demo.
         options: Further arguments of Gradio's `launch`.
     """
+    from starlette.middleware import Middleware
+
     from ..datasets.images import MAX_BYTES
+    from .access import Guard
     from .demo.page import CSS, gradio_theme
 
     with tempfile.TemporaryDirectory(prefix="hegraph-demo-") as uploads:
@@ -84,10 +87,12 @@ def launch_page(build: "Callable[[Path], Blocks]", host: str, port: int, css: st
             os.environ[variable] = ",".join(filter(None, [os.environ.get(variable), "localhost,127.0.0.1"]))
         page = build(Path(uploads)).queue(max_size=MAX_QUEUE)
         name = f"[{host}]" if ":" in host else host  # IPv6 in a URL
+        guard = Middleware(Guard, host=host, framed="SPACE_ID" in os.environ)  # a Space is shown in a frame
         page.launch(
             server_name=name, server_port=port, share=False, ssr_mode=False, pwa=False, mcp_server=False,
             prevent_thread_lock=True, quiet=True, footer_links=[], run_history=False,
-            enable_monitoring=False, theme=gradio_theme(), css=CSS + css, **{"max_file_size": MAX_BYTES} | options,
+            enable_monitoring=False, theme=gradio_theme(), css=CSS + css,
+            app_kwargs={"middleware": [guard]}, **{"max_file_size": MAX_BYTES} | options,
         )  # fmt: skip
         try:
             echo(f"{page_address(host, port)} shows the page; Ctrl+C ends it\n")

@@ -84,11 +84,12 @@ def read_settings(args: argparse.Namespace) -> "Settings":
     require_packages()
     if learn and args.workers > 1:
         raise UserError(f"--learn needs a single process, which owns the model, got --workers {args.workers}")
-    from ..apps.serve.settings import LOOPBACK, Settings
+    from ..apps.access import is_loopback
+    from ..apps.serve.settings import Settings
     from ..models.folder import find_model_folder
     from ..utils.devices import choose_device
 
-    if args.host not in LOOPBACK and not token and not args.no_token:
+    if not is_loopback(args.host) and not token and not args.no_token:
         raise UserError(f"{args.host} opens the server to the network: give --token-file FILE, or --no-token")
     return Settings(
         model=find_model_folder(args.model).absolute(),

@@ -23,7 +23,8 @@ from ...models.endpoint import decode_base64
 from ...models.folder import load_model
 from ...models.images import ImageModel
 from ...utils.errors import UserError
-from .access import declared_token
+from ..access import Guard, is_loopback
+from .access import declared_token, is_open
 from .errors import answer_error, declared
 from .label_studio import Backend, add_label_studio
 from .learning import Learner
@@ -49,7 +50,7 @@ from .schemas import (
     SuggestQuery,
 )
 from .server import Server, Upload
-from .settings import HEALTH, LOOPBACK, Settings
+from .settings import HEALTH, Settings
 from .studio_api import LabelStudio
 
 READ_ERRORS = declared(400, 401, 403, 422, 429, 503)
@@ -79,6 +80,7 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.state.places = places
     app.add_middleware(Limits, settings=settings, places=places)
+    app.add_middleware(Guard, host=settings.host, token=settings.token, is_open=is_open)
     for kind in (StarletteHTTPException, RequestValidationError, UserError):
         app.add_exception_handler(kind, answer_error)
     add_metrics(app, settings)
@@ -125,7 +127,7 @@ def connect(settings: Settings) -> LabelStudio | None:
     """
     if not settings.label_studio:
         return None
-    if settings.host not in LOOPBACK and not settings.token:
+    if not is_loopback(settings.host) and not settings.token:
         problem = f"{settings.host} opens the requests of Label Studio to the network, and they change the model"
         raise UserError(f"{problem}: give --token-file FILE", "label_studio.open")
     api = LabelStudio(settings.label_studio, settings.label_studio_token)

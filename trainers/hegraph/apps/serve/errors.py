@@ -19,9 +19,9 @@ UNKNOWN = "unknown"  # codes of `UserError`
 TOO_LARGE = "serve.too_large"
 STATUS = {UNKNOWN: 404, CHANGED: 409, TOO_LARGE: 413}  # of errors with these codes; of others 422
 DESCRIPTIONS = {
-    400: "The request is damaged, or names another host.",
+    400: "The request is damaged.",
     401: "The token is missing or wrong.",
-    403: "A page of another site sent the request, and the server has no token.",
+    403: "A page of another site sent the request without the token, or the request names another host.",
     404: "The id or the class is unknown.",
     408: "The request did not arrive in time.",
     409: "Another program has changed the model folder.",

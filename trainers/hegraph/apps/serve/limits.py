@@ -1,4 +1,4 @@
-"""Middleware that limits requests: their access, the time in which they arrive, their bytes and their number.
+"""Middleware that limits requests: the time in which they arrive, their bytes and their number.
 
 A request is first received completely and then passed on, so clients that send slowly take no place of a request in
 progress. `/health` and `/metrics` have no limits, because monitoring must see a busy server.
@@ -14,7 +14,6 @@ from fastapi import HTTPException, Request
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .access import check_access
 from .errors import answer_error, ending, too_busy, too_large, too_late, too_many_unfinished
 from .settings import HEALTH, MAX_BODIES, MAX_BODY, MAX_UNFINISHED, METRICS, Settings
 from .waiting import Client, Waiting
@@ -60,8 +59,6 @@ class Limits:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         try:
-            if error := check_access(scope, self.settings):
-                raise error
             if scope["path"] in (HEALTH, METRICS):
                 return await self.app(scope, receive, send)
             self._check_load(Headers(scope=scope))

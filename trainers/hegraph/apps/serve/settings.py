@@ -8,8 +8,8 @@ from pydantic import BaseModel
 
 from ...datasets.images import MAX_BYTES, MAX_PIXELS
 from ...features.backbones.identity import AUTO
+from ..access import LOOPBACK
 
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 HEALTH = "/health"  # needs no token
 METRICS = "/metrics"
 PAGES = ("/docs", "/redoc", "/openapi.json")  # need no token: the page asks for it, and sends it with each request
