@@ -99,9 +99,12 @@ def test_prune_keeps_data_sets_and_backbones_of_records(cache, tmp_path, changes
 
 def test_prune_without_any_record_is_refused(cache, tmp_path, capsys):
     before = names(cache)
-    assert main(["prune", str(cache), "--not-used-below", str(tmp_path / "none"), "--yes"]) == 2
-    assert "no complete record below" in capsys.readouterr().err
-    assert names(cache) == before
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    for runs, problem in ((empty, "no complete record below"), (tmp_path / "none", "does not exist")):
+        assert main(["prune", str(cache), "--not-used-below", str(runs), "--yes"]) == 2
+        assert problem in capsys.readouterr().err
+        assert names(cache) == before
 
 
 def test_missing_folder_is_refused(tmp_path, capsys):
