@@ -204,7 +204,7 @@ def learning(own_model):
         ("GET", "/v1/issues?above=x", {}, 422, "above"),
         ("GET", "/v1/issues?score=3", {}, 422, "score"),
         ("POST", "/v1/examples", {"headers": {"origin": "http://evil.example"}}, 403, "evil.example"),
-        ("POST", "/v1/examples", {"headers": {"origin": "null"}}, 403, "pages of null"),
+        ("POST", "/v1/examples", {"headers": {"origin": "null"}}, 403, "a page of null"),
     ],
 )
 def test_invalid_changes_are_refused(learning, method, path, content, status, word):
