@@ -207,7 +207,10 @@ class Dataset:
         if sum(map(bool, splits.values())) < 2:
             return []
         keys = iter(content_keys(self.readers([item for items in splits.values() for item in items])))
-        keys_of = {split: dict(zip((item.path for item in items), keys)) for split, items in splits.items()}
+        keys_of = {}
+        for split, items in splits.items():
+            own_paths = [item.path for item in items]
+            keys_of[split] = dict(zip(own_paths, keys))
         found = []
         listed: set[str] = set()
         for split, other in (("train", "test"), ("val", "test"), ("val", "train")):

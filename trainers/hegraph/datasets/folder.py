@@ -171,7 +171,10 @@ def why_not_own(root: str) -> str:
         return f"{problem}; put the images of each class into a folder in it, or list path,label in a CSV file"
     for name in names:
         deeper = Path(root, name)
-        while deeper.is_dir() and len(class_folders(deeper)) < 2 and len(inner := list_folders(deeper)) == 1:
+        while deeper.is_dir() and len(class_folders(deeper)) < 2:
+            inner = list_folders(deeper)
+            if len(inner) != 1:
+                break
             deeper = deeper / inner[0]
         if deeper.is_dir() and len(class_folders(deeper)) >= 2:
             place = deeper.parent if split_of(deeper.name) else deeper

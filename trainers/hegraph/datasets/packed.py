@@ -320,18 +320,24 @@ def _sizes_of_images(table: Any) -> list[int | None]:
     return compute.binary_length(compute.struct_field(images, "bytes")).to_pylist()
 
 
+def _cell_of_image(tables: dict[str, Any], path: str) -> dict[str, Any]:
+    """Return the bytes and the file of an image, as the column of a table has them; {} for an empty cell."""
+    split, _, row = path.partition("/")
+    cells = tables[split][int(row)]
+    return cells[IMAGE] or {}
+
+
 def _stored_image(tables: dict[str, Any], path: str) -> bytes:
     """Return the encoded bytes of an image, from its row or its file; UserError if the row has neither."""
-    split, _, row = path.partition("/")
-    stored = (tables[split][int(row)][IMAGE] or {}).get("bytes")
+    stored = _cell_of_image(tables, path).get("bytes")
     return _file_of_row(tables, path).read_bytes() if stored is None else stored
 
 
 def _file_of_row(tables: dict[str, Any], path: str) -> Path:
     """Return the file of an image that a table names; UserError if it names none, or no regular file."""
-    split, _, row = path.partition("/")
-    place = (tables[split][int(row)][IMAGE] or {}).get("path")
+    place = _cell_of_image(tables, path).get("path")
     if place is None:
+        split, _, row = path.partition("/")
         raise UserError(f"row {row} of {split} has no image in the column {IMAGE}; add one or remove the row")
     file = Path(place)
     check_regular(file)

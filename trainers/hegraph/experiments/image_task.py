@@ -130,7 +130,9 @@ class ImageTask(Task):
     def prepare(self) -> None:
         """Load the backbone; raise UserError if own training or validation images are copies of test images."""
         if self.name == OWN:  # published splits are not changed, even if two parts share an image
-            splits = [[item.path for item in items] for items in self.dataset.splits.values()]
+            splits = []
+            for items in self.dataset.splits.values():
+                splits.append([item.path for item in items])
             key = hash_json([splits, self.dataset.files_hash()])
             if key not in _without_copies:
                 self.dataset.refuse_copies()

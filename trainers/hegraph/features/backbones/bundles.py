@@ -165,7 +165,8 @@ def _tokenizer_on_hub(name: str, config: Path) -> tuple[Path, ...]:
     vocabulary = cached_file(repository, VOCABULARY_NAMES)
     if vocabulary is not None and cached_file(repository, ("tokenizer_config.json",)):
         return _files(vocabulary.parent, TOKENIZER_NAMES)
-    what, needed = f"the tokenizer of {name}", "tokenizer.json and tokenizer_config.json"
+    what = f"the tokenizer of {name}"
+    needed = "tokenizer.json and tokenizer_config.json"
     use = f"put them beside {CONFIG_NAME} and the weights, {USE_FOLDER}"
     return _files(fetch_snapshot(repository, TOKENIZER_NAMES, what, needed, use), TOKENIZER_NAMES)
 
