@@ -43,6 +43,7 @@ from ...utils.errors import UserError
 from ...utils.files import hash_content
 from .errors import UNKNOWN
 from .server import Server, Upload
+from .settings import MAX_REQUEST_PIXELS
 
 Result = TypeVar("Result")
 
@@ -271,7 +272,7 @@ class Learner(Server):
         Unreadable images follow at the end.
         """
         model = self.model
-        problems, features = await self.encode_request(images)
+        problems, features = await self.encode(images, MAX_REQUEST_PIXELS)
         order = await asyncio.to_thread(suggest, model.model, features, number) if len(features) else []
         readable = [name for (name, _), problem in zip(images, problems) if not problem]
         rows = rows_of(model.model, [readable[index] for index in order], model.logits(features[order]), top)

@@ -53,18 +53,23 @@ class Server:
             return str(error)
         return self.reader.transform(decoded)
 
-    async def encode_request(self, images: Sequence[Upload]) -> tuple[list[str], Tensor]:
-        """Encode the images that a client put into one request; UserError if they have too many pixels together."""
-        check_pixels(await self._sizes(images), MAX_REQUEST_PIXELS)
-        return await self.encode(images)
-
-    async def encode(self, images: Sequence[Upload]) -> tuple[list[str], Tensor]:
+    async def encode(self, images: Sequence[Upload], max_pixels: int | None = None) -> tuple[list[str], Tensor]:
         """Encode images. Only so many of them are decoded at once as `decoding` allows.
+
+        Args:
+            images: The images.
+            max_pixels: Number of pixels that the images of a request may have together; None for images that no client
+                put into one request.
 
         Returns:
             For each image, the reason why it cannot be read, or ""; and the features of the readable images.
+
+        Raises:
+            UserError: If the images have more than `max_pixels` together.
         """
         sizes = await self._sizes(images)
+        if max_pixels is not None:
+            check_pixels(sizes, max_pixels)
 
         async def read(data: bytes, size: int) -> Tensor | str:
             async with self.decoding.take(size):
@@ -109,7 +114,7 @@ class Server:
             model.model.check_open_set(open_set)
         if coverage is not None:
             model.model.set_threshold(coverage)
-        problems, features = await self.encode_request(images)
+        problems, features = await self.encode(images, MAX_REQUEST_PIXELS)
         readable = [name for (name, _), problem in zip(images, problems) if not problem]
         logits = model.logits(features)
         sets = None if coverage is None else model.model.prediction_sets(features, logits, coverage)
