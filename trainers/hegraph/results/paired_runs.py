@@ -99,13 +99,14 @@ def read_runs(folders: Sequence[Path], groups: Groups | None = None) -> pd.DataF
             data set were tested on different images or have different groups, given groups are of no run, or some runs
             have equal and others unequal numbers of training images.
     """
+    given = groups or {}
     check_exist(folders)
     found = find_runs(folders)
     tested = {folder: record for folder, record in found.items() if main_score(record) is not None}
     warn_skipped([*found], [*tested], "without test images")
     if not tested:
         raise UserError(f"no run with test images below {', '.join(map(str, folders))}; run an experiment first")
-    check_used(groups or {}, [record["dataset"] for record in tested.values()])
+    check_used(given, [record["dataset"] for record in tested.values()])
     splits = find_splits(tested)
     rows: list[dict] = []
     test_images: dict[tuple, TestImages] = {}
@@ -120,7 +121,7 @@ def read_runs(folders: Sequence[Path], groups: Groups | None = None) -> pd.DataF
         draw = record.get("split_hash") or hash_of_split(folder) or f"{record['dataset']} {record['seed']}"
         run = {"method": name_of(record), "shots": record["shots"], "seed": record["seed"], "draw": draw}
         run["training_images"] = splits.get(draw)
-        run["groups"] = groups_of_test(folder, len(images.labels), (groups or {}).get(record["dataset"]))
+        run["groups"] = groups_of_test(folder, len(images.labels), given.get(record["dataset"]))
         rows.append(test | run | {"outcome": outcome, "record": record})
     runs = with_common_groups(pd.DataFrame(rows))
     if runs[PER_CLASS].nunique() > 1:
